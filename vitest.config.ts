@@ -1,0 +1,30 @@
+import { defineConfig } from 'vitest/config';
+
+// Two projects: `unit` is pure and quick, and runs before each commit; `system` starts real
+// processes, sockets and a real Redis, and runs in `npm test` and in CI.
+export default defineConfig({
+  test: {
+    projects: [
+      {
+        test: {
+          name: 'unit',
+          include: ['test/*.test.ts', 'test/unit/**/*.test.ts'],
+          testTimeout: 30_000,
+        },
+      },
+      {
+        test: {
+          name: 'system',
+          include: [
+            'test/system/**/*.test.ts',
+            'test/conformance/**/*.test.ts',
+            'test/book/**/*.test.ts',
+          ],
+          testTimeout: 180_000,
+          hookTimeout: 120_000,
+          maxWorkers: 2,
+        },
+      },
+    ],
+  },
+});
