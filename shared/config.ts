@@ -1,0 +1,476 @@
+import Type, { type Static, type TSchema } from 'typebox';
+import Value from 'typebox/value';
+import { DownpourError } from './errors.ts';
+
+/**
+ * The configuration of a run: one schema that is the type, the validation, the defaults, the help
+ * of the command line, the REST body and the reference page (`docs/configuration.md`).
+ */
+
+const closed = { additionalProperties: false } as const;
+const count = (description: string, fallback: number) =>
+  Type.Integer({ minimum: 0, default: fallback, description });
+const positive = (description: string, fallback: number) =>
+  Type.Number({ exclusiveMinimum: 0, default: fallback, description });
+const share = (description: string, fallback: number) =>
+  Type.Number({ minimum: 0, exclusiveMaximum: 1, default: fallback, description });
+const orNone = <S extends TSchema>(schema: S, description: string) =>
+  Type.Union([schema, Type.Null()], { default: null, description });
+const steps = Type.Integer({ minimum: 1 });
+const choice = <const L extends readonly string[]>(
+  values: L,
+  description: string,
+  fallback: L[number],
+) =>
+  Type.Unsafe<L[number]>(
+    Type.Union(
+      values.map((value) => Type.Literal(value)),
+      { default: fallback, description },
+    ),
+  );
+const epsilon = (fallback: number) => positive('added to the denominator', fallback);
+
+export const OptimizerSchema = Type.Union(
+  [
+    Type.Object({ kind: Type.Literal('sgd') }, closed),
+    Type.Object(
+      { kind: Type.Literal('momentum'), momentum: share('share of the velocity kept', 0.9) },
+      closed,
+    ),
+    Type.Object(
+      { kind: Type.Literal('nesterov'), momentum: share('share of the velocity kept', 0.9) },
+      closed,
+    ),
+    Type.Object(
+      {
+        kind: Type.Literal('adagrad'),
+        initialAccumulator: Type.Number({
+          minimum: 0,
+          default: 0.1,
+          description: 'first value of the sum of squared gradients',
+        }),
+        epsilon: epsilon(1e-7),
+      },
+      closed,
+    ),
+    Type.Object(
+      {
+        kind: Type.Literal('rmsprop'),
+        decay: share('decay of the mean of squared gradients', 0.9),
+        momentum: share('share of the velocity kept; 0: plain RMSProp', 0),
+        epsilon: epsilon(1e-7),
+      },
+      closed,
+    ),
+    Type.Object(
+      {
+        kind: Type.Literal('adadelta'),
+        decay: share('decay of both means of squares', 0.95),
+        epsilon: epsilon(1e-6),
+      },
+      closed,
+    ),
+    Type.Object(
+      {
+        kind: Type.Literal('adam'),
+        beta1: share('decay of the first moment', 0.9),
+        beta2: share('decay of the second moment', 0.999),
+        epsilon: epsilon(1e-8),
+      },
+      closed,
+    ),
+    Type.Object(
+      {
+        kind: Type.Literal('adamw'),
+        beta1: share('decay of the first moment', 0.9),
+        beta2: share('decay of the second moment', 0.999),
+        epsilon: epsilon(1e-8),
+      },
+      closed,
+    ),
+  ],
+  { default: { kind: 'sgd' }, description: 'the update rule on the server' },
+);
+export type OptimizerConfig = Static<typeof OptimizerSchema>;
+
+export const ScheduleSchema = Type.Union(
+  [
+    Type.Object({ kind: Type.Literal('constant') }, closed),
+    Type.Object(
+      {
+        kind: Type.Literal('linear'),
+        steps: Type.Integer({ minimum: 1, default: 10_000, description: 'length of the decay' }),
+        floor: share('the fixed small rate at the end, as a share of learningRate', 0.01),
+      },
+      closed,
+    ),
+    Type.Object(
+      {
+        kind: Type.Literal('exponential'),
+        factor: share('what the rate is multiplied by every `steps` steps, smoothly', 0.5),
+        steps: Type.Integer({ minimum: 1, default: 10_000, description: 'steps per factor' }),
+      },
+      closed,
+    ),
+    Type.Object(
+      {
+        kind: Type.Literal('step'),
+        factor: share('what the rate is multiplied by at each drop', 0.1),
+        steps: Type.Integer({ minimum: 1, default: 10_000, description: 'steps between drops' }),
+      },
+      closed,
+    ),
+    Type.Object(
+      {
+        kind: Type.Literal('cosine'),
+        steps: Type.Integer({ minimum: 1, default: 10_000, description: 'length of the decay' }),
+        floor: share('the rate at the end, as a share of learningRate', 0),
+      },
+      closed,
+    ),
+    Type.Object(
+      {
+        kind: Type.Literal('plateau'),
+        divideBy: Type.Number({
+          minimum: 1.1,
+          maximum: 100,
+          default: 5,
+          description: 'divisor when the validation value stops improving (2 to 10 is usual)',
+        }),
+        patience: Type.Integer({
+          minimum: 1,
+          default: 2,
+          description: 'evaluations without improvement before the rate is divided',
+        }),
+        minImprovement: Type.Number({ minimum: 0, default: 0, description: 'absolute' }),
+        floor: share('smallest rate, as a share of learningRate', 0.001),
+      },
+      closed,
+    ),
+  ],
+  { default: { kind: 'constant' }, description: 'how the learning rate changes over steps' },
+);
+export type ScheduleConfig = Static<typeof ScheduleSchema>;
+
+export const RunConfigSchema = Type.Object(
+  {
+    seed: Type.Integer({
+      minimum: 0,
+      maximum: Number.MAX_SAFE_INTEGER,
+      default: 1,
+      description: 'of the initial parameters, the split, the order of examples and dropout',
+    }),
+    minibatchSize: Type.Integer({ minimum: 1, maximum: 1_000_000, default: 64 }),
+    learningRate: positive('before the schedule', 0.01),
+    optimizer: OptimizerSchema,
+    schedule: ScheduleSchema,
+    warmupSteps: count('steps over which the rate rises linearly from 0; 0: none', 0),
+    momentumSchedule: orNone(
+      Type.Object(
+        {
+          values: Type.Array(Type.Number({ minimum: 0, exclusiveMaximum: 1 }), { minItems: 1 }),
+          steps: Type.Array(steps),
+        },
+        closed,
+      ),
+      'momentum rises through `values`, changing at `steps` (one fewer): 0.5, 0.9, 0.99',
+    ),
+    weightDecay: Type.Object(
+      {
+        rate: Type.Number({
+          minimum: 0,
+          default: 0,
+          description: 'on every tensor of rank 2 or more (weights, not biases)',
+        }),
+        rules: Type.Array(
+          Type.Object(
+            {
+              pattern: Type.String({ minLength: 1, maxLength: 200 }),
+              rate: Type.Number({ minimum: 0 }),
+            },
+            closed,
+          ),
+          {
+            default: [],
+            description: 'tensor name pattern (`*` matches any text); first hit wins',
+          },
+        ),
+      },
+      { ...closed, default: {} },
+    ),
+    clip: Type.Object(
+      {
+        norm: orNone(Type.Number({ exclusiveMinimum: 0 }), 'largest L2 norm of a gradient'),
+        value: orNone(Type.Number({ exclusiveMinimum: 0 }), 'largest size of one element'),
+      },
+      { ...closed, default: {} },
+    ),
+    consistency: Type.Object(
+      {
+        mode: choice(['async'], 'every push is applied the moment it is admitted', 'async'),
+        stalenessMax: orNone(
+          Type.Integer({ minimum: 0 }),
+          'a push staler than this is rejected; null: no bound',
+        ),
+        damping: choice(
+          ['none', 'inverse'],
+          'inverse: the learning rate of a push is divided by its staleness (if above 1)',
+          'none',
+        ),
+      },
+      { ...closed, default: {} },
+    ),
+    averaging: Type.Object(
+      {
+        kind: choice(
+          ['none', 'ema', 'polyak'],
+          'evaluate an average of the parameters over steps',
+          'none',
+        ),
+        decay: share('of the exponential average', 0.999),
+        startStep: count('first step that the Polyak average counts', 0),
+      },
+      { ...closed, default: {} },
+    ),
+    validationFraction: Type.Number({
+      exclusiveMinimum: 0,
+      maximum: 0.9,
+      default: 0.2,
+      description:
+        'of the training examples, set apart by the seed, where the data has no own part',
+    }),
+    evaluateEverySteps: orNone(steps, 'null: once an epoch'),
+    earlyStopping: Type.Object(
+      {
+        enabled: Type.Boolean({ default: true }),
+        metric: choice(['loss', 'error'], 'the validation value that must improve', 'loss'),
+        patience: Type.Integer({
+          minimum: 1,
+          default: 5,
+          description: 'evaluations without improvement before training stops',
+        }),
+        minImprovement: Type.Number({ minimum: 0, default: 0, description: 'absolute' }),
+        afterStop: choice(
+          ['restore', 'retrain', 'continue'],
+          'after the stop: keep the best; retrain on all data for the best step count; or continue from the best on all data',
+          'restore',
+        ),
+        continueStepsMax: orNone(
+          steps,
+          'limit of `continue`, which may never reach its target; null: the best step count',
+        ),
+      },
+      { ...closed, default: {} },
+    ),
+    epochsMax: orNone(steps, 'null: until early stopping or stepsMax'),
+    stepsMax: orNone(steps, 'null: until early stopping or epochsMax'),
+    testAtEnd: Type.Boolean({
+      default: true,
+      description: 'evaluate the best parameters on the test part, once, when training has ended',
+    }),
+    checkpoint: Type.Object(
+      {
+        everySeconds: positive('between checkpoints', 30),
+        everySteps: orNone(steps, 'between checkpoints as well; null: by time alone'),
+        keepLast: Type.Integer({ minimum: 1, default: 3 }),
+      },
+      { ...closed, default: {} },
+    ),
+    leaseSeconds: positive('after which an unpushed minibatch goes to another worker', 60),
+    nonFiniteMax: Type.Integer({
+      minimum: 1,
+      default: 10,
+      description: 'non-finite gradients in a row before the run fails as diverged',
+    }),
+    hyperparameters: Type.Record(
+      Type.String({ pattern: '^[A-Za-z][A-Za-z0-9_]{0,63}$' }),
+      Type.Union([Type.Number(), Type.String({ maxLength: 1000 }), Type.Boolean()]),
+      { default: {}, description: "the experiment's own, handed to its model and data" },
+    ),
+  },
+  closed,
+);
+export type RunConfig = Static<typeof RunConfigSchema>;
+/** What a user writes: any part of a `RunConfig`, at any depth. */
+export type PartialConfig = DeepPartial<RunConfig>;
+type DeepPartial<T> = T extends readonly unknown[]
+  ? T
+  : T extends object
+    ? { [K in keyof T]?: DeepPartial<T[K]> }
+    : T;
+
+/** Limits of the whole system, in one place; each is tested on both sides. */
+export const LIMITS = {
+  /** One WebSocket message. 25 million parameters take 100 MB. */
+  frameBytesMax: 2 ** 30,
+  headerBytesMax: 2 ** 20,
+  bodyBytesMax: 2 ** 20,
+  tensorCountMax: 10_000,
+  rankMax: 8,
+  nameLengthMax: 200,
+  runCountMax: 10_000,
+  workerCountMax: 1_000,
+  /** Minibatch leases one worker may hold. */
+  leasesPerWorkerMax: 64,
+  /** Bytes waiting to be sent to one worker before it is disconnected as a slow reader. */
+  bufferedBytesMax: 2 ** 31,
+  heartbeatMs: 10_000,
+  /** No message and no pong for so long: the worker is gone. */
+  silenceMs: 30_000,
+} as const;
+
+/** Run and experiment names: they become file names and Redis keys, so nothing else is let in. */
+export const NAME_PATTERN = '^[a-z0-9][a-z0-9_-]{0,63}$';
+
+/**
+ * Fills in the defaults and checks every field.
+ * @param layers parts of a configuration, weakest first; a later one wins, field by field. A nested
+ *   object whose `kind` changes replaces the weaker one as a whole.
+ * @throws DownpourError DP_CONFIG_INVALID that names each wrong field, what it held and what is allowed.
+ */
+export function resolveConfig(...layers: readonly unknown[]): RunConfig {
+  let merged: unknown = {};
+  for (const layer of layers) if (layer !== undefined) merged = merge(merged, layer);
+  const filled = Value.Default(RunConfigSchema, merged);
+  const problems = configProblems(filled);
+  if (problems.length > 0) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      `the configuration is not valid:\n${problems.map((p) => `  ${p}`).join('\n')}`,
+    );
+  }
+  const config = filled as RunConfig;
+  const { momentumSchedule, schedule } = config;
+  if (momentumSchedule && momentumSchedule.steps.length !== momentumSchedule.values.length - 1) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      `momentumSchedule has ${momentumSchedule.values.length} values and ${momentumSchedule.steps.length} steps; it needs one step fewer than values`,
+    );
+  }
+  if (momentumSchedule && !('momentum' in config.optimizer)) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      `momentumSchedule needs an optimizer with momentum; optimizer.kind is '${config.optimizer.kind}': use momentum, nesterov or rmsprop`,
+    );
+  }
+  if (!config.earlyStopping.enabled && config.epochsMax === null && config.stepsMax === null) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      'early stopping is off and neither epochsMax nor stepsMax is set: the run would never end; set one',
+    );
+  }
+  if (
+    schedule.kind === 'plateau' &&
+    schedule.patience >= config.earlyStopping.patience &&
+    config.earlyStopping.enabled
+  ) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      `schedule.patience ${schedule.patience} is not below earlyStopping.patience ${config.earlyStopping.patience}: training would stop before the rate is ever divided`,
+    );
+  }
+  return config;
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function merge(weak: unknown, strong: unknown): unknown {
+  if (!isObject(weak) || !isObject(strong)) return strong;
+  if ('kind' in strong && 'kind' in weak && strong.kind !== weak.kind) return strong;
+  const result: Record<string, unknown> = { ...weak };
+  for (const [key, value] of Object.entries(strong)) {
+    if (key === '__proto__') continue;
+    result[key] = key in weak ? merge(weak[key], value) : value;
+  }
+  return result;
+}
+
+/** One line for each wrong field; empty when all is well. */
+function configProblems(value: unknown): string[] {
+  return problemsOf(RunConfigSchema as unknown as JsonSchema, value, '');
+}
+
+/** The parts of JSON schema that the configuration uses. */
+interface JsonSchema {
+  readonly anyOf?: readonly JsonSchema[];
+  readonly type?: string;
+  readonly const?: unknown;
+  readonly properties?: Readonly<Record<string, JsonSchema>>;
+}
+
+function problemsOf(schema: JsonSchema, value: unknown, path: string): string[] {
+  const name = path === '' ? 'the configuration' : path;
+  if (schema.anyOf) {
+    const valid: boolean = Value.Check(schema as unknown as TSchema, value);
+    if (valid) return [];
+    const byKind = schema.anyOf.filter((branch) => branch.properties?.kind);
+    if (byKind.length > 0 && isObject(value)) {
+      const branch = byKind.find((b) => b.properties?.kind?.const === value.kind);
+      if (branch) return problemsOf(branch, value, path);
+      const kinds = byKind.map((b) => `'${String(b.properties?.kind?.const)}'`);
+      return [`${name}.kind is ${show(value.kind)}; allowed: ${kinds.join(', ')}`];
+    }
+    const literals = schema.anyOf.filter((b) => 'const' in b).map((b) => show(b.const));
+    if (literals.length > 0) return [`${name} is ${show(value)}; allowed: ${literals.join(', ')}`];
+    const other = schema.anyOf.find((b) => b.type !== 'null');
+    return other ? problemsOf(other, value, path) : [];
+  }
+  if (schema.properties && isObject(value)) {
+    const known = Object.keys(schema.properties);
+    const lines: string[] = [];
+    for (const key of Object.keys(value)) {
+      if (!known.includes(key)) {
+        const near = nearest(key, known);
+        lines.push(
+          `${path === '' ? key : `${path}.${key}`} is not a field${near ? `; did you mean '${near}'?` : `; known: ${known.join(', ')}`}`,
+        );
+      }
+    }
+    for (const [key, inner] of Object.entries(schema.properties)) {
+      lines.push(...problemsOf(inner, value[key], path === '' ? key : `${path}.${key}`));
+    }
+    return lines;
+  }
+  return [...Value.Errors(schema as unknown as TSchema, value)].map(
+    (error) =>
+      `${name}${error.instancePath.replaceAll('/', '.')} is ${show(value)}; it ${error.message}`,
+  );
+}
+
+function show(value: unknown): string {
+  const text = JSON.stringify(value) ?? 'missing';
+  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
+}
+
+/** The known word closest to a mistyped one, when it is close enough to be meant. */
+export function nearest(word: string, known: readonly string[]): string | null {
+  let best: string | null = null;
+  let bestDistance = Math.max(2, Math.floor(word.length / 3)) + 1;
+  for (const candidate of known) {
+    const distance = editDistance(word.toLowerCase(), candidate.toLowerCase());
+    if (distance < bestDistance) {
+      best = candidate;
+      bestDistance = distance;
+    }
+  }
+  return best;
+}
+
+/** Levenshtein's distance. */
+function editDistance(a: string, b: string): number {
+  let previous = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const row = [i];
+    for (let j = 1; j <= b.length; j++) {
+      row[j] = Math.min(
+        previous[j]! + 1,
+        row[j - 1]! + 1,
+        previous[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1),
+      );
+    }
+    previous = row;
+  }
+  return previous[b.length]!;
+}
