@@ -1,0 +1,323 @@
+import Type, { type Static, type TSchema } from 'typebox';
+import { Compile } from 'typebox/compile';
+import { LIMITS, NAME_PATTERN, RunConfigSchema } from './config.ts';
+import { DownpourError, ERRORS, type ErrorCode } from './errors.ts';
+
+/**
+ * What workers and the server say to each other. `docs/protocol.md` tells the order:
+ *
+ *     worker                                   server
+ *     hello            ───────────────────▶
+ *                      ◀───────────────────    assign | idle
+ *     join             ───────────────────▶
+ *                      ◀───────────────────    initialise (to one) | work
+ *     initialised +θ   ───────────────────▶
+ *                      ◀───────────────────    work +θ
+ *     push +g          ───────────────────▶
+ *                      ◀───────────────────    work +θ, with what became of the push
+ *     evaluated        ───────────────────▶    (when the work was an evaluation)
+ *                      ◀───────────────────    end, when the run is over; then assign | idle
+ */
+
+const closed = { additionalProperties: false } as const;
+const Name = Type.String({ pattern: NAME_PATTERN });
+const Hash = Type.String({ minLength: 1, maxLength: 128 });
+const Natural = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+const Text = Type.String({ maxLength: 2000 });
+const orNull = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()]);
+
+export const TensorSpecSchema = Type.Object(
+  {
+    name: Type.String({ minLength: 1, maxLength: LIMITS.nameLengthMax }),
+    shape: Type.Array(Natural, { maxItems: LIMITS.rankMax }),
+    role: Type.Union([
+      Type.Literal('trainable'),
+      Type.Literal('statistics'),
+      Type.Literal('frozen'),
+    ]),
+    momentum: Type.Optional(Type.Number({ minimum: 0, exclusiveMaximum: 1 })),
+  },
+  closed,
+);
+
+/** The examples that a worker found. All workers of a run must have the same. */
+export const DataSummarySchema = Type.Object(
+  {
+    trainCount: Type.Integer({ minimum: 1, maximum: 2 ** 31 - 1 }),
+    validationCount: Type.Integer({ minimum: 1, maximum: 2 ** 31 - 1 }),
+    testCount: Type.Integer({ minimum: 0, maximum: 2 ** 31 - 1 }),
+    fingerprint: Hash,
+    source: Text,
+  },
+  closed,
+);
+export type DataSummary = Static<typeof DataSummarySchema>;
+
+/** Which examples: refitting uses `trainAndValidation`, where validation follows training. */
+export const PartSchema = Type.Union([
+  Type.Literal('train'),
+  Type.Literal('validation'),
+  Type.Literal('test'),
+  Type.Literal('trainAndValidation'),
+]);
+export type Part = Static<typeof PartSchema>;
+
+/** One minibatch: positions [start, start + count) of the epoch's permutation of the part. */
+export const LeaseSchema = Type.Object(
+  {
+    id: Natural,
+    epoch: Natural,
+    start: Natural,
+    count: Type.Integer({ minimum: 1 }),
+    part: PartSchema,
+  },
+  closed,
+);
+export type Lease = Static<typeof LeaseSchema>;
+
+export const PhaseSchema = Type.Union([
+  /** No worker has initialised the parameters yet. */
+  Type.Literal('waiting'),
+  Type.Literal('training'),
+  /** Measures the training loss at the best parameters, the target of `continue`. */
+  Type.Literal('measuring'),
+  /** After early stopping: `retrain` or `continue`, on training and validation data. */
+  Type.Literal('refitting'),
+  /** Evaluates the final parameters on the test part. */
+  Type.Literal('testing'),
+  Type.Literal('finished'),
+  /** By a user; `resume` goes on. */
+  Type.Literal('stopped'),
+  Type.Literal('failed'),
+]);
+export type Phase = Static<typeof PhaseSchema>;
+
+// From worker to server.
+
+export const HelloSchema = Type.Object(
+  {
+    type: Type.Literal('hello'),
+    /** Unique among the workers of a server; a second one of the same name replaces the first. */
+    worker: Name,
+    /** Drawn when the worker process starts: (worker, incarnation, sequence) names a push. */
+    incarnation: Type.String({ pattern: '^[0-9a-f]{16}$' }),
+    /** Only this run, or null: any. */
+    run: orNull(Name),
+    /** Experiments that the worker has on its disk, with their content hashes. */
+    experiments: Type.Record(Name, Hash),
+    engine: Type.String({ maxLength: 100 }),
+    device: Type.String({ maxLength: 200 }),
+  },
+  closed,
+);
+export type Hello = Static<typeof HelloSchema>;
+
+export const JoinSchema = Type.Object(
+  {
+    type: Type.Literal('join'),
+    run: Name,
+    experimentHash: Hash,
+    tensors: Type.Array(TensorSpecSchema, { minItems: 1, maxItems: LIMITS.tensorCountMax }),
+    data: DataSummarySchema,
+  },
+  closed,
+);
+export type Join = Static<typeof JoinSchema>;
+
+/** Payload: the whole vector, shape [layout.size]. Answers an `initialise`. */
+export const InitialisedSchema = Type.Object(
+  { type: Type.Literal('initialised'), run: Name, grant: Natural },
+  closed,
+);
+export type Initialised = Static<typeof InitialisedSchema>;
+
+/** Payload: gradient then minibatch statistics, shape [layout.exchangedSize]. */
+export const PushSchema = Type.Object(
+  {
+    type: Type.Literal('push'),
+    run: Name,
+    /** Counts up from 1 over the life of an incarnation. */
+    sequence: Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER }),
+    lease: Natural,
+    /** The step and generation of the parameters that the gradient was computed at. */
+    step: Natural,
+    generation: Natural,
+    /** Mean loss over the minibatch, without weight decay; null: not finite. */
+    loss: orNull(Type.Number()),
+    computeMs: Type.Number({ minimum: 0 }),
+  },
+  closed,
+);
+export type Push = Static<typeof PushSchema>;
+
+export const EvaluatedSchema = Type.Object(
+  {
+    type: Type.Literal('evaluated'),
+    run: Name,
+    evaluation: Natural,
+    /** Means over the examples of the part; null: not finite. */
+    loss: orNull(Type.Number()),
+    /** Share of examples answered wrongly, or another value that is better when lower. */
+    error: orNull(Type.Number()),
+    examples: Natural,
+    metrics: Type.Record(Type.String({ maxLength: 100 }), Type.Number()),
+  },
+  closed,
+);
+export type Evaluated = Static<typeof EvaluatedSchema>;
+
+/** The worker goes, or cannot take part in the run: its leases go back at once. */
+export const LeaveSchema = Type.Object(
+  {
+    type: Type.Literal('leave'),
+    /** Why, when it cannot take part: it is not assigned to this run again. */
+    failure: orNull(Type.Object({ code: Text, message: Text }, closed)),
+  },
+  closed,
+);
+export type Leave = Static<typeof LeaveSchema>;
+
+export type WorkerMessage = Hello | Join | Initialised | Push | Evaluated | Leave;
+
+// From server to worker.
+
+/** Load this experiment, then `join`. */
+export const AssignSchema = Type.Object(
+  {
+    type: Type.Literal('assign'),
+    run: Name,
+    experiment: Name,
+    /** Of the run; the worker's must be the same. */
+    experimentHash: Hash,
+    config: RunConfigSchema,
+  },
+  closed,
+);
+export type Assign = Static<typeof AssignSchema>;
+
+/** Nothing to do now; an `assign` follows when there is. */
+export const IdleSchema = Type.Object({ type: Type.Literal('idle') }, closed);
+
+/** Make fresh parameters from this seed and send them as `initialised`. */
+export const InitialiseSchema = Type.Object(
+  { type: Type.Literal('initialise'), run: Name, grant: Natural, seed: Natural },
+  closed,
+);
+export type Initialise = Static<typeof InitialiseSchema>;
+
+/** What became of a push. */
+export const AcknowledgementSchema = Type.Object(
+  {
+    sequence: Natural,
+    outcome: Type.Union([
+      Type.Literal('applied'),
+      /** Applied with a smaller learning rate. */
+      Type.Literal('damped'),
+      /** Applied before: not applied again. */
+      Type.Literal('duplicate'),
+      Type.Literal('rejected'),
+    ]),
+    staleness: Natural,
+    /** Why a push was rejected. */
+    code: orNull(Text),
+    message: orNull(Text),
+  },
+  closed,
+);
+export type Acknowledgement = Static<typeof AcknowledgementSchema>;
+
+/**
+ * The newest parameters and what to do with them. Payload: trainable and statistics, shape
+ * [layout.exchangedSize]; the first one after a `join` and after new initial parameters carries
+ * frozen ones too, shape [layout.size]. No payload: nothing changed since `step` was last sent.
+ */
+export const WorkSchema = Type.Object(
+  {
+    type: Type.Literal('work'),
+    run: Name,
+    phase: PhaseSchema,
+    step: Natural,
+    /** Counts up when parameters go back or start afresh (restart, refit). */
+    generation: Natural,
+    acknowledgement: orNull(AcknowledgementSchema),
+    /** All minibatches that the worker holds now; those it holds beyond are lost to it. */
+    leases: Type.Array(LeaseSchema, { maxItems: LIMITS.leasesPerWorkerMax }),
+    /** Set: evaluate this payload on the part first, and answer `evaluated`. */
+    evaluation: orNull(Type.Object({ id: Natural, part: PartSchema }, closed)),
+  },
+  closed,
+);
+export type Work = Static<typeof WorkSchema>;
+
+export const EndSchema = Type.Object(
+  { type: Type.Literal('end'), run: Name, phase: PhaseSchema, reason: Text },
+  closed,
+);
+export type End = Static<typeof EndSchema>;
+
+/** A code of the error table. The connection is closed after it when the table gives a close code. */
+export const ErrorSchema = Type.Object(
+  { type: Type.Literal('error'), code: Text, message: Text },
+  closed,
+);
+export type ErrorMessage = Static<typeof ErrorSchema>;
+
+export type ServerMessage =
+  | Assign
+  | Static<typeof IdleSchema>
+  | Initialise
+  | Work
+  | End
+  | ErrorMessage;
+
+const compile = (schemas: Record<string, TSchema>) =>
+  new Map(Object.entries(schemas).map(([type, schema]) => [type, Compile(schema)]));
+
+const workerMessages = compile({
+  hello: HelloSchema,
+  join: JoinSchema,
+  initialised: InitialisedSchema,
+  push: PushSchema,
+  evaluated: EvaluatedSchema,
+  leave: LeaveSchema,
+});
+const serverMessages = compile({
+  assign: AssignSchema,
+  idle: IdleSchema,
+  initialise: InitialiseSchema,
+  work: WorkSchema,
+  end: EndSchema,
+  error: ErrorSchema,
+});
+
+/** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
+export function checkWorkerMessage(header: { readonly type: string }): WorkerMessage {
+  return check(workerMessages, header) as WorkerMessage;
+}
+
+/** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
+export function checkServerMessage(header: { readonly type: string }): ServerMessage {
+  return check(serverMessages, header) as ServerMessage;
+}
+
+function check(known: ReturnType<typeof compile>, header: { readonly type: string }): unknown {
+  const validator = known.get(header.type);
+  if (!validator) {
+    throw new DownpourError(
+      'DP_FRAME_MALFORMED',
+      `malformed frame: unknown message type '${header.type.slice(0, 40)}'; known: ${[...known.keys()].join(', ')}`,
+    );
+  }
+  const valid: boolean = validator.Check(header);
+  if (valid) return header;
+  const [problem] = validator.Errors(header);
+  throw new DownpourError(
+    'DP_FRAME_MALFORMED',
+    `malformed frame: ${header.type}${problem?.instancePath.replaceAll('/', '.') ?? ''} ${problem?.message ?? 'is not valid'}`,
+  );
+}
+
+/** A code from the other side, or DP_INTERNAL when this release does not know it. */
+export function knownCode(code: string): ErrorCode {
+  return code in ERRORS ? (code as ErrorCode) : 'DP_INTERNAL';
+}
