@@ -1,0 +1,164 @@
+import Type, { type Static, type TSchema } from 'typebox';
+import { NAME_PATTERN, RunConfigSchema } from './config.ts';
+import { DataSummarySchema, PhaseSchema } from './protocol.ts';
+
+/** What REST takes and gives: the bodies of `server/routes.ts`, the types of every client. */
+
+const closed = { additionalProperties: false } as const;
+const Name = Type.String({ pattern: NAME_PATTERN });
+const N = Type.Number();
+const orNull = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()]);
+
+export const CreateRunSchema = Type.Object(
+  {
+    id: Type.Optional(Name),
+    experiment: Name,
+    /** SHA-256 of the experiment's files; every worker's must be the same. */
+    experimentHash: Type.String({ minLength: 1, maxLength: 128 }),
+    /** A part of a configuration; what is missing takes its default. */
+    config: Type.Optional(Type.Unsafe<unknown>({ type: 'object' })),
+  },
+  closed,
+);
+export type CreateRun = Static<typeof CreateRunSchema>;
+
+/** One evaluation of a snapshot on one part of the data. */
+export const EvaluationSchema = Type.Object({
+  step: N,
+  epoch: N,
+  /** Seconds of training before it, over all sessions of the run. */
+  seconds: N,
+  part: Type.String(),
+  loss: orNull(N),
+  error: orNull(N),
+  examples: N,
+  metrics: Type.Record(Type.String(), N),
+  learningRate: N,
+  /** Smoothed, at the time of the evaluation. */
+  trainingLoss: orNull(N),
+});
+export type Evaluation = Static<typeof EvaluationSchema>;
+
+export const RunSummarySchema = Type.Object({
+  id: Type.String(),
+  experiment: Type.String(),
+  phase: PhaseSchema,
+  /** Why the run is in this phase, in words. */
+  reason: Type.String(),
+  createdAt: Type.String(),
+  step: N,
+  epoch: N,
+  /** Examples of the applied pushes. */
+  examples: N,
+  /** Upper limits from the configuration; early stopping usually ends sooner. */
+  stepsMax: orNull(N),
+  workers: N,
+  parameters: orNull(N),
+  learningRate: N,
+  momentum: orNull(N),
+  examplesPerSecond: N,
+  /** Until stepsMax at the present speed, null: unknown. */
+  secondsLeft: orNull(N),
+  seconds: N,
+  /** Exponentially smoothed over pushes, bias corrected. */
+  trainingLoss: orNull(N),
+  validation: orNull(EvaluationSchema),
+  best: orNull(EvaluationSchema),
+  test: orNull(EvaluationSchema),
+  earlyStopping: Type.Object({
+    metric: Type.String(),
+    patience: N,
+    patienceLeft: N,
+    afterStop: Type.String(),
+    stoppedAt: orNull(N),
+    /** `continue`: the training loss at the stop. */
+    target: orNull(N),
+    refitSteps: orNull(N),
+  }),
+  staleness: Type.Object({ p50: N, p95: N, max: N }),
+  gradientNorm: orNull(N),
+  pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),
+  checkpoint: orNull(Type.Object({ step: N, file: Type.String(), at: Type.String() })),
+  data: orNull(DataSummarySchema),
+});
+export type RunSummary = Static<typeof RunSummarySchema>;
+
+export const RunDetailSchema = Type.Object({
+  ...RunSummarySchema.properties,
+  experimentHash: Type.String(),
+  config: RunConfigSchema,
+  layoutHash: orNull(Type.String()),
+});
+export type RunDetail = Static<typeof RunDetailSchema>;
+
+export const WorkerSummarySchema = Type.Object({
+  worker: Type.String(),
+  incarnation: Type.String(),
+  run: orNull(Type.String()),
+  state: Type.Union([
+    Type.Literal('idle'),
+    Type.Literal('joining'),
+    Type.Literal('training'),
+    Type.Literal('evaluating'),
+    Type.Literal('waiting'),
+    Type.Literal('gone'),
+  ]),
+  engine: Type.String(),
+  device: Type.String(),
+  connectedAt: Type.String(),
+  lastSeenSecondsAgo: N,
+  leases: N,
+  pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),
+  stalenessMean: N,
+  computeMsMean: N,
+  examples: N,
+  lastError: orNull(Type.Object({ code: Type.String(), message: Type.String() })),
+});
+export type WorkerSummary = Static<typeof WorkerSummarySchema>;
+
+export const CheckpointSummarySchema = Type.Object({
+  kind: Type.Union([Type.Literal('last'), Type.Literal('best'), Type.Literal('final')]),
+  step: N,
+  createdAt: Type.String(),
+  file: Type.String(),
+  bytes: N,
+  sha256: Type.String(),
+});
+export type CheckpointSummary = Static<typeof CheckpointSummarySchema>;
+
+/** Columns of equal length, thinned to at most about 2,000 points a column. */
+export const MetricsSchema = Type.Object({
+  training: Type.Object({
+    step: Type.Array(N),
+    seconds: Type.Array(N),
+    loss: Type.Array(orNull(N)),
+    learningRate: Type.Array(N),
+    gradientNorm: Type.Array(orNull(N)),
+    staleness: Type.Array(N),
+  }),
+  evaluations: Type.Array(EvaluationSchema),
+  /** count[i]: pushes applied with staleness i; the last one counts all beyond. */
+  stalenessHistogram: Type.Array(N),
+});
+export type Metrics = Static<typeof MetricsSchema>;
+
+export const HealthSchema = Type.Object({
+  status: Type.Literal('ok'),
+  version: Type.String(),
+  stateStore: Type.String(),
+  uptimeSeconds: N,
+});
+export type Health = Static<typeof HealthSchema>;
+
+export const StatusSchema = Type.Object({
+  version: Type.String(),
+  startedAt: Type.String(),
+  stateStore: Type.String(),
+  memoryBytes: Type.Object({ rss: N, heap: N, arrayBuffers: N }),
+  runs: Type.Array(RunSummarySchema),
+  workers: Type.Array(WorkerSummarySchema),
+});
+export type Status = Static<typeof StatusSchema>;
+
+export const ErrorBodySchema = Type.Object({ code: Type.String(), message: Type.String() });
+export type ErrorBody = Static<typeof ErrorBodySchema>;
