@@ -1,0 +1,467 @@
+import { createHash } from 'node:crypto';
+import { type FileHandle, open, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { basename, join, resolve } from 'node:path';
+import { DownpourError, type ErrorCode, errorText } from '../shared/errors.ts';
+import {
+  decodeHeader,
+  encodeHeader,
+  headerLength,
+  PREFIX_BYTES,
+  type SafetensorsHeader,
+} from '../shared/safetensors.ts';
+import {
+  diskError,
+  errnoOf,
+  makeFolder,
+  syncFolder,
+  TEMPORARY,
+  unseal,
+  writeAll,
+  writeFileAtomic,
+  writeSealed,
+} from './atomic-file.ts';
+
+// A checkpoint is two files of one stem, `step-000001234-last-0007`: `.safetensors` holds the
+// tensors, `.json` is the manifest that holds the rest and the checksums of both. The last number
+// counts the folder's checkpoints, so that no file is ever written over: whatever dies at whatever
+// byte, older checkpoints stand as they were. A tensor file without a manifest is not a checkpoint.
+
+export type CheckpointKind = 'last' | 'best' | 'final';
+
+export interface CheckpointTensor {
+  readonly name: string;
+  readonly shape: readonly number[];
+  /** Row-major. Must not change until the write has ended: give copies of live parameters. */
+  readonly values: Float32Array;
+}
+
+export interface CheckpointManifest {
+  readonly version: 1;
+  readonly run: string;
+  readonly step: number;
+  readonly kind: CheckpointKind;
+  /** Counts the checkpoints of a folder from 1: higher is newer, whatever step or clock say. */
+  readonly sequence: number;
+  /** ISO 8601. */
+  readonly createdAt: string;
+  /** Name of the tensor file, in the manifest's folder. */
+  readonly file: string;
+  /** Size of the tensor file. */
+  readonly bytes: number;
+  /** Of the tensor file, hexadecimal. */
+  readonly sha256: string;
+  readonly layoutHash: string;
+  /** All that is not a tensor: sequences, leases, schedule, random state, configuration. JSON. */
+  readonly state: unknown;
+}
+
+export interface Checkpoint {
+  readonly manifest: CheckpointManifest;
+  /** In the order in which they were written. The caller owns the arrays. */
+  readonly tensors: readonly CheckpointTensor[];
+}
+
+/** What is wrong with a checkpoint that was passed over. */
+export type OnDamaged = (error: DownpourError) => void;
+
+/** The largest manifest that is read. */
+export const MANIFEST_BYTES_MAX = 256 * 1024 * 1024;
+
+/** Written, hashed and read at once: small enough that other work is never held up for long. */
+const CHUNK_BYTES = 1024 * 1024;
+const STEM = /^step-(\d{9,16})-(last|best|final)-(\d{4,16})$/;
+const TENSORS = '.safetensors';
+const MANIFEST = '.json';
+
+/** Where the checkpoints of a run lie. */
+export function checkpointFolder(root: string, run: string): string {
+  return join(root, run, 'checkpoints');
+}
+
+/**
+ * Writes a checkpoint and returns its manifest once both files are safe on disk. Writes and prunes
+ * of one folder wait for each other.
+ *
+ * @param input.tensors private copies: they are read bit by bit while training goes on.
+ *
+ * Throws DP_DISK (full, read-only, …); nothing is left behind then, older checkpoints stand.
+ */
+export function writeCheckpoint(
+  folder: string,
+  input: {
+    readonly run: string;
+    readonly step: number;
+    readonly kind: CheckpointKind;
+    readonly layoutHash: string;
+    readonly tensors: readonly CheckpointTensor[];
+    readonly state: unknown;
+    readonly now: Date;
+  },
+): Promise<CheckpointManifest> {
+  return inTurn(folder, async () => {
+    const { run, step, kind, layoutHash, tensors, state, now } = input;
+    await makeFolder(folder);
+    const sequence = 1 + Math.max(0, ...(await namesIn(folder)).map(sequenceOf));
+    const stem = `step-${String(step).padStart(9, '0')}-${kind}-${String(sequence).padStart(4, '0')}`;
+    const file = stem + TENSORS;
+    const metadata = { writer: 'downpour', run, step: String(step), layoutHash };
+    try {
+      const { bytes, sha256 } = await writeTensors(join(folder, file), tensors, metadata);
+      const manifest: CheckpointManifest = {
+        version: 1,
+        run,
+        step,
+        kind,
+        sequence,
+        createdAt: now.toISOString(),
+        file,
+        bytes,
+        sha256,
+        layoutHash,
+        state,
+      };
+      await writeSealed(folder, stem + MANIFEST, manifest);
+      return manifest;
+    } catch (error) {
+      for (const name of [stem + MANIFEST, file]) {
+        await rm(join(folder, name), { force: true }).catch(() => {});
+      }
+      throw error;
+    }
+  });
+}
+
+/**
+ * Reads a checkpoint and checks all of it: sizes, the manifest's checksum, the tensors' checksum.
+ *
+ * @param which a manifest, or the path or name of either of the checkpoint's files; `folder` is
+ *   where names are looked up.
+ *
+ * Throws DP_CHECKPOINT_CORRUPT that names what is wrong, DP_CHECKPOINT_MISSING, DP_DISK.
+ */
+export async function readCheckpoint(
+  folder: string,
+  which: { readonly file: string } | string,
+): Promise<Checkpoint> {
+  const path = resolve(folder, typeof which === 'string' ? which : which.file);
+  const manifestPath = path.endsWith(TENSORS) ? path.slice(0, -TENSORS.length) + MANIFEST : path;
+  const manifest = await readManifest(manifestPath);
+  const tensorPath = join(manifestPath, '..', manifest.file);
+  const { tensors, sha256 } = await readTensors(tensorPath, manifest.bytes);
+  if (sha256 !== manifest.sha256) {
+    throw corrupt(tensorPath, `its SHA-256 is ${sha256}, the manifest says ${manifest.sha256}`);
+  }
+  return { manifest, tensors };
+}
+
+/**
+ * The newest checkpoint that is whole, read and checked; null when there is none. Damaged ones are
+ * passed over and told to `onDamaged`.
+ */
+export async function newestValidCheckpoint(
+  folder: string,
+  options: { readonly kinds?: readonly CheckpointKind[]; readonly onDamaged?: OnDamaged } = {},
+): Promise<Checkpoint | null> {
+  const { kinds, onDamaged } = options;
+  const manifests = await listCheckpoints(folder, onDamaged === undefined ? {} : { onDamaged });
+  for (const manifest of manifests.toReversed()) {
+    if (kinds !== undefined && !kinds.includes(manifest.kind)) continue;
+    const checkpoint = await unlessDamaged(readCheckpoint(folder, manifest), onDamaged);
+    if (checkpoint !== null) return checkpoint;
+  }
+  return null;
+}
+
+/**
+ * The checkpoints of a folder, oldest first; of a folder that does not exist, none. Manifests are
+ * checked whole, of the tensor files only their sizes: `readCheckpoint` checks the rest.
+ */
+export async function listCheckpoints(
+  folder: string,
+  options: { readonly onDamaged?: OnDamaged } = {},
+): Promise<readonly CheckpointManifest[]> {
+  const manifests: CheckpointManifest[] = [];
+  for (const name of await namesIn(folder)) {
+    if (sequenceOf(name) === 0 || !name.endsWith(MANIFEST)) continue;
+    const manifest = await unlessDamaged(sizedManifest(folder, name), options.onDamaged);
+    if (manifest !== null) manifests.push(manifest);
+  }
+  return manifests.sort((a, b) => a.sequence - b.sequence);
+}
+
+/**
+ * Removes what is no longer needed: all but the newest `keepLast` of kind `last`, all but the
+ * newest `keepBest` (1) of kind `best`, damaged checkpoints, what an interrupted write left.
+ * Those of kind `final` and those named in `keep` stay. Returns the tensor files' names of the
+ * checkpoints that went.
+ *
+ * @param options.keep tensor files that somebody still points to, such as the best on record.
+ *
+ * Throws DP_DISK.
+ */
+export function pruneCheckpoints(
+  folder: string,
+  options: {
+    readonly keepLast: number;
+    readonly keepBest?: number;
+    readonly keep?: readonly string[];
+    readonly onDamaged?: OnDamaged;
+  },
+): Promise<readonly string[]> {
+  return inTurn(folder, async () => {
+    const { keepLast, keepBest = 1, keep = [], onDamaged } = options;
+    const manifests = await listCheckpoints(folder, onDamaged === undefined ? {} : { onDamaged });
+    const kept = new Set(keep.map((file) => basename(file, TENSORS)));
+    const left = { last: keepLast, best: keepBest, final: Number.POSITIVE_INFINITY };
+    for (const { kind, file } of manifests.toReversed()) {
+      if (left[kind]-- > 0) kept.add(basename(file, TENSORS));
+    }
+    const gone = new Set<string>();
+    const names = await namesIn(folder);
+    // Manifests go first: at any moment, a manifest that is there has its tensors.
+    for (const name of names.sort((a, b) => Number(isTensors(a)) - Number(isTensors(b)))) {
+      const stem = name.replace(/\.(safetensors|json)$/, '');
+      const ours = name.startsWith('step-') && name.endsWith(TEMPORARY);
+      if (!ours && (sequenceOf(name) === 0 || kept.has(stem))) continue;
+      try {
+        await rm(join(folder, name), { force: true });
+      } catch (error) {
+        throw diskError(error, join(folder, name), 'remove');
+      }
+      if (!ours) gone.add(stem + TENSORS);
+    }
+    if (gone.size > 0) await syncFolder(folder);
+    return [...gone];
+  });
+}
+
+/**
+ * Writes a safetensors file of F32 tensors atomically, straight from the given arrays.
+ * Throws DP_DISK, DP_LAYOUT_INVALID.
+ */
+export async function writeTensors(
+  path: string,
+  tensors: readonly CheckpointTensor[],
+  metadata: Readonly<Record<string, string>> = {},
+): Promise<{ readonly bytes: number; readonly sha256: string }> {
+  const header = encodeHeader(
+    tensors.map(({ name, shape, values }) => ({ name, shape, byteLength: values.byteLength })),
+    metadata,
+  );
+  const hash = createHash('sha256');
+  let bytes = 0;
+  await writeFileAtomic(path, async (handle) => {
+    for (const part of [header, ...tensors.map(({ values }) => bytesOf(values))]) {
+      for (let start = 0; start < part.length; start += CHUNK_BYTES) {
+        const chunk = part.subarray(start, start + CHUNK_BYTES);
+        hash.update(chunk);
+        await writeAll(handle, chunk);
+        bytes += chunk.length;
+      }
+    }
+  });
+  return { bytes, sha256: hash.digest('hex') };
+}
+
+/**
+ * Reads a safetensors file whose tensors are all F32.
+ *
+ * @param bytesExpected the size it must have, when that is known.
+ *
+ * Throws DP_CHECKPOINT_CORRUPT, DP_CHECKPOINT_MISSING, DP_DISK.
+ */
+export async function readTensors(
+  path: string,
+  bytesExpected?: number,
+): Promise<{
+  readonly tensors: readonly CheckpointTensor[];
+  readonly metadata: Readonly<Record<string, string>>;
+  readonly sha256: string;
+}> {
+  try {
+    const handle = await open(path, 'r');
+    try {
+      const { size } = await handle.stat();
+      if (bytesExpected !== undefined && size !== bytesExpected) {
+        throw corrupt(path, `it has ${size} bytes, the manifest says ${bytesExpected}`);
+      }
+      const hash = createHash('sha256');
+      const header = await readHeader(handle, path, size, hash);
+      const tensors: CheckpointTensor[] = [];
+      for (const { name, dtype, shape, begin, end } of header.tensors) {
+        if (dtype !== 'F32') {
+          throw corrupt(path, `tensor ${JSON.stringify(name)} is ${dtype}; only F32 is used`);
+        }
+        const values = new Float32Array((end - begin) / 4);
+        await readAll(handle, path, bytesOf(values), hash);
+        tensors.push({ name, shape, values });
+      }
+      return { tensors, metadata: header.metadata, sha256: hash.digest('hex') };
+    } finally {
+      await handle.close();
+    }
+  } catch (error) {
+    throw readError(error, path);
+  }
+}
+
+interface Hash {
+  update(bytes: Uint8Array): unknown;
+}
+
+async function readHeader(
+  handle: FileHandle,
+  path: string,
+  fileBytes: number,
+  hash: Hash,
+): Promise<SafetensorsHeader> {
+  const prefix = new Uint8Array(PREFIX_BYTES);
+  try {
+    if (fileBytes >= PREFIX_BYTES) await readAll(handle, path, prefix, hash);
+    const bytes = new Uint8Array(PREFIX_BYTES + headerLength(prefix, fileBytes));
+    bytes.set(prefix);
+    await readAll(handle, path, bytes.subarray(PREFIX_BYTES), hash);
+    return decodeHeader(bytes, fileBytes);
+  } catch (error) {
+    if (!(error instanceof DownpourError)) throw error;
+    throw new DownpourError(error.code, `${path}: ${error.message}`, { cause: error });
+  }
+}
+
+async function readAll(
+  handle: FileHandle,
+  path: string,
+  into: Uint8Array,
+  hash: Hash,
+): Promise<void> {
+  for (let start = 0; start < into.length; ) {
+    const length = Math.min(CHUNK_BYTES, into.length - start);
+    const { bytesRead } = await handle.read(into, start, length, null);
+    if (bytesRead === 0) throw corrupt(path, 'it became shorter while it was read');
+    hash.update(into.subarray(start, start + bytesRead));
+    start += bytesRead;
+  }
+}
+
+async function readManifest(path: string): Promise<CheckpointManifest> {
+  const stem = basename(path, MANIFEST);
+  try {
+    const { size } = await stat(path);
+    if (size > MANIFEST_BYTES_MAX) {
+      throw corrupt(path, `it has ${size} bytes, a manifest has at most ${MANIFEST_BYTES_MAX}`);
+    }
+    const manifest = parseManifest(path, await readFile(path));
+    // The name is checked so that a manifest cannot lead to a file outside its folder.
+    if (manifest.file !== stem + TENSORS) {
+      throw corrupt(path, `it is the manifest of ${JSON.stringify(manifest.file)}`);
+    }
+    return manifest;
+  } catch (error) {
+    throw readError(error, path);
+  }
+}
+
+function parseManifest(path: string, bytes: Buffer): CheckpointManifest {
+  let value: unknown;
+  try {
+    value = unseal(bytes);
+  } catch (error) {
+    throw corrupt(path, errorText(error));
+  }
+  const manifest = value as CheckpointManifest;
+  // Not damage: were it passed over, training would start anew beside a good checkpoint.
+  if (manifest.version !== 1) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `${path} is of version ${manifest.version}, this Downpour reads version 1: use the newer one that wrote it`,
+    );
+  }
+  return manifest;
+}
+
+/** The manifest of that name, its tensor file being there and of the right size. */
+async function sizedManifest(folder: string, name: string): Promise<CheckpointManifest> {
+  const manifest = await readManifest(join(folder, name));
+  const path = join(folder, manifest.file);
+  const size = await stat(path).then(
+    (stats) => stats.size,
+    (error: unknown) => {
+      throw readError(error, path);
+    },
+  );
+  if (size !== manifest.bytes) {
+    throw corrupt(path, `it has ${size} bytes, the manifest says ${manifest.bytes}`);
+  }
+  return manifest;
+}
+
+const DAMAGED: readonly ErrorCode[] = ['DP_CHECKPOINT_CORRUPT', 'DP_CHECKPOINT_MISSING'];
+
+/** The result, or null for a damaged checkpoint, which is told. Other errors go on. */
+async function unlessDamaged<T>(
+  result: Promise<T>,
+  onDamaged: OnDamaged | undefined,
+): Promise<T | null> {
+  try {
+    return await result;
+  } catch (error) {
+    if (!(error instanceof DownpourError) || !DAMAGED.includes(error.code)) throw error;
+    onDamaged?.(error);
+    return null;
+  }
+}
+
+async function namesIn(folder: string): Promise<string[]> {
+  try {
+    return await readdir(folder);
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return [];
+    throw diskError(error, folder, 'list');
+  }
+}
+
+/** The count in a checkpoint file's name; 0 for a file that is none. */
+function sequenceOf(name: string): number {
+  const stem = name.replace(/\.(safetensors|json)$/, '');
+  return stem === name ? 0 : Number(STEM.exec(stem)?.[3] ?? 0);
+}
+
+function isTensors(name: string): boolean {
+  return name.endsWith(TENSORS);
+}
+
+function bytesOf(values: Float32Array): Uint8Array {
+  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+}
+
+function readError(error: unknown, path: string): unknown {
+  if (errnoOf(error) === 'EIO') return corrupt(path, 'the disk cannot read it');
+  if (errnoOf(error) !== 'ENOENT') return diskError(error, path, 'read');
+  return new DownpourError(
+    'DP_CHECKPOINT_MISSING',
+    `there is no checkpoint file ${path}; \`downpour status\` lists those of a run`,
+    { cause: error },
+  );
+}
+
+function corrupt(path: string, what: string): DownpourError {
+  return new DownpourError(
+    'DP_CHECKPOINT_CORRUPT',
+    `${path} is damaged: ${what}; resume from an older checkpoint`,
+  );
+}
+
+const turns = new Map<string, Promise<unknown>>();
+
+/** Runs one action at a time for each folder, in the order asked for. */
+async function inTurn<T>(folder: string, action: () => Promise<T>): Promise<T> {
+  const key = resolve(folder);
+  const before = turns.get(key) ?? Promise.resolve();
+  const mine = before.then(action, action);
+  turns.set(key, mine);
+  try {
+    return await mine;
+  } finally {
+    if (turns.get(key) === mine) turns.delete(key);
+  }
+}
