@@ -105,17 +105,22 @@ const HEAD = '{"sha256":"';
 const MIDDLE = '","content":';
 const TAIL = '}\n';
 
-/**
- * JSON that carries its own checksum. Throws a TypeError on what JSON would change without a word:
- * NaN, infinities, typed arrays, maps, sets.
- */
+/** JSON that carries its own checksum. Throws what `losslessJson` throws. */
 export function seal(value: unknown): Buffer {
-  const content = Buffer.from(JSON.stringify(value, refuseLoss, 1));
+  const content = Buffer.from(losslessJson(value, 1));
   return Buffer.concat([
     Buffer.from(`${HEAD}${sha256Of(content)}${MIDDLE}`),
     content,
     Buffer.from(TAIL),
   ]);
+}
+
+/**
+ * JSON text. Throws a TypeError on what JSON would change without a word: NaN, infinities, typed
+ * arrays, maps, sets.
+ */
+export function losslessJson(value: unknown, indent = 0): string {
+  return JSON.stringify(value, refuseLoss, indent);
 }
 
 function refuseLoss(key: string, value: unknown): unknown {

@@ -48,6 +48,7 @@ export const ERRORS = {
   DP_DISK: { http: 507, close: null, retry: 'backoff' },
   // The state store.
   DP_STATE_LOCKED: { http: 423, close: null, retry: 'backoff' },
+  DP_STATE_CORRUPT: { http: 500, close: null, retry: 'never' },
   DP_STATE_FENCED: { http: 409, close: 1012, retry: 'never' },
   DP_REDIS_UNAVAILABLE: { http: 503, close: null, retry: 'backoff' },
   // Engines.
