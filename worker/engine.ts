@@ -9,6 +9,8 @@ import * as layers from '@tensorflow/tfjs-layers';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { bindingPackage, engineFolder, type NativeVariant, readEngine } from './engine-folder.ts';
 import { surveyNvidia, whyNoGpuDevice, whyNoNvidia } from './engine-nvidia.ts';
+import { repairCpuKernels } from './kernels-cpu.ts';
+import { registerWasmKernels } from './kernels-wasm.ts';
 
 /** What can train here, best first. */
 export const ENGINES = [
@@ -292,6 +294,7 @@ function whyNoTensorflow(): string | null {
 
 async function loadWasm(): Promise<Loaded> {
   await import('@tensorflow/tfjs-backend-wasm');
+  registerWasmKernels();
   const simd = await tf.env().getAsync('WASM_HAS_SIMD_SUPPORT');
   await setBackend('wasm');
   return {
@@ -307,6 +310,7 @@ async function loadWasm(): Promise<Loaded> {
 
 async function loadCpu(): Promise<Loaded> {
   await import('@tensorflow/tfjs-backend-cpu');
+  repairCpuKernels();
   await setBackend('cpu');
   // Keeps tfjs from printing its advice on other packages at the first operation.
   (tf.backend() as unknown as { firstUse: boolean }).firstUse = false;

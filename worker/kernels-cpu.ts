@@ -1,0 +1,109 @@
+import type { MathBackendCPU } from '@tensorflow/tfjs-backend-cpu';
+import {
+  type AvgPool3DGradAttrs,
+  type AvgPoolGradAttrs,
+  backend_util,
+  getKernel,
+  type KernelFunc,
+  type NamedAttrMap,
+  type NamedTensorInfoMap,
+  type ResizeNearestNeighborGradAttrs,
+  registerKernel,
+  type TensorInfo,
+  type UnsortedSegmentSumAttrs,
+  unregisterKernel,
+  util,
+} from '@tensorflow/tfjs-core';
+import { windows2D, windows3D } from './kernels/geometry.ts';
+import { averagePoolGradient } from './kernels/pooling.ts';
+import { resizeNearestGradient } from './kernels/resize.ts';
+import { unsortedSegmentSum } from './kernels/segments.ts';
+
+interface CpuCall {
+  readonly inputs: NamedTensorInfoMap;
+  readonly attrs: NamedAttrMap;
+  readonly backend: MathBackendCPU;
+}
+
+type CpuKernel = (call: CpuCall) => TensorInfo;
+
+const avgPoolGrad: CpuKernel = ({ inputs, attrs, backend }) => {
+  const { filterSize, strides, pad } = attrs as unknown as AvgPoolGradAttrs;
+  const shape = inputs.input!.shape as [number, number, number, number];
+  const info = backend_util.computePool2DInfo(shape, filterSize, strides, 1, pad);
+  const dx = new Float32Array(util.sizeFromShape(shape));
+  averagePoolGradient(dx, read(backend, inputs.dy!), windows2D(info));
+  return backend.makeTensorInfo(shape, 'float32', dx);
+};
+
+const avgPool3DGrad: CpuKernel = ({ inputs, attrs, backend }) => {
+  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as AvgPool3DGradAttrs;
+  const shape = inputs.input!.shape as [number, number, number, number, number];
+  const info = backend_util.computePool3DInfo(shape, filterSize, strides, 1, pad, dimRoundingMode);
+  const dx = new Float32Array(util.sizeFromShape(shape));
+  averagePoolGradient(dx, read(backend, inputs.dy!), windows3D(info));
+  return backend.makeTensorInfo(shape, 'float32', dx);
+};
+
+const resizeNearestNeighborGrad: CpuKernel = ({ inputs, attrs, backend }) => {
+  const { alignCorners, halfPixelCenters } = attrs as unknown as ResizeNearestNeighborGradAttrs & {
+    halfPixelCenters?: boolean;
+  };
+  const input = inputs.images!.shape;
+  const dx = new Float32Array(util.sizeFromShape(input));
+  const shapes = { input, output: inputs.dy!.shape };
+  resizeNearestGradient(dx, read(backend, inputs.dy!), shapes, {
+    alignCorners,
+    halfPixelCenters: halfPixelCenters ?? false,
+  });
+  return backend.makeTensorInfo(input, 'float32', dx);
+};
+
+const segmentSum: CpuKernel = ({ inputs, attrs, backend }) => {
+  const { numSegments: segments } = attrs as unknown as UnsortedSegmentSumAttrs;
+  const x = inputs.x!;
+  const segmentIds = inputs.segmentIds!;
+  const rowShape = x.shape.slice(segmentIds.shape.length);
+  const width = util.sizeFromShape(rowShape);
+  const out =
+    x.dtype === 'int32' ? new Int32Array(segments * width) : new Float32Array(segments * width);
+  const ids = backend.readSync(segmentIds.dataId) as Int32Array;
+  unsortedSegmentSum(out, read(backend, x), ids, { segments, width });
+  return backend.makeTensorInfo([segments, ...rowShape], x.dtype, out);
+};
+
+/** The tensor's own array: read only. */
+function read(backend: MathBackendCPU, tensor: TensorInfo): Float32Array {
+  return backend.readSync(tensor.dataId) as Float32Array;
+}
+
+const KERNELS: Readonly<Record<string, CpuKernel>> = {
+  // Wrong in tfjs-backend-cpu 4.22: windows that are partly padding; any batch of more than one.
+  AvgPoolGrad: avgPoolGrad,
+  AvgPool3DGrad: avgPool3DGrad,
+  ResizeNearestNeighborGrad: resizeNearestNeighborGrad,
+  // Slow: the gradient of an embedding takes rows × vocabulary operations.
+  UnsortedSegmentSum: segmentSum,
+};
+
+const registered = new Set<KernelFunc>();
+
+/**
+ * Replaces the gradients that are wrong on the cpu engine, so that others can be compared with it.
+ * Call once '@tensorflow/tfjs-backend-cpu' is loaded; a second call changes nothing.
+ *
+ * Mind that this engine aliases memory: `tf.tensor` and `dataSync` share the array with the caller.
+ * Never write to an array that a tensor was made from, and copy what `dataSync` gave before the
+ * tensor's array may be reused.
+ */
+export function repairCpuKernels(): void {
+  for (const [kernelName, kernel] of Object.entries(KERNELS)) {
+    const stock = getKernel(kernelName, 'cpu');
+    if (stock && registered.has(stock.kernelFunc)) continue;
+    if (stock) unregisterKernel(kernelName, 'cpu');
+    const kernelFunc: KernelFunc = ({ inputs, attrs, backend }) =>
+      kernel({ inputs, attrs: attrs ?? {}, backend: backend as MathBackendCPU });
+    registered.add(kernelFunc);
+    registerKernel({ kernelName, backendName: 'cpu', kernelFunc });
+  }
+}

@@ -1,0 +1,150 @@
+import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
+import {
+  type AvgPool3DGradAttrs,
+  type AvgPoolGradAttrs,
+  backend_util,
+  getKernel,
+  type KernelFunc,
+  type MaxPool3DAttrs,
+  type MaxPool3DGradAttrs,
+  type MaxPoolGradAttrs,
+  registerKernel,
+  type TensorInfo,
+  type UnsortedSegmentSumAttrs,
+  unregisterKernel,
+} from '@tensorflow/tfjs-core';
+import { windows2D, windows3D } from './kernels/geometry.ts';
+import { averagePoolGradient, maxPool, maxPoolGradient } from './kernels/pooling.ts';
+import { unsortedSegmentSum } from './kernels/segments.ts';
+import {
+  conv2DBackpropFilter,
+  conv2DBackpropInput,
+  conv3DBackpropFilter,
+  conv3DBackpropInput,
+  depthwiseBackpropFilter,
+  depthwiseBackpropInput,
+  withPaddingInNumbers,
+} from './kernels/wasm-convolution.ts';
+import { batchMatMul } from './kernels/wasm-matmul.ts';
+import { floats, type WasmKernel } from './kernels/wasm-workspace.ts';
+
+type Shape4D = [number, number, number, number];
+type Shape5D = [number, number, number, number, number];
+
+const maxPoolGrad: WasmKernel = ({ inputs, attrs, backend }) => {
+  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as MaxPoolGradAttrs;
+  const x = inputs.input!;
+  const shape = x.shape as Shape4D;
+  const info = backend_util.computePool2DInfo(shape, filterSize, strides, 1, pad, dimRoundingMode);
+  const dx = backend.makeOutput(x.shape, 'float32');
+  const view = (tensor: TensorInfo) => floats(backend, tensor);
+  maxPoolGradient(view(dx), view(x), view(inputs.dy!), windows2D(info));
+  return dx;
+};
+
+const maxPool3D: WasmKernel = ({ inputs, attrs, backend }) => {
+  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as MaxPool3DAttrs;
+  const x = inputs.x!;
+  const shape = x.shape as Shape5D;
+  const info = backend_util.computePool3DInfo(shape, filterSize, strides, 1, pad, dimRoundingMode);
+  const y = backend.makeOutput(info.outShape, 'float32');
+  maxPool(floats(backend, y), floats(backend, x), windows3D(info));
+  return y;
+};
+
+const maxPool3DGrad: WasmKernel = ({ inputs, attrs, backend }) => {
+  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as MaxPool3DGradAttrs;
+  const x = inputs.input!;
+  const shape = x.shape as Shape5D;
+  const info = backend_util.computePool3DInfo(shape, filterSize, strides, 1, pad, dimRoundingMode);
+  const dx = backend.makeOutput(x.shape, 'float32');
+  const view = (tensor: TensorInfo) => floats(backend, tensor);
+  maxPoolGradient(view(dx), view(x), view(inputs.dy!), windows3D(info));
+  return dx;
+};
+
+const avgPoolGrad: WasmKernel = ({ inputs, attrs, backend }) => {
+  const { filterSize, strides, pad } = attrs as unknown as AvgPoolGradAttrs;
+  const shape = inputs.input!.shape as Shape4D;
+  const info = backend_util.computePool2DInfo(shape, filterSize, strides, 1, pad);
+  const dx = backend.makeOutput(shape, 'float32');
+  averagePoolGradient(floats(backend, dx), floats(backend, inputs.dy!), windows2D(info));
+  return dx;
+};
+
+const avgPool3DGrad: WasmKernel = ({ inputs, attrs, backend }) => {
+  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as AvgPool3DGradAttrs;
+  const shape = inputs.input!.shape as Shape5D;
+  const info = backend_util.computePool3DInfo(shape, filterSize, strides, 1, pad, dimRoundingMode);
+  const dx = backend.makeOutput(shape, 'float32');
+  averagePoolGradient(floats(backend, dx), floats(backend, inputs.dy!), windows3D(info));
+  return dx;
+};
+
+const segmentSum: WasmKernel = ({ inputs, attrs, backend }) => {
+  const { numSegments: segments } = attrs as unknown as UnsortedSegmentSumAttrs;
+  const x = inputs.x!;
+  const segmentIds = inputs.segmentIds!;
+  const rowShape = x.shape.slice(segmentIds.shape.length);
+  const width = rowShape.reduce((size, n) => size * n, 1);
+  const out = backend.makeOutput([segments, ...rowShape], x.dtype);
+  unsortedSegmentSum(
+    backend.typedArrayFromHeap(out) as Float32Array | Int32Array,
+    backend.typedArrayFromHeap(x) as Float32Array | Int32Array,
+    backend.typedArrayFromHeap(segmentIds) as Int32Array,
+    { segments, width },
+  );
+  return out;
+};
+
+/** What is added to the wasm engine or replaced in it, by the name of the kernel. */
+const KERNELS: Readonly<Record<string, WasmKernel>> = {
+  // Missing in tfjs-backend-wasm 4.22: convolutions and embeddings can't be trained without.
+  Conv2DBackpropFilter: conv2DBackpropFilter,
+  DepthwiseConv2dNativeBackpropInput: depthwiseBackpropInput,
+  DepthwiseConv2dNativeBackpropFilter: depthwiseBackpropFilter,
+  UnsortedSegmentSum: segmentSum,
+  // Wrong: windows that are all negative (in 3D forward too); windows that are partly padding;
+  // conv3d by its input, and by its filter when strided.
+  MaxPoolGrad: maxPoolGrad,
+  MaxPool3D: maxPool3D,
+  MaxPool3DGrad: maxPool3DGrad,
+  AvgPoolGrad: avgPoolGrad,
+  AvgPool3DGrad: avgPool3DGrad,
+  Conv3DBackpropInputV2: conv3DBackpropInput,
+  Conv3DBackpropFilterV2: conv3DBackpropFilter,
+  // Slow: transposed or batched products; the gradient of every convolution but the first.
+  BatchMatMul: batchMatMul,
+  Conv2DBackpropInput: conv2DBackpropInput,
+};
+
+/** What is kept and given other arguments. */
+const WRAPPERS: Readonly<Record<string, (stock: KernelFunc) => WasmKernel>> = {
+  Conv2D: (stock) => withPaddingInNumbers(stock, false),
+  FusedConv2D: (stock) => withPaddingInNumbers(stock, false),
+  DepthwiseConv2dNative: (stock) => withPaddingInNumbers(stock, true),
+  FusedDepthwiseConv2D: (stock) => withPaddingInNumbers(stock, true),
+};
+
+const registered = new Set<KernelFunc>();
+
+/**
+ * Makes the wasm engine able to train: adds the kernels that it lacks, replaces those that are wrong
+ * or slow. Call once '@tensorflow/tfjs-backend-wasm' is loaded; a second call changes nothing.
+ */
+export function registerWasmKernels(): void {
+  for (const [kernelName, kernel] of Object.entries(KERNELS)) replace(kernelName, () => kernel);
+  for (const [kernelName, wrap] of Object.entries(WRAPPERS)) replace(kernelName, wrap);
+}
+
+function replace(kernelName: string, make: (stock: KernelFunc) => WasmKernel): void {
+  const stock = getKernel(kernelName, 'wasm');
+  if (stock && registered.has(stock.kernelFunc)) return;
+  if (stock) unregisterKernel(kernelName, 'wasm');
+  const kernel = make(stock?.kernelFunc);
+  const kernelFunc: KernelFunc = ({ inputs, attrs, backend }) =>
+    kernel({ inputs, attrs: attrs ?? {}, backend: backend as BackendWasm });
+  registered.add(kernelFunc);
+  // The stock kernel's own set-up goes along: tfjs runs it when the backend starts, be that later.
+  registerKernel({ ...stock, kernelName, backendName: 'wasm', kernelFunc });
+}

@@ -1,0 +1,125 @@
+import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
+import {
+  type BatchMatMulAttrs,
+  broadcast_util,
+  type TensorInfo,
+  util,
+} from '@tensorflow/tfjs-core';
+import { DownpourError } from '../../shared/errors.ts';
+import { floats, inWorkspace, type WasmKernel, type Workspace } from './wasm-workspace.ts';
+
+/**
+ * Matrix products over the last two axes, earlier axes broadcast.
+ *
+ * The library uses its fast kernel (XNNPACK) only for one matrix, neither side transposed; the rest
+ * goes through a plain loop. Every gradient of a dense layer has a transposed side, so: transpose
+ * first, and multiply a batch matrix by matrix.
+ */
+export const batchMatMul: WasmKernel = ({ inputs, attrs, backend }) => {
+  const { transposeA, transposeB } = attrs as unknown as BatchMatMulAttrs;
+  return inWorkspace(backend, (w) => {
+    const a = transposeA ? transposeLast(w, inputs.a!) : inputs.a!;
+    const b = transposeB ? transposeLast(w, inputs.b!) : inputs.b!;
+    const [rows, inner] = a.shape.slice(-2) as [number, number];
+    const [innerB, columns] = b.shape.slice(-2) as [number, number];
+    util.assert(
+      inner === innerB,
+      () => `matMul: [${a.shape}] · [${b.shape}], inner sizes ${inner} and ${innerB} must be equal`,
+    );
+    const batchA = a.shape.slice(0, -2);
+    const batchB = b.shape.slice(0, -2);
+    const batch = broadcast_util.assertAndGetBroadcastShape(batchA, batchB);
+    const out = w.make([...batch, rows, columns]);
+    if (inner === 0) {
+      floats(backend, out).fill(0);
+      return out;
+    }
+    const count = util.sizeFromShape(batch);
+    for (let i = 0; i < count; i++) {
+      const startA = broadcastIndex(i, batch, batchA) * rows * inner;
+      const startB = broadcastIndex(i, batch, batchB) * inner * columns;
+      const left = w.view(a, startA, [1, rows, inner]);
+      const right = w.view(b, startB, [1, inner, columns]);
+      const product = w.view(out, i * rows * columns, [1, rows, columns]);
+      multiply(backend, left, right, product);
+      for (const view of [left, right, product]) w.release(view);
+    }
+    return out;
+  });
+};
+
+/** `out` = `a` · `b`, shapes [1, m, k], [1, k, n], [1, m, n], into memory that `out` already has. */
+export function multiply(
+  backend: BackendWasm,
+  a: TensorInfo,
+  b: TensorInfo,
+  out: TensorInfo,
+): void {
+  if (a.dtype !== 'float32' || b.dtype !== 'float32') {
+    throw new DownpourError(
+      'DP_ENGINE_KERNEL',
+      `wasm: matMul of ${a.dtype} and ${b.dtype}, takes float32; cast them in the model`,
+    );
+  }
+  const id = (tensor: TensorInfo) => backend.dataIdMap.get(tensor.dataId).id;
+  nativeMatMul(backend)(id(a), bytes(a.shape), 3, id(b), bytes(b.shape), 3, 0, 0, id(out));
+}
+
+/** Swaps the last two axes. */
+export function transposeLast(w: Workspace, x: TensorInfo): TensorInfo {
+  const rank = x.shape.length;
+  const [rows, columns] = x.shape.slice(-2) as [number, number];
+  // A vector transposed is the same memory.
+  if (rank === 2 && (rows === 1 || columns === 1)) return w.view(x, 0, [columns, rows]);
+  const perm = x.shape.map((_, axis) => axis);
+  [perm[rank - 2], perm[rank - 1]] = [rank - 1, rank - 2];
+  return w.run('Transpose', { x }, { perm });
+}
+
+/** Where element `index` of an array of shape `batch` lies in one of shape `own`, broadcast to it. */
+function broadcastIndex(index: number, batch: number[], own: number[]): number {
+  let rest = index;
+  let stride = 1;
+  let at = 0;
+  for (let axis = 1; axis <= own.length; axis++) {
+    const size = batch[batch.length - axis]!;
+    const ownSize = own[own.length - axis]!;
+    if (ownSize !== 1) at += (rest % size) * stride;
+    stride *= ownSize;
+    rest = Math.floor(rest / size);
+  }
+  return at;
+}
+
+type NativeMatMul = (
+  a: number,
+  shapeA: Uint8Array,
+  rankA: number,
+  b: number,
+  shapeB: Uint8Array,
+  rankB: number,
+  transposeA: number,
+  transposeB: number,
+  out: number,
+) => void;
+
+interface Emscripten {
+  cwrap(name: string, result: null, parameters: ('number' | 'array')[]): NativeMatMul;
+}
+
+const nativeMatMuls = new WeakMap<BackendWasm, NativeMatMul>();
+
+function nativeMatMul(backend: BackendWasm): NativeMatMul {
+  let native = nativeMatMuls.get(backend);
+  if (!native) {
+    const module = backend.wasm as unknown as Emscripten;
+    const [n, shape] = ['number', 'array'] as const;
+    native = module.cwrap('BatchMatMul', null, [n, shape, n, n, shape, n, n, n, n]);
+    nativeMatMuls.set(backend, native);
+  }
+  return native;
+}
+
+function bytes(shape: number[]): Uint8Array {
+  return new Uint8Array(new Int32Array(shape).buffer);
+}
