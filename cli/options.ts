@@ -1,0 +1,280 @@
+import { readFileSync } from 'node:fs';
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
+import { createRestClient, type RestClient } from '../shared/rest-client.ts';
+
+/** What all commands have in common: exit codes, options, the way they print facts. */
+
+/** What scripts can rely on; `--help` and docs/cli.md list them. */
+export const EXIT = {
+  ok: 0,
+  failed: 1,
+  usage: 2,
+  unreachable: 3,
+  runFailed: 4,
+  interrupted: 130,
+} as const;
+
+export const EXIT_HELP = `Exit codes:
+  0    done
+  1    failed; the line \`error DP_CODE: message\` says why
+  2    wrong usage: unknown command, option, experiment or configuration field
+  3    no server at the address, or no answer in time
+  4    the run failed, for example because it diverged
+  130  interrupted by Ctrl-C`;
+
+const USAGE: readonly ErrorCode[] = [
+  'DP_USAGE',
+  'DP_CONFIG_INVALID',
+  'DP_EXPERIMENT_UNKNOWN',
+  'DP_EXPERIMENT_INVALID',
+];
+const RUN_FAILED: readonly ErrorCode[] = ['DP_RUN_FAILED', 'DP_DIVERGED'];
+
+/** The exit code for something thrown. */
+export function exitCodeOf(error: unknown): number {
+  const code = errorCode(error);
+  if (USAGE.includes(code)) return EXIT.usage;
+  if (RUN_FAILED.includes(code)) return EXIT.runFailed;
+  return code === 'DP_SERVER_UNREACHABLE' ? EXIT.unreachable : EXIT.failed;
+}
+
+/** `error DP_CODE: message`, in one line or as many as the message has; a defect brings its stack. */
+export function errorLine(error: unknown): string {
+  const line = `error ${errorCode(error)}: ${errorText(error)}`;
+  const debug = process.env.DOWNPOUR_DEBUG === '1';
+  if (debug && error instanceof Error) return `${line}\n${error.stack ?? ''}`;
+  if (error instanceof DownpourError) return line;
+  return `${line}; this is a defect of Downpour: DOWNPOUR_DEBUG=1 shows where`;
+}
+
+/** True for an error that the same call would meet again. */
+export function isLasting(code: string): boolean {
+  return code in ERRORS && ERRORS[code as ErrorCode].retry === 'never';
+}
+
+export const DEFAULT_HOST = '127.0.0.1';
+export const DEFAULT_PORT = 7420;
+export const DEFAULT_SERVER = `http://${DEFAULT_HOST}:${DEFAULT_PORT}`;
+export const DEFAULT_STATE = '.downpour';
+/** Looked through for experiments, in the working folder. */
+export const DEFAULT_EXPERIMENTS = ['experiments', 'examples', '.'] as const;
+
+/** A whole number from `min` to `max`, as an option's parser. */
+export function whole(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (text.trim() !== '' && Number.isInteger(value) && value >= min && value <= max) return value;
+    throw new InvalidArgumentError(`It must be a whole number from ${min} to ${max}.`);
+  };
+}
+
+/** A finite number above 0, as an option's parser. */
+export function positive(text: string): number {
+  const value = Number(text);
+  if (text.trim() !== '' && Number.isFinite(value) && value > 0) return value;
+  throw new InvalidArgumentError('It must be a number above 0.');
+}
+
+export const serverOption = () =>
+  new Option('--server <address>', `of a running server (default: ${DEFAULT_SERVER})`).env(
+    'DOWNPOUR_SERVER',
+  );
+export const stateOption = () =>
+  new Option('--state <folder>', 'where runs and checkpoints are kept')
+    .env('DOWNPOUR_STATE')
+    .default(DEFAULT_STATE);
+export const dataOption = () =>
+  new Option('--data <folder>', 'where data sets lie').env('DOWNPOUR_DATA');
+export const engineOption = () =>
+  new Option('--engine <name>', 'instead of the best one there is; see `downpour doctor`').env(
+    'DOWNPOUR_ENGINE',
+  );
+export const experimentsOption = () =>
+  new Option(
+    '--experiments <folder...>',
+    `where experiments lie (default: ${DEFAULT_EXPERIMENTS.map((f) => (f === '.' ? 'this folder' : `./${f}`)).join(', ')}; those of Downpour come last)`,
+  );
+export const jsonOption = () => new Option('--json', 'print JSON, for programs');
+
+export interface TokenOptions {
+  readonly token?: string;
+  readonly tokenFile?: string;
+}
+
+/** `--token` and `--token-file`, with their environment variables. */
+export function addTokenOptions(command: Command): Command {
+  return command
+    .addOption(
+      new Option(
+        '--token <token>',
+        'shared secret of server and workers; others on this machine see it, so prefer the environment or a file',
+      ).env('DOWNPOUR_TOKEN'),
+    )
+    .addOption(
+      new Option('--token-file <file>', 'the token is its first line').env('DOWNPOUR_TOKEN_FILE'),
+    );
+}
+
+/** The token, if one was given. @throws DownpourError DP_USAGE when its file cannot be read. */
+export function tokenOf(options: TokenOptions): string | undefined {
+  if (options.token !== undefined) return options.token;
+  if (options.tokenFile === undefined) return undefined;
+  let text: string;
+  try {
+    text = readFileSync(options.tokenFile, 'utf8');
+  } catch (error) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `the token file ${options.tokenFile} cannot be read: ${errorText(error)}`,
+      { cause: error },
+    );
+  }
+  const token = text.split('\n', 1)[0]!.trim();
+  if (token === '') {
+    throw new DownpourError('DP_USAGE', `the token file ${options.tokenFile} has an empty line 1`);
+  }
+  return token;
+}
+
+export interface ServerOptions extends TokenOptions {
+  readonly server?: string;
+}
+
+/** A client of the server that the options name, or of the default one on this machine. */
+export function clientOf(options: ServerOptions, signal?: AbortSignal): RestClient {
+  return createRestClient({
+    server: options.server ?? DEFAULT_SERVER,
+    token: tokenOf(options),
+    ...(signal ? { signal } : {}),
+  });
+}
+
+/** Collects `--set key.path=value` into one part of a configuration. Values are JSON, else text. */
+export function parseSet(
+  text: string,
+  previous: Readonly<Record<string, unknown>> = {},
+): Record<string, unknown> {
+  const equals = text.indexOf('=');
+  const path = text.slice(0, equals).trim();
+  const keys = path.split('.');
+  if (equals < 0 || keys.some((key) => key === '')) {
+    throw new InvalidArgumentError(
+      'Write it as key.path=value, like learningRate=0.1 or optimizer.kind=adam.',
+    );
+  }
+  if (keys.some((key) => ['__proto__', 'constructor', 'prototype'].includes(key))) {
+    throw new InvalidArgumentError(`'${path}' is no field of a configuration.`);
+  }
+  let value: unknown = text.slice(equals + 1);
+  try {
+    value = JSON.parse(value as string);
+  } catch {
+    // No JSON: the text itself.
+  }
+  return setAt(previous, keys, value);
+}
+
+/** A copy of `object` with `value` at the path; what was no object on the way is replaced. */
+export function setAt(
+  object: Readonly<Record<string, unknown>>,
+  [key, ...rest]: readonly string[],
+  value: unknown,
+): Record<string, unknown> {
+  if (key === undefined) return { ...object };
+  if (rest.length === 0) return { ...object, [key]: value };
+  const inner = object[key];
+  const isObject = typeof inner === 'object' && inner !== null && !Array.isArray(inner);
+  return { ...object, [key]: setAt(isObject ? { ...inner } : {}, rest, value) };
+}
+
+export interface ConfigOptions {
+  readonly set?: Record<string, unknown>;
+  readonly seed?: number;
+  readonly minibatchSize?: number;
+  readonly learningRate?: number;
+  readonly epochs?: number;
+  readonly patience?: number;
+  readonly afterStop?: string;
+}
+
+/** `--set` and the short ways to write the settings that are changed most. */
+export function addConfigOptions(command: Command): Command {
+  return command
+    .option('--seed <n>', 'of parameters, split and order', whole(0, Number.MAX_SAFE_INTEGER))
+    .option('--minibatch-size <n>', 'examples a gradient', whole(1, 1_000_000))
+    .option('--learning-rate <rate>', 'before the schedule', positive)
+    .option('--epochs <n>', 'at most; early stopping may end it sooner', whole(1, 1_000_000_000))
+    .option('--patience <n>', 'evaluations without improvement before it stops', whole(1, 1e9))
+    .addOption(
+      new Option('--after-stop <what>', 'what follows early stopping').choices([
+        'restore',
+        'retrain',
+        'continue',
+      ]),
+    )
+    .option(
+      '--set <key.path=value>',
+      'any field of the configuration, e.g. optimizer.kind=adam; may be repeated',
+      (text: string, previous: Record<string, unknown> | undefined) => parseSet(text, previous),
+    );
+}
+
+/** The part of a configuration that the options give; a short way wins over `--set`. */
+export function configOf(options: ConfigOptions): Record<string, unknown> {
+  let config: Record<string, unknown> = { ...options.set };
+  const put = (path: string, value: unknown) => {
+    if (value !== undefined) config = setAt(config, path.split('.'), value);
+  };
+  put('seed', options.seed);
+  put('minibatchSize', options.minibatchSize);
+  put('learningRate', options.learningRate);
+  put('epochsMax', options.epochs);
+  put('earlyStopping.patience', options.patience);
+  put('earlyStopping.afterStop', options.afterStop);
+  return config;
+}
+
+/** Prints facts for programs. */
+export function printJson(value: unknown): void {
+  process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
+}
+
+export function print(line = ''): void {
+  process.stdout.write(`${line}\n`);
+}
+
+/** Says on standard error what goes on, where standard output belongs to facts. */
+export function tell(line: string): void {
+  process.stderr.write(`${line}\n`);
+}
+
+/** Examples at the end of a command's help. */
+export function examples(...lines: string[]): string {
+  return `\nExample${lines.length > 1 ? 's' : ''}:\n${lines.map((line) => `  $ ${line}`).join('\n')}`;
+}
+
+/**
+ * A signal for Ctrl-C and SIGTERM: the first asks to end in good order, the second ends at once.
+ * @param onFirst what to tell the user
+ */
+export function untilInterrupted(onFirst: () => void = () => {}): {
+  readonly signal: AbortSignal;
+  dispose(): void;
+} {
+  const controller = new AbortController();
+  const stop = () => {
+    if (controller.signal.aborted) process.exit(EXIT.interrupted);
+    controller.abort();
+    onFirst();
+  };
+  process.on('SIGINT', stop);
+  process.on('SIGTERM', stop);
+  return {
+    signal: controller.signal,
+    dispose() {
+      process.off('SIGINT', stop);
+      process.off('SIGTERM', stop);
+    },
+  };
+}

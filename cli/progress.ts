@@ -1,0 +1,219 @@
+import pc from 'picocolors';
+import type { RunDetail, RunSummary, WorkerSummary } from '../shared/rest.ts';
+
+/** Shows how a run gets on: live lines on a terminal, plain lines elsewhere, JSON for programs. */
+
+/** Where progress is written; `process.stdout` is one. */
+export interface Screen {
+  write(text: string): unknown;
+  readonly isTTY?: boolean;
+  readonly columns?: number;
+  readonly rows?: number;
+}
+
+export interface ProgressOptions {
+  readonly screen: Screen;
+  /** `lines`: live on a terminal, else plain. */
+  readonly mode: 'lines' | 'json' | 'quiet';
+  /** Milliseconds, from any origin. */
+  readonly now: () => number;
+  readonly color?: boolean;
+}
+
+export interface Progress {
+  /** Shows the newest facts; call as often as they come. */
+  update(run: RunSummary, workers: readonly WorkerSummary[]): void;
+  /** A line that stays, above the live ones; not with `quiet`, as an event with `json`. */
+  note(line: string): void;
+  /** An event for programs: one line of JSON; nothing in the other modes. */
+  event(name: string, facts: Readonly<Record<string, unknown>>): void;
+  /** Takes the live lines away. */
+  end(): void;
+}
+
+/** Between two drawings of the live lines. */
+const REDRAW_MS = 100;
+/** Between two plain lines, where nothing else is new than time. */
+const PLAIN_MS = 5_000;
+
+export function createProgress(options: ProgressOptions): Progress {
+  const { screen, mode, now } = options;
+  const colors = pc.createColors(options.color ?? (pc.isColorSupported && screen.isTTY === true));
+  const live = mode === 'lines' && screen.isTTY === true;
+  let drawn = 0;
+  let drawnAt = Number.NEGATIVE_INFINITY;
+  let lastPhase = '';
+  let lastEvaluation = '';
+  let lastWorkers = '';
+
+  function erase(): string {
+    const text = drawn > 0 ? `\x1b[${drawn}A\r\x1b[J` : '';
+    drawn = 0;
+    return text;
+  }
+
+  function draw(lines: readonly string[]): void {
+    const columns = screen.columns ?? 80;
+    const room = Math.max(1, (screen.rows ?? 24) - 1);
+    const shown = lines.slice(0, room).map((line) => line.slice(0, columns - 1));
+    const painted = shown.map((line, i) => (i === 0 ? colors.bold(line) : colors.dim(line)));
+    screen.write(erase() + painted.map((line) => `${line}\n`).join(''));
+    drawn = shown.length;
+  }
+
+  return {
+    update(run, workers) {
+      const at = now();
+      const evaluation = run.validation ? `${run.phase} ${run.validation.step}` : '';
+      const joined = workers
+        .filter((w) => w.state !== 'gone')
+        .map((w) => w.worker)
+        .join(' ');
+      const isNew =
+        run.phase !== lastPhase || evaluation !== lastEvaluation || joined !== lastWorkers;
+      if (mode === 'json') {
+        if (!isNew && at - drawnAt < 1000) return;
+        screen.write(`${JSON.stringify({ event: 'progress', run, workers })}\n`);
+      } else if (live) {
+        if (at - drawnAt < REDRAW_MS) return;
+        draw([runLine(run), ...workers.map(workerLine)]);
+      } else if (mode === 'lines') {
+        if (!isNew && at - drawnAt < PLAIN_MS) return;
+        screen.write(`${runLine(run)}\n`);
+      }
+      lastPhase = run.phase;
+      lastEvaluation = evaluation;
+      lastWorkers = joined;
+      drawnAt = at;
+    },
+    note(line) {
+      if (mode === 'json') screen.write(`${JSON.stringify({ event: 'note', text: line })}\n`);
+      if (mode !== 'lines') return;
+      screen.write(`${erase()}${line}\n`);
+      drawnAt = Number.NEGATIVE_INFINITY;
+    },
+    event(name, facts) {
+      if (mode === 'json') screen.write(`${JSON.stringify({ event: name, ...facts })}\n`);
+    },
+    end() {
+      if (live) screen.write(erase());
+    },
+  };
+}
+
+/** One line: where the run is, how fast and how good. */
+export function runLine(run: RunSummary): string {
+  if (run.phase === 'waiting') {
+    return `${run.id}  waiting for ${run.workers === 0 ? 'a worker' : 'the first parameters'}`;
+  }
+  const { validation, earlyStopping } = run;
+  const parts = [
+    run.id,
+    run.phase,
+    `step ${groups(run.step)}${run.stepsMax === null ? '' : `/${groups(run.stepsMax)}`}`,
+    `epoch ${run.epoch}`,
+    `${groups(Math.round(run.examplesPerSecond))} examples/s`,
+    `loss ${short(run.trainingLoss)}`,
+    validation
+      ? `validation ${short(validation.loss)}, error ${percent(validation.error)}`
+      : 'validation –',
+    `patience ${earlyStopping.patienceLeft}/${earlyStopping.patience}`,
+    `staleness ${short(run.staleness.p50)}/${short(run.staleness.p95)}`,
+    `rate ${short(run.learningRate)}`,
+    `left ${run.secondsLeft === null ? '–' : `≤ ${duration(run.secondsLeft)}`}`,
+  ];
+  return parts.join('  ');
+}
+
+/** One line: what a worker does. */
+export function workerLine(worker: WorkerSummary): string {
+  const { pushes } = worker;
+  const parts = [
+    `  ${worker.worker}`,
+    worker.state,
+    worker.engine,
+    `${groups(pushes.applied + pushes.damped)} pushes`,
+  ];
+  if (pushes.rejected > 0) parts.push(`${groups(pushes.rejected)} rejected`);
+  parts.push(
+    `${short(worker.computeMsMean)} ms a minibatch`,
+    `staleness ${short(worker.stalenessMean)}`,
+  );
+  if (worker.lastError) parts.push(`${worker.lastError.code}: ${worker.lastError.message}`);
+  return parts.join('  ');
+}
+
+/** All that one asks about a run, a fact a line. */
+export function runFacts(run: RunSummary | RunDetail): string[] {
+  const lines = [
+    `${run.id}: ${run.phase}${run.reason === '' ? '' : ` – ${run.reason}`}`,
+    `  experiment     ${run.experiment}, ${run.parameters === null ? 'parameters not made yet' : `${groups(run.parameters)} parameters`}`,
+    `  progress       step ${groups(run.step)}, epoch ${run.epoch}, ${groups(run.examples)} examples in ${duration(run.seconds)}`,
+    `  speed          ${groups(Math.round(run.examplesPerSecond))} examples/s, ${run.workers} worker${run.workers === 1 ? '' : 's'}${run.secondsLeft === null ? '' : `, at most ${duration(run.secondsLeft)} left`}`,
+    `  training       loss ${short(run.trainingLoss)}, learning rate ${short(run.learningRate)}${run.momentum === null ? '' : `, momentum ${short(run.momentum)}`}`,
+  ];
+  for (const [name, evaluation] of [
+    ['validation', run.validation],
+    ['best', run.best],
+    ['test', run.test],
+  ] as const) {
+    if (!evaluation) continue;
+    lines.push(
+      `  ${name.padEnd(13)}  loss ${short(evaluation.loss)}, error ${percent(evaluation.error)}, at step ${groups(evaluation.step)}`,
+    );
+  }
+  const { earlyStopping, staleness, pushes } = run;
+  lines.push(
+    `  early stopping patience ${earlyStopping.patienceLeft} of ${earlyStopping.patience} left on ${earlyStopping.metric}, then ${earlyStopping.afterStop}`,
+    `  staleness      p50 ${short(staleness.p50)}, p95 ${short(staleness.p95)}, max ${staleness.max}`,
+    `  pushes         ${groups(pushes.applied)} applied, ${groups(pushes.damped)} damped, ${groups(pushes.duplicate)} duplicate, ${groups(pushes.rejected)} rejected`,
+  );
+  if (run.data) {
+    const { trainCount, validationCount, testCount, source } = run.data;
+    lines.push(
+      `  data           ${source}: ${groups(trainCount)} training, ${groups(validationCount)} validation, ${groups(testCount)} test examples`,
+    );
+  }
+  if (run.checkpoint) {
+    lines.push(`  checkpoint     step ${groups(run.checkpoint.step)}: ${run.checkpoint.file}`);
+  }
+  return lines;
+}
+
+/** Rows under headings, as wide as needed; numbers' columns are not told apart from text. */
+export function table(headings: readonly string[], rows: readonly (readonly string[])[]): string[] {
+  const widths = headings.map((heading, i) =>
+    Math.max(heading.length, ...rows.map((row) => row[i]?.length ?? 0)),
+  );
+  return [headings, ...rows].map((row) =>
+    row
+      .map((cell, i) => cell.padEnd(widths[i]!))
+      .join('  ')
+      .trimEnd(),
+  );
+}
+
+/** 1234567 → `1,234,567`. */
+export function groups(value: number): string {
+  return String(Math.trunc(value)).replace(/\B(?=(\d{3})+(?!\d))/g, ',');
+}
+
+/** Four significant digits; `–` for nothing. */
+export function short(value: number | null): string {
+  if (value === null || !Number.isFinite(value)) return '–';
+  return String(Number(value.toPrecision(4)));
+}
+
+/** A share as a percentage with two decimals. */
+export function percent(share: number | null): string {
+  return share === null || !Number.isFinite(share) ? '–' : `${(share * 100).toFixed(2)} %`;
+}
+
+/** Seconds → `42 s`, `3:05`, `2:03:05`. */
+export function duration(seconds: number): string {
+  const whole = Math.max(0, Math.round(seconds));
+  if (whole < 60) return `${whole} s`;
+  const two = (value: number) => String(value).padStart(2, '0');
+  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  return h > 0 ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
+}

@@ -1,0 +1,208 @@
+import { DownpourError, ERRORS, type ErrorCode, errorText } from './errors.ts';
+import type {
+  CheckpointSummary,
+  CreateRun,
+  ErrorBody,
+  Health,
+  Metrics,
+  RunDetail,
+  RunSummary,
+  Status,
+  WorkerSummary,
+} from './rest.ts';
+
+/**
+ * The REST interface of a server as functions; for the command line, studies and the dashboard.
+ * Every function throws a DownpourError: the server's own code, DP_SERVER_UNREACHABLE when it gives
+ * no answer in time, DP_INTERNAL when the answer is not one of a Downpour server.
+ */
+export interface RestClient {
+  /** Without a slash at the end. */
+  readonly url: string;
+  health(): Promise<Health>;
+  status(): Promise<Status>;
+  createRun(run: CreateRun): Promise<RunSummary>;
+  /** All runs, as the server orders them. */
+  runs(): Promise<RunSummary[]>;
+  run(id: string): Promise<RunDetail>;
+  stop(id: string): Promise<RunSummary>;
+  resume(id: string): Promise<RunSummary>;
+  metrics(id: string): Promise<Metrics>;
+  workers(id: string): Promise<WorkerSummary[]>;
+  checkpoints(id: string): Promise<CheckpointSummary[]>;
+  /** The checkpoint's safetensors as they come; the time limit counts until the first byte. */
+  checkpointFile(id: string, kind: CheckpointSummary['kind']): Promise<ReadableStream<Uint8Array>>;
+}
+
+export interface RestClientOptions {
+  /** http://host:port, or ws://host:port as workers write it. */
+  readonly server: string;
+  readonly token?: string | undefined;
+  /** For a whole answer. */
+  readonly timeoutMs?: number;
+  readonly signal?: AbortSignal;
+}
+
+/** @throws DownpourError DP_USAGE when `server` is no address. */
+export function createRestClient(options: RestClientOptions): RestClient {
+  const { token, timeoutMs = 10_000, signal } = options;
+  const url = httpAddress(options.server);
+
+  async function send(method: 'GET' | 'POST', path: string, body?: unknown): Promise<Response> {
+    const stopped: AbortSignal[] = [AbortSignal.timeout(timeoutMs)];
+    if (signal) stopped.push(signal);
+    let response: Response;
+    try {
+      response = await fetch(url + path, {
+        method,
+        redirect: 'error',
+        signal: AbortSignal.any(stopped),
+        headers: {
+          ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
+          ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        },
+        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      });
+    } catch (error) {
+      signal?.throwIfAborted();
+      throw unreachable(error);
+    }
+    if (response.ok) return response;
+    throw await failure(response, method, path);
+  }
+
+  function unreachable(error: unknown): DownpourError {
+    const timedOut = error instanceof Error && error.name === 'TimeoutError';
+    const why = timedOut ? `no answer within ${timeoutMs / 1000} s` : reasonOf(error);
+    return new DownpourError(
+      'DP_SERVER_UNREACHABLE',
+      `no server at ${url}: ${why}; start one with \`downpour serve\`, or give its address by --server or DOWNPOUR_SERVER`,
+      { cause: error },
+    );
+  }
+
+  async function json<T>(method: 'GET' | 'POST', path: string, body?: unknown): Promise<T> {
+    const response = await send(method, path, body);
+    let text: string;
+    try {
+      text = await response.text();
+    } catch (error) {
+      signal?.throwIfAborted();
+      throw unreachable(error);
+    }
+    try {
+      return JSON.parse(text) as T;
+    } catch (error) {
+      throw new DownpourError(
+        'DP_INTERNAL',
+        `${method} ${url}${path} answered ${JSON.stringify(text.slice(0, 60))}, which is not JSON; is this a Downpour server?`,
+        { cause: error },
+      );
+    }
+  }
+
+  const of = (id: string, rest = '') => `/runs/${encodeURIComponent(id)}${rest}`;
+  return {
+    url,
+    health: () => json('GET', '/health'),
+    status: () => json('GET', '/status'),
+    createRun: (run) => json('POST', '/runs', run),
+    runs: async () => (await json<{ runs: RunSummary[] }>('GET', '/runs')).runs,
+    run: (id) => json('GET', of(id)),
+    stop: (id) => json('POST', of(id, '/stop')),
+    resume: (id) => json('POST', of(id, '/resume')),
+    metrics: (id) => json('GET', of(id, '/metrics')),
+    workers: async (id) =>
+      (await json<{ workers: WorkerSummary[] }>('GET', of(id, '/workers'))).workers,
+    checkpoints: async (id) =>
+      (await json<{ checkpoints: CheckpointSummary[] }>('GET', of(id, '/checkpoints'))).checkpoints,
+    async checkpointFile(id, kind) {
+      const path = of(id, `/checkpoints/${kind}/file`);
+      // The signal of a fetch also ends its body, and a large file on a slow line takes its time:
+      // so this request has a time limit of its own that ends with the first byte.
+      const started = new AbortController();
+      const timer = setTimeout(
+        () => started.abort(new DOMException('', 'TimeoutError')),
+        timeoutMs,
+      );
+      try {
+        const response = await fetch(url + path, {
+          redirect: 'error',
+          signal: signal ? AbortSignal.any([started.signal, signal]) : started.signal,
+          headers: token === undefined ? {} : { authorization: `Bearer ${token}` },
+        });
+        if (!response.ok) throw await failure(response, 'GET', path);
+        if (!response.body) throw new DownpourError('DP_INTERNAL', `GET ${path} has no body`);
+        return response.body;
+      } catch (error) {
+        if (error instanceof DownpourError) throw error;
+        signal?.throwIfAborted();
+        throw unreachable(error);
+      } finally {
+        clearTimeout(timer);
+      }
+    },
+  };
+}
+
+/** `http:` and no slash at the end, from what a user or a worker writes. */
+export function httpAddress(server: string): string {
+  const text = /^[a-z]+:\/\//i.test(server) ? server : `http://${server}`;
+  let url: URL;
+  try {
+    url = new URL(text);
+  } catch (error) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `'${server}' is no address of a server; write it like http://127.0.0.1:7420`,
+      { cause: error },
+    );
+  }
+  const protocols: Record<string, string> = {
+    'http:': 'http:',
+    'https:': 'https:',
+    'ws:': 'http:',
+    'wss:': 'https:',
+  };
+  const protocol = protocols[url.protocol];
+  if (protocol === undefined) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `'${server}' starts with ${url.protocol}//; a server's address starts with http://, https://, ws:// or wss://`,
+    );
+  }
+  return `${protocol}//${url.host}${url.pathname.replace(/\/+$/, '')}`;
+}
+
+/** The address that workers connect to: `ws:` for `http:`, `wss:` for `https:`. */
+export function webSocketAddress(server: string): string {
+  return httpAddress(server).replace(/^http/, 'ws');
+}
+
+async function failure(response: Response, method: string, path: string): Promise<DownpourError> {
+  const text = await response.text().catch(() => '');
+  try {
+    const body = JSON.parse(text) as Partial<ErrorBody>;
+    if (typeof body.code === 'string' && typeof body.message === 'string') {
+      // A newer server may have codes that this release does not know.
+      const code = body.code in ERRORS ? (body.code as ErrorCode) : 'DP_INTERNAL';
+      return new DownpourError(code, body.message);
+    }
+  } catch {
+    // Not JSON: not one of ours; told below.
+  }
+  return new DownpourError(
+    'DP_INTERNAL',
+    `${method} ${path} answered ${response.status} ${JSON.stringify(text.slice(0, 60))}; is this a Downpour server?`,
+  );
+}
+
+/** What lies under fetch's "fetch failed". */
+function reasonOf(error: unknown): string {
+  const cause = error instanceof Error ? error.cause : undefined;
+  if (cause instanceof Error) {
+    const code = (cause as { code?: unknown }).code;
+    return cause.message || String(code ?? cause.name);
+  }
+  return errorText(error);
+}

@@ -1,0 +1,232 @@
+import { describe, expect, test } from 'vitest';
+import {
+  createProgress,
+  duration,
+  groups,
+  percent,
+  runFacts,
+  runLine,
+  short,
+  table,
+} from '../../cli/progress.ts';
+import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
+
+const RUN: RunSummary = {
+  id: 'mnist-1',
+  experiment: 'mnist-mlp',
+  phase: 'training',
+  reason: '',
+  createdAt: '2026-01-01T00:00:00.000Z',
+  step: 12_345,
+  epoch: 3,
+  examples: 790_080,
+  stepsMax: null,
+  workers: 2,
+  parameters: 25_450,
+  learningRate: 0.05,
+  momentum: null,
+  examplesPerSecond: 8_123.4,
+  secondsLeft: 125,
+  seconds: 97,
+  trainingLoss: 0.123456,
+  validation: {
+    step: 12_000,
+    epoch: 3,
+    seconds: 90,
+    part: 'validation',
+    loss: 0.0987,
+    error: 0.0312,
+    examples: 2000,
+    metrics: {},
+    learningRate: 0.05,
+    trainingLoss: 0.13,
+  },
+  best: null,
+  test: null,
+  earlyStopping: {
+    metric: 'loss',
+    patience: 5,
+    patienceLeft: 4,
+    afterStop: 'restore',
+    stoppedAt: null,
+    target: null,
+    refitSteps: null,
+  },
+  staleness: { p50: 1, p95: 3, max: 7 },
+  gradientNorm: 1.5,
+  pushes: { applied: 12_345, damped: 0, duplicate: 0, rejected: 2 },
+  checkpoint: null,
+  data: null,
+};
+
+const WORKER: WorkerSummary = {
+  worker: 'worker-1',
+  incarnation: '0123456789abcdef',
+  run: 'mnist-1',
+  state: 'training',
+  engine: 'wasm',
+  device: 'cpu',
+  connectedAt: '2026-01-01T00:00:00.000Z',
+  lastSeenSecondsAgo: 0,
+  leases: 2,
+  pushes: { applied: 6000, damped: 0, duplicate: 0, rejected: 2 },
+  stalenessMean: 1.1,
+  computeMsMean: 4.25,
+  examples: 384_000,
+  lastError: null,
+};
+
+const ESCAPE = '\x1b';
+
+/** A terminal that remembers, and understands the two codes that progress uses. */
+function terminal(columns = 200, rows = 10) {
+  const written: string[] = [];
+  return {
+    isTTY: true,
+    columns,
+    rows,
+    written,
+    write: (text: string) => written.push(text),
+    /** What stands on it. */
+    lines(): string[] {
+      let lines: string[] = [];
+      for (const text of written) {
+        const up = new RegExp(`^${ESCAPE}\\[(\\d+)A\\r${ESCAPE}\\[J`).exec(text);
+        if (up) lines = lines.slice(0, lines.length - Number(up[1]));
+        const rest = text.slice(up?.[0].length ?? 0);
+        lines.push(...rest.split('\n').slice(0, -1));
+      }
+      return lines;
+    },
+  };
+}
+
+describe('the live lines of a terminal', () => {
+  test('stand in one place: one for the run, one for each worker', () => {
+    const screen = terminal();
+    let time = 0;
+    const progress = createProgress({ screen, mode: 'lines', now: () => time, color: false });
+    for (const step of [1, 2, 3]) {
+      progress.update({ ...RUN, step }, [WORKER, { ...WORKER, worker: 'worker-2' }]);
+      time += 500;
+    }
+    expect(screen.lines()).toHaveLength(3);
+    expect(screen.lines()[0]).toContain('step 3 ');
+    expect(screen.lines()[2]).toContain('worker-2');
+  });
+
+  test('are drawn at most ten times a second', () => {
+    const screen = terminal();
+    let time = 0;
+    const progress = createProgress({ screen, mode: 'lines', now: () => time, color: false });
+    for (; time < 1000; time += 1) progress.update({ ...RUN, step: time }, []);
+    expect(screen.written.length).toBeLessThanOrEqual(10);
+  });
+
+  test('fit the terminal: cut at its width, no more rows than it has', () => {
+    const screen = terminal(40, 4);
+    const progress = createProgress({ screen, mode: 'lines', now: () => 0, color: false });
+    progress.update(
+      RUN,
+      Array.from({ length: 20 }, () => WORKER),
+    );
+    expect(screen.lines()).toHaveLength(3);
+    for (const line of screen.lines()) expect(line.length).toBeLessThan(40);
+  });
+
+  test('stay below a note, and go at the end', () => {
+    const screen = terminal();
+    let time = 0;
+    const progress = createProgress({ screen, mode: 'lines', now: () => time, color: false });
+    progress.update(RUN, [WORKER]);
+    progress.note('worker-2 crashed');
+    time += 1;
+    progress.update(RUN, [WORKER]);
+    expect(screen.lines()[0]).toBe('worker-2 crashed');
+    expect(screen.lines()).toHaveLength(3);
+    progress.end();
+    expect(screen.lines()).toEqual(['worker-2 crashed']);
+  });
+
+  test('have colours only where they are wanted', () => {
+    for (const color of [true, false]) {
+      const screen = terminal();
+      createProgress({ screen, mode: 'lines', now: () => 0, color }).update(RUN, []);
+      expect(screen.written.join('').includes('\x1b[1m')).toBe(color);
+    }
+  });
+});
+
+describe('without a terminal', () => {
+  test('a line comes every few seconds, and at once for a new phase or evaluation', () => {
+    const written: string[] = [];
+    let time = 0;
+    const screen = { write: (text: string) => written.push(text) };
+    const progress = createProgress({ screen, mode: 'lines', now: () => time });
+    for (; time < 20_000; time += 500) progress.update(RUN, [WORKER]);
+    expect(written.length).toBe(4);
+    progress.update({ ...RUN, phase: 'testing' }, [WORKER]);
+    expect(written.length).toBe(5);
+    expect(written.join('')).not.toContain('\x1b');
+  });
+
+  test('--quiet prints nothing, --json one object a line', () => {
+    for (const mode of ['quiet', 'json'] as const) {
+      const written: string[] = [];
+      const screen = { write: (text: string) => written.push(text) };
+      const progress = createProgress({ screen, mode, now: () => 0 });
+      progress.event('started', { run: 'mnist-1' });
+      progress.update(RUN, [WORKER]);
+      progress.note('hello');
+      progress.end();
+      const events = written.map((line) => JSON.parse(line) as { event: string });
+      expect(events.map(({ event }) => event)).toEqual(
+        mode === 'quiet' ? [] : ['started', 'progress', 'note'],
+      );
+      for (const line of written) expect(line.endsWith('\n')).toBe(true);
+    }
+  });
+});
+
+test('the line of a run has all that one watches', () => {
+  const line = runLine(RUN);
+  for (const part of [
+    'step 12,345',
+    'epoch 3',
+    '8,123 examples/s',
+    'loss 0.1235',
+    'validation 0.0987, error 3.12 %',
+    'patience 4/5',
+    'staleness 1/3',
+    'rate 0.05',
+    'left ≤ 2:05',
+  ]) {
+    expect(line).toContain(part);
+  }
+});
+
+test('what is not known yet is a dash, never NaN or null', () => {
+  const young = { ...RUN, validation: null, trainingLoss: null, secondsLeft: null };
+  for (const text of [runLine(young), ...runFacts(young)]) {
+    expect(text).not.toMatch(/NaN|null|undefined/);
+  }
+  expect(runLine({ ...young, phase: 'waiting', workers: 0 })).toBe('mnist-1  waiting for a worker');
+});
+
+test('numbers are short and exact enough', () => {
+  expect(groups(1_234_567)).toBe('1,234,567');
+  expect(groups(999)).toBe('999');
+  expect(short(0.000123456)).toBe('0.0001235');
+  expect(short(null)).toBe('–');
+  expect(percent(0.01984)).toBe('1.98 %');
+  expect(duration(59.4)).toBe('59 s');
+  expect(duration(185)).toBe('3:05');
+  expect(duration(7385)).toBe('2:03:05');
+});
+
+test('a table has columns as wide as their widest cell', () => {
+  expect(table(['run', 'step'], [['a-long-name', '1']])).toEqual([
+    'run          step',
+    'a-long-name  1',
+  ]);
+});
