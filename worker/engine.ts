@@ -276,7 +276,9 @@ function missingNative(variant: NativeVariant, options: EngineOptions): string |
 
 function nativeEntry(variant: NativeVariant, options: EngineOptions): string {
   const folder = options.folder ?? engineFolder(variant);
-  return createRequire(join(folder, 'package.json')).resolve(bindingPackage(variant));
+  // A CUDA build also computes without a GPU, so `native` may be pointed at one: how an install is proved.
+  const built = readEngine(folder)?.manifest.variant ?? variant;
+  return createRequire(join(folder, 'package.json')).resolve(bindingPackage(built));
 }
 
 /** PyPI's and Google's builds of TensorFlow end the process with an illegal instruction without AVX. */
