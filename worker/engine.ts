@@ -8,7 +8,7 @@ import * as tf from '@tensorflow/tfjs-core';
 import * as layers from '@tensorflow/tfjs-layers';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { bindingPackage, engineFolder, type NativeVariant, readEngine } from './engine-folder.ts';
-import { surveyNvidia, whyNoGpuDevice, whyNoNvidia } from './engine-nvidia.ts';
+import { type NvidiaSurvey, surveyNvidia, whyNoGpuDevice, whyNoNvidia } from './engine-nvidia.ts';
 import { repairCpuKernels } from './kernels-cpu.ts';
 import { registerWasmKernels } from './kernels-wasm.ts';
 
@@ -64,25 +64,24 @@ interface Candidate {
 
 const CANDIDATES: Readonly<Record<EngineName, Candidate>> = {
   'tfjs-node-gpu': {
-    missing: async () =>
-      missingPackage('@tensorflow/tfjs-node-gpu', '') ?? whyNoNvidia(await surveyNvidia()),
+    missing: async () => whyNoNvidia(await nvidia()) ?? missingPackage('@tensorflow/tfjs-node-gpu'),
     load: (options) => loadBinding('gpu', findPackage('@tensorflow/tfjs-node-gpu')!, options),
   },
   'native-gpu': {
-    missing: async (options) => missingNative('gpu', options) ?? whyNoNvidia(await surveyNvidia()),
+    missing: async (options) => whyNoNvidia(await nvidia()) ?? missingNative('gpu', options),
     load: (options) => loadBinding('gpu', nativeEntry('gpu', options), options),
   },
   webgpu: {
     missing: async () =>
-      missingPackage('webgpu', '') ?? missingPackage('@tensorflow/tfjs-backend-webgpu', ''),
+      missingPackage('webgpu') ?? missingPackage('@tensorflow/tfjs-backend-webgpu'),
     load: loadWebgpu,
   },
   'tfjs-node': {
-    missing: async () => missingPackage('@tensorflow/tfjs-node', '') ?? whyNoTensorflow(),
+    missing: async () => whyNoTensorflow() ?? missingPackage('@tensorflow/tfjs-node'),
     load: (options) => loadBinding('cpu', findPackage('@tensorflow/tfjs-node')!, options),
   },
   native: {
-    missing: async (options) => missingNative('cpu', options) ?? whyNoTensorflow(),
+    missing: async (options) => whyNoTensorflow() ?? missingNative('cpu', options),
     load: (options) => loadBinding('cpu', nativeEntry('cpu', options), options),
   },
   wasm: { missing: async () => null, load: loadWasm },
@@ -147,9 +146,7 @@ export async function surveyEngines(options: EngineOptions = {}): Promise<readon
   for (const name of ENGINES) {
     const why = await CANDIDATES[name].missing(options);
     rows.push(
-      why === null
-        ? await probe(name, options)
-        : { name, available: false, why: `${why}${hint(name)}`, versions: {} },
+      why === null ? await probe(name, options) : { name, available: false, why, versions: {} },
     );
   }
   return rows;
@@ -162,7 +159,7 @@ export async function probe(name: EngineName, options: EngineOptions = {}): Prom
   if (at >= 0) {
     const row = JSON.parse(stdout.slice(at + PROBE_MARK.length)) as EngineSurvey;
     if (row.available || !(name === 'tfjs-node-gpu' || name === 'native-gpu')) return row;
-    return { ...row, why: whyNoGpuDevice(name, await surveyNvidia(), stderr) };
+    return { ...row, why: whyNoGpuDevice(name, await nvidia(), stderr) };
   }
   const last = stderr.trim().split('\n').at(-1) ?? '';
   const end = signal === null ? `exit ${code}` : `signal ${signal}`;
@@ -236,8 +233,7 @@ async function loadBinding(
     throw new Error('TensorFlow runs, but without a GPU; downpour doctor says why');
   }
   if (options.threads !== undefined) notes.push(`${options.threads} threads an operation`);
-  const device =
-    variant === 'gpu' ? ((await surveyNvidia()).gpus[0]?.name ?? 'NVIDIA GPU') : processor();
+  const device = variant === 'gpu' ? ((await nvidia()).gpus[0]?.name ?? 'NVIDIA GPU') : processor();
   return { backend: 'tensorflow', device, versions, notes };
 }
 
@@ -271,7 +267,8 @@ function restoreNodeUtil(): void {
 function missingNative(variant: NativeVariant, options: EngineOptions): string | null {
   const folder = options.folder ?? engineFolder(variant);
   if (readEngine(folder) !== null) return null;
-  return `not installed (looked in ${folder})`;
+  const command = `downpour engine install${variant === 'gpu' ? ' --gpu' : ''}`;
+  return `not installed in ${folder}; helps: ${command}`;
 }
 
 function nativeEntry(variant: NativeVariant, options: EngineOptions): string {
@@ -292,6 +289,13 @@ function whyNoTensorflow(): string | null {
   return 'this processor has no AVX, which TensorFlow is built for';
 }
 
+let nvidiaSurvey: Promise<NvidiaSurvey> | undefined;
+/** Once a process: `nvidia-smi` takes up to a second. */
+function nvidia(): Promise<NvidiaSurvey> {
+  nvidiaSurvey ??= surveyNvidia();
+  return nvidiaSurvey;
+}
+
 // ---------------------------------------------------------------- the engines that npm ci brings
 
 async function loadWasm(): Promise<Loaded> {
@@ -303,10 +307,7 @@ async function loadWasm(): Promise<Loaded> {
     backend: 'wasm',
     device: processor(),
     versions: ourVersions(),
-    notes: [
-      simd ? 'SIMD, one thread' : 'no SIMD in this Node: slow',
-      'faster: downpour engine install',
-    ],
+    notes: [simd ? 'SIMD, one thread' : 'no SIMD in this Node: slow'],
   };
 }
 
@@ -320,7 +321,7 @@ async function loadCpu(): Promise<Loaded> {
     backend: 'cpu',
     device: processor(),
     versions: ourVersions(),
-    notes: ['plain JavaScript: for tests and tiny models; downpour engine install'],
+    notes: ['plain JavaScript: for tests and tiny models'],
   };
 }
 
@@ -379,7 +380,10 @@ async function loadWebgpu(): Promise<Loaded> {
     backend: 'webgpu',
     device,
     versions: { 'tfjs-backend-webgpu': packageVersion(entry), ...ourVersions() },
-    notes: software ? ['software adapter, allowed by DOWNPOUR_ALLOW_SOFTWARE_GPU'] : [],
+    notes: [
+      ...(software ? ['software adapter, allowed by DOWNPOUR_ALLOW_SOFTWARE_GPU'] : []),
+      "tfjs's average-pool gradient is wrong here where windows are partly padding",
+    ],
   };
 }
 
@@ -404,8 +408,9 @@ function findPackage(name: string): string | null {
   return null;
 }
 
-function missingPackage(name: string, why: string): string | null {
-  return findPackage(name) === null ? `the package ${name} is not installed${why}` : null;
+function missingPackage(name: string): string | null {
+  if (findPackage(name) !== null) return null;
+  return `the package ${name} is not installed; helps: npm install --no-save ${name}`;
 }
 
 function packageVersion(entry: string): string {
@@ -431,24 +436,10 @@ function processor(): string {
   return `${all[0]?.model.trim() ?? 'CPU'}, ${all.length} cores`;
 }
 
-const HELP: Readonly<Record<EngineName, string>> = {
-  'tfjs-node-gpu': 'npm install --no-save @tensorflow/tfjs-node-gpu',
-  'native-gpu': 'downpour engine install --gpu',
-  webgpu: 'npm install --no-save webgpu @tensorflow/tfjs-backend-webgpu',
-  'tfjs-node': 'npm install --no-save @tensorflow/tfjs-node',
-  native: 'downpour engine install',
-  wasm: 'npm ci',
-  cpu: 'npm ci',
-};
-
-function hint(name: EngineName): string {
-  return `; helps: ${HELP[name]}`;
-}
-
 function unavailable(name: EngineName, why: string, cause?: unknown): DownpourError {
   return new DownpourError(
     'DP_ENGINE_UNAVAILABLE',
-    `engine '${name}' can't be opened: ${why}${hint(name)}, or --engine auto`,
+    `engine '${name}' can't be opened: ${why}. Or let Downpour choose: engine 'auto'`,
     cause === undefined ? {} : { cause },
   );
 }
@@ -471,7 +462,9 @@ function runChild(name: EngineName, options: EngineOptions): Promise<ChildEnd> {
     } catch (error) {
       tell({ name: ${JSON.stringify(name)}, available: false, why: error.message, versions: {} });
     }`;
-  const loader = own.endsWith('.ts') ? ['--import', createRequire(own).resolve('tsx')] : [];
+  const loader = new URL(own).pathname.endsWith('.ts')
+    ? ['--import', createRequire(own).resolve('tsx')]
+    : [];
   const child = spawn(
     process.execPath,
     [...loader, '--input-type=module', '--eval', script],
