@@ -1,0 +1,216 @@
+import type { Lease, Part } from '../../shared/protocol.ts';
+
+/**
+ * Minibatches leased to workers. The examples of a part are put in a seeded random order anew each
+ * epoch, and a lease is a range of that order; workers compute the order themselves, so only the
+ * range travels. A lease that is not pushed in time, or whose worker goes, is given to another; so
+ * every example is used exactly once an epoch, whatever joins or leaves (invariant 8).
+ *
+ * There is no barrier between epochs: the next one begins while the last minibatches of this one
+ * are still out.
+ */
+
+export interface LeasesOptions {
+  readonly part: Part;
+  /** Examples in the part. */
+  readonly exampleCount: number;
+  readonly minibatchSize: number;
+  /** The first epoch, so that a refit draws other orders than training did. */
+  readonly epochStart: number;
+  /** Epochs to lease, null: no end. */
+  readonly epochs: number | null;
+  /** How long a lease lasts, ms. */
+  readonly leaseMs: number;
+  /** First id, above all that were ever given. */
+  readonly idStart: number;
+}
+
+interface Held {
+  readonly lease: Lease;
+  readonly worker: string;
+  deadline: number;
+}
+
+export interface LeasesState {
+  readonly options: LeasesOptions;
+  readonly epoch: number;
+  readonly position: number;
+  readonly nextId: number;
+  readonly completed: number;
+  /** Not given to anybody now, first to go out. With whoever had it before. */
+  readonly returned: readonly { readonly lease: Lease; readonly worker: string }[];
+}
+
+export class Leases {
+  readonly options: LeasesOptions;
+  #epoch: number;
+  #position = 0;
+  #nextId: number;
+  #completed = 0;
+  /** In the order they are given out again: by id, so oldest first. */
+  #returned: { lease: Lease; worker: string }[] = [];
+  readonly #held = new Map<number, Held>();
+
+  constructor(options: LeasesOptions) {
+    this.options = options;
+    this.#epoch = options.epochStart;
+    this.#nextId = options.idStart;
+  }
+
+  /** The epoch that new leases come from. */
+  get epoch(): number {
+    return this.#epoch;
+  }
+
+  /** Minibatches pushed and applied. */
+  get completed(): number {
+    return this.#completed;
+  }
+
+  get nextId(): number {
+    return this.#nextId;
+  }
+
+  get heldCount(): number {
+    return this.#held.size;
+  }
+
+  /** Minibatches of one epoch. */
+  get perEpoch(): number {
+    return Math.ceil(this.options.exampleCount / this.options.minibatchSize);
+  }
+
+  /** Nothing is left to give and nothing is out. */
+  get exhausted(): boolean {
+    return this.#ended && this.#returned.length === 0 && this.#held.size === 0;
+  }
+
+  get #ended(): boolean {
+    const { epochs, epochStart } = this.options;
+    return epochs !== null && this.#epoch >= epochStart + epochs;
+  }
+
+  /** What a worker holds now, oldest first. */
+  heldBy(worker: string): Lease[] {
+    const leases: Lease[] = [];
+    for (const held of this.#held.values()) if (held.worker === worker) leases.push(held.lease);
+    return leases;
+  }
+
+  /** Gives leases to a worker until it holds `count`, as far as there are any. */
+  grant(worker: string, count: number, now: number): Lease[] {
+    const leases = this.heldBy(worker);
+    while (leases.length < count) {
+      const lease = this.#returned.shift()?.lease ?? this.#draw();
+      if (!lease) break;
+      this.#held.set(lease.id, { lease, worker, deadline: now + this.options.leaseMs });
+      leases.push(lease);
+    }
+    return leases;
+  }
+
+  #draw(): Lease | null {
+    if (this.#ended) return null;
+    const { exampleCount, minibatchSize, part } = this.options;
+    const start = this.#position;
+    const count = Math.min(minibatchSize, exampleCount - start);
+    const lease = { id: this.#nextId++, epoch: this.#epoch, start, count, part };
+    this.#position += count;
+    if (this.#position >= exampleCount) {
+      this.#position = 0;
+      this.#epoch++;
+    }
+    return lease;
+  }
+
+  /**
+   * The lease, when this worker may still push it: it holds it, or had it last and nobody has been
+   * given it since. Null: lost.
+   */
+  find(id: number, worker: string): Lease | null {
+    const held = this.#held.get(id);
+    if (held) return held.worker === worker ? held.lease : null;
+    const returned = this.#returned.find((r) => r.lease.id === id);
+    return returned?.worker === worker ? returned.lease : null;
+  }
+
+  /** The minibatch of this lease has been applied. Call only after `find` found it. */
+  complete(id: number): void {
+    if (!this.#held.delete(id)) {
+      this.#returned = this.#returned.filter((r) => r.lease.id !== id);
+    }
+    this.#completed++;
+  }
+
+  /** A push of this lease was refused but may be tried again: its time begins anew. */
+  retry(id: number, now: number): void {
+    const held = this.#held.get(id);
+    if (held) held.deadline = now + this.options.leaseMs;
+  }
+
+  /** Takes back all that a worker holds. @returns how many. */
+  release(worker: string): number {
+    return this.#takeBack((held) => held.worker === worker);
+  }
+
+  /** Takes back what is out of time. @returns how many. */
+  expire(now: number): number {
+    return this.#takeBack((held) => held.deadline <= now);
+  }
+
+  /** Brings the deadlines of a worker forward: it is away, and has until then to come back. */
+  hasten(worker: string, deadline: number): void {
+    for (const held of this.#held.values()) {
+      if (held.worker === worker) held.deadline = Math.min(held.deadline, deadline);
+    }
+  }
+
+  /** The worker is back: its leases last their full time again. */
+  extend(worker: string, now: number): void {
+    for (const held of this.#held.values()) {
+      if (held.worker === worker) held.deadline = now + this.options.leaseMs;
+    }
+  }
+
+  #takeBack(lost: (held: Held) => boolean): number {
+    let count = 0;
+    for (const [id, held] of this.#held) {
+      if (!lost(held)) continue;
+      this.#held.delete(id);
+      this.#returned.push({ lease: held.lease, worker: held.worker });
+      count++;
+    }
+    if (count > 0) this.#returned.sort((a, b) => a.lease.id - b.lease.id);
+    return count;
+  }
+
+  /** What a checkpoint keeps: everything that is out counts as returned. */
+  state(): LeasesState {
+    const out = [...this.#held.values()].map(({ lease, worker }) => ({ lease, worker }));
+    return {
+      options: this.options,
+      epoch: this.#epoch,
+      position: this.#position,
+      nextId: this.#nextId,
+      completed: this.#completed,
+      returned: [...this.#returned, ...out].sort((a, b) => a.lease.id - b.lease.id),
+    };
+  }
+
+  /**
+   * Continues from a checkpoint. Ids go on well above all that may have been given after it, so
+   * that a lease of the lost time is never taken for a new one.
+   */
+  static restore(state: LeasesState): Leases {
+    const leases = new Leases(state.options);
+    leases.#epoch = state.epoch;
+    leases.#position = state.position;
+    leases.#nextId = state.nextId + LOST_IDS;
+    leases.#completed = state.completed;
+    leases.#returned = [...state.returned];
+    return leases;
+  }
+}
+
+/** More leases than are ever given between two checkpoints. */
+const LOST_IDS = 2 ** 24;

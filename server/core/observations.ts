@@ -1,0 +1,152 @@
+import type { Evaluation, Metrics } from '../../shared/rest.ts';
+
+/**
+ * What is remembered of a run's course: smoothed values for now, thinned curves for later. Memory
+ * stays bounded however long the run: at 2,000 points every second one is dropped and the distance
+ * between kept points doubles.
+ */
+
+const POINTS_MAX = 2000;
+const EVALUATIONS_MAX = 10_000;
+const WINDOW = 1000;
+const HISTOGRAM_BINS = 129;
+/** Weight of the past in the smoothed loss: about the last 50 pushes count. */
+const SMOOTHING = 0.98;
+
+export interface Applied {
+  readonly step: number;
+  readonly seconds: number;
+  readonly loss: number;
+  readonly learningRate: number;
+  readonly gradientNorm: number;
+  readonly staleness: number;
+  readonly examples: number;
+}
+
+export interface ObservationsState {
+  readonly smoothed: { readonly sum: number; readonly weight: number };
+  readonly stride: number;
+  readonly points: readonly Applied[];
+  readonly evaluations: readonly Evaluation[];
+  readonly histogram: readonly number[];
+  readonly examples: number;
+}
+
+export class Observations {
+  #smoothed = { sum: 0, weight: 0 };
+  #stride = 1;
+  #points: Applied[] = [];
+  #evaluations: Evaluation[] = [];
+  #histogram = new Array<number>(HISTOGRAM_BINS).fill(0);
+  #examples = 0;
+  #gradientNorm: number | null = null;
+  /** The staleness of the last pushes, a ring. */
+  readonly #window = new Float64Array(WINDOW);
+  #windowCount = 0;
+  /** (seconds, examples) of the last pushes, for the present speed. */
+  #recent: { seconds: number; examples: number; step: number }[] = [];
+
+  constructor(state?: ObservationsState) {
+    if (!state) return;
+    this.#smoothed = { ...state.smoothed };
+    this.#stride = state.stride;
+    this.#points = [...state.points];
+    this.#evaluations = [...state.evaluations];
+    this.#histogram = [...state.histogram];
+    this.#examples = state.examples;
+  }
+
+  get examples(): number {
+    return this.#examples;
+  }
+
+  get evaluations(): readonly Evaluation[] {
+    return this.#evaluations;
+  }
+
+  get gradientNorm(): number | null {
+    return this.#gradientNorm;
+  }
+
+  /** Exponentially smoothed over pushes, bias corrected; null before the first. */
+  get trainingLoss(): number | null {
+    return this.#smoothed.weight === 0 ? null : this.#smoothed.sum / this.#smoothed.weight;
+  }
+
+  applied(push: Applied): void {
+    this.#smoothed.sum = SMOOTHING * this.#smoothed.sum + (1 - SMOOTHING) * push.loss;
+    this.#smoothed.weight = SMOOTHING * this.#smoothed.weight + (1 - SMOOTHING);
+    this.#examples += push.examples;
+    this.#gradientNorm = push.gradientNorm;
+    this.#window[this.#windowCount++ % WINDOW] = push.staleness;
+    this.#histogram[Math.min(push.staleness, HISTOGRAM_BINS - 1)]!++;
+    this.#recent.push({ seconds: push.seconds, examples: this.#examples, step: push.step });
+    if (this.#recent.length > 2 * WINDOW) this.#recent = this.#recent.slice(-WINDOW);
+    if (push.step % this.#stride !== 0) return;
+    this.#points.push({ ...push, loss: this.trainingLoss ?? push.loss });
+    if (this.#points.length > POINTS_MAX) {
+      this.#stride *= 2;
+      this.#points = this.#points.filter((point) => point.step % this.#stride === 0);
+    }
+  }
+
+  evaluated(evaluation: Evaluation): void {
+    this.#evaluations.push(evaluation);
+    if (this.#evaluations.length > EVALUATIONS_MAX) this.#evaluations.splice(1, 1);
+  }
+
+  /** A new phase with fresh parameters: the smoothed loss begins anew. */
+  restartSmoothing(): void {
+    this.#smoothed = { sum: 0, weight: 0 };
+  }
+
+  /** Over the last 1,000 applied pushes. */
+  staleness(): { p50: number; p95: number; max: number } {
+    const count = Math.min(this.#windowCount, WINDOW);
+    if (count === 0) return { p50: 0, p95: 0, max: 0 };
+    const sorted = this.#window.slice(0, count).sort();
+    const at = (share: number) => sorted[Math.min(count - 1, Math.floor(share * count))]!;
+    return { p50: at(0.5), p95: at(0.95), max: sorted[count - 1]! };
+  }
+
+  /** Over the last 10 seconds of training up to `seconds`. */
+  speed(seconds: number): { examplesPerSecond: number; stepsPerSecond: number } {
+    const from = seconds - 10;
+    const first = this.#recent.find((point) => point.seconds >= from);
+    const last = this.#recent.at(-1);
+    if (!first || !last || last.step === first.step)
+      return { examplesPerSecond: 0, stepsPerSecond: 0 };
+    const span = Math.max(seconds - first.seconds, 1e-3);
+    return {
+      examplesPerSecond: (last.examples - first.examples) / span,
+      stepsPerSecond: (last.step - first.step) / span,
+    };
+  }
+
+  metrics(): Metrics {
+    const points = this.#points;
+    return {
+      training: {
+        step: points.map((p) => p.step),
+        seconds: points.map((p) => p.seconds),
+        loss: points.map((p) => p.loss),
+        learningRate: points.map((p) => p.learningRate),
+        gradientNorm: points.map((p) => p.gradientNorm),
+        staleness: points.map((p) => p.staleness),
+      },
+      evaluations: [...this.#evaluations],
+      stalenessHistogram: [...this.#histogram],
+    };
+  }
+
+  state(): ObservationsState {
+    return {
+      smoothed: { ...this.#smoothed },
+      stride: this.#stride,
+      points: [...this.#points],
+      evaluations: [...this.#evaluations],
+      histogram: [...this.#histogram],
+      examples: this.#examples,
+    };
+  }
+}

@@ -1,0 +1,1237 @@
+import { LIMITS, type RunConfig } from '../../shared/config.ts';
+import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
+import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../../shared/layout.ts';
+import type {
+  Acknowledgement,
+  DataSummary,
+  Evaluated,
+  Join,
+  Lease,
+  Part,
+  Phase,
+  Push,
+} from '../../shared/protocol.ts';
+import type { Evaluation, Metrics, RunDetail, RunSummary } from '../../shared/rest.ts';
+import { type Average, createAverage } from './averaging.ts';
+import { admit } from './consistency.ts';
+import { EarlyStopping, type EarlyStoppingState } from './early-stopping.ts';
+import { Leases, type LeasesState } from './leases.ts';
+import { Observations, type ObservationsState } from './observations.ts';
+import {
+  clipByNorm,
+  clipByValue,
+  createOptimizer,
+  decayRanges,
+  normAndFinite,
+  type Optimizer,
+} from './optimizer.ts';
+import { createSchedule, momentumAt, type Schedule, type ScheduleState } from './schedule.ts';
+
+/**
+ * One training: its parameters, its clock, and every decision about them. Does no I/O, reads no
+ * clock (`now` is an argument, in monotonic ms) and never waits: a push is checked and applied in
+ * one synchronous stretch, so nothing can slip in between.
+ *
+ * What the surroundings must do about it comes out as events (`takeEvents`).
+ */
+
+export interface RunOptions {
+  readonly id: string;
+  readonly experiment: string;
+  readonly experimentHash: string;
+  readonly config: RunConfig;
+  readonly createdAt: string;
+}
+
+export type RunEvent =
+  | { readonly kind: 'phase'; readonly from: Phase; readonly to: Phase }
+  /** A better validation value: `best` has changed. */
+  | { readonly kind: 'best' }
+  | { readonly kind: 'evaluated'; readonly evaluation: Evaluation }
+  /** Workers that had nothing to do may have something now. */
+  | { readonly kind: 'wake' };
+
+/** What a worker is to do next. */
+export type Assignment =
+  | { readonly kind: 'initialise'; readonly grant: number; readonly seed: number }
+  | {
+      readonly kind: 'work';
+      readonly leases: Lease[];
+      readonly evaluation: { readonly id: number; readonly part: Part } | null;
+      /** To be sent as it is, never written to: trainable and statistics, or all of the vector. */
+      readonly payload: Float32Array;
+      readonly step: number;
+    }
+  /** Nothing now: a `wake` comes. */
+  | { readonly kind: 'wait' }
+  | { readonly kind: 'end' };
+
+interface WorkerRecord {
+  lastSequence: number;
+  attached: boolean;
+  /** The generation of the whole vector that it was sent, -1: none. */
+  generation: number;
+  pushes: Tally;
+  stalenessSum: number;
+  computeMsSum: number;
+  examples: number;
+}
+type Tally = { applied: number; damped: number; duplicate: number; rejected: number };
+
+interface PendingEvaluation {
+  readonly id: number;
+  readonly purpose: 'validation' | 'target' | 'test';
+  readonly part: Part;
+  readonly step: number;
+  readonly phaseStep: number;
+  readonly epoch: number;
+  /** Shape [exchangedSize]: frozen in time. */
+  readonly values: Float32Array;
+  worker: string | null;
+  deadline: number | null;
+}
+
+interface Best {
+  readonly evaluation: Evaluation;
+  /** i* of Algorithm 7.1, in updates since the phase began. */
+  readonly phaseStep: number;
+  /** Shape [exchangedSize]. */
+  readonly values: Float32Array;
+  readonly schedule: ScheduleState;
+}
+
+interface Model {
+  readonly layout: Layout;
+  /** Shape [layout.size]: trainable, statistics, frozen. */
+  readonly parameters: Float32Array;
+  /** Views of `parameters`. */
+  readonly trainable: Float32Array;
+  readonly statistics: Float32Array;
+  readonly optimizer: Optimizer;
+  readonly average: Average | null;
+  /** The momentum of each statistics tensor, with its place in `statistics`. */
+  readonly statisticsRanges: readonly { start: number; end: number; momentum: number }[];
+}
+
+/** The JSON half of a checkpoint; the other half are `tensors()`. */
+export interface RunState {
+  readonly version: 1;
+  readonly options: RunOptions;
+  readonly phase: Phase;
+  readonly resumePhase: Phase;
+  readonly reason: string;
+  readonly tensors: readonly TensorSpec[] | null;
+  readonly data: DataSummary | null;
+  readonly step: number;
+  readonly phaseStart: number;
+  readonly scheduleOffset: number;
+  readonly generation: number;
+  readonly initialisations: number;
+  readonly statisticsMerges: number;
+  readonly evaluationDue: boolean;
+  readonly nextEvaluation: number;
+  readonly evaluationsGiven: number;
+  readonly ending: string | null;
+  readonly seconds: number;
+  readonly nonFiniteInRow: number;
+  readonly stoppedAt: number | null;
+  readonly target: number | null;
+  readonly lastEvaluatedStep: number;
+  readonly pushes: Tally;
+  readonly schedule: ScheduleState;
+  readonly average: unknown;
+  readonly leases: LeasesState | null;
+  readonly earlyStopping: EarlyStoppingState;
+  readonly observations: ObservationsState;
+  readonly best: Omit<Best, 'values'> | null;
+  readonly test: Evaluation | null;
+  readonly workers: readonly (readonly [string, number])[];
+}
+
+export type NamedTensor = {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly values: Float32Array;
+};
+
+const emptyTally = (): Tally => ({ applied: 0, damped: 0, duplicate: 0, rejected: 0 });
+const GRACE_MS = 5_000;
+
+export class Run {
+  readonly options: RunOptions;
+  #phase: Phase = 'waiting';
+  #resumePhase: Phase = 'waiting';
+  #reason = 'waiting for a worker to create the parameters';
+  #model: Model | null = null;
+  #data: DataSummary | null = null;
+  #step = 0;
+  /** The step at which the present phase began: its own updates count from there. */
+  #phaseStart = 0;
+  /** Added to the phase's updates for the schedule: `continue` goes on where the best was. */
+  #scheduleOffset = 0;
+  #generation = 1;
+  /** How often fresh parameters were made: training, and `retrain`. */
+  #initialisations = 0;
+  #statisticsMerges = 0;
+  #schedule: Schedule;
+  #leases: Leases | null = null;
+  #earlyStopping: EarlyStopping;
+  #observations = new Observations();
+  #evaluation: PendingEvaluation | null = null;
+  #evaluationDue = false;
+  /** In updates of the phase. */
+  #nextEvaluation = 0;
+  #evaluationsGiven = 0;
+  #lastEvaluatedStep = -1;
+  /** Set: no more minibatches in this phase, and why. */
+  #ending: string | null = null;
+  #best: Best | null = null;
+  #test: Evaluation | null = null;
+  #stoppedAt: number | null = null;
+  #target: number | null = null;
+  #nonFiniteInRow = 0;
+  #pushes = emptyTally();
+  #grant: { id: number; worker: string | null } | null = null;
+  #grantsGiven = 0;
+  #snapshot: { step: number; generation: number; values: Float32Array } | null = null;
+  /** Training time before this process took the run over. */
+  #secondsBefore = 0;
+  #startedMs: number | null = null;
+  readonly #workers = new Map<string, WorkerRecord>();
+  #events: RunEvent[] = [];
+
+  constructor(options: RunOptions) {
+    this.options = options;
+    this.#schedule = createSchedule(options.config.schedule, options.config);
+    this.#earlyStopping = new EarlyStopping(options.config.earlyStopping);
+  }
+
+  get id(): string {
+    return this.options.id;
+  }
+
+  get config(): RunConfig {
+    return this.options.config;
+  }
+
+  get phase(): Phase {
+    return this.#phase;
+  }
+
+  get reason(): string {
+    return this.#reason;
+  }
+
+  get step(): number {
+    return this.#step;
+  }
+
+  get generation(): number {
+    return this.#generation;
+  }
+
+  get layout(): Layout | null {
+    return this.#model?.layout ?? null;
+  }
+
+  /** It has parameters. */
+  get hasParameters(): boolean {
+    return this.#initialisations > 0;
+  }
+
+  /** Nothing more will happen unless somebody resumes it. */
+  get over(): boolean {
+    return this.#phase === 'finished' || this.#phase === 'stopped' || this.#phase === 'failed';
+  }
+
+  /** The best evaluation so far. */
+  get best(): Evaluation | null {
+    return this.#best?.evaluation ?? null;
+  }
+
+  get earlyStoppingState(): EarlyStoppingState & {
+    stoppedAt: number | null;
+    target: number | null;
+  } {
+    return { ...this.#earlyStopping.state, stoppedAt: this.#stoppedAt, target: this.#target };
+  }
+
+  /** What happened since the last call. */
+  takeEvents(): RunEvent[] {
+    const events = this.#events;
+    this.#events = [];
+    return events;
+  }
+
+  // Workers come and go.
+
+  /**
+   * A worker takes part. The first one's model and data bind all others.
+   * @param worker name and incarnation.
+   * @throws DownpourError DP_EXPERIMENT_MISMATCH, DP_LAYOUT_MISMATCH, DP_LAYOUT_INVALID or
+   *   DP_DATA_MISMATCH.
+   */
+  join(worker: string, join: Pick<Join, 'experimentHash' | 'tensors' | 'data'>, now: number): void {
+    const { experimentHash, experiment } = this.options;
+    if (join.experimentHash !== experimentHash) {
+      throw new DownpourError(
+        'DP_EXPERIMENT_MISMATCH',
+        `experiment '${experiment}' of this worker has hash ${join.experimentHash.slice(0, 12)}, the run's has ${experimentHash.slice(0, 12)}: copy the same files to all workers`,
+      );
+    }
+    const layout = createLayout(join.tensors);
+    if (this.#model && layout.hash !== this.#model.layout.hash) {
+      throw new DownpourError('DP_LAYOUT_MISMATCH', layoutDifference(this.#model.layout, layout));
+    }
+    if (this.#data && !sameData(this.#data, join.data)) {
+      throw new DownpourError(
+        'DP_DATA_MISMATCH',
+        `this worker's data differ from the run's: ${describeData(join.data)}; the run has ${describeData(this.#data)}`,
+      );
+    }
+    this.#data ??= join.data;
+    this.#model ??= this.#createModel(layout);
+    const record = this.#record(worker);
+    record.attached = true;
+    record.generation = -1;
+    this.#leases?.extend(worker, now);
+    if (this.#evaluation?.worker === worker) this.#evaluation.deadline = null;
+  }
+
+  /** Its connection is lost; it has a few seconds to come back before its work is given away. */
+  detach(worker: string, now: number): void {
+    const record = this.#workers.get(worker);
+    if (record) record.attached = false;
+    this.#leases?.hasten(worker, now + GRACE_MS);
+    if (this.#evaluation?.worker === worker) this.#evaluation.deadline = now + GRACE_MS;
+    if (this.#grant?.worker === worker) {
+      this.#grant.worker = null;
+      this.#events.push({ kind: 'wake' });
+    }
+  }
+
+  /** It goes for good: its work is given away at once. */
+  leave(worker: string): void {
+    const record = this.#workers.get(worker);
+    if (record) record.attached = false;
+    if (this.#leases?.release(worker)) this.#events.push({ kind: 'wake' });
+    if (this.#evaluation?.worker === worker) {
+      this.#evaluation.worker = null;
+      this.#events.push({ kind: 'wake' });
+    }
+    if (this.#grant?.worker === worker) {
+      this.#grant.worker = null;
+      this.#events.push({ kind: 'wake' });
+    }
+  }
+
+  /** Takes back work that is out of time. Call about once a second. */
+  tick(now: number): void {
+    let freed = this.#leases?.expire(now) ?? 0;
+    const evaluation = this.#evaluation;
+    if (evaluation?.deadline != null && evaluation.deadline <= now) {
+      evaluation.worker = null;
+      evaluation.deadline = null;
+      freed++;
+    }
+    if (freed > 0) this.#events.push({ kind: 'wake' });
+  }
+
+  /**
+   * What the worker is to do next.
+   * @param ahead minibatches it may hold at once.
+   */
+  assign(worker: string, ahead: number, now: number): Assignment {
+    const model = this.#model;
+    const record = this.#record(worker);
+    if (this.over) return { kind: 'end' };
+    if (this.#grant) {
+      if (this.#grant.worker === null || this.#grant.worker === worker) {
+        this.#grant.worker = worker;
+        const seed = this.config.seed + this.#initialisations;
+        return { kind: 'initialise', grant: this.#grant.id, seed };
+      }
+      return { kind: 'wait' };
+    }
+    if (!model) return { kind: 'wait' };
+    const evaluation = this.#evaluation;
+    if (evaluation && (evaluation.worker === null || evaluation.worker === worker)) {
+      evaluation.worker = worker;
+      evaluation.deadline = null;
+      return {
+        kind: 'work',
+        leases: this.#leases?.heldBy(worker) ?? [],
+        evaluation: { id: evaluation.id, part: evaluation.part },
+        payload: this.#wholeFor(record, evaluation.values),
+        step: evaluation.step,
+      };
+    }
+    const training = this.#phase === 'training' || this.#phase === 'refitting';
+    if (!training || this.#ending !== null || !this.#leases) return { kind: 'wait' };
+    const leases = this.#leases.grant(worker, Math.min(ahead, LIMITS.leasesPerWorkerMax), now);
+    if (leases.length === 0) return { kind: 'wait' };
+    return {
+      kind: 'work',
+      leases,
+      evaluation: null,
+      payload: this.#wholeFor(record, this.snapshot()),
+      step: this.#step,
+    };
+  }
+
+  /** Trainable and statistics at this step: copied once a step, shared by all who ask. */
+  snapshot(): Float32Array {
+    const model = this.#mustModel();
+    const current = this.#snapshot;
+    if (current?.step === this.#step && current.generation === this.#generation) {
+      return current.values;
+    }
+    const values = model.parameters.slice(0, model.layout.exchangedSize);
+    this.#snapshot = { step: this.#step, generation: this.#generation, values };
+    return values;
+  }
+
+  /** Frozen tensors travel once, with the first parameters that a worker gets. */
+  #wholeFor(record: WorkerRecord, exchanged: Float32Array): Float32Array {
+    const model = this.#mustModel();
+    const first = record.generation !== this.#generation;
+    record.generation = this.#generation;
+    if (!first || model.layout.frozenSize === 0) return exchanged;
+    const whole = model.parameters.slice();
+    whole.set(exchanged);
+    return whole;
+  }
+
+  /**
+   * The answer to an `initialise`: the whole vector, shape [layout.size]. A late answer to a grant
+   * that another worker has met is ignored.
+   * @throws DownpourError DP_TENSOR_SIZE or DP_GRADIENT_NOT_FINITE.
+   */
+  initialised(worker: string, grant: number, values: Float32Array, now: number): void {
+    const model = this.#mustModel();
+    if (this.#grant?.id !== grant) return;
+    if (values.length !== model.layout.size) {
+      throw sizeError('initial parameters', values.length, model.layout.size);
+    }
+    if (!Number.isFinite(normAndFinite(values))) {
+      this.#grant.worker = null;
+      throw new DownpourError(
+        'DP_GRADIENT_NOT_FINITE',
+        `the initial parameters of worker ${worker} hold NaN or infinity: look at the model's initialisers`,
+      );
+    }
+    model.parameters.set(values);
+    model.optimizer.reset();
+    model.average?.reset();
+    this.#statisticsMerges = 0;
+    this.#grant = null;
+    this.#initialisations++;
+    this.#generation++;
+    this.#startedMs ??= now;
+    if (this.#phase === 'waiting') {
+      this.#startPhase('training', {
+        part: 'train',
+        epochs: this.config.epochsMax,
+        reason: 'training',
+      });
+    }
+    this.#events.push({ kind: 'wake' });
+  }
+
+  // A push.
+
+  /**
+   * Admits and applies one gradient. Everything between the check and the update happens here,
+   * without a pause.
+   * @param payload gradient then statistics, shape [exchangedSize]; may be overwritten.
+   */
+  push(worker: string, push: Push, payload: Float32Array, now: number): Acknowledgement {
+    const record = this.#record(worker);
+    const done = (
+      outcome: Acknowledgement['outcome'],
+      staleness: number,
+      code: ErrorCode | null = null,
+      message: string | null = null,
+    ): Acknowledgement => {
+      this.#pushes[outcome]++;
+      record.pushes[outcome]++;
+      return { sequence: push.sequence, outcome, staleness, code, message };
+    };
+    if (push.sequence <= record.lastSequence) return done('duplicate', 0);
+
+    const model = this.#model;
+    const leases = this.#leases;
+    const training = this.#phase === 'training' || this.#phase === 'refitting';
+    if (!model || !leases || !training || this.#grant || this.#ending !== null) {
+      const message = `the run is ${this.#ending ?? this.#phase}: this minibatch is not needed any more`;
+      return done('rejected', 0, 'DP_PUSH_PHASE', message);
+    }
+    const { trainableSize, exchangedSize } = model.layout;
+    if (payload.length !== exchangedSize) {
+      const { message } = sizeError('gradient', payload.length, exchangedSize);
+      return done('rejected', 0, 'DP_TENSOR_SIZE', message);
+    }
+    const lease = leases.find(push.lease, worker);
+    if (!lease) {
+      const message = `minibatch lease ${push.lease} is not this worker's any more: it was out of time and went to another worker`;
+      return done('rejected', 0, 'DP_PUSH_LEASE_LOST', message);
+    }
+    if (push.generation !== this.#generation || push.step > this.#step) {
+      leases.retry(lease.id, now);
+      const message = `push read step ${push.step} of generation ${push.generation}, server is at ${this.#step} of generation ${this.#generation}: these parameters are no more; pull, then retry`;
+      return done('rejected', 0, 'DP_PUSH_STALE', message);
+    }
+    const staleness = this.#step - push.step;
+    const admission = admit(this.config.consistency, {
+      staleness,
+      readStep: push.step,
+      serverStep: this.#step,
+    });
+    if (admission.kind === 'reject') {
+      leases.retry(lease.id, now);
+      return done('rejected', staleness, 'DP_PUSH_STALE', admission.message);
+    }
+    const gradient = payload.subarray(0, trainableSize);
+    const statistics = payload.subarray(trainableSize);
+    let norm = normAndFinite(gradient);
+    const { loss } = push;
+    if (loss === null || !Number.isFinite(norm) || !Number.isFinite(normAndFinite(statistics))) {
+      leases.retry(lease.id, now);
+      const message = this.#nonFinite(push.step);
+      return done('rejected', staleness, 'DP_GRADIENT_NOT_FINITE', message);
+    }
+    const { clip } = this.config;
+    if (clip.value !== null) {
+      clipByValue(gradient, clip.value);
+      norm = normAndFinite(gradient);
+    }
+    if (clip.norm !== null) norm = clipByNorm(gradient, clip.norm, norm);
+
+    const learningRate = this.learningRate * admission.scale;
+    const momentum = momentumAt(this.config.momentumSchedule, this.#scheduleStep);
+    const before = this.snapshot();
+    model.optimizer.apply(model.trainable, gradient, {
+      step: this.#phaseStep + 1,
+      learningRate,
+      ...(momentum === undefined ? {} : { momentum }),
+    });
+    if (!Number.isFinite(normAndFinite(model.trainable))) {
+      model.parameters.set(before);
+      const message = `the update at step ${this.#step + 1} made the parameters overflow with learning rate ${learningRate} and gradient norm ${norm}: lower learningRate or set clip.norm`;
+      this.#fail(message);
+      return done('rejected', staleness, 'DP_DIVERGED', message);
+    }
+    this.#mergeStatistics(model, statistics);
+    this.#step++;
+    model.average?.update(model.parameters.subarray(0, exchangedSize), this.#phaseStep);
+    leases.complete(lease.id);
+    record.lastSequence = push.sequence;
+    record.stalenessSum += staleness;
+    record.computeMsSum += push.computeMs;
+    record.examples += lease.count;
+    this.#nonFiniteInRow = 0;
+    this.#observations.applied({
+      step: this.#step,
+      seconds: this.seconds(now),
+      loss,
+      learningRate,
+      gradientNorm: norm,
+      staleness,
+      examples: lease.count,
+    });
+    this.#afterStep();
+    return done(admission.scale < 1 ? 'damped' : 'applied', staleness);
+  }
+
+  #nonFinite(readStep: number): string {
+    this.#nonFiniteInRow++;
+    const { nonFiniteMax } = this.config;
+    const count = `${this.#nonFiniteInRow} in a row, the run fails at ${nonFiniteMax}`;
+    const message = `the loss or gradient at step ${readStep} is NaN or infinite (${count}): lower learningRate, set clip.norm, or look for bad values in the data`;
+    if (this.#nonFiniteInRow >= nonFiniteMax) this.#fail(message);
+    return message;
+  }
+
+  /**
+   * M ← d·M + (1 − d)·b with the minibatch's statistics b, whatever the staleness of the push. While
+   * few have been merged, d is smaller, so that the arbitrary first values are soon forgotten.
+   */
+  #mergeStatistics(model: Model, statistics: Float32Array): void {
+    if (statistics.length === 0) return;
+    const merges = this.#statisticsMerges++;
+    for (const { start, end, momentum } of model.statisticsRanges) {
+      const keep = Math.min(momentum, (1 + merges) / (10 + merges));
+      for (let i = start; i < end; i++) {
+        model.statistics[i] = keep * model.statistics[i]! + (1 - keep) * statistics[i]!;
+      }
+    }
+  }
+
+  /** What is due after an applied push: an evaluation, the end of a phase. */
+  #afterStep(): void {
+    const { config } = this;
+    const phaseStep = this.#phaseStep;
+    if (this.#phase === 'refitting') {
+      if (config.earlyStopping.afterStop === 'retrain') {
+        if (phaseStep >= this.#best!.phaseStep) this.#ending = 'refitted for the best step count';
+      } else if (phaseStep >= this.#refitStepsMax()) {
+        this.#ending = 'continued up to its limit of steps';
+      }
+    } else if (config.stepsMax !== null && phaseStep >= config.stepsMax) {
+      this.#ending = `reached stepsMax ${config.stepsMax}`;
+    } else if (this.#leases!.exhausted) {
+      this.#ending = `reached epochsMax ${config.epochsMax}`;
+    }
+    if (phaseStep >= this.#nextEvaluation) {
+      this.#nextEvaluation =
+        (Math.floor(phaseStep / this.#evaluateEvery) + 1) * this.#evaluateEvery;
+      this.#evaluationDue = this.#validates;
+    }
+    this.#proceed();
+  }
+
+  /** `retrain` trains on the validation data too, so there is nothing to validate on. */
+  get #validates(): boolean {
+    return this.#phase !== 'refitting' || this.config.earlyStopping.afterStop === 'continue';
+  }
+
+  /** Starts the evaluation that is due, or ends the phase, unless one is under way. */
+  #proceed(): void {
+    if (this.#evaluation) return;
+    const training = this.#phase === 'training' || this.#phase === 'refitting';
+    if (!training) return;
+    if (this.#ending !== null && this.#validates && this.#lastEvaluatedStep < this.#step) {
+      this.#evaluationDue = true;
+    }
+    if (this.#evaluationDue) {
+      this.#evaluationDue = false;
+      this.#evaluate('validation', 'validation', this.#evaluationParameters());
+    } else if (this.#ending !== null) {
+      if (this.#phase === 'training') this.#stopTraining(this.#ending);
+      else this.#settle(this.#ending);
+    }
+  }
+
+  // Evaluations.
+
+  /** The parameters that are evaluated and kept: the average when there is one. */
+  #evaluationParameters(): Float32Array {
+    const model = this.#mustModel();
+    if (!model.average || model.average.count === 0) return this.snapshot();
+    return model.average.values.slice();
+  }
+
+  /** @param step that the values belong to. */
+  #evaluate(
+    purpose: PendingEvaluation['purpose'],
+    part: Part,
+    values: Float32Array,
+    step = this.#step,
+  ): void {
+    this.#evaluation = {
+      id: ++this.#evaluationsGiven,
+      purpose,
+      part,
+      step,
+      phaseStep: this.#phaseStep,
+      epoch: this.epoch,
+      values,
+      worker: null,
+      deadline: null,
+    };
+    this.#events.push({ kind: 'wake' });
+  }
+
+  /**
+   * Takes the result of an evaluation in, from whichever worker brings it first; others are ignored.
+   */
+  evaluated(result: Evaluated, now: number): void {
+    const pending = this.#evaluation;
+    if (!pending || pending.id !== result.evaluation) return;
+    this.#evaluation = null;
+    const evaluation: Evaluation = {
+      step: pending.step,
+      epoch: pending.epoch,
+      seconds: this.seconds(now),
+      part: pending.part,
+      loss: result.loss,
+      error: result.error,
+      examples: result.examples,
+      metrics: result.metrics,
+      learningRate: this.learningRate,
+      trainingLoss: this.#observations.trainingLoss,
+    };
+    this.#observations.evaluated(evaluation);
+    this.#events.push({ kind: 'evaluated', evaluation }, { kind: 'wake' });
+    if (pending.purpose === 'test') {
+      this.#test = evaluation;
+      this.#finish();
+    } else if (pending.purpose === 'target') {
+      this.#continueFromBest(evaluation);
+    } else {
+      this.#validated(pending, evaluation);
+    }
+  }
+
+  #validated(pending: PendingEvaluation, evaluation: Evaluation): void {
+    this.#lastEvaluatedStep = pending.step;
+    if (this.#phase === 'refitting') {
+      const { loss } = evaluation;
+      if (loss !== null && this.#target !== null && loss < this.#target) {
+        this.#settle(
+          `validation loss ${loss} fell below the training loss at the stop ${this.#target}`,
+        );
+      } else {
+        this.#proceed();
+      }
+      return;
+    }
+    const { metric, patience } = this.config.earlyStopping;
+    const value = (metric === 'loss' ? evaluation.loss : evaluation.error) ?? Number.NaN;
+    this.#schedule.observe(value);
+    const verdict = this.#earlyStopping.observe(value, pending.step);
+    if (verdict.improved) {
+      this.#best = {
+        evaluation,
+        phaseStep: pending.phaseStep,
+        values: pending.values,
+        schedule: this.#schedule.state(),
+      };
+      this.#events.push({ kind: 'best' });
+    }
+    if (verdict.stop) {
+      this.#stopTraining(`validation ${metric} has not improved for ${patience} evaluations`);
+    } else {
+      this.#proceed();
+    }
+  }
+
+  // From phase to phase.
+
+  #startPhase(
+    phase: 'training' | 'refitting',
+    options: { part: Part; epochs: number | null; reason: string },
+  ): void {
+    const data = this.#data!;
+    const exampleCount =
+      options.part === 'train' ? data.trainCount : data.trainCount + data.validationCount;
+    this.#phaseStart = this.#step;
+    this.#ending = null;
+    this.#evaluationDue = false;
+    this.#leases = new Leases({
+      part: options.part,
+      exampleCount,
+      minibatchSize: this.config.minibatchSize,
+      epochStart: this.#leases ? this.#leases.epoch + 1 : 0,
+      epochs: options.epochs,
+      leaseMs: this.config.leaseSeconds * 1000,
+      idStart: this.#leases?.nextId ?? 1,
+    });
+    this.#nextEvaluation = this.#evaluateEvery;
+    this.#setPhase(phase, options.reason);
+  }
+
+  /** Training is over: what `afterStop` asks for follows. */
+  #stopTraining(reason: string): void {
+    this.#stoppedAt = this.#step;
+    const best = this.#best;
+    if (!best) {
+      this.#fail(`no evaluation gave a finite validation value (${reason}): lower learningRate`);
+      return;
+    }
+    const { afterStop } = this.config.earlyStopping;
+    this.#ending = reason;
+    if (afterStop === 'restore') {
+      this.#setParameters(best.values);
+      this.#settle(reason);
+    } else if (afterStop === 'continue') {
+      this.#setPhase('measuring', `${reason}; measuring the training loss at the best step`);
+      this.#evaluate('target', 'train', best.values, best.evaluation.step);
+    } else {
+      this.#scheduleOffset = 0;
+      this.#schedule = createSchedule(this.config.schedule, this.config);
+      this.#observations.restartSmoothing();
+      this.#startPhase('refitting', {
+        part: 'trainAndValidation',
+        epochs: null,
+        reason: `${reason}; retraining on all data for ${best.phaseStep} steps (Algorithm 7.2)`,
+      });
+      this.#requestParameters();
+    }
+  }
+
+  /** Algorithm 7.3: from the best parameters, on all data, down to the training loss there. */
+  #continueFromBest(evaluation: Evaluation): void {
+    const best = this.#best!;
+    const model = this.#mustModel();
+    if (evaluation.loss === null) {
+      this.#fail('the training loss at the best step is not finite');
+      return;
+    }
+    this.#target = evaluation.loss;
+    this.#setParameters(best.values);
+    model.optimizer.reset();
+    model.average?.reset();
+    this.#schedule.restore(best.schedule);
+    this.#scheduleOffset = best.phaseStep;
+    this.#startPhase('refitting', {
+      part: 'trainAndValidation',
+      epochs: null,
+      reason: `continuing on all data until the validation loss is below ${this.#target} (Algorithm 7.3)`,
+    });
+  }
+
+  #refitStepsMax(): number {
+    return this.config.earlyStopping.continueStepsMax ?? this.#best!.phaseStep;
+  }
+
+  #setParameters(exchanged: Float32Array): void {
+    this.#mustModel().parameters.set(exchanged);
+    this.#generation++;
+  }
+
+  /** The parameters are the final ones; the test part is looked at once. */
+  #settle(reason: string): void {
+    const { average } = this.#mustModel();
+    if (this.#phase === 'refitting' && average && average.count > 0) {
+      this.#setParameters(average.values);
+    }
+    this.#ending = reason;
+    if (this.config.testAtEnd && this.#data!.testCount > 0) {
+      this.#setPhase('testing', reason);
+      this.#evaluateTest();
+    } else {
+      this.#reason = reason;
+      this.#finish();
+    }
+  }
+
+  /** The parameters that were restored belong to the best step, refitted ones to the last. */
+  #evaluateTest(): void {
+    const restored = this.config.earlyStopping.afterStop === 'restore';
+    const step = restored ? this.#best!.evaluation.step : this.#step;
+    this.#evaluate('test', 'test', this.snapshot(), step);
+  }
+
+  #finish(): void {
+    this.#leases = null;
+    this.#setPhase('finished', this.#reason);
+  }
+
+  #fail(reason: string): void {
+    this.#pause();
+    this.#setPhase('failed', reason);
+  }
+
+  /** Asks a worker for fresh parameters. */
+  #requestParameters(): void {
+    this.#grant = { id: ++this.#grantsGiven, worker: null };
+    this.#events.push({ kind: 'wake' });
+  }
+
+  #setPhase(to: Phase, reason: string): void {
+    const from = this.#phase;
+    this.#phase = to;
+    this.#reason = reason;
+    this.#events.push({ kind: 'phase', from, to }, { kind: 'wake' });
+  }
+
+  /** By a user: nothing is lost, `resume` goes on. */
+  stop(reason: string): void {
+    if (this.over) return;
+    this.#resumePhase = this.#phase;
+    this.#pause();
+    this.#setPhase('stopped', reason);
+  }
+
+  /** @throws DownpourError DP_RUN_ENDED or DP_RUN_FAILED when there is nothing to go on with. */
+  resume(): void {
+    if (this.#phase === 'failed') {
+      throw new DownpourError(
+        'DP_RUN_FAILED',
+        `run ${this.id} has failed: ${this.#reason}; start a new one with another configuration`,
+      );
+    }
+    if (this.#phase === 'finished') {
+      throw new DownpourError('DP_RUN_ENDED', `run ${this.id} is finished: ${this.#reason}`);
+    }
+    if (this.#phase === 'stopped') this.#setPhase(this.#resumePhase, 'resumed');
+  }
+
+  #pause(): void {
+    for (const worker of this.#workers.keys()) this.#leases?.release(worker);
+    if (this.#evaluation) this.#evaluation.worker = null;
+    if (this.#grant) this.#grant.worker = null;
+  }
+
+  // What others want to know.
+
+  get epoch(): number {
+    return this.#leases?.epoch ?? this.#observations.evaluations.at(-1)?.epoch ?? 0;
+  }
+
+  /** Updates of the present phase. */
+  get #phaseStep(): number {
+    return this.#step - this.#phaseStart;
+  }
+
+  get #scheduleStep(): number {
+    return this.#phaseStep + this.#scheduleOffset;
+  }
+
+  get #evaluateEvery(): number {
+    return this.config.evaluateEverySteps ?? this.#leases!.perEpoch;
+  }
+
+  /** Of the next update, before damping. */
+  get learningRate(): number {
+    return this.#schedule.rate(this.#scheduleStep);
+  }
+
+  /** Training time, over all processes that have held the run. */
+  seconds(now: number): number {
+    return this.#secondsBefore + (this.#startedMs === null ? 0 : (now - this.#startedMs) / 1000);
+  }
+
+  #stepsMax(): number | null {
+    const { stepsMax, epochsMax } = this.config;
+    if (this.#phase === 'refitting') {
+      const retrain = this.config.earlyStopping.afterStop === 'retrain';
+      return this.#phaseStart + (retrain ? this.#best!.phaseStep : this.#refitStepsMax());
+    }
+    const byEpochs =
+      epochsMax !== null && this.#data
+        ? epochsMax * Math.ceil(this.#data.trainCount / this.config.minibatchSize)
+        : Infinity;
+    const limit = Math.min(stepsMax ?? Infinity, byEpochs);
+    return Number.isFinite(limit) ? limit : null;
+  }
+
+  summary(now: number): Omit<RunSummary, 'checkpoint'> {
+    const observations = this.#observations;
+    const speed = observations.speed(this.seconds(now));
+    const stepsMax = this.#stepsMax();
+    const { earlyStopping } = this.config;
+    const momentum = momentumAt(this.config.momentumSchedule, this.#scheduleStep);
+    const { optimizer } = this.config;
+    return {
+      id: this.id,
+      experiment: this.options.experiment,
+      phase: this.#phase,
+      reason: this.#reason,
+      createdAt: this.options.createdAt,
+      step: this.#step,
+      epoch: this.epoch,
+      examples: observations.examples,
+      stepsMax,
+      workers: [...this.#workers.values()].filter((w) => w.attached).length,
+      parameters: this.#model?.layout.trainableSize ?? null,
+      learningRate: this.learningRate,
+      momentum: momentum ?? ('momentum' in optimizer ? optimizer.momentum : null),
+      examplesPerSecond: this.over ? 0 : speed.examplesPerSecond,
+      secondsLeft:
+        stepsMax === null || speed.stepsPerSecond === 0 || this.over
+          ? null
+          : Math.max(0, stepsMax - this.#step) / speed.stepsPerSecond,
+      seconds: this.seconds(now),
+      trainingLoss: observations.trainingLoss,
+      validation: observations.evaluations.findLast((e) => e.part === 'validation') ?? null,
+      best: this.best,
+      test: this.#test,
+      earlyStopping: {
+        metric: earlyStopping.metric,
+        patience: earlyStopping.patience,
+        patienceLeft: this.#earlyStopping.patienceLeft,
+        afterStop: earlyStopping.afterStop,
+        stoppedAt: this.#stoppedAt,
+        target: this.#target,
+        refitSteps: this.#phase === 'refitting' ? this.#phaseStep : null,
+      },
+      staleness: observations.staleness(),
+      gradientNorm: observations.gradientNorm,
+      pushes: { ...this.#pushes },
+      data: this.#data,
+    };
+  }
+
+  detail(now: number): Omit<RunDetail, 'checkpoint'> {
+    return {
+      ...this.summary(now),
+      experimentHash: this.options.experimentHash,
+      config: this.config,
+      layoutHash: this.layout?.hash ?? null,
+    };
+  }
+
+  metrics(): Metrics {
+    return this.#observations.metrics();
+  }
+
+  /** What one worker did for this run. */
+  workerTally(worker: string) {
+    const record = this.#record(worker);
+    const applied = record.pushes.applied + record.pushes.damped;
+    return {
+      leases: this.#leases?.heldBy(worker).length ?? 0,
+      evaluating: this.#evaluation?.worker === worker,
+      pushes: { ...record.pushes },
+      stalenessMean: applied === 0 ? 0 : record.stalenessSum / applied,
+      computeMsMean: applied === 0 ? 0 : record.computeMsSum / applied,
+      examples: record.examples,
+    };
+  }
+
+  // Checkpoints.
+
+  /** The JSON half of a checkpoint at this step. */
+  state(now: number): RunState {
+    return {
+      version: 1,
+      options: this.options,
+      phase: this.#phase,
+      resumePhase: this.#resumePhase,
+      reason: this.#reason,
+      tensors: this.#model ? layoutSpecs(this.#model.layout) : null,
+      data: this.#data,
+      step: this.#step,
+      phaseStart: this.#phaseStart,
+      scheduleOffset: this.#scheduleOffset,
+      generation: this.#generation,
+      initialisations: this.#initialisations,
+      statisticsMerges: this.#statisticsMerges,
+      evaluationDue: this.#evaluationDue || this.#evaluation?.purpose === 'validation',
+      nextEvaluation: this.#nextEvaluation,
+      evaluationsGiven: this.#evaluationsGiven,
+      ending: this.#ending,
+      seconds: this.seconds(now),
+      nonFiniteInRow: this.#nonFiniteInRow,
+      stoppedAt: this.#stoppedAt,
+      target: this.#target,
+      lastEvaluatedStep: this.#lastEvaluatedStep,
+      pushes: { ...this.#pushes },
+      schedule: this.#schedule.state(),
+      average: this.#model?.average?.state() ?? null,
+      leases: this.#leases?.state() ?? null,
+      earlyStopping: this.#earlyStopping.state,
+      observations: this.#observations.state(),
+      best: this.#best && {
+        evaluation: this.#best.evaluation,
+        phaseStep: this.#best.phaseStep,
+        schedule: this.#best.schedule,
+      },
+      test: this.#test,
+      workers: [...this.#workers].map(([key, record]) => [key, record.lastSequence] as const),
+    };
+  }
+
+  /**
+   * The other half: private copies. Parameters by their names, optimizer state as
+   * `optimizer.<symbol>`, the average and the best parameters as flat vectors.
+   */
+  tensors(): NamedTensor[] {
+    const model = this.#model;
+    if (!model || this.#initialisations === 0) return [];
+    const flat = (name: string, values: Float32Array): NamedTensor => ({
+      name,
+      shape: [values.length],
+      values: values.slice(),
+    });
+    const tensors = namedTensors(model.layout, model.parameters.slice());
+    for (const [symbol, values] of Object.entries(model.optimizer.slots)) {
+      tensors.push(flat(`optimizer.${symbol}`, values));
+    }
+    if (model.average) tensors.push(flat('average', model.average.values));
+    if (this.#best) tensors.push(flat('best', this.#best.values));
+    return tensors;
+  }
+
+  /** The best parameters by their names, for a checkpoint of their own. */
+  bestTensors(): NamedTensor[] {
+    const model = this.#mustModel();
+    const values = model.parameters.slice();
+    if (this.#best) values.set(this.#best.values);
+    return namedTensors(model.layout, values);
+  }
+
+  /** The parameters by their names. */
+  finalTensors(): NamedTensor[] {
+    const model = this.#mustModel();
+    return namedTensors(model.layout, model.parameters.slice());
+  }
+
+  /**
+   * Continues from a checkpoint as if nothing had happened: same parameters, optimizer state,
+   * schedule and order of examples. What was out is given out anew, in the same order.
+   * @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size.
+   */
+  static restore(state: RunState, tensors: readonly NamedTensor[]): Run {
+    const run = new Run(state.options);
+    run.#phase = state.phase;
+    run.#resumePhase = state.resumePhase;
+    run.#reason = state.reason;
+    run.#data = state.data;
+    run.#step = state.step;
+    run.#phaseStart = state.phaseStart;
+    run.#scheduleOffset = state.scheduleOffset;
+    run.#generation = state.generation + 1;
+    run.#initialisations = state.initialisations;
+    run.#statisticsMerges = state.statisticsMerges;
+    run.#evaluationDue = state.evaluationDue;
+    run.#nextEvaluation = state.nextEvaluation;
+    run.#evaluationsGiven = state.evaluationsGiven;
+    run.#ending = state.ending;
+    run.#secondsBefore = state.seconds;
+    run.#nonFiniteInRow = state.nonFiniteInRow;
+    run.#stoppedAt = state.stoppedAt;
+    run.#target = state.target;
+    run.#lastEvaluatedStep = state.lastEvaluatedStep;
+    run.#pushes = { ...state.pushes };
+    run.#schedule.restore(state.schedule);
+    run.#leases = state.leases && Leases.restore(state.leases);
+    run.#earlyStopping = new EarlyStopping(state.options.config.earlyStopping, state.earlyStopping);
+    run.#observations = new Observations(state.observations);
+    run.#test = state.test;
+    for (const [key, lastSequence] of state.workers) run.#record(key).lastSequence = lastSequence;
+    if (state.tensors && state.initialisations > 0) {
+      run.#restoreTensors(state, tensors);
+    }
+    run.#restorePending();
+    return run;
+  }
+
+  #restoreTensors(state: RunState, tensors: readonly NamedTensor[]): void {
+    const byName = new Map(tensors.map((tensor) => [tensor.name, tensor.values]));
+    const take = (name: string, size: number): Float32Array => {
+      const values = byName.get(name);
+      if (values?.length === size) return values;
+      const seen = values ? `has ${values.length} elements, not ${size}` : 'is missing';
+      throw new DownpourError('DP_CHECKPOINT_CORRUPT', `checkpoint tensor '${name}' ${seen}`);
+    };
+    const layout = createLayout(state.tensors!);
+    const model = this.#createModel(layout);
+    for (const { name, offset, size } of layout.tensors) {
+      model.parameters.set(take(name, size), offset);
+    }
+    for (const [symbol, values] of Object.entries(model.optimizer.slots)) {
+      values.set(take(`optimizer.${symbol}`, values.length));
+    }
+    if (model.average) {
+      model.average.restore(state.average, take('average', layout.exchangedSize));
+    }
+    if (state.best) {
+      this.#best = { ...state.best, values: take('best', layout.exchangedSize).slice() };
+    }
+    this.#model = model;
+  }
+
+  /** What was asked for when the checkpoint was taken is asked for again. */
+  #restorePending(): void {
+    const phase = this.#phase === 'stopped' ? this.#resumePhase : this.#phase;
+    if (phase === 'waiting') {
+      this.#requestParameters();
+    } else if (phase === 'refitting' && this.#initialisations === 1) {
+      const retrain = this.config.earlyStopping.afterStop === 'retrain';
+      if (retrain) this.#requestParameters();
+    } else if (phase === 'measuring') {
+      this.#evaluate('target', 'train', this.#best!.values, this.#best!.evaluation.step);
+    } else if (phase === 'testing') {
+      this.#evaluateTest();
+    }
+    if (phase === this.#phase) this.#proceed();
+  }
+
+  #createModel(layout: Layout): Model {
+    const { config } = this;
+    const parameters = new Float32Array(layout.size);
+    const ranges = decayRanges(config.weightDecay, layout.tensors);
+    if (this.#phase === 'waiting' && !this.#grant) this.#requestParameters();
+    return {
+      layout,
+      parameters,
+      trainable: parameters.subarray(0, layout.trainableSize),
+      statistics: parameters.subarray(layout.trainableSize, layout.exchangedSize),
+      optimizer: createOptimizer(config.optimizer, layout.trainableSize, ranges),
+      average: createAverage(config.averaging, layout.exchangedSize),
+      statisticsRanges: layout.tensors
+        .filter((tensor) => tensor.role === 'statistics')
+        .map(({ offset, size, momentum }) => ({
+          start: offset - layout.trainableSize,
+          end: offset - layout.trainableSize + size,
+          momentum: momentum!,
+        })),
+    };
+  }
+
+  #mustModel(): Model {
+    if (!this.#model) throw new Error(`run ${this.id} has no parameters yet`);
+    return this.#model;
+  }
+
+  #record(worker: string): WorkerRecord {
+    let record = this.#workers.get(worker);
+    if (!record) {
+      record = {
+        lastSequence: 0,
+        attached: false,
+        generation: -1,
+        pushes: emptyTally(),
+        stalenessSum: 0,
+        computeMsSum: 0,
+        examples: 0,
+      };
+      this.#workers.set(worker, record);
+      this.#forgetOldWorkers();
+    }
+    return record;
+  }
+
+  /** Of workers that have gone, the latest are remembered, so that months of coming and going cost nothing. */
+  #forgetOldWorkers(): void {
+    for (const [key, record] of this.#workers) {
+      if (this.#workers.size <= LIMITS.workerCountMax) return;
+      if (!record.attached) this.#workers.delete(key);
+    }
+  }
+}
+
+function namedTensors(layout: Layout, parameters: Float32Array): NamedTensor[] {
+  return layout.tensors.map(({ name, shape, offset, size }) => ({
+    name,
+    shape,
+    values: parameters.subarray(offset, offset + size),
+  }));
+}
+
+function sizeError(what: string, seen: number, allowed: number): DownpourError {
+  return new DownpourError(
+    'DP_TENSOR_SIZE',
+    `the ${what} has ${seen} elements; this run's layout needs ${allowed}`,
+  );
+}
+
+function sameData(a: DataSummary, b: DataSummary): boolean {
+  return (
+    a.trainCount === b.trainCount &&
+    a.validationCount === b.validationCount &&
+    a.testCount === b.testCount &&
+    a.fingerprint === b.fingerprint
+  );
+}
+
+function describeData(data: DataSummary): string {
+  return `${data.trainCount} training, ${data.validationCount} validation and ${data.testCount} test examples, fingerprint ${data.fingerprint.slice(0, 16)} (${data.source})`;
+}
+
+function layoutDifference(run: Layout, worker: Layout): string {
+  const describe = (t: TensorSpec | undefined) =>
+    t ? `${t.role} '${t.name}' [${t.shape}]` : 'nothing';
+  const count = Math.max(run.tensors.length, worker.tensors.length);
+  for (let i = 0; i < count; i++) {
+    const ours = describe(run.tensors[i]);
+    const theirs = describe(worker.tensors[i]);
+    if (ours !== theirs) {
+      return `this worker's model differs from the run's at tensor ${i}: it has ${theirs}, the run ${ours}; use the same experiment and hyperparameters`;
+    }
+  }
+  return "this worker's model differs from the run's in the momentum of its statistics";
+}
