@@ -1,0 +1,265 @@
+import { randomUUID } from 'node:crypto';
+import {
+  copyFile,
+  constants as fsConstants,
+  link,
+  open,
+  readdir,
+  readFile,
+  readlink,
+  rm,
+  stat,
+} from 'node:fs/promises';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { DownpourError } from '../shared/errors.ts';
+import { diskError, errnoOf, makeFolder, syncFolder, TEMPORARY, writeAll } from './atomic-file.ts';
+
+// One folder, one server. Each owner has a file of its own, named by its token; the highest token
+// owns. Taking over is creating the file after the highest, which the file system lets one process
+// do. The highest is never removed, so a token never comes twice and "was I overtaken?" is a look
+// at the names. (One lock file that is broken and made anew would need compare-and-swap: two that
+// find it stale at once can both win.)
+//
+// A dead owner shows at once on its own machine (process gone, or its number used by another one),
+// elsewhere, as between containers that share a volume, by a file that is no longer touched.
+
+/** Who holds a folder; the content of an owner's file. */
+export interface Holder {
+  readonly token: number;
+  readonly owner: string;
+  readonly pid: number;
+  readonly host: string;
+  /** Where `pid` has a meaning: boot and process namespace; empty if unknown. */
+  readonly place: string;
+  /** Tells a process from a later one with the same number; empty if unknown. */
+  readonly processStart: string;
+  /** ISO 8601. */
+  readonly since: string;
+  readonly ttlMs: number;
+  /** Nobody holds the folder: the last owner went in good order. */
+  readonly released: boolean;
+}
+
+const OWNER_FILE = /^(\d{6,16})\.json$/;
+const ATTEMPTS_MAX = 50;
+
+/**
+ * Takes the folder and returns the token of its new owner, higher than all before.
+ *
+ * Throws DP_STATE_LOCKED that names the holder, DP_DISK.
+ */
+export async function takeFolder(
+  folder: string,
+  by: { readonly owner: string; readonly ttlMs: number; readonly since: string },
+): Promise<number> {
+  await makeFolder(folder);
+  const me = { ...by, ...(await thisProcess()), released: false };
+  for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
+    const token = await tryTake(folder, me);
+    if (token !== null) return token;
+  }
+  throw new DownpourError(
+    'DP_STATE_LOCKED',
+    `${folder}: ${ATTEMPTS_MAX} attempts to own it were each overtaken by another server; start one at a time`,
+  );
+}
+
+/** Whether `token` is the newest owner's. Throws DP_DISK. */
+export async function ownsFolder(folder: string, token: number): Promise<boolean> {
+  return (await newestToken(folder)) === token;
+}
+
+/** The highest token ever given; 0 if none was. Throws DP_DISK. */
+export async function newestToken(folder: string): Promise<number> {
+  try {
+    const names = await readdir(folder);
+    return Math.max(0, ...names.map((name) => Number(OWNER_FILE.exec(name)?.[1] ?? 0)));
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return 0;
+    throw diskError(error, folder, 'list');
+  }
+}
+
+/** The newest owner's file; null when there is none, or it cannot be read. */
+export async function readHolder(folder: string, token: number): Promise<Holder | null> {
+  try {
+    const value: unknown = JSON.parse(await readFile(fileOf(folder, token), 'utf8'));
+    return value as Holder;
+  } catch {
+    return null;
+  }
+}
+
+/** A sign of life. False when another owner came, or the folder was removed. Throws DP_DISK. */
+export async function touchFolder(folder: string, token: number): Promise<boolean> {
+  if (!(await ownsFolder(folder, token))) return false;
+  const path = fileOf(folder, token);
+  try {
+    const handle = await open(path, 'r+');
+    try {
+      // A write sets the time by the file system's clock, which all who share it agree on;
+      // utimes would set this machine's.
+      const { size } = await handle.stat();
+      await handle.write('\n', Math.max(0, size - 1));
+    } finally {
+      await handle.close();
+    }
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return false;
+    throw diskError(error, path, 'touch');
+  }
+  return true;
+}
+
+/** Gives the folder up: from now on `token` is not the newest. Throws DP_DISK. */
+export async function leaveFolder(folder: string, token: number): Promise<void> {
+  const holder = await readHolder(folder, token);
+  if (holder === null) return;
+  const path = await writeCandidate(folder, { ...holder, token: token + 1, released: true });
+  await claim(folder, path, token + 1);
+}
+
+async function tryTake(folder: string, me: Omit<Holder, 'token'>): Promise<number | null> {
+  const newest = await newestToken(folder);
+  const token = newest + 1;
+  const candidate = await writeCandidate(folder, { ...me, token });
+  try {
+    if (newest > 0) await refuseIfAlive(folder, newest, candidate, me.ttlMs);
+  } catch (error) {
+    await rm(candidate, { force: true });
+    throw error;
+  }
+  if (!(await claim(folder, candidate, token))) return null;
+  // Others may have come and gone since the names were read, and cleared this number.
+  if (!(await ownsFolder(folder, token))) {
+    await rm(fileOf(folder, token), { force: true });
+    return null;
+  }
+  await clearBehind(folder, token);
+  return token;
+}
+
+/** Removes what earlier owners and interrupted attempts left. */
+async function clearBehind(folder: string, token: number): Promise<void> {
+  try {
+    for (const name of await readdir(folder)) {
+      const older = Number(OWNER_FILE.exec(name)?.[1] ?? token) < token;
+      // One that still tries loses its candidate and tries again.
+      if (older || name.endsWith(TEMPORARY)) await rm(join(folder, name), { force: true });
+    }
+  } catch (error) {
+    throw diskError(error, folder, 'clear');
+  }
+}
+
+async function refuseIfAlive(
+  folder: string,
+  token: number,
+  candidate: string,
+  ttlMs: number,
+): Promise<void> {
+  const holder = await readHolder(folder, token);
+  if (holder?.released) return;
+  let ageMs: number;
+  try {
+    // Both times are the file system's.
+    ageMs = (await stat(candidate)).mtimeMs - (await stat(fileOf(folder, token))).mtimeMs;
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return;
+    throw diskError(error, folder, 'read');
+  }
+  if (ageMs > (holder?.ttlMs ?? ttlMs)) return;
+  if (holder !== null && (await isGone(holder))) return;
+  const who =
+    holder === null
+      ? 'an owner whose file cannot be read'
+      : `${holder.owner}, process ${holder.pid} on ${holder.host}, since ${holder.since}`;
+  throw new DownpourError(
+    'DP_STATE_LOCKED',
+    `${folder} belongs to ${who}, last seen ${Math.max(0, Math.round(ageMs))} ms ago: ` +
+      'stop that server, choose another folder, or give several servers a Redis; ' +
+      `if it is dead, its hold ends by itself after ${holder?.ttlMs ?? ttlMs} ms`,
+  );
+}
+
+/** Whether the holder's process is known to have ended. */
+async function isGone(holder: Holder): Promise<boolean> {
+  const { place } = await thisProcess();
+  if (place === '' || place !== holder.place) return false;
+  try {
+    process.kill(holder.pid, 0);
+  } catch (error) {
+    return errnoOf(error) === 'ESRCH';
+  }
+  const start = await startOf(holder.pid);
+  return start !== '' && start !== holder.processStart;
+}
+
+async function thisProcess() {
+  const [boot, namespace] = await Promise.all([
+    readFile('/proc/sys/kernel/random/boot_id', 'utf8').catch(() => ''),
+    readlink('/proc/self/ns/pid').catch(() => ''),
+  ]);
+  const onLinux = boot !== '' && namespace !== '' ? `${boot.trim()} ${namespace}` : '';
+  const host = hostname();
+  return {
+    pid: process.pid,
+    host,
+    place: process.platform === 'linux' ? onLinux : host,
+    processStart: await startOf(process.pid),
+  };
+}
+
+/** When a process started, in ticks since boot; 'ended' for one that nobody has waited for yet. */
+async function startOf(pid: number): Promise<string> {
+  const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
+  // The name, in parentheses, may hold anything; state and start follow it (proc(5)).
+  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
+  if (fields[0] === 'Z' || fields[0] === 'X') return 'ended';
+  return fields[19] ?? '';
+}
+
+async function writeCandidate(folder: string, holder: Holder): Promise<string> {
+  const path = join(folder, `${randomUUID()}${TEMPORARY}`);
+  try {
+    const handle = await open(path, 'wx');
+    try {
+      await writeAll(handle, Buffer.from(`${JSON.stringify(holder)}\n`));
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+  } catch (error) {
+    await rm(path, { force: true }).catch(() => {});
+    throw diskError(error, path, 'write');
+  }
+  return path;
+}
+
+/** Gives the candidate its number, unless that is taken. */
+async function claim(folder: string, candidate: string, token: number): Promise<boolean> {
+  const path = fileOf(folder, token);
+  try {
+    try {
+      await link(candidate, path);
+    } catch (error) {
+      // File systems without hard links: the copy's content comes a moment after its name, and
+      // who reads in between sees a file that cannot be read, which counts as held.
+      if (!['EPERM', 'ENOTSUP', 'ENOSYS', 'EOPNOTSUPP'].includes(errnoOf(error) ?? '')) throw error;
+      await copyFile(candidate, path, fsConstants.COPYFILE_EXCL);
+    }
+    await syncFolder(folder);
+    return true;
+  } catch (error) {
+    // ENOENT: whoever won cleared our candidate.
+    if (['EEXIST', 'ENOENT'].includes(errnoOf(error) ?? '')) return false;
+    throw diskError(error, path, 'write');
+  } finally {
+    await rm(candidate, { force: true });
+  }
+}
+
+function fileOf(folder: string, token: number): string {
+  return join(folder, `${String(token).padStart(6, '0')}.json`);
+}

@@ -1,0 +1,335 @@
+import { randomUUID } from 'node:crypto';
+import { Redis } from 'ioredis';
+import { DownpourError, errorText } from '../shared/errors.ts';
+import { losslessJson } from './atomic-file.ts';
+import {
+  type BestRecord,
+  bySequence,
+  type CheckpointSummary,
+  checkName,
+  damaged,
+  fenced,
+  inOrderOfCreation,
+  isSame,
+  keepLease,
+  type OnDamagedRecord,
+  type OwnerLease,
+  type RunRecord,
+  refuseNotFinite,
+  type StateStore,
+  summaryOf,
+  untilFree,
+} from './state-store.ts';
+
+// The only door to Redis. Everything that must not be torn apart is one Lua script, which Redis
+// runs alone: the check of the token and the write, the registry and its pointer, the comparison
+// with the best. All keys begin with one prefix; `{downpour}:` keeps them in one slot of a cluster.
+
+// A token is the clock's microseconds, or one more than the last: so tokens keep rising even if
+// Redis comes back without its memory, and are whole numbers that a double holds until 2255. KEYS: owner, token. ARGV: nonce, owner, since, ttlMs.
+const ACQUIRE = `
+if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[1] then
+  local held = redis.call('HMGET', KEYS[1], 'owner', 'since')
+  return {0, held[1] or '?', held[2] or '?', redis.call('PTTL', KEYS[1])}
+end
+local newest = tonumber(redis.call('GET', KEYS[2]) or '0')
+local time = redis.call('TIME')
+local token = string.format('%.0f', math.max(newest + 1, time[1] * 1000000 + time[2]))
+redis.call('SET', KEYS[2], token)
+redis.call('HSET', KEYS[1], 'nonce', ARGV[1], 'owner', ARGV[2], 'since', ARGV[3], 'token', token)
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return {1, token}`;
+
+// A lease that ran out and that nobody took, or that Redis forgot, is taken up again.
+// KEYS: owner, token. ARGV: nonce, owner, since, ttlMs, token.
+const RENEW = `
+local newest = redis.call('GET', KEYS[2])
+if newest and newest ~= ARGV[5] then return 0 end
+if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[1] then
+  return 0
+end
+redis.call('SET', KEYS[2], ARGV[5])
+redis.call('HSET', KEYS[1], 'nonce', ARGV[1], 'owner', ARGV[2], 'since', ARGV[3], 'token', ARGV[5])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return 1`;
+
+// The token is used up, so that nothing is written after a release. KEYS: owner, token. ARGV: token.
+const RELEASE = `
+if redis.call('GET', KEYS[2]) == ARGV[1] then
+  redis.call('INCR', KEYS[2])
+  redis.call('DEL', KEYS[1])
+end
+return 1`;
+
+// Every write starts with this. KEYS: token, owner. ARGV[1]: token. A missing token means that
+// Redis lost its memory and no one has acquired since: the writer is then still the newest.
+const FENCE = `
+local newest = redis.call('GET', KEYS[1])
+if not newest then redis.call('SET', KEYS[1], ARGV[1])
+elseif newest ~= ARGV[1] then return {0, newest, redis.call('HGET', KEYS[2], 'owner') or ''} end
+`;
+
+// KEYS[3]: a hash. ARGV: token, field, value.
+const PUT = `${FENCE}
+redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
+return {1}`;
+
+// KEYS[3]: a hash. ARGV: token, field.
+const REMOVE = `${FENCE}
+redis.call('HDEL', KEYS[3], ARGV[2])
+return {1}`;
+
+// Numbers are only read with cjson, never written: it would round them to 14 digits.
+// KEYS[3]: the best of all runs. ARGV: token, run, record, value.
+const BEST = `${FENCE}
+local old = redis.call('HGET', KEYS[3], ARGV[2])
+if old then
+  local ok, record = pcall(cjson.decode, old)
+  if not ok or type(record) ~= 'table' or type(record.value) ~= 'number' then return {2} end
+  if tonumber(ARGV[4]) >= record.value then return {1, old} end
+end
+redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
+return {1, ARGV[3]}`;
+
+// The pointer is 'token step file'. KEYS: …, the run's checkpoints, the pointers of all runs.
+// ARGV: token, run, file, summary, step, '1' if it may become the last, '1' if it may go back.
+const PUBLISH = `${FENCE}
+redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
+if ARGV[6] ~= '1' then return {1, 0} end
+local token, step = string.match(redis.call('HGET', KEYS[4], ARGV[2]) or '', '^(%d+) (%d+) ')
+if token == ARGV[1] and tonumber(ARGV[5]) < tonumber(step) and ARGV[7] ~= '1' then return {1, 0} end
+redis.call('HSET', KEYS[4], ARGV[2], ARGV[1] .. ' ' .. ARGV[5] .. ' ' .. ARGV[3])
+return {1, 1}`;
+
+// KEYS as above. ARGV: token, run, files… A pointer to a file that goes moves to the newest left.
+const FORGET = `${FENCE}
+for i = 3, #ARGV do redis.call('HDEL', KEYS[3], ARGV[i]) end
+local file = string.match(redis.call('HGET', KEYS[4], ARGV[2]) or '', '^%d+ %d+ (.*)$')
+if file and redis.call('HEXISTS', KEYS[3], file) == 1 then return {1} end
+local heir
+for _, text in ipairs(redis.call('HVALS', KEYS[3])) do
+  local ok, c = pcall(cjson.decode, text)
+  if ok and c.kind ~= 'best' and (not heir or c.sequence > heir.sequence) then heir = c end
+end
+if heir then
+  redis.call('HSET', KEYS[4], ARGV[2], string.format('%s %.0f %s', ARGV[1], heir.step, heir.file))
+else
+  redis.call('HDEL', KEYS[4], ARGV[2])
+end
+return {1}`;
+
+/** How long one operation may take, waiting for a lost Redis included. */
+const TIMEOUT_MS = 3000;
+
+/**
+ * The store of several servers, in a Redis of version 6 or later.
+ *
+ * @param options.url `redis://[user:password@]host[:port][/db]`; `rediss://` for TLS.
+ * @param options.prefix of all keys, `downpour:` unless given.
+ *
+ * Throws DP_CONFIG_INVALID for a URL that is none. Connects with the first operation, and again by
+ * itself whenever the connection is lost; what is asked for meanwhile fails with
+ * DP_REDIS_UNAVAILABLE after `timeoutMs` (3000) at most.
+ */
+export function openRedisStore(options: {
+  readonly url: string;
+  readonly prefix?: string;
+  readonly timeoutMs?: number;
+  readonly onDamaged?: OnDamagedRecord;
+}): StateStore {
+  const { prefix = 'downpour:', timeoutMs = TIMEOUT_MS, onDamaged } = options;
+  const place = placeOf(options.url);
+  const redis = new Redis(options.url, {
+    lazyConnect: true,
+    connectTimeout: timeoutMs,
+    commandTimeout: timeoutMs,
+    maxRetriesPerRequest: 3,
+    retryStrategy: (times) => Math.min(50 * 2 ** Math.min(times, 10), 2000),
+    // After a failover this connection may lead to what is now a replica: connect anew, resend.
+    reconnectOnError: (error) => (error.message.startsWith('READONLY') ? 2 : false),
+  });
+  // The client reports lost connections here, operations only that they gave up.
+  let lastError: Error | null = null;
+  redis.on('error', (error: Error) => {
+    lastError = error;
+  });
+  redis.on('ready', () => {
+    lastError = null;
+  });
+
+  const nonce = randomUUID();
+  const leases = new Set<OwnerLease>();
+  const key = (...parts: readonly string[]) => prefix + parts.join(':');
+  const ownerKeys = [key('owner'), key('token')];
+
+  /** Any failure of Redis becomes one expected error. */
+  async function ask<T>(operation: () => Promise<T>): Promise<T> {
+    try {
+      return await operation();
+    } catch (error) {
+      throw unavailable(place, error, lastError);
+    }
+  }
+  const evaluate = (script: string, keys: readonly string[], args: readonly (string | number)[]) =>
+    ask(() => redis.eval(script, keys.length, ...keys, ...args));
+
+  /** A fenced write: the script's reply without the leading 1. */
+  async function write(
+    token: number,
+    script: string,
+    keys: readonly string[],
+    args: readonly (string | number)[],
+  ): Promise<readonly unknown[]> {
+    const fence = [key('token'), key('owner')];
+    const reply = (await evaluate(script, [...fence, ...keys], [token, ...args])) as unknown[];
+    const [status, ...rest] = reply;
+    if (status === 0) throw fenced(token, Number(rest[0]), String(rest[1]) || undefined);
+    if (status === 2) throw damaged(`${keys[0]} ${args[0]}`, 'it is not a record');
+    return rest;
+  }
+
+  async function read<T>(hash: string, field: string): Promise<T | null> {
+    const text = await ask(() => redis.hget(hash, field));
+    return text === null ? null : parse<T>(`${hash} ${field}`, text);
+  }
+
+  const keysOf = (run: string) => [key('run', checkName(run), 'checkpoints'), key('last')];
+
+  return {
+    kind: 'redis',
+
+    async acquire(owner, { ttlMs, waitMs = 0, signal }) {
+      if ([...leases].some((lease) => !lease.lost.aborted)) {
+        throw new DownpourError('DP_STATE_LOCKED', `${owner} already owns ${place}: release first`);
+      }
+      const me = [nonce, owner, new Date().toISOString(), ttlMs];
+      const token = await untilFree(
+        async () => {
+          const [given, ...rest] = (await evaluate(ACQUIRE, ownerKeys, me)) as unknown[];
+          if (given === 1) return Number(rest[0]);
+          throw lockedBy(place, rest);
+        },
+        { waitMs, signal },
+      );
+      const lease = keepLease(token, ttlMs, {
+        renew: async () => (await evaluate(RENEW, ownerKeys, [...me, token])) === 1,
+        async release() {
+          leases.delete(lease);
+          await evaluate(RELEASE, ownerKeys, [token]);
+        },
+      });
+      leases.clear();
+      leases.add(lease);
+      return lease;
+    },
+
+    async putRun(token, record) {
+      await write(token, PUT, [key('runs')], [checkName(record.id), losslessJson(record)]);
+    },
+    getRun: async (id) => read<RunRecord>(key('runs'), checkName(id)),
+    async listRuns() {
+      const runs: RunRecord[] = [];
+      const records = await ask(() => redis.hgetall(key('runs')));
+      for (const [id, text] of Object.entries(records)) {
+        try {
+          runs.push(parse<RunRecord>(`${key('runs')} ${id}`, text));
+        } catch (error) {
+          onDamaged?.(error as DownpourError);
+        }
+      }
+      return inOrderOfCreation(runs);
+    },
+
+    async publishCheckpoint(token, run, manifest, { rollback = false } = {}) {
+      const { file, step, kind } = manifest;
+      const summary = losslessJson(summaryOf(manifest));
+      const may = [kind === 'best' ? 0 : 1, rollback ? 1 : 0];
+      const args = [run, file, summary, step, ...may];
+      const [moved] = await write(token, PUBLISH, keysOf(run), args);
+      return { moved: moved === 1 };
+    },
+    async checkpoints(run) {
+      const [hash] = keysOf(run) as [string, string];
+      const texts = await ask(() => redis.hgetall(hash));
+      return bySequence(
+        Object.entries(texts).map(([file, text]) =>
+          parse<CheckpointSummary>(`${hash} ${file}`, text),
+        ),
+      );
+    },
+    async lastCheckpoint(run) {
+      const [hash, last] = keysOf(run) as [string, string];
+      const pointer = await ask(() => redis.hget(last, run));
+      if (pointer === null) return null;
+      const file = /^\d+ \d+ (.+)$/s.exec(pointer)?.[1];
+      if (file === undefined) throw damaged(`${last} ${run}`, 'it is not a pointer');
+      return read<CheckpointSummary>(hash, file);
+    },
+    async forgetCheckpoints(token, run, files) {
+      await write(token, FORGET, keysOf(run), [run, ...files]);
+    },
+
+    async recordBest(token, run, best) {
+      refuseNotFinite(best);
+      const args = [checkName(run), losslessJson(best), String(best.value)];
+      const [text] = await write(token, BEST, [key('best')], args);
+      const kept = parse<BestRecord>(`${key('best')} ${run}`, String(text));
+      return { kept: isSame(kept, best), best: kept };
+    },
+    getBest: async (run) => read<BestRecord>(key('best'), checkName(run)),
+    async resetBest(token, run) {
+      await write(token, REMOVE, [key('best')], [checkName(run)]);
+    },
+
+    async putEarlyStopping(token, run, record) {
+      await write(token, PUT, [key('early-stopping')], [checkName(run), losslessJson(record)]);
+    },
+    getEarlyStopping: async (run) => read<unknown>(key('early-stopping'), checkName(run)),
+
+    async close() {
+      // A Redis that is gone forgets the lease by itself.
+      for (const lease of leases) await lease.release().catch(() => {});
+      redis.disconnect();
+    },
+  };
+}
+
+function parse<T>(place: string, text: string): T {
+  try {
+    return JSON.parse(text) as T;
+  } catch (error) {
+    throw damaged(place, errorText(error));
+  }
+}
+
+/** The address for messages, without user and password. Throws DP_CONFIG_INVALID. */
+function placeOf(url: string): string {
+  const parsed = URL.canParse(url) ? new URL(url) : null;
+  if (parsed === null || !['redis:', 'rediss:'].includes(parsed.protocol)) {
+    // It may hold a password, so it is not shown.
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      'the address of Redis must look like redis://[user:password@]host[:port][/db], or rediss:// for TLS',
+    );
+  }
+  return `${parsed.protocol}//${parsed.host}${parsed.pathname}`;
+}
+
+function lockedBy(place: string, [owner, since, leftMs]: readonly unknown[]): DownpourError {
+  return new DownpourError(
+    'DP_STATE_LOCKED',
+    `${place} belongs to ${owner}, since ${since}: stop that server, or give this one another prefix; ` +
+      `if it is dead, its hold ends by itself in ${leftMs} ms`,
+  );
+}
+
+function unavailable(place: string, error: unknown, lastError: Error | null): DownpourError {
+  const text = errorText(error);
+  const advice = /^(NOAUTH|WRONGPASS|NOPERM)/.test(text)
+    ? 'check the user and password in its address'
+    : 'check that it runs and can be reached; the connection comes back by itself';
+  const why = lastError === null || text === lastError.message ? '' : ` (${lastError.message})`;
+  return new DownpourError('DP_REDIS_UNAVAILABLE', `Redis at ${place}: ${text}${why}; ${advice}`, {
+    cause: error,
+  });
+}

@@ -1,0 +1,461 @@
+import { readdir, readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
+import { setTimeout as delay } from 'node:timers/promises';
+import { NAME_PATTERN } from '../shared/config.ts';
+import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
+import { diskError, errnoOf, makeFolder, unseal, writeSealed } from './atomic-file.ts';
+import type { CheckpointManifest } from './checkpoint.ts';
+import { leaveFolder, newestToken, readHolder, takeFolder, touchFolder } from './folder-lock.ts';
+
+// What must outlive a server, and what several servers must agree on. Two implementations: files
+// (below) for one server, Redis (`redis.ts`) for several. Every write carries the token of its
+// owner's lease and is refused once a newer one was given: a server that was cut off, and came back
+// after another took over, cannot spoil what that one wrote (a fencing token).
+
+/** The right to write. At most one is good at any time. */
+export interface OwnerLease {
+  /** Higher than every one before. */
+  readonly token: number;
+  /** Aborted with a DP_STATE_FENCED as soon as the lease is lost: stop, or acquire again. */
+  readonly lost: AbortSignal;
+  /** Renews now; a timer does so anyway. Throws DP_STATE_FENCED, DP_DISK, DP_REDIS_UNAVAILABLE. */
+  renew(): Promise<void>;
+  /** Ends the lease: its token is refused from now on. May be called twice. */
+  release(): Promise<void>;
+}
+
+export interface AcquireOptions {
+  /** A lease that was not renewed for so long may go to another owner. */
+  readonly ttlMs: number;
+  /** How long to wait for another owner, or for Redis, to go or to come; 0: not at all. */
+  readonly waitMs?: number;
+  readonly signal?: AbortSignal;
+}
+
+/** A run as the registry has it. Anything else that is JSON may be added. */
+export interface RunRecord {
+  readonly id: string;
+  readonly experiment: string;
+  /** ISO 8601. */
+  readonly createdAt: string;
+  readonly phase: string;
+  readonly config: unknown;
+  readonly [more: string]: unknown;
+}
+
+export interface BestRecord {
+  readonly step: number;
+  /** Of the validation metric; lower is better. */
+  readonly value: number;
+  /** The tensor file of the checkpoint. */
+  readonly checkpoint: string;
+}
+
+/** A manifest without the state, which only the checkpoint's own file holds. */
+export type CheckpointSummary = Omit<CheckpointManifest, 'state'>;
+
+/**
+ * All methods throw DP_REDIS_UNAVAILABLE or DP_DISK when the store cannot be reached, writes also
+ * DP_STATE_FENCED, reads DP_STATE_CORRUPT. Reading needs no lease.
+ */
+export interface StateStore {
+  readonly kind: 'files' | 'redis';
+  /** Throws DP_STATE_LOCKED that names the holder when another owner has the lease. */
+  acquire(owner: string, options: AcquireOptions): Promise<OwnerLease>;
+
+  putRun(token: number, record: RunRecord): Promise<void>;
+  getRun(id: string): Promise<RunRecord | null>;
+  /** In order of creation. Damaged records are passed over, and told to `onDamaged`. */
+  listRuns(): Promise<readonly RunRecord[]>;
+
+  /**
+   * Enters a checkpoint in the registry and, in the same instant, makes it the one to resume from,
+   * unless it is of kind `best` or of an older step than the one that this token published before.
+   * `rollback` says that the step went back on purpose.
+   */
+  publishCheckpoint(
+    token: number,
+    run: string,
+    manifest: CheckpointSummary,
+    options?: { readonly rollback?: boolean },
+  ): Promise<{ readonly moved: boolean }>;
+  /** Oldest first. */
+  checkpoints(run: string): Promise<readonly CheckpointSummary[]>;
+  /** The checkpoint to resume from. */
+  lastCheckpoint(run: string): Promise<CheckpointSummary | null>;
+  /** Takes pruned checkpoints out of the registry, by tensor file. */
+  forgetCheckpoints(token: number, run: string, files: readonly string[]): Promise<void>;
+
+  /**
+   * Keeps the lower of the two values, whoever writes in whatever order; of equal ones the first.
+   * Throws DP_DIVERGED for a value that is not finite.
+   */
+  recordBest(
+    token: number,
+    run: string,
+    best: BestRecord,
+  ): Promise<{ readonly kept: boolean; readonly best: BestRecord }>;
+  getBest(run: string): Promise<BestRecord | null>;
+  /** For the start of a new phase, whose values do not compare with the old ones. */
+  resetBest(token: number, run: string): Promise<void>;
+
+  putEarlyStopping(token: number, run: string, record: unknown): Promise<void>;
+  getEarlyStopping(run: string): Promise<unknown>;
+
+  /** Releases the lease, ends timers and connections. */
+  close(): Promise<void>;
+}
+
+/** What is wrong with a record that was passed over. */
+export type OnDamagedRecord = (error: DownpourError) => void;
+
+const OWNER_FOLDER = '.owner';
+const READS_MAX = 20;
+
+type RecordName = 'run' | 'registry' | 'best' | 'early-stopping';
+
+interface Registry {
+  readonly last: { readonly token: number; readonly step: number; readonly file: string } | null;
+  readonly checkpoints: readonly CheckpointSummary[];
+}
+
+/**
+ * The store of one server, in a folder: `<folder>/<run>/<record>.<token>.json`, beside the run's
+ * checkpoints. The token in the name is the fence: a writer that was overtaken between its check
+ * and its rename makes a file that nobody reads, for readers take the highest token.
+ */
+export function openFileStore(options: {
+  readonly folder: string;
+  readonly onDamaged?: OnDamagedRecord;
+}): StateStore {
+  const { folder, onDamaged } = options;
+  const ownerFolder = join(folder, OWNER_FOLDER);
+  const leases = new Set<OwnerLease>();
+  let turn: Promise<unknown> = Promise.resolve();
+
+  async function refuseStale(token: number): Promise<void> {
+    const newest = await newestToken(ownerFolder);
+    if (newest !== token) {
+      throw fenced(token, newest, (await readHolder(ownerFolder, newest))?.owner);
+    }
+  }
+
+  /** Reads, changes and writes a record while no other change of this store happens. */
+  function change<R>(
+    token: number,
+    run: string,
+    name: RecordName,
+    next: () => Promise<{ readonly write?: unknown; readonly result: R }>,
+  ): Promise<R> {
+    const action = async () => {
+      await refuseStale(token);
+      const { write, result } = await next();
+      if (write !== undefined) {
+        const runFolder = join(folder, checkName(run));
+        await makeFolder(runFolder);
+        await writeSealed(runFolder, recordFile(name, token), write);
+        // Overtaken while writing: what was written may already be what nobody reads.
+        await refuseStale(token);
+        await removeOlder(runFolder, name, token);
+      }
+      return result;
+    };
+    const mine = turn.then(action, action);
+    turn = mine.catch(() => {});
+    return mine;
+  }
+
+  const put = (token: number, run: string, name: RecordName, value: unknown) =>
+    change(token, run, name, async () => ({ write: { value }, result: undefined }));
+
+  const read = async <T>(run: string, name: RecordName): Promise<T | null> =>
+    (await readRecord<{ value: T | null }>(folder, run, name))?.value ?? null;
+
+  const registryOf = async (run: string): Promise<Registry> =>
+    (await read<Registry>(run, 'registry')) ?? { last: null, checkpoints: [] };
+
+  return {
+    kind: 'files',
+
+    async acquire(owner, { ttlMs, waitMs = 0, signal }) {
+      const since = new Date().toISOString();
+      const token = await untilFree(() => takeFolder(ownerFolder, { owner, ttlMs, since }), {
+        waitMs,
+        signal,
+      });
+      const lease = keepLease(token, ttlMs, {
+        renew: () => touchFolder(ownerFolder, token),
+        release: () => leaveFolder(ownerFolder, token),
+      });
+      leases.add(lease);
+      return lease;
+    },
+
+    putRun: (token, record) => put(token, record.id, 'run', record),
+    getRun: (id) => read<RunRecord>(id, 'run'),
+    async listRuns() {
+      const runs: RunRecord[] = [];
+      for (const id of await namesIn(folder)) {
+        if (!new RegExp(NAME_PATTERN).test(id)) continue;
+        try {
+          const record = await read<RunRecord>(id, 'run');
+          if (record !== null) runs.push(record);
+        } catch (error) {
+          if (errorCode(error) !== 'DP_STATE_CORRUPT') throw error;
+          onDamaged?.(error as DownpourError);
+        }
+      }
+      return inOrderOfCreation(runs);
+    },
+
+    publishCheckpoint: (token, run, manifest, { rollback = false } = {}) =>
+      change(token, run, 'registry', async () => {
+        const { last, checkpoints } = await registryOf(run);
+        const summary = summaryOf(manifest);
+        const { file, step, kind } = summary;
+        const goesBack = last !== null && last.token === token && step < last.step;
+        const moved = kind !== 'best' && (rollback || !goesBack);
+        const value: Registry = {
+          last: moved ? { token, step, file } : last,
+          checkpoints: [...checkpoints.filter((c) => c.file !== file), summary],
+        };
+        return { write: { value }, result: { moved } };
+      }),
+    checkpoints: async (run) => bySequence((await registryOf(run)).checkpoints),
+    async lastCheckpoint(run) {
+      const { last, checkpoints } = await registryOf(run);
+      return checkpoints.find((c) => c.file === last?.file) ?? null;
+    },
+    forgetCheckpoints: (token, run, files) =>
+      change(token, run, 'registry', async () => {
+        const { last, checkpoints } = await registryOf(run);
+        const left = checkpoints.filter((c) => !files.includes(c.file));
+        const heir = bySequence(left).findLast((c) => c.kind !== 'best');
+        const stays = last !== null && !files.includes(last.file);
+        const moved = heir === undefined ? null : { token, step: heir.step, file: heir.file };
+        const value: Registry = { last: stays ? last : moved, checkpoints: left };
+        return { write: { value }, result: undefined };
+      }),
+
+    recordBest: (token, run, best) =>
+      change(token, run, 'best', async () => {
+        refuseNotFinite(best);
+        const old = await read<BestRecord>(run, 'best');
+        if (old === null || best.value < old.value) {
+          return { write: { value: best }, result: { kept: true, best } };
+        }
+        return { result: { kept: isSame(old, best), best: old } };
+      }),
+    getBest: (run) => read<BestRecord>(run, 'best'),
+    resetBest: (token, run) => put(token, run, 'best', null),
+
+    putEarlyStopping: (token, run, record) => put(token, run, 'early-stopping', record),
+    getEarlyStopping: (run) => read<unknown>(run, 'early-stopping'),
+
+    async close() {
+      await turn;
+      for (const lease of leases) await lease.release();
+      leases.clear();
+    },
+  };
+}
+
+/** The record with the highest token; null when there is none. Throws DP_STATE_CORRUPT, DP_DISK. */
+async function readRecord<T>(folder: string, run: string, name: RecordName): Promise<T | null> {
+  const runFolder = join(folder, checkName(run));
+  for (let attempt = 0; ; attempt++) {
+    const newest = Math.max(0, ...(await tokensOf(runFolder, name)));
+    if (newest === 0) return null;
+    const path = join(runFolder, recordFile(name, newest));
+    let bytes: Buffer;
+    try {
+      bytes = await readFile(path);
+    } catch (error) {
+      // A newer owner wrote, and removed this, since the names were read.
+      if (errnoOf(error) === 'ENOENT' && attempt < READS_MAX) continue;
+      throw diskError(error, path, 'read');
+    }
+    try {
+      return unseal(bytes) as T;
+    } catch (error) {
+      throw damaged(path, errorText(error));
+    }
+  }
+}
+
+function recordFile(name: RecordName, token: number): string {
+  return `${name}.${String(token).padStart(6, '0')}.json`;
+}
+
+async function removeOlder(runFolder: string, name: RecordName, token: number): Promise<void> {
+  for (const old of await tokensOf(runFolder, name)) {
+    if (old >= token) continue;
+    await rm(join(runFolder, recordFile(name, old)), { force: true });
+  }
+}
+
+async function tokensOf(runFolder: string, name: RecordName): Promise<number[]> {
+  const tokens: number[] = [];
+  for (const file of await namesIn(runFolder)) {
+    const [record, token, end, ...more] = file.split('.');
+    if (record === name && end === 'json' && more.length === 0) tokens.push(Number(token));
+  }
+  return tokens.filter((token) => Number.isSafeInteger(token) && token > 0);
+}
+
+async function namesIn(folder: string): Promise<string[]> {
+  try {
+    return await readdir(folder);
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return [];
+    throw diskError(error, folder, 'list');
+  }
+}
+
+// What both implementations share.
+
+/** A run's name, which becomes a folder and a key. Throws DP_CONFIG_INVALID. */
+export function checkName(run: string): string {
+  if (new RegExp(NAME_PATTERN).test(run)) return run;
+  const shown = JSON.stringify(run.slice(0, 80));
+  throw new DownpourError('DP_CONFIG_INVALID', `run ${shown} must be named like ${NAME_PATTERN}`);
+}
+
+export function summaryOf(manifest: CheckpointSummary): CheckpointSummary {
+  const { state: _, ...summary } = manifest as CheckpointManifest;
+  return summary;
+}
+
+export function bySequence(checkpoints: readonly CheckpointSummary[]): CheckpointSummary[] {
+  return [...checkpoints].sort((a, b) => a.sequence - b.sequence);
+}
+
+export function inOrderOfCreation(runs: readonly RunRecord[]): RunRecord[] {
+  const key = (run: RunRecord) => `${run.createdAt} ${run.id}`;
+  return [...runs].sort((a, b) => (key(a) < key(b) ? -1 : 1));
+}
+
+/** The same record again, as after a lost reply: it is the one that is kept. */
+export function isSame(a: BestRecord, b: BestRecord): boolean {
+  return a.value === b.value && a.step === b.step && a.checkpoint === b.checkpoint;
+}
+
+export function refuseNotFinite(best: BestRecord): void {
+  if (Number.isFinite(best.value)) return;
+  throw new DownpourError(
+    'DP_DIVERGED',
+    `the validation value at step ${best.step} is ${best.value}: it cannot be the best; lower the learning rate`,
+  );
+}
+
+export function damaged(place: string, what: string): DownpourError {
+  return new DownpourError(
+    'DP_STATE_CORRUPT',
+    `the record ${place} is damaged: ${what}; restore it from a backup, or remove it and resume from a checkpoint`,
+  );
+}
+
+export function fenced(token: number, newest: number, owner?: string): DownpourError {
+  const by = owner === undefined ? '' : ` (${owner})`;
+  return new DownpourError(
+    'DP_STATE_FENCED',
+    `token ${token} may not write any more, the newest is ${newest}${by}: this server lost its lease; stop it, or let it acquire again and resume from the last checkpoint`,
+  );
+}
+
+const POLL_MS = 200;
+
+/** Tries until it succeeds, `waitMs` are over, or it fails for another reason than being early. */
+export async function untilFree<T>(
+  attempt: () => Promise<T>,
+  options: { readonly waitMs: number; readonly signal: AbortSignal | undefined },
+): Promise<T> {
+  const { waitMs, signal } = options;
+  const start = performance.now();
+  for (;;) {
+    signal?.throwIfAborted();
+    try {
+      return await attempt();
+    } catch (error) {
+      const early = ['DP_STATE_LOCKED', 'DP_REDIS_UNAVAILABLE'].includes(errorCode(error));
+      const leftMs = waitMs - (performance.now() - start);
+      if (!early || leftMs <= 0) throw error;
+      await delay(Math.min(POLL_MS, leftMs), undefined, signal === undefined ? {} : { signal });
+    }
+  }
+}
+
+/**
+ * Keeps a lease alive: renews it three times in `ttlMs`, and declares it lost when the store says
+ * so or `ttlMs` have passed since the last renewal was asked for, whatever others think by then.
+ */
+export function keepLease(
+  token: number,
+  ttlMs: number,
+  door: { renew(): Promise<boolean>; release(): Promise<void> },
+): OwnerLease {
+  const controller = new AbortController();
+  const lost = controller.signal;
+  let released = false;
+  let failure: unknown;
+  let next: NodeJS.Timeout | undefined;
+  let deadline: NodeJS.Timeout | undefined;
+
+  function end(): void {
+    clearTimeout(next);
+    clearTimeout(deadline);
+  }
+  function lose(why: string): void {
+    end();
+    controller.abort(
+      new DownpourError(
+        'DP_STATE_FENCED',
+        `the owner's lease (token ${token}) is lost: ${why}; stop this server, or let it acquire again and resume from the last checkpoint`,
+      ),
+    );
+  }
+  function expireIn(ms: number): void {
+    clearTimeout(deadline);
+    deadline = setTimeout(() => {
+      const why = failure === undefined ? '' : ` (${errorText(failure)})`;
+      lose(`it could not be renewed within ${ttlMs} ms${why}`);
+    }, ms).unref();
+  }
+  async function renew(): Promise<void> {
+    lost.throwIfAborted();
+    const asked = performance.now();
+    const held = await door.renew();
+    lost.throwIfAborted();
+    if (released) return;
+    if (!held) lose('another owner took over');
+    lost.throwIfAborted();
+    failure = undefined;
+    expireIn(ttlMs - (performance.now() - asked));
+  }
+  function renewSoon(): void {
+    next = setTimeout(() => {
+      renew()
+        .catch((error) => {
+          failure = error;
+        })
+        .finally(() => {
+          if (!released && !lost.aborted) renewSoon();
+        });
+    }, ttlMs / 3).unref();
+  }
+
+  expireIn(ttlMs);
+  renewSoon();
+  return {
+    token,
+    lost,
+    renew,
+    async release() {
+      if (released) return;
+      released = true;
+      end();
+      if (!lost.aborted) await door.release();
+    },
+  };
+}

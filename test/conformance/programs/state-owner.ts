@@ -1,0 +1,35 @@
+import { createInterface } from 'node:readline';
+import { openRedisStore } from '../../../server/redis.ts';
+import { openFileStore } from '../../../server/state-store.ts';
+import { errorCode, errorText } from '../../../shared/errors.ts';
+
+// An owner in a process of its own, for the tests to stop and to kill. Arguments: kind, place,
+// prefix, ttlMs, waitMs. It acquires, then records a best for each line that it reads; it tells
+// each result in a line of JSON.
+
+const [kind, place, prefix, ttlMs, waitMs] = process.argv.slice(2) as [string, ...string[]];
+const tell = (what: unknown) => process.stdout.write(`${JSON.stringify(what)}\n`);
+
+const store =
+  kind === 'redis'
+    ? openRedisStore({ url: place!, prefix: prefix! })
+    : openFileStore({ folder: place! });
+try {
+  const owner = `child ${process.pid}`;
+  const lease = await store.acquire(owner, { ttlMs: Number(ttlMs), waitMs: Number(waitMs) });
+  lease.lost.addEventListener('abort', () => tell({ lost: errorCode(lease.lost.reason) }));
+  tell({ token: lease.token });
+  for await (const line of createInterface({ input: process.stdin })) {
+    const best = { step: 1, value: Number(line), checkpoint: 'of-child' };
+    const { token } = lease;
+    tell(
+      await store.recordBest(token, 'r1', best).then(
+        ({ kept }) => ({ kept }),
+        (error) => ({ error: errorCode(error) }),
+      ),
+    );
+  }
+} catch (error) {
+  tell({ error: errorCode(error), message: errorText(error) });
+}
+await store.close();

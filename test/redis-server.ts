@@ -1,0 +1,106 @@
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+
+/** A Redis of the test's own, on a free port of this machine. */
+export interface TestRedis {
+  readonly url: string;
+  readonly pid: number;
+  /** Ends it and removes its files. */
+  stop(): Promise<void>;
+  /** Ends it as a crash would; its files stay. */
+  kill(): Promise<void>;
+  /** Starts it again after `kill`, on the same port and files. */
+  restart(): Promise<void>;
+}
+
+/** Why there is no Redis here, or null. In CI a missing one is a failure, not a skip. */
+export function redisMissing(): string | null {
+  if (spawnSync('redis-server', ['--version']).status === 0) return null;
+  const missing = 'redis-server is not installed (Debian: apt-get install redis-server)';
+  if (process.env.CI) throw new Error(missing);
+  return missing;
+}
+
+/**
+ * Starts a Redis and waits until it answers.
+ *
+ * @param options.persist whether it remembers its data over `kill` and `restart`.
+ * @param options.args more of its command line, such as `--requirepass secret`.
+ */
+export async function startRedis(
+  options: { readonly persist?: boolean; readonly args?: readonly string[] } = {},
+): Promise<TestRedis> {
+  const { persist = true, args = [] } = options;
+  const folder = await mkdtemp(join(tmpdir(), 'downpour-redis-'));
+  let port = 0;
+  let child: ChildProcess | null = null;
+
+  async function start(): Promise<void> {
+    const started = spawn(
+      'redis-server',
+      [
+        ...['--port', String(port), '--bind', '127.0.0.1', '--dir', folder, '--save', ''],
+        ...['--appendonly', persist ? 'yes' : 'no', '--appendfsync', 'always', ...args],
+      ],
+      { stdio: ['ignore', 'pipe', 'inherit'] },
+    );
+    child = started;
+    const lines: string[] = [];
+    for await (const line of createInterface({ input: started.stdout! })) {
+      lines.push(line);
+      if (line.includes('Ready to accept connections')) {
+        started.stdout!.resume();
+        return;
+      }
+    }
+    throw new Error(`redis-server ended:\n${lines.join('\n')}`);
+  }
+  async function end(signal: NodeJS.Signals): Promise<void> {
+    const ending = child;
+    child = null;
+    if (ending === null || ending.exitCode !== null || ending.signalCode !== null) return;
+    const gone = once(ending, 'exit');
+    ending.kill(signal);
+    await gone;
+  }
+
+  // Another process may take the port between our look and the start.
+  for (let attempt = 1; ; attempt++) {
+    port = await freePort();
+    try {
+      await start();
+      break;
+    } catch (error) {
+      if (attempt === 5) throw error;
+    }
+  }
+  return {
+    url: `redis://127.0.0.1:${port}`,
+    get pid() {
+      return child?.pid ?? 0;
+    },
+    async stop() {
+      await end('SIGTERM');
+      await rm(folder, { recursive: true, force: true });
+    },
+    kill: () => end('SIGKILL'),
+    restart: start,
+  };
+}
+
+/** A port of 127.0.0.1 that is free now. */
+export async function freePort(): Promise<number> {
+  const server = createServer();
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const address = server.address();
+  server.close();
+  await once(server, 'close');
+  if (address === null || typeof address === 'string') throw new Error('no port');
+  return address.port;
+}
