@@ -446,6 +446,8 @@ function show(value: unknown): string {
 
 /** The known word closest to a mistyped one, when it is close enough to be meant. */
 export function nearest(word: string, known: readonly string[]): string | null {
+  const contained = known.find((candidate) => candidate.toLowerCase().includes(word.toLowerCase()));
+  if (contained !== undefined && word.length >= 4) return contained;
   let best: string | null = null;
   let bestDistance = Math.max(2, Math.floor(word.length / 3)) + 1;
   for (const candidate of known) {

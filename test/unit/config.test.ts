@@ -33,7 +33,8 @@ test('later layers win field by field, but another kind replaces the whole objec
 });
 
 test.each([
-  [{ batchsize: 3 }, /batchsize is not a field/],
+  [{ batchsize: 3 }, /batchsize is not a field; did you mean 'minibatchSize'/],
+  [{ quux: 3 }, /quux is not a field; known: seed/],
   [{ minibatchsize: 3 }, /did you mean 'minibatchSize'/],
   [{ minibatchSize: 0 }, /minibatchSize is 0/],
   [{ learningRate: -1 }, /learningRate is -1/],

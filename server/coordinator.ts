@@ -1,0 +1,269 @@
+import { randomBytes } from 'node:crypto';
+import { LIMITS, resolveConfig } from '../shared/config.ts';
+import { DownpourError, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
+import type { Acknowledgement, Push } from '../shared/protocol.ts';
+import type {
+  CheckpointSummary,
+  CreateRun,
+  RunDetail,
+  RunSummary,
+  WorkerSummary,
+} from '../shared/rest.ts';
+import { Run } from './core/run.ts';
+import type { Keeper } from './keeper.ts';
+import type { Session } from './session.ts';
+
+/**
+ * All runs and all workers of a server: who works on what, and what must be written down. Decisions
+ * about a run are the run's own; writing is the keeper's.
+ */
+export class Coordinator {
+  /** Monotonic, ms. */
+  readonly now: () => number;
+  readonly log: (line: string) => void;
+  readonly #keeper: Keeper;
+  readonly #runs = new Map<string, Run>();
+  readonly #sessions = new Set<Session>();
+  /** Joined at least once and gone since, the latest only. */
+  readonly #gone = new Map<string, WorkerSummary>();
+  readonly #errors = new Map<ErrorCode, number>();
+
+  constructor(options: { keeper: Keeper; now: () => number; log: (line: string) => void }) {
+    this.#keeper = options.keeper;
+    this.now = options.now;
+    this.log = options.log;
+  }
+
+  // Runs.
+
+  get runs(): readonly Run[] {
+    return [...this.#runs.values()];
+  }
+
+  /** @throws DownpourError DP_RUN_UNKNOWN. */
+  mustFind(id: string): Run {
+    const run = this.#runs.get(id);
+    if (run) return run;
+    const known = [...this.#runs.keys()].slice(-5).join(', ') || 'none';
+    throw new DownpourError('DP_RUN_UNKNOWN', `no run '${id}' on this server; known: ${known}`);
+  }
+
+  /** @throws DownpourError DP_CONFIG_INVALID, DP_RUN_EXISTS, DP_LIMIT or what the state store throws. */
+  async create(body: CreateRun): Promise<Run> {
+    const config = resolveConfig(body.config);
+    if (this.#runs.size >= LIMITS.runCountMax) {
+      throw new DownpourError('DP_LIMIT', `${this.#runs.size} runs; at most ${LIMITS.runCountMax}`);
+    }
+    const id = body.id ?? `${body.experiment.slice(0, 50)}-${randomBytes(3).toString('hex')}`;
+    if (this.#runs.has(id)) {
+      throw new DownpourError('DP_RUN_EXISTS', `run '${id}' exists already: choose another id`);
+    }
+    const { experiment, experimentHash } = body;
+    const createdAt = new Date().toISOString();
+    const run = new Run({ id, experiment, experimentHash, config, createdAt });
+    this.#runs.set(id, run);
+    try {
+      await this.#keeper.register(run);
+    } catch (error) {
+      this.#runs.delete(id);
+      throw error;
+    }
+    this.log(`run ${id} created: ${experiment}`);
+    this.#employAll();
+    return run;
+  }
+
+  /** Takes over a run from the state store. */
+  adopt(run: Run): void {
+    this.#runs.set(run.id, run);
+  }
+
+  async stop(id: string): Promise<Run> {
+    const run = this.mustFind(id);
+    run.stop('stopped by a user; `downpour resume` goes on');
+    this.settle(run);
+    await this.#keeper.saveNow(run);
+    return run;
+  }
+
+  /** @throws DownpourError DP_RUN_ENDED or DP_RUN_FAILED. */
+  async resume(id: string): Promise<Run> {
+    const run = this.mustFind(id);
+    run.resume();
+    this.settle(run);
+    await this.#keeper.register(run);
+    this.#employAll();
+    return run;
+  }
+
+  /** After anything that may have changed a run: writes down what must be, wakes who may have work. */
+  settle(run: Run): void {
+    let wake = false;
+    for (const event of run.takeEvents()) {
+      if (event.kind === 'wake') wake = true;
+      else if (event.kind === 'phase') {
+        this.log(`run ${run.id}: ${event.from} → ${event.to} at step ${run.step}: ${run.reason}`);
+        this.#keeper.phaseChanged(run);
+      } else if (event.kind === 'best') this.#keeper.bestChanged(run);
+      else this.#keeper.evaluated(run);
+    }
+    this.#keeper.stepped(run, this.now());
+    if (!wake) return;
+    for (const session of this.#sessions) {
+      if (session.run !== run || !session.joined) continue;
+      if (session.waiting || run.over) session.proceed();
+    }
+  }
+
+  /** Once a second: what is out of time, who is silent, what is due to be written. */
+  tick(): void {
+    const now = this.now();
+    for (const run of this.#runs.values()) {
+      if (run.over) continue;
+      run.tick(now);
+      this.settle(run);
+    }
+    for (const session of this.#sessions) {
+      if (now - session.lastSeen > LIMITS.silenceMs) session.terminate();
+      else if (now - session.lastSeen > LIMITS.heartbeatMs) session.ping();
+    }
+    this.#keeper.tick(now);
+  }
+
+  /** Stops taking work in, leaves a checkpoint of every run, and closes all connections. */
+  async close(): Promise<void> {
+    for (const session of this.#sessions) session.close(1012, 'server stops');
+    await this.#keeper.close([...this.#runs.values()]);
+    for (const session of this.#sessions) session.terminate();
+  }
+
+  // Workers.
+
+  /** @throws DownpourError DP_LIMIT. */
+  opened(session: Session): void {
+    if (this.#sessions.size >= LIMITS.workerCountMax) {
+      throw new DownpourError(
+        'DP_LIMIT',
+        `${this.#sessions.size} workers are connected; at most ${LIMITS.workerCountMax}`,
+      );
+    }
+    this.#sessions.add(session);
+  }
+
+  /** A worker has said who it is; an older connection of the same name is dead. */
+  welcome(session: Session): void {
+    const name = session.hello!.worker;
+    for (const other of this.#sessions) {
+      if (other !== session && other.hello?.worker === name) other.replaced();
+    }
+    this.#gone.delete(session.key);
+    this.log(`worker ${name} connected: ${session.hello!.engine} on ${session.hello!.device}`);
+  }
+
+  farewell(session: Session): void {
+    if (!this.#sessions.delete(session) || !session.hello) return;
+    this.log(`worker ${session.hello.worker} has gone`);
+    this.#gone.set(session.key, this.#workerSummary(session));
+    if (this.#gone.size > 100) this.#gone.delete(this.#gone.keys().next().value!);
+  }
+
+  /** Gives a worker without a run one that it can serve: the one with the fewest workers. */
+  employ(session: Session): void {
+    const counts = new Map<Run, number>();
+    for (const { run } of this.#sessions) if (run) counts.set(run, (counts.get(run) ?? 0) + 1);
+    let chosen: Run | null = null;
+    for (const run of this.#runs.values()) {
+      if (run.over || !session.canServe(run)) continue;
+      if (!chosen || (counts.get(run) ?? 0) < (counts.get(chosen) ?? 0)) chosen = run;
+    }
+    if (chosen) {
+      session.assignTo(chosen);
+      return;
+    }
+    const only = session.hello?.run;
+    const run = only == null ? undefined : this.#runs.get(only);
+    if (run?.over) session.end(run);
+    else session.idle();
+  }
+
+  #employAll(): void {
+    for (const session of this.#sessions) {
+      if (session.hello && !session.run) this.employ(session);
+    }
+  }
+
+  recordRejection(run: Run, key: string, push: Push, acknowledgement: Acknowledgement): void {
+    this.countError((acknowledgement.code ?? 'DP_INTERNAL') as ErrorCode);
+    if (acknowledgement.code === 'DP_PUSH_STALE' || acknowledgement.code === 'DP_PUSH_PHASE')
+      return;
+    this.log(
+      `run ${run.id}: push ${push.sequence} of ${key} rejected: ${acknowledgement.code} ${acknowledgement.message}`,
+    );
+  }
+
+  countError(code: ErrorCode): void {
+    this.#errors.set(code, (this.#errors.get(code) ?? 0) + 1);
+  }
+
+  // What others want to know.
+
+  runSummary(run: Run): RunSummary {
+    return { ...run.summary(this.now()), checkpoint: this.#keeper.latest(run.id) };
+  }
+
+  runDetail(run: Run): RunDetail {
+    return { ...run.detail(this.now()), checkpoint: this.#keeper.latest(run.id) };
+  }
+
+  checkpoints(run: Run): Promise<readonly CheckpointSummary[]> {
+    return this.#keeper.checkpoints(run.id);
+  }
+
+  /** @param run only its workers, null: all. */
+  workers(run: Run | null): WorkerSummary[] {
+    const summaries: WorkerSummary[] = [];
+    for (const session of this.#sessions) {
+      if (session.hello && (!run || session.run === run))
+        summaries.push(this.#workerSummary(session));
+    }
+    for (const summary of this.#gone.values()) {
+      if (!run || summary.run === run.id) summaries.push(summary);
+    }
+    return summaries;
+  }
+
+  #workerSummary(session: Session): WorkerSummary {
+    const hello = session.hello!;
+    const { run } = session;
+    const tally = run?.workerTally(session.key);
+    const connected = this.#sessions.has(session);
+    const busy = tally?.evaluating ? 'evaluating' : session.waiting ? 'waiting' : 'training';
+    const state = !connected ? 'gone' : !run ? 'idle' : !session.joined ? 'joining' : busy;
+    return {
+      worker: hello.worker,
+      incarnation: hello.incarnation,
+      run: run?.id ?? null,
+      state,
+      engine: hello.engine,
+      device: hello.device,
+      connectedAt: session.connectedAt,
+      lastSeenSecondsAgo: Math.max(0, (this.now() - session.lastSeen) / 1000),
+      leases: tally?.leases ?? 0,
+      pushes: tally?.pushes ?? { applied: 0, damped: 0, duplicate: 0, rejected: 0 },
+      stalenessMean: tally?.stalenessMean ?? 0,
+      computeMsMean: tally?.computeMsMean ?? 0,
+      examples: tally?.examples ?? 0,
+      lastError: session.lastError,
+    };
+  }
+
+  /** How often each error has been answered. */
+  get errorCounts(): ReadonlyMap<ErrorCode, number> {
+    return this.#errors;
+  }
+}
+
+/** One line for the log of something that went wrong and was survived. */
+export function warning(what: string, error: unknown): string {
+  return `${what}: ${errorCode(error)} ${errorText(error)}`;
+}

@@ -1,0 +1,288 @@
+import { resolveConfig } from '../shared/config.ts';
+import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
+import type { CheckpointSummary, RunSummary } from '../shared/rest.ts';
+import {
+  type CheckpointKind,
+  type CheckpointManifest,
+  checkpointFolder,
+  listCheckpoints,
+  newestValidCheckpoint,
+  pruneCheckpoints,
+  writeCheckpoint,
+} from './checkpoint.ts';
+import { Run, type RunState } from './core/run.ts';
+import type { RunRecord, StateStore } from './state-store.ts';
+
+/**
+ * Writes down what must survive: checkpoints on disk, records in the state store. Training never
+ * waits for it. What could not be written (disk full, Redis gone) is tried again, newest state
+ * first, and said in the log.
+ */
+
+/** What is still to be written of a run. */
+type Task = 'record' | 'best' | 'last' | 'final' | 'earlyStopping';
+const ORDER: readonly Task[] = ['best', 'last', 'final', 'earlyStopping', 'record'];
+const RETRY_MS = 5_000;
+
+interface Entry {
+  readonly tasks: Set<Task>;
+  /** The writing that is under way. */
+  writing: Promise<void> | null;
+  retryAt: number;
+  lastStep: number;
+  lastAt: number;
+  latest: RunSummary['checkpoint'];
+  /** Checkpoints that are on disk and not yet in the state store. */
+  readonly unpublished: CheckpointManifest[];
+}
+
+export interface KeeperOptions {
+  readonly root: string;
+  readonly store: StateStore;
+  /** The fencing token of this server. */
+  readonly token: number;
+  readonly now: () => number;
+  readonly log: (line: string) => void;
+  /** Another server owns the state now: this one must stop. */
+  readonly onFenced: (error: DownpourError) => void;
+}
+
+export class Keeper {
+  readonly #options: KeeperOptions;
+  readonly #entries = new Map<string, Entry>();
+  readonly #runs = new Map<string, Run>();
+
+  constructor(options: KeeperOptions) {
+    this.#options = options;
+  }
+
+  /** Makes a new or resumed run known. @throws what the state store throws. */
+  async register(run: Run): Promise<void> {
+    this.#entry(run);
+    await this.#options.store.putRun(this.#options.token, record(run));
+  }
+
+  /** All runs of the state store, each from its newest valid checkpoint. */
+  async recover(): Promise<Run[]> {
+    const { store, log } = this.#options;
+    const runs: Run[] = [];
+    for (const known of await store.listRuns()) {
+      try {
+        const run = await this.#recoverOne(known);
+        this.#entry(run);
+        runs.push(run);
+      } catch (error) {
+        log(`run ${known.id} cannot be continued: ${errorCode(error)} ${errorText(error)}`);
+      }
+    }
+    return runs;
+  }
+
+  async #recoverOne(known: RunRecord): Promise<Run> {
+    const { root, log } = this.#options;
+    const checkpoint = await newestValidCheckpoint(checkpointFolder(root, known.id), {
+      kinds: ['last'],
+      onDamaged: (error) => log(`run ${known.id}: ${error.message}; using an older checkpoint`),
+    });
+    if (!checkpoint) return new Run(optionsOf(known));
+    const run = Run.restore(checkpoint.manifest.state as RunState, checkpoint.tensors);
+    const entry = this.#entry(run);
+    entry.latest = summaryOf(checkpoint.manifest);
+    entry.lastStep = run.step;
+    if (!run.over) log(`run ${run.id} continues from its checkpoint at step ${run.step}`);
+    return run;
+  }
+
+  phaseChanged(run: Run): void {
+    this.#want(run, 'record', 'last', 'earlyStopping');
+    if (run.phase === 'finished') this.#want(run, 'final');
+  }
+
+  bestChanged(run: Run): void {
+    this.#want(run, 'best', 'earlyStopping');
+  }
+
+  evaluated(run: Run): void {
+    this.#want(run, 'earlyStopping');
+  }
+
+  /** After each update: a checkpoint when enough steps or seconds have gone by. */
+  stepped(run: Run, now: number): void {
+    const entry = this.#entry(run);
+    if (run.over || run.step === entry.lastStep) return;
+    const { everySteps, everySeconds } = run.config.checkpoint;
+    const bySteps = everySteps !== null && run.step - entry.lastStep >= everySteps;
+    if (bySteps || now - entry.lastAt >= everySeconds * 1000) this.#want(run, 'last');
+  }
+
+  tick(now: number): void {
+    for (const [id, entry] of this.#entries) {
+      const run = this.#runs.get(id)!;
+      this.stepped(run, now);
+      if (entry.tasks.size > 0 && now >= entry.retryAt) this.#write(run, entry);
+    }
+  }
+
+  /** A checkpoint of this very moment, on disk when the promise resolves. */
+  async saveNow(run: Run): Promise<void> {
+    const entry = this.#want(run, 'record', 'last', 'earlyStopping');
+    await entry.writing;
+    if (entry.tasks.size > 0) await this.#write(run, entry);
+  }
+
+  /** Writes all that is left; what fails is said, never thrown. */
+  async close(runs: readonly Run[]): Promise<void> {
+    await Promise.all(runs.map((run) => (run.over ? this.#flush(run) : this.saveNow(run))));
+  }
+
+  async #flush(run: Run): Promise<void> {
+    const entry = this.#entry(run);
+    await entry.writing;
+    if (entry.tasks.size > 0) await this.#write(run, entry);
+  }
+
+  latest(id: string): RunSummary['checkpoint'] {
+    return this.#entries.get(id)?.latest ?? null;
+  }
+
+  async checkpoints(id: string): Promise<CheckpointSummary[]> {
+    const manifests = await listCheckpoints(checkpointFolder(this.#options.root, id));
+    return manifests.map(({ kind, step, createdAt, file, bytes, sha256 }) => ({
+      kind,
+      step,
+      createdAt,
+      file,
+      bytes,
+      sha256,
+    }));
+  }
+
+  #want(run: Run, ...tasks: Task[]): Entry {
+    const entry = this.#entry(run);
+    for (const task of tasks) entry.tasks.add(task);
+    if (this.#options.now() >= entry.retryAt) this.#write(run, entry);
+    return entry;
+  }
+
+  /** One writer a run; what is asked for meanwhile is written after it, once, at its newest. */
+  #write(run: Run, entry: Entry): Promise<void> {
+    entry.writing ??= this.#drain(run, entry).finally(() => {
+      entry.writing = null;
+    });
+    return entry.writing;
+  }
+
+  async #drain(run: Run, entry: Entry): Promise<void> {
+    const { log, onFenced, now } = this.#options;
+    // All state is read after the event that asked for it has been dealt with entirely.
+    await null;
+    for (;;) {
+      const task = ORDER.find((candidate) => entry.tasks.has(candidate));
+      if (!task) return;
+      entry.tasks.delete(task);
+      try {
+        await this.#perform(run, entry, task);
+      } catch (error) {
+        entry.tasks.add(task);
+        entry.retryAt = now() + RETRY_MS;
+        log(
+          `run ${run.id}: ${task} not written, trying again: ${errorCode(error)} ${errorText(error)}`,
+        );
+        if (error instanceof DownpourError && error.code === 'DP_STATE_FENCED') onFenced(error);
+        return;
+      }
+    }
+  }
+
+  async #perform(run: Run, entry: Entry, task: Task): Promise<void> {
+    const { store, token } = this.#options;
+    if (task === 'record') await store.putRun(token, record(run));
+    else if (task === 'earlyStopping') {
+      await store.putEarlyStopping(token, run.id, run.earlyStoppingState);
+    } else await this.#checkpoint(run, entry, task);
+    if (task === 'best') await this.#recordBest(run);
+  }
+
+  async #checkpoint(run: Run, entry: Entry, kind: CheckpointKind): Promise<void> {
+    const { root, store, token, now } = this.#options;
+    const folder = checkpointFolder(root, run.id);
+    if (run.layout && run.hasParameters) {
+      const { best } = run;
+      const step = kind === 'best' ? best!.step : run.step;
+      const tensors =
+        kind === 'last' ? run.tensors() : kind === 'best' ? run.bestTensors() : run.finalTensors();
+      const state = run.state(now());
+      entry.lastStep = kind === 'last' ? step : entry.lastStep;
+      entry.lastAt = now();
+      const layoutHash = run.layout.hash;
+      const manifest = await writeCheckpoint(folder, {
+        run: run.id,
+        step,
+        kind,
+        layoutHash,
+        tensors,
+        state,
+        now: new Date(),
+      });
+      if (kind === 'last') entry.latest = summaryOf(manifest);
+      entry.unpublished.push(manifest);
+    }
+    while (entry.unpublished.length > 0) {
+      const { state: _, ...summary } = entry.unpublished[0]!;
+      await store.publishCheckpoint(token, run.id, summary);
+      entry.unpublished.shift();
+    }
+    const removed = await pruneCheckpoints(folder, { keepLast: run.config.checkpoint.keepLast });
+    if (removed.length > 0) await store.forgetCheckpoints(token, run.id, removed);
+  }
+
+  async #recordBest(run: Run): Promise<void> {
+    const { store, token, root } = this.#options;
+    const { best, config } = run;
+    const value = best && (config.earlyStopping.metric === 'loss' ? best.loss : best.error);
+    if (!best || value === null) return;
+    const manifests = await listCheckpoints(checkpointFolder(root, run.id));
+    const checkpoint = manifests.findLast((m) => m.kind === 'best' && m.step === best.step);
+    await store.recordBest(token, run.id, {
+      step: best.step,
+      value,
+      checkpoint: checkpoint?.file ?? '',
+    });
+  }
+
+  #entry(run: Run): Entry {
+    let entry = this.#entries.get(run.id);
+    if (!entry) {
+      entry = {
+        tasks: new Set(),
+        writing: null,
+        retryAt: 0,
+        lastStep: run.step,
+        lastAt: this.#options.now(),
+        latest: null,
+        unpublished: [],
+      };
+      this.#entries.set(run.id, entry);
+    }
+    this.#runs.set(run.id, run);
+    return entry;
+  }
+}
+
+function record(run: Run): RunRecord {
+  const { id, experiment, experimentHash, config, createdAt } = run.options;
+  return { id, experiment, experimentHash, config, createdAt, phase: run.phase };
+}
+
+function optionsOf(known: RunRecord): ConstructorParameters<typeof Run>[0] {
+  const { id, experiment, createdAt } = known;
+  const { experimentHash } = known;
+  if (typeof experimentHash !== 'string') {
+    throw new DownpourError('DP_STATE_CORRUPT', `the record of run '${id}' has no experiment hash`);
+  }
+  return { id, experiment, experimentHash, config: resolveConfig(known.config), createdAt };
+}
+
+function summaryOf(manifest: CheckpointManifest): RunSummary['checkpoint'] {
+  return { step: manifest.step, file: manifest.file, at: manifest.createdAt };
+}

@@ -1,0 +1,127 @@
+import { mkdir } from 'node:fs/promises';
+import { hostname } from 'node:os';
+import { performance } from 'node:perf_hooks';
+import { DownpourError, errorText } from '../shared/errors.ts';
+import { VERSION } from '../shared/version.ts';
+import { createApp } from './app.ts';
+import { checkpointFolder } from './checkpoint.ts';
+import { Coordinator } from './coordinator.ts';
+import { Keeper } from './keeper.ts';
+import { openRedisStore } from './redis.ts';
+import { openFileStore, type StateStore } from './state-store.ts';
+
+export interface ServeOptions {
+  readonly host: string;
+  /** 0: any free one. */
+  readonly port: number;
+  /** Folder of checkpoints, and of all records when there is no Redis. */
+  readonly state: string;
+  /** `redis://` or `rediss://`; absent: files. */
+  readonly redis?: string;
+  readonly token?: string;
+  /** Listen beyond this machine without a token. */
+  readonly insecure?: boolean;
+  readonly log?: (line: string) => void;
+  /** Stops the server, with a checkpoint of every run. */
+  readonly signal: AbortSignal;
+}
+
+export interface Serving {
+  /** `http://host:port` */
+  readonly url: string;
+  /** Resolves when all is written and closed; rejects when the server lost its state to another. */
+  readonly closed: Promise<void>;
+}
+
+const OWNER_TTL_MS = 10_000;
+const TICK_MS = 1_000;
+
+/**
+ * Starts a parameter server: takes the state over, continues its runs from their newest valid
+ * checkpoints, and listens.
+ * @throws DownpourError DP_USAGE (open to the network without a token), DP_STATE_LOCKED,
+ *   DP_REDIS_UNAVAILABLE or DP_DISK.
+ */
+export async function serve(options: ServeOptions): Promise<Serving> {
+  const { host, port, state, redis, token, signal } = options;
+  const log = options.log ?? (() => {});
+  if (token === undefined && !options.insecure && !isLoopback(host)) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `refusing to listen on ${host} without a token: set DOWNPOUR_TOKEN, or listen on 127.0.0.1, or say --insecure`,
+    );
+  }
+  try {
+    await mkdir(state, { recursive: true });
+  } catch (cause) {
+    throw new DownpourError(
+      'DP_DISK',
+      `cannot create the state folder ${state}: ${errorText(cause)}`,
+      { cause },
+    );
+  }
+  const onDamaged = (error: DownpourError) => log(`${error.message}; passed over`);
+  const store: StateStore = redis
+    ? openRedisStore({ url: redis, onDamaged })
+    : openFileStore({ folder: state, onDamaged });
+  const now = () => performance.now();
+  const ending = new AbortController();
+  const failure: { error: DownpourError | null } = { error: null };
+  const lose = (error: DownpourError) => {
+    failure.error ??= error;
+    ending.abort();
+  };
+  try {
+    const lease = await store.acquire(`${hostname()}:${process.pid}`, {
+      ttlMs: OWNER_TTL_MS,
+      signal,
+    });
+    lease.lost.addEventListener('abort', () => {
+      lose(
+        new DownpourError(
+          'DP_STATE_FENCED',
+          'this server lost the ownership of its state and must not write any more: start it again',
+        ),
+      );
+    });
+    const keeper = new Keeper({ root: state, store, token: lease.token, now, log, onFenced: lose });
+    const coordinator = new Coordinator({ keeper, now, log });
+    for (const run of await keeper.recover()) coordinator.adopt(run);
+    const app = await createApp({
+      coordinator,
+      version: VERSION,
+      stateStore: store.kind,
+      startedAt: new Date(),
+      checkpointFolder: (run) => checkpointFolder(state, run),
+      token: token ?? null,
+      log,
+    });
+    const url = await app.listen({ host, port });
+    const timer = setInterval(() => coordinator.tick(), TICK_MS);
+    const closed = untilAborted(AbortSignal.any([signal, ending.signal])).then(async () => {
+      clearInterval(timer);
+      await coordinator.close();
+      await app.close();
+      await lease
+        .release()
+        .catch((error: unknown) => log(`the state was not released: ${errorText(error)}`));
+      await store.close();
+      if (failure.error) throw failure.error;
+    });
+    return { url, closed };
+  } catch (error) {
+    await store.close();
+    throw error;
+  }
+}
+
+function untilAborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener('abort', () => resolve(), { once: true });
+  });
+}
+
+function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || host.startsWith('127.');
+}

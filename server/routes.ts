@@ -1,0 +1,156 @@
+import { createReadStream } from 'node:fs';
+import { stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { FastifyInstance } from 'fastify';
+import Type from 'typebox';
+import { NAME_PATTERN } from '../shared/config.ts';
+import { DownpourError } from '../shared/errors.ts';
+import {
+  CheckpointSummarySchema,
+  type CreateRun,
+  CreateRunSchema,
+  ErrorBodySchema,
+  HealthSchema,
+  MetricsSchema,
+  RunDetailSchema,
+  RunSummarySchema,
+  StatusSchema,
+  WorkerSummarySchema,
+} from '../shared/rest.ts';
+import type { Coordinator } from './coordinator.ts';
+
+export interface RoutesOptions {
+  readonly coordinator: Coordinator;
+  readonly version: string;
+  /** `files` or `redis`. */
+  readonly stateStore: string;
+  readonly startedAt: Date;
+  /** Where the checkpoints of a run lie. */
+  readonly checkpointFolder: (run: string) => string;
+}
+
+const Id = Type.Object({ id: Type.String({ pattern: NAME_PATTERN }) });
+const Kind = Type.Union([Type.Literal('last'), Type.Literal('best'), Type.Literal('final')]);
+const IdAndKind = Type.Object({ id: Type.String({ pattern: NAME_PATTERN }), kind: Kind });
+const errors = { '4xx': ErrorBodySchema, '5xx': ErrorBodySchema };
+type ById = { Params: { id: string } };
+
+/** The REST interface. Reads cost training nothing but the time to answer. */
+export function addRoutes(app: FastifyInstance, options: RoutesOptions): void {
+  const { coordinator, version, stateStore, startedAt } = options;
+  const schema = (summary: string, response: object, more: object = {}) => ({
+    schema: { summary, response: { ...response, ...errors }, ...more },
+  });
+
+  app.get('/health', schema('Is the server up?', { 200: HealthSchema }), () => ({
+    status: 'ok' as const,
+    version,
+    stateStore,
+    uptimeSeconds: (Date.now() - startedAt.getTime()) / 1000,
+  }));
+
+  app.get('/status', schema('All runs and workers', { 200: StatusSchema }), () => {
+    const { rss, heapUsed, arrayBuffers } = process.memoryUsage();
+    return {
+      version,
+      startedAt: startedAt.toISOString(),
+      stateStore,
+      memoryBytes: { rss, heap: heapUsed, arrayBuffers },
+      runs: coordinator.runs.map((run) => coordinator.runSummary(run)),
+      workers: coordinator.workers(null),
+    };
+  });
+
+  app.post<{ Body: CreateRun }>(
+    '/runs',
+    schema(
+      'Create a run; workers that have its experiment begin at once',
+      { 201: RunSummarySchema },
+      { body: CreateRunSchema },
+    ),
+    async (request, reply) => {
+      const run = await coordinator.create(request.body);
+      return reply.code(201).send(coordinator.runSummary(run));
+    },
+  );
+
+  const Runs = Type.Object({ runs: Type.Array(RunSummarySchema) });
+  app.get('/runs', schema('All runs', { 200: Runs }), () => ({
+    runs: coordinator.runs.map((run) => coordinator.runSummary(run)),
+  }));
+
+  app.get<ById>(
+    '/runs/:id',
+    schema('One run, with its configuration', { 200: RunDetailSchema }, { params: Id }),
+    (request) => coordinator.runDetail(coordinator.mustFind(request.params.id)),
+  );
+
+  app.post<ById>(
+    '/runs/:id/stop',
+    schema(
+      'Stop a run; it leaves a checkpoint and can be resumed',
+      { 200: RunSummarySchema },
+      { params: Id },
+    ),
+    async (request) => coordinator.runSummary(await coordinator.stop(request.params.id)),
+  );
+
+  app.post<ById>(
+    '/runs/:id/resume',
+    schema('Go on with a stopped run', { 200: RunSummarySchema }, { params: Id }),
+    async (request) => coordinator.runSummary(await coordinator.resume(request.params.id)),
+  );
+
+  app.get<ById>(
+    '/runs/:id/metrics',
+    schema('Curves of a run', { 200: MetricsSchema }, { params: Id }),
+    (request) => coordinator.mustFind(request.params.id).metrics(),
+  );
+
+  const Workers = Type.Object({ workers: Type.Array(WorkerSummarySchema) });
+  app.get<ById>(
+    '/runs/:id/workers',
+    schema('The workers of a run', { 200: Workers }, { params: Id }),
+    (request) => ({ workers: coordinator.workers(coordinator.mustFind(request.params.id)) }),
+  );
+
+  const Checkpoints = Type.Object({ checkpoints: Type.Array(CheckpointSummarySchema) });
+  app.get<ById>(
+    '/runs/:id/checkpoints',
+    schema('The checkpoints of a run, oldest first', { 200: Checkpoints }, { params: Id }),
+    async (request) => ({
+      checkpoints: [...(await coordinator.checkpoints(coordinator.mustFind(request.params.id)))],
+    }),
+  );
+
+  app.get<{ Params: { id: string; kind: 'last' | 'best' | 'final' } }>(
+    '/runs/:id/checkpoints/:kind/file',
+    { schema: { summary: 'The newest checkpoint of a kind, as safetensors', params: IdAndKind } },
+    async (request, reply) => {
+      const { id, kind } = request.params;
+      const run = coordinator.mustFind(id);
+      const checkpoints = await coordinator.checkpoints(run);
+      const newest = checkpoints.findLast((checkpoint) => checkpoint.kind === kind);
+      if (!newest) {
+        throw new DownpourError(
+          'DP_CHECKPOINT_MISSING',
+          `run '${id}' has no '${kind}' checkpoint yet; GET /runs/${id}/checkpoints lists what there is`,
+        );
+      }
+      const path = join(options.checkpointFolder(id), newest.file);
+      const { size } = await stat(path);
+      return reply
+        .type('application/octet-stream')
+        .header('content-length', size)
+        .header(
+          'content-disposition',
+          `attachment; filename="${id}-${kind}-${newest.step}.safetensors"`,
+        )
+        .send(createReadStream(path));
+    },
+  );
+
+  app.get('/openapi.json', { schema: { summary: 'This interface, as OpenAPI' } }, () =>
+    app.swagger(),
+  );
+}

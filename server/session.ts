@@ -1,0 +1,378 @@
+import type { WebSocket } from 'ws';
+import { bytesOf, decodeFrame, encodeFrame, encodeHeader } from '../shared/codec.ts';
+import { LIMITS } from '../shared/config.ts';
+import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
+import {
+  type Acknowledgement,
+  checkWorkerMessage,
+  type Evaluated,
+  type Hello,
+  type Initialised,
+  type Join,
+  type Leave,
+  type Push,
+  type ServerMessage,
+  type Work,
+  type WorkerMessage,
+} from '../shared/protocol.ts';
+import type { Coordinator } from './coordinator.ts';
+import type { Run } from './core/run.ts';
+
+/** Minibatches a worker holds: the one it computes and the one whose data it prepares. */
+const AHEAD = 2;
+
+/**
+ * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
+ * mathematics; every answer is made in the same turn as the message that asked for it.
+ */
+export class Session {
+  readonly #socket: WebSocket;
+  readonly #coordinator: Coordinator;
+  readonly connectedAt: string;
+  #hello: Hello | null = null;
+  /** The run that it was assigned to, and whether it has joined. */
+  #run: Run | null = null;
+  #joined = false;
+  /** Joined and without work: a `wake` of its run looks again. */
+  #waiting = false;
+  /** The (generation, step) of the parameters it was sent last. */
+  #sent: { generation: number; step: number } | null = null;
+  /** Runs that it could not take part in. */
+  readonly #refused = new Set<string>();
+  #lastSeen: number;
+  #lastError: { code: string; message: string } | null = null;
+  #closed = false;
+
+  constructor(socket: WebSocket, coordinator: Coordinator, connectedAt: string) {
+    this.#socket = socket;
+    this.#coordinator = coordinator;
+    this.connectedAt = connectedAt;
+    this.#lastSeen = coordinator.now();
+    socket.on('message', (data, isBinary) => this.#receive(data as Buffer, isBinary));
+    socket.on('pong', () => {
+      this.#lastSeen = coordinator.now();
+    });
+    socket.on('ping', () => {
+      this.#lastSeen = coordinator.now();
+    });
+    socket.on('close', () => this.#gone());
+    // `ws` reports what broke the protocol (too large, bad mask) here, then closes by itself.
+    socket.on('error', (error) => {
+      this.#lastError = { code: 'DP_FRAME_MALFORMED', message: error.message };
+    });
+  }
+
+  get hello(): Hello | null {
+    return this.#hello;
+  }
+
+  get run(): Run | null {
+    return this.#run;
+  }
+
+  get joined(): boolean {
+    return this.#joined;
+  }
+
+  get waiting(): boolean {
+    return this.#waiting;
+  }
+
+  get lastSeen(): number {
+    return this.#lastSeen;
+  }
+
+  get lastError(): { code: string; message: string } | null {
+    return this.#lastError;
+  }
+
+  /** Names this worker's pushes together with their sequence. */
+  get key(): string {
+    return this.#hello ? `${this.#hello.worker}/${this.#hello.incarnation}` : '';
+  }
+
+  canServe(run: Run): boolean {
+    const hello = this.#hello;
+    if (!hello || this.#refused.has(run.id)) return false;
+    if (hello.run !== null && hello.run !== run.id) return false;
+    return hello.experiments[run.options.experiment] === run.options.experimentHash;
+  }
+
+  // Receiving.
+
+  #receive(data: Buffer, isBinary: boolean): void {
+    if (this.#closed) return;
+    this.#lastSeen = this.#coordinator.now();
+    try {
+      if (!isBinary) {
+        throw new DownpourError(
+          'DP_FRAME_MALFORMED',
+          'malformed frame: a text message; frames are binary',
+        );
+      }
+      const frame = decodeFrame(data);
+      this.#handle(checkWorkerMessage(frame.header), frame.payload);
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  #handle(message: WorkerMessage, payload: Float32Array): void {
+    if (message.type === 'hello') this.#onHello(message);
+    else if (!this.#hello) {
+      throw new DownpourError(
+        'DP_PROTOCOL_ORDER',
+        `'${message.type}' came before 'hello': say hello first`,
+      );
+    } else if (message.type === 'leave') this.#onLeave(message);
+    else if (message.type === 'join') this.#onJoin(message);
+    else this.#work(message, payload);
+  }
+
+  #work(message: Push | Initialised | Evaluated, payload: Float32Array): void {
+    const run = this.#run;
+    if (!run || !this.#joined || message.run !== run.id) {
+      this.#coordinator.mustFind(message.run);
+      throw new DownpourError(
+        'DP_PROTOCOL_ORDER',
+        `'${message.type}' for run '${message.run}', which this worker has not joined: join it first`,
+      );
+    }
+    if (message.type === 'push') this.#onPush(run, message, payload);
+    else if (message.type === 'initialised') this.#onInitialised(run, message, payload);
+    else {
+      run.evaluated(message, this.#coordinator.now());
+      this.proceed();
+    }
+    this.#coordinator.settle(run);
+  }
+
+  #onHello(hello: Hello): void {
+    if (this.#hello) {
+      throw new DownpourError('DP_PROTOCOL_ORDER', "a second 'hello' on one connection");
+    }
+    this.#hello = hello;
+    this.#coordinator.welcome(this);
+    if (hello.run !== null) {
+      const run = this.#coordinator.mustFind(hello.run);
+      if (!run.over) this.#mustHaveExperiment(hello, run);
+    }
+    this.#coordinator.employ(this);
+  }
+
+  #mustHaveExperiment(hello: Hello, run: Run): void {
+    const { experiment, experimentHash } = run.options;
+    const hash = hello.experiments[experiment];
+    if (hash === undefined) {
+      throw new DownpourError(
+        'DP_EXPERIMENT_UNKNOWN',
+        `run '${run.id}' needs experiment '${experiment}', which this worker does not have: add its folder with --experiments`,
+      );
+    }
+    if (hash !== experimentHash) {
+      throw new DownpourError(
+        'DP_EXPERIMENT_MISMATCH',
+        `experiment '${experiment}' of this worker has hash ${hash.slice(0, 12)}, the run's has ${experimentHash.slice(0, 12)}: copy the same files to all workers`,
+      );
+    }
+  }
+
+  #onJoin(join: Join): void {
+    const run = this.#run;
+    if (run?.id !== join.run) {
+      this.#coordinator.mustFind(join.run);
+      throw new DownpourError(
+        'DP_PROTOCOL_ORDER',
+        `'join' for run '${join.run}', which this worker was not assigned to`,
+      );
+    }
+    run.join(this.key, join, this.#coordinator.now());
+    this.#joined = true;
+    this.#sent = null;
+    this.proceed();
+    this.#coordinator.settle(run);
+  }
+
+  #onInitialised(run: Run, message: Initialised, payload: Float32Array): void {
+    run.initialised(this.key, message.grant, payload, this.#coordinator.now());
+    this.proceed();
+  }
+
+  #onPush(run: Run, push: Push, payload: Float32Array): void {
+    const acknowledgement = run.push(this.key, push, payload, this.#coordinator.now());
+    const { code, message } = acknowledgement;
+    if (code !== null && message !== null) {
+      this.#lastError = { code, message };
+      this.#coordinator.recordRejection(run, this.key, push, acknowledgement);
+    }
+    this.proceed(acknowledgement);
+  }
+
+  #onLeave(leave: Leave): void {
+    if (leave.failure && this.#run) {
+      this.#lastError = leave.failure;
+      this.#refused.add(this.#run.id);
+      this.#coordinator.log(
+        `worker ${this.#hello?.worker} cannot take part in run ${this.#run.id}: ${leave.failure.code} ${leave.failure.message}`,
+      );
+    }
+    this.#dismiss();
+    if (leave.failure) this.#coordinator.employ(this);
+  }
+
+  // Sending.
+
+  /** Assigns the worker to a run; its `join` follows. */
+  assignTo(run: Run): void {
+    this.#run = run;
+    this.#joined = false;
+    this.#waiting = false;
+    const { experiment, experimentHash } = run.options;
+    this.#send({ type: 'assign', run: run.id, experiment, experimentHash, config: run.config });
+  }
+
+  /** Tells the worker that the run is over. */
+  end(run: Run): void {
+    this.#send({ type: 'end', run: run.id, phase: run.phase, reason: run.reason });
+  }
+
+  idle(): void {
+    this.#send({ type: 'idle' });
+  }
+
+  /** Sends what the worker is to do next, with what became of its push. */
+  proceed(acknowledgement: Acknowledgement | null = null): void {
+    const run = this.#run;
+    if (!run || !this.#joined || this.#closed) return;
+    const assignment = run.assign(this.key, AHEAD, this.#coordinator.now());
+    this.#waiting = assignment.kind === 'wait';
+    if (assignment.kind === 'work') {
+      const { generation } = run;
+      const { step, leases, evaluation, payload } = assignment;
+      const known =
+        evaluation === null &&
+        payload.length === run.layout?.exchangedSize &&
+        this.#sent?.generation === generation &&
+        this.#sent.step === step;
+      this.#sent = evaluation === null ? { generation, step } : null;
+      this.#sendWork(run, step, acknowledgement, leases, evaluation, known ? null : payload);
+      return;
+    }
+    if (acknowledgement) this.#sendWork(run, run.step, acknowledgement, [], null, null);
+    if (assignment.kind === 'initialise') {
+      const { grant, seed } = assignment;
+      this.#send({ type: 'initialise', run: run.id, grant, seed });
+    } else if (assignment.kind === 'end') {
+      this.end(run);
+      this.#dismiss();
+      this.#coordinator.employ(this);
+    }
+  }
+
+  #sendWork(
+    run: Run,
+    step: number,
+    acknowledgement: Acknowledgement | null,
+    leases: Work['leases'],
+    evaluation: Work['evaluation'],
+    payload: Float32Array | null,
+  ): void {
+    const header: Work = {
+      type: 'work',
+      run: run.id,
+      phase: run.phase,
+      step,
+      generation: run.generation,
+      acknowledgement,
+      leases,
+      evaluation,
+    };
+    if (!payload) {
+      this.#write(encodeHeader(header));
+      return;
+    }
+    // Two fragments of one message: header and shared payload are never joined in memory.
+    this.#socket.send(encodeHeader(header), { binary: true, fin: false });
+    this.#write(bytesOf(payload));
+  }
+
+  #send(message: ServerMessage): void {
+    this.#write(encodeFrame(message));
+  }
+
+  #write(bytes: Uint8Array): void {
+    if (this.#socket.readyState !== this.#socket.OPEN) return;
+    this.#socket.send(bytes, { binary: true, fin: true });
+    if (this.#socket.bufferedAmount > LIMITS.bufferedBytesMax) {
+      this.fail(
+        new DownpourError(
+          'DP_SLOW_READER',
+          `${this.#socket.bufferedAmount} bytes wait for this worker; at most ${LIMITS.bufferedBytesMax} may`,
+        ),
+      );
+    }
+  }
+
+  /** Tells the worker what went wrong, and closes the connection where the error table says so. */
+  fail(error: unknown): void {
+    const code = errorCode(error);
+    const message =
+      code === 'DP_INTERNAL' ? 'internal error; see the server log' : errorText(error);
+    if (code === 'DP_INTERNAL') {
+      this.#coordinator.log(`defect: ${error instanceof Error ? error.stack : String(error)}`);
+    }
+    this.#lastError = { code, message };
+    this.#coordinator.countError(code);
+    if (this.#socket.readyState === this.#socket.OPEN) {
+      this.#socket.send(encodeFrame({ type: 'error', code, message }), { binary: true });
+    }
+    const { close } = ERRORS[code];
+    if (close !== null) this.close(close, code);
+  }
+
+  ping(): void {
+    if (this.#socket.readyState === this.#socket.OPEN) this.#socket.ping();
+  }
+
+  close(code: number, reason: string): void {
+    this.#socket.close(code, reason);
+  }
+
+  /** Ends the connection without the closing handshake: the other side does not answer. */
+  terminate(): void {
+    this.#socket.terminate();
+  }
+
+  /** The same worker has connected anew: this connection is dead, whatever its socket says. */
+  replaced(): void {
+    this.fail(
+      new DownpourError(
+        'DP_SESSION_REPLACED',
+        `another connection of worker '${this.#hello?.worker}' has taken over; give each worker its own --name`,
+      ),
+    );
+    this.#gone();
+  }
+
+  /** Takes the worker off its run; its work is given away. */
+  #dismiss(): void {
+    const run = this.#run;
+    this.#run = null;
+    this.#joined = false;
+    this.#waiting = false;
+    if (!run) return;
+    run.leave(this.key);
+    this.#coordinator.settle(run);
+  }
+
+  #gone(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    const run = this.#run;
+    if (run && this.#joined) {
+      run.detach(this.key, this.#coordinator.now());
+      this.#coordinator.settle(run);
+    }
+    this.#coordinator.farewell(this);
+  }
+}

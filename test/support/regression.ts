@@ -1,0 +1,202 @@
+import { Run, type RunOptions } from '../../server/core/run.ts';
+import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
+import type { Acknowledgement, DataSummary, Join, Lease, Part } from '../../shared/protocol.ts';
+import { permutation, random, STREAMS } from '../../shared/random.ts';
+
+/**
+ * Least squares in plain arithmetic: a model small enough that tests of the run need no TensorFlow,
+ * and real enough to train, to overfit and to stop early.
+ */
+export const FEATURES = 6;
+export const TENSORS: Join['tensors'] = [
+  { name: 'weights', shape: [FEATURES, 1], role: 'trainable' },
+  { name: 'bias', shape: [1], role: 'trainable' },
+  { name: 'mean', shape: [1], role: 'statistics', momentum: 0.9 },
+  { name: 'offset', shape: [1], role: 'frozen' },
+];
+export const EXCHANGED = FEATURES + 2;
+
+export interface Problem {
+  readonly inputs: readonly Float64Array[];
+  readonly targets: readonly number[];
+  readonly summary: DataSummary;
+}
+
+/** Noisy linear data; few examples, so that the model can overfit. */
+export function createProblem(counts = { train: 20, validation: 10, test: 10 }): Problem {
+  const draw = random(3, 3);
+  const inputs: Float64Array[] = [];
+  const targets: number[] = [];
+  for (let i = 0; i < counts.train + counts.validation + counts.test; i++) {
+    const x = Float64Array.from({ length: FEATURES }, () => draw.normal());
+    inputs.push(x);
+    targets.push(x[0]! - 2 * x[1]! + 0.5 + 0.5 * draw.normal());
+  }
+  return {
+    inputs,
+    targets,
+    summary: {
+      trainCount: counts.train,
+      validationCount: counts.validation,
+      testCount: counts.test,
+      fingerprint: 'f00d',
+      source: 'noisy linear data',
+    },
+  };
+}
+
+export function createRun(config: PartialConfig, id = 'r'): Run {
+  const options: RunOptions = {
+    id,
+    experiment: 'regression',
+    experimentHash: 'hash',
+    config: resolveConfig({ minibatchSize: 4, learningRate: 0.05, epochsMax: 100 }, config),
+    createdAt: '2026-01-01T00:00:00.000Z',
+  };
+  return new Run(options);
+}
+
+function range(problem: Problem, part: Part): { start: number; count: number } {
+  const { trainCount, validationCount, testCount } = problem.summary;
+  if (part === 'train') return { start: 0, count: trainCount };
+  if (part === 'validation') return { start: trainCount, count: validationCount };
+  if (part === 'trainAndValidation') return { start: 0, count: trainCount + validationCount };
+  return { start: trainCount + validationCount, count: testCount };
+}
+
+/** Gradient and statistics of one minibatch, and its loss. */
+export function gradientOf(problem: Problem, seed: number, lease: Lease, theta: Float32Array) {
+  const { start, count } = range(problem, lease.part);
+  const order = permutation(seed, STREAMS.epoch + lease.epoch, count);
+  const payload = new Float32Array(EXCHANGED);
+  let loss = 0;
+  for (let k = lease.start; k < lease.start + lease.count; k++) {
+    const x = problem.inputs[start + order[k]!]!;
+    const error = predict(x, theta) - problem.targets[start + order[k]!]!;
+    loss += (error * error) / lease.count;
+    for (let j = 0; j < FEATURES; j++) payload[j]! += (2 * error * x[j]!) / lease.count;
+    payload[FEATURES]! += (2 * error) / lease.count;
+    payload[FEATURES + 1]! += x[0]! / lease.count;
+  }
+  return { payload, loss };
+}
+
+export function lossOf(problem: Problem, part: Part, theta: Float32Array): number {
+  const { start, count } = range(problem, part);
+  let loss = 0;
+  for (let i = start; i < start + count; i++) {
+    loss += (predict(problem.inputs[i]!, theta) - problem.targets[i]!) ** 2 / count;
+  }
+  return loss;
+}
+
+function predict(x: Float64Array, theta: Float32Array): number {
+  let sum = theta[FEATURES]!;
+  for (let j = 0; j < FEATURES; j++) sum += theta[j]! * x[j]!;
+  return sum;
+}
+
+/** A worker without sockets: does what `Run.assign` says, one thing a call. */
+export class VirtualWorker {
+  readonly key: string;
+  readonly #run: Run;
+  readonly #problem: Problem;
+  #sequence = 0;
+  #read: { step: number; generation: number; theta: Float32Array } | null = null;
+  #leases: Lease[] = [];
+  readonly acknowledgements: Acknowledgement[] = [];
+  /** Each minibatch whose push was applied, as `epoch:start:part`. */
+  readonly applied: string[] = [];
+
+  constructor(run: Run, problem: Problem, key = 'w/1') {
+    this.#run = run;
+    this.#problem = problem;
+    this.key = key;
+    run.join(key, { experimentHash: 'hash', tensors: TENSORS, data: problem.summary }, 0);
+  }
+
+  /** Takes the newest parameters and work. @returns whether there was any. */
+  pull(now = 0): boolean {
+    const assignment = this.#run.assign(this.key, 2, now);
+    this.#leases = [];
+    if (assignment.kind === 'initialise') {
+      const draw = random(assignment.seed, STREAMS.parameters);
+      const values = Float32Array.from({ length: EXCHANGED + 1 }, () => draw.normal() * 0.1);
+      this.#run.initialised(this.key, assignment.grant, values, now);
+      return true;
+    }
+    if (assignment.kind !== 'work') return false;
+    if (assignment.evaluation) {
+      const { id, part } = assignment.evaluation;
+      const loss = lossOf(this.#problem, part, assignment.payload);
+      const examples = range(this.#problem, part).count;
+      this.#run.evaluated(
+        {
+          type: 'evaluated',
+          run: this.#run.id,
+          evaluation: id,
+          loss,
+          error: loss,
+          examples,
+          metrics: {},
+        },
+        now,
+      );
+      return true;
+    }
+    this.#read = {
+      step: assignment.step,
+      generation: this.#run.generation,
+      theta: assignment.payload.slice(),
+    };
+    this.#leases = assignment.leases;
+    return true;
+  }
+
+  /** Computes and pushes one minibatch at the parameters that were pulled last. */
+  push(now = 0, change?: (payload: Float32Array) => void): Acknowledgement | null {
+    const lease = this.#leases.shift();
+    const read = this.#read;
+    if (!lease || !read) return null;
+    const seed = this.#run.config.seed;
+    const { payload, loss } = gradientOf(this.#problem, seed, lease, read.theta);
+    change?.(payload);
+    const acknowledgement = this.#run.push(
+      this.key,
+      {
+        type: 'push',
+        run: this.#run.id,
+        sequence: ++this.#sequence,
+        lease: lease.id,
+        step: read.step,
+        generation: read.generation,
+        loss,
+        computeMs: 1,
+      },
+      payload,
+      now,
+    );
+    this.acknowledgements.push(acknowledgement);
+    if (acknowledgement.outcome === 'applied' || acknowledgement.outcome === 'damped') {
+      this.applied.push(`${lease.epoch}:${lease.start}:${lease.part}`);
+    }
+    return acknowledgement;
+  }
+
+  /** Pulls and pushes until the run is over or `until` says so. */
+  train(until: () => boolean = () => false): void {
+    for (let i = 0; i < 100_000; i++) {
+      if (this.#run.over || until()) return;
+      if (!this.pull()) throw new Error(`nothing to do in phase ${this.#run.phase}`);
+      if (this.#run.over || until()) return;
+      this.push();
+    }
+    throw new Error(`the run does not end; phase ${this.#run.phase} at step ${this.#run.step}`);
+  }
+}
+
+/** The parameters as they are: trainable, statistics and frozen. */
+export function parametersOf(run: Run): Float32Array {
+  const tensors = run.finalTensors();
+  return Float32Array.from(tensors.flatMap((tensor) => [...tensor.values]));
+}

@@ -1,0 +1,462 @@
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { type NamedTensor, Run, type RunState } from '../../server/core/run.ts';
+import type { PartialConfig } from '../../shared/config.ts';
+import { random } from '../../shared/random.ts';
+import {
+  createProblem,
+  createRun,
+  EXCHANGED,
+  lossOf,
+  parametersOf,
+  TENSORS,
+  VirtualWorker,
+} from '../support/regression.ts';
+
+const problem = createProblem();
+const stopEarly = { earlyStopping: { patience: 4 } } as const;
+
+/** What a checkpoint keeps, through JSON and copies as on disk. */
+function saved(run: Run): { state: RunState; tensors: NamedTensor[] } {
+  return { state: JSON.parse(JSON.stringify(run.state(0))), tensors: run.tensors() };
+}
+
+describe('early stopping, Algorithm 7.1', () => {
+  test('stops after `patience` evaluations without improvement and restores the best', () => {
+    const run = createRun(stopEarly);
+    new VirtualWorker(run, problem).train();
+    const evaluations = run.metrics().evaluations.filter((e) => e.part === 'validation');
+    const losses = evaluations.map((e) => e.loss!);
+    const best = losses.indexOf(Math.min(...losses));
+    expect(run.phase).toBe('finished');
+    expect(losses.length - 1 - best).toBe(4);
+    expect(run.best).toEqual(evaluations[best]);
+    expect(lossOf(problem, 'validation', parametersOf(run))).toBe(losses[best]);
+    expect(run.summary(0).test?.step).toBe(run.best?.step);
+    expect(run.reason).toBe('validation loss has not improved for 4 evaluations');
+  });
+
+  test('the end of the epochs ends training as well, with an evaluation of the last step', () => {
+    const run = createRun({ epochsMax: 2 });
+    const worker = new VirtualWorker(run, problem);
+    worker.train();
+    expect(run.step).toBe(10);
+    expect(run.metrics().evaluations.map((e) => [e.part, e.step])).toEqual([
+      ['validation', 5],
+      ['validation', 10],
+      ['test', 10],
+    ]);
+    expect(new Set(worker.applied).size).toBe(10);
+  });
+
+  test('stepsMax ends training in the middle of an epoch', () => {
+    const run = createRun({ stepsMax: 7 });
+    new VirtualWorker(run, problem).train();
+    expect(run.step).toBe(7);
+    expect(run.reason).toBe('reached stepsMax 7');
+  });
+});
+
+describe('what follows the stop', () => {
+  test('`retrain`, Algorithm 7.2: fresh parameters, all data, the best step count', () => {
+    const run = createRun({ earlyStopping: { patience: 4, afterStop: 'retrain' } });
+    const worker = new VirtualWorker(run, problem);
+    worker.train();
+    const { stoppedAt } = run.summary(0).earlyStopping;
+    const refit = worker.applied.filter((use) => use.endsWith('trainAndValidation'));
+    expect(refit.length).toBe(run.best!.step);
+    expect(run.step).toBe(stoppedAt! + run.best!.step);
+    expect(run.phase).toBe('finished');
+    expect(run.summary(0).test?.step).toBe(run.step);
+    // From other first parameters than training had, on more data: not the restored ones.
+    expect(parametersOf(run)).not.toEqual(run.bestTensors()[0]!.values);
+  });
+
+  test('`continue`, Algorithm 7.3: from the best, until the validation loss is below the training loss there', () => {
+    const run = createRun({
+      earlyStopping: { patience: 4, afterStop: 'continue', continueStepsMax: 5000 },
+    });
+    new VirtualWorker(run, problem).train();
+    const { target } = run.summary(0).earlyStopping;
+    expect(target).toBeCloseTo(lossOf(problem, 'train', bestOf(run)), 6);
+    expect(lossOf(problem, 'validation', parametersOf(run))).toBeLessThan(target!);
+    expect(run.reason).toMatch(/fell below the training loss/);
+  });
+
+  test('`continue` ends at its limit of steps when the target is never reached', () => {
+    const run = createRun({
+      earlyStopping: { patience: 4, afterStop: 'continue', continueStepsMax: 3 },
+    });
+    new VirtualWorker(run, problem).train();
+    expect(run.reason).toBe('continued up to its limit of steps');
+    expect(run.step).toBe(run.summary(0).earlyStopping.stoppedAt! + 3);
+  });
+
+  test.each(['restore', 'retrain', 'continue'] as const)(
+    'the test part is looked at once, after all training (%s)',
+    (afterStop) => {
+      const run = createRun({ earlyStopping: { patience: 3, afterStop, continueStepsMax: 50 } });
+      new VirtualWorker(run, problem).train();
+      const parts = run.metrics().evaluations.map((e) => e.part);
+      expect(parts.filter((part) => part === 'test').length).toBe(1);
+      expect(parts.at(-1)).toBe('test');
+    },
+  );
+});
+
+function bestOf(run: Run): Float32Array {
+  return Float32Array.from(run.bestTensors().flatMap((tensor) => [...tensor.values]));
+}
+
+describe('interrupted and resumed = uninterrupted, bit for bit', () => {
+  const configs: [string, PartialConfig][] = [
+    ['sgd', {}],
+    [
+      'nesterov, plateau',
+      { optimizer: { kind: 'nesterov' }, schedule: { kind: 'plateau', patience: 1 } },
+    ],
+    ['adam, ema', { optimizer: { kind: 'adam' }, averaging: { kind: 'ema', decay: 0.9 } }],
+    [
+      'rmsprop, polyak',
+      { optimizer: { kind: 'rmsprop' }, averaging: { kind: 'polyak', startStep: 3 } },
+    ],
+    ['retrain', { earlyStopping: { patience: 4, afterStop: 'retrain' } }],
+    ['continue', { earlyStopping: { patience: 4, afterStop: 'continue', continueStepsMax: 60 } }],
+    ['adagrad, clipped', { optimizer: { kind: 'adagrad' }, clip: { norm: 0.5 } }],
+    [
+      'momentum schedule',
+      { optimizer: { kind: 'momentum' }, momentumSchedule: { values: [0.5, 0.9], steps: [12] } },
+    ],
+  ];
+
+  test.each(configs)('%s, wherever it is interrupted', (_, config) => {
+    const whole = createRun({ ...stopEarly, ...config });
+    new VirtualWorker(whole, problem).train();
+    const calls = whole.step + whole.metrics().evaluations.length;
+    for (let cut = 0; cut < calls; cut += 3) {
+      let run = createRun({ ...stopEarly, ...config });
+      const first = new VirtualWorker(run, problem, 'first/1');
+      let done = 0;
+      first.train(() => done++ >= cut);
+      const { state, tensors } = saved(run);
+      run = Run.restore(state, tensors);
+      new VirtualWorker(run, problem, 'second/2').train();
+      expect(run.step, `cut at ${cut}`).toBe(whole.step);
+      expect(parametersOf(run)).toEqual(parametersOf(whole));
+      expect(run.best?.loss).toBe(whole.best?.loss);
+      expect(run.metrics().evaluations.map((e) => e.loss)).toEqual(
+        whole.metrics().evaluations.map((e) => e.loss),
+      );
+    }
+  });
+});
+
+describe('pushes', () => {
+  test('a push that is sent again is not applied again, even after a restart from a checkpoint', () => {
+    const run = createRun({});
+    const worker = new VirtualWorker(run, problem);
+    worker.train(() => run.step === 3);
+    const push = {
+      type: 'push' as const,
+      run: 'r',
+      sequence: 3,
+      lease: 3,
+      step: 2,
+      generation: 2,
+      loss: 1,
+      computeMs: 1,
+    };
+    const before = parametersOf(run);
+    expect(run.push(worker.key, push, new Float32Array(EXCHANGED).fill(1), 0).outcome).toBe(
+      'duplicate',
+    );
+    const { state, tensors } = saved(run);
+    const restored = Run.restore(state, tensors);
+    expect(restored.push(worker.key, push, new Float32Array(EXCHANGED).fill(1), 0).outcome).toBe(
+      'duplicate',
+    );
+    expect(parametersOf(restored)).toEqual(before);
+    expect(restored.step).toBe(3);
+  });
+
+  test('staleness is measured, bounded and reported; the rejected minibatch is done again', () => {
+    const run = createRun({ consistency: { stalenessMax: 1 } });
+    const quick = new VirtualWorker(run, problem, 'quick/1');
+    quick.pull();
+    const slow = new VirtualWorker(run, problem, 'slow/2');
+    slow.pull();
+    for (let i = 0; i < 2; i++) {
+      quick.pull();
+      quick.push();
+    }
+    const rejected = slow.push()!;
+    expect(rejected).toMatchObject({ outcome: 'rejected', code: 'DP_PUSH_STALE', staleness: 2 });
+    expect(rejected.message).toBe(
+      'push read step 0, server is at 2; staleness 2 > stalenessMax 1: pull, then retry',
+    );
+    slow.pull();
+    expect(slow.push()).toMatchObject({ outcome: 'applied', staleness: 0 });
+  });
+
+  test('damping divides the learning rate by the staleness', () => {
+    const config = { consistency: { damping: 'inverse' as const }, learningRate: 0.1 };
+    const [damped, plain] = [createRun(config), createRun({ learningRate: 0.1 })].map((run) => {
+      const quick = new VirtualWorker(run, problem, 'quick/1');
+      quick.pull();
+      const slow = new VirtualWorker(run, problem, 'slow/2');
+      slow.pull();
+      for (let i = 0; i < 4; i++) {
+        quick.pull();
+        quick.push();
+      }
+      const before = parametersOf(run);
+      const acknowledgement = slow.push()!;
+      const after = parametersOf(run);
+      return { acknowledgement, change: after[0]! - before[0]! };
+    });
+    expect(damped!.acknowledgement).toMatchObject({ outcome: 'damped', staleness: 4 });
+    expect(plain!.acknowledgement).toMatchObject({ outcome: 'applied', staleness: 4 });
+    expect(damped!.change / plain!.change).toBeCloseTo(1 / 4, 4);
+  });
+
+  test.each([Number.NaN, Infinity, -Infinity])('%d never reaches the parameters', (bad) => {
+    for (const place of [0, FEATURE_BIAS, EXCHANGED - 1]) {
+      const run = createRun({ nonFiniteMax: 3 });
+      const worker = new VirtualWorker(run, problem);
+      worker.train(() => run.step === 2);
+      const before = parametersOf(run);
+      const spoil = (payload: Float32Array) => {
+        payload[place] = bad;
+      };
+      for (let i = 1; i <= 3; i++) {
+        worker.pull();
+        expect(worker.push(0, spoil)).toMatchObject({
+          outcome: 'rejected',
+          code: 'DP_GRADIENT_NOT_FINITE',
+        });
+        expect(parametersOf(run)).toEqual(before);
+        expect(run.phase).toBe(i < 3 ? 'training' : 'failed');
+      }
+    }
+  });
+
+  test('an update that overflows is undone, and the run fails', () => {
+    const run = createRun({ learningRate: 1e30 });
+    const worker = new VirtualWorker(run, problem);
+    worker.pull();
+    worker.pull();
+    const acknowledgement = worker.push(0, (payload) => payload.fill(1e30));
+    expect(acknowledgement).toMatchObject({ outcome: 'rejected', code: 'DP_DIVERGED' });
+    expect(parametersOf(run).every(Number.isFinite)).toBe(true);
+    expect(run.phase).toBe('failed');
+  });
+
+  test('a gradient of the wrong size is refused with both sizes', () => {
+    const run = createRun({});
+    const worker = new VirtualWorker(run, problem);
+    worker.pull();
+    worker.pull();
+    const push = {
+      type: 'push' as const,
+      run: 'r',
+      sequence: 1,
+      lease: 1,
+      step: 0,
+      generation: 2,
+      loss: 1,
+      computeMs: 1,
+    };
+    expect(run.push(worker.key, push, new Float32Array(3), 0)).toMatchObject({
+      outcome: 'rejected',
+      code: 'DP_TENSOR_SIZE',
+      message: "the gradient has 3 elements; this run's layout needs 8",
+    });
+  });
+
+  test('a minibatch that went to another worker is lost to the first', () => {
+    const run = createRun({ leaseSeconds: 1 });
+    const slow = new VirtualWorker(run, problem, 'slow/1');
+    slow.pull();
+    slow.pull();
+    run.tick(1001);
+    const quick = new VirtualWorker(run, problem, 'quick/2');
+    quick.pull(1001);
+    expect(slow.push(1002)).toMatchObject({ outcome: 'rejected', code: 'DP_PUSH_LEASE_LOST' });
+    expect(quick.push(1002)).toMatchObject({ outcome: 'applied' });
+  });
+
+  test('a push computed at parameters that a restart lost is refused', () => {
+    const run = createRun({});
+    const worker = new VirtualWorker(run, problem);
+    worker.train(() => run.step === 2);
+    const { state, tensors } = saved(run);
+    worker.train(() => run.step === 4);
+    const restored = Run.restore(state, tensors);
+    restored.join(
+      worker.key,
+      { experimentHash: 'hash', tensors: TENSORS, data: problem.summary },
+      0,
+    );
+    const work = restored.assign(worker.key, 1, 0);
+    const lease = work.kind === 'work' ? work.leases[0]!.id : -1;
+    const push = {
+      type: 'push' as const,
+      run: 'r',
+      sequence: 9,
+      lease,
+      step: 4,
+      generation: 2,
+      loss: 1,
+      computeMs: 1,
+    };
+    expect(restored.push(worker.key, push, new Float32Array(EXCHANGED), 0)).toMatchObject({
+      outcome: 'rejected',
+      code: 'DP_PUSH_STALE',
+    });
+  });
+});
+
+const FEATURE_BIAS = 6;
+
+describe('joining', () => {
+  const join = { experimentHash: 'hash', tensors: TENSORS, data: problem.summary };
+
+  test.each([
+    [{ ...join, experimentHash: 'other' }, 'DP_EXPERIMENT_MISMATCH'],
+    [{ ...join, tensors: TENSORS.slice(0, 3) }, 'DP_LAYOUT_MISMATCH'],
+    [{ ...join, data: { ...join.data, fingerprint: 'beef' } }, 'DP_DATA_MISMATCH'],
+    [{ ...join, data: { ...join.data, trainCount: 21 } }, 'DP_DATA_MISMATCH'],
+  ])('a worker that differs from the run is refused (%#)', (other, code) => {
+    const run = createRun({});
+    run.join('first/1', join, 0);
+    expect(() => run.join('second/2', other, 0)).toThrow(expect.objectContaining({ code }));
+  });
+
+  test('the grant to create parameters passes on when its worker dies', () => {
+    const run = createRun({});
+    run.join('a/1', join, 0);
+    run.join('b/2', join, 0);
+    expect(run.assign('a/1', 1, 0)).toMatchObject({ kind: 'initialise' });
+    expect(run.assign('b/2', 1, 0)).toEqual({ kind: 'wait' });
+    run.detach('a/1', 0);
+    expect(run.takeEvents()).toContainEqual({ kind: 'wake' });
+    expect(run.assign('b/2', 1, 0)).toMatchObject({ kind: 'initialise' });
+  });
+
+  test('an evaluation passes on when its worker does not come back', () => {
+    const run = createRun({ epochsMax: 1 });
+    const worker = new VirtualWorker(run, problem);
+    worker.train(() => run.step === 5);
+    run.join('b/2', join, 0);
+    expect(run.assign(worker.key, 1, 0)).toMatchObject({ evaluation: { part: 'validation' } });
+    expect(run.assign('b/2', 1, 0)).toEqual({ kind: 'wait' });
+    run.detach(worker.key, 0);
+    run.tick(5000);
+    expect(run.assign('b/2', 1, 0)).toMatchObject({ evaluation: { part: 'validation' } });
+  });
+
+  test('frozen tensors travel once, with the first parameters', () => {
+    const run = createRun({});
+    const worker = new VirtualWorker(run, problem);
+    worker.pull();
+    const first = run.assign(worker.key, 1, 0);
+    const second = run.assign(worker.key, 1, 0);
+    expect(first.kind === 'work' && first.payload.length).toBe(EXCHANGED + 1);
+    expect(second.kind === 'work' && second.payload.length).toBe(EXCHANGED);
+  });
+});
+
+test('stop hands everything back, and resume goes on where it was', () => {
+  const run = createRun(stopEarly);
+  const whole = createRun(stopEarly);
+  new VirtualWorker(whole, problem).train();
+  const worker = new VirtualWorker(run, problem);
+  worker.train(() => run.step === 8);
+  run.stop('by a user');
+  expect(run.assign(worker.key, 1, 0)).toEqual({ kind: 'end' });
+  run.resume();
+  worker.train();
+  expect(parametersOf(run)).toEqual(parametersOf(whole));
+  expect(() => run.resume()).toThrow(expect.objectContaining({ code: 'DP_RUN_ENDED' }));
+});
+
+test('moving statistics are merged exactly, whatever the staleness', () => {
+  const run = createRun({ stepsMax: 40 });
+  const workers = [1, 2, 3, 4].map((i) => new VirtualWorker(run, problem, `w/${i}`));
+  workers[0]!.pull();
+  const seen: number[] = [];
+  const record = (payload: Float32Array) => void seen.push(payload[EXCHANGED - 1]!);
+  const draw = random(5, 5);
+  while (run.step < 40) {
+    const worker = workers[draw.below(4)]!;
+    if (draw.uniform() < 0.5) worker.pull();
+    else if (worker.push(0, record)?.outcome === 'rejected') seen.pop();
+  }
+  let expected = Math.fround(runInitialMean(run));
+  for (const [t, value] of seen.entries()) {
+    const keep = Math.min(0.9, (1 + t) / (10 + t));
+    expected = Math.fround(keep * expected + (1 - keep) * value);
+  }
+  expect(run.finalTensors().find((t) => t.name === 'mean')!.values[0]).toBeCloseTo(expected, 5);
+});
+
+/** The statistics that `VirtualWorker` created for the run's seed. */
+function runInitialMean(run: Run): number {
+  const draw = random(run.config.seed, 1);
+  let value = 0;
+  for (let i = 0; i < EXCHANGED; i++) value = draw.normal() * 0.1;
+  return value;
+}
+
+/** Invariants 1, 2, 4, 7 and 8 under any interleaving of four workers that fail at will. */
+test('no interleaving of workers breaks an invariant', () => {
+  fc.assert(
+    fc.property(fc.integer({ min: 0, max: 1e6 }), fc.nat(3), (seed, bound) => {
+      let run = createRun({
+        epochsMax: 4,
+        leaseSeconds: 1,
+        consistency: { stalenessMax: bound },
+        earlyStopping: { enabled: false },
+      });
+      const draw = random(seed, 11);
+      let incarnations = 0;
+      const hire = () => new VirtualWorker(run, problem, `w/${++incarnations}`);
+      let workers = [hire(), hire(), hire(), hire()];
+      const uses: string[] = [];
+      let now = 0;
+      let step = 0;
+      for (let i = 0; i < 3000 && !run.over; i++) {
+        now += draw.below(200);
+        const at = draw.below(4);
+        const worker = workers[at]!;
+        const event = draw.uniform();
+        if (event < 0.45) worker.pull(now);
+        else if (event < 0.93) {
+          const acknowledgement = worker.push(now);
+          if (acknowledgement?.outcome === 'applied') {
+            expect(acknowledgement.staleness).toBeLessThanOrEqual(bound);
+            uses.push(worker.applied.at(-1)!);
+          }
+        } else if (event < 0.95) run.tick(now);
+        else if (event < 0.97) {
+          run.detach(worker.key, now);
+          workers[at] = hire();
+        } else if (event < 0.99) {
+          run.leave(worker.key);
+          workers[at] = hire();
+        } else if (run.hasParameters) {
+          const { state, tensors } = saved(run);
+          run = Run.restore(state, tensors);
+          expect(run.step).toBe(step);
+          workers = workers.map(() => hire());
+        }
+        expect(run.step).toBeGreaterThanOrEqual(step);
+        step = run.step;
+      }
+      if (run.hasParameters) expect(parametersOf(run).every(Number.isFinite)).toBe(true);
+      expect(new Set(uses).size).toBe(uses.length);
+      if (run.phase === 'finished') expect(uses.length).toBe(20);
+    }),
+    { numRuns: 150 },
+  );
+});
