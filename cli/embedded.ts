@@ -1,0 +1,95 @@
+import { existsSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { resolve } from 'node:path';
+import { DownpourError, errorCode } from '../shared/errors.ts';
+import { createRestClient, type RestClient } from '../shared/rest-client.ts';
+import {
+  DEFAULT_HOST,
+  DEFAULT_PORT,
+  DEFAULT_SERVER,
+  type ServerOptions,
+  tokenOf,
+} from './options.ts';
+
+/** A server that a command talks to: one that runs already, or its own on a state folder. */
+export interface Session {
+  readonly client: RestClient;
+  /** The state folder when the server is this command's own, null: somebody else's. */
+  readonly state: string | null;
+  /** Ends an own server, after a checkpoint of each run that goes on; leaves another's alone. */
+  close(): Promise<void>;
+}
+
+export interface OwnServerOptions {
+  readonly state: string;
+  /** Undefined: the default port when it is free, else any. */
+  readonly port?: number | undefined;
+  readonly log?: (line: string) => void;
+}
+
+/** Starts a server in this process, for this machine only, on a state folder. */
+export async function startOwnServer(options: OwnServerOptions): Promise<Session> {
+  const { serve } = await import('../server/main.ts');
+  const controller = new AbortController();
+  const state = resolve(options.state);
+  const server = await serve({
+    host: DEFAULT_HOST,
+    port: options.port ?? ((await isFree(DEFAULT_PORT)) ? DEFAULT_PORT : 0),
+    state,
+    signal: controller.signal,
+    ...(options.log ? { log: options.log } : {}),
+  });
+  return {
+    client: createRestClient({ server: server.url }),
+    state,
+    async close() {
+      controller.abort();
+      await server.closed;
+    },
+  };
+}
+
+export interface SessionOptions extends ServerOptions {
+  readonly state: string;
+  /** True when the user named the folder on the command line. */
+  readonly stateGiven: boolean;
+}
+
+/**
+ * The server that the user means: the one at `--server`; else the runs in `--state`; else the server
+ * at the default address, if one runs; else the default state folder, if there is one.
+ * @throws DownpourError DP_SERVER_UNREACHABLE when there is none of them.
+ */
+export async function openSession(options: SessionOptions): Promise<Session> {
+  const running = async (): Promise<Session> => {
+    const client = createRestClient({
+      server: options.server ?? DEFAULT_SERVER,
+      token: tokenOf(options),
+    });
+    await client.health();
+    return { client, state: null, close: async () => {} };
+  };
+  if (options.server !== undefined) return running();
+  if (options.stateGiven) {
+    if (existsSync(options.state)) return startOwnServer({ state: options.state, port: 0 });
+    throw new DownpourError(
+      'DP_USAGE',
+      `there is no state folder ${resolve(options.state)}; \`downpour train\` and \`downpour serve\` make one`,
+    );
+  }
+  try {
+    return await running();
+  } catch (error) {
+    if (errorCode(error) !== 'DP_SERVER_UNREACHABLE' || !existsSync(options.state)) throw error;
+    return startOwnServer({ state: options.state, port: 0 });
+  }
+}
+
+/** Whether nobody listens on a port of this machine. */
+function isFree(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const probe = createServer();
+    probe.on('error', () => resolve(false));
+    probe.listen(port, DEFAULT_HOST, () => probe.close(() => resolve(true)));
+  });
+}

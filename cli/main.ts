@@ -1,0 +1,63 @@
+import { Command, CommanderError } from 'commander';
+import { VERSION } from '../shared/version.ts';
+import { registerCommands } from './commands.ts';
+import { registerEngineCommands } from './engine.ts';
+import { EXIT, EXIT_HELP, errorLine, exitCodeOf } from './options.ts';
+
+/**
+ * The command `downpour`. Modules that do the work are imported when their command runs, so that
+ * `--help` answers at once and loads no TensorFlow.
+ */
+
+/** The exit code that a command left, where it is not 0. */
+export interface Outcome {
+  exitCode: number;
+}
+
+/** The whole program, before parsing. @param outcome where commands leave their exit code. */
+export function createProgram(outcome: Outcome): Command {
+  const program = new Command('downpour')
+    .description('Trains TensorFlow.js models asynchronously through a parameter server.')
+    .version(VERSION, '-V, --version', 'print the version')
+    .helpOption('-h, --help', 'print help')
+    .helpCommand('help [command]', 'print the help of a command')
+    .showSuggestionAfterError(true)
+    .configureHelp({ showGlobalOptions: false })
+    .configureOutput({
+      outputError: (text, write) =>
+        write(text.replace(/^error:/, 'error DP_USAGE:').replace('\n(', ' (')),
+    })
+    .exitOverride()
+    .addHelpText(
+      'after',
+      `\n${EXIT_HELP}\n\nExample:\n  $ downpour train examples/mnist-mlp.ts --workers 2`,
+    );
+  registerCommands(program, outcome);
+  registerEngineCommands(program);
+  return program;
+}
+
+/** Runs one command line and gives the exit code. Never throws. */
+export async function main(args: readonly string[]): Promise<number> {
+  // Compose files pass on what is not set as an empty value.
+  for (const [name, value] of Object.entries(process.env)) {
+    if (name.startsWith('DOWNPOUR_') && value === '') delete process.env[name];
+  }
+  // A reader that has enough, like `head`, is no failure.
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') process.exit(EXIT.ok);
+    throw error;
+  });
+  const outcome: Outcome = { exitCode: EXIT.ok };
+  try {
+    await createProgram(outcome).parseAsync([...args], { from: 'user' });
+    return outcome.exitCode || Number(process.exitCode ?? EXIT.ok);
+  } catch (error) {
+    if (error instanceof CommanderError) {
+      // Commander has printed it. Asked-for help is no failure.
+      return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+    }
+    process.stderr.write(`${errorLine(error)}\n`);
+    return exitCodeOf(error);
+  }
+}

@@ -1,0 +1,26 @@
+import { resolve } from 'node:path';
+import { serve } from '../server/main.ts';
+import type { ServeOptions } from './commands.ts';
+import { print, tell, tokenOf, untilInterrupted } from './options.ts';
+
+/** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
+export async function serveCommand(options: ServeOptions): Promise<void> {
+  const token = tokenOf(options);
+  const interruption = untilInterrupted(() =>
+    tell('stopping with a checkpoint of each run; once more to stop at once'),
+  );
+  const server = await serve({
+    host: options.host,
+    port: options.port,
+    state: resolve(options.state),
+    ...(options.redisUrl === undefined ? {} : { redis: options.redisUrl }),
+    ...(token === undefined ? {} : { token }),
+    insecure: options.insecure === true,
+    log: tell,
+    signal: interruption.signal,
+  });
+  if (options.json) print(JSON.stringify({ event: 'listening', url: server.url }));
+  else print(`Downpour listens on ${server.url}`);
+  await server.closed;
+  interruption.dispose();
+}
