@@ -13,6 +13,7 @@ import { performance } from 'node:perf_hooks';
 import * as tf from '@tensorflow/tfjs-core';
 import * as tfl from '@tensorflow/tfjs-layers';
 import { errorText } from '../shared/errors.ts';
+import { openEngine } from '../worker/engine.ts';
 import { repairCpuKernels } from '../worker/kernels-cpu.ts';
 import { registerWasmKernels } from '../worker/kernels-wasm.ts';
 
@@ -31,6 +32,12 @@ const ROWS: Readonly<Record<string, () => Promise<void>>> = {
     await useEngine('wasm');
     await row('wasm', 'mlp', 60);
     await row('wasm', 'cnn', 20);
+  },
+  // Needs `downpour engine install`.
+  native: async () => {
+    await openEngine({ engine: 'native' });
+    await row('native', 'mlp', 200);
+    await row('native', 'cnn', 40);
   },
   // A CNN step takes minutes here.
   cpu: async () => {
