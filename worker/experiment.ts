@@ -1,0 +1,331 @@
+import { createHash } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { readdir, readFile, realpath } from 'node:fs/promises';
+import Module, { register } from 'node:module';
+import { basename, dirname, extname, join, relative, resolve, sep } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+import { NAME_PATTERN, nearest, type PartialConfig, type RunConfig } from '../shared/config.ts';
+import { DownpourError, errorText } from '../shared/errors.ts';
+import type { Role } from '../shared/layout.ts';
+import type { ExperimentData } from './data/examples.ts';
+import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
+
+/**
+ * The user's module: data, model, loss, defaults of the configuration. Workers load it from their
+ * own disk by name and compare its hash with the run's; code never travels over the network.
+ *
+ *     import { defineExperiment, loadMnist } from 'downpour';
+ *
+ *     export default defineExperiment({
+ *       data: ({ folder }) => loadMnist(folder),
+ *       model: ({ tf, inputShape, classCount }) =>
+ *         tf.sequential({ layers: [
+ *           tf.layers.flatten({ inputShape }),
+ *           tf.layers.dense({ units: classCount }),
+ *         ] }),
+ *       loss: 'softmaxCrossEntropy',
+ *       config: { learningRate: 0.1 },
+ *     });
+ */
+
+export type { ExperimentData, LayersModel, PartialConfig, RunConfig, Scalar, Tensor, Tf, Variable };
+
+/** What an experiment's functions are given of the run's configuration. */
+export type Hyperparameters = Readonly<RunConfig['hyperparameters']>;
+
+export interface DataArguments {
+  /** Where data lies on this worker, absolute: `DOWNPOUR_DATA`, or `data` in the working folder. */
+  readonly folder: string;
+  readonly seed: number;
+  readonly hyperparameters: Hyperparameters;
+  /** One line for the user. */
+  readonly log: (line: string) => void;
+}
+
+export interface ModelArguments {
+  /** TensorFlow.js, core and layers. Use this one: tensors of another copy have no gradients here. */
+  readonly tf: Tf;
+  readonly seed: number;
+  readonly hyperparameters: Hyperparameters;
+  /** Of one example, without the minibatch. */
+  readonly inputShape: number[];
+  /** Classes of the targets; 0 where they are numbers. */
+  readonly classCount: number;
+}
+
+/** A model without layers: variables and a function of them. */
+export interface FunctionModel {
+  /**
+   * By name. A plain variable is trained (frozen when made with `trainable: false`). `statistics` are
+   * moving averages with a `momentum`: in training, `predict` assigns the minibatch's own value, and
+   * the server averages. Give variables no name in `tf.variable`: the name here is theirs.
+   */
+  readonly variables: Readonly<
+    Record<string, Variable | { variable: Variable; role: Role; momentum?: number }>
+  >;
+  /** @param inputs shape [n, ...inputShape]. @returns logits or values, n first. */
+  predict(inputs: Tensor, mode: { readonly training: boolean }): Tensor;
+}
+
+export type LossName =
+  /** Classes 0 … k−1 from logits, shape [n, k] (or [n, …, k] with targets [n, …]). */
+  | 'softmaxCrossEntropy'
+  /** Yes or no from logits: targets 0 or 1 of the predictions' size. */
+  | 'sigmoidCrossEntropy'
+  | 'meanSquaredError'
+  | 'meanAbsoluteError';
+
+/** The mean over the examples of a minibatch. */
+export type Measure = (targets: Tensor, predictions: Tensor) => Tensor;
+
+/** An experiment. Its name is that of its file: `mnist-mlp.ts` is `mnist-mlp`. */
+export interface Experiment {
+  readonly data: (args: DataArguments) => ExperimentData | Promise<ExperimentData>;
+  /** Ends in logits: no softmax or sigmoid at its end, the losses have them inside. */
+  readonly model: (
+    args: ModelArguments,
+  ) => LayersModel | FunctionModel | Promise<LayersModel | FunctionModel>;
+  readonly loss: LossName | Measure;
+  /** Reported by evaluations, by name. */
+  readonly metrics?: Readonly<Record<string, Measure>>;
+  /**
+   * What an evaluation reports as the error, better when lower. Default: the share of examples
+   * answered wrongly for the cross-entropies, else the loss.
+   */
+  readonly error?: 'misclassification' | 'loss' | Measure;
+  /** Inputs are brought to mean 0 and deviation 1, by numbers from the training part alone. */
+  readonly standardise?: 'none' | 'global' | 'feature';
+  /** Defaults of the configuration, weaker than what the command line says. */
+  readonly config?: PartialConfig;
+}
+
+/** Gives an experiment its type. A plain object as the default export does as well. */
+export function defineExperiment(experiment: Experiment): Experiment {
+  return experiment;
+}
+
+const LOSSES: readonly string[] = [
+  'softmaxCrossEntropy',
+  'sigmoidCrossEntropy',
+  'meanSquaredError',
+  'meanAbsoluteError',
+] satisfies LossName[];
+
+const isFunction = (value: unknown) => typeof value === 'function';
+const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+
+/** Each field: is it needed, is it right, what is allowed. */
+const FIELDS: Record<keyof Experiment, { allowed: string; test: (value: unknown) => boolean }> = {
+  data: { allowed: 'a function that gives the examples', test: isFunction },
+  model: { allowed: 'a function that gives the model', test: isFunction },
+  loss: {
+    allowed: `a function (targets, predictions) or one of ${LOSSES.join(', ')}`,
+    test: (v) => isFunction(v) || LOSSES.includes(v as string),
+  },
+  metrics: {
+    allowed: 'an object of functions (targets, predictions)',
+    test: (v) => v === undefined || (isRecord(v) && Object.values(v).every(isFunction)),
+  },
+  error: {
+    allowed: "'misclassification', 'loss' or a function (targets, predictions)",
+    test: (v) => v === undefined || isFunction(v) || v === 'misclassification' || v === 'loss',
+  },
+  standardise: {
+    allowed: "'none', 'global' or 'feature'",
+    test: (v) => v === undefined || ['none', 'global', 'feature'].includes(v as string),
+  },
+  config: { allowed: 'an object', test: (v) => v === undefined || isRecord(v) },
+};
+
+/**
+ * Imports an experiment and checks its fields. TypeScript needs tsx in the process, as
+ * `bin/downpour.js` has it.
+ * @throws DownpourError DP_EXPERIMENT_UNKNOWN: no such file; DP_EXPERIMENT_INVALID: it throws, or a
+ *   field is wrong.
+ */
+export async function loadExperiment(path: string): Promise<Experiment> {
+  const file = resolve(path);
+  if (!existsSync(file)) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_UNKNOWN',
+      `there is no experiment file ${file}: check the path`,
+    );
+  }
+  experimentName(file);
+  resolveOwnName();
+  let module: { default?: unknown };
+  try {
+    module = (await import(pathToFileURL(file).href)) as typeof module;
+  } catch (cause) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `the experiment ${file} cannot be loaded: ${errorText(cause)}`,
+      { cause },
+    );
+  }
+  let experiment = module.default;
+  // A CommonJS module's default export arrives one level down.
+  if (isRecord(experiment) && 'default' in experiment) experiment = experiment.default;
+  return checkExperiment(experiment, file);
+}
+
+/** @throws DownpourError DP_EXPERIMENT_INVALID with a line for each wrong field. */
+export function checkExperiment(value: unknown, where: string): Experiment {
+  if (!isRecord(value)) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `${where} has no experiment as its default export: write export default defineExperiment({ … })`,
+    );
+  }
+  const known = Object.keys(FIELDS);
+  const problems: string[] = [];
+  for (const key of Object.keys(value)) {
+    if (known.includes(key)) continue;
+    if (key === 'name') {
+      problems.push('name is not a field: an experiment is named by its file; leave it out');
+      continue;
+    }
+    const near = nearest(key, known);
+    problems.push(
+      `${key} is not a field; ${near ? `did you mean '${near}'?` : `known: ${known.join(', ')}`}`,
+    );
+  }
+  for (const [key, { allowed, test }] of Object.entries(FIELDS)) {
+    if (test(value[key])) continue;
+    const seen = key in value ? `is ${describe(value[key])}` : 'is missing';
+    problems.push(`${key} ${seen}; allowed: ${allowed}`);
+  }
+  if (problems.length > 0) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `the experiment ${where} is not valid:\n${problems.map((p) => `  ${p}`).join('\n')}`,
+    );
+  }
+  return value as unknown as Experiment;
+}
+
+function describe(value: unknown): string {
+  if (typeof value === 'function') return 'a function';
+  return (JSON.stringify(value) ?? String(value)).slice(0, 60);
+}
+
+/**
+ * The name of an experiment: its file's, without the ending.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: it cannot be a name.
+ */
+export function experimentName(path: string): string {
+  const name = basename(path, extname(path));
+  if (!new RegExp(NAME_PATTERN).test(name)) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `the file ${path} cannot name an experiment: '${name}' must match ${NAME_PATTERN}; rename it`,
+    );
+  }
+  return name;
+}
+
+export interface FoundExperiment {
+  /** Absolute. */
+  readonly path: string;
+  /** SHA-256 of it and of what it imports from its folder. */
+  readonly hash: string;
+}
+
+const ENDINGS = ['.ts', '.mts', '.js', '.mjs'];
+
+/**
+ * All experiments of some folders (not of folders within), by name; of two with one name the first
+ * folder's counts. Files that cannot be an experiment (bad name, no default export) are left out.
+ */
+export async function findExperiments(
+  folders: readonly string[],
+): Promise<Map<string, FoundExperiment>> {
+  const found = new Map<string, FoundExperiment>();
+  for (const folder of folders) {
+    const entries = await readdir(folder, { withFileTypes: true }).catch(() => []);
+    for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+      const ending = extname(entry.name);
+      const name = basename(entry.name, ending);
+      if (entry.isDirectory() || !ENDINGS.includes(ending) || entry.name.endsWith('.d.ts'))
+        continue;
+      if (found.has(name) || !new RegExp(NAME_PATTERN).test(name)) continue;
+      const path = resolve(folder, entry.name);
+      const source = await readFile(path, 'utf8').catch(() => '');
+      if (!/\bexport\s+default\b|\bas\s+default\b|\bmodule\.exports\b/.test(source)) continue;
+      found.set(name, { path, hash: await hashExperiment(path) });
+    }
+  }
+  return found;
+}
+
+/** Specifiers of static imports, re-exports and dynamic imports with a plain text. */
+const IMPORTS = /(?:\bfrom|\bimport)\s*\(?\s*(['"])(\.{1,2}\/[^'"\n]+)\1/g;
+
+/**
+ * SHA-256 over the experiment and, transitively, the files in its folder that it imports: their
+ * paths relative to it and their contents, with line ends made alike, so that it is the same on
+ * every machine. Downpour itself and packages do not count: they have releases.
+ */
+export async function hashExperiment(path: string): Promise<string> {
+  const root = await realpath(resolve(path));
+  const folder = dirname(root);
+  const contents = new Map<string, string>();
+  const waiting = [root];
+  for (let file = waiting.pop(); file !== undefined; file = waiting.pop()) {
+    if (contents.has(file)) continue;
+    const source = (await readFile(file, 'utf8')).replaceAll('\r\n', '\n');
+    contents.set(file, source);
+    for (const [, , specifier] of source.matchAll(IMPORTS)) {
+      const target = importedFile(resolve(dirname(file), specifier!));
+      const inside =
+        target?.startsWith(folder + sep) && !target.includes(`${sep}node_modules${sep}`);
+      if (target && inside) waiting.push(target);
+    }
+  }
+  const hash = createHash('sha256');
+  const names = [...contents.keys()].map((file) => ({
+    file,
+    name: relative(folder, file).split(sep).join('/'),
+  }));
+  for (const { file, name } of names.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    const source = contents.get(file)!;
+    hash.update(`${name}\n${Buffer.byteLength(source)}\n`).update(source);
+  }
+  return hash.digest('hex');
+}
+
+/** The file that a relative import means: as written, `.js` for a `.ts` file, or without ending. */
+function importedFile(path: string): string | null {
+  const candidates = [path, path.replace(/\.(m?)js$/, '.$1ts'), ...ENDINGS.map((e) => path + e)];
+  return candidates.find((candidate) => extname(candidate) !== '' && existsSync(candidate)) ?? null;
+}
+
+let resolved = false;
+
+/**
+ * Makes `import … from 'downpour'` work in experiments wherever they lie: with a global
+ * installation no `node_modules` above them holds the package. Both of Node's loaders are told,
+ * since tsx compiles a file to CommonJS where no package.json says `"type": "module"`.
+ */
+function resolveOwnName(): void {
+  if (resolved) return;
+  resolved = true;
+  const own = fileURLToPath(import.meta.url);
+  const url = JSON.stringify(import.meta.url);
+  const hook = `export const resolve = (name, context, next) => next(name === 'downpour' ? ${url} : name, context);`;
+  register(`data:text/javascript,${encodeURIComponent(hook)}`);
+  const loader = Module as unknown as {
+    _resolveFilename(request: string, ...rest: unknown[]): string;
+  };
+  const resolveFilename = loader._resolveFilename;
+  loader._resolveFilename = function (request, ...rest) {
+    return resolveFilename.call(this, request === 'downpour' ? own : request, ...rest);
+  };
+}
+
+/** Where experiments are looked for: the folders given, then this package's examples. */
+export function experimentFolders(folders: readonly string[]): string[] {
+  const own = join(dirname(fileURLToPath(import.meta.url)), '..', 'examples');
+  return [...folders.map((folder) => resolve(folder)), own];
+}

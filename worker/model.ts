@@ -1,0 +1,612 @@
+import type { RunConfig } from '../shared/config.ts';
+import { DownpourError, errorText } from '../shared/errors.ts';
+import { createLayout, type Layout, type PlacedTensor, type TensorSpec } from '../shared/layout.ts';
+import { random, STREAMS } from '../shared/random.ts';
+import type { Minibatch, PreparedData } from './data/examples.ts';
+import type { Experiment, FunctionModel, Measure } from './experiment.ts';
+import {
+  type LayersModel,
+  type Scalar,
+  type Tensor,
+  type Tensor1D,
+  tf,
+  type Variable,
+} from './tf.ts';
+
+/**
+ * The user's model as the rest of the worker sees it: flat vectors in, flat vectors out. Tensors do
+ * not leave this file, and nothing else calls `variableGrads`.
+ */
+
+/** What a model must know of the data. */
+interface DataShape {
+  /** Of one example. */
+  readonly inputShape: readonly number[];
+  /** Of one example's target; [] for one class or one number. */
+  readonly targetShape: readonly number[];
+  /** 0 where targets are numbers. */
+  readonly classCount: number;
+  /** Targets are shares of each class, not labels. */
+  readonly shares: boolean;
+}
+
+function dataShape({ train, classCount }: PreparedData): DataShape {
+  const targetShape = train.targets.shape.slice(1);
+  return {
+    inputShape: train.inputs.shape.slice(1),
+    targetShape,
+    classCount: classCount ?? 0,
+    shares: train.targets.values instanceof Float32Array && targetShape.at(-1) === classCount,
+  };
+}
+
+export interface Step {
+  /** Mean over the minibatch, without regularisation; may be NaN or infinite. */
+  readonly loss: number;
+  /** Gradient of the loss with regularisation, then statistics: shape [layout.exchangedSize]. */
+  readonly gradient: Float32Array;
+}
+
+/** Means over the examples of one minibatch. */
+export interface Measured {
+  readonly loss: number;
+  readonly error: number;
+  readonly metrics: Readonly<Record<string, number>>;
+}
+
+export interface Model {
+  readonly layout: Layout;
+  /**
+   * Fresh parameters, shape [layout.size]: the same for the same seed, on every machine whose
+   * logarithm and square root agree. The model holds them afterwards.
+   */
+  initialise(seed: number): Promise<Float32Array>;
+  /**
+   * Puts parameters on the device.
+   * @param parameters shape [layout.exchangedSize] or [layout.size]. From now on never to be written
+   *   to by anybody: a tensor may go on using this very memory.
+   */
+  load(parameters: Float32Array): void;
+  /** What was loaded last. */
+  readonly loaded: Float32Array | null;
+  /**
+   * One gradient at the parameters loaded.
+   * @param minibatch borrowed until the promise resolves. @param seed of dropout and other noise.
+   */
+  step(minibatch: Minibatch, seed: number): Promise<Step>;
+  /** Loss, error and metrics at the parameters loaded, training mode off. */
+  measure(minibatch: Minibatch): Promise<Measured>;
+  /** The topology that `tf.loadLayersModel` reads; null for a function of variables. */
+  topology(): Promise<Record<string, unknown> | null>;
+  dispose(): void;
+}
+
+/** One tensor of the model and how it takes part. */
+interface Weight extends TensorSpec {
+  readonly variable: Variable;
+}
+
+/** A built model, whatever form the user gave it. */
+interface Instance {
+  readonly weights: readonly Weight[];
+  predict(inputs: Tensor, training: boolean): Tensor;
+  /** Losses of regularised layers. */
+  penalties(): Scalar[];
+  readonly layersModel: LayersModel | null;
+}
+
+/**
+ * Builds the experiment's model for some data. An engine must be open.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: the model cannot be built, or fits neither the data
+ *   nor what the server can do; DP_LAYOUT_INVALID.
+ */
+export async function buildModel(
+  experiment: Experiment,
+  config: Pick<RunConfig, 'seed' | 'hyperparameters'>,
+  prepared: PreparedData,
+): Promise<Model> {
+  const data = dataShape(prepared);
+  const build = (seed: number) => buildInstance(experiment, config, data, seed);
+  let instance = await build(config.seed);
+  const layout = createLayout(instance.weights.map(({ variable: _, ...spec }) => spec));
+  const placed = (of: Instance) => placeWeights(layout, of.weights);
+  let weights = placed(instance);
+  let loaded: Float32Array | null = null;
+  const loss = lossOf(experiment, data);
+  const error = errorOf(experiment, data, loss);
+  const metrics = Object.entries(experiment.metrics ?? {});
+  const asynchronous = tf.getBackend() === 'webgpu';
+
+  const read = async (tensor: Tensor): Promise<Float32Array> => {
+    const values = asynchronous ? await tensor.data() : tensor.dataSync();
+    tensor.dispose();
+    return values as Float32Array;
+  };
+  const inputSize = sizeOf(data.inputShape);
+  const tensorsOf = ({ inputs, targets }: Minibatch) => {
+    const count = inputs.length / inputSize;
+    const dtype = targets instanceof Int32Array ? 'int32' : 'float32';
+    return {
+      inputs: tf.tensor(inputs, [count, ...data.inputShape], 'float32'),
+      targets: tf.tensor(targets, [count, ...data.targetShape], dtype),
+    };
+  };
+  /** Of one shape each, kept: assigning one to a variable costs no operation. */
+  const zeros = new Map<string, Tensor>();
+  const zero = (shape: readonly number[]): Tensor => {
+    let tensor = zeros.get(String(shape));
+    if (!tensor) {
+      tensor = tf.keep(tf.zeros([...shape]));
+      zeros.set(String(shape), tensor);
+    }
+    return tensor;
+  };
+
+  /** The statistics loaded, by name: a step moves the model's own, and then puts these back. */
+  const held = new Map<string, Tensor>();
+  const hold = (name: string, tensor: Tensor) => {
+    held.get(name)?.dispose();
+    held.set(name, tf.keep(tensor));
+  };
+  const holdAll = () => {
+    for (const { role, name, variable } of weights) {
+      if (role === 'statistics') hold(name, tf.clone(variable));
+    }
+  };
+  holdAll();
+
+  return {
+    layout,
+
+    get loaded() {
+      return loaded;
+    },
+
+    async initialise(seed) {
+      disposeInstance(instance);
+      instance = await build(seed);
+      weights = placed(instance);
+      holdAll();
+      const values = new Float32Array(layout.size);
+      const flat = tf.tidy(() => tf.concat1d(weights.map((w) => flatten(w.variable))));
+      values.set(await read(flat));
+      loaded = values;
+      return values;
+    },
+
+    load(parameters) {
+      const whole = parameters.length === layout.size;
+      if (!whole && parameters.length !== layout.exchangedSize) {
+        throw new DownpourError(
+          'DP_TENSOR_SIZE',
+          `parameters have ${parameters.length} elements; the model needs ${layout.exchangedSize} or ${layout.size}`,
+        );
+      }
+      loaded = parameters;
+      for (const { name, role, variable, shape, offset, size } of weights) {
+        if (offset >= parameters.length) break;
+        const values = parameters.subarray(offset, offset + size);
+        const fresh = tf.tensor(values, [...shape], 'float32');
+        variable.assign(fresh);
+        if (role === 'statistics') hold(name, fresh);
+        else fresh.dispose();
+      }
+    },
+
+    async step(minibatch, seed) {
+      const trained = weights.filter((w) => w.role === 'trainable');
+      const statistics = weights.filter((w) => w.role === 'statistics');
+      const flat = withSeed(seed, () =>
+        tf.tidy(() => {
+          const { inputs, targets } = tensorsOf(minibatch);
+          // From 0, one update leaves (1 − momentum) times the minibatch's own value.
+          for (const { variable, shape } of statistics) variable.assign(zero(shape));
+          let mean: Tensor | null = null;
+          const { value, grads } = tf.variableGrads(
+            () => {
+              const data = loss(targets, instance.predict(inputs, true));
+              const penalties = instance.penalties();
+              if (penalties.length === 0) return data as Scalar;
+              mean = tf.keep(data.clone());
+              return tf.addN([data, ...penalties.map((p) => tf.reshape(p, []))]) as Scalar;
+            },
+            trained.map((w) => w.variable),
+          );
+          const parts = trained.map(({ variable, shape }) =>
+            flatten(grads[variable.name] ?? zero(shape)),
+          );
+          for (const { variable } of statistics) parts.push(flatten(variable));
+          const result = tf.concat1d([...parts, flatten(mean ?? value)]);
+          (mean as Tensor | null)?.dispose();
+          return result;
+        }),
+      );
+      const values = await read(flat);
+      const gradient = values.subarray(0, layout.exchangedSize);
+      for (const { name, variable, offset, size, momentum } of statistics) {
+        variable.assign(held.get(name)!);
+        // What a function of variables assigns is the minibatch's value already.
+        const share = instance.layersModel === null ? 1 : 1 - momentum!;
+        for (let i = offset; i < offset + size; i++) gradient[i]! /= share;
+      }
+      return { loss: values[layout.exchangedSize]!, gradient };
+    },
+
+    async measure(minibatch) {
+      const flat = tf.tidy(() => {
+        const { inputs, targets } = tensorsOf(minibatch);
+        const predictions = instance.predict(inputs, false);
+        const value = loss(targets, predictions);
+        const measures = [value, error === loss ? value : error(targets, predictions)];
+        for (const [, metric] of metrics) measures.push(metric(targets, predictions));
+        return tf.concat1d(measures.map((m) => flatten(tf.cast(m, 'float32'))));
+      });
+      const values = await read(flat);
+      return {
+        loss: values[0]!,
+        error: values[1]!,
+        metrics: Object.fromEntries(metrics.map(([name], i) => [name, values[2 + i]!])),
+      };
+    },
+
+    async topology() {
+      let topology: Record<string, unknown> | null = null;
+      await instance.layersModel?.save(
+        tf.io.withSaveHandler(async (artifacts) => {
+          topology = artifacts as unknown as Record<string, unknown>;
+          return { modelArtifactsInfo: { dateSaved: new Date(0), modelTopologyType: 'JSON' } };
+        }),
+      );
+      return topology;
+    },
+
+    dispose() {
+      disposeInstance(instance);
+      for (const tensor of [...zeros.values(), ...held.values()]) tensor.dispose();
+    },
+  };
+}
+
+const sizeOf = (shape: readonly number[]) => shape.reduce((product, d) => product * d, 1);
+const flatten = (tensor: Tensor): Tensor1D => tf.reshape(tensor, [tensor.size]);
+
+/** The weights in the order of the layout, each with its place. */
+function placeWeights(layout: Layout, weights: readonly Weight[]): (PlacedTensor & Weight)[] {
+  const byName = new Map(weights.map((weight) => [weight.name, weight]));
+  return layout.tensors.map((tensor) => {
+    const weight = byName.get(tensor.name);
+    if (!weight || String(weight.shape) !== String(tensor.shape)) {
+      throw invalid(
+        `the model has another tensor '${tensor.name}' when it is built anew: model() must give the same for every seed`,
+      );
+    }
+    return { ...tensor, variable: weight.variable };
+  });
+}
+
+function disposeInstance({ weights }: Instance): void {
+  for (const { variable } of weights) if (!variable.isDisposed) variable.dispose();
+}
+
+const invalid = (message: string, cause?: unknown) =>
+  new DownpourError('DP_EXPERIMENT_INVALID', message, cause === undefined ? {} : { cause });
+
+// Randomness.
+
+const { random: systemRandom } = Math;
+let seeded = 0;
+
+/**
+ * Runs `f` with a seeded `Math.random`. All of tfjs's randomness comes from there unless it is given
+ * a seed: initialisers, dropout (which with a fixed seed would repeat one mask for ever), Gaussian
+ * noise, which takes none. So every layer of every model is reproducible without knowing it.
+ */
+function withSeed<T>(seed: number, f: () => T): T {
+  const release = seedRandom(seed, STREAMS.minibatch);
+  try {
+    return f();
+  } finally {
+    release();
+  }
+}
+
+function seedRandom(seed: number, stream: number): () => void {
+  const previous = Math.random;
+  const draw = random(seed, stream);
+  seeded++;
+  // tfjs takes a seed of 0 for none.
+  Math.random = () => draw.uniform() || 2 ** -33;
+  return () => {
+    seeded--;
+    Math.random = seeded === 0 ? systemRandom : previous;
+  };
+}
+
+// Building.
+
+async function buildInstance(
+  experiment: Experiment,
+  { hyperparameters }: Pick<RunConfig, 'hyperparameters'>,
+  data: DataShape,
+  seed: number,
+): Promise<Instance> {
+  const release = seedRandom(seed, STREAMS.parameters);
+  let built: LayersModel | FunctionModel;
+  try {
+    built = await experiment.model({
+      tf,
+      seed,
+      hyperparameters,
+      inputShape: [...data.inputShape],
+      classCount: data.classCount,
+    });
+    if (built instanceof tf.LayersModel && !built.built) built.build([null, ...data.inputShape]);
+  } catch (cause) {
+    if (cause instanceof DownpourError) throw cause;
+    throw invalid(`model() of the experiment failed: ${errorText(cause)}`, cause);
+  } finally {
+    release();
+  }
+  const instance =
+    built instanceof tf.LayersModel ? layersInstance(built, data) : functionInstance(built);
+  for (const { variable, name } of instance.weights) {
+    if (variable.dtype === 'float32') continue;
+    throw invalid(`tensor '${name}' of the model is ${variable.dtype}; all must be float32`);
+  }
+  try {
+    checkPredictions(experiment, instance, data);
+  } catch (error) {
+    disposeInstance(instance);
+    throw error;
+  }
+  return instance;
+}
+
+/** One example of zeros through the model: shapes that do not fit are told before any training. */
+function checkPredictions(experiment: Experiment, instance: Instance, data: DataShape): void {
+  let shape: number[];
+  try {
+    const run = () => instance.predict(tf.zeros([2, ...data.inputShape]), false).shape;
+    shape = tf.tidy(run as () => never) as unknown as number[];
+  } catch (cause) {
+    throw invalid(
+      `the model fails on inputs of shape [n,${data.inputShape}]: ${errorText(cause)}`,
+      cause,
+    );
+  }
+  const { loss } = experiment;
+  if (typeof loss === 'function') return;
+  const classes = loss === 'softmaxCrossEntropy';
+  if (classes && data.classCount === 0) {
+    throw invalid("loss 'softmaxCrossEntropy' needs classes; the data's targets are numbers");
+  }
+  const wanted =
+    classes && !data.shares ? [...data.targetShape, data.classCount] : data.targetShape;
+  if (shape[0] === 2 && sizeOf(shape.slice(1)) === sizeOf(wanted)) return;
+  throw invalid(
+    `the model's predictions have shape [n,${shape.slice(1)}]; loss '${loss}' on this data needs [n${wanted.length > 0 ? `,${wanted}` : ''}] or as many elements`,
+  );
+}
+
+type Layer = LayersModel['layers'][number];
+type LayerWeight = Layer['weights'][number];
+
+function layersInstance(model: LayersModel, { inputShape }: DataShape): Instance {
+  if (model.inputs.length !== 1 || model.outputs.length !== 1) {
+    throw invalid(
+      `the model has ${model.inputs.length} inputs and ${model.outputs.length} outputs; allowed: one of each`,
+    );
+  }
+  const taken = model.inputs[0]!.shape.slice(1);
+  const fits =
+    taken.length === inputShape.length && taken.every((d, i) => d === null || d === inputShape[i]);
+  if (!fits) {
+    throw invalid(
+      `the model takes inputs of shape [n,${taken}], the data has [n,${inputShape}]: give the first layer inputShape`,
+    );
+  }
+  const weights: Weight[] = [];
+  const seen = new Set<LayerWeight>();
+  const names = new Set<string>();
+  const trainableWeights = new Set(model.trainableWeights);
+  for (const { layer, path } of walkLayers(model)) {
+    const normalises = layer.getClassName() === 'BatchNormalization';
+    if (normalises) adaptNormalisation(layer, path, trainableWeights);
+    for (const weight of layer.weights) {
+      if (seen.has(weight)) continue;
+      seen.add(weight);
+      if (weight.constraint != null) {
+        throw invalid(
+          `layer '${path}' has a weight constraint (${weight.constraint.getClassName()}); the server cannot keep to it: use weightDecay or a regularizer`,
+        );
+      }
+      const name = uniqueName(`${path}/${weight.originalName.split('/').at(-1)}`, names);
+      const variable = weight.read() as Variable;
+      const spec = { name, shape: variable.shape, variable };
+      const { momentum } = layer as unknown as { momentum: number };
+      if (trainableWeights.has(weight)) weights.push({ ...spec, role: 'trainable' });
+      else if (normalises && isActive(layer)) {
+        weights.push({ ...spec, role: 'statistics', momentum });
+      } else weights.push({ ...spec, role: 'frozen' });
+    }
+  }
+  return {
+    weights,
+    predict: (inputs, training) => model.apply(inputs, { training }) as Tensor,
+    penalties: () => model.calculateLosses(),
+    layersModel: model,
+  };
+}
+
+/** Batch normalisation that takes part in training: it has trained weights of its own. */
+function isActive(layer: Layer): boolean {
+  return activeNormalisations.has(layer);
+}
+const activeNormalisations = new WeakSet<Layer>();
+
+/**
+ * A frozen normalisation must use its averages and leave them alone, also in training mode, where
+ * tfjs would normalise by the minibatch and go on averaging.
+ */
+function adaptNormalisation(layer: Layer, path: string, trained: Set<LayerWeight>): void {
+  const { center, scale, momentum } = layer as unknown as {
+    center: boolean;
+    scale: boolean;
+    momentum: number;
+  };
+  if (layer.weights.some((weight) => trained.has(weight))) {
+    if (!center || !scale) {
+      throw invalid(
+        `layer '${path}': batch normalisation without ${center ? 'scale' : 'center'} cannot be trained by TensorFlow.js 4.22 (it reads the missing weight): leave it on`,
+      );
+    }
+    if (!(momentum >= 0 && momentum < 1)) {
+      throw invalid(`layer '${path}' has momentum ${momentum}; allowed: from 0, below 1`);
+    }
+    activeNormalisations.add(layer);
+    return;
+  }
+  const call = layer.call.bind(layer);
+  layer.call = (inputs, kwargs) => call(inputs, { ...kwargs, training: false });
+}
+
+/**
+ * The layers that hold weights, innermost first found, each with a stable path. tfjs numbers layers
+ * over the life of the process (`dense_Dense7`); here they are numbered within their model
+ * (`dense_1`), so that every worker and every rebuild has the same names.
+ */
+function* walkLayers(model: LayersModel, prefix = ''): Generator<{ layer: Layer; path: string }> {
+  const given = new Set(model.layers.filter((l) => generatedKind(l) === null).map((l) => l.name));
+  const counts = new Map<string, number>();
+  for (const layer of model.layers) {
+    let name = layer.name;
+    const kind = generatedKind(layer);
+    if (kind !== null) {
+      do {
+        const count = (counts.get(kind) ?? 0) + 1;
+        counts.set(kind, count);
+        name = `${kind}_${count}`;
+      } while (given.has(name));
+    }
+    const path = prefix + name;
+    if (layer instanceof tf.LayersModel) yield* walkLayers(layer, `${path}/`);
+    else yield { layer: innermost(layer), path };
+  }
+}
+
+/** Inside wrappers with one layer (time-distributed), that layer. */
+function innermost(layer: Layer): Layer {
+  const wrapped = (layer as unknown as { layer?: Layer }).layer;
+  return wrapped instanceof Object && layer.getClassName() === 'TimeDistributed'
+    ? innermost(wrapped)
+    : layer;
+}
+
+/** What a name that tfjs made up begins with (`dense` of `dense_Dense7`); null: the user's own. */
+function generatedKind(layer: Layer): string | null {
+  const type = layer.getClassName();
+  if (layer instanceof tf.LayersModel) {
+    const kind = type.toLowerCase();
+    return new RegExp(`^${kind}_?\\d+$`).test(layer.name) ? kind : null;
+  }
+  const [, kind] = new RegExp(`^(.+)_${type}\\d+$`).exec(layer.name) ?? [];
+  return kind ?? null;
+}
+
+/** Both directions of a bidirectional layer have a `kernel`. */
+function uniqueName(name: string, names: Set<string>): string {
+  let unique = name;
+  for (let i = 2; names.has(unique); i++) unique = `${name}_${i}`;
+  names.add(unique);
+  return unique;
+}
+
+function functionInstance(model: FunctionModel): Instance {
+  const variables: unknown = (model as Partial<FunctionModel> | null | undefined)?.variables;
+  if (typeof variables !== 'object' || variables === null || typeof model.predict !== 'function') {
+    throw invalid(
+      'model() gave neither a LayersModel nor { variables, predict }; build it with the `tf` that model() is given, another copy of TensorFlow.js has other classes',
+    );
+  }
+  const weights = Object.entries(model.variables).map(([name, entry]): Weight => {
+    const { variable, role, momentum } =
+      entry instanceof tf.Variable
+        ? { variable: entry, role: entry.trainable ? 'trainable' : 'frozen', momentum: undefined }
+        : entry;
+    if (!(variable instanceof tf.Variable)) {
+      throw invalid(`model().variables.${name} is no tf.variable made with the \`tf\` given`);
+    }
+    const spec = { name, shape: variable.shape, variable, role: role as Weight['role'] };
+    return momentum === undefined ? spec : { ...spec, momentum };
+  });
+  return {
+    weights,
+    predict: (inputs, training) => model.predict(inputs, { training }),
+    penalties: () => [],
+    layersModel: null,
+  };
+}
+
+// Losses: means over the examples.
+
+/** Of logits, so that nothing overflows. */
+function softmaxCrossEntropy({ classCount, shares }: DataShape): Measure {
+  return (targets, predictions) => {
+    const logits = tf.reshape(predictions, [-1, classCount]);
+    // `gatherND` has no gradient in TensorFlow.js, so labels become rows of zeros and a one.
+    const truth = shares
+      ? tf.reshape(targets, [-1, classCount])
+      : tf.cast(tf.oneHot(tf.cast(flatten(targets), 'int32'), classCount), 'float32');
+    return tf.mul(tf.sum(tf.mul(tf.logSoftmax(logits), truth)), -1 / logits.shape[0]!);
+  };
+}
+
+/** max(x, 0) − x·z + log(1 + e^−|x|) */
+const sigmoidCrossEntropy: Measure = (targets, predictions) => {
+  const z = tf.cast(tf.reshape(targets, predictions.shape), 'float32');
+  const rest = tf.log1p(tf.exp(tf.neg(tf.abs(predictions))));
+  return tf.mean(tf.add(tf.sub(tf.relu(predictions), tf.mul(predictions, z)), rest));
+};
+
+const difference: Measure = (targets, predictions) =>
+  tf.sub(predictions, tf.cast(tf.reshape(targets, predictions.shape), 'float32'));
+
+function lossOf({ loss }: Experiment, data: DataShape): Measure {
+  if (typeof loss === 'function') return (t, p) => scalarOf(loss(t, p), 'loss');
+  if (loss === 'softmaxCrossEntropy') return softmaxCrossEntropy(data);
+  if (loss === 'sigmoidCrossEntropy') return sigmoidCrossEntropy;
+  if (loss === 'meanSquaredError') return (t, p) => tf.mean(tf.square(difference(t, p)));
+  return (t, p) => tf.mean(tf.abs(difference(t, p)));
+}
+
+function errorOf(experiment: Experiment, data: DataShape, loss: Measure): Measure {
+  const { classCount, shares } = data;
+  const { error } = experiment;
+  if (typeof error === 'function') return (t, p) => scalarOf(error(t, p), 'error');
+  const counts =
+    experiment.loss === 'softmaxCrossEntropy' || experiment.loss === 'sigmoidCrossEntropy';
+  if (error === 'loss' || (error === undefined && !counts)) return loss;
+  if (experiment.loss === 'sigmoidCrossEntropy') {
+    return (targets, predictions) => {
+      const truth = tf.greater(tf.reshape(targets, predictions.shape), 0.5);
+      return tf.mean(tf.cast(tf.notEqual(tf.greater(predictions, 0), truth), 'float32'));
+    };
+  }
+  if (classCount === 0) {
+    throw invalid("error 'misclassification' needs classes; the data's targets are numbers");
+  }
+  return (targets, predictions) => {
+    const answers = tf.argMax(tf.reshape(predictions, [-1, classCount]), 1);
+    const truth = shares
+      ? tf.argMax(tf.reshape(targets, [-1, classCount]), 1)
+      : tf.cast(flatten(targets), 'int32');
+    return tf.mean(tf.cast(tf.notEqual(answers, truth), 'float32'));
+  };
+}
+
+function scalarOf(value: Tensor, what: string): Tensor {
+  if (value instanceof tf.Tensor && value.size === 1) return tf.reshape(value, []);
+  throw invalid(
+    `${what} must give one number, the mean over the minibatch; it gave ${value instanceof tf.Tensor ? `shape [${value.shape}]` : typeof value}`,
+  );
+}

@@ -1,0 +1,86 @@
+import * as core from '@tensorflow/tfjs-core';
+// Only its types: the methods themselves are put in place below.
+import type {} from '@tensorflow/tfjs-core/dist/public/chained_ops/register_all_chained_ops.js';
+import * as layers from '@tensorflow/tfjs-layers';
+
+/**
+ * The one TensorFlow.js of the process: the core and the layers in one object, as the package
+ * `@tensorflow/tfjs` has them. Experiments get it as the argument `tf`; a second copy would bring
+ * other tensor classes, whose gradients are not ours.
+ */
+export const tf = { ...core, ...layers };
+export type Tf = typeof tf;
+export type { Scalar, Tensor, Tensor1D, Variable } from '@tensorflow/tfjs-core';
+export type { LayersModel } from '@tensorflow/tfjs-layers';
+
+// The core's build for Node leaves the methods of tensors out, yet its own layers call them: the
+// orthogonal initialiser of an LSTM fails with "flatten is not a function".
+const SAME_AS_FUNCTION = `
+  abs acos acosh add all any argMax argMin asin asinh atan atan2 atanh avgPool batchNorm
+  batchToSpaceND broadcastTo cast ceil clipByValue conv1d conv2d conv2dTranspose cos cosh cumprod
+  cumsum depthToSpace depthwiseConv2d dilation2d div divNoNan dot elu equal erf euclideanNorm exp
+  expandDims expm1 fft floor gather greater greaterEqual ifft irfft isFinite isInf isNaN leakyRelu
+  less lessEqual localResponseNormalization log log1p logSigmoid logSoftmax logSumExp logicalAnd
+  logicalNot logicalOr logicalXor matMul max maxPool maximum mean min minimum mirrorPad mod mul neg
+  norm notEqual oneHot onesLike pad pool pow prelu prod reciprocal relu relu6 reshape reverse rfft
+  round rsqrt selu separableConv2d sigmoid sign sin sinh slice softmax softplus spaceToBatchND split
+  sqrt square squaredDifference squeeze step stridedSlice sub sum tan tanh tile topk transpose unique
+  unsortedSegmentSum unstack zerosLike`;
+
+type Method = (this: core.Tensor, ...args: never[]) => unknown;
+const listOf = (x: core.Tensor | core.Tensor[]) => (Array.isArray(x) ? x : [x]);
+const reshapeTo = function (this: core.Tensor, ...shape: number[]) {
+  return core.reshape(this, shape);
+};
+const castTo = (dtype: core.DataType) =>
+  function (this: core.Tensor) {
+    return core.cast(this, dtype);
+  };
+
+const methods: Record<string, Method> = {
+  as1D() {
+    return core.reshape(this, [this.size]);
+  },
+  flatten() {
+    return core.reshape(this, [this.size]);
+  },
+  asScalar() {
+    return core.reshape(this, []);
+  },
+  as2D: reshapeTo,
+  as3D: reshapeTo,
+  as4D: reshapeTo,
+  as5D: reshapeTo,
+  reshapeAs(x: core.Tensor) {
+    return core.reshape(this, x.shape);
+  },
+  asType(dtype: core.DataType) {
+    return core.cast(this, dtype);
+  },
+  toBool: castTo('bool'),
+  toFloat: castTo('float32'),
+  toInt: castTo('int32'),
+  concat(x: core.Tensor | core.Tensor[], axis?: number) {
+    return core.concat([this, ...listOf(x)], axis);
+  },
+  stack(x: core.Tensor | core.Tensor[], axis?: number) {
+    return core.stack([this, ...listOf(x)], axis);
+  },
+  where(condition: core.Tensor, x: core.Tensor) {
+    return core.where(condition, this, x);
+  },
+  resizeBilinear(...args: [[number, number], boolean?, boolean?]) {
+    return core.image.resizeBilinear(this as core.Tensor3D, ...args);
+  },
+  resizeNearestNeighbor(...args: [[number, number], boolean?, boolean?]) {
+    return core.image.resizeNearestNeighbor(this as core.Tensor3D, ...args);
+  },
+};
+const functions = core as unknown as Record<string, (...args: unknown[]) => unknown>;
+for (const name of SAME_AS_FUNCTION.trim().split(/\s+/)) {
+  methods[name] = function (this: core.Tensor, ...args: unknown[]) {
+    return functions[name]!(this, ...args);
+  };
+}
+const prototype = core.Tensor.prototype as unknown as Record<string, Method>;
+for (const [name, method] of Object.entries(methods)) prototype[name] ??= method;
