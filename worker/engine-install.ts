@@ -5,6 +5,7 @@ import {
   readdirSync,
   realpathSync,
   renameSync,
+  rmdirSync,
   rmSync,
   statfsSync,
   statSync,
@@ -102,10 +103,11 @@ export async function installEngine(
   const steps = new Steps(options.log ?? (() => {}), options.signal);
   await requireTools(steps);
   requireSpace(parent, wheel);
-  removeAbandoned(parent);
-
   const partial = join(parent, `.partial-${basename(folder)}-${process.pid}`);
   const wheels = join(parent, '.wheels');
+  removeAbandoned(parent);
+  removeAbandoned(wheels);
+
   try {
     mkdirSync(partial, { recursive: true });
     await installBinding(steps, partial, variant);
@@ -125,7 +127,8 @@ export async function installEngine(
     writeFileSync(join(partial, 'engine.json'), `${JSON.stringify(manifest, null, 2)}\n`);
     await prove(steps, partial);
     const mine = putInPlace(partial, folder);
-    rmSync(wheels, { recursive: true, force: true });
+    rmSync(wheelFile, { force: true });
+    removeIfEmpty(wheels);
     return { ...readEngine(folder)!, installed: mine };
   } finally {
     rmSync(partial, { recursive: true, force: true });
@@ -180,7 +183,8 @@ async function downloadWheel(steps: Steps, wheels: string, wheel: Wheel): Promis
     return join(wheels, kept);
   }
   const temporary = join(wheels, `.tmp-${process.pid}`);
-  mkdirSync(temporary);
+  const whole = join(temporary, 'whole');
+  mkdirSync(whole, { recursive: true });
   try {
     await steps.run(`downloading ${wheel.requirement}`, 'python3', {
       args: [
@@ -188,14 +192,19 @@ async function downloadWheel(steps: Steps, wheels: string, wheel: Wheel): Promis
         ...['--disable-pip-version-check', '--retries=5', '--timeout=30', '--no-cache-dir'],
         ...['--python-version=311', '--implementation=cp'],
         ...wheel.platforms.map((platform) => `--platform=${platform}`),
-        `--dest=${wheels}`,
+        `--dest=${whole}`,
         wheel.requirement,
       ],
       cwd: wheels,
       // Pip writes there as it reads, so the folder's size is the progress.
       env: { TMPDIR: temporary },
-      progress: () => `${megabytes(folderBytes(temporary))} of ${wheel.megabytes} MB`,
+      // Where it ends it has two copies for a moment.
+      progress: () => {
+        const seen = Math.min(Number(megabytes(folderBytes(temporary))), wheel.megabytes);
+        return `${seen} of ${wheel.megabytes} MB`;
+      },
     });
+    for (const file of readdirSync(whole)) renameSync(join(whole, file), join(wheels, file));
   } finally {
     rmSync(temporary, { recursive: true, force: true });
   }
@@ -229,7 +238,7 @@ def take(name, to):
             target.write(chunk)
     seen = 'sha256=' + base64.urlsafe_b64encode(digest.digest()).decode().rstrip('=')
     if record.get(name) != seen:
-        sys.exit(f'{name}: {seen}, the wheel records {record.get(name)}; delete {wheel} and try again')
+        sys.exit(f'{name}: {seen}, the wheel records {record.get(name)}; try again')
     return digest.hexdigest()
 for name in libraries:
     sums[name] = take('tensorflow/' + name, os.path.join(deps, 'lib', name))
@@ -250,11 +259,17 @@ async function unpackLibrary(
   wheelFile: string,
 ): Promise<Library> {
   const deps = join(folder, 'node_modules', bindingPackage(variant), 'deps');
-  const output = await steps.run('unpacking and checking the library', 'python3', {
-    args: ['-c', UNPACK, wheelFile, deps, ...LIBRARIES],
-    cwd: folder,
-    progress: () => `${megabytes(folderBytes(deps))} MB`,
-  });
+  const output = await steps
+    .run('unpacking and checking the library', 'python3', {
+      args: ['-c', UNPACK, wheelFile, deps, ...LIBRARIES],
+      cwd: folder,
+      progress: () => `${megabytes(folderBytes(deps))} MB`,
+    })
+    .catch((error) => {
+      // A wheel that is damaged would fail every time; the next try fetches another.
+      if (error instanceof DownpourError) rmSync(wheelFile, { force: true });
+      throw error;
+    });
   const library = JSON.parse(output) as Library;
   const links = {
     'libtensorflow.so': LIBRARIES[0],
@@ -358,11 +373,21 @@ function requireSpace(folder: string, wheel: Wheel): void {
 
 /** Half-made folders of processes that were killed. */
 function removeAbandoned(parent: string): void {
+  if (!existsSync(parent)) return;
   for (const name of readdirSync(parent)) {
-    const pid = /^\.partial-.*-(\d+)$/.exec(name)?.[1];
+    const pid = /^\.(?:partial|tmp)-(?:.*-)?(\d+)$/.exec(name)?.[1];
     if (pid !== undefined && !isAlive(Number(pid))) {
       rmSync(join(parent, name), { recursive: true, force: true });
     }
+  }
+}
+
+/** The wheels of another install may still be there. */
+function removeIfEmpty(folder: string): void {
+  try {
+    rmdirSync(folder);
+  } catch {
+    // Then it stays.
   }
 }
 

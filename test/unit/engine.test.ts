@@ -154,6 +154,17 @@ describe.skipIf(!canInstall)('engine install (Linux on x64 and arm64)', () => {
     expect(readdirSync(folder).filter((name) => name !== 'tools')).toEqual([]);
   });
 
+  it('keeps a wheel for the next try, but not one that is damaged', async () => {
+    const { wheels, wheel } = { wheels: join(folder, '.wheels'), wheel: keptWheel() };
+    const tools = { python3: 'case "$1" in -c) echo BadZipFile >&2; exit 1;; esac', npm: 'exit 0' };
+    vi.stubEnv('PATH', fakeTools({ ...tools, 'g++': 'exit 0', make: 'exit 0' }));
+    const lines: string[] = [];
+    await expect(installEngine({ log: (line) => lines.push(line) })).rejects.toThrow('BadZipFile');
+    expect(lines.join('\n')).toContain('is here from an earlier try');
+    expect(existsSync(wheel)).toBe(false);
+    expect(readdirSync(wheels)).toEqual([]);
+  });
+
   it('clears away what a killed install left, but not what a living one is making', async () => {
     const dead = join(folder, '.partial-4.22.0-cpu-node115-999999999');
     const living = join(folder, `.partial-4.22.0-gpu-node115-${process.ppid}`);
@@ -246,6 +257,15 @@ function fakeTools(tools: Readonly<Record<string, string>>): string {
     chmodSync(join(at, name), 0o755);
   }
   return at;
+}
+
+/** Stands for the wheel that an interrupted install had fetched. */
+function keptWheel(): string {
+  const name = process.arch === 'arm64' ? 'tensorflow_cpu_aws' : 'tensorflow_cpu';
+  const wheel = join(folder, '.wheels', `${name}-2.15.1-cp311-cp311-manylinux2014.whl`);
+  mkdirSync(join(folder, '.wheels'));
+  writeFileSync(wheel, 'cut off');
+  return wheel;
 }
 
 /** Loss and gradient, one after the other, of a 6-5-3 network on fixed numbers. */
