@@ -9,8 +9,11 @@ import * as layers from '@tensorflow/tfjs-layers';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { bindingPackage, engineFolder, type NativeVariant, readEngine } from './engine-folder.ts';
 import { type NvidiaSurvey, surveyNvidia, whyNoGpuDevice, whyNoNvidia } from './engine-nvidia.ts';
+import { repairGradients } from './gradients.ts';
 import { repairCpuKernels } from './kernels-cpu.ts';
 import { registerWasmKernels } from './kernels-wasm.ts';
+// For the methods of tensors, which layers and gradients lean on.
+import './tf.ts';
 
 /** What can train here, best first. */
 export const ENGINES = [
@@ -168,6 +171,8 @@ export async function probe(name: EngineName, options: EngineOptions = {}): Prom
 
 async function loadProved(name: EngineName, options: EngineOptions): Promise<Loaded> {
   const loaded = await CANDIDATES[name].load(options);
+  // After loading: a native engine brings tfjs's own gradients along once more.
+  repairGradients();
   await proveGradient();
   return loaded;
 }

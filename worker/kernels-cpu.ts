@@ -5,9 +5,10 @@ import {
   backend_util,
   getKernel,
   type KernelFunc,
+  type MaxPool3DGradAttrs,
   type NamedAttrMap,
   type NamedTensorInfoMap,
-  type ResizeNearestNeighborGradAttrs,
+  type ResizeNearestNeighborAttrs,
   registerKernel,
   type TensorInfo,
   type UnsortedSegmentSumAttrs,
@@ -15,8 +16,8 @@ import {
   util,
 } from '@tensorflow/tfjs-core';
 import { windows2D, windows3D } from './kernels/geometry.ts';
-import { averagePoolGradient } from './kernels/pooling.ts';
-import { resizeNearestGradient } from './kernels/resize.ts';
+import { averagePoolGradient, maxPoolGradient } from './kernels/pooling.ts';
+import { resizeBilinearGradient, resizeNearestGradient } from './kernels/resize.ts';
 import { unsortedSegmentSum } from './kernels/segments.ts';
 
 interface CpuCall {
@@ -45,19 +46,25 @@ const avgPool3DGrad: CpuKernel = ({ inputs, attrs, backend }) => {
   return backend.makeTensorInfo(shape, 'float32', dx);
 };
 
-const resizeNearestNeighborGrad: CpuKernel = ({ inputs, attrs, backend }) => {
-  const { alignCorners, halfPixelCenters } = attrs as unknown as ResizeNearestNeighborGradAttrs & {
-    halfPixelCenters?: boolean;
-  };
-  const input = inputs.images!.shape;
-  const dx = new Float32Array(util.sizeFromShape(input));
-  const shapes = { input, output: inputs.dy!.shape };
-  resizeNearestGradient(dx, read(backend, inputs.dy!), shapes, {
-    alignCorners,
-    halfPixelCenters: halfPixelCenters ?? false,
-  });
-  return backend.makeTensorInfo(input, 'float32', dx);
+const maxPool3DGrad: CpuKernel = ({ inputs, attrs, backend }) => {
+  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as MaxPool3DGradAttrs;
+  const shape = inputs.input!.shape as [number, number, number, number, number];
+  const info = backend_util.computePool3DInfo(shape, filterSize, strides, 1, pad, dimRoundingMode);
+  const dx = new Float32Array(util.sizeFromShape(shape));
+  maxPoolGradient(dx, read(backend, inputs.input!), read(backend, inputs.dy!), windows3D(info));
+  return backend.makeTensorInfo(shape, 'float32', dx);
 };
+
+function resizeGrad(gradient: typeof resizeNearestGradient): CpuKernel {
+  return ({ inputs, attrs, backend }) => {
+    const { alignCorners, halfPixelCenters } = attrs as unknown as ResizeNearestNeighborAttrs;
+    const input = inputs.images!.shape;
+    const dx = new Float32Array(util.sizeFromShape(input));
+    const shapes = { input, output: inputs.dy!.shape };
+    gradient(dx, read(backend, inputs.dy!), shapes, { alignCorners, halfPixelCenters });
+    return backend.makeTensorInfo(input, 'float32', dx);
+  };
+}
 
 const segmentSum: CpuKernel = ({ inputs, attrs, backend }) => {
   const { numSegments: segments } = attrs as unknown as UnsortedSegmentSumAttrs;
@@ -78,10 +85,13 @@ function read(backend: MathBackendCPU, tensor: TensorInfo): Float32Array {
 }
 
 const KERNELS: Readonly<Record<string, CpuKernel>> = {
-  // Wrong in tfjs-backend-cpu 4.22: windows that are partly padding; any batch of more than one.
+  // Wrong in tfjs-backend-cpu 4.22: windows that are partly padding; windows of unequal sides; any
+  // batch of more than one; images that aren't square.
   AvgPoolGrad: avgPoolGrad,
   AvgPool3DGrad: avgPool3DGrad,
-  ResizeNearestNeighborGrad: resizeNearestNeighborGrad,
+  MaxPool3DGrad: maxPool3DGrad,
+  ResizeNearestNeighborGrad: resizeGrad(resizeNearestGradient),
+  ResizeBilinearGrad: resizeGrad(resizeBilinearGradient),
   // Slow: the gradient of an embedding takes rows × vocabulary operations.
   UnsortedSegmentSum: segmentSum,
 };

@@ -21,9 +21,10 @@ import {
   conv2DBackpropInput,
   conv3DBackpropFilter,
   conv3DBackpropInput,
+  convolutionPaddedInNumbers,
   depthwiseBackpropFilter,
   depthwiseBackpropInput,
-  withPaddingInNumbers,
+  poolingPaddedInNumbers,
 } from './kernels/wasm-convolution.ts';
 import { batchMatMul } from './kernels/wasm-matmul.ts';
 import { floats, type WasmKernel } from './kernels/wasm-workspace.ts';
@@ -120,10 +121,12 @@ const KERNELS: Readonly<Record<string, WasmKernel>> = {
 
 /** What is kept and given other arguments. */
 const WRAPPERS: Readonly<Record<string, (stock: KernelFunc) => WasmKernel>> = {
-  Conv2D: (stock) => withPaddingInNumbers(stock, false),
-  FusedConv2D: (stock) => withPaddingInNumbers(stock, false),
-  DepthwiseConv2dNative: (stock) => withPaddingInNumbers(stock, true),
-  FusedDepthwiseConv2D: (stock) => withPaddingInNumbers(stock, true),
+  Conv2D: (stock) => convolutionPaddedInNumbers(stock, false),
+  FusedConv2D: (stock) => convolutionPaddedInNumbers(stock, false),
+  DepthwiseConv2dNative: (stock) => convolutionPaddedInNumbers(stock, true),
+  FusedDepthwiseConv2D: (stock) => convolutionPaddedInNumbers(stock, true),
+  MaxPool: poolingPaddedInNumbers,
+  AvgPool: poolingPaddedInNumbers,
 };
 
 const registered = new Set<KernelFunc>();

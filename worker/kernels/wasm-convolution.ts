@@ -8,6 +8,7 @@ import {
   type DepthwiseConv2dNativeBackpropFilterAttrs,
   type DepthwiseConv2dNativeBackpropInputAttrs,
   type KernelFunc,
+  type MaxPoolAttrs,
   type TensorInfo,
 } from '@tensorflow/tfjs-core';
 import { DownpourError } from '../../shared/errors.ts';
@@ -286,35 +287,76 @@ export const depthwiseBackpropFilter: WasmKernel = ({ inputs, attrs, backend }) 
 };
 
 /**
- * A forward convolution of the library, with the padding 'same' said in numbers. The library gets
- * 'same' wrong where the stride is larger than the filter and leaves input over: it shifts windows.
+ * A forward convolution of the library with its padding said in numbers, side by side. The library
+ * gets 'same' wrong where the stride is larger than the filter and leaves input over (it shifts the
+ * windows), and writes past the end of its output where one number is the padding of a filter that
+ * isn't square (tfjs-core works out both sides of the output by the filter's height).
  *
  * @param stock the library's kernel (plain, fused or depthwise)
  */
-export function withPaddingInNumbers(stock: KernelFunc, depthwise: boolean): WasmKernel {
+export function convolutionPaddedInNumbers(stock: KernelFunc, depthwise: boolean): WasmKernel {
   return ({ inputs, attrs, backend }) => {
     const { strides, pad, dilations, dimRoundingMode, dataFormat } =
       attrs as unknown as Conv2DAttrs;
-    const call = { inputs, attrs, backend };
-    if (pad !== 'same' || dataFormat === 'NCHW') return stock(call) as TensorInfo;
-    const { padInfo } = backend_util.computeConv2DInfo(
-      inputs.x!.shape as Shape4D,
-      inputs.filter!.shape as Shape4D,
-      strides,
-      dilations ?? 1,
-      pad,
-      dimRoundingMode,
-      depthwise,
-    );
-    const { top, bottom, left, right } = padInfo;
-    const numbers = [
-      [0, 0],
-      [top, bottom],
-      [left, right],
-      [0, 0],
-    ];
-    return stock({ ...call, attrs: { ...attrs, pad: numbers } }) as TensorInfo;
+    const size = (padding: typeof pad, rounding: typeof dimRoundingMode) =>
+      backend_util.computeConv2DInfo(
+        inputs.x!.shape as Shape4D,
+        inputs.filter!.shape as Shape4D,
+        strides,
+        dilations ?? 1,
+        padding,
+        rounding,
+        depthwise,
+      );
+    refuseChannelsFirst('Conv2D', dataFormat);
+    const numbers = paddingInNumbers(size(pad, dimRoundingMode), (p) => size(p, undefined));
+    const call = { ...attrs, pad: numbers, dimRoundingMode: 'floor' };
+    return stock({ inputs, attrs: call, backend }) as TensorInfo;
   };
+}
+
+/** The same for a pooling of the library. */
+export function poolingPaddedInNumbers(stock: KernelFunc): WasmKernel {
+  return ({ inputs, attrs, backend }) => {
+    const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as MaxPoolAttrs;
+    const shape = inputs.x!.shape as Shape4D;
+    const size = (padding: typeof pad, rounding: typeof dimRoundingMode) =>
+      backend_util.computePool2DInfo(shape, filterSize, strides, 1, padding, rounding);
+    const numbers = paddingInNumbers(size(pad, dimRoundingMode), (p) => size(p, undefined));
+    const call = { ...attrs, pad: numbers, dimRoundingMode: 'floor' };
+    return stock({ inputs, attrs: call, backend }) as TensorInfo;
+  };
+}
+
+/**
+ * Padding on each side that gives exactly the output of `info`.
+ * @throws DP_ENGINE_KERNEL when there is none: better than a library that writes past its memory.
+ */
+function paddingInNumbers(
+  info: backend_util.Conv2DInfo,
+  size: (pad: backend_util.ExplicitPadding) => backend_util.Conv2DInfo,
+): backend_util.ExplicitPadding {
+  const { top, left } = info.padInfo;
+  const height = (info.outHeight - 1) * info.strideHeight + info.effectiveFilterHeight;
+  const width = (info.outWidth - 1) * info.strideWidth + info.effectiveFilterWidth;
+  const bottom = Math.max(0, height - info.inHeight - top);
+  const right = Math.max(0, width - info.inWidth - left);
+  const padding: backend_util.ExplicitPadding = [
+    [0, 0],
+    [top, bottom],
+    [left, right],
+    [0, 0],
+  ];
+  const given = size(padding);
+  if (given.outHeight !== info.outHeight || given.outWidth !== info.outWidth) {
+    throw new DownpourError(
+      'DP_ENGINE_KERNEL',
+      `wasm: a window of ${info.filterHeight}×${info.filterWidth} with this padding gives ` +
+        `${given.outHeight}×${given.outWidth} positions, tfjs expects ` +
+        `${info.outHeight}×${info.outWidth}; use 'same', 'valid' or a padding for each side`,
+    );
+  }
+  return padding;
 }
 
 /** One pixel of filter, stride 1, no padding: a matrix product over all pixels. */
