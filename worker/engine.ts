@@ -4,6 +4,7 @@ import Module, { createRequire } from 'node:module';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
 import util from 'node:util';
+import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import * as tf from '@tensorflow/tfjs-core';
 import * as layers from '@tensorflow/tfjs-layers';
 import { DownpourError, errorText } from '../shared/errors.ts';
@@ -11,7 +12,7 @@ import { bindingPackage, engineFolder, type NativeVariant, readEngine } from './
 import { type NvidiaSurvey, surveyNvidia, whyNoGpuDevice, whyNoNvidia } from './engine-nvidia.ts';
 import { repairGradients } from './gradients.ts';
 import { repairCpuKernels } from './kernels-cpu.ts';
-import { registerWasmKernels } from './kernels-wasm.ts';
+import { guardWasmMemory, registerWasmKernels } from './kernels-wasm.ts';
 // For the methods of tensors, which layers and gradients lean on.
 import './tf.ts';
 
@@ -308,6 +309,7 @@ async function loadWasm(): Promise<Loaded> {
   registerWasmKernels();
   const simd = await tf.env().getAsync('WASM_HAS_SIMD_SUPPORT');
   await setBackend('wasm');
+  guardWasmMemory(tf.backend() as BackendWasm);
   return {
     backend: 'wasm',
     device: processor(),

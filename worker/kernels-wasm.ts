@@ -13,6 +13,7 @@ import {
   type UnsortedSegmentSumAttrs,
   unregisterKernel,
 } from '@tensorflow/tfjs-core';
+import { DownpourError } from '../shared/errors.ts';
 import { windows2D, windows3D } from './kernels/geometry.ts';
 import { averagePoolGradient, maxPool, maxPoolGradient } from './kernels/pooling.ts';
 import { unsortedSegmentSum } from './kernels/segments.ts';
@@ -151,3 +152,31 @@ function replace(kernelName: string, make: (stock: KernelFunc) => WasmKernel): v
   // The stock kernel's own set-up goes along: tfjs runs it when the backend starts, be that later.
   registerKernel({ ...stock, kernelName, backendName: 'wasm', kernelFunc });
 }
+
+/**
+ * Makes a full heap an error that says so. WebAssembly ends at 4 GiB; the library does not look at
+ * what its allocator answers and goes on to write at address 0. Call once the backend is set.
+ *
+ * @throws (later, at an allocation) DP_ENGINE_KERNEL
+ */
+export function guardWasmMemory(backend: BackendWasm): void {
+  const module = backend.wasm as unknown as { _malloc: Allocate; _free(address: number): void };
+  if (guarded.has(module._malloc)) return;
+  // The first call puts the real allocator in the place of a stand-in, and would undo ours.
+  module._free(module._malloc(1));
+  const allocate = module._malloc;
+  module._malloc = (bytes) => {
+    const address = allocate(bytes);
+    if (address !== 0 || bytes === 0) return address;
+    throw new DownpourError(
+      'DP_ENGINE_KERNEL',
+      `wasm: no room for a tensor of ${bytes} bytes, its memory ends at 4 GiB; ` +
+        'use a smaller minibatch, or another engine: downpour engine install',
+    );
+  };
+  guarded.add(module._malloc);
+}
+
+type Allocate = (bytes: number) => number;
+
+const guarded = new WeakSet<Allocate>();

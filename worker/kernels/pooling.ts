@@ -35,6 +35,7 @@ export function maxPoolGradient(
   // The winners of one window, one per channel: the loop over channels is the inner one because
   // channels lie side by side in memory.
   const winners = new Int32Array(channels);
+  const largest = new Float32Array(channels);
   let current = -1;
   const handOut = () => {
     if (current < 0) return;
@@ -46,11 +47,17 @@ export function maxPoolGradient(
     if (output !== current) {
       handOut();
       current = output;
-      for (let c = 0; c < channels; c++) winners[c] = at + c;
+      for (let c = 0; c < channels; c++) {
+        winners[c] = at + c;
+        largest[c] = x[at + c]!;
+      }
       return;
     }
     for (let c = 0; c < channels; c++) {
-      if (x[at + c]! > x[winners[c]!]!) winners[c] = at + c;
+      const value = x[at + c]!;
+      if (value <= largest[c]!) continue;
+      winners[c] = at + c;
+      largest[c] = value;
     }
   });
   handOut();

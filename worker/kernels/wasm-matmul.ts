@@ -9,6 +9,13 @@ import { DownpourError } from '../../shared/errors.ts';
 import { floats, inWorkspace, type WasmKernel, type Workspace } from './wasm-workspace.ts';
 
 /**
+ * Multiplications in a matrix up to which a batch goes through the library's plain loop: setting up
+ * its fast product takes about 5 µs (measured: 512 of 8×8·8×8 0.5 ms against 2.3, 64 of 16×16·16×16
+ * equal, 64 of 32×32·32×32 2.2 ms against 0.7).
+ */
+const SMALL_MULTIPLICATIONS_MAX = 2048;
+
+/**
  * Matrix products over the last two axes, earlier axes broadcast.
  *
  * The library uses its fast kernel (XNNPACK) only for one matrix, neither side transposed; the rest
@@ -35,6 +42,13 @@ export const batchMatMul: WasmKernel = ({ inputs, attrs, backend }) => {
       return out;
     }
     const count = util.sizeFromShape(batch);
+    const equal = util.sizeFromShape(batchA) === count && util.sizeFromShape(batchB) === count;
+    if (equal && rows * inner * columns <= SMALL_MULTIPLICATIONS_MAX) {
+      const left = w.view(a, 0, [count, rows, inner]);
+      const right = w.view(b, 0, [count, inner, columns]);
+      multiply(backend, left, right, w.view(out, 0, [count, rows, columns]));
+      return out;
+    }
     for (let i = 0; i < count; i++) {
       const startA = broadcastIndex(i, batch, batchA) * rows * inner;
       const startB = broadcastIndex(i, batch, batchB) * inner * columns;
@@ -48,7 +62,7 @@ export const batchMatMul: WasmKernel = ({ inputs, attrs, backend }) => {
   });
 };
 
-/** `out` = `a` · `b`, shapes [1, m, k], [1, k, n], [1, m, n], into memory that `out` already has. */
+/** `out` = `a` · `b`, shapes [n, i, k], [n, k, j], [n, i, j], into memory that `out` already has. */
 export function multiply(
   backend: BackendWasm,
   a: TensorInfo,
