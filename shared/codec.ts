@@ -117,6 +117,7 @@ function paddedLength(headerBytes: number): number {
 
 /** The floats of bytes: a view when aligned; frames under 64 KiB arrive unaligned from `ws`. */
 function floatsOf(bytes: Uint8Array): Float32Array {
-  const aligned = bytes.byteOffset % 4 === 0 ? bytes : bytes.slice();
+  // Not `slice`, which for Node's Buffer is a view as well.
+  const aligned = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
   return new Float32Array(aligned.buffer, aligned.byteOffset, aligned.byteLength / 4);
 }
