@@ -57,8 +57,11 @@ export class Session {
     });
     socket.on('close', () => this.#gone());
     // `ws` reports what broke the protocol (too large, bad mask) here, then closes by itself.
-    socket.on('error', (error) => {
-      this.#lastError = { code: 'DP_FRAME_MALFORMED', message: error.message };
+    socket.on('error', (error: Error & { code?: string }) => {
+      const tooLarge = error.code === 'WS_ERR_UNSUPPORTED_MESSAGE_LENGTH';
+      const code = tooLarge ? 'DP_FRAME_TOO_LARGE' : 'DP_FRAME_MALFORMED';
+      this.#lastError = { code, message: error.message };
+      coordinator.countError(code);
     });
   }
 

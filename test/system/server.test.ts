@@ -1,0 +1,476 @@
+import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, describe, expect, test } from 'vitest';
+import { readCheckpoint } from '../../server/checkpoint.ts';
+import { type Serving, serve } from '../../server/main.ts';
+import { encodeFrame } from '../../shared/codec.ts';
+import type { PartialConfig } from '../../shared/config.ts';
+import type { CheckpointSummary, RunSummary, WorkerSummary } from '../../shared/rest.ts';
+import { ProtocolWorker } from '../support/protocol-worker.ts';
+import { createProblem, EXCHANGED } from '../support/regression.ts';
+
+const problem = createProblem();
+const cleanUps: (() => Promise<void>)[] = [];
+
+afterEach(async () => {
+  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+});
+
+async function folder(): Promise<string> {
+  const path = await mkdtemp(join(tmpdir(), 'downpour-'));
+  cleanUps.push(() => rm(path, { recursive: true, force: true }));
+  return path;
+}
+
+async function start(state: string, token?: string): Promise<Serving & { stop(): Promise<void> }> {
+  const controller = new AbortController();
+  const serving = await serve({
+    host: '127.0.0.1',
+    port: 0,
+    state,
+    signal: controller.signal,
+    ...(token === undefined ? {} : { token }),
+  });
+  const stop = async () => {
+    controller.abort();
+    await serving.closed;
+  };
+  cleanUps.push(stop);
+  return { ...serving, stop };
+}
+
+async function request<T>(method: string, url: string, body?: unknown, token?: string) {
+  const response = await fetch(url, {
+    method,
+    headers: {
+      ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+      ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
+    },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  });
+  return { status: response.status, body: (await response.json()) as T };
+}
+
+async function createRun(url: string, config: PartialConfig = {}, token?: string): Promise<string> {
+  const { status, body } = await request<RunSummary>(
+    'POST',
+    `${url}/runs`,
+    {
+      experiment: 'regression',
+      experimentHash: 'hash',
+      config: { minibatchSize: 4, learningRate: 0.05, epochsMax: 5, ...config },
+    },
+    token,
+  );
+  expect(status).toBe(201);
+  return body.id;
+}
+
+describe('a run over real sockets', () => {
+  test('two workers train it to its end, and its final parameters are on disk', async () => {
+    const state = await folder();
+    const { url, stop } = await start(state);
+    const id = await createRun(url);
+    const workers = await Promise.all([ProtocolWorker.connect(url), ProtocolWorker.connect(url)]);
+    const firsts = [await workers[0]!.enter(problem), await workers[1]!.enter(problem)];
+    const ends = await Promise.all(workers.map((worker, i) => worker.work(problem, firsts[i]!)));
+    expect(ends.map((end) => end.type)).toEqual(['end', 'end']);
+    const { body: run } = await request<RunSummary>('GET', `${url}/runs/${id}`);
+    expect(run).toMatchObject({
+      phase: 'finished',
+      step: 25,
+      examples: 100,
+      reason: 'reached epochsMax 5',
+    });
+    expect(run.test?.examples).toBe(10);
+    expect(run.pushes.applied).toBe(25);
+    await stop();
+    const again = await start(state);
+    const { body } = await request<{ checkpoints: CheckpointSummary[] }>(
+      'GET',
+      `${again.url}/runs/${id}/checkpoints`,
+    );
+    const final = body.checkpoints.find((checkpoint) => checkpoint.kind === 'final')!;
+    const { tensors } = await readCheckpoint(join(state, id, 'checkpoints'), final);
+    expect(tensors.map((tensor) => tensor.name)).toEqual(['weights', 'bias', 'mean', 'offset']);
+    const download = await fetch(`${again.url}/runs/${id}/checkpoints/final/file`);
+    expect((await download.arrayBuffer()).byteLength).toBe(final.bytes);
+    const { body: restored } = await request<RunSummary>('GET', `${again.url}/runs/${id}`);
+    expect(restored.phase).toBe('finished');
+    expect(restored.test).toEqual(run.test);
+  });
+
+  test('a worker that dies is replaced, and every example is still used once an epoch', async () => {
+    const { url } = await start(await folder());
+    const id = await createRun(url);
+    const dying = await ProtocolWorker.connect(url);
+    await dying.enter(problem);
+    dying.terminate();
+    const worker = await ProtocolWorker.connect(url);
+    const end = await worker.work(problem, await worker.enter(problem));
+    expect(end.type).toBe('end');
+    const { body } = await request<RunSummary>('GET', `${url}/runs/${id}`);
+    expect(body).toMatchObject({ phase: 'finished', examples: 100, step: 25 });
+    const { body: who } = await request<{ workers: WorkerSummary[] }>('GET', `${url}/status`);
+    expect(who.workers.filter((w) => w.state === 'gone').length).toBe(1);
+  });
+
+  test('a reconnected worker sends its push again, and it is applied once', async () => {
+    const { url } = await start(await folder());
+    const id = await createRun(url);
+    const first = await ProtocolWorker.connect(url);
+    const work = await first.enter(problem);
+    first.push(problem, work);
+    await first.expect('work');
+    first.terminate();
+    const { name, incarnation } = first;
+    const second = await ProtocolWorker.connect(url, { name, incarnation });
+    await second.enter(problem);
+    second.push(problem, work);
+    expect((await second.expect('work')).acknowledgement).toMatchObject({
+      outcome: 'duplicate',
+      sequence: 1,
+    });
+    const { body } = await request<RunSummary>('GET', `${url}/runs/${id}`);
+    expect(body.pushes).toEqual({ applied: 1, damped: 0, duplicate: 1, rejected: 0 });
+    expect(body.step).toBe(1);
+  });
+
+  test('stop ends the workers, a restarted server knows it, and resume goes on', async () => {
+    const state = await folder();
+    const { url, stop } = await start(state);
+    const id = await createRun(url);
+    const worker = await ProtocolWorker.connect(url);
+    const work = await worker.enter(problem);
+    worker.push(problem, work);
+    await worker.expect('work');
+    expect((await request<RunSummary>('POST', `${url}/runs/${id}/stop`)).body.phase).toBe(
+      'stopped',
+    );
+    expect(await worker.expect('end')).toMatchObject({ phase: 'stopped' });
+    await stop();
+    const again = await start(state);
+    const stopped = await request<RunSummary>('GET', `${again.url}/runs/${id}`);
+    expect(stopped.body).toMatchObject({ phase: 'stopped', step: 1 });
+    const resumed = await request<RunSummary>('POST', `${again.url}/runs/${id}/resume`);
+    expect(resumed.body.phase).toBe('training');
+    const other = await ProtocolWorker.connect(again.url);
+    expect((await other.work(problem, await other.enter(problem))).type).toBe('end');
+    const { body } = await request<RunSummary>('GET', `${again.url}/runs/${id}`);
+    expect(body).toMatchObject({ phase: 'finished', step: 25, examples: 100 });
+  });
+
+  test('frozen tensors come with the first work only, and unchanged parameters are not sent again', async () => {
+    const { url } = await start(await folder());
+    await createRun(url, { consistency: { stalenessMax: 0 } });
+    const worker = await ProtocolWorker.connect(url);
+    const first = await worker.enter(problem);
+    expect(first.payload.length).toBe(EXCHANGED + 1);
+    worker.push(problem, first);
+    const second = await worker.expect('work');
+    expect(second.payload.length).toBe(EXCHANGED);
+    worker.push(problem, { ...second, payload: first.payload }, { loss: null });
+    const third = await worker.expect('work');
+    expect(third.acknowledgement?.code).toBe('DP_GRADIENT_NOT_FINITE');
+    expect(third.payload.length).toBe(0);
+  });
+
+  test('one pool of workers serves several runs, the one with the fewest workers first', async () => {
+    const { url } = await start(await folder());
+    const ids = [await createRun(url), await createRun(url)];
+    const workers = await Promise.all([1, 2].map(() => ProtocolWorker.connect(url)));
+    for (const worker of workers) worker.hello();
+    const assigned = await Promise.all(workers.map((worker) => worker.expect('assign')));
+    expect(assigned.map((assign) => assign.run).sort()).toEqual([...ids].sort());
+  });
+
+  test('a worker that waits is given the run that is created later', async () => {
+    const { url } = await start(await folder());
+    const worker = await ProtocolWorker.connect(url);
+    worker.hello();
+    await worker.expect('idle');
+    const id = await createRun(url);
+    expect((await worker.expect('assign')).run).toBe(id);
+  });
+});
+
+/** Each wrong thing that a worker may say: the code it is answered, and whether it is hung up on. */
+describe('bad input from a worker', () => {
+  type Wrong = (worker: ProtocolWorker, run: string) => void | Promise<void>;
+  const table: [string, Wrong, string, number | null][] = [
+    [
+      'a frame that is not ours',
+      (w) => w.sendBytes(new Uint8Array([1, 2, 3])),
+      'DP_FRAME_MALFORMED',
+      1007,
+    ],
+    ['a text message', (w) => w.sendBytes('hello'), 'DP_FRAME_MALFORMED', 1007],
+    [
+      'another protocol version',
+      (w) => w.sendBytes(encodeFrame({ type: 'hello' }).with(2, 77)),
+      'DP_PROTOCOL_VERSION',
+      1002,
+    ],
+    [
+      'an unknown field',
+      (w) => w.send({ type: 'leave', failure: null, x: 1 } as never),
+      'DP_FRAME_MALFORMED',
+      1007,
+    ],
+    [
+      'a push before hello',
+      (w, run) =>
+        w.send({
+          type: 'push',
+          run,
+          sequence: 1,
+          lease: 1,
+          step: 0,
+          generation: 1,
+          loss: 1,
+          computeMs: 1,
+        }),
+      'DP_PROTOCOL_ORDER',
+      1002,
+    ],
+    ['an unknown run', (w) => w.hello('hash', 'nowhere'), 'DP_RUN_UNKNOWN', 4404],
+    [
+      'an experiment with another hash',
+      (w, run) => w.hello('other', run),
+      'DP_EXPERIMENT_MISMATCH',
+      4409,
+    ],
+    [
+      'a push for an unknown run',
+      async (w) => {
+        const work = await w.enter(problem);
+        w.push(problem, work, { run: 'nowhere' });
+      },
+      'DP_RUN_UNKNOWN',
+      4404,
+    ],
+    [
+      'a model of another layout',
+      async (w) => {
+        const first = await ProtocolWorker.connect(urlOf(w));
+        await first.enter(problem);
+        w.hello();
+        const tensors = [{ name: 'weights', shape: [2], role: 'trainable' }];
+        w.join(await w.expect('assign'), problem, { tensors });
+      },
+      'DP_LAYOUT_MISMATCH',
+      4409,
+    ],
+    [
+      'other data',
+      async (w) => {
+        const first = await ProtocolWorker.connect(urlOf(w));
+        await first.enter(problem);
+        w.hello();
+        w.join(await w.expect('assign'), problem, { data: { ...problem.summary, trainCount: 7 } });
+      },
+      'DP_DATA_MISMATCH',
+      4409,
+    ],
+    [
+      'initial parameters of the wrong size',
+      async (w) => {
+        w.hello();
+        w.join(await w.expect('assign'), problem);
+        const { run, grant } = await w.expect('initialise');
+        w.send({ type: 'initialised', run, grant }, new Float32Array(3));
+      },
+      'DP_TENSOR_SIZE',
+      null,
+    ],
+    [
+      'a second hello',
+      async (w) => {
+        w.hello();
+        await w.expect('assign');
+        w.hello();
+      },
+      'DP_PROTOCOL_ORDER',
+      1002,
+    ],
+  ];
+  const urls = new WeakMap<ProtocolWorker, string>();
+  const urlOf = (worker: ProtocolWorker) => urls.get(worker)!;
+
+  test.each(table)('%s', async (_, wrong, code, close) => {
+    const { url } = await start(await folder());
+    const run = await createRun(url);
+    const worker = await ProtocolWorker.connect(url);
+    urls.set(worker, url);
+    await wrong(worker, run);
+    const error = await worker.expect('error');
+    expect(error.code).toBe(code);
+    expect(error.message.length).toBeGreaterThan(20);
+    if (close !== null) expect(await worker.next()).toMatchObject({ kind: 'closed', code: close });
+    // The server is as well as before.
+    expect((await request('GET', `${url}/health`)).status).toBe(200);
+  });
+
+  const pushes: [string, (payload: Float32Array) => Float32Array, object, string][] = [
+    ['NaN in the gradient', (p) => p.fill(Number.NaN, 0, 1), {}, 'DP_GRADIENT_NOT_FINITE'],
+    ['infinity in the statistics', (p) => p.fill(Infinity, 7), {}, 'DP_GRADIENT_NOT_FINITE'],
+    ['a loss that is not finite', (p) => p, { loss: null }, 'DP_GRADIENT_NOT_FINITE'],
+    ['a gradient that is too short', (p) => p.slice(1), {}, 'DP_TENSOR_SIZE'],
+    ['a lease that it never had', (p) => p, { lease: 12345 }, 'DP_PUSH_LEASE_LOST'],
+    ['parameters of the future', (p) => p, { step: 99 }, 'DP_PUSH_STALE'],
+  ];
+
+  test.each(pushes)(
+    'a push with %s is rejected, and the worker goes on',
+    async (_, spoil, changes, code) => {
+      const { url } = await start(await folder());
+      const id = await createRun(url);
+      const worker = await ProtocolWorker.connect(url);
+      const work = await worker.enter(problem);
+      const { run, step, generation, leases } = work;
+      const push = {
+        type: 'push' as const,
+        run,
+        sequence: 1,
+        lease: leases[0]!.id,
+        step,
+        generation,
+        loss: 1,
+        computeMs: 1,
+      };
+      worker.send({ ...push, ...changes }, spoil(new Float32Array(EXCHANGED)));
+      const answer = await worker.expect('work');
+      expect(answer.acknowledgement).toMatchObject({ outcome: 'rejected', code, sequence: 1 });
+      expect(answer.leases.length).toBeGreaterThan(0);
+      const { body } = await request<RunSummary>('GET', `${url}/runs/${id}`);
+      expect(body).toMatchObject({ step: 0, phase: 'training' });
+      const { body: who } = await request<{ workers: WorkerSummary[] }>(
+        'GET',
+        `${url}/runs/${id}/workers`,
+      );
+      expect(who.workers[0]?.lastError?.code).toBe(code);
+    },
+  );
+
+  test('a frame larger than the limit is refused before its payload is read', async () => {
+    const { url } = await start(await folder());
+    const { port } = new URL(url);
+    const socket = connect(Number(port), '127.0.0.1');
+    const received: Buffer[] = [];
+    socket.on('data', (data) => received.push(data));
+    socket.write(
+      'GET /ws HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n' +
+        'sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n',
+    );
+    // Final binary frame, masked, of 2³¹ bytes: none of which follow.
+    socket.write(Buffer.from('82ff000000008000000000000000', 'hex'));
+    await once(socket, 'close');
+    const closing = Buffer.concat(received).subarray(-4).toString('hex');
+    expect(closing).toBe('880203f1'); // Close, 2 bytes, 1009.
+    expect((await request('GET', `${url}/health`)).status).toBe(200);
+  });
+
+  test('two workers of one name: the later connection counts', async () => {
+    const { url } = await start(await folder());
+    await createRun(url);
+    const first = await ProtocolWorker.connect(url, { name: 'same' });
+    await first.enter(problem);
+    const second = await ProtocolWorker.connect(url, { name: 'same' });
+    await second.enter(problem);
+    expect((await first.expect('error')).code).toBe('DP_SESSION_REPLACED');
+  });
+});
+
+describe('access', () => {
+  test('without the token nothing but /health answers', async () => {
+    const { url } = await start(await folder(), 's3cret');
+    expect((await request('GET', `${url}/health`)).status).toBe(200);
+    expect(await request('GET', `${url}/status`)).toMatchObject({
+      status: 401,
+      body: { code: 'DP_UNAUTHORIZED' },
+    });
+    expect((await request('GET', `${url}/status`, undefined, 'wrong')).status).toBe(401);
+    expect((await request('GET', `${url}/status`, undefined, 's3cret')).status).toBe(200);
+    await expect(ProtocolWorker.connect(url)).rejects.toThrow(/401/);
+    await expect(ProtocolWorker.connect(url, { token: 'wrong' })).rejects.toThrow(/401/);
+    await createRun(url, {}, 's3cret');
+    const worker = await ProtocolWorker.connect(url, { token: 's3cret' });
+    await worker.enter(problem);
+  });
+
+  test('a server open to the network needs a token, or the word --insecure', async () => {
+    const { signal } = new AbortController();
+    await expect(
+      serve({ host: '0.0.0.0', port: 0, state: await folder(), signal }),
+    ).rejects.toMatchObject({
+      code: 'DP_USAGE',
+    });
+  });
+
+  test('a second server on the same folder is refused, and says who has it', async () => {
+    const state = await folder();
+    await start(state);
+    await expect(start(state)).rejects.toMatchObject({
+      code: 'DP_STATE_LOCKED',
+      message: expect.stringContaining(String(process.pid)),
+    });
+  });
+});
+
+describe('REST', () => {
+  test('unknown fields, wrong types and wrong names are refused, each named', async () => {
+    const { url } = await start(await folder());
+    const body = { experiment: 'regression', experimentHash: 'hash' };
+    const wrong: [object, string, RegExp][] = [
+      [{ ...body, batchsize: 3 }, 'DP_BODY_INVALID', /batchsize/],
+      [{ ...body, config: { batchsize: 3 } }, 'DP_CONFIG_INVALID', /did you mean 'minibatchSize'/],
+      [{ ...body, config: { minibatchSize: '3' } }, 'DP_CONFIG_INVALID', /minibatchSize is "3"/],
+      [{ ...body, experiment: '../../etc/passwd' }, 'DP_BODY_INVALID', /experiment/],
+      [{ experiment: 'regression' }, 'DP_BODY_INVALID', /experimentHash/],
+    ];
+    for (const [json, code, message] of wrong) {
+      const answer = await request('POST', `${url}/runs`, json);
+      expect(answer).toMatchObject({ status: 400, body: { code } });
+      expect((answer.body as { message: string }).message).toMatch(message);
+    }
+    expect(await request('GET', `${url}/runs/nowhere`)).toMatchObject({
+      status: 404,
+      body: { code: 'DP_RUN_UNKNOWN' },
+    });
+    expect(await request('GET', `${url}/nowhere`)).toMatchObject({
+      status: 404,
+      body: { code: 'DP_NOT_FOUND' },
+    });
+  });
+
+  test('a run id is used once', async () => {
+    const { url } = await start(await folder());
+    const body = { id: 'mine', experiment: 'regression', experimentHash: 'hash' };
+    expect((await request('POST', `${url}/runs`, body)).status).toBe(201);
+    expect(await request('POST', `${url}/runs`, body)).toMatchObject({
+      status: 409,
+      body: { code: 'DP_RUN_EXISTS' },
+    });
+  });
+
+  test('the OpenAPI document names every route with its answers', async () => {
+    const { url } = await start(await folder());
+    const { body } = await request<{ paths: Record<string, object> }>('GET', `${url}/openapi.json`);
+    expect(Object.keys(body.paths).sort()).toEqual([
+      '/health',
+      '/openapi.json',
+      '/runs',
+      '/runs/{id}',
+      '/runs/{id}/checkpoints',
+      '/runs/{id}/checkpoints/{kind}/file',
+      '/runs/{id}/metrics',
+      '/runs/{id}/resume',
+      '/runs/{id}/stop',
+      '/runs/{id}/workers',
+      '/status',
+    ]);
+  });
+});
