@@ -194,6 +194,12 @@ function labelError(where: string, row: number, seen: string, allowed: string): 
   );
 }
 
+/** The kind of a column's numbers. A Buffer counts as bytes. */
+export function kindOf(values: Column['values']): 'uint8' | 'int32' | 'float32' {
+  if (values instanceof Uint8Array) return 'uint8';
+  return values instanceof Int32Array ? 'int32' : 'float32';
+}
+
 /** Numbers that one example has in a column. */
 export function rowSize(column: Column): number {
   return sizeOf(column.shape, 1);
@@ -245,9 +251,9 @@ function checkExamples(part: string, examples: Examples, train: Examples): void 
     }
     const like = train[name];
     const sameShape = String(shape.slice(1)) === String(like.shape.slice(1));
-    if (!sameShape || values.constructor !== like.values.constructor) {
+    if (!sameShape || kindOf(values) !== kindOf(like.values)) {
       throw invalid(
-        `has ${name} of shape [${shape}] in a ${values.constructor.name}, the train part of shape [${like.shape}] in a ${like.values.constructor.name}`,
+        `has ${name} of shape [${shape}] of ${kindOf(values)}, the train part of shape [${like.shape}] of ${kindOf(like.values)}`,
       );
     }
   }
@@ -311,7 +317,7 @@ function fitTransform(inputs: Column, kind: InputTransform['kind']): InputTransf
  * passes of float64. A feature that never varies has deviation 0 exactly.
  */
 export function momentsOf(
-  values: Column['values'],
+  values: ArrayLike<number>,
   size: number,
 ): { mean: number[]; deviation: number[] } {
   const rows = values.length / size;
@@ -431,7 +437,7 @@ function fingerprint(
       continue;
     }
     for (const column of [part.inputs, part.targets]) {
-      text([column.values.constructor.name, ...column.shape]);
+      text([kindOf(column.values), ...column.shape]);
     }
     sampleRows(sum, part.inputs, FINGERPRINT_ROWS, FINGERPRINT_INPUT_BYTES);
     sampleRows(sum, part.targets, Number.POSITIVE_INFINITY, FINGERPRINT_TARGET_BYTES);

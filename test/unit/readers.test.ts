@@ -1,0 +1,294 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { gzipSync } from 'node:zlib';
+import fc from 'fast-check';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { DownpourError, errorCode } from '../../shared/errors.ts';
+import { readDataFile } from '../../worker/data/files.ts';
+import { parseIdx, readIdx } from '../../worker/data/idx.ts';
+import { parseNpy, readNpy } from '../../worker/data/npy.ts';
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'downpour-readers-'));
+});
+afterAll(() => rm(folder, { recursive: true, force: true }));
+
+async function file(name: string, bytes: Uint8Array): Promise<string> {
+  const path = join(folder, name);
+  await writeFile(path, bytes);
+  return path;
+}
+
+const code = (promise: Promise<unknown>) => promise.then(() => 'no error', errorCode);
+
+/** An IDX file of numbers, written by DataView. */
+function idx(type: number, shape: readonly number[], numbers: readonly number[]): Buffer {
+  const bytes = { 8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8 }[type]!;
+  const buffer = Buffer.alloc(4 + 4 * shape.length + bytes * numbers.length);
+  buffer[2] = type;
+  buffer[3] = shape.length;
+  shape.forEach((size, i) => {
+    buffer.writeUInt32BE(size, 4 + 4 * i);
+  });
+  numbers.forEach((value, i) => {
+    const at = 4 + 4 * shape.length + bytes * i;
+    if (type === 8) buffer.writeUInt8(value, at);
+    else if (type === 13) buffer.writeFloatBE(value, at);
+    else if (type === 14) buffer.writeDoubleBE(value, at);
+    else buffer.writeIntBE(value, at, bytes);
+  });
+  return buffer;
+}
+
+/** A .npy file, C order unless told. */
+function npy(
+  descr: string,
+  shape: readonly number[],
+  numbers: readonly number[],
+  { version = 1, fortran = false } = {},
+): Buffer {
+  const shapeText = shape.map((size) => `${size},`).join(' ');
+  const dictionary = `{'descr': '${descr}', 'fortran_order': ${fortran ? 'True' : 'False'}, 'shape': (${shapeText}), }\n`;
+  const prefix = Buffer.alloc(version === 1 ? 10 : 12);
+  prefix.write('\x93NUMPY', 'latin1');
+  prefix[6] = version;
+  if (version === 1) prefix.writeUInt16LE(dictionary.length, 8);
+  else prefix.writeUInt32LE(dictionary.length, 8);
+  const bytes = Number(descr.at(-1));
+  const little = descr[0] !== '>';
+  const body = Buffer.alloc(bytes * numbers.length);
+  const view = new DataView(body.buffer, body.byteOffset, body.length);
+  numbers.forEach((value, i) => {
+    const at = i * bytes;
+    if (descr[1] === 'f') {
+      if (bytes === 4) view.setFloat32(at, value, little);
+      else view.setFloat64(at, value, little);
+    } else if (bytes === 1) view.setUint8(at, value);
+    else if (bytes === 2) view.setInt16(at, value, little);
+    else if (bytes === 4) view.setInt32(at, value, little);
+    else view.setBigInt64(at, BigInt(value), little);
+  });
+  return Buffer.concat([prefix, Buffer.from(dictionary), body]);
+}
+
+describe('IDX', () => {
+  it('reads every element type, big-endian', () => {
+    expect(parseIdx(idx(8, [2, 2], [0, 1, 254, 255]), 'x')).toEqual({
+      values: Uint8Array.of(0, 1, 254, 255),
+      shape: [2, 2],
+    });
+    expect(parseIdx(idx(9, [2], [-128, 127]), 'x').values).toEqual(Int32Array.of(-128, 127));
+    expect(parseIdx(idx(11, [2], [-32768, 515]), 'x').values).toEqual(Int32Array.of(-32768, 515));
+    expect(parseIdx(idx(12, [2], [-(2 ** 31), 7]), 'x').values).toEqual(
+      Int32Array.of(-(2 ** 31), 7),
+    );
+    expect(parseIdx(idx(13, [2], [-1.5, 0.25]), 'x').values).toEqual(Float32Array.of(-1.5, 0.25));
+    expect(parseIdx(idx(14, [2], [-1.5, 1e-3]), 'x').values).toEqual(Float32Array.of(-1.5, 1e-3));
+  });
+
+  it('knows gzip by its first bytes, whatever the name', async () => {
+    const bytes = idx(8, [3], [1, 2, 3]);
+    for (const name of ['packed-without-ending', 'packed.gz']) {
+      const path = await file(name, gzipSync(bytes));
+      expect((await readIdx(path)).values).toEqual(Uint8Array.of(1, 2, 3));
+    }
+    expect((await readIdx(await file('plain.gz', bytes))).values).toEqual(Uint8Array.of(1, 2, 3));
+  });
+
+  it('refuses a header that asks for more than the file has, before taking memory', () => {
+    for (const shape of [[2 ** 32 - 1], Array(200).fill(2 ** 32 - 1), [4], [2]]) {
+      expect(() => parseIdx(idx(13, shape, [1, 2, 3]), 'file.idx')).toThrow(
+        /file\.idx: its header says/,
+      );
+    }
+  });
+
+  it('never does anything but read or refuse, whatever is changed or cut', () => {
+    const good = idx(12, [3, 2], [1, 2, 3, 4, 5, 6]);
+    fc.assert(
+      fc.property(
+        fc.nat(good.length),
+        fc.array(fc.tuple(fc.nat(good.length - 1), fc.nat(255)), { maxLength: 4 }),
+        (length, changes) => {
+          const bytes = Buffer.from(good);
+          for (const [at, value] of changes) bytes[at] = value;
+          readsOrRefuses(() => parseIdx(bytes.subarray(0, length), 'x'), good.length);
+        },
+      ),
+      { numRuns: 500 },
+    );
+  });
+});
+
+function readsOrRefuses(
+  parse: () => { values: { length: number }; shape: readonly number[] },
+  bytesMax: number,
+): void {
+  try {
+    const { values, shape } = parse();
+    expect(values.length).toBeLessThanOrEqual(bytesMax);
+    expect(shape.reduce((a, b) => a * b, 1)).toBe(values.length);
+  } catch (error) {
+    if (!(error instanceof DownpourError)) throw error;
+    expect(error.code).toBe('DP_DATA_CORRUPT');
+  }
+}
+
+describe('npy', () => {
+  it('reads the allowed types in both byte orders and all versions', () => {
+    for (const order of ['<', '>']) {
+      for (const version of [1, 2, 3]) {
+        const read = (type: string, numbers: number[]) =>
+          parseNpy(npy(order + type, [numbers.length], numbers, { version }), 'x').values;
+        expect(read('f4', [1.5, -2])).toEqual(Float32Array.of(1.5, -2));
+        expect(read('f8', [1.5, -2])).toEqual(Float32Array.of(1.5, -2));
+        expect(read('i2', [-300, 2])).toEqual(Int32Array.of(-300, 2));
+        expect(read('i4', [-70_000, 2])).toEqual(Int32Array.of(-70_000, 2));
+        expect(read('i8', [-(2 ** 31), 2 ** 31 - 1])).toEqual(
+          Int32Array.of(-(2 ** 31), 2 ** 31 - 1),
+        );
+      }
+    }
+    expect(parseNpy(npy('|u1', [2], [0, 255]), 'x').values).toEqual(Uint8Array.of(0, 255));
+    expect(parseNpy(npy('|i1', [2], [1, 255]), 'x').values).toEqual(Int32Array.of(1, -1));
+    expect(parseNpy(npy('|b1', [2], [0, 1]), 'x').values).toEqual(Int32Array.of(0, 1));
+  });
+
+  it('reads the bytes that NumPy wrote', async () => {
+    // numpy.save of np.asfortranarray([[1, 2, 3], [4, 5, 6]], dtype='>i2'), NumPy 2.4.
+    const header =
+      "{'descr': '>i2', 'fortran_order': True, 'shape': (2, 3), }".padEnd(117, ' ') + '\n';
+    const body = Buffer.from('000100040002000500030006', 'hex');
+    const bytes = Buffer.concat([
+      Buffer.from('\x93NUMPY\x01\x00\x76\x00', 'latin1'),
+      Buffer.from(header),
+      body,
+    ]);
+    expect(await readNpy(await file('fortran.npy', bytes))).toEqual({
+      values: Int32Array.of(1, 2, 3, 4, 5, 6),
+      shape: [2, 3],
+    });
+  });
+
+  it('transposes Fortran order of any rank to C order', () => {
+    fc.assert(
+      fc.property(
+        fc.array(fc.integer({ min: 0, max: 4 }), { minLength: 1, maxLength: 4 }),
+        (shape) => {
+          const size = shape.reduce((a, b) => a * b, 1);
+          const fortran: number[] = new Array(size);
+          // Element i in C order lies at the offset that its index has when the first axis runs fastest.
+          for (let i = 0; i < size; i++) {
+            let rest = i;
+            let at = 0;
+            for (let axis = shape.length - 1; axis >= 0; axis--) {
+              const stride = shape.slice(0, axis).reduce((a, b) => a * b, 1);
+              at += (rest % shape[axis]!) * stride;
+              rest = Math.floor(rest / shape[axis]!);
+            }
+            fortran[at] = i;
+          }
+          for (const type of ['|u1', '<i4']) {
+            const { values } = parseNpy(npy(type, shape, fortran, { fortran: true }), 'x');
+            expect(Array.from(values)).toEqual(Array.from({ length: size }, (_, i) => i));
+          }
+        },
+      ),
+    );
+  });
+
+  it('names an integer that needs more than 32 bits', () => {
+    for (const value of [2 ** 31, -(2 ** 31) - 1, 2 ** 40]) {
+      for (const order of ['<', '>']) {
+        expect(() => parseNpy(npy(`${order}i8`, [2], [1, value]), 'ids.npy')).toThrow(
+          `ids.npy: element 1 is ${value}; allowed`,
+        );
+      }
+    }
+  });
+
+  it('names a type it does not read, and what it reads', () => {
+    expect(() => parseNpy(npy('<c8', [0], []), 'x')).toThrow(/type '<c8'; allowed: f4, f8/);
+    const structured = Buffer.from(
+      npy('<f4', [0], []).toString('latin1').replace("'<f4'", "[('"),
+      'latin1',
+    );
+    expect(() => parseNpy(structured, 'x')).toThrow(DownpourError);
+  });
+
+  it('never does anything but read or refuse, whatever is changed or cut', () => {
+    const good = npy('<i4', [3, 2], [1, 2, 3, 4, 5, 6], { fortran: true });
+    fc.assert(
+      fc.property(
+        fc.nat(good.length),
+        fc.array(fc.tuple(fc.nat(good.length - 1), fc.nat(255)), { maxLength: 4 }),
+        fc.boolean(),
+        (length, changes, whole) => {
+          const bytes = Buffer.from(good);
+          for (const [at, value] of changes) bytes[at] = value;
+          readsOrRefuses(
+            () => parseNpy(whole ? bytes : bytes.subarray(0, length), 'x'),
+            good.length,
+          );
+        },
+      ),
+      { numRuns: 1000 },
+    );
+    const huge = npy('<f4', [10 ** 12, 10 ** 12], [1]);
+    expect(() => parseNpy(huge, 'x')).toThrow(/its header says shape/);
+  });
+});
+
+describe('a data file', () => {
+  it('that is not there is DP_DATA_MISSING with its path and what to do', async () => {
+    const path = join(folder, 'nowhere', 'x.idx');
+    await expect(readIdx(path)).rejects.toMatchObject({
+      code: 'DP_DATA_MISSING',
+      message: expect.stringMatching(/nowhere.*x\.idx does not exist; .*DOWNPOUR_DATA/),
+    });
+    expect(await code(readIdx(folder))).toBe('DP_DATA_MISSING');
+  });
+
+  it('of truncated gzip is DP_DATA_CORRUPT with its name, wherever it was cut', async () => {
+    const packed = gzipSync(
+      idx(
+        8,
+        [2000],
+        Array.from({ length: 2000 }, (_, i) => (i * i) % 251),
+      ),
+    );
+    for (const length of [3, 10, 30, packed.length - 9, packed.length - 4, packed.length - 1]) {
+      const path = await file('cut.gz', packed.subarray(0, length));
+      await expect(readIdx(path)).rejects.toMatchObject({
+        code: 'DP_DATA_CORRUPT',
+        message: expect.stringContaining('cut.gz: the gzip data end too early'),
+      });
+    }
+  });
+
+  it('of damaged gzip is DP_DATA_CORRUPT: content, checksum, length', async () => {
+    const packed = gzipSync(
+      idx(
+        8,
+        [2000],
+        Array.from({ length: 2000 }, (_, i) => (i * i) % 251),
+      ),
+    );
+    for (const at of [200, packed.length - 6, packed.length - 2]) {
+      const bytes = Buffer.from(packed);
+      bytes[at]! ^= 0x55;
+      expect(await code(readIdx(await file('damaged.gz', bytes)))).toBe('DP_DATA_CORRUPT');
+    }
+  });
+
+  it('that unpacks to more than is allowed is refused, on both sides of the limit', async () => {
+    const path = await file('bomb.gz', gzipSync(Buffer.alloc(1_000_000)));
+    expect((await readDataFile(path, { bytesMax: 1_000_000 })).length).toBe(1_000_000);
+    expect(await code(readDataFile(path, { bytesMax: 999_999 }))).toBe('DP_DATA_CORRUPT');
+    const plain = await file('plain', Buffer.alloc(100));
+    expect((await readDataFile(plain, { bytesMax: 100 })).length).toBe(100);
+    expect(await code(readDataFile(plain, { bytesMax: 99 }))).toBe('DP_DATA_CORRUPT');
+  });
+});

@@ -1,0 +1,86 @@
+import type { Column } from './examples.ts';
+import { corrupt, type ReadOptions, readDataFile } from './files.ts';
+
+/**
+ * IDX, the format of MNIST: two zero bytes, the element type, the number of dimensions, each
+ * dimension as a big-endian 32-bit number, then the elements in big-endian C order.
+ */
+
+const ELEMENTS: Readonly<Record<number, { bytes: number; name: string }>> = {
+  8: { bytes: 1, name: 'unsigned byte' },
+  9: { bytes: 1, name: 'signed byte' },
+  11: { bytes: 2, name: 'short' },
+  12: { bytes: 4, name: 'int' },
+  13: { bytes: 4, name: 'float' },
+  14: { bytes: 8, name: 'double' },
+};
+
+/**
+ * Reads an IDX file, gzip or not. Unsigned bytes stay bytes; other integers become Int32Array, floats
+ * and doubles Float32Array.
+ * @throws DownpourError DP_DATA_MISSING, DP_DATA_CORRUPT
+ */
+export async function readIdx(path: string, options: ReadOptions = {}): Promise<Column> {
+  return parseIdx(await readDataFile(path, options), path);
+}
+
+/** True for bytes that begin like an IDX file. */
+export function isIdx(bytes: Uint8Array): boolean {
+  return bytes.length >= 4 && bytes[0] === 0 && bytes[1] === 0 && bytes[2]! in ELEMENTS;
+}
+
+/** @param bytes of the whole file; a column of unsigned bytes is a view of them. @param name for errors */
+export function parseIdx(bytes: Uint8Array, name: string): Column {
+  if (!isIdx(bytes)) {
+    const start = Buffer.from(bytes.subarray(0, 4)).toString('hex') || 'nothing';
+    throw corrupt(
+      name,
+      `no IDX file: it begins with ${start}, not with 0000, an element type (08, 09, 0b, 0c, 0d, 0e) and the number of dimensions`,
+    );
+  }
+  const element = ELEMENTS[bytes[2]!]!;
+  const rank = bytes[3]!;
+  const start = 4 + 4 * rank;
+  if (rank === 0) throw corrupt(name, 'its header has 0 dimensions; at least 1 is needed');
+  if (bytes.length < start) {
+    throw corrupt(name, `its header ends early: ${bytes.length} bytes of ${start}`);
+  }
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const shape = Array.from({ length: rank }, (_, i) => view.getUint32(4 + 4 * i));
+  // Compared before anything is allocated: a damaged header may ask for any size.
+  const length = shape.reduce((product, size) => product * size, 1);
+  if (length * element.bytes !== bytes.length - start) {
+    throw corrupt(
+      name,
+      `its header says ${shape.join(' × ')} elements of type ${element.name}, ${length * element.bytes} bytes; ${bytes.length - start} follow. The file is truncated or damaged: fetch it again`,
+    );
+  }
+  return { values: elements(bytes, view, start, length), shape };
+}
+
+function elements(
+  bytes: Uint8Array,
+  view: DataView,
+  start: number,
+  length: number,
+): Column['values'] {
+  const type = bytes[2]!;
+  if (type === 8) return new Uint8Array(view.buffer, view.byteOffset + start, length);
+  if (type === 13 || type === 14) {
+    const values = new Float32Array(length);
+    for (let i = 0; i < length; i++) {
+      values[i] = type === 13 ? view.getFloat32(start + 4 * i) : view.getFloat64(start + 8 * i);
+    }
+    return values;
+  }
+  const values = new Int32Array(length);
+  for (let i = 0; i < length; i++) {
+    values[i] =
+      type === 9
+        ? view.getInt8(start + i)
+        : type === 11
+          ? view.getInt16(start + 2 * i)
+          : view.getInt32(start + 4 * i);
+  }
+  return values;
+}
