@@ -1,0 +1,150 @@
+import { readdir, stat } from 'node:fs/promises';
+import { extname, join } from 'node:path';
+import { type ColumnSummary, describeCsv, summarise } from '../worker/data/csv.ts';
+import { type Column, type ExperimentData, kindOf } from '../worker/data/examples.ts';
+import { corrupt, readDataFile, unreadable } from '../worker/data/files.ts';
+import { isIdx, parseIdx } from '../worker/data/idx.ts';
+import { loadImageFolder } from '../worker/data/images.ts';
+import { loadMnist } from '../worker/data/mnist.ts';
+import { isNpy, parseNpy } from '../worker/data/npy.ts';
+import { print, printJson } from './options.ts';
+
+/** `downpour data inspect`: what a data set holds. */
+
+export interface InspectOptions {
+  readonly delimiter?: string;
+  readonly json?: boolean;
+}
+
+/** Facts about a column of numbers; bytes are on the scale that training sees, divided by 255. */
+export interface ColumnFacts {
+  readonly name: string;
+  readonly kind: string;
+  readonly shape: readonly number[];
+  /** Null where classes are counted instead, or there are no numbers. */
+  readonly numbers: { mean: number; deviation: number; min: number; max: number } | null;
+  readonly classes: Readonly<Record<string, number>> | null;
+}
+
+export interface DataFacts {
+  readonly source: string;
+  readonly columns: readonly (ColumnFacts | ColumnSummary)[];
+}
+
+export async function inspectCommand(
+  path: string | undefined,
+  options: InspectOptions,
+): Promise<void> {
+  const facts = await inspectData(path, options.delimiter);
+  if (options.json) {
+    printJson(facts);
+    return;
+  }
+  print(facts.source);
+  for (const column of facts.columns) print(factsText(column));
+}
+
+/**
+ * What a data set holds. @param path a file or folder; undefined: the MNIST digits of `loadMnist`.
+ * @throws DownpourError DP_DATA_MISSING, DP_DATA_CORRUPT
+ */
+export async function inspectData(path?: string, delimiter?: string): Promise<DataFacts> {
+  if (path === undefined) return examplesFacts(await loadMnist());
+  const entry = await stat(path).catch((error) => {
+    throw unreadable(path, error);
+  });
+  if (entry.isDirectory()) {
+    return examplesFacts(
+      (await holdsMnist(path)) ? await loadMnist({ folder: path }) : await loadImageFolder(path),
+    );
+  }
+  const bytes = await readDataFile(path);
+  if (isNpy(bytes)) return fileFacts(path, parseNpy(bytes, path));
+  if (isIdx(bytes)) return fileFacts(path, parseIdx(bytes, path));
+  if (bytes.subarray(0, 4096).includes(0)) {
+    throw corrupt(path, 'neither .npy, IDX nor CSV: it has zero bytes where text would be');
+  }
+  const tabs = extname(path.replace(/\.gz$/, '')) === '.tsv';
+  const columns = describeCsv(bytes, path, delimiter ?? (tabs ? '\t' : ','));
+  return { source: `${path}: ${columns[0]?.count ?? 0} lines`, columns };
+}
+
+async function holdsMnist(folder: string): Promise<boolean> {
+  const names = [
+    ...(await readdir(folder)),
+    ...(await readdir(join(folder, 'mnist')).catch(() => [])),
+  ];
+  return names.some((name) => /^(train|t10k)-(images|labels)-idx/.test(name));
+}
+
+function examplesFacts(data: ExperimentData): DataFacts {
+  const columns: ColumnFacts[] = [];
+  for (const part of ['train', 'validation', 'test'] as const) {
+    const examples = data[part];
+    if (!examples) continue;
+    columns.push(columnFacts(`${part} inputs`, examples.inputs, false));
+    columns.push(columnFacts(`${part} targets`, examples.targets, data.classCount !== undefined));
+  }
+  return { source: data.source, columns };
+}
+
+function fileFacts(path: string, column: Column): DataFacts {
+  const labels = column.shape.length === 1 && kindOf(column.values) !== 'float32';
+  return { source: path, columns: [columnFacts('values', column, labels)] };
+}
+
+const CLASSES_MAX = 1000;
+
+function columnFacts(name: string, column: Column, labels: boolean): ColumnFacts {
+  const { values, shape } = column;
+  const kind = kindOf(values);
+  const classes = labels ? countClasses(values) : null;
+  const summary = values.length > 0 && classes === null ? summarise(values) : null;
+  const scale = kind === 'uint8' ? 1 / 255 : 1;
+  const numbers = summary && {
+    mean: summary.mean * scale,
+    deviation: summary.deviation * scale,
+    min: summary.min * scale,
+    max: summary.max * scale,
+  };
+  return { name, kind, shape, numbers, classes };
+}
+
+/** Null when there are too many different values for classes. */
+function countClasses(values: Column['values']): Record<string, number> | null {
+  const counts = new Map<number, number>();
+  for (let i = 0; i < values.length; i++) {
+    counts.set(values[i]!, (counts.get(values[i]!) ?? 0) + 1);
+    if (counts.size > CLASSES_MAX) return null;
+  }
+  return Object.fromEntries([...counts].sort(([a], [b]) => a - b));
+}
+
+function factsText(column: ColumnFacts | ColumnSummary): string {
+  const { name, numbers } = column;
+  const isTable = 'missing' in column;
+  const what = isTable
+    ? column.missing > 0
+      ? `  ${column.missing} MISSING`
+      : ''
+    : `  ${column.kind} [${column.shape.join(', ')}]`;
+  const lines = [`${name}${what}`];
+  if (numbers) {
+    const { mean, deviation, min, max } = numbers;
+    lines.push(
+      `  mean ${digits(mean)}  standard deviation ${digits(deviation)}  min ${digits(min)}  max ${digits(max)}`,
+    );
+  }
+  const classes = isTable ? column.categories : column.classes;
+  if (classes && (!isTable || numbers === null)) {
+    const counts = Object.entries(classes).map(([value, count]) => `${value}: ${count}`);
+    lines.push(`  ${counts.join('  ')}`);
+  } else if (numbers === null) {
+    lines.push('  text of many kinds');
+  }
+  return lines.join('\n');
+}
+
+function digits(value: number): string {
+  return String(Number(value.toPrecision(5)));
+}
