@@ -138,27 +138,17 @@ async function redisFacts(
   if (url === undefined || url === '') {
     return { reachable: null, text: 'DOWNPOUR_REDIS_URL is not set: state is kept in files' };
   }
-  const { Redis } = await import('ioredis');
-  const redis = new Redis(url, {
-    lazyConnect: true,
-    connectTimeout: REDIS_TIMEOUT_MS,
-    maxRetriesPerRequest: 0,
-    retryStrategy: () => null,
-  });
-  let refusal: unknown;
-  redis.on('error', (error) => {
-    refusal = error;
-  });
+  const { openRedisStore } = await import('../server/redis.ts');
   // A password in the address is nobody's to read.
   const address = url.replace(/\/\/[^@/]*@/, '//***@');
+  const store = openRedisStore({ url, timeoutMs: REDIS_TIMEOUT_MS });
   try {
-    await redis.connect();
-    await redis.ping();
+    await store.listRuns();
     return { reachable: true, text: `${address} answers` };
   } catch (error) {
-    return { reachable: false, text: `${address} does not answer: ${errorText(refusal ?? error)}` };
+    return { reachable: false, text: `${address} does not answer: ${errorText(error)}` };
   } finally {
-    redis.disconnect();
+    await store.close();
   }
 }
 

@@ -1,0 +1,113 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { dirname, join, relative, resolve } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { VERSION } from '../shared/version.ts';
+
+/** What STYLE.md says of the shape of the code, as far as a test can see it. */
+
+const ROOT = resolve(import.meta.dirname, '..');
+const LAYERS = ['shared', 'server', 'worker', 'study', 'cli', 'web'] as const;
+
+/** For each layer, the layers that it may import besides itself. */
+const MAY_IMPORT: Record<string, readonly string[]> = {
+  shared: [],
+  server: ['shared'],
+  worker: ['shared'],
+  study: ['shared'],
+  web: ['shared'],
+  cli: ['shared', 'server', 'worker', 'study'],
+};
+
+/** The only files that may import a library: one door each, so that it can be changed in one place. */
+const DOORS: Record<string, RegExp> = {
+  ioredis: /^server\/redis\.ts$/,
+  msgpackr: /^shared\/codec\.ts$/,
+  ws: /^(server\/(session|app)|worker\/client)\.ts$/,
+  fastify: /^server\/(app|routes)\.ts$/,
+  '@fastify/swagger': /^server\/app\.ts$/,
+  commander: /^cli\//,
+  '@tensorflow/': /^(worker|cli)\//,
+};
+
+interface Import {
+  readonly file: string;
+  readonly target: string;
+}
+
+const files = LAYERS.flatMap((layer) => sources(join(ROOT, layer)));
+const imports: Import[] = files.flatMap((path) =>
+  [...readFileSync(path, 'utf8').matchAll(/(?:from|import\()\s*'([^']+)'/g)].map(([, target]) => ({
+    file: relative(ROOT, path),
+    target: target!,
+  })),
+);
+
+function sources(folder: string): string[] {
+  let entries: ReturnType<typeof readdirSync>;
+  try {
+    entries = readdirSync(folder, { withFileTypes: true, recursive: true }) as never;
+  } catch {
+    return [];
+  }
+  return (entries as unknown as { name: string; parentPath: string; isFile(): boolean }[])
+    .filter((entry) => entry.isFile() && entry.name.endsWith('.ts'))
+    .map((entry) => join(entry.parentPath, entry.name));
+}
+
+describe('layers', () => {
+  test('imports go down only', () => {
+    const wrong = imports.filter(({ file, target }) => {
+      if (!target.startsWith('.')) return false;
+      const from = file.split('/')[0]!;
+      const to = relative(ROOT, resolve(ROOT, dirname(file), target)).split('/')[0]!;
+      return from !== to && !MAY_IMPORT[from]!.includes(to);
+    });
+    expect(wrong).toEqual([]);
+  });
+
+  test('the core does no I/O and shared runs in a browser', () => {
+    const wrong = imports.filter(
+      ({ file, target }) =>
+        (file.startsWith('shared/') || file.startsWith('server/core/')) &&
+        (target.startsWith('node:') || target.startsWith('@tensorflow/')),
+    );
+    expect(wrong).toEqual([]);
+  });
+
+  test('the core never waits and reads no clock', () => {
+    const forbidden =
+      /\bawait\b|\basync\b|Date\.now|new Date|performance\.now|setTimeout|Math\.random/;
+    const wrong = sources(join(ROOT, 'server/core'))
+      .filter((path) => forbidden.test(withoutComments(readFileSync(path, 'utf8'))))
+      .map((path) => relative(ROOT, path));
+    expect(wrong).toEqual([]);
+  });
+
+  test('each library has one door', () => {
+    const wrong = imports.filter(({ file, target }) => {
+      const door = Object.keys(DOORS).find(
+        (name) => target === name || (name.endsWith('/') && target.startsWith(name)),
+      );
+      return door !== undefined && !DOORS[door]!.test(file);
+    });
+    expect(wrong).toEqual([]);
+  });
+
+  test('relative imports spell the ending', () => {
+    const wrong = imports.filter(
+      ({ target }) => target.startsWith('.') && !/\.(ts|js|json)$/.test(target),
+    );
+    expect(wrong).toEqual([]);
+  });
+});
+
+describe('facts that stand twice', () => {
+  test('the release is the same in package.json and in the code', () => {
+    const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'));
+    expect(VERSION).toBe(version);
+  });
+});
+
+function withoutComments(text: string): string {
+  return text.replace(/\/\*[\s\S]*?\*\//g, '').replace(/\/\/.*$/gm, '');
+}
