@@ -1,6 +1,7 @@
 import { Command, CommanderError } from 'commander';
 import { VERSION } from '../shared/version.ts';
 import { registerCommands } from './commands.ts';
+import { registerDataCommands } from './data.ts';
 import { registerEngineCommands } from './engine.ts';
 import { EXIT, EXIT_HELP, errorLine, exitCodeOf } from './options.ts';
 
@@ -34,6 +35,7 @@ export function createProgram(outcome: Outcome): Command {
     );
   registerCommands(program, outcome);
   registerEngineCommands(program);
+  registerDataCommands(program);
   return program;
 }
 
