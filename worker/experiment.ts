@@ -305,15 +305,26 @@ let resolved = false;
 
 /**
  * Makes `import … from 'downpour'` work in experiments wherever they lie: with a global
- * installation no `node_modules` above them holds the package. Both of Node's loaders are told,
- * since tsx compiles a file to CommonJS where no package.json says `"type": "module"`.
+ * installation no `node_modules` above them holds the package. Where no package.json says
+ * `"type": "module"`, tsx compiles a file with `import` to CommonJS, which could not load this very
+ * module while it loads: so such a file is said to be a module. Real CommonJS is told the name too.
  */
 function resolveOwnName(): void {
   if (resolved) return;
   resolved = true;
   const own = fileURLToPath(import.meta.url);
-  const url = JSON.stringify(import.meta.url);
-  const hook = `export const resolve = (name, context, next) => next(name === 'downpour' ? ${url} : name, context);`;
+  const hook = `
+    import { readFileSync } from 'node:fs';
+    export async function resolve(name, context, next) {
+      const found = await next(name === 'downpour' ? ${JSON.stringify(import.meta.url)} : name, context);
+      const isOurs = found.format === 'commonjs' && found.url.startsWith('file:') &&
+        !found.url.includes('/node_modules/');
+      if (!isOurs) return found;
+      // tsx marks CommonJS that is imported by a query of its own.
+      const url = found.url.replace(/(\\?|%3F)tsx-commonjs-.*$/, '');
+      const source = readFileSync(new URL(url), 'utf8');
+      return /^\\s*(import|export)\\b/m.test(source) ? { ...found, url, format: 'module' } : found;
+    }`;
   register(`data:text/javascript,${encodeURIComponent(hook)}`);
   const loader = Module as unknown as {
     _resolveFilename(request: string, ...rest: unknown[]): string;
