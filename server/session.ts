@@ -16,6 +16,7 @@ import {
   type WorkerMessage,
 } from '../shared/protocol.ts';
 import type { Coordinator } from './coordinator.ts';
+import { hashDifference } from './core/agreement.ts';
 import type { Run } from './core/run.ts';
 
 /** Minibatches a worker holds: the one it computes and the one whose data it prepares. */
@@ -173,10 +174,7 @@ export class Session {
       );
     }
     if (hash !== experimentHash) {
-      throw new DownpourError(
-        'DP_EXPERIMENT_MISMATCH',
-        `experiment '${experiment}' of this worker has hash ${hash.slice(0, 12)}, the run's has ${experimentHash.slice(0, 12)}: copy the same files to all workers`,
-      );
+      throw new DownpourError('DP_EXPERIMENT_MISMATCH', hashDifference(run.options, hash));
     }
   }
 

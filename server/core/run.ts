@@ -12,19 +12,19 @@ import type {
   Push,
 } from '../../shared/protocol.ts';
 import type { Evaluation, Metrics, RunDetail, RunSummary } from '../../shared/rest.ts';
-import { type Average, createAverage } from './averaging.ts';
+import { checkAgreement } from './agreement.ts';
 import { admit } from './consistency.ts';
 import { EarlyStopping, type EarlyStoppingState } from './early-stopping.ts';
 import { Leases, type LeasesState } from './leases.ts';
 import { Observations, type ObservationsState } from './observations.ts';
+import { clipByNorm, clipByValue, normAndFinite } from './optimizer.ts';
 import {
-  clipByNorm,
-  clipByValue,
-  createOptimizer,
-  decayRanges,
-  normAndFinite,
-  type Optimizer,
-} from './optimizer.ts';
+  flatTensor,
+  type NamedTensor,
+  Parameters,
+  type ParametersState,
+  takeTensor,
+} from './parameters.ts';
 import { createSchedule, momentumAt, type Schedule, type ScheduleState } from './schedule.ts';
 
 /**
@@ -100,19 +100,6 @@ interface Best {
   readonly schedule: ScheduleState;
 }
 
-interface Model {
-  readonly layout: Layout;
-  /** Shape [layout.size]: trainable, statistics, frozen. */
-  readonly parameters: Float32Array;
-  /** Views of `parameters`. */
-  readonly trainable: Float32Array;
-  readonly statistics: Float32Array;
-  readonly optimizer: Optimizer;
-  readonly average: Average | null;
-  /** The momentum of each statistics tensor, with its place in `statistics`. */
-  readonly statisticsRanges: readonly { start: number; end: number; momentum: number }[];
-}
-
 /** The JSON half of a checkpoint; the other half are `tensors()`. */
 export interface RunState {
   readonly version: 1;
@@ -127,7 +114,6 @@ export interface RunState {
   readonly scheduleOffset: number;
   readonly generation: number;
   readonly initialisations: number;
-  readonly statisticsMerges: number;
   readonly evaluationDue: boolean;
   readonly nextEvaluation: number;
   readonly evaluationsGiven: number;
@@ -139,7 +125,7 @@ export interface RunState {
   readonly lastEvaluatedStep: number;
   readonly pushes: Tally;
   readonly schedule: ScheduleState;
-  readonly average: unknown;
+  readonly parameters: ParametersState | null;
   readonly leases: LeasesState | null;
   readonly earlyStopping: EarlyStoppingState;
   readonly observations: ObservationsState;
@@ -147,12 +133,6 @@ export interface RunState {
   readonly test: Evaluation | null;
   readonly workers: readonly (readonly [string, number])[];
 }
-
-export type NamedTensor = {
-  readonly name: string;
-  readonly shape: readonly number[];
-  readonly values: Float32Array;
-};
 
 const emptyTally = (): Tally => ({ applied: 0, damped: 0, duplicate: 0, rejected: 0 });
 const GRACE_MS = 5_000;
@@ -162,7 +142,7 @@ export class Run {
   #phase: Phase = 'waiting';
   #resumePhase: Phase = 'waiting';
   #reason = 'waiting for a worker to create the parameters';
-  #model: Model | null = null;
+  #parameters: Parameters | null = null;
   #data: DataSummary | null = null;
   #step = 0;
   /** The step at which the present phase began: its own updates count from there. */
@@ -172,7 +152,6 @@ export class Run {
   #generation = 1;
   /** How often fresh parameters were made: training, and `retrain`. */
   #initialisations = 0;
-  #statisticsMerges = 0;
   #schedule: Schedule;
   #leases: Leases | null = null;
   #earlyStopping: EarlyStopping;
@@ -193,7 +172,6 @@ export class Run {
   #pushes = emptyTally();
   #grant: { id: number; worker: string | null } | null = null;
   #grantsGiven = 0;
-  #snapshot: { step: number; generation: number; values: Float32Array } | null = null;
   /** Training time before this process took the run over. */
   #secondsBefore = 0;
   #startedMs: number | null = null;
@@ -231,7 +209,7 @@ export class Run {
   }
 
   get layout(): Layout | null {
-    return this.#model?.layout ?? null;
+    return this.#parameters?.layout ?? null;
   }
 
   /** It has parameters. */
@@ -272,25 +250,11 @@ export class Run {
    *   DP_DATA_MISMATCH.
    */
   join(worker: string, join: Pick<Join, 'experimentHash' | 'tensors' | 'data'>, now: number): void {
-    const { experimentHash, experiment } = this.options;
-    if (join.experimentHash !== experimentHash) {
-      throw new DownpourError(
-        'DP_EXPERIMENT_MISMATCH',
-        `experiment '${experiment}' of this worker has hash ${join.experimentHash.slice(0, 12)}, the run's has ${experimentHash.slice(0, 12)}: copy the same files to all workers`,
-      );
-    }
     const layout = createLayout(join.tensors);
-    if (this.#model && layout.hash !== this.#model.layout.hash) {
-      throw new DownpourError('DP_LAYOUT_MISMATCH', layoutDifference(this.#model.layout, layout));
-    }
-    if (this.#data && !sameData(this.#data, join.data)) {
-      throw new DownpourError(
-        'DP_DATA_MISMATCH',
-        `this worker's data differ from the run's: ${describeData(join.data)}; the run has ${describeData(this.#data)}`,
-      );
-    }
+    checkAgreement({ ...this.options, layout: this.layout, data: this.#data }, { ...join, layout });
     this.#data ??= join.data;
-    this.#model ??= this.#createModel(layout);
+    this.#parameters ??= new Parameters(layout, this.config);
+    if (this.#phase === 'waiting' && !this.#grant) this.#requestParameters();
     const record = this.#record(worker);
     record.attached = true;
     record.generation = -1;
@@ -342,7 +306,6 @@ export class Run {
    * @param ahead minibatches it may hold at once.
    */
   assign(worker: string, ahead: number, now: number): Assignment {
-    const model = this.#model;
     const record = this.#record(worker);
     if (this.over) return { kind: 'end' };
     if (this.#grant) {
@@ -353,7 +316,7 @@ export class Run {
       }
       return { kind: 'wait' };
     }
-    if (!model) return { kind: 'wait' };
+    if (!this.#parameters) return { kind: 'wait' };
     const evaluation = this.#evaluation;
     if (evaluation && (evaluation.worker === null || evaluation.worker === worker)) {
       evaluation.worker = worker;
@@ -374,32 +337,17 @@ export class Run {
       kind: 'work',
       leases,
       evaluation: null,
-      payload: this.#wholeFor(record, this.snapshot()),
+      payload: this.#wholeFor(record, this.#parameters.snapshot()),
       step: this.#step,
     };
   }
 
-  /** Trainable and statistics at this step: copied once a step, shared by all who ask. */
-  snapshot(): Float32Array {
-    const model = this.#mustModel();
-    const current = this.#snapshot;
-    if (current?.step === this.#step && current.generation === this.#generation) {
-      return current.values;
-    }
-    const values = model.parameters.slice(0, model.layout.exchangedSize);
-    this.#snapshot = { step: this.#step, generation: this.#generation, values };
-    return values;
-  }
-
   /** Frozen tensors travel once, with the first parameters that a worker gets. */
   #wholeFor(record: WorkerRecord, exchanged: Float32Array): Float32Array {
-    const model = this.#mustModel();
+    const parameters = this.#mustParameters();
     const first = record.generation !== this.#generation;
     record.generation = this.#generation;
-    if (!first || model.layout.frozenSize === 0) return exchanged;
-    const whole = model.parameters.slice();
-    whole.set(exchanged);
-    return whole;
+    return first && parameters.layout.frozenSize > 0 ? parameters.whole(exchanged) : exchanged;
   }
 
   /**
@@ -408,10 +356,10 @@ export class Run {
    * @throws DownpourError DP_TENSOR_SIZE or DP_GRADIENT_NOT_FINITE.
    */
   initialised(worker: string, grant: number, values: Float32Array, now: number): void {
-    const model = this.#mustModel();
+    const parameters = this.#mustParameters();
     if (this.#grant?.id !== grant) return;
-    if (values.length !== model.layout.size) {
-      throw sizeError('initial parameters', values.length, model.layout.size);
+    if (values.length !== parameters.layout.size) {
+      throw sizeError('initial parameters', values.length, parameters.layout.size);
     }
     if (!Number.isFinite(normAndFinite(values))) {
       this.#grant.worker = null;
@@ -420,10 +368,7 @@ export class Run {
         `the initial parameters of worker ${worker} hold NaN or infinity: look at the model's initialisers`,
       );
     }
-    model.parameters.set(values);
-    model.optimizer.reset();
-    model.average?.reset();
-    this.#statisticsMerges = 0;
+    parameters.initialise(values);
     this.#grant = null;
     this.#initialisations++;
     this.#generation++;
@@ -459,14 +404,14 @@ export class Run {
     };
     if (push.sequence <= record.lastSequence) return done('duplicate', 0);
 
-    const model = this.#model;
+    const parameters = this.#parameters;
     const leases = this.#leases;
     const training = this.#phase === 'training' || this.#phase === 'refitting';
-    if (!model || !leases || !training || this.#grant || this.#ending !== null) {
+    if (!parameters || !leases || !training || this.#grant || this.#ending !== null) {
       const message = `the run is ${this.#ending ?? this.#phase}: this minibatch is not needed any more`;
       return done('rejected', 0, 'DP_PUSH_PHASE', message);
     }
-    const { trainableSize, exchangedSize } = model.layout;
+    const { trainableSize, exchangedSize } = parameters.layout;
     if (payload.length !== exchangedSize) {
       const { message } = sizeError('gradient', payload.length, exchangedSize);
       return done('rejected', 0, 'DP_TENSOR_SIZE', message);
@@ -509,21 +454,17 @@ export class Run {
 
     const learningRate = this.learningRate * admission.scale;
     const momentum = momentumAt(this.config.momentumSchedule, this.#scheduleStep);
-    const before = this.snapshot();
-    model.optimizer.apply(model.trainable, gradient, {
+    const kept = parameters.update(gradient, statistics, {
       step: this.#phaseStep + 1,
       learningRate,
       ...(momentum === undefined ? {} : { momentum }),
     });
-    if (!Number.isFinite(normAndFinite(model.trainable))) {
-      model.parameters.set(before);
+    if (!kept) {
       const message = `the update at step ${this.#step + 1} made the parameters overflow with learning rate ${learningRate} and gradient norm ${norm}: lower learningRate or set clip.norm`;
       this.#fail(message);
       return done('rejected', staleness, 'DP_DIVERGED', message);
     }
-    this.#mergeStatistics(model, statistics);
     this.#step++;
-    model.average?.update(model.parameters.subarray(0, exchangedSize), this.#phaseStep);
     leases.complete(lease.id);
     record.lastSequence = push.sequence;
     record.stalenessSum += staleness;
@@ -550,21 +491,6 @@ export class Run {
     const message = `the loss or gradient at step ${readStep} is NaN or infinite (${count}): lower learningRate, set clip.norm, or look for bad values in the data`;
     if (this.#nonFiniteInRow >= nonFiniteMax) this.#fail(message);
     return message;
-  }
-
-  /**
-   * M ← d·M + (1 − d)·b with the minibatch's statistics b, whatever the staleness of the push. While
-   * few have been merged, d is smaller, so that the arbitrary first values are soon forgotten.
-   */
-  #mergeStatistics(model: Model, statistics: Float32Array): void {
-    if (statistics.length === 0) return;
-    const merges = this.#statisticsMerges++;
-    for (const { start, end, momentum } of model.statisticsRanges) {
-      const keep = Math.min(momentum, (1 + merges) / (10 + merges));
-      for (let i = start; i < end; i++) {
-        model.statistics[i] = keep * model.statistics[i]! + (1 - keep) * statistics[i]!;
-      }
-    }
   }
 
   /** What is due after an applied push: an evaluation, the end of a phase. */
@@ -605,7 +531,7 @@ export class Run {
     }
     if (this.#evaluationDue) {
       this.#evaluationDue = false;
-      this.#evaluate('validation', 'validation', this.#evaluationParameters());
+      this.#evaluate('validation', 'validation', this.#mustParameters().evaluated());
     } else if (this.#ending !== null) {
       if (this.#phase === 'training') this.#stopTraining(this.#ending);
       else this.#settle(this.#ending);
@@ -613,13 +539,6 @@ export class Run {
   }
 
   // Evaluations.
-
-  /** The parameters that are evaluated and kept: the average when there is one. */
-  #evaluationParameters(): Float32Array {
-    const model = this.#mustModel();
-    if (!model.average || model.average.count === 0) return this.snapshot();
-    return model.average.values.slice();
-  }
 
   /** @param step that the values belong to. */
   #evaluate(
@@ -763,15 +682,13 @@ export class Run {
   /** Algorithm 7.3: from the best parameters, on all data, down to the training loss there. */
   #continueFromBest(evaluation: Evaluation): void {
     const best = this.#best!;
-    const model = this.#mustModel();
     if (evaluation.loss === null) {
       this.#fail('the training loss at the best step is not finite');
       return;
     }
     this.#target = evaluation.loss;
     this.#setParameters(best.values);
-    model.optimizer.reset();
-    model.average?.reset();
+    this.#mustParameters().resetOptimizer();
     this.#schedule.restore(best.schedule);
     this.#scheduleOffset = best.phaseStep;
     this.#startPhase('refitting', {
@@ -786,16 +703,13 @@ export class Run {
   }
 
   #setParameters(exchanged: Float32Array): void {
-    this.#mustModel().parameters.set(exchanged);
+    this.#mustParameters().replace(exchanged);
     this.#generation++;
   }
 
   /** The parameters are the final ones; the test part is looked at once. */
   #settle(reason: string): void {
-    const { average } = this.#mustModel();
-    if (this.#phase === 'refitting' && average && average.count > 0) {
-      this.#setParameters(average.values);
-    }
+    if (this.#phase === 'refitting') this.#setParameters(this.#mustParameters().evaluated());
     this.#ending = reason;
     if (this.config.testAtEnd && this.#data!.testCount > 0) {
       this.#setPhase('testing', reason);
@@ -810,7 +724,7 @@ export class Run {
   #evaluateTest(): void {
     const restored = this.config.earlyStopping.afterStop === 'restore';
     const step = restored ? this.#best!.evaluation.step : this.#step;
-    this.#evaluate('test', 'test', this.snapshot(), step);
+    this.#evaluate('test', 'test', this.#mustParameters().snapshot(), step);
   }
 
   #finish(): void {
@@ -925,7 +839,7 @@ export class Run {
       examples: observations.examples,
       stepsMax,
       workers: [...this.#workers.values()].filter((w) => w.attached).length,
-      parameters: this.#model?.layout.trainableSize ?? null,
+      parameters: this.layout?.trainableSize ?? null,
       learningRate: this.learningRate,
       momentum: momentum ?? ('momentum' in optimizer ? optimizer.momentum : null),
       examplesPerSecond: this.over ? 0 : speed.examplesPerSecond,
@@ -991,14 +905,13 @@ export class Run {
       phase: this.#phase,
       resumePhase: this.#resumePhase,
       reason: this.#reason,
-      tensors: this.#model ? layoutSpecs(this.#model.layout) : null,
+      tensors: this.layout && layoutSpecs(this.layout),
       data: this.#data,
       step: this.#step,
       phaseStart: this.#phaseStart,
       scheduleOffset: this.#scheduleOffset,
       generation: this.#generation,
       initialisations: this.#initialisations,
-      statisticsMerges: this.#statisticsMerges,
       evaluationDue: this.#evaluationDue || this.#evaluation?.purpose === 'validation',
       nextEvaluation: this.#nextEvaluation,
       evaluationsGiven: this.#evaluationsGiven,
@@ -1010,7 +923,7 @@ export class Run {
       lastEvaluatedStep: this.#lastEvaluatedStep,
       pushes: { ...this.#pushes },
       schedule: this.#schedule.state(),
-      average: this.#model?.average?.state() ?? null,
+      parameters: this.#parameters?.state() ?? null,
       leases: this.#leases?.state() ?? null,
       earlyStopping: this.#earlyStopping.state,
       observations: this.#observations.state(),
@@ -1029,34 +942,20 @@ export class Run {
    * `optimizer.<symbol>`, the average and the best parameters as flat vectors.
    */
   tensors(): NamedTensor[] {
-    const model = this.#model;
-    if (!model || this.#initialisations === 0) return [];
-    const flat = (name: string, values: Float32Array): NamedTensor => ({
-      name,
-      shape: [values.length],
-      values: values.slice(),
-    });
-    const tensors = namedTensors(model.layout, model.parameters.slice());
-    for (const [symbol, values] of Object.entries(model.optimizer.slots)) {
-      tensors.push(flat(`optimizer.${symbol}`, values));
-    }
-    if (model.average) tensors.push(flat('average', model.average.values));
-    if (this.#best) tensors.push(flat('best', this.#best.values));
+    if (!this.#parameters || !this.hasParameters) return [];
+    const tensors = this.#parameters.tensors();
+    if (this.#best) tensors.push(flatTensor('best', this.#best.values));
     return tensors;
   }
 
   /** The best parameters by their names, for a checkpoint of their own. */
   bestTensors(): NamedTensor[] {
-    const model = this.#mustModel();
-    const values = model.parameters.slice();
-    if (this.#best) values.set(this.#best.values);
-    return namedTensors(model.layout, values);
+    return this.#mustParameters().named(this.#best?.values);
   }
 
   /** The parameters by their names. */
   finalTensors(): NamedTensor[] {
-    const model = this.#mustModel();
-    return namedTensors(model.layout, model.parameters.slice());
+    return this.#mustParameters().named();
   }
 
   /**
@@ -1075,7 +974,6 @@ export class Run {
     run.#scheduleOffset = state.scheduleOffset;
     run.#generation = state.generation + 1;
     run.#initialisations = state.initialisations;
-    run.#statisticsMerges = state.statisticsMerges;
     run.#evaluationDue = state.evaluationDue;
     run.#nextEvaluation = state.nextEvaluation;
     run.#evaluationsGiven = state.evaluationsGiven;
@@ -1092,36 +990,14 @@ export class Run {
     run.#observations = new Observations(state.observations);
     run.#test = state.test;
     for (const [key, lastSequence] of state.workers) run.#record(key).lastSequence = lastSequence;
-    if (state.tensors && state.initialisations > 0) {
-      run.#restoreTensors(state, tensors);
+    if (state.tensors && state.parameters && run.hasParameters) {
+      run.#parameters = new Parameters(createLayout(state.tensors), run.config);
+      run.#parameters.restore(state.parameters, tensors);
+      const size = run.#parameters.layout.exchangedSize;
+      if (state.best) run.#best = { ...state.best, values: takeTensor(tensors, 'best', size) };
     }
     run.#restorePending();
     return run;
-  }
-
-  #restoreTensors(state: RunState, tensors: readonly NamedTensor[]): void {
-    const byName = new Map(tensors.map((tensor) => [tensor.name, tensor.values]));
-    const take = (name: string, size: number): Float32Array => {
-      const values = byName.get(name);
-      if (values?.length === size) return values;
-      const seen = values ? `has ${values.length} elements, not ${size}` : 'is missing';
-      throw new DownpourError('DP_CHECKPOINT_CORRUPT', `checkpoint tensor '${name}' ${seen}`);
-    };
-    const layout = createLayout(state.tensors!);
-    const model = this.#createModel(layout);
-    for (const { name, offset, size } of layout.tensors) {
-      model.parameters.set(take(name, size), offset);
-    }
-    for (const [symbol, values] of Object.entries(model.optimizer.slots)) {
-      values.set(take(`optimizer.${symbol}`, values.length));
-    }
-    if (model.average) {
-      model.average.restore(state.average, take('average', layout.exchangedSize));
-    }
-    if (state.best) {
-      this.#best = { ...state.best, values: take('best', layout.exchangedSize).slice() };
-    }
-    this.#model = model;
   }
 
   /** What was asked for when the checkpoint was taken is asked for again. */
@@ -1140,31 +1016,9 @@ export class Run {
     if (phase === this.#phase) this.#proceed();
   }
 
-  #createModel(layout: Layout): Model {
-    const { config } = this;
-    const parameters = new Float32Array(layout.size);
-    const ranges = decayRanges(config.weightDecay, layout.tensors);
-    if (this.#phase === 'waiting' && !this.#grant) this.#requestParameters();
-    return {
-      layout,
-      parameters,
-      trainable: parameters.subarray(0, layout.trainableSize),
-      statistics: parameters.subarray(layout.trainableSize, layout.exchangedSize),
-      optimizer: createOptimizer(config.optimizer, layout.trainableSize, ranges),
-      average: createAverage(config.averaging, layout.exchangedSize),
-      statisticsRanges: layout.tensors
-        .filter((tensor) => tensor.role === 'statistics')
-        .map(({ offset, size, momentum }) => ({
-          start: offset - layout.trainableSize,
-          end: offset - layout.trainableSize + size,
-          momentum: momentum!,
-        })),
-    };
-  }
-
-  #mustModel(): Model {
-    if (!this.#model) throw new Error(`run ${this.id} has no parameters yet`);
-    return this.#model;
+  #mustParameters(): Parameters {
+    if (!this.#parameters) throw new Error(`run ${this.id} has no parameters yet`);
+    return this.#parameters;
   }
 
   #record(worker: string): WorkerRecord {
@@ -1194,44 +1048,9 @@ export class Run {
   }
 }
 
-function namedTensors(layout: Layout, parameters: Float32Array): NamedTensor[] {
-  return layout.tensors.map(({ name, shape, offset, size }) => ({
-    name,
-    shape,
-    values: parameters.subarray(offset, offset + size),
-  }));
-}
-
 function sizeError(what: string, seen: number, allowed: number): DownpourError {
   return new DownpourError(
     'DP_TENSOR_SIZE',
     `the ${what} has ${seen} elements; this run's layout needs ${allowed}`,
   );
-}
-
-function sameData(a: DataSummary, b: DataSummary): boolean {
-  return (
-    a.trainCount === b.trainCount &&
-    a.validationCount === b.validationCount &&
-    a.testCount === b.testCount &&
-    a.fingerprint === b.fingerprint
-  );
-}
-
-function describeData(data: DataSummary): string {
-  return `${data.trainCount} training, ${data.validationCount} validation and ${data.testCount} test examples, fingerprint ${data.fingerprint.slice(0, 16)} (${data.source})`;
-}
-
-function layoutDifference(run: Layout, worker: Layout): string {
-  const describe = (t: TensorSpec | undefined) =>
-    t ? `${t.role} '${t.name}' [${t.shape}]` : 'nothing';
-  const count = Math.max(run.tensors.length, worker.tensors.length);
-  for (let i = 0; i < count; i++) {
-    const ours = describe(run.tensors[i]);
-    const theirs = describe(worker.tensors[i]);
-    if (ours !== theirs) {
-      return `this worker's model differs from the run's at tensor ${i}: it has ${theirs}, the run ${ours}; use the same experiment and hyperparameters`;
-    }
-  }
-  return "this worker's model differs from the run's in the momentum of its statistics";
 }

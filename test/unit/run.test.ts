@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { type NamedTensor, Run, type RunState } from '../../server/core/run.ts';
+import type { NamedTensor } from '../../server/core/parameters.ts';
+import { Run, type RunState } from '../../server/core/run.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
 import {
