@@ -108,6 +108,8 @@ export class Client {
   #lastBeat = 0;
   /** What the server said before it closed the connection. */
   #refusal: DownpourError | null = null;
+  /** A push crossed the end of its run on the wire: the server may call it out of order. */
+  #crossed = false;
   readonly #onAbort: () => void;
 
   constructor(options: ClientOptions) {
@@ -198,7 +200,9 @@ export class Client {
 
   /** Nobody waits any more for the pushes of runs other than this. */
   forget(exceptRun: string | null): void {
-    this.#unacknowledged = this.#unacknowledged.filter((push) => push.run === exceptRun);
+    const kept = this.#unacknowledged.filter((push) => push.run === exceptRun);
+    if (kept.length < this.#unacknowledged.length) this.#crossed = true;
+    this.#unacknowledged = kept;
   }
 
   /** Closes the connection, after what was sent has gone out. Resolves when it is closed. */
@@ -247,6 +251,7 @@ export class Client {
   #connect(): void {
     this.#timer = null;
     this.#refusal = null;
+    this.#crossed = false;
     const { token, hello } = this.#options;
     const socket = new WebSocket(this.#url, {
       perMessageDeflate: false,
@@ -329,8 +334,9 @@ export class Client {
     const error = new DownpourError(code, message);
     // The connection stays open: one message was refused, the next one may not be.
     if (close === null) this.#options.log(`the server refused: ${code} ${message}`);
-    else if (retry === 'never') this.#fail(error);
-    else this.#refusal = error;
+    else if (retry === 'never' && !(code === 'DP_PROTOCOL_ORDER' && this.#crossed)) {
+      this.#fail(error);
+    } else this.#refusal = error;
   }
 
   #lost(code: number, reason: string): void {
@@ -339,7 +345,7 @@ export class Client {
     this.#received = [];
     if (this.#closing || this.#fatal !== null) return;
     const refusal = this.#refusal ?? refusalOf(code, reason);
-    if (refusal && ERRORS[refusal.code].retry === 'never') {
+    if (refusal && ERRORS[refusal.code].retry === 'never' && !this.#crossed) {
       this.#fail(refusal);
       return;
     }

@@ -17,7 +17,7 @@ import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
  *     import { defineExperiment, loadMnist } from 'downpour';
  *
  *     export default defineExperiment({
- *       data: ({ folder }) => loadMnist(folder),
+ *       data: ({ folder }) => loadMnist({ dataFolder: folder }),
  *       model: ({ tf, inputShape, classCount }) =>
  *         tf.sequential({ layers: [
  *           tf.layers.flatten({ inputShape }),
@@ -28,6 +28,11 @@ import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
  *     });
  */
 
+export { loadCsv } from './data/csv.ts';
+export { readIdx } from './data/idx.ts';
+export { loadImageFolder } from './data/images.ts';
+export { loadMnist } from './data/mnist.ts';
+export { readNpy } from './data/npy.ts';
 export type { ExperimentData, LayersModel, PartialConfig, RunConfig, Scalar, Tensor, Tf, Variable };
 
 /** What an experiment's functions are given of the run's configuration. */

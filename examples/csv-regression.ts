@@ -1,0 +1,34 @@
+import { fileURLToPath } from 'node:url';
+import { defineExperiment, loadCsv } from 'downpour';
+
+/** Miles per gallon of 392 cars from a CSV file, by a small network. */
+export default defineExperiment({
+  data: () =>
+    loadCsv(fileURLToPath(new URL('./data/auto-mpg.csv', import.meta.url)), {
+      targets: ['mpg'],
+      categorical: ['origin'],
+      ignore: ['name'],
+    }),
+  // Mean 0 and deviation 1 of each column, by numbers of the training part alone.
+  standardise: 'feature',
+
+  model: ({ tf, inputShape }) =>
+    tf.sequential({
+      layers: [
+        tf.layers.dense({ units: 32, activation: 'tanh', inputShape }),
+        tf.layers.dense({ units: 1, biasInitializer: tf.initializers.constant({ value: 23 }) }),
+      ],
+    }),
+  loss: 'meanSquaredError',
+  // In miles per gallon.
+  error: (targets, predictions) => targets.sub(predictions).abs().mean(),
+
+  config: {
+    minibatchSize: 16,
+    learningRate: 0.003,
+    optimizer: { kind: 'adam' },
+    weightDecay: { rate: 0.001 },
+    earlyStopping: { patience: 20, metric: 'loss' },
+    epochsMax: 200,
+  },
+});

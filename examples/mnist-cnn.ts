@@ -1,0 +1,44 @@
+import { defineExperiment, loadMnist } from 'downpour';
+
+/** Handwritten digits by a small convolutional network with batch normalisation. */
+export default defineExperiment({
+  data: ({ folder, log }) => loadMnist({ dataFolder: folder, log }),
+  standardise: 'global',
+
+  model: ({ tf, inputShape, classCount }) => {
+    const convolution = (filters: number, shape?: number[]) => [
+      tf.layers.conv2d({
+        filters,
+        kernelSize: 5,
+        padding: 'same',
+        // The normalisation has an offset of its own.
+        useBias: false,
+        kernelInitializer: 'heNormal',
+        ...(shape ? { inputShape: shape } : {}),
+      }),
+      tf.layers.batchNormalization({ momentum: 0.9 }),
+      tf.layers.reLU(),
+      tf.layers.maxPooling2d({ poolSize: 2 }),
+    ];
+    return tf.sequential({
+      layers: [
+        ...convolution(16, inputShape),
+        ...convolution(32),
+        tf.layers.flatten(),
+        tf.layers.dropout({ rate: 0.3 }),
+        // Logits: the softmax is in the loss.
+        tf.layers.dense({ units: classCount }),
+      ],
+    });
+  },
+  loss: 'softmaxCrossEntropy',
+
+  config: {
+    minibatchSize: 64,
+    learningRate: 0.02,
+    optimizer: { kind: 'momentum', momentum: 0.9 },
+    schedule: { kind: 'plateau', divideBy: 5, patience: 1 },
+    earlyStopping: { patience: 3 },
+    epochsMax: 12,
+  },
+});

@@ -1,0 +1,34 @@
+import { defineExperiment, loadMnist } from 'downpour';
+
+/** Handwritten digits by a network with one hidden layer. */
+export default defineExperiment({
+  data: ({ folder, log }) => loadMnist({ dataFolder: folder, log }),
+  standardise: 'global',
+
+  model: ({ tf, hyperparameters, inputShape, classCount }) => {
+    const { units = 256, dropout = 0.2 } = hyperparameters;
+    return tf.sequential({
+      layers: [
+        tf.layers.flatten({ inputShape }),
+        tf.layers.dense({
+          units: Number(units),
+          activation: 'relu',
+          kernelInitializer: 'heNormal',
+        }),
+        tf.layers.dropout({ rate: Number(dropout) }),
+        // Logits: the softmax is in the loss.
+        tf.layers.dense({ units: classCount }),
+      ],
+    });
+  },
+  loss: 'softmaxCrossEntropy',
+
+  config: {
+    minibatchSize: 64,
+    learningRate: 0.05,
+    optimizer: { kind: 'momentum', momentum: 0.9 },
+    schedule: { kind: 'plateau', divideBy: 5, patience: 2 },
+    earlyStopping: { patience: 5 },
+    epochsMax: 30,
+  },
+});

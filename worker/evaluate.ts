@@ -1,0 +1,77 @@
+import { setImmediate } from 'node:timers/promises';
+import type { Part } from '../shared/protocol.ts';
+import { gather, type Minibatch, type PreparedData, rowSize } from './data/examples.ts';
+import type { Model } from './model.ts';
+
+/** Means over the examples of a part; null: not finite. */
+export interface EvaluationResult {
+  readonly loss: number | null;
+  readonly error: number | null;
+  readonly examples: number;
+  /** Those that are finite. */
+  readonly metrics: Readonly<Record<string, number>>;
+}
+
+/** Numbers of input and examples a batch may have; small enough for a CNN's activations. */
+const BATCH_NUMBERS = 2 ** 19;
+const BATCH_EXAMPLES = 512;
+
+/**
+ * Loss, error and metrics of some parameters on a whole part, training mode off. The model holds
+ * afterwards what it held before.
+ * @param parameters as `Model.load` takes them.
+ * @throws the signal's reason.
+ */
+export async function evaluate(
+  model: Model,
+  parameters: Float32Array,
+  prepared: PreparedData,
+  part: Part,
+  signal?: AbortSignal,
+): Promise<EvaluationResult> {
+  const before = model.loaded;
+  const examples = partCount(prepared, part);
+  const size = Math.max(1, rowSize(prepared.train.inputs));
+  const batchSize = Math.min(BATCH_EXAMPLES, Math.max(16, Math.floor(BATCH_NUMBERS / size)));
+  const sums = { loss: 0, error: 0 };
+  const metrics: Record<string, number> = {};
+  let batch: Minibatch | undefined;
+  model.load(parameters);
+  try {
+    for (let start = 0; start < examples; start += batchSize) {
+      signal?.throwIfAborted();
+      const count = Math.min(batchSize, examples - start);
+      const indices = Int32Array.from({ length: count }, (_, i) => start + i);
+      batch = gather(prepared, part, indices, batch);
+      const measured = await model.measure(batch);
+      sums.loss += measured.loss * count;
+      sums.error += measured.error * count;
+      for (const [name, value] of Object.entries(measured.metrics)) {
+        metrics[name] = (metrics[name] ?? 0) + value * count;
+      }
+      // Lets the connection breathe: a part can take longer than the server's patience.
+      await setImmediate();
+    }
+  } finally {
+    if (before) model.load(before);
+  }
+  const mean = (sum: number) => (Number.isFinite(sum / examples) ? sum / examples : null);
+  return {
+    loss: mean(sums.loss),
+    error: mean(sums.error),
+    examples,
+    metrics: Object.fromEntries(
+      Object.entries(metrics).flatMap(([name, sum]) => {
+        const value = mean(sum);
+        return value === null ? [] : [[name, value]];
+      }),
+    ),
+  };
+}
+
+/** Examples of a part. */
+export function partCount(prepared: PreparedData, part: Part): number {
+  const { train, validation, test } = prepared;
+  if (part === 'trainAndValidation') return train.count + validation.count;
+  return (part === 'train' ? train : part === 'validation' ? validation : test)?.count ?? 0;
+}

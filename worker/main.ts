@@ -1,0 +1,254 @@
+import { hostname } from 'node:os';
+import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
+import { layoutSpecs } from '../shared/layout.ts';
+import type { Assign, End, Initialise, Join } from '../shared/protocol.ts';
+import { Client } from './client.ts';
+import { type PreparedData, prepareData } from './data/examples.ts';
+import { type EngineName, openEngine } from './engine.ts';
+import {
+  type FoundExperiment,
+  findExperiments,
+  hashExperiment,
+  loadExperiment,
+} from './experiment.ts';
+import { buildModel, type Model } from './model.ts';
+import { createTrainer, type Trainer, type TrainerProgress } from './trainer.ts';
+
+/** The worker process: takes assignments one after another until it is told to end. */
+
+export interface WorkerOptions {
+  /** `ws://host:port` */
+  readonly server: string;
+  /** Only this run, or null: any that the server has. */
+  readonly run: string | null;
+  /** Unique among the workers of a server. Default: made of the host and the process. */
+  readonly name?: string;
+  readonly token?: string;
+  readonly engine?: EngineName | 'auto';
+  readonly threads?: number;
+  /** Where experiments lie. */
+  readonly folders: readonly string[];
+  /** Where data lies, absolute. */
+  readonly dataFolder: string;
+  /** Ends when the first run that it worked for has ended. */
+  readonly once?: boolean;
+  /** Aborted: hands its leases back and ends in good order. */
+  readonly signal: AbortSignal;
+  readonly log: (line: string) => void;
+  readonly onProgress?: (progress: TrainerProgress) => void;
+  /** How long to look for a server that was never reached, ms; null: for ever. */
+  readonly patienceMs?: number | null;
+}
+
+export interface WorkerResult {
+  /** Of the runs that ended while this worker had them, oldest first. */
+  readonly ended: readonly Omit<End, 'type'>[];
+}
+
+/** What the worker holds of the run it is assigned to. */
+interface Assignment {
+  readonly assign: Assign;
+  readonly prepared: PreparedData;
+  readonly model: Model;
+  readonly trainer: Trainer;
+}
+
+/**
+ * Works until the signal is aborted, the run it was started for has ended, or something fails that
+ * trying again cannot mend.
+ * @throws DownpourError with a code of `retry: 'never'`, after having told the server.
+ */
+export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
+  const { run, signal, log } = options;
+  const experiments = await findExperiments(options.folders);
+  const { engine = 'auto', threads } = options;
+  const opened = await openEngine({ engine, ...(threads === undefined ? {} : { threads }) });
+  log(`engine ${opened.name} on ${opened.device}`);
+  for (const note of opened.notes) log(`  ${note}`);
+  if (signal.aborted) return { ended: [] };
+  const client = new Client({
+    server: options.server,
+    token: options.token ?? null,
+    hello: {
+      worker: options.name ?? defaultName(),
+      run,
+      experiments: Object.fromEntries([...experiments].map(([name, { hash }]) => [name, hash])),
+      engine: opened.name.slice(0, 100),
+      device: opened.device.slice(0, 200),
+    },
+    signal,
+    log,
+    patienceMs: options.patienceMs ?? null,
+  });
+  const worker = new Worker(options, client, experiments);
+  try {
+    return await worker.work();
+  } catch (error) {
+    if (!signal.aborted) throw error;
+    client.send({ type: 'leave', failure: null });
+    return { ended: worker.ended };
+  } finally {
+    worker.release();
+    await client.close();
+  }
+}
+
+class Worker {
+  readonly ended: Omit<End, 'type'>[] = [];
+  readonly #options: WorkerOptions;
+  readonly #client: Client;
+  readonly #experiments: ReadonlyMap<string, FoundExperiment>;
+  #assignment: Assignment | null = null;
+
+  constructor(
+    options: WorkerOptions,
+    client: Client,
+    experiments: ReadonlyMap<string, FoundExperiment>,
+  ) {
+    this.#options = options;
+    this.#client = client;
+    this.#experiments = experiments;
+  }
+
+  async work(): Promise<WorkerResult> {
+    for (;;) {
+      const { message, payload } = await this.#client.next();
+      if (message.type === 'assign') await this.#assigned(message);
+      else if (message.type === 'idle') this.#options.log('no run for this worker now; waiting');
+      else if (message.type === 'end') {
+        this.#end(message);
+        if (this.#options.once || this.#options.run !== null) return { ended: this.ended };
+      } else {
+        const assignment = this.#assignment;
+        // Of a run that has been left meanwhile.
+        if (assignment?.assign.run !== message.run) continue;
+        if (message.type === 'initialise') await this.#initialise(assignment, message);
+        else await assignment.trainer.work(message, payload);
+      }
+    }
+  }
+
+  async #assigned(assign: Assign): Promise<void> {
+    try {
+      if (!this.#holds(assign)) {
+        this.release();
+        this.#client.forget(assign.run);
+        this.#assignment = await this.#prepare(assign);
+      }
+    } catch (error) {
+      this.#refuse(assign, error);
+      return;
+    }
+    const { model, prepared, trainer } = this.#assignment!;
+    const join: Join = {
+      type: 'join',
+      run: assign.run,
+      experimentHash: assign.experimentHash,
+      tensors: layoutSpecs(model.layout).map(({ shape, ...spec }) => ({
+        ...spec,
+        shape: [...shape],
+      })),
+      data: {
+        trainCount: prepared.train.count,
+        validationCount: prepared.validation.count,
+        testCount: prepared.test?.count ?? 0,
+        fingerprint: prepared.fingerprint,
+        source: prepared.source.slice(0, 2000),
+      },
+    };
+    this.#client.send(join);
+    trainer.rejoined();
+  }
+
+  /** The connection was lost and the same run is assigned again: nothing need be loaded. */
+  #holds({ run, experimentHash, config }: Assign): boolean {
+    const held = this.#assignment?.assign;
+    return (
+      held?.run === run &&
+      held.experimentHash === experimentHash &&
+      JSON.stringify(held.config) === JSON.stringify(config)
+    );
+  }
+
+  async #prepare(assign: Assign): Promise<Assignment> {
+    const { run, config } = assign;
+    const { dataFolder, log, signal, onProgress } = this.#options;
+    const experiment = await loadExperiment(await this.#find(assign));
+    const data = await experiment.data({
+      folder: dataFolder,
+      seed: config.seed,
+      hyperparameters: config.hyperparameters,
+      log,
+    });
+    const prepared = prepareData(data, {
+      seed: config.seed,
+      validationFraction: config.validationFraction,
+      standardise: experiment.standardise ?? 'none',
+    });
+    const model = await buildModel(experiment, config, prepared);
+    log(
+      `run ${run}: ${assign.experiment}, ${prepared.source}, ${model.layout.trainableSize} parameters`,
+    );
+    const exchange = this.#client;
+    const trainer = createTrainer({
+      ...{ run, config, model, prepared, exchange, signal, log, onProgress },
+    });
+    return { assign, prepared, model, trainer };
+  }
+
+  async #find({ experiment, experimentHash }: Assign): Promise<string> {
+    const found = this.#experiments.get(experiment);
+    if (!found) {
+      throw new DownpourError(
+        'DP_EXPERIMENT_UNKNOWN',
+        `experiment '${experiment}' is in none of ${this.#options.folders.join(', ')}: add its folder with --experiments`,
+      );
+    }
+    // The file may have changed since this worker said what it has.
+    const hash = await hashExperiment(found.path);
+    if (hash !== experimentHash) {
+      throw new DownpourError(
+        'DP_EXPERIMENT_MISMATCH',
+        `${found.path} has hash ${hash.slice(0, 12)}, the run's has ${experimentHash.slice(0, 12)}: copy the same files to all workers and start this one again`,
+      );
+    }
+    return found.path;
+  }
+
+  /** Tells the server, so that it assigns this run no more; a worker for that run alone ends. */
+  #refuse({ run }: Assign, error: unknown): void {
+    const code = errorCode(error);
+    const message = errorText(error).slice(0, 2000);
+    this.#client.send({ type: 'leave', failure: { code, message } });
+    const { once, run: only, log } = this.#options;
+    if (once || only !== null || !(error instanceof DownpourError)) throw error;
+    log(`run ${run} is not for this worker: ${code} ${message}`);
+  }
+
+  async #initialise({ model, assign }: Assignment, message: Initialise): Promise<void> {
+    const { grant, seed } = message;
+    const parameters = await model.initialise(seed);
+    this.#client.send({ type: 'initialised', run: assign.run, grant }, parameters);
+  }
+
+  #end({ run, phase, reason }: End): void {
+    this.#options.log(`run ${run} ${phase}: ${reason}`);
+    this.ended.push({ run, phase, reason });
+    this.#client.forget(null);
+    this.release();
+  }
+
+  release(): void {
+    this.#assignment?.model.dispose();
+    this.#assignment = null;
+  }
+}
+
+/** Fits `NAME_PATTERN`. */
+function defaultName(): string {
+  const host = hostname()
+    .toLowerCase()
+    .replace(/[^a-z0-9]+/g, '-')
+    .replace(/^-+|-+$/g, '');
+  return `${host.slice(0, 40) || 'worker'}-${process.pid}`;
+}

@@ -1,0 +1,155 @@
+import type { RunConfig } from '../shared/config.ts';
+import type { Acknowledgement, Evaluated, Lease, Phase, Push, Work } from '../shared/protocol.ts';
+import { mix, permutation, STREAMS } from '../shared/random.ts';
+import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
+import { evaluate, partCount } from './evaluate.ts';
+import type { Model } from './model.ts';
+
+/** What the trainer needs of the connection; `Client` has it. */
+export interface Exchange {
+  readonly unacknowledged: readonly { readonly lease: number }[];
+  push(push: Omit<Push, 'type' | 'sequence'>, gradient: Float32Array): number;
+  send(message: Evaluated): void;
+  acknowledge(acknowledgement: Acknowledgement): void;
+  resend(run: string): number;
+}
+
+export interface TrainerOptions {
+  readonly run: string;
+  readonly config: Pick<RunConfig, 'seed'>;
+  readonly model: Model;
+  readonly prepared: PreparedData;
+  readonly exchange: Exchange;
+  readonly signal: AbortSignal;
+  readonly log: (line: string) => void;
+  readonly onProgress?: ((progress: TrainerProgress) => void) | undefined;
+  /** Pushes that may be under way at once. 1: each gradient is computed at the reply to the last. */
+  readonly depth?: number;
+  /** Monotonic ms. */
+  readonly now?: () => number;
+}
+
+/** After each push. */
+export interface TrainerProgress {
+  readonly run: string;
+  readonly phase: Phase;
+  readonly step: number;
+  /** Of the minibatch. */
+  readonly loss: number | null;
+  readonly examples: number;
+  readonly computeMs: number;
+}
+
+export interface Trainer {
+  /** The connection is new and `join` has been sent: what was not acknowledged goes out again. */
+  rejoined(): void;
+  /** Does what the server asks for, and answers it. @param payload owned by the trainer from now. */
+  work(message: Work, payload: Float32Array): Promise<void>;
+}
+
+/** Which examples a lease means: the order of an epoch is the same on every worker. */
+export function createOrders(seed: number, prepared: PreparedData) {
+  const orders = new Map<string, Int32Array>();
+  return (lease: Lease): Int32Array => {
+    const key = `${lease.part} ${lease.epoch}`;
+    let order = orders.get(key);
+    if (!order) {
+      // Epochs overlap by a few minibatches, so that of the last one is still needed.
+      for (const old of [...orders.keys()].slice(0, -1)) orders.delete(old);
+      order = permutation(seed, STREAMS.epoch + lease.epoch, partCount(prepared, lease.part));
+      orders.set(key, order);
+    }
+    return order.subarray(lease.start, lease.start + lease.count);
+  };
+}
+
+/** Of the dropout of one minibatch: the same whichever worker computes it, and however often. */
+export function minibatchSeed(seed: number, lease: Pick<Lease, 'epoch' | 'start'>): number {
+  return mix(seed >>> 0, mix(lease.epoch, lease.start));
+}
+
+/** Computes gradients of leased minibatches for one run. */
+export function createTrainer(options: TrainerOptions): Trainer {
+  const { run, config, model, prepared, exchange, signal, depth = 1 } = options;
+  const now = options.now ?? (() => performance.now());
+  const examplesOf = createOrders(config.seed, prepared);
+  /** The parameters that gradients are computed at. */
+  let current: { values: Float32Array; step: number; generation: number } | null = null;
+  let resend = false;
+  /** Two, by turns: a tensor may share the memory of the minibatch it was made from. */
+  const rooms: (Minibatch | undefined)[] = [undefined, undefined];
+  let turn = 0;
+  let ready: { lease: number; minibatch: Minibatch } | null = null;
+
+  const minibatchOf = (lease: Lease): Minibatch => {
+    if (ready?.lease === lease.id) return ready.minibatch;
+    turn = 1 - turn;
+    const minibatch = gather(prepared, lease.part, examplesOf(lease), rooms[turn]);
+    // The last minibatch of an epoch is smaller, a view of the room: the room stays.
+    const room = rooms[turn];
+    if (!room || room.inputs.length < minibatch.inputs.length) rooms[turn] = minibatch;
+    return minibatch;
+  };
+  const waiting = (leases: readonly Lease[]): Lease | undefined =>
+    leases.find(({ id }) => !exchange.unacknowledged.some(({ lease }) => lease === id));
+
+  async function pushGradient(lease: Lease, phase: Phase): Promise<void> {
+    const { values, step, generation } = current!;
+    const minibatch = minibatchOf(lease);
+    ready = null;
+    const start = now();
+    if (model.loaded !== values) model.load(values);
+    const { loss, gradient } = await model.step(minibatch, minibatchSeed(config.seed, lease));
+    const computeMs = now() - start;
+    const told = Number.isFinite(loss) ? loss : null;
+    exchange.push({ run, lease: lease.id, step, generation, loss: told, computeMs }, gradient);
+    options.onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
+  }
+
+  return {
+    rejoined() {
+      resend = true;
+    },
+
+    async work(message, payload) {
+      const { acknowledgement, leases, evaluation, step, generation, phase } = message;
+      if (acknowledgement) {
+        exchange.acknowledge(acknowledgement);
+        tellRejection(acknowledgement, options.log);
+      }
+      if (resend) {
+        resend = false;
+        exchange.resend(run);
+      }
+      if (evaluation) {
+        const result = await evaluate(model, payload, prepared, evaluation.part, signal);
+        exchange.send({ type: 'evaluated', run, evaluation: evaluation.id, ...result });
+        return;
+      }
+      // Without a payload, those that came last are still the newest.
+      if (payload.length > 0) current = { values: payload, step, generation };
+      if (!current) return;
+      while (exchange.unacknowledged.length < depth) {
+        const lease = waiting(leases);
+        if (!lease) return;
+        await pushGradient(lease, phase);
+      }
+      // While the push is on its way: the examples of the next minibatch.
+      const next = waiting(leases);
+      if (next && ready?.lease !== next.id) {
+        ready = { lease: next.id, minibatch: minibatchOf(next) };
+      }
+    },
+  };
+}
+
+/** Ordinary under asynchrony, and counted by the server. */
+const QUIET: readonly (string | null)[] = ['DP_PUSH_STALE', 'DP_PUSH_PHASE', 'DP_PUSH_LEASE_LOST'];
+
+function tellRejection(
+  { outcome, sequence, code, message }: Acknowledgement,
+  log: (line: string) => void,
+): void {
+  if (outcome !== 'rejected' || QUIET.includes(code)) return;
+  log(`push ${sequence} was rejected: ${code} ${message}`);
+}
