@@ -92,15 +92,17 @@ export function run(program, args, { timeoutMs, shell = false, env = process.env
             child.kill('SIGTERM');
             setTimeout(() => child.kill('SIGKILL'), 5_000).unref();
           }, timeoutMs);
-    // The terminal sends Ctrl-C to the child as well, which ends in its own good order; a signal
-    // that only we got is passed on.
-    const ignore = () => {};
+    // A terminal sends Ctrl-C to the child as well, which ends in its own good order; a signal that
+    // only we got is passed on.
+    const interrupt = () => {
+      if (!process.stdin.isTTY) child.kill('SIGINT');
+    };
     const pass = () => child.kill('SIGTERM');
-    process.on('SIGINT', ignore);
+    process.on('SIGINT', interrupt);
     process.on('SIGTERM', pass);
     const finish = (code) => {
       clearTimeout(timer);
-      process.off('SIGINT', ignore);
+      process.off('SIGINT', interrupt);
       process.off('SIGTERM', pass);
       done(code);
     };
