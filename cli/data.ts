@@ -16,11 +16,17 @@ interface MnistCommandOptions {
 
 /** Adds `data mnist` and `data inspect`. */
 export function registerDataCommands(program: Command): void {
-  const data = program.command('data').description('fetch data sets, or look at one');
+  const data = program
+    .command('data')
+    .description('fetch data sets, or look at one')
+    .addHelpText(
+      'after',
+      examples('downpour data mnist', 'downpour data inspect measurements.csv'),
+    );
   data
     .command('mnist')
     .description('fetch the 70,000 handwritten digits (12 MB), or what is missing of them')
-    .option('--to <folder>', `where to put the four files (default: ${mnistCacheFolder()})`)
+    .option('--to <folder>', 'where to put the four files (default: ~/.cache/downpour/data/mnist)')
     .option('--mirror <url...>', 'folders on the web that hold them, tried in order')
     .addOption(jsonOption())
     .addHelpText(
