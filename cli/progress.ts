@@ -42,6 +42,7 @@ export function createProgress(options: ProgressOptions): Progress {
   const live = mode === 'lines' && screen.isTTY === true;
   let drawn = 0;
   let drawnAt = Number.NEGATIVE_INFINITY;
+  let lastLine = '';
   let lastPhase = '';
   let lastEvaluation = '';
   let lastWorkers = '';
@@ -52,11 +53,11 @@ export function createProgress(options: ProgressOptions): Progress {
     return text;
   }
 
-  function draw(lines: readonly string[]): void {
+  function draw(run: readonly string[], workers: readonly string[]): void {
     const columns = screen.columns ?? 80;
     const room = Math.max(1, (screen.rows ?? 24) - 1);
-    const shown = lines.slice(0, room).map((line) => line.slice(0, columns - 1));
-    const painted = shown.map((line, i) => (i === 0 ? colors.bold(line) : colors.dim(line)));
+    const shown = [...run, ...workers].slice(0, room).map((line) => line.slice(0, columns - 1));
+    const painted = shown.map((line, i) => (i < run.length ? colors.bold(line) : colors.dim(line)));
     screen.write(erase() + painted.map((line) => `${line}\n`).join(''));
     drawn = shown.length;
   }
@@ -76,10 +77,13 @@ export function createProgress(options: ProgressOptions): Progress {
         screen.write(`${JSON.stringify({ event: 'progress', run, workers })}\n`);
       } else if (live) {
         if (at - drawnAt < REDRAW_MS) return;
-        draw([runLine(run), ...workers.map(workerLine)]);
+        const lines = fill(runParts(run), (screen.columns ?? 80) - 1);
+        draw(lines, workers.map(workerLine));
       } else if (mode === 'lines') {
-        if (!isNew && at - drawnAt < PLAIN_MS) return;
-        screen.write(`${runLine(run)}\n`);
+        const line = runLine(run);
+        if ((!isNew || line === lastLine) && at - drawnAt < PLAIN_MS) return;
+        screen.write(`${line}\n`);
+        lastLine = line;
       }
       lastPhase = run.phase;
       lastEvaluation = evaluation;
@@ -90,7 +94,8 @@ export function createProgress(options: ProgressOptions): Progress {
       if (mode === 'json') screen.write(`${JSON.stringify({ event: 'note', text: line })}\n`);
       if (mode !== 'lines') return;
       screen.write(`${erase()}${line}\n`);
-      drawnAt = Number.NEGATIVE_INFINITY;
+      // The live lines are drawn again at once, below it.
+      if (live) drawnAt = Number.NEGATIVE_INFINITY;
     },
     event(name, facts) {
       if (mode === 'json') screen.write(`${JSON.stringify({ event: name, ...facts })}\n`);
@@ -103,11 +108,27 @@ export function createProgress(options: ProgressOptions): Progress {
 
 /** One line: where the run is, how fast and how good. */
 export function runLine(run: RunSummary): string {
+  return runParts(run).join('  ');
+}
+
+/** As many parts a line as fit; what follows the first line is indented. */
+function fill(parts: readonly string[], columns: number): string[] {
+  const lines: string[] = [];
+  for (const part of parts) {
+    const line = lines.at(-1);
+    if (line !== undefined && line.length + 2 + part.length <= columns) {
+      lines[lines.length - 1] = `${line}  ${part}`;
+    } else lines.push(line === undefined ? part : `  ${part}`);
+  }
+  return lines;
+}
+
+function runParts(run: RunSummary): string[] {
   if (run.phase === 'waiting') {
-    return `${run.id}  waiting for ${run.workers === 0 ? 'a worker' : 'the first parameters'}`;
+    return [run.id, `waiting for ${run.workers === 0 ? 'a worker' : 'the first parameters'}`];
   }
   const { validation, earlyStopping } = run;
-  const parts = [
+  return [
     run.id,
     run.phase,
     `step ${groups(run.step)}${run.stepsMax === null ? '' : `/${groups(run.stepsMax)}`}`,
@@ -122,7 +143,6 @@ export function runLine(run: RunSummary): string {
     `rate ${short(run.learningRate)}`,
     `left ${run.secondsLeft === null ? '–' : `≤ ${duration(run.secondsLeft)}`}`,
   ];
-  return parts.join('  ');
 }
 
 /** One line: what a worker does. */

@@ -123,6 +123,17 @@ describe('the live lines of a terminal', () => {
     expect(screen.written.length).toBeLessThanOrEqual(10);
   });
 
+  test('show all of the run on a narrow terminal, in more lines', () => {
+    const screen = terminal(60);
+    const progress = createProgress({ screen, mode: 'lines', now: () => 0, color: false });
+    progress.update(RUN, [WORKER]);
+    const [...lines] = screen.lines();
+    expect(lines.length).toBeGreaterThan(3);
+    for (const line of lines) expect(line.length).toBeLessThan(60);
+    const all = lines.join('\n');
+    for (const part of runLine(RUN).split('  ')) expect(all).toContain(part);
+  });
+
   test('fit the terminal: cut at its width, no more rows than it has', () => {
     const screen = terminal(40, 4);
     const progress = createProgress({ screen, mode: 'lines', now: () => 0, color: false });
