@@ -1,0 +1,137 @@
+import '@tensorflow/tfjs-backend-cpu';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { io } from '@tensorflow/tfjs-core';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { resolveConfig } from '../../shared/config.ts';
+import { random } from '../../shared/random.ts';
+import { prepareData } from '../../worker/data/examples.ts';
+import { defineExperiment, type LayersModel, type Tensor } from '../../worker/experiment.ts';
+import { writeLayersModel } from '../../worker/layers-format.ts';
+import { buildModel } from '../../worker/model.ts';
+import { tf } from '../../worker/tf.ts';
+
+let folder: string;
+beforeEach(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'downpour-'));
+  await tf.setBackend('cpu');
+});
+afterEach(() => rmSync(folder, { recursive: true }));
+
+const draw = random(7, 1);
+const numbers = (length: number) => Float32Array.from({ length }, () => draw.uniform() + 0.1);
+
+const pixels = numbers(10 * 64);
+/** The model that was built last. */
+let built: LayersModel;
+/** Every kind of weight: trained, statistics, frozen. */
+const experiment = defineExperiment({
+  data: () => ({
+    train: {
+      count: 10,
+      inputs: { values: pixels, shape: [10, 8, 8, 1] },
+      targets: { values: Int32Array.from({ length: 10 }, (_, i) => i % 3), shape: [10] },
+    },
+    classCount: 3,
+    source: 'drawn',
+  }),
+  model({ tf, inputShape, classCount }) {
+    built = tf.sequential({
+      layers: [
+        tf.layers.conv2d({ inputShape, filters: 3, kernelSize: 3 }),
+        tf.layers.batchNormalization(),
+        tf.layers.flatten(),
+        tf.layers.dense({ units: 4, activation: 'relu', trainable: false }),
+        tf.layers.dense({ units: classCount }),
+      ],
+    });
+    return built;
+  },
+  loss: 'softmaxCrossEntropy',
+  standardise: 'global',
+});
+
+const config = resolveConfig({});
+
+/** A checkpoint's tensors: every weight of the model has values of its own, and there are others. */
+async function checkpoint() {
+  const { seed, validationFraction } = config;
+  const data = await experiment.data({ folder, seed, hyperparameters: {}, log: () => {} });
+  const prepared = prepareData(data, { seed, validationFraction, standardise: 'global' });
+  const model = await buildModel(experiment, config, prepared);
+  const vector = numbers(model.layout.size);
+  const tensors = model.layout.tensors.map(({ name, offset, size }) => ({
+    name,
+    values: vector.subarray(offset, offset + size),
+  }));
+  tensors.push({ name: 'optimizer.velocity', values: numbers(3) });
+  return { model, vector, tensors, prepared };
+}
+
+function fromFolder(): io.IOHandler {
+  const json = JSON.parse(readFileSync(join(folder, 'model.json'), 'utf8')) as io.ModelJSON;
+  const [manifest] = json.weightsManifest;
+  const bytes = readFileSync(join(folder, manifest!.paths[0]!));
+  return tf.io.fromMemory({
+    modelTopology: json.modelTopology as object,
+    weightSpecs: manifest!.weights,
+    weightData: new Uint8Array(bytes).buffer,
+  });
+}
+
+const options = { experiment, config, log: () => {} };
+
+test('tf.loadLayersModel opens what is written, and predicts the same, statistics included', async () => {
+  const { model, vector, tensors, prepared } = await checkpoint();
+  model.load(vector);
+  const original = built;
+  const x = tf.tensor(numbers(2 * 64), [2, 8, 8, 1]);
+  const expected = (original.predict(x) as typeof x).arraySync();
+
+  const transform = await writeLayersModel({ ...options, tensors, dataFolder: folder, to: folder });
+  const loaded = await tf.loadLayersModel(fromFolder());
+  expect((loaded.predict(x) as typeof x).arraySync()).toEqual(expected);
+  expect(loaded.countParams()).toBe(vector.length);
+  expect(transform).toEqual(prepared.transform);
+});
+
+test('leaves no tensor behind', async () => {
+  const { tensors } = await checkpoint();
+  const write = () => writeLayersModel({ ...options, tensors, dataFolder: folder, to: folder });
+  await write();
+  const before = tf.memory().numTensors;
+  await write();
+  expect(tf.memory().numTensors).toBe(before);
+});
+
+test('a checkpoint of another model is refused, by the name of the tensor', async () => {
+  const { tensors } = await checkpoint();
+  const without = tensors.filter(({ name }) => name !== tensors[2]!.name);
+  await expect(
+    writeLayersModel({ ...options, tensors: without, dataFolder: folder, to: folder }),
+  ).rejects.toThrow(tensors[2]!.name);
+});
+
+test('a function of variables is refused, with the format that it does have', async () => {
+  const byFunction = defineExperiment({
+    ...experiment,
+    model({ tf, classCount }) {
+      const w = tf.variable(tf.zeros([64, classCount]));
+      return {
+        variables: { w },
+        predict: (inputs: Tensor) => tf.matMul(tf.reshape(inputs, [-1, 64]), w),
+      };
+    },
+  });
+  const tensors = [{ name: 'w', values: numbers(64 * 3) }];
+  await expect(
+    writeLayersModel({
+      ...options,
+      experiment: byFunction,
+      tensors,
+      dataFolder: folder,
+      to: folder,
+    }),
+  ).rejects.toThrow('--format safetensors');
+});

@@ -1,0 +1,86 @@
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { io } from '@tensorflow/tfjs-core';
+import type { RunConfig } from '../shared/config.ts';
+import { DownpourError } from '../shared/errors.ts';
+import { type InputTransform, prepareData } from './data/examples.ts';
+import type { Experiment } from './experiment.ts';
+import { buildModel } from './model.ts';
+import { tf } from './tf.ts';
+
+/** A trained model in the files that `tf.loadLayersModel` opens: `model.json` and `weights.bin`. */
+
+/** A tensor of a checkpoint; of those that belong to no weight of the model none is looked at. */
+export interface NamedValues {
+  readonly name: string;
+  readonly values: Float32Array;
+}
+
+export interface LayersFormatOptions {
+  readonly experiment: Experiment;
+  readonly config: RunConfig;
+  readonly tensors: readonly NamedValues[];
+  /** Where data sets lie: the model's shapes follow from the data. */
+  readonly dataFolder: string;
+  /** Exists. */
+  readonly to: string;
+  readonly log: (line: string) => void;
+}
+
+/**
+ * Builds the experiment's model, gives it the parameters and statistics of a checkpoint, and writes
+ * it. An engine must be open.
+ * @returns what must be done to inputs before the model sees them.
+ * @throws DownpourError DP_USAGE: a function of variables has no such format; DP_LAYOUT_MISMATCH:
+ *   the checkpoint is of another model; what the experiment's data or model throws.
+ */
+export async function writeLayersModel(options: LayersFormatOptions): Promise<InputTransform> {
+  const { experiment, config, to, log } = options;
+  const { seed, hyperparameters, validationFraction } = config;
+  const data = await experiment.data({
+    folder: options.dataFolder,
+    seed,
+    hyperparameters,
+    log,
+  });
+  const standardise = experiment.standardise ?? 'none';
+  const prepared = prepareData(data, { seed, validationFraction, standardise });
+  const model = await buildModel(experiment, config, prepared);
+  try {
+    const byName = new Map(options.tensors.map(({ name, values }) => [name, values]));
+    const vector = new Float32Array(model.layout.size);
+    for (const { name, shape, offset, size } of model.layout.tensors) {
+      const values = byName.get(name);
+      if (values?.length !== size) {
+        const seen = values ? `with ${values.length} elements` : 'not at all';
+        throw new DownpourError(
+          'DP_LAYOUT_MISMATCH',
+          `the model has '${name}' of shape [${shape}], the checkpoint has it ${seen}: it is of another model or of other hyperparameters`,
+        );
+      }
+      vector.set(values, offset);
+    }
+    model.load(vector);
+    const artifacts = (await model.topology()) as io.ModelArtifacts | null;
+    if (artifacts === null) {
+      throw new DownpourError(
+        'DP_USAGE',
+        'the model is a function of variables, which tf.loadLayersModel cannot open: export it with --format safetensors',
+      );
+    }
+    const { modelTopology, weightSpecs = [], weightData = new ArrayBuffer(0) } = artifacts;
+    const json: io.ModelJSON = {
+      format: 'layers-model',
+      generatedBy: `TensorFlow.js ${tf.version_core}`,
+      convertedBy: null,
+      modelTopology: modelTopology!,
+      weightsManifest: [{ paths: ['weights.bin'], weights: weightSpecs }],
+    };
+    const weights = tf.io.CompositeArrayBuffer.join(weightData);
+    await writeFile(join(to, 'weights.bin'), new Uint8Array(weights));
+    await writeFile(join(to, 'model.json'), JSON.stringify(json));
+    return prepared.transform;
+  } finally {
+    model.dispose();
+  }
+}
