@@ -1,10 +1,15 @@
 import { type Command, Option } from 'commander';
 import type { Outcome } from './main.ts';
 import {
+  addConfigOptions,
   addTokenOptions,
+  type ConfigOptions,
   DEFAULT_HOST,
   DEFAULT_PORT,
+  dataOption,
+  engineOption,
   examples,
+  experimentsOption,
   jsonOption,
   type ServerOptions,
   serverOption,
@@ -23,17 +28,59 @@ export interface ServeOptions extends ServerOptions {
   readonly json?: boolean;
 }
 
+export interface WorkOptions extends ServerOptions {
+  readonly run?: string;
+  readonly name?: string;
+  readonly engine?: string;
+  readonly threads?: number;
+  readonly experiments?: string[];
+  readonly data?: string;
+  readonly once?: boolean;
+  readonly json?: boolean;
+}
+
+export interface FollowOptions extends ServerOptions {
+  readonly workers: number;
+  readonly state: string;
+  /** True when --state was written on the command line. */
+  readonly stateGiven: boolean;
+  readonly port?: number;
+  readonly data?: string;
+  readonly engine?: string;
+  readonly experiments?: string[];
+  readonly detach?: boolean;
+  readonly verbose?: boolean;
+  readonly quiet?: boolean;
+  readonly json?: boolean;
+}
+
+export interface TrainOptions extends FollowOptions, ConfigOptions {
+  readonly run?: string;
+}
+
 export interface RunOptions extends ServerOptions {
   readonly state: string;
   readonly stateGiven: boolean;
   readonly json?: boolean;
 }
 
-/** `serve`, `status`, `stop`. */
-export function registerCommands(program: Command, _outcome: Outcome): void {
+export interface ExportOptions extends RunOptions {
+  readonly to: string;
+  readonly format: 'safetensors' | 'tfjs';
+  readonly kind: 'best' | 'last' | 'final';
+  readonly experiments?: string[];
+  readonly data?: string;
+}
+
+/** `serve`, `work`, `train`, `resume`, `status`, `stop`, `export`. */
+export function registerCommands(program: Command, outcome: Outcome): void {
   registerServe(program);
+  registerWork(program);
+  registerTrain(program, outcome);
+  registerResume(program, outcome);
   registerStatus(program);
   registerStop(program);
+  registerExport(program);
 }
 
 function registerServe(program: Command): void {
@@ -74,6 +121,102 @@ function registerServe(program: Command): void {
     });
 }
 
+function registerWork(program: Command): void {
+  const command = program
+    .command('work')
+    .description('start a worker: it computes gradients for the runs of a server')
+    .addOption(serverOption())
+    .option('--run <run>', 'work for this run only (default: any)')
+    .option('--name <name>', 'of this worker (default: host and process)')
+    .addOption(engineOption())
+    .option('--threads <n>', 'of the engine (default: all)', whole(1, 1024))
+    .addOption(experimentsOption())
+    .addOption(dataOption())
+    .option('--once', 'end when the run has ended, instead of waiting for the next')
+    .addOption(jsonOption());
+  addTokenOptions(command)
+    .addHelpText(
+      'after',
+      examples(
+        'downpour work --server ws://192.168.1.10:7420',
+        'downpour work --experiments ./my-experiments --engine wasm --once',
+      ),
+    )
+    .action(async (options: WorkOptions) => {
+      const { workCommand } = await import('./work.ts');
+      await workCommand(options);
+    });
+}
+
+/** What `train` and `resume` share. */
+function addFollowOptions(command: Command): Command {
+  return addTokenOptions(
+    command
+      .option(
+        '-w, --workers <n>',
+        'worker processes on this machine; 0: others do the work',
+        whole(0, 1000),
+        2,
+      )
+      .addOption(stateOption())
+      .addOption(
+        new Option('--server <address>', 'use this running server instead of an own one').env(
+          'DOWNPOUR_SERVER',
+        ),
+      )
+      .addOption(
+        new Option(
+          '--port <n>',
+          `of the own server (default: ${DEFAULT_PORT}, or a free one)`,
+        ).argParser(whole(0, 65_535)),
+      )
+      .addOption(dataOption())
+      .addOption(engineOption())
+      .option('--detach', 'with --server: do not wait for the end; starts no workers')
+      .option('--verbose', 'print what server and workers log')
+      .option('--quiet', 'print the result only')
+      .option('--json', 'print one JSON object a line: events and progress'),
+  );
+}
+
+function registerTrain(program: Command, outcome: Outcome): void {
+  const command = program
+    .command('train')
+    .description('train an experiment: server and workers on this machine, until it is done')
+    .argument('<experiment>', 'file of the experiment')
+    .option('--run <name>', 'of the run (default: the server makes one)');
+  addFollowOptions(addConfigOptions(command))
+    .addHelpText(
+      'after',
+      examples(
+        'downpour train examples/mnist-mlp.ts --workers 2',
+        'downpour train my.ts --workers 4 --learning-rate 0.05 --set optimizer.kind=momentum',
+        'downpour train my.ts --server http://10.0.0.5:7420 --workers 0',
+      ),
+    )
+    .action(async (file: string, options: TrainOptions) => {
+      const { trainCommand } = await import('./train.ts');
+      outcome.exitCode = await trainCommand(file, { ...options, stateGiven: isGiven(command) });
+    });
+}
+
+function registerResume(program: Command, outcome: Outcome): void {
+  const command = program
+    .command('resume')
+    .description('go on with a stopped or interrupted run, from its last checkpoint')
+    .argument('[run]', 'its name (default: the newest that has not finished)')
+    .addOption(experimentsOption());
+  addFollowOptions(command)
+    .addHelpText(
+      'after',
+      examples('downpour resume', 'downpour resume mnist-mlp-1 --server http://10.0.0.5:7420'),
+    )
+    .action(async (run: string | undefined, options: FollowOptions) => {
+      const { resumeCommand } = await import('./train.ts');
+      outcome.exitCode = await resumeCommand(run, { ...options, stateGiven: isGiven(command) });
+    });
+}
+
 function registerStatus(program: Command): void {
   const command = program
     .command('status')
@@ -102,6 +245,41 @@ function registerStop(program: Command): void {
     .action(async (run: string, options: ServerOptions & { readonly json?: boolean }) => {
       const { stopCommand } = await import('./status.ts');
       await stopCommand(run, options);
+    });
+}
+
+function registerExport(program: Command): void {
+  const command = program
+    .command('export')
+    .description('write trained parameters as safetensors, or as a model for tf.loadLayersModel')
+    .argument('<run or file>', 'name of a run, or a checkpoint file')
+    .requiredOption('--to <folder>', 'to write to; made when it is missing')
+    .addOption(
+      new Option('--format <format>', 'safetensors, or tfjs: model.json and weights.bin')
+        .choices(['safetensors', 'tfjs'])
+        .default('safetensors'),
+    )
+    .addOption(
+      new Option('--kind <kind>', 'which checkpoint of the run')
+        .choices(['best', 'last', 'final'])
+        .default('best'),
+    )
+    .addOption(experimentsOption())
+    .addOption(dataOption())
+    .addOption(serverOption())
+    .addOption(stateOption())
+    .addOption(jsonOption());
+  addTokenOptions(command)
+    .addHelpText(
+      'after',
+      examples(
+        'downpour export mnist-mlp-1 --to exported --format tfjs',
+        'downpour export .downpour/runs/mnist-mlp-1/best.safetensors --to exported',
+      ),
+    )
+    .action(async (what: string, options: ExportOptions) => {
+      const { exportCommand } = await import('./export.ts');
+      await exportCommand(what, { ...options, stateGiven: isGiven(command) });
     });
 }
 

@@ -1,0 +1,343 @@
+import { availableParallelism, hostname } from 'node:os';
+import { dirname, join, relative, resolve } from 'node:path';
+import { setTimeout as wait } from 'node:timers/promises';
+import { checkpointFolder } from '../server/checkpoint.ts';
+import { resolveConfig } from '../shared/config.ts';
+import { DownpourError, errorCode } from '../shared/errors.ts';
+import type { Phase } from '../shared/protocol.ts';
+import type { CheckpointSummary, RunDetail } from '../shared/rest.ts';
+import type { RestClient } from '../shared/rest-client.ts';
+import { webSocketAddress } from '../shared/rest-client.ts';
+import {
+  experimentFolders,
+  experimentName,
+  findExperiments,
+  hashExperiment,
+  loadExperiment,
+} from '../worker/experiment.ts';
+import type { FollowOptions, TrainOptions } from './commands.ts';
+import { type Session, startOwnServer } from './embedded.ts';
+import {
+  clientOf,
+  configOf,
+  DEFAULT_EXPERIMENTS,
+  DEFAULT_STATE,
+  EXIT,
+  tell,
+  tokenOf,
+  untilInterrupted,
+} from './options.ts';
+import { type Pool, startPool } from './pool.ts';
+import { createProgress, duration, groups, type Progress, percent, short } from './progress.ts';
+
+/** `downpour train` and `downpour resume`: a run from its start to its end, with local workers. */
+
+const POLL_MS = 500;
+/** How long a server of somebody else may be away before we give up on it. */
+const PATIENCE_MS = 120_000;
+
+/** `downpour train <experiment>`. @returns the exit code. */
+export async function trainCommand(file: string, options: TrainOptions): Promise<number> {
+  const experiment = await loadExperiment(file);
+  const config = resolveConfig(experiment.config, configOf(options));
+  const experimentHash = await hashExperiment(file);
+  // The folder is named in what we tell the user only where `resume` would not look by itself.
+  const folder = relative(process.cwd(), dirname(resolve(file))) || '.';
+  const isKnown = DEFAULT_EXPERIMENTS.some((known) => known === folder);
+  return conduct({ ...options, experiments: isKnown ? [] : [folder] }, (client) =>
+    client.createRun({
+      ...(options.run === undefined ? {} : { id: options.run }),
+      experiment: experimentName(file),
+      experimentHash,
+      config,
+    }),
+  );
+}
+
+/** `downpour resume [run]`. @returns the exit code. */
+export async function resumeCommand(
+  id: string | undefined,
+  options: FollowOptions,
+): Promise<number> {
+  return conduct(options, async (client) => {
+    const run = await client.run(id ?? (await newestUnfinished(client)));
+    if (options.workers > 0 && !options.detach) await mustHaveExperiment(run, options);
+    return isOver(run.phase) ? client.resume(run.id) : run;
+  });
+}
+
+/** Workers would wait for ever for a run whose experiment they lack: better to say so at once. */
+async function mustHaveExperiment(run: RunDetail, options: FollowOptions): Promise<void> {
+  const folders = experimentFolders(foldersOf(options));
+  const found = (await findExperiments(folders)).get(run.experiment);
+  if (found?.hash === run.experimentHash) return;
+  if (found) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_MISMATCH',
+      `${found.path} has changed since run ${run.id} began: bring the old one back, or name its folder by --experiments`,
+    );
+  }
+  throw new DownpourError(
+    'DP_EXPERIMENT_UNKNOWN',
+    `run ${run.id} needs the experiment '${run.experiment}', which is in none of ${folders.join(', ')}: name its folder by --experiments`,
+  );
+}
+
+async function newestUnfinished(client: RestClient): Promise<string> {
+  const runs = (await client.runs())
+    .filter(({ phase }) => phase !== 'finished' && phase !== 'failed')
+    .sort((a, b) => b.createdAt.localeCompare(a.createdAt));
+  if (runs[0]) return runs[0].id;
+  throw new DownpourError(
+    'DP_NOT_FOUND',
+    'there is no run to go on with: all have ended; `downpour status` lists them, `downpour train` starts one',
+  );
+}
+
+/**
+ * Opens the server, begins the run, starts workers, shows progress, and ends all of it in order.
+ * @param begin makes or wakes the run
+ */
+async function conduct(
+  options: FollowOptions,
+  begin: (client: RestClient) => Promise<{ readonly id: string }>,
+): Promise<number> {
+  const progress = createProgress({
+    screen: process.stdout,
+    mode: options.json ? 'json' : options.quiet ? 'quiet' : 'lines',
+    now: () => performance.now(),
+  });
+  const interruption = untilInterrupted(() =>
+    progress.note('stopping with a checkpoint; Ctrl-C once more to stop at once'),
+  );
+  const log = options.verbose ? tell : () => {};
+  let session: Session | null = null;
+  let pool: Pool | null = null;
+  try {
+    session = await openServer(options, log);
+    const { id } = await begin(session.client);
+    if (options.detach) {
+      progress.note(`run ${id} waits for workers: downpour work --server ${session.client.url}`);
+      progress.event('started', { run: id, url: session.client.url });
+      return EXIT.ok;
+    }
+    progress.event('started', { run: id, url: session.client.url });
+    progress.note(`run ${id}, status at ${session.client.url}/runs/${id}`);
+    if (session.state !== null) {
+      progress.note(
+        `Ctrl-C stops with a checkpoint; \`${commandLine('resume', id, options)}\` goes on`,
+      );
+    }
+    if (options.workers > 0)
+      pool = startWorkers(id, options, session, progress, log, interruption.signal);
+    const run = await follow(session.client, id, progress, pool, interruption.signal);
+    await pool?.stop();
+    pool = null;
+    progress.end();
+    const checkpoints = await session.client.checkpoints(id);
+    progress.event('ended', { run, checkpoints });
+    if (!options.json) report(run, checkpoints, options);
+    return exitCodeOfRun(run);
+  } finally {
+    progress.end();
+    await pool?.stop();
+    await session?.close();
+    interruption.dispose();
+  }
+}
+
+async function openServer(options: FollowOptions, log: (line: string) => void): Promise<Session> {
+  if (options.server === undefined) {
+    if (options.detach) {
+      throw new DownpourError(
+        'DP_USAGE',
+        '--detach needs --server: an own server ends with this command',
+      );
+    }
+    return startOwnServer({ state: options.state, port: options.port, log });
+  }
+  const client = clientOf(options);
+  await client.health();
+  return { client, state: null, close: async () => {} };
+}
+
+function startWorkers(
+  run: string,
+  options: FollowOptions,
+  session: Session,
+  progress: Progress,
+  log: (line: string) => void,
+  signal: AbortSignal,
+): Pool {
+  const threads = Math.max(1, Math.floor(availableParallelism() / options.workers));
+  const token = session.state === null ? tokenOf(options) : undefined;
+  // Names are unique among all workers of a server; an own server has none but ours.
+  const host = hostname()
+    .toLowerCase()
+    .replace(/[^a-z0-9]+/g, '-')
+    .replace(/^-+|-+$/g, '');
+  const prefix =
+    session.state === null ? `${host.slice(0, 40) || 'host'}-${process.pid}` : 'worker';
+  const env = { ...process.env };
+  delete env.DOWNPOUR_SERVER;
+  delete env.DOWNPOUR_TOKEN_FILE;
+  delete env.DOWNPOUR_TOKEN;
+  if (token !== undefined) env.DOWNPOUR_TOKEN = token;
+  return startPool({
+    names: Array.from({ length: options.workers }, (_, i) => `${prefix}-${i + 1}`),
+    args: [
+      ...['--server', webSocketAddress(session.client.url), '--run', run, '--once'],
+      ...['--threads', String(threads)],
+      ...['--experiments', ...foldersOf(options)],
+      ...(options.data === undefined ? [] : ['--data', resolve(options.data)]),
+      ...(options.engine === undefined ? [] : ['--engine', options.engine]),
+    ],
+    env,
+    note: (line) => progress.note(line),
+    log,
+    // The terminal's Ctrl-C reaches the workers as well. A server that is away is no reason to end.
+    isOver: async () =>
+      signal.aborted ||
+      (await session.client.run(run).then(
+        ({ phase }) => isOver(phase),
+        () => false,
+      )),
+  });
+}
+
+/**
+ * Shows the run until it is over, stopped by us or by others.
+ * @throws DownpourError of the last worker when all are given up; DP_SERVER_UNREACHABLE when the
+ *   server stays away.
+ */
+async function follow(
+  client: RestClient,
+  id: string,
+  progress: Progress,
+  pool: Pool | null,
+  signal: AbortSignal,
+): Promise<RunDetail> {
+  let failure: DownpourError | null = null;
+  const stopped = new AbortController();
+  void pool?.failed.then((error) => {
+    failure = error;
+    stopped.abort();
+  });
+  const wake = AbortSignal.any([signal, stopped.signal]);
+  let toldData = false;
+  let toldEngine = false;
+  let awaySince: number | null = null;
+  for (;;) {
+    let run: RunDetail;
+    try {
+      if (signal.aborted || failure !== null) {
+        const before = await client.run(id);
+        if (!isOver(before.phase)) await client.stop(id);
+      }
+      const [detail, workers] = await Promise.all([client.run(id), client.workers(id)]);
+      run = detail;
+      awaySince = null;
+      if (run.data && !toldData) {
+        toldData = true;
+        const { source, trainCount, validationCount, testCount } = run.data;
+        progress.note(
+          `data: ${source}; ${groups(trainCount)} training, ${groups(validationCount)} validation, ${groups(testCount)} test examples`,
+        );
+      }
+      if (workers[0] && !toldEngine) {
+        toldEngine = true;
+        const { engine, device } = workers[0];
+        const slow = engine === 'wasm' || engine === 'cpu';
+        progress.note(
+          `engine: ${engine} on ${device}${slow ? '; `npx downpour engine install` brings a faster one' : ''}`,
+        );
+      }
+      progress.update(run, workers);
+    } catch (error) {
+      if (errorCode(error) !== 'DP_SERVER_UNREACHABLE' || signal.aborted) throw error;
+      if (awaySince === null) progress.note('the server does not answer; trying again');
+      awaySince ??= performance.now();
+      if (performance.now() - awaySince > PATIENCE_MS) throw error;
+      await wait(POLL_MS, undefined, { signal: wake }).catch(() => {});
+      continue;
+    }
+    if (failure !== null && run.phase !== 'finished') throw failure;
+    if (isOver(run.phase)) return run;
+    await wait(POLL_MS, undefined, { signal: wake }).catch(() => {});
+  }
+}
+
+/** Folders of experiments, absolute. */
+function foldersOf(options: { readonly experiments?: readonly string[] }): string[] {
+  const given = options.experiments ?? [];
+  return (given.length > 0 ? given : DEFAULT_EXPERIMENTS).map((folder) => resolve(folder));
+}
+
+/** Nothing happens any more unless somebody resumes it. */
+function isOver(phase: Phase): boolean {
+  return phase === 'finished' || phase === 'failed' || phase === 'stopped';
+}
+
+function exitCodeOfRun(run: RunDetail): number {
+  if (run.phase === 'finished') return EXIT.ok;
+  if (run.phase === 'stopped') return EXIT.interrupted;
+  tell(`error DP_RUN_FAILED: run ${run.id} failed: ${run.reason}`);
+  return EXIT.runFailed;
+}
+
+function report(
+  run: RunDetail,
+  checkpoints: readonly CheckpointSummary[],
+  options: FollowOptions,
+): void {
+  const lines = [
+    '',
+    `${run.id} ${run.phase}: ${run.reason}`,
+    `${groups(run.step)} steps, ${run.epoch} epochs, ${groups(run.examples)} examples in ${duration(run.seconds)}`,
+  ];
+  if (run.best) {
+    const { step, loss, error } = run.best;
+    lines.push(
+      `best at step ${groups(step)}: validation loss ${short(loss)}, error ${percent(error)}`,
+    );
+  }
+  if (run.test) {
+    const { loss, error, examples } = run.test;
+    const accuracy = error === null ? '' : `, accuracy ${percent(1 - error)}`;
+    lines.push(
+      `test: error ${percent(error)}${accuracy}, loss ${short(loss)}, on ${groups(examples)} examples`,
+    );
+  }
+  const best = checkpoints.findLast(({ kind }) => kind === 'best');
+  if (best) lines.push(`best checkpoint: ${checkpointPath(best, run.id, options)}`);
+  lines.push('', 'how to go on:');
+  if (run.phase === 'stopped') lines.push(`  ${commandLine('resume', run.id, options)}`);
+  lines.push(`  ${commandLine('status', run.id, options)}`);
+  if (best || run.phase === 'finished') {
+    lines.push(`  ${commandLine('export', run.id, options)} --to exported --format tfjs`);
+  }
+  process.stdout.write(`${lines.join('\n')}\n`);
+}
+
+/** Of an own server the path as seen from here, else the name that the server has for it. */
+function checkpointPath(
+  checkpoint: CheckpointSummary,
+  run: string,
+  options: FollowOptions,
+): string {
+  if (options.server !== undefined) return `${checkpoint.file}, on the server`;
+  return relative(
+    process.cwd(),
+    join(checkpointFolder(resolve(options.state), run), checkpoint.file),
+  );
+}
+
+/** The command as the user would write it here. */
+function commandLine(command: string, run: string, options: FollowOptions): string {
+  const words = ['npx downpour', command, run];
+  if (options.server !== undefined) words.push('--server', options.server);
+  else if (options.state !== DEFAULT_STATE) words.push('--state', options.state);
+  const { experiments = [] } = options;
+  if (command !== 'status' && experiments.length > 0) words.push('--experiments', ...experiments);
+  return words.join(' ');
+}

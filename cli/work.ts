@@ -1,0 +1,54 @@
+import { resolve } from 'node:path';
+import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
+import { webSocketAddress } from '../shared/rest-client.ts';
+import { ENGINES, type EngineName } from '../worker/engine.ts';
+import { experimentFolders } from '../worker/experiment.ts';
+import { runWorker } from '../worker/main.ts';
+import type { WorkOptions } from './commands.ts';
+import { DEFAULT_EXPERIMENTS, DEFAULT_SERVER, tell, tokenOf, untilInterrupted } from './options.ts';
+import type { WorkerFailure } from './pool.ts';
+
+/** `downpour work`: until Ctrl-C, or with --once until the run has ended. */
+export async function workCommand(options: WorkOptions): Promise<void> {
+  const token = tokenOf(options);
+  const interruption = untilInterrupted(() =>
+    tell('handing back what is not computed; once more to stop at once'),
+  );
+  // Started by `downpour train`: when that ends, in whatever way, there is nothing left to work for.
+  const orphaned = new AbortController();
+  process.once('disconnect', () => orphaned.abort());
+  try {
+    await runWorker({
+      server: webSocketAddress(options.server ?? DEFAULT_SERVER),
+      run: options.run ?? null,
+      ...(options.name === undefined ? {} : { name: options.name }),
+      ...(token === undefined ? {} : { token }),
+      ...(options.engine === undefined ? {} : { engine: engineOf(options.engine) }),
+      ...(options.threads === undefined ? {} : { threads: options.threads }),
+      folders: experimentFolders(options.experiments ?? DEFAULT_EXPERIMENTS),
+      dataFolder: resolve(options.data ?? 'data'),
+      once: options.once === true,
+      signal: AbortSignal.any([interruption.signal, orphaned.signal]),
+      log: tell,
+    });
+  } catch (error) {
+    if (process.connected) {
+      const failure: WorkerFailure = { code: errorCode(error), message: errorText(error) };
+      // Waits until it is sent: the process ends right after.
+      await new Promise<void>((done) => process.send?.(failure, () => done()));
+    }
+    throw error;
+  } finally {
+    interruption.dispose();
+  }
+}
+
+function engineOf(name: string): EngineName | 'auto' {
+  if (name === 'auto' || (ENGINES as readonly string[]).includes(name)) {
+    return name as EngineName | 'auto';
+  }
+  throw new DownpourError(
+    'DP_USAGE',
+    `there is no engine '${name}'; there are: auto, ${ENGINES.join(', ')}`,
+  );
+}

@@ -1,0 +1,251 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import '@tensorflow/tfjs-backend-cpu';
+import * as tf from '@tensorflow/tfjs-core';
+import { loadLayersModel } from '@tensorflow/tfjs-layers';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { readTensors } from '../../server/checkpoint.ts';
+import type { CheckpointSummary, RunDetail, RunSummary } from '../../shared/rest.ts';
+
+// What somebody does who has just cloned the project, as real processes: train, Ctrl-C, resume,
+// status, export. On the 10,000 digits of the package `mnist`, whatever lies in DOWNPOUR_DATA.
+
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+const PROGRAM = join(ROOT, 'bin/downpour.js');
+const EXAMPLE = join(ROOT, 'examples/mnist-mlp.ts');
+
+let folder: string;
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), 'downpour-newcomer-'));
+  mkdirSync(join(folder, 'data'));
+});
+afterAll(() => {
+  for (const child of children) child.kill('SIGKILL');
+  rmSync(folder, { recursive: true, force: true });
+});
+
+interface Event {
+  readonly event: string;
+  readonly text?: string;
+  readonly url?: string;
+  readonly run?: RunSummary;
+  readonly checkpoints?: CheckpointSummary[];
+}
+
+const children = new Set<ChildProcess>();
+
+/** A command that runs: its lines, its events (with --json), its end. */
+function start(program: string, args: readonly string[]) {
+  const env: NodeJS.ProcessEnv = { ...process.env, NO_COLOR: '1' };
+  for (const name of Object.keys(env)) if (name.startsWith('DOWNPOUR_')) delete env[name];
+  // The engines that are installed are part of the machine, like Node itself.
+  const engines = process.env.DOWNPOUR_ENGINE_DIR;
+  if (engines !== undefined) env.DOWNPOUR_ENGINE_DIR = engines;
+  env.DOWNPOUR_DATA = join(folder, 'data');
+  const child = spawn(process.execPath, [program, ...args], {
+    cwd: folder,
+    env,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  children.add(child);
+  const lines: string[] = [];
+  const waiting = new Set<() => void>();
+  let over = false;
+  const wake = () => {
+    for (const look of waiting) look();
+  };
+  for (const stream of [child.stdout, child.stderr]) {
+    createInterface({ input: stream }).on('line', (line) => {
+      lines.push(line);
+      wake();
+    });
+  }
+  const code = new Promise<number | null>((done) => {
+    child.on('close', (exitCode) => {
+      over = true;
+      children.delete(child);
+      wake();
+      done(exitCode);
+    });
+  });
+  const events = (): Event[] =>
+    lines.filter((line) => line.startsWith('{"event"')).map((line) => JSON.parse(line) as Event);
+  return {
+    child,
+    code,
+    events,
+    text: () => lines.join('\n'),
+    /** The first event that is meant, as soon as it comes. */
+    until(meant: (event: Event) => boolean): Promise<Event> {
+      return new Promise((done, fail) => {
+        const look = () => {
+          const event = events().find(meant);
+          if (event === undefined && !over) return;
+          waiting.delete(look);
+          if (event) done(event);
+          else fail(new Error(`it ended before that:\n${lines.join('\n')}`));
+        };
+        waiting.add(look);
+        look();
+      });
+    },
+  };
+}
+
+const downpour = (...args: string[]) => start(PROGRAM, args);
+const atStep = (step: number) => (e: Event) => e.event === 'progress' && e.run!.step >= step;
+
+describe('a newcomer', () => {
+  let run: RunDetail;
+
+  test('interrupts training by Ctrl-C: it stops with a checkpoint and says how to go on', async () => {
+    const args = ['train', EXAMPLE, '--workers', '2', '--port', '0', '--epochs', '3', '--json'];
+    const training = downpour(...args);
+    const { run: seen } = await training.until(atStep(20));
+    training.child.kill('SIGINT');
+    expect(await training.code, training.text()).toBe(130);
+    const ended = training.events().at(-1)!;
+    expect(ended).toMatchObject({ event: 'ended', run: { phase: 'stopped' } });
+    run = ended.run as RunDetail;
+    expect(run.step).toBeGreaterThanOrEqual(seen!.step);
+    const last = ended.checkpoints!.findLast(({ kind }) => kind === 'last')!;
+    expect(last.step).toBe(run.step);
+    expect(existsSync(join(folder, '.downpour', run.id, 'checkpoints', last.file))).toBe(true);
+    expect(training.text()).toContain('npx downpour resume');
+  });
+
+  test('sees the stopped run by `status`, though no server runs', async () => {
+    const status = downpour('status', '--state', '.downpour');
+    expect(await status.code).toBe(0);
+    expect(status.text()).toMatch(new RegExp(`${run.id} +stopped`));
+  });
+
+  test('resumes: it goes on from that step, survives a killed worker, and ends by itself', async () => {
+    const where = ['--experiments', join(ROOT, 'examples')];
+    const training = downpour('resume', ...where, '--workers', '2', '--port', '0', '--json');
+    const first = await training.until(atStep(0));
+    expect(first.run!.id).toBe(run.id);
+    expect(first.run!.step).toBeGreaterThanOrEqual(run.step);
+    await training.until(atStep(run.step + 1));
+    const [victim] = childrenOf(training.child.pid!);
+    process.kill(victim!, 'SIGKILL');
+    await training.until((e) => e.event === 'note' && /SIGKILL; starting it again/.test(e.text!));
+    expect(await training.code, training.text()).toBe(0);
+    const ended = training.events().at(-1)!.run!;
+    expect(ended).toMatchObject({ id: run.id, phase: 'finished' });
+    expect(ended.step).toBeGreaterThan(run.step);
+    expect(ended.test!.error).toBeLessThan(0.15);
+    run = ended as RunDetail;
+  });
+
+  test('asks for a run that has ended to go on, and is told that it has ended', async () => {
+    const again = downpour('resume', run.id, '--experiments', join(ROOT, 'examples'));
+    expect(await again.code).toBe(1);
+    expect(again.text()).toContain('error DP_RUN_ENDED');
+  });
+
+  test('exports the best: safetensors, and a model that tf.loadLayersModel opens', async () => {
+    for (const format of ['safetensors', 'tfjs']) {
+      const where = ['--experiments', join(ROOT, 'examples'), '--state', '.downpour'];
+      const args = ['export', run.id, '--to', format, '--format', format, ...where];
+      const exporting = downpour(...args);
+      expect(await exporting.code, exporting.text()).toBe(0);
+    }
+    const { tensors } = await readTensors(join(folder, 'safetensors', `${run.id}.safetensors`));
+    await tf.setBackend('cpu');
+    const model = await loadLayersModel(fromFolder(join(folder, 'tfjs')));
+    expect(model.countParams()).toBe(run.parameters);
+    // Of an MLP the layout has the order of the model.
+    const weights = model.weights.map((weight) => weight.read().dataSync());
+    expect(weights).toEqual(tensors.map(({ values }) => values));
+    const facts = JSON.parse(readFileSync(join(folder, 'tfjs', 'downpour.json'), 'utf8'));
+    expect(facts).toMatchObject({ run: run.id, experiment: 'mnist-mlp', step: run.best!.step });
+  });
+});
+
+describe('a newcomer who errs', () => {
+  test('in the name of the experiment is told so, with exit code 2', async () => {
+    const training = downpour('train', 'examples/mnist-mpl.ts');
+    expect(await training.code).toBe(2);
+    expect(training.text()).toContain('error DP_EXPERIMENT_UNKNOWN');
+  });
+
+  test('in a field of the configuration is told the right one, with exit code 2', async () => {
+    const training = downpour('train', EXAMPLE, '--set', 'learningrate=1');
+    expect(await training.code).toBe(2);
+    expect(training.text()).toContain("did you mean 'learningRate'?");
+  });
+
+  test('in the engine: no worker is started again and again, the command ends', async () => {
+    const training = downpour('train', EXAMPLE, '--port', '0', '--engine', 'wsam');
+    expect(await training.code).toBe(2);
+    expect(training.text()).toContain("there is no engine 'wsam'");
+  });
+
+  test('and whose training diverges gets exit code 4 and the reason', async () => {
+    // In a folder without package.json, whose modules Node would take for CommonJS.
+    writeFileSync(join(folder, 'diverging.ts'), DIVERGING);
+    writeFileSync(join(folder, 'rate.ts'), 'export const learningRate: number = 1000;');
+    const training = downpour('train', 'diverging.ts', '--workers', '1', '--port', '0');
+    expect(await training.code, training.text()).toBe(4);
+    expect(training.text()).toMatch(/error DP_(RUN_FAILED|DIVERGED)/);
+  });
+});
+
+test('npm start passes its arguments on and prints the result', async () => {
+  const npmStart = start(join(ROOT, 'scripts/start.js'), [
+    ...['--epochs', '1', '--port', '0', '--state', join(folder, 'npm-start')],
+  ]);
+  expect(await npmStart.code, npmStart.text()).toBe(0);
+  for (const part of [/test: error .* accuracy/, /best checkpoint: .*safetensors/, /export/]) {
+    expect(npmStart.text()).toMatch(part);
+  }
+  const files = /best checkpoint: (\S+)/.exec(npmStart.text())!;
+  expect(existsSync(join(ROOT, files[1]!))).toBe(true);
+});
+
+const DIVERGING = `
+import { defineExperiment } from 'downpour';
+import { learningRate } from './rate.ts';
+const numbers = Float32Array.from({ length: 64 }, (_, i) => i);
+export default defineExperiment({
+  data: () => ({
+    train: {
+      count: 64,
+      inputs: { values: numbers, shape: [64, 1] },
+      targets: { values: numbers, shape: [64] },
+    },
+    source: '64 numbers',
+  }),
+  model: ({ tf, inputShape }) =>
+    tf.sequential({ layers: [tf.layers.dense({ inputShape, units: 1 })] }),
+  loss: 'meanSquaredError',
+  config: { learningRate, minibatchSize: 8 },
+});
+`;
+
+/** Numbers of the processes that a process has started. */
+function childrenOf(pid: number): number[] {
+  const text = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim();
+  return text === '' ? [] : text.split(' ').map(Number);
+}
+
+/** Reads model.json and its weights as a browser would. */
+function fromFolder(path: string): tf.io.IOHandler {
+  return {
+    load: async () => {
+      const json = JSON.parse(readFileSync(join(path, 'model.json'), 'utf8')) as tf.io.ModelJSON;
+      const [manifest] = json.weightsManifest;
+      const bytes = readFileSync(join(path, manifest!.paths[0]!));
+      return {
+        modelTopology: json.modelTopology,
+        weightSpecs: manifest!.weights,
+        weightData: bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length),
+      } as tf.io.ModelArtifacts;
+    },
+  };
+}
