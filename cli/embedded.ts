@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs';
 import { createServer } from 'node:net';
-import { resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import { DownpourError, errorCode } from '../shared/errors.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
 import {
@@ -53,11 +53,13 @@ export interface SessionOptions extends ServerOptions {
   readonly state: string;
   /** True when the user named the folder on the command line. */
   readonly stateGiven: boolean;
+  /** What the user asks about. */
+  readonly run?: string | undefined;
 }
 
 /**
  * The server that the user means: the one at `--server`; else the runs in `--state`; else the server
- * at the default address, if one runs; else the default state folder, if there is one.
+ * at the default address, if one runs and knows the run; else the default state folder.
  * @throws DownpourError DP_SERVER_UNREACHABLE when there is none of them.
  */
 export async function openSession(options: SessionOptions): Promise<Session> {
@@ -78,9 +80,18 @@ export async function openSession(options: SessionOptions): Promise<Session> {
     );
   }
   try {
-    return await running();
+    const session = await running();
+    if (options.run !== undefined) await session.client.run(options.run);
+    return session;
   } catch (error) {
-    if (errorCode(error) !== 'DP_SERVER_UNREACHABLE' || !existsSync(options.state)) throw error;
+    const code = errorCode(error);
+    // Who listens at the default address may have nothing to do with the runs of this folder.
+    const isHere =
+      (code === 'DP_SERVER_UNREACHABLE' && existsSync(options.state)) ||
+      (['DP_RUN_UNKNOWN', 'DP_UNAUTHORIZED'].includes(code) &&
+        options.run !== undefined &&
+        existsSync(join(options.state, options.run)));
+    if (!isHere) throw error;
     return startOwnServer({ state: options.state, port: 0 });
   }
 }

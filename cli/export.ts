@@ -102,7 +102,7 @@ function factsOf(manifest: CheckpointManifest): Facts {
 }
 
 async function fromRun(id: string, partial: string, options: ExportOptions): Promise<Facts> {
-  const session = await openSession(options);
+  const session = await openSession({ ...options, run: id });
   try {
     const { client } = session;
     const run = await client.run(id);

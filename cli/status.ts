@@ -6,7 +6,7 @@ import { duration, groups, percent, runFacts, short, table, workerLine } from '.
 
 /** `downpour status [run]` */
 export async function statusCommand(run: string | undefined, options: RunOptions): Promise<void> {
-  const session = await openSession(options);
+  const session = await openSession({ ...options, run });
   const { client } = session;
   try {
     if (run !== undefined) {
