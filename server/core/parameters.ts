@@ -1,7 +1,7 @@
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Layout } from '../../shared/layout.ts';
-import { type Average, createAverage } from './averaging.ts';
+import { type Average, type AverageState, createAverage } from './averaging.ts';
 import {
   createOptimizer,
   decayRanges,
@@ -135,7 +135,9 @@ export class Parameters {
     for (const [symbol, values] of Object.entries(this.#optimizer.slots)) {
       tensors.push(flatTensor(`optimizer.${symbol}`, values));
     }
-    if (this.#average) tensors.push(flatTensor('average', this.#average.values));
+    for (const [symbol, values] of Object.entries(this.#average?.slots ?? {})) {
+      tensors.push(flatTensor(`average.${symbol}`, values));
+    }
     return tensors;
   }
 
@@ -151,10 +153,10 @@ export class Parameters {
     for (const [symbol, values] of Object.entries(this.#optimizer.slots)) {
       values.set(takeTensor(tensors, `optimizer.${symbol}`, values.length));
     }
-    if (this.#average) {
-      const values = takeTensor(tensors, 'average', this.layout.exchangedSize);
-      this.#average.restore(state.average, values);
+    for (const [symbol, values] of Object.entries(this.#average?.slots ?? {})) {
+      values.set(takeTensor(tensors, `average.${symbol}`, values.length));
     }
+    if (state.average) this.#average?.restore(state.average);
     this.#merges = state.merges;
     this.#snapshot = null;
   }
@@ -162,7 +164,7 @@ export class Parameters {
 
 export interface ParametersState {
   readonly merges: number;
-  readonly average: unknown;
+  readonly average: AverageState | null;
 }
 
 export interface NamedTensor {

@@ -939,7 +939,7 @@ export class Run {
 
   /**
    * The other half: private copies. Parameters by their names, optimizer state as
-   * `optimizer.<symbol>`, the average and the best parameters as flat vectors.
+   * `optimizer.<symbol>`, that of the average as `average.<symbol>`, the best parameters: flat.
    */
   tensors(): NamedTensor[] {
     if (!this.#parameters || !this.hasParameters) return [];
