@@ -347,6 +347,12 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
       `momentumSchedule has ${momentumSchedule.values.length} values and ${momentumSchedule.steps.length} steps; it needs one step fewer than values`,
     );
   }
+  if (momentumSchedule?.steps.some((at, i, all) => i > 0 && at <= all[i - 1]!)) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      `momentumSchedule.steps is ${show(momentumSchedule.steps)}; each must be above the one before`,
+    );
+  }
   if (momentumSchedule && !('momentum' in config.optimizer)) {
     throw new DownpourError(
       'DP_CONFIG_INVALID',

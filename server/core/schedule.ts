@@ -4,8 +4,8 @@ import type { RunConfig, ScheduleConfig } from '../../shared/config.ts';
 export interface Schedule {
   /** @param step updates applied so far, from 0. @returns ε of the next one. */
   rate(step: number): number;
-  /** Takes a validation value in (lower is better); only `plateau` listens. */
-  observe(value: number): void;
+  /** Takes a validation value in, lower is better; only `plateau` listens. */
+  observe(value: number): 'kept' | 'divided';
   /** What a checkpoint must keep. */
   state(): ScheduleState;
   restore(state: ScheduleState): void;
@@ -18,8 +18,9 @@ export interface ScheduleState {
 }
 
 /**
- * Deep Learning §8.3.1 (linear decay to a fixed small rate, eq. 8.14) and §11.4.1; cosine: Loshchilov
- * and Hutter 2017, arXiv:1608.03983, without restarts.
+ * Each kind is a factor on `learningRate`, 1 at step 0. Linear decay to a fixed small rate: Deep
+ * Learning §8.3.1, eq. 8.14. Cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
+ * Plateau: divided by `divideBy` after `patience` evaluations in a row without improvement (§11.2).
  */
 export function createSchedule(
   config: ScheduleConfig,
@@ -29,20 +30,26 @@ export function createSchedule(
   let state: ScheduleState = { factor: 1, best: null, sinceBest: 0 };
   return {
     rate(step) {
-      // Warm-up multiplies, so that the rate joins its schedule without a jump.
+      // Warm-up multiplies, so that the rate joins its schedule without a jump. Its steps are
+      // numbered from 1: a first step at rate 0 would waste a minibatch.
       const warm = step < warmupSteps ? (step + 1) / (warmupSteps + 1) : 1;
       return learningRate * warm * factorAt(config, step, state.factor);
     },
     observe(value) {
-      if (config.kind !== 'plateau') return;
+      if (config.kind !== 'plateau') return 'kept';
       const { best, sinceBest, factor } = state;
+      // NaN improves on nothing.
       if (Number.isFinite(value) && (best === null || value < best - config.minImprovement)) {
         state = { factor, best: value, sinceBest: 0 };
-      } else if (sinceBest + 1 < config.patience) {
-        state = { factor, best, sinceBest: sinceBest + 1 };
-      } else {
-        state = { factor: Math.max(config.floor, factor / config.divideBy), best, sinceBest: 0 };
+        return 'kept';
       }
+      if (sinceBest + 1 < config.patience) {
+        state = { factor, best, sinceBest: sinceBest + 1 };
+        return 'kept';
+      }
+      const divided = Math.max(config.floor, factor / config.divideBy);
+      state = { factor: divided, best, sinceBest: 0 };
+      return divided < factor ? 'divided' : 'kept';
     },
     state: () => state,
     restore(restored) {
@@ -82,6 +89,7 @@ export function momentumAt(
   step: number,
 ): number | undefined {
   if (config === null) return undefined;
-  const passed = config.steps.filter((at) => step >= at).length;
+  let passed = 0;
+  while (passed < config.steps.length && step >= config.steps[passed]!) passed++;
   return config.values[passed];
 }

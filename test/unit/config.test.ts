@@ -45,6 +45,10 @@ test.each([
   [{ consistency: { stalenessMax: -1 } }, /consistency.stalenessMax is -1/],
   [{ earlyStopping: { enabled: false } }, /would never end/],
   [{ momentumSchedule: { values: [0.5, 0.9], steps: [] } }, /one step fewer/],
+  [
+    { momentumSchedule: { values: [0.5, 0.9, 0.99], steps: [20, 10] } },
+    /steps is \[20,10\]; each must be above/,
+  ],
   [{ momentumSchedule: { values: [0.5, 0.9], steps: [10] } }, /needs an optimizer with momentum/],
   [{ schedule: { kind: 'plateau', patience: 5 } }, /stop before the rate is ever divided/],
 ])('%j is refused, and the message names the field', (layer, message) => {
