@@ -16,9 +16,10 @@ export default defineExperiment({
         kernelInitializer: 'heNormal',
         ...(shape ? { inputShape: shape } : {}),
       }),
+      // Pooled first, there is a quarter left to normalise.
+      tf.layers.maxPooling2d({ poolSize: 2 }),
       tf.layers.batchNormalization({ momentum: 0.9 }),
       tf.layers.reLU(),
-      tf.layers.maxPooling2d({ poolSize: 2 }),
     ];
     return tf.sequential({
       layers: [

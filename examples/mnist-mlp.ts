@@ -3,7 +3,6 @@ import { defineExperiment, loadMnist } from 'downpour';
 /** Handwritten digits by a network with one hidden layer. */
 export default defineExperiment({
   data: ({ folder, log }) => loadMnist({ dataFolder: folder, log }),
-  standardise: 'global',
 
   model: ({ tf, hyperparameters, inputShape, classCount }) => {
     const { units = 256, dropout = 0.2 } = hyperparameters;

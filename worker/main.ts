@@ -3,8 +3,8 @@ import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { layoutSpecs } from '../shared/layout.ts';
 import type { Assign, End, Initialise, Join } from '../shared/protocol.ts';
 import { Client } from './client.ts';
-import { type PreparedData, prepareData } from './data/examples.ts';
-import { type EngineName, openEngine } from './engine.ts';
+import { type ExperimentData, type PreparedData, prepareData } from './data/examples.ts';
+import { type Engine, type EngineName, openEngine } from './engine.ts';
 import {
   type FoundExperiment,
   findExperiments,
@@ -24,7 +24,8 @@ export interface WorkerOptions {
   /** Unique among the workers of a server. Default: made of the host and the process. */
   readonly name?: string;
   readonly token?: string;
-  readonly engine?: EngineName | 'auto';
+  /** By name, or one that is open already. */
+  readonly engine?: EngineName | 'auto' | Engine;
   readonly threads?: number;
   /** Where experiments lie. */
   readonly folders: readonly string[];
@@ -62,7 +63,10 @@ export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
   const { run, signal, log } = options;
   const experiments = await findExperiments(options.folders);
   const { engine = 'auto', threads } = options;
-  const opened = await openEngine({ engine, ...(threads === undefined ? {} : { threads }) });
+  const opened =
+    typeof engine === 'object'
+      ? engine
+      : await openEngine({ engine, ...(threads === undefined ? {} : { threads }) });
   log(`engine ${opened.name} on ${opened.device}`);
   for (const note of opened.notes) log(`  ${note}`);
   if (signal.aborted) return { ended: [] };
@@ -174,12 +178,18 @@ class Worker {
     const { run, config } = assign;
     const { dataFolder, log, signal, onProgress } = this.#options;
     const experiment = await loadExperiment(await this.#find(assign));
-    const data = await experiment.data({
-      folder: dataFolder,
-      seed: config.seed,
-      hyperparameters: config.hyperparameters,
-      log,
-    });
+    let data: ExperimentData;
+    try {
+      const { seed, hyperparameters } = config;
+      data = await experiment.data({ folder: dataFolder, seed, hyperparameters, log });
+    } catch (cause) {
+      if (cause instanceof DownpourError) throw cause;
+      throw new DownpourError(
+        'DP_EXPERIMENT_INVALID',
+        `data() of experiment '${assign.experiment}' failed: ${errorText(cause)}`,
+        { cause },
+      );
+    }
     const prepared = prepareData(data, {
       seed: config.seed,
       validationFraction: config.validationFraction,

@@ -1,0 +1,232 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { type Serving, serve } from '../../server/main.ts';
+import type { PartialConfig } from '../../shared/config.ts';
+import type { RunDetail } from '../../shared/rest.ts';
+import { type Engine, openEngine } from '../../worker/engine.ts';
+import { experimentName, hashExperiment } from '../../worker/experiment.ts';
+import { runWorker, type WorkerOptions, type WorkerResult } from '../../worker/main.ts';
+
+/** Real workers on the cpu engine against a real server, in one process: they meet on the wire. */
+
+const EXAMPLES = join(import.meta.dirname, '..', '..', 'examples');
+const FAST: PartialConfig = {
+  minibatchSize: 16,
+  learningRate: 0.01,
+  optimizer: { kind: 'adam' },
+  epochsMax: 15,
+  earlyStopping: { enabled: false },
+  checkpoint: { everySeconds: 0.2 },
+};
+
+let engine: Engine;
+beforeAll(async () => {
+  engine = await openEngine({ engine: 'cpu' });
+});
+
+let folder: string;
+let server: Serving;
+let stopServer: AbortController;
+const lines: string[] = [];
+const log = (line: string) => lines.push(line);
+const workers: { stop: AbortController; done: Promise<WorkerResult> }[] = [];
+
+async function start(port = 0): Promise<void> {
+  stopServer = new AbortController();
+  const state = join(folder, 'state');
+  server = await serve({ host: '127.0.0.1', port, state, signal: stopServer.signal, log });
+}
+
+beforeEach(async () => {
+  lines.length = 0;
+  folder = await mkdtemp(join(tmpdir(), 'downpour-worker-'));
+  await start();
+});
+afterEach(async () => {
+  for (const { stop } of workers) stop.abort();
+  await Promise.allSettled(workers.splice(0).map(({ done }) => done));
+  stopServer.abort();
+  await server.closed;
+  await rm(folder, { recursive: true, force: true });
+});
+
+async function rest<T>(path: string, body?: object): Promise<T> {
+  const response = await fetch(server.url + path, {
+    ...(body
+      ? {
+          method: 'POST',
+          headers: { 'content-type': 'application/json' },
+          body: JSON.stringify(body),
+        }
+      : {}),
+  });
+  const answer = (await response.json()) as T;
+  if (!response.ok) throw new Error(JSON.stringify(answer));
+  return answer;
+}
+
+async function createRun(
+  id: string,
+  config: PartialConfig = FAST,
+  file = join(EXAMPLES, 'csv-regression.ts'),
+): Promise<void> {
+  const experimentHash = await hashExperiment(file);
+  await rest('/runs', { id, experiment: experimentName(file), experimentHash, config });
+}
+
+function work(name: string, options: Partial<WorkerOptions> = {}) {
+  const stop = new AbortController();
+  const done = runWorker({
+    server: server.url.replace('http', 'ws'),
+    run: 'cars',
+    name,
+    engine,
+    folders: [EXAMPLES],
+    dataFolder: folder,
+    once: true,
+    signal: stop.signal,
+    log: (line) => log(`${name}: ${line}`),
+    ...options,
+  });
+  // A failure is looked at where it is awaited.
+  done.catch(() => {});
+  workers.push({ stop, done });
+  return { stop, done };
+}
+
+/** Resolves when some workers have pushed so often in all. */
+function pushes(count: number) {
+  let seen = 0;
+  let reached: () => void;
+  const promise = new Promise<void>((resolve) => {
+    reached = resolve;
+  });
+  return {
+    promise,
+    onProgress: () => {
+      if (++seen === count) reached();
+    },
+  };
+}
+
+/** 314 training examples in minibatches of 16. */
+const STEPS_PER_EPOCH = 20;
+
+describe('workers', () => {
+  test('two train a run to its end, every minibatch once', async () => {
+    await createRun('cars');
+    const [one, two] = await Promise.all([work('one').done, work('two').done]);
+    expect(one.ended).toEqual([
+      { run: 'cars', phase: 'finished', reason: expect.stringContaining('epochsMax') },
+    ]);
+    expect(two.ended).toEqual(one.ended);
+    const run = await rest<RunDetail>('/runs/cars');
+    expect(run.step).toBe(15 * STEPS_PER_EPOCH);
+    expect(run.examples).toBe(15 * 314);
+    expect(run.best!.loss).toBeLessThan(60);
+    expect(run.best!.examples).toBe(78);
+  });
+
+  test('one may leave and another come, and no minibatch is lost', async () => {
+    await createRun('cars');
+    const some = pushes(40);
+    const first = work('first', { onProgress: some.onProgress });
+    await some.promise;
+    first.stop.abort(new Error('Ctrl-C'));
+    expect(await first.done).toEqual({ ended: [] });
+    await work('second').done;
+    const run = await rest<RunDetail>('/runs/cars');
+    expect([run.phase, run.step]).toEqual(['finished', 15 * STEPS_PER_EPOCH]);
+    expect(run.pushes.rejected).toBe(0);
+  });
+
+  test('outlive a server that is stopped and started again', async () => {
+    await createRun('cars');
+    const some = pushes(60);
+    const worker = work('steady', { onProgress: some.onProgress });
+    await some.promise;
+    stopServer.abort();
+    await server.closed;
+    await start(Number(new URL(server.url).port));
+    await worker.done;
+    const run = await rest<RunDetail>('/runs/cars');
+    expect([run.phase, run.step]).toEqual(['finished', 15 * STEPS_PER_EPOCH]);
+    expect(lines.filter((line) => line.startsWith('steady: connected'))).toHaveLength(2);
+  });
+
+  test('end with the run when a user stops it while they push', async () => {
+    await createRun('cars', { ...FAST, epochsMax: 10_000 });
+    const some = pushes(30);
+    const both = [work('one', { onProgress: some.onProgress }), work('two')];
+    await some.promise;
+    await rest('/runs/cars/stop', {});
+    for (const { done } of both) {
+      expect((await done).ended).toMatchObject([{ run: 'cars', phase: 'stopped' }]);
+    }
+  });
+
+  test('for any run take one after the other', async () => {
+    await createRun('cars');
+    await createRun('more');
+    const pool = work('pool', { run: null, once: false });
+    while ((await rest<RunDetail>('/runs/more')).phase !== 'finished') {
+      await new Promise(setImmediate);
+    }
+    pool.stop.abort();
+    expect((await pool.done).ended.map(({ run }) => run).sort()).toEqual(['cars', 'more']);
+  });
+});
+
+describe('a worker that cannot take part', () => {
+  test('says that its experiment differs from the run', async () => {
+    await createRun('cars');
+    await writeFile(join(folder, 'csv-regression.mjs'), PLAIN);
+    await expect(work('other', { folders: [folder] }).done).rejects.toMatchObject({
+      code: 'DP_EXPERIMENT_MISMATCH',
+    });
+  });
+
+  test('says that it lacks the experiment, or that there is no such run', async () => {
+    await createRun('cars');
+    await expect(work('poor', { folders: [folder] }).done).rejects.toMatchObject({
+      code: 'DP_EXPERIMENT_UNKNOWN',
+    });
+    await expect(work('lost', { run: 'nothing' }).done).rejects.toMatchObject({
+      code: 'DP_RUN_UNKNOWN',
+    });
+  });
+
+  test('tells the server why', async () => {
+    const file = join(folder, 'broken.mjs');
+    await writeFile(file, PLAIN);
+    await createRun('cars', FAST, file);
+    await expect(work('unlucky', { folders: [folder] }).done).rejects.toMatchObject({
+      code: 'DP_EXPERIMENT_INVALID',
+      message: "data() of experiment 'broken' failed: the disk is gone",
+    });
+    expect(lines).toContainEqual(expect.stringMatching(/unlucky cannot take part .*disk is gone/));
+  });
+
+  test('goes on with other runs when it is for any', async () => {
+    const file = join(folder, 'broken.mjs');
+    await writeFile(file, PLAIN);
+    await createRun('bad', FAST, file);
+    await createRun('cars');
+    const pool = work('pool', { run: null, once: false, folders: [folder, EXAMPLES] });
+    while ((await rest<RunDetail>('/runs/cars')).phase !== 'finished') {
+      await new Promise(setImmediate);
+    }
+    pool.stop.abort();
+    await pool.done;
+    expect(lines).toContainEqual(expect.stringMatching(/pool: run bad is not for this worker/));
+  });
+});
+
+const PLAIN = `export default {
+  data() { throw new Error('the disk is gone'); },
+  model() {},
+  loss: 'meanSquaredError',
+};
+`;
