@@ -21,7 +21,8 @@ import type { RunRecord, StateStore } from './state-store.ts';
 
 /** What is still to be written of a run. */
 type Task = 'record' | 'best' | 'last' | 'final' | 'earlyStopping';
-const ORDER: readonly Task[] = ['best', 'last', 'final', 'earlyStopping', 'record'];
+/** `last` before `best`: so the best on disk is never of a time that a restart would not know. */
+const ORDER: readonly Task[] = ['last', 'best', 'final', 'earlyStopping', 'record'];
 const RETRY_MS = 5_000;
 
 interface Entry {
@@ -84,11 +85,16 @@ export class Keeper {
       kinds: ['last'],
       onDamaged: (error) => log(`run ${known.id}: ${error.message}; using an older checkpoint`),
     });
-    if (!checkpoint) return new Run(optionsOf(known));
+    if (!checkpoint) {
+      const fresh = new Run(optionsOf(known));
+      if (known.phase === 'stopped') fresh.stop('stopped by a user; `downpour resume` goes on');
+      return fresh;
+    }
     const run = Run.restore(checkpoint.manifest.state as RunState, checkpoint.tensors);
     const entry = this.#entry(run);
     entry.latest = summaryOf(checkpoint.manifest);
     entry.lastStep = run.step;
+    if (run.best && !(await this.#bestCheckpoint(run))) this.#want(run, 'best');
     if (!run.over) log(`run ${run.id} continues from its checkpoint at step ${run.step}`);
     return run;
   }
@@ -99,7 +105,7 @@ export class Keeper {
   }
 
   bestChanged(run: Run): void {
-    this.#want(run, 'best', 'earlyStopping');
+    this.#want(run, 'last', 'best', 'earlyStopping');
   }
 
   evaluated(run: Run): void {
@@ -237,17 +243,23 @@ export class Keeper {
   }
 
   async #recordBest(run: Run): Promise<void> {
-    const { store, token, root } = this.#options;
+    const { store, token } = this.#options;
     const { best, config } = run;
     const value = best && (config.earlyStopping.metric === 'loss' ? best.loss : best.error);
     if (!best || value === null) return;
-    const manifests = await listCheckpoints(checkpointFolder(root, run.id));
-    const checkpoint = manifests.findLast((m) => m.kind === 'best' && m.step === best.step);
+    const checkpoint = await this.#bestCheckpoint(run);
     await store.recordBest(token, run.id, {
       step: best.step,
       value,
       checkpoint: checkpoint?.file ?? '',
     });
+  }
+
+  /** The checkpoint of the run's best evaluation, null: not on disk yet. */
+  async #bestCheckpoint(run: Run): Promise<CheckpointManifest | null> {
+    const manifests = await listCheckpoints(checkpointFolder(this.#options.root, run.id));
+    const step = run.best?.step;
+    return manifests.findLast((m) => m.kind === 'best' && m.step === step) ?? null;
   }
 
   #entry(run: Run): Entry {

@@ -1,0 +1,188 @@
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { checkpointFolder, listCheckpoints } from '../../server/checkpoint.ts';
+import type { Run } from '../../server/core/run.ts';
+import { Keeper } from '../../server/keeper.ts';
+import { type OwnerLease, openFileStore, type StateStore } from '../../server/state-store.ts';
+import type { DownpourError } from '../../shared/errors.ts';
+import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
+
+const problem = createProblem();
+let root: string;
+let store: StateStore;
+let lease: OwnerLease;
+let lines: string[];
+let fenced: DownpourError[];
+let now: number;
+
+beforeEach(async () => {
+  root = await mkdtemp(join(tmpdir(), 'downpour-'));
+  store = openFileStore({ folder: root });
+  lease = await store.acquire('test', { ttlMs: 10_000 });
+  [lines, fenced, now] = [[], [], 0];
+});
+
+afterEach(async () => {
+  await store.close();
+  await rm(root, { recursive: true, force: true });
+});
+
+function createKeeper(): Keeper {
+  return new Keeper({
+    root,
+    store,
+    token: lease.token,
+    now: () => now,
+    log: (line) => lines.push(line),
+    onFenced: (error) => fenced.push(error),
+  });
+}
+
+/** What the coordinator does after each event. */
+function settle(keeper: Keeper, run: Run): void {
+  for (const event of run.takeEvents()) {
+    if (event.kind === 'phase') keeper.phaseChanged(run);
+    else if (event.kind === 'best') keeper.bestChanged(run);
+    else if (event.kind === 'evaluated') keeper.evaluated(run);
+  }
+  keeper.stepped(run, now);
+}
+
+function train(keeper: Keeper, run: Run, steps: number): void {
+  const worker = new VirtualWorker(run, problem, `w/${run.step}`);
+  while (run.step < steps && !run.over) {
+    worker.pull();
+    worker.push();
+    settle(keeper, run);
+  }
+}
+
+test('a checkpoint is due after so many seconds, and after so many steps', async () => {
+  const run = createRun({
+    checkpoint: { everySeconds: 30, everySteps: 4 },
+    evaluateEverySteps: 1000,
+  });
+  const keeper = createKeeper();
+  await keeper.register(run);
+  train(keeper, run, 1);
+  await keeper.saveNow(run);
+  const steps = async () => (await keeper.checkpoints(run.id)).map((checkpoint) => checkpoint.step);
+  train(keeper, run, 4);
+  expect(await steps()).toEqual([1]);
+  train(keeper, run, 5);
+  await keeper.close([]);
+  await keeper.saveNow(run);
+  expect((await steps()).at(-1)).toBe(5);
+  train(keeper, run, 6);
+  now = 30_000;
+  keeper.tick(now);
+  await keeper.saveNow(run);
+  expect((await steps()).at(-1)).toBe(6);
+});
+
+test('the last K, the best and the final checkpoints are kept', async () => {
+  const run = createRun({
+    checkpoint: { everySteps: 1, keepLast: 2 },
+    earlyStopping: { patience: 4 },
+  });
+  const keeper = createKeeper();
+  await keeper.register(run);
+  const worker = new VirtualWorker(run, problem);
+  while (!run.over) {
+    worker.pull();
+    worker.push();
+    settle(keeper, run);
+    await keeper.saveNow(run);
+  }
+  await keeper.close([run]);
+  const checkpoints = await keeper.checkpoints(run.id);
+  const steps = (kind: string) => checkpoints.filter((c) => c.kind === kind).map((c) => c.step);
+  expect(steps('best')).toEqual([run.best!.step]);
+  expect(steps('final')).toEqual([run.step]);
+  expect(steps('last').length).toBe(2);
+  expect(steps('last').at(-1)).toBe(run.step);
+  expect((await store.getBest(run.id))?.value).toBe(run.best!.loss);
+  expect((await store.checkpoints(run.id)).length).toBe(4);
+});
+
+test('what was killed between two checkpoints goes on from the last one, with its best on disk', async () => {
+  const run = createRun({ earlyStopping: { patience: 4 } });
+  const keeper = createKeeper();
+  await keeper.register(run);
+  train(keeper, run, 12);
+  await keeper.saveNow(run);
+  const { step } = run;
+  const parameters = parametersOf(run);
+  train(keeper, run, 14);
+  // The file of the best is lost as well: it is in the last checkpoint too.
+  const folder = checkpointFolder(root, run.id);
+  for (const name of await readdir(folder)) {
+    if (name.includes('-best-')) await rm(join(folder, name));
+  }
+  const recovering = createKeeper();
+  const [recovered] = await recovering.recover();
+  await recovering.close([recovered!]);
+  expect(recovered!.step).toBe(step);
+  expect(parametersOf(recovered!)).toEqual(parameters);
+  const best = (await listCheckpoints(folder)).filter((c) => c.kind === 'best');
+  expect(best.map((c) => c.step)).toEqual([recovered!.best!.step]);
+});
+
+test('a run that was stopped before it had parameters is still stopped after a restart', async () => {
+  const run = createRun({});
+  const keeper = createKeeper();
+  await keeper.register(run);
+  run.stop('stopped by a user');
+  settle(keeper, run);
+  await keeper.close([run]);
+  const [recovered] = await createKeeper().recover();
+  expect(recovered!.phase).toBe('stopped');
+  recovered!.resume();
+  new VirtualWorker(recovered!, problem).train();
+  expect(recovered!.phase).toBe('finished');
+});
+
+describe('when the state cannot be written', () => {
+  test('training goes on, it is said, and the newest state is written later', async () => {
+    const run = createRun({});
+    const keeper = createKeeper();
+    await keeper.register(run);
+    train(keeper, run, 2);
+    await keeper.saveNow(run);
+    const putEarlyStopping = store.putEarlyStopping.bind(store);
+    let broken = true;
+    store.putEarlyStopping = async (...args) => {
+      if (broken) throw new Error('the disk is full');
+      await putEarlyStopping(...args);
+    };
+    train(keeper, run, 6);
+    await keeper.saveNow(run);
+    expect(lines.join('\n')).toMatch(/earlyStopping not written, trying again: .*the disk is full/);
+    train(keeper, run, 11);
+    broken = false;
+    now = 5_000;
+    keeper.tick(now);
+    await keeper.close([run]);
+    expect(await store.getEarlyStopping(run.id)).toEqual(
+      JSON.parse(JSON.stringify(run.earlyStoppingState)),
+    );
+  });
+
+  test('a server that another has taken over from writes nothing more, and is told to stop', async () => {
+    const run = createRun({});
+    const keeper = createKeeper();
+    await keeper.register(run);
+    train(keeper, run, 2);
+    await keeper.saveNow(run);
+    await lease.release();
+    const other = openFileStore({ folder: root });
+    const taken = await other.acquire('other', { ttlMs: 10_000 });
+    train(keeper, run, 3);
+    await keeper.saveNow(run);
+    expect(fenced[0]?.code).toBe('DP_STATE_FENCED');
+    await taken.release();
+    await other.close();
+  });
+});
