@@ -15,6 +15,9 @@ import { DownpourError } from './errors.ts';
 export type Role = 'trainable' | 'statistics' | 'frozen';
 const ROLES: readonly Role[] = ['trainable', 'statistics', 'frozen'];
 
+/** Begins the names of a server's own tensors in a checkpoint; no tensor of a model may begin so. */
+export const STATE_PREFIX = '@';
+
 export interface TensorSpec {
   readonly name: string;
   readonly shape: readonly number[];
@@ -57,6 +60,11 @@ export function createLayout(specs: readonly TensorSpec[]): Layout {
     if (name.length === 0 || name.length > LIMITS.nameLengthMax) {
       throw invalid(
         `a tensor name has ${name.length} characters; allowed: 1 to ${LIMITS.nameLengthMax}`,
+      );
+    }
+    if (name.startsWith(STATE_PREFIX)) {
+      throw invalid(
+        `tensor '${name}' begins with '${STATE_PREFIX}', which is kept for the server's own`,
       );
     }
     if (names.has(name)) throw invalid(`two tensors are named '${name}'; each needs its own name`);

@@ -1,6 +1,6 @@
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import type { Layout } from '../../shared/layout.ts';
+import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
 import { type Average, type AverageState, createAverage } from './averaging.ts';
 import {
   createOptimizer,
@@ -132,13 +132,21 @@ export class Parameters {
   /** All that a checkpoint must keep besides `state()`: private copies. */
   tensors(): NamedTensor[] {
     const tensors = this.named();
-    for (const [symbol, values] of Object.entries(this.#optimizer.slots)) {
-      tensors.push(flatTensor(`optimizer.${symbol}`, values));
-    }
-    for (const [symbol, values] of Object.entries(this.#average?.slots ?? {})) {
-      tensors.push(flatTensor(`average.${symbol}`, values));
-    }
+    for (const [name, values] of this.#state()) tensors.push(flatTensor(name, values));
     return tensors;
+  }
+
+  /** The live vectors of optimizer and average by their names in a checkpoint. */
+  #state(): [string, Float32Array][] {
+    const named = (owner: string, slots: Readonly<Record<string, Float32Array>>) =>
+      Object.entries(slots).map(([symbol, values]): [string, Float32Array] => [
+        `${STATE_PREFIX}${owner}.${symbol}`,
+        values,
+      ]);
+    return [
+      ...named('optimizer', this.#optimizer.slots),
+      ...named('average', this.#average?.slots ?? {}),
+    ];
   }
 
   state(): ParametersState {
@@ -150,12 +158,8 @@ export class Parameters {
     for (const { name, offset, size } of this.layout.tensors) {
       this.#vector.set(takeTensor(tensors, name, size), offset);
     }
-    for (const [symbol, values] of Object.entries(this.#optimizer.slots)) {
-      values.set(takeTensor(tensors, `optimizer.${symbol}`, values.length));
-    }
-    for (const [symbol, values] of Object.entries(this.#average?.slots ?? {})) {
-      values.set(takeTensor(tensors, `average.${symbol}`, values.length));
-    }
+    for (const [name, values] of this.#state())
+      values.set(takeTensor(tensors, name, values.length));
     if (state.average) this.#average?.restore(state.average);
     this.#merges = state.merges;
     this.#snapshot = null;

@@ -1,6 +1,12 @@
 import { LIMITS, type RunConfig } from '../../shared/config.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
-import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../../shared/layout.ts';
+import {
+  createLayout,
+  type Layout,
+  layoutSpecs,
+  STATE_PREFIX,
+  type TensorSpec,
+} from '../../shared/layout.ts';
 import type {
   Acknowledgement,
   DataSummary,
@@ -136,6 +142,8 @@ export interface RunState {
 
 const emptyTally = (): Tally => ({ applied: 0, damped: 0, duplicate: 0, rejected: 0 });
 const GRACE_MS = 5_000;
+/** The best parameters in a full checkpoint. */
+const BEST = `${STATE_PREFIX}best`;
 
 export class Run {
   readonly options: RunOptions;
@@ -939,12 +947,12 @@ export class Run {
 
   /**
    * The other half: private copies. Parameters by their names, optimizer state as
-   * `optimizer.<symbol>`, that of the average as `average.<symbol>`, the best parameters: flat.
+   * `@optimizer.<symbol>`, that of the average as `@average.<symbol>`, the best parameters: flat.
    */
   tensors(): NamedTensor[] {
     if (!this.#parameters || !this.hasParameters) return [];
     const tensors = this.#parameters.tensors();
-    if (this.#best) tensors.push(flatTensor('best', this.#best.values));
+    if (this.#best) tensors.push(flatTensor(BEST, this.#best.values));
     return tensors;
   }
 
@@ -994,7 +1002,7 @@ export class Run {
       run.#parameters = new Parameters(createLayout(state.tensors), run.config);
       run.#parameters.restore(state.parameters, tensors);
       const size = run.#parameters.layout.exchangedSize;
-      if (state.best) run.#best = { ...state.best, values: takeTensor(tensors, 'best', size) };
+      if (state.best) run.#best = { ...state.best, values: takeTensor(tensors, BEST, size) };
     }
     run.#restorePending();
     return run;

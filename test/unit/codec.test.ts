@@ -151,6 +151,7 @@ test.each([
     /two tensors/,
   ],
   [[{ name: 'a', shape: [-1], role: 'trainable' as const }], /shape \[-1\]/],
+  [[{ name: '@best', shape: [1], role: 'trainable' as const }], /kept for the server/],
   [[{ name: 'm', shape: [1], role: 'statistics' as const }], /momentum undefined/],
   [[{ name: 'a', shape: [2 ** 20, 2 ** 20], role: 'trainable' as const }], /at most/],
 ])('a bad layout is refused', (specs, message) => {
