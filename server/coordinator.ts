@@ -132,9 +132,11 @@ export class Coordinator {
 
   /** Stops taking work in, leaves a checkpoint of every run, and closes all connections. */
   async close(): Promise<void> {
-    for (const session of this.#sessions) session.close(1012, 'server stops');
+    const sessions = [...this.#sessions];
+    // Nothing that comes in from now on is looked at: it would change runs that are being written.
+    for (const session of sessions) session.dismissed(1012, 'server stops');
     await this.#keeper.close([...this.#runs.values()]);
-    for (const session of this.#sessions) session.terminate();
+    for (const session of sessions) session.terminate();
   }
 
   // Workers.

@@ -52,6 +52,7 @@ export class Keeper {
   readonly #options: KeeperOptions;
   readonly #entries = new Map<string, Entry>();
   readonly #runs = new Map<string, Run>();
+  #closed = false;
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -136,9 +137,10 @@ export class Keeper {
     if (entry.tasks.size > 0) await this.#write(run, entry);
   }
 
-  /** Writes all that is left; what fails is said, never thrown. */
+  /** Writes all that is left, and nothing after that. What fails is said, never thrown. */
   async close(runs: readonly Run[]): Promise<void> {
     await Promise.all(runs.map((run) => (run.over ? this.#flush(run) : this.saveNow(run))));
+    this.#closed = true;
   }
 
   async #flush(run: Run): Promise<void> {
@@ -166,6 +168,7 @@ export class Keeper {
   #want(run: Run, ...tasks: Task[]): Entry {
     const entry = this.#entry(run);
     for (const task of tasks) entry.tasks.add(task);
+    if (this.#closed) return entry;
     if (this.#options.now() >= entry.retryAt) this.#write(run, entry);
     return entry;
   }

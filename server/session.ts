@@ -339,6 +339,12 @@ export class Session {
     this.#socket.close(code, reason);
   }
 
+  /** The server stops: says so, and hears nothing more. */
+  dismissed(code: number, reason: string): void {
+    this.close(code, reason);
+    this.#gone();
+  }
+
   /** Ends the connection without the closing handshake: the other side does not answer. */
   terminate(): void {
     this.#socket.terminate();

@@ -1,0 +1,153 @@
+import { join } from 'node:path';
+import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { checkpointFolder, newestValidCheckpoint } from '../../server/checkpoint.ts';
+import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
+import { gather, type PreparedData, prepareData } from '../../worker/data/examples.ts';
+import { type Engine, openEngine } from '../../worker/engine.ts';
+import { evaluate } from '../../worker/evaluate.ts';
+import { loadExperiment } from '../../worker/experiment.ts';
+import { buildModel, type Model } from '../../worker/model.ts';
+import { Cluster, FIXTURES } from '../support/cluster.ts';
+
+const DIGITS = join(FIXTURES, 'digits.ts');
+let engine: Engine;
+let cluster: Cluster;
+beforeAll(async () => {
+  engine = await openEngine({ engine: 'cpu' });
+});
+beforeEach(async () => {
+  cluster = await Cluster.start(engine);
+});
+afterEach(() => cluster.close());
+
+/** All tensors of a kind of checkpoint, by name. */
+async function tensorsOf(id: string, kind: 'last' | 'final'): Promise<Map<string, Float32Array>> {
+  const folder = checkpointFolder(cluster.state, id);
+  const checkpoint = await newestValidCheckpoint(folder, { kinds: [kind] });
+  return new Map(checkpoint!.tensors.map(({ name, values }) => [name, values]));
+}
+
+test('interrupted and resumed with one worker = uninterrupted, bit for bit', async () => {
+  const config: PartialConfig = {
+    minibatchSize: 32,
+    learningRate: 0.003,
+    optimizer: { kind: 'adam' },
+    averaging: { kind: 'ema', decay: 0.95 },
+    schedule: { kind: 'plateau', patience: 1 },
+    earlyStopping: { patience: 3, afterStop: 'continue', continueStepsMax: 30 },
+    epochsMax: 6,
+    evaluateEverySteps: 11,
+  };
+  await cluster.createRun('whole', DIGITS, config);
+  await cluster.work('whole', 'one').done;
+  const whole = await tensorsOf('whole', 'last');
+  const evaluations = (await cluster.client.metrics('whole')).evaluations.map((e) => e.loss);
+
+  await cluster.createRun('broken', DIGITS, config);
+  for (let session = 1; ; session++) {
+    // Cut somewhere else in each session: in an epoch, near an evaluation, while refitting.
+    let steps = 0;
+    const limit = 4 * session + 3;
+    await new Promise<void>((resolve, reject) => {
+      const onProgress = () => void (++steps === limit && resolve());
+      cluster
+        .work('broken', `worker-${session}`, { onProgress })
+        .done.then(() => resolve(), reject);
+    });
+    const { phase } = await cluster.client.run('broken');
+    if (phase === 'finished') {
+      expect(session).toBeGreaterThan(2);
+      break;
+    }
+    await cluster.stopServer();
+    await cluster.stopWorkers();
+    await cluster.serve();
+  }
+  const broken = await tensorsOf('broken', 'last');
+  expect([...broken.keys()]).toEqual([...whole.keys()]);
+  for (const [name, values] of whole) expect(broken.get(name), name).toEqual(values);
+  const again = (await cluster.client.metrics('broken')).evaluations.map((e) => e.loss);
+  expect(again).toEqual(evaluations);
+});
+
+describe('merged statistics of batch normalisation', () => {
+  test.each([1, 4])(
+    'agree with statistics computed afresh over the training set, with %i workers',
+    async (count) => {
+      const partial: PartialConfig = {
+        minibatchSize: 32,
+        learningRate: 0.05,
+        optimizer: { kind: 'momentum', momentum: 0.5 },
+        // The parameters hardly move at the end, so that there is one right answer.
+        schedule: { kind: 'linear', steps: 250, floor: 0.01 },
+        earlyStopping: { enabled: false },
+        stepsMax: 350,
+      };
+      const id = `workers-${count}`;
+      await cluster.createRun(id, DIGITS, partial);
+      const workers = Array.from({ length: count }, (_, i) => cluster.work(id, `w-${i}`));
+      await Promise.all(workers.map(({ done }) => done));
+      const summary = await cluster.client.run(id);
+      expect(summary).toMatchObject({ phase: 'finished', step: 350 });
+      if (count > 1) expect(summary.staleness.max).toBeGreaterThan(0);
+
+      const config = resolveConfig(partial);
+      const experiment = await loadExperiment(DIGITS);
+      const data = await experiment.data({
+        folder: cluster.folder,
+        seed: config.seed,
+        hyperparameters: {},
+        log: () => {},
+      });
+      const prepared = prepareData(data, {
+        seed: config.seed,
+        validationFraction: config.validationFraction,
+        standardise: experiment.standardise ?? 'none',
+      });
+      const model = await buildModel(experiment, config, prepared);
+      const final = await tensorsOf(id, 'last');
+      const trained = new Float32Array(model.layout.size);
+      for (const { name, offset } of model.layout.tensors) trained.set(final.get(name)!, offset);
+
+      const merged = await lossWith(model, trained, prepared);
+      const afresh = await lossWith(
+        model,
+        await withFreshStatistics(model, trained, prepared),
+        prepared,
+      );
+      const unmerged = await lossWith(model, withInitialStatistics(model, trained), prepared);
+      // Merged ones average some 50 minibatches of 32 with noise of their own: 3 % of the loss.
+      expect(Math.abs(merged.loss - afresh.loss) / afresh.loss).toBeLessThan(0.03);
+      expect(Math.abs(merged.error - afresh.error)).toBeLessThanOrEqual(0.02);
+      // And the comparison can fail: statistics that were never merged are far off.
+      expect(Math.abs(unmerged.loss - afresh.loss) / afresh.loss).toBeGreaterThan(0.1);
+      model.dispose();
+    },
+  );
+});
+
+async function lossWith(model: Model, parameters: Float32Array, prepared: PreparedData) {
+  const { loss, error } = await evaluate(model, parameters, prepared, 'validation');
+  return { loss: loss!, error: error! };
+}
+
+/** The training set as one minibatch gives its mean and variance exactly (one normalised layer). */
+async function withFreshStatistics(model: Model, parameters: Float32Array, prepared: PreparedData) {
+  const { trainableSize, exchangedSize } = model.layout;
+  model.load(parameters.slice());
+  const all = Int32Array.from({ length: prepared.train.count }, (_, i) => i);
+  const { gradient } = await model.step(gather(prepared, 'train', all), 1);
+  const fresh = parameters.slice();
+  fresh.set(gradient.subarray(trainableSize, exchangedSize), trainableSize);
+  return fresh;
+}
+
+/** Mean 0 and variance 1, as a model begins. */
+function withInitialStatistics(model: Model, parameters: Float32Array): Float32Array {
+  const values = parameters.slice();
+  for (const { name, role, offset, size } of model.layout.tensors) {
+    if (role === 'statistics')
+      values.fill(name.includes('variance') ? 1 : 0, offset, offset + size);
+  }
+  return values;
+}
