@@ -136,7 +136,8 @@ export class Session {
   #work(message: Push | Initialised | Evaluated, payload: Float32Array): void {
     const run = this.#run;
     if (!run || !this.#joined || message.run !== run.id) {
-      this.#coordinator.mustFind(message.run);
+      // It crossed the end of its run on the wire: the worker knows by now.
+      if (this.#coordinator.mustFind(message.run).over) return;
       throw new DownpourError(
         'DP_PROTOCOL_ORDER',
         `'${message.type}' for run '${message.run}', which this worker has not joined: join it first`,

@@ -163,6 +163,19 @@ describe('a run over real sockets', () => {
     expect(body).toMatchObject({ phase: 'finished', step: 25, examples: 100 });
   });
 
+  test('a push that crosses the end of its run is no offence', async () => {
+    const { url } = await start(await folder());
+    const id = await createRun(url);
+    const worker = await ProtocolWorker.connect(url);
+    const work = await worker.enter(problem);
+    await request('POST', `${url}/runs/${id}/stop`);
+    worker.push(problem, work);
+    await worker.expect('end');
+    await worker.expect('idle');
+    const next = await createRun(url);
+    expect((await worker.expect('assign')).run).toBe(next);
+  });
+
   test('frozen tensors come with the first work only, and unchanged parameters are not sent again', async () => {
     const { url } = await start(await folder());
     await createRun(url, { consistency: { stalenessMax: 0 } });
