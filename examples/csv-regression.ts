@@ -25,7 +25,7 @@ export default defineExperiment({
 
   config: {
     minibatchSize: 16,
-    learningRate: 0.003,
+    learningRate: 0.01,
     optimizer: { kind: 'adam' },
     weightDecay: { rate: 0.001 },
     earlyStopping: { patience: 20, metric: 'loss' },

@@ -36,8 +36,9 @@ export default defineExperiment({
 
   config: {
     minibatchSize: 64,
-    learningRate: 0.02,
+    learningRate: 0.01,
     optimizer: { kind: 'momentum', momentum: 0.9 },
+    averaging: { kind: 'ema', decay: 0.999 },
     schedule: { kind: 'plateau', divideBy: 5, patience: 1 },
     earlyStopping: { patience: 3 },
     epochsMax: 12,

@@ -24,8 +24,10 @@ export default defineExperiment({
 
   config: {
     minibatchSize: 64,
-    learningRate: 0.05,
+    // Momentum adds to what staleness does: at 0.05 four workers no longer agree on a direction.
+    learningRate: 0.02,
     optimizer: { kind: 'momentum', momentum: 0.9 },
+    averaging: { kind: 'ema', decay: 0.999 },
     schedule: { kind: 'plateau', divideBy: 5, patience: 2 },
     earlyStopping: { patience: 5 },
     epochsMax: 30,
