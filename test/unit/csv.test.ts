@@ -106,7 +106,8 @@ describe('CSV', () => {
   });
 
   it('gives back every number that was written, as float32', () => {
-    const number = fc.float({ noNaN: true, noDefaultInfinity: true });
+    // Adding 0 makes -0 to 0: as text they are the same.
+    const number = fc.float({ noNaN: true, noDefaultInfinity: true }).map((value) => value + 0);
     fc.assert(
       fc.property(fc.array(fc.tuple(number, number), { minLength: 1 }), (rows) => {
         const text = `x,y\n${rows.map((row) => row.map(String).join(',')).join('\n')}\n`;
