@@ -13,6 +13,9 @@ import { Run } from './core/run.ts';
 import type { Keeper } from './keeper.ts';
 import type { Session } from './session.ts';
 
+/** Between two ticks, which come every second: longer means that the whole process was held up. */
+const HELD_UP_MS = 5_000;
+
 /**
  * All runs and all workers of a server: who works on what, and what must be written down. Decisions
  * about a run are the run's own; writing is the keeper's.
@@ -27,11 +30,13 @@ export class Coordinator {
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, WorkerSummary>();
   readonly #errors = new Map<ErrorCode, number>();
+  #tickedAt: number;
 
   constructor(options: { keeper: Keeper; now: () => number; log: (line: string) => void }) {
     this.#keeper = options.keeper;
     this.now = options.now;
     this.log = options.log;
+    this.#tickedAt = options.now();
   }
 
   // Runs.
@@ -118,6 +123,14 @@ export class Coordinator {
   /** Once a second: what is out of time, who is silent, what is due to be written. */
   tick(): void {
     const now = this.now();
+    const heldUp = now - this.#tickedAt > HELD_UP_MS;
+    this.#tickedAt = now;
+    if (heldUp) {
+      // This process stood still (a long collection, a suspended machine): what the workers have
+      // sent meanwhile is read first, and nobody is blamed for the silence.
+      for (const session of this.#sessions) session.excuse();
+      return;
+    }
     for (const run of this.#runs.values()) {
       if (run.over) continue;
       run.tick(now);

@@ -86,6 +86,11 @@ export class Session {
     return this.#lastSeen;
   }
 
+  /** It cannot be blamed for its silence: the server itself was held up. */
+  excuse(): void {
+    this.#lastSeen = this.#coordinator.now();
+  }
+
   get lastError(): { code: string; message: string } | null {
     return this.#lastError;
   }
@@ -134,6 +139,14 @@ export class Session {
   }
 
   #work(message: Push | Initialised | Evaluated, payload: Float32Array): void {
+    if (message.type === 'evaluated') {
+      // It took long, and the connection may be a new one that has not joined yet.
+      const run = this.#coordinator.mustFind(message.run);
+      run.evaluated(message, this.#coordinator.now());
+      if (run === this.#run) this.proceed();
+      this.#coordinator.settle(run);
+      return;
+    }
     const run = this.#run;
     if (!run || !this.#joined || message.run !== run.id) {
       // It crossed the end of its run on the wire: the worker knows by now.
@@ -144,11 +157,7 @@ export class Session {
       );
     }
     if (message.type === 'push') this.#onPush(run, message, payload);
-    else if (message.type === 'initialised') this.#onInitialised(run, message, payload);
-    else {
-      run.evaluated(message, this.#coordinator.now());
-      this.proceed();
-    }
+    else this.#onInitialised(run, message, payload);
     this.#coordinator.settle(run);
   }
 

@@ -418,8 +418,11 @@ export function keepLease(
   function expireIn(ms: number): void {
     clearTimeout(deadline);
     deadline = setTimeout(() => {
-      const why = failure === undefined ? '' : ` (${errorText(failure)})`;
-      lose(`it could not be renewed within ${ttlMs} ms${why}`);
+      // The process may have been held up and have asked nobody: it asks once before it gives up.
+      renew().catch((error) => {
+        if (released || lost.aborted) return;
+        lose(`it could not be renewed within ${ttlMs} ms (${errorText(failure ?? error)})`);
+      });
     }, ms).unref();
   }
   async function renew(): Promise<void> {

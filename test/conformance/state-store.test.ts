@@ -312,6 +312,17 @@ describe.each([
     });
 
     describe('the owner', () => {
+      it('outlives a process that stood still for longer, when nobody took it', async () => {
+        const store = bench.open();
+        const lease = await store.acquire('slow', { ttlMs: 300 });
+        // Stands still as in a long computation: no timer of this process runs.
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000);
+        await new Promise((resolve) => setTimeout(resolve, 100));
+        expect(lease.lost.aborted).toBe(false);
+        await lease.renew();
+        await store.putEarlyStopping(lease.token, 'r1', { evaluations: 1 });
+      });
+
       it('is one: another is refused and told who, and comes in after the release', async () => {
         const first = await store.acquire('server-a', LONG);
         const other = bench.open();
