@@ -1,14 +1,14 @@
 import { mkdir } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { performance } from 'node:perf_hooks';
-import { DownpourError, errorText } from '../shared/errors.ts';
+import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { VERSION } from '../shared/version.ts';
 import { createApp } from './app.ts';
 import { checkpointFolder } from './checkpoint.ts';
 import { Coordinator } from './coordinator.ts';
 import { Keeper } from './keeper.ts';
 import { openRedisStore } from './redis.ts';
-import { openFileStore, type StateStore } from './state-store.ts';
+import { type OwnerLease, openFileStore, type StateStore } from './state-store.ts';
 
 export interface ServeOptions {
   readonly host: string;
@@ -34,6 +34,8 @@ export interface Serving {
 }
 
 const OWNER_TTL_MS = 10_000;
+/** A little longer than a dead owner's lease lasts. */
+const OWNER_WAIT_MS = 15_000;
 const TICK_MS = 1_000;
 
 /**
@@ -72,10 +74,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     ending.abort();
   };
   try {
-    const lease = await store.acquire(`${hostname()}:${process.pid}`, {
-      ttlMs: OWNER_TTL_MS,
-      signal,
-    });
+    const lease = await own(store, log, signal);
     lease.lost.addEventListener('abort', () => {
       lose(
         new DownpourError(
@@ -112,6 +111,27 @@ export async function serve(options: ServeOptions): Promise<Serving> {
   } catch (error) {
     await store.close();
     throw error;
+  }
+}
+
+/**
+ * Takes the state over. Files know at once whether their owner is dead; Redis, when its lease runs
+ * out: a server that is started again after a crash waits for that, and for a Redis that comes up
+ * beside it, instead of ending.
+ */
+async function own(
+  store: StateStore,
+  log: (line: string) => void,
+  signal: AbortSignal,
+): Promise<OwnerLease> {
+  const owner = `${hostname()}:${process.pid}`;
+  try {
+    return await store.acquire(owner, { ttlMs: OWNER_TTL_MS, signal });
+  } catch (error) {
+    const early = ['DP_STATE_LOCKED', 'DP_REDIS_UNAVAILABLE'].includes(errorCode(error));
+    if (store.kind !== 'redis' || !early) throw error;
+    log(`${errorText(error)}; trying again for ${OWNER_WAIT_MS / 1000} s`);
+    return store.acquire(owner, { ttlMs: OWNER_TTL_MS, waitMs: OWNER_WAIT_MS, signal });
   }
 }
 
