@@ -1,0 +1,174 @@
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { RunDetail } from '../../shared/rest.ts';
+import { enginesFolder } from '../../worker/engine-folder.ts';
+import { ROOT } from '../support/deployment.ts';
+
+// Three machines with a switch between them, as network namespaces of Linux: the commands of
+// docs/cluster.md under real addresses, and a cable that is pulled. The addresses (RFC 5737) exist
+// inside these namespaces only.
+
+const PREFIX = `dp${process.pid}`;
+const SWITCH = `${PREFIX}-switch`;
+const HOSTS = ['server', 'worker-1', 'worker-2'] as const;
+type Host = (typeof HOSTS)[number];
+const SERVER = '192.0.2.1';
+const TOKEN = 'a-secret-of-this-test';
+
+function ip(...args: string[]): void {
+  const { status, stderr, error } = spawnSync('ip', args, { encoding: 'utf8', timeout: 20_000 });
+  if (status !== 0) throw new Error(`ip ${args.join(' ')}: ${stderr ?? error}`);
+}
+
+/** Why there can be no namespaces here, or an empty text. */
+function whyNot(): string {
+  let why = '';
+  try {
+    ip('netns', 'add', `${PREFIX}-try`);
+    ip('netns', 'delete', `${PREFIX}-try`);
+  } catch (error) {
+    why = `: no network namespaces here (${(error as Error).message.trim()})`;
+  }
+  if (why !== '' && process.env.CI) throw new Error(`CI needs root and iproute2${why}`);
+  return why;
+}
+
+const missing = whyNot();
+const inside = (name: string, ...args: string[]) => ['netns', 'exec', name, ...args];
+const namespace = (host: Host) => `${PREFIX}-${host}`;
+
+/** A namespace with a bridge, and one a host with a cable to it. */
+function connectHosts(): void {
+  ip('netns', 'add', SWITCH);
+  ip('-n', SWITCH, 'link', 'add', 'bridge', 'type', 'bridge');
+  ip('-n', SWITCH, 'link', 'set', 'bridge', 'up');
+  for (const [i, host] of HOSTS.entries()) {
+    const name = namespace(host);
+    ip('netns', 'add', name);
+    ip(
+      '-n',
+      SWITCH,
+      'link',
+      'add',
+      `port${i}`,
+      'type',
+      'veth',
+      'peer',
+      'name',
+      'eth0',
+      'netns',
+      name,
+    );
+    ip('-n', SWITCH, 'link', 'set', `port${i}`, 'master', 'bridge', 'up');
+    ip('-n', name, 'address', 'add', `192.0.2.${i + 1}/24`, 'dev', 'eth0');
+    ip('-n', name, 'link', 'set', 'eth0', 'up');
+    ip('-n', name, 'link', 'set', 'lo', 'up');
+  }
+}
+
+const children = new Set<ChildProcess>();
+let folder: string;
+
+/** `downpour …` on one of the machines. */
+function downpour(host: Host, ...args: string[]) {
+  const command = [process.execPath, join(ROOT, 'bin/downpour.js'), ...args];
+  // `ip netns exec` becomes the command: its process is ours to signal.
+  const child = spawn('ip', inside(namespace(host), ...command), {
+    cwd: ROOT,
+    env: {
+      PATH: process.env.PATH,
+      HOME: folder,
+      DOWNPOUR_TOKEN: TOKEN,
+      DOWNPOUR_DATA: join(folder, 'data'),
+      DOWNPOUR_ENGINE_DIR: enginesFolder(),
+    },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  children.add(child);
+  const lines: string[] = [];
+  const waiting = new Set<() => void>();
+  for (const stream of [child.stdout, child.stderr]) {
+    createInterface({ input: stream }).on('line', (line) => {
+      lines.push(line);
+      for (const look of waiting) look();
+    });
+  }
+  const end = new Promise<number | null>((done) => {
+    child.on('close', (code) => {
+      children.delete(child);
+      for (const look of waiting) look();
+      done(code);
+    });
+  });
+  const text = () => `${host}:\n${lines.slice(-40).join('\n')}`;
+  /** The first line that is meant, as soon as it comes. */
+  const line = (meant: (line: string) => boolean) =>
+    new Promise<string>((done, fail) => {
+      const look = () => {
+        const found = lines.find(meant);
+        if (found !== undefined) done(found);
+        else if (child.exitCode !== null) fail(new Error(text()));
+        else return;
+        waiting.delete(look);
+      };
+      waiting.add(look);
+      look();
+    });
+  return { child, end, text, line, lines };
+}
+
+describe.skipIf(missing)(`machines of their own${missing}`, () => {
+  beforeAll(() => {
+    folder = mkdtempSync(join(tmpdir(), 'downpour-network-'));
+    mkdirSync(join(folder, 'data'));
+    connectHosts();
+  });
+  afterAll(async () => {
+    const gone = [...children].map((child) => new Promise((done) => child.on('close', done)));
+    for (const child of children) child.kill('SIGKILL');
+    await Promise.all(gone);
+    for (const name of [...HOSTS.map(namespace), SWITCH]) {
+      spawnSync('ip', ['netns', 'delete', name], { timeout: 20_000 });
+    }
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  test('a run finishes over the network, though the cable of a worker is pulled', async () => {
+    const state = ['--state', join(folder, 'state')];
+    const server = downpour('server', 'serve', '--host', '0.0.0.0', ...state);
+    await server.line((line) => line.includes('Downpour listens'));
+    const address = ['--server', `ws://${SERVER}:7420`, '--threads', '1'];
+    const workers = (['worker-1', 'worker-2'] as const).map((host) => ({
+      host,
+      ...downpour(host, 'work', '--name', host, ...address),
+    }));
+    for (const { host } of workers) {
+      await server.line((line) => line.includes(`worker ${host} connected`));
+    }
+    const training = downpour(
+      ...(['worker-1', 'train', 'examples/mnist-mlp.ts', '--json', '--workers', '0'] as const),
+      ...['--server', `http://${SERVER}:7420`, '--epochs', '3', '--minibatch-size', '16'],
+      ...['--set', 'earlyStopping.enabled=false', '--set', 'leaseSeconds=2'],
+    );
+    const runOf = (line: string) => (JSON.parse(line) as { run?: RunDetail }).run;
+    await training.line((line) => line.startsWith('{"event":"progress"') && runOf(line)!.step > 50);
+    // No FIN, no RST: the server hears nothing more of it.
+    ip('-n', SWITCH, 'link', 'set', 'port2', 'down');
+    expect(await training.end, training.text()).toBe(0);
+    const run = runOf(training.lines.at(-1)!)!;
+    expect(run).toMatchObject({ phase: 'finished', reason: 'reached epochsMax 3' });
+    expect(run.examples).toBe(3 * run.data!.trainCount);
+
+    // Plugged in again it comes back by itself, and Ctrl-C ends all in good order.
+    ip('-n', SWITCH, 'link', 'set', 'port2', 'up');
+    const status = downpour('worker-2', 'status', '--server', `http://${SERVER}:7420`);
+    expect(await status.end, status.text()).toBe(0);
+    expect(status.text()).toContain('finished');
+    for (const { child } of [...workers, server]) child.kill('SIGINT');
+    expect(await Promise.all([...workers, server].map(({ end }) => end))).toEqual([0, 0, 0]);
+  });
+});
