@@ -1,9 +1,10 @@
 import { writeFileSync } from 'node:fs';
 import { pathToFileURL } from 'node:url';
 import type { Command } from 'commander';
+import { CONFIG_PAGE, configPage } from './config-page.ts';
 import { createProgram } from './main.ts';
 
-/** Writes docs/cli.md from the commands themselves: `npm run docs:cli`. */
+/** Writes the pages of docs/ that are made from the code: `npm run docs`. */
 
 export const PAGE = new URL('../docs/cli.md', import.meta.url);
 
@@ -12,7 +13,7 @@ export async function helpPage(): Promise<string> {
   const program = await createProgram({ exitCode: 0 });
   const sections = [
     '# The command line',
-    'Written by `npm run docs:cli` from the commands themselves; change their help, not this page. In a clone of the project the command is `npx downpour`.',
+    'Written by `npm run docs` from the commands themselves; change their help, not this page. In a clone of the project the command is `npx downpour`.',
     'An error is one line, `error DP_CODE: message`, on standard error; `DOWNPOUR_DEBUG=1` adds where it came from. Options that name an environment variable (`env:`) can be given by it; the command line wins.',
     ...withSubcommands(program, []).map(
       ({ command, path }) =>
@@ -44,4 +45,5 @@ function helpOf(command: Command): string {
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
   writeFileSync(PAGE, await helpPage());
+  writeFileSync(CONFIG_PAGE, configPage());
 }

@@ -142,7 +142,11 @@ export const ScheduleSchema = Type.Union(
           default: 2,
           description: 'evaluations without improvement before the rate is divided',
         }),
-        minImprovement: Type.Number({ minimum: 0, default: 0, description: 'absolute' }),
+        minImprovement: Type.Number({
+          minimum: 0,
+          default: 0,
+          description: 'a smaller improvement counts as none; absolute',
+        }),
         floor: share('smallest rate, as a share of learningRate', 0.001),
       },
       closed,
@@ -160,7 +164,12 @@ export const RunConfigSchema = Type.Object(
       default: 1,
       description: 'of the initial parameters, the split, the order of examples and dropout',
     }),
-    minibatchSize: Type.Integer({ minimum: 1, maximum: 1_000_000, default: 64 }),
+    minibatchSize: Type.Integer({
+      minimum: 1,
+      maximum: 1_000_000,
+      default: 64,
+      description: 'examples of one gradient; 32 to 256 is usual',
+    }),
     learningRate: positive('before the schedule', 0.01),
     optimizer: OptimizerSchema,
     schedule: ScheduleSchema,
@@ -242,14 +251,21 @@ export const RunConfigSchema = Type.Object(
     evaluateEverySteps: orNone(steps, 'null: once an epoch'),
     earlyStopping: Type.Object(
       {
-        enabled: Type.Boolean({ default: true }),
+        enabled: Type.Boolean({
+          default: true,
+          description: 'false: train up to epochsMax or stepsMax; the best is kept all the same',
+        }),
         metric: choice(['loss', 'error'], 'the validation value that must improve', 'loss'),
         patience: Type.Integer({
           minimum: 1,
           default: 5,
           description: 'evaluations without improvement before training stops',
         }),
-        minImprovement: Type.Number({ minimum: 0, default: 0, description: 'absolute' }),
+        minImprovement: Type.Number({
+          minimum: 0,
+          default: 0,
+          description: 'a smaller improvement counts as none; absolute',
+        }),
         afterStop: choice(
           ['restore', 'retrain', 'continue'],
           'after the stop: keep the best; retrain on all data for the best step count; or continue from the best on all data',
@@ -272,7 +288,11 @@ export const RunConfigSchema = Type.Object(
       {
         everySeconds: positive('between checkpoints', 30),
         everySteps: orNone(steps, 'between checkpoints as well; null: by time alone'),
-        keepLast: Type.Integer({ minimum: 1, default: 3 }),
+        keepLast: Type.Integer({
+          minimum: 1,
+          default: 3,
+          description: 'older ones are removed; the best and the final one stay',
+        }),
       },
       { ...closed, default: {} },
     ),

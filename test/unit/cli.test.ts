@@ -78,7 +78,7 @@ describe('help', () => {
 
   test('is the same as docs/cli.md', async () => {
     const page = readFileSync(new URL('../../docs/cli.md', import.meta.url), 'utf8');
-    expect(page, 'write it anew with `npm run docs:cli`').toBe(await helpPage());
+    expect(page, 'write it anew with `npm run docs`').toBe(await helpPage());
   });
 });
 

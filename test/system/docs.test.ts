@@ -1,0 +1,48 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { openEngine } from '../../worker/engine.ts';
+import { loadExperiment } from '../../worker/experiment.ts';
+import { Cluster } from '../support/cluster.ts';
+
+// Each experiment in the documentation, a block whose first line is `// name.ts`, is trained.
+
+const DOCS = join(import.meta.dirname, '..', '..', 'docs');
+const experiments = readdirSync(DOCS)
+  .filter((page) => page.endsWith('.md'))
+  .flatMap((page) =>
+    [
+      ...readFileSync(join(DOCS, page), 'utf8').matchAll(/```ts\n\/\/ (\S+\.ts)\n([\s\S]*?)```/g),
+    ].map(([, file, source]) => ({ page, file: file!, source: source! })),
+  );
+
+/** Inside the project, where vitest finds the package `downpour`. */
+const FOLDER = join(import.meta.dirname, '..', 'output', 'docs');
+
+let cluster: Cluster;
+beforeAll(async () => {
+  await mkdir(FOLDER, { recursive: true });
+  cluster = await Cluster.start(await openEngine({ engine: 'cpu' }));
+});
+afterAll(async () => {
+  await cluster.close();
+  await rm(FOLDER, { recursive: true });
+});
+
+test.each(experiments)('$file of docs/$page trains', async ({ file, source }) => {
+  const path = join(FOLDER, file);
+  await writeFile(path, source);
+  const id = file.replace('.ts', '');
+  const { config } = await loadExperiment(path);
+  await cluster.createRun(id, path, { ...config, stepsMax: 200, evaluateEverySteps: 50 });
+  await cluster.work(id, `worker-${id}`, { folders: [FOLDER] }).done;
+  const run = await cluster.client.run(id);
+  expect(run).toMatchObject({ phase: 'finished', step: 200 });
+  const { evaluations } = await cluster.client.metrics(id);
+  expect(evaluations.at(-1)!.loss).toBeLessThan(0.7 * evaluations[0]!.loss!);
+});
+
+test('there are experiments in the documentation', () => {
+  expect(experiments.length).toBeGreaterThanOrEqual(2);
+});
