@@ -36,11 +36,11 @@ export default defineExperiment({
 
   config: {
     minibatchSize: 64,
-    learningRate: 0.01,
-    optimizer: { kind: 'momentum', momentum: 0.9 },
+    learningRate: 0.001,
+    optimizer: { kind: 'adam' },
     averaging: { kind: 'ema', decay: 0.999 },
     schedule: { kind: 'plateau', divideBy: 5, patience: 1 },
     earlyStopping: { patience: 3 },
-    epochsMax: 12,
+    epochsMax: 8,
   },
 });
