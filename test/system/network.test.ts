@@ -121,7 +121,8 @@ function downpour(host: Host, ...args: string[]) {
   return { child, end, text, line, lines };
 }
 
-describe.skipIf(missing)(`machines of their own${missing}`, () => {
+// Alone it takes half a minute; a worker that holds the evaluation is missed after 30 s of silence.
+describe.skipIf(missing)(`machines of their own${missing}`, { timeout: 400_000 }, () => {
   beforeAll(() => {
     folder = mkdtempSync(join(tmpdir(), 'downpour-network-'));
     mkdirSync(join(folder, 'data'));
@@ -151,7 +152,7 @@ describe.skipIf(missing)(`machines of their own${missing}`, () => {
     }
     const training = downpour(
       ...(['worker-1', 'train', 'examples/mnist-mlp.ts', '--json', '--workers', '0'] as const),
-      ...['--server', `http://${SERVER}:7420`, '--epochs', '3', '--minibatch-size', '16'],
+      ...['--server', `http://${SERVER}:7420`, '--epochs', '2', '--minibatch-size', '16'],
       ...['--set', 'earlyStopping.enabled=false', '--set', 'leaseSeconds=2'],
     );
     const runOf = (line: string) => (JSON.parse(line) as { run?: RunDetail }).run;
@@ -160,8 +161,8 @@ describe.skipIf(missing)(`machines of their own${missing}`, () => {
     ip('-n', SWITCH, 'link', 'set', 'port2', 'down');
     expect(await training.end, training.text()).toBe(0);
     const run = runOf(training.lines.at(-1)!)!;
-    expect(run).toMatchObject({ phase: 'finished', reason: 'reached epochsMax 3' });
-    expect(run.examples).toBe(3 * run.data!.trainCount);
+    expect(run).toMatchObject({ phase: 'finished', reason: 'reached epochsMax 2' });
+    expect(run.examples).toBe(2 * run.data!.trainCount);
 
     // Plugged in again it comes back by itself, and Ctrl-C ends all in good order.
     ip('-n', SWITCH, 'link', 'set', 'port2', 'up');
