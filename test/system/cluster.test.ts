@@ -224,7 +224,7 @@ describe.skipIf(missing)(
       server = start('server');
       const after = await until('the run is back', () => client.run('again'));
       expect(after.step).toBeGreaterThanOrEqual(owned!.step);
-    expect(after.phase).toBe('training');
+      expect(after.phase).toBe('training');
       const run = await finished('again');
       expectEachExampleOnceAnEpoch(run, 3);
       expect(workers.map(({ child }) => child.exitCode)).toEqual([null, null]);

@@ -1,0 +1,86 @@
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { type Applied, Observations } from '../../server/core/observations.ts';
+
+const push = (step: number, change: Partial<Applied> = {}): Applied => ({
+  step,
+  seconds: step / 10,
+  loss: 1 / step,
+  learningRate: 0.1,
+  gradientNorm: 2,
+  staleness: step % 4,
+  examples: 64,
+  ...change,
+});
+
+test('curves stay thin, even and complete however long the run', () => {
+  fc.assert(
+    fc.property(fc.integer({ min: 1, max: 30_000 }), (steps) => {
+      const observations = new Observations();
+      for (let step = 1; step <= steps; step++) observations.applied(push(step));
+      const { training } = observations.metrics();
+      expect(training.step.length).toBeLessThanOrEqual(2000);
+      expect(training.step.length).toBeGreaterThanOrEqual(Math.min(steps, 1000) - 1);
+      const gaps = new Set(training.step.slice(1).map((step, i) => step - training.step[i]!));
+      expect(gaps.size).toBeLessThanOrEqual(1);
+      expect(steps - training.step.at(-1)!).toBeLessThan([...gaps][0] ?? 1);
+      expect(training.loss.length).toBe(training.step.length);
+    }),
+    { numRuns: 12 },
+  );
+});
+
+test('the training loss is an exponential mean, corrected for its start', () => {
+  const observations = new Observations();
+  const losses = [4, 2, 8, 1, 3];
+  expect(observations.trainingLoss).toBeNull();
+  for (const [i, loss] of losses.entries()) observations.applied(push(i + 1, { loss }));
+  // Σ wᵢ lossᵢ / Σ wᵢ with wᵢ = 0.98^(age): no weight is left to an initial value.
+  const weights = losses.map((_, i) => 0.98 ** (losses.length - 1 - i));
+  const sum = (values: number[]) => values.reduce((a, b) => a + b, 0);
+  const expected = sum(losses.map((loss, i) => loss * weights[i]!)) / sum(weights);
+  expect(observations.trainingLoss).toBeCloseTo(expected, 12);
+  observations.restartSmoothing();
+  observations.applied(push(6, { loss: 7 }));
+  expect(observations.trainingLoss).toBeCloseTo(7, 12);
+});
+
+test('staleness is told by percentiles of the last 1,000 pushes and a histogram of all', () => {
+  const observations = new Observations();
+  expect(observations.staleness()).toEqual({ p50: 0, p95: 0, max: 0 });
+  for (let step = 1; step <= 500; step++) observations.applied(push(step, { staleness: 300 }));
+  for (let i = 0; i < 1000; i++) observations.applied(push(501 + i, { staleness: i % 100 }));
+  expect(observations.staleness()).toEqual({ p50: 50, p95: 95, max: 99 });
+  const { stalenessHistogram } = observations.metrics();
+  expect(stalenessHistogram[7]).toBe(10);
+  expect(stalenessHistogram.at(-1)).toBe(500);
+  expect(stalenessHistogram.reduce((a, b) => a + b, 0)).toBe(1500);
+});
+
+test('the speed is that of the last ten seconds', () => {
+  const observations = new Observations();
+  // 10 steps a second, then 2 a second for 10 seconds.
+  for (let step = 1; step <= 200; step++) observations.applied(push(step));
+  for (let i = 1; i <= 20; i++) observations.applied(push(200 + i, { seconds: 20 + i / 2 }));
+  const { stepsPerSecond, examplesPerSecond } = observations.speed(30);
+  expect(stepsPerSecond).toBeCloseTo(2, 1);
+  expect(examplesPerSecond).toBeCloseTo(128, 0);
+  expect(observations.speed(60)).toEqual({ examplesPerSecond: 0, stepsPerSecond: 0 });
+});
+
+test('its state continues through JSON', () => {
+  const first = new Observations();
+  const whole = new Observations();
+  for (let step = 1; step <= 3000; step++) {
+    first.applied(push(step));
+    whole.applied(push(step));
+  }
+  const second = new Observations(JSON.parse(JSON.stringify(first.state())));
+  for (let step = 3001; step <= 5000; step++) {
+    second.applied(push(step));
+    whole.applied(push(step));
+  }
+  expect(second.metrics()).toEqual(whole.metrics());
+  expect(second.trainingLoss).toBe(whole.trainingLoss);
+  expect(second.examples).toBe(whole.examples);
+});
