@@ -137,7 +137,10 @@ export class Coordinator {
       this.settle(run);
     }
     for (const session of this.#sessions) {
-      if (now - session.lastSeen > LIMITS.silenceMs) session.terminate();
+      // A worker in the middle of a slow gradient answers nothing for as long as its lease lasts.
+      const leaseMs = (session.run?.config.leaseSeconds ?? 0) * 1000;
+      const silenceMs = Math.max(LIMITS.silenceMs, leaseMs);
+      if (now - session.lastSeen > silenceMs) session.terminate();
       else if (now - session.lastSeen > LIMITS.heartbeatMs) session.ping();
     }
     this.#keeper.tick(now);

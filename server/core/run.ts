@@ -426,7 +426,7 @@ export class Run {
     }
     const lease = leases.find(push.lease, worker);
     if (!lease) {
-      const message = `minibatch lease ${push.lease} is not this worker's any more: it was out of time and went to another worker`;
+      const message = `minibatch lease ${push.lease} is not this worker's any more: it was not pushed within leaseSeconds ${this.config.leaseSeconds} or its connection was lost, and it went to another worker`;
       return done('rejected', 0, 'DP_PUSH_LEASE_LOST', message);
     }
     if (push.generation !== this.#generation || push.step > this.#step) {

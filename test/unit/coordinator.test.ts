@@ -1,0 +1,68 @@
+import { beforeEach, expect, test } from 'vitest';
+import { Coordinator } from '../../server/coordinator.ts';
+import type { Keeper } from '../../server/keeper.ts';
+import type { Session } from '../../server/session.ts';
+import { LIMITS } from '../../shared/config.ts';
+import { createRun } from '../support/regression.ts';
+
+/** The clock and the patience of the coordinator, with connections that only remember. */
+
+let now: number;
+let coordinator: Coordinator;
+const keeper = { tick() {}, stepped() {} } as unknown as Keeper;
+
+beforeEach(() => {
+  now = 0;
+  coordinator = new Coordinator({ keeper, now: () => now, log: () => {} });
+});
+
+function connect(leaseSeconds: number | null) {
+  const calls: string[] = [];
+  const session = {
+    lastSeen: 0,
+    run: leaseSeconds === null ? null : createRun({ leaseSeconds }),
+    terminate: () => calls.push('terminate'),
+    ping: () => calls.push('ping'),
+    excuse() {
+      this.lastSeen = now;
+    },
+  };
+  coordinator.opened(session as unknown as Session);
+  return { calls, session };
+}
+
+/** Second by second, as the server's timer does. */
+function pass(seconds: number): void {
+  for (let i = 0; i < seconds; i++) {
+    now += 1000;
+    coordinator.tick();
+  }
+}
+
+test('a silent worker is asked, then given up', () => {
+  const { calls } = connect(null);
+  pass(LIMITS.heartbeatMs / 1000);
+  expect(calls).toEqual([]);
+  pass(1);
+  expect(calls).toEqual(['ping']);
+  pass((LIMITS.silenceMs - LIMITS.heartbeatMs) / 1000);
+  expect(calls.at(-1)).toBe('terminate');
+});
+
+test('a worker may be silent for as long as its lease lasts: it computes', () => {
+  const { calls } = connect(120);
+  pass(120);
+  expect(calls).not.toContain('terminate');
+  pass(1);
+  expect(calls).toContain('terminate');
+});
+
+test('when the server itself stood still, nobody is blamed', () => {
+  const { calls, session } = connect(null);
+  now = 500_000;
+  coordinator.tick();
+  expect(calls).toEqual([]);
+  expect(session.lastSeen).toBe(500_000);
+  pass(LIMITS.silenceMs / 1000 + 1);
+  expect(calls).toContain('terminate');
+});
