@@ -95,7 +95,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       token: token ?? null,
       log,
     });
-    const url = await app.listen({ host, port });
+    const url = await listen(app, host, port);
     const timer = setInterval(() => coordinator.tick(), TICK_MS);
     const closed = untilAborted(AbortSignal.any([signal, ending.signal])).then(async () => {
       clearInterval(timer);
@@ -132,6 +132,24 @@ async function own(
     if (store.kind !== 'redis' || !early) throw error;
     log(`${errorText(error)}; trying again for ${OWNER_WAIT_MS / 1000} s`);
     return store.acquire(owner, { ttlMs: OWNER_TTL_MS, waitMs: OWNER_WAIT_MS, signal });
+  }
+}
+
+/** @throws DownpourError DP_USAGE when the address is taken, not allowed or not this machine's. */
+async function listen(
+  app: Awaited<ReturnType<typeof createApp>>,
+  host: string,
+  port: number,
+): Promise<string> {
+  try {
+    return await app.listen({ host, port });
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    const why =
+      code === 'EADDRINUSE'
+        ? 'another program listens there; choose another port with --port or DOWNPOUR_PORT'
+        : `${errorText(cause)}; choose another address with --host and --port`;
+    throw new DownpourError('DP_USAGE', `cannot listen on ${host} port ${port}: ${why}`, { cause });
   }
 }
 

@@ -423,6 +423,18 @@ describe('access', () => {
     });
   });
 
+  test('an address that is taken is a clear error, and the state is free again', async () => {
+    const { url } = await start(await folder());
+    const state = await folder();
+    const { signal } = new AbortController();
+    const port = Number(new URL(url).port);
+    await expect(serve({ host: '127.0.0.1', port, state, signal })).rejects.toMatchObject({
+      code: 'DP_USAGE',
+      message: expect.stringContaining('another program listens there'),
+    });
+    await start(state);
+  });
+
   test('a second server on the same folder is refused, and says who has it', async () => {
     const state = await folder();
     await start(state);
