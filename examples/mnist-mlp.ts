@@ -28,8 +28,8 @@ export default defineExperiment({
     learningRate: 0.02,
     optimizer: { kind: 'momentum', momentum: 0.9 },
     averaging: { kind: 'ema', decay: 0.999 },
-    schedule: { kind: 'plateau', divideBy: 5, patience: 2 },
-    earlyStopping: { patience: 5 },
+    schedule: { kind: 'plateau', divideBy: 5, patience: 1 },
+    earlyStopping: { patience: 3, minImprovement: 0.0005 },
     epochsMax: 30,
   },
 });
