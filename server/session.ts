@@ -1,5 +1,5 @@
 import type { WebSocket } from 'ws';
-import { bytesOf, decodeFrame, encodeFrame, encodeHeader } from '../shared/codec.ts';
+import { bytesOf, decodeFrame, encodeFrame, encodeHeader, floatsOf } from '../shared/codec.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
 import {
@@ -120,7 +120,7 @@ export class Session {
         );
       }
       const frame = decodeFrame(data);
-      this.#handle(checkWorkerMessage(frame.header), frame.payload);
+      this.#handle(checkWorkerMessage(frame.header), floatsOf(frame.payload));
     } catch (error) {
       this.fail(error);
     }
@@ -297,6 +297,7 @@ export class Session {
       acknowledgement,
       leases,
       evaluation,
+      encoding: 'f32',
     };
     if (!payload) {
       this.#write(encodeHeader(header));

@@ -13,7 +13,7 @@ import { DownpourError } from './errors.ts';
  * | 4–7 | length h of the header, u32 little-endian |
  * | 8 … 8+h | header: a msgpack map with a string `type` |
  * | … | zeros up to a multiple of 8 |
- * | to the end | payload: f32 little-endian, possibly none |
+ * | to the end | payload: little-endian numbers, a multiple of 4 bytes, possibly none |
  *
  * Floats stay out of msgpack: packing 4 MB of them takes 65 ms, a header of scalars 0.4 µs.
  */
@@ -53,8 +53,8 @@ export function encodeFrame(header: object, payload?: Float32Array): Uint8Array 
 export interface Frame {
   /** Not yet checked beyond being a map with a string `type`. */
   readonly header: { readonly type: string; readonly [key: string]: unknown };
-  /** A view of the frame where it is aligned, else a copy. The frame's owner owns it. */
-  readonly payload: Float32Array;
+  /** A view of the frame, at any offset; `floatsOf` reads it as f32. The frame's owner owns it. */
+  readonly payload: Uint8Array;
 }
 
 /**
@@ -103,7 +103,7 @@ export function decodeFrame(frame: Uint8Array): Frame {
   if (payloadBytes % 4 !== 0) {
     throw malformed(`its payload has ${payloadBytes} bytes, not a multiple of 4`);
   }
-  return { header: header as Frame['header'], payload: floatsOf(frame.subarray(start)) };
+  return { header: header as Frame['header'], payload: frame.subarray(start) };
 }
 
 /** The bytes of floats, as a view. */
@@ -115,8 +115,8 @@ function paddedLength(headerBytes: number): number {
   return Math.ceil((PREFIX_BYTES + headerBytes) / 8) * 8;
 }
 
-/** The floats of bytes: a view when aligned; frames under 64 KiB arrive unaligned from `ws`. */
-function floatsOf(bytes: Uint8Array): Float32Array {
+/** The f32 numbers of bytes: a view when aligned, else a copy. */
+export function floatsOf(bytes: Uint8Array): Float32Array {
   // Not `slice`, which for Node's Buffer is a view as well.
   const aligned = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
   return new Float32Array(aligned.buffer, aligned.byteOffset, aligned.byteLength / 4);

@@ -1,5 +1,6 @@
 import Type, { type Static, type TSchema } from 'typebox';
 import { Compile } from 'typebox/compile';
+import { ENCODINGS, type Encoding as EncodingName } from './compression.ts';
 import { LIMITS, NAME_PATTERN, RunConfigSchema } from './config.ts';
 import { DownpourError, ERRORS, type ErrorCode } from './errors.ts';
 
@@ -131,7 +132,13 @@ export const InitialisedSchema = Type.Object(
 );
 export type Initialised = Static<typeof InitialisedSchema>;
 
-/** Payload: gradient then minibatch statistics, shape [layout.exchangedSize]. */
+/** How numbers of a payload are written; `shared/compression.ts` has the bytes of each. */
+const Encoding = Type.Unsafe<EncodingName>(Type.Union(ENCODINGS.map((name) => Type.Literal(name))));
+
+/**
+ * Payload: the gradient, shape [layout.trainableSize], in its encoding, then the minibatch's
+ * statistics in f32, shape [layout.statisticsSize].
+ */
 export const PushSchema = Type.Object(
   {
     type: Type.Literal('push'),
@@ -145,6 +152,7 @@ export const PushSchema = Type.Object(
     /** Mean loss over the minibatch, without weight decay; null: not finite. */
     loss: orNull(Type.Number()),
     computeMs: Type.Number({ minimum: 0 }),
+    encoding: Encoding,
   },
   closed,
 );
@@ -244,6 +252,8 @@ export const WorkSchema = Type.Object(
     leases: Type.Array(LeaseSchema, { maxItems: LIMITS.leasesPerWorkerMax }),
     /** Set: evaluate this payload on the part first, and answer `evaluated`. */
     evaluation: orNull(Type.Object({ id: Natural, part: PartSchema }, closed)),
+    /** Of the payload: f32 or bf16. With frozen tensors or an evaluation always f32. */
+    encoding: Encoding,
   },
   closed,
 );

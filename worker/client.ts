@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import WebSocket from 'ws';
-import { bytesOf, decodeFrame, encodeHeader } from '../shared/codec.ts';
+import { bytesOf, decodeFrame, encodeHeader, floatsOf } from '../shared/codec.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
 import {
@@ -320,7 +320,7 @@ export class Client {
       if (message.type !== 'error') this.#attempt = 0;
       if (message.type === 'error') this.#refused(knownCode(message.code), message.message);
       else {
-        this.#received.push({ message, payload });
+        this.#received.push({ message, payload: floatsOf(payload) });
         this.#wake();
       }
     } catch (error) {

@@ -102,7 +102,10 @@ export function createTrainer(options: TrainerOptions): Trainer {
     const { loss, gradient } = await model.step(minibatch, minibatchSeed(config.seed, lease));
     const computeMs = now() - start;
     const told = Number.isFinite(loss) ? loss : null;
-    exchange.push({ run, lease: lease.id, step, generation, loss: told, computeMs }, gradient);
+    exchange.push(
+      { run, lease: lease.id, step, generation, loss: told, computeMs, encoding: 'f32' },
+      gradient,
+    );
     options.onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
   }
 

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { type RawData, WebSocket } from 'ws';
-import { decodeFrame, encodeFrame } from '../../shared/codec.ts';
+import { decodeFrame, encodeFrame, floatsOf } from '../../shared/codec.ts';
 import type {
   Assign,
   Initialise,
@@ -31,7 +31,7 @@ export class ProtocolWorker {
     this.incarnation = incarnation;
     socket.on('message', (data: RawData) => {
       const { header, payload } = decodeFrame(data as Buffer);
-      this.#take({ kind: 'message', message: header as ServerMessage, payload });
+      this.#take({ kind: 'message', message: header as ServerMessage, payload: floatsOf(payload) });
     });
     socket.on('close', (code, reason) =>
       this.#take({ kind: 'closed', code, reason: String(reason) }),
@@ -153,6 +153,7 @@ export class ProtocolWorker {
       generation,
       loss,
       computeMs: 1,
+      encoding: 'f32',
     };
     this.send({ ...push, ...changes } as WorkerMessage, payload);
   }

@@ -172,6 +172,7 @@ export class VirtualWorker {
         generation: read.generation,
         loss,
         computeMs: 1,
+        encoding: 'f32',
       },
       payload,
       now,

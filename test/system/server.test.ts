@@ -245,6 +245,7 @@ describe('bad input from a worker', () => {
           generation: 1,
           loss: 1,
           computeMs: 1,
+          encoding: 'f32',
         }),
       'DP_PROTOCOL_ORDER',
       1002,
@@ -353,6 +354,7 @@ describe('bad input from a worker', () => {
         generation,
         loss: 1,
         computeMs: 1,
+        encoding: 'f32',
       };
       worker.send({ ...push, ...changes }, spoil(new Float32Array(EXCHANGED)));
       const answer = await worker.expect('work');

@@ -3,7 +3,7 @@ import { createServer, type IncomingMessage, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type WebSocket, WebSocketServer } from 'ws';
-import { bytesOf, decodeFrame, encodeFrame, encodeHeader } from '../../shared/codec.ts';
+import { bytesOf, decodeFrame, encodeFrame, encodeHeader, floatsOf } from '../../shared/codec.ts';
 import { BACKOFF, backoffMs, Client, type ClientOptions, socketUrl } from '../../worker/client.ts';
 
 const HELLO = {
@@ -16,10 +16,10 @@ const HELLO = {
 const IDLE = { type: 'idle' };
 const work = (step: number) => ({
   ...{ type: 'work', run: 'r', phase: 'training', step, generation: 1 },
-  ...{ acknowledgement: null, leases: [], evaluation: null },
+  ...{ acknowledgement: null, leases: [], evaluation: null, encoding: 'f32' },
 });
 const push = (lease: number) => ({
-  ...{ run: 'r', lease, step: 0, generation: 1, loss: 1, computeMs: 1 },
+  ...{ run: 'r', lease, step: 0, generation: 1, loss: 1, computeMs: 1, encoding: 'f32' as const },
 });
 
 /** A server that does what the test says, on a port of its own. */
@@ -76,7 +76,8 @@ class Connection {
     this.ws = ws;
     this.closed = once(ws, 'close').then(([code, reason]) => [code, String(reason)]);
     ws.on('message', (data) => {
-      this.#frames.push(decodeFrame(data as Buffer));
+      const { header, payload } = decodeFrame(data as Buffer);
+      this.#frames.push({ header, payload: floatsOf(payload) });
       this.#waiting?.();
     });
   }

@@ -166,6 +166,7 @@ describe('pushes', () => {
       generation: 2,
       loss: 1,
       computeMs: 1,
+      encoding: 'f32' as const,
     };
     const before = parametersOf(run);
     expect(run.push(worker.key, push, new Float32Array(EXCHANGED).fill(1), 0).outcome).toBe(
@@ -266,6 +267,7 @@ describe('pushes', () => {
       generation: 2,
       loss: 1,
       computeMs: 1,
+      encoding: 'f32' as const,
     };
     expect(run.push(worker.key, push, new Float32Array(3), 0)).toMatchObject({
       outcome: 'rejected',
@@ -309,6 +311,7 @@ describe('pushes', () => {
       generation: 2,
       loss: 1,
       computeMs: 1,
+      encoding: 'f32' as const,
     };
     expect(restored.push(worker.key, push, new Float32Array(EXCHANGED), 0)).toMatchObject({
       outcome: 'rejected',

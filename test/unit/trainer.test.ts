@@ -92,7 +92,7 @@ function setUp(depth = 1) {
 function work(step: number, leases: Lease[], rest: Partial<Work> = {}): Work {
   return {
     ...{ type: 'work', run: 'r', phase: 'training', step, generation: 1 },
-    ...{ acknowledgement: null, leases, evaluation: null, ...rest },
+    ...{ acknowledgement: null, leases, evaluation: null, encoding: 'f32', ...rest },
   };
 }
 const lease = (id: number, start: number, count: number, epoch = 0): Lease => ({
