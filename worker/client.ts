@@ -35,10 +35,12 @@ export interface ClientOptions {
   readonly random?: () => number;
 }
 
-/** What the server said. `payload` is the receiver's own; possibly empty. */
+/** What the server said. `payload` is the receiver's own until it calls `release`; possibly empty. */
 export interface Received {
   readonly message: Exclude<ServerMessage, { type: 'error' }>;
   readonly payload: Float32Array;
+  /** Gives the payload's memory back, to be received into again; absent: it is never used again. */
+  readonly release?: () => void;
 }
 
 /** First and longest pause between attempts to connect, ms, before the jitter. */

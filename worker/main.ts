@@ -116,7 +116,8 @@ class Worker {
 
   async work(): Promise<WorkerResult> {
     for (;;) {
-      const { message, payload } = await this.#client.next();
+      const { message, payload, release } = await this.#client.next();
+      if (message.type !== 'work') release?.();
       if (message.type === 'assign') await this.#assigned(message);
       else if (message.type === 'idle') this.#options.log('no run for this worker now; waiting');
       else if (message.type === 'end') {
@@ -125,9 +126,12 @@ class Worker {
       } else {
         const assignment = this.#assignment;
         // Of a run that has been left meanwhile.
-        if (assignment?.assign.run !== message.run) continue;
+        if (assignment?.assign.run !== message.run) {
+          if (message.type === 'work') release?.();
+          continue;
+        }
         if (message.type === 'initialise') await this.#initialise(assignment, message);
-        else await assignment.trainer.work(message, payload);
+        else await assignment.trainer.work(message, payload, release);
       }
     }
   }
@@ -250,6 +254,7 @@ class Worker {
 
   release(): void {
     this.#assignment?.model.dispose();
+    this.#assignment?.trainer.close();
     this.#assignment = null;
   }
 }

@@ -63,8 +63,8 @@ export interface Model {
   initialise(seed: number): Promise<Float32Array>;
   /**
    * Puts parameters on the device.
-   * @param parameters shape [layout.exchangedSize] or [layout.size]. From now on never to be written
-   *   to by anybody: a tensor may go on using this very memory.
+   * @param parameters shape [layout.exchangedSize] or [layout.size]. Not to be written to by anybody
+   *   before the next `load` or `dispose` returns: until then a tensor may use this very memory.
    */
   load(parameters: Float32Array): void;
   /** What was loaded last. */
@@ -185,7 +185,11 @@ export async function buildModel(
       loaded = parameters;
       for (const { name, role, variable, shape, offset, size } of weights) {
         if (offset >= parameters.length) break;
-        const values = parameters.subarray(offset, offset + size);
+        // Frozen ones outlive the next load, which brings none.
+        const values =
+          role === 'frozen'
+            ? parameters.slice(offset, offset + size)
+            : parameters.subarray(offset, offset + size);
         const fresh = tf.tensor(values, [...shape], 'float32');
         variable.assign(fresh);
         if (role === 'statistics') hold(name, fresh);

@@ -43,8 +43,16 @@ export interface TrainerProgress {
 export interface Trainer {
   /** The connection is new and `join` has been sent: what was not acknowledged goes out again. */
   rejoined(): void;
-  /** Does what the server asks for, and answers it. @param payload owned by the trainer from now. */
-  work(message: Work, payload: Float32Array): Promise<void>;
+  /**
+   * Does what the server asks for, and answers it.
+   * @param payload the trainer's from now: nobody may write to it until `release` is called.
+   * @param release called once, when no tensor can share the payload's memory any more: the
+   *   connection may then receive into it again. That is after newer parameters have been put on the
+   *   device, not when `work` resolves.
+   */
+  work(message: Work, payload: Float32Array, release?: () => void): Promise<void>;
+  /** Releases every payload. Call it when the model has been disposed of. */
+  close(): void;
 }
 
 /** Which examples a lease means: the order of an epoch is the same on every worker. */
@@ -75,6 +83,15 @@ export function createTrainer(options: TrainerOptions): Trainer {
   const examplesOf = createOrders(config.seed, prepared);
   /** The parameters that gradients are computed at. */
   let current: { values: Float32Array; step: number; generation: number } | null = null;
+  /** Payloads not released yet: `current`, and what the model was loaded with last. */
+  const payloads = new Map<Float32Array, () => void>();
+  const releaseUnused = () => {
+    for (const [values, release] of payloads) {
+      if (values === current?.values || values === model.loaded) continue;
+      payloads.delete(values);
+      release();
+    }
+  };
   let resend = false;
   /** Two, by turns: a tensor may share the memory of the minibatch it was made from. */
   const rooms: (Minibatch | undefined)[] = [undefined, undefined];
@@ -98,7 +115,10 @@ export function createTrainer(options: TrainerOptions): Trainer {
     const minibatch = minibatchOf(lease);
     ready = null;
     const start = now();
-    if (model.loaded !== values) model.load(values);
+    if (model.loaded !== values) {
+      model.load(values);
+      releaseUnused();
+    }
     const { loss, gradient } = await model.step(minibatch, minibatchSeed(config.seed, lease));
     const computeMs = now() - start;
     const told = Number.isFinite(loss) ? loss : null;
@@ -114,7 +134,9 @@ export function createTrainer(options: TrainerOptions): Trainer {
       resend = true;
     },
 
-    async work(message, payload) {
+    async work(message, payload, release) {
+      if (release && payload.length > 0) payloads.set(payload, release);
+      else release?.();
       const { acknowledgement, leases, evaluation, step, generation, phase } = message;
       if (acknowledgement) {
         exchange.acknowledge(acknowledgement);
@@ -126,11 +148,13 @@ export function createTrainer(options: TrainerOptions): Trainer {
       }
       if (evaluation) {
         const result = await evaluate(model, payload, prepared, evaluation.part, signal);
+        releaseUnused();
         exchange.send({ type: 'evaluated', run, evaluation: evaluation.id, ...result });
         return;
       }
       // Without a payload, those that came last are still the newest.
       if (payload.length > 0) current = { values: payload, step, generation };
+      releaseUnused();
       if (!current) return;
       while (exchange.unacknowledged.length < depth) {
         const lease = waiting(leases);
@@ -142,6 +166,12 @@ export function createTrainer(options: TrainerOptions): Trainer {
       if (next && ready?.lease !== next.id) {
         ready = { lease: next.id, minibatch: minibatchOf(next) };
       }
+    },
+
+    close() {
+      for (const release of payloads.values()) release();
+      payloads.clear();
+      current = null;
     },
   };
 }

@@ -236,6 +236,34 @@ describe('a push', () => {
   });
 });
 
+describe('a payload', () => {
+  test('is released when newer parameters are on the device, once, and not before', async () => {
+    const { trainer } = setUp();
+    const released: string[] = [];
+    const release = (name: string) => () => void released.push(name);
+    await trainer.work(work(0, [lease(1, 0, 8)]), theta(1), release('a'));
+    // Without one to compute on the parameters stay as they are, and so does the device.
+    await trainer.work(work(1, [], applied(1)), theta(2), release('b'));
+    expect(released).toEqual([]);
+    await trainer.work(work(2, []), theta(3), release('c'));
+    expect(released).toEqual(['b']);
+    await trainer.work(work(2, [lease(2, 8, 8)]), none, release('empty'));
+    expect(released).toEqual(['b', 'empty', 'a']);
+    trainer.close();
+    expect(released).toEqual(['b', 'empty', 'a', 'c']);
+  });
+
+  test('of an evaluation is released when the parameters before it are back', async () => {
+    const { trainer } = setUp();
+    const released: string[] = [];
+    const release = (name: string) => () => void released.push(name);
+    await trainer.work(work(0, [lease(1, 0, 8)]), theta(1), release('a'));
+    const evaluation = { id: 3, part: 'validation' as const };
+    await trainer.work(work(1, [], { ...applied(1), evaluation }), theta(2), release('evaluated'));
+    expect(released).toEqual(['evaluated']);
+  });
+});
+
 describe('an evaluation', () => {
   test('is of the parameters sent with it; training goes on at its own', async () => {
     const { exchange, trainer } = setUp();
