@@ -93,7 +93,8 @@ export function decodeBf16(bytes: Uint8Array, out: Float32Array): void {
 /**
  * One scale for each block of 256, the largest size over 127 (Seide et al. 2014, Interspeech, for the
  * residual). The largest element of a block is exact, the others are off by at most half a scale.
- * A block with an element that is not finite gets the scale NaN, so that the receiver sees it.
+ * A block with an element that is not finite gets the scale NaN, so that the receiver sees it; its
+ * residual stays.
  * @param values shape [n]. @param residual shape [n]: what earlier pushes left behind is added, and
  *   what this one leaves is put there; null: what does not fit is lost.
  * @param out at least `encodedBytes` long.
@@ -128,7 +129,7 @@ export function encodeInt8(
       const q = Number.isFinite(inverse) ? roundEven(f(x * inverse)) : 0;
       const byte = Math.max(-127, Math.min(127, q)) || 0;
       bytes[i] = byte;
-      if (residual) residual[i] = f(x - f(byte * scale));
+      if (residual && !Number.isNaN(scale)) residual[i] = f(x - f(byte * scale));
     }
   }
 }

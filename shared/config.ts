@@ -156,6 +156,33 @@ export const ScheduleSchema = Type.Union(
 );
 export type ScheduleConfig = Static<typeof ScheduleSchema>;
 
+export const PushCompressionSchema = Type.Union(
+  [
+    Type.Object({ kind: Type.Literal('f32') }, closed),
+    Type.Object({ kind: Type.Literal('bf16') }, closed),
+    Type.Object({ kind: Type.Literal('int8') }, closed),
+    Type.Object(
+      {
+        kind: Type.Literal('topk'),
+        density: Type.Number({
+          exclusiveMinimum: 0,
+          maximum: 1,
+          default: 0.01,
+          description: 'share of the elements that a push sends, the largest ones',
+        }),
+        warmupEpochs: count('epochs over which the density falls from 0.25', 4),
+        momentum: share('kept by the worker (momentum correction); optimizer must be sgd', 0),
+      },
+      closed,
+    ),
+  ],
+  {
+    default: { kind: 'f32' },
+    description: 'how workers write gradients; int8 and topk send later what they leave out',
+  },
+);
+export type PushCompression = Static<typeof PushCompressionSchema>;
+
 export const RunConfigSchema = Type.Object(
   {
     seed: Type.Integer({
@@ -226,6 +253,13 @@ export const RunConfigSchema = Type.Object(
           'inverse: the learning rate of a push is divided by its staleness (if above 1)',
           'none',
         ),
+      },
+      { ...closed, default: {} },
+    ),
+    compression: Type.Object(
+      {
+        push: PushCompressionSchema,
+        pull: choice(['f32', 'bf16'], 'how the server writes parameters', 'f32'),
       },
       { ...closed, default: {} },
     ),
@@ -377,6 +411,13 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
     throw new DownpourError(
       'DP_CONFIG_INVALID',
       `momentumSchedule needs an optimizer with momentum; optimizer.kind is '${config.optimizer.kind}': use momentum, nesterov or rmsprop`,
+    );
+  }
+  const { push } = config.compression;
+  if (push.kind === 'topk' && push.momentum > 0 && config.optimizer.kind !== 'sgd') {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      `compression.push.momentum ${push.momentum} replaces the optimizer's own; optimizer.kind is '${config.optimizer.kind}': use sgd, or momentum 0`,
     );
   }
   if (!config.earlyStopping.enabled && config.epochsMax === null && config.stepsMax === null) {

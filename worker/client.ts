@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import WebSocket from 'ws';
 import { bytesOf, decodeFrame, encodeHeader, floatsOf } from '../shared/codec.ts';
+import { decodeGradient } from '../shared/compression.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
 import {
@@ -170,15 +171,21 @@ export class Client {
   }
 
   /**
-   * Sends a gradient, now or when there is a connection again. The values are copied.
-   * @param gradient shape [exchangedSize]. @returns its sequence.
+   * Sends a gradient, now or when there is a connection again.
+   * @param write fills the payload, at once; its memory, 8-byte aligned, stays as it is until the push
+   *   is acknowledged or forgotten.
+   * @returns its sequence.
    */
-  push(push: Omit<Push, 'type' | 'sequence'>, gradient: Float32Array): number {
+  push(
+    push: Omit<Push, 'type' | 'sequence'>,
+    payloadBytes: number,
+    write: (payload: Uint8Array) => void,
+  ): number {
     const sequence = ++this.#sequence;
     const head = encodeHeader({ type: 'push', ...push, sequence });
-    const frame = this.#memory(head.length + gradient.byteLength);
+    const frame = this.#memory(head.length + payloadBytes);
     frame.set(head);
-    frame.set(bytesOf(gradient), head.length);
+    write(frame.subarray(head.length));
     this.#unacknowledged.push({ run: push.run, sequence, lease: push.lease, frame });
     if (this.connected) this.#socket!.send(frame, { binary: true });
     return sequence;
@@ -322,7 +329,7 @@ export class Client {
       if (message.type !== 'error') this.#attempt = 0;
       if (message.type === 'error') this.#refused(knownCode(message.code), message.message);
       else {
-        this.#received.push({ message, payload: floatsOf(payload) });
+        this.#received.push({ message, payload: numbersOf(message, payload) });
         this.#wake();
       }
     } catch (error) {
@@ -381,6 +388,14 @@ export class Client {
     if (now - this.#lastSeen > LIMITS.silenceMs) socket.terminate();
     else if (socket.readyState === WebSocket.OPEN) socket.ping();
   }
+}
+
+/** A payload as f32: of parameters in bf16, a new array. */
+function numbersOf(message: ServerMessage, payload: Uint8Array): Float32Array {
+  if (message.type !== 'work' || message.encoding === 'f32') return floatsOf(payload);
+  const values = new Float32Array(payload.length / 2);
+  decodeGradient(message.encoding, payload, values);
+  return values;
 }
 
 /** What a close code says when no error message came before it; null: try again. */

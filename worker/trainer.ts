@@ -1,6 +1,7 @@
 import type { RunConfig } from '../shared/config.ts';
 import type { Acknowledgement, Evaluated, Lease, Phase, Push, Work } from '../shared/protocol.ts';
 import { mix, permutation, STREAMS } from '../shared/random.ts';
+import { createCompressor, type Settle } from './compressor.ts';
 import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
 import { evaluate, partCount } from './evaluate.ts';
 import type { Model } from './model.ts';
@@ -8,7 +9,11 @@ import type { Model } from './model.ts';
 /** What the trainer needs of the connection; `Client` has it. */
 export interface Exchange {
   readonly unacknowledged: readonly { readonly lease: number }[];
-  push(push: Omit<Push, 'type' | 'sequence'>, gradient: Float32Array): number;
+  push(
+    push: Omit<Push, 'type' | 'sequence'>,
+    payloadBytes: number,
+    write: (payload: Uint8Array) => void,
+  ): number;
   send(message: Evaluated): void;
   acknowledge(acknowledgement: Acknowledgement): void;
   resend(run: string): number;
@@ -16,7 +21,7 @@ export interface Exchange {
 
 export interface TrainerOptions {
   readonly run: string;
-  readonly config: Pick<RunConfig, 'seed'>;
+  readonly config: Pick<RunConfig, 'seed' | 'compression'>;
   readonly model: Model;
   readonly prepared: PreparedData;
   readonly exchange: Exchange;
@@ -81,6 +86,9 @@ export function createTrainer(options: TrainerOptions): Trainer {
   const { run, config, model, prepared, exchange, signal, depth = 1 } = options;
   const now = options.now ?? (() => performance.now());
   const examplesOf = createOrders(config.seed, prepared);
+  const compressor = createCompressor(config.compression, model.layout);
+  /** Of the pushes under way, by sequence. */
+  const settles = new Map<number, Settle>();
   /** The parameters that gradients are computed at. */
   let current: { values: Float32Array; step: number; generation: number } | null = null;
   /** Payloads not released yet: `current`, and what the model was loaded with last. */
@@ -110,6 +118,11 @@ export function createTrainer(options: TrainerOptions): Trainer {
   const waiting = (leases: readonly Lease[]): Lease | undefined =>
     leases.find(({ id }) => !exchange.unacknowledged.some(({ lease }) => lease === id));
 
+  const settlePushes = ({ sequence, outcome }: Acknowledgement) => {
+    settles.get(sequence)?.(outcome);
+    for (const earlier of settles.keys()) if (earlier <= sequence) settles.delete(earlier);
+  };
+
   async function pushGradient(lease: Lease, phase: Phase): Promise<void> {
     const { values, step, generation } = current!;
     const minibatch = minibatchOf(lease);
@@ -122,10 +135,16 @@ export function createTrainer(options: TrainerOptions): Trainer {
     const { loss, gradient } = await model.step(minibatch, minibatchSeed(config.seed, lease));
     const computeMs = now() - start;
     const told = Number.isFinite(loss) ? loss : null;
-    exchange.push(
-      { run, lease: lease.id, step, generation, loss: told, computeMs, encoding: 'f32' },
-      gradient,
+    const { encoding } = compressor;
+    let settle: Settle | null = null;
+    const sequence = exchange.push(
+      { run, lease: lease.id, step, generation, loss: told, computeMs, encoding },
+      compressor.payloadBytes(lease.epoch),
+      (payload) => {
+        settle = compressor.write(gradient, lease.epoch, payload);
+      },
     );
+    settles.set(sequence, settle!);
     options.onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
   }
 
@@ -139,6 +158,7 @@ export function createTrainer(options: TrainerOptions): Trainer {
       else release?.();
       const { acknowledgement, leases, evaluation, step, generation, phase } = message;
       if (acknowledgement) {
+        settlePushes(acknowledgement);
         exchange.acknowledge(acknowledgement);
         tellRejection(acknowledgement, options.log);
       }
@@ -153,6 +173,7 @@ export function createTrainer(options: TrainerOptions): Trainer {
         return;
       }
       // Without a payload, those that came last are still the newest.
+      if (generation !== current?.generation) compressor.reset();
       if (payload.length > 0) current = { values: payload, step, generation };
       releaseUnused();
       if (!current) return;

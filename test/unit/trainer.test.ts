@@ -1,4 +1,6 @@
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { floatsOf } from '../../shared/codec.ts';
+import { resolveConfig } from '../../shared/config.ts';
 import type { Evaluated, Lease, Push, Work } from '../../shared/protocol.ts';
 import { permutation, STREAMS } from '../../shared/random.ts';
 import { gather, type PreparedData, prepareData } from '../../worker/data/examples.ts';
@@ -57,9 +59,15 @@ class FakeExchange implements Exchange {
   readonly evaluated: Evaluated[] = [];
   resent = 0;
   unacknowledged: { lease: number; sequence: number }[] = [];
-  push(push: Omit<Push, 'type' | 'sequence'>, gradient: Float32Array): number {
+  push(
+    push: Omit<Push, 'type' | 'sequence'>,
+    payloadBytes: number,
+    write: (payload: Uint8Array) => void,
+  ): number {
     const sequence = this.pushes.length + 1;
-    this.pushes.push({ ...push, sequence, gradient: [...gradient] });
+    const payload = new Uint8Array(payloadBytes);
+    write(payload);
+    this.pushes.push({ ...push, sequence, gradient: [...floatsOf(payload)] });
     this.unacknowledged.push({ lease: push.lease, sequence });
     return sequence;
   }
@@ -79,11 +87,13 @@ const signal = new AbortController().signal;
 const theta = (w: number) => Float32Array.of(w);
 const none = new Float32Array(0);
 
+const config = { seed: SEED, compression: resolveConfig().compression };
+
 function setUp(depth = 1) {
   const exchange = new FakeExchange();
   const lines: string[] = [];
   const trainer = createTrainer({
-    ...{ run: 'r', config: { seed: SEED }, model, prepared, exchange, signal, depth },
+    ...{ run: 'r', config, model, prepared, exchange, signal, depth },
     log: (line) => lines.push(line),
   });
   return { exchange, trainer, lines };
