@@ -1,10 +1,13 @@
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { createLayout, type Layout, type PlacedTensor, type TensorSpec } from '../shared/layout.ts';
-import { random, STREAMS } from '../shared/random.ts';
+import { STREAMS } from '../shared/random.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import type { Experiment, FunctionModel, Measure } from './experiment.ts';
+import { type Compute, canRecord, Graphs } from './graph.ts';
+import { dropoutMask, seedRandom, withSeed } from './noise.ts';
 import {
+  isLibraryClass,
   type LayersModel,
   type Scalar,
   type Tensor,
@@ -76,6 +79,8 @@ export interface Model {
   step(minibatch: Minibatch, seed: number): Promise<Step>;
   /** Loss, error and metrics at the parameters loaded, training mode off. */
   measure(minibatch: Minibatch): Promise<Measured>;
+  /** How steps are computed: `graph`, or `operations`, possibly with why. */
+  readonly execution: string;
   /** The topology that `tf.loadLayersModel` reads; null for a function of variables. */
   topology(): Promise<Record<string, unknown> | null>;
   dispose(): void;
@@ -89,10 +94,18 @@ interface Weight extends TensorSpec {
 /** A built model, whatever form the user gave it. */
 interface Instance {
   readonly weights: readonly Weight[];
-  predict(inputs: Tensor, training: boolean): Tensor;
+  /** @param mask where layers of dropout get theirs, in training. */
+  predict(inputs: Tensor, training: boolean, mask?: Parameters<Compute>[0]): Tensor;
   /** Losses of regularised layers. */
   penalties(): Scalar[];
   readonly layersModel: LayersModel | null;
+  /** Code of others takes part in a step: what it does may change from one to the next. */
+  readonly foreign: boolean;
+}
+
+export interface ModelOptions {
+  /** Steps may run as a recorded graph where the engine can. Default true. */
+  readonly record?: boolean;
 }
 
 /**
@@ -104,6 +117,7 @@ export async function buildModel(
   experiment: Experiment,
   config: Pick<RunConfig, 'seed' | 'hyperparameters'>,
   prepared: PreparedData,
+  options: ModelOptions = {},
 ): Promise<Model> {
   const data = dataShape(prepared);
   const build = (seed: number) => buildInstance(experiment, config, data, seed);
@@ -116,6 +130,8 @@ export async function buildModel(
   const error = errorOf(experiment, data, loss);
   const metrics = Object.entries(experiment.metrics ?? {});
   const asynchronous = tf.getBackend() === 'webgpu';
+  const foreign = instance.foreign || typeof experiment.loss === 'function';
+  const graphs = options.record !== false && !foreign && canRecord() ? new Graphs() : null;
 
   const read = async (tensor: Tensor): Promise<Float32Array> => {
     const values = asynchronous ? await tensor.data() : tensor.dataSync();
@@ -155,11 +171,44 @@ export async function buildModel(
   };
   holdAll();
 
+  /** Gradient, statistics and loss behind each other, shape [layout.exchangedSize + 1]. */
+  const gradientOf = (inputs: Tensor, targets: Tensor, mask: Parameters<Compute>[0]): Tensor =>
+    tf.tidy(() => {
+      const trained = weights.filter((w) => w.role === 'trainable');
+      const statistics = weights.filter((w) => w.role === 'statistics');
+      // From 0, one update leaves (1 − momentum) times the minibatch's own value.
+      for (const { variable, shape } of statistics) variable.assign(zero(shape));
+      let mean: Tensor | null = null;
+      const { value, grads } = tf.variableGrads(
+        () => {
+          const data = loss(targets, instance.predict(inputs, true, mask));
+          const penalties = instance.penalties();
+          if (penalties.length === 0) return data as Scalar;
+          mean = tf.keep(data.clone());
+          return tf.addN([data, ...penalties.map((p) => tf.reshape(p, []))]) as Scalar;
+        },
+        trained.map((w) => w.variable),
+      );
+      const parts = trained.map(({ variable, shape }) =>
+        flatten(grads[variable.name] ?? zero(shape)),
+      );
+      for (const { variable } of statistics) parts.push(flatten(variable));
+      const result = tf.concat1d([...parts, flatten(mean ?? value)]);
+      (mean as Tensor | null)?.dispose();
+      for (const { name, variable } of statistics) variable.assign(held.get(name)!);
+      return result;
+    });
+
   return {
     layout,
 
     get loaded() {
       return loaded;
+    },
+
+    get execution() {
+      if (graphs) return graphs.execution;
+      return foreign ? 'operations: it has code of others' : 'operations';
     },
 
     async initialise(seed) {
@@ -198,37 +247,28 @@ export async function buildModel(
     },
 
     async step(minibatch, seed) {
-      const trained = weights.filter((w) => w.role === 'trainable');
       const statistics = weights.filter((w) => w.role === 'statistics');
+      // Not given back by the tidy, which would look for tensors in every element.
+      let computed: Float32Array | null = null;
       const flat = withSeed(seed, () =>
         tf.tidy(() => {
           const { inputs, targets } = tensorsOf(minibatch);
-          // From 0, one update leaves (1 − momentum) times the minibatch's own value.
-          for (const { variable, shape } of statistics) variable.assign(zero(shape));
-          let mean: Tensor | null = null;
-          const { value, grads } = tf.variableGrads(
-            () => {
-              const data = loss(targets, instance.predict(inputs, true));
-              const penalties = instance.penalties();
-              if (penalties.length === 0) return data as Scalar;
-              mean = tf.keep(data.clone());
-              return tf.addN([data, ...penalties.map((p) => tf.reshape(p, []))]) as Scalar;
-            },
-            trained.map((w) => w.variable),
-          );
-          const parts = trained.map(({ variable, shape }) =>
-            flatten(grads[variable.name] ?? zero(shape)),
-          );
-          for (const { variable } of statistics) parts.push(flatten(variable));
-          const result = tf.concat1d([...parts, flatten(mean ?? value)]);
-          (mean as Tensor | null)?.dispose();
-          return result;
+          const compute: Compute = (mask) => gradientOf(inputs, targets, mask);
+          if (!graphs) return compute(dropoutMask);
+          const feeds: Tensor[] = [inputs, targets];
+          for (const { role, variable } of weights) {
+            if (role !== 'statistics') feeds.push(variable);
+          }
+          for (const shape of new Set(statistics.map((w) => String(w.shape)))) {
+            feeds.push(zeros.get(shape)!);
+          }
+          computed = graphs.run(String(inputs.shape), feeds, compute);
+          return null as never;
         }),
       );
-      const values = await read(flat);
+      const values = computed ?? (await read(flat));
       const gradient = values.subarray(0, layout.exchangedSize);
-      for (const { name, variable, offset, size, momentum } of statistics) {
-        variable.assign(held.get(name)!);
+      for (const { offset, size, momentum } of statistics) {
         // What a function of variables assigns is the minibatch's value already.
         const share = instance.layersModel === null ? 1 : 1 - momentum!;
         for (let i = offset; i < offset + size; i++) gradient[i]! /= share;
@@ -266,6 +306,7 @@ export async function buildModel(
 
     dispose() {
       disposeInstance(instance);
+      graphs?.dispose();
       for (const tensor of [...zeros.values(), ...held.values()]) tensor.dispose();
     },
   };
@@ -294,37 +335,6 @@ function disposeInstance({ weights }: Instance): void {
 
 const invalid = (message: string, cause?: unknown) =>
   new DownpourError('DP_EXPERIMENT_INVALID', message, cause === undefined ? {} : { cause });
-
-// Randomness.
-
-const { random: systemRandom } = Math;
-let seeded = 0;
-
-/**
- * Runs `f` with a seeded `Math.random`. All of tfjs's randomness comes from there unless it is given
- * a seed: initialisers, dropout (which with a fixed seed would repeat one mask for ever), Gaussian
- * noise, which takes none. So every layer of every model is reproducible without knowing it.
- */
-function withSeed<T>(seed: number, f: () => T): T {
-  const release = seedRandom(seed, STREAMS.minibatch);
-  try {
-    return f();
-  } finally {
-    release();
-  }
-}
-
-function seedRandom(seed: number, stream: number): () => void {
-  const previous = Math.random;
-  const draw = random(seed, stream);
-  seeded++;
-  // tfjs takes a seed of 0 for none.
-  Math.random = () => draw.uniform() || 2 ** -33;
-  return () => {
-    seeded--;
-    Math.random = seeded === 0 ? systemRandom : previous;
-  };
-}
 
 // Building.
 
@@ -413,7 +423,10 @@ function layersInstance(model: LayersModel, { inputShape }: DataShape): Instance
   const seen = new Set<LayerWeight>();
   const names = new Set<string>();
   const trainableWeights = new Set(model.trainableWeights);
+  const dropout = { mask: dropoutMask as Parameters<Compute>[0] };
+  const foreign = isForeign(model);
   for (const { layer, path } of walkLayers(model)) {
+    if (layer.getClassName() === 'Dropout' && isLibraryClass(layer)) adaptDropout(layer, dropout);
     const normalises = layer.getClassName() === 'BatchNormalization';
     if (normalises) adaptNormalisation(layer, path, trainableWeights);
     for (const weight of layer.weights) {
@@ -436,9 +449,41 @@ function layersInstance(model: LayersModel, { inputShape }: DataShape): Instance
   }
   return {
     weights,
-    predict: (inputs, training) => model.apply(inputs, { training }) as Tensor,
+    predict: (inputs, training, mask = dropoutMask) => {
+      dropout.mask = mask;
+      return model.apply(inputs, { training }) as Tensor;
+    },
     penalties: () => model.calculateLosses(),
     layersModel: model,
+    foreign,
+  };
+}
+
+/** Of a class of the user's, with a `call` of the user's, or with a state from step to step. */
+function isForeign(layer: Layer): boolean {
+  if (!isLibraryClass(layer) || Object.hasOwn(layer, 'call') || layer.stateful) return true;
+  const { layers, layer: wrapped, forwardLayer, backwardLayer, cell, cells } = layer as Nested;
+  const inner = [wrapped, forwardLayer, backwardLayer, cell, ...(layers ?? []), ...(cells ?? [])];
+  return inner.some((each) => each !== undefined && isForeign(each));
+}
+
+/** Where layers keep other layers: models, wrappers, recurrent ones. */
+type Nested = Layer &
+  Partial<Record<'layer' | 'forwardLayer' | 'backwardLayer' | 'cell', Layer>> &
+  Partial<Record<'layers' | 'cells', readonly Layer[]>>;
+
+/** Takes the mask from elsewhere: cheaper, and one that a recorded step can be fed. */
+function adaptDropout(layer: Layer, source: { mask: Parameters<Compute>[0] }): void {
+  const { rate, noiseShape, seed } = layer as unknown as {
+    rate: number;
+    noiseShape?: readonly (number | null)[];
+    seed?: number;
+  };
+  layer.call = (inputs, kwargs) => {
+    const x = Array.isArray(inputs) ? inputs[0]! : inputs;
+    if (kwargs.training !== true || !(rate > 0 && rate < 1)) return x;
+    const shape = x.shape.map((size, i) => noiseShape?.[i] ?? size);
+    return tf.mul(x, source.mask({ shape, rate, seed }));
   };
 }
 
@@ -548,6 +593,7 @@ function functionInstance(model: FunctionModel): Instance {
     predict: (inputs, training) => model.predict(inputs, { training }),
     penalties: () => [],
     layersModel: null,
+    foreign: true,
   };
 }
 

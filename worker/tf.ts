@@ -13,6 +13,16 @@ export type Tf = typeof tf;
 export type { Scalar, Tensor, Tensor1D, Variable } from '@tensorflow/tfjs-core';
 export type { LayersModel } from '@tensorflow/tfjs-layers';
 
+/** Taken before any experiment has been loaded and could have registered classes of its own. */
+const libraryClasses = new Set<unknown>(
+  Object.values(core.serialization.SerializationMap.getMap().classNameMap).map(([c]) => c),
+);
+
+/** Whether a layer is exactly one of tfjs-layers' own. */
+export function isLibraryClass(layer: object): boolean {
+  return libraryClasses.has(layer.constructor);
+}
+
 // The core's build for Node leaves the methods of tensors out, yet its own layers call them: the
 // orthogonal initialiser of an LSTM fails with "flatten is not a function".
 const SAME_AS_FUNCTION = `

@@ -1,0 +1,243 @@
+/**
+ * A step run as one recorded graph (native engine) gives what single operations give. Skips by name
+ * where the engine is not installed; `downpour engine install`.
+ */
+import { beforeAll, describe, expect, test } from 'vitest';
+import { random } from '../../shared/random.ts';
+import { gather, type PreparedData, prepareData } from '../../worker/data/examples.ts';
+import { openEngine } from '../../worker/engine.ts';
+import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
+import { type Experiment, loadExperiment, type ModelArguments } from '../../worker/experiment.ts';
+import { buildModel, type Model } from '../../worker/model.ts';
+import { type Tensor, tf } from '../../worker/tf.ts';
+
+/** ‖difference‖ / ‖gradient‖: what TensorFlow fuses rounds otherwise; 1.4e-7 was the most seen. */
+const TOLERANCE = 1e-5;
+const BATCH_SIZE = 8;
+
+const installed = readEngine(engineFolder('cpu')) !== null;
+
+interface Case {
+  readonly model: Experiment['model'];
+  readonly loss?: Experiment['loss'];
+  readonly inputShape?: readonly number[];
+  readonly classCount?: number | null;
+  /** What `execution` says in the end. */
+  readonly execution?: RegExp;
+}
+
+const dense = ({ tf, inputShape, classCount }: ModelArguments) =>
+  tf.sequential({ layers: [tf.layers.dense({ units: classCount || 1, inputShape })] });
+
+/** A layer of the user's that does something else each time. */
+const drifting = ({ tf, inputShape, classCount }: ModelArguments) => {
+  let calls = 0;
+  class Drift extends tf.layers.Layer {
+    static readonly className = 'Drift';
+    override call(inputs: Tensor | Tensor[]): Tensor {
+      return tf.mul(Array.isArray(inputs) ? inputs[0]! : inputs, ++calls);
+    }
+    override computeOutputShape(shape: number[]): number[] {
+      return shape;
+    }
+  }
+  return tf.sequential({
+    layers: [tf.layers.dense({ units: classCount, inputShape }), new Drift({}) as never],
+  });
+};
+
+const CASES: Readonly<Record<string, Case>> = {
+  'dense, softmax cross-entropy': { model: dense },
+  'dense, mean squared error': { model: dense, classCount: null },
+  'dense, mean absolute error': { model: dense, classCount: null, loss: 'meanAbsoluteError' },
+  'dense, sigmoid cross-entropy': {
+    model: ({ tf, inputShape }) =>
+      tf.sequential({ layers: [tf.layers.dense({ units: 1, inputShape })] }),
+    classCount: 2,
+    loss: 'sigmoidCrossEntropy',
+  },
+  'two hidden layers, dropout with and without a seed, regularisation': {
+    model: ({ tf, inputShape, classCount }) =>
+      tf.sequential({
+        layers: [
+          tf.layers.dense({
+            units: 9,
+            activation: 'relu',
+            inputShape,
+            kernelRegularizer: tf.regularizers.l1l2({ l1: 0.01, l2: 0.1 }),
+          }),
+          tf.layers.dropout({ rate: 0.3 }),
+          tf.layers.dense({ units: 7, activation: 'elu' }),
+          tf.layers.dropout({ rate: 0.5, seed: 4 }),
+          tf.layers.dense({ units: classCount }),
+        ],
+      }),
+  },
+  'convolution, pooling, batch normalisation, dropout of whole channels': {
+    model: ({ tf, inputShape, classCount }) =>
+      tf.sequential({
+        layers: [
+          tf.layers.conv2d({ filters: 4, kernelSize: 3, padding: 'same', inputShape }),
+          tf.layers.maxPooling2d({ poolSize: 2 }),
+          tf.layers.batchNormalization({ momentum: 0.9 }),
+          tf.layers.reLU(),
+          tf.layers.dropout({ rate: 0.4, noiseShape: [null, 1, 1, null] as never }),
+          tf.layers.separableConv2d({ filters: 3, kernelSize: 2 }),
+          tf.layers.batchNormalization({ momentum: 0.5 }),
+          tf.layers.averagePooling2d({ poolSize: 2 }),
+          tf.layers.flatten(),
+          tf.layers.dense({ units: classCount }),
+        ],
+      }),
+    inputShape: [8, 8, 2],
+  },
+  'a nested model that is frozen, normalisation included': {
+    model: ({ tf, inputShape, classCount }) => {
+      const inner = tf.sequential({
+        layers: [
+          tf.layers.dense({ units: 4, inputShape }),
+          tf.layers.batchNormalization({ momentum: 0.5 }),
+        ],
+      });
+      inner.trainable = false;
+      return tf.sequential({ layers: [inner, tf.layers.dense({ units: classCount })] });
+    },
+  },
+  'two branches that meet': {
+    model: ({ tf, inputShape, classCount }) => {
+      const input = tf.input({ shape: inputShape });
+      const one = tf.layers.dense({ units: 5, activation: 'tanh' }).apply(input);
+      const two = tf.layers.dense({ units: 5, activation: 'sigmoid' }).apply(input);
+      const sum = tf.layers.concatenate().apply([one, two] as never);
+      const output = tf.layers.dense({ units: classCount }).apply(sum);
+      return tf.model({ inputs: input, outputs: output as never });
+    },
+  },
+  'an LSTM in both directions': {
+    model: ({ tf, inputShape, classCount }) =>
+      tf.sequential({
+        layers: [
+          tf.layers.bidirectional({
+            layer: tf.layers.lstm({ units: 3 }) as never,
+            inputShape,
+            mergeMode: 'concat',
+          }),
+          tf.layers.dense({ units: classCount }),
+        ],
+      }),
+    inputShape: [5, 2],
+  },
+  'noise that draws its own numbers': {
+    model: ({ tf, inputShape, classCount }) =>
+      tf.sequential({
+        layers: [
+          tf.layers.gaussianNoise({ stddev: 0.3, inputShape }),
+          tf.layers.dense({ units: classCount }),
+        ],
+      }),
+    execution: /^operations: a layer draws random numbers of its own$/,
+  },
+  'a loss of the user': {
+    model: dense,
+    loss: (_, predictions) => tf.mean(tf.square(predictions)),
+    execution: /^operations: it has code of others$/,
+  },
+  'a layer of the user': { model: drifting, execution: /^operations: it has code of others$/ },
+  'a function of variables': {
+    model: ({ tf, inputShape, classCount }) => {
+      const w = tf.tidy(() => tf.variable(tf.randomNormal([...inputShape, classCount])));
+      return { variables: { w }, predict: (x: Tensor) => tf.matMul(x as never, w as never) };
+    },
+    execution: /^operations: it has code of others$/,
+  },
+};
+
+function examples({ inputShape = [6], classCount = 3 }: Case): PreparedData {
+  const draw = random(11, 1);
+  const count = 60;
+  const size = inputShape.reduce((product, d) => product * d, 1);
+  const targets = classCount
+    ? Int32Array.from({ length: count }, () => draw.below(classCount))
+    : Float32Array.from({ length: count }, () => draw.normal());
+  const inputs = Float32Array.from({ length: count * size }, () => draw.normal());
+  return prepareData(
+    {
+      train: {
+        count,
+        inputs: { values: inputs, shape: [count, ...inputShape] },
+        targets: { values: targets, shape: [count] },
+      },
+      ...(classCount ? { classCount } : {}),
+      source: 'made up',
+    },
+    { seed: 1, validationFraction: 0.2, standardise: 'none' },
+  );
+}
+
+/** ‖a − b‖ / ‖a‖ */
+function distance(a: Float32Array, b: Float32Array): number {
+  const norm = (x: Float32Array) => Math.sqrt(x.reduce((sum, value) => sum + value ** 2, 0));
+  return norm(a.map((x, i) => x - b[i]!)) / norm(a);
+}
+
+/** Both ways through eight steps of two sizes of minibatch, parameters and statistics moving. */
+async function compare(experiment: Experiment, prepared: PreparedData): Promise<Model> {
+  const config = { seed: 3, hyperparameters: {} };
+  const recorded = await buildModel(experiment, config, prepared);
+  const stock = await buildModel(experiment, config, prepared, { record: false });
+  const initial = await recorded.initialise(7);
+  recorded.load(initial.slice());
+  stock.load(initial.slice());
+  const parameters = initial.slice(0, recorded.layout.exchangedSize);
+  let tensors = 0;
+  for (let i = 0; i < 8; i++) {
+    const rows = Array.from({ length: i % 2 ? 5 : BATCH_SIZE }, (_, row) => (3 * i + row) % 48);
+    const minibatch = gather(prepared, 'train', rows);
+    recorded.load(parameters.slice());
+    stock.load(parameters.slice());
+    const a = await stock.step(minibatch, i);
+    const b = await recorded.step(minibatch, i);
+    expect(distance(a.gradient, b.gradient), `step ${i}`).toBeLessThan(TOLERANCE);
+    expect(Math.abs(b.loss - a.loss), `loss of step ${i}`).toBeLessThan(TOLERANCE);
+    const { trainableSize } = recorded.layout;
+    for (let p = 0; p < trainableSize; p++) parameters[p]! -= 0.1 * a.gradient[p]!;
+    // Statistics that are not 0 and 1: a step must neither use nor move the ones loaded.
+    for (let p = trainableSize; p < parameters.length; p++) parameters[p] = a.gradient[p]!;
+    expect((await recorded.measure(minibatch)).loss).toBe((await stock.measure(minibatch)).loss);
+    if (i > 5) expect(tf.memory().numTensors).toBe(tensors);
+    tensors = tf.memory().numTensors;
+  }
+  stock.dispose();
+  return recorded;
+}
+
+describe.skipIf(!installed)('a recorded step (needs: downpour engine install)', () => {
+  beforeAll(async () => {
+    await openEngine({ engine: 'native' });
+  });
+
+  test.each(Object.entries(CASES))('gives what single operations give: %s', async (_, each) => {
+    const prepared = examples(each);
+    const data = () => {
+      throw new Error('not asked for');
+    };
+    const loss = each.loss ?? (prepared.classCount ? 'softmaxCrossEntropy' : 'meanSquaredError');
+    const before = tf.memory().numTensors;
+    const model = await compare({ data, model: each.model, loss }, prepared);
+    expect(model.execution).toMatch(each.execution ?? /^graph$/);
+    model.dispose();
+    expect(tf.memory().numTensors).toBe(before);
+  });
+
+  test.each(['mnist-mlp', 'mnist-cnn', 'csv-regression'])('of the example %s', async (name) => {
+    const experiment = await loadExperiment(
+      new URL(`../../examples/${name}.ts`, import.meta.url).pathname,
+    );
+    const prepared = name.startsWith('mnist')
+      ? examples({ model: dense, inputShape: [28, 28, 1], classCount: 10 })
+      : examples({ model: dense, inputShape: [9], classCount: null });
+    const model = await compare(experiment, prepared);
+    expect(model.execution).toBe('graph');
+    model.dispose();
+  });
+});

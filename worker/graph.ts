@@ -1,0 +1,421 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { dropoutMask, type MaskRequest, seededDraws } from './noise.ts';
+import { type Tensor, tf } from './tf.ts';
+
+/**
+ * A computation of the native engine, recorded once and then run as one TensorFlow graph.
+ *
+ * tfjs runs each operation by itself: 16–22 µs of JavaScript, a gradient tape and a call into the
+ * library. A step of the MLP has 112 such calls for about 1 ms of arithmetic. All of them pass through
+ * one object, the binding's `executeOp`, under TensorFlow's own names; so a recording of it *is* a
+ * graph, gradient included, and no kernel need be translated. The binding can load a SavedModel from a
+ * folder and run it: one call, and TensorFlow's optimiser has folded constants and fused what it can.
+ *
+ * What was a number in JavaScript during the recording is a constant afterwards. Only computations that
+ * depend on nothing but tensors fed may be recorded, and shapes must stay; the caller sees to that.
+ */
+export interface Graph {
+  /**
+   * @param feeds in the order of the recording: those given at its beginning, then those of `feed`.
+   *   Same shapes. @returns all values of the one output, the caller's own.
+   */
+  run(feeds: readonly Tensor[]): Float32Array;
+  /** Frees the library's session. */
+  dispose(): void;
+}
+
+export interface Recording {
+  readonly result: Tensor;
+  /** Null: it can't be a graph; `why` says so. */
+  readonly graph: Graph | null;
+  readonly why: string;
+}
+
+/** What TensorFlow's binding for Node offers; only this file looks inside. */
+interface Binding {
+  executeOp(name: string, attrs: Attr[], inputs: number[], outputs: number): { id: number }[];
+  createTensor(shape: number[], dtype: number, values: Values): number;
+  deleteTensor(id: number): void;
+  tensorDataSync(id: number): Values;
+  loadSavedModel(folder: string, tags: string): number;
+  deleteSavedModel(session: number): void;
+  runSavedModel(session: number, ids: number[], inputs: string, outputs: string): { id: number }[];
+  readonly TF_FLOAT: number;
+  readonly TF_INT32: number;
+  readonly TF_BOOL: number;
+  readonly TF_ATTR_INT: number;
+  readonly TF_ATTR_FLOAT: number;
+  readonly TF_ATTR_BOOL: number;
+  readonly TF_ATTR_TYPE: number;
+  readonly TF_ATTR_STRING: number;
+  readonly TF_ATTR_SHAPE: number;
+}
+interface NativeBackend {
+  binding: Binding;
+  readonly isUsingGpuDevice: boolean;
+  getInputTensorIds(tensors: readonly Tensor[]): number[];
+}
+type Values = Float32Array | Int32Array | Uint8Array;
+interface Attr {
+  readonly name: string;
+  readonly type: number;
+  readonly value: unknown;
+}
+
+/** Constants of a graph, bytes: they go through a file. */
+const CONSTANT_BYTES_MAX = 64 * 2 ** 20;
+/** Of TensorFlow's graph format; 2.15 writes 1645 and reads all from 0. */
+const GRAPH_PRODUCER = 1087;
+const OUTPUT = 'output';
+
+/**
+ * Whether the engine that is open can record. With a GPU it can't: the binding takes feeds by way of
+ * the host, parameters too.
+ */
+export function canRecord(): boolean {
+  const backend = tf.backend() as Partial<NativeBackend>;
+  return (
+    tf.getBackend() === 'tensorflow' &&
+    backend.isUsingGpuDevice === false &&
+    typeof backend.getInputTensorIds === 'function' &&
+    typeof backend.binding?.executeOp === 'function' &&
+    typeof backend.binding.runSavedModel === 'function'
+  );
+}
+
+/**
+ * Runs `compute` and records what it does.
+ * @param feeds the tensors that will differ from run to run, made before.
+ * @param compute gives one float32 tensor. It may make further tensors that will differ and tell of
+ *   each by `feed`, before it is used.
+ */
+export function record(
+  feeds: readonly Tensor[],
+  compute: (feed: (tensor: Tensor) => void) => Tensor,
+): Recording {
+  const backend = tf.backend() as unknown as NativeBackend;
+  const { binding } = backend;
+  const nodes: Bytes[] = [];
+  /** By the binding's number of a tensor: where in the graph it comes from. */
+  const sources = new Map<number, string>();
+  const fed: string[] = [];
+  let constantBytes = 0;
+  let why = '';
+
+  const constant = (shape: readonly number[], dtype: number, values: Values): string => {
+    const name = `constant${nodes.length}`;
+    constantBytes += values.byteLength;
+    if (constantBytes > CONSTANT_BYTES_MAX) why ||= `it has ${constantBytes} bytes of constants`;
+    else nodes.push(constantNode(name, shape, dtype, values));
+    return name;
+  };
+  const feed = (tensor: Tensor): void => {
+    const name = `feed${fed.length}`;
+    fed.push(name);
+    sources.set(backend.getInputTensorIds([tensor])[0]!, name);
+    const dtype = tensor.dtype === 'int32' ? binding.TF_INT32 : binding.TF_FLOAT;
+    nodes.push(node(name, 'Placeholder', [], [attrBytes('dtype', typeValue(dtype))]));
+  };
+
+  backend.binding = Object.create(binding, {
+    executeOp: {
+      value: (name: string, attrs: Attr[], inputs: number[], outputs: number) => {
+        const results = binding.executeOp(name, attrs, inputs, outputs);
+        const at = `op${nodes.length}`;
+        const from = inputs.map((id) => sources.get(id));
+        if (from.includes(undefined)) why ||= `an input of ${name} was made before it began`;
+        const encoded = attrs.map((attr) => attrBytes(attr.name, attrValue(binding, attr)));
+        nodes.push(node(at, name, from as string[], encoded));
+        for (const [i, { id }] of results.entries()) sources.set(id, `${at}:${i}`);
+        return results;
+      },
+    },
+    createTensor: {
+      value: (shape: number[], dtype: number, values: Values) => {
+        const id = binding.createTensor(shape, dtype, values);
+        if (ArrayBuffer.isView(values)) sources.set(id, constant(shape, dtype, values));
+        else why ||= 'it has tensors of text';
+        return id;
+      },
+    },
+    tensorDataSync: {
+      value: (id: number) => {
+        why ||= 'it reads a tensor in its midst';
+        return binding.tensorDataSync(id);
+      },
+    },
+    runSavedModel: {
+      value: (...args: Parameters<Binding['runSavedModel']>) => {
+        why ||= 'it runs another graph';
+        return binding.runSavedModel(...args);
+      },
+    },
+  }) as Binding;
+  let result: Tensor;
+  try {
+    for (const tensor of feeds) feed(tensor);
+    result = compute(feed);
+    const [id] = backend.getInputTensorIds([result]);
+    nodes.push(
+      node(OUTPUT, 'Identity', [sources.get(id!)!], [attrBytes('T', typeValue(binding.TF_FLOAT))]),
+    );
+  } finally {
+    backend.binding = binding;
+  }
+  if (why !== '') return { result, graph: null, why };
+  try {
+    return { result, graph: load(backend, nodes, fed), why };
+  } catch (error) {
+    return { result, graph: null, why: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+function load(backend: NativeBackend, nodes: readonly Bytes[], fed: readonly string[]): Graph {
+  const { binding } = backend;
+  const folder = mkdtempSync(join(tmpdir(), 'downpour-graph-'));
+  let session: number;
+  try {
+    writeFileSync(join(folder, 'saved_model.pb'), savedModel(nodes));
+    session = binding.loadSavedModel(folder, 'train');
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+  const inputs = fed.map((name) => `${name}:0`).join(',');
+  return {
+    run(feeds) {
+      const ids = backend.getInputTensorIds(feeds);
+      const [{ id }] = binding.runSavedModel(session, ids, inputs, `${OUTPUT}:0`) as [
+        { id: number },
+      ];
+      const values = binding.tensorDataSync(id) as Float32Array;
+      binding.deleteTensor(id);
+      return values;
+    },
+    dispose: () => binding.deleteSavedModel(session),
+  };
+}
+
+// When to record, and when to believe a recording.
+
+/** A step of some model: tensors fed and masks asked for in, one tensor out. */
+export type Compute = (mask: (request: MaskRequest) => Tensor) => Tensor;
+
+interface Plan {
+  runs: number;
+  graph: Graph | null;
+  masks: readonly MaskRequest[];
+  proved: boolean;
+  refused: boolean;
+}
+
+/** Shapes with a graph of their own: the minibatch, the smaller last one of an epoch, of a refit. */
+const PLANS_MAX = 4;
+/** The same kernels on the same numbers; what is fused may round otherwise. */
+const TOLERANCE = 1e-3;
+
+/**
+ * Runs one kind of computation over and over: by single operations the first time, recorded the
+ * second, both ways the third, on another minibatch, parameters and seed. If both agree the graph
+ * alone runs from then on; if they don't, something in it was no tensor fed, and no graph ever does.
+ */
+export class Graphs {
+  readonly #plans = new Map<string, Plan>();
+  #execution = 'operations: none repeated yet';
+
+  /** `graph`, or `operations: ` and why there is none. */
+  get execution(): string {
+    return this.#execution;
+  }
+
+  /**
+   * @param key the same for the same shapes. @param feeds every tensor that may differ between two
+   *   runs, in one order. @returns the values of what `compute` gives.
+   */
+  run(key: string, feeds: readonly Tensor[], compute: Compute): Float32Array {
+    const plan = this.#plan(key);
+    if (!plan || plan.refused || plan.runs++ === 0) return readOff(compute(dropoutMask));
+    if (!plan.graph) return this.#record(plan, feeds, compute);
+    // Masks are drawn one after another from the same seed, so drawing them again needs it again.
+    return plan.proved
+      ? runGraph(plan.graph, feeds, plan.masks.map(dropoutMask))
+      : this.#prove(plan, plan.graph, feeds, compute);
+  }
+
+  dispose(): void {
+    for (const { graph } of this.#plans.values()) graph?.dispose();
+    this.#plans.clear();
+  }
+
+  #plan(key: string): Plan | undefined {
+    let plan = this.#plans.get(key);
+    if (!plan && this.#plans.size < PLANS_MAX) {
+      plan = { runs: 0, graph: null, masks: [], proved: false, refused: false };
+      this.#plans.set(key, plan);
+    }
+    return plan;
+  }
+
+  #record(plan: Plan, feeds: readonly Tensor[], compute: Compute): Float32Array {
+    const masks: MaskRequest[] = [];
+    const before = seededDraws();
+    const { result, graph, why } = record(feeds, (feed) =>
+      compute((request) => {
+        const mask = dropoutMask(request);
+        feed(mask);
+        masks.push(request);
+        return mask;
+      }),
+    );
+    const others = seededDraws() - before - masks.filter((m) => m.seed === undefined).length;
+    plan.graph = graph;
+    plan.masks = masks;
+    if (!graph) this.#refuse(plan, why);
+    else if (others > 0) this.#refuse(plan, 'a layer draws random numbers of its own');
+    return readOff(result);
+  }
+
+  #prove(plan: Plan, graph: Graph, feeds: readonly Tensor[], compute: Compute): Float32Array {
+    const masks: Tensor[] = [];
+    const expected = readOff(
+      compute((request) => {
+        const mask = tf.keep(dropoutMask(request));
+        masks.push(mask);
+        return mask;
+      }),
+    );
+    let distance = Number.POSITIVE_INFINITY;
+    try {
+      distance = relativeDistance(expected, runGraph(graph, feeds, masks));
+    } catch (error) {
+      this.#refuse(plan, error instanceof Error ? error.message : String(error));
+    } finally {
+      tf.dispose(masks);
+    }
+    // Not a number: the model has diverged. That proves nothing, so the next step tries again.
+    if (distance <= TOLERANCE) {
+      plan.proved = true;
+      this.#execution = 'graph';
+    } else if (distance > TOLERANCE) {
+      this.#refuse(plan, `as a graph it gives something else, by ${distance.toPrecision(2)}`);
+    }
+    return expected;
+  }
+
+  #refuse(plan: Plan, why: string): void {
+    plan.graph?.dispose();
+    plan.graph = null;
+    plan.refused = true;
+    this.#execution = `operations: ${why}`;
+  }
+}
+
+function runGraph(graph: Graph, feeds: readonly Tensor[], masks: readonly Tensor[]): Float32Array {
+  const values = graph.run([...feeds, ...masks]);
+  tf.dispose([...masks]);
+  return values;
+}
+
+function readOff(tensor: Tensor): Float32Array {
+  const values = tensor.dataSync() as Float32Array;
+  tensor.dispose();
+  return values;
+}
+
+/** ‖a − b‖ / ‖a‖ */
+function relativeDistance(a: Float32Array, b: Float32Array): number {
+  let difference = 0;
+  let norm = 0;
+  for (let i = 0; i < a.length; i++) {
+    difference += (a[i]! - b[i]!) ** 2;
+    norm += a[i]! ** 2;
+  }
+  return difference === 0 ? 0 : Math.sqrt(difference / norm);
+}
+
+// TensorFlow's `SavedModel` as protocol buffers: https://protobuf.dev/programming-guides/encoding and
+// the field numbers of tensorflow/core/{protobuf/saved_model,framework/graph}.proto.
+
+type Bytes = Uint8Array;
+
+function savedModel(nodes: readonly Bytes[]): Bytes {
+  const versions = integer(1, GRAPH_PRODUCER);
+  const graph = concatenate([...nodes.map((n) => block(1, n)), block(4, versions)]);
+  const meta = concatenate([block(1, block(4, text('train'))), block(2, graph)]);
+  return concatenate([integer(1, 1), block(2, meta)]);
+}
+
+function node(name: string, op: string, inputs: readonly string[], attrs: Bytes[]): Bytes {
+  return concatenate([
+    block(1, text(name)),
+    block(2, text(op)),
+    ...inputs.map((input) => block(3, text(input))),
+    ...attrs.map((attr) => block(5, attr)),
+  ]);
+}
+
+function constantNode(name: string, shape: readonly number[], dtype: number, values: Values) {
+  const content = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+  const tensor = concatenate([integer(1, dtype), block(2, shapeBytes(shape)), block(4, content)]);
+  const attrs = [attrBytes('dtype', typeValue(dtype)), attrBytes('value', block(8, tensor))];
+  return node(name, 'Const', [], attrs);
+}
+
+const attrBytes = (name: string, value: Bytes) =>
+  concatenate([block(1, text(name)), block(2, value)]);
+const typeValue = (dtype: number) => integer(6, dtype);
+
+function attrValue(binding: Binding, { type, value }: Attr): Bytes {
+  const list = Array.isArray(value);
+  const each = (of: (x: never) => Bytes) => block(1, concatenate((value as never[]).map(of)));
+  if (type === binding.TF_ATTR_SHAPE) return block(7, shapeBytes(value as number[]));
+  if (type === binding.TF_ATTR_TYPE)
+    return list ? each((x) => integer(6, x)) : integer(6, value as number);
+  if (type === binding.TF_ATTR_INT)
+    return list ? each((x) => integer(3, x)) : integer(3, value as number);
+  if (type === binding.TF_ATTR_FLOAT)
+    return list ? each((x) => float(4, x)) : float(4, value as number);
+  if (type === binding.TF_ATTR_BOOL)
+    return list ? each((x) => integer(5, x ? 1 : 0)) : integer(5, value ? 1 : 0);
+  if (type === binding.TF_ATTR_STRING) return block(2, text(value as string));
+  throw new Error(`an attribute of type ${type}`);
+}
+
+function shapeBytes(shape: readonly number[]): Bytes {
+  return concatenate(shape.map((size) => block(2, integer(1, size))));
+}
+
+const text = (value: string): Bytes => new TextEncoder().encode(value);
+
+function varint(value: number | bigint): number[] {
+  const bytes: number[] = [];
+  let rest = BigInt.asUintN(64, BigInt(value));
+  for (; rest > 127n; rest >>= 7n) bytes.push(Number(rest & 127n) | 128);
+  bytes.push(Number(rest));
+  return bytes;
+}
+
+const integer = (field: number, value: number): Bytes =>
+  Uint8Array.from([field << 3, ...varint(value)]);
+
+function float(field: number, value: number): Bytes {
+  const bytes = new Uint8Array(5);
+  bytes[0] = (field << 3) | 5;
+  new DataView(bytes.buffer).setFloat32(1, value, true);
+  return bytes;
+}
+
+/** A field of known length: a string, bytes, or a message. */
+const block = (field: number, content: Bytes): Bytes =>
+  concatenate([Uint8Array.from([(field << 3) | 2, ...varint(content.length)]), content]);
+
+function concatenate(parts: readonly Bytes[]): Bytes {
+  const joined = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    joined.set(part, at);
+    at += part.length;
+  }
+  return joined;
+}

@@ -1,0 +1,97 @@
+import { random, STREAMS } from '../shared/random.ts';
+import { type Tensor, tf } from './tf.ts';
+
+/** Seeded randomness of a model: its fresh parameters and its dropout. */
+
+const { random: systemRandom } = Math;
+let seeded = 0;
+let drawn = 0;
+
+/** How often seeded code has called `Math.random` in this process. */
+export const seededDraws = (): number => drawn;
+
+/**
+ * Runs `f` with a seeded `Math.random`. All of tfjs's randomness comes from there unless it is given
+ * a seed: initialisers, dropout (which with a fixed seed would repeat one mask for ever), Gaussian
+ * noise, which takes none. So every layer of every model is reproducible without knowing it.
+ */
+export function withSeed<T>(seed: number, f: () => T): T {
+  const release = seedRandom(seed, STREAMS.minibatch);
+  try {
+    return f();
+  } finally {
+    release();
+  }
+}
+
+/** @returns what undoes it. */
+export function seedRandom(seed: number, stream: number): () => void {
+  const previous = Math.random;
+  const draw = random(seed, stream);
+  seeded++;
+  // tfjs takes a seed of 0 for none.
+  Math.random = () => {
+    drawn++;
+    return draw.uniform() || 2 ** -33;
+  };
+  return () => {
+    seeded--;
+    Math.random = seeded === 0 ? systemRandom : previous;
+  };
+}
+
+/** One layer's dropout in one step. */
+export interface MaskRequest {
+  readonly shape: readonly number[];
+  readonly rate: number;
+  /** The layer's own, or undefined: drawn from `Math.random`. */
+  readonly seed: number | undefined;
+}
+
+/**
+ * What dropout multiplies its input with: 0, or 1 / (1 − rate) with probability 1 − rate. To the bit
+ * what `tf.dropout` makes of the same seed, in one loop instead of a draw through six objects an
+ * element and three operations: 0.1 ms instead of 1 for the 16,384 elements of the MLP.
+ */
+export function dropoutMask({ shape, rate, seed }: MaskRequest): Tensor {
+  const values = new Float32Array(shape.reduce((product, d) => product * d, 1));
+  const keep = Math.fround(1 - rate);
+  const kept = Math.fround(1 / keep);
+  // Alea (Johannes Baagøe 2010): a lagged Fibonacci generator, multiplied with carry.
+  let [s0, s1, s2] = aleaState(String(seed ?? Math.random()));
+  let carry = 1;
+  for (let i = 0; i < values.length; i++) {
+    const t = 2091639 * s0 + carry * 2 ** -32;
+    carry = t | 0;
+    s0 = s1;
+    s1 = s2;
+    s2 = t - carry;
+    // Rounded as the sum of two f32 is; just below 1 that can give 2.
+    const sum = Math.fround(Math.fround(s2) + keep);
+    if (sum >= 1) values[i] = sum >= 2 ? 2 / keep : kept;
+  }
+  return tf.tensor(values, [...shape], 'float32');
+}
+
+/** Alea's three numbers for a seed, each in [0, 1), by Baagøe's hash `Mash`. */
+function aleaState(seed: string): [number, number, number] {
+  let n = 0xefc8249d;
+  const mash = (text: string): number => {
+    for (let i = 0; i < text.length; i++) {
+      n += text.charCodeAt(i);
+      let h = 0.02519603282416938 * n;
+      n = h >>> 0;
+      h -= n;
+      h *= n;
+      n = h >>> 0;
+      n += (h - n) * 2 ** 32;
+    }
+    return (n >>> 0) * 2 ** -32;
+  };
+  const state: [number, number, number] = [mash(' '), mash(' '), mash(' ')];
+  for (let i = 0; i < 3; i++) {
+    state[i]! -= mash(seed);
+    if (state[i]! < 0) state[i]! += 1;
+  }
+  return state;
+}
