@@ -19,9 +19,6 @@ import type { Coordinator } from './coordinator.ts';
 import { hashDifference } from './core/agreement.ts';
 import type { Run } from './core/run.ts';
 
-/** Minibatches a worker holds: the one it computes and the one whose data it prepares. */
-const AHEAD = 2;
-
 /**
  * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
  * mathematics; every answer is made in the same turn as the message that asked for it.
@@ -255,7 +252,9 @@ export class Session {
   proceed(acknowledgement: Acknowledgement | null = null): void {
     const run = this.#run;
     if (!run || !this.#joined || this.#closed) return;
-    const assignment = run.assign(this.key, AHEAD, this.#coordinator.now());
+    // Minibatches a worker holds: those under way and the one whose data it prepares.
+    const ahead = run.config.consistency.depth + 1;
+    const assignment = run.assign(this.key, ahead, this.#coordinator.now());
     this.#waiting = assignment.kind === 'wait';
     if (assignment.kind === 'work') {
       const { generation } = run;

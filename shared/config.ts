@@ -253,6 +253,13 @@ export const RunConfigSchema = Type.Object(
           'inverse: the learning rate of a push is divided by its staleness (if above 1)',
           'none',
         ),
+        depth: Type.Integer({
+          minimum: 1,
+          maximum: 8,
+          default: 1,
+          description:
+            'pushes a worker may have under way; 2: computes while the last one travels, each push is a step staler',
+        }),
       },
       { ...closed, default: {} },
     ),

@@ -139,6 +139,11 @@ export class Client {
     return this.#unacknowledged;
   }
 
+  /** Something has come that `next` has not given yet. */
+  get hasReceived(): boolean {
+    return this.#received.length > 0;
+  }
+
   /**
    * The next message. Messages of a connection that is lost meanwhile are gone: an `assign` of the
    * new one follows.

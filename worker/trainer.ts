@@ -1,3 +1,4 @@
+import { setImmediate } from 'node:timers/promises';
 import type { RunConfig } from '../shared/config.ts';
 import type { Acknowledgement, Evaluated, Lease, Phase, Push, Work } from '../shared/protocol.ts';
 import { mix, permutation, STREAMS } from '../shared/random.ts';
@@ -8,6 +9,8 @@ import type { Model } from './model.ts';
 
 /** What the trainer needs of the connection; `Client` has it. */
 export interface Exchange {
+  /** A message waits to be worked on: newer parameters, probably. */
+  readonly hasReceived: boolean;
   readonly unacknowledged: readonly { readonly lease: number }[];
   push(
     push: Omit<Push, 'type' | 'sequence'>,
@@ -21,15 +24,13 @@ export interface Exchange {
 
 export interface TrainerOptions {
   readonly run: string;
-  readonly config: Pick<RunConfig, 'seed' | 'compression'>;
+  readonly config: Pick<RunConfig, 'seed' | 'compression' | 'consistency'>;
   readonly model: Model;
   readonly prepared: PreparedData;
   readonly exchange: Exchange;
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
   readonly onProgress?: ((progress: TrainerProgress) => void) | undefined;
-  /** Pushes that may be under way at once. 1: each gradient is computed at the reply to the last. */
-  readonly depth?: number;
   /** Monotonic ms. */
   readonly now?: () => number;
 }
@@ -83,7 +84,8 @@ export function minibatchSeed(seed: number, lease: Pick<Lease, 'epoch' | 'start'
 
 /** Computes gradients of leased minibatches for one run. */
 export function createTrainer(options: TrainerOptions): Trainer {
-  const { run, config, model, prepared, exchange, signal, depth = 1 } = options;
+  const { run, config, model, prepared, exchange, signal } = options;
+  const { depth } = config.consistency;
   const now = options.now ?? (() => performance.now());
   const examplesOf = createOrders(config.seed, prepared);
   const compressor = createCompressor(config.compression, model.layout);
@@ -101,6 +103,8 @@ export function createTrainer(options: TrainerOptions): Trainer {
     }
   };
   let resend = false;
+  /** With several pushes under way the server asks for an evaluation in the reply to each. */
+  let evaluated: number | null = null;
   /** Two, by turns: a tensor may share the memory of the minibatch it was made from. */
   const rooms: (Minibatch | undefined)[] = [undefined, undefined];
   let turn = 0;
@@ -151,6 +155,8 @@ export function createTrainer(options: TrainerOptions): Trainer {
   return {
     rejoined() {
       resend = true;
+      // The result may have been lost with the connection.
+      evaluated = null;
     },
 
     async work(message, payload, release) {
@@ -167,6 +173,11 @@ export function createTrainer(options: TrainerOptions): Trainer {
         exchange.resend(run);
       }
       if (evaluation) {
+        if (evaluation.id === evaluated) {
+          releaseUnused();
+          return;
+        }
+        evaluated = evaluation.id;
         const result = await evaluate(model, payload, prepared, evaluation.part, signal);
         releaseUnused();
         exchange.send({ type: 'evaluated', run, evaluation: evaluation.id, ...result });
@@ -180,6 +191,12 @@ export function createTrainer(options: TrainerOptions): Trainer {
       while (exchange.unacknowledged.length < depth) {
         const lease = waiting(leases);
         if (!lease) return;
+        if (depth > 1) {
+          // A step holds the process up; what has arrived meanwhile is read in one turn of the event
+          // loop. It will call again, and the gradient is then computed at those newer parameters.
+          await setImmediate();
+          if (exchange.hasReceived) return;
+        }
         await pushGradient(lease, phase);
       }
       // While the push is on its way: the examples of the next minibatch.

@@ -72,6 +72,30 @@ test('interrupted and resumed with one worker = uninterrupted, bit for bit', asy
   expect(again).toEqual(evaluations);
 });
 
+test('a second push under way makes every other push or more a step staler', async () => {
+  const summary = async (depth: number) => {
+    const id = `depth-${depth}`;
+    await cluster.createRun(id, DIGITS, {
+      minibatchSize: 32,
+      consistency: { depth },
+      earlyStopping: { enabled: false },
+      evaluateEverySteps: 40,
+      stepsMax: 120,
+    });
+    await cluster.work(id, `worker-${depth}`).done;
+    const { phase, step, staleness } = await cluster.client.run(id);
+    const { stalenessHistogram, evaluations } = await cluster.client.metrics(id);
+    expect({ phase, step }).toEqual({ phase: 'finished', step: 120 });
+    expect(evaluations.filter((e) => e.part === 'validation').length).toBe(3);
+    return { staleness, stalenessHistogram };
+  };
+  expect((await summary(1)).staleness).toEqual({ p50: 0, p95: 0, max: 0 });
+  const ahead = await summary(2);
+  // In one process both replies may come at once; then one gradient of two is fresh.
+  expect(ahead.staleness).toMatchObject({ p95: 1, max: 1 });
+  expect(ahead.stalenessHistogram[1]).toBeGreaterThanOrEqual(50);
+});
+
 describe('merged statistics of batch normalisation', () => {
   test.each([1, 4])(
     'agree with statistics computed afresh over the training set, with %i workers',

@@ -13,7 +13,12 @@ test('an empty configuration is complete and valid', () => {
     afterStop: 'restore',
     continueStepsMax: null,
   });
-  expect(config.consistency).toEqual({ mode: 'async', stalenessMax: null, damping: 'none' });
+  expect(config.consistency).toEqual({
+    mode: 'async',
+    stalenessMax: null,
+    damping: 'none',
+    depth: 1,
+  });
   expect(resolveConfig(config)).toEqual(config);
 });
 

@@ -58,6 +58,7 @@ class FakeExchange implements Exchange {
     [];
   readonly evaluated: Evaluated[] = [];
   resent = 0;
+  hasReceived = false;
   unacknowledged: { lease: number; sequence: number }[] = [];
   push(
     push: Omit<Push, 'type' | 'sequence'>,
@@ -87,13 +88,13 @@ const signal = new AbortController().signal;
 const theta = (w: number) => Float32Array.of(w);
 const none = new Float32Array(0);
 
-const config = { seed: SEED, compression: resolveConfig().compression };
-
 function setUp(depth = 1) {
+  const { compression, consistency } = resolveConfig({ consistency: { depth } });
+  const config = { seed: SEED, compression, consistency };
   const exchange = new FakeExchange();
   const lines: string[] = [];
   const trainer = createTrainer({
-    ...{ run: 'r', config, model, prepared, exchange, signal, depth },
+    ...{ run: 'r', config, model, prepared, exchange, signal },
     log: (line) => lines.push(line),
   });
   return { exchange, trainer, lines };
@@ -207,6 +208,20 @@ describe('a push', () => {
     expect(exchange.pushes.map((push) => push.lease)).toEqual([1, 2, 3]);
   });
 
+  test('waits for parameters that have come already, when several are under way', async () => {
+    const { exchange, trainer } = setUp(2);
+    const leases = [lease(1, 0, 8), lease(2, 8, 8), lease(3, 16, 8)];
+    exchange.hasReceived = true;
+    await trainer.work(work(0, leases), theta(1));
+    expect(exchange.pushes).toEqual([]);
+    exchange.hasReceived = false;
+    await trainer.work(work(5, leases), theta(2));
+    expect(exchange.pushes.map(({ lease, step }) => [lease, step])).toEqual([
+      [1, 5],
+      [2, 5],
+    ]);
+  });
+
   test('that was too stale is computed anew at the newer parameters', async () => {
     const { exchange, trainer, lines } = setUp();
     await trainer.work(work(0, [lease(1, 0, 8)]), theta(1));
@@ -290,6 +305,22 @@ describe('an evaluation', () => {
     ]);
     await trainer.work(work(4, [lease(2, 0, 8)]), none);
     expect(exchange.pushes[1]).toMatchObject({ step: 4, loss: exchange.pushes[0]!.loss });
+  });
+
+  test('asked for in two replies is done once, and again after a lost connection', async () => {
+    const { exchange, trainer } = setUp(2);
+    await trainer.work(work(0, [lease(1, 0, 8), lease(2, 8, 8)]), theta(1));
+    const evaluation = { id: 3, part: 'validation' as const };
+    const released: string[] = [];
+    for (const sequence of [1, 2]) {
+      const message = work(1, [], { ...applied(sequence), evaluation });
+      await trainer.work(message, theta(2), () => void released.push(`reply ${sequence}`));
+    }
+    expect(exchange.evaluated.length).toBe(1);
+    expect(released).toEqual(['reply 1', 'reply 2']);
+    trainer.rejoined();
+    await trainer.work(work(1, [], { evaluation }), theta(2));
+    expect(exchange.evaluated.length).toBe(2);
   });
 
   test('weighs the last, smaller batch by its size', async () => {
