@@ -18,7 +18,8 @@ import { DownpourError } from './errors.ts';
  * Floats stay out of msgpack: packing 4 MB of them takes 65 ms, a header of scalars 0.4 µs.
  */
 export const PROTOCOL_VERSION = 1;
-const PREFIX_BYTES = 8;
+/** What comes before the header; the header's length is its last four bytes. */
+export const PREFIX_BYTES = 8;
 
 // Plain maps (no msgpackr records), so that any msgpack library reads them.
 const packr = new Packr({
@@ -28,15 +29,18 @@ const packr = new Packr({
   encodeUndefinedAsNil: false,
 });
 
-/** The part of a frame before its payload; its length is a multiple of 8. */
-export function encodeHeader(header: object): Uint8Array {
+/**
+ * The part of a frame before its payload; its length is a multiple of 8.
+ * @param room bytes left free in front of it, for what the transport puts there.
+ */
+export function encodeHeader(header: object, room = 0): Uint8Array {
   const packed = packr.pack(header);
-  const bytes = new Uint8Array(paddedLength(packed.length));
-  bytes[0] = 0x44;
-  bytes[1] = 0x50;
-  bytes[2] = PROTOCOL_VERSION;
-  new DataView(bytes.buffer).setUint32(4, packed.length, true);
-  bytes.set(packed, PREFIX_BYTES);
+  const bytes = new Uint8Array(room + payloadStart(packed.length));
+  bytes[room] = 0x44;
+  bytes[room + 1] = 0x50;
+  bytes[room + 2] = PROTOCOL_VERSION;
+  new DataView(bytes.buffer).setUint32(room + 4, packed.length, true);
+  bytes.set(packed, room + PREFIX_BYTES);
   return bytes;
 }
 
@@ -62,32 +66,55 @@ export interface Frame {
  * @throws DownpourError DP_FRAME_MALFORMED, DP_PROTOCOL_VERSION or DP_FRAME_TOO_LARGE.
  */
 export function decodeFrame(frame: Uint8Array): Frame {
-  const malformed = (what: string, cause?: unknown) =>
-    new DownpourError('DP_FRAME_MALFORMED', `malformed frame: ${what}`, { cause });
   if (frame.length > LIMITS.frameBytesMax) {
     throw new DownpourError(
       'DP_FRAME_TOO_LARGE',
       `frame of ${frame.length} bytes; at most ${LIMITS.frameBytesMax} are allowed`,
     );
   }
-  if (frame.length < PREFIX_BYTES) {
-    throw malformed(`${frame.length} bytes; a frame has at least ${PREFIX_BYTES}`);
-  }
-  if (frame[0] !== 0x44 || frame[1] !== 0x50) throw malformed("it does not begin with 'DP'");
-  if (frame[2] !== PROTOCOL_VERSION) {
+  if (frame.length < PREFIX_BYTES) throw tooShort(frame.length);
+  const headerBytes = headerLength(frame);
+  if (PREFIX_BYTES + headerBytes > frame.length) throw cutShort(headerBytes, frame.length);
+  const header = decodeHeader(frame.subarray(PREFIX_BYTES, PREFIX_BYTES + headerBytes));
+  const start = Math.min(payloadStart(headerBytes), frame.length);
+  checkPayloadLength(frame.length - start);
+  return { header, payload: frame.subarray(start) };
+}
+
+// The same in pieces, for a receiver that has no whole frame yet.
+
+/**
+ * The length of the header, from the first `PREFIX_BYTES` of a frame that begins at `at`.
+ * @throws DownpourError DP_FRAME_MALFORMED or DP_PROTOCOL_VERSION.
+ */
+export function headerLength(bytes: Uint8Array, at = 0): number {
+  if (bytes[at] !== 0x44 || bytes[at + 1] !== 0x50) throw malformed("it does not begin with 'DP'");
+  if (bytes[at + 2] !== PROTOCOL_VERSION) {
     throw new DownpourError(
       'DP_PROTOCOL_VERSION',
-      `frame of protocol version ${frame[2]}; this side speaks ${PROTOCOL_VERSION}: run the same release on servers and workers`,
+      `frame of protocol version ${bytes[at + 2]}; this side speaks ${PROTOCOL_VERSION}: run the same release on servers and workers`,
     );
   }
-  const view = new DataView(frame.buffer, frame.byteOffset, frame.byteLength);
-  const headerBytes = view.getUint32(4, true);
-  if (headerBytes > LIMITS.headerBytesMax || PREFIX_BYTES + headerBytes > frame.length) {
-    throw malformed(`its header says ${headerBytes} bytes, the frame has ${frame.length}`);
+  const low = bytes[at + 4]! | (bytes[at + 5]! << 8) | (bytes[at + 6]! << 16);
+  const length = low + bytes[at + 7]! * 2 ** 24;
+  if (length > LIMITS.headerBytesMax) {
+    throw malformed(
+      `its header says ${length} bytes; at most ${LIMITS.headerBytesMax} are allowed`,
+    );
   }
+  return length;
+}
+
+/** Where the payload begins in a frame with a header of so many bytes. */
+export function payloadStart(headerBytes: number): number {
+  return Math.ceil((PREFIX_BYTES + headerBytes) / 8) * 8;
+}
+
+/** @param packed without what pads it. @throws DownpourError DP_FRAME_MALFORMED. */
+export function decodeHeader(packed: Uint8Array): Frame['header'] {
   let header: unknown;
   try {
-    header = packr.unpack(frame.subarray(PREFIX_BYTES, PREFIX_BYTES + headerBytes));
+    header = packr.unpack(packed);
   } catch (cause) {
     throw malformed('its header is not msgpack', cause);
   }
@@ -98,21 +125,28 @@ export function decodeFrame(frame: Uint8Array): Frame {
   ) {
     throw malformed('its header is not a map with a string `type`');
   }
-  const start = Math.min(paddedLength(headerBytes), frame.length);
-  const payloadBytes = frame.length - start;
-  if (payloadBytes % 4 !== 0) {
-    throw malformed(`its payload has ${payloadBytes} bytes, not a multiple of 4`);
-  }
-  return { header: header as Frame['header'], payload: frame.subarray(start) };
+  return header as Frame['header'];
 }
+
+/** @throws DownpourError DP_FRAME_MALFORMED. */
+export function checkPayloadLength(bytes: number): void {
+  if (bytes % 4 !== 0) throw malformed(`its payload has ${bytes} bytes, not a multiple of 4`);
+}
+
+const malformed = (what: string, cause?: unknown) =>
+  new DownpourError('DP_FRAME_MALFORMED', `malformed frame: ${what}`, { cause });
+
+/** A frame of so many bytes, none of them a whole prefix. */
+export const tooShort = (frameBytes: number) =>
+  malformed(`${frameBytes} bytes; a frame has at least ${PREFIX_BYTES}`);
+
+/** A frame that ends within its header. */
+export const cutShort = (headerBytes: number, frameBytes: number) =>
+  malformed(`its header says ${headerBytes} bytes, the frame has ${frameBytes}`);
 
 /** The bytes of floats, as a view. */
 export function bytesOf(values: Float32Array): Uint8Array {
   return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-}
-
-function paddedLength(headerBytes: number): number {
-  return Math.ceil((PREFIX_BYTES + headerBytes) / 8) * 8;
 }
 
 /** The f32 numbers of bytes: a view when aligned, else a copy. */

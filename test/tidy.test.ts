@@ -6,16 +6,17 @@ import { VERSION } from '../shared/version.ts';
 /** What STYLE.md says of the shape of the code, as far as a test can see it. */
 
 const ROOT = resolve(import.meta.dirname, '..');
-const LAYERS = ['shared', 'server', 'worker', 'study', 'cli', 'web'] as const;
+const LAYERS = ['shared', 'wire', 'server', 'worker', 'study', 'cli', 'web'] as const;
 
 /** For each layer, the layers that it may import besides itself. */
 const MAY_IMPORT: Record<string, readonly string[]> = {
   shared: [],
-  server: ['shared'],
-  worker: ['shared'],
+  wire: ['shared'],
+  server: ['shared', 'wire'],
+  worker: ['shared', 'wire'],
   study: ['shared'],
   web: ['shared'],
-  cli: ['shared', 'server', 'worker', 'study'],
+  cli: ['shared', 'wire', 'server', 'worker', 'study'],
 };
 
 /** The only files that may import a library: one door each, so that it can be changed in one place. */

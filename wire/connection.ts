@@ -1,0 +1,268 @@
+import type { Socket } from 'node:net';
+import { encodeHeader } from '../shared/codec.ts';
+import type { DownpourError } from '../shared/errors.ts';
+import { CONTROL_BYTES_MAX, FRAME_HEAD_MAX, OPCODES, writeFrameHead } from './frames.ts';
+import { readInto, type Sink, type Way } from './node-sockets.ts';
+import { type Header, type Landing, Receiver } from './receiver.ts';
+
+export type { Way } from './node-sockets.ts';
+export type { Header, Landing } from './receiver.ts';
+
+/**
+ * One end of a Downpour connection, server's or worker's, after the handshake: whole frames come in,
+ * their payloads in memory that the owner names, and frames of several pieces go out without being
+ * joined. Everything else of the WebSocket protocol happens in here.
+ */
+
+export interface ConnectionEvents {
+  /** See `ReceiverEvents.land`; after 'wait', `retry` asks again. */
+  land(header: Header, payloadBytes: number | null): Landing | 'wait' | null;
+  /** See `ReceiverEvents.message`. */
+  message(header: Header, payload: Uint8Array, landing: Landing | null): void;
+  /** A message was no Downpour frame. The connection stays open unless you close it. */
+  malformed(error: DownpourError): void;
+  /** The WebSocket protocol was broken; the connection closes by itself. */
+  broken(error: DownpourError): void;
+  /** Bytes came: the other end lives. Called often. */
+  alive(): void;
+  /**
+   * The end, exactly once. @param code of the other end's close frame, 1005: it had none, 1006: there
+   * was no close frame. @param reason what it said, or what went wrong.
+   */
+  closed(code: number, reason: string): void;
+}
+
+export interface ConnectionOptions {
+  readonly role: 'server' | 'client';
+  /** `copied` does without the parts of Node that are not documented. */
+  readonly way?: Way;
+  /** How long the other end may take over the closing handshake, ms. */
+  readonly closeMs?: number;
+  /** Of one message. */
+  readonly frameBytesMax?: number;
+}
+
+const CLOSE_MS = 5_000;
+/** Pongs that wait to be sent; beyond, only the last ping is answered (RFC 6455, section 5.5.3). */
+const PONGS_MAX = 64;
+
+export class Connection {
+  readonly #socket: Socket;
+  readonly #options: ConnectionOptions;
+  readonly #receiver: Receiver;
+  #corked = false;
+  #closeSent = false;
+  /** The other end's close frame. */
+  #close: { code: number; reason: string } | null = null;
+  #error = '';
+  #timer: NodeJS.Timeout | null = null;
+  #pongs = 0;
+  #lastPing: Uint8Array | null = null;
+  #way: Way | null = null;
+  #events: ConnectionEvents | null = null;
+  /** For whoever reads the socket; see `start`. */
+  readonly sink: Sink;
+
+  constructor(socket: Socket, options: ConnectionOptions) {
+    this.#socket = socket;
+    this.#options = options;
+    const { role, frameBytesMax } = options;
+    const receiver = new Receiver({
+      fromClient: role === 'server',
+      ...(frameBytesMax === undefined ? {} : { frameBytesMax }),
+      events: {
+        land: (header, bytes) => this.#events!.land(header, bytes),
+        message: (header, payload, landing) => this.#events!.message(header, payload, landing),
+        malformed: (error) => this.#events!.malformed(error),
+        ping: (payload) => this.#answer(payload),
+        pong: () => {},
+        close: (code, reason) => this.#closedByOther(code, reason),
+        broken: (code, error) => {
+          this.#events!.broken(error);
+          this.close(code);
+          this.#end();
+        },
+      },
+    });
+    this.#receiver = receiver;
+    this.sink = {
+      next: () => receiver.next(),
+      filled: (bytes) => {
+        receiver.filled(bytes);
+        this.#came();
+      },
+      feed: (chunk) => {
+        receiver.feed(chunk);
+        this.#came();
+      },
+    };
+    socket.setTimeout(0);
+    socket.setNoDelay(true);
+    socket.on('error', (error) => {
+      this.#error ||= error.message;
+    });
+    // Half open: nothing more can be asked of the other end.
+    socket.on('end', () => this.#end());
+    socket.on('close', () => {
+      if (this.#timer) clearTimeout(this.#timer);
+      receiver.end();
+      const { code = 1006, reason = this.#error || 'connection lost' } = this.#close ?? {};
+      this.#events?.closed(code, reason);
+    });
+  }
+
+  /**
+   * Reads from now on.
+   * @param head what has been read beyond the handshake.
+   * @param way of a socket that gives what it reads to `sink` already; else it is made to.
+   */
+  start(events: ConnectionEvents, head: Uint8Array, way?: Way): void {
+    this.#events = events;
+    if (head.length > 0) this.sink.feed(head);
+    this.#way = way ?? readInto(this.#socket, this.sink, this.#options.way);
+    if (!this.#receiver.waiting) this.#socket.resume();
+  }
+
+  get way(): Way | null {
+    return this.#way;
+  }
+
+  /** Messages can be sent. */
+  get open(): boolean {
+    return !this.#closeSent && !this.#socket.destroyed && this.#socket.writable;
+  }
+
+  /** Reading stands still until there is a landing. */
+  get waiting(): boolean {
+    return this.#receiver.waiting;
+  }
+
+  /** What has been sent and has not left yet. */
+  get bufferedBytes(): number {
+    return this.#socket.writableLength;
+  }
+
+  // Sending.
+
+  /**
+   * Sends a frame. Nothing is joined or copied: the parts must stay as they are until `gone`.
+   * @param gone called once: the parts have left, or never will.
+   */
+  send(header: object, parts: readonly Uint8Array[] = [], gone?: () => void): void {
+    if (!this.open) {
+      if (gone) process.nextTick(gone);
+      return;
+    }
+    let length = 0;
+    for (const part of parts) length += part.length;
+    const head = encodeHeader(header, FRAME_HEAD_MAX);
+    length += head.length - FRAME_HEAD_MAX;
+    const masked = this.#options.role === 'client';
+    const start = writeFrameHead(head, FRAME_HEAD_MAX, { opcode: OPCODES.binary, length, masked });
+    let last = parts.length - 1;
+    while (last >= 0 && parts[last]!.length === 0) last--;
+    this.#write(head.subarray(start), last < 0 ? gone : undefined);
+    for (let i = 0; i <= last; i++) this.#write(parts[i]!, i === last ? gone : undefined);
+  }
+
+  ping(): void {
+    if (this.open) this.#sendControl(OPCODES.ping, new Uint8Array());
+  }
+
+  #sendControl(opcode: number, payload: Uint8Array, gone?: () => void): void {
+    const { length } = payload;
+    const frame = new Uint8Array(FRAME_HEAD_MAX + length);
+    const masked = this.#options.role === 'client';
+    const start = writeFrameHead(frame, FRAME_HEAD_MAX, { opcode, length, masked });
+    frame.set(payload, FRAME_HEAD_MAX);
+    this.#write(frame.subarray(start), gone);
+  }
+
+  /** What is written in one turn leaves with one system call. */
+  #write(bytes: Uint8Array, gone?: () => void): void {
+    if (!this.#corked) {
+      this.#corked = true;
+      this.#socket.cork();
+      process.nextTick(this.#uncork);
+    }
+    this.#socket.write(bytes, gone);
+  }
+
+  readonly #uncork = (): void => {
+    this.#corked = false;
+    this.#socket.uncork();
+  };
+
+  // Receiving.
+
+  #came(): void {
+    this.#events!.alive();
+    if (this.#receiver.waiting) this.#socket.pause();
+  }
+
+  /** After `land` said 'wait': asks again. */
+  retry(): void {
+    if (this.#receiver.waiting && this.#receiver.retry()) this.#socket.resume();
+  }
+
+  #answer(ping: Uint8Array): void {
+    if (!this.open) return;
+    if (this.#pongs >= PONGS_MAX) {
+      this.#lastPing = ping.slice();
+      return;
+    }
+    this.#pongs++;
+    this.#sendControl(OPCODES.pong, ping, () => {
+      this.#pongs--;
+      const last = this.#lastPing;
+      this.#lastPing = null;
+      if (last) this.#answer(last);
+    });
+  }
+
+  // Closing.
+
+  /**
+   * Closes after what was sent before has left. Messages that still come are not delivered.
+   * @param reason of at most 123 bytes.
+   */
+  close(code: number, reason = ''): void {
+    if (this.#closeSent || this.#socket.destroyed) return;
+    const text = Buffer.from(reason).subarray(0, CONTROL_BYTES_MAX - 2);
+    const payload = code === 1005 ? new Uint8Array() : new Uint8Array(2 + text.length);
+    if (code !== 1005) {
+      new DataView(payload.buffer).setUint16(0, code);
+      payload.set(text, 2);
+    }
+    if (this.#socket.writable) this.#sendControl(OPCODES.close, payload);
+    this.#closeSent = true;
+    this.#receiver.deaf = true;
+    this.#limit();
+    this.retry();
+  }
+
+  /** Ends at once, without the closing handshake. */
+  terminate(): void {
+    this.#socket.destroy();
+  }
+
+  #closedByOther(code: number, reason: string): void {
+    this.#close = { code, reason };
+    this.close(code, reason);
+    // The server hangs up first (RFC 6455, section 7.1.1); a worker that waits is not left hanging.
+    if (this.#options.role === 'server') this.#end();
+  }
+
+  /** Nothing more is sent; the socket is gone soon, whatever the other end does. */
+  #end(): void {
+    this.#closeSent = true;
+    this.#receiver.deaf = true;
+    this.#limit();
+    this.#socket.end();
+    this.retry();
+  }
+
+  #limit(): void {
+    this.#timer ??= setTimeout(() => this.#socket.destroy(), this.#options.closeMs ?? CLOSE_MS);
+  }
+}

@@ -1,0 +1,504 @@
+import { isUtf8 } from 'node:buffer';
+import {
+  checkPayloadLength,
+  cutShort,
+  decodeHeader,
+  type Frame,
+  headerLength,
+  PREFIX_BYTES,
+  payloadStart,
+  tooShort,
+} from '../shared/codec.ts';
+import { LIMITS } from '../shared/config.ts';
+import { DownpourError } from '../shared/errors.ts';
+import {
+  CONTROL_BYTES_MAX,
+  FRAME_HEAD_MAX,
+  frameHeadLength,
+  frameLength,
+  frameMask,
+  isCloseCode,
+  OPCODES,
+  unmask,
+} from './frames.ts';
+
+/**
+ * Turns the bytes of one WebSocket connection into Downpour frames. Heads and headers come through a
+ * small memory that all connections share; a payload is read where it is to be. Does no I/O: who
+ * owns the socket reads into `next()` and says so with `filled`, or hands over chunks with `feed`.
+ */
+
+export type Header = Frame['header'];
+
+/** Memory that a payload is read into. */
+export interface Landing {
+  /** As long as the payload, or longer when its length was not known. */
+  readonly bytes: Uint8Array;
+  /** The memory may be used for something else. Called once. */
+  release(): void;
+}
+
+export interface ReceiverEvents {
+  /**
+   * The header of a message is there: where shall its payload be? Null: in memory of the receiver.
+   * 'wait': nowhere yet; nothing more is read until `retry`.
+   * @param payloadBytes above 0; null: not known, since the message came in fragments.
+   */
+  land(header: Header, payloadBytes: number | null): Landing | 'wait' | null;
+  /**
+   * A whole message. Its landing is the callee's to release. Without one the payload is the
+   * receiver's, to be used until return.
+   */
+  message(header: Header, payload: Uint8Array, landing: Landing | null): void;
+  /** A message that is no Downpour frame: it is skipped. */
+  malformed(error: DownpourError): void;
+  /** @param payload to be used until return. */
+  ping(payload: Uint8Array): void;
+  pong(payload: Uint8Array): void;
+  /** The other end closes; 1005: it gave no code. Nothing more is read. */
+  close(code: number, reason: string): void;
+  /** The other end broke the WebSocket protocol. Nothing more is read. */
+  broken(closeCode: 1002 | 1007 | 1009, error: DownpourError): void;
+}
+
+/** The receiver uses up what it reads at once, so one memory does for all connections. */
+const SCRATCH = Buffer.allocUnsafeSlow(64 * 1024);
+/** From so many missing bytes on, a payload is read in place instead of being copied there. */
+const STRAIGHT_BYTES_MIN = 8 * 1024;
+/** The first size of the receiver's own memory; it is doubled while bytes come, not when announced. */
+const OWN_BYTES_MIN = 64 * 1024;
+/** Own memory larger than this is not kept for the next message. */
+const OWN_BYTES_KEPT = 2 ** 20;
+/** There are no text messages in the protocol; a long one is not even collected. */
+const TEXT_BYTES_MAX = 2 ** 16;
+const EMPTY = new Uint8Array();
+
+export interface ReceiverOptions {
+  /** Frames must be masked when they come from a client, and must not when from a server. */
+  readonly fromClient: boolean;
+  readonly events: ReceiverEvents;
+  /** Of one message. */
+  readonly frameBytesMax?: number;
+}
+
+/** Where in a binary message it is: `pending`, the header is whole, but is there a payload? */
+type Stage = 'none' | 'text' | 'header' | 'pending' | 'payload' | 'skip';
+
+export class Receiver {
+  readonly #events: ReceiverEvents;
+  readonly #fromClient: boolean;
+  readonly #frameBytesMax: number;
+  /** Messages are not delivered any more; control frames are. */
+  deaf = false;
+  #dead = false;
+
+  // The frame.
+  readonly #head = new Uint8Array(FRAME_HEAD_MAX);
+  #headBytes = 0;
+  #inFrame = false;
+  #opcode = 0;
+  #final = true;
+  #length = 0;
+  #left = 0;
+  #mask = 0;
+
+  // A control frame, which may come between the fragments of a message.
+  readonly #control = new Uint8Array(CONTROL_BYTES_MAX);
+  #controlBytes = 0;
+
+  // The message.
+  #stage: Stage = 'none';
+  #messageBytes = 0;
+  #prefix = new Uint8Array(256);
+  #prefixBytes = 0;
+  #header: Header | null = null;
+  #memory: Uint8Array = EMPTY;
+  #memoryBytes = 0;
+  #landing: Landing | null = null;
+  #own: Uint8Array = EMPTY;
+  /** What `next` gave last was the payload's place. A socket keeps it while it is paused. */
+  #inPlace = false;
+
+  // What could not be used yet, since there is no landing.
+  #waiting = false;
+  #held: Uint8Array = EMPTY;
+  #heldClear = 0;
+
+  constructor({ fromClient, events, frameBytesMax = LIMITS.frameBytesMax }: ReceiverOptions) {
+    this.#fromClient = fromClient;
+    this.#events = events;
+    this.#frameBytesMax = frameBytesMax;
+  }
+
+  /** It was told to wait for a landing: nothing may be read until `retry` says otherwise. */
+  get waiting(): boolean {
+    return this.#waiting;
+  }
+
+  /** Where the next bytes are to be read; no more than fit. */
+  next(): Uint8Array {
+    this.#inPlace = this.#readsInPlace();
+    if (!this.#inPlace) return SCRATCH;
+    if (this.#memoryBytes === this.#memory.length) this.#grow(this.#memoryBytes + 1);
+    const end = Math.min(this.#memory.length, this.#memoryBytes + this.#left);
+    return this.#memory.subarray(this.#memoryBytes, end);
+  }
+
+  #readsInPlace(): boolean {
+    if (this.#stage !== 'payload' || this.#dead || this.#waiting) return false;
+    return this.#inFrame && this.#opcode < OPCODES.close && this.#left >= STRAIGHT_BYTES_MIN;
+  }
+
+  /** So many bytes were read into the beginning of what `next` gave last. */
+  filled(bytes: number): void {
+    if (!this.#inPlace) {
+      this.feed(SCRATCH.subarray(0, bytes));
+      return;
+    }
+    if (this.#dead) return;
+    if (this.#mask !== 0) {
+      const came = this.#memory.subarray(this.#memoryBytes, this.#memoryBytes + bytes);
+      unmask(came, this.#mask, this.#length - this.#left);
+    }
+    this.#memoryBytes += bytes;
+    this.#left -= bytes;
+    if (this.#left === 0) this.#endFrame();
+  }
+
+  /**
+   * Bytes that are wherever they are; masks are undone there.
+   * @param clear so many at the beginning are unmasked already.
+   */
+  feed(chunk: Uint8Array, clear = 0): void {
+    let at = 0;
+    while (!this.#dead) {
+      if (this.#waiting) {
+        // The chunk is somebody else's.
+        this.#held = new Uint8Array(chunk.subarray(at));
+        this.#heldClear = Math.max(0, clear - at);
+        return;
+      }
+      if (!this.#inFrame) {
+        at = this.#beginFrame(chunk, at);
+        if (!this.#inFrame) return;
+      }
+      if (this.#stage === 'pending' && this.#opcode < OPCODES.close) {
+        this.#beginPayload();
+        if (this.#waiting) continue;
+      }
+      if (this.#left > 0) {
+        const available = Math.min(this.#left, chunk.length - at);
+        if (available === 0) return;
+        if (this.#mask !== 0 && clear < at + available) {
+          const masked = Math.max(clear, at);
+          const position = this.#length - this.#left + masked - at;
+          unmask(chunk.subarray(masked, at + available), this.#mask, position);
+          clear = at + available;
+        }
+        const used = this.#take(chunk, at, available);
+        at += used;
+        this.#left -= used;
+        if (this.#left > 0 || this.#stage === 'pending') continue;
+      }
+      this.#endFrame();
+    }
+  }
+
+  /**
+   * Asks again for the landing that there was none for.
+   * @returns whether reading can go on.
+   */
+  retry(): boolean {
+    if (!this.#waiting) return true;
+    this.#waiting = false;
+    this.#beginPayload();
+    if (this.#waiting) return false;
+    const held = this.#held;
+    this.#held = EMPTY;
+    if (held.length > 0) this.feed(held, this.#heldClear);
+    return !this.#waiting;
+  }
+
+  /** The socket is gone: gives the memory back. */
+  end(): void {
+    this.#dead = true;
+    this.#waiting = false;
+    this.#held = EMPTY;
+    this.#reset();
+    this.#own = EMPTY;
+  }
+
+  // Frames.
+
+  /** @returns where its payload begins; at the end of the chunk when the head is not whole. */
+  #beginFrame(chunk: Uint8Array, at: number): number {
+    const available = chunk.length - at;
+    if (this.#headBytes === 0 && available >= 2) {
+      const length = frameHeadLength(chunk[at + 1]!);
+      if (available >= length) {
+        this.#readHead(chunk, at);
+        return at + length;
+      }
+    }
+    while (at < chunk.length) {
+      this.#head[this.#headBytes++] = chunk[at++]!;
+      if (this.#headBytes < 2) continue;
+      // Refused before the rest of the head has come, and before its length can be believed.
+      if (this.#headBytes === 2 && !this.#checkStart(this.#head, 0)) return chunk.length;
+      if (this.#headBytes < frameHeadLength(this.#head[1]!)) continue;
+      this.#headBytes = 0;
+      this.#readHead(this.#head, 0);
+      return at;
+    }
+    return at;
+  }
+
+  /** Whether the first two bytes of a frame's head may stand here. */
+  #checkStart(head: Uint8Array, at: number): boolean {
+    const first = head[at]!;
+    const second = head[at + 1]!;
+    const opcode = first & 0x0f;
+    const inMessage = this.#stage !== 'none';
+    let problem = '';
+    if ((first & 0x70) !== 0) problem = 'a reserved bit is set; no extension was agreed on';
+    else if (((second & 0x80) !== 0) !== this.#fromClient) {
+      problem = this.#fromClient ? 'a frame without a mask' : 'a masked frame';
+    } else if (opcode >= OPCODES.close) {
+      if (opcode > OPCODES.pong) problem = `opcode ${opcode}`;
+      else if ((first & 0x80) === 0) problem = 'a control frame in fragments';
+      else if ((second & 0x7f) > CONTROL_BYTES_MAX) {
+        problem = `a control frame of more than ${CONTROL_BYTES_MAX} bytes`;
+      }
+    } else if (opcode > OPCODES.binary) problem = `opcode ${opcode}`;
+    else if (opcode === OPCODES.continuation && !inMessage) {
+      problem = 'a continuation of no message';
+    } else if (opcode !== OPCODES.continuation && inMessage) {
+      problem = 'a new message within another';
+    }
+    if (problem !== '') this.#break(1002, problem);
+    return problem === '';
+  }
+
+  #readHead(head: Uint8Array, at: number): void {
+    if (!this.#checkStart(head, at)) return;
+    this.#inFrame = true;
+    this.#opcode = head[at]! & 0x0f;
+    this.#length = this.#left = frameLength(head, at);
+    this.#mask = frameMask(head, at);
+    if (this.#opcode >= OPCODES.close) {
+      this.#controlBytes = 0;
+      return;
+    }
+    this.#final = (head[at]! & 0x80) !== 0;
+    this.#messageBytes += this.#length;
+    if (this.#opcode !== OPCODES.continuation) {
+      this.#stage = this.#opcode === OPCODES.text ? 'text' : this.deaf ? 'skip' : 'header';
+    }
+    const most = this.#stage === 'text' ? TEXT_BYTES_MAX : this.#frameBytesMax;
+    if (this.#messageBytes > most) {
+      this.#break(1009, `a message of ${this.#messageBytes} bytes; at most ${most} are allowed`);
+    }
+  }
+
+  #endFrame(): void {
+    this.#inFrame = false;
+    if (this.#opcode >= OPCODES.close) this.#endControl();
+    else if (this.#final) this.#endMessage();
+  }
+
+  #endControl(): void {
+    const payload = this.#control.subarray(0, this.#controlBytes);
+    if (this.#opcode === OPCODES.ping) this.#events.ping(payload);
+    else if (this.#opcode === OPCODES.pong) this.#events.pong(payload);
+    else this.#endConnection(payload);
+  }
+
+  #endConnection(payload: Uint8Array): void {
+    const code = payload.length < 2 ? 1005 : payload[0]! * 256 + payload[1]!;
+    const reason = payload.subarray(2);
+    if (payload.length === 1 || (payload.length > 1 && !isCloseCode(code))) {
+      const seen = payload.length === 1 ? 'one byte' : `code ${code}`;
+      this.#break(1002, `a close frame with ${seen}`);
+    } else if (!isUtf8(reason)) this.#break(1007, 'a reason for closing that is not UTF-8');
+    else {
+      this.#dead = true;
+      this.#events.close(code, Buffer.from(reason).toString());
+    }
+  }
+
+  #break(closeCode: 1002 | 1007 | 1009, what: string): void {
+    this.#dead = true;
+    this.#inFrame = false;
+    const error =
+      closeCode === 1009
+        ? new DownpourError('DP_FRAME_TOO_LARGE', what)
+        : new DownpourError('DP_FRAME_MALFORMED', `malformed frame: ${what}`);
+    this.#events.broken(closeCode, error);
+  }
+
+  // Messages.
+
+  /** Uses some of the `available` bytes of the present frame. @returns how many. */
+  #take(chunk: Uint8Array, at: number, available: number): number {
+    if (this.#opcode >= OPCODES.close) {
+      this.#control.set(chunk.subarray(at, at + available), this.#controlBytes);
+      this.#controlBytes += available;
+      return available;
+    }
+    if (this.#stage === 'header') return this.#takeHeader(chunk, at, available);
+    if (this.#stage === 'payload' || this.#stage === 'text') {
+      const needed = this.#memoryBytes + available;
+      if (needed > this.#memory.length) this.#grow(needed);
+      this.#memory.set(chunk.subarray(at, at + available), this.#memoryBytes);
+      this.#memoryBytes = needed;
+    }
+    return available;
+  }
+
+  #takeHeader(chunk: Uint8Array, at: number, available: number): number {
+    try {
+      // As a rule all of it is there, and is read where it is.
+      if (this.#prefixBytes === 0 && available >= PREFIX_BYTES) {
+        const length = headerLength(chunk, at);
+        const end = PREFIX_BYTES + length;
+        if (available >= payloadStart(length)) {
+          this.#header = decodeHeader(chunk.subarray(at + PREFIX_BYTES, at + end));
+          this.#stage = 'pending';
+          return payloadStart(length);
+        }
+      }
+      const known = this.#prefixBytes >= PREFIX_BYTES;
+      const needed = known ? payloadStart(headerLength(this.#prefix)) : PREFIX_BYTES;
+      const used = Math.min(available, needed - this.#prefixBytes);
+      this.#keepPrefix(chunk.subarray(at, at + used));
+      if (this.#prefixBytes === PREFIX_BYTES) headerLength(this.#prefix);
+      else if (known && this.#prefixBytes === needed) {
+        this.#header = this.#keptHeader();
+        this.#stage = 'pending';
+      }
+      return used;
+    } catch (error) {
+      this.#refuse(error);
+      return available;
+    }
+  }
+
+  #keepPrefix(bytes: Uint8Array): void {
+    const needed = this.#prefixBytes + bytes.length;
+    if (needed > this.#prefix.length) {
+      const larger = new Uint8Array(Math.max(needed, 2 * this.#prefix.length));
+      larger.set(this.#prefix.subarray(0, this.#prefixBytes));
+      this.#prefix = larger;
+    }
+    this.#prefix.set(bytes, this.#prefixBytes);
+    this.#prefixBytes = needed;
+  }
+
+  #keptHeader(): Header {
+    const end = PREFIX_BYTES + headerLength(this.#prefix);
+    if (this.#prefixBytes < end) throw cutShort(end - PREFIX_BYTES, this.#prefixBytes);
+    return decodeHeader(this.#prefix.subarray(PREFIX_BYTES, end));
+  }
+
+  /** The header is whole. Nothing happens while it is not known whether there is a payload. */
+  #beginPayload(): void {
+    if (this.#left === 0 && !this.#final) return;
+    try {
+      if (this.#final) checkPayloadLength(this.#left);
+    } catch (error) {
+      this.#refuse(error);
+      return;
+    }
+    if (this.deaf) {
+      this.#stage = 'skip';
+      return;
+    }
+    if (this.#left > 0) {
+      const landing = this.#events.land(this.#header!, this.#final ? this.#left : null);
+      if (landing === 'wait') {
+        this.#waiting = true;
+        return;
+      }
+      this.#landing = landing;
+      this.#memory = landing?.bytes ?? this.#own;
+    }
+    this.#stage = 'payload';
+  }
+
+  /** Makes room for more of a payload whose length was not known, or that has no landing. */
+  #grow(needed: number): void {
+    const larger = Math.max(needed, OWN_BYTES_MIN, 2 * this.#memory.length);
+    const memory = Buffer.allocUnsafeSlow(Math.min(larger, this.#frameBytesMax + OWN_BYTES_MIN));
+    memory.set(this.#memory.subarray(0, this.#memoryBytes));
+    this.#own = this.#memory = memory;
+  }
+
+  #endMessage(): void {
+    const stage = this.#stage;
+    if (stage === 'payload' && !this.deaf) {
+      this.#deliver();
+      return;
+    }
+    const text = this.#memory.subarray(0, this.#memoryBytes);
+    try {
+      if (stage === 'header') {
+        // Complete all the same when only the zeros that pad the header are missing.
+        if (this.#prefixBytes < PREFIX_BYTES) throw tooShort(this.#prefixBytes);
+        this.#header = this.#keptHeader();
+        this.#stage = 'payload';
+        this.#deliver();
+        return;
+      }
+    } catch (error) {
+      this.#refuse(error);
+    }
+    if (stage === 'text') {
+      if (!isUtf8(text)) {
+        this.#break(1007, 'a text that is not UTF-8');
+        return;
+      }
+      this.#refuse(
+        new DownpourError(
+          'DP_FRAME_MALFORMED',
+          'malformed frame: a text message; frames are binary',
+        ),
+      );
+    }
+    this.#reset();
+  }
+
+  #deliver(): void {
+    const header = this.#header!;
+    const payload = this.#memory.subarray(0, this.#memoryBytes);
+    const landing = this.#landing;
+    try {
+      checkPayloadLength(payload.length);
+    } catch (error) {
+      this.#refuse(error);
+      this.#reset();
+      return;
+    }
+    this.#landing = null;
+    this.#reset();
+    this.#events.message(header, payload, landing);
+  }
+
+  /** The message is none of ours: what is left of it is skipped. */
+  #refuse(error: unknown): void {
+    this.#stage = 'skip';
+    if (!this.deaf) this.#events.malformed(error as DownpourError);
+  }
+
+  /** Ready for the next message. */
+  #reset(): void {
+    this.#landing?.release();
+    this.#landing = null;
+    this.#stage = 'none';
+    this.#header = null;
+    this.#messageBytes = 0;
+    this.#prefixBytes = 0;
+    this.#memory = EMPTY;
+    this.#memoryBytes = 0;
+    if (this.#own.length > OWN_BYTES_KEPT) this.#own = EMPTY;
+  }
+}
