@@ -33,6 +33,8 @@ import { createProgress, duration, groups, type Progress, percent, short } from 
 /** `downpour train` and `downpour resume`: a run from its start to its end, with local workers. */
 
 const POLL_MS = 500;
+/** How long to wait for the checkpoints of a run that has ended; a full disk may never take them. */
+const WRITING_MS = 30_000;
 /** How long a server of somebody else may be away before we give up on it. */
 const PATIENCE_MS = 120_000;
 
@@ -134,7 +136,7 @@ async function conduct(
     await pool?.stop();
     pool = null;
     progress.end();
-    const checkpoints = await session.client.checkpoints(id);
+    const checkpoints = await writtenCheckpoints(session.client, run);
     progress.event('ended', { run, checkpoints });
     if (!options.json) report(run, checkpoints, options);
     return exitCodeOfRun(run);
@@ -143,6 +145,21 @@ async function conduct(
     await pool?.stop();
     await session?.close();
     interruption.dispose();
+  }
+}
+
+/** The server writes beside training: the last checkpoints may come a moment after the end. */
+async function writtenCheckpoints(
+  client: RestClient,
+  { id, best, phase }: RunDetail,
+): Promise<CheckpointSummary[]> {
+  for (let waited = 0; ; waited += POLL_MS) {
+    const checkpoints = await client.checkpoints(id);
+    const complete =
+      (best === null || checkpoints.some((c) => c.kind === 'best' && c.step === best.step)) &&
+      (phase !== 'finished' || checkpoints.some((c) => c.kind === 'final'));
+    if (complete || waited >= WRITING_MS) return checkpoints;
+    await wait(POLL_MS);
   }
 }
 

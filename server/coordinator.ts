@@ -31,6 +31,8 @@ export class Coordinator {
   readonly #gone = new Map<string, WorkerSummary>();
   readonly #errors = new Map<ErrorCode, number>();
   #tickedAt: number;
+  /** Nobody is let in any more, and nothing begun. */
+  #closing = false;
 
   constructor(options: { keeper: Keeper; now: () => number; log: (line: string) => void }) {
     this.#keeper = options.keeper;
@@ -53,8 +55,9 @@ export class Coordinator {
     throw new DownpourError('DP_RUN_UNKNOWN', `no run '${id}' on this server; known: ${known}`);
   }
 
-  /** @throws DownpourError DP_CONFIG_INVALID, DP_RUN_EXISTS, DP_LIMIT or what the state store throws. */
+  /** @throws DownpourError DP_CONFIG_INVALID, DP_RUN_EXISTS, DP_LIMIT, DP_SERVER_STOPPING or what the state store throws. */
   async create(body: CreateRun): Promise<Run> {
+    this.#mustBeOpen();
     const config = resolveConfig(body.config);
     if (this.#runs.size >= LIMITS.runCountMax) {
       throw new DownpourError('DP_LIMIT', `${this.#runs.size} runs; at most ${LIMITS.runCountMax}`);
@@ -91,8 +94,9 @@ export class Coordinator {
     return run;
   }
 
-  /** @throws DownpourError DP_RUN_ENDED or DP_RUN_FAILED. */
+  /** @throws DownpourError DP_RUN_ENDED, DP_RUN_FAILED or DP_SERVER_STOPPING. */
   async resume(id: string): Promise<Run> {
+    this.#mustBeOpen();
     const run = this.mustFind(id);
     run.resume();
     this.settle(run);
@@ -148,6 +152,7 @@ export class Coordinator {
 
   /** Stops taking work in, leaves a checkpoint of every run, and closes all connections. */
   async close(): Promise<void> {
+    this.#closing = true;
     const sessions = [...this.#sessions];
     // Nothing that comes in from now on is looked at: it would change runs that are being written.
     for (const session of sessions) session.dismissed(1012, 'server stops');
@@ -155,10 +160,17 @@ export class Coordinator {
     for (const session of sessions) session.terminate();
   }
 
+  /** What would begin now would not be in the checkpoints that are being written. */
+  #mustBeOpen(): void {
+    if (!this.#closing) return;
+    throw new DownpourError('DP_SERVER_STOPPING', 'this server is stopping: try again in a moment');
+  }
+
   // Workers.
 
-  /** @throws DownpourError DP_LIMIT. */
+  /** @throws DownpourError DP_LIMIT or DP_SERVER_STOPPING. */
   opened(session: Session): void {
+    this.#mustBeOpen();
     if (this.#sessions.size >= LIMITS.workerCountMax) {
       throw new DownpourError(
         'DP_LIMIT',
