@@ -1,51 +1,53 @@
 /**
- * Milliseconds that one gradient step takes (minibatch of 64: forward, backward, all gradients read
- * back), per engine and network:
+ * Milliseconds that a gradient step takes (minibatch of 64: parameters put on the device, forward,
+ * backward, one gradient read back), per engine and network, by two paths in turn:
  *
- *     npx tsx bench/engines.ts             # wasm as it comes, wasm with our kernels, cpu
- *     npx tsx bench/engines.ts wasm        # only the rows named
+ *     npx tsx bench/engines.ts             # all engines that are installed, but for cpu
+ *     npx tsx bench/engines.ts wasm cpu    # only the rows named
  *
- * A row gives the median and the fastest of the timed steps. Trust ratios: the machine is noisy.
+ * - `plain`: what a program on TensorFlow.js does: `LayersModel.apply`, `variableGrads`, one concat and
+ *   one readback. Its own random dropout.
+ * - `downpour`: `Model.load` and `Model.step`, as a worker calls them.
+ *
+ * Medians, and the fastest step. Both paths take turns step by step, so the ratio holds on a noisy
+ * machine.
  */
 import '@tensorflow/tfjs-backend-cpu';
 import '@tensorflow/tfjs-backend-wasm';
 import { performance } from 'node:perf_hooks';
+import { pathToFileURL } from 'node:url';
 import * as tf from '@tensorflow/tfjs-core';
 import * as tfl from '@tensorflow/tfjs-layers';
 import { errorText } from '../shared/errors.ts';
+import { gather, prepareData } from '../worker/data/examples.ts';
 import { openEngine } from '../worker/engine.ts';
-import { repairCpuKernels } from '../worker/kernels-cpu.ts';
-import { registerWasmKernels } from '../worker/kernels-wasm.ts';
+import { engineFolder, readEngine } from '../worker/engine-folder.ts';
+import type { Experiment } from '../worker/experiment.ts';
+import { buildModel } from '../worker/model.ts';
 
 const BATCH_SIZE = 64;
-const WARM_UP_STEPS = 3;
+/** A graph is recorded and proved meanwhile. */
+const WARM_UP_STEPS = 4;
 
-/** In this order: the stock engine must be timed before our kernels are registered. */
-const ROWS: Readonly<Record<string, () => Promise<void>>> = {
-  'wasm-stock': async () => {
-    await useEngine('wasm');
-    await row('wasm-stock', 'mlp', 30);
-    await row('wasm-stock', 'cnn', 5);
-  },
-  wasm: async () => {
-    registerWasmKernels();
-    await useEngine('wasm');
-    await row('wasm', 'mlp', 60);
-    await row('wasm', 'cnn', 20);
-  },
-  // Needs `downpour engine install`.
-  native: async () => {
-    await openEngine({ engine: 'native' });
-    await row('native', 'mlp', 200);
-    await row('native', 'cnn', 40);
-  },
-  // A CNN step takes minutes here.
-  cpu: async () => {
-    repairCpuKernels();
-    await useEngine('cpu');
-    await row('cpu', 'mlp', 5);
-  },
-};
+export const BENCH_ENGINES = ['wasm-stock', 'wasm', 'native', 'cpu'] as const;
+export type BenchEngine = (typeof BENCH_ENGINES)[number];
+
+export interface EngineRow {
+  readonly engine: BenchEngine;
+  readonly network: NetworkName;
+  readonly path: 'plain' | 'downpour';
+  /** Median, ms. */
+  readonly ms: number;
+  readonly fastestMs: number;
+}
+
+export interface EnginesOptions {
+  readonly engines?: readonly BenchEngine[];
+  /** Of each path; a CNN takes a quarter of them. */
+  readonly steps?: number;
+  readonly onRow?: (row: EngineRow) => void;
+  readonly log?: (line: string) => void;
+}
 
 const NETWORKS = {
   /** 784-256-10. */
@@ -54,6 +56,15 @@ const NETWORKS = {
       layers: [
         tfl.layers.flatten({ inputShape: [28, 28, 1] }),
         tfl.layers.dense({ units: 256, activation: 'relu' }),
+        tfl.layers.dense({ units: 10 }),
+      ],
+    }),
+  'mlp with dropout': () =>
+    tfl.sequential({
+      layers: [
+        tfl.layers.flatten({ inputShape: [28, 28, 1] }),
+        tfl.layers.dense({ units: 256, activation: 'relu' }),
+        tfl.layers.dropout({ rate: 0.2 }),
         tfl.layers.dense({ units: 10 }),
       ],
     }),
@@ -76,49 +87,168 @@ const NETWORKS = {
         tfl.layers.dense({ units: 10 }),
       ],
     }),
+  /** Two convolutions with batch normalisation and dropout: the example mnist-cnn. */
+  'cnn, normalised': () =>
+    tfl.sequential({
+      layers: [
+        ...[16, 32].flatMap((filters, i) => [
+          tfl.layers.conv2d({
+            ...{ filters, kernelSize: 5, padding: 'same', useBias: false },
+            ...(i === 0 ? { inputShape: [28, 28, 1] } : {}),
+          }),
+          tfl.layers.maxPooling2d({ poolSize: 2 }),
+          tfl.layers.batchNormalization({ momentum: 0.9 }),
+          tfl.layers.reLU(),
+        ]),
+        tfl.layers.flatten(),
+        tfl.layers.dropout({ rate: 0.3 }),
+        tfl.layers.dense({ units: 10 }),
+      ],
+    }),
 };
+type NetworkName = keyof typeof NETWORKS;
 
-async function useEngine(name: string): Promise<void> {
-  await tf.setBackend(name);
-  await tf.ready();
+/** Measures every network on every engine asked for; an engine that is not installed is left out. */
+export async function benchEngines(options: EnginesOptions = {}): Promise<EngineRow[]> {
+  const { engines = ['wasm-stock', 'wasm', 'native'], steps = 200, onRow, log } = options;
+  const rows: EngineRow[] = [];
+  // In this order: the stock engine must be timed before our kernels are registered.
+  for (const engine of BENCH_ENGINES.filter((each) => engines.includes(each))) {
+    if (engine === 'native' && readEngine(engineFolder('cpu')) === null) {
+      log?.('native: not installed; downpour engine install');
+      continue;
+    }
+    if (engine === 'wasm-stock') {
+      await tf.setBackend('wasm');
+      await tf.ready();
+    } else await openEngine({ engine });
+    for (const network of Object.keys(NETWORKS) as NetworkName[]) {
+      const isCnn = network.startsWith('cnn');
+      // A CNN step takes minutes there.
+      if (engine === 'cpu' && isCnn) continue;
+      const count = Math.ceil(steps / (isCnn ? 4 : 1) / (engine === 'cpu' ? 20 : 1));
+      try {
+        for (const row of await measure(engine, network, count)) {
+          rows.push(row);
+          onRow?.(row);
+        }
+      } catch (error) {
+        log?.(`${engine} ${network} cannot: ${errorText(error).split('\n')[0]}`);
+      }
+    }
+  }
+  return rows;
 }
 
-async function row(engine: string, network: keyof typeof NETWORKS, steps: number): Promise<void> {
+async function measure(
+  engine: BenchEngine,
+  network: NetworkName,
+  steps: number,
+): Promise<EngineRow[]> {
+  const paths: Record<EngineRow['path'], Path> =
+    engine === 'wasm-stock'
+      ? ({ plain: plainPath(network) } as Record<EngineRow['path'], Path>)
+      : { plain: plainPath(network), downpour: await downpourPath(network) };
+  const entries = Object.entries(paths) as [EngineRow['path'], Path][];
+  const times = new Map<EngineRow['path'], number[]>(entries.map(([path]) => [path, []]));
+  try {
+    for (let i = 0; i < WARM_UP_STEPS + steps; i++) {
+      for (const [path, { step }] of entries) {
+        const start = performance.now();
+        await step(i);
+        if (i >= WARM_UP_STEPS) times.get(path)!.push(performance.now() - start);
+      }
+    }
+  } finally {
+    for (const [, { dispose }] of entries) dispose();
+  }
+  return entries.map(([path]) => {
+    const sorted = times.get(path)!.sort((a, b) => a - b);
+    const ms = sorted[Math.floor(sorted.length / 2)]!;
+    return { engine, network, path, ms, fastestMs: sorted[0]! };
+  });
+}
+
+interface Path {
+  step(i: number): Promise<void>;
+  dispose(): void;
+}
+
+function plainPath(network: NetworkName): Path {
   const model = NETWORKS[network]();
   const x = tf.randomUniform([BATCH_SIZE, 28, 28, 1], 0, 1, 'float32', 1);
   const classes = Int32Array.from({ length: BATCH_SIZE }, (_, i) => i % 10);
   const y = tf.oneHot(tf.tensor1d(classes, 'int32'), 10);
+  const weights = model.trainableWeights.map((weight) => weight.read() as tf.Variable);
+  const sizes = weights.map(({ size }) => size);
+  const flat = [0, 1].map(() => new Float32Array(sizes.reduce((sum, size) => sum + size, 0)));
+  const initial = tf.tidy(() => tf.concat(weights.map((w) => tf.reshape(w, [-1]))).dataSync());
+  for (const each of flat) each.set(initial);
   const loss = () => {
     const logits = model.apply(x, { training: true }) as tf.Tensor;
     return tf.losses.softmaxCrossEntropy(y, logits) as tf.Scalar;
   };
-  const step = () =>
-    tf.tidy(() => {
-      const { grads } = tf.variableGrads(loss);
-      tf.concat(Object.values(grads).map((g) => tf.reshape(g, [-1]))).dataSync();
-    });
-  try {
-    for (let i = 0; i < WARM_UP_STEPS; i++) step();
-    const times = Array.from({ length: steps }, () => {
-      const start = performance.now();
-      step();
-      return performance.now() - start;
-    }).sort((a, b) => a - b);
-    const median = times[Math.floor(times.length / 2)]!;
-    print(engine, network, `${median.toFixed(1)} ms (fastest ${times[0]!.toFixed(1)})`);
-  } catch (error) {
-    print(engine, network, `cannot: ${errorText(error).split('\n')[0]}`);
-  } finally {
-    tf.dispose([x, y]);
-    model.dispose();
-  }
+  return {
+    async step(i) {
+      tf.tidy(() => {
+        let offset = 0;
+        for (const weight of weights) {
+          const values = flat[i % 2]!.subarray(offset, offset + weight.size);
+          weight.assign(tf.tensor(values, weight.shape));
+          offset += weight.size;
+        }
+        const { grads } = tf.variableGrads(loss, weights);
+        tf.concat(weights.map((w) => tf.reshape(grads[w.name]!, [-1]))).dataSync();
+      });
+    },
+    dispose() {
+      tf.dispose([x, y]);
+      model.dispose();
+    },
+  };
 }
 
-function print(engine: string, network: string, text: string): void {
-  console.log(`${engine.padEnd(12)}${network.padEnd(6)}${text}`);
+async function downpourPath(network: NetworkName): Promise<Path> {
+  const values = Uint8Array.from({ length: BATCH_SIZE * 784 }, (_, i) => (i * 7919) % 256);
+  const labels = Uint8Array.from({ length: BATCH_SIZE }, (_, i) => i % 10);
+  const part = {
+    count: BATCH_SIZE,
+    inputs: { values, shape: [BATCH_SIZE, 28, 28, 1] },
+    targets: { values: labels, shape: [BATCH_SIZE] },
+  };
+  const prepared = prepareData(
+    { train: part, validation: part, classCount: 10, source: 'made up' },
+    { seed: 1, validationFraction: 0.2, standardise: 'none' },
+  );
+  const experiment: Experiment = {
+    data: () => {
+      throw new Error('not asked for');
+    },
+    model: NETWORKS[network],
+    loss: 'softmaxCrossEntropy',
+  };
+  const model = await buildModel(experiment, { seed: 1, hyperparameters: {} }, prepared);
+  const initial = await model.initialise(1);
+  const flat = [0, 1].map(() => initial.slice(0, model.layout.exchangedSize));
+  const rows = Array.from({ length: BATCH_SIZE }, (_, i) => i);
+  const minibatch = gather(prepared, 'train', rows);
+  return {
+    async step(i) {
+      model.load(flat[i % 2]!);
+      await model.step(minibatch, i);
+    },
+    dispose: () => model.dispose(),
+  };
 }
 
-const wanted = process.argv.slice(2);
-for (const [name, run] of Object.entries(ROWS)) {
-  if (wanted.length === 0 || wanted.includes(name)) await run();
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  const wanted = process.argv.slice(2) as BenchEngine[];
+  await benchEngines({
+    ...(wanted.length > 0 ? { engines: wanted } : {}),
+    onRow: ({ engine, network, path, ms, fastestMs }) => {
+      const text = `${ms.toFixed(2)} ms (fastest ${fastestMs.toFixed(2)})`;
+      console.log(`${engine.padEnd(12)}${network.padEnd(18)}${path.padEnd(10)}${text}`);
+    },
+    log: (line) => console.log(line),
+  });
 }

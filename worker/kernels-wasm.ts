@@ -99,6 +99,13 @@ const segmentSum: WasmKernel = ({ inputs, attrs, backend }) => {
   return out;
 };
 
+/** Shares the memory, as a reshape does: tensors never change, and the tape clones each weight. */
+const identity: WasmKernel = ({ inputs, backend }) => {
+  const { dataId, shape, dtype } = inputs.x!;
+  backend.incRef(dataId);
+  return { dataId, shape, dtype };
+};
+
 /** What is added to the wasm engine or replaced in it, by the name of the kernel. */
 const KERNELS: Readonly<Record<string, WasmKernel>> = {
   // Missing in tfjs-backend-wasm 4.22: convolutions and embeddings can't be trained without.
@@ -115,7 +122,8 @@ const KERNELS: Readonly<Record<string, WasmKernel>> = {
   AvgPool3DGrad: avgPool3DGrad,
   Conv3DBackpropInputV2: conv3DBackpropInput,
   Conv3DBackpropFilterV2: conv3DBackpropFilter,
-  // Slow: transposed or batched products; the gradient of every convolution but the first.
+  // Slow: copies; transposed or batched products; the gradient of every convolution but the first.
+  Identity: identity,
   BatchMatMul: batchMatMul,
   Conv2DBackpropInput: conv2DBackpropInput,
 };
