@@ -1,11 +1,12 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
+import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import swagger from '@fastify/swagger';
 import Fastify, { type FastifyError, type FastifyInstance } from 'fastify';
-import { WebSocketServer } from 'ws';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
+import { accept, upgradeProblem } from '../wire/handshake.ts';
 import type { Coordinator } from './coordinator.ts';
 import { addRoutes, type RoutesOptions } from './routes.ts';
 import { Session } from './session.ts';
@@ -56,13 +57,7 @@ function acceptWorkers(
   coordinator: Coordinator,
   mayPass: (request: IncomingMessage) => boolean,
 ): void {
-  const sockets = new WebSocketServer({
-    noServer: true,
-    maxPayload: LIMITS.frameBytesMax,
-    // Deflate would bring floats down to 0.05 GB/s.
-    perMessageDeflate: false,
-  });
-  app.server.on('upgrade', (request: IncomingMessage, socket: Duplex, head: Buffer) => {
+  app.server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
     socket.on('error', () => socket.destroy());
     const path = request.url?.split('?', 1)[0];
     if (path !== '/ws') return refuse(socket, 'DP_NOT_FOUND', 'workers connect to /ws');
@@ -70,17 +65,16 @@ function acceptWorkers(
       coordinator.countError('DP_UNAUTHORIZED');
       return refuse(socket, 'DP_UNAUTHORIZED', unauthorized().message);
     }
-    sockets.handleUpgrade(request, socket, head, (ws) => {
-      const session = new Session(ws, coordinator, new Date().toISOString());
-      try {
-        coordinator.opened(session);
-      } catch (error) {
-        session.fail(error);
-      }
-    });
-  });
-  app.addHook('preClose', async () => {
-    sockets.close();
+    const problem = upgradeProblem(request);
+    if (problem !== null) return refuse(socket, 'DP_BODY_INVALID', problem);
+    const connection = accept(request, socket);
+    const session = new Session(connection, coordinator, new Date().toISOString());
+    try {
+      coordinator.opened(session);
+    } catch (error) {
+      session.fail(error);
+    }
+    connection.start(session.events, head);
   });
 }
 

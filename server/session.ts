@@ -1,5 +1,4 @@
-import type { WebSocket } from 'ws';
-import { bytesOf, decodeFrame, encodeFrame, encodeHeader, floatsOf } from '../shared/codec.ts';
+import { bytesOf, floatsOf } from '../shared/codec.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
 import {
@@ -15,6 +14,7 @@ import {
   type Work,
   type WorkerMessage,
 } from '../shared/protocol.ts';
+import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
 import type { Coordinator } from './coordinator.ts';
 import { hashDifference } from './core/agreement.ts';
 import type { Run } from './core/run.ts';
@@ -24,7 +24,7 @@ import type { Run } from './core/run.ts';
  * mathematics; every answer is made in the same turn as the message that asked for it.
  */
 export class Session {
-  readonly #socket: WebSocket;
+  readonly #connection: Connection;
   readonly #coordinator: Coordinator;
   readonly connectedAt: string;
   #hello: Hello | null = null;
@@ -40,28 +40,30 @@ export class Session {
   #lastSeen: number;
   #lastError: { code: string; message: string } | null = null;
   #closed = false;
+  /** Where pushes land, when the run has no place for them. */
+  #memory: Uint8Array | null = null;
 
-  constructor(socket: WebSocket, coordinator: Coordinator, connectedAt: string) {
-    this.#socket = socket;
+  constructor(connection: Connection, coordinator: Coordinator, connectedAt: string) {
+    this.#connection = connection;
     this.#coordinator = coordinator;
     this.connectedAt = connectedAt;
     this.#lastSeen = coordinator.now();
-    socket.on('message', (data, isBinary) => this.#receive(data as Buffer, isBinary));
-    socket.on('pong', () => {
-      this.#lastSeen = coordinator.now();
-    });
-    socket.on('ping', () => {
-      this.#lastSeen = coordinator.now();
-    });
-    socket.on('close', () => this.#gone());
-    // `ws` reports what broke the protocol (too large, bad mask) here, then closes by itself.
-    socket.on('error', (error: Error & { code?: string }) => {
-      const tooLarge = error.code === 'WS_ERR_UNSUPPORTED_MESSAGE_LENGTH';
-      const code = tooLarge ? 'DP_FRAME_TOO_LARGE' : 'DP_FRAME_MALFORMED';
-      this.#lastError = { code, message: error.message };
-      coordinator.countError(code);
-    });
   }
+
+  /** What its connection reports to. */
+  readonly events: ConnectionEvents = {
+    land: (header, payloadBytes) => this.#land(header, payloadBytes),
+    message: (header, payload, landing) => this.#receive(header, payload, landing),
+    malformed: (error) => this.fail(error),
+    broken: (error) => {
+      this.#lastError = { code: error.code, message: error.message };
+      this.#coordinator.countError(error.code);
+    },
+    alive: () => {
+      this.#lastSeen = this.#coordinator.now();
+    },
+    closed: () => this.#gone(),
+  };
 
   get hello(): Hello | null {
     return this.#hello;
@@ -106,20 +108,25 @@ export class Session {
 
   // Receiving.
 
-  #receive(data: Buffer, isBinary: boolean): void {
-    if (this.#closed) return;
-    this.#lastSeen = this.#coordinator.now();
+  /** Where a payload is to be. What is no push is rare, and the receiver's own memory does. */
+  #land(header: Header, payloadBytes: number | null): Landing | null {
+    const layout = this.#joined ? this.#run?.layout : null;
+    if (header.type !== 'push' || !layout) return null;
+    // The largest of the encodings; of a browser's fragments the length is not known before the end.
+    const bytesMax = 4 * layout.size + 4 * layout.trainableSize;
+    const bytes = payloadBytes ?? 4 * layout.exchangedSize;
+    if (bytes > bytesMax) return null;
+    if (!this.#memory || this.#memory.length < bytes) this.#memory = new Uint8Array(bytes);
+    return { bytes: this.#memory.subarray(0, bytes), release: () => {} };
+  }
+
+  #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
     try {
-      if (!isBinary) {
-        throw new DownpourError(
-          'DP_FRAME_MALFORMED',
-          'malformed frame: a text message; frames are binary',
-        );
-      }
-      const frame = decodeFrame(data);
-      this.#handle(checkWorkerMessage(frame.header), floatsOf(frame.payload));
+      if (!this.#closed) this.#handle(checkWorkerMessage(header), floatsOf(payload));
     } catch (error) {
       this.fail(error);
+    } finally {
+      landing?.release();
     }
   }
 
@@ -298,27 +305,19 @@ export class Session {
       evaluation,
       encoding: 'f32',
     };
-    if (!payload) {
-      this.#write(encodeHeader(header));
-      return;
-    }
-    // Two fragments of one message: header and shared payload are never joined in memory.
-    this.#socket.send(encodeHeader(header), { binary: true, fin: false });
-    this.#write(bytesOf(payload));
+    // Header and shared payload are never joined in memory.
+    this.#send(header, payload ? [bytesOf(payload)] : []);
   }
 
-  #send(message: ServerMessage): void {
-    this.#write(encodeFrame(message));
-  }
-
-  #write(bytes: Uint8Array): void {
-    if (this.#socket.readyState !== this.#socket.OPEN) return;
-    this.#socket.send(bytes, { binary: true, fin: true });
-    if (this.#socket.bufferedAmount > LIMITS.bufferedBytesMax) {
+  #send(message: ServerMessage, parts: readonly Uint8Array[] = []): void {
+    if (!this.#connection.open) return;
+    this.#connection.send(message, parts);
+    const { bufferedBytes } = this.#connection;
+    if (bufferedBytes > LIMITS.bufferedBytesMax) {
       this.fail(
         new DownpourError(
           'DP_SLOW_READER',
-          `${this.#socket.bufferedAmount} bytes wait for this worker; at most ${LIMITS.bufferedBytesMax} may`,
+          `${bufferedBytes} bytes wait for this worker; at most ${LIMITS.bufferedBytesMax} may`,
         ),
       );
     }
@@ -334,19 +333,17 @@ export class Session {
     }
     this.#lastError = { code, message };
     this.#coordinator.countError(code);
-    if (this.#socket.readyState === this.#socket.OPEN) {
-      this.#socket.send(encodeFrame({ type: 'error', code, message }), { binary: true });
-    }
+    if (this.#connection.open) this.#connection.send({ type: 'error', code, message });
     const { close } = ERRORS[code];
     if (close !== null) this.close(close, code);
   }
 
   ping(): void {
-    if (this.#socket.readyState === this.#socket.OPEN) this.#socket.ping();
+    this.#connection.ping();
   }
 
   close(code: number, reason: string): void {
-    this.#socket.close(code, reason);
+    this.#connection.close(code, reason);
   }
 
   /** The server stops: says so, and hears nothing more. */
@@ -357,7 +354,7 @@ export class Session {
 
   /** Ends the connection without the closing handshake: the other side does not answer. */
   terminate(): void {
-    this.#socket.terminate();
+    this.#connection.terminate();
   }
 
   /** The same worker has connected anew: this connection is dead, whatever its socket says. */
