@@ -25,6 +25,8 @@ export interface ServeOptions extends ServerOptions {
   readonly state: string;
   readonly redisUrl?: string;
   readonly insecure?: boolean;
+  /** Commander's: true unless --no-local-socket was given. */
+  readonly localSocket: boolean;
   readonly json?: boolean;
 }
 
@@ -36,6 +38,8 @@ export interface WorkOptions extends ServerOptions {
   readonly experiments?: string[];
   readonly data?: string;
   readonly once?: boolean;
+  /** Commander's: true unless --no-local-socket was given. */
+  readonly localSocket: boolean;
   readonly json?: boolean;
 }
 
@@ -83,6 +87,8 @@ export function registerCommands(program: Command, outcome: Outcome): void {
   registerExport(program);
 }
 
+const localSocketHelp = (what: string) => `${what}; so does DOWNPOUR_LOCAL_SOCKET=0`;
+
 function registerServe(program: Command): void {
   const command = program
     .command('serve')
@@ -106,6 +112,7 @@ function registerServe(program: Command): void {
       ).env('DOWNPOUR_REDIS_URL'),
     )
     .option('--insecure', 'let anyone in who can reach a host beyond this machine, without a token')
+    .option('--no-local-socket', localSocketHelp('no unix socket for workers on this machine'))
     .addOption(jsonOption());
   addTokenOptions(command)
     .addHelpText(
@@ -133,6 +140,7 @@ function registerWork(program: Command): void {
     .addOption(experimentsOption())
     .addOption(dataOption())
     .option('--once', 'end when the run has ended, instead of waiting for the next')
+    .option('--no-local-socket', localSocketHelp('TCP also to a server on this machine'))
     .addOption(jsonOption());
   addTokenOptions(command)
     .addHelpText(

@@ -16,6 +16,7 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
     ...(options.redisUrl === undefined ? {} : { redis: options.redisUrl }),
     ...(token === undefined ? {} : { token }),
     insecure: options.insecure === true,
+    localSocket: options.localSocket,
     log: tell,
     signal: interruption.signal,
   });

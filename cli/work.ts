@@ -28,6 +28,7 @@ export async function workCommand(options: WorkOptions): Promise<void> {
       folders: experimentFolders(options.experiments ?? DEFAULT_EXPERIMENTS),
       dataFolder: resolve(options.data ?? 'data'),
       once: options.once === true,
+      localSocket: options.localSocket,
       signal: AbortSignal.any([interruption.signal, orphaned.signal]),
       log: tell,
     });

@@ -277,6 +277,7 @@ export class Coordinator {
       engine: hello.engine,
       device: hello.device,
       connectedAt: session.connectedAt,
+      transport: session.transport,
       lastSeenSecondsAgo: Math.max(0, (this.now() - session.lastSeen) / 1000),
       leases: tally?.leases ?? 0,
       pushes: tally?.pushes ?? { applied: 0, damped: 0, duplicate: 0, rejected: 0 },

@@ -1,8 +1,11 @@
 import { mkdir } from 'node:fs/promises';
+import { createServer } from 'node:http';
 import { hostname } from 'node:os';
 import { performance } from 'node:perf_hooks';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { VERSION } from '../shared/version.ts';
+import { type LocalListener, listenLocally, localSocketWanted } from '../wire/local-socket.ts';
+import { tryStraight } from '../wire/node-sockets.ts';
 import { createApp } from './app.ts';
 import { checkpointFolder } from './checkpoint.ts';
 import { Coordinator } from './coordinator.ts';
@@ -21,6 +24,8 @@ export interface ServeOptions {
   readonly token?: string;
   /** Listen beyond this machine without a token. */
   readonly insecure?: boolean;
+  /** False: no unix socket for workers on this machine. */
+  readonly localSocket?: boolean;
   readonly log?: (line: string) => void;
   /** Stops the server, with a checkpoint of every run. */
   readonly signal: AbortSignal;
@@ -86,6 +91,9 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     const keeper = new Keeper({ root: state, store, token: lease.token, now, log, onFenced: lose });
     const coordinator = new Coordinator({ keeper, now, log });
     for (const run of await keeper.recover()) coordinator.adopt(run);
+    const obstacle = await tryStraight();
+    if (obstacle) log(`payloads are copied once more, not read into place: ${obstacle}`);
+    let local: LocalListener | null = null;
     const app = await createApp({
       coordinator,
       version: VERSION,
@@ -93,13 +101,16 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       startedAt: new Date(),
       checkpointFolder: (run) => checkpointFolder(state, run),
       token: token ?? null,
+      localSocket: () => local?.path ?? null,
       log,
     });
     const url = await listen(app, host, port);
+    if (localSocketWanted(options.localSocket)) local = await listenBeside(app, url, log);
     const timer = setInterval(() => coordinator.tick(), TICK_MS);
     const closed = untilAborted(AbortSignal.any([signal, ending.signal])).then(async () => {
       clearInterval(timer);
       await coordinator.close();
+      await local?.close();
       await app.close();
       await lease
         .release()
@@ -151,6 +162,20 @@ async function listen(
         : `${errorText(cause)}; choose another address with --host and --port`;
     throw new DownpourError('DP_USAGE', `cannot listen on ${host} port ${port}: ${why}`, { cause });
   }
+}
+
+/** A unix socket for workers on this machine, with all that the app serves. */
+async function listenBeside(
+  app: Awaited<ReturnType<typeof createApp>>,
+  url: string,
+  log: (line: string) => void,
+): Promise<LocalListener | null> {
+  const beside = createServer((request, response) => app.server.emit('request', request, response));
+  beside.on('upgrade', (...upgrade) => app.server.emit('upgrade', ...upgrade));
+  const listener = await listenLocally(beside, Number(new URL(url).port));
+  if ('path' in listener) return listener;
+  log(`no unix socket for workers on this machine, they use TCP: ${listener.problem}`);
+  return null;
 }
 
 function untilAborted(signal: AbortSignal): Promise<void> {

@@ -17,6 +17,7 @@ import {
   StatusSchema,
   WorkerSummarySchema,
 } from '../shared/rest.ts';
+import { isFromHere } from '../wire/local-socket.ts';
 import type { Coordinator } from './coordinator.ts';
 
 export interface RoutesOptions {
@@ -25,6 +26,8 @@ export interface RoutesOptions {
   /** `files` or `redis`. */
   readonly stateStore: string;
   readonly startedAt: Date;
+  /** Of the server on this machine, if it listens on one. */
+  readonly localSocket: () => string | null;
   /** Where the checkpoints of a run lie. */
   readonly checkpointFolder: (run: string) => string;
 }
@@ -42,11 +45,12 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): void {
     schema: { summary, response: { ...response, ...errors }, ...more },
   });
 
-  app.get('/health', schema('Is the server up?', { 200: HealthSchema }), () => ({
+  app.get('/health', schema('Is the server up?', { 200: HealthSchema }), (request) => ({
     status: 'ok' as const,
     version,
     stateStore,
     uptimeSeconds: (Date.now() - startedAt.getTime()) / 1000,
+    localSocket: isFromHere(request.socket) ? options.localSocket() : null,
   }));
 
   app.get('/status', schema('All runs and workers', { 200: StatusSchema }), () => {

@@ -77,6 +77,10 @@ export class Session {
     return this.#joined;
   }
 
+  get transport(): 'tcp' | 'unix' {
+    return this.#connection.transport;
+  }
+
   get waiting(): boolean {
     return this.#waiting;
   }

@@ -106,6 +106,8 @@ export const WorkerSummarySchema = Type.Object({
   engine: Type.String(),
   device: Type.String(),
   connectedAt: Type.String(),
+  /** `unix`: the socket for workers on the server's machine. */
+  transport: Type.Union([Type.Literal('tcp'), Type.Literal('unix')]),
   lastSeenSecondsAgo: N,
   leases: N,
   pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),
@@ -147,6 +149,8 @@ export const HealthSchema = Type.Object({
   version: Type.String(),
   stateStore: Type.String(),
   uptimeSeconds: N,
+  /** Path of the unix socket, told to callers on the server's machine only. */
+  localSocket: orNull(Type.String()),
 });
 export type Health = Static<typeof HealthSchema>;
 

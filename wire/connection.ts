@@ -50,6 +50,7 @@ export class Connection {
   readonly #socket: Socket;
   readonly #options: ConnectionOptions;
   readonly #receiver: Receiver;
+  readonly transport: 'tcp' | 'unix';
   #corked = false;
   #closeSent = false;
   /** The other end's close frame. */
@@ -66,6 +67,7 @@ export class Connection {
   constructor(socket: Socket, options: ConnectionOptions) {
     this.#socket = socket;
     this.#options = options;
+    this.transport = socket.remotePort === undefined ? 'unix' : 'tcp';
     const { role, frameBytesMax } = options;
     const receiver = new Receiver({
       fromClient: role === 'server',

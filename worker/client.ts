@@ -1,6 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import WebSocket from 'ws';
-import { bytesOf, decodeFrame, encodeHeader, floatsOf } from '../shared/codec.ts';
+import { bytesOf, floatsOf } from '../shared/codec.ts';
 import { decodeGradient } from '../shared/compression.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
@@ -13,6 +12,10 @@ import {
   type ServerMessage,
   type WorkerMessage,
 } from '../shared/protocol.ts';
+import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
+import { dial } from '../wire/handshake.ts';
+import { findLocalSocket, localSocketWanted } from '../wire/local-socket.ts';
+import { Memories } from '../wire/memories.ts';
 
 /**
  * The worker's end of the wire. Keeps a connection to the server: a lost one is opened anew, with
@@ -30,6 +33,8 @@ export interface ClientOptions {
   readonly log: (line: string) => void;
   /** How long to look for a server that was never reached, ms; null: for ever. */
   readonly patienceMs?: number | null;
+  /** False: not over the unix socket of a server on this machine. */
+  readonly localSocket?: boolean;
   /** Monotonic ms. */
   readonly now?: () => number;
   /** Uniform in [0, 1). */
@@ -47,8 +52,9 @@ export interface Received {
 /** First and longest pause between attempts to connect, ms, before the jitter. */
 export const BACKOFF = { firstMs: 250, maxMs: 15_000 } as const;
 const HANDSHAKE_MS = 10_000;
-/** What a header may take beside its payload in a push's frame. */
-const HEADER_ROOM = 1024;
+const CLOSE_MS = 2_000;
+/** Payloads in use at once: one arrives, one is read from, one is on the device. */
+const MEMORIES_KEPT = 3;
 
 /**
  * The pause before attempt `attempt` (0-based): uniform between 0 and an exponentially growing
@@ -81,10 +87,15 @@ const badAddress = (server: string, cause?: unknown) =>
   );
 
 interface Unacknowledged {
+  readonly header: Push;
   readonly run: string;
   readonly sequence: number;
   readonly lease: number;
-  readonly frame: Uint8Array;
+  readonly payload: Landing;
+  /** How often its bytes are on their way to the socket. */
+  sending: number;
+  /** Its memory goes back when nothing is sent from it any more. */
+  done: boolean;
 }
 
 export class Client {
@@ -94,17 +105,20 @@ export class Client {
   readonly #now: () => number;
   readonly #random: () => number;
   readonly #startedAt: number;
-  #socket: WebSocket | null = null;
+  #connection: Connection | null = null;
+  /** The handshake under way. */
+  #dialing: { abort(): void } | null = null;
   #sequence = 0;
   #unacknowledged: Unacknowledged[] = [];
-  /** Memory of acknowledged pushes, for the next: fresh pages cost more than the copy. */
-  #spare: Uint8Array | null = null;
+  readonly #pushed = new Memories(MEMORIES_KEPT);
+  readonly #pulled = new Memories(MEMORIES_KEPT);
   #received: Received[] = [];
   #waiting: ((error?: unknown) => void) | null = null;
   #fatal: unknown = null;
   #attempt = 0;
   #everConnected = false;
   #closing = false;
+  #closed: (() => void) | null = null;
   #timer: NodeJS.Timeout | null = null;
   #heartbeat: NodeJS.Timeout | null = null;
   #lastSeen = 0;
@@ -131,7 +145,7 @@ export class Client {
   }
 
   get connected(): boolean {
-    return this.#socket?.readyState === WebSocket.OPEN;
+    return this.#connection?.open === true;
   }
 
   /** The pushes that the server has not answered yet, oldest first. */
@@ -163,16 +177,12 @@ export class Client {
     }
   }
 
-  /** Sends what need not survive a lost connection; without one it is dropped. */
+  /**
+   * Sends what need not survive a lost connection; without one it is dropped.
+   * @param payload stays as it is for as long as the connection may read it.
+   */
   send(message: Exclude<WorkerMessage, Push | Hello>, payload?: Float32Array): void {
-    if (!this.connected) return;
-    const head = encodeHeader(message);
-    if (!payload || payload.length === 0) {
-      this.#socket!.send(head, { binary: true });
-      return;
-    }
-    this.#socket!.send(head, { binary: true, fin: false });
-    this.#socket!.send(bytesOf(payload), { binary: true, fin: true });
+    this.#connection?.send(message, payload ? [bytesOf(payload)] : []);
   }
 
   /**
@@ -187,36 +197,51 @@ export class Client {
     write: (payload: Uint8Array) => void,
   ): number {
     const sequence = ++this.#sequence;
-    const head = encodeHeader({ type: 'push', ...push, sequence });
-    const frame = this.#memory(head.length + payloadBytes);
-    frame.set(head);
-    write(frame.subarray(head.length));
-    this.#unacknowledged.push({ run: push.run, sequence, lease: push.lease, frame });
-    if (this.connected) this.#socket!.send(frame, { binary: true });
+    const payload = this.#pushed.take(payloadBytes);
+    write(payload.bytes);
+    const { run, lease } = push;
+    const header: Push = { type: 'push', ...push, sequence };
+    const kept = { header, run, sequence, lease, payload, sending: 0, done: false };
+    this.#unacknowledged.push(kept);
+    if (this.connected) this.#sendPush(kept);
     return sequence;
+  }
+
+  #sendPush(push: Unacknowledged): void {
+    push.sending++;
+    this.#connection!.send(push.header, [push.payload.bytes], () => {
+      push.sending--;
+      if (push.done && push.sending === 0) push.payload.release();
+    });
+  }
+
+  #keepPushes(which: (push: Unacknowledged) => boolean): void {
+    const all = this.#unacknowledged;
+    this.#unacknowledged = all.filter(which);
+    for (const push of all) {
+      if (which(push)) continue;
+      push.done = true;
+      if (push.sending === 0) push.payload.release();
+    }
   }
 
   /** The server has answered: this push and all before it need not be sent again. */
   acknowledge({ sequence }: Acknowledgement): void {
-    for (const push of this.#unacknowledged) {
-      if (push.sequence <= sequence) this.#spare = new Uint8Array(push.frame.buffer);
-    }
-    this.#unacknowledged = this.#unacknowledged.filter((push) => push.sequence > sequence);
+    this.#keepPushes((push) => push.sequence > sequence);
   }
 
   /** Sends again what the server did not answer before the connection was lost. @returns how many. */
   resend(run: string): number {
     this.forget(run);
     if (!this.connected) return 0;
-    for (const { frame } of this.#unacknowledged) this.#socket!.send(frame, { binary: true });
+    for (const push of this.#unacknowledged) this.#sendPush(push);
     return this.#unacknowledged.length;
   }
 
   /** Nobody waits any more for the pushes of runs other than this. */
   forget(exceptRun: string | null): void {
-    const kept = this.#unacknowledged.filter((push) => push.run === exceptRun);
-    if (kept.length < this.#unacknowledged.length) this.#crossed = true;
-    this.#unacknowledged = kept;
+    if (this.#unacknowledged.some((push) => push.run !== exceptRun)) this.#crossed = true;
+    this.#keepPushes((push) => push.run === exceptRun);
   }
 
   /** Closes the connection, after what was sent has gone out. Resolves when it is closed. */
@@ -225,30 +250,15 @@ export class Client {
     this.#options.signal.removeEventListener('abort', this.#onAbort);
     if (this.#timer) clearTimeout(this.#timer);
     if (this.#heartbeat) clearInterval(this.#heartbeat);
-    const socket = this.#socket;
-    if (!socket || socket.readyState === WebSocket.CLOSED) return;
+    this.#dialing?.abort();
+    if (!this.#connection) return;
     await new Promise<void>((resolve) => {
-      // A server that hangs must not keep the worker from ending.
-      const timer = setTimeout(() => socket.terminate(), 2000);
-      socket.once('close', () => {
-        clearTimeout(timer);
-        resolve();
-      });
-      if (socket.readyState === WebSocket.CONNECTING) socket.terminate();
-      else socket.close(1000);
+      this.#closed = resolve;
+      this.#connection!.close(1000);
     });
   }
 
   // Inside.
-
-  #memory(length: number): Uint8Array {
-    const spare = this.#spare;
-    this.#spare = null;
-    if (spare && spare.length >= length && spare.length <= 2 * length + HEADER_ROOM) {
-      return spare.subarray(0, length);
-    }
-    return new Uint8Array(length + HEADER_ROOM).subarray(0, length);
-  }
 
   #wake(error?: unknown): void {
     const waiting = this.#waiting;
@@ -266,81 +276,104 @@ export class Client {
     this.#timer = null;
     this.#refusal = null;
     this.#crossed = false;
-    const { token, hello } = this.#options;
-    const socket = new WebSocket(this.#url, {
-      perMessageDeflate: false,
-      maxPayload: LIMITS.frameBytesMax,
-      handshakeTimeout: HANDSHAKE_MS,
-      // A mask protects proxies from what browsers are made to send; it costs 0.4–0.8 CPU seconds
-      // a gigabyte on each side. One of zeros is valid and skipped.
-      generateMask: (mask) => mask.fill(0),
-      ...(token ? { headers: { authorization: `Bearer ${token}` } } : {}),
-    });
-    this.#socket = socket;
-    let reason = 'connection closed';
-    socket.on('open', () => {
-      if (!this.#everConnected || this.#attempt > 0) this.#options.log(`connected to ${this.#url}`);
-      this.#everConnected = true;
-      this.#lastSeen = this.#lastBeat = this.#now();
-      this.#heartbeat = setInterval(() => this.#beat(socket), LIMITS.heartbeatMs);
-      const first: Hello = { type: 'hello', ...hello, incarnation: this.#incarnation };
-      socket.send(encodeHeader(first), { binary: true });
-    });
-    socket.on('message', (data, isBinary) => this.#receive(socket, data as Buffer, isBinary));
-    for (const event of ['ping', 'pong'] as const) {
-      socket.on(event, () => {
-        this.#lastSeen = this.#now();
-      });
-    }
-    socket.on('unexpected-response', (request, response) => {
-      const status = response.statusCode ?? 0;
-      reason = `HTTP status ${status}`;
-      if (status === 401 || status === 403) {
-        this.#refusal = new DownpourError(
-          'DP_UNAUTHORIZED',
-          `the server at ${this.#url} refuses this worker's token: set DOWNPOUR_TOKEN or --token as on the server`,
-        );
-      } else if (status === 426 || status === 400) {
-        this.#refusal = new DownpourError(
-          'DP_PROTOCOL_VERSION',
-          `the server at ${this.#url} answers HTTP status ${status}: is it a Downpour server of this release?`,
-        );
-      }
-      request.destroy();
-      socket.terminate();
-    });
-    socket.on('error', (error) => {
-      reason = errorText(error) || ((error as NodeJS.ErrnoException).code ?? reason);
-    });
-    socket.on('close', (code, text) => {
-      if (this.#socket === socket) this.#lost(code, text.toString() || reason);
+    if (!localSocketWanted(this.#options.localSocket)) this.#dial(null);
+    else void findLocalSocket(this.#url).then((path) => this.#closing || this.#dial(path));
+  }
+
+  /** @param path of the server's unix socket; null: over TCP. */
+  #dial(path: string | null): void {
+    const { token } = this.#options;
+    this.#dialing = dial({
+      url: this.#url,
+      path,
+      handshakeMs: HANDSHAKE_MS,
+      closeMs: CLOSE_MS,
+      headers: token ? { authorization: `Bearer ${token}` } : {},
+      opened: (connection) => this.#opened(connection, path),
+      failed: (error, status) => {
+        this.#dialing = null;
+        if (path !== null && status === null && !this.#closing) {
+          this.#options.log(`${path} does not answer (${error.message}); trying TCP`);
+          this.#dial(null);
+          return;
+        }
+        this.#refusal = refusalOfStatus(status, this.#url);
+        // Of several addresses that were tried, there is only the code.
+        const text = errorText(error) || (error as NodeJS.ErrnoException).code;
+        this.#lost(1006, text ?? 'connection closed');
+      },
     });
   }
 
-  #receive(socket: WebSocket, data: Buffer, isBinary: boolean): void {
-    if (this.#socket !== socket) return;
-    this.#lastSeen = this.#now();
+  #opened(connection: Connection, path: string | null): ConnectionEvents {
+    this.#dialing = null;
+    this.#connection = connection;
+    if (!this.#everConnected || this.#attempt > 0) {
+      const through = path === null ? '' : `, over its unix socket ${path}`;
+      this.#options.log(`connected to ${this.#url}${through}`);
+    }
+    this.#everConnected = true;
+    this.#lastSeen = this.#lastBeat = this.#now();
+    this.#heartbeat = setInterval(() => this.#beat(connection), LIMITS.heartbeatMs);
+    const { hello } = this.#options;
+    const first: Hello = { type: 'hello', ...hello, incarnation: this.#incarnation };
+    connection.send(first);
+    return {
+      land: (_, payloadBytes) => (payloadBytes === null ? null : this.#pulled.take(payloadBytes)),
+      message: (header, payload, landing) => this.#receive(header, payload, landing),
+      malformed: (error) => this.#misunderstood(error),
+      broken: (error) => this.#misunderstood(error),
+      alive: () => {
+        this.#lastSeen = this.#now();
+      },
+      closed: (code, reason) => {
+        this.#connection = null;
+        this.#lost(code, reason);
+        this.#closed?.();
+      },
+    };
+  }
+
+  #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
     try {
-      if (!isBinary) {
-        throw new DownpourError(
-          'DP_FRAME_MALFORMED',
-          'malformed frame: the server sent a text message; is it a Downpour server?',
-        );
-      }
-      const { header, payload } = decodeFrame(data);
       const message = checkServerMessage(header);
       // Only a server that lets the worker in counts as reached; else a refusing one would be
       // asked without a pause.
       if (message.type !== 'error') this.#attempt = 0;
-      if (message.type === 'error') this.#refused(knownCode(message.code), message.message);
-      else {
-        this.#received.push({ message, payload: numbersOf(message, payload) });
+      if (message.type === 'error') {
+        landing?.release();
+        this.#refused(knownCode(message.code), message.message);
+      } else {
+        this.#received.push({ message, ...this.#numbersOf(message, payload, landing) });
         this.#wake();
       }
     } catch (error) {
-      this.#fail(error);
-      socket.close(1002, error instanceof DownpourError ? error.code : 'DP_INTERNAL');
+      landing?.release();
+      this.#misunderstood(error);
     }
+  }
+
+  /** A payload as f32, with what gives its memory back. */
+  #numbersOf(
+    message: ServerMessage,
+    payload: Uint8Array,
+    landing: Landing | null,
+  ): Pick<Received, 'payload' | 'release'> {
+    if (message.type === 'work' && message.encoding !== 'f32') {
+      const memory = this.#pulled.take(2 * payload.length);
+      decodeGradient(message.encoding, payload, floatsOf(memory.bytes));
+      landing?.release();
+      return { payload: floatsOf(memory.bytes), release: memory.release };
+    }
+    if (landing) return { payload: floatsOf(payload), release: landing.release };
+    // The receiver reads the next one into the same memory.
+    return { payload: floatsOf(payload.slice()) };
+  }
+
+  /** The server speaks another language. */
+  #misunderstood(error: unknown): void {
+    this.#fail(error);
+    this.#connection?.close(1002, error instanceof DownpourError ? error.code : 'DP_INTERNAL');
   }
 
   #refused(code: ErrorCode, message: string): void {
@@ -356,6 +389,7 @@ export class Client {
   #lost(code: number, reason: string): void {
     if (this.#heartbeat) clearInterval(this.#heartbeat);
     this.#heartbeat = null;
+    for (const { release } of this.#received) release?.();
     this.#received = [];
     if (this.#closing || this.#fatal !== null) return;
     const refusal = this.#refusal ?? refusalOf(code, reason);
@@ -384,23 +418,32 @@ export class Client {
     this.#timer = setTimeout(() => this.#connect(), pause);
   }
 
-  #beat(socket: WebSocket): void {
+  #beat(connection: Connection): void {
     const now = this.#now();
     // A computation held the process up: what has arrived meanwhile has not been read yet.
     const held = now - this.#lastBeat > 2 * LIMITS.heartbeatMs;
     this.#lastBeat = now;
     if (held) this.#lastSeen = now;
-    if (now - this.#lastSeen > LIMITS.silenceMs) socket.terminate();
-    else if (socket.readyState === WebSocket.OPEN) socket.ping();
+    if (now - this.#lastSeen > LIMITS.silenceMs) connection.terminate();
+    else connection.ping();
   }
 }
 
-/** A payload as f32: of parameters in bf16, a new array. */
-function numbersOf(message: ServerMessage, payload: Uint8Array): Float32Array {
-  if (message.type !== 'work' || message.encoding === 'f32') return floatsOf(payload);
-  const values = new Float32Array(payload.length / 2);
-  decodeGradient(message.encoding, payload, values);
-  return values;
+/** What the answer to the handshake says; null: try again. */
+function refusalOfStatus(status: number | null, url: string): DownpourError | null {
+  if (status === 401 || status === 403) {
+    return new DownpourError(
+      'DP_UNAUTHORIZED',
+      `the server at ${url} refuses this worker's token: set DOWNPOUR_TOKEN or --token as on the server`,
+    );
+  }
+  if (status === 426 || status === 400) {
+    return new DownpourError(
+      'DP_PROTOCOL_VERSION',
+      `the server at ${url} answers HTTP status ${status}: is it a Downpour server of this release?`,
+    );
+  }
+  return null;
 }
 
 /** What a close code says when no error message came before it; null: try again. */

@@ -39,6 +39,8 @@ export interface WorkerOptions {
   readonly onProgress?: (progress: TrainerProgress) => void;
   /** How long to look for a server that was never reached, ms; null: for ever. */
   readonly patienceMs?: number | null;
+  /** False: TCP also to a server on this machine. */
+  readonly localSocket?: boolean;
 }
 
 export interface WorkerResult {
@@ -83,6 +85,7 @@ export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
     signal,
     log,
     patienceMs: options.patienceMs ?? null,
+    localSocket: options.localSocket !== false,
   });
   const worker = new Worker(options, client, experiments);
   try {

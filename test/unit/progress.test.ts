@@ -67,6 +67,7 @@ const WORKER: WorkerSummary = {
   engine: 'wasm',
   device: 'cpu',
   connectedAt: '2026-01-01T00:00:00.000Z',
+  transport: 'tcp',
   lastSeenSecondsAgo: 0,
   leases: 2,
   pushes: { applied: 6000, damped: 0, duplicate: 0, rejected: 2 },
