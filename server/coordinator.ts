@@ -197,13 +197,14 @@ export class Coordinator {
     if (this.#gone.size > 100) this.#gone.delete(this.#gone.keys().next().value!);
   }
 
-  /** Gives a worker without a run one that it can serve: the one with the fewest workers. */
+  /** Gives a worker without a run one that it can serve and that has room: the one with the fewest. */
   employ(session: Session): void {
     const counts = new Map<Run, number>();
     for (const { run } of this.#sessions) if (run) counts.set(run, (counts.get(run) ?? 0) + 1);
     let chosen: Run | null = null;
     for (const run of this.#runs.values()) {
       if (run.over || !session.canServe(run)) continue;
+      if ((counts.get(run) ?? 0) >= (run.config.workersMax ?? Infinity)) continue;
       if (!chosen || (counts.get(run) ?? 0) < (counts.get(chosen) ?? 0)) chosen = run;
     }
     if (chosen) {

@@ -289,7 +289,32 @@ export const RunConfigSchema = Type.Object(
       description:
         'of the training examples, set apart by the seed, where the data has no own part',
     }),
+    validation: Type.Object(
+      {
+        folds: orNone(
+          Type.Integer({ minimum: 2, maximum: 1000 }),
+          'cut the training examples into so many parts, of which one validates (k-fold); null: validationFraction is set apart',
+        ),
+        fold: count('which of the folds validates, from 0', 0),
+        stratified: Type.Boolean({
+          default: false,
+          description: 'each fold has the same shares of the classes, to one example',
+        }),
+      },
+      { ...closed, default: {} },
+    ),
+    trainFraction: Type.Number({
+      exclusiveMinimum: 0,
+      maximum: 1,
+      default: 1,
+      description:
+        'share of the training part that is used, chosen by the seed; a smaller share lies within a larger one',
+    }),
     evaluateEverySteps: orNone(steps, 'null: once an epoch'),
+    evaluateTraining: count(
+      'training examples that each validation measures as well, as metrics trainingLoss and trainingError; 0: none',
+      0,
+    ),
     earlyStopping: Type.Object(
       {
         enabled: Type.Boolean({
@@ -337,6 +362,7 @@ export const RunConfigSchema = Type.Object(
       },
       { ...closed, default: {} },
     ),
+    workersMax: orNone(steps, 'workers that the server gives this run at the same time; null: any'),
     leaseSeconds: positive('after which an unpushed minibatch goes to another worker', 60),
     nonFiniteMax: Type.Integer({
       minimum: 1,
@@ -425,6 +451,15 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
     throw new DownpourError(
       'DP_CONFIG_INVALID',
       `compression.push.momentum ${push.momentum} replaces the optimizer's own; optimizer.kind is '${config.optimizer.kind}': use sgd, or momentum 0`,
+    );
+  }
+  const { folds, fold, stratified } = config.validation;
+  if (folds === null ? fold > 0 || stratified : fold >= folds) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      folds === null
+        ? 'validation.fold and validation.stratified need validation.folds: set how many folds there are'
+        : `validation.fold is ${fold}; with ${folds} folds it is 0 to ${folds - 1}`,
     );
   }
   if (!config.earlyStopping.enabled && config.epochsMax === null && config.stepsMax === null) {

@@ -16,6 +16,15 @@ export interface EvaluationResult {
 const BATCH_NUMBERS = 2 ** 19;
 const BATCH_EXAMPLES = 512;
 
+export interface EvaluateOptions {
+  readonly signal?: AbortSignal;
+  /**
+   * So many training examples, evenly spaced, are measured as well, at the same parameters and with
+   * training mode off: metrics `trainingLoss` and `trainingError`.
+   */
+  readonly alsoTraining?: number | undefined;
+}
+
 /**
  * Loss, error and metrics of some parameters on a whole part, training mode off. The model holds
  * afterwards what it held before.
@@ -27,33 +36,54 @@ export async function evaluate(
   parameters: Float32Array,
   prepared: PreparedData,
   part: Part,
-  signal?: AbortSignal,
+  { signal, alsoTraining = 0 }: EvaluateOptions = {},
 ): Promise<EvaluationResult> {
   const before = model.loaded;
-  const examples = partCount(prepared, part);
+  model.load(parameters);
+  try {
+    const result = await measure(model, prepared, part, partCount(prepared, part), signal);
+    if (alsoTraining === 0) return result;
+    const count = Math.min(alsoTraining, prepared.train.count);
+    const { loss, error } = await measure(model, prepared, 'train', count, signal);
+    const training = {
+      ...(loss === null ? {} : { trainingLoss: loss }),
+      ...(error === null ? {} : { trainingError: error }),
+    };
+    return { ...result, metrics: { ...result.metrics, ...training } };
+  } finally {
+    if (before) model.load(before);
+  }
+}
+
+/** Means over `examples` of a part's rows, evenly spaced. */
+async function measure(
+  model: Model,
+  prepared: PreparedData,
+  part: Part,
+  examples: number,
+  signal: AbortSignal | undefined,
+): Promise<EvaluationResult> {
+  const all = partCount(prepared, part);
   const size = Math.max(1, rowSize(prepared.train.inputs));
   const batchSize = Math.min(BATCH_EXAMPLES, Math.max(16, Math.floor(BATCH_NUMBERS / size)));
   const sums = { loss: 0, error: 0 };
   const metrics: Record<string, number> = {};
   let batch: Minibatch | undefined;
-  model.load(parameters);
-  try {
-    for (let start = 0; start < examples; start += batchSize) {
-      signal?.throwIfAborted();
-      const count = Math.min(batchSize, examples - start);
-      const indices = Int32Array.from({ length: count }, (_, i) => start + i);
-      batch = gather(prepared, part, indices, batch);
-      const measured = await model.measure(batch);
-      sums.loss += measured.loss * count;
-      sums.error += measured.error * count;
-      for (const [name, value] of Object.entries(measured.metrics)) {
-        metrics[name] = (metrics[name] ?? 0) + value * count;
-      }
-      // Lets the connection breathe: a part can take longer than the server's patience.
-      await setImmediate();
+  for (let start = 0; start < examples; start += batchSize) {
+    signal?.throwIfAborted();
+    const count = Math.min(batchSize, examples - start);
+    const rows = Int32Array.from({ length: count }, (_, i) =>
+      Math.floor(((start + i) * all) / examples),
+    );
+    batch = gather(prepared, part, rows, batch);
+    const measured = await model.measure(batch);
+    sums.loss += measured.loss * count;
+    sums.error += measured.error * count;
+    for (const [name, value] of Object.entries(measured.metrics)) {
+      metrics[name] = (metrics[name] ?? 0) + value * count;
     }
-  } finally {
-    if (before) model.load(before);
+    // Lets the connection breathe: a part can take longer than the server's patience.
+    await setImmediate();
   }
   const mean = (sum: number) => (Number.isFinite(sum / examples) ? sum / examples : null);
   return {

@@ -7,6 +7,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 import { NAME_PATTERN, nearest, type PartialConfig, type RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import type { Role } from '../shared/layout.ts';
+import type { Space } from '../shared/space.ts';
 import type { ExperimentData } from './data/examples.ts';
 import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
 
@@ -33,7 +34,17 @@ export { readIdx } from './data/idx.ts';
 export { loadImageFolder } from './data/images.ts';
 export { loadMnist } from './data/mnist.ts';
 export { readNpy } from './data/npy.ts';
-export type { ExperimentData, LayersModel, PartialConfig, RunConfig, Scalar, Tensor, Tf, Variable };
+export type {
+  ExperimentData,
+  LayersModel,
+  PartialConfig,
+  RunConfig,
+  Scalar,
+  Space,
+  Tensor,
+  Tf,
+  Variable,
+};
 
 /** What an experiment's functions are given of the run's configuration. */
 export type Hyperparameters = Readonly<RunConfig['hyperparameters']>;
@@ -102,6 +113,8 @@ export interface Experiment {
   readonly standardise?: 'none' | 'global' | 'feature';
   /** Defaults of the configuration, weaker than what the command line says. */
   readonly config?: PartialConfig;
+  /** Where `downpour search` looks: by the path of a field of the configuration, its range. */
+  readonly search?: Space;
 }
 
 /** Gives an experiment its type. A plain object as the default export does as well. */
@@ -141,6 +154,7 @@ const FIELDS: Record<keyof Experiment, { allowed: string; test: (value: unknown)
     test: (v) => v === undefined || ['none', 'global', 'feature'].includes(v as string),
   },
   config: { allowed: 'an object', test: (v) => v === undefined || isRecord(v) },
+  search: { allowed: 'an object of ranges', test: (v) => v === undefined || isRecord(v) },
 };
 
 /**

@@ -36,7 +36,7 @@ export interface LayersFormatOptions {
  */
 export async function writeLayersModel(options: LayersFormatOptions): Promise<InputTransform> {
   const { experiment, config, to, log } = options;
-  const { seed, hyperparameters, validationFraction } = config;
+  const { seed, hyperparameters, validationFraction, validation, trainFraction } = config;
   const data = await experiment.data({
     folder: options.dataFolder,
     seed,
@@ -44,7 +44,8 @@ export async function writeLayersModel(options: LayersFormatOptions): Promise<In
     log,
   });
   const standardise = experiment.standardise ?? 'none';
-  const prepared = prepareData(data, { seed, validationFraction, standardise });
+  const parts = { validationFraction, validation, trainFraction };
+  const prepared = prepareData(data, { seed, ...parts, standardise });
   const model = await buildModel(experiment, config, prepared);
   try {
     const byName = new Map(options.tensors.map(({ name, values }) => [name, values]));

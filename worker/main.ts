@@ -200,6 +200,8 @@ class Worker {
     const prepared = prepareData(data, {
       seed: config.seed,
       validationFraction: config.validationFraction,
+      validation: config.validation,
+      trainFraction: config.trainFraction,
       standardise: experiment.standardise ?? 'none',
     });
     const model = await buildModel(experiment, config, prepared);

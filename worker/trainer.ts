@@ -24,7 +24,8 @@ export interface Exchange {
 
 export interface TrainerOptions {
   readonly run: string;
-  readonly config: Pick<RunConfig, 'seed' | 'compression' | 'consistency'>;
+  readonly config: Pick<RunConfig, 'seed' | 'compression' | 'consistency'> &
+    Partial<Pick<RunConfig, 'evaluateTraining'>>;
   readonly model: Model;
   readonly prepared: PreparedData;
   readonly exchange: Exchange;
@@ -178,7 +179,9 @@ export function createTrainer(options: TrainerOptions): Trainer {
           return;
         }
         evaluated = evaluation.id;
-        const result = await evaluate(model, payload, prepared, evaluation.part, signal);
+        const { part } = evaluation;
+        const alsoTraining = part === 'validation' ? config.evaluateTraining : 0;
+        const result = await evaluate(model, payload, prepared, part, { signal, alsoTraining });
         releaseUnused();
         exchange.send({ type: 'evaluated', run, evaluation: evaluation.id, ...result });
         return;

@@ -338,6 +338,10 @@ describe('an evaluation', () => {
     const result = await evaluate(model, theta(1), large, 'train');
     expect(result.loss).toBeCloseTo(499.5, 2);
     expect(result.examples).toBe(count);
+    // And, where asked, some of the training examples, evenly spaced: 0, 250, 500 and 750.
+    const both = await evaluate(model, theta(1), large, 'validation', { alsoTraining: 4 });
+    expect(both.examples).toBe(count);
+    expect(both.metrics.trainingLoss).toBeCloseTo(375, 2);
   });
 
   test('that is not finite says so by null, and leaves such metrics out', async () => {
@@ -349,9 +353,9 @@ describe('an evaluation', () => {
     const stop = new AbortController();
     stop.abort(new Error('enough'));
     model.load(theta(3));
-    await expect(evaluate(model, theta(1), prepared, 'train', stop.signal)).rejects.toThrow(
-      'enough',
-    );
+    await expect(
+      evaluate(model, theta(1), prepared, 'train', { signal: stop.signal }),
+    ).rejects.toThrow('enough');
     expect((await model.measure(gather(prepared, 'train', [1]))).loss).toBeCloseTo(3, 5);
   });
 });

@@ -62,6 +62,14 @@ export interface PrepareOptions {
   readonly seed: number;
   /** Share of the training examples set apart when the data has no validation part, in [0, 1). */
   readonly validationFraction: number;
+  /** k-fold: fold `fold` of `folds` validates, instead of a fraction. */
+  readonly validation?: {
+    readonly folds: number | null;
+    readonly fold: number;
+    readonly stratified: boolean;
+  };
+  /** Share of the training part that is kept, in (0, 1]; smaller ones lie within larger ones. */
+  readonly trainFraction?: number;
   readonly standardise: 'none' | 'global' | 'feature';
 }
 
@@ -95,9 +103,7 @@ export function prepareData(data: ExperimentData, options: PrepareOptions): Prep
       checkFinite(`targets of the ${part} part`, examples.targets);
     }
   }
-  const { train, validation } = data.validation
-    ? { train: data.train, validation: data.validation }
-    : split(data.train, options);
+  const { train, validation } = split(data, options);
   const transform = fitTransform(train.inputs, options.standardise);
   const test = data.test ?? null;
   return {
@@ -272,11 +278,14 @@ function checkFinite(where: string, column: Column): void {
   }
 }
 
+/** Training and validation part. Rows of each keep the order of the data. */
 function split(
-  examples: Examples,
+  data: ExperimentData,
   options: PrepareOptions,
 ): { train: Examples; validation: Examples } {
-  const { seed, validationFraction } = options;
+  const { seed, validationFraction, validation, trainFraction = 1 } = options;
+  const folds = validation?.folds ?? null;
+  const examples = data.train;
   const n = examples.count;
   if (!(validationFraction >= 0 && validationFraction < 1)) {
     throw new DownpourError(
@@ -284,20 +293,64 @@ function split(
       `validationFraction is ${validationFraction}; allowed: 0 up to below 1`,
     );
   }
-  if (validationFraction === 0) return { train: examples, validation: takeExamples(examples, []) };
-  if (n < 2) {
+  if (folds !== null && data.validation) {
     throw new DownpourError(
-      'DP_EXPERIMENT_INVALID',
-      `1 training example cannot be split; give at least 2, or a validation part`,
+      'DP_CONFIG_INVALID',
+      "validation.folds is set, but the experiment's data has a validation part of its own, which no fold would use: return its examples as training examples, or set no folds",
     );
   }
-  const validationCount = Math.min(n - 1, Math.max(1, Math.round(n * validationFraction)));
+  const given = data.validation !== undefined;
+  if (!given && (folds !== null || validationFraction > 0) && n < Math.max(2, folds ?? 2)) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `${n} training example${n === 1 ? '' : 's'} cannot be split into ${folds ?? 2} parts; give more, or a validation part`,
+    );
+  }
   const order = permutation(seed, STREAMS.split, n);
+  let validates = order.subarray(0, 0);
+  let trains = order;
+  if (folds !== null && validation) {
+    const at = (position: number) => position % folds === validation.fold;
+    const dealt = validation.stratified ? byClass(order, data) : order;
+    validates = dealt.filter((_, position) => at(position));
+    const isValidating = new Set(validates);
+    trains = order.filter((row) => !isValidating.has(row));
+  } else if (!given && validationFraction > 0) {
+    const count = Math.min(n - 1, Math.max(1, Math.round(n * validationFraction)));
+    validates = order.subarray(0, count);
+    trains = order.subarray(count);
+  }
+  const kept = Math.max(1, Math.round(trains.length * trainFraction));
   // Sorted, since rows near each other in the data are then near each other in memory.
+  const take = (rows: Int32Array) => takeExamples(examples, rows.slice().sort());
   return {
-    train: takeExamples(examples, order.subarray(validationCount).sort()),
-    validation: takeExamples(examples, order.subarray(0, validationCount).sort()),
+    train: kept === n ? examples : take(trains.subarray(0, kept)),
+    validation: data.validation ?? take(validates),
   };
+}
+
+/**
+ * Rows in an order where each class stands together: dealt out to the folds one by one, each fold
+ * gets as many of a class as any other, to one example.
+ * @throws DownpourError DP_CONFIG_INVALID when the targets are no classes.
+ */
+function byClass(order: Int32Array, { train, classCount }: ExperimentData): Int32Array {
+  const { values, shape } = train.targets;
+  const size = rowSize(train.targets);
+  const isShares = values instanceof Float32Array && shape.length > 1 && size === classCount;
+  if (classCount === undefined || (size !== 1 && !isShares)) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      "validation.stratified needs one class an example: the experiment's data has no classCount, or more than one target an example; leave stratified out",
+    );
+  }
+  const classOf = (row: number): number => {
+    const target = values.subarray(row * size, (row + 1) * size);
+    return isShares ? target.indexOf(Math.max(...target)) : target[0]!;
+  };
+  const classes = Float64Array.from({ length: train.count }, (_, row) => classOf(row));
+  // A stable sort: within a class the seed's order stays.
+  return Int32Array.from(Array.from(order).sort((a, b) => classes[a]! - classes[b]!));
 }
 
 function fitTransform(inputs: Column, kind: InputTransform['kind']): InputTransform {

@@ -1,0 +1,172 @@
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { Coordinator } from '../../server/coordinator.ts';
+import type { Run } from '../../server/core/run.ts';
+import type { Keeper } from '../../server/keeper.ts';
+import type { Session } from '../../server/session.ts';
+import { resolveConfig } from '../../shared/config.ts';
+import { type Examples, type ExperimentData, prepareData } from '../../worker/data/examples.ts';
+import { createRun } from '../support/regression.ts';
+
+// What studies ask of a run's configuration: which fold validates, how much is trained on, how many
+// workers take part.
+
+/** Example i has input i and a class with shares of 1/2, 1/3 and 1/6. */
+function numbered(count: number): Examples {
+  const classes = Int32Array.from({ length: count }, (_, i) => [0, 0, 0, 1, 1, 2][i % 6]!);
+  return {
+    count,
+    inputs: { values: Float32Array.from({ length: count }, (_, i) => i), shape: [count, 1] },
+    targets: { values: classes, shape: [count] },
+  };
+}
+const data = (count: number): ExperimentData => ({
+  train: numbered(count),
+  classCount: 3,
+  source: 'numbers',
+});
+const base = { seed: 4, validationFraction: 0.2, standardise: 'none' as const };
+const ids = (examples: Examples) => Array.from(examples.inputs.values);
+const foldsOf = (count: number, folds: number, stratified: boolean, given = data(count)) =>
+  Array.from({ length: folds }, (_, fold) =>
+    prepareData(given, { ...base, validation: { folds, fold, stratified } }),
+  );
+
+describe('k-fold', () => {
+  test('each example validates in exactly one fold and trains in all others', () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 2, max: 12 }),
+        fc.integer({ min: 12, max: 200 }),
+        fc.boolean(),
+        (folds, count, stratified) => {
+          const seen = Array<number>(count).fill(0);
+          for (const { train, validation } of foldsOf(count, folds, stratified)) {
+            for (const id of ids(validation)) seen[id]!++;
+            expect([...ids(train), ...ids(validation)].sort((a, b) => a - b)).toEqual(
+              Array.from({ length: count }, (_, i) => i),
+            );
+            expect(Math.abs(validation.count - count / folds)).toBeLessThan(1);
+          }
+          expect(seen.every((times) => times === 1)).toBe(true);
+        },
+      ),
+      { numRuns: 40 },
+    );
+  });
+
+  test('stratified: the folds have as many of each class as each other, to one example', () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 2, max: 10 }),
+        fc.integer({ min: 12, max: 300 }),
+        (folds, n) => {
+          const counts = foldsOf(n, folds, true).map(({ validation }) =>
+            [0, 1, 2].map((c) => validation.targets.values.filter((v) => v === c).length),
+          );
+          for (const c of [0, 1, 2]) {
+            const ofClass = counts.map((row) => row[c]!);
+            expect(Math.max(...ofClass) - Math.min(...ofClass)).toBeLessThanOrEqual(1);
+          }
+        },
+      ),
+      { numRuns: 40 },
+    );
+  });
+
+  test('stratified takes shares of classes too, by the largest', () => {
+    const { train } = data(60);
+    const shares = new Float32Array(180);
+    train.targets.values.forEach((label, i) => {
+      shares[i * 3 + label] = 1;
+    });
+    const oneHot = {
+      ...data(60),
+      train: { ...train, targets: { values: shares, shape: [60, 3] } },
+    };
+    expect(foldsOf(60, 5, true, oneHot).map(({ validation }) => ids(validation))).toEqual(
+      foldsOf(60, 5, true).map(({ validation }) => ids(validation)),
+    );
+  });
+
+  test('is refused where it cannot be meant', () => {
+    const numbers = { train: numbered(20), source: '' };
+    expect(() => foldsOf(20, 4, true, numbers)).toThrow('needs one class an example');
+    const own = { ...data(20), validation: numbered(5) };
+    expect(() => foldsOf(20, 4, false, own)).toThrow('validation part of its own');
+    expect(() => foldsOf(3, 4, false)).toThrow('3 training examples cannot be split into 4 parts');
+    for (const validation of [{ folds: 5, fold: 5 }, { fold: 1 }, { stratified: true }]) {
+      expect(() => resolveConfig({ validation })).toThrow(/folds/);
+    }
+  });
+
+  test('standardises by the numbers of its own training folds', () => {
+    const means = Array.from({ length: 4 }, (_, fold) => {
+      const validation = { folds: 4, fold, stratified: false };
+      return prepareData(data(40), { ...base, standardise: 'global', validation }).transform
+        .mean[0];
+    });
+    expect(new Set(means).size).toBe(4);
+  });
+});
+
+describe('trainFraction', () => {
+  test('keeps a share of the training part, smaller ones within larger ones, all else as it was', () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 5, max: 200 }),
+        fc.tuple(fc.double({ min: 0.01, max: 1 }), fc.double({ min: 0.01, max: 1 })),
+        fc.constantFrom(null, 3),
+        (count, [a, b], folds) => {
+          const validation = { folds, fold: 0, stratified: false };
+          const at = (trainFraction: number) =>
+            prepareData(data(count), { ...base, validation, trainFraction });
+          const small = at(Math.min(a, b));
+          const large = at(Math.max(a, b));
+          const whole = at(1);
+          expect(ids(large.train)).toEqual(expect.arrayContaining(ids(small.train)));
+          expect(ids(whole.train)).toEqual(expect.arrayContaining(ids(large.train)));
+          expect(ids(small.validation)).toEqual(ids(whole.validation));
+          const expected = Math.max(1, Math.round(whole.train.count * Math.max(a, b)));
+          expect(large.train.count).toBe(expected);
+        },
+      ),
+      { numRuns: 50 },
+    );
+  });
+
+  test('counts where the data has a validation part of its own, too', () => {
+    const own = { ...data(60), validation: numbered(7) };
+    const { train, validation } = prepareData(own, { ...base, trainFraction: 0.25 });
+    expect([train.count, validation.count]).toEqual([15, 7]);
+    expect(new Set(ids(train)).size).toBe(15);
+  });
+});
+
+test('a run with workersMax is given no more workers, another takes the rest', () => {
+  const keeper = { tick() {}, stepped() {}, register: async () => {} } as unknown as Keeper;
+  const coordinator = new Coordinator({ keeper, now: () => 0, log: () => {} });
+  coordinator.adopt(createRun({ workersMax: 2 }, 'narrow'));
+  const assigned = Array.from({ length: 4 }, () => {
+    const session = {
+      run: null as Run | null,
+      idled: false,
+      hello: { run: null },
+      canServe: () => true,
+      assignTo(run: Run) {
+        this.run = run;
+      },
+      idle() {
+        this.idled = true;
+      },
+    };
+    coordinator.opened(session as unknown as Session);
+    coordinator.employ(session as unknown as Session);
+    return session;
+  });
+  expect(assigned.map(({ run }) => run?.id ?? null)).toEqual(['narrow', 'narrow', null, null]);
+  expect(assigned[3]!.idled).toBe(true);
+  coordinator.adopt(createRun({}, 'wide'));
+  for (const session of assigned.slice(2)) coordinator.employ(session as unknown as Session);
+  expect(assigned.map(({ run }) => run?.id)).toEqual(['narrow', 'narrow', 'wide', 'wide']);
+});
