@@ -78,6 +78,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     failure.error ??= error;
     ending.abort();
   };
+  let local: LocalListener | null = null;
   try {
     const lease = await own(store, log, signal);
     lease.lost.addEventListener('abort', () => {
@@ -93,7 +94,6 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     for (const run of await keeper.recover()) coordinator.adopt(run);
     const obstacle = await tryStraight();
     if (obstacle) log(`payloads are copied once more, not read into place: ${obstacle}`);
-    let local: LocalListener | null = null;
     const app = await createApp({
       coordinator,
       version: VERSION,
@@ -104,8 +104,8 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       localSocket: () => local?.path ?? null,
       log,
     });
+    if (localSocketWanted(options.localSocket)) local = await listenBeside(app, log);
     const url = await listen(app, host, port);
-    if (localSocketWanted(options.localSocket)) local = await listenBeside(app, url, log);
     const timer = setInterval(() => coordinator.tick(), TICK_MS);
     const closed = untilAborted(AbortSignal.any([signal, ending.signal])).then(async () => {
       clearInterval(timer);
@@ -120,6 +120,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     });
     return { url, closed };
   } catch (error) {
+    await local?.close();
     await store.close();
     throw error;
   }
@@ -167,12 +168,11 @@ async function listen(
 /** A unix socket for workers on this machine, with all that the app serves. */
 async function listenBeside(
   app: Awaited<ReturnType<typeof createApp>>,
-  url: string,
   log: (line: string) => void,
 ): Promise<LocalListener | null> {
   const beside = createServer((request, response) => app.server.emit('request', request, response));
   beside.on('upgrade', (...upgrade) => app.server.emit('upgrade', ...upgrade));
-  const listener = await listenLocally(beside, Number(new URL(url).port));
+  const listener = await listenLocally(beside);
   if ('path' in listener) return listener;
   log(`no unix socket for workers on this machine, they use TCP: ${listener.problem}`);
   return null;

@@ -39,7 +39,8 @@ export function encodeHeader(header: object, room = 0): Uint8Array {
   bytes[room] = 0x44;
   bytes[room + 1] = 0x50;
   bytes[room + 2] = PROTOCOL_VERSION;
-  new DataView(bytes.buffer).setUint32(room + 4, packed.length, true);
+  // Not by a DataView: the ArrayBuffer that it needs costs more than all the rest.
+  for (let i = 0; i < 4; i++) bytes[room + 4 + i] = packed.length >>> (8 * i);
   bytes.set(packed, room + PREFIX_BYTES);
   return bytes;
 }

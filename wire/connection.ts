@@ -42,6 +42,13 @@ export interface ConnectionOptions {
   readonly frameBytesMax?: number;
 }
 
+interface Piece {
+  readonly bytes: Uint8Array;
+  readonly gone: (() => void) | undefined;
+}
+
+/** Pieces up to this size are joined with their neighbours. */
+const JOINED_BYTES_MAX = 4_096;
 const CLOSE_MS = 5_000;
 /** Pongs that wait to be sent; beyond, only the last ping is answered (RFC 6455, section 5.5.3). */
 const PONGS_MAX = 64;
@@ -51,7 +58,9 @@ export class Connection {
   readonly #options: ConnectionOptions;
   readonly #receiver: Receiver;
   readonly transport: 'tcp' | 'unix';
-  #corked = false;
+  /** Written in this turn; leaves at its end. */
+  #queue: Piece[] = [];
+  #queuedBytes = 0;
   #closeSent = false;
   /** The other end's close frame. */
   #close: { code: number; reason: string } | null = null;
@@ -139,9 +148,9 @@ export class Connection {
     return this.#receiver.waiting;
   }
 
-  /** What has been sent and has not left yet. */
+  /** Bytes that have been sent and have not left yet. */
   get bufferedBytes(): number {
-    return this.#socket.writableLength;
+    return this.#socket.writableLength + this.#queuedBytes;
   }
 
   // Sending.
@@ -180,19 +189,34 @@ export class Connection {
     this.#write(frame.subarray(start), gone);
   }
 
-  /** What is written in one turn leaves with one system call. */
   #write(bytes: Uint8Array, gone?: () => void): void {
-    if (!this.#corked) {
-      this.#corked = true;
-      this.#socket.cork();
-      process.nextTick(this.#uncork);
-    }
-    this.#socket.write(bytes, gone);
+    if (this.#queue.length === 0) process.nextTick(this.#flush);
+    this.#queue.push({ bytes, gone });
+    this.#queuedBytes += bytes.length;
   }
 
-  readonly #uncork = (): void => {
-    this.#corked = false;
-    this.#socket.uncork();
+  /**
+   * What is written in one turn leaves with one system call. Small pieces next to each other are
+   * joined: a write costs Node more than copying them.
+   */
+  readonly #flush = (): void => {
+    const queue = this.#queue;
+    if (queue.length === 0) return;
+    this.#queue = [];
+    this.#queuedBytes = 0;
+    const socket = this.#socket;
+    socket.cork();
+    for (let i = 0; i < queue.length; ) {
+      let end = i;
+      let length = 0;
+      while (end < queue.length && queue[end]!.bytes.length <= JOINED_BYTES_MAX) {
+        length += queue[end++]!.bytes.length;
+      }
+      if (end - i > 1) socket.write(...join(queue.slice(i, end), length));
+      else socket.write(queue[i]!.bytes, queue[i]!.gone);
+      i = Math.max(end, i + 1);
+    }
+    socket.uncork();
   };
 
   // Receiving.
@@ -260,6 +284,7 @@ export class Connection {
     this.#closeSent = true;
     this.#receiver.deaf = true;
     this.#limit();
+    this.#flush();
     this.#socket.end();
     this.retry();
   }
@@ -267,4 +292,19 @@ export class Connection {
   #limit(): void {
     this.#timer ??= setTimeout(() => this.#socket.destroy(), this.#options.closeMs ?? CLOSE_MS);
   }
+}
+
+function join(pieces: readonly Piece[], length: number): [Uint8Array, () => void] {
+  const joined = Buffer.allocUnsafe(length);
+  let at = 0;
+  for (const { bytes } of pieces) {
+    joined.set(bytes, at);
+    at += bytes.length;
+  }
+  return [
+    joined,
+    () => {
+      for (const { gone } of pieces) gone?.();
+    },
+  ];
 }

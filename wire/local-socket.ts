@@ -31,18 +31,17 @@ export interface LocalListener {
 
 /**
  * Lets the server listen on a unix socket too.
- * @param port of TCP, for the name. @param temporary instead of the system's folder.
+ * @param temporary instead of the system's folder.
  * @returns the socket, or why there is none.
  */
 export async function listenLocally(
   server: Server,
-  port: number,
   temporary = tmpdir(),
 ): Promise<LocalListener | { readonly problem: string }> {
   const user = process.getuid?.();
   if (user === undefined) return { problem: `${process.platform} has no unix sockets` };
   const folder = join(temporary, `downpour-${user}`);
-  const path = join(folder, `${port}-${randomBytes(4).toString('hex')}.sock`);
+  const path = join(folder, `${process.pid}-${randomBytes(4).toString('hex')}.sock`);
   if (Buffer.byteLength(path) > PATH_BYTES_MAX) {
     return {
       problem: `${path} is longer than ${PATH_BYTES_MAX} bytes; set TMPDIR to a shorter path`,

@@ -63,6 +63,9 @@ export interface ReceiverEvents {
 
 /** The receiver uses up what it reads at once, so one memory does for all connections. */
 const SCRATCH = Buffer.allocUnsafeSlow(64 * 1024);
+/** After a large payload the next is large too, as a rule: then little of it shall come in between. */
+const SMALL = SCRATCH.subarray(0, 4 * 1024);
+const LARGE_BYTES = 256 * 1024;
 /** From so many missing bytes on, a payload is read in place instead of being copied there. */
 const STRAIGHT_BYTES_MIN = 8 * 1024;
 /** The first size of the receiver's own memory; it is doubled while bytes come, not when announced. */
@@ -118,6 +121,8 @@ export class Receiver {
   #own: Uint8Array = EMPTY;
   /** What `next` gave last was the payload's place. A socket keeps it while it is paused. */
   #inPlace = false;
+  /** The last message was. */
+  #large = false;
 
   // What could not be used yet, since there is no landing.
   #waiting = false;
@@ -138,7 +143,7 @@ export class Receiver {
   /** Where the next bytes are to be read; no more than fit. */
   next(): Uint8Array {
     this.#inPlace = this.#readsInPlace();
-    if (!this.#inPlace) return SCRATCH;
+    if (!this.#inPlace) return this.#large ? SMALL : SCRATCH;
     if (this.#memoryBytes === this.#memory.length) this.#grow(this.#memoryBytes + 1);
     const end = Math.min(this.#memory.length, this.#memoryBytes + this.#left);
     return this.#memory.subarray(this.#memoryBytes, end);
@@ -495,6 +500,7 @@ export class Receiver {
     this.#landing = null;
     this.#stage = 'none';
     this.#header = null;
+    this.#large = this.#messageBytes > LARGE_BYTES;
     this.#messageBytes = 0;
     this.#prefixBytes = 0;
     this.#memory = EMPTY;

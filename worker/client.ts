@@ -33,8 +33,10 @@ export interface ClientOptions {
   readonly log: (line: string) => void;
   /** How long to look for a server that was never reached, ms; null: for ever. */
   readonly patienceMs?: number | null;
-  /** False: not over the unix socket of a server on this machine. */
+  /** False: never over the unix socket of a server on this machine. */
   readonly localSocket?: boolean;
+  /** Payloads that are sent over it; 0: all, from the start. Default: LOCAL_SOCKET_BYTES_MIN. */
+  readonly localSocketBytesMin?: number;
   /** Monotonic ms. */
   readonly now?: () => number;
   /** Uniform in [0, 1). */
@@ -51,6 +53,11 @@ export interface Received {
 
 /** First and longest pause between attempts to connect, ms, before the jitter. */
 export const BACKOFF = { firstMs: 250, maxMs: 15_000 } as const;
+/**
+ * A unix socket of Linux holds 208 KB, one of TCP up to 4 MB: below this size of a payload more
+ * waiting costs more than the protocol saves (docs/decisions/0006-receive-in-place.md).
+ */
+export const LOCAL_SOCKET_BYTES_MIN = 8e6;
 const HANDSHAKE_MS = 10_000;
 const CLOSE_MS = 2_000;
 /** Payloads in use at once: one arrives, one is read from, one is on the device. */
@@ -119,6 +126,10 @@ export class Client {
   #everConnected = false;
   #closing = false;
   #closed: (() => void) | null = null;
+  /** The server's unix socket is the faster way for the payloads at hand. */
+  #wantsLocal: boolean;
+  /** This connection is closed to be opened anew over another way. */
+  #moving = false;
   #timer: NodeJS.Timeout | null = null;
   #heartbeat: NodeJS.Timeout | null = null;
   #lastSeen = 0;
@@ -135,6 +146,7 @@ export class Client {
     this.#now = options.now ?? (() => performance.now());
     this.#random = options.random ?? Math.random;
     this.#startedAt = this.#now();
+    this.#wantsLocal = options.localSocketBytesMin === 0;
     this.#onAbort = () => this.#wake(options.signal.reason);
     options.signal.addEventListener('abort', this.#onAbort, { once: true });
     this.#connect();
@@ -244,6 +256,23 @@ export class Client {
     this.#keepPushes((push) => push.run === exceptRun);
   }
 
+  /**
+   * Takes the faster way to a server on this machine, for payloads of this size.
+   * @returns true: the connection is opened anew over it, so what was said on this one is void.
+   */
+  async suit(payloadBytes: number): Promise<boolean> {
+    const { localSocketBytesMin = LOCAL_SOCKET_BYTES_MIN } = this.#options;
+    this.#wantsLocal = payloadBytes >= localSocketBytesMin;
+    const connection = this.#connection;
+    if (!connection?.open || (connection.transport === 'unix') === this.#wantsLocal) return false;
+    if (this.#wantsLocal && (await this.#findLocalSocket()) === null) return false;
+    // It was lost meanwhile, and is opened anew in the right way.
+    if (connection !== this.#connection) return true;
+    this.#moving = true;
+    connection.close(1000);
+    return true;
+  }
+
   /** Closes the connection, after what was sent has gone out. Resolves when it is closed. */
   async close(): Promise<void> {
     this.#closing = true;
@@ -276,8 +305,12 @@ export class Client {
     this.#timer = null;
     this.#refusal = null;
     this.#crossed = false;
-    if (!localSocketWanted(this.#options.localSocket)) this.#dial(null);
-    else void findLocalSocket(this.#url).then((path) => this.#closing || this.#dial(path));
+    if (!this.#wantsLocal) this.#dial(null);
+    else void this.#findLocalSocket().then((path) => this.#closing || this.#dial(path));
+  }
+
+  async #findLocalSocket(): Promise<string | null> {
+    return localSocketWanted(this.#options.localSocket) ? findLocalSocket(this.#url) : null;
   }
 
   /** @param path of the server's unix socket; null: over TCP. */
@@ -308,11 +341,12 @@ export class Client {
   #opened(connection: Connection, path: string | null): ConnectionEvents {
     this.#dialing = null;
     this.#connection = connection;
-    if (!this.#everConnected || this.#attempt > 0) {
+    if (!this.#everConnected || this.#attempt > 0 || this.#moving) {
       const through = path === null ? '' : `, over its unix socket ${path}`;
       this.#options.log(`connected to ${this.#url}${through}`);
     }
     this.#everConnected = true;
+    this.#moving = false;
     this.#lastSeen = this.#lastBeat = this.#now();
     this.#heartbeat = setInterval(() => this.#beat(connection), LIMITS.heartbeatMs);
     const { hello } = this.#options;
@@ -392,6 +426,10 @@ export class Client {
     for (const { release } of this.#received) release?.();
     this.#received = [];
     if (this.#closing || this.#fatal !== null) return;
+    if (this.#moving && code === 1000) {
+      this.#connect();
+      return;
+    }
     const refusal = this.#refusal ?? refusalOf(code, reason);
     if (refusal && ERRORS[refusal.code].retry === 'never' && !this.#crossed) {
       this.#fail(refusal);

@@ -151,6 +151,8 @@ class Worker {
       return;
     }
     const { model, prepared, trainer } = this.#assignment!;
+    // Over the new connection it is assigned again.
+    if (await this.#client.suit(4 * model.layout.exchangedSize)) return;
     const join: Join = {
       type: 'join',
       run: assign.run,

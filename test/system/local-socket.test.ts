@@ -14,7 +14,7 @@ import {
   type LocalListener,
   listenLocally,
 } from '../../wire/local-socket.ts';
-import { Client, type ClientOptions } from '../../worker/client.ts';
+import { Client, type ClientOptions, LOCAL_SOCKET_BYTES_MIN } from '../../worker/client.ts';
 
 /** Workers and a server on one machine. */
 
@@ -54,6 +54,7 @@ function connect(url: string, options: Partial<ClientOptions> = {}): Client {
     signal: new AbortController().signal,
     log: (line) => lines.push(line),
     random: () => 0,
+    localSocketBytesMin: 0,
     ...options,
   });
   cleanUps.push(() => client.close());
@@ -66,7 +67,7 @@ async function transports(url: string, token?: string): Promise<string[]> {
   return status.workers.map((worker) => worker.transport);
 }
 
-test('a worker on the same machine takes the unix socket by itself', async () => {
+test('a worker on the same machine finds the unix socket by itself', async () => {
   const { url, health } = await start();
   const path = (await health()).localSocket!;
   expect(statSync(path).isSocket()).toBe(true);
@@ -74,6 +75,29 @@ test('a worker on the same machine takes the unix socket by itself', async () =>
   await connect(url).next();
   expect(await transports(url)).toEqual(['unix']);
   expect(lines.some((line) => line.endsWith(`, over its unix socket ${path}`))).toBe(true);
+});
+
+test('it moves there for payloads that are large enough, and back for small ones', async () => {
+  const { url } = await start();
+  const client = connect(url, { localSocketBytesMin: LOCAL_SOCKET_BYTES_MIN });
+  await client.next();
+  expect(await client.suit(LOCAL_SOCKET_BYTES_MIN - 1)).toBe(false);
+  expect(await transports(url)).toEqual(['tcp']);
+  expect(await client.suit(LOCAL_SOCKET_BYTES_MIN)).toBe(true);
+  expect((await client.next()).message.type).toBe('idle');
+  expect((await transports(url)).sort()).toEqual(['unix']);
+  expect(await client.suit(LOCAL_SOCKET_BYTES_MIN)).toBe(false);
+  expect(await client.suit(10)).toBe(true);
+  await client.next();
+  expect(await transports(url)).toEqual(['tcp']);
+});
+
+test('it stays where there is no such socket', async () => {
+  const { url } = await start({ localSocket: false });
+  const client = connect(url, { localSocketBytesMin: LOCAL_SOCKET_BYTES_MIN });
+  await client.next();
+  expect(await client.suit(LOCAL_SOCKET_BYTES_MIN)).toBe(false);
+  expect(client.connected).toBe(true);
 });
 
 test.each<[string, () => { localSocket?: boolean }]>([
@@ -167,6 +191,8 @@ test('a worker comes back to a server that was started again', async () => {
     await again.closed;
   });
   await client.next();
+  // It asked for the path just before the server was there, and connected just after.
+  if (await client.suit(0)) await client.next();
   expect(await transports(again.url)).toEqual(['unix']);
 });
 
@@ -174,7 +200,7 @@ describe('the folder of sockets', () => {
   const folder = () => join(temporary, `downpour-${process.getuid!()}`);
   const listen = async (in_ = temporary) => {
     const server = createServer();
-    const listener = await listenLocally(server, 7420, in_);
+    const listener = await listenLocally(server, in_);
     if ('path' in listener) cleanUps.push(() => listener.close());
     return listener;
   };
