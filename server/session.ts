@@ -1,4 +1,4 @@
-import { bytesOf, floatsOf } from '../shared/codec.ts';
+import { floatsOf } from '../shared/codec.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
 import {
@@ -18,6 +18,7 @@ import type { Connection, ConnectionEvents, Header, Landing } from '../wire/conn
 import type { Coordinator } from './coordinator.ts';
 import { hashDifference } from './core/agreement.ts';
 import type { Run } from './core/run.ts';
+import type { Snapshot } from './core/snapshot.ts';
 
 /**
  * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
@@ -120,13 +121,15 @@ export class Session {
     const bytesMax = 4 * layout.size + 4 * layout.trainableSize;
     const bytes = payloadBytes ?? 4 * layout.exchangedSize;
     if (bytes > bytesMax) return null;
+    const place = this.#run!.land(bytes);
+    if (place) return place;
     if (!this.#memory || this.#memory.length < bytes) this.#memory = new Uint8Array(bytes);
     return { bytes: this.#memory.subarray(0, bytes), release: () => {} };
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
     try {
-      if (!this.#closed) this.#handle(checkWorkerMessage(header), floatsOf(payload));
+      if (!this.#closed) this.#handle(checkWorkerMessage(header), payload);
     } catch (error) {
       this.fail(error);
     } finally {
@@ -134,7 +137,7 @@ export class Session {
     }
   }
 
-  #handle(message: WorkerMessage, payload: Float32Array): void {
+  #handle(message: WorkerMessage, payload: Uint8Array): void {
     if (message.type === 'hello') this.#onHello(message);
     else if (!this.#hello) {
       throw new DownpourError(
@@ -146,7 +149,7 @@ export class Session {
     else this.#work(message, payload);
   }
 
-  #work(message: Push | Initialised | Evaluated, payload: Float32Array): void {
+  #work(message: Push | Initialised | Evaluated, payload: Uint8Array): void {
     if (message.type === 'evaluated') {
       // It took long, and the connection may be a new one that has not joined yet.
       const run = this.#coordinator.mustFind(message.run);
@@ -165,7 +168,7 @@ export class Session {
       );
     }
     if (message.type === 'push') this.#onPush(run, message, payload);
-    else this.#onInitialised(run, message, payload);
+    else this.#onInitialised(run, message, floatsOf(payload));
     this.#coordinator.settle(run);
   }
 
@@ -217,7 +220,7 @@ export class Session {
     this.proceed();
   }
 
-  #onPush(run: Run, push: Push, payload: Float32Array): void {
+  #onPush(run: Run, push: Push, payload: Uint8Array): void {
     const acknowledgement = run.push(this.key, push, payload, this.#coordinator.now());
     const { code, message } = acknowledgement;
     if (code !== null && message !== null) {
@@ -269,12 +272,8 @@ export class Session {
     this.#waiting = assignment.kind === 'wait';
     if (assignment.kind === 'work') {
       const { generation } = run;
-      const { step, leases, evaluation, payload } = assignment;
-      const known =
-        evaluation === null &&
-        payload.length === run.layout?.exchangedSize &&
-        this.#sent?.generation === generation &&
-        this.#sent.step === step;
+      const { step, leases, evaluation, payload, shared } = assignment;
+      const known = shared && this.#sent?.generation === generation && this.#sent.step === step;
       this.#sent = evaluation === null ? { generation, step } : null;
       this.#sendWork(run, step, acknowledgement, leases, evaluation, known ? null : payload);
       return;
@@ -296,7 +295,7 @@ export class Session {
     acknowledgement: Acknowledgement | null,
     leases: Work['leases'],
     evaluation: Work['evaluation'],
-    payload: Float32Array | null,
+    payload: Snapshot | null,
   ): void {
     const header: Work = {
       type: 'work',
@@ -307,15 +306,24 @@ export class Session {
       acknowledgement,
       leases,
       evaluation,
-      encoding: 'f32',
+      encoding: payload?.encoding ?? 'f32',
     };
+    if (!payload) {
+      this.#send(header);
+      return;
+    }
     // Header and shared payload are never joined in memory.
-    this.#send(header, payload ? [bytesOf(payload)] : []);
+    payload.hold();
+    this.#send(header, [payload.bytes], () => payload.release());
   }
 
-  #send(message: ServerMessage, parts: readonly Uint8Array[] = []): void {
-    if (!this.#connection.open) return;
-    this.#connection.send(message, parts);
+  /** @param gone called once: the parts have left, or never will. */
+  #send(message: ServerMessage, parts: readonly Uint8Array[] = [], gone?: () => void): void {
+    if (!this.#connection.open) {
+      gone?.();
+      return;
+    }
+    this.#connection.send(message, parts, gone);
     const { bufferedBytes } = this.#connection;
     if (bufferedBytes > LIMITS.bufferedBytesMax) {
       this.fail(

@@ -1,11 +1,16 @@
 import type { RunConfig } from '../../shared/config.ts';
+import type { Kernels } from './kernels.ts';
+import { type Memory, regionBytes } from './memory.ts';
 
 /**
  * An average of the parameters over steps: what is evaluated and kept instead of the last ones.
  * Deep Learning §8.7.3. One pass over memory a step, nothing allocated.
  */
 export interface Average {
-  /** Takes in the parameters after an update, shape [n]. @param phaseStep of that update, from 1. */
+  /**
+   * Takes in the parameters after an update, shape [n]; with a room, those at its address.
+   * @param phaseStep of that update, from 1.
+   */
   update(parameters: Float32Array, phaseStep: number): void;
   /** The average, shape [n]; live. Meaningless while `count` is 0. */
   readonly values: Float32Array;
@@ -25,16 +30,40 @@ export interface AverageState {
   readonly count: number;
 }
 
-/** Null: none is wanted. */
-export function createAverage(config: RunConfig['averaging'], n: number): Average | null {
+/** Where the kernels of `server/kernels` do the work, and the address of the parameters. */
+export interface AverageRoom {
+  readonly memory: Memory;
+  readonly kernels: Kernels;
+  readonly theta: number;
+}
+
+/** What `createAverage` takes of a memory. */
+export function averageBytes({ kind }: RunConfig['averaging'], n: number): number {
+  const slots = { none: 0, ema: 1, polyak: 2 }[kind];
+  return slots * regionBytes(4 * n);
+}
+
+/** @param room absent: in plain TypeScript, the reference. @returns null: none is wanted. */
+export function createAverage(
+  config: RunConfig['averaging'],
+  n: number,
+  room?: AverageRoom,
+): Average | null {
   switch (config.kind) {
     case 'none':
       return null;
     case 'ema':
-      return exponential(config.decay, n);
+      return exponential(config.decay, n, room);
     case 'polyak':
-      return polyak(config.startStep, n);
+      return polyak(config.startStep, n, room);
   }
+}
+
+/** A slot and its address, 0 outside of a memory. */
+function createSlot(n: number, room?: AverageRoom): { values: Float32Array; address: number } {
+  if (!room) return { values: new Float32Array(n), address: 0 };
+  const address = room.memory.take(4 * n);
+  return { values: room.memory.floats(address, n), address };
 }
 
 /**
@@ -44,8 +73,8 @@ export function createAverage(config: RunConfig['averaging'], n: number): Averag
  * about the last tenth of the run, until `decay` is the shorter memory. (Dividing by 1 − decayᵗ
  * instead, as Adam does, would weight the first steps, the worst ones, like all others.)
  */
-function exponential(decay: number, n: number): Average {
-  const a = new Float32Array(n);
+function exponential(decay: number, n: number, room?: AverageRoom): Average {
+  const { values: a, address } = createSlot(n, room);
   let count = 0;
   return {
     values: a,
@@ -55,8 +84,9 @@ function exponential(decay: number, n: number): Average {
     },
     update(theta) {
       const d = count === 0 ? 0 : Math.min(decay, (1 + count) / (10 + count));
-      for (let i = 0; i < n; i++) a[i] = d * a[i]! + (1 - d) * theta[i]!;
       count++;
+      if (room) room.kernels.ema(address, room.theta, n, d, 1 - d);
+      else for (let i = 0; i < n; i++) a[i] = d * a[i]! + (1 - d) * theta[i]!;
     },
     state: () => ({ count }),
     restore(state) {
@@ -75,9 +105,9 @@ function exponential(decay: number, n: number): Average {
  * hold (measured: a mean of parameters that drift by 5 % was 1.8 % off), so c keeps what rounding
  * takes from a.
  */
-function polyak(startStep: number, n: number): Average {
-  const a = new Float32Array(n);
-  const c = new Float32Array(n);
+function polyak(startStep: number, n: number, room?: AverageRoom): Average {
+  const { values: a, address } = createSlot(n, room);
+  const { values: c, address: rest } = createSlot(n, room);
   let count = 0;
   return {
     values: a,
@@ -88,6 +118,10 @@ function polyak(startStep: number, n: number): Average {
     update(theta, phaseStep) {
       if (phaseStep < startStep) return;
       count++;
+      if (room) {
+        room.kernels.polyak(address, rest, room.theta, n, 1 / count);
+        return;
+      }
       for (let i = 0; i < n; i++) {
         const before = a[i]! + c[i]!;
         const mean = before + (theta[i]! - before) / count;

@@ -1,9 +1,9 @@
 import type { OptimizerConfig, RunConfig } from '../../shared/config.ts';
 
 /**
- * The update rules. Each is one pass over memory a step, weight decay included, and allocates
- * nothing. Arithmetic is in float64, as everywhere in JavaScript; state and parameters are rounded
- * to float32 when they are stored.
+ * The update rules in plain TypeScript: the reference that the kernels of fused.ts, which run, are
+ * tested against. Arithmetic is in float64, as everywhere in JavaScript; state and parameters are
+ * rounded to float32 when they are stored.
  *
  * Symbols: θ parameters, g gradient, ε the learning rate of this step, λ the rate of weight decay,
  * δ the small `epsilon` of the configuration, as in Deep Learning ch. 8.
@@ -118,7 +118,7 @@ export function createOptimizer(
 }
 
 /** All of [0, n), where nothing decays at rate 0, so that a rule needs one loop for both. */
-function spansOf(n: number, decay: readonly DecayRange[]): DecayRange[] {
+export function spansOf(n: number, decay: readonly DecayRange[]): DecayRange[] {
   const spans: DecayRange[] = [];
   let covered = 0;
   for (const range of decay) {

@@ -1,42 +1,84 @@
+import { bytesOf } from '../../shared/codec.ts';
+import {
+  BLOCK,
+  decodeTopk,
+  type Encoding,
+  encodedBytes,
+  gradientBytes,
+} from '../../shared/compression.ts';
+import {
+  type CompressionKernels,
+  createCompressionKernels,
+} from '../../shared/compression-kernels.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
-import { type Average, type AverageState, createAverage } from './averaging.ts';
+import { type Average, type AverageState, averageBytes, createAverage } from './averaging.ts';
 import {
-  createOptimizer,
-  decayRanges,
-  normAndFinite,
-  type Optimizer,
-  type StepOptions,
-} from './optimizer.ts';
+  type Clip,
+  createFusedOptimizer,
+  type FusedOptimizer,
+  optimizerBytes,
+  type Staged,
+} from './fused.ts';
+import { createKernels, type Kernels } from './kernels.ts';
+import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from './memory.ts';
+import { decayRanges, normAndFinite, type StepOptions } from './optimizer.ts';
+import { type Snapshot, SnapshotPool } from './snapshot.ts';
 
 /**
  * The numbers of a run: one flat vector with all that moves it (optimizer, merging of statistics) and
- * all that is derived from it (snapshot, average).
+ * all that is derived from it (snapshot, average), in one memory that the kernels work on.
  */
 export class Parameters {
   readonly layout: Layout;
+  readonly #memory: Memory;
+  readonly #kernels: Kernels;
+  readonly #encoders: CompressionKernels;
   /** Shape [layout.size]: trainable, statistics, frozen. Never leaves this file but as a copy. */
   readonly #vector: Float32Array;
-  readonly #trainable: Float32Array;
+  readonly #theta: number;
   readonly #statistics: Float32Array;
-  readonly #optimizer: Optimizer;
+  readonly #optimizer: FusedOptimizer;
   readonly #average: Average | null;
   /** The momentum of each statistics tensor, with its place in `#statistics`. */
   readonly #ranges: readonly { start: number; end: number; momentum: number }[];
+  /** Room for one payload: of a push that landed elsewhere, of `topk` spread out, of a bf16 snapshot. */
+  readonly #scratch: number;
+  /** Addresses where payloads of pushes may land. */
+  readonly #landings: number[];
   #merges = 0;
-  /** Copied once a change, shared by all who ask. */
-  #snapshot: Float32Array | null = null;
+  readonly #pool = new SnapshotPool();
+  /** Of this step, made when first asked for. */
+  readonly #snapshots = new Map<'f32' | 'bf16', Snapshot>();
 
+  /** @throws DownpourError DP_LAYOUT_INVALID: too large for one memory. */
   constructor(layout: Layout, config: Pick<RunConfig, 'optimizer' | 'weightDecay' | 'averaging'>) {
     const { trainableSize, exchangedSize, size, tensors } = layout;
     this.layout = layout;
-    this.#vector = new Float32Array(size);
-    this.#trainable = this.#vector.subarray(0, trainableSize);
+    const payload = regionBytes(4 * exchangedSize);
+    const fixed =
+      regionBytes(4 * size) +
+      optimizerBytes(config.optimizer, trainableSize) +
+      averageBytes(config.averaging, exchangedSize) +
+      payload;
+    checkMemoryBytes(fixed + LANDINGS_MIN * payload);
+    const landings = landingCount(payload, fixed);
+    const memory = new Memory(fixed + landings * payload);
+    const kernels = createKernels(memory.memory);
+    this.#memory = memory;
+    this.#kernels = kernels;
+    this.#encoders = createCompressionKernels(memory.memory);
+    const theta = memory.take(4 * size);
+    this.#theta = theta;
+    this.#vector = memory.floats(theta, size);
     this.#statistics = this.#vector.subarray(trainableSize, exchangedSize);
     const decay = decayRanges(config.weightDecay, tensors);
-    this.#optimizer = createOptimizer(config.optimizer, trainableSize, decay);
-    this.#average = createAverage(config.averaging, exchangedSize);
+    const room = { memory, kernels, theta };
+    this.#optimizer = createFusedOptimizer(config.optimizer, trainableSize, decay, room);
+    this.#average = createAverage(config.averaging, exchangedSize, room);
+    this.#scratch = memory.take(4 * exchangedSize);
+    this.#landings = Array.from({ length: landings }, () => memory.take(4 * exchangedSize));
     this.#ranges = tensors
       .filter((tensor) => tensor.role === 'statistics')
       .map((tensor) => ({
@@ -46,23 +88,57 @@ export class Parameters {
       }));
   }
 
-  /** Trainable and statistics as they are now, shape [exchangedSize]: not to be written to. */
-  snapshot(): Float32Array {
-    this.#snapshot ??= this.#vector.slice(0, this.layout.exchangedSize);
-    return this.#snapshot;
+  /**
+   * Room for the payload of a push, at a multiple of 64, until it is released.
+   * @returns null: larger than any dense payload of this layout, or all rooms are taken.
+   */
+  land(byteLength: number): { readonly bytes: Uint8Array; release(): void } | null {
+    if (byteLength > 4 * this.layout.exchangedSize) return null;
+    const address = this.#landings.pop();
+    if (address === undefined) return null;
+    const release = () => void this.#landings.push(address);
+    return { bytes: this.#memory.bytes(address, byteLength), release };
   }
 
-  /** What is evaluated and kept: the average when there is one, else the snapshot. */
+  /** Trainable and statistics as they are now, encoded. Hold it to use it after the next change. */
+  snapshot(encoding: 'f32' | 'bf16' = 'f32'): Snapshot {
+    let snapshot = this.#snapshots.get(encoding);
+    if (!snapshot) {
+      const n = this.layout.exchangedSize;
+      snapshot = this.#pool.make(encodedBytes(encoding, n), encoding, (bytes) => {
+        if (encoding === 'f32') bytes.set(this.#memory.bytes(this.#theta, 4 * n));
+        else {
+          this.#encoders.encode_bf16(this.#theta, n, this.#scratch);
+          bytes.set(this.#memory.bytes(this.#scratch, bytes.length));
+          bytes.fill(0, 2 * n);
+        }
+      });
+      this.#snapshots.set(encoding, snapshot);
+    }
+    return snapshot;
+  }
+
+  #changed(): void {
+    for (const snapshot of this.#snapshots.values()) snapshot.release();
+    this.#snapshots.clear();
+  }
+
+  /** Trainable and statistics as they are now: a copy of shape [exchangedSize]. */
+  exchanged(): Float32Array {
+    return this.#vector.slice(0, this.layout.exchangedSize);
+  }
+
+  /** What is evaluated and kept, a copy: the average when there is one, else as they are now. */
   evaluated(): Float32Array {
     return this.#average && this.#average.count > 0
       ? this.#average.values.slice()
-      : this.snapshot();
+      : this.exchanged();
   }
 
   /** The whole vector with these trainable and statistics values, a copy of shape [layout.size]. */
-  whole(exchanged: Float32Array = this.snapshot()): Float32Array {
+  whole(exchanged?: Float32Array): Float32Array {
     const whole = this.#vector.slice();
-    whole.set(exchanged);
+    if (exchanged) whole.set(exchanged);
     return whole;
   }
 
@@ -70,14 +146,14 @@ export class Parameters {
   initialise(values: Float32Array): void {
     this.#vector.set(values);
     this.#merges = 0;
-    this.#snapshot = null;
+    this.#changed();
     this.resetOptimizer();
   }
 
   /** Other values for trainable and statistics, shape [exchangedSize]. */
   replace(exchanged: Float32Array): void {
     this.#vector.set(exchanged);
-    this.#snapshot = null;
+    this.#changed();
   }
 
   /** Forgets the optimizer's state and the average. */
@@ -87,21 +163,59 @@ export class Parameters {
   }
 
   /**
-   * Applies a gradient and merges statistics.
-   * @param gradient shape [trainableSize], finite; may be overwritten.
-   * @param statistics of the minibatch, shape [statisticsSize], finite.
+   * Takes a push's payload in: the gradient where it has landed, or copied there; `topk` spread out.
+   * It must be used before anything else is asked of the parameters.
+   * @throws DownpourError DP_TENSOR_SIZE: not a payload of this layout.
+   */
+  stage(payload: Uint8Array, encoding: Encoding): StagedPush {
+    const { trainableSize: n, statisticsSize } = this.layout;
+    const bytes = gradientBytes(encoding, payload, n, 4 * statisticsSize);
+    const rest = payload.subarray(bytes);
+    if (encoding === 'topk') {
+      // Pushes of this kind are short, wherever they lie.
+      const spread = this.#memory.floats(this.#scratch, n);
+      decodeTopk(payload.subarray(0, bytes), spread);
+      const gradient: Staged = { decoding: 'f32', address: this.#scratch, scales: 0 };
+      return { gradient, statistics: aligned(rest) };
+    }
+    let { byteOffset: address } = payload;
+    if (payload.buffer !== this.#memory.memory.buffer || address % 16 !== 0) {
+      address = this.#scratch;
+      this.#memory.bytes(address, payload.length).set(payload);
+    }
+    const statistics = this.#memory.floats(address + bytes, statisticsSize);
+    if (encoding !== 'int8') {
+      return { gradient: { decoding: encoding, address, scales: 0 }, statistics };
+    }
+    const numbers = address + 4 * Math.ceil(n / BLOCK);
+    return { gradient: { decoding: 'int8', address: numbers, scales: address }, statistics };
+  }
+
+  /**
+   * The L2 norm of a gradient whose elements are cut to ±limit first; NaN as soon as an element of it
+   * or of the statistics is not finite.
+   */
+  norm({ gradient, statistics }: StagedPush, limit: number): number {
+    if (!Number.isFinite(normAndFinite(statistics))) return Number.NaN;
+    const { decoding, address, scales } = gradient;
+    const n = this.layout.trainableSize;
+    return Math.sqrt(this.#kernels[`squares_${decoding}`](address, scales, n, limit));
+  }
+
+  /**
+   * Applies a gradient and merges statistics, both finite.
    * @returns false when a parameter overflowed: all of them are as before, the optimizer is spoilt.
    */
-  update(gradient: Float32Array, statistics: Float32Array, options: StepOptions): boolean {
+  update({ gradient, statistics }: StagedPush, clip: Clip, options: StepOptions): boolean {
+    // Workers were sent it, as a rule, so it is there already.
     const before = this.snapshot();
-    this.#optimizer.apply(this.#trainable, gradient, options);
-    if (!Number.isFinite(normAndFinite(this.#trainable))) {
-      this.#vector.set(before);
+    if (!this.#optimizer.apply(gradient, clip, options)) {
+      this.#memory.bytes(this.#theta, before.bytes.length).set(before.bytes);
       return false;
     }
     this.#mergeStatistics(statistics);
-    this.#snapshot = null;
-    this.#average?.update(this.#vector.subarray(0, this.layout.exchangedSize), options.step);
+    this.#changed();
+    this.#average?.update(this.#vector, options.step);
     return true;
   }
 
@@ -162,8 +276,34 @@ export class Parameters {
       values.set(takeTensor(tensors, name, values.length));
     if (state.average) this.#average?.restore(state.average);
     this.#merges = state.merges;
-    this.#snapshot = null;
+    this.#changed();
   }
+}
+
+/** A push's payload in the run's memory. */
+export interface StagedPush {
+  readonly gradient: Staged;
+  /** Of the minibatch, shape [statisticsSize]. */
+  readonly statistics: Float32Array;
+}
+
+const LANDINGS_MIN = 2;
+const LANDINGS_MAX = 64;
+/** Rooms for pushes take no more, unless `LANDINGS_FEW` of them do. */
+const LANDING_BYTES = 2 ** 28;
+const LANDINGS_FEW = 4;
+
+/** As many workers' pushes as may arrive at once; the others wait. */
+function landingCount(payload: number, fixed: number): number {
+  const wanted = Math.max(LANDINGS_FEW, Math.floor(LANDING_BYTES / payload));
+  const fitting = Math.floor((MEMORY_BYTES_MAX - fixed) / payload);
+  return Math.min(LANDINGS_MAX, wanted, fitting);
+}
+
+function aligned(bytes: Uint8Array): Float32Array {
+  const copy = new Float32Array(bytes.length / 4);
+  bytesOf(copy).set(bytes);
+  return copy;
 }
 
 export interface ParametersState {

@@ -1,3 +1,4 @@
+import { bytesOf } from '../../shared/codec.ts';
 import { LIMITS, type RunConfig } from '../../shared/config.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
 import {
@@ -23,15 +24,17 @@ import { admit } from './consistency.ts';
 import { EarlyStopping, type EarlyStoppingState } from './early-stopping.ts';
 import { Leases, type LeasesState } from './leases.ts';
 import { Observations, type ObservationsState } from './observations.ts';
-import { clipByNorm, clipByValue, normAndFinite } from './optimizer.ts';
+import { normAndFinite } from './optimizer.ts';
 import {
   flatTensor,
   type NamedTensor,
   Parameters,
   type ParametersState,
+  type StagedPush,
   takeTensor,
 } from './parameters.ts';
 import { createSchedule, momentumAt, type Schedule, type ScheduleState } from './schedule.ts';
+import { Snapshot } from './snapshot.ts';
 
 /**
  * One training: its parameters, its clock, and every decision about them. Does no I/O, reads no
@@ -64,8 +67,10 @@ export type Assignment =
       readonly kind: 'work';
       readonly leases: Lease[];
       readonly evaluation: { readonly id: number; readonly part: Part } | null;
-      /** To be sent as it is, never written to: trainable and statistics, or all of the vector. */
-      readonly payload: Float32Array;
+      /** To be sent as it is: hold it until it has gone. */
+      readonly payload: Snapshot;
+      /** Anybody's at this step: trainable and statistics as they are. Else the payload is for this worker alone. */
+      readonly shared: boolean;
       readonly step: number;
     }
   /** Nothing now: a `wake` comes. */
@@ -333,7 +338,8 @@ export class Run {
         kind: 'work',
         leases: this.#leases?.heldBy(worker) ?? [],
         evaluation: { id: evaluation.id, part: evaluation.part },
-        payload: this.#wholeFor(record, evaluation.values),
+        payload: plain(this.#whole(record, evaluation.values) ?? evaluation.values),
+        shared: false,
         step: evaluation.step,
       };
     }
@@ -341,21 +347,31 @@ export class Run {
     if (!training || this.#ending !== null || !this.#leases) return { kind: 'wait' };
     const leases = this.#leases.grant(worker, Math.min(ahead, LIMITS.leasesPerWorkerMax), now);
     if (leases.length === 0) return { kind: 'wait' };
+    const whole = this.#whole(record);
     return {
       kind: 'work',
       leases,
       evaluation: null,
-      payload: this.#wholeFor(record, this.#parameters.snapshot()),
+      payload: whole ? plain(whole) : this.#parameters.snapshot(this.config.compression.pull),
+      shared: whole === null,
       step: this.#step,
     };
   }
 
-  /** Frozen tensors travel once, with the first parameters that a worker gets. */
-  #wholeFor(record: WorkerRecord, exchanged: Float32Array): Float32Array {
+  /**
+   * Frozen tensors travel once, with the first parameters that a worker gets.
+   * @returns null: it has them.
+   */
+  #whole(record: WorkerRecord, exchanged?: Float32Array): Float32Array | null {
     const parameters = this.#mustParameters();
     const first = record.generation !== this.#generation;
     record.generation = this.#generation;
-    return first && parameters.layout.frozenSize > 0 ? parameters.whole(exchanged) : exchanged;
+    return first && parameters.layout.frozenSize > 0 ? parameters.whole(exchanged) : null;
+  }
+
+  /** Room for a push's payload, as of `Parameters.land`. */
+  land(byteLength: number): ReturnType<Parameters['land']> {
+    return this.#parameters?.land(byteLength) ?? null;
   }
 
   /**
@@ -396,9 +412,9 @@ export class Run {
   /**
    * Admits and applies one gradient. Everything between the check and the update happens here,
    * without a pause.
-   * @param payload gradient then statistics, shape [exchangedSize]; may be overwritten.
+   * @param payload gradient in its encoding, then statistics in f32; used where it has landed.
    */
-  push(worker: string, push: Push, payload: Float32Array, now: number): Acknowledgement {
+  push(worker: string, push: Push, payload: Uint8Array, now: number): Acknowledgement {
     const record = this.#record(worker);
     const done = (
       outcome: Acknowledgement['outcome'],
@@ -419,10 +435,12 @@ export class Run {
       const message = `the run is ${this.#ending ?? this.#phase}: this minibatch is not needed any more`;
       return done('rejected', 0, 'DP_PUSH_PHASE', message);
     }
-    const { trainableSize, exchangedSize } = parameters.layout;
-    if (payload.length !== exchangedSize) {
-      const { message } = sizeError('gradient', payload.length, exchangedSize);
-      return done('rejected', 0, 'DP_TENSOR_SIZE', message);
+    let staged: StagedPush;
+    try {
+      staged = parameters.stage(payload, push.encoding);
+    } catch (error) {
+      if (!(error instanceof DownpourError)) throw error;
+      return done('rejected', 0, error.code, error.message);
     }
     const lease = leases.find(push.lease, worker);
     if (!lease) {
@@ -444,29 +462,29 @@ export class Run {
       leases.retry(lease.id, now);
       return done('rejected', staleness, 'DP_PUSH_STALE', admission.message);
     }
-    const gradient = payload.subarray(0, trainableSize);
-    const statistics = payload.subarray(trainableSize);
-    let norm = normAndFinite(gradient);
+    const { clip } = this.config;
+    const limit = clip.value ?? Infinity;
     const { loss } = push;
-    if (loss === null || !Number.isFinite(norm) || !Number.isFinite(normAndFinite(statistics))) {
+    const given = parameters.norm(staged, limit);
+    if (loss === null || !Number.isFinite(given)) {
       leases.retry(lease.id, now);
       const message = this.#nonFinite(push.step);
       return done('rejected', staleness, 'DP_GRADIENT_NOT_FINITE', message);
     }
-    const { clip } = this.config;
-    if (clip.value !== null) {
-      clipByValue(gradient, clip.value);
-      norm = normAndFinite(gradient);
-    }
-    if (clip.norm !== null) norm = clipByNorm(gradient, clip.norm, norm);
+    const norm = Math.min(given, clip.norm ?? Infinity);
+    const factor = norm < given ? norm / given : 1;
 
     const learningRate = this.learningRate * admission.scale;
     const momentum = momentumAt(this.config.momentumSchedule, this.#scheduleStep);
-    const kept = parameters.update(gradient, statistics, {
-      step: this.#phaseStep + 1,
-      learningRate,
-      ...(momentum === undefined ? {} : { momentum }),
-    });
+    const kept = parameters.update(
+      staged,
+      { limit, factor },
+      {
+        step: this.#phaseStep + 1,
+        learningRate,
+        ...(momentum === undefined ? {} : { momentum }),
+      },
+    );
     if (!kept) {
       const message = `the update at step ${this.#step + 1} made the parameters overflow with learning rate ${learningRate} and gradient norm ${norm}: lower learningRate or set clip.norm`;
       this.#fail(message);
@@ -732,7 +750,7 @@ export class Run {
   #evaluateTest(): void {
     const restored = this.config.earlyStopping.afterStop === 'restore';
     const step = restored ? this.#best!.evaluation.step : this.#step;
-    this.#evaluate('test', 'test', this.#mustParameters().snapshot(), step);
+    this.#evaluate('test', 'test', this.#mustParameters().exchanged(), step);
   }
 
   #finish(): void {
@@ -1055,6 +1073,9 @@ export class Run {
     }
   }
 }
+
+/** A payload for one worker: nobody writes to these numbers. */
+const plain = (values: Float32Array) => new Snapshot(bytesOf(values), 'f32');
 
 function sizeError(what: string, seen: number, allowed: number): DownpourError {
   return new DownpourError(

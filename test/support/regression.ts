@@ -1,4 +1,5 @@
 import { Run, type RunOptions } from '../../server/core/run.ts';
+import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import type { Acknowledgement, DataSummary, Join, Lease, Part } from '../../shared/protocol.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
@@ -128,7 +129,7 @@ export class VirtualWorker {
     if (assignment.kind !== 'work') return false;
     if (assignment.evaluation) {
       const { id, part } = assignment.evaluation;
-      const loss = lossOf(this.#problem, part, assignment.payload);
+      const loss = lossOf(this.#problem, part, floatsOf(assignment.payload.bytes));
       const examples = range(this.#problem, part).count;
       this.#run.evaluated(
         {
@@ -147,7 +148,7 @@ export class VirtualWorker {
     this.#read = {
       step: assignment.step,
       generation: this.#run.generation,
-      theta: assignment.payload.slice(),
+      theta: floatsOf(assignment.payload.bytes).slice(),
     };
     this.#leases = assignment.leases;
     return true;
@@ -174,7 +175,7 @@ export class VirtualWorker {
         computeMs: 1,
         encoding: 'f32',
       },
-      payload,
+      bytesOf(payload),
       now,
     );
     this.acknowledgements.push(acknowledgement);

@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { NamedTensor } from '../../server/core/parameters.ts';
 import { Run, type RunState } from '../../server/core/run.ts';
+import { bytesOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
 import {
@@ -169,14 +170,14 @@ describe('pushes', () => {
       encoding: 'f32' as const,
     };
     const before = parametersOf(run);
-    expect(run.push(worker.key, push, new Float32Array(EXCHANGED).fill(1), 0).outcome).toBe(
-      'duplicate',
-    );
+    expect(
+      run.push(worker.key, push, bytesOf(new Float32Array(EXCHANGED).fill(1)), 0).outcome,
+    ).toBe('duplicate');
     const { state, tensors } = saved(run);
     const restored = Run.restore(state, tensors);
-    expect(restored.push(worker.key, push, new Float32Array(EXCHANGED).fill(1), 0).outcome).toBe(
-      'duplicate',
-    );
+    expect(
+      restored.push(worker.key, push, bytesOf(new Float32Array(EXCHANGED).fill(1)), 0).outcome,
+    ).toBe('duplicate');
     expect(parametersOf(restored)).toEqual(before);
     expect(restored.step).toBe(3);
   });
@@ -269,10 +270,10 @@ describe('pushes', () => {
       computeMs: 1,
       encoding: 'f32' as const,
     };
-    expect(run.push(worker.key, push, new Float32Array(3), 0)).toMatchObject({
+    expect(run.push(worker.key, push, bytesOf(new Float32Array(3)), 0)).toMatchObject({
       outcome: 'rejected',
       code: 'DP_TENSOR_SIZE',
-      message: "the gradient has 3 elements; this run's layout needs 8",
+      message: "the gradient has 12 bytes; f32 of this run's layout of 7 elements needs 32",
     });
   });
 
@@ -313,7 +314,7 @@ describe('pushes', () => {
       computeMs: 1,
       encoding: 'f32' as const,
     };
-    expect(restored.push(worker.key, push, new Float32Array(EXCHANGED), 0)).toMatchObject({
+    expect(restored.push(worker.key, push, bytesOf(new Float32Array(EXCHANGED)), 0)).toMatchObject({
       outcome: 'rejected',
       code: 'DP_PUSH_STALE',
     });
@@ -365,8 +366,8 @@ describe('joining', () => {
     worker.pull();
     const first = run.assign(worker.key, 1, 0);
     const second = run.assign(worker.key, 1, 0);
-    expect(first.kind === 'work' && first.payload.length).toBe(EXCHANGED + 1);
-    expect(second.kind === 'work' && second.payload.length).toBe(EXCHANGED);
+    expect(first.kind === 'work' && first.payload.bytes.length).toBe(4 * (EXCHANGED + 1));
+    expect(second.kind === 'work' && second.payload.bytes.length).toBe(4 * EXCHANGED);
   });
 });
 

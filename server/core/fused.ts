@@ -1,0 +1,112 @@
+import type { OptimizerConfig } from '../../shared/config.ts';
+import type { Decoding, Kernels, Rule } from './kernels.ts';
+import { type Memory, regionBytes } from './memory.ts';
+import { type DecayRange, type StepOptions, spansOf } from './optimizer.ts';
+
+/**
+ * The optimizers of optimizer.ts in one pass over memory: the gradient is decoded, clipped, applied and
+ * the result checked on the way. Arithmetic is in float32, four at a time; tests compare with the
+ * float64 twins.
+ */
+
+/** A gradient in the run's memory. */
+export interface Staged {
+  readonly decoding: Decoding;
+  readonly address: number;
+  /** Of the scales of `int8`. */
+  readonly scales: number;
+}
+
+export interface Clip {
+  /** Each element is cut to ±limit first; infinite: not. */
+  readonly limit: number;
+  /** Then multiplied. */
+  readonly factor: number;
+}
+
+export interface FusedOptimizer {
+  /** Live state by symbol, each of shape [n]: exactly what a checkpoint must keep. */
+  readonly slots: Readonly<Record<string, Float32Array>>;
+  /** Updates the parameters. @returns whether all of them are still finite. */
+  apply(gradient: Staged, clip: Clip, options: StepOptions): boolean;
+  /** Forgets all state, as for fresh parameters. */
+  reset(): void;
+}
+
+/** Symbols of the state of each optimizer, in the order in which its kernel takes them. */
+const SLOTS: Readonly<Record<OptimizerConfig['kind'], readonly string[]>> = {
+  sgd: [],
+  momentum: ['v'],
+  nesterov: ['v'],
+  adagrad: ['r'],
+  rmsprop: ['r', 'v'],
+  adadelta: ['r', 'u'],
+  adam: ['m', 'v'],
+  adamw: ['m', 'v'],
+};
+
+/** What `createFusedOptimizer` takes of the memory. */
+export function optimizerBytes({ kind }: OptimizerConfig, n: number): number {
+  return SLOTS[kind].length * regionBytes(4 * n);
+}
+
+/** @param theta address of the parameters, shape [n]. @param decay as of `createOptimizer`. */
+export function createFusedOptimizer(
+  config: OptimizerConfig,
+  n: number,
+  decay: readonly DecayRange[],
+  { memory, kernels, theta }: { memory: Memory; kernels: Kernels; theta: number },
+): FusedOptimizer {
+  const addresses = SLOTS[config.kind].map(() => memory.take(4 * n));
+  const [slot1 = 0, slot2 = 0] = addresses;
+  const slots = Object.fromEntries(
+    SLOTS[config.kind].map((symbol, i) => [symbol, memory.floats(addresses[i]!, n)]),
+  );
+  const spans = spansOf(n, decay);
+  const rule: Rule = config.kind === 'adamw' ? 'adam' : config.kind;
+  /** The others divide by what they make of the gradient. */
+  const folds = ['sgd', 'momentum', 'nesterov', 'adam'].includes(rule);
+  const initial = config.kind === 'adagrad' ? config.initialAccumulator : 0;
+  const reset = () => {
+    for (const slot of Object.values(slots)) slot.fill(initial);
+  };
+  reset();
+  return {
+    slots,
+    apply({ decoding, address, scales }, { limit, factor }, options) {
+      const { p, q, delta, rate } = coefficients(config, options);
+      let spoilt = 0;
+      for (const { start, end, rate: decayRate } of spans) {
+        const lambda = config.kind === 'adamw' ? 0 : decayRate;
+        const keep = config.kind === 'adamw' ? 1 - options.learningRate * decayRate : 1;
+        const plain = limit === Infinity && decayRate === 0 && (factor === 1 || folds);
+        const update = kernels[`${rule}_${decoding}${plain ? '_plain' : ''}`];
+        // biome-ignore format: as the kernel takes them
+        spoilt |= update(theta, slot1, slot2, address, scales, start, end, limit, factor,
+          lambda, rate, p, 1 - p, q, 1 - q, delta, keep);
+      }
+      return spoilt === 0;
+    },
+    reset,
+  };
+}
+
+/** In float64, before the kernel rounds them. */
+function coefficients(config: OptimizerConfig, options: StepOptions) {
+  const { learningRate, step, momentum } = options;
+  const result = { p: 0, q: 0, delta: 0, rate: learningRate };
+  if (config.kind === 'sgd') return result;
+  if (config.kind === 'momentum' || config.kind === 'nesterov') {
+    return { ...result, p: momentum ?? config.momentum };
+  }
+  const { epsilon: delta } = config;
+  if (config.kind === 'adagrad') return { ...result, delta };
+  if (config.kind === 'rmsprop') {
+    return { ...result, delta, p: momentum ?? config.momentum, q: config.decay };
+  }
+  if (config.kind === 'adadelta') return { ...result, delta, q: config.decay };
+  const { beta1: p, beta2: q } = config;
+  // ε m̂ / (√v̂ + δ) with both corrections taken out of the loop.
+  const correction = Math.sqrt(1 - q ** step);
+  return { p, q, delta: delta * correction, rate: (learningRate * correction) / (1 - p ** step) };
+}

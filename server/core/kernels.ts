@@ -1,0 +1,54 @@
+import { bytesOfBase64 } from '../../shared/base64.ts';
+import { BINARY } from '../kernels/binary.ts';
+
+/** The WASM SIMD kernels of `server/kernels`. Addresses are those of `Memory`, multiples of 16. */
+
+export type Rule = 'sgd' | 'momentum' | 'nesterov' | 'adagrad' | 'rmsprop' | 'adadelta' | 'adam';
+/** What a kernel reads; `topk` is spread out before. */
+export type Decoding = 'f32' | 'bf16' | 'int8';
+
+/** Returns 0, or 1 when a parameter is no longer finite. */
+type Update = (
+  theta: number,
+  slot1: number,
+  slot2: number,
+  gradient: number,
+  scales: number,
+  start: number,
+  end: number,
+  limit: number,
+  factor: number,
+  lambda: number,
+  rate: number,
+  p: number,
+  p1: number,
+  q: number,
+  q1: number,
+  delta: number,
+  keep: number,
+) => number;
+
+export type Kernels = {
+  /** `plain`: no limit, no decay, and no factor for rules that divide by the gradient. */
+  readonly [K in `${Rule}_${Decoding}${'' | '_plain'}`]: Update;
+} & {
+  /** Sum of squares, each element cut to ±limit before; NaN when one was not finite. */
+  readonly [K in `squares_${Decoding}`]: (
+    gradient: number,
+    scales: number,
+    n: number,
+    limit: number,
+  ) => number;
+} & {
+  ema(average: number, theta: number, n: number, keep: number, take: number): void;
+  polyak(average: number, rest: number, theta: number, n: number, inverse: number): void;
+  /** a ← b + s c, what the memory allows at best. */
+  triad(a: number, b: number, c: number, n: number, s: number): void;
+};
+
+let compiled: WebAssembly.Module | null = null;
+
+export function createKernels(memory: WebAssembly.Memory): Kernels {
+  compiled ??= new WebAssembly.Module(bytesOfBase64(BINARY));
+  return new WebAssembly.Instance(compiled, { env: { memory } }).exports as unknown as Kernels;
+}

@@ -1,0 +1,48 @@
+/**
+ * Parameters as they were at one step, encoded once and sent to all who ask. Memory is used again
+ * when nobody holds a snapshot and there is a newer one: fresh pages cost more than the copy.
+ */
+export class Snapshot {
+  readonly bytes: Uint8Array;
+  readonly encoding: 'f32' | 'bf16';
+  readonly #recycle: ((bytes: Uint8Array) => void) | null;
+  #holders = 1;
+
+  /** Held once, by whoever makes it. @param recycle gets the memory; null: it is the garbage's. */
+  constructor(
+    bytes: Uint8Array,
+    encoding: 'f32' | 'bf16',
+    recycle: ((bytes: Uint8Array) => void) | null = null,
+  ) {
+    this.bytes = bytes;
+    this.encoding = encoding;
+    this.#recycle = recycle;
+  }
+
+  /** Its bytes stay as they are until `release`. */
+  hold(): void {
+    this.#holders++;
+  }
+
+  release(): void {
+    if (--this.#holders === 0) this.#recycle?.(this.bytes);
+  }
+}
+
+/** Buffers of one size that wait to be used again. */
+const IDLE_MAX = 4;
+
+export class SnapshotPool {
+  readonly #idle = new Map<number, Uint8Array[]>();
+
+  /** @param fill writes all of the bytes. */
+  make(byteLength: number, encoding: 'f32' | 'bf16', fill: (bytes: Uint8Array) => void): Snapshot {
+    const idle = this.#idle.get(byteLength) ?? [];
+    this.#idle.set(byteLength, idle);
+    const bytes = idle.pop() ?? new Uint8Array(byteLength);
+    fill(bytes);
+    return new Snapshot(bytes, encoding, (freed) => {
+      if (idle.length < IDLE_MAX) idle.push(freed);
+    });
+  }
+}

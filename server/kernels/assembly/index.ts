@@ -1,0 +1,549 @@
+// Update kernels in AssemblyScript, compiled to WASM SIMD by `npm run kernels`. The reference twins are
+// in server/core/optimizer.ts and averaging.ts; symbols are theirs. All arrays begin at multiples of 16
+// bytes; lengths are free: vectors that reach beyond a span are computed whole and stored masked.
+
+// How the gradient is written; see shared/compression.ts.
+const F32 = 0;
+const BF16 = 1;
+const INT8 = 2;
+
+const SGD = 0;
+const MOMENTUM = 1;
+const NESTEROV = 2;
+const ADAGRAD = 3;
+const RMSPROP = 4;
+const ADADELTA = 5;
+const ADAM = 6;
+
+@inline
+function decoded(kind: i32, g: usize, scales: usize, i: usize): v128 {
+  if (kind == F32) return v128.load(g + (i << 2));
+  if (kind == BF16) return i32x4.shl(v128.load_ext<u16>(g + (i << 1)), 16);
+  // A block of 256 shares a scale, and a vector never reaches over the end of a block.
+  const bytes = i16x8.extend_low_i8x16_s(v128.load32_zero(g + i));
+  const numbers = f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(bytes));
+  return f32x4.mul(numbers, v128.load32_splat(scales + ((i >> 8) << 2)));
+}
+
+@inline
+function store(at: usize, value: v128, mask: v128, masked: bool): void {
+  v128.store(at, masked ? v128.bitselect(value, v128.load(at), mask) : value);
+}
+
+/** One vector of one update. Returns 0 in each lane, NaN where the parameter is not finite. */
+@inline
+function update4(
+  rule: i32,
+  plain: bool,
+  theta: usize,
+  s1: usize,
+  s2: usize,
+  at: usize,
+  gradient: v128,
+  limit: v128,
+  factor: v128,
+  lambda: v128,
+  rate: v128,
+  p: v128,
+  p1: v128,
+  q: v128,
+  q1: v128,
+  delta: v128,
+  keep: v128,
+  mask: v128,
+  masked: bool,
+): v128 {
+  const t = v128.load(theta + at);
+  let x = gradient;
+  if (!plain) {
+    x = f32x4.mul(f32x4.pmin(f32x4.pmax(x, f32x4.neg(limit)), limit), factor);
+    x = f32x4.add(x, f32x4.mul(lambda, t));
+  }
+  let fresh = t;
+  if (rule == SGD) {
+    fresh = f32x4.sub(t, f32x4.mul(rate, x));
+  } else if (rule == MOMENTUM) {
+    const v = f32x4.sub(f32x4.mul(p, v128.load(s1 + at)), f32x4.mul(rate, x));
+    store(s1 + at, v, mask, masked);
+    fresh = f32x4.add(t, v);
+  } else if (rule == NESTEROV) {
+    const step = f32x4.mul(rate, x);
+    const v = f32x4.sub(f32x4.mul(p, v128.load(s1 + at)), step);
+    store(s1 + at, v, mask, masked);
+    fresh = f32x4.sub(f32x4.add(t, f32x4.mul(p, v)), step);
+  } else if (rule == ADAGRAD) {
+    const r = f32x4.add(v128.load(s1 + at), f32x4.mul(x, x));
+    store(s1 + at, r, mask, masked);
+    fresh = f32x4.sub(t, f32x4.div(f32x4.mul(rate, x), f32x4.add(delta, f32x4.sqrt(r))));
+  } else if (rule == RMSPROP) {
+    const r = f32x4.add(f32x4.mul(q, v128.load(s1 + at)), f32x4.mul(q1, f32x4.mul(x, x)));
+    store(s1 + at, r, mask, masked);
+    const step = f32x4.div(f32x4.mul(rate, x), f32x4.sqrt(f32x4.add(delta, r)));
+    const v = f32x4.sub(f32x4.mul(p, v128.load(s2 + at)), step);
+    store(s2 + at, v, mask, masked);
+    fresh = f32x4.add(t, v);
+  } else if (rule == ADADELTA) {
+    const r = f32x4.add(f32x4.mul(q, v128.load(s1 + at)), f32x4.mul(q1, f32x4.mul(x, x)));
+    store(s1 + at, r, mask, masked);
+    const u = v128.load(s2 + at);
+    const ratio = f32x4.div(f32x4.add(u, delta), f32x4.add(r, delta));
+    const change = f32x4.mul(f32x4.sqrt(ratio), x);
+    const size = f32x4.mul(q1, f32x4.mul(change, change));
+    store(s2 + at, f32x4.add(f32x4.mul(q, u), size), mask, masked);
+    fresh = f32x4.sub(t, f32x4.mul(rate, change));
+  } else {
+    const m = f32x4.add(f32x4.mul(p, v128.load(s1 + at)), f32x4.mul(p1, x));
+    store(s1 + at, m, mask, masked);
+    const v = f32x4.add(f32x4.mul(q, v128.load(s2 + at)), f32x4.mul(q1, f32x4.mul(x, x)));
+    store(s2 + at, v, mask, masked);
+    // The correction of v is in rate and delta.
+    const step = f32x4.div(f32x4.mul(rate, m), f32x4.add(f32x4.sqrt(v), delta));
+    fresh = f32x4.sub(plain ? t : f32x4.mul(keep, t), step);
+  }
+  store(theta + at, fresh, mask, masked);
+  const finite = f32x4.sub(fresh, fresh);
+  return masked ? v128.and(finite, mask) : finite;
+}
+
+/** Lanes of the vector at i that lie in [start, end). */
+@inline
+function lanes(i: usize, start: usize, end: usize): v128 {
+  const at = i32x4.add(i32x4.splat(<i32>i), i32x4(0, 1, 2, 3));
+  return v128.and(i32x4.ge_s(at, i32x4.splat(<i32>start)), i32x4.lt_s(at, i32x4.splat(<i32>end)));
+}
+
+/** Updates [start, end), a few vectors, whatever the rule. Sums what `update4` returns. */
+function edge(
+  rule: i32,
+  kind: i32,
+  theta: usize,
+  s1: usize,
+  s2: usize,
+  g: usize,
+  scales: usize,
+  start: usize,
+  end: usize,
+  limit: f32,
+  factor: f32,
+  lambda: f32,
+  rate: f32,
+  p: f32,
+  p1: f32,
+  q: f32,
+  q1: f32,
+  delta: f32,
+  keep: f32,
+): v128 {
+  let sum = f32x4.splat(0);
+  for (let i = start & ~3; i < end; i += 4) {
+    const x = decoded(kind, g, scales, i);
+    const mask = lanes(i, start, end);
+    sum = f32x4.add(
+      sum,
+      update4(
+        rule, false, theta, s1, s2, i << 2, x, f32x4.splat(limit), f32x4.splat(factor),
+        f32x4.splat(lambda), f32x4.splat(rate), f32x4.splat(p), f32x4.splat(p1), f32x4.splat(q),
+        f32x4.splat(q1), f32x4.splat(delta), f32x4.splat(keep), mask, true,
+      ),
+    );
+  }
+  return sum;
+}
+
+/**
+ * Updates [start, end). Returns 0, or 1 when a parameter is no longer finite.
+ * `plain`: no limit, no decay, and the factor can be put into the other numbers.
+ */
+@inline
+function update(
+  rule: i32,
+  kind: i32,
+  plain: bool,
+  theta: usize,
+  s1: usize,
+  s2: usize,
+  g: usize,
+  scales: usize,
+  start: usize,
+  end: usize,
+  limit: f32,
+  factor: f32,
+  lambda: f32,
+  rate: f32,
+  p: f32,
+  p1: f32,
+  q: f32,
+  q1: f32,
+  delta: f32,
+  keep: f32,
+): i32 {
+  const from = min(end, (start + 15) & ~15);
+  const to = max(from, end & ~15);
+  let sum = edge(
+    rule, kind, theta, s1, s2, g, scales, start, from, limit, factor, lambda, rate, p, p1, q, q1,
+    delta, keep,
+  );
+  const adam = rule == ADAM;
+  const vLimit = f32x4.splat(limit);
+  const vFactor = f32x4.splat(factor);
+  const vLambda = f32x4.splat(lambda);
+  const vRate = f32x4.splat(plain && !adam ? rate * factor : rate);
+  const vP = f32x4.splat(p);
+  const vP1 = f32x4.splat(plain ? p1 * factor : p1);
+  const vQ = f32x4.splat(q);
+  const vQ1 = f32x4.splat(plain ? q1 * factor * factor : q1);
+  const vDelta = f32x4.splat(delta);
+  const vKeep = f32x4.splat(keep);
+  for (let i = from; i < to; i += 16) {
+    let x0: v128, x1: v128, x2: v128, x3: v128;
+    if (kind == F32) {
+      const at = g + (i << 2);
+      x0 = v128.load(at);
+      x1 = v128.load(at, 16);
+      x2 = v128.load(at, 32);
+      x3 = v128.load(at, 48);
+    } else if (kind == BF16) {
+      const at = g + (i << 1);
+      const zero = i32x4.splat(0);
+      const low = v128.load(at);
+      const high = v128.load(at, 16);
+      x0 = v128.shuffle<i16>(zero, low, 0, 8, 1, 9, 2, 10, 3, 11);
+      x1 = v128.shuffle<i16>(zero, low, 4, 12, 5, 13, 6, 14, 7, 15);
+      x2 = v128.shuffle<i16>(zero, high, 0, 8, 1, 9, 2, 10, 3, 11);
+      x3 = v128.shuffle<i16>(zero, high, 4, 12, 5, 13, 6, 14, 7, 15);
+    } else {
+      // A block of 256 shares a scale, and sixteen never reach over the end of a block.
+      const scale = v128.load32_splat(scales + ((i >> 8) << 2));
+      const bytes = v128.load(g + i);
+      const low = i16x8.extend_low_i8x16_s(bytes);
+      const high = i16x8.extend_high_i8x16_s(bytes);
+      x0 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(low)), scale);
+      x1 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(low)), scale);
+      x2 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(high)), scale);
+      x3 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(high)), scale);
+    }
+    const at = i << 2;
+    const r0 = update4(
+      rule, plain, theta, s1, s2, at + 0, x0, vLimit, vFactor, vLambda, vRate, vP, vP1, vQ, vQ1,
+      vDelta, vKeep, vLimit, false,
+    );
+    const r1 = update4(
+      rule, plain, theta, s1, s2, at + 16, x1, vLimit, vFactor, vLambda, vRate, vP, vP1, vQ, vQ1,
+      vDelta, vKeep, vLimit, false,
+    );
+    const r2 = update4(
+      rule, plain, theta, s1, s2, at + 32, x2, vLimit, vFactor, vLambda, vRate, vP, vP1, vQ, vQ1,
+      vDelta, vKeep, vLimit, false,
+    );
+    const r3 = update4(
+      rule, plain, theta, s1, s2, at + 48, x3, vLimit, vFactor, vLambda, vRate, vP, vP1, vQ, vQ1,
+      vDelta, vKeep, vLimit, false,
+    );
+    sum = f32x4.add(sum, f32x4.add(f32x4.add(r0, r1), f32x4.add(r2, r3)));
+  }
+  if (to < end) {
+    const rest = edge(
+      rule, kind, theta, s1, s2, g, scales, to, end, limit, factor, lambda, rate, p, p1, q, q1,
+      delta, keep,
+    );
+    sum = f32x4.add(sum, rest);
+  }
+  return v128.any_true(f32x4.ne(sum, f32x4.splat(0))) ? 1 : 0;
+}
+
+// Exported for each rule and encoding, so that the compiler folds both into the loop.
+export function sgd_f32_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(SGD, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function sgd_f32(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(SGD, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function sgd_bf16_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(SGD, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function sgd_bf16(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(SGD, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function sgd_int8_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(SGD, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function sgd_int8(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(SGD, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function momentum_f32_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(MOMENTUM, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function momentum_f32(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(MOMENTUM, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function momentum_bf16_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(MOMENTUM, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function momentum_bf16(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(MOMENTUM, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function momentum_int8_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(MOMENTUM, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function momentum_int8(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(MOMENTUM, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function nesterov_f32_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(NESTEROV, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function nesterov_f32(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(NESTEROV, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function nesterov_bf16_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(NESTEROV, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function nesterov_bf16(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(NESTEROV, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function nesterov_int8_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(NESTEROV, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function nesterov_int8(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(NESTEROV, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adagrad_f32_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAGRAD, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adagrad_f32(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAGRAD, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adagrad_bf16_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAGRAD, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adagrad_bf16(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAGRAD, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adagrad_int8_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAGRAD, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adagrad_int8(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAGRAD, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function rmsprop_f32_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function rmsprop_f32(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function rmsprop_bf16_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function rmsprop_bf16(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function rmsprop_int8_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function rmsprop_int8(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adadelta_f32_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADADELTA, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adadelta_f32(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADADELTA, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adadelta_bf16_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADADELTA, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adadelta_bf16(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADADELTA, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adadelta_int8_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADADELTA, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adadelta_int8(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADADELTA, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adam_f32_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adam_f32(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adam_bf16_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adam_bf16(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adam_int8_plain(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+export function adam_int8(
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+}
+
+/** Sum of squares of [0, n), each cut to [−limit, limit] before; NaN or infinite as soon as one is. */
+@inline
+function squares(kind: i32, g: usize, scales: usize, n: usize, limit: f32): f64 {
+  const vLimit = f32x4.splat(limit);
+  const lower = f32x4.neg(vLimit);
+  let low = f64x2.splat(0);
+  let high = f64x2.splat(0);
+  // Cutting would hide what is infinite: it is looked for in the numbers as they are.
+  let finite = f32x4.splat(0);
+  let i: usize = 0;
+  for (; i + 4 <= n; i += 4) {
+    const x = decoded(kind, g, scales, i);
+    finite = f32x4.add(finite, f32x4.sub(x, x));
+    const y = f32x4.pmin(f32x4.pmax(x, lower), vLimit);
+    const a = f64x2.promote_low_f32x4(y);
+    const b = f64x2.promote_low_f32x4(i8x16.shuffle(y, y, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
+    low = f64x2.add(low, f64x2.mul(a, a));
+    high = f64x2.add(high, f64x2.mul(b, b));
+  }
+  if (i < n) {
+    const x = v128.and(decoded(kind, g, scales, i), lanes(i, 0, n));
+    finite = f32x4.add(finite, f32x4.sub(x, x));
+    const y = f32x4.pmin(f32x4.pmax(x, lower), vLimit);
+    const a = f64x2.promote_low_f32x4(y);
+    const b = f64x2.promote_low_f32x4(i8x16.shuffle(y, y, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
+    low = f64x2.add(low, f64x2.mul(a, a));
+    high = f64x2.add(high, f64x2.mul(b, b));
+  }
+  const sum = f64x2.add(low, high);
+  const total = f64x2.extract_lane(sum, 0) + f64x2.extract_lane(sum, 1);
+  return v128.any_true(f32x4.ne(finite, f32x4.splat(0))) ? f64.NaN : total;
+}
+
+export function squares_f32(g: usize, scales: usize, n: usize, limit: f32): f64 {
+  return squares(F32, g, scales, n, limit);
+}
+export function squares_bf16(g: usize, scales: usize, n: usize, limit: f32): f64 {
+  return squares(BF16, g, scales, n, limit);
+}
+export function squares_int8(g: usize, scales: usize, n: usize, limit: f32): f64 {
+  return squares(INT8, g, scales, n, limit);
+}
+
+/** a ← d a + (1 − d) θ over n elements; all vectors whole: padding belongs to the arrays. */
+export function ema(a: usize, theta: usize, n: usize, d: f32, d1: f32): void {
+  const vD = f32x4.splat(d);
+  const vD1 = f32x4.splat(d1);
+  const bytes = n << 2;
+  for (let at: usize = 0; at < bytes; at += 16) {
+    const mixed = f32x4.add(
+      f32x4.mul(vD, v128.load(a + at)),
+      f32x4.mul(vD1, v128.load(theta + at)),
+    );
+    v128.store(a + at, mixed);
+  }
+}
+
+/** a + c ← a + c + (θ − (a + c)) / t in f64, stored as a sum of two f32. */
+export function polyak(a: usize, c: usize, theta: usize, n: usize, inverse: f64): void {
+  const share = f64x2.splat(inverse);
+  const bytes = n << 2;
+  for (let at: usize = 0; at < bytes; at += 8) {
+    const old = f64x2.add(
+      f64x2.promote_low_f32x4(v128.load64_zero(a + at)),
+      f64x2.promote_low_f32x4(v128.load64_zero(c + at)),
+    );
+    const now = f64x2.promote_low_f32x4(v128.load64_zero(theta + at));
+    const mean = f64x2.add(old, f64x2.mul(f64x2.sub(now, old), share));
+    const stored = f32x4.demote_f64x2_zero(mean);
+    v128.store64_lane(a + at, stored, 0);
+    const rest = f64x2.sub(mean, f64x2.promote_low_f32x4(stored));
+    v128.store64_lane(c + at, f32x4.demote_f64x2_zero(rest), 0);
+  }
+}
+
+/** a ← b + s c: what the memory allows, for the benchmark. */
+export function triad(a: usize, b: usize, c: usize, n: usize, s: f32): void {
+  const vS = f32x4.splat(s);
+  const bytes = n << 2;
+  for (let at: usize = 0; at + 32 <= bytes; at += 32) {
+    v128.store(a + at, f32x4.add(v128.load(b + at), f32x4.mul(vS, v128.load(c + at))));
+    v128.store(a + at, f32x4.add(v128.load(b + at + 16), f32x4.mul(vS, v128.load(c + at + 16))), 16);
+  }
+}

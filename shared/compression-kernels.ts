@@ -1,0 +1,30 @@
+import { bytesOfBase64 } from './base64.ts';
+import { BINARY } from './kernels/binary.ts';
+
+/**
+ * The WASM SIMD twins of `compression.ts`. Addresses are those of the memory given, multiples of 16;
+ * what lies up to 16 bytes behind an array may be read and written.
+ */
+export interface CompressionKernels {
+  encode_bf16(values: number, n: number, out: number): void;
+  decode_bf16(bytes: number, n: number, out: number): void;
+  /** @param residual 0: none. */
+  encode_int8(values: number, residual: number, n: number, out: number): void;
+  /** u ← α u + g, v ← v + u. @param u 0: v ← v + g. */
+  accumulate(g: number, u: number, v: number, n: number, alpha: number): void;
+  /** 1 or 0. */
+  all_finite(values: number, n: number): number;
+  /**
+   * Sets what it sends to 0 in `values` and u.
+   * @param counts room for 65,536 u32. @param u 0: none.
+   */
+  encode_topk(values: number, u: number, n: number, k: number, counts: number, out: number): void;
+}
+
+let compiled: WebAssembly.Module | null = null;
+
+export function createCompressionKernels(memory: WebAssembly.Memory): CompressionKernels {
+  compiled ??= new WebAssembly.Module(bytesOfBase64(BINARY));
+  const { exports } = new WebAssembly.Instance(compiled, { env: { memory } });
+  return exports as unknown as CompressionKernels;
+}
