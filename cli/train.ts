@@ -1,4 +1,3 @@
-import { availableParallelism, hostname } from 'node:os';
 import { dirname, join, relative, resolve } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { checkpointFolder } from '../server/checkpoint.ts';
@@ -7,7 +6,6 @@ import { DownpourError, errorCode } from '../shared/errors.ts';
 import type { Phase } from '../shared/protocol.ts';
 import type { CheckpointSummary, RunDetail } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
-import { webSocketAddress } from '../shared/rest-client.ts';
 import {
   experimentFolders,
   experimentName,
@@ -17,6 +15,7 @@ import {
 } from '../worker/experiment.ts';
 import type { FollowOptions, TrainOptions } from './commands.ts';
 import { type Session, startOwnServer } from './embedded.ts';
+import { startLocalWorkers } from './local-workers.ts';
 import {
   clientOf,
   configOf,
@@ -24,10 +23,9 @@ import {
   DEFAULT_STATE,
   EXIT,
   tell,
-  tokenOf,
   untilInterrupted,
 } from './options.ts';
-import { type Pool, startPool } from './pool.ts';
+import type { Pool } from './pool.ts';
 import { createProgress, duration, groups, type Progress, percent, short } from './progress.ts';
 
 /** `downpour train` and `downpour resume`: a run from its start to its end, with local workers. */
@@ -130,8 +128,18 @@ async function conduct(
         `Ctrl-C stops with a checkpoint; \`${commandLine('resume', id, options)}\` goes on`,
       );
     }
+    const { client } = session;
     if (options.workers > 0)
-      pool = startWorkers(id, options, session, progress, log, interruption.signal);
+      pool = startLocalWorkers({
+        ...{ run: id, options, session, log, folders: foldersOf(options) },
+        note: (line) => progress.note(line),
+        isOver: async () =>
+          interruption.signal.aborted ||
+          (await client.run(id).then(
+            ({ phase }) => isOver(phase),
+            () => false,
+          )),
+      });
     const run = await follow(session.client, id, progress, pool, interruption.signal);
     await pool?.stop();
     pool = null;
@@ -176,50 +184,6 @@ async function openServer(options: FollowOptions, log: (line: string) => void): 
   const client = clientOf(options);
   await client.health();
   return { client, state: null, close: async () => {} };
-}
-
-function startWorkers(
-  run: string,
-  options: FollowOptions,
-  session: Session,
-  progress: Progress,
-  log: (line: string) => void,
-  signal: AbortSignal,
-): Pool {
-  const threads = Math.max(1, Math.floor(availableParallelism() / options.workers));
-  const token = session.state === null ? tokenOf(options) : undefined;
-  // Names are unique among all workers of a server; an own server has none but ours.
-  const host = hostname()
-    .toLowerCase()
-    .replace(/[^a-z0-9]+/g, '-')
-    .replace(/^-+|-+$/g, '');
-  const prefix =
-    session.state === null ? `${host.slice(0, 40) || 'host'}-${process.pid}` : 'worker';
-  const env = { ...process.env };
-  delete env.DOWNPOUR_SERVER;
-  delete env.DOWNPOUR_TOKEN_FILE;
-  delete env.DOWNPOUR_TOKEN;
-  if (token !== undefined) env.DOWNPOUR_TOKEN = token;
-  return startPool({
-    names: Array.from({ length: options.workers }, (_, i) => `${prefix}-${i + 1}`),
-    args: [
-      ...['--server', webSocketAddress(session.client.url), '--run', run, '--once'],
-      ...['--threads', String(threads)],
-      ...['--experiments', ...foldersOf(options)],
-      ...(options.data === undefined ? [] : ['--data', resolve(options.data)]),
-      ...(options.engine === undefined ? [] : ['--engine', options.engine]),
-    ],
-    env,
-    note: (line) => progress.note(line),
-    log,
-    // The terminal's Ctrl-C reaches the workers as well. A server that is away is no reason to end.
-    isOver: async () =>
-      signal.aborted ||
-      (await session.client.run(run).then(
-        ({ phase }) => isOver(phase),
-        () => false,
-      )),
-  });
 }
 
 /**

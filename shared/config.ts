@@ -344,6 +344,11 @@ export const RunConfigSchema = Type.Object(
       },
       { ...closed, default: {} },
     ),
+    pauseAfter: Type.Array(steps, {
+      default: [],
+      description:
+        'numbers of evaluations after which the run stops by itself until it is resumed; searches compare there',
+    }),
     epochsMax: orNone(steps, 'null: until early stopping or stepsMax'),
     stepsMax: orNone(steps, 'null: until early stopping or epochsMax'),
     testAtEnd: Type.Boolean({

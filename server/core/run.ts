@@ -646,6 +646,14 @@ export class Run {
     }
     if (verdict.stop) {
       this.#stopTraining(`validation ${metric} has not improved for ${patience} evaluations`);
+      return;
+    }
+    const { evaluations } = this.#observations;
+    const count = evaluations.filter(({ part }) => part === 'validation').length;
+    if (this.#ending === null && this.config.pauseAfter?.includes(count)) {
+      this.stop(
+        `paused after ${count} evaluations, as pauseAfter says; \`downpour resume\` goes on`,
+      );
     } else {
       this.#proceed();
     }

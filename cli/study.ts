@@ -1,0 +1,250 @@
+import { dirname, join, relative, resolve } from 'node:path';
+import type { RunConfig } from '../shared/config.ts';
+import { resolveConfig } from '../shared/config.ts';
+import { digestText } from '../shared/digest.ts';
+import { DownpourError } from '../shared/errors.ts';
+import type { DataSummary } from '../shared/protocol.ts';
+import { canonical } from '../study/record.ts';
+import { type Report, writeReport } from '../study/report.ts';
+import {
+  bestEvaluation,
+  conductStudy,
+  type Plan,
+  type StudyEvent,
+  type Trial,
+} from '../study/study.ts';
+import {
+  type Experiment,
+  experimentName,
+  hashExperiment,
+  loadExperiment,
+} from '../worker/experiment.ts';
+import { type Session, startOwnServer } from './embedded.ts';
+import { startLocalWorkers } from './local-workers.ts';
+import {
+  type ConfigOptions,
+  clientOf,
+  configOf,
+  EXIT,
+  print,
+  type ServerOptions,
+  tell,
+  untilInterrupted,
+} from './options.ts';
+import type { Pool } from './pool.ts';
+import { createProgress, groups, type Progress, percent, short, table } from './progress.ts';
+
+/** What all studies have in common on the command line: server, workers, progress, results. */
+
+export interface StudyCommandOptions extends ServerOptions, ConfigOptions {
+  readonly workers: number;
+  readonly workersPerTrial: number;
+  readonly parallel?: number;
+  readonly state: string;
+  readonly port?: number;
+  readonly data?: string;
+  readonly engine?: string;
+  readonly name?: string;
+  readonly out?: string;
+  readonly verbose?: boolean;
+  readonly quiet?: boolean;
+  readonly json?: boolean;
+}
+
+/** What a study is made of, once the experiment is loaded. */
+export interface StudyDefinition {
+  /** What makes it another study: two command lines with the same go on with the same trials. */
+  readonly settings: unknown;
+  readonly plan: Plan;
+  readonly trialCount: number;
+  readonly report: (name: string, trials: readonly Trial[]) => Report;
+  readonly checkData?: (data: DataSummary) => void;
+}
+
+export interface StudyContext {
+  readonly file: string;
+  readonly experiment: Experiment;
+  /** Parts of the configuration of every trial, weakest first: the experiment's, the command's. */
+  readonly base: readonly unknown[];
+  /** The base, completed. */
+  readonly config: RunConfig;
+}
+
+/** Stronger than what the user writes: studies compare on the validation part. */
+export function studyBase(options: StudyCommandOptions): Record<string, unknown> {
+  return { testAtEnd: false, workersMax: options.workersPerTrial };
+}
+
+/** Conducts a study from its command line. @returns the exit code. */
+export async function studyCommand(
+  kind: string,
+  file: string,
+  options: StudyCommandOptions,
+  define: (context: StudyContext) => StudyDefinition,
+): Promise<number> {
+  const experiment = await loadExperiment(file);
+  const experimentHash = await hashExperiment(file);
+  const base = [experiment.config ?? {}, configOf(options), studyBase(options)];
+  const config = resolveConfig(...base);
+  const definition = define({ file, experiment, base, config });
+  const settings = { kind, config, ...(definition.settings as Record<string, unknown>) };
+  const name = options.name ?? defaultName(kind, file, { experimentHash, settings });
+  const folder = resolve(options.out ?? join('studies', name));
+  const progress = createProgress({
+    screen: process.stdout,
+    mode: options.json ? 'json' : options.quiet ? 'quiet' : 'lines',
+    now: () => performance.now(),
+  });
+  const interruption = untilInterrupted(() =>
+    progress.note('stopping the trials with a checkpoint each; Ctrl-C once more to stop at once'),
+  );
+  const log = options.verbose ? tell : () => {};
+  let session: Session | null = null;
+  let pool: Pool | null = null;
+  let over = false;
+  try {
+    session = await openServer(options, log);
+    const { client } = session;
+    if (options.workers > 0) {
+      pool = startLocalWorkers({
+        ...{ run: null, options, session, log, folders: [dirname(resolve(file))] },
+        note: (line) => progress.note(line),
+        isOver: async () => over || interruption.signal.aborted,
+      });
+    }
+    const parallel = options.parallel ?? (await parallelOf(options, session));
+    progress.event('started', { study: name, folder, url: client.url, parallel });
+    progress.note(
+      `study ${name}: ${definition.trialCount} trials, ${parallel} at a time; status at ${client.url}/status`,
+    );
+    progress.note('Ctrl-C leaves a checkpoint of each trial; the same command goes on');
+    const { done, trials } = await conductStudy({
+      ...{ client, name, folder, experimentHash, settings, parallel },
+      experiment: experimentName(file),
+      plan: definition.plan,
+      ...(definition.checkData ? { checkData: definition.checkData } : {}),
+      ...(pool ? { failed: pool.failed } : {}),
+      signal: interruption.signal,
+      onEvent: tellProgress(progress, definition.trialCount),
+    });
+    over = true;
+    progress.end();
+    if (!done) {
+      progress.event('interrupted', { study: name });
+      progress.note('stopped; the same command goes on');
+      return EXIT.interrupted;
+    }
+    const report = definition.report(name, trials);
+    const paths = await writeReport(folder, report);
+    progress.event('ended', {
+      study: name,
+      folder,
+      title: report.title,
+      advice: report.advice,
+      ...report.facts,
+    });
+    if (!options.json) show(report, paths);
+    return EXIT.ok;
+  } finally {
+    over = true;
+    progress.end();
+    await pool?.stop();
+    await session?.close();
+    interruption.dispose();
+  }
+}
+
+/** The same settings give the same name, so that calling again goes on. */
+function defaultName(kind: string, file: string, what: unknown): string {
+  const hash = digestText(canonical(what)).slice(0, 6);
+  return `${kind}-${experimentName(file).slice(0, 30)}-${hash}`;
+}
+
+async function openServer(
+  options: StudyCommandOptions,
+  log: (line: string) => void,
+): Promise<Session> {
+  if (options.server === undefined) {
+    return startOwnServer({ state: options.state, port: options.port, log });
+  }
+  const client = clientOf(options);
+  await client.health();
+  return { client, state: null, close: async () => {} };
+}
+
+/** As many trials at a time as there are workers for. */
+async function parallelOf(
+  { workers, workersPerTrial }: StudyCommandOptions,
+  { client, state }: Session,
+): Promise<number> {
+  const others =
+    state === null
+      ? (await client.status()).workers.filter((worker) => worker.state !== 'gone').length
+      : 0;
+  const all = workers + others;
+  if (all === 0) {
+    throw new DownpourError(
+      'DP_USAGE',
+      'the server has no workers and --workers is 0: start some by `downpour work`, or say by --parallel how many trials to run at a time',
+    );
+  }
+  return Math.max(1, Math.floor(all / workersPerTrial));
+}
+
+/** Between two lines that say no more than how far the study is, ms. */
+const SUMMARY_MS = 15_000;
+
+function tellProgress(progress: Progress, trialCount: number): (event: StudyEvent) => void {
+  let toldAt = performance.now();
+  let toldEnded = -1;
+  return (event) => {
+    if (event.kind === 'note') return progress.note(event.text);
+    if (event.kind === 'progress') {
+      const { trials, workers } = event;
+      const ended = trials.filter(({ end }) => end !== null).length;
+      const isNew = ended !== toldEnded;
+      if (!isNew && performance.now() - toldAt < SUMMARY_MS) return;
+      toldAt = performance.now();
+      toldEnded = ended;
+      const active = trials.filter(({ phase, end }) => end === null && phase === 'training');
+      const examples = trials.reduce((sum, trial) => sum + trial.examples, 0);
+      progress.event('progress', {
+        ended,
+        of: trialCount,
+        active: active.length,
+        workers,
+        examples,
+      });
+      if (trials.length > 0) {
+        progress.note(
+          `${ended} of ${trialCount} ended, ${active.length} training, ${workers} workers, ${groups(examples)} examples so far`,
+        );
+      }
+      return;
+    }
+    const { trial, reason, kind } = event;
+    const { id, index, point, end } = trial;
+    const best = bestEvaluation(trial);
+    progress.event(`trial-${kind}`, { run: id, index, point, reason, best, end });
+    const result = best ? `: loss ${short(best.loss)}, error ${errorOf(best.error)}` : '';
+    const what = kind === 'ended' ? (trial.end?.kind ?? kind) : kind;
+    progress.note(
+      kind === 'started' ? `${id} started: ${reason}` : `${id} ${what}${result} (${reason})`,
+    );
+  };
+}
+
+/** A share of wrong answers as a percentage; what exceeds 1 is no share. */
+function errorOf(error: number | null): string {
+  return error !== null && error > 1 ? short(error) : percent(error);
+}
+
+function show({ title, headings, rows, advice }: Report, paths: readonly string[]): void {
+  print();
+  print(title);
+  for (const line of table(headings, rows)) print(line);
+  print();
+  print(advice);
+  print();
+  print(`written: ${paths.map((path) => relative(process.cwd(), path)).join(', ')}`);
+}

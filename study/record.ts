@@ -1,0 +1,97 @@
+import { randomUUID } from 'node:crypto';
+import { mkdir, open, readFile, rename, rm } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { DownpourError, errorText } from '../shared/errors.ts';
+
+/** What a study writes: its record, which a crash must not tear, and its results. */
+
+/** Shows all of the new content or what was there before, whenever the process or machine dies. */
+export async function writeWhole(path: string, text: string): Promise<void> {
+  const temporary = `${path}.${randomUUID().slice(0, 8)}.tmp`;
+  try {
+    await mkdir(dirname(path), { recursive: true });
+    const handle = await open(temporary, 'wx');
+    try {
+      await handle.writeFile(text);
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true }).catch(() => {});
+    throw new DownpourError(
+      'DP_DISK',
+      `cannot write ${path}: ${errorText(error)}; free some space, or choose another folder by --out`,
+      { cause: error },
+    );
+  }
+}
+
+/** JSON sorted by keys: equal values have equal text. */
+export function canonical(value: unknown): string {
+  return JSON.stringify(value, (_, inner: unknown) =>
+    typeof inner === 'object' && inner !== null && !Array.isArray(inner)
+      ? Object.fromEntries(Object.entries(inner).sort(([a], [b]) => (a < b ? -1 : 1)))
+      : inner,
+  );
+}
+
+interface RecordFile<T> {
+  readonly version: 1;
+  readonly study: string;
+  /** What the study is, as canonical JSON: another one must not go on with this record. */
+  readonly signature: string;
+  readonly trials: readonly T[];
+}
+
+/** The record of a study on disk. */
+export interface StudyRecord<T> {
+  readonly path: string;
+  /** As they stood when the study was last written down; empty for a new one. */
+  readonly trials: readonly T[];
+  save(trials: readonly T[]): Promise<void>;
+}
+
+/**
+ * Opens a study's record, or begins one.
+ * @throws DownpourError DP_USAGE when it is of a study with other settings or cannot be read.
+ */
+export async function openRecord<T>(
+  folder: string,
+  study: string,
+  signature: string,
+): Promise<StudyRecord<T>> {
+  const path = join(folder, 'study.json');
+  const save = (trials: readonly T[]) => {
+    const file: RecordFile<T> = { version: 1, study, signature, trials };
+    return writeWhole(path, `${JSON.stringify(file)}\n`);
+  };
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return { path, trials: [], save };
+    throw new DownpourError('DP_USAGE', `${path} cannot be read: ${errorText(error)}`, {
+      cause: error,
+    });
+  }
+  let file: RecordFile<T>;
+  try {
+    file = JSON.parse(text) as RecordFile<T>;
+    if (file.version !== 1 || !Array.isArray(file.trials)) throw new Error('it is no record');
+  } catch (cause) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `${path} is damaged (${errorText(cause)}): take it away; what the server still has is read back from it`,
+      { cause },
+    );
+  }
+  if (file.study !== study || file.signature !== signature) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `${path} is of a study with other settings: give this one another --name or --out, or write the command as it was`,
+    );
+  }
+  return { path, trials: file.trials, save };
+}

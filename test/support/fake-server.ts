@@ -1,0 +1,127 @@
+import { type RunConfig, resolveConfig } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import type { Phase } from '../../shared/protocol.ts';
+import type { CreateRun, Evaluation, RunDetail, RunSummary, Status } from '../../shared/rest.ts';
+import type { RestClient } from '../../shared/rest-client.ts';
+
+interface FakeRun {
+  readonly id: string;
+  readonly body: CreateRun;
+  readonly config: RunConfig;
+  phase: Phase;
+  readonly evaluations: Evaluation[];
+}
+
+/**
+ * What a server tells a study, without workers: at each look every running run (as many as there are
+ * workers, oldest first) makes one evaluation. `lose` plays a crash back to an older checkpoint.
+ */
+export class FakeServer {
+  readonly runs = new Map<string, FakeRun>();
+  /** Evaluations that were made, however often: what the trials cost. */
+  evaluationsMade = 0;
+  /** How often each run was created. */
+  readonly created: string[] = [];
+  /** Throws before the n-th call from now. */
+  failIn = Infinity;
+  readonly #curve: (config: RunConfig, evaluation: number) => number;
+  readonly #workers: number;
+
+  constructor(curve: (config: RunConfig, evaluation: number) => number, workers = 2) {
+    this.#curve = curve;
+    this.#workers = workers;
+  }
+
+  /** Runs go back by some evaluations, those that have ended since too. */
+  lose(evaluations: number): void {
+    for (const run of this.runs.values()) {
+      run.evaluations.splice(Math.max(0, run.evaluations.length - evaluations));
+      if (run.phase === 'finished') run.phase = 'training';
+    }
+  }
+
+  get client(): RestClient {
+    const call = <T>(work: () => T): Promise<T> => {
+      if (--this.failIn < 0) return Promise.reject(new Error('killed'));
+      return Promise.resolve().then(work);
+    };
+    const find = (id: string): FakeRun => {
+      const run = this.runs.get(id);
+      if (!run) throw new DownpourError('DP_RUN_UNKNOWN', `no run ${id}`);
+      return run;
+    };
+    const partial = {
+      url: 'http://fake',
+      status: () =>
+        call(() => {
+          this.#work();
+          const runs = [...this.runs.values()].map((run) => this.#detail(run));
+          return { runs, workers: [] } as unknown as Status;
+        }),
+      createRun: (body: CreateRun) =>
+        call(() => {
+          if (this.runs.has(body.id!)) throw new DownpourError('DP_RUN_EXISTS', 'exists');
+          const config = resolveConfig(body.config);
+          const run: FakeRun = { id: body.id!, body, config, phase: 'training', evaluations: [] };
+          this.runs.set(run.id, run);
+          this.created.push(run.id);
+          return this.#detail(run);
+        }),
+      run: (id: string) => call(() => this.#detail(find(id))),
+      metrics: (id: string) => call(() => ({ evaluations: [...find(id).evaluations] })),
+      stop: (id: string) =>
+        call(() => {
+          const run = find(id);
+          if (run.phase === 'training') run.phase = 'stopped';
+          return this.#detail(run);
+        }),
+      resume: (id: string) =>
+        call(() => {
+          const run = find(id);
+          if (run.phase !== 'stopped') throw new DownpourError('DP_RUN_ENDED', run.phase);
+          run.phase = 'training';
+          return this.#detail(run);
+        }),
+    };
+    return partial as unknown as RestClient;
+  }
+
+  #work(): void {
+    const active = [...this.runs.values()].filter(({ phase }) => phase === 'training');
+    for (const run of active.slice(0, this.#workers)) {
+      const step = run.evaluations.length + 1;
+      this.evaluationsMade++;
+      const value = this.#curve(run.config, step);
+      if (!Number.isFinite(value)) {
+        run.phase = 'failed';
+        continue;
+      }
+      run.evaluations.push({
+        ...{ step, epoch: step, seconds: step, part: 'validation', loss: value, error: value },
+        ...{
+          examples: 10,
+          metrics: {},
+          learningRate: run.config.learningRate,
+          trainingLoss: value,
+        },
+      });
+      if (step >= (run.config.epochsMax ?? 1)) run.phase = 'finished';
+      else if (run.config.pauseAfter.includes(step)) run.phase = 'stopped';
+    }
+  }
+
+  #detail({ id, body, config, phase, evaluations }: FakeRun): RunDetail {
+    const summary: Partial<RunSummary> = {
+      ...{ id, experiment: body.experiment, phase, reason: phase, workers: 1 },
+      step: evaluations.length,
+      examples: evaluations.length * 100,
+      seconds: evaluations.length,
+      validation: evaluations.at(-1) ?? null,
+      best: evaluations.toSorted((a, b) => a.loss! - b.loss!)[0] ?? null,
+      test: null,
+      data: null,
+      earlyStopping: { stoppedAt: null } as RunSummary['earlyStopping'],
+    };
+    return { ...summary, experimentHash: body.experimentHash, config } as RunDetail;
+  }
+}
