@@ -2,10 +2,10 @@ import { performance } from 'node:perf_hooks';
 import { pathToFileURL } from 'node:url';
 import { createFusedOptimizer, optimizerBytes } from '../server/core/fused.ts';
 import { createKernels, type Decoding } from '../server/core/kernels.ts';
-import { Memory, regionBytes } from '../server/core/memory.ts';
 import { createOptimizer } from '../server/core/optimizer.ts';
 import { BLOCK } from '../shared/compression.ts';
 import { type OptimizerConfig, resolveConfig } from '../shared/config.ts';
+import { Memory, regionBytes } from '../shared/memory.ts';
 
 /**
  * What an update costs, per optimizer and encoding of the gradient: ms, and GB/s of the memory that

@@ -1,6 +1,5 @@
 import { randomBytes } from 'node:crypto';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
-import { decodeGradient } from '../shared/compression.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
 import {
@@ -16,6 +15,7 @@ import type { Connection, ConnectionEvents, Header, Landing } from '../wire/conn
 import { dial } from '../wire/handshake.ts';
 import { findLocalSocket, localSocketWanted } from '../wire/local-socket.ts';
 import { Memories } from '../wire/memories.ts';
+import { createDecoder } from './compressor.ts';
 
 /**
  * The worker's end of the wire. Keeps a connection to the server: a lost one is opened anew, with
@@ -119,6 +119,7 @@ export class Client {
   #unacknowledged: Unacknowledged[] = [];
   readonly #pushed = new Memories(MEMORIES_KEPT);
   readonly #pulled = new Memories(MEMORIES_KEPT);
+  readonly #decoder = createDecoder();
   #received: Received[] = [];
   #waiting: ((error?: unknown) => void) | null = null;
   #fatal: unknown = null;
@@ -395,7 +396,7 @@ export class Client {
   ): Pick<Received, 'payload' | 'release'> {
     if (message.type === 'work' && message.encoding !== 'f32') {
       const memory = this.#pulled.take(2 * payload.length);
-      decodeGradient(message.encoding, payload, floatsOf(memory.bytes));
+      this.#decoder.decode(payload, floatsOf(memory.bytes));
       landing?.release();
       return { payload: floatsOf(memory.bytes), release: memory.release };
     }

@@ -1,14 +1,9 @@
 import { bytesOf } from '../shared/codec.ts';
-import {
-  decodeGradient,
-  type Encoding,
-  encodeBf16,
-  encodedBytes,
-  encodeInt8,
-  encodeTopk,
-} from '../shared/compression.ts';
+import { decodeGradient, type Encoding, encodedBytes } from '../shared/compression.ts';
+import { createCompressionKernels } from '../shared/compression-kernels.ts';
 import type { PushCompression, RunConfig } from '../shared/config.ts';
 import type { Layout } from '../shared/layout.ts';
+import { Memory, regionBytes } from '../shared/memory.ts';
 import type { Acknowledgement } from '../shared/protocol.ts';
 
 /**
@@ -61,22 +56,21 @@ interface Rule {
 }
 
 const nothingKept: Settle = () => {};
+const nothing = () => {};
 
 function createRule(push: PushCompression, n: number): Rule {
-  const whole = (encode: (gradient: Float32Array, out: Uint8Array) => void): Rule => ({
-    count: () => n,
-    encode: (gradient, _, out) => {
-      encode(gradient, out);
-      return nothingKept;
-    },
-    reset: () => {},
-  });
   switch (push.kind) {
     case 'f32':
-      return whole((gradient, out) => out.set(bytesOf(gradient)));
+      return {
+        count: () => n,
+        encode(gradient, _, out) {
+          out.set(bytesOf(gradient));
+          return nothingKept;
+        },
+        reset: nothing,
+      };
     case 'bf16':
-      // Off by a 256th at most, and rounding is not biased: no feedback is needed.
-      return whole(encodeBf16);
+      return bf16(n);
     case 'int8':
       return int8(n);
     case 'topk':
@@ -84,30 +78,68 @@ function createRule(push: PushCompression, n: number): Rule {
   }
 }
 
+/** Vectors and buffers in one memory, with the kernels that work on them. */
+function createRoom(vectors: number, n: number, outBytes: number, extraBytes = 0) {
+  const bytes = vectors * regionBytes(4 * n) + regionBytes(outBytes) + regionBytes(extraBytes);
+  const memory = new Memory(bytes);
+  const vector = () => {
+    const address = memory.take(4 * n);
+    return { address, values: memory.floats(address, n) };
+  };
+  return { memory, kernels: createCompressionKernels(memory.memory), vector };
+}
+
+/** Off by a 256th at most, and rounding is not biased: no feedback is needed. */
+function bf16(n: number): Rule {
+  const { memory, kernels, vector } = createRoom(1, n, 2 * n);
+  const g = vector();
+  const encoded = memory.take(2 * n);
+  return {
+    count: () => n,
+    encode(gradient, _, out) {
+      g.values.set(gradient);
+      kernels.encode_bf16(g.address, n, encoded);
+      out.fill(0, 2 * n);
+      out.set(memory.bytes(encoded, 2 * n));
+      return nothingKept;
+    },
+    reset: nothing,
+  };
+}
+
 function int8(n: number): Rule {
-  const residual = new Float32Array(n);
-  const sent = new Float32Array(n);
+  const outBytes = encodedBytes('int8', n);
+  const { memory, kernels, vector } = createRoom(2, n, outBytes);
+  const g = vector();
+  const residual = vector();
+  const encoded = memory.take(outBytes);
   let generation = 0;
   return {
     count: () => n,
     encode(gradient, _, out) {
-      encodeInt8(gradient, residual, out);
+      g.values.set(gradient);
+      kernels.encode_int8(g.address, residual.address, n, encoded);
+      out.set(memory.bytes(encoded, outBytes));
       const of = generation;
       return (outcome) => {
         if (outcome !== 'rejected' || of !== generation) return;
+        const sent = new Float32Array(n);
         decodeGradient('int8', out, sent);
         for (let i = 0; i < n; i++) {
           // Of a block that was not finite nothing was taken.
-          if (!Number.isNaN(sent[i]!)) residual[i]! += sent[i]! - gradient[i]!;
+          if (!Number.isNaN(sent[i]!)) residual.values[i]! += sent[i]! - gradient[i]!;
         }
       };
     },
     reset() {
       generation++;
-      residual.fill(0);
+      residual.values.fill(0);
     },
   };
 }
+
+/** The kernel counts sizes by 16 of their bits. */
+const COUNT_BYTES = 4 * 2 ** 16;
 
 /**
  * Deep Gradient Compression (Lin et al. 2018, arXiv:1712.01887): velocity u ← α u + g and
@@ -116,39 +148,36 @@ function int8(n: number): Rule {
  */
 function topk(push: Extract<PushCompression, { kind: 'topk' }>, n: number): Rule {
   const { density, warmupEpochs, momentum: alpha } = push;
-  const v = new Float32Array(n);
-  const u = alpha > 0 ? new Float32Array(n) : null;
-  const sent = new Float32Array(n);
+  const outBytes = encodedBytes('topk', n, countAt(0));
+  const { memory, kernels, vector } = createRoom(3, n, outBytes, COUNT_BYTES);
+  const g = vector();
+  const v = vector();
+  const u = alpha > 0 ? vector() : null;
+  const encoded = memory.take(outBytes);
+  const counts = memory.take(COUNT_BYTES);
   let generation = 0;
   return {
-    count: (epoch) => Math.min(n, Math.max(1, Math.round(n * densityAt(epoch)))),
+    count: countAt,
     encode(gradient, k, out) {
+      g.values.set(gradient);
       // What is not finite must reach the server's eyes, and nothing of it stay here.
-      if (!allFinite(gradient)) return nothingFinite(k, out);
-      for (let i = 0; i < n; i++) {
-        let change = gradient[i]!;
-        if (u) change = u[i] = alpha * u[i]! + change;
-        v[i]! += change;
-      }
-      if (!allFinite(v)) {
+      if (!kernels.all_finite(g.address, n)) return nothingFinite(k, out);
+      kernels.accumulate(g.address, u?.address ?? 0, v.address, n, alpha);
+      if (!kernels.all_finite(v.address, n)) {
         reset();
         return nothingFinite(k, out);
       }
-      encodeTopk(v, k, out);
-      const indices = new Uint32Array(out.buffer, out.byteOffset + 4, k);
-      for (let j = 0; j < k; j++) {
-        const i = indices[j]!;
-        v[i] = 0;
-        if (u) u[i] = 0;
-      }
+      kernels.encode_topk(v.address, u?.address ?? 0, n, k, counts, encoded);
+      out.set(memory.bytes(encoded, out.length));
       const of = generation;
       return (outcome) => {
         if (outcome !== 'rejected' || of !== generation) return;
+        const sent = new Float32Array(n);
         decodeGradient('topk', out, sent);
         for (let i = 0; i < n; i++) {
-          v[i]! += sent[i]! - gradient[i]!;
+          v.values[i]! += sent[i]! - gradient[i]!;
           // Where it was sent, the velocity has begun anew since.
-          if (u && sent[i] === 0) u[i]! -= gradient[i]!;
+          if (u && sent[i] === 0) u.values[i]! -= gradient[i]!;
         }
       };
     },
@@ -157,21 +186,16 @@ function topk(push: Extract<PushCompression, { kind: 'topk' }>, n: number): Rule
 
   function reset(): void {
     generation++;
-    v.fill(0);
-    u?.fill(0);
+    v.values.fill(0);
+    u?.values.fill(0);
   }
 
-  /** From a quarter down to `density`, by the same factor each epoch. */
-  function densityAt(epoch: number): number {
-    if (epoch >= warmupEpochs || density >= 0.25) return density;
-    return 0.25 * (density / 0.25) ** (epoch / warmupEpochs);
+  /** From a quarter of the elements down to `density`, by the same factor each epoch. */
+  function countAt(epoch: number): number {
+    const falling = epoch < warmupEpochs && density < 0.25;
+    const share = falling ? 0.25 * (density / 0.25) ** (epoch / warmupEpochs) : density;
+    return Math.min(n, Math.max(1, Math.round(n * share)));
   }
-}
-
-function allFinite(values: Float32Array): boolean {
-  let sum = 0;
-  for (let i = 0; i < values.length; i++) sum += values[i]! - values[i]!;
-  return sum === 0;
 }
 
 function nothingFinite(k: number, out: Uint8Array): Settle {
@@ -180,4 +204,28 @@ function nothingFinite(k: number, out: Uint8Array): Settle {
   for (let j = 0; j < k; j++) header[1 + j] = j;
   new Float32Array(out.buffer, out.byteOffset + 4 * (1 + k), k).fill(Number.NaN);
   return nothingKept;
+}
+
+/** Parameters in bf16 as f32 again. */
+export interface Decoder {
+  /** @param out as many elements as `bytes` has numbers, or fewer. */
+  decode(bytes: Uint8Array, out: Float32Array): void;
+}
+
+/** Keeps memory for the largest payload seen. */
+export function createDecoder(): Decoder {
+  let room: { n: number; from: number; to: number } & ReturnType<typeof createRoom> = open(0);
+  function open(n: number) {
+    const made = createRoom(1, n, 2 * n);
+    return { ...made, n, from: made.memory.take(2 * n), to: made.memory.take(4 * n) };
+  }
+  return {
+    decode(bytes, out) {
+      const n = Math.min(out.length, bytes.length / 2);
+      if (room.n < n) room = open(n);
+      room.memory.bytes(room.from, 2 * n).set(bytes.subarray(0, 2 * n));
+      room.kernels.decode_bf16(room.from, n, room.to);
+      out.set(room.memory.floats(room.to, n));
+    },
+  };
 }

@@ -1,5 +1,6 @@
 import { setImmediate } from 'node:timers/promises';
 import type { RunConfig } from '../shared/config.ts';
+import { DownpourError } from '../shared/errors.ts';
 import type { Acknowledgement, Evaluated, Lease, Phase, Push, Work } from '../shared/protocol.ts';
 import { mix, permutation, STREAMS } from '../shared/random.ts';
 import { createCompressor, type Settle } from './compressor.ts';
@@ -160,7 +161,11 @@ export function createTrainer(options: TrainerOptions): Trainer {
       evaluated = null;
     },
 
-    async work(message, payload, release) {
+    async work(message, received, release) {
+      // An odd number of elements in bf16 comes with one of padding.
+      const { exchangedSize } = model.layout;
+      const padded = message.encoding !== 'f32' && received.length === exchangedSize + 1;
+      const payload = padded ? received.subarray(0, exchangedSize) : received;
       if (release && payload.length > 0) payloads.set(payload, release);
       else release?.();
       const { acknowledgement, leases, evaluation, step, generation, phase } = message;
@@ -225,5 +230,7 @@ function tellRejection(
   log: (line: string) => void,
 ): void {
   if (outcome !== 'rejected' || QUIET.includes(code)) return;
+  // The next one would be of the same size, and be sent at once.
+  if (code === 'DP_TENSOR_SIZE') throw new DownpourError(code, message ?? 'rejected');
   log(`push ${sequence} was rejected: ${code} ${message}`);
 }

@@ -1,6 +1,6 @@
 import type { RunConfig } from '../../shared/config.ts';
+import { type Memory, regionBytes } from '../../shared/memory.ts';
 import type { Kernels } from './kernels.ts';
-import { type Memory, regionBytes } from './memory.ts';
 
 /**
  * An average of the parameters over steps: what is evaluated and kept instead of the last ones.

@@ -1,6 +1,6 @@
 import type { OptimizerConfig } from '../../shared/config.ts';
+import { type Memory, regionBytes } from '../../shared/memory.ts';
 import type { Decoding, Kernels, Rule } from './kernels.ts';
-import { type Memory, regionBytes } from './memory.ts';
 import { type DecayRange, type StepOptions, spansOf } from './optimizer.ts';
 
 /**

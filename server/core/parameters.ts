@@ -13,6 +13,7 @@ import {
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
+import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from '../../shared/memory.ts';
 import { type Average, type AverageState, averageBytes, createAverage } from './averaging.ts';
 import {
   type Clip,
@@ -22,7 +23,6 @@ import {
   type Staged,
 } from './fused.ts';
 import { createKernels, type Kernels } from './kernels.ts';
-import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from './memory.ts';
 import { decayRanges, normAndFinite, type StepOptions } from './optimizer.ts';
 import { type Snapshot, SnapshotPool } from './snapshot.ts';
 

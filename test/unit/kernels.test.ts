@@ -6,7 +6,6 @@ import * as compiler from '../../scripts/kernels.js';
 import { createAverage } from '../../server/core/averaging.ts';
 import { createFusedOptimizer, optimizerBytes, type Staged } from '../../server/core/fused.ts';
 import { createKernels } from '../../server/core/kernels.ts';
-import { Memory, regionBytes } from '../../server/core/memory.ts';
 import { createOptimizer, normAndFinite, type StepOptions } from '../../server/core/optimizer.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import {
@@ -20,6 +19,7 @@ import {
 } from '../../shared/compression.ts';
 import { createCompressionKernels } from '../../shared/compression-kernels.ts';
 import { type OptimizerConfig, OptimizerSchema } from '../../shared/config.ts';
+import { Memory, regionBytes } from '../../shared/memory.ts';
 import { random } from '../../shared/random.ts';
 
 /** Sixty updates in float32 against float64; each rounds by 2⁻²⁴. */

@@ -120,6 +120,19 @@ const meanOf = (values: Iterable<number>) => {
   return all.reduce((sum, x) => sum + x, 0) / all.length;
 };
 
+test('a payload of a size that the server does not take ends the work, not the next one like it', async () => {
+  const { trainer } = setUp();
+  await trainer.work(work(0, [lease(1, 0, 8)]), theta(1));
+  const refused = applied(1, {
+    outcome: 'rejected',
+    code: 'DP_TENSOR_SIZE',
+    message: 'the gradient has 3 bytes',
+  });
+  await expect(trainer.work(work(0, [lease(1, 0, 8)], refused), none)).rejects.toMatchObject({
+    code: 'DP_TENSOR_SIZE',
+  });
+});
+
 describe('minibatches', () => {
   test('are the ranges of the seeded order of their epoch', async () => {
     const { exchange, trainer } = setUp();

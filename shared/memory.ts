@@ -1,7 +1,7 @@
-import { DownpourError } from '../../shared/errors.ts';
+import { DownpourError } from './errors.ts';
 
 /**
- * The memory of one run's numbers: one WebAssembly memory, so that kernels reach all of it, made at
+ * Memory for numbers that kernels work on: one WebAssembly memory, made at
  * once as large as it will ever be. It never grows, so that no view of it is ever detached; pages
  * that nobody touches cost nothing.
  */
