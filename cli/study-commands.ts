@@ -1,4 +1,4 @@
-import { type Command, Option } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { Outcome } from './main.ts';
 import {
   addConfigOptions,
@@ -8,16 +8,21 @@ import {
   engineOption,
   examples,
   jsonOption,
+  positive,
   stateOption,
   whole,
 } from './options.ts';
 import type { SearchOptions } from './search.ts';
+import type { CurveOptions, FoldsOptions, StoppingOptions } from './validation.ts';
 
 /** Names, options and help of the studies: commands that conduct many runs. */
 
 /** `search`, `folds`, `stopping`, `curve`. */
 export function registerStudyCommands(program: Command, outcome: Outcome): void {
   registerSearch(program, outcome);
+  registerFolds(program, outcome);
+  registerStopping(program, outcome);
+  registerCurve(program, outcome);
 }
 
 /** What all studies share. */
@@ -117,4 +122,79 @@ ${examples(
       const { searchCommand } = await import('./search.ts');
       outcome.exitCode = await searchCommand(file, options);
     });
+}
+
+function registerFolds(program: Command, outcome: Outcome): void {
+  const command = program
+    .command('folds')
+    .description('k-fold cross-validation: each example validates once')
+    .argument('<experiment>', 'file of the experiment')
+    .option('-k, --folds <n>', 'parts, of which each validates once', whole(2, 1000), 5)
+    .option('--stratified', 'each fold has the same shares of the classes')
+    .option('--repeats <n>', 'times that all is done, each with another seed', whole(1, 100), 1);
+  addStudyOptions(command)
+    .addHelpText(
+      'after',
+      `
+Mean, standard error and confidence interval (Student's t) of the validation error; the test part is
+not looked at. Called again with the same settings it goes on where it was.
+${examples('downpour folds examples/csv-regression.ts --folds 5', 'downpour folds my.ts --folds 10 --stratified --repeats 3')}`,
+    )
+    .action(async (file: string, options: FoldsOptions) => {
+      const { foldsCommand } = await import('./validation.ts');
+      outcome.exitCode = await foldsCommand(file, options);
+    });
+}
+
+function registerStopping(program: Command, outcome: Outcome): void {
+  const command = program
+    .command('stopping')
+    .description('compare what can follow early stopping: restore, retrain, continue')
+    .argument('<experiment>', 'file of the experiment')
+    .option('--repeats <n>', 'seeds, the same for all three', whole(1, 100), 3);
+  addStudyOptions(command)
+    .addHelpText(
+      'after',
+      `
+Tabulates test error, updates and time. This looks at the test part, once a run: choose by it how to
+train, and no hyperparameters.
+${examples('downpour stopping examples/mnist-mlp.ts --repeats 3')}`,
+    )
+    .action(async (file: string, options: StoppingOptions) => {
+      const { stoppingCommand } = await import('./validation.ts');
+      outcome.exitCode = await stoppingCommand(file, options);
+    });
+}
+
+function registerCurve(program: Command, outcome: Outcome): void {
+  const command = program
+    .command('curve')
+    .description('error over training-set size: more data, or a bigger model?')
+    .argument('<experiment>', 'file of the experiment')
+    .option(
+      '--fractions <list>',
+      'shares of the training part, with commas',
+      fractions,
+      [0.0625, 0.125, 0.25, 0.5, 1],
+    )
+    .option('--repeats <n>', 'seeds of each share', whole(1, 100), 3)
+    .option('--target <error>', 'the error that would do, like 0.02', positive);
+  addStudyOptions(command)
+    .addHelpText(
+      'after',
+      `
+Training and validation error on logarithmic axes, continued beyond the data by a power law, and what
+to do next by the procedure of Deep Learning, section 11.3.
+${examples('downpour curve examples/mnist-mlp.ts --target 0.015', 'downpour curve my.ts --fractions 0.1,0.3,1 --repeats 5')}`,
+    )
+    .action(async (file: string, options: CurveOptions) => {
+      const { curveCommand } = await import('./validation.ts');
+      outcome.exitCode = await curveCommand(file, options);
+    });
+}
+
+function fractions(text: string): number[] {
+  const values = text.split(',').map(Number);
+  if (values.every((value) => value > 0 && value <= 1)) return values;
+  throw new InvalidArgumentError('Write shares above 0, at most 1, like 0.1,0.3,1.');
 }

@@ -24,6 +24,9 @@ export class FakeServer {
   readonly created: string[] = [];
   /** Throws before the n-th call from now. */
   failIn = Infinity;
+  /** Examples of the training part before `trainFraction`; the validation part has a quarter of it. */
+  examples = 800;
+  testCount = 100;
   readonly #curve: (config: RunConfig, evaluation: number) => number;
   readonly #workers: number;
 
@@ -100,7 +103,7 @@ export class FakeServer {
         ...{ step, epoch: step, seconds: step, part: 'validation', loss: value, error: value },
         ...{
           examples: 10,
-          metrics: {},
+          metrics: run.config.evaluateTraining > 0 ? { trainingError: value / 4 } : {},
           learningRate: run.config.learningRate,
           trainingLoss: value,
         },
@@ -118,8 +121,14 @@ export class FakeServer {
       seconds: evaluations.length,
       validation: evaluations.at(-1) ?? null,
       best: evaluations.toSorted((a, b) => a.loss! - b.loss!)[0] ?? null,
-      test: null,
-      data: null,
+      test: phase === 'finished' && config.testAtEnd ? (evaluations.at(-1) ?? null) : null,
+      data: {
+        trainCount: Math.round(this.examples * config.trainFraction),
+        validationCount: this.examples / 4,
+        testCount: this.testCount,
+        fingerprint: 'f00d',
+        source: 'none',
+      },
       earlyStopping: { stoppedAt: null } as RunSummary['earlyStopping'],
     };
     return { ...summary, experimentHash: body.experimentHash, config } as RunDetail;

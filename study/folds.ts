@@ -1,0 +1,146 @@
+import { resolveConfig } from '../shared/config.ts';
+import { chart } from './plot.ts';
+import { errorFormat, numberText, type Report } from './report.ts';
+import { type Estimate, estimate, meanOf } from './statistics.ts';
+import { bestEvaluation, listPlan, type Plan, type Trial } from './study.ts';
+
+/**
+ * k-fold cross-validation (Deep Learning §5.3.1, Algorithm 5.1): each example validates once, so a
+ * small data set gives as many validated examples as it has.
+ */
+
+export interface FoldsSettings {
+  readonly folds: number;
+  readonly stratified: boolean;
+  /** Times that the whole is done, each with another seed and so with other folds. */
+  readonly repeats: number;
+  /** Parts of a configuration, weakest first. */
+  readonly base: readonly unknown[];
+}
+
+export function foldsPlan({ folds, stratified, repeats, base }: FoldsSettings): Plan {
+  const { seed } = resolveConfig(...base);
+  return listPlan(
+    Array.from({ length: repeats * folds }, (_, i) => {
+      const fold = i % folds;
+      const repeat = Math.floor(i / folds);
+      return {
+        key: `${repeat}-${fold}`,
+        label: `fold ${fold} of ${folds}${repeats > 1 ? `, seed ${seed + repeat}` : ''}`,
+        config: resolveConfig(...base, {
+          seed: seed + repeat,
+          validation: { folds, fold, stratified },
+        }),
+      };
+    }),
+  );
+}
+
+/** Above so many examples a hold-out part is large enough. */
+const HOLD_OUT_EXAMPLES = 100_000;
+
+/** @param command trains the final model for a number of updates. */
+export function foldsReport(
+  name: string,
+  { folds, stratified, repeats }: FoldsSettings,
+  trials: readonly Trial[],
+  command: (steps: number) => string,
+): Report {
+  const bests = trials.map((trial) => bestEvaluation(trial));
+  const errors = bests.map((best) => best?.error ?? null);
+  const losses = bests.map((best) => best?.loss ?? null);
+  const known = (values: readonly (number | null)[]) => values.filter((v) => v !== null);
+  const format = errorFormat(known(errors));
+  const failed = trials.filter(({ end }) => end?.kind === 'failed').length;
+  const error = known(errors).length > 0 ? estimate(known(errors)) : null;
+  const loss = known(losses).length > 0 ? estimate(known(losses)) : null;
+  const rows = trials.map(({ label, data, config }, i) => [
+    label,
+    String(config.validation.fold),
+    String(data?.trainCount ?? '–'),
+    String(data?.validationCount ?? '–'),
+    format(errors[i]),
+    numberText(losses[i]),
+    String(bests[i]?.step ?? '–'),
+  ]);
+  const { trainCount = 0, validationCount = 0 } = trials[0]?.data ?? {};
+  const examples = trainCount + validationCount;
+  const parts: string[] = [];
+  if (!error || !loss) {
+    parts.push(
+      'No fold reached a finite value: lower learningRate, or set clip.norm, and try again.',
+    );
+  } else {
+    parts.push(
+      `Over ${error.count} folds the validation error is ${estimateText(error, format)}, the loss ${estimateText(loss, numberText)}.`,
+      'Folds share most of their training examples, so the interval is somewhat too narrow: there is no unbiased estimate of this variance (Deep Learning §5.3.1). A difference between two settings that is smaller than it is no finding; compare them on the same folds (the same seed).',
+    );
+    if (failed > 0) parts.push(`${failed} folds failed and are not counted.`);
+    const steps = Math.round(meanOf(bests.flatMap((best) => best?.step ?? [])));
+    parts.push(
+      `The folds were best after ${steps} updates on average; the model to use is trained on all examples for as many: \`${command(steps)}\`.`,
+    );
+  }
+  parts.push(
+    examples < HOLD_OUT_EXAMPLES
+      ? `The data has ${examples} examples to train and validate on; below 100,000, k-fold pays, since a hold-out part of a fifth would be small.`
+      : `The data has ${examples} examples: a hold-out part is large enough, and ${folds} times cheaper.`,
+  );
+  return {
+    title: `${stratified ? 'Stratified ' : ''}${folds}-fold cross-validation ${name}`,
+    headings: [
+      'trial',
+      'fold',
+      'training examples',
+      'validation examples',
+      'error',
+      'loss',
+      'best step',
+    ],
+    rows,
+    advice: parts.join(' '),
+    plots: {
+      'folds.svg': chart({
+        title: `Validation error of each fold${error ? `; mean ${format(error.mean)}` : ''}`,
+        x: { label: 'fold' },
+        y: { label: 'validation error' },
+        series: [
+          {
+            name: 'fold',
+            style: 'scatter',
+            points: trials.map((_, i) => ({ x: i, y: errors[i] ?? Number.NaN })),
+          },
+          {
+            name: 'mean and confidence interval',
+            style: 'scatter',
+            points: error
+              ? [
+                  {
+                    x: trials.length,
+                    y: error.mean,
+                    ...(error.count > 1 ? { low: error.low, high: error.high } : {}),
+                  },
+                ]
+              : [],
+          },
+        ],
+      }),
+    },
+    facts: {
+      ...{ study: name, folds, stratified, repeats, error, loss, examples },
+      trials: trials.map(({ id, config, data, end }, i) => ({
+        ...{ run: id, fold: config.validation.fold, seed: config.seed, data, end },
+        ...{ error: errors[i], loss: losses[i], step: bests[i]?.step ?? null },
+      })),
+    },
+  };
+}
+
+/** `2.31 % ± 0.12 % (95 % confidence 2.01 % … 2.61 %)`. */
+export function estimateText(
+  { mean, standardError, low, high, level, count }: Estimate,
+  format: (value: number) => string,
+): string {
+  if (count < 2) return `${format(mean)} (one value: no error known)`;
+  return `${format(mean)} ± ${format(standardError)} (standard error; ${level * 100} % confidence ${format(low)} … ${format(high)}, Student's t with ${count - 1} degrees of freedom)`;
+}

@@ -1,0 +1,168 @@
+import { resolveConfig } from '../shared/config.ts';
+import { DownpourError } from '../shared/errors.ts';
+import type { DataSummary } from '../shared/protocol.ts';
+import { chart } from './plot.ts';
+import { errorFormat, numberText, type Report } from './report.ts';
+import { type Estimate, estimate } from './statistics.ts';
+import { listPlan, type Plan, type Trial } from './study.ts';
+
+/**
+ * The three ways to go on after early stopping, side by side (Deep Learning §7.8): restore the best
+ * parameters (Algorithm 7.1), retrain on all data for as many updates (7.2), continue from the best on
+ * all data (7.3). The same seeds: until the stop, the three do the same.
+ */
+
+export const WAYS = ['restore', 'retrain', 'continue'] as const;
+export type Way = (typeof WAYS)[number];
+
+export interface StoppingSettings {
+  readonly repeats: number;
+  /** Parts of a configuration, weakest first. */
+  readonly base: readonly unknown[];
+}
+
+export function stoppingPlan({ repeats, base }: StoppingSettings): Plan {
+  const { seed } = resolveConfig(...base);
+  return listPlan(
+    Array.from({ length: repeats }, (_, r) => seed + r).flatMap((s) =>
+      WAYS.map((afterStop) => ({
+        key: `${afterStop}-${s}`,
+        label: `${afterStop}, seed ${s}`,
+        config: resolveConfig(...base, { seed: s, testAtEnd: true, earlyStopping: { afterStop } }),
+      })),
+    ),
+  );
+}
+
+/** @throws DownpourError DP_EXPERIMENT_INVALID: two of the ways train on the validation part. */
+export function checkTestPart({ testCount }: DataSummary): void {
+  if (testCount > 0) return;
+  throw new DownpourError(
+    'DP_EXPERIMENT_INVALID',
+    "the experiment's data has no test part: retrain and continue train on the validation part, so only a test part can compare the three; return one from data()",
+  );
+}
+
+interface WayResult {
+  readonly way: Way;
+  readonly trials: readonly Trial[];
+  readonly error: Estimate | null;
+  readonly loss: Estimate | null;
+  readonly steps: number;
+  readonly seconds: number;
+  /** Of the test error to restore's, seed by seed. */
+  readonly difference: Estimate | null;
+}
+
+export function stoppingReport(name: string, trials: readonly Trial[]): Report {
+  const results = resultsOf(trials);
+  const errors = trials.flatMap(({ test }) => test?.error ?? []);
+  const format = errorFormat(errors);
+  const spread = (e: Estimate | null, f: (value: number) => string) =>
+    e === null ? '–' : e.count < 2 ? f(e.mean) : `${f(e.mean)} ± ${f(e.standardError)}`;
+  const rows = results.map(({ way, error, loss, steps, seconds, difference, trials: own }) => [
+    way,
+    spread(error, format),
+    numberText(loss?.mean),
+    way === 'restore' ? '–' : spread(difference, format),
+    String(Math.round(steps)),
+    `${seconds.toFixed(1)} s`,
+    String(own.filter(({ test }) => test !== null).length),
+  ]);
+  return {
+    title: `Three ways after early stopping ${name}`,
+    headings: [
+      'way',
+      'test error',
+      'test loss',
+      'difference to restore',
+      'updates',
+      'time',
+      'seeds',
+    ],
+    rows,
+    advice: adviceOf(results, format),
+    plots: {
+      'stopping.svg': chart({
+        title: 'Test error against updates',
+        x: { label: 'updates, refit included' },
+        y: { label: 'test error' },
+        series: results.map(({ way, trials: own }) => ({
+          name: way,
+          style: 'scatter',
+          points: own.map(({ step, test }) => ({ x: step, y: test?.error ?? Number.NaN })),
+        })),
+      }),
+    },
+    facts: {
+      study: name,
+      ways: results.map(({ trials: own, ...rest }) => ({
+        ...rest,
+        runs: own.map(({ id, config, step, seconds, test, best, end }) => ({
+          ...{ run: id, seed: config.seed, step, seconds, test, best, end },
+        })),
+      })),
+    },
+  };
+}
+
+function resultsOf(trials: readonly Trial[]): WayResult[] {
+  const of = (way: Way) => trials.filter(({ config }) => config.earlyStopping.afterStop === way);
+  const restored = new Map(of('restore').map(({ config, test }) => [config.seed, test?.error]));
+  const known = (values: readonly (number | null | undefined)[]) => {
+    const finite = values.filter((value) => value != null);
+    return finite.length === 0 ? null : estimate(finite);
+  };
+  return WAYS.map((way) => {
+    const own = of(way);
+    return {
+      ...{ way, trials: own },
+      error: known(own.map(({ test }) => test?.error)),
+      loss: known(own.map(({ test }) => test?.loss)),
+      steps: own.reduce((sum, { step }) => sum + step / own.length, 0),
+      seconds: own.reduce((sum, { seconds }) => sum + seconds / own.length, 0),
+      difference: known(
+        own.map(({ config, test }) => {
+          const base = restored.get(config.seed);
+          return test?.error == null || base == null ? null : test.error - base;
+        }),
+      ),
+    };
+  });
+}
+
+function adviceOf(results: readonly WayResult[], format: (value: number) => string): string {
+  const [restore, retrain, onward] = results as [WayResult, WayResult, WayResult];
+  const parts: string[] = [];
+  const failed = results.flatMap(({ trials }) =>
+    trials.filter(({ end }) => end?.kind === 'failed'),
+  );
+  if (failed.length > 0) parts.push(`${failed.length} runs failed and are not counted.`);
+  for (const { way, difference, steps } of [retrain, onward]) {
+    if (!difference) {
+      parts.push(`${way} gave no test error.`);
+      continue;
+    }
+    const sign = difference.mean < 0 ? 'lowers' : 'raises';
+    const size = format(Math.abs(difference.mean));
+    const sure =
+      difference.count < 2
+        ? 'one seed: not to be relied on'
+        : difference.low <= 0 && difference.high >= 0
+          ? `95 % confidence ${format(difference.low)} … ${format(difference.high)}: no difference is shown`
+          : `95 % confidence ${format(difference.low)} … ${format(difference.high)}`;
+    const algorithm = way === 'retrain' ? 'Algorithm 7.2' : 'Algorithm 7.3';
+    parts.push(
+      `${way} (${algorithm}) ${sign} the test error by ${size} (${sure}) for ${(steps / restore.steps).toFixed(1)} times the updates.`,
+    );
+  }
+  const better = [retrain, onward].filter(({ difference: d }) => d && d.count > 1 && d.high < 0);
+  const choice = better.sort((a, b) => a.difference!.mean - b.difference!.mean)[0];
+  parts.push(
+    choice
+      ? `Choose ${choice.way}: the validation examples are worth their training here.`
+      : 'Choose restore: it costs nothing more, and its validation part still tells how good the model is; retrain is worth a try where data is scarce.',
+    'Continue has no count of updates to aim at and may never reach its target (Deep Learning §7.8); it then ends at its limit.',
+  );
+  return parts.join(' ');
+}
