@@ -249,7 +249,7 @@ function neededText(
 function plot(sizes: readonly Size[], fit: Extrapolation | null, target: number | null): string {
   const bars = ({ mean, standardError }: Estimate) =>
     Number.isFinite(standardError)
-      ? { low: Math.max(mean - standardError, mean / 100), high: mean + standardError }
+      ? { low: Math.max(mean - standardError, mean / 2), high: mean + standardError }
       : {};
   const ns = sizes.map(({ n }) => n);
   const [first, last] = [Math.min(...ns), 10 * Math.max(...ns)];
@@ -266,7 +266,12 @@ function plot(sizes: readonly Size[], fit: Extrapolation | null, target: number 
     y: { label: 'error', log: true },
     series: [
       { name: '', style: 'band', color: 0, points: along },
-      { name: 'power law, 90 % of fits', style: 'dashed', color: 0, points: along },
+      {
+        name: 'power law, 90 % of fits',
+        style: 'dashed',
+        color: 0,
+        points: along.map(({ x, y }) => ({ x, y })),
+      },
       {
         name: 'validation',
         style: 'scatter',

@@ -87,10 +87,15 @@ export function chart({ title, x, y, series }: ChartOptions): string {
       }
     }
   });
+  const drawn = series.flatMap(({ points }) =>
+    points
+      .filter((point) => xs.holds(point.x) && ys.holds(point.y))
+      .map((point) => ({ x: xs.at(point.x), y: ys.at(point.y) })),
+  );
   const named = series
     .map(({ name, color }, i) => ({ name, color: colorOf(color ?? i) }))
     .filter(({ name }) => name !== '');
-  return svg(title, [...parts, legend(named)]);
+  return svg(title, [...parts, legend(named, drawn)]);
 }
 
 export interface ParallelAxis {
@@ -132,7 +137,7 @@ export function parallelCoordinates(options: {
     for (const { place, text } of ticks) {
       parts.push(
         `<path d="M${x - 4} ${yOf(place)}h8" stroke="${INK}"/>`,
-        `<text x="${x + 7}" y="${yOf(place) + 4}" font-size="11">${escapeXml(text)}</text>`,
+        `<text x="${x + 7}" y="${yOf(place) + 4}" font-size="11" stroke="#ffffff" stroke-width="3" paint-order="stroke">${escapeXml(text)}</text>`,
       );
     }
     // Two heights, so that the names of neighbours do not run into each other.
@@ -235,17 +240,30 @@ function frame(xs: Scale, ys: Scale, xLabel: string, yLabel: string): string {
   return parts.join('');
 }
 
-function legend(named: readonly { name: string; color: string }[]): string {
+/** In the corner where it hides least. */
+function legend(
+  named: readonly { name: string; color: string }[],
+  drawn: readonly { x: number; y: number }[],
+): string {
   if (named.length < 2) return '';
   const longest = Math.max(...named.map(({ name }) => name.length));
-  const width = 34 + 7.2 * longest;
-  const x = WIDTH - MARGIN.right - width - 6;
+  const width = round(34 + 6.4 * longest);
+  const height = 18 * named.length + 8;
+  const corners = [WIDTH - MARGIN.right - width - 6, MARGIN.left + 6].flatMap((x) =>
+    [MARGIN.top + 4, HEIGHT - MARGIN.bottom - height - 4].map((y) => ({ x, y })),
+  );
+  const hidden = (corner: { x: number; y: number }) =>
+    drawn.filter(
+      ({ x, y }) =>
+        x >= corner.x && x <= corner.x + width && y >= corner.y && y <= corner.y + height,
+    ).length;
+  const { x, y } = corners.reduce((a, b) => (hidden(b) < hidden(a) ? b : a));
   const rows = named.map(
     ({ name, color }, i) =>
-      `<path d="M${x + 8} ${MARGIN.top + 17 + 18 * i}h14" stroke="${color}" stroke-width="3"/>` +
-      `<text x="${x + 28}" y="${MARGIN.top + 21 + 18 * i}">${escapeXml(name)}</text>`,
+      `<path d="M${x + 8} ${y + 13 + 18 * i}h14" stroke="${color}" stroke-width="3"/>` +
+      `<text x="${x + 28}" y="${y + 17 + 18 * i}">${escapeXml(name)}</text>`,
   );
-  const box = `<rect x="${x}" y="${MARGIN.top + 4}" width="${width}" height="${18 * named.length + 8}" fill="#ffffff" fill-opacity="0.85" stroke="${PALE}"/>`;
+  const box = `<rect x="${x}" y="${y}" width="${width}" height="${height}" fill="#ffffff" fill-opacity="0.85" stroke="${PALE}"/>`;
   return box + rows.join('');
 }
 
