@@ -27,6 +27,8 @@ export class Coordinator {
   readonly #keeper: Keeper;
   readonly #runs = new Map<string, Run>();
   readonly #sessions = new Set<Session>();
+  /** Their connections stand still until there is room for a push, the longest waiting first. */
+  readonly #awaiting = new Set<Session>();
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, WorkerSummary>();
   readonly #errors = new Map<ErrorCode, number>();
@@ -147,6 +149,10 @@ export class Coordinator {
       if (now - session.lastSeen > silenceMs) session.terminate();
       else if (now - session.lastSeen > LIMITS.heartbeatMs) session.ping();
     }
+    for (const session of this.#awaiting) {
+      this.#awaiting.delete(session);
+      session.retryLanding(true);
+    }
     this.#keeper.tick(now);
   }
 
@@ -190,7 +196,23 @@ export class Coordinator {
     this.log(`worker ${name} connected: ${session.hello!.engine} on ${session.hello!.device}`);
   }
 
+  awaitRoom(session: Session): void {
+    this.#awaiting.add(session);
+  }
+
+  /** A run has room for one more push. */
+  roomFreed(run: Run): void {
+    for (const session of this.#awaiting) {
+      if (session.run !== run) continue;
+      this.#awaiting.delete(session);
+      // Not within the push that has just been dealt with.
+      queueMicrotask(() => session.retryLanding(false));
+      return;
+    }
+  }
+
   farewell(session: Session): void {
+    this.#awaiting.delete(session);
     if (!this.#sessions.delete(session) || !session.hello) return;
     this.log(`worker ${session.hello.worker} has gone`);
     this.#gone.set(session.key, this.#workerSummary(session));

@@ -41,7 +41,8 @@ export class Session {
   #lastSeen: number;
   #lastError: { code: string; message: string } | null = null;
   #closed = false;
-  /** Where pushes land, when the run has no place for them. */
+  #impatient = false;
+  /** Where pushes land, when the run has no room for them. */
   #memory: Uint8Array | null = null;
 
   constructor(connection: Connection, coordinator: Coordinator, connectedAt: string) {
@@ -114,17 +115,37 @@ export class Session {
   // Receiving.
 
   /** Where a payload is to be. What is no push is rare, and the receiver's own memory does. */
-  #land(header: Header, payloadBytes: number | null): Landing | null {
-    const layout = this.#joined ? this.#run?.layout : null;
-    if (header.type !== 'push' || !layout) return null;
-    // The largest of the encodings; of a browser's fragments the length is not known before the end.
-    const bytesMax = 4 * layout.size + 4 * layout.trainableSize;
-    const bytes = payloadBytes ?? 4 * layout.exchangedSize;
-    if (bytes > bytesMax) return null;
-    const place = this.#run!.land(bytes);
-    if (place) return place;
+  #land(header: Header, payloadBytes: number | null): Landing | 'wait' | null {
+    const run = this.#joined ? this.#run : null;
+    if (header.type !== 'push' || !run?.layout) return null;
+    const { exchangedSize, trainableSize } = run.layout;
+    // Of a browser's fragments the length is not known before the end.
+    const bytes = payloadBytes ?? 4 * exchangedSize;
+    // The largest of the encodings.
+    if (bytes > 4 * (exchangedSize + trainableSize + 1)) return null;
+    const room = run.land(bytes);
+    if (room) return { bytes: room.bytes, release: () => this.#giveBack(run, room) };
+    if (bytes <= 4 * exchangedSize && !this.#impatient) {
+      this.#coordinator.awaitRoom(this);
+      return 'wait';
+    }
+    this.#impatient = false;
     if (!this.#memory || this.#memory.length < bytes) this.#memory = new Uint8Array(bytes);
     return { bytes: this.#memory.subarray(0, bytes), release: () => {} };
+  }
+
+  #giveBack(run: Run, room: Landing): void {
+    room.release();
+    this.#coordinator.roomFreed(run);
+  }
+
+  /**
+   * Asks again for the room that its push waits for.
+   * @param impatient it has waited long enough, behind a worker that stalls: any memory will do.
+   */
+  retryLanding(impatient: boolean): void {
+    this.#impatient = impatient;
+    this.#connection.retry();
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {

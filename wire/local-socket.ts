@@ -7,8 +7,8 @@ import { dirname, join } from 'node:path';
 import { errorText } from '../shared/errors.ts';
 
 /**
- * The way between a server and workers on one machine: a unix socket beside the TCP port, a third
- * faster. It lies in a folder that only its user can enter, and its name is new with each start, so
+ * The way between a server and workers on one machine: a unix socket beside the TCP port, faster for
+ * large payloads. It lies in a folder that only its user can enter, and its name is new with each start, so
  * that whoever finds it under the name that the server tells reaches that server and no other.
  */
 

@@ -1,6 +1,11 @@
+import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server } from 'node:http';
+import { createServer as createTlsServer } from 'node:https';
 import { type AddressInfo, connect, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { afterEach, describe, expect, test } from 'vitest';
 import { WebSocket, WebSocketServer } from 'ws';
@@ -57,17 +62,17 @@ function collect(inbox: Inbox, more: Partial<ConnectionEvents> = {}): Connection
 }
 
 interface ServerOptions {
+  readonly http?: Server;
   readonly way?: Way;
   readonly closeMs?: number;
   readonly events?: (connection: Connection, inbox: Inbox) => Partial<ConnectionEvents>;
 }
 
 /** A server on a port of its own; `inbox` has what all its connections received. */
-async function serve({ events, ...options }: ServerOptions = {}) {
+async function serve({ events, http = createServer(), ...options }: ServerOptions = {}) {
   const inbox = new Inbox();
   const connections: Connection[] = [];
   const sockets = new Set<Duplex>();
-  const http: Server = createServer();
   http.on('connection', (socket) => sockets.add(socket));
   http.on('upgrade', (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     const problem = upgradeProblem(request);
@@ -289,6 +294,44 @@ describe.each(WAYS)('the `ws` package, %s', (way) => {
     expect(await inbox.next()).toBe('closed 1012 later');
   });
 });
+
+const noOpenssl = spawnSync('openssl', ['version']).status !== 0 && !process.env.CI;
+test.skipIf(noOpenssl)(
+  'over TLS, payloads are copied once (openssl makes the certificate)',
+  async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'downpour-tls-'));
+    cleanUps.push(() => rmSync(folder, { recursive: true }));
+    const [keyFile, certFile] = [join(folder, 'key.pem'), join(folder, 'cert.pem')];
+    const request = 'req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1';
+    const { status, stderr } = spawnSync(
+      'openssl',
+      `${request} -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -keyout ${keyFile} -out ${certFile}`.split(
+        ' ',
+      ),
+      { encoding: 'utf8' },
+    );
+    expect(status, stderr).toBe(0);
+    const cert = readFileSync(certFile);
+    const server = await serve({
+      http: createTlsServer({ key: readFileSync(keyFile), cert }),
+      events: (connection, inbox) => ({
+        message(header, payload, landing) {
+          inbox.put(shown(header, payload));
+          connection.send({ ...header }, [payload], () => landing?.release());
+        },
+      }),
+    });
+    const { connection, inbox } = await open(server.url.replace('ws:', 'wss:'), {
+      tls: { ca: cert },
+    });
+    expect([connection.way, server.connections[0]!.way]).toEqual(['copied', 'copied']);
+    const payload = bytes(floats(1_000_000));
+    connection.send({ type: 'push' }, [payload]);
+    expect(await inbox.next()).toEqual(['push', payload.length, sumOf(payload)]);
+    connection.close(1000);
+    expect(await inbox.next()).toBe('closed 1000');
+  },
+);
 
 describe('closing', () => {
   test.each<[string, string, string, string, string]>([

@@ -3,8 +3,9 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { readCheckpoint } from '../../server/checkpoint.ts';
+import { Run } from '../../server/core/run.ts';
 import { type Serving, serve } from '../../server/main.ts';
 import { encodeFrame } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
@@ -207,6 +208,60 @@ describe('a run over real sockets', () => {
     await worker.expect('idle');
     const id = await createRun(url);
     expect((await worker.expect('assign')).run).toBe(id);
+  });
+});
+
+describe('room for pushes', () => {
+  afterEach(() => {
+    vi.restoreAllMocks();
+  });
+
+  test('a push waits until another one has given its room back', async () => {
+    const { url } = await start(await folder());
+    await createRun(url, { consistency: { stalenessMax: 5 } });
+    const [first, second] = [await ProtocolWorker.connect(url), await ProtocolWorker.connect(url)];
+    const works = [await first.enter(problem), await second.enter(problem)];
+    const { land } = Run.prototype;
+    let asked: () => void = () => {};
+    const waits = new Promise<void>((resolve) => {
+      asked = resolve;
+    });
+    let rooms = 0;
+    vi.spyOn(Run.prototype, 'land').mockImplementation(function (this: Run, bytes) {
+      asked();
+      return rooms > 0 ? land.call(this, bytes) : null;
+    });
+    first.push(problem, works[0]!);
+    await waits;
+    rooms = 1;
+    second.push(problem, works[1]!);
+    for (const worker of [first, second]) {
+      expect((await worker.expect('work')).acknowledgement?.outcome).toBe('applied');
+    }
+  });
+
+  test('but not for ever behind workers that stall', async () => {
+    const { url } = await start(await folder());
+    await createRun(url);
+    const worker = await ProtocolWorker.connect(url);
+    const work = await worker.enter(problem);
+    vi.spyOn(Run.prototype, 'land').mockReturnValue(null);
+    worker.push(problem, work);
+    expect((await worker.expect('work')).acknowledgement?.outcome).toBe('applied');
+  });
+
+  test('a worker that leaves while its push waits leaves nothing behind', async () => {
+    const { url } = await start(await folder());
+    await createRun(url);
+    const worker = await ProtocolWorker.connect(url);
+    const work = await worker.enter(problem);
+    const land = vi.spyOn(Run.prototype, 'land').mockReturnValue(null);
+    worker.push(problem, work);
+    while (land.mock.calls.length === 0) await new Promise(setImmediate);
+    worker.terminate();
+    land.mockRestore();
+    const other = await ProtocolWorker.connect(url);
+    expect((await other.work(problem, await other.enter(problem))).type).toBe('end');
   });
 });
 
