@@ -70,9 +70,13 @@ export interface StudyContext {
   readonly config: RunConfig;
 }
 
-/** Stronger than what the user writes: studies compare on the validation part. */
+/** Stronger than what the user writes: studies compare on the validation part, and refit nothing. */
 export function studyBase(options: StudyCommandOptions): Record<string, unknown> {
-  return { testAtEnd: false, workersMax: options.workersPerTrial };
+  return {
+    testAtEnd: false,
+    workersMax: options.workersPerTrial,
+    earlyStopping: { afterStop: 'restore' },
+  };
 }
 
 /** Conducts a study from its command line. @returns the exit code. */
@@ -124,6 +128,8 @@ export async function studyCommand(
       plan: definition.plan,
       ...(definition.checkData ? { checkData: definition.checkData } : {}),
       ...(pool ? { failed: pool.failed } : {}),
+      // Shared by several, a trial that waits would take single workers from those that run.
+      lookahead: options.workersPerTrial === 1 ? 1 : 0,
       signal: interruption.signal,
       onEvent: tellProgress(progress, definition.trialCount),
     });

@@ -83,14 +83,20 @@ async function mustHaveExperiment(run: RunDetail, options: FollowOptions): Promi
   );
 }
 
-async function newestUnfinished(client: RestClient): Promise<string> {
+/** Trials of a study are left out: calling the study again goes on with those that should. */
+export async function newestUnfinished(client: Pick<RestClient, 'runs' | 'run'>): Promise<string> {
   const runs = (await client.runs())
     .filter(({ phase }) => phase !== 'finished' && phase !== 'failed')
     .sort((a, b) => b.createdAt.localeCompare(a.createdAt));
-  if (runs[0]) return runs[0].id;
+  for (const { id } of runs) {
+    const { workersMax } = (await client.run(id)).config;
+    if (workersMax === null) return id;
+  }
+  const trials =
+    runs.length > 0 ? '; trials of a study go on when its command is called again' : '';
   throw new DownpourError(
     'DP_NOT_FOUND',
-    'there is no run to go on with: all have ended; `downpour status` lists them, `downpour train` starts one',
+    `there is no run to go on with: all have ended${trials}; \`downpour status\` lists them, \`downpour train\` starts one`,
   );
 }
 

@@ -35,7 +35,7 @@ export function searchReport(
   const rows = order.map((trial, i) => [
     String(i + 1),
     String(trial.index),
-    trial.end?.kind === 'failed' ? 'diverged' : format(values[i]),
+    trial.end?.kind === 'failed' ? '–' : format(values[i]),
     String(trial.evaluations.length),
     trial.end?.kind ?? trial.phase,
     ...paths.map((path) => (trial.point[path] === undefined ? '–' : valueText(trial.point[path]))),
@@ -125,7 +125,7 @@ function adviceOf(
   const [best, second] = order;
   const value = best ? trialValue(best, metric) : Infinity;
   if (!best || !Number.isFinite(value)) {
-    return 'No trial reached a finite value: all diverged or failed. Lower the range of learningRate by a factor of ten, or set clip.norm, and search again.';
+    return `No trial reached a finite value; the first ended so: ${order[0]?.end?.reason ?? 'unknown'}. Where they diverged, lower the range of learningRate by a factor of ten, or set clip.norm, and search again.`;
   }
   const parts = [
     `The best of ${order.length} trials is trial ${best.index} with a validation ${metric} of ${format(value)} (${best.label}).`,
@@ -136,7 +136,10 @@ function adviceOf(
       `${ends('killed')} trials were ended early; the search cost ${percentText(cost.used / cost.inFull)} of what all trials in full would have.`,
     );
   }
-  if (ends('failed') > 0) parts.push(`${ends('failed')} trials diverged or failed.`);
+  const failed = order.filter(({ end }) => end?.kind === 'failed');
+  if (failed.length > 0) {
+    parts.push(`${failed.length} of them failed; the first: ${failed[0]!.end!.reason}.`);
+  }
   for (const [path, dimension] of Object.entries(space)) {
     const at = best.point[path];
     if (at === undefined || dimension.kind === 'choice') continue;

@@ -85,6 +85,11 @@ export interface StudyOptions {
   readonly plan: Plan;
   /** Trials at the same time. */
   readonly parallel: number;
+  /**
+   * More trials that wait on the server, so that a worker that becomes free has something at once;
+   * default: 1.
+   */
+  readonly lookahead?: number;
   /** Looks at a trial's data as soon as it is known, and throws when the study can't go on. */
   readonly checkData?: (data: DataSummary) => void;
   readonly signal: AbortSignal;
@@ -115,8 +120,6 @@ const POLL_MS = 250;
 const PATIENCE_MS = 600_000;
 /** A run nobody works for while workers are idle: they have refused it. */
 const REFUSED_MS = 10_000;
-/** One trial waits on the server, so that a worker that becomes free has something at once. */
-const LOOKAHEAD = 1;
 const OVER: readonly (Phase | 'missing')[] = ['finished', 'stopped', 'failed'];
 
 /** Conducts a study to its end, or until the signal. @throws DownpourError. */
@@ -280,11 +283,11 @@ class Conductor {
 
   /** Lets the plan decide until it has nothing more to say. */
   decide(): { changed: boolean; done: boolean } {
-    const { plan, parallel, onEvent } = this.#options;
+    const { plan, parallel, lookahead = 1, onEvent } = this.#options;
     let changed = false;
     for (;;) {
       const active = this.trials.filter(({ desire }) => desire === 'run').length;
-      const decision = plan.decide(this.trials, parallel + LOOKAHEAD - active);
+      const decision = plan.decide(this.trials, parallel + lookahead - active);
       for (const { index, to, level, reason } of decision.change) {
         const trial = this.trials[index]!;
         if (to === 'kill') this.#end(trial, 'killed', reason);

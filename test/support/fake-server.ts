@@ -70,6 +70,7 @@ export class FakeServer {
           this.created.push(run.id);
           return this.#detail(run);
         }),
+      runs: () => call(() => [...this.runs.values()].map((run) => this.#detail(run))),
       run: (id: string) => call(() => this.#detail(find(id))),
       metrics: (id: string) => call(() => ({ evaluations: [...find(id).evaluations] })),
       stop: (id: string) =>
@@ -115,7 +116,7 @@ export class FakeServer {
 
   #detail({ id, body, config, phase, evaluations }: FakeRun): RunDetail {
     const summary: Partial<RunSummary> = {
-      ...{ id, experiment: body.experiment, phase, reason: phase, workers: 1 },
+      ...{ id, experiment: body.experiment, phase, reason: phase, workers: 1, createdAt: id },
       step: evaluations.length,
       examples: evaluations.length * 100,
       seconds: evaluations.length,

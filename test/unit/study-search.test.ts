@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { newestUnfinished } from '../../cli/train.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import type { Space } from '../../shared/space.ts';
 import { createSearchPlan, ranked, type SearchSettings } from '../../study/search.ts';
@@ -249,7 +250,9 @@ describe('the report', () => {
   test('says what to do when nothing worked, and when the best lies at the border', async () => {
     const broken = settings({ trials: 4 });
     const none = await conductStudy(options(new FakeServer(() => Number.NaN), broken));
-    expect(searchReport('s', broken, none.trials, '').advice).toContain('all diverged');
+    expect(searchReport('s', broken, none.trials, '').advice).toContain(
+      'No trial reached a finite value',
+    );
     rmSync(folder, { recursive: true, force: true });
     const rising = settings({
       space: { learningRate: { kind: 'log', low: 0.001, high: 0.01 } },
@@ -276,4 +279,15 @@ test('a run stops by itself after the evaluations that pauseAfter names, and goe
   run.resume();
   worker.train();
   expect([run.phase, evaluated()]).toEqual(['finished', 5]);
+});
+
+test('`downpour resume` leaves the trials of a study to the study', async () => {
+  const server = new FakeServer(curve);
+  const make = (id: string, config: object) =>
+    server.client.createRun({ id, experiment: 'e', experimentHash: 'h', config });
+  await make('b-trial', { workersMax: 1, epochsMax: 9 });
+  await server.client.stop('b-trial');
+  await expect(newestUnfinished(server.client)).rejects.toThrow('its command is called again');
+  await make('a-run', { epochsMax: 9 });
+  expect(await newestUnfinished(server.client)).toBe('a-run');
 });
