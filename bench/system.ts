@@ -11,8 +11,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { cpus, tmpdir } from 'node:os';
+import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout } from 'node:timers/promises';
@@ -22,13 +21,12 @@ import { encodeBf16, encodedBytes, encodeInt8 } from '../shared/compression.ts';
 import type { PartialConfig } from '../shared/config.ts';
 import type { TensorSpec } from '../shared/layout.ts';
 import { random } from '../shared/random.ts';
-import { createRestClient, type RestClient, webSocketAddress } from '../shared/rest-client.ts';
+import { type RestClient, webSocketAddress } from '../shared/rest-client.ts';
 import { Client } from '../worker/client.ts';
 import { engineFolder, readEngine } from '../worker/engine-folder.ts';
 import { hashExperiment } from '../worker/experiment.ts';
+import { cpuMs, ENVIRONMENT, end, keep, PROGRAM, ROOT, startServer } from './processes.ts';
 
-const ROOT = join(import.meta.dirname, '..');
-const PROGRAM = join(ROOT, 'bin', 'downpour.js');
 const EXPERIMENT = 'mnist-mlp';
 const WARM_UP_MS = 60_000;
 
@@ -92,32 +90,23 @@ export async function benchSystem(options: SystemOptions = {}): Promise<SystemRo
 }
 
 async function measure(each: SystemCase, windows: number, windowMs: number) {
-  const folder = await mkdtemp(join(tmpdir(), 'downpour-bench-'));
-  const children: ChildProcess[] = [];
+  const server = await startServer();
+  const workers: ChildProcess[] = [];
   try {
-    const { server, url } = await startServer(folder);
-    children.push(server);
-    const client = createRestClient({ server: url });
-    await createRun(client, each);
-    for (let i = 0; i < each.workers; i++) children.push(startWorker(each, url, i));
-    const exits = children.map((child) =>
-      once(child, 'exit').then(([code]) => {
-        throw new Error(`a process of the benchmark ended with ${code}`);
+    await createRun(server.client, each);
+    for (let i = 0; i < each.workers; i++) workers.push(startWorker(each, server.url, i));
+    const exits = workers.map((worker) =>
+      once(worker, 'exit').then(([code]) => {
+        throw new Error(`a worker of the benchmark ended with ${code}`);
       }),
     );
     for (const exit of exits) exit.catch(() => {});
-    return await Promise.race([
-      sample(
-        client,
-        children.map(({ pid }) => pid!),
-        each,
-        { windows, windowMs },
-      ),
-      ...exits,
-    ]);
+    const pids = [server.pid, ...workers.map(({ pid }) => pid!)];
+    const sampled = sample(server.client, pids, each, { windows, windowMs });
+    return await Promise.race([sampled, ...exits]);
   } finally {
-    await Promise.all(children.reverse().map(end));
-    await rm(folder, { recursive: true, force: true });
+    await Promise.all(workers.map(end));
+    await server.close();
   }
 }
 
@@ -188,36 +177,7 @@ async function reading(client: RestClient, pids: readonly number[]) {
   return { step, at: performance.now(), cpuMs: await Promise.all(pids.map(cpuMs)) };
 }
 
-/** User and system time of a process: fields 14 and 15 of `/proc/PID/stat`, in hundredths. */
-async function cpuMs(pid: number): Promise<number> {
-  try {
-    const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-    return (Number(fields[11]) + Number(fields[12])) * 10;
-  } catch {
-    return Number.NaN;
-  }
-}
-
 // Processes.
-
-/** Of this machine's own processes alone: no Redis, no token. */
-const ENVIRONMENT = { ...process.env, DOWNPOUR_REDIS_URL: '', DOWNPOUR_TOKEN: '' };
-
-async function startServer(folder: string): Promise<{ server: ChildProcess; url: string }> {
-  const args = ['serve', '--port', '0', '--state', join(folder, 'state'), '--json'];
-  const server = spawn(process.execPath, [PROGRAM, ...args], {
-    env: ENVIRONMENT,
-    stdio: ['ignore', 'pipe', 'ignore'],
-  });
-  for await (const line of createInterface({ input: server.stdout! })) {
-    const url = /http:\/\/[0-9.:]+/.exec(line)?.[0];
-    if (!url) continue;
-    server.stdout!.resume();
-    return { server, url };
-  }
-  throw new Error('the server ended before it listened');
-}
 
 function startWorker(each: SystemCase, url: string, index: number): ChildProcess {
   const threads = Math.max(1, Math.floor(cpus().length / each.workers));
@@ -229,23 +189,18 @@ function startWorker(each: SystemCase, url: string, index: number): ChildProcess
           ...['--engine', each.worker, '--threads', String(threads)],
           ...['--experiments', join(ROOT, 'examples')],
         ];
-  const child = spawn(process.execPath, args, {
-    cwd: ROOT,
-    env: ENVIRONMENT,
-    stdio: ['ignore', 'ignore', 'pipe'],
-  });
+  const child = keep(
+    spawn(process.execPath, args, {
+      cwd: ROOT,
+      env: ENVIRONMENT,
+      stdio: ['ignore', 'ignore', 'pipe'],
+    }),
+  );
   // Only what went wrong.
   createInterface({ input: child.stderr! }).on('line', (line) => {
     if (line.startsWith('error')) console.error(line);
   });
   return child;
-}
-
-async function end(child: ChildProcess): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return;
-  const ended = once(child, 'exit');
-  child.kill('SIGKILL');
-  await ended;
 }
 
 // The simulated worker.

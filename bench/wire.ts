@@ -9,10 +9,8 @@
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
 import { createServer, type IncomingMessage } from 'node:http';
 import { type AddressInfo, createServer as createNetServer, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { fileURLToPath, pathToFileURL } from 'node:url';
@@ -21,6 +19,7 @@ import type { ConnectionEvents } from '../wire/connection.ts';
 import { accept, dial } from '../wire/handshake.ts';
 import { Memories } from '../wire/memories.ts';
 import { openInto, readInto, type Sink } from '../wire/node-sockets.ts';
+import { keep, temporaryFolder } from './processes.ts';
 
 /**
  * `net`: plain sockets; `copied`: our connection without undocumented parts of Node; `ws`: the package as
@@ -268,9 +267,9 @@ interface Server {
 }
 
 async function startServer(): Promise<Server> {
-  const folder = mkdtempSync(join(tmpdir(), 'downpour-bench-'));
-  const child = fork(fileURLToPath(import.meta.url), ['--server', folder]);
-  child.once('exit', () => rmSync(folder, { recursive: true, force: true }));
+  const folder = temporaryFolder();
+  const child = keep(fork(fileURLToPath(import.meta.url), ['--server', folder.path]));
+  child.once('exit', () => folder.remove());
   const ask = async (message: object) => {
     child.send(message);
     return (await once(child, 'message'))[0] as { cpuSeconds: number };

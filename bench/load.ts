@@ -1,0 +1,267 @@
+import type { NetConnectOpts } from 'node:net';
+import { performance } from 'node:perf_hooks';
+import { bytesOf } from '../shared/codec.ts';
+import { encodeBf16, encodedBytes, encodeInt8, encodeTopk } from '../shared/compression.ts';
+import type { PushCompression } from '../shared/config.ts';
+import { webSocketAddress } from '../shared/rest-client.ts';
+import { Client } from '../worker/client.ts';
+import { type Exchange, type Link, openPlain } from './limits.ts';
+import { obey, startTold, type Told } from './processes.ts';
+
+/**
+ * Simulated workers: they speak the real protocol through the worker's own client, with a gradient
+ * that is ready, and without TensorFlow. A process holds one or many of them, or the same number of
+ * plain sockets, for the limit.
+ */
+
+/** The experiment that runs of the benchmark claim to train. */
+export const EXPERIMENT = { experiment: 'bench', experimentHash: 'simulated' } as const;
+
+export interface LoadOptions {
+  /** How many in this process. */
+  readonly count: number;
+  /** Of the first one; the others count up. */
+  readonly index?: number;
+  /** Round trips that one worker has under way. */
+  readonly inFlight?: number;
+  readonly to: ServerEnd | PlainEnd;
+}
+export interface ServerEnd {
+  readonly url: string;
+  readonly run: string;
+  readonly transport: 'tcp' | 'unix';
+  readonly elements: number;
+  readonly push: PushCompression['kind'];
+}
+export interface PlainEnd {
+  readonly plain: NetConnectOpts;
+  readonly exchange: Exchange;
+}
+
+export interface LoadResult {
+  /** Of all workers of the process. */
+  readonly roundTripsPerSecond: number;
+  /** Round trips of each worker. */
+  readonly counts: readonly number[];
+  /** Of each round trip, ms. */
+  readonly latencies: Float64Array;
+}
+
+/** A process of simulated workers. */
+export interface Load {
+  open(options: LoadOptions): Promise<void>;
+  /** All of them push for so long, each as fast as it gets answers. */
+  run(seconds: number): Promise<LoadResult>;
+  /** Takes its workers off; the process stays. */
+  disconnect(): Promise<void>;
+  close(): Promise<void>;
+}
+
+export function startLoad(): Load {
+  const told: Told = startTold(import.meta.filename, ['--load']);
+  return {
+    open: (options) => told.ask({ open: options }),
+    run: (seconds) => told.ask({ run: seconds }),
+    disconnect: () => told.ask({ disconnect: true }),
+    close: () => told.close(),
+  };
+}
+
+/** Several processes together, as one. */
+export async function runTogether(loads: readonly Load[], seconds: number): Promise<LoadResult> {
+  const results = await Promise.all(loads.map((load) => load.run(seconds)));
+  const latencies = new Float64Array(results.reduce((sum, r) => sum + r.latencies.length, 0));
+  let at = 0;
+  for (const each of results) {
+    latencies.set(each.latencies, at);
+    at += each.latencies.length;
+  }
+  return {
+    roundTripsPerSecond: results.reduce((sum, each) => sum + each.roundTripsPerSecond, 0),
+    counts: results.flatMap(({ counts }) => counts),
+    latencies,
+  };
+}
+
+// Inside the process.
+
+/** One worker, and what it does now. */
+class Simulated {
+  readonly #inFlight: number;
+  #link: Link | null = null;
+  /** When the round trips under way began; they end in their order. */
+  readonly #begun: number[] = [];
+  #until = 0;
+  #last = 0;
+  #latencies: number[] = [];
+  #done: (() => void) | null = null;
+
+  private constructor(inFlight: number) {
+    this.#inFlight = inFlight;
+  }
+
+  static async open(to: LoadOptions['to'], index: number, inFlight: number): Promise<Simulated> {
+    const worker = new Simulated(inFlight);
+    const answered = () => worker.#answered();
+    worker.#link =
+      'plain' in to
+        ? await openPlain(to.plain, to.exchange, answered)
+        : await openClient(to, `w-${index}`, answered);
+    return worker;
+  }
+
+  #ask(now: number): void {
+    this.#begun.push(now);
+    this.#link!.ask();
+  }
+
+  #answered(): void {
+    const now = performance.now();
+    this.#latencies.push(now - this.#begun.shift()!);
+    this.#last = now;
+    if (now < this.#until) this.#ask(now);
+    else if (this.#begun.length === 0) this.#done?.();
+  }
+
+  async run(seconds: number): Promise<{ latencies: number[]; perSecond: number }> {
+    const start = performance.now();
+    this.#until = start + 1000 * seconds;
+    this.#latencies = [];
+    const done = new Promise<void>((resolve) => {
+      this.#done = resolve;
+    });
+    for (let i = 0; i < this.#inFlight; i++) this.#ask(start);
+    await done;
+    const latencies = this.#latencies;
+    return { latencies, perSecond: (1000 * latencies.length) / (this.#last - start) };
+  }
+
+  close(): Promise<void> {
+    return this.#link!.close();
+  }
+}
+
+/** A worker of the real protocol. Resolves when it has joined and holds minibatches. */
+function openClient(to: ServerEnd, worker: string, answered: () => void): Promise<Link> {
+  const { url, run, transport, elements, push } = to;
+  const gradient = gradientOf(elements);
+  const encoded = encodedOf(gradient, push);
+  const client = new Client({
+    server: webSocketAddress(url),
+    hello: {
+      ...{ worker, run, engine: 'none', device: 'none' },
+      experiments: { [EXPERIMENT.experiment]: EXPERIMENT.experimentHash },
+    },
+    signal: new AbortController().signal,
+    log: () => {},
+    localSocket: transport === 'unix',
+    localSocketBytesMin: transport === 'unix' ? 0 : Number.POSITIVE_INFINITY,
+  });
+  let current = { step: 0, generation: 0 };
+  let leases: readonly { readonly id: number }[] = [];
+  const link: Link = {
+    ask() {
+      const free = leases.find(({ id }) => !client.unacknowledged.some((p) => p.lease === id));
+      if (!free) throw new Error(`${worker} has no minibatch for another push`);
+      client.push(
+        { run, lease: free.id, ...current, loss: 1, computeMs: 0, encoding: push },
+        encoded.length,
+        (payload) => payload.set(encoded),
+      );
+    },
+    close: () => client.close(),
+  };
+  return new Promise((resolve, reject) => {
+    const follow = async () => {
+      for (;;) {
+        const { message, release } = await client.next();
+        release?.();
+        if (message.type === 'end') throw new Error(`the run ended: ${message.reason}`);
+        if (message.type === 'assign') {
+          client.send({
+            ...{ type: 'join', run, experimentHash: message.experimentHash },
+            tensors: [{ name: 'weights', shape: [elements], role: 'trainable' }],
+            data: {
+              // So many that no epoch ends.
+              ...{ trainCount: 2 ** 31 - 1, validationCount: 1, testCount: 0 },
+              ...{ fingerprint: '0'.repeat(64), source: 'simulated' },
+            },
+          });
+        } else if (message.type === 'initialise') {
+          client.send({ type: 'initialised', run, grant: message.grant }, gradient);
+        } else if (message.type === 'work') {
+          const { step, generation, acknowledgement } = message;
+          leases = message.leases;
+          current = { step, generation };
+          if (!acknowledgement) {
+            if (leases.length > 0) resolve(link);
+            continue;
+          }
+          client.acknowledge(acknowledgement);
+          if (acknowledgement.outcome !== 'applied') {
+            throw new Error(`a push was ${acknowledgement.outcome}: ${acknowledgement.message}`);
+          }
+          answered();
+        }
+      }
+    };
+    follow().catch((error: unknown) => {
+      reject(error);
+      // Nobody waits for the link any more: the process must not go on as if all were well.
+      process.nextTick(() => {
+        throw error;
+      });
+    });
+  });
+}
+
+// Large ones take long to make, and all workers of a process push the same.
+let lastGradient = new Float32Array();
+let lastEncoded: { kind: PushCompression['kind']; bytes: Uint8Array } | null = null;
+
+/** Small numbers of both signs, none of them like its neighbours. */
+function gradientOf(elements: number): Float32Array {
+  if (lastGradient.length === elements) return lastGradient;
+  lastEncoded = null;
+  lastGradient = new Float32Array(elements);
+  for (let i = 0; i < elements; i++) lastGradient[i] = 1e-6 * (((i * 7919) % 2001) - 1000);
+  return lastGradient;
+}
+
+function encodedOf(gradient: Float32Array, kind: PushCompression['kind']): Uint8Array {
+  if (lastEncoded?.kind === kind && lastGradient === gradient) return lastEncoded.bytes;
+  const k = Math.max(1, Math.floor(0.01 * gradient.length));
+  const bytes = new Uint8Array(encodedBytes(kind, gradient.length, k));
+  if (kind === 'f32') bytes.set(bytesOf(gradient));
+  else if (kind === 'bf16') encodeBf16(gradient, bytes);
+  else if (kind === 'int8') encodeInt8(gradient, null, bytes);
+  else encodeTopk(gradient, k, bytes);
+  lastEncoded = { kind, bytes };
+  return bytes;
+}
+
+type Message = { open: LoadOptions } | { run: number } | { disconnect: true };
+
+function beLoad(): void {
+  let workers: Simulated[] = [];
+  obey(async (message: Message) => {
+    if ('open' in message) {
+      const { count, index = 0, inFlight = 1, to } = message.open;
+      for (let i = 0; i < count; i++) workers.push(await Simulated.open(to, index + i, inFlight));
+      return null;
+    }
+    if ('run' in message) {
+      const results = await Promise.all(workers.map((worker) => worker.run(message.run)));
+      return {
+        roundTripsPerSecond: results.reduce((sum, { perSecond }) => sum + perSecond, 0),
+        counts: results.map(({ latencies }) => latencies.length),
+        latencies: Float64Array.from(results.flatMap(({ latencies }) => latencies)),
+      } satisfies LoadResult;
+    }
+    await Promise.all(workers.map((worker) => worker.close()));
+    workers = [];
+    return null;
+  });
+}
+
+if (process.argv[2] === '--load') beLoad();
