@@ -250,9 +250,9 @@ describe('a push', () => {
   test('that was refused for another reason is told', async () => {
     const { trainer, lines } = setUp();
     await trainer.work(work(0, [lease(1, 0, 8)]), theta(1));
-    const refused = { outcome: 'rejected', code: 'DP_TENSOR_SIZE', message: 'too short' };
+    const refused = { outcome: 'rejected', code: 'DP_GRADIENT_NOT_FINITE', message: 'NaN' };
     await trainer.work(work(1, [], applied(1, refused)), none);
-    expect(lines).toEqual([expect.stringMatching(/push 1 .*DP_TENSOR_SIZE too short/)]);
+    expect(lines).toEqual([expect.stringMatching(/push 1 .*DP_GRADIENT_NOT_FINITE NaN/)]);
   });
 
   test('with a loss that is not finite says so by null', async () => {
