@@ -1,6 +1,7 @@
 import { bytesOf } from '../../shared/codec.ts';
 import {
   BLOCK,
+  decodeGradient,
   decodeTopk,
   type Encoding,
   encodedBytes,
@@ -204,13 +205,15 @@ export class Parameters {
 
   /**
    * Applies a gradient and merges statistics, both finite.
-   * @returns false when a parameter overflowed: all of them are as before, the optimizer is spoilt.
+   * @returns false when a parameter overflowed: all of them are as before, or as workers saw them in
+   *   bf16; the optimizer is spoilt.
    */
   update({ gradient, statistics }: StagedPush, clip: Clip, options: StepOptions): boolean {
-    // Workers were sent it, as a rule, so it is there already.
-    const before = this.snapshot();
+    // Workers were sent one, as a rule, so it is there already.
+    const before = this.#snapshots.get('f32') ?? this.#snapshots.get('bf16') ?? this.snapshot();
     if (!this.#optimizer.apply(gradient, clip, options)) {
-      this.#memory.bytes(this.#theta, before.bytes.length).set(before.bytes);
+      const exchanged = this.#vector.subarray(0, this.layout.exchangedSize);
+      decodeGradient(before.encoding, before.bytes, exchanged);
       return false;
     }
     this.#mergeStatistics(statistics);

@@ -463,37 +463,46 @@ export function adam_int8(
   return update(ADAM, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
 }
 
-/** Sum of squares of [0, n), each cut to [−limit, limit] before; NaN or infinite as soon as one is. */
+@inline
+function square(x: v128): v128 {
+  const low = f64x2.promote_low_f32x4(x);
+  const upper = i8x16.shuffle(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+  const high = f64x2.promote_low_f32x4(upper);
+  return f64x2.add(f64x2.mul(low, low), f64x2.mul(high, high));
+}
+
+/**
+ * Sum of squares of [0, n), each cut to [−limit, limit] before; NaN as soon as one is not finite. Four
+ * sums: one addition would wait for the one before.
+ */
 @inline
 function squares(kind: i32, g: usize, scales: usize, n: usize, limit: f32): f64 {
-  const vLimit = f32x4.splat(limit);
-  const lower = f32x4.neg(vLimit);
-  let low = f64x2.splat(0);
-  let high = f64x2.splat(0);
+  const upper = f32x4.splat(limit);
+  const lower = f32x4.neg(upper);
+  let s0 = f64x2.splat(0), s1 = s0, s2 = s0, s3 = s0;
   // Cutting would hide what is infinite: it is looked for in the numbers as they are.
-  let finite = f32x4.splat(0);
+  let f0 = f32x4.splat(0), f1 = f0;
   let i: usize = 0;
-  for (; i + 4 <= n; i += 4) {
-    const x = decoded(kind, g, scales, i);
-    finite = f32x4.add(finite, f32x4.sub(x, x));
-    const y = f32x4.pmin(f32x4.pmax(x, lower), vLimit);
-    const a = f64x2.promote_low_f32x4(y);
-    const b = f64x2.promote_low_f32x4(i8x16.shuffle(y, y, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
-    low = f64x2.add(low, f64x2.mul(a, a));
-    high = f64x2.add(high, f64x2.mul(b, b));
+  for (; i + 16 <= n; i += 16) {
+    const x0 = decoded(kind, g, scales, i);
+    const x1 = decoded(kind, g, scales, i + 4);
+    const x2 = decoded(kind, g, scales, i + 8);
+    const x3 = decoded(kind, g, scales, i + 12);
+    f0 = f32x4.add(f0, f32x4.add(f32x4.sub(x0, x0), f32x4.sub(x1, x1)));
+    f1 = f32x4.add(f1, f32x4.add(f32x4.sub(x2, x2), f32x4.sub(x3, x3)));
+    s0 = f64x2.add(s0, square(f32x4.pmin(f32x4.pmax(x0, lower), upper)));
+    s1 = f64x2.add(s1, square(f32x4.pmin(f32x4.pmax(x1, lower), upper)));
+    s2 = f64x2.add(s2, square(f32x4.pmin(f32x4.pmax(x2, lower), upper)));
+    s3 = f64x2.add(s3, square(f32x4.pmin(f32x4.pmax(x3, lower), upper)));
   }
-  if (i < n) {
+  for (; i < n; i += 4) {
     const x = v128.and(decoded(kind, g, scales, i), lanes(i, 0, n));
-    finite = f32x4.add(finite, f32x4.sub(x, x));
-    const y = f32x4.pmin(f32x4.pmax(x, lower), vLimit);
-    const a = f64x2.promote_low_f32x4(y);
-    const b = f64x2.promote_low_f32x4(i8x16.shuffle(y, y, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
-    low = f64x2.add(low, f64x2.mul(a, a));
-    high = f64x2.add(high, f64x2.mul(b, b));
+    f0 = f32x4.add(f0, f32x4.sub(x, x));
+    s0 = f64x2.add(s0, square(f32x4.pmin(f32x4.pmax(x, lower), upper)));
   }
-  const sum = f64x2.add(low, high);
+  const sum = f64x2.add(f64x2.add(s0, s1), f64x2.add(s2, s3));
   const total = f64x2.extract_lane(sum, 0) + f64x2.extract_lane(sum, 1);
-  return v128.any_true(f32x4.ne(finite, f32x4.splat(0))) ? f64.NaN : total;
+  return v128.any_true(f32x4.ne(f32x4.add(f0, f1), f32x4.splat(0))) ? f64.NaN : total;
 }
 
 export function squares_f32(g: usize, scales: usize, n: usize, limit: f32): f64 {

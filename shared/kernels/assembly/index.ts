@@ -54,7 +54,7 @@ export function encode_int8(values: usize, residual: usize, n: usize, out: usize
     let finite = f32x4.splat(0);
     for (let i = start; i < end; i += 4) {
       const x = summed(values, residual, i, n);
-      largest = f32x4.max(largest, f32x4.abs(x));
+      largest = f32x4.pmax(f32x4.abs(x), largest);
       finite = f32x4.add(finite, f32x4.sub(x, x));
     }
     const a = max(f32x4.extract_lane(largest, 0), f32x4.extract_lane(largest, 1));
@@ -65,18 +65,22 @@ export function encode_int8(values: usize, residual: usize, n: usize, out: usize
     let inverse: f32 = scale > 0 ? 1 / scale : 0;
     // A scale too small for its inverse to be finite: the block is as good as 0.
     if (inverse == f32.POSITIVE_INFINITY) inverse = 0;
+    if (bad) {
+      memory.fill(bytes + start, 0, (end - start + 3) & ~3);
+      continue;
+    }
     const vInverse = f32x4.splat(inverse);
-    const vScale = f32x4.splat(bad ? 0 : scale);
+    const vScale = f32x4.splat(scale);
     for (let i = start; i < end; i += 4) {
       const x = summed(values, residual, i, n);
       const product = f32x4.mul(x, vInverse);
       const cut = f32x4.pmin(f32x4.pmax(product, f32x4.neg(limit)), limit);
-      // What is not a number becomes 0 here.
-      const q = i32x4.trunc_sat_f32x4_s(f32x4.nearest(cut));
+      // Beside 1.5 · 2²³ there are whole numbers only: the sum is rounded, ties to even.
+      const q = i32x4.sub(f32x4.add(cut, f32x4.splat(12582912)), i32x4.splat(0x4b400000));
       const words = i16x8.narrow_i32x4_s(q, q);
       const packed = i8x16.narrow_i16x8_s(words, words);
       v128.store32_lane(bytes + i, packed, 0);
-      if (residual && !bad) {
+      if (residual) {
         const sent = f32x4.mul(f32x4.convert_i32x4_s(q), vScale);
         v128.store(residual + (i << 2), f32x4.sub(x, sent));
       }
