@@ -115,7 +115,10 @@ describe('trainFraction', () => {
     fc.assert(
       fc.property(
         fc.integer({ min: 5, max: 200 }),
-        fc.tuple(fc.double({ min: 0.01, max: 1, noNaN: true }), fc.double({ min: 0.01, max: 1 })),
+        fc.tuple(
+          fc.double({ min: 0.01, max: 1, noNaN: true }),
+          fc.double({ min: 0.01, max: 1, noNaN: true }),
+        ),
         fc.constantFrom(null, 3),
         (count, [a, b], folds) => {
           const validation = { folds, fold: 0, stratified: false };
