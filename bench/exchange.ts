@@ -198,6 +198,16 @@ export function exchangeTable(rows: readonly ExchangeRow[]): Table {
   };
 }
 
+/** GB/s of the best other system of docs/benchmarks.md, measured once on a machine of this kind. */
+const PEERS = [
+  { bytes: 1_000_000, over: 'tcp', peers: 1.79 },
+  { bytes: 16_000_000, over: 'tcp', peers: 1.97 },
+  { bytes: 100_000_000, over: 'tcp', peers: 1.49 },
+  { bytes: 1_000_000, over: 'unix', peers: 1.86 },
+  { bytes: 16_000_000, over: 'unix', peers: 2.27 },
+  { bytes: 100_000_000, over: 'unix', peers: 3.52 },
+] as const;
+
 /** What the rows say about the targets. */
 export function exchangeTargets(rows: readonly ExchangeRow[]): Target[] {
   const find = (bytes: number, workers: number, transport: string, inFlight = 1) =>
@@ -223,6 +233,13 @@ export function exchangeTargets(rows: readonly ExchangeRow[]): Target[] {
     targets.push({
       ...{ what: `server CPU for a GB pushed, with update and answer, ${size}, TCP`, unit: 's' },
       ...{ bound: 'atMost', wanted: 0.35, seen: tcp?.cpuSecondsPerGigabyte ?? null },
+    });
+  }
+  for (const { bytes, over, peers } of PEERS) {
+    const seen = [1, 2].map((workers) => find(bytes, workers, over)?.gigabytesPerSecond ?? 0);
+    targets.push({
+      what: `push+pull, ${formatBytes(bytes)}, ${over}, the better of 1 and 2 workers, against the best peer over ${over === 'tcp' ? 'TCP' : 'shared memory'}`,
+      ...{ unit: 'GB/s', bound: 'atLeast', wanted: peers, seen: Math.max(...seen) || null },
     });
   }
   const { bytes, workers, inFlight } = PIPELINED;

@@ -9,7 +9,7 @@ import {
   startLoad,
 } from './load.ts';
 import { cpuMs, startServer } from './processes.ts';
-import { median, quantile, type Table } from './report.ts';
+import { formatCell, median, quantile, type Table } from './report.ts';
 
 /**
  * Many workers on one server, with the MLP's 203,530 parameters: what a connected worker costs in
@@ -34,8 +34,10 @@ export interface FleetRow {
 
 export interface Fleet {
   readonly rows: readonly FleetRow[];
-  /** Of the server's resident memory for one more idle worker; may be below 0 on a noisy heap. */
-  readonly idleWorkerKilobytes: number;
+  /** Of the server's resident memory, for one more worker that is connected and idle. */
+  readonly idleKilobytes: number;
+  /** And for one more that pushes: room for its push, what waits to be sent to it. */
+  readonly busyKilobytes: number;
 }
 
 export interface FleetOptions {
@@ -90,7 +92,7 @@ export async function benchFleet(options: FleetOptions): Promise<Fleet> {
   }
 
   /** The busy ones push, then as many plain sockets exchange the same bytes, by turns. */
-  async function measure(idleNow: number, busyNow: number): Promise<FleetRow> {
+  async function measure(idleNow: number, busyNow: number, repetitions: number) {
     const used = busyLoads.slice(0, Math.min(busyNow, busyLoads.length));
     const turns: { real: LoadResult; plain: LoadResult; cpu: number }[] = [];
     for (let i = 0; i < repetitions; i++) {
@@ -108,7 +110,7 @@ export async function benchFleet(options: FleetOptions): Promise<Fleet> {
     }
     const latencies = turns.flatMap(({ real }) => [...real.latencies]);
     const cpu = turns.reduce((sum, each) => sum + each.cpu, 0) / latencies.length;
-    return {
+    const row: FleetRow = {
       idle: idleNow,
       busy: busyNow,
       updatesPerSecond: median(turns.map(({ real }) => real.roundTripsPerSecond)),
@@ -124,27 +126,34 @@ export async function benchFleet(options: FleetOptions): Promise<Fleet> {
       serverCpuMs: Number.isFinite(cpu) ? cpu : null,
       serverRssMegabytes: (await rss()) / 1e6,
     };
+    return row;
   }
 
   try {
     await createRun(server);
     await peer.set(exchange);
-    const rows = [await measure(0, FEW)];
-    // The first ones pay for what all share: code, pools, the landing memory.
+    // The first ones pay for what all share: code, pools, room for pushes.
     const first = Math.ceil(idle / 4);
     progress(`${idle} idle workers connect`);
     await connect(idleLoads, first, 2_000, to);
     const before = await settledRss();
     await connect(idleLoads, idle - first, 3_000, to);
-    const after = await settledRss();
-    rows.push(await measure(idle, FEW), await measure(idle, busy));
-    return { rows, idleWorkerKilobytes: (after - before) / (idle - first) / 1e3 };
+    const idleKilobytes = ((await settledRss()) - before) / (idle - first) / 1e3;
+    // Not counted: compiled code settles.
+    await measure(idle, FEW, 1);
+    const few = await measure(idle, FEW, repetitions);
+    const many = await measure(idle, busy, repetitions);
+    await Promise.all(idleLoads.map((load) => load.disconnect()));
+    const alone = await measure(0, FEW, repetitions);
+    const megabytes = many.serverRssMegabytes - few.serverRssMegabytes;
+    const busyKilobytes = (1e3 * megabytes) / (busy - FEW);
+    return { rows: [alone, few, many], idleKilobytes, busyKilobytes };
   } finally {
     await Promise.all([server.close(), peer.close(), ...all.map((load) => load.close())]);
   }
 }
 
-export function fleetTable({ rows, idleWorkerKilobytes }: Fleet): Table {
+export function fleetTable({ rows, idleKilobytes, busyKilobytes }: Fleet): Table {
   return {
     name: 'fleet',
     question: 'What do many workers cost one server?',
@@ -159,12 +168,8 @@ export function fleetTable({ rows, idleWorkerKilobytes }: Fleet): Table {
       { key: 'fairness', title: 'fewest / most of a worker', digits: 2 },
       { key: 'serverCpuMs', title: 'server CPU ms/update', digits: 2 },
       { key: 'serverRssMegabytes', title: 'server MB', digits: 0 },
-      { key: 'idleWorkerKilobytes', title: 'KB/idle worker', digits: 0 },
     ],
-    rows: rows.map((row) => ({
-      ...row,
-      idleWorkerKilobytes: row.idle > 0 ? idleWorkerKilobytes : null,
-    })),
-    note: 'The MLP 784-256-10: 0.81 MB each way in f32, over TCP. Idle workers have joined, hold minibatches and push nothing. `server MB`: resident, with all that landing memory and snapshots take once they have been used.',
+    rows: rows.map((row) => ({ ...row })),
+    note: `The MLP 784-256-10: 0.81 MB each way in f32, over TCP. Idle workers have joined, hold minibatches and push nothing. Server: resident memory, of which one more idle worker takes ${formatCell(idleKilobytes)} KB and one more busy worker ${formatCell(busyKilobytes)} KB.`,
   };
 }

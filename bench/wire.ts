@@ -137,12 +137,13 @@ async function measure(
       left = count - open;
       for (let i = open; i > 0; i--) link.ask();
     });
-  // Memory, compiled code and the sockets' buffers settle; then it is known how many fit.
+  // Memory, compiled code and the sockets' buffers settle; then it is known how many fit. Where one
+  // alone takes longer than all of it should, its neighbours in size say enough about its spread.
   await run(2);
   const start = performance.now();
-  await run(2 * work.inFlight);
-  const each = (performance.now() - start) / 1000 / (2 * work.inFlight);
-  const count = Math.max(3, Math.ceil(seconds / each));
+  await run(work.inFlight);
+  const each = (performance.now() - start) / 1000 / work.inFlight;
+  const count = Math.max(each > seconds ? 1 : 3, Math.ceil(seconds / each));
   const cpuBefore = await server.cpuSeconds();
   const from = performance.now();
   await run(count);
