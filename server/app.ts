@@ -5,7 +5,7 @@ import type { Duplex } from 'node:stream';
 import swagger from '@fastify/swagger';
 import Fastify, { type FastifyError, type FastifyInstance } from 'fastify';
 import { LIMITS } from '../shared/config.ts';
-import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
+import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
 import type { Coordinator } from './coordinator.ts';
 import { addRoutes, type RoutesOptions } from './routes.ts';
@@ -67,6 +67,11 @@ function acceptWorkers(
     }
     const problem = upgradeProblem(request);
     if (problem !== null) return refuse(socket, 'DP_BODY_INVALID', problem);
+    try {
+      coordinator.mustBeOpen();
+    } catch (error) {
+      return refuse(socket, errorCode(error), errorText(error));
+    }
     const connection = accept(request, socket);
     const session = new Session(connection, coordinator, new Date().toISOString());
     try {

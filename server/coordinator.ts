@@ -59,7 +59,7 @@ export class Coordinator {
 
   /** @throws DownpourError DP_CONFIG_INVALID, DP_RUN_EXISTS, DP_LIMIT, DP_SERVER_STOPPING or what the state store throws. */
   async create(body: CreateRun): Promise<Run> {
-    this.#mustBeOpen();
+    this.mustBeOpen();
     const config = resolveConfig(body.config);
     if (this.#runs.size >= LIMITS.runCountMax) {
       throw new DownpourError('DP_LIMIT', `${this.#runs.size} runs; at most ${LIMITS.runCountMax}`);
@@ -98,7 +98,7 @@ export class Coordinator {
 
   /** @throws DownpourError DP_RUN_ENDED, DP_RUN_FAILED or DP_SERVER_STOPPING. */
   async resume(id: string): Promise<Run> {
-    this.#mustBeOpen();
+    this.mustBeOpen();
     const run = this.mustFind(id);
     run.resume();
     this.settle(run);
@@ -166,17 +166,16 @@ export class Coordinator {
     for (const session of sessions) session.terminate();
   }
 
-  /** What would begin now would not be in the checkpoints that are being written. */
-  #mustBeOpen(): void {
+  /** @throws DownpourError DP_SERVER_STOPPING: what began now would not be in the last checkpoints. */
+  mustBeOpen(): void {
     if (!this.#closing) return;
     throw new DownpourError('DP_SERVER_STOPPING', 'this server is stopping: try again in a moment');
   }
 
   // Workers.
 
-  /** @throws DownpourError DP_LIMIT or DP_SERVER_STOPPING. */
+  /** @throws DownpourError DP_LIMIT. */
   opened(session: Session): void {
-    this.#mustBeOpen();
     if (this.#sessions.size >= LIMITS.workerCountMax) {
       throw new DownpourError(
         'DP_LIMIT',
