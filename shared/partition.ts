@@ -68,3 +68,28 @@ export function piecesOf({ tensors }: Pick<Layout, 'tensors'>, { start, end }: R
   }
   return pieces;
 }
+
+/**
+ * The layout of one range by itself: tensors and parts of tensors, with offsets within the range. A part
+ * keeps the name, role and shape of its whole tensor, and has its own size.
+ */
+export function partLayout(layout: Layout, range: Range): Layout {
+  const { start, end } = range;
+  if (start === 0 && end === layout.size) return layout;
+  const { trainableSize, exchangedSize } = layout;
+  const within = (from: number, to: number) =>
+    Math.max(0, Math.min(end, to) - Math.max(start, from));
+  return {
+    tensors: piecesOf(layout, range).map(({ tensor, start: first, size }) => ({
+      ...tensor,
+      offset: first - start,
+      size,
+    })),
+    trainableSize: within(0, trainableSize),
+    statisticsSize: within(trainableSize, exchangedSize),
+    frozenSize: within(exchangedSize, layout.size),
+    exchangedSize: within(0, exchangedSize),
+    size: end - start,
+    hash: layout.hash,
+  };
+}

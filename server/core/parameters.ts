@@ -193,14 +193,13 @@ export class Parameters {
   }
 
   /**
-   * The L2 norm of a gradient whose elements are cut to ±limit first; NaN as soon as an element of it
-   * or of the statistics is not finite.
+   * The squared L2 norm of a gradient whose elements are cut to ±limit first; NaN as soon as an element
+   * of it or of the statistics is not finite.
    */
-  norm({ gradient, statistics }: StagedPush, limit: number): number {
+  squares({ gradient, statistics }: StagedPush, limit: number): number {
     if (!Number.isFinite(normAndFinite(statistics))) return Number.NaN;
     const { decoding, address, scales } = gradient;
-    const n = this.layout.trainableSize;
-    return Math.sqrt(this.#kernels[`squares_${decoding}`](address, scales, n, limit));
+    return this.#kernels[`squares_${decoding}`](address, scales, this.layout.trainableSize, limit);
   }
 
   /**
@@ -253,6 +252,27 @@ export class Parameters {
     return tensors;
   }
 
+  /**
+   * The live vectors by the names that `write` takes: all that a checkpoint must keep besides `state()`,
+   * shape [layout.size] of the parameters, [trainableSize] and [exchangedSize] of the others.
+   */
+  vectors(): readonly (readonly [name: string, values: Float32Array])[] {
+    return [[VECTOR, this.#vector], ...this.#state()];
+  }
+
+  /** Overwrites a piece of one of the `vectors`. */
+  write(name: string, start: number, values: Float32Array): void {
+    const vector = this.vectors().find(([known]) => known === name)?.[1];
+    if (!vector || start + values.length > vector.length) {
+      throw new DownpourError(
+        'DP_CHECKPOINT_CORRUPT',
+        `there is no '${name}' of ${start + values.length} elements in this run: its configuration is another one`,
+      );
+    }
+    vector.set(values, start);
+    this.#changed();
+  }
+
   /** The live vectors of optimizer and average by their names in a checkpoint. */
   #state(): [string, Float32Array][] {
     const named = (owner: string, slots: Readonly<Record<string, Float32Array>>) =>
@@ -277,11 +297,19 @@ export class Parameters {
     }
     for (const [name, values] of this.#state())
       values.set(takeTensor(tensors, name, values.length));
+    this.restoreState(state);
+  }
+
+  /** Continues from a checkpoint, once the `vectors` are set. */
+  restoreState(state: ParametersState): void {
     if (state.average) this.#average?.restore(state.average);
     this.#merges = state.merges;
     this.#changed();
   }
 }
+
+/** The parameters among the `vectors`. */
+export const VECTOR = `${STATE_PREFIX}parameters`;
 
 /** A push's payload in the run's memory. */
 export interface StagedPush {

@@ -1,13 +1,8 @@
 import { bytesOf } from '../../shared/codec.ts';
 import { LIMITS, type RunConfig } from '../../shared/config.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
-import {
-  createLayout,
-  type Layout,
-  layoutSpecs,
-  STATE_PREFIX,
-  type TensorSpec,
-} from '../../shared/layout.ts';
+import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../../shared/layout.ts';
+import { partLayout, type Range } from '../../shared/partition.ts';
 import type {
   Acknowledgement,
   DataSummary,
@@ -24,7 +19,7 @@ import { admit } from './consistency.ts';
 import { EarlyStopping, type EarlyStoppingState } from './early-stopping.ts';
 import { Leases, type LeasesState } from './leases.ts';
 import { Observations, type ObservationsState } from './observations.ts';
-import { normAndFinite } from './optimizer.ts';
+import { normAndFinite, type StepOptions } from './optimizer.ts';
 import {
   flatTensor,
   type NamedTensor,
@@ -34,6 +29,14 @@ import {
   takeTensor,
 } from './parameters.ts';
 import { createSchedule, momentumAt, type Schedule, type ScheduleState } from './schedule.ts';
+import {
+  BEST,
+  type RunShards,
+  rangesOf,
+  type SaveKind,
+  type ShardCommand,
+  saveVectors,
+} from './shard.ts';
 import { Snapshot } from './snapshot.ts';
 
 /**
@@ -72,6 +75,8 @@ export type Assignment =
       /** Anybody's at this step: trainable and statistics as they are. Else the payload is for this worker alone. */
       readonly shared: boolean;
       readonly step: number;
+      /** What the other shards are to send it with this. */
+      readonly parts: { readonly capture: number | null; readonly whole: boolean };
     }
   /** Nothing now: a `wake` comes. */
   | { readonly kind: 'wait' }
@@ -89,6 +94,22 @@ interface WorkerRecord {
 }
 type Tally = { applied: number; damped: number; duplicate: number; rejected: number };
 
+/** Trainable and statistics frozen in time, on all shards under one number. */
+interface Capture {
+  readonly id: number;
+  /** Those of the coordinator's own range: shape [exchangedSize] of its layout. */
+  readonly values: Float32Array;
+}
+
+/** Of a push that went to several shards, what the other ones have said. */
+export interface PartsLanded {
+  readonly session: string;
+  /** Of the parts' gradients, NaN: not finite. */
+  readonly squares: number;
+  /** With a part itself. */
+  readonly problem: string | null;
+}
+
 interface PendingEvaluation {
   readonly id: number;
   readonly purpose: 'validation' | 'target' | 'test';
@@ -96,8 +117,7 @@ interface PendingEvaluation {
   readonly step: number;
   readonly phaseStep: number;
   readonly epoch: number;
-  /** Shape [exchangedSize]: frozen in time. */
-  readonly values: Float32Array;
+  readonly capture: Capture;
   worker: string | null;
   deadline: number | null;
 }
@@ -106,8 +126,7 @@ interface Best {
   readonly evaluation: Evaluation;
   /** i* of Algorithm 7.1, in updates since the phase began. */
   readonly phaseStep: number;
-  /** Shape [exchangedSize]. */
-  readonly values: Float32Array;
+  readonly capture: Capture;
   readonly schedule: ScheduleState;
 }
 
@@ -140,22 +159,27 @@ export interface RunState {
   readonly leases: LeasesState | null;
   readonly earlyStopping: EarlyStoppingState;
   readonly observations: ObservationsState;
-  readonly best: Omit<Best, 'values'> | null;
+  readonly best: Omit<Best, 'capture'> | null;
   readonly test: Evaluation | null;
   readonly workers: readonly (readonly [string, number])[];
 }
 
 const emptyTally = (): Tally => ({ applied: 0, damped: 0, duplicate: 0, rejected: 0 });
 const GRACE_MS = 5_000;
-/** The best parameters in a full checkpoint. */
-const BEST = `${STATE_PREFIX}best`;
-
+/** The number of the best parameters of a run that has been restored. */
+export const RESTORED_BEST = 1;
 export class Run {
   readonly options: RunOptions;
   #phase: Phase = 'waiting';
   #resumePhase: Phase = 'waiting';
   #reason = 'waiting for a worker to create the parameters';
+  readonly #shards: RunShards | null;
+  /** Of the whole model. */
+  #layout: Layout | null = null;
+  #ranges: readonly Range[] = [];
+  /** Of the first range, which is all of it as a rule. */
   #parameters: Parameters | null = null;
+  #captures = 0;
   #data: DataSummary | null = null;
   #step = 0;
   /** The step at which the present phase began: its own updates count from there. */
@@ -191,8 +215,10 @@ export class Run {
   readonly #workers = new Map<string, WorkerRecord>();
   #events: RunEvent[] = [];
 
-  constructor(options: RunOptions) {
+  /** @param shards that share the vector; null: all of it is here. */
+  constructor(options: RunOptions, shards: RunShards | null = null) {
     this.options = options;
+    this.#shards = shards;
     this.#schedule = createSchedule(options.config.schedule, options.config);
     this.#earlyStopping = new EarlyStopping(options.config.earlyStopping);
   }
@@ -222,7 +248,17 @@ export class Run {
   }
 
   get layout(): Layout | null {
+    return this.#layout;
+  }
+
+  /** Of the first range: what lands here and is sent from here. */
+  get partLayout(): Layout | null {
     return this.#parameters?.layout ?? null;
+  }
+
+  /** Into how many ranges the vector is cut: one for each shard, fewer of a small model. */
+  get parts(): number {
+    return this.#ranges.length;
   }
 
   /** It has parameters. */
@@ -266,13 +302,40 @@ export class Run {
     const layout = createLayout(join.tensors);
     checkAgreement({ ...this.options, layout: this.layout, data: this.#data }, { ...join, layout });
     this.#data ??= join.data;
-    this.#parameters ??= new Parameters(layout, this.config);
+    if (!this.#parameters) {
+      this.#place(layout);
+      this.#tell({ kind: 'create', run: this.id, tensors: join.tensors, config: this.config });
+    }
     if (this.#phase === 'waiting' && !this.#grant) this.#requestParameters();
     const record = this.#record(worker);
     record.attached = true;
     record.generation = -1;
     this.#leases?.extend(worker, now);
     if (this.#evaluation?.worker === worker) this.#evaluation.deadline = null;
+  }
+
+  /** Cuts the vector into ranges and makes room for the first one. */
+  #place(layout: Layout): void {
+    const ranges = rangesOf(layout, this.#shards?.count ?? 1);
+    this.#parameters = new Parameters(partLayout(layout, ranges[0]!), this.config);
+    this.#layout = layout;
+    this.#ranges = ranges;
+  }
+
+  #tell(command: ShardCommand): void {
+    if (this.parts > 1) this.#shards!.tell(this.parts, command);
+  }
+
+  #capture(what: 'evaluated' | 'exchanged'): Capture {
+    const id = ++this.#captures;
+    this.#tell({ kind: 'capture', run: this.id, id, what });
+    return { id, values: this.#mustParameters()[what]() };
+  }
+
+  /** Nobody needs it any more, unless it is the best or under evaluation. */
+  #forget({ id }: Capture): void {
+    if (id === this.#best?.capture.id || id === this.#evaluation?.capture.id) return;
+    this.#tell({ kind: 'forget', run: this.id, id });
   }
 
   /** Its connection is lost; it has a few seconds to come back before its work is given away. */
@@ -334,13 +397,16 @@ export class Run {
     if (evaluation && (evaluation.worker === null || evaluation.worker === worker)) {
       evaluation.worker = worker;
       evaluation.deadline = null;
+      const { id, values } = evaluation.capture;
+      const whole = this.#whole(record, values);
       return {
         kind: 'work',
         leases: this.#leases?.heldBy(worker) ?? [],
         evaluation: { id: evaluation.id, part: evaluation.part },
-        payload: plain(this.#whole(record, evaluation.values) ?? evaluation.values),
+        payload: plain(whole ?? values),
         shared: false,
         step: evaluation.step,
+        parts: { capture: id, whole: whole !== null },
       };
     }
     const training = this.#phase === 'training' || this.#phase === 'refitting';
@@ -355,7 +421,17 @@ export class Run {
       payload: whole ? plain(whole) : this.#parameters.snapshot(this.config.compression.pull),
       shared: whole === null,
       step: this.#step,
+      parts: { capture: null, whole: whole !== null },
     };
+  }
+
+  /** Has the other shards send a worker what belongs to an assignment, under the number of a pull. */
+  sendParts(
+    session: string,
+    pull: number,
+    parts: Extract<Assignment, { kind: 'work' }>['parts'],
+  ): void {
+    this.#tell({ kind: 'send', run: this.id, session, pull, ...parts });
   }
 
   /**
@@ -366,7 +442,7 @@ export class Run {
     const parameters = this.#mustParameters();
     const first = record.generation !== this.#generation;
     record.generation = this.#generation;
-    return first && parameters.layout.frozenSize > 0 ? parameters.whole(exchanged) : null;
+    return first && this.#layout!.frozenSize > 0 ? parameters.whole(exchanged) : null;
   }
 
   /** Room for a push's payload, as of `Parameters.land`. */
@@ -375,17 +451,24 @@ export class Run {
   }
 
   /**
-   * The answer to an `initialise`: the whole vector, shape [layout.size]. A late answer to a grant
+   * The answer to an `initialise`: the whole vector, shape [partLayout.size]. A late answer to a grant
    * that another worker has met is ignored.
+   * @param others what the other shards have said of their parts.
    * @throws DownpourError DP_TENSOR_SIZE or DP_GRADIENT_NOT_FINITE.
    */
-  initialised(worker: string, grant: number, values: Float32Array, now: number): void {
+  initialised(
+    worker: string,
+    grant: number,
+    values: Float32Array,
+    now: number,
+    others: { readonly session: string; readonly finite: boolean } | null = null,
+  ): void {
     const parameters = this.#mustParameters();
     if (this.#grant?.id !== grant) return;
     if (values.length !== parameters.layout.size) {
       throw sizeError('initial parameters', values.length, parameters.layout.size);
     }
-    if (!Number.isFinite(normAndFinite(values))) {
+    if (!Number.isFinite(normAndFinite(values)) || others?.finite === false) {
       this.#grant.worker = null;
       throw new DownpourError(
         'DP_GRADIENT_NOT_FINITE',
@@ -393,6 +476,7 @@ export class Run {
       );
     }
     parameters.initialise(values);
+    if (others) this.#tell({ kind: 'initialise', run: this.id, session: others.session });
     this.#grant = null;
     this.#initialisations++;
     this.#generation++;
@@ -413,8 +497,31 @@ export class Run {
    * Admits and applies one gradient. Everything between the check and the update happens here,
    * without a pause.
    * @param payload gradient in its encoding, then statistics in f32; used where it has landed.
+   * @param others of a push in parts: they lie on their shards, and are applied or dropped there with it.
    */
-  push(worker: string, push: Push, payload: Uint8Array, now: number): Acknowledgement {
+  push(
+    worker: string,
+    push: Push,
+    payload: Uint8Array,
+    now: number,
+    others: PartsLanded | null = null,
+  ): Acknowledgement {
+    const { sequence } = push;
+    const acknowledgement = this.#decide(worker, push, payload, now, others);
+    const { outcome } = acknowledgement;
+    if (others && (outcome === 'rejected' || outcome === 'duplicate')) {
+      this.#tell({ kind: 'drop', run: this.id, session: others.session, sequence });
+    }
+    return acknowledgement;
+  }
+
+  #decide(
+    worker: string,
+    push: Push,
+    payload: Uint8Array,
+    now: number,
+    others: PartsLanded | null,
+  ): Acknowledgement {
     const record = this.#record(worker);
     const done = (
       outcome: Acknowledgement['outcome'],
@@ -442,6 +549,7 @@ export class Run {
       if (!(error instanceof DownpourError)) throw error;
       return done('rejected', 0, error.code, error.message);
     }
+    if (others?.problem) return done('rejected', 0, 'DP_TENSOR_SIZE', others.problem);
     const lease = leases.find(push.lease, worker);
     if (!lease) {
       const message = `minibatch lease ${push.lease} is not this worker's any more: it was not pushed within leaseSeconds ${this.config.leaseSeconds} or its connection was lost, and it went to another worker`;
@@ -465,7 +573,7 @@ export class Run {
     const { clip } = this.config;
     const limit = clip.value ?? Infinity;
     const { loss } = push;
-    const given = parameters.norm(staged, limit);
+    const given = Math.sqrt(parameters.squares(staged, limit) + (others?.squares ?? 0));
     if (loss === null || !Number.isFinite(given)) {
       leases.retry(lease.id, now);
       const message = this.#nonFinite(push.step);
@@ -476,19 +584,21 @@ export class Run {
 
     const learningRate = this.learningRate * admission.scale;
     const momentum = momentumAt(this.config.momentumSchedule, this.#scheduleStep);
-    const kept = parameters.update(
-      staged,
-      { limit, factor },
-      {
-        step: this.#phaseStep + 1,
-        learningRate,
-        ...(momentum === undefined ? {} : { momentum }),
-      },
-    );
-    if (!kept) {
-      const message = `the update at step ${this.#step + 1} made the parameters overflow with learning rate ${learningRate} and gradient norm ${norm}: lower learningRate or set clip.norm`;
+    const options: StepOptions = {
+      step: this.#phaseStep + 1,
+      learningRate,
+      ...(momentum === undefined ? {} : { momentum }),
+    };
+    if (!parameters.update(staged, { limit, factor }, options)) {
+      const message = overflowMessage(this.#step + 1, learningRate, norm);
       this.#fail(message);
       return done('rejected', staleness, 'DP_DIVERGED', message);
+    }
+    if (others) {
+      const { session } = others;
+      const { sequence } = push;
+      const what = { worker, sequence, clip: { limit, factor }, options };
+      this.#tell({ kind: 'apply', run: this.id, session, ...what });
     }
     this.#step++;
     leases.complete(lease.id);
@@ -508,6 +618,12 @@ export class Run {
     });
     this.#afterStep();
     return done(admission.scale < 1 ? 'damped' : 'applied', staleness);
+  }
+
+  /** An update that was admitted made the parameters of another shard overflow. */
+  overflowed(): void {
+    if (this.over) return;
+    this.#fail(overflowMessage(this.#step, this.learningRate, this.#observations.gradientNorm));
   }
 
   #nonFinite(readStep: number): string {
@@ -557,7 +673,7 @@ export class Run {
     }
     if (this.#evaluationDue) {
       this.#evaluationDue = false;
-      this.#evaluate('validation', 'validation', this.#mustParameters().evaluated());
+      this.#evaluate('validation', 'validation', this.#capture('evaluated'));
     } else if (this.#ending !== null) {
       if (this.#phase === 'training') this.#stopTraining(this.#ending);
       else this.#settle(this.#ending);
@@ -566,11 +682,11 @@ export class Run {
 
   // Evaluations.
 
-  /** @param step that the values belong to. */
+  /** @param step that the captured parameters belong to. */
   #evaluate(
     purpose: PendingEvaluation['purpose'],
     part: Part,
-    values: Float32Array,
+    capture: Capture,
     step = this.#step,
   ): void {
     this.#evaluation = {
@@ -580,7 +696,7 @@ export class Run {
       step,
       phaseStep: this.#phaseStep,
       epoch: this.epoch,
-      values,
+      capture,
       worker: null,
       deadline: null,
     };
@@ -616,6 +732,7 @@ export class Run {
     } else {
       this.#validated(pending, evaluation);
     }
+    this.#forget(pending.capture);
   }
 
   #validated(pending: PendingEvaluation, evaluation: Evaluation): void {
@@ -636,12 +753,14 @@ export class Run {
     this.#schedule.observe(value);
     const verdict = this.#earlyStopping.observe(value, pending.step);
     if (verdict.improved) {
+      const worse = this.#best;
       this.#best = {
         evaluation,
         phaseStep: pending.phaseStep,
-        values: pending.values,
+        capture: pending.capture,
         schedule: this.#schedule.state(),
       };
+      if (worse) this.#forget(worse.capture);
       this.#events.push({ kind: 'best' });
     }
     if (verdict.stop) {
@@ -695,11 +814,11 @@ export class Run {
     const { afterStop } = this.config.earlyStopping;
     this.#ending = reason;
     if (afterStop === 'restore') {
-      this.#setParameters(best.values);
+      this.#setParameters(best.capture);
       this.#settle(reason);
     } else if (afterStop === 'continue') {
       this.#setPhase('measuring', `${reason}; measuring the training loss at the best step`);
-      this.#evaluate('target', 'train', best.values, best.evaluation.step);
+      this.#evaluate('target', 'train', best.capture, best.evaluation.step);
     } else {
       this.#scheduleOffset = 0;
       this.#schedule = createSchedule(this.config.schedule, this.config);
@@ -721,8 +840,9 @@ export class Run {
       return;
     }
     this.#target = evaluation.loss;
-    this.#setParameters(best.values);
+    this.#setParameters(best.capture);
     this.#mustParameters().resetOptimizer();
+    this.#tell({ kind: 'resetOptimizer', run: this.id });
     this.#schedule.restore(best.schedule);
     this.#scheduleOffset = best.phaseStep;
     this.#startPhase('refitting', {
@@ -736,14 +856,17 @@ export class Run {
     return this.config.earlyStopping.continueStepsMax ?? this.#best!.phaseStep;
   }
 
-  #setParameters(exchanged: Float32Array): void {
-    this.#mustParameters().replace(exchanged);
+  #setParameters(by: Capture | 'evaluated'): void {
+    const parameters = this.#mustParameters();
+    const evaluated = by === 'evaluated';
+    parameters.replace(evaluated ? parameters.evaluated() : by.values);
+    this.#tell({ kind: 'replace', run: this.id, by: evaluated ? by : by.id });
     this.#generation++;
   }
 
   /** The parameters are the final ones; the test part is looked at once. */
   #settle(reason: string): void {
-    if (this.#phase === 'refitting') this.#setParameters(this.#mustParameters().evaluated());
+    if (this.#phase === 'refitting') this.#setParameters('evaluated');
     this.#ending = reason;
     if (this.config.testAtEnd && this.#data!.testCount > 0) {
       this.#setPhase('testing', reason);
@@ -758,7 +881,7 @@ export class Run {
   #evaluateTest(): void {
     const restored = this.config.earlyStopping.afterStop === 'restore';
     const step = restored ? this.#best!.evaluation.step : this.#step;
-    this.#evaluate('test', 'test', this.#mustParameters().exchanged(), step);
+    this.#evaluate('test', 'test', this.#capture('exchanged'), step);
   }
 
   #finish(): void {
@@ -978,13 +1101,13 @@ export class Run {
   tensors(): NamedTensor[] {
     if (!this.#parameters || !this.hasParameters) return [];
     const tensors = this.#parameters.tensors();
-    if (this.#best) tensors.push(flatTensor(BEST, this.#best.values));
+    if (this.#best) tensors.push(flatTensor(BEST, this.#best.capture.values));
     return tensors;
   }
 
   /** The best parameters by their names, for a checkpoint of their own. */
   bestTensors(): NamedTensor[] {
-    return this.#mustParameters().named(this.#best?.values);
+    return this.#mustParameters().named(this.#best?.capture.values);
   }
 
   /** The parameters by their names. */
@@ -993,12 +1116,34 @@ export class Run {
   }
 
   /**
+   * Has all shards keep copies of this moment for a checkpoint.
+   * @param id under which the others give theirs.
+   * @returns those of the first range; see `saveVectors`.
+   */
+  save(id: number, what: SaveKind): Map<string, Float32Array> {
+    const best = what === 'final' ? null : (this.#best?.capture ?? null);
+    this.#tell({ kind: 'save', run: this.id, id, what, best: best?.id ?? null });
+    return saveVectors(this.#mustParameters(), what, best?.values ?? null);
+  }
+
+  /** The other shards need the copies no more. */
+  saved(id: number): void {
+    this.#tell({ kind: 'saved', run: this.id, id });
+  }
+
+  /**
    * Continues from a checkpoint as if nothing had happened: same parameters, optimizer state,
    * schedule and order of examples. What was out is given out anew, in the same order.
+   * @param tensors of the first range: parts of tensors under the names of the whole ones. The other
+   *   shards have theirs already, the best parameters under the number `RESTORED_BEST`.
    * @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size.
    */
-  static restore(state: RunState, tensors: readonly NamedTensor[]): Run {
-    const run = new Run(state.options);
+  static restore(
+    state: RunState,
+    tensors: readonly NamedTensor[],
+    shards: RunShards | null = null,
+  ): Run {
+    const run = new Run(state.options, shards);
     run.#phase = state.phase;
     run.#resumePhase = state.resumePhase;
     run.#reason = state.reason;
@@ -1025,10 +1170,15 @@ export class Run {
     run.#test = state.test;
     for (const [key, lastSequence] of state.workers) run.#record(key).lastSequence = lastSequence;
     if (state.tensors && state.parameters && run.hasParameters) {
-      run.#parameters = new Parameters(createLayout(state.tensors), run.config);
-      run.#parameters.restore(state.parameters, tensors);
-      const size = run.#parameters.layout.exchangedSize;
-      if (state.best) run.#best = { ...state.best, values: takeTensor(tensors, BEST, size) };
+      run.#place(createLayout(state.tensors));
+      const parameters = run.#mustParameters();
+      parameters.restore(state.parameters, tensors);
+      const { exchangedSize } = parameters.layout;
+      run.#captures = RESTORED_BEST;
+      if (state.best) {
+        const values = takeTensor(tensors, BEST, exchangedSize);
+        run.#best = { ...state.best, capture: { id: RESTORED_BEST, values } };
+      }
     }
     run.#restorePending();
     return run;
@@ -1043,7 +1193,7 @@ export class Run {
       const retrain = this.config.earlyStopping.afterStop === 'retrain';
       if (retrain) this.#requestParameters();
     } else if (phase === 'measuring') {
-      this.#evaluate('target', 'train', this.#best!.values, this.#best!.evaluation.step);
+      this.#evaluate('target', 'train', this.#best!.capture, this.#best!.evaluation.step);
     } else if (phase === 'testing') {
       this.#evaluateTest();
     }
@@ -1081,6 +1231,9 @@ export class Run {
     }
   }
 }
+
+const overflowMessage = (step: number, learningRate: number, norm: number | null) =>
+  `the update at step ${step} made the parameters overflow with learning rate ${learningRate} and gradient norm ${norm}: lower learningRate or set clip.norm`;
 
 /** A payload for one worker: nobody writes to these numbers. */
 const plain = (values: Float32Array) => new Snapshot(bytesOf(values), 'f32');

@@ -1,0 +1,393 @@
+import { bytesOf } from '../../shared/codec.ts';
+import type { Encoding } from '../../shared/compression.ts';
+import { LIMITS, type RunConfig } from '../../shared/config.ts';
+import { DownpourError, errorText } from '../../shared/errors.ts';
+import { createLayout, type Layout, type TensorSpec } from '../../shared/layout.ts';
+import { partition, partLayout, type Range } from '../../shared/partition.ts';
+import type { Clip } from './fused.ts';
+import { normAndFinite, type StepOptions } from './optimizer.ts';
+import { Parameters, type ParametersState, VECTOR } from './parameters.ts';
+import { Snapshot } from './snapshot.ts';
+
+/**
+ * A shard: it holds a range of the vector of each run, and does with it what the coordinator has decided,
+ * in the order of its decisions. So "step n" means the same on all shards, a pull is never torn between
+ * them, and a checkpoint is a cut through all of them at one step. See docs/decisions/0009-shards.md.
+ */
+
+/** What the coordinator tells the shards of a run, after each of its decisions. */
+export type ShardCommand =
+  | {
+      readonly kind: 'create';
+      readonly run: string;
+      readonly tensors: readonly TensorSpec[];
+      readonly config: RunConfig;
+    }
+  /** Uses the initial parameters that this worker has sent. */
+  | { readonly kind: 'initialise'; readonly run: string; readonly session: string }
+  /** Applies the part of a push that has landed. */
+  | {
+      readonly kind: 'apply';
+      readonly run: string;
+      readonly session: string;
+      /** Name and incarnation: with `sequence` the name of the push. */
+      readonly worker: string;
+      readonly sequence: number;
+      readonly clip: Clip;
+      readonly options: StepOptions;
+    }
+  /** Lets go of it. */
+  | {
+      readonly kind: 'drop';
+      readonly run: string;
+      readonly session: string;
+      readonly sequence: number;
+    }
+  /** Sends a worker the parameters of this moment, or captured ones. */
+  | {
+      readonly kind: 'send';
+      readonly run: string;
+      readonly session: string;
+      readonly pull: number;
+      /** Null: the present ones. */
+      readonly capture: number | null;
+      /** With frozen tensors. */
+      readonly whole: boolean;
+    }
+  /** Keeps a copy of what is evaluated, under a number. */
+  | {
+      readonly kind: 'capture';
+      readonly run: string;
+      readonly id: number;
+      readonly what: 'evaluated' | 'exchanged';
+    }
+  | { readonly kind: 'forget'; readonly run: string; readonly id: number }
+  /** Goes on from a captured copy, or from what is evaluated now. */
+  | { readonly kind: 'replace'; readonly run: string; readonly by: number | 'evaluated' }
+  | { readonly kind: 'resetOptimizer'; readonly run: string }
+  /** Keeps a copy for a checkpoint, to be read piece by piece. */
+  | {
+      readonly kind: 'save';
+      readonly run: string;
+      readonly id: number;
+      readonly what: SaveKind;
+      /** The captured best parameters. */
+      readonly best: number | null;
+    }
+  | { readonly kind: 'saved'; readonly run: string; readonly id: number }
+  /** A piece of a vector of a checkpoint; it comes with its numbers. */
+  | {
+      readonly kind: 'write';
+      readonly run: string;
+      readonly name: string;
+      readonly start: number;
+    }
+  /** All has been written. `best`: under which number the best parameters are. */
+  | {
+      readonly kind: 'restore';
+      readonly run: string;
+      readonly state: ParametersState;
+      readonly best: number | null;
+      /** The last sequence of each worker. */
+      readonly workers: readonly (readonly [string, number])[];
+    };
+
+/** As the kinds of checkpoints. */
+export type SaveKind = 'last' | 'best' | 'final';
+
+/** The best parameters among saved vectors and in a checkpoint. */
+export const BEST = '@best';
+
+/** Where a run's ranges lie and what tells their shards. The first range is the coordinator's own. */
+export interface RunShards {
+  readonly count: number;
+  /** To shards 1 … parts − 1, in this order. */
+  tell(parts: number, command: ShardCommand): void;
+}
+
+/** @throws DownpourError DP_LAYOUT_INVALID: a range is larger than a frame, or its memory. */
+export function rangesOf(layout: Layout, shards: number): Range[] {
+  const ranges = partition(layout, shards);
+  const largest = Math.max(...ranges.map(({ start, end }) => 4 * (end - start)));
+  if (largest <= LIMITS.frameBytesMax) return ranges;
+  const needed = Math.ceil((4 * layout.size) / (0.9 * LIMITS.frameBytesMax));
+  throw new DownpourError(
+    'DP_LAYOUT_INVALID',
+    `the model has ${layout.size} parameters, ${4 * layout.size} bytes; one shard holds at most ${LIMITS.frameBytesMax} of them: start the server with --shards ${needed}`,
+  );
+}
+
+export interface ShardEvents {
+  /** A part of a push is here. @param squares NaN: not finite. @param problem with the part itself. */
+  landed(of: PartName, squares: number, problem: string | null): void;
+  /** A part of initial parameters is here. */
+  initialLanded(of: { run: string; session: string; grant: number }, finite: boolean): void;
+  /** An update made parameters overflow; they are as before. */
+  overflowed(run: string): void;
+  /** A worker is to get this. */
+  send(session: string, header: { run: string; pull: number }, payload: Snapshot): void;
+}
+
+/** The part of a push that one shard gets. */
+export interface PartName {
+  readonly run: string;
+  readonly session: string;
+  readonly sequence: number;
+}
+
+interface Landed {
+  readonly payload: Uint8Array;
+  readonly encoding: Encoding;
+  release(): void;
+}
+
+interface Held {
+  readonly layout: Layout;
+  readonly config: RunConfig;
+  readonly parameters: Parameters;
+  readonly captures: Map<number, Float32Array>;
+  readonly saved: Map<number, ReadonlyMap<string, Float32Array>>;
+  /** Parts of pushes that wait for a decision, by session and sequence. */
+  readonly landed: Map<string, Map<number, Landed>>;
+  /** Initial parameters by session. */
+  readonly initial: Map<string, Float32Array>;
+  /** Of each worker: no sequence is applied twice, whatever the coordinator says. */
+  readonly applied: Map<string, number>;
+  best: Float32Array | null;
+}
+
+export class Shard {
+  readonly #index: number;
+  readonly #count: number;
+  readonly #events: ShardEvents;
+  readonly #runs = new Map<string, Held>();
+
+  /** @param index from 1: 0 is the coordinator. @param count of all shards. */
+  constructor(index: number, count: number, events: ShardEvents) {
+    this.#index = index;
+    this.#count = count;
+    this.#events = events;
+  }
+
+  get runs(): number {
+    return this.#runs.size;
+  }
+
+  /** Elements of the runs' ranges, all together. */
+  get elements(): number {
+    let sum = 0;
+    for (const { layout } of this.#runs.values()) sum += layout.size;
+    return sum;
+  }
+
+  // What workers send.
+
+  /** Room for a part; see `Parameters.land`. */
+  land(run: string, byteLength: number): ReturnType<Parameters['land']> {
+    return this.#runs.get(run)?.parameters.land(byteLength) ?? null;
+  }
+
+  /** Bytes that a part of this run may have at most, null: there is no such run here. */
+  partBytesMax(run: string): number | null {
+    const layout = this.#runs.get(run)?.layout;
+    // The largest of the encodings.
+    return layout ? 4 * (layout.exchangedSize + layout.trainableSize + 1) : null;
+  }
+
+  /** @param part that stays as it is until its `release`, which is called exactly once. */
+  part(of: PartName, part: Landed): void {
+    const held = this.#runs.get(of.run);
+    if (!held) {
+      part.release();
+      return;
+    }
+    const ofSession = held.landed.get(of.session) ?? new Map<number, Landed>();
+    held.landed.set(of.session, ofSession);
+    // Sent again, over the same connection: the older one goes.
+    ofSession.get(of.sequence)?.release();
+    ofSession.set(of.sequence, part);
+    let squares = Number.NaN;
+    let problem: string | null = null;
+    try {
+      const staged = held.parameters.stage(part.payload, part.encoding);
+      squares = held.parameters.squares(staged, held.config.clip.value ?? Infinity);
+    } catch (error) {
+      problem = errorText(error);
+    }
+    this.#events.landed(of, squares, problem);
+  }
+
+  /** @param values copied. */
+  initialPart(run: string, session: string, grant: number, values: Float32Array): void {
+    const held = this.#runs.get(run);
+    if (!held) return;
+    const fits = values.length === held.layout.size;
+    if (fits) held.initial.set(session, values.slice());
+    const finite = fits && Number.isFinite(normAndFinite(values));
+    this.#events.initialLanded({ run, session, grant }, finite);
+  }
+
+  /** A worker's connection is lost: what it sent and nobody has decided about will be sent again. */
+  leave(session: string): void {
+    for (const held of this.#runs.values()) {
+      for (const part of held.landed.get(session)?.values() ?? []) part.release();
+      held.landed.delete(session);
+      held.initial.delete(session);
+    }
+  }
+
+  // What the coordinator tells.
+
+  /** @param payload of `write`. @throws DownpourError: the run cannot be held here. */
+  execute(command: ShardCommand, payload: Float32Array): void {
+    if (command.kind === 'create') {
+      this.#create(command);
+      return;
+    }
+    const held = this.#runs.get(command.run);
+    if (!held) throw new Error(`command '${command.kind}' for a run that was never created`);
+    const { parameters, captures } = held;
+    switch (command.kind) {
+      case 'initialise': {
+        const values = held.initial.get(command.session);
+        if (!values) throw new Error('initial parameters were used that never came');
+        parameters.initialise(values);
+        held.initial.clear();
+        break;
+      }
+      case 'apply':
+        this.#apply(held, command);
+        break;
+      case 'drop':
+        take(held, command)?.release();
+        break;
+      case 'send':
+        this.#events.send(
+          command.session,
+          { run: command.run, pull: command.pull },
+          payloadOf(held, command),
+        );
+        break;
+      case 'capture':
+        captures.set(command.id, parameters[command.what]());
+        break;
+      case 'forget':
+        captures.delete(command.id);
+        break;
+      case 'replace':
+        parameters.replace(
+          command.by === 'evaluated' ? parameters.evaluated() : captured(held, command.by),
+        );
+        break;
+      case 'resetOptimizer':
+        parameters.resetOptimizer();
+        break;
+      case 'save':
+        held.saved.set(
+          command.id,
+          saveVectors(
+            parameters,
+            command.what,
+            command.best === null ? null : captured(held, command.best),
+          ),
+        );
+        break;
+      case 'saved':
+        held.saved.delete(command.id);
+        break;
+      case 'write':
+        if (command.name === BEST) {
+          held.best ??= new Float32Array(held.layout.exchangedSize);
+          held.best.set(payload, command.start);
+        } else parameters.write(command.name, command.start, payload);
+        break;
+      case 'restore':
+        parameters.restoreState(command.state);
+        if (command.best !== null && held.best) captures.set(command.best, held.best);
+        held.best = null;
+        for (const [worker, sequence] of command.workers) held.applied.set(worker, sequence);
+        break;
+    }
+  }
+
+  /** A piece of what a `save` has kept, as bytes. */
+  read(run: string, id: number, name: string, start: number, count: number): Uint8Array | null {
+    const vector = this.#runs.get(run)?.saved.get(id)?.get(name);
+    return vector ? bytesOf(vector.subarray(start, start + count)) : null;
+  }
+
+  #create({ run, tensors, config }: Extract<ShardCommand, { kind: 'create' }>): void {
+    const whole = createLayout(tensors);
+    const layout = partLayout(whole, rangesOf(whole, this.#count)[this.#index]!);
+    this.#runs.set(run, {
+      layout,
+      config,
+      parameters: new Parameters(layout, config),
+      captures: new Map(),
+      saved: new Map(),
+      landed: new Map(),
+      initial: new Map(),
+      applied: new Map(),
+      best: null,
+    });
+  }
+
+  #apply(held: Held, command: Extract<ShardCommand, { kind: 'apply' }>): void {
+    const part = take(held, command);
+    if (!part) throw new Error(`push ${command.sequence} was applied without its part`);
+    try {
+      const last = held.applied.get(command.worker) ?? 0;
+      if (command.sequence <= last) throw new Error(`push ${command.sequence} was applied twice`);
+      held.applied.delete(command.worker);
+      held.applied.set(command.worker, command.sequence);
+      if (held.applied.size > 2 * LIMITS.workerCountMax) {
+        held.applied.delete(held.applied.keys().next().value!);
+      }
+      const staged = held.parameters.stage(part.payload, part.encoding);
+      if (!held.parameters.update(staged, command.clip, command.options)) {
+        this.#events.overflowed(command.run);
+      }
+    } finally {
+      part.release();
+    }
+  }
+}
+
+function take(held: Held, { session, sequence }: PartName): Landed | undefined {
+  const ofSession = held.landed.get(session);
+  const part = ofSession?.get(sequence);
+  ofSession?.delete(sequence);
+  return part;
+}
+
+function captured(held: Held, id: number): Float32Array {
+  const values = held.captures.get(id);
+  if (!values) throw new Error(`capture ${id} is not there`);
+  return values;
+}
+
+function payloadOf(held: Held, command: Extract<ShardCommand, { kind: 'send' }>): Snapshot {
+  const { parameters, config } = held;
+  const values = command.capture === null ? undefined : captured(held, command.capture);
+  if (command.whole) return new Snapshot(bytesOf(parameters.whole(values)), 'f32');
+  if (values) return new Snapshot(bytesOf(values), 'f32');
+  return parameters.snapshot(config.compression.pull);
+}
+
+/**
+ * Private copies of what a checkpoint keeps of one range, by the names of `Parameters.vectors` and `BEST`.
+ * @param best captured, shape [exchangedSize].
+ */
+export function saveVectors(
+  parameters: Parameters,
+  what: SaveKind,
+  best: Float32Array | null,
+): Map<string, Float32Array> {
+  if (what !== 'last') {
+    return new Map([[VECTOR, parameters.whole(what === 'best' ? (best ?? undefined) : undefined)]]);
+  }
+  const saved = new Map<string, Float32Array>();
+  for (const [name, values] of parameters.vectors()) saved.set(name, values.slice());
+  if (best) saved.set(BEST, best);
+  return saved;
+}
