@@ -165,8 +165,8 @@ function openClient(to: ServerEnd, worker: string, answered: () => void): Promis
       if (!free) throw new Error(`${worker} has no minibatch for another push`);
       client.push(
         { run, lease: free.id, ...current, loss: 1, computeMs: 0, encoding: push },
-        encoded.length,
-        (payload) => payload.set(encoded),
+        [encoded.length],
+        ([payload]) => payload!.set(encoded),
       );
     },
     close: () => client.close(),
@@ -188,7 +188,7 @@ function openClient(to: ServerEnd, worker: string, answered: () => void): Promis
             },
           });
         } else if (message.type === 'initialise') {
-          client.send({ type: 'initialised', run, grant: message.grant }, gradient);
+          client.initialise({ type: 'initialised', run, grant: message.grant }, gradient);
         } else if (message.type === 'work') {
           const { step, generation, acknowledgement } = message;
           leases = message.leases;

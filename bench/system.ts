@@ -248,7 +248,7 @@ async function simulate(url: string, encoding: SystemCase['push'], worker: strin
       });
     } else if (message.type === 'initialise') {
       const { run, grant } = message;
-      client.send({ type: 'initialised', run, grant }, gradient);
+      client.initialise({ type: 'initialised', run, grant }, gradient);
     } else if (message.type === 'work') {
       const { run, step, generation, acknowledgement, leases } = message;
       if (acknowledgement) client.acknowledge(acknowledgement);
@@ -258,8 +258,8 @@ async function simulate(url: string, encoding: SystemCase['push'], worker: strin
         if (!free) break;
         client.push(
           { run, lease: free.id, ...current, loss: 1, computeMs: 0, encoding },
-          encoded.length,
-          (payload) => payload.set(encoded),
+          [encoded.length],
+          ([payload]) => payload!.set(encoded),
         );
       }
     }

@@ -1,4 +1,5 @@
 import { type Command, Option } from 'commander';
+import { LIMITS } from '../shared/config.ts';
 import type { Outcome } from './main.ts';
 import {
   addConfigOptions,
@@ -27,7 +28,13 @@ export interface ServeOptions extends ServerOptions {
   readonly insecure?: boolean;
   /** Commander's: true unless --no-local-socket was given. */
   readonly localSocket: boolean;
+  readonly shards: number;
+  readonly shardsElsewhere?: boolean;
   readonly json?: boolean;
+}
+
+export interface ShardOptions extends Omit<ServeOptions, 'shards' | 'shardsElsewhere'> {
+  readonly advertise?: string;
 }
 
 export interface WorkOptions extends ServerOptions {
@@ -76,9 +83,10 @@ export interface ExportOptions extends RunOptions {
   readonly data?: string;
 }
 
-/** `serve`, `work`, `train`, `resume`, `status`, `stop`, `export`. */
+/** `serve`, `shard`, `work`, `train`, `resume`, `status`, `stop`, `export`. */
 export function registerCommands(program: Command, outcome: Outcome): void {
   registerServe(program);
+  registerShard(program);
   registerWork(program);
   registerTrain(program, outcome);
   registerResume(program, outcome);
@@ -113,18 +121,70 @@ function registerServe(program: Command): void {
     )
     .option('--insecure', 'let anyone in who can reach a host beyond this machine, without a token')
     .option('--no-local-socket', localSocketHelp('no unix socket for workers on this machine'))
+    .addOption(
+      new Option(
+        '--shards <n>',
+        'share the parameters among so many shards, this server one of them',
+      )
+        .default(1)
+        .argParser(whole(1, LIMITS.shardCountMax)),
+    )
+    .option(
+      '--shards-elsewhere',
+      'the others are processes of their own, found in the state store: `downpour shard`; else threads',
+    )
     .addOption(jsonOption());
   addTokenOptions(command)
     .addHelpText(
       'after',
       examples(
         'downpour serve',
+        'downpour serve --shards 4',
         'DOWNPOUR_TOKEN=secret downpour serve --host 0.0.0.0 --redis-url redis://redis:6379',
       ),
     )
     .action(async (options: ServeOptions) => {
       const { serveCommand } = await import('./serve.ts');
       await serveCommand(options);
+    });
+}
+
+function registerShard(program: Command): void {
+  const command = program
+    .command('shard')
+    .description('start a shard on this machine: it holds a part of the parameters for a server')
+    .addOption(
+      new Option('--host <address>', 'to listen on; beyond this machine it needs a token')
+        .env('DOWNPOUR_HOST')
+        .default(DEFAULT_HOST),
+    )
+    .addOption(
+      new Option('--port <n>', 'to listen on; 0: any free one')
+        .env('DOWNPOUR_PORT')
+        .default(0)
+        .argParser(whole(0, 65_535)),
+    )
+    .option('--advertise <host>', 'at which workers and the server reach it (default: --host)')
+    .addOption(stateOption())
+    .addOption(
+      new Option('--redis-url <url>', 'where it says that it is there, as the server').env(
+        'DOWNPOUR_REDIS_URL',
+      ),
+    )
+    .option('--insecure', 'let anyone in who can reach a host beyond this machine, without a token')
+    .option('--no-local-socket', localSocketHelp('no unix socket for workers on this machine'))
+    .addOption(jsonOption());
+  addTokenOptions(command)
+    .addHelpText(
+      'after',
+      examples(
+        'downpour shard --host 10.0.0.6 --redis-url redis://10.0.0.5:6379',
+        'downpour serve --host 10.0.0.5 --redis-url redis://10.0.0.5:6379 --shards 2 --shards-elsewhere',
+      ),
+    )
+    .action(async (options: ShardOptions) => {
+      const { shardCommand } = await import('./serve.ts');
+      await shardCommand(options);
     });
 }
 

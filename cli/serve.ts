@@ -1,6 +1,7 @@
 import { resolve } from 'node:path';
 import { serve } from '../server/main.ts';
-import type { ServeOptions } from './commands.ts';
+import { runShard } from '../server/shard-main.ts';
+import type { ServeOptions, ShardOptions } from './commands.ts';
 import { print, tell, tokenOf, untilInterrupted } from './options.ts';
 
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
@@ -17,11 +18,36 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
     ...(token === undefined ? {} : { token }),
     insecure: options.insecure === true,
     localSocket: options.localSocket,
+    shards: options.shards,
+    shardsFrom: options.shardsElsewhere ? 'store' : 'threads',
     log: tell,
     signal: interruption.signal,
   });
   if (options.json) print(JSON.stringify({ event: 'listening', url: server.url }));
   else print(`Downpour listens on ${server.url}`);
   await server.closed;
+  interruption.dispose();
+}
+
+/** `downpour shard`: until Ctrl-C or SIGTERM. */
+export async function shardCommand(options: ShardOptions): Promise<void> {
+  const token = tokenOf(options);
+  const interruption = untilInterrupted(() => tell('stopping; once more to stop at once'));
+  const { host, port, advertise, redisUrl } = options;
+  const shard = await runShard({
+    host,
+    port,
+    state: resolve(options.state),
+    ...(advertise === undefined ? {} : { advertise }),
+    ...(redisUrl === undefined ? {} : { redis: redisUrl }),
+    ...(token === undefined ? {} : { token }),
+    insecure: options.insecure === true,
+    localSocket: options.localSocket,
+    log: tell,
+    signal: interruption.signal,
+  });
+  if (options.json) print(JSON.stringify({ event: 'listening', url: shard.url }));
+  else print(`a shard of Downpour listens on ${shard.url}`);
+  await shard.closed;
   interruption.dispose();
 }

@@ -84,7 +84,7 @@ function acceptWorkers(
 }
 
 /** Answers an upgrade in plain HTTP: no WebSocket exists yet. */
-function refuse(socket: Duplex, code: ErrorCode, message: string): void {
+export function refuse(socket: Duplex, code: ErrorCode, message: string): void {
   const body = JSON.stringify({ code, message });
   const { http } = ERRORS[code];
   socket.end(
@@ -92,7 +92,7 @@ function refuse(socket: Duplex, code: ErrorCode, message: string): void {
   );
 }
 
-function unauthorized(): DownpourError {
+export function unauthorized(): DownpourError {
   return new DownpourError(
     'DP_UNAUTHORIZED',
     'the token is missing or wrong: send it as `Authorization: Bearer …`; the commands read DOWNPOUR_TOKEN',
@@ -100,7 +100,7 @@ function unauthorized(): DownpourError {
 }
 
 /** Compares in constant time: digests have equal length. */
-function bearerMatches(header: string | undefined, token: string): boolean {
+export function bearerMatches(header: string | undefined, token: string): boolean {
   const given = header?.startsWith('Bearer ') ? header.slice(7) : '';
   const digest = (text: string) => createHash('sha256').update(text).digest();
   return timingSafeEqual(digest(given), digest(token));

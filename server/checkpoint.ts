@@ -35,6 +35,14 @@ export interface CheckpointTensor {
   readonly values: Float32Array;
 }
 
+/** A tensor too large to be held at once, or that lies elsewhere. */
+export interface StreamedTensor {
+  readonly name: string;
+  readonly shape: readonly number[];
+  /** All of its bytes, row-major, little-endian. Called once. */
+  pieces(): AsyncIterable<Uint8Array>;
+}
+
 export interface CheckpointManifest {
   readonly version: 1;
   readonly run: string;
@@ -93,7 +101,7 @@ export function writeCheckpoint(
     readonly step: number;
     readonly kind: CheckpointKind;
     readonly layoutHash: string;
-    readonly tensors: readonly CheckpointTensor[];
+    readonly tensors: readonly (CheckpointTensor | StreamedTensor)[];
     readonly state: unknown;
     readonly now: Date;
   },
@@ -136,18 +144,20 @@ export function writeCheckpoint(
  *
  * @param which a manifest, or the path or name of either of the checkpoint's files; `folder` is
  *   where names are looked up.
+ * @param load false: checked, but without its tensors.
  *
  * Throws DP_CHECKPOINT_CORRUPT that names what is wrong, DP_CHECKPOINT_MISSING, DP_DISK.
  */
 export async function readCheckpoint(
   folder: string,
   which: { readonly file: string } | string,
+  load = true,
 ): Promise<Checkpoint> {
   const path = resolve(folder, typeof which === 'string' ? which : which.file);
   const manifestPath = path.endsWith(TENSORS) ? path.slice(0, -TENSORS.length) + MANIFEST : path;
   const manifest = await readManifest(manifestPath);
   const tensorPath = join(manifestPath, '..', manifest.file);
-  const { tensors, sha256 } = await readTensors(tensorPath, manifest.bytes);
+  const { tensors, sha256 } = await readTensors(tensorPath, manifest.bytes, load);
   if (sha256 !== manifest.sha256) {
     throw corrupt(tensorPath, `its SHA-256 is ${sha256}, the manifest says ${manifest.sha256}`);
   }
@@ -160,13 +170,18 @@ export async function readCheckpoint(
  */
 export async function newestValidCheckpoint(
   folder: string,
-  options: { readonly kinds?: readonly CheckpointKind[]; readonly onDamaged?: OnDamaged } = {},
+  options: {
+    readonly kinds?: readonly CheckpointKind[];
+    readonly onDamaged?: OnDamaged;
+    /** False: checked, but without its tensors; `openTensors` reads them piece by piece. */
+    readonly load?: boolean;
+  } = {},
 ): Promise<Checkpoint | null> {
-  const { kinds, onDamaged } = options;
+  const { kinds, onDamaged, load = true } = options;
   const manifests = await listCheckpoints(folder, onDamaged === undefined ? {} : { onDamaged });
   for (const manifest of manifests.toReversed()) {
     if (kinds !== undefined && !kinds.includes(manifest.kind)) continue;
-    const checkpoint = await unlessDamaged(readCheckpoint(folder, manifest), onDamaged);
+    const checkpoint = await unlessDamaged(readCheckpoint(folder, manifest, load), onDamaged);
     if (checkpoint !== null) return checkpoint;
   }
   return null;
@@ -241,38 +256,104 @@ export function pruneCheckpoints(
  */
 export async function writeTensors(
   path: string,
-  tensors: readonly CheckpointTensor[],
+  tensors: readonly (CheckpointTensor | StreamedTensor)[],
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<{ readonly bytes: number; readonly sha256: string }> {
   const header = encodeHeader(
-    tensors.map(({ name, shape, values }) => ({ name, shape, byteLength: values.byteLength })),
+    tensors.map((tensor) => {
+      const { name, shape } = tensor;
+      const size = shape.reduce((product, d) => product * d, 1);
+      return {
+        name,
+        shape,
+        byteLength: 'values' in tensor ? tensor.values.byteLength : 4 * size,
+      };
+    }),
     metadata,
   );
   const hash = createHash('sha256');
   let bytes = 0;
   await writeFileAtomic(path, async (handle) => {
-    for (const part of [header, ...tensors.map(({ values }) => bytesOf(values))]) {
+    const write = async (part: Uint8Array) => {
       for (let start = 0; start < part.length; start += CHUNK_BYTES) {
         const chunk = part.subarray(start, start + CHUNK_BYTES);
         hash.update(chunk);
         await writeAll(handle, chunk);
         bytes += chunk.length;
       }
+    };
+    await write(header);
+    for (const tensor of tensors) {
+      if ('values' in tensor) await write(bytesOf(tensor.values));
+      else for await (const piece of tensor.pieces()) await write(piece);
     }
   });
   return { bytes, sha256: hash.digest('hex') };
 }
 
 /**
+ * Reads pieces of the tensors of a checkpoint, one after the other, for those who cannot hold it whole.
+ * Check the file first: `newestValidCheckpoint` with `load: false`.
+ */
+export async function openTensors(path: string): Promise<OpenTensors> {
+  try {
+    const handle = await open(path, 'r');
+    try {
+      const { size } = await handle.stat();
+      const header = await readHeader(handle, path, size, { update: () => {} });
+      const places = new Map(header.tensors.map((tensor) => [tensor.name, tensor]));
+      return {
+        sizeOf(name) {
+          const place = places.get(name);
+          return place ? (place.end - place.begin) / 4 : null;
+        },
+        async read(name, start, count) {
+          const place = places.get(name);
+          if (!place || 4 * (start + count) > place.end - place.begin) {
+            throw corrupt(path, `it has no tensor '${name}' of ${start + count} elements`);
+          }
+          const values = new Float32Array(count);
+          const bytes = bytesOf(values);
+          for (let at = 0; at < bytes.length; ) {
+            const from = header.dataStart + place.begin + 4 * start + at;
+            const length = Math.min(bytes.length - at, 16 * CHUNK_BYTES);
+            const { bytesRead } = await handle.read(bytes, at, length, from);
+            if (bytesRead === 0) throw corrupt(path, 'it became shorter while it was read');
+            at += bytesRead;
+          }
+          return values;
+        },
+        close: () => handle.close(),
+      };
+    } catch (error) {
+      await handle.close();
+      throw error;
+    }
+  } catch (error) {
+    throw readError(error, path);
+  }
+}
+
+export interface OpenTensors {
+  /** Elements of a tensor, null: there is none of that name. */
+  sizeOf(name: string): number | null;
+  /** Elements [start, start + count). @throws DownpourError DP_CHECKPOINT_CORRUPT or DP_DISK. */
+  read(name: string, start: number, count: number): Promise<Float32Array>;
+  close(): Promise<void>;
+}
+
+/**
  * Reads a safetensors file whose tensors are all F32.
  *
  * @param bytesExpected the size it must have, when that is known.
+ * @param load false: for its checksum alone.
  *
  * Throws DP_CHECKPOINT_CORRUPT, DP_CHECKPOINT_MISSING, DP_DISK.
  */
 export async function readTensors(
   path: string,
   bytesExpected?: number,
+  load = true,
 ): Promise<{
   readonly tensors: readonly CheckpointTensor[];
   readonly metadata: Readonly<Record<string, string>>;
@@ -292,10 +373,12 @@ export async function readTensors(
         if (dtype !== 'F32') {
           throw corrupt(path, `tensor ${JSON.stringify(name)} is ${dtype}; only F32 is used`);
         }
+        if (!load) continue;
         const values = new Float32Array((end - begin) / 4);
         await readAll(handle, path, bytesOf(values), hash);
         tensors.push({ name, shape, values });
       }
+      if (!load) await hashRest(handle, path, size - header.dataStart, hash);
       return { tensors, metadata: header.metadata, sha256: hash.digest('hex') };
     } finally {
       await handle.close();
@@ -340,6 +423,18 @@ async function readAll(
     if (bytesRead === 0) throw corrupt(path, 'it became shorter while it was read');
     hash.update(into.subarray(start, start + bytesRead));
     start += bytesRead;
+  }
+}
+
+async function hashRest(
+  handle: FileHandle,
+  path: string,
+  bytes: number,
+  hash: Hash,
+): Promise<void> {
+  const chunk = new Uint8Array(Math.min(CHUNK_BYTES, bytes));
+  for (let left = bytes; left > 0; left -= chunk.length) {
+    await readAll(handle, path, chunk.subarray(0, left), hash);
   }
 }
 

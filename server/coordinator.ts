@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { LIMITS, resolveConfig } from '../shared/config.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
-import type { Acknowledgement, Push } from '../shared/protocol.ts';
+import type { Acknowledgement, Push, ShardAddress } from '../shared/protocol.ts';
 import type {
   CheckpointSummary,
   CreateRun,
@@ -11,7 +11,9 @@ import type {
 } from '../shared/rest.ts';
 import { Run } from './core/run.ts';
 import type { Keeper } from './keeper.ts';
+import { WaitingLine } from './landings.ts';
 import type { Session } from './session.ts';
+import type { ShardPool, ShardReport } from './shard-pool.ts';
 
 /** Between two ticks, which come every second: longer means that the whole process was held up. */
 const HELD_UP_MS = 5_000;
@@ -27,8 +29,10 @@ export class Coordinator {
   readonly #keeper: Keeper;
   readonly #runs = new Map<string, Run>();
   readonly #sessions = new Set<Session>();
-  /** Their connections stand still until there is room for a push, the longest waiting first. */
-  readonly #awaiting = new Set<Session>();
+  readonly #byId = new Map<string, Session>();
+  /** Connections that stand still until there is room for a push. */
+  readonly line = new WaitingLine();
+  readonly #shards: ShardPool | null;
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, WorkerSummary>();
   readonly #errors = new Map<ErrorCode, number>();
@@ -36,8 +40,15 @@ export class Coordinator {
   /** Nobody is let in any more, and nothing begun. */
   #closing = false;
 
-  constructor(options: { keeper: Keeper; now: () => number; log: (line: string) => void }) {
+  constructor(options: {
+    keeper: Keeper;
+    shards?: ShardPool | null;
+    now: () => number;
+    log: (line: string) => void;
+  }) {
     this.#keeper = options.keeper;
+    this.#shards = options.shards ?? null;
+    if (this.#shards) this.#shards.report = (index, report) => this.#onShard(index, report);
     this.now = options.now;
     this.log = options.log;
     this.#tickedAt = options.now();
@@ -70,7 +81,7 @@ export class Coordinator {
     }
     const { experiment, experimentHash } = body;
     const createdAt = new Date().toISOString();
-    const run = new Run({ id, experiment, experimentHash, config, createdAt });
+    const run = new Run({ id, experiment, experimentHash, config, createdAt }, this.#shards);
     this.#runs.set(id, run);
     try {
       await this.#keeper.register(run);
@@ -149,10 +160,7 @@ export class Coordinator {
       if (now - session.lastSeen > silenceMs) session.terminate();
       else if (now - session.lastSeen > LIMITS.heartbeatMs) session.ping();
     }
-    for (const session of this.#awaiting) {
-      this.#awaiting.delete(session);
-      session.retryLanding(true);
-    }
+    this.line.tick();
     this.#keeper.tick(now);
   }
 
@@ -183,6 +191,7 @@ export class Coordinator {
       );
     }
     this.#sessions.add(session);
+    this.#byId.set(session.id, session);
   }
 
   /** A worker has said who it is; an older connection of the same name is dead. */
@@ -195,23 +204,57 @@ export class Coordinator {
     this.log(`worker ${name} connected: ${session.hello!.engine} on ${session.hello!.device}`);
   }
 
-  awaitRoom(session: Session): void {
-    this.#awaiting.add(session);
+  // Shards.
+
+  /** Of all shards but the first, which is this server. */
+  shardAddresses(): ShardAddress[] {
+    return this.#shards?.addresses(this.#shards.count) ?? [];
   }
 
-  /** A run has room for one more push. */
-  roomFreed(run: Run): void {
-    for (const session of this.#awaiting) {
-      if (session.run !== run) continue;
-      this.#awaiting.delete(session);
-      // Not within the push that has just been dealt with.
-      queueMicrotask(() => session.retryLanding(false));
+  #onShard(index: number, report: ShardReport): void {
+    const run = this.#runs.get(report.run);
+    if (!run) return;
+    if (report.type === 'overflowed') {
+      run.overflowed();
+      this.settle(run);
       return;
     }
+    const session = this.#byId.get(report.session);
+    if (report.type === 'initialLanded') {
+      session?.initialLanded(run, report.grant, report.finite);
+      return;
+    }
+    const { sequence, squares, problem } = report;
+    if (session?.landed(run, sequence, squares, problem)) return;
+    this.#shards!.tellOne(index, {
+      kind: 'drop',
+      run: run.id,
+      session: report.session,
+      sequence,
+    });
+  }
+
+  /** A shard is lost, and with it a part of every run: as if this server had been killed. */
+  interrupt(why: string): void {
+    this.log(`${why}: all runs go back to their last checkpoints`);
+    this.#closing = true;
+    for (const session of [...this.#sessions]) {
+      session.fail(new DownpourError('DP_SHARD_LOST', why));
+      session.dismissed(1012, 'DP_SHARD_LOST');
+    }
+    this.#runs.clear();
+  }
+
+  /** All shards are there again. @param runs from their checkpoints. */
+  goOn(runs: readonly Run[]): void {
+    for (const run of runs) this.adopt(run);
+    this.#closing = false;
   }
 
   farewell(session: Session): void {
-    this.#awaiting.delete(session);
+    this.line.leave(session);
+    this.#byId.delete(session.id);
+    this.#shards?.leave(session.id);
     if (!this.#sessions.delete(session) || !session.hello) return;
     this.log(`worker ${session.hello.worker} has gone`);
     this.#gone.set(session.key, this.#workerSummary(session));

@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import type { CheckpointSummary, RunSummary } from '../shared/rest.ts';
@@ -11,6 +12,8 @@ import {
   writeCheckpoint,
 } from './checkpoint.ts';
 import { Run, type RunState } from './core/run.ts';
+import { restoreShards, saveShards } from './shard-checkpoint.ts';
+import type { ShardPool } from './shard-pool.ts';
 import type { RunRecord, StateStore } from './state-store.ts';
 
 /**
@@ -40,6 +43,8 @@ interface Entry {
 export interface KeeperOptions {
   readonly root: string;
   readonly store: StateStore;
+  /** That share the vectors of runs. */
+  readonly shards?: ShardPool | null;
   /** The fencing token of this server. */
   readonly token: number;
   readonly now: () => number;
@@ -81,17 +86,23 @@ export class Keeper {
   }
 
   async #recoverOne(known: RunRecord): Promise<Run> {
-    const { root, log } = this.#options;
-    const checkpoint = await newestValidCheckpoint(checkpointFolder(root, known.id), {
+    const { root, log, shards = null } = this.#options;
+    const folder = checkpointFolder(root, known.id);
+    const checkpoint = await newestValidCheckpoint(folder, {
       kinds: ['last'],
+      load: shards === null,
       onDamaged: (error) => log(`run ${known.id}: ${error.message}; using an older checkpoint`),
     });
     if (!checkpoint) {
-      const fresh = new Run(optionsOf(known));
+      const fresh = new Run(optionsOf(known), shards);
       if (known.phase === 'stopped') fresh.stop('stopped by a user; `downpour resume` goes on');
       return fresh;
     }
-    const run = Run.restore(checkpoint.manifest.state as RunState, checkpoint.tensors);
+    const { manifest } = checkpoint;
+    const state = manifest.state as RunState;
+    const run = shards
+      ? Run.restore(state, await restoreShards(shards, join(folder, manifest.file), state), shards)
+      : Run.restore(state, checkpoint.tensors);
     const entry = this.#entry(run);
     entry.latest = summaryOf(checkpoint.manifest);
     entry.lastStep = run.step;
@@ -135,6 +146,15 @@ export class Keeper {
     const entry = this.#want(run, 'record', 'last', 'earlyStopping');
     await entry.writing;
     if (entry.tasks.size > 0) await this.#write(run, entry);
+  }
+
+  /** Forgets all runs, after what is being written has been, or has failed. */
+  async abandon(): Promise<void> {
+    const entries = [...this.#entries.values()];
+    for (const { tasks } of entries) tasks.clear();
+    this.#entries.clear();
+    this.#runs.clear();
+    await Promise.allSettled(entries.map(({ writing }) => writing));
   }
 
   /** Writes all that is left, and nothing after that. What fails is said, never thrown. */
@@ -218,8 +238,7 @@ export class Keeper {
     if (run.layout && run.hasParameters) {
       const { best } = run;
       const step = kind === 'best' ? best!.step : run.step;
-      const tensors =
-        kind === 'last' ? run.tensors() : kind === 'best' ? run.bestTensors() : run.finalTensors();
+      const { tensors, done } = this.#copies(run, kind);
       const state = run.state(now());
       entry.lastStep = kind === 'last' ? step : entry.lastStep;
       entry.lastAt = now();
@@ -232,7 +251,7 @@ export class Keeper {
         tensors,
         state,
         now: new Date(),
-      });
+      }).finally(done);
       if (kind === 'last') entry.latest = summaryOf(manifest);
       entry.unpublished.push(manifest);
     }
@@ -243,6 +262,15 @@ export class Keeper {
     }
     const removed = await pruneCheckpoints(folder, { keepLast: run.config.checkpoint.keepLast });
     if (removed.length > 0) await store.forgetCheckpoints(token, run.id, removed);
+  }
+
+  /** Of this moment. `done` when they have been written. */
+  #copies(run: Run, kind: CheckpointKind) {
+    const { shards } = this.#options;
+    if (shards && run.parts > 1) return saveShards(shards, run, kind);
+    const tensors =
+      kind === 'last' ? run.tensors() : kind === 'best' ? run.bestTensors() : run.finalTensors();
+    return { tensors, done: () => {} };
   }
 
   async #recordBest(run: Run): Promise<void> {

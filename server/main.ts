@@ -2,15 +2,17 @@ import { mkdir } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { hostname } from 'node:os';
 import { performance } from 'node:perf_hooks';
+import { setTimeout as delay } from 'node:timers/promises';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { VERSION } from '../shared/version.ts';
 import { type LocalListener, listenLocally, localSocketWanted } from '../wire/local-socket.ts';
 import { tryStraight } from '../wire/node-sockets.ts';
 import { createApp } from './app.ts';
 import { checkpointFolder } from './checkpoint.ts';
-import { Coordinator } from './coordinator.ts';
+import { Coordinator, warning } from './coordinator.ts';
 import { Keeper } from './keeper.ts';
 import { openRedisStore } from './redis.ts';
+import { ShardPool, storeSource, threadSource } from './shard-pool.ts';
 import { type OwnerLease, openFileStore, type StateStore } from './state-store.ts';
 
 export interface ServeOptions {
@@ -26,6 +28,10 @@ export interface ServeOptions {
   readonly insecure?: boolean;
   /** False: no unix socket for workers on this machine. */
   readonly localSocket?: boolean;
+  /** So many share the vectors of runs, this server among them. Default: 1. */
+  readonly shards?: number;
+  /** `threads` of this process, or those that have announced themselves in the state store. */
+  readonly shardsFrom?: 'threads' | 'store';
   readonly log?: (line: string) => void;
   /** Stops the server, with a checkpoint of every run. */
   readonly signal: AbortSignal;
@@ -38,10 +44,21 @@ export interface Serving {
   readonly closed: Promise<void>;
 }
 
+/** @throws DownpourError DP_USAGE: open to the network without a token. */
+export function mustBeGuarded(options: Pick<ServeOptions, 'host' | 'token' | 'insecure'>): void {
+  const { host, token, insecure } = options;
+  if (token !== undefined || insecure || isLoopback(host)) return;
+  throw new DownpourError(
+    'DP_USAGE',
+    `refusing to listen on ${host} without a token: set DOWNPOUR_TOKEN, or listen on 127.0.0.1, or say --insecure`,
+  );
+}
+
 const OWNER_TTL_MS = 10_000;
 /** A little longer than a dead owner's lease lasts. */
 const OWNER_WAIT_MS = 15_000;
 const TICK_MS = 1_000;
+const SHARDS_RETRY_MS = 1_000;
 
 /**
  * Starts a parameter server: takes the state over, continues its runs from their newest valid
@@ -52,12 +69,7 @@ const TICK_MS = 1_000;
 export async function serve(options: ServeOptions): Promise<Serving> {
   const { host, port, state, redis, token, signal } = options;
   const log = options.log ?? (() => {});
-  if (token === undefined && !options.insecure && !isLoopback(host)) {
-    throw new DownpourError(
-      'DP_USAGE',
-      `refusing to listen on ${host} without a token: set DOWNPOUR_TOKEN, or listen on 127.0.0.1, or say --insecure`,
-    );
-  }
+  mustBeGuarded(options);
   try {
     await mkdir(state, { recursive: true });
   } catch (cause) {
@@ -79,6 +91,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     ending.abort();
   };
   let local: LocalListener | null = null;
+  let pool: ShardPool | null = null;
   try {
     const lease = await own(store, log, signal);
     lease.lost.addEventListener('abort', () => {
@@ -89,8 +102,13 @@ export async function serve(options: ServeOptions): Promise<Serving> {
         ),
       );
     });
-    const keeper = new Keeper({ root: state, store, token: lease.token, now, log, onFenced: lose });
-    const coordinator = new Coordinator({ keeper, now, log });
+    pool = createPool(options, store);
+    await pool?.open();
+    const write = { root: state, store, token: lease.token };
+    const keeper = new Keeper({ ...write, shards: pool, now, log, onFenced: lose });
+    const coordinator = new Coordinator({ keeper, shards: pool, now, log });
+    if (pool)
+      beginAnewWhenLost(pool, keeper, coordinator, AbortSignal.any([signal, ending.signal]));
     for (const run of await keeper.recover()) coordinator.adopt(run);
     const obstacle = await tryStraight();
     if (obstacle) log(`payloads are copied once more, not read into place: ${obstacle}`);
@@ -112,6 +130,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       await coordinator.close();
       await local?.close();
       await app.close();
+      await pool?.close();
       await lease
         .release()
         .catch((error: unknown) => log(`the state was not released: ${errorText(error)}`));
@@ -121,9 +140,52 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     return { url, closed };
   } catch (error) {
     await local?.close();
+    await pool?.close();
     await store.close();
     throw error;
   }
+}
+
+/** The loss of a shard is like the loss of the server: all goes on from the last checkpoints. */
+function beginAnewWhenLost(
+  pool: ShardPool,
+  keeper: Keeper,
+  coordinator: Coordinator,
+  signal: AbortSignal,
+): void {
+  let beginning = false;
+  pool.lost = async (why) => {
+    coordinator.interrupt(why);
+    if (beginning) return;
+    beginning = true;
+    while (!signal.aborted) {
+      try {
+        await keeper.abandon();
+        await pool.open();
+        const runs = await keeper.recover();
+        if (!pool.whole) continue;
+        coordinator.goOn(runs);
+        break;
+      } catch (error) {
+        coordinator.log(warning('the shards are not there yet, trying again', error));
+        await delay(SHARDS_RETRY_MS);
+      }
+    }
+    beginning = false;
+  };
+}
+
+function createPool(options: ServeOptions, store: StateStore): ShardPool | null {
+  const { host, shards: count = 1, shardsFrom = 'threads', signal } = options;
+  if (count === 1) return null;
+  const token = options.token ?? null;
+  const log = options.log ?? (() => {});
+  const localSocket = localSocketWanted(options.localSocket);
+  const source =
+    shardsFrom === 'threads'
+      ? threadSource({ host, token, localSocket, log })
+      : storeSource(store, { signal, log });
+  return new ShardPool({ count, source, token, log });
 }
 
 /**

@@ -4,6 +4,7 @@ import { DownpourError, errorText } from '../shared/errors.ts';
 import { losslessJson } from './atomic-file.ts';
 import {
   type BestRecord,
+  byId,
   bySequence,
   type CheckpointSummary,
   checkName,
@@ -16,6 +17,7 @@ import {
   type OwnerLease,
   type RunRecord,
   refuseNotFinite,
+  type ShardRecord,
   type StateStore,
   summaryOf,
   untilFree,
@@ -285,6 +287,30 @@ export function openRedisStore(options: {
       await write(token, PUT, [key('early-stopping')], [checkName(run), losslessJson(record)]);
     },
     getEarlyStopping: async (run) => read<unknown>(key('early-stopping'), checkName(run)),
+
+    announceShard: (id, record, ttlMs) =>
+      ask(async () => {
+        const shard = key('shard', checkName(id));
+        if (record === null) await redis.multi().del(shard).srem(key('shards'), id).exec();
+        else {
+          await redis
+            .multi()
+            .set(shard, JSON.stringify(record), 'PX', ttlMs)
+            .sadd(key('shards'), id)
+            .exec();
+        }
+      }),
+    listShards: () =>
+      ask(async () => {
+        const ids = await redis.smembers(key('shards'));
+        const shards: ShardRecord[] = [];
+        for (const id of ids) {
+          const text = await redis.get(key('shard', id));
+          if (text === null) await redis.srem(key('shards'), id);
+          else shards.push(JSON.parse(text) as ShardRecord);
+        }
+        return byId(shards);
+      }),
 
     async close() {
       // A Redis that is gone forgets the lease by itself.

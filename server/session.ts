@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import { floatsOf } from '../shared/codec.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
@@ -17,8 +18,9 @@ import {
 import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
 import type { Coordinator } from './coordinator.ts';
 import { hashDifference } from './core/agreement.ts';
-import type { Run } from './core/run.ts';
-import type { Snapshot } from './core/snapshot.ts';
+import type { Assignment, PartsLanded, Run } from './core/run.ts';
+import { Gathering } from './gathering.ts';
+import { LandingDesk } from './landings.ts';
 
 /**
  * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
@@ -41,15 +43,18 @@ export class Session {
   #lastSeen: number;
   #lastError: { code: string; message: string } | null = null;
   #closed = false;
-  #impatient = false;
-  /** Where pushes land, when the run has no room for them. */
-  #memory: Uint8Array | null = null;
+  /** Shards know the worker by it. */
+  readonly id = randomBytes(8).toString('hex');
+  readonly #gathering = new Gathering(this.id);
+  readonly #desk: LandingDesk;
+  #pulls = 0;
 
   constructor(connection: Connection, coordinator: Coordinator, connectedAt: string) {
     this.#connection = connection;
     this.#coordinator = coordinator;
     this.connectedAt = connectedAt;
     this.#lastSeen = coordinator.now();
+    this.#desk = new LandingDesk(coordinator.line, this);
   }
 
   /** What its connection reports to. */
@@ -72,6 +77,11 @@ export class Session {
   }
 
   get run(): Run | null {
+    return this.#run;
+  }
+
+  /** Of whose pushes it wants room. */
+  get room(): unknown {
     return this.#run;
   }
 
@@ -117,48 +127,36 @@ export class Session {
   /** Where a payload is to be. What is no push is rare, and the receiver's own memory does. */
   #land(header: Header, payloadBytes: number | null): Landing | 'wait' | null {
     const run = this.#joined ? this.#run : null;
-    if (header.type !== 'push' || !run?.layout) return null;
-    const { exchangedSize, trainableSize } = run.layout;
+    if (header.type !== 'push' || !run?.partLayout) return null;
+    const { exchangedSize, trainableSize } = run.partLayout;
     // Of a browser's fragments the length is not known before the end.
     const bytes = payloadBytes ?? 4 * exchangedSize;
     // The largest of the encodings.
     if (bytes > 4 * (exchangedSize + trainableSize + 1)) return null;
-    const room = run.land(bytes);
-    if (room) return { bytes: room.bytes, release: () => this.#giveBack(run, room) };
-    if (bytes <= 4 * exchangedSize && !this.#impatient) {
-      this.#coordinator.awaitRoom(this);
-      return 'wait';
-    }
-    this.#impatient = false;
-    if (!this.#memory || this.#memory.length < bytes) this.#memory = new Uint8Array(bytes);
-    return { bytes: this.#memory.subarray(0, bytes), release: () => {} };
+    return this.#desk.land(bytes, (size) => run.land(size), {
+      roomBytes: 4 * exchangedSize,
+      kept: run.parts > 1,
+    });
   }
 
-  #giveBack(run: Run, room: Landing): void {
-    room.release();
-    this.#coordinator.roomFreed(run);
-  }
-
-  /**
-   * Asks again for the room that its push waits for.
-   * @param impatient it has waited long enough, behind a worker that stalls: any memory will do.
-   */
   retryLanding(impatient: boolean): void {
-    this.#impatient = impatient;
+    if (impatient) this.#desk.hurry();
     this.#connection.retry();
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
+    let kept = false;
     try {
-      if (!this.#closed) this.#handle(checkWorkerMessage(header), payload);
+      if (!this.#closed) kept = this.#handle(checkWorkerMessage(header), payload, landing);
     } catch (error) {
       this.fail(error);
     } finally {
-      landing?.release();
+      if (!kept) landing?.release();
     }
   }
 
-  #handle(message: WorkerMessage, payload: Uint8Array): void {
+  /** @returns whether the landing is in use. */
+  #handle(message: WorkerMessage, payload: Uint8Array, landing: Landing | null): boolean {
     if (message.type === 'hello') this.#onHello(message);
     else if (!this.#hello) {
       throw new DownpourError(
@@ -167,30 +165,82 @@ export class Session {
       );
     } else if (message.type === 'leave') this.#onLeave(message);
     else if (message.type === 'join') this.#onJoin(message);
-    else this.#work(message, payload);
+    else return this.#work(message, payload, landing);
+    return false;
   }
 
-  #work(message: Push | Initialised | Evaluated, payload: Uint8Array): void {
+  #work(
+    message: Push | Initialised | Evaluated,
+    payload: Uint8Array,
+    landing: Landing | null,
+  ): boolean {
     if (message.type === 'evaluated') {
       // It took long, and the connection may be a new one that has not joined yet.
       const run = this.#coordinator.mustFind(message.run);
       run.evaluated(message, this.#coordinator.now());
       if (run === this.#run) this.proceed();
       this.#coordinator.settle(run);
-      return;
+      return false;
     }
     const run = this.#run;
     if (!run || !this.#joined || message.run !== run.id) {
       // It crossed the end of its run on the wire: the worker knows by now.
-      if (this.#coordinator.mustFind(message.run).over) return;
+      if (this.#coordinator.mustFind(message.run).over) return false;
       throw new DownpourError(
         'DP_PROTOCOL_ORDER',
         `'${message.type}' for run '${message.run}', which this worker has not joined: join it first`,
       );
     }
-    if (message.type === 'push') this.#onPush(run, message, payload);
-    else this.#onInitialised(run, message, floatsOf(payload));
+    if (message.type === 'push') {
+      if (run.parts > 1) {
+        // Without a landing the payload is the receiver's, which reads the next one there.
+        this.#gathering.push(message, landing ? payload : payload.slice(), landing);
+        this.#gathered(run, message.sequence);
+        return true;
+      }
+      this.#onPush(run, message, payload);
+    } else if (run.parts > 1) {
+      this.#gathering.initialised(message.grant, floatsOf(payload));
+      this.#initialGathered(run, message.grant);
+    } else this.#onInitialised(run, message.grant, floatsOf(payload));
     this.#coordinator.settle(run);
+    return false;
+  }
+
+  /** Another part of a push has landed on its shard. @returns false: nobody waits for it any more. */
+  landed(run: Run, sequence: number, squares: number, problem: string | null): boolean {
+    if (this.#run !== run || !this.#joined) return false;
+    this.#gathering.landed(sequence, squares, problem);
+    this.#gathered(run, sequence);
+    return true;
+  }
+
+  initialLanded(run: Run, grant: number, finite: boolean): void {
+    if (this.#run !== run || !this.#joined) return;
+    this.#gathering.initialLanded(grant, finite);
+    this.#initialGathered(run, grant);
+  }
+
+  #gathered(run: Run, sequence: number): void {
+    const whole = this.#gathering.take(sequence, run.parts);
+    if (!whole) return;
+    try {
+      this.#onPush(run, whole.push, whole.payload, whole.others);
+      this.#coordinator.settle(run);
+    } finally {
+      whole.landing?.release();
+    }
+  }
+
+  #initialGathered(run: Run, grant: number): void {
+    const whole = this.#gathering.takeInitial(grant, run.parts);
+    if (!whole) return;
+    try {
+      this.#onInitialised(run, grant, whole.values, whole.others);
+      this.#coordinator.settle(run);
+    } catch (error) {
+      this.fail(error);
+    }
   }
 
   #onHello(hello: Hello): void {
@@ -236,13 +286,18 @@ export class Session {
     this.#coordinator.settle(run);
   }
 
-  #onInitialised(run: Run, message: Initialised, payload: Float32Array): void {
-    run.initialised(this.key, message.grant, payload, this.#coordinator.now());
+  #onInitialised(
+    run: Run,
+    grant: number,
+    payload: Float32Array,
+    others: { session: string; finite: boolean } | null = null,
+  ): void {
+    run.initialised(this.key, grant, payload, this.#coordinator.now(), others);
     this.proceed();
   }
 
-  #onPush(run: Run, push: Push, payload: Uint8Array): void {
-    const acknowledgement = run.push(this.key, push, payload, this.#coordinator.now());
+  #onPush(run: Run, push: Push, payload: Uint8Array, others: PartsLanded | null = null): void {
+    const acknowledgement = run.push(this.key, push, payload, this.#coordinator.now(), others);
     const { code, message } = acknowledgement;
     if (code !== null && message !== null) {
       this.#lastError = { code, message };
@@ -271,7 +326,15 @@ export class Session {
     this.#joined = false;
     this.#waiting = false;
     const { experiment, experimentHash } = run.options;
-    this.#send({ type: 'assign', run: run.id, experiment, experimentHash, config: run.config });
+    this.#send({
+      type: 'assign',
+      run: run.id,
+      experiment,
+      experimentHash,
+      config: run.config,
+      session: this.id,
+      shards: this.#coordinator.shardAddresses(),
+    });
   }
 
   /** Tells the worker that the run is over. */
@@ -293,13 +356,13 @@ export class Session {
     this.#waiting = assignment.kind === 'wait';
     if (assignment.kind === 'work') {
       const { generation } = run;
-      const { step, leases, evaluation, payload, shared } = assignment;
+      const { step, evaluation, shared } = assignment;
       const known = shared && this.#sent?.generation === generation && this.#sent.step === step;
       this.#sent = evaluation === null ? { generation, step } : null;
-      this.#sendWork(run, step, acknowledgement, leases, evaluation, known ? null : payload);
+      this.#sendWork(run, acknowledgement, assignment, !known);
       return;
     }
-    if (acknowledgement) this.#sendWork(run, run.step, acknowledgement, [], null, null);
+    if (acknowledgement) this.#sendWork(run, acknowledgement, null, false);
     if (assignment.kind === 'initialise') {
       const { grant, seed } = assignment;
       this.#send({ type: 'initialise', run: run.id, grant, seed });
@@ -312,27 +375,29 @@ export class Session {
 
   #sendWork(
     run: Run,
-    step: number,
     acknowledgement: Acknowledgement | null,
-    leases: Work['leases'],
-    evaluation: Work['evaluation'],
-    payload: Snapshot | null,
+    work: Extract<Assignment, { kind: 'work' }> | null,
+    withPayload: boolean,
   ): void {
+    const payload = withPayload && work ? work.payload : null;
+    const pull = payload && run.parts > 1 ? ++this.#pulls : null;
     const header: Work = {
       type: 'work',
       run: run.id,
       phase: run.phase,
-      step,
+      step: work?.step ?? run.step,
       generation: run.generation,
       acknowledgement,
-      leases,
-      evaluation,
+      leases: work?.leases ?? [],
+      evaluation: work?.evaluation ?? null,
       encoding: payload?.encoding ?? 'f32',
+      pull,
     };
     if (!payload) {
       this.#send(header);
       return;
     }
+    if (pull !== null) run.sendParts(this.id, pull, work!.parts);
     // Header and shared payload are never joined in memory.
     payload.hold();
     this.#send(header, [payload.bytes], () => payload.release());
@@ -408,6 +473,7 @@ export class Session {
     this.#joined = false;
     this.#waiting = false;
     if (!run) return;
+    this.#forgetParts(run);
     run.leave(this.key);
     this.#coordinator.settle(run);
   }
@@ -416,10 +482,16 @@ export class Session {
     if (this.#closed) return;
     this.#closed = true;
     const run = this.#run;
+    this.#gathering.clear();
     if (run && this.#joined) {
       run.detach(this.key, this.#coordinator.now());
       this.#coordinator.settle(run);
     }
     this.#coordinator.farewell(this);
+  }
+
+  /** It leaves the run, not the shards: what it sent them for it is dropped there. */
+  #forgetParts(run: Run): void {
+    for (const sequence of this.#gathering.clear()) run.dropParts(this.id, sequence);
   }
 }

@@ -103,14 +103,29 @@ export interface StateStore {
   putEarlyStopping(token: number, run: string, record: unknown): Promise<void>;
   getEarlyStopping(run: string): Promise<unknown>;
 
+  /** A shard says that it is there, for `ttlMs`; null: that it goes. Needs no lease. */
+  announceShard(id: string, record: ShardRecord | null, ttlMs: number): Promise<void>;
+  /** Shards that are there, by id. */
+  listShards(): Promise<readonly ShardRecord[]>;
+
   /** Releases the lease, ends timers and connections. */
   close(): Promise<void>;
+}
+
+/** A shard that waits for a coordinator, or has one. */
+export interface ShardRecord {
+  /** In the order of these a coordinator takes them. */
+  readonly id: string;
+  /** Where workers and the coordinator reach it. */
+  readonly host: string;
+  readonly port: number;
 }
 
 /** What is wrong with a record that was passed over. */
 export type OnDamagedRecord = (error: DownpourError) => void;
 
 const OWNER_FOLDER = '.owner';
+const SHARDS_FOLDER = '.shards';
 const READS_MAX = 20;
 
 type RecordName = 'run' | 'registry' | 'best' | 'early-stopping';
@@ -253,6 +268,29 @@ export function openFileStore(options: {
     putEarlyStopping: (token, run, record) => put(token, run, 'early-stopping', record),
     getEarlyStopping: (run) => read<unknown>(run, 'early-stopping'),
 
+    async announceShard(id, record, ttlMs) {
+      const shards = join(folder, SHARDS_FOLDER);
+      if (record === null) await rm(join(shards, `${checkName(id)}.json`), { force: true });
+      else {
+        await makeFolder(shards);
+        await writeSealed(shards, `${checkName(id)}.json`, { record, until: Date.now() + ttlMs });
+      }
+    },
+    async listShards() {
+      const shards: ShardRecord[] = [];
+      for (const name of await namesIn(join(folder, SHARDS_FOLDER))) {
+        if (!name.endsWith('.json')) continue;
+        try {
+          const bytes = await readFile(join(folder, SHARDS_FOLDER, name));
+          const { record, until } = unseal(bytes) as { record: ShardRecord; until: number };
+          if (until > Date.now()) shards.push(record);
+        } catch {
+          // It goes, or was cut short: its shard writes it again in a moment.
+        }
+      }
+      return byId(shards);
+    },
+
     async close() {
       await turn;
       for (const lease of leases) await lease.release();
@@ -334,6 +372,10 @@ export function bySequence(checkpoints: readonly CheckpointSummary[]): Checkpoin
 export function inOrderOfCreation(runs: readonly RunRecord[]): RunRecord[] {
   const key = (run: RunRecord) => `${run.createdAt} ${run.id}`;
   return [...runs].sort((a, b) => (key(a) < key(b) ? -1 : 1));
+}
+
+export function byId(shards: readonly ShardRecord[]): ShardRecord[] {
+  return [...shards].sort((a, b) => (a.id < b.id ? -1 : 1));
 }
 
 /** The same record again, as after a lost reply: it is the one that is kept. */

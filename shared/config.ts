@@ -402,6 +402,7 @@ export const LIMITS = {
   nameLengthMax: 200,
   runCountMax: 10_000,
   workerCountMax: 1_000,
+  shardCountMax: 64,
   /** Minibatch leases one worker may hold. */
   leasesPerWorkerMax: 64,
   /** Bytes waiting to be sent to one worker before it is disconnected as a slow reader. */

@@ -14,6 +14,7 @@ export const ERRORS = {
   // Who may talk.
   DP_UNAUTHORIZED: { http: 401, close: 4401, retry: 'never' },
   DP_SERVER_STOPPING: { http: 503, close: 1012, retry: 'backoff' },
+  DP_SHARD_LOST: { http: 503, close: 1012, retry: 'backoff' },
   DP_LIMIT: { http: 429, close: 1013, retry: 'backoff' },
   // Agreement on run, experiment, model and data.
   DP_RUN_UNKNOWN: { http: 404, close: 4404, retry: 'never' },

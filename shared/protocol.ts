@@ -93,6 +93,19 @@ export const PhaseSchema = Type.Union([
 ]);
 export type Phase = Static<typeof PhaseSchema>;
 
+/** Drawn by the server for each connection of a worker. */
+const Session = Type.String({ pattern: '^[0-9a-f]{16}$' });
+
+export const ShardAddressSchema = Type.Object(
+  {
+    /** Null: the host at which the worker has reached the server. */
+    host: orNull(Type.String({ minLength: 1, maxLength: 255 })),
+    port: Type.Integer({ minimum: 1, maximum: 65_535 }),
+  },
+  closed,
+);
+export type ShardAddress = Static<typeof ShardAddressSchema>;
+
 // From worker to server.
 
 export const HelloSchema = Type.Object(
@@ -198,6 +211,10 @@ export const AssignSchema = Type.Object(
     /** Of the run; the worker's must be the same. */
     experimentHash: Hash,
     config: RunConfigSchema,
+    /** Of this connection: shards know the worker by it. */
+    session: Session,
+    /** All but the first, which is the server itself: each gets its own part of pushes. */
+    shards: Type.Array(ShardAddressSchema, { maxItems: LIMITS.shardCountMax }),
   },
   closed,
 );
@@ -254,6 +271,8 @@ export const WorkSchema = Type.Object(
     evaluation: orNull(Type.Object({ id: Natural, part: PartSchema }, closed)),
     /** Of the payload: f32 or bf16. With frozen tensors or an evaluation always f32. */
     encoding: Encoding,
+    /** Set: the payload is the first part, the other shards send theirs under this number. */
+    pull: orNull(Natural),
   },
   closed,
 );
@@ -280,6 +299,45 @@ export type ServerMessage =
   | End
   | ErrorMessage;
 
+// Between a worker and a shard.
+
+/** The worker's first message to a shard, with the session that the server gave it. */
+export const AttachSchema = Type.Object({ type: Type.Literal('attach'), session: Session }, closed);
+export type Attach = Static<typeof AttachSchema>;
+
+/** A shard's part of a push: as in `push`, of this shard's range alone. */
+export const PartMessageSchema = Type.Object(
+  {
+    type: Type.Literal('part'),
+    run: Name,
+    sequence: Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER }),
+    encoding: Encoding,
+  },
+  closed,
+);
+export type PartMessage = Static<typeof PartMessageSchema>;
+
+/** A shard's part of `initialised`. */
+export const InitialPartSchema = Type.Object(
+  { type: Type.Literal('initialPart'), run: Name, grant: Natural },
+  closed,
+);
+export type InitialPart = Static<typeof InitialPartSchema>;
+
+export type ToShard = Attach | PartMessage | InitialPart;
+
+/** The shard knows the worker: it may join. */
+export const AttachedSchema = Type.Object({ type: Type.Literal('attached') }, closed);
+
+/** A shard's part of what a `work` with this `pull` brings. */
+export const ParametersSchema = Type.Object(
+  { type: Type.Literal('parameters'), run: Name, pull: Natural, encoding: Encoding },
+  closed,
+);
+export type ParametersMessage = Static<typeof ParametersSchema>;
+
+export type FromShard = Static<typeof AttachedSchema> | ParametersMessage | ErrorMessage;
+
 const compile = (schemas: Record<string, TSchema>) =>
   new Map(Object.entries(schemas).map(([type, schema]) => [type, Compile(schema)]));
 
@@ -299,6 +357,27 @@ const serverMessages = compile({
   end: EndSchema,
   error: ErrorSchema,
 });
+
+const toShard = compile({
+  attach: AttachSchema,
+  part: PartMessageSchema,
+  initialPart: InitialPartSchema,
+});
+const fromShard = compile({
+  attached: AttachedSchema,
+  parameters: ParametersSchema,
+  error: ErrorSchema,
+});
+
+/** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
+export function checkToShard(header: { readonly type: string }): ToShard {
+  return check(toShard, header) as ToShard;
+}
+
+/** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
+export function checkFromShard(header: { readonly type: string }): FromShard {
+  return check(fromShard, header) as FromShard;
+}
 
 /** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
 export function checkWorkerMessage(header: { readonly type: string }): WorkerMessage {

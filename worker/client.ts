@@ -2,13 +2,17 @@ import { randomBytes } from 'node:crypto';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
+import type { Layout } from '../shared/layout.ts';
 import {
   type Acknowledgement,
+  type Assign,
   checkServerMessage,
   type Hello,
+  type Initialised,
   knownCode,
   type Push,
   type ServerMessage,
+  type Work,
   type WorkerMessage,
 } from '../shared/protocol.ts';
 import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
@@ -16,6 +20,7 @@ import { dial } from '../wire/handshake.ts';
 import { findLocalSocket, localSocketWanted } from '../wire/local-socket.ts';
 import { Memories } from '../wire/memories.ts';
 import { createDecoder } from './compressor.ts';
+import { type Pull, rangesFor, ShardLinks } from './shard-links.ts';
 
 /**
  * The worker's end of the wire. Keeps a connection to the server: a lost one is opened anew, with
@@ -98,8 +103,9 @@ interface Unacknowledged {
   readonly run: string;
   readonly sequence: number;
   readonly lease: number;
-  readonly payload: Landing;
-  /** How often its bytes are on their way to the socket. */
+  /** One for each shard. */
+  readonly payloads: readonly Landing[];
+  /** How many of them are on their way to a socket. */
   sending: number;
   /** Its memory goes back when nothing is sent from it any more. */
   done: boolean;
@@ -117,10 +123,12 @@ export class Client {
   #dialing: { abort(): void } | null = null;
   #sequence = 0;
   #unacknowledged: Unacknowledged[] = [];
-  readonly #pushed = new Memories(MEMORIES_KEPT);
+  #pushed = new Memories(MEMORIES_KEPT);
   readonly #pulled = new Memories(MEMORIES_KEPT);
   readonly #decoder = createDecoder();
-  #received: Received[] = [];
+  #received: (Received & { readonly pull?: Pull })[] = [];
+  /** To the shards of the run; null: the server has all of it. */
+  #links: ShardLinks | null = null;
   #waiting: ((error?: unknown) => void) | null = null;
   #fatal: unknown = null;
   #attempt = 0;
@@ -168,7 +176,8 @@ export class Client {
 
   /** Something has come that `next` has not given yet. */
   get hasReceived(): boolean {
-    return this.#received.length > 0;
+    const [first] = this.#received;
+    return first !== undefined && !first.pull?.missing;
   }
 
   /**
@@ -181,8 +190,11 @@ export class Client {
   async next(): Promise<Received> {
     for (;;) {
       this.#options.signal.throwIfAborted();
-      const received = this.#received.shift();
-      if (received) return received;
+      if (this.hasReceived) {
+        const { pull, ...received } = this.#received.shift()!;
+        if (!pull) return received;
+        return { ...received, payload: pull.values.subarray(0, pull.elements) };
+      }
       if (this.#fatal !== null) throw this.#fatal;
       await new Promise<void>((resolve, reject) => {
         this.#waiting = (error) => (error === undefined ? resolve() : reject(error));
@@ -194,8 +206,62 @@ export class Client {
    * Sends what need not survive a lost connection; without one it is dropped.
    * @param payload stays as it is for as long as the connection may read it.
    */
-  send(message: Exclude<WorkerMessage, Push | Hello>, payload?: Float32Array): void {
-    this.#connection?.send(message, payload ? [bytesOf(payload)] : []);
+  send(message: Exclude<WorkerMessage, Push | Hello | Initialised>): void {
+    this.#connection?.send(message);
+  }
+
+  /**
+   * Sends fresh parameters, each part to its shard.
+   * @param values shape [layout.size]; stays as it is for as long as the connections may read it.
+   */
+  initialise(message: Initialised, values: Float32Array): void {
+    const links = this.#links;
+    const { start, end } = links?.ranges[0] ?? { start: 0, end: values.length };
+    this.#connection?.send(message, [bytesOf(values.subarray(start, end))]);
+    const { run, grant } = message;
+    for (const [k, range] of (links?.ranges ?? []).entries()) {
+      if (k === 0) continue;
+      const part = bytesOf(values.subarray(range.start, range.end));
+      links!.send(k, { type: 'initialPart', run, grant }, part);
+    }
+  }
+
+  /**
+   * Connects to the shards of a run, if it has several.
+   * @returns false: one of them is not there; everything is opened anew, and the run assigned again.
+   */
+  async attach({ session, shards }: Assign, layout: Layout): Promise<boolean> {
+    this.#links?.close();
+    this.#links = null;
+    const parts = rangesFor(layout, shards).length;
+    this.#pushed = new Memories(MEMORIES_KEPT * parts);
+    if (parts === 1) return true;
+    const connection = this.#connection;
+    const { token, localSocketBytesMin = LOCAL_SOCKET_BYTES_MIN } = this.#options;
+    const partBytes = (4 * layout.exchangedSize) / parts;
+    const links = new ShardLinks({
+      shards,
+      server: this.#url,
+      session,
+      layout,
+      headers: token ? { authorization: `Bearer ${token}` } : {},
+      localSocket: localSocketWanted(this.#options.localSocket) && partBytes >= localSocketBytesMin,
+      handshakeMs: HANDSHAKE_MS,
+      closeMs: CLOSE_MS,
+      now: this.#now,
+      complete: () => this.#wake(),
+      lost: (error) => {
+        if (this.#links === links) this.#refusal = error;
+        connection?.terminate();
+      },
+    });
+    this.#links = links;
+    try {
+      await links.open();
+      return this.connected && this.#connection === connection;
+    } catch {
+      return false;
+    }
   }
 
   /**
@@ -206,26 +272,33 @@ export class Client {
    */
   push(
     push: Omit<Push, 'type' | 'sequence'>,
-    payloadBytes: number,
-    write: (payload: Uint8Array) => void,
+    payloadBytes: readonly number[],
+    write: (payloads: readonly Uint8Array[]) => void,
   ): number {
     const sequence = ++this.#sequence;
-    const payload = this.#pushed.take(payloadBytes);
-    write(payload.bytes);
+    const payloads = payloadBytes.map((bytes) => this.#pushed.take(bytes));
+    write(payloads.map(({ bytes }) => bytes));
     const { run, lease } = push;
     const header: Push = { type: 'push', ...push, sequence };
-    const kept = { header, run, sequence, lease, payload, sending: 0, done: false };
+    const kept = { header, run, sequence, lease, payloads, sending: 0, done: false };
     this.#unacknowledged.push(kept);
     if (this.connected) this.#sendPush(kept);
     return sequence;
   }
 
   #sendPush(push: Unacknowledged): void {
-    push.sending++;
-    this.#connection!.send(push.header, [push.payload.bytes], () => {
+    const { header, payloads, run, sequence } = push;
+    const gone = () => {
       push.sending--;
-      if (push.done && push.sending === 0) push.payload.release();
-    });
+      if (push.done && push.sending === 0) releaseAll(push);
+    };
+    push.sending += payloads.length;
+    this.#connection!.send(header, [payloads[0]!.bytes], gone);
+    for (let k = 1; k < payloads.length; k++) {
+      const part = { type: 'part', run, sequence, encoding: header.encoding } as const;
+      if (this.#links) this.#links.send(k, part, payloads[k]!.bytes, gone);
+      else gone();
+    }
   }
 
   #keepPushes(which: (push: Unacknowledged) => boolean): void {
@@ -234,7 +307,7 @@ export class Client {
     for (const push of all) {
       if (which(push)) continue;
       push.done = true;
-      if (push.sending === 0) push.payload.release();
+      if (push.sending === 0) releaseAll(push);
     }
   }
 
@@ -280,6 +353,7 @@ export class Client {
     this.#options.signal.removeEventListener('abort', this.#onAbort);
     if (this.#timer) clearTimeout(this.#timer);
     if (this.#heartbeat) clearInterval(this.#heartbeat);
+    this.#links?.close();
     this.#dialing?.abort();
     if (!this.#connection) return;
     await new Promise<void>((resolve) => {
@@ -354,7 +428,7 @@ export class Client {
     const first: Hello = { type: 'hello', ...hello, incarnation: this.#incarnation };
     connection.send(first);
     return {
-      land: (_, payloadBytes) => (payloadBytes === null ? null : this.#pulled.take(payloadBytes)),
+      land: (header, payloadBytes) => this.#land(header, payloadBytes),
       message: (header, payload, landing) => this.#receive(header, payload, landing),
       malformed: (error) => this.#misunderstood(error),
       broken: (error) => this.#misunderstood(error),
@@ -363,10 +437,21 @@ export class Client {
       },
       closed: (code, reason) => {
         this.#connection = null;
+        this.#links?.close();
+        this.#links = null;
         this.#lost(code, reason);
         this.#closed?.();
       },
     };
+  }
+
+  #land(header: Header, payloadBytes: number | null): Landing | null {
+    if (payloadBytes === null) return null;
+    const { type, pull, encoding } = header;
+    if (type === 'work' && typeof pull === 'number' && encoding === 'f32') {
+      return this.#links?.place(0, pull, payloadBytes) ?? null;
+    }
+    return this.#pulled.take(payloadBytes);
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
@@ -374,10 +459,14 @@ export class Client {
       const message = checkServerMessage(header);
       // Only a server that lets the worker in counts as reached; else a refusing one would be
       // asked without a pause.
-      if (message.type !== 'error') this.#attempt = 0;
+      // The shards of an assignment may not.
+      const toShards = message.type === 'assign' && message.shards.length > 0;
+      if (message.type !== 'error' && !toShards) this.#attempt = 0;
       if (message.type === 'error') {
         landing?.release();
         this.#refused(knownCode(message.code), message.message);
+      } else if (message.type === 'work' && message.pull !== null) {
+        this.#receivePart(message, message.pull, payload, landing);
       } else {
         this.#received.push({ message, ...this.#numbersOf(message, payload, landing) });
         this.#wake();
@@ -386,6 +475,19 @@ export class Client {
       landing?.release();
       this.#misunderstood(error);
     }
+  }
+
+  /** The first part of a vector whose other parts come from the shards. */
+  #receivePart(message: Work, id: number, payload: Uint8Array, landing: Landing | null): void {
+    const links = this.#links;
+    if (!links) {
+      throw new DownpourError('DP_PROTOCOL_ORDER', 'parts of parameters came without shards');
+    }
+    const pull = links.pull(id);
+    const { release } = pull;
+    this.#received.push({ message, payload: pull.values, release, pull });
+    links.take(0, id, payload, message.encoding);
+    landing?.release();
   }
 
   /** A payload as f32, with what gives its memory back. */
@@ -463,9 +565,14 @@ export class Client {
     const held = now - this.#lastBeat > 2 * LIMITS.heartbeatMs;
     this.#lastBeat = now;
     if (held) this.#lastSeen = now;
+    this.#links?.beat(held);
     if (now - this.#lastSeen > LIMITS.silenceMs) connection.terminate();
     else connection.ping();
   }
+}
+
+function releaseAll({ payloads }: Unacknowledged): void {
+  for (const payload of payloads) payload.release();
 }
 
 /** What the answer to the handshake says; null: try again. */

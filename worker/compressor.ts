@@ -4,6 +4,7 @@ import { createCompressionKernels } from '../shared/compression-kernels.ts';
 import type { PushCompression, RunConfig } from '../shared/config.ts';
 import type { Layout } from '../shared/layout.ts';
 import { Memory, regionBytes } from '../shared/memory.ts';
+import type { Range } from '../shared/partition.ts';
 import type { Acknowledgement } from '../shared/protocol.ts';
 
 /**
@@ -14,35 +15,64 @@ import type { Acknowledgement } from '../shared/protocol.ts';
  */
 export interface Compressor {
   readonly encoding: Encoding;
-  /** Bytes of the next payload. @param epoch of its minibatch: the density warms up by epochs. */
-  payloadBytes(epoch: number): number;
+  /** Bytes of the next payload, by parts. @param epoch of its minibatch: the density warms up by epochs. */
+  payloadBytes(epoch: number): readonly number[];
   /**
    * Writes a payload.
    * @param gradient and statistics, shape [exchangedSize]; kept until the push is settled.
-   * @param out exactly `payloadBytes` long, at a multiple of 4; not written to until then.
-   * @returns to be called with what became of the push, before `out` is used again.
+   * @param outs exactly `payloadBytes` long, at multiples of 4; not written to until then.
+   * @returns to be called with what became of the push, before `outs` are used again.
    */
-  write(gradient: Float32Array, epoch: number, out: Uint8Array): Settle;
+  write(gradient: Float32Array, epoch: number, outs: readonly Uint8Array[]): Settle;
   /** The parameters are others now: what earlier gradients left behind belongs to them no more. */
   reset(): void;
 }
 
 export type Settle = (outcome: Acknowledgement['outcome']) => void;
 
-type Sizes = Pick<Layout, 'trainableSize' | 'statisticsSize'>;
+type Sizes = Pick<Layout, 'trainableSize' | 'exchangedSize'>;
 
-export function createCompressor(config: RunConfig['compression'], layout: Sizes): Compressor {
-  const { push } = config;
-  const { trainableSize: n, statisticsSize } = layout;
-  const rule = createRule(push, n);
+/** @param ranges of the shards that get the parts; absent: one gets all. */
+export function createCompressor(
+  config: RunConfig['compression'],
+  layout: Sizes,
+  ranges: readonly Range[] = [{ start: 0, end: layout.exchangedSize }],
+): Compressor {
+  const parts = ranges.map((range) => createPart(config.push, layout, range));
+  return {
+    encoding: config.push.kind,
+    payloadBytes: (epoch) => parts.map((part) => part.bytes(epoch)),
+    write(gradient, epoch, outs) {
+      const settles = parts.map((part, k) => part.write(gradient, epoch, outs[k]!));
+      if (settles.length === 1) return settles[0]!;
+      return (outcome) => {
+        for (const settle of settles) settle(outcome);
+      };
+    },
+    reset() {
+      for (const part of parts) part.reset();
+    },
+  };
+}
+
+/** Encodes what of a gradient lies in one range, and keeps what that leaves out. */
+function createPart(push: PushCompression, layout: Sizes, { start, end }: Range) {
+  const { trainableSize, exchangedSize } = layout;
+  const split = Math.max(start, Math.min(end, trainableSize));
+  const statisticsEnd = Math.max(split, Math.min(end, exchangedSize));
+  const n = split - start;
+  const rule = n === 0 ? nothingToSend : createRule(push, n);
   const gradientBytes = (epoch: number) => encodedBytes(push.kind, n, rule.count(epoch));
   return {
-    encoding: push.kind,
-    payloadBytes: (epoch) => gradientBytes(epoch) + 4 * statisticsSize,
-    write(gradient, epoch, out) {
+    bytes: (epoch: number) => gradientBytes(epoch) + 4 * (statisticsEnd - split),
+    write(gradient: Float32Array, epoch: number, out: Uint8Array): Settle {
       const bytes = gradientBytes(epoch);
-      out.set(bytesOf(gradient.subarray(n)), bytes);
-      return rule.encode(gradient.subarray(0, n), rule.count(epoch), out.subarray(0, bytes));
+      out.set(bytesOf(gradient.subarray(split, statisticsEnd)), bytes);
+      return rule.encode(
+        gradient.subarray(start, split),
+        rule.count(epoch),
+        out.subarray(0, bytes),
+      );
     },
     reset: rule.reset,
   };
@@ -57,6 +87,16 @@ interface Rule {
 
 const nothingKept: Settle = () => {};
 const nothing = () => {};
+
+/** Of a range without trainable elements: no bytes, or a count of none. */
+const nothingToSend: Rule = {
+  count: () => 0,
+  encode(_, __, out) {
+    out.fill(0);
+    return nothingKept;
+  },
+  reset: nothing,
+};
 
 function createRule(push: PushCompression, n: number): Rule {
   switch (push.kind) {

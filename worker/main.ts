@@ -12,6 +12,7 @@ import {
   loadExperiment,
 } from './experiment.ts';
 import { buildModel, type Model } from './model.ts';
+import { rangesFor } from './shard-links.ts';
 import { createTrainer, type Trainer, type TrainerProgress } from './trainer.ts';
 
 /** The worker process: takes assignments one after another until it is told to end. */
@@ -153,6 +154,7 @@ class Worker {
     const { model, prepared, trainer } = this.#assignment!;
     // Over the new connection it is assigned again.
     if (await this.#client.suit(4 * model.layout.exchangedSize)) return;
+    if (!(await this.#client.attach(assign, model.layout))) return;
     const join: Join = {
       type: 'join',
       run: assign.run,
@@ -174,11 +176,12 @@ class Worker {
   }
 
   /** The connection was lost and the same run is assigned again: nothing need be loaded. */
-  #holds({ run, experimentHash, config }: Assign): boolean {
+  #holds({ run, experimentHash, config, shards }: Assign): boolean {
     const held = this.#assignment?.assign;
     return (
       held?.run === run &&
       held.experimentHash === experimentHash &&
+      held.shards.length === shards.length &&
       JSON.stringify(held.config) === JSON.stringify(config)
     );
   }
@@ -211,8 +214,9 @@ class Worker {
       `run ${run}: ${assign.experiment}, ${prepared.source}, ${model.layout.trainableSize} parameters`,
     );
     const exchange = this.#client;
+    const ranges = rangesFor(model.layout, assign.shards);
     const trainer = createTrainer({
-      ...{ run, config, model, prepared, exchange, signal, log, onProgress },
+      ...{ run, config, model, prepared, ranges, exchange, signal, log, onProgress },
     });
     return { assign, prepared, model, trainer };
   }
@@ -249,7 +253,7 @@ class Worker {
   async #initialise({ model, assign }: Assignment, message: Initialise): Promise<void> {
     const { grant, seed } = message;
     const parameters = await model.initialise(seed);
-    this.#client.send({ type: 'initialised', run: assign.run, grant }, parameters);
+    this.#client.initialise({ type: 'initialised', run: assign.run, grant }, parameters);
   }
 
   #end({ run, phase, reason }: End): void {

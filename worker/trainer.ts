@@ -1,6 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
+import type { Range } from '../shared/partition.ts';
 import type { Acknowledgement, Evaluated, Lease, Phase, Push, Work } from '../shared/protocol.ts';
 import { mix, permutation, STREAMS } from '../shared/random.ts';
 import { createCompressor, type Settle } from './compressor.ts';
@@ -15,8 +16,8 @@ export interface Exchange {
   readonly unacknowledged: readonly { readonly lease: number }[];
   push(
     push: Omit<Push, 'type' | 'sequence'>,
-    payloadBytes: number,
-    write: (payload: Uint8Array) => void,
+    payloadBytes: readonly number[],
+    write: (payloads: readonly Uint8Array[]) => void,
   ): number;
   send(message: Evaluated): void;
   acknowledge(acknowledgement: Acknowledgement): void;
@@ -29,6 +30,8 @@ export interface TrainerOptions {
     Partial<Pick<RunConfig, 'evaluateTraining'>>;
   readonly model: Model;
   readonly prepared: PreparedData;
+  /** Of the shards that get the parts of each push; absent: one gets all. */
+  readonly ranges?: readonly Range[];
   readonly exchange: Exchange;
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
@@ -90,7 +93,7 @@ export function createTrainer(options: TrainerOptions): Trainer {
   const { depth } = config.consistency;
   const now = options.now ?? (() => performance.now());
   const examplesOf = createOrders(config.seed, prepared);
-  const compressor = createCompressor(config.compression, model.layout);
+  const compressor = createCompressor(config.compression, model.layout, options.ranges);
   /** Of the pushes under way, by sequence. */
   const settles = new Map<number, Settle>();
   /** The parameters that gradients are computed at. */
@@ -146,8 +149,8 @@ export function createTrainer(options: TrainerOptions): Trainer {
     const sequence = exchange.push(
       { run, lease: lease.id, step, generation, loss: told, computeMs, encoding },
       compressor.payloadBytes(lease.epoch),
-      (payload) => {
-        settle = compressor.write(gradient, lease.epoch, payload);
+      (payloads) => {
+        settle = compressor.write(gradient, lease.epoch, payloads);
       },
     );
     settles.set(sequence, settle!);

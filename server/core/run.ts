@@ -425,6 +425,11 @@ export class Run {
     };
   }
 
+  /** Nobody will decide about this push: the other shards let go of their parts, if they have them. */
+  dropParts(session: string, sequence: number): void {
+    this.#tell({ kind: 'drop', run: this.id, session, sequence });
+  }
+
   /** Has the other shards send a worker what belongs to an assignment, under the number of a pull. */
   sendParts(
     session: string,

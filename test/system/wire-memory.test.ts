@@ -142,7 +142,8 @@ test('nor do they through a server and the client of a worker', { timeout: 120_0
       });
     } else if (message.type === 'initialise') {
       const { grant } = message;
-      client.send({ type: 'initialised', run: run.id, grant }, new Float32Array(BYTES / 4));
+      const made = { type: 'initialised', run: run.id, grant } as const;
+      client.initialise(made, new Float32Array(BYTES / 4));
     } else if (message.type === 'work') {
       expect(payload.length).toBe(BYTES / 4);
       if (message.acknowledgement) {
@@ -151,7 +152,7 @@ test('nor do they through a server and the client of a worker', { timeout: 120_0
       }
       const { step, generation, leases } = message;
       const push = { run: run.id, lease: leases[0]!.id, step, generation, loss: 1, computeMs: 1 };
-      client.push({ ...push, encoding: 'f32' }, BYTES, (bytes) => bytes.fill(0));
+      client.push({ ...push, encoding: 'f32' }, [BYTES], ([bytes]) => bytes!.fill(0));
       if (++pulls >= SETTLED) samples.push(sample());
     }
     release?.();

@@ -62,12 +62,12 @@ class FakeExchange implements Exchange {
   unacknowledged: { lease: number; sequence: number }[] = [];
   push(
     push: Omit<Push, 'type' | 'sequence'>,
-    payloadBytes: number,
-    write: (payload: Uint8Array) => void,
+    [bytes = 0]: readonly number[],
+    write: (payloads: readonly Uint8Array[]) => void,
   ): number {
     const sequence = this.pushes.length + 1;
-    const payload = new Uint8Array(payloadBytes);
-    write(payload);
+    const payload = new Uint8Array(bytes);
+    write([payload]);
     this.pushes.push({ ...push, sequence, gradient: [...floatsOf(payload)] });
     this.unacknowledged.push({ lease: push.lease, sequence });
     return sequence;
@@ -103,7 +103,7 @@ function setUp(depth = 1) {
 function work(step: number, leases: Lease[], rest: Partial<Work> = {}): Work {
   return {
     ...{ type: 'work', run: 'r', phase: 'training', step, generation: 1 },
-    ...{ acknowledgement: null, leases, evaluation: null, encoding: 'f32', ...rest },
+    ...{ acknowledgement: null, leases, evaluation: null, encoding: 'f32', pull: null, ...rest },
   };
 }
 const lease = (id: number, start: number, count: number, epoch = 0): Lease => ({

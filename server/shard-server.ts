@@ -1,0 +1,366 @@
+import { createServer, type IncomingMessage, type Server } from 'node:http';
+import type { AddressInfo, Socket } from 'node:net';
+import { floatsOf } from '../shared/codec.ts';
+import { LIMITS } from '../shared/config.ts';
+import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
+import { checkToShard, type FromShard, type ToShard } from '../shared/protocol.ts';
+import { VERSION } from '../shared/version.ts';
+import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
+import { accept, upgradeProblem } from '../wire/handshake.ts';
+import { isFromHere, type LocalListener, listenLocally } from '../wire/local-socket.ts';
+import { bearerMatches, refuse, unauthorized } from './app.ts';
+import { Shard } from './core/shard.ts';
+import type { Snapshot } from './core/snapshot.ts';
+import { LandingDesk, WaitingLine } from './landings.ts';
+import type { FromShardControl, ToShardControl } from './shard-pool.ts';
+
+/** A shard's process or thread: the sockets around a `Shard`. */
+export interface ShardServerOptions {
+  readonly host: string;
+  /** 0: any free one. */
+  readonly port: number;
+  readonly token: string | null;
+  /** False: no unix socket for workers on this machine. */
+  readonly localSocket: boolean;
+  readonly log: (line: string) => void;
+  readonly signal: AbortSignal;
+}
+
+export interface ServingShard {
+  readonly port: number;
+  /** Resolves when all is closed. */
+  readonly closed: Promise<void>;
+}
+
+const TICK_MS = 1_000;
+
+/** @throws DownpourError DP_USAGE: cannot listen there. */
+export async function serveShard(options: ShardServerOptions): Promise<ServingShard> {
+  const { host, port, token, log, signal } = options;
+  const state = new ShardServer(log);
+  let local: LocalListener | null = null;
+  const server = createServer((request, response) => {
+    if (request.method !== 'GET' || request.url !== '/health') {
+      response.writeHead(404).end();
+      return;
+    }
+    response.setHeader('content-type', 'application/json');
+    const localSocket = isFromHere(request.socket) ? (local?.path ?? null) : null;
+    response.end(
+      JSON.stringify({
+        status: 'ok',
+        version: VERSION,
+        role: 'shard',
+        runs: state.runs,
+        localSocket,
+      }),
+    );
+  });
+  server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
+    socket.on('error', () => socket.destroy());
+    const path = request.url?.split('?', 1)[0];
+    if (path !== '/ws' && path !== '/control') {
+      refuse(socket, 'DP_NOT_FOUND', 'workers connect to /ws, the coordinator to /control');
+    } else if (token !== null && !bearerMatches(request.headers.authorization, token)) {
+      refuse(socket, 'DP_UNAUTHORIZED', unauthorized().message);
+    } else {
+      const problem = upgradeProblem(request);
+      if (problem !== null) refuse(socket, 'DP_BODY_INVALID', problem);
+      else state.accept(path, accept(request, socket), head);
+    }
+  });
+  await listen(server, host, port);
+  if (options.localSocket) {
+    const beside = createServer((request, response) => server.emit('request', request, response));
+    beside.on('upgrade', (...upgrade) => server.emit('upgrade', ...upgrade));
+    const listener = await listenLocally(beside);
+    if ('path' in listener) local = listener;
+  }
+  const timer = setInterval(() => state.tick(), TICK_MS);
+  const closed = new Promise<void>((resolve) => {
+    const close = async () => {
+      clearInterval(timer);
+      state.close();
+      await local?.close();
+      server.closeAllConnections();
+      server.close(() => resolve());
+    };
+    if (signal.aborted) void close();
+    else signal.addEventListener('abort', () => void close(), { once: true });
+  });
+  return { port: (server.address() as AddressInfo).port, closed };
+}
+
+async function listen(server: Server, host: string, port: number): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', (cause) =>
+      reject(
+        new DownpourError(
+          'DP_USAGE',
+          `a shard cannot listen on ${host} port ${port}: ${errorText(cause)}; choose another address`,
+          { cause },
+        ),
+      ),
+    );
+    server.listen(port, host, resolve);
+  });
+}
+
+/** One coordinator at a time, and the workers that it has told this shard's address. */
+class ShardServer {
+  readonly #log: (line: string) => void;
+  #shard: Shard | null = null;
+  #control: Connection | null = null;
+  readonly #sessions = new Map<string, ShardSession>();
+  /** Connected, attached or not. */
+  readonly #workers = new Set<ShardSession>();
+  readonly line = new WaitingLine();
+
+  constructor(log: (line: string) => void) {
+    this.#log = log;
+  }
+
+  get runs(): number {
+    return this.#shard?.runs ?? 0;
+  }
+
+  accept(path: '/ws' | '/control', connection: Connection, head: Buffer): void {
+    if (path === '/control') {
+      connection.start(this.#controlled(connection), head);
+      return;
+    }
+    const session = new ShardSession(connection, this);
+    this.#workers.add(session);
+    connection.start(session.events, head);
+    if (this.#workers.size > LIMITS.workerCountMax) {
+      session.fail(new DownpourError('DP_LIMIT', `${LIMITS.workerCountMax} workers are connected`));
+    }
+  }
+
+  tick(): void {
+    this.line.tick();
+    for (const worker of this.#workers) worker.tick();
+  }
+
+  close(): void {
+    this.#control?.close(1012, 'shard stops');
+    this.#release('DP_SERVER_STOPPING', 'shard stops');
+  }
+
+  // The coordinator.
+
+  #controlled(connection: Connection): ConnectionEvents {
+    return {
+      land: () => null,
+      message: (header, payload) => this.#obey(connection, header, payload),
+      malformed: (error) => this.#log(`control: ${error.code} ${error.message}`),
+      broken: (error) => this.#log(`control: ${error.code} ${error.message}`),
+      alive: () => {},
+      closed: () => {
+        if (this.#control !== connection) return;
+        this.#control = null;
+        this.#log('the coordinator has gone; waiting for one');
+        this.#release('DP_SHARD_LOST', 'the coordinator has gone');
+      },
+    };
+  }
+
+  /** Forgets all runs: they belong to the coordinator that made them. */
+  #release(code: 'DP_SHARD_LOST' | 'DP_SERVER_STOPPING', why: string): void {
+    this.#shard = null;
+    for (const worker of this.#workers) worker.fail(new DownpourError(code, why));
+  }
+
+  #obey(connection: Connection, header: Header, payload: Uint8Array): void {
+    const message = header as unknown as ToShardControl;
+    if (message.type === 'take') {
+      this.#control?.close(4409, 'another coordinator has taken over');
+      this.#release('DP_SHARD_LOST', 'another coordinator has taken over');
+      this.#control = connection;
+      this.#shard = this.#createShard(message.index, message.count);
+      this.#tell({ type: 'taken', version: VERSION });
+      return;
+    }
+    // What an older coordinator still says.
+    if (connection !== this.#control || !this.#shard) return;
+    try {
+      if (message.type === 'command') {
+        this.#shard.execute(message.command, floatsOf(payload));
+      } else if (message.type === 'leave') {
+        this.#sessions.get(message.session)?.close(1000);
+        this.#shard.leave(message.session);
+      } else {
+        const { request, run, id, name, start, count } = message;
+        const bytes = this.#shard.read(run, id, name, start, count);
+        this.#tell({ type: 'read', request, found: bytes !== null }, bytes);
+      }
+    } catch (error) {
+      // Its state is not what the coordinator believes: neither can go on.
+      this.#log(`defect: ${error instanceof Error ? error.stack : String(error)}`);
+      this.#tell({ type: 'failed', code: errorCode(error), message: errorText(error) });
+      connection.close(1011, errorCode(error));
+    }
+  }
+
+  #tell(message: FromShardControl, payload: Uint8Array | null = null): void {
+    this.#control?.send(message, payload ? [payload] : []);
+  }
+
+  #createShard(index: number, count: number): Shard {
+    this.#log(`shard ${index} of ${count}`);
+    return new Shard(index, count, {
+      landed: ({ run, session, sequence }, squares, problem) =>
+        this.#tell({ type: 'landed', run, session, sequence, squares, problem }),
+      initialLanded: ({ run, session, grant }, finite) =>
+        this.#tell({ type: 'initialLanded', run, session, grant, finite }),
+      overflowed: (run) => this.#tell({ type: 'overflowed', run }),
+      send: (session, { run, pull }, payload) =>
+        this.#sessions.get(session)?.parameters(run, pull, payload),
+    });
+  }
+
+  // Workers.
+
+  get shard(): Shard | null {
+    return this.#shard;
+  }
+
+  attach(worker: ShardSession, session: string): void {
+    this.#sessions.get(session)?.close(4409);
+    this.#sessions.set(session, worker);
+  }
+
+  gone(worker: ShardSession): void {
+    this.#workers.delete(worker);
+    this.line.leave(worker);
+    const { session } = worker;
+    if (session === null || this.#sessions.get(session) !== worker) return;
+    this.#sessions.delete(session);
+    this.#shard?.leave(session);
+  }
+}
+
+/** A worker's connection to a shard. */
+class ShardSession {
+  readonly #connection: Connection;
+  readonly #server: ShardServer;
+  readonly #desk: LandingDesk;
+  session: string | null = null;
+  /** Of the part that it sends now. */
+  room: unknown = null;
+  #lastSeen = performance.now();
+
+  constructor(connection: Connection, server: ShardServer) {
+    this.#connection = connection;
+    this.#server = server;
+    this.#desk = new LandingDesk(server.line, this);
+  }
+
+  readonly events: ConnectionEvents = {
+    land: (header, payloadBytes) => this.#land(header, payloadBytes),
+    message: (header, payload, landing) => this.#receive(header, payload, landing),
+    malformed: (error) => this.fail(error),
+    broken: () => {},
+    alive: () => {
+      this.#lastSeen = performance.now();
+    },
+    closed: () => this.#server.gone(this),
+  };
+
+  #land(header: Header, payloadBytes: number | null): Landing | 'wait' | null {
+    const { type, run } = header;
+    const { shard } = this.#server;
+    if (type !== 'part' || typeof run !== 'string' || payloadBytes === null || !shard) return null;
+    const most = shard.partBytesMax(run);
+    if (most === null || payloadBytes > most) return null;
+    this.room = run;
+    return this.#desk.land(payloadBytes, (bytes) => shard.land(run, bytes), {
+      roomBytes: most / 2,
+      kept: true,
+    });
+  }
+
+  retryLanding(impatient: boolean): void {
+    if (impatient) this.#desk.hurry();
+    this.#connection.retry();
+  }
+
+  #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
+    let kept = false;
+    try {
+      const message = checkToShard(header);
+      if (message.type === 'attach') {
+        this.session = message.session;
+        this.#server.attach(this, message.session);
+        this.#send({ type: 'attached' });
+      } else if (this.session === null) {
+        throw new DownpourError(
+          'DP_PROTOCOL_ORDER',
+          `'${message.type}' came before 'attach': attach first`,
+        );
+      } else kept = this.#part(this.session, message, payload, landing);
+    } catch (error) {
+      this.fail(error);
+    } finally {
+      if (!kept) landing?.release();
+    }
+  }
+
+  /** @returns whether the landing is in use. */
+  #part(
+    session: string,
+    message: Exclude<ToShard, { type: 'attach' }>,
+    payload: Uint8Array,
+    landing: Landing | null,
+  ): boolean {
+    const { shard } = this.#server;
+    if (!shard) return false;
+    const { run } = message;
+    if (message.type === 'initialPart') {
+      shard.initialPart(run, session, message.grant, floatsOf(payload));
+      return false;
+    }
+    const { sequence, encoding } = message;
+    // Without a landing the payload is the receiver's, which reads the next one there.
+    const bytes = landing ? payload : payload.slice();
+    const release = () => landing?.release();
+    shard.part({ run, session, sequence }, { payload: bytes, encoding, release });
+    return true;
+  }
+
+  parameters(run: string, pull: number, payload: Snapshot): void {
+    payload.hold();
+    const { encoding } = payload;
+    this.#send({ type: 'parameters', run, pull, encoding }, payload);
+  }
+
+  #send(message: FromShard, payload: Snapshot | null = null): void {
+    const gone = () => payload?.release();
+    if (!this.#connection.open) gone();
+    else if (payload) this.#connection.send(message, [payload.bytes], gone);
+    else this.#connection.send(message);
+    const { bufferedBytes } = this.#connection;
+    if (bufferedBytes > LIMITS.bufferedBytesMax) {
+      this.fail(new DownpourError('DP_SLOW_READER', `${bufferedBytes} bytes wait for this worker`));
+    }
+  }
+
+  tick(): void {
+    const silentMs = performance.now() - this.#lastSeen;
+    // The server knows better whether a worker lives; this ends what it has never heard of.
+    if (this.session === null && silentMs > LIMITS.silenceMs) this.#connection.terminate();
+    else if (silentMs > LIMITS.heartbeatMs) this.#connection.ping();
+  }
+
+  fail(error: unknown): void {
+    const code = errorCode(error);
+    if (this.#connection.open) {
+      this.#connection.send({ type: 'error', code, message: errorText(error) });
+    }
+    this.close(ERRORS[code].close ?? 1011, code);
+  }
+
+  close(code: number, reason = ''): void {
+    this.#connection.close(code, reason);
+  }
+}

@@ -1,0 +1,198 @@
+import { describe, expect, test } from 'vitest';
+import type { ShardCommand } from '../../server/core/shard.ts';
+import type { PartialConfig } from '../../shared/config.ts';
+import { partition } from '../../shared/partition.ts';
+import { LAYOUT, ShardedRun } from '../support/shards.ts';
+
+test('the model lies on as many shards as it is large enough for, its frozen part on the last', () => {
+  expect(partition(LAYOUT, 4).map(({ start, end }) => end - start)).toEqual([
+    16_640, 16_532, 16_513, 16_416,
+  ]);
+});
+
+describe('a run on several shards is the same run as on one, to the bit', () => {
+  const configs: [string, PartialConfig][] = [
+    ['sgd', {}],
+    [
+      'adam, ema, restore the best',
+      {
+        optimizer: { kind: 'adam' },
+        learningRate: 0.01,
+        averaging: { kind: 'ema', decay: 0.9 },
+        earlyStopping: { patience: 1 },
+        evaluateEverySteps: 2,
+        epochsMax: 20,
+      },
+    ],
+    [
+      'momentum, weight decay, polyak, retrain',
+      {
+        optimizer: { kind: 'momentum' },
+        weightDecay: { rate: 0.01 },
+        averaging: { kind: 'polyak', startStep: 2 },
+        earlyStopping: { patience: 1, afterStop: 'retrain' },
+        evaluateEverySteps: 2,
+        epochsMax: 20,
+      },
+    ],
+    [
+      'rmsprop, continue',
+      {
+        optimizer: { kind: 'rmsprop' },
+        learningRate: 0.01,
+        earlyStopping: { patience: 1, afterStop: 'continue', continueStepsMax: 5 },
+        evaluateEverySteps: 2,
+        epochsMax: 20,
+      },
+    ],
+    ['clipped by value', { clip: { value: 0.5 } }],
+    ['bf16 both ways', { compression: { push: { kind: 'bf16' }, pull: 'bf16' } }],
+  ];
+  test.each(configs)('%s', (_, config) => {
+    const one = new ShardedRun(1, config);
+    one.train();
+    expect(one.run.phase).toBe('finished');
+    for (const count of [2, 3, 4]) {
+      const several = new ShardedRun(count, config);
+      expect(several.run.parts).toBe(count);
+      several.train();
+      expect(several.run.phase).toBe('finished');
+      expect(several.run.step).toBe(one.run.step);
+      expect(several.parameters).toEqual(one.parameters);
+      expect(several.run.metrics().evaluations.map((e) => e.loss)).toEqual(
+        one.run.metrics().evaluations.map((e) => e.loss),
+      );
+    }
+  });
+
+  test.each(['int8', 'topk'] as const)('%s, whose blocks and counts are of each part', (kind) => {
+    const compression = { push: { kind }, pull: 'f32' } as PartialConfig['compression'];
+    const several = new ShardedRun(4, { compression, epochsMax: 2 } as PartialConfig);
+    const before = norm(several);
+    several.train();
+    expect(several.run.phase).toBe('finished');
+    expect(several.run.step).toBe(32);
+    expect(norm(several)).toBeLessThan(before);
+  });
+
+  function norm(run: ShardedRun): number {
+    if (!run.run.hasParameters) run.act();
+    return run.parameters.subarray(0, LAYOUT.trainableSize).reduce((sum, x) => sum + x * x, 0);
+  }
+
+  test('the norm that is clipped and shown is that of all parts', () => {
+    const config: PartialConfig = { clip: { norm: 1 }, epochsMax: 1 };
+    const [one, several] = [new ShardedRun(1, config), new ShardedRun(4, config)];
+    one.train();
+    several.train();
+    expect(several.run.summary(0).gradientNorm).toBeCloseTo(one.run.summary(0).gradientNorm!, 6);
+    const expected = one.parameters;
+    const off = several.parameters.map((x, i) => Math.abs(x - expected[i]!));
+    expect(off.reduce((most, x) => Math.max(most, x), 0)).toBeLessThan(1e-5);
+  });
+});
+
+describe('what is decided is decided for all parts', () => {
+  test('a part that is not finite keeps all parts out, and nothing stays on the shards', () => {
+    const run = new ShardedRun(4, {});
+    run.train(() => run.run.step === 3);
+    const before = run.parameters;
+    const rejected = run.act((gradient) => {
+      gradient[40_000] = Number.NaN;
+    });
+    expect(rejected).toMatchObject({ outcome: 'rejected', code: 'DP_GRADIENT_NOT_FINITE' });
+    expect(run.parameters).toEqual(before);
+    expect(run.act()).toMatchObject({ outcome: 'applied' });
+    // Rooms of rejected pushes are free again: more of them than there are rooms.
+    for (let i = 0; i < 100; i++) run.push(new Float32Array(LAYOUT.exchangedSize), 999_999);
+    expect(run.told.filter(({ kind }) => kind === 'drop').length).toBe(101);
+  });
+
+  test('a push that is sent again is applied by no shard', () => {
+    const run = new ShardedRun(3, {});
+    run.train(() => run.run.step === 3);
+    const before = run.parameters;
+    const again = run.push(new Float32Array(LAYOUT.exchangedSize).fill(1), 1, 3);
+    expect(again.outcome).toBe('duplicate');
+    expect(run.parameters).toEqual(before);
+  });
+
+  test('a shard itself refuses to apply a push twice', () => {
+    const run = new ShardedRun(3, {});
+    run.train(() => run.run.step === 3);
+    const apply = run.told.findLast(({ kind }) => kind === 'apply')!;
+    const { sequence } = apply as Extract<ShardCommand, { kind: 'apply' }>;
+    const shard = run.shards[1]!;
+    const none = new Float32Array();
+    expect(() => shard.execute(apply, none)).toThrow('without its part');
+    const { start, end } = run.ranges[1]!;
+    const payload = new Uint8Array(4 * (end - start));
+    shard.part({ run: 'r', session: 's', sequence }, { payload, encoding: 'f32', release() {} });
+    expect(() => shard.execute(apply, none)).toThrow('applied twice');
+  });
+
+  test('a part of a wrong size keeps all parts out, and the answer says the sizes', () => {
+    const run = new ShardedRun(2, {});
+    run.train(() => run.run.step === 1);
+    const before = run.parameters;
+    const rejected = run.act(
+      () => {},
+      (part) => part.subarray(0, 40),
+    );
+    expect(rejected).toMatchObject({ outcome: 'rejected', code: 'DP_TENSOR_SIZE' });
+    expect(rejected!.message).toContain('40 bytes');
+    expect(run.parameters).toEqual(before);
+  });
+
+  test('an overflow on any shard fails the run', () => {
+    const run = new ShardedRun(4, { learningRate: 1e30 });
+    run.train(() => run.run.step === 1);
+    // Only on the second shard: it is told of after the update.
+    run.act((gradient) => {
+      gradient.fill(0);
+      gradient[20_000] = 3e38;
+    });
+    expect(run.run.phase).toBe('failed');
+    expect(run.run.reason).toContain('overflow');
+  });
+
+  test('captures are forgotten when nobody needs them', () => {
+    const run = new ShardedRun(2, { evaluateEverySteps: 1, epochsMax: 2 });
+    run.train();
+    const made = run.told.filter(({ kind }) => kind === 'capture').length;
+    const forgotten = run.told.filter(({ kind }) => kind === 'forget').length;
+    expect(made).toBeGreaterThan(5);
+    // The best one stays.
+    expect(forgotten).toBe(made - 1);
+  });
+});
+
+describe('a checkpoint', () => {
+  const config: PartialConfig = {
+    optimizer: { kind: 'adam' },
+    learningRate: 0.01,
+    averaging: { kind: 'ema', decay: 0.9 },
+    earlyStopping: { patience: 1, afterStop: 'continue', continueStepsMax: 5 },
+    evaluateEverySteps: 3,
+    epochsMax: 20,
+  };
+  test('is the same file whatever the number of shards, and goes on with any other number', () => {
+    const whole = new ShardedRun(1, config);
+    whole.train();
+    const steps = whole.run.step;
+    for (const [before, after] of [
+      [1, 3],
+      [3, 1],
+      [4, 2],
+    ] as const) {
+      for (const cut of [1, 4, steps - 2]) {
+        const first = new ShardedRun(before, config);
+        first.train(() => first.run.step >= cut);
+        const second = new ShardedRun(after, config, first.save());
+        second.train();
+        expect(second.run.step).toBe(steps);
+        expect(second.parameters, `${before} → ${after} at ${cut}`).toEqual(whole.parameters);
+      }
+    }
+  }, 20_000);
+});

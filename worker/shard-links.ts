@@ -1,0 +1,234 @@
+import { bytesOf, floatsOf } from '../shared/codec.ts';
+import type { Encoding } from '../shared/compression.ts';
+import { LIMITS } from '../shared/config.ts';
+import { DownpourError, errorText } from '../shared/errors.ts';
+import type { Layout } from '../shared/layout.ts';
+import { partition, type Range } from '../shared/partition.ts';
+import { checkFromShard, knownCode, type ShardAddress, type ToShard } from '../shared/protocol.ts';
+import type { Connection, Header, Landing } from '../wire/connection.ts';
+import { dial } from '../wire/handshake.ts';
+import { findLocalSocket } from '../wire/local-socket.ts';
+import { Memories } from '../wire/memories.ts';
+import { createDecoder } from './compressor.ts';
+
+/**
+ * A worker's connections to the shards of a run, beside the one to the server. Parts of parameters land at
+ * their places in one vector, whichever comes first. When any of them is lost, all are given up: the worker
+ * connects anew, and what was not acknowledged is sent again, all parts.
+ */
+
+export interface ShardLinksOptions {
+  /** Of shards 1, 2, …; more than the layout has ranges are left alone. */
+  readonly shards: readonly ShardAddress[];
+  /** Of the server, for shards on its host. */
+  readonly server: string;
+  readonly session: string;
+  readonly layout: Layout;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly localSocket: boolean;
+  readonly handshakeMs: number;
+  readonly closeMs: number;
+  readonly now: () => number;
+  /** All parts of a pull are there. */
+  readonly complete: () => void;
+  /** A connection is lost, or a shard says what this worker does not understand. */
+  readonly lost: (error: DownpourError) => void;
+}
+
+/** A vector under way: `values` is whole when nothing is missing. */
+export interface Pull {
+  readonly values: Float32Array;
+  /** That have come: trainable and statistics, or all. */
+  elements: number;
+  missing: number;
+  release(): void;
+}
+
+/** Vectors in use at once: one arrives, one is read from, one is on the device. */
+const MEMORIES_KEPT = 3;
+
+/** Into how many parts pushes of this layout go. */
+export function rangesFor(layout: Layout, shards: readonly ShardAddress[]): Range[] {
+  return partition(layout, 1 + shards.length);
+}
+
+export class ShardLinks {
+  readonly ranges: readonly Range[];
+  readonly #options: ShardLinksOptions;
+  readonly #connections: Connection[] = [];
+  readonly #dialing = new Set<{ abort(): void }>();
+  readonly #lastSeen: number[] = [];
+  readonly #memories = new Memories(MEMORIES_KEPT);
+  readonly #decoder = createDecoder();
+  readonly #pulls = new Map<number, Pull>();
+  #closed = false;
+
+  constructor(options: ShardLinksOptions) {
+    this.#options = options;
+    this.ranges = rangesFor(options.layout, options.shards);
+  }
+
+  /** Connects to all shards and resolves when each knows this worker. @throws DownpourError DP_SHARD_LOST. */
+  async open(): Promise<void> {
+    const { shards } = this.#options;
+    const needed = shards.slice(0, this.ranges.length - 1);
+    await Promise.all(needed.map((address, i) => this.#connect(i + 1, address)));
+  }
+
+  async #connect(index: number, address: ShardAddress): Promise<void> {
+    const { server, session, headers, handshakeMs, closeMs, localSocket } = this.#options;
+    const url = new URL(server);
+    if (address.host !== null) {
+      url.hostname = address.host.includes(':') ? `[${address.host}]` : address.host;
+    }
+    url.port = String(address.port);
+    const path = localSocket ? await findLocalSocket(url.href) : null;
+    return new Promise((resolve, reject) => {
+      const fail = (why: string) => {
+        const error = new DownpourError('DP_SHARD_LOST', `shard ${index} at ${url.host}: ${why}`);
+        reject(error);
+        if (!this.#closed) this.#options.lost(error);
+      };
+      const dialing = dial({
+        url: url.href,
+        path,
+        handshakeMs,
+        closeMs,
+        headers,
+        opened: (connection) => {
+          this.#dialing.delete(dialing);
+          this.#connections[index] = connection;
+          this.#lastSeen[index] = this.#options.now();
+          let said = '';
+          connection.send({ type: 'attach', session } satisfies ToShard);
+          return {
+            land: (header, bytes) => this.#land(index, header, bytes),
+            message: (header, payload, landing) => {
+              try {
+                const message = checkFromShard(header);
+                if (message.type === 'attached') resolve();
+                else if (message.type === 'parameters') {
+                  this.take(index, message.pull, payload, message.encoding);
+                } else said = `${knownCode(message.code)} ${message.message}`;
+              } catch (error) {
+                said = errorText(error);
+                connection.close(1002);
+              } finally {
+                landing?.release();
+              }
+            },
+            malformed: (error) => {
+              said = error.message;
+              connection.close(1002);
+            },
+            broken: (error) => {
+              said = error.message;
+            },
+            alive: () => {
+              this.#lastSeen[index] = this.#options.now();
+            },
+            closed: (_, reason) => fail(said || reason || 'closed'),
+          };
+        },
+        failed: (error) => {
+          this.#dialing.delete(dialing);
+          fail(errorText(error));
+        },
+      });
+      this.#dialing.add(dialing);
+    });
+  }
+
+  // Parameters.
+
+  /** Where a part in f32 is to be: its place in the vector of its pull. */
+  #land(index: number, header: Header, bytes: number | null): Landing | null {
+    const { type, pull, encoding } = header;
+    if (type !== 'parameters' || typeof pull !== 'number' || encoding !== 'f32') return null;
+    return bytes === null ? null : this.place(index, pull, bytes);
+  }
+
+  /** Where so many bytes of part `index` of a pull lie; null: they do not fit there. */
+  place(index: number, pull: number, bytes: number): Landing | null {
+    const range = this.ranges[index]!;
+    if (bytes > 4 * (range.end - range.start)) return null;
+    const { values } = this.pull(pull);
+    const { buffer, byteOffset } = values;
+    return {
+      bytes: new Uint8Array(buffer, byteOffset + 4 * range.start, bytes),
+      release: () => {},
+    };
+  }
+
+  /** The vector of a pull, with room for all of the layout. */
+  pull(id: number): Pull {
+    let pull = this.#pulls.get(id);
+    if (!pull) {
+      const memory = this.#memories.take(4 * this.#options.layout.size);
+      pull = {
+        values: floatsOf(memory.bytes),
+        elements: 0,
+        missing: this.ranges.length,
+        release: memory.release,
+      };
+      this.#pulls.set(id, pull);
+    }
+    return pull;
+  }
+
+  /** Part `index` of a pull has come. @param payload at its place already, or to be decoded there. */
+  take(index: number, id: number, payload: Uint8Array, encoding: Encoding): void {
+    const pull = this.pull(id);
+    const { start, end } = this.ranges[index]!;
+    const { exchangedSize } = this.#options.layout;
+    const place = pull.values.subarray(start, end);
+    if (encoding === 'bf16') {
+      const exchanged = place.subarray(0, Math.max(0, exchangedSize - start));
+      this.#decoder.decode(payload, exchanged);
+      pull.elements += exchanged.length;
+    } else if (payload.byteLength > 4 * place.length) {
+      throw new DownpourError(
+        'DP_TENSOR_SIZE',
+        `part ${index} of the parameters has ${payload.byteLength} bytes; at most ${4 * place.length} were expected`,
+      );
+    } else {
+      const bytes = bytesOf(place);
+      const there = payload.buffer === bytes.buffer && payload.byteOffset === bytes.byteOffset;
+      if (!there) bytes.set(payload);
+      pull.elements += payload.byteLength / 4;
+    }
+    pull.missing--;
+    if (pull.missing === 0) {
+      this.#pulls.delete(id);
+      this.#options.complete();
+    }
+  }
+
+  // Pushes.
+
+  /** @param gone called once: the payload has left, or never will. */
+  send(index: number, message: ToShard, payload: Uint8Array, gone?: () => void): void {
+    const connection = this.#connections[index];
+    if (connection) connection.send(message, [payload], gone);
+    else gone?.();
+  }
+
+  /** @param held the process was held up: what has arrived meanwhile has not been read yet. */
+  beat(held: boolean): void {
+    const now = this.#options.now();
+    for (const [index, connection] of this.#connections.entries()) {
+      if (!connection) continue;
+      if (held) this.#lastSeen[index] = now;
+      if (now - this.#lastSeen[index]! > LIMITS.silenceMs) connection.terminate();
+      else connection.ping();
+    }
+  }
+
+  close(): void {
+    this.#closed = true;
+    for (const dialing of this.#dialing) dialing.abort();
+    for (const connection of this.#connections) connection?.close(1000);
+    for (const pull of this.#pulls.values()) pull.release();
+    this.#pulls.clear();
+  }
+}
