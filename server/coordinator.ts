@@ -221,16 +221,15 @@ export class Coordinator {
     }
     const session = this.#byId.get(report.session);
     if (report.type === 'initialLanded') {
-      session?.initialLanded(run, report.grant, report.finite);
+      session?.initialLanded(run, index, report.grant, report.finite);
       return;
     }
-    const { sequence, squares, problem } = report;
-    if (session?.landed(run, sequence, squares, problem)) return;
+    if (session?.landed(run, index, report)) return;
     this.#shards!.tellOne(index, {
       kind: 'drop',
       run: run.id,
       session: report.session,
-      sequence,
+      sequence: report.sequence,
     });
   }
 

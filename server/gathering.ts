@@ -1,6 +1,11 @@
+import { LIMITS } from '../shared/config.ts';
+import { DownpourError } from '../shared/errors.ts';
 import type { Push } from '../shared/protocol.ts';
 import type { Landing } from '../wire/connection.ts';
 import type { PartsLanded } from './core/run.ts';
+
+/** One for each minibatch that a worker may hold, and a few that were given away. */
+const PUSHES_MAX = 2 * LIMITS.leasesPerWorkerMax;
 
 /**
  * The parts of one worker's messages that go to several shards at once. They come in any order, each from
@@ -9,8 +14,7 @@ import type { PartsLanded } from './core/run.ts';
 export class Gathering {
   readonly #session: string;
   readonly #pushes = new Map<number, Gathered>();
-  #initial: { grant: number; values: Float32Array | null; parts: number; finite: boolean } | null =
-    null;
+  #initial: Initial | null = null;
 
   constructor(session: string) {
     this.#session = session;
@@ -19,15 +23,19 @@ export class Gathering {
   /** The first part, with the message. */
   push(push: Push, payload: Uint8Array, landing: Landing | null): void {
     const gathered = this.#of(push.sequence);
-    // Sent twice over one connection: the older one goes.
-    gathered.landing?.release();
+    if (gathered.push) {
+      // Sent again over the same connection: the first one counts.
+      landing?.release();
+      return;
+    }
     Object.assign(gathered, { push, payload, landing });
   }
 
   /** Another part has landed on its shard. */
-  landed(sequence: number, squares: number, problem: string | null): void {
+  landed(shard: number, sequence: number, squares: number, problem: string | null): void {
     const gathered = this.#of(sequence);
-    gathered.parts++;
+    if (gathered.shards.has(shard)) return;
+    gathered.shards.add(shard);
     gathered.squares += squares;
     gathered.problem ??= problem;
   }
@@ -35,7 +43,7 @@ export class Gathering {
   /** @param parts of a push. @returns a push that is whole, once; its landing is the caller's now. */
   take(sequence: number, parts: number): Whole | null {
     const gathered = this.#pushes.get(sequence);
-    if (!gathered?.push || !gathered.payload || gathered.parts < parts - 1) return null;
+    if (!gathered?.push || !gathered.payload || gathered.shards.size < parts - 1) return null;
     this.#pushes.delete(sequence);
     const { push, payload, landing, squares, problem } = gathered;
     return { push, payload, landing, others: { session: this.#session, squares, problem } };
@@ -46,9 +54,9 @@ export class Gathering {
     this.#initialOf(grant).values = values.slice();
   }
 
-  initialLanded(grant: number, finite: boolean): void {
+  initialLanded(shard: number, grant: number, finite: boolean): void {
     const initial = this.#initialOf(grant);
-    initial.parts++;
+    initial.shards.add(shard);
     initial.finite &&= finite;
   }
 
@@ -57,7 +65,7 @@ export class Gathering {
     parts: number,
   ): { values: Float32Array; others: { session: string; finite: boolean } } | null {
     const initial = this.#initialOf(grant);
-    if (!initial.values || initial.parts < parts - 1) return null;
+    if (!initial.values || initial.shards.size < parts - 1) return null;
     this.#initial = null;
     const { values, finite } = initial;
     return { values, others: { session: this.#session, finite } };
@@ -75,7 +83,16 @@ export class Gathering {
   #of(sequence: number): Gathered {
     let gathered = this.#pushes.get(sequence);
     if (!gathered) {
-      gathered = { push: null, payload: null, landing: null, parts: 0, squares: 0, problem: null };
+      if (this.#pushes.size >= PUSHES_MAX) {
+        throw new DownpourError(
+          'DP_LIMIT',
+          `${this.#pushes.size} pushes of this worker wait for their parts; at most ${PUSHES_MAX} may`,
+        );
+      }
+      gathered = {
+        ...{ push: null, payload: null, landing: null },
+        ...{ shards: new Set(), squares: 0, problem: null },
+      };
       this.#pushes.set(sequence, gathered);
     }
     return gathered;
@@ -83,7 +100,7 @@ export class Gathering {
 
   #initialOf(grant: number) {
     if (this.#initial?.grant !== grant) {
-      this.#initial = { grant, values: null, parts: 0, finite: true };
+      this.#initial = { grant, values: null, shards: new Set(), finite: true };
     }
     return this.#initial;
   }
@@ -93,10 +110,17 @@ interface Gathered {
   push: Push | null;
   payload: Uint8Array | null;
   landing: Landing | null;
-  /** That have landed on other shards. */
-  parts: number;
+  /** On which parts have landed. */
+  readonly shards: Set<number>;
   squares: number;
   problem: string | null;
+}
+
+interface Initial {
+  readonly grant: number;
+  values: Float32Array | null;
+  readonly shards: Set<number>;
+  finite: boolean;
 }
 
 /** A push of which all parts are there. */

@@ -208,16 +208,24 @@ export class Session {
   }
 
   /** Another part of a push has landed on its shard. @returns false: nobody waits for it any more. */
-  landed(run: Run, sequence: number, squares: number, problem: string | null): boolean {
+  landed(
+    run: Run,
+    shard: number,
+    { sequence, squares, problem }: { sequence: number; squares: number; problem: string | null },
+  ): boolean {
     if (this.#run !== run || !this.#joined) return false;
-    this.#gathering.landed(sequence, squares, problem);
-    this.#gathered(run, sequence);
+    try {
+      this.#gathering.landed(shard, sequence, squares, problem);
+      this.#gathered(run, sequence);
+    } catch (error) {
+      this.fail(error);
+    }
     return true;
   }
 
-  initialLanded(run: Run, grant: number, finite: boolean): void {
+  initialLanded(run: Run, shard: number, grant: number, finite: boolean): void {
     if (this.#run !== run || !this.#joined) return;
-    this.#gathering.initialLanded(grant, finite);
+    this.#gathering.initialLanded(shard, grant, finite);
     this.#initialGathered(run, grant);
   }
 

@@ -234,9 +234,8 @@ class ShardServer {
     this.#workers.delete(worker);
     this.line.leave(worker);
     const { session } = worker;
-    if (session === null || this.#sessions.get(session) !== worker) return;
-    this.#sessions.delete(session);
-    this.#shard?.leave(session);
+    // What it has sent stays until the coordinator says so: it may be applying it right now.
+    if (session !== null && this.#sessions.get(session) === worker) this.#sessions.delete(session);
   }
 }
 

@@ -144,7 +144,8 @@ class Worker {
     try {
       if (!this.#holds(assign)) {
         this.release();
-        this.#client.forget(assign.run);
+        // Also of this run: they were computed under another configuration, or in other parts.
+        this.#client.forget(null);
         this.#assignment = await this.#prepare(assign);
       }
     } catch (error) {

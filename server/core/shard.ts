@@ -92,6 +92,9 @@ export type ShardCommand =
       readonly workers: readonly (readonly [string, number])[];
     };
 
+/** Of one worker, waiting for a decision: one for each minibatch that it may hold, and a few that were given away. */
+const PARTS_MAX = 2 * LIMITS.leasesPerWorkerMax;
+
 /** As the kinds of checkpoints. */
 export type SaveKind = 'last' | 'best' | 'final';
 
@@ -194,7 +197,10 @@ export class Shard {
     return layout ? 4 * (layout.exchangedSize + layout.trainableSize + 1) : null;
   }
 
-  /** @param part that stays as it is until its `release`, which is called exactly once. */
+  /**
+   * @param part that stays as it is until its `release`, which is called exactly once.
+   * @throws DownpourError DP_LIMIT: too many of this worker are here already.
+   */
   part(of: PartName, part: Landed): void {
     const held = this.#runs.get(of.run);
     if (!held) {
@@ -203,8 +209,18 @@ export class Shard {
     }
     const ofSession = held.landed.get(of.session) ?? new Map<number, Landed>();
     held.landed.set(of.session, ofSession);
-    // Sent again, over the same connection: the older one goes.
-    ofSession.get(of.sequence)?.release();
+    if (ofSession.has(of.sequence)) {
+      // Sent again over the same connection: the first one counts.
+      part.release();
+      return;
+    }
+    if (ofSession.size >= PARTS_MAX) {
+      part.release();
+      throw new DownpourError(
+        'DP_LIMIT',
+        `${ofSession.size} parts of this worker's pushes wait for their others; at most ${PARTS_MAX} may`,
+      );
+    }
     ofSession.set(of.sequence, part);
     let squares = Number.NaN;
     let problem: string | null = null;
@@ -227,7 +243,7 @@ export class Shard {
     this.#events.initialLanded({ run, session, grant }, finite);
   }
 
-  /** A worker's connection is lost: what it sent and nobody has decided about will be sent again. */
+  /** A worker's connection to the coordinator is lost: what nobody has decided about will be sent again. */
   leave(session: string): void {
     for (const held of this.#runs.values()) {
       for (const part of held.landed.get(session)?.values() ?? []) part.release();
