@@ -20,7 +20,14 @@ import {
 
 /** Names, options and help of the commands; what they do is imported when they run. */
 
-export interface ServeOptions extends ServerOptions {
+/** Certificates for a Redis over TLS. */
+export interface RedisFileOptions {
+  readonly redisCa?: string;
+  readonly redisCert?: string;
+  readonly redisKey?: string;
+}
+
+export interface ServeOptions extends ServerOptions, RedisFileOptions {
   readonly host: string;
   readonly port: number;
   readonly state: string;
@@ -97,6 +104,22 @@ export function registerCommands(program: Command, outcome: Outcome): void {
 
 const localSocketHelp = (what: string) => `${what}; so does DOWNPOUR_LOCAL_SOCKET=0`;
 
+function addRedisFileOptions(command: Command): Command {
+  return command
+    .addOption(
+      new Option(
+        '--redis-ca <file>',
+        "PEM of the authority that signed Redis's certificate (default: those that Node.js trusts)",
+      ).env('DOWNPOUR_REDIS_CA'),
+    )
+    .addOption(
+      new Option('--redis-cert <file>', 'PEM of our certificate, where Redis asks for one').env(
+        'DOWNPOUR_REDIS_CERT',
+      ),
+    )
+    .addOption(new Option('--redis-key <file>', 'PEM of its key').env('DOWNPOUR_REDIS_KEY'));
+}
+
 function registerServe(program: Command): void {
   const command = program
     .command('serve')
@@ -134,13 +157,15 @@ function registerServe(program: Command): void {
       'the others are processes of their own, found in the state store: `downpour shard`; else threads',
     )
     .addOption(jsonOption());
-  addTokenOptions(command)
+  addTokenOptions(addRedisFileOptions(command))
     .addHelpText(
       'after',
       examples(
         'downpour serve',
         'downpour serve --shards 4',
         'DOWNPOUR_TOKEN=secret downpour serve --host 0.0.0.0 --redis-url redis://redis:6379',
+        'downpour serve --redis-url rediss://trainer:secret@redis:6380 --redis-ca ca.pem',
+        'downpour serve --redis-url redis+sentinel://10.0.0.1,10.0.0.2,10.0.0.3/mymaster',
       ),
     )
     .action(async (options: ServeOptions) => {
@@ -174,7 +199,7 @@ function registerShard(program: Command): void {
     .option('--insecure', 'let anyone in who can reach a host beyond this machine, without a token')
     .option('--no-local-socket', localSocketHelp('no unix socket for workers on this machine'))
     .addOption(jsonOption());
-  addTokenOptions(command)
+  addTokenOptions(addRedisFileOptions(command))
     .addHelpText(
       'after',
       examples(

@@ -139,9 +139,13 @@ async function redisFacts(
     return { reachable: null, text: 'DOWNPOUR_REDIS_URL is not set: state is kept in files' };
   }
   const { openRedisStore } = await import('../server/redis.ts');
+  const { redisFilesOf } = await import('../server/redis-address.ts');
+  const { DOWNPOUR_REDIS_CA, DOWNPOUR_REDIS_CERT, DOWNPOUR_REDIS_KEY } = process.env;
+  const [ca, cert, key] = [DOWNPOUR_REDIS_CA, DOWNPOUR_REDIS_CERT, DOWNPOUR_REDIS_KEY];
   // A password in the address is nobody's to read.
   const address = url.replace(/\/\/[^@/]*@/, '//***@');
-  const store = openRedisStore({ url, timeoutMs: REDIS_TIMEOUT_MS });
+  const files = redisFilesOf({ ca, cert, key });
+  const store = openRedisStore({ url, files, timeoutMs: REDIS_TIMEOUT_MS });
   try {
     await store.listRuns();
     return { reachable: true, text: `${address} answers` };

@@ -1,7 +1,8 @@
 import { resolve } from 'node:path';
 import { serve } from '../server/main.ts';
+import { redisFilesOf } from '../server/redis-address.ts';
 import { runShard } from '../server/shard-main.ts';
-import type { ServeOptions, ShardOptions } from './commands.ts';
+import type { RedisFileOptions, ServeOptions, ShardOptions } from './commands.ts';
 import { print, tell, tokenOf, untilInterrupted } from './options.ts';
 
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
@@ -15,6 +16,7 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
     port: options.port,
     state: resolve(options.state),
     ...(options.redisUrl === undefined ? {} : { redis: options.redisUrl }),
+    redisFiles: filesOf(options),
     ...(token === undefined ? {} : { token }),
     insecure: options.insecure === true,
     localSocket: options.localSocket,
@@ -40,6 +42,7 @@ export async function shardCommand(options: ShardOptions): Promise<void> {
     state: resolve(options.state),
     ...(advertise === undefined ? {} : { advertise }),
     ...(redisUrl === undefined ? {} : { redis: redisUrl }),
+    redisFiles: filesOf(options),
     ...(token === undefined ? {} : { token }),
     insecure: options.insecure === true,
     localSocket: options.localSocket,
@@ -51,3 +54,6 @@ export async function shardCommand(options: ShardOptions): Promise<void> {
   await shard.closed;
   interruption.dispose();
 }
+
+const filesOf = ({ redisCa: ca, redisCert: cert, redisKey: key }: RedisFileOptions) =>
+  redisFilesOf({ ca, cert, key });

@@ -250,6 +250,17 @@ export function pruneCheckpoints(
   });
 }
 
+/** Removes both files of a checkpoint, as far as they are there. Throws DP_DISK. */
+export async function removeCheckpoint(folder: string, file: string): Promise<void> {
+  for (const name of [file.slice(0, -TENSORS.length) + MANIFEST, file]) {
+    try {
+      await rm(join(folder, name), { force: true });
+    } catch (error) {
+      throw diskError(error, join(folder, name), 'remove');
+    }
+  }
+}
+
 /**
  * Writes a safetensors file of F32 tensors atomically, straight from the given arrays.
  * Throws DP_DISK, DP_LAYOUT_INVALID.

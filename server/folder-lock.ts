@@ -9,9 +9,12 @@ import {
   readlink,
   rm,
   stat,
+  writeFile,
 } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
+import { setTimeout as delay } from 'node:timers/promises';
 import { DownpourError } from '../shared/errors.ts';
 import { diskError, errnoOf, makeFolder, syncFolder, TEMPORARY, writeAll } from './atomic-file.ts';
 
@@ -39,7 +42,13 @@ export interface Holder {
   readonly ttlMs: number;
   /** Nobody holds the folder: the last owner went in good order. */
   readonly released: boolean;
+  /** Where a Redis says who owns; absent: this file does. */
+  readonly redis?: string;
+  /** The tokens after which this owner came, if no other came between: what they left to do is its. */
+  readonly follows?: readonly number[];
 }
+
+export type Claimant = Pick<Holder, 'owner' | 'ttlMs' | 'since'>;
 
 const OWNER_FILE = /^(\d{6,16})\.json$/;
 const ATTEMPTS_MAX = 50;
@@ -47,22 +56,88 @@ const ATTEMPTS_MAX = 50;
 /**
  * Takes the folder and returns the token of its new owner, higher than all before.
  *
+ * @param by.watchMs how long an owner that looks dead by its file's time is watched before it counts as
+ *   dead; half of its lease unless given.
+ *
  * Throws DP_STATE_LOCKED that names the holder, DP_DISK.
  */
 export async function takeFolder(
   folder: string,
-  by: { readonly owner: string; readonly ttlMs: number; readonly since: string },
+  { watchMs, ...by }: Claimant & { readonly watchMs?: number },
 ): Promise<number> {
   await makeFolder(folder);
   const me = { ...by, ...(await thisProcess()), released: false };
   for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
-    const token = await tryTake(folder, me);
+    const token = await tryTake(folder, me, watchMs);
     if (token !== null) return token;
   }
   throw new DownpourError(
     'DP_STATE_LOCKED',
     `${folder}: ${ATTEMPTS_MAX} attempts to own it were each overtaken by another server; start one at a time`,
   );
+}
+
+/**
+ * Enters an owner whose token Redis has given, so that one that Redis cannot tell learns of it where
+ * they share the folder. Call after `refuseHeld`.
+ * @returns false: a newer one is there.
+ *
+ * Throws DP_DISK.
+ */
+export async function enterFolder(
+  folder: string,
+  by: {
+    readonly token: number;
+    readonly owner: string;
+    readonly ttlMs: number;
+    readonly since: string;
+    readonly redis: string;
+    readonly follows: readonly number[];
+  },
+): Promise<boolean> {
+  await makeFolder(folder);
+  if ((await newestToken(folder)) >= by.token) return false;
+  const me = { ...by, ...(await thisProcess()), released: false };
+  if (!(await claim(folder, await writeCandidate(folder, me), by.token))) return false;
+  if (!(await ownsFolder(folder, by.token))) {
+    await rm(fileOf(folder, by.token), { force: true });
+    return false;
+  }
+  await clearBehind(folder, by.token);
+  return true;
+}
+
+/**
+ * Who holds a folder for an owner that Redis will choose: `token` is the newest ever given, `dead` says
+ * that its owner's process has ended.
+ * @param redis which Redis: a live owner of the same is Redis's to replace, and nobody else's.
+ *
+ * Throws DP_STATE_LOCKED when a live server holds it that does not ask this Redis, DP_DISK.
+ */
+export async function refuseHeld(
+  folder: string,
+  { redis, ttlMs }: { readonly redis: string; readonly ttlMs: number },
+): Promise<{
+  readonly token: number;
+  readonly dead: boolean;
+  readonly follows: readonly number[];
+}> {
+  await makeFolder(folder);
+  const token = await newestToken(folder);
+  if (token === 0) return { token, dead: false, follows: [] };
+  const holder = await readHolder(folder, token);
+  const { follows = [] } = holder ?? {};
+  if (holder?.redis === redis) {
+    return { token, dead: !holder.released && (await isGone(holder)), follows };
+  }
+  const candidate = join(folder, `${randomUUID()}${TEMPORARY}`);
+  try {
+    await writeFile(candidate, '');
+    await refuseIfAlive(folder, token, candidate, ttlMs);
+  } finally {
+    await rm(candidate, { force: true });
+  }
+  return { token, dead: false, follows };
 }
 
 /** Whether `token` is the newest owner's. Throws DP_DISK. */
@@ -120,12 +195,16 @@ export async function leaveFolder(folder: string, token: number): Promise<void> 
   await claim(folder, path, token + 1);
 }
 
-async function tryTake(folder: string, me: Omit<Holder, 'token'>): Promise<number | null> {
+async function tryTake(
+  folder: string,
+  me: Omit<Holder, 'token'>,
+  watchMs: number | undefined,
+): Promise<number | null> {
   const newest = await newestToken(folder);
   const token = newest + 1;
   const candidate = await writeCandidate(folder, { ...me, token });
   try {
-    if (newest > 0) await refuseIfAlive(folder, newest, candidate, me.ttlMs);
+    if (newest > 0) await refuseIfAlive(folder, newest, candidate, me.ttlMs, watchMs);
   } catch (error) {
     await rm(candidate, { force: true });
     throw error;
@@ -158,19 +237,26 @@ async function refuseIfAlive(
   token: number,
   candidate: string,
   ttlMs: number,
+  watchMs?: number,
 ): Promise<void> {
   const holder = await readHolder(folder, token);
   if (holder?.released) return;
+  if (holder !== null && (await isGone(holder))) return;
+  const path = fileOf(folder, token);
+  let touched: number;
   let ageMs: number;
   try {
     // Both times are the file system's.
-    ageMs = (await stat(candidate)).mtimeMs - (await stat(fileOf(folder, token))).mtimeMs;
+    touched = (await stat(path)).mtimeMs;
+    ageMs = (await stat(candidate)).mtimeMs - touched;
   } catch (error) {
     if (errnoOf(error) === 'ENOENT') return;
     throw diskError(error, folder, 'read');
   }
-  if (ageMs > (holder?.ttlMs ?? ttlMs)) return;
-  if (holder !== null && (await isGone(holder))) return;
+  const leaseMs = holder?.ttlMs ?? ttlMs;
+  // A clock that was set looks the same as a long silence: a live owner touches its file while we look.
+  const suspect = ageMs > leaseMs || ageMs < -SKEW_MS;
+  if (suspect && (await isUntouched(path, touched, watchMs ?? leaseMs / 2))) return;
   const who =
     holder === null
       ? 'an owner whose file cannot be read'
@@ -179,8 +265,23 @@ async function refuseIfAlive(
     'DP_STATE_LOCKED',
     `${folder} belongs to ${who}, last seen ${Math.max(0, Math.round(ageMs))} ms ago: ` +
       'stop that server, choose another folder, or give several servers a Redis; ' +
-      `if it is dead, its hold ends by itself after ${holder?.ttlMs ?? ttlMs} ms`,
+      `if it is dead, its hold ends by itself after ${leaseMs} ms`,
   );
+}
+
+/** A file system's clock may be behind by so much between two looks at it. */
+const SKEW_MS = 1_000;
+const LOOK_MS = 100;
+
+/** Whether the time of a file stays the same for so long by this process's own clock. */
+async function isUntouched(path: string, mtimeMs: number, forMs: number): Promise<boolean> {
+  const start = performance.now();
+  while (performance.now() - start < forMs) {
+    await delay(Math.min(LOOK_MS, forMs));
+    const now = await stat(path).catch(() => null);
+    if (now !== null && now.mtimeMs !== mtimeMs) return false;
+  }
+  return true;
 }
 
 /** Whether the holder's process is known to have ended. */

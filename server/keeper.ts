@@ -1,5 +1,6 @@
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { resolveConfig } from '../shared/config.ts';
+import { NAME_PATTERN, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import type { CheckpointSummary, RunSummary } from '../shared/rest.ts';
 import {
@@ -9,6 +10,7 @@ import {
   listCheckpoints,
   newestValidCheckpoint,
   pruneCheckpoints,
+  removeCheckpoint,
   writeCheckpoint,
 } from './checkpoint.ts';
 import { Run, type RunState } from './core/run.ts';
@@ -23,9 +25,9 @@ import type { RunRecord, StateStore } from './state-store.ts';
  */
 
 /** What is still to be written of a run. */
-type Task = 'record' | 'best' | 'last' | 'final' | 'earlyStopping';
+type Task = 'registry' | 'record' | 'best' | 'last' | 'final' | 'earlyStopping';
 /** `last` before `best`: so the best on disk is never of a time that a restart would not know. */
-const ORDER: readonly Task[] = ['last', 'best', 'final', 'earlyStopping', 'record'];
+const ORDER: readonly Task[] = ['registry', 'last', 'best', 'final', 'earlyStopping', 'record'];
 const RETRY_MS = 5_000;
 
 interface Entry {
@@ -73,7 +75,8 @@ export class Keeper {
   async recover(): Promise<Run[]> {
     const { store, log } = this.#options;
     const runs: Run[] = [];
-    for (const known of await store.listRuns()) {
+    const records = await store.listRuns();
+    for (const known of records) {
       try {
         const run = await this.#recoverOne(known);
         this.#entry(run);
@@ -82,7 +85,42 @@ export class Keeper {
         log(`run ${known.id} cannot be continued: ${errorCode(error)} ${errorText(error)}`);
       }
     }
+    for (const id of await this.#unregistered(records)) {
+      try {
+        const run = await this.#recoverFromDisk(id);
+        if (run) runs.push(run);
+      } catch (error) {
+        log(`run ${id} cannot be rebuilt: ${errorCode(error)} ${errorText(error)}`);
+      }
+    }
     return runs;
+  }
+
+  /** Runs that the state folder has and the registry lacks: Redis came back empty, a record is damaged. */
+  async #unregistered(known: readonly RunRecord[]): Promise<string[]> {
+    const { root } = this.#options;
+    const ids = new Set(known.map(({ id }) => id));
+    const names = (await readdir(root)).filter((name) => !ids.has(name));
+    return names.filter((name) => new RegExp(NAME_PATTERN).test(name));
+  }
+
+  async #recoverFromDisk(id: string): Promise<Run | null> {
+    const { store, token, log } = this.#options;
+    const folder = checkpointFolder(this.#options.root, id);
+    const manifest = (await listCheckpoints(folder)).findLast(({ kind }) => kind === 'last');
+    if (!manifest) return null;
+    const { options, phase } = manifest.state as RunState;
+    const run = await this.#recoverOne({ ...options, phase });
+    await store.putRun(token, record(run));
+    this.#want(run, 'registry', 'earlyStopping');
+    log(`run ${id} was not in the registry: entered again from its checkpoints`);
+    return run;
+  }
+
+  /** The store has forgotten all: writes all of it again. */
+  rebuild(): void {
+    this.#options.log('the registry came back empty or old: entering all runs again');
+    for (const run of this.#runs.values()) this.#want(run, 'record', 'registry', 'earlyStopping');
   }
 
   async #recoverOne(known: RunRecord): Promise<Run> {
@@ -228,14 +266,20 @@ export class Keeper {
     if (task === 'record') await store.putRun(token, record(run));
     else if (task === 'earlyStopping') {
       await store.putEarlyStopping(token, run.id, run.earlyStoppingState);
+    } else if (task === 'registry') {
+      const manifests = await listCheckpoints(checkpointFolder(this.#options.root, run.id));
+      for (const { state: _, ...summary } of manifests) {
+        await store.publishCheckpoint(token, run.id, summary);
+      }
     } else await this.#checkpoint(run, entry, task);
-    if (task === 'best') await this.#recordBest(run);
+    if (task === 'best' || task === 'registry') await this.#recordBest(run);
   }
 
   async #checkpoint(run: Run, entry: Entry, kind: CheckpointKind): Promise<void> {
     const { root, store, token, now } = this.#options;
     const folder = checkpointFolder(root, run.id);
     if (run.layout && run.hasParameters) {
+      await store.mayWrite(token);
       const { best } = run;
       const step = kind === 'best' ? best!.step : run.step;
       const { tensors, done } = this.#copies(run, kind);
@@ -252,9 +296,11 @@ export class Keeper {
         state,
         now: new Date(),
       }).finally(done);
+      await this.#mustStillOwn(folder, manifest);
       if (kind === 'last') entry.latest = summaryOf(manifest);
       entry.unpublished.push(manifest);
     }
+    await store.mayWrite(token);
     while (entry.unpublished.length > 0) {
       const { state: _, ...summary } = entry.unpublished[0]!;
       await store.publishCheckpoint(token, run.id, summary);
@@ -271,6 +317,17 @@ export class Keeper {
     const tensors =
       kind === 'last' ? run.tensors() : kind === 'best' ? run.bestTensors() : run.finalTensors();
     return { tensors, done: () => {} };
+  }
+
+  /** A checkpoint that was written while another server took over must not be resumed from. */
+  async #mustStillOwn(folder: string, { file }: CheckpointManifest): Promise<void> {
+    const { store, token } = this.#options;
+    try {
+      await store.mayWrite(token);
+    } catch (error) {
+      if (errorCode(error) === 'DP_STATE_FENCED') await removeCheckpoint(folder, file);
+      throw error;
+    }
   }
 
   async #recordBest(run: Run): Promise<void> {

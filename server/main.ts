@@ -10,8 +10,10 @@ import { tryStraight } from '../wire/node-sockets.ts';
 import { createApp } from './app.ts';
 import { checkpointFolder } from './checkpoint.ts';
 import { Coordinator, warning } from './coordinator.ts';
+import { journaled } from './journal.ts';
 import { Keeper } from './keeper.ts';
 import { openRedisStore } from './redis.ts';
+import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
 import { ShardPool, storeSource, threadSource } from './shard-pool.ts';
 import { type OwnerLease, openFileStore, type StateStore } from './state-store.ts';
 
@@ -21,8 +23,9 @@ export interface ServeOptions {
   readonly port: number;
   /** Folder of checkpoints, and of all records when there is no Redis. */
   readonly state: string;
-  /** `redis://` or `rediss://`; absent: files. */
+  /** Its address, see `parseRedisAddress`; absent: files. */
   readonly redis?: string;
+  readonly redisFiles?: RedisFiles;
   readonly token?: string;
   /** Listen beyond this machine without a token. */
   readonly insecure?: boolean;
@@ -80,8 +83,9 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     );
   }
   const onDamaged = (error: DownpourError) => log(`${error.message}; passed over`);
+  const told: { keeper: Keeper | null } = { keeper: null };
   const store: StateStore = redis
-    ? openRedisStore({ url: redis, onDamaged })
+    ? openAway({ ...options, redis, log, onDamaged, onForgotten: () => told.keeper?.rebuild() })
     : openFileStore({ folder: state, onDamaged });
   const now = () => performance.now();
   const ending = new AbortController();
@@ -98,7 +102,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       lose(
         new DownpourError(
           'DP_STATE_FENCED',
-          'this server lost the ownership of its state and must not write any more: start it again',
+          `this server lost the ownership of its state and must not write any more: ${errorText(lease.lost.reason)}`,
         ),
       );
     });
@@ -109,6 +113,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     const coordinator = new Coordinator({ keeper, shards: pool, now, log });
     if (pool)
       beginAnewWhenLost(pool, keeper, coordinator, AbortSignal.any([signal, ending.signal]));
+    told.keeper = keeper;
     for (const run of await keeper.recover()) coordinator.adopt(run);
     const obstacle = await tryStraight();
     if (obstacle) log(`payloads are copied once more, not read into place: ${obstacle}`);
@@ -186,6 +191,22 @@ function createPool(options: ServeOptions, store: StateStore): ShardPool | null 
       ? threadSource({ host, token, localSocket, log })
       : storeSource(store, { signal, log });
   return new ShardPool({ count, source, token, log });
+}
+
+/** Redis, whose records wait in the state folder while it is away. */
+function openAway(
+  options: Pick<ServeOptions, 'state' | 'redisFiles'> & {
+    readonly redis: string;
+    readonly log: (line: string) => void;
+    readonly onDamaged: (error: DownpourError) => void;
+    readonly onForgotten: () => void;
+  },
+): StateStore {
+  const { redis: url, state: folder, redisFiles: files = {}, log } = options;
+  const { onDamaged, onForgotten } = options;
+  const { place } = parseRedisAddress(url, files);
+  const store = openRedisStore({ url, files, onDamaged, onForgotten });
+  return journaled(store, { folder, id: place, log });
 }
 
 /**

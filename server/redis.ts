@@ -1,7 +1,8 @@
 import { randomUUID } from 'node:crypto';
-import { Redis } from 'ioredis';
-import { DownpourError, errorText } from '../shared/errors.ts';
+import { Redis, type RedisOptions } from 'ioredis';
+import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { losslessJson } from './atomic-file.ts';
+import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
 import {
   type BestRecord,
   byId,
@@ -28,32 +29,35 @@ import {
 // with the best. All keys begin with one prefix; `{downpour}:` keeps them in one slot of a cluster.
 
 // A token is the clock's microseconds, or one more than the last: so tokens keep rising even if
-// Redis comes back without its memory, and are whole numbers that a double holds until 2255. KEYS: owner, token. ARGV: nonce, owner, since, ttlMs.
+// Redis comes back without its memory, and are whole numbers that a double holds until 2255. The hold
+// of an owner whose death is proved ends at once. KEYS: owner, token.
+// ARGV: nonce, owner, since, ttlMs, lowest token, token of a dead owner.
 const ACQUIRE = `
-if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[1] then
+if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[1]
+  and redis.call('HGET', KEYS[1], 'token') ~= ARGV[6] then
   local held = redis.call('HMGET', KEYS[1], 'owner', 'since')
   return {0, held[1] or '?', held[2] or '?', redis.call('PTTL', KEYS[1])}
 end
-local newest = tonumber(redis.call('GET', KEYS[2]) or '0')
+local newest = redis.call('GET', KEYS[2]) or '0'
 local time = redis.call('TIME')
-local token = string.format('%.0f', math.max(newest + 1, time[1] * 1000000 + time[2]))
+local now = time[1] * 1000000 + time[2]
+local token = string.format('%.0f', math.max(tonumber(newest) + 1, tonumber(ARGV[5]), now))
 redis.call('SET', KEYS[2], token)
+redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'nonce', ARGV[1], 'owner', ARGV[2], 'since', ARGV[3], 'token', token)
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return {1, token}`;
+return {1, token, newest}`;
 
-// A lease that ran out and that nobody took, or that Redis forgot, is taken up again.
-// KEYS: owner, token. ARGV: nonce, owner, since, ttlMs, token.
+// A lease that ran out and that nobody took is taken up again, and one that Redis forgot (it shows no
+// token, or an older one): 2. KEYS: owner, token. ARGV: nonce, owner, since, ttlMs, token.
 const RENEW = `
 local newest = redis.call('GET', KEYS[2])
-if newest and newest ~= ARGV[5] then return 0 end
-if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[1] then
-  return 0
-end
+if newest and tonumber(newest) > tonumber(ARGV[5]) then return 0 end
 redis.call('SET', KEYS[2], ARGV[5])
+redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'nonce', ARGV[1], 'owner', ARGV[2], 'since', ARGV[3], 'token', ARGV[5])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return 1`;
+return newest == ARGV[5] and 1 or 2`;
 
 // The token is used up, so that nothing is written after a release. KEYS: owner, token. ARGV: token.
 const RELEASE = `
@@ -63,12 +67,14 @@ if redis.call('GET', KEYS[2]) == ARGV[1] then
 end
 return 1`;
 
-// Every write starts with this. KEYS: token, owner. ARGV[1]: token. A missing token means that
-// Redis lost its memory and no one has acquired since: the writer is then still the newest.
+// Every write starts with this. KEYS: token, owner. ARGV[1]: token. No token or an older one: Redis
+// forgot, and no one has acquired since.
 const FENCE = `
 local newest = redis.call('GET', KEYS[1])
-if not newest then redis.call('SET', KEYS[1], ARGV[1])
-elseif newest ~= ARGV[1] then return {0, newest, redis.call('HGET', KEYS[2], 'owner') or ''} end
+if newest ~= ARGV[1] then
+  if not newest or tonumber(newest) < tonumber(ARGV[1]) then return {3, newest or '0'} end
+  return {0, newest, redis.call('HGET', KEYS[2], 'owner') or ''}
+end
 `;
 
 // KEYS[3]: a hash. ARGV: token, field, value.
@@ -126,30 +132,39 @@ const TIMEOUT_MS = 3000;
 /**
  * The store of several servers, in a Redis of version 6 or later.
  *
- * @param options.url `redis://[user:password@]host[:port][/db]`; `rediss://` for TLS.
+ * @param options.url see `parseRedisAddress`; `files` are its certificates.
  * @param options.prefix of all keys, `downpour:` unless given.
+ * @param options.onForgotten Redis came back without what this owner wrote: it must be written again.
  *
  * Throws DP_CONFIG_INVALID for a URL that is none. Connects with the first operation, and again by
  * itself whenever the connection is lost; what is asked for meanwhile fails with
- * DP_REDIS_UNAVAILABLE after `timeoutMs` (3000) at most.
+ * DP_REDIS_UNAVAILABLE after `timeoutMs` (3000) at most. A lease is held for as long as Redis does not
+ * say that another owner came: see docs/decisions/0010-redis-away.md.
  */
 export function openRedisStore(options: {
   readonly url: string;
+  readonly files?: RedisFiles;
   readonly prefix?: string;
   readonly timeoutMs?: number;
   readonly onDamaged?: OnDamagedRecord;
+  readonly onForgotten?: () => void;
 }): StateStore {
   const { prefix = 'downpour:', timeoutMs = TIMEOUT_MS, onDamaged } = options;
-  const place = placeOf(options.url);
-  const redis = new Redis(options.url, {
+  const { place, server, tls, ...login } = parseRedisAddress(options.url, options.files);
+  const secure = 'sentinels' in server ? { enableTLSForSentinelMode: true, sentinelTLS: tls } : {};
+  const redis = new Redis({
+    ...login,
+    ...('sentinels' in server ? { ...server, sentinels: [...server.sentinels] } : server),
+    ...(tls === null ? {} : { tls, ...secure }),
     lazyConnect: true,
     connectTimeout: timeoutMs,
     commandTimeout: timeoutMs,
+    sentinelCommandTimeout: timeoutMs,
     maxRetriesPerRequest: 3,
-    retryStrategy: (times) => Math.min(50 * 2 ** Math.min(times, 10), 2000),
+    retryStrategy: (times: number) => Math.min(50 * 2 ** Math.min(times, 10), 2000),
     // After a failover this connection may lead to what is now a replica: connect anew, resend.
-    reconnectOnError: (error) => (error.message.startsWith('READONLY') ? 2 : false),
-  });
+    reconnectOnError: (error: Error) => (error.message.startsWith('READONLY') ? 2 : false),
+  } as RedisOptions);
   // The client reports lost connections here, operations only that they gave up.
   let lastError: Error | null = null;
   redis.on('error', (error: Error) => {
@@ -183,8 +198,16 @@ export function openRedisStore(options: {
     args: readonly (string | number)[],
   ): Promise<readonly unknown[]> {
     const fence = [key('token'), key('owner')];
-    const reply = (await evaluate(script, [...fence, ...keys], [token, ...args])) as unknown[];
+    const attempt = async () =>
+      (await evaluate(script, [...fence, ...keys], [token, ...args])) as unknown[];
+    let reply = await attempt();
+    const mine = [...leases].find((lease) => lease.token === token && !lease.lost.aborted);
+    if (reply[0] === 3 && mine) {
+      await mine.renew();
+      reply = await attempt();
+    }
     const [status, ...rest] = reply;
+    if (status === 3) throw fenced(token, Number(rest[0]));
     if (status === 0) throw fenced(token, Number(rest[0]), String(rest[1]) || undefined);
     if (status === 2) throw damaged(`${keys[0]} ${args[0]}`, 'it is not a record');
     return rest;
@@ -200,26 +223,40 @@ export function openRedisStore(options: {
   return {
     kind: 'redis',
 
-    async acquire(owner, { ttlMs, waitMs = 0, signal }) {
+    away: null,
+    // Nobody can tell from here who owns a folder.
+    mayWrite: async () => {},
+
+    async acquire(owner, { ttlMs, waitMs = 0, tokenMin = 0, dead = 0, signal }) {
       if ([...leases].some((lease) => !lease.lost.aborted)) {
         throw new DownpourError('DP_STATE_LOCKED', `${owner} already owns ${place}: release first`);
       }
       const me = [nonce, owner, new Date().toISOString(), ttlMs];
-      const token = await untilFree(
+      const [token, previous] = await untilFree(
         async () => {
-          const [given, ...rest] = (await evaluate(ACQUIRE, ownerKeys, me)) as unknown[];
-          if (given === 1) return Number(rest[0]);
+          const reply = await evaluate(ACQUIRE, ownerKeys, [...me, tokenMin, dead]);
+          const [given, ...rest] = reply as unknown[];
+          if (given === 1) return rest.map(Number) as [number, number];
           throw lockedBy(place, rest);
         },
         { waitMs, signal },
       );
-      const lease = keepLease(token, ttlMs, {
-        renew: async () => (await evaluate(RENEW, ownerKeys, [...me, token])) === 1,
-        async release() {
-          leases.delete(lease);
-          await evaluate(RELEASE, ownerKeys, [token]);
+      const lease = keepLease(
+        { token, previous, ttlMs },
+        {
+          async renew() {
+            const held = await evaluate(RENEW, ownerKeys, [...me, token]);
+            if (held === 2) options.onForgotten?.();
+            return held !== 0;
+          },
+          async release() {
+            leases.delete(lease);
+            await evaluate(RELEASE, ownerKeys, [token]);
+          },
+          // Who cannot reach Redis knows nothing of other owners: Redis itself refuses what is late.
+          held: (error) => errorCode(error) === 'DP_REDIS_UNAVAILABLE',
         },
-      });
+      );
       leases.clear();
       leases.add(lease);
       return lease;
@@ -328,19 +365,6 @@ function parse<T>(place: string, text: string): T {
   }
 }
 
-/** The address for messages, without user and password. Throws DP_CONFIG_INVALID. */
-function placeOf(url: string): string {
-  const parsed = URL.canParse(url) ? new URL(url) : null;
-  if (parsed === null || !['redis:', 'rediss:'].includes(parsed.protocol)) {
-    // It may hold a password, so it is not shown.
-    throw new DownpourError(
-      'DP_CONFIG_INVALID',
-      'the address of Redis must look like redis://[user:password@]host[:port][/db], or rediss:// for TLS',
-    );
-  }
-  return `${parsed.protocol}//${parsed.host}${parsed.pathname}`;
-}
-
 function lockedBy(place: string, [owner, since, leftMs]: readonly unknown[]): DownpourError {
   return new DownpourError(
     'DP_STATE_LOCKED',
@@ -351,10 +375,13 @@ function lockedBy(place: string, [owner, since, leftMs]: readonly unknown[]): Do
 
 function unavailable(place: string, error: unknown, lastError: Error | null): DownpourError {
   const text = errorText(error);
-  const advice = /^(NOAUTH|WRONGPASS|NOPERM)/.test(text)
-    ? 'check the user and password in its address'
-    : 'check that it runs and can be reached; the connection comes back by itself';
   const why = lastError === null || text === lastError.message ? '' : ` (${lastError.message})`;
+  const both = `${text} ${why}`;
+  const advice = /NOAUTH|WRONGPASS|NOPERM/.test(both)
+    ? 'check the user and password in its address, and what they may do'
+    : /certificate/i.test(both)
+      ? 'name the authority of its certificate with --redis-ca, and ours with --redis-cert and --redis-key'
+      : 'check that it runs and can be reached; the connection comes back by itself';
   return new DownpourError('DP_REDIS_UNAVAILABLE', `Redis at ${place}: ${text}${why}; ${advice}`, {
     cause: error,
   });

@@ -5,6 +5,7 @@ import { localSocketWanted } from '../wire/local-socket.ts';
 import { warning } from './coordinator.ts';
 import { mustBeGuarded } from './main.ts';
 import { openRedisStore } from './redis.ts';
+import type { RedisFiles } from './redis-address.ts';
 import { serveShard } from './shard-server.ts';
 import { openFileStore } from './state-store.ts';
 
@@ -17,6 +18,7 @@ export interface ShardOptions {
   /** Folder, or Redis, where the server looks for shards. */
   readonly state: string;
   readonly redis?: string;
+  readonly redisFiles?: RedisFiles;
   readonly token?: string;
   /** Listen beyond this machine without a token. */
   readonly insecure?: boolean;
@@ -35,11 +37,11 @@ const ANNOUNCED_MS = 6_000;
 export async function runShard(
   options: ShardOptions,
 ): Promise<{ readonly url: string; readonly closed: Promise<void> }> {
-  const { host, port, state, redis, token = null, signal } = options;
+  const { host, port, state, redis, redisFiles: files = {}, token = null, signal } = options;
   const log = options.log ?? (() => {});
   mustBeGuarded(options);
   if (!redis) await mkdir(state, { recursive: true });
-  const store = redis ? openRedisStore({ url: redis }) : openFileStore({ folder: state });
+  const store = redis ? openRedisStore({ url: redis, files }) : openFileStore({ folder: state });
   try {
     const localSocket = localSocketWanted(options.localSocket);
     const shard = await serveShard({ host, port, token, localSocket, log, signal });

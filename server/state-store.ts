@@ -17,6 +17,8 @@ import { leaveFolder, newestToken, readHolder, takeFolder, touchFolder } from '.
 export interface OwnerLease {
   /** Higher than every one before. */
   readonly token: number;
+  /** The newest one before it that the store knew of; 0: of none. */
+  readonly previous: number;
   /** Aborted with a DP_STATE_FENCED as soon as the lease is lost: stop, or acquire again. */
   readonly lost: AbortSignal;
   /** Renews now; a timer does so anyway. Throws DP_STATE_FENCED, DP_DISK, DP_REDIS_UNAVAILABLE. */
@@ -30,6 +32,10 @@ export interface AcquireOptions {
   readonly ttlMs: number;
   /** How long to wait for another owner, or for Redis, to go or to come; 0: not at all. */
   readonly waitMs?: number;
+  /** Redis: the token is to be no lower, whatever Redis has forgotten. */
+  readonly tokenMin?: number;
+  /** Redis: the token of an owner that is known to be dead: its hold ends at once. */
+  readonly dead?: number;
   readonly signal?: AbortSignal;
 }
 
@@ -63,6 +69,13 @@ export interface StateStore {
   readonly kind: 'files' | 'redis';
   /** Throws DP_STATE_LOCKED that names the holder when another owner has the lease. */
   acquire(owner: string, options: AcquireOptions): Promise<OwnerLease>;
+  /**
+   * Before and after anything is written beside the store, as checkpoints are: throws DP_STATE_FENCED
+   * when the state folder has a newer owner.
+   */
+  mayWrite(token: number): Promise<void>;
+  /** Set: the store cannot be reached, and so many records wait for it. */
+  readonly away: { readonly sinceMs: number; readonly records: number } | null;
 
   putRun(token: number, record: RunRecord): Promise<void>;
   getRun(id: string): Promise<RunRecord | null>;
@@ -72,14 +85,14 @@ export interface StateStore {
   /**
    * Enters a checkpoint in the registry and, in the same instant, makes it the one to resume from,
    * unless it is of kind `best` or of an older step than the one that this token published before.
-   * `rollback` says that the step went back on purpose.
+   * `rollback` says that the step went back on purpose. `moved` is null while that is not known.
    */
   publishCheckpoint(
     token: number,
     run: string,
     manifest: CheckpointSummary,
     options?: { readonly rollback?: boolean },
-  ): Promise<{ readonly moved: boolean }>;
+  ): Promise<{ readonly moved: boolean | null }>;
   /** Oldest first. */
   checkpoints(run: string): Promise<readonly CheckpointSummary[]>;
   /** The checkpoint to resume from. */
@@ -89,13 +102,13 @@ export interface StateStore {
 
   /**
    * Keeps the lower of the two values, whoever writes in whatever order; of equal ones the first.
-   * Throws DP_DIVERGED for a value that is not finite.
+   * `kept` is null while that is not known. Throws DP_DIVERGED for a value that is not finite.
    */
   recordBest(
     token: number,
     run: string,
     best: BestRecord,
-  ): Promise<{ readonly kept: boolean; readonly best: BestRecord }>;
+  ): Promise<{ readonly kept: boolean | null; readonly best: BestRecord }>;
   getBest(run: string): Promise<BestRecord | null>;
   /** For the start of a new phase, whose values do not compare with the old ones. */
   resetBest(token: number, run: string): Promise<void>;
@@ -192,6 +205,8 @@ export function openFileStore(options: {
 
   return {
     kind: 'files',
+    away: null,
+    mayWrite: refuseStale,
 
     async acquire(owner, { ttlMs, waitMs = 0, signal }) {
       const since = new Date().toISOString();
@@ -199,10 +214,13 @@ export function openFileStore(options: {
         waitMs,
         signal,
       });
-      const lease = keepLease(token, ttlMs, {
-        renew: () => touchFolder(ownerFolder, token),
-        release: () => leaveFolder(ownerFolder, token),
-      });
+      const lease = keepLease(
+        { token, previous: token - 1, ttlMs },
+        {
+          renew: () => touchFolder(ownerFolder, token),
+          release: () => leaveFolder(ownerFolder, token),
+        },
+      );
       leases.add(lease);
       return lease;
     },
@@ -431,11 +449,17 @@ export async function untilFree<T>(
 /**
  * Keeps a lease alive: renews it three times in `ttlMs`, and declares it lost when the store says
  * so or `ttlMs` have passed since the last renewal was asked for, whatever others think by then.
+ *
+ * @param door.held what a renewal that fails with this error says of the lease: true, it is still held
+ *   for as long as the store does not say otherwise.
  */
 export function keepLease(
-  token: number,
-  ttlMs: number,
-  door: { renew(): Promise<boolean>; release(): Promise<void> },
+  { token, previous, ttlMs }: { token: number; previous: number; ttlMs: number },
+  door: {
+    renew(): Promise<boolean>;
+    release(): Promise<void>;
+    held?(error: unknown): boolean;
+  },
 ): OwnerLease {
   const controller = new AbortController();
   const lost = controller.signal;
@@ -462,7 +486,7 @@ export function keepLease(
     deadline = setTimeout(() => {
       // The process may have been held up and have asked nobody: it asks once before it gives up.
       renew().catch((error) => {
-        if (released || lost.aborted) return;
+        if (released || lost.aborted || door.held?.(error)) return;
         lose(`it could not be renewed within ${ttlMs} ms (${errorText(failure ?? error)})`);
       });
     }, ms).unref();
@@ -494,6 +518,7 @@ export function keepLease(
   renewSoon();
   return {
     token,
+    previous,
     lost,
     renew,
     async release() {

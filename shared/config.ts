@@ -410,6 +410,8 @@ export const LIMITS = {
   heartbeatMs: 10_000,
   /** No message and no pong for so long: the worker is gone. */
   silenceMs: 30_000,
+  /** Of records that wait for a Redis that is away. */
+  journalBytesMax: 2 ** 26,
 } as const;
 
 /** Run and experiment names: they become file names and Redis keys, so nothing else is let in. */

@@ -29,7 +29,10 @@ afterEach(async () => {
   await fs.rm(folder, { recursive: true });
 });
 
-const by = (owner: string) => ({ owner, ttlMs: 60_000, since: '2024-05-01T12:00:00.000Z' });
+const by = (owner: string, watchMs = 5) => ({
+  ...{ owner, watchMs, ttlMs: 60_000 },
+  since: '2024-05-01T12:00:00.000Z',
+});
 
 describe.each([true, false])('a folder (hard links: %s)', (work) => {
   beforeEach(() => {
@@ -54,6 +57,24 @@ describe.each([true, false])('a folder (hard links: %s)', (work) => {
       token = won[0]!;
       expect(await touchFolder(folder, token)).toBe(true);
     }
+  });
+
+  it.each([1, 4e9])('whose owner lives stays with it when the clock is set (%d)', async (time) => {
+    const token = await takeFolder(folder, by('owner'));
+    const [name] = await fs.readdir(folder);
+    await fs.utimes(join(folder, name!), time, time);
+    let over = false;
+    const alive = (async () => {
+      while (!over) {
+        expect(await touchFolder(folder, token)).toBe(true);
+        await new Promise((resolve) => setTimeout(resolve, 5));
+      }
+    })();
+    const taken = await takeFolder(folder, by('other', 2_000)).then(() => 'taken', errorCode);
+    over = true;
+    await alive;
+    expect(taken).toBe('DP_STATE_LOCKED');
+    expect(await ownsFolder(folder, token)).toBe(true);
   });
 
   it('that an overtaken owner leaves stays with the new one', async () => {

@@ -1,19 +1,24 @@
 import { createInterface } from 'node:readline';
+import { journaled } from '../../../server/journal.ts';
 import { openRedisStore } from '../../../server/redis.ts';
 import { openFileStore } from '../../../server/state-store.ts';
 import { errorCode, errorText } from '../../../shared/errors.ts';
 
-// An owner in a process of its own, for the tests to stop and to kill. Arguments: kind, place,
-// prefix, ttlMs, waitMs. It acquires, then records a best for each line that it reads; it tells
+// An owner in a process of its own, for the tests to stop and to kill. Arguments: kind, place (URL and
+// folder of a journal with a blank between), prefix, ttlMs, waitMs. It acquires, then records a best for each line that it reads; it tells
 // each result in a line of JSON.
 
 const [kind, place, prefix, ttlMs, waitMs] = process.argv.slice(2) as [string, ...string[]];
 const tell = (what: unknown) => process.stdout.write(`${JSON.stringify(what)}\n`);
 
+const [url, folder] = place!.split(' ');
+const redis = () => openRedisStore({ url: url!, prefix: prefix! });
 const store =
-  kind === 'redis'
-    ? openRedisStore({ url: place!, prefix: prefix! })
-    : openFileStore({ folder: place! });
+  kind === 'files'
+    ? openFileStore({ folder: place! })
+    : kind === 'redis'
+      ? redis()
+      : journaled(redis(), { folder: folder!, id: url!, log: () => {} });
 try {
   const owner = `child ${process.pid}`;
   const lease = await store.acquire(owner, { ttlMs: Number(ttlMs), waitMs: Number(waitMs) });
