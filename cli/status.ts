@@ -27,6 +27,12 @@ export async function statusCommand(run: string | undefined, options: RunOptions
     if (options.json) return printJson(status);
     const where = session.state === null ? client.url : `no server runs; in ${session.state}`;
     print(`${where}: Downpour ${status.version}, state in ${status.stateStore}`);
+    if (status.stateStoreAway) {
+      const { seconds, records } = status.stateStoreAway;
+      print(
+        `Redis is away for ${duration(seconds)}: ${groups(records)} records wait on disk, training goes on`,
+      );
+    }
     if (status.runs.length === 0) {
       print('no runs yet; `downpour train examples/mnist-mlp.ts` makes one');
       return;

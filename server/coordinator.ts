@@ -164,6 +164,17 @@ export class Coordinator {
     this.#keeper.tick(now);
   }
 
+  /** Another server owns the state, and goes on from what it knows. */
+  tellLost(): void {
+    for (const run of this.#runs.values()) {
+      const published = this.#keeper.publishedStep(run);
+      if (run.step <= published) continue;
+      this.log(
+        `run ${run.id}: ${run.step - published} steps after step ${published}, which the registry knows, are lost: another server has the run`,
+      );
+    }
+  }
+
   /** Stops taking work in, leaves a checkpoint of every run, and closes all connections. */
   async close(): Promise<void> {
     this.#closing = true;

@@ -38,6 +38,8 @@ interface Entry {
   lastStep: number;
   lastAt: number;
   latest: RunSummary['checkpoint'];
+  /** Of the newest checkpoint that the store is known to have. */
+  publishedStep: number;
   /** Checkpoints that are on disk and not yet in the state store. */
   readonly unpublished: CheckpointManifest[];
 }
@@ -211,6 +213,11 @@ export class Keeper {
     return this.#entries.get(id)?.latest ?? null;
   }
 
+  /** The step that another server would go on from, as far as this one knows. */
+  publishedStep(run: Run): number {
+    return this.#entry(run).publishedStep;
+  }
+
   async checkpoints(id: string): Promise<CheckpointSummary[]> {
     const manifests = await listCheckpoints(checkpointFolder(this.#options.root, id));
     return manifests.map(({ kind, step, createdAt, file, bytes, sha256 }) => ({
@@ -303,7 +310,8 @@ export class Keeper {
     await store.mayWrite(token);
     while (entry.unpublished.length > 0) {
       const { state: _, ...summary } = entry.unpublished[0]!;
-      await store.publishCheckpoint(token, run.id, summary);
+      const { moved } = await store.publishCheckpoint(token, run.id, summary);
+      if (moved) entry.publishedStep = summary.step;
       entry.unpublished.shift();
     }
     const removed = await pruneCheckpoints(folder, { keepLast: run.config.checkpoint.keepLast });
@@ -360,6 +368,7 @@ export class Keeper {
         lastStep: run.step,
         lastAt: this.#options.now(),
         latest: null,
+        publishedStep: run.step,
         unpublished: [],
       };
       this.#entries.set(run.id, entry);

@@ -35,6 +35,8 @@ export interface ServeOptions {
   readonly shards?: number;
   /** `threads` of this process, or those that have announced themselves in the state store. */
   readonly shardsFrom?: 'threads' | 'store';
+  /** How long a server that is not heard of keeps its state. Default: 10,000. */
+  readonly ownerTtlMs?: number;
   readonly log?: (line: string) => void;
   /** Stops the server, with a checkpoint of every run. */
   readonly signal: AbortSignal;
@@ -97,7 +99,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
   let local: LocalListener | null = null;
   let pool: ShardPool | null = null;
   try {
-    const lease = await own(store, log, signal);
+    const lease = await own(store, options.ownerTtlMs ?? OWNER_TTL_MS, log, signal);
     lease.lost.addEventListener('abort', () => {
       lose(
         new DownpourError(
@@ -120,7 +122,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     const app = await createApp({
       coordinator,
       version: VERSION,
-      stateStore: store.kind,
+      stateStore: store,
       startedAt: new Date(),
       checkpointFolder: (run) => checkpointFolder(state, run),
       token: token ?? null,
@@ -132,6 +134,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     const timer = setInterval(() => coordinator.tick(), TICK_MS);
     const closed = untilAborted(AbortSignal.any([signal, ending.signal])).then(async () => {
       clearInterval(timer);
+      if (failure.error) coordinator.tellLost();
       await coordinator.close();
       await local?.close();
       await app.close();
@@ -216,17 +219,18 @@ function openAway(
  */
 async function own(
   store: StateStore,
+  ttlMs: number,
   log: (line: string) => void,
   signal: AbortSignal,
 ): Promise<OwnerLease> {
   const owner = `${hostname()}:${process.pid}`;
   try {
-    return await store.acquire(owner, { ttlMs: OWNER_TTL_MS, signal });
+    return await store.acquire(owner, { ttlMs, signal });
   } catch (error) {
     const early = ['DP_STATE_LOCKED', 'DP_REDIS_UNAVAILABLE'].includes(errorCode(error));
     if (store.kind !== 'redis' || !early) throw error;
     log(`${errorText(error)}; trying again for ${OWNER_WAIT_MS / 1000} s`);
-    return store.acquire(owner, { ttlMs: OWNER_TTL_MS, waitMs: OWNER_WAIT_MS, signal });
+    return store.acquire(owner, { ttlMs, waitMs: OWNER_WAIT_MS, signal });
   }
 }
 

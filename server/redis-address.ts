@@ -106,7 +106,7 @@ function decoded(text: string): string {
 
 function hostOf(text: string, defaultPort: number): { host: string; port: number } {
   const [, v6, name, port] =
-    /^(?:\[([0-9a-fA-F:.]+)\]|([^:\s[\]]+))(?::(\d{1,5}))?$/.exec(text) ?? [];
+    /^(?:\[([0-9a-fA-F:.]+)\]|([^:,\s[\]]+))(?::(\d{1,5}))?$/.exec(text) ?? [];
   const host = v6 ?? name;
   if (host === undefined || Number(port ?? 0) > 65_535) throw invalid('is not understood');
   return { host, port: port === undefined ? defaultPort : Number(port) };

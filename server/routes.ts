@@ -1,6 +1,7 @@
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
 import type { FastifyInstance } from 'fastify';
 import Type from 'typebox';
 import { NAME_PATTERN } from '../shared/config.ts';
@@ -19,12 +20,12 @@ import {
 } from '../shared/rest.ts';
 import { isFromHere } from '../wire/local-socket.ts';
 import type { Coordinator } from './coordinator.ts';
+import type { StateStore } from './state-store.ts';
 
 export interface RoutesOptions {
   readonly coordinator: Coordinator;
   readonly version: string;
-  /** `files` or `redis`. */
-  readonly stateStore: string;
+  readonly stateStore: Pick<StateStore, 'kind' | 'away'>;
   readonly startedAt: Date;
   /** Of the server on this machine, if it listens on one. */
   readonly localSocket: () => string | null;
@@ -41,6 +42,7 @@ type ById = { Params: { id: string } };
 /** The REST interface. Reads cost training nothing but the time to answer. */
 export function addRoutes(app: FastifyInstance, options: RoutesOptions): void {
   const { coordinator, version, stateStore, startedAt } = options;
+  const startedMs = performance.now();
   const schema = (summary: string, response: object, more: object = {}) => ({
     schema: { summary, response: { ...response, ...errors }, ...more },
   });
@@ -48,8 +50,8 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): void {
   app.get('/health', schema('Is the server up?', { 200: HealthSchema }), (request) => ({
     status: 'ok' as const,
     version,
-    stateStore,
-    uptimeSeconds: (Date.now() - startedAt.getTime()) / 1000,
+    stateStore: stateStore.kind,
+    uptimeSeconds: (performance.now() - startedMs) / 1000,
     localSocket: isFromHere(request.socket) ? options.localSocket() : null,
   }));
 
@@ -58,7 +60,11 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): void {
     return {
       version,
       startedAt: startedAt.toISOString(),
-      stateStore,
+      stateStore: stateStore.kind,
+      stateStoreAway: stateStore.away && {
+        seconds: stateStore.away.sinceMs / 1000,
+        records: stateStore.away.records,
+      },
       memoryBytes: { rss, heap: heapUsed, arrayBuffers },
       runs: coordinator.runs.map((run) => coordinator.runSummary(run)),
       workers: coordinator.workers(null),

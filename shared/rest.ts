@@ -158,6 +158,8 @@ export const StatusSchema = Type.Object({
   version: Type.String(),
   startedAt: Type.String(),
   stateStore: Type.String(),
+  /** Set: Redis cannot be reached, and so many records wait for it on disk. */
+  stateStoreAway: orNull(Type.Object({ seconds: N, records: N })),
   memoryBytes: Type.Object({ rss: N, heap: N, arrayBuffers: N }),
   runs: Type.Array(RunSummarySchema),
   workers: Type.Array(WorkerSummarySchema),

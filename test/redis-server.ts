@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { writeFileSync } from 'node:fs';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -91,6 +92,67 @@ export async function startRedis(
     kill: () => end('SIGKILL'),
     restart: start,
   };
+}
+
+/** Why there is no sentinel here, or null; as `redisMissing`. */
+export function sentinelMissing(): string | null {
+  if (spawnSync('redis-sentinel', ['--version']).status === 0) return null;
+  const missing = 'redis-sentinel is not installed (Debian: apt-get install redis-sentinel)';
+  if (process.env.CI) throw new Error(missing);
+  return missing;
+}
+
+/** Starts a sentinel that alone decides about the master `name`. @returns its port, and its end. */
+export async function startSentinel(
+  name: string,
+  master: TestRedis,
+): Promise<{ readonly port: number; stop(): Promise<void> }> {
+  const folder = await mkdtemp(join(tmpdir(), 'downpour-sentinel-'));
+  const port = await freePort();
+  const config = join(folder, 'sentinel.conf');
+  const lines = [
+    ...[`port ${port}`, 'bind 127.0.0.1', `dir ${folder}`],
+    `sentinel monitor ${name} 127.0.0.1 ${new URL(master.url).port} 1`,
+    `sentinel down-after-milliseconds ${name} 500`,
+    `sentinel failover-timeout ${name} 5000`,
+  ];
+  await writeFile(config, `${lines.join('\n')}\n`);
+  const child = spawn('redis-sentinel', [config], { stdio: ['ignore', 'pipe', 'inherit'] });
+  // Its first look at the master tells it of the replicas.
+  for await (const line of createInterface({ input: child.stdout! })) {
+    if (line.includes('+slave ')) break;
+  }
+  child.stdout!.resume();
+  return {
+    port,
+    async stop() {
+      const gone = once(child, 'exit');
+      child.kill('SIGKILL');
+      await gone;
+      await rm(folder, { recursive: true, force: true });
+    },
+  };
+}
+
+/** Certificates of an own authority for 127.0.0.1, as PEM files in a folder. */
+export function makeCertificates(folder: string): {
+  readonly ca: string;
+  readonly cert: string;
+  readonly key: string;
+} {
+  const openssl = (...args: string[]) => {
+    const { status, stderr } = spawnSync('openssl', args, { cwd: folder, encoding: 'utf8' });
+    if (status !== 0) throw new Error(`openssl ${args[0]}: ${stderr}`);
+  };
+  const curve = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
+  const authority = ['-keyout', 'ca.key', '-out', 'ca.pem', '-subj', '/CN=test authority'];
+  openssl('req', '-x509', '-days', '2', ...curve, ...authority);
+  openssl('req', ...curve, '-keyout', 'key.pem', '-out', 'request.pem', '-subj', '/CN=redis');
+  writeFileSync(join(folder, 'names'), 'subjectAltName=IP:127.0.0.1,DNS:localhost\n');
+  const signed = ['-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-extfile', 'names'];
+  openssl('x509', '-req', '-days', '2', '-in', 'request.pem', '-out', 'cert.pem', ...signed);
+  const file = (name: string) => join(folder, name);
+  return { ca: file('ca.pem'), cert: file('cert.pem'), key: file('key.pem') };
 }
 
 /** A port of 127.0.0.1 that is free now. */
