@@ -135,7 +135,7 @@ async function turn(cell: CellOf, { server, peer, loads, seconds }: Ends): Promi
   return { ...real, plainPerSecond: plain.perSecond };
 }
 
-async function timed(
+export async function timed(
   loads: readonly Load[],
   inFlight: number,
   seconds: number,

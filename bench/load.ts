@@ -3,8 +3,10 @@ import { performance } from 'node:perf_hooks';
 import { bytesOf } from '../shared/codec.ts';
 import { encodeBf16, encodedBytes, encodeInt8, encodeTopk } from '../shared/compression.ts';
 import type { PushCompression } from '../shared/config.ts';
+import { createLayout } from '../shared/layout.ts';
 import { webSocketAddress } from '../shared/rest-client.ts';
 import { Client } from '../worker/client.ts';
+import { rangesFor } from '../worker/shard-links.ts';
 import { type Exchange, type Link, openPlain } from './limits.ts';
 import { obey, startTold, type Told } from './processes.ts';
 
@@ -145,7 +147,9 @@ class Simulated {
 function openClient(to: ServerEnd, worker: string, answered: () => void): Promise<Link> {
   const { url, run, transport, elements, push } = to;
   const gradient = gradientOf(elements);
-  const encoded = encodedOf(gradient, push);
+  const tensors = [{ name: 'weights', shape: [elements], role: 'trainable' as const }];
+  /** One for each shard. */
+  let encoded = [encodedOf(gradient, push)];
   const client = new Client({
     server: webSocketAddress(url),
     hello: {
@@ -165,8 +169,10 @@ function openClient(to: ServerEnd, worker: string, answered: () => void): Promis
       if (!free) throw new Error(`${worker} has no minibatch for another push`);
       client.push(
         { run, lease: free.id, ...current, loss: 1, computeMs: 0, encoding: push },
-        [encoded.length],
-        ([payload]) => payload!.set(encoded),
+        encoded.map(({ length }) => length),
+        (payloads) => {
+          for (const [k, payload] of payloads.entries()) payload.set(encoded[k]!);
+        },
       );
     },
     close: () => client.close(),
@@ -178,9 +184,16 @@ function openClient(to: ServerEnd, worker: string, answered: () => void): Promis
         release?.();
         if (message.type === 'end') throw new Error(`the run ended: ${message.reason}`);
         if (message.type === 'assign') {
+          const layout = createLayout(tensors);
+          if (!(await client.attach(message, layout))) continue;
+          const ranges = rangesFor(layout, message.shards);
+          if (ranges.length > 1) {
+            encoded = ranges.map(({ start, end }) =>
+              encodedOf(gradient.subarray(start, end), push),
+            );
+          }
           client.send({
-            ...{ type: 'join', run, experimentHash: message.experimentHash },
-            tensors: [{ name: 'weights', shape: [elements], role: 'trainable' }],
+            ...{ type: 'join', run, experimentHash: message.experimentHash, tensors },
             data: {
               // So many that no epoch ends.
               ...{ trainCount: 2 ** 31 - 1, validationCount: 1, testCount: 0 },
@@ -229,14 +242,15 @@ function gradientOf(elements: number): Float32Array {
 }
 
 function encodedOf(gradient: Float32Array, kind: PushCompression['kind']): Uint8Array {
-  if (lastEncoded?.kind === kind && lastGradient === gradient) return lastEncoded.bytes;
+  const whole = lastGradient === gradient;
+  if (whole && lastEncoded?.kind === kind) return lastEncoded.bytes;
   const k = Math.max(1, Math.floor(0.01 * gradient.length));
   const bytes = new Uint8Array(encodedBytes(kind, gradient.length, k));
   if (kind === 'f32') bytes.set(bytesOf(gradient));
   else if (kind === 'bf16') encodeBf16(gradient, bytes);
   else if (kind === 'int8') encodeInt8(gradient, null, bytes);
   else encodeTopk(gradient, k, bytes);
-  lastEncoded = { kind, bytes };
+  if (whole) lastEncoded = { kind, bytes };
   return bytes;
 }
 

@@ -66,9 +66,10 @@ export interface ServerProcess {
 }
 
 /** Starts `downpour serve` as a user would, on a folder of its own, on a free port. */
-export async function startServer(): Promise<ServerProcess> {
+export async function startServer({ shards = 1 } = {}): Promise<ServerProcess> {
   const folder = temporaryFolder();
   const args = ['serve', '--port', '0', '--state', join(folder.path, 'state'), '--json'];
+  if (shards > 1) args.push('--shards', String(shards));
   const child = keep(
     spawn(process.execPath, [PROGRAM, ...args], {
       // Its unix socket lies there, and is removed although the server is killed.

@@ -5,6 +5,7 @@ import { benchFleet, fleetTable } from './fleet.ts';
 import { limitsTable, memoryLimits, startPlainPeer } from './limits.ts';
 import { runTogether, startLoad } from './load.ts';
 import { formatBytes, type Table, type Target } from './report.ts';
+import { benchShards, shardsTable } from './shards.ts';
 import { benchSystem, SYSTEM_CASES, type SystemCase, type SystemRow } from './system.ts';
 import { benchUpdates, type UpdateRow } from './updates.ts';
 import { benchWire, type Transport, type WireRow } from './wire.ts';
@@ -80,6 +81,20 @@ export const SECTIONS: readonly Section[] = [
       );
       const rows = await benchCompression({ cases, steps: quick ? 200 : 1_200, progress });
       return { tables: [compressionTable(rows)], targets: [] };
+    },
+  },
+  {
+    name: 'shards',
+    async run({ quick, progress }) {
+      const rows = await benchShards(
+        quick
+          ? { ...{ sizes: [1_000_000], workers: [1], repetitions: 1, seconds: 0.3 }, progress }
+          : {
+              ...{ sizes: [1_000_000, 16_000_000, 100_000_000], workers: [1, 2] },
+              ...{ repetitions: 3, seconds: 0.5, progress },
+            },
+      );
+      return { tables: [shardsTable(rows)], targets: [] };
     },
   },
   {

@@ -269,7 +269,8 @@ class ShardSession {
   #land(header: Header, payloadBytes: number | null): Landing | 'wait' | null {
     const { type, run } = header;
     const { shard } = this.#server;
-    if (type !== 'part' || typeof run !== 'string' || payloadBytes === null || !shard) return null;
+    const known = type === 'part' || type === 'initialPart';
+    if (!known || typeof run !== 'string' || payloadBytes === null || !shard) return null;
     const most = shard.partBytesMax(run);
     if (most === null || payloadBytes > most) return null;
     this.room = run;
@@ -315,15 +316,16 @@ class ShardSession {
     const { shard } = this.#server;
     if (!shard) return false;
     const { run } = message;
-    if (message.type === 'initialPart') {
-      shard.initialPart(run, session, message.grant, floatsOf(payload));
-      return false;
-    }
-    const { sequence, encoding } = message;
     // Without a landing the payload is the receiver's, which reads the next one there.
     const bytes = landing ? payload : payload.slice();
     const release = () => landing?.release();
-    shard.part({ run, session, sequence }, { payload: bytes, encoding, release });
+    if (message.type === 'initialPart') {
+      const part = { payload: bytes, encoding: 'f32', release } as const;
+      shard.initialPart(run, session, message.grant, part);
+    } else {
+      const { sequence, encoding } = message;
+      shard.part({ run, session, sequence }, { payload: bytes, encoding, release });
+    }
     return true;
   }
 

@@ -93,9 +93,10 @@ export function createLayout(specs: readonly TensorSpec[]): Layout {
   if (sizes.trainable === 0) {
     throw invalid('the model has no trainable parameter; set trainable on at least one layer');
   }
-  if (offset * 4 > LIMITS.frameBytesMax) {
+  const bytesMax = LIMITS.frameBytesMax * LIMITS.shardCountMax;
+  if (offset * 4 > bytesMax) {
     throw invalid(
-      `the model has ${offset} parameters, ${offset * 4} bytes; one server holds at most ${LIMITS.frameBytesMax} bytes`,
+      `the model has ${offset} parameters, ${offset * 4} bytes; ${LIMITS.shardCountMax} shards hold at most ${bytesMax} bytes`,
     );
   }
   const hash = digestText(

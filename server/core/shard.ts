@@ -1,4 +1,4 @@
-import { bytesOf } from '../../shared/codec.ts';
+import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import type { Encoding } from '../../shared/compression.ts';
 import { LIMITS, type RunConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
@@ -141,7 +141,7 @@ export interface PartName {
 interface Landed {
   readonly payload: Uint8Array;
   readonly encoding: Encoding;
-  release(): void;
+  readonly release: () => void;
 }
 
 interface Held {
@@ -153,7 +153,7 @@ interface Held {
   /** Parts of pushes that wait for a decision, by session and sequence. */
   readonly landed: Map<string, Map<number, Landed>>;
   /** Initial parameters by session. */
-  readonly initial: Map<string, Float32Array>;
+  readonly initial: Map<string, Landed>;
   /** Of each worker: no sequence is applied twice, whatever the coordinator says. */
   readonly applied: Map<string, number>;
   best: Float32Array | null;
@@ -233,14 +233,16 @@ export class Shard {
     this.#events.landed(of, squares, problem);
   }
 
-  /** @param values copied. */
-  initialPart(run: string, session: string, grant: number, values: Float32Array): void {
+  /** @param part in f32, as in `part`. */
+  initialPart(run: string, session: string, grant: number, part: Landed): void {
     const held = this.#runs.get(run);
-    if (!held) return;
-    const fits = values.length === held.layout.size;
-    if (fits) held.initial.set(session, values.slice());
-    const finite = fits && Number.isFinite(normAndFinite(values));
-    this.#events.initialLanded({ run, session, grant }, finite);
+    const fits = part.payload.length === 4 * (held?.layout.size ?? 0);
+    held?.initial.get(session)?.release();
+    held?.initial.delete(session);
+    if (held && fits) held.initial.set(session, part);
+    else part.release();
+    const finite = fits && Number.isFinite(normAndFinite(floatsOf(part.payload)));
+    if (held) this.#events.initialLanded({ run, session, grant }, finite);
   }
 
   /** A worker's connection to the coordinator is lost: what nobody has decided about will be sent again. */
@@ -248,6 +250,7 @@ export class Shard {
     for (const held of this.#runs.values()) {
       for (const part of held.landed.get(session)?.values() ?? []) part.release();
       held.landed.delete(session);
+      held.initial.get(session)?.release();
       held.initial.delete(session);
     }
   }
@@ -265,9 +268,10 @@ export class Shard {
     const { parameters, captures } = held;
     switch (command.kind) {
       case 'initialise': {
-        const values = held.initial.get(command.session);
-        if (!values) throw new Error('initial parameters were used that never came');
-        parameters.initialise(values);
+        const part = held.initial.get(command.session);
+        if (!part) throw new Error('initial parameters were used that never came');
+        parameters.initialise(floatsOf(part.payload));
+        for (const { release } of held.initial.values()) release();
         held.initial.clear();
         break;
       }

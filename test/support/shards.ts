@@ -1,7 +1,7 @@
 import type { NamedTensor } from '../../server/core/parameters.ts';
 import { type PartsLanded, Run, type RunState } from '../../server/core/run.ts';
 import { type RunShards, Shard, type ShardCommand } from '../../server/core/shard.ts';
-import { floatsOf } from '../../shared/codec.ts';
+import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { partition, type Range } from '../../shared/partition.ts';
@@ -180,7 +180,8 @@ export class ShardedRun {
       this.#landed.finite = true;
       for (const [k, { start, end }] of this.ranges.entries()) {
         const part = values.subarray(start, end);
-        if (k > 0) this.shards[k]!.initialPart('r', session, assignment.grant, part);
+        const initial = { payload: bytesOf(part), encoding: 'f32' as const, release() {} };
+        if (k > 0) this.shards[k]!.initialPart('r', session, assignment.grant, initial);
       }
       const first = values.subarray(0, this.ranges[0]!.end);
       const others = { session, finite: this.#landed.finite };

@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest';
-import type { ShardCommand } from '../../server/core/shard.ts';
+import { rangesOf, type ShardCommand } from '../../server/core/shard.ts';
 import type { PartialConfig } from '../../shared/config.ts';
+import { createLayout } from '../../shared/layout.ts';
 import { partition } from '../../shared/partition.ts';
 import { LAYOUT, ShardedRun } from '../support/shards.ts';
 
@@ -8,6 +9,12 @@ test('the model lies on as many shards as it is large enough for, its frozen par
   expect(partition(LAYOUT, 4).map(({ start, end }) => end - start)).toEqual([
     16_640, 16_532, 16_513, 16_416,
   ]);
+});
+
+test('a range that no frame could carry is refused, and the answer says how many shards it takes', () => {
+  const layout = createLayout([{ name: 'w', shape: [600_000_000], role: 'trainable' }]);
+  expect(() => rangesOf(layout, 2)).toThrow('start the server with --shards 3');
+  expect(rangesOf(layout, 3).length).toBe(3);
 });
 
 describe('a run on several shards is the same run as on one, to the bit', () => {

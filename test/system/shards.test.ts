@@ -1,0 +1,270 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { connect, createServer, type Server, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { checkpointFolder, newestValidCheckpoint } from '../../server/checkpoint.ts';
+import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
+import { serveShard } from '../../server/shard-server.ts';
+import { openFileStore } from '../../server/state-store.ts';
+import type { PartialConfig } from '../../shared/config.ts';
+import type { RunDetail } from '../../shared/rest.ts';
+import { createRestClient } from '../../shared/rest-client.ts';
+import { type Engine, openEngine } from '../../worker/engine.ts';
+import { hashExperiment } from '../../worker/experiment.ts';
+import { runWorker, type WorkerResult } from '../../worker/main.ts';
+
+/** Real servers, shards in threads and processes, and real workers: they meet on the wire. */
+
+const ROOT = join(import.meta.dirname, '..', '..');
+const PROGRAM = join(ROOT, 'bin', 'downpour.js');
+const EXAMPLES = join(ROOT, 'examples');
+const LONG_MS = 60_000;
+const FEW: PartialConfig = {
+  minibatchSize: 32,
+  stepsMax: 30,
+  evaluateEverySteps: 15,
+  earlyStopping: { enabled: false },
+  hyperparameters: {},
+};
+
+let engine: Engine;
+beforeAll(async () => {
+  engine = await openEngine({ engine: 'wasm' });
+});
+
+let folder: string;
+const ends: (() => Promise<unknown>)[] = [];
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'downpour-shards-'));
+});
+afterEach(async () => {
+  for (const end of ends.splice(0).reverse()) await end();
+  await rm(folder, { recursive: true, force: true });
+});
+
+const lines: string[] = [];
+const log = (line: string) => lines.push(line);
+beforeEach(() => {
+  lines.length = 0;
+});
+
+async function start(state: string, options: Partial<ServeOptions> = {}) {
+  const stop = new AbortController();
+  const serving: Serving = await serve({
+    ...{ host: '127.0.0.1', port: 0, state: join(folder, state), signal: stop.signal, log },
+    ...options,
+  });
+  let ended = false;
+  const end = async () => {
+    if (ended) return;
+    ended = true;
+    stop.abort();
+    await serving.closed;
+  };
+  ends.push(end);
+  return { url: serving.url, client: createRestClient({ server: serving.url }), end };
+}
+
+function work(url: string, run: string, name = 'one') {
+  const stop = new AbortController();
+  const done: Promise<WorkerResult> = runWorker({
+    ...{ server: url.replace('http', 'ws'), run, name, engine, folders: [EXAMPLES] },
+    ...{ dataFolder: folder, once: true, signal: stop.signal },
+    log: (line) => log(`${name}: ${line}`),
+  });
+  done.catch(() => {});
+  ends.push(async () => {
+    stop.abort();
+    await done.catch(() => {});
+  });
+  return done;
+}
+
+async function create(
+  client: ReturnType<typeof createRestClient>,
+  id: string,
+  config: PartialConfig,
+) {
+  const experiment = 'mnist-mlp';
+  const experimentHash = await hashExperiment(join(EXAMPLES, 'mnist-mlp.ts'));
+  await client.createRun({ id, experiment, experimentHash, config });
+}
+
+async function until<T>(what: string, look: () => Promise<T | null | undefined | false>) {
+  const began = performance.now();
+  for (;;) {
+    const seen = await look().catch(() => null);
+    if (seen) return seen;
+    if (performance.now() - began > LONG_MS) {
+      throw new Error(`waited in vain until ${what}\n${lines.slice(-40).join('\n')}`);
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+async function lastCheckpoint(state: string, run: string) {
+  const kinds = ['final' as const];
+  const found = await until('the final checkpoint is written', () =>
+    newestValidCheckpoint(checkpointFolder(join(folder, state), run), { kinds }),
+  );
+  return found.tensors.map(({ name, values }) => ({ name, values }));
+}
+
+/** `downpour shard` */
+async function startShard(state: string): Promise<{ child: ChildProcess; url: string }> {
+  const args = [PROGRAM, 'shard', '--state', join(folder, state), '--json'];
+  const child = spawn(process.execPath, args, {
+    env: { ...process.env, DOWNPOUR_REDIS_URL: '', DOWNPOUR_TOKEN: '' },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  createInterface({ input: child.stderr! }).on('line', (line) => log(`shard: ${line}`));
+  ends.push(async () => {
+    if (child.exitCode !== null || child.signalCode !== null) return;
+    child.kill('SIGTERM');
+    await once(child, 'exit');
+  });
+  for await (const line of createInterface({ input: child.stdout! })) {
+    return { child, url: (JSON.parse(line) as { url: string }).url };
+  }
+  throw new Error(`the shard did not start\n${lines.join('\n')}`);
+}
+
+const EXAMPLES_AN_EPOCH = 6_400;
+
+describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
+  test('in threads trains the same parameters as one without, to the bit', async () => {
+    const one = await start('one');
+    await create(one.client, 'a', FEW);
+    await work(one.url, 'a');
+    const several = await start('several', { shards: 3 });
+    await create(several.client, 'a', FEW);
+    await work(several.url, 'a');
+    expect(await lastCheckpoint('several', 'a')).toEqual(await lastCheckpoint('one', 'a'));
+    const [first, second] = await Promise.all([one.client.run('a'), several.client.run('a')]);
+    expect(second.test).toMatchObject({ loss: first.test!.loss, error: first.test!.error });
+  });
+
+  test('with a token lets nobody into a shard without it', async () => {
+    const server = await start('guarded', { shards: 2, token: 'secret' });
+    const { port } = new URL(/ws:\/\/\S+/.exec(lines.join('\n'))![0]);
+    const address = `http://127.0.0.1:${port}`;
+    const upgrade = { connection: 'upgrade', upgrade: 'websocket' };
+    expect((await fetch(`${address}/health`)).status).toBe(200);
+    expect((await fetch(`${address}/status`)).status).toBe(404);
+    const socket = connect(Number(port), '127.0.0.1');
+    socket.write(
+      `GET /control HTTP/1.1\r\nhost: x\r\n${Object.entries(upgrade)
+        .map(([name, value]) => `${name}: ${value}\r\n`)
+        .join('')}\r\n`,
+    );
+    const [answer] = (await once(socket, 'data')) as [Buffer];
+    expect(String(answer)).toContain('DP_UNAUTHORIZED');
+    socket.destroy();
+    await server.end();
+  });
+
+  test('in processes outlives the death of one: all goes on from the last checkpoint', async () => {
+    const shards = [await startShard('found'), await startShard('found')];
+    const server = await start('found', { shards: 3, shardsFrom: 'store' });
+    const config = { minibatchSize: 16, epochsMax: 1, checkpoint: { everySeconds: 0.3 } };
+    await create(server.client, 'b', { ...config, earlyStopping: { enabled: false } });
+    const workers = [work(server.url, 'b'), work(server.url, 'b', 'two')];
+    const before = await until('a checkpoint is written', async () => {
+      const { checkpoint, step } = await server.client.run('b');
+      return checkpoint !== null && checkpoint.step > 10 && step > checkpoint.step && checkpoint;
+    });
+    shards[0]!.child.kill('SIGKILL');
+    await once(shards[0]!.child, 'exit');
+    await until('the server has noticed', async () =>
+      lines.some((line) => line.includes('all runs go back to their last checkpoints')),
+    );
+    await startShard('found');
+    await Promise.all(workers);
+    const run: RunDetail = await server.client.run('b');
+    expect(run).toMatchObject({ phase: 'finished', reason: 'reached epochsMax 1' });
+    // Each minibatch once, though what came after the checkpoint was computed again.
+    expect(run.step).toBe(EXAMPLES_AN_EPOCH / 16);
+    expect(run.examples).toBe(EXAMPLES_AN_EPOCH);
+    expect(run.step).toBeGreaterThan(before.step);
+    expect(run.test!.error).toBeLessThan(0.25);
+    expect((await lastCheckpoint('found', 'b')).length).toBe(4);
+  });
+
+  test('and its runs go on on one without', async () => {
+    const several = await start('moved', { shards: 4 });
+    await create(several.client, 'c', { ...FEW, stepsMax: 120, optimizer: { kind: 'adam' } });
+    const first = work(several.url, 'c');
+    await until('some steps are done', async () => (await several.client.run('c')).step > 20);
+    await several.end();
+    const alone = await start('moved', { port: Number(new URL(several.url).port) });
+    await first;
+    const run = await alone.client.run('c');
+    expect(run).toMatchObject({ phase: 'finished', step: 120 });
+    expect(run.examples).toBe(120 * 32);
+  });
+
+  test('a worker whose connection to one shard is cut comes back, and no push counts twice', async () => {
+    const cut = await startCutShard('cut');
+    const server = await start('cut', { shards: 2, shardsFrom: 'store' });
+    await create(server.client, 'd', { ...FEW, stepsMax: 150, evaluateEverySteps: 150 });
+    const workers = [work(server.url, 'd'), work(server.url, 'd', 'two')];
+    for (const step of [20, 50, 80]) {
+      await until(`step ${step}`, async () => (await server.client.run('d')).step >= step);
+      cut.workers();
+    }
+    await Promise.all(workers);
+    const run = await server.client.run('d');
+    expect(run).toMatchObject({ phase: 'finished', step: 150, examples: 150 * 32 });
+    expect(run.pushes.applied + run.pushes.damped).toBe(150);
+    expect(lines.filter((line) => line.includes('DP_SHARD_LOST')).length).toBeGreaterThan(0);
+    expect(lines.filter((line) => line.includes('defect'))).toEqual([]);
+  });
+});
+
+/** A shard behind a proxy, which can cut what workers have there. */
+async function startCutShard(state: string) {
+  const stop = new AbortController();
+  const shard = await serveShard({
+    ...{ host: '127.0.0.1', port: 0, token: null, localSocket: false, log, signal: stop.signal },
+  });
+  const pairs = new Set<{ near: Socket; far: Socket; worker: boolean }>();
+  const proxy: Server = createServer((near) => {
+    const pair = { near, far: connect(shard.port, '127.0.0.1'), worker: false };
+    pairs.add(pair);
+    near.once('data', (chunk: Buffer) => {
+      pair.worker = String(chunk).startsWith('GET /ws');
+      pair.far.write(chunk);
+      near.pipe(pair.far).pipe(near);
+    });
+    for (const [socket, other] of [
+      [near, pair.far],
+      [pair.far, near],
+    ] as const) {
+      socket.on('error', () => {});
+      socket.on('close', () => {
+        other.destroy();
+        pairs.delete(pair);
+      });
+    }
+  });
+  await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
+  const { port } = proxy.address() as { port: number };
+  const store = openFileStore({ folder: join(folder, state) });
+  await store.announceShard('cut', { id: 'cut', host: '127.0.0.1', port }, 10 * LONG_MS);
+  ends.push(async () => {
+    stop.abort();
+    await shard.closed;
+    proxy.close();
+    for (const { near } of pairs) near.destroy();
+    await store.close();
+  });
+  return {
+    workers() {
+      for (const { near, worker } of pairs) if (worker) near.resetAndDestroy();
+    },
+  };
+}
