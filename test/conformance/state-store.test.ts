@@ -327,6 +327,33 @@ describe.each([
       });
     });
 
+    describe('shards', () => {
+      const shard = (id: string, port: number) => ({ id, host: '192.0.2.7', port });
+      it('are listed by id, from any process, without a lease', async () => {
+        const [store, other] = [bench.open(), bench.open()];
+        await store.announceShard('b-2', shard('b-2', 7422), 60_000);
+        await other.announceShard('a-1', shard('a-1', 7421), 60_000);
+        expect(await other.listShards()).toEqual([shard('a-1', 7421), shard('b-2', 7422)]);
+        await store.announceShard('b-2', shard('b-2', 7500), 60_000);
+        expect(await store.listShards()).toEqual([shard('a-1', 7421), shard('b-2', 7500)]);
+        await store.announceShard('a-1', null, 0);
+        expect(await other.listShards()).toEqual([shard('b-2', 7500)]);
+      });
+
+      it('that announce themselves no more are forgotten', async () => {
+        const store = bench.open();
+        await store.announceShard('a-1', shard('a-1', 7421), 30);
+        await expect.poll(() => store.listShards(), { timeout: 10_000 }).toEqual([]);
+      });
+
+      it('cannot be named like a path', async () => {
+        const store = bench.open();
+        await expect(store.announceShard('../x', shard('../x', 1), 1000)).rejects.toThrow(
+          'must be named like',
+        );
+      });
+    });
+
     describe('the owner', () => {
       it('outlives a process that stood still for longer, when nobody took it', async () => {
         const store = bench.open();
