@@ -188,6 +188,11 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
     `  staleness      p50 ${short(staleness.p50)}, p95 ${short(staleness.p95)}, max ${staleness.max}`,
     `  pushes         ${groups(pushes.applied)} applied, ${groups(pushes.damped)} damped, ${groups(pushes.duplicate)} duplicate, ${groups(pushes.rejected)} rejected`,
   );
+  if (run.stepsLost > 0) {
+    lines.push(
+      `  lost           ${groups(run.stepsLost)} steps that came after the last checkpoint, with crashes of the server`,
+    );
+  }
   if (run.data) {
     const { trainCount, validationCount, testCount, source } = run.data;
     lines.push(

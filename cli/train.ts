@@ -214,6 +214,7 @@ async function follow(
   let toldData = false;
   let toldEngine = false;
   let awaySince: number | null = null;
+  let lost: number | null = null;
   for (;;) {
     let run: RunDetail;
     try {
@@ -239,6 +240,12 @@ async function follow(
           `engine: ${engine} on ${device}${slow ? '; `npx downpour engine install` brings a faster one' : ''}`,
         );
       }
+      if (lost !== null && run.stepsLost > lost) {
+        progress.note(
+          `the server came back from its checkpoint: ${groups(run.stepsLost - lost)} steps are lost`,
+        );
+      }
+      lost = run.stepsLost;
       progress.update(run, workers);
     } catch (error) {
       if (errorCode(error) !== 'DP_SERVER_UNREACHABLE' || signal.aborted) throw error;

@@ -81,7 +81,9 @@ export class Coordinator {
     }
     const { experiment, experimentHash } = body;
     const createdAt = new Date().toISOString();
-    const run = new Run({ id, experiment, experimentHash, config, createdAt }, this.#shards);
+    const run = new Run({ id, experiment, experimentHash, config, createdAt }, this.#shards, {
+      life: this.#keeper.life,
+    });
     this.#runs.set(id, run);
     try {
       await this.#keeper.register(run);
@@ -127,7 +129,13 @@ export class Coordinator {
         this.log(`run ${run.id}: ${event.from} → ${event.to} at step ${run.step}: ${run.reason}`);
         this.#keeper.phaseChanged(run);
       } else if (event.kind === 'best') this.#keeper.bestChanged(run);
-      else this.#keeper.evaluated(run);
+      else if (event.kind === 'lost') {
+        const { steps, restored } = event;
+        this.log(
+          `run ${run.id}: ${steps} steps after step ${restored} are lost with an earlier life of the server, ${run.stepsLost} in all`,
+        );
+        this.#keeper.lost(run);
+      } else this.#keeper.evaluated(run);
     }
     this.#keeper.stepped(run, this.now());
     if (!wake) return;
@@ -140,12 +148,14 @@ export class Coordinator {
   /** Once a second: what is out of time, who is silent, what is due to be written. */
   tick(): void {
     const now = this.now();
-    const heldUp = now - this.#tickedAt > HELD_UP_MS;
+    const pauseMs = now - this.#tickedAt;
+    const heldUp = pauseMs > HELD_UP_MS;
     this.#tickedAt = now;
     if (heldUp) {
       // This process stood still (a long collection, a suspended machine): what the workers have
       // sent meanwhile is read first, and nobody is blamed for the silence.
       for (const session of this.#sessions) session.excuse();
+      for (const run of this.#runs.values()) run.postpone(pauseMs);
       return;
     }
     for (const run of this.#runs.values()) {

@@ -14,6 +14,7 @@ import {
   writeCheckpoint,
 } from './checkpoint.ts';
 import { Run, type RunState } from './core/run.ts';
+import { nextLife, noteProgress, readProgress } from './lives.ts';
 import { restoreShards, saveShards } from './shard-checkpoint.ts';
 import type { ShardPool } from './shard-pool.ts';
 import type { RunRecord, StateStore } from './state-store.ts';
@@ -40,6 +41,9 @@ interface Entry {
   latest: RunSummary['checkpoint'];
   /** Of the newest checkpoint that the store is known to have. */
   publishedStep: number;
+  /** What the progress file says. */
+  notedStep: number;
+  noting: boolean;
   /** Checkpoints that are on disk and not yet in the state store. */
   readonly unpublished: CheckpointManifest[];
 }
@@ -62,9 +66,16 @@ export class Keeper {
   readonly #entries = new Map<string, Entry>();
   readonly #runs = new Map<string, Run>();
   #closed = false;
+  /** Of the server, from `recover` on. */
+  #life = 1;
 
   constructor(options: KeeperOptions) {
     this.#options = options;
+  }
+
+  /** Of the server, counted over all that have held the state. */
+  get life(): number {
+    return this.#life;
   }
 
   /** Makes a new or resumed run known. @throws what the state store throws. */
@@ -75,9 +86,14 @@ export class Keeper {
 
   /** All runs of the state store, each from its newest valid checkpoint. */
   async recover(): Promise<Run[]> {
-    const { store, log } = this.#options;
+    const { root, store, log } = this.#options;
     const runs: Run[] = [];
     const records = await store.listRuns();
+    const ids = [...records.map(({ id }) => id), ...(await this.#unregistered(records))];
+    this.#life = await nextLife(
+      root,
+      Math.max(0, ...(await Promise.all(ids.map((id) => this.#lifeOf(id))))),
+    );
     for (const known of records) {
       try {
         const run = await this.#recoverOne(known);
@@ -87,7 +103,7 @@ export class Keeper {
         log(`run ${known.id} cannot be continued: ${errorCode(error)} ${errorText(error)}`);
       }
     }
-    for (const id of await this.#unregistered(records)) {
+    for (const id of ids.slice(records.length)) {
       try {
         const run = await this.#recoverFromDisk(id);
         if (run) runs.push(run);
@@ -104,6 +120,12 @@ export class Keeper {
     const ids = new Set(known.map(({ id }) => id));
     const names = (await readdir(root)).filter((name) => !ids.has(name));
     return names.filter((name) => new RegExp(NAME_PATTERN).test(name));
+  }
+
+  /** The last life of the server that wrote a checkpoint of a run; 0: none. */
+  async #lifeOf(id: string): Promise<number> {
+    const manifests = await listCheckpoints(checkpointFolder(this.#options.root, id));
+    return Math.max(0, ...manifests.map(({ state }) => (state as RunState).life ?? 0));
   }
 
   async #recoverFromDisk(id: string): Promise<Run | null> {
@@ -134,21 +156,46 @@ export class Keeper {
       onDamaged: (error) => log(`run ${known.id}: ${error.message}; using an older checkpoint`),
     });
     if (!checkpoint) {
-      const fresh = new Run(optionsOf(known), shards);
+      const since = typeof known.life === 'number' ? known.life : this.#life - 1;
+      const fresh = new Run(optionsOf(known), shards, { life: this.#life, since });
+      await this.#learnLost(fresh);
       if (known.phase === 'stopped') fresh.stop('stopped by a user; `downpour resume` goes on');
       return fresh;
     }
     const { manifest } = checkpoint;
     const state = manifest.state as RunState;
     const run = shards
-      ? Run.restore(state, await restoreShards(shards, join(folder, manifest.file), state), shards)
-      : Run.restore(state, checkpoint.tensors);
+      ? Run.restore(
+          state,
+          await restoreShards(shards, join(folder, manifest.file), state),
+          shards,
+          this.#life,
+        )
+      : Run.restore(state, checkpoint.tensors, null, this.#life);
     const entry = this.#entry(run);
     entry.latest = summaryOf(checkpoint.manifest);
     entry.lastStep = run.step;
     if (run.best && !(await this.#bestCheckpoint(run))) this.#want(run, 'best');
     if (!run.over) log(`run ${run.id} continues from its checkpoint at step ${run.step}`);
+    await this.#learnLost(run);
     return run;
+  }
+
+  /** What is known here of what came after the checkpoint; the workers may know of more. */
+  async #learnLost(run: Run): Promise<void> {
+    const { root, store } = this.#options;
+    const noted = await readProgress(root, run.id);
+    if (noted) run.learnLost(noted);
+    const registered = await store.lastCheckpoint(run.id);
+    if (!registered || registered.step <= run.step) return;
+    this.#options.log(
+      `run ${run.id}: the registry knows checkpoint ${registered.file} of step ${registered.step}, which is not in ${checkpointFolder(root, run.id)} or damaged; going on from step ${run.step}`,
+    );
+    run.learnLost({ step: registered.step, generation: run.generation - 1 });
+  }
+
+  lost(run: Run): void {
+    this.#want(run, 'record', 'last');
   }
 
   phaseChanged(run: Run): void {
@@ -177,8 +224,24 @@ export class Keeper {
     for (const [id, entry] of this.#entries) {
       const run = this.#runs.get(id)!;
       this.stepped(run, now);
+      if (run.step !== entry.notedStep && !entry.noting) this.#note(run, entry);
       if (entry.tasks.size > 0 && now >= entry.retryAt) this.#write(run, entry);
     }
+  }
+
+  #note(run: Run, entry: Entry): void {
+    const { step, generation } = run;
+    entry.noting = true;
+    noteProgress(this.#options.root, run.id, { step, generation }).then(
+      () => {
+        entry.noting = false;
+        entry.notedStep = step;
+      },
+      // Workers and checkpoints tell more; a disk that is full is told where they are written.
+      () => {
+        entry.noting = false;
+      },
+    );
   }
 
   /** A checkpoint of this very moment, on disk when the promise resolves. */
@@ -369,6 +432,8 @@ export class Keeper {
         lastAt: this.#options.now(),
         latest: null,
         publishedStep: run.step,
+        notedStep: run.step,
+        noting: false,
         unpublished: [],
       };
       this.#entries.set(run.id, entry);
@@ -380,7 +445,8 @@ export class Keeper {
 
 function record(run: Run): RunRecord {
   const { id, experiment, experimentHash, config, createdAt } = run.options;
-  return { id, experiment, experimentHash, config, createdAt, phase: run.phase };
+  const { phase, life } = run;
+  return { id, experiment, experimentHash, config, createdAt, phase, life };
 }
 
 function optionsOf(known: RunRecord): ConstructorParameters<typeof Run>[0] {

@@ -133,6 +133,8 @@ export const JoinSchema = Type.Object(
     experimentHash: Hash,
     tensors: Type.Array(TensorSpecSchema, { minItems: 1, maxItems: LIMITS.tensorCountMax }),
     data: DataSummarySchema,
+    /** The newest step of the run that a `work` has told it, by whichever life of the server. */
+    seen: Type.Optional(orNull(Type.Object({ step: Natural, generation: Natural }, closed))),
   },
   closed,
 );

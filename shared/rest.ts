@@ -78,6 +78,8 @@ export const RunSummarySchema = Type.Object({
   staleness: Type.Object({ p50: N, p95: N, max: N }),
   gradientNorm: orNull(N),
   pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),
+  /** Updates that were applied and are gone, with crashes of the server, as far as is known. */
+  stepsLost: N,
   checkpoint: orNull(Type.Object({ step: N, file: Type.String(), at: Type.String() })),
   data: orNull(DataSummarySchema),
 });

@@ -9,6 +9,7 @@ import {
   checkServerMessage,
   type Hello,
   type Initialised,
+  type Join,
   knownCode,
   type Push,
   type ServerMessage,
@@ -56,8 +57,11 @@ export interface Received {
   readonly release?: () => void;
 }
 
-/** First and longest pause between attempts to connect, ms, before the jitter. */
-export const BACKOFF = { firstMs: 250, maxMs: 15_000 } as const;
+/**
+ * Pauses between attempts to connect, ms, before the jitter: the first, the longest, and the longest
+ * while the server has not been away for `awayShare` times as long.
+ */
+export const BACKOFF = { firstMs: 250, maxMs: 15_000, soonMs: 1_000, awayShare: 8 } as const;
 /**
  * A unix socket of Linux holds 208 KB, one of TCP up to 4 MB: below this size of a payload more
  * waiting costs more than the protocol saves (docs/decisions/0006-receive-in-place.md).
@@ -70,10 +74,14 @@ const MEMORIES_KEPT = 3;
 
 /**
  * The pause before attempt `attempt` (0-based): uniform between 0 and an exponentially growing
- * limit, so that the workers of a cluster do not all come back at the same moment.
+ * limit, so that the workers of a cluster do not all come back at the same moment. The limit is an
+ * eighth of the time that the server has been away: one that comes back after a few seconds, as after
+ * a crash, has its workers within one.
  */
-export function backoffMs(attempt: number, random: () => number): number {
-  return random() * Math.min(BACKOFF.maxMs, BACKOFF.firstMs * 2 ** Math.min(attempt, 20));
+export function backoffMs(attempt: number, random: () => number, awayMs: number): number {
+  const { firstMs, maxMs, soonMs, awayShare } = BACKOFF;
+  const doubled = firstMs * 2 ** Math.min(attempt, 20);
+  return random() * Math.min(maxMs, doubled, Math.max(soonMs, awayMs / awayShare));
 }
 
 /** @throws DownpourError DP_USAGE: not an address of a server. */
@@ -122,6 +130,7 @@ export class Client {
   /** The handshake under way. */
   #dialing: { abort(): void } | null = null;
   #sequence = 0;
+  #seen: { readonly run: string; readonly step: number; readonly generation: number } | null = null;
   #unacknowledged: Unacknowledged[] = [];
   #pushed = new Memories(MEMORIES_KEPT);
   readonly #pulled = new Memories(MEMORIES_KEPT);
@@ -132,6 +141,7 @@ export class Client {
   #waiting: ((error?: unknown) => void) | null = null;
   #fatal: unknown = null;
   #attempt = 0;
+  #awaySince = 0;
   #everConnected = false;
   #closing = false;
   #closed: (() => void) | null = null;
@@ -159,6 +169,22 @@ export class Client {
     this.#onAbort = () => this.#wake(options.signal.reason);
     options.signal.addEventListener('abort', this.#onAbort, { once: true });
     this.#connect();
+  }
+
+  /** How far a run was when the server last told of it, whichever life of the server that was. */
+  seen(run: string): Join['seen'] {
+    return this.#seen?.run === run
+      ? { step: this.#seen.step, generation: this.#seen.generation }
+      : null;
+  }
+
+  /** An evaluation is of an earlier step. */
+  #look({ run, step, generation }: Work): void {
+    const seen = this.#seen;
+    const newer = seen?.run !== run || generation > seen.generation;
+    if (newer || (generation === seen.generation && step > seen.step)) {
+      this.#seen = { run, step, generation };
+    }
   }
 
   get incarnation(): string {
@@ -465,7 +491,10 @@ export class Client {
       if (message.type === 'error') {
         landing?.release();
         this.#refused(knownCode(message.code), message.message);
-      } else if (message.type === 'work' && message.pull !== null) {
+        return;
+      }
+      if (message.type === 'work') this.#look(message);
+      if (message.type === 'work' && message.pull !== null) {
         this.#receivePart(message, message.pull, payload, landing);
       } else {
         this.#received.push({ message, ...this.#numbersOf(message, payload, landing) });
@@ -550,7 +579,9 @@ export class Client {
         return;
       }
     }
-    const pause = backoffMs(this.#attempt++, this.#random);
+    if (this.#attempt === 0) this.#awaySince = this.#now();
+    const awayMs = this.#now() - this.#awaySince;
+    const pause = backoffMs(this.#attempt++, this.#random, awayMs);
     const why = refusal ? `${refusal.code} ${refusal.message}` : reason;
     // The first failures and then ever fewer, not a line a second.
     if ((this.#attempt & (this.#attempt - 1)) === 0) {

@@ -171,6 +171,7 @@ class Worker {
         fingerprint: prepared.fingerprint,
         source: prepared.source.slice(0, 2000),
       },
+      seen: this.#client.seen(assign.run) ?? null,
     };
     this.#client.send(join);
     trainer.rejoined();

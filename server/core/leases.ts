@@ -172,6 +172,11 @@ export class Leases {
     }
   }
 
+  /** Everybody has so much longer. */
+  postpone(ms: number): void {
+    for (const held of this.#held.values()) held.deadline += ms;
+  }
+
   #takeBack(lost: (held: Held) => boolean): number {
     let count = 0;
     for (const [id, held] of this.#held) {
@@ -200,12 +205,13 @@ export class Leases {
   /**
    * Continues from a checkpoint. Ids go on well above all that may have been given after it, so
    * that a lease of the lost time is never taken for a new one.
+   * @param lives of the server since then, this one counted.
    */
-  static restore(state: LeasesState): Leases {
+  static restore(state: LeasesState, lives = 1): Leases {
     const leases = new Leases(state.options);
     leases.#epoch = state.epoch;
     leases.#position = state.position;
-    leases.#nextId = state.nextId + LOST_IDS;
+    leases.#nextId = state.nextId + lives * LOST_IDS;
     leases.#completed = state.completed;
     leases.#returned = [...state.returned];
     return leases;

@@ -60,6 +60,8 @@ export type RunEvent =
   /** A better validation value: `best` has changed. */
   | { readonly kind: 'best' }
   | { readonly kind: 'evaluated'; readonly evaluation: Evaluation }
+  /** More is known of what was lost with earlier lives of the server. */
+  | { readonly kind: 'lost'; readonly steps: number; readonly restored: number }
   /** Workers that had nothing to do may have something now. */
   | { readonly kind: 'wake' };
 
@@ -162,10 +164,16 @@ export interface RunState {
   readonly best: Omit<Best, 'capture'> | null;
   readonly test: Evaluation | null;
   readonly workers: readonly (readonly [string, number])[];
+  /** Which life of the server wrote it, and the first generation of that life; of older releases absent. */
+  readonly life?: number;
+  readonly firstGeneration?: number;
+  readonly stepsLost?: number;
 }
 
 const emptyTally = (): Tally => ({ applied: 0, damped: 0, duplicate: 0, rejected: 0 });
 const GRACE_MS = 5_000;
+/** More generations than one life of the server ever has. */
+const GENERATIONS_A_LIFE = 2 ** 20;
 /** The number of the best parameters of a run that has been restored. */
 export const RESTORED_BEST = 1;
 export class Run {
@@ -187,6 +195,15 @@ export class Run {
   /** Added to the phase's updates for the schedule: `continue` goes on where the best was. */
   #scheduleOffset = 0;
   #generation = 1;
+  /** Of the server, counted over all that have held the state. */
+  #life: number;
+  /** Lower ones belong to earlier lives. */
+  #firstGeneration = 1;
+  /** What this life began with: the newest checkpoint. */
+  #restored = { step: 0, generation: 1, firstGeneration: 0 };
+  #lostBefore = 0;
+  /** Steps after the checkpoint, by the life since then that applied them. */
+  readonly #lost = new Map<number, number>();
   /** How often fresh parameters were made: training, and `retrain`. */
   #initialisations = 0;
   #schedule: Schedule;
@@ -215,9 +232,19 @@ export class Run {
   readonly #workers = new Map<string, WorkerRecord>();
   #events: RunEvent[] = [];
 
-  /** @param shards that share the vector; null: all of it is here. */
-  constructor(options: RunOptions, shards: RunShards | null = null) {
+  /**
+   * @param shards that share the vector; null: all of it is here.
+   * @param life of the server; `since` that in which the run was made and of which nothing is left.
+   */
+  constructor(
+    options: RunOptions,
+    shards: RunShards | null = null,
+    { life = 1, since = life }: { life?: number; since?: number } = {},
+  ) {
     this.options = options;
+    this.#life = life;
+    this.#generation += (life - since) * GENERATIONS_A_LIFE;
+    this.#firstGeneration = this.#generation;
     this.#shards = shards;
     this.#schedule = createSchedule(options.config.schedule, options.config);
     this.#earlyStopping = new EarlyStopping(options.config.earlyStopping);
@@ -261,6 +288,33 @@ export class Run {
     return this.#ranges.length;
   }
 
+  /** Of the server. */
+  get life(): number {
+    return this.#life;
+  }
+
+  /** Updates that were applied and are gone, with crashes of the server, as far as is known. */
+  get stepsLost(): number {
+    let steps = this.#lostBefore;
+    for (const lost of this.#lost.values()) steps += lost;
+    return steps;
+  }
+
+  /**
+   * Somebody saw the run in an earlier life of the server: what was applied there after the checkpoint that
+   * this life began with is lost.
+   */
+  learnLost(seen: { readonly step: number; readonly generation: number }): void {
+    const { step, generation, firstGeneration } = this.#restored;
+    // Of lives before the checkpoint was written: what they lost was counted by those after them.
+    if (seen.generation < firstGeneration || seen.generation >= this.#firstGeneration) return;
+    const life = Math.max(0, Math.floor((seen.generation - generation) / GENERATIONS_A_LIFE));
+    const before = this.#lost.get(life) ?? 0;
+    if (seen.step - step <= before) return;
+    this.#lost.set(life, seen.step - step);
+    this.#events.push({ kind: 'lost', steps: seen.step - step, restored: step });
+  }
+
   /** It has parameters. */
   get hasParameters(): boolean {
     return this.#initialisations > 0;
@@ -298,9 +352,14 @@ export class Run {
    * @throws DownpourError DP_EXPERIMENT_MISMATCH, DP_LAYOUT_MISMATCH, DP_LAYOUT_INVALID or
    *   DP_DATA_MISMATCH.
    */
-  join(worker: string, join: Pick<Join, 'experimentHash' | 'tensors' | 'data'>, now: number): void {
+  join(
+    worker: string,
+    join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'seen'>,
+    now: number,
+  ): void {
     const layout = createLayout(join.tensors);
     checkAgreement({ ...this.options, layout: this.layout, data: this.#data }, { ...join, layout });
+    if (join.seen) this.learnLost(join.seen);
     this.#data ??= join.data;
     if (!this.#parameters) {
       this.#place(layout);
@@ -363,6 +422,12 @@ export class Run {
       this.#grant.worker = null;
       this.#events.push({ kind: 'wake' });
     }
+  }
+
+  /** The server itself stood still for so long: nobody's time ran. */
+  postpone(ms: number): void {
+    this.#leases?.postpone(ms);
+    if (this.#evaluation?.deadline != null) this.#evaluation.deadline += ms;
   }
 
   /** Takes back work that is out of time. Call about once a second. */
@@ -1026,6 +1091,7 @@ export class Run {
       staleness: observations.staleness(),
       gradientNorm: observations.gradientNorm,
       pushes: { ...this.#pushes },
+      stepsLost: this.stepsLost,
       data: this.#data,
     };
   }
@@ -1096,6 +1162,9 @@ export class Run {
       },
       test: this.#test,
       workers: [...this.#workers].map(([key, record]) => [key, record.lastSequence] as const),
+      life: this.#life,
+      firstGeneration: this.#firstGeneration,
+      stepsLost: this.stepsLost,
     };
   }
 
@@ -1141,14 +1210,22 @@ export class Run {
    * schedule and order of examples. What was out is given out anew, in the same order.
    * @param tensors of the first range: parts of tensors under the names of the whole ones. The other
    *   shards have theirs already, the best parameters under the number `RESTORED_BEST`.
+   * @param life of the server that goes on.
    * @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size.
    */
   static restore(
     state: RunState,
     tensors: readonly NamedTensor[],
     shards: RunShards | null = null,
+    life = (state.life ?? 0) + 1,
   ): Run {
-    const run = new Run(state.options, shards);
+    const run = new Run(state.options, shards, { life });
+    // Of several lives since the checkpoint each has numbers of its own: what was computed or leased in
+    // one is never taken for something of another.
+    const lives = Math.max(1, life - (state.life ?? life - 1));
+    const { step, generation } = state;
+    run.#restored = { step, generation, firstGeneration: state.firstGeneration ?? 0 };
+    run.#lostBefore = state.stepsLost ?? 0;
     run.#phase = state.phase;
     run.#resumePhase = state.resumePhase;
     run.#reason = state.reason;
@@ -1156,7 +1233,8 @@ export class Run {
     run.#step = state.step;
     run.#phaseStart = state.phaseStart;
     run.#scheduleOffset = state.scheduleOffset;
-    run.#generation = state.generation + 1;
+    run.#generation = state.generation + lives * GENERATIONS_A_LIFE;
+    run.#firstGeneration = run.#generation;
     run.#initialisations = state.initialisations;
     run.#evaluationDue = state.evaluationDue;
     run.#nextEvaluation = state.nextEvaluation;
@@ -1169,7 +1247,7 @@ export class Run {
     run.#lastEvaluatedStep = state.lastEvaluatedStep;
     run.#pushes = { ...state.pushes };
     run.#schedule.restore(state.schedule);
-    run.#leases = state.leases && Leases.restore(state.leases);
+    run.#leases = state.leases && Leases.restore(state.leases, lives);
     run.#earlyStopping = new EarlyStopping(state.options.config.earlyStopping, state.earlyStopping);
     run.#observations = new Observations(state.observations);
     run.#test = state.test;

@@ -259,14 +259,37 @@ describe('a lost connection', () => {
     expect(lines.some((line) => line.includes('trying again'))).toBe(true);
   });
 
-  test('pauses at random below a limit that doubles, up to a largest', () => {
+  test('pauses at random below a limit that doubles, up to a share of the time away', () => {
     const most = () => 1 - 2 ** -32;
-    expect(backoffMs(0, () => 0)).toBe(0);
-    expect(backoffMs(0, most)).toBeCloseTo(BACKOFF.firstMs, 3);
-    expect(backoffMs(3, () => 0.5)).toBe(BACKOFF.firstMs * 4);
+    const { firstMs, soonMs, maxMs, awayShare } = BACKOFF;
+    expect(backoffMs(0, () => 0, 0)).toBe(0);
+    expect(backoffMs(0, most, 1e9)).toBeCloseTo(firstMs, 3);
+    expect(backoffMs(3, () => 0.5, 1e9)).toBe(firstMs * 4);
     for (const attempt of [10, 100, 1e9]) {
-      expect(backoffMs(attempt, most)).toBeCloseTo(BACKOFF.maxMs, 3);
+      expect(backoffMs(attempt, most, 0)).toBeCloseTo(soonMs, 3);
+      expect(backoffMs(attempt, most, 5_000 * awayShare)).toBeCloseTo(5_000, 3);
+      expect(backoffMs(attempt, most, 1e9)).toBeCloseTo(maxMs, 3);
     }
+  });
+
+  test('tells how far a run was seen, also when the server that told it is gone', async () => {
+    const client = connect();
+    expect(client.seen('r')).toBeNull();
+    const connection = await server.connection();
+    connection.send(work(7));
+    connection.send({ ...work(3), evaluation: { id: 1, part: 'validation' } });
+    for (let i = 0; i < 2; i++) await client.next();
+    expect(client.seen('r')).toEqual({ step: 7, generation: 1 });
+    const { port } = server;
+    await server.stop();
+    expect(client.seen('r')).toEqual({ step: 7, generation: 1 });
+    server = new ScriptedServer();
+    await server.start(port);
+    const second = await server.connection();
+    second.send({ ...work(2), generation: 2 });
+    await client.next();
+    expect(client.seen('r')).toEqual({ step: 2, generation: 2 });
+    expect(client.seen('q')).toBeNull();
   });
 });
 

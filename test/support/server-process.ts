@@ -1,0 +1,47 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
+
+const PROGRAM = join(import.meta.dirname, '..', '..', 'bin', 'downpour.js');
+
+/** `downpour serve` as a process of its own, to be killed and halted. */
+export interface ServerProcess {
+  readonly child: ChildProcess;
+  readonly url: string;
+  readonly client: RestClient;
+  /** What it has printed on standard error. */
+  log(): string;
+  /** SIGKILL. */
+  kill(): Promise<void>;
+}
+
+/** @param port the same as before, for one that comes back. */
+export async function startServerProcess(
+  state: string,
+  port: number,
+  more: readonly string[] = [],
+): Promise<ServerProcess> {
+  const env: NodeJS.ProcessEnv = { ...process.env, NO_COLOR: '1' };
+  for (const name of Object.keys(env)) if (name.startsWith('DOWNPOUR_')) delete env[name];
+  const args = ['serve', '--port', String(port), '--state', state, '--no-local-socket', '--json'];
+  const child = spawn(process.execPath, [PROGRAM, ...args, ...more], {
+    env,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  const lines: string[] = [];
+  createInterface({ input: child.stderr! }).on('line', (line) => lines.push(line));
+  const log = () => lines.join('\n');
+  const ended = once(child, 'exit');
+  const kill = async () => {
+    child.kill('SIGKILL');
+    await ended;
+  };
+  for await (const line of createInterface({ input: child.stdout! })) {
+    const { url } = JSON.parse(line) as { url: string };
+    child.stdout!.resume();
+    return { child, url, client: createRestClient({ server: url }), log, kill };
+  }
+  throw new Error(`the server ended before it listened:\n${log()}`);
+}
