@@ -299,7 +299,7 @@ function systemTable(rows: readonly LimitedRow[]): Table {
       share: row.updatesPerSecond / row.plainPerSecond,
       staleness: `${row.stalenessP50} / ${row.stalenessP95}`,
     })),
-    note: 'The MLP 784-256-10 (203,530 parameters), minibatch 64, one server. `simulated` workers push one ready gradient; the others compute real ones from real digits. Plain sockets: the same bytes and number of workers, nothing computed.',
+    note: 'The MLP 784-256-10 (203,530 parameters), minibatch 64, one server. `simulated` workers push one ready gradient, applied by SGD without an average; the others compute real ones from real digits, applied as the example says: momentum and an average. Plain sockets: the same bytes and number of workers, nothing computed.',
   };
 }
 

@@ -110,8 +110,11 @@ async function measure(each: SystemCase, windows: number, windowMs: number) {
   }
 }
 
-async function createRun(client: RestClient, { depth, push, pull }: SystemCase): Promise<void> {
+async function createRun(client: RestClient, each: SystemCase): Promise<void> {
+  const { depth, push, pull, worker } = each;
   const config: PartialConfig = {
+    // As the other systems of docs/benchmarks.md: a push is w -= lr g, and nothing else.
+    ...(worker === 'simulated' ? { optimizer: { kind: 'sgd' }, averaging: { kind: 'none' } } : {}),
     minibatchSize: 64,
     learningRate: 0.001,
     consistency: { depth },

@@ -477,6 +477,10 @@ export class Client {
     if (type === 'work' && typeof pull === 'number' && encoding === 'f32') {
       return this.#links?.place(0, pull, payloadBytes) ?? null;
     }
+    if (type === 'work' && encoding === 'bf16') {
+      const landing = this.#decoder.land(payloadBytes);
+      if (landing) return landing;
+    }
     return this.#pulled.take(payloadBytes);
   }
 
@@ -526,6 +530,11 @@ export class Client {
     landing: Landing | null,
   ): Pick<Received, 'payload' | 'release'> {
     if (message.type === 'work' && message.encoding !== 'f32') {
+      const decoded = this.#decoder.take(payload);
+      if (decoded) {
+        landing?.release();
+        return { payload: decoded.values, release: decoded.release };
+      }
       const memory = this.#pulled.take(2 * payload.length);
       this.#decoder.decode(payload, floatsOf(memory.bytes));
       landing?.release();

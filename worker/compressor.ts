@@ -6,6 +6,7 @@ import type { Layout } from '../shared/layout.ts';
 import { Memory, regionBytes } from '../shared/memory.ts';
 import type { Range } from '../shared/partition.ts';
 import type { Acknowledgement } from '../shared/protocol.ts';
+import type { Landing } from '../wire/connection.ts';
 
 /**
  * Writes gradients as the run wants them. `int8` and `topk` keep what they leave out and send it
@@ -248,24 +249,76 @@ function nothingFinite(k: number, out: Uint8Array): Settle {
 
 /** Parameters in bf16 as f32 again. */
 export interface Decoder {
+  /** Where a payload can be received so that it need not be copied; null: taken, or too small. */
+  land(byteLength: number): Landing | null;
+  /**
+   * Decodes into memory of the decoder, which is the caller's until `release`.
+   * @returns null: all of it is in use; `decode` it.
+   */
+  take(bytes: Uint8Array): { readonly values: Float32Array; release(): void } | null;
   /** @param out as many elements as `bytes` has numbers, or fewer. */
   decode(bytes: Uint8Array, out: Float32Array): void;
 }
 
+/** Vectors in use at once: one is decoded, one is read from, one is on the device. */
+const DECODED = 3;
+
 /** Keeps memory for the largest payload seen. */
 export function createDecoder(): Decoder {
-  let room: { n: number; from: number; to: number } & ReturnType<typeof createRoom> = open(0);
+  let room = open(0);
   function open(n: number) {
-    const made = createRoom(1, n, 2 * n);
-    return { ...made, n, from: made.memory.take(2 * n), to: made.memory.take(4 * n) };
+    const bytes = regionBytes(2 * n) + DECODED * regionBytes(4 * n);
+    const memory = new Memory(bytes);
+    return {
+      n,
+      memory,
+      kernels: createCompressionKernels(memory.memory),
+      from: memory.take(2 * n),
+      landed: false,
+      free: Array.from({ length: DECODED }, () => memory.take(4 * n)),
+    };
+  }
+  /** Where the bytes are in the room: there already, or copied. */
+  function place(bytes: Uint8Array): void {
+    const { memory, from } = room;
+    if (bytes.buffer === memory.memory.buffer && bytes.byteOffset === from) return;
+    memory.bytes(from, bytes.length).set(bytes);
   }
   return {
+    land(byteLength) {
+      const mine = room;
+      if (mine.landed || 2 * mine.n < byteLength) return null;
+      mine.landed = true;
+      return {
+        bytes: mine.memory.bytes(mine.from, byteLength),
+        release: () => {
+          mine.landed = false;
+        },
+      };
+    },
+    take(bytes) {
+      const n = bytes.length / 2;
+      if (room.n < n) room = open(n);
+      const mine = room;
+      const to = mine.free.pop();
+      if (to === undefined) return null;
+      place(bytes);
+      mine.kernels.decode_bf16(mine.from, n, to);
+      return {
+        values: mine.memory.floats(to, n),
+        release: () => {
+          mine.free.push(to);
+        },
+      };
+    },
     decode(bytes, out) {
       const n = Math.min(out.length, bytes.length / 2);
-      if (room.n < n) room = open(n);
-      room.memory.bytes(room.from, 2 * n).set(bytes.subarray(0, 2 * n));
-      room.kernels.decode_bf16(room.from, n, room.to);
-      out.set(room.memory.floats(room.to, n));
+      if (n === 0) return;
+      if (room.n < n || room.free.length === 0) room = open(n);
+      const [to] = room.free;
+      place(bytes.subarray(0, 2 * n));
+      room.kernels.decode_bf16(room.from, n, to!);
+      out.set(room.memory.floats(to!, n));
     },
   };
 }

@@ -97,8 +97,10 @@ export class Parameters {
     if (byteLength > 4 * this.layout.exchangedSize) return null;
     const address = this.#landings.pop();
     if (address === undefined) return null;
-    const release = () => void this.#landings.push(address);
-    return { bytes: this.#memory.bytes(address, byteLength), release };
+    return {
+      bytes: this.#memory.bytes(address, byteLength),
+      release: () => void this.#landings.push(address),
+    };
   }
 
   /** Trainable and statistics as they are now, encoded. Hold it to use it after the next change. */

@@ -579,6 +579,8 @@ export class Run {
     const { sequence } = push;
     const acknowledgement = this.#decide(worker, push, payload, now, others);
     const { outcome } = acknowledgement;
+    this.#pushes[outcome]++;
+    this.#record(worker).pushes[outcome]++;
     if (others && (outcome === 'rejected' || outcome === 'duplicate')) {
       this.#tell({ kind: 'drop', run: this.id, session: others.session, sequence });
     }
@@ -593,42 +595,32 @@ export class Run {
     others: PartsLanded | null,
   ): Acknowledgement {
     const record = this.#record(worker);
-    const done = (
-      outcome: Acknowledgement['outcome'],
-      staleness: number,
-      code: ErrorCode | null = null,
-      message: string | null = null,
-    ): Acknowledgement => {
-      this.#pushes[outcome]++;
-      record.pushes[outcome]++;
-      return { sequence: push.sequence, outcome, staleness, code, message };
-    };
-    if (push.sequence <= record.lastSequence) return done('duplicate', 0);
+    if (push.sequence <= record.lastSequence) return answer(push, 'duplicate', 0);
 
     const parameters = this.#parameters;
     const leases = this.#leases;
     const training = this.#phase === 'training' || this.#phase === 'refitting';
     if (!parameters || !leases || !training || this.#grant || this.#ending !== null) {
       const message = `the run is ${this.#ending ?? this.#phase}: this minibatch is not needed any more`;
-      return done('rejected', 0, 'DP_PUSH_PHASE', message);
+      return answer(push, 'rejected', 0, 'DP_PUSH_PHASE', message);
     }
     let staged: StagedPush;
     try {
       staged = parameters.stage(payload, push.encoding);
     } catch (error) {
       if (!(error instanceof DownpourError)) throw error;
-      return done('rejected', 0, error.code, error.message);
+      return answer(push, 'rejected', 0, error.code, error.message);
     }
-    if (others?.problem) return done('rejected', 0, 'DP_TENSOR_SIZE', others.problem);
+    if (others?.problem) return answer(push, 'rejected', 0, 'DP_TENSOR_SIZE', others.problem);
     const lease = leases.find(push.lease, worker);
     if (!lease) {
       const message = `minibatch lease ${push.lease} is not this worker's any more: it was not pushed within leaseSeconds ${this.config.leaseSeconds} or its connection was lost, and it went to another worker`;
-      return done('rejected', 0, 'DP_PUSH_LEASE_LOST', message);
+      return answer(push, 'rejected', 0, 'DP_PUSH_LEASE_LOST', message);
     }
     if (push.generation !== this.#generation || push.step > this.#step) {
       leases.retry(lease.id, now);
       const message = `push read step ${push.step} of generation ${push.generation}, server is at ${this.#step} of generation ${this.#generation}: these parameters are no more; pull, then retry`;
-      return done('rejected', 0, 'DP_PUSH_STALE', message);
+      return answer(push, 'rejected', 0, 'DP_PUSH_STALE', message);
     }
     const staleness = this.#step - push.step;
     const admission = admit(this.config.consistency, {
@@ -638,7 +630,7 @@ export class Run {
     });
     if (admission.kind === 'reject') {
       leases.retry(lease.id, now);
-      return done('rejected', staleness, 'DP_PUSH_STALE', admission.message);
+      return answer(push, 'rejected', staleness, 'DP_PUSH_STALE', admission.message);
     }
     const { clip } = this.config;
     const limit = clip.value ?? Infinity;
@@ -647,7 +639,7 @@ export class Run {
     if (loss === null || !Number.isFinite(given)) {
       leases.retry(lease.id, now);
       const message = this.#nonFinite(push.step);
-      return done('rejected', staleness, 'DP_GRADIENT_NOT_FINITE', message);
+      return answer(push, 'rejected', staleness, 'DP_GRADIENT_NOT_FINITE', message);
     }
     const norm = Math.min(given, clip.norm ?? Infinity);
     const factor = norm < given ? norm / given : 1;
@@ -662,7 +654,7 @@ export class Run {
     if (!parameters.update(staged, { limit, factor }, options)) {
       const message = overflowMessage(this.#step + 1, learningRate, norm);
       this.#fail(message);
-      return done('rejected', staleness, 'DP_DIVERGED', message);
+      return answer(push, 'rejected', staleness, 'DP_DIVERGED', message);
     }
     if (others) {
       const { session } = others;
@@ -687,7 +679,7 @@ export class Run {
       examples: lease.count,
     });
     this.#afterStep();
-    return done(admission.scale < 1 ? 'damped' : 'applied', staleness);
+    return answer(push, admission.scale < 1 ? 'damped' : 'applied', staleness);
   }
 
   /** An update that was admitted made the parameters of another shard overflow. */
@@ -1313,6 +1305,16 @@ export class Run {
       if (!record.attached) this.#workers.delete(key);
     }
   }
+}
+
+function answer(
+  { sequence }: Push,
+  outcome: Acknowledgement['outcome'],
+  staleness: number,
+  code: ErrorCode | null = null,
+  message: string | null = null,
+): Acknowledgement {
+  return { sequence, outcome, staleness, code, message };
 }
 
 const overflowMessage = (step: number, learningRate: number, norm: number | null) =>

@@ -471,12 +471,92 @@ function square(x: v128): v128 {
   return f64x2.add(f64x2.mul(low, low), f64x2.mul(high, high));
 }
 
+/** Elements whose squares are added up in f32: 64 in each lane, off by 4e-6 of the sum at worst. */
+const RUN: usize = 1024;
+/** Below it squares may have vanished in f32. */
+const TINY: f64 = 1e-30;
+
+/** The sum of four lanes, in f64. */
+@inline
+function total4(sum: v128): f64 {
+  const low = f64x2.promote_low_f32x4(sum);
+  const high = f64x2.promote_low_f32x4(v128.shuffle<i64>(sum, sum, 1, 0));
+  const both = f64x2.add(low, high);
+  return f64x2.extract_lane(both, 0) + f64x2.extract_lane(both, 1);
+}
+
+/** Σ x² of [start, end), a multiple of 16 elements of f32 or bf16. */
+@inline
+function squaresOfRun(kind: i32, g: usize, start: usize, end: usize): f64 {
+  let s0 = f32x4.splat(0), s1 = s0, s2 = s0, s3 = s0;
+  for (let i = start; i < end; i += 16) {
+    let x0: v128, x1: v128, x2: v128, x3: v128;
+    if (kind == F32) {
+      const at = g + (i << 2);
+      x0 = v128.load(at);
+      x1 = v128.load(at, 16);
+      x2 = v128.load(at, 32);
+      x3 = v128.load(at, 48);
+    } else {
+      // The lower half of each lane belongs to its neighbour, and is less than its last bit.
+      const at = g + (i << 1);
+      const upper = i32x4.splat(<i32>0xffff0000);
+      const low = v128.load(at);
+      const high = v128.load(at, 16);
+      x0 = i32x4.shl(low, 16);
+      x1 = v128.and(low, upper);
+      x2 = i32x4.shl(high, 16);
+      x3 = v128.and(high, upper);
+    }
+    s0 = f32x4.add(s0, f32x4.mul(x0, x0));
+    s1 = f32x4.add(s1, f32x4.mul(x1, x1));
+    s2 = f32x4.add(s2, f32x4.mul(x2, x2));
+    s3 = f32x4.add(s3, f32x4.mul(x3, x3));
+  }
+  return total4(f32x4.add(f32x4.add(s0, s1), f32x4.add(s2, s3)));
+}
+
+/** Σ x² of one block of 256: whole numbers, exact, times the square of its scale. */
+@inline
+function squaresOfBlock(g: usize, start: usize, scale: f64): f64 {
+  let s0 = i32x4.splat(0), s1 = s0;
+  for (let i = start; i < start + 256; i += 16) {
+    const bytes = v128.load(g + i);
+    const low = i16x8.extend_low_i8x16_s(bytes);
+    const high = i16x8.extend_high_i8x16_s(bytes);
+    s0 = i32x4.add(s0, i32x4.dot_i16x8_s(low, low));
+    s1 = i32x4.add(s1, i32x4.dot_i16x8_s(high, high));
+  }
+  return total4(f32x4.convert_i32x4_s(i32x4.add(s0, s1))) * scale * scale;
+}
+
 /**
- * Sum of squares of [0, n), each cut to [−limit, limit] before; NaN as soon as one is not finite. Four
- * sums: one addition would wait for the one before.
+ * Sum of squares of [0, n), each cut to [−limit, limit] before; NaN as soon as one is not finite. Without a
+ * limit in f32 by runs, and again in f64 when that was too large or too small for it.
  */
 @inline
 function squares(kind: i32, g: usize, scales: usize, n: usize, limit: f32): f64 {
+  if (limit != f32.POSITIVE_INFINITY) return exactSquares(kind, g, scales, n, limit);
+  let total: f64 = 0;
+  const step = kind == INT8 ? 256 : RUN;
+  let i: usize = 0;
+  for (; i + step <= n; i += step) {
+    if (kind == INT8) total += squaresOfBlock(g, i, <f64>load<f32>(scales + ((i >> 8) << 2)));
+    else total += squaresOfRun(kind, g, i, i + step);
+  }
+  let rest = f32x4.splat(0);
+  for (; i < n; i += 4) {
+    const x = v128.and(decoded(kind, g, scales, i), lanes(i, 0, n));
+    rest = f32x4.add(rest, f32x4.mul(x, x));
+  }
+  total += total4(rest);
+  // Also when it is not a number.
+  return total >= TINY && total < f64.MAX_VALUE ? total : exactSquares(kind, g, scales, n, limit);
+}
+
+/** In f64 all the way. Four sums: one addition would wait for the one before. */
+@inline
+function exactSquares(kind: i32, g: usize, scales: usize, n: usize, limit: f32): f64 {
   const upper = f32x4.splat(limit);
   const lower = f32x4.neg(upper);
   let s0 = f64x2.splat(0), s1 = s0, s2 = s0, s3 = s0;

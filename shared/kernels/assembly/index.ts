@@ -11,12 +11,23 @@ function rounded(x: v128): v128 {
   return v128.bitselect(nan, upper, f32x4.ne(x, x));
 }
 
+/** As `rounded`, in the upper half of each lane, of what is a number. */
+@inline
+function roundedNumber(x: v128): v128 {
+  const odd = v128.and(i32x4.shr_u(x, 16), i32x4.splat(1));
+  return i32x4.add(x, i32x4.add(odd, i32x4.splat(0x7fff)));
+}
+
 /** Writes up to 14 bytes beyond 2 n. */
 export function encode_bf16(values: usize, n: usize, out: usize): void {
   for (let i: usize = 0; i < n; i += 8) {
-    const low = rounded(v128.load(values + (i << 2)));
-    const high = rounded(v128.load(values + (i << 2), 16));
-    v128.store(out + (i << 1), i16x8.narrow_i32x4_u(low, high));
+    const low = v128.load(values + (i << 2));
+    const high = v128.load(values + (i << 2), 16);
+    const nan = v128.or(f32x4.ne(low, low), f32x4.ne(high, high));
+    const halves = v128.any_true(nan)
+      ? i16x8.narrow_i32x4_u(rounded(low), rounded(high))
+      : v128.shuffle<i16>(roundedNumber(low), roundedNumber(high), 1, 3, 5, 7, 9, 11, 13, 15);
+    v128.store(out + (i << 1), halves);
   }
 }
 
