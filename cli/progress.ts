@@ -1,5 +1,5 @@
 import pc from 'picocolors';
-import type { RunDetail, RunSummary, WorkerSummary } from '../shared/rest.ts';
+import type { Rollback, RunDetail, RunSummary, WorkerSummary } from '../shared/rest.ts';
 
 /** Shows how a run gets on: live lines on a terminal, plain lines elsewhere, JSON for programs. */
 
@@ -188,6 +188,7 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
     `  staleness      p50 ${short(staleness.p50)}, p95 ${short(staleness.p95)}, max ${staleness.max}`,
     `  pushes         ${groups(pushes.applied)} applied, ${groups(pushes.damped)} damped, ${groups(pushes.duplicate)} duplicate, ${groups(pushes.rejected)} rejected`,
   );
+  for (const rollback of run.rollbacks) lines.push(`  diverged       ${rollbackLine(rollback)}`);
   if (run.stepsLost > 0) {
     lines.push(
       `  lost           ${groups(run.stepsLost)} steps that came after the last checkpoint, with crashes of the server`,
@@ -203,6 +204,13 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
     lines.push(`  checkpoint     step ${groups(run.checkpoint.step)}: ${run.checkpoint.file}`);
   }
   return lines;
+}
+
+/** What came of a divergence. */
+export function rollbackLine({ step, to, learningRate, reason }: Rollback): string {
+  const where =
+    to === null ? 'the initial parameters' : `the best parameters, of step ${groups(to)}`;
+  return `at step ${groups(step)}, back to ${where} with learning rate ${short(learningRate)}: ${reason}`;
 }
 
 /** Rows under headings, as wide as needed; numbers' columns are not told apart from text. */

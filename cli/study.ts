@@ -70,6 +70,9 @@ export interface StudyContext {
   readonly config: RunConfig;
 }
 
+/** Weaker than what anybody writes: a trial is of the learning rate that it has, not of a lower one. */
+export const STUDY_DEFAULTS = { divergence: { rollbacksMax: 0 } } as const;
+
 /** Stronger than what the user writes: studies compare on the validation part, and refit nothing. */
 export function studyBase(options: StudyCommandOptions): Record<string, unknown> {
   return {
@@ -88,7 +91,7 @@ export async function studyCommand(
 ): Promise<number> {
   const experiment = await loadExperiment(file);
   const experimentHash = await hashExperiment(file);
-  const base = [experiment.config ?? {}, configOf(options), studyBase(options)];
+  const base = [STUDY_DEFAULTS, experiment.config ?? {}, configOf(options), studyBase(options)];
   const config = resolveConfig(...base);
   const definition = define({ file, experiment, base, config });
   const settings = { kind, config, ...(definition.settings as Record<string, unknown>) };

@@ -26,7 +26,15 @@ import {
   untilInterrupted,
 } from './options.ts';
 import type { Pool } from './pool.ts';
-import { createProgress, duration, groups, type Progress, percent, short } from './progress.ts';
+import {
+  createProgress,
+  duration,
+  groups,
+  type Progress,
+  percent,
+  rollbackLine,
+  short,
+} from './progress.ts';
 
 /** `downpour train` and `downpour resume`: a run from its start to its end, with local workers. */
 
@@ -215,6 +223,7 @@ async function follow(
   let toldEngine = false;
   let awaySince: number | null = null;
   let lost: number | null = null;
+  let rollbacks: number | null = null;
   for (;;) {
     let run: RunDetail;
     try {
@@ -246,6 +255,10 @@ async function follow(
         );
       }
       lost = run.stepsLost;
+      for (const rollback of run.rollbacks.slice(rollbacks ?? run.rollbacks.length)) {
+        progress.note(`diverged ${rollbackLine(rollback)}`);
+      }
+      rollbacks = run.rollbacks.length;
       progress.update(run, workers);
     } catch (error) {
       if (errorCode(error) !== 'DP_SERVER_UNREACHABLE' || signal.aborted) throw error;

@@ -129,7 +129,14 @@ export class Coordinator {
         this.log(`run ${run.id}: ${event.from} → ${event.to} at step ${run.step}: ${run.reason}`);
         this.#keeper.phaseChanged(run);
       } else if (event.kind === 'best') this.#keeper.bestChanged(run);
-      else if (event.kind === 'lost') {
+      else if (event.kind === 'rollback') {
+        const { step, to, learningRate, reason } = event.rollback;
+        const where = to === null ? 'its initial parameters' : `the best ones, of step ${to}`;
+        this.log(
+          `run ${run.id} diverged at step ${step} and goes back to ${where}, with learning rate ${learningRate}: ${reason}`,
+        );
+        this.#keeper.rolledBack(run);
+      } else if (event.kind === 'lost') {
         const { steps, restored } = event;
         this.log(
           `run ${run.id}: ${steps} steps after step ${restored} are lost with an earlier life of the server, ${run.stepsLost} in all`,
@@ -236,7 +243,7 @@ export class Coordinator {
     const run = this.#runs.get(report.run);
     if (!run) return;
     if (report.type === 'overflowed') {
-      run.overflowed();
+      run.overflowed(report.generation);
       this.settle(run);
       return;
     }

@@ -198,6 +198,10 @@ export class Keeper {
     this.#want(run, 'record', 'last');
   }
 
+  rolledBack(run: Run): void {
+    this.#want(run, 'record', 'last', 'earlyStopping');
+  }
+
   phaseChanged(run: Run): void {
     this.#want(run, 'record', 'last', 'earlyStopping');
     if (run.phase === 'finished') this.#want(run, 'final');

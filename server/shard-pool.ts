@@ -46,7 +46,7 @@ export type FromShardControl =
       readonly grant: number;
       readonly finite: boolean;
     }
-  | { readonly type: 'overflowed'; readonly run: string }
+  | { readonly type: 'overflowed'; readonly run: string; readonly generation: number }
   /** The answer to a `read`, with its bytes. */
   | { readonly type: 'read'; readonly request: number; readonly found: boolean }
   /** A command could not be carried out: the connection closes. */

@@ -213,7 +213,7 @@ class ShardServer {
         this.#tell({ type: 'landed', run, session, sequence, squares, problem }),
       initialLanded: ({ run, session, grant }, finite) =>
         this.#tell({ type: 'initialLanded', run, session, grant, finite }),
-      overflowed: (run) => this.#tell({ type: 'overflowed', run }),
+      overflowed: (run, generation) => this.#tell({ type: 'overflowed', run, generation }),
       send: (session, { run, pull }, payload) =>
         this.#sessions.get(session)?.parameters(run, pull, payload),
     });

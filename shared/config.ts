@@ -372,8 +372,26 @@ export const RunConfigSchema = Type.Object(
     nonFiniteMax: Type.Integer({
       minimum: 1,
       default: 10,
-      description: 'non-finite gradients in a row before the run fails as diverged',
+      description: 'non-finite losses or gradients in a row that count as divergence',
     }),
+    divergence: Type.Object(
+      {
+        rollbacksMax: Type.Integer({
+          minimum: 0,
+          maximum: 100,
+          default: 5,
+          description:
+            'times that a run that diverges goes back to its best parameters, or its initial ones, with a lower learning rate; then it fails; 0: at once',
+        }),
+        factor: Type.Number({
+          exclusiveMinimum: 0,
+          maximum: 1,
+          default: 0.25,
+          description: 'what the learning rate is multiplied by at each, for the rest of the run',
+        }),
+      },
+      { ...closed, default: {} },
+    ),
     hyperparameters: Type.Record(
       Type.String({ pattern: '^[A-Za-z][A-Za-z0-9_]{0,63}$' }),
       Type.Union([Type.Number(), Type.String({ maxLength: 1000 }), Type.Boolean()]),

@@ -39,6 +39,17 @@ export const EvaluationSchema = Type.Object({
 });
 export type Evaluation = Static<typeof EvaluationSchema>;
 
+/** A run that diverged went back to good parameters, with a lower learning rate. */
+export const RollbackSchema = Type.Object({
+  step: N,
+  /** The step of the best evaluation whose parameters it took; null: fresh initial ones. */
+  to: orNull(N),
+  /** Of the next update. */
+  learningRate: N,
+  reason: Type.String(),
+});
+export type Rollback = Static<typeof RollbackSchema>;
+
 export const RunSummarySchema = Type.Object({
   id: Type.String(),
   experiment: Type.String(),
@@ -78,6 +89,7 @@ export const RunSummarySchema = Type.Object({
   staleness: Type.Object({ p50: N, p95: N, max: N }),
   gradientNorm: orNull(N),
   pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),
+  rollbacks: Type.Array(RollbackSchema),
   /** Updates that were applied and are gone, with crashes of the server, as far as is known. */
   stepsLost: N,
   checkpoint: orNull(Type.Object({ step: N, file: Type.String(), at: Type.String() })),

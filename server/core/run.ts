@@ -13,7 +13,7 @@ import type {
   Phase,
   Push,
 } from '../../shared/protocol.ts';
-import type { Evaluation, Metrics, RunDetail, RunSummary } from '../../shared/rest.ts';
+import type { Evaluation, Metrics, Rollback, RunDetail, RunSummary } from '../../shared/rest.ts';
 import { checkAgreement } from './agreement.ts';
 import { admit } from './consistency.ts';
 import { EarlyStopping, type EarlyStoppingState } from './early-stopping.ts';
@@ -60,6 +60,7 @@ export type RunEvent =
   /** A better validation value: `best` has changed. */
   | { readonly kind: 'best' }
   | { readonly kind: 'evaluated'; readonly evaluation: Evaluation }
+  | { readonly kind: 'rollback'; readonly rollback: Rollback }
   /** More is known of what was lost with earlier lives of the server. */
   | { readonly kind: 'lost'; readonly steps: number; readonly restored: number }
   /** Workers that had nothing to do may have something now. */
@@ -119,6 +120,7 @@ interface PendingEvaluation {
   readonly step: number;
   readonly phaseStep: number;
   readonly epoch: number;
+  readonly generation: number;
   readonly capture: Capture;
   worker: string | null;
   deadline: number | null;
@@ -168,6 +170,12 @@ export interface RunState {
   readonly life?: number;
   readonly firstGeneration?: number;
   readonly stepsLost?: number;
+  /** Absent in checkpoints of older releases. */
+  readonly rollbacks?: readonly Rollback[];
+  readonly initialLoss?: number | null;
+  readonly rateFactor?: number;
+  readonly optimizerStart?: number;
+  readonly startingAnew?: boolean;
 }
 
 const emptyTally = (): Tally => ({ applied: 0, damped: 0, duplicate: 0, rejected: 0 });
@@ -223,6 +231,15 @@ export class Run {
   #stoppedAt: number | null = null;
   #target: number | null = null;
   #nonFiniteInRow = 0;
+  #rollbacks: Rollback[] = [];
+  /** Of the first minibatch, at the initial parameters. */
+  #initialLoss: number | null = null;
+  /** What divergence has left of the learning rate. */
+  #rateFactor = 1;
+  /** The step at which the optimizer's state began. */
+  #optimizerStart = 0;
+  /** Diverged before there was a best: the same initial parameters are asked for again. */
+  #startingAnew = false;
   #pushes = emptyTally();
   #grant: { id: number; worker: string | null } | null = null;
   #grantsGiven = 0;
@@ -452,7 +469,7 @@ export class Run {
     if (this.#grant) {
       if (this.#grant.worker === null || this.#grant.worker === worker) {
         this.#grant.worker = worker;
-        const seed = this.config.seed + this.#initialisations;
+        const seed = this.config.seed + this.#initialisations - (this.#startingAnew ? 1 : 0);
         return { kind: 'initialise', grant: this.#grant.id, seed };
       }
       return { kind: 'wait' };
@@ -548,7 +565,9 @@ export class Run {
     parameters.initialise(values);
     if (others) this.#tell({ kind: 'initialise', run: this.id, session: others.session });
     this.#grant = null;
-    this.#initialisations++;
+    this.#initialLoss = null;
+    if (!this.#startingAnew) this.#initialisations++;
+    this.#startingAnew = false;
     this.#generation++;
     this.#startedMs ??= now;
     if (this.#phase === 'waiting') {
@@ -647,20 +666,22 @@ export class Run {
     const learningRate = this.learningRate * admission.scale;
     const momentum = momentumAt(this.config.momentumSchedule, this.#scheduleStep);
     const options: StepOptions = {
-      step: this.#phaseStep + 1,
+      step: this.#step - this.#optimizerStart + 1,
       learningRate,
       ...(momentum === undefined ? {} : { momentum }),
     };
     if (!parameters.update(staged, { limit, factor }, options)) {
       const message = overflowMessage(this.#step + 1, learningRate, norm);
-      this.#fail(message);
+      leases.retry(lease.id, now);
+      this.#diverged(message);
       return answer(push, 'rejected', staleness, 'DP_DIVERGED', message);
     }
     if (others) {
       const { session } = others;
       const { sequence } = push;
       const what = { worker, sequence, clip: { limit, factor }, options };
-      this.#tell({ kind: 'apply', run: this.id, session, ...what });
+      const generation = this.#generation;
+      this.#tell({ kind: 'apply', run: this.id, session, generation, ...what });
     }
     this.#step++;
     leases.complete(lease.id);
@@ -669,6 +690,7 @@ export class Run {
     record.computeMsSum += push.computeMs;
     record.examples += lease.count;
     this.#nonFiniteInRow = 0;
+    this.#initialLoss ??= loss;
     this.#observations.applied({
       step: this.#step,
       seconds: this.seconds(now),
@@ -682,19 +704,60 @@ export class Run {
     return answer(push, admission.scale < 1 ? 'damped' : 'applied', staleness);
   }
 
-  /** An update that was admitted made the parameters of another shard overflow. */
-  overflowed(): void {
-    if (this.over) return;
-    this.#fail(overflowMessage(this.#step, this.learningRate, this.#observations.gradientNorm));
+  /** An update that was admitted made the parameters of another shard overflow. @param generation of it. */
+  overflowed(generation: number): void {
+    // Several updates may have been under way when the first was told.
+    if (this.over || generation !== this.#generation) return;
+    this.#diverged(overflowMessage(this.#step, this.learningRate, this.#observations.gradientNorm));
   }
 
   #nonFinite(readStep: number): string {
     this.#nonFiniteInRow++;
     const { nonFiniteMax } = this.config;
-    const count = `${this.#nonFiniteInRow} in a row, the run fails at ${nonFiniteMax}`;
+    const count = `${this.#nonFiniteInRow} in a row, the run counts as diverged at ${nonFiniteMax}`;
     const message = `the loss or gradient at step ${readStep} is NaN or infinite (${count}): lower learningRate, set clip.norm, or look for bad values in the data`;
-    if (this.#nonFiniteInRow >= nonFiniteMax) this.#fail(message);
+    if (this.#nonFiniteInRow >= nonFiniteMax) this.#diverged(message);
     return message;
+  }
+
+  /**
+   * Goes back to the last parameters that are known to be good, with a lower learning rate, as often as the
+   * configuration allows. Those are the best of the evaluations, since what came before the first sign of
+   * divergence may be spoilt already; or the initial ones, when no evaluation was better than they are, and
+   * in a `retrain`, which must not begin with trained ones. Steps, epochs and the order of examples go on.
+   */
+  #diverged(reason: string): void {
+    const { rollbacksMax, factor } = this.config.divergence;
+    if (this.#rollbacks.length >= rollbacksMax) {
+      const after = rollbacksMax === 0 ? '' : `, after ${rollbacksMax} rollbacks`;
+      this.#fail(`${reason}${after}`);
+      return;
+    }
+    this.#nonFiniteInRow = 0;
+    this.#rateFactor *= factor;
+    this.#optimizerStart = this.#step;
+    this.#observations.restartSmoothing();
+    const anew = this.#phase === 'refitting' && this.config.earlyStopping.afterStop === 'retrain';
+    const best = anew || !this.#isGood(this.#best) ? null : this.#best;
+    if (best) {
+      this.#setParameters(best.capture);
+      this.#mustParameters().resetOptimizer();
+      this.#tell({ kind: 'resetOptimizer', run: this.id });
+    } else {
+      this.#startingAnew = true;
+      this.#generation++;
+      this.#requestParameters();
+    }
+    const { step } = best?.evaluation ?? { step: null };
+    const rollback = { step: this.#step, to: step, learningRate: this.learningRate, reason };
+    this.#rollbacks.push(rollback);
+    this.#events.push({ kind: 'rollback', rollback }, { kind: 'wake' });
+  }
+
+  /** Where training diverges from the start, an evaluation may be finite and yet worthless. */
+  #isGood(best: Best | null): boolean {
+    const loss = best?.evaluation.loss ?? Infinity;
+    return this.#initialLoss !== null && loss <= this.#initialLoss;
   }
 
   /** What is due after an applied push: an evaluation, the end of a phase. */
@@ -758,6 +821,7 @@ export class Run {
       step,
       phaseStep: this.#phaseStep,
       epoch: this.epoch,
+      generation: this.#generation,
       capture,
       worker: null,
       deadline: null,
@@ -812,6 +876,10 @@ export class Run {
     }
     const { metric, patience } = this.config.earlyStopping;
     const value = (metric === 'loss' ? evaluation.loss : evaluation.error) ?? Number.NaN;
+    if (!Number.isFinite(value) && this.#mayRollBack(pending)) {
+      this.#diverged(`the validation ${metric} at step ${pending.step} is NaN or infinite`);
+      return;
+    }
     this.#schedule.observe(value);
     const verdict = this.#earlyStopping.observe(value, pending.step);
     if (verdict.improved) {
@@ -840,6 +908,12 @@ export class Run {
     }
   }
 
+  /** There is something to go back for: this phase goes on, and with the parameters that were evaluated. */
+  #mayRollBack(pending: PendingEvaluation): boolean {
+    const left = this.config.divergence.rollbacksMax - this.#rollbacks.length;
+    return left > 0 && this.#ending === null && pending.generation === this.#generation;
+  }
+
   // From phase to phase.
 
   #startPhase(
@@ -850,6 +924,7 @@ export class Run {
     const exampleCount =
       options.part === 'train' ? data.trainCount : data.trainCount + data.validationCount;
     this.#phaseStart = this.#step;
+    this.#optimizerStart = this.#step;
     this.#ending = null;
     this.#evaluationDue = false;
     this.#leases = new Leases({
@@ -1018,7 +1093,7 @@ export class Run {
 
   /** Of the next update, before damping. */
   get learningRate(): number {
-    return this.#schedule.rate(this.#scheduleStep);
+    return this.#schedule.rate(this.#scheduleStep) * this.#rateFactor;
   }
 
   /** Training time, over all processes that have held the run. */
@@ -1083,6 +1158,7 @@ export class Run {
       staleness: observations.staleness(),
       gradientNorm: observations.gradientNorm,
       pushes: { ...this.#pushes },
+      rollbacks: [...this.#rollbacks],
       stepsLost: this.stepsLost,
       data: this.#data,
     };
@@ -1157,6 +1233,11 @@ export class Run {
       life: this.#life,
       firstGeneration: this.#firstGeneration,
       stepsLost: this.stepsLost,
+      rollbacks: [...this.#rollbacks],
+      initialLoss: this.#initialLoss,
+      rateFactor: this.#rateFactor,
+      optimizerStart: this.#optimizerStart,
+      startingAnew: this.#startingAnew,
     };
   }
 
@@ -1234,6 +1315,12 @@ export class Run {
     run.#ending = state.ending;
     run.#secondsBefore = state.seconds;
     run.#nonFiniteInRow = state.nonFiniteInRow;
+    run.#rollbacks = [...(state.rollbacks ?? [])];
+    // Of an older release: its best has been good enough so far.
+    run.#initialLoss = state.initialLoss === undefined ? Number.MAX_VALUE : state.initialLoss;
+    run.#rateFactor = state.rateFactor ?? 1;
+    run.#optimizerStart = state.optimizerStart ?? state.phaseStart;
+    run.#startingAnew = state.startingAnew ?? false;
     run.#stoppedAt = state.stoppedAt;
     run.#target = state.target;
     run.#lastEvaluatedStep = state.lastEvaluatedStep;
@@ -1262,7 +1349,7 @@ export class Run {
   /** What was asked for when the checkpoint was taken is asked for again. */
   #restorePending(): void {
     const phase = this.#phase === 'stopped' ? this.#resumePhase : this.#phase;
-    if (phase === 'waiting') {
+    if (phase === 'waiting' || this.#startingAnew) {
       this.#requestParameters();
     } else if (phase === 'refitting' && this.#initialisations === 1) {
       const retrain = this.config.earlyStopping.afterStop === 'retrain';

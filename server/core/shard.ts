@@ -33,6 +33,8 @@ export type ShardCommand =
       /** Name and incarnation: with `sequence` the name of the push. */
       readonly worker: string;
       readonly sequence: number;
+      /** Of the parameters that it is for. */
+      readonly generation: number;
       readonly clip: Clip;
       readonly options: StepOptions;
     }
@@ -126,7 +128,7 @@ export interface ShardEvents {
   /** A part of initial parameters is here. */
   initialLanded(of: { run: string; session: string; grant: number }, finite: boolean): void;
   /** An update made parameters overflow; they are as before. */
-  overflowed(run: string): void;
+  overflowed(run: string, generation: number): void;
   /** A worker is to get this. */
   send(session: string, header: { run: string; pull: number }, payload: Snapshot): void;
 }
@@ -365,7 +367,7 @@ export class Shard {
       }
       const staged = held.parameters.stage(part.payload, part.encoding);
       if (!held.parameters.update(staged, command.clip, command.options)) {
-        this.#events.overflowed(command.run);
+        this.#events.overflowed(command.run, command.generation);
       }
     } finally {
       part.release();

@@ -47,6 +47,8 @@ export class ShardedRun {
   readonly #compressor: ReturnType<typeof createCompressor>;
   #landed = { squares: 0, problem: null as string | null, finite: true };
   #sent: Sent[] = [];
+  /** They come over the wire, after the push has been dealt with. */
+  #overflows: number[] = [];
   #pulls = 0;
   #sequence = 0;
   #settle: Settle | null = null;
@@ -70,7 +72,7 @@ export class ShardedRun {
           initialLanded: (_, finite) => {
             this.#landed.finite &&= finite;
           },
-          overflowed: () => this.run.overflowed(),
+          overflowed: (_, generation) => void this.#overflows.push(generation),
           send: (session, { pull }, payload) => {
             this.#sent.push({ session, pull, values: this.#decode(index, payload) });
           },
@@ -242,6 +244,7 @@ export class ShardedRun {
       this.parts(others),
     );
     this.#settle(acknowledgement.outcome);
+    for (const generation of this.#overflows.splice(0)) this.run.overflowed(generation);
     return acknowledgement;
   }
 

@@ -56,6 +56,7 @@ const RUN: RunSummary = {
   gradientNorm: 1.5,
   pushes: { applied: 12_345, damped: 0, duplicate: 0, rejected: 2 },
   checkpoint: null,
+  rollbacks: [],
   stepsLost: 0,
   data: null,
 };

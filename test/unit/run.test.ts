@@ -224,7 +224,7 @@ describe('pushes', () => {
 
   test.each([Number.NaN, Infinity, -Infinity])('%d never reaches the parameters', (bad) => {
     for (const place of [0, FEATURE_BIAS, EXCHANGED - 1]) {
-      const run = createRun({ nonFiniteMax: 3 });
+      const run = createRun({ nonFiniteMax: 3, divergence: { rollbacksMax: 0 } });
       const worker = new VirtualWorker(run, problem);
       worker.train(() => run.step === 2);
       const before = parametersOf(run);
@@ -243,8 +243,8 @@ describe('pushes', () => {
     }
   });
 
-  test('an update that overflows is undone, and the run fails', () => {
-    const run = createRun({ learningRate: 1e30 });
+  test('an update that overflows is undone, and a run that may not go back fails', () => {
+    const run = createRun({ learningRate: 1e30, divergence: { rollbacksMax: 0 } });
     const worker = new VirtualWorker(run, problem);
     worker.pull();
     worker.pull();

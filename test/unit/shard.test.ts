@@ -151,16 +151,39 @@ describe('what is decided is decided for all parts', () => {
     expect(run.parameters).toEqual(before);
   });
 
-  test('an overflow on any shard fails the run', () => {
-    const run = new ShardedRun(4, { learningRate: 1e30 });
+  /** Only on the second shard: it is told of after the update. */
+  const overflow = (gradient: Float32Array) => {
+    gradient.fill(0);
+    gradient[20_000] = 3e38;
+  };
+
+  test('an overflow on any shard fails the run that may not go back', () => {
+    const run = new ShardedRun(4, { learningRate: 1e30, divergence: { rollbacksMax: 0 } });
     run.train(() => run.run.step === 1);
-    // Only on the second shard: it is told of after the update.
-    run.act((gradient) => {
-      gradient.fill(0);
-      gradient[20_000] = 3e38;
-    });
+    run.act(overflow);
     expect(run.run.phase).toBe('failed');
     expect(run.run.reason).toContain('overflow');
+  });
+
+  test.each([1_000, 1])('else it takes all shards back, evaluating every %d steps', (every) => {
+    // Parameters halve with each update; 1.5 times 3e38 is too large for f32.
+    const run = new ShardedRun(4, { learningRate: 1.5, evaluateEverySteps: every });
+    run.act();
+    const initial = run.parameters;
+    run.train(() => run.run.step === 2);
+    run.train(() => run.run.assign('w/1', 2, 0).kind === 'work' && run.run.best?.step !== 1);
+    const good = run.save().file.find(({ name }) => name === '@best')?.values ?? initial;
+    const { generation } = run.run;
+    run.act(overflow);
+    // Updates that were under way meet the same fate, and are told later.
+    run.run.overflowed(generation);
+    if (!run.run.best) run.act();
+    expect(run.parameters.slice(0, good.length)).toEqual(good);
+    const to = run.run.best?.step ?? null;
+    expect(run.run.summary(0).rollbacks).toMatchObject([{ step: 3, to, learningRate: 0.375 }]);
+    expect(to).toBe(every === 1 ? 2 : null);
+    run.train(() => run.run.step === 4);
+    expect(run.run.phase).toBe('training');
   });
 
   test('captures are forgotten when nobody needs them', () => {

@@ -1,0 +1,238 @@
+import { describe, expect, test } from 'vitest';
+import { Run } from '../../server/core/run.ts';
+import type { PartialConfig } from '../../shared/config.ts';
+import {
+  createProblem,
+  createRun,
+  EXCHANGED,
+  lossOf,
+  parametersOf,
+  VirtualWorker,
+} from '../support/regression.ts';
+
+/** A run that diverges goes back to good parameters with a lower learning rate, and gives up in the end. */
+
+const problem = createProblem();
+const nan = (payload: Float32Array) => {
+  payload[0] = Number.NaN;
+};
+const huge = (payload: Float32Array) => payload.fill(3e38);
+
+/** Pulls until there is a minibatch to push. */
+function pullWork(run: Run, worker: VirtualWorker): void {
+  const { evaluations } = run.metrics();
+  let before = -1;
+  while (before !== run.metrics().evaluations.length + run.generation) {
+    before = run.metrics().evaluations.length + run.generation;
+    worker.pull();
+  }
+  expect(evaluations.length).toBeLessThanOrEqual(run.metrics().evaluations.length);
+}
+const exchanged = (run: Run) => parametersOf(run).slice(0, EXCHANGED);
+const bestOf = (run: Run) =>
+  Float32Array.from(run.bestTensors().flatMap(({ values }) => [...values])).slice(0, EXCHANGED);
+
+describe('non-finite gradients in a row', () => {
+  test('take the run back to the best of its evaluations, with a quarter of its learning rate', () => {
+    const run = createRun({ nonFiniteMax: 3, learningRate: 0.02 });
+    const worker = new VirtualWorker(run, problem);
+    worker.train(() => run.step === 12);
+    const { generation } = run;
+    run.takeEvents();
+    for (let i = 0; i < 3; i++) {
+      pullWork(run, worker);
+      expect(worker.push(0, nan)).toMatchObject({
+        outcome: 'rejected',
+        code: 'DP_GRADIENT_NOT_FINITE',
+      });
+    }
+    expect(run.phase).toBe('training');
+    expect(run.step).toBe(12);
+    expect(run.generation).toBe(generation + 1);
+    expect(exchanged(run)).toEqual(bestOf(run));
+    expect(run.learningRate).toBe(0.005);
+    const [rollback] = run.summary(0).rollbacks;
+    expect(rollback).toMatchObject({ step: 12, to: run.best!.step, learningRate: 0.005 });
+    expect(rollback!.reason).toContain('3 in a row');
+    expect(run.takeEvents()).toContainEqual({ kind: 'rollback', rollback });
+    worker.train();
+    expect(run.phase).toBe('finished');
+  });
+
+  test('before the first evaluation take it back to its initial parameters, of the same seed', () => {
+    const run = createRun({ nonFiniteMax: 1, seed: 5, epochsMax: 6 });
+    const worker = new VirtualWorker(run, problem);
+    worker.pull();
+    const initial = parametersOf(run);
+    worker.train(() => run.step === 3);
+    expect(parametersOf(run)).not.toEqual(initial);
+    pullWork(run, worker);
+    worker.push(0, nan);
+    expect(run.summary(0).rollbacks).toMatchObject([{ step: 3, to: null }]);
+    worker.pull();
+    expect(parametersOf(run)).toEqual(initial);
+    expect(run.step).toBe(3);
+    // All minibatches are used, each once an epoch, those that were refused too.
+    worker.train();
+    expect(run.phase).toBe('finished');
+    expect(new Set(worker.applied).size).toBe(30);
+    expect(worker.applied.length).toBe(30);
+  });
+
+  test('that do not come in a row change nothing', () => {
+    const run = createRun({ nonFiniteMax: 2 });
+    const worker = new VirtualWorker(run, problem);
+    worker.train(() => run.step === 2);
+    for (let i = 0; i < 4; i++) {
+      pullWork(run, worker);
+      worker.push(0, nan);
+      pullWork(run, worker);
+      worker.push();
+    }
+    expect(run.summary(0).rollbacks).toEqual([]);
+  });
+});
+
+test('an update that overflows takes the run back, and its minibatch is done again', () => {
+  const run = createRun({ learningRate: 4, clip: { norm: null }, epochsMax: 2 });
+  const worker = new VirtualWorker(run, problem);
+  pullWork(run, worker);
+  expect(worker.push(0, huge)).toMatchObject({ outcome: 'rejected', code: 'DP_DIVERGED' });
+  expect(parametersOf(run).every(Number.isFinite)).toBe(true);
+  expect(run.phase).toBe('training');
+  expect(run.summary(0).rollbacks.length).toBe(1);
+});
+
+test('a validation value that is not finite takes the run back once, however late it comes', () => {
+  const run = createRun({ evaluateEverySteps: 3, earlyStopping: { patience: 50 } });
+  const trainer = new VirtualWorker(run, problem, 'trainer/1');
+  const evaluator = new VirtualWorker(run, problem, 'evaluator/2');
+  trainer.train(() => run.best !== null && run.step === 6);
+  const evaluate = (loss: number | null) => {
+    const assignment = run.assign(evaluator.key, 1, 0);
+    if (assignment.kind !== 'work' || !assignment.evaluation) throw new Error('no evaluation');
+    const { id } = assignment.evaluation;
+    const values = { loss, error: loss, examples: 1, metrics: {} };
+    return () => run.evaluated({ type: 'evaluated', run: 'r', evaluation: id, ...values }, 0);
+  };
+  evaluate(null)();
+  expect(run.summary(0).rollbacks).toMatchObject([{ step: 6, to: 3 }]);
+  expect(run.summary(0).rollbacks[0]!.reason).toContain('validation loss at step 6');
+  expect(exchanged(run)).toEqual(bestOf(run));
+  // The next one is under way when the gradients go wrong: it is of parameters that are gone already.
+  trainer.train(() => run.step === 9);
+  const late = evaluate(null);
+  const { nonFiniteMax } = run.config;
+  for (let i = 0; i < nonFiniteMax; i++) {
+    trainer.pull();
+    trainer.push(0, nan);
+  }
+  expect(run.summary(0).rollbacks.length).toBe(2);
+  late();
+  expect(run.summary(0).rollbacks.length).toBe(2);
+  expect(run.phase).toBe('training');
+});
+
+test('what was computed before the rollback is not applied after it', () => {
+  const run = createRun({ nonFiniteMax: 1 });
+  const worker = new VirtualWorker(run, problem, 'a/1');
+  const other = new VirtualWorker(run, problem, 'b/2');
+  worker.train(() => run.step === 7);
+  pullWork(run, worker);
+  other.pull();
+  worker.push(0, nan);
+  const before = parametersOf(run);
+  expect(other.push()).toMatchObject({ outcome: 'rejected', code: 'DP_PUSH_STALE' });
+  expect(parametersOf(run)).toEqual(before);
+  other.pull();
+  expect(other.push()).toMatchObject({ outcome: 'applied' });
+});
+
+test("the optimizer's state begins anew: Adam's first update after it has the size of the rate", () => {
+  const config: PartialConfig = {
+    optimizer: { kind: 'adam' },
+    learningRate: 0.04,
+    nonFiniteMax: 1,
+  };
+  const run = createRun({ ...config, evaluateEverySteps: 50, earlyStopping: { patience: 99 } });
+  const worker = new VirtualWorker(run, problem);
+  worker.train(() => run.step === 120);
+  pullWork(run, worker);
+  worker.push(0, nan);
+  const before = exchanged(run);
+  pullWork(run, worker);
+  worker.push();
+  const after = exchanged(run);
+  const change = Math.abs(after[0]! - before[0]!);
+  expect(change).toBeGreaterThan(0.009);
+  expect(change).toBeLessThan(0.011);
+});
+
+test('it gives up after so many rollbacks, and says so', () => {
+  const run = createRun({ nonFiniteMax: 2, divergence: { rollbacksMax: 3, factor: 0.5 } });
+  const worker = new VirtualWorker(run, problem);
+  worker.train(() => run.step === 8);
+  for (let i = 0; !run.over; i++) {
+    expect(i).toBeLessThan(20);
+    pullWork(run, worker);
+    worker.push(0, nan);
+  }
+  expect(run.phase).toBe('failed');
+  expect(run.reason).toMatch(/NaN or infinite .*, after 3 rollbacks/);
+  const rates = run.summary(0).rollbacks.map(({ learningRate }) => learningRate);
+  expect(rates).toEqual([0.025, 0.0125, 0.00625]);
+});
+
+test.each([0, 3, 7])('what has been decided at step %d survives a restart', (step) => {
+  const config: PartialConfig = { nonFiniteMax: 1, epochsMax: 8, optimizer: { kind: 'adam' } };
+  const finish = (interrupted: boolean) => {
+    let run = createRun(config);
+    let worker = new VirtualWorker(run, problem, 'a/1');
+    worker.pull();
+    worker.train(() => run.step === step);
+    pullWork(run, worker);
+    worker.push(0, nan);
+    if (interrupted) {
+      const state = JSON.parse(JSON.stringify(run.state(0)));
+      run = Run.restore(state, run.tensors());
+      worker = new VirtualWorker(run, problem, 'b/2');
+    }
+    worker.train();
+    return run;
+  };
+  const [one, two] = [finish(false), finish(true)];
+  expect(two.phase).toBe('finished');
+  expect(two.summary(0).rollbacks).toEqual(one.summary(0).rollbacks);
+  expect(two.learningRate).toBe(one.learningRate);
+  expect(parametersOf(two)).toEqual(parametersOf(one));
+});
+
+describe('a learning rate that is far too high', () => {
+  const config: PartialConfig = {
+    ...{ learningRate: 30, epochsMax: 150 },
+    divergence: { factor: 0.1 },
+  };
+
+  test('ends a run that may not go back', () => {
+    const run = createRun({
+      ...config,
+      divergence: { rollbacksMax: 0 },
+      earlyStopping: { patience: 40 },
+    });
+    new VirtualWorker(run, problem).train();
+    expect(run.phase).toBe('failed');
+  });
+
+  test.each(['restore', 'retrain', 'continue'] as const)(
+    'is lowered until training converges (%s)',
+    (afterStop) => {
+      const run = createRun({ ...config, earlyStopping: { patience: 40, afterStop } });
+      new VirtualWorker(run, problem).train();
+      expect(run.phase).toBe('finished');
+      expect(run.summary(0).rollbacks.length).toBeGreaterThan(0);
+      expect(run.summary(0).rollbacks.length).toBeLessThanOrEqual(5);
+      // Predicting nothing gives 5.5, and few examples overfit.
+      expect(lossOf(problem, 'test', parametersOf(run))).toBeLessThan(3);
+    },
+  );
+});
