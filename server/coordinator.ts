@@ -15,7 +15,9 @@ import { WaitingLine } from './landings.ts';
 import type { Session } from './session.ts';
 import type { ShardPool, ShardReport } from './shard-pool.ts';
 
-/** Between two ticks, which come every second: longer means that the whole process was held up. */
+/** Between two ticks, which come every second: longer means that the whole process was held up … */
+const LATE_MS = 2_000;
+/** … and so long that it must look again before it believes anything. */
 const HELD_UP_MS = 5_000;
 
 /**
@@ -80,7 +82,7 @@ export class Coordinator {
       throw new DownpourError('DP_RUN_EXISTS', `run '${id}' exists already: choose another id`);
     }
     const { experiment, experimentHash } = body;
-    const createdAt = new Date().toISOString();
+    const createdAt = this.#timeOfCreation();
     const run = new Run({ id, experiment, experimentHash, config, createdAt }, this.#shards, {
       life: this.#keeper.life,
     });
@@ -94,6 +96,13 @@ export class Coordinator {
     this.log(`run ${id} created: ${experiment}`);
     this.#employAll();
     return run;
+  }
+
+  /** ISO 8601. Later than of all other runs, though the clock may have been set back: it is their order. */
+  #timeOfCreation(): string {
+    const others = [...this.#runs.values()].map(({ options }) => Date.parse(options.createdAt));
+    const newest = Math.max(0, ...others.filter(Number.isFinite));
+    return new Date(Math.max(Date.now(), newest + 1)).toISOString();
   }
 
   /** Takes over a run from the state store. */
@@ -156,13 +165,12 @@ export class Coordinator {
   tick(): void {
     const now = this.now();
     const pauseMs = now - this.#tickedAt;
-    const heldUp = pauseMs > HELD_UP_MS;
     this.#tickedAt = now;
-    if (heldUp) {
-      // This process stood still (a long collection, a suspended machine): what the workers have
-      // sent meanwhile is read first, and nobody is blamed for the silence.
+    // This process stood still (a long collection, a suspended machine): nobody's time has run.
+    if (pauseMs > LATE_MS) for (const run of this.#runs.values()) run.postpone(pauseMs);
+    if (pauseMs > HELD_UP_MS) {
+      // What the workers have sent meanwhile is read first, and nobody is blamed for the silence.
       for (const session of this.#sessions) session.excuse();
-      for (const run of this.#runs.values()) run.postpone(pauseMs);
       return;
     }
     for (const run of this.#runs.values()) {

@@ -294,6 +294,8 @@ export function openFileStore(options: {
         await writeSealed(shards, `${checkName(id)}.json`, { record, until: Date.now() + ttlMs });
       }
     },
+    // By the clock of whoever looks: after it was set, a shard is missed, or one that died is seen, for the
+    // few seconds until it is announced again or does not answer.
     async listShards() {
       const shards: ShardRecord[] = [];
       for (const name of await namesIn(join(folder, SHARDS_FOLDER))) {

@@ -1,15 +1,20 @@
-import { beforeEach, expect, test } from 'vitest';
+import { beforeEach, expect, test, vi } from 'vitest';
 import { Coordinator } from '../../server/coordinator.ts';
 import type { Keeper } from '../../server/keeper.ts';
 import type { Session } from '../../server/session.ts';
 import { LIMITS } from '../../shared/config.ts';
-import { createRun } from '../support/regression.ts';
+import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 
 /** The clock and the patience of the coordinator, with connections that only remember. */
 
 let now: number;
 let coordinator: Coordinator;
-const keeper = { tick() {}, stepped() {} } as unknown as Keeper;
+const keeper = {
+  tick() {},
+  stepped() {},
+  phaseChanged() {},
+  register: async () => {},
+} as unknown as Keeper;
 
 beforeEach(() => {
   now = 0;
@@ -65,4 +70,41 @@ test('when the server itself stood still, nobody is blamed', () => {
   expect(session.lastSeen).toBe(500_000);
   pass(LIMITS.silenceMs / 1000 + 1);
   expect(calls).toContain('terminate');
+});
+
+test.each([3, 20, 3_600])("a pause of %d s of the server takes nobody's lease away", (seconds) => {
+  const run = createRun({ leaseSeconds: 2 });
+  coordinator.adopt(run);
+  const problem = createProblem();
+  const worker = new VirtualWorker(run, problem, 'a/1');
+  const other = new VirtualWorker(run, problem, 'b/2');
+  worker.pull(now);
+  worker.pull(now);
+  now += seconds * 1000;
+  coordinator.tick();
+  now += 1000;
+  coordinator.tick();
+  other.pull(now);
+  other.push(now);
+  expect(worker.push(now)).toMatchObject({ outcome: 'applied', staleness: 1 });
+  // Without a pause it is gone after its time.
+  worker.pull(now);
+  pass(3);
+  expect(run.workerTally(worker.key).leases).toBe(0);
+});
+
+test('runs are in the order of their creation, though the clock is set back', async () => {
+  vi.useFakeTimers({ toFake: ['Date'] });
+  try {
+    const created: string[] = [];
+    for (const [i, time] of ['2026-06-01', '2026-05-01', '2031-01-01', '2026-05-02'].entries()) {
+      vi.setSystemTime(new Date(time));
+      const body = { id: `r${i}`, experiment: 'e', experimentHash: 'h' };
+      created.push((await coordinator.create(body)).options.createdAt);
+    }
+    expect(created.toSorted()).toEqual(created);
+    expect(new Set(created).size).toBe(4);
+  } finally {
+    vi.useRealTimers();
+  }
 });
