@@ -140,8 +140,8 @@ function report(kills: readonly Kill[]): void {
   const table = formatTable({
     columns: [
       { key: 'what', title: 'mnist-mlp' },
-      { key: 'median', title: 'median', digits: 2 },
-      { key: 'worst', title: 'worst', digits: 2 },
+      { key: 'median', title: 'median' },
+      { key: 'worst', title: 'worst' },
     ],
     rows: [
       row('seconds from its start until the server listens', start),
