@@ -1,0 +1,49 @@
+/**
+ * Simulates many clusters with faults, each from a seed: test/support/simulator.ts.
+ *
+ *     npm run soak -- --seeds 10000
+ *     npm run soak -- --seed 4711 --seeds 1      # one that failed, again
+ */
+import { parseArgs } from 'node:util';
+import { simulate, Violation } from './support/simulator.ts';
+
+const { values } = parseArgs({
+  options: {
+    seeds: { type: 'string', default: '1000' },
+    seed: { type: 'string', default: '0' },
+  },
+});
+const first = Number(values.seed);
+const count = Number(values.seeds);
+const began = performance.now();
+const sums = { events: 0, steps: 0, crashes: 0, cuts: 0 };
+const phases = new Map<string, number>();
+const violations: Violation[] = [];
+for (let seed = first; seed < first + count; seed++) {
+  try {
+    const summary = await simulate(seed);
+    sums.events += summary.events;
+    sums.steps += summary.steps;
+    sums.crashes += summary.crashes;
+    sums.cuts += summary.cuts;
+    phases.set(summary.phase, (phases.get(summary.phase) ?? 0) + 1);
+    if (count === 1) console.log(summary);
+  } catch (error) {
+    if (!(error instanceof Violation)) {
+      console.error(`seed ${seed}`);
+      throw error;
+    }
+    violations.push(error);
+    console.error(`seed ${seed}: ${error.message}`);
+  }
+  const done = seed - first + 1;
+  if (done % 500 === 0) {
+    console.error(
+      `${done} of ${count} seeds, ${((performance.now() - began) / 1000).toFixed(0)} s`,
+    );
+  }
+}
+console.log(
+  `${count} seeds, ${sums.events} events, ${sums.steps} steps, ${sums.crashes} crashes of the server, ${sums.cuts} cut connections: ${violations.length} violations (${[...phases].map(([phase, n]) => `${n} ${phase}`).join(', ')})`,
+);
+process.exit(violations.length > 0 ? 1 : 0);

@@ -1,0 +1,923 @@
+import { Coordinator } from '../../server/coordinator.ts';
+import { Run, type RunState } from '../../server/core/run.ts';
+import { Session } from '../../server/session.ts';
+import { bytesOf, floatsOf } from '../../shared/codec.ts';
+import type { PartialConfig } from '../../shared/config.ts';
+import { createLayout } from '../../shared/layout.ts';
+import type { Acknowledgement, Lease, Push, ServerMessage, Work } from '../../shared/protocol.ts';
+import { type Random, random } from '../../shared/random.ts';
+import type { Connection, ConnectionEvents, Header, Landing } from '../../wire/connection.ts';
+import { createProblem, EXCHANGED, gradientOf, lossOf, TENSORS } from './regression.ts';
+
+/**
+ * A deterministic simulation of a cluster: the server's own coordinator, sessions and runs, virtual
+ * workers, a virtual network and a virtual clock, all from one seed. Messages are delayed, connections cut
+ * in the middle of a payload or noticed late by one end, workers and the server are halted, killed and
+ * started again, some workers lie. After each event the invariants are checked; the first that is broken ends
+ * the simulation with a `Violation`.
+ */
+
+/** What is broken, and how to see it again. */
+export class Violation extends Error {
+  /** Of the contract in docs/reliability.md. */
+  readonly invariant: number;
+  constructor(invariant: number, seed: number, what: string) {
+    super(
+      `invariant ${invariant} is broken: ${what}\nsee it again: npm run soak -- --seed ${seed} --seeds 1`,
+    );
+    this.invariant = invariant;
+  }
+}
+
+export interface SimulationOptions {
+  /** Virtual seconds with faults; then it must come to an end by itself. */
+  readonly faultSeconds?: number;
+  /** Changes what the server does, to see that it is noticed. */
+  readonly sabotage?: Sabotage;
+}
+
+/** Places at which a test may make the server a broken one. */
+export interface Sabotage {
+  /** Whether a message of the server is sent. */
+  readonly outgoing?: (message: ServerMessage) => boolean;
+  /** What is read from a checkpoint. */
+  readonly restored?: (checkpoint: Saved, all: readonly Saved[]) => Saved;
+  readonly config?: PartialConfig;
+}
+
+export interface Saved {
+  readonly state: RunState;
+  readonly tensors: ReturnType<Run['tensors']>;
+  readonly step: number;
+}
+
+export interface Summary {
+  readonly seed: number;
+  readonly events: number;
+  readonly phase: string;
+  readonly steps: number;
+  readonly applied: number;
+  readonly crashes: number;
+  readonly cuts: number;
+}
+
+const problem = createProblem();
+const LAYOUT = createLayout(TENSORS);
+/** Nothing takes longer when nobody disturbs. */
+const PATIENCE_SECONDS = 7_200;
+
+interface Applied {
+  readonly key: string;
+  readonly sequence: number;
+  readonly step: number;
+  readonly minibatch: string;
+}
+
+export async function simulate(seed: number, options: SimulationOptions = {}): Promise<Summary> {
+  const simulation = new Simulation(seed, options);
+  return simulation.run();
+}
+
+class Simulation {
+  readonly seed: number;
+  readonly draw: Random;
+  readonly options: SimulationOptions;
+  readonly config: PartialConfig;
+  readonly stalenessMax: number | null;
+  readonly server: SimulatedServer;
+  readonly workers: SimulatedWorker[] = [];
+  /** That work. */
+  readonly connections = new Set<SimulatedConnection>();
+  /** Of which the server holds its end, also of one that is cut. */
+  readonly sockets = new Set<SimulatedConnection>();
+  now = 0;
+  events = 0;
+  cuts = 0;
+  #queue: { at: number; order: number; act: () => void }[] = [];
+  #order = 0;
+
+  constructor(seed: number, options: SimulationOptions) {
+    this.seed = seed;
+    this.options = options;
+    this.draw = random(seed, 1);
+    this.stalenessMax = this.pick([null, null, 0, 2, 5]);
+    this.config = {
+      minibatchSize: 4,
+      learningRate: 0.03,
+      epochsMax: this.pick([2, 6, 20]),
+      leaseSeconds: this.pick([3, 10, 60]),
+      evaluateEverySteps: this.pick([3, 5, 11]),
+      optimizer: { kind: this.pick(['sgd', 'momentum', 'adam'] as const) },
+      averaging: this.pick([{ kind: 'none' }, { kind: 'ema', decay: 0.9 }] as const),
+      consistency: { stalenessMax: this.stalenessMax, damping: this.pick(['none', 'inverse']) },
+      nonFiniteMax: 1_000,
+      earlyStopping: {
+        patience: this.pick([1, 3, 100]),
+        afterStop: this.pick(['restore', 'retrain', 'continue'] as const),
+        continueStepsMax: 20,
+      },
+    };
+    this.server = new SimulatedServer(this);
+  }
+
+  violate(invariant: number, what: string): never {
+    throw this.violation(invariant, what);
+  }
+
+  violation(invariant: number, what: string): Violation {
+    return new Violation(invariant, this.seed, `${what} (at ${(this.now / 1000).toFixed(3)} s)`);
+  }
+
+  pick<T>(values: readonly T[]): T {
+    return values[this.draw.below(values.length)]!;
+  }
+
+  chance(share: number): boolean {
+    return this.draw.uniform() < share;
+  }
+
+  /** Mostly short, now and then very long. */
+  delayMs(usual: number): number {
+    const long = this.chance(0.03) ? 100 : 1;
+    return usual * long * this.draw.uniform();
+  }
+
+  at(delayMs: number, act: () => void): void {
+    const item = { at: this.now + delayMs, order: this.#order++, act };
+    let i = this.#queue.push(item) - 1;
+    while (i > 0) {
+      const parent = (i - 1) >> 1;
+      if (!before(item, this.#queue[parent]!)) break;
+      this.#queue[i] = this.#queue[parent]!;
+      i = parent;
+    }
+    this.#queue[i] = item;
+  }
+
+  #next() {
+    const first = this.#queue[0];
+    const last = this.#queue.pop();
+    if (!first || !last || this.#queue.length === 0) return first;
+    let i = 0;
+    for (;;) {
+      let child = 2 * i + 1;
+      if (child >= this.#queue.length) break;
+      if (child + 1 < this.#queue.length && before(this.#queue[child + 1]!, this.#queue[child]!))
+        child++;
+      if (!before(this.#queue[child]!, last)) break;
+      this.#queue[i] = this.#queue[child]!;
+      i = child;
+    }
+    this.#queue[i] = last;
+    return first;
+  }
+
+  async run(): Promise<Summary> {
+    await this.server.begin();
+    const count = 1 + this.draw.below(5);
+    for (let i = 0; i < count; i++) {
+      const worker = new SimulatedWorker(this, `w${i}`, this.chance(0.25));
+      this.workers.push(worker);
+      this.at(this.delayMs(2_000), () => worker.start());
+    }
+    const { faultSeconds = 60 } = this.options;
+    this.#disturb(faultSeconds * 1000);
+    while (!this.server.over) {
+      const item = this.#next();
+      if (!item) this.violate(8, `nothing happens any more in phase ${this.server.phase}`);
+      if (item.at > (faultSeconds + PATIENCE_SECONDS) * 1000) {
+        this.violate(8, `the run does not end; phase ${this.server.phase}`);
+      }
+      this.now = item.at;
+      this.events++;
+      item.act();
+      // What the server does in microtasks belongs to the event.
+      await null;
+      this.server.check();
+    }
+    this.server.checkEnd();
+    const { phase, step, log, crashes } = this.server;
+    const { seed, events, cuts } = this;
+    return { seed, events, phase, steps: step, applied: log.length, crashes, cuts };
+  }
+
+  #disturb(untilMs: number): void {
+    const faults: (() => void)[] = [
+      () => this.pick(this.workers).die(this.delayMs(5_000)),
+      () => this.pick(this.workers).halt(this.delayMs(8_000)),
+      () => this.server.crash(this.delayMs(3_000)),
+      () => this.server.halt(this.delayMs(4_000)),
+      () => this.#cut(),
+      () => this.#cut(),
+      () => this.#cut(),
+    ];
+    // How bad a time it is, by seed.
+    const everyMs = this.pick([300, 2_000, 10_000]);
+    const next = () => {
+      this.at(this.draw.uniform() * 2 * everyMs, () => {
+        if (this.now > untilMs) return;
+        this.pick(faults)();
+        next();
+      });
+    };
+    next();
+  }
+
+  #cut(): void {
+    const open = [...this.connections];
+    if (open.length === 0) return;
+    this.cuts++;
+    this.pick(open).cut();
+  }
+}
+
+function before(a: { at: number; order: number }, b: { at: number; order: number }): boolean {
+  return a.at < b.at || (a.at === b.at && a.order < b.order);
+}
+
+// The network.
+
+interface Sent {
+  readonly header: Header;
+  readonly payload: Uint8Array;
+}
+
+/** A connection of a worker to the server. Each direction keeps its order. */
+class SimulatedConnection {
+  readonly #simulation: Simulation;
+  readonly #worker: SimulatedWorker;
+  readonly session: Session;
+  #serverOpen = true;
+  #workerOpen = true;
+  #lost = false;
+  #toServerAt = 0;
+  #toWorkerAt = 0;
+  /** Messages for the server in their order: one that waits for room holds up all behind it. */
+  readonly #arriving: Sent[] = [];
+  #landing: { sent: Sent; landing: Landing | null; done: boolean } | null = null;
+  /** What the server has sent while it dealt with a message. */
+  answers: ServerMessage[] = [];
+
+  constructor(simulation: Simulation, worker: SimulatedWorker) {
+    this.#simulation = simulation;
+    this.#worker = worker;
+    const { coordinator } = simulation.server;
+    this.session = new Session(this.serverEnd as unknown as Connection, coordinator!, '');
+    try {
+      coordinator!.opened(this.session);
+    } catch (error) {
+      this.session.fail(error);
+    }
+    simulation.connections.add(this);
+    simulation.sockets.add(this);
+  }
+
+  get #events(): ConnectionEvents {
+    return this.session.events;
+  }
+
+  // The server's end, as wire/connection.ts has it.
+
+  readonly serverEnd = {
+    transport: 'tcp' as const,
+    bufferedBytes: 0,
+    isOpen: () => this.#serverOpen,
+    get open(): boolean {
+      return (this as { isOpen(): boolean }).isOpen();
+    },
+    send: (message: ServerMessage, parts: readonly Uint8Array[] = [], gone?: () => void) => {
+      const simulation = this.#simulation;
+      if (simulation.options.sabotage?.outgoing?.(message) === false) {
+        gone?.();
+        return;
+      }
+      this.answers.push(message);
+      if (message.type === 'work') simulation.server.given(message.leases);
+      const header = structuredClone(message) as unknown as Header;
+      // The bytes are read when they leave, not when they are given: nobody may write to them until then.
+      simulation.at(simulation.delayMs(3), () => {
+        const payload = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+        let at = 0;
+        for (const part of parts) {
+          payload.set(part, at);
+          at += part.length;
+        }
+        gone?.();
+        this.#toWorkerAt = Math.max(this.#toWorkerAt, simulation.now + simulation.delayMs(20));
+        simulation.at(this.#toWorkerAt - simulation.now, () => {
+          if (this.#workerOpen && !this.#lost) this.#worker.receive(this, { header, payload });
+        });
+      });
+    },
+    ping: () => {
+      const simulation = this.#simulation;
+      simulation.at(simulation.delayMs(20), () => {
+        if (!this.#workerOpen || this.#lost || !this.#worker.responds) return;
+        simulation.at(simulation.delayMs(20), () =>
+          simulation.server.enter(() => this.#serverOpen && this.#events.alive()),
+        );
+      });
+    },
+    retry: () => this.#arrive(),
+    close: () => this.#endServer(5),
+    terminate: () => this.#endServer(0),
+  };
+
+  #endServer(delayMs: number): void {
+    if (!this.#serverOpen) return;
+    this.#serverOpen = false;
+    const simulation = this.#simulation;
+    simulation.at(simulation.delayMs(delayMs), () => simulation.server.enter(() => this.#closed()));
+    simulation.at(simulation.delayMs(50), () => this.#closeWorker());
+  }
+
+  #closedOnce = false;
+  /** The server's end is gone: what was landing is given back, as the receiver does. */
+  #closed(): void {
+    if (this.#closedOnce) return;
+    this.#closedOnce = true;
+    this.#serverOpen = false;
+    this.#simulation.connections.delete(this);
+    this.#simulation.sockets.delete(this);
+    const landing = this.#landing;
+    this.#landing = null;
+    this.#arriving.length = 0;
+    if (landing && !landing.done) landing.landing?.release();
+    this.#events.closed(1006, 'connection lost');
+  }
+
+  #closeWorker(): void {
+    if (!this.#workerOpen) return;
+    this.#workerOpen = false;
+    this.#worker.disconnected(this);
+  }
+
+  /** Nothing passes any more; each end notices by itself, one of them perhaps much later. */
+  cut(): void {
+    this.#lost = true;
+    const simulation = this.#simulation;
+    simulation.connections.delete(this);
+    simulation.at(simulation.delayMs(500), () => simulation.server.enter(() => this.#closed()));
+    simulation.at(simulation.delayMs(500), () => this.#closeWorker());
+  }
+
+  /** The server's process is gone. */
+  serverDied(): void {
+    this.#serverOpen = false;
+    this.#closedOnce = true;
+    this.#lost = true;
+    this.#simulation.connections.delete(this);
+    this.#simulation.sockets.delete(this);
+    this.#simulation.at(this.#simulation.delayMs(100), () => this.#closeWorker());
+  }
+
+  // The worker's end.
+
+  send(header: object, payload: Uint8Array = new Uint8Array()): void {
+    if (!this.#workerOpen) return;
+    const simulation = this.#simulation;
+    const sent = { header: structuredClone(header) as Header, payload: payload.slice() };
+    this.#toServerAt = Math.max(this.#toServerAt, simulation.now + simulation.delayMs(20));
+    simulation.at(this.#toServerAt - simulation.now, () =>
+      simulation.server.enter(() => {
+        if (!this.#serverOpen || this.#lost) return;
+        this.#events.alive();
+        this.#arriving.push(sent);
+        this.#arrive();
+      }),
+    );
+  }
+
+  /** By the worker. */
+  hangUp(): void {
+    this.#workerOpen = false;
+    const simulation = this.#simulation;
+    simulation.at(simulation.delayMs(100), () => simulation.server.enter(() => this.#closed()));
+  }
+
+  /** Begins to read the next message, when there is a place for its payload. */
+  #arrive(): void {
+    if (this.#landing || !this.#serverOpen) return;
+    const sent = this.#arriving[0];
+    if (!sent) return;
+    let landing: Landing | 'wait' | null = null;
+    if (sent.payload.length > 0) landing = this.#events.land(sent.header, sent.payload.length);
+    if (landing === 'wait') return;
+    this.#arriving.shift();
+    const reading = { sent, landing, done: false };
+    this.#landing = reading;
+    const simulation = this.#simulation;
+    // A payload takes its time, and the connection may be lost in the middle of it.
+    simulation.at(sent.payload.length > 0 ? simulation.delayMs(2) : 0, () =>
+      simulation.server.enter(() => {
+        if (this.#landing !== reading || !this.#serverOpen) return;
+        reading.done = true;
+        this.#landing = null;
+        this.#deliver(sent, landing as Landing | null);
+        this.#arrive();
+      }),
+    );
+  }
+
+  #deliver({ header, payload }: Sent, landing: Landing | null): void {
+    const { server } = this.#simulation;
+    landing?.bytes.set(payload);
+    const place = landing ? landing.bytes.subarray(0, payload.length) : payload.slice();
+    this.answers = [];
+    const before = server.step;
+    if (header.type === 'push') server.lookUp(header as unknown as Push);
+    this.#events.message(header, place, landing);
+    if (header.type === 'push') server.judge(this, header as unknown as Push, before);
+  }
+}
+
+// The server.
+
+class SimulatedServer {
+  readonly #simulation: Simulation;
+  coordinator: Coordinator | null = null;
+  #run: Run | null = null;
+  #haltedUntil = 0;
+  #life = 0;
+  crashes = 0;
+  /** Checkpoints that are safe, oldest first. */
+  readonly #saved: Saved[] = [];
+  #savedAt = 0;
+  /** Applied pushes of this line of history: a crash takes away what came after the checkpoint. */
+  log: Applied[] = [];
+  readonly #leases = new Map<number, Lease>();
+  #stepSeen = 0;
+  #bestSeen = Infinity;
+  /** The shared payload of each step, as it was when the step was made. */
+  readonly #vectors = new Map<string, string>();
+
+  constructor(simulation: Simulation) {
+    this.#simulation = simulation;
+  }
+
+  get step(): number {
+    return this.#run?.step ?? 0;
+  }
+
+  get phase(): string {
+    return this.#run?.phase ?? 'down';
+  }
+
+  get over(): boolean {
+    return this.#run?.over === true && this.coordinator !== null;
+  }
+
+  async begin(): Promise<void> {
+    this.#open(null);
+    const config = { ...this.#simulation.config, ...this.#simulation.options.sabotage?.config };
+    const life = this.#life;
+    const run = await this.coordinator!.create({
+      ...{ id: 'r', experiment: 'regression', experimentHash: 'hash', config },
+    });
+    // It may have been killed meanwhile.
+    if (life !== this.#life) return;
+    this.#run = run;
+    this.#tick(this.#life);
+  }
+
+  /** What the server would do now, when it stands still after that; never, when it is dead. */
+  enter(act: () => unknown): void {
+    const { now } = this.#simulation;
+    if (this.#haltedUntil > now)
+      this.#simulation.at(this.#haltedUntil - now, () => this.enter(act));
+    else if (this.coordinator) act();
+  }
+
+  halt(ms: number): void {
+    this.#haltedUntil = Math.max(this.#haltedUntil, this.#simulation.now + ms);
+  }
+
+  #tick(life: number): void {
+    this.#simulation.at(1_000, () => {
+      if (life !== this.#life) return;
+      this.enter(() => life === this.#life && this.coordinator!.tick());
+      this.#tick(life);
+    });
+  }
+
+  #open(saved: Saved | null): void {
+    this.#life++;
+    const life = this.#life;
+    const simulation = this.#simulation;
+    // The part of the keeper that decides what is safe; files have tests of their own.
+    const write = (run: Run) => {
+      if (!run.hasParameters) return;
+      this.#savedAt = simulation.now;
+      const state = JSON.parse(JSON.stringify(run.state(simulation.now))) as RunState;
+      const copy = { state, tensors: run.tensors(), step: run.step };
+      simulation.at(simulation.delayMs(50), () => {
+        if (life === this.#life) this.#saved.push(copy);
+      });
+    };
+    const keeper = {
+      life,
+      register: async () => {},
+      phaseChanged: write,
+      bestChanged: write,
+      lost: write,
+      evaluated: () => {},
+      stepped: (run: Run) => {
+        if (simulation.now - this.#savedAt > 1_500) write(run);
+      },
+      tick: () => {},
+      saveNow: async () => {},
+      close: async () => {},
+      latest: () => null,
+      checkpoints: async () => [],
+      publishedStep: () => 0,
+    };
+    this.coordinator = new Coordinator({
+      keeper: keeper as unknown as ConstructorParameters<typeof Coordinator>[0]['keeper'],
+      now: () => simulation.now,
+      log: (line) => {
+        if (line.startsWith('defect')) simulation.violate(6, line);
+      },
+    });
+    if (!saved) return;
+    const copy = structuredClone(saved);
+    const chosen = simulation.options.sabotage?.restored?.(copy, this.#saved) ?? copy;
+    const run = Run.restore(chosen.state, chosen.tensors, null, life);
+    this.#restored(run, saved);
+    this.coordinator.adopt(run);
+    this.#run = run;
+    this.#tick(life);
+  }
+
+  #restored(run: Run, saved: Saved): void {
+    const simulation = this.#simulation;
+    if (run.step !== saved.step) {
+      simulation.violate(2, `restored at step ${run.step} from the checkpoint of ${saved.step}`);
+    }
+    for (const { name, values } of run.tensors()) {
+      const before = saved.tensors.find((tensor) => tensor.name === name)?.values;
+      if (before && Buffer.from(bytesOf(before)).equals(bytesOf(values))) continue;
+      simulation.violate(3, `tensor '${name}' was restored with other values`);
+    }
+    this.#stepSeen = run.step;
+    this.#bestSeen = saved.state.best?.evaluation.loss ?? Infinity;
+    this.log = this.log.filter(({ step }) => step <= run.step);
+    this.#vectors.clear();
+    this.#leases.clear();
+  }
+
+  /** kill -9; it is started again. */
+  crash(downMs: number): void {
+    if (!this.coordinator) return;
+    this.crashes++;
+    this.coordinator = null;
+    this.#run = null;
+    this.#life++;
+    for (const connection of [...this.#simulation.sockets]) connection.serverDied();
+    this.#simulation.at(downMs, () => {
+      const last = this.#saved.at(-1) ?? null;
+      if (last) {
+        this.#open(last);
+        return;
+      }
+      // Nothing was safe: the run begins anew, as its record says.
+      this.log = [];
+      this.#stepSeen = 0;
+      this.#bestSeen = Infinity;
+      this.#leases.clear();
+      this.#vectors.clear();
+      void this.begin();
+    });
+  }
+
+  /** Right after a push was dealt with. */
+  judge(connection: SimulatedConnection, push: Push, before: number): void {
+    const simulation = this.#simulation;
+    const { answers } = connection;
+    const work = answers.find(
+      (answer): answer is Work =>
+        answer.type === 'work' && answer.acknowledgement?.sequence === push.sequence,
+    );
+    const outcome: Acknowledgement['outcome'] | null = work?.acknowledgement?.outcome ?? null;
+    const applied = outcome === 'applied' || outcome === 'damped';
+    const steps = this.step - before;
+    if (steps !== (applied ? 1 : 0)) {
+      simulation.violate(1, `push ${push.sequence} was ${outcome}, and the step rose by ${steps}`);
+    }
+    if (!applied) {
+      const told = work || answers.some(({ type }) => type === 'error' || type === 'end');
+      if (!told && !this.#run?.over) {
+        simulation.violate(6, `push ${push.sequence} was not applied, and nobody was told`);
+      }
+      if (outcome === 'rejected' && !work!.acknowledgement!.code) {
+        simulation.violate(6, `push ${push.sequence} was rejected without a reason`);
+      }
+      return;
+    }
+    const { stalenessMax } = simulation;
+    const staleness = before - push.step;
+    if (stalenessMax !== null && staleness > stalenessMax) {
+      simulation.violate(4, `a push of staleness ${staleness} was applied; ${stalenessMax} may be`);
+    }
+    const { key } = connection.session;
+    if (this.log.some((each) => each.key === key && each.sequence === push.sequence)) {
+      simulation.violate(1, `push ${push.sequence} of ${key} was applied twice`);
+    }
+    const lease = this.#leases.get(push.lease);
+    if (!lease) {
+      throw simulation.violation(8, `a push for lease ${push.lease}, never given, was applied`);
+    }
+    const minibatch = `${lease.part} ${lease.epoch} ${lease.start}`;
+    if (this.log.some((each) => each.minibatch === minibatch)) {
+      simulation.violate(8, `minibatch ${minibatch} was used twice`);
+    }
+    this.log.push({ key, sequence: push.sequence, step: this.step, minibatch });
+  }
+
+  /** A lease that was granted on a connection that was lost at that moment: the worker was never told. */
+  lookUp({ lease: id }: Push): void {
+    if (this.#leases.has(id) || !this.#run) return;
+    const out = this.#run.state(this.#simulation.now).leases?.returned ?? [];
+    this.given(out.map(({ lease }) => lease).filter((lease) => lease.id === id));
+  }
+
+  /** A worker is sent these. */
+  given(leases: readonly Lease[]): void {
+    for (const lease of leases) this.#leases.set(lease.id, lease);
+  }
+
+  /** Parameters as a worker got them: those of that step, and not torn. */
+  checkPayload(message: Work, payload: Float32Array): void {
+    if (message.evaluation || payload.length !== EXCHANGED) return;
+    const known = this.#vectors.get(`${message.generation} ${message.step}`);
+    if (known !== undefined && known !== payload.join()) {
+      this.#simulation.violate(
+        3,
+        `the parameters sent for step ${message.step} are not those of it`,
+      );
+    }
+  }
+
+  /** After each event. */
+  check(): void {
+    const run = this.#run;
+    if (!run || !this.coordinator) return;
+    const simulation = this.#simulation;
+    if (run.step < this.#stepSeen) {
+      simulation.violate(2, `the step went back from ${this.#stepSeen} to ${run.step}`);
+    }
+    this.#stepSeen = run.step;
+    const best = run.best?.loss ?? Infinity;
+    if (best > this.#bestSeen) {
+      simulation.violate(5, `the best went from ${this.#bestSeen} to ${best}`);
+    }
+    this.#bestSeen = best;
+    if (!run.hasParameters) return;
+    const vector = run
+      .finalTensors()
+      .slice(0, 3)
+      .flatMap(({ values }) => [...values]);
+    if (!vector.every(Number.isFinite)) {
+      simulation.violate(7, `parameters at step ${run.step} are not finite: ${vector}`);
+    }
+    const at = `${run.generation} ${run.step}`;
+    const known = this.#vectors.get(at);
+    const now = vector.join();
+    if (known === undefined) this.#vectors.set(at, now);
+    else if (known !== now) {
+      simulation.violate(3, `the parameters changed within step ${run.step}`);
+    }
+  }
+
+  checkEnd(): void {
+    const run = this.#run!;
+    if (run.phase !== 'finished' || !run.reason.startsWith('reached epochsMax')) return;
+    const { trainCount } = problem.summary;
+    const { epochsMax } = this.#simulation.config;
+    for (let epoch = 0; epoch < epochsMax!; epoch++) {
+      for (let start = 0; start < trainCount; start += 4) {
+        if (this.log.some(({ minibatch }) => minibatch === `train ${epoch} ${start}`)) continue;
+        this.#simulation.violate(8, `minibatch ${start} of epoch ${epoch} was never used`);
+      }
+    }
+  }
+}
+
+// Workers.
+
+/** Parameters that gradients are computed at. */
+interface Current {
+  readonly theta: Float32Array;
+  readonly step: number;
+  readonly generation: number;
+}
+
+interface Kept {
+  readonly push: Push;
+  readonly payload: Uint8Array;
+}
+
+/** Does what worker/client.ts and trainer.ts do; a liar also does what they never would. */
+class SimulatedWorker {
+  readonly #simulation: Simulation;
+  readonly #name: string;
+  readonly #liar: boolean;
+  #incarnation = '';
+  #sequence = 0;
+  #connection: SimulatedConnection | null = null;
+  #alive = false;
+  #haltedUntil = 0;
+  /** It computes: messages wait. */
+  #busy = false;
+  #inbox: Sent[] = [];
+  #kept: Kept[] = [];
+  #resend = false;
+  #current: Current | null = null;
+  #attempt = 0;
+  #life = 0;
+
+  constructor(simulation: Simulation, name: string, liar: boolean) {
+    this.#simulation = simulation;
+    this.#name = name;
+    this.#liar = liar;
+  }
+
+  get responds(): boolean {
+    return this.#alive && this.#haltedUntil <= this.#simulation.now;
+  }
+
+  start(): void {
+    const { draw } = this.#simulation;
+    this.#alive = true;
+    this.#life++;
+    this.#incarnation = Array.from({ length: 16 }, () => draw.below(16).toString(16)).join('');
+    this.#sequence = 0;
+    this.#kept = [];
+    this.#current = null;
+    this.#busy = false;
+    this.#connect();
+  }
+
+  die(downMs: number): void {
+    if (!this.#alive) return;
+    this.#alive = false;
+    this.#life++;
+    this.#connection?.hangUp();
+    this.#connection = null;
+    this.#inbox = [];
+    this.#simulation.at(downMs, () => this.start());
+  }
+
+  halt(ms: number): void {
+    this.#haltedUntil = Math.max(this.#haltedUntil, this.#simulation.now + ms);
+  }
+
+  /** Of this life, when it does not stand still. */
+  #later(ms: number, act: () => void): void {
+    const life = this.#life;
+    const simulation = this.#simulation;
+    simulation.at(ms, () => {
+      if (life !== this.#life) return;
+      const { now } = simulation;
+      if (this.#haltedUntil > now) this.#later(this.#haltedUntil - now, act);
+      else act();
+    });
+  }
+
+  #connect(): void {
+    const pause = Math.min(5_000, 100 * 2 ** this.#attempt++) * this.#simulation.draw.uniform();
+    this.#later(pause, () => {
+      if (this.#connection) return;
+      const { server } = this.#simulation;
+      if (!server.coordinator) {
+        this.#connect();
+        return;
+      }
+      const connection = new SimulatedConnection(this.#simulation, this);
+      this.#connection = connection;
+      connection.send({
+        ...{ type: 'hello', worker: this.#name, incarnation: this.#incarnation, run: null },
+        ...{ experiments: { regression: 'hash' }, engine: 'none', device: 'none' },
+      });
+    });
+  }
+
+  disconnected(connection: SimulatedConnection): void {
+    if (this.#connection !== connection) return;
+    this.#connection = null;
+    this.#inbox = [];
+    if (this.#alive) this.#connect();
+  }
+
+  receive(connection: SimulatedConnection, sent: Sent): void {
+    if (this.#connection !== connection || !this.#alive) return;
+    this.#inbox.push(sent);
+    this.#read();
+  }
+
+  #read(): void {
+    if (this.#busy) return;
+    const sent = this.#inbox.shift();
+    if (!sent) return;
+    const { now } = this.#simulation;
+    if (this.#haltedUntil > now) {
+      this.#inbox.unshift(sent);
+      this.#later(this.#haltedUntil - now, () => this.#read());
+      return;
+    }
+    const message = sent.header as unknown as ServerMessage;
+    if (message.type !== 'error') this.#attempt = 0;
+    if (message.type === 'assign') {
+      this.#resend = true;
+      this.#connection?.send({
+        ...{ type: 'join', run: 'r', experimentHash: 'hash', tensors: TENSORS },
+        data: problem.summary,
+      });
+    } else if (message.type === 'initialise') {
+      const values = new Float32Array(LAYOUT.size).fill(0.1);
+      this.#connection?.send(
+        { type: 'initialised', run: 'r', grant: message.grant },
+        bytesOf(values),
+      );
+    } else if (message.type === 'work') {
+      this.#work(message, floatsOf(sent.payload));
+    } else if (message.type === 'end') {
+      this.#kept = [];
+    }
+    this.#read();
+  }
+
+  #work(message: Work, payload: Float32Array): void {
+    const simulation = this.#simulation;
+    simulation.server.checkPayload(message, payload);
+    const { acknowledgement, leases, evaluation, step, generation } = message;
+    if (acknowledgement) {
+      this.#kept = this.#kept.filter(({ push }) => push.sequence > acknowledgement.sequence);
+    }
+    if (this.#resend) {
+      this.#resend = false;
+      for (const { push, payload } of this.#kept) this.#connection?.send(push, payload);
+    }
+    const theta = payload.slice(0, EXCHANGED);
+    if (evaluation) {
+      this.#compute(200, () => {
+        const loss = lossOf(problem, evaluation.part, theta);
+        this.#connection?.send({
+          ...{ type: 'evaluated', run: 'r', evaluation: evaluation.id, loss, error: loss },
+          ...{ examples: 10, metrics: {} },
+        });
+      });
+      return;
+    }
+    if (payload.length > 0) this.#current = { theta, step, generation };
+    const current = this.#current;
+    const lease = leases.find(({ id }) => !this.#kept.some(({ push }) => push.lease === id));
+    if (!current || !lease || this.#kept.length > 0) return;
+    this.#compute(100, () => this.#push(lease, current));
+  }
+
+  #compute(usualMs: number, done: () => void): void {
+    this.#busy = true;
+    this.#later(this.#simulation.delayMs(usualMs), () => {
+      this.#busy = false;
+      done();
+      this.#read();
+    });
+  }
+
+  #push(lease: Lease, { theta, step, generation }: Current): void {
+    const { payload, loss } = gradientOf(problem, 0, lease, theta);
+    const push: Push = {
+      ...{ type: 'push', run: 'r', sequence: ++this.#sequence, lease: lease.id, step, generation },
+      ...{ loss: Number.isFinite(loss) ? loss : null, computeMs: 1, encoding: 'f32' },
+    };
+    const kept = { push, payload: bytesOf(payload).slice() };
+    this.#kept.push(kept);
+    if (this.#liar && this.#simulation.chance(0.4)) this.#lie(kept);
+    this.#connection?.send(kept.push, kept.payload);
+    if (this.#liar && this.#simulation.chance(0.2)) this.#connection?.send(kept.push, kept.payload);
+  }
+
+  /** What an honest worker never does, before what it does. */
+  #lie({ push, payload }: Kept): void {
+    const { draw } = this.#simulation;
+    const connection = this.#connection;
+    const values = floatsOf(payload.slice());
+    const lies: (() => void)[] = [
+      () => {
+        values[draw.below(values.length)] = this.#simulation.pick([Number.NaN, Infinity]);
+        connection?.send({ ...push, sequence: push.sequence }, bytesOf(values));
+      },
+      () => connection?.send({ ...push, lease: push.lease + 1 + draw.below(5) }, payload),
+      () => connection?.send({ ...push, lease: Math.max(0, push.lease - 1) }, payload),
+      () => connection?.send({ ...push, step: push.step + 1 + draw.below(3) }, payload),
+      () => connection?.send({ ...push, generation: push.generation + 1 }, payload),
+      () => connection?.send({ ...push, loss: null }, payload),
+      () => connection?.send(push, payload.slice(0, 8)),
+      () => connection?.send({ ...push, sequence: Math.max(1, push.sequence - 1) }, payload),
+      () => connection?.send({ ...push, run: 'nobody' }, payload),
+      () => connection?.send({ type: 'nonsense' }),
+      () => connection?.send({ type: 'join', run: 'r' }),
+    ];
+    this.#simulation.pick(lies)();
+  }
+}

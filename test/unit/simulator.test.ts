@@ -1,0 +1,124 @@
+import { afterEach, describe, expect, test, vi } from 'vitest';
+import { Leases } from '../../server/core/leases.ts';
+import { Parameters, VECTOR } from '../../server/core/parameters.ts';
+import { Run } from '../../server/core/run.ts';
+import { Snapshot } from '../../server/core/snapshot.ts';
+import { type Sabotage, simulate, Violation } from '../support/simulator.ts';
+
+/** A quick slice; `npm run soak -- --seeds 10000` is for nights. docs/reliability.md has the invariants. */
+const SEEDS = 60;
+
+test('clusters with faults keep all invariants', async () => {
+  const sums = { crashes: 0, cuts: 0, steps: 0, finished: 0 };
+  for (let seed = 0; seed < SEEDS; seed++) {
+    const summary = await simulate(seed);
+    sums.crashes += summary.crashes;
+    sums.cuts += summary.cuts;
+    sums.steps += summary.steps;
+    if (summary.phase === 'finished') sums.finished++;
+  }
+  // Else it would show nothing.
+  expect(sums.finished).toBe(SEEDS);
+  expect(sums.crashes).toBeGreaterThan(SEEDS);
+  expect(sums.cuts).toBeGreaterThan(SEEDS);
+  expect(sums.steps).toBeGreaterThan(20 * SEEDS);
+}, 60_000);
+
+test('the same seed is the same history', async () => {
+  expect(await simulate(7)).toEqual(await simulate(7));
+});
+
+describe('a broken server is caught:', () => {
+  afterEach(() => vi.restoreAllMocks());
+
+  /** The first violation within some seeds. */
+  async function caught(sabotage: Sabotage = {}): Promise<Violation> {
+    for (let seed = 0; seed < 200; seed++) {
+      try {
+        await simulate(seed, { sabotage });
+      } catch (error) {
+        if (error instanceof Violation) return error;
+        throw error;
+      }
+    }
+    throw new Error('nothing was noticed');
+  }
+
+  test('1, it applies what is sent again', async () => {
+    const real = Run.prototype.push;
+    let fresh = 1_000_000;
+    vi.spyOn(Run.prototype, 'push').mockImplementation(function (this: Run, worker, push, ...rest) {
+      const acknowledgement = real.call(this, worker, { ...push, sequence: ++fresh }, ...rest);
+      return { ...acknowledgement, sequence: push.sequence };
+    });
+    vi.spyOn(Leases.prototype, 'find').mockImplementation(function (this: Leases, id) {
+      return { id, epoch: 0, start: 0, count: 4, part: 'train' };
+    });
+    const violation = await caught();
+    expect(violation.invariant).toBe(1);
+    expect(violation.message).toMatch(/npm run soak -- --seed \d+ --seeds 1/);
+  });
+
+  test('2, it goes on from an old checkpoint', async () => {
+    const violation = await caught({ restored: (_, all) => structuredClone(all[0]!) });
+    expect(violation.invariant).toBe(2);
+  });
+
+  test('3, it restores a flipped bit', async () => {
+    const restored: Sabotage['restored'] = (saved) => {
+      const [first] = saved.tensors;
+      new Uint32Array(first!.values.buffer, first!.values.byteOffset, 1)[0]! ^= 1;
+      return saved;
+    };
+    expect((await caught({ restored })).invariant).toBe(3);
+  });
+
+  test('3, it writes to parameters that are being sent', async () => {
+    vi.spyOn(Snapshot.prototype, 'hold').mockImplementation(() => {});
+    expect((await caught()).invariant).toBe(3);
+  });
+
+  test('4, it lets too stale pushes in', async () => {
+    const violation = await caught({ config: { consistency: { stalenessMax: null } } });
+    expect(violation.invariant).toBe(4);
+  });
+
+  test('5, it forgets the best over a restart', async () => {
+    const violation = await caught({
+      restored: (saved) => ({ ...saved, state: { ...saved.state, best: null } }),
+    });
+    expect(violation.invariant).toBe(5);
+  });
+
+  test('6, it drops answers to rejected pushes', async () => {
+    const violation = await caught({
+      outgoing: (message) =>
+        message.type !== 'work' || message.acknowledgement?.outcome !== 'rejected',
+    });
+    expect(violation.invariant).toBe(6);
+  });
+
+  test('7, it applies what is not finite', async () => {
+    vi.spyOn(Parameters.prototype, 'squares').mockReturnValue(1);
+    vi.spyOn(Parameters.prototype, 'update').mockImplementation(function (
+      this: Parameters,
+      staged,
+    ) {
+      const gradient = staged.statistics.some(Number.isNaN) ? Number.NaN : 0.1;
+      this.write(VECTOR, 0, Float32Array.of(gradient));
+      return true;
+    });
+    expect((await caught()).invariant).toBe(7);
+  });
+
+  test('8, it gives minibatches out again that are done', async () => {
+    vi.spyOn(Leases.prototype, 'complete').mockImplementation(() => {});
+    expect((await caught()).invariant).toBe(8);
+  });
+
+  test('8, it loses the minibatches of workers that go', async () => {
+    vi.spyOn(Leases.prototype, 'release').mockReturnValue(0);
+    vi.spyOn(Leases.prototype, 'expire').mockReturnValue(0);
+    expect((await caught()).invariant).toBe(8);
+  });
+});
