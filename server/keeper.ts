@@ -186,7 +186,8 @@ export class Keeper {
     const { root, store } = this.#options;
     const noted = await readProgress(root, run.id);
     if (noted) run.learnLost(noted);
-    const registered = await store.lastCheckpoint(run.id);
+    // Only for the count: what it says is not needed to go on.
+    const registered = await store.lastCheckpoint(run.id).catch(() => null);
     if (!registered || registered.step <= run.step) return;
     this.#options.log(
       `run ${run.id}: the registry knows checkpoint ${registered.file} of step ${registered.step}, which is not in ${checkpointFolder(root, run.id)} or damaged; going on from step ${run.step}`,

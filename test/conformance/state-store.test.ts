@@ -673,6 +673,30 @@ describe.skipIf(missing !== null)('the Redis store alone', () => {
     }
   });
 
+  it('that fell back to an older state is told, and follows the newer owner again', async () => {
+    const prefix = `test${++prefixes}:`;
+    let forgotten = 0;
+    const onForgotten = () => void forgotten++;
+    const store = keep(openRedisStore({ url: redis.url, prefix, onForgotten }));
+    const older = keep(openRedisStore({ url: redis.url, prefix }));
+    const first = await older.acquire('older', LONG);
+    await older.putRun(first.token, run('r1'));
+    const client = new Redis(redis.url);
+    // As a dump, or a replica that lagged, has it.
+    const keys = ['owner', 'token'].map((key) => prefix + key);
+    const before = await Promise.all(keys.map((key) => client.dumpBuffer(key)));
+    await first.release();
+    const lease = await store.acquire('newer', LONG);
+    await store.putRun(lease.token, { ...run('r1'), phase: 'newer' });
+    for (const [i, key] of keys.entries()) await client.restore(key, 0, before[i]!, 'REPLACE');
+    client.disconnect();
+    await store.putRun(lease.token, { ...run('r1'), phase: 'newest' });
+    expect(forgotten).toBe(1);
+    expect(await codeOf(older.putRun(first.token, run('r1')))).toBe('DP_STATE_FENCED');
+    expect((await store.getRun('r1'))?.phase).toBe('newest');
+    expect(lease.lost.aborted).toBe(false);
+  });
+
   it('leaves the lease with its owner while it is away, and waits for it when asked', async () => {
     const own = await startRedis();
     const store = openRedisStore({ url: own.url });
