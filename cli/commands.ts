@@ -37,10 +37,11 @@ export interface ServeOptions extends ServerOptions, RedisFileOptions {
   readonly localSocket: boolean;
   readonly shards: number;
   readonly shardsElsewhere?: boolean;
+  readonly pushLog?: string;
   readonly json?: boolean;
 }
 
-export interface ShardOptions extends Omit<ServeOptions, 'shards' | 'shardsElsewhere'> {
+export interface ShardOptions extends Omit<ServeOptions, 'shards' | 'shardsElsewhere' | 'pushLog'> {
   readonly advertise?: string;
 }
 
@@ -156,6 +157,7 @@ function registerServe(program: Command): void {
       '--shards-elsewhere',
       'the others are processes of their own, found in the state store: `downpour shard`; else threads',
     )
+    .option('--push-log <file>', 'write down each applied push, to be checked afterwards')
     .addOption(jsonOption());
   addTokenOptions(addRedisFileOptions(command))
     .addHelpText(

@@ -22,6 +22,7 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
     localSocket: options.localSocket,
     shards: options.shards,
     shardsFrom: options.shardsElsewhere ? 'store' : 'threads',
+    ...(options.pushLog === undefined ? {} : { pushLog: resolve(options.pushLog) }),
     log: tell,
     signal: interruption.signal,
   });

@@ -12,6 +12,7 @@ import type {
 import { Run } from './core/run.ts';
 import type { Keeper } from './keeper.ts';
 import { WaitingLine } from './landings.ts';
+import type { PushLog } from './push-log.ts';
 import type { Session } from './session.ts';
 import type { ShardPool, ShardReport } from './shard-pool.ts';
 
@@ -35,6 +36,7 @@ export class Coordinator {
   /** Connections that stand still until there is room for a push. */
   readonly line = new WaitingLine();
   readonly #shards: ShardPool | null;
+  readonly pushLog: PushLog | null;
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, WorkerSummary>();
   readonly #errors = new Map<ErrorCode, number>();
@@ -45,11 +47,13 @@ export class Coordinator {
   constructor(options: {
     keeper: Keeper;
     shards?: ShardPool | null;
+    pushLog?: PushLog | null;
     now: () => number;
     log: (line: string) => void;
   }) {
     this.#keeper = options.keeper;
     this.#shards = options.shards ?? null;
+    this.pushLog = options.pushLog ?? null;
     if (this.#shards) this.#shards.report = (index, report) => this.#onShard(index, report);
     this.now = options.now;
     this.log = options.log;
@@ -107,6 +111,7 @@ export class Coordinator {
 
   /** Takes over a run from the state store. */
   adopt(run: Run): void {
+    this.pushLog?.began(run);
     this.#runs.set(run.id, run);
   }
 

@@ -12,6 +12,7 @@ import { checkpointFolder } from './checkpoint.ts';
 import { Coordinator, warning } from './coordinator.ts';
 import { journaled } from './journal.ts';
 import { Keeper } from './keeper.ts';
+import { openPushLog, type PushLog } from './push-log.ts';
 import { openRedisStore } from './redis.ts';
 import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
 import { ShardPool, storeSource, threadSource } from './shard-pool.ts';
@@ -37,6 +38,8 @@ export interface ServeOptions {
   readonly shardsFrom?: 'threads' | 'store';
   /** How long a server that is not heard of keeps its state. Default: 10,000. */
   readonly ownerTtlMs?: number;
+  /** A file that each applied push is written to: see push-log.ts. */
+  readonly pushLog?: string;
   readonly log?: (line: string) => void;
   /** Stops the server, with a checkpoint of every run. */
   readonly signal: AbortSignal;
@@ -98,6 +101,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
   };
   let local: LocalListener | null = null;
   let pool: ShardPool | null = null;
+  let pushLog: PushLog | null = null;
   try {
     const lease = await own(store, options.ownerTtlMs ?? OWNER_TTL_MS, log, signal);
     lease.lost.addEventListener('abort', () => {
@@ -112,7 +116,8 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     await pool?.open();
     const write = { root: state, store, token: lease.token };
     const keeper = new Keeper({ ...write, shards: pool, now, log, onFenced: lose });
-    const coordinator = new Coordinator({ keeper, shards: pool, now, log });
+    pushLog = options.pushLog === undefined ? null : openPushLog(options.pushLog);
+    const coordinator = new Coordinator({ keeper, shards: pool, pushLog, now, log });
     if (pool)
       beginAnewWhenLost(pool, keeper, coordinator, AbortSignal.any([signal, ending.signal]));
     told.keeper = keeper;
@@ -139,6 +144,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       await local?.close();
       await app.close();
       await pool?.close();
+      pushLog?.close();
       await lease
         .release()
         .catch((error: unknown) => log(`the state was not released: ${errorText(error)}`));

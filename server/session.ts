@@ -306,7 +306,10 @@ export class Session {
 
   #onPush(run: Run, push: Push, payload: Uint8Array, others: PartsLanded | null = null): void {
     const acknowledgement = run.push(this.key, push, payload, this.#coordinator.now(), others);
-    const { code, message } = acknowledgement;
+    const { outcome, code, message } = acknowledgement;
+    if (outcome === 'applied' || outcome === 'damped') {
+      this.#coordinator.pushLog?.applied(run, this.key, push.sequence);
+    }
     if (code !== null && message !== null) {
       this.#lastError = { code, message };
       this.#coordinator.recordRejection(run, this.key, push, acknowledgement);

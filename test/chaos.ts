@@ -1,0 +1,264 @@
+/**
+ * Real faults in one training: MNIST, a server with Redis, worker processes behind a proxy; processes are
+ * killed and halted, connections cut in the middle of a frame, Redis killed and started again. Afterwards the
+ * server's log of applied pushes is checked, and the accuracy told.
+ *
+ *     npm run chaos -- --faults 200            # about ten minutes on 2 cores
+ *     npm run chaos -- --faults 0              # the same without faults, to compare with
+ *     npm run chaos -- --faults 200 --seed 7   # other faults
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { connect, createServer, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { setTimeout as delay } from 'node:timers/promises';
+import { parseArgs } from 'node:util';
+import { checkPushLog } from '../server/push-log.ts';
+import { type Random, random } from '../shared/random.ts';
+import { createRestClient } from '../shared/rest-client.ts';
+import { hashExperiment } from '../worker/experiment.ts';
+import { startRedis } from './redis-server.ts';
+
+const ROOT = join(import.meta.dirname, '..');
+const PROGRAM = join(ROOT, 'bin', 'downpour.js');
+const RUN = 'chaos';
+
+const { values } = parseArgs({
+  options: {
+    faults: { type: 'string', default: '200' },
+    workers: { type: 'string', default: '4' },
+    epochs: { type: 'string', default: '30' },
+    seed: { type: 'string', default: '1' },
+    engine: { type: 'string', default: 'auto' },
+    /** Mean time between faults. */
+    every: { type: 'string', default: '1.5' },
+  },
+});
+const faultsMax = Number(values.faults);
+const draw: Random = random(Number(values.seed), 1);
+const pick = <T>(from: readonly T[]): T => from[draw.below(from.length)]!;
+const began = performance.now();
+const say = (text: string) =>
+  console.error(`${((performance.now() - began) / 1000).toFixed(1).padStart(6)} s  ${text}`);
+
+const folder = mkdtempSync(join(tmpdir(), 'downpour-chaos-'));
+const state = join(folder, 'state');
+const pushLog = join(folder, 'pushes');
+const children = new Set<ChildProcess>();
+process.once('exit', () => {
+  for (const child of children) child.kill('SIGKILL');
+  rmSync(folder, { recursive: true, force: true });
+});
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(130));
+
+const ENVIRONMENT: NodeJS.ProcessEnv = { ...process.env, NO_COLOR: '1' };
+for (const name of Object.keys(ENVIRONMENT)) {
+  if (name.startsWith('DOWNPOUR_') && name !== 'DOWNPOUR_DATA') delete ENVIRONMENT[name];
+}
+
+function start(args: readonly string[]): ChildProcess {
+  const child = spawn(process.execPath, [PROGRAM, ...args], {
+    cwd: ROOT,
+    env: ENVIRONMENT,
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
+  children.add(child);
+  child.once('exit', () => children.delete(child));
+  createInterface({ input: child.stderr! }).on('line', (line) => {
+    if (/defect|error DP_/.test(line)) say(`  ${args[0]}: ${line}`);
+  });
+  return child;
+}
+
+const ended = ({ exitCode, signalCode }: ChildProcess) => exitCode !== null || signalCode !== null;
+
+/** A process that is started again whenever it ends, as an orchestrator does. */
+class Service {
+  readonly name: string;
+  readonly #args: () => readonly string[];
+  child: ChildProcess;
+  #stopped = false;
+
+  constructor(name: string, args: () => readonly string[]) {
+    this.name = name;
+    this.#args = args;
+    this.child = this.#start();
+  }
+
+  #start(): ChildProcess {
+    const child = start(this.#args());
+    child.once('exit', async () => {
+      await delay(1_000 * draw.uniform());
+      if (!this.#stopped) this.child = this.#start();
+    });
+    return child;
+  }
+
+  kill(): void {
+    this.child.kill('SIGKILL');
+  }
+
+  async halt(ms: number): Promise<void> {
+    const { child } = this;
+    child.kill('SIGSTOP');
+    await delay(ms);
+    child.kill('SIGCONT');
+  }
+
+  async end(): Promise<void> {
+    this.#stopped = true;
+    if (ended(this.child)) return;
+    const exit = once(this.child, 'exit');
+    this.child.kill('SIGTERM');
+    await Promise.race([exit, delay(10_000).then(() => this.child.kill('SIGKILL'))]);
+  }
+}
+
+/** Between workers and the server; cuts what passes, wherever in a frame that is. */
+const pairs = new Set<{ near: Socket; far: Socket }>();
+const proxy = createServer((near) => {
+  const pair = { near, far: connect(serverPort, '127.0.0.1') };
+  pairs.add(pair);
+  for (const [socket, other] of [
+    [pair.near, pair.far],
+    [pair.far, pair.near],
+  ] as const) {
+    socket.on('error', () => {});
+    socket.on('data', (chunk) => {
+      if (!other.write(chunk)) {
+        socket.pause();
+        other.once('drain', () => socket.resume());
+      }
+    });
+    socket.on('close', () => {
+      other.destroy();
+      pairs.delete(pair);
+    });
+  }
+});
+let serverPort = 0;
+{
+  const probe = createServer().listen(0, '127.0.0.1');
+  await once(probe, 'listening');
+  serverPort = (probe.address() as { port: number }).port;
+  probe.close();
+  await once(probe, 'close');
+}
+proxy.listen(0, '127.0.0.1');
+await once(proxy, 'listening');
+const { port: proxyPort } = proxy.address() as { port: number };
+
+const redis = await startRedis();
+const server = new Service('the server', () => [
+  ...['serve', '--port', String(serverPort), '--state', state, '--redis-url', redis.url],
+  ...['--no-local-socket', '--push-log', pushLog],
+]);
+const client = createRestClient({ server: `http://127.0.0.1:${serverPort}`, timeoutMs: 30_000 });
+const look = () => client.run(RUN).catch(() => null);
+for (;;) {
+  const created = await client
+    .createRun({
+      id: RUN,
+      experiment: 'mnist-mlp',
+      experimentHash: await hashExperiment(join(ROOT, 'examples', 'mnist-mlp.ts')),
+      config: {
+        ...{ minibatchSize: 64, learningRate: 0.02, leaseSeconds: 15 },
+        optimizer: { kind: 'momentum', momentum: 0.9 },
+        averaging: { kind: 'ema', decay: 0.999 },
+        epochsMax: Number(values.epochs),
+        earlyStopping: { patience: 1_000 },
+        checkpoint: { everySeconds: 2 },
+      },
+    })
+    .catch(() => null);
+  if (created) break;
+  await delay(300);
+}
+const workers = Array.from(
+  { length: Number(values.workers) },
+  (_, i) =>
+    new Service(`worker ${i}`, () => [
+      ...['work', '--server', `ws://127.0.0.1:${proxyPort}`, '--run', RUN, '--name', `w-${i}`],
+      ...['--engine', values.engine, '--threads', '1', '--experiments', join(ROOT, 'examples')],
+    ]),
+);
+while ((await look())?.phase !== 'training') await delay(300);
+say(`${workers.length} workers train for ${values.epochs} epochs; ${faultsMax} faults will come`);
+
+const counts = new Map<string, number>();
+const FAULTS: Readonly<Record<string, () => Promise<void> | void>> = {
+  'a worker killed': () => pick(workers).kill(),
+  'a worker halted': () => pick(workers).halt(200 + 4_000 * draw.uniform()),
+  'a connection cut': () => {
+    const open = [...pairs];
+    if (open.length > 0) pick(open).near.resetAndDestroy();
+  },
+  'all connections cut': () => {
+    for (const { near } of pairs) near.resetAndDestroy();
+  },
+  'the server killed': () => server.kill(),
+  'the server halted': () => server.halt(200 + 2_000 * draw.uniform()),
+  'Redis killed for a while': async () => {
+    await redis.kill();
+    await delay(200 + 3_000 * draw.uniform());
+    await redis.restart();
+  },
+};
+const KINDS = Object.keys(FAULTS);
+let made = 0;
+let told = 0;
+let last = await look();
+for (;;) {
+  const run = await look();
+  if (run) last = run;
+  if (run && ['testing', 'finished', 'failed', 'stopped'].includes(run.phase)) break;
+  if (made < faultsMax) {
+    const kind = pick(KINDS);
+    // Of two kinds at once there are plenty: a halted process is killed, or its connection cut.
+    const fault = Promise.resolve(FAULTS[kind]!()).catch((error: unknown) => say(String(error)));
+    if (draw.uniform() < 0.5) await fault;
+    made++;
+    counts.set(kind, (counts.get(kind) ?? 0) + 1);
+    await delay(-1_000 * Number(values.every) * Math.log(1 - draw.uniform()));
+  } else await delay(500);
+  if (performance.now() - began - told > 20_000) {
+    told = performance.now() - began;
+    say(`${made} faults, step ${last?.step} of ${last?.stepsMax}, ${last?.stepsLost} steps lost`);
+  }
+}
+const seconds = (performance.now() - began) / 1000;
+let run = await look();
+while (run?.phase !== 'finished' && run?.phase !== 'failed') {
+  await delay(300);
+  run = await look();
+}
+const report = checkPushLog(readFileSync(pushLog, 'utf8'));
+await Promise.all([...workers, server].map((service) => service.end()));
+proxy.close();
+await redis.stop();
+const examples = (run.data?.trainCount ?? 0) * Number(values.epochs);
+console.log(
+  JSON.stringify(
+    {
+      ...{ faults: made, kinds: Object.fromEntries(counts), seconds: Math.round(seconds) },
+      ...{ phase: run.phase, reason: run.reason, steps: run.step, stepsLost: run.stepsLost },
+      accuracy: run.test?.error == null ? null : 100 * (1 - run.test.error),
+      pushes: { ...run.pushes, inTheLog: report.applied, takenBack: report.lost },
+      appliedTwice: report.twice.length,
+      stepsOutOfOrder: report.steps.length,
+      examples: { used: run.examples, wanted: examples },
+    },
+    null,
+    2,
+  ),
+);
+const sound =
+  run.phase === 'finished' &&
+  report.twice.length === 0 &&
+  report.steps.length === 0 &&
+  report.applied === run.step &&
+  run.examples === examples;
+process.exit(sound ? 0 : 1);

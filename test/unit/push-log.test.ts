@@ -1,0 +1,47 @@
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, expect, test } from 'vitest';
+import { checkPushLog, openPushLog } from '../../server/push-log.ts';
+import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
+
+let folder: string | null = null;
+afterEach(() => {
+  if (folder) rmSync(folder, { recursive: true });
+  folder = null;
+});
+
+test('what a run applied is there, line by line, and checks', () => {
+  folder = mkdtempSync(join(tmpdir(), 'downpour-'));
+  const path = join(folder, 'pushes');
+  const log = openPushLog(path);
+  const run = createRun({ epochsMax: 1 });
+  log.began(run);
+  const worker = new VirtualWorker(run, createProblem());
+  worker.train(() => {
+    if (run.step > 0 && run.step !== seen) log.applied(run, worker.key, (seen = run.step));
+    return false;
+  });
+  log.close();
+  const text = readFileSync(path, 'utf8');
+  expect(text.split('\n').slice(0, 3)).toEqual([
+    'begin 1 r 0',
+    'push 1 r 1 w/1 1',
+    'push 1 r 2 w/1 2',
+  ]);
+  expect(checkPushLog(text)).toEqual({ applied: 5, lost: 0, twice: [], steps: [] });
+});
+let seen = 0;
+
+test('what a kill took back may be applied again, what a checkpoint has may not', () => {
+  const first = ['begin 1 r 0', 'push 1 r 1 a/1 1', 'push 1 r 2 b/1 1', 'push 1 r 3 a/1 2'];
+  const again = [...first, 'begin 2 r 2', 'push 2 r 3 a/1 2', ''].join('\n');
+  expect(checkPushLog(again)).toEqual({ applied: 3, lost: 1, twice: [], steps: [] });
+  const twice = [...first, 'begin 2 r 2', 'push 2 r 3 b/1 1', ''].join('\n');
+  expect(checkPushLog(twice)).toMatchObject({ twice: ['r b/1 1'], steps: [] });
+});
+
+test('a step that is missing, or that is there twice, is told', () => {
+  const log = ['begin 1 r 0', 'push 1 r 1 a/1 1', 'push 1 r 3 a/1 2', 'push 1 r 3 a/1 3'];
+  expect(checkPushLog(log.join('\n')).steps).toEqual(['r 3']);
+});
