@@ -68,6 +68,8 @@ export class Keeper {
   #closed = false;
   /** Of the server, from `recover` on. */
   #life = 1;
+  /** As they were written or read last: what a `recover` goes by while the store is away. */
+  readonly #records = new Map<string, RunRecord>();
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -81,14 +83,31 @@ export class Keeper {
   /** Makes a new or resumed run known. @throws what the state store throws. */
   async register(run: Run): Promise<void> {
     this.#entry(run);
+    await this.#putRecord(run);
+  }
+
+  async #putRecord(run: Run): Promise<void> {
     await this.#options.store.putRun(this.#options.token, record(run));
+    this.#records.set(run.id, record(run));
+  }
+
+  /** Before the first time only the store knows them. */
+  async #listRecords(): Promise<readonly RunRecord[]> {
+    try {
+      const records = await this.#options.store.listRuns();
+      for (const known of records) this.#records.set(known.id, known);
+      return records;
+    } catch (error) {
+      if (this.#records.size === 0 || errorCode(error) !== 'DP_REDIS_UNAVAILABLE') throw error;
+      return [...this.#records.values()];
+    }
   }
 
   /** All runs of the state store, each from its newest valid checkpoint. */
   async recover(): Promise<Run[]> {
-    const { root, store, log } = this.#options;
+    const { root, log } = this.#options;
     const runs: Run[] = [];
-    const records = await store.listRuns();
+    const records = await this.#listRecords();
     const ids = [...records.map(({ id }) => id), ...(await this.#unregistered(records))];
     this.#life = await nextLife(
       root,
@@ -129,13 +148,13 @@ export class Keeper {
   }
 
   async #recoverFromDisk(id: string): Promise<Run | null> {
-    const { store, token, log } = this.#options;
+    const { log } = this.#options;
     const folder = checkpointFolder(this.#options.root, id);
     const manifest = (await listCheckpoints(folder)).findLast(({ kind }) => kind === 'last');
     if (!manifest) return null;
     const { options, phase } = manifest.state as RunState;
     const run = await this.#recoverOne({ ...options, phase });
-    await store.putRun(token, record(run));
+    await this.#putRecord(run);
     this.#want(run, 'registry', 'earlyStopping');
     log(`run ${id} was not in the registry: entered again from its checkpoints`);
     return run;
@@ -338,7 +357,7 @@ export class Keeper {
 
   async #perform(run: Run, entry: Entry, task: Task): Promise<void> {
     const { store, token } = this.#options;
-    if (task === 'record') await store.putRun(token, record(run));
+    if (task === 'record') await this.#putRecord(run);
     else if (task === 'earlyStopping') {
       await store.putEarlyStopping(token, run.id, run.earlyStoppingState);
     } else if (task === 'registry') {

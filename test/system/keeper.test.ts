@@ -6,7 +6,7 @@ import { checkpointFolder, listCheckpoints } from '../../server/checkpoint.ts';
 import type { Run } from '../../server/core/run.ts';
 import { Keeper } from '../../server/keeper.ts';
 import { type OwnerLease, openFileStore, type StateStore } from '../../server/state-store.ts';
-import type { DownpourError } from '../../shared/errors.ts';
+import { DownpourError } from '../../shared/errors.ts';
 import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
 
 const problem = createProblem();
@@ -141,6 +141,26 @@ test('a run that was stopped before it had parameters is still stopped after a r
   recovered!.resume();
   new VirtualWorker(recovered!, problem).train();
   expect(recovered!.phase).toBe('finished');
+});
+
+test('a store that is away does not keep a server from going back to its checkpoints', async () => {
+  const run = createRun({});
+  const keeper = createKeeper();
+  await keeper.register(run);
+  train(keeper, run, 3);
+  await keeper.saveNow(run);
+  const { step } = run;
+  const away = async () => {
+    throw new DownpourError('DP_REDIS_UNAVAILABLE', 'it is away');
+  };
+  store.listRuns = away;
+  store.lastCheckpoint = away;
+  await keeper.abandon();
+  const recovered = await keeper.recover();
+  expect(recovered.map((again) => [again.id, again.step])).toEqual([[run.id, step]]);
+  // One that starts knows nothing yet.
+  await expect(createKeeper().recover()).rejects.toThrow('it is away');
+  await keeper.close(recovered);
 });
 
 describe('when the state cannot be written', () => {
