@@ -137,13 +137,18 @@ export class Keeper {
   async #unregistered(known: readonly RunRecord[]): Promise<string[]> {
     const { root } = this.#options;
     const ids = new Set(known.map(({ id }) => id));
-    const names = (await readdir(root)).filter((name) => !ids.has(name));
+    const inside = await readdir(root, { withFileTypes: true });
+    const folders = inside.filter((entry) => entry.isDirectory() || entry.isSymbolicLink());
+    const names = folders.map(({ name }) => name).filter((name) => !ids.has(name));
     return names.filter((name) => new RegExp(NAME_PATTERN).test(name));
   }
 
   /** The last life of the server that wrote a checkpoint of a run; 0: none. */
   async #lifeOf(id: string): Promise<number> {
-    const manifests = await listCheckpoints(checkpointFolder(this.#options.root, id));
+    // What cannot be read is told where the run is recovered.
+    const manifests = await listCheckpoints(checkpointFolder(this.#options.root, id)).catch(
+      () => [],
+    );
     return Math.max(0, ...manifests.map(({ state }) => (state as RunState).life ?? 0));
   }
 

@@ -1,7 +1,8 @@
-import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { writeSealed } from '../../server/atomic-file.ts';
 import { checkpointFolder, listCheckpoints } from '../../server/checkpoint.ts';
 import type { Run } from '../../server/core/run.ts';
 import { Keeper } from '../../server/keeper.ts';
@@ -161,6 +162,24 @@ test('a store that is away does not keep a server from going back to its checkpo
   // One that starts knows nothing yet.
   await expect(createKeeper().recover()).rejects.toThrow('it is away');
   await keeper.close(recovered);
+});
+
+test('what else lies in the state folder keeps no run from being recovered', async () => {
+  const run = createRun({});
+  const keeper = createKeeper();
+  await keeper.register(run);
+  train(keeper, run, 3);
+  await keeper.saveNow(run);
+  await writeFile(join(root, 'notes'), 'of a user');
+  await writeFile(join(root, 'lives.json'), 'damaged');
+  await mkdir(join(root, 'empty', 'checkpoints'), { recursive: true });
+  // Of a release that does not exist yet: told, and its run left alone.
+  await mkdir(join(root, 'newer', 'checkpoints'), { recursive: true });
+  const manifest = { version: 2, file: 'step-000000001-last-0001.safetensors' };
+  await writeSealed(join(root, 'newer', 'checkpoints'), 'step-000000001-last-0001.json', manifest);
+  const recovered = await createKeeper().recover();
+  expect(recovered.map(({ id }) => id)).toEqual([run.id]);
+  expect(lines.join('\n')).toMatch(/run newer cannot be rebuilt: DP_USAGE/);
 });
 
 describe('when the state cannot be written', () => {
