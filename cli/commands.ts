@@ -3,6 +3,7 @@ import { LIMITS } from '../shared/config.ts';
 import type { Outcome } from './main.ts';
 import {
   addConfigOptions,
+  addServerTokenOptions,
   addTokenOptions,
   type ConfigOptions,
   DEFAULT_HOST,
@@ -13,6 +14,7 @@ import {
   experimentsOption,
   jsonOption,
   type ServerOptions,
+  type ServerTokenOptions,
   serverOption,
   stateOption,
   whole,
@@ -27,7 +29,7 @@ export interface RedisFileOptions {
   readonly redisKey?: string;
 }
 
-export interface ServeOptions extends ServerOptions, RedisFileOptions {
+export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFileOptions {
   readonly host: string;
   readonly port: number;
   readonly state: string;
@@ -38,10 +40,17 @@ export interface ServeOptions extends ServerOptions, RedisFileOptions {
   readonly shards: number;
   readonly shardsElsewhere?: boolean;
   readonly pushLog?: string;
+  readonly requestsMax: number;
+  readonly connectionsMax: number;
+  readonly runsMax: number;
   readonly json?: boolean;
 }
 
-export interface ShardOptions extends Omit<ServeOptions, 'shards' | 'shardsElsewhere' | 'pushLog'> {
+export interface ShardOptions
+  extends Omit<
+    ServeOptions,
+    'shards' | 'shardsElsewhere' | 'pushLog' | 'requestsMax' | 'connectionsMax' | 'runsMax'
+  > {
   readonly advertise?: string;
 }
 
@@ -121,6 +130,9 @@ function addRedisFileOptions(command: Command): Command {
     .addOption(new Option('--redis-key <file>', 'PEM of its key').env('DOWNPOUR_REDIS_KEY'));
 }
 
+const limitOption = (flags: string, help: string, most: number) =>
+  new Option(flags, help).default(most).argParser(whole(1, most));
+
 function registerServe(program: Command): void {
   const command = program
     .command('serve')
@@ -158,14 +170,26 @@ function registerServe(program: Command): void {
       'the others are processes of their own, found in the state store: `downpour shard`; else threads',
     )
     .option('--push-log <file>', 'write down each applied push, to be checked afterwards')
+    .addOption(
+      limitOption('--requests-max <n>', 'in a second with one token', LIMITS.requestsPerSecondMax),
+    )
+    .addOption(
+      limitOption(
+        '--connections-max <n>',
+        'of workers with one token',
+        LIMITS.connectionsPerTokenMax,
+      ),
+    )
+    .addOption(limitOption('--runs-max <n>', 'that the server holds', LIMITS.runCountMax))
     .addOption(jsonOption());
-  addTokenOptions(addRedisFileOptions(command))
+  addServerTokenOptions(addRedisFileOptions(command))
     .addHelpText(
       'after',
       examples(
         'downpour serve',
         'downpour serve --shards 4',
         'DOWNPOUR_TOKEN=secret downpour serve --host 0.0.0.0 --redis-url redis://redis:6379',
+        'downpour serve --host 0.0.0.0 --tokens tokens.txt',
         'downpour serve --redis-url rediss://trainer:secret@redis:6380 --redis-ca ca.pem',
         'downpour serve --redis-url redis+sentinel://10.0.0.1,10.0.0.2,10.0.0.3/mymaster',
       ),
@@ -201,7 +225,7 @@ function registerShard(program: Command): void {
     .option('--insecure', 'let anyone in who can reach a host beyond this machine, without a token')
     .option('--no-local-socket', localSocketHelp('no unix socket for workers on this machine'))
     .addOption(jsonOption());
-  addTokenOptions(addRedisFileOptions(command))
+  addServerTokenOptions(addRedisFileOptions(command))
     .addHelpText(
       'after',
       examples(

@@ -116,6 +116,52 @@ export function addTokenOptions(command: Command): Command {
     );
 }
 
+/** What a server is told of tokens with roles, beside the operators' own. */
+export interface ServerTokenOptions {
+  readonly workerToken?: string;
+  readonly observerToken?: string;
+  readonly tokens?: string;
+}
+
+/** Of `serve` and `shard`. */
+export function addServerTokenOptions(command: Command): Command {
+  return addTokenOptions(command)
+    .addOption(
+      new Option('--worker-token <token>', 'that lets workers in and does nothing else').env(
+        'DOWNPOUR_WORKER_TOKEN',
+      ),
+    )
+    .addOption(
+      new Option('--observer-token <token>', 'that reads runs and changes nothing').env(
+        'DOWNPOUR_OBSERVER_TOKEN',
+      ),
+    )
+    .addOption(
+      new Option(
+        '--tokens <file>',
+        'lines of role (operator, worker, observer), token and perhaps a name; read again when it changes',
+      ).env('DOWNPOUR_TOKENS'),
+    );
+}
+
+/** A file is left to the server, which reads it again when it changes. */
+export function serverTokensOf(options: TokenOptions & ServerTokenOptions): {
+  readonly token?: string;
+  readonly tokenFile?: string;
+  readonly workerToken?: string;
+  readonly observerToken?: string;
+  readonly tokensFile?: string;
+} {
+  const { token, tokenFile, workerToken, observerToken, tokens } = options;
+  return {
+    ...(token === undefined ? {} : { token }),
+    ...(token !== undefined || tokenFile === undefined ? {} : { tokenFile }),
+    ...(workerToken === undefined ? {} : { workerToken }),
+    ...(observerToken === undefined ? {} : { observerToken }),
+    ...(tokens === undefined ? {} : { tokensFile: tokens }),
+  };
+}
+
 /** The token, if one was given. @throws DownpourError DP_USAGE when its file cannot be read. */
 export function tokenOf(options: TokenOptions): string | undefined {
   if (options.token !== undefined) return options.token;

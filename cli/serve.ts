@@ -3,11 +3,10 @@ import { serve } from '../server/main.ts';
 import { redisFilesOf } from '../server/redis-address.ts';
 import { runShard } from '../server/shard-main.ts';
 import type { RedisFileOptions, ServeOptions, ShardOptions } from './commands.ts';
-import { print, tell, tokenOf, untilInterrupted } from './options.ts';
+import { print, serverTokensOf, tell, untilInterrupted } from './options.ts';
 
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
 export async function serveCommand(options: ServeOptions): Promise<void> {
-  const token = tokenOf(options);
   const interruption = untilInterrupted(() =>
     tell('stopping with a checkpoint of each run; once more to stop at once'),
   );
@@ -17,10 +16,11 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
     state: resolve(options.state),
     ...(options.redisUrl === undefined ? {} : { redis: options.redisUrl }),
     redisFiles: filesOf(options),
-    ...(token === undefined ? {} : { token }),
+    ...serverTokensOf(options),
     insecure: options.insecure === true,
     localSocket: options.localSocket,
     shards: options.shards,
+    limits: limitsOf(options),
     shardsFrom: options.shardsElsewhere ? 'store' : 'threads',
     ...(options.pushLog === undefined ? {} : { pushLog: resolve(options.pushLog) }),
     log: tell,
@@ -34,7 +34,6 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
 
 /** `downpour shard`: until Ctrl-C or SIGTERM. */
 export async function shardCommand(options: ShardOptions): Promise<void> {
-  const token = tokenOf(options);
   const interruption = untilInterrupted(() => tell('stopping; once more to stop at once'));
   const { host, port, advertise, redisUrl } = options;
   const shard = await runShard({
@@ -44,7 +43,7 @@ export async function shardCommand(options: ShardOptions): Promise<void> {
     ...(advertise === undefined ? {} : { advertise }),
     ...(redisUrl === undefined ? {} : { redis: redisUrl }),
     redisFiles: filesOf(options),
-    ...(token === undefined ? {} : { token }),
+    ...serverTokensOf(options),
     insecure: options.insecure === true,
     localSocket: options.localSocket,
     log: tell,
@@ -58,3 +57,9 @@ export async function shardCommand(options: ShardOptions): Promise<void> {
 
 const filesOf = ({ redisCa: ca, redisCert: cert, redisKey: key }: RedisFileOptions) =>
   redisFilesOf({ ca, cert, key });
+
+const limitsOf = ({ requestsMax, connectionsMax, runsMax }: ServeOptions) => ({
+  requestsPerSecondMax: requestsMax,
+  connectionsPerTokenMax: connectionsMax,
+  runCountMax: runsMax,
+});

@@ -41,6 +41,7 @@ export class Coordinator {
   readonly #gone = new Map<string, WorkerSummary>();
   readonly #errors = new Map<ErrorCode, number>();
   #tickedAt: number;
+  readonly #runCountMax: number;
   /** Nobody is let in any more, and nothing begun. */
   #closing = false;
 
@@ -50,6 +51,8 @@ export class Coordinator {
     pushLog?: PushLog | null;
     now: () => number;
     log: (line: string) => void;
+    /** Fewer than `LIMITS` allow. */
+    runCountMax?: number;
   }) {
     this.#keeper = options.keeper;
     this.#shards = options.shards ?? null;
@@ -58,6 +61,7 @@ export class Coordinator {
     this.now = options.now;
     this.log = options.log;
     this.#tickedAt = options.now();
+    this.#runCountMax = Math.min(options.runCountMax ?? Infinity, LIMITS.runCountMax);
   }
 
   // Runs.
@@ -78,8 +82,8 @@ export class Coordinator {
   async create(body: CreateRun): Promise<Run> {
     this.mustBeOpen();
     const config = resolveConfig(body.config);
-    if (this.#runs.size >= LIMITS.runCountMax) {
-      throw new DownpourError('DP_LIMIT', `${this.#runs.size} runs; at most ${LIMITS.runCountMax}`);
+    if (this.#runs.size >= this.#runCountMax) {
+      throw new DownpourError('DP_LIMIT', `${this.#runs.size} runs; at most ${this.#runCountMax}`);
     }
     const id = body.id ?? `${body.experiment.slice(0, 50)}-${randomBytes(3).toString('hex')}`;
     if (this.#runs.has(id)) {

@@ -7,7 +7,8 @@ import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { VERSION } from '../shared/version.ts';
 import { type LocalListener, listenLocally, localSocketWanted } from '../wire/local-socket.ts';
 import { tryStraight } from '../wire/node-sockets.ts';
-import { createApp } from './app.ts';
+import { Access, isLoopback, type TokenSources, tokenSources } from './access.ts';
+import { type AccessLimits, createApp } from './app.ts';
 import { checkpointFolder } from './checkpoint.ts';
 import { Coordinator, warning } from './coordinator.ts';
 import { journaled } from './journal.ts';
@@ -17,8 +18,9 @@ import { openRedisStore } from './redis.ts';
 import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
 import { ShardPool, storeSource, threadSource } from './shard-pool.ts';
 import { type OwnerLease, openFileStore, type StateStore } from './state-store.ts';
+import { type TlsFiles, TlsMaterial } from './tls.ts';
 
-export interface ServeOptions {
+export interface ServeOptions extends TokenSources {
   readonly host: string;
   /** 0: any free one. */
   readonly port: number;
@@ -27,9 +29,11 @@ export interface ServeOptions {
   /** Its address, see `parseRedisAddress`; absent: files. */
   readonly redis?: string;
   readonly redisFiles?: RedisFiles;
-  readonly token?: string;
   /** Listen beyond this machine without a token. */
   readonly insecure?: boolean;
+  /** Absent: in the clear. */
+  readonly tls?: TlsFiles;
+  readonly limits?: Partial<AccessLimits> & { readonly runCountMax?: number };
   /** False: no unix socket for workers on this machine. */
   readonly localSocket?: boolean;
   /** So many share the vectors of runs, this server among them. Default: 1. */
@@ -53,9 +57,13 @@ export interface Serving {
 }
 
 /** @throws DownpourError DP_USAGE: open to the network without a token. */
-export function mustBeGuarded(options: Pick<ServeOptions, 'host' | 'token' | 'insecure'>): void {
-  const { host, token, insecure } = options;
-  if (token !== undefined || insecure || isLoopback(host)) return;
+export function mustBeGuarded(options: {
+  readonly host: string;
+  readonly insecure?: boolean | undefined;
+  readonly access: Access;
+}): void {
+  const { host, insecure, access } = options;
+  if (!access.open || insecure || isLoopback(host)) return;
   throw new DownpourError(
     'DP_USAGE',
     `refusing to listen on ${host} without a token: set DOWNPOUR_TOKEN, or listen on 127.0.0.1, or say --insecure`,
@@ -75,12 +83,23 @@ const SHARDS_RETRY_MS = 1_000;
  *   DP_REDIS_UNAVAILABLE or DP_DISK.
  */
 export async function serve(options: ServeOptions): Promise<Serving> {
-  const { host, port, state, redis, token, signal } = options;
+  const { host, port, state, redis, insecure, signal } = options;
   const log = options.log ?? (() => {});
-  mustBeGuarded(options);
+  const access = new Access(options, log);
+  const tls = options.tls ? new TlsMaterial(options.tls, log) : null;
+  const unguard = () => {
+    access.close();
+    tls?.close();
+  };
   try {
+    mustBeGuarded({ host, insecure, access });
+    if (!tls && !access.open && !isLoopback(host)) {
+      log(`tokens travel in the clear to ${host}: --tls-cert and --tls-key encrypt them`);
+    }
     await mkdir(state, { recursive: true });
   } catch (cause) {
+    unguard();
+    if (cause instanceof DownpourError) throw cause;
     throw new DownpourError(
       'DP_DISK',
       `cannot create the state folder ${state}: ${errorText(cause)}`,
@@ -112,12 +131,14 @@ export async function serve(options: ServeOptions): Promise<Serving> {
         ),
       );
     });
-    pool = createPool(options, store);
+    pool = createPool(options, store, access);
     await pool?.open();
     const write = { root: state, store, token: lease.token };
     const keeper = new Keeper({ ...write, shards: pool, now, log, onFenced: lose });
     pushLog = options.pushLog === undefined ? null : openPushLog(options.pushLog);
-    const coordinator = new Coordinator({ keeper, shards: pool, pushLog, now, log });
+    const { runCountMax } = options.limits ?? {};
+    const limits = runCountMax === undefined ? {} : { runCountMax };
+    const coordinator = new Coordinator({ keeper, shards: pool, pushLog, now, log, ...limits });
     if (pool)
       beginAnewWhenLost(pool, keeper, coordinator, AbortSignal.any([signal, ending.signal]));
     told.keeper = keeper;
@@ -130,7 +151,10 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       stateStore: store,
       startedAt: new Date(),
       checkpointFolder: (run) => checkpointFolder(state, run),
-      token: token ?? null,
+      access,
+      tls,
+      loopbackOnly: access.open && !insecure,
+      limits: options.limits ?? {},
       localSocket: () => local?.path ?? null,
       log,
     });
@@ -149,6 +173,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
         .release()
         .catch((error: unknown) => log(`the state was not released: ${errorText(error)}`));
       await store.close();
+      unguard();
       if (failure.error) throw failure.error;
     });
     return { url, closed };
@@ -156,6 +181,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     await local?.close();
     await pool?.close();
     await store.close();
+    unguard();
     throw error;
   }
 }
@@ -189,17 +215,17 @@ function beginAnewWhenLost(
   };
 }
 
-function createPool(options: ServeOptions, store: StateStore): ShardPool | null {
+function createPool(options: ServeOptions, store: StateStore, access: Access): ShardPool | null {
   const { host, shards: count = 1, shardsFrom = 'threads', signal } = options;
   if (count === 1) return null;
-  const token = options.token ?? null;
   const log = options.log ?? (() => {});
   const localSocket = localSocketWanted(options.localSocket);
+  const tokens = tokenSources(options);
   const source =
     shardsFrom === 'threads'
-      ? threadSource({ host, token, localSocket, log })
+      ? threadSource({ host, tokens, localSocket, log })
       : storeSource(store, { signal, log });
-  return new ShardPool({ count, source, token, log });
+  return new ShardPool({ count, source, token: () => access.own, log });
 }
 
 /** Redis, whose records wait in the state folder while it is away. */
@@ -265,6 +291,7 @@ async function listenBeside(
 ): Promise<LocalListener | null> {
   const beside = createServer((request, response) => app.server.emit('request', request, response));
   beside.on('upgrade', (...upgrade) => app.server.emit('upgrade', ...upgrade));
+  beside.on('clientError', (...broken) => app.server.emit('clientError', ...broken));
   const listener = await listenLocally(beside);
   if ('path' in listener) return listener;
   log(`no unix socket for workers on this machine, they use TCP: ${listener.problem}`);
@@ -276,8 +303,4 @@ function untilAborted(signal: AbortSignal): Promise<void> {
     if (signal.aborted) resolve();
     else signal.addEventListener('abort', () => resolve(), { once: true });
   });
-}
-
-function isLoopback(host: string): boolean {
-  return host === 'localhost' || host === '::1' || host.startsWith('127.');
 }

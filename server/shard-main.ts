@@ -2,6 +2,7 @@ import { mkdir } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { errorText } from '../shared/errors.ts';
 import { localSocketWanted } from '../wire/local-socket.ts';
+import { Access, type TokenSources, tokenSources } from './access.ts';
 import { warning } from './coordinator.ts';
 import { mustBeGuarded } from './main.ts';
 import { openRedisStore } from './redis.ts';
@@ -9,7 +10,7 @@ import type { RedisFiles } from './redis-address.ts';
 import { serveShard } from './shard-server.ts';
 import { openFileStore } from './state-store.ts';
 
-export interface ShardOptions {
+export interface ShardOptions extends TokenSources {
   readonly host: string;
   /** 0: any free one. */
   readonly port: number;
@@ -19,7 +20,6 @@ export interface ShardOptions {
   readonly state: string;
   readonly redis?: string;
   readonly redisFiles?: RedisFiles;
-  readonly token?: string;
   /** Listen beyond this machine without a token. */
   readonly insecure?: boolean;
   readonly localSocket?: boolean;
@@ -37,14 +37,17 @@ const ANNOUNCED_MS = 6_000;
 export async function runShard(
   options: ShardOptions,
 ): Promise<{ readonly url: string; readonly closed: Promise<void> }> {
-  const { host, port, state, redis, redisFiles: files = {}, token = null, signal } = options;
+  const { host, port, state, redis, redisFiles: files = {}, insecure, signal } = options;
   const log = options.log ?? (() => {});
-  mustBeGuarded(options);
+  const tokens = tokenSources(options);
+  const access = new Access(tokens);
+  access.close();
+  mustBeGuarded({ host, insecure, access });
   if (!redis) await mkdir(state, { recursive: true });
   const store = redis ? openRedisStore({ url: redis, files }) : openFileStore({ folder: state });
   try {
     const localSocket = localSocketWanted(options.localSocket);
-    const shard = await serveShard({ host, port, token, localSocket, log, signal });
+    const shard = await serveShard({ host, port, tokens, localSocket, log, signal });
     const everywhere = ['0.0.0.0', '::'].includes(host);
     const advertised = options.advertise ?? (everywhere ? hostname() : host);
     const record = { id: nameOf(advertised, shard.port), host: advertised, port: shard.port };

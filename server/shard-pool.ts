@@ -7,6 +7,7 @@ import { VERSION } from '../shared/version.ts';
 import type { Connection, Header } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { findLocalSocket } from '../wire/local-socket.ts';
+import type { TokenSources } from './access.ts';
 import type { RunShards, ShardCommand } from './core/shard.ts';
 import type { StateStore } from './state-store.ts';
 
@@ -75,7 +76,8 @@ export interface ShardPoolOptions {
   /** All of them, the coordinator's own among them: at least 2. */
   readonly count: number;
   readonly source: ShardSource;
-  readonly token: string | null;
+  /** An operator's, as it is now. */
+  readonly token: () => string | null;
   readonly log: (line: string) => void;
 }
 
@@ -135,7 +137,7 @@ export class ShardPool implements RunShards {
   }
 
   async #connect(index: number, found: FoundShard): Promise<Link> {
-    const { token } = this.#options;
+    const token = this.#options.token();
     const path = await findLocalSocket(found.url);
     return new Promise((resolve, reject) => {
       const fail = (why: string) =>
@@ -252,16 +254,16 @@ export class ShardPool implements RunShards {
 /** Shards in threads of this process, each with a port of its own. */
 export function threadSource(options: {
   readonly host: string;
-  readonly token: string | null;
+  readonly tokens: TokenSources;
   readonly localSocket: boolean;
   readonly log: (line: string) => void;
 }): ShardSource {
-  const { host, token, localSocket, log } = options;
+  const { host, tokens, localSocket, log } = options;
   const threads: ({ worker: Worker; port: number } | null)[] = [];
   const start = (index: number) =>
     new Promise<void>((resolve, reject) => {
       const worker = new Worker(new URL('./shard-thread.js', import.meta.url), {
-        workerData: { host, token, localSocket },
+        workerData: { host, tokens, localSocket },
       });
       worker.on('message', (message: { port?: number; log?: string }) => {
         if (message.log !== undefined) log(`shard ${index + 1}: ${message.log}`);

@@ -8,7 +8,8 @@ import { VERSION } from '../shared/version.ts';
 import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
 import { isFromHere, type LocalListener, listenLocally } from '../wire/local-socket.ts';
-import { bearerMatches, refuse, unauthorized } from './app.ts';
+import { Access, mayDo, type TokenSources } from './access.ts';
+import { refuse, unauthorized } from './app.ts';
 import { Shard } from './core/shard.ts';
 import type { Snapshot } from './core/snapshot.ts';
 import { LandingDesk, WaitingLine } from './landings.ts';
@@ -19,7 +20,7 @@ export interface ShardServerOptions {
   readonly host: string;
   /** 0: any free one. */
   readonly port: number;
-  readonly token: string | null;
+  readonly tokens: TokenSources;
   /** False: no unix socket for workers on this machine. */
   readonly localSocket: boolean;
   readonly log: (line: string) => void;
@@ -36,7 +37,8 @@ const TICK_MS = 1_000;
 
 /** @throws DownpourError DP_USAGE: cannot listen there. */
 export async function serveShard(options: ShardServerOptions): Promise<ServingShard> {
-  const { host, port, token, log, signal } = options;
+  const { host, port, tokens, log, signal } = options;
+  const access = new Access(tokens, log);
   const state = new ShardServer(log);
   let local: LocalListener | null = null;
   const server = createServer((request, response) => {
@@ -61,8 +63,13 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
     const path = request.url?.split('?', 1)[0];
     if (path !== '/ws' && path !== '/control') {
       refuse(socket, 'DP_NOT_FOUND', 'workers connect to /ws, the coordinator to /control');
-    } else if (token !== null && !bearerMatches(request.headers.authorization, token)) {
-      refuse(socket, 'DP_UNAUTHORIZED', unauthorized().message);
+      return;
+    }
+    const grant = access.grant(request.headers.authorization);
+    const needed = path === '/ws' ? 'worker' : 'operator';
+    if (!grant) refuse(socket, 'DP_UNAUTHORIZED', unauthorized().message);
+    else if (!mayDo(grant, needed)) {
+      refuse(socket, 'DP_FORBIDDEN', `${path} of a shard takes an ${needed}'s token`);
     } else {
       const problem = upgradeProblem(request);
       if (problem !== null) refuse(socket, 'DP_BODY_INVALID', problem);
@@ -80,6 +87,7 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
   const closed = new Promise<void>((resolve) => {
     const close = async () => {
       clearInterval(timer);
+      access.close();
       state.close();
       await local?.close();
       server.closeAllConnections();

@@ -428,6 +428,22 @@ export const LIMITS = {
   heartbeatMs: 10_000,
   /** No message and no pong for so long: the worker is gone. */
   silenceMs: 30_000,
+  /** Of a request to the server, all headers together. */
+  requestHeaderBytesMax: 16 * 1024,
+  /** In which the headers of a request, and all of it, must have come. */
+  requestHeaderMs: 10_000,
+  requestMs: 60_000,
+  /** Sockets of REST clients and workers together. */
+  socketCountMax: 4_096,
+  /** Requests and handshakes of one token in a second, without tokens of one address; `--requests-max`. */
+  requestsPerSecondMax: 1_000,
+  /** Of one address whose token was missing or wrong. */
+  refusalsPerSecondMax: 20,
+  /** Workers connected with one token; `--connections-max`. */
+  connectionsPerTokenMax: 1_000,
+  tokenCountMax: 1_000,
+  /** Holders of tokens, or addresses, whose requests are counted at the same time. */
+  holderCountMax: 10_000,
   /** Of records that wait for a Redis that is away. */
   journalBytesMax: 2 ** 26,
 } as const;

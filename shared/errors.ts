@@ -13,6 +13,9 @@ export const ERRORS = {
   DP_SESSION_REPLACED: { http: 409, close: 4409, retry: 'never' },
   // Who may talk.
   DP_UNAUTHORIZED: { http: 401, close: 4401, retry: 'never' },
+  DP_FORBIDDEN: { http: 403, close: 4403, retry: 'never' },
+  DP_HEADERS_TOO_LARGE: { http: 431, close: null, retry: 'never' },
+  DP_REQUEST_TIMEOUT: { http: 408, close: null, retry: 'backoff' },
   DP_SERVER_STOPPING: { http: 503, close: 1012, retry: 'backoff' },
   DP_SHARD_LOST: { http: 503, close: 1012, retry: 'backoff' },
   DP_LIMIT: { http: 429, close: 1013, retry: 'backoff' },

@@ -1,0 +1,232 @@
+import { createHash, timingSafeEqual } from 'node:crypto';
+import { readFileSync, unwatchFile, watchFile } from 'node:fs';
+import { isIP } from 'node:net';
+import { LIMITS } from '../shared/config.ts';
+import { DownpourError, errorText } from '../shared/errors.ts';
+
+/** Who may do what: tokens with roles, and how often each may ask. */
+
+/**
+ * `observer` reads, `worker` computes and reads nothing but the work it is given, `operator` does
+ * everything.
+ */
+export const ROLES = ['observer', 'worker', 'operator'] as const;
+export type Role = (typeof ROLES)[number];
+
+export interface TokenSources {
+  /** The operators' token. */
+  readonly token?: string;
+  /** Its first line is an operators' token. */
+  readonly tokenFile?: string;
+  readonly workerToken?: string;
+  readonly observerToken?: string;
+  /** Lines of role, token and, if wanted, a name for the log. `#` begins a comment. */
+  readonly tokensFile?: string;
+}
+
+/** Those among other options; they can be sent to a thread. */
+export function tokenSources(options: TokenSources): TokenSources {
+  const { token, tokenFile, workerToken, observerToken, tokensFile } = options;
+  return {
+    ...(token === undefined ? {} : { token }),
+    ...(tokenFile === undefined ? {} : { tokenFile }),
+    ...(workerToken === undefined ? {} : { workerToken }),
+    ...(observerToken === undefined ? {} : { observerToken }),
+    ...(tokensFile === undefined ? {} : { tokensFile }),
+  };
+}
+
+export interface Grant {
+  readonly role: Role;
+  /** Whose limits count: the token's name, or the beginning of its digest. */
+  readonly holder: string;
+}
+
+interface Known extends Grant {
+  readonly digest: Buffer;
+}
+
+/** How often the files are looked at. */
+const LOOK_MS = 500;
+const EVERYBODY: Grant = { role: 'operator', holder: 'everybody' };
+
+export function mayDo({ role }: Grant, needed: Role): boolean {
+  return role === 'operator' || role === needed;
+}
+
+/** The tokens of a server. Files are read again when they change; without any token it is open to all. */
+export class Access {
+  readonly #sources: TokenSources;
+  readonly #log: (line: string) => void;
+  readonly #files: readonly string[];
+  readonly #look = () => this.reload();
+  #known: readonly Known[];
+  #own: string | null = null;
+  /** Tokens have come or gone. */
+  changed: () => void = () => {};
+
+  /** @throws DownpourError DP_USAGE: a file cannot be read or understood. */
+  constructor(sources: TokenSources = {}, log: (line: string) => void = () => {}) {
+    this.#sources = sources;
+    this.#log = log;
+    this.#files = [sources.tokenFile, sources.tokensFile].filter((file) => file !== undefined);
+    this.#known = this.#read();
+    // By asking, since a mounted secret is replaced by moving a link, which no notification tells.
+    for (const file of this.#files) {
+      watchFile(file, { interval: LOOK_MS, persistent: false }, this.#look);
+    }
+  }
+
+  /** Nobody has said who may come in. A file that has become empty lets nobody in. */
+  get open(): boolean {
+    return this.#known.length === 0 && this.#files.length === 0;
+  }
+
+  /** A token of an operator, with which the server asks its own shards; null: there is none. */
+  get own(): string | null {
+    return this.#own;
+  }
+
+  /** Reads the files again. What cannot be read leaves all as it was. */
+  reload(): void {
+    try {
+      const known = this.#read();
+      const same =
+        known.length === this.#known.length &&
+        known.every(({ digest, role }, i) => {
+          const old = this.#known[i]!;
+          return digest.equals(old.digest) && role === old.role;
+        });
+      if (same) return;
+      this.#known = known;
+    } catch (error) {
+      this.#log(`the tokens stay as they were: ${errorText(error)}`);
+      return;
+    }
+    this.#log(`the tokens have changed: ${this.#known.length} are known now`);
+    this.changed();
+  }
+
+  /**
+   * Whose token this is, in a time that does not depend on which: digests of equal length are compared, all
+   * of them.
+   */
+  grant(authorization: string | undefined): Grant | null {
+    if (this.open) return EVERYBODY;
+    const given = digestOf(authorization?.startsWith('Bearer ') ? authorization.slice(7) : '');
+    let found: Grant | null = null;
+    for (const known of this.#known) if (timingSafeEqual(given, known.digest)) found = known;
+    return found;
+  }
+
+  close(): void {
+    for (const file of this.#files) unwatchFile(file, this.#look);
+  }
+
+  #read(): Known[] {
+    const { token, tokenFile, workerToken, observerToken, tokensFile } = this.#sources;
+    const known: Known[] = [];
+    let own: string | null = null;
+    const add = (role: Role, text: string, name?: string) => {
+      const digest = digestOf(text);
+      known.push({ role, digest, holder: name ?? `${role}-${digest.toString('hex', 0, 4)}` });
+      if (role === 'operator') own ??= text;
+    };
+    if (token !== undefined) add('operator', token);
+    if (tokenFile !== undefined) add('operator', firstLine(tokenFile));
+    if (workerToken !== undefined) add('worker', workerToken);
+    if (observerToken !== undefined) add('observer', observerToken);
+    if (tokensFile !== undefined) {
+      for (const [role, text, name] of parseTokens(textOf(tokensFile), tokensFile)) {
+        add(role, text, name);
+      }
+    }
+    this.#own = own;
+    return known;
+  }
+}
+
+const digestOf = (text: string) => createHash('sha256').update(text).digest();
+
+function textOf(file: string): string {
+  try {
+    return readFileSync(file, 'utf8');
+  } catch (cause) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `the token file ${file} cannot be read: ${errorText(cause)}`,
+      { cause },
+    );
+  }
+}
+
+function firstLine(file: string): string {
+  const line = textOf(file).split('\n', 1)[0]!.trim();
+  if (line === '')
+    throw new DownpourError('DP_USAGE', `the token file ${file} has an empty line 1`);
+  return line;
+}
+
+type Line = readonly [role: Role, token: string, name: string | undefined];
+
+/** @throws DownpourError DP_USAGE that names the line, and never shows what may be a token. */
+export function parseTokens(text: string, file: string): Line[] {
+  const lines: Line[] = [];
+  for (const [i, line] of text.split('\n').entries()) {
+    const words = line.trim().split(/\s+/);
+    if (words[0] === '' || words[0]!.startsWith('#')) continue;
+    const [role, token, name, ...more] = words;
+    const at = `line ${i + 1} of ${file}`;
+    if (!ROLES.includes(role as Role)) {
+      throw new DownpourError('DP_USAGE', `${at} begins with no role: ${ROLES.join(', ')}`);
+    }
+    if (token === undefined || more.length > 0) {
+      throw new DownpourError('DP_USAGE', `${at} must be a role, a token and at most a name`);
+    }
+    lines.push([role as Role, token, name]);
+  }
+  if (lines.length > LIMITS.tokenCountMax) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `${file} has ${lines.length} tokens; at most ${LIMITS.tokenCountMax} are allowed`,
+    );
+  }
+  return lines;
+}
+
+/** Whether only programs on this machine reach a server that listens there. */
+export function isLoopback(host: string): boolean {
+  const address = host.replace(/^\[(.*)\]$/, '$1').replace(/^::ffff:/i, '');
+  if (address === 'localhost' || address === '::1') return true;
+  // A name may begin with 127 too.
+  return isIP(address) === 4 && address.startsWith('127.');
+}
+
+/**
+ * So many a second for each holder, and as many at once after a pause (a token bucket). Holders beyond
+ * the limit of memory push out those that have asked least recently.
+ */
+export class Rate {
+  readonly #perSecond: number;
+  readonly #buckets = new Map<string, { left: number; at: number }>();
+
+  constructor(perSecond: number) {
+    this.#perSecond = perSecond;
+  }
+
+  /** @param now monotonic ms. @returns whether one more is allowed; if so it is counted. */
+  take(holder: string, now: number): boolean {
+    const most = this.#perSecond;
+    const bucket = this.#buckets.get(holder) ?? { left: most, at: now };
+    bucket.left = Math.min(most, bucket.left + ((now - bucket.at) / 1000) * most);
+    bucket.at = now;
+    this.#buckets.delete(holder);
+    this.#buckets.set(holder, bucket);
+    if (this.#buckets.size > LIMITS.holderCountMax) {
+      this.#buckets.delete(this.#buckets.keys().next().value!);
+    }
+    if (bucket.left < 1) return false;
+    bucket.left--;
+    return true;
+  }
+}

@@ -1,0 +1,337 @@
+import { once } from 'node:events';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { request as httpRequest, type IncomingHttpHeaders } from 'node:http';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, describe, expect, test } from 'vitest';
+import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
+import { LIMITS } from '../../shared/config.ts';
+import type { RunSummary } from '../../shared/rest.ts';
+import { ProtocolWorker } from '../support/protocol-worker.ts';
+
+const cleanUps: (() => Promise<void>)[] = [];
+afterEach(async () => {
+  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+});
+
+async function start(
+  options: Partial<ServeOptions> = {},
+): Promise<Serving & { folder: string; lines: string[]; line(part: string): Promise<void> }> {
+  const folder = await mkdtemp(join(tmpdir(), 'downpour-'));
+  cleanUps.push(() => rm(folder, { recursive: true, force: true }));
+  const controller = new AbortController();
+  const lines: string[] = [];
+  const waiting = new Set<() => void>();
+  const serving = await serve({
+    host: '127.0.0.1',
+    port: 0,
+    state: join(folder, 'state'),
+    localSocket: false,
+    signal: controller.signal,
+    log: (text) => {
+      lines.push(text);
+      for (const look of waiting) look();
+    },
+    ...options,
+  });
+  cleanUps.push(async () => {
+    controller.abort();
+    await serving.closed;
+  });
+  const line = (part: string) =>
+    new Promise<void>((resolve) => {
+      const look = () => {
+        if (!lines.some((text) => text.includes(part))) return;
+        waiting.delete(look);
+        resolve();
+      };
+      waiting.add(look);
+      look();
+    });
+  return { ...serving, folder, lines, line };
+}
+
+interface Answer {
+  readonly status: number;
+  readonly headers: IncomingHttpHeaders;
+  readonly body: { readonly code?: string; readonly message?: string };
+}
+
+function ask(
+  url: string,
+  {
+    method = 'GET',
+    headers = {},
+    body,
+  }: { method?: string; headers?: object; body?: unknown } = {},
+): Promise<Answer> {
+  return new Promise((resolve, reject) => {
+    const text = body === undefined ? undefined : JSON.stringify(body);
+    const request = httpRequest(
+      url,
+      {
+        method,
+        agent: false,
+        headers: {
+          ...(text === undefined
+            ? {}
+            : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
+          ...headers,
+        },
+      },
+      async (response) => {
+        let all = '';
+        for await (const chunk of response) all += String(chunk);
+        resolve({
+          status: response.statusCode!,
+          headers: response.headers,
+          body: all.startsWith('{') ? JSON.parse(all) : {},
+        });
+      },
+    );
+    request.on('error', reject);
+    request.end(text);
+  });
+}
+
+const upgrade = (headers: object = {}) => ({
+  headers: {
+    connection: 'Upgrade',
+    upgrade: 'websocket',
+    'sec-websocket-version': '13',
+    'sec-websocket-key': 'AAAAAAAAAAAAAAAAAAAAAA==',
+    ...headers,
+  },
+});
+const bearer = (token: string) => ({ authorization: `Bearer ${token}` });
+const RUN = { experiment: 'regression', experimentHash: 'hash', config: { epochsMax: 1 } };
+
+describe('roles', () => {
+  const tokens = { token: 'o', workerToken: 'w', observerToken: 'r' };
+  /** What each role gets: nobody, a wrong token, observer, worker, operator. */
+  const read = [401, 401, 200, 403, 200];
+  const change = [401, 401, 403, 403, 200];
+  const TABLE: [method: string, path: string, statuses: number[]][] = [
+    ['GET', '/health', [200, 200, 200, 200, 200]],
+    ['GET', '/status', read],
+    ['GET', '/runs', read],
+    ['POST', '/runs', [401, 401, 403, 403, 201]],
+    ['GET', '/runs/:id', read],
+    ['GET', '/runs/:id/metrics', read],
+    ['GET', '/runs/:id/workers', read],
+    ['GET', '/runs/:id/checkpoints', read],
+    ['GET', '/runs/:id/checkpoints/:kind/file', read],
+    ['POST', '/runs/:id/stop', change],
+    ['POST', '/runs/:id/resume', change],
+    ['GET', '/openapi.json', read],
+    ['GET', '/nowhere', [401, 401, 404, 403, 404]],
+    ['DELETE', '/runs', [401, 401, 403, 403, 404]],
+  ];
+
+  test('each route lets in whom the table says, and the table has all routes', async () => {
+    const { url } = await start(tokens);
+    const operator = bearer('o');
+    await ask(`${url}/runs`, { method: 'POST', headers: operator, body: { id: 'r', ...RUN } });
+    await ask(`${url}/runs/r/stop`, { method: 'POST', headers: operator });
+    const givens = [{}, bearer('wrong'), bearer('r'), bearer('w'), operator];
+    for (const [method, path, statuses] of TABLE) {
+      const seen: number[] = [];
+      for (const headers of givens) {
+        const place = path.replace(':id', 'r').replace(':kind', 'last');
+        const body = path === '/runs' && method === 'POST' ? RUN : undefined;
+        const answer = await ask(url + place, { method, headers, body });
+        // There is no checkpoint: whoever hears that was let in.
+        const missing = answer.body.code === 'DP_CHECKPOINT_MISSING';
+        seen.push(missing ? 200 : answer.status);
+        if (answer.status >= 400) expect(answer.body.code, `${method} ${path}`).toMatch(/^DP_/);
+      }
+      expect({ method, path, seen }).toEqual({ method, path, seen: statuses });
+    }
+    const { body } = await ask(`${url}/openapi.json`, { headers: operator });
+    const { paths } = body as unknown as { paths: Record<string, object> };
+    const routes = Object.entries(paths).flatMap(([path, methods]) =>
+      Object.keys(methods).map(
+        (method) => `${method.toUpperCase()} ${path.replace(/\{(\w+)\}/g, ':$1')}`,
+      ),
+    );
+    const table = TABLE.map(([method, path]) => `${method} ${path}`);
+    expect(routes.filter((route) => !table.includes(route))).toEqual([]);
+  });
+
+  test('a worker is let in with a worker’s or an operator’s token', async () => {
+    const { url } = await start(tokens);
+    for (const token of ['w', 'o']) {
+      (await ProtocolWorker.connect(url, { token })).close();
+    }
+    const answers = await Promise.all(
+      [{}, bearer('wrong'), bearer('r')].map((headers) => ask(`${url}/ws`, upgrade(headers))),
+    );
+    expect(answers.map(({ status, body }) => [status, body.code])).toEqual([
+      [401, 'DP_UNAUTHORIZED'],
+      [401, 'DP_UNAUTHORIZED'],
+      [403, 'DP_FORBIDDEN'],
+    ]);
+  });
+
+  test('tokens change without a restart, and who came in with an old one has to leave', async () => {
+    const secrets = await mkdtemp(join(tmpdir(), 'downpour-'));
+    cleanUps.push(() => rm(secrets, { recursive: true, force: true }));
+    const file = join(secrets, 'tokens');
+    await writeFile(file, 'operator boss\nworker old\nworker both\n');
+    const { url, line } = await start({ tokensFile: file });
+    const old = await ProtocolWorker.connect(url, { token: 'old' });
+    const both = await ProtocolWorker.connect(url, { token: 'both' });
+    await writeFile(file, 'operator boss\nworker new\nworker both\n');
+    await line('the tokens have changed: 3');
+    await old.expect('error');
+    expect(await old.next()).toEqual({ kind: 'closed', code: 4401, reason: 'DP_UNAUTHORIZED' });
+    expect((await ask(`${url}/ws`, upgrade(bearer('old')))).status).toBe(401);
+    (await ProtocolWorker.connect(url, { token: 'new' })).close();
+    both.close();
+    expect(await both.next()).toMatchObject({ kind: 'closed', code: 1005 });
+  });
+});
+
+describe('limits', () => {
+  test('of requests in a second', async () => {
+    const { url } = await start({ limits: { requestsPerSecondMax: 5 } });
+    const answers = await Promise.all(Array.from({ length: 50 }, () => ask(`${url}/status`)));
+    const refused = answers.filter(({ status }) => status !== 200);
+    expect(refused.length).toBeGreaterThan(0);
+    expect(refused[0]).toMatchObject({ status: 429, body: { code: 'DP_LIMIT' } });
+    // Health checks count for nobody.
+    expect((await ask(`${url}/health`)).status).toBe(200);
+  });
+
+  test('of guesses at a token in a second', async () => {
+    const { url } = await start({ token: 'o' });
+    const guesses = Array.from({ length: 4 * LIMITS.refusalsPerSecondMax }, (_, i) =>
+      ask(`${url}/status`, { headers: bearer(`guess ${i}`) }),
+    );
+    const statuses = new Set((await Promise.all(guesses)).map(({ status }) => status));
+    expect(statuses).toEqual(new Set([401, 429]));
+    expect((await ask(`${url}/status`, { headers: bearer('o') })).status).toBe(200);
+  });
+
+  test('of connections with one token', async () => {
+    const limits = { connectionsPerTokenMax: 2 };
+    const { url } = await start({ token: 'o', workerToken: 'w', limits });
+    const first = await ProtocolWorker.connect(url, { token: 'w' });
+    const second = await ProtocolWorker.connect(url, { token: 'w' });
+    const refused = await ask(`${url}/ws`, upgrade(bearer('w')));
+    expect(refused).toMatchObject({ status: 429, body: { code: 'DP_LIMIT' } });
+    (await ProtocolWorker.connect(url, { token: 'o' })).close();
+    first.close();
+    await expect
+      .poll(async () => {
+        const third = await ProtocolWorker.connect(url, { token: 'w' }).catch(() => null);
+        third?.close();
+        return third !== null;
+      })
+      .toBe(true);
+    second.close();
+  });
+
+  test('of runs', async () => {
+    const { url } = await start({ limits: { runCountMax: 2 } });
+    const create = () => ask(`${url}/runs`, { method: 'POST', body: RUN });
+    expect([(await create()).status, (await create()).status]).toEqual([201, 201]);
+    expect(await create()).toMatchObject({ status: 429, body: { code: 'DP_LIMIT' } });
+  });
+
+  test('of names, bodies and headers', async () => {
+    const { url } = await start();
+    const create = (body: object) => ask(`${url}/runs`, { method: 'POST', body });
+    const name = 'a'.repeat(64);
+    expect((await create({ ...RUN, id: name })).status).toBe(201);
+    for (const id of [`${name}a`, '', '../up', 'A', 'a b']) {
+      expect(await create({ ...RUN, id })).toMatchObject({
+        status: 400,
+        body: { code: 'DP_BODY_INVALID' },
+      });
+    }
+    const long = await create({ ...RUN, experimentHash: 'x'.repeat(LIMITS.bodyBytesMax) });
+    expect(long).toMatchObject({ status: 413, body: { code: 'DP_FRAME_TOO_LARGE' } });
+    const most = LIMITS.requestHeaderBytesMax;
+    expect((await ask(`${url}/status`, { headers: { 'x-a': 'a'.repeat(most / 2) } })).status).toBe(
+      200,
+    );
+    expect(await ask(`${url}/status`, { headers: { 'x-a': 'a'.repeat(most) } })).toMatchObject({
+      status: 431,
+      body: { code: 'DP_HEADERS_TOO_LARGE' },
+    });
+  });
+
+  test('what is no HTTP is answered with a code, and closed', async () => {
+    const { url } = await start();
+    const socket = connect(Number(new URL(url).port), '127.0.0.1');
+    let text = '';
+    socket.on('data', (chunk) => {
+      text += String(chunk);
+    });
+    socket.write('\u0016\u0003\u0001 hello\r\n\r\n');
+    await once(socket, 'close');
+    expect(text).toMatch(/^HTTP\/1\.1 400 /);
+    expect(text).toContain('DP_BODY_INVALID');
+  });
+});
+
+describe('pages of others', () => {
+  test('may neither read nor change nor work, with or without a name that leads here', async () => {
+    const { url } = await start();
+    const { host, port } = new URL(url);
+    const foreign = { origin: 'https://evil.example' };
+    const rebound = { host: `evil.example:${port}` };
+    for (const headers of [foreign, rebound, { origin: 'null' }, { ...foreign, ...rebound }]) {
+      const answers = [
+        await ask(`${url}/runs`, { headers }),
+        await ask(`${url}/runs/r/stop`, { method: 'POST', headers }),
+        await ask(`${url}/ws`, upgrade(headers)),
+      ];
+      for (const { status, body } of answers) {
+        expect([status, body.code]).toEqual([403, 'DP_FORBIDDEN']);
+      }
+    }
+    const own = { origin: `http://${host}` };
+    expect((await ask(`${url}/runs`, { headers: own })).status).toBe(200);
+    const local = { host: `localhost:${port}` };
+    expect((await ask(`${url}/runs`, { headers: local })).status).toBe(200);
+  });
+
+  test('with a token the server has any name', async () => {
+    const { url } = await start({ token: 'o' });
+    const headers = { ...bearer('o'), host: 'trainer.example' };
+    expect((await ask(`${url}/runs`, { headers })).status).toBe(200);
+  });
+});
+
+test('every answer says that it is not to be guessed at, framed, run or kept', async () => {
+  const { url } = await start({ token: 'o' });
+  const answers = [
+    await ask(`${url}/health`),
+    await ask(`${url}/status`),
+    await ask(`${url}/nowhere`, { headers: bearer('o') }),
+    await ask(`${url}/status`, { headers: bearer('o') }),
+  ];
+  expect(answers.map(({ status }) => status)).toEqual([200, 401, 404, 200]);
+  for (const { headers } of answers) {
+    expect(headers).toMatchObject({
+      'x-content-type-options': 'nosniff',
+      'content-security-policy': expect.stringContaining("default-src 'none'"),
+      'x-frame-options': 'DENY',
+      'referrer-policy': 'no-referrer',
+      'cache-control': 'no-store',
+    });
+    expect(headers['strict-transport-security']).toBeUndefined();
+  }
+});
+
+test('an observer sees a run, and no token in it', async () => {
+  const { url } = await start({ token: 'o', observerToken: 'reader' });
+  const created = await ask(`${url}/runs`, { method: 'POST', headers: bearer('o'), body: RUN });
+  const { id } = created.body as unknown as RunSummary;
+  const seen = await ask(`${url}/runs/${id}`, { headers: bearer('reader') });
+  expect(seen.status).toBe(200);
+  expect(JSON.stringify(seen.body)).not.toContain('reader');
+});
