@@ -18,8 +18,10 @@ test('what a run applied is there, line by line, and checks', () => {
   const run = createRun({ epochsMax: 1 });
   log.began(run);
   const worker = new VirtualWorker(run, createProblem());
+  let seen = 0;
   worker.train(() => {
-    if (run.step > 0 && run.step !== seen) log.applied(run, worker.key, (seen = run.step));
+    if (run.step > seen) log.applied(run, worker.key, run.step);
+    seen = run.step;
     return false;
   });
   log.close();
@@ -31,7 +33,6 @@ test('what a run applied is there, line by line, and checks', () => {
   ]);
   expect(checkPushLog(text)).toEqual({ applied: 5, lost: 0, twice: [], steps: [] });
 });
-let seen = 0;
 
 test('what a kill took back may be applied again, what a checkpoint has may not', () => {
   const first = ['begin 1 r 0', 'push 1 r 1 a/1 1', 'push 1 r 2 b/1 1', 'push 1 r 3 a/1 2'];
