@@ -159,6 +159,7 @@ export function workerLine(worker: WorkerSummary): string {
     `${short(worker.computeMsMean)} ms a minibatch`,
     `staleness ${short(worker.stalenessMean)}`,
   );
+  if (worker.quarantine) parts.push('in quarantine');
   if (worker.lastError) parts.push(`${worker.lastError.code}: ${worker.lastError.message}`);
   return parts.join('  ');
 }

@@ -394,6 +394,7 @@ export class Coordinator {
       computeMsMean: tally?.computeMsMean ?? 0,
       examples: tally?.examples ?? 0,
       lastError: session.lastError,
+      quarantine: session.quarantine,
     };
   }
 

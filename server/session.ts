@@ -42,6 +42,7 @@ export class Session {
   readonly #refused = new Set<string>();
   #lastSeen: number;
   #lastError: { code: string; message: string } | null = null;
+  #quarantine: string | null = null;
   #closed = false;
   /** Shards know the worker by it. */
   readonly id = randomBytes(8).toString('hex');
@@ -106,6 +107,11 @@ export class Session {
     this.#lastSeen = this.#coordinator.now();
   }
 
+  /** Why its run takes nothing from it any more. */
+  get quarantine(): string | null {
+    return this.#quarantine;
+  }
+
   get lastError(): { code: string; message: string } | null {
     return this.#lastError;
   }
@@ -119,6 +125,7 @@ export class Session {
     const hello = this.#hello;
     if (!hello || this.#refused.has(run.id)) return false;
     if (hello.run !== null && hello.run !== run.id) return false;
+    if (run.quarantine(this.key) !== null) return false;
     return hello.experiments[run.options.experiment] === run.options.experimentHash;
   }
 
@@ -259,7 +266,10 @@ export class Session {
     this.#coordinator.welcome(this);
     if (hello.run !== null) {
       const run = this.#coordinator.mustFind(hello.run);
-      if (!run.over) this.#mustHaveExperiment(hello, run);
+      if (!run.over) {
+        run.mustBeTrusted(this.key);
+        this.#mustHaveExperiment(hello, run);
+      }
     }
     this.#coordinator.employ(this);
   }
@@ -313,6 +323,7 @@ export class Session {
     if (code !== null && message !== null) {
       this.#lastError = { code, message };
       this.#coordinator.recordRejection(run, this.key, push, acknowledgement);
+      run.mustBeTrusted(this.key);
     }
     this.proceed(acknowledgement);
   }
@@ -441,6 +452,7 @@ export class Session {
       this.#coordinator.log(`defect: ${error instanceof Error ? error.stack : String(error)}`);
     }
     this.#lastError = { code, message };
+    if (code === 'DP_QUARANTINED') this.#quarantine = message;
     this.#coordinator.countError(code);
     if (this.#connection.open) this.#connection.send({ type: 'error', code, message });
     const { close } = ERRORS[code];

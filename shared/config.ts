@@ -392,6 +392,28 @@ export const RunConfigSchema = Type.Object(
       },
       { ...closed, default: {} },
     ),
+    robust: Type.Object(
+      {
+        normMax: orNone(
+          Type.Number({ exclusiveMinimum: 0 }),
+          'a push whose gradient has a larger L2 norm is rejected, before any clipping',
+        ),
+        normMedianMax: orNone(
+          Type.Number({ exclusiveMinimum: 1 }),
+          'so is one of more than so many times the median norm of the last 100; 10 is usual',
+        ),
+        shareMax: orNone(
+          Type.Number({ minimum: 0.01, maximum: 1 }),
+          'largest share of one worker in the last 100 updates while others push, or an equal share if that is more; beyond, it is rejected',
+        ),
+        quarantineAfter: Type.Union([steps, Type.Null()], {
+          default: 5,
+          description:
+            'non-finite or too large pushes in a row after which a worker is shut out, if those of others are well; null: never',
+        }),
+      },
+      { ...closed, default: {} },
+    ),
     hyperparameters: Type.Record(
       Type.String({ pattern: '^[A-Za-z][A-Za-z0-9_]{0,63}$' }),
       Type.Union([Type.Number(), Type.String({ maxLength: 1000 }), Type.Boolean()]),

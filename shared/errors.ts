@@ -36,6 +36,9 @@ export const ERRORS = {
   DP_PUSH_LEASE_LOST: { http: 409, close: null, retry: 'never' },
   DP_PUSH_PHASE: { http: 409, close: null, retry: 'pull-first' },
   DP_GRADIENT_NOT_FINITE: { http: 422, close: null, retry: 'pull-first' },
+  DP_GRADIENT_TOO_LARGE: { http: 422, close: null, retry: 'pull-first' },
+  DP_PUSH_SHARE: { http: 409, close: null, retry: 'pull-first' },
+  DP_QUARANTINED: { http: 403, close: 4403, retry: 'never' },
   DP_DIVERGED: { http: 422, close: null, retry: 'never' },
   // Configuration and commands.
   DP_CONFIG_INVALID: { http: 400, close: null, retry: 'never' },

@@ -129,6 +129,8 @@ export const WorkerSummarySchema = Type.Object({
   computeMsMean: N,
   examples: N,
   lastError: orNull(Type.Object({ code: Type.String(), message: Type.String() })),
+  /** Set: its run takes nothing from it any more, and why. */
+  quarantine: orNull(Type.String()),
 });
 export type WorkerSummary = Static<typeof WorkerSummarySchema>;
 

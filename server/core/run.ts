@@ -28,6 +28,7 @@ import {
   type StagedPush,
   takeTensor,
 } from './parameters.ts';
+import { Robust } from './robust.ts';
 import { createSchedule, momentumAt, type Schedule, type ScheduleState } from './schedule.ts';
 import {
   BEST,
@@ -218,6 +219,7 @@ export class Run {
   #leases: Leases | null = null;
   #earlyStopping: EarlyStopping;
   #observations = new Observations();
+  readonly #robust: Robust;
   #evaluation: PendingEvaluation | null = null;
   #evaluationDue = false;
   /** In updates of the phase. */
@@ -264,6 +266,7 @@ export class Run {
     this.#firstGeneration = this.#generation;
     this.#shards = shards;
     this.#schedule = createSchedule(options.config.schedule, options.config);
+    this.#robust = new Robust(options.config);
     this.#earlyStopping = new EarlyStopping(options.config.earlyStopping);
   }
 
@@ -374,6 +377,7 @@ export class Run {
     join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'seen'>,
     now: number,
   ): void {
+    this.mustBeTrusted(worker);
     const layout = createLayout(join.tensors);
     checkAgreement({ ...this.options, layout: this.layout, data: this.#data }, { ...join, layout });
     if (join.seen) this.learnLost(join.seen);
@@ -388,6 +392,21 @@ export class Run {
     record.generation = -1;
     this.#leases?.extend(worker, now);
     if (this.#evaluation?.worker === worker) this.#evaluation.deadline = null;
+  }
+
+  /** Why a worker's pushes are not taken any more; null: they are. */
+  quarantine(worker: string): string | null {
+    return this.#robust.quarantine(worker);
+  }
+
+  /** @throws DownpourError DP_QUARANTINED. */
+  mustBeTrusted(worker: string): void {
+    const reason = this.quarantine(worker);
+    if (reason === null) return;
+    throw new DownpourError(
+      'DP_QUARANTINED',
+      `run ${this.id} takes nothing from this worker any more: ${reason}; mend it, then stop and resume the run`,
+    );
   }
 
   /** Cuts the vector into ranges and makes room for the first one. */
@@ -418,6 +437,7 @@ export class Run {
   detach(worker: string, now: number): void {
     const record = this.#workers.get(worker);
     if (record) record.attached = false;
+    this.#robust.left(worker);
     this.#leases?.hasten(worker, now + GRACE_MS);
     if (this.#evaluation?.worker === worker) this.#evaluation.deadline = now + GRACE_MS;
     if (this.#grant?.worker === worker) {
@@ -430,6 +450,7 @@ export class Run {
   leave(worker: string): void {
     const record = this.#workers.get(worker);
     if (record) record.attached = false;
+    this.#robust.left(worker);
     if (this.#leases?.release(worker)) this.#events.push({ kind: 'wake' });
     if (this.#evaluation?.worker === worker) {
       this.#evaluation.worker = null;
@@ -616,6 +637,8 @@ export class Run {
     const record = this.#record(worker);
     if (push.sequence <= record.lastSequence) return answer(push, 'duplicate', 0);
 
+    const shutOut = this.quarantine(worker);
+    if (shutOut !== null) return answer(push, 'rejected', 0, 'DP_QUARANTINED', shutOut);
     const parameters = this.#parameters;
     const leases = this.#leases;
     const training = this.#phase === 'training' || this.#phase === 'refitting';
@@ -658,7 +681,15 @@ export class Run {
     if (loss === null || !Number.isFinite(given)) {
       leases.retry(lease.id, now);
       const message = this.#nonFinite(push.step);
+      this.#robust.bad(worker, message);
       return answer(push, 'rejected', staleness, 'DP_GRADIENT_NOT_FINITE', message);
+    }
+    const refusal = this.#robust.refuse(worker, given, now);
+    if (refusal) {
+      leases.retry(lease.id, now);
+      const { code, message } = refusal;
+      if (code === 'DP_GRADIENT_TOO_LARGE') this.#robust.bad(worker, message);
+      return answer(push, 'rejected', staleness, code, message);
     }
     const norm = Math.min(given, clip.norm ?? Infinity);
     const factor = norm < given ? norm / given : 1;
@@ -690,6 +721,7 @@ export class Run {
     record.computeMsSum += push.computeMs;
     record.examples += lease.count;
     this.#nonFiniteInRow = 0;
+    this.#robust.applied(worker, now);
     this.#initialLoss ??= loss;
     this.#observations.applied({
       step: this.#step,
@@ -1063,6 +1095,7 @@ export class Run {
     if (this.#phase === 'finished') {
       throw new DownpourError('DP_RUN_ENDED', `run ${this.id} is finished: ${this.#reason}`);
     }
+    if (this.#phase === 'stopped') this.#robust.release();
     if (this.#phase === 'stopped') this.#setPhase(this.#resumePhase, 'resumed');
   }
 

@@ -77,6 +77,7 @@ const WORKER: WorkerSummary = {
   computeMsMean: 4.25,
   examples: 384_000,
   lastError: null,
+  quarantine: null,
 };
 
 const ESCAPE = '\x1b';
