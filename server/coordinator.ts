@@ -9,7 +9,7 @@ import type {
   RunSummary,
   WorkerSummary,
 } from '../shared/rest.ts';
-import { Run } from './core/run.ts';
+import { Run, type RunOptions } from './core/run.ts';
 import type { Keeper } from './keeper.ts';
 import { WaitingLine } from './landings.ts';
 import type { PushLog } from './push-log.ts';
@@ -42,6 +42,8 @@ export class Coordinator {
   readonly #errors = new Map<ErrorCode, number>();
   #tickedAt: number;
   readonly #runCountMax: number;
+  /** Names of runs that are being made from others. */
+  readonly #forking = new Set<string>();
   /** Nobody is let in any more, and nothing begun. */
   #closing = false;
 
@@ -91,6 +93,8 @@ export class Coordinator {
     }
     const { experiment, experimentHash } = body;
     const createdAt = this.#timeOfCreation();
+    if (body.fork)
+      return this.#fork(body.fork, { id, experiment, experimentHash, config, createdAt });
     const run = new Run({ id, experiment, experimentHash, config, createdAt }, this.#shards, {
       life: this.#keeper.life,
     });
@@ -104,6 +108,28 @@ export class Coordinator {
     this.log(`run ${id} created: ${experiment}`);
     this.#employAll();
     return run;
+  }
+
+  /** @throws DownpourError DP_RUN_UNKNOWN, DP_RUN_EXISTS or what the keeper throws. */
+  async #fork(
+    { run: of, checkpoint }: NonNullable<CreateRun['fork']>,
+    options: Omit<RunOptions, 'fork'>,
+  ): Promise<Run> {
+    const { id } = options;
+    const source = this.mustFind(of);
+    if (this.#forking.has(id)) {
+      throw new DownpourError('DP_RUN_EXISTS', `run '${id}' is being made already`);
+    }
+    this.#forking.add(id);
+    try {
+      const run = await this.#keeper.fork(source, checkpoint, options);
+      this.adopt(run);
+      this.log(`run ${id} created: a fork of ${of} at step ${run.options.fork!.step}`);
+      this.#employAll();
+      return run;
+    } finally {
+      this.#forking.delete(id);
+    }
   }
 
   /** ISO 8601. Later than of all other runs, though the clock may have been set back: it is their order. */

@@ -10,10 +10,11 @@ import {
   listCheckpoints,
   newestValidCheckpoint,
   pruneCheckpoints,
+  readCheckpoint,
   removeCheckpoint,
   writeCheckpoint,
 } from './checkpoint.ts';
-import { Run, type RunState } from './core/run.ts';
+import { Run, type RunOptions, type RunState } from './core/run.ts';
 import { nextLife, noteProgress, readProgress } from './lives.ts';
 import { restoreShards, saveShards } from './shard-checkpoint.ts';
 import type { ShardPool } from './shard-pool.ts';
@@ -103,6 +104,43 @@ export class Keeper {
     }
   }
 
+  /**
+   * Makes a run that begins with the parameters of another, known and on disk before anybody works for
+   * it. The other one is left as it is; of a live one a checkpoint is written first.
+   * @throws DownpourError DP_CHECKPOINT_MISSING, DP_CHECKPOINT_CORRUPT, DP_DISK or what the store throws.
+   */
+  async fork(source: Run, which: string, options: Omit<RunOptions, 'fork'>): Promise<Run> {
+    const { root, store, token, now } = this.#options;
+    if (which === 'last' && !source.over && source.hasParameters) await this.saveNow(source);
+    const from = checkpointFolder(root, source.id);
+    const known = await listCheckpoints(from);
+    const manifest = known.findLast(({ kind, file }) => kind === which || file === which);
+    if (!manifest) {
+      throw new DownpourError(
+        'DP_CHECKPOINT_MISSING',
+        `run '${source.id}' has no checkpoint '${which}'; it has: ${known.map(({ file }) => file).join(', ') || 'none yet'}`,
+      );
+    }
+    const { tensors } = await readCheckpoint(from, manifest);
+    const { step, file: checkpoint } = manifest;
+    const origin = { run: source.id, step, checkpoint };
+    const fork = Run.fork({ ...options, fork: origin }, manifest.state as RunState, tensors);
+    await store.mayWrite(token);
+    await writeCheckpoint(checkpointFolder(root, fork.id), {
+      run: fork.id,
+      step: 0,
+      kind: 'last',
+      layoutHash: manifest.layoutHash,
+      tensors: fork.tensors(),
+      state: { ...fork.state(now()), life: this.#life },
+      now: new Date(),
+    });
+    await this.#putRecord(fork);
+    const run = await this.#recoverOne(record(fork));
+    this.#want(run, 'registry');
+    return run;
+  }
+
   /** All runs of the state store, each from its newest valid checkpoint. */
   async recover(): Promise<Run[]> {
     const { root, log } = this.#options;
@@ -180,6 +218,12 @@ export class Keeper {
       onDamaged: (error) => log(`run ${known.id}: ${error.message}; using an older checkpoint`),
     });
     if (!checkpoint) {
+      if (known.fork) {
+        throw new DownpourError(
+          'DP_CHECKPOINT_MISSING',
+          `it began with the parameters of another run and has no checkpoint left: fork it again`,
+        );
+      }
       const since = typeof known.life === 'number' ? known.life : this.#life - 1;
       const fresh = new Run(optionsOf(known), shards, { life: this.#life, since });
       await this.#learnLost(fresh);
@@ -475,7 +519,9 @@ export class Keeper {
 function record(run: Run): RunRecord {
   const { id, experiment, experimentHash, config, createdAt } = run.options;
   const { phase, life } = run;
-  return { id, experiment, experimentHash, config, createdAt, phase, life };
+  const { fork } = run.options;
+  const origin = fork ? { fork } : {};
+  return { id, experiment, experimentHash, config, createdAt, phase, life, ...origin };
 }
 
 function optionsOf(known: RunRecord): ConstructorParameters<typeof Run>[0] {

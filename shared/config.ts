@@ -130,6 +130,18 @@ export const ScheduleSchema = Type.Union(
     ),
     Type.Object(
       {
+        kind: Type.Literal('rising'),
+        factor: Type.Number({
+          exclusiveMinimum: 1,
+          default: 1000,
+          description: 'the rate at the end over that at the start; between them it grows evenly',
+        }),
+        steps: Type.Integer({ minimum: 1, default: 200, description: 'length of the range test' }),
+      },
+      closed,
+    ),
+    Type.Object(
+      {
         kind: Type.Literal('plateau'),
         divideBy: Type.Number({
           minimum: 1.1,
@@ -367,6 +379,12 @@ export const RunConfigSchema = Type.Object(
       },
       { ...closed, default: {} },
     ),
+    workersMin: Type.Integer({
+      minimum: 1,
+      maximum: 1000,
+      default: 1,
+      description: 'workers that must have joined before the first minibatch is given out',
+    }),
     workersMax: orNone(steps, 'workers that the server gives this run at the same time; null: any'),
     leaseSeconds: positive('after which an unpushed minibatch goes to another worker', 60),
     nonFiniteMax: Type.Integer({
@@ -524,6 +542,12 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
       folds === null
         ? 'validation.fold and validation.stratified need validation.folds: set how many folds there are'
         : `validation.fold is ${fold}; with ${folds} folds it is 0 to ${folds - 1}`,
+    );
+  }
+  if (config.workersMax !== null && config.workersMin > config.workersMax) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      `workersMin is ${config.workersMin}, above workersMax ${config.workersMax}: the run would never begin`,
     );
   }
   if (!config.earlyStopping.enabled && config.epochsMax === null && config.stepsMax === null) {

@@ -17,6 +17,17 @@ export const CreateRunSchema = Type.Object(
     experimentHash: Type.String({ minLength: 1, maxLength: 128 }),
     /** A part of a configuration; what is missing takes its default. */
     config: Type.Optional(Type.Unsafe<unknown>({ type: 'object' })),
+    /** Begins with the parameters of another run; optimizer, schedule and steps begin anew. */
+    fork: Type.Optional(
+      Type.Object(
+        {
+          run: Name,
+          /** Newest of a kind, or a file of `GET /runs/:id/checkpoints`. `last`: of this moment. */
+          checkpoint: Type.String({ minLength: 1, maxLength: 200, default: 'last' }),
+        },
+        closed,
+      ),
+    ),
   },
   closed,
 );
@@ -149,7 +160,10 @@ export const MetricsSchema = Type.Object({
   training: Type.Object({
     step: Type.Array(N),
     seconds: Type.Array(N),
+    /** Smoothed, as `trainingLoss` of a run. */
     loss: Type.Array(orNull(N)),
+    /** Of the minibatch alone; null in points of older releases. */
+    minibatchLoss: Type.Array(orNull(N)),
     learningRate: Type.Array(N),
     gradientNorm: Type.Array(orNull(N)),
     staleness: Type.Array(N),

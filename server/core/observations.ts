@@ -17,6 +17,8 @@ export interface Applied {
   readonly step: number;
   readonly seconds: number;
   readonly loss: number;
+  /** Of the minibatch alone, where `loss` is smoothed; absent in points of older releases. */
+  readonly minibatchLoss?: number;
   readonly learningRate: number;
   readonly gradientNorm: number;
   readonly staleness: number;
@@ -83,7 +85,11 @@ export class Observations {
     this.#recent.push({ seconds: push.seconds, examples: this.#examples, step: push.step });
     if (this.#recent.length > 2 * WINDOW) this.#recent = this.#recent.slice(-WINDOW);
     if (push.step % this.#stride !== 0) return;
-    this.#points.push({ ...push, loss: this.trainingLoss ?? push.loss });
+    this.#points.push({
+      ...push,
+      loss: this.trainingLoss ?? push.loss,
+      minibatchLoss: push.loss,
+    });
     if (this.#points.length > POINTS_MAX) {
       this.#stride *= 2;
       this.#points = this.#points.filter((point) => point.step % this.#stride === 0);
@@ -130,6 +136,7 @@ export class Observations {
         step: points.map((p) => p.step),
         seconds: points.map((p) => p.seconds),
         loss: points.map((p) => p.loss),
+        minibatchLoss: points.map((p) => p.minibatchLoss ?? null),
         learningRate: points.map((p) => p.learningRate),
         gradientNorm: points.map((p) => p.gradientNorm),
         staleness: points.map((p) => p.staleness),

@@ -302,6 +302,18 @@ export class Parameters {
     this.restoreState(state);
   }
 
+  /**
+   * Takes over the parameters of another run and how far its statistics are; optimizer and average are
+   * as new. @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size.
+   */
+  adopt(state: Pick<ParametersState, 'merges'> | null, tensors: readonly NamedTensor[]): void {
+    for (const { name, offset, size } of this.layout.tensors) {
+      this.#vector.set(takeTensor(tensors, name, size), offset);
+    }
+    this.#merges = state?.merges ?? 0;
+    this.#changed();
+  }
+
   /** Continues from a checkpoint, once the `vectors` are set. */
   restoreState(state: ParametersState): void {
     if (state.average) this.#average?.restore(state.average);

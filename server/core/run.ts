@@ -54,6 +54,15 @@ export interface RunOptions {
   readonly experimentHash: string;
   readonly config: RunConfig;
   readonly createdAt: string;
+  /** Whose parameters it began with. */
+  readonly fork?: ForkOrigin;
+}
+
+export interface ForkOrigin {
+  readonly run: string;
+  readonly step: number;
+  /** The tensor file of the checkpoint. */
+  readonly checkpoint: string;
 }
 
 export type RunEvent =
@@ -386,10 +395,15 @@ export class Run {
       this.#place(layout);
       this.#tell({ kind: 'create', run: this.id, tensors: join.tensors, config: this.config });
     }
-    if (this.#phase === 'waiting' && !this.#grant) this.#requestParameters();
+    if (this.#phase === 'waiting' && !this.#grant) {
+      if (this.hasParameters) this.#begin(now);
+      else this.#requestParameters();
+    }
     const record = this.#record(worker);
     record.attached = true;
     record.generation = -1;
+    // Those that wait for more workers look again.
+    if (this.config.workersMin > 1) this.#events.push({ kind: 'wake' });
     this.#leases?.extend(worker, now);
     if (this.#evaluation?.worker === worker) this.#evaluation.deadline = null;
   }
@@ -514,6 +528,7 @@ export class Run {
     }
     const training = this.#phase === 'training' || this.#phase === 'refitting';
     if (!training || this.#ending !== null || !this.#leases) return { kind: 'wait' };
+    if (this.#step === 0 && !this.#isStaffed()) return { kind: 'wait' };
     const leases = this.#leases.grant(worker, Math.min(ahead, LIMITS.leasesPerWorkerMax), now);
     if (leases.length === 0) return { kind: 'wait' };
     const whole = this.#whole(record);
@@ -526,6 +541,12 @@ export class Run {
       step: this.#step,
       parts: { capture: null, whole: whole !== null },
     };
+  }
+
+  #isStaffed(): boolean {
+    const { workersMin } = this.config;
+    if (workersMin === 1) return true;
+    return [...this.#workers.values()].filter(({ attached }) => attached).length >= workersMin;
   }
 
   /** Nobody will decide about this push: the other shards let go of their parts, if they have them. */
@@ -590,15 +611,16 @@ export class Run {
     if (!this.#startingAnew) this.#initialisations++;
     this.#startingAnew = false;
     this.#generation++;
+    if (this.#phase === 'waiting') this.#begin(now);
     this.#startedMs ??= now;
-    if (this.#phase === 'waiting') {
-      this.#startPhase('training', {
-        part: 'train',
-        epochs: this.config.epochsMax,
-        reason: 'training',
-      });
-    }
     this.#events.push({ kind: 'wake' });
+  }
+
+  /** There are parameters, and it is known what the data are. */
+  #begin(now: number): void {
+    this.#startedMs ??= now;
+    const { epochsMax: epochs } = this.config;
+    this.#startPhase('training', { part: 'train', epochs, reason: 'training' });
   }
 
   // A push.
@@ -771,6 +793,10 @@ export class Run {
     this.#observations.restartSmoothing();
     const anew = this.#phase === 'refitting' && this.config.earlyStopping.afterStop === 'retrain';
     const best = anew || !this.#isGood(this.#best) ? null : this.#best;
+    if (!best && !anew && this.options.fork) {
+      this.#fail(`${reason}; a fork has no initial parameters of its own to go back to`);
+      return;
+    }
     if (best) {
       this.#setParameters(best.capture);
       this.#mustParameters().resetOptimizer();
@@ -1312,6 +1338,24 @@ export class Run {
   }
 
   /**
+   * A new run that begins with the parameters of another one: its optimizer, schedule, order of examples
+   * and steps begin anew, as its configuration says. The averaging of statistics goes on.
+   * @param source the other run's checkpoint, with tensors for all of its layout.
+   * @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size.
+   */
+  static fork(
+    options: RunOptions,
+    source: Pick<RunState, 'tensors' | 'parameters'>,
+    tensors: readonly NamedTensor[],
+  ): Run {
+    const run = new Run(options);
+    run.#place(createLayout(source.tensors ?? []));
+    run.#mustParameters().adopt(source.parameters, tensors);
+    run.#initialisations = 1;
+    return run;
+  }
+
+  /**
    * Continues from a checkpoint as if nothing had happened: same parameters, optimizer state,
    * schedule and order of examples. What was out is given out anew, in the same order.
    * @param tensors of the first range: parts of tensors under the names of the whole ones. The other
@@ -1383,7 +1427,7 @@ export class Run {
   #restorePending(): void {
     const phase = this.#phase === 'stopped' ? this.#resumePhase : this.#phase;
     if (phase === 'waiting' || this.#startingAnew) {
-      this.#requestParameters();
+      if (!this.hasParameters || this.#startingAnew) this.#requestParameters();
     } else if (phase === 'refitting' && this.#initialisations === 1) {
       const retrain = this.config.earlyStopping.afterStop === 'retrain';
       if (retrain) this.#requestParameters();

@@ -20,6 +20,7 @@ export interface ScheduleState {
 /**
  * Each kind is a factor on `learningRate`, 1 at step 0. Linear decay to a fixed small rate: Deep
  * Learning §8.3.1, eq. 8.14. Cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
+ * Rising: the range test of Smith 2017, arXiv:1506.01186, evenly on a logarithmic scale.
  * Plateau: divided by `divideBy` after `patience` evaluations in a row without improvement (§11.2).
  */
 export function createSchedule(
@@ -74,6 +75,8 @@ function factorAt(config: ScheduleConfig, step: number, plateau: number): number
       const done = Math.min(1, step / config.steps);
       return config.floor + ((1 - config.floor) * (1 + Math.cos(Math.PI * done))) / 2;
     }
+    case 'rising':
+      return config.factor ** Math.min(1, step / config.steps);
     case 'plateau':
       return plateau;
   }
