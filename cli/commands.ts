@@ -189,7 +189,7 @@ function registerServe(program: Command): void {
         'downpour serve',
         'downpour serve --shards 4',
         'DOWNPOUR_TOKEN=secret downpour serve --host 0.0.0.0 --redis-url redis://redis:6379',
-        'downpour serve --host 0.0.0.0 --tokens tokens.txt',
+        'downpour serve --host 0.0.0.0 --tokens tokens.txt --tls-cert server.pem --tls-key server.key',
         'downpour serve --redis-url rediss://trainer:secret@redis:6380 --redis-ca ca.pem',
         'downpour serve --redis-url redis+sentinel://10.0.0.1,10.0.0.2,10.0.0.3/mymaster',
       ),
@@ -258,6 +258,7 @@ function registerWork(program: Command): void {
       'after',
       examples(
         'downpour work --server ws://192.168.1.10:7420',
+        'downpour work --server wss://trainer:7420 --tls-ca ca.pem --token-file token',
         'downpour work --experiments ./my-experiments --engine wasm --once',
       ),
     )

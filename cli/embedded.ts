@@ -3,13 +3,7 @@ import { createServer } from 'node:net';
 import { join, resolve } from 'node:path';
 import { DownpourError, errorCode } from '../shared/errors.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
-import {
-  DEFAULT_HOST,
-  DEFAULT_PORT,
-  DEFAULT_SERVER,
-  type ServerOptions,
-  tokenOf,
-} from './options.ts';
+import { clientOf, DEFAULT_HOST, DEFAULT_PORT, type ServerOptions } from './options.ts';
 
 /** A server that a command talks to: one that runs already, or its own on a state folder. */
 export interface Session {
@@ -64,10 +58,7 @@ export interface SessionOptions extends ServerOptions {
  */
 export async function openSession(options: SessionOptions): Promise<Session> {
   const running = async (): Promise<Session> => {
-    const client = createRestClient({
-      server: options.server ?? DEFAULT_SERVER,
-      token: tokenOf(options),
-    });
+    const client = clientOf(options);
     await client.health();
     return { client, state: null, close: async () => {} };
   };

@@ -39,6 +39,11 @@ export function startLocalWorkers(given: LocalWorkersOptions): Pool {
   delete env.DOWNPOUR_SERVER;
   delete env.DOWNPOUR_TOKEN_FILE;
   delete env.DOWNPOUR_TOKEN;
+  for (const name of ['CA', 'CERT', 'KEY']) delete env[`DOWNPOUR_TLS_${name}`];
+  const { tlsCa, tlsCert, tlsKey } = options;
+  if (tlsCa !== undefined) env.DOWNPOUR_TLS_CA = resolve(tlsCa);
+  if (tlsCert !== undefined) env.DOWNPOUR_TLS_CERT = resolve(tlsCert);
+  if (tlsKey !== undefined) env.DOWNPOUR_TLS_KEY = resolve(tlsKey);
   if (token !== undefined) env.DOWNPOUR_TOKEN = token;
   return startPool({
     names: Array.from({ length: options.workers }, (_, i) => `${prefix}-${i + 1}`),

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
+import { fetchOver, trustOf } from '../wire/tls.ts';
 
 /** What all commands have in common: exit codes, options, the way they print facts. */
 
@@ -102,8 +103,24 @@ export interface TokenOptions {
   readonly tokenFile?: string;
 }
 
-/** `--token` and `--token-file`, with their environment variables. */
+/** How commands get into a server: `--token`, `--token-file`, and whom they trust over TLS. */
 export function addTokenOptions(command: Command): Command {
+  return addTokens(command)
+    .addOption(
+      new Option(
+        '--tls-ca <file>',
+        'for https:// and wss://, PEM of the authority that signed the certificate (default: those that Node.js trusts)',
+      ).env('DOWNPOUR_TLS_CA'),
+    )
+    .addOption(
+      new Option('--tls-cert <file>', 'PEM of our certificate, where the server asks for one').env(
+        'DOWNPOUR_TLS_CERT',
+      ),
+    )
+    .addOption(new Option('--tls-key <file>', 'PEM of its key').env('DOWNPOUR_TLS_KEY'));
+}
+
+function addTokens(command: Command): Command {
   return command
     .addOption(
       new Option(
@@ -125,7 +142,23 @@ export interface ServerTokenOptions {
 
 /** Of `serve` and `shard`. */
 export function addServerTokenOptions(command: Command): Command {
-  return addTokenOptions(command)
+  return addTokens(command)
+    .addOption(
+      new Option('--tls-cert <file>', 'serve https:// and wss://: PEM of the certificate').env(
+        'DOWNPOUR_TLS_CERT',
+      ),
+    )
+    .addOption(
+      new Option('--tls-key <file>', 'PEM of its key; both are read again when they change').env(
+        'DOWNPOUR_TLS_KEY',
+      ),
+    )
+    .addOption(
+      new Option(
+        '--tls-ca <file>',
+        'let in only who has a certificate of this authority, PEM, beside the token',
+      ).env('DOWNPOUR_TLS_CA'),
+    )
     .addOption(
       new Option('--worker-token <token>', 'that lets workers in and does nothing else').env(
         'DOWNPOUR_WORKER_TOKEN',
@@ -183,15 +216,46 @@ export function tokenOf(options: TokenOptions): string | undefined {
   return token;
 }
 
-export interface ServerOptions extends TokenOptions {
+/** Certificates: of a server, or of whoever asks one. */
+export interface TlsFileOptions {
+  readonly tlsCa?: string;
+  readonly tlsCert?: string;
+  readonly tlsKey?: string;
+}
+
+/** A server's certificate; undefined: none. @throws DownpourError DP_USAGE: half of one. */
+export function serverTlsOf({ tlsCa: ca, tlsCert: cert, tlsKey: key }: TlsFileOptions) {
+  if (cert !== undefined && key !== undefined) return { cert, key, ...(ca ? { ca } : {}) };
+  if (cert === undefined && key === undefined && ca === undefined) return undefined;
+  throw new DownpourError(
+    'DP_USAGE',
+    'a server over TLS needs --tls-cert and --tls-key, and perhaps --tls-ca: one of them is missing',
+  );
+}
+
+/** Whom to trust at this address; undefined where it is in the clear. */
+export function trustFor(server: string, options: TlsFileOptions) {
+  if (!/^(https|wss):/i.test(server)) return undefined;
+  const { tlsCa: ca, tlsCert: cert, tlsKey: key } = options;
+  return trustOf({
+    ...(ca === undefined ? {} : { ca }),
+    ...(cert === undefined ? {} : { cert }),
+    ...(key === undefined ? {} : { key }),
+  });
+}
+
+export interface ServerOptions extends TokenOptions, TlsFileOptions {
   readonly server?: string;
 }
 
 /** A client of the server that the options name, or of the default one on this machine. */
 export function clientOf(options: ServerOptions, signal?: AbortSignal): RestClient {
+  const server = options.server ?? DEFAULT_SERVER;
+  const tls = trustFor(server, options);
   return createRestClient({
-    server: options.server ?? DEFAULT_SERVER,
+    server,
     token: tokenOf(options),
+    ...(tls ? { fetch: fetchOver(tls) } : {}),
     ...(signal ? { signal } : {}),
   });
 }

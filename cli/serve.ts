@@ -3,10 +3,11 @@ import { serve } from '../server/main.ts';
 import { redisFilesOf } from '../server/redis-address.ts';
 import { runShard } from '../server/shard-main.ts';
 import type { RedisFileOptions, ServeOptions, ShardOptions } from './commands.ts';
-import { print, serverTokensOf, tell, untilInterrupted } from './options.ts';
+import { print, serverTlsOf, serverTokensOf, tell, untilInterrupted } from './options.ts';
 
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
 export async function serveCommand(options: ServeOptions): Promise<void> {
+  const tls = serverTlsOf(options);
   const interruption = untilInterrupted(() =>
     tell('stopping with a checkpoint of each run; once more to stop at once'),
   );
@@ -17,6 +18,7 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
     ...(options.redisUrl === undefined ? {} : { redis: options.redisUrl }),
     redisFiles: filesOf(options),
     ...serverTokensOf(options),
+    ...(tls ? { tls } : {}),
     insecure: options.insecure === true,
     localSocket: options.localSocket,
     shards: options.shards,
@@ -34,6 +36,7 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
 
 /** `downpour shard`: until Ctrl-C or SIGTERM. */
 export async function shardCommand(options: ShardOptions): Promise<void> {
+  const tls = serverTlsOf(options);
   const interruption = untilInterrupted(() => tell('stopping; once more to stop at once'));
   const { host, port, advertise, redisUrl } = options;
   const shard = await runShard({
@@ -44,6 +47,7 @@ export async function shardCommand(options: ShardOptions): Promise<void> {
     ...(redisUrl === undefined ? {} : { redis: redisUrl }),
     redisFiles: filesOf(options),
     ...serverTokensOf(options),
+    ...(tls ? { tls } : {}),
     insecure: options.insecure === true,
     localSocket: options.localSocket,
     log: tell,

@@ -5,12 +5,24 @@ import { ENGINES, type EngineName } from '../worker/engine.ts';
 import { experimentFolders } from '../worker/experiment.ts';
 import { runWorker } from '../worker/main.ts';
 import type { WorkOptions } from './commands.ts';
-import { DEFAULT_EXPERIMENTS, DEFAULT_SERVER, tell, tokenOf, untilInterrupted } from './options.ts';
+import {
+  DEFAULT_EXPERIMENTS,
+  DEFAULT_SERVER,
+  tell,
+  tokenOf,
+  trustFor,
+  untilInterrupted,
+} from './options.ts';
 import type { WorkerFailure } from './pool.ts';
 
 /** `downpour work`: until Ctrl-C, or with --once until the run has ended. */
 export async function workCommand(options: WorkOptions): Promise<void> {
-  const token = tokenOf(options);
+  const server = options.server ?? DEFAULT_SERVER;
+  const tls = trustFor(server, options);
+  const given = tokenOf(options);
+  // A file's token may be another one when the connection has to be made again.
+  const fromFile = options.token === undefined && options.tokenFile !== undefined;
+  const token = fromFile ? () => newestToken(options, given ?? null) : given;
   const interruption = untilInterrupted(() =>
     tell('handing back what is not computed; once more to stop at once'),
   );
@@ -19,10 +31,11 @@ export async function workCommand(options: WorkOptions): Promise<void> {
   process.once('disconnect', () => orphaned.abort());
   try {
     await runWorker({
-      server: webSocketAddress(options.server ?? DEFAULT_SERVER),
+      server: webSocketAddress(server),
       run: options.run ?? null,
       ...(options.name === undefined ? {} : { name: options.name }),
       ...(token === undefined ? {} : { token }),
+      ...(tls ? { tls } : {}),
       ...(options.engine === undefined ? {} : { engine: engineOf(options.engine) }),
       ...(options.threads === undefined ? {} : { threads: options.threads }),
       folders: experimentFolders(options.experiments ?? DEFAULT_EXPERIMENTS),
@@ -41,6 +54,16 @@ export async function workCommand(options: WorkOptions): Promise<void> {
     throw error;
   } finally {
     interruption.dispose();
+  }
+}
+
+/** A file that is being replaced may be missing for a moment. */
+function newestToken(options: WorkOptions, known: string | null): string | null {
+  try {
+    return tokenOf(options) ?? known;
+  } catch (error) {
+    tell(errorText(error));
+    return known;
   }
 }
 

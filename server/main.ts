@@ -3,6 +3,7 @@ import { createServer } from 'node:http';
 import { hostname } from 'node:os';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
+import type { Server as TlsServer } from 'node:tls';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { VERSION } from '../shared/version.ts';
 import { type LocalListener, listenLocally, localSocketWanted } from '../wire/local-socket.ts';
@@ -131,7 +132,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
         ),
       );
     });
-    pool = createPool(options, store, access);
+    pool = createPool(options, store, access, tls);
     await pool?.open();
     const write = { root: state, store, token: lease.token };
     const keeper = new Keeper({ ...write, shards: pool, now, log, onFenced: lose });
@@ -158,7 +159,10 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       localSocket: () => local?.path ?? null,
       log,
     });
-    if (localSocketWanted(options.localSocket)) local = await listenBeside(app, log);
+    tls?.keep(app.server as unknown as TlsServer);
+    // Who asks for encryption gets no way around it.
+    const beside = !tls && localSocketWanted(options.localSocket);
+    if (beside) local = await listenBeside(app, log);
     const url = await listen(app, host, port);
     const timer = setInterval(() => coordinator.tick(), TICK_MS);
     const closed = untilAborted(AbortSignal.any([signal, ending.signal])).then(async () => {
@@ -215,7 +219,12 @@ function beginAnewWhenLost(
   };
 }
 
-function createPool(options: ServeOptions, store: StateStore, access: Access): ShardPool | null {
+function createPool(
+  options: ServeOptions,
+  store: StateStore,
+  access: Access,
+  tls: TlsMaterial | null,
+): ShardPool | null {
   const { host, shards: count = 1, shardsFrom = 'threads', signal } = options;
   if (count === 1) return null;
   const log = options.log ?? (() => {});
@@ -223,9 +232,11 @@ function createPool(options: ServeOptions, store: StateStore, access: Access): S
   const tokens = tokenSources(options);
   const source =
     shardsFrom === 'threads'
-      ? threadSource({ host, tokens, localSocket, log })
+      ? threadSource({ host, tokens, tls: options.tls ?? null, localSocket, log })
       : storeSource(store, { signal, log });
-  return new ShardPool({ count, source, token: () => access.own, log });
+  // A port of a thread of ours is nobody else's, whatever name its certificate has.
+  const trust = () => tls && { ...tls.options(), rejectUnauthorized: shardsFrom === 'store' };
+  return new ShardPool({ count, source, token: () => access.own, tls: trust, log });
 }
 
 /** Redis, whose records wait in the state folder while it is away. */

@@ -9,6 +9,7 @@ import { openRedisStore } from './redis.ts';
 import type { RedisFiles } from './redis-address.ts';
 import { serveShard } from './shard-server.ts';
 import { openFileStore } from './state-store.ts';
+import type { TlsFiles } from './tls.ts';
 
 export interface ShardOptions extends TokenSources {
   readonly host: string;
@@ -22,6 +23,8 @@ export interface ShardOptions extends TokenSources {
   readonly redisFiles?: RedisFiles;
   /** Listen beyond this machine without a token. */
   readonly insecure?: boolean;
+  /** Absent: in the clear. */
+  readonly tls?: TlsFiles;
   readonly localSocket?: boolean;
   readonly log?: (line: string) => void;
   readonly signal: AbortSignal;
@@ -46,8 +49,9 @@ export async function runShard(
   if (!redis) await mkdir(state, { recursive: true });
   const store = redis ? openRedisStore({ url: redis, files }) : openFileStore({ folder: state });
   try {
+    const tls = options.tls ?? null;
     const localSocket = localSocketWanted(options.localSocket);
-    const shard = await serveShard({ host, port, tokens, localSocket, log, signal });
+    const shard = await serveShard({ host, port, tokens, tls, localSocket, log, signal });
     const everywhere = ['0.0.0.0', '::'].includes(host);
     const advertised = options.advertise ?? (everywhere ? hostname() : host);
     const record = { id: nameOf(advertised, shard.port), host: advertised, port: shard.port };
@@ -64,7 +68,7 @@ export async function runShard(
         .catch((error) => log(`not taken off the list of shards: ${errorText(error)}`));
       await store.close();
     });
-    return { url: `ws://${advertised}:${shard.port}`, closed };
+    return { url: `${tls ? 'wss' : 'ws'}://${advertised}:${shard.port}`, closed };
   } catch (error) {
     await store.close();
     throw error;

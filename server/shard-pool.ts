@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import type { ConnectionOptions } from 'node:tls';
 import { Worker } from 'node:worker_threads';
 import { bytesOf } from '../shared/codec.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
@@ -10,6 +11,7 @@ import { findLocalSocket } from '../wire/local-socket.ts';
 import type { TokenSources } from './access.ts';
 import type { RunShards, ShardCommand } from './core/shard.ts';
 import type { StateStore } from './state-store.ts';
+import type { TlsFiles } from './tls.ts';
 
 /** The coordinator's connections to all shards but its own: commands go out, reports come in. */
 
@@ -78,6 +80,8 @@ export interface ShardPoolOptions {
   readonly source: ShardSource;
   /** An operator's, as it is now. */
   readonly token: () => string | null;
+  /** Null: in the clear. */
+  readonly tls: () => ConnectionOptions | null;
   readonly log: (line: string) => void;
 }
 
@@ -138,12 +142,15 @@ export class ShardPool implements RunShards {
 
   async #connect(index: number, found: FoundShard): Promise<Link> {
     const token = this.#options.token();
-    const path = await findLocalSocket(found.url);
+    const tls = this.#options.tls();
+    const url = tls ? found.url.replace(/^ws:/, 'wss:') : found.url;
+    const path = await findLocalSocket(url);
     return new Promise((resolve, reject) => {
       const fail = (why: string) =>
         reject(new DownpourError('DP_SHARD_LOST', `shard ${index} at ${found.url}: ${why}`));
       dial({
-        url: `${found.url}/control`,
+        url: `${url}/control`,
+        ...(tls ? { tls } : {}),
         path,
         handshakeMs: HANDSHAKE_MS,
         closeMs: CLOSE_MS,
@@ -255,15 +262,16 @@ export class ShardPool implements RunShards {
 export function threadSource(options: {
   readonly host: string;
   readonly tokens: TokenSources;
+  readonly tls: TlsFiles | null;
   readonly localSocket: boolean;
   readonly log: (line: string) => void;
 }): ShardSource {
-  const { host, tokens, localSocket, log } = options;
+  const { host, tokens, tls, localSocket, log } = options;
   const threads: ({ worker: Worker; port: number } | null)[] = [];
   const start = (index: number) =>
     new Promise<void>((resolve, reject) => {
       const worker = new Worker(new URL('./shard-thread.js', import.meta.url), {
-        workerData: { host, tokens, localSocket },
+        workerData: { host, tokens, tls, localSocket },
       });
       worker.on('message', (message: { port?: number; log?: string }) => {
         if (message.log !== undefined) log(`shard ${index + 1}: ${message.log}`);

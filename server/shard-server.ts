@@ -1,4 +1,5 @@
-import { createServer, type IncomingMessage, type Server } from 'node:http';
+import { createServer, type IncomingMessage, type RequestListener, type Server } from 'node:http';
+import { createServer as createTlsServer, type Server as TlsServer } from 'node:https';
 import type { AddressInfo, Socket } from 'node:net';
 import { floatsOf } from '../shared/codec.ts';
 import { LIMITS } from '../shared/config.ts';
@@ -14,6 +15,7 @@ import { Shard } from './core/shard.ts';
 import type { Snapshot } from './core/snapshot.ts';
 import { LandingDesk, WaitingLine } from './landings.ts';
 import type { FromShardControl, ToShardControl } from './shard-pool.ts';
+import { type TlsFiles, TlsMaterial } from './tls.ts';
 
 /** A shard's process or thread: the sockets around a `Shard`. */
 export interface ShardServerOptions {
@@ -21,6 +23,8 @@ export interface ShardServerOptions {
   /** 0: any free one. */
   readonly port: number;
   readonly tokens: TokenSources;
+  /** Null: in the clear. */
+  readonly tls: TlsFiles | null;
   /** False: no unix socket for workers on this machine. */
   readonly localSocket: boolean;
   readonly log: (line: string) => void;
@@ -39,9 +43,10 @@ const TICK_MS = 1_000;
 export async function serveShard(options: ShardServerOptions): Promise<ServingShard> {
   const { host, port, tokens, log, signal } = options;
   const access = new Access(tokens, log);
+  const tls = options.tls && new TlsMaterial(options.tls, log);
   const state = new ShardServer(log);
   let local: LocalListener | null = null;
-  const server = createServer((request, response) => {
+  const answer: RequestListener = (request, response) => {
     if (request.method !== 'GET' || request.url !== '/health') {
       response.writeHead(404).end();
       return;
@@ -57,7 +62,9 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
         localSocket,
       }),
     );
-  });
+  };
+  const server = tls ? createTlsServer(tls.options(), answer) : createServer(answer);
+  if (tls) tls.keep(server as TlsServer);
   server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
     socket.on('error', () => socket.destroy());
     const path = request.url?.split('?', 1)[0];
@@ -77,7 +84,7 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
     }
   });
   await listen(server, host, port);
-  if (options.localSocket) {
+  if (options.localSocket && !tls) {
     const beside = createServer((request, response) => server.emit('request', request, response));
     beside.on('upgrade', (...upgrade) => server.emit('upgrade', ...upgrade));
     const listener = await listenLocally(beside);
@@ -88,6 +95,7 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
     const close = async () => {
       clearInterval(timer);
       access.close();
+      tls?.close();
       state.close();
       await local?.close();
       server.closeAllConnections();
@@ -99,7 +107,7 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
   return { port: (server.address() as AddressInfo).port, closed };
 }
 
-async function listen(server: Server, host: string, port: number): Promise<void> {
+async function listen(server: Server | TlsServer, host: string, port: number): Promise<void> {
   await new Promise<void>((resolve, reject) => {
     server.once('error', (cause) =>
       reject(

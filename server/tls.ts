@@ -1,5 +1,5 @@
 import { readFileSync, unwatchFile, watchFile } from 'node:fs';
-import { createSecureContext, type SecureContextOptions, type TlsOptions } from 'node:tls';
+import { createSecureContext, type SecureContextOptions } from 'node:tls';
 import { DownpourError, errorText } from '../shared/errors.ts';
 
 /** The certificate that a server shows, and whose certificates it asks for. */
@@ -16,6 +16,15 @@ export interface TlsFiles {
 /** What was changed by moving files shows within so many ms. */
 const LOOK_MS = 2_000;
 
+export interface Material {
+  readonly cert: Buffer;
+  readonly key: Buffer;
+  readonly minVersion: 'TLSv1.2';
+  readonly ca?: Buffer;
+  readonly requestCert?: boolean;
+  readonly rejectUnauthorized?: boolean;
+}
+
 interface Secured {
   setSecureContext(options: SecureContextOptions): void;
 }
@@ -26,7 +35,7 @@ export class TlsMaterial {
   readonly #log: (line: string) => void;
   readonly #look = () => this.reload();
   readonly #servers = new Set<Secured>();
-  #options: TlsOptions;
+  #options: Material;
 
   /** @throws DownpourError DP_USAGE: a file is missing, or is not what it should be. */
   constructor(files: TlsFiles, log: (line: string) => void = () => {}) {
@@ -39,7 +48,7 @@ export class TlsMaterial {
   }
 
   /** For the making of a server. */
-  options(): TlsOptions {
+  options(): Material {
     return this.#options;
   }
 
@@ -67,8 +76,8 @@ export class TlsMaterial {
 
 const pathsOf = ({ cert, key, ca }: TlsFiles) => (ca === undefined ? [cert, key] : [cert, key, ca]);
 
-function read({ cert, key, ca }: TlsFiles): TlsOptions {
-  const options: TlsOptions = {
+function read({ cert, key, ca }: TlsFiles): Material {
+  const options: Material = {
     cert: contentOf(cert, 'the certificate'),
     key: contentOf(key, 'its key'),
     minVersion: 'TLSv1.2',

@@ -41,11 +41,13 @@ export interface RestClientOptions {
   /** For a whole answer. */
   readonly timeoutMs?: number;
   readonly signal?: AbortSignal;
+  /** Instead of the one there is: over a TLS that it does not know. */
+  readonly fetch?: typeof fetch;
 }
 
 /** @throws DownpourError DP_USAGE when `server` is no address. */
 export function createRestClient(options: RestClientOptions): RestClient {
-  const { token, timeoutMs = 10_000, signal } = options;
+  const { token, timeoutMs = 10_000, signal, fetch = globalThis.fetch } = options;
   const url = httpAddress(options.server);
 
   async function send(method: 'GET' | 'POST', path: string, body?: unknown): Promise<Response> {

@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto';
+import type { ConnectionOptions } from 'node:tls';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
@@ -33,7 +34,9 @@ import { type Pull, rangesFor, ShardLinks } from './shard-links.ts';
 export interface ClientOptions {
   /** `ws://host:port` or `wss://…`; the path `/ws` is added where there is none. */
   readonly server: string;
-  readonly token?: string | null;
+  /** A function: asked anew for each connection, since it may change. */
+  readonly token?: string | null | (() => string | null);
+  readonly tls?: ConnectionOptions;
   readonly hello: Omit<Hello, 'type' | 'incarnation'>;
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
@@ -263,14 +266,15 @@ export class Client {
     this.#pushed = new Memories(MEMORIES_KEPT * parts);
     if (parts === 1) return true;
     const connection = this.#connection;
-    const { token, localSocketBytesMin = LOCAL_SOCKET_BYTES_MIN } = this.#options;
+    const { tls, localSocketBytesMin = LOCAL_SOCKET_BYTES_MIN } = this.#options;
     const partBytes = (4 * layout.exchangedSize) / parts;
     const links = new ShardLinks({
       shards,
       server: this.#url,
       session,
       layout,
-      headers: token ? { authorization: `Bearer ${token}` } : {},
+      headers: this.#authorization(),
+      ...(tls ? { tls } : {}),
       localSocket: localSocketWanted(this.#options.localSocket) && partBytes >= localSocketBytesMin,
       handshakeMs: HANDSHAKE_MS,
       closeMs: CLOSE_MS,
@@ -410,19 +414,34 @@ export class Client {
     else void this.#findLocalSocket().then((path) => this.#closing || this.#dial(path));
   }
 
+  #authorization(): Record<string, string> {
+    const { token } = this.#options;
+    const now = typeof token === 'function' ? token() : token;
+    return now ? { authorization: `Bearer ${now}` } : {};
+  }
+
+  /** Asking again would be of no use. */
+  #isLasting(code: ErrorCode): boolean {
+    // A token that is read from a file comes to servers and workers at different moments.
+    const renewed = typeof this.#options.token === 'function' && this.#everConnected;
+    if (code === 'DP_UNAUTHORIZED' && renewed) return false;
+    return ERRORS[code].retry === 'never';
+  }
+
   async #findLocalSocket(): Promise<string | null> {
     return localSocketWanted(this.#options.localSocket) ? findLocalSocket(this.#url) : null;
   }
 
   /** @param path of the server's unix socket; null: over TCP. */
   #dial(path: string | null): void {
-    const { token } = this.#options;
+    const { tls } = this.#options;
     this.#dialing = dial({
       url: this.#url,
       path,
       handshakeMs: HANDSHAKE_MS,
       closeMs: CLOSE_MS,
-      headers: token ? { authorization: `Bearer ${token}` } : {},
+      headers: this.#authorization(),
+      ...(tls ? { tls } : {}),
       opened: (connection) => this.#opened(connection, path),
       failed: (error, status) => {
         this.#dialing = null;
@@ -552,11 +571,11 @@ export class Client {
   }
 
   #refused(code: ErrorCode, message: string): void {
-    const { close, retry } = ERRORS[code];
+    const { close } = ERRORS[code];
     const error = new DownpourError(code, message);
     // The connection stays open: one message was refused, the next one may not be.
     if (close === null) this.#options.log(`the server refused: ${code} ${message}`);
-    else if (retry === 'never' && !(code === 'DP_PROTOCOL_ORDER' && this.#crossed)) {
+    else if (this.#isLasting(code) && !(code === 'DP_PROTOCOL_ORDER' && this.#crossed)) {
       this.#fail(error);
     } else this.#refusal = error;
   }
@@ -572,7 +591,7 @@ export class Client {
       return;
     }
     const refusal = this.#refusal ?? refusalOf(code, reason);
-    if (refusal && ERRORS[refusal.code].retry === 'never' && !this.#crossed) {
+    if (refusal && this.#isLasting(refusal.code) && !this.#crossed) {
       this.#fail(refusal);
       return;
     }

@@ -1,4 +1,5 @@
 import { hostname } from 'node:os';
+import type { ConnectionOptions } from 'node:tls';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { layoutSpecs } from '../shared/layout.ts';
 import type { Assign, End, Initialise, Join } from '../shared/protocol.ts';
@@ -24,7 +25,10 @@ export interface WorkerOptions {
   readonly run: string | null;
   /** Unique among the workers of a server. Default: made of the host and the process. */
   readonly name?: string;
-  readonly token?: string;
+  /** A function: asked anew for each connection, since it may change. */
+  readonly token?: string | (() => string | null);
+  /** For `wss://`: whom to trust, and our own certificate. */
+  readonly tls?: ConnectionOptions;
   /** By name, or one that is open already. */
   readonly engine?: EngineName | 'auto' | Engine;
   readonly threads?: number;
@@ -76,6 +80,7 @@ export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
   const client = new Client({
     server: options.server,
     token: options.token ?? null,
+    ...(options.tls ? { tls: options.tls } : {}),
     hello: {
       worker: options.name ?? defaultName(),
       run,

@@ -1,3 +1,4 @@
+import type { ConnectionOptions } from 'node:tls';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
 import type { Encoding } from '../shared/compression.ts';
 import { LIMITS } from '../shared/config.ts';
@@ -25,6 +26,7 @@ export interface ShardLinksOptions {
   readonly session: string;
   readonly layout: Layout;
   readonly headers: Readonly<Record<string, string>>;
+  readonly tls?: ConnectionOptions;
   readonly localSocket: boolean;
   readonly handshakeMs: number;
   readonly closeMs: number;
@@ -76,7 +78,7 @@ export class ShardLinks {
   }
 
   async #connect(index: number, address: ShardAddress): Promise<void> {
-    const { server, session, headers, handshakeMs, closeMs, localSocket } = this.#options;
+    const { server, session, headers, tls, handshakeMs, closeMs, localSocket } = this.#options;
     const url = new URL(server);
     if (address.host !== null) {
       url.hostname = address.host.includes(':') ? `[${address.host}]` : address.host;
@@ -95,6 +97,7 @@ export class ShardLinks {
         handshakeMs,
         closeMs,
         headers,
+        ...(tls ? { tls } : {}),
         opened: (connection) => {
           this.#dialing.delete(dialing);
           this.#connections[index] = connection;

@@ -229,7 +229,15 @@ describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
 async function startCutShard(state: string) {
   const stop = new AbortController();
   const shard = await serveShard({
-    ...{ host: '127.0.0.1', port: 0, tokens: {}, localSocket: false, log, signal: stop.signal },
+    ...{
+      host: '127.0.0.1',
+      port: 0,
+      tokens: {},
+      tls: null,
+      localSocket: false,
+      log,
+      signal: stop.signal,
+    },
   });
   const pairs = new Set<{ near: Socket; far: Socket; worker: boolean }>();
   const proxy: Server = createServer((near) => {

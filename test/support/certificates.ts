@@ -1,0 +1,48 @@
+import { execFileSync, spawnSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+/** Certificates made for one test, by openssl: an authority, and what it signs. */
+
+export const hasOpenssl = (): boolean => spawnSync('openssl', ['version']).status === 0;
+
+export interface Authority {
+  /** PEM. */
+  readonly ca: string;
+  /** @returns paths of the certificate and its key, for 127.0.0.1 and localhost, both ends. */
+  issue(name: string): { readonly cert: string; readonly key: string };
+}
+
+export function createAuthority(folder: string, name: string): Authority {
+  const at = (file: string) => join(folder, file);
+  const openssl = (...args: string[]) => {
+    execFileSync('openssl', args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  };
+  const newKey = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
+  const [ca, caKey] = [at(`${name}.pem`), at(`${name}.key`)];
+  openssl(
+    'req',
+    '-x509',
+    ...newKey,
+    '-keyout',
+    caKey,
+    '-out',
+    ca,
+    '-days',
+    '2',
+    '-subj',
+    `/CN=${name}`,
+  );
+  const extensions = at(`${name}.ext`);
+  writeFileSync(extensions, 'subjectAltName=IP:127.0.0.1,DNS:localhost\n');
+  return {
+    ca,
+    issue(subject) {
+      const [cert, key, request] = ['pem', 'key', 'csr'].map((end) => at(`${subject}.${end}`));
+      openssl('req', ...newKey, '-keyout', key!, '-out', request!, '-subj', `/CN=${subject}`);
+      const signer = ['-CA', ca, '-CAkey', caKey, '-CAcreateserial', '-days', '2'];
+      openssl('x509', '-req', '-in', request!, ...signer, '-extfile', extensions, '-out', cert!);
+      return { cert: cert!, key: key! };
+    },
+  };
+}

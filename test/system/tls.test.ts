@@ -1,0 +1,236 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { copyFile, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { connect } from 'node:tls';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
+import { createRestClient } from '../../shared/rest-client.ts';
+import { fetchOver, type TrustFiles, trustOf } from '../../wire/tls.ts';
+import { type Engine, openEngine } from '../../worker/engine.ts';
+import { experimentName, hashExperiment } from '../../worker/experiment.ts';
+import { runWorker, type WorkerOptions } from '../../worker/main.ts';
+import { type Authority, createAuthority, hasOpenssl } from '../support/certificates.ts';
+
+const FIXTURES = join(import.meta.dirname, '..', 'fixtures');
+const CARS = join(FIXTURES, 'cars.ts');
+/** Large enough for two shards. */
+const DIGITS = join(FIXTURES, 'few-digits.ts');
+const PROGRAM = join(import.meta.dirname, '..', '..', 'bin', 'downpour.js');
+
+describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certificates)', () => {
+  let folder: string;
+  let engine: Engine;
+  let authority: Authority;
+  let server: { cert: string; key: string };
+  let client: { cert: string; key: string };
+  let strangers: Authority;
+  const ends: (() => Promise<void>)[] = [];
+
+  beforeAll(async () => {
+    folder = await mkdtemp(join(tmpdir(), 'downpour-tls-'));
+    engine = await openEngine({ engine: 'cpu' });
+    authority = createAuthority(folder, 'ours');
+    server = authority.issue('server');
+    client = authority.issue('client');
+    strangers = createAuthority(folder, 'strangers');
+  });
+  afterEach(async () => {
+    for (const end of ends.splice(0).reverse()) await end();
+  });
+  afterAll(() => rm(folder, { recursive: true, force: true }));
+
+  let states = 0;
+  const lines: string[] = [];
+  async function start(options: Partial<ServeOptions> = {}): Promise<Serving> {
+    const stop = new AbortController();
+    const serving = await serve({
+      ...{ host: '127.0.0.1', port: 0, state: join(folder, `state-${states++}`) },
+      ...{ signal: stop.signal, log: (line: string) => lines.push(line), tls: server },
+      ...options,
+    });
+    ends.push(async () => {
+      stop.abort();
+      await serving.closed;
+    });
+    return serving;
+  }
+
+  const rest = (url: string, trust: TrustFiles, token?: string) =>
+    createRestClient({ server: url, token, fetch: fetchOver(trustOf(trust)) });
+
+  async function train(
+    url: string,
+    trust: TrustFiles,
+    options: Partial<WorkerOptions> = {},
+    file = CARS,
+  ) {
+    const { token } = options;
+    const rests = rest(url, trust, typeof token === 'string' ? token : undefined);
+    const experiment = experimentName(file);
+    const experimentHash = await hashExperiment(file);
+    const config = {
+      ...{ stepsMax: 20, evaluateEverySteps: 10, earlyStopping: { enabled: false } },
+      ...(file === DIGITS ? { hyperparameters: { units: 64 } } : {}),
+    };
+    const { id } = await rests.createRun({ experiment, experimentHash, config });
+    await runWorker({
+      server: url.replace('http', 'ws'),
+      run: id,
+      engine,
+      folders: [FIXTURES],
+      dataFolder: folder,
+      once: true,
+      signal: AbortSignal.timeout(60_000),
+      log: (line) => lines.push(line),
+      tls: trustOf(trust),
+      ...options,
+    });
+    const run = await rests.run(id);
+    expect(run).toMatchObject({ phase: 'finished', step: 20 });
+    return { id, rests };
+  }
+
+  test('workers and REST clients that trust the authority train and fetch, encrypted', async () => {
+    const { url } = await start({ token: 'secret' });
+    expect(url).toMatch(/^https:/);
+    const { id, rests } = await train(url, { ca: authority.ca }, { token: 'secret' });
+    // Nothing leads around the encryption.
+    expect((await rests.health()).localSocket).toBeNull();
+    // It is written beside the end of the run.
+    const finals = async () => (await rests.checkpoints(id)).filter(({ kind }) => kind === 'final');
+    await expect.poll(finals, { timeout: 20_000 }).toHaveLength(1);
+    let bytes = 0;
+    for await (const chunk of await rests.checkpointFile(id, 'final')) bytes += chunk.length;
+    expect(bytes).toBe((await finals())[0]!.bytes);
+    const answer = await fetchOver(trustOf({ ca: authority.ca }))(`${url}/health`);
+    expect(answer.status).toBe(200);
+    await expect(rest(url, { ca: authority.ca }, 'wrong').runs()).rejects.toMatchObject({
+      code: 'DP_UNAUTHORIZED',
+    });
+  });
+
+  test('who does not trust the authority sends nothing, no token either', async () => {
+    const { url } = await start({ token: 'secret' });
+    for (const trust of [{}, { ca: strangers.ca }]) {
+      await expect(rest(url, trust, 'secret').runs()).rejects.toMatchObject({
+        code: 'DP_SERVER_UNREACHABLE',
+        message: expect.stringMatching(/certificate|signed/),
+      });
+    }
+    await expect(
+      runWorker({
+        ...{ server: url.replace('http', 'ws'), run: null, engine, folders: [FIXTURES] },
+        ...{ dataFolder: folder, once: true, signal: AbortSignal.timeout(60_000), patienceMs: 0 },
+        ...{ log: () => {}, token: 'secret', tls: trustOf({ ca: strangers.ca }) },
+      }),
+    ).rejects.toMatchObject({ code: 'DP_SERVER_UNREACHABLE' });
+    await expect(rest(url.replace('https', 'http'), {}).runs()).rejects.toThrow();
+  });
+
+  test('with an authority of its own the server lets in only who has a certificate of it', async () => {
+    const { url } = await start({ tls: { ...server, ca: authority.ca }, token: 'secret' });
+    await train(url, { ca: authority.ca, ...client }, { token: 'secret' });
+    const others = strangers.issue('stranger');
+    for (const trust of [{ ca: authority.ca }, { ca: authority.ca, ...others }]) {
+      await expect(rest(url, trust, 'secret').runs()).rejects.toMatchObject({
+        code: 'DP_SERVER_UNREACHABLE',
+      });
+    }
+    // The certificate alone is not enough.
+    await expect(rest(url, { ca: authority.ca, ...client }).runs()).rejects.toMatchObject({
+      code: 'DP_UNAUTHORIZED',
+    });
+  });
+
+  test('shards in threads are encrypted too', async () => {
+    const tls = { ...server, ca: authority.ca };
+    const { url } = await start({ tls, token: 'secret', shards: 2 });
+    const { id, rests } = await train(
+      url,
+      { ca: authority.ca, ...client },
+      { token: 'secret' },
+      DIGITS,
+    );
+    expect((await rests.run(id)).parameters).toBeGreaterThan(2 * 2 ** 14);
+  });
+
+  test('a renewed certificate is shown without a restart; one without its key is not taken', async () => {
+    const [cert, key] = [join(folder, 'live.pem'), join(folder, 'live.key')];
+    await copyFile(server.cert, cert);
+    await copyFile(server.key, key);
+    const { TlsMaterial } = await import('../../server/tls.ts');
+    const told: string[] = [];
+    const material = new TlsMaterial({ cert, key }, (line) => told.push(line));
+    ends.push(async () => material.close());
+    const shown: unknown[] = [];
+    material.keep({ setSecureContext: (options) => shown.push(options.cert) });
+    const renewed = authority.issue('renewed');
+    await copyFile(renewed.cert, cert);
+    material.reload();
+    expect(shown).toEqual([]);
+    expect(told.join()).toContain('stays as it was');
+    await copyFile(renewed.key, key);
+    material.reload();
+    expect(shown).toHaveLength(1);
+  });
+
+  test('old versions of TLS are refused', async () => {
+    const { url } = await start();
+    const { port } = new URL(url);
+    const versions = { minVersion: 'TLSv1', maxVersion: 'TLSv1.1' } as const;
+    const socket = connect({
+      ...{ port: Number(port), host: '127.0.0.1', rejectUnauthorized: false, ...versions },
+      ciphers: 'DEFAULT@SECLEVEL=0',
+    });
+    const [error] = (await once(socket, 'error')) as [NodeJS.ErrnoException];
+    expect(error.code).toMatch(/SSL|RESET|PROTO/);
+  });
+
+  test('files that are missing or are no certificates are told at the start', async () => {
+    const none = join(folder, 'none.pem');
+    await writeFile(join(folder, 'no.pem'), 'hello');
+    const wrong: ServeOptions['tls'][] = [
+      { ...server, cert: none },
+      { ...server, key: client.key },
+      { ...server, cert: join(folder, 'no.pem') },
+    ];
+    for (const tls of wrong) {
+      await expect(start({ tls: tls! })).rejects.toMatchObject({ code: 'DP_USAGE' });
+    }
+    expect(() => trustOf({ cert: client.cert })).toThrow('--tls-key');
+    expect(() => trustOf({ ca: none })).toThrow('cannot be read');
+  });
+
+  test('the commands do the same by options and environment', async () => {
+    const env = {
+      ...process.env,
+      ...{ DOWNPOUR_TOKEN: 'secret', DOWNPOUR_REDIS_URL: '', DOWNPOUR_TLS_CA: '' },
+    };
+    const state = join(folder, `state-${states++}`);
+    const args = ['serve', '--port', '0', '--state', state, '--json'];
+    const files = ['--tls-cert', server.cert, '--tls-key', server.key];
+    const child = spawn(process.execPath, [PROGRAM, ...args, ...files], {
+      env,
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    ends.push(async () => {
+      child.kill('SIGTERM');
+      if (child.exitCode === null) await once(child, 'exit');
+    });
+    const [line] = (await once(createInterface({ input: child.stdout }), 'line')) as [string];
+    const { url } = JSON.parse(line) as { url: string };
+    const status = spawn(process.execPath, [PROGRAM, 'status', '--server', url], {
+      env: { ...env, DOWNPOUR_TLS_CA: authority.ca },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    let text = '';
+    status.stdout.on('data', (chunk) => {
+      text += String(chunk);
+    });
+    const [code] = await once(status, 'close');
+    expect({ code, text }).toEqual({ code: 0, text: expect.stringContaining(url) });
+  });
+});
