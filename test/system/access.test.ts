@@ -1,14 +1,16 @@
 import { once } from 'node:events';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { request as httpRequest, type IncomingHttpHeaders } from 'node:http';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
-import { LIMITS } from '../../shared/config.ts';
-import type { RunSummary } from '../../shared/rest.ts';
+import { LIMITS, NAME_PATTERN } from '../../shared/config.ts';
+import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
+import { createProblem } from '../support/regression.ts';
 
 const cleanUps: (() => Promise<void>)[] = [];
 afterEach(async () => {
@@ -334,4 +336,141 @@ test('an observer sees a run, and no token in it', async () => {
   const seen = await ask(`${url}/runs/${id}`, { headers: bearer('reader') });
   expect(seen.status).toBe(200);
   expect(JSON.stringify(seen.body)).not.toContain('reader');
+});
+
+describe('no name from the network reaches the file system', () => {
+  const SECRET = 'the canary sings';
+  const piece = fc.oneof(
+    fc.constantFrom(
+      '..',
+      '.',
+      '/',
+      '\\',
+      '%2e%2e',
+      '%2f',
+      '%00',
+      '\0',
+      '~',
+      '$HOME',
+      '|',
+      '*',
+      ' ',
+    ),
+    fc.constantFrom('runs', 'canary', 'canary.json', 'checkpoints', 'CON', 'con', 'r', '-', '_'),
+    fc.constantFrom('__proto__', 'constructor', 'toString', 'Ⅱ', 'é', '\u202e', '\r\n', '\u0130'),
+    fc.string({ unit: 'binary', maxLength: 6 }),
+  );
+  const name = fc.array(piece, { minLength: 1, maxLength: 8 }).map((pieces) => pieces.join(''));
+
+  const encoded = (text: string) => encodeURIComponent(Buffer.from(text).toString());
+
+  /** As it is, where HTTP can carry it: a client that normalises nothing. */
+  function askRaw(
+    url: string,
+    method: string,
+    path: string,
+  ): Promise<{ status: number; text: string }> {
+    const { hostname: host, port } = new URL(url);
+    const sent = path.replace(/[^\x21-\x7e]/g, (character) => encoded(character));
+    return new Promise((resolve, reject) => {
+      const request = httpRequest(
+        { host, port, method, path: sent, agent: false },
+        async (response) => {
+          let text = '';
+          for await (const chunk of response) text += String(chunk);
+          resolve({ status: response.statusCode!, text });
+        },
+      );
+      request.on('error', reject);
+      request.end();
+    });
+  }
+
+  test('whatever runs and experiments are called, nothing is read or written but under the state', async () => {
+    const { url, folder } = await start();
+    await writeFile(join(folder, 'canary.json'), SECRET);
+    const state = join(folder, 'state');
+    await ask(`${url}/runs`, { method: 'POST', body: { ...RUN, id: 'known-run' } });
+    const before = await readdir(folder);
+    const known = new Set(await readdir(state));
+    const created = new Set<string>();
+    const pattern = new RegExp(NAME_PATTERN);
+    await fc.assert(
+      fc.asyncProperty(name, name, async (id, experiment) => {
+        const bodies = [
+          { ...RUN, id },
+          { ...RUN, experiment },
+          { ...RUN, experimentHash: id.slice(0, 100) },
+          { ...RUN, fork: { run: id } },
+          { ...RUN, fork: { run: 'known-run', checkpoint: id.slice(0, 200) } },
+        ];
+        for (const body of bodies) {
+          const answer = await ask(`${url}/runs`, { method: 'POST', body });
+          expect([201, 400, 404, 409]).toContain(answer.status);
+          if (answer.status !== 201) expect(answer.body.code).toMatch(/^DP_/);
+          else created.add((answer.body as unknown as RunSummary).id);
+          expect(answer.body.code).not.toBe('DP_INTERNAL');
+        }
+        for (const path of [id, encoded(id)]) {
+          for (const [method, rest] of [
+            ['GET', ''],
+            ['GET', '/checkpoints'],
+            ['GET', '/checkpoints/last/file'],
+            ['GET', `/checkpoints/${path}/file`],
+            ['POST', '/stop'],
+          ] as const) {
+            const { status, text } = await askRaw(url, method, `/runs/${path}${rest}`);
+            expect(status).toBeLessThan(500);
+            expect(text).not.toContain(SECRET);
+          }
+        }
+      }),
+      { numRuns: 60 },
+    );
+    for (const id of created) expect(id).toMatch(pattern);
+    expect((await readdir(folder)).sort()).toEqual(before.sort());
+    expect(await readFile(join(folder, 'canary.json'), 'utf8')).toBe(SECRET);
+    const strange = (await readdir(state)).filter(
+      (entry) => !known.has(entry) && !pattern.test(entry),
+    );
+    expect(strange).toEqual([]);
+  });
+});
+
+test('a worker in quarantine is sent away, and /workers says why', async () => {
+  const { url } = await start();
+  const problem = createProblem();
+  const config = {
+    epochsMax: 50,
+    robust: { quarantineAfter: 2 },
+    earlyStopping: { enabled: false },
+  };
+  const body = { ...RUN, config: { minibatchSize: 4, ...config } };
+  const { id } = (await ask(`${url}/runs`, { method: 'POST', body })).body as { id?: string };
+  const good = await ProtocolWorker.connect(url, { name: 'good' });
+  let work = await good.enter(problem);
+  const bad = await ProtocolWorker.connect(url, { name: 'bad' });
+  const first = await bad.enter(problem);
+  bad.push(problem, first, { loss: null });
+  expect((await bad.expect('work')).acknowledgement).toMatchObject({ outcome: 'rejected' });
+  good.push(problem, work);
+  work = { ...(await good.expect('work')) };
+  expect(work.acknowledgement).toMatchObject({ outcome: 'applied' });
+  bad.push(problem, first, { loss: null });
+  expect(await bad.expect('error')).toMatchObject({ code: 'DP_QUARANTINED' });
+  expect(await bad.next()).toMatchObject({ kind: 'closed', code: 4403 });
+  // Under a new incarnation it gets no work, and if it insists on this run, it is told why.
+  const again = await ProtocolWorker.connect(url, { name: 'bad' });
+  again.hello();
+  await again.expect('idle');
+  again.close();
+  const insisting = await ProtocolWorker.connect(url, { name: 'bad' });
+  insisting.hello('hash', id!);
+  expect(await insisting.expect('error')).toMatchObject({ code: 'DP_QUARANTINED' });
+  const { body: listed } = await ask(`${url}/runs/${id}/workers`);
+  const { workers } = listed as unknown as { workers: WorkerSummary[] };
+  const reasons = workers.map(({ worker, quarantine }) => [worker, quarantine]);
+  expect(reasons).toContainEqual(['good', null]);
+  expect(reasons).toContainEqual(['bad', expect.stringContaining('2 bad pushes in a row')]);
+  good.close();
 });

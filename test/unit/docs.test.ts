@@ -5,7 +5,14 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { createProgram } from '../../cli/main.ts';
 
 const ROOT = resolve(import.meta.dirname, '../..');
-const pages = ['README.md', 'STYLE.md', 'CHANGELOG.md', ...in_('docs'), ...in_('docs/decisions')];
+const pages = [
+  'README.md',
+  'STYLE.md',
+  'SECURITY.md',
+  'CHANGELOG.md',
+  ...in_('docs'),
+  ...in_('docs/decisions'),
+];
 
 function in_(folder: string): string[] {
   const path = join(ROOT, folder);
