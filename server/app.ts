@@ -27,10 +27,12 @@ export interface AppOptions extends RoutesOptions {
   readonly log: (line: string) => void;
 }
 
-/** Of one token, or of one address where there are no tokens. */
+/** Those that may be other than `LIMITS`; the first two of one token, or of one address where there are no tokens. */
 export interface AccessLimits {
   readonly requestsPerSecondMax: number;
   readonly connectionsPerTokenMax: number;
+  /** In which the headers of a request must have come. */
+  readonly requestHeaderMs: number;
 }
 
 /** There are no pages here: nothing of an answer is to be run, framed, guessed at or kept. */
@@ -48,11 +50,12 @@ const STRICT_TRANSPORT = { 'strict-transport-security': 'max-age=31536000' } as 
 /** REST and the WebSocket for workers, on one port. */
 export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   const { coordinator, version, log, tls = null } = options;
+  const headersTimeout = options.limits?.requestHeaderMs ?? LIMITS.requestHeaderMs;
   const inside = {
     maxHeaderSize: LIMITS.requestHeaderBytesMax,
-    headersTimeout: LIMITS.requestHeaderMs,
+    headersTimeout,
     requestTimeout: LIMITS.requestMs,
-    connectionsCheckingInterval: LIMITS.requestHeaderMs / 4,
+    connectionsCheckingInterval: headersTimeout / 4,
   };
   const server = tls ? { https: { ...inside, ...tls.options() } } : { http: inside };
   // One type for both: nothing here depends on which it is.

@@ -9,6 +9,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { LIMITS, NAME_PATTERN } from '../../shared/config.ts';
 import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
+import { Client } from '../../worker/client.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 
@@ -195,6 +196,37 @@ describe('roles', () => {
   });
 });
 
+test('a worker whose token comes from a file goes on with the new one', async () => {
+  const secrets = await mkdtemp(join(tmpdir(), 'downpour-'));
+  cleanUps.push(() => rm(secrets, { recursive: true, force: true }));
+  const file = join(secrets, 'tokens');
+  await writeFile(file, 'worker old\n');
+  const { url, line } = await start({ tokensFile: file });
+  let token = 'old';
+  let refused = () => {};
+  const refusal = new Promise<void>((resolve) => {
+    refused = resolve;
+  });
+  const stop = new AbortController();
+  const client = new Client({
+    server: url,
+    token: () => token,
+    hello: { worker: 'w', run: null, experiments: {}, engine: 'test', device: 'test' },
+    signal: stop.signal,
+    random: () => 0.01,
+    log: (text) => {
+      if (text.includes('DP_UNAUTHORIZED')) refused();
+    },
+  });
+  expect((await client.next()).message.type).toBe('idle');
+  await writeFile(file, 'worker new\n');
+  await line('the tokens have changed');
+  await refusal;
+  token = 'new';
+  expect((await client.next()).message.type).toBe('idle');
+  await client.close();
+});
+
 describe('limits', () => {
   test('of requests in a second', async () => {
     const { url } = await start({ limits: { requestsPerSecondMax: 5 } });
@@ -263,6 +295,19 @@ describe('limits', () => {
       status: 431,
       body: { code: 'DP_HEADERS_TOO_LARGE' },
     });
+  });
+
+  test('of the time that headers may take', async () => {
+    const { url } = await start({ limits: { requestHeaderMs: 200 } });
+    const socket = connect(Number(new URL(url).port), '127.0.0.1');
+    let text = '';
+    socket.on('data', (chunk) => {
+      text += String(chunk);
+    });
+    socket.write('GET /status HTTP/1.1\r\nx-slow: ');
+    await once(socket, 'close');
+    expect(text).toMatch(/^HTTP\/1\.1 408 /);
+    expect(text).toContain('DP_REQUEST_TIMEOUT');
   });
 
   test('what is no HTTP is answered with a code, and closed', async () => {
