@@ -1,4 +1,5 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import type { LearningRateOptions } from './lr-find.ts';
 import type { Outcome } from './main.ts';
 import {
   addConfigOptions,
@@ -17,8 +18,9 @@ import type { CurveOptions, FoldsOptions, StoppingOptions } from './validation.t
 
 /** Names, options and help of the studies: commands that conduct many runs. */
 
-/** `search`, `folds`, `stopping`, `curve`. */
+/** `lr-find`, `search`, `folds`, `stopping`, `curve`. */
 export function registerStudyCommands(program: Command, outcome: Outcome): void {
+  registerLearningRate(program, outcome);
   registerSearch(program, outcome);
   registerFolds(program, outcome);
   registerStopping(program, outcome);
@@ -67,6 +69,37 @@ const metricOption = () =>
   new Option('--metric <metric>', 'validation value to compare')
     .choices(['error', 'loss'])
     .default('error');
+
+function registerLearningRate(program: Command, outcome: Outcome): void {
+  const command = program
+    .command('lr-find')
+    .description('find the learning rate: a range test, then short trainings at constant rates')
+    .argument('<experiment>', 'file of the experiment')
+    .option(
+      '--fork <run>',
+      'begin with the parameters of this run and its configuration; it is left as it is',
+    )
+    .option('--checkpoint <which>', 'of that run: last, best, final or a file', 'last')
+    .option('--low <rate>', 'lower end of the range test', positive, 1e-5)
+    .option('--high <rate>', 'upper end', positive, 10)
+    .option('--steps <n>', 'updates of the range test', whole(20, 2000), 200)
+    .option('--probe-steps <n>', 'updates at each constant rate', whole(5, 2000), 100)
+    .option('--seeds <n>', 'repetitions of everything', whole(1, 100), 3);
+  addStudyOptions(command)
+    .addHelpText(
+      'after',
+      `
+The suggestion is above the rate that is best after the first 100 updates or so, and below instability
+(Deep Learning, sections 8.3.1 and 11.4.1). With --workers-per-trial above 1 the range test is done with one
+worker as well, and shows how staleness moves the limit. The test part is not looked at. Without --fork every
+seed has initial parameters of its own. An unfinished run in --state must be stopped before it is forked.
+${examples('downpour lr-find examples/mnist-mlp.ts', 'downpour lr-find examples/mnist-mlp.ts --workers-per-trial 2', 'downpour lr-find examples/mnist-mlp.ts --fork mnist-mlp-3f2a1c --checkpoint best')}`,
+    )
+    .action(async (file: string, options: LearningRateOptions) => {
+      const { learningRateCommand } = await import('./lr-find.ts');
+      outcome.exitCode = await learningRateCommand(file, options);
+    });
+}
 
 function registerSearch(program: Command, outcome: Outcome): void {
   const command = program

@@ -4,6 +4,7 @@ import { resolveConfig } from '../shared/config.ts';
 import { digestText } from '../shared/digest.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { DataSummary } from '../shared/protocol.ts';
+import type { RestClient } from '../shared/rest-client.ts';
 import { canonical } from '../study/record.ts';
 import { type Report, writeReport } from '../study/report.ts';
 import {
@@ -59,6 +60,9 @@ export interface StudyDefinition {
   readonly trialCount: number;
   readonly report: (name: string, trials: readonly Trial[]) => Report;
   readonly checkData?: (data: DataSummary) => void;
+  readonly keepCurves?: boolean;
+  /** Last preparations on the server, before any worker is started. @param name of the study. */
+  readonly prepare?: (client: RestClient, name: string) => Promise<void>;
 }
 
 export interface StudyContext {
@@ -82,16 +86,25 @@ export function studyBase(options: StudyCommandOptions): Record<string, unknown>
   };
 }
 
+/** A server that had to be open before the study could be defined; the study closes it in the end. */
+export interface EarlySession {
+  readonly session: Session;
+  /** Stands in for the configuration of the experiment. */
+  readonly config: unknown;
+}
+
 /** Conducts a study from its command line. @returns the exit code. */
 export async function studyCommand(
   kind: string,
   file: string,
   options: StudyCommandOptions,
   define: (context: StudyContext) => StudyDefinition,
+  early: EarlySession | null = null,
 ): Promise<number> {
   const experiment = await loadExperiment(file);
   const experimentHash = await hashExperiment(file);
-  const base = [STUDY_DEFAULTS, experiment.config ?? {}, configOf(options), studyBase(options)];
+  const own = early?.config ?? experiment.config ?? {};
+  const base = [STUDY_DEFAULTS, own, configOf(options), studyBase(options)];
   const config = resolveConfig(...base);
   const definition = define({ file, experiment, base, config });
   const settings = { kind, config, ...(definition.settings as Record<string, unknown>) };
@@ -110,8 +123,9 @@ export async function studyCommand(
   let pool: Pool | null = null;
   let over = false;
   try {
-    session = await openServer(options, log);
+    session = early?.session ?? (await openServer(options, log));
     const { client } = session;
+    await definition.prepare?.(client, name);
     if (options.workers > 0) {
       pool = startLocalWorkers({
         ...{ run: null, options, session, log, folders: [dirname(resolve(file))] },
@@ -130,6 +144,7 @@ export async function studyCommand(
       experiment: experimentName(file),
       plan: definition.plan,
       ...(definition.checkData ? { checkData: definition.checkData } : {}),
+      ...(definition.keepCurves ? { keepCurves: true } : {}),
       ...(pool ? { failed: pool.failed } : {}),
       // Shared by several, a trial that waits would take single workers from those that run.
       lookahead: options.workersPerTrial === 1 ? 1 : 0,
@@ -169,7 +184,7 @@ function defaultName(kind: string, file: string, what: unknown): string {
   return `${kind}-${experimentName(file).slice(0, 30)}-${hash}`;
 }
 
-async function openServer(
+export async function openServer(
   options: StudyCommandOptions,
   log: (line: string) => void,
 ): Promise<Session> {

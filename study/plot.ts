@@ -11,8 +11,8 @@ export interface PlotPoint {
 export interface Series {
   readonly name: string;
   readonly points: readonly PlotPoint[];
-  /** Default: line. `band`: the area between low and high. */
-  readonly style?: 'line' | 'dashed' | 'scatter' | 'band';
+  /** Default: line. `curve`: one without its points. `band`: the area between low and high. */
+  readonly style?: 'line' | 'curve' | 'dashed' | 'scatter' | 'band';
   /** Index of the colour; default: the series' own. Lets a band share its line's. */
   readonly color?: number;
 }
@@ -82,7 +82,7 @@ export function chart({ title, x, y, series }: ChartOptions): string {
           `<path d="M${cx} ${top}V${bottom}M${cx - 4} ${top}h8M${cx - 4} ${bottom}h8" stroke="${stroke}" fill="none"/>`,
         );
       }
-      if (style !== 'dashed') {
+      if (style !== 'dashed' && style !== 'curve') {
         parts.push(`<circle cx="${cx}" cy="${round(ys.at(point.y))}" r="3.5" fill="${stroke}"/>`);
       }
     }

@@ -16,6 +16,23 @@ import { canonical, openRecord } from './record.ts';
 
 export type Metric = 'error' | 'loss';
 
+/** Where a trial takes its first parameters from. */
+export interface Fork {
+  readonly run: string;
+  /** Newest of a kind, or a file. */
+  readonly checkpoint: string;
+  /** For people. */
+  readonly step?: number;
+}
+
+/** Training as it went, update by update, of a study that asks for it by `keepCurves`. */
+export interface Curve {
+  readonly learningRate: readonly number[];
+  /** Of each minibatch. */
+  readonly loss: readonly (number | null)[];
+  readonly staleness: readonly number[];
+}
+
 /** One run of a study, as far as it is known. Plain JSON: it is what the record holds. */
 export interface Trial {
   /** From 0, in the order of the study. */
@@ -27,6 +44,9 @@ export interface Trial {
   readonly point: Point;
   /** The whole of it. */
   readonly config: RunConfig;
+  readonly fork?: Fork;
+  /** Once it has ended. */
+  curve?: Curve;
   /** What the study wants: an ended trial is left alone. */
   desire: 'run' | 'pause' | 'end';
   /** How far it may go, in the plan's own count. */
@@ -49,6 +69,7 @@ export interface NewTrial {
   readonly label: string;
   readonly point?: Point;
   readonly config: RunConfig;
+  readonly fork?: Fork;
 }
 
 export interface Change {
@@ -92,6 +113,8 @@ export interface StudyOptions {
   readonly lookahead?: number;
   /** Looks at a trial's data as soon as it is known, and throws when the study can't go on. */
   readonly checkData?: (data: DataSummary) => void;
+  /** Keeps each trial's `curve` in the record: up to 2,000 updates. */
+  readonly keepCurves?: boolean;
   readonly signal: AbortSignal;
   readonly onEvent: (event: StudyEvent) => void;
   /** Resolves when there will be no workers any more. */
@@ -236,7 +259,11 @@ class Conductor {
     const last = trial.evaluations.at(-1)?.step ?? -1;
     const hasEvaluated = run.validation !== null && run.validation.step !== last;
     if (hasEvaluated || isOver) {
-      const { evaluations } = await this.#patiently(() => client.metrics(trial.id));
+      const { evaluations, training } = await this.#patiently(() => client.metrics(trial.id));
+      if (isOver && this.#options.keepCurves) {
+        const { learningRate, staleness, minibatchLoss: loss } = training;
+        trial.curve = { learningRate, loss, staleness };
+      }
       // What follows early stopping (a refit) is no part of the contest.
       const stoppedAt = run.earlyStopping.stoppedAt ?? Infinity;
       const now = evaluations.filter((e) => e.part === 'validation' && e.step <= stoppedAt);
@@ -308,9 +335,10 @@ class Conductor {
     }
   }
 
-  #start({ key, label, point = {}, config }: NewTrial): void {
+  #start({ key, label, point = {}, config, fork }: NewTrial): void {
     const trial: Trial = {
       ...{ index: this.trials.length, id: `${this.#options.name}-${key}`, label, point, config },
+      ...(fork ? { fork } : {}),
       ...{ desire: 'run', level: 0, end: null, phase: 'missing', evaluations: [] },
       ...{ best: null, test: null, step: 0, examples: 0, seconds: 0, data: null },
     };
@@ -334,10 +362,12 @@ class Conductor {
     }
   }
 
-  async #create({ id, config }: Trial): Promise<void> {
+  async #create({ id, config, fork }: Trial): Promise<void> {
     const { client, experiment, experimentHash } = this.#options;
+    const body = { id, experiment, experimentHash, config };
+    const from = fork ? { fork: { run: fork.run, checkpoint: fork.checkpoint } } : {};
     try {
-      await this.#patiently(() => client.createRun({ id, experiment, experimentHash, config }));
+      await this.#patiently(() => client.createRun({ ...body, ...from }));
     } catch (error) {
       if (errorCode(error) !== 'DP_RUN_EXISTS') throw error;
       // Made before a crash, or by somebody else under the same name.

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { conductStudy, type Plan, type Trial } from '../../study/study.ts';
+import { conductStudy, type Plan, type StudyOptions, type Trial } from '../../study/study.ts';
 import { experimentName, hashExperiment } from '../../worker/experiment.ts';
 import type { Cluster } from './cluster.ts';
 
@@ -10,6 +10,7 @@ export async function studyOn(
   file: string,
   plan: Plan,
   parallel = 2,
+  more: Partial<StudyOptions> = {},
 ): Promise<readonly Trial[]> {
   const { done, trials } = await conductStudy({
     ...{ client: cluster.client, name, plan, parallel, settings: name },
@@ -19,6 +20,7 @@ export async function studyOn(
     signal: new AbortController().signal,
     onEvent: () => {},
     pollMs: 50,
+    ...more,
   });
   if (!done) throw new Error(`study ${name} was not done`);
   return trials;
