@@ -67,7 +67,9 @@ export const SECTIONS: readonly Section[] = [
   {
     name: 'system',
     async run({ quick, progress }) {
-      const cases = SYSTEM_CASES.filter(({ worker }) => !quick || worker === 'simulated');
+      const cases = SYSTEM_CASES.filter(
+        ({ worker, depth }) => !quick || (worker === 'simulated' && depth === 1),
+      );
       const windows = quick ? { windows: 1, windowMs: 1000 } : { windows: 3, windowMs: 1500 };
       const rows = await withLimits(cases, windows, progress);
       return { tables: [systemTable(rows)], targets: systemTargets(rows) };
