@@ -142,7 +142,8 @@ describe('a plot', () => {
         fc.double({ min: 1e-3, max: 1e6, noNaN: true }),
         (low, span) => {
           const ticks = linearTicks(low, low + span);
-          expect(ticks.length).toBeGreaterThan(2);
+          // A step of 5 is two and a half times the sixth of a range that just misses a step of 2.
+          expect(ticks.length).toBeGreaterThanOrEqual(2);
           expect(ticks.length).toBeLessThan(12);
           for (const tick of ticks) {
             expect(tick).toBeGreaterThanOrEqual(low - span * 1e-3);
