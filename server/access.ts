@@ -1,8 +1,9 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { readFileSync, unwatchFile, watchFile } from 'node:fs';
-import { isIP } from 'node:net';
+import type { Duplex } from 'node:stream';
 import { LIMITS } from '../shared/config.ts';
-import { DownpourError, errorText } from '../shared/errors.ts';
+import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
+import { isLoopback } from '../wire/local-socket.ts';
 
 /** Who may do what: tokens with roles, and how often each may ask. */
 
@@ -194,12 +195,36 @@ export function parseTokens(text: string, file: string): Line[] {
   return lines;
 }
 
-/** Whether only programs on this machine reach a server that listens there. */
-export function isLoopback(host: string): boolean {
-  const address = host.replace(/^\[(.*)\]$/, '$1').replace(/^::ffff:/i, '');
-  if (address === 'localhost' || address === '::1') return true;
-  // A name may begin with 127 too.
-  return isIP(address) === 4 && address.startsWith('127.');
+/** @throws DownpourError DP_USAGE: open to the network without a token. */
+export function mustBeGuarded(options: {
+  readonly host: string;
+  readonly insecure?: boolean | undefined;
+  readonly access: Access;
+}): void {
+  const { host, insecure, access } = options;
+  if (!access.open || insecure || isLoopback(host)) return;
+  throw new DownpourError(
+    'DP_USAGE',
+    `refusing to listen on ${host} without a token: set DOWNPOUR_TOKEN, or listen on 127.0.0.1, or say --insecure`,
+  );
+}
+
+/** Answers an upgrade in plain HTTP: no WebSocket exists yet. */
+export function refuse(socket: Duplex, code: ErrorCode, message: string): void {
+  const body = JSON.stringify({ code, message });
+  const { http } = ERRORS[code];
+  // Whoever is refused may not stay: a socket that is only half closed counts as one.
+  socket.once('finish', () => socket.destroy());
+  socket.end(
+    `HTTP/1.1 ${http} ${code}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
+  );
+}
+
+export function unauthorized(): DownpourError {
+  return new DownpourError(
+    'DP_UNAUTHORIZED',
+    'the token is missing or wrong: send it as `Authorization: Bearer …`; the commands read DOWNPOUR_TOKEN',
+  );
 }
 
 /**

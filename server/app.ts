@@ -11,7 +11,8 @@ import Fastify, {
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
-import { type Access, type Grant, isLoopback, mayDo, Rate, type Role } from './access.ts';
+import { isLoopback } from '../wire/local-socket.ts';
+import { type Access, type Grant, mayDo, Rate, type Role, refuse, unauthorized } from './access.ts';
 import type { Coordinator } from './coordinator.ts';
 import { addRoutes, type RoutesOptions } from './routes.ts';
 import { Session } from './session.ts';
@@ -239,24 +240,6 @@ function acceptWorkers(app: FastifyInstance, coordinator: Coordinator, door: Doo
     }
     connection.start(session.events, head);
   });
-}
-
-/** Answers an upgrade in plain HTTP: no WebSocket exists yet. */
-export function refuse(socket: Duplex, code: ErrorCode, message: string): void {
-  const body = JSON.stringify({ code, message });
-  const { http } = ERRORS[code];
-  // Whoever is refused may not stay: a socket that is only half closed counts as one.
-  socket.once('finish', () => socket.destroy());
-  socket.end(
-    `HTTP/1.1 ${http} ${code}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
-  );
-}
-
-export function unauthorized(): DownpourError {
-  return new DownpourError(
-    'DP_UNAUTHORIZED',
-    'the token is missing or wrong: send it as `Authorization: Bearer …`; the commands read DOWNPOUR_TOKEN',
-  );
 }
 
 function describeError(error: FastifyError | DownpourError): { code: ErrorCode; message: string } {

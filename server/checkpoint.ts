@@ -314,10 +314,6 @@ export async function openTensors(path: string): Promise<OpenTensors> {
       const header = await readHeader(handle, path, size, { update: () => {} });
       const places = new Map(header.tensors.map((tensor) => [tensor.name, tensor]));
       return {
-        sizeOf(name) {
-          const place = places.get(name);
-          return place ? (place.end - place.begin) / 4 : null;
-        },
         async read(name, start, count) {
           const place = places.get(name);
           if (!place || 4 * (start + count) > place.end - place.begin) {
@@ -346,8 +342,6 @@ export async function openTensors(path: string): Promise<OpenTensors> {
 }
 
 export interface OpenTensors {
-  /** Elements of a tensor, null: there is none of that name. */
-  sizeOf(name: string): number | null;
   /** Elements [start, start + count). @throws DownpourError DP_CHECKPOINT_CORRUPT or DP_DISK. */
   read(name: string, start: number, count: number): Promise<Float32Array>;
   close(): Promise<void>;

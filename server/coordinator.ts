@@ -279,7 +279,7 @@ export class Coordinator {
 
   /** Of all shards but the first, which is this server. */
   shardAddresses(): ShardAddress[] {
-    return this.#shards?.addresses(this.#shards.count) ?? [];
+    return this.#shards?.addresses ?? [];
   }
 
   #onShard(index: number, report: ShardReport): void {
@@ -322,7 +322,6 @@ export class Coordinator {
   }
 
   farewell(session: Session): void {
-    this.line.leave(session);
     this.#byId.delete(session.id);
     this.#shards?.leave(session.id);
     if (!this.#sessions.delete(session) || !session.hello) return;

@@ -1,11 +1,8 @@
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { Push } from '../shared/protocol.ts';
 import type { Landing } from '../wire/connection.ts';
 import type { PartsLanded } from './core/run.ts';
-
-/** One for each minibatch that a worker may hold, and a few that were given away. */
-const PUSHES_MAX = 2 * LIMITS.leasesPerWorkerMax;
+import { PARTS_MAX } from './core/shard.ts';
 
 /**
  * The parts of one worker's messages that go to several shards at once. They come in any order, each from
@@ -83,10 +80,10 @@ export class Gathering {
   #of(sequence: number): Gathered {
     let gathered = this.#pushes.get(sequence);
     if (!gathered) {
-      if (this.#pushes.size >= PUSHES_MAX) {
+      if (this.#pushes.size >= PARTS_MAX) {
         throw new DownpourError(
           'DP_LIMIT',
-          `${this.#pushes.size} pushes of this worker wait for their parts; at most ${PUSHES_MAX} may`,
+          `${this.#pushes.size} pushes of this worker wait for their parts; at most ${PARTS_MAX} may`,
         );
       }
       gathered = {

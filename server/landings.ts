@@ -1,41 +1,33 @@
-import type { Landing } from '../wire/connection.ts';
-
-/** A connection whose push waits for room; it stands still until then. */
-export interface Waiter {
-  /** The run that it wants room of. */
-  readonly room: unknown;
-  /** @param impatient it has waited long enough, behind a worker that stalls: any memory will do. */
-  retryLanding(impatient: boolean): void;
-}
+import type { Connection, Landing } from '../wire/connection.ts';
 
 /** Who waits for room for a push, the longest waiting first. */
 export class WaitingLine {
-  readonly #waiting = new Set<Waiter>();
+  readonly #waiting = new Set<LandingDesk>();
 
-  await(waiter: Waiter): void {
-    this.#waiting.add(waiter);
+  await(desk: LandingDesk): void {
+    this.#waiting.add(desk);
   }
 
-  leave(waiter: Waiter): void {
-    this.#waiting.delete(waiter);
+  leave(desk: LandingDesk): void {
+    this.#waiting.delete(desk);
   }
 
-  /** A run has room for one more push. */
+  /** There is room for one more push. */
   freed(room: unknown): void {
-    for (const waiter of this.#waiting) {
-      if (waiter.room !== room) continue;
-      this.#waiting.delete(waiter);
+    for (const desk of this.#waiting) {
+      if (desk.room !== room) continue;
+      this.#waiting.delete(desk);
       // Not within the push that has just been dealt with.
-      queueMicrotask(() => waiter.retryLanding(false));
+      queueMicrotask(() => desk.retry(false));
       return;
     }
   }
 
   /** Once a second. */
   tick(): void {
-    for (const waiter of [...this.#waiting]) {
-      this.#waiting.delete(waiter);
-      waiter.retryLanding(true);
+    for (const desk of [...this.#waiting]) {
+      this.#waiting.delete(desk);
+      desk.retry(true);
     }
   }
 }
@@ -43,28 +35,30 @@ export class WaitingLine {
 /** Where the pushes of one connection land: in their run's memory when there is room. */
 export class LandingDesk {
   readonly #line: WaitingLine;
-  readonly #waiter: Waiter;
+  readonly #connection: Pick<Connection, 'retry'>;
+  /** The run that its connection, which stands still until then, wants room of. */
+  room: unknown = null;
   #impatient = false;
   /** For a push that could not wait, or that is larger than a room. */
   #memory: Uint8Array | null = null;
 
-  constructor(line: WaitingLine, waiter: Waiter) {
+  constructor(line: WaitingLine, connection: Pick<Connection, 'retry'>) {
     this.#line = line;
-    this.#waiter = waiter;
+    this.#connection = connection;
   }
 
   /**
-   * @param take room of the run, null: there is none now. @param roomBytes of a room; what is larger
-   *   need not wait for one. @param kept the payload stays in use after its message.
+   * @param room the run. @param take room of it, null: there is none now. @param roomBytes of a room; what
+   *   is larger need not wait for one. @param kept the payload stays in use after its message.
    */
   land(
+    room: unknown,
     bytes: number,
     take: (bytes: number) => Landing | null,
     { roomBytes, kept }: { readonly roomBytes: number; readonly kept: boolean },
   ): Landing | 'wait' {
     const landing = take(bytes);
     if (landing) {
-      const { room } = this.#waiter;
       return {
         bytes: landing.bytes,
         release: () => {
@@ -74,7 +68,8 @@ export class LandingDesk {
       };
     }
     if (bytes <= roomBytes && !this.#impatient) {
-      this.#line.await(this.#waiter);
+      this.room = room;
+      this.#line.await(this);
       return 'wait';
     }
     this.#impatient = false;
@@ -83,8 +78,17 @@ export class LandingDesk {
     return { bytes: this.#memory.subarray(0, bytes), release: () => {} };
   }
 
-  /** The next landing does not wait. */
-  hurry(): void {
-    this.#impatient = true;
+  /**
+   * Asks again for the room that its push waits for.
+   * @param impatient it has waited long enough, behind a worker that stalls: any memory will do.
+   */
+  retry(impatient: boolean): void {
+    if (impatient) this.#impatient = true;
+    this.#connection.retry();
+  }
+
+  /** The connection is lost. */
+  leave(): void {
+    this.#line.leave(this);
   }
 }

@@ -1,14 +1,19 @@
+import { once } from 'node:events';
 import { mkdir } from 'node:fs/promises';
-import { createServer } from 'node:http';
 import { hostname } from 'node:os';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Server as TlsServer } from 'node:tls';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { VERSION } from '../shared/version.ts';
-import { type LocalListener, listenLocally, localSocketWanted } from '../wire/local-socket.ts';
+import {
+  isLoopback,
+  type LocalListener,
+  listenBeside,
+  localSocketWanted,
+} from '../wire/local-socket.ts';
 import { tryStraight } from '../wire/node-sockets.ts';
-import { Access, isLoopback, type TokenSources, tokenSources } from './access.ts';
+import { Access, mustBeGuarded, type TokenSources, tokenSources } from './access.ts';
 import { type AccessLimits, createApp } from './app.ts';
 import { checkpointFolder } from './checkpoint.ts';
 import { Coordinator, warning } from './coordinator.ts';
@@ -55,20 +60,6 @@ export interface Serving {
   readonly url: string;
   /** Resolves when all is written and closed; rejects when the server lost its state to another. */
   readonly closed: Promise<void>;
-}
-
-/** @throws DownpourError DP_USAGE: open to the network without a token. */
-export function mustBeGuarded(options: {
-  readonly host: string;
-  readonly insecure?: boolean | undefined;
-  readonly access: Access;
-}): void {
-  const { host, insecure, access } = options;
-  if (!access.open || insecure || isLoopback(host)) return;
-  throw new DownpourError(
-    'DP_USAGE',
-    `refusing to listen on ${host} without a token: set DOWNPOUR_TOKEN, or listen on 127.0.0.1, or say --insecure`,
-  );
 }
 
 const OWNER_TTL_MS = 10_000;
@@ -162,10 +153,18 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     tls?.keep(app.server as unknown as TlsServer);
     // Who asks for encryption gets no way around it.
     const beside = !tls && localSocketWanted(options.localSocket);
-    if (beside) local = await listenBeside(app, log);
+    if (beside) {
+      const listener = await listenBeside(app.server);
+      if ('path' in listener) local = listener;
+      else {
+        log(`no unix socket for workers on this machine, they use TCP: ${listener.problem}`);
+      }
+    }
     const url = await listen(app, host, port);
     const timer = setInterval(() => coordinator.tick(), TICK_MS);
-    const closed = untilAborted(AbortSignal.any([signal, ending.signal])).then(async () => {
+    const close = async () => {
+      const stop = AbortSignal.any([signal, ending.signal]);
+      if (!stop.aborted) await once(stop, 'abort');
       clearInterval(timer);
       if (failure.error) coordinator.tellLost();
       await coordinator.close();
@@ -179,8 +178,8 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       await store.close();
       unguard();
       if (failure.error) throw failure.error;
-    });
-    return { url, closed };
+    };
+    return { url, closed: close() };
   } catch (error) {
     await local?.close();
     await pool?.close();
@@ -293,25 +292,4 @@ async function listen(
         : `${errorText(cause)}; choose another address with --host and --port`;
     throw new DownpourError('DP_USAGE', `cannot listen on ${host} port ${port}: ${why}`, { cause });
   }
-}
-
-/** A unix socket for workers on this machine, with all that the app serves. */
-async function listenBeside(
-  app: Awaited<ReturnType<typeof createApp>>,
-  log: (line: string) => void,
-): Promise<LocalListener | null> {
-  const beside = createServer((request, response) => app.server.emit('request', request, response));
-  beside.on('upgrade', (...upgrade) => app.server.emit('upgrade', ...upgrade));
-  beside.on('clientError', (...broken) => app.server.emit('clientError', ...broken));
-  const listener = await listenLocally(beside);
-  if ('path' in listener) return listener;
-  log(`no unix socket for workers on this machine, they use TCP: ${listener.problem}`);
-  return null;
-}
-
-function untilAborted(signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    if (signal.aborted) resolve();
-    else signal.addEventListener('abort', () => resolve(), { once: true });
-  });
 }

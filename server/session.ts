@@ -18,6 +18,7 @@ import {
 import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
 import type { Coordinator } from './coordinator.ts';
 import { hashDifference } from './core/agreement.ts';
+import { payloadLimits } from './core/parameters.ts';
 import type { Assignment, PartsLanded, Run } from './core/run.ts';
 import { Gathering } from './gathering.ts';
 import { LandingDesk } from './landings.ts';
@@ -55,7 +56,7 @@ export class Session {
     this.#coordinator = coordinator;
     this.connectedAt = connectedAt;
     this.#lastSeen = coordinator.now();
-    this.#desk = new LandingDesk(coordinator.line, this);
+    this.#desk = new LandingDesk(coordinator.line, connection);
   }
 
   /** What its connection reports to. */
@@ -78,11 +79,6 @@ export class Session {
   }
 
   get run(): Run | null {
-    return this.#run;
-  }
-
-  /** Of whose pushes it wants room. */
-  get room(): unknown {
     return this.#run;
   }
 
@@ -135,20 +131,12 @@ export class Session {
   #land(header: Header, payloadBytes: number | null): Landing | 'wait' | null {
     const run = this.#joined ? this.#run : null;
     if (header.type !== 'push' || !run?.partLayout) return null;
-    const { exchangedSize, trainableSize } = run.partLayout;
+    const { roomBytes, bytesMax } = payloadLimits(run.partLayout);
     // Of a browser's fragments the length is not known before the end.
-    const bytes = payloadBytes ?? 4 * exchangedSize;
-    // The largest of the encodings.
-    if (bytes > 4 * (exchangedSize + trainableSize + 1)) return null;
-    return this.#desk.land(bytes, (size) => run.land(size), {
-      roomBytes: 4 * exchangedSize,
-      kept: run.parts > 1,
-    });
-  }
-
-  retryLanding(impatient: boolean): void {
-    if (impatient) this.#desk.hurry();
-    this.#connection.retry();
+    const bytes = payloadBytes ?? roomBytes;
+    if (bytes > bytesMax) return null;
+    const kept = run.parts > 1;
+    return this.#desk.land(run, bytes, (size) => run.land(size), { roomBytes, kept });
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
@@ -505,6 +493,7 @@ export class Session {
     if (this.#closed) return;
     this.#closed = true;
     const run = this.#run;
+    this.#desk.leave();
     this.#gathering.clear();
     if (run && this.#joined) {
       run.detach(this.key, this.#coordinator.now());

@@ -1,7 +1,7 @@
 import { createLayout, type Layout } from '../shared/layout.ts';
 import { partLayout, type Range } from '../shared/partition.ts';
 import { type OpenTensors, openTensors, type StreamedTensor } from './checkpoint.ts';
-import { type NamedTensor, Parameters, VECTOR } from './core/parameters.ts';
+import { type NamedTensor, VECTOR, vectorSizes } from './core/parameters.ts';
 import { RESTORED_BEST, type Run, type RunState } from './core/run.ts';
 import { BEST, rangesOf, type SaveKind } from './core/shard.ts';
 import type { ShardPool } from './shard-pool.ts';
@@ -24,11 +24,11 @@ export function saveShards(
   const id = ++saves;
   const own = run.save(id, what);
   const layout = run.layout!;
-  const ranges = rangesOf(layout, pool.count);
+  const sizes = vectorSizes(run.config, layout).set(BEST, layout.exchangedSize);
 
   /** Elements [start, end) of a vector that begins with the layout's, from all shards. */
   async function* pieces(name: string, start: number, end: number) {
-    for (const [index, range] of ranges.entries()) {
+    for (const [index, range] of run.ranges.entries()) {
       const to = Math.min(end, range.end);
       for (let at = Math.max(start, range.start); at < to; ) {
         const count = Math.min(PIECE_ELEMENTS, to - at);
@@ -49,16 +49,10 @@ export function saveShards(
   }));
   for (const name of own.keys()) {
     if (name === VECTOR) continue;
-    const size = vectorSize(layout, name);
+    const size = sizes.get(name)!;
     tensors.push({ name, shape: [size], pieces: () => pieces(name, 0, size) });
   }
   return { tensors, done: () => run.saved(id) };
-}
-
-/** Elements of one of the vectors of a checkpoint. */
-function vectorSize(layout: Layout, name: string): number {
-  if (name === VECTOR) return layout.size;
-  return name.startsWith('@optimizer.') ? layout.trainableSize : layout.exchangedSize;
 }
 
 /**
@@ -77,15 +71,13 @@ export async function restoreShards(
     const { id: run, config } = state.options;
     const layout = createLayout(state.tensors);
     const ranges = rangesOf(layout, pool.count);
-    const names = new Parameters(partLayout(layout, ranges[0]!), config)
-      .vectors()
-      .map(([name]) => name);
-    if (state.best) names.push(BEST);
+    const sizes = vectorSizes(config, layout);
+    if (state.best) sizes.set(BEST, layout.exchangedSize);
     for (let index = 1; index < ranges.length; index++) {
       const range = ranges[index]!;
       pool.tellOne(index, { kind: 'create', run, tensors: state.tensors, config });
-      for (const name of names) {
-        for await (const { start, values } of readRange(file, layout, name, range)) {
+      for (const [name, size] of sizes) {
+        for await (const { start, values } of readRange(file, layout, name, size, range)) {
           pool.tellOne(index, { kind: 'write', run, name, start: start - range.start }, values);
           await pool.drained(index);
         }
@@ -98,15 +90,21 @@ export async function restoreShards(
         workers: state.workers,
       });
     }
-    return await ownTensors(file, layout, names, ranges[0]!);
+    return await ownTensors(file, layout, sizes, ranges[0]!);
   } finally {
     await file.close();
   }
 }
 
 /** The numbers of a range of one of the vectors, piece by piece. @yields places in the whole vector. */
-async function* readRange(file: OpenTensors, layout: Layout, name: string, range: Range) {
-  const end = Math.min(range.end, vectorSize(layout, name));
+async function* readRange(
+  file: OpenTensors,
+  layout: Layout,
+  name: string,
+  size: number,
+  range: Range,
+) {
+  const end = Math.min(range.end, size);
   if (name !== VECTOR) {
     for (let start = range.start; start < end; start += PIECE_ELEMENTS) {
       const values = await file.read(name, start, Math.min(PIECE_ELEMENTS, end - start));
@@ -126,7 +124,7 @@ async function* readRange(file: OpenTensors, layout: Layout, name: string, range
 async function ownTensors(
   file: OpenTensors,
   layout: Layout,
-  names: readonly string[],
+  sizes: ReadonlyMap<string, number>,
   range: Range,
 ): Promise<NamedTensor[]> {
   const tensors: NamedTensor[] = [];
@@ -138,9 +136,9 @@ async function ownTensors(
       values: await file.read(name, range.start + offset - first, size),
     });
   }
-  for (const name of names) {
+  for (const [name, size] of sizes) {
     if (name === VECTOR) continue;
-    const count = Math.max(0, Math.min(range.end, vectorSize(layout, name)) - range.start);
+    const count = Math.max(0, Math.min(range.end, size) - range.start);
     tensors.push({ name, shape: [count], values: await file.read(name, range.start, count) });
   }
   return tensors;

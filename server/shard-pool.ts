@@ -116,9 +116,9 @@ export class ShardPool implements RunShards {
     this.count = options.count;
   }
 
-  /** Where workers find the shards of a run in so many parts. */
-  addresses(parts: number): ShardAddress[] {
-    return this.#links.slice(0, parts - 1).map(({ found }) => found.address);
+  /** Where workers find the other shards. */
+  get addresses(): ShardAddress[] {
+    return this.#links.map(({ found }) => found.address);
   }
 
   /** All shards are connected. */

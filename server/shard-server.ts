@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import { createServer, type IncomingMessage, type RequestListener, type Server } from 'node:http';
 import { createServer as createTlsServer, type Server as TlsServer } from 'node:https';
 import type { AddressInfo, Socket } from 'node:net';
@@ -8,9 +9,8 @@ import { checkToShard, type FromShard, type ToShard } from '../shared/protocol.t
 import { VERSION } from '../shared/version.ts';
 import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
-import { isFromHere, type LocalListener, listenLocally } from '../wire/local-socket.ts';
-import { Access, mayDo, type TokenSources } from './access.ts';
-import { refuse, unauthorized } from './app.ts';
+import { isFromHere, type LocalListener, listenBeside } from '../wire/local-socket.ts';
+import { Access, mayDo, refuse, type TokenSources, unauthorized } from './access.ts';
 import { Shard } from './core/shard.ts';
 import type { Snapshot } from './core/snapshot.ts';
 import { LandingDesk, WaitingLine } from './landings.ts';
@@ -85,25 +85,22 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
   });
   await listen(server, host, port);
   if (options.localSocket && !tls) {
-    const beside = createServer((request, response) => server.emit('request', request, response));
-    beside.on('upgrade', (...upgrade) => server.emit('upgrade', ...upgrade));
-    const listener = await listenLocally(beside);
+    const listener = await listenBeside(server);
     if ('path' in listener) local = listener;
   }
   const timer = setInterval(() => state.tick(), TICK_MS);
-  const closed = new Promise<void>((resolve) => {
-    const close = async () => {
-      clearInterval(timer);
-      access.close();
-      tls?.close();
-      state.close();
-      await local?.close();
-      server.closeAllConnections();
-      server.close(() => resolve());
-    };
-    if (signal.aborted) void close();
-    else signal.addEventListener('abort', () => void close(), { once: true });
-  });
+  const close = async () => {
+    if (!signal.aborted) await once(signal, 'abort');
+    clearInterval(timer);
+    access.close();
+    tls?.close();
+    state.close();
+    await local?.close();
+    server.closeAllConnections();
+    server.close();
+    await once(server, 'close');
+  };
+  const closed = close();
   return { port: (server.address() as AddressInfo).port, closed };
 }
 
@@ -248,7 +245,6 @@ class ShardServer {
 
   gone(worker: ShardSession): void {
     this.#workers.delete(worker);
-    this.line.leave(worker);
     const { session } = worker;
     // What it has sent stays until the coordinator says so: it may be applying it right now.
     if (session !== null && this.#sessions.get(session) === worker) this.#sessions.delete(session);
@@ -261,14 +257,12 @@ class ShardSession {
   readonly #server: ShardServer;
   readonly #desk: LandingDesk;
   session: string | null = null;
-  /** Of the part that it sends now. */
-  room: unknown = null;
   #lastSeen = performance.now();
 
   constructor(connection: Connection, server: ShardServer) {
     this.#connection = connection;
     this.#server = server;
-    this.#desk = new LandingDesk(server.line, this);
+    this.#desk = new LandingDesk(server.line, connection);
   }
 
   readonly events: ConnectionEvents = {
@@ -279,7 +273,10 @@ class ShardSession {
     alive: () => {
       this.#lastSeen = performance.now();
     },
-    closed: () => this.#server.gone(this),
+    closed: () => {
+      this.#desk.leave();
+      this.#server.gone(this);
+    },
   };
 
   #land(header: Header, payloadBytes: number | null): Landing | 'wait' | null {
@@ -287,18 +284,11 @@ class ShardSession {
     const { shard } = this.#server;
     const known = type === 'part' || type === 'initialPart';
     if (!known || typeof run !== 'string' || payloadBytes === null || !shard) return null;
-    const most = shard.partBytesMax(run);
-    if (most === null || payloadBytes > most) return null;
-    this.room = run;
-    return this.#desk.land(payloadBytes, (bytes) => shard.land(run, bytes), {
-      roomBytes: most / 2,
-      kept: true,
-    });
-  }
-
-  retryLanding(impatient: boolean): void {
-    if (impatient) this.#desk.hurry();
-    this.#connection.retry();
+    const limits = shard.partLimits(run);
+    if (!limits || payloadBytes > limits.bytesMax) return null;
+    const { roomBytes } = limits;
+    const take = (bytes: number) => shard.land(run, bytes);
+    return this.#desk.land(run, payloadBytes, take, { roomBytes, kept: true });
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {

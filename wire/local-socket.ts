@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { lstatSync, mkdirSync, readdirSync, rmSync, unlinkSync } from 'node:fs';
-import { get, type Server } from 'node:http';
-import { connect, type Socket } from 'node:net';
+import { createServer, get, type Server } from 'node:http';
+import { connect, isIP, type Socket } from 'node:net';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { errorText } from '../shared/errors.ts';
@@ -73,6 +73,22 @@ export async function listenLocally(
       remove();
     },
   };
+}
+
+/**
+ * Lets a server that listens on TCP listen on a unix socket too, with all that it serves.
+ * @returns the socket, or why there is none.
+ */
+export function listenBeside(
+  server: Pick<Server, 'emit' | 'listenerCount'>,
+): ReturnType<typeof listenLocally> {
+  const beside = createServer((request, response) => server.emit('request', request, response));
+  beside.on('upgrade', (...upgrade) => server.emit('upgrade', ...upgrade));
+  // A listener takes over from Node, which else hangs up by itself.
+  if (server.listenerCount('clientError') > 0) {
+    beside.on('clientError', (...broken) => server.emit('clientError', ...broken));
+  }
+  return listenLocally(beside);
 }
 
 /** Sockets of servers that were killed: nobody listens on them. */
@@ -148,14 +164,17 @@ function isPrivate(folder: string): boolean {
 
 /** A loopback address, or one that this machine has. */
 export function isOwnAddress(hostname: string): boolean {
+  if (isLoopback(hostname)) return true;
   const host = hostname.replace(/^\[(.*)\]$/, '$1');
-  if (isLoopback(host)) return true;
   return Object.values(networkInterfaces()).some((addresses) =>
     addresses?.some(({ address }) => address === host),
   );
 }
 
-function isLoopback(host: string): boolean {
-  const address = host.replace(/^::ffff:/, '');
-  return address === 'localhost' || address === '::1' || /^127\.\d+\.\d+\.\d+$/.test(address);
+/** Whether only programs on this machine reach a server that listens there. */
+export function isLoopback(host: string): boolean {
+  const address = host.replace(/^\[(.*)\]$/, '$1').replace(/^::ffff:/i, '');
+  if (address === 'localhost' || address === '::1') return true;
+  // A name may begin with 127 too.
+  return isIP(address) === 4 && address.startsWith('127.');
 }

@@ -37,10 +37,14 @@ export interface AverageRoom {
   readonly theta: number;
 }
 
+/** Of the `slots` of an average. */
+export function averageSymbols({ kind }: RunConfig['averaging']): readonly string[] {
+  return { none: [], ema: ['a'], polyak: ['a', 'c'] }[kind];
+}
+
 /** What `createAverage` takes of a memory. */
-export function averageBytes({ kind }: RunConfig['averaging'], n: number): number {
-  const slots = { none: 0, ema: 1, polyak: 2 }[kind];
-  return slots * regionBytes(4 * n);
+export function averageBytes(config: RunConfig['averaging'], n: number): number {
+  return averageSymbols(config).length * regionBytes(4 * n);
 }
 
 /** @param room absent: in plain TypeScript, the reference. @returns null: none is wanted. */

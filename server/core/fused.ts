@@ -45,6 +45,9 @@ const SLOTS: Readonly<Record<OptimizerConfig['kind'], readonly string[]>> = {
   adamw: ['m', 'v'],
 };
 
+/** Of the `slots` of an optimizer. */
+export const optimizerSymbols = ({ kind }: OptimizerConfig): readonly string[] => SLOTS[kind];
+
 /** What `createFusedOptimizer` takes of the memory. */
 export function optimizerBytes({ kind }: OptimizerConfig, n: number): number {
   return SLOTS[kind].length * regionBytes(4 * n);

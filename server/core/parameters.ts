@@ -15,12 +15,19 @@ import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
 import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from '../../shared/memory.ts';
-import { type Average, type AverageState, averageBytes, createAverage } from './averaging.ts';
+import {
+  type Average,
+  type AverageState,
+  averageBytes,
+  averageSymbols,
+  createAverage,
+} from './averaging.ts';
 import {
   type Clip,
   createFusedOptimizer,
   type FusedOptimizer,
   optimizerBytes,
+  optimizerSymbols,
   type Staged,
 } from './fused.ts';
 import { createKernels, type Kernels } from './kernels.ts';
@@ -94,7 +101,7 @@ export class Parameters {
    * @returns null: larger than any dense payload of this layout, or all rooms are taken.
    */
   land(byteLength: number): { readonly bytes: Uint8Array; release(): void } | null {
-    if (byteLength > 4 * this.layout.exchangedSize) return null;
+    if (byteLength > payloadLimits(this.layout).roomBytes) return null;
     const address = this.#landings.pop();
     if (address === undefined) return null;
     return {
@@ -277,9 +284,9 @@ export class Parameters {
 
   /** The live vectors of optimizer and average by their names in a checkpoint. */
   #state(): [string, Float32Array][] {
-    const named = (owner: string, slots: Readonly<Record<string, Float32Array>>) =>
+    const named = (owner: Owner, slots: Readonly<Record<string, Float32Array>>) =>
       Object.entries(slots).map(([symbol, values]): [string, Float32Array] => [
-        `${STATE_PREFIX}${owner}.${symbol}`,
+        stateName(owner, symbol),
         values,
       ]);
     return [
@@ -324,6 +331,32 @@ export class Parameters {
 
 /** The parameters among the `vectors`. */
 export const VECTOR = `${STATE_PREFIX}parameters`;
+
+type Owner = 'optimizer' | 'average';
+const stateName = (owner: Owner, symbol: string) => `${STATE_PREFIX}${owner}.${symbol}`;
+
+/** The `vectors` of a run that is not here: their names and elements. */
+export function vectorSizes(
+  { optimizer, averaging }: Pick<RunConfig, 'optimizer' | 'averaging'>,
+  { size, trainableSize, exchangedSize }: Layout,
+): Map<string, number> {
+  const sizes = new Map([[VECTOR, size]]);
+  for (const symbol of optimizerSymbols(optimizer)) {
+    sizes.set(stateName('optimizer', symbol), trainableSize);
+  }
+  for (const symbol of averageSymbols(averaging)) {
+    sizes.set(stateName('average', symbol), exchangedSize);
+  }
+  return sizes;
+}
+
+/** Of a push: what a room holds, any dense encoding, and what the largest of the encodings takes. */
+export function payloadLimits({
+  exchangedSize,
+  trainableSize,
+}: Pick<Layout, 'exchangedSize' | 'trainableSize'>): { roomBytes: number; bytesMax: number } {
+  return { roomBytes: 4 * exchangedSize, bytesMax: 4 * (exchangedSize + trainableSize + 1) };
+}
 
 /** A push's payload in the run's memory. */
 export interface StagedPush {

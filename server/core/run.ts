@@ -312,7 +312,12 @@ export class Run {
     return this.#parameters?.layout ?? null;
   }
 
-  /** Into how many ranges the vector is cut: one for each shard, fewer of a small model. */
+  /** One for each shard, fewer of a small model. */
+  get ranges(): readonly Range[] {
+    return this.#ranges;
+  }
+
+  /** Into how many ranges the vector is cut. */
   get parts(): number {
     return this.#ranges.length;
   }

@@ -6,7 +6,7 @@ import { createLayout, type Layout, type TensorSpec } from '../../shared/layout.
 import { partition, partLayout, type Range } from '../../shared/partition.ts';
 import type { Clip } from './fused.ts';
 import { normAndFinite, type StepOptions } from './optimizer.ts';
-import { Parameters, type ParametersState, VECTOR } from './parameters.ts';
+import { Parameters, type ParametersState, payloadLimits, VECTOR } from './parameters.ts';
 import { Snapshot } from './snapshot.ts';
 
 /**
@@ -95,7 +95,7 @@ export type ShardCommand =
     };
 
 /** Of one worker, waiting for a decision: one for each minibatch that it may hold, and a few that were given away. */
-const PARTS_MAX = 2 * LIMITS.leasesPerWorkerMax;
+export const PARTS_MAX = 2 * LIMITS.leasesPerWorkerMax;
 
 /** As the kinds of checkpoints. */
 export type SaveKind = 'last' | 'best' | 'final';
@@ -178,13 +178,6 @@ export class Shard {
     return this.#runs.size;
   }
 
-  /** Elements of the runs' ranges, all together. */
-  get elements(): number {
-    let sum = 0;
-    for (const { layout } of this.#runs.values()) sum += layout.size;
-    return sum;
-  }
-
   // What workers send.
 
   /** Room for a part; see `Parameters.land`. */
@@ -192,11 +185,10 @@ export class Shard {
     return this.#runs.get(run)?.parameters.land(byteLength) ?? null;
   }
 
-  /** Bytes that a part of this run may have at most, null: there is no such run here. */
-  partBytesMax(run: string): number | null {
+  /** Of the parts of a run, null: there is no such run here. */
+  partLimits(run: string): ReturnType<typeof payloadLimits> | null {
     const layout = this.#runs.get(run)?.layout;
-    // The largest of the encodings.
-    return layout ? 4 * (layout.exchangedSize + layout.trainableSize + 1) : null;
+    return layout ? payloadLimits(layout) : null;
   }
 
   /**

@@ -2,8 +2,9 @@ import { mkdtempSync, rmSync, unlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { Access, isLoopback, mayDo, parseTokens, Rate, ROLES } from '../../server/access.ts';
+import { Access, mayDo, parseTokens, Rate, ROLES } from '../../server/access.ts';
 import { LIMITS } from '../../shared/config.ts';
+import { isLoopback } from '../../wire/local-socket.ts';
 
 let folder: string;
 const opened: Access[] = [];
