@@ -4,7 +4,7 @@ import { registerCommands } from './commands.ts';
 import { registerDataCommands } from './data.ts';
 import { registerEngineCommands } from './engine.ts';
 import { EXIT, EXIT_HELP, errorLine, exitCodeOf } from './options.ts';
-import { registerStudyCommands } from './study-commands.ts';
+import { registerCheck, registerStudyCommands } from './study-commands.ts';
 
 /**
  * The command `downpour`. Modules that do the work are imported when their command runs, so that
@@ -35,6 +35,7 @@ export function createProgram(outcome: Outcome): Command {
       `\n${EXIT_HELP}\n\nExample:\n  $ downpour train examples/mnist-mlp.ts --workers 2`,
     );
   registerCommands(program, outcome);
+  registerCheck(program, outcome);
   registerStudyCommands(program, outcome);
   registerEngineCommands(program);
   registerDataCommands(program);

@@ -13,6 +13,7 @@ export const EXIT = {
   usage: 2,
   unreachable: 3,
   runFailed: 4,
+  problems: 5,
   interrupted: 130,
 } as const;
 
@@ -22,6 +23,7 @@ export const EXIT_HELP = `Exit codes:
   2    wrong usage: unknown command, option, experiment or configuration field
   3    no server at the address, or no answer in time
   4    the run failed, for example because it diverged
+  5    the check of an experiment found a problem
   130  interrupted by Ctrl-C`;
 
 const USAGE: readonly ErrorCode[] = [

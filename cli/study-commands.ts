@@ -1,4 +1,5 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import type { CheckCommandOptions } from './check.ts';
 import type { LearningRateOptions } from './lr-find.ts';
 import type { Outcome } from './main.ts';
 import {
@@ -25,6 +26,40 @@ export function registerStudyCommands(program: Command, outcome: Outcome): void 
   registerFolds(program, outcome);
   registerStopping(program, outcome);
   registerCurve(program, outcome);
+}
+
+/** `check`: what to run before anything else. */
+export function registerCheck(program: Command, outcome: Outcome): void {
+  addConfigOptions(
+    program
+      .command('check')
+      .description('look for defects in an experiment before training: data, model, a short trial')
+      .argument('<experiment>', 'file of the experiment'),
+  )
+    .option('-w, --workers <n>', 'that learn a tiny set by heart together', whole(1, 64), 2)
+    .option('--steps <n>', 'updates of the short trial; an epoch at most', whole(5, 10_000), 100)
+    .option('--accept <check...>', 'problems that are meant: they count as advice')
+    .option('--no-tiny', 'leave out the tiny set, and with it server and workers')
+    .option('--no-throughput', 'leave out how fast each size of minibatch is')
+    .addOption(dataOption())
+    .addOption(engineOption())
+    .option('--verbose', 'print what server and workers log')
+    .addOption(jsonOption())
+    .addHelpText(
+      'after',
+      `
+Each check has a verdict (ok, advice, problem), the numbers behind it and the next step: the scale of the
+inputs, classes, how many examples, duplicates across the parts, whether labels follow the inputs, frozen
+tensors, gradients against finite differences, the loss before training, the output's form, activations, a
+short trial with the server's update rule (learning rate, updates, batch normalisation), the speed of each size
+of minibatch, and whether one and several workers can learn 32 examples by heart. Nothing is kept. The exit
+code is 5 when there is a problem that is not accepted.
+${examples('downpour check examples/mnist-mlp.ts', 'downpour check my.ts --json --no-throughput --accept frozen')}`,
+    )
+    .action(async (file: string, options: CheckCommandOptions) => {
+      const { checkCommand } = await import('./check.ts');
+      outcome.exitCode = await checkCommand(file, options);
+    });
 }
 
 /** What all studies share. */

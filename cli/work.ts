@@ -67,7 +67,8 @@ function newestToken(options: WorkOptions, known: string | null): string | null 
   }
 }
 
-function engineOf(name: string): EngineName | 'auto' {
+/** @throws DownpourError DP_USAGE. */
+export function engineOf(name: string): EngineName | 'auto' {
   if (name === 'auto' || (ENGINES as readonly string[]).includes(name)) {
     return name as EngineName | 'auto';
   }

@@ -4,7 +4,7 @@ import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { layoutSpecs } from '../shared/layout.ts';
 import type { Assign, End, Initialise, Join } from '../shared/protocol.ts';
 import { Client } from './client.ts';
-import { type ExperimentData, type PreparedData, prepareData } from './data/examples.ts';
+import type { PreparedData } from './data/examples.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
 import {
   type FoundExperiment,
@@ -13,6 +13,7 @@ import {
   loadExperiment,
 } from './experiment.ts';
 import { buildModel, type Model } from './model.ts';
+import { prepareExperiment } from './prepare.ts';
 import { rangesFor } from './shard-links.ts';
 import { createTrainer, type Trainer, type TrainerProgress } from './trainer.ts';
 
@@ -197,24 +198,9 @@ class Worker {
     const { run, config } = assign;
     const { dataFolder, log, signal, onProgress } = this.#options;
     const experiment = await loadExperiment(await this.#find(assign));
-    let data: ExperimentData;
-    try {
-      const { seed, hyperparameters } = config;
-      data = await experiment.data({ folder: dataFolder, seed, hyperparameters, log });
-    } catch (cause) {
-      if (cause instanceof DownpourError) throw cause;
-      throw new DownpourError(
-        'DP_EXPERIMENT_INVALID',
-        `data() of experiment '${assign.experiment}' failed: ${errorText(cause)}`,
-        { cause },
-      );
-    }
-    const prepared = prepareData(data, {
-      seed: config.seed,
-      validationFraction: config.validationFraction,
-      validation: config.validation,
-      trainFraction: config.trainFraction,
-      standardise: experiment.standardise ?? 'none',
+    const { prepared } = await prepareExperiment(assign.experiment, experiment, config, {
+      folder: dataFolder,
+      log,
     });
     const model = await buildModel(experiment, config, prepared);
     log(

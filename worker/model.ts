@@ -57,6 +57,21 @@ export interface Measured {
   readonly metrics: Readonly<Record<string, number>>;
 }
 
+/** n examples' values, row-major: shape[0] is n. */
+export interface Output {
+  readonly values: Float32Array;
+  readonly shape: readonly number[];
+}
+
+export interface LayerOutput extends Output {
+  /** The layer's path, as tensors have it. */
+  readonly layer: string;
+  /** Class of the layer: `Dense`. */
+  readonly kind: string;
+  /** `relu`, `tanh`, …; null: linear, or none of its own. */
+  readonly activation: string | null;
+}
+
 export interface Model {
   readonly layout: Layout;
   /**
@@ -79,6 +94,12 @@ export interface Model {
   step(minibatch: Minibatch, seed: number): Promise<Step>;
   /** Loss, error and metrics at the parameters loaded, training mode off. */
   measure(minibatch: Minibatch): Promise<Measured>;
+  /** Losses of regularised layers at the parameters loaded: what a step's gradient has beside its loss. */
+  penalty(): Promise<number>;
+  /** Training mode off. */
+  predict(minibatch: Minibatch): Promise<Output>;
+  /** What each layer gives, training mode off; empty for a function of variables. */
+  activations(minibatch: Minibatch): Promise<readonly LayerOutput[]>;
   /** How steps are computed: `graph`, or `operations`, possibly with why. */
   readonly execution: string;
   /** The topology that `tf.loadLayersModel` reads; null for a function of variables. */
@@ -291,6 +312,43 @@ export async function buildModel(
         error: values[1]!,
         metrics: Object.fromEntries(metrics.map(([name], i) => [name, values[2 + i]!])),
       };
+    },
+
+    async penalty() {
+      const total = tf.tidy(() => {
+        const penalties = instance.penalties();
+        if (penalties.length === 0) return tf.scalar(0);
+        return tf.addN(penalties.map((p) => tf.reshape(p, [])));
+      });
+      return (await read(total))[0]!;
+    },
+
+    async predict(minibatch) {
+      const output = tf.tidy(() =>
+        tf.cast(instance.predict(tensorsOf(minibatch).inputs, false), 'float32'),
+      );
+      const { shape } = output;
+      return { values: (await read(output)).slice(), shape };
+    },
+
+    async activations(minibatch) {
+      if (!instance.layersModel) return [];
+      const layers = observableLayers(instance.layersModel);
+      const outputs = tf.tidy(() => {
+        const probe = tf.model({
+          inputs: instance.layersModel!.inputs,
+          outputs: layers.map(({ output }) => output),
+        });
+        const given = probe.apply(tensorsOf(minibatch).inputs, { training: false });
+        return [given].flat() as Tensor[];
+      });
+      const results: LayerOutput[] = [];
+      for (const [i, { layer, kind, activation }] of layers.entries()) {
+        const { shape } = outputs[i]!;
+        const values = (await read(outputs[i]!)).slice();
+        results.push({ layer, kind, activation, values, shape });
+      }
+      return results;
     },
 
     async topology() {
@@ -542,6 +600,27 @@ function* walkLayers(model: LayersModel, prefix = ''): Generator<{ layer: Layer;
     else yield { layer: innermost(layer), path };
   }
 }
+
+/** The layers on the model's way from input to output whose output is one tensor. */
+function observableLayers(model: LayersModel) {
+  const paths = new Map([...walkLayers(model)].map(({ layer, path }) => [layer, path]));
+  return model.layers.flatMap((layer) => {
+    const kind = layer.getClassName();
+    // A layer that is used twice has no single output.
+    if (kind === 'InputLayer' || layer.inboundNodes.length !== 1) return [];
+    const { output } = layer;
+    if (Array.isArray(output)) return [];
+    const { activation } = layer as unknown as { activation?: { getClassName?(): string } };
+    const own = activation?.getClassName?.() ?? ACTIVATION_LAYERS[kind] ?? null;
+    const path = paths.get(innermost(layer)) ?? layer.name;
+    return [{ layer: path, kind, output, activation: own === 'linear' ? null : own }];
+  });
+}
+
+/** Layers that are an activation and nothing else. */
+const ACTIVATION_LAYERS: Readonly<Record<string, string>> = {
+  ...{ ReLU: 'relu', LeakyReLU: 'leakyrelu', ELU: 'elu', PReLU: 'prelu', Softmax: 'softmax' },
+};
 
 /** Inside wrappers with one layer (time-distributed), that layer. */
 function innermost(layer: Layer): Layer {

@@ -1,0 +1,53 @@
+import type { RunConfig } from '../../shared/config.ts';
+import type { Layout } from '../../shared/layout.ts';
+import type { PreparedData } from '../data/examples.ts';
+import type { Experiment } from '../experiment.ts';
+import { buildModel } from '../model.ts';
+import { checkData } from './data.ts';
+import type { Finding } from './finding.ts';
+import { checkModel } from './model.ts';
+import { checkTraining, type Updater } from './training.ts';
+
+export interface CheckOptions {
+  readonly experiment: Experiment;
+  readonly config: RunConfig;
+  readonly prepared: PreparedData;
+  /** Updates of the trial. */
+  readonly steps: number;
+  /** The server's update rule from these parameters, shape [layout.size]. */
+  readonly updater: (layout: Layout, initial: Float32Array) => Updater;
+  readonly onFinding?: (finding: Finding) => void;
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * All that one process can find out about an experiment before it is trained: data, model with initial
+ * parameters, a short training (Deep Learning §11.5). An engine must be open.
+ * @throws DownpourError of `buildModel`.
+ */
+export async function checkExperiment(options: CheckOptions): Promise<Finding[]> {
+  const { experiment, config, prepared, steps, updater, onFinding, signal } = options;
+  const findings: Finding[] = [];
+  const tell = (found: readonly Finding[]) => {
+    findings.push(...found);
+    for (const each of found) onFinding?.(each);
+  };
+  tell(checkData(prepared));
+  signal?.throwIfAborted();
+  // Not recorded: single steps of many shapes, each once.
+  const model = await buildModel(experiment, config, prepared, { record: false });
+  try {
+    tell(await checkModel(experiment, prepared, model, config.seed));
+    signal?.throwIfAborted();
+    const own = updater(model.layout, (await model.initialise(config.seed)).slice());
+    tell(
+      await checkTraining({
+        ...{ prepared, model, config, steps, updater: own },
+        ...(signal ? { signal } : {}),
+      }),
+    );
+  } finally {
+    model.dispose();
+  }
+  return findings;
+}

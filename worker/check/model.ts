@@ -1,0 +1,383 @@
+import { random } from '../../shared/random.ts';
+import type { Minibatch, PreparedData } from '../data/examples.ts';
+import type { Experiment } from '../experiment.ts';
+import type { LayerOutput, Model, Output } from '../model.ts';
+import { sampleOf } from './data.ts';
+import { type Finding, finding, norm, percent, short } from './finding.ts';
+
+/** What can be said of a model with its initial parameters, before any training. */
+
+const GRADIENT_EXAMPLES = 16;
+/** Enough that a unit which is silent on all of them is silent on nearly all there are. */
+const ACTIVATION_EXAMPLES = 256;
+const LOSS_EXAMPLES = 512;
+
+/** @param model initialised with `seed`, and left so. */
+export async function checkModel(
+  experiment: Experiment,
+  prepared: PreparedData,
+  model: Model,
+  seed: number,
+): Promise<Finding[]> {
+  // Another seed first: the model then holds its own initial parameters again.
+  const other = (await model.initialise(seed + 1)).slice();
+  const initial = (await model.initialise(seed)).slice();
+  model.load(initial);
+  const output = await model.predict(sampleOf(prepared, 'train', ACTIVATION_EXAMPLES));
+  return [
+    checkFrozen(model, initial, other),
+    await checkGradient(prepared, model, initial, seed),
+    await checkInitialLoss(experiment, prepared, model),
+    checkOutput(experiment, prepared, output),
+    await checkIndependence(prepared, model),
+    ...(await checkActivations(prepared, model, 'activations')),
+  ];
+}
+
+/** A frozen tensor with random values never learns; with the same ones for every seed it was trained. */
+function checkFrozen({ layout }: Model, initial: Float32Array, other: Float32Array): Finding {
+  const frozen = layout.tensors.filter(({ role }) => role === 'frozen');
+  const isRandom = ({ offset, size }: (typeof frozen)[number]) =>
+    initial.subarray(offset, offset + size).some((value, i) => value !== other[offset + i]);
+  const stuck = frozen.filter(isRandom).map(({ name }) => name);
+  const numbers = { frozen: frozen.map(({ name }) => name), random: stuck };
+  if (stuck.length > 0) {
+    return finding(
+      'frozen',
+      'problem',
+      `${stuck.join(', ')} ${stuck.length === 1 ? 'is' : 'are'} not trained and random: the layer passes on noise for ever.`,
+      'set trainable to true; if random features are meant (Deep Learning §9.9), --accept frozen',
+      numbers,
+    );
+  }
+  const text =
+    frozen.length === 0
+      ? `All ${layout.tensors.length} tensors take part in training.`
+      : `${frozen.length} tensors are not trained and the same for every seed: ${numbers.frozen.join(', ')}.`;
+  return finding(
+    'frozen',
+    frozen.length === 0 ? 'ok' : 'advice',
+    text,
+    'this is right for a pretrained part; else set trainable to true',
+    numbers,
+  );
+}
+
+/** Steps along a direction, as shares of the tensor's size. */
+const STEPS = [0.1, 0.03, 0.01, 0.003] as const;
+/** Rounding of a loss in f32, in its own size. */
+const ROUNDING = 2e-5;
+const GRADIENT_OK = 0.03;
+const GRADIENT_BAD = 0.15;
+const TENSORS_MAX = 50;
+
+/**
+ * The gradient against central differences of the loss, tensor by tensor, along the gradient itself and
+ * along a random direction near it (Deep Learning §11.5: "Compare back-propagated derivatives to numerical
+ * derivatives"). Dropout has the same masks at both ends.
+ */
+async function checkGradient(
+  prepared: PreparedData,
+  model: Model,
+  initial: Float32Array,
+  seed: number,
+): Promise<Finding> {
+  const minibatch = sampleOf(prepared, 'train', GRADIENT_EXAMPLES);
+  const lossAt = async (parameters: Float32Array) => {
+    model.load(parameters);
+    return (await model.step(minibatch, seed)).loss + (await model.penalty());
+  };
+  model.load(initial);
+  const gradient = (await model.step(minibatch, seed)).gradient.slice();
+  const draw = random(seed, 72);
+  const results: { tensor: string; difference: number; silent: boolean }[] = [];
+  const tensors = model.layout.tensors.filter(({ role }) => role === 'trainable');
+  for (const { name, offset, size } of tensors.slice(0, TENSORS_MAX)) {
+    const own = gradient.subarray(offset, offset + size);
+    const slope = norm(own);
+    const scale = Math.max(norm(initial.subarray(offset, offset + size)), 0.05 * Math.sqrt(size));
+    const random_ = Float64Array.from({ length: size }, () => draw.normal());
+    const near = Float64Array.from(own, (g) => Math.sign(g) * draw.uniform());
+    const directions = slope > 0 ? [Float64Array.from(own), near] : [random_];
+    let worst = 0;
+    for (const direction of directions) {
+      const length = norm(direction);
+      const predicted = direction.reduce((sum, d, i) => sum + d * own[i]!, 0) / length;
+      let best = Infinity;
+      for (const share of STEPS) {
+        const step = share * scale;
+        const moved = initial.slice();
+        const move = (by: number) => {
+          for (let i = 0; i < size; i++) {
+            moved[offset + i] = initial[offset + i]! + (by * direction[i]!) / length;
+          }
+          return lossAt(moved.slice());
+        };
+        const [up, down] = [await move(step), await move(-step)];
+        const seen = up - down;
+        const wanted = 2 * step * predicted;
+        const noise = ROUNDING * Math.max(1e-3, Math.abs(up), Math.abs(down));
+        const size_ = Math.max(Math.abs(seen), Math.abs(wanted));
+        best = Math.min(
+          best,
+          Math.max(0, Math.abs(seen - wanted) - noise) / Math.max(size_, noise),
+        );
+      }
+      worst = Math.max(worst, best);
+    }
+    results.push({ tensor: name, difference: worst, silent: slope === 0 });
+  }
+  model.load(initial);
+  const wrong = results.filter(({ difference }) => !(difference <= GRADIENT_BAD));
+  const doubtful = results.filter(({ difference }) => difference > GRADIENT_OK);
+  const worst = results.reduce((a, b) => (b.difference > a.difference ? b : a));
+  const numbers = { tensors: results };
+  if (wrong.length > 0) {
+    const what = wrong
+      .map((r) => `${r.tensor} (${r.silent ? 'gradient 0' : percent(r.difference)})`)
+      .join(', ');
+    return finding(
+      'gradient',
+      'problem',
+      `The gradient is not the slope of the loss for ${what}.`,
+      'look for stopped or custom gradients in the model and the loss (tf.customGrad, values read back into JavaScript), and for randomness that no seed governs',
+      numbers,
+    );
+  }
+  return finding(
+    'gradient',
+    doubtful.length > 0 ? 'advice' : 'ok',
+    `Gradients of ${results.length} tensors agree with finite differences to ${percent(worst.difference)}${worst.difference > 0 ? ` (${worst.tensor})` : ''}.`,
+    'kinks (ReLU, max-pooling) explain a few per cent; else look at that layer',
+    numbers,
+  );
+}
+
+/** ln K for K classes: a network that knows nothing yet should say so. */
+async function checkInitialLoss(
+  { loss }: Experiment,
+  prepared: PreparedData,
+  model: Model,
+): Promise<Finding> {
+  const sample = sampleOf(prepared, 'train', LOSS_EXAMPLES);
+  const measured = await model.measure(sample);
+  const { classCount } = prepared;
+  const expected =
+    loss === 'sigmoidCrossEntropy'
+      ? Math.LN2
+      : classCount !== null && loss !== 'meanSquaredError' && loss !== 'meanAbsoluteError'
+        ? Math.log(classCount)
+        : null;
+  const numbers = { loss: measured.loss, error: measured.error, expected };
+  const text = `The loss with initial parameters is ${short(measured.loss)}${expected === null ? '' : `; of ${loss === 'sigmoidCrossEntropy' ? 'guesses between two' : `${classCount} equally likely classes`} it is ${short(expected)}`}.`;
+  if (!Number.isFinite(measured.loss)) {
+    const next = 'look at the inputs (scale), the initial values and logarithms in the loss';
+    return finding('initial-loss', 'problem', text, next, numbers);
+  }
+  if (measured.loss < 0) {
+    return finding(
+      'initial-loss',
+      'problem',
+      `${text} Below zero there is nothing to fall to.`,
+      'look at the sign of the loss: training makes it as low as it can',
+      numbers,
+    );
+  }
+  if (expected !== null) {
+    const ratio = measured.loss / expected;
+    const next =
+      ratio > 1
+        ? 'make the last layer start smaller (initial values, scale of its inputs)'
+        : 'before training nothing can be known: does the target leak into the inputs?';
+    const verdict =
+      ratio > 3 || ratio < 0.3 ? 'problem' : ratio > 1.5 || ratio < 0.7 ? 'advice' : 'ok';
+    return finding('initial-loss', verdict, text, next, numbers);
+  }
+  const constant = constantLoss(loss, sample);
+  if (constant === null) return finding('initial-loss', 'ok', text, null, numbers);
+  const more = `${text} The best constant answer has ${short(constant)}.`;
+  return finding(
+    'initial-loss',
+    measured.loss > 100 * constant ? 'advice' : 'ok',
+    more,
+    "standardise the targets, or let the last layer's bias begin at their mean",
+    { ...numbers, constant },
+  );
+}
+
+/** What answering the mean (median) of the targets costs; null for other losses. */
+export function constantLoss(loss: Experiment['loss'], { targets, targetShape }: Minibatch) {
+  if (loss !== 'meanSquaredError' && loss !== 'meanAbsoluteError') return null;
+  const size = Math.max(
+    1,
+    targetShape.reduce((a, b) => a * b, 1),
+  );
+  let sum = 0;
+  for (let f = 0; f < size; f++) {
+    const column = Array.from(targets.filter((_, i) => i % size === f)).sort((a, b) => a - b);
+    const middle =
+      loss === 'meanAbsoluteError'
+        ? column[column.length >> 1]!
+        : column.reduce((a, b) => a + b, 0) / column.length;
+    for (const y of column) {
+      sum += loss === 'meanAbsoluteError' ? Math.abs(y - middle) : (y - middle) ** 2;
+    }
+  }
+  return sum / targets.length;
+}
+
+/** Losses take logits: what has been through a softmax or sigmoid already learns slowly or not at all. */
+function checkOutput(
+  { loss }: Experiment,
+  { classCount }: PreparedData,
+  { values, shape }: Output,
+): Finding {
+  const width = shape.at(-1) ?? 1;
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  const sums: number[] = [];
+  if (width > 1) {
+    for (let i = 0; i < values.length; i += width) {
+      sums.push(values.subarray(i, i + width).reduce((a, b) => a + b, 0));
+    }
+  }
+  const isSoftmax = low >= 0 && sums.length > 0 && sums.every((sum) => Math.abs(sum - 1) < 1e-3);
+  const isSigmoid = low >= 0 && high <= 1 && !isSoftmax;
+  const numbers = { low, high, isSoftmax };
+  const text = `Predictions are from ${short(low)} to ${short(high)}`;
+  const next = "end the model in logits: leave out the last layer's activation";
+  if (loss === 'softmaxCrossEntropy' && isSoftmax) {
+    const why = `${text} and add up to 1: the model ends in a softmax, and the loss has another inside (Deep Learning §6.2.2.3).`;
+    return finding('output', 'problem', why, next, numbers);
+  }
+  if (loss === 'sigmoidCrossEntropy' && (isSigmoid || isSoftmax)) {
+    const why = `${text}: the model ends in a sigmoid, and the loss has another inside (Deep Learning §6.2.2.2).`;
+    return finding('output', 'problem', why, next, numbers);
+  }
+  const isDistance = loss === 'meanSquaredError' || loss === 'meanAbsoluteError';
+  if (isDistance && (isSoftmax || (classCount !== null && isSigmoid))) {
+    const why = `${text}${isSoftmax ? ' and add up to 1' : ''}, under ${loss}: where such an output is sure and wrong, the gradient is nearly 0 (Deep Learning §6.2.2).`;
+    const better = "end the model in logits and take loss 'softmaxCrossEntropy'";
+    return finding('output', 'advice', why, better, numbers);
+  }
+  return finding('output', 'ok', `${text}.`, null, numbers);
+}
+
+/** In an evaluation the answer to an example must not depend on its neighbours in the minibatch. */
+async function checkIndependence(prepared: PreparedData, model: Model): Promise<Finding> {
+  const together = sampleOf(prepared, 'train', 8);
+  const all = await model.predict(together);
+  const inputSize = together.inputs.length / 8;
+  const targetSize = together.targets.length / 8;
+  const outputSize = all.values.length / 8;
+  const scale = Math.max(1e-6, norm(all.values) / Math.sqrt(all.values.length));
+  let worst = 0;
+  for (let i = 0; i < 8; i++) {
+    const { values } = await model.predict({
+      ...together,
+      inputs: together.inputs.slice(i * inputSize, (i + 1) * inputSize),
+      targets: together.targets.slice(i * targetSize, (i + 1) * targetSize),
+    });
+    for (let j = 0; j < outputSize; j++) {
+      const difference = Math.abs(values[j]! - all.values[i * outputSize + j]!) / scale;
+      if (!(difference <= worst)) worst = difference;
+    }
+  }
+  const numbers = { difference: worst };
+  const text = `Predictions for one example alone and among eight differ by ${percent(worst)}.`;
+  if (worst < 0.01) return finding('independence', 'ok', text, null, numbers);
+  return finding(
+    'independence',
+    'problem',
+    `${text} With training mode off they must be the same.`,
+    "batch normalisation must use its moving averages in evaluations (Deep Learning §8.7.1): heed predict's `training`",
+    numbers,
+  );
+}
+
+/** A unit's share of the examples that counts as saturated: its slope there is below a fiftieth. */
+const SATURATED: Readonly<Record<string, (value: number) => boolean>> = {
+  tanh: (a) => Math.abs(a) > 0.99,
+  sigmoid: (a) => a < 0.01 || a > 0.99,
+  hardSigmoid: (a) => a <= 0 || a >= 1,
+};
+const RECTIFIERS = ['relu', 'relu6'];
+
+export interface LayerState {
+  readonly layer: string;
+  readonly activation: string | null;
+  /** Share of the units that are the same, or 0, for every example. */
+  readonly dead: number;
+  /** Share of all values; null: the activation has no flat ends. */
+  readonly saturated: number | null;
+  /** Over the examples, mean over the units. */
+  readonly deviation: number;
+}
+
+/** Deep Learning §8.4: the range of activations over a minibatch tells whether the initial scale is right. */
+export async function checkActivations(
+  prepared: PreparedData,
+  model: Model,
+  check: 'activations' | 'activations-trained',
+): Promise<Finding[]> {
+  const outputs = await model.activations(sampleOf(prepared, 'train', ACTIVATION_EXAMPLES));
+  const layers = outputs.filter(({ kind }) => !PASSIVE.includes(kind)).map(stateOf);
+  if (layers.length === 0) return [];
+  const when = check === 'activations' ? 'At initialisation' : 'After the trial';
+  const numbers = { layers };
+  const dead = layers.filter((l) => l.dead > 0.5);
+  const flat = layers.filter((l) => (l.saturated ?? 0) > 0.5);
+  const some = layers.filter((l) => l.dead > 0.2 || (l.saturated ?? 0) > 0.2);
+  const spread = layers.map(({ deviation }) => deviation).filter((d) => d > 0);
+  const wide = spread.length > 1 && Math.max(...spread) > 1000 * Math.min(...spread);
+  const list = (of: readonly LayerState[], what: (l: LayerState) => string) =>
+    of.map((l) => `${l.layer} (${what(l)})`).join(', ');
+  const table = layers.map((l) => `${l.layer} ${short(l.deviation)}`).join(', ');
+  if (dead.length > 0) {
+    const text = `${when} most units are dead, the same for all of ${ACTIVATION_EXAMPLES} examples, in ${list(dead, (l) => percent(l.dead))}.`;
+    const next =
+      'look at the biases and the scale of initial values and inputs (heNormal for ReLU, biases near 0); a lower learning rate if they die in training; leaky ReLU does not die';
+    return [finding(check, 'problem', text, next, numbers)];
+  }
+  if (flat.length > 0) {
+    const text = `${when} most values are at the flat ends of the activation in ${list(flat, (l) => percent(l.saturated!))}: their gradients vanish.`;
+    const next = 'smaller initial values (glorotUniform), inputs near 1, or ReLU';
+    return [finding(check, 'problem', text, next, numbers)];
+  }
+  if (some.length > 0 || wide) {
+    const text = `${when}: ${some.length > 0 ? `dead or saturated ${list(some, (l) => percent(Math.max(l.dead, l.saturated ?? 0)))}; ` : ''}standard deviation over examples ${table}.`;
+    const next =
+      'choose the initial scale so that activations neither fade nor grow from layer to layer (Deep Learning §8.4); optimisation trouble in a deep network calls for batch normalisation (§11.2)';
+    return [finding(check, 'advice', text, next, numbers)];
+  }
+  const text = `${when} no layer is dead or saturated; standard deviation over examples ${table}.`;
+  return [finding(check, 'ok', text, null, numbers)];
+}
+
+/** They show what the layer before them has. */
+const PASSIVE = ['Flatten', 'Dropout', 'Reshape', 'Permute', 'MaxPooling2D', 'AveragePooling2D'];
+
+function stateOf({ layer, activation, values, shape }: LayerOutput): LayerState {
+  const units = shape.at(-1) ?? 1;
+  const rows = values.length / units;
+  let [dead, deviations] = [0, 0];
+  const isRectifier = activation !== null && RECTIFIERS.includes(activation);
+  for (let u = 0; u < units; u++) {
+    let [sum, squares, low, high] = [0, 0, Infinity, -Infinity];
+    for (let i = u; i < values.length; i += units) {
+      const a = values[i]!;
+      sum += a;
+      squares += a * a;
+      if (a < low) low = a;
+      if (a > high) high = a;
+    }
+    if (high === low || (isRectifier && high === 0)) dead++;
+    deviations += Math.sqrt(Math.max(0, squares / rows - (sum / rows) ** 2));
+  }
+  const isFlat = activation === null ? undefined : SATURATED[activation];
+  const saturated = isFlat ? values.filter(isFlat).length / values.length : null;
+  return { layer, activation, dead: dead / units, saturated, deviation: deviations / units };
+}

@@ -1,0 +1,252 @@
+import type { RunConfig } from '../../shared/config.ts';
+import { permutation, STREAMS } from '../../shared/random.ts';
+import { gather, type PreparedData } from '../data/examples.ts';
+import type { Measured, Model } from '../model.ts';
+import { minibatchSeed } from '../trainer.ts';
+import { sampleOf } from './data.ts';
+import { type Finding, finding, mean, norm, percent, short } from './finding.ts';
+import { checkActivations } from './model.ts';
+
+/** What a short training shows, with the update rule of the server and the learning rate of the user. */
+
+/** One update of the server: the caller has it, a worker knows only gradients. */
+export interface Updater {
+  /** Trainable and statistics, shape [exchangedSize]. */
+  readonly parameters: Float32Array;
+  /**
+   * @param gradient as `Model.step` gives it. @param step from 1.
+   * @returns false: not finite, or a parameter overflowed; nothing was applied.
+   */
+  apply(gradient: Float32Array, step: number): boolean;
+}
+
+export interface TrialOptions {
+  readonly prepared: PreparedData;
+  readonly model: Model;
+  readonly config: Pick<RunConfig, 'seed' | 'minibatchSize' | 'learningRate'>;
+  readonly updater: Updater;
+  /** At most; an epoch at most as well. */
+  readonly steps: number;
+  readonly signal?: AbortSignal;
+}
+
+const SAMPLE = 512;
+/** The ratio of update to parameter is measured so often. */
+const RATIOS = 10;
+
+interface Ratio {
+  readonly tensor: string;
+  /** Size of an update over size of the parameters, L2: the middle of those measured. */
+  readonly ratio: number;
+  readonly largest: number;
+  /** Of the gradient, first and last. */
+  readonly gradientNorm: readonly [number, number];
+}
+
+interface Trained {
+  readonly steps: number;
+  readonly losses: readonly number[];
+  readonly before: Measured;
+  readonly after: Measured;
+  readonly validationBefore: Measured;
+  readonly validation: Measured;
+  /** Why it ended early. */
+  readonly diverged: string | null;
+  readonly ratios: readonly Ratio[];
+  /** Training mode and evaluation mode on the same examples. */
+  readonly modes: { readonly training: number; readonly evaluation: number };
+}
+
+/** Trains for a while and judges what happened. The model holds the trained parameters afterwards. */
+export async function checkTraining(options: TrialOptions): Promise<Finding[]> {
+  const trained = await trainShortly(options);
+  const { prepared, model } = options;
+  return [
+    checkProgress(trained, options),
+    checkDirection(trained),
+    checkRatios(trained),
+    checkModes(trained, model),
+    ...(trained.diverged ? [] : await checkActivations(prepared, model, 'activations-trained')),
+  ];
+}
+
+async function trainShortly(options: TrialOptions): Promise<Trained> {
+  const { prepared, model, config, updater, signal } = options;
+  const { seed, minibatchSize } = config;
+  const sample = sampleOf(prepared, 'train', SAMPLE);
+  const held = sampleOf(prepared, 'validation', SAMPLE);
+  const measure = async () => ({ at: await model.measure(sample), on: await model.measure(held) });
+  const order = permutation(seed, STREAMS.epoch, prepared.train.count);
+  const perEpoch = Math.max(1, Math.floor(order.length / minibatchSize));
+  const steps = Math.min(options.steps, Math.max(20, perEpoch));
+  const tensors = model.layout.tensors.filter(
+    ({ role, shape }) => role === 'trainable' && shape.length > 1,
+  );
+  const seen = tensors.map(() => ({ ratios: [] as number[], gradients: [] as number[] }));
+  const losses: number[] = [];
+  let diverged: string | null = null;
+  model.load(updater.parameters);
+  const before = await measure();
+  for (let step = 1; step <= steps && diverged === null; step++) {
+    signal?.throwIfAborted();
+    const start = ((step - 1) % perEpoch) * minibatchSize;
+    const rows = order.subarray(start, start + minibatchSize);
+    const minibatch = gather(prepared, 'train', rows);
+    const { loss, gradient } = await model.step(
+      minibatch,
+      minibatchSeed(seed, { epoch: 0, start }),
+    );
+    losses.push(loss);
+    const looks = step % Math.max(1, Math.floor(steps / RATIOS)) === 0 || step === 1;
+    const old = looks ? updater.parameters.slice() : null;
+    if (!Number.isFinite(loss) || !updater.apply(gradient, step)) {
+      diverged = `the loss, a gradient or a parameter was not finite at update ${step}`;
+      break;
+    }
+    const { parameters } = updater;
+    if (old) {
+      tensors.forEach(({ offset, size }, i) => {
+        const update = parameters.slice(offset, offset + size);
+        for (let j = 0; j < size; j++) update[j]! -= old[offset + j]!;
+        // A tensor of zeros has no size of its own yet.
+        const size_ = norm(parameters.subarray(offset, offset + size));
+        seen[i]!.ratios.push(size_ === 0 ? 0 : norm(update) / size_);
+        seen[i]!.gradients.push(norm(gradient.subarray(offset, offset + size)));
+      });
+    }
+    model.load(parameters);
+  }
+  const after = await measure();
+  const { loss: training } = await model.step(sample, seed);
+  const middle = (values: readonly number[]) =>
+    values.toSorted((a, b) => a - b)[values.length >> 1] ?? 0;
+  return {
+    ...{ steps: losses.length, losses, diverged },
+    ...{ before: before.at, validationBefore: before.on, after: after.at, validation: after.on },
+    ratios: tensors.map(({ name }, i) => {
+      const { ratios, gradients } = seen[i]!;
+      const ends = [gradients[0] ?? 0, gradients.at(-1) ?? 0] as const;
+      return {
+        ...{ tensor: name, ratio: middle(ratios), largest: Math.max(0, ...ratios) },
+        gradientNorm: ends,
+      };
+    }),
+    modes: { training, evaluation: after.at.loss },
+  };
+}
+
+/** A smaller fall of the loss is none. */
+const FALL = 0.05;
+
+function checkProgress(trained: Trained, { config }: TrialOptions): Finding {
+  const { before, after, validation, steps, diverged, ratios } = trained;
+  const fall = (before.loss - after.loss) / Math.max(1e-12, Math.abs(before.loss));
+  const largest = Math.max(0, ...ratios.map((ratio) => ratio.largest));
+  const { learningRate } = config;
+  const numbers = {
+    ...{ steps, learningRate, fall, diverged },
+    ...{ lossBefore: before.loss, lossAfter: after.loss, errorAfter: after.error },
+    ...{ validationLoss: validation.loss, validationError: validation.error },
+  };
+  const text = `In ${steps} updates at learningRate ${learningRate} the training loss went from ${short(before.loss)} to ${short(after.loss)}, the error from ${short(before.error)} to ${short(after.error)} (validation ${short(validation.error)}).`;
+  const find = '`downpour lr-find` finds a learning rate';
+  if (diverged || !Number.isFinite(after.loss) || (fall < FALL && largest > 0.03)) {
+    const why = diverged ?? 'it does not fall, and the updates are large';
+    return finding(
+      'progress',
+      'problem',
+      `${text} ${why[0]!.toUpperCase()}${why.slice(1)}: the learning rate is too high.`,
+      `lower learningRate by a factor of 10 or more; ${find}`,
+      numbers,
+    );
+  }
+  if (fall >= FALL) return finding('progress', 'ok', text, null, numbers);
+  if (largest < 1e-4) {
+    return finding(
+      'progress',
+      'problem',
+      `${text} It hardly moves: the largest update is ${short(largest)} of its tensor.`,
+      `raise learningRate by a factor of 10 or more; ${find}`,
+      numbers,
+    );
+  }
+  return finding(
+    'progress',
+    'problem',
+    `${text} It does not learn, though the updates have a usual size.`,
+    'look at the other findings first (labels, scale, output); then a larger model (Deep Learning §11.3)',
+    numbers,
+  );
+}
+
+/** Does a lower loss mean a lower error? */
+function checkDirection({ before, after, validationBefore, validation }: Trained): Finding {
+  const fall = (before.loss - after.loss) / Math.abs(before.loss);
+  const change = Math.max(
+    after.error / before.error,
+    validation.error / Math.max(1e-12, validationBefore.error),
+  );
+  // The loss of rare classes may fall for long before the error does; not to less than half.
+  const against = (fall > FALL && change > 1.02) || (fall > 0.5 && change > 0.97);
+  const numbers = {
+    loss: [before.loss, after.loss],
+    error: [before.error, after.error],
+    validationError: [validationBefore.error, validation.error],
+  };
+  const text = `While the loss went from ${short(before.loss)} to ${short(after.loss)}, the error on the same examples went from ${short(before.error)} to ${short(after.error)}.`;
+  if (against && before.error > 0) {
+    return finding(
+      'direction',
+      'problem',
+      `${text} Training makes the answers worse.`,
+      'look at the sign of the loss, the order of its arguments (targets, predictions), and the error',
+      numbers,
+    );
+  }
+  return finding('direction', 'ok', text, null, numbers);
+}
+
+/** The 1 % mark: updates of about a hundredth to a thousandth of their tensor (Deep Learning §11.5). */
+function checkRatios({ ratios, diverged }: Trained): Finding {
+  const table = ratios.map(({ tensor, ratio }) => `${tensor} ${percent(ratio)}`).join(', ');
+  const text = `An update is, of its tensor: ${table || 'no tensor of rank 2 or more'}; about 0.1 % to 1 % is usual.`;
+  const numbers = { ratios };
+  const still = ratios.filter(({ ratio }) => ratio === 0).map(({ tensor }) => tensor);
+  if (still.length > 0 && !diverged) {
+    return finding(
+      'updates',
+      'problem',
+      `${text} ${still.join(', ')} never moved.`,
+      'is the layer on the way to the loss? Look at stopped gradients and dead units',
+      numbers,
+    );
+  }
+  const high = ratios.some(({ ratio }) => ratio > 0.1);
+  const low = ratios.length > 0 && ratios.every(({ ratio }) => ratio < 1e-4);
+  if (!high && !low) return finding('updates', 'ok', text, null, numbers);
+  const next = `${high ? 'lower' : 'raise'} learningRate; \`downpour lr-find\` finds one`;
+  return finding('updates', 'advice', text, next, numbers);
+}
+
+/** Of the loss: evaluations may differ from training by noise and dropout, not by so much. */
+const MODES = 1.5;
+
+function checkModes({ modes, diverged, losses }: Trained, { layout }: Model): Finding {
+  const { training, evaluation } = modes;
+  const hasStatistics = layout.tensors.some(({ role }) => role === 'statistics');
+  const text = `On the same examples the loss is ${short(training)} in training mode and ${short(evaluation)} in evaluation mode.`;
+  const scale = Math.abs(losses[0] ?? 1);
+  const apart =
+    evaluation > training + (MODES - 1) * Math.abs(training) + 0.1 * scale ||
+    !Number.isFinite(evaluation);
+  if (diverged || !apart) return finding('modes', 'ok', text, null, modes);
+  return finding(
+    'modes',
+    'problem',
+    `${text} Evaluations, and the model in use, are worse than training shows.`,
+    hasStatistics
+      ? 'the moving averages of batch normalisation do not follow: look at its momentum (0.9 to 0.99), the size of minibatches (8 at least), and where its statistics are assigned'
+      : 'look at what the model does with `training`: normalisation needs moving averages that are assigned in training (role statistics)',
+    { ...modes, meanLoss: mean(losses) },
+  );
+}
