@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { encodedBytes } from '../shared/compression.ts';
 import type { RunSummary } from '../shared/rest.ts';
+import { MLP_PARAMETERS } from './load.ts';
 import { ENVIRONMENT, keep, PROGRAM, ROOT, temporaryFolder } from './processes.ts';
 import type { Table } from './report.ts';
 
@@ -36,7 +37,6 @@ export const COMPRESSION_CASES: readonly CompressionCase[] = [
   { push: 'topk', density: 0.001, pull: 'bf16' },
 ];
 
-const PARAMETERS = 203_530;
 const MOMENTUM = 0.9;
 
 export async function benchCompression(options: {
@@ -51,8 +51,12 @@ export async function benchCompression(options: {
     const run = await train(each, steps);
     rows.push({
       ...each,
-      pushBytes: encodedBytes(each.push, PARAMETERS, Math.ceil((each.density ?? 0) * PARAMETERS)),
-      pullBytes: encodedBytes(each.pull, PARAMETERS),
+      pushBytes: encodedBytes(
+        each.push,
+        MLP_PARAMETERS,
+        Math.ceil((each.density ?? 0) * MLP_PARAMETERS),
+      ),
+      pullBytes: encodedBytes(each.pull, MLP_PARAMETERS),
       accuracy: 1 - (run.test?.error ?? Number.NaN),
       steps: run.step,
       data: run.data?.source.replace(/ (from |\().*/s, '') ?? '',

@@ -41,7 +41,7 @@ export interface ExchangeOptions {
 
 /** So many pushes under way in all, at the size at which waiting is all that counts. */
 const PIPELINED = { bytes: 1_000, workers: 2, inFlight: 8 } as const;
-const RUN = 'bench';
+export const RUN = 'bench';
 
 export async function benchExchange(options: ExchangeOptions): Promise<ExchangeRow[]> {
   const { sizes, workers, transports = ['tcp', 'unix'], progress } = options;

@@ -4,6 +4,7 @@ import { startPlainPeer } from './limits.ts';
 import {
   type LoadOptions,
   type LoadResult,
+  MLP_PARAMETERS,
   runTogether,
   type ServerEnd,
   startLoad,
@@ -48,7 +49,6 @@ export interface FleetOptions {
   readonly progress?: (what: string) => void;
 }
 
-const ELEMENTS = 203_530;
 const FEW = 2;
 /** The collector has done its work: memory is read when it has not fallen for so many readings. */
 const STILL_READINGS = 5;
@@ -65,10 +65,10 @@ export async function benchFleet(options: FleetOptions): Promise<Fleet> {
     url: server.url,
     run: 'bench',
     transport: 'tcp',
-    elements: ELEMENTS,
+    elements: MLP_PARAMETERS,
     push: 'f32',
   };
-  const bytes = 4 * ELEMENTS;
+  const bytes = 4 * MLP_PARAMETERS;
   const exchange = { up: bytes, down: bytes };
   const plain = { plain: peer.addresses.tcp, exchange };
 

@@ -19,6 +19,9 @@ import { obey, startTold, type Told } from './processes.ts';
 /** The experiment that runs of the benchmark claim to train. */
 export const EXPERIMENT = { experiment: 'bench', experimentHash: 'simulated' } as const;
 
+/** Of the MLP 784-256-10. */
+export const MLP_PARAMETERS = 203_530;
+
 export interface LoadOptions {
   /** How many in this process. */
   readonly count: number;

@@ -1,9 +1,10 @@
 import { encodedBytes } from '../shared/compression.ts';
+import { benchCheckpoints, checkpointsTable, checkpointsTargets } from './checkpoints.ts';
 import { benchCompression, COMPRESSION_CASES, compressionTable } from './compression.ts';
 import { benchExchange, exchangeTable, exchangeTargets } from './exchange.ts';
 import { benchFleet, fleetTable } from './fleet.ts';
 import { limitsTable, memoryLimits, startPlainPeer } from './limits.ts';
-import { runTogether, startLoad } from './load.ts';
+import { MLP_PARAMETERS, runTogether, startLoad } from './load.ts';
 import { formatBytes, type Table, type Target } from './report.ts';
 import { benchShards, shardsTable } from './shards.ts';
 import { benchSystem, SYSTEM_CASES, type SystemCase, type SystemRow } from './system.ts';
@@ -100,6 +101,17 @@ export const SECTIONS: readonly Section[] = [
     },
   },
   {
+    name: 'checkpoints',
+    async run({ quick, progress }) {
+      const rows = await benchCheckpoints(
+        quick
+          ? { sizes: [MLP_BYTES], repetitions: 1, seconds: 0.5, progress }
+          : { sizes: [MLP_BYTES, 16_000_000, 100_000_000], repetitions: 5, seconds: 3, progress },
+      );
+      return { tables: [checkpointsTable(rows)], targets: checkpointsTargets(rows) };
+    },
+  },
+  {
     name: 'fleet',
     async run({ quick, progress }) {
       const size = quick ? { idle: 40, busy: 10 } : { idle: 200, busy: 50 };
@@ -112,6 +124,7 @@ export const SECTIONS: readonly Section[] = [
   },
 ];
 
+const MLP_BYTES = 4 * MLP_PARAMETERS;
 const SIZES = [1_000, 64_000, 1_000_000, 16_000_000, 100_000_000];
 
 // The wire alone.
@@ -239,7 +252,6 @@ interface LimitedRow extends SystemRow {
   /** Round trips of plain sockets with the same bytes. */
   readonly plainPerSecond: number;
 }
-const MLP_PARAMETERS = 203_530;
 
 async function withLimits(
   cases: readonly SystemCase[],

@@ -43,6 +43,17 @@ export interface StreamedTensor {
   pieces(): AsyncIterable<Uint8Array>;
 }
 
+/** What is written. */
+export interface CheckpointInput {
+  readonly run: string;
+  readonly step: number;
+  readonly kind: CheckpointKind;
+  readonly layoutHash: string;
+  readonly tensors: readonly (CheckpointTensor | StreamedTensor)[];
+  readonly state: unknown;
+  readonly now: Date;
+}
+
 export interface CheckpointManifest {
   readonly version: 1;
   readonly run: string;
@@ -96,15 +107,7 @@ export function checkpointFolder(root: string, run: string): string {
  */
 export function writeCheckpoint(
   folder: string,
-  input: {
-    readonly run: string;
-    readonly step: number;
-    readonly kind: CheckpointKind;
-    readonly layoutHash: string;
-    readonly tensors: readonly (CheckpointTensor | StreamedTensor)[];
-    readonly state: unknown;
-    readonly now: Date;
-  },
+  input: CheckpointInput,
 ): Promise<CheckpointManifest> {
   return inTurn(folder, async () => {
     const { run, step, kind, layoutHash, tensors, state, now } = input;

@@ -9,11 +9,12 @@ import {
   checkpointFolder,
   listCheckpoints,
   newestValidCheckpoint,
-  pruneCheckpoints,
   readCheckpoint,
   removeCheckpoint,
   writeCheckpoint,
 } from './checkpoint.ts';
+import { type CheckpointWriter, directWriter } from './checkpoint-writer.ts';
+import { SharedCopies } from './copies.ts';
 import { Run, type RunOptions, type RunState } from './core/run.ts';
 import { nextLife, noteProgress, readProgress } from './lives.ts';
 import { restoreShards, saveShards } from './shard-checkpoint.ts';
@@ -45,6 +46,7 @@ interface Entry {
   /** What the progress file says. */
   notedStep: number;
   noting: boolean;
+  readonly copies: SharedCopies;
   /** Checkpoints that are on disk and not yet in the state store. */
   readonly unpublished: CheckpointManifest[];
 }
@@ -54,6 +56,8 @@ export interface KeeperOptions {
   readonly store: StateStore;
   /** That share the vectors of runs. */
   readonly shards?: ShardPool | null;
+  /** Default: in this thread. */
+  readonly writer?: CheckpointWriter;
   /** The fencing token of this server. */
   readonly token: number;
   readonly now: () => number;
@@ -64,6 +68,7 @@ export interface KeeperOptions {
 
 export class Keeper {
   readonly #options: KeeperOptions;
+  readonly #writer: CheckpointWriter;
   readonly #entries = new Map<string, Entry>();
   readonly #runs = new Map<string, Run>();
   #closed = false;
@@ -74,6 +79,7 @@ export class Keeper {
 
   constructor(options: KeeperOptions) {
     this.#options = options;
+    this.#writer = options.writer ?? directWriter;
   }
 
   /** Of the server, counted over all that have held the state. */
@@ -425,20 +431,22 @@ export class Keeper {
       await store.mayWrite(token);
       const { best } = run;
       const step = kind === 'best' ? best!.step : run.step;
-      const { tensors, done } = this.#copies(run, kind);
+      const { tensors, done } = this.#copies(run, kind, entry.copies);
       const state = run.state(now());
       entry.lastStep = kind === 'last' ? step : entry.lastStep;
       entry.lastAt = now();
       const layoutHash = run.layout.hash;
-      const manifest = await writeCheckpoint(folder, {
-        run: run.id,
-        step,
-        kind,
-        layoutHash,
-        tensors,
-        state,
-        now: new Date(),
-      }).finally(done);
+      const manifest = await this.#writer
+        .write(folder, {
+          run: run.id,
+          step,
+          kind,
+          layoutHash,
+          tensors,
+          state,
+          now: new Date(),
+        })
+        .finally(done);
       await this.#mustStillOwn(folder, manifest);
       if (kind === 'last') entry.latest = summaryOf(manifest);
       entry.unpublished.push(manifest);
@@ -450,17 +458,33 @@ export class Keeper {
       if (moved) entry.publishedStep = summary.step;
       entry.unpublished.shift();
     }
-    const removed = await pruneCheckpoints(folder, { keepLast: run.config.checkpoint.keepLast });
+    const { keepLast } = run.config.checkpoint;
+    const removed = await this.#writer.prune(folder, { keepLast });
     if (removed.length > 0) await store.forgetCheckpoints(token, run.id, removed);
   }
 
   /** Of this moment. `done` when they have been written. */
-  #copies(run: Run, kind: CheckpointKind) {
+  #copies(run: Run, kind: CheckpointKind, copies: SharedCopies) {
     const { shards } = this.#options;
-    if (shards && run.parts > 1) return saveShards(shards, run, kind);
+    const { make } = copies;
+    const written = () => copies.written({ keep: !run.over });
+    if (shards && run.parts > 1) {
+      const { tensors, done } = saveShards(shards, run, kind, make);
+      return {
+        tensors,
+        done() {
+          done();
+          written();
+        },
+      };
+    }
     const tensors =
-      kind === 'last' ? run.tensors() : kind === 'best' ? run.bestTensors() : run.finalTensors();
-    return { tensors, done: () => {} };
+      kind === 'last'
+        ? run.tensors(make)
+        : kind === 'best'
+          ? run.bestTensors(make)
+          : run.finalTensors(make);
+    return { tensors, done: written };
   }
 
   /** A checkpoint that was written while another server took over must not be resumed from. */
@@ -507,6 +531,7 @@ export class Keeper {
         publishedStep: run.step,
         notedStep: run.step,
         noting: false,
+        copies: new SharedCopies(),
         unpublished: [],
       };
       this.#entries.set(run.id, entry);

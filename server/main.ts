@@ -16,6 +16,7 @@ import { tryStraight } from '../wire/node-sockets.ts';
 import { Access, mustBeGuarded, type TokenSources, tokenSources } from './access.ts';
 import { type AccessLimits, createApp } from './app.ts';
 import { checkpointFolder } from './checkpoint.ts';
+import { ThreadedWriter } from './checkpoint-writer.ts';
 import { Coordinator, warning } from './coordinator.ts';
 import { journaled } from './journal.ts';
 import { Keeper } from './keeper.ts';
@@ -113,6 +114,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
   let local: LocalListener | null = null;
   let pool: ShardPool | null = null;
   let pushLog: PushLog | null = null;
+  const writer = new ThreadedWriter();
   try {
     const lease = await own(store, options.ownerTtlMs ?? OWNER_TTL_MS, log, signal);
     lease.lost.addEventListener('abort', () => {
@@ -126,7 +128,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     pool = createPool(options, store, access, tls);
     await pool?.open();
     const write = { root: state, store, token: lease.token };
-    const keeper = new Keeper({ ...write, shards: pool, now, log, onFenced: lose });
+    const keeper = new Keeper({ ...write, shards: pool, writer, now, log, onFenced: lose });
     pushLog = options.pushLog === undefined ? null : openPushLog(options.pushLog);
     const { runCountMax } = options.limits ?? {};
     const limits = runCountMax === undefined ? {} : { runCountMax };
@@ -171,6 +173,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       await local?.close();
       await app.close();
       await pool?.close();
+      await writer.close();
       pushLog?.close();
       await lease
         .release()
@@ -183,6 +186,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
   } catch (error) {
     await local?.close();
     await pool?.close();
+    await writer.close();
     await store.close();
     unguard();
     throw error;

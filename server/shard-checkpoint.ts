@@ -1,7 +1,7 @@
 import { createLayout, type Layout } from '../shared/layout.ts';
 import { partLayout, type Range } from '../shared/partition.ts';
 import { type OpenTensors, openTensors, type StreamedTensor } from './checkpoint.ts';
-import { type NamedTensor, VECTOR, vectorSizes } from './core/parameters.ts';
+import { type Copy, type NamedTensor, VECTOR, vectorSizes } from './core/parameters.ts';
 import { RESTORED_BEST, type Run, type RunState } from './core/run.ts';
 import { BEST, rangesOf, type SaveKind } from './core/shard.ts';
 import type { ShardPool } from './shard-pool.ts';
@@ -20,9 +20,10 @@ export function saveShards(
   pool: ShardPool,
   run: Run,
   what: SaveKind,
+  copy: Copy,
 ): { readonly tensors: readonly StreamedTensor[]; done(): void } {
   const id = ++saves;
-  const own = run.save(id, what);
+  const own = run.save(id, what, copy);
   const layout = run.layout!;
   const sizes = vectorSizes(run.config, layout).set(BEST, layout.exchangedSize);
 

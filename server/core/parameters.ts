@@ -146,8 +146,8 @@ export class Parameters {
   }
 
   /** The whole vector with these trainable and statistics values, a copy of shape [layout.size]. */
-  whole(exchanged?: Float32Array): Float32Array {
-    const whole = this.#vector.slice();
+  whole(exchanged?: Float32Array, copy: Copy = slice): Float32Array {
+    const whole = copy(this.#vector);
     if (exchanged) whole.set(exchanged);
     return whole;
   }
@@ -245,8 +245,8 @@ export class Parameters {
   }
 
   /** The parameters by their names: private copies. @param exchanged instead of the present ones. */
-  named(exchanged?: Float32Array): NamedTensor[] {
-    const whole = this.whole(exchanged);
+  named(exchanged?: Float32Array, copy: Copy = slice): NamedTensor[] {
+    const whole = this.whole(exchanged, copy);
     return this.layout.tensors.map(({ name, shape, offset, size }) => ({
       name,
       shape,
@@ -255,9 +255,9 @@ export class Parameters {
   }
 
   /** All that a checkpoint must keep besides `state()`: private copies. */
-  tensors(): NamedTensor[] {
-    const tensors = this.named();
-    for (const [name, values] of this.#state()) tensors.push(flatTensor(name, values));
+  tensors(copy: Copy = slice): NamedTensor[] {
+    const tensors = this.named(undefined, copy);
+    for (const [name, values] of this.#state()) tensors.push(flatTensor(name, copy(values)));
     return tensors;
   }
 
@@ -395,10 +395,14 @@ export interface NamedTensor {
   readonly values: Float32Array;
 }
 
-/** A copy of a vector under a name. */
+/** A vector under a name. */
 export function flatTensor(name: string, values: Float32Array): NamedTensor {
-  return { name, shape: [values.length], values: values.slice() };
+  return { name, shape: [values.length], values };
 }
+
+/** Makes a private copy. */
+export type Copy = (values: Float32Array) => Float32Array;
+export const slice: Copy = (values) => values.slice();
 
 /** @throws DownpourError DP_CHECKPOINT_CORRUPT when it is missing or has another size. */
 export function takeTensor(

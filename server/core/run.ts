@@ -21,11 +21,13 @@ import { Leases, type LeasesState } from './leases.ts';
 import { Observations, type ObservationsState } from './observations.ts';
 import { normAndFinite, type StepOptions } from './optimizer.ts';
 import {
+  type Copy,
   flatTensor,
   type NamedTensor,
   Parameters,
   type ParametersState,
   type StagedPush,
+  slice,
   takeTensor,
 } from './parameters.ts';
 import { Robust } from './robust.ts';
@@ -1309,21 +1311,21 @@ export class Run {
    * The other half: private copies. Parameters by their names, optimizer state as
    * `@optimizer.<symbol>`, that of the average as `@average.<symbol>`, the best parameters: flat.
    */
-  tensors(): NamedTensor[] {
+  tensors(copy: Copy = slice): NamedTensor[] {
     if (!this.#parameters || !this.hasParameters) return [];
-    const tensors = this.#parameters.tensors();
-    if (this.#best) tensors.push(flatTensor(BEST, this.#best.capture.values));
+    const tensors = this.#parameters.tensors(copy);
+    if (this.#best) tensors.push(flatTensor(BEST, copy(this.#best.capture.values)));
     return tensors;
   }
 
   /** The best parameters by their names, for a checkpoint of their own. */
-  bestTensors(): NamedTensor[] {
-    return this.#mustParameters().named(this.#best?.capture.values);
+  bestTensors(copy: Copy = slice): NamedTensor[] {
+    return this.#mustParameters().named(this.#best?.capture.values, copy);
   }
 
   /** The parameters by their names. */
-  finalTensors(): NamedTensor[] {
-    return this.#mustParameters().named();
+  finalTensors(copy: Copy = slice): NamedTensor[] {
+    return this.#mustParameters().named(undefined, copy);
   }
 
   /**
@@ -1331,10 +1333,10 @@ export class Run {
    * @param id under which the others give theirs.
    * @returns those of the first range; see `saveVectors`.
    */
-  save(id: number, what: SaveKind): Map<string, Float32Array> {
+  save(id: number, what: SaveKind, copy: Copy = slice): Map<string, Float32Array> {
     const best = what === 'final' ? null : (this.#best?.capture ?? null);
     this.#tell({ kind: 'save', run: this.id, id, what, best: best?.id ?? null });
-    return saveVectors(this.#mustParameters(), what, best?.values ?? null);
+    return saveVectors(this.#mustParameters(), what, best?.values ?? null, copy);
   }
 
   /** The other shards need the copies no more. */

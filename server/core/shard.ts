@@ -6,7 +6,14 @@ import { createLayout, type Layout, type TensorSpec } from '../../shared/layout.
 import { partition, partLayout, type Range } from '../../shared/partition.ts';
 import type { Clip } from './fused.ts';
 import { normAndFinite, type StepOptions } from './optimizer.ts';
-import { Parameters, type ParametersState, payloadLimits, VECTOR } from './parameters.ts';
+import {
+  type Copy,
+  Parameters,
+  type ParametersState,
+  payloadLimits,
+  slice,
+  VECTOR,
+} from './parameters.ts';
 import { Snapshot } from './snapshot.ts';
 
 /**
@@ -396,12 +403,14 @@ export function saveVectors(
   parameters: Parameters,
   what: SaveKind,
   best: Float32Array | null,
+  copy: Copy = slice,
 ): Map<string, Float32Array> {
   if (what !== 'last') {
-    return new Map([[VECTOR, parameters.whole(what === 'best' ? (best ?? undefined) : undefined)]]);
+    const instead = what === 'best' ? (best ?? undefined) : undefined;
+    return new Map([[VECTOR, parameters.whole(instead, copy)]]);
   }
   const saved = new Map<string, Float32Array>();
-  for (const [name, values] of parameters.vectors()) saved.set(name, values.slice());
+  for (const [name, values] of parameters.vectors()) saved.set(name, copy(values));
   if (best) saved.set(BEST, best);
   return saved;
 }

@@ -189,6 +189,21 @@ export class ProtocolWorker {
     }
   }
 
+  /** Pushes minibatches until the server is at a step. @returns what it was told last. */
+  async trainTo(
+    problem: Problem,
+    first: Work & { payload: Float32Array },
+    step: number,
+  ): Promise<Work & { payload: Float32Array }> {
+    let work = first;
+    while (work.step < step) {
+      this.push(problem, work);
+      const next = await this.expect('work');
+      work = { ...next, payload: next.payload.length > 0 ? next.payload : work.payload };
+    }
+    return work;
+  }
+
   close(): void {
     this.#socket.close();
   }

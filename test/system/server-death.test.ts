@@ -41,17 +41,6 @@ async function lastState(): Promise<RunState | undefined> {
 
 type Working = Work & { payload: Float32Array };
 
-/** Pushes minibatches until the server is at a step. @returns what it was told last. */
-async function trainTo(worker: ProtocolWorker, first: Working, step: number): Promise<Working> {
-  let work = first;
-  while (work.step < step) {
-    worker.push(problem, work);
-    const next = await worker.expect('work');
-    work = { ...next, payload: next.payload.length > 0 ? next.payload : work.payload };
-  }
-  return work;
-}
-
 async function createRun({ client }: ServerProcess, checkpoint: PartialConfig['checkpoint'] = {}) {
   await client.createRun({
     ...{ id: 'r', experiment: 'regression', experimentHash: 'hash' },
@@ -78,7 +67,7 @@ test('what was applied after the checkpoint is lost, counted to the step, told, 
   let { url, client, kill } = await start();
   await createRun(server!, { everySteps: 10, everySeconds: 1e6 });
   let worker = await ProtocolWorker.connect(url);
-  let work = await trainTo(worker, await worker.enter(problem), 27);
+  let work = await worker.trainTo(problem, await worker.enter(problem), 27);
   let lost = 0;
   for (let life = 2; life <= 3; life++) {
     let checkpoint = (await client.run('r')).checkpoint;
@@ -87,7 +76,7 @@ test('what was applied after the checkpoint is lost, counted to the step, told, 
       await wait(20);
       checkpoint = (await client.run('r')).checkpoint;
     }
-    work = await trainTo(worker, work, checkpoint.step + 9);
+    work = await worker.trainTo(problem, work, checkpoint.step + 9);
     await kill();
     // The count is as old as the checkpoint, which may take its time on a busy machine.
     const counted = (await lastState())?.stepsLost ?? 0;
@@ -113,7 +102,7 @@ test('what was applied after the checkpoint is lost, counted to the step, told, 
       code: 'DP_PUSH_STALE',
     });
     expect((await client.run('r')).pushes).toEqual({ ...before, rejected: before.rejected + 1 });
-    work = await trainTo(worker, again, restored.step + 15);
+    work = await worker.trainTo(problem, again, restored.step + 15);
     expect((await client.run('r')).pushes.applied).toBe(restored.pushes.applied + 15);
   }
   // It is in the checkpoint too: another restart loses nothing of the count.
@@ -126,7 +115,7 @@ test('when no worker comes back, the server knows by itself what it has noted', 
   const { url } = await start();
   await createRun(server!, { everySeconds: 1e6 });
   const worker = await ProtocolWorker.connect(url);
-  const work = await trainTo(worker, await worker.enter(problem), 12);
+  const work = await worker.trainTo(problem, await worker.enter(problem), 12);
   // About once a second.
   while ((await readProgress(state, 'r'))?.step !== work.step) await wait(20);
   await server!.kill();

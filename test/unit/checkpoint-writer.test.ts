@@ -1,0 +1,148 @@
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { type CheckpointInput, listCheckpoints, readCheckpoint } from '../../server/checkpoint.ts';
+import { directWriter, ThreadedWriter } from '../../server/checkpoint-writer.ts';
+import { SharedCopies } from '../../server/copies.ts';
+import { bytesOf } from '../../shared/codec.ts';
+import { errorCode } from '../../shared/errors.ts';
+
+let folder: string;
+let writer: ThreadedWriter;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'downpour-writer-'));
+  writer = new ThreadedWriter();
+});
+afterEach(async () => {
+  await writer.close();
+  await rm(folder, { recursive: true });
+});
+
+const kernel = Float32Array.from({ length: 300_000 }, (_, i) => Math.sin(i));
+const tensors: CheckpointInput['tensors'] = [
+  { name: 'kernel', shape: [300, 1000], values: kernel },
+  { name: 'bias', shape: [3], values: Float32Array.of(1, -0, 1e-45) },
+];
+
+function input(step: number, changes: Partial<CheckpointInput> = {}): CheckpointInput {
+  return {
+    ...{
+      run: 'r',
+      step,
+      kind: 'last',
+      layoutHash: 'a1',
+      tensors,
+      state: { sequences: [['w', 3]] },
+    },
+    now: new Date('2024-05-01T12:00:00Z'),
+    ...changes,
+  };
+}
+
+test('a thread writes what this one would, to the byte', async () => {
+  const there = await writer.write(join(folder, 'a'), input(7));
+  const here = await directWriter.write(join(folder, 'b'), input(7));
+  expect(there).toEqual(here);
+  for (const name of [here.file, here.file.replace('.safetensors', '.json')]) {
+    expect(await readFile(join(folder, 'a', name))).toEqual(
+      await readFile(join(folder, 'b', name)),
+    );
+  }
+});
+
+test('copies in shared memory are of their moment, and their memory is used again', async () => {
+  const copies = new SharedCopies();
+  const live = Float32Array.from(kernel);
+  const values = copies.make(live);
+  const write = writer.write(
+    folder,
+    input(1, { tensors: [{ name: 'k', shape: [300_000], values }] }),
+  );
+  live.fill(0);
+  const { tensors: read } = await readCheckpoint(folder, await write);
+  expect(read[0]!.values).toEqual(kernel);
+  copies.written({ keep: true });
+  const again = copies.make(live);
+  expect(again.buffer).toBe(values.buffer);
+  expect(copies.make(live).buffer).not.toBe(values.buffer);
+  expect(copies.make(live.subarray(1))).toHaveLength(299_999);
+});
+
+test('what is streamed passes on in its order, two writes at a time', async () => {
+  const asked: string[] = [];
+  const streamed = (run: string): CheckpointInput['tensors'] =>
+    ['first', 'second'].map((name, at) => ({
+      name,
+      shape: [200_000],
+      async *pieces() {
+        for (let i = 0; i < 4; i++) {
+          asked.push(`${run} ${name} ${i}`);
+          yield bytesOf(kernel.subarray(at * 50_000 + i * 50_000, at * 50_000 + (i + 1) * 50_000));
+        }
+      },
+    }));
+  const of = (run: string) => asked.filter((each) => each.startsWith(run));
+  const [a, b] = await Promise.all(
+    ['a', 'b'].map((run) =>
+      writer.write(join(folder, run), input(2, { run, tensors: streamed(run) })),
+    ),
+  );
+  for (const manifest of [a!, b!]) {
+    const { tensors: read } = await readCheckpoint(join(folder, manifest.run), manifest);
+    expect(read[0]!.values).toEqual(kernel.slice(0, 200_000));
+    expect(read[1]!.values).toEqual(kernel.slice(50_000, 250_000));
+    expect(of(manifest.run)).toEqual(
+      ['first', 'second'].flatMap((name) =>
+        [0, 1, 2, 3].map((i) => `${manifest.run} ${name} ${i}`),
+      ),
+    );
+  }
+});
+
+test('a piece that cannot be had fails its write with its own error, and leaves nothing', async () => {
+  const lost = new Error('the shard is lost');
+  const pieces = async function* () {
+    yield bytesOf(kernel.subarray(0, 10));
+    throw lost;
+  };
+  const write = writer.write(folder, input(3, { tensors: [{ name: 'k', shape: [20], pieces }] }));
+  await expect(write).rejects.toBe(lost);
+  expect(await listCheckpoints(folder)).toEqual([]);
+  expect((await writer.write(folder, input(4))).step).toBe(4);
+});
+
+test('errors come with their codes, and old checkpoints are pruned there too', async () => {
+  const file = join(folder, 'no-folder');
+  await writeFile(file, '');
+  const code = await writer.write(join(file, 'x'), input(1)).catch(errorCode);
+  expect(code).toBe(await directWriter.write(join(file, 'x'), input(1)).catch(errorCode));
+  expect(code).toBe('DP_DISK');
+  for (const step of [1, 2, 3]) await writer.write(folder, input(step));
+  const gone = await writer.prune(folder, { keepLast: 1 });
+  expect(gone.map((name) => name.slice(0, 14)).sort()).toEqual([
+    'step-000000001',
+    'step-000000002',
+  ]);
+  expect((await listCheckpoints(folder)).map(({ step }) => step)).toEqual([3]);
+});
+
+test('when the thread ends, what it was writing fails, and the next write gets a new one', async () => {
+  let read = () => {};
+  const begun = new Promise<void>((resolve) => {
+    read = resolve;
+  });
+  const pieces = async function* () {
+    read();
+    await new Promise(() => {});
+    yield new Uint8Array();
+  };
+  const write = writer
+    .write(folder, input(5, { tensors: [{ name: 'k', shape: [20], pieces }] }))
+    .catch((error: Error) => error);
+  await begun;
+  await writer.close();
+  expect(errorCode(await write)).toBe('DP_DISK');
+  expect((await writer.write(folder, input(6))).step).toBe(6);
+  expect((await listCheckpoints(folder)).map(({ step }) => step)).toEqual([6]);
+});
