@@ -1,26 +1,31 @@
 /**
  * Real faults in one training: MNIST, a server with Redis, worker processes behind a proxy; processes are
- * killed and halted, connections cut in the middle of a frame, Redis killed and started again. Afterwards the
- * server's log of applied pushes is checked, and the accuracy told.
+ * killed and halted, connections cut in the middle of a frame or slowed down, the disk filled, Redis killed and
+ * started again. Afterwards the server's log of applied pushes is checked, and the accuracy told.
  *
  *     npm run chaos -- --faults 200            # about ten minutes on 2 cores
  *     npm run chaos -- --faults 0              # the same without faults, to compare with
  *     npm run chaos -- --faults 200 --seed 7   # other faults
+ *     npm run chaos -- --faults 200 --refit    # with early stopping's retrain after it
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { connect, createServer, type Socket } from 'node:net';
+import { readdir } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as delay } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
+import { TEMPORARY } from '../server/atomic-file.ts';
+import { checkpointFolder } from '../server/checkpoint.ts';
 import { checkPushLog } from '../server/push-log.ts';
 import { type Random, random } from '../shared/random.ts';
 import { createRestClient } from '../shared/rest-client.ts';
 import { hashExperiment } from '../worker/experiment.ts';
-import { startRedis } from './redis-server.ts';
+import { freePort, startRedis } from './redis-server.ts';
+import { startProxy } from './support/proxy.ts';
+import { mountSmallDisk, smallDiskMissing } from './support/small-disk.ts';
 
 const ROOT = join(import.meta.dirname, '..');
 const PROGRAM = join(ROOT, 'bin', 'downpour.js');
@@ -33,6 +38,8 @@ const { values } = parseArgs({
     epochs: { type: 'string', default: '30' },
     seed: { type: 'string', default: '1' },
     engine: { type: 'string', default: 'auto' },
+    /** Early stopping's `retrain` follows, with faults of its own. */
+    refit: { type: 'boolean', default: false },
     /** Mean time between faults. */
     every: { type: 'string', default: '1.5' },
   },
@@ -45,11 +52,14 @@ const say = (text: string) =>
   console.error(`${((performance.now() - began) / 1000).toFixed(1).padStart(6)} s  ${text}`);
 
 const folder = mkdtempSync(join(tmpdir(), 'downpour-chaos-'));
-const state = join(folder, 'state');
+/** The state has one of its own, where that can be had. */
+const disk = smallDiskMissing() === '' ? mountSmallDisk(100e6) : null;
+const state = join(disk?.path ?? folder, 'state');
 const pushLog = join(folder, 'pushes');
 const children = new Set<ChildProcess>();
 process.once('exit', () => {
   for (const child of children) child.kill('SIGKILL');
+  disk?.remove();
   rmSync(folder, { recursive: true, force: true });
 });
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(130));
@@ -117,39 +127,9 @@ class Service {
   }
 }
 
-/** Between workers and the server; cuts what passes, wherever in a frame that is. */
-const pairs = new Set<{ near: Socket; far: Socket }>();
-const proxy = createServer((near) => {
-  const pair = { near, far: connect(serverPort, '127.0.0.1') };
-  pairs.add(pair);
-  for (const [socket, other] of [
-    [pair.near, pair.far],
-    [pair.far, pair.near],
-  ] as const) {
-    socket.on('error', () => {});
-    socket.on('data', (chunk) => {
-      if (!other.write(chunk)) {
-        socket.pause();
-        other.once('drain', () => socket.resume());
-      }
-    });
-    socket.on('close', () => {
-      other.destroy();
-      pairs.delete(pair);
-    });
-  }
-});
-let serverPort = 0;
-{
-  const probe = createServer().listen(0, '127.0.0.1');
-  await once(probe, 'listening');
-  serverPort = (probe.address() as { port: number }).port;
-  probe.close();
-  await once(probe, 'close');
-}
-proxy.listen(0, '127.0.0.1');
-await once(proxy, 'listening');
-const { port: proxyPort } = proxy.address() as { port: number };
+const serverPort = await freePort();
+/** Between workers and the server. */
+const proxy = await startProxy(serverPort, Number(values.seed));
 
 const redis = await startRedis();
 const server = new Service('the server', () => [
@@ -169,7 +149,8 @@ for (;;) {
         optimizer: { kind: 'momentum', momentum: 0.9 },
         averaging: { kind: 'ema', decay: 0.999 },
         epochsMax: Number(values.epochs),
-        earlyStopping: { patience: 1_000 },
+        // Afterwards again as many updates, on all examples.
+        earlyStopping: { patience: 1_000, ...(values.refit ? { afterStop: 'retrain' } : {}) },
         checkpoint: { everySeconds: 2 },
       },
     })
@@ -181,7 +162,7 @@ const workers = Array.from(
   { length: Number(values.workers) },
   (_, i) =>
     new Service(`worker ${i}`, () => [
-      ...['work', '--server', `ws://127.0.0.1:${proxyPort}`, '--run', RUN, '--name', `w-${i}`],
+      ...['work', '--server', `ws://127.0.0.1:${proxy.port}`, '--run', RUN, '--name', `w-${i}`],
       ...['--engine', values.engine, '--threads', '1', '--experiments', join(ROOT, 'examples')],
     ]),
 );
@@ -189,18 +170,31 @@ while ((await look())?.phase !== 'training') await delay(300);
 say(`${workers.length} workers train for ${values.epochs} epochs; ${faultsMax} faults will come`);
 
 const counts = new Map<string, number>();
+const moments = new Map<string, number>();
+const count = (of: Map<string, number>, what: string) => of.set(what, (of.get(what) ?? 0) + 1);
 const FAULTS: Readonly<Record<string, () => Promise<void> | void>> = {
   'a worker killed': () => pick(workers).kill(),
   'a worker halted': () => pick(workers).halt(200 + 4_000 * draw.uniform()),
   'a connection cut': () => {
-    const open = [...pairs];
-    if (open.length > 0) pick(open).near.resetAndDestroy();
+    if (proxy.connections.length === 0) return;
+    const one = pick(proxy.connections);
+    proxy.cut((connection) => connection === one);
   },
-  'all connections cut': () => {
-    for (const { near } of pairs) near.resetAndDestroy();
+  'all connections cut': () => proxy.cut(),
+  'a slow network for a while': async () => {
+    proxy.weather = { delayMs: 200, loss: 0.05, resendMs: 200 };
+    await delay(1_000 + 4_000 * draw.uniform());
+    proxy.weather = null;
   },
   'the server killed': () => server.kill(),
   'the server halted': () => server.halt(200 + 2_000 * draw.uniform()),
+  ...(disk && {
+    'the disk full for a while': async () => {
+      const free = disk.fill();
+      await delay(1_000 + 4_000 * draw.uniform());
+      free();
+    },
+  }),
   'Redis killed for a while': async () => {
     await redis.kill();
     await delay(200 + 3_000 * draw.uniform());
@@ -208,6 +202,17 @@ const FAULTS: Readonly<Record<string, () => Promise<void> | void>> = {
   },
 };
 const KINDS = Object.keys(FAULTS);
+
+/** What the run is doing, as far as can be seen from outside. */
+async function moment(): Promise<string> {
+  const [run, seen] = await Promise.all([look(), client.workers(RUN).catch(() => null)]);
+  if (!run) return 'the server away';
+  const files = await readdir(checkpointFolder(state, RUN)).catch(() => []);
+  if (files.some((name) => name.endsWith(TEMPORARY)))
+    return `${run.phase}, a checkpoint being written`;
+  if (seen?.some((worker) => worker.state === 'evaluating')) return `${run.phase}, an evaluation`;
+  return run.phase;
+}
 let made = 0;
 let told = 0;
 let last = await look();
@@ -217,11 +222,12 @@ for (;;) {
   if (run && ['testing', 'finished', 'failed', 'stopped'].includes(run.phase)) break;
   if (made < faultsMax) {
     const kind = pick(KINDS);
+    count(moments, await moment());
     // Of two kinds at once there are plenty: a halted process is killed, or its connection cut.
     const fault = Promise.resolve(FAULTS[kind]!()).catch((error: unknown) => say(String(error)));
     if (draw.uniform() < 0.5) await fault;
     made++;
-    counts.set(kind, (counts.get(kind) ?? 0) + 1);
+    count(counts, kind);
     await delay(-1_000 * Number(values.every) * Math.log(1 - draw.uniform()));
   } else await delay(500);
   if (performance.now() - began - told > 20_000) {
@@ -237,13 +243,14 @@ while (run?.phase !== 'finished' && run?.phase !== 'failed') {
 }
 const report = checkPushLog(readFileSync(pushLog, 'utf8'));
 await Promise.all([...workers, server].map((service) => service.end()));
-proxy.close();
+await proxy.close();
 await redis.stop();
 const examples = (run.data?.trainCount ?? 0) * Number(values.epochs);
 console.log(
   JSON.stringify(
     {
-      ...{ faults: made, kinds: Object.fromEntries(counts), seconds: Math.round(seconds) },
+      ...{ faults: made, kinds: Object.fromEntries(counts), moments: Object.fromEntries(moments) },
+      seconds: Math.round(seconds),
       ...{ phase: run.phase, reason: run.reason, steps: run.step, stepsLost: run.stepsLost },
       accuracy: run.test?.error == null ? null : 100 * (1 - run.test.error),
       pushes: { ...run.pushes, inTheLog: report.applied, takenBack: report.lost },
@@ -260,5 +267,5 @@ const sound =
   report.twice.length === 0 &&
   report.steps.length === 0 &&
   report.applied === run.step &&
-  run.examples === examples;
+  (values.refit || run.examples === examples);
 process.exit(sound ? 0 : 1);

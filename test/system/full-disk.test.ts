@@ -1,6 +1,3 @@
-import { spawnSync } from 'node:child_process';
-import { closeSync, mkdirSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -8,69 +5,23 @@ import { checkpointFolder, listCheckpoints } from '../../server/checkpoint.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { type ServerProcess, startServerProcess } from '../support/server-process.ts';
+import { mountSmallDisk, type SmallDisk, smallDiskMissing } from '../support/small-disk.ts';
 
 /** The state of a real server on a small file system of its own, which others fill up. */
 
-function command(...[name, ...args]: [string, ...string[]]): void {
-  const { status, stderr, error } = spawnSync(name, args, { encoding: 'utf8', timeout: 20_000 });
-  if (status !== 0) throw new Error(`${name} ${args.join(' ')}: ${stderr ?? error}`);
-}
-
-function mount(folder: string): void {
-  mkdirSync(folder);
-  command('mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', folder);
-}
-
-/** Why nothing can be mounted here, or an empty text. */
-function whyNot(): string {
-  const folder = mkdtempSync(join(tmpdir(), 'downpour-disk-'));
-  const disk = join(folder, 'disk');
-  let why = '';
-  try {
-    mount(disk);
-    command('umount', disk);
-  } catch (error) {
-    why = `: no file systems can be mounted here (${(error as Error).message.trim()})`;
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
-  if (why !== '' && process.env.CI) throw new Error(`CI needs root${why}`);
-  return why;
-}
-
-const missing = whyNot();
+const missing = smallDiskMissing();
 const problem = createProblem();
-let folder: string;
-let disk: string;
+let disk: SmallDisk;
 let server: ServerProcess | null = null;
 
 beforeEach(() => {
-  if (missing !== '') return;
-  folder = mkdtempSync(join(tmpdir(), 'downpour-disk-'));
-  disk = join(folder, 'disk');
-  mount(disk);
+  if (missing === '') disk = mountSmallDisk(2e6);
 });
 afterEach(async () => {
   if (missing !== '') return;
   await server?.kill();
-  command('umount', disk);
-  rmSync(folder, { recursive: true });
+  disk.remove();
 });
-
-/** Takes all the space that is left. @returns gives it back. */
-function fill(): () => void {
-  const path = join(disk, 'of-somebody-else');
-  const file = openSync(path, 'w');
-  for (const piece of [65_536, 4_096, 1]) {
-    try {
-      for (;;) writeSync(file, new Uint8Array(piece));
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error;
-    }
-  }
-  closeSync(file);
-  return () => rmSync(path);
-}
 
 async function until(what: () => boolean | Promise<boolean>): Promise<void> {
   for (let i = 0; i < 300; i++) {
@@ -80,7 +31,7 @@ async function until(what: () => boolean | Promise<boolean>): Promise<void> {
   throw new Error(`it did not come true: ${what}; the server said:\n${server?.log()}`);
 }
 
-const state = () => join(disk, 'state');
+const state = () => join(disk.path, 'state');
 const newest = async () => (await listCheckpoints(checkpointFolder(state(), 'r'))).at(-1)?.step;
 
 describe.skipIf(missing !== '')(`on a disk that is full${missing}`, () => {
@@ -100,7 +51,7 @@ describe.skipIf(missing !== '')(`on a disk that is full${missing}`, () => {
     const before = await newest();
     expect(before).toBeLessThanOrEqual(10);
 
-    const free = fill();
+    const free = disk.fill();
     work = await worker.trainTo(problem, work, 40);
     await until(() => /run r: last not written, trying again: DP_DISK .*full/.test(server!.log()));
     expect(await newest()).toBe(before);

@@ -13,8 +13,8 @@ import { errorCode } from '../../shared/errors.ts';
 import type { RunDetail } from '../../shared/rest.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
 import { redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
-import { cuttable } from '../support/cut.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
+import { startProxy } from '../support/proxy.ts';
 import { createProblem } from '../support/regression.ts';
 
 /** A real server with a real Redis that goes away, comes back, comes back empty; see docs/decisions/0010. */
@@ -165,7 +165,7 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
     { shared: true, how: 'from the state folder that both use' },
   ])('for this server only, and another takes over: it learns $how', async ({ shared }) => {
     const state = await folder();
-    const way = await cuttable(Number(new URL(redis.url).port));
+    const way = await startProxy(Number(new URL(redis.url).port));
     cleanUps.push(() => way.close());
     const old = await start(state, `redis://127.0.0.1:${way.port}`);
     await createRun(old, 'r', { checkpoint: { everySteps: 2 }, epochsMax: 100 });
@@ -175,6 +175,7 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
     await until('Redis knows of the training', async () => {
       return (await open().getRun('r'))?.phase === 'training';
     });
+    way.refusing = true;
     way.cut();
 
     // The other one: a store as a server has it, that waits until the lease has run out.
@@ -194,7 +195,7 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
       const { leases, step, generation } = work;
       worker.push(problem, { ...work, leases: leases.slice(0), step, generation });
       await worker.expect('work');
-      way.mend();
+      way.refusing = false;
     }
     const error = await old.closed;
     expect(errorCode(error)).toBe('DP_STATE_FENCED');

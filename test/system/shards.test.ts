@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
-import { connect, createServer, type Server, type Socket } from 'node:net';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -16,6 +16,7 @@ import { createRestClient } from '../../shared/rest-client.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
 import { hashExperiment } from '../../worker/experiment.ts';
 import { runWorker, type WorkerResult } from '../../worker/main.ts';
+import { startProxy } from '../support/proxy.ts';
 
 /** Real servers, shards in threads and processes, and real workers: they meet on the wire. */
 
@@ -208,13 +209,13 @@ describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
   });
 
   test('a worker whose connection to one shard is cut comes back, and no push counts twice', async () => {
-    const cut = await startCutShard('cut');
+    const proxy = await startCutShard('cut');
     const server = await start('cut', { shards: 2, shardsFrom: 'store' });
     await create(server.client, 'd', { ...FEW, stepsMax: 150, evaluateEverySteps: 150 });
     const workers = [work(server.url, 'd'), work(server.url, 'd', 'two')];
     for (const step of [20, 50, 80]) {
       await until(`step ${step}`, async () => (await server.client.run('d')).step >= step);
-      cut.workers();
+      proxy.cut(({ worker }) => worker);
     }
     await Promise.all(workers);
     const run = await server.client.run('d');
@@ -239,40 +240,15 @@ async function startCutShard(state: string) {
       signal: stop.signal,
     },
   });
-  const pairs = new Set<{ near: Socket; far: Socket; worker: boolean }>();
-  const proxy: Server = createServer((near) => {
-    const pair = { near, far: connect(shard.port, '127.0.0.1'), worker: false };
-    pairs.add(pair);
-    near.once('data', (chunk: Buffer) => {
-      pair.worker = String(chunk).startsWith('GET /ws');
-      pair.far.write(chunk);
-      near.pipe(pair.far).pipe(near);
-    });
-    for (const [socket, other] of [
-      [near, pair.far],
-      [pair.far, near],
-    ] as const) {
-      socket.on('error', () => {});
-      socket.on('close', () => {
-        other.destroy();
-        pairs.delete(pair);
-      });
-    }
-  });
-  await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
-  const { port } = proxy.address() as { port: number };
+  const proxy = await startProxy(shard.port);
+  const { port } = proxy;
   const store = openFileStore({ folder: join(folder, state) });
   await store.announceShard('cut', { id: 'cut', host: '127.0.0.1', port }, 10 * LONG_MS);
   ends.push(async () => {
     stop.abort();
     await shard.closed;
-    proxy.close();
-    for (const { near } of pairs) near.destroy();
+    await proxy.close();
     await store.close();
   });
-  return {
-    workers() {
-      for (const { near, worker } of pairs) if (worker) near.resetAndDestroy();
-    },
-  };
+  return proxy;
 }
