@@ -7,6 +7,7 @@ import { createInterface } from 'node:readline';
 import { connect } from 'node:tls';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
+import { runShard } from '../../server/shard-main.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
 import { fetchOver, type TrustFiles, trustOf } from '../../wire/tls.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
@@ -155,6 +156,28 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
       DIGITS,
     );
     expect((await rests.run(id)).parameters).toBeGreaterThan(2 * 2 ** 14);
+  });
+
+  test('shards of their own are asked for their certificate, and ask for one', async () => {
+    const tls = { ...server, ca: authority.ca };
+    const state = join(folder, `state-${states++}`);
+    const stop = new AbortController();
+    const shard = await runShard({
+      ...{ host: '127.0.0.1', port: 0, state, token: 'secret', tls, signal: stop.signal },
+    });
+    ends.push(async () => {
+      stop.abort();
+      await shard.closed;
+    });
+    expect(shard.url).toMatch(/^wss:/);
+    const { url } = await start({ state, tls, token: 'secret', shards: 2, shardsFrom: 'store' });
+    const trust = { ca: authority.ca, ...client };
+    const { id, rests } = await train(url, trust, { token: 'secret' }, DIGITS);
+    expect((await rests.run(id)).parameters).toBeGreaterThan(2 * 2 ** 14);
+    const over = (files: TrustFiles) =>
+      fetchOver(trustOf(files))(`${shard.url.replace('wss', 'https')}/health`);
+    expect((await over(trust)).status).toBe(200);
+    await expect(over({ ca: authority.ca })).rejects.toThrow();
   });
 
   test('a renewed certificate is shown without a restart; one without its key is not taken', async () => {
