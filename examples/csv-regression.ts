@@ -1,5 +1,6 @@
 import { fileURLToPath } from 'node:url';
 import { defineExperiment, loadCsv } from 'downpour';
+import { layers } from 'downpour/layers';
 
 /** Miles per gallon of 392 cars from a CSV file, by a small network. */
 export default defineExperiment({
@@ -12,13 +13,15 @@ export default defineExperiment({
   // Mean 0 and deviation 1 of each column, by numbers of the training part alone.
   standardise: 'feature',
 
-  model: ({ tf, inputShape }) =>
-    tf.sequential({
+  model: (args) => {
+    const { tf } = args;
+    return tf.sequential({
       layers: [
-        tf.layers.dense({ units: 32, activation: 'tanh', inputShape }),
+        ...layers.hidden(args, { units: 32, activation: 'tanh' }),
         tf.layers.dense({ units: 1, biasInitializer: tf.initializers.constant({ value: 23 }) }),
       ],
-    }),
+    });
+  },
   loss: 'meanSquaredError',
   // In miles per gallon.
   error: (targets, predictions) => targets.sub(predictions).abs().mean(),

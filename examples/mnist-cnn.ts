@@ -5,20 +5,21 @@ export default defineExperiment({
   data: ({ folder, log }) => loadMnist({ dataFolder: folder, log }),
   standardise: 'global',
 
-  model: ({ tf, inputShape, classCount }) => {
+  model: ({ tf, inputShape, classCount, hyperparameters }) => {
+    const { unitsTimes = 1, batchNorm = true, dropout = 0.3 } = hyperparameters;
     const convolution = (filters: number, shape?: number[]) => [
       tf.layers.conv2d({
-        filters,
+        filters: Math.round(filters * Number(unitsTimes)),
         kernelSize: 5,
         padding: 'same',
         // The normalisation has an offset of its own.
-        useBias: false,
+        useBias: batchNorm !== true,
         kernelInitializer: 'heNormal',
         ...(shape ? { inputShape: shape } : {}),
       }),
       // Pooled first, there is a quarter left to normalise.
       tf.layers.maxPooling2d({ poolSize: 2 }),
-      tf.layers.batchNormalization({ momentum: 0.9 }),
+      ...(batchNorm === true ? [tf.layers.batchNormalization({ momentum: 0.9 })] : []),
       tf.layers.reLU(),
     ];
     return tf.sequential({
@@ -26,7 +27,7 @@ export default defineExperiment({
         ...convolution(16, inputShape),
         ...convolution(32),
         tf.layers.flatten(),
-        tf.layers.dropout({ rate: 0.3 }),
+        tf.layers.dropout({ rate: Number(dropout) }),
         // Logits: the softmax is in the loss.
         tf.layers.dense({ units: classCount }),
       ],

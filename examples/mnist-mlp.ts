@@ -1,25 +1,19 @@
 import { defineExperiment, loadMnist } from 'downpour';
+import { layers } from 'downpour/layers';
 
 /** Handwritten digits by a network with one hidden layer. */
 export default defineExperiment({
   data: ({ folder, log }) => loadMnist({ dataFolder: folder, log }),
 
-  model: ({ tf, hyperparameters, inputShape, classCount }) => {
-    const { units = 256, dropout = 0.2 } = hyperparameters;
-    return tf.sequential({
+  model: (args) =>
+    args.tf.sequential({
       layers: [
-        tf.layers.flatten({ inputShape }),
-        tf.layers.dense({
-          units: Number(units),
-          activation: 'relu',
-          kernelInitializer: 'heNormal',
-        }),
-        tf.layers.dropout({ rate: Number(dropout) }),
+        // A layer of ReLUs, as long as no hyperparameter wants another: docs/layers.md.
+        ...layers.hidden(args, { units: 256, dropout: 0.2 }),
         // Logits: the softmax is in the loss.
-        tf.layers.dense({ units: classCount }),
+        args.tf.layers.dense({ units: args.classCount }),
       ],
-    });
-  },
+    }),
   loss: 'softmaxCrossEntropy',
 
   config: {

@@ -86,6 +86,8 @@ export interface FunctionModel {
 export type LossName =
   /** Classes 0 … k−1 from logits, shape [n, k] (or [n, …, k] with targets [n, …]). */
   | 'softmaxCrossEntropy'
+  /** The same from logarithms of probabilities, for models that end in `tf.logSoftmax` or a mixture. */
+  | 'negativeLogLikelihood'
   /** Yes or no from logits: targets 0 or 1 of the predictions' size. */
   | 'sigmoidCrossEntropy'
   | 'meanSquaredError'
@@ -102,6 +104,11 @@ export interface Experiment {
     args: ModelArguments,
   ) => LayersModel | FunctionModel | Promise<LayersModel | FunctionModel>;
   readonly loss: LossName | Measure;
+  /**
+   * Share ε of the targets' certainty that is spread over all classes while training, 0.1 as a rule;
+   * evaluations have the targets as they are. A function of the hyperparameters makes it searchable.
+   */
+  readonly labelSmoothing?: number | ((hyperparameters: Hyperparameters) => number);
   /** Reported by evaluations, by name. */
   readonly metrics?: Readonly<Record<string, Measure>>;
   /**
@@ -124,6 +131,7 @@ export function defineExperiment(experiment: Experiment): Experiment {
 
 const LOSSES: readonly string[] = [
   'softmaxCrossEntropy',
+  'negativeLogLikelihood',
   'sigmoidCrossEntropy',
   'meanSquaredError',
   'meanAbsoluteError',
@@ -140,6 +148,10 @@ const FIELDS: Record<keyof Experiment, { allowed: string; test: (value: unknown)
   loss: {
     allowed: `a function (targets, predictions) or one of ${LOSSES.join(', ')}`,
     test: (v) => isFunction(v) || LOSSES.includes(v as string),
+  },
+  labelSmoothing: {
+    allowed: 'a share from 0, below 1, or a function of the hyperparameters',
+    test: (v) => v === undefined || isFunction(v) || (typeof v === 'number' && v >= 0 && v < 1),
   },
   metrics: {
     allowed: 'an object of functions (targets, predictions)',
@@ -321,6 +333,11 @@ function importedFile(path: string): string | null {
 }
 
 let resolved = false;
+/** What the package exports, by name. */
+const OWN_NAMES: Readonly<Record<string, string>> = {
+  downpour: import.meta.url,
+  'downpour/layers': new URL('./layers.ts', import.meta.url).href,
+};
 
 /**
  * Makes `import … from 'downpour'` work in experiments wherever they lie: with a global
@@ -331,11 +348,10 @@ let resolved = false;
 function resolveOwnName(): void {
   if (resolved) return;
   resolved = true;
-  const own = fileURLToPath(import.meta.url);
   const hook = `
     import { readFileSync } from 'node:fs';
     export async function resolve(name, context, next) {
-      const found = await next(name === 'downpour' ? ${JSON.stringify(import.meta.url)} : name, context);
+      const found = await next(${JSON.stringify(OWN_NAMES)}[name] ?? name, context);
       const isOurs = found.format === 'commonjs' && found.url.startsWith('file:') &&
         !found.url.includes('/node_modules/');
       if (!isOurs) return found;
@@ -350,7 +366,8 @@ function resolveOwnName(): void {
   };
   const resolveFilename = loader._resolveFilename;
   loader._resolveFilename = function (request, ...rest) {
-    return resolveFilename.call(this, request === 'downpour' ? own : request, ...rest);
+    const own = OWN_NAMES[request];
+    return resolveFilename.call(this, own ? fileURLToPath(own) : request, ...rest);
   };
 }
 

@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { dropoutMask, type MaskRequest, seededDraws } from './noise.ts';
+import { drawNoise, type NoiseRequest, type NoiseSource, seededDraws } from './noise.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /**
@@ -199,13 +199,13 @@ function load(backend: NativeBackend, nodes: readonly Bytes[], fed: readonly str
 
 // When to record, and when to believe a recording.
 
-/** A step of some model: tensors fed and masks asked for in, one tensor out. */
-export type Compute = (mask: (request: MaskRequest) => Tensor) => Tensor;
+/** A step of some model: tensors fed and noise asked for in, one tensor out. */
+export type Compute = (noise: NoiseSource) => Tensor;
 
 interface Plan {
   runs: number;
   graph: Graph | null;
-  masks: readonly MaskRequest[];
+  noises: readonly NoiseRequest[];
   proved: boolean;
   refused: boolean;
 }
@@ -235,11 +235,11 @@ export class Graphs {
    */
   run(key: string, feeds: readonly Tensor[], compute: Compute): Float32Array {
     const plan = this.#plan(key);
-    if (!plan || plan.refused || plan.runs++ === 0) return readOff(compute(dropoutMask));
+    if (!plan || plan.refused || plan.runs++ === 0) return readOff(compute(drawNoise));
     if (!plan.graph) return this.#record(plan, feeds, compute);
-    // Masks are drawn one after another from the same seed, so drawing them again needs it again.
+    // Noise is drawn one after another from the same seed, so drawing it again needs it again.
     return plan.proved
-      ? runGraph(plan.graph, feeds, plan.masks.map(dropoutMask))
+      ? runGraph(plan.graph, feeds, plan.noises.map(drawNoise))
       : this.#prove(plan, plan.graph, feeds, compute);
   }
 
@@ -251,47 +251,47 @@ export class Graphs {
   #plan(key: string): Plan | undefined {
     let plan = this.#plans.get(key);
     if (!plan && this.#plans.size < PLANS_MAX) {
-      plan = { runs: 0, graph: null, masks: [], proved: false, refused: false };
+      plan = { runs: 0, graph: null, noises: [], proved: false, refused: false };
       this.#plans.set(key, plan);
     }
     return plan;
   }
 
   #record(plan: Plan, feeds: readonly Tensor[], compute: Compute): Float32Array {
-    const masks: MaskRequest[] = [];
+    const noises: NoiseRequest[] = [];
     const before = seededDraws();
     const { result, graph, why } = record(feeds, (feed) =>
       compute((request) => {
-        const mask = dropoutMask(request);
-        feed(mask);
-        masks.push(request);
-        return mask;
+        const noise = drawNoise(request);
+        feed(noise);
+        noises.push(request);
+        return noise;
       }),
     );
-    const others = seededDraws() - before - masks.filter((m) => m.seed === undefined).length;
+    const others = seededDraws() - before - noises.filter((n) => n.seed === undefined).length;
     plan.graph = graph;
-    plan.masks = masks;
+    plan.noises = noises;
     if (!graph) this.#refuse(plan, why);
     else if (others > 0) this.#refuse(plan, 'a layer draws random numbers of its own');
     return readOff(result);
   }
 
   #prove(plan: Plan, graph: Graph, feeds: readonly Tensor[], compute: Compute): Float32Array {
-    const masks: Tensor[] = [];
+    const noises: Tensor[] = [];
     const expected = readOff(
       compute((request) => {
-        const mask = tf.keep(dropoutMask(request));
-        masks.push(mask);
-        return mask;
+        const noise = tf.keep(drawNoise(request));
+        noises.push(noise);
+        return noise;
       }),
     );
     let distance = Number.POSITIVE_INFINITY;
     try {
-      distance = relativeDistance(expected, runGraph(graph, feeds, masks));
+      distance = relativeDistance(expected, runGraph(graph, feeds, noises));
     } catch (error) {
       this.#refuse(plan, error instanceof Error ? error.message : String(error));
     } finally {
-      tf.dispose(masks);
+      tf.dispose(noises);
     }
     // Not a number: the model has diverged. That proves nothing, so the next step tries again.
     if (distance <= TOLERANCE) {
@@ -311,9 +311,9 @@ export class Graphs {
   }
 }
 
-function runGraph(graph: Graph, feeds: readonly Tensor[], masks: readonly Tensor[]): Float32Array {
-  const values = graph.run([...feeds, ...masks]);
-  tf.dispose([...masks]);
+function runGraph(graph: Graph, feeds: readonly Tensor[], noises: readonly Tensor[]): Float32Array {
+  const values = graph.run([...feeds, ...noises]);
+  tf.dispose([...noises]);
   return values;
 }
 

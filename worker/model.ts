@@ -3,9 +3,16 @@ import { DownpourError, errorText } from '../shared/errors.ts';
 import { createLayout, type Layout, type PlacedTensor, type TensorSpec } from '../shared/layout.ts';
 import { STREAMS } from '../shared/random.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
-import type { Experiment, FunctionModel, Measure } from './experiment.ts';
+import type {
+  Experiment,
+  FunctionModel,
+  Hyperparameters,
+  LossName,
+  Measure,
+} from './experiment.ts';
 import { type Compute, canRecord, Graphs } from './graph.ts';
-import { dropoutMask, seedRandom, withSeed } from './noise.ts';
+import { isNoisy } from './layers.ts';
+import { drawNoise, type NoiseSource, seedRandom, withSeed } from './noise.ts';
 import {
   isLibraryClass,
   type LayersModel,
@@ -115,8 +122,8 @@ interface Weight extends TensorSpec {
 /** A built model, whatever form the user gave it. */
 interface Instance {
   readonly weights: readonly Weight[];
-  /** @param mask where layers of dropout get theirs, in training. */
-  predict(inputs: Tensor, training: boolean, mask?: Parameters<Compute>[0]): Tensor;
+  /** @param noise where layers of dropout and noise get theirs, in training. */
+  predict(inputs: Tensor, training: boolean, noise?: NoiseSource): Tensor;
   /** Losses of regularised layers. */
   penalties(): Scalar[];
   readonly layersModel: LayersModel | null;
@@ -148,6 +155,7 @@ export async function buildModel(
   let weights = placed(instance);
   let loaded: Float32Array | null = null;
   const loss = lossOf(experiment, data);
+  const trainingLoss = lossOf(experiment, data, smoothingOf(experiment, config.hyperparameters));
   const error = errorOf(experiment, data, loss);
   const metrics = Object.entries(experiment.metrics ?? {});
   const asynchronous = tf.getBackend() === 'webgpu';
@@ -193,7 +201,7 @@ export async function buildModel(
   holdAll();
 
   /** Gradient, statistics and loss behind each other, shape [layout.exchangedSize + 1]. */
-  const gradientOf = (inputs: Tensor, targets: Tensor, mask: Parameters<Compute>[0]): Tensor =>
+  const gradientOf = (inputs: Tensor, targets: Tensor, noise: NoiseSource): Tensor =>
     tf.tidy(() => {
       const trained = weights.filter((w) => w.role === 'trainable');
       const statistics = weights.filter((w) => w.role === 'statistics');
@@ -202,7 +210,7 @@ export async function buildModel(
       let mean: Tensor | null = null;
       const { value, grads } = tf.variableGrads(
         () => {
-          const data = loss(targets, instance.predict(inputs, true, mask));
+          const data = trainingLoss(targets, instance.predict(inputs, true, noise));
           const penalties = instance.penalties();
           if (penalties.length === 0) return data as Scalar;
           mean = tf.keep(data.clone());
@@ -274,8 +282,8 @@ export async function buildModel(
       const flat = withSeed(seed, () =>
         tf.tidy(() => {
           const { inputs, targets } = tensorsOf(minibatch);
-          const compute: Compute = (mask) => gradientOf(inputs, targets, mask);
-          if (!graphs) return compute(dropoutMask);
+          const compute: Compute = (noise) => gradientOf(inputs, targets, noise);
+          if (!graphs) return compute(drawNoise);
           const feeds: Tensor[] = [inputs, targets];
           for (const { role, variable } of weights) {
             if (role !== 'statistics') feeds.push(variable);
@@ -448,9 +456,9 @@ function checkPredictions(experiment: Experiment, instance: Instance, data: Data
   }
   const { loss } = experiment;
   if (typeof loss === 'function') return;
-  const classes = loss === 'softmaxCrossEntropy';
+  const classes = loss === 'softmaxCrossEntropy' || loss === 'negativeLogLikelihood';
   if (classes && data.classCount === 0) {
-    throw invalid("loss 'softmaxCrossEntropy' needs classes; the data's targets are numbers");
+    throw invalid(`loss '${loss}' needs classes; the data's targets are numbers`);
   }
   const wanted =
     classes && !data.shares ? [...data.targetShape, data.classCount] : data.targetShape;
@@ -481,10 +489,11 @@ function layersInstance(model: LayersModel, { inputShape }: DataShape): Instance
   const seen = new Set<LayerWeight>();
   const names = new Set<string>();
   const trainableWeights = new Set(model.trainableWeights);
-  const dropout = { mask: dropoutMask as Parameters<Compute>[0] };
+  const source: { noise: NoiseSource } = { noise: drawNoise };
   const foreign = isForeign(model);
-  for (const { layer, path } of walkLayers(model)) {
-    if (layer.getClassName() === 'Dropout' && isLibraryClass(layer)) adaptDropout(layer, dropout);
+  for (const { layer, outer, path } of walkLayers(model)) {
+    if (isLibraryClass(layer)) adaptNoise(layer, source);
+    if (outer !== layer) adaptNoise(outer, source);
     const normalises = layer.getClassName() === 'BatchNormalization';
     if (normalises) adaptNormalisation(layer, path, trainableWeights);
     for (const weight of layer.weights) {
@@ -492,7 +501,7 @@ function layersInstance(model: LayersModel, { inputShape }: DataShape): Instance
       seen.add(weight);
       if (weight.constraint != null) {
         throw invalid(
-          `layer '${path}' has a weight constraint (${weight.constraint.getClassName()}); the server cannot keep to it: use weightDecay or a regularizer`,
+          `layer '${path}' has a weight constraint (${weight.constraint.getClassName()}); parameters are the server's: use maxNorm of the configuration, weightDecay or a regularizer`,
         );
       }
       const name = uniqueName(`${path}/${weight.originalName.split('/').at(-1)}`, names);
@@ -507,8 +516,8 @@ function layersInstance(model: LayersModel, { inputShape }: DataShape): Instance
   }
   return {
     weights,
-    predict: (inputs, training, mask = dropoutMask) => {
-      dropout.mask = mask;
+    predict: (inputs, training, noise = drawNoise) => {
+      source.noise = noise;
       return model.apply(inputs, { training }) as Tensor;
     },
     penalties: () => model.calculateLosses(),
@@ -530,20 +539,39 @@ type Nested = Layer &
   Partial<Record<'layer' | 'forwardLayer' | 'backwardLayer' | 'cell', Layer>> &
   Partial<Record<'layers' | 'cells', readonly Layer[]>>;
 
-/** Takes the mask from elsewhere: cheaper, and one that a recorded step can be fed. */
-function adaptDropout(layer: Layer, source: { mask: Parameters<Compute>[0] }): void {
-  const { rate, noiseShape, seed } = layer as unknown as {
-    rate: number;
-    noiseShape?: readonly (number | null)[];
-    seed?: number;
-  };
+/** Takes the noise from elsewhere: cheaper, and one that a recorded step can be fed. */
+function adaptNoise(layer: Layer, source: { noise: NoiseSource }): void {
+  if (isNoisy(layer)) layer.noise = (request) => source.noise(request);
+  const kind = layer.getClassName();
+  const adapted = NOISES[kind]?.(layer, source);
+  if (!adapted) return;
   layer.call = (inputs, kwargs) => {
     const x = Array.isArray(inputs) ? inputs[0]! : inputs;
-    if (kwargs.training !== true || !(rate > 0 && rate < 1)) return x;
-    const shape = x.shape.map((size, i) => noiseShape?.[i] ?? size);
-    return tf.mul(x, source.mask({ shape, rate, seed }));
+    return kwargs.training === true ? adapted(x) : x;
   };
 }
+
+/** tfjs-layers' own, by class: what they do in training. */
+const NOISES: Readonly<
+  Record<string, (layer: Layer, source: { noise: NoiseSource }) => (x: Tensor) => Tensor>
+> = {
+  Dropout(layer, source) {
+    const { rate, noiseShape, seed } = layer as unknown as {
+      rate: number;
+      noiseShape?: readonly (number | null)[];
+      seed?: number;
+    };
+    return (x) => {
+      if (!(rate > 0 && rate < 1)) return x;
+      const shape = x.shape.map((size, i) => noiseShape?.[i] ?? size);
+      return tf.mul(x, source.noise({ kind: 'dropout', shape, rate, seed }));
+    };
+  },
+  GaussianNoise(layer, source) {
+    const { stddev } = layer as unknown as { stddev: number };
+    return (x) => tf.add(x, tf.mul(source.noise({ kind: 'normal', shape: x.shape }), stddev));
+  },
+};
 
 /** Batch normalisation that takes part in training: it has trained weights of its own. */
 function isActive(layer: Layer): boolean {
@@ -582,7 +610,7 @@ function adaptNormalisation(layer: Layer, path: string, trained: Set<LayerWeight
  * over the life of the process (`dense_Dense7`); here they are numbered within their model
  * (`dense_1`), so that every worker and every rebuild has the same names.
  */
-function* walkLayers(model: LayersModel, prefix = ''): Generator<{ layer: Layer; path: string }> {
+function* walkLayers(model: LayersModel, prefix = ''): Generator<Walked> {
   const given = new Set(model.layers.filter((l) => generatedKind(l) === null).map((l) => l.name));
   const counts = new Map<string, number>();
   for (const layer of model.layers) {
@@ -597,8 +625,15 @@ function* walkLayers(model: LayersModel, prefix = ''): Generator<{ layer: Layer;
     }
     const path = prefix + name;
     if (layer instanceof tf.LayersModel) yield* walkLayers(layer, `${path}/`);
-    else yield { layer: innermost(layer), path };
+    else yield { layer: innermost(layer), outer: layer, path };
   }
+}
+
+interface Walked {
+  readonly layer: Layer;
+  /** The wrapper around it, or itself. */
+  readonly outer: Layer;
+  readonly path: string;
 }
 
 /** The layers on the model's way from input to output whose output is one tensor. */
@@ -620,12 +655,16 @@ function observableLayers(model: LayersModel) {
 /** Layers that are an activation and nothing else. */
 const ACTIVATION_LAYERS: Readonly<Record<string, string>> = {
   ...{ ReLU: 'relu', LeakyReLU: 'leakyrelu', ELU: 'elu', PReLU: 'prelu', Softmax: 'softmax' },
+  NoisyReLU: 'relu',
 };
 
-/** Inside wrappers with one layer (time-distributed), that layer. */
+/** Wrappers that leave the one layer inside them as it is. */
+const WRAPPERS = ['TimeDistributed', 'WeightNoise'];
+
+/** Inside wrappers with one layer, that layer. */
 function innermost(layer: Layer): Layer {
   const wrapped = (layer as unknown as { layer?: Layer }).layer;
-  return wrapped instanceof Object && layer.getClassName() === 'TimeDistributed'
+  return wrapped instanceof Object && WRAPPERS.includes(layer.getClassName())
     ? innermost(wrapped)
     : layer;
 }
@@ -678,32 +717,66 @@ function functionInstance(model: FunctionModel): Instance {
 
 // Losses: means over the examples.
 
-/** Of logits, so that nothing overflows. */
-function softmaxCrossEntropy({ classCount, shares }: DataShape): Measure {
+/** Of labels: a share ε of certainty is spread evenly over all classes (Deep Learning §7.5.1). */
+function smoothingOf(
+  { labelSmoothing, loss }: Experiment,
+  hyperparameters: Hyperparameters,
+): number {
+  if (labelSmoothing === undefined) return 0;
+  const share =
+    typeof labelSmoothing === 'function' ? labelSmoothing(hyperparameters) : labelSmoothing;
+  if (!(share >= 0 && share < 1)) {
+    throw invalid(`labelSmoothing is ${share}; it must be at least 0 and below 1`);
+  }
+  if (share > 0 && (typeof loss === 'function' || !SMOOTHED.includes(loss))) {
+    const allowed = SMOOTHED.join(', ');
+    throw invalid(`labelSmoothing ${share} needs a loss of classes by name: ${allowed}`);
+  }
+  return share;
+}
+const SMOOTHED: readonly LossName[] = [
+  'softmaxCrossEntropy',
+  'sigmoidCrossEntropy',
+  'negativeLogLikelihood',
+];
+
+/** −Σ truth · log p over the classes, of what gives log p. */
+function crossEntropyOf(
+  logarithms: (predictions: Tensor) => Tensor,
+  { classCount, shares }: DataShape,
+  smoothing: number,
+): Measure {
   return (targets, predictions) => {
-    const logits = tf.reshape(predictions, [-1, classCount]);
+    const logs = logarithms(tf.reshape(predictions, [-1, classCount]));
     // `gatherND` has no gradient in TensorFlow.js, so labels become rows of zeros and a one.
     const truth = shares
       ? tf.reshape(targets, [-1, classCount])
       : tf.cast(tf.oneHot(tf.cast(flatten(targets), 'int32'), classCount), 'float32');
-    return tf.mul(tf.sum(tf.mul(tf.logSoftmax(logits), truth)), -1 / logits.shape[0]!);
+    const smoothed =
+      smoothing === 0 ? truth : tf.add(tf.mul(truth, 1 - smoothing), smoothing / classCount);
+    return tf.mul(tf.sum(tf.mul(logs, smoothed)), -1 / logs.shape[0]!);
   };
 }
 
 /** max(x, 0) − x·z + log(1 + e^−|x|) */
-const sigmoidCrossEntropy: Measure = (targets, predictions) => {
-  const z = tf.cast(tf.reshape(targets, predictions.shape), 'float32');
-  const rest = tf.log1p(tf.exp(tf.neg(tf.abs(predictions))));
-  return tf.mean(tf.add(tf.sub(tf.relu(predictions), tf.mul(predictions, z)), rest));
-};
+function sigmoidCrossEntropy(smoothing: number): Measure {
+  return (targets, predictions) => {
+    const told = tf.cast(tf.reshape(targets, predictions.shape), 'float32');
+    const z = smoothing === 0 ? told : tf.add(tf.mul(told, 1 - smoothing), smoothing / 2);
+    const rest = tf.log1p(tf.exp(tf.neg(tf.abs(predictions))));
+    return tf.mean(tf.add(tf.sub(tf.relu(predictions), tf.mul(predictions, z)), rest));
+  };
+}
 
 const difference: Measure = (targets, predictions) =>
   tf.sub(predictions, tf.cast(tf.reshape(targets, predictions.shape), 'float32'));
 
-function lossOf({ loss }: Experiment, data: DataShape): Measure {
+function lossOf({ loss }: Experiment, data: DataShape, smoothing = 0): Measure {
   if (typeof loss === 'function') return (t, p) => scalarOf(loss(t, p), 'loss');
-  if (loss === 'softmaxCrossEntropy') return softmaxCrossEntropy(data);
-  if (loss === 'sigmoidCrossEntropy') return sigmoidCrossEntropy;
+  // Of logits, so that nothing overflows.
+  if (loss === 'softmaxCrossEntropy') return crossEntropyOf(tf.logSoftmax, data, smoothing);
+  if (loss === 'negativeLogLikelihood') return crossEntropyOf((logs) => logs, data, smoothing);
+  if (loss === 'sigmoidCrossEntropy') return sigmoidCrossEntropy(smoothing);
   if (loss === 'meanSquaredError') return (t, p) => tf.mean(tf.square(difference(t, p)));
   return (t, p) => tf.mean(tf.abs(difference(t, p)));
 }
@@ -712,8 +785,7 @@ function errorOf(experiment: Experiment, data: DataShape, loss: Measure): Measur
   const { classCount, shares } = data;
   const { error } = experiment;
   if (typeof error === 'function') return (t, p) => scalarOf(error(t, p), 'error');
-  const counts =
-    experiment.loss === 'softmaxCrossEntropy' || experiment.loss === 'sigmoidCrossEntropy';
+  const counts = (SMOOTHED as readonly unknown[]).includes(experiment.loss);
   if (error === 'loss' || (error === undefined && !counts)) return loss;
   if (experiment.loss === 'sigmoidCrossEntropy') {
     return (targets, predictions) => {

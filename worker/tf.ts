@@ -18,7 +18,13 @@ const libraryClasses = new Set<unknown>(
   Object.values(core.serialization.SerializationMap.getMap().classNameMap).map(([c]) => c),
 );
 
-/** Whether a layer is exactly one of tfjs-layers' own. */
+/** Makes a class of ours known to TensorFlow.js, which loads it by its name, and as safe to record. */
+export function registerOwnClass(own: unknown): void {
+  core.serialization.registerClass(own as never);
+  libraryClasses.add(own);
+}
+
+/** Whether a layer is exactly one of tfjs-layers' own, or of ours. */
 export function isLibraryClass(layer: object): boolean {
   return libraryClasses.has(layer.constructor);
 }

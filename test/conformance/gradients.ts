@@ -1,6 +1,8 @@
 /** The operations and layers whose gradients every engine must get right, in small shapes. */
 import * as tf from '@tensorflow/tfjs-core';
 import { layers as tfl } from '@tensorflow/tfjs-layers';
+import { initializers, layers as own } from '../../worker/layers.ts';
+import { drawNoise, type NoiseSource, withSeed } from '../../worker/noise.ts';
 import { apart, type Draw, type GradientCase, layer, op, uniform } from './gradient-check.ts';
 
 const WHOLE_SIZE = [2, 3, 4];
@@ -434,6 +436,28 @@ const LAYERS: readonly GradientCase[] = [
   layer('permute', () => tfl.permute({ dims: [2, 1] }), SEQUENCE),
   layer('repeatVector', () => tfl.repeatVector({ n: 3 }), uniform([2, 3])),
   layer('prelu', () => tfl.prelu(), apart([3, 4])),
+  layer('prelu, a slope a channel', () => tfl.prelu({ sharedAxes: [1, 2] }), apart([2, 3, 3, 2])),
+  layer('leakyReLU', () => tfl.leakyReLU({ alpha: 0.1 }), apart([3, 4])),
+  // Far enough from its kink with this noise, where most units are on.
+  layer('noisyReLU, training', () => fixed(own.noisyReLU()), apart([3, 4], 2), true),
+  layer('noisyReLU, evaluating', () => own.noisyReLU(), apart([3, 4])),
+  layer(
+    'weightNoise of dense, training',
+    () => fixed(own.weightNoise({ layer: tfl.dense({ units: 4 }), stddev: 0.5 })),
+    uniform([3, 5]),
+    true,
+  ),
+  layer(
+    'weightNoise of an LSTM, training',
+    () => fixed(own.weightNoise({ layer: tfl.lstm({ units: 3 }) as never, stddev: 0.2 })),
+    SEQUENCE,
+    true,
+  ),
+  layer(
+    'simpleRNN with echo-state initial values',
+    () => tfl.simpleRNN({ units: 8, recurrentInitializer: initializers.echoState() }),
+    SEQUENCE,
+  ),
   layer('batchNormalization, training', () => tfl.batchNormalization(), uniform([6, 3]), true),
   layer(
     'batchNormalization of images, training',
@@ -481,6 +505,12 @@ export const GRADIENT_CASES: readonly GradientCase[] = [
   ...IMAGES,
   ...LAYERS,
 ];
+
+/** The same noise at each call, so that it can be differentiated. */
+function fixed<L extends tfl.Layer>(layer: L): L {
+  const noise: NoiseSource = (request) => withSeed(5, () => drawNoise(request));
+  return Object.assign(layer, { noise });
+}
 
 function integers(values: number[], shape: number[] = [values.length]): tf.Tensor {
   return tf.tensor(values, shape, 'int32');

@@ -8,6 +8,7 @@ import { gather, type PreparedData, prepareData } from '../../worker/data/exampl
 import { openEngine } from '../../worker/engine.ts';
 import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
 import { type Experiment, loadExperiment, type ModelArguments } from '../../worker/experiment.ts';
+import { layers } from '../../worker/layers.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { type Tensor, tf } from '../../worker/tf.ts';
 
@@ -20,6 +21,7 @@ const installed = readEngine(engineFolder('cpu')) !== null;
 interface Case {
   readonly model: Experiment['model'];
   readonly loss?: Experiment['loss'];
+  readonly labelSmoothing?: number;
   readonly inputShape?: readonly number[];
   readonly classCount?: number | null;
   /** What `execution` says in the end. */
@@ -127,11 +129,33 @@ const CASES: Readonly<Record<string, Case>> = {
       }),
     inputShape: [5, 2],
   },
-  'noise that draws its own numbers': {
+  'noise on inputs, on weights and in units': {
     model: ({ tf, inputShape, classCount }) =>
       tf.sequential({
         layers: [
           tf.layers.gaussianNoise({ stddev: 0.3, inputShape }),
+          layers.weightNoise({ layer: tf.layers.dense({ units: 8 }), stddev: 0.2 }),
+          layers.noisyReLU(),
+          tf.layers.dropout({ rate: 0.3 }),
+          tf.layers.dense({ units: classCount }),
+        ],
+      }),
+  },
+  'labels that are smoothed': { model: dense, labelSmoothing: 0.1 },
+  'logarithms of probabilities': {
+    model: ({ tf, inputShape, classCount }) =>
+      tf.sequential({
+        layers: [
+          tf.layers.dense({ units: classCount, inputShape, activation: 'logSoftmax' as never }),
+        ],
+      }),
+    loss: 'negativeLogLikelihood',
+  },
+  'noise that draws its own numbers': {
+    model: ({ tf, inputShape, classCount }) =>
+      tf.sequential({
+        layers: [
+          tf.layers.alphaDropout({ rate: 0.3, inputShape }),
           tf.layers.dense({ units: classCount }),
         ],
       }),
@@ -223,7 +247,8 @@ describe.skipIf(!installed)('a recorded step (needs: downpour engine install)', 
     };
     const loss = each.loss ?? (prepared.classCount ? 'softmaxCrossEntropy' : 'meanSquaredError');
     const before = tf.memory().numTensors;
-    const model = await compare({ data, model: each.model, loss }, prepared);
+    const { labelSmoothing = 0 } = each;
+    const model = await compare({ data, model: each.model, loss, labelSmoothing }, prepared);
     expect(model.execution).toMatch(each.execution ?? /^graph$/);
     model.dispose();
     expect(tf.memory().numTensors).toBe(before);
