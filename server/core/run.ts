@@ -257,8 +257,11 @@ export class Run {
   #grant: { id: number; worker: string | null } | null = null;
   #grantsGiven = 0;
   /** Training time before this process took the run over. */
+  /** Training time up to `startedMs`; null: it stands still. */
   #secondsBefore = 0;
   #startedMs: number | null = null;
+  /** The latest that was told. */
+  #nowMs = 0;
   readonly #workers = new Map<string, WorkerRecord>();
   #events: RunEvent[] = [];
 
@@ -403,7 +406,7 @@ export class Run {
       this.#tell({ kind: 'create', run: this.id, tensors: join.tensors, config: this.config });
     }
     if (this.#phase === 'waiting' && !this.#grant) {
-      if (this.hasParameters) this.#begin(now);
+      if (this.hasParameters) this.#begin();
       else this.#requestParameters();
     }
     const record = this.#record(worker);
@@ -508,6 +511,7 @@ export class Run {
   assign(worker: string, ahead: number, now: number): Assignment {
     const record = this.#record(worker);
     if (this.over) return { kind: 'end' };
+    this.#goesOn(now);
     if (this.#grant) {
       if (this.#grant.worker === null || this.#grant.worker === worker) {
         this.#grant.worker = worker;
@@ -618,14 +622,13 @@ export class Run {
     if (!this.#startingAnew) this.#initialisations++;
     this.#startingAnew = false;
     this.#generation++;
-    if (this.#phase === 'waiting') this.#begin(now);
-    this.#startedMs ??= now;
+    if (this.#phase === 'waiting') this.#begin();
+    this.#goesOn(now);
     this.#events.push({ kind: 'wake' });
   }
 
   /** There are parameters, and it is known what the data are. */
-  #begin(now: number): void {
-    this.#startedMs ??= now;
+  #begin(): void {
     const { epochsMax: epochs } = this.config;
     this.#startPhase('training', { part: 'train', epochs, reason: 'training' });
   }
@@ -646,6 +649,7 @@ export class Run {
     others: PartsLanded | null = null,
   ): Acknowledgement {
     const { sequence } = push;
+    this.#goesOn(now);
     const acknowledgement = this.#decide(worker, push, payload, now, others);
     const { outcome } = acknowledgement;
     this.#pushes[outcome]++;
@@ -900,6 +904,7 @@ export class Run {
   evaluated(result: Evaluated, now: number): void {
     const pending = this.#evaluation;
     if (!pending || pending.id !== result.evaluation) return;
+    this.#goesOn(now);
     this.#evaluation = null;
     const evaluation: Evaluation = {
       step: pending.step,
@@ -1106,6 +1111,10 @@ export class Run {
     const from = this.#phase;
     this.#phase = to;
     this.#reason = reason;
+    if (this.over) {
+      this.#secondsBefore = this.seconds(this.#nowMs);
+      this.#startedMs = null;
+    }
     this.#events.push({ kind: 'phase', from, to }, { kind: 'wake' });
   }
 
@@ -1162,7 +1171,13 @@ export class Run {
     return this.#schedule.rate(this.#scheduleStep) * this.#rateFactor;
   }
 
-  /** Training time, over all processes that have held the run. */
+  /** Something was done for it: its time runs, if it is not over. */
+  #goesOn(now: number): void {
+    this.#nowMs = now;
+    if (!this.over && this.hasParameters) this.#startedMs ??= now;
+  }
+
+  /** Training time, over all processes that have held the run, while it was not over. */
   seconds(now: number): number {
     return this.#secondsBefore + (this.#startedMs === null ? 0 : (now - this.#startedMs) / 1000);
   }

@@ -23,6 +23,36 @@ function saved(run: Run): { state: RunState; tensors: NamedTensor[] } {
   return { state: JSON.parse(JSON.stringify(run.state(0))), tensors: run.tensors() };
 }
 
+describe('training time', () => {
+  test('goes on in another process, stands still while the run is stopped, and ends with it', () => {
+    const SECOND = 1000;
+    const train = (run: Run, key: string, from: number, steps: number) => {
+      const worker = new VirtualWorker(run, problem, key);
+      for (let i = 0; i <= steps; i++) {
+        if (worker.pull((from + i) * SECOND)) worker.push((from + i) * SECOND);
+      }
+    };
+    const run = createRun({ stepsMax: 20, evaluateEverySteps: 1_000 });
+    train(run, 'a/1', 50, 5);
+    expect(run.seconds(55 * SECOND)).toBe(5);
+    run.stop('enough');
+    expect(run.seconds(90 * SECOND)).toBe(5);
+    run.resume();
+    train(run, 'a/1', 100, 2);
+    const state = JSON.parse(JSON.stringify(run.state(102 * SECOND)));
+    const later = Run.restore(state, run.tensors());
+    // The clock of another process; nobody has come yet.
+    expect(later.seconds(9_000 * SECOND)).toBe(7);
+    train(later, 'b/1', 10_000, 3);
+    expect(later.seconds(10_003 * SECOND)).toBe(10);
+    // Minibatches of 4 examples, one a second.
+    expect(later.summary(10_003 * SECOND).examplesPerSecond).toBeCloseTo(4, 5);
+    new VirtualWorker(later, problem, 'c/1').train();
+    expect(later.phase).toBe('finished');
+    expect(later.seconds(1e9)).toBe(later.seconds(2e9));
+  });
+});
+
 describe('early stopping, Algorithm 7.1', () => {
   test('stops after `patience` evaluations without improvement and restores the best', () => {
     const run = createRun(stopEarly);
