@@ -230,18 +230,44 @@ export const RunConfigSchema = Type.Object(
           default: 0,
           description: 'on every tensor of rank 2 or more (weights, not biases)',
         }),
+        l1: Type.Number({
+          minimum: 0,
+          default: 0,
+          description: 'the same by the sign of each weight (L1) instead of its size',
+        }),
         rules: Type.Array(
           Type.Object(
             {
               pattern: Type.String({ minLength: 1, maxLength: 200 }),
               rate: Type.Number({ minimum: 0 }),
+              l1: Type.Optional(Type.Number({ minimum: 0 })),
             },
             closed,
           ),
           {
             default: [],
-            description: 'tensor name pattern (`*` matches any text); first hit wins',
+            description:
+              'tensor name pattern (`*` matches any text); the first hit wins, over both rates above',
           },
+        ),
+      },
+      { ...closed, default: {} },
+    ),
+    maxNorm: Type.Object(
+      {
+        value: orNone(
+          Type.Number({ exclusiveMinimum: 0 }),
+          'largest L2 norm of the incoming weights of each unit, on every tensor of rank 2 or more, kept to after each update; 2 to 4 is usual',
+        ),
+        rules: Type.Array(
+          Type.Object(
+            {
+              pattern: Type.String({ minLength: 1, maxLength: 200 }),
+              value: Type.Union([Type.Number({ exclusiveMinimum: 0 }), Type.Null()]),
+            },
+            closed,
+          ),
+          { default: [], description: 'by tensor name pattern; first hit wins; null: none' },
         ),
       },
       { ...closed, default: {} },

@@ -47,7 +47,11 @@ export function tinyPlan(settings: TinySettings): Plan {
     trainFraction: Math.min(1, examples / (available - held)),
     ...{ evaluateEverySteps: Math.max(1, Math.floor(steps / 6)), evaluateTraining: examples },
     ...{ schedule: { kind: 'constant' }, warmupSteps: 0, averaging: { kind: 'none' } },
-    ...{ weightDecay: { rate: 0, rules: [] }, divergence: { rollbacksMax: 0 }, pauseAfter: [] },
+    ...{
+      weightDecay: { rate: 0, l1: 0, rules: [] },
+      divergence: { rollbacksMax: 0 },
+      pauseAfter: [],
+    },
     ...{ testAtEnd: false, earlyStopping: { enabled: false, afterStop: 'restore' } },
   };
   const all: NewTrial[] = workers.map((count) => ({

@@ -79,14 +79,14 @@ export function createFusedOptimizer(
     apply({ decoding, address, scales }, { limit, factor }, options) {
       const { p, q, delta, rate } = coefficients(config, options);
       let spoilt = 0;
-      for (const { start, end, rate: decayRate } of spans) {
+      for (const { start, end, rate: decayRate, l1 = 0 } of spans) {
         const lambda = config.kind === 'adamw' ? 0 : decayRate;
         const keep = config.kind === 'adamw' ? 1 - options.learningRate * decayRate : 1;
-        const plain = limit === Infinity && decayRate === 0 && (factor === 1 || folds);
+        const plain = limit === Infinity && decayRate === 0 && l1 === 0 && (factor === 1 || folds);
         const update = kernels[`${rule}_${decoding}${plain ? '_plain' : ''}`];
         // biome-ignore format: as the kernel takes them
         spoilt |= update(theta, slot1, slot2, address, scales, start, end, limit, factor,
-          lambda, rate, p, 1 - p, q, 1 - q, delta, keep);
+          lambda, l1, rate, p, 1 - p, q, 1 - q, delta, keep);
       }
       return spoilt === 0;
     },

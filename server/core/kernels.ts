@@ -19,6 +19,7 @@ type Update = (
   limit: number,
   factor: number,
   lambda: number,
+  l1: number,
   rate: number,
   p: number,
   p1: number,

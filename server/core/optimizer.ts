@@ -5,7 +5,7 @@ import type { OptimizerConfig, RunConfig } from '../../shared/config.ts';
  * tested against. Arithmetic is in float64, as everywhere in JavaScript; state and parameters are
  * rounded to float32 when they are stored.
  *
- * Symbols: θ parameters, g gradient, ε the learning rate of this step, λ the rate of weight decay,
+ * Symbols: θ parameters, g gradient, ε the learning rate of this step, λ the rate of weight decay, l1 that of L1,
  * δ the small `epsilon` of the configuration, as in Deep Learning ch. 8.
  */
 
@@ -30,11 +30,12 @@ export interface Optimizer {
   reset(): void;
 }
 
-/** Parameters [start, end) decay at the rate λ ≥ 0. */
+/** Parameters [start, end) decay at the rate λ ≥ 0, and by their sign at the rate `l1`. */
 export interface DecayRange {
   readonly start: number;
   readonly end: number;
   readonly rate: number;
+  readonly l1?: number;
 }
 
 /**
@@ -56,11 +57,14 @@ export function decayRanges(
   for (const { name, role, shape, offset, size } of tensors) {
     if (role !== 'trainable') continue;
     const rule = config.rules.find(({ pattern }) => matchesPattern(name, pattern));
-    const rate = rule ? rule.rate : shape.length >= 2 ? config.rate : 0;
-    if (rate > 0) ranges.push({ start: offset, end: offset + size, rate });
+    const { rate, l1 = 0 } = rule ?? (shape.length >= 2 ? config : NO_DECAY);
+    if (rate === 0 && l1 === 0) continue;
+    ranges.push({ start: offset, end: offset + size, rate, ...(l1 > 0 ? { l1 } : {}) });
   }
   return ranges;
 }
+
+const NO_DECAY = { rate: 0, l1: 0 } as const;
 
 /**
  * Whether the whole name matches; `*` matches any text. Patterns come from users: a regular
@@ -94,7 +98,9 @@ export function matchesPattern(name: string, pattern: string): boolean {
  * @param n trainable parameters. @param decay rising, disjoint ranges. L2 weight decay is added to
  *   the gradient, g + λ θ, before all else; with `adamw` it is decoupled: θ ← θ − ε λ θ beside the
  *   update (Loshchilov and Hutter 2019, arXiv:1711.05101). Either way ε is the learning rate of the
- *   step, so decay follows the schedule and the damping of stale gradients.
+ *   step, so decay follows the schedule and the damping of stale gradients. L1 adds l1 · sign(θ) to
+ *   the gradient (Deep Learning §7.1.2), with `adamw` too: weights that do not pay come
+ *   close to 0, and stay there within the size of a step.
  */
 export function createOptimizer(
   config: OptimizerConfig,
@@ -163,10 +169,10 @@ function createRule(config: OptimizerConfig, n: number): Rule {
 function sgd(): Rule {
   return {
     slots: {},
-    update(theta, g, { start, end, rate }, { learningRate }) {
+    update(theta, g, { start, end, rate, l1 = 0 }, { learningRate }) {
       for (let i = start; i < end; i++) {
         const t = theta[i]!;
-        theta[i] = t - learningRate * (g[i]! + rate * t);
+        theta[i] = t - learningRate * (g[i]! + rate * t + l1 * Math.sign(t));
       }
     },
   };
@@ -180,10 +186,15 @@ function momentum(alphaDefault: number, n: number): Rule {
   const v = new Float32Array(n);
   return {
     slots: { v },
-    update(theta, g, { start, end, rate }, { learningRate, momentum: alpha = alphaDefault }) {
+    update(
+      theta,
+      g,
+      { start, end, rate, l1 = 0 },
+      { learningRate, momentum: alpha = alphaDefault },
+    ) {
       for (let i = start; i < end; i++) {
         const t = theta[i]!;
-        const velocity = alpha * v[i]! - learningRate * (g[i]! + rate * t);
+        const velocity = alpha * v[i]! - learningRate * (g[i]! + rate * t + l1 * Math.sign(t));
         v[i] = velocity;
         theta[i] = t + velocity;
       }
@@ -200,10 +211,15 @@ function nesterov(alphaDefault: number, n: number): Rule {
   const v = new Float32Array(n);
   return {
     slots: { v },
-    update(theta, g, { start, end, rate }, { learningRate, momentum: alpha = alphaDefault }) {
+    update(
+      theta,
+      g,
+      { start, end, rate, l1 = 0 },
+      { learningRate, momentum: alpha = alphaDefault },
+    ) {
       for (let i = start; i < end; i++) {
         const t = theta[i]!;
-        const step = learningRate * (g[i]! + rate * t);
+        const step = learningRate * (g[i]! + rate * t + l1 * Math.sign(t));
         const velocity = alpha * v[i]! - step;
         v[i] = velocity;
         theta[i] = t + alpha * velocity - step;
@@ -225,10 +241,10 @@ function adagrad(
   return {
     slots: { r },
     initial,
-    update(theta, g, { start, end, rate }, { learningRate }) {
+    update(theta, g, { start, end, rate, l1 = 0 }, { learningRate }) {
       for (let i = start; i < end; i++) {
         const t = theta[i]!;
-        const gi = g[i]! + rate * t;
+        const gi = g[i]! + rate * t + l1 * Math.sign(t);
         const ri = r[i]! + gi * gi;
         r[i] = ri;
         theta[i] = t - (learningRate * gi) / (delta + Math.sqrt(ri));
@@ -251,10 +267,15 @@ function rmsprop(
   const v = new Float32Array(n);
   return {
     slots: { r, v },
-    update(theta, g, { start, end, rate }, { learningRate, momentum: alpha = alphaDefault }) {
+    update(
+      theta,
+      g,
+      { start, end, rate, l1 = 0 },
+      { learningRate, momentum: alpha = alphaDefault },
+    ) {
       for (let i = start; i < end; i++) {
         const t = theta[i]!;
-        const gi = g[i]! + rate * t;
+        const gi = g[i]! + rate * t + l1 * Math.sign(t);
         const ri = rho * r[i]! + (1 - rho) * gi * gi;
         const velocity = alpha * v[i]! - (learningRate * gi) / Math.sqrt(delta + ri);
         r[i] = ri;
@@ -275,10 +296,10 @@ function adadelta(config: { readonly decay: number; readonly epsilon: number }, 
   const u = new Float32Array(n);
   return {
     slots: { r, u },
-    update(theta, g, { start, end, rate }, { learningRate }) {
+    update(theta, g, { start, end, rate, l1 = 0 }, { learningRate }) {
       for (let i = start; i < end; i++) {
         const t = theta[i]!;
-        const gi = g[i]! + rate * t;
+        const gi = g[i]! + rate * t + l1 * Math.sign(t);
         const ri = rho * r[i]! + (1 - rho) * gi * gi;
         const change = Math.sqrt((u[i]! + delta) / (ri + delta)) * gi;
         r[i] = ri;
@@ -303,14 +324,14 @@ function adam(
   const v = new Float32Array(n);
   return {
     slots: { m, v },
-    update(theta, g, { start, end, rate }, { learningRate, step }) {
+    update(theta, g, { start, end, rate, l1 = 0 }, { learningRate, step }) {
       const scale = learningRate / (1 - beta1 ** step);
       const correction = 1 / (1 - beta2 ** step);
       const lambda = decoupled ? 0 : rate;
       const keep = decoupled ? 1 - learningRate * rate : 1;
       for (let i = start; i < end; i++) {
         const t = theta[i]!;
-        const gi = g[i]! + lambda * t;
+        const gi = g[i]! + lambda * t + l1 * Math.sign(t);
         const mi = beta1 * m[i]! + (1 - beta1) * gi;
         const vi = beta2 * v[i]! + (1 - beta2) * gi * gi;
         m[i] = mi;

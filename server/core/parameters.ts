@@ -31,6 +31,7 @@ import {
   type Staged,
 } from './fused.ts';
 import { createKernels, type Kernels } from './kernels.ts';
+import { type NormBound, normBounds, project } from './max-norm.ts';
 import { decayRanges, normAndFinite, type StepOptions } from './optimizer.ts';
 import { type Snapshot, SnapshotPool } from './snapshot.ts';
 
@@ -48,6 +49,7 @@ export class Parameters {
   readonly #theta: number;
   readonly #statistics: Float32Array;
   readonly #optimizer: FusedOptimizer;
+  readonly #bounds: readonly NormBound[];
   readonly #average: Average | null;
   /** The momentum of each statistics tensor, with its place in `#statistics`. */
   readonly #ranges: readonly { start: number; end: number; momentum: number }[];
@@ -60,10 +62,14 @@ export class Parameters {
   /** Of this step, made when first asked for. */
   readonly #snapshots = new Map<'f32' | 'bf16', Snapshot>();
 
-  /** @throws DownpourError DP_LAYOUT_INVALID: too large for one memory. */
-  constructor(layout: Layout, config: Pick<RunConfig, 'optimizer' | 'weightDecay' | 'averaging'>) {
+  /** @throws DownpourError DP_LAYOUT_INVALID: too large for one memory; of `normBounds`. */
+  constructor(
+    layout: Layout,
+    config: Pick<RunConfig, 'optimizer' | 'weightDecay' | 'maxNorm' | 'averaging'>,
+  ) {
     const { trainableSize, exchangedSize, size, tensors } = layout;
     this.layout = layout;
+    this.#bounds = normBounds(config.maxNorm, tensors);
     const payload = regionBytes(4 * exchangedSize);
     const fixed =
       regionBytes(4 * size) +
@@ -224,6 +230,7 @@ export class Parameters {
       decodeGradient(before.encoding, before.bytes, exchanged);
       return false;
     }
+    project(this.#vector, this.#bounds);
     this.#mergeStatistics(statistics);
     this.#changed();
     this.#average?.update(this.#vector, options.step);

@@ -18,6 +18,7 @@ import { checkAgreement } from './agreement.ts';
 import { admit } from './consistency.ts';
 import { EarlyStopping, type EarlyStoppingState } from './early-stopping.ts';
 import { Leases, type LeasesState } from './leases.ts';
+import { normBounds } from './max-norm.ts';
 import { Observations, type ObservationsState } from './observations.ts';
 import { normAndFinite, type StepOptions } from './optimizer.ts';
 import {
@@ -436,6 +437,8 @@ export class Run {
   /** Cuts the vector into ranges and makes room for the first one. */
   #place(layout: Layout): void {
     const ranges = rangesOf(layout, this.#shards?.count ?? 1);
+    // Here, where a worker is told, not on the other shards.
+    for (const range of ranges) normBounds(this.config.maxNorm, partLayout(layout, range).tensors);
     this.#parameters = new Parameters(partLayout(layout, ranges[0]!), this.config);
     this.#layout = layout;
     this.#ranges = ranges;

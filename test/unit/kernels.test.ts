@@ -98,6 +98,7 @@ describe.each(KINDS)('%s', (kind) => {
           const edges = [...new Set(cuts.map((cut) => cut % (n + 1)))].sort((a, b) => a - b);
           const decay = edges.slice(1).map((end, i) => ({
             ...{ start: edges[i]!, end, rate: i % 2 === 0 ? 0.1 : 0.01 },
+            ...(i % 3 === 0 ? {} : { l1: 0.02 * (i % 3) }),
           }));
           const twin = createOptimizer(config, n, decay);
           const { parameters, fused, stage } = setUp(config, n, decay);

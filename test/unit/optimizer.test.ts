@@ -429,11 +429,11 @@ describe('where weight decay acts', () => {
   ];
 
   test('by default on weights, not on biases, never on what the optimizer does not move', () => {
-    expect(decayRanges({ rate: 0.1, rules: [] }, tensors)).toEqual([
+    expect(decayRanges({ rate: 0.1, l1: 0, rules: [] }, tensors)).toEqual([
       { start: 0, end: 12, rate: 0.1 },
       { start: 16, end: 24, rate: 0.1 },
     ]);
-    expect(decayRanges({ rate: 0, rules: [] }, tensors)).toEqual([]);
+    expect(decayRanges({ rate: 0, l1: 0, rules: [] }, tensors)).toEqual([]);
   });
 
   test('the first rule that matches wins; one of rate 0 exempts', () => {
@@ -442,10 +442,33 @@ describe('where weight decay acts', () => {
       { pattern: '*bias', rate: 0.2 },
       { pattern: '*', rate: 0.3 },
     ];
-    expect(decayRanges({ rate: 0.1, rules }, tensors)).toEqual([
+    expect(decayRanges({ rate: 0.1, l1: 0, rules }, tensors)).toEqual([
       { start: 0, end: 12, rate: 0.3 },
       { start: 12, end: 16, rate: 0.2 },
     ]);
+  });
+
+  test('L1 stands beside it: for all, or by a rule, which then says both', () => {
+    expect(decayRanges({ rate: 0.1, l1: 0.01, rules: [] }, tensors)).toEqual([
+      { start: 0, end: 12, rate: 0.1, l1: 0.01 },
+      { start: 16, end: 24, rate: 0.1, l1: 0.01 },
+    ]);
+    const rules = [
+      { pattern: 'head/*', rate: 0.2 },
+      { pattern: 'dense/*', rate: 0, l1: 0.3 },
+    ];
+    expect(decayRanges({ rate: 0.1, l1: 0.01, rules }, tensors)).toEqual([
+      { start: 0, end: 12, rate: 0, l1: 0.3 },
+      { start: 12, end: 16, rate: 0, l1: 0.3 },
+      { start: 16, end: 24, rate: 0.2 },
+    ]);
+  });
+
+  test('L1 pulls every weight equally towards 0, whatever its size, and leaves 0 alone (§7.1.2)', () => {
+    const optimizer = createOptimizer({ kind: 'sgd' }, 4, [{ start: 0, end: 4, rate: 0, l1: 0.5 }]);
+    const theta = Float32Array.of(2, -2, 0.25, 0);
+    optimizer.apply(theta, new Float32Array(4), { step: 1, learningRate: 0.125 });
+    expect(Array.from(theta)).toEqual([1.9375, -1.9375, 0.1875, 0]);
   });
 
   test.each([

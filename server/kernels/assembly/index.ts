@@ -43,6 +43,7 @@ function update4(
   limit: v128,
   factor: v128,
   lambda: v128,
+  l1: v128,
   rate: v128,
   p: v128,
   p1: v128,
@@ -58,6 +59,9 @@ function update4(
   if (!plain) {
     x = f32x4.mul(f32x4.pmin(f32x4.pmax(x, f32x4.neg(limit)), limit), factor);
     x = f32x4.add(x, f32x4.mul(lambda, t));
+    // l1 with the sign of t, 0 where t is.
+    const signed = v128.or(v128.and(t, i32x4.splat(0x80000000)), l1);
+    x = f32x4.add(x, v128.and(signed, f32x4.ne(t, f32x4.splat(0))));
   }
   let fresh = t;
   if (rule == SGD) {
@@ -126,6 +130,7 @@ function edge(
   limit: f32,
   factor: f32,
   lambda: f32,
+  l1: f32,
   rate: f32,
   p: f32,
   p1: f32,
@@ -142,7 +147,7 @@ function edge(
       sum,
       update4(
         rule, false, theta, s1, s2, i << 2, x, f32x4.splat(limit), f32x4.splat(factor),
-        f32x4.splat(lambda), f32x4.splat(rate), f32x4.splat(p), f32x4.splat(p1), f32x4.splat(q),
+        f32x4.splat(lambda), f32x4.splat(l1), f32x4.splat(rate), f32x4.splat(p), f32x4.splat(p1), f32x4.splat(q),
         f32x4.splat(q1), f32x4.splat(delta), f32x4.splat(keep), mask, true,
       ),
     );
@@ -169,6 +174,7 @@ function update(
   limit: f32,
   factor: f32,
   lambda: f32,
+  l1: f32,
   rate: f32,
   p: f32,
   p1: f32,
@@ -180,13 +186,14 @@ function update(
   const from = min(end, (start + 15) & ~15);
   const to = max(from, end & ~15);
   let sum = edge(
-    rule, kind, theta, s1, s2, g, scales, start, from, limit, factor, lambda, rate, p, p1, q, q1,
+    rule, kind, theta, s1, s2, g, scales, start, from, limit, factor, lambda, l1, rate, p, p1, q, q1,
     delta, keep,
   );
   const adam = rule == ADAM;
   const vLimit = f32x4.splat(limit);
   const vFactor = f32x4.splat(factor);
   const vLambda = f32x4.splat(lambda);
+  const vL1 = f32x4.splat(l1);
   const vRate = f32x4.splat(plain && !adam ? rate * factor : rate);
   const vP = f32x4.splat(p);
   const vP1 = f32x4.splat(plain ? p1 * factor : p1);
@@ -224,26 +231,26 @@ function update(
     }
     const at = i << 2;
     const r0 = update4(
-      rule, plain, theta, s1, s2, at + 0, x0, vLimit, vFactor, vLambda, vRate, vP, vP1, vQ, vQ1,
+      rule, plain, theta, s1, s2, at + 0, x0, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
       vDelta, vKeep, vLimit, false,
     );
     const r1 = update4(
-      rule, plain, theta, s1, s2, at + 16, x1, vLimit, vFactor, vLambda, vRate, vP, vP1, vQ, vQ1,
+      rule, plain, theta, s1, s2, at + 16, x1, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
       vDelta, vKeep, vLimit, false,
     );
     const r2 = update4(
-      rule, plain, theta, s1, s2, at + 32, x2, vLimit, vFactor, vLambda, vRate, vP, vP1, vQ, vQ1,
+      rule, plain, theta, s1, s2, at + 32, x2, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
       vDelta, vKeep, vLimit, false,
     );
     const r3 = update4(
-      rule, plain, theta, s1, s2, at + 48, x3, vLimit, vFactor, vLambda, vRate, vP, vP1, vQ, vQ1,
+      rule, plain, theta, s1, s2, at + 48, x3, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
       vDelta, vKeep, vLimit, false,
     );
     sum = f32x4.add(sum, f32x4.add(f32x4.add(r0, r1), f32x4.add(r2, r3)));
   }
   if (to < end) {
     const rest = edge(
-      rule, kind, theta, s1, s2, g, scales, to, end, limit, factor, lambda, rate, p, p1, q, q1,
+      rule, kind, theta, s1, s2, g, scales, to, end, limit, factor, lambda, l1, rate, p, p1, q, q1,
       delta, keep,
     );
     sum = f32x4.add(sum, rest);
@@ -253,214 +260,214 @@ function update(
 
 // Exported for each rule and encoding, so that the compiler folds both into the loop.
 export function sgd_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function sgd_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function sgd_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function sgd_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function sgd_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function sgd_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 
 @inline
