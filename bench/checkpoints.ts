@@ -1,7 +1,8 @@
+import { medianOf, quantileOf } from '../shared/quantile.ts';
 import { createRun, RUN, timed } from './exchange.ts';
 import { type Load, startLoad } from './load.ts';
 import { type ServerProcess, startServer } from './processes.ts';
-import { formatBytes, median, quantile, type Table, type Target } from './report.ts';
+import { formatBytes, type Table, type Target } from './report.ts';
 
 /**
  * What a checkpoint costs those who train meanwhile: the latency of pushes while checkpoints are written one
@@ -66,16 +67,16 @@ async function benchSize(
       wall += took;
       during.push([...latencies]);
     }
-    const ratios = during.map((each, i) => quantile(each, 0.99) / quantile(without[i]!, 0.99));
+    const ratios = during.map((each, i) => quantileOf(each, 0.99) / quantileOf(without[i]!, 0.99));
     return {
       bytes,
       fileBytes: 2 * bytes,
       checkpointsPerSecond: (1000 * written) / wall,
-      p50Ms: quantile(without.flat(), 0.5),
-      p50DuringMs: quantile(during.flat(), 0.5),
-      p99Ms: quantile(without.flat(), 0.99),
-      p99DuringMs: quantile(during.flat(), 0.99),
-      p99Ratio: median(ratios),
+      p50Ms: quantileOf(without.flat(), 0.5),
+      p50DuringMs: quantileOf(during.flat(), 0.5),
+      p99Ms: quantileOf(without.flat(), 0.99),
+      p99DuringMs: quantileOf(during.flat(), 0.99),
+      p99Ratio: medianOf(ratios),
     };
   } finally {
     await Promise.all([quiet.close(), busy.close()]);

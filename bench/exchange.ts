@@ -1,9 +1,10 @@
 import { performance } from 'node:perf_hooks';
 import type { PartialConfig } from '../shared/config.ts';
+import { medianOf, quantileOf } from '../shared/quantile.ts';
 import { type PlainPeer, startPlainPeer } from './limits.ts';
 import { EXPERIMENT, type Load, type LoadOptions, runTogether, startLoad } from './load.ts';
 import { cpuMs, type ServerProcess, startServer } from './processes.ts';
-import { formatBytes, median, quantile, type Table, type Target } from './report.ts';
+import { formatBytes, type Table, type Target } from './report.ts';
 
 /**
  * Push and pull through the whole server: the payload lands, is checked, moves the parameters by SGD,
@@ -160,18 +161,18 @@ export async function timed(
 
 function summarise(cell: CellOf, turns: readonly Turn[]): ExchangeRow {
   const gigabytes = (2 * cell.bytes) / 1e9;
-  const perSecond = median(turns.map((each) => each.perSecond));
+  const perSecond = medianOf(turns.map((each) => each.perSecond));
   const latencies = turns.flatMap((each) => [...each.latencies]);
   const cpu = turns.reduce((sum, each) => sum + each.cpuMs, 0) / 1000;
   const pushed = turns.reduce((sum, each) => sum + each.roundTrips, 0) * (cell.bytes / 1e9);
   return {
     ...cell,
     gigabytesPerSecond: perSecond * gigabytes,
-    plainGigabytesPerSecond: median(turns.map((each) => each.plainPerSecond)) * gigabytes,
-    share: median(turns.map((each) => each.perSecond / each.plainPerSecond)),
+    plainGigabytesPerSecond: medianOf(turns.map((each) => each.plainPerSecond)) * gigabytes,
+    share: medianOf(turns.map((each) => each.perSecond / each.plainPerSecond)),
     roundTripsPerSecond: perSecond,
-    p50Ms: quantile(latencies, 0.5),
-    p99Ms: quantile(latencies, 0.99),
+    p50Ms: quantileOf(latencies, 0.5),
+    p99Ms: quantileOf(latencies, 0.99),
     cpuSecondsPerGigabyte: Number.isFinite(cpu) ? cpu / pushed : null,
   };
 }

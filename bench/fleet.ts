@@ -1,4 +1,5 @@
 import { setTimeout } from 'node:timers/promises';
+import { medianOf, quantileOf } from '../shared/quantile.ts';
 import { createRun } from './exchange.ts';
 import { startPlainPeer } from './limits.ts';
 import {
@@ -10,7 +11,7 @@ import {
   startLoad,
 } from './load.ts';
 import { cpuMs, startServer } from './processes.ts';
-import { formatCell, median, quantile, type Table } from './report.ts';
+import { formatCell, type Table } from './report.ts';
 
 /**
  * Many workers on one server, with the MLP's 203,530 parameters: what a connected worker costs in
@@ -113,14 +114,14 @@ export async function benchFleet(options: FleetOptions): Promise<Fleet> {
     const row: FleetRow = {
       idle: idleNow,
       busy: busyNow,
-      updatesPerSecond: median(turns.map(({ real }) => real.roundTripsPerSecond)),
-      plainPerSecond: median(turns.map((turn) => turn.plain.roundTripsPerSecond)),
-      share: median(
+      updatesPerSecond: medianOf(turns.map(({ real }) => real.roundTripsPerSecond)),
+      plainPerSecond: medianOf(turns.map((turn) => turn.plain.roundTripsPerSecond)),
+      share: medianOf(
         turns.map(({ real, plain }) => real.roundTripsPerSecond / plain.roundTripsPerSecond),
       ),
-      p50Ms: quantile(latencies, 0.5),
-      p99Ms: quantile(latencies, 0.99),
-      fairness: median(
+      p50Ms: quantileOf(latencies, 0.5),
+      p99Ms: quantileOf(latencies, 0.99),
+      fairness: medianOf(
         turns.map(({ real }) => Math.min(...real.counts) / Math.max(...real.counts)),
       ),
       serverCpuMs: Number.isFinite(cpu) ? cpu : null,

@@ -4,10 +4,11 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { createKernels } from '../server/core/kernels.ts';
 import { Memory, regionBytes } from '../shared/memory.ts';
+import { medianOf } from '../shared/quantile.ts';
 import { Memories } from '../wire/memories.ts';
 import { openInto, readInto, type Sink } from '../wire/node-sockets.ts';
 import { obey, startTold, type Told, temporaryFolder } from './processes.ts';
-import { median, type Table } from './report.ts';
+import type { Table } from './report.ts';
 
 /**
  * What this machine allows at best, measured in the same run as what is compared with it: a copy in
@@ -52,7 +53,7 @@ function triadSpeed(repetitions: number): number {
 }
 
 function medianMs(repetitions: number, run: () => void): number {
-  return median(
+  return medianOf(
     Array.from({ length: repetitions }, () => {
       const start = performance.now();
       run();
@@ -91,7 +92,8 @@ export interface Link {
   close(): Promise<void>;
 }
 
-const page = (bytes: number) => new Memories(1).take(bytes).bytes.fill(1);
+/** Memory that all is sent from and read into. */
+export const page = (bytes: number) => new Memories(1).take(bytes).bytes.fill(1);
 
 /** The other end of plain sockets: a process that reads `up` bytes into place and answers `down`. */
 export interface PlainPeer {
@@ -162,7 +164,7 @@ export async function openPlain(
 }
 
 /** Reads messages of a known size into one place. */
-function counting(size: number, came: () => void): Sink {
+export function counting(size: number, came: () => void): Sink {
   const memory = page(Math.max(size, 65_536));
   let got = 0;
   return {

@@ -8,13 +8,15 @@
  *     npx tsx bench/long.ts --steps 100000 --workers 4
  *     npx tsx bench/long.ts --write                  # also into docs/reliability.md
  */
+
 import type { ChildProcess } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
+import { medianOf } from '../shared/quantile.ts';
 import { ROOT, startServer } from './processes.ts';
-import { formatTable, median, writeBetween } from './report.ts';
+import { formatTable, writeBetween } from './report.ts';
 import { createRun, startSimulated } from './system.ts';
 
 const PAGE = join(ROOT, 'docs/reliability.md');
@@ -92,7 +94,7 @@ const run = await client.run('bench');
 await server.close();
 
 const between = (from: number, to: number) =>
-  median(
+  medianOf(
     samples
       .filter(({ step }) => step >= from * steps && step <= to * steps)
       .map(({ rss }) => rss / 1e6),

@@ -7,15 +7,17 @@
  *     npx tsx bench/recovery.ts --redis redis://127.0.0.1:6379
  *     npx tsx bench/recovery.ts --write                 # also into docs/reliability.md
  */
+
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as wait } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
+import { medianOf } from '../shared/quantile.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
 import { ENVIRONMENT, end, keep, PROGRAM, ROOT, temporaryFolder } from './processes.ts';
-import { formatTable, median, writeBetween } from './report.ts';
+import { formatTable, writeBetween } from './report.ts';
 
 const PAGE = join(ROOT, 'docs/reliability.md');
 const EXAMPLE = join(ROOT, 'examples/mnist-mlp.ts');
@@ -135,7 +137,7 @@ function report(kills: readonly Kill[]): void {
   const start = kills.map(({ startSeconds }) => startSeconds);
   const lost = kills.map((kill) => kill.lost);
   const row = (what: string, seen: readonly number[]) => ({
-    ...{ what, median: median(seen), worst: Math.max(...seen) },
+    ...{ what, median: medianOf(seen), worst: Math.max(...seen) },
   });
   const table = formatTable({
     columns: [

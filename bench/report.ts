@@ -1,13 +1,5 @@
 /** What a benchmark found, as tables and verdicts. Pure: the same rows give the same text. */
 
-/** Of an unsorted list; NaN of an empty one. */
-export function quantile(values: Iterable<number>, q: number): number {
-  const sorted = Float64Array.from(values).sort();
-  return sorted.length === 0 ? Number.NaN : sorted[Math.floor(q * (sorted.length - 1) + 0.5)]!;
-}
-
-export const median = (values: Iterable<number>): number => quantile(values, 0.5);
-
 export type Cell = string | number | null;
 
 export interface Column {

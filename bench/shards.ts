@@ -1,7 +1,8 @@
+import { medianOf, quantileOf } from '../shared/quantile.ts';
 import { createRun, timed } from './exchange.ts';
 import { type Load, startLoad } from './load.ts';
 import { type ServerProcess, startServer } from './processes.ts';
-import { formatBytes, median, quantile, type Table } from './report.ts';
+import { formatBytes, type Table } from './report.ts';
 
 /** Push and pull through a server with 1, 2 and 4 shards in threads, by turns. */
 
@@ -79,7 +80,7 @@ function summarise(
   turns: readonly Turn[],
   one: readonly Turn[],
 ): ShardsRow {
-  const perSecond = median(turns.map((turn) => turn.perSecond));
+  const perSecond = medianOf(turns.map((turn) => turn.perSecond));
   const latencies = turns.flatMap((turn) => [...turn.latencies]);
   const cpu = turns.reduce((sum, turn) => sum + turn.cpuMs, 0) / 1000;
   const pushed = turns.reduce((sum, turn) => sum + turn.roundTrips, 0) * (cell.bytes / 1e9);
@@ -87,9 +88,9 @@ function summarise(
     ...cell,
     roundTripsPerSecond: perSecond,
     gigabytesPerSecond: perSecond * ((2 * cell.bytes) / 1e9),
-    times: median(turns.map((turn, i) => turn.perSecond / one[i]!.perSecond)),
-    p50Ms: quantile(latencies, 0.5),
-    p99Ms: quantile(latencies, 0.99),
+    times: medianOf(turns.map((turn, i) => turn.perSecond / one[i]!.perSecond)),
+    p50Ms: quantileOf(latencies, 0.5),
+    p99Ms: quantileOf(latencies, 0.99),
     cpuSecondsPerGigabyte: Number.isFinite(cpu) ? cpu / pushed : null,
   };
 }

@@ -6,6 +6,7 @@ import { createOptimizer } from '../server/core/optimizer.ts';
 import { BLOCK } from '../shared/compression.ts';
 import { type OptimizerConfig, resolveConfig } from '../shared/config.ts';
 import { Memory, regionBytes } from '../shared/memory.ts';
+import { medianOf } from '../shared/quantile.ts';
 
 /**
  * What an update costs, per optimizer and encoding of the gradient: ms, and GB/s of the memory that
@@ -64,10 +65,10 @@ export function benchUpdates({
         if (round > 0) times.get(name)!.push(ms);
       }
     }
-    const triadSpeed = (12 * n) / median(limit) / 1e6;
+    const triadSpeed = (12 * n) / medianOf(limit) / 1e6;
     for (const [encoding, all] of times) {
       const bytes = n * (8 * (1 + state) + GRADIENT_BYTES[encoding]);
-      const ms = median(all);
+      const ms = medianOf(all);
       const gigabytesPerSecond = bytes / ms / 1e6;
       const share = gigabytesPerSecond / triadSpeed;
       rows.push({ optimizer: kind, encoding, ms, gigabytesPerSecond, share });
@@ -80,10 +81,6 @@ function timed(run: () => void): number {
   const start = performance.now();
   run();
   return performance.now() - start;
-}
-
-function median(values: readonly number[]): number {
-  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]!;
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) console.table(benchUpdates());

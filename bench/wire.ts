@@ -7,6 +7,7 @@
  * The ceiling is plain `net` sockets that read into place and know all sizes beforehand. Everything runs
  * by turns in one run, and one process alone is busy at a time at each end: trust the ratios.
  */
+
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer, type IncomingMessage } from 'node:http';
@@ -15,10 +16,11 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { type ClientOptions, type RawData, WebSocket, WebSocketServer } from 'ws';
+import { medianOf } from '../shared/quantile.ts';
 import type { ConnectionEvents } from '../wire/connection.ts';
 import { accept, dial } from '../wire/handshake.ts';
-import { Memories } from '../wire/memories.ts';
-import { openInto, readInto, type Sink } from '../wire/node-sockets.ts';
+import { openInto, readInto } from '../wire/node-sockets.ts';
+import { counting, page } from './limits.ts';
 import { keep, temporaryFolder } from './processes.ts';
 
 /**
@@ -77,8 +79,8 @@ export async function benchWire(options: WireOptions = {}): Promise<WireRow[]> {
           }
           for (const [transport, all] of seen) {
             const gigabytes = (mode === 'push+pull' ? 2 * bytes : bytes) / 1e9;
-            const perSecond = median(all.map((one) => one.roundTripsPerSecond));
-            const cpu = median(all.map((one) => one.cpuSecondsPerRoundTrip));
+            const perSecond = medianOf(all.map((one) => one.roundTripsPerSecond));
+            const cpu = medianOf(all.map((one) => one.cpuSecondsPerRoundTrip));
             const row = {
               ...{ transport, mode, bytes, inFlight, roundTripsPerSecond: perSecond },
               gigabytesPerSecond: perSecond * gigabytes,
@@ -153,13 +155,7 @@ async function measure(
   return { roundTripsPerSecond: count / took, cpuSecondsPerRoundTrip: cpu / count };
 }
 
-function median(values: readonly number[]): number {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]!;
-}
-
 // The client's side.
-
-const page = (bytes: number) => new Memories(1).take(bytes).bytes.fill(1);
 
 const LINKS: Record<Transport, Open> = {
   async net({ net }, { up, down }, answered) {
@@ -193,22 +189,6 @@ async function openWs(
     answered();
   });
   return { ask: () => socket.send(request), close: () => socket.terminate() };
-}
-
-/** Reads messages of a known size into one place. */
-function counting(size: number, came: () => void): Sink {
-  const memory = page(Math.max(size, 65_536));
-  let got = 0;
-  return {
-    // Small ones come many at a time.
-    next: () => (size < memory.length ? memory : memory.subarray(got)),
-    filled(bytes) {
-      for (got += bytes; got >= size; got -= size) came();
-    },
-    feed() {
-      throw new Error('this Node does not read into place');
-    },
-  };
 }
 
 function openWire(

@@ -13,10 +13,12 @@ import {
   examples,
   experimentsOption,
   jsonOption,
+  ownPortOption,
   type ServerOptions,
   type ServerTokenOptions,
   serverOption,
   stateOption,
+  usedServerOption,
   whole,
 } from './options.ts';
 
@@ -130,6 +132,28 @@ function addRedisFileOptions(command: Command): Command {
     .addOption(new Option('--redis-key <file>', 'PEM of its key').env('DOWNPOUR_REDIS_KEY'));
 }
 
+// Of `serve` and `shard`.
+
+const hostOption = () =>
+  new Option('--host <address>', 'to listen on; beyond this machine it needs a token')
+    .env('DOWNPOUR_HOST')
+    .default(DEFAULT_HOST);
+
+const portOption = (free: number) =>
+  new Option('--port <n>', 'to listen on; 0: any free one')
+    .env('DOWNPOUR_PORT')
+    .default(free)
+    .argParser(whole(0, 65_535));
+
+const insecureOption = () =>
+  new Option(
+    '--insecure',
+    'let anyone in who can reach a host beyond this machine, without a token',
+  );
+
+const noLocalSocketOption = () =>
+  new Option('--no-local-socket', localSocketHelp('no unix socket for workers on this machine'));
+
 const limitOption = (flags: string, help: string, most: number) =>
   new Option(flags, help).default(most).argParser(whole(1, most));
 
@@ -137,17 +161,8 @@ function registerServe(program: Command): void {
   const command = program
     .command('serve')
     .description('start a server: it holds the parameters of runs and applies gradients')
-    .addOption(
-      new Option('--host <address>', 'to listen on; beyond this machine it needs a token')
-        .env('DOWNPOUR_HOST')
-        .default(DEFAULT_HOST),
-    )
-    .addOption(
-      new Option('--port <n>', 'to listen on; 0: any free one')
-        .env('DOWNPOUR_PORT')
-        .default(DEFAULT_PORT)
-        .argParser(whole(0, 65_535)),
-    )
+    .addOption(hostOption())
+    .addOption(portOption(DEFAULT_PORT))
     .addOption(stateOption())
     .addOption(
       new Option(
@@ -155,8 +170,8 @@ function registerServe(program: Command): void {
         'keep the registry of runs in Redis, for several servers',
       ).env('DOWNPOUR_REDIS_URL'),
     )
-    .option('--insecure', 'let anyone in who can reach a host beyond this machine, without a token')
-    .option('--no-local-socket', localSocketHelp('no unix socket for workers on this machine'))
+    .addOption(insecureOption())
+    .addOption(noLocalSocketOption())
     .addOption(
       new Option(
         '--shards <n>',
@@ -204,17 +219,8 @@ function registerShard(program: Command): void {
   const command = program
     .command('shard')
     .description('start a shard on this machine: it holds a part of the parameters for a server')
-    .addOption(
-      new Option('--host <address>', 'to listen on; beyond this machine it needs a token')
-        .env('DOWNPOUR_HOST')
-        .default(DEFAULT_HOST),
-    )
-    .addOption(
-      new Option('--port <n>', 'to listen on; 0: any free one')
-        .env('DOWNPOUR_PORT')
-        .default(0)
-        .argParser(whole(0, 65_535)),
-    )
+    .addOption(hostOption())
+    .addOption(portOption(0))
     .option('--advertise <host>', 'at which workers and the server reach it (default: --host)')
     .addOption(stateOption())
     .addOption(
@@ -222,8 +228,8 @@ function registerShard(program: Command): void {
         'DOWNPOUR_REDIS_URL',
       ),
     )
-    .option('--insecure', 'let anyone in who can reach a host beyond this machine, without a token')
-    .option('--no-local-socket', localSocketHelp('no unix socket for workers on this machine'))
+    .addOption(insecureOption())
+    .addOption(noLocalSocketOption())
     .addOption(jsonOption());
   addServerTokenOptions(addRedisFileOptions(command))
     .addHelpText(
@@ -279,17 +285,8 @@ function addFollowOptions(command: Command): Command {
         2,
       )
       .addOption(stateOption())
-      .addOption(
-        new Option('--server <address>', 'use this running server instead of an own one').env(
-          'DOWNPOUR_SERVER',
-        ),
-      )
-      .addOption(
-        new Option(
-          '--port <n>',
-          `of the own server (default: ${DEFAULT_PORT}, or a free one)`,
-        ).argParser(whole(0, 65_535)),
-      )
+      .addOption(usedServerOption())
+      .addOption(ownPortOption())
       .addOption(dataOption())
       .addOption(engineOption())
       .option('--detach', 'with --server: do not wait for the end; starts no workers')

@@ -87,6 +87,15 @@ export const stateOption = () =>
   new Option('--state <folder>', 'where runs and checkpoints are kept')
     .env('DOWNPOUR_STATE')
     .default(DEFAULT_STATE);
+/** Of commands that bring a server of their own unless they are given one. */
+export const usedServerOption = () =>
+  new Option('--server <address>', 'use this running server instead of an own one').env(
+    'DOWNPOUR_SERVER',
+  );
+export const ownPortOption = () =>
+  new Option('--port <n>', `of the own server (default: ${DEFAULT_PORT}, or a free one)`).argParser(
+    whole(0, 65_535),
+  );
 export const dataOption = () =>
   new Option('--data <folder>', 'where data sets lie').env('DOWNPOUR_DATA');
 export const engineOption = () =>

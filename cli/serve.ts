@@ -6,56 +6,58 @@ import type { RedisFileOptions, ServeOptions, ShardOptions } from './commands.ts
 import { print, serverTlsOf, serverTokensOf, tell, untilInterrupted } from './options.ts';
 
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
-export async function serveCommand(options: ServeOptions): Promise<void> {
-  const tls = serverTlsOf(options);
-  const interruption = untilInterrupted(() =>
-    tell('stopping with a checkpoint of each run; once more to stop at once'),
+export function serveCommand(options: ServeOptions): Promise<void> {
+  return untilStopped(
+    options,
+    { listens: 'Downpour listens on', stopping: 'stopping with a checkpoint of each run' },
+    (signal) =>
+      serve({
+        ...listenerOf(options, signal),
+        shards: options.shards,
+        limits: limitsOf(options),
+        shardsFrom: options.shardsElsewhere ? 'store' : 'threads',
+        ...(options.pushLog === undefined ? {} : { pushLog: resolve(options.pushLog) }),
+      }),
   );
-  const server = await serve({
-    host: options.host,
-    port: options.port,
-    state: resolve(options.state),
-    ...(options.redisUrl === undefined ? {} : { redis: options.redisUrl }),
-    redisFiles: filesOf(options),
-    ...serverTokensOf(options),
-    ...(tls ? { tls } : {}),
-    insecure: options.insecure === true,
-    localSocket: options.localSocket,
-    shards: options.shards,
-    limits: limitsOf(options),
-    shardsFrom: options.shardsElsewhere ? 'store' : 'threads',
-    ...(options.pushLog === undefined ? {} : { pushLog: resolve(options.pushLog) }),
-    log: tell,
-    signal: interruption.signal,
-  });
-  if (options.json) print(JSON.stringify({ event: 'listening', url: server.url }));
-  else print(`Downpour listens on ${server.url}`);
-  await server.closed;
-  interruption.dispose();
 }
 
 /** `downpour shard`: until Ctrl-C or SIGTERM. */
-export async function shardCommand(options: ShardOptions): Promise<void> {
+export function shardCommand(options: ShardOptions): Promise<void> {
+  const { advertise } = options;
+  return untilStopped(
+    options,
+    { listens: 'a shard of Downpour listens on', stopping: 'stopping' },
+    (signal) =>
+      runShard({
+        ...listenerOf(options, signal),
+        ...(advertise === undefined ? {} : { advertise }),
+      }),
+  );
+}
+
+/** What both listen with. */
+function listenerOf(options: ServeOptions | ShardOptions, signal: AbortSignal) {
+  const { host, port, redisUrl: redis, insecure, localSocket } = options;
   const tls = serverTlsOf(options);
-  const interruption = untilInterrupted(() => tell('stopping; once more to stop at once'));
-  const { host, port, advertise, redisUrl } = options;
-  const shard = await runShard({
-    host,
-    port,
-    state: resolve(options.state),
-    ...(advertise === undefined ? {} : { advertise }),
-    ...(redisUrl === undefined ? {} : { redis: redisUrl }),
-    redisFiles: filesOf(options),
+  return {
+    ...{ host, port, state: resolve(options.state), redisFiles: filesOf(options) },
+    ...(redis === undefined ? {} : { redis }),
     ...serverTokensOf(options),
     ...(tls ? { tls } : {}),
-    insecure: options.insecure === true,
-    localSocket: options.localSocket,
-    log: tell,
-    signal: interruption.signal,
-  });
-  if (options.json) print(JSON.stringify({ event: 'listening', url: shard.url }));
-  else print(`a shard of Downpour listens on ${shard.url}`);
-  await shard.closed;
+    ...{ insecure: insecure === true, localSocket, log: tell, signal },
+  };
+}
+
+async function untilStopped(
+  { json }: { readonly json?: boolean },
+  says: { readonly listens: string; readonly stopping: string },
+  start: (signal: AbortSignal) => Promise<{ readonly url: string; readonly closed: Promise<void> }>,
+): Promise<void> {
+  const interruption = untilInterrupted(() => tell(`${says.stopping}; once more to stop at once`));
+  const { url, closed } = await start(interruption.signal);
+  if (json) print(JSON.stringify({ event: 'listening', url }));
+  else print(`${says.listens} ${url}`);
+  await closed;
   interruption.dispose();
 }
 

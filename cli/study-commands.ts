@@ -5,13 +5,14 @@ import type { Outcome } from './main.ts';
 import {
   addConfigOptions,
   addTokenOptions,
-  DEFAULT_PORT,
   dataOption,
   engineOption,
   examples,
   jsonOption,
+  ownPortOption,
   positive,
   stateOption,
+  usedServerOption,
   whole,
 } from './options.ts';
 import type { SearchOptions } from './search.ts';
@@ -81,17 +82,8 @@ function addStudyOptions(command: Command): Command {
       .option('--name <name>', 'of the study (default: made of the settings; the same go on)')
       .option('--out <folder>', 'for record, table and plots (default: ./studies/<name>)')
       .addOption(stateOption())
-      .addOption(
-        new Option('--server <address>', 'use this running server instead of an own one').env(
-          'DOWNPOUR_SERVER',
-        ),
-      )
-      .addOption(
-        new Option(
-          '--port <n>',
-          `of the own server (default: ${DEFAULT_PORT}, or a free one)`,
-        ).argParser(whole(0, 65_535)),
-      )
+      .addOption(usedServerOption())
+      .addOption(ownPortOption())
       .addOption(dataOption())
       .addOption(engineOption())
       .option('--verbose', 'print what server and workers log')

@@ -1,4 +1,4 @@
-import { medianOf } from './statistics.ts';
+import { medianOf } from '../shared/quantile.ts';
 import { type Change, type Metric, type Trial, trialValue } from './study.ts';
 
 /**

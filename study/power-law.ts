@@ -1,5 +1,5 @@
+import { quantileOf } from '../shared/quantile.ts';
 import { random } from '../shared/random.ts';
-import { quantileOf } from './statistics.ts';
 
 /**
  * Error over training-set size as error = c + a·n^(−b), which learning curves follow over wide ranges

@@ -36,20 +36,6 @@ export function deviationOf(values: readonly number[]): number {
   return values.length < 2 ? Number.NaN : Math.sqrt(squares / (values.length - 1));
 }
 
-/** The value that a share of the others lie below, linear between neighbours. @param share 0 … 1. */
-export function quantileOf(values: readonly number[], share: number): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const at = share * (sorted.length - 1);
-  const below = sorted[Math.floor(at)]!;
-  const above = sorted[Math.ceil(at)]!;
-  // Infinities are values here: a diverged trial has the worst there is.
-  return below === above ? below : below + (above - below) * (at - Math.floor(at));
-}
-
-export function medianOf(values: readonly number[]): number {
-  return quantileOf(values, 0.5);
-}
-
 /** P(T ≤ t) of Student's distribution with `freedom` degrees. */
 export function studentCdf(t: number, freedom: number): number {
   const tail = 0.5 * incompleteBeta(freedom / (freedom + t * t), freedom / 2, 0.5);

@@ -1,5 +1,6 @@
 import type { RunConfig } from '../../shared/config.ts';
 import type { ErrorCode } from '../../shared/errors.ts';
+import { medianOf } from '../../shared/quantile.ts';
 
 /**
  * What keeps single workers from spoiling a run by broken or poisoned gradients: a bound on the norm of a
@@ -152,10 +153,4 @@ function nameOf(worker: string): string {
 function push<T>(window: T[], value: T): void {
   window.push(value);
   if (window.length > ROBUST_WINDOW) window.shift();
-}
-
-function medianOf(values: readonly number[]): number {
-  const sorted = Float64Array.from(values).sort();
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }

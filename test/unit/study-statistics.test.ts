@@ -1,9 +1,10 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { quantileOf } from '../../shared/quantile.ts';
 import { random } from '../../shared/random.ts';
 import { importance } from '../../study/importance.ts';
 import { chart, linearTicks, logTicks, parallelCoordinates } from '../../study/plot.ts';
-import { estimate, quantileOf, studentCdf, studentQuantile } from '../../study/statistics.ts';
+import { estimate, studentCdf, studentQuantile } from '../../study/statistics.ts';
 
 describe("Student's t", () => {
   // The values of the printed tables.
