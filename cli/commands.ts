@@ -1,5 +1,7 @@
-import { type Command, Option } from 'commander';
+import { Argument, type Command, Option } from 'commander';
 import { LIMITS } from '../shared/config.ts';
+import { SHELLS, type Shell } from './completion.ts';
+import type { InitOptions } from './init.ts';
 import type { Outcome } from './main.ts';
 import {
   addConfigOptions,
@@ -14,6 +16,7 @@ import {
   experimentsOption,
   jsonOption,
   ownPortOption,
+  positive,
   type ServerOptions,
   type ServerTokenOptions,
   serverOption,
@@ -94,6 +97,11 @@ export interface RunOptions extends ServerOptions {
   readonly json?: boolean;
 }
 
+export interface StatusOptions extends RunOptions {
+  /** Seconds between two looks. */
+  readonly watch?: number;
+}
+
 export interface ExportOptions extends RunOptions {
   readonly to: string;
   readonly format: 'safetensors' | 'tfjs';
@@ -102,7 +110,7 @@ export interface ExportOptions extends RunOptions {
   readonly data?: string;
 }
 
-/** `serve`, `shard`, `work`, `train`, `resume`, `status`, `stop`, `export`. */
+/** `serve`, `shard`, `work`, `train`, `resume`, `status`, `stop`, `export`, `init`, `completion`. */
 export function registerCommands(program: Command, outcome: Outcome): void {
   registerServe(program);
   registerShard(program);
@@ -112,6 +120,8 @@ export function registerCommands(program: Command, outcome: Outcome): void {
   registerStatus(program);
   registerStop(program);
   registerExport(program);
+  registerInit(program);
+  registerCompletion(program);
 }
 
 const localSocketHelp = (what: string) => `${what}; so does DOWNPOUR_LOCAL_SOCKET=0`;
@@ -334,17 +344,75 @@ function registerResume(program: Command, outcome: Outcome): void {
     });
 }
 
+function registerInit(program: Command): void {
+  program
+    .command('init')
+    .description('write a new experiment that runs at once, from your data and a few answers')
+    .argument('[file]', 'to write (default: asks; experiment.ts)')
+    .option('--data <what>', 'a CSV file, a folder of images (one folder a class), or mnist')
+    .option('--target <column>', 'of a CSV file: what to predict (default: asks; the last one)')
+    .addOption(
+      new Option('--task <task>', 'default: by what the column holds').choices([
+        'classification',
+        'regression',
+      ]),
+    )
+    .addOption(new Option('--model <model>', 'of images').choices(['mlp', 'cnn']))
+    .option('--force', 'write over a file that is there')
+    .option('-y, --yes', 'ask nothing, take the defaults')
+    .addOption(jsonOption())
+    .addHelpText(
+      'after',
+      examples(
+        'downpour init',
+        'downpour init cars.ts --data examples/data/auto-mpg.csv --target mpg',
+        'downpour init digits.ts --data mnist --model cnn',
+      ),
+    )
+    .action(async (file: string | undefined, options: InitOptions) => {
+      const { initCommand } = await import('./init.ts');
+      await initCommand(file, options);
+    });
+}
+
+function registerCompletion(program: Command): void {
+  program
+    .command('completion')
+    .description('print what completes commands and options in your shell')
+    .addArgument(new Argument('<shell>', 'which one').choices(SHELLS))
+    .addHelpText(
+      'after',
+      examples('downpour completion fish | source', 'source <(downpour completion bash)'),
+    )
+    .action(async (shell: Shell) => {
+      const { completionCommand } = await import('./completion.ts');
+      completionCommand(program, shell);
+    });
+}
+
 function registerStatus(program: Command): void {
   const command = program
     .command('status')
     .description('print what the server does, or all about one run')
     .argument('[run]', 'its name (default: all runs)')
+    .addOption(
+      new Option('--watch [seconds]', 'again and again, until Ctrl-C (default: every second)')
+        .preset(1)
+        .argParser(positive),
+    )
     .addOption(serverOption())
     .addOption(stateOption())
     .addOption(jsonOption());
   addTokenOptions(command)
-    .addHelpText('after', examples('downpour status', 'downpour status mnist-mlp-1 --json'))
-    .action(async (run: string | undefined, options: RunOptions) => {
+    .addHelpText(
+      'after',
+      examples(
+        'downpour status',
+        'downpour status mnist-mlp-1 --json',
+        'downpour status mnist-mlp-1 --watch',
+      ),
+    )
+    .action(async (run: string | undefined, options: StatusOptions) => {
       const { statusCommand } = await import('./status.ts');
       await statusCommand(run, { ...options, stateGiven: isGiven(command) });
     });

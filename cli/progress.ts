@@ -39,28 +39,13 @@ const PLAIN_MS = 5_000;
 export function createProgress(options: ProgressOptions): Progress {
   const { screen, mode, now } = options;
   const colors = pc.createColors(options.color ?? (pc.isColorSupported && screen.isTTY === true));
-  const live = mode === 'lines' && screen.isTTY === true;
-  let drawn = 0;
+  const live = mode === 'lines' && screen.isTTY === true ? createLiveLines(screen) : null;
+  const losses = new History();
   let drawnAt = Number.NEGATIVE_INFINITY;
   let lastLine = '';
   let lastPhase = '';
   let lastEvaluation = '';
   let lastWorkers = '';
-
-  function erase(): string {
-    const text = drawn > 0 ? `\x1b[${drawn}A\r\x1b[J` : '';
-    drawn = 0;
-    return text;
-  }
-
-  function draw(run: readonly string[], workers: readonly string[]): void {
-    const columns = screen.columns ?? 80;
-    const room = Math.max(1, (screen.rows ?? 24) - 1);
-    const shown = [...run, ...workers].slice(0, room).map((line) => line.slice(0, columns - 1));
-    const painted = shown.map((line, i) => (i < run.length ? colors.bold(line) : colors.dim(line)));
-    screen.write(erase() + painted.map((line) => `${line}\n`).join(''));
-    drawn = shown.length;
-  }
 
   return {
     update(run, workers) {
@@ -76,9 +61,13 @@ export function createProgress(options: ProgressOptions): Progress {
         if (!isNew && at - drawnAt < 1000) return;
         screen.write(`${JSON.stringify({ event: 'progress', run, workers })}\n`);
       } else if (live) {
+        losses.add(run.step, run.trainingLoss);
         if (at - drawnAt < REDRAW_MS) return;
-        const lines = fill(runParts(run), (screen.columns ?? 80) - 1);
-        draw(lines, workers.map(workerLine));
+        const facts = fill(liveParts(run, losses.values), (screen.columns ?? 80) - 1);
+        live.draw([
+          ...facts.map((line) => ({ line, paint: colors.bold })),
+          ...liveWorkers(workers).map((line) => ({ line, paint: colors.dim })),
+        ]);
       } else if (mode === 'lines') {
         const line = runLine(run);
         if ((!isNew || line === lastLine) && at - drawnAt < PLAIN_MS) return;
@@ -93,7 +82,8 @@ export function createProgress(options: ProgressOptions): Progress {
     note(line) {
       if (mode === 'json') screen.write(`${JSON.stringify({ event: 'note', text: line })}\n`);
       if (mode !== 'lines') return;
-      screen.write(`${erase()}${line}\n`);
+      live?.erase();
+      screen.write(`${line}\n`);
       // The live lines are drawn again at once, below it.
       if (live) drawnAt = Number.NEGATIVE_INFINITY;
     },
@@ -101,9 +91,98 @@ export function createProgress(options: ProgressOptions): Progress {
       if (mode === 'json') screen.write(`${JSON.stringify({ event: name, ...facts })}\n`);
     },
     end() {
-      if (live) screen.write(erase());
+      live?.erase();
     },
   };
+}
+
+/** Lines that stand in one place of a terminal, each time other ones. */
+export interface LiveLines {
+  /** Cut at the terminal's width, no more than it has rows. @param paint colours what is left of a line. */
+  draw(lines: readonly { readonly line: string; paint(line: string): string }[]): void;
+  /** Takes them away. */
+  erase(): void;
+}
+
+export function createLiveLines(screen: Screen): LiveLines {
+  let drawn = 0;
+  const eraser = () => (drawn > 0 ? `\x1b[${drawn}A\r\x1b[J` : '');
+  return {
+    draw(lines) {
+      const columns = screen.columns ?? 80;
+      const shown = lines.slice(0, Math.max(1, (screen.rows ?? 24) - 1));
+      const text = shown.map(({ line, paint }) => `${paint(line.slice(0, columns - 1))}\n`);
+      screen.write(eraser() + text.join(''));
+      drawn = shown.length;
+    },
+    erase() {
+      if (drawn > 0) screen.write(eraser());
+      drawn = 0;
+    },
+  };
+}
+
+/** A curve as it grows, thinned out evenly so that it never gets long. */
+class History {
+  values: number[] = [];
+  #stride = 1;
+  #seen = 0;
+  #step = -1;
+
+  add(step: number, value: number | null): void {
+    if (value === null || step === this.#step) return;
+    this.#step = step;
+    if (this.#seen++ % this.#stride === 0) this.values.push(value);
+    if (this.values.length <= 2 * SPARK_COLUMNS) return;
+    this.values = this.values.filter((_, i) => i % 2 === 0);
+    this.#stride *= 2;
+  }
+}
+
+const SPARK_COLUMNS = 30;
+const SPARKS = '▁▂▃▄▅▆▇█';
+const BAR_COLUMNS = 20;
+
+/**
+ * A curve in one line, from its smallest value to its largest; what is not finite is left out.
+ * @param columns at most; of several values in one, the mean.
+ */
+export function sparkLine(values: readonly (number | null)[], columns = SPARK_COLUMNS): string {
+  const finite = values.filter((value) => value !== null && Number.isFinite(value)) as number[];
+  const width = Math.min(columns, finite.length);
+  const means = Array.from({ length: width }, (_, i) => {
+    const from = Math.floor((i * finite.length) / width);
+    const to = Math.floor(((i + 1) * finite.length) / width);
+    return finite.slice(from, to).reduce((sum, value) => sum + value, 0) / (to - from);
+  });
+  const [low, high] = [Math.min(...means), Math.max(...means)];
+  const level = (value: number) =>
+    high === low ? 0 : Math.round(((value - low) / (high - low)) * (SPARKS.length - 1));
+  return means.map((value) => SPARKS[level(value)]).join('');
+}
+
+/** @param share 0 … 1 */
+export function bar(share: number, columns = BAR_COLUMNS): string {
+  const full = Math.round(Math.min(1, Math.max(0, share)) * columns);
+  return '█'.repeat(full) + '░'.repeat(columns - full);
+}
+
+function liveParts(run: RunSummary, losses: readonly number[]): string[] {
+  const parts = runParts(run);
+  const { step, stepsMax } = run;
+  if (run.phase !== 'waiting' && stepsMax !== null && stepsMax > 0) {
+    const share = Math.min(1, step / stepsMax);
+    parts.splice(2, 0, `${bar(share)} ${Math.floor(100 * share)} %`);
+  }
+  if (losses.length > 1) parts.push(`loss ${sparkLine(losses)}`);
+  return parts;
+}
+
+/** Each with a bar: its pushes against those of the worker that has the most. */
+function liveWorkers(workers: readonly WorkerSummary[]): string[] {
+  const done = workers.map(({ pushes }) => pushes.applied + pushes.damped);
+  const most = Math.max(1, ...done);
+  return workers.map((worker, i) => `  ${bar(done[i]! / most, 8)}${workerLine(worker)}`);
 }
 
 /** One line: where the run is, how fast and how good. */

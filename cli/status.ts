@@ -1,67 +1,127 @@
+import { setTimeout as wait } from 'node:timers/promises';
 import type { WorkerSummary } from '../shared/rest.ts';
-import type { RunOptions } from './commands.ts';
-import { openSession } from './embedded.ts';
-import { clientOf, print, printJson, type ServerOptions } from './options.ts';
-import { duration, groups, percent, runFacts, short, table, workerLine } from './progress.ts';
+import type { RestClient } from '../shared/rest-client.ts';
+import type { StatusOptions } from './commands.ts';
+import { openSession, type Session } from './embedded.ts';
+import {
+  clientOf,
+  errorLine,
+  print,
+  printJson,
+  type ServerOptions,
+  untilInterrupted,
+} from './options.ts';
+import {
+  createLiveLines,
+  duration,
+  groups,
+  percent,
+  runFacts,
+  short,
+  sparkLine,
+  table,
+  workerLine,
+} from './progress.ts';
 
 /** `downpour status [run]` */
-export async function statusCommand(run: string | undefined, options: RunOptions): Promise<void> {
+export async function statusCommand(
+  run: string | undefined,
+  options: StatusOptions,
+): Promise<void> {
+  if (options.watch !== undefined) return watch(run, options, options.watch);
   const session = await openSession({ ...options, run });
-  const { client } = session;
   try {
-    if (run !== undefined) {
-      const [detail, workers, checkpoints] = await Promise.all([
-        client.run(run),
-        client.workers(run),
-        client.checkpoints(run),
-      ]);
-      if (options.json) return printJson({ ...detail, workerList: workers, checkpoints });
-      for (const line of runFacts(detail)) print(line);
-      printWorkers(workers);
-      for (const { kind, step, file, bytes } of checkpoints) {
-        print(`  ${kind.padEnd(13)}  step ${groups(step)}, ${groups(bytes)} bytes: ${file}`);
-      }
-      return;
-    }
-    const status = await client.status();
-    if (options.json) return printJson(status);
-    const where = session.state === null ? client.url : `no server runs; in ${session.state}`;
-    print(`${where}: Downpour ${status.version}, state in ${status.stateStore}`);
-    if (status.stateStoreAway) {
-      const { seconds, records } = status.stateStoreAway;
-      print(
-        `Redis is away for ${duration(seconds)}: ${groups(records)} records wait on disk, training goes on`,
-      );
-    }
-    if (status.runs.length === 0) {
-      print('no runs yet; `downpour train examples/mnist-mlp.ts` makes one');
-      return;
-    }
-    const rows = status.runs.map((r) => [
-      r.id,
-      r.phase,
-      groups(r.step),
-      String(r.epoch),
-      duration(r.seconds),
-      short(r.trainingLoss),
-      short(r.best?.loss ?? null),
-      percent(r.best?.error ?? null),
-      percent(r.test?.error ?? null),
-      String(r.workers),
-    ]);
-    const headings =
-      'run,phase,step,epoch,time,training loss,best loss,best error,test error,workers';
-    for (const line of table(headings.split(','), rows)) print(line);
-    printWorkers(status.workers);
+    if (options.json) printJson(await factsFor(session.client, run));
+    else for (const line of await linesFor(session, run)) print(line);
   } finally {
     await session.close();
   }
 }
 
-function printWorkers(workers: readonly WorkerSummary[]): void {
-  if (workers.length > 0) print('workers:');
-  for (const worker of workers) print(workerLine(worker));
+/** The same again and again, until Ctrl-C: in one place of a terminal, else one after the other. */
+async function watch(run: string | undefined, options: StatusOptions, seconds: number) {
+  const client = clientOf(options);
+  const interruption = untilInterrupted(() => {});
+  const { signal } = interruption;
+  const live = process.stdout.isTTY === true ? createLiveLines(process.stdout) : null;
+  const plain = (line: string) => line;
+  while (!signal.aborted) {
+    if (options.json) {
+      const facts = await factsFor(client, run).catch((error) => ({ error: errorLine(error) }));
+      print(JSON.stringify(facts));
+    } else {
+      const lines = await linesFor({ client, state: null }, run).catch((error) => [
+        errorLine(error),
+        'trying again; Ctrl-C ends',
+      ]);
+      if (live) live.draw(lines.map((line) => ({ line, paint: plain })));
+      else print(`${lines.join('\n')}\n`);
+    }
+    await wait(1000 * seconds, null, { signal }).catch(() => {});
+  }
+  interruption.dispose();
 }
+
+async function factsFor(client: RestClient, run: string | undefined): Promise<object> {
+  if (run === undefined) return client.status();
+  const [detail, workerList, checkpoints] = await Promise.all([
+    client.run(run),
+    client.workers(run),
+    client.checkpoints(run),
+  ]);
+  return { ...detail, workerList, checkpoints };
+}
+
+async function linesFor(
+  { client, state }: Pick<Session, 'client' | 'state'>,
+  run: string | undefined,
+): Promise<string[]> {
+  if (run !== undefined) {
+    const [detail, workers, checkpoints, { training }] = await Promise.all([
+      client.run(run),
+      client.workers(run),
+      client.checkpoints(run),
+      client.metrics(run),
+    ]);
+    const lines = [...runFacts(detail)];
+    if (training.loss.length > 1) lines.push(`  loss           ${sparkLine(training.loss)}`);
+    lines.push(...workerLines(workers));
+    for (const { kind, step, file, bytes } of checkpoints) {
+      lines.push(`  ${kind.padEnd(13)}  step ${groups(step)}, ${groups(bytes)} bytes: ${file}`);
+    }
+    return lines;
+  }
+  const status = await client.status();
+  const where = state === null ? client.url : `no server runs; in ${state}`;
+  const lines = [`${where}: Downpour ${status.version}, state in ${status.stateStore}`];
+  if (status.stateStoreAway) {
+    const { seconds, records } = status.stateStoreAway;
+    lines.push(
+      `Redis is away for ${duration(seconds)}: ${groups(records)} records wait on disk, training goes on`,
+    );
+  }
+  if (status.runs.length === 0) {
+    return [...lines, 'no runs yet; `downpour train examples/mnist-mlp.ts` makes one'];
+  }
+  const rows = status.runs.map((r) => [
+    r.id,
+    r.phase,
+    groups(r.step),
+    String(r.epoch),
+    duration(r.seconds),
+    short(r.trainingLoss),
+    short(r.best?.loss ?? null),
+    percent(r.best?.error ?? null),
+    percent(r.test?.error ?? null),
+    String(r.workers),
+  ]);
+  const headings =
+    'run,phase,step,epoch,time,training loss,best loss,best error,test error,workers';
+  return [...lines, ...table(headings.split(','), rows), ...workerLines(status.workers)];
+}
+
+const workerLines = (workers: readonly WorkerSummary[]) =>
+  workers.length === 0 ? [] : ['workers:', ...workers.map(workerLine)];
 
 /** `downpour stop <run>` */
 export async function stopCommand(

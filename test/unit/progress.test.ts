@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import {
+  bar,
   createProgress,
   duration,
   groups,
@@ -7,6 +8,7 @@ import {
   runFacts,
   runLine,
   short,
+  sparkLine,
   table,
 } from '../../cli/progress.ts';
 import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
@@ -163,6 +165,22 @@ describe('the live lines of a terminal', () => {
     expect(screen.lines()).toEqual(['worker-2 crashed']);
   });
 
+  test('have bars of what is done, and the curve of the loss', () => {
+    const screen = terminal(240);
+    let time = 0;
+    const progress = createProgress({ screen, mode: 'lines', now: () => time, color: false });
+    const other = { ...WORKER, worker: 'slow', pushes: { ...WORKER.pushes, applied: 3000 } };
+    for (let step = 1; step <= 400; step++) {
+      progress.update({ ...RUN, step, stepsMax: 800, trainingLoss: 400 / step }, [WORKER, other]);
+      time += 200;
+    }
+    const [run, first, second] = screen.lines();
+    expect(run).toContain('██████████░░░░░░░░░░ 50 %');
+    expect(run).toMatch(/loss █[▁▂▃▄▅▆▇█]{20,28}▁/);
+    expect(first).toMatch(/^ {2}████████ {2}worker-1/);
+    expect(second).toMatch(/^ {2}████░░░░ {2}slow/);
+  });
+
   test('have colours only where they are wanted', () => {
     for (const color of [true, false]) {
       const screen = terminal();
@@ -226,6 +244,17 @@ test('what is not known yet is a dash, never NaN or null', () => {
     expect(text).not.toMatch(/NaN|null|undefined/);
   }
   expect(runLine({ ...young, phase: 'waiting', workers: 0 })).toBe('mnist-1  waiting for a worker');
+});
+
+test('a spark line has the form of its curve', () => {
+  expect(sparkLine([0, 1, 2, 3, 4, 5, 6, 7])).toBe('▁▂▃▄▅▆▇█');
+  expect(sparkLine([3, 3, 3])).toBe('▁▁▁');
+  expect(sparkLine([1, null, Number.NaN, Infinity, 2])).toBe('▁█');
+  expect(sparkLine([])).toBe('');
+  const long = sparkLine(Array.from({ length: 1000 }, (_, i) => i));
+  expect(long).toHaveLength(30);
+  expect([...long].sort().join('')).toBe(long);
+  expect([bar(0, 4), bar(0.5, 4), bar(1.7, 4)]).toEqual(['░░░░', '██░░', '████']);
 });
 
 test('numbers are short and exact enough', () => {
