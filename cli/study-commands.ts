@@ -1,4 +1,5 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import type { AblateOptions } from './ablate.ts';
 import type { CheckCommandOptions } from './check.ts';
 import type { LearningRateOptions } from './lr-find.ts';
 import type { Outcome } from './main.ts';
@@ -20,13 +21,14 @@ import type { CurveOptions, FoldsOptions, StoppingOptions } from './validation.t
 
 /** Names, options and help of the studies: commands that conduct many runs. */
 
-/** `lr-find`, `search`, `folds`, `stopping`, `curve`. */
+/** `lr-find`, `search`, `folds`, `stopping`, `curve`, `ablate`. */
 export function registerStudyCommands(program: Command, outcome: Outcome): void {
   registerLearningRate(program, outcome);
   registerSearch(program, outcome);
   registerFolds(program, outcome);
   registerStopping(program, outcome);
   registerCurve(program, outcome);
+  registerAblate(program, outcome);
 }
 
 /** `check`: what to run before anything else. */
@@ -250,6 +252,36 @@ ${examples('downpour curve examples/mnist-mlp.ts --target 0.015', 'downpour curv
     .action(async (file: string, options: CurveOptions) => {
       const { curveCommand } = await import('./validation.ts');
       outcome.exitCode = await curveCommand(file, options);
+    });
+}
+
+function registerAblate(program: Command, outcome: Outcome): void {
+  const command = program
+    .command('ablate')
+    .description(
+      'compare variants of an experiment: capacity, regularisation, optimisers, your own',
+    )
+    .argument('<experiment>', 'file of the experiment')
+    .option(
+      '--variants <set>',
+      'capacity, regularisation, optimisers, schedules, activations, initial-values, or a JSON file (default: the field ablate of the experiment)',
+    )
+    .option('--repeats <n>', 'seeds of each variant', whole(1, 100), 3)
+    .addOption(metricOption());
+  addStudyOptions(command)
+    .addHelpText(
+      'after',
+      `
+A variant is a part of a configuration; the first of a set is the baseline. The table has the mean over the
+seeds with its 95 % confidence interval, and the difference to the baseline seed by seed. Sets of capacity,
+regularisation, activations and initial values turn hyperparameters that the model must read: those of
+layers.hidden (docs/layers.md). The test part is not looked at. Called again with the same settings it goes
+on where it was.
+${examples('downpour ablate examples/mnist-mlp.ts --variants regularisation --epochs 15', 'downpour ablate examples/mnist-mlp.ts --variants capacity --repeats 5', 'downpour ablate my.ts --variants variants.json')}`,
+    )
+    .action(async (file: string, options: AblateOptions) => {
+      const { ablateCommand } = await import('./ablate.ts');
+      outcome.exitCode = await ablateCommand(file, options);
     });
 }
 

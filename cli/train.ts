@@ -224,6 +224,7 @@ async function follow(
   let awaySince: number | null = null;
   let lost: number | null = null;
   let rollbacks: number | null = null;
+  let hinted = false;
   for (;;) {
     let run: RunDetail;
     try {
@@ -259,6 +260,9 @@ async function follow(
         progress.note(`diverged ${rollbackLine(rollback)}`);
       }
       rollbacks = run.rollbacks.length;
+      // Its numbers change; the user is told once.
+      if (run.hint && !hinted) progress.note(`hint: ${run.hint}`);
+      hinted ||= run.hint !== null;
       progress.update(run, workers);
     } catch (error) {
       if (errorCode(error) !== 'DP_SERVER_UNREACHABLE' || signal.aborted) throw error;

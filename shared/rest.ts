@@ -99,6 +99,8 @@ export const RunSummarySchema = Type.Object({
   }),
   staleness: Type.Object({ p50: N, p95: N, max: N }),
   gradientNorm: orNull(N),
+  /** Set: the optimisation seems to be in trouble, and what to try. */
+  hint: orNull(Type.String()),
   pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),
   rollbacks: Type.Array(RollbackSchema),
   /** Updates that were applied and are gone, with crashes of the server, as far as is known. */

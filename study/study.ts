@@ -61,6 +61,10 @@ export interface Trial {
   examples: number;
   seconds: number;
   data: DataSummary | null;
+  /** Trained ones of the model, once known; absent in records of older releases. */
+  parameters?: number | null;
+  /** What the server noticed of its optimisation. */
+  hint?: string | null;
 }
 
 export interface NewTrial {
@@ -255,6 +259,8 @@ class Conductor {
     trial.best = run.best;
     trial.test = run.test;
     trial.data = run.data;
+    trial.parameters = run.parameters;
+    trial.hint = run.hint;
     const isOver = run.phase === 'finished' || run.phase === 'failed';
     const last = trial.evaluations.at(-1)?.step ?? -1;
     const hasEvaluated = run.validation !== null && run.validation.step !== last;

@@ -122,6 +122,8 @@ export interface Experiment {
   readonly config?: PartialConfig;
   /** Where `downpour search` looks: by the path of a field of the configuration, its range. */
   readonly search?: Space;
+  /** What `downpour ablate` compares: parts of the configuration by name, the first the baseline. */
+  readonly ablate?: Readonly<Record<string, PartialConfig>>;
 }
 
 /** Gives an experiment its type. A plain object as the default export does as well. */
@@ -167,6 +169,10 @@ const FIELDS: Record<keyof Experiment, { allowed: string; test: (value: unknown)
   },
   config: { allowed: 'an object', test: (v) => v === undefined || isRecord(v) },
   search: { allowed: 'an object of ranges', test: (v) => v === undefined || isRecord(v) },
+  ablate: {
+    allowed: 'an object of parts of the configuration, by name',
+    test: (v) => v === undefined || (isRecord(v) && Object.values(v).every(isRecord)),
+  },
 };
 
 /**

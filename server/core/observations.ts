@@ -1,4 +1,5 @@
 import type { Evaluation, Metrics } from '../../shared/rest.ts';
+import { type Trouble, troubleIn } from './trouble.ts';
 
 /**
  * What is remembered of a run's course: smoothed values for now, thinned curves for later. Memory
@@ -12,6 +13,8 @@ const WINDOW = 1000;
 const HISTOGRAM_BINS = 129;
 /** Weight of the past in the smoothed loss: about the last 50 pushes count. */
 const SMOOTHING = 0.98;
+/** Whose means tell how the training began. */
+const FIRST_UPDATES = 20;
 
 export interface Applied {
   readonly step: number;
@@ -32,6 +35,8 @@ export interface ObservationsState {
   readonly evaluations: readonly Evaluation[];
   readonly histogram: readonly number[];
   readonly examples: number;
+  /** Sums over the first updates; absent in checkpoints of older releases. */
+  readonly first?: { readonly count: number; readonly loss: number; readonly gradientNorm: number };
 }
 
 export class Observations {
@@ -42,6 +47,8 @@ export class Observations {
   #histogram = new Array<number>(HISTOGRAM_BINS).fill(0);
   #examples = 0;
   #gradientNorm: number | null = null;
+  #first = { count: 0, loss: 0, gradientNorm: 0 };
+  #trouble: Trouble | null = null;
   /** The staleness of the last pushes, a ring. */
   readonly #window = new Float64Array(WINDOW);
   #windowCount = 0;
@@ -56,6 +63,7 @@ export class Observations {
     this.#evaluations = [...state.evaluations];
     this.#histogram = [...state.histogram];
     this.#examples = state.examples;
+    if (state.first) this.#first = { ...state.first };
   }
 
   get examples(): number {
@@ -70,6 +78,11 @@ export class Observations {
     return this.#gradientNorm;
   }
 
+  /** Of the optimisation, as of the last evaluation. */
+  get trouble(): Trouble | null {
+    return this.#trouble;
+  }
+
   /** Exponentially smoothed over pushes, bias corrected; null before the first. */
   get trainingLoss(): number | null {
     return this.#smoothed.weight === 0 ? null : this.#smoothed.sum / this.#smoothed.weight;
@@ -80,6 +93,11 @@ export class Observations {
     this.#smoothed.weight = SMOOTHING * this.#smoothed.weight + (1 - SMOOTHING);
     this.#examples += push.examples;
     this.#gradientNorm = push.gradientNorm;
+    if (this.#first.count < FIRST_UPDATES) {
+      this.#first.count++;
+      this.#first.loss += push.loss;
+      this.#first.gradientNorm += push.gradientNorm;
+    }
     this.#window[this.#windowCount++ % WINDOW] = push.staleness;
     this.#histogram[Math.min(push.staleness, HISTOGRAM_BINS - 1)]!++;
     this.#recent.push({ seconds: push.seconds, examples: this.#examples, step: push.step });
@@ -98,7 +116,17 @@ export class Observations {
 
   evaluated(evaluation: Evaluation): void {
     this.#evaluations.push(evaluation);
+    this.#trouble = this.#findTrouble();
     if (this.#evaluations.length > EVALUATIONS_MAX) this.#evaluations.splice(1, 1);
+  }
+
+  #findTrouble(): Trouble | null {
+    const { count, loss, gradientNorm } = this.#first;
+    if (count < FIRST_UPDATES) return null;
+    return troubleIn(
+      this.#points.map((p) => ({ ...p, loss: p.minibatchLoss ?? p.loss })),
+      { loss: loss / count, gradientNorm: gradientNorm / count },
+    );
   }
 
   /** A new phase with fresh parameters: the smoothed loss begins anew. */
@@ -154,6 +182,7 @@ export class Observations {
       evaluations: [...this.#evaluations],
       histogram: [...this.#histogram],
       examples: this.#examples,
+      first: { ...this.#first },
     };
   }
 }

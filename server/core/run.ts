@@ -42,6 +42,7 @@ import {
   saveVectors,
 } from './shard.ts';
 import { Snapshot } from './snapshot.ts';
+import { troubleText } from './trouble.ts';
 
 /**
  * One training: its parameters, its clock, and every decision about them. Does no I/O, reads no
@@ -1241,11 +1242,20 @@ export class Run {
       },
       staleness: observations.staleness(),
       gradientNorm: observations.gradientNorm,
+      hint: this.#hint(),
       pushes: { ...this.#pushes },
       rollbacks: [...this.#rollbacks],
       stepsLost: this.stepsLost,
       data: this.#data,
     };
+  }
+
+  #hint(): string | null {
+    const { trouble } = this.#observations;
+    // A refit begins anew or goes on from the best: neither is judged by the course so far.
+    const { afterStop } = this.config.earlyStopping;
+    if (!trouble || (this.#phase !== 'training' && afterStop !== 'restore')) return null;
+    return troubleText(trouble, (this.layout?.statisticsSize ?? 0) > 0);
   }
 
   detail(now: number): Omit<RunDetail, 'checkpoint'> {

@@ -119,6 +119,7 @@ export class FakeServer {
       ...{ id, experiment: body.experiment, phase, reason: phase, workers: 1, createdAt: id },
       step: evaluations.length,
       examples: evaluations.length * 100,
+      parameters: 1000,
       seconds: evaluations.length,
       validation: evaluations.at(-1) ?? null,
       best: evaluations.toSorted((a, b) => a.loss! - b.loss!)[0] ?? null,

@@ -55,6 +55,7 @@ const RUN: RunSummary = {
     refitSteps: null,
   },
   staleness: { p50: 1, p95: 3, max: 7 },
+  hint: null,
   gradientNorm: 1.5,
   pushes: { applied: 12_345, damped: 0, duplicate: 0, rejected: 2 },
   checkpoint: null,

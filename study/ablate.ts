@@ -1,0 +1,284 @@
+import { resolveConfig } from '../shared/config.ts';
+import { chart } from './plot.ts';
+import { errorFormat, numberText, type Report } from './report.ts';
+import { type Estimate, estimate, meanOf } from './statistics.ts';
+import {
+  bestEvaluation,
+  type Metric,
+  type NewTrial,
+  type Plan,
+  type Trial,
+  trialValue,
+} from './study.ts';
+import type { Facts, VariantSet } from './variants.ts';
+
+/**
+ * An ablation: the same experiment with one thing different at a time, several seeds each, compared seed by
+ * seed with the baseline. The same seed means the same split, order of examples and, as far as the
+ * models are alike, initial parameters: what they share cancels out of the difference.
+ */
+
+export interface AblationSettings {
+  readonly set: VariantSet;
+  readonly repeats: number;
+  readonly metric: Metric;
+  /** Parts of a configuration, weakest first. */
+  readonly base: readonly unknown[];
+}
+
+/** The baseline's seeds first; what depends on how large it is waits until it is known. */
+export function ablationPlan(settings: AblationSettings): Plan & { trialCount: number } {
+  const { set, repeats, base } = settings;
+  const config = resolveConfig(...base);
+  const seeds = Array.from({ length: repeats }, (_, r) => config.seed + r);
+  const all = [
+    ...seeds.map((seed) => ({ name: set.baseline, index: 0, seed })),
+    ...seeds.flatMap((seed) => set.names.slice(1).map((name, i) => ({ name, index: i + 1, seed }))),
+  ];
+  return {
+    trialCount: all.length,
+    decide(trials, room) {
+      const facts = factsOf(trials.slice(0, repeats));
+      const start: NewTrial[] = [];
+      for (let i = trials.length; i < all.length && start.length < room; i++) {
+        const { name, index, seed } = all[i]!;
+        if (set.needsFacts && index > 0 && facts === null) break;
+        const variant = set.of(facts ?? NOT_ASKED_FOR, config)[name]!;
+        start.push({
+          key: `${index}-${seed}`,
+          label: `${name}, seed ${seed}`,
+          point: { variant: name },
+          config: resolveConfig(...base, variant, { seed }),
+        });
+      }
+      // When no baseline could be run, there is nothing to go by.
+      const waits = set.needsFacts && facts === null && trials.length >= repeats;
+      const stuck = waits && trials.every(({ end }) => end !== null);
+      return { start, change: [], done: stuck || trials.length >= all.length };
+    },
+  };
+}
+
+/** For sets that do not look at them, and for the baseline, which follows from none. */
+const NOT_ASKED_FOR: Facts = { parameters: 1, trainCount: 1 };
+
+function factsOf(baseline: readonly Trial[]): Facts | null {
+  for (const { data, parameters } of baseline) {
+    if (data && parameters != null) return { parameters, trainCount: data.trainCount };
+  }
+  return null;
+}
+
+interface VariantResult {
+  readonly name: string;
+  readonly trials: readonly Trial[];
+  readonly value: Estimate | null;
+  /** To the baseline, seed by seed; null for the baseline itself. */
+  readonly difference: Estimate | null;
+  readonly parameters: number | null;
+  /** At the best evaluation, mean. */
+  readonly steps: number;
+  readonly seconds: number;
+  readonly failed: number;
+  /** The same evaluations as the baseline, to the bit. */
+  readonly identical: boolean;
+  /** What the server noticed of its optimisation. */
+  readonly hint: string | null;
+}
+
+export function ablationReport(
+  name: string,
+  { set, metric }: AblationSettings,
+  trials: readonly Trial[],
+): Report {
+  const results = resultsOf(set, metric, trials);
+  const values = results.flatMap(({ value }) => (value ? [value.mean] : []));
+  const format = metric === 'error' ? errorFormat(values) : numberText;
+  const rows = results.map((result) => [
+    result.name,
+    spread(result.value, format),
+    differenceCell(result, format),
+    result.parameters === null ? '–' : String(result.parameters),
+    result.value ? String(Math.round(result.steps)) : '–',
+    `${result.seconds.toFixed(1)} s`,
+    `${result.value?.count ?? 0}${result.failed > 0 ? ` (${result.failed} failed)` : ''}`,
+  ]);
+  return {
+    title: `Ablation ${name}`,
+    headings: [
+      'variant',
+      `validation ${metric} (± 95 %)`,
+      `to '${set.baseline}' (95 %)`,
+      'parameters',
+      'updates to the best',
+      'time',
+      'seeds',
+    ],
+    rows,
+    advice: adviceOf(results, set, metric, format),
+    plots: { 'ablation.svg': plot(results, metric) },
+    facts: {
+      ...{ study: name, baseline: set.baseline, metric },
+      variants: results.map(({ trials: own, ...rest }) => ({
+        ...rest,
+        runs: own.map((trial) => ({
+          ...{ run: trial.id, seed: trial.config.seed, end: trial.end, step: trial.step },
+          ...{ seconds: trial.seconds, best: bestEvaluation(trial) },
+        })),
+      })),
+    },
+  };
+}
+
+function resultsOf(
+  set: VariantSet,
+  metric: Metric,
+  trials: readonly Trial[],
+): readonly VariantResult[] {
+  const of = (name: string) => trials.filter(({ point }) => point.variant === name);
+  const baseline = new Map(of(set.baseline).map((trial) => [trial.config.seed, trial]));
+  const known = (values: readonly number[]) => {
+    const finite = values.filter(Number.isFinite);
+    return finite.length === 0 ? null : estimate(finite);
+  };
+  return set.names.map((name) => {
+    const own = of(name);
+    const paired = own.flatMap((trial) => {
+      const other = baseline.get(trial.config.seed);
+      return other && name !== set.baseline ? [{ trial, other }] : [];
+    });
+    const ended = own.filter((trial) => Number.isFinite(trialValue(trial, metric)));
+    const mean = (values: readonly number[]) => (values.length === 0 ? 0 : meanOf(values));
+    return {
+      ...{ name, trials: own, value: known(own.map((trial) => trialValue(trial, metric))) },
+      difference: known(
+        paired.map(({ trial, other }) => trialValue(trial, metric) - trialValue(other, metric)),
+      ),
+      parameters: own.find(({ parameters }) => parameters != null)?.parameters ?? null,
+      steps: mean(ended.map((trial) => bestEvaluation(trial)!.step)),
+      seconds: mean(own.map(({ seconds }) => seconds)),
+      failed: own.length - ended.length,
+      identical:
+        paired.length > 0 &&
+        paired.every(({ trial, other }) => course(trial) === course(other) && course(trial) !== ''),
+      hint: own.find(({ hint }) => hint)?.hint ?? null,
+    };
+  });
+}
+
+const course = ({ evaluations }: Trial) =>
+  evaluations.map(({ step, loss }) => `${step}:${loss}`).join(' ');
+
+type Format = (value: number) => string;
+
+function spread(value: Estimate | null, format: Format): string {
+  if (value === null) return '–';
+  return value.count < 2
+    ? format(value.mean)
+    : `${format(value.mean)} ± ${format(value.high - value.mean)}`;
+}
+
+const signed = (value: number, format: Format) =>
+  `${value < 0 ? '−' : '+'}${format(Math.abs(value))}`;
+
+function differenceCell({ difference, identical }: VariantResult, format: Format): string {
+  if (difference === null) return '–';
+  if (identical) return 'the same runs';
+  const { mean, low, high, count } = difference;
+  if (count < 2) return signed(mean, format);
+  return `${signed(mean, format)} (${signed(low, format)} … ${signed(high, format)})`;
+}
+
+function adviceOf(
+  results: readonly VariantResult[],
+  set: VariantSet,
+  metric: Metric,
+  format: Format,
+): string {
+  const [baseline, ...others] = results;
+  if (!baseline?.value) {
+    return `The baseline '${set.baseline}' reached no finite value: lower learningRate (\`downpour lr-find\`), or set clip.norm, and try again.`;
+  }
+  const parts = [
+    `'${baseline.name}' has a validation ${metric} of ${spread(baseline.value, format)}.`,
+  ];
+  const compared = others.filter(({ difference, identical }) => difference && !identical);
+  const text = ({ name, difference }: VariantResult) => {
+    const { mean, low, high, count } = difference!;
+    const range =
+      count < 2 ? 'one seed' : `95 % confidence ${signed(low, format)} … ${signed(high, format)}`;
+    return `'${name}' by ${format(Math.abs(mean))} (${range})`;
+  };
+  const byMean = (a: VariantResult, b: VariantResult) => a.difference!.mean - b.difference!.mean;
+  const isSure = ({ difference }: VariantResult) => difference!.count > 1;
+  const better = compared.filter((r) => isSure(r) && r.difference!.high < 0).sort(byMean);
+  const worse = compared.filter((r) => isSure(r) && r.difference!.low > 0).sort(byMean);
+  const open = compared.filter((r) => !better.includes(r) && !worse.includes(r)).sort(byMean);
+  if (better.length > 0) parts.push(`Lower: ${better.map(text).join(', ')}.`);
+  if (worse.length > 0) parts.push(`Higher: ${worse.map(text).join(', ')}.`);
+  if (open.length > 0) parts.push(`No difference is shown for ${open.map(text).join(', ')}.`);
+  parts.push(choiceText(baseline, better, open));
+  const same = others.filter(({ identical }) => identical).map(({ name }) => `'${name}'`);
+  if (same.length > 0) {
+    parts.push(
+      `${same.join(' and ')} did to the bit what the baseline did: either it is so already, or the experiment does not read ${set.about} (docs/layers.md, knobs).`,
+    );
+  }
+  const failed = results.filter((r) => r.failed > 0);
+  if (failed.length > 0) {
+    const list = failed.map((r) => `${r.failed} of '${r.name}'`).join(', ');
+    parts.push(`Without a finite value, and not counted: ${list}.`);
+  }
+  const slow = better.filter((r) => r.seconds > 1.5 * baseline.seconds);
+  for (const { name, seconds } of slow) {
+    parts.push(`'${name}' takes ${(seconds / baseline.seconds).toFixed(1)} times as long.`);
+  }
+  const troubled = results.filter(({ hint }) => hint !== null);
+  if (troubled.length > 0) {
+    parts.push(`Of '${troubled.map(({ name }) => name).join("', '")}': ${troubled[0]!.hint}`);
+  }
+  if (compared.length > 2) {
+    parts.push(
+      `Of such comparisons (${compared.length} here) about one in twenty looks like a difference by chance; try what you choose on further seeds.`,
+    );
+  }
+  parts.push(
+    'Each variant had the learning rate that stands in its configuration: find that of the one you choose by `downpour lr-find` (Deep Learning §11.4.1).',
+  );
+  return parts.join(' ');
+}
+
+function choiceText(
+  baseline: VariantResult,
+  better: readonly VariantResult[],
+  open: readonly VariantResult[],
+): string {
+  const [choice] = better;
+  if (choice) return `Choose '${choice.name}'.`;
+  const seeds = baseline.value!.count;
+  const hopeful = open.find(({ difference }) => difference!.mean < 0);
+  if (hopeful) {
+    return `Stay with '${baseline.name}'; more seeds than ${seeds} (--repeats) would tell whether '${hopeful.name}' is better.`;
+  }
+  return `Stay with '${baseline.name}'.`;
+}
+
+function plot(results: readonly VariantResult[], metric: Metric): string {
+  return chart({
+    title: `Validation ${metric} by variant, with 95 % confidence`,
+    x: { label: 'variant, in the order of the table' },
+    y: { label: `validation ${metric}` },
+    series: results.map(({ name, value }, i) => ({
+      name,
+      style: 'scatter',
+      points: value
+        ? [
+            {
+              ...{ x: i + 1, y: value.mean },
+              ...(value.count > 1 ? { low: value.low, high: value.high } : {}),
+            },
+          ]
+        : [],
+    })),
+  });
+}
