@@ -50,6 +50,8 @@ export class Leases {
   /** In the order they are given out again: by id, so oldest first. */
   #returned: { lease: Lease; worker: string }[] = [];
   readonly #held = new Map<number, Held>();
+  /** The same by who holds them, so that a push costs the same however many workers there are. */
+  readonly #byWorker = new Map<string, Held[]>();
 
   constructor(options: LeasesOptions) {
     this.options = options;
@@ -92,9 +94,7 @@ export class Leases {
 
   /** What a worker holds now, oldest first. */
   heldBy(worker: string): Lease[] {
-    const leases: Lease[] = [];
-    for (const held of this.#held.values()) if (held.worker === worker) leases.push(held.lease);
-    return leases;
+    return this.#byWorker.get(worker)?.map(({ lease }) => lease) ?? [];
   }
 
   /** Gives leases to a worker until it holds `count`, as far as there are any. */
@@ -103,10 +103,26 @@ export class Leases {
     while (leases.length < count) {
       const lease = this.#returned.shift()?.lease ?? this.#draw();
       if (!lease) break;
-      this.#held.set(lease.id, { lease, worker, deadline: now + this.options.leaseMs });
+      this.#hold({ lease, worker, deadline: now + this.options.leaseMs });
       leases.push(lease);
     }
     return leases;
+  }
+
+  #hold(held: Held): void {
+    const { lease, worker } = held;
+    this.#held.set(lease.id, held);
+    const own = this.#byWorker.get(worker);
+    if (own) own.push(held);
+    else this.#byWorker.set(worker, [held]);
+  }
+
+  #letGo(held: Held): void {
+    const { lease, worker } = held;
+    this.#held.delete(lease.id);
+    const own = this.#byWorker.get(worker)!;
+    if (own.length === 1) this.#byWorker.delete(worker);
+    else own.splice(own.indexOf(held), 1);
   }
 
   #draw(): Lease | null {
@@ -136,9 +152,9 @@ export class Leases {
 
   /** The minibatch of this lease has been applied. Call only after `find` found it. */
   complete(id: number): void {
-    if (!this.#held.delete(id)) {
-      this.#returned = this.#returned.filter((r) => r.lease.id !== id);
-    }
+    const held = this.#held.get(id);
+    if (held) this.#letGo(held);
+    else this.#returned = this.#returned.filter((r) => r.lease.id !== id);
     this.#completed++;
   }
 
@@ -150,25 +166,25 @@ export class Leases {
 
   /** Takes back all that a worker holds. @returns how many. */
   release(worker: string): number {
-    return this.#takeBack((held) => held.worker === worker);
+    return this.#takeBack([...(this.#byWorker.get(worker) ?? [])]);
   }
 
   /** Takes back what is out of time. @returns how many. */
   expire(now: number): number {
-    return this.#takeBack((held) => held.deadline <= now);
+    return this.#takeBack([...this.#held.values()].filter((held) => held.deadline <= now));
   }
 
   /** Brings the deadlines of a worker forward: it is away, and has until then to come back. */
   hasten(worker: string, deadline: number): void {
-    for (const held of this.#held.values()) {
-      if (held.worker === worker) held.deadline = Math.min(held.deadline, deadline);
+    for (const held of this.#byWorker.get(worker) ?? []) {
+      held.deadline = Math.min(held.deadline, deadline);
     }
   }
 
   /** The worker is back: its leases last their full time again. */
   extend(worker: string, now: number): void {
-    for (const held of this.#held.values()) {
-      if (held.worker === worker) held.deadline = now + this.options.leaseMs;
+    for (const held of this.#byWorker.get(worker) ?? []) {
+      held.deadline = now + this.options.leaseMs;
     }
   }
 
@@ -177,16 +193,13 @@ export class Leases {
     for (const held of this.#held.values()) held.deadline += ms;
   }
 
-  #takeBack(lost: (held: Held) => boolean): number {
-    let count = 0;
-    for (const [id, held] of this.#held) {
-      if (!lost(held)) continue;
-      this.#held.delete(id);
+  #takeBack(lost: readonly Held[]): number {
+    for (const held of lost) {
+      this.#letGo(held);
       this.#returned.push({ lease: held.lease, worker: held.worker });
-      count++;
     }
-    if (count > 0) this.#returned.sort((a, b) => a.lease.id - b.lease.id);
-    return count;
+    if (lost.length > 0) this.#returned.sort((a, b) => a.lease.id - b.lease.id);
+    return lost.length;
   }
 
   /** What a checkpoint keeps: everything that is out counts as returned. */
