@@ -1,4 +1,4 @@
-import { createHash, timingSafeEqual } from 'node:crypto';
+import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 import { readFileSync, unwatchFile, watchFile } from 'node:fs';
 import type { Duplex } from 'node:stream';
 import { LIMITS } from '../shared/config.ts';
@@ -65,6 +65,7 @@ export class Access {
   #own: string | null = null;
   /** Tokens have come or gone. */
   changed: () => void = () => {};
+  #changeCount = 0;
 
   /** @throws DownpourError DP_USAGE: a file cannot be read or understood. */
   constructor(sources: TokenSources = {}, log: (line: string) => void = () => {}) {
@@ -81,6 +82,11 @@ export class Access {
   /** Nobody has said who may come in. A file that has become empty lets nobody in. */
   get open(): boolean {
     return this.#known.length === 0 && this.#files.length === 0;
+  }
+
+  /** How often tokens have come or gone: while it stays, so does every grant but a login that is too old. */
+  get changeCount(): number {
+    return this.#changeCount;
   }
 
   /** A token of an operator, with which the server asks its own shards; null: there is none. */
@@ -104,6 +110,7 @@ export class Access {
       this.#log(`the tokens stay as they were: ${errorText(error)}`);
       return;
     }
+    this.#changeCount++;
     this.#log(`the tokens have changed: ${this.#known.length} are known now`);
     this.changed();
   }
@@ -117,6 +124,34 @@ export class Access {
     const given = digestOf(authorization?.startsWith('Bearer ') ? authorization.slice(7) : '');
     let found: Grant | null = null;
     for (const known of this.#known) if (timingSafeEqual(given, known.digest)) found = known;
+    return found;
+  }
+
+  /**
+   * What a browser keeps in the place of a token: until when it is good, signed with the token's digest. So it
+   * outlives a restart of the server, ends with its token, and does not tell it.
+   * @param token that `grant` knows. @param now of the clock on the wall, ms.
+   */
+  login(token: string, now: number): string {
+    const until = Math.floor(now / 1000) + LIMITS.loginSeconds;
+    const promise = `${until}.${randomBytes(12).toString('base64url')}`;
+    return `${promise}.${signed(promise, digestOf(token)).toString('base64url')}`;
+  }
+
+  /** Whose login this is; null: nobody's any more. All tokens are tried, in constant time. */
+  loggedIn(login: string, now: number): Grant | null {
+    const [until, salt, signature, ...more] = login.split('.');
+    if (signature === undefined || more.length > 0) return null;
+    const seconds = Number(until);
+    const left = seconds - now / 1000;
+    // More than was ever promised: the clock was set back, and nothing can be said of its age.
+    if (!(left > 0 && left <= LIMITS.loginSeconds + 60)) return null;
+    const given = Buffer.from(signature, 'base64url');
+    let found: Grant | null = null;
+    for (const known of this.#known) {
+      const wanted = signed(`${until}.${salt}`, known.digest);
+      if (given.length === wanted.length && timingSafeEqual(given, wanted)) found = known;
+    }
     return found;
   }
 
@@ -148,6 +183,8 @@ export class Access {
 }
 
 const digestOf = (text: string) => createHash('sha256').update(text).digest();
+const signed = (promise: string, digest: Buffer) =>
+  createHmac('sha256', digest).update(`downpour login ${promise}`).digest();
 
 function textOf(file: string): string {
   try {

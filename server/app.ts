@@ -10,10 +10,12 @@ import Fastify, {
 } from 'fastify';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
+import type { SessionFacts } from '../shared/rest.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
 import { isLoopback } from '../wire/local-socket.ts';
 import { type Access, type Grant, mayDo, Rate, type Role, refuse, unauthorized } from './access.ts';
 import type { Coordinator } from './coordinator.ts';
+import { addPages, FOR_ANYBODY, type PageDoor } from './pages.ts';
 import { addRoutes, type RoutesOptions } from './routes.ts';
 import { Session } from './session.ts';
 import type { TlsMaterial } from './tls.ts';
@@ -36,7 +38,7 @@ export interface AccessLimits {
   readonly requestHeaderMs: number;
 }
 
-/** There are no pages here: nothing of an answer is to be run, framed, guessed at or kept. */
+/** But for the pages of the dashboard, nothing of an answer is to be run, framed, guessed at or kept. */
 const SECURITY_HEADERS = {
   'x-content-type-options': 'nosniff',
   'content-security-policy': "default-src 'none'; frame-ancestors 'none'",
@@ -83,59 +85,129 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   const door = new Door(options);
   app.addHook('onRequest', async (request, reply) => {
     reply.headers(headers);
+    const { url } = request.routeOptions;
     // Health checks carry no token; they tell nothing of the runs.
-    if (request.routeOptions.url === '/health') return;
-    door.enter(request.raw, ['GET', 'HEAD'].includes(request.method) ? 'observer' : 'operator');
+    if (url === '/health') return;
+    if (url !== undefined && FOR_ANYBODY.has(url)) return door.mustBeOurs(request.raw);
+    const needed = isRead(request.method) ? 'observer' : 'operator';
+    door.enter(request.raw, needed, 'token or login');
   });
   await app.register(swagger, {
     openapi: {
       info: { title: 'Downpour', version, description: 'Runs, workers and checkpoints' },
     },
   });
-  await app.register(async (scope) => addRoutes(scope, options));
+  await app.register(async (scope) => {
+    const source = addRoutes(scope, options);
+    addPages(scope, door, source);
+  });
   acceptWorkers(app, coordinator, door);
   return app;
 }
 
 /** Lets requests and handshakes in, or throws why not. */
-class Door {
+class Door implements PageDoor {
   readonly #access: Access;
+  readonly #encrypted: boolean;
   readonly #loopbackOnly: boolean;
   readonly #limits: AccessLimits;
   readonly #rate: Rate;
   readonly #refusals = new Rate(LIMITS.refusalsPerSecondMax);
   readonly #connections = new Map<string, number>();
 
-  constructor({ access, loopbackOnly = false, limits }: AppOptions) {
+  constructor({ access, tls = null, loopbackOnly = false, limits }: AppOptions) {
     this.#access = access;
+    this.#encrypted = tls !== null;
     this.#loopbackOnly = loopbackOnly;
     this.#limits = { ...LIMITS, ...limits };
     this.#rate = new Rate(this.#limits.requestsPerSecondMax);
   }
 
   /** @throws DownpourError DP_UNAUTHORIZED, DP_FORBIDDEN or DP_LIMIT. */
-  enter(request: IncomingMessage, needed: Role): Grant {
-    const now = performance.now();
-    const address = request.socket.remoteAddress ?? 'unix';
-    this.#mustBeOurs(request);
-    const grant = this.#access.grant(request.headers.authorization);
-    if (!grant) {
-      if (!this.#refusals.take(address, now)) {
-        throw tooMany(`${LIMITS.refusalsPerSecondMax} requests a second without a token`);
-      }
-      throw unauthorized();
-    }
-    const holder = this.#access.open ? address : grant.holder;
-    if (!this.#rate.take(holder, now)) {
+  enter(request: IncomingMessage, needed: Role, by: 'token' | 'token or login' = 'token'): Grant {
+    this.mustBeOurs(request);
+    const token = this.#access.grant(request.headers.authorization);
+    const grant = token ?? (by === 'token' ? null : this.#loggedIn(request));
+    if (!grant) throw this.#refusal(request);
+    const holder = this.#access.open ? addressOf(request) : grant.holder;
+    if (!this.#rate.take(holder, performance.now())) {
       throw tooMany(`${this.#limits.requestsPerSecondMax} requests a second of one token`);
     }
-    if (!mayDo(grant, needed)) {
-      throw new DownpourError(
-        'DP_FORBIDDEN',
-        `this token is a${grant.role === 'worker' ? '' : 'n'} ${grant.role}'s; this takes an operator's${needed === 'operator' ? '' : ` or ${needed}'s`} token`,
-      );
-    }
+    if (!mayDo(grant, needed)) throw forbidden(grant.role, needed);
     return { ...grant, holder };
+  }
+
+  /** Whoever guesses at tokens is told so more and more slowly. */
+  #refusal(request: IncomingMessage): DownpourError {
+    if (this.#refusals.take(addressOf(request), performance.now())) return unauthorized();
+    return tooMany(`${LIMITS.refusalsPerSecondMax} requests a second without a token`);
+  }
+
+  // Of pages.
+
+  look(request: IncomingMessage): SessionFacts {
+    const { open } = this.#access;
+    const grant = this.#access.grant(request.headers.authorization) ?? this.#loggedIn(request);
+    if (grant) return { role: grant.role === 'worker' ? null : grant.role, open };
+    const { authorization } = request.headers;
+    const refused = authorization !== undefined || this.#cookie(request) !== null;
+    const refusal = refused ? this.#refusal(request) : null;
+    if (refusal?.code === 'DP_LIMIT') throw refusal;
+    return { role: null, open };
+  }
+
+  login(request: IncomingMessage, token: string): { grant: Grant; cookie: string } {
+    mustBeSameOrigin(request);
+    const grant = this.#access.grant(`Bearer ${token}`);
+    if (!grant) throw this.#refusal(request);
+    if (grant.role === 'worker') throw forbidden(grant.role, 'observer');
+    const login = this.#access.open ? '' : this.#access.login(token, Date.now());
+    return { grant, cookie: this.#setCookie(request, login, LIMITS.loginSeconds) };
+  }
+
+  logout(request: IncomingMessage): string {
+    mustBeSameOrigin(request);
+    return this.#setCookie(request, '', 0);
+  }
+
+  watch(request: IncomingMessage): () => boolean {
+    let seen = this.#access.changeCount;
+    return () => {
+      const { changeCount } = this.#access;
+      if (changeCount === seen) return true;
+      seen = changeCount;
+      const { authorization } = request.headers;
+      const grant = this.#access.grant(authorization) ?? this.#loggedIn(request);
+      return grant !== null && mayDo(grant, 'observer');
+    };
+  }
+
+  /**
+   * By the cookie of a login, which browsers send by themselves: so the page that asks must be ours. That it is of
+   * this machine is not enough, since cookies do not know ports.
+   */
+  #loggedIn(request: IncomingMessage): Grant | null {
+    const cookie = this.#cookie(request);
+    const grant = cookie === null ? null : this.#access.loggedIn(cookie, Date.now());
+    if (grant) mustBeSameOrigin(request);
+    return grant;
+  }
+
+  /** Several servers of one machine have one jar, so each has a name of its own. */
+  #cookieName({ headers }: IncomingMessage): string {
+    const port = /:(\d+)$/.exec(headers.host ?? '')?.[1] ?? 'default';
+    return `${this.#encrypted ? '__Host-' : ''}downpour-${port}`;
+  }
+
+  #cookie(request: IncomingMessage): string | null {
+    const name = this.#cookieName(request);
+    const pairs = (request.headers.cookie ?? '').split(';').map((pair) => pair.trim());
+    return pairs.find((pair) => pair.startsWith(`${name}=`))?.slice(name.length + 1) ?? null;
+  }
+
+  #setCookie(request: IncomingMessage, value: string, seconds: number): string {
+    const secure = this.#encrypted ? '; Secure' : '';
+    return `${this.#cookieName(request)}=${value}; Path=/; Max-Age=${seconds}; HttpOnly; SameSite=Strict${secure}`;
   }
 
   /** Whether the handshake's token, seen anew, still lets a worker in. */
@@ -166,7 +238,7 @@ class Door {
    * A page that a user of this machine looks at can send requests to it, with forms, with WebSockets, and
    * under a name of its own that leads here: browsers tell where such a request comes from.
    */
-  #mustBeOurs({ headers }: IncomingMessage): void {
+  mustBeOurs({ headers }: IncomingMessage): void {
     const { origin, host } = headers;
     if (this.#loopbackOnly && host !== undefined && !isLoopback(hostnameOf(`http://${host}`))) {
       throw new DownpourError(
@@ -181,6 +253,32 @@ class Door {
       `a page of ${origin.slice(0, 100)} may not use this server`,
     );
   }
+}
+
+const isRead = (method: string | undefined) => method === 'GET' || method === 'HEAD';
+
+const addressOf = ({ socket }: IncomingMessage) => socket.remoteAddress ?? 'unix';
+
+const forbidden = (role: Role, needed: Role) =>
+  new DownpourError(
+    'DP_FORBIDDEN',
+    `this token is a${role === 'worker' ? '' : 'n'} ${role}'s; this takes an operator's${needed === 'operator' ? '' : ` or ${needed}'s`} token`,
+  );
+
+/**
+ * Whatever changes something tells where it comes from, in every browser; newer ones tell it of reads too.
+ * @throws DownpourError DP_FORBIDDEN.
+ */
+function mustBeSameOrigin({ method, headers }: IncomingMessage): void {
+  const { origin, host } = headers;
+  const site = headers['sec-fetch-site'];
+  const ours =
+    origin === undefined ? isRead(method) : URL.canParse(origin) && new URL(origin).host === host;
+  if (ours && (site === undefined || site === 'same-origin' || site === 'none')) return;
+  throw new DownpourError(
+    'DP_FORBIDDEN',
+    `a login counts for this server's own pages; this request comes from ${origin?.slice(0, 100) ?? 'elsewhere'}: send a token`,
+  );
 }
 
 const hostnameOf = (url: string) => (URL.canParse(url) ? new URL(url).hostname : '');

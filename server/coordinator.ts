@@ -153,6 +153,20 @@ export class Coordinator {
     return run;
   }
 
+  /** A checkpoint of this moment, on disk when the promise resolves. @throws DownpourError DP_CHECKPOINT_MISSING or DP_DISK. */
+  async checkpoint(id: string): Promise<Run> {
+    this.mustBeOpen();
+    const run = this.mustFind(id);
+    if (!run.hasParameters) {
+      throw new DownpourError(
+        'DP_CHECKPOINT_MISSING',
+        `run '${id}' has no parameters yet, so there is nothing to keep: start a worker`,
+      );
+    }
+    await this.#keeper.checkpointNow(run);
+    return run;
+  }
+
   /** @throws DownpourError DP_RUN_ENDED, DP_RUN_FAILED or DP_SERVER_STOPPING. */
   async resume(id: string): Promise<Run> {
     this.mustBeOpen();

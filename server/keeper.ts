@@ -47,6 +47,8 @@ interface Entry {
   notedStep: number;
   noting: boolean;
   readonly copies: SharedCopies;
+  /** Who wants to know when the next `last` is written, or that it is not. */
+  waiting: { resolve(): void; reject(why: unknown): void }[];
   /** Checkpoints that are on disk and not yet in the state store. */
   readonly unpublished: CheckpointManifest[];
 }
@@ -117,7 +119,7 @@ export class Keeper {
    */
   async fork(source: Run, which: string, options: Omit<RunOptions, 'fork'>): Promise<Run> {
     const { root, store, token, now } = this.#options;
-    if (which === 'last' && !source.over && source.hasParameters) await this.saveNow(source);
+    if (which === 'last' && !source.over && source.hasParameters) await this.checkpointNow(source);
     const from = checkpointFolder(root, source.id);
     const known = await listCheckpoints(from);
     const manifest = known.findLast(({ kind, file }) => kind === which || file === which);
@@ -323,7 +325,19 @@ export class Keeper {
     );
   }
 
-  /** A checkpoint of this very moment, on disk when the promise resolves. */
+  /**
+   * A checkpoint of this moment or a little later, on disk when the promise resolves. Training goes on, and what
+   * it wants written meanwhile is not waited for.
+   * @throws what the disk or the state store throws; it is tried again all the same.
+   */
+  checkpointNow(run: Run): Promise<void> {
+    const entry = this.#entry(run);
+    const written = new Promise<void>((resolve, reject) => entry.waiting.push({ resolve, reject }));
+    this.#want(run, 'last');
+    return written;
+  }
+
+  /** All that is to be written of a run that stands still, on disk when the promise resolves. */
   async saveNow(run: Run): Promise<void> {
     const entry = this.#want(run, 'record', 'last', 'earlyStopping');
     await entry.writing;
@@ -333,7 +347,11 @@ export class Keeper {
   /** Forgets all runs, after what is being written has been, or has failed. */
   async abandon(): Promise<void> {
     const entries = [...this.#entries.values()];
-    for (const { tasks } of entries) tasks.clear();
+    const why = new DownpourError('DP_SHARD_LOST', 'all runs go on from their last checkpoints');
+    for (const { tasks, waiting } of entries) {
+      tasks.clear();
+      for (const { reject } of waiting.splice(0)) reject(why);
+    }
     this.#entries.clear();
     this.#runs.clear();
     await Promise.allSettled(entries.map(({ writing }) => writing));
@@ -396,9 +414,12 @@ export class Keeper {
       const task = ORDER.find((candidate) => entry.tasks.has(candidate));
       if (!task) return;
       entry.tasks.delete(task);
+      const waiting = task === 'last' ? entry.waiting.splice(0) : [];
       try {
         await this.#perform(run, entry, task);
+        for (const { resolve } of waiting) resolve();
       } catch (error) {
+        for (const { reject } of waiting) reject(error);
         entry.tasks.add(task);
         entry.retryAt = now() + RETRY_MS;
         log(
@@ -531,6 +552,7 @@ export class Keeper {
         publishedStep: run.step,
         notedStep: run.step,
         noting: false,
+        waiting: [],
         copies: new SharedCopies(),
         unpublished: [],
       };

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import type { FastifyInstance } from 'fastify';
 import Type from 'typebox';
-import { NAME_PATTERN } from '../shared/config.ts';
+import { LIMITS, NAME_PATTERN } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import {
   CheckpointSummarySchema,
@@ -20,6 +20,7 @@ import {
 } from '../shared/rest.ts';
 import { isFromHere } from '../wire/local-socket.ts';
 import type { Coordinator } from './coordinator.ts';
+import type { FeedSource } from './feed.ts';
 import type { StateStore } from './state-store.ts';
 
 export interface RoutesOptions {
@@ -36,11 +37,19 @@ export interface RoutesOptions {
 const Id = Type.Object({ id: Type.String({ pattern: NAME_PATTERN }) });
 const Kind = Type.Union([Type.Literal('last'), Type.Literal('best'), Type.Literal('final')]);
 const IdAndKind = Type.Object({ id: Type.String({ pattern: NAME_PATTERN }), kind: Kind });
+/** Text, since nothing of a request is converted in silence. */
+const Points = Type.Object(
+  { points: Type.Optional(Type.String()) },
+  { additionalProperties: false },
+);
 const errors = { '4xx': ErrorBodySchema, '5xx': ErrorBodySchema };
 type ById = { Params: { id: string } };
 
-/** The REST interface. Reads cost training nothing but the time to answer. */
-export function addRoutes(app: FastifyInstance, options: RoutesOptions): void {
+/**
+ * The REST interface. Reads cost training nothing but the time to answer.
+ * @returns the same facts for the feed.
+ */
+export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSource {
   const { coordinator, version, stateStore, startedAt } = options;
   const startedMs = performance.now();
   const schema = (summary: string, response: object, more: object = {}) => ({
@@ -55,21 +64,28 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): void {
     localSocket: isFromHere(request.socket) ? options.localSocket() : null,
   }));
 
-  app.get('/status', schema('All runs and workers', { 200: StatusSchema }), () => {
-    const { rss, heapUsed, arrayBuffers } = process.memoryUsage();
-    return {
-      version,
-      startedAt: startedAt.toISOString(),
-      stateStore: stateStore.kind,
-      stateStoreAway: stateStore.away && {
-        seconds: stateStore.away.sinceMs / 1000,
-        records: stateStore.away.records,
-      },
-      memoryBytes: { rss, heap: heapUsed, arrayBuffers },
-      runs: coordinator.runs.map((run) => coordinator.runSummary(run)),
-      workers: coordinator.workers(null),
-    };
-  });
+  const facts: FeedSource = {
+    server: () => {
+      const { rss, heapUsed, arrayBuffers } = process.memoryUsage();
+      return {
+        version,
+        startedAt: startedAt.toISOString(),
+        stateStore: stateStore.kind,
+        stateStoreAway: stateStore.away && {
+          seconds: stateStore.away.sinceMs / 1000,
+          records: stateStore.away.records,
+        },
+        memoryBytes: { rss, heap: heapUsed, arrayBuffers },
+      };
+    },
+    runs: () => coordinator.runs.map((run) => coordinator.runSummary(run)),
+    workers: () => coordinator.workers(null),
+  };
+  app.get('/status', schema('All runs and workers', { 200: StatusSchema }), () => ({
+    ...facts.server(),
+    runs: [...facts.runs()],
+    workers: [...facts.workers()],
+  }));
 
   app.post<{ Body: CreateRun }>(
     '/runs',
@@ -85,9 +101,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): void {
   );
 
   const Runs = Type.Object({ runs: Type.Array(RunSummarySchema) });
-  app.get('/runs', schema('All runs', { 200: Runs }), () => ({
-    runs: coordinator.runs.map((run) => coordinator.runSummary(run)),
-  }));
+  app.get('/runs', schema('All runs', { 200: Runs }), () => ({ runs: [...facts.runs()] }));
 
   app.get<ById>(
     '/runs/:id',
@@ -111,10 +125,20 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): void {
     async (request) => coordinator.runSummary(await coordinator.resume(request.params.id)),
   );
 
-  app.get<ById>(
+  app.post<ById>(
+    '/runs/:id/checkpoint',
+    schema('Write a checkpoint now', { 200: RunSummarySchema }, { params: Id }),
+    async (request) => coordinator.runSummary(await coordinator.checkpoint(request.params.id)),
+  );
+
+  app.get<ById & { Querystring: { points?: string } }>(
     '/runs/:id/metrics',
-    schema('Curves of a run', { 200: MetricsSchema }, { params: Id }),
-    (request) => coordinator.mustFind(request.params.id).metrics(),
+    schema(
+      'Curves of a run; `points`: at most so many of each, chosen so that the shape stays',
+      { 200: MetricsSchema },
+      { params: Id, querystring: Points },
+    ),
+    ({ params, query }) => coordinator.mustFind(params.id).metrics(pointsWanted(query.points)),
   );
 
   const Workers = Type.Object({ workers: Type.Array(WorkerSummarySchema) });
@@ -162,5 +186,18 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): void {
 
   app.get('/openapi.json', { schema: { summary: 'This interface, as OpenAPI' } }, () =>
     app.swagger(),
+  );
+  return facts;
+}
+
+/** @throws DownpourError DP_BODY_INVALID. */
+function pointsWanted(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const { curvePointsMin, curvePointsMax } = LIMITS;
+  const points = /^\d{1,6}$/.test(text) ? Number(text) : Number.NaN;
+  if (points >= curvePointsMin && points <= curvePointsMax) return points;
+  throw new DownpourError(
+    'DP_BODY_INVALID',
+    `points is '${text.slice(0, 20)}'; it must be a whole number from ${curvePointsMin} to ${curvePointsMax}`,
   );
 }

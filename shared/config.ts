@@ -510,6 +510,14 @@ export const LIMITS = {
   tokenCountMax: 1_000,
   /** Holders of tokens, or addresses, whose requests are counted at the same time. */
   holderCountMax: 10_000,
+  /** Open dashboards, and what each is sent in a second on average. */
+  feedCountMax: 64,
+  feedBytesPerSecondMax: 2 ** 16,
+  /** Of a curve that is asked for. */
+  curvePointsMin: 10,
+  curvePointsMax: 2_000,
+  /** How long one login lasts. */
+  loginSeconds: 12 * 3600,
   /** Of records that wait for a Redis that is away. */
   journalBytesMax: 2 ** 26,
 } as const;

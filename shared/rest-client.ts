@@ -27,7 +27,10 @@ export interface RestClient {
   run(id: string): Promise<RunDetail>;
   stop(id: string): Promise<RunSummary>;
   resume(id: string): Promise<RunSummary>;
-  metrics(id: string): Promise<Metrics>;
+  /** Resolves when a checkpoint of this moment is on disk. */
+  checkpoint(id: string): Promise<RunSummary>;
+  /** @param points at most so many of each curve. */
+  metrics(id: string, points?: number): Promise<Metrics>;
   workers(id: string): Promise<WorkerSummary[]>;
   checkpoints(id: string): Promise<CheckpointSummary[]>;
   /** The checkpoint's safetensors as they come; the time limit counts until the first byte. */
@@ -113,7 +116,9 @@ export function createRestClient(options: RestClientOptions): RestClient {
     run: (id) => json('GET', of(id)),
     stop: (id) => json('POST', of(id, '/stop')),
     resume: (id) => json('POST', of(id, '/resume')),
-    metrics: (id) => json('GET', of(id, '/metrics')),
+    checkpoint: (id) => json('POST', of(id, '/checkpoint')),
+    metrics: (id, points) =>
+      json('GET', of(id, `/metrics${points === undefined ? '' : `?points=${points}`}`)),
     workers: async (id) =>
       (await json<{ workers: WorkerSummary[] }>('GET', of(id, '/workers'))).workers,
     checkpoints: async (id) =>

@@ -84,6 +84,8 @@ export const RunSummarySchema = Type.Object({
   seconds: N,
   /** Exponentially smoothed over pushes, bias corrected. */
   trainingLoss: orNull(N),
+  /** The same at up to 40 steps from the first to now, at equal distances. */
+  sparkline: Type.Array(N),
   validation: orNull(EvaluationSchema),
   best: orNull(EvaluationSchema),
   test: orNull(EvaluationSchema),
@@ -157,16 +159,23 @@ export const CheckpointSummarySchema = Type.Object({
 });
 export type CheckpointSummary = Static<typeof CheckpointSummarySchema>;
 
-/** Columns of equal length, thinned to at most about 2,000 points a column. */
+/**
+ * Columns of equal length, thinned to at most 2,000 points a column, whatever the length of the run; to fewer
+ * by `?points=`, which keeps those that show the shape.
+ */
 export const MetricsSchema = Type.Object({
   training: Type.Object({
     step: Type.Array(N),
     seconds: Type.Array(N),
+    /** Of all applied pushes so far; null in points of older releases, as `minibatchLoss` and `momentum`. */
+    examples: Type.Array(orNull(N)),
     /** Smoothed, as `trainingLoss` of a run. */
     loss: Type.Array(orNull(N)),
-    /** Of the minibatch alone; null in points of older releases. */
+    /** Of the minibatch alone. */
     minibatchLoss: Type.Array(orNull(N)),
     learningRate: Type.Array(N),
+    /** Null also where the update rule has none. */
+    momentum: Type.Array(orNull(N)),
     gradientNorm: Type.Array(orNull(N)),
     staleness: Type.Array(N),
   }),
@@ -186,17 +195,47 @@ export const HealthSchema = Type.Object({
 });
 export type Health = Static<typeof HealthSchema>;
 
-export const StatusSchema = Type.Object({
+/** What is known of the server itself. */
+export const ServerFactsSchema = Type.Object({
   version: Type.String(),
   startedAt: Type.String(),
   stateStore: Type.String(),
   /** Set: Redis cannot be reached, and so many records wait for it on disk. */
   stateStoreAway: orNull(Type.Object({ seconds: N, records: N })),
   memoryBytes: Type.Object({ rss: N, heap: N, arrayBuffers: N }),
+});
+export type ServerFacts = Static<typeof ServerFactsSchema>;
+
+export const StatusSchema = Type.Object({
+  ...ServerFactsSchema.properties,
   runs: Type.Array(RunSummarySchema),
   workers: Type.Array(WorkerSummarySchema),
 });
 export type Status = Static<typeof StatusSchema>;
+
+/** An event of `GET /feed`: what has changed since the one before; the first one after a connection holds all. */
+export interface FeedUpdate {
+  readonly server: ServerFacts;
+  readonly runs: readonly RunSummary[];
+  readonly workers: readonly WorkerSummary[];
+  /** Names of runs, and `worker/incarnation`, that the server knows no more. */
+  readonly gone: { readonly runs: readonly string[]; readonly workers: readonly string[] };
+}
+
+/** Who looks, as `GET /session` says. */
+export const SessionSchema = Type.Object({
+  /** Null: nobody yet; a token must be given. */
+  role: orNull(Type.Union([Type.Literal('observer'), Type.Literal('operator')])),
+  /** The server has no tokens: whoever reaches it is an operator. */
+  open: Type.Boolean(),
+});
+export type SessionFacts = Static<typeof SessionSchema>;
+
+export const LoginSchema = Type.Object(
+  { token: Type.String({ minLength: 1, maxLength: 4096 }) },
+  closed,
+);
+export type Login = Static<typeof LoginSchema>;
 
 export const ErrorBodySchema = Type.Object({ code: Type.String(), message: Type.String() });
 export type ErrorBody = Static<typeof ErrorBodySchema>;

@@ -1,3 +1,4 @@
+import { pickPoints } from '../../shared/downsample.ts';
 import type { Evaluation, Metrics } from '../../shared/rest.ts';
 import { type Trouble, troubleIn } from './trouble.ts';
 
@@ -11,6 +12,7 @@ const POINTS_MAX = 2000;
 const EVALUATIONS_MAX = 10_000;
 const WINDOW = 1000;
 const HISTOGRAM_BINS = 129;
+const SPARKLINE_POINTS = 40;
 /** Weight of the past in the smoothed loss: about the last 50 pushes count. */
 const SMOOTHING = 0.98;
 /** Whose means tell how the training began. */
@@ -23,9 +25,13 @@ export interface Applied {
   /** Of the minibatch alone, where `loss` is smoothed; absent in points of older releases. */
   readonly minibatchLoss?: number;
   readonly learningRate: number;
+  /** Of the update rule; null: it has none. Absent in points of older releases. */
+  readonly momentum?: number | null;
   readonly gradientNorm: number;
   readonly staleness: number;
   readonly examples: number;
+  /** Of all pushes up to this one; absent in points of older releases. */
+  readonly examplesSoFar?: number;
 }
 
 export interface ObservationsState {
@@ -107,6 +113,7 @@ export class Observations {
       ...push,
       loss: this.trainingLoss ?? push.loss,
       minibatchLoss: push.loss,
+      examplesSoFar: this.#examples,
     });
     if (this.#points.length > POINTS_MAX) {
       this.#stride *= 2;
@@ -157,19 +164,39 @@ export class Observations {
     };
   }
 
-  metrics(): Metrics {
+  /** The smoothed loss at a few steps at equal distances, the last one among them; for a small picture. */
+  sparkline(): number[] {
     const points = this.#points;
+    const count = Math.min(SPARKLINE_POINTS, points.length);
+    return Array.from({ length: count }, (_, i) => {
+      const { loss } = points[Math.round(((i + 1) * points.length) / count) - 1]!;
+      return Number(loss.toPrecision(4));
+    });
+  }
+
+  /** @param pointsMax of each curve, at least 2; those that show its shape are chosen. */
+  metrics(pointsMax = Infinity): Metrics {
+    const points = thinned(this.#points, pointsMax, [
+      (p) => p.loss,
+      (p) => p.minibatchLoss ?? null,
+      (p) => p.gradientNorm,
+      (p) => p.staleness,
+      (p) => p.learningRate,
+    ]);
+    const evaluations = thinned(this.#evaluations, pointsMax, [(e) => e.loss, (e) => e.error]);
     return {
       training: {
         step: points.map((p) => p.step),
         seconds: points.map((p) => p.seconds),
+        examples: points.map((p) => p.examplesSoFar ?? null),
         loss: points.map((p) => p.loss),
         minibatchLoss: points.map((p) => p.minibatchLoss ?? null),
         learningRate: points.map((p) => p.learningRate),
+        momentum: points.map((p) => p.momentum ?? null),
         gradientNorm: points.map((p) => p.gradientNorm),
         staleness: points.map((p) => p.staleness),
       },
-      evaluations: [...this.#evaluations],
+      evaluations: [...evaluations],
       stalenessHistogram: [...this.#histogram],
     };
   }
@@ -185,4 +212,15 @@ export class Observations {
       first: { ...this.#first },
     };
   }
+}
+
+function thinned<P extends { readonly step: number }>(
+  points: readonly P[],
+  pointsMax: number,
+  values: readonly ((point: P) => number | null)[],
+): readonly P[] {
+  if (points.length <= pointsMax) return points;
+  const columns = values.map((value) => points.map(value));
+  const steps = points.map(({ step }) => step);
+  return pickPoints(steps, columns, pointsMax).map((i) => points[i]!);
 }

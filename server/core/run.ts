@@ -765,6 +765,7 @@ export class Run {
       seconds: this.seconds(now),
       loss,
       learningRate,
+      momentum: momentum ?? this.#ownMomentum,
       gradientNorm: norm,
       staleness,
       examples: lease.count,
@@ -1181,6 +1182,12 @@ export class Run {
     if (!this.over && this.hasParameters) this.#startedMs ??= now;
   }
 
+  /** Of the update rule where no schedule changes it; null: it has none. */
+  get #ownMomentum(): number | null {
+    const { optimizer } = this.config;
+    return 'momentum' in optimizer ? optimizer.momentum : null;
+  }
+
   /** Training time, over all processes that have held the run, while it was not over. */
   seconds(now: number): number {
     return this.#secondsBefore + (this.#startedMs === null ? 0 : (now - this.#startedMs) / 1000);
@@ -1205,8 +1212,6 @@ export class Run {
     const speed = observations.speed(this.seconds(now));
     const stepsMax = this.#stepsMax();
     const { earlyStopping } = this.config;
-    const momentum = momentumAt(this.config.momentumSchedule, this.#scheduleStep);
-    const { optimizer } = this.config;
     return {
       id: this.id,
       experiment: this.options.experiment,
@@ -1220,7 +1225,7 @@ export class Run {
       workers: [...this.#workers.values()].filter((w) => w.attached).length,
       parameters: this.layout?.trainableSize ?? null,
       learningRate: this.learningRate,
-      momentum: momentum ?? ('momentum' in optimizer ? optimizer.momentum : null),
+      momentum: momentumAt(this.config.momentumSchedule, this.#scheduleStep) ?? this.#ownMomentum,
       examplesPerSecond: this.over ? 0 : speed.examplesPerSecond,
       secondsLeft:
         stepsMax === null || speed.stepsPerSecond === 0 || this.over
@@ -1228,6 +1233,7 @@ export class Run {
           : Math.max(0, stepsMax - this.#step) / speed.stepsPerSecond,
       seconds: this.seconds(now),
       trainingLoss: observations.trainingLoss,
+      sparkline: observations.sparkline(),
       validation: observations.evaluations.findLast((e) => e.part === 'validation') ?? null,
       best: this.best,
       test: this.#test,
@@ -1267,8 +1273,9 @@ export class Run {
     };
   }
 
-  metrics(): Metrics {
-    return this.#observations.metrics();
+  /** @param pointsMax of each curve, at least 2. */
+  metrics(pointsMax?: number): Metrics {
+    return this.#observations.metrics(pointsMax);
   }
 
   /** What one worker did for this run. */

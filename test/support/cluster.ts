@@ -1,7 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type Serving, serve } from '../../server/main.ts';
+import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
 import type { Engine } from '../../worker/engine.ts';
@@ -15,17 +15,20 @@ export class Cluster {
   readonly folder: string;
   readonly state: string;
   readonly #engine: Engine;
+  readonly #options: Partial<ServeOptions>;
   #serving: { server: Serving; stop: AbortController } | null = null;
   readonly #workers: { stop: AbortController; done: Promise<unknown> }[] = [];
 
-  private constructor(folder: string, engine: Engine) {
+  private constructor(folder: string, engine: Engine, options: Partial<ServeOptions>) {
+    this.#options = options;
     this.folder = folder;
     this.state = join(folder, 'state');
     this.#engine = engine;
   }
 
-  static async start(engine: Engine): Promise<Cluster> {
-    const cluster = new Cluster(await mkdtemp(join(tmpdir(), 'downpour-')), engine);
+  /** @param options of the server: with tokens, the workers and `client` have the operators'. */
+  static async start(engine: Engine, options: Partial<ServeOptions> = {}): Promise<Cluster> {
+    const cluster = new Cluster(await mkdtemp(join(tmpdir(), 'downpour-')), engine, options);
     await cluster.serve();
     return cluster;
   }
@@ -35,15 +38,17 @@ export class Cluster {
   }
 
   get client(): RestClient {
-    return createRestClient({ server: this.url });
+    return createRestClient({ server: this.url, token: this.#options.token });
   }
 
-  async serve(): Promise<void> {
+  /** @param port the same as before, for one that comes back. */
+  async serve(port = 0): Promise<void> {
     const stop = new AbortController();
     const server = await serve({
       host: '127.0.0.1',
-      port: 0,
+      port,
       state: this.state,
+      ...this.#options,
       signal: stop.signal,
     });
     this.#serving = { server, stop };
@@ -74,6 +79,7 @@ export class Cluster {
       once: true,
       signal: stop.signal,
       log: () => {},
+      ...(this.#options.token === undefined ? {} : { token: this.#options.token }),
       ...options,
     });
     // A failure is looked at where it is awaited.

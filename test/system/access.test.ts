@@ -84,6 +84,13 @@ function ask(
         },
       },
       async (response) => {
+        const { headers, statusCode: status } = response;
+        if (headers['content-type'] === 'text/event-stream') {
+          // It has no end.
+          resolve({ status: status!, headers, body: {} });
+          request.destroy();
+          return;
+        }
         let all = '';
         for await (const chunk of response) all += String(chunk);
         resolve({
@@ -115,6 +122,7 @@ describe('roles', () => {
   /** What each role gets: nobody, a wrong token, observer, worker, operator. */
   const read = [401, 401, 200, 403, 200];
   const change = [401, 401, 403, 403, 200];
+  const anybody = [200, 200, 200, 200, 200];
   const TABLE: [method: string, path: string, statuses: number[]][] = [
     ['GET', '/health', [200, 200, 200, 200, 200]],
     ['GET', '/status', read],
@@ -125,6 +133,16 @@ describe('roles', () => {
     ['GET', '/runs/:id/workers', read],
     ['GET', '/runs/:id/checkpoints', read],
     ['GET', '/runs/:id/checkpoints/:kind/file', read],
+    ['POST', '/runs/:id/checkpoint', change],
+    ['GET', '/feed', read],
+    ['GET', '/', anybody],
+    ['GET', '/dashboard.js', anybody],
+    ['GET', '/dashboard.css', anybody],
+    ['GET', '/icon.svg', anybody],
+    ['GET', '/session', anybody],
+    // Whose token it is stands in its body, and there it is an observer's.
+    ['POST', '/session', anybody],
+    ['DELETE', '/session', [204, 204, 204, 204, 204]],
     ['POST', '/runs/:id/stop', change],
     ['POST', '/runs/:id/resume', change],
     ['GET', '/openapi.json', read],
@@ -142,8 +160,10 @@ describe('roles', () => {
       const seen: number[] = [];
       for (const headers of givens) {
         const place = path.replace(':id', 'r').replace(':kind', 'last');
-        const body = path === '/runs' && method === 'POST' ? RUN : undefined;
-        const answer = await ask(url + place, { method, headers, body });
+        const bodies: Record<string, object> = { '/runs': RUN, '/session': { token: 'r' } };
+        const body = method === 'POST' ? bodies[path] : undefined;
+        const origin = path === '/session' ? { origin: url } : {};
+        const answer = await ask(url + place, { method, headers: { ...headers, ...origin }, body });
         // There is no checkpoint: whoever hears that was let in.
         const missing = answer.body.code === 'DP_CHECKPOINT_MISSING';
         seen.push(missing ? 200 : answer.status);
@@ -193,6 +213,89 @@ describe('roles', () => {
     (await ProtocolWorker.connect(url, { token: 'new' })).close();
     both.close();
     expect(await both.next()).toMatchObject({ kind: 'closed', code: 1005 });
+  });
+});
+
+describe('a login', () => {
+  const tokens = { token: 'o', workerToken: 'w', observerToken: 'r' };
+  async function logIn(url: string, token: string): Promise<string> {
+    const headers = { origin: url };
+    const answer = await ask(`${url}/session`, { method: 'POST', headers, body: { token } });
+    expect(answer.status).toBe(200);
+    return answer.headers['set-cookie']![0]!;
+  }
+  const pairOf = (cookie: string) => cookie.split(';', 1)[0]!;
+
+  test('stands for its token: what an observer may read, an operator change', async () => {
+    const { url } = await start(tokens);
+    const observer = await logIn(url, 'r');
+    expect(observer).toMatch(/; HttpOnly; SameSite=Strict$/);
+    const cookie = pairOf(observer);
+    expect((await ask(`${url}/status`, { headers: { cookie } })).status).toBe(200);
+    expect((await ask(`${url}/session`, { headers: { cookie } })).body).toEqual({
+      role: 'observer',
+      open: false,
+    });
+    const create = (headers: object) => ask(`${url}/runs`, { method: 'POST', headers, body: RUN });
+    expect((await create({ cookie, origin: url })).status).toBe(403);
+    const operator = pairOf(await logIn(url, 'o'));
+    expect((await create({ cookie: operator, origin: url })).status).toBe(201);
+  });
+
+  test('counts for this server’s own pages alone, and lets no worker in', async () => {
+    const { url } = await start(tokens);
+    const cookie = pairOf(await logIn(url, 'o'));
+    const port = Number(new URL(url).port);
+    const create = (headers: object) => ask(`${url}/runs`, { method: 'POST', headers, body: RUN });
+    // The same machine is not the same origin: cookies know no ports.
+    for (const origin of [
+      undefined,
+      'null',
+      `http://127.0.0.1:${port + 1}`,
+      'http://evil.example',
+    ]) {
+      const answer = await create({ cookie, ...(origin === undefined ? {} : { origin }) });
+      expect([answer.status, answer.body.code], origin).toEqual([403, 'DP_FORBIDDEN']);
+    }
+    const read = (site: string) =>
+      ask(`${url}/status`, { headers: { cookie, 'sec-fetch-site': site } });
+    expect((await read('same-origin')).status).toBe(200);
+    for (const site of ['same-site', 'cross-site']) expect((await read(site)).status).toBe(403);
+    expect((await ask(`${url}/ws`, upgrade({ cookie }))).status).toBe(401);
+    const stranger = { origin: 'http://evil.example' };
+    const foreign = await ask(`${url}/session`, {
+      method: 'POST',
+      headers: stranger,
+      body: { token: 'o' },
+    });
+    expect(foreign.status).toBe(403);
+  });
+
+  test('is refused to workers and to guesses, which are counted', async () => {
+    const { url } = await start(tokens);
+    const attempt = (token: string) =>
+      ask(`${url}/session`, { method: 'POST', headers: { origin: url }, body: { token } });
+    expect(await attempt('w')).toMatchObject({ status: 403, body: { code: 'DP_FORBIDDEN' } });
+    const guesses = Array.from({ length: 3 * LIMITS.refusalsPerSecondMax }, (_, i) =>
+      attempt(`guess ${i}`),
+    );
+    const statuses = new Set((await Promise.all(guesses)).map(({ status }) => status));
+    expect(statuses).toEqual(new Set([401, 429]));
+  });
+
+  test('ends with its token, and so does a feed that it opened', async () => {
+    const secrets = await mkdtemp(join(tmpdir(), 'downpour-'));
+    cleanUps.push(() => rm(secrets, { recursive: true, force: true }));
+    const file = join(secrets, 'tokens');
+    await writeFile(file, 'operator boss\nobserver old\n');
+    const { url, line } = await start({ tokensFile: file });
+    const cookie = pairOf(await logIn(url, 'old'));
+    const feed = await fetch(`${url}/feed`, { headers: { cookie } });
+    await writeFile(file, 'operator boss\nobserver new\n');
+    await line('the tokens have changed');
+    // To its end: the server closes it.
+    expect(await feed.text()).toContain('data: {"server"');
+    expect((await ask(`${url}/status`, { headers: { cookie } })).status).toBe(401);
   });
 });
 

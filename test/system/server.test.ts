@@ -542,16 +542,19 @@ describe('REST', () => {
     const { url } = await start(await folder());
     const { body } = await request<{ paths: Record<string, object> }>('GET', `${url}/openapi.json`);
     expect(Object.keys(body.paths).sort()).toEqual([
+      '/feed',
       '/health',
       '/openapi.json',
       '/runs',
       '/runs/{id}',
+      '/runs/{id}/checkpoint',
       '/runs/{id}/checkpoints',
       '/runs/{id}/checkpoints/{kind}/file',
       '/runs/{id}/metrics',
       '/runs/{id}/resume',
       '/runs/{id}/stop',
       '/runs/{id}/workers',
+      '/session',
       '/status',
     ]);
   });

@@ -51,6 +51,36 @@ describe('tokens', () => {
     expect(access.own).toBe('o');
   });
 
+  test('a login stands for its token until its time is over, also after a restart', () => {
+    const sources = { token: 'o', observerToken: 'r' };
+    const now = 1.7e12;
+    const login = open(sources).login('r', now);
+    const access = open(sources);
+    expect(access.loggedIn(login, now + 1000)).toMatchObject({ role: 'observer' });
+    expect(access.loggedIn(login, now + LIMITS.loginSeconds * 1000 - 1)).not.toBeNull();
+    expect(access.loggedIn(login, now + LIMITS.loginSeconds * 1000 + 1000)).toBeNull();
+    // A clock that was set back by more than a minute: nothing can be said of its age.
+    expect(access.loggedIn(login, now - 120_000)).toBeNull();
+    expect(open({ token: 'o', observerToken: 'another' }).loggedIn(login, now)).toBeNull();
+    expect(login).not.toContain('r.');
+    expect(open(sources).login('r', now)).not.toBe(login);
+  });
+
+  test('a login that was changed anywhere is none', () => {
+    const access = open({ token: 'o' });
+    const now = 1.7e12;
+    const login = access.login('o', now);
+    for (let i = 0; i < login.length; i++) {
+      const other = login[i] === 'A' ? 'B' : 'A';
+      const changed = login.slice(0, i) + other + login.slice(i + 1);
+      // The last character of base64 has bits that mean nothing.
+      if (i < login.length - 1) expect(access.loggedIn(changed, now), changed).toBeNull();
+    }
+    for (const text of ['', '.', '..', '...', `${login}.`, 'NaN.a.b', `${login}${login}`]) {
+      expect(access.loggedIn(text, now), text).toBeNull();
+    }
+  });
+
   test('an operator may do everything, others only what their role says', () => {
     const table = ROLES.map((role) => ROLES.map((needed) => mayDo({ role, holder: 'x' }, needed)));
     expect(ROLES).toEqual(['observer', 'worker', 'operator']);

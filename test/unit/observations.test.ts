@@ -84,3 +84,17 @@ test('its state continues through JSON', () => {
   expect(second.trainingLoss).toBe(whole.trainingLoss);
   expect(second.examples).toBe(whole.examples);
 });
+
+test('curves in fewer points keep their peaks, their ends and the count of examples', () => {
+  const observations = new Observations();
+  for (let step = 1; step <= 1500; step++) {
+    observations.applied(push(step, { gradientNorm: step === 777 ? 500 : 2 }));
+  }
+  const { training } = observations.metrics(100);
+  expect(training.step).toHaveLength(100);
+  expect(training.step).toContain(777);
+  expect([training.step[0], training.step.at(-1)]).toEqual([1, 1500]);
+  expect(training.examples).toEqual(training.step.map((step) => 64 * step));
+  expect(observations.sparkline()).toHaveLength(40);
+  expect(observations.sparkline().at(-1)).toBe(Number(observations.trainingLoss!.toPrecision(4)));
+});

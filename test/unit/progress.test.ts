@@ -61,6 +61,7 @@ const RUN: RunSummary = {
   checkpoint: null,
   rollbacks: [],
   stepsLost: 0,
+  sparkline: [0.9, 0.4, 0.13],
   data: null,
 };
 

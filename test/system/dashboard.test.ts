@@ -1,0 +1,267 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type Engine, openEngine } from '../../worker/engine.ts';
+import { findBrowser } from '../support/browser.ts';
+import { Cluster, FIXTURES } from '../support/cluster.ts';
+import { type Browser, launch, type Page, picture, problemsOf } from '../support/dashboard.ts';
+
+/**
+ * The dashboard in a real browser, on a real training. What a view shows is compared with what REST answers;
+ * pictures of each view go to test/output.
+ */
+
+const DIGITS = join(FIXTURES, 'few-digits.ts');
+const TOKENS = { token: 'the-operator', observerToken: 'an-observer' } as const;
+
+const skipped = findBrowser() === null && !process.env.CI;
+let engine: Engine;
+let cluster: Cluster;
+let browser: Browser;
+let page: Page;
+let problems: string[];
+
+beforeAll(async () => {
+  if (skipped) return;
+  engine = await openEngine({ engine: 'wasm' });
+  cluster = await Cluster.start(engine, TOKENS);
+  const common = { minibatchSize: 32, evaluateEverySteps: 13, hyperparameters: { count: 600 } };
+  await cluster.createRun('digits-plain', DIGITS, { ...common, learningRate: 0.1, epochsMax: 6 });
+  await cluster.work('digits-plain', 'ada').done;
+  await cluster.createRun('digits-momentum', DIGITS, {
+    ...common,
+    learningRate: 0.05,
+    optimizer: { kind: 'momentum' },
+    earlyStopping: { patience: 4 },
+    evaluateTraining: 200,
+    epochsMax: 6,
+  });
+  await cluster.work('digits-momentum', 'ada').done;
+  // Still under way as long as the tests look.
+  await cluster.createRun('digits-live', DIGITS, {
+    ...common,
+    learningRate: 0.02,
+    earlyStopping: { patience: 10_000 },
+    epochsMax: 100_000,
+  });
+  browser = await launch();
+  const context = await browser.newContext({ viewport: { width: 1280, height: 900 } });
+  page = await context.newPage();
+  problems = problemsOf(page);
+});
+afterAll(async () => {
+  if (skipped) return;
+  await browser?.close();
+  await cluster?.close();
+});
+
+const text = async (selector: string) => (await page.locator(selector).first().textContent())!;
+const grouped = (value: number) => new Intl.NumberFormat('en').format(value);
+
+async function logIn(token: string): Promise<void> {
+  await page.goto(cluster.url);
+  await page.getByLabel('Token').fill(token);
+  await page.getByRole('button', { name: 'Log in' }).click();
+  await page.waitForSelector('tr[data-run]');
+}
+
+describe.skipIf(skipped)('the dashboard', () => {
+  test('asks for a token, refuses a wrong one, and never shows it in an address', async () => {
+    await page.goto(cluster.url);
+    await page.waitForSelector('form.login');
+    await picture(page, 'login');
+    await page.getByLabel('Token').fill('a-guess');
+    await page.getByRole('button', { name: 'Log in' }).click();
+    await page.getByText('the token is missing or wrong').waitFor();
+    await page.getByLabel('Token').fill(TOKENS.observerToken);
+    await page.getByRole('button', { name: 'Log in' }).click();
+    await page.waitForSelector('tr[data-run]');
+    expect(page.url()).not.toContain(TOKENS.observerToken);
+    const [cookie] = await page.context().cookies();
+    expect(cookie).toMatchObject({ httpOnly: true, sameSite: 'Strict' });
+    expect(cookie!.value).not.toContain(TOKENS.observerToken);
+    expect(await page.evaluate(() => document.cookie)).toBe('');
+  });
+
+  test('shows an observer everything, and no button that changes a run', async () => {
+    await page.goto(`${cluster.url}/#/runs/digits-live`);
+    await page.getByRole('heading', { name: 'digits-live' }).waitFor();
+    await page.getByText('observer').waitFor();
+    for (const name of ['Stop', 'Resume', 'Checkpoint', 'New run']) {
+      expect(await page.getByRole('button', { name, exact: true }).count(), name).toBe(0);
+    }
+    const refused = await page.evaluate(async () => {
+      const { status } = await fetch('/runs/digits-live/stop', { method: 'POST' });
+      return status;
+    });
+    expect(refused).toBe(403);
+    await page.getByRole('button', { name: 'Log out' }).click();
+    await page.waitForSelector('form.login');
+    expect(await page.evaluate(async () => (await fetch('/runs')).status)).toBe(401);
+    await logIn(TOKENS.token);
+  });
+
+  test('lists all runs as REST does, filters them and orders them', async () => {
+    await page.goto(`${cluster.url}/#/`);
+    for (const run of await cluster.client.runs()) {
+      const row = page.locator(`tr[data-run="${run.id}"]`);
+      await row.waitFor();
+      expect(await row.locator('.badge').textContent()).toBe(run.phase);
+      if (run.phase !== 'finished') continue;
+      expect(await row.locator('.col-step').textContent()).toContain(grouped(run.step));
+      const best = await row.locator('.col-best').textContent();
+      expect(best).toContain(`${(100 * run.best!.error!).toFixed(2)} %`);
+      expect(best).toContain(`at ${grouped(run.best!.step)}`);
+      expect(await row.locator('.col-loss').textContent()).toBe(
+        String(Number(run.trainingLoss!.toPrecision(4))),
+      );
+      const points = await row.locator('polyline').getAttribute('points');
+      expect(points!.split(' ')).toHaveLength(run.sparkline.length);
+    }
+    await page.getByLabel('Filter runs').fill('momentum');
+    expect(await page.locator('tr[data-run]').count()).toBe(1);
+    await page.getByLabel('Filter runs').fill('');
+    await page.getByRole('button', { name: 'Ended' }).click();
+    expect(await page.locator('tr[data-run]').count()).toBe(2);
+    await page.getByRole('button', { name: 'All' }).click();
+    await page.getByRole('button', { name: 'Training loss' }).click();
+    const names = await page
+      .locator('tr[data-run]')
+      .evaluateAll((rows) => rows.map((row) => (row as HTMLElement).dataset.run));
+    const losses = new Map((await cluster.client.runs()).map((run) => [run.id, run.trainingLoss]));
+    const known = names.filter((name) => losses.get(name!) !== null);
+    expect(known).toEqual([...known].sort((a, b) => losses.get(b!)! - losses.get(a!)!));
+    expect(names.at(-1)).toBe('digits-live');
+  });
+
+  test('follows a run that trains, from the first step on', async () => {
+    const { done } = cluster.work('digits-live', 'ada');
+    cluster.work('digits-live', 'grace');
+    done.catch(() => {});
+    await page.goto(`${cluster.url}/#/runs/digits-live`);
+    await page.waitForSelector('.u-over');
+    const steps = async () =>
+      Number((await text('.tile:first-child .tile-value')).replaceAll(',', ''));
+    await expect.poll(steps, { timeout: 20_000 }).toBeGreaterThan(50);
+    const seen = await steps();
+    await expect.poll(steps, { timeout: 20_000 }).toBeGreaterThan(seen);
+    await page.getByText('2 workers').first().waitFor();
+    await expect
+      .poll(() => page.locator('[aria-label^="Loss: "]').getAttribute('aria-label'))
+      .toContain('validation 0.');
+    await picture(page, 'run-live');
+    await page.goto(`${cluster.url}/#/`);
+    await page.waitForSelector('tr[data-run]');
+    await picture(page, 'runs');
+  });
+
+  test('shows one run as REST tells it', async () => {
+    const id = 'digits-momentum';
+    await page.goto(`${cluster.url}/#/runs/${id}`);
+    await page.waitForSelector('.u-over');
+    const [run, metrics, checkpoints] = await Promise.all([
+      cluster.client.run(id),
+      cluster.client.metrics(id),
+      cluster.client.checkpoints(id),
+    ]);
+    expect(run.phase).toBe('finished');
+    const short = (value: number) => String(Number(value.toPrecision(4)));
+    expect(await text('.tiles')).toContain(`${(100 * run.best!.error!).toFixed(2)} %`);
+    const loss = await page.locator('[aria-label^="Loss: "]').getAttribute('aria-label');
+    expect(loss).toContain(`smoothed ${short(metrics.training.loss.at(-1)!)}`);
+    const last = metrics.evaluations.findLast(({ part }) => part === 'validation')!;
+    expect(loss).toContain(`validation ${short(last.loss!)}`);
+    const rate = await page.locator('[aria-label^="Learning rate: "]').getAttribute('aria-label');
+    expect(rate).toContain('learning rate 0.05, momentum 0.9');
+    const norm = await page.locator('[aria-label^="Gradient norm: "]').getAttribute('aria-label');
+    expect(norm).toContain(short(metrics.training.gradientNorm.at(-1)!));
+    const stopping = await text('.stopping');
+    expect(stopping).toContain(`${run.earlyStopping.patienceLeft} of 4 evaluations`);
+    expect(stopping).toContain(`at step ${grouped(run.best!.step)}`);
+    expect(await page.locator('[aria-label="Checkpoints"] tbody tr').count()).toBe(
+      checkpoints.length,
+    );
+    await picture(page, 'run');
+  });
+
+  test('saves the numbers of a plot, and its picture', async () => {
+    const saved = async (name: string) => {
+      const [download] = await Promise.all([
+        page.waitForEvent('download'),
+        page.getByRole('button', { name }).click(),
+      ]);
+      return { name: download.suggestedFilename(), bytes: readFileSync(await download.path()) };
+    };
+    const { training } = await cluster.client.metrics('digits-momentum', 600);
+    const csv = await saved('Save Gradient norm as CSV');
+    expect(csv.name).toBe('gradient-norm.csv');
+    const lines = csv.bytes.toString().trim().split('\n');
+    expect(lines[0]).toBe('curve,step,gradient norm');
+    expect(lines.slice(1)).toEqual(
+      training.step.map((step, i) => `gradient norm,${step},${training.gradientNorm[i]}`),
+    );
+    const png = await saved('Save Loss as PNG');
+    expect(png.bytes.subarray(1, 4).toString()).toBe('PNG');
+    expect(png.bytes.length).toBeGreaterThan(3000);
+    const svg = (await saved('Save Loss as SVG')).bytes.toString();
+    expect(svg).toMatch(/^<svg [^>]*xmlns="http:\/\/www\.w3\.org\/2000\/svg"/);
+    expect(svg.match(/<path /g)!.length).toBeGreaterThanOrEqual(3);
+  });
+
+  test('compares several runs on one plot', async () => {
+    await page.goto(`${cluster.url}/#/`);
+    for (const id of ['digits-plain', 'digits-momentum'])
+      await page.getByLabel(`Select ${id}`).check();
+    await page.getByText('2 runs selected').waitFor();
+    await page.getByRole('link', { name: 'Compare' }).click();
+    await page.waitForSelector('[data-curves="2"]');
+    const label = () => page.locator('[aria-label^="Comparison: "]').getAttribute('aria-label');
+    const runs = await Promise.all(
+      ['digits-plain', 'digits-momentum'].map((id) => cluster.client.metrics(id)),
+    );
+    const ends = runs.map(({ training }) => String(Number(training.loss.at(-1)!.toPrecision(4))));
+    expect(await label()).toBe(`Comparison: digits-plain ${ends[0]}, digits-momentum ${ends[1]}`);
+    await page.getByLabel('Over').selectOption('examples');
+    await page.getByLabel('Value').selectOption('validationError');
+    await page.getByLabel('Logarithmic x').check();
+    const errors = runs.map(
+      ({ evaluations }) => evaluations.findLast(({ part }) => part === 'validation')!.error!,
+    );
+    await expect
+      .poll(label)
+      .toBe(
+        `Comparison: digits-plain ${(100 * errors[0]!).toFixed(2)} %, digits-momentum ${(100 * errors[1]!).toFixed(2)} %`,
+      );
+    await page.getByLabel('Value').selectOption('trainingLoss');
+    await page.getByLabel('Logarithmic x').uncheck();
+    await picture(page, 'compare');
+  });
+
+  test('an operator stops a run, and resumes it', async () => {
+    await page.goto(`${cluster.url}/#/runs/digits-live`);
+    await page.getByRole('button', { name: 'Checkpoint', exact: true }).click();
+    await page.getByText('A checkpoint is written').waitFor();
+    await page.getByRole('button', { name: 'Stop', exact: true }).click();
+    await page.getByRole('button', { name: 'Stop the run' }).click();
+    await page.getByRole('button', { name: 'Resume' }).waitFor();
+    expect((await cluster.client.run('digits-live')).phase).toBe('stopped');
+    await page.getByRole('button', { name: 'Resume' }).click();
+    await page.getByRole('button', { name: 'Stop', exact: true }).waitFor();
+    expect((await cluster.client.run('digits-live')).phase).not.toBe('stopped');
+  });
+
+  test('says that the server is away, and goes on by itself when it is back', async () => {
+    const { port } = new URL(cluster.url);
+    await cluster.stopWorkers();
+    await cluster.stopServer();
+    await page.getByText('Reconnecting').waitFor();
+    await cluster.serve(Number(port));
+    await page.getByText('Live', { exact: true }).waitFor({ timeout: 15_000 });
+    // By the same cookie: it outlives a restart.
+    await page.getByRole('button', { name: 'Stop', exact: true }).waitFor();
+  });
+
+  test('does nothing that its policy forbids, and fails nowhere', () => {
+    expect(problems).toEqual([]);
+  });
+});

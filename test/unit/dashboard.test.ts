@@ -1,0 +1,21 @@
+import { expect, test } from 'vitest';
+import { DASHBOARD_PATHS, dashboard } from '../../server/dashboard.ts';
+
+test('all of the dashboard is at most 150 KB, compressed as it travels', async () => {
+  const files = await dashboard();
+  expect([...files.keys()].sort()).toEqual([...DASHBOARD_PATHS].sort());
+  let gzipped = 0;
+  for (const file of files.values()) gzipped += file.gzipped.length;
+  expect(gzipped).toBeLessThanOrEqual(150_000);
+});
+
+test('nothing of it asks another host, and no script or style stands in the page', async () => {
+  const files = await dashboard();
+  for (const [path, { bytes }] of files) {
+    // A name space is a name, nothing that is asked.
+    const text = bytes.toString().replaceAll('http://www.w3.org/2000/svg', '');
+    expect(text.match(/(?:https?:)?\/\/[a-z0-9-]+\.[a-z]{2,}[/"'`)]/gi), path).toBeNull();
+  }
+  const page = files.get('/')!.bytes.toString();
+  expect(page).not.toMatch(/<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)/);
+});

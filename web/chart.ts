@@ -1,0 +1,390 @@
+import uPlot from 'uplot';
+import { compact, short } from './format.ts';
+import { fill, h, setText } from './html.ts';
+
+/** Curves on a plot: one wrapper around uPlot, with a legend, a theme and files to save. */
+
+export interface Curve {
+  readonly label: string;
+  /** Index into the palette, or the name of a colour of the style sheet. */
+  readonly color: number | 'muted';
+  /** Ascending. */
+  readonly x: readonly number[];
+  readonly y: readonly (number | null)[];
+  /** Default: a line. */
+  readonly draw?: 'line' | 'faint' | 'points' | 'steps' | 'bars';
+  readonly dashed?: boolean;
+}
+
+export interface Mark {
+  readonly x: number;
+  readonly y: number;
+  readonly text: string;
+}
+
+export interface Content {
+  readonly curves: readonly Curve[];
+  readonly marks?: readonly Mark[];
+  readonly xLabel: string;
+  readonly yLabel: string;
+  readonly xLog?: boolean;
+  readonly yLog?: boolean;
+  /** Of values in the legend, and of ticks. */
+  readonly formatY?: (value: number) => string;
+  readonly formatTick?: (value: number) => string;
+  readonly formatX?: (value: number) => string;
+  /** Not above it where all is below: a share, say. */
+  readonly yFrom?: number;
+}
+
+/** Cells of the joined table up to which every point of every curve is kept. */
+const CELLS_MAX = 200_000;
+/** Columns of the table where that would be too much: about as many as a plot has pixels. */
+const GRID_POINTS = 700;
+const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
+
+/** As the style sheet says; there are eight, then they begin again, dashed. */
+export function colorOf(color: Curve['color']): string {
+  const name = color === 'muted' ? '--muted' : `--series-${color % 8}`;
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+export const dashOf = (curve: Curve): number[] =>
+  curve.dashed
+    ? DASHES[1]!
+    : DASHES[typeof curve.color === 'number' ? Math.floor(curve.color / 8) % 4 : 0]!;
+
+export class Chart {
+  readonly element: HTMLElement;
+  readonly #title: string;
+  readonly #area: HTMLElement;
+  readonly #legend: HTMLElement;
+  readonly #empty: HTMLElement;
+  readonly #height: number;
+  readonly #observer: ResizeObserver;
+  readonly #onTheme = () => this.#rebuild();
+  #values: HTMLElement[] = [];
+  #plot: uPlot | null = null;
+  #shape = '';
+  #content: Content | null = null;
+
+  /** @param title names the picture for those who cannot see it, and its files. */
+  constructor(title: string, { height = 240, empty = 'Nothing yet' } = {}) {
+    this.#title = title;
+    this.#height = height;
+    this.#legend = h('div', { class: 'legend' });
+    this.#area = h('div', { class: 'plot', role: 'img', 'aria-label': title });
+    this.#empty = h('p', { class: 'empty-plot', style: { height: `${height}px` } }, empty);
+    this.element = h('div', { class: 'chart' }, this.#legend, this.#area, this.#empty);
+    this.#area.hidden = true;
+    this.#observer = new ResizeObserver(() => this.#fit());
+    this.#observer.observe(this.element);
+    document.addEventListener('theme', this.#onTheme);
+  }
+
+  get content(): Content | null {
+    return this.#content;
+  }
+
+  get title(): string {
+    return this.#title;
+  }
+
+  show(content: Content): void {
+    this.#content = content;
+    const curves = content.curves.filter(({ x }) => x.length > 0);
+    this.#empty.hidden = curves.length > 0;
+    this.#area.hidden = curves.length === 0;
+    this.#legend.hidden = curves.length === 0;
+    if (curves.length === 0) return;
+    const { marks: _, curves: all, ...rest } = content;
+    const shape = JSON.stringify([
+      rest,
+      all.map(({ label, color, draw, dashed }) => [label, color, draw, dashed]),
+    ]);
+    if (shape !== this.#shape || !this.#plot) {
+      this.#shape = shape;
+      this.#rebuild();
+    } else this.#plot.setData(aligned(content.curves));
+    this.#describe();
+  }
+
+  destroy(): void {
+    this.#observer.disconnect();
+    document.removeEventListener('theme', this.#onTheme);
+    this.#plot?.destroy();
+    this.#plot = null;
+  }
+
+  /** @param scale of pixels. @returns the picture as it is seen, on its background. */
+  picture(): HTMLCanvasElement | null {
+    const source = this.#plot?.ctx.canvas;
+    if (!source) return null;
+    const canvas = h('canvas', { width: source.width, height: source.height });
+    const context = canvas.getContext('2d')!;
+    context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue('--surface');
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(source, 0, 0);
+    return canvas;
+  }
+
+  #fit(): void {
+    const width = Math.floor(this.element.clientWidth);
+    if (this.#plot && width > 0 && width !== this.#plot.width) {
+      this.#plot.setSize({ width, height: this.#height });
+    }
+  }
+
+  /** For those who hear the page, and for tests: the last value of each curve. */
+  #describe(): void {
+    const { curves } = this.#content!;
+    const parts = curves.slice(0, 8).map(({ label, y }) => `${label} ${this.#format(lastOf(y))}`);
+    const more = curves.length > 8 ? `, and ${curves.length - 8} more` : '';
+    this.#area.setAttribute('aria-label', `${this.#title}: ${parts.join(', ')}${more}`);
+    if (this.#plot?.cursor.idx == null) this.#tell(null);
+  }
+
+  #format(value: number | null): string {
+    if (value === null) return '–';
+    return (this.#content?.formatY ?? short)(value);
+  }
+
+  /** Values in the legend: at the pointer, else the last ones. */
+  #tell(index: number | null): void {
+    const plot = this.#plot;
+    if (!plot) return;
+    for (const [i, element] of this.#values.entries()) {
+      const y = plot.data[i + 1] as (number | null)[];
+      setText(element, this.#format(index === null ? lastOf(y) : nearest(y, index)));
+    }
+  }
+
+  #rebuild(): void {
+    const content = this.#content;
+    if (!content || content.curves.length === 0) return;
+    this.#plot?.destroy();
+    const width = Math.max(200, Math.floor(this.element.clientWidth));
+    this.#plot = new uPlot(this.#options(content, width), aligned(content.curves), this.#area);
+    this.#buildLegend(content);
+    this.#tell(null);
+  }
+
+  #buildLegend({ curves }: Content): void {
+    this.#values = curves.map(() => h('span', { class: 'legend-value' }));
+    // More names than can be read say nothing; the selection beside the plot has them all.
+    const items = curves.slice(0, 12).map((curve, i) =>
+      h(
+        'span',
+        { class: 'legend-item' },
+        h('span', {
+          class: `swatch ${curve.draw ?? 'line'}${dashOf(curve).length > 0 ? ' dashed' : ''}`,
+          style: { color: colorOf(curve.color) },
+          'aria-hidden': 'true',
+        }),
+        h('span', {}, curve.label),
+        // Of a bar there is no last value.
+        curve.draw !== 'bars' && this.#values[i],
+      ),
+    );
+    fill(
+      this.#legend,
+      ...items,
+      curves.length > 12 && h('span', { class: 'muted' }, `and ${curves.length - 12} more`),
+    );
+  }
+
+  #options(content: Content, width: number): uPlot.Options {
+    const { curves, xLog, yLog, formatX = compact, formatTick = compact } = content;
+    const muted = colorOf('muted');
+    const style = getComputedStyle(document.documentElement);
+    const grid = { stroke: style.getPropertyValue('--grid').trim(), width: 1 };
+    const font = '12px system-ui, sans-serif';
+    const bars = curves.some(({ draw }) => draw === 'bars');
+    return {
+      width,
+      height: this.#height,
+      legend: { show: false },
+      cursor: {
+        points: { size: 7 },
+        drag: { x: true, y: false },
+        focus: { prox: 24 },
+      },
+      focus: { alpha: curves.length > 3 ? 0.35 : 1 },
+      scales: {
+        x: {
+          time: false,
+          ...(xLog ? { distr: 3 as const } : {}),
+          ...(bars ? { range: barRange } : {}),
+        },
+        y: {
+          ...(yLog ? { distr: 3 as const } : {}),
+          ...(content.yFrom === undefined || yLog
+            ? {}
+            : {
+                range: (_: uPlot, _low: number, high: number): uPlot.Range.MinMax => [
+                  content.yFrom!,
+                  high > content.yFrom! ? high * 1.05 : 1,
+                ],
+              }),
+        },
+      },
+      axes: [
+        {
+          stroke: muted,
+          font,
+          grid: { ...grid, show: false },
+          ticks: { ...grid, size: 5 },
+          size: 24,
+          gap: 3,
+          space: 64,
+          label: content.xLabel,
+          labelFont: font,
+          labelSize: 20,
+          labelGap: 0,
+          values: (_, splits) => splits.map((v) => (v === null ? '' : formatX(v))),
+        },
+        {
+          stroke: muted,
+          font,
+          grid,
+          ticks: { ...grid, show: false },
+          size: 58,
+          gap: 6,
+          space: 34,
+          values: (_, splits) => splits.map((v) => (v === null ? '' : formatTick(v))),
+        },
+      ],
+      series: [{}, ...curves.map((curve) => seriesOf(curve))],
+      hooks: {
+        setCursor: [({ cursor }) => this.#tell(cursor.idx ?? null)],
+        draw: [(plot) => drawMarks(plot, this.#content?.marks ?? [])],
+      },
+    };
+  }
+}
+
+function seriesOf(curve: Curve): uPlot.Series {
+  const stroke = colorOf(curve.color);
+  const { draw = 'line' } = curve;
+  const base = { label: curve.label, stroke, dash: dashOf(curve), spanGaps: true };
+  if (draw === 'points') {
+    return { ...base, width: 1.5, points: { show: true, size: 6, fill: stroke, stroke } };
+  }
+  if (draw === 'bars') {
+    return {
+      ...base,
+      width: 0,
+      fill: stroke,
+      paths: uPlot.paths.bars!({ size: [0.8, 40] }),
+      points: { show: false },
+    };
+  }
+  return {
+    ...base,
+    width: draw === 'faint' ? 1 : 2,
+    ...(draw === 'faint' ? { alpha: 0.35 } : {}),
+    ...(draw === 'steps' ? { paths: uPlot.paths.stepped!({ align: 1 }) } : {}),
+    points: { show: curve.x.length === 1, size: 6, fill: stroke },
+  };
+}
+
+function barRange(_: uPlot, low: number, high: number): uPlot.Range.MinMax {
+  return [low - 0.6, high + 0.6];
+}
+
+function drawMarks({ ctx, valToPos, bbox }: uPlot, marks: readonly Mark[]): void {
+  const ratio = devicePixelRatio;
+  ctx.save();
+  ctx.font = `600 ${12 * ratio}px system-ui, sans-serif`;
+  for (const { x, y, text } of marks) {
+    const left = valToPos(x, 'x', true);
+    const top = valToPos(y, 'y', true);
+    if (left < bbox.left || left > bbox.left + bbox.width) continue;
+    ctx.strokeStyle = colorOf(2);
+    ctx.fillStyle = colorOf(2);
+    ctx.lineWidth = 1.5 * ratio;
+    ctx.setLineDash([3 * ratio, 3 * ratio]);
+    ctx.beginPath();
+    ctx.moveTo(left, bbox.top);
+    ctx.lineTo(left, bbox.top + bbox.height);
+    ctx.stroke();
+    ctx.setLineDash([]);
+    ctx.beginPath();
+    ctx.arc(left, top, 5 * ratio, 0, 2 * Math.PI);
+    ctx.fill();
+    const width = ctx.measureText(text).width;
+    const fits = left + width + 10 * ratio < bbox.left + bbox.width;
+    ctx.textAlign = 'left';
+    ctx.textBaseline = 'top';
+    ctx.fillText(text, fits ? left + 6 * ratio : left - width - 6 * ratio, bbox.top + 2 * ratio);
+  }
+  ctx.restore();
+}
+
+/**
+ * One table with a column for each curve, as uPlot wants it. Where that would be too large, each curve is
+ * read at equal distances of x, on the line between its points.
+ */
+export function aligned(curves: readonly Curve[]): uPlot.AlignedData {
+  const points = curves.reduce((sum, { x }) => sum + x.length, 0);
+  if (points * curves.length <= CELLS_MAX) {
+    const tables = curves.map(({ x, y }) => [x, y] as unknown as uPlot.AlignedData);
+    return tables.length === 1 ? tables[0]! : uPlot.join(tables);
+  }
+  let low = Infinity;
+  let high = -Infinity;
+  for (const { x } of curves) {
+    if (x.length === 0) continue;
+    low = Math.min(low, x[0]!);
+    high = Math.max(high, x.at(-1)!);
+  }
+  const grid = Array.from(
+    { length: GRID_POINTS },
+    (_, i) => low + ((high - low) * i) / (GRID_POINTS - 1),
+  );
+  return [grid, ...curves.map((curve) => readAt(curve, grid))] as uPlot.AlignedData;
+}
+
+/** @returns null outside of the curve. */
+function readAt({ x, y }: Curve, at: readonly number[]): (number | null)[] {
+  let i = 0;
+  return at.map((value) => {
+    while (i < x.length - 1 && x[i + 1]! < value) i++;
+    if (x.length === 0 || value < x[0]! || value > x.at(-1)!) return null;
+    const a = y[i];
+    const b = y[i + 1];
+    if (a == null || b == null) return a ?? null;
+    const share = (value - x[i]!) / (x[i + 1]! - x[i]!);
+    return a + (b - a) * Math.min(1, share);
+  });
+}
+
+function lastOf(y: readonly (number | null | undefined)[]): number | null {
+  for (let i = y.length - 1; i >= 0; i--) if (y[i] != null) return y[i]!;
+  return null;
+}
+
+/** In a joined table most cells of a curve are empty. */
+function nearest(y: readonly (number | null | undefined)[], index: number): number | null {
+  for (let d = 0; d < y.length; d++) {
+    if (y[index - d] != null) return y[index - d]!;
+    if (y[index + d] != null) return y[index + d]!;
+  }
+  return null;
+}
+
+/**
+ * A mean that forgets the past evenly, bias corrected, so that it begins at the first value.
+ * @param weight of the past, 0 to below 1; 0: as it is.
+ */
+export function smoothed(y: readonly (number | null)[], weight: number): (number | null)[] {
+  if (weight === 0) return [...y];
+  let sum = 0;
+  let total = 0;
+  return y.map((value) => {
+    if (value === null || !Number.isFinite(value)) return null;
+    sum = weight * sum + (1 - weight) * value;
+    total = weight * total + (1 - weight);
+    return sum / total;
+  });
+}

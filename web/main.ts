@@ -1,0 +1,176 @@
+import './style.css';
+import { compareView } from './compare.ts';
+import { fill, h, setAttribute, setText, svg } from './html.ts';
+import { loginView } from './login.ts';
+import { emptyState, type View } from './parts.ts';
+import { runView } from './run.ts';
+import { runsView } from './runs.ts';
+import { changed, follow, logOut, lookWho, state, subscribe } from './store.ts';
+import { initTheme, nextTheme, themeName } from './theme.ts';
+
+/** The frame of the dashboard: its head, which view is shown, who looks. */
+
+interface Place {
+  readonly name: string;
+  readonly title: string;
+  readonly href: string;
+}
+const PLACES: readonly Place[] = [{ name: 'runs', title: 'Runs', href: '#/' }];
+
+const main = h('main', { id: 'main', tabindex: -1 });
+const link = h('span', { class: 'link-state', role: 'status' });
+const nav = h(
+  'nav',
+  { 'aria-label': 'Views' },
+  ...PLACES.map(({ name, title, href }) => h('a', { href, 'data-place': name }, title)),
+);
+const theme = h('button', {
+  type: 'button',
+  class: 'quiet icon',
+  onClick: () => {
+    nextTheme();
+    nameTheme();
+  },
+});
+const who = h('span', { class: 'who' });
+const header = h(
+  'header',
+  {},
+  h(
+    'div',
+    { class: 'bar-inner' },
+    h(
+      'a',
+      { class: 'brand', href: '#/', 'aria-label': 'Downpour: all runs' },
+      svg(
+        'svg',
+        { viewBox: '0 0 32 32', width: 26, height: 26, 'aria-hidden': 'true' },
+        svg('path', {
+          class: 'drop',
+          d: 'M16 3c5.6 7 9.5 11.7 9.5 17a9.5 9.5 0 0 1-19 0c0-5.3 3.9-10 9.5-17z',
+        }),
+        svg('path', { class: 'drop-line', d: 'M10.5 20.5l3.4 4 3.4-6.8 4.2 5.5' }),
+      ),
+      h('span', {}, 'Downpour'),
+    ),
+    nav,
+    h('div', { class: 'corner' }, link, who, theme),
+  ),
+);
+let view: View | null = null;
+
+function nameTheme(): void {
+  const name = themeName();
+  fill(theme, name === 'dark' ? '☾' : name === 'light' ? '☀' : '◐');
+  theme.setAttribute('aria-label', `Colours: ${name}. Press for the next choice`);
+  theme.title = `Colours: ${name}`;
+}
+
+const isLoggedOut = () => state.session.role === null;
+
+/** `#/runs/name` and the like. */
+function route(): View {
+  if (isLoggedOut()) return loginView(start);
+  const [place = '', name] = location.hash.replace(/^#\/?/, '').split('?')[0]!.split('/');
+  if (place === '' || (place === 'runs' && name === undefined)) return runsView();
+  if (place === 'runs') return runView(decodeURIComponent(name!));
+  if (place === 'compare') return compareView();
+  return {
+    title: 'Not found',
+    element: emptyState('Nothing here', 'There is no such page.'),
+    update: () => {},
+  };
+}
+
+function show(): void {
+  view?.destroy?.();
+  const next = route();
+  view = next;
+  fill(main, next.element);
+  document.title = `${next.title} – Downpour`;
+  const place = location.hash.replace(/^#\/?/, '').split(/[/?]/)[0] || 'runs';
+  for (const each of nav.querySelectorAll<HTMLElement>('a')) {
+    const mine = each.dataset.place === (place === 'compare' ? 'runs' : place);
+    setAttribute(each, 'aria-current', mine ? 'page' : null);
+  }
+  nav.hidden = isLoggedOut();
+  window.scrollTo(0, 0);
+  frame();
+}
+
+const LINKS = { connecting: 'Connecting …', live: 'Live', lost: 'Reconnecting …' } as const;
+
+function frame(): void {
+  link.hidden = isLoggedOut();
+  setText(link, LINKS[state.link]);
+  setAttribute(link, 'data-link', state.link);
+  const { role, open } = state.session;
+  const words = role === null ? '' : open ? '' : role;
+  if (who.dataset.role === words) return;
+  who.dataset.role = words;
+  fill(
+    who,
+    words !== '' && h('span', { class: 'role' }, words),
+    words !== '' &&
+      h(
+        'button',
+        {
+          type: 'button',
+          class: 'quiet',
+          onClick: async () => {
+            await logOut();
+            show();
+          },
+        },
+        'Log out',
+      ),
+  );
+}
+
+function start(): void {
+  follow(show);
+  show();
+}
+
+async function begin(): Promise<void> {
+  initTheme();
+  nameTheme();
+  document.body.append(
+    h(
+      'a',
+      {
+        class: 'skip',
+        href: '#main',
+        onClick: (event) => {
+          event.preventDefault();
+          main.focus();
+        },
+      },
+      'Skip to content',
+    ),
+    header,
+    main,
+  );
+  subscribe(() => {
+    frame();
+    view?.update();
+  });
+  window.addEventListener('hashchange', () => {
+    show();
+    main.focus({ preventScroll: true });
+  });
+  for (;;) {
+    try {
+      await lookWho();
+      break;
+    } catch {
+      fill(main, emptyState('The server does not answer', 'Trying again every two seconds.'));
+      await new Promise((resolve) => setTimeout(resolve, 2_000));
+    }
+  }
+  if (isLoggedOut()) show();
+  else start();
+  changed();
+}
+
+void begin();

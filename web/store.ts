@@ -1,0 +1,162 @@
+import type {
+  FeedUpdate,
+  RunSummary,
+  ServerFacts,
+  SessionFacts,
+  WorkerSummary,
+} from '../shared/rest.ts';
+import { createRestClient } from '../shared/rest-client.ts';
+
+/** What the page knows: who looks, and the server's state as its feed tells it. */
+
+export const client = createRestClient({ server: location.origin });
+
+export type Link = 'connecting' | 'live' | 'lost';
+
+export interface State {
+  session: SessionFacts;
+  link: Link;
+  server: ServerFacts | null;
+  readonly runs: Map<string, RunSummary>;
+  readonly workers: Map<string, WorkerSummary>;
+}
+
+export const state: State = {
+  session: { role: null, open: false },
+  link: 'connecting',
+  server: null,
+  runs: new Map(),
+  workers: new Map(),
+};
+
+export const isOperator = () => state.session.role === 'operator';
+/** Newest first. */
+export const runsNewestFirst = () =>
+  [...state.runs.values()].sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
+
+const listeners = new Set<() => void>();
+let drawing = false;
+
+/** Calls back at most once a frame after anything has changed. @returns what ends it. */
+export function subscribe(listener: () => void): () => void {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+export function changed(): void {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    for (const listener of [...listeners]) listener();
+  });
+}
+
+/** A page that nobody sees costs the server nothing. */
+const HIDDEN_MS = 30_000;
+const RETRY_MS = 2_000;
+/** The server writes every second as a rule, with thousands of workers less often. */
+const SILENT_MS = 45_000;
+
+let source: EventSource | null = null;
+let silence: ReturnType<typeof setTimeout> | undefined;
+let hiding: ReturnType<typeof setTimeout> | undefined;
+
+/** @param onRefused the server does not know who asks. */
+export function follow(onRefused: () => void): void {
+  const connect = () => {
+    source?.close();
+    clearTimeout(silence);
+    let first = true;
+    const mine = new EventSource('/feed');
+    source = mine;
+    mine.onopen = () => {
+      first = true;
+    };
+    mine.onmessage = ({ data }: MessageEvent<string>) => {
+      if (first) forget();
+      first = false;
+      take(JSON.parse(data) as FeedUpdate);
+      setLink('live');
+      clearTimeout(silence);
+      silence = setTimeout(connect, SILENT_MS);
+    };
+    mine.onerror = () => {
+      setLink('lost');
+      // Else the browser tries again by itself.
+      if (mine.readyState !== EventSource.CLOSED) return;
+      clearTimeout(silence);
+      silence = setTimeout(again, RETRY_MS);
+    };
+  };
+  const again = async () => {
+    try {
+      await lookWho();
+    } catch {
+      silence = setTimeout(again, RETRY_MS);
+      return;
+    }
+    if (state.session.role === null) onRefused();
+    else connect();
+  };
+  document.addEventListener('visibilitychange', () => {
+    clearTimeout(hiding);
+    if (!document.hidden) {
+      if (!source && state.session.role !== null) connect();
+    } else if (source) hiding = setTimeout(unfollow, HIDDEN_MS);
+  });
+  connect();
+}
+
+export function unfollow(): void {
+  source?.close();
+  source = null;
+  clearTimeout(silence);
+}
+
+function setLink(link: Link): void {
+  if (state.link === link) return;
+  state.link = link;
+  changed();
+}
+
+function forget(): void {
+  state.runs.clear();
+  state.workers.clear();
+}
+
+function take(update: FeedUpdate): void {
+  state.server = update.server;
+  for (const run of update.runs) state.runs.set(run.id, run);
+  for (const each of update.workers) {
+    state.workers.set(`${each.worker}/${each.incarnation}`, each);
+  }
+  for (const id of update.gone.runs) state.runs.delete(id);
+  for (const key of update.gone.workers) state.workers.delete(key);
+  changed();
+}
+
+/** Asks the server who this browser is. @throws TypeError when there is no answer. */
+export async function lookWho(): Promise<void> {
+  const response = await fetch('/session');
+  if (!response.ok) throw new TypeError(`GET /session answered ${response.status}`);
+  state.session = (await response.json()) as SessionFacts;
+}
+
+/** @throws Error with the server's words. */
+export async function logIn(token: string): Promise<void> {
+  const response = await fetch('/session', {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ token }),
+  });
+  if (!response.ok) throw new Error(((await response.json()) as { message: string }).message);
+  state.session = (await response.json()) as SessionFacts;
+}
+
+export async function logOut(): Promise<void> {
+  unfollow();
+  await fetch('/session', { method: 'DELETE' });
+  state.session = { role: null, open: false };
+  forget();
+}
