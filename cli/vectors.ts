@@ -1,0 +1,211 @@
+import { encodeFrame } from '../shared/codec.ts';
+import type { Encoding } from '../shared/compression.ts';
+import { encodeBf16, encodedBytes, encodeInt8, encodeTopk } from '../shared/compression.ts';
+import { resolveConfig } from '../shared/config.ts';
+import { createLayout, type TensorSpec } from '../shared/layout.ts';
+import type {
+  FromShard,
+  Lease,
+  ServerMessage,
+  ToShard,
+  WorkerMessage,
+} from '../shared/protocol.ts';
+import { permutation } from '../shared/random.ts';
+
+/**
+ * docs/protocol-vectors.json: every message as bytes, for whoever writes a worker in another language. Maps may come
+ * in any order of their keys, numbers in any form of msgpack that holds them.
+ */
+
+export const VECTORS = new URL('../docs/protocol-vectors.json', import.meta.url);
+
+export interface Vector {
+  readonly what: string;
+  readonly from: 'worker' | 'server' | 'shard';
+  readonly header: WorkerMessage | ServerMessage | ToShard | FromShard;
+  /** What the payload says: trainable, then statistics, then frozen elements; absent: no payload. */
+  readonly numbers?: readonly number[];
+  /** The whole frame, hexadecimal. */
+  readonly frame: string;
+}
+
+const RUN = 'digits-1';
+const HASH = '5f'.repeat(32);
+const SESSION = '00112233445566aa';
+
+const TENSORS: readonly TensorSpec[] = [
+  { name: 'dense/kernel', shape: [2, 2], role: 'trainable' },
+  { name: 'norm/mean', shape: [2], role: 'statistics', momentum: 0.99 },
+  { name: 'embedding', shape: [1], role: 'frozen' },
+];
+const GRADIENT = [0.5, -1.25, 3, 0.0078125];
+const STATISTICS = [0.25, 1];
+const FROZEN = [7];
+
+/** A gradient in an encoding, then statistics in f32. */
+function pushed(encoding: Encoding): { bytes: Uint8Array; numbers: number[] } {
+  const gradient = Float32Array.from(GRADIENT);
+  const k = 2;
+  const encoded = new Uint8Array(encodedBytes(encoding, gradient.length, k));
+  if (encoding === 'f32') encoded.set(new Uint8Array(gradient.buffer));
+  else if (encoding === 'bf16') encodeBf16(gradient, encoded);
+  else if (encoding === 'int8') encodeInt8(gradient, null, encoded);
+  else encodeTopk(gradient, k, encoded);
+  const statistics = new Uint8Array(Float32Array.from(STATISTICS).buffer);
+  const bytes = new Uint8Array(encoded.length + statistics.length);
+  bytes.set(encoded);
+  bytes.set(statistics, encoded.length);
+  return { bytes, numbers: [...GRADIENT, ...STATISTICS] };
+}
+
+const bytesOf = (numbers: readonly number[]) => new Uint8Array(Float32Array.from(numbers).buffer);
+
+/** All vectors, in the order of a conversation. */
+export function protocolVectors() {
+  const vectors: Vector[] = [];
+  const add = (
+    what: string,
+    from: Vector['from'],
+    header: Vector['header'],
+    payload?: { bytes: Uint8Array; numbers: readonly number[] },
+  ) => {
+    const { buffer, byteOffset, byteLength } = payload?.bytes ?? new Uint8Array();
+    const frame = encodeFrame(header, new Float32Array(buffer, byteOffset, byteLength / 4));
+    vectors.push({
+      ...{ what, from, header, ...(payload ? { numbers: payload.numbers } : {}) },
+      frame: Buffer.from(frame).toString('hex'),
+    });
+  };
+  const leases: Lease[] = [{ id: 1, epoch: 0, start: 64, count: 64, part: 'train' }];
+  const push = {
+    ...({ type: 'push', run: RUN, lease: 1, step: 12, generation: 1 } as const),
+    ...{ loss: 2.25, computeMs: 3.5 },
+  };
+  const work = {
+    ...({ type: 'work', run: RUN, phase: 'training', generation: 1 } as const),
+    leases,
+    ...({ evaluation: null, acknowledgement: null, pull: null } as const),
+  };
+
+  add('who it is, and which experiments it has', 'worker', {
+    ...{ type: 'hello', worker: 'w-1', incarnation: '0123456789abcdef', run: null },
+    ...{ engine: 'native', device: 'cpu', experiments: { digits: HASH } },
+  });
+  add('a run to work for', 'server', {
+    ...{ type: 'assign', run: RUN, experiment: 'digits', experimentHash: HASH, session: SESSION },
+    ...{ config: resolveConfig({}), shards: [] },
+  });
+  add('its model and data', 'worker', {
+    ...{
+      type: 'join',
+      run: RUN,
+      experimentHash: HASH,
+      tensors: TENSORS.map((spec) => ({ ...spec, shape: [...spec.shape] })),
+      seen: null,
+    },
+    data: {
+      ...{ trainCount: 800, validationCount: 200, testCount: 0 },
+      ...{ fingerprint: 'ab'.repeat(32), source: 'digits' },
+    },
+  });
+  add('make fresh parameters', 'server', { type: 'initialise', run: RUN, grant: 1, seed: 0 });
+  const whole = [...GRADIENT, ...STATISTICS, ...FROZEN];
+  const fresh = { bytes: bytesOf(whole), numbers: whole };
+  add('all of them, frozen ones too', 'worker', { type: 'initialised', run: RUN, grant: 1 }, fresh);
+  add(
+    'the first parameters, and a minibatch',
+    'server',
+    { ...work, step: 12, encoding: 'f32' },
+    fresh,
+  );
+  for (const [i, encoding] of (['f32', 'bf16', 'int8', 'topk'] as const).entries()) {
+    const payload = pushed(encoding);
+    add(
+      `a gradient as ${encoding}${encoding === 'topk' ? ', its two largest elements' : ''}, and statistics`,
+      'worker',
+      { ...push, sequence: i + 1, encoding },
+      payload,
+    );
+  }
+  const applied = {
+    sequence: 1,
+    outcome: 'applied',
+    staleness: 0,
+    code: null,
+    message: null,
+  } as const;
+  const exchanged = new Uint8Array(encodedBytes('bf16', 6));
+  encodeBf16(Float32Array.from([...GRADIENT, ...STATISTICS]), exchanged);
+  add(
+    'what became of a push, and newer parameters as bf16',
+    'server',
+    { ...work, step: 13, encoding: 'bf16', acknowledgement: applied },
+    { bytes: exchanged, numbers: [...GRADIENT, ...STATISTICS] },
+  );
+  add('a push that came too late; nothing has changed since', 'server', {
+    ...{ ...work, step: 13, encoding: 'f32' },
+    acknowledgement: {
+      ...{ sequence: 2, outcome: 'rejected', staleness: 0 },
+      ...{ code: 'DP_PUSH_LEASE_LOST', message: 'it went to another worker' },
+    },
+  });
+  add(
+    'parameters to evaluate',
+    'server',
+    { ...work, step: 13, encoding: 'f32', leases: [], evaluation: { id: 1, part: 'validation' } },
+    { bytes: bytesOf([...GRADIENT, ...STATISTICS]), numbers: [...GRADIENT, ...STATISTICS] },
+  );
+  add('how good they are', 'worker', {
+    ...{ type: 'evaluated', run: RUN, evaluation: 1, loss: 0.25, error: 0.0625, examples: 200 },
+    metrics: {},
+  });
+  add('it cannot go on', 'worker', {
+    ...{ type: 'leave', failure: { code: 'DP_DATA_MISSING', message: 'no such file' } },
+  });
+  add('nothing to do', 'server', { type: 'idle' });
+  add('the run is over', 'server', {
+    ...{ type: 'end', run: RUN, phase: 'finished', reason: 'reached epochsMax 30' },
+  });
+  add('an error', 'server', {
+    ...{ type: 'error', code: 'DP_RUN_UNKNOWN', message: "no run 'digits-2' on this server" },
+  });
+  add('to a shard: who it is', 'worker', { type: 'attach', session: SESSION });
+  add('it may join', 'shard', { type: 'attached' });
+  add(
+    'its part of a push',
+    'worker',
+    { type: 'part', run: RUN, sequence: 1, encoding: 'f32' },
+    { bytes: bytesOf(GRADIENT.slice(2)), numbers: GRADIENT.slice(2) },
+  );
+  add(
+    'its part of the first parameters',
+    'worker',
+    { type: 'initialPart', run: RUN, grant: 1 },
+    { bytes: bytesOf(GRADIENT.slice(2)), numbers: GRADIENT.slice(2) },
+  );
+  add(
+    'its part of a pull',
+    'shard',
+    { type: 'parameters', run: RUN, pull: 1, encoding: 'f32' },
+    { bytes: bytesOf(GRADIENT.slice(2)), numbers: GRADIENT.slice(2) },
+  );
+  return {
+    about:
+      'Every message of docs/protocol.md as bytes; written by `npm run docs`. Numbers are exact in f32; in other encodings the frame holds what is left of them.',
+    tensors: TENSORS,
+    layoutHash: createLayout(TENSORS).hash,
+    // Positions 0 … 9 of the first epoch of a part with 10 examples, seed 1.
+    order: { seed: 1, epoch: 0, count: 10, examples: [...permutation(1, 0x10000000, 10)] },
+    vectors,
+  };
+}
+
+/** The file, a vector a line. */
+export function vectorsPage(): string {
+  const { vectors, ...rest } = protocolVectors();
+  const fields = Object.entries(rest).map(
+    ([name, value]) => `  ${JSON.stringify(name)}: ${JSON.stringify(value)}`,
+  );
+  const lines = vectors.map((vector) => `    ${JSON.stringify(vector)}`);
+  return `{\n${fields.join(',\n')},\n  "vectors": [\n${lines.join(',\n')}\n  ]\n}\n`;
+}

@@ -1,0 +1,65 @@
+import { readFileSync } from 'node:fs';
+import { expect, test } from 'vitest';
+import { protocolVectors, VECTORS, vectorsPage } from '../../cli/vectors.ts';
+import { decodeFrame, floatsOf } from '../../shared/codec.ts';
+import { decodeGradient, gradientBytes } from '../../shared/compression.ts';
+import {
+  checkFromShard,
+  checkServerMessage,
+  checkToShard,
+  checkWorkerMessage,
+} from '../../shared/protocol.ts';
+
+const { vectors } = protocolVectors();
+
+test('docs/protocol-vectors.json is what the code sends; `npm run docs` writes it anew', () => {
+  expect(readFileSync(VECTORS, 'utf8')).toBe(vectorsPage());
+});
+
+test.each(vectors)('$header.type: $what', ({ from, header, numbers, frame }) => {
+  const decoded = decodeFrame(Buffer.from(frame, 'hex'));
+  expect(decoded.header).toEqual(header);
+  const toShard = ['attach', 'part', 'initialPart'].includes(header.type);
+  const check =
+    from === 'server'
+      ? checkServerMessage
+      : from === 'shard'
+        ? checkFromShard
+        : toShard
+          ? checkToShard
+          : checkWorkerMessage;
+  expect(check(decoded.header)).toEqual(header);
+  if (!numbers) {
+    expect(decoded.payload).toHaveLength(0);
+    return;
+  }
+  const encoding = 'encoding' in header ? header.encoding : 'f32';
+  if (header.type === 'work' && encoding === 'bf16') {
+    const values = new Float32Array(numbers.length);
+    decodeGradient('bf16', decoded.payload.subarray(0, 2 * numbers.length), values);
+    // They are exact in bf16.
+    expect([...values]).toEqual(numbers);
+    return;
+  }
+  if (header.type !== 'push') {
+    expect([...floatsOf(decoded.payload)]).toEqual(numbers);
+    return;
+  }
+  const gradient = new Float32Array(4);
+  const bytes = gradientBytes(header.encoding, decoded.payload, 4, 8);
+  decodeGradient(header.encoding, decoded.payload.subarray(0, bytes), gradient);
+  const [a, b, c, d] = numbers as [number, number, number, number];
+  if (header.encoding === 'topk') expect([...gradient]).toEqual([0, b, c, 0]);
+  else for (const [i, exact] of [a, b, c, d].entries()) expect(gradient[i]).toBeCloseTo(exact, 1);
+  if (header.encoding !== 'int8' && header.encoding !== 'topk') {
+    expect([...gradient]).toEqual([a, b, c, d]);
+  }
+  expect([...floatsOf(decoded.payload.subarray(bytes))]).toEqual(numbers.slice(4));
+});
+
+test('every type of message has one', () => {
+  const reference = readFileSync(new URL('../../shared/protocol.ts', import.meta.url), 'utf8');
+  const types = [...reference.matchAll(/type: Type\.Literal\('(\w+)'\)/g)].map(([, type]) => type);
+  expect(types.length).toBeGreaterThan(12);
+  expect(new Set(vectors.map(({ header }) => header.type))).toEqual(new Set(types));
+});
