@@ -3,6 +3,7 @@ import { VERSION } from '../shared/version.ts';
 import { registerCommands } from './commands.ts';
 import { registerDataCommands } from './data.ts';
 import { registerEngineCommands } from './engine.ts';
+import { registerLookCommands } from './look-commands.ts';
 import { EXIT, EXIT_HELP, errorLine, exitCodeOf } from './options.ts';
 import { registerCheck, registerStudyCommands } from './study-commands.ts';
 
@@ -37,6 +38,7 @@ export function createProgram(outcome: Outcome): Command {
   registerCommands(program, outcome);
   registerCheck(program, outcome);
   registerStudyCommands(program, outcome);
+  registerLookCommands(program);
   registerEngineCommands(program);
   registerDataCommands(program);
   return program;

@@ -13,6 +13,7 @@ import {
   ErrorBodySchema,
   HealthSchema,
   MetricsSchema,
+  ObservationsSchema,
   RunDetailSchema,
   RunSummarySchema,
   StatusSchema,
@@ -139,6 +140,16 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
       { params: Id, querystring: Points },
     ),
     ({ params, query }) => coordinator.mustFind(params.id).metrics(pointsWanted(query.points)),
+  );
+
+  app.get<ById>(
+    '/runs/:id/observations',
+    schema(
+      'Histograms over time, where the configuration has them sampled',
+      { 200: ObservationsSchema },
+      { params: Id },
+    ),
+    (request) => coordinator.mustFind(request.params.id).observed,
   );
 
   const Workers = Type.Object({ workers: Type.Array(WorkerSummarySchema) });

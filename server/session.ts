@@ -10,6 +10,7 @@ import {
   type Initialised,
   type Join,
   type Leave,
+  type Observed,
   type Push,
   type ServerMessage,
   type Work,
@@ -160,8 +161,16 @@ export class Session {
       );
     } else if (message.type === 'leave') this.#onLeave(message);
     else if (message.type === 'join') this.#onJoin(message);
+    else if (message.type === 'observed') this.#onObserved(message);
     else return this.#work(message, payload, landing);
     return false;
+  }
+
+  /** Of a run that it has left, a sample is of no more use. */
+  #onObserved(observed: Observed): void {
+    if (this.#joined && this.#run?.id === observed.run) {
+      this.#run.sampled(this.key, observed, this.#coordinator.now());
+    }
   }
 
   #work(

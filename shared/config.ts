@@ -393,6 +393,22 @@ export const RunConfigSchema = Type.Object(
       default: true,
       description: 'evaluate the best parameters on the test part, once, when training has ended',
     }),
+    observe: Type.Object(
+      {
+        everySteps: orNone(
+          steps,
+          'updates between samples of weights, activations, gradients and updates, for histograms over time; 100 is usual; null: none',
+        ),
+        costMax: Type.Number({
+          exclusiveMinimum: 0,
+          maximum: 1,
+          default: 0.02,
+          description:
+            'share of its compute time that a worker may spend on samples; beyond, they wait',
+        }),
+      },
+      { ...closed, default: {} },
+    ),
     checkpoint: Type.Object(
       {
         everySeconds: positive('between checkpoints', 30),
@@ -487,6 +503,9 @@ export const LIMITS = {
   runCountMax: 10_000,
   workerCountMax: 1_000,
   shardCountMax: 64,
+  /** Tensors and layers of one sample, each. */
+  observedMax: 64,
+  histogramBinsMax: 64,
   /** Minibatch leases one worker may hold. */
   leasesPerWorkerMax: 64,
   /** Bytes waiting to be sent to one worker before it is disconnected as a slow reader. */

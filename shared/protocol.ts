@@ -17,6 +17,7 @@ import { DownpourError, ERRORS, type ErrorCode } from './errors.ts';
  *     push +g          ───────────────────▶
  *                      ◀───────────────────    work +θ, with what became of the push
  *     evaluated        ───────────────────▶    (when the work was an evaluation)
+ *     observed         ───────────────────▶    (now and then, where the configuration asks for it)
  *                      ◀───────────────────    end, when the run is over; then assign | idle
  */
 
@@ -189,6 +190,72 @@ export const EvaluatedSchema = Type.Object(
 );
 export type Evaluated = Static<typeof EvaluatedSchema>;
 
+/** Counts of values in equal parts of [low, high]. */
+export const HistogramSchema = Type.Object(
+  {
+    low: Type.Number(),
+    high: Type.Number(),
+    counts: Type.Array(Natural, { minItems: 1, maxItems: LIMITS.histogramBinsMax }),
+  },
+  closed,
+);
+export type Histogram = Static<typeof HistogramSchema>;
+
+/** A trainable tensor at one step, by elements that lie evenly in it. */
+export const TensorObservationSchema = Type.Object(
+  {
+    name: Type.String({ minLength: 1, maxLength: LIMITS.nameLengthMax }),
+    weights: HistogramSchema,
+    gradients: HistogramSchema,
+    /** Of one update, the mean over `updateSteps`; null: not known, see `docs/protocol.md`. */
+    updates: orNull(HistogramSchema),
+    /** L2, of the whole tensor. */
+    gradientNorm: Type.Number({ minimum: 0 }),
+    /** Size of one update over that of the weights; null: not known, or the weights are 0. */
+    updateRatio: orNull(Type.Number({ minimum: 0 })),
+    /** Elements looked at; those that never had a gradient; those that seldom had one. */
+    elements: Natural,
+    never: Natural,
+    rare: Natural,
+  },
+  closed,
+);
+export type TensorObservation = Static<typeof TensorObservationSchema>;
+
+/** What a layer gives for some examples of the minibatch. */
+export const LayerObservationSchema = Type.Object(
+  {
+    layer: Type.String({ maxLength: LIMITS.nameLengthMax }),
+    activation: orNull(Type.String({ maxLength: 100 })),
+    values: HistogramSchema,
+    /** Share of the values at the flat ends; null: the activation has none. */
+    saturated: orNull(Type.Number({ minimum: 0, maximum: 1 })),
+    /** Share of the units that gave the same for all examples. */
+    dead: Type.Number({ minimum: 0, maximum: 1 }),
+  },
+  closed,
+);
+export type LayerObservation = Static<typeof LayerObservationSchema>;
+
+/** Weights, gradients, updates and activations at one step; nobody answers. */
+export const ObservedSchema = Type.Object(
+  {
+    type: Type.Literal('observed'),
+    run: Name,
+    step: Natural,
+    /** Updates, of all workers, between the two pulls that `updates` compares. */
+    updateSteps: Natural,
+    /** Samples of this worker so far: what `never` and `rare` count over. */
+    samples: Natural,
+    /** Spent on samples since the last one was sent. */
+    costMs: Type.Number({ minimum: 0 }),
+    tensors: Type.Array(TensorObservationSchema, { maxItems: LIMITS.observedMax }),
+    layers: Type.Array(LayerObservationSchema, { maxItems: LIMITS.observedMax }),
+  },
+  closed,
+);
+export type Observed = Static<typeof ObservedSchema>;
+
 /** The worker goes, or cannot take part in the run: its leases go back at once. */
 export const LeaveSchema = Type.Object(
   {
@@ -200,7 +267,7 @@ export const LeaveSchema = Type.Object(
 );
 export type Leave = Static<typeof LeaveSchema>;
 
-export type WorkerMessage = Hello | Join | Initialised | Push | Evaluated | Leave;
+export type WorkerMessage = Hello | Join | Initialised | Push | Evaluated | Observed | Leave;
 
 // From server to worker.
 
@@ -349,6 +416,7 @@ const workerMessages = compile({
   initialised: InitialisedSchema,
   push: PushSchema,
   evaluated: EvaluatedSchema,
+  observed: ObservedSchema,
   leave: LeaveSchema,
 });
 const serverMessages = compile({

@@ -5,6 +5,7 @@ import type {
   ErrorBody,
   Health,
   Metrics,
+  Observations,
   RunDetail,
   RunSummary,
   Status,
@@ -31,6 +32,7 @@ export interface RestClient {
   checkpoint(id: string): Promise<RunSummary>;
   /** @param points at most so many of each curve. */
   metrics(id: string, points?: number): Promise<Metrics>;
+  observations(id: string): Promise<Observations>;
   workers(id: string): Promise<WorkerSummary[]>;
   checkpoints(id: string): Promise<CheckpointSummary[]>;
   /** The checkpoint's safetensors as they come; the time limit counts until the first byte. */
@@ -119,6 +121,7 @@ export function createRestClient(options: RestClientOptions): RestClient {
     checkpoint: (id) => json('POST', of(id, '/checkpoint')),
     metrics: (id, points) =>
       json('GET', of(id, `/metrics${points === undefined ? '' : `?points=${points}`}`)),
+    observations: (id) => json('GET', of(id, '/observations')),
     workers: async (id) =>
       (await json<{ workers: WorkerSummary[] }>('GET', of(id, '/workers'))).workers,
     checkpoints: async (id) =>

@@ -1,6 +1,11 @@
 import Type, { type Static, type TSchema } from 'typebox';
 import { NAME_PATTERN, RunConfigSchema } from './config.ts';
-import { DataSummarySchema, PhaseSchema } from './protocol.ts';
+import {
+  DataSummarySchema,
+  LayerObservationSchema,
+  PhaseSchema,
+  TensorObservationSchema,
+} from './protocol.ts';
 
 /** What REST takes and gives: the bodies of `server/routes.ts`, the types of every client. */
 
@@ -184,6 +189,28 @@ export const MetricsSchema = Type.Object({
   stalenessHistogram: Type.Array(N),
 });
 export type Metrics = Static<typeof MetricsSchema>;
+
+/** What workers sampled of weights, gradients, updates and activations, thinned as it grows. */
+export const ObservationsSchema = Type.Object({
+  /** As configured; null: nothing is sampled. */
+  everySteps: orNull(N),
+  samples: Type.Array(
+    Type.Object({
+      step: N,
+      seconds: N,
+      /** Updates that `updates` and `updateRatio` are means over. */
+      updateSteps: N,
+      /** Samples that `never` and `rare` of the tensors count over. */
+      samples: N,
+      tensors: Type.Array(TensorObservationSchema),
+      layers: Type.Array(LayerObservationSchema),
+    }),
+  ),
+  /** All that were taken, the time they took, and its share of all compute time. */
+  cost: Type.Object({ samples: N, ms: N, share: orNull(N) }),
+});
+export type Observations = Static<typeof ObservationsSchema>;
+export type ObservedSample = Observations['samples'][number];
 
 export const HealthSchema = Type.Object({
   status: Type.Literal('ok'),

@@ -267,17 +267,22 @@ function legend(
   return box + rows.join('');
 }
 
-function svg(title: string, parts: readonly string[]): string {
+/** A whole figure with its title. @param size in pixels. */
+export function svg(
+  title: string,
+  parts: readonly string[],
+  { width = WIDTH, height = HEIGHT }: { readonly width?: number; readonly height?: number } = {},
+): string {
   return (
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" width="${WIDTH}" height="${HEIGHT}" font-family="Helvetica, Arial, sans-serif" font-size="12" fill="${INK}" role="img">` +
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" font-family="Helvetica, Arial, sans-serif" font-size="12" fill="${INK}" role="img">` +
     `<title>${escapeXml(title)}</title><rect width="100%" height="100%" fill="#ffffff"/>` +
-    `<text x="${WIDTH / 2}" y="26" text-anchor="middle" font-size="15" font-weight="bold">${escapeXml(title)}</text>` +
+    `<text x="${width / 2}" y="26" text-anchor="middle" font-size="15" font-weight="bold">${escapeXml(title)}</text>` +
     `${parts.join('\n')}</svg>\n`
   );
 }
 
-/** From dark blue, the best, to pale orange. */
-function heat(rank: number): string {
+/** From dark blue, 0, to pale orange, 1. */
+export function heat(rank: number): string {
   const from = [0, 60, 130];
   const to = [245, 190, 120];
   const mixed = from.map((start, i) => Math.round(start + Math.min(1, rank) * (to[i]! - start)));
@@ -287,7 +292,7 @@ function heat(rank: number): string {
 const colorOf = (index: number) => COLORS[index % COLORS.length]!;
 const round = (value: number) => Math.round(value * 10) / 10;
 
-function escapeXml(text: string): string {
+export function escapeXml(text: string): string {
   return text
     .replaceAll('&', '&amp;')
     .replaceAll('<', '&lt;')

@@ -64,8 +64,7 @@ async function measure(
   signal: AbortSignal | undefined,
 ): Promise<EvaluationResult> {
   const all = partCount(prepared, part);
-  const size = Math.max(1, rowSize(prepared.train.inputs));
-  const batchSize = Math.min(BATCH_EXAMPLES, Math.max(16, Math.floor(BATCH_NUMBERS / size)));
+  const batchSize = batchSizeOf(prepared);
   const sums = { loss: 0, error: 0 };
   const metrics: Record<string, number> = {};
   let batch: Minibatch | undefined;
@@ -97,6 +96,12 @@ async function measure(
       }),
     ),
   };
+}
+
+/** Examples that an evaluation puts through the model at once. */
+export function batchSizeOf(prepared: PreparedData): number {
+  const size = Math.max(1, rowSize(prepared.train.inputs));
+  return Math.min(BATCH_EXAMPLES, Math.max(16, Math.floor(BATCH_NUMBERS / size)));
 }
 
 /** Examples of a part. */

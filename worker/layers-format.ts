@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import type { io } from '@tensorflow/tfjs-core';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
+import type { Layout } from '../shared/layout.ts';
 import { type InputTransform, prepareData } from './data/examples.ts';
 import type { Experiment } from './experiment.ts';
 import { buildModel } from './model.ts';
@@ -48,19 +49,7 @@ export async function writeLayersModel(options: LayersFormatOptions): Promise<In
   const prepared = prepareData(data, { seed, ...parts, standardise });
   const model = await buildModel(experiment, config, prepared);
   try {
-    const byName = new Map(options.tensors.map(({ name, values }) => [name, values]));
-    const vector = new Float32Array(model.layout.size);
-    for (const { name, shape, offset, size } of model.layout.tensors) {
-      const values = byName.get(name);
-      if (values?.length !== size) {
-        const seen = values ? `with ${values.length} elements` : 'not at all';
-        throw new DownpourError(
-          'DP_LAYOUT_MISMATCH',
-          `the model has '${name}' of shape [${shape}], the checkpoint has it ${seen}: it is of another model or of other hyperparameters`,
-        );
-      }
-      vector.set(values, offset);
-    }
+    const vector = vectorOf(model.layout, options.tensors);
     model.load(vector);
     const artifacts = (await model.topology()) as io.ModelArtifacts | null;
     if (artifacts === null) {
@@ -84,4 +73,25 @@ export async function writeLayersModel(options: LayersFormatOptions): Promise<In
   } finally {
     model.dispose();
   }
+}
+
+/**
+ * The tensors of a checkpoint in their places, shape [layout.size].
+ * @throws DownpourError DP_LAYOUT_MISMATCH: it is of another model.
+ */
+export function vectorOf(layout: Layout, tensors: readonly NamedValues[]): Float32Array {
+  const byName = new Map(tensors.map(({ name, values }) => [name, values]));
+  const vector = new Float32Array(layout.size);
+  for (const { name, shape, offset, size } of layout.tensors) {
+    const values = byName.get(name);
+    if (values?.length !== size) {
+      const seen = values ? `with ${values.length} elements` : 'not at all';
+      throw new DownpourError(
+        'DP_LAYOUT_MISMATCH',
+        `the model has '${name}' of shape [${shape}], the checkpoint has it ${seen}: it is of another model or of other hyperparameters`,
+      );
+    }
+    vector.set(values, offset);
+  }
+  return vector;
 }

@@ -2,12 +2,21 @@ import { setImmediate } from 'node:timers/promises';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { Range } from '../shared/partition.ts';
-import type { Acknowledgement, Evaluated, Lease, Phase, Push, Work } from '../shared/protocol.ts';
+import type {
+  Acknowledgement,
+  Evaluated,
+  Lease,
+  Observed,
+  Phase,
+  Push,
+  Work,
+} from '../shared/protocol.ts';
 import { mix, permutation, STREAMS } from '../shared/random.ts';
 import { createCompressor, type Settle } from './compressor.ts';
 import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
 import { evaluate, partCount } from './evaluate.ts';
 import type { Model } from './model.ts';
+import { createObserver } from './observer.ts';
 
 /** What the trainer needs of the connection; `Client` has it. */
 export interface Exchange {
@@ -19,7 +28,7 @@ export interface Exchange {
     payloadBytes: readonly number[],
     write: (payloads: readonly Uint8Array[]) => void,
   ): number;
-  send(message: Evaluated): void;
+  send(message: Evaluated | Observed): void;
   acknowledge(acknowledgement: Acknowledgement): void;
   resend(run: string): number;
 }
@@ -27,7 +36,7 @@ export interface Exchange {
 export interface TrainerOptions {
   readonly run: string;
   readonly config: Pick<RunConfig, 'seed' | 'compression' | 'consistency'> &
-    Partial<Pick<RunConfig, 'evaluateTraining'>>;
+    Partial<Pick<RunConfig, 'evaluateTraining' | 'observe'>>;
   readonly model: Model;
   readonly prepared: PreparedData;
   /** Of the shards that get the parts of each push; absent: one gets all. */
@@ -87,6 +96,8 @@ export function minibatchSeed(seed: number, lease: Pick<Lease, 'epoch' | 'start'
   return mix(seed >>> 0, mix(lease.epoch, lease.start));
 }
 
+const NOTHING_OBSERVED = { everySteps: null, costMax: 0.02 };
+
 /** Computes gradients of leased minibatches for one run. */
 export function createTrainer(options: TrainerOptions): Trainer {
   const { run, config, model, prepared, exchange, signal } = options;
@@ -98,6 +109,10 @@ export function createTrainer(options: TrainerOptions): Trainer {
   const settles = new Map<number, Settle>();
   /** The parameters that gradients are computed at. */
   let current: { values: Float32Array; step: number; generation: number } | null = null;
+  const observer = createObserver({
+    ...{ run, model, now, config: config.observe ?? NOTHING_OBSERVED },
+    send: (message) => exchange.send(message),
+  });
   /** Payloads not released yet: `current`, and what the model was loaded with last. */
   const payloads = new Map<Float32Array, () => void>();
   const releaseUnused = () => {
@@ -155,6 +170,9 @@ export function createTrainer(options: TrainerOptions): Trainer {
     );
     settles.set(sequence, settle!);
     options.onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
+    // While the push travels: nobody waits for a sample but the next gradient.
+    const computed = { lease, minibatch, values, gradient, step, generation, computeMs };
+    if (told !== null) await observer?.computed(computed);
   }
 
   return {
@@ -196,7 +214,10 @@ export function createTrainer(options: TrainerOptions): Trainer {
       }
       // Without a payload, those that came last are still the newest.
       if (generation !== current?.generation) compressor.reset();
-      if (payload.length > 0) current = { values: payload, step, generation };
+      if (payload.length > 0) {
+        current = { values: payload, step, generation };
+        observer?.pulled(payload, step, generation, message.encoding === 'f32');
+      }
       releaseUnused();
       if (!current) return;
       while (exchange.unacknowledged.length < depth) {

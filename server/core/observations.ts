@@ -1,5 +1,11 @@
 import { pickPoints } from '../../shared/downsample.ts';
-import type { Evaluation, Metrics } from '../../shared/rest.ts';
+import type { Observed } from '../../shared/protocol.ts';
+import type {
+  Evaluation,
+  Metrics,
+  ObservedSample,
+  Observations as SampledObservations,
+} from '../../shared/rest.ts';
 import { type Trouble, troubleIn } from './trouble.ts';
 
 /**
@@ -13,6 +19,8 @@ const EVALUATIONS_MAX = 10_000;
 const WINDOW = 1000;
 const HISTOGRAM_BINS = 129;
 const SPARKLINE_POINTS = 40;
+/** Histograms are large: the more tensors, the fewer samples are kept, and never fewer than the least. */
+const SAMPLES = { tensorsMax: 4000, least: 16, most: 120 } as const;
 /** Weight of the past in the smoothed loss: about the last 50 pushes count. */
 const SMOOTHING = 0.98;
 /** Whose means tell how the training began. */
@@ -43,6 +51,18 @@ export interface ObservationsState {
   readonly examples: number;
   /** Sums over the first updates; absent in checkpoints of older releases. */
   readonly first?: { readonly count: number; readonly loss: number; readonly gradientNorm: number };
+  /** Absent where nothing was sampled. */
+  readonly sampled?: Sampled;
+}
+
+/** What workers sampled. */
+interface Sampled {
+  readonly stride: number;
+  readonly count: number;
+  readonly costMs: number;
+  /** Of all applied pushes. */
+  readonly computeMs: number;
+  readonly samples: readonly ObservedSample[];
 }
 
 export class Observations {
@@ -55,6 +75,7 @@ export class Observations {
   #gradientNorm: number | null = null;
   #first = { count: 0, loss: 0, gradientNorm: 0 };
   #trouble: Trouble | null = null;
+  #sampled: Sampled = { stride: 1, count: 0, costMs: 0, computeMs: 0, samples: [] };
   /** The staleness of the last pushes, a ring. */
   readonly #window = new Float64Array(WINDOW);
   #windowCount = 0;
@@ -70,6 +91,7 @@ export class Observations {
     this.#histogram = [...state.histogram];
     this.#examples = state.examples;
     if (state.first) this.#first = { ...state.first };
+    if (state.sampled) this.#sampled = state.sampled;
   }
 
   get examples(): number {
@@ -134,6 +156,35 @@ export class Observations {
       this.#points.map((p) => ({ ...p, loss: p.minibatchLoss ?? p.loss })),
       { loss: loss / count, gradientNorm: gradientNorm / count },
     );
+  }
+
+  /** Thinned like the curves: beyond the limit every second one goes, and of later ones too. */
+  sampled(observed: Observed, seconds: number): void {
+    const { step, updateSteps, samples, tensors, layers } = observed;
+    const { count, stride, costMs } = this.#sampled;
+    const kept = [...this.#sampled.samples];
+    if (count % stride === 0) kept.push({ step, seconds, updateSteps, samples, tensors, layers });
+    const { tensorsMax, least, most } = SAMPLES;
+    const room = Math.floor(tensorsMax / Math.max(1, tensors.length + layers.length));
+    const isFull = kept.length > Math.max(least, Math.min(most, room));
+    this.#sampled = {
+      ...this.#sampled,
+      stride: isFull ? 2 * stride : stride,
+      count: count + 1,
+      costMs: costMs + observed.costMs,
+      samples: isFull ? kept.filter((_, i) => i % 2 === 0) : kept,
+    };
+  }
+
+  /** What a worker says that an applied push took it. */
+  computed(ms: number): void {
+    this.#sampled = { ...this.#sampled, computeMs: this.#sampled.computeMs + ms };
+  }
+
+  observed(): Omit<SampledObservations, 'everySteps'> {
+    const { samples, count, costMs, computeMs } = this.#sampled;
+    const share = count === 0 ? null : costMs / Math.max(costMs + computeMs, 1e-9);
+    return { samples: [...samples], cost: { samples: count, ms: costMs, share } };
   }
 
   /** A new phase with fresh parameters: the smoothed loss begins anew. */
@@ -210,6 +261,7 @@ export class Observations {
       histogram: [...this.#histogram],
       examples: this.#examples,
       first: { ...this.#first },
+      ...(this.#sampled.count > 0 ? { sampled: this.#sampled } : {}),
     };
   }
 }

@@ -9,11 +9,19 @@ import type {
   Evaluated,
   Join,
   Lease,
+  Observed,
   Part,
   Phase,
   Push,
 } from '../../shared/protocol.ts';
-import type { Evaluation, Metrics, Rollback, RunDetail, RunSummary } from '../../shared/rest.ts';
+import type {
+  Evaluation,
+  Metrics,
+  Rollback,
+  RunDetail,
+  RunSummary,
+  Observations as SampledObservations,
+} from '../../shared/rest.ts';
 import { checkAgreement } from './agreement.ts';
 import { admit } from './consistency.ts';
 import { EarlyStopping, type EarlyStoppingState } from './early-stopping.ts';
@@ -770,6 +778,7 @@ export class Run {
       staleness,
       examples: lease.count,
     });
+    if (this.config.observe.everySteps !== null) this.#observations.computed(push.computeMs);
     this.#afterStep();
     return answer(push, admission.scale < 1 ? 'damped' : 'applied', staleness);
   }
@@ -934,6 +943,23 @@ export class Run {
       this.#validated(pending, evaluation);
     }
     this.#forget(pending.capture);
+  }
+
+  /**
+   * Keeps what a worker has sampled, for as long as it samples this run.
+   * @throws DownpourError DP_LAYOUT_MISMATCH: a tensor that the run does not have.
+   */
+  sampled(worker: string, observed: Observed, now: number): void {
+    if (this.over || !this.layout || this.quarantine(worker) !== null) return;
+    const known = new Set(this.layout.tensors.map(({ name }) => name));
+    const strange = observed.tensors.find(({ name }) => !known.has(name));
+    if (strange) {
+      throw new DownpourError(
+        'DP_LAYOUT_MISMATCH',
+        `a sample is of tensor '${strange.name}', which run ${this.id} does not have`,
+      );
+    }
+    this.#observations.sampled(observed, this.seconds(now));
   }
 
   #validated(pending: PendingEvaluation, evaluation: Evaluation): void {
@@ -1276,6 +1302,10 @@ export class Run {
   /** @param pointsMax of each curve, at least 2. */
   metrics(pointsMax?: number): Metrics {
     return this.#observations.metrics(pointsMax);
+  }
+
+  get observed(): SampledObservations {
+    return { everySteps: this.config.observe.everySteps, ...this.#observations.observed() };
   }
 
   /** What one worker did for this run. */

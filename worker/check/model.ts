@@ -358,9 +358,17 @@ export async function checkActivations(
 }
 
 /** They show what the layer before them has. */
-const PASSIVE = ['Flatten', 'Dropout', 'Reshape', 'Permute', 'MaxPooling2D', 'AveragePooling2D'];
+export const PASSIVE = [
+  'Flatten',
+  'Dropout',
+  'Reshape',
+  'Permute',
+  'MaxPooling2D',
+  'AveragePooling2D',
+];
 
-function stateOf({ layer, activation, values, shape }: LayerOutput): LayerState {
+/** Of the values that a layer gives. */
+export function stateOf({ layer, activation, values, shape }: LayerOutput): LayerState {
   const units = shape.at(-1) ?? 1;
   const rows = values.length / units;
   let [dead, deviations] = [0, 0];

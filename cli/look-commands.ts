@@ -1,0 +1,72 @@
+import { type Command, Option } from 'commander';
+import type { LookOptions } from './look.ts';
+import {
+  addTokenOptions,
+  dataOption,
+  engineOption,
+  examples,
+  jsonOption,
+  serverOption,
+  stateOption,
+  whole,
+} from './options.ts';
+
+/** Names, options and help of the commands that look at a trained model. */
+
+/** `look`. */
+export function registerLookCommands(program: Command): void {
+  registerLook(program);
+}
+
+const isGiven = (command: Command) => command.getOptionValueSource('state') === 'cli';
+
+/** Which parameters are looked at, on which examples. */
+function addTrainedOptions(command: Command): Command {
+  return addTokenOptions(
+    command
+      .option('--run <run>', 'whose parameters (default: the newest of the experiment)')
+      .addOption(
+        new Option('--kind <kind>', 'which of its checkpoints (default: final, else best)').choices(
+          ['best', 'last', 'final'],
+        ),
+      )
+      .option('--checkpoint <file>', 'a checkpoint file instead of a run')
+      .option('--out <folder>', 'for report and figures')
+      .addOption(serverOption())
+      .addOption(stateOption())
+      .addOption(dataOption())
+      .addOption(engineOption())
+      .addOption(jsonOption()),
+  );
+}
+
+function registerLook(program: Command): void {
+  const command = program
+    .command('look')
+    .description(
+      'look at a trained model: worst errors, a random sample, which classes it confuses',
+    )
+    .argument('<experiment>', 'file of the experiment')
+    .addOption(
+      new Option('--part <part>', 'which examples; the test part is for `downpour test`')
+        .choices(['train', 'validation'])
+        .default('validation'),
+    )
+    .option('--worst <n>', 'examples of the highest loss', whole(1, 1000), 40)
+    .option('--random <n>', 'examples at random', whole(1, 1000), 40)
+    .option('--sample-seed <n>', 'of these', whole(0, Number.MAX_SAFE_INTEGER), 1);
+  addTrainedOptions(command)
+    .addHelpText(
+      'after',
+      `
+Writes report.md, report.json and figures to --out (default: ./looks/<run>): contact sheets of the examples with
+the highest loss and of a random sample, the confusion matrix, how much of the loss the worst examples have. Of a
+run that was trained with --set observe.everySteps=100 also histograms of weights, gradients, updates and
+activations over time, gradient norms, and update ratios.
+${examples('downpour look examples/mnist-mlp.ts', 'downpour look my.ts --run my-3f2a1c --part train --worst 100')}`,
+    )
+    .action(async (file: string, options: LookOptions) => {
+      const { lookCommand } = await import('./look.ts');
+      await lookCommand(file, { ...options, stateGiven: isGiven(command) });
+    });
+}

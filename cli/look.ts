@@ -1,0 +1,102 @@
+import { resolve } from 'node:path';
+import type { Shown } from '../study/figures.ts';
+import { lookReport } from '../study/look.ts';
+import { observationsReport } from '../study/observations.ts';
+import { type Report, writeReport } from '../study/report.ts';
+import type { Examples, PreparedData } from '../worker/data/examples.ts';
+import { print, printJson } from './options.ts';
+import { table } from './progress.ts';
+import { answersOfPart, openTrained, type Trained, type TrainedOptions } from './trained.ts';
+
+export interface LookOptions extends TrainedOptions {
+  readonly part: 'train' | 'validation';
+  readonly worst: number;
+  readonly random: number;
+  readonly sampleSeed: number;
+  readonly out?: string;
+  readonly json?: boolean;
+}
+
+/** `downpour look <experiment>` */
+export async function lookCommand(file: string, options: LookOptions): Promise<void> {
+  const trained = await openTrained(file, options);
+  try {
+    const { part, worst, random, sampleSeed: seed } = options;
+    const { answers, rows } = await answersOfPart(trained, part);
+    const settings = { name: trained.facts.run, part, worst, random, seed };
+    const looked = { answers, rows, show: showerOf(trained.prepared, part) };
+    const report = withObserved(lookReport(settings, looked), trained);
+    await tellReport(report, options.out ?? `looks/${trained.facts.run}`, options.json);
+  } finally {
+    trained.model.dispose();
+  }
+}
+
+/** What was sampled while training, behind what the answers show. */
+function withObserved(report: Report, { observed, facts }: Trained): Report {
+  const { run, kind, step } = facts;
+  const more = observed ? observationsReport(observed) : null;
+  return {
+    ...report,
+    advice: more ? `${report.advice} ${more.advice}` : report.advice,
+    plots: { ...report.plots, ...more?.plots },
+    facts: { ...report.facts, run, kind, step, observations: more?.facts ?? null },
+  };
+}
+
+/** Writes a report and says what it says. */
+export async function tellReport(
+  report: Report,
+  out: string,
+  json: boolean | undefined,
+): Promise<void> {
+  const paths = await writeReport(resolve(out), report);
+  const { title, headings, rows, advice, facts } = report;
+  if (json) return printJson({ title, advice, ...facts, files: paths });
+  print(title);
+  for (const line of table(headings, rows)) print(line);
+  print();
+  print(advice);
+  print();
+  print(`written: ${paths.join(', ')}`);
+}
+
+/** Pictures of examples whose inputs are pictures; the first numbers of others. */
+export function showerOf(
+  prepared: PreparedData,
+  part: 'train' | 'validation',
+): (row: number) => Shown {
+  const examples: Examples = prepared[part];
+  const { values, shape } = examples.inputs;
+  const [, height = 0, width = 0, channels = 1] = shape;
+  const size = shape.slice(1).reduce((a, b) => a * b, 1);
+  const isImage =
+    (shape.length === 3 || (shape.length === 4 && [1, 3, 4].includes(channels))) &&
+    Math.min(height, width) >= 4;
+  return (row) => {
+    const own = values.subarray(row * size, (row + 1) * size);
+    if (!isImage) {
+      const text = Array.from(own.subarray(0, 12), (value) => Number(value.toPrecision(3)));
+      return { kind: 'text', text: linesOf(text) };
+    }
+    const pixels = own instanceof Uint8Array ? own : brightness(own);
+    return { kind: 'image', width, height, channels: channels as 1 | 3 | 4, pixels };
+  };
+}
+
+function linesOf(numbers: readonly number[]): string {
+  const lines: string[] = [];
+  for (let i = 0; i < numbers.length; i += 3) lines.push(numbers.slice(i, i + 3).join(' '));
+  return lines.join('\n');
+}
+
+/** From black, the least of an image's numbers, to white. */
+function brightness(values: ArrayLike<number>): Uint8Array {
+  let [low, high] = [Infinity, -Infinity];
+  for (let i = 0; i < values.length; i++) {
+    low = Math.min(low, values[i]!);
+    high = Math.max(high, values[i]!);
+  }
+  const scale = high > low ? 255 / (high - low) : 0;
+  return Uint8Array.from({ length: values.length }, (_, i) => (values[i]! - low) * scale);
+}

@@ -1,0 +1,128 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { readTensors } from '../server/checkpoint.ts';
+import type { Answers } from '../shared/answers.ts';
+import type { RunConfig } from '../shared/config.ts';
+import { DownpourError } from '../shared/errors.ts';
+import type { Observations } from '../shared/rest.ts';
+import { answersOf } from '../worker/answers.ts';
+import type { PreparedData } from '../worker/data/examples.ts';
+import { openEngine } from '../worker/engine.ts';
+import {
+  type Experiment,
+  experimentName,
+  hashExperiment,
+  loadExperiment,
+} from '../worker/experiment.ts';
+import { vectorOf } from '../worker/layers-format.ts';
+import { buildModel, type Model } from '../worker/model.ts';
+import { prepareExperiment } from '../worker/prepare.ts';
+import { type CheckpointFacts, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
+import { openSession, type Session } from './embedded.ts';
+import { type ServerOptions, tell } from './options.ts';
+import { engineOf } from './work.ts';
+
+/** A trained model for commands that look at its answers: its parameters, its data, an engine. */
+
+export interface TrainedOptions extends ServerOptions {
+  readonly state: string;
+  readonly stateGiven: boolean;
+  readonly run?: string;
+  readonly checkpoint?: string;
+  readonly kind?: 'best' | 'last' | 'final';
+  readonly data?: string;
+  readonly engine?: string;
+}
+
+export interface Trained {
+  readonly facts: CheckpointFacts;
+  readonly experiment: Experiment;
+  readonly config: RunConfig;
+  readonly prepared: PreparedData;
+  readonly model: Model;
+  /** What was sampled while it was trained; null: the checkpoint is a file, or nothing was. */
+  readonly observed: Observations | null;
+}
+
+/** What a run is called where its experiment is known: given, or the newest of the experiment. */
+export async function findRun(
+  { client }: Session,
+  file: string,
+  run: string | undefined,
+): Promise<string> {
+  if (run !== undefined) return run;
+  const name = experimentName(file);
+  const own = (await client.runs()).filter(({ experiment }) => experiment === name);
+  const newest = own.findLast(({ best }) => best !== null) ?? own.at(-1);
+  if (newest) return newest.id;
+  throw new DownpourError(
+    'DP_RUN_UNKNOWN',
+    `no run of experiment '${name}' is known at ${client.url}: train it first, or name a run by --run or a file by --checkpoint`,
+  );
+}
+
+/**
+ * Opens an engine, loads experiment and data as the run had them, and puts its parameters on the device.
+ * Without `kind`: the final ones of a run that has ended, else the best so far.
+ * @throws DownpourError DP_EXPERIMENT_MISMATCH: the checkpoint is of another experiment; or what reading throws.
+ */
+export async function openTrained(file: string, options: TrainedOptions): Promise<Trained> {
+  const experiment = await loadExperiment(file);
+  const name = experimentName(file);
+  const folder = await mkdtemp(join(tmpdir(), 'downpour-trained-'));
+  try {
+    const copy = join(folder, 'parameters');
+    const { facts, observed } = await copyOf(file, copy, options);
+    if (facts.experiment !== name) {
+      throw new DownpourError(
+        'DP_EXPERIMENT_MISMATCH',
+        `run ${facts.run} is of experiment '${facts.experiment}', not of '${name}': name its file`,
+      );
+    }
+    if (facts.experimentHash !== (await hashExperiment(file))) {
+      tell(`${file} has changed since the run; it is used as it is now`);
+    }
+    const { tensors } = await readTensors(copy);
+    await openEngine(options.engine === undefined ? {} : { engine: engineOf(options.engine) });
+    const { config } = facts;
+    const { prepared } = await prepareExperiment(name, experiment, config, {
+      folder: resolve(options.data ?? 'data'),
+      log: () => {},
+    });
+    const model = await buildModel(experiment, config, prepared);
+    model.load(vectorOf(model.layout, tensors));
+    return { facts, experiment, config, prepared, model, observed };
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+async function copyOf(
+  file: string,
+  to: string,
+  options: TrainedOptions,
+): Promise<{ facts: CheckpointFacts; observed: Observations | null }> {
+  if (options.checkpoint !== undefined) {
+    return { facts: await copyFromFile(options.checkpoint, to), observed: null };
+  }
+  const session = await openSession({ ...options, run: options.run });
+  try {
+    const id = await findRun(session, file, options.run);
+    const kinds = options.kind ? [options.kind] : (['final', 'best'] as const);
+    const facts = await copyFromRun(session, id, kinds, to);
+    const observed = await session.client.observations(id);
+    return { facts, observed: observed.samples.length > 0 ? observed : null };
+  } finally {
+    await session.close();
+  }
+}
+
+/** Of training or validation examples. The test part is looked at by `downpour test` alone. */
+export function answersOfPart(
+  { model, experiment, prepared }: Trained,
+  part: 'train' | 'validation',
+  examplesMax = Infinity,
+): Promise<{ readonly answers: Answers; readonly rows: Int32Array }> {
+  return answersOf(model, experiment, prepared, { part, examplesMax });
+}

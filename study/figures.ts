@@ -1,0 +1,161 @@
+import { PNG } from 'pngjs';
+import { escapeXml, svg } from './plot.ts';
+
+/** Figures of a model: pictures with captions, a matrix of counts, histograms over time. SVG text. */
+
+/** How an example is shown. */
+export type Shown =
+  | {
+      readonly kind: 'image';
+      readonly width: number;
+      readonly height: number;
+      readonly channels: 1 | 3 | 4;
+      /** Row by row, 0 … 255. */
+      readonly pixels: Uint8Array;
+    }
+  | { readonly kind: 'text'; readonly text: string };
+
+export interface Card {
+  readonly shown: Shown;
+  /** Lines below it. */
+  readonly caption: readonly string[];
+  /** Framed in another colour. */
+  readonly wrong: boolean;
+}
+
+const COLUMNS = 8;
+const CARD = { width: 118, image: 84, line: 14, gap: 10 };
+
+/** A contact sheet. */
+export function contactSheet(title: string, cards: readonly Card[]): string {
+  const lines = Math.max(1, ...cards.map(({ caption }) => caption.length));
+  const cardHeight = CARD.image + lines * CARD.line + 12;
+  const columns = Math.min(COLUMNS, Math.max(4, cards.length));
+  const parts = cards.map(({ shown, caption, wrong }, i) => {
+    const x = CARD.gap + (i % columns) * (CARD.width + CARD.gap);
+    const y = 44 + Math.floor(i / columns) * (cardHeight + CARD.gap);
+    const frame = `<rect x="${x}" y="${y}" width="${CARD.width}" height="${cardHeight}" fill="none" stroke="${wrong ? '#d55e00' : '#bbbbbb'}"/>`;
+    const text = caption.map(
+      (line, l) =>
+        `<text x="${x + 6}" y="${y + CARD.image + 14 + l * CARD.line}" font-size="11">${escapeXml(line)}</text>`,
+    );
+    return frame + drawn(shown, x, y) + text.join('');
+  });
+  const rows = Math.ceil(cards.length / columns);
+  return svg(title, parts, {
+    width: CARD.gap + columns * (CARD.width + CARD.gap),
+    height: 50 + rows * (cardHeight + CARD.gap),
+  });
+}
+
+function drawn(shown: Shown, x: number, y: number): string {
+  if (shown.kind === 'image') {
+    const href = `data:image/png;base64,${pngOf(shown).toString('base64')}`;
+    const at = `x="${x + (CARD.width - CARD.image) / 2}" y="${y + 3}" width="${CARD.image}" height="${CARD.image - 6}"`;
+    return `<image ${at} href="${href}" style="image-rendering:pixelated"/>`;
+  }
+  const rows: string[] = [];
+  for (const line of shown.text.split('\n').slice(0, 6)) {
+    const fits = line.length > 19 ? `${line.slice(0, 18)}…` : line;
+    rows.push(
+      `<text x="${x + 6}" y="${y + 14 + rows.length * 13}" font-size="10" font-family="monospace">${escapeXml(fits)}</text>`,
+    );
+  }
+  return rows.join('');
+}
+
+function pngOf(shown: Extract<Shown, { kind: 'image' }>): Buffer {
+  const { width, height, channels, pixels } = shown;
+  const png = new PNG({ width, height });
+  for (let i = 0; i < width * height; i++) {
+    for (let c = 0; c < 3; c++) {
+      png.data[4 * i + c] = pixels[i * channels + (channels === 1 ? 0 : c)]!;
+    }
+    png.data[4 * i + 3] = channels === 4 ? pixels[i * channels + 3]! : 255;
+  }
+  return PNG.sync.write(png);
+}
+
+/** A matrix of counts: true classes in rows, answers in columns; colour by the share of the row. */
+export function matrixFigure(
+  title: string,
+  counts: readonly (readonly number[])[],
+  names: readonly string[] = counts.map((_, i) => String(i)),
+): string {
+  const size = counts.length;
+  const cell = Math.max(12, Math.min(46, Math.floor(560 / Math.max(1, size))));
+  const [left, top] = [90, 70];
+  const parts = [
+    `<text x="${left + (size * cell) / 2}" y="${top - 26}" text-anchor="middle">answer</text>`,
+    `<text x="20" y="${top + (size * cell) / 2}" text-anchor="middle" transform="rotate(-90 20 ${top + (size * cell) / 2})">true class</text>`,
+  ];
+  counts.forEach((row, i) => {
+    const total = row.reduce((a, b) => a + b, 0);
+    const y = top + i * cell;
+    parts.push(
+      `<text x="${left - 6}" y="${y + cell / 2 + 4}" text-anchor="end">${escapeXml(names[i]!)}</text>`,
+      `<text x="${left + i * cell + cell / 2}" y="${top - 8}" text-anchor="middle">${escapeXml(names[i]!)}</text>`,
+    );
+    row.forEach((count, j) => {
+      const share = total === 0 ? 0 : count / total;
+      const fill = i === j ? `rgba(0,114,178,${share})` : `rgba(213,94,0,${Math.sqrt(share)})`;
+      const x = left + j * cell;
+      parts.push(
+        `<rect x="${x}" y="${y}" width="${cell}" height="${cell}" fill="${fill}" stroke="#eeeeee"/>`,
+      );
+      if (cell >= 22 && count > 0) {
+        const ink = share > 0.5 ? '#ffffff' : '#222222';
+        parts.push(
+          `<text x="${x + cell / 2}" y="${y + cell / 2 + 4}" font-size="11" text-anchor="middle" fill="${ink}">${count}</text>`,
+        );
+      }
+    });
+  });
+  return svg(title, parts, { width: left + size * cell + 30, height: top + size * cell + 20 });
+}
+
+export interface HistogramAt {
+  readonly step: number;
+  readonly low: number;
+  readonly high: number;
+  readonly counts: readonly number[];
+}
+
+/** One panel for each row of histograms over steps: the darker, the larger the share of that step. */
+export function histogramsFigure(
+  title: string,
+  panels: readonly { readonly name: string; readonly over: readonly HistogramAt[] }[],
+): string {
+  const [width, height, gap, columns] = [340, 150, 50, 2];
+  const parts = panels.map(({ name, over }, p) => {
+    const x0 = 70 + (p % columns) * (width + 80);
+    const y0 = 70 + Math.floor(p / columns) * (height + gap);
+    const low = Math.min(...over.map((h) => h.low));
+    const high = Math.max(...over.map((h) => h.high));
+    const yOf = (value: number) =>
+      y0 + height - ((value - low) / Math.max(high - low, 1e-30)) * height;
+    const column = width / Math.max(1, over.length);
+    const cells = over.flatMap((h, i) => {
+      const most = Math.max(1, ...h.counts);
+      return h.counts.map((count, b) => {
+        if (count === 0) return '';
+        const from = h.low + ((h.high - h.low) * b) / h.counts.length;
+        const to = h.low + ((h.high - h.low) * (b + 1)) / h.counts.length;
+        const tall = Math.max(0.6, yOf(from) - yOf(to));
+        return `<rect x="${(x0 + i * column).toFixed(1)}" y="${yOf(to).toFixed(1)}" width="${(column + 0.2).toFixed(1)}" height="${tall.toFixed(1)}" fill="#0072b2" fill-opacity="${(0.08 + 0.92 * Math.sqrt(count / most)).toFixed(2)}"/>`;
+      });
+    });
+    const text = (value: number) => String(Number(value.toPrecision(2)));
+    return [
+      `<rect x="${x0}" y="${y0}" width="${width}" height="${height}" fill="none" stroke="#999999"/>`,
+      ...cells,
+      `<text x="${x0}" y="${y0 - 6}" font-weight="bold">${escapeXml(name)}</text>`,
+      `<text x="${x0 - 6}" y="${y0 + 10}" text-anchor="end" font-size="10">${text(high)}</text>`,
+      `<text x="${x0 - 6}" y="${y0 + height}" text-anchor="end" font-size="10">${text(low)}</text>`,
+      `<text x="${x0}" y="${y0 + height + 14}" font-size="10">step ${over[0]?.step ?? 0}</text>`,
+      `<text x="${x0 + width}" y="${y0 + height + 14}" text-anchor="end" font-size="10">${over.at(-1)?.step ?? 0}</text>`,
+    ].join('');
+  });
+  const rows = Math.ceil(panels.length / columns);
+  return svg(title, parts, { width: 880, height: 80 + rows * (height + gap) });
+}
