@@ -136,7 +136,7 @@ async function conduct(
       return EXIT.ok;
     }
     progress.event('started', { run: id, url: session.client.url });
-    progress.note(`run ${id}, status at ${session.client.url}/runs/${id}`);
+    progress.note(`run ${id}, to be watched at ${session.client.url}/#/runs/${id}`);
     if (session.state !== null) {
       progress.note(
         `Ctrl-C stops with a checkpoint; \`${commandLine('resume', id, options)}\` goes on`,
