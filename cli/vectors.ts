@@ -159,6 +159,17 @@ export function protocolVectors() {
     ...{ type: 'evaluated', run: RUN, evaluation: 1, loss: 0.25, error: 0.0625, examples: 200 },
     metrics: {},
   });
+  const values = { low: -1, high: 1, counts: [1, 0, 2, 1] };
+  add('what a tensor and a layer look like', 'worker', {
+    ...{ type: 'observed', run: RUN, step: 13, updateSteps: 10, samples: 2, costMs: 1.5 },
+    tensors: [
+      {
+        ...{ name: 'dense/kernel', weights: values, gradients: values, updates: null },
+        ...{ gradientNorm: 3.25, updateRatio: null, elements: 4, never: 0, rare: 1 },
+      },
+    ],
+    layers: [{ layer: 'dense', activation: 'relu', values, saturated: null, dead: 0.5 }],
+  });
   add('it cannot go on', 'worker', {
     ...{ type: 'leave', failure: { code: 'DP_DATA_MISSING', message: 'no such file' } },
   });
