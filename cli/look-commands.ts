@@ -1,4 +1,4 @@
-import { type Command, Option } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { LookOptions } from './look.ts';
 import {
   addTokenOptions,
@@ -10,12 +10,14 @@ import {
   stateOption,
   whole,
 } from './options.ts';
+import type { RefuseOptions } from './refuse.ts';
 
 /** Names, options and help of the commands that look at a trained model. */
 
-/** `look`. */
+/** `look`, `refuse`. */
 export function registerLookCommands(program: Command): void {
   registerLook(program);
+  registerRefuse(program);
 }
 
 const isGiven = (command: Command) => command.getOptionValueSource('state') === 'cli';
@@ -69,4 +71,34 @@ ${examples('downpour look examples/mnist-mlp.ts', 'downpour look my.ts --run my-
       const { lookCommand } = await import('./look.ts');
       await lookCommand(file, { ...options, stateGiven: isGiven(command) });
     });
+}
+
+function registerRefuse(program: Command): void {
+  const command = program
+    .command('refuse')
+    .description('from which confidence to answer: coverage against accuracy, calibration')
+    .argument('<experiment>', 'file of the experiment; of classes, or of yes and no')
+    .option('--accuracy <list>', 'of the answers given, with commas', shares, [0.99])
+    .option('--coverage <list>', 'shares of the examples to answer', shares, [0.9, 0.95])
+    .option('--half-seed <n>', 'of the halves', whole(0, Number.MAX_SAFE_INTEGER), 1);
+  addTrainedOptions(command)
+    .addHelpText(
+      'after',
+      `
+A model that leaves the examples it is unsure of to somebody else answers the others better (Deep Learning,
+section 11.1). Fits a temperature on the validation part, and chooses thresholds of confidence there: all
+numbers are of examples that the temperature and the threshold were not chosen on. Writes to --out (default:
+./refusals/<run>) the curve of accuracy over coverage, and confidence against accuracy before and after.
+${examples('downpour refuse examples/mnist-mlp.ts --accuracy 0.99,0.999', 'downpour refuse my.ts --run my-3f2a1c --coverage 0.8')}`,
+    )
+    .action(async (file: string, options: RefuseOptions) => {
+      const { refuseCommand } = await import('./refuse.ts');
+      await refuseCommand(file, { ...options, stateGiven: isGiven(command) });
+    });
+}
+
+function shares(text: string): number[] {
+  const values = text.split(',').map(Number);
+  if (values.every((value) => value > 0 && value <= 1)) return values;
+  throw new InvalidArgumentError('Write shares above 0, at most 1, like 0.9,0.99.');
 }

@@ -25,6 +25,22 @@ export function estimate(values: readonly number[], level = 0.95): Estimate {
   return { count, mean, standardError, low: mean - half, high: mean + half, level };
 }
 
+/** Of a share that was seen in so many cases: Wilson's score interval. Both NaN for none. */
+export function shareInterval(
+  count: number,
+  of: number,
+  level = 0.95,
+): { readonly low: number; readonly high: number } {
+  if (of === 0) return { low: Number.NaN, high: Number.NaN };
+  // With so many degrees of freedom Student's t is the normal distribution.
+  const z = studentQuantile((1 + level) / 2, 1e6);
+  const share = count / of;
+  const middle = share + (z * z) / (2 * of);
+  const half = z * Math.sqrt((share * (1 - share)) / of + (z * z) / (4 * of * of));
+  const scale = 1 + (z * z) / of;
+  return { low: Math.max(0, (middle - half) / scale), high: Math.min(1, (middle + half) / scale) };
+}
+
 export function meanOf(values: readonly number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }

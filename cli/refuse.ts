@@ -1,0 +1,37 @@
+import { DownpourError } from '../shared/errors.ts';
+import { refuseReport } from '../study/refuse.ts';
+import { tellReport } from './look.ts';
+import { answersOfPart, openTrained, type TrainedOptions } from './trained.ts';
+
+export interface RefuseOptions extends TrainedOptions {
+  readonly accuracy: readonly number[];
+  readonly coverage: readonly number[];
+  readonly halfSeed: number;
+  readonly out?: string;
+  readonly json?: boolean;
+}
+
+/** `downpour refuse <experiment>` */
+export async function refuseCommand(file: string, options: RefuseOptions): Promise<void> {
+  const trained = await openTrained(file, options);
+  try {
+    const { answers } = await answersOfPart(trained, 'validation');
+    if (answers.kind === 'numbers') {
+      throw new DownpourError(
+        'DP_USAGE',
+        'the answers of this experiment are numbers, which say nothing of how sure they are: refusing needs classes, or yes and no',
+      );
+    }
+    const { run } = trained.facts;
+    const report = refuseReport(
+      {
+        ...{ name: run, part: 'validation', seed: options.halfSeed },
+        ...{ accuracies: options.accuracy, coverages: options.coverage },
+      },
+      answers,
+    );
+    await tellReport(report, options.out ?? `refusals/${run}`, options.json);
+  } finally {
+    trained.model.dispose();
+  }
+}

@@ -1,0 +1,338 @@
+import {
+  type Answers,
+  classCountOf,
+  type Decisions,
+  decide,
+  probabilitiesOf,
+  takeAnswers,
+} from '../shared/answers.ts';
+import { permutation } from '../shared/random.ts';
+import { chart } from './plot.ts';
+import { numberText, percentText, type Report } from './report.ts';
+import { shareInterval } from './statistics.ts';
+
+/**
+ * Refusing to answer (Deep Learning §11.1): a model that leaves the examples it is unsure of to somebody
+ * else answers the others better. Coverage is the share that it answers. How sure it is, is the probability
+ * of its answer, after one temperature has been fitted to it (Guo et al. 2017, arXiv:1706.04599).
+ *
+ * Whatever is fitted or chosen on one half of the examples is measured on the other, and the other way round.
+ */
+
+export interface RefuseSettings {
+  readonly name: string;
+  readonly part: string;
+  /** Of the answers that are given, from 0 to 1. */
+  readonly accuracies: readonly number[];
+  /** Shares of the examples that are answered. */
+  readonly coverages: readonly number[];
+  /** Of the halves. */
+  readonly seed: number;
+}
+
+/** −log p of the truth, mean over the answers. */
+export function logLoss(answers: Answers, temperature: number): number {
+  const shares = probabilitiesOf(answers, temperature);
+  const classes = classCountOf(answers);
+  let sum = 0;
+  for (let i = 0; i < answers.count; i++) {
+    sum -= Math.log(Math.max(shares[i * classes + answers.truths[i]!]!, 1e-300));
+  }
+  return sum / answers.count;
+}
+
+/** The temperature of the lowest log loss, by golden sections of its logarithm, from 1/20 to 20. */
+export function fitTemperature(answers: Answers): number {
+  const golden = (Math.sqrt(5) - 1) / 2;
+  let [low, high] = [Math.log(1 / 20), Math.log(20)];
+  const at = (x: number) => logLoss(answers, Math.exp(x));
+  let [a, b] = [high - golden * (high - low), low + golden * (high - low)];
+  let [lossA, lossB] = [at(a), at(b)];
+  while (high - low > 1e-3) {
+    if (lossA < lossB) {
+      [high, b, lossB] = [b, a, lossA];
+      a = high - golden * (high - low);
+      lossA = at(a);
+    } else {
+      [low, a, lossA] = [a, b, lossB];
+      b = low + golden * (high - low);
+      lossB = at(b);
+    }
+  }
+  return Math.exp((low + high) / 2);
+}
+
+/** Answers in the order of how sure the model is. */
+export interface Ranked {
+  /** Falling. */
+  readonly confidence: Float64Array;
+  readonly right: Uint8Array;
+}
+
+export function rank({ classes, confidence }: Decisions, truths: ArrayLike<number>): Ranked {
+  const order = Array.from(confidence.keys()).sort((a, b) => confidence[b]! - confidence[a]!);
+  return {
+    confidence: Float64Array.from(order, (i) => confidence[i]!),
+    right: Uint8Array.from(order, (i) => (classes[i] === truths[i] ? 1 : 0)),
+  };
+}
+
+export interface CalibrationBin {
+  readonly confidence: number;
+  readonly accuracy: number;
+  readonly count: number;
+}
+
+/**
+ * Expected calibration error: how far the accuracy is from the confidence, mean over 15 bins of equal width.
+ * 0: of answers given with 80 % confidence 80 % are right.
+ */
+export function calibration({ confidence, right }: Ranked, bins = 15) {
+  const sums = Array.from({ length: bins }, () => ({ confidence: 0, right: 0, count: 0 }));
+  confidence.forEach((value, i) => {
+    const bin = sums[Math.min(bins - 1, Math.floor(value * bins))]!;
+    bin.confidence += value;
+    bin.right += right[i]!;
+    bin.count++;
+  });
+  const filled = sums
+    .filter(({ count }) => count > 0)
+    .map(
+      ({ count, ...bin }): CalibrationBin => ({
+        ...{ count, confidence: bin.confidence / count, accuracy: bin.right / count },
+      }),
+    );
+  const error = filled.reduce(
+    (sum, bin) => sum + (bin.count / confidence.length) * Math.abs(bin.accuracy - bin.confidence),
+    0,
+  );
+  return { error, bins: filled };
+}
+
+/**
+ * The lowest threshold at which the answers given are as accurate as wanted: the most coverage. Ties go
+ * together. Infinity: not even the surest are.
+ */
+export function thresholdFor({ confidence, right }: Ranked, accuracy: number): number {
+  let [found, good] = [Infinity, 0];
+  for (let i = 0; i < confidence.length; i++) {
+    good += right[i]!;
+    if (confidence[i + 1] === confidence[i]) continue;
+    if (good / (i + 1) >= accuracy) found = confidence[i]!;
+  }
+  return found;
+}
+
+/** The threshold above which a share of the answers lies. */
+export function thresholdCovering({ confidence }: Ranked, coverage: number): number {
+  const count = Math.min(confidence.length, Math.ceil(coverage * confidence.length));
+  return count === 0 ? Infinity : confidence[count - 1]!;
+}
+
+/** What a threshold gives on some answers. */
+export function answered({ confidence, right }: Ranked, threshold: number) {
+  let [given, good] = [0, 0];
+  for (let i = 0; i < confidence.length && confidence[i]! >= threshold; i++) {
+    given++;
+    good += right[i]!;
+  }
+  return { given, right: good, of: confidence.length };
+}
+
+/** Points of accuracy over coverage, about 200. */
+export function coverageCurve({ right }: Ranked): { coverage: number; accuracy: number }[] {
+  const points: { coverage: number; accuracy: number }[] = [];
+  const every = Math.max(1, Math.floor(right.length / 200));
+  let good = 0;
+  for (let i = 0; i < right.length; i++) {
+    good += right[i]!;
+    const isLast = i === right.length - 1;
+    if (((i + 1) % every === 0 && i >= 4) || isLast) {
+      points.push({ coverage: (i + 1) / right.length, accuracy: good / (i + 1) });
+    }
+  }
+  return points;
+}
+
+/** Two halves; answers of one example stay together. */
+export function halves(answers: Answers, seed: number): [Answers, Answers] {
+  const { count, perExample } = answers;
+  const order = permutation(seed, 1, Math.round(count / perExample));
+  const middle = Math.floor(order.length / 2);
+  const rows = (examples: Int32Array) =>
+    Array.from(examples).flatMap((row) =>
+      Array.from({ length: perExample }, (_, j) => row * perExample + j),
+    );
+  return [
+    takeAnswers(answers, rows(order.subarray(0, middle))),
+    takeAnswers(answers, rows(order.subarray(middle))),
+  ];
+}
+
+function ranked(answers: Answers, temperature: number): Ranked {
+  const decisions = decide(probabilitiesOf(answers, temperature), classCountOf(answers));
+  return rank(decisions, answers.truths);
+}
+
+/** Of two halves in one order. */
+function merged(parts: readonly Ranked[]): Ranked {
+  const all = parts.flatMap(({ confidence, right }) =>
+    Array.from(confidence, (value, i) => ({ value, right: right[i]! })),
+  );
+  all.sort((a, b) => b.value - a.value);
+  return {
+    confidence: Float64Array.from(all, ({ value }) => value),
+    right: Uint8Array.from(all, (answer) => answer.right),
+  };
+}
+
+interface Choice {
+  readonly wanted: string;
+  /** Chosen on all of the examples: the one to use. */
+  readonly threshold: number;
+  /** Measured on examples that it was not chosen on. */
+  readonly coverage: number;
+  readonly accuracy: number | null;
+  readonly low: number;
+  readonly high: number;
+}
+
+/** @param answers of classes, or of yes and no. */
+export function refuseReport(settings: RefuseSettings, answers: Answers): Report {
+  const { name, part, accuracies, coverages, seed } = settings;
+  const [first, second] = halves(answers, seed);
+  const temperature = fitTemperature(answers);
+  const before = ranked(answers, 1);
+  const pairs = [
+    { own: ranked(first, fitTemperature(first)), other: ranked(second, fitTemperature(first)) },
+    { own: ranked(second, fitTemperature(second)), other: ranked(first, fitTemperature(second)) },
+  ];
+  const after = merged(pairs.map(({ other }) => other));
+  const all = ranked(answers, temperature);
+  const choose = (wanted: string, threshold: (of: Ranked) => number): Choice => {
+    const measured = pairs.map(({ own, other }) => answered(other, threshold(own)));
+    const given = measured.reduce((sum, m) => sum + m.given, 0);
+    const right = measured.reduce((sum, m) => sum + m.right, 0);
+    const interval = shareInterval(right, given);
+    return {
+      ...{ wanted, threshold: threshold(all), coverage: given / answers.count },
+      ...{ accuracy: given === 0 ? null : right / given, ...interval },
+    };
+  };
+  const choices = [
+    ...accuracies.map((wanted) =>
+      choose(`accuracy ${percentText(wanted)}`, (of) => thresholdFor(of, wanted)),
+    ),
+    ...coverages.map((wanted) =>
+      choose(`coverage ${percentText(wanted)}`, (of) => thresholdCovering(of, wanted)),
+    ),
+  ];
+  const errors = { before: calibration(before), after: calibration(after) };
+  const whole = choose('answer all', () => 0);
+  return {
+    title: `Refusing to answer: ${name} on the ${part} part`,
+    headings: ['wanted', 'answer from confidence', 'coverage', 'accuracy', '95 % interval'],
+    rows: [whole, ...choices].map((c) => [
+      c.wanted,
+      Number.isFinite(c.threshold) ? c.threshold.toFixed(4) : 'cannot be reached',
+      percentText(c.coverage),
+      percentText(c.accuracy),
+      c.accuracy === null ? '–' : `${percentText(c.low)} … ${percentText(c.high)}`,
+    ]),
+    advice: adviceOf(whole, choices, temperature, errors),
+    plots: {
+      'coverage.svg': chart({
+        title: 'Accuracy of the answers given over the share that is answered',
+        x: { label: 'coverage' },
+        y: { label: 'accuracy' },
+        series: [
+          {
+            name: 'calibrated, measured on the other half',
+            style: 'curve',
+            points: coverageCurve(after).map((p) => ({ x: p.coverage, y: p.accuracy })),
+          },
+          {
+            name: 'thresholds of the table',
+            style: 'scatter',
+            points: choices.flatMap((c) =>
+              c.accuracy === null
+                ? []
+                : [{ x: c.coverage, y: c.accuracy, low: c.low, high: c.high }],
+            ),
+          },
+        ],
+      }),
+      'calibration.svg': chart({
+        title: 'Accuracy over confidence',
+        x: { label: 'confidence' },
+        y: { label: 'accuracy' },
+        series: [
+          {
+            name: `before: ${percentText(errors.before.error)} off`,
+            points: errors.before.bins.map((bin) => ({ x: bin.confidence, y: bin.accuracy })),
+          },
+          {
+            name: `after: ${percentText(errors.after.error)} off`,
+            points: errors.after.bins.map((bin) => ({ x: bin.confidence, y: bin.accuracy })),
+          },
+          {
+            name: 'perfect',
+            style: 'dashed',
+            points: [
+              { x: 0, y: 0 },
+              { x: 1, y: 1 },
+            ],
+          },
+        ],
+      }),
+    },
+    facts: {
+      ...{ name, part, answers: answers.count, temperature },
+      calibrationError: { before: errors.before.error, after: errors.after.error },
+      logLoss: { before: logLoss(answers, 1), after: logLoss(answers, temperature) },
+      all: whole,
+      choices: choices.map((c) => ({
+        ...c,
+        threshold: Number.isFinite(c.threshold) ? c.threshold : null,
+      })),
+      curve: coverageCurve(after),
+    },
+  };
+}
+
+function adviceOf(
+  whole: Choice,
+  choices: readonly Choice[],
+  temperature: number,
+  errors: { readonly before: { error: number }; readonly after: { error: number } },
+): string {
+  const parts: string[] = [];
+  const kind =
+    temperature > 1.05
+      ? 'it is surer than it may be'
+      : temperature < 0.95
+        ? 'it could be surer'
+        : 'it is about as sure as it may be';
+  const { before, after } = errors;
+  parts.push(
+    `The confidence is off by ${percentText(before.error)} on average (expected calibration error); divided by the temperature ${numberText(temperature)} by ${percentText(after.error)}, on examples that it was not fitted to: ${kind}.`,
+  );
+  if (after.error > before.error) {
+    parts.push('The temperature does not help here: leave it at 1.');
+  }
+  for (const { wanted, threshold, coverage, accuracy } of choices) {
+    if (!Number.isFinite(threshold)) {
+      parts.push(
+        `For ${wanted} there is no threshold: even the surest answers are not so good; that needs a better model.`,
+      );
+    } else if (accuracy !== null) {
+      parts.push(
+        `For ${wanted}: answer from a confidence of ${threshold.toFixed(3)}; that answers ${percentText(coverage)} with an accuracy of ${percentText(accuracy)}.`,
+      );
+    }
+  }
+  parts.push(
+    `All answered, the accuracy is ${percentText(whole.accuracy)}. Where an error costs more than an answer that a person gives, refuse; coverage and accuracy are reported together (Deep Learning §11.1). Thresholds hold for inputs like these: look again when they change.`,
+  );
+  return parts.join(' ');
+}

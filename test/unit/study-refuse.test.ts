@@ -1,0 +1,96 @@
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { type Answers, decide, probabilitiesOf } from '../../shared/answers.ts';
+import { random } from '../../shared/random.ts';
+import {
+  answered,
+  calibration,
+  fitTemperature,
+  halves,
+  logLoss,
+  type Ranked,
+  rank,
+  thresholdCovering,
+  thresholdFor,
+} from '../../study/refuse.ts';
+import { shareInterval } from '../../study/statistics.ts';
+
+/** Truths that are drawn from the very probabilities, whose logits are then multiplied. */
+function honest(count: number, overconfidence: number, kind: 'classes' | 'binary'): Answers {
+  const draw = random(5, 9);
+  const width = kind === 'binary' ? 1 : 4;
+  const outputs = Float32Array.from({ length: count * width }, () => 2 * draw.normal());
+  const answers = { kind, count, width, outputs, losses: new Float64Array(count), perExample: 1 };
+  const shares = probabilitiesOf({ ...answers, truths: new Int32Array(count) });
+  const classes = shares.length / count;
+  const truths = Int32Array.from({ length: count }, (_, i) => {
+    let left = draw.uniform();
+    for (let c = 0; c < classes - 1; c++) {
+      left -= shares[i * classes + c]!;
+      if (left < 0) return c;
+    }
+    return classes - 1;
+  });
+  return { ...answers, truths, outputs: outputs.map((logit) => logit * overconfidence) };
+}
+
+for (const kind of ['classes', 'binary'] as const) {
+  test(`the temperature that was put into ${kind} is found again, and calibrates`, () => {
+    const answers = honest(8000, 3, kind);
+    const temperature = fitTemperature(answers);
+    expect(temperature).toBeGreaterThan(2.7);
+    expect(temperature).toBeLessThan(3.3);
+    const error = (t: number) =>
+      calibration(
+        rank(decide(probabilitiesOf(answers, t), kind === 'binary' ? 2 : 4), answers.truths),
+      ).error;
+    expect(error(1)).toBeGreaterThan(0.05);
+    expect(error(temperature)).toBeLessThan(0.02);
+    expect(logLoss(answers, temperature)).toBeLessThan(logLoss(answers, 1));
+  });
+}
+
+test('a threshold answers as many as it can at the accuracy wanted, whatever the ties', () => {
+  const answer = fc.record({ confidence: fc.integer({ min: 0, max: 20 }), right: fc.boolean() });
+  fc.assert(
+    fc.property(
+      fc.array(answer, { minLength: 1, maxLength: 60 }),
+      fc.double({ min: 0.1, max: 1, noNaN: true }),
+      (list, wanted) => {
+        const sorted = list.toSorted((a, b) => b.confidence - a.confidence);
+        const ranked: Ranked = {
+          confidence: Float64Array.from(sorted, ({ confidence }) => confidence / 20),
+          right: Uint8Array.from(sorted, ({ right }) => (right ? 1 : 0)),
+        };
+        const given = (threshold: number) => answered(ranked, threshold);
+        const good = [...new Set(ranked.confidence)].filter((threshold) => {
+          const { given: count, right } = given(threshold);
+          return right / count >= wanted;
+        });
+        expect(thresholdFor(ranked, wanted)).toBe(Math.min(Infinity, ...good));
+        expect(given(thresholdCovering(ranked, wanted)).given).toBeGreaterThanOrEqual(
+          Math.floor(wanted * list.length),
+        );
+      },
+    ),
+  );
+});
+
+test('answers of one example are never in both halves', () => {
+  const answers = { ...honest(60, 1, 'classes'), perExample: 3 };
+  answers.truths.forEach((_, i) => {
+    (answers.truths as Int32Array)[i] = Math.floor(i / 3);
+  });
+  const [first, second] = halves(answers, 1);
+  const examples = (of: Answers) => new Set(of.truths);
+  expect(first.count + second.count).toBe(60);
+  for (const example of examples(first)) expect(examples(second).has(example)).toBe(false);
+});
+
+test("the interval of a share is Wilson's", () => {
+  // Wilson 1927: 8 of 10.
+  const { low, high } = shareInterval(8, 10);
+  expect(low).toBeCloseTo(0.4902, 3);
+  expect(high).toBeCloseTo(0.9433, 3);
+  expect(shareInterval(0, 0).low).toBeNaN();
+});
