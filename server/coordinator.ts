@@ -3,18 +3,22 @@ import { LIMITS, resolveConfig } from '../shared/config.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import type { Acknowledgement, Push, ShardAddress } from '../shared/protocol.ts';
 import type {
+  Alert,
   CheckpointSummary,
   CreateRun,
   RunDetail,
   RunSummary,
+  Timeline,
   WorkerSummary,
 } from '../shared/rest.ts';
+import { type AlertFacts, alertsOf } from './alerts.ts';
 import { Run, type RunOptions } from './core/run.ts';
 import type { Keeper } from './keeper.ts';
 import { WaitingLine } from './landings.ts';
 import type { PushLog } from './push-log.ts';
 import type { Session } from './session.ts';
 import type { ShardPool, ShardReport } from './shard-pool.ts';
+import { WorkerHistory } from './worker-history.ts';
 
 /** Between two ticks, which come every second: longer means that the whole process was held up … */
 const LATE_MS = 2_000;
@@ -40,6 +44,7 @@ export class Coordinator {
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, WorkerSummary>();
   readonly #errors = new Map<ErrorCode, number>();
+  readonly #history = new WorkerHistory();
   #tickedAt: number;
   readonly #runCountMax: number;
   /** Names of runs that are being made from others. */
@@ -235,6 +240,7 @@ export class Coordinator {
       else if (now - session.lastSeen > LIMITS.heartbeatMs) session.ping();
     }
     this.line.tick();
+    this.#history.note(now, this.workers(null));
     this.#keeper.tick(now);
   }
 
@@ -340,7 +346,7 @@ export class Coordinator {
     this.#shards?.leave(session.id);
     if (!this.#sessions.delete(session) || !session.hello) return;
     this.log(`worker ${session.hello.worker} has gone`);
-    this.#gone.set(session.key, this.#workerSummary(session));
+    this.#gone.set(session.key, { ...this.#workerSummary(session), examplesPerSecond: 0 });
     if (this.#gone.size > 100) this.#gone.delete(this.#gone.keys().next().value!);
   }
 
@@ -432,9 +438,32 @@ export class Coordinator {
       stalenessMean: tally?.stalenessMean ?? 0,
       computeMsMean: tally?.computeMsMean ?? 0,
       examples: tally?.examples ?? 0,
+      examplesPerSecond: this.#history.speed(hello),
+      bytes: session.bytes,
       lastError: session.lastError,
       quarantine: session.quarantine,
     };
+  }
+
+  /** Null: the server has no shards. */
+  get shards(): { count: number; whole: boolean } | null {
+    return this.#shards && { count: this.#shards.count, whole: this.#shards.whole };
+  }
+
+  timeline(): Timeline {
+    return this.#history.timeline(this.now());
+  }
+
+  /** What a person should look at. */
+  alerts(runs: readonly RunSummary[], stateStoreAway: AlertFacts['stateStoreAway']): Alert[] {
+    return alertsOf({
+      stateStoreAway,
+      shards: this.shards,
+      runs,
+      workers: this.workers(null),
+      evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,
+      unwritten: (id) => this.#keeper.problem(id),
+    });
   }
 
   /** How often each error has been answered. */

@@ -4,7 +4,8 @@ import type { FeedUpdate, RunSummary, ServerFacts, WorkerSummary } from '../shar
 
 /** What the feed tells of, as it is now. */
 export interface FeedSource {
-  server(): ServerFacts;
+  /** @param runs as they are now. */
+  server(runs: readonly RunSummary[]): ServerFacts;
   runs(): readonly RunSummary[];
   workers(): readonly WorkerSummary[];
 }
@@ -111,10 +112,11 @@ export class Feed {
   }
 
   #moment(): Moment {
-    const { server, runs, workers } = this.#source;
+    const { server, workers } = this.#source;
+    const runs = this.#source.runs();
     return {
-      server: JSON.stringify(server()),
-      runs: new Map(runs().map((run) => [run.id, JSON.stringify(run)])),
+      server: JSON.stringify(server(runs)),
+      runs: new Map(runs.map((run) => [run.id, JSON.stringify(run)])),
       workers: new Map(
         workers().map((each) => [`${each.worker}/${each.incarnation}`, JSON.stringify(each)]),
       ),

@@ -47,6 +47,8 @@ interface Entry {
   notedStep: number;
   noting: boolean;
   readonly copies: SharedCopies;
+  /** Why the last attempt failed; null: it did not. */
+  problem: string | null;
   /** Who wants to know when the next `last` is written, or that it is not. */
   waiting: { resolve(): void; reject(why: unknown): void }[];
   /** Checkpoints that are on disk and not yet in the state store. */
@@ -373,6 +375,11 @@ export class Keeper {
     return this.#entries.get(id)?.latest ?? null;
   }
 
+  /** Why something of a run could not be written; null: all is, as far as was tried. */
+  problem(id: string): string | null {
+    return this.#entries.get(id)?.problem ?? null;
+  }
+
   /** The step that another server would go on from, as far as this one knows. */
   publishedStep(run: Run): number {
     return this.#entry(run).publishedStep;
@@ -417,8 +424,10 @@ export class Keeper {
       const waiting = task === 'last' ? entry.waiting.splice(0) : [];
       try {
         await this.#perform(run, entry, task);
+        entry.problem = null;
         for (const { resolve } of waiting) resolve();
       } catch (error) {
+        entry.problem = `${errorCode(error)} ${errorText(error)}`;
         for (const { reject } of waiting) reject(error);
         entry.tasks.add(task);
         entry.retryAt = now() + RETRY_MS;
@@ -552,6 +561,7 @@ export class Keeper {
         publishedStep: run.step,
         notedStep: run.step,
         noting: false,
+        problem: null,
         waiting: [],
         copies: new SharedCopies(),
         unpublished: [],

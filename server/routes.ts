@@ -17,6 +17,7 @@ import {
   RunDetailSchema,
   RunSummarySchema,
   StatusSchema,
+  TimelineSchema,
   WorkerSummarySchema,
 } from '../shared/rest.ts';
 import { isFromHere } from '../wire/local-socket.ts';
@@ -66,27 +67,39 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
   }));
 
   const facts: FeedSource = {
-    server: () => {
+    server: (runs) => {
       const { rss, heapUsed, arrayBuffers } = process.memoryUsage();
+      const stateStoreAway = stateStore.away && {
+        seconds: stateStore.away.sinceMs / 1000,
+        records: stateStore.away.records,
+      };
       return {
         version,
         startedAt: startedAt.toISOString(),
         stateStore: stateStore.kind,
-        stateStoreAway: stateStore.away && {
-          seconds: stateStore.away.sinceMs / 1000,
-          records: stateStore.away.records,
-        },
+        stateStoreAway,
+        shards: coordinator.shards,
+        alerts: coordinator.alerts(runs, stateStoreAway),
         memoryBytes: { rss, heap: heapUsed, arrayBuffers },
       };
     },
     runs: () => coordinator.runs.map((run) => coordinator.runSummary(run)),
     workers: () => coordinator.workers(null),
   };
-  app.get('/status', schema('All runs and workers', { 200: StatusSchema }), () => ({
-    ...facts.server(),
-    runs: [...facts.runs()],
-    workers: [...facts.workers()],
-  }));
+  app.get(
+    '/status',
+    schema('All runs and workers, and what to look at', { 200: StatusSchema }),
+    () => {
+      const runs = [...facts.runs()];
+      return { ...facts.server(runs), runs, workers: [...facts.workers()] };
+    },
+  );
+
+  app.get(
+    '/timeline',
+    schema('What the workers did in the last ten minutes', { 200: TimelineSchema }),
+    () => coordinator.timeline(),
+  );
 
   app.post<{ Body: CreateRun }>(
     '/runs',

@@ -91,6 +91,10 @@ export class Session {
     return this.#connection.transport;
   }
 
+  get bytes(): { received: number; sent: number } {
+    return this.#connection.bytes;
+  }
+
   get waiting(): boolean {
     return this.#waiting;
   }

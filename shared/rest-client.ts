@@ -9,6 +9,7 @@ import type {
   RunDetail,
   RunSummary,
   Status,
+  Timeline,
   WorkerSummary,
 } from './rest.ts';
 
@@ -22,6 +23,7 @@ export interface RestClient {
   readonly url: string;
   health(): Promise<Health>;
   status(): Promise<Status>;
+  timeline(): Promise<Timeline>;
   createRun(run: CreateRun): Promise<RunSummary>;
   /** All runs, as the server orders them. */
   runs(): Promise<RunSummary[]>;
@@ -113,6 +115,7 @@ export function createRestClient(options: RestClientOptions): RestClient {
     url,
     health: () => json('GET', '/health'),
     status: () => json('GET', '/status'),
+    timeline: () => json('GET', '/timeline'),
     createRun: (run) => json('POST', '/runs', run),
     runs: async () => (await json<{ runs: RunSummary[] }>('GET', '/runs')).runs,
     run: (id) => json('GET', of(id)),

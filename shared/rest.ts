@@ -148,6 +148,10 @@ export const WorkerSummarySchema = Type.Object({
   stalenessMean: N,
   computeMsMean: N,
   examples: N,
+  /** Over the last ten seconds. */
+  examplesPerSecond: N,
+  /** Of its connection, headers and all. */
+  bytes: Type.Object({ received: N, sent: N }),
   lastError: orNull(Type.Object({ code: Type.String(), message: Type.String() })),
   /** Set: its run takes nothing from it any more, and why. */
   quarantine: orNull(Type.String()),
@@ -222,6 +226,16 @@ export const HealthSchema = Type.Object({
 });
 export type Health = Static<typeof HealthSchema>;
 
+/** What a person should look at. */
+export const AlertSchema = Type.Object({
+  severity: Type.Union([Type.Literal('critical'), Type.Literal('warning'), Type.Literal('info')]),
+  /** The run and the worker that it is about, if any. */
+  run: orNull(Type.String()),
+  worker: orNull(Type.String()),
+  text: Type.String(),
+});
+export type Alert = Static<typeof AlertSchema>;
+
 /** What is known of the server itself. */
 export const ServerFactsSchema = Type.Object({
   version: Type.String(),
@@ -230,6 +244,10 @@ export const ServerFactsSchema = Type.Object({
   /** Set: Redis cannot be reached, and so many records wait for it on disk. */
   stateStoreAway: orNull(Type.Object({ seconds: N, records: N })),
   memoryBytes: Type.Object({ rss: N, heap: N, arrayBuffers: N }),
+  /** Set: the vectors of runs are shared among so many; `whole`: all of them are there. */
+  shards: orNull(Type.Object({ count: N, whole: Type.Boolean() })),
+  /** The worst first. */
+  alerts: Type.Array(AlertSchema),
 });
 export type ServerFacts = Static<typeof ServerFactsSchema>;
 
@@ -239,6 +257,23 @@ export const StatusSchema = Type.Object({
   workers: Type.Array(WorkerSummarySchema),
 });
 export type Status = Static<typeof StatusSchema>;
+
+/** What the workers did of late, looked at once a second. */
+export const TimelineSchema = Type.Object({
+  /** How far back it goes. */
+  seconds: N,
+  workers: Type.Array(
+    Type.Object({
+      worker: Type.String(),
+      incarnation: Type.String(),
+      /** Each began so long ago and lasted until the next one. */
+      states: Type.Array(
+        Type.Object({ state: WorkerSummarySchema.properties.state, secondsAgo: N }),
+      ),
+    }),
+  ),
+});
+export type Timeline = Static<typeof TimelineSchema>;
 
 /** An event of `GET /feed`: what has changed since the one before; the first one after a connection holds all. */
 export interface FeedUpdate {

@@ -43,10 +43,16 @@ const CELLS_MAX = 200_000;
 const GRID_POINTS = 700;
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
 
-/** As the style sheet says; there are eight, then they begin again, dashed. */
+/** The name of a colour of the style sheet; there are eight, then they begin again, dashed. */
+const variableOf = (color: Curve['color']) =>
+  color === 'muted' ? '--muted' : `--series-${color % 8}`;
+
+/** For elements, which follow the theme by themselves. */
+export const styledColorOf = (color: Curve['color']) => `var(${variableOf(color)})`;
+
+/** For pictures: as it is now. */
 export function colorOf(color: Curve['color']): string {
-  const name = color === 'muted' ? '--muted' : `--series-${color % 8}`;
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  return getComputedStyle(document.documentElement).getPropertyValue(variableOf(color)).trim();
 }
 
 export const dashOf = (curve: Curve): number[] =>
@@ -178,7 +184,7 @@ export class Chart {
         { class: 'legend-item' },
         h('span', {
           class: `swatch ${curve.draw ?? 'line'}${dashOf(curve).length > 0 ? ' dashed' : ''}`,
-          style: { color: colorOf(curve.color) },
+          style: { color: styledColorOf(curve.color) },
           'aria-hidden': 'true',
         }),
         h('span', {}, curve.label),

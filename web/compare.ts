@@ -1,5 +1,5 @@
 import type { Metrics, RunSummary } from '../shared/rest.ts';
-import { Chart, type Curve, colorOf, smoothed } from './chart.ts';
+import { Chart, type Curve, smoothed, styledColorOf } from './chart.ts';
 import { compact, count, duration, percent, plural, roundPercent, short } from './format.ts';
 import { fillNew, h, setText } from './html.ts';
 import { badge, card, emptyState, select, slider, toggle, type View } from './parts.ts';
@@ -144,7 +144,7 @@ export function compareView(): View {
 
   function update(): void {
     if (ids.length === 0) return;
-    const facts = ids.map((id) => [state.runs.get(id), document.documentElement.dataset.theme]);
+    const facts = ids.map((id) => state.runs.get(id));
     fillNew(table, facts, () => ids.map(rowOf));
     void read();
   }
@@ -279,7 +279,11 @@ function rowOf(id: string, index: number): HTMLElement | null {
     h(
       'td',
       {},
-      h('span', { class: 'swatch line', style: { color: colorOf(index) }, 'aria-hidden': 'true' }),
+      h('span', {
+        class: 'swatch line',
+        style: { color: styledColorOf(index) },
+        'aria-hidden': 'true',
+      }),
       ' ',
       h('a', { class: 'run-name inline', href: `#/runs/${id}` }, id),
     ),

@@ -1,6 +1,8 @@
 import './style.css';
+import { alertStrip } from './alerts.ts';
+import { clusterView } from './cluster.ts';
 import { compareView } from './compare.ts';
-import { fill, h, setAttribute, setText, svg } from './html.ts';
+import { fill, fillNew, h, setAttribute, setText, svg } from './html.ts';
 import { loginView } from './login.ts';
 import { emptyState, type View } from './parts.ts';
 import { runView } from './run.ts';
@@ -15,8 +17,12 @@ interface Place {
   readonly title: string;
   readonly href: string;
 }
-const PLACES: readonly Place[] = [{ name: 'runs', title: 'Runs', href: '#/' }];
+const PLACES: readonly Place[] = [
+  { name: 'runs', title: 'Runs', href: '#/' },
+  { name: 'cluster', title: 'Cluster', href: '#/cluster' },
+];
 
+const strip = h('section', { class: 'strip', 'aria-label': 'Alerts' });
 const main = h('main', { id: 'main', tabindex: -1 });
 const link = h('span', { class: 'link-state', role: 'status' });
 const nav = h(
@@ -75,6 +81,7 @@ function route(): View {
   if (place === '' || (place === 'runs' && name === undefined)) return runsView();
   if (place === 'runs') return runView(decodeURIComponent(name!));
   if (place === 'compare') return compareView();
+  if (place === 'cluster') return clusterView();
   return {
     title: 'Not found',
     element: emptyState('Nothing here', 'There is no such page.'),
@@ -104,6 +111,11 @@ function frame(): void {
   link.hidden = isLoggedOut();
   setText(link, LINKS[state.link]);
   setAttribute(link, 'data-link', state.link);
+  const alerts = isLoggedOut() ? [] : (state.server?.alerts ?? []);
+  // The page of the cluster has all of them.
+  const wanted = view?.title === 'Cluster' ? [] : alerts;
+  fillNew(strip, wanted, () => [alertStrip(wanted)]);
+  strip.hidden = strip.childElementCount === 0;
   const { role, open } = state.session;
   const words = role === null ? '' : open ? '' : role;
   if (who.dataset.role === words) return;
@@ -149,6 +161,7 @@ async function begin(): Promise<void> {
       'Skip to content',
     ),
     header,
+    strip,
     main,
   );
   subscribe(() => {

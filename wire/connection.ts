@@ -138,6 +138,11 @@ export class Connection {
     return this.#way;
   }
 
+  /** That have come and gone since the socket was opened. */
+  get bytes(): { received: number; sent: number } {
+    return { received: this.#socket.bytesRead, sent: this.#socket.bytesWritten };
+  }
+
   /** Messages can be sent. */
   get open(): boolean {
     return !this.#closeSent && !this.#socket.destroyed && this.#socket.writable;

@@ -1308,6 +1308,12 @@ export class Run {
     return { everySteps: this.config.observe.everySteps, ...this.#observations.observed() };
   }
 
+  /** Between two evaluations at the mean speed so far, s; null: unknown. */
+  evaluationSeconds(now: number): number | null {
+    if (this.#step === 0 || !this.#leases) return null;
+    return (this.#evaluateEvery * this.seconds(now)) / this.#step;
+  }
+
   /** What one worker did for this run. */
   workerTally(worker: string) {
     const record = this.#record(worker);

@@ -136,6 +136,7 @@ describe('roles', () => {
     ['GET', '/runs/:id/checkpoints/:kind/file', read],
     ['POST', '/runs/:id/checkpoint', change],
     ['GET', '/feed', read],
+    ['GET', '/timeline', read],
     ['GET', '/', anybody],
     ['GET', '/dashboard.js', anybody],
     ['GET', '/dashboard.css', anybody],

@@ -237,6 +237,45 @@ describe.skipIf(skipped)('the dashboard', () => {
     await picture(page, 'compare');
   });
 
+  test('shows the workers, what they did, and the server, as REST tells them', async () => {
+    await page.goto(`${cluster.url}/#/cluster`);
+    await page.waitForSelector('tr[data-worker="grace"]');
+    const { workers, alerts } = await cluster.client.status();
+    for (const worker of workers.filter(({ state }) => state !== 'gone')) {
+      const row = page.locator(`tr[data-worker="${worker.worker}"]`).first();
+      const shown = (await row.textContent())!;
+      expect(shown).toContain(`${worker.engine} on ${worker.device}`);
+      expect(shown).toContain('digits-live');
+      expect(shown).toMatch(/training|evaluating|waiting/);
+    }
+    expect(await page.locator('tr[data-worker]').count()).toBe(workers.length);
+    const received = (await cluster.client.status()).workers.map(({ bytes }) => bytes.received);
+    expect(Math.min(...received)).toBeGreaterThan(1000);
+    await expect.poll(() => text('.tiles')).toMatch(/Throughput[1-9]/);
+    expect(await text('.tiles')).toContain('StateFiles');
+    const { workers: lanes } = await cluster.client.timeline();
+    await expect.poll(() => page.locator('.lane').count()).toBe(lanes.length);
+    const lane = await page.locator('.lane-bar').last().getAttribute('aria-label');
+    expect(lane).toMatch(/computing \d+\.\d\d %/);
+    expect(alerts).toEqual([]);
+    await page.getByText('Nothing needs to be looked at').waitFor();
+    await picture(page, 'cluster');
+    // Once they have gone, their sums stand still.
+    await cluster.stopWorkers();
+    await page.getByText('digits-live waits for a worker').waitFor({ timeout: 10_000 });
+    await expect
+      .poll(() => page.locator('tr[data-worker] .badge[data-kind="gone"]').count())
+      .toBe(workers.length);
+    for (const { worker, pushes } of (await cluster.client.status()).workers) {
+      const rows = page.locator(`tr[data-worker="${worker}"]`, {
+        hasText: grouped(pushes.applied),
+      });
+      expect(await rows.count(), worker).toBeGreaterThan(0);
+    }
+    await picture(page, 'cluster-alert');
+    cluster.work('digits-live', 'ada');
+  });
+
   test('an operator stops a run, and resumes it', async () => {
     await page.goto(`${cluster.url}/#/runs/digits-live`);
     await page.getByRole('button', { name: 'Checkpoint', exact: true }).click();

@@ -551,11 +551,13 @@ describe('REST', () => {
       '/runs/{id}/checkpoints',
       '/runs/{id}/checkpoints/{kind}/file',
       '/runs/{id}/metrics',
+      '/runs/{id}/observations',
       '/runs/{id}/resume',
       '/runs/{id}/stop',
       '/runs/{id}/workers',
       '/session',
       '/status',
+      '/timeline',
     ]);
   });
 });

@@ -78,6 +78,8 @@ const WORKER: WorkerSummary = {
   leases: 2,
   pushes: { applied: 6000, damped: 0, duplicate: 0, rejected: 2 },
   stalenessMean: 1.1,
+  examplesPerSecond: 700,
+  bytes: { received: 1, sent: 2 },
   computeMsMean: 4.25,
   examples: 384_000,
   lastError: null,

@@ -1,0 +1,119 @@
+import { medianOf } from '../shared/quantile.ts';
+import type { Alert, RunSummary, ServerFacts, WorkerSummary } from '../shared/rest.ts';
+
+/** What a person should look at, in words, from what the server knows anyway. */
+
+export interface AlertFacts {
+  readonly stateStoreAway: ServerFacts['stateStoreAway'];
+  /** Null: the server has no shards. */
+  readonly shards: ServerFacts['shards'];
+  readonly runs: readonly RunSummary[];
+  readonly workers: readonly WorkerSummary[];
+  /** Seconds between two evaluations of a run at its present speed; null: unknown. */
+  readonly evaluationSeconds: (run: string) => number | null;
+  /** Why something of a run is not written; null: all is. */
+  readonly unwritten: (run: string) => string | null;
+}
+
+/** So many times slower than the median of the others that one worker holds up what waits for it. */
+const SLOWER = 2;
+/** Of its own pushes before anything is said of its speed: the first ones record and compile. */
+const PUSHES = 10;
+/** Without an evaluation, unless they are meant to be rarer. */
+const SILENCE_SECONDS = 600;
+
+const PHASES_OF_WORK: readonly string[] = ['training', 'refitting', 'measuring', 'testing'];
+
+/** The worst first. Pure: equal facts, equal alerts. */
+export function alertsOf(facts: AlertFacts): Alert[] {
+  const alerts: Alert[] = [];
+  const add = (severity: Alert['severity'], text: string, about: Partial<Alert> = {}) =>
+    alerts.push({ severity, run: null, worker: null, ...about, text });
+
+  const { stateStoreAway, shards } = facts;
+  if (stateStoreAway) {
+    const { seconds, records } = stateStoreAway;
+    add(
+      'warning',
+      `Redis is away for ${inWords(seconds)}: ${records} records wait on disk, training goes on`,
+    );
+  }
+  if (shards && !shards.whole) {
+    add('critical', `one of the ${shards.count} shards is lost: all runs wait until it is back`);
+  }
+  const connected = facts.workers.filter(({ state }) => state !== 'gone');
+  for (const run of facts.runs)
+    aboutRun(run, facts, (severity, text) => add(severity, text, { run: run.id }));
+  aboutWaiting(facts.runs, (text) => add('warning', text));
+  for (const worker of connected) {
+    const about = { run: worker.run, worker: worker.worker };
+    if (worker.quarantine !== null) {
+      add('critical', `worker ${worker.worker} is in quarantine: ${worker.quarantine}`, about);
+      continue;
+    }
+    const slow = slowness(worker, connected);
+    if (slow) add('warning', slow, about);
+  }
+  const rank = { critical: 0, warning: 1, info: 2 };
+  return alerts.sort((a, b) => rank[a.severity] - rank[b.severity]);
+}
+
+function aboutRun(
+  run: RunSummary,
+  facts: AlertFacts,
+  add: (severity: Alert['severity'], text: string) => void,
+): void {
+  const why = facts.unwritten(run.id);
+  if (why !== null) add('critical', `${run.id} cannot be written down, trying again: ${why}`);
+  if (!PHASES_OF_WORK.includes(run.phase)) return;
+  const since = run.seconds - (run.validation?.seconds ?? 0);
+  const usual = facts.evaluationSeconds(run.id) ?? 0;
+  if (run.workers > 0 && since > Math.max(SILENCE_SECONDS, 3 * usual)) {
+    add('warning', `${run.id}: no evaluation for ${inWords(since)}`);
+  }
+  const last = run.rollbacks.at(-1);
+  if (last) {
+    const times = run.rollbacks.length === 1 ? 'once' : `${run.rollbacks.length} times`;
+    add(
+      'warning',
+      `${run.id} has diverged ${times}, last at step ${last.step}; it goes on with learning rate ${Number(last.learningRate.toPrecision(3))}`,
+    );
+  }
+  if (run.hint !== null) add('warning', `${run.id}: ${run.hint}`);
+  if (run.stepsLost > 0) {
+    add('info', `${run.id} has lost ${run.stepsLost} steps with crashes of the server`);
+  }
+}
+
+/** One line for all of them: a search may have hundreds in line. */
+function aboutWaiting(runs: readonly RunSummary[], add: (text: string) => void): void {
+  const waiting = runs.filter(
+    ({ phase, workers }) => workers === 0 && [...PHASES_OF_WORK, 'waiting'].includes(phase),
+  );
+  if (waiting.length === 0) return;
+  const [first] = waiting;
+  const who = waiting.length === 1 ? `${first!.id} waits` : `${waiting.length} runs wait`;
+  add(`${who} for a worker: start one with \`downpour work\``);
+}
+
+/** Compared with the others of its run: its experiment decides how long a gradient takes. */
+function slowness(worker: WorkerSummary, all: readonly WorkerSummary[]): string | null {
+  const pushes = ({ pushes: { applied, damped } }: WorkerSummary) => applied + damped;
+  if (worker.run === null || pushes(worker) < PUSHES) return null;
+  const others = all
+    .filter((other) => other !== worker && other.run === worker.run && pushes(other) >= PUSHES)
+    .map(({ computeMsMean }) => computeMsMean);
+  const median = medianOf(others);
+  if (!(median > 0)) return null;
+  const times = worker.computeMsMean / median;
+  if (times < SLOWER) return null;
+  return `worker ${worker.worker} is ${times.toFixed(1)} times slower than the median of ${worker.run}: ${inMs(worker.computeMsMean)} a gradient beside ${inMs(median)}`;
+}
+
+const inMs = (ms: number) => `${Number(ms.toPrecision(2))} ms`;
+
+function inWords(seconds: number): string {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return `${(seconds / 3600).toFixed(1)} h`;
+}

@@ -1,0 +1,166 @@
+import { describe, expect, test } from 'vitest';
+import { type AlertFacts, alertsOf } from '../../server/alerts.ts';
+import { WorkerHistory } from '../../server/worker-history.ts';
+import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
+
+const run = (changes: object = {}) =>
+  ({
+    id: 'digits',
+    phase: 'training',
+    workers: 3,
+    seconds: 100,
+    validation: { seconds: 90 },
+    rollbacks: [],
+    hint: null,
+    stepsLost: 0,
+    ...changes,
+  }) as unknown as RunSummary;
+const worker = (name: string, changes: object = {}) =>
+  ({
+    worker: name,
+    incarnation: '1',
+    run: 'digits',
+    state: 'training',
+    pushes: { applied: 50, damped: 0, duplicate: 0, rejected: 0 },
+    computeMsMean: 10,
+    examples: 0,
+    quarantine: null,
+    ...changes,
+  }) as unknown as WorkerSummary;
+const look = (facts: Partial<AlertFacts>) =>
+  alertsOf({
+    stateStoreAway: null,
+    shards: null,
+    runs: [],
+    workers: [],
+    evaluationSeconds: () => 20,
+    unwritten: () => null,
+    ...facts,
+  });
+const texts = (facts: Partial<AlertFacts>) => look(facts).map(({ text }) => text);
+
+describe('alerts', () => {
+  test('none where all is well', () => {
+    const workers = ['a', 'b', 'c'].map((name) => worker(name));
+    expect(look({ runs: [run()], workers, shards: { count: 2, whole: true } })).toEqual([]);
+  });
+
+  test('a worker that is slower than the median of the others of its run', () => {
+    const slow = worker('c', { computeMsMean: 41 });
+    const workers = [worker('a'), worker('b', { computeMsMean: 12 }), slow];
+    expect(look({ runs: [run()], workers })).toEqual([
+      {
+        severity: 'warning',
+        run: 'digits',
+        worker: 'c',
+        text: 'worker c is 3.7 times slower than the median of digits: 41 ms a gradient beside 11 ms',
+      },
+    ]);
+    // Another run has another experiment; who has gone or has hardly begun says nothing.
+    for (const changes of [
+      { run: 'other' },
+      { state: 'gone' },
+      { pushes: { applied: 3, damped: 0, duplicate: 0, rejected: 0 } },
+    ]) {
+      expect(
+        texts({
+          workers: [worker('a'), worker('b'), worker('c', { computeMsMean: 41, ...changes })],
+        }),
+      ).toEqual([]);
+    }
+  });
+
+  test('no evaluation for ten minutes, or for three times as long as usual', () => {
+    const late = run({ seconds: 1500, validation: { seconds: 780 } });
+    expect(texts({ runs: [late] })).toEqual(['digits: no evaluation for 12 min']);
+    expect(texts({ runs: [late], evaluationSeconds: () => 300 })).toEqual([]);
+    expect(texts({ runs: [{ ...late, phase: 'finished' }] })).toEqual([]);
+    expect(texts({ runs: [run({ seconds: 601, validation: null })] })).toHaveLength(1);
+  });
+
+  test('what is wrong with the server comes first', () => {
+    const found = look({
+      stateStoreAway: { seconds: 200, records: 12 },
+      shards: { count: 4, whole: false },
+      runs: [
+        run({ rollbacks: [{ step: 70, learningRate: 0.025 }], stepsLost: 9, hint: 'try less' }),
+      ],
+      workers: [worker('a', { quarantine: 'five bad pushes in a row' })],
+      unwritten: () => 'DP_DISK no space left on device',
+    });
+    expect(found.map(({ severity }) => severity)).toEqual([
+      'critical',
+      'critical',
+      'critical',
+      'warning',
+      'warning',
+      'warning',
+      'info',
+    ]);
+    expect(found.map(({ text }) => text).join('\n')).toMatchInlineSnapshot(`
+      "one of the 4 shards is lost: all runs wait until it is back
+      digits cannot be written down, trying again: DP_DISK no space left on device
+      worker a is in quarantine: five bad pushes in a row
+      Redis is away for 3 min: 12 records wait on disk, training goes on
+      digits has diverged once, last at step 70; it goes on with learning rate 0.025
+      digits: try less
+      digits has lost 9 steps with crashes of the server"
+    `);
+  });
+
+  test('runs that wait for a worker are told in one line', () => {
+    const waiting = run({ phase: 'waiting', workers: 0 });
+    expect(texts({ runs: [waiting] })[0]).toMatch(/^digits waits for a worker/);
+    expect(texts({ runs: [waiting, waiting, run({ phase: 'finished', workers: 0 })] })).toEqual([
+      '2 runs wait for a worker: start one with `downpour work`',
+    ]);
+  });
+});
+
+describe('the history of workers', () => {
+  test('tells when each state began, for ten minutes', () => {
+    const history = new WorkerHistory();
+    const states = ['joining', 'training', 'training', 'waiting', 'training'] as const;
+    for (const [i, state] of states.entries()) history.note(i * 1000, [worker('a', { state })]);
+    expect(history.timeline(5000)).toEqual({
+      seconds: 600,
+      workers: [
+        {
+          worker: 'a',
+          incarnation: '1',
+          states: [
+            { state: 'joining', secondsAgo: 5 },
+            { state: 'training', secondsAgo: 4 },
+            { state: 'waiting', secondsAgo: 2 },
+            { state: 'training', secondsAgo: 1 },
+          ],
+        },
+      ],
+    });
+    for (let s = 5; s <= 600; s++) history.note(s * 1000, [worker('a', { state: 'gone' })]);
+    expect(history.timeline(600_000).workers[0]!.states.at(-1)).toEqual({
+      state: 'gone',
+      secondsAgo: 595,
+    });
+    for (let s = 601; s < 700; s++) history.note(s * 1000, [worker('a', { state: 'gone' })]);
+    expect(history.timeline(700_000).workers).toEqual([]);
+  });
+
+  test('measures the speed of the last ten seconds', () => {
+    const history = new WorkerHistory();
+    for (let s = 0; s <= 60; s++)
+      history.note(s * 1000, [worker('a', { examples: s < 30 ? 100 * s : 3000 + 20 * (s - 30) })]);
+    expect(history.speed(worker('a'))).toBeCloseTo(20, 6);
+    expect(history.speed(worker('b'))).toBe(0);
+    history.note(61_000, [worker('a', { examples: 4000, state: 'gone' })]);
+    expect(history.speed(worker('a'))).toBe(0);
+  });
+
+  test('stays bounded for one that goes to and fro each second', () => {
+    const history = new WorkerHistory();
+    for (let s = 0; s < 2000; s++) {
+      history.note(s * 1000, [worker('a', { state: s % 2 === 0 ? 'training' : 'waiting' })]);
+    }
+    expect(history.timeline(2e6).workers[0]!.states.length).toBeLessThanOrEqual(300);
+  });
+});
