@@ -203,12 +203,12 @@ function adviceOf(
     `'${baseline.name}' has a validation ${metric} of ${spread(baseline.value, format)}.`,
   ];
   const compared = others.filter(({ difference, identical }) => difference && !identical);
-  const text = ({ name, difference }: VariantResult) => {
-    const { mean, low, high, count } = difference!;
-    const range =
-      count < 2 ? 'one seed' : `95 % confidence ${signed(low, format)} … ${signed(high, format)}`;
-    return `'${name}' by ${format(Math.abs(mean))} (${range})`;
-  };
+  const rangeText = ({ low, high, count }: Estimate) =>
+    count < 2 ? 'one seed' : `95 % confidence ${signed(low, format)} … ${signed(high, format)}`;
+  const text = ({ name, difference: d }: VariantResult) =>
+    `'${name}' by ${format(Math.abs(d!.mean))} (${rangeText(d!)})`;
+  const openText = ({ name, difference: d }: VariantResult) =>
+    `'${name}' ${signed(d!.mean, format)} (${rangeText(d!)})`;
   const byMean = (a: VariantResult, b: VariantResult) => a.difference!.mean - b.difference!.mean;
   const isSure = ({ difference }: VariantResult) => difference!.count > 1;
   const better = compared.filter((r) => isSure(r) && r.difference!.high < 0).sort(byMean);
@@ -216,7 +216,7 @@ function adviceOf(
   const open = compared.filter((r) => !better.includes(r) && !worse.includes(r)).sort(byMean);
   if (better.length > 0) parts.push(`Lower: ${better.map(text).join(', ')}.`);
   if (worse.length > 0) parts.push(`Higher: ${worse.map(text).join(', ')}.`);
-  if (open.length > 0) parts.push(`No difference is shown for ${open.map(text).join(', ')}.`);
+  if (open.length > 0) parts.push(`No certain difference: ${open.map(openText).join(', ')}.`);
   parts.push(choiceText(baseline, better, open));
   const same = others.filter(({ identical }) => identical).map(({ name }) => `'${name}'`);
   if (same.length > 0) {
