@@ -87,6 +87,7 @@ export function journaled(
   ): Promise<T | null> {
     if (queue.size === 0) {
       try {
+        queue.heard(operation);
         const done = await now();
         back(0);
         return done;
@@ -136,6 +137,7 @@ export function journaled(
     try {
       for (let next = queue.first; next && lease; next = queue.first) {
         lease.lost.throwIfAborted();
+        queue.heard(next.operation);
         await perform(store, lease.token, next.operation);
         await queue.remove(next);
         written++;
@@ -309,6 +311,8 @@ class Queue {
   readonly #bytesMax: number;
   /** By what an operation replaces, in the order in which they are to be written. */
   readonly #waiting = new Map<string, Waiting>();
+  /** Checkpoints that Redis may have: one that has not answered may have heard all the same. */
+  readonly #heard = new Set<string>();
   #bytes = 0;
   #path = '';
   #file: FileHandle | null = null;
@@ -326,6 +330,11 @@ class Queue {
 
   get first(): Waiting | null {
     return this.#waiting.values().next().value ?? null;
+  }
+
+  /** Redis is about to be told. */
+  heard(operation: Operation): void {
+    if (operation.op === 'publish') this.#heard.add(keyOf(operation, operation.manifest.file));
   }
 
   /** On disk when the promise resolves. Throws DP_DISK, DP_LIMIT. */
@@ -366,7 +375,10 @@ class Queue {
         const { operations, damaged } = readLines(await readFile(path));
         if (damaged) log(`${path} ends in the middle of a line, as it does after a crash`);
         if (follows.includes(old)) {
-          for (const [operation, bytes] of operations) this.#put(operation, bytes);
+          for (const [operation, bytes] of operations) {
+            this.heard(operation);
+            this.#put(operation, bytes);
+          }
           left.push(path);
           continue;
         }
@@ -403,20 +415,22 @@ class Queue {
   #put(operation: Operation, bytes: number): void {
     const { op, run } = operation;
     if (op === 'forget') {
-      const told = operation.files.filter((file) => !this.#drop(`publish ${run} ${file}`));
-      const before = this.#waiting.get(`forget ${run}`)?.operation;
-      const files = [...(before?.op === 'forget' ? before.files : []), ...told];
-      if (told.length > 0) this.#set(`forget ${run}`, { op, run, files: [...new Set(files)] });
+      // One by one, since a name that comes again must stay behind its forgetting.
+      for (const file of operation.files) {
+        const publish = keyOf({ op: 'publish', run }, file);
+        if (this.#drop(publish) && !this.#heard.has(publish)) continue;
+        this.#heard.delete(publish);
+        this.#set(keyOf(operation, file), { op, run, files: [file] });
+      }
       return;
     }
     if (op === 'best') {
-      const before = this.#waiting.get(`best ${run}`)?.operation;
+      const before = this.#waiting.get(keyOf(operation))?.operation;
       // The store keeps the first of equal ones, and never a worse one.
       if (before?.op === 'best' && before.best.value <= operation.best.value) return;
     }
-    if (op === 'resetBest') this.#drop(`best ${run}`);
-    const what = op === 'publish' ? ` ${operation.manifest.file}` : '';
-    this.#set(`${op} ${run}${what}`, operation, bytes);
+    if (op === 'resetBest') this.#drop(keyOf({ op: 'best', run }));
+    this.#set(keyOf(operation, op === 'publish' ? operation.manifest.file : ''), operation, bytes);
   }
 
   #set(key: string, operation: Operation, bytes = lineOf(operation).length): void {
@@ -470,6 +484,11 @@ class Queue {
     this.#fileBytes = 0;
     if (this.#path !== '') await rm(this.#path, { force: true });
   }
+}
+
+/** What a later operation of the same kind replaces. */
+function keyOf({ op, run }: Pick<Operation, 'op' | 'run'>, file = ''): string {
+  return `${op} ${run} ${file}`;
 }
 
 const SUM_CHARACTERS = 16;

@@ -131,7 +131,7 @@ test('what is written while the store is away is there when it is back, newest s
 
 test('whatever is written in whatever order, the store ends as if it had never been away', async () => {
   const id = fc.constantFrom('r', 'q');
-  const operation = fc.oneof(
+  const operation: fc.Arbitrary<Operation> = fc.oneof(
     fc.tuple(fc.constant('run'), id, fc.constantFrom('training', 'stopped', 'finished')),
     fc.tuple(fc.constant('publish'), id, fc.nat(6)),
     fc.tuple(fc.constant('forget'), id, fc.nat(6)),
@@ -139,6 +139,9 @@ test('whatever is written in whatever order, the store ends as if it had never b
     fc.tuple(fc.constant('reset'), id, fc.constant(0)),
     fc.tuple(fc.constant('stopping'), id, fc.nat(9)),
   );
+  type Operation = [what: string, run: string, value: number | string];
+  const published = (value: number): Operation => ['publish', 'q', value];
+  const forgotten = (value: number): Operation => ['forget', 'q', value];
   const apply = (store: StateStore, token: number, [what, name, value]: readonly unknown[]) => {
     const of = name as string;
     if (what === 'run') return store.putRun(token, run(of, value as string));
@@ -177,7 +180,14 @@ test('whatever is written in whatever order, the store ends as if it had never b
       expect(await seen(inner)).toEqual(await seen(plain));
       await Promise.all([store.close(), plain.close()]);
     }),
-    { numRuns: 25 },
+    {
+      numRuns: 25,
+      // A name that comes again after it was forgotten, and one that the store has already.
+      examples: [
+        [[forgotten(5), published(5), forgotten(0)], 0],
+        [[published(5), published(5), forgotten(5)], 1],
+      ],
+    },
   );
 });
 
@@ -192,7 +202,9 @@ test('what waits is bounded: of a record only the newest, of forgotten checkpoin
     await store.publishCheckpoint(token, 'r', checkpoint(i));
     if (i > 2) await store.forgetCheckpoints(token, 'r', [checkpoint(i - 2).file]);
   }
-  expect(store.away?.records).toBe(3);
+  // One more where a retry tried a checkpoint that was forgotten later: it may have been heard.
+  expect(store.away?.records).toBeGreaterThanOrEqual(3);
+  expect(store.away?.records).toBeLessThanOrEqual(4);
   const [name] = await journals();
   expect((await readFile(join(folder, name!))).length).toBeLessThan(600_000);
 });
