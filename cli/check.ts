@@ -1,7 +1,6 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
-import pc from 'picocolors';
 import { type RunConfig, resolveConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import { conductStudy } from '../study/study.ts';
@@ -32,6 +31,7 @@ import {
   untilInterrupted,
 } from './options.ts';
 import type { Pool } from './pool.ts';
+import { colorsOf } from './progress.ts';
 import { createUpdater } from './updater.ts';
 import { engineOf } from './work.ts';
 
@@ -107,7 +107,8 @@ const verdictOf = (findings: readonly Finding[]) =>
 const WIDTH = 19;
 
 function show({ verdict, check, text, next }: Finding): void {
-  const paint = { ok: pc.green, advice: pc.yellow, problem: pc.red }[verdict];
+  const { green, yellow, red } = colorsOf(process.stdout);
+  const paint = { ok: green, advice: yellow, problem: red }[verdict];
   print(`${paint(verdict.padEnd(7))}  ${check.padEnd(WIDTH)}  ${text}`);
   if (next !== null) print(`${' '.repeat(WIDTH + 11)}→ ${next}`);
 }

@@ -36,9 +36,14 @@ const REDRAW_MS = 100;
 /** Between two plain lines, where nothing else is new than time. */
 const PLAIN_MS = 5_000;
 
+/** On a terminal, unless NO_COLOR is set; a log of CI is read as text. */
+export function colorsOf(screen: Screen) {
+  return pc.createColors(pc.isColorSupported && screen.isTTY === true);
+}
+
 export function createProgress(options: ProgressOptions): Progress {
   const { screen, mode, now } = options;
-  const colors = pc.createColors(options.color ?? (pc.isColorSupported && screen.isTTY === true));
+  const colors = options.color === undefined ? colorsOf(screen) : pc.createColors(options.color);
   const live = mode === 'lines' && screen.isTTY === true ? createLiveLines(screen) : null;
   const losses = new History();
   let drawnAt = Number.NEGATIVE_INFINITY;
