@@ -34,6 +34,8 @@ export interface AppOptions extends RoutesOptions {
 export interface AccessLimits {
   readonly requestsPerSecondMax: number;
   readonly connectionsPerTokenMax: number;
+  /** Of one address, without a token or with a wrong one. */
+  readonly refusalsPerSecondMax: number;
   /** In which the headers of a request must have come. */
   readonly requestHeaderMs: number;
 }
@@ -112,7 +114,7 @@ class Door implements PageDoor {
   readonly #loopbackOnly: boolean;
   readonly #limits: AccessLimits;
   readonly #rate: Rate;
-  readonly #refusals = new Rate(LIMITS.refusalsPerSecondMax);
+  readonly #refusals: Rate;
   readonly #connections = new Map<string, number>();
 
   constructor({ access, tls = null, loopbackOnly = false, limits }: AppOptions) {
@@ -121,6 +123,7 @@ class Door implements PageDoor {
     this.#loopbackOnly = loopbackOnly;
     this.#limits = { ...LIMITS, ...limits };
     this.#rate = new Rate(this.#limits.requestsPerSecondMax);
+    this.#refusals = new Rate(this.#limits.refusalsPerSecondMax);
   }
 
   /** @throws DownpourError DP_UNAUTHORIZED, DP_FORBIDDEN or DP_LIMIT. */
@@ -140,7 +143,7 @@ class Door implements PageDoor {
   /** Whoever guesses at tokens is told so more and more slowly. */
   #refusal(request: IncomingMessage): DownpourError {
     if (this.#refusals.take(addressOf(request), performance.now())) return unauthorized();
-    return tooMany(`${LIMITS.refusalsPerSecondMax} requests a second without a token`);
+    return tooMany(`${this.#limits.refusalsPerSecondMax} requests a second without a token`);
   }
 
   // Of pages.
