@@ -21,9 +21,10 @@ export interface CheckpointFacts {
   readonly experimentHash: string;
   readonly layoutHash: string | null;
   readonly config: RunConfig;
-  /** Of the parameters that are best so far, and of the test at the end of the run. */
+  /** Of the parameters that are best so far, and of the one look at the test part. */
   readonly best: Evaluation | null;
   readonly test: Evaluation | null;
+  readonly testedAt: string | null;
   readonly checkpointSha256: string;
 }
 
@@ -36,6 +37,7 @@ interface KnownState {
   };
   readonly best: { readonly evaluation: Evaluation } | null;
   readonly test: Evaluation | null;
+  readonly testedAt?: string | null;
 }
 
 /** Copies a checkpoint of the disk. @param partial where to. @throws DownpourError of its reading. */
@@ -46,7 +48,7 @@ export async function copyFromFile(path: string, partial: string): Promise<Check
 }
 
 function factsOf(manifest: CheckpointManifest): CheckpointFacts {
-  const { options, best, test } = manifest.state as KnownState;
+  const { options, best, test, testedAt = null } = manifest.state as KnownState;
   return {
     run: manifest.run,
     kind: manifest.kind,
@@ -57,6 +59,7 @@ function factsOf(manifest: CheckpointManifest): CheckpointFacts {
     config: options.config,
     best: best?.evaluation ?? null,
     test,
+    testedAt,
     checkpointSha256: manifest.sha256,
   };
 }
@@ -98,6 +101,7 @@ export async function copyFromRun(
     config: run.config,
     best: run.best,
     test: run.test,
+    testedAt: run.testedAt,
     checkpointSha256: checkpoint.sha256,
   };
 }

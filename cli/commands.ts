@@ -110,13 +110,14 @@ export interface ExportOptions extends RunOptions {
   readonly data?: string;
 }
 
-/** `serve`, `shard`, `work`, `train`, `resume`, `status`, `stop`, `export`, `init`, `completion`. */
+/** `serve`, `shard`, `work`, `train`, `resume`, `test`, `status`, `stop`, `export`, `init`, `completion`. */
 export function registerCommands(program: Command, outcome: Outcome): void {
   registerServe(program);
   registerShard(program);
   registerWork(program);
   registerTrain(program, outcome);
   registerResume(program, outcome);
+  registerTest(program, outcome);
   registerStatus(program);
   registerStop(program);
   registerExport(program);
@@ -284,15 +285,15 @@ function registerWork(program: Command): void {
     });
 }
 
-/** What `train` and `resume` share. */
-function addFollowOptions(command: Command): Command {
+/** What `train`, `resume` and `test` share. */
+function addFollowOptions(command: Command, workers = 2): Command {
   return addTokenOptions(
     command
       .option(
         '-w, --workers <n>',
         'worker processes on this machine; 0: others do the work',
         whole(0, 1000),
-        2,
+        workers,
       )
       .addOption(stateOption())
       .addOption(usedServerOption())
@@ -341,6 +342,26 @@ function registerResume(program: Command, outcome: Outcome): void {
     .action(async (run: string | undefined, options: FollowOptions) => {
       const { resumeCommand } = await import('./train.ts');
       outcome.exitCode = await resumeCommand(run, { ...options, stateGiven: isGiven(command) });
+    });
+}
+
+function registerTest(program: Command, outcome: Outcome): void {
+  const command = program
+    .command('test')
+    .description('look at the test part, once, with the final parameters of a finished run')
+    .argument('<run>', 'its name')
+    .addOption(experimentsOption());
+  addFollowOptions(command, 1)
+    .addHelpText(
+      'after',
+      `
+For a run that was trained without it (\`testAtEnd\` false, as the trials of studies are). The result and its day are
+kept with the run, and no second look is taken: who chooses among runs by the test part has none any more.
+${examples('downpour test mnist-mlp-1')}`,
+    )
+    .action(async (run: string, options: FollowOptions) => {
+      const { testCommand } = await import('./train.ts');
+      outcome.exitCode = await testCommand(run, { ...options, stateGiven: isGiven(command) });
     });
 }
 

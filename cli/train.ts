@@ -36,7 +36,7 @@ import {
   short,
 } from './progress.ts';
 
-/** `downpour train` and `downpour resume`: a run from its start to its end, with local workers. */
+/** `downpour train`, `downpour resume` and `downpour test`: a run from its start to its end, with local workers. */
 
 const POLL_MS = 500;
 /** How long to wait for the checkpoints of a run that has ended; a full disk may never take them. */
@@ -71,6 +71,15 @@ export async function resumeCommand(
     const run = await client.run(id ?? (await newestUnfinished(client)));
     if (options.workers > 0 && !options.detach) await mustHaveExperiment(run, options);
     return isOver(run.phase) ? client.resume(run.id) : run;
+  });
+}
+
+/** `downpour test <run>`. @returns the exit code. */
+export async function testCommand(id: string, options: FollowOptions): Promise<number> {
+  return conduct(options, async (client) => {
+    const run = await client.run(id);
+    if (options.workers > 0 && !options.detach) await mustHaveExperiment(run, options);
+    return client.test(id);
   });
 }
 
@@ -315,8 +324,9 @@ function report(
   if (run.test) {
     const { loss, error, examples } = run.test;
     const accuracy = error === null ? '' : `, accuracy ${percent(1 - error)}`;
+    const day = run.testedAt === null ? '' : `, looked at on ${run.testedAt.slice(0, 10)}`;
     lines.push(
-      `test: error ${percent(error)}${accuracy}, loss ${short(loss)}, on ${groups(examples)} examples`,
+      `test: error ${percent(error)}${accuracy}, loss ${short(loss)}, on ${groups(examples)} examples${day}`,
     );
   }
   const best = checkpoints.findLast(({ kind }) => kind === 'best');

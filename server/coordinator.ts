@@ -183,6 +183,17 @@ export class Coordinator {
     return run;
   }
 
+  /** @throws DownpourError of `Run.test`, DP_SERVER_STOPPING. */
+  async test(id: string): Promise<Run> {
+    this.mustBeOpen();
+    const run = this.mustFind(id);
+    run.test();
+    this.settle(run);
+    await this.#keeper.register(run);
+    this.#employAll();
+    return run;
+  }
+
   /** After anything that may have changed a run: writes down what must be, wakes who may have work. */
   settle(run: Run): void {
     let wake = false;
@@ -205,7 +216,10 @@ export class Coordinator {
           `run ${run.id}: ${steps} steps after step ${restored} are lost with an earlier life of the server, ${run.stepsLost} in all`,
         );
         this.#keeper.lost(run);
-      } else this.#keeper.evaluated(run);
+      } else {
+        if (event.evaluation.part === 'test') run.testedAt = new Date().toISOString();
+        this.#keeper.evaluated(run);
+      }
     }
     this.#keeper.stepped(run, this.now());
     if (!wake) return;

@@ -140,6 +140,16 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
   );
 
   app.post<ById>(
+    '/runs/:id/test',
+    schema(
+      'Evaluate a finished run on the test part, which counts once',
+      { 200: RunSummarySchema },
+      { params: Id },
+    ),
+    async (request) => coordinator.runSummary(await coordinator.test(request.params.id)),
+  );
+
+  app.post<ById>(
     '/runs/:id/checkpoint',
     schema('Write a checkpoint now', { 200: RunSummarySchema }, { params: Id }),
     async (request) => coordinator.runSummary(await coordinator.checkpoint(request.params.id)),

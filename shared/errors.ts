@@ -24,6 +24,8 @@ export const ERRORS = {
   DP_RUN_EXISTS: { http: 409, close: null, retry: 'never' },
   DP_RUN_ENDED: { http: 409, close: null, retry: 'never' },
   DP_RUN_FAILED: { http: 409, close: null, retry: 'never' },
+  DP_RUN_UNFINISHED: { http: 409, close: null, retry: 'never' },
+  DP_TEST_SEEN: { http: 409, close: null, retry: 'never' },
   DP_EXPERIMENT_UNKNOWN: { http: 404, close: 4404, retry: 'never' },
   DP_EXPERIMENT_MISMATCH: { http: 409, close: 4409, retry: 'never' },
   DP_EXPERIMENT_INVALID: { http: 400, close: null, retry: 'never' },

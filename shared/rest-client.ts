@@ -32,6 +32,8 @@ export interface RestClient {
   resume(id: string): Promise<RunSummary>;
   /** Resolves when a checkpoint of this moment is on disk. */
   checkpoint(id: string): Promise<RunSummary>;
+  /** Begins the one look at the test part of a finished run. */
+  test(id: string): Promise<RunSummary>;
   /** @param points at most so many of each curve. */
   metrics(id: string, points?: number): Promise<Metrics>;
   observations(id: string): Promise<Observations>;
@@ -122,6 +124,7 @@ export function createRestClient(options: RestClientOptions): RestClient {
     stop: (id) => json('POST', of(id, '/stop')),
     resume: (id) => json('POST', of(id, '/resume')),
     checkpoint: (id) => json('POST', of(id, '/checkpoint')),
+    test: (id) => json('POST', of(id, '/test')),
     metrics: (id, points) =>
       json('GET', of(id, `/metrics${points === undefined ? '' : `?points=${points}`}`)),
     observations: (id) => json('GET', of(id, '/observations')),

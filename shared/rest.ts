@@ -93,7 +93,9 @@ export const RunSummarySchema = Type.Object({
   sparkline: Type.Array(N),
   validation: orNull(EvaluationSchema),
   best: orNull(EvaluationSchema),
+  /** The final parameters on the test part, which is looked at once; and when, ISO 8601. */
   test: orNull(EvaluationSchema),
+  testedAt: orNull(Type.String()),
   earlyStopping: Type.Object({
     metric: Type.String(),
     patience: N,

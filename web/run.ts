@@ -514,7 +514,7 @@ function stoppingOf(run: RunSummary): HTMLElement {
         ? []
         : pair(
             'Test',
-            `${run.test.error === null ? '' : `${percent(run.test.error)} error, `}loss ${short(run.test.loss)}`,
+            `${run.test.error === null ? '' : `${percent(run.test.error)} error, `}loss ${short(run.test.loss)}${run.testedAt === null ? '' : `, looked at ${ago(run.testedAt)}`}`,
           )),
     ),
     h(

@@ -187,6 +187,7 @@ export interface RunState {
   readonly observations: ObservationsState;
   readonly best: Omit<Best, 'capture'> | null;
   readonly test: Evaluation | null;
+  readonly testedAt?: string | null;
   readonly workers: readonly (readonly [string, number])[];
   /** Which life of the server wrote it, and the first generation of that life; of older releases absent. */
   readonly life?: number;
@@ -251,6 +252,8 @@ export class Run {
   #ending: string | null = null;
   #best: Best | null = null;
   #test: Evaluation | null = null;
+  /** When the test part was looked at, ISO 8601; null: not yet, or by an older release. The core has no clock. */
+  testedAt: string | null = null;
   #stoppedAt: number | null = null;
   #target: number | null = null;
   #nonFiniteInRow = 0;
@@ -1122,6 +1125,43 @@ export class Run {
     this.#evaluate('test', 'test', this.#capture('exchanged'), step);
   }
 
+  /**
+   * Has the final parameters of a finished run evaluated on the test part. Once: who looks again chooses by
+   * what is seen, and the estimate is flattered (*Deep Learning* §5.3).
+   * @throws DownpourError DP_CHECKPOINT_MISSING, DP_RUN_UNFINISHED, DP_RUN_FAILED, DP_TEST_SEEN, DP_DATA_MISSING.
+   */
+  test(): void {
+    if (!this.hasParameters) {
+      throw new DownpourError(
+        'DP_CHECKPOINT_MISSING',
+        `run ${this.id} has no parameters yet, so there is nothing to test`,
+      );
+    }
+    if (this.#phase === 'failed') {
+      throw new DownpourError('DP_RUN_FAILED', `run ${this.id} has failed: ${this.#reason}`);
+    }
+    if (this.#phase !== 'finished') {
+      throw new DownpourError(
+        'DP_RUN_UNFINISHED',
+        `run ${this.id} is ${this.#phase}: the test part is for the final parameters, so let it finish first`,
+      );
+    }
+    if (this.#test) {
+      throw new DownpourError(
+        'DP_TEST_SEEN',
+        `the test part was looked at for run ${this.id}${this.testedAt === null ? '' : ` on ${this.testedAt}`}: loss ${this.#test.loss}, error ${this.#test.error}; it counts once`,
+      );
+    }
+    if (this.#data!.testCount === 0) {
+      throw new DownpourError(
+        'DP_DATA_MISSING',
+        `the data of run ${this.id} (${this.#data!.source}) have no test part`,
+      );
+    }
+    this.#setPhase('testing', this.#reason);
+    this.#evaluateTest();
+  }
+
   #finish(): void {
     this.#leases = null;
     this.#setPhase('finished', this.#reason);
@@ -1263,6 +1303,7 @@ export class Run {
       validation: observations.evaluations.findLast((e) => e.part === 'validation') ?? null,
       best: this.best,
       test: this.#test,
+      testedAt: this.testedAt,
       earlyStopping: {
         metric: earlyStopping.metric,
         patience: earlyStopping.patience,
@@ -1366,6 +1407,7 @@ export class Run {
         schedule: this.#best.schedule,
       },
       test: this.#test,
+      testedAt: this.testedAt,
       workers: [...this.#workers].map(([key, record]) => [key, record.lastSequence] as const),
       life: this.#life,
       firstGeneration: this.#firstGeneration,
@@ -1485,6 +1527,7 @@ export class Run {
     run.#earlyStopping = new EarlyStopping(state.options.config.earlyStopping, state.earlyStopping);
     run.#observations = new Observations(state.observations);
     run.#test = state.test;
+    run.testedAt = state.testedAt ?? null;
     for (const [key, lastSequence] of state.workers) run.#record(key).lastSequence = lastSequence;
     if (state.tensors && state.parameters && run.hasParameters) {
       run.#place(createLayout(state.tensors));

@@ -135,6 +135,7 @@ describe('roles', () => {
     ['GET', '/runs/:id/checkpoints', read],
     ['GET', '/runs/:id/checkpoints/:kind/file', read],
     ['POST', '/runs/:id/checkpoint', change],
+    ['POST', '/runs/:id/test', change],
     ['GET', '/feed', read],
     ['GET', '/timeline', read],
     ['GET', '/', anybody],

@@ -554,6 +554,7 @@ describe('REST', () => {
       '/runs/{id}/observations',
       '/runs/{id}/resume',
       '/runs/{id}/stop',
+      '/runs/{id}/test',
       '/runs/{id}/workers',
       '/session',
       '/status',

@@ -45,6 +45,7 @@ const RUN: RunSummary = {
   },
   best: null,
   test: null,
+  testedAt: null,
   earlyStopping: {
     metric: 'loss',
     patience: 5,

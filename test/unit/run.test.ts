@@ -401,6 +401,30 @@ describe('joining', () => {
   });
 });
 
+describe('the test part', () => {
+  test('is looked at once, by the final parameters, also after a restart', () => {
+    const run = createRun({ ...stopEarly, testAtEnd: false });
+    const worker = new VirtualWorker(run, problem);
+    expect(() => run.test()).toThrow(/has no parameters yet/);
+    expect(worker.pull(0)).toBe(true);
+    expect(() => run.test()).toThrow(/is training: the test part is for the final parameters/);
+    worker.train();
+    expect(run.summary(0)).toMatchObject({ phase: 'finished', test: null });
+    const { state, tensors } = saved(run);
+    const later = Run.restore(state, tensors);
+    later.test();
+    expect(later.phase).toBe('testing');
+    new VirtualWorker(later, problem, 'b/1').train();
+    const { test: seen, phase, reason } = later.summary(0);
+    expect({ phase, reason }).toEqual({ phase: 'finished', reason: run.reason });
+    expect(seen).toMatchObject({ step: run.best!.step, part: 'test' });
+    expect(seen!.loss).toBe(lossOf(problem, 'test', parametersOf(run)));
+    expect(() => later.test()).toThrow(/was looked at .* it counts once/);
+    const again = saved(later);
+    expect(() => Run.restore(again.state, again.tensors).test()).toThrow(/it counts once/);
+  });
+});
+
 test('stop hands everything back, and resume goes on where it was', () => {
   const run = createRun(stopEarly);
   const whole = createRun(stopEarly);
