@@ -2,6 +2,10 @@ import { defineConfig } from 'vitest/config';
 
 // Two projects: `unit` is pure and quick, and runs before each commit; `system` starts real
 // processes, sockets and a real Redis, and runs in `npm test` and in CI.
+
+/** A page or a process that is looked at again and again: on a busy machine a second is short. */
+const poll = { timeout: 20_000, interval: 50 };
+
 export default defineConfig({
   test: {
     projects: [
@@ -11,6 +15,7 @@ export default defineConfig({
           sequence: { groupOrder: 1 },
           include: ['test/*.test.ts', 'test/unit/**/*.test.ts'],
           testTimeout: 30_000,
+          expect: { poll },
         },
       },
       {
@@ -23,6 +28,7 @@ export default defineConfig({
             'test/book/**/*.test.ts',
           ],
           testTimeout: 180_000,
+          expect: { poll },
           hookTimeout: 120_000,
           maxWorkers: 2,
         },

@@ -142,9 +142,9 @@ describe.skipIf(skipped)('the dashboard', () => {
     await page.waitForSelector('.u-over');
     const steps = async () =>
       Number((await text('.tile:first-child .tile-value')).replaceAll(',', ''));
-    await expect.poll(steps, { timeout: 20_000 }).toBeGreaterThan(50);
+    await expect.poll(steps).toBeGreaterThan(50);
     const seen = await steps();
-    await expect.poll(steps, { timeout: 20_000 }).toBeGreaterThan(seen);
+    await expect.poll(steps).toBeGreaterThan(seen);
     await page.getByText('2 workers').first().waitFor();
     await expect
       .poll(() => page.locator('[aria-label^="Loss: "]').getAttribute('aria-label'))
@@ -256,7 +256,7 @@ describe.skipIf(skipped)('the dashboard', () => {
     // Both are asked each time: those who went ten minutes ago leave the timeline while we look.
     const lanesAmiss = async () =>
       (await page.locator('.lane-bar').count()) - (await cluster.client.timeline()).workers.length;
-    await expect.poll(lanesAmiss, { timeout: 20_000 }).toBe(0);
+    await expect.poll(lanesAmiss).toBe(0);
     const lane = await page.locator('.lane-bar').last().getAttribute('aria-label');
     expect(lane).toMatch(/computing \d+\.\d\d %/);
     expect(alerts).toEqual([]);

@@ -102,7 +102,7 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
     expect((await rests.health()).localSocket).toBeNull();
     // It is written beside the end of the run.
     const finals = async () => (await rests.checkpoints(id)).filter(({ kind }) => kind === 'final');
-    await expect.poll(finals, { timeout: 20_000 }).toHaveLength(1);
+    await expect.poll(finals).toHaveLength(1);
     let bytes = 0;
     for await (const chunk of await rests.checkpointFile(id, 'final')) bytes += chunk.length;
     expect(bytes).toBe((await finals())[0]!.bytes);
