@@ -3,6 +3,7 @@ import { pathToFileURL } from 'node:url';
 import type { Command } from 'commander';
 import { CONFIG_PAGE, configPage } from './config-page.ts';
 import { createProgram } from './main.ts';
+import { REST_PAGE, restPage } from './rest-page.ts';
 import { VECTORS, vectorsPage } from './vectors.ts';
 
 /** Writes the pages of docs/ that are made from the code: `npm run docs`. */
@@ -48,4 +49,5 @@ if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
   writeFileSync(PAGE, await helpPage());
   writeFileSync(CONFIG_PAGE, configPage());
   writeFileSync(VECTORS, vectorsPage());
+  writeFileSync(REST_PAGE, await restPage());
 }

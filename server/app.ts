@@ -88,10 +88,9 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   app.addHook('onRequest', async (request, reply) => {
     reply.headers(headers);
     const { url } = request.routeOptions;
-    // Health checks carry no token; they tell nothing of the runs.
     if (url === '/health') return;
-    if (url !== undefined && FOR_ANYBODY.has(url)) return door.mustBeOurs(request.raw);
-    const needed = isRead(request.method) ? 'observer' : 'operator';
+    const needed = roleFor(request.method, url);
+    if (needed === null) return door.mustBeOurs(request.raw);
     door.enter(request.raw, needed, 'token or login');
   });
   await app.register(swagger, {
@@ -105,6 +104,12 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   });
   acceptWorkers(app, coordinator, door);
   return app;
+}
+
+/** The least role that a route lets in. @returns null: anybody, since it tells nothing of the runs. */
+export function roleFor(method: string, url: string | undefined): Role | null {
+  if (url !== undefined && (url === '/health' || FOR_ANYBODY.has(url))) return null;
+  return isRead(method) ? 'observer' : 'operator';
 }
 
 /** Lets requests and handshakes in, or throws why not. */

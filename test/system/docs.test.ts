@@ -2,6 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { REST_PAGE, restPage } from '../../cli/rest-page.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
 import { Cluster } from '../support/cluster.ts';
@@ -41,6 +42,10 @@ test.each(experiments)('$file of docs/$page trains', async ({ file, source }) =>
   expect(run).toMatchObject({ phase: 'finished', step: 200 });
   const { evaluations } = await cluster.client.metrics(id);
   expect(evaluations.at(-1)!.loss).toBeLessThan(0.7 * evaluations[0]!.loss!);
+});
+
+test('docs/rest.md is what the server says; `npm run docs` writes it anew', async () => {
+  expect(readFileSync(REST_PAGE, 'utf8')).toBe(await restPage());
 });
 
 test('there are experiments in the documentation', () => {
