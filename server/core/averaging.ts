@@ -8,10 +8,15 @@ import type { Kernels } from './kernels.ts';
  */
 export interface Average {
   /**
-   * Takes in the parameters after an update, shape [n]; with a room, those at its address.
-   * @param phaseStep of that update, from 1.
+   * Parameters after an update are there to be taken in.
+   * @param phaseStep of that update, from 1. @returns whether they count.
    */
-  update(parameters: Float32Array, phaseStep: number): void;
+  begin(phaseStep: number): boolean;
+  /**
+   * Takes in elements [start, end) of them, each once. @param parameters shape [n], with a room in its
+   * memory. @param start a multiple of 4, and `end` too unless it is n.
+   */
+  take(parameters: Float32Array, start: number, end: number): void;
   /** The average, shape [n]; live. Meaningless while `count` is 0. */
   readonly values: Float32Array;
   /** Updates that were taken in. */
@@ -30,11 +35,10 @@ export interface AverageState {
   readonly count: number;
 }
 
-/** Where the kernels of `server/kernels` do the work, and the address of the parameters. */
+/** Where the kernels of `server/kernels` do the work. */
 export interface AverageRoom {
   readonly memory: Memory;
   readonly kernels: Kernels;
-  readonly theta: number;
 }
 
 /** Of the `slots` of an average. */
@@ -80,17 +84,23 @@ function createSlot(n: number, room?: AverageRoom): { values: Float32Array; addr
 function exponential(decay: number, n: number, room?: AverageRoom): Average {
   const { values: a, address } = createSlot(n, room);
   let count = 0;
+  let d = 0;
   return {
     values: a,
     slots: { a },
     get count() {
       return count;
     },
-    update(theta) {
-      const d = count === 0 ? 0 : Math.min(decay, (1 + count) / (10 + count));
+    begin() {
+      d = count === 0 ? 0 : Math.min(decay, (1 + count) / (10 + count));
       count++;
-      if (room) room.kernels.ema(address, room.theta, n, d, 1 - d);
-      else for (let i = 0; i < n; i++) a[i] = d * a[i]! + (1 - d) * theta[i]!;
+      return true;
+    },
+    take(theta, start, end) {
+      if (room) {
+        const at = 4 * start;
+        room.kernels.ema(address + at, theta.byteOffset + at, end - start, d, 1 - d);
+      } else for (let i = start; i < end; i++) a[i] = d * a[i]! + (1 - d) * theta[i]!;
     },
     state: () => ({ count }),
     restore(state) {
@@ -119,14 +129,19 @@ function polyak(startStep: number, n: number, room?: AverageRoom): Average {
     get count() {
       return count;
     },
-    update(theta, phaseStep) {
-      if (phaseStep < startStep) return;
+    begin(phaseStep) {
+      if (phaseStep < startStep) return false;
       count++;
+      return true;
+    },
+    take(theta, start, end) {
       if (room) {
-        room.kernels.polyak(address, rest, room.theta, n, 1 / count);
+        const at = 4 * start;
+        const { byteOffset } = theta;
+        room.kernels.polyak(address + at, rest + at, byteOffset + at, end - start, 1 / count);
         return;
       }
-      for (let i = 0; i < n; i++) {
+      for (let i = start; i < end; i++) {
         const before = a[i]! + c[i]!;
         const mean = before + (theta[i]! - before) / count;
         const stored = Math.fround(mean);

@@ -17,6 +17,23 @@ export interface Staged {
   readonly scales: number;
 }
 
+/** Whether squares added up in f32 are right: none vanished, none overflowed, all were finite. */
+const holds = (squares: number) => squares >= 1e-30 && squares < Number.MAX_VALUE;
+
+/**
+ * Σ x² of a gradient of n elements, each cut to ±limit before; NaN as soon as one is not finite.
+ * @param sum of the squares as they were added up in f32 already, where there is no limit.
+ */
+export function sumOfSquares(
+  kernels: Kernels,
+  { decoding, address, scales }: Staged,
+  n: number,
+  limit: number,
+  sum = limit === Infinity ? kernels[`squares_${decoding}`](address, scales, 0, n, 0) : Number.NaN,
+): number {
+  return holds(sum) ? sum : kernels[`exactSquares_${decoding}`](address, scales, n, limit);
+}
+
 export interface Clip {
   /** Each element is cut to ±limit first; infinite: not. */
   readonly limit: number;
@@ -24,11 +41,25 @@ export interface Clip {
   readonly factor: number;
 }
 
+/** Elements [start, end) of the parameters, read at the address `from` and written at `to`, maybe the same. */
+export interface Where {
+  readonly from: number;
+  readonly to: number;
+  /** A multiple of 16. */
+  readonly start: number;
+  readonly end: number;
+}
+
 export interface FusedOptimizer {
   /** Live state by symbol, each of shape [n]: exactly what a checkpoint must keep. */
   readonly slots: Readonly<Record<string, Float32Array>>;
-  /** Updates the parameters. @returns whether all of them are still finite. */
-  apply(gradient: Staged, clip: Clip, options: StepOptions): boolean;
+  /** An update needs nothing but the gradient and leaves nothing but the parameters. */
+  readonly stateless: boolean;
+  /**
+   * Updates the parameters.
+   * @param where all of them in place unless given. @returns whether all of them are finite then.
+   */
+  apply(gradient: Staged, clip: Clip, options: StepOptions, where?: Where): boolean;
   /** Forgets all state, as for fresh parameters. */
   reset(): void;
 }
@@ -74,18 +105,23 @@ export function createFusedOptimizer(
     for (const slot of Object.values(slots)) slot.fill(initial);
   };
   reset();
+  const whole: Where = { from: theta, to: theta, start: 0, end: n };
   return {
     slots,
-    apply({ decoding, address, scales }, { limit, factor }, options) {
+    stateless: addresses.length === 0,
+    apply({ decoding, address, scales }, { limit, factor }, options, where = whole) {
       const { p, q, delta, rate } = coefficients(config, options);
       let spoilt = 0;
-      for (const { start, end, rate: decayRate, l1 = 0 } of spans) {
+      for (const { start: first, end: last, rate: decayRate, l1 = 0 } of spans) {
+        const start = Math.max(first, where.start);
+        const end = Math.min(last, where.end);
+        if (start >= end) continue;
         const lambda = config.kind === 'adamw' ? 0 : decayRate;
         const keep = config.kind === 'adamw' ? 1 - options.learningRate * decayRate : 1;
         const plain = limit === Infinity && decayRate === 0 && l1 === 0 && (factor === 1 || folds);
         const update = kernels[`${rule}_${decoding}${plain ? '_plain' : ''}`];
         // biome-ignore format: as the kernel takes them
-        spoilt |= update(theta, slot1, slot2, address, scales, start, end, limit, factor,
+        spoilt |= update(where.from, where.to, slot1, slot2, address, scales, start, end, limit, factor,
           lambda, l1, rate, p, 1 - p, q, 1 - q, delta, keep);
       }
       return spoilt === 0;

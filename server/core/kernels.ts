@@ -7,9 +7,10 @@ export type Rule = 'sgd' | 'momentum' | 'nesterov' | 'adagrad' | 'rmsprop' | 'ad
 /** What a kernel reads; `topk` is spread out before. */
 export type Decoding = 'f32' | 'bf16' | 'int8';
 
-/** Returns 0, or 1 when a parameter is no longer finite. */
+/** From `theta` to `out`, which may be the same. Returns 0, or 1 when a parameter is no longer finite. */
 type Update = (
   theta: number,
+  out: number,
   slot1: number,
   slot2: number,
   gradient: number,
@@ -33,8 +34,17 @@ export type Kernels = {
   /** `plain`: no limit, no decay, and no factor for rules that divide by the gradient. */
   readonly [K in `${Rule}_${Decoding}${'' | '_plain'}`]: Update;
 } & {
-  /** Sum of squares, each element cut to ±limit before; NaN when one was not finite. */
+  /** Adds the squares of [start, end) to `total`, in f32; see `sumOfSquares`. */
   readonly [K in `squares_${Decoding}`]: (
+    gradient: number,
+    scales: number,
+    start: number,
+    end: number,
+    total: number,
+  ) => number;
+} & {
+  /** The same in f64, each element cut to ±limit before; NaN when one was not finite. */
+  readonly [K in `exactSquares_${Decoding}`]: (
     gradient: number,
     scales: number,
     n: number,

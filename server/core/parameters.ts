@@ -29,11 +29,12 @@ import {
   optimizerBytes,
   optimizerSymbols,
   type Staged,
+  sumOfSquares,
 } from './fused.ts';
 import { createKernels, type Kernels } from './kernels.ts';
 import { type NormBound, normBounds, project } from './max-norm.ts';
 import { decayRanges, normAndFinite, type StepOptions } from './optimizer.ts';
-import { type Snapshot, SnapshotPool } from './snapshot.ts';
+import { Snapshot, SnapshotPool } from './snapshot.ts';
 
 /**
  * The numbers of a run: one flat vector with all that moves it (optimizer, merging of statistics) and
@@ -44,10 +45,14 @@ export class Parameters {
   readonly #memory: Memory;
   readonly #kernels: Kernels;
   readonly #encoders: CompressionKernels;
-  /** Shape [layout.size]: trainable, statistics, frozen. Never leaves this file but as a copy. */
-  readonly #vector: Float32Array;
-  readonly #theta: number;
-  readonly #statistics: Float32Array;
+  /** As it is now. Never leaves this file but to be read, and is not written to while it is lent. */
+  #now: Vector;
+  /** A snapshot shows the vector itself, not a copy. */
+  #lent = false;
+  /** Where the next vector is made while this one is lent; at least one is there then. */
+  readonly #spare: Vector[];
+  /** Where it is encoded, when workers are sent it in bf16. */
+  readonly #halves: Half[];
   readonly #optimizer: FusedOptimizer;
   readonly #bounds: readonly NormBound[];
   readonly #average: Average | null;
@@ -60,14 +65,16 @@ export class Parameters {
   #merges = 0;
   readonly #pool = new SnapshotPool();
   /** Of this step, made when first asked for. */
-  readonly #snapshots = new Map<'f32' | 'bf16', Snapshot>();
+  readonly #snapshots: { f32: Snapshot | null; bf16: Snapshot | null } = { f32: null, bf16: null };
+  /** An update that was made while its gradient was measured, in the last of `#spare`. */
+  #ahead: Ahead | null = null;
 
   /** @throws DownpourError DP_LAYOUT_INVALID: too large for one memory; of `normBounds`. */
   constructor(
     layout: Layout,
-    config: Pick<RunConfig, 'optimizer' | 'weightDecay' | 'maxNorm' | 'averaging'>,
+    config: Pick<RunConfig, 'optimizer' | 'weightDecay' | 'maxNorm' | 'averaging' | 'compression'>,
   ) {
-    const { trainableSize, exchangedSize, size, tensors } = layout;
+    const { trainableSize, exchangedSize, size, tensors, frozenSize } = layout;
     this.layout = layout;
     this.#bounds = normBounds(config.maxNorm, tensors);
     const payload = regionBytes(4 * exchangedSize);
@@ -77,22 +84,29 @@ export class Parameters {
       averageBytes(config.averaging, exchangedSize) +
       payload;
     checkMemoryBytes(fixed + LANDINGS_MIN * payload);
-    const landings = landingCount(payload, fixed);
-    const memory = new Memory(fixed + landings * payload);
+    const landings = roomCount(payload, MEMORY_BYTES_MAX - fixed);
+    // Frozen tensors would have to be in each vector.
+    const isHalf = config.compression.pull === 'bf16';
+    const sent = isHalf ? encodedBytes('bf16', exchangedSize) : frozenSize > 0 ? 0 : 4 * size;
+    const taken = fixed + landings * payload;
+    const rooms = sent === 0 ? 0 : roomCount(regionBytes(sent), MEMORY_BYTES_MAX - taken);
+    const memory = new Memory(taken + rooms * regionBytes(sent));
     const kernels = createKernels(memory.memory);
     this.#memory = memory;
     this.#kernels = kernels;
     this.#encoders = createCompressionKernels(memory.memory);
-    const theta = memory.take(4 * size);
-    this.#theta = theta;
-    this.#vector = memory.floats(theta, size);
-    this.#statistics = this.#vector.subarray(trainableSize, exchangedSize);
+    this.#now = vectorAt(memory, memory.take(4 * size), layout);
     const decay = decayRanges(config.weightDecay, tensors);
-    const room = { memory, kernels, theta };
+    const room = { memory, kernels, theta: this.#now.address };
     this.#optimizer = createFusedOptimizer(config.optimizer, trainableSize, decay, room);
     this.#average = createAverage(config.averaging, exchangedSize, room);
     this.#scratch = memory.take(4 * exchangedSize);
     this.#landings = Array.from({ length: landings }, () => memory.take(4 * exchangedSize));
+    const places = Array.from({ length: rooms }, () => memory.take(sent));
+    this.#spare = isHalf ? [] : places.map((address) => vectorAt(memory, address, layout));
+    this.#halves = isHalf
+      ? places.map((address) => ({ address, bytes: memory.bytes(address, sent) }))
+      : [];
     this.#ranges = tensors
       .filter((tensor) => tensor.role === 'statistics')
       .map((tensor) => ({
@@ -118,30 +132,59 @@ export class Parameters {
 
   /** Trainable and statistics as they are now, encoded. Hold it to use it after the next change. */
   snapshot(encoding: 'f32' | 'bf16' = 'f32'): Snapshot {
-    let snapshot = this.#snapshots.get(encoding);
-    if (!snapshot) {
-      const n = this.layout.exchangedSize;
-      snapshot = this.#pool.make(encodedBytes(encoding, n), encoding, (bytes) => {
-        if (encoding === 'f32') bytes.set(this.#memory.bytes(this.#theta, 4 * n));
-        else {
-          this.#encoders.encode_bf16(this.#theta, n, this.#scratch);
-          bytes.set(this.#memory.bytes(this.#scratch, bytes.length));
-          bytes.fill(0, 2 * n);
-        }
-      });
-      this.#snapshots.set(encoding, snapshot);
+    this.#snapshots[encoding] ??= encoding === 'f32' ? this.#lend() : this.#encode();
+    return this.#snapshots[encoding];
+  }
+
+  #lend(): Snapshot {
+    const now = this.#now;
+    if (this.#spare.length === 0) {
+      return this.#pool.make(now.bytes.length, 'f32', (bytes) => bytes.set(now.bytes));
     }
-    return snapshot;
+    this.#lent = true;
+    return new Snapshot(now.bytes, 'f32', () => void this.#spare.push(now));
+  }
+
+  #encode(): Snapshot {
+    const n = this.layout.exchangedSize;
+    const half = this.#halves.pop();
+    if (half) {
+      this.#encodeInto(half, 0, n);
+      return this.#halfSnapshot(half);
+    }
+    return this.#pool.make(encodedBytes('bf16', n), 'bf16', (bytes) => {
+      this.#encoders.encode_bf16(this.#now.address, n, this.#scratch);
+      bytes.set(this.#memory.bytes(this.#scratch, bytes.length));
+      bytes.fill(0, 2 * n);
+    });
+  }
+
+  #halfSnapshot(half: Half): Snapshot {
+    half.bytes.fill(0, 2 * this.layout.exchangedSize);
+    return new Snapshot(half.bytes, 'bf16', () => void this.#halves.push(half));
   }
 
   #changed(): void {
-    for (const snapshot of this.#snapshots.values()) snapshot.release();
-    this.#snapshots.clear();
+    const { f32, bf16 } = this.#snapshots;
+    this.#snapshots.f32 = this.#snapshots.bf16 = null;
+    f32?.release();
+    bf16?.release();
+  }
+
+  /** The vector, to be written to: what is lent stays as it is. `#changed` follows. */
+  #own(): Float32Array {
+    if (this.#lent) {
+      const next = this.#spare.pop()!;
+      next.values.set(this.#now.values);
+      this.#now = next;
+      this.#lent = false;
+    }
+    return this.#now.values;
   }
 
   /** Trainable and statistics as they are now: a copy of shape [exchangedSize]. */
   exchanged(): Float32Array {
-    return this.#vector.slice(0, this.layout.exchangedSize);
+    return this.#now.values.slice(0, this.layout.exchangedSize);
   }
 
   /** What is evaluated and kept, a copy: the average when there is one, else as they are now. */
@@ -153,14 +196,14 @@ export class Parameters {
 
   /** The whole vector with these trainable and statistics values, a copy of shape [layout.size]. */
   whole(exchanged?: Float32Array, copy: Copy = slice): Float32Array {
-    const whole = copy(this.#vector);
+    const whole = copy(this.#now.values);
     if (exchanged) whole.set(exchanged);
     return whole;
   }
 
   /** Fresh parameters, shape [layout.size]: optimizer, average and merging begin anew. */
   initialise(values: Float32Array): void {
-    this.#vector.set(values);
+    this.#own().set(values);
     this.#merges = 0;
     this.#changed();
     this.resetOptimizer();
@@ -168,7 +211,7 @@ export class Parameters {
 
   /** Other values for trainable and statistics, shape [exchangedSize]. */
   replace(exchanged: Float32Array): void {
-    this.#vector.set(exchanged);
+    this.#own().set(exchanged);
     this.#changed();
   }
 
@@ -210,44 +253,105 @@ export class Parameters {
   /**
    * The squared L2 norm of a gradient whose elements are cut to ±limit first; NaN as soon as an element
    * of it or of the statistics is not finite.
+   * @param next how it will be applied if it is, and needs no clipping: then it may be on the way, in
+   *   one pass over memory instead of two. Nothing has changed before `update`.
    */
-  squares({ gradient, statistics }: StagedPush, limit: number): number {
+  squares(push: StagedPush, limit: number, next: StepOptions | null = null): number {
+    this.#ahead = null;
+    const { gradient, statistics } = push;
     if (!Number.isFinite(normAndFinite(statistics))) return Number.NaN;
-    const { decoding, address, scales } = gradient;
-    return this.#kernels[`squares_${decoding}`](address, scales, this.layout.trainableSize, limit);
+    const n = this.layout.trainableSize;
+    const alone = this.#optimizer.stateless && this.#average === null;
+    const to = this.#spare.at(-1);
+    if (!next || !to || !alone || limit !== Infinity) {
+      return sumOfSquares(this.#kernels, gradient, n, limit);
+    }
+    const squaresOf = this.#kernels[`squares_${gradient.decoding}`];
+    let sum = 0;
+    let finite = true;
+    for (let start = 0; start < n; start += BLOCK_ELEMENTS) {
+      const end = Math.min(n, start + BLOCK_ELEMENTS);
+      sum = squaresOf(gradient.address, gradient.scales, start, end, sum);
+      const where = { from: this.#now.address, to: to.address, start, end };
+      if (!this.#optimizer.apply(gradient, UNCLIPPED, next, where)) finite = false;
+    }
+    this.#ahead = { push, options: next, finite };
+    return sumOfSquares(this.#kernels, gradient, n, limit, sum);
   }
 
   /**
    * Applies a gradient and merges statistics, both finite.
    * @returns false when a parameter overflowed: all of them are as before, or as workers saw them in
-   *   bf16; the optimizer is spoilt.
+   *   bf16; optimizer and average are spoilt.
    */
-  update({ gradient, statistics }: StagedPush, clip: Clip, options: StepOptions): boolean {
+  update(push: StagedPush, clip: Clip, options: StepOptions): boolean {
+    const from = this.#now;
+    const to = this.#spare.at(-1) ?? from;
     // Workers were sent one, as a rule, so it is there already.
-    const before = this.#snapshots.get('f32') ?? this.#snapshots.get('bf16') ?? this.snapshot();
-    if (!this.#optimizer.apply(gradient, clip, options)) {
-      const exchanged = this.#vector.subarray(0, this.layout.exchangedSize);
-      decodeGradient(before.encoding, before.bytes, exchanged);
+    const { f32, bf16 } = this.#snapshots;
+    const before = to === from ? (f32 ?? bf16 ?? this.snapshot()) : null;
+    const average = this.#average?.begin(options.step) ? this.#average : null;
+    // A bound changes the vector once more, so it is encoded when it is asked for.
+    const isLast = this.#bounds.length === 0;
+    const half = isLast ? (this.#halves.pop() ?? null) : null;
+    const ahead =
+      this.#ahead?.push === push && this.#ahead.options === options ? this.#ahead : null;
+    this.#ahead = null;
+    // How far average and encoding have come.
+    let taken = 0;
+    let finite = true;
+    if (ahead && clip.factor === 1) finite = ahead.finite;
+    else {
+      const n = this.layout.trainableSize;
+      const blocks = isLast && (average !== null || half !== null) ? BLOCK_ELEMENTS : n;
+      for (let start = 0; start < n; start += blocks) {
+        const end = Math.min(n, start + blocks);
+        const where = { from: from.address, to: to.address, start, end };
+        if (!this.#optimizer.apply(push.gradient, clip, options, where)) finite = false;
+        if (blocks === n) break;
+        // What is left of a last vector of numbers waits for the statistics behind it.
+        taken = end & ~15;
+        average?.take(to.values, start, taken);
+        if (half) this.#encodeInto(half, start, taken);
+      }
+    }
+    if (!finite) {
+      if (half) this.#halves.push(half);
+      const { exchangedSize } = this.layout;
+      if (before)
+        decodeGradient(before.encoding, before.bytes, from.values.subarray(0, exchangedSize));
       return false;
     }
-    project(this.#vector, this.#bounds);
-    this.#mergeStatistics(statistics);
+    this.#mergeStatistics(push.statistics, from.statistics, to.statistics);
+    project(to.values, this.#bounds);
+    average?.take(to.values, taken, this.layout.exchangedSize);
+    if (half) this.#encodeInto(half, taken, this.layout.exchangedSize);
+    if (to !== from) {
+      this.#spare.pop();
+      if (!this.#lent) this.#spare.push(from);
+      this.#lent = false;
+      this.#now = to;
+    }
     this.#changed();
-    this.#average?.update(this.#vector, options.step);
+    if (half) this.#snapshots.bf16 = this.#halfSnapshot(half);
     return true;
+  }
+
+  /** Elements [start, end) of the vector in bf16; both are multiples of 8, or `end` is the last. */
+  #encodeInto({ address }: Half, start: number, end: number): void {
+    this.#encoders.encode_bf16(this.#now.address + 4 * start, end - start, address + 2 * start);
   }
 
   /**
    * M ← d·M + (1 − d)·b with the minibatch's statistics b, whatever the staleness of the push. While
    * few have been merged, d is smaller, so that the arbitrary first values are soon forgotten.
    */
-  #mergeStatistics(minibatch: Float32Array): void {
+  #mergeStatistics(minibatch: Float32Array, from: Float32Array, to: Float32Array): void {
     if (minibatch.length === 0) return;
     const merges = this.#merges++;
-    const values = this.#statistics;
     for (const { start, end, momentum } of this.#ranges) {
       const keep = Math.min(momentum, (1 + merges) / (10 + merges));
-      for (let i = start; i < end; i++) values[i] = keep * values[i]! + (1 - keep) * minibatch[i]!;
+      for (let i = start; i < end; i++) to[i] = keep * from[i]! + (1 - keep) * minibatch[i]!;
     }
   }
 
@@ -273,11 +377,12 @@ export class Parameters {
    * shape [layout.size] of the parameters, [trainableSize] and [exchangedSize] of the others.
    */
   vectors(): readonly (readonly [name: string, values: Float32Array])[] {
-    return [[VECTOR, this.#vector], ...this.#state()];
+    return [[VECTOR, this.#now.values], ...this.#state()];
   }
 
   /** Overwrites a piece of one of the `vectors`. */
   write(name: string, start: number, values: Float32Array): void {
+    this.#own();
     const vector = this.vectors().find(([known]) => known === name)?.[1];
     if (!vector || start + values.length > vector.length) {
       throw new DownpourError(
@@ -309,7 +414,7 @@ export class Parameters {
   /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
   restore(state: ParametersState, tensors: readonly NamedTensor[]): void {
     for (const { name, offset, size } of this.layout.tensors) {
-      this.#vector.set(takeTensor(tensors, name, size), offset);
+      this.#own().set(takeTensor(tensors, name, size), offset);
     }
     for (const [name, values] of this.#state())
       values.set(takeTensor(tensors, name, values.length));
@@ -322,7 +427,7 @@ export class Parameters {
    */
   adopt(state: Pick<ParametersState, 'merges'> | null, tensors: readonly NamedTensor[]): void {
     for (const { name, offset, size } of this.layout.tensors) {
-      this.#vector.set(takeTensor(tensors, name, size), offset);
+      this.#own().set(takeTensor(tensors, name, size), offset);
     }
     this.#merges = state?.merges ?? 0;
     this.#changed();
@@ -372,17 +477,52 @@ export interface StagedPush {
   readonly statistics: Float32Array;
 }
 
-const LANDINGS_MIN = 2;
-const LANDINGS_MAX = 64;
-/** Rooms for pushes take no more, unless `LANDINGS_FEW` of them do. */
-const LANDING_BYTES = 2 ** 28;
-const LANDINGS_FEW = 4;
+/** The run's vector, or where the next one is made. */
+interface Vector {
+  readonly address: number;
+  /** Shape [layout.size]: trainable, statistics, frozen. */
+  readonly values: Float32Array;
+  readonly statistics: Float32Array;
+  /** Of trainable and statistics. */
+  readonly bytes: Uint8Array;
+}
 
-/** As many workers' pushes as may arrive at once; the others wait. */
-function landingCount(payload: number, fixed: number): number {
-  const wanted = Math.max(LANDINGS_FEW, Math.floor(LANDING_BYTES / payload));
-  const fitting = Math.floor((MEMORY_BYTES_MAX - fixed) / payload);
-  return Math.min(LANDINGS_MAX, wanted, fitting);
+function vectorAt(memory: Memory, address: number, layout: Layout): Vector {
+  const { trainableSize, exchangedSize, size } = layout;
+  const values = memory.floats(address, size);
+  const statistics = values.subarray(trainableSize, exchangedSize);
+  return { address, values, statistics, bytes: memory.bytes(address, 4 * exchangedSize) };
+}
+
+/** A place for the vector in bf16. */
+interface Half {
+  readonly address: number;
+  readonly bytes: Uint8Array;
+}
+
+interface Ahead {
+  readonly push: StagedPush;
+  readonly options: StepOptions;
+  readonly finite: boolean;
+}
+
+const UNCLIPPED: Clip = { limit: Infinity, factor: 1 };
+/**
+ * Of each vector that an update touches so many elements are worked on, by one kernel after another, before
+ * the next ones: all of them stay in the cache of a core. A multiple of the blocks of every kernel.
+ */
+const BLOCK_ELEMENTS = 2 ** 13;
+
+const LANDINGS_MIN = 2;
+const ROOMS_MAX = 64;
+/** Rooms take no more, unless `ROOMS_FEW` of them do. */
+const ROOM_BYTES = 2 ** 28;
+const ROOMS_FEW = 4;
+
+/** As many as pushes may arrive, or answers be under way, at once; the others wait, or are copied. */
+function roomCount(bytes: number, bytesLeft: number): number {
+  const wanted = Math.max(ROOMS_FEW, Math.floor(ROOM_BYTES / bytes));
+  return Math.min(ROOMS_MAX, wanted, Math.floor(bytesLeft / bytes));
 }
 
 function aligned(bytes: Uint8Array): Float32Array {

@@ -725,7 +725,12 @@ export class Run {
     const { clip } = this.config;
     const limit = clip.value ?? Infinity;
     const { loss } = push;
-    const given = Math.sqrt(parameters.squares(staged, limit) + (others?.squares ?? 0));
+    const learningRate = this.learningRate * admission.scale;
+    const momentum = momentumAt(this.config.momentumSchedule, this.#scheduleStep);
+    const step = this.#step - this.#optimizerStart + 1;
+    const options: StepOptions =
+      momentum === undefined ? { step, learningRate } : { step, learningRate, momentum };
+    const given = Math.sqrt(parameters.squares(staged, limit, options) + (others?.squares ?? 0));
     if (loss === null || !Number.isFinite(given)) {
       leases.retry(lease.id, now);
       const message = this.#nonFinite(push.step);
@@ -742,13 +747,6 @@ export class Run {
     const norm = Math.min(given, clip.norm ?? Infinity);
     const factor = norm < given ? norm / given : 1;
 
-    const learningRate = this.learningRate * admission.scale;
-    const momentum = momentumAt(this.config.momentumSchedule, this.#scheduleStep);
-    const options: StepOptions = {
-      step: this.#step - this.#optimizerStart + 1,
-      learningRate,
-      ...(momentum === undefined ? {} : { momentum }),
-    };
     if (!parameters.update(staged, { limit, factor }, options)) {
       const message = overflowMessage(this.#step + 1, learningRate, norm);
       leases.retry(lease.id, now);

@@ -8,9 +8,12 @@ const ema = (decay: number, n: number) =>
   createAverage({ kind: 'ema', decay, startStep: 0 }, n) as Average;
 const polyak = (startStep: number, n: number) =>
   createAverage({ kind: 'polyak', decay: 0, startStep }, n) as Average;
+const take = (average: Average, values: Float32Array, step: number) => {
+  if (average.begin(step)) average.take(values, 0, values.length);
+};
 const feed = (average: Average, values: readonly number[], from = 1) =>
   values.map((value, i) => {
-    average.update(Float32Array.of(value), from + i);
+    take(average, Float32Array.of(value), from + i);
     return average.values[0];
   });
 
@@ -41,7 +44,7 @@ describe('exponential average', () => {
     let plain = 0;
     for (let step = 1; step <= 1000; step++) {
       const value = Math.fround(draw.normal());
-      average.update(Float32Array.of(value), step);
+      take(average, Float32Array.of(value), step);
       plain = 0.9 * plain + 0.1 * value;
     }
     expect(average.values[0]).toBeCloseTo(plain, 5);
@@ -73,7 +76,7 @@ describe('Polyak average', () => {
         theta[i] = 1 + 0.1 * i + (0.05 * step) / steps + 0.02 * (draw.uniform() - 0.5);
         sums[i]! += theta[i]!;
       }
-      average.update(theta, step);
+      take(average, theta, step);
     }
     average.values.forEach((value, i) => {
       expect(Math.abs(value / (sums[i]! / steps) - 1)).toBeLessThan(1e-7);
@@ -98,7 +101,7 @@ describe.each<[string, RunConfig['averaging']]>([
         const n = thetas[0]!.length;
         const average = createAverage(config, n)!;
         const counted = thetas.filter((theta, i) => {
-          average.update(theta, i + 1);
+          take(average, theta, i + 1);
           return config.kind === 'ema' || i + 1 >= config.startStep;
         });
         expect(average.count).toBe(counted.length);
@@ -119,15 +122,15 @@ describe.each<[string, RunConfig['averaging']]>([
         const n = thetas[0]!.length;
         const [whole, first, second] = [0, 1, 2].map(() => createAverage(config, n)!);
         thetas.forEach((theta, i) => {
-          whole!.update(theta, i + 1);
-          if (i < cut) first!.update(theta, i + 1);
+          take(whole!, theta, i + 1);
+          if (i < cut) take(first!, theta, i + 1);
         });
         for (const [symbol, slot] of Object.entries(second!.slots)) {
           slot.set(structuredClone(first!.slots[symbol]!));
         }
         second!.restore(JSON.parse(JSON.stringify(first!.state())));
         thetas.slice(cut).forEach((theta, i) => {
-          second!.update(theta, cut + i + 1);
+          take(second!, theta, cut + i + 1);
         });
         expect(second!.slots).toEqual(whole!.slots);
         expect(second!.count).toBe(whole!.count);
@@ -135,7 +138,7 @@ describe.each<[string, RunConfig['averaging']]>([
 
         whole!.reset();
         thetas.forEach((theta, i) => {
-          whole!.update(theta, i + 1);
+          take(whole!, theta, i + 1);
         });
         expect(whole!.slots).toEqual(second!.slots);
       }),

@@ -4,7 +4,12 @@ import { describe, expect, test } from 'vitest';
 // @ts-expect-error: a script without types
 import * as compiler from '../../scripts/kernels.js';
 import { createAverage } from '../../server/core/averaging.ts';
-import { createFusedOptimizer, optimizerBytes, type Staged } from '../../server/core/fused.ts';
+import {
+  createFusedOptimizer,
+  optimizerBytes,
+  type Staged,
+  sumOfSquares,
+} from '../../server/core/fused.ts';
 import { createKernels } from '../../server/core/kernels.ts';
 import { createOptimizer, normAndFinite, type StepOptions } from '../../server/core/optimizer.ts';
 import { bytesOf } from '../../shared/codec.ts';
@@ -160,10 +165,10 @@ describe('the norm', () => {
         const bytes = encode(normal(n, seed), encoding);
         const decoded = new Float32Array(n);
         decodeGradient(encoding, bytes, decoded);
-        const { address, scales } = stage(encoding, bytes);
+        const staged = stage(encoding, bytes);
         for (const limit of [Infinity, 0.5]) {
           const cut = decoded.map((x) => Math.max(-limit, Math.min(limit, x)));
-          const norm = Math.sqrt(kernels[`squares_${encoding}`](address, scales, n, limit));
+          const norm = Math.sqrt(sumOfSquares(kernels, staged, n, limit));
           // Squares are added up in f32 by runs of 64, unless they are cut.
           const off = limit === Infinity ? 2e-6 : 1e-9;
           expect(Math.abs(norm - normAndFinite(cut))).toBeLessThanOrEqual(off * (1 + norm));
@@ -179,8 +184,7 @@ describe('the norm', () => {
         const n = 3_000;
         const { kernels, stage } = setUp({ kind: 'sgd' }, n, []);
         const bytes = encode(new Float32Array(n).fill(size), encoding);
-        const { address, scales } = stage(encoding, bytes);
-        const norm = Math.sqrt(kernels[`squares_${encoding}`](address, scales, n, Infinity));
+        const norm = Math.sqrt(sumOfSquares(kernels, stage(encoding, bytes), n, Infinity));
         expect(norm / (size * Math.sqrt(n))).toBeCloseTo(1, 2);
       }
     },
@@ -193,8 +197,10 @@ describe('the norm', () => {
           const { kernels, stage } = setUp({ kind: 'sgd' }, n, []);
           const values = normal(n, 1);
           values[at] = bad;
-          const { address, scales } = stage(encoding, encode(values, encoding));
-          expect(kernels[`squares_${encoding}`](address, scales, n, 1)).toBeNaN();
+          const staged = stage(encoding, encode(values, encoding));
+          for (const limit of [1, Infinity]) {
+            expect(sumOfSquares(kernels, staged, n, limit)).toBeNaN();
+          }
         }
       }
     }
@@ -202,8 +208,9 @@ describe('the norm', () => {
 
   test('does not overflow where squares of float32 would', () => {
     const { kernels, stage } = setUp({ kind: 'sgd' }, 5, []);
-    const { address } = stage('f32', bytesOf(new Float32Array(5).fill(1e30)));
-    expect(Math.sqrt(kernels.squares_f32(address, 0, 5, Infinity)) / 1e30).toBeCloseTo(5 ** 0.5, 6);
+    const staged = stage('f32', bytesOf(new Float32Array(5).fill(1e30)));
+    const norm = Math.sqrt(sumOfSquares(kernels, staged, 5, Infinity));
+    expect(norm / 1e30).toBeCloseTo(5 ** 0.5, 6);
   });
 });
 
@@ -214,14 +221,18 @@ test.each([
   for (const n of [1, 7, 64, 1001]) {
     const memory = new Memory(3 * regionBytes(4 * n));
     const theta = memory.take(4 * n);
-    const room = { memory, kernels: createKernels(memory.memory), theta };
-    const fused = createAverage(config, n, room)!;
+    const fused = createAverage(config, n, { memory, kernels: createKernels(memory.memory) })!;
     const twin = createAverage(config, n)!;
+    const values = memory.floats(theta, n);
     for (let step = 1; step <= 60; step++) {
-      memory.floats(theta, n).set(normal(n, step));
-      const values = memory.floats(theta, n).slice();
-      fused.update(values, step);
-      twin.update(values, step);
+      values.set(normal(n, step));
+      // In pieces, as an update gives them.
+      const cut = ((16 * step) % (n + 1)) & ~15;
+      if (fused.begin(step)) {
+        fused.take(values, 0, cut);
+        fused.take(values, cut, n);
+      }
+      if (twin.begin(step)) twin.take(values, 0, n);
     }
     expect(fused.state()).toEqual(twin.state());
     expectClose(fused.values, twin.values, 'average');

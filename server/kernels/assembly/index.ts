@@ -36,6 +36,7 @@ function update4(
   rule: i32,
   plain: bool,
   theta: usize,
+  out: usize,
   s1: usize,
   s2: usize,
   at: usize,
@@ -104,7 +105,7 @@ function update4(
     const step = f32x4.div(f32x4.mul(rate, m), f32x4.add(f32x4.sqrt(v), delta));
     fresh = f32x4.sub(plain ? t : f32x4.mul(keep, t), step);
   }
-  store(theta + at, fresh, mask, masked);
+  store(out + at, fresh, mask, masked);
   const finite = f32x4.sub(fresh, fresh);
   return masked ? v128.and(finite, mask) : finite;
 }
@@ -121,6 +122,7 @@ function edge(
   rule: i32,
   kind: i32,
   theta: usize,
+  out: usize,
   s1: usize,
   s2: usize,
   g: usize,
@@ -146,7 +148,7 @@ function edge(
     sum = f32x4.add(
       sum,
       update4(
-        rule, false, theta, s1, s2, i << 2, x, f32x4.splat(limit), f32x4.splat(factor),
+        rule, false, theta, out, s1, s2, i << 2, x, f32x4.splat(limit), f32x4.splat(factor),
         f32x4.splat(lambda), f32x4.splat(l1), f32x4.splat(rate), f32x4.splat(p), f32x4.splat(p1), f32x4.splat(q),
         f32x4.splat(q1), f32x4.splat(delta), f32x4.splat(keep), mask, true,
       ),
@@ -156,7 +158,7 @@ function edge(
 }
 
 /**
- * Updates [start, end). Returns 0, or 1 when a parameter is no longer finite.
+ * Updates [start, end) from θ to `out`, which may be the same. Returns 0, or 1 when a parameter is no longer finite.
  * `plain`: no limit, no decay, and the factor can be put into the other numbers.
  */
 @inline
@@ -165,6 +167,7 @@ function update(
   kind: i32,
   plain: bool,
   theta: usize,
+  out: usize,
   s1: usize,
   s2: usize,
   g: usize,
@@ -186,7 +189,7 @@ function update(
   const from = min(end, (start + 15) & ~15);
   const to = max(from, end & ~15);
   let sum = edge(
-    rule, kind, theta, s1, s2, g, scales, start, from, limit, factor, lambda, l1, rate, p, p1, q, q1,
+    rule, kind, theta, out, s1, s2, g, scales, start, from, limit, factor, lambda, l1, rate, p, p1, q, q1,
     delta, keep,
   );
   const adam = rule == ADAM;
@@ -231,26 +234,26 @@ function update(
     }
     const at = i << 2;
     const r0 = update4(
-      rule, plain, theta, s1, s2, at + 0, x0, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
+      rule, plain, theta, out, s1, s2, at + 0, x0, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
       vDelta, vKeep, vLimit, false,
     );
     const r1 = update4(
-      rule, plain, theta, s1, s2, at + 16, x1, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
+      rule, plain, theta, out, s1, s2, at + 16, x1, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
       vDelta, vKeep, vLimit, false,
     );
     const r2 = update4(
-      rule, plain, theta, s1, s2, at + 32, x2, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
+      rule, plain, theta, out, s1, s2, at + 32, x2, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
       vDelta, vKeep, vLimit, false,
     );
     const r3 = update4(
-      rule, plain, theta, s1, s2, at + 48, x3, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
+      rule, plain, theta, out, s1, s2, at + 48, x3, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
       vDelta, vKeep, vLimit, false,
     );
     sum = f32x4.add(sum, f32x4.add(f32x4.add(r0, r1), f32x4.add(r2, r3)));
   }
   if (to < end) {
     const rest = edge(
-      rule, kind, theta, s1, s2, g, scales, to, end, limit, factor, lambda, l1, rate, p, p1, q, q1,
+      rule, kind, theta, out, s1, s2, g, scales, to, end, limit, factor, lambda, l1, rate, p, p1, q, q1,
       delta, keep,
     );
     sum = f32x4.add(sum, rest);
@@ -260,214 +263,214 @@ function update(
 
 // Exported for each rule and encoding, so that the compiler folds both into the loop.
 export function sgd_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, F32, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function sgd_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, F32, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function sgd_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, BF16, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function sgd_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, BF16, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function sgd_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, INT8, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function sgd_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(SGD, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(SGD, INT8, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, F32, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, F32, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, BF16, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, BF16, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, INT8, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function momentum_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(MOMENTUM, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(MOMENTUM, INT8, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, F32, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, F32, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, BF16, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, BF16, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, INT8, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function nesterov_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(NESTEROV, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(NESTEROV, INT8, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, F32, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, F32, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, BF16, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, BF16, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, INT8, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adagrad_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAGRAD, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAGRAD, INT8, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, F32, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, F32, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, BF16, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, BF16, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, INT8, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function rmsprop_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(RMSPROP, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(RMSPROP, INT8, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, F32, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, F32, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, BF16, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, BF16, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, INT8, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adadelta_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADADELTA, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADADELTA, INT8, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_f32_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, F32, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, F32, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_f32(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, F32, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, F32, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_bf16_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, BF16, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, BF16, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_bf16(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, BF16, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, BF16, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_int8_plain(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, INT8, true, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, INT8, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 export function adam_int8(
-  theta: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
-  return update(ADAM, INT8, false, theta, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+  return update(ADAM, INT8, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 
 @inline
@@ -480,8 +483,6 @@ function square(x: v128): v128 {
 
 /** Elements whose squares are added up in f32: 64 in each lane, off by 4e-6 of the sum at worst. */
 const RUN: usize = 1024;
-/** Below it squares may have vanished in f32. */
-const TINY: f64 = 1e-30;
 
 /** The sum of four lanes, in f64. */
 @inline
@@ -538,30 +539,28 @@ function squaresOfBlock(g: usize, start: usize, scale: f64): f64 {
 }
 
 /**
- * Sum of squares of [0, n), each cut to [−limit, limit] before; NaN as soon as one is not finite. Without a
- * limit in f32 by runs, and again in f64 when that was too large or too small for it.
+ * Adds Σ x² of [start, end) to `total`, in f32 by runs; NaN or infinite as soon as an element is not finite.
+ * `start` is a multiple of RUN, so that the sum is the same in pieces. What is too large or too small for f32
+ * must be summed again by `exactSquares`.
  */
 @inline
-function squares(kind: i32, g: usize, scales: usize, n: usize, limit: f32): f64 {
-  if (limit != f32.POSITIVE_INFINITY) return exactSquares(kind, g, scales, n, limit);
-  let total: f64 = 0;
+function squares(kind: i32, g: usize, scales: usize, start: usize, end: usize, total: f64): f64 {
   const step = kind == INT8 ? 256 : RUN;
-  let i: usize = 0;
-  for (; i + step <= n; i += step) {
+  let i = start;
+  for (; i + step <= end; i += step) {
     if (kind == INT8) total += squaresOfBlock(g, i, <f64>load<f32>(scales + ((i >> 8) << 2)));
     else total += squaresOfRun(kind, g, i, i + step);
   }
+  if (i == end) return total;
   let rest = f32x4.splat(0);
-  for (; i < n; i += 4) {
-    const x = v128.and(decoded(kind, g, scales, i), lanes(i, 0, n));
+  for (; i < end; i += 4) {
+    const x = v128.and(decoded(kind, g, scales, i), lanes(i, 0, end));
     rest = f32x4.add(rest, f32x4.mul(x, x));
   }
-  total += total4(rest);
-  // Also when it is not a number.
-  return total >= TINY && total < f64.MAX_VALUE ? total : exactSquares(kind, g, scales, n, limit);
+  return total + total4(rest);
 }
 
-/** In f64 all the way. Four sums: one addition would wait for the one before. */
+/** Each element cut to ±limit before; NaN as soon as one is not finite. In f64 all the way. Four sums: one addition would wait for the one before. */
 @inline
 function exactSquares(kind: i32, g: usize, scales: usize, n: usize, limit: f32): f64 {
   const upper = f32x4.splat(limit);
@@ -592,14 +591,23 @@ function exactSquares(kind: i32, g: usize, scales: usize, n: usize, limit: f32):
   return v128.any_true(f32x4.ne(f32x4.add(f0, f1), f32x4.splat(0))) ? f64.NaN : total;
 }
 
-export function squares_f32(g: usize, scales: usize, n: usize, limit: f32): f64 {
-  return squares(F32, g, scales, n, limit);
+export function squares_f32(g: usize, scales: usize, start: usize, end: usize, total: f64): f64 {
+  return squares(F32, g, scales, start, end, total);
 }
-export function squares_bf16(g: usize, scales: usize, n: usize, limit: f32): f64 {
-  return squares(BF16, g, scales, n, limit);
+export function squares_bf16(g: usize, scales: usize, start: usize, end: usize, total: f64): f64 {
+  return squares(BF16, g, scales, start, end, total);
 }
-export function squares_int8(g: usize, scales: usize, n: usize, limit: f32): f64 {
-  return squares(INT8, g, scales, n, limit);
+export function squares_int8(g: usize, scales: usize, start: usize, end: usize, total: f64): f64 {
+  return squares(INT8, g, scales, start, end, total);
+}
+export function exactSquares_f32(g: usize, scales: usize, n: usize, limit: f32): f64 {
+  return exactSquares(F32, g, scales, n, limit);
+}
+export function exactSquares_bf16(g: usize, scales: usize, n: usize, limit: f32): f64 {
+  return exactSquares(BF16, g, scales, n, limit);
+}
+export function exactSquares_int8(g: usize, scales: usize, n: usize, limit: f32): f64 {
+  return exactSquares(INT8, g, scales, n, limit);
 }
 
 /** a ← d a + (1 − d) θ over n elements; all vectors whole: padding belongs to the arrays. */

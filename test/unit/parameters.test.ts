@@ -1,0 +1,211 @@
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import type { StepOptions } from '../../server/core/optimizer.ts';
+import { Parameters } from '../../server/core/parameters.ts';
+import type { Snapshot } from '../../server/core/snapshot.ts';
+import { bytesOf } from '../../shared/codec.ts';
+import { encodeBf16, encodedBytes, encodeInt8 } from '../../shared/compression.ts';
+import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
+import { createLayout } from '../../shared/layout.ts';
+import { random } from '../../shared/random.ts';
+
+/** One push in one pass or two, in place or beside what is being sent: the same numbers, to the bit. */
+
+/** Some blocks of `BLOCK_ELEMENTS`, and a rest that is no multiple of anything. */
+const SIZES = [1, 5, 1_000, 8_192, 8_200, 20_011] as const;
+
+function layoutOf(size: number, { statistics = 0, frozen = 0 } = {}) {
+  return createLayout([
+    { name: 'w', shape: [size], role: 'trainable' },
+    ...(statistics > 0
+      ? [{ name: 'mean', shape: [statistics], role: 'statistics', momentum: 0.9 } as const]
+      : []),
+    ...(frozen > 0 ? [{ name: 'base', shape: [frozen], role: 'frozen' } as const] : []),
+  ]);
+}
+
+/** Many times as fast as comparing them one by one. */
+const isSame = (a: Uint8Array, b: Uint8Array) => Buffer.compare(a, b) === 0;
+const isEqual = (a: Float32Array, b: Float32Array) => isSame(bytesOf(a), bytesOf(b));
+
+function normal(n: number, seed: number): Float32Array {
+  const draw = random(seed, 3);
+  return Float32Array.from({ length: n }, () => draw.normal());
+}
+
+/** A push's payload. */
+function payloadOf(
+  encoding: 'f32' | 'bf16' | 'int8',
+  size: number,
+  statistics: number,
+  seed: number,
+) {
+  const gradient = normal(size, seed);
+  const bytes = new Uint8Array(encodedBytes(encoding, size) + 4 * statistics);
+  const own = bytes.subarray(0, encodedBytes(encoding, size));
+  if (encoding === 'f32') own.set(bytesOf(gradient));
+  else if (encoding === 'bf16') encodeBf16(gradient, own);
+  else encodeInt8(gradient, null, own);
+  bytes.set(bytesOf(normal(statistics, seed + 1)), own.length);
+  return bytes;
+}
+
+const optimizers = ['sgd', 'momentum', 'adam'] as const;
+const averages = ['none', 'ema', 'polyak'] as const;
+
+test('an update gives the same whether parameters are sent meanwhile, copied or left alone', () => {
+  fc.assert(
+    fc.property(
+      fc.constantFrom(...SIZES),
+      fc.constantFrom(0, 3),
+      fc.constantFrom('f32', 'bf16', 'int8'),
+      fc.constantFrom(...optimizers),
+      fc.constantFrom(...averages),
+      fc.boolean(),
+      fc.integer({ min: 0, max: 2 ** 31 }),
+      (size, statistics, encoding, kind, averaging, clips, seed) => {
+        const layout = layoutOf(size, { statistics });
+        const create = (more: PartialConfig = {}) => {
+          const parameters = new Parameters(
+            layout,
+            resolveConfig({ optimizer: { kind }, averaging: { kind: averaging }, ...more }),
+          );
+          parameters.initialise(normal(layout.size, seed));
+          return parameters;
+        };
+        // Two passes in the same place; one pass into another; all snapshots kept; sent in bf16.
+        const alone = create();
+        const lent = create();
+        const kept = create();
+        const halves = create({ compression: { pull: 'bf16' } });
+        const snapshots: { snapshot: Snapshot; wanted: Uint8Array }[] = [];
+        for (let step = 1; step <= 4; step++) {
+          const options: StepOptions = { step, learningRate: 0.01 };
+          const payload = payloadOf(encoding, size, statistics, seed + step);
+          const clip = { limit: Infinity, factor: clips && step % 2 === 0 ? 0.5 : 1 };
+          const norms = [alone, lent, kept, halves].map((parameters) => {
+            if (parameters !== alone) {
+              const snapshot = parameters.snapshot(parameters === halves ? 'bf16' : 'f32');
+              if (parameters === kept || (parameters === halves && step % 2 === 0)) snapshot.hold();
+              if (parameters === kept) {
+                snapshots.push({ snapshot, wanted: snapshot.bytes.slice() });
+              }
+            }
+            const push = parameters.stage(payload, encoding);
+            const norm = parameters.squares(push, Infinity, parameters === alone ? null : options);
+            expect(parameters.update(push, clip, options)).toBe(true);
+            return norm;
+          });
+          expect(new Set(norms).size).toBe(1);
+          const wanted = alone.exchanged();
+          for (const other of [lent, kept, halves]) {
+            expect(isEqual(other.exchanged(), wanted)).toBe(true);
+          }
+          const encoded = new Uint8Array(encodedBytes('bf16', wanted.length));
+          encodeBf16(wanted, encoded);
+          expect(isSame(halves.snapshot('bf16').bytes, encoded)).toBe(true);
+          for (const other of [lent, kept, halves]) {
+            for (const [i, { name, values }] of alone.tensors().entries()) {
+              expect(isEqual(other.tensors()[i]!.values, values), name).toBe(true);
+            }
+            expect(other.state()).toEqual(alone.state());
+          }
+        }
+        for (const { snapshot, wanted } of snapshots)
+          expect(isSame(snapshot.bytes, wanted)).toBe(true);
+      },
+    ),
+    { numRuns: 25 },
+  );
+});
+
+test.each(['f32', 'bf16'] as const)(
+  'what is sent in %s stays as it is, however many are under way',
+  (pull) => {
+    const size = 100;
+    const parameters = new Parameters(layoutOf(size), resolveConfig({ compression: { pull } }));
+    parameters.initialise(normal(size, 1));
+    const sent: { snapshot: Snapshot; wanted: Uint8Array }[] = [];
+    // More than there is room for, then none for a while, then as many again.
+    for (const holding of [100, 0, 100]) {
+      for (let step = 1; step <= 100; step++) {
+        const snapshot = parameters.snapshot(pull);
+        if (step <= holding) {
+          snapshot.hold();
+          sent.push({ snapshot, wanted: snapshot.bytes.slice() });
+        }
+        const options = { step, learningRate: 0.1 };
+        const push = parameters.stage(payloadOf('f32', size, 0, step), 'f32');
+        parameters.squares(push, Infinity, options);
+        parameters.update(push, { limit: Infinity, factor: 1 }, options);
+      }
+      for (const { snapshot, wanted } of sent) {
+        expect(isSame(snapshot.bytes, wanted)).toBe(true);
+        snapshot.release();
+      }
+      sent.length = 0;
+    }
+  },
+);
+
+test('whatever replaces the parameters leaves alone what is being sent', () => {
+  const size = 50;
+  const other = normal(size, 2);
+  const changes: ((parameters: Parameters) => void)[] = [
+    (parameters) => parameters.initialise(other),
+    (parameters) => parameters.replace(other),
+    (parameters) => parameters.write('@parameters', 0, other),
+    (parameters) => parameters.adopt(null, [{ name: 'w', shape: [size], values: other }]),
+  ];
+  for (const change of changes) {
+    const parameters = new Parameters(layoutOf(size), resolveConfig({}));
+    parameters.initialise(normal(size, 1));
+    const snapshot = parameters.snapshot();
+    snapshot.hold();
+    const wanted = snapshot.bytes.slice();
+    change(parameters);
+    expect(parameters.exchanged()).toEqual(other);
+    expect(isSame(snapshot.bytes, wanted)).toBe(true);
+    expect(parameters.snapshot().bytes).toEqual(bytesOf(other));
+  }
+});
+
+test('an overflow leaves the parameters as they were, with frozen ones and without', () => {
+  for (const kind of optimizers) {
+    for (const frozen of [0, 7]) {
+      for (const measured of [true, false]) {
+        const size = 9_000;
+        const layout = layoutOf(size, { statistics: 3, frozen });
+        const parameters = new Parameters(layout, resolveConfig({ optimizer: { kind } }));
+        parameters.initialise(normal(layout.size, 1));
+        const before = parameters.whole();
+        parameters.snapshot().hold();
+        const options = { step: 1, learningRate: 1e40 };
+        const push = parameters.stage(payloadOf('f32', size, 3, 5), 'f32');
+        parameters.squares(push, Infinity, measured ? options : null);
+        expect(parameters.update(push, { limit: Infinity, factor: 1 }, options)).toBe(false);
+        expect(isEqual(parameters.whole(), before)).toBe(true);
+      }
+    }
+  }
+});
+
+test('a gradient that is measured and not applied changes nothing', () => {
+  const size = 9_000;
+  const parameters = new Parameters(layoutOf(size), resolveConfig({ optimizer: { kind: 'sgd' } }));
+  parameters.initialise(normal(size, 1));
+  const before = parameters.exchanged();
+  const options = { step: 1, learningRate: 0.1 };
+  const bad = parameters.stage(payloadOf('f32', size, 0, 5), 'f32');
+  parameters.squares(bad, Infinity, options);
+  expect(isEqual(parameters.exchanged(), before)).toBe(true);
+  expect(isSame(parameters.snapshot().bytes, bytesOf(before))).toBe(true);
+  // The next one is not mistaken for it.
+  const good = parameters.stage(payloadOf('f32', size, 0, 6), 'f32');
+  parameters.update(good, { limit: Infinity, factor: 1 }, options);
+  const gradient = normal(size, 6);
+  const seen = parameters.exchanged();
+  for (const i of [0, 4_000, size - 1]) {
+    expect(seen[i]).toBeCloseTo(before[i]! - 0.1 * gradient[i]!, 5);
+  }
+});
