@@ -32,6 +32,26 @@ export class WaitingLine {
   }
 }
 
+/** A push's room: who waits for one is told when it is free. */
+class Landed implements Landing {
+  readonly bytes: Uint8Array;
+  readonly #landing: Landing;
+  readonly #line: WaitingLine;
+  readonly #room: unknown;
+
+  constructor(landing: Landing, line: WaitingLine, room: unknown) {
+    this.bytes = landing.bytes;
+    this.#landing = landing;
+    this.#line = line;
+    this.#room = room;
+  }
+
+  release(): void {
+    this.#landing.release();
+    this.#line.freed(this.#room);
+  }
+}
+
 /** Where the pushes of one connection land: in their run's memory when there is room. */
 export class LandingDesk {
   readonly #line: WaitingLine;
@@ -58,15 +78,7 @@ export class LandingDesk {
     { roomBytes, kept }: { readonly roomBytes: number; readonly kept: boolean },
   ): Landing | 'wait' {
     const landing = take(bytes);
-    if (landing) {
-      return {
-        bytes: landing.bytes,
-        release: () => {
-          landing.release();
-          this.#line.freed(room);
-        },
-      };
-    }
+    if (landing) return new Landed(landing, this.#line, room);
     if (bytes <= roomBytes && !this.#impatient) {
       this.room = room;
       this.#line.await(this);

@@ -33,6 +33,7 @@ export class Session {
   readonly #coordinator: Coordinator;
   readonly connectedAt: string;
   #hello: Hello | null = null;
+  #key = '';
   /** The run that it was assigned to, and whether it has joined. */
   #run: Run | null = null;
   #joined = false;
@@ -119,7 +120,7 @@ export class Session {
 
   /** Names this worker's pushes together with their sequence. */
   get key(): string {
-    return this.#hello ? `${this.#hello.worker}/${this.#hello.incarnation}` : '';
+    return this.#key;
   }
 
   canServe(run: Run): boolean {
@@ -264,6 +265,7 @@ export class Session {
       throw new DownpourError('DP_PROTOCOL_ORDER', "a second 'hello' on one connection");
     }
     this.#hello = hello;
+    this.#key = `${hello.worker}/${hello.incarnation}`;
     this.#coordinator.welcome(this);
     if (hello.run !== null) {
       const run = this.#coordinator.mustFind(hello.run);
@@ -316,7 +318,8 @@ export class Session {
   }
 
   #onPush(run: Run, push: Push, payload: Uint8Array, others: PartsLanded | null = null): void {
-    const acknowledgement = run.push(this.key, push, payload, this.#coordinator.now(), others);
+    const now = this.#coordinator.now();
+    const acknowledgement = run.push(this.key, push, payload, now, others);
     const { outcome, code, message } = acknowledgement;
     if (outcome === 'applied' || outcome === 'damped') {
       this.#coordinator.pushLog?.applied(run, this.key, push.sequence);
@@ -326,7 +329,7 @@ export class Session {
       this.#coordinator.recordRejection(run, this.key, push, acknowledgement);
       run.mustBeTrusted(this.key);
     }
-    this.proceed(acknowledgement);
+    this.proceed(acknowledgement, now);
   }
 
   #onLeave(leave: Leave): void {
@@ -370,12 +373,15 @@ export class Session {
   }
 
   /** Sends what the worker is to do next, with what became of its push. */
-  proceed(acknowledgement: Acknowledgement | null = null): void {
+  proceed(
+    acknowledgement: Acknowledgement | null = null,
+    now: number = this.#coordinator.now(),
+  ): void {
     const run = this.#run;
     if (!run || !this.#joined || this.#closed) return;
     // Minibatches a worker holds: those under way and the one whose data it prepares.
     const ahead = run.config.consistency.depth + 1;
-    const assignment = run.assign(this.key, ahead, this.#coordinator.now());
+    const assignment = run.assign(this.key, ahead, now);
     this.#waiting = assignment.kind === 'wait';
     if (assignment.kind === 'work') {
       const { generation } = run;

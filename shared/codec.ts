@@ -1,6 +1,7 @@
 import { Packr } from 'msgpackr';
 import { LIMITS } from './config.ts';
 import { DownpourError } from './errors.ts';
+import { packInto } from './pack.ts';
 
 /**
  * The frame: one binary WebSocket message.
@@ -30,19 +31,36 @@ const packr = new Packr({
 });
 
 /**
- * The part of a frame before its payload; its length is a multiple of 8.
- * @param room bytes left free in front of it, for what the transport puts there.
+ * Writes the part of a frame before its payload to `out`, from `at` on; its length is a multiple of 8.
+ * @returns where it ends; 0: it does not fit, or is not of the plain kind, and `encodeHeader` must do it.
  */
-export function encodeHeader(header: object, room = 0): Uint8Array {
+export function writeHeader(header: object, out: Uint8Array, at: number): number {
+  const packed = packInto(header, out, at + PREFIX_BYTES);
+  if (packed === 0) return 0;
+  const length = packed - at - PREFIX_BYTES;
+  const end = at + payloadStart(length);
+  if (end > out.length) return 0;
+  writePrefix(out, at, length);
+  for (let i = packed; i < end; i++) out[i] = 0;
+  return end;
+}
+
+/** The same in bytes of its own. */
+export function encodeHeader(header: object): Uint8Array {
   const packed = packr.pack(header);
-  const bytes = new Uint8Array(room + payloadStart(packed.length));
-  bytes[room] = 0x44;
-  bytes[room + 1] = 0x50;
-  bytes[room + 2] = PROTOCOL_VERSION;
-  // Not by a DataView: the ArrayBuffer that it needs costs more than all the rest.
-  for (let i = 0; i < 4; i++) bytes[room + 4 + i] = packed.length >>> (8 * i);
-  bytes.set(packed, room + PREFIX_BYTES);
+  const bytes = new Uint8Array(payloadStart(packed.length));
+  writePrefix(bytes, 0, packed.length);
+  bytes.set(packed, PREFIX_BYTES);
   return bytes;
+}
+
+function writePrefix(out: Uint8Array, at: number, length: number): void {
+  out[at] = 0x44;
+  out[at + 1] = 0x50;
+  out[at + 2] = PROTOCOL_VERSION;
+  out[at + 3] = 0;
+  // Not by a DataView: the ArrayBuffer that it needs costs more than all the rest.
+  for (let i = 0; i < 4; i++) out[at + 4 + i] = length >>> (8 * i);
 }
 
 /** A whole frame in one array: a copy of the payload, for where that does not matter. */

@@ -1,5 +1,5 @@
 import type { Socket } from 'node:net';
-import { encodeHeader } from '../shared/codec.ts';
+import { encodeHeader, writeHeader } from '../shared/codec.ts';
 import type { DownpourError } from '../shared/errors.ts';
 import { CONTROL_BYTES_MAX, FRAME_HEAD_MAX, OPCODES, writeFrameHead } from './frames.ts';
 import { readInto, type Sink, type Way } from './node-sockets.ts';
@@ -42,13 +42,24 @@ export interface ConnectionOptions {
   readonly frameBytesMax?: number;
 }
 
+/** Bytes [start, end) that leave together. */
 interface Piece {
   readonly bytes: Uint8Array;
+  readonly start: number;
+  end: number;
   readonly gone: (() => void) | undefined;
 }
 
-/** Pieces up to this size are joined with their neighbours. */
+/** A payload up to this size is copied behind its header: to write it by itself costs Node more. */
 const JOINED_BYTES_MAX = 4_096;
+/**
+ * Headers and small payloads are put together here, of all connections one after another. What has been written
+ * is not touched again; when it is full there is a new one.
+ */
+let slab = Buffer.allocUnsafeSlow(32 * 1024);
+let slabUsed = 0;
+/** Less is not enough for a header as a rule, and a small payload. */
+const SLAB_LEFT_MIN = 2_048 + JOINED_BYTES_MAX;
 const CLOSE_MS = 5_000;
 /** Pongs that wait to be sent; beyond, only the last ping is answered (RFC 6455, section 5.5.3). */
 const PONGS_MAX = 64;
@@ -61,6 +72,8 @@ export class Connection {
   /** Written in this turn; leaves at its end. */
   #queue: Piece[] = [];
   #queuedBytes = 0;
+  /** Who waits to hear that what was copied is of no more use. */
+  #copied: (() => void)[] = [];
   #closeSent = false;
   /** The other end's close frame. */
   #close: { code: number; reason: string } | null = null;
@@ -161,24 +174,73 @@ export class Connection {
   // Sending.
 
   /**
-   * Sends a frame. Nothing is joined or copied: the parts must stay as they are until `gone`.
-   * @param gone called once: the parts have left, or never will.
+   * Sends a frame. Its parts are not copied, but for small ones: they must stay as they are until `gone`.
+   * @param gone called once, and not at once: the parts are of no more use.
    */
   send(header: object, parts: readonly Uint8Array[] = [], gone?: () => void): void {
     if (!this.open) {
       if (gone) process.nextTick(gone);
       return;
     }
-    let length = 0;
-    for (const part of parts) length += part.length;
-    const head = encodeHeader(header, FRAME_HEAD_MAX);
-    length += head.length - FRAME_HEAD_MAX;
-    const masked = this.#options.role === 'client';
-    const start = writeFrameHead(head, FRAME_HEAD_MAX, { opcode: OPCODES.binary, length, masked });
+    let bytes = 0;
+    for (const part of parts) bytes += part.length;
+    this.#writeHead(header, bytes);
     let last = parts.length - 1;
     while (last >= 0 && parts[last]!.length === 0) last--;
-    this.#write(head.subarray(start), last < 0 ? gone : undefined);
-    for (let i = 0; i <= last; i++) this.#write(parts[i]!, i === last ? gone : undefined);
+    for (let i = 0; i <= last; i++) {
+      const part = parts[i]!;
+      if (part.length > 0 && !this.#join(part)) this.#write(part, i === last ? gone : undefined);
+      else if (i === last && gone) this.#copied.push(gone);
+    }
+    if (last < 0 && gone) this.#copied.push(gone);
+  }
+
+  /** @param bytes of the payload that follows. */
+  #writeHead(header: object, bytes: number): void {
+    if (slab.length - slabUsed < SLAB_LEFT_MIN) {
+      slab = Buffer.allocUnsafeSlow(slab.length);
+      slabUsed = 0;
+    }
+    const masked = this.#options.role === 'client';
+    const at = slabUsed + FRAME_HEAD_MAX;
+    const end = writeHeader(header, slab, at);
+    if (end === 0) {
+      const rest = encodeHeader(header);
+      const head = new Uint8Array(FRAME_HEAD_MAX + rest.length);
+      const length = rest.length + bytes;
+      const start = writeFrameHead(head, FRAME_HEAD_MAX, {
+        opcode: OPCODES.binary,
+        length,
+        masked,
+      });
+      head.set(rest, FRAME_HEAD_MAX);
+      this.#write(head.subarray(start), undefined);
+      return;
+    }
+    // Not more room than the head needs, so that one message follows the other.
+    const length = end - at + bytes;
+    const start = writeFrameHead(slab, at, { opcode: OPCODES.binary, length, masked });
+    slab.copyWithin(slabUsed, start, end);
+    this.#grow(end - start);
+  }
+
+  /** Copies a small piece behind what was written last. @returns whether it did. */
+  #join(part: Uint8Array): boolean {
+    if (part.length > JOINED_BYTES_MAX || slab.length - slabUsed < part.length) return false;
+    slab.set(part, slabUsed);
+    this.#grow(part.length);
+    return true;
+  }
+
+  /** So many bytes behind `slabUsed` are to be sent. */
+  #grow(bytes: number): void {
+    const last = this.#queue.at(-1);
+    const start = slabUsed;
+    slabUsed += bytes;
+    if (last?.bytes === slab && last.end === start) {
+      last.end = slabUsed;
+      this.#queuedBytes += bytes;
+    } else this.#enqueue({ bytes: slab, start, end: slabUsed, gone: undefined });
   }
 
   ping(): void {
@@ -195,33 +257,32 @@ export class Connection {
   }
 
   #write(bytes: Uint8Array, gone?: () => void): void {
-    if (this.#queue.length === 0) process.nextTick(this.#flush);
-    this.#queue.push({ bytes, gone });
-    this.#queuedBytes += bytes.length;
+    this.#enqueue({ bytes, start: 0, end: bytes.length, gone });
   }
 
-  /**
-   * What is written in one turn leaves with one system call. Small pieces next to each other are
-   * joined: a write costs Node more than copying them.
-   */
+  #enqueue(piece: Piece): void {
+    if (this.#queue.length === 0) process.nextTick(this.#flush);
+    this.#queue.push(piece);
+    this.#queuedBytes += piece.end - piece.start;
+  }
+
+  /** What is written in one turn leaves with one system call. */
   readonly #flush = (): void => {
     const queue = this.#queue;
     if (queue.length === 0) return;
     this.#queue = [];
     this.#queuedBytes = 0;
     const socket = this.#socket;
-    socket.cork();
-    for (let i = 0; i < queue.length; ) {
-      let end = i;
-      let length = 0;
-      while (end < queue.length && queue[end]!.bytes.length <= JOINED_BYTES_MAX) {
-        length += queue[end++]!.bytes.length;
-      }
-      if (end - i > 1) socket.write(...join(queue.slice(i, end), length));
-      else socket.write(queue[i]!.bytes, queue[i]!.gone);
-      i = Math.max(end, i + 1);
+    const joins = queue.length > 1;
+    if (joins) socket.cork();
+    for (const { bytes, start, end, gone } of queue) {
+      socket.write(end - start === bytes.length ? bytes : bytes.subarray(start, end), gone);
     }
-    socket.uncork();
+    if (joins) socket.uncork();
+    const copied = this.#copied;
+    if (copied.length === 0) return;
+    this.#copied = [];
+    for (const gone of copied) gone();
   };
 
   // Receiving.
@@ -297,19 +358,4 @@ export class Connection {
   #limit(): void {
     this.#timer ??= setTimeout(() => this.#socket.destroy(), this.#options.closeMs ?? CLOSE_MS);
   }
-}
-
-function join(pieces: readonly Piece[], length: number): [Uint8Array, () => void] {
-  const joined = Buffer.allocUnsafe(length);
-  let at = 0;
-  for (const { bytes } of pieces) {
-    joined.set(bytes, at);
-    at += bytes.length;
-  }
-  return [
-    joined,
-    () => {
-      for (const { gone } of pieces) gone?.();
-    },
-  ];
 }

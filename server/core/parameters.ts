@@ -60,8 +60,8 @@ export class Parameters {
   readonly #ranges: readonly { start: number; end: number; momentum: number }[];
   /** Room for one payload: of a push that landed elsewhere, of `topk` spread out, of a bf16 snapshot. */
   readonly #scratch: number;
-  /** Addresses where payloads of pushes may land. */
-  readonly #landings: number[];
+  /** Where payloads of pushes may land. */
+  readonly #landings: LandingRoom[] = [];
   #merges = 0;
   readonly #pool = new SnapshotPool();
   /** Of this step, made when first asked for. */
@@ -101,7 +101,9 @@ export class Parameters {
     this.#optimizer = createFusedOptimizer(config.optimizer, trainableSize, decay, room);
     this.#average = createAverage(config.averaging, exchangedSize, room);
     this.#scratch = memory.take(4 * exchangedSize);
-    this.#landings = Array.from({ length: landings }, () => memory.take(4 * exchangedSize));
+    for (let i = 0; i < landings; i++) {
+      this.#landings.push(new LandingRoom(memory.take(4 * exchangedSize), this.#landings));
+    }
     const places = Array.from({ length: rooms }, () => memory.take(sent));
     this.#spare = isHalf ? [] : places.map((address) => vectorAt(memory, address, layout));
     this.#halves = isHalf
@@ -122,12 +124,8 @@ export class Parameters {
    */
   land(byteLength: number): { readonly bytes: Uint8Array; release(): void } | null {
     if (byteLength > payloadLimits(this.layout).roomBytes) return null;
-    const address = this.#landings.pop();
-    if (address === undefined) return null;
-    return {
-      bytes: this.#memory.bytes(address, byteLength),
-      release: () => void this.#landings.push(address),
-    };
+    const room = this.#landings.pop();
+    return room ? room.take(this.#memory, byteLength) : null;
   }
 
   /** Trainable and statistics as they are now, encoded. Hold it to use it after the next change. */
@@ -229,20 +227,20 @@ export class Parameters {
   stage(payload: Uint8Array, encoding: Encoding): StagedPush {
     const { trainableSize: n, statisticsSize } = this.layout;
     const bytes = gradientBytes(encoding, payload, n, 4 * statisticsSize);
-    const rest = payload.subarray(bytes);
     if (encoding === 'topk') {
       // Pushes of this kind are short, wherever they lie.
       const spread = this.#memory.floats(this.#scratch, n);
       decodeTopk(payload.subarray(0, bytes), spread);
       const gradient: Staged = { decoding: 'f32', address: this.#scratch, scales: 0 };
-      return { gradient, statistics: aligned(rest) };
+      return { gradient, statistics: aligned(payload.subarray(bytes)) };
     }
     let { byteOffset: address } = payload;
     if (payload.buffer !== this.#memory.memory.buffer || address % 16 !== 0) {
       address = this.#scratch;
       this.#memory.bytes(address, payload.length).set(payload);
     }
-    const statistics = this.#memory.floats(address + bytes, statisticsSize);
+    const statistics =
+      statisticsSize === 0 ? NO_STATISTICS : this.#memory.floats(address + bytes, statisticsSize);
     if (encoding !== 'int8') {
       return { gradient: { decoding: encoding, address, scales: 0 }, statistics };
     }
@@ -500,12 +498,35 @@ interface Half {
   readonly bytes: Uint8Array;
 }
 
+/** Room for the payload of one push after another. */
+class LandingRoom {
+  readonly #address: number;
+  readonly #free: LandingRoom[];
+  bytes = new Uint8Array();
+
+  constructor(address: number, free: LandingRoom[]) {
+    this.#address = address;
+    this.#free = free;
+  }
+
+  /** Pushes of one run are of one size, as a rule: then the view of the last one does. */
+  take(memory: Memory, byteLength: number): this {
+    if (this.bytes.length !== byteLength) this.bytes = memory.bytes(this.#address, byteLength);
+    return this;
+  }
+
+  release(): void {
+    this.#free.push(this);
+  }
+}
+
 interface Ahead {
   readonly push: StagedPush;
   readonly options: StepOptions;
   readonly finite: boolean;
 }
 
+const NO_STATISTICS = new Float32Array();
 const UNCLIPPED: Clip = { limit: Infinity, factor: 1 };
 /**
  * Of each vector that an update touches so many elements are worked on, by one kernel after another, before

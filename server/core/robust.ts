@@ -51,6 +51,7 @@ export class Robust {
 
   /** Why this worker's pushes are not taken any more; null: they are. */
   quarantine(worker: string): string | null {
+    if (this.#quarantined.size === 0) return null;
     return this.#quarantined.get(nameOf(worker)) ?? null;
   }
 
@@ -67,14 +68,13 @@ export class Robust {
    */
   refuse(worker: string, norm: number, now: number): Refusal | null {
     const tooLarge = this.#tooLarge(norm);
-    push(this.#norms, norm);
+    if (this.#config.normMedianMax !== null) push(this.#norms, norm);
     if (tooLarge !== null) return { code: 'DP_GRADIENT_TOO_LARGE', message: tooLarge };
-    return this.#beyondShare(nameOf(worker), now);
+    const { shareMax } = this.#config;
+    return shareMax === null ? null : this.#beyondShare(nameOf(worker), shareMax, now);
   }
 
-  #beyondShare(name: string, now: number): Refusal | null {
-    const { shareMax } = this.#config;
-    if (shareMax === null) return null;
+  #beyondShare(name: string, shareMax: number, now: number): Refusal | null {
     let pushing = 1;
     for (const [other, at] of this.#lastAppliedAt) {
       if (other !== name && now - at <= this.#leaseMs) pushing++;
@@ -109,8 +109,10 @@ export class Robust {
   }
 
   applied(worker: string, now: number): void {
+    const { shareMax, quarantineAfter } = this.#config;
+    if (shareMax === null && quarantineAfter === null) return;
     const name = nameOf(worker);
-    push(this.#applied, name);
+    if (shareMax !== null) push(this.#applied, name);
     this.#lastAppliedAt.delete(name);
     this.#lastAppliedAt.set(name, now);
     // Names are the workers' choice: only those of the window matter.

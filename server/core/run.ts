@@ -202,6 +202,7 @@ export interface RunState {
 }
 
 const emptyTally = (): Tally => ({ applied: 0, damped: 0, duplicate: 0, rejected: 0 });
+const NO_EVENTS: readonly RunEvent[] = [];
 const GRACE_MS = 5_000;
 /** More generations than one life of the server ever has. */
 const GENERATIONS_A_LIFE = 2 ** 20;
@@ -390,8 +391,9 @@ export class Run {
   }
 
   /** What happened since the last call. */
-  takeEvents(): RunEvent[] {
+  takeEvents(): readonly RunEvent[] {
     const events = this.#events;
+    if (events.length === 0) return NO_EVENTS;
     this.#events = [];
     return events;
   }
