@@ -224,9 +224,8 @@ function update(
     } else {
       // A block of 256 shares a scale, and sixteen never reach over the end of a block.
       const scale = v128.load32_splat(scales + ((i >> 8) << 2));
-      const bytes = v128.load(g + i);
-      const low = i16x8.extend_low_i8x16_s(bytes);
-      const high = i16x8.extend_high_i8x16_s(bytes);
+      const low = v128.load_ext<i8>(g + i);
+      const high = v128.load_ext<i8>(g + i, 8);
       x0 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(low)), scale);
       x1 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(low)), scale);
       x2 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(high)), scale);
@@ -529,9 +528,8 @@ function squaresOfRun(kind: i32, g: usize, start: usize, end: usize): f64 {
 function squaresOfBlock(g: usize, start: usize, scale: f64): f64 {
   let s0 = i32x4.splat(0), s1 = s0;
   for (let i = start; i < start + 256; i += 16) {
-    const bytes = v128.load(g + i);
-    const low = i16x8.extend_low_i8x16_s(bytes);
-    const high = i16x8.extend_high_i8x16_s(bytes);
+    const low = v128.load_ext<i8>(g + i);
+    const high = v128.load_ext<i8>(g + i, 8);
     s0 = i32x4.add(s0, i32x4.dot_i16x8_s(low, low));
     s1 = i32x4.add(s1, i32x4.dot_i16x8_s(high, high));
   }
