@@ -13,8 +13,10 @@ import type {
 } from '../shared/rest.ts';
 import { type AlertFacts, alertsOf } from './alerts.ts';
 import { Run, type RunOptions } from './core/run.ts';
+import { PushCounts } from './counts.ts';
 import type { Keeper } from './keeper.ts';
 import { WaitingLine } from './landings.ts';
+import { type RunFacts, runsToTell } from './prometheus.ts';
 import type { PushLog } from './push-log.ts';
 import type { Session } from './session.ts';
 import type { ShardPool, ShardReport } from './shard-pool.ts';
@@ -44,6 +46,8 @@ export class Coordinator {
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, WorkerSummary>();
   readonly #errors = new Map<ErrorCode, number>();
+  /** Of each run since this process has it. */
+  readonly #pushCounts = new WeakMap<Run, PushCounts>();
   readonly #history = new WorkerHistory();
   #tickedAt: number;
   readonly #runCountMax: number;
@@ -399,6 +403,20 @@ export class Coordinator {
     );
   }
 
+  /** @param seconds from the whole push to its answer. */
+  countPush(run: Run, push: Push, acknowledgement: Acknowledgement, seconds: number): void {
+    this.#countsOf(run).answered(push, acknowledgement, seconds);
+  }
+
+  #countsOf(run: Run): PushCounts {
+    let counts = this.#pushCounts.get(run);
+    if (!counts) {
+      counts = new PushCounts();
+      this.#pushCounts.set(run, counts);
+    }
+    return counts;
+  }
+
   countError(code: ErrorCode): void {
     this.#errors.set(code, (this.#errors.get(code) ?? 0) + 1);
   }
@@ -478,6 +496,20 @@ export class Coordinator {
       evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,
       unwritten: (id) => this.#keeper.problem(id),
     });
+  }
+
+  /** Of the runs that Prometheus is told of, and how many there are in each phase. */
+  prometheusFacts(): { readonly runs: RunFacts[]; readonly phases: Map<string, number> } {
+    const phases = new Map<string, number>();
+    for (const { phase } of this.#runs.values()) phases.set(phase, (phases.get(phase) ?? 0) + 1);
+    const runs = runsToTell(this.runs).map((run) => ({
+      summary: this.runSummary(run),
+      pushes: this.#countsOf(run),
+      writes: this.#keeper.counts(run.id),
+      checkpointBytes: this.#keeper.latestBytes(run.id),
+      unwritten: this.#keeper.problem(run.id),
+    }));
+    return { runs, phases };
   }
 
   /** How often each error has been answered. */

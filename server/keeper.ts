@@ -16,6 +16,7 @@ import {
 import { type CheckpointWriter, directWriter } from './checkpoint-writer.ts';
 import { SharedCopies } from './copies.ts';
 import { Run, type RunOptions, type RunState } from './core/run.ts';
+import { WriteCounts } from './counts.ts';
 import { nextLife, noteProgress, readProgress } from './lives.ts';
 import { restoreShards, saveShards } from './shard-checkpoint.ts';
 import type { ShardPool } from './shard-pool.ts';
@@ -41,6 +42,8 @@ interface Entry {
   lastStep: number;
   lastAt: number;
   latest: RunSummary['checkpoint'];
+  latestBytes: number | null;
+  readonly counts: WriteCounts;
   /** Of the newest checkpoint that the store is known to have. */
   publishedStep: number;
   /** What the progress file says. */
@@ -252,6 +255,7 @@ export class Keeper {
       : Run.restore(state, checkpoint.tensors, null, this.#life);
     const entry = this.#entry(run);
     entry.latest = summaryOf(checkpoint.manifest);
+    entry.latestBytes = checkpoint.manifest.bytes;
     entry.lastStep = run.step;
     if (run.best && !(await this.#bestCheckpoint(run))) this.#want(run, 'best');
     if (!run.over) log(`run ${run.id} continues from its checkpoint at step ${run.step}`);
@@ -375,6 +379,15 @@ export class Keeper {
     return this.#entries.get(id)?.latest ?? null;
   }
 
+  /** Bytes of the newest checkpoint. */
+  latestBytes(id: string): number | null {
+    return this.#entries.get(id)?.latestBytes ?? null;
+  }
+
+  counts(id: string): WriteCounts | null {
+    return this.#entries.get(id)?.counts ?? null;
+  }
+
   /** Why something of a run could not be written; null: all is, as far as was tried. */
   problem(id: string): string | null {
     return this.#entries.get(id)?.problem ?? null;
@@ -428,6 +441,7 @@ export class Keeper {
         for (const { resolve } of waiting) resolve();
       } catch (error) {
         entry.problem = `${errorCode(error)} ${errorText(error)}`;
+        entry.counts.failed++;
         for (const { reject } of waiting) reject(error);
         entry.tasks.add(task);
         entry.retryAt = now() + RETRY_MS;
@@ -461,6 +475,7 @@ export class Keeper {
       await store.mayWrite(token);
       const { best } = run;
       const step = kind === 'best' ? best!.step : run.step;
+      const began = now();
       const { tensors, done } = this.#copies(run, kind, entry.copies);
       const state = run.state(now());
       entry.lastStep = kind === 'last' ? step : entry.lastStep;
@@ -478,7 +493,11 @@ export class Keeper {
         })
         .finally(done);
       await this.#mustStillOwn(folder, manifest);
-      if (kind === 'last') entry.latest = summaryOf(manifest);
+      entry.counts.seconds.add((now() - began) / 1000);
+      if (kind === 'last') {
+        entry.latest = summaryOf(manifest);
+        entry.latestBytes = manifest.bytes;
+      }
       entry.unpublished.push(manifest);
     }
     await store.mayWrite(token);
@@ -558,6 +577,8 @@ export class Keeper {
         lastStep: run.step,
         lastAt: this.#options.now(),
         latest: null,
+        latestBytes: null,
+        counts: new WriteCounts(),
         publishedStep: run.step,
         notedStep: run.step,
         noting: false,

@@ -22,7 +22,9 @@ import {
 } from '../shared/rest.ts';
 import { isFromHere } from '../wire/local-socket.ts';
 import type { Coordinator } from './coordinator.ts';
+import { Lag } from './counts.ts';
 import type { FeedSource } from './feed.ts';
+import { EXPOSITION_TYPE, exposition } from './prometheus.ts';
 import type { StateStore } from './state-store.ts';
 
 export interface RoutesOptions {
@@ -94,6 +96,28 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
       return { ...facts.server(runs), runs, workers: [...facts.workers()] };
     },
   );
+
+  const lag = new Lag(() => performance.now());
+  app.addHook('preClose', async () => lag.close());
+  const Text = { content: { 'text/plain': { schema: Type.String() } } };
+  app.get('/metrics', schema('The same for Prometheus', { 200: Text }), (_request, reply) => {
+    const { runs, phases } = coordinator.prometheusFacts();
+    const { user, system } = process.cpuUsage();
+    const { active } = performance.eventLoopUtilization();
+    const page = exposition({
+      server: facts.server(runs.map(({ summary }) => summary)),
+      ...{ runs, phases },
+      workers: facts.workers(),
+      errors: coordinator.errorCounts,
+      process: {
+        startedSeconds: performance.timeOrigin / 1000,
+        cpuSeconds: (user + system) / 1e6,
+        lag: lag.seconds,
+        busySeconds: active / 1000,
+      },
+    });
+    return reply.type(EXPOSITION_TYPE).send(page);
+  });
 
   app.get(
     '/timeline',

@@ -320,6 +320,8 @@ export class Session {
   #onPush(run: Run, push: Push, payload: Uint8Array, others: PartsLanded | null = null): void {
     const now = this.#coordinator.now();
     const acknowledgement = run.push(this.key, push, payload, now, others);
+    const seconds = (this.#coordinator.now() - now) / 1000;
+    this.#coordinator.countPush(run, push, acknowledgement, seconds);
     const { outcome, code, message } = acknowledgement;
     if (outcome === 'applied' || outcome === 'damped') {
       this.#coordinator.pushLog?.applied(run, this.key, push.sequence);

@@ -532,6 +532,8 @@ export const LIMITS = {
   /** Open dashboards, and what each is sent in a second on average. */
   feedCountMax: 64,
   feedBytesPerSecondMax: 2 ** 16,
+  /** That `/metrics` tells of one by one: those at work, then the newest. */
+  scrapedRunsMax: 200,
   /** Of a curve that is asked for. */
   curvePointsMin: 10,
   curvePointsMax: 2_000,

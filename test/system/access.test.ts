@@ -138,6 +138,7 @@ describe('roles', () => {
     ['POST', '/runs/:id/test', change],
     ['GET', '/feed', read],
     ['GET', '/timeline', read],
+    ['GET', '/metrics', read],
     ['GET', '/', anybody],
     ['GET', '/dashboard.js', anybody],
     ['GET', '/dashboard.css', anybody],

@@ -544,6 +544,7 @@ describe('REST', () => {
     expect(Object.keys(body.paths).sort()).toEqual([
       '/feed',
       '/health',
+      '/metrics',
       '/openapi.json',
       '/runs',
       '/runs/{id}',

@@ -1,0 +1,80 @@
+import { expect, test } from 'vitest';
+import { Counted, PushCounts } from '../../server/counts.ts';
+import { exposition, type PrometheusFacts, runsToTell } from '../../server/prometheus.ts';
+import { LIMITS } from '../../shared/config.ts';
+import type { Push } from '../../shared/protocol.ts';
+import type { WorkerSummary } from '../../shared/rest.ts';
+
+function facts(more: Partial<PrometheusFacts> = {}): PrometheusFacts {
+  return {
+    server: {
+      version: '1.2.3',
+      startedAt: '',
+      stateStore: 'files',
+      stateStoreAway: null,
+      memoryBytes: { rss: 3e8, heap: 1e8, arrayBuffers: 1 },
+      shards: null,
+      alerts: [],
+    },
+    phases: new Map(),
+    runs: [],
+    workers: [],
+    errors: new Map(),
+    process: { startedSeconds: 1e9, cpuSeconds: 1.5, lag: new Counted([0.5, 1]), busySeconds: 1 },
+    ...more,
+  };
+}
+
+test('a histogram counts all at most each bound, and all', () => {
+  const lag = new Counted([0.5, 1]);
+  for (const seconds of [0.5, 0.75, 1, 7]) lag.add(seconds);
+  const page = exposition(facts({ process: { ...facts().process, lag } }));
+  expect(page.split('\n').filter((line) => line.startsWith('downpour_event_loop_lag'))).toEqual([
+    'downpour_event_loop_lag_seconds_bucket{le="0.5"} 1',
+    'downpour_event_loop_lag_seconds_bucket{le="1"} 3',
+    'downpour_event_loop_lag_seconds_bucket{le="+Inf"} 4',
+    'downpour_event_loop_lag_seconds_sum 9.25',
+    'downpour_event_loop_lag_seconds_count 4',
+  ]);
+});
+
+test('a label may hold anything: quotes, backslashes and ends of lines are written as Prometheus reads them', () => {
+  const worker: WorkerSummary = {
+    ...{ worker: 'w', incarnation: '', run: null, engine: 'a"b\\c\nd', device: '' },
+    ...{ connectedAt: '', lastSeenSecondsAgo: 0, leases: 0, stalenessMean: 0, computeMsMean: 0 },
+    ...{ examples: 0, examplesPerSecond: 0, lastError: null, quarantine: null },
+    pushes: { applied: 0, damped: 0, duplicate: 0, rejected: 0 },
+    bytes: { received: 0, sent: 0 },
+    state: 'idle',
+    transport: 'tcp',
+  };
+  const gone: WorkerSummary = { ...worker, worker: 'has-left', state: 'gone' };
+  const page = exposition(facts({ workers: [worker, gone] }));
+  expect(page).toContain(
+    'downpour_worker_info{worker="w",run="",engine="a\\"b\\\\c\\nd",device="",transport="tcp"} 1\n',
+  );
+  expect(page).not.toContain('has-left');
+});
+
+test('of many runs those at work are told of, then the newest', () => {
+  const most = LIMITS.scrapedRunsMax;
+  const runs = (count: number, over: boolean) =>
+    Array.from({ length: count }, (_, i) => ({ i, over }));
+  expect(runsToTell(runs(most, true))).toHaveLength(most);
+  const [old, ...told] = [{ i: -1, over: false }, ...runs(most + 5, true)];
+  const chosen = runsToTell([old!, ...told]);
+  expect(chosen).toHaveLength(most);
+  expect(chosen[0]).toBe(old);
+  expect(chosen[1]).toBe(told.at(-1));
+});
+
+test('a push that was not applied counts as answered, not in staleness', () => {
+  const counts = new PushCounts();
+  const push = { computeMs: 500 } as Push;
+  const answer = { sequence: 1, staleness: 3, code: null, message: null };
+  counts.answered(push, { ...answer, outcome: 'applied' }, 0.001);
+  counts.answered(push, { ...answer, outcome: 'rejected' }, 0.001);
+  expect(counts.outcomes).toEqual({ applied: 1, damped: 0, duplicate: 0, rejected: 1 });
+  expect([counts.staleness.sum, counts.gradientSeconds.sum]).toEqual([3, 0.5]);
+  expect(counts.applySeconds.counts.reduce((a, b) => a + b)).toBe(2);
+});
