@@ -45,6 +45,7 @@ export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFi
   readonly shards: number;
   readonly shardsElsewhere?: boolean;
   readonly pushLog?: string;
+  readonly tensorboard?: string;
   readonly requestsMax: number;
   readonly connectionsMax: number;
   readonly runsMax: number;
@@ -54,7 +55,13 @@ export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFi
 export interface ShardOptions
   extends Omit<
     ServeOptions,
-    'shards' | 'shardsElsewhere' | 'pushLog' | 'requestsMax' | 'connectionsMax' | 'runsMax'
+    | 'shards'
+    | 'shardsElsewhere'
+    | 'pushLog'
+    | 'tensorboard'
+    | 'requestsMax'
+    | 'connectionsMax'
+    | 'runsMax'
   > {
   readonly advertise?: string;
 }
@@ -104,7 +111,7 @@ export interface StatusOptions extends RunOptions {
 
 export interface ExportOptions extends RunOptions {
   readonly to: string;
-  readonly format: 'safetensors' | 'tfjs';
+  readonly format: 'safetensors' | 'tfjs' | 'tensorboard' | 'jsonl';
   readonly kind: 'best' | 'last' | 'final';
   readonly experiments?: string[];
   readonly data?: string;
@@ -196,6 +203,12 @@ function registerServe(program: Command): void {
       'the others are processes of their own, found in the state store: `downpour shard`; else threads',
     )
     .option('--push-log <file>', 'write down each applied push, to be checked afterwards')
+    .addOption(
+      new Option(
+        '--tensorboard <folder>',
+        'write event files for TensorBoard, a folder a run: curves, histograms',
+      ).env('DOWNPOUR_TENSORBOARD'),
+    )
     .addOption(
       limitOption('--requests-max <n>', 'in a second with one token', LIMITS.requestsPerSecondMax),
     )
@@ -457,16 +470,19 @@ function registerStop(program: Command): void {
 function registerExport(program: Command): void {
   const command = program
     .command('export')
-    .description('write trained parameters as safetensors, or as a model for tf.loadLayersModel')
+    .description('write trained parameters, or the course of a run, for other programs')
     .argument('<run or file>', 'name of a run, or a checkpoint file')
     .requiredOption('--to <folder>', 'to write to; made when it is missing')
     .addOption(
-      new Option('--format <format>', 'safetensors, or tfjs: model.json and weights.bin')
-        .choices(['safetensors', 'tfjs'])
+      new Option(
+        '--format <format>',
+        'parameters as safetensors, or as tfjs: model.json and weights.bin; the course as tensorboard: an event file, or as jsonl: a line a step, like those of Weights & Biases',
+      )
+        .choices(['safetensors', 'tfjs', 'tensorboard', 'jsonl'])
         .default('safetensors'),
     )
     .addOption(
-      new Option('--kind <kind>', 'which checkpoint of the run')
+      new Option('--kind <kind>', 'which checkpoint of the run, for its parameters')
         .choices(['best', 'last', 'final'])
         .default('best'),
     )
@@ -480,6 +496,7 @@ function registerExport(program: Command): void {
       'after',
       examples(
         'downpour export mnist-mlp-1 --to exported --format tfjs',
+        'downpour export mnist-mlp-1 --to logs/mnist-mlp-1 --format tensorboard',
         'downpour export .downpour/runs/mnist-mlp-1/best.safetensors --to exported',
       ),
     )

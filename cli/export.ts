@@ -6,6 +6,13 @@ import { DownpourError, errorText } from '../shared/errors.ts';
 import { type CheckpointFacts, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
 import type { ExportOptions } from './commands.ts';
 import { openSession } from './embedded.ts';
+import {
+  type Course,
+  courseOfFile,
+  courseOfRun,
+  writeEventFile,
+  writeHistory,
+} from './export-course.ts';
 import { DEFAULT_EXPERIMENTS, print, printJson, tell } from './options.ts';
 import { groups } from './progress.ts';
 
@@ -17,10 +24,18 @@ export async function exportCommand(what: string, options: ExportOptions): Promi
   } catch (cause) {
     throw new DownpourError('DP_DISK', `cannot create ${to}: ${errorText(cause)}`, { cause });
   }
+  const isFile = /\.(safetensors|json)$/.test(what) || existsSync(what);
+  if (options.format === 'tensorboard' || options.format === 'jsonl') {
+    const course = isFile ? await courseOfFile(what) : await courseFrom(what, options);
+    const write = options.format === 'jsonl' ? writeHistory : writeEventFile;
+    const files = await write(course, to);
+    const about = `the course up to step ${groups(course.step)}`;
+    tellFiles(course, about, to, { files, json: options.json });
+    return;
+  }
   // Written under another name first: a copy that breaks off leaves nothing that looks whole.
   const partial = join(to, `.${process.pid}.part`);
   try {
-    const isFile = /\.(safetensors|json)$/.test(what) || existsSync(what);
     const facts = isFile
       ? await copyFromFile(what, partial)
       : await fromRun(what, partial, options);
@@ -37,12 +52,32 @@ export async function exportCommand(what: string, options: ExportOptions): Promi
     }
     await writeFile(join(to, 'downpour.json'), `${JSON.stringify(about, null, 2)}\n`);
     files.push('downpour.json');
-    const paths = files.map((file) => join(to, file));
-    if (options.json) return printJson({ run: facts.run, step: facts.step, files: paths });
-    print(`${facts.run}, ${facts.kind} parameters of step ${groups(facts.step)}:`);
-    for (const path of paths) print(`  ${path}`);
+    tellFiles(facts, `${facts.kind} parameters of step ${groups(facts.step)}`, to, {
+      files,
+      json: options.json,
+    });
   } finally {
     await rm(partial, { force: true });
+  }
+}
+
+function tellFiles(
+  { run, step }: { readonly run: string; readonly step: number },
+  what: string,
+  to: string,
+  { files, json }: { readonly files: readonly string[]; readonly json: boolean | undefined },
+): void {
+  const paths = files.map((file) => join(to, file));
+  if (json) printJson({ run, step, files: paths });
+  else print([`${run}, ${what}:`, ...paths.map((path) => `  ${path}`)].join('\n'));
+}
+
+async function courseFrom(id: string, options: ExportOptions): Promise<Course> {
+  const session = await openSession({ ...options, run: id });
+  try {
+    return await courseOfRun(session, id);
+  } finally {
+    await session.close();
   }
 }
 

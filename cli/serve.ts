@@ -17,6 +17,7 @@ export function serveCommand(options: ServeOptions): Promise<void> {
         limits: limitsOf(options),
         shardsFrom: options.shardsElsewhere ? 'store' : 'threads',
         ...(options.pushLog === undefined ? {} : { pushLog: resolve(options.pushLog) }),
+        ...(options.tensorboard === undefined ? {} : { tensorboard: resolve(options.tensorboard) }),
       }),
   );
 }

@@ -25,6 +25,7 @@ import { openRedisStore } from './redis.ts';
 import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
 import { ShardPool, storeSource, threadSource } from './shard-pool.ts';
 import { type OwnerLease, openFileStore, type StateStore } from './state-store.ts';
+import { TensorBoard } from './tensorboard.ts';
 import { type TlsFiles, TlsMaterial } from './tls.ts';
 
 export interface ServeOptions extends TokenSources {
@@ -51,6 +52,8 @@ export interface ServeOptions extends TokenSources {
   readonly ownerTtlMs?: number;
   /** A file that each applied push is written to: see push-log.ts. */
   readonly pushLog?: string;
+  /** A folder for event files, see tensorboard.ts. */
+  readonly tensorboard?: string;
   readonly log?: (line: string) => void;
   /** Stops the server, with a checkpoint of every run. */
   readonly signal: AbortSignal;
@@ -163,13 +166,20 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       }
     }
     const url = await listen(app, host, port);
-    const timer = setInterval(() => coordinator.tick(), TICK_MS);
+    const { tensorboard } = options;
+    const board =
+      tensorboard === undefined ? null : new TensorBoard({ folder: tensorboard, now, log });
+    const timer = setInterval(() => {
+      coordinator.tick();
+      board?.tick(coordinator.runs);
+    }, TICK_MS);
     const close = async () => {
       const stop = AbortSignal.any([signal, ending.signal]);
       if (!stop.aborted) await once(stop, 'abort');
       clearInterval(timer);
       if (failure.error) coordinator.tellLost();
       await coordinator.close();
+      await board?.close(coordinator.runs);
       await local?.close();
       await app.close();
       await pool?.close();

@@ -1,5 +1,6 @@
 import { LIMITS } from '../shared/config.ts';
 import { ERRORS, type ErrorCode } from '../shared/errors.ts';
+import { secondsOf } from '../shared/history.ts';
 import { PhaseSchema } from '../shared/protocol.ts';
 import type { RunSummary, ServerFacts, WorkerSummary } from '../shared/rest.ts';
 import type { Counted, PushCounts, WriteCounts } from './counts.ts';
@@ -171,7 +172,7 @@ function aboutRuns(page: Page, { phases, runs }: PrometheusFacts): void {
   each('lost_steps', 'Applied, and gone with crashes of the server.', (r) => r.stepsLost);
   each('checkpoint_step', 'Of the newest checkpoint.', (r) => r.checkpoint?.step ?? null);
   each('checkpoint_timestamp_seconds', 'When the newest checkpoint was taken, since 1970.', (r) =>
-    r.checkpoint ? Date.parse(r.checkpoint.at) / 1000 : null,
+    r.checkpoint ? secondsOf(r.checkpoint.at) : null,
   );
   page.gauge(
     'downpour_run_checkpoint_bytes',

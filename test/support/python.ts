@@ -1,4 +1,5 @@
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { text } from 'node:stream/consumers';
 import { test } from 'vitest';
 
 /**
@@ -15,26 +16,32 @@ export interface Ran {
   readonly stderr: string;
 }
 
-/** @param args of python3: a script, or `-c` and its text. */
-export function python(
-  args: readonly string[],
-  { input, env = {} }: { input?: string; env?: NodeJS.ProcessEnv } = {},
-): Ran {
-  const { status, stdout, stderr, error } = spawnSync('python3', args, {
-    ...(input === undefined ? {} : { input }),
-    encoding: 'utf8',
-    timeout: 150_000,
-    maxBuffer: 2 ** 26,
-    env: {
-      ...process.env,
-      PYTHONPATH: process.env.DOWNPOUR_PYTHON_TOOLS ?? '',
-      // Matplotlib keeps its list of fonts there, and draws without a screen.
-      MPLBACKEND: 'Agg',
-      ...env,
-    },
+/**
+ * Not so that this process waits: it may be the server that the script asks.
+ * @param args of python3: a script, or `-c` and its text.
+ */
+export async function python(args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Ran> {
+  const child = spawn('python3', args, {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: { ...environment(), ...env },
   });
-  return { status, stdout: stdout ?? '', stderr: error ? String(error) : stderr };
+  const [stdout, stderr, status] = await Promise.all([
+    text(child.stdout),
+    text(child.stderr),
+    new Promise<number | null>((resolve, reject) => {
+      child.once('error', reject);
+      child.once('close', resolve);
+    }),
+  ]);
+  return { status, stdout, stderr };
 }
+
+const environment = () => ({
+  ...process.env,
+  PYTHONPATH: process.env.DOWNPOUR_PYTHON_TOOLS ?? '',
+  // Matplotlib draws without a screen.
+  MPLBACKEND: 'Agg',
+});
 
 let lacking: string[] | null = null;
 
@@ -42,7 +49,8 @@ let lacking: string[] | null = null;
 export function pythonTest(needed: readonly (typeof MODULES)[number][]) {
   if (lacking === null) {
     const found = `import importlib.util as u, sys; print(*[m for m in sys.argv[1:] if not u.find_spec(m)])`;
-    const { status, stdout } = python(['-c', found, ...MODULES]);
+    const args = ['-c', found, ...MODULES];
+    const { status, stdout } = spawnSync('python3', args, { encoding: 'utf8', env: environment() });
     lacking = status === 0 ? stdout.trim().split(/\s+/).filter(Boolean) : [...MODULES];
   }
   const missing = needed.some((name) => lacking!.includes(name));
@@ -50,8 +58,33 @@ export function pythonTest(needed: readonly (typeof MODULES)[number][]) {
 }
 
 /** Runs a text of Python. @returns the JSON that it prints. @throws with what it complains of. */
-export function askPython<T>(text: string, args: readonly string[] = [], input?: string): T {
-  const ran = python(['-c', text, ...args], input === undefined ? {} : { input });
-  if (ran.status !== 0) throw new Error(`python3 ended with ${ran.status}:\n${ran.stderr}`);
-  return JSON.parse(ran.stdout) as T;
+export async function askPython<T>(source: string, args: readonly string[] = []): Promise<T> {
+  const { status, stdout, stderr } = await python(['-c', source, ...args]);
+  if (status !== 0) throw new Error(`python3 ended with ${status}:\n${stderr}`);
+  return JSON.parse(stdout) as T;
 }
+
+/** What TensorBoard reads of event files. */
+export interface Board {
+  readonly scalars: Record<string, { step: number; value: number; wallTime: number }[]>;
+  readonly histograms: Record<
+    string,
+    { step: number; min: number; max: number; num: number; counts: number[]; limits: number[] }[]
+  >;
+  readonly texts: Record<string, string>;
+}
+
+const BOARD_READER = `
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+board = EventAccumulator(sys.argv[1], size_guidance=dict(scalars=0, histograms=0, tensors=0))
+board.Reload()
+tags = board.Tags()
+print(json.dumps(dict(
+  scalars={t: [dict(step=e.step, value=e.value, wallTime=e.wall_time) for e in board.Scalars(t)] for t in tags['scalars']},
+  histograms={t: [dict(step=e.step, min=e.histogram_value.min, max=e.histogram_value.max, num=e.histogram_value.num,
+    counts=list(e.histogram_value.bucket), limits=list(e.histogram_value.bucket_limit)) for e in board.Histograms(t)] for t in tags['histograms']},
+  texts={t: board.Tensors(t)[0].tensor_proto.string_val[0].decode() for t in tags['tensors']},
+)))`;
+/** @param folder with event files. */
+export const readBoard = (folder: string) => askPython<Board>(BOARD_READER, [folder]);
