@@ -56,7 +56,8 @@ function registerLook(program: Command): void {
     )
     .option('--worst <n>', 'examples of the highest loss', whole(1, 1000), 40)
     .option('--random <n>', 'examples at random', whole(1, 1000), 40)
-    .option('--sample-seed <n>', 'of these', whole(0, Number.MAX_SAFE_INTEGER), 1);
+    .option('--sample-seed <n>', 'of these', whole(0, Number.MAX_SAFE_INTEGER), 1)
+    .option('--tensorboard <folder>', 'write the examples there too, for its tab of images');
   addTrainedOptions(command)
     .addHelpText(
       'after',

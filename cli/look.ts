@@ -1,5 +1,8 @@
-import { resolve } from 'node:path';
-import type { Shown } from '../study/figures.ts';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { fileVersion, pictures } from '../server/event-file.ts';
+import { secondsOf } from '../shared/history.ts';
+import { pngOf, type Shown } from '../study/figures.ts';
 import { lookReport } from '../study/look.ts';
 import { observationsReport } from '../study/observations.ts';
 import { type Report, writeReport } from '../study/report.ts';
@@ -14,6 +17,7 @@ export interface LookOptions extends TrainedOptions {
   readonly random: number;
   readonly sampleSeed: number;
   readonly out?: string;
+  readonly tensorboard?: string;
   readonly json?: boolean;
 }
 
@@ -24,12 +28,39 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
     const { part, worst, random, sampleSeed: seed } = options;
     const { answers, rows } = await answersOfPart(trained, part);
     const settings = { name: trained.facts.run, part, worst, random, seed };
-    const looked = { answers, rows, show: showerOf(trained.prepared, part) };
-    const report = withObserved(lookReport(settings, looked), trained);
+    const show = showerOf(trained.prepared, part);
+    const report = withObserved(lookReport(settings, { answers, rows, show }), trained);
+    if (options.tensorboard !== undefined) {
+      await writePictures(resolve(options.tensorboard), report, show, trained.facts.step);
+    }
     await tellReport(report, options.out ?? `looks/${trained.facts.run}`, options.json);
   } finally {
     trained.model.dispose();
   }
+}
+
+/** The examples of a report as an event file, those that are pictures. */
+async function writePictures(
+  folder: string,
+  { facts }: Report,
+  show: (row: number) => Shown,
+  step: number,
+): Promise<void> {
+  const wallTime = secondsOf(new Date().toISOString());
+  const parts = [fileVersion(wallTime)];
+  for (const list of ['worst', 'random'] as const) {
+    for (const [i, { row }] of (facts[list] as { row: number }[]).entries()) {
+      const shown = show(row);
+      if (shown.kind !== 'image') continue;
+      const { width, height } = shown;
+      // Whatever it was of: the file has red, green, blue and how opaque it is.
+      const picture = { width, height, channels: 4, png: pngOf(shown) } as const;
+      parts.push(pictures({ wallTime, step }, { [`${list}/${i}`]: picture }));
+    }
+  }
+  await mkdir(folder, { recursive: true });
+  const name = `events.out.tfevents.${Math.floor(wallTime)}.${process.pid}.look`;
+  await writeFile(join(folder, name), Buffer.concat(parts));
 }
 
 /** What was sampled while training, behind what the answers show. */

@@ -64,7 +64,8 @@ function drawn(shown: Shown, x: number, y: number): string {
   return rows.join('');
 }
 
-function pngOf(shown: Extract<Shown, { kind: 'image' }>): Buffer {
+/** Encoded, with the size that it has. */
+export function pngOf(shown: Extract<Shown, { kind: 'image' }>): Buffer {
   const { width, height, channels, pixels } = shown;
   const png = new PNG({ width, height });
   for (let i = 0; i < width * height; i++) {

@@ -7,6 +7,7 @@ import type { Observations } from '../../shared/rest.ts';
 import { observationsReport } from '../../study/observations.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
+import { isLacking, readBoard } from '../support/python.ts';
 
 // Deep Learning §11.5: "Visualize the model in action", "Visualize the worst mistakes", "Monitor histograms of
 // activations and gradient"; §8.2.2: the norm of the gradient over time. On real digits, trained for real.
@@ -59,6 +60,7 @@ test('§11.5: "Visualize the worst mistakes": a label that was set wrong is amon
   const report = await command(
     ...['look', DIGITS, '--run', 'mislabelled', '--part', 'train'],
     ...['--worst', '40', '--out', join(out, 'mislabelled')],
+    ...['--tensorboard', join(out, 'board')],
   );
   const worst = report.worst as { row: number; truth: string; answer: string; loss: number }[];
   expect(worst.map(({ loss }) => loss)).toEqual(
@@ -72,6 +74,13 @@ test('§11.5: "Visualize the worst mistakes": a label that was set wrong is amon
   const confusion = report.confusion as number[][];
   expect(confusion.flat().reduce((a, b) => a + b)).toBe(2000);
   expect(report.random).toHaveLength(40);
+  if (isLacking(['tensorboard'])) return;
+  const board = await readBoard(join(out, 'board'));
+  expect(Object.keys(board.images)).toHaveLength(80);
+  const [first] = board.images['worst/0']!;
+  expect(first).toMatchObject({ step: report.step, width: 28, height: 28 });
+  // The same picture as on the contact sheet.
+  expect(images).toContain(first!.png);
 });
 
 test('§11.5: histograms over time, "the magnitude of gradients … to the magnitude of the parameters", 1 %', async () => {

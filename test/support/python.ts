@@ -45,17 +45,21 @@ const environment = () => ({
 
 let lacking: string[] | null = null;
 
-/** A test that needs some of them: skipped where they are missing, but in CI it fails. */
-export function pythonTest(needed: readonly (typeof MODULES)[number][]) {
+/** Whether some are missing that need not be there; in CI all must be. */
+export function isLacking(needed: readonly (typeof MODULES)[number][]): boolean {
+  if (process.env.CI) return false;
   if (lacking === null) {
     const found = `import importlib.util as u, sys; print(*[m for m in sys.argv[1:] if not u.find_spec(m)])`;
     const args = ['-c', found, ...MODULES];
     const { status, stdout } = spawnSync('python3', args, { encoding: 'utf8', env: environment() });
     lacking = status === 0 ? stdout.trim().split(/\s+/).filter(Boolean) : [...MODULES];
   }
-  const missing = needed.some((name) => lacking!.includes(name));
-  return test.skipIf(missing && !process.env.CI);
+  return needed.some((name) => lacking!.includes(name));
 }
+
+/** A test that needs some of them: skipped where they are missing, but in CI it fails. */
+export const pythonTest = (needed: Parameters<typeof isLacking>[0]) =>
+  test.skipIf(isLacking(needed));
 
 /** Runs a text of Python. @returns the JSON that it prints. @throws with what it complains of. */
 export async function askPython<T>(source: string, args: readonly string[] = []): Promise<T> {
@@ -72,18 +76,20 @@ export interface Board {
     { step: number; min: number; max: number; num: number; counts: number[]; limits: number[] }[]
   >;
   readonly texts: Record<string, string>;
+  readonly images: Record<string, { step: number; width: number; height: number; png: string }[]>;
 }
 
 const BOARD_READER = `
-import json, sys
+import base64, json, sys
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-board = EventAccumulator(sys.argv[1], size_guidance=dict(scalars=0, histograms=0, tensors=0))
+board = EventAccumulator(sys.argv[1], size_guidance=dict(scalars=0, histograms=0, tensors=0, images=0))
 board.Reload()
 tags = board.Tags()
 print(json.dumps(dict(
   scalars={t: [dict(step=e.step, value=e.value, wallTime=e.wall_time) for e in board.Scalars(t)] for t in tags['scalars']},
   histograms={t: [dict(step=e.step, min=e.histogram_value.min, max=e.histogram_value.max, num=e.histogram_value.num,
     counts=list(e.histogram_value.bucket), limits=list(e.histogram_value.bucket_limit)) for e in board.Histograms(t)] for t in tags['histograms']},
+  images={t: [dict(step=e.step, width=e.width, height=e.height, png=base64.b64encode(e.encoded_image_string).decode()) for e in board.Images(t)] for t in tags['images']},
   texts={t: board.Tensors(t)[0].tensor_proto.string_val[0].decode() for t in tags['tensors']},
 )))`;
 /** @param folder with event files. */
