@@ -15,6 +15,8 @@ import {
   examples,
   experimentsOption,
   jsonOption,
+  type LogFormat,
+  logOption,
   ownPortOption,
   positive,
   type ServerOptions,
@@ -49,6 +51,7 @@ export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFi
   readonly requestsMax: number;
   readonly connectionsMax: number;
   readonly runsMax: number;
+  readonly log?: LogFormat;
   readonly json?: boolean;
 }
 
@@ -76,6 +79,7 @@ export interface WorkOptions extends ServerOptions {
   readonly once?: boolean;
   /** Commander's: true unless --no-local-socket was given. */
   readonly localSocket: boolean;
+  readonly log?: LogFormat;
   readonly json?: boolean;
 }
 
@@ -220,6 +224,7 @@ function registerServe(program: Command): void {
       ),
     )
     .addOption(limitOption('--runs-max <n>', 'that the server holds', LIMITS.runCountMax))
+    .addOption(logOption())
     .addOption(jsonOption());
   addServerTokenOptions(addRedisFileOptions(command))
     .addHelpText(
@@ -254,6 +259,7 @@ function registerShard(program: Command): void {
     )
     .addOption(insecureOption())
     .addOption(noLocalSocketOption())
+    .addOption(logOption())
     .addOption(jsonOption());
   addServerTokenOptions(addRedisFileOptions(command))
     .addHelpText(
@@ -282,6 +288,7 @@ function registerWork(program: Command): void {
     .addOption(dataOption())
     .option('--once', 'end when the run has ended, instead of waiting for the next')
     .option('--no-local-socket', localSocketHelp('TCP also to a server on this machine'))
+    .addOption(logOption())
     .addOption(jsonOption());
   addTokenOptions(command)
     .addHelpText(

@@ -370,6 +370,17 @@ export function tell(line: string): void {
   process.stderr.write(`${line}\n`);
 }
 
+export type LogFormat = 'text' | 'pretty' | 'json';
+
+/** Of commands that run for long and say what goes on. */
+export const logOption = () =>
+  new Option(
+    '--log <format>',
+    'text: lines; pretty: with times and colours; json: an object a line, with level, time, run, worker, code (default: pretty in a terminal, else text)',
+  )
+    .env('DOWNPOUR_LOG')
+    .choices(['text', 'pretty', 'json']);
+
 /** Examples at the end of a command's help. */
 export function examples(...lines: string[]): string {
   return `\nExample${lines.length > 1 ? 's' : ''}:\n${lines.map((line) => `  $ ${line}`).join('\n')}`;

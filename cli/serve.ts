@@ -2,17 +2,19 @@ import { resolve } from 'node:path';
 import { serve } from '../server/main.ts';
 import { redisFilesOf } from '../server/redis-address.ts';
 import { runShard } from '../server/shard-main.ts';
+import type { Log } from '../shared/log.ts';
 import type { RedisFileOptions, ServeOptions, ShardOptions } from './commands.ts';
-import { print, serverTlsOf, serverTokensOf, tell, untilInterrupted } from './options.ts';
+import { withLog } from './log.ts';
+import { type LogFormat, print, serverTlsOf, serverTokensOf, untilInterrupted } from './options.ts';
 
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
 export function serveCommand(options: ServeOptions): Promise<void> {
   return untilStopped(
     options,
     { listens: 'Downpour listens on', stopping: 'stopping with a checkpoint of each run' },
-    (signal) =>
+    (signal, log) =>
       serve({
-        ...listenerOf(options, signal),
+        ...listenerOf(options, signal, log),
         shards: options.shards,
         limits: limitsOf(options),
         shardsFrom: options.shardsElsewhere ? 'store' : 'threads',
@@ -28,16 +30,16 @@ export function shardCommand(options: ShardOptions): Promise<void> {
   return untilStopped(
     options,
     { listens: 'a shard of Downpour listens on', stopping: 'stopping' },
-    (signal) =>
+    (signal, log) =>
       runShard({
-        ...listenerOf(options, signal),
+        ...listenerOf(options, signal, log),
         ...(advertise === undefined ? {} : { advertise }),
       }),
   );
 }
 
 /** What both listen with. */
-function listenerOf(options: ServeOptions | ShardOptions, signal: AbortSignal) {
+function listenerOf(options: ServeOptions | ShardOptions, signal: AbortSignal, log: Log) {
   const { host, port, redisUrl: redis, insecure, localSocket } = options;
   const tls = serverTlsOf(options);
   return {
@@ -45,21 +47,27 @@ function listenerOf(options: ServeOptions | ShardOptions, signal: AbortSignal) {
     ...(redis === undefined ? {} : { redis }),
     ...serverTokensOf(options),
     ...(tls ? { tls } : {}),
-    ...{ insecure: insecure === true, localSocket, log: tell, signal },
+    ...{ insecure: insecure === true, localSocket, log, signal },
   };
 }
 
-async function untilStopped(
-  { json }: { readonly json?: boolean },
+function untilStopped(
+  options: { readonly json?: boolean; readonly log?: LogFormat },
   says: { readonly listens: string; readonly stopping: string },
-  start: (signal: AbortSignal) => Promise<{ readonly url: string; readonly closed: Promise<void> }>,
+  start: (
+    signal: AbortSignal,
+    log: Log,
+  ) => Promise<{ readonly url: string; readonly closed: Promise<void> }>,
 ): Promise<void> {
-  const interruption = untilInterrupted(() => tell(`${says.stopping}; once more to stop at once`));
-  const { url, closed } = await start(interruption.signal);
-  if (json) print(JSON.stringify({ event: 'listening', url }));
-  else print(`${says.listens} ${url}`);
-  await closed;
-  interruption.dispose();
+  return withLog(options.log, async ({ format, log }) => {
+    const interruption = untilInterrupted(() => log(`${says.stopping}; once more to stop at once`));
+    const { url, closed } = await start(interruption.signal, log);
+    if (options.json) print(JSON.stringify({ event: 'listening', url }));
+    else if (format === 'json') log(`${says.listens} ${url}`);
+    else print(`${says.listens} ${url}`);
+    await closed;
+    interruption.dispose();
+  });
 }
 
 const filesOf = ({ redisCa: ca, redisCert: cert, redisKey: key }: RedisFileOptions) =>

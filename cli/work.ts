@@ -1,14 +1,15 @@
 import { resolve } from 'node:path';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
+import type { Log } from '../shared/log.ts';
 import { webSocketAddress } from '../shared/rest-client.ts';
 import { ENGINES, type EngineName } from '../worker/engine.ts';
 import { experimentFolders } from '../worker/experiment.ts';
 import { runWorker } from '../worker/main.ts';
 import type { WorkOptions } from './commands.ts';
+import { withLog } from './log.ts';
 import {
   DEFAULT_EXPERIMENTS,
   DEFAULT_SERVER,
-  tell,
   tokenOf,
   trustFor,
   untilInterrupted,
@@ -16,15 +17,19 @@ import {
 import type { WorkerFailure } from './pool.ts';
 
 /** `downpour work`: until Ctrl-C, or with --once until the run has ended. */
-export async function workCommand(options: WorkOptions): Promise<void> {
+export function workCommand(options: WorkOptions): Promise<void> {
+  return withLog(options.log, ({ log }) => work(options, log));
+}
+
+async function work(options: WorkOptions, log: Log): Promise<void> {
   const server = options.server ?? DEFAULT_SERVER;
   const tls = trustFor(server, options);
   const given = tokenOf(options);
   // A file's token may be another one when the connection has to be made again.
   const fromFile = options.token === undefined && options.tokenFile !== undefined;
-  const token = fromFile ? () => newestToken(options, given ?? null) : given;
+  const token = fromFile ? () => newestToken(options, given ?? null, log) : given;
   const interruption = untilInterrupted(() =>
-    tell('handing back what is not computed; once more to stop at once'),
+    log('handing back what is not computed; once more to stop at once'),
   );
   // Started by `downpour train`: when that ends, in whatever way, there is nothing left to work for.
   const orphaned = new AbortController();
@@ -43,7 +48,7 @@ export async function workCommand(options: WorkOptions): Promise<void> {
       once: options.once === true,
       localSocket: options.localSocket,
       signal: AbortSignal.any([interruption.signal, orphaned.signal]),
-      log: tell,
+      log,
     });
   } catch (error) {
     if (process.connected) {
@@ -58,11 +63,11 @@ export async function workCommand(options: WorkOptions): Promise<void> {
 }
 
 /** A file that is being replaced may be missing for a moment. */
-function newestToken(options: WorkOptions, known: string | null): string | null {
+function newestToken(options: WorkOptions, known: string | null, log: Log): string | null {
   try {
     return tokenOf(options) ?? known;
   } catch (error) {
-    tell(errorText(error));
+    log(errorText(error), { level: 'warn' });
     return known;
   }
 }

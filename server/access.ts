@@ -3,6 +3,7 @@ import { readFileSync, unwatchFile, watchFile } from 'node:fs';
 import type { Duplex } from 'node:stream';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
+import type { Log } from '../shared/log.ts';
 import { isLoopback } from '../wire/local-socket.ts';
 
 /** Who may do what: tokens with roles, and how often each may ask. */
@@ -58,7 +59,7 @@ export function mayDo({ role }: Grant, needed: Role): boolean {
 /** The tokens of a server. Files are read again when they change; without any token it is open to all. */
 export class Access {
   readonly #sources: TokenSources;
-  readonly #log: (line: string) => void;
+  readonly #log: Log;
   readonly #files: readonly string[];
   readonly #look = () => this.reload();
   #known: readonly Known[];
@@ -68,7 +69,7 @@ export class Access {
   #changeCount = 0;
 
   /** @throws DownpourError DP_USAGE: a file cannot be read or understood. */
-  constructor(sources: TokenSources = {}, log: (line: string) => void = () => {}) {
+  constructor(sources: TokenSources = {}, log: Log = () => {}) {
     this.#sources = sources;
     this.#log = log;
     this.#files = [sources.tokenFile, sources.tokensFile].filter((file) => file !== undefined);
@@ -107,7 +108,7 @@ export class Access {
       if (same) return;
       this.#known = known;
     } catch (error) {
-      this.#log(`the tokens stay as they were: ${errorText(error)}`);
+      this.#log(`the tokens stay as they were: ${errorText(error)}`, { level: 'warn' });
       return;
     }
     this.#changeCount++;

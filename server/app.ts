@@ -10,6 +10,7 @@ import Fastify, {
 } from 'fastify';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
+import type { Log } from '../shared/log.ts';
 import type { SessionFacts } from '../shared/rest.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
 import { isLoopback } from '../wire/local-socket.ts';
@@ -27,7 +28,7 @@ export interface AppOptions extends RoutesOptions {
   /** False: open to all who reach it, by the user's wish; else only this machine does. */
   readonly loopbackOnly?: boolean;
   readonly limits?: Partial<AccessLimits>;
-  readonly log: (line: string) => void;
+  readonly log: Log;
 }
 
 /** Those that may be other than `LIMITS`; the first two of one token, or of one address where there are no tokens. */
@@ -76,7 +77,9 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   const headers = { ...SECURITY_HEADERS, ...(tls ? STRICT_TRANSPORT : {}) };
   app.setErrorHandler((error: FastifyError | DownpourError, request, reply) => {
     const { code, message } = describeError(error);
-    if (code === 'DP_INTERNAL') log(`defect in ${request.method} ${request.url}: ${error.stack}`);
+    if (code === 'DP_INTERNAL') {
+      log(`defect in ${request.method} ${request.url}: ${error.stack}`, { level: 'error', code });
+    }
     coordinator.countError(code);
     return reply.code(ERRORS[code].http).send({ code, message });
   });
@@ -95,6 +98,8 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   });
   await app.register(swagger, {
     openapi: {
+      // The first whose schemas are those of JSON Schema: unions with null, constants.
+      openapi: '3.1.0',
       info: { title: 'Downpour', version, description: 'Runs, workers and checkpoints' },
     },
   });

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { LIMITS, resolveConfig } from '../shared/config.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
+import type { Log } from '../shared/log.ts';
 import type { Acknowledgement, Push, ShardAddress } from '../shared/protocol.ts';
 import type {
   Alert,
@@ -34,7 +35,7 @@ const HELD_UP_MS = 5_000;
 export class Coordinator {
   /** Monotonic, ms. */
   readonly now: () => number;
-  readonly log: (line: string) => void;
+  readonly log: Log;
   readonly #keeper: Keeper;
   readonly #runs = new Map<string, Run>();
   readonly #sessions = new Set<Session>();
@@ -61,7 +62,7 @@ export class Coordinator {
     shards?: ShardPool | null;
     pushLog?: PushLog | null;
     now: () => number;
-    log: (line: string) => void;
+    log: Log;
     /** Fewer than `LIMITS` allow. */
     runCountMax?: number;
   }) {
@@ -114,7 +115,7 @@ export class Coordinator {
       this.#runs.delete(id);
       throw error;
     }
-    this.log(`run ${id} created: ${experiment}`);
+    this.log(`run ${id} created: ${experiment}`, { run: id });
     this.#employAll();
     return run;
   }
@@ -133,7 +134,7 @@ export class Coordinator {
     try {
       const run = await this.#keeper.fork(source, checkpoint, options);
       this.adopt(run);
-      this.log(`run ${id} created: a fork of ${of} at step ${run.options.fork!.step}`);
+      this.log(`run ${id} created: a fork of ${of} at step ${run.options.fork!.step}`, { run: id });
       this.#employAll();
       return run;
     } finally {
@@ -204,7 +205,9 @@ export class Coordinator {
     for (const event of run.takeEvents()) {
       if (event.kind === 'wake') wake = true;
       else if (event.kind === 'phase') {
-        this.log(`run ${run.id}: ${event.from} → ${event.to} at step ${run.step}: ${run.reason}`);
+        const line = `run ${run.id}: ${event.from} → ${event.to} at step ${run.step}: ${run.reason}`;
+        const bad = event.to === 'failed' ? ({ level: 'error' } as const) : {};
+        this.log(line, { run: run.id, step: run.step, ...bad });
         this.#keeper.phaseChanged(run);
       } else if (event.kind === 'best') this.#keeper.bestChanged(run);
       else if (event.kind === 'rollback') {
@@ -212,12 +215,14 @@ export class Coordinator {
         const where = to === null ? 'its initial parameters' : `the best ones, of step ${to}`;
         this.log(
           `run ${run.id} diverged at step ${step} and goes back to ${where}, with learning rate ${learningRate}: ${reason}`,
+          { level: 'warn', run: run.id, step, code: 'DP_DIVERGED' },
         );
         this.#keeper.rolledBack(run);
       } else if (event.kind === 'lost') {
         const { steps, restored } = event;
         this.log(
           `run ${run.id}: ${steps} steps after step ${restored} are lost with an earlier life of the server, ${run.stepsLost} in all`,
+          { level: 'warn', run: run.id, step: restored },
         );
         this.#keeper.lost(run);
       } else {
@@ -269,6 +274,7 @@ export class Coordinator {
       if (run.step <= published) continue;
       this.log(
         `run ${run.id}: ${run.step - published} steps after step ${published}, which the registry knows, are lost: another server has the run`,
+        { level: 'error', run: run.id, step: published },
       );
     }
   }
@@ -310,7 +316,9 @@ export class Coordinator {
       if (other !== session && other.hello?.worker === name) other.replaced();
     }
     this.#gone.delete(session.key);
-    this.log(`worker ${name} connected: ${session.hello!.engine} on ${session.hello!.device}`);
+    this.log(`worker ${name} connected: ${session.hello!.engine} on ${session.hello!.device}`, {
+      worker: name,
+    });
   }
 
   // Shards.
@@ -344,7 +352,10 @@ export class Coordinator {
 
   /** A shard is lost, and with it a part of every run: as if this server had been killed. */
   interrupt(why: string): void {
-    this.log(`${why}: all runs go back to their last checkpoints`);
+    this.log(`${why}: all runs go back to their last checkpoints`, {
+      level: 'error',
+      code: 'DP_SHARD_LOST',
+    });
     this.#closing = true;
     for (const session of [...this.#sessions]) {
       session.fail(new DownpourError('DP_SHARD_LOST', why));
@@ -363,7 +374,7 @@ export class Coordinator {
     this.#byId.delete(session.id);
     this.#shards?.leave(session.id);
     if (!this.#sessions.delete(session) || !session.hello) return;
-    this.log(`worker ${session.hello.worker} has gone`);
+    this.log(`worker ${session.hello.worker} has gone`, { worker: session.hello.worker });
     this.#gone.set(session.key, { ...this.#workerSummary(session), examplesPerSecond: 0 });
     if (this.#gone.size > 100) this.#gone.delete(this.#gone.keys().next().value!);
   }
@@ -400,6 +411,10 @@ export class Coordinator {
       return;
     this.log(
       `run ${run.id}: push ${push.sequence} of ${key} rejected: ${acknowledgement.code} ${acknowledgement.message}`,
+      {
+        ...{ level: 'warn', run: run.id, worker: key.split('/')[0]! },
+        ...(acknowledgement.code === null ? {} : { code: acknowledgement.code }),
+      },
     );
   }
 

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
+import type { Log } from '../shared/log.ts';
 import {
   diskError,
   losslessJson,
@@ -65,7 +66,7 @@ export function journaled(
     readonly folder: string;
     /** Names the store, so that a folder is not shared by servers that ask different ones. */
     readonly id: string;
-    readonly log: (line: string) => void;
+    readonly log: Log;
     readonly retryMs?: number;
     readonly bytesMax?: number;
   },
@@ -94,7 +95,9 @@ export function journaled(
       } catch (error) {
         if (errorCode(error) !== 'DP_REDIS_UNAVAILABLE') throw error;
         if (awaySince === null) {
-          log(`${errorText(error)}; training goes on, records wait in ${folder}`);
+          log(`${errorText(error)}; training goes on, records wait in ${folder}`, {
+            ...{ level: 'warn', code: errorCode(error) },
+          });
         }
         awaySince ??= performance.now();
       }
@@ -367,7 +370,7 @@ class Queue {
    * another owner has overtaken is put aside and told.
    * @returns how many wait now.
    */
-  take(token: number, follows: readonly number[], log: (line: string) => void): Promise<number> {
+  take(token: number, follows: readonly number[], log: Log): Promise<number> {
     return this.#inTurn(async () => {
       const left: string[] = [];
       for (const old of await this.#journals()) {

@@ -2,6 +2,7 @@ import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { NAME_PATTERN, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
+import type { Log } from '../shared/log.ts';
 import type { CheckpointSummary, RunSummary } from '../shared/rest.ts';
 import {
   type CheckpointKind,
@@ -68,7 +69,7 @@ export interface KeeperOptions {
   /** The fencing token of this server. */
   readonly token: number;
   readonly now: () => number;
-  readonly log: (line: string) => void;
+  readonly log: Log;
   /** Another server owns the state now: this one must stop. */
   readonly onFenced: (error: DownpourError) => void;
 }
@@ -170,7 +171,9 @@ export class Keeper {
         this.#entry(run);
         runs.push(run);
       } catch (error) {
-        log(`run ${known.id} cannot be continued: ${errorCode(error)} ${errorText(error)}`);
+        log(`run ${known.id} cannot be continued: ${errorCode(error)} ${errorText(error)}`, {
+          ...{ level: 'error', run: known.id, code: errorCode(error) },
+        });
       }
     }
     for (const id of ids.slice(records.length)) {
@@ -178,7 +181,9 @@ export class Keeper {
         const run = await this.#recoverFromDisk(id);
         if (run) runs.push(run);
       } catch (error) {
-        log(`run ${id} cannot be rebuilt: ${errorCode(error)} ${errorText(error)}`);
+        log(`run ${id} cannot be rebuilt: ${errorCode(error)} ${errorText(error)}`, {
+          ...{ level: 'error', run: id, code: errorCode(error) },
+        });
       }
     }
     return runs;
@@ -212,13 +217,15 @@ export class Keeper {
     const run = await this.#recoverOne({ ...options, phase });
     await this.#putRecord(run);
     this.#want(run, 'registry', 'earlyStopping');
-    log(`run ${id} was not in the registry: entered again from its checkpoints`);
+    log(`run ${id} was not in the registry: entered again from its checkpoints`, { run: id });
     return run;
   }
 
   /** The store has forgotten all: writes all of it again. */
   rebuild(): void {
-    this.#options.log('the registry came back empty or old: entering all runs again');
+    this.#options.log('the registry came back empty or old: entering all runs again', {
+      level: 'warn',
+    });
     for (const run of this.#runs.values()) this.#want(run, 'record', 'registry', 'earlyStopping');
   }
 
@@ -228,7 +235,10 @@ export class Keeper {
     const checkpoint = await newestValidCheckpoint(folder, {
       kinds: ['last'],
       load: shards === null,
-      onDamaged: (error) => log(`run ${known.id}: ${error.message}; using an older checkpoint`),
+      onDamaged: (error) =>
+        log(`run ${known.id}: ${error.message}; using an older checkpoint`, {
+          ...{ level: 'warn', run: known.id, code: error.code },
+        }),
     });
     if (!checkpoint) {
       if (known.fork) {
@@ -258,7 +268,11 @@ export class Keeper {
     entry.latestBytes = checkpoint.manifest.bytes;
     entry.lastStep = run.step;
     if (run.best && !(await this.#bestCheckpoint(run))) this.#want(run, 'best');
-    if (!run.over) log(`run ${run.id} continues from its checkpoint at step ${run.step}`);
+    if (!run.over) {
+      log(`run ${run.id} continues from its checkpoint at step ${run.step}`, {
+        ...{ run: run.id, step: run.step },
+      });
+    }
     await this.#learnLost(run);
     return run;
   }
@@ -273,6 +287,7 @@ export class Keeper {
     if (!registered || registered.step <= run.step) return;
     this.#options.log(
       `run ${run.id}: the registry knows checkpoint ${registered.file} of step ${registered.step}, which is not in ${checkpointFolder(root, run.id)} or damaged; going on from step ${run.step}`,
+      { level: 'warn', run: run.id, step: run.step },
     );
     run.learnLost({ step: registered.step, generation: run.generation - 1 });
   }
@@ -447,6 +462,7 @@ export class Keeper {
         entry.retryAt = now() + RETRY_MS;
         log(
           `run ${run.id}: ${task} not written, trying again: ${errorCode(error)} ${errorText(error)}`,
+          { level: 'error', run: run.id, code: errorCode(error) },
         );
         if (error instanceof DownpourError && error.code === 'DP_STATE_FENCED') onFenced(error);
         return;

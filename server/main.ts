@@ -5,6 +5,7 @@ import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Server as TlsServer } from 'node:tls';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
+import type { Log } from '../shared/log.ts';
 import { VERSION } from '../shared/version.ts';
 import {
   isLoopback,
@@ -54,7 +55,7 @@ export interface ServeOptions extends TokenSources {
   readonly pushLog?: string;
   /** A folder for event files, see tensorboard.ts. */
   readonly tensorboard?: string;
-  readonly log?: (line: string) => void;
+  readonly log?: Log;
   /** Stops the server, with a checkpoint of every run. */
   readonly signal: AbortSignal;
 }
@@ -90,7 +91,9 @@ export async function serve(options: ServeOptions): Promise<Serving> {
   try {
     mustBeGuarded({ host, insecure, access });
     if (!tls && !access.open && !isLoopback(host)) {
-      log(`tokens travel in the clear to ${host}: --tls-cert and --tls-key encrypt them`);
+      log(`tokens travel in the clear to ${host}: --tls-cert and --tls-key encrypt them`, {
+        level: 'warn',
+      });
     }
     await mkdir(state, { recursive: true });
   } catch (cause) {
@@ -102,7 +105,8 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       { cause },
     );
   }
-  const onDamaged = (error: DownpourError) => log(`${error.message}; passed over`);
+  const onDamaged = (error: DownpourError) =>
+    log(`${error.message}; passed over`, { level: 'warn', code: error.code });
   const told: { keeper: Keeper | null } = { keeper: null };
   const store: StateStore = redis
     ? openAway({ ...options, redis, log, onDamaged, onForgotten: () => told.keeper?.rebuild() })
@@ -187,7 +191,9 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       pushLog?.close();
       await lease
         .release()
-        .catch((error: unknown) => log(`the state was not released: ${errorText(error)}`));
+        .catch((error: unknown) =>
+          log(`the state was not released: ${errorText(error)}`, { level: 'warn' }),
+        );
       await store.close();
       unguard();
       if (failure.error) throw failure.error;
@@ -224,7 +230,9 @@ function beginAnewWhenLost(
         coordinator.goOn(runs);
         break;
       } catch (error) {
-        coordinator.log(warning('the shards are not there yet, trying again', error));
+        coordinator.log(warning('the shards are not there yet, trying again', error), {
+          ...{ level: 'warn', code: errorCode(error) },
+        });
         await delay(SHARDS_RETRY_MS);
       }
     }
@@ -256,7 +264,7 @@ function createPool(
 function openAway(
   options: Pick<ServeOptions, 'state' | 'redisFiles'> & {
     readonly redis: string;
-    readonly log: (line: string) => void;
+    readonly log: Log;
     readonly onDamaged: (error: DownpourError) => void;
     readonly onForgotten: () => void;
   },
@@ -276,7 +284,7 @@ function openAway(
 async function own(
   store: StateStore,
   ttlMs: number,
-  log: (line: string) => void,
+  log: Log,
   signal: AbortSignal,
 ): Promise<OwnerLease> {
   const owner = `${hostname()}:${process.pid}`;
@@ -285,7 +293,9 @@ async function own(
   } catch (error) {
     const early = ['DP_STATE_LOCKED', 'DP_REDIS_UNAVAILABLE'].includes(errorCode(error));
     if (store.kind !== 'redis' || !early) throw error;
-    log(`${errorText(error)}; trying again for ${OWNER_WAIT_MS / 1000} s`);
+    log(`${errorText(error)}; trying again for ${OWNER_WAIT_MS / 1000} s`, {
+      ...{ level: 'warn', code: errorCode(error) },
+    });
     return store.acquire(owner, { ttlMs, waitMs: OWNER_WAIT_MS, signal });
   }
 }

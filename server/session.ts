@@ -340,6 +340,10 @@ export class Session {
       this.#refused.add(this.#run.id);
       this.#coordinator.log(
         `worker ${this.#hello?.worker} cannot take part in run ${this.#run.id}: ${leave.failure.code} ${leave.failure.message}`,
+        {
+          ...{ level: 'warn', run: this.#run.id, code: leave.failure.code },
+          ...(this.#hello ? { worker: this.#hello.worker } : {}),
+        },
       );
     }
     this.#dismiss();
@@ -458,7 +462,10 @@ export class Session {
     const message =
       code === 'DP_INTERNAL' ? 'internal error; see the server log' : errorText(error);
     if (code === 'DP_INTERNAL') {
-      this.#coordinator.log(`defect: ${error instanceof Error ? error.stack : String(error)}`);
+      this.#coordinator.log(`defect: ${error instanceof Error ? error.stack : String(error)}`, {
+        ...{ level: 'error', code },
+        ...(this.#hello ? { worker: this.#hello.worker } : {}),
+      });
     }
     this.#lastError = { code, message };
     if (code === 'DP_QUARANTINED') this.#quarantine = message;

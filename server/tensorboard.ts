@@ -2,6 +2,7 @@ import { appendFile, mkdir, open, readdir, rm, writeFile } from 'node:fs/promise
 import { join } from 'node:path';
 import { errorText } from '../shared/errors.ts';
 import { evaluationMoment, secondsOf, trainingMoments } from '../shared/history.ts';
+import type { Log } from '../shared/log.ts';
 import type { Evaluation, Metrics, Observations, ObservedSample } from '../shared/rest.ts';
 import type { Run } from './core/run.ts';
 import * as events from './event-file.ts';
@@ -121,7 +122,7 @@ interface Entry {
 export interface TensorBoardOptions {
   readonly folder: string;
   readonly now: () => number;
-  readonly log: (line: string) => void;
+  readonly log: Log;
 }
 
 const RETRY_MS = 5_000;
@@ -167,6 +168,7 @@ export class TensorBoard {
       this.#failing = true;
       log(
         `the event files in ${folder} are not written, trying again, training goes on: ${errorText(error)}`,
+        { level: 'warn' },
       );
     }
   }

@@ -1,6 +1,7 @@
 import { readFileSync, unwatchFile, watchFile } from 'node:fs';
 import { createSecureContext, type SecureContextOptions } from 'node:tls';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import type { Log } from '../shared/log.ts';
 
 /** The certificate that a server shows, and whose certificates it asks for. */
 
@@ -32,13 +33,13 @@ interface Secured {
 /** The files, read anew when they change: certificates are renewed without a restart. */
 export class TlsMaterial {
   readonly #files: TlsFiles;
-  readonly #log: (line: string) => void;
+  readonly #log: Log;
   readonly #look = () => this.reload();
   readonly #servers = new Set<Secured>();
   #options: Material;
 
   /** @throws DownpourError DP_USAGE: a file is missing, or is not what it should be. */
-  constructor(files: TlsFiles, log: (line: string) => void = () => {}) {
+  constructor(files: TlsFiles, log: Log = () => {}) {
     this.#files = files;
     this.#log = log;
     this.#options = read(files);
@@ -62,7 +63,7 @@ export class TlsMaterial {
     try {
       this.#options = read(this.#files);
     } catch (error) {
-      this.#log(`the certificate stays as it was: ${errorText(error)}`);
+      this.#log(`the certificate stays as it was: ${errorText(error)}`, { level: 'warn' });
       return;
     }
     for (const server of this.#servers) server.setSecureContext(this.#options);

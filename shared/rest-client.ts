@@ -13,6 +13,8 @@ import type {
   WorkerSummary,
 } from './rest.ts';
 
+export type * from './rest.ts';
+
 /**
  * The REST interface of a server as functions; for the command line, studies and the dashboard.
  * Every function throws a DownpourError: the server's own code, DP_SERVER_UNREACHABLE when it gives
@@ -21,6 +23,10 @@ import type {
 export interface RestClient {
   /** Without a slash at the end. */
   readonly url: string;
+  /** Its interface, as OpenAPI. */
+  openapi(): Promise<OpenApi>;
+  /** What it tells Prometheus. */
+  prometheus(): Promise<string>;
   health(): Promise<Health>;
   status(): Promise<Status>;
   timeline(): Promise<Timeline>;
@@ -41,6 +47,13 @@ export interface RestClient {
   checkpoints(id: string): Promise<CheckpointSummary[]>;
   /** The checkpoint's safetensors as they come; the time limit counts until the first byte. */
   checkpointFile(id: string, kind: CheckpointSummary['kind']): Promise<ReadableStream<Uint8Array>>;
+}
+
+/** As far as everybody needs it. */
+export interface OpenApi {
+  readonly openapi: string;
+  readonly info: { readonly title: string; readonly version: string };
+  readonly paths: Readonly<Record<string, object>>;
 }
 
 export interface RestClientOptions {
@@ -115,6 +128,8 @@ export function createRestClient(options: RestClientOptions): RestClient {
   const of = (id: string, rest = '') => `/runs/${encodeURIComponent(id)}${rest}`;
   return {
     url,
+    openapi: () => json('GET', '/openapi.json'),
+    prometheus: async () => (await send('GET', '/metrics')).text(),
     health: () => json('GET', '/health'),
     status: () => json('GET', '/status'),
     timeline: () => json('GET', '/timeline'),

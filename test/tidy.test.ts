@@ -30,6 +30,7 @@ const DOORS: Record<string, RegExp> = {
   esbuild: /^server\/dashboard\.ts$/,
   uplot: /^web\/chart\.ts$/,
   commander: /^cli\//,
+  pino: /^cli\/log\.ts$/,
   '@tensorflow/': /^(worker|cli)\//,
 };
 

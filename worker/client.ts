@@ -4,6 +4,7 @@ import { bytesOf, floatsOf } from '../shared/codec.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
 import type { Layout } from '../shared/layout.ts';
+import type { Log } from '../shared/log.ts';
 import {
   type Acknowledgement,
   type Assign,
@@ -39,7 +40,7 @@ export interface ClientOptions {
   readonly tls?: ConnectionOptions;
   readonly hello: Omit<Hello, 'type' | 'incarnation'>;
   readonly signal: AbortSignal;
-  readonly log: (line: string) => void;
+  readonly log: Log;
   /** How long to look for a server that was never reached, ms; null: for ever. */
   readonly patienceMs?: number | null;
   /** False: never over the unix socket of a server on this machine. */
@@ -574,8 +575,9 @@ export class Client {
     const { close } = ERRORS[code];
     const error = new DownpourError(code, message);
     // The connection stays open: one message was refused, the next one may not be.
-    if (close === null) this.#options.log(`the server refused: ${code} ${message}`);
-    else if (this.#isLasting(code) && !(code === 'DP_PROTOCOL_ORDER' && this.#crossed)) {
+    if (close === null) {
+      this.#options.log(`the server refused: ${code} ${message}`, { level: 'warn', code });
+    } else if (this.#isLasting(code) && !(code === 'DP_PROTOCOL_ORDER' && this.#crossed)) {
       this.#fail(error);
     } else this.#refusal = error;
   }
@@ -613,7 +615,7 @@ export class Client {
     const why = refusal ? `${refusal.code} ${refusal.message}` : reason;
     // The first failures and then ever fewer, not a line a second.
     if ((this.#attempt & (this.#attempt - 1)) === 0) {
-      this.#options.log(`no connection to ${this.#url} (${why}); trying again`);
+      this.#options.log(`no connection to ${this.#url} (${why}); trying again`, { level: 'warn' });
     }
     this.#timer = setTimeout(() => this.#connect(), pause);
   }

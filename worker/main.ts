@@ -2,6 +2,7 @@ import { hostname } from 'node:os';
 import type { ConnectionOptions } from 'node:tls';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { layoutSpecs } from '../shared/layout.ts';
+import type { Log } from '../shared/log.ts';
 import type { Assign, End, Initialise, Join } from '../shared/protocol.ts';
 import { Client } from './client.ts';
 import type { PreparedData } from './data/examples.ts';
@@ -41,7 +42,7 @@ export interface WorkerOptions {
   readonly once?: boolean;
   /** Aborted: hands its leases back and ends in good order. */
   readonly signal: AbortSignal;
-  readonly log: (line: string) => void;
+  readonly log: Log;
   readonly onProgress?: (progress: TrainerProgress) => void;
   /** How long to look for a server that was never reached, ms; null: for ever. */
   readonly patienceMs?: number | null;
@@ -205,6 +206,7 @@ class Worker {
     const model = await buildModel(experiment, config, prepared);
     log(
       `run ${run}: ${assign.experiment}, ${prepared.source}, ${model.layout.trainableSize} parameters`,
+      { run },
     );
     const exchange = this.#client;
     const ranges = rangesFor(model.layout, assign.shards);
@@ -240,7 +242,7 @@ class Worker {
     this.#client.send({ type: 'leave', failure: { code, message } });
     const { once, run: only, log } = this.#options;
     if (once || only !== null || !(error instanceof DownpourError)) throw error;
-    log(`run ${run} is not for this worker: ${code} ${message}`);
+    log(`run ${run} is not for this worker: ${code} ${message}`, { level: 'warn', run, code });
   }
 
   async #initialise({ model, assign }: Assignment, message: Initialise): Promise<void> {
@@ -250,7 +252,7 @@ class Worker {
   }
 
   #end({ run, phase, reason }: End): void {
-    this.#options.log(`run ${run} ${phase}: ${reason}`);
+    this.#options.log(`run ${run} ${phase}: ${reason}`, { run });
     this.ended.push({ run, phase, reason });
     this.#client.forget(null);
     this.release();

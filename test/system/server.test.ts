@@ -3,6 +3,8 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Validator } from '@seriousme/openapi-schema-validator';
+import { createRestClient, type RestClient } from 'downpour/client';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { readCheckpoint } from '../../server/checkpoint.ts';
 import { Run } from '../../server/core/run.ts';
@@ -561,5 +563,57 @@ describe('REST', () => {
       '/status',
       '/timeline',
     ]);
+  });
+
+  test('the OpenAPI document is one, and the client has each of its routes', async () => {
+    const { url } = await start(await folder());
+    const asked = new Set<string>();
+    const client = createRestClient({
+      server: url,
+      fetch: async (place, init) => {
+        const { pathname } = new URL(String(place));
+        const path = pathname.replace(/^\/runs\/r(?=\/|$)/, '/runs/{id}');
+        asked.add(`${init?.method ?? 'GET'} ${path.replace('/last/', '/{kind}/')}`);
+        return fetch(place, init);
+      },
+    });
+    const document = await client.openapi();
+    const { valid, errors } = await new Validator().validate({ ...document });
+    expect({ valid, errors }).toEqual({ valid: true, errors: undefined });
+    await client.createRun({ id: 'r', experiment: 'regression', experimentHash: 'hash' });
+    const calls: Record<Exclude<keyof RestClient, 'url'>, () => Promise<unknown>> = {
+      openapi: () => client.openapi(),
+      prometheus: () => client.prometheus(),
+      health: () => client.health(),
+      status: () => client.status(),
+      timeline: () => client.timeline(),
+      createRun: () => client.createRun({ id: 'r', experiment: 'e', experimentHash: 'h' }),
+      runs: () => client.runs(),
+      run: () => client.run('r'),
+      stop: () => client.stop('r'),
+      resume: () => client.resume('r'),
+      checkpoint: () => client.checkpoint('r'),
+      metrics: () => client.metrics('r'),
+      observations: () => client.observations('r'),
+      workers: () => client.workers('r'),
+      checkpoints: () => client.checkpoints('r'),
+      checkpointFile: () => client.checkpointFile('r', 'last'),
+    };
+    const known: string[] = [];
+    for (const [name, call] of Object.entries(calls)) {
+      // The run is new: what it cannot do yet has been asked for all the same.
+      await call().catch((error) => known.push(`${name}: ${error.code}`));
+    }
+    expect(known).toEqual([
+      'createRun: DP_RUN_EXISTS',
+      'checkpoint: DP_CHECKPOINT_MISSING',
+      'checkpointFile: DP_CHECKPOINT_MISSING',
+    ]);
+    const routes = Object.entries(document.paths).flatMap(([path, methods]) =>
+      Object.keys(methods).map((method) => `${method.toUpperCase()} ${path}`),
+    );
+    // Of browsers: a stream of events, and the cookie that stands for a token.
+    const ofPages = ['GET /feed', 'GET /session', 'POST /session', 'DELETE /session'];
+    expect([...asked, ...ofPages].sort()).toEqual(routes.sort());
   });
 });

@@ -1,0 +1,72 @@
+import { type SpawnSyncReturns, spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, afterEach, expect, test, vi } from 'vitest';
+import { ProtocolWorker } from '../support/protocol-worker.ts';
+import { createProblem } from '../support/regression.ts';
+import { type ServerProcess, startServerProcess } from '../support/server-process.ts';
+
+/** What `serve` writes on standard error, for people and for programs. */
+
+const PROGRAM = join(import.meta.dirname, '..', '..', 'bin', 'downpour.js');
+const folder = mkdtempSync(join(tmpdir(), 'downpour-log-'));
+let server: ServerProcess | null = null;
+afterEach(() => server?.kill());
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+/** A server, a run and a worker that trains it for some steps, then a good end. @returns its lines. */
+async function linesOf(format: string, meanwhile = (_state: string) => {}): Promise<string[]> {
+  const state = join(folder, format);
+  server = await startServerProcess(state, 0, ['--log', format]);
+  const { client, child, log } = server;
+  const config = { minibatchSize: 4 };
+  await client.createRun({ id: 'r', experiment: 'regression', experimentHash: 'hash', config });
+  const worker = await ProtocolWorker.connect(server.url, { name: 'w' });
+  await worker.trainTo(createProblem(), await worker.enter(createProblem()), 3);
+  worker.terminate();
+  await vi.waitFor(() => expect(log()).toContain('worker w has gone'), { timeout: 60_000 });
+  meanwhile(state);
+  const ended = new Promise((resolve) => child.once('close', resolve));
+  child.kill('SIGTERM');
+  await ended;
+  return log().split('\n');
+}
+
+test('json: each line is an object with level, time and message, and what it is about', async () => {
+  let second: SpawnSyncReturns<string> | null = null;
+  const meanwhile = (state: string) => {
+    const env = { ...process.env, DOWNPOUR_LOG: 'json' };
+    const args = ['serve', '--port', '0', '--state', state];
+    second = spawnSync(process.execPath, [PROGRAM, ...args], { env, encoding: 'utf8' });
+  };
+  const lines = (await linesOf('json', meanwhile)).map(
+    (line) => JSON.parse(line) as Record<string, unknown>,
+  );
+  for (const { level, time, msg, pid } of lines) {
+    expect(['info', 'warn', 'error']).toContain(level);
+    expect(new Date(String(time)).toISOString()).toBe(time);
+    expect(String(msg)).not.toBe('');
+    expect(pid).toBe(server!.child.pid);
+  }
+  expect(lines).toContainEqual(
+    expect.objectContaining({ level: 'info', run: 'r', msg: 'run r created: regression' }),
+  );
+  expect(lines).toContainEqual(expect.objectContaining({ worker: 'w', msg: 'worker w has gone' }));
+  const phase = lines.find(({ msg }) => String(msg).startsWith('run r: waiting → training'));
+  expect(phase).toMatchObject({ run: 'r', step: 0 });
+  // So is the last word of a command that cannot begin.
+  const { status, stderr } = second!;
+  expect(status).toBe(1);
+  expect(JSON.parse(stderr)).toMatchObject({
+    ...{ level: 'error', code: 'DP_STATE_LOCKED' },
+    msg: expect.stringMatching(/^error DP_STATE_LOCKED: /),
+  });
+});
+
+test('pretty: lines with the time, for whom a terminal is', async () => {
+  const time = /^\d\d:\d\d:\d\d /;
+  const lines = await linesOf('pretty');
+  expect(lines.filter((line) => !time.test(line))).toEqual([]);
+  expect(lines.map((line) => line.replace(time, ''))).toContain('run r created: regression');
+});
