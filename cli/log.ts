@@ -1,8 +1,8 @@
-import pc from 'picocolors';
 import { pino } from 'pino';
 import { errorCode } from '../shared/errors.ts';
 import type { Log, LogFacts } from '../shared/log.ts';
 import { errorLine, exitCodeOf, type LogFormat, tell } from './options.ts';
+import { colorsOf } from './progress.ts';
 
 /** What `serve`, `shard` and `work` say of what goes on, on standard error. */
 
@@ -31,11 +31,10 @@ function structured(): Log {
   return (line, { level = 'info', ...facts } = {}) => logger[level](facts, line);
 }
 
-const COLOURS = { info: pc.reset, warn: pc.yellow, error: pc.red };
-
 function pretty(line: string, { level = 'info' }: LogFacts = {}): void {
   const time = new Date().toISOString().slice(11, 19);
-  tell(`${pc.dim(time)} ${COLOURS[level](line)}`);
+  const { dim, reset, yellow, red } = colorsOf(process.stderr);
+  tell(`${dim(time)} ${{ info: reset, warn: yellow, error: red }[level](line)}`);
 }
 
 /** Runs a command whose last words are a line of its log as well, where it is read by programs. */

@@ -63,7 +63,7 @@ export async function restPage(): Promise<string> {
     });
   return `${[
     '# REST',
-    'Written by `npm run docs` from a server and from `shared/rest.ts`; change those, not this page. The same as OpenAPI is at `GET /openapi.json` of every server. In TypeScript `shared/rest-client.ts` is a client of it.',
+    'Written by `npm run docs` from a server and from `shared/rest.ts`; change those, not this page. The same as OpenAPI is at `GET /openapi.json` of every server. In TypeScript `downpour/client` is a client of it, with types ([export.md](export.md#programs-of-your-own)).',
     'A server with tokens wants one as `Authorization: Bearer …`; *who* is the least role that is let in, and an operator may do all ([SECURITY.md](../SECURITY.md)). An error is `{ code, message }` with a status of [errors.md](errors.md). Unknown fields are refused. Times are in seconds, sizes in bytes, shares from 0 to 1; `null` is unknown or not there.',
     '## Routes',
     [
