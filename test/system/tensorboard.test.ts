@@ -116,7 +116,7 @@ describe('of a server', () => {
       ...{ id: 'r', experiment: 'regression', experimentHash: 'hash' },
       config: {
         ...{ minibatchSize: 4, learningRate: 0.01, evaluateEverySteps: 10_000, leaseSeconds: 60 },
-        ...{ checkpoint: { everySteps: 10, everySeconds: 1e6 } },
+        ...{ checkpoint: { everySeconds: 1e6 } },
       },
     });
   const patience = { timeout: 60_000, interval: 20 };
@@ -128,8 +128,7 @@ describe('of a server', () => {
     await create(first.client);
     let worker = await ProtocolWorker.connect(first.url);
     const work = await worker.trainTo(problem, await worker.enter(problem), 10);
-    const checkpoints = () => first.client.checkpoints('r');
-    await vi.waitFor(async () => expect(await checkpoints()).not.toEqual([]), patience);
+    await first.client.checkpoint('r');
     await worker.trainTo(problem, work, 25);
     // As after a crash at this moment, while the event file goes on to the end.
     cpSync(join(state, 'r'), join(later, 'r'), { recursive: true });
@@ -137,8 +136,7 @@ describe('of a server', () => {
     expect(stepsOf(await readBoard(join(logs, 'r')), 'train/loss')).toEqual(upTo(25));
 
     const second = await start(later, logs);
-    const from = (await second.client.run('r')).step;
-    expect(from).toBeLessThan(25);
+    expect((await second.client.run('r')).step).toBe(10);
     worker = await ProtocolWorker.connect(second.url);
     await worker.trainTo(problem, await worker.enter(problem), 23);
     await second.stop();
@@ -173,8 +171,8 @@ describe('of a server', () => {
       await worker.trainTo(problem, work, step + 30);
       await server.stop();
       const steps = stepsOf(await readBoard(join(logs, 'r')), 'train/loss');
-      expect(steps.at(-1)).toBe(step + 30);
-      // Beyond 2,000 steps the run itself remembers every second one.
+      // Beyond 2,000 steps the run itself remembers every second one, then every fourth.
+      expect(steps.at(-1)).toBeGreaterThan(step + 10);
       expect(new Set(steps).size).toBe(steps.length);
       expect(steps[0]).toBeLessThanOrEqual(8);
     },
