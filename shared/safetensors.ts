@@ -5,7 +5,7 @@ import { DownpourError } from './errors.ts';
 // data must be covered completely and only once.
 // Source: https://github.com/huggingface/safetensors, section "Format".
 
-/** Bytes of one element, by type. Downpour writes F32; the others are for files from elsewhere. */
+/** Bytes of one element, by type. Checkpoints are F32, packed data also I32 and U8. */
 export const DTYPE_BYTES = { F32: 4, F64: 8, I32: 4, U8: 1 } as const;
 export type Dtype = keyof typeof DTYPE_BYTES;
 
@@ -20,11 +20,13 @@ const ALIGNMENT_BYTES = 8;
 const METADATA = '__metadata__';
 const SPACE = 0x20;
 
-/** A tensor to write: F32, in the order in which its data will follow. */
+/** A tensor to write, in the order in which its data will follow. */
 export interface TensorEntry {
   readonly name: string;
+  /** Default: F32. */
+  readonly dtype?: Dtype;
   readonly shape: readonly number[];
-  /** 4 × the product of `shape`. */
+  /** Bytes of an element × the product of `shape`. */
   readonly byteLength: number;
 }
 
@@ -46,7 +48,7 @@ export interface SafetensorsHeader {
 }
 
 /**
- * The bytes that come before the data of a file of F32 tensors, the length included. They are
+ * The bytes that come before the data of a file, the length included. They are
  * padded with spaces so that the data starts at a multiple of 8 bytes: a reader may look at a
  * mapped file through a Float32Array.
  *
@@ -62,10 +64,10 @@ export function encodeHeader(
     fields.push(`${JSON.stringify(METADATA)}:${JSON.stringify(metadata)}`);
   }
   let begin = 0;
-  for (const { name, shape, byteLength } of tensors) {
+  for (const { name, dtype = 'F32', shape, byteLength } of tensors) {
     if (name === METADATA || names.has(name)) throw unwritable(name, 'its name is taken');
     names.add(name);
-    const expected = bytesOf(shape, 'F32');
+    const expected = bytesOf(shape, dtype);
     if (expected === null) throw unwritable(name, `its shape is [${shape.join(', ')}]`);
     if (byteLength !== expected) {
       throw unwritable(
@@ -73,7 +75,7 @@ export function encodeHeader(
         `it has ${byteLength} bytes where [${shape.join(', ')}] takes ${expected}`,
       );
     }
-    const entry = { dtype: 'F32', shape, data_offsets: [begin, begin + byteLength] };
+    const entry = { dtype, shape, data_offsets: [begin, begin + byteLength] };
     // Fields are joined as text: an object would move names such as "1" to the front, and would
     // take "__proto__" for something else.
     fields.push(`${JSON.stringify(name)}:${JSON.stringify(entry)}`);

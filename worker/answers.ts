@@ -1,9 +1,9 @@
-import { setImmediate } from 'node:timers/promises';
 import type { Answers } from '../shared/answers.ts';
 import { gather, type Minibatch, type PreparedData, rowSize } from './data/examples.ts';
 import { batchSizeOf, partCount } from './evaluate.ts';
 import type { Experiment } from './experiment.ts';
 import type { Model } from './model.ts';
+import { nextTurn } from './turn.ts';
 
 /**
  * Answers one by one, where an evaluation gives means: for the worst errors, calibration, ensembles.
@@ -38,7 +38,7 @@ export async function answersOf(
     outputs.push(values);
     targets.push(batch.targets);
     width = shape.length > 1 ? shape.at(-1)! : 1;
-    await setImmediate();
+    await nextTurn();
   }
   const answers = assemble(experiment, prepared, examples, width, join(outputs), targets);
   if (typeof experiment.loss === 'function') {

@@ -1,4 +1,3 @@
-import { randomBytes } from 'node:crypto';
 import type { ConnectionOptions } from 'node:tls';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
 import { LIMITS } from '../shared/config.ts';
@@ -126,7 +125,7 @@ interface Unacknowledged {
 export class Client {
   readonly #options: ClientOptions;
   readonly #url: string;
-  readonly #incarnation = randomBytes(8).toString('hex');
+  readonly #incarnation = drawIncarnation();
   readonly #now: () => number;
   readonly #random: () => number;
   readonly #startedAt: number;
@@ -630,6 +629,12 @@ export class Client {
     if (now - this.#lastSeen > LIMITS.silenceMs) connection.terminate();
     else connection.ping();
   }
+}
+
+/** 64 random bits, hexadecimal. */
+function drawIncarnation(): string {
+  const [high, low] = crypto.getRandomValues(new Uint32Array(2));
+  return [high!, low!].map((half) => half.toString(16).padStart(8, '0')).join('');
 }
 
 function releaseAll({ payloads }: Unacknowledged): void {

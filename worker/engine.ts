@@ -4,15 +4,21 @@ import Module, { createRequire } from 'node:module';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
 import util from 'node:util';
-import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import * as tf from '@tensorflow/tfjs-core';
 import * as layers from '@tensorflow/tfjs-layers';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import {
+  type Adapter,
+  describeAdapter,
+  openCpu,
+  openWasm,
+  ourVersions,
+  prove,
+  setBackend,
+  WEBGPU_NOTE,
+} from './backend.ts';
 import { bindingPackage, engineFolder, type NativeVariant, readEngine } from './engine-folder.ts';
 import { type NvidiaSurvey, surveyNvidia, whyNoGpuDevice, whyNoNvidia } from './engine-nvidia.ts';
-import { repairGradients } from './gradients.ts';
-import { repairCpuKernels } from './kernels-cpu.ts';
-import { guardWasmMemory, registerWasmKernels } from './kernels-wasm.ts';
 // For the methods of tensors, which layers and gradients lean on.
 import './tf.ts';
 
@@ -57,7 +63,7 @@ export interface EngineSurvey {
   readonly versions: Readonly<Record<string, string>>;
 }
 
-type Loaded = Omit<Engine, 'name'>;
+export type Loaded = Omit<Engine, 'name'>;
 
 interface Candidate {
   /** A cheap look that loads nothing: why this engine can't be there; null when it may be. */
@@ -88,8 +94,8 @@ const CANDIDATES: Readonly<Record<EngineName, Candidate>> = {
     missing: async (options) => whyNoTensorflow() ?? missingNative('cpu', options),
     load: (options) => loadBinding('cpu', nativeEntry('cpu', options), options),
   },
-  wasm: { missing: async () => null, load: loadWasm },
-  cpu: { missing: async () => null, load: loadCpu },
+  wasm: { missing: async () => null, load: () => openWasm(processor()) },
+  cpu: { missing: async () => null, load: () => openCpu(processor()) },
 };
 
 const GPU_ENGINES: ReadonlySet<EngineName> = new Set(['tfjs-node-gpu', 'native-gpu']);
@@ -172,31 +178,8 @@ export async function probe(name: EngineName, options: EngineOptions = {}): Prom
 
 async function loadProved(name: EngineName, options: EngineOptions): Promise<Loaded> {
   const loaded = await CANDIDATES[name].load(options);
-  // After loading: a native engine brings tfjs's own gradients along once more.
-  repairGradients();
-  await proveGradient();
+  await prove();
   return loaded;
-}
-
-/** loss = mean((relu(x·w) − y)²) has a gradient that can be worked by hand: 2/n · xᵀ(relu(xw) − y)·[xw > 0]. */
-async function proveGradient(): Promise<void> {
-  const before = tf.memory().numTensors;
-  const { value, grads } = tf.tidy(() => {
-    const x = tf.tensor2d([1, 2, 3, 4], [2, 2]);
-    const y = tf.tensor2d([0, 1], [2, 1]);
-    const w = tf.tensor2d([0.5, 0.25], [2, 1]);
-    const loss = (weights: tf.Tensor) =>
-      tf.mean(tf.square(tf.sub(tf.relu(tf.matMul(x, weights as tf.Tensor2D)), y))) as tf.Scalar;
-    const result = tf.valueAndGrad(loss)(w);
-    return { value: result.value, grads: result.grad };
-  });
-  const seen = [...(await value.data()), ...(await grads.data())];
-  tf.dispose([value, grads]);
-  const expected = [1.625, 5.5, 8];
-  if (!expected.every((each, i) => Math.abs(seen[i]! - each) < 1e-4)) {
-    throw new Error(`it computes a wrong gradient: [${seen}], by hand [${expected}]`);
-  }
-  if (tf.memory().numTensors !== before) throw new Error('it leaks tensors');
 }
 
 // ---------------------------------------------------------------- TensorFlow's library, by Node-API
@@ -304,36 +287,6 @@ function nvidia(): Promise<NvidiaSurvey> {
   return nvidiaSurvey;
 }
 
-// ---------------------------------------------------------------- the engines that npm ci brings
-
-async function loadWasm(): Promise<Loaded> {
-  await import('@tensorflow/tfjs-backend-wasm');
-  registerWasmKernels();
-  const simd = await tf.env().getAsync('WASM_HAS_SIMD_SUPPORT');
-  await setBackend('wasm');
-  guardWasmMemory(tf.backend() as BackendWasm);
-  return {
-    backend: 'wasm',
-    device: processor(),
-    versions: ourVersions(),
-    notes: [simd ? 'SIMD, one thread' : 'no SIMD in this Node: slow'],
-  };
-}
-
-async function loadCpu(): Promise<Loaded> {
-  await import('@tensorflow/tfjs-backend-cpu');
-  repairCpuKernels();
-  await setBackend('cpu');
-  // Keeps tfjs from printing its advice on other packages at the first operation.
-  (tf.backend() as unknown as { firstUse: boolean }).firstUse = false;
-  return {
-    backend: 'cpu',
-    device: processor(),
-    versions: ourVersions(),
-    notes: ['plain JavaScript: for tests and tiny models'],
-  };
-}
-
 // ---------------------------------------------------------------- WebGPU (Dawn for Node)
 
 interface Dawn {
@@ -341,19 +294,8 @@ interface Dawn {
   create(options: readonly string[]): GpuAccess;
 }
 interface GpuAccess {
-  requestAdapter(options: { powerPreference: string }): Promise<GpuAdapter | null>;
+  requestAdapter(options: { powerPreference: string }): Promise<Adapter | null>;
 }
-interface GpuAdapter {
-  readonly isFallbackAdapter?: boolean;
-  readonly info: {
-    readonly vendor: string;
-    readonly architecture: string;
-    readonly device: string;
-    readonly description: string;
-    readonly isFallbackAdapter?: boolean;
-  };
-}
-
 async function loadWebgpu(): Promise<Loaded> {
   const dawn = (await import(findPackage('webgpu')!)) as Dawn;
   Object.assign(globalThis, dawn.globals);
@@ -361,13 +303,7 @@ async function loadWebgpu(): Promise<Loaded> {
   // Without an adapter tfjs's backend fails on null, or another backend is taken in silence.
   const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' });
   if (adapter === null) throw new Error('Dawn finds no GPU (on Linux it needs a Vulkan driver)');
-  const { info } = adapter;
-  const device = info.description || [info.vendor, info.architecture, info.device].join(' ').trim();
-  const software =
-    (info.isFallbackAdapter ?? adapter.isFallbackAdapter ?? false) ||
-    /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(
-      `${device} ${info.vendor} ${info.architecture}`,
-    );
+  const { device, software } = describeAdapter(adapter);
   if (software && process.env.DOWNPOUR_ALLOW_SOFTWARE_GPU !== '1') {
     throw new Error(
       `the only adapter is software (${device}), slower than wasm; ` +
@@ -391,19 +327,12 @@ async function loadWebgpu(): Promise<Loaded> {
     versions: { 'tfjs-backend-webgpu': packageVersion(entry), ...ourVersions() },
     notes: [
       ...(software ? ['software adapter, allowed by DOWNPOUR_ALLOW_SOFTWARE_GPU'] : []),
-      "tfjs's average-pool gradient is wrong here where windows are partly padding",
+      WEBGPU_NOTE,
     ],
   };
 }
 
 // ---------------------------------------------------------------- small things
-
-async function setBackend(name: string): Promise<void> {
-  if (!(await tf.setBackend(name))) throw new Error(`tfjs can't start its backend '${name}'`);
-  await tf.ready();
-  // tfjs falls back to another backend without a word.
-  if (tf.getBackend() !== name) throw new Error(`tfjs fell back to '${tf.getBackend()}'`);
-}
 
 /** Main module of an optional package: beside ours, or in the folder that the user works in. */
 function findPackage(name: string): string | null {
@@ -434,10 +363,6 @@ function packageVersion(entry: string): string {
     }
   }
   return 'unknown';
-}
-
-function ourVersions(): Record<string, string> {
-  return { 'tfjs-core': tf.version_core, 'tfjs-layers': layers.version_layers };
 }
 
 function processor(): string {

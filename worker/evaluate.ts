@@ -1,7 +1,7 @@
-import { setImmediate } from 'node:timers/promises';
 import type { Part } from '../shared/protocol.ts';
 import { gather, type Minibatch, type PreparedData, rowSize } from './data/examples.ts';
 import type { Model } from './model.ts';
+import { nextTurn } from './turn.ts';
 
 /** Means over the examples of a part; null: not finite. */
 export interface EvaluationResult {
@@ -82,7 +82,7 @@ async function measure(
       metrics[name] = (metrics[name] ?? 0) + value * count;
     }
     // Lets the connection breathe: a part can take longer than the server's patience.
-    await setImmediate();
+    await nextTurn();
   }
   const mean = (sum: number) => (Number.isFinite(sum / examples) ? sum / examples : null);
   return {

@@ -1,9 +1,8 @@
-import { hostname } from 'node:os';
 import type { ConnectionOptions } from 'node:tls';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { layoutSpecs } from '../shared/layout.ts';
 import type { Log } from '../shared/log.ts';
-import type { Assign, End, Initialise, Join } from '../shared/protocol.ts';
+import type { Acknowledgement, Assign, End, Initialise, Join } from '../shared/protocol.ts';
 import { Client } from './client.ts';
 import type { PreparedData } from './data/examples.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
@@ -14,6 +13,7 @@ import {
   loadExperiment,
 } from './experiment.ts';
 import { buildModel, type Model } from './model.ts';
+import { defaultName } from './name.ts';
 import { prepareExperiment } from './prepare.ts';
 import { rangesFor } from './shard-links.ts';
 import { createTrainer, type Trainer, type TrainerProgress } from './trainer.ts';
@@ -44,10 +44,14 @@ export interface WorkerOptions {
   readonly signal: AbortSignal;
   readonly log: Log;
   readonly onProgress?: (progress: TrainerProgress) => void;
+  /** What became of a push. */
+  readonly onAcknowledged?: (acknowledgement: Acknowledgement) => void;
   /** How long to look for a server that was never reached, ms; null: for ever. */
   readonly patienceMs?: number | null;
   /** False: TCP also to a server on this machine. */
   readonly localSocket?: boolean;
+  /** False: runs whose parameters are on several shards are not for this worker. */
+  readonly reachesShards?: boolean;
 }
 
 export interface WorkerResult {
@@ -197,7 +201,7 @@ class Worker {
 
   async #prepare(assign: Assign): Promise<Assignment> {
     const { run, config } = assign;
-    const { dataFolder, log, signal, onProgress } = this.#options;
+    const { dataFolder, log, signal, onProgress, onAcknowledged } = this.#options;
     const experiment = await loadExperiment(await this.#find(assign));
     const { prepared } = await prepareExperiment(assign.experiment, experiment, config, {
       folder: dataFolder,
@@ -210,8 +214,16 @@ class Worker {
     );
     const exchange = this.#client;
     const ranges = rangesFor(model.layout, assign.shards);
+    if (ranges.length > 1 && this.#options.reachesShards === false) {
+      model.dispose();
+      throw new DownpourError(
+        'DP_SHARD_LOST',
+        `the parameters of run ${run} are on ${ranges.length} shards, and this worker reaches its server alone: use downpour work`,
+      );
+    }
     const trainer = createTrainer({
-      ...{ run, config, model, prepared, ranges, exchange, signal, log, onProgress },
+      ...{ run, config, model, prepared, ranges, exchange, signal, log },
+      ...{ onProgress, onAcknowledged },
     });
     return { assign, prepared, model, trainer };
   }
@@ -263,13 +275,4 @@ class Worker {
     this.#assignment?.trainer.close();
     this.#assignment = null;
   }
-}
-
-/** Fits `NAME_PATTERN`. */
-function defaultName(): string {
-  const host = hostname()
-    .toLowerCase()
-    .replace(/[^a-z0-9]+/g, '-')
-    .replace(/^-+|-+$/g, '');
-  return `${host.slice(0, 40) || 'worker'}-${process.pid}`;
 }

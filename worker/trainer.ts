@@ -1,4 +1,3 @@
-import { setImmediate } from 'node:timers/promises';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { Range } from '../shared/partition.ts';
@@ -17,6 +16,7 @@ import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
 import { evaluate, partCount } from './evaluate.ts';
 import type { Model } from './model.ts';
 import { createObserver } from './observer.ts';
+import { nextTurn } from './turn.ts';
 
 /** What the trainer needs of the connection; `Client` has it. */
 export interface Exchange {
@@ -45,6 +45,7 @@ export interface TrainerOptions {
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
   readonly onProgress?: ((progress: TrainerProgress) => void) | undefined;
+  readonly onAcknowledged?: ((acknowledgement: Acknowledgement) => void) | undefined;
   /** Monotonic ms. */
   readonly now?: () => number;
 }
@@ -193,6 +194,7 @@ export function createTrainer(options: TrainerOptions): Trainer {
       if (acknowledgement) {
         settlePushes(acknowledgement);
         exchange.acknowledge(acknowledgement);
+        options.onAcknowledged?.(acknowledgement);
         tellRejection(acknowledgement, options.log);
       }
       if (resend) {
@@ -226,7 +228,7 @@ export function createTrainer(options: TrainerOptions): Trainer {
         if (depth > 1) {
           // A step holds the process up; what has arrived meanwhile is read in one turn of the event
           // loop. It will call again, and the gradient is then computed at those newer parameters.
-          await setImmediate();
+          await nextTurn();
           if (exchange.hasReceived) return;
         }
         await pushGradient(lease, phase);

@@ -70,12 +70,18 @@ async function start(state: string, options: Partial<ServeOptions> = {}) {
   return { url: serving.url, client: createRestClient({ server: serving.url }), end };
 }
 
-function work(url: string, run: string, name = 'one') {
+function work(
+  url: string,
+  run: string,
+  name = 'one',
+  more: { readonly reachesShards?: boolean } = {},
+) {
   const stop = new AbortController();
   const done: Promise<WorkerResult> = runWorker({
     ...{ server: url.replace('http', 'ws'), run, name, engine, folders: [EXAMPLES] },
     ...{ dataFolder: folder, once: true, signal: stop.signal },
     log: (line) => log(`${name}: ${line}`),
+    ...more,
   });
   done.catch(() => {});
   ends.push(async () => {
@@ -143,6 +149,8 @@ describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
     await work(one.url, 'a');
     const several = await start('several', { shards: 3 });
     await create(several.client, 'a', FEW);
+    const alone = work(several.url, 'a', 'page', { reachesShards: false });
+    await expect(alone).rejects.toMatchObject({ code: 'DP_SHARD_LOST' });
     await work(several.url, 'a');
     expect(await lastCheckpoint('several', 'a')).toEqual(await lastCheckpoint('one', 'a'));
     const [first, second] = await Promise.all([one.client.run('a'), several.client.run('a')]);
