@@ -25,6 +25,23 @@ function in_(folder: string): string[] {
 /** How the program is called, with variables before it. */
 const COMMAND = /^(\w+=\S+\s+)*(npx\s+|node\s+)?(bin\/downpour\.js|downpour)\s+/;
 
+/** As GitHub makes them of headings; a heading that comes again gets a number. */
+function anchorsOf(markdown: string): Set<string> {
+  const anchors = new Set<string>();
+  const withoutCode = markdown.replace(/^```[\s\S]*?^```/gm, '');
+  for (const [, heading] of withoutCode.matchAll(/^#{1,6} (.+)$/gm)) {
+    const slug = heading!
+      .replace(/\[([^\]]*)\]\([^)]*\)/g, '$1')
+      .toLowerCase()
+      .replace(/[^\p{Letter}\p{Number} _-]/gu, '')
+      .replaceAll(' ', '-');
+    let anchor = slug;
+    for (let i = 1; anchors.has(anchor); i++) anchor = `${slug}-${i}`;
+    anchors.add(anchor);
+  }
+  return anchors;
+}
+
 let program: Command;
 beforeAll(async () => {
   program = await createProgram({ exitCode: 0 });
@@ -38,6 +55,17 @@ describe.each(pages)('%s', (page) => {
       .map(([, target]) => target!)
       .filter((target) => !/^https?:/.test(target));
     const missing = targets.filter((target) => !existsSync(join(ROOT, dirname(page), target)));
+    expect(missing).toEqual([]);
+  });
+
+  test('links to headings that there are', () => {
+    const targets = [...text.matchAll(/\]\(([^)#\s]*)#([^)\s]+)\)/g)]
+      .map(([, file, anchor]) => ({ file: file!, anchor: anchor! }))
+      .filter(({ file }) => !/^https?:/.test(file));
+    const missing = targets.filter(({ file, anchor }) => {
+      const target = file === '' ? page : join(dirname(page), file);
+      return !anchorsOf(readFileSync(join(ROOT, target), 'utf8')).has(anchor);
+    });
     expect(missing).toEqual([]);
   });
 
