@@ -48,6 +48,9 @@ export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFi
   readonly shardsElsewhere?: boolean;
   readonly pushLog?: string;
   readonly tensorboard?: string;
+  /** Experiments, or folders of them, that browsers may train. */
+  readonly join?: string[];
+  readonly data?: string;
   readonly requestsMax: number;
   readonly connectionsMax: number;
   readonly runsMax: number;
@@ -62,6 +65,8 @@ export interface ShardOptions
     | 'shardsElsewhere'
     | 'pushLog'
     | 'tensorboard'
+    | 'join'
+    | 'data'
     | 'requestsMax'
     | 'connectionsMax'
     | 'runsMax'
@@ -207,6 +212,11 @@ function registerServe(program: Command): void {
       'the others are processes of their own, found in the state store: `downpour shard`; else threads',
     )
     .option('--push-log <file>', 'write down each applied push, to be checked afterwards')
+    .option(
+      '--join <experiments...>',
+      'let browsers that open /join train these: files, or folders whose experiments say `browser: true`',
+    )
+    .addOption(dataOption())
     .addOption(
       new Option(
         '--tensorboard <folder>',
@@ -232,6 +242,7 @@ function registerServe(program: Command): void {
       examples(
         'downpour serve',
         'downpour serve --shards 4',
+        'downpour serve --join ./my-experiments',
         'DOWNPOUR_TOKEN=secret downpour serve --host 0.0.0.0 --redis-url redis://redis:6379',
         'downpour serve --host 0.0.0.0 --tokens tokens.txt --tls-cert server.pem --tls-key server.key',
         'downpour serve --redis-url rediss://trainer:secret@redis:6380 --redis-ca ca.pem',

@@ -4,24 +4,38 @@ import { redisFilesOf } from '../server/redis-address.ts';
 import { runShard } from '../server/shard-main.ts';
 import type { Log } from '../shared/log.ts';
 import type { RedisFileOptions, ServeOptions, ShardOptions } from './commands.ts';
+import { type JoinBundle, makeJoinBundle } from './join.ts';
 import { withLog } from './log.ts';
 import { type LogFormat, print, serverTlsOf, serverTokensOf, untilInterrupted } from './options.ts';
 
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
-export function serveCommand(options: ServeOptions): Promise<void> {
-  return untilStopped(
-    options,
-    { listens: 'Downpour listens on', stopping: 'stopping with a checkpoint of each run' },
-    (signal, log) =>
-      serve({
-        ...listenerOf(options, signal, log),
-        shards: options.shards,
-        limits: limitsOf(options),
-        shardsFrom: options.shardsElsewhere ? 'store' : 'threads',
-        ...(options.pushLog === undefined ? {} : { pushLog: resolve(options.pushLog) }),
-        ...(options.tensorboard === undefined ? {} : { tensorboard: resolve(options.tensorboard) }),
-      }),
-  );
+export async function serveCommand(options: ServeOptions): Promise<void> {
+  const { join: joined, data = 'data' } = options;
+  let join: JoinBundle | null = null;
+  try {
+    await untilStopped(
+      options,
+      { listens: 'Downpour listens on', stopping: 'stopping with a checkpoint of each run' },
+      async (signal, log) => {
+        if (joined) join = await makeJoinBundle(joined, resolve(data), log);
+        const server = await serve({
+          ...listenerOf(options, signal, log),
+          shards: options.shards,
+          limits: limitsOf(options),
+          shardsFrom: options.shardsElsewhere ? 'store' : 'threads',
+          ...(options.pushLog === undefined ? {} : { pushLog: resolve(options.pushLog) }),
+          ...(options.tensorboard === undefined
+            ? {}
+            : { tensorboard: resolve(options.tensorboard) }),
+          ...(join ? { join: join.files } : {}),
+        });
+        if (join) log(`browsers train ${join.experiments.join(', ')} at ${server.url}/join`);
+        return server;
+      },
+    );
+  } finally {
+    await (join as JoinBundle | null)?.dispose();
+  }
 }
 
 /** `downpour shard`: until Ctrl-C or SIGTERM. */

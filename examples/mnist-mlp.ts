@@ -15,6 +15,8 @@ export default defineExperiment({
       ],
     }),
   loss: 'softmaxCrossEntropy',
+  // Also by those who open /join: docs/join.md.
+  browser: true,
 
   config: {
     minibatchSize: 64,

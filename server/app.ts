@@ -10,15 +10,18 @@ import Fastify, {
 } from 'fastify';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
+import { JOIN_PATHS, TICKET_PROTOCOL, ticketOf } from '../shared/join.ts';
 import type { Log } from '../shared/log.ts';
 import type { SessionFacts } from '../shared/rest.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
 import { isLoopback } from '../wire/local-socket.ts';
 import { type Access, type Grant, mayDo, Rate, type Role, refuse, unauthorized } from './access.ts';
 import type { Coordinator } from './coordinator.ts';
-import { addPages, FOR_ANYBODY, type PageDoor } from './pages.ts';
+import type { JoinFiles } from './join.ts';
+import { addPages, FOR_ANYBODY, type PageDoor, sessionOf } from './pages.ts';
 import { addRoutes, type RoutesOptions } from './routes.ts';
 import { Session } from './session.ts';
+import { Tickets } from './tickets.ts';
 import type { TlsMaterial } from './tls.ts';
 
 export interface AppOptions extends RoutesOptions {
@@ -28,6 +31,8 @@ export interface AppOptions extends RoutesOptions {
   /** False: open to all who reach it, by the user's wish; else only this machine does. */
   readonly loopbackOnly?: boolean;
   readonly limits?: Partial<AccessLimits>;
+  /** What pages may train; null: nothing. */
+  readonly join?: JoinFiles | null;
   readonly log: Log;
 }
 
@@ -94,7 +99,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     if (url === '/health') return;
     const needed = roleFor(request.method, url);
     if (needed === null) return door.mustBeOurs(request.raw);
-    door.enter(request.raw, needed, 'token or login');
+    door.enter(request.raw, needed);
   });
   await app.register(swagger, {
     openapi: {
@@ -105,15 +110,19 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   });
   await app.register(async (scope) => {
     const source = addRoutes(scope, options);
-    addPages(scope, door, source);
+    addPages(scope, door, source, options.join ?? null);
   });
   acceptWorkers(app, coordinator, door);
   return app;
 }
 
+/** What workers in pages ask for. */
+const FOR_WORKERS: readonly string[] = [JOIN_PATHS.ticket, `${JOIN_PATHS.files}:name`];
+
 /** The least role that a route lets in. @returns null: anybody, since it tells nothing of the runs. */
 export function roleFor(method: string, url: string | undefined): Role | null {
   if (url !== undefined && (url === '/health' || FOR_ANYBODY.has(url))) return null;
+  if (url !== undefined && FOR_WORKERS.includes(url)) return 'worker';
   return isRead(method) ? 'observer' : 'operator';
 }
 
@@ -126,6 +135,7 @@ class Door implements PageDoor {
   readonly #rate: Rate;
   readonly #refusals: Rate;
   readonly #connections = new Map<string, number>();
+  readonly #tickets = new Tickets();
 
   constructor({ access, tls = null, loopbackOnly = false, limits }: AppOptions) {
     this.#access = access;
@@ -136,11 +146,13 @@ class Door implements PageDoor {
     this.#refusals = new Rate(this.#limits.refusalsPerSecondMax);
   }
 
-  /** @throws DownpourError DP_UNAUTHORIZED, DP_FORBIDDEN or DP_LIMIT. */
-  enter(request: IncomingMessage, needed: Role, by: 'token' | 'token or login' = 'token'): Grant {
+  /** By a token or a login. @throws DownpourError DP_UNAUTHORIZED, DP_FORBIDDEN or DP_LIMIT. */
+  enter(request: IncomingMessage, needed: Role): Grant {
     this.mustBeOurs(request);
-    const token = this.#access.grant(request.headers.authorization);
-    const grant = token ?? (by === 'token' ? null : this.#loggedIn(request));
+    return this.#admit(request, this.#grantOf(request), needed);
+  }
+
+  #admit(request: IncomingMessage, grant: Grant | null, needed: Role): Grant {
     if (!grant) throw this.#refusal(request);
     const holder = this.#access.open ? addressOf(request) : grant.holder;
     if (!this.#rate.take(holder, performance.now())) {
@@ -160,20 +172,24 @@ class Door implements PageDoor {
 
   look(request: IncomingMessage): SessionFacts {
     const { open } = this.#access;
-    const grant = this.#access.grant(request.headers.authorization) ?? this.#loggedIn(request);
-    if (grant) return { role: grant.role === 'worker' ? null : grant.role, open };
+    const grant = this.#grantOf(request);
+    if (grant) return { ...sessionOf(grant), open };
     const { authorization } = request.headers;
     const refused = authorization !== undefined || this.#cookie(request) !== null;
     const refusal = refused ? this.#refusal(request) : null;
     if (refusal?.code === 'DP_LIMIT') throw refusal;
-    return { role: null, open };
+    return { role: null, open, works: false };
   }
 
-  login(request: IncomingMessage, token: string): { grant: Grant; cookie: string } {
+  login(
+    request: IncomingMessage,
+    token: string,
+    needed: 'observer' | 'worker',
+  ): { grant: Grant; cookie: string } {
     mustBeSameOrigin(request);
     const grant = this.#access.grant(`Bearer ${token}`);
     if (!grant) throw this.#refusal(request);
-    if (grant.role === 'worker') throw forbidden(grant.role, 'observer');
+    if (!mayDo(grant, needed)) throw forbidden(grant.role, needed);
     const login = this.#access.open ? '' : this.#access.login(token, Date.now());
     return { grant, cookie: this.#setCookie(request, login, LIMITS.loginSeconds) };
   }
@@ -189,10 +205,18 @@ class Door implements PageDoor {
       const { changeCount } = this.#access;
       if (changeCount === seen) return true;
       seen = changeCount;
-      const { authorization } = request.headers;
-      const grant = this.#access.grant(authorization) ?? this.#loggedIn(request);
+      const grant = this.#grantOf(request);
       return grant !== null && mayDo(grant, 'observer');
     };
+  }
+
+  ticket(request: IncomingMessage): string {
+    return this.#tickets.issue(() => this.#grantOf(request), performance.now());
+  }
+
+  /** Whose a request is by now. */
+  #grantOf(request: IncomingMessage): Grant | null {
+    return this.#access.grant(request.headers.authorization) ?? this.#loggedIn(request);
   }
 
   /**
@@ -223,10 +247,28 @@ class Door implements PageDoor {
     return `${this.#cookieName(request)}=${value}; Path=/; Max-Age=${seconds}; HttpOnly; SameSite=Strict${secure}`;
   }
 
-  /** Whether the handshake's token, seen anew, still lets a worker in. */
-  stillIn(authorization: string | undefined): boolean {
-    const grant = this.#access.grant(authorization);
-    return grant !== null && mayDo(grant, 'worker');
+  /**
+   * Lets a worker in: by its token, or a page by its ticket, which must be one of this server's own.
+   * @returns the grant, and whether it still is one. @throws DownpourError DP_UNAUTHORIZED, DP_FORBIDDEN or DP_LIMIT.
+   */
+  enterWorker(request: IncomingMessage): {
+    readonly grant: Grant;
+    readonly stillIn: () => boolean;
+    readonly byTicket: boolean;
+  } {
+    const ticket = ticketOf(request.headers['sec-websocket-protocol']);
+    if (ticket !== null) mustBeSameOrigin(request);
+    const { authorization } = request.headers;
+    const look =
+      ticket === null
+        ? () => this.#access.grant(authorization)
+        : this.#tickets.redeem(ticket, performance.now());
+    const grant = this.#admit(request, look?.() ?? null, 'worker');
+    const stillIn = () => {
+      const now = look?.() ?? null;
+      return now !== null && mayDo(now, 'worker');
+    };
+    return { grant, stillIn, byTicket: ticket !== null };
   }
 
   /** Calls back when tokens have come or gone. */
@@ -316,33 +358,35 @@ function answerBroken(error: Error & { code?: string }, socket: Duplex): void {
 }
 
 function acceptWorkers(app: FastifyInstance, coordinator: Coordinator, door: Door): void {
-  const tokens = new Map<Session, string | undefined>();
+  const sessions = new Map<Session, () => boolean>();
   door.onChange(() => {
-    for (const [session, authorization] of tokens) {
-      if (!door.stillIn(authorization)) session.fail(unauthorized());
-    }
+    for (const [session, stillIn] of sessions) if (!stillIn()) session.fail(unauthorized());
   });
   app.server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
     socket.on('error', () => socket.destroy());
     const path = request.url?.split('?', 1)[0];
     if (path !== '/ws') return refuse(socket, 'DP_NOT_FOUND', 'workers connect to /ws');
     let gone: () => void;
+    let entered: ReturnType<Door['enterWorker']>;
     try {
-      const grant = door.enter(request, 'worker');
+      door.mustBeOurs(request);
+      entered = door.enterWorker(request);
       const problem = upgradeProblem(request);
       if (problem !== null) throw new DownpourError('DP_BODY_INVALID', problem);
       coordinator.mustBeOpen();
-      gone = door.connect(grant);
+      gone = door.connect(entered.grant);
     } catch (error) {
       coordinator.countError(errorCode(error));
       return refuse(socket, errorCode(error), errorText(error));
     }
-    const connection = accept(request, socket);
+    const connection = accept(request, socket, {
+      protocol: entered.byTicket ? TICKET_PROTOCOL : null,
+    });
     const session = new Session(connection, coordinator, new Date().toISOString());
-    tokens.set(session, request.headers.authorization);
+    sessions.set(session, entered.stillIn);
     socket.once('close', () => {
       gone();
-      tokens.delete(session);
+      sessions.delete(session);
     });
     try {
       coordinator.opened(session);

@@ -1,8 +1,9 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { build, stop } from 'esbuild';
+import { JOIN_PATHS } from '../shared/join.ts';
 
 /** A file of the dashboard as browsers get it. */
 export interface Asset {
@@ -22,7 +23,14 @@ const TYPES = {
 } as const;
 
 /** Where the files lie on the server. */
-export const DASHBOARD_PATHS = ['/', '/dashboard.js', '/dashboard.css', '/icon.svg'] as const;
+export const DASHBOARD_PATHS = [
+  '/',
+  '/dashboard.js',
+  '/dashboard.css',
+  '/icon.svg',
+  JOIN_PATHS.page,
+  JOIN_PATHS.script,
+] as const;
 export type DashboardPath = (typeof DASHBOARD_PATHS)[number];
 
 /**
@@ -50,7 +58,7 @@ export function dashboard(): Promise<ReadonlyMap<DashboardPath, Asset>> {
 
 async function bundle(): Promise<ReadonlyMap<DashboardPath, Asset>> {
   const { outputFiles } = await build({
-    entryPoints: { dashboard: join(WEB, 'main.ts') },
+    entryPoints: { dashboard: join(WEB, 'main.ts'), join: join(WEB, 'join.ts') },
     bundle: true,
     minify: true,
     write: false,
@@ -62,10 +70,11 @@ async function bundle(): Promise<ReadonlyMap<DashboardPath, Asset>> {
   const files = new Map<DashboardPath, Asset>([
     ['/', asset(TYPES.html, await readFile(join(WEB, 'index.html')))],
     ['/icon.svg', asset(TYPES.svg, await readFile(join(WEB, 'icon.svg')))],
+    [JOIN_PATHS.page, asset(TYPES.html, await readFile(join(WEB, 'join.html')))],
   ]);
   for (const { path, contents } of outputFiles) {
-    const name = path.endsWith('.css') ? '/dashboard.css' : '/dashboard.js';
-    files.set(name, asset(path.endsWith('.css') ? TYPES.css : TYPES.js, Buffer.from(contents)));
+    const type = path.endsWith('.css') ? TYPES.css : TYPES.js;
+    files.set(`/${basename(path)}` as DashboardPath, asset(type, Buffer.from(contents)));
   }
   return files;
 }

@@ -19,6 +19,7 @@ import { type AccessLimits, createApp } from './app.ts';
 import { checkpointFolder } from './checkpoint.ts';
 import { ThreadedWriter } from './checkpoint-writer.ts';
 import { Coordinator, warning } from './coordinator.ts';
+import type { JoinFiles } from './join.ts';
 import { journaled } from './journal.ts';
 import { Keeper } from './keeper.ts';
 import { openPushLog, type PushLog } from './push-log.ts';
@@ -55,6 +56,8 @@ export interface ServeOptions extends TokenSources {
   readonly pushLog?: string;
   /** A folder for event files, see tensorboard.ts. */
   readonly tensorboard?: string;
+  /** What browsers that open `/join` may train; absent: nothing. */
+  readonly join?: JoinFiles;
   readonly log?: Log;
   /** Stops the server, with a checkpoint of every run. */
   readonly signal: AbortSignal;
@@ -157,6 +160,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       loopbackOnly: access.open && !insecure,
       limits: options.limits ?? {},
       localSocket: () => local?.path ?? null,
+      join: options.join ?? null,
       log,
     });
     tls?.keep(app.server as unknown as TlsServer);

@@ -1,10 +1,21 @@
 import type { IncomingMessage } from 'node:http';
-import type { FastifyInstance } from 'fastify';
+import type { FastifyInstance, FastifyRequest } from 'fastify';
 import Type from 'typebox';
-import { type Login, LoginSchema, type SessionFacts, SessionSchema } from '../shared/rest.ts';
-import type { Grant } from './access.ts';
+import { LIMITS } from '../shared/config.ts';
+import { DownpourError } from '../shared/errors.ts';
+import { JOIN_PATHS } from '../shared/join.ts';
+import {
+  type Login,
+  LoginSchema,
+  type SessionFacts,
+  SessionSchema,
+  type Ticket,
+  TicketSchema,
+} from '../shared/rest.ts';
+import { type Grant, mayDo } from './access.ts';
 import { DASHBOARD_PATHS, dashboard, PAGE_POLICY } from './dashboard.ts';
 import { Feed, type FeedSource } from './feed.ts';
+import { JOIN_POLICY, type JoinFiles, readJoinFile } from './join.ts';
 
 /** What pages ask of whoever lets requests in. */
 export interface PageDoor {
@@ -17,19 +28,33 @@ export interface PageDoor {
   login(
     request: IncomingMessage,
     token: string,
+    needed: 'observer' | 'worker',
   ): { readonly grant: Grant; readonly cookie: string };
   logout(request: IncomingMessage): string;
+  /** For the WebSocket of a page whose request was let in. @throws DownpourError DP_LIMIT. */
+  ticket(request: IncomingMessage): string;
   /** Whether the grant that a request had is there still; call it often. */
   watch(request: IncomingMessage): () => boolean;
 }
+
+/** What the login of a grant can be used for. */
+export const sessionOf = (grant: Grant): Pick<SessionFacts, 'role' | 'works'> => ({
+  role: grant.role === 'worker' ? null : grant.role,
+  works: mayDo(grant, 'worker'),
+});
 
 /** Where no token is asked for: they tell nothing of the runs. */
 export const FOR_ANYBODY: ReadonlySet<string> = new Set([...DASHBOARD_PATHS, '/session']);
 
 const TICK_MS = 1_000;
 
-/** The dashboard: its files, its login and its live feed. */
-export function addPages(app: FastifyInstance, door: PageDoor, source: FeedSource): void {
+/** The dashboard: its files, its login and its live feed; and what workers in pages need. */
+export function addPages(
+  app: FastifyInstance,
+  door: PageDoor,
+  source: FeedSource,
+  join: JoinFiles | null,
+): void {
   for (const path of DASHBOARD_PATHS) {
     app.get(path, { schema: { hide: true } }, async (request, reply) => {
       const { type, bytes, gzipped, tag } = (await dashboard()).get(path)!;
@@ -38,7 +63,7 @@ export function addPages(app: FastifyInstance, door: PageDoor, source: FeedSourc
         .headers({ etag: tag, vary: 'accept-encoding', 'cache-control': 'no-cache' })
         .header('content-security-policy', PAGE_POLICY);
       if (request.headers['if-none-match'] === tag) return reply.code(304).send();
-      if (!/\bgzip\b/.test(String(request.headers['accept-encoding'] ?? ''))) return bytes;
+      if (!acceptsGzip(request)) return bytes;
       return reply.header('content-encoding', 'gzip').send(gzipped);
     });
   }
@@ -58,9 +83,10 @@ export function addPages(app: FastifyInstance, door: PageDoor, source: FeedSourc
       },
     },
     (request, reply) => {
-      const { grant, cookie } = door.login(request.raw, request.body.token);
+      const { token, work = false } = request.body;
+      const { grant, cookie } = door.login(request.raw, token, work ? 'worker' : 'observer');
       reply.header('set-cookie', cookie);
-      return { role: grant.role as SessionFacts['role'], open: false };
+      return { ...sessionOf(grant), open: false };
     },
   );
   app.delete(
@@ -69,6 +95,7 @@ export function addPages(app: FastifyInstance, door: PageDoor, source: FeedSourc
     (request, reply) => reply.header('set-cookie', door.logout(request.raw)).code(204).send(null),
   );
 
+  addJoin(app, door, join);
   const feed = new Feed(source, () => performance.now());
   const timer = setInterval(() => feed.tick(), TICK_MS);
   timer.unref();
@@ -103,3 +130,49 @@ export function addPages(app: FastifyInstance, door: PageDoor, source: FeedSourc
     },
   );
 }
+
+/** For workers in pages. The page itself is one of the dashboard's files. */
+function addJoin(app: FastifyInstance, door: PageDoor, join: JoinFiles | null): void {
+  app.post(
+    JOIN_PATHS.ticket,
+    {
+      schema: {
+        summary: 'Get a ticket that a page shows in its WebSocket handshake, once and soon',
+        response: { 200: TicketSchema },
+      },
+    },
+    (request): Ticket => ({ ticket: door.ticket(request.raw), seconds: LIMITS.ticketSeconds }),
+  );
+  app.get<{ Params: { name: string } }>(
+    `${JOIN_PATHS.files}:name`,
+    {
+      schema: {
+        summary: 'A part of the worker that runs in pages: its code, an engine, the data',
+        params: Type.Object({ name: Type.String({ maxLength: 200 }) }),
+      },
+    },
+    (request, reply) => {
+      const { name } = request.params;
+      const file = join?.files.get(name);
+      if (!join || !file) {
+        throw new DownpourError(
+          'DP_NOT_FOUND',
+          join
+            ? 'pages are made of no such file: load the page anew'
+            : 'this server lets no pages train: start it with --join and the experiments they may',
+        );
+      }
+      const gzipped = acceptsGzip(request);
+      reply
+        .type(file.type)
+        .headers({ etag: file.tag, vary: 'accept-encoding', 'cache-control': 'private, no-cache' })
+        .header('content-security-policy', JOIN_POLICY);
+      if (request.headers['if-none-match'] === file.tag) return reply.code(304).send();
+      if (gzipped) reply.header('content-encoding', 'gzip');
+      return reply.send(readJoinFile(join, name, gzipped));
+    },
+  );
+}
+
+const acceptsGzip = ({ headers }: FastifyRequest) =>
+  /\bgzip\b/.test(String(headers['accept-encoding'] ?? ''));

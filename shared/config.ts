@@ -539,6 +539,11 @@ export const LIMITS = {
   curvePointsMax: 2_000,
   /** How long one login lasts. */
   loginSeconds: 12 * 3600,
+  /** How soon a page must show its ticket, and how many may wait for that. */
+  ticketSeconds: 30,
+  ticketCountMax: 1_000,
+  /** Of one experiment, for pages. */
+  joinDataBytesMax: 2 ** 30,
   /** Of records that wait for a Redis that is away. */
   journalBytesMax: 2 ** 26,
 } as const;

@@ -292,14 +292,29 @@ export const SessionSchema = Type.Object({
   role: orNull(Type.Union([Type.Literal('observer'), Type.Literal('operator')])),
   /** The server has no tokens: whoever reaches it is an operator. */
   open: Type.Boolean(),
+  /** A worker's login, or an operator's: pages of this browser may train. */
+  works: Type.Boolean(),
 });
 export type SessionFacts = Static<typeof SessionSchema>;
 
 export const LoginSchema = Type.Object(
-  { token: Type.String({ minLength: 1, maxLength: 4096 }) },
+  {
+    token: Type.String({ minLength: 1, maxLength: 4096 }),
+    /** To work, as `/join` does, and not to look. */
+    work: Type.Optional(Type.Boolean()),
+  },
   closed,
 );
 export type Login = Static<typeof LoginSchema>;
+
+/** For a page's WebSocket: `POST /join/ticket`. */
+export const TicketSchema = Type.Object({
+  /** For one handshake. */
+  ticket: Type.String(),
+  /** In which it must begin. */
+  seconds: Type.Number(),
+});
+export type Ticket = Static<typeof TicketSchema>;
 
 export const ErrorBodySchema = Type.Object({ code: Type.String(), message: Type.String() });
 export type ErrorBody = Static<typeof ErrorBodySchema>;

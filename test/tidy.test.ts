@@ -27,7 +27,7 @@ const DOORS: Record<string, RegExp> = {
   ws: /^wire\//,
   fastify: /^server\/(app|pages|routes)\.ts$/,
   '@fastify/swagger': /^server\/app\.ts$/,
-  esbuild: /^server\/dashboard\.ts$/,
+  esbuild: /^(server\/dashboard|cli\/join-bundle)\.ts$/,
   uplot: /^web\/chart\.ts$/,
   commander: /^cli\//,
   pino: /^cli\/log\.ts$/,
@@ -77,6 +77,12 @@ describe('layers', () => {
         (target.startsWith('node:') || target.startsWith('@tensorflow/')),
     );
     expect(wrong).toEqual([]);
+  });
+
+  test('what stands in for other modules in a page needs nothing of Node', () => {
+    const standIns = imports.filter(({ file }) => /^(worker|wire)\/browser\//.test(file));
+    expect(standIns.length).toBeGreaterThan(0);
+    expect(standIns.filter(({ target }) => target.startsWith('node:'))).toEqual([]);
   });
 
   test('the core never waits and reads no clock', () => {

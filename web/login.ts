@@ -2,8 +2,11 @@ import { fill, h } from './html.ts';
 import type { View } from './parts.ts';
 import { logIn } from './store.ts';
 
+const TO_LOOK =
+  'This server wants a token: an observer’s to look, an operator’s to stop and resume runs as well.';
+
 /** Asks for a token, once; from then on the browser has a cookie that no script can read. */
-export function loginView(onDone: () => void): View {
+export function loginView(onDone: () => void, { words = TO_LOOK, work = false } = {}): View {
   const problem = h('p', { class: 'problem', role: 'alert', id: 'token-problem' });
   const input = h('input', {
     type: 'password',
@@ -23,7 +26,7 @@ export function loginView(onDone: () => void): View {
         button.disabled = true;
         fill(problem);
         try {
-          await logIn(input.value.trim());
+          await logIn(input.value.trim(), work);
           input.value = '';
           onDone();
         } catch (error) {
@@ -38,11 +41,7 @@ export function loginView(onDone: () => void): View {
       },
     },
     h('h1', {}, 'Log in'),
-    h(
-      'p',
-      { class: 'muted' },
-      'This server wants a token: an observer’s to look, an operator’s to stop and resume runs as well.',
-    ),
+    h('p', { class: 'muted' }, words),
     h('label', { for: 'token' }, 'Token'),
     input,
     problem,

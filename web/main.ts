@@ -2,13 +2,14 @@ import './style.css';
 import { alertStrip } from './alerts.ts';
 import { clusterView } from './cluster.ts';
 import { compareView } from './compare.ts';
-import { fill, fillNew, h, setAttribute, setText, svg } from './html.ts';
+import { brand, themeButton } from './head.ts';
+import { fill, fillNew, h, setAttribute, setText } from './html.ts';
 import { loginView } from './login.ts';
 import { emptyState, type View } from './parts.ts';
 import { runView } from './run.ts';
 import { runsView } from './runs.ts';
-import { changed, follow, logOut, lookWho, state, subscribe } from './store.ts';
-import { initTheme, nextTheme, themeName } from './theme.ts';
+import { changed, follow, learnWho, logOut, state, subscribe } from './store.ts';
+import { initTheme } from './theme.ts';
 
 /** The frame of the dashboard: its head, which view is shown, who looks. */
 
@@ -30,14 +31,7 @@ const nav = h(
   { 'aria-label': 'Views' },
   ...PLACES.map(({ name, title, href }) => h('a', { href, 'data-place': name }, title)),
 );
-const theme = h('button', {
-  type: 'button',
-  class: 'quiet icon',
-  onClick: () => {
-    nextTheme();
-    nameTheme();
-  },
-});
+const theme = themeButton();
 const who = h('span', { class: 'who' });
 const header = h(
   'header',
@@ -45,32 +39,12 @@ const header = h(
   h(
     'div',
     { class: 'bar-inner' },
-    h(
-      'a',
-      { class: 'brand', href: '#/', 'aria-label': 'Downpour: all runs' },
-      svg(
-        'svg',
-        { viewBox: '0 0 32 32', width: 26, height: 26, 'aria-hidden': 'true' },
-        svg('path', {
-          class: 'drop',
-          d: 'M16 3c5.6 7 9.5 11.7 9.5 17a9.5 9.5 0 0 1-19 0c0-5.3 3.9-10 9.5-17z',
-        }),
-        svg('path', { class: 'drop-line', d: 'M10.5 20.5l3.4 4 3.4-6.8 4.2 5.5' }),
-      ),
-      h('span', {}, 'Downpour'),
-    ),
+    brand('#/', 'Downpour: all runs'),
     nav,
     h('div', { class: 'corner' }, link, who, theme),
   ),
 );
 let view: View | null = null;
-
-function nameTheme(): void {
-  const name = themeName();
-  fill(theme, name === 'dark' ? '☾' : name === 'light' ? '☀' : '◐');
-  theme.setAttribute('aria-label', `Colours: ${name}. Press for the next choice`);
-  theme.title = `Colours: ${name}`;
-}
 
 const isLoggedOut = () => state.session.role === null;
 
@@ -146,7 +120,6 @@ function start(): void {
 
 async function begin(): Promise<void> {
   initTheme();
-  nameTheme();
   document.body.append(
     h(
       'a',
@@ -172,15 +145,7 @@ async function begin(): Promise<void> {
     show();
     main.focus({ preventScroll: true });
   });
-  for (;;) {
-    try {
-      await lookWho();
-      break;
-    } catch {
-      fill(main, emptyState('The server does not answer', 'Trying again every two seconds.'));
-      await new Promise((resolve) => setTimeout(resolve, 2_000));
-    }
-  }
+  await learnWho((words) => fill(main, words));
   if (isLoggedOut()) show();
   else start();
   changed();

@@ -6,6 +6,7 @@ import type {
   WorkerSummary,
 } from '../shared/rest.ts';
 import { createRestClient } from '../shared/rest-client.ts';
+import { emptyState } from './parts.ts';
 
 /** What the page knows: who looks, and the server's state as its feed tells it. */
 
@@ -22,7 +23,7 @@ export interface State {
 }
 
 export const state: State = {
-  session: { role: null, open: false },
+  session: { role: null, open: false, works: false },
   link: 'connecting',
   server: null,
   runs: new Map(),
@@ -143,12 +144,24 @@ export async function lookWho(): Promise<void> {
   state.session = (await response.json()) as SessionFacts;
 }
 
-/** @throws Error with the server's words. */
-export async function logIn(token: string): Promise<void> {
+/** The same, asked until there is an answer. @param away shows that there is none. */
+export async function learnWho(away: (words: HTMLElement) => void): Promise<void> {
+  for (;;) {
+    try {
+      return await lookWho();
+    } catch {
+      away(emptyState('The server does not answer', 'Trying again every two seconds.'));
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    }
+  }
+}
+
+/** @param work to train in pages, not to look. @throws Error with the server's words. */
+export async function logIn(token: string, work = false): Promise<void> {
   const response = await fetch('/session', {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
-    body: JSON.stringify({ token }),
+    body: JSON.stringify(work ? { token, work } : { token }),
   });
   if (!response.ok) throw new Error(((await response.json()) as { message: string }).message);
   state.session = (await response.json()) as SessionFacts;
@@ -157,6 +170,6 @@ export async function logIn(token: string): Promise<void> {
 export async function logOut(): Promise<void> {
   unfollow();
   await fetch('/session', { method: 'DELETE' });
-  state.session = { role: null, open: false };
+  state.session = { role: null, open: false, works: false };
   forget();
 }

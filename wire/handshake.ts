@@ -33,11 +33,15 @@ export function upgradeProblem({ method, headers }: IncomingMessage): string | n
 export function accept(
   request: IncomingMessage,
   socket: Socket,
-  options: Omit<ConnectionOptions, 'role'> = {},
+  options: Omit<ConnectionOptions, 'role'> & {
+    /** Of those that it offers; null: none. */
+    readonly protocol?: string | null;
+  } = {},
 ): Connection {
+  const protocol = options.protocol ? `Sec-WebSocket-Protocol: ${options.protocol}\r\n` : '';
   socket.write(
     'HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n' +
-      `Sec-WebSocket-Accept: ${acceptOf(request.headers['sec-websocket-key']!)}\r\n\r\n`,
+      `Sec-WebSocket-Accept: ${acceptOf(request.headers['sec-websocket-key']!)}\r\n${protocol}\r\n`,
   );
   return new Connection(socket, { ...options, role: 'server' });
 }

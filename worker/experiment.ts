@@ -13,7 +13,7 @@ import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
 
 /**
  * The user's module: data, model, loss, defaults of the configuration. Workers load it from their
- * own disk by name and compare its hash with the run's; code never travels over the network.
+ * own disk by name and compare its hash with the run's; code travels to browsers alone (docs/join.md).
  *
  *     import { defineExperiment, loadMnist } from 'downpour';
  *
@@ -122,6 +122,10 @@ export interface Experiment {
   readonly config?: PartialConfig;
   /** Where `downpour search` looks: by the path of a field of the configuration, its range. */
   readonly search?: Space;
+  /**
+   * Browsers may train it: `downpour serve --join` sends its code and its data to workers in pages. See docs/join.md.
+   */
+  readonly browser?: boolean;
   /** What `downpour ablate` compares: parts of the configuration by name, the first the baseline. */
   readonly ablate?: Readonly<Record<string, PartialConfig>>;
 }
@@ -169,6 +173,10 @@ const FIELDS: Record<keyof Experiment, { allowed: string; test: (value: unknown)
   },
   config: { allowed: 'an object', test: (v) => v === undefined || isRecord(v) },
   search: { allowed: 'an object of ranges', test: (v) => v === undefined || isRecord(v) },
+  browser: {
+    allowed: 'true or false',
+    test: (v) => v === undefined || typeof v === 'boolean',
+  },
   ablate: {
     allowed: 'an object of parts of the configuration, by name',
     test: (v) => v === undefined || (isRecord(v) && Object.values(v).every(isRecord)),

@@ -1,4 +1,5 @@
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { type Browser, type BrowserContext, chromium, type Page } from 'playwright-core';
 import { findBrowser } from './browser.ts';
@@ -7,17 +8,13 @@ import { findBrowser } from './browser.ts';
 
 export const OUTPUT = join(import.meta.dirname, '..', 'output');
 
-export async function launch(): Promise<Browser> {
+/** @param gpu arguments for another than none. */
+export async function launch(gpu: readonly string[] = ['--disable-gpu']): Promise<Browser> {
   const program = findBrowser();
   if (!program) throw new Error('no chromium is installed');
   return chromium.launch({
     executablePath: `/usr/bin/${program}`,
-    args: [
-      '--no-sandbox',
-      '--disable-gpu',
-      '--disable-dev-shm-usage',
-      '--disable-background-networking',
-    ],
+    args: ['--no-sandbox', ...gpu, '--disable-dev-shm-usage', '--disable-background-networking'],
   });
 }
 
@@ -58,3 +55,26 @@ export function problemsOf(page: Page): string[] {
 }
 
 export type { Browser, BrowserContext, Page };
+
+/** Serious findings of axe-core about the page as it is, by rule and place. */
+export async function accessibilityProblems(page: Page): Promise<string[]> {
+  await page.evaluate(AXE);
+  const { violations } = await page.evaluate(
+    () =>
+      (
+        globalThis as unknown as { axe: { run(): Promise<AxeResults> } }
+      ).axe.run() as Promise<AxeResults>,
+  );
+  return violations
+    .filter(({ impact }) => impact === 'serious' || impact === 'critical')
+    .flatMap(({ id, nodes }) => nodes.map(({ target }) => `${id}: ${target.join(' ')}`));
+}
+
+interface AxeResults {
+  readonly violations: readonly {
+    readonly id: string;
+    readonly impact: string;
+    readonly nodes: readonly { readonly target: readonly string[] }[];
+  }[];
+}
+const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');

@@ -6,8 +6,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
+import { WebSocket } from 'ws';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { LIMITS, NAME_PATTERN } from '../../shared/config.ts';
+import { ticketProtocols } from '../../shared/join.ts';
 import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
 import { Client } from '../../worker/client.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
@@ -143,6 +145,11 @@ describe('roles', () => {
     ['GET', '/dashboard.js', anybody],
     ['GET', '/dashboard.css', anybody],
     ['GET', '/icon.svg', anybody],
+    ['GET', '/join', anybody],
+    ['GET', '/join.js', anybody],
+    // There is none: whoever hears that was let in.
+    ['GET', '/join/files/:name', [401, 401, 403, 404, 404]],
+    ['POST', '/join/ticket', [401, 401, 403, 200, 200]],
     ['GET', '/session', anybody],
     // Whose token it is stands in its body, and there it is an observer's.
     ['POST', '/session', anybody],
@@ -164,7 +171,10 @@ describe('roles', () => {
     for (const [method, path, statuses] of TABLE) {
       const seen: number[] = [];
       for (const headers of givens) {
-        const place = path.replace(':id', 'r').replace(':kind', 'last');
+        const place = path
+          .replace(':id', 'r')
+          .replace(':kind', 'last')
+          .replace(':name', 'worker.js');
         const bodies: Record<string, object> = { '/runs': RUN, '/session': { token: 'r' } };
         const body = method === 'POST' ? bodies[path] : undefined;
         const origin = path === '/session' ? { origin: url } : {};
@@ -238,8 +248,7 @@ describe('a login', () => {
     const cookie = pairOf(observer);
     expect((await ask(`${url}/status`, { headers: { cookie } })).status).toBe(200);
     expect((await ask(`${url}/session`, { headers: { cookie } })).body).toEqual({
-      role: 'observer',
-      open: false,
+      ...{ role: 'observer', open: false, works: false },
     });
     const create = (headers: object) => ask(`${url}/runs`, { method: 'POST', headers, body: RUN });
     expect((await create({ cookie, origin: url })).status).toBe(403);
@@ -274,6 +283,53 @@ describe('a login', () => {
       body: { token: 'o' },
     });
     expect(foreign.status).toBe(403);
+  });
+
+  test('to work is a worker’s or an operator’s, and a worker’s reads nothing', async () => {
+    const { url } = await start(tokens);
+    const attempt = (token: string) =>
+      ask(`${url}/session`, {
+        method: 'POST',
+        headers: { origin: url },
+        body: { token, work: true },
+      });
+    expect(await attempt('r')).toMatchObject({ status: 403, body: { code: 'DP_FORBIDDEN' } });
+    expect((await attempt('o')).body).toEqual({ role: 'operator', open: false, works: true });
+    const worker = await attempt('w');
+    expect(worker.body).toEqual({ role: null, open: false, works: true });
+    const cookie = pairOf(worker.headers['set-cookie']![0]!);
+    expect((await ask(`${url}/status`, { headers: { cookie } })).status).toBe(403);
+    expect((await ask(`${url}/session`, { headers: { cookie } })).body).toEqual(worker.body);
+  });
+
+  test('gets a page a ticket, which lets it in once and from this server alone', async () => {
+    const { url } = await start(tokens);
+    const headers = { origin: url };
+    const body = { token: 'w', work: true };
+    const login = await ask(`${url}/session`, { method: 'POST', headers, body });
+    const cookie = pairOf(login.headers['set-cookie']![0]!);
+    const ticket = async (origin: string) => {
+      const answer = await ask(`${url}/join/ticket`, {
+        method: 'POST',
+        headers: { cookie, origin },
+      });
+      return { ...answer, ticket: (answer.body as { ticket?: string }).ticket! };
+    };
+    expect((await ticket('http://evil.example')).status).toBe(403);
+    const shake = (given: string, origin = url) =>
+      ask(
+        `${url}/ws`,
+        upgrade({ origin, 'sec-websocket-protocol': ticketProtocols(given).join(', ') }),
+      );
+    expect((await shake((await ticket(url)).ticket, 'http://evil.example')).status).toBe(403);
+    expect((await shake('a-guess')).status).toBe(401);
+    const { ticket: good } = await ticket(url);
+    const page = new WebSocket(`${url.replace('http', 'ws')}/ws`, ticketProtocols(good), {
+      origin: url,
+    });
+    const [{ headers: agreed }] = await once(page, 'upgrade');
+    expect(agreed['sec-websocket-protocol']).toBe('downpour.ticket');
+    expect((await shake(good)).status).toBe(401);
   });
 
   test('is refused to workers and to guesses, which are counted', async () => {

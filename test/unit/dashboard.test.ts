@@ -5,8 +5,13 @@ test('all of the dashboard is at most 150 KB, compressed as it travels', async (
   const files = await dashboard();
   expect([...files.keys()].sort()).toEqual([...DASHBOARD_PATHS].sort());
   let gzipped = 0;
-  for (const file of files.values()) gzipped += file.gzipped.length;
+  for (const [path, file] of files) if (path !== '/join.js') gzipped += file.gzipped.length;
   expect(gzipped).toBeLessThanOrEqual(150_000);
+});
+
+test('the page of browsers that train is at most 20 KB, without what it trains with', async () => {
+  const { gzipped } = (await dashboard()).get('/join.js')!;
+  expect(gzipped.length).toBeLessThanOrEqual(20_000);
 });
 
 test('nothing of it asks another host, and no script or style stands in the page', async () => {
@@ -16,6 +21,8 @@ test('nothing of it asks another host, and no script or style stands in the page
     const text = bytes.toString().replaceAll('http://www.w3.org/2000/svg', '');
     expect(text.match(/(?:https?:)?\/\/[a-z0-9-]+\.[a-z]{2,}[/"'`)]/gi), path).toBeNull();
   }
-  const page = files.get('/')!.bytes.toString();
-  expect(page).not.toMatch(/<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)/);
+  for (const path of ['/', '/join'] as const) {
+    const page = files.get(path)!.bytes.toString();
+    expect(page, path).not.toMatch(/<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)/);
+  }
 });
