@@ -449,7 +449,8 @@ function registerStatus(program: Command): void {
     .argument('[run]', 'its name (default: all runs)')
     .addOption(
       new Option('--watch [seconds]', 'again and again, until Ctrl-C (default: every second)')
-        .preset(1)
+        // Parsed like one that is written.
+        .preset('1')
         .argParser(positive),
     )
     .addOption(serverOption())

@@ -69,6 +69,15 @@ describe('help', () => {
     }
   });
 
+  test('shows presets that their own parser takes', async () => {
+    const options = allCommands(await createProgram({ exitCode: 0 })).flatMap((c) => c.options);
+    const preset = options.filter(({ presetArg }) => presetArg !== undefined);
+    expect(preset.map(({ long }) => long)).toContain('--watch');
+    for (const { long, presetArg, parseArg } of preset) {
+      expect(() => parseArg?.(presetArg as string, undefined), long).not.toThrow();
+    }
+  });
+
   test('lists the exit codes, and asking for it is no failure', async () => {
     const { code, out } = await run('--help');
     expect(code).toBe(EXIT.ok);
