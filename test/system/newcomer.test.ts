@@ -39,7 +39,7 @@ interface Event {
 const children = new Set<ChildProcess>();
 
 /** A command that runs: its lines, its events (with --json), its end. */
-function start(program: string, args: readonly string[]) {
+function start(program: string, args: readonly string[], cwd = folder) {
   const env: NodeJS.ProcessEnv = { ...process.env, NO_COLOR: '1' };
   for (const name of Object.keys(env)) if (name.startsWith('DOWNPOUR_')) delete env[name];
   // The engines that are installed are part of the machine, like Node itself.
@@ -47,7 +47,7 @@ function start(program: string, args: readonly string[]) {
   if (engines !== undefined) env.DOWNPOUR_ENGINE_DIR = engines;
   env.DOWNPOUR_DATA = join(folder, 'data');
   const child = spawn(process.execPath, [program, ...args], {
-    cwd: folder,
+    cwd,
     env,
     stdio: ['ignore', 'pipe', 'pipe'],
   });
@@ -193,6 +193,57 @@ describe('a newcomer who errs', () => {
     expect(await training.code, training.text()).toBe(4);
     expect(training.text()).toMatch(/error DP_(RUN_FAILED|DIVERGED)/);
   });
+});
+
+test('a newcomer who follows docs/getting-started.md gets from its experiment to a cluster', {
+  timeout: 600_000,
+}, async () => {
+  const page = readFileSync(join(ROOT, 'docs/getting-started.md'), 'utf8');
+  const home = join(folder, 'getting-started');
+  mkdirSync(home);
+  for (const [, file, source] of page.matchAll(/```ts\n\/\/ (\S+\.ts)\n([\s\S]*?)```/g)) {
+    writeFileSync(join(home, file!), source!);
+  }
+  const lines = [...page.matchAll(/```sh\n([\s\S]*?)```/g)].flatMap(([, block]) =>
+    block!.trim().split('\n'),
+  );
+  expect(lines.length).toBeGreaterThanOrEqual(10);
+  const PORT = '127.0.0.1:7420';
+  let address = PORT;
+  let run = '';
+  const kept: ReturnType<typeof start>[] = [];
+  for (const line of lines) {
+    const [npx, program, command, ...words] = line.split(' ');
+    expect([npx, program], line).toEqual(['npx', 'downpour']);
+    const args = words.map((word) => word.replace('<run>', run).replace(PORT, address));
+    const remote = args.includes('--server');
+    // Nobody else's server, no port that may be taken; and two epochs teach as much as twenty.
+    if (command === 'serve') args.push('--port', '0', '--json');
+    else if (command === 'work') args.push('--server', `ws://${address}`);
+    else if (command === 'train') args.push('--epochs', '2', ...(remote ? [] : ['--port', '0']));
+    else if (!remote) args.push('--state', '.downpour');
+    const started = start(PROGRAM, [command!, ...args], home);
+    if (command === 'serve') {
+      const { url } = await started.until(({ event }) => event === 'listening');
+      address = new URL(url!).host;
+    }
+    if (command === 'serve' || command === 'work') kept.push(started);
+    else if (args.includes('--watch')) {
+      await expect.poll(started.text, { timeout: 60_000 }).toContain(run);
+      started.child.kill('SIGINT');
+      await started.code;
+    } else expect(await started.code, `${line}\n${started.text()}`).toBe(0);
+    if (command === 'train') {
+      expect(started.text()).toMatch(/finished/);
+      run = /npx downpour export (\S+)/.exec(started.text())![1]!;
+    }
+    if (command === 'status') expect(started.text()).toContain(run);
+    if (command === 'export') expect(existsSync(join(home, 'exported', 'model.json'))).toBe(true);
+  }
+  for (const { child, code } of kept.reverse()) {
+    child.kill('SIGTERM');
+    await code;
+  }
 });
 
 test('npm start passes its arguments on and prints the result', async () => {
