@@ -29,8 +29,8 @@ export function dial(options: DialOptions): { abort(): void } {
     () => fail(new Error(`no answer to the handshake within ${options.handshakeMs / 1000} s`)),
     options.handshakeMs,
   );
-  askForTicket(options.url).then(
-    (ticket) => {
+  askForTicket(options.url)
+    .then((ticket) => {
       if (settled) return;
       if (typeof ticket !== 'string') {
         fail(new Error(ticket.message), ticket.status);
@@ -45,9 +45,8 @@ export function dial(options: DialOptions): { abort(): void } {
         } else if (settle()) new PageConnection(opening).start(options);
       };
       opening.onclose = () => fail(new Error('connection closed'));
-    },
-    (error) => fail(error instanceof Error ? error : new Error(String(error))),
-  );
+    })
+    .catch((error) => fail(error instanceof Error ? error : new Error(String(error))));
   return { abort: () => fail(new Error('aborted')) };
 }
 
