@@ -6,9 +6,12 @@ import { pngOf, type Shown } from '../study/figures.ts';
 import { lookReport } from '../study/look.ts';
 import { observationsReport } from '../study/observations.ts';
 import { type Report, writeReport } from '../study/report.ts';
+import { lookName, toldReport } from '../study/telling.ts';
 import type { Examples, PreparedData } from '../worker/data/examples.ts';
-import { print, printJson } from './options.ts';
+import { openSession } from './embedded.ts';
+import { print, printJson, tell } from './options.ts';
 import { table } from './progress.ts';
+import { Teller } from './tell-study.ts';
 import { answersOfPart, openTrained, type Trained, type TrainedOptions } from './trained.ts';
 
 export interface LookOptions extends TrainedOptions {
@@ -33,7 +36,10 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
     if (options.tensorboard !== undefined) {
       await writePictures(resolve(options.tensorboard), report, show, trained.facts.step);
     }
-    await tellReport(report, options.out ?? `looks/${trained.facts.run}`, options.json);
+    await tellReport('look', report, trained, {
+      ...options,
+      out: options.out ?? `looks/${trained.facts.run}`,
+    });
   } finally {
     trained.model.dispose();
   }
@@ -75,15 +81,31 @@ function withObserved(report: Report, { observed, facts }: Trained): Report {
   };
 }
 
-/** Writes a report and says what it says. */
+export interface TellOptions extends TrainedOptions {
+  readonly out: string;
+  readonly json?: boolean;
+}
+
+/** Writes a report and says what it says, to the server that has the run as well. */
 export async function tellReport(
+  kind: string,
   report: Report,
-  out: string,
-  json: boolean | undefined,
+  { facts: { run, experiment } }: Trained,
+  options: TellOptions,
 ): Promise<void> {
-  const paths = await writeReport(resolve(out), report);
+  const paths = await writeReport(resolve(options.out), report);
+  // Of a file nobody knows whose it is.
+  if (options.checkpoint === undefined) {
+    const session = await openSession({ ...options, run });
+    try {
+      const own = { kind, state: 'ended' as const, experiment, run, trials: null, runs: [run] };
+      await new Teller(session.client, lookName(kind, run), tell).last(toldReport(own, report));
+    } finally {
+      await session.close();
+    }
+  }
   const { title, headings, rows, advice, facts } = report;
-  if (json) return printJson({ title, advice, ...facts, files: paths });
+  if (options.json) return printJson({ title, advice, ...facts, files: paths });
   print(title);
   for (const line of table(headings, rows)) print(line);
   print();

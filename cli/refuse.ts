@@ -30,7 +30,10 @@ export async function refuseCommand(file: string, options: RefuseOptions): Promi
       },
       answers,
     );
-    await tellReport(report, options.out ?? `refusals/${run}`, options.json);
+    await tellReport('refuse', report, trained, {
+      ...options,
+      out: options.out ?? `refusals/${run}`,
+    });
   } finally {
     trained.model.dispose();
   }

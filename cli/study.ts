@@ -4,6 +4,7 @@ import { resolveConfig } from '../shared/config.ts';
 import { digestText } from '../shared/digest.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { DataSummary } from '../shared/protocol.ts';
+import type { StudyReport } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
 import { canonical } from '../study/record.ts';
 import { type Report, writeReport } from '../study/report.ts';
@@ -14,6 +15,7 @@ import {
   type StudyEvent,
   type Trial,
 } from '../study/study.ts';
+import { toldReport, trialsReport } from '../study/telling.ts';
 import {
   type Experiment,
   experimentName,
@@ -34,6 +36,7 @@ import {
 } from './options.ts';
 import type { Pool } from './pool.ts';
 import { createProgress, groups, type Progress, percent, short, table } from './progress.ts';
+import { Teller } from './tell-study.ts';
 
 /** What all studies have in common on the command line: server, workers, progress, results. */
 
@@ -58,6 +61,7 @@ export interface StudyDefinition {
   readonly settings: unknown;
   readonly plan: Plan;
   readonly trialCount: number;
+  /** Also of a study that has not ended: for those who look on. */
   readonly report: (name: string, trials: readonly Trial[]) => Report;
   readonly checkData?: (data: DataSummary) => void;
   readonly keepCurves?: boolean;
@@ -139,7 +143,21 @@ export async function studyCommand(
       `study ${name}: ${definition.trialCount} trials, ${parallel} at a time; status at ${client.url}/status`,
     );
     progress.note('Ctrl-C leaves a checkpoint of each trial; the same command goes on');
-    const { done, trials } = await conductStudy({
+    const teller = new Teller(client, name, (line) => progress.note(line));
+    const told = (state: StudyReport['state'], trials: readonly Trial[]) => {
+      const ended = trials.filter(({ end }) => end !== null).length;
+      const own = { kind, state, experiment: experimentName(file), run: null };
+      return toldReport(
+        {
+          ...{ ...own, runs: trials.map(({ id }) => id) },
+          trials: { ended, of: definition.trialCount },
+        },
+        state === 'ended' ? definition.report(name, trials) : soFar(definition, name, trials),
+      );
+    };
+    const tellUser = tellProgress(progress, definition.trialCount);
+    let known: readonly Trial[] = [];
+    const outcome = conductStudy({
       ...{ client, name, folder, experimentHash, settings, parallel },
       experiment: experimentName(file),
       plan: definition.plan,
@@ -149,10 +167,20 @@ export async function studyCommand(
       // Shared by several, a trial that waits would take single workers from those that run.
       lookahead: options.workersPerTrial === 1 ? 1 : 0,
       signal: interruption.signal,
-      onEvent: tellProgress(progress, definition.trialCount),
+      onEvent(event) {
+        tellUser(event);
+        if (event.kind !== 'progress') return;
+        known = event.trials;
+        teller.inPassing(() => told('running', known));
+      },
+    });
+    const { done, trials } = await outcome.catch(async (error: unknown) => {
+      await teller.last(told('failed', known));
+      throw error;
     });
     over = true;
     progress.end();
+    await teller.last(told(done ? 'ended' : 'interrupted', trials));
     if (!done) {
       progress.event('interrupted', { study: name });
       progress.note('stopped; the same command goes on');
@@ -175,6 +203,17 @@ export async function studyCommand(
     await pool?.stop();
     await session?.close();
     interruption.dispose();
+  }
+}
+
+/** The trials as they stand, with the figures of those that have a value. */
+function soFar({ report }: StudyDefinition, name: string, trials: readonly Trial[]): Report {
+  try {
+    const { title, plots } = report(name, trials);
+    return { ...trialsReport(title, trials), plots };
+  } catch {
+    // Not every report can be made of half a study; the table can.
+    return trialsReport(name, trials);
   }
 }
 

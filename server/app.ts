@@ -81,7 +81,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   app.server.maxConnections = LIMITS.socketCountMax;
   const headers = { ...SECURITY_HEADERS, ...(tls ? STRICT_TRANSPORT : {}) };
   app.setErrorHandler((error: FastifyError | DownpourError, request, reply) => {
-    const { code, message } = describeError(error);
+    const { code, message } = describeError(error, request.routeOptions.bodyLimit);
     if (code === 'DP_INTERNAL') {
       log(`defect in ${request.method} ${request.url}: ${error.stack}`, { level: 'error', code });
     }
@@ -397,7 +397,10 @@ function acceptWorkers(app: FastifyInstance, coordinator: Coordinator, door: Doo
   });
 }
 
-function describeError(error: FastifyError | DownpourError): { code: ErrorCode; message: string } {
+function describeError(
+  error: FastifyError | DownpourError,
+  bodyBytesMax: number = LIMITS.bodyBytesMax,
+): { code: ErrorCode; message: string } {
   if (error instanceof DownpourError) return { code: error.code, message: error.message };
   if ('validation' in error && error.validation) {
     const lines = error.validation.map(({ instancePath, message, params }) => {
@@ -409,7 +412,7 @@ function describeError(error: FastifyError | DownpourError): { code: ErrorCode; 
   if (error.code === 'FST_ERR_CTP_BODY_TOO_LARGE') {
     return {
       code: 'DP_FRAME_TOO_LARGE',
-      message: `the body is too large; at most ${LIMITS.bodyBytesMax} bytes are allowed`,
+      message: `the body is too large; at most ${bodyBytesMax} bytes are allowed`,
     };
   }
   const { statusCode } = error;

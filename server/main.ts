@@ -27,6 +27,7 @@ import { openRedisStore } from './redis.ts';
 import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
 import { ShardPool, storeSource, threadSource } from './shard-pool.ts';
 import { type OwnerLease, openFileStore, type StateStore } from './state-store.ts';
+import { Studies } from './studies.ts';
 import { TensorBoard } from './tensorboard.ts';
 import { type TlsFiles, TlsMaterial } from './tls.ts';
 
@@ -153,6 +154,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       coordinator,
       version: VERSION,
       stateStore: store,
+      studies: await Studies.open(state, log),
       startedAt: new Date(),
       checkpointFolder: (run) => checkpointFolder(state, run),
       access,

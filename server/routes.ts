@@ -17,6 +17,10 @@ import {
   RunDetailSchema,
   RunSummarySchema,
   StatusSchema,
+  StudyDetailSchema,
+  type StudyReport,
+  StudyReportSchema,
+  StudySummarySchema,
   TimelineSchema,
   WorkerSummarySchema,
 } from '../shared/rest.ts';
@@ -26,6 +30,7 @@ import { Lag } from './counts.ts';
 import type { FeedSource } from './feed.ts';
 import { EXPOSITION_TYPE, exposition } from './prometheus.ts';
 import type { StateStore } from './state-store.ts';
+import type { Studies } from './studies.ts';
 
 export interface RoutesOptions {
   readonly coordinator: Coordinator;
@@ -34,6 +39,7 @@ export interface RoutesOptions {
   readonly startedAt: Date;
   /** Of the server on this machine, if it listens on one. */
   readonly localSocket: () => string | null;
+  readonly studies: Studies;
   /** Where the checkpoints of a run lie. */
   readonly checkpointFolder: (run: string) => string;
 }
@@ -46,6 +52,8 @@ const Points = Type.Object(
   { points: Type.Optional(Type.String()) },
   { additionalProperties: false },
 );
+const StudyName = Type.Object({ name: Type.String({ pattern: NAME_PATTERN }) });
+type ByName = { Params: { name: string } };
 const errors = { '4xx': ErrorBodySchema, '5xx': ErrorBodySchema };
 type ById = { Params: { id: string } };
 
@@ -54,7 +62,7 @@ type ById = { Params: { id: string } };
  * @returns the same facts for the feed.
  */
 export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSource {
-  const { coordinator, version, stateStore, startedAt } = options;
+  const { coordinator, version, stateStore, studies, startedAt } = options;
   const startedMs = performance.now();
   const schema = (summary: string, response: object, more: object = {}) => ({
     schema: { summary, response: { ...response, ...errors }, ...more },
@@ -82,6 +90,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
         stateStoreAway,
         shards: coordinator.shards,
         alerts: coordinator.alerts(runs, stateStoreAway),
+        studiesVersion: studies.version,
         memoryBytes: { rss, heap: heapUsed, arrayBuffers },
       };
     },
@@ -239,6 +248,42 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
           `attachment; filename="${id}-${kind}-${newest.step}.safetensors"`,
         )
         .send(createReadStream(path));
+    },
+  );
+
+  const StudyList = Type.Object({ studies: Type.Array(StudySummarySchema) });
+  app.get(
+    '/studies',
+    schema('Studies and looks at models, those told of last first', { 200: StudyList }),
+    () => ({ studies: [...studies.list()] }),
+  );
+  app.get<ByName>(
+    '/studies/:name',
+    schema('What one study has found', { 200: StudyDetailSchema }, { params: StudyName }),
+    // As it was checked when it came in: text is sent as it is.
+    async (request, reply) =>
+      reply
+        .type('application/json; charset=utf-8')
+        .send(JSON.stringify(await studies.read(request.params.name))),
+  );
+  app.put<ByName & { Body: StudyReport }>(
+    '/studies/:name',
+    {
+      ...schema(
+        'Tell what a study has found so far, in the place of what it told before',
+        { 200: StudySummarySchema },
+        { params: StudyName, body: StudyReportSchema },
+      ),
+      bodyLimit: LIMITS.studyBytesMax,
+    },
+    (request) => studies.tell(request.params.name, request.body, new Date().toISOString()),
+  );
+  app.delete<ByName>(
+    '/studies/:name',
+    schema('Remove what a study told; its runs stay', { 204: Type.Null() }, { params: StudyName }),
+    async (request, reply) => {
+      await studies.remove(request.params.name);
+      return reply.code(204).send(null);
     },
   );
 

@@ -537,6 +537,9 @@ export const LIMITS = {
   /** Of a curve that is asked for. */
   curvePointsMin: 10,
   curvePointsMax: 2_000,
+  /** Studies that a server keeps, and one of them as JSON. */
+  studyCountMax: 1_000,
+  studyBytesMax: 2 ** 22,
   /** How long one login lasts. */
   loginSeconds: 12 * 3600,
   /** How soon a page must show its ticket, and how many may wait for that. */

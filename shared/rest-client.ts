@@ -9,6 +9,9 @@ import type {
   RunDetail,
   RunSummary,
   Status,
+  StudyDetail,
+  StudyReport,
+  StudySummary,
   Timeline,
   WorkerSummary,
 } from './rest.ts';
@@ -47,6 +50,12 @@ export interface RestClient {
   checkpoints(id: string): Promise<CheckpointSummary[]>;
   /** The checkpoint's safetensors as they come; the time limit counts until the first byte. */
   checkpointFile(id: string, kind: CheckpointSummary['kind']): Promise<ReadableStream<Uint8Array>>;
+  /** All studies, the one that was told of last first. */
+  studies(): Promise<StudySummary[]>;
+  study(name: string): Promise<StudyDetail>;
+  /** What a study has found so far, in the place of what it told before. */
+  tellStudy(name: string, report: StudyReport): Promise<StudySummary>;
+  removeStudy(name: string): Promise<void>;
 }
 
 /** As far as everybody needs it. */
@@ -72,7 +81,8 @@ export function createRestClient(options: RestClientOptions): RestClient {
   const { token, timeoutMs = 10_000, signal, fetch = globalThis.fetch } = options;
   const url = httpAddress(options.server);
 
-  async function send(method: 'GET' | 'POST', path: string, body?: unknown): Promise<Response> {
+  type Method = 'GET' | 'POST' | 'PUT' | 'DELETE';
+  async function send(method: Method, path: string, body?: unknown): Promise<Response> {
     const stopped: AbortSignal[] = [AbortSignal.timeout(timeoutMs)];
     if (signal) stopped.push(signal);
     let response: Response;
@@ -105,7 +115,7 @@ export function createRestClient(options: RestClientOptions): RestClient {
     );
   }
 
-  async function json<T>(method: 'GET' | 'POST', path: string, body?: unknown): Promise<T> {
+  async function json<T>(method: Method, path: string, body?: unknown): Promise<T> {
     const response = await send(method, path, body);
     let text: string;
     try {
@@ -147,6 +157,12 @@ export function createRestClient(options: RestClientOptions): RestClient {
       (await json<{ workers: WorkerSummary[] }>('GET', of(id, '/workers'))).workers,
     checkpoints: async (id) =>
       (await json<{ checkpoints: CheckpointSummary[] }>('GET', of(id, '/checkpoints'))).checkpoints,
+    studies: async () => (await json<{ studies: StudySummary[] }>('GET', '/studies')).studies,
+    study: (name) => json('GET', `/studies/${encodeURIComponent(name)}`),
+    tellStudy: (name, report) => json('PUT', `/studies/${encodeURIComponent(name)}`, report),
+    async removeStudy(name) {
+      await send('DELETE', `/studies/${encodeURIComponent(name)}`);
+    },
     async checkpointFile(id, kind) {
       const path = of(id, `/checkpoints/${kind}/file`);
       // The signal of a fetch also ends its body, and a large file on a slow line takes its time:

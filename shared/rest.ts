@@ -1,5 +1,6 @@
 import Type, { type Static, type TSchema } from 'typebox';
-import { NAME_PATTERN, RunConfigSchema } from './config.ts';
+import { LIMITS, NAME_PATTERN, RunConfigSchema } from './config.ts';
+import { FIGURE_LIMITS, FigureSchema } from './figure.ts';
 import {
   DataSummarySchema,
   LayerObservationSchema,
@@ -250,6 +251,8 @@ export const ServerFactsSchema = Type.Object({
   shards: orNull(Type.Object({ count: N, whole: Type.Boolean() })),
   /** The worst first. */
   alerts: Type.Array(AlertSchema),
+  /** Another number whenever a study was told of or removed. */
+  studiesVersion: N,
 });
 export type ServerFacts = Static<typeof ServerFactsSchema>;
 
@@ -259,6 +262,59 @@ export const StatusSchema = Type.Object({
   workers: Type.Array(WorkerSummarySchema),
 });
 export type Status = Static<typeof StatusSchema>;
+
+const Line = Type.String({ maxLength: 1_000 });
+const studyFacts = {
+  /** `search`, `lr`, `folds`, `look` and so on: any that a command knows. */
+  kind: Name,
+  state: Type.Union([
+    Type.Literal('running'),
+    Type.Literal('ended'),
+    Type.Literal('interrupted'),
+    Type.Literal('failed'),
+  ]),
+  experiment: Name,
+  /** Whose parameters were looked at; null: it is no look at one model. */
+  run: orNull(Name),
+  title: Type.String({ maxLength: 500 }),
+  /** Of its trials; null: it has none. */
+  trials: orNull(Type.Object({ ended: Type.Integer(), of: Type.Integer() }, closed)),
+};
+
+/**
+ * What a study, or a look at a model, has found so far: a table, advice and figures. Commands tell it to the server
+ * that has the runs (`PUT /studies/:name`), as often as it has changed.
+ */
+export const StudyReportSchema = Type.Object(
+  {
+    ...studyFacts,
+    headings: Type.Array(Line, { maxItems: 64 }),
+    rows: Type.Array(Type.Array(Line, { maxItems: 64 }), { maxItems: 2_000 }),
+    /** One paragraph; empty while it runs. */
+    advice: Type.String({ maxLength: 20_000 }),
+    figures: Type.Array(FigureSchema, { maxItems: FIGURE_LIMITS.figures }),
+    /** Rows and figures that were left out since they are too many or too large. */
+    omitted: Type.Integer({ minimum: 0 }),
+    /** Its runs on this server. */
+    runs: Type.Array(Name, { maxItems: LIMITS.runCountMax }),
+  },
+  closed,
+);
+export type StudyReport = Static<typeof StudyReportSchema>;
+
+export const StudySummarySchema = Type.Object({
+  name: Name,
+  ...studyFacts,
+  createdAt: Type.String(),
+  updatedAt: Type.String(),
+});
+export type StudySummary = Static<typeof StudySummarySchema>;
+
+export const StudyDetailSchema = Type.Object({
+  ...StudySummarySchema.properties,
+  ...StudyReportSchema.properties,
+});
+export type StudyDetail = Static<typeof StudyDetailSchema>;
 
 /** What the workers did of late, looked at once a second. */
 export const TimelineSchema = Type.Object({

@@ -1,4 +1,5 @@
 import { resolveConfig } from '../shared/config.ts';
+import type { ChartFigure } from '../shared/figure.ts';
 import { chart } from './plot.ts';
 import { errorFormat, numberText, type Report } from './report.ts';
 import { type Estimate, estimate, meanOf } from './statistics.ts';
@@ -263,22 +264,26 @@ function choiceText(
   return `Stay with '${baseline.name}'.`;
 }
 
-function plot(results: readonly VariantResult[], metric: Metric): string {
+function plot(results: readonly VariantResult[], metric: Metric): ChartFigure {
   return chart({
     title: `Validation ${metric} by variant, with 95 % confidence`,
-    x: { label: 'variant, in the order of the table' },
+    x: { label: 'variant', names: results.map(({ name }) => name) },
     y: { label: `validation ${metric}` },
-    series: results.map(({ name, value }, i) => ({
-      name,
-      style: 'scatter',
-      points: value
-        ? [
-            {
-              ...{ x: i + 1, y: value.mean },
-              ...(value.count > 1 ? { low: value.low, high: value.high } : {}),
-            },
-          ]
-        : [],
-    })),
+    series: [
+      {
+        name: '',
+        style: 'scatter',
+        points: results.flatMap(({ name, value }, x) =>
+          value === null
+            ? []
+            : [
+                {
+                  ...{ x, y: value.mean, label: `${name}: ${numberText(value.mean)}` },
+                  ...(value.count > 1 ? { low: value.low, high: value.high } : {}),
+                },
+              ],
+        ),
+      },
+    ],
   });
 }

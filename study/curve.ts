@@ -1,4 +1,5 @@
 import { resolveConfig } from '../shared/config.ts';
+import type { ChartFigure } from '../shared/figure.ts';
 import { chart } from './plot.ts';
 import { type Extrapolation, extrapolate, type Measured } from './power-law.ts';
 import { errorFormat, type Report } from './report.ts';
@@ -246,7 +247,11 @@ function neededText(
   return `By this curve ${format(target)} needs about ${Number(needed.toPrecision(2))} training examples, ${(needed / n).toFixed(1)} times as many.`;
 }
 
-function plot(sizes: readonly Size[], fit: Extrapolation | null, target: number | null): string {
+function plot(
+  sizes: readonly Size[],
+  fit: Extrapolation | null,
+  target: number | null,
+): ChartFigure {
   const bars = ({ mean, standardError }: Estimate) =>
     Number.isFinite(standardError)
       ? { low: Math.max(mean - standardError, mean / 2), high: mean + standardError }

@@ -1,7 +1,8 @@
 import { PNG } from 'pngjs';
-import { escapeXml, svg } from './plot.ts';
+import type { ChartFigure, MatrixFigure, ThresholdsFigure } from '../shared/figure.ts';
+import { escapeXml, PAPER, svg } from '../shared/plot.ts';
 
-/** Figures of a model: pictures with captions, a matrix of counts, histograms over time. SVG text. */
+/** Figures of a model: pictures with captions, a matrix of counts, thresholds, histograms over time. */
 
 /** How an example is shown. */
 export type Shown =
@@ -23,11 +24,21 @@ export interface Card {
   readonly wrong: boolean;
 }
 
+/** Examples with captions; unlike a `GalleryFigure`, of any number and in full size. */
+export interface Gallery {
+  readonly kind: 'gallery';
+  readonly title: string;
+  readonly cards: readonly Card[];
+}
+
+export const contactSheet = (title: string, cards: readonly Card[]): Gallery => ({
+  ...{ kind: 'gallery', title, cards },
+});
+
 const COLUMNS = 8;
 const CARD = { width: 118, image: 84, line: 14, gap: 10 };
 
-/** A contact sheet. */
-export function contactSheet(title: string, cards: readonly Card[]): string {
+export function galleryPicture({ title, cards }: Gallery): string {
   const lines = Math.max(1, ...cards.map(({ caption }) => caption.length));
   const cardHeight = CARD.image + lines * CARD.line + 12;
   const columns = Math.min(COLUMNS, Math.max(4, cards.length));
@@ -43,6 +54,7 @@ export function contactSheet(title: string, cards: readonly Card[]): string {
   });
   const rows = Math.ceil(cards.length / columns);
   return svg(title, parts, {
+    ...PAPER,
     width: CARD.gap + columns * (CARD.width + CARD.gap),
     height: 50 + rows * (cardHeight + CARD.gap),
   });
@@ -77,43 +89,27 @@ export function pngOf(shown: Extract<Shown, { kind: 'image' }>): Buffer {
   return PNG.sync.write(png);
 }
 
-/** A matrix of counts: true classes in rows, answers in columns; colour by the share of the row. */
-export function matrixFigure(
+/** Counts by true class and answer. */
+export const matrixFigure = (
   title: string,
   counts: readonly (readonly number[])[],
   names: readonly string[] = counts.map((_, i) => String(i)),
-): string {
-  const size = counts.length;
-  const cell = Math.max(12, Math.min(46, Math.floor(560 / Math.max(1, size))));
-  const [left, top] = [90, 70];
-  const parts = [
-    `<text x="${left + (size * cell) / 2}" y="${top - 26}" text-anchor="middle">answer</text>`,
-    `<text x="20" y="${top + (size * cell) / 2}" text-anchor="middle" transform="rotate(-90 20 ${top + (size * cell) / 2})">true class</text>`,
-  ];
-  counts.forEach((row, i) => {
-    const total = row.reduce((a, b) => a + b, 0);
-    const y = top + i * cell;
-    parts.push(
-      `<text x="${left - 6}" y="${y + cell / 2 + 4}" text-anchor="end">${escapeXml(names[i]!)}</text>`,
-      `<text x="${left + i * cell + cell / 2}" y="${top - 8}" text-anchor="middle">${escapeXml(names[i]!)}</text>`,
-    );
-    row.forEach((count, j) => {
-      const share = total === 0 ? 0 : count / total;
-      const fill = i === j ? `rgba(0,114,178,${share})` : `rgba(213,94,0,${Math.sqrt(share)})`;
-      const x = left + j * cell;
-      parts.push(
-        `<rect x="${x}" y="${y}" width="${cell}" height="${cell}" fill="${fill}" stroke="#eeeeee"/>`,
-      );
-      if (cell >= 22 && count > 0) {
-        const ink = share > 0.5 ? '#ffffff' : '#222222';
-        parts.push(
-          `<text x="${x + cell / 2}" y="${y + cell / 2 + 4}" font-size="11" text-anchor="middle" fill="${ink}">${count}</text>`,
-        );
-      }
-    });
-  });
-  return svg(title, parts, { width: left + size * cell + 30, height: top + size * cell + 20 });
-}
+): MatrixFigure => ({
+  ...{ kind: 'matrix', title, names: [...names], counts: counts.map((row) => [...row]) },
+});
+
+/** The curve that the thresholds make, and those of the table. */
+export const thresholdsChart = ({ title, points, choices }: ThresholdsFigure): ChartFigure => ({
+  ...{ kind: 'chart', title, x: { label: 'coverage' }, y: { label: 'accuracy' } },
+  series: [
+    {
+      name: 'calibrated, measured on the other half',
+      style: 'curve',
+      points: points.map(({ coverage, accuracy }) => ({ x: coverage, y: accuracy })),
+    },
+    choices,
+  ],
+});
 
 export interface HistogramAt {
   readonly step: number;
@@ -123,10 +119,17 @@ export interface HistogramAt {
 }
 
 /** One panel for each row of histograms over steps: the darker, the larger the share of that step. */
-export function histogramsFigure(
-  title: string,
-  panels: readonly { readonly name: string; readonly over: readonly HistogramAt[] }[],
-): string {
+export interface Histograms {
+  readonly kind: 'histograms';
+  readonly title: string;
+  readonly panels: readonly { readonly name: string; readonly over: readonly HistogramAt[] }[];
+}
+
+export const histogramsFigure = (title: string, panels: Histograms['panels']): Histograms => ({
+  ...{ kind: 'histograms', title, panels },
+});
+
+export function histogramsPicture({ title, panels }: Histograms): string {
   const [width, height, gap, columns] = [340, 150, 50, 2];
   const parts = panels.map(({ name, over }, p) => {
     const x0 = 70 + (p % columns) * (width + 80);
@@ -158,5 +161,5 @@ export function histogramsFigure(
     ].join('');
   });
   const rows = Math.ceil(panels.length / columns);
-  return svg(title, parts, { width: 880, height: 80 + rows * (height + gap) });
+  return svg(title, parts, { ...PAPER, width: 880, height: 80 + rows * (height + gap) });
 }

@@ -102,22 +102,31 @@ export function foldsReport(
     plots: {
       'folds.svg': chart({
         title: `Validation error of each fold${error ? `; mean ${format(error.mean)}` : ''}`,
-        x: { label: 'fold' },
+        x: { label: 'fold', names: [...trials.map(foldName), 'mean'] },
         y: { label: 'validation error' },
         series: [
+          ...(error && error.count > 1
+            ? [
+                {
+                  ...{ name: '', style: 'band' as const, color: 1 },
+                  points: [-0.5, trials.length + 0.5].map((x) => ({
+                    ...{ x, y: error.mean, low: error.low, high: error.high },
+                  })),
+                },
+              ]
+            : []),
           {
-            name: 'fold',
-            style: 'scatter',
-            points: trials.map((_, i) => ({ x: i, y: errors[i] ?? Number.NaN })),
+            ...{ name: 'fold', style: 'scatter', color: 0 },
+            points: trials.map((trial, x) => ({
+              ...{ x, y: errors[x] ?? null, label: `${trial.label}: ${format(errors[x])}` },
+            })),
           },
           {
-            name: 'mean and confidence interval',
-            style: 'scatter',
+            ...{ name: 'mean and 95 % confidence', style: 'scatter', color: 1 },
             points: error
               ? [
                   {
-                    x: trials.length,
-                    y: error.mean,
+                    ...{ x: trials.length, y: error.mean },
                     ...(error.count > 1 ? { low: error.low, high: error.high } : {}),
                   },
                 ]
@@ -135,6 +144,8 @@ export function foldsReport(
     },
   };
 }
+
+const foldName = ({ config }: Trial) => String(config.validation.fold);
 
 /** `2.31 % ± 0.12 % (95 % confidence 2.01 % … 2.61 %)`. */
 export function estimateText(

@@ -1,4 +1,5 @@
 import { resolveConfig } from '../shared/config.ts';
+import type { ChartFigure } from '../shared/figure.ts';
 import { chart } from './plot.ts';
 import { errorFormat, numberText, type Report } from './report.ts';
 import { deviationOf, type Estimate, estimate, meanOf } from './statistics.ts';
@@ -265,8 +266,8 @@ export function learningRateReport(
     ]),
     advice: adviceOf(settings, { ranges, single, probes, suggestion }, command),
     plots: {
-      'range.svg': rangePlot(single, ranges, workers),
-      ...(probes.length === 0 ? {} : { 'rates.svg': probePlot(probes, probeSteps) }),
+      'range.svg': rangePlot(single, ranges, workers, suggestion),
+      ...(probes.length === 0 ? {} : { 'rates.svg': probePlot(probes, probeSteps, suggestion) }),
     },
     facts: {
       ...{ study: name, fork: settings.fork, workers, suggestion },
@@ -353,11 +354,21 @@ function stalenessText(factor: number, ranges: readonly RangeTest[]): string {
   return within ? `${text}, which is within what seeds differ by` : text;
 }
 
+function marksOf(suggestion: Suggestion | null) {
+  if (suggestion === null) return [];
+  const { learningRate, unstable } = suggestion;
+  return [
+    { x: learningRate, text: `use ${learningRate}` },
+    ...(unstable === null ? [] : [{ x: unstable, text: `unstable from ${numberText(unstable)}` }]),
+  ];
+}
+
 function rangePlot(
   single: readonly RangeTest[],
   ranges: readonly RangeTest[],
   workers: number,
-): string {
+  suggestion: Suggestion | null,
+): ChartFigure {
   const groups = workers > 1 ? [single, ranges] : [ranges];
   // Where training falls apart the loss leaves for infinity, and would take the scale with it.
   const top = 2 * Math.max(0, ...groups.flat().map(({ initial }) => Math.abs(initial)));
@@ -365,6 +376,7 @@ function rangePlot(
     title: 'Range test: training loss while the learning rate rises',
     x: { label: 'learning rate', log: true },
     y: { label: 'loss, smoothed' },
+    marks: marksOf(suggestion),
     series: groups.flatMap((group, color) =>
       group.map(({ rates, losses, workers: count }, i) => ({
         name: i > 0 ? '' : count === 1 ? '1 worker' : `${count} workers`,
@@ -376,11 +388,16 @@ function rangePlot(
   });
 }
 
-function probePlot(probes: readonly Probe[], probeSteps: number): string {
+function probePlot(
+  probes: readonly Probe[],
+  probeSteps: number,
+  suggestion: Suggestion | null,
+): ChartFigure {
   return chart({
     title: `Validation loss after ${probeSteps} updates at a constant rate`,
     x: { label: 'learning rate', log: true },
     y: { label: 'validation loss' },
+    marks: marksOf(suggestion),
     series: [
       {
         name: 'mean and standard error of the seeds',

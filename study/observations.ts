@@ -1,6 +1,7 @@
+import type { Series } from '../shared/figure.ts';
 import type { Observations } from '../shared/rest.ts';
 import { type HistogramAt, histogramsFigure } from './figures.ts';
-import { chart, type Series } from './plot.ts';
+import { chart, type Plot } from './plot.ts';
 import { numberText, percentText } from './report.ts';
 
 /**
@@ -14,7 +15,7 @@ const MARK = 0.01;
 
 export interface ObservationsReport {
   readonly advice: string;
-  readonly plots: Readonly<Record<string, string>>;
+  readonly plots: Readonly<Record<string, Plot>>;
   readonly facts: Readonly<Record<string, unknown>>;
 }
 

@@ -139,16 +139,17 @@ export function answered({ confidence, right }: Ranked, threshold: number) {
   return { given, right: good, of: confidence.length };
 }
 
-/** Points of accuracy over coverage, about 200. */
-export function coverageCurve({ right }: Ranked): { coverage: number; accuracy: number }[] {
-  const points: { coverage: number; accuracy: number }[] = [];
+/** Points of accuracy over coverage, about 200, with the confidence that answers start from. */
+export function coverageCurve({ confidence, right }: Ranked) {
+  const points: { threshold: number; coverage: number; accuracy: number }[] = [];
   const every = Math.max(1, Math.floor(right.length / 200));
   let good = 0;
   for (let i = 0; i < right.length; i++) {
     good += right[i]!;
     const isLast = i === right.length - 1;
     if (((i + 1) % every === 0 && i >= 4) || isLast) {
-      points.push({ coverage: (i + 1) / right.length, accuracy: good / (i + 1) });
+      const coverage = (i + 1) / right.length;
+      points.push({ threshold: confidence[i]!, coverage, accuracy: good / (i + 1) });
     }
   }
   return points;
@@ -241,27 +242,20 @@ export function refuseReport(settings: RefuseSettings, answers: Answers): Report
     ]),
     advice: adviceOf(whole, choices, temperature, errors),
     plots: {
-      'coverage.svg': chart({
+      'coverage.svg': {
+        kind: 'thresholds',
         title: 'Accuracy of the answers given over the share that is answered',
-        x: { label: 'coverage' },
-        y: { label: 'accuracy' },
-        series: [
-          {
-            name: 'calibrated, measured on the other half',
-            style: 'curve',
-            points: coverageCurve(after).map((p) => ({ x: p.coverage, y: p.accuracy })),
-          },
-          {
-            name: 'thresholds of the table',
-            style: 'scatter',
-            points: choices.flatMap((c) =>
-              c.accuracy === null
-                ? []
-                : [{ x: c.coverage, y: c.accuracy, low: c.low, high: c.high }],
-            ),
-          },
-        ],
-      }),
+        points: coverageCurve(after),
+        choices: {
+          name: 'thresholds of the table',
+          style: 'scatter',
+          points: choices.flatMap((c) =>
+            c.accuracy === null
+              ? []
+              : [{ x: c.coverage, y: c.accuracy, low: c.low, high: c.high, label: c.wanted }],
+          ),
+        },
+      },
       'calibration.svg': chart({
         title: 'Accuracy over confidence',
         x: { label: 'confidence' },

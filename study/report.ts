@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import { type Plot, pictureOf } from './plot.ts';
 import { writeWhole } from './record.ts';
 
 /** What a study ends in: a table, plots, and one paragraph of advice with its numbers. */
@@ -8,8 +9,8 @@ export interface Report {
   readonly rows: readonly (readonly string[])[];
   /** One paragraph. */
   readonly advice: string;
-  /** SVG by file name. */
-  readonly plots: Readonly<Record<string, string>>;
+  /** By file name of the SVG that is written. */
+  readonly plots: Readonly<Record<string, Plot>>;
   /** All of it for programs. */
   readonly facts: Readonly<Record<string, unknown>>;
 }
@@ -25,10 +26,11 @@ export async function writeReport(folder: string, report: Report): Promise<strin
     [line(headings), line(headings.map(() => '---')), ...rows.map(line)].join('\n'),
     ...Object.keys(plots).map((name) => `![${name.replace(/\.svg$/, '')}](${name})`),
   ].join('\n\n');
+  const pictures = Object.entries(plots).map(([name, plot]) => [name, pictureOf(plot)]);
   const files: Record<string, string> = {
     'report.md': `${text}\n`,
     'report.json': `${JSON.stringify({ title, advice, ...facts }, null, 2)}\n`,
-    ...plots,
+    ...Object.fromEntries(pictures),
   };
   for (const [name, content] of Object.entries(files))
     await writeWhole(join(folder, name), content);

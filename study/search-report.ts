@@ -1,15 +1,10 @@
-import type { Space, SpaceValue } from '../shared/space.ts';
+import type { ChartFigure, ParallelFigure } from '../shared/figure.ts';
+import { linearTicks, logTicks, tickText } from '../shared/plot.ts';
+import type { Space } from '../shared/space.ts';
 import { importance } from './importance.ts';
-import {
-  chart,
-  linearTicks,
-  logTicks,
-  type ParallelAxis,
-  parallelCoordinates,
-  tickText,
-} from './plot.ts';
+import { chart, type Plot } from './plot.ts';
 import { errorFormat, numberText, percentText, type Report } from './report.ts';
-import { ranked, type SearchSettings, valueText } from './search.ts';
+import { pointText, ranked, type SearchSettings, valueText } from './search.ts';
 import { placeOf, placesOf } from './space.ts';
 import { bestEvaluation, type Trial, trialValue } from './study.ts';
 
@@ -56,6 +51,8 @@ export function searchReport(
       'trials.svg': trialsPlot(settings, trials),
       'curves.svg': curvesPlot(settings, order),
       'parallel.svg': parallelPlot(settings, order),
+      ...scatterPlots(settings, order),
+      ...(shares === null ? {} : { 'importance.svg': importancePlot(shares) }),
     },
     facts: {
       study: name,
@@ -173,7 +170,7 @@ function adviceOf(
   return parts.join(' ');
 }
 
-function trialsPlot({ metric }: SearchSettings, trials: readonly Trial[]): string {
+function trialsPlot({ metric }: SearchSettings, trials: readonly Trial[]): ChartFigure {
   const points = trials.map((trial) => ({ x: trial.index + 1, y: trialValue(trial, metric) }));
   let best = Infinity;
   const bests = points.map(({ x, y }) => {
@@ -192,7 +189,7 @@ function trialsPlot({ metric }: SearchSettings, trials: readonly Trial[]): strin
 }
 
 /** The best, the median and the worst stand out by name; all others are drawn as well. */
-function curvesPlot({ metric }: SearchSettings, order: readonly Trial[]): string {
+function curvesPlot({ metric }: SearchSettings, order: readonly Trial[]): ChartFigure {
   const shown = order.filter(({ evaluations }) => evaluations.length > 0);
   const values = shown.flatMap((trial) => trial.evaluations.map((e) => e[metric] ?? Infinity));
   return chart({
@@ -217,34 +214,112 @@ function isWide(values: readonly number[]): boolean {
   );
 }
 
-function parallelPlot({ space, metric }: SearchSettings, order: readonly Trial[]): string {
+function parallelPlot({ space, metric }: SearchSettings, order: readonly Trial[]): ParallelFigure {
   const values = order.map((trial) => trialValue(trial, metric)).filter(Number.isFinite);
   const low = Math.min(...values);
   const high = Math.max(...values);
   const place = (value: number) => (high > low ? (value - low) / (high - low) : 0.5);
-  const axes: ParallelAxis[] = Object.entries(space).map(([path, dimension]) => ({
-    label: shortName(path),
-    place: (value) => (value === undefined ? null : placeOf(dimension, value as SpaceValue)),
-    ticks: ticksOf(dimension),
-  }));
-  axes.push({
-    label: `validation ${metric}`,
-    place: (value) => (Number.isFinite(value) ? place(value as number) : 1),
-    ticks:
-      values.length === 0
-        ? []
-        : [
-            { place: place(low), text: numberText(low) },
-            { place: place(high), text: numberText(high) },
-          ],
-  });
-  return parallelCoordinates({
+  const dimensions = Object.entries(space);
+  return {
+    kind: 'parallel',
     title: 'Trials: one line each, the best ones dark',
-    axes,
-    lines: order.map((trial, i) => ({
-      values: [...Object.keys(space).map((path) => trial.point[path]), trialValue(trial, metric)],
-      rank: order.length > 1 ? i / (order.length - 1) : 0,
-    })),
+    axes: [
+      ...dimensions.map(([path, dimension]) => ({
+        label: shortName(path),
+        ticks: ticksOf(dimension),
+      })),
+      {
+        label: `validation ${metric}`,
+        ticks:
+          values.length === 0
+            ? []
+            : [
+                { place: place(low), text: numberText(low) },
+                { place: place(high), text: numberText(high) },
+              ],
+      },
+    ],
+    lines: order.map((trial, i) => {
+      const value = trialValue(trial, metric);
+      return {
+        label: hintOf(trial, metric),
+        places: [
+          ...dimensions.map(([path, dimension]) => {
+            const at = trial.point[path];
+            return at === undefined ? null : placeOf(dimension, at);
+          }),
+          // What diverged is the worst.
+          Number.isFinite(value) ? place(value) : 1,
+        ],
+        rank: order.length > 1 ? i / (order.length - 1) : 0,
+      };
+    }),
+  };
+}
+
+const hintOf = (trial: Trial, metric: SearchSettings['metric']) =>
+  `trial ${trial.index}: ${numberText(trialValue(trial, metric))}, ${pointText(trial.point)}`;
+
+/** For each hyperparameter what each trial reached with it; what killing ended early stands apart. */
+function scatterPlots({ space, metric }: SearchSettings, order: readonly Trial[]) {
+  const known = order.filter((trial) => Number.isFinite(trialValue(trial, metric)));
+  const values = known.map((trial) => trialValue(trial, metric));
+  const plots: Record<string, Plot> = {};
+  for (const [path, dimension] of Object.entries(space)) {
+    const choices = dimension.kind === 'choice' ? dimension.values : null;
+    const at = (trial: Trial) => {
+      const value = trial.point[path];
+      if (value === undefined) return null;
+      return choices ? choices.indexOf(value) : Number(value);
+    };
+    const points = (trials: readonly Trial[]) =>
+      trials.flatMap((trial) => {
+        const x = at(trial);
+        const y = trialValue(trial, metric);
+        return x === null ? [] : [{ x, y, label: hintOf(trial, metric) }];
+      });
+    const killed = known.filter(({ end }) => end?.kind === 'killed');
+    plots[`scatter-${shortName(path).replaceAll(/[^\w-]/g, '-')}.svg`] = chart({
+      title: `Validation ${metric} over ${shortName(path)}`,
+      x: {
+        label: shortName(path),
+        log: dimension.kind.startsWith('log'),
+        ...(choices ? { names: choices.map(String) } : {}),
+      },
+      y: { label: `validation ${metric}`, log: isWide(values) },
+      series: [
+        {
+          ...{ name: 'trial', style: 'scatter', color: 0 },
+          points: points(known.filter((trial) => !killed.includes(trial))),
+        },
+        ...(killed.length === 0
+          ? []
+          : [
+              {
+                ...{ name: 'ended early', style: 'scatter' as const, color: 1 },
+                points: points(killed),
+              },
+            ]),
+      ],
+    });
+  }
+  return plots;
+}
+
+function importancePlot(shares: Readonly<Record<string, number>>): ChartFigure {
+  const sorted = Object.entries(shares).sort(([, a], [, b]) => b - a);
+  return chart({
+    title: 'Share of the differences that each hyperparameter alone explains',
+    x: { label: 'hyperparameter', names: sorted.map(([path]) => shortName(path)) },
+    y: { label: 'share' },
+    series: [
+      {
+        ...{ name: '', style: 'bars', color: 2 },
+        points: sorted.map(([path, y], x) => ({
+          ...{ x, y, label: `${shortName(path)}: ${percentText(y)}` },
+        })),
+      },
+    ],
   });
 }
 

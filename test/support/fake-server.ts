@@ -72,7 +72,8 @@ export class FakeServer {
         }),
       runs: () => call(() => [...this.runs.values()].map((run) => this.#detail(run))),
       run: (id: string) => call(() => this.#detail(find(id))),
-      metrics: (id: string) => call(() => ({ evaluations: [...find(id).evaluations] })),
+      metrics: (id: string) =>
+        call(() => ({ evaluations: [...find(id).evaluations], training: trainingOf(find(id)) })),
       stop: (id: string) =>
         call(() => {
           const run = find(id);
@@ -135,4 +136,17 @@ export class FakeServer {
     };
     return { ...summary, experimentHash: body.experimentHash, config } as RunDetail;
   }
+}
+
+/** Forty updates: the loss falls, and rises again where the rate is large. */
+function trainingOf({ config }: FakeRun) {
+  const steps = Array.from({ length: 40 }, (_, i) => i / 39);
+  const { schedule, learningRate: low } = config;
+  const factor = schedule.kind === 'rising' ? schedule.factor : 1;
+  const learningRate = steps.map((at) => low * factor ** at);
+  return {
+    learningRate,
+    minibatchLoss: learningRate.map((rate, i) => 2 - steps[i]! + 10 * rate ** 2),
+    staleness: steps.map(() => 0),
+  };
 }

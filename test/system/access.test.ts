@@ -10,7 +10,7 @@ import { WebSocket } from 'ws';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { LIMITS, NAME_PATTERN } from '../../shared/config.ts';
 import { ticketProtocols } from '../../shared/join.ts';
-import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
+import type { RunSummary, StudyReport, WorkerSummary } from '../../shared/rest.ts';
 import { Client } from '../../worker/client.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
@@ -117,6 +117,11 @@ const upgrade = (headers: object = {}) => ({
   },
 });
 const bearer = (token: string) => ({ authorization: `Bearer ${token}` });
+const STUDY: StudyReport = {
+  ...{ kind: 'search', state: 'running', experiment: 'regression', run: null, title: 't' },
+  ...{ trials: { ended: 0, of: 3 }, headings: ['a'], rows: [['1']], advice: '', figures: [] },
+  ...{ omitted: 0, runs: [] },
+};
 const RUN = { experiment: 'regression', experimentHash: 'hash', config: { epochsMax: 1 } };
 
 describe('roles', () => {
@@ -156,6 +161,10 @@ describe('roles', () => {
     ['DELETE', '/session', [204, 204, 204, 204, 204]],
     ['POST', '/runs/:id/stop', change],
     ['POST', '/runs/:id/resume', change],
+    ['GET', '/studies', read],
+    ['PUT', '/studies/:name', change],
+    ['GET', '/studies/:name', [401, 401, 200, 403, 200]],
+    ['DELETE', '/studies/:name', [401, 401, 403, 403, 204]],
     ['GET', '/openapi.json', read],
     ['GET', '/nowhere', [401, 401, 404, 403, 404]],
     ['DELETE', '/runs', [401, 401, 403, 403, 404]],
@@ -171,12 +180,12 @@ describe('roles', () => {
     for (const [method, path, statuses] of TABLE) {
       const seen: number[] = [];
       for (const headers of givens) {
-        const place = path
-          .replace(':id', 'r')
-          .replace(':kind', 'last')
-          .replace(':name', 'worker.js');
-        const bodies: Record<string, object> = { '/runs': RUN, '/session': { token: 'r' } };
-        const body = method === 'POST' ? bodies[path] : undefined;
+        const name = path.startsWith('/join/') ? 'worker.js' : 's';
+        const place = path.replace(':id', 'r').replace(':kind', 'last').replace(':name', name);
+        const bodies: Record<string, object> = {
+          ...{ 'POST /runs': RUN, 'POST /session': { token: 'r' }, 'PUT /studies/:name': STUDY },
+        };
+        const body = bodies[`${method} ${path}`];
         const origin = path === '/session' ? { origin: url } : {};
         const answer = await ask(url + place, { method, headers: { ...headers, ...origin }, body });
         // There is no checkpoint: whoever hears that was let in.
@@ -459,6 +468,41 @@ describe('limits', () => {
       status: 431,
       body: { code: 'DP_HEADERS_TOO_LARGE' },
     });
+  });
+
+  test('of studies: their names, what they are made of, and how large they are', async () => {
+    const { url, folder } = await start();
+    const put = (name: string, body: object) =>
+      ask(`${url}/studies/${name}`, { method: 'PUT', body });
+    expect(await put('s', STUDY)).toMatchObject({ status: 200, body: { name: 's' } });
+    for (const name of ['..%2Fup', 'A', `${'a'.repeat(65)}`, '.hidden']) {
+      expect((await put(name, STUDY)).body.code, name).toBe('DP_BODY_INVALID');
+    }
+    const chart = { kind: 'chart', title: 't', x: { label: 'x' }, y: { label: 'y' }, series: [] };
+    expect((await put('s', { ...STUDY, figures: [chart] })).status).toBe(200);
+    const wrong = [
+      { ...STUDY, script: 'x' },
+      { ...STUDY, kind: 'Any Thing' },
+      { ...STUDY, figures: [{ ...chart, kind: 'html' }] },
+      { ...STUDY, figures: [{ ...chart, series: [{ name: 'n', points: [{ x: '1', y: 2 }] }] }] },
+      { ...STUDY, rows: Array.from({ length: 2_001 }, () => []) },
+    ];
+    for (const body of wrong) {
+      expect((await put('s', body)).body.code).toBe('DP_BODY_INVALID');
+    }
+    // A megabyte is more than other bodies may have.
+    const rows = (bytes: number) =>
+      Array.from({ length: 1_900 }, () =>
+        Array.from({ length: 5 }, () => 'x'.repeat(bytes / 1_900 / 5)),
+      );
+    expect((await put('large', { ...STUDY, rows: rows(2 ** 21) })).status).toBe(200);
+    const long = await put('large', { ...STUDY, rows: rows(LIMITS.studyBytesMax) });
+    expect(long).toMatchObject({ status: 413, body: { code: 'DP_FRAME_TOO_LARGE' } });
+    expect(long.body.message).toContain(String(LIMITS.studyBytesMax));
+    expect((await readdir(join(folder, 'state', '.studies'))).sort()).toEqual([
+      'large.json',
+      's.json',
+    ]);
   });
 
   test('of the time that headers may take', async () => {

@@ -12,7 +12,7 @@ import { type Serving, serve } from '../../server/main.ts';
 import { encodeFrame } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import type { CheckpointSummary, RunSummary, WorkerSummary } from '../../shared/rest.ts';
+import type { CheckpointSummary, RunSummary, StudyReport, WorkerSummary } from '../../shared/rest.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem, EXCHANGED } from '../support/regression.ts';
 
@@ -573,7 +573,9 @@ describe('REST', () => {
       server: url,
       fetch: async (place, init) => {
         const { pathname } = new URL(String(place));
-        const path = pathname.replace(/^\/runs\/r(?=\/|$)/, '/runs/{id}');
+        const path = pathname
+          .replace(/^\/runs\/r(?=\/|$)/, '/runs/{id}')
+          .replace('/studies/s', '/studies/{name}');
         asked.add(`${init?.method ?? 'GET'} ${path.replace('/last/', '/{kind}/')}`);
         return fetch(place, init);
       },
@@ -600,6 +602,10 @@ describe('REST', () => {
       workers: () => client.workers('r'),
       checkpoints: () => client.checkpoints('r'),
       checkpointFile: () => client.checkpointFile('r', 'last'),
+      studies: () => client.studies(),
+      study: () => client.study('s'),
+      tellStudy: () => client.tellStudy('s', {} as StudyReport),
+      removeStudy: () => client.removeStudy('s'),
     };
     for (const call of Object.values(calls)) {
       // The run is new: what it cannot do yet has been asked for all the same.

@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { newestUnfinished } from '../../cli/train.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import type { Space } from '../../shared/space.ts';
+import { pictureOf } from '../../study/plot.ts';
 import { createSearchPlan, ranked, type SearchSettings } from '../../study/search.ts';
 import { searchReport } from '../../study/search-report.ts';
 import { conductStudy, type StudyOptions, type Trial } from '../../study/study.ts';
@@ -233,14 +234,18 @@ describe('narrowing', () => {
 });
 
 describe('the report', () => {
-  test('has a row a trial, three plots, and advice with the numbers', async () => {
+  test('has a row a trial, a plot a hyperparameter, and advice with the numbers', async () => {
     const given = settings({ trials: 20 });
     const { trials } = await conductStudy(options(new FakeServer(curve), given));
     const report = searchReport('s', given, trials, 'downpour train x.ts');
     expect(report.rows).toHaveLength(20);
-    expect(Object.keys(report.plots)).toEqual(['trials.svg', 'curves.svg', 'parallel.svg']);
+    expect(Object.keys(report.plots)).toEqual([
+      ...['trials.svg', 'curves.svg', 'parallel.svg'],
+      ...Object.keys(given.space).map((path) => `scatter-${path}.svg`),
+      'importance.svg',
+    ]);
     for (const plot of Object.values(report.plots))
-      expect(plot).not.toMatch(/NaN|Infinity|undefined/);
+      expect(pictureOf(plot)).not.toMatch(/NaN|Infinity|undefined/);
     expect(report.advice).toMatch(/best of 20 trials is trial \d+ with a validation error of \d/);
     expect(report.advice).toMatch(/learningRate \d+ %/);
     const shares = report.facts.importance as Record<string, number>;

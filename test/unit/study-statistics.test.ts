@@ -1,9 +1,10 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { linearTicks, logTicks } from '../../shared/plot.ts';
 import { quantileOf } from '../../shared/quantile.ts';
 import { random } from '../../shared/random.ts';
 import { importance } from '../../study/importance.ts';
-import { chart, linearTicks, logTicks, parallelCoordinates } from '../../study/plot.ts';
+import { chart, pictureOf } from '../../study/plot.ts';
 import { estimate, studentCdf, studentQuantile } from '../../study/statistics.ts';
 
 describe("Student's t", () => {
@@ -99,7 +100,7 @@ describe('importance', () => {
 
 describe('a plot', () => {
   test('is SVG with its words escaped, and survives what cannot be drawn', () => {
-    const picture = chart({
+    const figure = chart({
       title: 'a < b & "c"',
       x: { label: 'n', log: true },
       y: { label: 'error', log: true },
@@ -122,6 +123,7 @@ describe('a plot', () => {
         { name: 'band', style: 'band', points: [{ x: 10, y: 1, low: 0, high: 2 }] },
       ],
     });
+    const picture = pictureOf(figure);
     expect(picture).toMatch(/^<svg [\s\S]*<\/svg>\n$/);
     expect(picture).toContain('a &lt; b &amp; &quot;c&quot;');
     expect(picture).not.toMatch(/NaN|Infinity|undefined/);
@@ -129,7 +131,9 @@ describe('a plot', () => {
   });
 
   test('of nothing is an empty frame', () => {
-    const empty = chart({ title: 't', x: { label: 'x' }, y: { label: 'y' }, series: [] });
+    const empty = pictureOf(
+      chart({ title: 't', x: { label: 'x' }, y: { label: 'y' }, series: [] }),
+    );
     expect(empty).not.toMatch(/NaN|Infinity|undefined/);
   });
 
@@ -156,17 +160,12 @@ describe('a plot', () => {
   });
 
   test('of parallel coordinates draws the best trial last and thickest', () => {
-    const axis = (label: string) => ({
-      label,
-      place: (value: unknown) => (value === null ? null : Number(value)),
-      ticks: [{ place: 0, text: '0' }],
-    });
-    const picture = parallelCoordinates({
-      title: 'trials',
-      axes: [axis('a'), axis('b')],
+    const axis = (label: string) => ({ label, ticks: [{ place: 0, text: '0' }] });
+    const picture = pictureOf({
+      ...{ kind: 'parallel', title: 'trials', axes: [axis('a'), axis('b')] },
       lines: [
-        { values: [0, 1], rank: 0 },
-        { values: [1, null], rank: 1 },
+        { label: 'trial 0', places: [0, 1], rank: 0 },
+        { label: 'trial 1', places: [1, null], rank: 1 },
       ],
     });
     const lines = picture.match(/<polyline[^>]*>/g)!;
