@@ -33,6 +33,8 @@ export interface Content {
   readonly formatY?: (value: number) => string;
   readonly formatTick?: (value: number) => string;
   readonly formatX?: (value: number) => string;
+  /** A range of y that is meant, drawn below the curves. */
+  readonly band?: { readonly low: number; readonly high: number; readonly text: string };
   /** Not above it where all is below: a share, say. */
   readonly yFrom?: number;
 }
@@ -224,6 +226,7 @@ export class Chart {
         },
         y: {
           ...(yLog ? { distr: 3 as const } : {}),
+          ...(content.band ? { range: rangeWith(content.band) } : {}),
           ...(content.yFrom === undefined || yLog
             ? {}
             : {
@@ -263,6 +266,7 @@ export class Chart {
       series: [{}, ...curves.map((curve) => seriesOf(curve))],
       hooks: {
         setCursor: [({ cursor }) => this.#tell(cursor.idx ?? null)],
+        drawClear: [(plot) => drawBand(plot, this.#content?.band)],
         draw: [(plot) => drawMarks(plot, this.#content?.marks ?? [])],
       },
     };
@@ -296,6 +300,29 @@ function seriesOf(curve: Curve): uPlot.Series {
 
 function barRange(_: uPlot, low: number, high: number): uPlot.Range.MinMax {
   return [low - 0.6, high + 0.6];
+}
+
+/** So much that the band is seen: it says where the curves should be. */
+const rangeWith =
+  ({ low, high }: { low: number; high: number }) =>
+  (_: uPlot, from: number | null, to: number | null): uPlot.Range.MinMax => [
+    Math.min(from ?? low, low) / 2,
+    Math.max(to ?? high, high) * 2,
+  ];
+
+function drawBand({ ctx, valToPos, bbox }: uPlot, band: Content['band']): void {
+  if (!band) return;
+  const top = valToPos(band.high, 'y', true);
+  const bottom = valToPos(band.low, 'y', true);
+  ctx.save();
+  ctx.fillStyle = colorOf(2);
+  ctx.globalAlpha = 0.13;
+  ctx.fillRect(bbox.left, top, bbox.width, bottom - top);
+  ctx.globalAlpha = 1;
+  ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+  ctx.textBaseline = 'top';
+  ctx.fillText(band.text, bbox.left + 8 * devicePixelRatio, top + 4 * devicePixelRatio);
+  ctx.restore();
 }
 
 function drawMarks({ ctx, valToPos, bbox }: uPlot, marks: readonly Mark[]): void {

@@ -9,6 +9,7 @@ import { emptyState, type View } from './parts.ts';
 import { runView } from './run.ts';
 import { runsView } from './runs.ts';
 import { changed, follow, learnWho, logOut, state, subscribe } from './store.ts';
+import { studiesView, studyView } from './studies.ts';
 import { initTheme } from './theme.ts';
 
 /** The frame of the dashboard: its head, which view is shown, who looks. */
@@ -20,6 +21,7 @@ interface Place {
 }
 const PLACES: readonly Place[] = [
   { name: 'runs', title: 'Runs', href: '#/' },
+  { name: 'studies', title: 'Studies', href: '#/studies' },
   { name: 'cluster', title: 'Cluster', href: '#/cluster' },
 ];
 
@@ -54,6 +56,8 @@ function route(): View {
   const [place = '', name] = location.hash.replace(/^#\/?/, '').split('?')[0]!.split('/');
   if (place === '' || (place === 'runs' && name === undefined)) return runsView();
   if (place === 'runs') return runView(decodeURIComponent(name!));
+  if (place === 'studies')
+    return name === undefined ? studiesView() : studyView(decodeURIComponent(name));
   if (place === 'compare') return compareView();
   if (place === 'cluster') return clusterView();
   return {

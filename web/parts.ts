@@ -83,6 +83,21 @@ export function card(title: string, ...children: (Node | string | null | false)[
   );
 }
 
+/** A table that scrolls where it is too wide. @param classes of the columns. */
+export function tableOf(
+  label: string,
+  headings: readonly (string | Node)[],
+  rows: readonly HTMLElement[],
+  classes: readonly string[] = [],
+): HTMLElement {
+  const head = headings.map((text, i) => h('th', { scope: 'col', class: classes[i] ?? '' }, text));
+  return h(
+    'div',
+    { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': label },
+    h('table', {}, h('thead', {}, h('tr', {}, ...head)), h('tbody', {}, ...rows)),
+  );
+}
+
 /** What to do where there is nothing to see. */
 export function emptyState(title: string, text: string, command?: string): HTMLElement {
   return h(

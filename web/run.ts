@@ -19,6 +19,7 @@ import {
   short,
 } from './format.ts';
 import { fill, fillNew, h, setText } from './html.ts';
+import { observationsCards } from './observations.ts';
 import {
   badge,
   card,
@@ -27,11 +28,13 @@ import {
   isActive,
   notify,
   Tile,
+  tableOf,
   toggle,
   type View,
 } from './parts.ts';
 import { saveButtons } from './save.ts';
 import { client, isOperator, state } from './store.ts';
+import { kindText } from './studies.ts';
 
 /** One run: its curves, where its early stopping stands, its checkpoints, and what may be done with it. */
 
@@ -39,6 +42,8 @@ import { client, isOperator, state } from './store.ts';
 const POINTS = 600;
 /** Between two readings of the curves while it trains. */
 const READ_MS = 2_000;
+/** The same of samples, which are large. */
+const OBSERVE_MS = 10_000;
 
 export function runView(id: string): View {
   const charts = {
@@ -57,6 +62,7 @@ export function runView(id: string): View {
     rate: new Tile('Learning rate'),
     staleness: new Tile('Staleness p95'),
   };
+  const observations = observationsCards();
   let lossLog = false;
   const phase = h('span', {});
   const reason = h('p', { class: 'reason' });
@@ -66,6 +72,19 @@ export function runView(id: string): View {
   const workers = h('div', {});
   const events = h('div', {});
   const configuration = h('div', {});
+  const looks = h('section', { class: 'card', 'aria-label': 'Looks at this model' });
+  looks.hidden = true;
+  const sampling = card(
+    'Inside the model',
+    h(
+      'p',
+      { class: 'muted' },
+      'Of this run nothing is sampled. A run with ',
+      h('code', {}, '--set observe.everySteps=100'),
+      ' shows here how large its updates are, which units are dead or saturated, and histograms of parameters, gradients and activations over time.',
+    ),
+  );
+  sampling.hidden = true;
   const chartCard = (chart: Chart, ...more: HTMLElement[]) =>
     card(
       chart.title,
@@ -104,6 +123,9 @@ export function runView(id: string): View {
       chartCard(charts.norm),
       chartCard(charts.speed),
       chartCard(charts.staleness),
+      ...observations.elements,
+      sampling,
+      looks,
       card('Checkpoints', checkpoints),
       withClass(card('Workers of this run', workers), 'full'),
       events,
@@ -124,6 +146,11 @@ export function runView(id: string): View {
   let reading = false;
   let timer: ReturnType<typeof setTimeout> | undefined;
   let ended = false;
+  let observing = false;
+  let observedAt = Number.NEGATIVE_INFINITY;
+  let observedStep = -1;
+  let observedPhase = '';
+  let looksVersion = -1;
   let shownCheckpoint: string | null | undefined;
 
   /** Curves are asked for when there is something new, and not more often than every two seconds. */
@@ -165,6 +192,56 @@ export function runView(id: string): View {
       void readCheckpoints(run);
     }
     if (!detail) void readDetail();
+    void readObservations(run);
+    void readLooks();
+  }
+
+  /** Samples are large, and new ones come seldom. */
+  async function readObservations(run: RunSummary): Promise<void> {
+    const every = detail?.config.observe.everySteps;
+    if (detail) sampling.hidden = every !== null;
+    const isDue = run.step >= observedStep + (every ?? 0) || !isActive(run);
+    if (every == null || observing || !isDue || observedPhase === `${run.phase} ${run.step}`)
+      return;
+    const wait = observedAt + OBSERVE_MS - performance.now();
+    if (wait > 0 && isActive(run)) return;
+    observing = true;
+    observedAt = performance.now();
+    try {
+      const observed = await client.observations(id);
+      observedPhase = `${run.phase} ${run.step}`;
+      observedStep = observed.samples.at(-1)?.step ?? 0;
+      if (!ended) observations.show(observed);
+    } catch {
+      // As with the curves.
+    } finally {
+      observing = false;
+    }
+  }
+
+  async function readLooks(): Promise<void> {
+    const version = state.server?.studiesVersion ?? -1;
+    if (version === looksVersion) return;
+    looksVersion = version;
+    const studies = await client.studies().catch(() => []);
+    const mine = studies.filter(({ run }) => run === id);
+    looks.hidden = mine.length === 0;
+    fill(
+      looks,
+      h('h2', {}, 'Looks at this model'),
+      h(
+        'ul',
+        { class: 'plain' },
+        ...mine.map(({ name, kind, title, updatedAt }) =>
+          h(
+            'li',
+            {},
+            h('a', { href: `#/studies/${name}` }, title),
+            h('span', { class: 'sub' }, `${kindText(kind)}, ${ago(updatedAt)}`),
+          ),
+        ),
+      ),
+    );
   }
 
   async function readDetail(): Promise<void> {
@@ -389,6 +466,7 @@ export function runView(id: string): View {
       ended = true;
       clearTimeout(timer);
       for (const chart of Object.values(charts)) chart.destroy();
+      observations.destroy();
     },
   };
 }
@@ -620,7 +698,7 @@ function checkpointTable(
               class: 'quiet',
               href: `/runs/${id}/checkpoints/${kind}/file`,
               download: '',
-              'aria-label': `Save the ${kind} checkpoint of step ${step}`,
+              'aria-label': `Export the ${kind} checkpoint of step ${step}`,
             },
             'Export',
           ),
@@ -638,30 +716,11 @@ function checkpointTable(
       ),
     );
   });
-  return h(
-    'div',
-    { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Checkpoints' },
-    h(
-      'table',
-      {},
-      h(
-        'thead',
-        {},
-        h(
-          'tr',
-          {},
-          ...['Kind', 'Step', 'Age', 'Size'].map((title) =>
-            h(
-              'th',
-              { scope: 'col', class: title === 'Step' || title === 'Size' ? 'number' : '' },
-              title,
-            ),
-          ),
-          h('th', { scope: 'col' }, h('span', { class: 'hidden' }, 'Actions')),
-        ),
-      ),
-      h('tbody', {}, ...rows),
-    ),
+  return tableOf(
+    'Checkpoints',
+    ['Kind', 'Step', 'Age', 'Size', h('span', { class: 'hidden' }, 'Actions')],
+    rows,
+    ['', 'number', '', 'number', ''],
   );
 }
 

@@ -1,30 +1,69 @@
+import { linearTicks, logTicks } from '../shared/plot.ts';
 import { type Chart, type Content, type Curve, colorOf, dashOf } from './chart.ts';
 import { compact } from './format.ts';
 import { h, svg } from './html.ts';
 
 /** Plots as files: the numbers, the picture, the drawing. */
 
-/** CSV, SVG and PNG buttons for a plot. */
+/** CSV, PNG and SVG buttons for a plot. */
 export function saveButtons(chart: Chart): HTMLElement {
-  const name = () => chart.title.toLowerCase().replaceAll(/[^a-z0-9]+/g, '-');
-  const save = (blob: Blob, ending: string) => download(blob, `${name()}.${ending}`);
-  const button = (text: string, onClick: () => void) =>
+  return buttonsOf(chart.title, {
+    csv: () => chart.content && csvOf(chart.content),
+    png: (save) => chart.picture()?.toBlob(save),
+    svg: () => chart.content && svgOf(chart.content, chart.title),
+  });
+}
+
+/** The same for a figure that is drawn as SVG. */
+export function picturesOf(
+  title: string,
+  files: { readonly csv: () => string; readonly svg: () => string },
+): HTMLElement {
+  return buttonsOf(title, { ...files, png: (save) => void pictureOf(files.svg()).then(save) });
+}
+
+/** @param svgText with a size of its own. @returns null where the browser cannot. */
+async function pictureOf(svgText: string): Promise<Blob | null> {
+  const url = URL.createObjectURL(new Blob([svgText], { type: 'image/svg+xml' }));
+  try {
+    const image = new Image();
+    image.src = url;
+    await image.decode();
+    const [width, height] = [2 * image.naturalWidth, 2 * image.naturalHeight];
+    const canvas = h('canvas', { width, height });
+    canvas.getContext('2d')!.drawImage(image, 0, 0, width, height);
+    return await new Promise((resolve) => canvas.toBlob(resolve));
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}
+
+function buttonsOf(
+  title: string,
+  files: {
+    readonly csv: () => string | null;
+    readonly png: (save: (blob: Blob | null) => void) => void;
+    readonly svg: () => string | null;
+  },
+): HTMLElement {
+  const name = title.toLowerCase().replaceAll(/[^a-z0-9]+/g, '-');
+  const save = (blob: Blob | null, ending: string) => {
+    if (blob) download(blob, `${name}.${ending}`);
+  };
+  const text = (content: string | null, type: string, ending: string) =>
+    save(content === null ? null : new Blob([content], { type }), ending);
+  const button = (words: string, onClick: () => void) =>
     h(
       'button',
-      { type: 'button', class: 'quiet', 'aria-label': `Save ${chart.title} as ${text}`, onClick },
-      text,
+      { type: 'button', class: 'quiet', 'aria-label': `Save ${title} as ${words}`, onClick },
+      words,
     );
   return h(
     'div',
     { class: 'save' },
-    button('CSV', () => {
-      if (chart.content) save(new Blob([csvOf(chart.content)], { type: 'text/csv' }), 'csv');
-    }),
-    button('PNG', () => chart.picture()?.toBlob((blob) => blob && save(blob, 'png'))),
-    button('SVG', () => {
-      if (chart.content)
-        save(new Blob([svgOf(chart.content, chart.title)], { type: 'image/svg+xml' }), 'svg');
-    }),
+    button('CSV', () => text(files.csv(), 'text/csv', 'csv')),
+    button('PNG', () => files.png((blob) => save(blob, 'png'))),
+    button('SVG', () => text(files.svg(), 'image/svg+xml', 'svg')),
   );
 }
 
@@ -36,12 +75,21 @@ export function download(blob: Blob, name: string): void {
 
 /** One line for each point: the curve, x, y. All points that the page has, not those of the picture. */
 export function csvOf({ curves, xLabel, yLabel }: Content): string {
-  const quoted = (text: string) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-  const lines = [['curve', xLabel, yLabel].map(quoted).join()];
-  for (const { label, x, y } of curves) {
-    for (const [i, each] of x.entries()) lines.push(`${quoted(label)},${each},${y[i] ?? ''}`);
-  }
-  return `${lines.join('\n')}\n`;
+  return csvText([
+    ['curve', xLabel, yLabel],
+    ...curves.flatMap(({ label, x, y }) => x.map((each, i) => [label, each, y[i]])),
+  ]);
+}
+
+/** RFC 4180, but for its line ends. */
+export function csvText(
+  rows: readonly (readonly (string | number | null | undefined)[])[],
+): string {
+  const quoted = (cell: string | number | null | undefined) => {
+    const text = String(cell ?? '');
+    return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  return rows.map((row) => `${row.map(quoted).join()}\n`).join('');
 }
 
 const WIDTH = 900;
@@ -169,22 +217,5 @@ function scaleOf(values: readonly number[], log: boolean, [from, to]: [number, n
   if (!(low <= high)) [low, high] = [0, 1];
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
   const at = (value: number) => from + ((forward(value) - low) / (high - low)) * (to - from);
-  return { ticks: log ? powers(low, high) : roundTicks(low, high), at };
-}
-
-function powers(low: number, high: number): number[] {
-  const all: number[] = [];
-  for (let e = Math.floor(low); e <= Math.ceil(high); e++) {
-    for (const m of high - low < 2 ? [1, 2, 5] : [1]) all.push(m * 10 ** e);
-  }
-  return all.filter((v) => Math.log10(v) >= low && Math.log10(v) <= high);
-}
-
-function roundTicks(low: number, high: number): number[] {
-  const rough = (high - low) / 6;
-  const size = 10 ** Math.floor(Math.log10(rough));
-  const step = size * ([1, 2, 5, 10].find((m) => m * size >= rough) ?? 10);
-  const ticks: number[] = [];
-  for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-9; v += step) ticks.push(v);
-  return ticks;
+  return { ticks: log ? logTicks(10 ** low, 10 ** high) : linearTicks(low, high), at };
 }

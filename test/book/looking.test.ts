@@ -2,11 +2,11 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
-import { main } from '../../cli/main.ts';
 import type { Observations } from '../../shared/rest.ts';
 import { observationsReport } from '../../study/observations.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
+import { outputOf } from '../support/command.ts';
 import { isLacking, readBoard } from '../support/python.ts';
 
 // Deep Learning §11.5: "Visualize the model in action", "Visualize the worst mistakes", "Monitor histograms of
@@ -38,18 +38,8 @@ async function train(id: string, config: object, workers = 1): Promise<Observati
 }
 
 async function command(...args: string[]): Promise<Record<string, unknown>> {
-  let text = '';
-  const write = vi.spyOn(process.stdout, 'write').mockImplementation((chunk) => {
-    text += String(chunk);
-    return true;
-  });
-  try {
-    const server = ['--server', cluster.url, '--data', cluster.folder, '--engine', 'wasm'];
-    expect(await main([...args, ...server, '--json'])).toBe(0);
-  } finally {
-    write.mockRestore();
-  }
-  return JSON.parse(text) as Record<string, unknown>;
+  const server = ['--server', cluster.url, '--data', cluster.folder, '--engine', 'wasm'];
+  return JSON.parse(await outputOf(...args, ...server, '--json'));
 }
 
 test('§11.5: "Visualize the worst mistakes": a label that was set wrong is among them', async () => {

@@ -2,9 +2,9 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
-import { main } from '../../cli/main.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
+import { outputOf } from '../support/command.ts';
 
 // Deep Learning §11.1: "a natural performance metric to use in this situation is coverage … the fraction of
 // examples for which the machine learning system is able to produce a response. It is possible to trade coverage
@@ -30,19 +30,9 @@ test('§11.1: "It is possible to trade coverage for accuracy", and the confidenc
   });
   await cluster.work('over', 'worker').done;
   await vi.waitFor(async () => expect(await cluster.client.checkpoints('over')).toHaveLength(3));
-  let text = '';
-  const write = vi.spyOn(process.stdout, 'write').mockImplementation((chunk) => {
-    text += String(chunk);
-    return true;
-  });
-  try {
-    const args = ['--server', cluster.url, '--data', cluster.folder, '--engine', 'wasm', '--json'];
-    const what = ['--accuracy', '0.93,1', '--coverage', '0.8'];
-    expect(await main(['refuse', DIGITS, ...args, ...what, '--out', out])).toBe(0);
-  } finally {
-    write.mockRestore();
-  }
-  const report = JSON.parse(text);
+  const args = ['--server', cluster.url, '--data', cluster.folder, '--engine', 'wasm', '--json'];
+  const what = ['--accuracy', '0.93,1', '--coverage', '0.8', '--out', out];
+  const report = JSON.parse(await outputOf('refuse', DIGITS, ...args, ...what));
   const { all, choices, calibrationError, temperature } = report;
   const [accurate, , covering] = choices;
   // Chosen on one half, kept on the other: the promise holds within the width of its interval.

@@ -12,7 +12,12 @@ import { type Serving, serve } from '../../server/main.ts';
 import { encodeFrame } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import type { CheckpointSummary, RunSummary, StudyReport, WorkerSummary } from '../../shared/rest.ts';
+import type {
+  CheckpointSummary,
+  RunSummary,
+  StudyReport,
+  WorkerSummary,
+} from '../../shared/rest.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem, EXCHANGED } from '../support/regression.ts';
 

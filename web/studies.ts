@@ -1,0 +1,259 @@
+import type { StudyDetail, StudySummary } from '../shared/rest.ts';
+import { figureOf, type Shown } from './figures.ts';
+import { ago, count, plural } from './format.ts';
+import { fill, fillNew, h, setText } from './html.ts';
+import { badge, card, confirm, emptyState, notify, tableOf, type View } from './parts.ts';
+import { selected } from './runs.ts';
+import { client, isOperator, state } from './store.ts';
+
+/** Studies and looks at models: what commands told the server of what they found. */
+
+/** What each kind of study asks. Others are called as they call themselves. */
+const KINDS: Readonly<Record<string, string>> = {
+  lr: 'learning rate',
+  curve: 'data size',
+  stopping: 'early stopping',
+  ablate: 'ablation',
+  look: 'look at the model',
+  refuse: 'refusing to answer',
+};
+export const kindText = (kind: string) => KINDS[kind] ?? kind;
+
+export function studiesView(): View {
+  const list = h('div', { class: 'section card' });
+  const empty = emptyState(
+    'No studies yet',
+    'Searches, learning-rate tests, folds and looks at a trained model appear here as soon as they are begun with this server:',
+    `npx downpour search my.ts --server ${location.origin}`,
+  );
+  const element = h('div', {}, h('h1', {}, 'Studies'), list, empty);
+  empty.hidden = true;
+  let version = -1;
+  let reading = false;
+
+  async function read(): Promise<void> {
+    const now = state.server?.studiesVersion ?? -1;
+    if (reading || now === version) return;
+    reading = true;
+    try {
+      const studies = await client.studies();
+      version = now;
+      empty.hidden = studies.length > 0;
+      list.hidden = studies.length === 0;
+      fill(list, studyTable(studies));
+    } catch {
+      // The link's state is shown above; the next update asks again.
+    } finally {
+      reading = false;
+    }
+  }
+  void read();
+  return { title: 'Studies', element, update: () => void read() };
+}
+
+const progressText = ({ trials }: StudySummary) =>
+  trials === null ? '–' : `${count(trials.ended)} of ${count(trials.of)}`;
+
+function studyTable(studies: readonly StudySummary[]): HTMLElement {
+  const rows = studies.map((study) =>
+    h(
+      'tr',
+      { 'data-study': study.name },
+      h(
+        'td',
+        {},
+        h('a', { class: 'run-name', href: `#/studies/${study.name}` }, study.name),
+        h('span', { class: 'sub' }, study.title),
+      ),
+      h('td', {}, kindText(study.kind)),
+      h('td', {}, badge(study.state)),
+      h('td', { class: 'col-experiment' }, study.experiment),
+      h('td', { class: 'number' }, progressText(study)),
+      h('td', { class: 'col-time', title: study.updatedAt }, ago(study.updatedAt)),
+    ),
+  );
+  const headings = ['Study', 'Kind', 'State', 'Experiment', 'Trials', 'Updated'];
+  const classes = ['', '', '', 'col-experiment', 'number', 'col-time'];
+  const table = tableOf('Studies', headings, rows, classes);
+  table.classList.add('studies');
+  return table;
+}
+
+export function studyView(name: string): View {
+  const phase = h('span', {});
+  const title = h('p', { class: 'reason' });
+  const actions = h('div', { class: 'buttons' });
+  const facts = h('p', { class: 'muted' });
+  const advice = h('div', { class: 'section' });
+  const figures = h('div', { class: 'cards' });
+  const table = h('div', { class: 'section' });
+  const missing = emptyState('No such study', `This server knows no study '${name}'.`);
+  const page = h(
+    'div',
+    {},
+    h(
+      'nav',
+      { class: 'crumbs', 'aria-label': 'Breadcrumb' },
+      h('a', { href: '#/studies' }, 'Studies'),
+      ' / ',
+    ),
+    h('div', { class: 'headline' }, h('h1', {}, name), phase, actions),
+    title,
+    facts,
+    advice,
+    figures,
+    table,
+  );
+  missing.hidden = true;
+  page.hidden = true;
+  const element = h('div', {}, page, missing);
+  let shown: Shown[] = [];
+  let version = -1;
+  let reading = false;
+  let ended = false;
+
+  async function read(): Promise<void> {
+    const now = state.server?.studiesVersion ?? -1;
+    if (reading || now === version) return;
+    reading = true;
+    try {
+      const study = await client.study(name);
+      version = now;
+      if (!ended) show(study);
+    } catch (error) {
+      const isGone = (error as { code?: string }).code === 'DP_NOT_FOUND';
+      if (isGone) version = now;
+      missing.hidden = !isGone;
+      page.hidden = isGone;
+    } finally {
+      reading = false;
+    }
+  }
+
+  function show(study: StudyDetail): void {
+    missing.hidden = true;
+    page.hidden = false;
+    fillNew(phase, study.state, () => [badge(study.state)]);
+    setText(title, study.title);
+    fill(facts, ...factsOf(study));
+    fillNew(actions, [isOperator(), study.runs], () => buttons(study));
+    fillNew(advice, study.advice, () =>
+      study.advice === '' ? [] : [card('What follows', h('p', {}, ...wordsOf(study.advice)))],
+    );
+
+    fillNew(figures, study.figures, () => {
+      for (const each of shown) each.destroy();
+      shown = study.figures.map(figureOf);
+      return study.figures.map((figure, i) => {
+        const { element: picture, tools, wide } = shown[i]!;
+        const frame = card(
+          figure.title,
+          tools && h('div', { class: 'card-tools' }, tools),
+          picture,
+        );
+        if (wide) frame.classList.add('full');
+        frame.dataset.figure = figure.kind;
+        return frame;
+      });
+    });
+    figures.hidden = study.figures.length === 0;
+    fillNew(table, [study.headings, study.rows, study.omitted], () =>
+      study.rows.length === 0 ? [] : [card('Results', resultsOf(study))],
+    );
+  }
+
+  function buttons(study: StudyDetail): (HTMLElement | false)[] {
+    const known = study.runs.filter((id) => state.runs.has(id));
+    return [
+      known.length > 1 &&
+        h(
+          'a',
+          {
+            class: 'button',
+            href: '#/compare',
+            onClick: () => {
+              selected.clear();
+              for (const id of known) selected.add(id);
+            },
+          },
+          'Compare its runs',
+        ),
+      isOperator() &&
+        h(
+          'button',
+          {
+            ...{ class: 'button danger', type: 'button' },
+            onClick: () => void remove(),
+          },
+          'Remove',
+        ),
+    ];
+  }
+
+  async function remove(): Promise<void> {
+    const sure = await confirm(
+      `Remove ${name}?`,
+      'What it found goes from this server. Its runs stay, and so do the files that the command wrote.',
+      'Remove the study',
+    );
+    if (!sure) return;
+    try {
+      await client.removeStudy(name);
+      location.hash = '#/studies';
+    } catch (error) {
+      notify((error as Error).message, 'error');
+    }
+  }
+
+  void read();
+  return {
+    title: name,
+    element,
+    update: () => void read(),
+    destroy() {
+      ended = true;
+      for (const each of shown) each.destroy();
+    },
+  };
+}
+
+function factsOf(study: StudyDetail): (Node | string | false)[] {
+  const { kind, experiment, run, trials, updatedAt, omitted } = study;
+  return [
+    `${kindText(kind)} of ${experiment}`,
+    trials !== null && ` · ${progressText(study)} trials ended`,
+    run !== null && ' · run ',
+    run !== null && h('a', { href: `#/runs/${run}` }, run),
+    ` · told ${ago(updatedAt)}`,
+    omitted > 0 &&
+      ` · ${plural(omitted, 'row or figure', 'rows and figures')} left out here: the command's own files have them`,
+  ];
+}
+
+/** What stands between backticks is code. */
+const wordsOf = (text: string) =>
+  text.split('`').map((part, i) => (i % 2 === 1 ? h('code', {}, part) : part));
+
+/** Cells that are names of runs lead there; columns of numbers stand to the right. */
+function resultsOf({ headings, rows }: StudyDetail): HTMLElement {
+  const isNumber = headings.map((_, i) =>
+    rows.every((row) => /^[−+-]?[\d.,]+(e[-+]?\d+)?( %)?$|^–$|^$/.test(row[i] ?? '')),
+  );
+  const body = rows.map((row) =>
+    h(
+      'tr',
+      {},
+      ...row.map((text, i) =>
+        h(
+          'td',
+          { class: isNumber[i] ? 'number' : '' },
+          state.runs.has(text)
+            ? h('a', { class: 'run-name inline', href: `#/runs/${text}` }, text)
+            : text,
+        ),
+      ),
+    ),
+  );
+  const classes = isNumber.map((number) => (number ? 'number' : ''));
+  return tableOf('Results', headings, body, classes);
+}
