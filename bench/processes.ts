@@ -65,10 +65,19 @@ export interface ServerProcess {
   close(): Promise<void>;
 }
 
-/** Starts `downpour serve` as a user would, on a folder of its own, on a free port. */
-export async function startServer({ shards = 1 } = {}): Promise<ServerProcess> {
+/**
+ * Starts `downpour serve` as a user would, on a free port. @param state its folder; default: one of its own, which
+ * goes with it.
+ */
+export async function startServer({
+  shards = 1,
+  state,
+}: {
+  readonly shards?: number;
+  readonly state?: string;
+} = {}): Promise<ServerProcess> {
   const folder = temporaryFolder();
-  const args = ['serve', '--port', '0', '--state', join(folder.path, 'state'), '--json'];
+  const args = ['serve', '--port', '0', '--state', state ?? join(folder.path, 'state'), '--json'];
   if (shards > 1) args.push('--shards', String(shards));
   const child = keep(
     spawn(process.execPath, [PROGRAM, ...args], {

@@ -1,6 +1,7 @@
 import { encodedBytes } from '../shared/compression.ts';
 import { benchCheckpoints, checkpointsTable, checkpointsTargets } from './checkpoints.ts';
 import { benchCompression, COMPRESSION_CASES, compressionTable } from './compression.ts';
+import { benchDashboard, dashboardTable, dashboardTargets } from './dashboard.ts';
 import { benchExchange, exchangeTable, exchangeTargets } from './exchange.ts';
 import { benchFleet, fleetTable } from './fleet.ts';
 import { limitsTable, memoryLimits, startPlainPeer } from './limits.ts';
@@ -120,6 +121,15 @@ export const SECTIONS: readonly Section[] = [
         tables: [fleetTable(await benchFleet({ ...size, ...time, progress }))],
         targets: [],
       };
+    },
+  },
+  {
+    name: 'dashboard',
+    async run({ quick, progress }) {
+      const size = quick ? { runs: 10, steps: 5_000 } : { runs: 100, steps: 100_000 };
+      const time = quick ? { turns: 1, seconds: 1 } : { turns: 7, seconds: 3 };
+      const rows = await benchDashboard({ ...size, ...time, progress });
+      return { tables: [dashboardTable(rows, size)], targets: dashboardTargets(rows) };
     },
   },
 ];

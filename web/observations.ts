@@ -20,7 +20,8 @@ const WHATS: readonly (readonly [What, string])[] = [
 ];
 
 export interface ObservationsCards {
-  readonly elements: readonly HTMLElement[];
+  readonly plots: readonly HTMLElement[];
+  readonly tables: readonly HTMLElement[];
   show(observed: Observations): void;
   destroy(): void;
 }
@@ -50,7 +51,9 @@ export function observationsCards(): ObservationsCards {
   histograms.classList.add('full');
   const table = card('Last sample', summary);
   table.classList.add('full');
-  const elements = [frame(ratios), frame(units), histograms, table];
+  const plots = [frame(ratios), frame(units)];
+  const tables = [histograms, table];
+  const elements = [...plots, ...tables];
   for (const element of elements) element.hidden = true;
 
   fill(
@@ -132,7 +135,8 @@ export function observationsCards(): ObservationsCards {
   }
 
   return {
-    elements,
+    plots,
+    tables,
     show,
     destroy() {
       ratios.destroy();

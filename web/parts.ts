@@ -145,9 +145,12 @@ export function slider(
   { max, step, value }: { max: number; step: number; value: number },
   onChange: (value: number) => void,
 ): HTMLElement {
-  const output = h('output', {}, String(value));
+  // By name: else the label would be the output's, which comes first in it.
+  const id = `slider-${label.toLowerCase()}`;
+  const output = h('output', { for: id }, String(value));
   const input = h('input', {
     type: 'range',
+    id,
     min: 0,
     max,
     step,
@@ -157,7 +160,7 @@ export function slider(
       onChange(Number(input.value));
     },
   });
-  return h('label', { class: 'field' }, h('span', {}, label, ' ', output), input);
+  return h('label', { class: 'field', for: id }, h('span', {}, label, ' ', output), input);
 }
 
 /** Says something to everybody, those who hear the page too; it goes by itself. */

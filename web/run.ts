@@ -72,7 +72,7 @@ export function runView(id: string): View {
   const workers = h('div', {});
   const events = h('div', {});
   const configuration = h('div', {});
-  const looks = h('section', { class: 'card', 'aria-label': 'Looks at this model' });
+  const looks = h('section', { class: 'card full', 'aria-label': 'Looks at this model' });
   looks.hidden = true;
   const sampling = card(
     'Inside the model',
@@ -84,6 +84,7 @@ export function runView(id: string): View {
       ' shows here how large its updates are, which units are dead or saturated, and histograms of parameters, gradients and activations over time.',
     ),
   );
+  sampling.classList.add('full');
   sampling.hidden = true;
   const chartCard = (chart: Chart, ...more: HTMLElement[]) =>
     card(
@@ -123,10 +124,11 @@ export function runView(id: string): View {
       chartCard(charts.norm),
       chartCard(charts.speed),
       chartCard(charts.staleness),
-      ...observations.elements,
+      ...observations.plots,
+      card('Checkpoints', checkpoints),
+      ...observations.tables,
       sampling,
       looks,
-      card('Checkpoints', checkpoints),
       withClass(card('Workers of this run', workers), 'full'),
       events,
       withClass(card('Configuration', configuration), 'full'),
