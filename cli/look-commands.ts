@@ -65,7 +65,7 @@ function registerLook(program: Command): void {
 Writes report.md, report.json and figures to --out (default: ./looks/<run>): contact sheets of the examples with
 the highest loss and of a random sample, the confusion matrix, how much of the loss the worst examples have. Of a
 run that was trained with --set observe.everySteps=100 also histograms of weights, gradients, updates and
-activations over time, gradient norms, and update ratios.
+activations over time, gradient norms, and update ratios. The server that has the run shows it on its dashboard.
 ${examples('downpour look examples/mnist-mlp.ts', 'downpour look my.ts --run my-3f2a1c --part train --worst 100')}`,
     )
     .action(async (file: string, options: LookOptions) => {
@@ -89,7 +89,8 @@ function registerRefuse(program: Command): void {
 A model that leaves the examples it is unsure of to somebody else answers the others better (Deep Learning,
 section 11.1). Fits a temperature on the validation part, and chooses thresholds of confidence there: all
 numbers are of examples that the temperature and the threshold were not chosen on. Writes to --out (default:
-./refusals/<run>) the curve of accuracy over coverage, and confidence against accuracy before and after.
+./refusals/<run>) the curve of accuracy over coverage, and confidence against accuracy before and after; the
+server that has the run shows them on its dashboard.
 ${examples('downpour refuse examples/mnist-mlp.ts --accuracy 0.99,0.999', 'downpour refuse my.ts --run my-3f2a1c --coverage 0.8')}`,
     )
     .action(async (file: string, options: RefuseOptions) => {

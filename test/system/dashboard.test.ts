@@ -4,7 +4,14 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Engine, openEngine } from '../../worker/engine.ts';
 import { findBrowser } from '../support/browser.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
-import { type Browser, launch, type Page, picture, problemsOf } from '../support/dashboard.ts';
+import {
+  type Browser,
+  launch,
+  OUTPUT,
+  type Page,
+  picture,
+  problemsOf,
+} from '../support/dashboard.ts';
 
 /**
  * The dashboard in a real browser, on a real training. What a view shows is compared with what REST answers;
@@ -182,6 +189,8 @@ describe.skipIf(skipped)('the dashboard', () => {
       checkpoints.length,
     );
     await picture(page, 'run');
+    // For README and docs: `cp test/output/dashboard.png docs/`.
+    await page.screenshot({ path: join(OUTPUT, 'dashboard.png') });
   });
 
   test('saves the numbers of a plot, and its picture', async () => {

@@ -1,3 +1,5 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { DASHBOARD_PATHS, dashboard } from '../../server/dashboard.ts';
 
@@ -12,6 +14,13 @@ test('all of the dashboard is at most 150 KB, compressed as it travels', async (
 test('the page of browsers that train is at most 20 KB, without what it trains with', async () => {
   const { gzipped } = (await dashboard()).get('/join.js')!;
   expect(gzipped.length).toBeLessThanOrEqual(20_000);
+});
+
+test('its picture in the documentation is a picture, and small', () => {
+  // Renewed by hand from test/output, where test/system/dashboard.test.ts writes it.
+  const bytes = readFileSync(join(import.meta.dirname, '..', '..', 'docs', 'dashboard.png'));
+  expect(bytes.subarray(1, 4).toString()).toBe('PNG');
+  expect(bytes.length).toBeLessThanOrEqual(150_000);
 });
 
 test('nothing of it asks another host, and no script or style stands in the page', async () => {
