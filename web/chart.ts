@@ -41,8 +41,16 @@ export interface Content {
 
 /** Cells of the joined table up to which every point of every curve is kept. */
 const CELLS_MAX = 200_000;
-/** Columns of the table where that would be too much: about as many as a plot has pixels. */
+/** Columns of the table where that would be too much: about as many as a plot has pixels; fewer for many curves. */
 const GRID_POINTS = 700;
+const GRID_POINTS_MANY = 300;
+/**
+ * With more curves than this none can be told from the others by its dashes, nor by pointing at it: drawn without
+ * either, and as thin as can be, a hundred of them take a third of the time.
+ */
+const MANY = 24;
+/** Names in the legend: more than can be read say nothing. */
+const NAMED = 12;
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
 
 /** The name of a colour of the style sheet; there are eight, then they begin again, dashed. */
@@ -52,9 +60,19 @@ const variableOf = (color: Curve['color']) =>
 /** For elements, which follow the theme by themselves. */
 export const styledColorOf = (color: Curve['color']) => `var(${variableOf(color)})`;
 
+/** Asking for a colour makes the browser bring the page's style up to date, which a hundred curves would do in turn. */
+const colors = new Map<string, string>();
+document.addEventListener('theme', () => colors.clear());
+
 /** For pictures: as it is now. */
 export function colorOf(color: Curve['color']): string {
-  return getComputedStyle(document.documentElement).getPropertyValue(variableOf(color)).trim();
+  const name = variableOf(color);
+  let value = colors.get(name);
+  if (value === undefined) {
+    value = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    colors.set(name, value);
+  }
+  return value;
 }
 
 export const dashOf = (curve: Curve): number[] =>
@@ -161,7 +179,7 @@ export class Chart {
   #tell(index: number | null): void {
     const plot = this.#plot;
     if (!plot) return;
-    for (const [i, element] of this.#values.entries()) {
+    for (const [i, element] of this.#values.slice(0, NAMED).entries()) {
       const y = plot.data[i + 1] as (number | null)[];
       setText(element, this.#format(index === null ? lastOf(y) : nearest(y, index)));
     }
@@ -179,8 +197,8 @@ export class Chart {
 
   #buildLegend({ curves }: Content): void {
     this.#values = curves.map(() => h('span', { class: 'legend-value' }));
-    // More names than can be read say nothing; the selection beside the plot has them all.
-    const items = curves.slice(0, 12).map((curve, i) =>
+    // The selection beside the plot has them all.
+    const items = curves.slice(0, NAMED).map((curve, i) =>
       h(
         'span',
         { class: 'legend-item' },
@@ -197,7 +215,7 @@ export class Chart {
     fill(
       this.#legend,
       ...items,
-      curves.length > 12 && h('span', { class: 'muted' }, `and ${curves.length - 12} more`),
+      curves.length > NAMED && h('span', { class: 'muted' }, `and ${curves.length - NAMED} more`),
     );
   }
 
@@ -208,14 +226,15 @@ export class Chart {
     const grid = { stroke: style.getPropertyValue('--grid').trim(), width: 1 };
     const font = '12px system-ui, sans-serif';
     const bars = curves.some(({ draw }) => draw === 'bars');
+    const isMany = curves.length > MANY;
     return {
       width,
       height: this.#height,
       legend: { show: false },
       cursor: {
-        points: { size: 7 },
+        points: isMany ? { show: false } : { size: 7 },
         drag: { x: true, y: false },
-        focus: { prox: 24 },
+        focus: { prox: isMany ? -1 : 24 },
       },
       focus: { alpha: curves.length > 3 ? 0.35 : 1 },
       scales: {
@@ -263,7 +282,7 @@ export class Chart {
           values: (_, splits) => splits.map((v) => (v === null ? '' : formatTick(v))),
         },
       ],
-      series: [{}, ...curves.map((curve) => seriesOf(curve))],
+      series: [{}, ...curves.map((curve) => seriesOf(curve, isMany))],
       hooks: {
         setCursor: [({ cursor }) => this.#tell(cursor.idx ?? null)],
         drawClear: [(plot) => drawBand(plot, this.#content?.band)],
@@ -273,7 +292,7 @@ export class Chart {
   }
 }
 
-function seriesOf(curve: Curve): uPlot.Series {
+function seriesOf(curve: Curve, isMany: boolean): uPlot.Series {
   const stroke = colorOf(curve.color);
   const { draw = 'line' } = curve;
   const base = { label: curve.label, stroke, dash: dashOf(curve), spanGaps: true };
@@ -291,7 +310,8 @@ function seriesOf(curve: Curve): uPlot.Series {
   }
   return {
     ...base,
-    width: draw === 'faint' ? 1 : 2,
+    width: draw === 'faint' || isMany ? 1 : 2,
+    ...(isMany ? { dash: [] } : {}),
     ...(draw === 'faint' ? { alpha: 0.35 } : {}),
     ...(draw === 'steps' ? { paths: uPlot.paths.stepped!({ align: 1 }) } : {}),
     points: { show: curve.x.length === 1, size: 6, fill: stroke },
@@ -371,10 +391,8 @@ export function aligned(curves: readonly Curve[]): uPlot.AlignedData {
     low = Math.min(low, x[0]!);
     high = Math.max(high, x.at(-1)!);
   }
-  const grid = Array.from(
-    { length: GRID_POINTS },
-    (_, i) => low + ((high - low) * i) / (GRID_POINTS - 1),
-  );
+  const count = curves.length > MANY ? GRID_POINTS_MANY : GRID_POINTS;
+  const grid = Array.from({ length: count }, (_, i) => low + ((high - low) * i) / (count - 1));
   return [grid, ...curves.map((curve) => readAt(curve, grid))] as uPlot.AlignedData;
 }
 

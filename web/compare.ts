@@ -122,6 +122,8 @@ export function compareView(): View {
       ),
     ),
   );
+  // Below what is seen at first: a hundred rows are laid out when somebody scrolls there.
+  rows.classList.add('later');
   const element = h(
     'div',
     {},

@@ -65,7 +65,7 @@ function studyTable(studies: readonly StudySummary[]): HTMLElement {
         h('a', { class: 'run-name', href: `#/studies/${study.name}` }, study.name),
         h('span', { class: 'sub' }, study.title),
       ),
-      h('td', {}, kindText(study.kind)),
+      h('td', { class: 'col-kind' }, kindText(study.kind)),
       h('td', {}, badge(study.state)),
       h('td', { class: 'col-experiment' }, study.experiment),
       h('td', { class: 'number' }, progressText(study)),
@@ -73,7 +73,7 @@ function studyTable(studies: readonly StudySummary[]): HTMLElement {
     ),
   );
   const headings = ['Study', 'Kind', 'State', 'Experiment', 'Trials', 'Updated'];
-  const classes = ['', '', '', 'col-experiment', 'number', 'col-time'];
+  const classes = ['', 'col-kind', '', 'col-experiment', 'number', 'col-time'];
   const table = tableOf('Studies', headings, rows, classes);
   table.classList.add('studies');
   return table;
