@@ -30,8 +30,6 @@ export default defineConfig({
           testTimeout: 180_000,
           expect: { poll },
           hookTimeout: 120_000,
-          // A page, a process or a disk may be late on a busy machine.
-          expect: { poll: { timeout: 20_000 } },
           maxWorkers: 2,
         },
       },
