@@ -203,6 +203,10 @@ export const RunConfigSchema = Type.Object(
       default: 1,
       description: 'of the initial parameters, the split, the order of examples and dropout',
     }),
+    splitSeed: orNone(
+      Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER }),
+      'of the data and their split, where runs of different seeds must validate on the same examples (ensembles); null: seed',
+    ),
     minibatchSize: Type.Integer({
       minimum: 1,
       maximum: 1_000_000,
@@ -338,6 +342,10 @@ export const RunConfigSchema = Type.Object(
           default: false,
           description: 'each fold has the same shares of the classes, to one example',
         }),
+        apart: orNone(
+          Type.Integer({ minimum: 0 }),
+          'a fold that neither trains nor validates, kept to measure several runs on; null: none',
+        ),
       },
       { ...closed, default: {} },
     ),
@@ -347,6 +355,11 @@ export const RunConfigSchema = Type.Object(
       default: 1,
       description:
         'share of the training part that is used, chosen by the seed; a smaller share lies within a larger one',
+    }),
+    bootstrap: Type.Boolean({
+      default: false,
+      description:
+        'draw the training part anew from itself by the seed, with replacement (bagging)',
     }),
     evaluateEverySteps: orNone(steps, 'null: once an epoch'),
     evaluateTraining: count(
@@ -598,13 +611,19 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
       `compression.push.momentum ${push.momentum} replaces the optimizer's own; optimizer.kind is '${config.optimizer.kind}': use sgd, or momentum 0`,
     );
   }
-  const { folds, fold, stratified } = config.validation;
-  if (folds === null ? fold > 0 || stratified : fold >= folds) {
+  const { folds, fold, stratified, apart } = config.validation;
+  if (folds === null ? fold > 0 || stratified || apart !== null : fold >= folds) {
     throw new DownpourError(
       'DP_CONFIG_INVALID',
       folds === null
-        ? 'validation.fold and validation.stratified need validation.folds: set how many folds there are'
+        ? 'validation.fold, validation.stratified and validation.apart need validation.folds: set how many folds there are'
         : `validation.fold is ${fold}; with ${folds} folds it is 0 to ${folds - 1}`,
+    );
+  }
+  if (folds !== null && apart !== null && (apart === fold || apart >= folds || folds < 3)) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      `validation.apart is ${apart}, validation.fold ${fold}, with ${folds} folds: it takes three folds or more, and another one than the one that validates, 0 to ${folds - 1}`,
     );
   }
   if (config.workersMax !== null && config.workersMin > config.workersMax) {

@@ -8,6 +8,7 @@ export const STREAMS = {
   parameters: 1,
   split: 2,
   minibatch: 3,
+  bootstrap: 4,
   /** Plus the epoch: the order of the examples in that epoch. */
   epoch: 0x1000_0000,
 } as const;

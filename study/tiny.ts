@@ -42,7 +42,7 @@ export function tinyPlan(settings: TinySettings): Plan {
   const held = ownValidation ? 0 : Math.min(VALIDATION, Math.ceil(available / 4));
   const config = {
     ...{ minibatchSize: settings.minibatchSize, stepsMax: steps, epochsMax: null },
-    ...{ validation: { folds: null, fold: 0, stratified: false } },
+    ...{ validation: { folds: null, fold: 0, stratified: false, apart: null } },
     ...(ownValidation ? {} : { validationFraction: held / available }),
     trainFraction: Math.min(1, examples / (available - held)),
     ...{ evaluateEverySteps: Math.max(1, Math.floor(steps / 6)), evaluateTraining: examples },

@@ -7,6 +7,7 @@ import type { Layout } from '../shared/layout.ts';
 import { type InputTransform, prepareData } from './data/examples.ts';
 import type { Experiment } from './experiment.ts';
 import { buildModel } from './model.ts';
+import { dataSettings, prepareOptions } from './prepare.ts';
 import { tf } from './tf.ts';
 
 /** A trained model in the files that `tf.loadLayersModel` opens: `model.json` and `weights.bin`. */
@@ -37,16 +38,12 @@ export interface LayersFormatOptions {
  */
 export async function writeLayersModel(options: LayersFormatOptions): Promise<InputTransform> {
   const { experiment, config, to, log } = options;
-  const { seed, hyperparameters, validationFraction, validation, trainFraction } = config;
   const data = await experiment.data({
     folder: options.dataFolder,
-    seed,
-    hyperparameters,
+    ...dataSettings(config),
     log,
   });
-  const standardise = experiment.standardise ?? 'none';
-  const parts = { validationFraction, validation, trainFraction };
-  const prepared = prepareData(data, { seed, ...parts, standardise });
+  const prepared = prepareData(data, prepareOptions(experiment, config));
   const model = await buildModel(experiment, config, prepared);
   try {
     const vector = vectorOf(model.layout, options.tensors);

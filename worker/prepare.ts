@@ -1,6 +1,11 @@
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
-import { type ExperimentData, type PreparedData, prepareData } from './data/examples.ts';
+import {
+  type ExperimentData,
+  type PreparedData,
+  type PrepareOptions,
+  prepareData,
+} from './data/examples.ts';
 import type { Experiment } from './experiment.ts';
 
 /**
@@ -12,12 +17,26 @@ export async function prepareExperiment(
   name: string,
   experiment: Experiment,
   config: RunConfig,
-  { folder, log }: { readonly folder: string; readonly log: (line: string) => void },
+  where: DataFolder,
 ): Promise<{ readonly data: ExperimentData; readonly prepared: PreparedData }> {
-  const { seed, hyperparameters, validationFraction, validation, trainFraction } = config;
-  let data: ExperimentData;
+  const data = await loadData(name, experiment, config, where);
+  return { data, prepared: prepareData(data, prepareOptions(experiment, config)) };
+}
+
+interface DataFolder {
+  readonly folder: string;
+  readonly log: (line: string) => void;
+}
+
+/** As the experiment gives them. */
+export async function loadData(
+  name: string,
+  experiment: Experiment,
+  config: RunConfig,
+  { folder, log }: DataFolder,
+): Promise<ExperimentData> {
   try {
-    data = await experiment.data({ folder, seed, hyperparameters, log });
+    return await experiment.data({ folder, ...dataSettings(config), log });
   } catch (cause) {
     if (cause instanceof DownpourError) throw cause;
     throw new DownpourError(
@@ -26,7 +45,15 @@ export async function prepareExperiment(
       { cause },
     );
   }
-  const standardise = experiment.standardise ?? 'none';
-  const how = { seed, validationFraction, validation, trainFraction, standardise };
-  return { data, prepared: prepareData(data, how) };
+}
+
+/** What an experiment's `data` is told of a run. */
+export function dataSettings({ seed, splitSeed, hyperparameters }: RunConfig) {
+  return { seed: splitSeed ?? seed, hyperparameters };
+}
+
+export function prepareOptions(experiment: Experiment, config: RunConfig): PrepareOptions {
+  const { seed, splitSeed, validationFraction, validation, trainFraction, bootstrap } = config;
+  const parts = { validationFraction, validation, trainFraction, bootstrap };
+  return { seed, splitSeed, ...parts, standardise: experiment.standardise ?? 'none' };
 }

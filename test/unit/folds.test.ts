@@ -110,6 +110,72 @@ describe('k-fold', () => {
   });
 });
 
+describe('runs that are measured together', () => {
+  test('of one splitSeed validate on the same examples, whatever their seeds', () => {
+    const at = (seed: number, splitSeed: number | null) =>
+      prepareData(data(60), { ...base, seed, splitSeed });
+    const first = at(4, null);
+    expect(ids(at(9, 4).validation)).toEqual(ids(first.validation));
+    expect(ids(at(9, 4).train)).toEqual(ids(first.train));
+    expect(ids(at(9, null).validation)).not.toEqual(ids(first.validation));
+  });
+
+  test('a fold that stands apart trains and validates in none of them', () => {
+    for (const stratified of [false, true]) {
+      const held = foldsOf(60, 4, stratified)[3]!.validation;
+      const seen = [0, 1, 2].map((fold) =>
+        prepareData(data(60), { ...base, validation: { folds: 4, fold, stratified, apart: 3 } }),
+      );
+      for (const { train, validation } of seen) {
+        const parts = [...ids(train), ...ids(validation), ...ids(held)];
+        expect(parts.sort((a, b) => a - b)).toEqual(Array.from({ length: 60 }, (_, i) => i));
+      }
+    }
+  });
+
+  test('apart is refused without a fold to stand there', () => {
+    for (const validation of [
+      { apart: 0 },
+      { folds: 4, fold: 1, apart: 1 },
+      { folds: 4, apart: 4 },
+      { folds: 2, fold: 0, apart: 1 },
+    ]) {
+      expect(() => resolveConfig({ validation })).toThrow(/validation\.apart/);
+    }
+    expect(resolveConfig({ validation: { folds: 3, apart: 2 } }).validation.apart).toBe(2);
+  });
+});
+
+describe('bootstrap', () => {
+  test('draws as many examples of the training part, with replacement, by the seed', () => {
+    const count = 3000;
+    const at = (seed: number, more = {}) =>
+      prepareData(data(count), { ...base, seed, splitSeed: 4, bootstrap: true, ...more });
+    const whole = prepareData(data(count), base);
+    const first = at(1);
+    expect(first.train.count).toBe(whole.train.count);
+    expect(ids(first.validation)).toEqual(ids(whole.validation));
+    const inTraining = new Set(ids(whole.train));
+    expect(ids(first.train).every((id) => inTraining.has(id))).toBe(true);
+    // 1 − 1/e of them at least once (Deep Learning §7.11: "about 2/3"); four standard deviations are 0.03.
+    expect(new Set(ids(first.train)).size / inTraining.size).toBeCloseTo(1 - 1 / Math.E, 1);
+    expect(ids(at(1).train)).toEqual(ids(first.train));
+    expect(ids(at(2).train)).not.toEqual(ids(first.train));
+    expect(at(1, { trainFraction: 0.5 }).train.count).toBe(count * 0.4);
+    // Each input has its own target still.
+    const { inputs, targets } = first.train;
+    const classes = Array.from(inputs.values, (id) => [0, 0, 0, 1, 1, 2][id % 6]);
+    expect(Array.from(targets.values)).toEqual(classes);
+  });
+
+  test('resamples all of the data where the validation part is its own', () => {
+    const own = { ...data(60), validation: numbered(7) };
+    const { train } = prepareData(own, { ...base, bootstrap: true });
+    expect(train.count).toBe(60);
+    expect(new Set(ids(train)).size).toBeLessThan(60);
+  });
+});
+
 describe('trainFraction', () => {
   test('keeps a share of the training part, smaller ones within larger ones, all else as it was', () => {
     fc.assert(

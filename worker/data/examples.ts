@@ -1,6 +1,6 @@
 import { type Digest, digest } from '../../shared/digest.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import { permutation, STREAMS } from '../../shared/random.ts';
+import { permutation, random, STREAMS } from '../../shared/random.ts';
 
 /**
  * Examples in plain typed arrays: the seeded split, standardisation by the training part alone
@@ -60,6 +60,8 @@ export interface PreparedData {
 
 export interface PrepareOptions {
   readonly seed: number;
+  /** Of the split, where it is not `seed`. */
+  readonly splitSeed?: number | null;
   /** Share of the training examples set apart when the data has no validation part, in [0, 1). */
   readonly validationFraction: number;
   /** k-fold: fold `fold` of `folds` validates, instead of a fraction. */
@@ -67,9 +69,13 @@ export interface PrepareOptions {
     readonly folds: number | null;
     readonly fold: number;
     readonly stratified: boolean;
+    /** A fold that takes no part. */
+    readonly apart?: number | null;
   };
   /** Share of the training part that is kept, in (0, 1]; smaller ones lie within larger ones. */
   readonly trainFraction?: number;
+  /** As many examples as are kept, drawn from them by `seed` with replacement (Deep Learning §7.11). */
+  readonly bootstrap?: boolean;
   readonly standardise: 'none' | 'global' | 'feature';
 }
 
@@ -283,7 +289,7 @@ function split(
   data: ExperimentData,
   options: PrepareOptions,
 ): { train: Examples; validation: Examples } {
-  const { seed, validationFraction, validation, trainFraction = 1 } = options;
+  const { seed, validationFraction, validation, trainFraction = 1, bootstrap = false } = options;
   const folds = validation?.folds ?? null;
   const examples = data.train;
   const n = examples.count;
@@ -306,15 +312,18 @@ function split(
       `${n} training example${n === 1 ? '' : 's'} cannot be split into ${folds ?? 2} parts; give more, or a validation part`,
     );
   }
-  const order = permutation(seed, STREAMS.split, n);
+  const order = permutation(options.splitSeed ?? seed, STREAMS.split, n);
   let validates = order.subarray(0, 0);
   let trains = order;
   if (folds !== null && validation) {
-    const at = (position: number) => position % folds === validation.fold;
-    const dealt = validation.stratified ? byClass(order, data) : order;
-    validates = dealt.filter((_, position) => at(position));
-    const isValidating = new Set(validates);
-    trains = order.filter((row) => !isValidating.has(row));
+    const { fold, apart, stratified } = validation;
+    const dealt = stratified ? byClass(order, data) : order;
+    validates = dealt.filter((_, position) => position % folds === fold);
+    const isOut = new Set([
+      ...validates,
+      ...dealt.filter((_, position) => position % folds === apart),
+    ]);
+    trains = order.filter((row) => !isOut.has(row));
   } else if (!given && validationFraction > 0) {
     const count = Math.min(n - 1, Math.max(1, Math.round(n * validationFraction)));
     validates = order.subarray(0, count);
@@ -323,8 +332,13 @@ function split(
   const kept = Math.max(1, Math.round(trains.length * trainFraction));
   // Sorted, since rows near each other in the data are then near each other in memory.
   const take = (rows: Int32Array) => takeExamples(examples, rows.slice().sort());
+  let rows = trains.subarray(0, kept);
+  if (bootstrap) {
+    const draw = random(seed, STREAMS.bootstrap);
+    rows = rows.map((_, __, all) => all[draw.below(kept)]!);
+  }
   return {
-    train: kept === n ? examples : take(trains.subarray(0, kept)),
+    train: kept === n && !bootstrap ? examples : take(rows),
     validation: data.validation ?? take(validates),
   };
 }
