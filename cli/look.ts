@@ -104,8 +104,16 @@ export async function tellReport(
       await session.close();
     }
   }
+  showReport(report, paths, options.json);
+}
+
+/** @param paths of the files that it was written to. */
+export function showReport(report: Report, paths: readonly string[], json = false): void {
   const { title, headings, rows, advice, facts } = report;
-  if (options.json) return printJson({ title, advice, ...facts, files: paths });
+  if (json) {
+    printJson({ title, advice, ...facts, files: paths });
+    return;
+  }
   print(title);
   for (const line of table(headings, rows)) print(line);
   print();

@@ -1,6 +1,7 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { AblateOptions } from './ablate.ts';
 import type { CheckCommandOptions } from './check.ts';
+import type { EnsembleOptions, Way } from './ensemble.ts';
 import type { LearningRateOptions } from './lr-find.ts';
 import type { Outcome } from './main.ts';
 import {
@@ -21,7 +22,7 @@ import type { CurveOptions, FoldsOptions, StoppingOptions } from './validation.t
 
 /** Names, options and help of the studies: commands that conduct many runs. */
 
-/** `lr-find`, `search`, `folds`, `stopping`, `curve`, `ablate`. */
+/** `lr-find`, `search`, `folds`, `stopping`, `curve`, `ablate`, `ensemble`. */
 export function registerStudyCommands(program: Command, outcome: Outcome): void {
   registerLearningRate(program, outcome);
   registerSearch(program, outcome);
@@ -29,6 +30,7 @@ export function registerStudyCommands(program: Command, outcome: Outcome): void 
   registerStopping(program, outcome);
   registerCurve(program, outcome);
   registerAblate(program, outcome);
+  registerEnsemble(program, outcome);
 }
 
 /** `check`: what to run before anything else. */
@@ -284,6 +286,86 @@ ${examples('downpour ablate examples/mnist-mlp.ts --variants regularisation --ep
       const { ablateCommand } = await import('./ablate.ts');
       outcome.exitCode = await ablateCommand(file, options);
     });
+}
+
+function registerEnsemble(program: Command, outcome: Outcome): void {
+  const command = program
+    .command('ensemble')
+    .description('train several models and combine them: mean, vote, controller, cascade')
+    .argument('<experiment>', 'file of the experiment')
+    .option('--members <kind:n>', 'seeds, bagging, folds or snapshots, and how many', 'seeds:5')
+    .option('--runs <list>', 'runs that are trained already, with commas, instead', names)
+    .option('--cycle-epochs <n>', 'of each snapshot after the first', whole(1, 100_000), 4)
+    .option(
+      '--averages',
+      'also the first member with averaged parameters (EMA, Polyak), or without where it has them',
+    )
+    .option(
+      '--combine <list>',
+      'mean, vote, calibrated, controller, cascade, weights, with commas (default: all that fit)',
+      ways,
+    )
+    .option(
+      '--tolerance <share>',
+      'accuracy that controller and cascade may lose for a lower cost',
+      share,
+      0.005,
+    )
+    .option('--accuracy <share>', 'of a cascade, instead of the tolerance', share)
+    .option('--recall <share>', 'of a cascade of yes and no', share, 0.99)
+    .option(
+      '--costs <list>',
+      'of an answer of each of --runs (default: measured where their tensors differ)',
+      costs,
+    )
+    .option('--half-seed <n>', 'of the halves', whole(0, Number.MAX_SAFE_INTEGER), 1)
+    .option('--test', 'look at the test part, too');
+  addStudyOptions(command)
+    .addHelpText(
+      'after',
+      `
+Members: seeds differ in initial parameters and in the order of examples; bagging also in the resample of the
+training part that they learn from (Deep Learning, section 7.11); folds leave out a different fold each, and one is
+held out of all; snapshots go on from each other, the learning rate falling again from its start to 0. All answer the
+same validation examples, which none has learnt from. What a combination fits (temperatures, thresholds, the
+controller) is fitted on one half of them and measured on the other, in turn. Beside the report, ensemble.json and
+members/ hold all that it takes to use the ensemble. Called again with the same settings it goes on where it was.
+${examples('downpour ensemble examples/mnist-mlp.ts --members seeds:5 --averages', 'downpour ensemble examples/mnist-mlp.ts --members snapshots:5 --cycle-epochs 3 --test', 'downpour ensemble examples/mnist-mlp.ts --runs mnist-mlp-1,mnist-cnn-1 --combine mean,cascade')}`,
+    )
+    .action(async (file: string, options: EnsembleOptions) => {
+      const { ensembleCommand } = await import('./ensemble.ts');
+      const stateGiven = command.getOptionValueSource('state') === 'cli';
+      outcome.exitCode = await ensembleCommand(file, { ...options, stateGiven });
+    });
+}
+
+const names = (text: string) => text.split(',').map((name) => name.trim());
+
+const WAY_NAMES: readonly Way[] = [
+  'mean',
+  'vote',
+  'calibrated',
+  'controller',
+  'cascade',
+  'weights',
+];
+
+function ways(text: string): Way[] {
+  const given = names(text);
+  if (given.every((way) => WAY_NAMES.includes(way as Way))) return given as Way[];
+  throw new InvalidArgumentError(`Write some of ${WAY_NAMES.join(', ')}, with commas.`);
+}
+
+function share(text: string): number {
+  const value = Number(text);
+  if (text.trim() !== '' && value >= 0 && value <= 1) return value;
+  throw new InvalidArgumentError('It must be a share from 0 to 1.');
+}
+
+function costs(text: string): number[] {
+  const values = text.split(',').map(Number);
+  if (values.every((value) => Number.isFinite(value) && value > 0)) return values;
+  throw new InvalidArgumentError('Write numbers above 0, with commas, like 1,12.');
 }
 
 function fractions(text: string): number[] {

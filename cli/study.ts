@@ -63,10 +63,24 @@ export interface StudyDefinition {
   readonly trialCount: number;
   /** Also of a study that has not ended: for those who look on. */
   readonly report: (name: string, trials: readonly Trial[]) => Report;
+  /** What it ends in, where that takes more than what the trials have told; absent: `report`. */
+  readonly conclude?: (
+    name: string,
+    trials: readonly Trial[],
+    context: ReportContext,
+  ) => Promise<Report>;
   readonly checkData?: (data: DataSummary) => void;
   readonly keepCurves?: boolean;
   /** Last preparations on the server, before any worker is started. @param name of the study. */
   readonly prepare?: (client: RestClient, name: string) => Promise<void>;
+}
+
+/** For reports that need more than what the trials have told. */
+export interface ReportContext {
+  readonly session: Session;
+  /** Of the results. */
+  readonly folder: string;
+  readonly signal: AbortSignal;
 }
 
 export interface StudyContext {
@@ -127,8 +141,9 @@ export async function studyCommand(
   let pool: Pool | null = null;
   let over = false;
   try {
-    session = early?.session ?? (await openServer(options, log));
-    const { client } = session;
+    const opened = early?.session ?? (await openServer(options, log));
+    session = opened;
+    const { client } = opened;
     await definition.prepare?.(client, name);
     if (options.workers > 0) {
       pool = startLocalWorkers({
@@ -144,7 +159,11 @@ export async function studyCommand(
     );
     progress.note('Ctrl-C leaves a checkpoint of each trial; the same command goes on');
     const teller = new Teller(client, name, (line) => progress.note(line));
-    const told = (state: StudyReport['state'], trials: readonly Trial[]) => {
+    const told = (
+      state: StudyReport['state'],
+      trials: readonly Trial[],
+      report: Report | null = null,
+    ) => {
       const ended = trials.filter(({ end }) => end !== null).length;
       const own = { kind, state, experiment: experimentName(file), run: null };
       return toldReport(
@@ -152,7 +171,7 @@ export async function studyCommand(
           ...{ ...own, runs: trials.map(({ id }) => id) },
           trials: { ended, of: definition.trialCount },
         },
-        state === 'ended' ? definition.report(name, trials) : soFar(definition, name, trials),
+        report ?? soFar(definition, name, trials),
       );
     };
     const tellUser = tellProgress(progress, definition.trialCount);
@@ -180,13 +199,20 @@ export async function studyCommand(
     });
     over = true;
     progress.end();
-    await teller.last(told(done ? 'ended' : 'interrupted', trials));
-    if (!done) {
+    const { signal } = interruption;
+    const report = done
+      ? await unlessAborted(signal, async () =>
+          definition.conclude
+            ? definition.conclude(name, trials, { session: opened, folder, signal })
+            : definition.report(name, trials),
+        )
+      : null;
+    await teller.last(told(report ? 'ended' : 'interrupted', trials, report));
+    if (!report) {
       progress.event('interrupted', { study: name });
       progress.note('stopped; the same command goes on');
       return EXIT.interrupted;
     }
-    const report = definition.report(name, trials);
     const paths = await writeReport(folder, report);
     progress.event('ended', {
       study: name,
@@ -217,8 +243,18 @@ function soFar({ report }: StudyDefinition, name: string, trials: readonly Trial
   }
 }
 
+/** @returns null: the signal came meanwhile. */
+async function unlessAborted<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T | null> {
+  try {
+    return await work();
+  } catch (error) {
+    if (signal.aborted) return null;
+    throw error;
+  }
+}
+
 /** The same settings give the same name, so that calling again goes on. */
-function defaultName(kind: string, file: string, what: unknown): string {
+export function defaultName(kind: string, file: string, what: unknown): string {
   const hash = digestText(canonical(what)).slice(0, 6);
   return `${kind}-${experimentName(file).slice(0, 30)}-${hash}`;
 }

@@ -1,7 +1,7 @@
 import { resolveConfig } from '../shared/config.ts';
 import type { ChartFigure } from '../shared/figure.ts';
 import { chart } from './plot.ts';
-import { errorFormat, numberText, type Report } from './report.ts';
+import { errorFormat, numberText, type Report, signed } from './report.ts';
 import { type Estimate, estimate, meanOf } from './statistics.ts';
 import {
   bestEvaluation,
@@ -178,9 +178,6 @@ function spread(value: Estimate | null, format: Format): string {
     ? format(value.mean)
     : `${format(value.mean)} ± ${format(value.high - value.mean)}`;
 }
-
-const signed = (value: number, format: Format) =>
-  `${value < 0 ? '−' : '+'}${format(Math.abs(value))}`;
 
 function differenceCell({ difference, identical }: VariantResult, format: Format): string {
   if (difference === null) return '–';

@@ -32,13 +32,16 @@ export interface RefuseSettings {
 
 /** −log p of the truth, mean over the answers. */
 export function logLoss(answers: Answers, temperature: number): number {
-  const shares = probabilitiesOf(answers, temperature);
-  const classes = classCountOf(answers);
-  let sum = 0;
-  for (let i = 0; i < answers.count; i++) {
-    sum -= Math.log(Math.max(shares[i * classes + answers.truths[i]!]!, 1e-300));
-  }
-  return sum / answers.count;
+  const losses = logLosses(probabilitiesOf(answers, temperature), answers.truths);
+  return losses.reduce((a, b) => a + b, 0) / answers.count;
+}
+
+/** −log p of the truth of each answer. @param shares shape [truths.length, classes]. */
+export function logLosses(shares: Float64Array, truths: ArrayLike<number>): Float64Array {
+  const classes = shares.length / truths.length;
+  return Float64Array.from(truths, (truth, i) => {
+    return -Math.log(Math.max(shares[i * classes + truth]!, 1e-300));
+  });
 }
 
 /** The temperature of the lowest log loss, by golden sections of its logarithm, from 1/20 to 20. */
@@ -155,19 +158,26 @@ export function coverageCurve({ confidence, right }: Ranked) {
   return points;
 }
 
-/** Two halves; answers of one example stay together. */
-export function halves(answers: Answers, seed: number): [Answers, Answers] {
-  const { count, perExample } = answers;
-  const order = permutation(seed, 1, Math.round(count / perExample));
+/** The examples of two halves, by a seed. */
+export function halfRows(examples: number, seed: number): [Int32Array, Int32Array] {
+  const order = permutation(seed, 1, examples);
   const middle = Math.floor(order.length / 2);
-  const rows = (examples: Int32Array) =>
-    Array.from(examples).flatMap((row) =>
-      Array.from({ length: perExample }, (_, j) => row * perExample + j),
-    );
-  return [
-    takeAnswers(answers, rows(order.subarray(0, middle))),
-    takeAnswers(answers, rows(order.subarray(middle))),
-  ];
+  return [order.subarray(0, middle), order.subarray(middle)];
+}
+
+/** The answers of some examples: those of one example stay together. */
+export function answersOfExamples(answers: Answers, examples: Int32Array): Answers {
+  const { perExample } = answers;
+  const rows = Array.from(examples).flatMap((row) =>
+    Array.from({ length: perExample }, (_, j) => row * perExample + j),
+  );
+  return { ...takeAnswers(answers, rows), perExample };
+}
+
+/** Two halves. */
+export function halves(answers: Answers, seed: number): [Answers, Answers] {
+  const [first, second] = halfRows(Math.round(answers.count / answers.perExample), seed);
+  return [answersOfExamples(answers, first), answersOfExamples(answers, second)];
 }
 
 function ranked(answers: Answers, temperature: number): Ranked {

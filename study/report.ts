@@ -57,3 +57,8 @@ export function errorFormat(
   const isShare = values.every((value) => !Number.isFinite(value) || (value >= 0 && value <= 1));
   return isShare ? percentText : numberText;
 }
+
+/** With its sign, as a difference is read: `+0.12 %`. */
+export function signed(value: number, format: (value: number) => string): string {
+  return `${value < 0 ? '−' : '+'}${format(Math.abs(value))}`;
+}

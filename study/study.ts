@@ -147,6 +147,8 @@ const POLL_MS = 250;
 const PATIENCE_MS = 600_000;
 /** A run nobody works for while workers are idle: they have refused it. */
 const REFUSED_MS = 10_000;
+/** A run that has just ended may still be writing the checkpoint that another begins with. */
+const CHECKPOINT_MS = 60_000;
 const OVER: readonly (Phase | 'missing')[] = ['finished', 'stopped', 'failed'];
 
 /** Conducts a study to its end, or until the signal. @throws DownpourError. */
@@ -185,6 +187,8 @@ class Conductor {
   #dataChecked = false;
   /** When a run was first seen without workers while some were idle. */
   readonly #lonely = new Map<string, number>();
+  /** When the checkpoint that a trial begins with was first found missing. */
+  readonly #unborn = new Map<string, number>();
 
   constructor(options: StudyOptions, trials: readonly Trial[]) {
     this.#options = options;
@@ -375,6 +379,11 @@ class Conductor {
     try {
       await this.#patiently(() => client.createRun({ ...body, ...from }));
     } catch (error) {
+      if (fork && errorCode(error) === 'DP_CHECKPOINT_MISSING') {
+        const since = this.#unborn.get(id) ?? performance.now();
+        this.#unborn.set(id, since);
+        if (performance.now() - since < CHECKPOINT_MS) return;
+      }
       if (errorCode(error) !== 'DP_RUN_EXISTS') throw error;
       // Made before a crash, or by somebody else under the same name.
       const run = await this.#patiently(() => client.run(id));
