@@ -1,5 +1,5 @@
 import { Argument, type Command, Option } from 'commander';
-import { LIMITS } from '../shared/config.ts';
+import { LIMITS, SERVER_DEFAULTS } from '../shared/config.ts';
 import { SHELLS, type Shell } from './completion.ts';
 import type { InitOptions } from './init.ts';
 import type { Outcome } from './main.ts';
@@ -51,6 +51,11 @@ export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFi
   /** Experiments, or folders of them, that browsers may train. */
   readonly join?: string[];
   readonly data?: string;
+  readonly standbyOf?: string;
+  readonly replication: 'sync' | 'async';
+  readonly lagMax: number;
+  readonly advertise?: string;
+  readonly leaseSeconds: number;
   readonly requestsMax: number;
   readonly connectionsMax: number;
   readonly runsMax: number;
@@ -67,6 +72,10 @@ export interface ShardOptions
     | 'tensorboard'
     | 'join'
     | 'data'
+    | 'standbyOf'
+    | 'replication'
+    | 'lagMax'
+    | 'leaseSeconds'
     | 'requestsMax'
     | 'connectionsMax'
     | 'runsMax'
@@ -223,6 +232,36 @@ function registerServe(program: Command): void {
         'write event files for TensorBoard, a folder a run: curves, histograms',
       ).env('DOWNPOUR_TENSORBOARD'),
     )
+    .option(
+      '--standby-of <address>',
+      'follow this server with copies of its runs, and take over when it is gone',
+    )
+    .addOption(
+      new Option(
+        '--replication <mode>',
+        'of a standby: sync, no push is answered before it has it; async, it may lack --lag-max',
+      )
+        .choices(['sync', 'async'])
+        .default('sync'),
+    )
+    .addOption(
+      new Option('--lag-max <n>', 'pushes that an async standby may lack')
+        .default(SERVER_DEFAULTS.lagMax)
+        .argParser(whole(1, 1_000_000)),
+    )
+    .option(
+      '--advertise <host>',
+      'at which workers reach a standby (default: --host, or where it comes from)',
+    )
+    .addOption(
+      new Option(
+        '--lease-seconds <s>',
+        'not heard of for so long, this server may be replaced; 2 where it has a standby',
+      )
+        .env('DOWNPOUR_LEASE_SECONDS')
+        .default(SERVER_DEFAULTS.leaseSeconds)
+        .argParser(positive),
+    )
     .addOption(
       limitOption('--requests-max <n>', 'in a second with one token', LIMITS.requestsPerSecondMax),
     )
@@ -247,6 +286,7 @@ function registerServe(program: Command): void {
         'downpour serve --host 0.0.0.0 --tokens tokens.txt --tls-cert server.pem --tls-key server.key',
         'downpour serve --redis-url rediss://trainer:secret@redis:6380 --redis-ca ca.pem',
         'downpour serve --redis-url redis+sentinel://10.0.0.1,10.0.0.2,10.0.0.3/mymaster',
+        'downpour serve --standby-of http://10.0.0.5:7420 --redis-url redis://10.0.0.9:6379 --lease-seconds 2',
       ),
     )
     .action(async (options: ServeOptions) => {

@@ -15,7 +15,7 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
   try {
     await untilStopped(
       options,
-      { listens: 'Downpour listens on', stopping: 'stopping with a checkpoint of each run' },
+      { listens: saysOf(options), stopping: 'stopping with a checkpoint of each run' },
       async (signal, log) => {
         if (joined) join = await makeJoinBundle(joined, resolve(data), log);
         const server = await serve({
@@ -28,6 +28,8 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
             ? {}
             : { tensorboard: resolve(options.tensorboard) }),
           ...(join ? { join: join.files } : {}),
+          ownerTtlMs: 1_000 * options.leaseSeconds,
+          ...standbyOf(options),
         });
         if (join) log(`browsers train ${join.experiments.join(', ')} at ${server.url}/join`);
         return server;
@@ -37,6 +39,9 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
     await (join as JoinBundle | null)?.dispose();
   }
 }
+
+const saysOf = ({ standbyOf: of }: ServeOptions) =>
+  of === undefined ? 'Downpour listens on' : `a standby of ${of} listens on`;
 
 /** `downpour shard`: until Ctrl-C or SIGTERM. */
 export function shardCommand(options: ShardOptions): Promise<void> {
@@ -50,6 +55,12 @@ export function shardCommand(options: ShardOptions): Promise<void> {
         ...(advertise === undefined ? {} : { advertise }),
       }),
   );
+}
+
+function standbyOf({ standbyOf: of, replication, lagMax, advertise }: ServeOptions) {
+  if (of === undefined) return {};
+  const at = advertise === undefined ? {} : { advertise };
+  return { standbyOf: of, replication, lagMax, ...at };
 }
 
 /** What both listen with. */

@@ -174,6 +174,9 @@ export function protocolVectors() {
     ...{ type: 'leave', failure: { code: 'DP_DATA_MISSING', message: 'no such file' } },
   });
   add('nothing to do', 'server', { type: 'idle' });
+  add('where to go when this server is not reached', 'server', {
+    ...{ type: 'standby', servers: [{ host: '192.0.2.11', port: 7420 }] },
+  });
   add('the run is over', 'server', {
     ...{ type: 'end', run: RUN, phase: 'finished', reason: 'reached epochsMax 30' },
   });

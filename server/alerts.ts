@@ -7,6 +7,8 @@ export interface AlertFacts {
   readonly stateStoreAway: ServerFacts['stateStoreAway'];
   /** Null: the server has no shards. */
   readonly shards: ServerFacts['shards'];
+  /** Null: there has been none. */
+  readonly standby: ServerFacts['standby'];
   readonly runs: readonly RunSummary[];
   readonly workers: readonly WorkerSummary[];
   /** Seconds between two evaluations of a run at its present speed; null: unknown. */
@@ -30,7 +32,7 @@ export function alertsOf(facts: AlertFacts): Alert[] {
   const add = (severity: Alert['severity'], text: string, about: Partial<Alert> = {}) =>
     alerts.push({ severity, run: null, worker: null, ...about, text });
 
-  const { stateStoreAway, shards } = facts;
+  const { stateStoreAway, shards, standby } = facts;
   if (stateStoreAway) {
     const { seconds, records } = stateStoreAway;
     add(
@@ -41,6 +43,7 @@ export function alertsOf(facts: AlertFacts): Alert[] {
   if (shards && !shards.whole) {
     add('critical', `one of the ${shards.count} shards is lost: all runs wait until it is back`);
   }
+  if (standby) aboutStandby(standby, add);
   const connected = facts.workers.filter(({ state }) => state !== 'gone');
   for (const run of facts.runs)
     aboutRun(run, facts, (severity, text) => add(severity, text, { run: run.id }));
@@ -82,6 +85,25 @@ function aboutRun(
   if (run.hint !== null) add('warning', `${run.id}: ${run.hint}`);
   if (run.stepsLost > 0) {
     add('info', `${run.id} has lost ${run.stepsLost} steps with crashes of the server`);
+  }
+}
+
+function aboutStandby(
+  { state, address, seconds, reason }: NonNullable<AlertFacts['standby']>,
+  add: (severity: Alert['severity'], text: string) => void,
+): void {
+  if (state === 'lost') {
+    add(
+      'warning',
+      `the standby ${address} is lost for ${inWords(seconds)} (${reason}): this server goes on alone, start another with \`downpour serve --standby-of\``,
+    );
+  } else if (state === 'parting') {
+    add(
+      'critical',
+      `the standby ${address} is lost for ${inWords(seconds)} (${reason}), and the state store does not say who owns the state: workers wait for their answers`,
+    );
+  } else if (state === 'joining') {
+    add('info', `the standby ${address} is told all runs, for ${inWords(seconds)} now`);
   }
 }
 

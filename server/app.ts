@@ -13,12 +13,14 @@ import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../
 import { JOIN_PATHS, TICKET_PROTOCOL, ticketOf } from '../shared/join.ts';
 import type { Log } from '../shared/log.ts';
 import type { SessionFacts } from '../shared/rest.ts';
+import type { Connection } from '../wire/connection.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
 import { isLoopback } from '../wire/local-socket.ts';
 import { type Access, type Grant, mayDo, Rate, type Role, refuse, unauthorized } from './access.ts';
 import type { Coordinator } from './coordinator.ts';
 import type { JoinFiles } from './join.ts';
 import { addPages, FOR_ANYBODY, type PageDoor, sessionOf } from './pages.ts';
+import type { Replication } from './replication.ts';
 import { addRoutes, type RoutesOptions } from './routes.ts';
 import { Session } from './session.ts';
 import { Tickets } from './tickets.ts';
@@ -271,6 +273,17 @@ class Door implements PageDoor {
     return { grant, stillIn, byTicket: ticket !== null };
   }
 
+  /** Lets a standby in, by an operator's token. @throws DownpourError as `enterWorker`. */
+  enterStandby(request: IncomingMessage): ReturnType<Door['enterWorker']> {
+    const look = () => this.#access.grant(request.headers.authorization);
+    const grant = this.#admit(request, look(), 'operator');
+    const stillIn = () => {
+      const now = look();
+      return now !== null && mayDo(now, 'operator');
+    };
+    return { grant, stillIn, byTicket: false };
+  }
+
   /** Calls back when tokens have come or gone. */
   onChange(callback: () => void): void {
     this.#access.changed = callback;
@@ -359,21 +372,28 @@ function answerBroken(error: Error & { code?: string }, socket: Duplex): void {
 
 function acceptWorkers(app: FastifyInstance, coordinator: Coordinator, door: Door): void {
   const sessions = new Map<Session, () => boolean>();
+  const standbys = new Map<Connection, () => boolean>();
   door.onChange(() => {
     for (const [session, stillIn] of sessions) if (!stillIn()) session.fail(unauthorized());
+    for (const [standby, stillIn] of standbys) {
+      if (!stillIn()) standby.close(4401, 'DP_UNAUTHORIZED');
+    }
   });
   app.server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
     socket.on('error', () => socket.destroy());
     const path = request.url?.split('?', 1)[0];
-    if (path !== '/ws') return refuse(socket, 'DP_NOT_FOUND', 'workers connect to /ws');
+    if (path !== '/ws' && path !== '/standby') {
+      return refuse(socket, 'DP_NOT_FOUND', 'workers connect to /ws, a standby to /standby');
+    }
     let gone: () => void;
     let entered: ReturnType<Door['enterWorker']>;
     try {
       door.mustBeOurs(request);
-      entered = door.enterWorker(request);
+      entered = path === '/ws' ? door.enterWorker(request) : door.enterStandby(request);
       const problem = upgradeProblem(request);
       if (problem !== null) throw new DownpourError('DP_BODY_INVALID', problem);
       coordinator.mustBeOpen();
+      if (path === '/standby') mustReplicate(coordinator).mustHaveRoom();
       gone = door.connect(entered.grant);
     } catch (error) {
       coordinator.countError(errorCode(error));
@@ -382,6 +402,16 @@ function acceptWorkers(app: FastifyInstance, coordinator: Coordinator, door: Doo
     const connection = accept(request, socket, {
       protocol: entered.byTicket ? TICKET_PROTOCOL : null,
     });
+    if (path === '/standby') {
+      standbys.set(connection, entered.stillIn);
+      socket.once('close', () => {
+        gone();
+        standbys.delete(connection);
+      });
+      const events = mustReplicate(coordinator).accept(connection, addressOf(request));
+      connection.start(events, head);
+      return;
+    }
     const session = new Session(connection, coordinator, new Date().toISOString());
     sessions.set(session, entered.stillIn);
     socket.once('close', () => {
@@ -395,6 +425,15 @@ function acceptWorkers(app: FastifyInstance, coordinator: Coordinator, door: Doo
     }
     connection.start(session.events, head);
   });
+}
+
+/** @throws DownpourError DP_USAGE. */
+function mustReplicate({ replication }: Coordinator): Replication {
+  if (replication) return replication;
+  throw new DownpourError(
+    'DP_USAGE',
+    'a server with shards has no standby: when a shard is lost its runs go on from their checkpoints',
+  );
 }
 
 function describeError(

@@ -19,6 +19,7 @@ import type { Keeper } from './keeper.ts';
 import { WaitingLine } from './landings.ts';
 import { type RunFacts, runsToTell } from './prometheus.ts';
 import type { PushLog } from './push-log.ts';
+import type { Replication } from './replication.ts';
 import type { Session } from './session.ts';
 import type { ShardPool, ShardReport } from './shard-pool.ts';
 import { WorkerHistory } from './worker-history.ts';
@@ -44,6 +45,8 @@ export class Coordinator {
   readonly line = new WaitingLine();
   readonly #shards: ShardPool | null;
   readonly pushLog: PushLog | null;
+  /** Null: no standby may follow. */
+  replication: Replication | null = null;
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, WorkerSummary>();
   readonly #errors = new Map<ErrorCode, number>();
@@ -109,10 +112,12 @@ export class Coordinator {
       life: this.#keeper.life,
     });
     this.#runs.set(id, run);
+    this.replication?.began(run);
     try {
       await this.#keeper.register(run);
     } catch (error) {
       this.#runs.delete(id);
+      this.replication?.forget(run);
       throw error;
     }
     this.log(`run ${id} created: ${experiment}`, { run: id });
@@ -153,6 +158,7 @@ export class Coordinator {
   adopt(run: Run): void {
     this.pushLog?.began(run);
     this.#runs.set(run.id, run);
+    this.replication?.began(run);
   }
 
   async stop(id: string): Promise<Run> {
@@ -226,7 +232,7 @@ export class Coordinator {
         );
         this.#keeper.lost(run);
       } else {
-        if (event.evaluation.part === 'test') run.testedAt = new Date().toISOString();
+        if (event.evaluation.part === 'test') run.tested(new Date().toISOString());
         this.#keeper.evaluated(run);
       }
     }
@@ -286,6 +292,8 @@ export class Coordinator {
     // Nothing that comes in from now on is looked at: it would change runs that are being written.
     for (const session of sessions) session.dismissed(1012, 'server stops');
     await this.#keeper.close([...this.#runs.values()]);
+    await this.replication?.settled();
+    this.replication?.close();
     for (const session of sessions) session.terminate();
   }
 
@@ -319,6 +327,11 @@ export class Coordinator {
     this.log(`worker ${name} connected: ${session.hello!.engine} on ${session.hello!.device}`, {
       worker: name,
     });
+  }
+
+  /** The standby has come or gone. */
+  tellStandby(): void {
+    for (const session of this.#sessions) if (session.hello) session.tellStandby();
   }
 
   // Shards.
@@ -506,6 +519,7 @@ export class Coordinator {
     return alertsOf({
       stateStoreAway,
       shards: this.shards,
+      standby: this.replication?.facts() ?? null,
       runs,
       workers: this.workers(null),
       evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,

@@ -157,6 +157,7 @@ export function journaled(
       return { sinceMs: performance.now() - awaySince, records: queue.size };
     },
 
+    newestToken: () => store.newestToken(),
     async mayWrite(token) {
       if (!(await ownsFolder(ownerFolder, token))) throw fenced(token, token + 1);
     },

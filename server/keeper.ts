@@ -155,19 +155,28 @@ export class Keeper {
     return run;
   }
 
-  /** All runs of the state store, each from its newest valid checkpoint. */
-  async recover(): Promise<Run[]> {
+  /**
+   * All runs of the state store, each from its newest valid checkpoint.
+   * @param replicas that a standby inherits: of each, the newer of it and the checkpoint. Not used any more.
+   */
+  async recover(replicas: ReadonlyMap<string, Run> | null = null): Promise<Run[]> {
     const { root, log } = this.#options;
     const runs: Run[] = [];
-    const records = await this.#listRecords();
-    const ids = [...records.map(({ id }) => id), ...(await this.#unregistered(records))];
-    this.#life = await nextLife(
-      root,
-      Math.max(0, ...(await Promise.all(ids.map((id) => this.#lifeOf(id))))),
+    const registered = await this.#listRecords();
+    // What the registry has forgotten, or was not told any more.
+    const only = [...(replicas?.values() ?? [])].filter(
+      (replica) => !registered.some(({ id }) => id === replica.id),
     );
+    const records = [...registered, ...only.map(record)];
+    const ids = [...records.map(({ id }) => id), ...(await this.#unregistered(records))];
+    const lives = await Promise.all(ids.map((id) => this.#lifeOf(id)));
+    for (const { life } of replicas?.values() ?? []) lives.push(life);
+    this.#life = await nextLife(root, Math.max(0, ...lives));
     for (const known of records) {
       try {
-        const run = await this.#recoverOne(known);
+        const run = replicas
+          ? await this.#inherit(known, replicas.get(known.id) ?? null)
+          : await this.#recoverOne(known);
         this.#entry(run);
         runs.push(run);
       } catch (error) {
@@ -227,6 +236,39 @@ export class Keeper {
       level: 'warn',
     });
     for (const run of this.#runs.values()) this.#want(run, 'record', 'registry', 'earlyStopping');
+  }
+
+  /** From a replica, or from a checkpoint that is newer: the replica's original may have gone on without it. */
+  async #inherit(known: RunRecord, replica: Run | null): Promise<Run> {
+    const { root, store, log } = this.#options;
+    const manifests = await listCheckpoints(checkpointFolder(root, known.id));
+    const manifest = manifests.findLast(({ kind }) => kind === 'last');
+    const state = manifest?.state as RunState | undefined;
+    if (!replica) {
+      // Else it would begin anew beside a checkpoint that another server's folder has.
+      const elsewhere = state ? null : await store.lastCheckpoint(known.id).catch(() => null);
+      if (!elsewhere) return this.#recoverOne(known);
+      throw new DownpourError(
+        'DP_CHECKPOINT_MISSING',
+        `this standby was not told of it, and its checkpoint ${elsewhere.file} is in the folder of the old primary: start a server there`,
+      );
+    }
+    if (state && isNewer(state, replica)) {
+      log(`run ${known.id}: its checkpoint at step ${state.step} is newer than the replica`);
+      return this.#recoverOne(known);
+    }
+    const run = Run.restore(
+      replica.state(replica.nowMs),
+      // Taken over as they are: nobody else has them.
+      replica.tensors((values) => values),
+      null,
+      this.#life,
+    );
+    this.#want(run, 'record', 'last', 'earlyStopping', ...(run.best ? (['best'] as const) : []));
+    if (run.phase === 'finished') this.#want(run, 'final');
+    if (!run.over) log(`run ${run.id} continues from its replica at step ${run.step}`);
+    await this.#learnLost(run);
+    return run;
   }
 
   async #recoverOne(known: RunRecord): Promise<Run> {
@@ -608,6 +650,12 @@ export class Keeper {
     this.#runs.set(run.id, run);
     return entry;
   }
+}
+
+/** Of one life the generation and the step rise; each life has generations of its own, above the older ones. */
+function isNewer(state: Pick<RunState, 'generation' | 'step'>, { generation, step }: Run): boolean {
+  if (state.generation !== generation) return state.generation > generation;
+  return state.step > step;
 }
 
 function record(run: Run): RunRecord {

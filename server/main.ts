@@ -4,8 +4,10 @@ import { hostname } from 'node:os';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Server as TlsServer } from 'node:tls';
+import { SERVER_DEFAULTS } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
+import { webSocketAddress } from '../shared/rest-client.ts';
 import { VERSION } from '../shared/version.ts';
 import {
   isLoopback,
@@ -25,7 +27,9 @@ import { Keeper } from './keeper.ts';
 import { openPushLog, type PushLog } from './push-log.ts';
 import { openRedisStore } from './redis.ts';
 import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
+import { BEAT_MS, Replication, type ReplicationMode } from './replication.ts';
 import { ShardPool, storeSource, threadSource } from './shard-pool.ts';
+import { type Inheritance, standBy } from './standby.ts';
 import { type OwnerLease, openFileStore, type StateStore } from './state-store.ts';
 import { Studies } from './studies.ts';
 import { TensorBoard } from './tensorboard.ts';
@@ -53,6 +57,19 @@ export interface ServeOptions extends TokenSources {
   readonly shardsFrom?: 'threads' | 'store';
   /** How long a server that is not heard of keeps its state. Default: 10,000. */
   readonly ownerTtlMs?: number;
+  /**
+   * Of the primary, `http://host:port`: this server follows it with replicas of its runs, takes no work, and takes
+   * over when it is gone. Not with shards.
+   */
+  readonly standbyOf?: string;
+  /** `sync`: the primary answers no push before this standby has it. Default: sync. */
+  readonly replication?: ReplicationMode;
+  /** Pushes that an `async` standby may lack. Default: 100. */
+  readonly lagMax?: number;
+  /** At which workers reach a standby; default: `host`, or where the primary sees it come from. */
+  readonly advertise?: string;
+  /** Not heard of for so long, a standby is lost. Default: 2,000. */
+  readonly standbyTimeoutMs?: number;
   /** A file that each applied push is written to: see push-log.ts. */
   readonly pushLog?: string;
   /** A folder for event files, see tensorboard.ts. */
@@ -67,11 +84,13 @@ export interface ServeOptions extends TokenSources {
 export interface Serving {
   /** `http://host:port` */
   readonly url: string;
+  /** Resolves when it takes work: at once, but for a standby; never when it was stopped before. */
+  readonly active: Promise<void>;
   /** Resolves when all is written and closed; rejects when the server lost its state to another. */
   readonly closed: Promise<void>;
 }
 
-const OWNER_TTL_MS = 10_000;
+const OWNER_TTL_MS = 1_000 * SERVER_DEFAULTS.leaseSeconds;
 /** A little longer than a dead owner's lease lasts. */
 const OWNER_WAIT_MS = 15_000;
 const TICK_MS = 1_000;
@@ -79,13 +98,14 @@ const SHARDS_RETRY_MS = 1_000;
 
 /**
  * Starts a parameter server: takes the state over, continues its runs from their newest valid
- * checkpoints, and listens.
+ * checkpoints, and listens. A standby listens at once, and does the rest when its primary is gone.
  * @throws DownpourError DP_USAGE (open to the network without a token), DP_STATE_LOCKED,
  *   DP_REDIS_UNAVAILABLE or DP_DISK.
  */
 export async function serve(options: ServeOptions): Promise<Serving> {
-  const { host, port, state, redis, insecure, signal } = options;
+  const { host, state, insecure, signal, standbyOf } = options;
   const log = options.log ?? (() => {});
+  if (standbyOf !== undefined) mustBeAbleToFollow(options);
   const access = new Access(options, log);
   const tls = options.tls ? new TlsMaterial(options.tls, log) : null;
   const unguard = () => {
@@ -109,12 +129,82 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       { cause },
     );
   }
+  const ground: Ground = { ...openState(options, log), access, tls, unguard, log };
+  const { store } = ground;
+  const ttlMs = options.ownerTtlMs ?? OWNER_TTL_MS;
+  const end = async (error: unknown): Promise<never> => {
+    await store.close();
+    unguard();
+    throw error;
+  };
+  if (standbyOf === undefined) {
+    const lease = await own(store, ttlMs, log, signal).catch(end);
+    const active = await activate(options, ground, { lease, replicas: null });
+    return { ...active, active: Promise.resolve() };
+  }
+  const { replication: mode = 'sync', lagMax = SERVER_DEFAULTS.lagMax } = options;
+  const advertise = options.advertise ?? (isLoopback(host) || isAnywhere(host) ? null : host);
+  const standby = await standBy({
+    primary: webSocketAddress(standbyOf),
+    follow: { mode, lagMax: mode === 'sync' ? 0 : lagMax },
+    ...{ advertise, host, port: options.port, tls, store, ttlMs, log, signal },
+    token: () => access.own,
+    owner: OWNER,
+  }).catch(end);
+  const port = Number(new URL(standby.url).port);
+  const taken = standby.taken.catch(end).then(async (inheritance) => {
+    if (inheritance) return activate({ ...options, port }, ground, inheritance);
+    await store.close();
+    unguard();
+    return null;
+  });
+  const active = taken.then((server) => (server ? undefined : new Promise<void>(() => {})));
+  // How it ends is told by `closed`.
+  active.catch(() => {});
+  return { url: standby.url, active, closed: taken.then((server) => server?.closed) };
+}
+
+const OWNER = `${hostname()}:${process.pid}`;
+const isAnywhere = (host: string) => ['0.0.0.0', '::'].includes(host);
+
+/** @throws DownpourError DP_USAGE. */
+function mustBeAbleToFollow({ shards = 1, standbyOf }: ServeOptions): void {
+  if (shards === 1) return;
+  throw new DownpourError(
+    'DP_USAGE',
+    `a standby of ${standbyOf} holds whole runs: --standby-of and --shards ${shards} do not go together`,
+  );
+}
+
+/** What a server stands on, active or not. */
+interface Ground {
+  readonly store: StateStore;
+  /** Who writes all again when the store has forgotten. */
+  readonly told: { keeper: Keeper | null };
+  readonly access: Access;
+  readonly tls: TlsMaterial | null;
+  readonly unguard: () => void;
+  readonly log: Log;
+}
+
+function openState(options: ServeOptions, log: Log): Pick<Ground, 'store' | 'told'> {
+  const { state, redis } = options;
   const onDamaged = (error: DownpourError) =>
     log(`${error.message}; passed over`, { level: 'warn', code: error.code });
-  const told: { keeper: Keeper | null } = { keeper: null };
+  const told: Ground['told'] = { keeper: null };
   const store: StateStore = redis
     ? openAway({ ...options, redis, log, onDamaged, onForgotten: () => told.keeper?.rebuild() })
     : openFileStore({ folder: state, onDamaged });
+  return { store, told };
+}
+
+/** The owner of the state begins to serve. */
+async function activate(
+  options: ServeOptions,
+  { store, told, access, tls, unguard, log }: Ground,
+  { lease, replicas }: Pick<Inheritance, 'lease'> & { replicas: Inheritance['replicas'] | null },
+): Promise<Omit<Serving, 'active'>> {
+  const { host, port, state, insecure, signal } = options;
   const now = () => performance.now();
   const ending = new AbortController();
   const failure: { error: DownpourError | null } = { error: null };
@@ -127,15 +217,15 @@ export async function serve(options: ServeOptions): Promise<Serving> {
   let pushLog: PushLog | null = null;
   const writer = new ThreadedWriter();
   try {
-    const lease = await own(store, options.ownerTtlMs ?? OWNER_TTL_MS, log, signal);
-    lease.lost.addEventListener('abort', () => {
+    const onLost = () =>
       lose(
         new DownpourError(
           'DP_STATE_FENCED',
           `this server lost the ownership of its state and must not write any more: ${errorText(lease.lost.reason)}`,
         ),
       );
-    });
+    if (lease.lost.aborted) onLost();
+    lease.lost.addEventListener('abort', onLost);
     pool = createPool(options, store, access, tls);
     await pool?.open();
     const write = { root: state, store, token: lease.token };
@@ -146,8 +236,18 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     const coordinator = new Coordinator({ keeper, shards: pool, pushLog, now, log, ...limits });
     if (pool)
       beginAnewWhenLost(pool, keeper, coordinator, AbortSignal.any([signal, ending.signal]));
+    else {
+      const { standbyTimeoutMs: timeoutMs } = options;
+      coordinator.replication = new Replication({
+        ...{ token: lease.token, leaseMs: options.ownerTtlMs ?? OWNER_TTL_MS, now, log },
+        runs: () => coordinator.runs,
+        confirm: () => lease.renew(),
+        changed: () => coordinator.tellStandby(),
+        ...(timeoutMs === undefined ? {} : { timeoutMs }),
+      });
+    }
     told.keeper = keeper;
-    for (const run of await keeper.recover()) coordinator.adopt(run);
+    for (const run of await keeper.recover(replicas)) coordinator.adopt(run);
     const obstacle = await tryStraight();
     if (obstacle) log(`payloads are copied once more, not read into place: ${obstacle}`);
     const app = await createApp({
@@ -183,6 +283,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       coordinator.tick();
       board?.tick(coordinator.runs);
     }, TICK_MS);
+    const beat = setInterval(() => coordinator.replication?.tick(), BEAT_MS);
     const close = async () => {
       const stop = AbortSignal.any([signal, ending.signal]);
       if (!stop.aborted) await once(stop, 'abort');
@@ -190,6 +291,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       if (failure.error) coordinator.tellLost();
       await coordinator.close();
       await board?.close(coordinator.runs);
+      clearInterval(beat);
       await local?.close();
       await app.close();
       await pool?.close();
@@ -293,7 +395,7 @@ async function own(
   log: Log,
   signal: AbortSignal,
 ): Promise<OwnerLease> {
-  const owner = `${hostname()}:${process.pid}`;
+  const owner = OWNER;
   try {
     return await store.acquire(owner, { ttlMs, signal });
   } catch (error) {

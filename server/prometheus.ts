@@ -68,7 +68,7 @@ export function exposition(facts: PrometheusFacts): string {
 }
 
 function aboutServer(page: Page, { server, errors, process }: PrometheusFacts): void {
-  const { version, stateStore, stateStoreAway, shards, alerts, memoryBytes } = server;
+  const { version, stateStore, stateStoreAway, shards, standby, alerts, memoryBytes } = server;
   const one = (value: number): Sample[] => [[{}, value]];
   page.gauge('downpour_info', 'Release and kind of state store; always 1.', [
     [{ version, state_store: stateStore }, 1],
@@ -95,6 +95,12 @@ function aboutServer(page: Page, { server, errors, process }: PrometheusFacts): 
     'That wait on disk for Redis.',
     one(stateStoreAway?.records ?? 0),
   );
+  page.gauge('downpour_standby_following', '1: a hot standby has all runs and follows.', [
+    [{}, standby?.state === 'following' ? 1 : 0],
+  ]);
+  page.gauge('downpour_standby_behind_pushes', 'That the standby has not carried out yet.', [
+    [{}, standby?.behind.pushes ?? 0],
+  ]);
   page.gauge('downpour_shards', 'That hold the parameters, this server one of them.', [
     [{}, shards?.count ?? 1],
   ]);

@@ -224,6 +224,7 @@ export function openRedisStore(options: {
     kind: 'redis',
 
     away: null,
+    newestToken: async () => Number((await ask(() => redis.get(key('token')))) ?? 0),
     // Nobody can tell from here who owns a folder.
     mayWrite: async () => {},
 

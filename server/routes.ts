@@ -89,6 +89,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
         stateStore: stateStore.kind,
         stateStoreAway,
         shards: coordinator.shards,
+        standby: coordinator.replication?.facts() ?? null,
         alerts: coordinator.alerts(runs, stateStoreAway),
         studiesVersion: studies.version,
         memoryBytes: { rss, heap: heapUsed, arrayBuffers },

@@ -267,6 +267,7 @@ export class Session {
     this.#hello = hello;
     this.#key = `${hello.worker}/${hello.incarnation}`;
     this.#coordinator.welcome(this);
+    this.tellStandby();
     if (hello.run !== null) {
       const run = this.#coordinator.mustFind(hello.run);
       if (!run.over) {
@@ -374,6 +375,12 @@ export class Session {
     this.#send({ type: 'end', run: run.id, phase: run.phase, reason: run.reason });
   }
 
+  /** Where to go when this server is not reached. */
+  tellStandby(): void {
+    const servers = this.#coordinator.replication?.addresses ?? [];
+    if (servers.length > 0) this.#send({ type: 'standby', servers });
+  }
+
   idle(): void {
     this.#send({ type: 'idle' });
   }
@@ -438,8 +445,17 @@ export class Session {
     this.#send(header, [payload.bytes], () => payload.release());
   }
 
-  /** @param gone called once: the parts have left, or never will. */
+  /**
+   * Now, or when the standby has what this tells.
+   * @param gone called once: the parts have left, or never will.
+   */
   #send(message: ServerMessage, parts: readonly Uint8Array[] = [], gone?: () => void): void {
+    const { replication } = this.#coordinator;
+    if (replication) replication.whenSafe(() => this.#sendNow(message, parts, gone));
+    else this.#sendNow(message, parts, gone);
+  }
+
+  #sendNow(message: ServerMessage, parts: readonly Uint8Array[], gone?: () => void): void {
     if (!this.#connection.open) {
       gone?.();
       return;

@@ -69,6 +69,8 @@ export interface StateStore {
   readonly kind: 'files' | 'redis';
   /** Throws DP_STATE_LOCKED that names the holder when another owner has the lease. */
   acquire(owner: string, options: AcquireOptions): Promise<OwnerLease>;
+  /** The newest that was given to any owner; 0: none, or the store has forgotten. */
+  newestToken(): Promise<number>;
   /**
    * Before and after anything is written beside the store, as checkpoints are: throws DP_STATE_FENCED
    * when the state folder has a newer owner.
@@ -206,6 +208,7 @@ export function openFileStore(options: {
   return {
     kind: 'files',
     away: null,
+    newestToken: () => newestToken(ownerFolder),
     mayWrite: refuseStale,
 
     async acquire(owner, { ttlMs, waitMs = 0, signal }) {

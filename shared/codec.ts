@@ -163,6 +163,22 @@ export const tooShort = (frameBytes: number) =>
 export const cutShort = (headerBytes: number, frameBytes: number) =>
   malformed(`its header says ${headerBytes} bytes, the frame has ${frameBytes}`);
 
+/** Plain data as msgpack in a payload, filled up to a multiple of 4 bytes; unlike JSON it keeps NaN. */
+export function packPayload(value: object): {
+  readonly payload: Uint8Array;
+  readonly bytes: number;
+} {
+  const packed = packr.pack(value);
+  const payload = new Uint8Array(4 * Math.ceil(packed.length / 4));
+  payload.set(packed);
+  return { payload, bytes: packed.length };
+}
+
+/** @param bytes of it that count. @throws when it is no msgpack. */
+export function unpackPayload(payload: Uint8Array, bytes: number): unknown {
+  return packr.unpack(payload.subarray(0, bytes));
+}
+
 /** The bytes of floats, as a view. */
 export function bytesOf(values: Float32Array): Uint8Array {
   return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);

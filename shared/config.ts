@@ -516,6 +516,8 @@ export const LIMITS = {
   runCountMax: 10_000,
   workerCountMax: 1_000,
   shardCountMax: 64,
+  /** Of one server. */
+  standbyCountMax: 1,
   /** Tensors and layers of one sample, each. */
   observedMax: 64,
   histogramBinsMax: 64,
@@ -526,6 +528,9 @@ export const LIMITS = {
   heartbeatMs: 10_000,
   /** No message and no pong for so long: the worker is gone. */
   silenceMs: 30_000,
+  /** The same for a worker that knows of another server to go to. */
+  standbyBeatMs: 1_000,
+  standbySilenceMs: 4_000,
   /** Of a request to the server, all headers together. */
   requestHeaderBytesMax: 16 * 1024,
   /** In which the headers of a request, and all of it, must have come. */
@@ -562,6 +567,14 @@ export const LIMITS = {
   joinDataBytesMax: 2 ** 30,
   /** Of records that wait for a Redis that is away. */
   journalBytesMax: 2 ** 26,
+} as const;
+
+/** Of a server, unless it is told otherwise. */
+export const SERVER_DEFAULTS = {
+  /** Not heard of for so long, it may be replaced. */
+  leaseSeconds: 10,
+  /** Pushes that an `async` standby may lack. */
+  lagMax: 100,
 } as const;
 
 /** Run and experiment names: they become file names and Redis keys, so nothing else is let in. */

@@ -17,6 +17,7 @@ export const ERRORS = {
   DP_HEADERS_TOO_LARGE: { http: 431, close: null, retry: 'never' },
   DP_REQUEST_TIMEOUT: { http: 408, close: null, retry: 'backoff' },
   DP_SERVER_STOPPING: { http: 503, close: 1012, retry: 'backoff' },
+  DP_STANDBY: { http: 503, close: 1012, retry: 'backoff' },
   DP_SHARD_LOST: { http: 503, close: 1012, retry: 'backoff' },
   DP_LIMIT: { http: 429, close: 1013, retry: 'backoff' },
   // Agreement on run, experiment, model and data.

@@ -9,7 +9,7 @@ import { DownpourError, ERRORS, type ErrorCode } from './errors.ts';
  *
  *     worker                                   server
  *     hello            ───────────────────▶
- *                      ◀───────────────────    assign | idle
+ *                      ◀───────────────────    standby (where there is one), assign | idle
  *     join             ───────────────────▶
  *                      ◀───────────────────    initialise (to one) | work
  *     initialised +θ   ───────────────────▶
@@ -106,6 +106,8 @@ export const ShardAddressSchema = Type.Object(
   closed,
 );
 export type ShardAddress = Static<typeof ShardAddressSchema>;
+/** Of a standby: the same, with the primary in the server's place. */
+export type ServerAddress = ShardAddress;
 
 // From worker to server.
 
@@ -289,6 +291,19 @@ export const AssignSchema = Type.Object(
 );
 export type Assign = Static<typeof AssignSchema>;
 
+/**
+ * Where the worker goes on when this server is not reached any more. Said after `hello`, and whenever it
+ * changes; a server without a standby says nothing.
+ */
+export const StandbySchema = Type.Object(
+  {
+    type: Type.Literal('standby'),
+    servers: Type.Array(ShardAddressSchema, { maxItems: LIMITS.standbyCountMax }),
+  },
+  closed,
+);
+export type StandbyMessage = Static<typeof StandbySchema>;
+
 /** Nothing to do now; an `assign` follows when there is. */
 export const IdleSchema = Type.Object({ type: Type.Literal('idle') }, closed);
 
@@ -362,6 +377,7 @@ export type ErrorMessage = Static<typeof ErrorSchema>;
 
 export type ServerMessage =
   | Assign
+  | StandbyMessage
   | Static<typeof IdleSchema>
   | Initialise
   | Work
@@ -421,6 +437,7 @@ const workerMessages = compile({
 });
 const serverMessages = compile({
   assign: AssignSchema,
+  standby: StandbySchema,
   idle: IdleSchema,
   initialise: InitialiseSchema,
   work: WorkSchema,

@@ -1,4 +1,4 @@
-import { DownpourError, ERRORS, type ErrorCode, errorText } from './errors.ts';
+import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from './errors.ts';
 import type {
   CheckpointSummary,
   CreateRun,
@@ -24,7 +24,7 @@ export type * from './rest.ts';
  * no answer in time, DP_INTERNAL when the answer is not one of a Downpour server.
  */
 export interface RestClient {
-  /** Without a slash at the end. */
+  /** Of the server that is asked now, without a slash at the end. */
   readonly url: string;
   /** Its interface, as OpenAPI. */
   openapi(): Promise<OpenApi>;
@@ -66,7 +66,10 @@ export interface OpenApi {
 }
 
 export interface RestClientOptions {
-  /** http://host:port, or ws://host:port as workers write it. */
+  /**
+   * http://host:port, or ws://host:port as workers write it. Of several, with commas between them, the one that
+   * answers and is no standby is asked.
+   */
   readonly server: string;
   readonly token?: string | undefined;
   /** For a whole answer. */
@@ -79,10 +82,24 @@ export interface RestClientOptions {
 /** @throws DownpourError DP_USAGE when `server` is no address. */
 export function createRestClient(options: RestClientOptions): RestClient {
   const { token, timeoutMs = 10_000, signal, fetch = globalThis.fetch } = options;
-  const url = httpAddress(options.server);
+  const urls = httpAddresses(options.server);
+  let at = 0;
+  let url = urls[0]!;
 
   type Method = 'GET' | 'POST' | 'PUT' | 'DELETE';
   async function send(method: Method, path: string, body?: unknown): Promise<Response> {
+    for (let asked = 1; ; asked++) {
+      try {
+        return await ask(method, path, body);
+      } catch (error) {
+        if (asked >= urls.length || !isForAnother(error, method)) throw error;
+        at = (at + 1) % urls.length;
+        url = urls[at]!;
+      }
+    }
+  }
+
+  async function ask(method: Method, path: string, body?: unknown): Promise<Response> {
     const stopped: AbortSignal[] = [AbortSignal.timeout(timeoutMs)];
     if (signal) stopped.push(signal);
     let response: Response;
@@ -137,7 +154,9 @@ export function createRestClient(options: RestClientOptions): RestClient {
 
   const of = (id: string, rest = '') => `/runs/${encodeURIComponent(id)}${rest}`;
   return {
-    url,
+    get url() {
+      return url;
+    },
     openapi: () => json('GET', '/openapi.json'),
     prometheus: async () => (await send('GET', '/metrics')).text(),
     health: () => json('GET', '/health'),
@@ -192,6 +211,19 @@ export function createRestClient(options: RestClientOptions): RestClient {
   };
 }
 
+/** Nothing has been done yet, or it can be asked twice. */
+function isForAnother(error: unknown, method: string): boolean {
+  const code = errorCode(error);
+  if (code === 'DP_STANDBY') return true;
+  if (code !== 'DP_SERVER_UNREACHABLE') return false;
+  return method === 'GET' || /ECONNREFUSED/.test(errorText(error));
+}
+
+/** Of each server of a list with commas. @throws DownpourError DP_USAGE. */
+export function httpAddresses(servers: string): string[] {
+  return servers.split(',').map((server) => httpAddress(server.trim()));
+}
+
 /** `http:` and no slash at the end, from what a user or a worker writes. */
 export function httpAddress(server: string): string {
   const text = /^[a-z]+:\/\//i.test(server) ? server : `http://${server}`;
@@ -221,9 +253,11 @@ export function httpAddress(server: string): string {
   return `${protocol}//${url.host}${url.pathname.replace(/\/+$/, '')}`;
 }
 
-/** The address that workers connect to: `ws:` for `http:`, `wss:` for `https:`. */
-export function webSocketAddress(server: string): string {
-  return httpAddress(server).replace(/^http/, 'ws');
+/** The addresses that workers connect to: `ws:` for `http:`, `wss:` for `https:`. */
+export function webSocketAddress(servers: string): string {
+  return httpAddresses(servers)
+    .map((url) => url.replace(/^http/, 'ws'))
+    .join(',');
 }
 
 async function failure(response: Response, method: string, path: string): Promise<DownpourError> {

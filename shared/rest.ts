@@ -220,7 +220,8 @@ export type Observations = Static<typeof ObservationsSchema>;
 export type ObservedSample = Observations['samples'][number];
 
 export const HealthSchema = Type.Object({
-  status: Type.Literal('ok'),
+  /** `standby`: it takes no work before it has taken over. */
+  status: Type.Union([Type.Literal('ok'), Type.Literal('standby')]),
   version: Type.String(),
   stateStore: Type.String(),
   uptimeSeconds: N,
@@ -239,6 +240,29 @@ export const AlertSchema = Type.Object({
 });
 export type Alert = Static<typeof AlertSchema>;
 
+/** The hot standby of a server, or what became of it. */
+export const StandbyFactsSchema = Type.Object({
+  /** `joining`: it is told all runs; `parting`: it was lost, and the store is asked who owns the state. */
+  state: Type.Union([
+    Type.Literal('joining'),
+    Type.Literal('following'),
+    Type.Literal('parting'),
+    Type.Literal('lost'),
+  ]),
+  address: Type.String(),
+  /** Null: it is lost. */
+  mode: orNull(Type.Union([Type.Literal('sync'), Type.Literal('async')])),
+  /** Pushes that it may lack. */
+  lagMax: orNull(N),
+  /** Since it came, or was lost. */
+  seconds: N,
+  /** Why it was lost. */
+  reason: orNull(Type.String()),
+  /** What it has not carried out yet. */
+  behind: Type.Object({ pushes: N, bytes: N }),
+});
+export type StandbyFacts = Static<typeof StandbyFactsSchema>;
+
 /** What is known of the server itself. */
 export const ServerFactsSchema = Type.Object({
   version: Type.String(),
@@ -249,6 +273,8 @@ export const ServerFactsSchema = Type.Object({
   memoryBytes: Type.Object({ rss: N, heap: N, arrayBuffers: N }),
   /** Set: the vectors of runs are shared among so many; `whole`: all of them are there. */
   shards: orNull(Type.Object({ count: N, whole: Type.Boolean() })),
+  /** Null: there has been none since this server began. */
+  standby: orNull(StandbyFactsSchema),
   /** The worst first. */
   alerts: Type.Array(AlertSchema),
   /** Another number whenever a study was told of or removed. */

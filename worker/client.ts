@@ -13,6 +13,7 @@ import {
   type Join,
   knownCode,
   type Push,
+  type ServerAddress,
   type ServerMessage,
   type Work,
   type WorkerMessage,
@@ -32,7 +33,10 @@ import { type Pull, rangesFor, ShardLinks } from './shard-links.ts';
  */
 
 export interface ClientOptions {
-  /** `ws://host:port` or `wss://…`; the path `/ws` is added where there is none. */
+  /**
+   * `ws://host:port` or `wss://…`; the path `/ws` is added where there is none. Of several, with commas between
+   * them, the first that takes work is served.
+   */
   readonly server: string;
   /** A function: asked anew for each connection, since it may change. */
   readonly token?: string | null | (() => string | null);
@@ -54,7 +58,7 @@ export interface ClientOptions {
 
 /** What the server said. `payload` is the receiver's own until it calls `release`; possibly empty. */
 export interface Received {
-  readonly message: Exclude<ServerMessage, { type: 'error' }>;
+  readonly message: Exclude<ServerMessage, { type: 'error' | 'standby' }>;
   readonly payload: Float32Array;
   /** Gives the payload's memory back, to be received into again; absent: it is never used again. */
   readonly release?: () => void;
@@ -85,6 +89,11 @@ export function backoffMs(attempt: number, random: () => number, awayMs: number)
   const { firstMs, maxMs, soonMs, awayShare } = BACKOFF;
   const doubled = firstMs * 2 ** Math.min(attempt, 20);
   return random() * Math.min(maxMs, doubled, Math.max(soonMs, awayMs / awayShare));
+}
+
+/** @throws DownpourError DP_USAGE: one is not the address of a server. */
+export function socketUrls(servers: string): string[] {
+  return servers.split(',').map((server) => socketUrl(server.trim()));
 }
 
 /** @throws DownpourError DP_USAGE: not an address of a server. */
@@ -124,7 +133,12 @@ interface Unacknowledged {
 
 export class Client {
   readonly #options: ClientOptions;
-  readonly #url: string;
+  /** The server that is asked, of those that were named and those that it has told of. */
+  #url: string;
+  readonly #named: readonly string[];
+  #told: readonly string[] = [];
+  /** So many of them have been asked in vain since the last pause. */
+  #asked = 0;
   readonly #incarnation = drawIncarnation();
   readonly #now: () => number;
   readonly #random: () => number;
@@ -164,7 +178,8 @@ export class Client {
 
   constructor(options: ClientOptions) {
     this.#options = options;
-    this.#url = socketUrl(options.server);
+    this.#named = socketUrls(options.server);
+    this.#url = this.#named[0]!;
     this.#now = options.now ?? (() => performance.now());
     this.#random = options.random ?? Math.random;
     this.#startedAt = this.#now();
@@ -438,7 +453,7 @@ export class Client {
     this.#dialing = dial({
       url: this.#url,
       path,
-      handshakeMs: HANDSHAKE_MS,
+      handshakeMs: this.#patience().handshakeMs,
       closeMs: CLOSE_MS,
       headers: this.#authorization(),
       ...(tls ? { tls } : {}),
@@ -467,8 +482,8 @@ export class Client {
     }
     this.#everConnected = true;
     this.#moving = false;
-    this.#lastSeen = this.#lastBeat = this.#now();
-    this.#heartbeat = setInterval(() => this.#beat(connection), LIMITS.heartbeatMs);
+    this.#lastSeen = this.#now();
+    this.#startBeats(connection);
     const { hello } = this.#options;
     const first: Hello = { type: 'hello', ...hello, incarnation: this.#incarnation };
     connection.send(first);
@@ -510,10 +525,16 @@ export class Client {
       // asked without a pause.
       // The shards of an assignment may not.
       const toShards = message.type === 'assign' && message.shards.length > 0;
-      if (message.type !== 'error' && !toShards) this.#attempt = 0;
+      if (message.type !== 'error' && !toShards) this.#attempt = this.#asked = 0;
       if (message.type === 'error') {
         landing?.release();
         this.#refused(knownCode(message.code), message.message);
+        return;
+      }
+      if (message.type === 'standby') {
+        landing?.release();
+        this.#told = message.servers.map((address) => besideOf(this.#url, address));
+        if (this.#connection) this.#startBeats(this.#connection);
         return;
       }
       if (message.type === 'work') this.#look(message);
@@ -608,7 +629,17 @@ export class Client {
         return;
       }
     }
-    if (this.#attempt === 0) this.#awaySince = this.#now();
+    if (this.#attempt === 0 && this.#asked === 0) this.#awaySince = this.#now();
+    const others = this.#others();
+    // The one that was lost is asked first; then all, one after the other, and then there is a pause.
+    if (this.#attempt > 0 && others.length > 0) {
+      this.#url = others[0]!;
+      if (++this.#asked <= others.length) {
+        this.#connect();
+        return;
+      }
+    }
+    this.#asked = 0;
     const awayMs = this.#now() - this.#awaySince;
     const pause = backoffMs(this.#attempt++, this.#random, awayMs);
     const why = refusal ? `${refusal.code} ${refusal.message}` : reason;
@@ -619,14 +650,38 @@ export class Client {
     this.#timer = setTimeout(() => this.#connect(), pause);
   }
 
+  /** Whom else to ask, the next one first. */
+  #others(): string[] {
+    const all = [...new Set([...this.#named, ...this.#told, this.#url])];
+    const at = all.indexOf(this.#url);
+    return [...all.slice(at + 1), ...all.slice(0, at)];
+  }
+
+  #startBeats(connection: Connection): void {
+    if (this.#heartbeat) clearInterval(this.#heartbeat);
+    this.#lastBeat = this.#now();
+    this.#heartbeat = setInterval(() => this.#beat(connection), this.#patience().beatMs);
+  }
+
+  /** Of a server that stands still: less where there is another one. */
+  #patience(): { beatMs: number; silenceMs: number; handshakeMs: number } {
+    if (this.#others().length === 0) {
+      const { heartbeatMs: beatMs, silenceMs } = LIMITS;
+      return { beatMs, silenceMs, handshakeMs: HANDSHAKE_MS };
+    }
+    const { standbyBeatMs: beatMs, standbySilenceMs: silenceMs } = LIMITS;
+    return { beatMs, silenceMs, handshakeMs: silenceMs };
+  }
+
   #beat(connection: Connection): void {
     const now = this.#now();
+    const { beatMs, silenceMs } = this.#patience();
     // A computation held the process up: what has arrived meanwhile has not been read yet.
-    const held = now - this.#lastBeat > 2 * LIMITS.heartbeatMs;
+    const held = now - this.#lastBeat > 2 * beatMs;
     this.#lastBeat = now;
     if (held) this.#lastSeen = now;
     this.#links?.beat(held);
-    if (now - this.#lastSeen > LIMITS.silenceMs) connection.terminate();
+    if (now - this.#lastSeen > silenceMs) connection.terminate();
     else connection.ping();
   }
 }
@@ -635,6 +690,14 @@ export class Client {
 function drawIncarnation(): string {
   const [high, low] = crypto.getRandomValues(new Uint32Array(2));
   return [high!, low!].map((half) => half.toString(16).padStart(8, '0')).join('');
+}
+
+/** The address of a standby, as seen by who has reached the primary at `url`. */
+function besideOf(url: string, { host, port }: ServerAddress): string {
+  const beside = new URL(url);
+  if (host !== null) beside.hostname = host.includes(':') ? `[${host}]` : host;
+  beside.port = String(port);
+  return beside.href;
 }
 
 function releaseAll({ payloads }: Unacknowledged): void {

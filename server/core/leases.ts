@@ -41,6 +41,11 @@ export interface LeasesState {
   readonly returned: readonly { readonly lease: Lease; readonly worker: string }[];
 }
 
+/** With what is out, and until when. */
+export interface LeasesReplica extends LeasesState {
+  readonly held: readonly Readonly<Held>[];
+}
+
 export class Leases {
   readonly options: LeasesOptions;
   #epoch: number;
@@ -213,6 +218,19 @@ export class Leases {
       completed: this.#completed,
       returned: [...this.#returned, ...out].sort((a, b) => a.lease.id - b.lease.id),
     };
+  }
+
+  /** Of this moment: `returned` is what nobody holds. */
+  replica(): LeasesReplica {
+    const held = [...this.#held.values()].map((each) => ({ ...each }));
+    return { ...this.state(), returned: [...this.#returned], held };
+  }
+
+  /** Equal to those that `replica` was taken of. */
+  static replicate({ held, ...state }: LeasesReplica): Leases {
+    const leases = Leases.restore(state, 0);
+    for (const each of held) leases.#hold({ ...each });
+    return leases;
   }
 
   /**

@@ -32,6 +32,15 @@ interface Record {
   othersWell: boolean;
 }
 
+/** All that it remembers. */
+export interface RobustState {
+  readonly norms: readonly number[];
+  readonly applied: readonly string[];
+  readonly lastAppliedAt: readonly (readonly [string, number])[];
+  readonly records: readonly (readonly [string, Readonly<Record>])[];
+  readonly quarantined: readonly (readonly [string, string])[];
+}
+
 export class Robust {
   readonly #config: RunConfig['robust'];
   readonly #leaseMs: number;
@@ -47,6 +56,25 @@ export class Robust {
     // Checkpoints of older releases have none.
     this.#config = (config.robust as RunConfig['robust'] | undefined) ?? NONE;
     this.#leaseMs = config.leaseSeconds * 1000;
+  }
+
+  state(): RobustState {
+    return {
+      norms: [...this.#norms],
+      applied: [...this.#applied],
+      lastAppliedAt: [...this.#lastAppliedAt],
+      records: [...this.#records].map(([name, record]) => [name, { ...record }]),
+      quarantined: [...this.#quarantined],
+    };
+  }
+
+  /** To one that is new. */
+  restore(state: RobustState): void {
+    this.#norms.push(...state.norms);
+    this.#applied.push(...state.applied);
+    for (const [name, at] of state.lastAppliedAt) this.#lastAppliedAt.set(name, at);
+    for (const [name, record] of state.records) this.#records.set(name, { ...record });
+    for (const [name, why] of state.quarantined) this.#quarantined.set(name, why);
   }
 
   /** Why this worker's pushes are not taken any more; null: they are. */

@@ -25,7 +25,7 @@ import type {
 import { checkAgreement } from './agreement.ts';
 import { admit } from './consistency.ts';
 import { EarlyStopping, type EarlyStoppingState } from './early-stopping.ts';
-import { Leases, type LeasesState } from './leases.ts';
+import { Leases, type LeasesReplica, type LeasesState } from './leases.ts';
 import { normBounds } from './max-norm.ts';
 import { Observations, type ObservationsState } from './observations.ts';
 import { normAndFinite, type StepOptions } from './optimizer.ts';
@@ -39,7 +39,7 @@ import {
   slice,
   takeTensor,
 } from './parameters.ts';
-import { Robust } from './robust.ts';
+import { Robust, type RobustState } from './robust.ts';
 import { createSchedule, momentumAt, type Schedule, type ScheduleState } from './schedule.ts';
 import {
   BEST,
@@ -201,6 +201,84 @@ export interface RunState {
   readonly startingAnew?: boolean;
 }
 
+/**
+ * A call that changes a run. Calls in their order are all that a run is: another one that begins equal and is
+ * called alike stays equal, to the bit (`replay` in replay.ts, docs/decisions/0011-standby.md).
+ */
+export type RunCall =
+  | {
+      readonly call: 'join';
+      readonly worker: string;
+      readonly join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'seen'>;
+      readonly now: number;
+    }
+  | { readonly call: 'detach'; readonly worker: string; readonly now: number }
+  | { readonly call: 'leave'; readonly worker: string }
+  | { readonly call: 'postpone'; readonly ms: number }
+  | { readonly call: 'tick'; readonly now: number }
+  | {
+      readonly call: 'assign';
+      readonly worker: string;
+      readonly ahead: number;
+      readonly now: number;
+    }
+  /** With the values as payload. */
+  | {
+      readonly call: 'initialised';
+      readonly worker: string;
+      readonly grant: number;
+      readonly now: number;
+    }
+  /** With its payload. */
+  | {
+      readonly call: 'push';
+      readonly worker: string;
+      readonly push: Push;
+      readonly now: number;
+    }
+  | { readonly call: 'evaluated'; readonly result: Evaluated; readonly now: number }
+  | {
+      readonly call: 'sampled';
+      readonly worker: string;
+      readonly observed: Observed;
+      readonly now: number;
+    }
+  | { readonly call: 'learnLost'; readonly seen: { step: number; generation: number } }
+  | { readonly call: 'stop'; readonly reason: string }
+  | { readonly call: 'test' }
+  | { readonly call: 'tested'; readonly at: string }
+  | { readonly call: 'resume' };
+
+/** Is told of each call before it is carried out. The payload is as it is during the call only. */
+export type RunFollower = (call: RunCall, payload: Uint8Array) => void;
+
+/** All that a run is at one moment, with what a checkpoint leaves out; the vectors come beside it. */
+export interface RunReplica {
+  readonly state: RunState;
+  readonly evaluationDue: boolean;
+  readonly leases: LeasesReplica | null;
+  readonly robust: RobustState;
+  readonly workers: readonly (readonly [string, WorkerRecord])[];
+  readonly grant: { readonly id: number; readonly worker: string | null } | null;
+  readonly grantsGiven: number;
+  readonly evaluation:
+    | (Omit<PendingEvaluation, 'capture'> & {
+        /** Set: what is evaluated are the best parameters. */
+        readonly isBest: boolean;
+      })
+    | null;
+  readonly restored: { step: number; generation: number; firstGeneration: number };
+  readonly lostBefore: number;
+  readonly lost: readonly (readonly [number, number])[];
+  readonly secondsBefore: number;
+  readonly startedMs: number | null;
+  readonly nowMs: number;
+}
+
+/** What is under evaluation, among the vectors of a replica. */
+const EVALUATED = '@evaluated';
+const NOTHING = new Uint8Array();
+
 const emptyTally = (): Tally => ({ applied: 0, damped: 0, duplicate: 0, rejected: 0 });
 const NO_EVENTS: readonly RunEvent[] = [];
 const GRACE_MS = 5_000;
@@ -253,8 +331,7 @@ export class Run {
   #ending: string | null = null;
   #best: Best | null = null;
   #test: Evaluation | null = null;
-  /** When the test part was looked at, ISO 8601; null: not yet, or by an older release. The core has no clock. */
-  testedAt: string | null = null;
+  #testedAt: string | null = null;
   #stoppedAt: number | null = null;
   #target: number | null = null;
   #nonFiniteInRow = 0;
@@ -278,6 +355,7 @@ export class Run {
   #nowMs = 0;
   readonly #workers = new Map<string, WorkerRecord>();
   #events: RunEvent[] = [];
+  #follower: RunFollower | null = null;
 
   /**
    * @param shards that share the vector; null: all of it is here.
@@ -304,6 +382,17 @@ export class Run {
 
   get config(): RunConfig {
     return this.options.config;
+  }
+
+  /** When the test part was looked at, ISO 8601; null: not yet, or by an older release. */
+  get testedAt(): string | null {
+    return this.#testedAt;
+  }
+
+  /** It has been. @param at ISO 8601: the core has no clock. */
+  tested(at: string): void {
+    this.#follower?.({ call: 'tested', at }, NOTHING);
+    this.#testedAt = at;
   }
 
   get phase(): Phase {
@@ -358,6 +447,11 @@ export class Run {
    * this life began with is lost.
    */
   learnLost(seen: { readonly step: number; readonly generation: number }): void {
+    this.#follower?.({ call: 'learnLost', seen }, NOTHING);
+    this.#learnLost(seen);
+  }
+
+  #learnLost(seen: { readonly step: number; readonly generation: number }): void {
     const { step, generation, firstGeneration } = this.#restored;
     // Of lives before the checkpoint was written: what they lost was counted by those after them.
     if (seen.generation < firstGeneration || seen.generation >= this.#firstGeneration) return;
@@ -411,10 +505,13 @@ export class Run {
     join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'seen'>,
     now: number,
   ): void {
+    const { experimentHash, tensors, data, seen = null } = join;
+    const told = { experimentHash, tensors, data, seen };
+    this.#follower?.({ call: 'join', worker, join: told, now }, NOTHING);
     this.mustBeTrusted(worker);
     const layout = createLayout(join.tensors);
     checkAgreement({ ...this.options, layout: this.layout, data: this.#data }, { ...join, layout });
-    if (join.seen) this.learnLost(join.seen);
+    if (join.seen) this.#learnLost(join.seen);
     this.#data ??= join.data;
     if (!this.#parameters) {
       this.#place(layout);
@@ -476,6 +573,7 @@ export class Run {
 
   /** Its connection is lost; it has a few seconds to come back before its work is given away. */
   detach(worker: string, now: number): void {
+    this.#follower?.({ call: 'detach', worker, now }, NOTHING);
     const record = this.#workers.get(worker);
     if (record) record.attached = false;
     this.#robust.left(worker);
@@ -489,6 +587,7 @@ export class Run {
 
   /** It goes for good: its work is given away at once. */
   leave(worker: string): void {
+    this.#follower?.({ call: 'leave', worker }, NOTHING);
     const record = this.#workers.get(worker);
     if (record) record.attached = false;
     this.#robust.left(worker);
@@ -505,12 +604,14 @@ export class Run {
 
   /** The server itself stood still for so long: nobody's time ran. */
   postpone(ms: number): void {
+    this.#follower?.({ call: 'postpone', ms }, NOTHING);
     this.#leases?.postpone(ms);
     if (this.#evaluation?.deadline != null) this.#evaluation.deadline += ms;
   }
 
   /** Takes back work that is out of time. Call about once a second. */
   tick(now: number): void {
+    this.#follower?.({ call: 'tick', now }, NOTHING);
     let freed = this.#leases?.expire(now) ?? 0;
     const evaluation = this.#evaluation;
     if (evaluation?.deadline != null && evaluation.deadline <= now) {
@@ -526,6 +627,7 @@ export class Run {
    * @param ahead minibatches it may hold at once.
    */
   assign(worker: string, ahead: number, now: number): Assignment {
+    this.#follower?.({ call: 'assign', worker, ahead, now }, NOTHING);
     const record = this.#record(worker);
     if (this.over) return { kind: 'end' };
     this.#goesOn(now);
@@ -620,6 +722,7 @@ export class Run {
     now: number,
     others: { readonly session: string; readonly finite: boolean } | null = null,
   ): void {
+    this.#follower?.({ call: 'initialised', worker, grant, now }, bytesOf(values));
     const parameters = this.#mustParameters();
     if (this.#grant?.id !== grant) return;
     if (values.length !== parameters.layout.size) {
@@ -666,6 +769,7 @@ export class Run {
     others: PartsLanded | null = null,
   ): Acknowledgement {
     const { sequence } = push;
+    this.#follower?.({ call: 'push', worker, push, now }, payload);
     this.#goesOn(now);
     const acknowledgement = this.#decide(worker, push, payload, now, others);
     const { outcome } = acknowledgement;
@@ -919,6 +1023,7 @@ export class Run {
    * Takes the result of an evaluation in, from whichever worker brings it first; others are ignored.
    */
   evaluated(result: Evaluated, now: number): void {
+    this.#follower?.({ call: 'evaluated', result, now }, NOTHING);
     const pending = this.#evaluation;
     if (!pending || pending.id !== result.evaluation) return;
     this.#goesOn(now);
@@ -953,6 +1058,7 @@ export class Run {
    * @throws DownpourError DP_LAYOUT_MISMATCH: a tensor that the run does not have.
    */
   sampled(worker: string, observed: Observed, now: number): void {
+    this.#follower?.({ call: 'sampled', worker, observed, now }, NOTHING);
     if (this.over || !this.layout || this.quarantine(worker) !== null) return;
     const known = new Set(this.layout.tensors.map(({ name }) => name));
     const strange = observed.tensors.find(({ name }) => !known.has(name));
@@ -1004,7 +1110,7 @@ export class Run {
     const { evaluations } = this.#observations;
     const count = evaluations.filter(({ part }) => part === 'validation').length;
     if (this.#ending === null && this.config.pauseAfter?.includes(count)) {
-      this.stop(
+      this.#stop(
         `paused after ${count} evaluations, as pauseAfter says; \`downpour resume\` goes on`,
       );
     } else {
@@ -1131,6 +1237,7 @@ export class Run {
    * @throws DownpourError DP_CHECKPOINT_MISSING, DP_RUN_UNFINISHED, DP_RUN_FAILED, DP_TEST_SEEN, DP_DATA_MISSING.
    */
   test(): void {
+    this.#follower?.({ call: 'test' }, NOTHING);
     if (!this.hasParameters) {
       throw new DownpourError(
         'DP_CHECKPOINT_MISSING',
@@ -1191,6 +1298,11 @@ export class Run {
 
   /** By a user: nothing is lost, `resume` goes on. */
   stop(reason: string): void {
+    this.#follower?.({ call: 'stop', reason }, NOTHING);
+    this.#stop(reason);
+  }
+
+  #stop(reason: string): void {
     if (this.over) return;
     this.#resumePhase = this.#phase;
     this.#pause();
@@ -1199,6 +1311,7 @@ export class Run {
 
   /** @throws DownpourError DP_RUN_ENDED or DP_RUN_FAILED when there is nothing to go on with. */
   resume(): void {
+    this.#follower?.({ call: 'resume' }, NOTHING);
     if (this.#phase === 'failed') {
       throw new DownpourError(
         'DP_RUN_FAILED',
@@ -1357,7 +1470,8 @@ export class Run {
 
   /** What one worker did for this run. */
   workerTally(worker: string) {
-    const record = this.#record(worker);
+    // Looking must not change anything: a replica is not looked at.
+    const record = this.#workers.get(worker) ?? newRecord();
     const applied = record.pushes.applied + record.pushes.damped;
     return {
       leases: this.#leases?.heldBy(worker).length ?? 0,
@@ -1496,38 +1610,12 @@ export class Run {
     const { step, generation } = state;
     run.#restored = { step, generation, firstGeneration: state.firstGeneration ?? 0 };
     run.#lostBefore = state.stepsLost ?? 0;
-    run.#phase = state.phase;
-    run.#resumePhase = state.resumePhase;
-    run.#reason = state.reason;
-    run.#data = state.data;
-    run.#step = state.step;
-    run.#phaseStart = state.phaseStart;
-    run.#scheduleOffset = state.scheduleOffset;
+    run.#continue(state);
     run.#generation = state.generation + lives * GENERATIONS_A_LIFE;
     run.#firstGeneration = run.#generation;
-    run.#initialisations = state.initialisations;
-    run.#evaluationDue = state.evaluationDue;
-    run.#nextEvaluation = state.nextEvaluation;
-    run.#evaluationsGiven = state.evaluationsGiven;
-    run.#ending = state.ending;
-    run.#secondsBefore = state.seconds;
-    run.#nonFiniteInRow = state.nonFiniteInRow;
-    run.#rollbacks = [...(state.rollbacks ?? [])];
-    // Of an older release: its best has been good enough so far.
-    run.#initialLoss = state.initialLoss === undefined ? Number.MAX_VALUE : state.initialLoss;
-    run.#rateFactor = state.rateFactor ?? 1;
-    run.#optimizerStart = state.optimizerStart ?? state.phaseStart;
-    run.#startingAnew = state.startingAnew ?? false;
-    run.#stoppedAt = state.stoppedAt;
-    run.#target = state.target;
-    run.#lastEvaluatedStep = state.lastEvaluatedStep;
-    run.#pushes = { ...state.pushes };
-    run.#schedule.restore(state.schedule);
     run.#leases = state.leases && Leases.restore(state.leases, lives);
-    run.#earlyStopping = new EarlyStopping(state.options.config.earlyStopping, state.earlyStopping);
-    run.#observations = new Observations(state.observations);
-    run.#test = state.test;
-    run.testedAt = state.testedAt ?? null;
+    // The result of an evaluation that was given out in a lost time is not one of now.
+    run.#evaluationsGiven = state.evaluationsGiven + lives * GENERATIONS_A_LIFE;
     for (const [key, lastSequence] of state.workers) run.#record(key).lastSequence = lastSequence;
     if (state.tensors && state.parameters && run.hasParameters) {
       run.#place(createLayout(state.tensors));
@@ -1542,6 +1630,42 @@ export class Run {
     }
     run.#restorePending();
     return run;
+  }
+
+  /** What a checkpoint says of itself. */
+  #continue(state: RunState): void {
+    this.#phase = state.phase;
+    this.#resumePhase = state.resumePhase;
+    this.#reason = state.reason;
+    this.#data = state.data;
+    this.#step = state.step;
+    this.#phaseStart = state.phaseStart;
+    this.#scheduleOffset = state.scheduleOffset;
+    this.#initialisations = state.initialisations;
+    this.#evaluationDue = state.evaluationDue;
+    this.#nextEvaluation = state.nextEvaluation;
+    this.#evaluationsGiven = state.evaluationsGiven;
+    this.#ending = state.ending;
+    this.#secondsBefore = state.seconds;
+    this.#nonFiniteInRow = state.nonFiniteInRow;
+    this.#rollbacks = [...(state.rollbacks ?? [])];
+    // Of an older release: its best has been good enough so far.
+    this.#initialLoss = state.initialLoss === undefined ? Number.MAX_VALUE : state.initialLoss;
+    this.#rateFactor = state.rateFactor ?? 1;
+    this.#optimizerStart = state.optimizerStart ?? state.phaseStart;
+    this.#startingAnew = state.startingAnew ?? false;
+    this.#stoppedAt = state.stoppedAt;
+    this.#target = state.target;
+    this.#lastEvaluatedStep = state.lastEvaluatedStep;
+    this.#pushes = { ...state.pushes };
+    this.#schedule.restore(state.schedule);
+    this.#earlyStopping = new EarlyStopping(
+      state.options.config.earlyStopping,
+      state.earlyStopping,
+    );
+    this.#observations = new Observations(state.observations);
+    this.#test = state.test;
+    this.#testedAt = state.testedAt ?? null;
   }
 
   /** What was asked for when the checkpoint was taken is asked for again. */
@@ -1560,6 +1684,94 @@ export class Run {
     if (phase === this.#phase) this.#proceed();
   }
 
+  // A replica.
+
+  /** Tells all calls from now on; null: nobody. */
+  follow(follower: RunFollower | null): void {
+    this.#follower = follower;
+  }
+
+  /** Of the last call that told it, in the monotonic ms of whoever called. */
+  get nowMs(): number {
+    return this.#nowMs;
+  }
+
+  /** Of this moment; what a worker's payloads and numbers are made of is not copied. */
+  replica(): RunReplica {
+    const { capture, ...pending } = this.#evaluation ?? { capture: null };
+    return {
+      state: this.state(this.#nowMs),
+      evaluationDue: this.#evaluationDue,
+      leases: this.#leases?.replica() ?? null,
+      robust: this.#robust.state(),
+      workers: [...this.#workers],
+      grant: this.#grant,
+      grantsGiven: this.#grantsGiven,
+      evaluation: 'id' in pending ? { ...pending, isBest: capture === this.#best?.capture } : null,
+      restored: this.#restored,
+      lostBefore: this.#lostBefore,
+      lost: [...this.#lost],
+      secondsBefore: this.#secondsBefore,
+      startedMs: this.#startedMs,
+      nowMs: this.#nowMs,
+    };
+  }
+
+  /** The live vectors that belong to `replica`, by name. */
+  replicaVectors(): (readonly [name: string, values: Float32Array])[] {
+    if (!this.#parameters || !this.hasParameters) return [];
+    const vectors = [...this.#parameters.vectors()];
+    const best = this.#best?.capture;
+    if (best) vectors.push([BEST, best.values]);
+    const evaluated = this.#evaluation?.capture;
+    if (evaluated && evaluated.id !== best?.id) vectors.push([EVALUATED, evaluated.values]);
+    return vectors;
+  }
+
+  /**
+   * A run that is equal to another one, to be called alike. For a run without shards.
+   * @param vectors as of `replicaVectors`; they are the run's own from now on.
+   * @throws DownpourError DP_CHECKPOINT_CORRUPT when a vector has another size.
+   */
+  static replicate(replica: RunReplica, vectors: ReadonlyMap<string, Float32Array>): Run {
+    const { state } = replica;
+    const life = state.life ?? 1;
+    const run = new Run(state.options, null, { life });
+    run.#continue(state);
+    run.#generation = state.generation;
+    run.#firstGeneration = state.firstGeneration ?? 0;
+    run.#restored = replica.restored;
+    run.#lostBefore = replica.lostBefore;
+    for (const [of, steps] of replica.lost) run.#lost.set(of, steps);
+    run.#evaluationDue = replica.evaluationDue;
+    run.#leases = replica.leases && Leases.replicate(replica.leases);
+    run.#robust.restore(replica.robust);
+    for (const [key, record] of replica.workers) run.#workers.set(key, { ...record });
+    run.#grant = replica.grant && { ...replica.grant };
+    run.#grantsGiven = replica.grantsGiven;
+    run.#secondsBefore = replica.secondsBefore;
+    run.#startedMs = replica.startedMs;
+    run.#nowMs = replica.nowMs;
+    if (!state.tensors) return run;
+    run.#place(createLayout(state.tensors));
+    const parameters = run.#mustParameters();
+    for (const [name] of run.hasParameters ? parameters.vectors() : []) {
+      parameters.write(name, 0, vectors.get(name) ?? new Float32Array());
+    }
+    if (state.parameters) parameters.restoreState(state.parameters);
+    const captured = (name: string): Capture => {
+      const values = vectors.get(name) ?? new Float32Array();
+      return { id: ++run.#captures, values };
+    };
+    if (state.best) run.#best = { ...state.best, capture: captured(BEST) };
+    if (replica.evaluation) {
+      const { isBest, ...pending } = replica.evaluation;
+      const capture = isBest ? run.#best!.capture : captured(EVALUATED);
+      run.#evaluation = { ...pending, capture };
+    }
+    return run;
+  }
+
   #mustParameters(): Parameters {
     if (!this.#parameters) throw new Error(`run ${this.id} has no parameters yet`);
     return this.#parameters;
@@ -1568,15 +1780,7 @@ export class Run {
   #record(worker: string): WorkerRecord {
     let record = this.#workers.get(worker);
     if (!record) {
-      record = {
-        lastSequence: 0,
-        attached: false,
-        generation: -1,
-        pushes: emptyTally(),
-        stalenessSum: 0,
-        computeMsSum: 0,
-        examples: 0,
-      };
+      record = newRecord();
       this.#workers.set(worker, record);
       this.#forgetOldWorkers();
     }
@@ -1591,6 +1795,16 @@ export class Run {
     }
   }
 }
+
+const newRecord = (): WorkerRecord => ({
+  lastSequence: 0,
+  attached: false,
+  generation: -1,
+  pushes: emptyTally(),
+  stalenessSum: 0,
+  computeMsSum: 0,
+  examples: 0,
+});
 
 function answer(
   { sequence }: Push,

@@ -221,6 +221,18 @@ describe('roles', () => {
     ]);
   });
 
+  test('a standby, which gets all parameters, is let in with an operator’s token alone', async () => {
+    const { url } = await start(tokens);
+    const follow = (headers: object) => ask(`${url}/standby`, upgrade(headers));
+    const answers = await Promise.all([{}, bearer('wrong'), bearer('r'), bearer('w')].map(follow));
+    expect(answers.map(({ status, body }) => [status, body.code])).toEqual([
+      [401, 'DP_UNAUTHORIZED'],
+      [401, 'DP_UNAUTHORIZED'],
+      [403, 'DP_FORBIDDEN'],
+      [403, 'DP_FORBIDDEN'],
+    ]);
+  });
+
   test('tokens change without a restart, and who came in with an old one has to leave', async () => {
     const secrets = await mkdtemp(join(tmpdir(), 'downpour-'));
     cleanUps.push(() => rm(secrets, { recursive: true, force: true }));

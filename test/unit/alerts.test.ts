@@ -31,6 +31,7 @@ const look = (facts: Partial<AlertFacts>) =>
   alertsOf({
     stateStoreAway: null,
     shards: null,
+    standby: null,
     runs: [],
     workers: [],
     evaluationSeconds: () => 20,

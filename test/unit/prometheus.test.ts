@@ -14,6 +14,7 @@ function facts(more: Partial<PrometheusFacts> = {}): PrometheusFacts {
       stateStoreAway: null,
       memoryBytes: { rss: 3e8, heap: 1e8, arrayBuffers: 1 },
       shards: null,
+      standby: null,
       alerts: [],
       studiesVersion: 0,
     },

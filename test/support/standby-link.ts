@@ -1,0 +1,93 @@
+import { Replication, type ReplicationOptions, type ToStandby } from '../../server/replication.ts';
+import { Replicas } from '../../server/standby.ts';
+import { decodeFrame, encodeHeader } from '../../shared/codec.ts';
+import { VERSION } from '../../shared/version.ts';
+import type { ConnectionEvents } from '../../wire/connection.ts';
+
+/** A standby without sockets: frames are encoded when they are sent and wait until they are told to arrive. */
+export class StandbyLink {
+  readonly replicas = new Replicas();
+  readonly #events: ConnectionEvents;
+  readonly #arriving: Uint8Array[] = [];
+  #frames = 0;
+  open = true;
+  bufferedBytes = 0;
+  /** What the primary closed it with. */
+  closedWith: string | null = null;
+
+  constructor(replication: Replication, follow: { mode: 'sync' | 'async'; lagMax: number }) {
+    this.#events = replication.accept(this, '192.0.2.9');
+    const address = { host: null, port: 7420 };
+    this.#say({ type: 'follow', version: VERSION, ...follow, address });
+  }
+
+  #say(message: object): void {
+    const { header } = decodeFrame(encodeHeader(message));
+    this.#events.alive();
+    this.#events.message(header, new Uint8Array(), null);
+  }
+
+  // The primary's end.
+
+  send(header: object, parts: readonly Uint8Array[] = [], gone?: () => void): void {
+    const frame = Buffer.concat([encodeHeader(header), ...parts]);
+    gone?.();
+    if (this.open) this.#arriving.push(frame);
+  }
+
+  ping(): void {}
+
+  close(_code: number, reason: string): void {
+    this.closedWith = reason;
+    this.open = false;
+  }
+
+  terminate(): void {
+    this.open = false;
+  }
+
+  // The standby's.
+
+  get waiting(): number {
+    return this.#arriving.length;
+  }
+
+  /** So many frames arrive and are carried out. */
+  arrive(count = Infinity): void {
+    for (let i = 0; i < count && this.#arriving.length > 0; i++) {
+      const { header, payload } = decodeFrame(this.#arriving.shift()!);
+      const message = header as unknown as ToStandby;
+      this.replicas.take(message, payload);
+      if (message.type !== 'leading') this.#frames++;
+    }
+  }
+
+  /** Says what it has carried out. */
+  answer(): void {
+    this.#say({ type: 'carried', frames: this.#frames });
+  }
+
+  /** It says that it lives. */
+  live(): void {
+    this.#events.alive();
+  }
+
+  lose(reason = 'connection lost'): void {
+    this.open = false;
+    this.#events.closed(1006, reason);
+  }
+}
+
+/** A primary's end with a clock and an owner of the test's. */
+export function createReplication(options: Partial<ReplicationOptions> = {}) {
+  const clock = { now: 0 };
+  const lines: string[] = [];
+  const replication = new Replication({
+    runs: () => [],
+    ...{ token: 7, leaseMs: 2_000, confirm: async () => {}, changed: () => {} },
+    now: () => clock.now,
+    log: (line) => lines.push(line),
+    ...options,
+  });
+  return { replication, clock, log: () => lines.join('\n') };
+}

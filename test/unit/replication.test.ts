@@ -1,0 +1,335 @@
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { Run } from '../../server/core/run.ts';
+import { UNCARRIED_BYTES_MAX } from '../../server/replication.ts';
+import { bytesOf } from '../../shared/codec.ts';
+import type { PartialConfig } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import { random } from '../../shared/random.ts';
+import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
+import { createReplication, StandbyLink } from '../support/standby-link.ts';
+
+const problem = createProblem();
+/** Microtasks, in which what was called in one turn is sent. */
+const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
+
+function expectEqual(replica: Run | undefined, run: Run): void {
+  expect(JSON.stringify(replica?.replica())).toBe(JSON.stringify(run.replica()));
+  const bytes = (of: Run) =>
+    of
+      .replicaVectors()
+      .map(([name, values]) => [name, Buffer.from(bytesOf(values)).toString('hex')]);
+  expect(bytes(replica!)).toEqual(bytes(run));
+}
+
+const CONFIGS: readonly PartialConfig[] = [
+  { evaluateEverySteps: 3, earlyStopping: { patience: 2 }, epochsMax: 6 },
+  {
+    ...{ optimizer: { kind: 'adam' }, learningRate: 0.02, averaging: { kind: 'ema', decay: 0.9 } },
+    ...{ evaluateEverySteps: 2, earlyStopping: { patience: 1, afterStop: 'retrain' } },
+    epochsMax: 8,
+  },
+  {
+    ...{ optimizer: { kind: 'momentum' }, averaging: { kind: 'polyak', startStep: 2 } },
+    earlyStopping: { patience: 1, afterStop: 'continue', continueStepsMax: 6 },
+    ...{ evaluateEverySteps: 2, epochsMax: 8, leaseSeconds: 1, schedule: { kind: 'exponential' } },
+  },
+  {
+    ...{ consistency: { stalenessMax: 1, damping: 'inverse' }, compression: { pull: 'bf16' } },
+    robust: { normMedianMax: 5, shareMax: 0.6, quarantineAfter: 2 },
+    ...{ epochsMax: 10, evaluateEverySteps: 4, divergence: { rollbacksMax: 3 }, nonFiniteMax: 3 },
+  },
+];
+
+/** Some workers do one thing after another, in an order drawn by a seed; some of it is wrong. */
+function disturb(run: Run, seed: number, steps: number): () => Promise<void> {
+  const draw = random(seed, 1);
+  let now = 0;
+  let joined = 0;
+  const workers: VirtualWorker[] = [];
+  const pick = () => workers[draw.below(workers.length)]!;
+  const tryAll = (act: () => unknown) => {
+    try {
+      act();
+    } catch (error) {
+      // As a session does.
+      if (!(error instanceof DownpourError)) throw error;
+    }
+  };
+  return async () => {
+    for (let i = 0; i < steps; i++) {
+      now += draw.below(300);
+      const what = workers.length === 0 ? 0 : draw.below(40);
+      tryAll(() => {
+        if (what === 0 && joined < 6)
+          workers.push(new VirtualWorker(run, problem, `w${joined++}/1`));
+        else if (what === 1) run.detach(pick().key, now);
+        else if (what === 2) run.leave(pick().key);
+        else if (what === 3) run.tick(now);
+        else if (what === 4) run.postpone(50);
+        else if (what === 5) run.stop('by a user');
+        else if (what === 6) run.resume();
+        else if (what === 7) run.learnLost({ step: 3 + draw.below(9), generation: 0 });
+        else if (what === 8) pick().push(now, (payload) => payload.fill(Number.NaN));
+        else if (what === 9) pick().push(now, (payload) => payload.fill(1e6));
+        else if (what < 25) pick().pull(now);
+        else pick().push(now);
+      });
+      if (draw.below(4) === 0) await turn();
+    }
+  };
+}
+
+describe('a replica', () => {
+  test('that joins at any moment is equal to its original from then on, to the bit', async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.nat({ max: 1e6 }),
+        fc.constantFrom(...CONFIGS),
+        fc.nat({ max: 150 }),
+        async (seed, config, before) => {
+          const run = createRun({ ...config, seed });
+          const { replication } = createReplication({ runs: () => [run] });
+          const calls = disturb(run, seed, 20);
+          for (let i = 0; i < before / 20; i++) await calls();
+          const link = new StandbyLink(replication, { mode: 'sync', lagMax: 0 });
+          for (let i = 0; i < 8; i++) {
+            await calls();
+            await turn();
+            link.arrive();
+            link.answer();
+            expectEqual(link.replicas.runs.get('r'), run);
+          }
+          expect(replication.facts()).toMatchObject({ state: 'following', behind: { pushes: 0 } });
+        },
+      ),
+      { numRuns: 40, seed: 11 },
+    );
+  });
+
+  test('takes a training to its end as its original would have, from any moment', async () => {
+    for (const [i, config] of CONFIGS.entries()) {
+      const run = createRun(config);
+      const { replication } = createReplication({ runs: () => [run] });
+      const link = new StandbyLink(replication, { mode: 'sync', lagMax: 0 });
+      const worker = new VirtualWorker(run, problem);
+      worker.train(() => run.step >= 5 + 3 * i);
+      await turn();
+      link.arrive();
+      const replica = link.replicas.runs.get('r')!;
+      // As after a failover: restored, with numbers of a new life.
+      const heir = Run.restore(replica.state(replica.nowMs), replica.tensors(), null, 2);
+      const original = Run.restore(run.state(run.nowMs), run.tensors(), null, 2);
+      new VirtualWorker(heir, problem, 'w/2').train();
+      new VirtualWorker(original, problem, 'w/2').train();
+      expect(heir.step).toBe(original.step);
+      expect(Buffer.from(bytesOf(parametersOf(heir)))).toEqual(
+        Buffer.from(bytesOf(parametersOf(original))),
+      );
+    }
+  });
+
+  test('of a run that begins later, or is given up, comes and goes with it', async () => {
+    const first = createRun({}, 'first');
+    const second = createRun({}, 'second');
+    const runs = [first];
+    const { replication } = createReplication({ runs: () => runs });
+    const link = new StandbyLink(replication, { mode: 'sync', lagMax: 0 });
+    runs.push(second);
+    replication.began(second);
+    new VirtualWorker(second, problem).train(() => second.step >= 3);
+    await turn();
+    link.arrive();
+    expect([...link.replicas.runs.keys()]).toEqual(['first', 'second']);
+    expectEqual(link.replicas.runs.get('second'), second);
+    replication.forget(second);
+    link.arrive();
+    expect([...link.replicas.runs.keys()]).toEqual(['first']);
+  });
+
+  test('that is not what its original is says so', async () => {
+    const run = createRun({});
+    const { replication } = createReplication({ runs: () => [run] });
+    const link = new StandbyLink(replication, { mode: 'sync', lagMax: 0 });
+    link.arrive();
+    const calls = [{ call: 'tick' as const, now: 1 }];
+    const wrong = { type: 'calls' as const, run: 'r', calls, step: 9, generation: 1 };
+    expect(() => link.replicas.take(wrong, new Uint8Array())).toThrow(
+      'the replica of run r is at step 0 of generation 1, its original at 9 of 1',
+    );
+  });
+});
+
+describe('what is for workers waits', () => {
+  async function training(follow: { mode: 'sync' | 'async'; lagMax: number }, options = {}) {
+    const run = createRun({ epochsMax: 1_000, evaluateEverySteps: 1_000 });
+    const made = createReplication({ runs: () => [run], ...options });
+    const link = new StandbyLink(made.replication, follow);
+    const worker = new VirtualWorker(run, problem);
+    worker.train(() => run.step >= 1);
+    await turn();
+    link.arrive();
+    link.answer();
+    const told: number[] = [];
+    /** A push, and its answer. */
+    const push = async () => {
+      worker.pull();
+      worker.push();
+      const { step } = run;
+      made.replication.whenSafe(() => told.push(step));
+      await turn();
+    };
+    return { ...made, run, link, told, push };
+  }
+
+  test('where replication is sync: until the standby has the push, and in its order', async () => {
+    const { link, told, push, replication } = await training({ mode: 'sync', lagMax: 0 });
+    await push();
+    replication.whenSafe(() => told.push(-1));
+    await push();
+    expect(told).toEqual([]);
+    // The pull, then the push.
+    link.arrive(2);
+    expect(told).toEqual([]);
+    link.answer();
+    expect(told).toEqual([2, -1]);
+    link.arrive();
+    link.answer();
+    expect(told).toEqual([2, -1, 3]);
+  });
+
+  test('where it is async: only from the stated number of pushes on', async () => {
+    const { link, told, push, replication } = await training({ mode: 'async', lagMax: 3 });
+    for (let i = 0; i < 5; i++) await push();
+    expect(told).toEqual([2, 3, 4]);
+    expect(replication.facts()).toMatchObject({ behind: { pushes: 5 }, lagMax: 3, mode: 'async' });
+    link.arrive(2);
+    link.answer();
+    expect(told).toEqual([2, 3, 4, 5]);
+    // Even now: whatever becomes of the primary, the standby lacks no more than 3 that were answered.
+    expect(link.replicas.runs.get('r')!.step + 3).toBeGreaterThanOrEqual(told.at(-1)!);
+  });
+
+  test('when the standby is lost: until the store says that this server is still the owner', async () => {
+    const asked: ((error?: unknown) => void)[] = [];
+    const confirm = () =>
+      new Promise<void>((resolve, reject) =>
+        asked.push((error) => (error ? reject(error) : resolve())),
+      );
+    const waits: (() => void)[] = [];
+    const later = (_: number, act: () => void) => void waits.push(act);
+    const { link, told, push, replication, log } = await training(
+      { mode: 'sync', lagMax: 0 },
+      { confirm, later },
+    );
+    await push();
+    link.lose();
+    await push();
+    expect(told).toEqual([]);
+    expect(replication.facts()).toMatchObject({ state: 'parting', reason: 'connection lost' });
+    asked.shift()!(new DownpourError('DP_REDIS_UNAVAILABLE', 'Redis is away'));
+    await turn();
+    expect(told).toEqual([]);
+    waits.shift()!();
+    asked.shift()!();
+    await turn();
+    expect(told).toEqual([2, 3]);
+    expect(replication.facts()).toMatchObject({ state: 'lost' });
+    expect(log()).toContain('going on alone');
+    // Alone nothing waits.
+    await push();
+    expect(told).toEqual([2, 3, 4]);
+  });
+
+  test('for ever, when another one is the owner by then', async () => {
+    const confirm = async () => {
+      throw new DownpourError('DP_STATE_FENCED', 'another owner took over');
+    };
+    const { link, told, push } = await training({ mode: 'sync', lagMax: 0 }, { confirm });
+    await push();
+    link.lose();
+    await push();
+    await turn();
+    expect(told).toEqual([]);
+  });
+
+  test('no longer than the timeout for a standby that says nothing', async () => {
+    const { link, told, push, replication, clock, log } = await training(
+      { mode: 'sync', lagMax: 0 },
+      { timeoutMs: 1_000 },
+    );
+    await push();
+    for (clock.now = 0; clock.now <= 1_000; clock.now += 250) replication.tick();
+    await turn();
+    expect(told).toEqual([]);
+    replication.tick();
+    await turn();
+    expect(log()).toContain('it has said nothing for 1 s');
+    expect(told).toEqual([2]);
+    expect(link.open).toBe(false);
+  });
+
+  test('but a pause of the primary is not the silence of its standby', async () => {
+    const { told, push, replication, clock } = await training(
+      { mode: 'sync', lagMax: 0 },
+      { timeoutMs: 1_000 },
+    );
+    await push();
+    replication.tick();
+    clock.now += 60_000;
+    replication.tick();
+    await turn();
+    expect(replication.facts()).toMatchObject({ state: 'following' });
+    expect(told).toEqual([]);
+  });
+
+  test('not for a standby that lives and does not keep up for much longer', async () => {
+    const { link, push, replication, clock, log } = await training(
+      { mode: 'sync', lagMax: 0 },
+      { timeoutMs: 1_000 },
+    );
+    await push();
+    for (let i = 0; i < 40; i++) {
+      clock.now += 250;
+      link.live();
+      replication.tick();
+    }
+    await turn();
+    expect(log()).toContain('it is more than 8 s behind');
+  });
+
+  test('while a standby joins only for what it lacks in bytes', async () => {
+    const run = createRun({ epochsMax: 1_000 });
+    const { replication } = createReplication({ runs: () => [run] });
+    const link = new StandbyLink(replication, { mode: 'sync', lagMax: 0 });
+    const worker = new VirtualWorker(run, problem);
+    worker.train(() => run.step >= 4);
+    await turn();
+    const told: string[] = [];
+    replication.whenSafe(() => told.push('at once'));
+    expect(told).toEqual(['at once']);
+    expect(replication.facts()).toMatchObject({ state: 'joining' });
+    expect(replication.facts()!.behind.bytes).toBeLessThan(UNCARRIED_BYTES_MAX);
+    link.arrive();
+    link.answer();
+    expect(replication.facts()).toMatchObject({ state: 'following', behind: { bytes: 0 } });
+  });
+});
+
+test('there is one standby; a second one is refused until the first is gone', async () => {
+  const { replication } = createReplication();
+  const link = new StandbyLink(replication, { mode: 'sync', lagMax: 0 });
+  expect(() => replication.mustHaveRoom()).toThrow('is the standby of this server; one is allowed');
+  expect(new StandbyLink(replication, { mode: 'sync', lagMax: 0 }).closedWith).toBe('not now');
+  expect(replication.addresses).toEqual([{ host: '192.0.2.9', port: 7420 }]);
+  link.lose();
+  await turn();
+  expect(replication.addresses).toEqual([]);
+  replication.mustHaveRoom();
+  const next = new StandbyLink(replication, { mode: 'async', lagMax: 9 });
+  next.arrive();
+  next.answer();
+  expect(replication.facts()).toMatchObject({ state: 'following', mode: 'async' });
+  replication.close();
+  expect(next.closedWith).toBe('the primary stops');
+});
