@@ -1,11 +1,14 @@
 import { Coordinator } from '../../server/coordinator.ts';
 import { Run, type RunState } from '../../server/core/run.ts';
+import { Replication, type ToStandby } from '../../server/replication.ts';
 import { Session } from '../../server/session.ts';
+import { Replicas } from '../../server/standby.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';
 import type { Acknowledgement, Lease, Push, ServerMessage, Work } from '../../shared/protocol.ts';
 import { type Random, random } from '../../shared/random.ts';
+import { VERSION } from '../../shared/version.ts';
 import type { Connection, ConnectionEvents, Header, Landing } from '../../wire/connection.ts';
 import { createProblem, EXCHANGED, gradientOf, lossOf, TENSORS } from './regression.ts';
 
@@ -13,7 +16,8 @@ import { createProblem, EXCHANGED, gradientOf, lossOf, TENSORS } from './regress
  * A deterministic simulation of a cluster: the server's own coordinator, sessions and runs, virtual
  * workers, a virtual network and a virtual clock, all from one seed. Messages are delayed, connections cut
  * in the middle of a payload or noticed late by one end, workers and the server are halted, killed and
- * started again, some workers lie. After each event the invariants are checked; the first that is broken ends
+ * started again, some workers lie. In every third cluster a standby follows the server, is lost and comes back, and
+ * takes over when the server is killed. After each event the invariants are checked; the first that is broken ends
  * the simulation with a `Violation`.
  */
 
@@ -58,6 +62,7 @@ export interface Summary {
   readonly steps: number;
   readonly applied: number;
   readonly crashes: number;
+  readonly failovers: number;
   readonly cuts: number;
 }
 
@@ -71,7 +76,12 @@ interface Applied {
   readonly sequence: number;
   readonly step: number;
   readonly minibatch: string;
+  /** A worker was told. */
+  acknowledged?: boolean;
 }
+
+/** What a standby follows with; a lag that a test of seconds reaches. */
+type Follow = { readonly mode: 'sync' | 'async'; readonly lagMax: number };
 
 export async function simulate(seed: number, options: SimulationOptions = {}): Promise<Summary> {
   const simulation = new Simulation(seed, options);
@@ -84,6 +94,8 @@ class Simulation {
   readonly options: SimulationOptions;
   readonly config: PartialConfig;
   readonly stalenessMax: number | null;
+  /** Null: there is no standby. */
+  readonly follow: Follow | null;
   readonly server: SimulatedServer;
   readonly workers: SimulatedWorker[] = [];
   /** That work. */
@@ -91,6 +103,8 @@ class Simulation {
   /** Of which the server holds its end, also of one that is cut. */
   readonly sockets = new Set<SimulatedConnection>();
   now = 0;
+  /** No more faults come, and nobody need stand by. */
+  calm = false;
   events = 0;
   cuts = 0;
   #queue: { at: number; order: number; act: () => void }[] = [];
@@ -117,6 +131,9 @@ class Simulation {
         continueStepsMax: 20,
       },
     };
+    // Of a stream of its own, so that a cluster's other faults are what they were without it.
+    const follows = [{ mode: 'sync', lagMax: 0 } as const, { mode: 'async', lagMax: 2 } as const];
+    this.follow = follows[random(seed, 2).below(6)] ?? null;
     this.server = new SimulatedServer(this);
   }
 
@@ -196,9 +213,9 @@ class Simulation {
       this.server.check();
     }
     this.server.checkEnd();
-    const { phase, step, log, crashes } = this.server;
+    const { phase, step, log, crashes, failovers } = this.server;
     const { seed, events, cuts } = this;
-    return { seed, events, phase, steps: step, applied: log.length, crashes, cuts };
+    return { seed, events, phase, steps: step, applied: log.length, crashes, failovers, cuts };
   }
 
   #disturb(untilMs: number): void {
@@ -211,6 +228,11 @@ class Simulation {
       () => this.#cut(),
       () => this.#cut(),
     ];
+    if (this.follow) faults.push(() => this.server.standby?.die(this.delayMs(500)));
+    this.at(untilMs, () => {
+      this.calm = true;
+      this.server.standby?.die(0);
+    });
     // How bad a time it is, by seed.
     const everyMs = this.pick([300, 2_000, 10_000]);
     const next = () => {
@@ -292,6 +314,7 @@ class SimulatedConnection {
         return;
       }
       this.answers.push(message);
+      simulation.server.told(this.session.key, message);
       if (message.type === 'work') simulation.server.given(message.leases);
       const header = structuredClone(message) as unknown as Header;
       // The bytes are read when they leave, not when they are given: nobody may write to them until then.
@@ -440,6 +463,9 @@ class SimulatedServer {
   #haltedUntil = 0;
   #life = 0;
   crashes = 0;
+  failovers = 0;
+  standby: SimulatedStandby | null = null;
+  #replication: Replication | null = null;
   /** Checkpoints that are safe, oldest first. */
   readonly #saved: Saved[] = [];
   #savedAt = 0;
@@ -478,6 +504,7 @@ class SimulatedServer {
     if (life !== this.#life) return;
     this.#run = run;
     this.#tick(this.#life);
+    this.#awaitStandby(500);
   }
 
   /** What the server would do now, when it stands still after that; never, when it is dead. */
@@ -538,15 +565,107 @@ class SimulatedServer {
         if (line.startsWith('defect')) simulation.violate(6, line);
       },
     });
+    this.#replicate(life);
     if (!saved) return;
     const copy = structuredClone(saved);
     const chosen = simulation.options.sabotage?.restored?.(copy, this.#saved) ?? copy;
     const run = Run.restore(chosen.state, chosen.tensors, null, life);
     this.#restored(run, saved);
-    this.coordinator.adopt(run);
-    this.#run = run;
-    this.#tick(life);
+    this.#begin(run);
   }
+
+  #begin(run: Run): void {
+    this.coordinator!.adopt(run);
+    this.#run = run;
+    this.#tick(this.#life);
+    this.#awaitStandby(3_000);
+  }
+
+  // The standby.
+
+  #replicate(life: number): void {
+    const simulation = this.#simulation;
+    if (!simulation.follow) return;
+    const mine = (act: () => void) => () => this.enter(() => life === this.#life && act());
+    const replication = new Replication({
+      runs: () => this.coordinator?.runs ?? [],
+      ...{ token: life, leaseMs: 2_000, confirm: async () => {}, changed: () => {} },
+      now: () => simulation.now,
+      log: () => {},
+      later: (ms, act) => simulation.at(ms, mine(act)),
+    });
+    this.coordinator!.replication = replication;
+    this.#replication = replication;
+    const beat = () => {
+      if (life !== this.#life || simulation.calm) return;
+      this.enter(() => life === this.#life && replication.tick());
+      simulation.at(1_000, beat);
+    };
+    simulation.at(1_000, beat);
+  }
+
+  /** Another one is started, unless it is there. */
+  #awaitStandby(usualMs: number): void {
+    const simulation = this.#simulation;
+    const { follow } = simulation;
+    const life = this.#life;
+    if (!follow) return;
+    simulation.at(simulation.delayMs(usualMs), () =>
+      this.enter(() => {
+        if (life !== this.#life || simulation.calm) return;
+        this.standby = new SimulatedStandby(simulation, this.#replication!, follow);
+      }),
+    );
+  }
+
+  /** It is gone for this server, and another one comes. */
+  standbyGone(): void {
+    this.standby = null;
+    this.#awaitStandby(2_000);
+  }
+
+  /** The standby has the lease: the newer of its replica and the checkpoint goes on. @returns false: it has nothing. */
+  #takeOver(standby: SimulatedStandby): boolean {
+    const replica = standby.replicas.runs.get('r');
+    if (!replica || !standby.replicas.whole) return false;
+    const last = this.#saved.at(-1);
+    const { generation, step } = replica;
+    if (last && last.state.generation >= generation) {
+      const { state } = last;
+      if (state.generation > generation || state.step > step) return false;
+    }
+    this.failovers++;
+    const state = JSON.parse(JSON.stringify(replica.state(replica.nowMs))) as RunState;
+    const saved = { state, tensors: replica.tensors(), step };
+    this.#open(null);
+    const run = Run.restore(structuredClone(state), replica.tensors(), null, this.#life);
+    this.#restored(run, saved);
+    this.#begin(run);
+    return true;
+  }
+
+  /** The standby followed to the end, and lives: no acknowledged push is lost but those that may be. */
+  #mustHaveKept(before: readonly Applied[]): void {
+    const lost = before.filter(({ acknowledged, step }) => acknowledged && step > this.step);
+    const { lagMax, mode } = this.#simulation.follow!;
+    if (lost.length <= lagMax) return;
+    this.#simulation.violate(
+      9,
+      `${lost.length} acknowledged pushes are lost, push ${lost[0]!.sequence} of ${lost[0]!.key} the first; replication was ${mode}, ${lagMax} may be`,
+    );
+  }
+
+  /** A message leaves for a worker. */
+  told(key: string, message: ServerMessage): void {
+    if (message.type !== 'work' || !message.acknowledgement) return;
+    const { sequence, outcome } = message.acknowledgement;
+    if (outcome !== 'applied' && outcome !== 'damped') return;
+    const entry = this.log.find((each) => each.key === key && each.sequence === sequence);
+    if (entry) entry.acknowledged = true;
+    // While a push is dealt with, `judge` has not entered it yet.
+    else this.#acknowledged = `${key} ${sequence}`;
+  }
+  #acknowledged = '';
 
   #restored(run: Run, saved: Saved): void {
     const simulation = this.#simulation;
@@ -565,15 +684,25 @@ class SimulatedServer {
     this.#leases.clear();
   }
 
-  /** kill -9; it is started again. */
+  /** kill -9; it is started again, or its standby takes over. */
   crash(downMs: number): void {
     if (!this.coordinator) return;
     this.crashes++;
+    const { standby } = this;
+    const followed = this.#replication?.facts()?.state === 'following';
+    this.standby = null;
+    this.#replication = null;
+    standby?.primaryDied();
     this.coordinator = null;
     this.#run = null;
     this.#life++;
     for (const connection of [...this.#simulation.sockets]) connection.serverDied();
     this.#simulation.at(downMs, () => {
+      const before = this.log;
+      if (standby?.alive && this.#takeOver(standby)) {
+        if (followed) this.#mustHaveKept(before);
+        return;
+      }
       const last = this.#saved.at(-1) ?? null;
       if (last) {
         this.#open(last);
@@ -598,14 +727,16 @@ class SimulatedServer {
         answer.type === 'work' && answer.acknowledgement?.sequence === push.sequence,
     );
     const outcome: Acknowledgement['outcome'] | null = work?.acknowledgement?.outcome ?? null;
-    const applied = outcome === 'applied' || outcome === 'damped';
     const steps = this.step - before;
+    // The standby has to have it first: what the worker will be told is seen when it is.
+    const later = !work && this.#replication !== null && steps === 1;
+    const applied = later || outcome === 'applied' || outcome === 'damped';
     if (steps !== (applied ? 1 : 0)) {
       simulation.violate(1, `push ${push.sequence} was ${outcome}, and the step rose by ${steps}`);
     }
     if (!applied) {
       const told = work || answers.some(({ type }) => type === 'error' || type === 'end');
-      if (!told && !this.#run?.over) {
+      if (!told && !this.#run?.over && !this.#replication?.holding) {
         simulation.violate(6, `push ${push.sequence} was not applied, and nobody was told`);
       }
       if (outcome === 'rejected' && !work!.acknowledgement!.code) {
@@ -630,7 +761,8 @@ class SimulatedServer {
     if (this.log.some((each) => each.minibatch === minibatch)) {
       simulation.violate(8, `minibatch ${minibatch} was used twice`);
     }
-    this.log.push({ key, sequence: push.sequence, step: this.step, minibatch });
+    const acknowledged = this.#acknowledged === `${key} ${push.sequence}`;
+    this.log.push({ key, sequence: push.sequence, step: this.step, minibatch, acknowledged });
   }
 
   /** A lease that was granted on a connection that was lost at that moment: the worker was never told. */
@@ -699,6 +831,94 @@ class SimulatedServer {
         this.#simulation.violate(8, `minibatch ${start} of epoch ${epoch} was never used`);
       }
     }
+  }
+}
+
+/** The server's standby: its replicas, and the way between them. What arrives keeps its order. */
+class SimulatedStandby {
+  readonly replicas = new Replicas();
+  readonly #simulation: Simulation;
+  readonly #events: ConnectionEvents;
+  alive = true;
+  #linked = true;
+  #cutOff = false;
+  #frames = 0;
+  #toStandbyAt = 0;
+  #toServerAt = 0;
+
+  constructor(simulation: Simulation, replication: Replication, follow: Follow) {
+    this.#simulation = simulation;
+    this.#events = replication.accept(
+      {
+        open: true,
+        bufferedBytes: 0,
+        send: (message, parts = [], gone) => this.#send(message as ToStandby, parts, gone),
+        ping: () => this.#later(() => this.#answer(() => this.#events.alive())),
+        close: () => this.#hangUp(),
+        terminate: () => this.#hangUp(),
+      },
+      'standby',
+    );
+    const address = { host: null, port: 1 };
+    const hello = { type: 'follow', version: VERSION, ...follow, address };
+    this.#answer(() => this.#events.message(hello, new Uint8Array(), null));
+  }
+
+  #send(message: ToStandby, parts: readonly Uint8Array[], gone?: () => void): void {
+    const header = structuredClone(message);
+    const bytes = Buffer.concat(parts);
+    gone?.();
+    this.#later(() => {
+      if (!this.alive) return;
+      this.replicas.take(header, new Uint8Array(bytes));
+      if (message.type === 'leading') return;
+      const carried = { type: 'carried', frames: ++this.#frames };
+      this.#answer(() => this.#events.message(carried, new Uint8Array(), null));
+    });
+  }
+
+  /** At the standby, in order. */
+  #later(act: () => void): void {
+    const simulation = this.#simulation;
+    this.#toStandbyAt = Math.max(this.#toStandbyAt, simulation.now + simulation.delayMs(15));
+    simulation.at(this.#toStandbyAt - simulation.now, () => this.#cutOff || act());
+  }
+
+  /** At the server, if it is the same one. */
+  #answer(act: () => void): void {
+    const simulation = this.#simulation;
+    this.#toServerAt = Math.max(this.#toServerAt, simulation.now + simulation.delayMs(15));
+    simulation.at(this.#toServerAt - simulation.now, () =>
+      simulation.server.enter(() => this.#linked && this.alive && act()),
+    );
+  }
+
+  /** kill -9, or its connection is cut: the server notices after a while, and another one comes. */
+  die(noticedMs: number): void {
+    if (!this.alive) return;
+    this.alive = false;
+    this.#simulation.at(noticedMs, () => this.#simulation.server.enter(() => this.#lost()));
+  }
+
+  #lost(): void {
+    if (!this.#linked) return;
+    this.#linked = false;
+    this.#events.closed(1006, 'connection lost');
+    this.#simulation.server.standbyGone();
+  }
+
+  /** By the server: it was silent for too long. */
+  #hangUp(): void {
+    if (!this.#linked) return;
+    this.#linked = false;
+    this.alive = false;
+    this.#simulation.server.standbyGone();
+  }
+
+  /** What is under way may arrive all the same. */
+  primaryDied(): void {
+    this.#linked = false;
+    this.#cutOff = this.#simulation.chance(0.7);
   }
 }
 

@@ -3,16 +3,18 @@ import { Leases } from '../../server/core/leases.ts';
 import { Parameters, VECTOR } from '../../server/core/parameters.ts';
 import { Run } from '../../server/core/run.ts';
 import { Snapshot } from '../../server/core/snapshot.ts';
+import { Replication } from '../../server/replication.ts';
 import { type Sabotage, simulate, Violation } from '../support/simulator.ts';
 
 /** A quick slice; `npm run soak -- --seeds 10000` is for nights. docs/reliability.md has the invariants. */
 const SEEDS = 60;
 
 test('clusters with faults keep all invariants', async () => {
-  const sums = { crashes: 0, cuts: 0, steps: 0, finished: 0 };
+  const sums = { crashes: 0, failovers: 0, cuts: 0, steps: 0, finished: 0 };
   for (let seed = 0; seed < SEEDS; seed++) {
     const summary = await simulate(seed);
     sums.crashes += summary.crashes;
+    sums.failovers += summary.failovers;
     sums.cuts += summary.cuts;
     sums.steps += summary.steps;
     if (summary.phase === 'finished') sums.finished++;
@@ -20,6 +22,7 @@ test('clusters with faults keep all invariants', async () => {
   // Else it would show nothing.
   expect(sums.finished).toBe(SEEDS);
   expect(sums.crashes).toBeGreaterThan(SEEDS);
+  expect(sums.failovers).toBeGreaterThan(SEEDS / 4);
   expect(sums.cuts).toBeGreaterThan(SEEDS);
   expect(sums.steps).toBeGreaterThan(20 * SEEDS);
 }, 60_000);
@@ -85,7 +88,10 @@ describe('a broken server is caught:', () => {
 
   test('5, it forgets the best over a restart', async () => {
     const violation = await caught({
-      restored: (saved) => ({ ...saved, state: { ...saved.state, best: null } }),
+      restored: (saved) =>
+        saved.state.phase === 'training'
+          ? { ...saved, state: { ...saved.state, best: null } }
+          : saved,
     });
     expect(violation.invariant).toBe(5);
   });
@@ -114,6 +120,13 @@ describe('a broken server is caught:', () => {
   test('8, it gives minibatches out again that are done', async () => {
     vi.spyOn(Leases.prototype, 'complete').mockImplementation(() => {});
     expect((await caught()).invariant).toBe(8);
+  });
+
+  test('9, it answers before its standby has the push', async () => {
+    vi.spyOn(Replication.prototype, 'whenSafe').mockImplementation((act) => act());
+    const violation = await caught();
+    expect(violation.invariant).toBe(9);
+    expect(violation.message).toContain('acknowledged pushes are lost');
   });
 
   test('8, it loses the minibatches of workers that go', async () => {
