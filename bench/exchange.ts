@@ -84,7 +84,10 @@ export async function benchExchange(options: ExchangeOptions): Promise<ExchangeR
 }
 
 /** A run that nothing but pushes happens to. */
-export async function createRun(server: ServerProcess, config: PartialConfig = {}): Promise<void> {
+export async function createRun(
+  server: Pick<ServerProcess, 'client'>,
+  config: PartialConfig = {},
+): Promise<void> {
   await server.client.createRun({
     id: RUN,
     ...EXPERIMENT,
