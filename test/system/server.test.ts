@@ -552,6 +552,8 @@ describe('REST', () => {
     expect(Object.keys(body.paths).sort()).toEqual([
       '/feed',
       '/health',
+      '/join/files/{name}',
+      '/join/ticket',
       '/metrics',
       '/openapi.json',
       '/runs',
@@ -567,6 +569,8 @@ describe('REST', () => {
       '/runs/{id}/workers',
       '/session',
       '/status',
+      '/studies',
+      '/studies/{name}',
       '/timeline',
     ]);
   });
@@ -619,8 +623,11 @@ describe('REST', () => {
     const routes = Object.entries(document.paths).flatMap(([path, methods]) =>
       Object.keys(methods).map((method) => `${method.toUpperCase()} ${path}`),
     );
-    // Of browsers: a stream of events, and the cookie that stands for a token.
-    const ofPages = ['GET /feed', 'GET /session', 'POST /session', 'DELETE /session'];
+    // Of browsers: a stream of events, the cookie that stands for a token, and what a worker in a page is made of.
+    const ofPages = [
+      ...['GET /feed', 'GET /session', 'POST /session', 'DELETE /session'],
+      ...['GET /join/files/{name}', 'POST /join/ticket'],
+    ];
     expect([...asked, ...ofPages].sort()).toEqual(routes.sort());
   });
 });
