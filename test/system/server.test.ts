@@ -5,6 +5,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Validator } from '@seriousme/openapi-schema-validator';
 import { createRestClient, type RestClient } from 'downpour/client';
+import Type, { type TSchema } from 'typebox';
+import Value from 'typebox/value';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { readCheckpoint } from '../../server/checkpoint.ts';
 import { Run } from '../../server/core/run.ts';
@@ -12,11 +14,19 @@ import { type Serving, serve } from '../../server/main.ts';
 import { encodeFrame } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import type {
-  CheckpointSummary,
-  RunSummary,
-  StudyReport,
-  WorkerSummary,
+import {
+  type CheckpointSummary,
+  CheckpointSummarySchema,
+  HealthSchema,
+  MetricsSchema,
+  ObservationsSchema,
+  RunDetailSchema,
+  type RunSummary,
+  StatusSchema,
+  type StudyReport,
+  TimelineSchema,
+  type WorkerSummary,
+  WorkerSummarySchema,
 } from '../../shared/rest.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem, EXCHANGED } from '../support/regression.ts';
@@ -573,6 +583,31 @@ describe('REST', () => {
       '/studies/{name}',
       '/timeline',
     ]);
+  });
+
+  test('answers are of the shapes that the schemas say, and nothing more', async () => {
+    const { url } = await start(await folder());
+    const id = await createRun(url);
+    const worker = await ProtocolWorker.connect(url);
+    await worker.work(problem, await worker.enter(problem));
+    const shapes: readonly (readonly [string, TSchema])[] = [
+      ['/health', HealthSchema],
+      ['/status', StatusSchema],
+      ['/timeline', TimelineSchema],
+      [`/runs/${id}`, RunDetailSchema],
+      [`/runs/${id}/metrics`, MetricsSchema],
+      [`/runs/${id}/observations`, ObservationsSchema],
+      [`/runs/${id}/workers`, Type.Object({ workers: Type.Array(WorkerSummarySchema) })],
+      [
+        `/runs/${id}/checkpoints`,
+        Type.Object({ checkpoints: Type.Array(CheckpointSummarySchema) }),
+      ],
+    ];
+    for (const [path, schema] of shapes) {
+      const { body } = await request('GET', url + path);
+      expect([path, ...Value.Errors(schema, body)]).toEqual([path]);
+      expect(Value.Clean(schema, structuredClone(body)), path).toEqual(body);
+    }
   });
 
   test('the OpenAPI document is one, and the client has each of its routes', async () => {
