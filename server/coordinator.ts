@@ -479,7 +479,8 @@ export class Coordinator {
   #workerSummary(session: Session): WorkerSummary {
     const hello = session.hello!;
     const { run } = session;
-    const tally = run?.workerTally(session.key);
+    // What a worker did is told after it has left, too.
+    const tally = session.served?.workerTally(session.key);
     const connected = this.#sessions.has(session);
     const busy = tally?.evaluating ? 'evaluating' : session.waiting ? 'waiting' : 'training';
     const state = !connected ? 'gone' : !run ? 'idle' : !session.joined ? 'joining' : busy;

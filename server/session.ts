@@ -36,6 +36,7 @@ export class Session {
   #key = '';
   /** The run that it was assigned to, and whether it has joined. */
   #run: Run | null = null;
+  #served: Run | null = null;
   #joined = false;
   /** Joined and without work: a `wake` of its run looks again. */
   #waiting = false;
@@ -82,6 +83,11 @@ export class Session {
 
   get run(): Run | null {
     return this.#run;
+  }
+
+  /** The run that it works for, or did last. */
+  get served(): Run | null {
+    return this.#served;
   }
 
   get joined(): boolean {
@@ -355,7 +361,7 @@ export class Session {
 
   /** Assigns the worker to a run; its `join` follows. */
   assignTo(run: Run): void {
-    this.#run = run;
+    this.#run = this.#served = run;
     this.#joined = false;
     this.#waiting = false;
     const { experiment, experimentHash } = run.options;

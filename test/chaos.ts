@@ -7,6 +7,7 @@
  *     npm run chaos -- --faults 0              # the same without faults, to compare with
  *     npm run chaos -- --faults 200 --seed 7   # other faults
  *     npm run chaos -- --faults 200 --refit    # with early stopping's retrain after it
+ *     npm run chaos -- --faults 100 --standby  # with a second server, which takes over when one is killed or halted
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -40,6 +41,8 @@ const { values } = parseArgs({
     engine: { type: 'string', default: 'auto' },
     /** Early stopping's `retrain` follows, with faults of its own. */
     refit: { type: 'boolean', default: false },
+    /** A second server follows the first, by `sync` replication, and the other way round after it took over. */
+    standby: { type: 'boolean', default: false },
     /** Mean time between faults. */
     every: { type: 'string', default: '1.5' },
   },
@@ -88,55 +91,78 @@ const ended = ({ exitCode, signalCode }: ChildProcess) => exitCode !== null || s
 /** A process that is started again whenever it ends, as an orchestrator does. */
 class Service {
   readonly name: string;
-  readonly #args: () => readonly string[];
-  child: ChildProcess;
+  readonly #args: () => readonly string[] | Promise<readonly string[]>;
+  /** Null: its first start is under way. */
+  child: ChildProcess | null = null;
   #stopped = false;
 
-  constructor(name: string, args: () => readonly string[]) {
+  constructor(name: string, args: () => readonly string[] | Promise<readonly string[]>) {
     this.name = name;
     this.#args = args;
-    this.child = this.#start();
+    void this.#start();
   }
 
-  #start(): ChildProcess {
-    const child = start(this.#args());
+  async #start(): Promise<void> {
+    const args = await this.#args();
+    if (this.#stopped) return;
+    const child = start(args);
+    this.child = child;
     child.once('exit', async () => {
       await delay(1_000 * draw.uniform());
-      if (!this.#stopped) this.child = this.#start();
+      await this.#start();
     });
-    return child;
   }
 
   kill(): void {
-    this.child.kill('SIGKILL');
+    this.child?.kill('SIGKILL');
   }
 
   async halt(ms: number): Promise<void> {
     const { child } = this;
-    child.kill('SIGSTOP');
+    child?.kill('SIGSTOP');
     await delay(ms);
-    child.kill('SIGCONT');
+    child?.kill('SIGCONT');
   }
 
   async end(): Promise<void> {
     this.#stopped = true;
-    if (ended(this.child)) return;
-    const exit = once(this.child, 'exit');
-    this.child.kill('SIGTERM');
-    await Promise.race([exit, delay(10_000).then(() => this.child.kill('SIGKILL'))]);
+    const { child } = this;
+    if (!child || ended(child)) return;
+    const exit = once(child, 'exit');
+    child.kill('SIGTERM');
+    await Promise.race([exit, delay(10_000).then(() => child.kill('SIGKILL'))]);
   }
 }
 
-const serverPort = await freePort();
-/** Between workers and the server. */
-const proxy = await startProxy(serverPort, Number(values.seed));
-
+let made = 0;
 const redis = await startRedis();
-const server = new Service('the server', () => [
-  ...['serve', '--port', String(serverPort), '--state', state, '--redis-url', redis.url],
-  ...['--no-local-socket', '--push-log', pushLog],
-]);
-const client = createRestClient({ server: `http://127.0.0.1:${serverPort}`, timeoutMs: 30_000 });
+const ports = [await freePort(), ...(values.standby ? [await freePort()] : [])];
+const urlOf = (port: number) => `http://127.0.0.1:${port}`;
+const isServing = (url: string) =>
+  createRestClient({ server: url, timeoutMs: 2_000 })
+    .health()
+    .then(
+      ({ status }) => status === 'ok',
+      () => false,
+    );
+/** Between workers and each server. */
+const proxies = await Promise.all(ports.map((port) => startProxy(port, Number(values.seed))));
+const servers = ports.map(
+  (port, i) =>
+    new Service(ports.length === 1 ? 'the server' : `server ${i}`, async () => {
+      const others = ports.filter((each) => each !== port).map(urlOf);
+      // The second waits for the first, whatever begins sooner.
+      const follows = i > 0 && made === 0 ? others : [];
+      for (const url of others) if (await isServing(url)) follows.push(url);
+      return [
+        ...['serve', '--port', String(port), '--state', state, '--redis-url', redis.url],
+        ...['--no-local-socket', '--push-log', pushLog],
+        ...(values.standby ? ['--lease-seconds', '2'] : []),
+        ...(follows.length > 0 ? ['--standby-of', follows[0]!] : []),
+      ];
+    }),
+);
+const client = createRestClient({ server: ports.map(urlOf).join(), timeoutMs: 30_000 });
 const look = () => client.run(RUN).catch(() => null);
 for (;;) {
   const created = await client
@@ -162,7 +188,8 @@ const workers = Array.from(
   { length: Number(values.workers) },
   (_, i) =>
     new Service(`worker ${i}`, () => [
-      ...['work', '--server', `ws://127.0.0.1:${proxy.port}`, '--run', RUN, '--name', `w-${i}`],
+      ...['work', '--server', proxies.map(({ port }) => `ws://127.0.0.1:${port}`).join()],
+      ...['--run', RUN, '--name', `w-${i}`],
       ...['--engine', values.engine, '--threads', '1', '--experiments', join(ROOT, 'examples')],
     ]),
 );
@@ -176,18 +203,23 @@ const FAULTS: Readonly<Record<string, () => Promise<void> | void>> = {
   'a worker killed': () => pick(workers).kill(),
   'a worker halted': () => pick(workers).halt(200 + 4_000 * draw.uniform()),
   'a connection cut': () => {
+    const proxy = pick(proxies);
     if (proxy.connections.length === 0) return;
     const one = pick(proxy.connections);
     proxy.cut((connection) => connection === one);
   },
-  'all connections cut': () => proxy.cut(),
-  'a slow network for a while': async () => {
-    proxy.weather = { delayMs: 200, loss: 0.05, resendMs: 200 };
-    await delay(1_000 + 4_000 * draw.uniform());
-    proxy.weather = null;
+  'all connections cut': () => {
+    for (const proxy of proxies) proxy.cut();
   },
-  'the server killed': () => server.kill(),
-  'the server halted': () => server.halt(200 + 2_000 * draw.uniform()),
+  'a slow network for a while': async () => {
+    for (const proxy of proxies) proxy.weather = { delayMs: 200, loss: 0.05, resendMs: 200 };
+    await delay(1_000 + 4_000 * draw.uniform());
+    for (const proxy of proxies) proxy.weather = null;
+  },
+  'a server killed': () => pick(servers).kill(),
+  // Sometimes for longer than a lease.
+  'a server halted': () =>
+    pick(servers).halt(200 + (values.standby ? 6_000 : 2_000) * draw.uniform()),
   ...(disk && {
     'the disk full for a while': async () => {
       const free = disk.fill();
@@ -213,7 +245,6 @@ async function moment(): Promise<string> {
   if (seen?.some((worker) => worker.state === 'evaluating')) return `${run.phase}, an evaluation`;
   return run.phase;
 }
-let made = 0;
 let told = 0;
 let last = await look();
 for (;;) {
@@ -242,8 +273,8 @@ while (run?.phase !== 'finished' && run?.phase !== 'failed') {
   run = await look();
 }
 const report = checkPushLog(readFileSync(pushLog, 'utf8'));
-await Promise.all([...workers, server].map((service) => service.end()));
-await proxy.close();
+for (const service of [...workers, ...servers.reverse()]) await service.end();
+for (const proxy of proxies) await proxy.close();
 await redis.stop();
 const examples = (run.data?.trainCount ?? 0) * Number(values.epochs);
 console.log(

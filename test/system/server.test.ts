@@ -22,6 +22,7 @@ import {
   ObservationsSchema,
   RunDetailSchema,
   type RunSummary,
+  type Status,
   StatusSchema,
   type StudyReport,
   TimelineSchema,
@@ -106,6 +107,12 @@ describe('a run over real sockets', () => {
     });
     expect(run.test?.examples).toBe(10);
     expect(run.pushes.applied).toBe(25);
+    // What each did is still told when it has left the run.
+    const { body: status } = await request<Status>('GET', `${url}/status`);
+    expect(status.workers.reduce((sum, { pushes }) => sum + pushes.applied, 0)).toBe(25);
+    expect(status.workers.map(({ run, leases }) => [run, leases])).toEqual(
+      workers.map(() => [null, 0]),
+    );
     await stop();
     const again = await start(state);
     const { body } = await request<{ checkpoints: CheckpointSummary[] }>(
