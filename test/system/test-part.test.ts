@@ -39,8 +39,8 @@ test('downpour test looks at the test part once, and what it saw stays with its 
   await cluster.stopServer();
 
   const before = new Date().toISOString();
-  const args = ['--state', cluster.state, '--experiments', FIXTURES, '--engine', 'wasm'];
-  const looked = await command('test', 'chosen', ...args, '--port', '0');
+  const args = ['--state', cluster.state, '--data', cluster.folder, '--experiments', FIXTURES];
+  const looked = await command('test', 'chosen', ...args, '--engine', 'wasm', '--port', '0');
   expect(looked.code, looked.text()).toBe(EXIT.ok);
   const day = new Date().toISOString().slice(0, 10);
   expect(looked.text()).toMatch(
