@@ -12,14 +12,22 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { setTimeout as wait } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { medianOf } from '../shared/quantile.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
 import { createRun } from './exchange.ts';
 import { MLP_PARAMETERS, startLoad } from './load.ts';
-import { ENVIRONMENT, end, keep, PROGRAM, ROOT, temporaryFolder } from './processes.ts';
+import {
+  ENVIRONMENT,
+  end,
+  keep,
+  listening,
+  PROGRAM,
+  ROOT,
+  temporaryFolder,
+  until,
+} from './processes.ts';
 import { formatTable, writeBetween } from './report.ts';
 
 const PAGE = join(ROOT, 'docs/reliability.md');
@@ -67,24 +75,8 @@ async function serve(...more: string[]): Promise<Server> {
   const common = ['--port', '0', '--state', state, '--redis-url', values.redis!];
   const lease = ['--lease-seconds', String(LEASE_SECONDS)];
   const child = run('serve', ...common, ...lease, '--json', ...more);
-  const said: string[] = [];
-  createInterface({ input: child.stderr! }).on('line', (line) => {
-    if (said.push(line) > 20) said.shift();
-  });
-  for await (const line of createInterface({ input: child.stdout! })) {
-    const { url } = JSON.parse(line) as { url: string };
-    child.stdout!.resume();
-    return { child, url, client: createRestClient({ server: url, timeoutMs: 60_000 }) };
-  }
-  throw new Error(`the server ended before it listened: ${said.join('\n')}`);
-}
-
-async function until<T>(look: () => Promise<T | null | false>, pauseMs: number): Promise<T> {
-  for (;;) {
-    const seen = await look().catch(() => null);
-    if (seen) return seen;
-    await wait(pauseMs);
-  }
+  const url = await listening(child);
+  return { child, url, client: createRestClient({ server: url, timeoutMs: 60_000 }) };
 }
 
 const standbyState = async ({ client }: Server) => (await client.status()).standby?.state ?? null;

@@ -5,6 +5,7 @@ import { readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { setTimeout as wait } from 'node:timers/promises';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
 
 /** Processes and temporary folders of a benchmark: none outlives it, however it ends. */
@@ -86,24 +87,19 @@ export async function startServer({
       stdio: ['ignore', 'pipe', 'pipe'],
     }),
   );
-  const said: string[] = [];
-  createInterface({ input: child.stderr! }).on('line', (line) => {
-    if (said.push(line) > 20) said.shift();
-  });
   const close = async () => {
     await end(child);
     folder.remove();
   };
-  for await (const line of createInterface({ input: child.stdout! })) {
-    const url = /http:\/\/[0-9.:]+/.exec(line)?.[0];
-    if (!url) continue;
-    child.stdout!.resume();
+  try {
+    const url = await listening(child);
     // The answer of a server that copies 100 MB at that moment takes longer than usual.
     const client = createRestClient({ server: url, timeoutMs: 60_000 });
     return { pid: child.pid!, url, client, close };
+  } catch (error) {
+    await close();
+    throw error;
   }
-  await close();
-  throw new Error(`the server ended before it listened: ${said.join('\n')}`);
 }
 
 /** User and system time of a process, ms, to 10 ms; NaN where there is no /proc. */
@@ -180,4 +176,26 @@ export function obey<M>(answer: (message: M) => Promise<unknown>): void {
   process.once('disconnect', () => process.exit());
   // Ctrl-C reaches the whole group: the parent decides.
   process.on('SIGINT', () => {});
+}
+
+/** Where `downpour serve --json` listens. @throws Error when it ends before, with its last words. */
+export async function listening(child: ChildProcess): Promise<string> {
+  const said: string[] = [];
+  createInterface({ input: child.stderr! }).on('line', (line) => {
+    if (said.push(line) > 20) said.shift();
+  });
+  for await (const line of createInterface({ input: child.stdout! })) {
+    child.stdout!.resume();
+    return (JSON.parse(line) as { url: string }).url;
+  }
+  throw new Error(`the server ended before it listened: ${said.join('\n')}`);
+}
+
+/** Looks again and again, also after a look that failed, until there is something. */
+export async function until<T>(look: () => Promise<T | null | false>, pauseMs: number): Promise<T> {
+  for (;;) {
+    const seen = await look().catch(() => null);
+    if (seen) return seen;
+    await wait(pauseMs);
+  }
 }

@@ -11,12 +11,20 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { setTimeout as wait } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { medianOf } from '../shared/quantile.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
-import { ENVIRONMENT, end, keep, PROGRAM, ROOT, temporaryFolder } from './processes.ts';
+import {
+  ENVIRONMENT,
+  end,
+  keep,
+  listening,
+  PROGRAM,
+  ROOT,
+  temporaryFolder,
+  until,
+} from './processes.ts';
 import { formatTable, writeBetween } from './report.ts';
 
 const PAGE = join(ROOT, 'docs/reliability.md');
@@ -56,22 +64,7 @@ async function serve(port: number): Promise<{ child: ChildProcess; client: RestC
   const redis = values.redis === undefined ? [] : ['--redis-url', values.redis];
   const state = ['--state', join(folder.path, 'state')];
   const child = run('serve', '--port', String(port), ...state, ...redis, '--json');
-  const said: string[] = [];
-  createInterface({ input: child.stderr! }).on('line', (line) => said.push(line));
-  for await (const line of createInterface({ input: child.stdout! })) {
-    const { url } = JSON.parse(line) as { url: string };
-    child.stdout!.resume();
-    return { child, client: createRestClient({ server: url }) };
-  }
-  throw new Error(`the server ended before it listened: ${said.join('\n')}`);
-}
-
-async function until<T>(look: () => Promise<T | null | false>, pauseMs: number): Promise<T> {
-  for (;;) {
-    const seen = await look().catch(() => null);
-    if (seen) return seen;
-    await wait(pauseMs);
-  }
+  return { child, client: createRestClient({ server: await listening(child) }) };
 }
 
 async function main(): Promise<void> {
