@@ -171,9 +171,13 @@ export class Replication {
     return this.#held.length > 0;
   }
 
-  /** Set: the pushes that the standby may lack. */
+  /**
+   * Set: the pushes that the standby may lack. From the moment on at which all runs are on their way: it may take
+   * over as soon as they have come, before this server hears that they have.
+   */
   get #lagMax(): number | null {
-    return this.#state === 'following' ? this.#standby!.follow.lagMax : null;
+    const standby = this.#standby;
+    return standby && standby.introducedAt !== null ? standby.follow.lagMax : null;
   }
 
   #mustWait(pushes: number): boolean {

@@ -644,7 +644,7 @@ class SimulatedServer {
     return true;
   }
 
-  /** The standby followed to the end, and lives: no acknowledged push is lost but those that may be. */
+  /** The standby was told all runs, and lives: no acknowledged push is lost but those that may be. */
   #mustHaveKept(before: readonly Applied[]): void {
     const lost = before.filter(({ acknowledged, step }) => acknowledged && step > this.step);
     const { lagMax, mode } = this.#simulation.follow!;
@@ -689,7 +689,6 @@ class SimulatedServer {
     if (!this.coordinator) return;
     this.crashes++;
     const { standby } = this;
-    const followed = this.#replication?.facts()?.state === 'following';
     this.standby = null;
     this.#replication = null;
     standby?.primaryDied();
@@ -700,7 +699,7 @@ class SimulatedServer {
     this.#simulation.at(downMs, () => {
       const before = this.log;
       if (standby?.alive && this.#takeOver(standby)) {
-        if (followed) this.#mustHaveKept(before);
+        this.#mustHaveKept(before);
         return;
       }
       const last = this.#saved.at(-1) ?? null;

@@ -12,10 +12,17 @@ export class StandbyLink {
   #frames = 0;
   open = true;
   bufferedBytes = 0;
+  #fullAt: ToStandby['type'] | null;
   /** What the primary closed it with. */
   closedWith: string | null = null;
 
-  constructor(replication: Replication, follow: { mode: 'sync' | 'async'; lagMax: number }) {
+  /** @param options - `fullAt`: the socket takes nothing more after the first message of that type, until it is drained */
+  constructor(
+    replication: Replication,
+    follow: { mode: 'sync' | 'async'; lagMax: number },
+    { fullAt = null }: { fullAt?: ToStandby['type'] | null } = {},
+  ) {
+    this.#fullAt = fullAt;
     this.#events = replication.accept(this, '192.0.2.9');
     const address = { host: null, port: 7420 };
     this.#say({ type: 'follow', version: VERSION, ...follow, address });
@@ -32,7 +39,13 @@ export class StandbyLink {
   send(header: object, parts: readonly Uint8Array[] = [], gone?: () => void): void {
     const frame = Buffer.concat([encodeHeader(header), ...parts]);
     gone?.();
+    if ((header as ToStandby).type === this.#fullAt) this.bufferedBytes = frame.length;
     if (this.open) this.#arriving.push(frame);
+  }
+
+  drain(): void {
+    this.#fullAt = null;
+    this.bufferedBytes = 0;
   }
 
   ping(): void {}

@@ -298,21 +298,65 @@ describe('what is for workers waits', () => {
     expect(log()).toContain('it is more than 8 s behind');
   });
 
-  test('while a standby joins only for what it lacks in bytes', async () => {
-    const run = createRun({ epochsMax: 1_000 });
-    const { replication } = createReplication({ runs: () => [run] });
-    const link = new StandbyLink(replication, { mode: 'sync', lagMax: 0 });
-    const worker = new VirtualWorker(run, problem);
-    worker.train(() => run.step >= 4);
-    await turn();
-    const told: string[] = [];
-    replication.whenSafe(() => told.push('at once'));
-    expect(told).toEqual(['at once']);
+  /** A standby that is still told the runs: so much of them waits in its socket that no more is sent. */
+  function joining(follow: { mode: 'sync' | 'async'; lagMax: number }) {
+    const first = createRun({ epochsMax: 1_000, evaluateEverySteps: 1_000 }, 'first');
+    const second = createRun({}, 'second');
+    const waits: (() => void)[] = [];
+    const later = (_: number, act: () => void) => void waits.push(act);
+    const runs = [first];
+    const worker = new VirtualWorker(first, problem);
+    worker.train(() => first.step >= 1);
+    const { replication } = createReplication({ runs: () => runs, later });
+    const full = new StandbyLink(replication, follow, { fullAt: 'run' });
+    runs.push(second);
+    const told: number[] = [];
+    const push = async () => {
+      worker.pull();
+      worker.push();
+      const { step } = first;
+      replication.whenSafe(() => told.push(step));
+      await turn();
+    };
+    return { replication, link: full, first, told, push, tellOn: () => waits.shift()!() };
+  }
+
+  test('while a standby is told the runs only for what it lacks in bytes', async () => {
+    const { replication, link, told, push, tellOn } = joining({ mode: 'sync', lagMax: 0 });
+    await push();
+    await push();
+    expect(told).toEqual([2, 3]);
     expect(replication.facts()).toMatchObject({ state: 'joining' });
     expect(replication.facts()!.behind.bytes).toBeLessThan(UNCARRIED_BYTES_MAX);
+    link.drain();
+    tellOn();
     link.arrive();
     link.answer();
     expect(replication.facts()).toMatchObject({ state: 'following', behind: { bytes: 0 } });
+  });
+
+  test.each([
+    { mode: 'sync' as const, lagMax: 0 },
+    { mode: 'async' as const, lagMax: 2 },
+  ])('from the moment on from which it may take over: $mode', async (follow) => {
+    const { replication, link, first, told, push, tellOn } = joining(follow);
+    await push();
+    link.drain();
+    tellOn();
+    // All runs are on their way; what is pushed from now on comes after them.
+    const introduced = link.waiting;
+    for (let i = 0; i < 4; i++) await push();
+    link.arrive(introduced);
+    link.answer();
+    expect(link.replicas.whole).toBe(true);
+    expect(replication.facts()).toMatchObject({ state: 'following' });
+    // Were the primary killed here, the standby would go on from this step.
+    const { step } = link.replicas.runs.get('first')!;
+    expect(step).toBe(2);
+    expect(told.at(-1)! - step).toBe(follow.lagMax);
+    link.arrive();
+    link.answer();
+    expect(told.at(-1)).toBe(first.step);
   });
 });
 
