@@ -1,5 +1,6 @@
 import pc from 'picocolors';
 import type { Rollback, RunDetail, RunSummary, WorkerSummary } from '../shared/rest.ts';
+import { errorFormat } from '../shared/text.ts';
 
 /** Shows how a run gets on: live lines on a terminal, plain lines elsewhere, JSON for programs. */
 
@@ -220,7 +221,7 @@ function runParts(run: RunSummary): string[] {
     `${groups(Math.round(run.examplesPerSecond))} examples/s`,
     `loss ${short(run.trainingLoss)}`,
     validation
-      ? `validation ${short(validation.loss)}, error ${percent(validation.error)}`
+      ? `validation ${short(validation.loss)}, error ${errorOf(run)(validation.error)}`
       : 'validation –',
     `patience ${earlyStopping.patienceLeft}/${earlyStopping.patience}`,
     `staleness ${short(run.staleness.p50)}/${short(run.staleness.p95)}`,
@@ -264,7 +265,7 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
   ] as const) {
     if (!evaluation) continue;
     lines.push(
-      `  ${name.padEnd(13)}  loss ${short(evaluation.loss)}, error ${percent(evaluation.error)}, at step ${groups(evaluation.step)}`,
+      `  ${name.padEnd(13)}  loss ${short(evaluation.loss)}, error ${errorOf(run)(evaluation.error)}, at step ${groups(evaluation.step)}`,
     );
   }
   const { earlyStopping, staleness, pushes } = run;
@@ -318,15 +319,14 @@ export function groups(value: number): string {
 }
 
 /** Four significant digits; `–` for nothing. */
-export function short(value: number | null): string {
-  if (value === null || !Number.isFinite(value)) return '–';
+export function short(value: number | null | undefined): string {
+  if (value == null || !Number.isFinite(value)) return '–';
   return String(Number(value.toPrecision(4)));
 }
 
-/** A share as a percentage with two decimals. */
-export function percent(share: number | null): string {
-  return share === null || !Number.isFinite(share) ? '–' : `${(share * 100).toFixed(2)} %`;
-}
+/** How the errors of a run are told. */
+export const errorOf = ({ errorMeasure }: Pick<RunSummary, 'errorMeasure'>) =>
+  errorFormat(errorMeasure, short);
 
 /** Seconds → `42 s`, `3:05`, `2:03:05`. */
 export function duration(seconds: number): string {

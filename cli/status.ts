@@ -14,8 +14,8 @@ import {
 import {
   createLiveLines,
   duration,
+  errorOf,
   groups,
-  percent,
   runFacts,
   short,
   sparkLine,
@@ -111,8 +111,8 @@ async function linesFor(
     duration(r.seconds),
     short(r.trainingLoss),
     short(r.best?.loss ?? null),
-    percent(r.best?.error ?? null),
-    percent(r.test?.error ?? null),
+    errorOf(r)(r.best?.error),
+    errorOf(r)(r.test?.error),
     String(r.workers),
   ]);
   const headings =

@@ -35,7 +35,7 @@ import {
   untilInterrupted,
 } from './options.ts';
 import type { Pool } from './pool.ts';
-import { createProgress, groups, type Progress, percent, short, table } from './progress.ts';
+import { createProgress, errorOf, groups, type Progress, short, table } from './progress.ts';
 import { Teller } from './tell-study.ts';
 
 /** What all studies have in common on the command line: server, workers, progress, results. */
@@ -325,17 +325,14 @@ function tellProgress(progress: Progress, trialCount: number): (event: StudyEven
     const { id, index, point, end } = trial;
     const best = bestEvaluation(trial);
     progress.event(`trial-${kind}`, { run: id, index, point, reason, best, end });
-    const result = best ? `: loss ${short(best.loss)}, error ${errorOf(best.error)}` : '';
+    const result = best
+      ? `: loss ${short(best.loss)}, error ${errorOf({ errorMeasure: trial.errorMeasure ?? null })(best.error)}`
+      : '';
     const what = kind === 'ended' ? (trial.end?.kind ?? kind) : kind;
     progress.note(
       kind === 'started' ? `${id} started: ${reason}` : `${id} ${what}${result} (${reason})`,
     );
   };
-}
-
-/** A share of wrong answers as a percentage; what exceeds 1 is no share. */
-function errorOf(error: number | null): string {
-  return error !== null && error > 1 ? short(error) : percent(error);
 }
 
 function show({ title, headings, rows, advice }: Report, paths: readonly string[]): void {

@@ -6,6 +6,7 @@ import { DownpourError, errorCode } from '../shared/errors.ts';
 import type { Phase } from '../shared/protocol.ts';
 import type { CheckpointSummary, RunDetail } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
+import { percent } from '../shared/text.ts';
 import {
   experimentFolders,
   experimentName,
@@ -29,9 +30,9 @@ import type { Pool } from './pool.ts';
 import {
   createProgress,
   duration,
+  errorOf,
   groups,
   type Progress,
-  percent,
   rollbackLine,
   short,
 } from './progress.ts';
@@ -318,15 +319,16 @@ function report(
   if (run.best) {
     const { step, loss, error } = run.best;
     lines.push(
-      `best at step ${groups(step)}: validation loss ${short(loss)}, error ${percent(error)}`,
+      `best at step ${groups(step)}: validation loss ${short(loss)}, error ${errorOf(run)(error)}`,
     );
   }
   if (run.test) {
     const { loss, error, examples } = run.test;
-    const accuracy = error === null ? '' : `, accuracy ${percent(1 - error)}`;
+    const isShare = run.errorMeasure === 'misclassification' && error !== null;
+    const accuracy = isShare ? `, accuracy ${percent(1 - error)}` : '';
     const day = run.testedAt === null ? '' : `, looked at on ${run.testedAt.slice(0, 10)}`;
     lines.push(
-      `test: error ${percent(error)}${accuracy}, loss ${short(loss)}, on ${groups(examples)} examples${day}`,
+      `test: error ${errorOf(run)(error)}${accuracy}, loss ${short(loss)}, on ${groups(examples)} examples${day}`,
     );
   }
   const best = checkpoints.findLast(({ kind }) => kind === 'best');

@@ -55,6 +55,17 @@ export const DataSummarySchema = Type.Object(
 );
 export type DataSummary = Static<typeof DataSummarySchema>;
 
+/**
+ * What evaluations report as the error: the share of examples answered wrongly, the loss again, or a function of the
+ * experiment's own, in a unit of its own.
+ */
+export const ErrorMeasureSchema = Type.Union([
+  Type.Literal('misclassification'),
+  Type.Literal('loss'),
+  Type.Literal('own'),
+]);
+export type ErrorMeasure = Static<typeof ErrorMeasureSchema>;
+
 /** Which examples: refitting uses `trainAndValidation`, where validation follows training. */
 export const PartSchema = Type.Union([
   Type.Literal('train'),
@@ -136,6 +147,7 @@ export const JoinSchema = Type.Object(
     experimentHash: Hash,
     tensors: Type.Array(TensorSpecSchema, { minItems: 1, maxItems: LIMITS.tensorCountMax }),
     data: DataSummarySchema,
+    errorMeasure: Type.Optional(ErrorMeasureSchema),
     /** The newest step of the run that a `work` has told it, by whichever life of the server. */
     seen: Type.Optional(orNull(Type.Object({ step: Natural, generation: Natural }, closed))),
   },

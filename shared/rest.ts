@@ -3,6 +3,7 @@ import { LIMITS, NAME_PATTERN, RunConfigSchema } from './config.ts';
 import { FIGURE_LIMITS, FigureSchema } from './figure.ts';
 import {
   DataSummarySchema,
+  ErrorMeasureSchema,
   LayerObservationSchema,
   PhaseSchema,
   TensorObservationSchema,
@@ -117,6 +118,8 @@ export const RunSummarySchema = Type.Object({
   stepsLost: N,
   checkpoint: orNull(Type.Object({ step: N, file: Type.String(), at: Type.String() })),
   data: orNull(DataSummarySchema),
+  /** What `error` is in all evaluations of the run; null: no worker has said. */
+  errorMeasure: orNull(ErrorMeasureSchema),
 });
 export type RunSummary = Static<typeof RunSummarySchema>;
 

@@ -1,7 +1,7 @@
 import { resolveConfig } from '../shared/config.ts';
 import type { ChartFigure } from '../shared/figure.ts';
 import { chart } from './plot.ts';
-import { errorFormat, numberText, type Report, signed } from './report.ts';
+import { errorFormatOf, numberText, type Report, signed } from './report.ts';
 import { type Estimate, estimate, meanOf } from './statistics.ts';
 import {
   bestEvaluation,
@@ -93,8 +93,7 @@ export function ablationReport(
   trials: readonly Trial[],
 ): Report {
   const results = resultsOf(set, metric, trials);
-  const values = results.flatMap(({ value }) => (value ? [value.mean] : []));
-  const format = metric === 'error' ? errorFormat(values) : numberText;
+  const format = metric === 'error' ? errorFormatOf(trials) : numberText;
   const rows = results.map((result) => [
     result.name,
     spread(result.value, format),

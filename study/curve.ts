@@ -2,7 +2,7 @@ import { resolveConfig } from '../shared/config.ts';
 import type { ChartFigure } from '../shared/figure.ts';
 import { chart } from './plot.ts';
 import { type Extrapolation, extrapolate, type Measured } from './power-law.ts';
-import { errorFormat, type Report } from './report.ts';
+import { errorFormatOf, type Report } from './report.ts';
 import { type Estimate, estimate } from './statistics.ts';
 import { bestEvaluation, type NewTrial, type Plan, type Trial } from './study.ts';
 
@@ -92,11 +92,7 @@ export function curveReport(
 ): Report {
   const points = measuredOf(trials);
   const sizes = sizesOf(trials);
-  const values = sizes.flatMap(({ validation, training }) => [
-    validation.mean,
-    training?.mean ?? 0,
-  ]);
-  const format = errorFormat(values);
+  const format = errorFormatOf(trials);
   const fit = extrapolate(points);
   const nMax = Math.max(0, ...sizes.map(({ n }) => n));
   const beyond =

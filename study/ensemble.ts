@@ -1,5 +1,6 @@
 import type { Answers } from '../shared/answers.ts';
 import type { ChartFigure, PlotPoint } from '../shared/figure.ts';
+import { percent } from '../shared/text.ts';
 import {
   type CombineSettings,
   combine,
@@ -18,7 +19,7 @@ import {
 } from './combine.ts';
 import { chart } from './plot.ts';
 import { answersOfExamples, calibration, halfRows, logLosses, rank } from './refuse.ts';
-import { numberText, percentText, type Report, signed } from './report.ts';
+import { numberText, type Report, signed } from './report.ts';
 import { type Estimate, estimate } from './statistics.ts';
 
 /**
@@ -91,7 +92,7 @@ export function ensembleReport(
   const moments = momentsOf(members);
   const means = squaredErrorsOfMeans(members);
   const isNumbers = answers.kind === 'numbers';
-  const format = isNumbers ? numberText : percentText;
+  const format = isNumbers ? numberText : percent;
   return {
     title: `Ensemble ${settings.name}`,
     headings: [
@@ -109,8 +110,8 @@ export function ensembleReport(
       format(m.error.mean),
       `${format(m.error.low)} … ${format(m.error.high)}`,
       differenceText(m.difference, format),
-      ...(isNumbers ? [] : [numberText(m.loss?.mean), percentText(m.calibrationError)]),
-      ...(answers.kind === 'binary' ? [percentText(m.recall), percentText(m.precision)] : []),
+      ...(isNumbers ? [] : [numberText(m.loss?.mean), percent(m.calibrationError)]),
+      ...(answers.kind === 'binary' ? [percent(m.recall), percent(m.precision)] : []),
       numberText(m.cost),
       ...(test
         ? [format(test[i]!.error.mean), ...(isNumbers ? [] : [numberText(test[i]!.loss?.mean)])]
@@ -239,7 +240,7 @@ function adviceOf(
     const loss =
       m.calibrationError === null || !best!.loss
         ? ''
-        : `; log loss ${numberText(m.loss?.mean)} against ${numberText(best!.loss.mean)}, calibration error ${percentText(m.calibrationError)} against ${percentText(best!.calibrationError)}`;
+        : `; log loss ${numberText(m.loss?.mean)} against ${numberText(best!.loss.mean)}, calibration error ${percent(m.calibrationError)} against ${percent(best!.calibrationError)}`;
     parts.push(
       `${what} errs by ${error(m)}, ${differenceText(m.toMembers, format)} to the average member, ${differenceText(m.difference, format)} to the best one, for ${numberText(m.cost)} times the cost of the cheapest answer${loss}.`,
     );
@@ -251,7 +252,7 @@ function adviceOf(
     );
   }
   const all = mean ?? calibrated;
-  const saved = (m: Measured, whole: number) => percentText(1 - m.cost / whole);
+  const saved = (m: Measured, whole: number) => percent(1 - m.cost / whole);
   const whole = all?.cost ?? members.reduce((sum, { cost }) => sum + cost, 0);
   if (controller) {
     parts.push(
@@ -261,10 +262,10 @@ function adviceOf(
   for (const cascade of of('cascade')) {
     const isBinary = cascade.recall !== null;
     const aim = isBinary
-      ? `tuned for a recall of ${percentText(recall)}, it has ${percentText(cascade.recall)} and a precision of ${percentText(cascade.precision)}`
-      : `tuned ${accuracy === null ? `to lose at most ${percentText(tolerance)} of accuracy` : `for an accuracy of ${percentText(accuracy)}`}, it errs by ${error(cascade)}`;
+      ? `tuned for a recall of ${percent(recall)}, it has ${percent(cascade.recall)} and a precision of ${percent(cascade.precision)}`
+      : `tuned ${accuracy === null ? `to lose at most ${percent(tolerance)} of accuracy` : `for an accuracy of ${percent(accuracy)}`}, it errs by ${error(cascade)}`;
     parts.push(
-      `${capital(cascade.name)}: ${aim}, at a cost of ${numberText(cascade.cost)}; the first decides ${percentText(cascade.share)}.`,
+      `${capital(cascade.name)}: ${aim}, at a cost of ${numberText(cascade.cost)}; the first decides ${percent(cascade.share)}.`,
     );
   }
   parts.push(

@@ -1,6 +1,6 @@
 import { resolveConfig } from '../shared/config.ts';
 import { chart } from './plot.ts';
-import { errorFormat, numberText, type Report } from './report.ts';
+import { errorFormatOf, numberText, type Report } from './report.ts';
 import { type Estimate, estimate, meanOf } from './statistics.ts';
 import { bestEvaluation, listPlan, type Plan, type Trial } from './study.ts';
 
@@ -50,7 +50,7 @@ export function foldsReport(
   const errors = bests.map((best) => best?.error ?? null);
   const losses = bests.map((best) => best?.loss ?? null);
   const known = (values: readonly (number | null)[]) => values.filter((v) => v !== null);
-  const format = errorFormat(known(errors));
+  const format = errorFormatOf(trials);
   const failed = trials.filter(({ end }) => end?.kind === 'failed').length;
   const error = known(errors).length > 0 ? estimate(known(errors)) : null;
   const loss = known(losses).length > 0 ? estimate(known(losses)) : null;

@@ -1,7 +1,7 @@
 import { resolveConfig } from '../shared/config.ts';
 import type { ChartFigure } from '../shared/figure.ts';
 import { chart } from './plot.ts';
-import { errorFormat, numberText, type Report } from './report.ts';
+import { errorFormatOf, numberText, type Report } from './report.ts';
 import { deviationOf, type Estimate, estimate, meanOf } from './statistics.ts';
 import {
   type Curve,
@@ -254,7 +254,7 @@ export function learningRateReport(
   const probes = probesOf(trials);
   const suggestion = suggest(probes, reached ? limit : null);
   const lowest = Math.min(...probes.flatMap(({ loss }) => loss?.mean ?? []));
-  const format = errorFormat(probes.flatMap(({ error }) => error?.mean ?? []));
+  const format = errorFormatOf(trials);
   const spread = (e: Estimate | null, text: (value: number) => string) =>
     e === null ? '–' : e.count < 2 ? text(e.mean) : `${text(e.mean)} ± ${text(e.standardError)}`;
   return {

@@ -1,8 +1,9 @@
 import { type Answers, classCountOf, decide, probabilitiesOf } from '../shared/answers.ts';
 import { permutation } from '../shared/random.ts';
+import { percent } from '../shared/text.ts';
 import { type Card, contactSheet, matrixFigure, type Shown } from './figures.ts';
 import { chart } from './plot.ts';
-import { numberText, percentText, type Report } from './report.ts';
+import { numberText, type Report } from './report.ts';
 import { meanOf } from './statistics.ts';
 
 /**
@@ -68,7 +69,7 @@ export function lookReport(settings: LookSettings, looked: Looked): Report {
       String(line.row),
       line.truth,
       line.answer,
-      line.confidence === null ? '–' : percentText(line.confidence),
+      line.confidence === null ? '–' : percent(line.confidence),
       numberText(line.loss),
     ]),
     advice: adviceOf(answers, lines, losses, total, confusion),
@@ -142,7 +143,7 @@ function adviceOf(
   const parts: string[] = [];
   const first = losses.slice(0, Math.max(1, Math.round(losses.length / 100)));
   const share = first.reduce((a, b) => a + b, 0) / total;
-  parts.push(`The worst 1 % of the examples have ${percentText(share)} of the loss.`);
+  parts.push(`The worst 1 % of the examples have ${percent(share)} of the loss.`);
   if (!confusion) {
     parts.push(
       `The mean loss is ${numberText(meanOf(losses))}. Look at the worst examples first: are they measured and labelled rightly?`,
@@ -152,7 +153,7 @@ function adviceOf(
   const wrong = lines.filter((line) => line.wrong);
   const sure = wrong.filter(({ confidence }) => (confidence ?? 0) > 0.9);
   parts.push(
-    `${wrong.length} of ${answers.count} answers are wrong (${percentText(wrong.length / answers.count)}), ${sure.length} of these with more than 90 % confidence.`,
+    `${wrong.length} of ${answers.count} answers are wrong (${percent(wrong.length / answers.count)}), ${sure.length} of these with more than 90 % confidence.`,
   );
   const pairs = confusion
     .flatMap((row, i) => row.map((count, j) => ({ i, j, count })))

@@ -1,8 +1,9 @@
 import type { Series } from '../shared/figure.ts';
 import type { Observations } from '../shared/rest.ts';
+import { percent } from '../shared/text.ts';
 import { type HistogramAt, histogramsFigure } from './figures.ts';
 import { chart, type Plot } from './plot.ts';
-import { numberText, percentText } from './report.ts';
+import { numberText } from './report.ts';
 
 /**
  * What was sampled while a model was trained, in figures and words (Deep Learning §8.2.2, §8.4, §11.5): the
@@ -125,7 +126,7 @@ function adviceOf(
   const parts: string[] = [];
   const large = tensors.filter(({ updateRatio: r }) => r !== null && r > 10 * MARK);
   const small = tensors.filter(({ updateRatio: r }) => r !== null && r < MARK / 100);
-  const told = tensors.map(({ name, updateRatio }) => `${name} ${percentText(updateRatio)}`);
+  const told = tensors.map(({ name, updateRatio }) => `${name} ${percent(updateRatio)}`);
   parts.push(`One update moved (median) ${told.slice(0, 6).join(', ')} of its tensor.`);
   if (large.length > 0) {
     parts.push(
@@ -147,7 +148,7 @@ function adviceOf(
   const rare = tensors.filter((t) => t.neverShare + t.rareShare > 0.01);
   if (rare.length > 0) {
     const list = rare.map(
-      (t) => `${t.name} (${percentText(t.neverShare)} never, ${percentText(t.rareShare)} seldom)`,
+      (t) => `${t.name} (${percent(t.neverShare)} never, ${percent(t.rareShare)} seldom)`,
     );
     parts.push(
       `Without a gradient in the samples: ${list.join(', ')}. Sparse inputs do that; Adagrad or Adam gives rare features larger steps, and histograms of such tensors mislead (Deep Learning §11.5).`,
@@ -156,14 +157,14 @@ function adviceOf(
   const bad = last.layers.filter((layer) => layer.dead > 0.2 || (layer.saturated ?? 0) > 0.2);
   if (bad.length > 0) {
     const list = bad.map(
-      (l) => `${l.layer} (${percentText(l.dead)} dead, ${percentText(l.saturated)} saturated)`,
+      (l) => `${l.layer} (${percent(l.dead)} dead, ${percent(l.saturated)} saturated)`,
     );
     parts.push(
       `At the end: ${list.join(', ')}; look at initial values, learning rate and the scale of the inputs.`,
     );
   }
   parts.push(
-    `${cost.samples} samples took ${numberText(cost.ms)} ms, ${percentText(cost.share)} of the compute time.`,
+    `${cost.samples} samples took ${numberText(cost.ms)} ms, ${percent(cost.share)} of the compute time.`,
   );
   return parts.join(' ');
 }

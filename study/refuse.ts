@@ -7,8 +7,9 @@ import {
   takeAnswers,
 } from '../shared/answers.ts';
 import { permutation } from '../shared/random.ts';
+import { percent } from '../shared/text.ts';
 import { chart } from './plot.ts';
-import { numberText, percentText, type Report } from './report.ts';
+import { numberText, type Report } from './report.ts';
 import { shareInterval } from './statistics.ts';
 
 /**
@@ -232,10 +233,10 @@ export function refuseReport(settings: RefuseSettings, answers: Answers): Report
   };
   const choices = [
     ...accuracies.map((wanted) =>
-      choose(`accuracy ${percentText(wanted)}`, (of) => thresholdFor(of, wanted)),
+      choose(`accuracy ${percent(wanted)}`, (of) => thresholdFor(of, wanted)),
     ),
     ...coverages.map((wanted) =>
-      choose(`coverage ${percentText(wanted)}`, (of) => thresholdCovering(of, wanted)),
+      choose(`coverage ${percent(wanted)}`, (of) => thresholdCovering(of, wanted)),
     ),
   ];
   const errors = { before: calibration(before), after: calibration(after) };
@@ -246,9 +247,9 @@ export function refuseReport(settings: RefuseSettings, answers: Answers): Report
     rows: [whole, ...choices].map((c) => [
       c.wanted,
       Number.isFinite(c.threshold) ? c.threshold.toFixed(4) : 'cannot be reached',
-      percentText(c.coverage),
-      percentText(c.accuracy),
-      c.accuracy === null ? '–' : `${percentText(c.low)} … ${percentText(c.high)}`,
+      percent(c.coverage),
+      percent(c.accuracy),
+      c.accuracy === null ? '–' : `${percent(c.low)} … ${percent(c.high)}`,
     ]),
     advice: adviceOf(whole, choices, temperature, errors),
     plots: {
@@ -272,11 +273,11 @@ export function refuseReport(settings: RefuseSettings, answers: Answers): Report
         y: { label: 'accuracy' },
         series: [
           {
-            name: `before: ${percentText(errors.before.error)} off`,
+            name: `before: ${percent(errors.before.error)} off`,
             points: errors.before.bins.map((bin) => ({ x: bin.confidence, y: bin.accuracy })),
           },
           {
-            name: `after: ${percentText(errors.after.error)} off`,
+            name: `after: ${percent(errors.after.error)} off`,
             points: errors.after.bins.map((bin) => ({ x: bin.confidence, y: bin.accuracy })),
           },
           {
@@ -319,7 +320,7 @@ function adviceOf(
         : 'it is about as sure as it may be';
   const { before, after } = errors;
   parts.push(
-    `The confidence is off by ${percentText(before.error)} on average (expected calibration error); divided by the temperature ${numberText(temperature)} by ${percentText(after.error)}, on examples that it was not fitted to: ${kind}.`,
+    `The confidence is off by ${percent(before.error)} on average (expected calibration error); divided by the temperature ${numberText(temperature)} by ${percent(after.error)}, on examples that it was not fitted to: ${kind}.`,
   );
   if (after.error > before.error) {
     parts.push('The temperature does not help here: leave it at 1.');
@@ -331,12 +332,12 @@ function adviceOf(
       );
     } else if (accuracy !== null) {
       parts.push(
-        `For ${wanted}: answer from a confidence of ${threshold.toFixed(3)}; that answers ${percentText(coverage)} with an accuracy of ${percentText(accuracy)}.`,
+        `For ${wanted}: answer from a confidence of ${threshold.toFixed(3)}; that answers ${percent(coverage)} with an accuracy of ${percent(accuracy)}.`,
       );
     }
   }
   parts.push(
-    `All answered, the accuracy is ${percentText(whole.accuracy)}. Where an error costs more than an answer that a person gives, refuse; coverage and accuracy are reported together (Deep Learning §11.1). Thresholds hold for inputs like these: look again when they change.`,
+    `All answered, the accuracy is ${percent(whole.accuracy)}. Where an error costs more than an answer that a person gives, refuse; coverage and accuracy are reported together (Deep Learning §11.1). Thresholds hold for inputs like these: look again when they change.`,
   );
   return parts.join(' ');
 }

@@ -1,6 +1,8 @@
 import { join } from 'node:path';
+import { errorFormat } from '../shared/text.ts';
 import { type Plot, pictureOf } from './plot.ts';
 import { writeWhole } from './record.ts';
+import type { Trial } from './study.ts';
 
 /** What a study ends in: a table, plots, and one paragraph of advice with its numbers. */
 export interface Report {
@@ -37,25 +39,14 @@ export async function writeReport(folder: string, report: Report): Promise<strin
   return Object.keys(files).map((name) => join(folder, name));
 }
 
-/** A share as a percentage: `2.35 %`. */
-export function percentText(share: number | null | undefined): string {
-  return share == null || !Number.isFinite(share) ? '–' : `${(share * 100).toFixed(2)} %`;
-}
-
 /** Three significant digits. */
 export function numberText(value: number | null | undefined): string {
   return value == null || !Number.isFinite(value) ? '–' : String(Number(value.toPrecision(3)));
 }
 
-/**
- * An error as people read it: a percentage where it is a share of wrong answers, else a number. Only
- * the experiment knows which it is; shares never exceed 1, so the values tell.
- */
-export function errorFormat(
-  values: readonly number[],
-): (value: number | null | undefined) => string {
-  const isShare = values.every((value) => !Number.isFinite(value) || (value >= 0 && value <= 1));
-  return isShare ? percentText : numberText;
+/** How the errors of these trials are told. */
+export function errorFormatOf(trials: readonly Trial[]): ReturnType<typeof errorFormat> {
+  return errorFormat(trials.find(({ errorMeasure }) => errorMeasure)?.errorMeasure, numberText);
 }
 
 /** With its sign, as a difference is read: `+0.12 %`. */

@@ -1,9 +1,10 @@
 import type { ChartFigure, ParallelFigure } from '../shared/figure.ts';
 import { linearTicks, logTicks, tickText } from '../shared/plot.ts';
 import type { Space } from '../shared/space.ts';
+import { percent } from '../shared/text.ts';
 import { importance } from './importance.ts';
 import { chart, type Plot } from './plot.ts';
-import { errorFormat, numberText, percentText, type Report } from './report.ts';
+import { errorFormatOf, numberText, type Report } from './report.ts';
 import { pointText, ranked, type SearchSettings, valueText } from './search.ts';
 import { placeOf, placesOf } from './space.ts';
 import { bestEvaluation, type Trial, trialValue } from './study.ts';
@@ -24,7 +25,7 @@ export function searchReport(
   const order = ranked(trials, metric);
   const paths = Object.keys(space);
   const values = order.map((trial) => trialValue(trial, metric));
-  const format = metric === 'error' ? errorFormat(values) : numberText;
+  const format = metric === 'error' ? errorFormatOf(trials) : numberText;
   const shares = sharesOf(settings, trials);
   const cost = costOf(trials);
   const rows = order.map((trial, i) => [
@@ -130,7 +131,7 @@ function adviceOf(
   const ends = (kind: string) => order.filter(({ end }) => end?.kind === kind).length;
   if (ends('killed') > 0 && cost.inFull) {
     parts.push(
-      `${ends('killed')} trials were ended early; the search cost ${percentText(cost.used / cost.inFull)} of what all trials in full would have.`,
+      `${ends('killed')} trials were ended early; the search cost ${percent(cost.used / cost.inFull)} of what all trials in full would have.`,
     );
   }
   const failed = order.filter(({ end }) => end?.kind === 'failed');
@@ -316,7 +317,7 @@ function importancePlot(shares: Readonly<Record<string, number>>): ChartFigure {
       {
         ...{ name: '', style: 'bars', color: 2 },
         points: sorted.map(([path, y], x) => ({
-          ...{ x, y, label: `${shortName(path)}: ${percentText(y)}` },
+          ...{ x, y, label: `${shortName(path)}: ${percent(y)}` },
         })),
       },
     ],

@@ -2,7 +2,7 @@ import { resolveConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { DataSummary } from '../shared/protocol.ts';
 import { chart } from './plot.ts';
-import { errorFormat, numberText, type Report } from './report.ts';
+import { errorFormatOf, numberText, type Report } from './report.ts';
 import { type Estimate, estimate } from './statistics.ts';
 import { listPlan, type Plan, type Trial } from './study.ts';
 
@@ -56,8 +56,7 @@ interface WayResult {
 
 export function stoppingReport(name: string, trials: readonly Trial[]): Report {
   const results = resultsOf(trials);
-  const errors = trials.flatMap(({ test }) => test?.error ?? []);
-  const format = errorFormat(errors);
+  const format = errorFormatOf(trials);
   const spread = (e: Estimate | null, f: (value: number) => string) =>
     e === null ? '–' : e.count < 2 ? f(e.mean) : `${f(e.mean)} ± ${f(e.standardError)}`;
   const rows = results.map(({ way, error, loss, steps, seconds, difference, trials: own }) => [

@@ -1,7 +1,7 @@
 import { setTimeout as wait } from 'node:timers/promises';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorCode } from '../shared/errors.ts';
-import type { DataSummary, Phase } from '../shared/protocol.ts';
+import type { DataSummary, ErrorMeasure, Phase } from '../shared/protocol.ts';
 import type { Evaluation, RunSummary, Status } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
 import type { Point } from '../shared/space.ts';
@@ -61,6 +61,7 @@ export interface Trial {
   examples: number;
   seconds: number;
   data: DataSummary | null;
+  errorMeasure?: ErrorMeasure | null;
   /** Trained ones of the model, once known; absent in records of older releases. */
   parameters?: number | null;
   /** What the server noticed of its optimisation. */
@@ -263,6 +264,7 @@ class Conductor {
     trial.best = run.best;
     trial.test = run.test;
     trial.data = run.data;
+    trial.errorMeasure = run.errorMeasure;
     trial.parameters = run.parameters;
     trial.hint = run.hint;
     const isOver = run.phase === 'finished' || run.phase === 'failed';

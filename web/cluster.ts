@@ -1,6 +1,7 @@
 import type { Timeline, WorkerSummary } from '../shared/rest.ts';
+import { percent } from '../shared/text.ts';
 import { alertList } from './alerts.ts';
-import { ago, bytes, count, duration, percent, plural, short } from './format.ts';
+import { ago, bytes, count, duration, plural, short } from './format.ts';
 import { arrange, fill, fillNew, h, svg } from './html.ts';
 import { badge, card, emptyState, Tile, type View } from './parts.ts';
 import { client, state } from './store.ts';

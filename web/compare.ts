@@ -1,6 +1,7 @@
 import type { Metrics, RunSummary } from '../shared/rest.ts';
+import { percent } from '../shared/text.ts';
 import { Chart, type Curve, smoothed, styledColorOf } from './chart.ts';
-import { compact, count, duration, percent, plural, roundPercent, short } from './format.ts';
+import { compact, count, duration, errorOf, plural, roundPercent, short } from './format.ts';
 import { fillNew, h, setText } from './html.ts';
 import { badge, card, emptyState, select, slider, toggle, type View } from './parts.ts';
 import { selected } from './runs.ts';
@@ -184,6 +185,12 @@ export function compareView(): View {
     timer = setTimeout(() => void read(), READ_MS);
   }
 
+  const allShares = () =>
+    ids.every((id) => {
+      const run = state.runs.get(id);
+      return !run || errorOf(run) === percent;
+    });
+
   function draw(): void {
     const curves = ids.flatMap((id, i) => {
       const found = metrics.get(id);
@@ -207,7 +214,9 @@ export function compareView(): View {
       xLog,
       yLog,
       formatX: x === 'seconds' ? duration : compact,
-      ...(y === 'validationError' ? { formatY: percent, formatTick: roundPercent } : {}),
+      ...(y === 'validationError' && allShares()
+        ? { formatY: percent, formatTick: roundPercent }
+        : {}),
     });
     element.dataset.curves = String(curves.length);
   }
@@ -293,7 +302,7 @@ function rowOf(id: string, index: number): HTMLElement | null {
     h('td', { class: 'number' }, count(run.step)),
     h('td', { class: 'number' }, short(run.trainingLoss)),
     h('td', { class: 'number' }, short(best?.loss)),
-    h('td', { class: 'number' }, percent(best?.error)),
+    h('td', { class: 'number' }, errorOf(run)(best?.error)),
     h('td', { class: 'number' }, duration(run.seconds)),
   );
 }

@@ -9,7 +9,8 @@ import type {
   ThresholdsFigure,
 } from '../shared/figure.ts';
 import { chartSvg, type Look, matrixSvg, PAPER, parallelSvg } from '../shared/plot.ts';
-import { percent, short } from './format.ts';
+import { percent } from '../shared/text.ts';
+import { short } from './format.ts';
 import { h, setText, svg } from './html.ts';
 import { csvText, picturesOf } from './save.ts';
 

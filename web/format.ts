@@ -1,3 +1,6 @@
+import type { RunSummary } from '../shared/rest.ts';
+import { errorFormat } from '../shared/text.ts';
+
 /** Numbers as people read them; the same words and units as the command line. */
 
 const grouped = new Intl.NumberFormat('en');
@@ -15,8 +18,9 @@ export function short(value: number | null | undefined): string {
   return String(Number(value.toPrecision(4)));
 }
 
-export const percent = (share: number | null | undefined) =>
-  share === null || share === undefined ? '–' : `${(100 * share).toFixed(2)} %`;
+/** How the errors of a run are told. */
+export const errorOf = ({ errorMeasure }: Pick<RunSummary, 'errorMeasure'>) =>
+  errorFormat(errorMeasure, short);
 
 /** For ticks. */
 export const roundPercent = (share: number) => `${Number((100 * share).toPrecision(3))} %`;

@@ -1,7 +1,8 @@
 import type { Observations, ObservedSample } from '../shared/rest.ts';
+import { percent } from '../shared/text.ts';
 import { Chart, type Curve } from './chart.ts';
 import { type HistogramsAt, heatmap } from './figures.ts';
-import { count, percent, roundPercent, short } from './format.ts';
+import { count, roundPercent, short } from './format.ts';
 import { fill, fillNew, h } from './html.ts';
 import { card, select, tableOf } from './parts.ts';
 import { saveButtons } from './save.ts';

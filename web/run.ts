@@ -6,6 +6,7 @@ import type {
   RunSummary,
   WorkerSummary,
 } from '../shared/rest.ts';
+import { percent } from '../shared/text.ts';
 import { Chart, type Content, type Curve, type Mark } from './chart.ts';
 import {
   ago,
@@ -13,7 +14,7 @@ import {
   compact,
   count,
   duration,
-  percent,
+  errorOf,
   plural,
   roundPercent,
   short,
@@ -272,7 +273,7 @@ export function runView(id: string): View {
     tiles.loss.show(short(run.trainingLoss), `after ${plural(run.examples, 'example')}`);
     const { best } = run;
     tiles.best.show(
-      best === null ? '–' : best.error === null ? short(best.loss) : percent(best.error),
+      best === null ? '–' : best.error === null ? short(best.loss) : errorOf(run)(best.error),
       best === null ? 'no evaluation yet' : `loss ${short(best.loss)} at step ${count(best.step)}`,
     );
     tiles.speed.show(
@@ -411,6 +412,7 @@ export function runView(id: string): View {
       yLog: lossLog,
     });
     const errors = validation.filter(({ error }) => error !== null);
+    const toldError = errorOf(run);
     charts.error.show({
       ...steps,
       curves: [
@@ -424,11 +426,11 @@ export function runView(id: string): View {
       ],
       marks:
         best?.error != null
-          ? [{ x: best.step, y: best.error, text: `best: ${percent(best.error)}` }]
+          ? [{ x: best.step, y: best.error, text: `best: ${toldError(best.error)}` }]
           : [],
       yLabel: 'error',
-      formatY: percent,
-      formatTick: roundPercent,
+      formatY: toldError,
+      ...(toldError === percent ? { formatTick: roundPercent } : {}),
       yFrom: 0,
     });
     const hasMomentum = training.momentum.some((value) => value !== null);
@@ -558,7 +560,8 @@ function stoppingOf(run: RunSummary): HTMLElement {
     run.earlyStopping;
   const used = patience === 0 ? 0 : (patience - patienceLeft) / patience;
   const { best } = run;
-  const value = best === null ? null : metric === 'error' ? percent(best.error) : short(best.loss);
+  const value =
+    best === null ? null : metric === 'error' ? errorOf(run)(best.error) : short(best.loss);
   const path = [
     'training',
     ...(afterStop === 'restore' ? [] : ['refitting']),
@@ -594,7 +597,7 @@ function stoppingOf(run: RunSummary): HTMLElement {
         ? []
         : pair(
             'Test',
-            `${run.test.error === null ? '' : `${percent(run.test.error)} error, `}loss ${short(run.test.loss)}${run.testedAt === null ? '' : `, looked at ${ago(run.testedAt)}`}`,
+            `${run.test.error === null ? '' : `${errorOf(run)(run.test.error)} error, `}loss ${short(run.test.loss)}${run.testedAt === null ? '' : `, looked at ${ago(run.testedAt)}`}`,
           )),
     ),
     h(

@@ -1,5 +1,5 @@
 import type { RunSummary } from '../shared/rest.ts';
-import { ago, count, duration, percent, plural, short } from './format.ts';
+import { ago, count, duration, errorOf, plural, short } from './format.ts';
 import { arrange, fill, h, setAttribute, setText } from './html.ts';
 import { badge, emptyState, isActive, sparkline, Tile, type View } from './parts.ts';
 import { runsNewestFirst, state } from './store.ts';
@@ -323,7 +323,11 @@ class Row {
     fill(
       best!,
       run.best
-        ? h('span', {}, run.best.error === null ? short(run.best.loss) : percent(run.best.error))
+        ? h(
+            'span',
+            {},
+            run.best.error === null ? short(run.best.loss) : errorOf(run)(run.best.error),
+          )
         : '–',
       run.best &&
         h('span', { class: 'sub' }, `loss ${short(run.best.loss)} at ${count(run.best.step)}`),

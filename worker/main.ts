@@ -182,6 +182,7 @@ class Worker {
         fingerprint: prepared.fingerprint,
         source: prepared.source.slice(0, 2000),
       },
+      errorMeasure: model.errorMeasure,
       seen: this.#client.seen(assign.run) ?? null,
     };
     this.#client.send(join);

@@ -1,6 +1,7 @@
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { createLayout, type Layout, type PlacedTensor, type TensorSpec } from '../shared/layout.ts';
+import type { ErrorMeasure } from '../shared/protocol.ts';
 import { STREAMS } from '../shared/random.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import type {
@@ -81,6 +82,8 @@ export interface LayerOutput extends Output {
 
 export interface Model {
   readonly layout: Layout;
+  /** What `measure` has as the error. */
+  readonly errorMeasure: ErrorMeasure;
   /**
    * Fresh parameters, shape [layout.size]: the same for the same seed, on every machine whose
    * logarithm and square root agree. The model holds them afterwards.
@@ -230,6 +233,7 @@ export async function buildModel(
 
   return {
     layout,
+    errorMeasure: errorMeasureOf(experiment),
 
     get loaded() {
       return loaded;
@@ -781,12 +785,17 @@ function lossOf({ loss }: Experiment, data: DataShape, smoothing = 0): Measure {
   return (t, p) => tf.mean(tf.abs(difference(t, p)));
 }
 
+function errorMeasureOf({ error, loss }: Experiment): ErrorMeasure {
+  if (typeof error === 'function') return 'own';
+  const counts = (SMOOTHED as readonly unknown[]).includes(loss);
+  return error ?? (counts ? 'misclassification' : 'loss');
+}
+
 function errorOf(experiment: Experiment, data: DataShape, loss: Measure): Measure {
   const { classCount, shares } = data;
   const { error } = experiment;
   if (typeof error === 'function') return (t, p) => scalarOf(error(t, p), 'error');
-  const counts = (SMOOTHED as readonly unknown[]).includes(experiment.loss);
-  if (error === 'loss' || (error === undefined && !counts)) return loss;
+  if (errorMeasureOf(experiment) === 'loss') return loss;
   if (experiment.loss === 'sigmoidCrossEntropy') {
     return (targets, predictions) => {
       const truth = tf.greater(tf.reshape(targets, predictions.shape), 0.5);

@@ -6,6 +6,7 @@ import { partLayout, type Range } from '../../shared/partition.ts';
 import type {
   Acknowledgement,
   DataSummary,
+  ErrorMeasure,
   Evaluated,
   Join,
   Lease,
@@ -165,6 +166,8 @@ export interface RunState {
   readonly reason: string;
   readonly tensors: readonly TensorSpec[] | null;
   readonly data: DataSummary | null;
+  /** Absent in states of older releases. */
+  readonly errorMeasure?: ErrorMeasure | null;
   readonly step: number;
   readonly phaseStart: number;
   readonly scheduleOffset: number;
@@ -299,6 +302,7 @@ export class Run {
   #parameters: Parameters | null = null;
   #captures = 0;
   #data: DataSummary | null = null;
+  #errorMeasure: ErrorMeasure | null = null;
   #step = 0;
   /** The step at which the present phase began: its own updates count from there. */
   #phaseStart = 0;
@@ -502,17 +506,18 @@ export class Run {
    */
   join(
     worker: string,
-    join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'seen'>,
+    join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'errorMeasure' | 'seen'>,
     now: number,
   ): void {
-    const { experimentHash, tensors, data, seen = null } = join;
-    const told = { experimentHash, tensors, data, seen };
+    const { experimentHash, tensors, data, errorMeasure, seen = null } = join;
+    const told = { experimentHash, tensors, data, ...(errorMeasure && { errorMeasure }), seen };
     this.#follower?.({ call: 'join', worker, join: told, now }, NOTHING);
     this.mustBeTrusted(worker);
     const layout = createLayout(join.tensors);
     checkAgreement({ ...this.options, layout: this.layout, data: this.#data }, { ...join, layout });
     if (join.seen) this.#learnLost(join.seen);
     this.#data ??= join.data;
+    this.#errorMeasure ??= errorMeasure ?? null;
     if (!this.#parameters) {
       this.#place(layout);
       this.#tell({ kind: 'create', run: this.id, tensors: join.tensors, config: this.config });
@@ -1433,6 +1438,7 @@ export class Run {
       rollbacks: [...this.#rollbacks],
       stepsLost: this.stepsLost,
       data: this.#data,
+      errorMeasure: this.#errorMeasure,
     };
   }
 
@@ -1495,6 +1501,7 @@ export class Run {
       reason: this.#reason,
       tensors: this.layout && layoutSpecs(this.layout),
       data: this.#data,
+      errorMeasure: this.#errorMeasure,
       step: this.#step,
       phaseStart: this.#phaseStart,
       scheduleOffset: this.#scheduleOffset,
@@ -1638,6 +1645,7 @@ export class Run {
     this.#resumePhase = state.resumePhase;
     this.#reason = state.reason;
     this.#data = state.data;
+    this.#errorMeasure = state.errorMeasure ?? null;
     this.#step = state.step;
     this.#phaseStart = state.phaseStart;
     this.#scheduleOffset = state.scheduleOffset;

@@ -535,4 +535,16 @@ describe('measuring', () => {
     expect(loss).toBeCloseTo(expected, 5);
     expect(metrics).toEqual({ ones: 1 });
   });
+
+  test('what the error is, is known to those who tell it', async () => {
+    const of = async (more: Partial<Experiment>, classCount: number | null = null) => {
+      const dense: Experiment['model'] = ({ tf, inputShape }) =>
+        tf.sequential({ layers: [tf.layers.dense({ units: classCount ?? 1, inputShape })] });
+      return (await build(dense, examples([4], classCount), more)).errorMeasure;
+    };
+    expect(await of({}, 3)).toBe('misclassification');
+    expect(await of({ error: 'loss' }, 3)).toBe('loss');
+    expect(await of({})).toBe('loss');
+    expect(await of({ error: (t, p) => tf.mean(tf.sub(t, p)) })).toBe('own');
+  });
 });

@@ -4,7 +4,6 @@ import {
   createProgress,
   duration,
   groups,
-  percent,
   runFacts,
   runLine,
   short,
@@ -12,6 +11,7 @@ import {
   table,
 } from '../../cli/progress.ts';
 import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
+import { percent } from '../../shared/text.ts';
 
 const RUN: RunSummary = {
   id: 'mnist-1',
@@ -64,6 +64,7 @@ const RUN: RunSummary = {
   stepsLost: 0,
   sparkline: [0.9, 0.4, 0.13],
   data: null,
+  errorMeasure: 'misclassification',
 };
 
 const WORKER: WorkerSummary = {
@@ -260,6 +261,22 @@ test('a spark line has the form of its curve', () => {
   expect(long).toHaveLength(30);
   expect([...long].sort().join('')).toBe(long);
   expect([bar(0, 4), bar(0.5, 4), bar(1.7, 4)]).toEqual(['░░░░', '██░░', '████']);
+});
+
+test.each([
+  ['misclassification', 'error 3.12 %'],
+  ['loss', 'error 0.0312'],
+  ['own', 'error 0.0312'],
+  [null, 'error 3.12 %'],
+] as const)('an error that is %s is told as what it is', (errorMeasure, told) => {
+  for (const line of [runLine({ ...RUN, errorMeasure }), ...runFacts({ ...RUN, errorMeasure })]) {
+    if (line.includes('error')) expect(line).toContain(told);
+  }
+});
+
+test('an error above 1 is no share, whoever has said nothing', () => {
+  const validation = { ...RUN.validation!, error: 850.7 };
+  expect(runLine({ ...RUN, errorMeasure: null, validation })).toContain('error 850.7  ');
 });
 
 test('numbers are short and exact enough', () => {

@@ -1,0 +1,20 @@
+import type { ErrorMeasure } from './protocol.ts';
+
+/** Figures as people read them, in the terminal, in reports and on the dashboard. */
+
+type Format = (value: number | null | undefined) => string;
+
+/** A share as a percentage with two decimals: `2.35 %`; a dash for nothing. */
+export function percent(share: number | null | undefined): string {
+  return share == null || !Number.isFinite(share) ? '–' : `${(share * 100).toFixed(2)} %`;
+}
+
+/**
+ * How errors are told: a share of wrong answers as a percentage, all else as a number.
+ * @param measure null: nobody has said, and what exceeds 1 is no share. @param number how numbers are told
+ */
+export function errorFormat(measure: ErrorMeasure | null | undefined, number: Format): Format {
+  if (measure === 'misclassification') return percent;
+  if (measure != null) return number;
+  return (error) => (error != null && error > 1 ? number(error) : percent(error));
+}
