@@ -556,7 +556,7 @@ function registerExport(program: Command): void {
       examples(
         'downpour export mnist-mlp-1 --to exported --format tfjs',
         'downpour export mnist-mlp-1 --to logs/mnist-mlp-1 --format tensorboard',
-        'downpour export .downpour/runs/mnist-mlp-1/best.safetensors --to exported',
+        'downpour export .downpour/mnist-mlp-1/checkpoints/step-000001234-best-0007.safetensors --to exported',
       ),
     )
     .action(async (what: string, options: ExportOptions) => {

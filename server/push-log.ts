@@ -27,7 +27,10 @@ export function openPushLog(path: string): PushLog {
 export interface PushLogReport {
   /** Pushes of the line of history that ended last: what a kill took back is not counted. */
   readonly applied: number;
-  /** That were taken back by going on from an older step. */
+  /**
+   * That were taken back by going on from an older step, or that a server applied after another one had taken over: it
+   * did not know yet, and answered nobody.
+   */
   readonly lost: number;
   /** `run worker sequence` of pushes that are in it more than once. */
   readonly twice: readonly string[];
@@ -38,16 +41,19 @@ export interface PushLogReport {
 /** Checks a push log, offline. */
 export function checkPushLog(text: string): PushLogReport {
   const histories = new Map<string, { step: number; push: string }[]>();
+  const lives = new Map<string, number>();
   let lost = 0;
   for (const line of text.split('\n')) {
-    const [kind, , run, step, worker, sequence] = line.split(' ');
+    const [kind, life, run, step, worker, sequence] = line.split(' ');
     if (!run) continue;
     const history = histories.get(run) ?? [];
     if (kind === 'begin') {
       const kept = history.filter((entry) => entry.step <= Number(step));
       lost += history.length - kept.length;
       histories.set(run, kept);
-    } else {
+      lives.set(run, Number(life));
+    } else if (Number(life) < (lives.get(run) ?? 0)) lost++;
+    else {
       history.push({ step: Number(step), push: `${run} ${worker} ${sequence}` });
       histories.set(run, history);
     }

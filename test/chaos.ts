@@ -136,6 +136,7 @@ class Service {
 
 let made = 0;
 const redis = await startRedis();
+let redisAway = false;
 const ports = [await freePort(), ...(values.standby ? [await freePort()] : [])];
 const urlOf = (port: number) => `http://127.0.0.1:${port}`;
 const isServing = (url: string) =>
@@ -228,9 +229,13 @@ const FAULTS: Readonly<Record<string, () => Promise<void> | void>> = {
     },
   }),
   'Redis killed for a while': async () => {
+    // It is away already, and comes back by itself.
+    if (redisAway) return;
+    redisAway = true;
     await redis.kill();
     await delay(200 + 3_000 * draw.uniform());
     await redis.restart();
+    redisAway = false;
   },
 };
 const KINDS = Object.keys(FAULTS);

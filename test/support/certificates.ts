@@ -9,11 +9,16 @@ export const hasOpenssl = (): boolean => spawnSync('openssl', ['version']).statu
 export interface Authority {
   /** PEM. */
   readonly ca: string;
-  /** @returns paths of the certificate and its key, for 127.0.0.1 and localhost, both ends. */
+  /** @returns paths of the certificate and its key, both ends. */
   issue(name: string): { readonly cert: string; readonly key: string };
 }
 
-export function createAuthority(folder: string, name: string): Authority {
+/** @param hosts that its certificates are for, beside 127.0.0.1 and localhost */
+export function createAuthority(
+  folder: string,
+  name: string,
+  hosts: readonly string[] = [],
+): Authority {
   const at = (file: string) => join(folder, file);
   const openssl = (...args: string[]) => {
     execFileSync('openssl', args, { stdio: ['ignore', 'ignore', 'pipe'] });
@@ -34,7 +39,8 @@ export function createAuthority(folder: string, name: string): Authority {
     `/CN=${name}`,
   );
   const extensions = at(`${name}.ext`);
-  writeFileSync(extensions, 'subjectAltName=IP:127.0.0.1,DNS:localhost\n');
+  const names = ['localhost', ...hosts].map((host) => `DNS:${host}`);
+  writeFileSync(extensions, `subjectAltName=${['IP:127.0.0.1', ...names].join()}\n`);
   return {
     ca,
     issue(subject) {

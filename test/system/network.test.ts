@@ -6,6 +6,7 @@ import { createInterface } from 'node:readline';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { RunDetail } from '../../shared/rest.ts';
 import { enginesFolder } from '../../worker/engine-folder.ts';
+import { ip, namespacesMissing } from '../support/addresses.ts';
 import { ROOT } from '../support/deployment.ts';
 
 // Three machines with a switch between them, as network namespaces of Linux: the commands of
@@ -19,25 +20,7 @@ type Host = (typeof HOSTS)[number];
 const SERVER = '192.0.2.1';
 const TOKEN = 'a-secret-of-this-test';
 
-function ip(...args: string[]): void {
-  const { status, stderr, error } = spawnSync('ip', args, { encoding: 'utf8', timeout: 20_000 });
-  if (status !== 0) throw new Error(`ip ${args.join(' ')}: ${stderr ?? error}`);
-}
-
-/** Why there can be no namespaces here, or an empty text. */
-function whyNot(): string {
-  let why = '';
-  try {
-    ip('netns', 'add', `${PREFIX}-try`);
-    ip('netns', 'delete', `${PREFIX}-try`);
-  } catch (error) {
-    why = `: no network namespaces here (${(error as Error).message.trim()})`;
-  }
-  if (why !== '' && process.env.CI) throw new Error(`CI needs root and iproute2${why}`);
-  return why;
-}
-
-const missing = whyNot();
+const missing = namespacesMissing();
 const inside = (name: string, ...args: string[]) => ['netns', 'exec', name, ...args];
 const namespace = (host: Host) => `${PREFIX}-${host}`;
 

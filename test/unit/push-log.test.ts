@@ -42,6 +42,14 @@ test('what a kill took back may be applied again, what a checkpoint has may not'
   expect(checkPushLog(twice)).toMatchObject({ twice: ['r b/1 1'], steps: [] });
 });
 
+test('what a server applies that was halted while another one took over is in no history', () => {
+  const first = ['begin 1 r 0', 'push 1 r 1 a/1 1', 'push 1 r 2 b/1 1'];
+  const heir = ['begin 2 r 2', 'push 2 r 3 a/1 2'];
+  const back = ['push 1 r 3 a/1 2', 'push 1 r 4 b/1 2'];
+  const log = [...first, ...heir, ...back, 'push 2 r 4 b/1 2'];
+  expect(checkPushLog(log.join('\n'))).toEqual({ applied: 4, lost: 2, twice: [], steps: [] });
+});
+
 test('a step that is missing, or that is there twice, is told', () => {
   const log = ['begin 1 r 0', 'push 1 r 1 a/1 1', 'push 1 r 3 a/1 2', 'push 1 r 3 a/1 3'];
   expect(checkPushLog(log.join('\n')).steps).toEqual(['r 3']);
