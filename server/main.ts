@@ -21,6 +21,7 @@ import { type AccessLimits, createApp } from './app.ts';
 import { checkpointFolder } from './checkpoint.ts';
 import { ThreadedWriter } from './checkpoint-writer.ts';
 import { Coordinator, warning } from './coordinator.ts';
+import { FollowedNote, letHeirBegin } from './followed.ts';
 import type { JoinFiles } from './join.ts';
 import { journaled } from './journal.ts';
 import { Keeper } from './keeper.ts';
@@ -138,7 +139,8 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     throw error;
   };
   if (standbyOf === undefined) {
-    const lease = await own(store, ttlMs, log, signal).catch(end);
+    const taken = await letHeirBegin(state, store, { log, signal }).catch(end);
+    const lease = await own(store, ttlMs, { log, signal, waits: !taken }).catch(end);
     const active = await activate(options, ground, { lease, replicas: null });
     return { ...active, active: Promise.resolve() };
   }
@@ -234,12 +236,16 @@ async function activate(
     const { runCountMax } = options.limits ?? {};
     const limits = runCountMax === undefined ? {} : { runCountMax };
     const coordinator = new Coordinator({ keeper, shards: pool, pushLog, now, log, ...limits });
+    const leaseMs = options.ownerTtlMs ?? OWNER_TTL_MS;
+    const followed = new FollowedNote(state, { token: lease.token, leaseMs });
+    await followed.set(null);
     if (pool)
       beginAnewWhenLost(pool, keeper, coordinator, AbortSignal.any([signal, ending.signal]));
     else {
       const { standbyTimeoutMs: timeoutMs } = options;
       coordinator.replication = new Replication({
-        ...{ token: lease.token, leaseMs: options.ownerTtlMs ?? OWNER_TTL_MS, now, log },
+        ...{ token: lease.token, leaseMs, now, log },
+        note: (by) => followed.set(by),
         runs: () => coordinator.runs,
         confirm: () => lease.renew(),
         changed: () => coordinator.tellStandby(),
@@ -297,6 +303,7 @@ async function activate(
       await pool?.close();
       await writer.close();
       pushLog?.close();
+      await followed.passOn().catch((error: unknown) => log(errorText(error), { level: 'warn' }));
       await lease
         .release()
         .catch((error: unknown) =>
@@ -392,15 +399,14 @@ function openAway(
 async function own(
   store: StateStore,
   ttlMs: number,
-  log: Log,
-  signal: AbortSignal,
+  { log, signal, waits }: { log: Log; signal: AbortSignal; waits: boolean },
 ): Promise<OwnerLease> {
   const owner = OWNER;
   try {
     return await store.acquire(owner, { ttlMs, signal });
   } catch (error) {
     const early = ['DP_STATE_LOCKED', 'DP_REDIS_UNAVAILABLE'].includes(errorCode(error));
-    if (store.kind !== 'redis' || !early) throw error;
+    if (store.kind !== 'redis' || !early || !waits) throw error;
     log(`${errorText(error)}; trying again for ${OWNER_WAIT_MS / 1000} s`, {
       ...{ level: 'warn', code: errorCode(error) },
     });

@@ -92,6 +92,11 @@ export interface ReplicationOptions {
   readonly leaseMs: number;
   /** Resolves when the store says that this server is still the owner; else throws. */
   readonly confirm: () => Promise<void>;
+  /**
+   * Writes down who follows, or that nobody does: for whoever starts this server again.
+   * @throws DownpourError DP_DISK
+   */
+  readonly note?: (by: string | null) => Promise<void>;
   /** The standby has come or gone: workers are told its address. */
   readonly changed: () => void;
   readonly now: () => number;
@@ -119,6 +124,8 @@ interface Standby {
   readonly introduced: Set<Run>;
   /** The frame after which it is a standby; null: not all has been said yet. */
   introducedAt: number | null;
+  /** It has all, and that is being written down. */
+  noted: boolean;
   frames: number;
   carried: number;
   readonly uncarried: Uncarried[];
@@ -321,6 +328,7 @@ export class Replication {
     const address = { host, port: follow.address.port };
     const standby: Standby = {
       ...{ link, follow, address, sinceMs: now(), introduced: new Set(), introducedAt: null },
+      noted: false,
       ...{ from: `${from}:${address.port}`, frames: 0, carried: 0, uncarried: [] },
       heardMs: now(),
     };
@@ -426,16 +434,36 @@ export class Replication {
       this.#carriedPushes += pushes;
       this.#uncarriedBytes -= bytes;
     }
-    const { introducedAt, follow } = standby;
-    if (this.#state === 'joining' && introducedAt !== null && standby.carried >= introducedAt) {
-      this.#state = 'following';
-      const what =
-        follow.mode === 'sync'
-          ? 'no push is answered before it has it'
-          : `it may lack ${follow.lagMax} pushes`;
-      this.#options.log(`the standby ${standby.from} has all runs; ${what}`);
+    const { introducedAt, noted } = standby;
+    if (!noted && introducedAt !== null && standby.carried >= introducedAt) {
+      standby.noted = true;
+      const { note } = this.#options;
+      if (note) void this.#note(standby, note);
+      else this.#followed(standby);
     }
     this.#release();
+  }
+
+  /** It counts from when the state folder says so. */
+  async #note(standby: Standby, note: (by: string) => Promise<void>): Promise<void> {
+    try {
+      await note(standby.from);
+      if (this.#standby === standby) this.#followed(standby);
+    } catch (error) {
+      this.#options.log(`it cannot be noted that ${standby.from} follows: ${errorText(error)}`);
+      this.#later(CONFIRM_RETRY_MS, () => {
+        if (this.#standby === standby) void this.#note(standby, note);
+      });
+    }
+  }
+
+  #followed({ follow, from }: Standby): void {
+    this.#state = 'following';
+    const what =
+      follow.mode === 'sync'
+        ? 'no push is answered before it has it'
+        : `it may lack ${follow.lagMax} pushes`;
+    this.#options.log(`the standby ${from} has all runs; ${what}`);
   }
 
   #lose(standby: Standby, why: string): void {
@@ -466,6 +494,8 @@ export class Replication {
       () => {
         if (this.#state !== 'parting') return;
         this.#state = 'alone';
+        // Where it stays, who starts again waits in vain, and no more.
+        this.#options.note?.(null).catch((error: unknown) => this.#options.log(errorText(error)));
         this.#options.log('going on alone: what is applied from now on is in no other server');
         this.#release();
       },

@@ -123,6 +123,49 @@ function checkPushes(workers: readonly ClientWorker[], run: RunDetail): string[]
 }
 
 describe.skipIf(missing !== null)(`a hot standby${missing ?? ''}`, () => {
+  test('has the time to take over from a primary that is started again at once', async () => {
+    const primary = await start('primary', SHORT);
+    const standby = await follow(primary, 'standby', SHORT);
+    await createRun(primary, { epochsMax: 150, earlyStopping: { enabled: false } });
+    const workers = work([primary, standby]);
+    let again: Promise<void> | null = null;
+    workers[0]!.pushing = (applied) => {
+      if (applied !== 100) return;
+      primary.child.kill('SIGKILL');
+      // As an orchestrator does, on the same folder, whose checkpoint is of step 0.
+      again = start('primary', SHORT).then(
+        () => {
+          throw new Error('it went on from its checkpoint');
+        },
+        (error: Error) => {
+          expect(error.message).toMatch(/may have what no checkpoint has: it has 10 s/);
+          expect(error.message).toMatch(/has taken over; --standby-of makes/);
+          expect(error.message).toContain('error DP_STATE_LOCKED');
+        },
+      );
+    };
+    await inPhase(standby, 'finished');
+    await again;
+    const run = await standby.client.run('r');
+    expect(run).toMatchObject({ step: 750, examples: 3_000, stepsLost: 0 });
+    for (const { done } of workers) expect(await done).toBeUndefined();
+    expect(checkPushes(workers, run)).toEqual([]);
+  });
+
+  test('that is gone as well keeps a primary that is started again for so long, and no longer', async () => {
+    const primary = await start('primary', ['--lease-seconds', '1']);
+    const standby = await follow(primary, 'standby', ['--lease-seconds', '1']);
+    await createRun(primary, { epochsMax: 150, earlyStopping: { enabled: false } });
+    await standby.kill();
+    await primary.kill();
+    const again = await start('primary', ['--lease-seconds', '1']);
+    expect(again.log()).toMatch(/has not taken over: going on from the checkpoints/);
+    expect((await again.client.run('r')).phase).toBe('waiting');
+    // Alone it is not waited for any more.
+    await again.kill();
+    expect((await start('primary')).log()).not.toContain('take over');
+  });
+
   test('takes over when the primary is killed, and no acknowledged push is lost where replication is sync', async () => {
     const primary = await start('primary', SHORT);
     const standby = await follow(primary, 'standby', SHORT);

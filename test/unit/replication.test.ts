@@ -160,6 +160,35 @@ describe('a replica', () => {
   });
 });
 
+test('a standby follows from when that is noted, and nobody does when it is lost', async () => {
+  const run = createRun({});
+  const waits: (() => void)[] = [];
+  const notes: (string | null)[] = [];
+  let full = true;
+  const { replication, log } = createReplication({
+    runs: () => [run],
+    later: (_, act) => void waits.push(act),
+    note: async (by) => {
+      if (full) throw new DownpourError('DP_DISK', 'the disk is full');
+      notes.push(by);
+    },
+  });
+  const link = new StandbyLink(replication, { mode: 'sync', lagMax: 0 });
+  link.arrive();
+  link.answer();
+  await turn();
+  expect(replication.facts()).toMatchObject({ state: 'joining' });
+  expect(log()).toContain('it cannot be noted that 192.0.2.9:7420 follows: the disk is full');
+  full = false;
+  waits.shift()!();
+  await turn();
+  expect(replication.facts()).toMatchObject({ state: 'following' });
+  link.lose();
+  await turn();
+  expect(notes).toEqual(['192.0.2.9:7420', null]);
+  expect(replication.facts()).toMatchObject({ state: 'lost' });
+});
+
 describe('what is for workers waits', () => {
   async function training(follow: { mode: 'sync' | 'async'; lagMax: number }, options = {}) {
     const run = createRun({ epochsMax: 1_000, evaluateEverySteps: 1_000 });
