@@ -43,7 +43,7 @@ export interface Content {
 const CELLS_MAX = 200_000;
 /** Columns of the table where that would be too much: about as many as a plot has pixels; fewer for many curves. */
 const GRID_POINTS = 700;
-const GRID_POINTS_MANY = 300;
+const GRID_POINTS_MANY = 200;
 /**
  * With more curves than this none can be told from the others by its dashes, nor by pointing at it: drawn without
  * either, and as thin as can be, a hundred of them take a third of the time.

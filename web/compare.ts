@@ -32,6 +32,8 @@ const XS: readonly (readonly [X, string])[] = [
   ['examples', 'Examples'],
   ['seconds', 'Time'],
 ];
+/** Rows of the table at first: a hundred take longer to lay out than to draw their curves. */
+const ROWS_FIRST = 20;
 /** At once, so that a hundred runs do not hold up the training. */
 const READERS = 4;
 const READ_MS = 3_000;
@@ -100,6 +102,19 @@ export function compareView(): View {
     ),
     saveButtons(chart),
   );
+  let all = false;
+  const more = h(
+    'button',
+    {
+      type: 'button',
+      class: 'button',
+      onClick: () => {
+        all = true;
+        update();
+      },
+    },
+    `Show all ${ids.length} runs`,
+  );
   const rows = card(
     'Runs',
     h(
@@ -122,9 +137,8 @@ export function compareView(): View {
         table,
       ),
     ),
+    more,
   );
-  // Below what is seen at first: a hundred rows are laid out when somebody scrolls there.
-  rows.classList.add('later');
   const element = h(
     'div',
     {},
@@ -147,8 +161,10 @@ export function compareView(): View {
 
   function update(): void {
     if (ids.length === 0) return;
-    const facts = ids.map((id) => state.runs.get(id));
-    fillNew(table, facts, () => ids.map(rowOf));
+    const shown = all ? ids : ids.slice(0, ROWS_FIRST);
+    more.hidden = shown.length === ids.length;
+    const facts = shown.map((id) => state.runs.get(id));
+    fillNew(table, facts, () => shown.map(rowOf));
     void read();
   }
 
@@ -162,7 +178,7 @@ export function compareView(): View {
     if (due.length === 0) return;
     reading = true;
     // What is many is drawn in fewer points each.
-    const points = Math.max(100, Math.min(600, Math.floor(30_000 / ids.length)));
+    const points = Math.max(100, Math.min(600, Math.floor(20_000 / ids.length)));
     let done = 0;
     const next = async (): Promise<void> => {
       for (let id = due.shift(); id !== undefined && !ended; id = due.shift()) {

@@ -311,6 +311,20 @@ describe.skipIf(skipped)('the dashboard', () => {
     await page.getByRole('button', { name: 'Stop', exact: true }).waitFor();
   });
 
+  test('names twenty of the runs that are compared, and all when it is asked to', async () => {
+    const ids = Array.from({ length: 22 }, (_, i) => `many-${i}`);
+    for (const id of ids) await cluster.createRun(id, DIGITS, {});
+    // Nothing is selected in a page that is loaded anew.
+    await page.goto(`${cluster.url}/?anew#/`);
+    for (const id of ids) await page.getByLabel(`Select ${id}`, { exact: true }).check();
+    await page.getByRole('link', { name: 'Compare' }).click();
+    const rows = page.getByRole('region', { name: 'Compared runs' }).locator('tr[data-run]');
+    await expect.poll(() => rows.count()).toBe(20);
+    await page.getByRole('button', { name: 'Show all 22 runs' }).click();
+    await expect.poll(() => rows.count()).toBe(22);
+    expect(await page.getByRole('button', { name: /Show all/ }).count()).toBe(0);
+  });
+
   test('does nothing that its policy forbids, and fails nowhere', () => {
     expect(problems).toEqual([]);
   });
