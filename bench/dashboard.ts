@@ -226,7 +226,8 @@ async function selectAll(page: Page, url: string, runs: number): Promise<void> {
 /** Compares the selected runs, smooths and zooms. @returns seconds until all curves were there. */
 async function compareAll(page: Page, runs: number): Promise<number> {
   const from = performance.now();
-  await page.getByRole('link', { name: 'Compare' }).click();
+  // Not by its role: looking for that takes the page as long as a frame.
+  await page.click('a[href="#/compare"]');
   await page.waitForSelector(`[data-curves="${runs}"]`, { timeout: 60_000 });
   const seconds = (performance.now() - from) / 1000;
   const slider = page.getByLabel('Smoothing');

@@ -49,6 +49,8 @@ const GRID_POINTS_MANY = 200;
  * either, and as thin as can be, a hundred of them take a third of the time.
  */
 const MANY = 24;
+/** Many curves are drawn for so long at a time, so that no frame is long; the browser takes as long to fill in what was asked. */
+const SLICE_MS = 6;
 /** Names in the legend: more than can be read say nothing. */
 const NAMED = 12;
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
@@ -91,6 +93,8 @@ export class Chart {
   readonly #onTheme = () => this.#rebuild();
   #values: HTMLElement[] = [];
   #plot: uPlot | null = null;
+  /** Set: curves that are still to be drawn. */
+  #drawing: Drawing | null = null;
   #shape = '';
   #content: Content | null = null;
 
@@ -138,6 +142,7 @@ export class Chart {
   destroy(): void {
     this.#observer.disconnect();
     document.removeEventListener('theme', this.#onTheme);
+    this.#drawing?.stop();
     this.#plot?.destroy();
     this.#plot = null;
   }
@@ -146,6 +151,7 @@ export class Chart {
   picture(): HTMLCanvasElement | null {
     const source = this.#plot?.ctx.canvas;
     if (!source) return null;
+    this.#drawing?.finish();
     const canvas = h('canvas', { width: source.width, height: source.height });
     const context = canvas.getContext('2d')!;
     context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue('--surface');
@@ -188,6 +194,7 @@ export class Chart {
   #rebuild(): void {
     const content = this.#content;
     if (!content || content.curves.length === 0) return;
+    this.#drawing?.stop();
     this.#plot?.destroy();
     const width = Math.max(200, Math.floor(this.element.clientWidth));
     this.#plot = new uPlot(this.#options(content, width), aligned(content.curves), this.#area);
@@ -286,7 +293,13 @@ export class Chart {
       hooks: {
         setCursor: [({ cursor }) => this.#tell(cursor.idx ?? null)],
         drawClear: [(plot) => drawBand(plot, this.#content?.band)],
-        draw: [(plot) => drawMarks(plot, this.#content?.marks ?? [])],
+        draw: [
+          (plot) => {
+            this.#drawing?.stop();
+            this.#drawing = isMany ? new Drawing(plot) : null;
+            drawMarks(plot, this.#content?.marks ?? []);
+          },
+        ],
       },
     };
   }
@@ -311,11 +324,84 @@ function seriesOf(curve: Curve, isMany: boolean): uPlot.Series {
   return {
     ...base,
     width: draw === 'faint' || isMany ? 1 : 2,
-    ...(isMany ? { dash: [] } : {}),
+    ...(isMany ? { paths: () => null } : {}),
     ...(draw === 'faint' ? { alpha: 0.35 } : {}),
     ...(draw === 'steps' ? { paths: uPlot.paths.stepped!({ align: 1 }) } : {}),
     points: { show: curve.x.length === 1, size: 6, fill: stroke },
   };
+}
+
+/** Draws all curves of a plot as lines, as many in a frame as take no longer than a slice. */
+class Drawing {
+  readonly #plot: uPlot;
+  readonly #left: Float64Array;
+  readonly #from: number;
+  readonly #to: number;
+  #next = 1;
+  #frame = 0;
+
+  constructor(plot: uPlot) {
+    this.#plot = plot;
+    const x = plot.data[0];
+    const { min = 0, max = 0 } = plot.scales.x!;
+    const from = x.findIndex((value) => value >= min!);
+    const to = x.findLastIndex((value) => value <= max!);
+    // One beyond each side: lines go on to the edge.
+    this.#from = Math.max(0, from - 1);
+    this.#to = from < 0 || to < 0 ? -1 : Math.min(x.length - 1, to + 1);
+    this.#left = Float64Array.from(x, (value) => plot.valToPos(value, 'x', true));
+    this.#slice();
+  }
+
+  stop(): void {
+    cancelAnimationFrame(this.#frame);
+  }
+
+  /** At once. */
+  finish(): void {
+    this.stop();
+    this.#draw(Infinity);
+  }
+
+  #slice(): void {
+    this.#draw(performance.now() + SLICE_MS);
+    if (this.#next < this.#plot.series.length) {
+      this.#frame = requestAnimationFrame(() => this.#slice());
+    }
+  }
+
+  #draw(untilMs: number): void {
+    const { ctx, bbox, series, data } = this.#plot;
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+    ctx.lineWidth = devicePixelRatio;
+    ctx.lineJoin = 'round';
+    while (this.#next < series.length && performance.now() < untilMs) {
+      const { stroke } = series[this.#next] as { readonly stroke: unknown };
+      ctx.strokeStyle = (typeof stroke === 'function' ? stroke() : stroke) as string;
+      this.#line(data[this.#next++]!);
+    }
+    ctx.restore();
+  }
+
+  #line(y: uPlot.AlignedData[number]): void {
+    const { ctx } = this.#plot;
+    ctx.beginPath();
+    let drawn = false;
+    for (let i = this.#from; i <= this.#to; i++) {
+      const value = y[i];
+      if (value == null) continue;
+      const top = this.#plot.valToPos(value, 'y', true);
+      // Of what is not above 0 there is no logarithm.
+      if (!Number.isFinite(top)) continue;
+      if (drawn) ctx.lineTo(this.#left[i]!, top);
+      else ctx.moveTo(this.#left[i]!, top);
+      drawn = true;
+    }
+    ctx.stroke();
+  }
 }
 
 function barRange(_: uPlot, low: number, high: number): uPlot.Range.MinMax {

@@ -186,6 +186,7 @@ export function compareView(): View {
         const found = await client.metrics(id, points).catch(() => null);
         if (!found || !run) continue;
         metrics.set(id, found);
+        chosenOf(found);
         steps.set(id, stampOf(run));
         done++;
         if (metrics.size < ids.length)
@@ -201,6 +202,16 @@ export function compareView(): View {
     timer = setTimeout(() => void read(), READ_MS);
   }
 
+  /** As it is read, not all of them in the frame that draws them. */
+  const chosen = new WeakMap<Metrics, { axes: string; curve: ReturnType<typeof curveOf> }>();
+  function chosenOf(of: Metrics): ReturnType<typeof curveOf> {
+    const axes = `${x} ${y}`;
+    const known = chosen.get(of);
+    if (known?.axes === axes) return known.curve;
+    const curve = curveOf(of, x, y);
+    chosen.set(of, { axes, curve });
+    return curve;
+  }
   const allShares = () =>
     ids.every((id) => {
       const run = state.runs.get(id);
@@ -210,7 +221,7 @@ export function compareView(): View {
   function draw(): void {
     const curves = ids.flatMap((id, i) => {
       const found = metrics.get(id);
-      const curve = found ? curveOf(found, x, y) : null;
+      const curve = found ? chosenOf(found) : null;
       if (!curve || curve.x.length === 0) return [];
       return [
         {

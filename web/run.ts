@@ -181,6 +181,7 @@ export function runView(id: string): View {
     }
   }
   let seen = 'nothing';
+  let drawn = false;
 
   function update(): void {
     const run = state.runs.get(id);
@@ -188,6 +189,8 @@ export function runView(id: string): View {
     page.hidden = !missing.hidden;
     if (!run) return;
     facts(run);
+    // The curves may have come before the facts.
+    if (!drawn) draw();
     const stamp = `${run.step} ${run.phase} ${run.validation?.step}`;
     if (stamp !== seen) void read();
     if (run.checkpoint?.file !== shownCheckpoint) {
@@ -381,6 +384,7 @@ export function runView(id: string): View {
   function draw(): void {
     const run = state.runs.get(id);
     if (!metrics || !run) return;
+    drawn = true;
     const { training, evaluations } = metrics;
     const validation = evaluations.filter(({ part }) => part === 'validation');
     const measured = evaluations.filter(({ part }) => part === 'train');

@@ -193,6 +193,28 @@ describe.skipIf(skipped)('the dashboard', () => {
     await page.screenshot({ path: join(OUTPUT, 'dashboard.png') });
   });
 
+  test('draws curves that have come before the facts of their run at once', async () => {
+    const other = await page.context().newPage();
+    let asked = 0;
+    let curvesCame = () => {};
+    const curves = new Promise<void>((done) => {
+      curvesCame = done;
+    });
+    other.on('response', (response) => {
+      if (!response.url().includes('/digits-plain/metrics')) return;
+      asked++;
+      curvesCame();
+    });
+    await other.route('**/feed*', async (route) => {
+      await curves;
+      await route.continue();
+    });
+    await other.goto(`${cluster.url}/#/runs/digits-plain`);
+    await other.waitForSelector('[aria-label^="Loss: "] canvas');
+    expect(asked).toBe(1);
+    await other.close();
+  });
+
   test('saves the numbers of a plot, and its picture', async () => {
     const saved = async (name: string) => {
       const [download] = await Promise.all([
