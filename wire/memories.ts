@@ -15,9 +15,7 @@ export class Memories {
 
   /** Memory of exactly so many bytes, with anything in it. From a page up it begins at a page. */
   take(bytes: number): Landing {
-    const fits = ({ length }: Uint8Array) => length >= bytes && length <= 2 * bytes + PAGE;
-    const at = this.#free.findIndex(fits);
-    const memory = at < 0 ? allocate(bytes) : this.#free.splice(at, 1)[0]!;
+    const memory = this.#fitting(bytes) ?? allocate(bytes);
     let taken = true;
     return {
       bytes: memory.subarray(0, bytes),
@@ -29,6 +27,16 @@ export class Memories {
         if (this.#free.length > this.#kept) this.#free.shift();
       },
     };
+  }
+
+  /** One that is free. */
+  #fitting(bytes: number): Uint8Array | null {
+    const free = this.#free;
+    for (let i = 0; i < free.length; i++) {
+      const { length } = free[i]!;
+      if (length >= bytes && length <= 2 * bytes + PAGE) return free.splice(i, 1)[0]!;
+    }
+    return null;
   }
 }
 

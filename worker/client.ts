@@ -129,6 +129,8 @@ interface Unacknowledged {
   sending: number;
   /** Its memory goes back when nothing is sent from it any more. */
   done: boolean;
+  /** One of them has left. */
+  readonly gone: () => void;
 }
 
 export class Client {
@@ -325,18 +327,20 @@ export class Client {
     write(payloads.map(({ bytes }) => bytes));
     const { run, lease } = push;
     const header: Push = { type: 'push', ...push, sequence };
-    const kept = { header, run, sequence, lease, payloads, sending: 0, done: false };
+    const kept: Unacknowledged = {
+      ...{ header, run, sequence, lease, payloads, sending: 0, done: false },
+      gone: () => {
+        kept.sending--;
+        if (kept.done && kept.sending === 0) releaseAll(kept);
+      },
+    };
     this.#unacknowledged.push(kept);
     if (this.connected) this.#sendPush(kept);
     return sequence;
   }
 
   #sendPush(push: Unacknowledged): void {
-    const { header, payloads, run, sequence } = push;
-    const gone = () => {
-      push.sending--;
-      if (push.done && push.sending === 0) releaseAll(push);
-    };
+    const { header, payloads, run, sequence, gone } = push;
     push.sending += payloads.length;
     this.#connection!.send(header, [payloads[0]!.bytes], gone);
     for (let k = 1; k < payloads.length; k++) {
