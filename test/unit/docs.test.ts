@@ -50,6 +50,10 @@ beforeAll(async () => {
 describe.each(pages)('%s', (page) => {
   const text = readFileSync(join(ROOT, page), 'utf8');
 
+  test('has no marks of a merge', () => {
+    expect(text).not.toMatch(/^(<{7} |={7}$|>{7} )/m);
+  });
+
   test('links to files that exist', () => {
     const targets = [...text.matchAll(/\]\(([^)#\s]+)(?:#[^)]*)?\)/g)]
       .map(([, target]) => target!)
