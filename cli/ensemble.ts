@@ -11,9 +11,9 @@ import { toldReport, trialsReport } from '../study/telling.ts';
 import { experimentName, loadExperiment } from '../worker/experiment.ts';
 import { loadData } from '../worker/prepare.ts';
 import { openSession, type Session } from './embedded.ts';
-import { showReport } from './look.ts';
 import { type Examination, examineMembers, type MemberSource, noTestPart } from './members.ts';
 import { configOf, EXIT, tell } from './options.ts';
+import { showReport } from './report.ts';
 import { defaultName, type StudyCommandOptions, studyCommand } from './study.ts';
 import { Teller } from './tell-study.ts';
 

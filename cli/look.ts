@@ -9,8 +9,8 @@ import { type Report, writeReport } from '../study/report.ts';
 import { lookName, toldReport } from '../study/telling.ts';
 import type { Examples, PreparedData } from '../worker/data/examples.ts';
 import { openSession } from './embedded.ts';
-import { print, printJson, tell } from './options.ts';
-import { table } from './progress.ts';
+import { tell } from './options.ts';
+import { showReport } from './report.ts';
 import { Teller } from './tell-study.ts';
 import { answersOfPart, openTrained, type Trained, type TrainedOptions } from './trained.ts';
 
@@ -105,21 +105,6 @@ export async function tellReport(
     }
   }
   showReport(report, paths, options.json);
-}
-
-/** @param paths of the files that it was written to. */
-export function showReport(report: Report, paths: readonly string[], json = false): void {
-  const { title, headings, rows, advice, facts } = report;
-  if (json) {
-    printJson({ title, advice, ...facts, files: paths });
-    return;
-  }
-  print(title);
-  for (const line of table(headings, rows)) print(line);
-  print();
-  print(advice);
-  print();
-  print(`written: ${paths.join(', ')}`);
 }
 
 /** Pictures of examples whose inputs are pictures; the first numbers of others. */

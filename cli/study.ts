@@ -1,4 +1,4 @@
-import { dirname, join, relative, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import type { RunConfig } from '../shared/config.ts';
 import { resolveConfig } from '../shared/config.ts';
 import { digestText } from '../shared/digest.ts';
@@ -35,7 +35,8 @@ import {
   untilInterrupted,
 } from './options.ts';
 import type { Pool } from './pool.ts';
-import { createProgress, errorOf, groups, type Progress, short, table } from './progress.ts';
+import { createProgress, errorOf, groups, type Progress, short } from './progress.ts';
+import { showReport } from './report.ts';
 import { Teller } from './tell-study.ts';
 
 /** What all studies have in common on the command line: server, workers, progress, results. */
@@ -221,7 +222,10 @@ export async function studyCommand(
       advice: report.advice,
       ...report.facts,
     });
-    if (!options.json) show(report, paths);
+    if (!options.json) {
+      print();
+      showReport(report, paths);
+    }
     return EXIT.ok;
   } finally {
     over = true;
@@ -333,14 +337,4 @@ function tellProgress(progress: Progress, trialCount: number): (event: StudyEven
       kind === 'started' ? `${id} started: ${reason}` : `${id} ${what}${result} (${reason})`,
     );
   };
-}
-
-function show({ title, headings, rows, advice }: Report, paths: readonly string[]): void {
-  print();
-  print(title);
-  for (const line of table(headings, rows)) print(line);
-  print();
-  print(advice);
-  print();
-  print(`written: ${paths.map((path) => relative(process.cwd(), path)).join(', ')}`);
 }
