@@ -18,6 +18,8 @@ try {
   );
   process.exit(2);
 }
+const { preload } = await import('./packages.js');
+await preload(process.argv[2]);
 // Runs TypeScript as it is: Downpour's own and the user's experiments.
 register();
 const { main } = await import('../cli/main.ts');

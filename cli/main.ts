@@ -44,17 +44,19 @@ export function createProgram(outcome: Outcome): Command {
   return program;
 }
 
+/** A reader that has enough, like `head`, is no failure. */
+function onUnread(error: NodeJS.ErrnoException): void {
+  if (error.code === 'EPIPE') process.exit(EXIT.ok);
+  throw error;
+}
+
 /** Runs one command line and gives the exit code. Never throws. */
 export async function main(args: readonly string[]): Promise<number> {
   // Compose files pass on what is not set as an empty value.
   for (const [name, value] of Object.entries(process.env)) {
     if (name.startsWith('DOWNPOUR_') && value === '') delete process.env[name];
   }
-  // A reader that has enough, like `head`, is no failure.
-  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code === 'EPIPE') process.exit(EXIT.ok);
-    throw error;
-  });
+  if (!process.stdout.listeners('error').includes(onUnread)) process.stdout.on('error', onUnread);
   const outcome: Outcome = { exitCode: EXIT.ok };
   try {
     await createProgram(outcome).parseAsync([...args], { from: 'user' });

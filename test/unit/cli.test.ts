@@ -1,5 +1,6 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type RequestListener } from 'node:http';
+import { createRequire } from 'node:module';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -52,6 +53,21 @@ async function listen(answer: RequestListener): Promise<string> {
   });
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
+
+test('packages that are loaded ahead are those of commands that there are, and can be loaded', async () => {
+  const path = '../../bin/packages.js';
+  const { SERVERS, WORKERS, packagesOf } = (await import(path)) as {
+    readonly SERVERS: readonly string[];
+    readonly WORKERS: readonly string[];
+    packagesOf(command: string): string[];
+  };
+  const names = allCommands(await createProgram({ exitCode: 0 })).map((c) => c.name());
+  expect(names).toEqual(expect.arrayContaining([...SERVERS, ...WORKERS]));
+  const { resolve } = createRequire(import.meta.url);
+  for (const command of [...SERVERS, ...WORKERS]) {
+    for (const name of packagesOf(command)) expect(resolve(name), name).toContain('node_modules');
+  }
+});
 
 describe('help', () => {
   test('of every command says what it does and has an example', async () => {
