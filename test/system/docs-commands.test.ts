@@ -1,61 +1,30 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import {
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  symlinkSync,
-  writeFileSync,
-} from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { gunzipSync, gzipSync } from 'node:zlib';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { random } from '../../shared/random.ts';
 import type { Status } from '../../shared/rest.ts';
-import { MNIST_FILES } from '../../worker/data/mnist.ts';
 import { enginesFolder } from '../../worker/engine-folder.ts';
 import { sharedData } from '../data-folder.ts';
 import { redisMissing } from '../redis-server.ts';
 import { type Addresses, createAddresses, namespacesMissing } from '../support/addresses.ts';
 import { createAuthority } from '../support/certificates.ts';
 import { ROOT } from '../support/deployment.ts';
+import { copyDigits, PAGES, STUDY_PAGES } from '../support/pages.ts';
 
 // Every line of every shell block in the documentation is run by bash, one page after the other, in a network of
-// its own that has the addresses which the pages name, on a few real digits. What is not run here is named below.
-
-/** Run by other tests, or by nobody: what such a line begins with, and why. */
-const ELSEWHERE: readonly (readonly [RegExp, string])[] = [
-  [/^npm start/, 'test/system/newcomer.test.ts'],
-  [/^npm test/, 'runs this'],
-  [/^npm run bench/, 'test/system/bench.test.ts'],
-  [/^npx downpour data mnist/, 'asks the network: test/system/fetch-mnist.test.ts'],
-  [/^tensorboard /, 'serves without end: test/system/tensorboard.test.ts reads what it would read'],
-  [/^git pull/, 'asks the network'],
-  [/^docker /, 'needs an engine: test/system/compose-config.test.ts, test/unit/deployment.test.ts'],
-  [/^kubectl /, 'needs a cluster: test/unit/deployment.test.ts'],
-];
+// its own that has the addresses which the pages name, on a few real digits. What is not run is named in
+// support/pages.ts; studies are run by docs-studies.test.ts.
 
 /** What differs because all machines of a page are this one here, or takes too long. */
 const INSTEAD: readonly (readonly [RegExp, string])[] = [
-  // Of many trainings few, which teach as much.
+  // Two epochs teach as much as thirty.
   [/^(npx downpour train examples.*)$/, '$1 --epochs 2'],
-  [/--trials (?!1\b)\d+/, '--trials 4'],
-  [/--(epochs|cycle-epochs|repeats) \d+\b(?! --kill)/g, '--$1 1'],
-  [/(seeds|bagging|snapshots):\d+/, '$1:2'],
-  [/^(npx downpour lr-find .*)$/, '$1 --steps 60 --probe-steps 20 --seeds 1'],
-  [/^(npx downpour (?:stopping|curve|ablate) (?!.*--repeats).*)$/, '$1 --repeats 1'],
-  [/^(npx downpour (?:stopping|curve|ensemble) (?!.*--epochs).*)$/, '$1 --epochs 2'],
   // Ports that others have here.
   [/--host 0\.0\.0\.0 (--advertise (\S+))/, '--host $2 $1'],
   [/$(?<=--standby-of \S+)/, ' --port 7421 --state second'],
-  // One server and two workers for all studies, which would start and end with each.
-  [
-    /^(npx downpour (?:lr-find|search|folds|stopping|curve|ablate|ensemble) .*)$/,
-    '$1 --server http://127.0.0.1:7420 --workers 0',
-  ],
 ];
 
 /** Goes on until it is ended, and says this when it is there. */
@@ -65,29 +34,8 @@ const LASTING: Readonly<Record<string, RegExp>> = {
   work: /connected to/,
 };
 
-interface Page {
-  readonly page: string;
-  readonly lines: readonly string[];
-}
-
-const PAGES: readonly Page[] = [
-  'README.md',
-  'SECURITY.md',
-  ...readdirSync(join(ROOT, 'docs'))
-    .filter((name) => name.endsWith('.md'))
-    .map((name) => join('docs', name)),
-]
-  // Walked through, without a network of its own, by newcomer.test.ts.
-  .filter((page) => page !== 'docs/getting-started.md')
-  .map((page) => ({ page, lines: linesOf(readFileSync(join(ROOT, page), 'utf8')) }))
-  .filter(({ lines }) => lines.length > 0);
-
-function linesOf(markdown: string): string[] {
-  return [...markdown.matchAll(/```sh\n([\s\S]*?)```/g)]
-    .flatMap(([, block]) => block!.replaceAll(/\\\n\s*/g, '').split('\n'))
-    .filter((line) => line.trim() !== '' && !line.startsWith('#'))
-    .filter((line) => !ELSEWHERE.some(([start]) => start.test(line)));
-}
+/** Those of studies are run by docs-studies.test.ts. */
+const OURS = PAGES.filter(({ page }) => !STUDY_PAGES.includes(page));
 
 /** A token of its own for each name. */
 const filledIn = (line: string) => line.replaceAll(/(\w+)=…/g, '$1=the-secret-of-$1');
@@ -156,11 +104,10 @@ describe.skipIf(missing)(
       return { child, code, text: () => lines.join('\n') };
     }
 
-    test.each(PAGES)('of $page', async ({ page, lines }) => {
+    test.each(OURS)('of $page', async ({ lines }) => {
       const variables: NodeJS.ProcessEnv = {};
       let lasting: (ReturnType<typeof start> & { readonly line: string })[] = [];
       let run = '';
-      let another = '';
       const end = async () => {
         for (const { line, child, code, text } of lasting.reverse()) {
           child.kill('SIGTERM');
@@ -180,13 +127,6 @@ describe.skipIf(missing)(
         expect(child.exitCode, `${line}\n${text()}`).toBe(null);
         return started;
       };
-      const studies = /^docs\/(methodology|results)\.md$/.test(page);
-      if (studies) {
-        await last('npx downpour serve', LASTING.serve!);
-        const folders = '--experiments examples --experiments test/fixtures';
-        await last(`npx downpour work --threads 1 ${folders}`, LASTING.work!);
-        await last(`npx downpour work --threads 1 ${folders}`, LASTING.work!);
-      }
       for (const [i, written] of lines.entries()) {
         const [, exported] = /^export (\w+)=/.exec(written) ?? [];
         if (exported) {
@@ -195,9 +135,9 @@ describe.skipIf(missing)(
           continue;
         }
         if (/<run>/.test(written) && run === '') {
-          [run, another] = await endedRuns(variables, lasting.length > 0);
+          run = await endedRun(variables, lasting.length > 0);
         }
-        const named = filledIn(written).replaceAll('<run>', run).replaceAll('<another>', another);
+        const named = filledIn(written).replaceAll('<run>', run);
         const line = INSTEAD.reduce((changed, [from, to]) => changed.replace(from, to), named);
         const [, command = ''] = /(?:^|\s)npx downpour (\S+)/.exec(line) ?? [];
         const says = LASTING[command];
@@ -207,9 +147,7 @@ describe.skipIf(missing)(
         if (others === 'serve' || first) await end();
         if (says) {
           await last(line, says);
-          if (!/npx downpour (serve|work|shard)/.test(lines[i + 1] ?? '')) {
-            await answers(line, variables);
-          }
+          if (command === 'serve') await answers(line);
         } else if (command === 'train' && /downpour stop/.test(lines.slice(i).join('\n'))) {
           const training = await last(line, /step [1-9]/);
           run = /run ([\w-]+)/.exec(training.text())![1]!;
@@ -222,36 +160,33 @@ describe.skipIf(missing)(
       await end();
     });
 
-    /** Two runs of one experiment, if there are as many; one is trained, if there is none. */
-    async function endedRuns(
-      variables: NodeJS.ProcessEnv,
-      isServed: boolean,
-    ): Promise<[string, string]> {
-      const run = async (line: string) => {
+    /** A run that has ended; one is trained, if there is none. */
+    async function endedRun(variables: NodeJS.ProcessEnv, isServed: boolean): Promise<string> {
+      const outputOf = async (line: string) => {
         const { code, text } = start('bash', ['-c', line], variables);
         expect(await code, `${line}\n${text()}`).toBe(0);
         return text();
       };
       const ended = async () => {
-        const { runs } = JSON.parse(await run('npx downpour status --json')) as Status;
-        return runs
-          .filter(({ phase, experiment }) => phase === 'finished' && experiment === 'mnist-mlp')
-          .map(({ id }) => id);
+        const { runs } = JSON.parse(await outputOf('npx downpour status --json')) as Status;
+        return runs.find(({ phase }) => phase === 'finished')?.id;
       };
       const known = await ended();
-      if (known.length === 0) {
-        const where = isServed ? ' --server http://127.0.0.1:7420' : '';
-        await run(`npx downpour train examples/mnist-mlp.ts --epochs 2 --workers 1${where}`);
-        known.push(...(await ended()));
-      }
-      return [known[0]!, known[1] ?? known[0]!];
+      if (known !== undefined) return known;
+      const where = isServed ? ' --server http://127.0.0.1:7420' : '';
+      await outputOf(`npx downpour train examples/mnist-mlp.ts --epochs 2 --workers 1${where}`);
+      return (await ended())!;
     }
 
-    /** A server is there, for those who may ask. */
-    async function answers(line: string, variables: NodeJS.ProcessEnv): Promise<void> {
-      if (/--tls-|--tokens|_TOKEN=/.test(line)) return;
-      const { code, text } = start('bash', ['-c', 'npx downpour status'], variables);
-      expect(await code, `${line}: status\n${text()}`).toBe(0);
+    /** A server is there, and says so to whoever asks. */
+    async function answers(line: string): Promise<void> {
+      if (/--tls-/.test(line)) return;
+      const [, host = '127.0.0.1'] = /--host (\S+)/.exec(line) ?? [];
+      const [, port = '7420'] = /--port (\d+)/.exec(line) ?? [];
+      const ask = `exec 3<>/dev/tcp/${host}/${port} && printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3`;
+      const { code, text } = start('bash', ['-c', ask]);
+      expect(await code, `${line}: /health\n${text()}`).toBe(0);
+      expect(text(), line).toMatch(/"status":"(ok|standby)"/);
     }
   },
 );
@@ -286,18 +221,4 @@ function fill(home: string): void {
   const authority = createAuthority(home, 'ca', ['trainer']);
   authority.issue('server');
   copyDigits(sharedData()!, join(home, 'data'), { train: 2_000, test: 1_000 });
-}
-
-/** The first digits of all. */
-function copyDigits(from: string, to: string, count: Record<'train' | 'test', number>): void {
-  mkdirSync(join(to, 'mnist'), { recursive: true });
-  for (const [kind, name] of Object.entries(MNIST_FILES)) {
-    const file = join('mnist', `${name}.gz`);
-    const all = gunzipSync(readFileSync(join(from, file)));
-    const n = kind.startsWith('train') ? count.train : count.test;
-    const [header, bytes] = kind.endsWith('Images') ? [16, 784] : [8, 1];
-    const first = Buffer.from(all.subarray(0, header! + n * bytes!));
-    first.writeUInt32BE(n, 4);
-    writeFileSync(join(to, file), gzipSync(first));
-  }
 }

@@ -156,6 +156,8 @@ describe.skipIf(missing !== null)(`a hot standby${missing ?? ''}`, () => {
     const primary = await start('primary', ['--lease-seconds', '1']);
     const standby = await follow(primary, 'standby', ['--lease-seconds', '1']);
     await createRun(primary, { epochsMax: 150, earlyStopping: { enabled: false } });
+    // Before it could hear that it is alone.
+    primary.child.kill('SIGSTOP');
     await standby.kill();
     await primary.kill();
     const again = await start('primary', ['--lease-seconds', '1']);
