@@ -29,7 +29,11 @@ test('§11.1: "It is possible to trade coverage for accuracy", and the confidenc
     ...{ validationFraction: 0.8, hyperparameters: { count: 2000, units: 64 } },
   });
   await cluster.work('over', 'worker').done;
-  await vi.waitFor(async () => expect(await cluster.client.checkpoints('over')).toHaveLength(3));
+  const { step } = await cluster.client.run('over');
+  await vi.waitFor(async () => {
+    const kept = await cluster.client.checkpoints('over');
+    expect(kept).toContainEqual(expect.objectContaining({ kind: 'best', step }));
+  });
   const args = ['--server', cluster.url, '--data', cluster.folder, '--engine', 'wasm', '--json'];
   const what = ['--accuracy', '0.93,1', '--coverage', '0.8', '--out', out];
   const report = JSON.parse(await outputOf('refuse', DIGITS, ...args, ...what));

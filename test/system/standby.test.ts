@@ -197,14 +197,20 @@ describe.skipIf(missing !== null)(`a hot standby${missing ?? ''}`, () => {
     ]);
     await createRun(primary, { epochsMax: 300, earlyStopping: { enabled: false } });
     const workers = work([primary, standby], ['a', 'b', 'c']);
-    // The standby stands still: the primary may go on for 7 pushes.
-    workers[0]!.pushing = async (applied) => {
-      if (applied === 100) standby.child.kill('SIGSTOP');
-      if (applied !== 102) return;
-      workers[0]!.pushing = () => {};
-      await primary.kill();
-      standby.child.kill('SIGCONT');
-    };
+    // The standby stands still: the primary may go on for 7 pushes, whosever they are.
+    let halted = false;
+    let since = 0;
+    for (const [i, worker] of workers.entries()) {
+      worker.pushing = async (applied) => {
+        if (i === 0 && applied >= 100 && !halted) {
+          halted = true;
+          standby.child.kill('SIGSTOP');
+        }
+        if (!halted || ++since !== 5) return;
+        await primary.kill();
+        standby.child.kill('SIGCONT');
+      };
+    }
     await inPhase(standby, 'finished');
     const run = await standby.client.run('r');
     expect(run).toMatchObject({ step: 1_500, examples: 6_000 });
