@@ -8,7 +8,7 @@
  *     npx tsx bench/failover.ts --redis … --write                  # also into docs/reliability.md
  */
 
-import { type ChildProcess, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
@@ -18,16 +18,7 @@ import { medianOf } from '../shared/quantile.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
 import { createRun } from './exchange.ts';
 import { MLP_PARAMETERS, startLoad } from './load.ts';
-import {
-  ENVIRONMENT,
-  end,
-  keep,
-  listening,
-  PROGRAM,
-  ROOT,
-  temporaryFolder,
-  until,
-} from './processes.ts';
+import { end, listening, ROOT, runProgram, temporaryFolder, until } from './processes.ts';
 import { formatTable, writeBetween } from './report.ts';
 
 const PAGE = join(ROOT, 'docs/reliability.md');
@@ -53,13 +44,7 @@ const { values } = parseArgs({
 });
 
 const folder = temporaryFolder();
-const env = { ...ENVIRONMENT, TMPDIR: folder.path };
-
-function run(...args: string[]): ChildProcess {
-  return keep(
-    spawn(process.execPath, [PROGRAM, ...args], { env, stdio: ['ignore', 'pipe', 'pipe'] }),
-  );
-}
+const run = (...args: string[]) => runProgram(folder.path, args);
 
 interface Server {
   readonly child: ChildProcess;

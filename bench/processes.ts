@@ -1,4 +1,4 @@
-import { type ChildProcess, fork, spawn } from 'node:child_process';
+import { type ChildProcess, fork, type StdioOptions, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
@@ -57,6 +57,13 @@ export function temporaryFolder(): { readonly path: string; remove(): void } {
   };
 }
 
+/** Starts `downpour …`. @param folder for its temporary files; its unix socket goes with it although it is killed. */
+export function runProgram(folder: string, args: readonly string[]): ChildProcess {
+  const env = { ...ENVIRONMENT, TMPDIR: folder };
+  const stdio = ['ignore', 'pipe', 'pipe'] satisfies StdioOptions;
+  return keep(spawn(process.execPath, [PROGRAM, ...args], { env, stdio }));
+}
+
 // The server.
 
 export interface ServerProcess {
@@ -80,13 +87,7 @@ export async function startServer({
   const folder = temporaryFolder();
   const args = ['serve', '--port', '0', '--state', state ?? join(folder.path, 'state'), '--json'];
   if (shards > 1) args.push('--shards', String(shards));
-  const child = keep(
-    spawn(process.execPath, [PROGRAM, ...args], {
-      // Its unix socket lies there, and is removed although the server is killed.
-      env: { ...ENVIRONMENT, TMPDIR: folder.path },
-      stdio: ['ignore', 'pipe', 'pipe'],
-    }),
-  );
+  const child = runProgram(folder.path, args);
   const close = async () => {
     await end(child);
     folder.remove();

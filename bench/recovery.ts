@@ -8,23 +8,14 @@
  *     npx tsx bench/recovery.ts --write                 # also into docs/reliability.md
  */
 
-import { type ChildProcess, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { medianOf } from '../shared/quantile.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
-import {
-  ENVIRONMENT,
-  end,
-  keep,
-  listening,
-  PROGRAM,
-  ROOT,
-  temporaryFolder,
-  until,
-} from './processes.ts';
+import { end, listening, ROOT, runProgram, temporaryFolder, until } from './processes.ts';
 import { formatTable, writeBetween } from './report.ts';
 
 const PAGE = join(ROOT, 'docs/reliability.md');
@@ -52,13 +43,7 @@ interface Kill {
 }
 
 const folder = temporaryFolder();
-const env = { ...ENVIRONMENT, TMPDIR: folder.path };
-
-function run(...args: string[]): ChildProcess {
-  return keep(
-    spawn(process.execPath, [PROGRAM, ...args], { env, stdio: ['ignore', 'pipe', 'pipe'] }),
-  );
-}
+const run = (...args: string[]) => runProgram(folder.path, args);
 
 async function serve(port: number): Promise<{ child: ChildProcess; client: RestClient }> {
   const redis = values.redis === undefined ? [] : ['--redis-url', values.redis];

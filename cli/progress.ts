@@ -1,4 +1,5 @@
 import pc from 'picocolors';
+import type { ErrorMeasure } from '../shared/protocol.ts';
 import type { Rollback, RunDetail, RunSummary, WorkerSummary } from '../shared/rest.ts';
 import { errorFormat } from '../shared/text.ts';
 
@@ -324,8 +325,8 @@ export function short(value: number | null | undefined): string {
   return String(Number(value.toPrecision(4)));
 }
 
-/** How the errors of a run are told. */
-export const errorOf = ({ errorMeasure }: Pick<RunSummary, 'errorMeasure'>) =>
+/** How the errors of a run, or of a trial, are told. */
+export const errorOf = ({ errorMeasure }: { readonly errorMeasure?: ErrorMeasure | null }) =>
   errorFormat(errorMeasure, short);
 
 /** Seconds → `42 s`, `3:05`, `2:03:05`. */

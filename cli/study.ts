@@ -329,9 +329,7 @@ function tellProgress(progress: Progress, trialCount: number): (event: StudyEven
     const { id, index, point, end } = trial;
     const best = bestEvaluation(trial);
     progress.event(`trial-${kind}`, { run: id, index, point, reason, best, end });
-    const result = best
-      ? `: loss ${short(best.loss)}, error ${errorOf({ errorMeasure: trial.errorMeasure ?? null })(best.error)}`
-      : '';
+    const result = best ? `: loss ${short(best.loss)}, error ${errorOf(trial)(best.error)}` : '';
     const what = kind === 'ended' ? (trial.end?.kind ?? kind) : kind;
     progress.note(
       kind === 'started' ? `${id} started: ${reason}` : `${id} ${what}${result} (${reason})`,

@@ -50,6 +50,8 @@ export interface Holder {
 
 export type Claimant = Pick<Holder, 'owner' | 'ttlMs' | 'since'>;
 
+/** Where owners of a state folder are entered. */
+export const OWNER_FOLDER = '.owner';
 const OWNER_FILE = /^(\d{6,16})\.json$/;
 const ATTEMPTS_MAX = 50;
 

@@ -4,6 +4,7 @@ import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Log } from '../shared/log.ts';
 import { diskError, errnoOf, makeFolder, unseal, writeSealed } from './atomic-file.ts';
+import { OWNER_FOLDER } from './folder-lock.ts';
 import type { StateStore } from './state-store.ts';
 
 // A primary that was killed and is back before its lease has lapsed would go on from its checkpoint, and what was
@@ -18,7 +19,6 @@ interface Followed {
   readonly leaseMs: number;
 }
 
-const FOLDER = '.owner';
 const FILE = 'followed.json';
 /** A standby takes over so long after the lease has lapsed, on however busy a machine. */
 const HEIR_MS = 5_000;
@@ -32,7 +32,7 @@ export class FollowedNote {
   #writing: Promise<unknown> = Promise.resolve();
 
   constructor(state: string, owner: { readonly token: number; readonly leaseMs: number }) {
-    this.#folder = join(state, FOLDER);
+    this.#folder = join(state, OWNER_FOLDER);
     this.#owner = owner;
   }
 
@@ -101,7 +101,7 @@ export async function letHeirBegin(
 
 /** @returns null: nobody followed, or it cannot be read. @throws DownpourError DP_DISK */
 async function readFollowed(state: string): Promise<Followed | null> {
-  const path = join(state, FOLDER, FILE);
+  const path = join(state, OWNER_FOLDER, FILE);
   let bytes: Buffer;
   try {
     bytes = await readFile(path);

@@ -13,7 +13,14 @@ import {
   writeAll,
   writeFileAtomic,
 } from './atomic-file.ts';
-import { enterFolder, leaveFolder, ownsFolder, refuseHeld, touchFolder } from './folder-lock.ts';
+import {
+  enterFolder,
+  leaveFolder,
+  OWNER_FOLDER,
+  ownsFolder,
+  refuseHeld,
+  touchFolder,
+} from './folder-lock.ts';
 import {
   type BestRecord,
   type CheckpointSummary,
@@ -47,7 +54,6 @@ type Operation =
   | { readonly op: 'resetBest'; readonly run: string }
   | { readonly op: 'earlyStopping'; readonly run: string; readonly record: unknown };
 
-const OWNER_FOLDER = '.owner';
 const JOURNAL = /^journal\.(\d{6,16})\.jsonl$/;
 const RETRY_MS = 500;
 /** A file that has grown to so much beyond twice of what waits is written anew. */

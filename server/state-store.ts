@@ -6,7 +6,14 @@ import { NAME_PATTERN } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { diskError, errnoOf, makeFolder, unseal, writeSealed } from './atomic-file.ts';
 import type { CheckpointManifest } from './checkpoint.ts';
-import { leaveFolder, newestToken, readHolder, takeFolder, touchFolder } from './folder-lock.ts';
+import {
+  leaveFolder,
+  newestToken,
+  OWNER_FOLDER,
+  readHolder,
+  takeFolder,
+  touchFolder,
+} from './folder-lock.ts';
 
 // What must outlive a server, and what several servers must agree on. Two implementations: files
 // (below) for one server, Redis (`redis.ts`) for several. Every write carries the token of its
@@ -139,7 +146,6 @@ export interface ShardRecord {
 /** What is wrong with a record that was passed over. */
 export type OnDamagedRecord = (error: DownpourError) => void;
 
-const OWNER_FOLDER = '.owner';
 const SHARDS_FOLDER = '.shards';
 const READS_MAX = 20;
 
