@@ -155,6 +155,20 @@ describe.each(KINDS)('%s', (kind) => {
       ).toBe(false);
     }
   });
+
+  test('takes large parameters for what they are, though their sum overflows', () => {
+    const n = 40;
+    for (const signs of [[1], [1, -1]]) {
+      const { parameters, fused, stage } = setUp(configOf(kind), n, []);
+      parameters.forEach((_, i) => {
+        parameters[i] = signs[(i >> 2) % signs.length]! * 3e38;
+      });
+      const clip = { limit: Infinity, factor: 1 };
+      const staged = stage('f32', bytesOf(new Float32Array(n).fill(1)));
+      expect(fused.apply(staged, clip, { step: 1, learningRate: 0.01 })).toBe(true);
+      expect([...parameters].every(Number.isFinite)).toBe(true);
+    }
+  });
 });
 
 describe('the norm', () => {

@@ -30,7 +30,7 @@ function store(at: usize, value: v128, mask: v128, masked: bool): void {
   v128.store(at, masked ? v128.bitselect(value, v128.load(at), mask) : value);
 }
 
-/** One vector of one update. Returns 0 in each lane, NaN where the parameter is not finite. */
+/** One vector of one update. Returns the parameters, 0 where the mask is. */
 @inline
 function update4(
   rule: i32,
@@ -106,8 +106,13 @@ function update4(
     fresh = f32x4.sub(plain ? t : f32x4.mul(keep, t), step);
   }
   store(out + at, fresh, mask, masked);
-  const finite = f32x4.sub(fresh, fresh);
-  return masked ? v128.and(finite, mask) : finite;
+  return masked ? v128.and(fresh, mask) : fresh;
+}
+
+/** 0 in each lane, NaN where x is not finite. */
+@inline
+function finite(x: v128): v128 {
+  return f32x4.sub(x, x);
 }
 
 /** Lanes of the vector at i that lie in [start, end). */
@@ -117,7 +122,7 @@ function lanes(i: usize, start: usize, end: usize): v128 {
   return v128.and(i32x4.ge_s(at, i32x4.splat(<i32>start)), i32x4.lt_s(at, i32x4.splat(<i32>end)));
 }
 
-/** Updates [start, end), a few vectors, whatever the rule. Sums what `update4` returns. */
+/** Updates [start, end), a few vectors, whatever the rule. Returns 0, NaN in a lane that is no longer finite. */
 function edge(
   rule: i32,
   kind: i32,
@@ -145,14 +150,12 @@ function edge(
   for (let i = start & ~3; i < end; i += 4) {
     const x = decoded(kind, g, scales, i);
     const mask = lanes(i, start, end);
-    sum = f32x4.add(
-      sum,
-      update4(
-        rule, false, theta, out, s1, s2, i << 2, x, f32x4.splat(limit), f32x4.splat(factor),
-        f32x4.splat(lambda), f32x4.splat(l1), f32x4.splat(rate), f32x4.splat(p), f32x4.splat(p1), f32x4.splat(q),
-        f32x4.splat(q1), f32x4.splat(delta), f32x4.splat(keep), mask, true,
-      ),
+    const fresh = update4(
+      rule, false, theta, out, s1, s2, i << 2, x, f32x4.splat(limit), f32x4.splat(factor),
+      f32x4.splat(lambda), f32x4.splat(l1), f32x4.splat(rate), f32x4.splat(p), f32x4.splat(p1), f32x4.splat(q),
+      f32x4.splat(q1), f32x4.splat(delta), f32x4.splat(keep), mask, true,
     );
+    sum = f32x4.add(sum, finite(fresh));
   }
   return sum;
 }
@@ -248,7 +251,15 @@ function update(
       rule, plain, theta, out, s1, s2, at + 48, x3, vLimit, vFactor, vLambda, vL1, vRate, vP, vP1, vQ, vQ1,
       vDelta, vKeep, vLimit, false,
     );
-    sum = f32x4.add(sum, f32x4.add(f32x4.add(r0, r1), f32x4.add(r2, r3)));
+    // Sixteen at once; that a sum of large ones overflows is found out below.
+    sum = f32x4.add(sum, finite(f32x4.add(f32x4.add(r0, r1), f32x4.add(r2, r3))));
+  }
+  if (v128.any_true(f32x4.ne(sum, f32x4.splat(0)))) {
+    sum = f32x4.splat(0);
+    for (let at = start & ~3; at < to; at += 4) {
+      const mask = lanes(at, start, to);
+      sum = f32x4.add(sum, finite(v128.and(v128.load(out + (at << 2)), mask)));
+    }
   }
   if (to < end) {
     const rest = edge(
