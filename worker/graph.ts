@@ -1,7 +1,13 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { drawNoise, type NoiseRequest, type NoiseSource, seededDraws } from './noise.ts';
+import {
+  drawNoise,
+  type NoiseRequest,
+  type NoiseSource,
+  noiseValues,
+  seededDraws,
+} from './noise.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /**
@@ -19,11 +25,18 @@ import { type Tensor, tf } from './tf.ts';
 export interface Graph {
   /**
    * @param feeds in the order of the recording: those given at its beginning, then those of `feed`.
-   *   Same shapes. @returns all values of the one output, the caller's own.
+   *   Same shapes. They stay as they are until it returns.
+   * @returns all values of the one output, the caller's own.
    */
-  run(feeds: readonly Tensor[]): Float32Array;
+  run(feeds: readonly Fed[]): Float32Array;
   /** Frees the library's session. */
   dispose(): void;
+}
+
+/** What a tensor that is fed holds: float32 or int32. */
+export interface Fed {
+  readonly values: Float32Array | Int32Array;
+  readonly shape: readonly number[];
 }
 
 export interface Recording {
@@ -70,15 +83,11 @@ const CONSTANT_BYTES_MAX = 64 * 2 ** 20;
 const GRAPH_PRODUCER = 1087;
 const OUTPUT = 'output';
 
-/**
- * Whether the engine that is open can record. With a GPU it can't: the binding takes feeds by way of
- * the host, parameters too.
- */
+/** Whether the engine that is open can record. */
 export function canRecord(): boolean {
   const backend = tf.backend() as Partial<NativeBackend>;
   return (
     tf.getBackend() === 'tensorflow' &&
-    backend.isUsingGpuDevice === false &&
     typeof backend.getInputTensorIds === 'function' &&
     typeof backend.binding?.executeOp === 'function' &&
     typeof backend.binding.runSavedModel === 'function'
@@ -102,6 +111,7 @@ export function record(
   const sources = new Map<number, string>();
   const fed: string[] = [];
   let constantBytes = 0;
+  let feeding = false;
   let why = '';
 
   const constant = (shape: readonly number[], dtype: number, values: Values): string => {
@@ -114,9 +124,19 @@ export function record(
   const feed = (tensor: Tensor): void => {
     const name = `feed${fed.length}`;
     fed.push(name);
-    sources.set(backend.getInputTensorIds([tensor])[0]!, name);
-    const dtype = tensor.dtype === 'int32' ? binding.TF_INT32 : binding.TF_FLOAT;
-    nodes.push(node(name, 'Placeholder', [], [attrBytes('dtype', typeValue(dtype))]));
+    // May be what makes it.
+    feeding = true;
+    const id = backend.getInputTensorIds([tensor])[0]!;
+    feeding = false;
+    const [whole, real] = [binding.TF_INT32, binding.TF_FLOAT].map(typeValue) as [Bytes, Bytes];
+    const isWhole = tensor.dtype === 'int32' || backend.isUsingGpuDevice;
+    nodes.push(node(name, 'Placeholder', [], [attrBytes('dtype', isWhole ? whole : real)]));
+    sources.set(id, name);
+    if (tensor.dtype === 'int32' || !isWhole) return;
+    // See `hostTensor`.
+    const types = [attrBytes('T', whole), attrBytes('type', real)];
+    nodes.push(node(`${name}_bits`, 'Bitcast', [name], types));
+    sources.set(id, `${name}_bits`);
   };
 
   backend.binding = Object.create(binding, {
@@ -135,6 +155,7 @@ export function record(
     createTensor: {
       value: (shape: number[], dtype: number, values: Values) => {
         const id = binding.createTensor(shape, dtype, values);
+        if (feeding) return id;
         if (ArrayBuffer.isView(values)) sources.set(id, constant(shape, dtype, values));
         else why ||= 'it has tensors of text';
         return id;
@@ -185,22 +206,46 @@ function load(backend: NativeBackend, nodes: readonly Bytes[], fed: readonly str
   const inputs = fed.map((name) => `${name}:0`).join(',');
   return {
     run(feeds) {
-      const ids = backend.getInputTensorIds(feeds);
-      const [{ id }] = binding.runSavedModel(session, ids, inputs, `${OUTPUT}:0`) as [
-        { id: number },
-      ];
-      const values = binding.tensorDataSync(id) as Float32Array;
-      binding.deleteTensor(id);
-      return values;
+      const ids: number[] = [];
+      try {
+        for (const each of feeds) ids.push(hostTensor(backend, each));
+        const [{ id }] = binding.runSavedModel(session, ids, inputs, `${OUTPUT}:0`) as [
+          { id: number },
+        ];
+        const values = binding.tensorDataSync(id) as Float32Array;
+        binding.deleteTensor(id);
+        return values;
+      } finally {
+        for (const id of ids) binding.deleteTensor(id);
+      }
     },
     dispose: () => binding.deleteSavedModel(session),
   };
+}
+
+/**
+ * A tensor in the host's memory. Feeds pass through there: what lay on a GPU would be fetched, to be put there
+ * again. The binding puts all but int32 on the GPU, so numbers are fed as the int32 of their bits.
+ */
+function hostTensor({ binding, isUsingGpuDevice }: NativeBackend, { values, shape }: Fed): number {
+  const { buffer, byteOffset, length } = values;
+  if (values instanceof Int32Array || isUsingGpuDevice) {
+    const bits = new Int32Array(buffer, byteOffset, length);
+    return binding.createTensor([...shape], binding.TF_INT32, bits);
+  }
+  return binding.createTensor([...shape], binding.TF_FLOAT, values);
 }
 
 // When to record, and when to believe a recording.
 
 /** A step of some model: tensors fed and noise asked for in, one tensor out. */
 export type Compute = (noise: NoiseSource) => Tensor;
+
+/** A step and the tensors that are fed to it. */
+export interface Opened {
+  readonly feeds: readonly Tensor[];
+  readonly compute: Compute;
+}
 
 interface Plan {
   runs: number;
@@ -230,17 +275,17 @@ export class Graphs {
   }
 
   /**
-   * @param key the same for the same shapes. @param feeds every tensor that may differ between two
-   *   runs, in one order. @returns the values of what `compute` gives.
+   * @param key the same for the same shapes. @param fed all that may differ between two runs, in one order.
+   * @param open makes tensors of it, in the same order, and what is computed with them.
+   * @returns the values of what `compute` gives.
    */
-  run(key: string, feeds: readonly Tensor[], compute: Compute): Float32Array {
+  run(key: string, fed: readonly Fed[], open: () => Opened): Float32Array {
     const plan = this.#plan(key);
-    if (!plan || plan.refused || plan.runs++ === 0) return readOff(compute(drawNoise));
-    if (!plan.graph) return this.#record(plan, feeds, compute);
+    if (!plan || plan.refused || plan.runs++ === 0) return readOff(open().compute(drawNoise));
+    if (!plan.graph) return this.#record(plan, open());
+    if (!plan.proved) return this.#prove(plan, plan.graph, fed, open());
     // Noise is drawn one after another from the same seed, so drawing it again needs it again.
-    return plan.proved
-      ? runGraph(plan.graph, feeds, plan.noises.map(drawNoise))
-      : this.#prove(plan, plan.graph, feeds, compute);
+    return plan.graph.run([...fed, ...plan.noises.map(fedNoise)]);
   }
 
   dispose(): void {
@@ -257,7 +302,7 @@ export class Graphs {
     return plan;
   }
 
-  #record(plan: Plan, feeds: readonly Tensor[], compute: Compute): Float32Array {
+  #record(plan: Plan, { feeds, compute }: Opened): Float32Array {
     const noises: NoiseRequest[] = [];
     const before = seededDraws();
     const { result, graph, why } = record(feeds, (feed) =>
@@ -276,22 +321,20 @@ export class Graphs {
     return readOff(result);
   }
 
-  #prove(plan: Plan, graph: Graph, feeds: readonly Tensor[], compute: Compute): Float32Array {
-    const noises: Tensor[] = [];
+  #prove(plan: Plan, graph: Graph, fed: readonly Fed[], { compute }: Opened): Float32Array {
+    const noises: Fed[] = [];
     const expected = readOff(
       compute((request) => {
-        const noise = tf.keep(drawNoise(request));
+        const noise = fedNoise(request);
         noises.push(noise);
-        return noise;
+        return tf.tensor(noise.values, [...noise.shape], 'float32');
       }),
     );
     let distance = Number.POSITIVE_INFINITY;
     try {
-      distance = relativeDistance(expected, runGraph(graph, feeds, noises));
+      distance = relativeDistance(expected, graph.run([...fed, ...noises]));
     } catch (error) {
       this.#refuse(plan, error instanceof Error ? error.message : String(error));
-    } finally {
-      tf.dispose(noises);
     }
     // Not a number: the model has diverged. That proves nothing, so the next step tries again.
     if (distance <= TOLERANCE) {
@@ -311,11 +354,10 @@ export class Graphs {
   }
 }
 
-function runGraph(graph: Graph, feeds: readonly Tensor[], noises: readonly Tensor[]): Float32Array {
-  const values = graph.run([...feeds, ...noises]);
-  tf.dispose([...noises]);
-  return values;
-}
+const fedNoise = (request: NoiseRequest): Fed => ({
+  values: noiseValues(request),
+  shape: request.shape,
+});
 
 function readOff(tensor: Tensor): Float32Array {
   const values = tensor.dataSync() as Float32Array;

@@ -11,7 +11,7 @@ import type {
   LossName,
   Measure,
 } from './experiment.ts';
-import { type Compute, canRecord, Graphs } from './graph.ts';
+import { canRecord, type Fed, Graphs, type Opened } from './graph.ts';
 import { isNoisy } from './layers.ts';
 import { drawNoise, type NoiseSource, seedRandom, withSeed } from './noise.ts';
 import {
@@ -90,7 +90,7 @@ export interface Model {
    */
   initialise(seed: number): Promise<Float32Array>;
   /**
-   * Puts parameters on the device.
+   * Takes parameters; they are put on the device when something is computed there that is no recorded step.
    * @param parameters shape [layout.exchangedSize] or [layout.size]. Not to be written to by anybody
    *   before the next `load` or `dispose` returns: until then a tensor may use this very memory.
    */
@@ -157,6 +157,8 @@ export async function buildModel(
   const placed = (of: Instance) => placeWeights(layout, of.weights);
   let weights = placed(instance);
   let loaded: Float32Array | null = null;
+  /** What is loaded is on the device. */
+  let uploaded = true;
   const loss = lossOf(experiment, data);
   const trainingLoss = lossOf(experiment, data, smoothingOf(experiment, config.hyperparameters));
   const error = errorOf(experiment, data, loss);
@@ -180,15 +182,17 @@ export async function buildModel(
     };
   };
   /** Of one shape each, kept: assigning one to a variable costs no operation. */
-  const zeros = new Map<string, Tensor>();
-  const zero = (shape: readonly number[]): Tensor => {
-    let tensor = zeros.get(String(shape));
-    if (!tensor) {
-      tensor = tf.keep(tf.zeros([...shape]));
-      zeros.set(String(shape), tensor);
+  const zeros = new Map<string, { readonly tensor: Tensor; readonly fed: Fed }>();
+  const zerosOf = (shape: readonly number[]) => {
+    let known = zeros.get(String(shape));
+    if (!known) {
+      const fed = { values: new Float32Array(sizeOf(shape)), shape };
+      known = { tensor: tf.keep(tf.zeros([...shape])), fed };
+      zeros.set(String(shape), known);
     }
-    return tensor;
+    return known;
   };
+  const zero = (shape: readonly number[]): Tensor => zerosOf(shape).tensor;
 
   /** The statistics loaded, by name: a step moves the model's own, and then puts these back. */
   const held = new Map<string, Tensor>();
@@ -202,6 +206,64 @@ export async function buildModel(
     }
   };
   holdAll();
+
+  /** Frozen parameters by name, and those of them that are not on the device yet. */
+  const frozen = new Map<string, Float32Array>();
+  const waiting = new Set<string>();
+  /** They outlive the next `load`, which brings none. */
+  const keepFrozen = (whole: Float32Array) => {
+    for (const { role, name, offset, size } of weights) {
+      if (role !== 'frozen') continue;
+      frozen.set(name, whole.slice(offset, offset + size));
+      waiting.add(name);
+    }
+  };
+  /** Null: not known, nothing was loaded that has it. */
+  const valuesOf = ({ name, role, offset, size }: PlacedTensor): Float32Array | null =>
+    role === 'frozen'
+      ? (frozen.get(name) ?? null)
+      : (loaded?.subarray(offset, offset + size) ?? null);
+
+  /** Puts what is loaded on the device. */
+  const upload = (): void => {
+    if (uploaded) return;
+    uploaded = true;
+    for (const weight of weights) {
+      const { name, role, variable, shape } = weight;
+      if (role === 'frozen' && !waiting.delete(name)) continue;
+      const fresh = tf.tensor(valuesOf(weight)!, [...shape], 'float32');
+      variable.assign(fresh);
+      if (role === 'statistics') hold(name, fresh);
+      else fresh.dispose();
+    }
+  };
+
+  /** All that a step depends on, null when not all of it is known, and tensors of it in the same order. */
+  const feedsOf = (minibatch: Minibatch): { fed: Fed[] | null; open(): Opened } => {
+    const { inputs, targets } = minibatch;
+    const count = inputs.length / inputSize;
+    const given = weights.filter(({ role }) => role !== 'statistics');
+    const moved = weights.filter(({ role }) => role === 'statistics');
+    const shapes = [...new Map(moved.map(({ shape }) => [String(shape), shape])).values()];
+    const fed = [
+      { values: inputs, shape: [count, ...data.inputShape] },
+      { values: targets, shape: [count, ...data.targetShape] },
+      ...given.map((weight) => ({ values: valuesOf(weight), shape: weight.shape })),
+      ...shapes.map((shape) => zerosOf(shape).fed),
+    ];
+    return {
+      fed: fed.every(({ values }) => values !== null) ? (fed as Fed[]) : null,
+      open: () => {
+        upload();
+        const tensors = tensorsOf(minibatch);
+        const feeds = [tensors.inputs, tensors.targets, ...given.map(({ variable }) => variable)];
+        return {
+          feeds: [...feeds, ...shapes.map(zero)],
+          compute: (noise) => gradientOf(tensors.inputs, tensors.targets, noise),
+        };
+      },
+    };
+  };
 
   /** Gradient, statistics and loss behind each other, shape [layout.exchangedSize + 1]. */
   const gradientOf = (inputs: Tensor, targets: Tensor, noise: NoiseSource): Tensor =>
@@ -253,6 +315,9 @@ export async function buildModel(
       const flat = tf.tidy(() => tf.concat1d(weights.map((w) => flatten(w.variable))));
       values.set(await read(flat));
       loaded = values;
+      uploaded = true;
+      keepFrozen(values);
+      waiting.clear();
       return values;
     },
 
@@ -265,43 +330,25 @@ export async function buildModel(
         );
       }
       loaded = parameters;
-      for (const { name, role, variable, shape, offset, size } of weights) {
-        if (offset >= parameters.length) break;
-        // Frozen ones outlive the next load, which brings none.
-        const values =
-          role === 'frozen'
-            ? parameters.slice(offset, offset + size)
-            : parameters.subarray(offset, offset + size);
-        const fresh = tf.tensor(values, [...shape], 'float32');
-        variable.assign(fresh);
-        if (role === 'statistics') hold(name, fresh);
-        else fresh.dispose();
-      }
+      uploaded = false;
+      if (whole) keepFrozen(parameters);
     },
 
     async step(minibatch, seed) {
-      const statistics = weights.filter((w) => w.role === 'statistics');
       // Not given back by the tidy, which would look for tensors in every element.
       let computed: Float32Array | null = null;
       const flat = withSeed(seed, () =>
         tf.tidy(() => {
-          const { inputs, targets } = tensorsOf(minibatch);
-          const compute: Compute = (noise) => gradientOf(inputs, targets, noise);
-          if (!graphs) return compute(drawNoise);
-          const feeds: Tensor[] = [inputs, targets];
-          for (const { role, variable } of weights) {
-            if (role !== 'statistics') feeds.push(variable);
-          }
-          for (const shape of new Set(statistics.map((w) => String(w.shape)))) {
-            feeds.push(zeros.get(shape)!);
-          }
-          computed = graphs.run(String(inputs.shape), feeds, compute);
+          const { fed, open } = feedsOf(minibatch);
+          if (!graphs || !fed) return open().compute(drawNoise);
+          computed = graphs.run(String(fed[0]!.shape), fed, open);
           return null as never;
         }),
       );
       const values = computed ?? (await read(flat));
       const gradient = values.subarray(0, layout.exchangedSize);
-      for (const { offset, size, momentum } of statistics) {
+      for (const { role, offset, size, momentum } of weights) {
+        if (role !== 'statistics') continue;
         // What a function of variables assigns is the minibatch's value already.
         const share = instance.layersModel === null ? 1 : 1 - momentum!;
         for (let i = offset; i < offset + size; i++) gradient[i]! /= share;
@@ -310,6 +357,7 @@ export async function buildModel(
     },
 
     async measure(minibatch) {
+      upload();
       const flat = tf.tidy(() => {
         const { inputs, targets } = tensorsOf(minibatch);
         const predictions = instance.predict(inputs, false);
@@ -327,6 +375,7 @@ export async function buildModel(
     },
 
     async penalty() {
+      upload();
       const total = tf.tidy(() => {
         const penalties = instance.penalties();
         if (penalties.length === 0) return tf.scalar(0);
@@ -336,6 +385,7 @@ export async function buildModel(
     },
 
     async predict(minibatch) {
+      upload();
       const output = tf.tidy(() =>
         tf.cast(instance.predict(tensorsOf(minibatch).inputs, false), 'float32'),
       );
@@ -345,6 +395,7 @@ export async function buildModel(
 
     async activations(minibatch) {
       if (!instance.layersModel) return [];
+      upload();
       const layers = observableLayers(instance.layersModel);
       const outputs = tf.tidy(() => {
         const probe = tf.model({
@@ -377,7 +428,8 @@ export async function buildModel(
     dispose() {
       disposeInstance(instance);
       graphs?.dispose();
-      for (const tensor of [...zeros.values(), ...held.values()]) tensor.dispose();
+      for (const { tensor } of zeros.values()) tensor.dispose();
+      for (const tensor of held.values()) tensor.dispose();
     },
   };
 }

@@ -54,13 +54,17 @@ export type NoiseRequest =
 /** Where layers take their noise from: a recorded step is fed it. */
 export type NoiseSource = (request: NoiseRequest) => Tensor;
 
+/** Draws it as a tensor. */
+export const drawNoise: NoiseSource = (request) =>
+  tf.tensor(noiseValues(request), [...request.shape], 'float32');
+
 /** Draws it: exactly one number of `Math.random` for a request without a seed. */
-export function drawNoise(request: NoiseRequest): Tensor {
+export function noiseValues(request: NoiseRequest): Float32Array {
   if (request.kind === 'dropout') return dropoutMask(request);
   const draw = random(Math.floor(Math.random() * 2 ** 32), STREAMS.minibatch);
   const values = new Float32Array(request.shape.reduce((product, d) => product * d, 1));
   for (let i = 0; i < values.length; i++) values[i] = draw.normal();
-  return tf.tensor(values, [...request.shape], 'float32');
+  return values;
 }
 
 /**
@@ -72,7 +76,7 @@ export function dropoutMask({
   shape,
   rate,
   seed,
-}: Omit<NoiseRequest & { kind: 'dropout' }, 'kind'>): Tensor {
+}: Omit<NoiseRequest & { kind: 'dropout' }, 'kind'>): Float32Array {
   const values = new Float32Array(shape.reduce((product, d) => product * d, 1));
   const keep = Math.fround(1 - rate);
   const kept = Math.fround(1 / keep);
@@ -89,7 +93,7 @@ export function dropoutMask({
     const sum = Math.fround(Math.fround(s2) + keep);
     if (sum >= 1) values[i] = sum >= 2 ? 2 / keep : kept;
   }
-  return tf.tensor(values, [...shape], 'float32');
+  return values;
 }
 
 /** Alea's three numbers for a seed, each in [0, 1), by Baagøe's hash `Mash`. */
