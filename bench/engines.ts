@@ -2,8 +2,9 @@
  * Milliseconds that a gradient step takes (minibatch of 64: parameters put on the device, forward,
  * backward, one gradient read back), per engine and network, by two paths in turn:
  *
- *     npx tsx bench/engines.ts             # all engines that are installed, but for cpu
+ *     npx tsx bench/engines.ts             # wasm, and the native engine where it is installed
  *     npx tsx bench/engines.ts wasm cpu    # only the rows named
+ *     npx tsx bench/engines.ts native-gpu  # not beside `native`: two TensorFlows collide in one process
  *
  * - `plain`: what a program on TensorFlow.js does: `LayersModel.apply`, `variableGrads`, one concat and
  *   one readback. Its own random dropout.
@@ -29,7 +30,14 @@ const BATCH_SIZE = 64;
 /** A graph is recorded and proved meanwhile. */
 const WARM_UP_STEPS = 4;
 
-export const BENCH_ENGINES = ['wasm-stock', 'wasm', 'native', 'cpu'] as const;
+export const BENCH_ENGINES = [
+  'wasm-stock',
+  'wasm',
+  'native',
+  'webgpu',
+  'native-gpu',
+  'cpu',
+] as const;
 export type BenchEngine = (typeof BENCH_ENGINES)[number];
 
 export interface EngineRow {
@@ -87,6 +95,22 @@ const NETWORKS = {
         tfl.layers.dense({ units: 10 }),
       ],
     }),
+  /** Four convolutions 3×3 (64, 64, 128, 128) and 512-10: 4.5 million parameters, work for a GPU. */
+  'cnn, wide': () =>
+    tfl.sequential({
+      layers: [
+        ...[64, 64, 128, 128].flatMap((filters, i) => [
+          tfl.layers.conv2d({
+            ...{ filters, kernelSize: 3, padding: 'same', activation: 'relu' },
+            ...(i === 0 ? { inputShape: [28, 28, 1] } : {}),
+          }),
+          ...(i % 2 === 1 ? [tfl.layers.maxPooling2d({ poolSize: 2 })] : []),
+        ]),
+        tfl.layers.flatten(),
+        tfl.layers.dense({ units: 512, activation: 'relu' }),
+        tfl.layers.dense({ units: 10 }),
+      ],
+    }),
   /** Two convolutions with batch normalisation and dropout: the example mnist-cnn. */
   'cnn, normalised': () =>
     tfl.sequential({
@@ -124,9 +148,12 @@ export async function benchEngines(options: EnginesOptions = {}): Promise<Engine
     } else await openEngine({ engine });
     for (const network of Object.keys(NETWORKS) as NetworkName[]) {
       const isCnn = network.startsWith('cnn');
-      // A CNN step takes minutes there.
-      if (engine === 'cpu' && isCnn) continue;
-      const count = Math.ceil(steps / (isCnn ? 4 : 1) / (engine === 'cpu' ? 20 : 1));
+      const isWide = network === 'cnn, wide';
+      const onGpu = engine === 'webgpu' || engine === 'native-gpu';
+      // A CNN step takes minutes there, a wide one seconds.
+      if ((engine === 'cpu' && isCnn) || (engine.startsWith('wasm') && isWide)) continue;
+      const share = (isCnn ? 4 : 1) * (engine === 'cpu' ? 20 : 1) * (isWide && !onGpu ? 10 : 1);
+      const count = Math.ceil(steps / share);
       try {
         for (const row of await measure(engine, network, count)) {
           rows.push(row);
@@ -147,8 +174,8 @@ async function measure(
 ): Promise<EngineRow[]> {
   const paths: Record<EngineRow['path'], Path> =
     engine === 'wasm-stock'
-      ? ({ plain: plainPath(network) } as Record<EngineRow['path'], Path>)
-      : { plain: plainPath(network), downpour: await downpourPath(network) };
+      ? ({ plain: await plainPath(network) } as Record<EngineRow['path'], Path>)
+      : { plain: await plainPath(network), downpour: await downpourPath(network) };
   const entries = Object.entries(paths) as [EngineRow['path'], Path][];
   const times = new Map<EngineRow['path'], number[]>(entries.map(([path]) => [path, []]));
   try {
@@ -174,7 +201,7 @@ interface Path {
   dispose(): void;
 }
 
-function plainPath(network: NetworkName): Path {
+async function plainPath(network: NetworkName): Promise<Path> {
   const model = NETWORKS[network]();
   const x = tf.randomUniform([BATCH_SIZE, 28, 28, 1], 0, 1, 'float32', 1);
   const classes = Int32Array.from({ length: BATCH_SIZE }, (_, i) => i % 10);
@@ -182,7 +209,7 @@ function plainPath(network: NetworkName): Path {
   const weights = model.trainableWeights.map((weight) => weight.read() as tf.Variable);
   const sizes = weights.map(({ size }) => size);
   const flat = [0, 1].map(() => new Float32Array(sizes.reduce((sum, size) => sum + size, 0)));
-  const initial = tf.tidy(() => tf.concat(weights.map((w) => tf.reshape(w, [-1]))).dataSync());
+  const initial = await tf.tidy(() => tf.concat(weights.map((w) => tf.reshape(w, [-1])))).data();
   for (const each of flat) each.set(initial);
   const loss = () => {
     const logits = model.apply(x, { training: true }) as tf.Tensor;
@@ -190,7 +217,7 @@ function plainPath(network: NetworkName): Path {
   };
   return {
     async step(i) {
-      tf.tidy(() => {
+      const flatGradient = tf.tidy(() => {
         let offset = 0;
         for (const weight of weights) {
           const values = flat[i % 2]!.subarray(offset, offset + weight.size);
@@ -198,8 +225,12 @@ function plainPath(network: NetworkName): Path {
           offset += weight.size;
         }
         const { grads } = tf.variableGrads(loss, weights);
-        tf.concat(weights.map((w) => tf.reshape(grads[w.name]!, [-1]))).dataSync();
+        return tf.concat(weights.map((w) => tf.reshape(grads[w.name]!, [-1])));
       });
+      // A GPU of a browser's kind has no other way.
+      if (tf.getBackend() === 'webgpu') await flatGradient.data();
+      else flatGradient.dataSync();
+      flatGradient.dispose();
     },
     dispose() {
       tf.dispose([x, y]);

@@ -4,6 +4,7 @@
  *
  *     npx tsx bench/system.ts                   # all rows
  *     npx tsx bench/system.ts native simulated  # only these kinds of worker
+ *     npx tsx bench/system.ts native-gpu        # those of a GPU only when asked for
  *
  * `simulated` workers push one ready gradient as fast as they get replies, without TensorFlow: the
  * parameter path alone. The others compute: real digits, all of a worker's step. Digits are MNIST's
@@ -30,7 +31,7 @@ import { cpuMs, ENVIRONMENT, end, keep, PROGRAM, ROOT, startServer } from './pro
 const EXPERIMENT = 'mnist-mlp';
 const WARM_UP_MS = 60_000;
 
-export type WorkerKind = 'native' | 'wasm' | 'simulated';
+export type WorkerKind = 'native' | 'wasm' | 'native-gpu' | 'webgpu' | 'simulated';
 
 export interface SystemCase {
   readonly worker: WorkerKind;
@@ -77,6 +78,9 @@ export const SYSTEM_CASES: readonly SystemCase[] = [
   { ...plain, worker: 'wasm' },
   { ...plain, worker: 'wasm', depth: 2 },
 ];
+const GPU_CASES: readonly SystemCase[] = (['native-gpu', 'webgpu'] as const).flatMap((worker) =>
+  [1, 2, 4].map((workers) => ({ ...plain, worker, workers })),
+);
 
 /** Measures the cases one after another; those whose engine is not installed are left out. */
 export async function benchSystem(options: SystemOptions = {}): Promise<SystemRow[]> {
@@ -306,7 +310,9 @@ if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
   if (first === '--simulate') await simulate(rest[0]!, rest[1] as SystemCase['push'], rest[2]!);
   else {
     const wanted = first === undefined ? null : [first, ...rest];
-    const cases = SYSTEM_CASES.filter(({ worker }) => !wanted || wanted.includes(worker));
+    const cases = wanted
+      ? [...SYSTEM_CASES, ...GPU_CASES].filter(({ worker }) => wanted.includes(worker))
+      : SYSTEM_CASES;
     await benchSystem({ cases, onRow: print });
   }
 }

@@ -207,6 +207,12 @@ async function loadBinding(
     // Of a graph: more threads than that only hand its small operations to and fro, 10 % of a step.
     process.env.TF_NUM_INTEROP_THREADS = String(options.threads);
   }
+  if (variant === 'gpu') {
+    // Else the first worker takes all of the GPU's memory, and a second one on it has none.
+    process.env.TF_FORCE_GPU_ALLOW_GROWTH ??= 'true';
+    // Products of float32 are rounded to 10 bits on Ampere and later unless this says no.
+    process.env.NVIDIA_TF32_OVERRIDE ??= '0';
+  }
   restoreNodeUtil();
   const require = createRequire(entry);
   answerWith(require, '@tensorflow/tfjs-core', tf);
