@@ -104,6 +104,3 @@ export function describeAdapter({ info, isFallbackAdapter = false }: Adapter) {
     );
   return { device, software };
 }
-
-export const WEBGPU_NOTE =
-  "tfjs's average-pool gradient is wrong here where windows are partly padding";

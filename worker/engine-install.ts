@@ -304,6 +304,29 @@ async function installCuda(
     progress: () => `${megabytes(folderBytes(temporary) + folderBytes(join(deps, 'nvidia')))} MB`,
   });
   rmSync(temporary, { recursive: true, force: true });
+  gatherLibraries(join(deps, 'nvidia'));
+}
+
+/** The one of NVIDIA's packages whose folder TensorFlow cannot do without. */
+const RUNTIME = 'cuda_runtime';
+
+/**
+ * Links all CUDA libraries, each in a package of its own, into one folder. TensorFlow opens them by name from its
+ * framework library, whose run path knows most of the packages but not all: not cuSOLVER in 2.21, without which
+ * it takes no GPU. (Python's own TensorFlow is opened by a library that knows it.)
+ * @param folder with the packages, as pip puts them.
+ */
+export function gatherLibraries(folder: string): void {
+  const to = join(folder, RUNTIME, 'lib');
+  for (const name of readdirSync(folder)) {
+    const from = join(folder, name, 'lib');
+    if (name === RUNTIME || !existsSync(from)) continue;
+    for (const file of readdirSync(from)) {
+      // Relative: the engine is built in one place and moved to another.
+      if (/\.so(\.\d+)*$/.test(file))
+        symlinkSync(join('..', '..', name, 'lib', file), join(to, file));
+    }
+  }
 }
 
 async function buildBinding(steps: Steps, folder: string, variant: NativeVariant): Promise<void> {

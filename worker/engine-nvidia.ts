@@ -102,7 +102,9 @@ export function whyNoGpuDevice(
     (match) => match[1]!,
   );
   if (libraries.length > 0) {
-    return `the driver is there but CUDA libraries are missing: ${[...new Set(libraries)].join(', ')}`;
+    const names = [...new Set(libraries)].join(', ');
+    const again = 'downpour engine remove --gpu, then downpour engine install --gpu';
+    return `the driver is there but CUDA libraries are missing: ${names}${engine === 'native-gpu' ? `; helps: ${again}` : ''}`;
   }
   if (/Cannot dlopen some GPU libraries/.test(tensorflowLog)) {
     return 'the driver is there but TensorFlow could not open some CUDA libraries: downpour engine install --gpu';

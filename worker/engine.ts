@@ -15,10 +15,10 @@ import {
   ourVersions,
   prove,
   setBackend,
-  WEBGPU_NOTE,
 } from './backend.ts';
 import { bindingPackage, engineFolder, type NativeVariant, readEngine } from './engine-folder.ts';
 import { type NvidiaSurvey, surveyNvidia, whyNoGpuDevice, whyNoNvidia } from './engine-nvidia.ts';
+import { repairWebgpuKernels } from './kernels-webgpu.ts';
 // For the methods of tensors, which layers and gradients lean on.
 import './tf.ts';
 
@@ -326,15 +326,13 @@ async function loadWebgpu(): Promise<Loaded> {
   const require = createRequire(entry);
   answerWith(require, '@tensorflow/tfjs-core', tf);
   require(entry);
+  repairWebgpuKernels();
   await setBackend('webgpu');
   return {
     backend: 'webgpu',
     device,
     versions: { 'tfjs-backend-webgpu': packageVersion(entry), ...ourVersions() },
-    notes: [
-      ...(software ? ['software adapter, allowed by DOWNPOUR_ALLOW_SOFTWARE_GPU'] : []),
-      WEBGPU_NOTE,
-    ],
+    notes: software ? ['software adapter, allowed by DOWNPOUR_ALLOW_SOFTWARE_GPU'] : [],
   };
 }
 
@@ -410,7 +408,12 @@ function runChild(name: EngineName, options: EngineOptions): Promise<ChildEnd> {
     [...loader, '--input-type=module', '--eval', script],
     // TensorFlow's log says why a GPU was not taken.
     {
-      env: { ...process.env, TF_CPP_MIN_LOG_LEVEL: GPU_ENGINES.has(name) ? '0' : '2' },
+      env: {
+        ...process.env,
+        ...(GPU_ENGINES.has(name)
+          ? { TF_CPP_MIN_LOG_LEVEL: '0', TF_CPP_VMODULE: 'dso_loader=1' }
+          : { TF_CPP_MIN_LOG_LEVEL: '2' }),
+      },
       stdio: ['ignore', 'pipe', 'pipe'],
       timeout: PROBE_TIMEOUT_MS,
       killSignal: 'SIGKILL',

@@ -23,12 +23,18 @@ const DIFFERENCES_TOLERANCE = 2e-3;
 /** Of a tensor's largest value, at least 1e-3: engines add up in another order. */
 const ENGINES_TOLERANCE = 1e-4;
 
+/** The shading language of WebGPU promises sin and cos to 2⁻¹¹; GPUs do better, programs in their place need it. */
+const COARSE_TOLERANCE = 5e-4;
+const toleranceOf = (backend: string, name: string): number =>
+  backend === 'webgpu' && /^(sin|cos|tan)$/.test(name) ? COARSE_TOLERANCE : ENGINES_TOLERANCE;
+
 /** What an engine refuses, said aloud at the first forward pass; layers never ask for it. */
 const REFUSED: Readonly<Record<string, { readonly cases: RegExp; readonly error: RegExp }>> = {
   tensorflow: {
     cases: /padding (1|wider than the filter|of its own on each side.*)$/,
     error: /supports only 'valid' and 'same' padding/,
   },
+  webgpu: { cases: /^maxPool3d/, error: /3-D max pooling is wrong by WebGPU/ },
 };
 
 /** Tensors of the reference are kept: several engines are compared with them. */
@@ -69,10 +75,11 @@ describe.each(ENGINES)('gradients on %s', (name) => {
         return;
       }
       const found = await gradientsOf(testCase);
-      expect(difference(found.outputs, expected.outputs), 'output').toBeLessThan(ENGINES_TOLERANCE);
+      const tolerance = toleranceOf(backend, testCase.name);
+      expect(difference(found.outputs, expected.outputs), 'output').toBeLessThan(tolerance);
       for (const [variable, gradient] of found.byVariable) {
         const other = expected.byVariable.get(variable)!;
-        expect(difference(gradient, other), variable).toBeLessThan(ENGINES_TOLERANCE);
+        expect(difference(gradient, other), variable).toBeLessThan(tolerance);
       }
       expect(tf.memory().numTensors, 'tensors leaked').toBe(tensors);
       expect(tf.engine().backend.numDataIds(), 'buffers leaked').toBe(buffers);

@@ -4,6 +4,8 @@ import {
   mkdirSync,
   mkdtempSync,
   readdirSync,
+  readFileSync,
+  renameSync,
   rmSync,
   writeFileSync,
 } from 'node:fs';
@@ -11,10 +13,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as tf from '@tensorflow/tfjs-core';
 import * as tfl from '@tensorflow/tfjs-layers';
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, test, vi } from 'vitest';
 import { ENGINES, openEngine } from '../../worker/engine.ts';
 import { engineFolder, listEngines, readEngine, removeEngine } from '../../worker/engine-folder.ts';
-import { installEngine } from '../../worker/engine-install.ts';
+import { gatherLibraries, installEngine } from '../../worker/engine-install.ts';
 import {
   type NvidiaSurvey,
   surveyNvidia,
@@ -30,6 +32,32 @@ beforeEach(() => {
 afterEach(() => {
   vi.unstubAllEnvs();
   rmSync(folder, { recursive: true, force: true });
+});
+
+test('CUDA libraries of all packages are found in the folder of the runtime, wherever the engine is moved', () => {
+  const packages = {
+    cuda_runtime: ['libcudart.so.12', 'libcudart_static.a'],
+    cusolver: ['libcusolver.so.11', 'libcusolverMg.so.11'],
+    cudnn: ['libcudnn.so.9'],
+    curand: ['libcurand.so.10', '__init__.py'],
+  };
+  for (const [name, files] of Object.entries(packages)) {
+    mkdirSync(join(folder, 'built', name, 'lib'), { recursive: true });
+    for (const file of files) writeFileSync(join(folder, 'built', name, 'lib', file), file);
+  }
+  mkdirSync(join(folder, 'built', 'cuda_nvcc', 'bin'), { recursive: true });
+  gatherLibraries(join(folder, 'built'));
+  renameSync(join(folder, 'built'), join(folder, 'moved'));
+  const lib = join(folder, 'moved', 'cuda_runtime', 'lib');
+  expect(readdirSync(lib).sort()).toEqual([
+    'libcudart.so.12',
+    'libcudart_static.a',
+    'libcudnn.so.9',
+    'libcurand.so.10',
+    'libcusolver.so.11',
+    'libcusolverMg.so.11',
+  ]);
+  for (const file of readdirSync(lib)) expect(readFileSync(join(lib, file), 'utf8')).toBe(file);
 });
 
 describe('engines', () => {
@@ -234,6 +262,13 @@ describe('what is said of an NVIDIA GPU', () => {
       a100,
       "W dso_loader.cc:64] Could not load dynamic library 'libcudart.so.11.0'; dlerror: …",
       'CUDA libraries are missing: libcudart.so.11.0',
+    ],
+    [
+      'libraries that the engine brings, and how to bring them again',
+      'native-gpu',
+      h100,
+      "I dso_loader.cc:144] Could not load dynamic library 'libcusolver.so.11'; dlerror: …",
+      'CUDA libraries are missing: libcusolver.so.11; helps: downpour engine remove --gpu',
     ],
     [
       'CUDA that does not start',

@@ -9,9 +9,9 @@ import {
   ourVersions,
   prove,
   setBackend,
-  WEBGPU_NOTE,
 } from '../backend.ts';
 import type { Engine, Loaded } from '../engine.ts';
+import { repairWebgpuKernels } from '../kernels-webgpu.ts';
 
 /** In the place of `../engine.ts` in a page: WebGPU, WebAssembly or plain JavaScript. */
 
@@ -76,12 +76,13 @@ async function loadWebgpu({ softwareGpu = false }: PageEngineOptions): Promise<L
     throw new Error(`the only adapter is software (${device}), slower than wasm`);
   }
   await import('@tensorflow/tfjs-backend-webgpu');
+  repairWebgpuKernels();
   await setBackend('webgpu');
   return {
     backend: 'webgpu',
     device,
     versions: ourVersions(),
-    notes: [...(software ? ['software adapter, as asked for'] : []), WEBGPU_NOTE],
+    notes: software ? ['software adapter, as asked for'] : [],
   };
 }
 
