@@ -2,8 +2,8 @@ import { bytesOfBase64 } from './base64.ts';
 import { BINARY } from './kernels/binary.ts';
 
 /**
- * The WASM SIMD twins of `compression.ts`. Addresses are those of the memory given, multiples of 16;
- * what lies up to 16 bytes behind an array may be read and written.
+ * The WASM SIMD twins of `compression.ts`, and what else turns bytes into numbers. Addresses are those of the
+ * memory given, multiples of 16; what lies behind an array, up to the next multiple of 64, may be read and written.
  */
 export interface CompressionKernels {
   encode_bf16(values: number, n: number, out: number): void;
@@ -19,6 +19,8 @@ export interface CompressionKernels {
    * @param counts room for 65,536 u32. @param u 0: none.
    */
   encode_topk(values: number, u: number, n: number, k: number, counts: number, out: number): void;
+  /** out[i] ← table[bytes[i]]. @param table 256 f32. */
+  lookup(bytes: number, n: number, table: number, out: number): void;
 }
 
 let compiled: WebAssembly.Module | null = null;

@@ -4,6 +4,7 @@ import { createLayout, type Layout, type PlacedTensor, type TensorSpec } from '.
 import type { ErrorMeasure } from '../shared/protocol.ts';
 import { STREAMS } from '../shared/random.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
+import { discard } from './discard.ts';
 import type {
   Experiment,
   FunctionModel,
@@ -56,6 +57,8 @@ export interface Step {
   readonly loss: number;
   /** Gradient of the loss with regularisation, then statistics: shape [layout.exchangedSize]. */
   readonly gradient: Float32Array;
+  /** Gives its memory back before the garbage collector would; it must not be used afterwards. */
+  discard(): void;
 }
 
 /** Means over the examples of one minibatch. */
@@ -164,6 +167,8 @@ export async function buildModel(
   const error = errorOf(experiment, data, loss);
   const metrics = Object.entries(experiment.metrics ?? {});
   const asynchronous = tf.getBackend() === 'webgpu';
+  /** Of the others one shares its memory with its tensors. */
+  const readsCopies = ['tensorflow', 'wasm'].includes(tf.getBackend());
   const foreign = instance.foreign || typeof experiment.loss === 'function';
   const graphs = options.record !== false && !foreign && canRecord() ? new Graphs() : null;
 
@@ -353,7 +358,13 @@ export async function buildModel(
         const share = instance.layersModel === null ? 1 : 1 - momentum!;
         for (let i = offset; i < offset + size; i++) gradient[i]! /= share;
       }
-      return { loss: values[layout.exchangedSize]!, gradient };
+      return {
+        loss: values[layout.exchangedSize]!,
+        gradient,
+        discard: () => {
+          if (readsCopies) discard(values);
+        },
+      };
     },
 
     async measure(minibatch) {

@@ -107,7 +107,7 @@ export function createTrainer(options: TrainerOptions): Trainer {
   const examplesOf = createOrders(config.seed, prepared);
   const compressor = createCompressor(config.compression, model.layout, options.ranges);
   /** Of the pushes under way, by sequence. */
-  const settles = new Map<number, Settle>();
+  const settles = new Map<number, { readonly settle: Settle; discard(): void }>();
   /** The parameters that gradients are computed at. */
   let current: { values: Float32Array; step: number; generation: number } | null = null;
   const observer = createObserver({
@@ -144,8 +144,12 @@ export function createTrainer(options: TrainerOptions): Trainer {
     leases.find(({ id }) => !exchange.unacknowledged.some(({ lease }) => lease === id));
 
   const settlePushes = ({ sequence, outcome }: Acknowledgement) => {
-    settles.get(sequence)?.(outcome);
-    for (const earlier of settles.keys()) if (earlier <= sequence) settles.delete(earlier);
+    settles.get(sequence)?.settle(outcome);
+    for (const [earlier, { discard }] of settles) {
+      if (earlier > sequence) continue;
+      settles.delete(earlier);
+      discard();
+    }
   };
 
   async function pushGradient(lease: Lease, phase: Phase): Promise<void> {
@@ -157,7 +161,8 @@ export function createTrainer(options: TrainerOptions): Trainer {
       model.load(values);
       releaseUnused();
     }
-    const { loss, gradient } = await model.step(minibatch, minibatchSeed(config.seed, lease));
+    const seed = minibatchSeed(config.seed, lease);
+    const { loss, gradient, discard } = await model.step(minibatch, seed);
     const computeMs = now() - start;
     const told = Number.isFinite(loss) ? loss : null;
     const { encoding } = compressor;
@@ -169,7 +174,7 @@ export function createTrainer(options: TrainerOptions): Trainer {
         settle = compressor.write(gradient, lease.epoch, payloads);
       },
     );
-    settles.set(sequence, settle!);
+    settles.set(sequence, { settle: settle!, discard });
     options.onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
     // While the push travels: nobody waits for a sample but the next gradient.
     const computed = { lease, minibatch, values, gradient, step, generation, computeMs };

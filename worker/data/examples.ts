@@ -1,6 +1,7 @@
 import { type Digest, digest } from '../../shared/digest.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
+import { lookUpInto } from './lookup.ts';
 
 /**
  * Examples in plain typed arrays: the seeded split, standardisation by the training part alone
@@ -149,6 +150,7 @@ export function gather(
   const targetSize = rowSize(first.targets);
   const batch = room(first, n, into);
   const scaler = scalerOf(prepared.transform);
+  const lookup = scaler.table === null ? null : lookUpInto(batch.inputs, scaler.table);
   for (let i = 0; i < n; i++) {
     const index = indices[i]!;
     if (!(index >= 0 && index < count && Number.isInteger(index))) {
@@ -159,9 +161,15 @@ export function gather(
     }
     const from = index < firstCount ? first : second!;
     const row = index < firstCount ? index : index - firstCount;
-    copyScaled(scaler, from.inputs.values, row * inputSize, batch.inputs, i * inputSize, inputSize);
+    const { values } = from.inputs;
+    if (lookup && values instanceof Uint8Array) {
+      lookup.add(values, row * inputSize, inputSize, i * inputSize);
+    } else {
+      copyScaled(scaler, values, row * inputSize, batch.inputs, i * inputSize, inputSize);
+    }
     copy(from.targets.values, row * targetSize, batch.targets, i * targetSize, targetSize);
   }
+  lookup?.flush();
   return batch;
 }
 
@@ -437,7 +445,7 @@ function scalerOf(transform: InputTransform): Scaler {
 }
 
 function copyScaled(
-  { identity, table, scale, mean, inverse }: Scaler,
+  { identity, scale, mean, inverse }: Scaler,
   source: Column['values'],
   start: number,
   target: Float32Array,
@@ -446,8 +454,6 @@ function copyScaled(
 ): void {
   if (identity) {
     copy(source, start, target, at, size);
-  } else if (table !== null && source instanceof Uint8Array) {
-    for (let j = 0; j < size; j++) target[at + j] = table[source[start + j]!]!;
   } else if (mean.length === 1) {
     const m = mean[0]!;
     const factor = inverse[0]!;

@@ -184,3 +184,15 @@ export function encode_topk(
     if (u) store<u32>(u + (i << 2), 0);
   }
 }
+
+/** out[i] ← table[bytes[i]] for f32 entries; four at a time, up to 3 beyond n. */
+export function lookup(bytes: usize, n: usize, table: usize, out: usize): void {
+  for (let i: usize = 0; i < n; i += 4) {
+    const four = load<u32>(bytes + i);
+    const to = out + (i << 2);
+    store<u32>(to, load<u32>(table + ((four & 0xff) << 2)));
+    store<u32>(to, load<u32>(table + (((four >>> 8) & 0xff) << 2)), 4);
+    store<u32>(to, load<u32>(table + (((four >>> 16) & 0xff) << 2)), 8);
+    store<u32>(to, load<u32>(table + ((four >>> 24) << 2)), 12);
+  }
+}
