@@ -95,7 +95,7 @@ const NETWORKS = {
         tfl.layers.dense({ units: 10 }),
       ],
     }),
-  /** Four convolutions 3×3 (64, 64, 128, 128) and 512-10: 4.5 million parameters, work for a GPU. */
+  /** Four convolutions 3×3 (64, 64, 128, 128) and 512-10: 3.5 million parameters, work for a GPU. */
   'cnn, wide': () =>
     tfl.sequential({
       layers: [

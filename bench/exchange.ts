@@ -139,6 +139,8 @@ async function turn(cell: CellOf, { server, peer, loads, seconds }: Ends): Promi
   return { ...real, plainPerSecond: plain.perSecond };
 }
 
+const WARM_UP_SECONDS = 0.6;
+
 export async function timed(
   loads: readonly Load[],
   inFlight: number,
@@ -148,8 +150,8 @@ export async function timed(
 ) {
   // One after another: the first one of all creates the parameters.
   for (const [index, load] of loads.entries()) await load.open({ count: 1, index, inFlight, to });
-  // Memory, compiled code and the sockets' buffers settle.
-  await runTogether(loads, seconds / 5);
+  // Memory, compiled code and the sockets' buffers settle; a new connection's grow for a while.
+  await runTogether(loads, Math.max(seconds / 5, Math.min(seconds, WARM_UP_SECONDS)));
   const before = pid === null ? 0 : await cpuMs(pid);
   const from = performance.now();
   const { roundTripsPerSecond, latencies } = await runTogether(loads, seconds);

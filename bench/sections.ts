@@ -39,7 +39,7 @@ export const SECTIONS: readonly Section[] = [
               ...{ sizes: [1_000, 1_000_000], workers: [1, 2], repetitions: 1, seconds: 0.3 },
               progress,
             }
-          : { ...{ sizes: SIZES, workers: [1, 2, 4], repetitions: 3, seconds: 0.4 }, progress },
+          : { ...{ sizes: SIZES, workers: [1, 2, 4], repetitions: 3, seconds: 0.6 }, progress },
       );
       return { tables: [exchangeTable(rows)], targets: exchangeTargets(rows) };
     },
