@@ -170,12 +170,9 @@ function openClient(to: ServerEnd, worker: string, answered: () => void): Promis
     ask() {
       const free = leases.find(({ id }) => !client.unacknowledged.some((p) => p.lease === id));
       if (!free) throw new Error(`${worker} has no minibatch for another push`);
-      client.push(
+      client.pushReady(
         { run, lease: free.id, ...current, loss: 1, computeMs: 0, encoding: push },
-        encoded.map(({ length }) => length),
-        (payloads) => {
-          for (const [k, payload] of payloads.entries()) payload.set(encoded[k]!);
-        },
+        encoded.map((bytes) => ({ bytes, release: () => {} })),
       );
     },
     close: () => client.close(),

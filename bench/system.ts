@@ -281,11 +281,9 @@ async function simulate(url: string, encoding: SystemCase['push'], worker: strin
       while (client.unacknowledged.length < leases.length - 1) {
         const free = leases.find(({ id }) => !client.unacknowledged.some((p) => p.lease === id));
         if (!free) break;
-        client.push(
-          { run, lease: free.id, ...current, loss: 1, computeMs: 0, encoding },
-          [encoded.length],
-          ([payload]) => payload!.set(encoded),
-        );
+        client.pushReady({ run, lease: free.id, ...current, loss: 1, computeMs: 0, encoding }, [
+          { bytes: encoded, release: () => {} },
+        ]);
       }
     }
   }

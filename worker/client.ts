@@ -322,9 +322,18 @@ export class Client {
     payloadBytes: readonly number[],
     write: (payloads: readonly Uint8Array[]) => void,
   ): number {
-    const sequence = ++this.#sequence;
     const payloads = payloadBytes.map((bytes) => this.#pushed.take(bytes));
     write(payloads.map(({ bytes }) => bytes));
+    return this.pushReady(push, payloads);
+  }
+
+  /**
+   * Sends a gradient that is a payload as it stands, without a copy.
+   * @param payloads one for each shard; each stays as it is until it is released, once, when nothing is sent
+   *   from it any more. @returns its sequence.
+   */
+  pushReady(push: Omit<Push, 'type' | 'sequence'>, payloads: readonly Landing[]): number {
+    const sequence = ++this.#sequence;
     const { run, lease } = push;
     const header: Push = { type: 'push', ...push, sequence };
     const kept: Unacknowledged = {

@@ -18,6 +18,8 @@ export interface Compressor {
   readonly encoding: Encoding;
   /** Bytes of the next payload, by parts. @param epoch of its minibatch: the density warms up by epochs. */
   payloadBytes(epoch: number): readonly number[];
+  /** The gradient's own memory, where that is the one payload as it stands; else null, and `write` makes it. */
+  asItStands(gradient: Float32Array): Uint8Array | null;
   /**
    * Writes a payload.
    * @param gradient and statistics, shape [exchangedSize]; kept until the push is settled.
@@ -43,6 +45,8 @@ export function createCompressor(
   return {
     encoding: config.push.kind,
     payloadBytes: (epoch) => parts.map((part) => part.bytes(epoch)),
+    asItStands: (gradient) =>
+      config.push.kind === 'f32' && parts.length === 1 ? bytesOf(gradient) : null,
     write(gradient, epoch, outs) {
       const settles = parts.map((part, k) => part.write(gradient, epoch, outs[k]!));
       if (settles.length === 1) return settles[0]!;

@@ -11,6 +11,7 @@ import type {
   Work,
 } from '../shared/protocol.ts';
 import { mix, permutation, STREAMS } from '../shared/random.ts';
+import type { Landing } from '../wire/connection.ts';
 import { createCompressor, type Settle } from './compressor.ts';
 import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
 import { evaluate, partCount } from './evaluate.ts';
@@ -28,6 +29,7 @@ export interface Exchange {
     payloadBytes: readonly number[],
     write: (payloads: readonly Uint8Array[]) => void,
   ): number;
+  pushReady(push: Omit<Push, 'type' | 'sequence'>, payloads: readonly Landing[]): number;
   send(message: Evaluated | Observed): void;
   acknowledge(acknowledgement: Acknowledgement): void;
   resend(run: string): number;
@@ -106,7 +108,7 @@ export function createTrainer(options: TrainerOptions): Trainer {
   const now = options.now ?? (() => performance.now());
   const examplesOf = createOrders(config.seed, prepared);
   const compressor = createCompressor(config.compression, model.layout, options.ranges);
-  /** Of the pushes under way, by sequence. */
+  /** Of the pushes under way whose payloads were written, by sequence. */
   const settles = new Map<number, { readonly settle: Settle; discard(): void }>();
   /** The parameters that gradients are computed at. */
   let current: { values: Float32Array; step: number; generation: number } | null = null;
@@ -166,15 +168,16 @@ export function createTrainer(options: TrainerOptions): Trainer {
     const computeMs = now() - start;
     const told = Number.isFinite(loss) ? loss : null;
     const { encoding } = compressor;
-    let settle: Settle | null = null;
-    const sequence = exchange.push(
-      { run, lease: lease.id, step, generation, loss: told, computeMs, encoding },
-      compressor.payloadBytes(lease.epoch),
-      (payloads) => {
+    const push = { run, lease: lease.id, step, generation, loss: told, computeMs, encoding };
+    const whole = compressor.asItStands(gradient);
+    if (whole) exchange.pushReady(push, [{ bytes: whole, release: discard }]);
+    else {
+      let settle: Settle | null = null;
+      const sequence = exchange.push(push, compressor.payloadBytes(lease.epoch), (payloads) => {
         settle = compressor.write(gradient, lease.epoch, payloads);
-      },
-    );
-    settles.set(sequence, { settle: settle!, discard });
+      });
+      settles.set(sequence, { settle: settle!, discard });
+    }
     options.onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
     // While the push travels: nobody waits for a sample but the next gradient.
     const computed = { lease, minibatch, values, gradient, step, generation, computeMs };

@@ -191,6 +191,33 @@ describe('the order of messages', () => {
 });
 
 describe('a lost connection', () => {
+  test('a payload that was ready is sent from where it is, again too, and released once, when it is acknowledged', async () => {
+    const client = connect();
+    const first = await server.connection();
+    await first.frame();
+    first.send(IDLE);
+    await client.next();
+    const values = new Float32Array(5_000).fill(0.5);
+    let released = 0;
+    const release = () => {
+      released++;
+    };
+    const sequence = client.pushReady(push(10), [{ bytes: bytesOf(values), release }]);
+    const before = await first.frame();
+    expect(before.payload).toEqual(values);
+    first.ws.terminate();
+
+    const second = await server.connection();
+    await second.frame();
+    expect(client.resend('r')).toBe(1);
+    expect(await second.frame()).toEqual(before);
+    expect(released).toBe(0);
+    const outcome = { outcome: 'applied', staleness: 0, code: null, message: null } as const;
+    client.acknowledge({ sequence, ...outcome });
+    client.acknowledge({ sequence, ...outcome });
+    await expect.poll(() => released).toBe(1);
+  });
+
   test('is opened anew with the same incarnation, and what was not acknowledged is sent again', async () => {
     const client = connect();
     const first = await server.connection();

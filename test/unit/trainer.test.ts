@@ -3,6 +3,7 @@ import { floatsOf } from '../../shared/codec.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import type { Evaluated, Lease, Push, Work } from '../../shared/protocol.ts';
 import { permutation, STREAMS } from '../../shared/random.ts';
+import type { Landing } from '../../wire/connection.ts';
 import { gather, type PreparedData, prepareData } from '../../worker/data/examples.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
@@ -52,6 +53,8 @@ beforeEach(async () => {
 });
 afterEach(() => model.dispose());
 
+const nothing: Landing = { bytes: new Uint8Array(), release: () => {} };
+
 /** A server that answers nothing; the test does. */
 class FakeExchange implements Exchange {
   readonly pushes: (Omit<Push, 'type' | 'sequence'> & { sequence: number; gradient: number[] })[] =
@@ -65,9 +68,15 @@ class FakeExchange implements Exchange {
     [bytes = 0]: readonly number[],
     write: (payloads: readonly Uint8Array[]) => void,
   ): number {
-    const sequence = this.pushes.length + 1;
     const payload = new Uint8Array(bytes);
     write([payload]);
+    return this.pushReady(push, [{ bytes: payload, release: () => {} }]);
+  }
+  pushReady(
+    push: Omit<Push, 'type' | 'sequence'>,
+    [{ bytes: payload } = nothing]: readonly Landing[],
+  ): number {
+    const sequence = this.pushes.length + 1;
     this.pushes.push({ ...push, sequence, gradient: [...floatsOf(payload)] });
     this.unacknowledged.push({ lease: push.lease, sequence });
     return sequence;
