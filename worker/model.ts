@@ -115,7 +115,7 @@ export interface Model {
   activations(minibatch: Minibatch): Promise<readonly LayerOutput[]>;
   /** How steps are computed: `graph`, or `operations`, possibly with why. */
   readonly execution: string;
-  /** The topology that `tf.loadLayersModel` reads; null for a function of variables. */
+  /** What `tf.loadLayersModel` reads, with the parameters loaded; null for a function of variables. */
   topology(): Promise<Record<string, unknown> | null>;
   dispose(): void;
 }
@@ -426,6 +426,7 @@ export async function buildModel(
     },
 
     async topology() {
+      upload();
       let topology: Record<string, unknown> | null = null;
       await instance.layersModel?.save(
         tf.io.withSaveHandler(async (artifacts) => {

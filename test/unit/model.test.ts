@@ -370,6 +370,20 @@ describe('a gradient', () => {
   });
 });
 
+test('what is exported are the parameters that were loaded last', async () => {
+  const data = examples([4], 3);
+  const model = await build(
+    ({ tf, inputShape, classCount }) =>
+      tf.sequential({ layers: [tf.layers.dense({ units: classCount, inputShape })] }),
+    data,
+  );
+  await model.initialise(1);
+  const loaded = Float32Array.from({ length: model.layout.size }, (_, i) => i + 0.5);
+  model.load(loaded);
+  const { weightData } = (await model.topology()) as { weightData: ArrayBuffer };
+  expect(new Float32Array(weightData)).toEqual(loaded);
+});
+
 describe('memory', () => {
   test.each([
     ['dropout and regularisation', [8], false],
