@@ -163,7 +163,10 @@ describe('a newcomer', () => {
     // A difference of 200,000 numbers would take vitest an hour to show.
     expect(weights.map(({ length }) => length)).toEqual(tensors.map(({ values }) => values.length));
     for (const [i, { name, values }] of tensors.entries()) {
-      expect(values.findIndex((value, j) => value !== weights[i]![j]), name).toBe(-1);
+      expect(
+        values.findIndex((value, j) => value !== weights[i]![j]),
+        name,
+      ).toBe(-1);
     }
     const facts = JSON.parse(readFileSync(join(folder, 'tfjs', 'downpour.json'), 'utf8'));
     expect(facts).toMatchObject({ run: run.id, experiment: 'mnist-mlp', step: run.best!.step });
