@@ -85,6 +85,8 @@ const options = { experiment, config, log: () => {} };
 test('tf.loadLayersModel opens what is written, and predicts the same, statistics included', async () => {
   const { model, vector, tensors, prepared } = await checkpoint();
   model.load(vector);
+  // Puts them into the model's own variables, which are asked below.
+  await model.penalty();
   const original = built;
   const x = tf.tensor(numbers(2 * 64), [2, 8, 8, 1]);
   const expected = (original.predict(x) as typeof x).arraySync();
