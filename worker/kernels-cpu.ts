@@ -1,22 +1,15 @@
 import type { MathBackendCPU } from '@tensorflow/tfjs-backend-cpu';
 import {
-  type AvgPool3DGradAttrs,
-  type AvgPoolGradAttrs,
-  backend_util,
-  getKernel,
-  type KernelFunc,
-  type MaxPool3DGradAttrs,
   type NamedAttrMap,
   type NamedTensorInfoMap,
   type ResizeNearestNeighborAttrs,
-  registerKernel,
   type TensorInfo,
   type UnsortedSegmentSumAttrs,
-  unregisterKernel,
   util,
 } from '@tensorflow/tfjs-core';
-import { windows2D, windows3D } from './kernels/geometry.ts';
+import { poolingWindows } from './kernels/geometry.ts';
 import { averagePoolGradient, maxPoolGradient } from './kernels/pooling.ts';
+import { replaceKernel } from './kernels/replace.ts';
 import { resizeBilinearGradient, resizeNearestGradient } from './kernels/resize.ts';
 import { unsortedSegmentSum } from './kernels/segments.ts';
 
@@ -29,29 +22,21 @@ interface CpuCall {
 type CpuKernel = (call: CpuCall) => TensorInfo;
 
 const avgPoolGrad: CpuKernel = ({ inputs, attrs, backend }) => {
-  const { filterSize, strides, pad } = attrs as unknown as AvgPoolGradAttrs;
-  const shape = inputs.input!.shape as [number, number, number, number];
-  const info = backend_util.computePool2DInfo(shape, filterSize, strides, 1, pad);
+  const { shape } = inputs.input!;
   const dx = new Float32Array(util.sizeFromShape(shape));
-  averagePoolGradient(dx, read(backend, inputs.dy!), windows2D(info));
-  return backend.makeTensorInfo(shape, 'float32', dx);
-};
-
-const avgPool3DGrad: CpuKernel = ({ inputs, attrs, backend }) => {
-  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as AvgPool3DGradAttrs;
-  const shape = inputs.input!.shape as [number, number, number, number, number];
-  const info = backend_util.computePool3DInfo(shape, filterSize, strides, 1, pad, dimRoundingMode);
-  const dx = new Float32Array(util.sizeFromShape(shape));
-  averagePoolGradient(dx, read(backend, inputs.dy!), windows3D(info));
+  averagePoolGradient(dx, read(backend, inputs.dy!), poolingWindows(shape, attrs));
   return backend.makeTensorInfo(shape, 'float32', dx);
 };
 
 const maxPool3DGrad: CpuKernel = ({ inputs, attrs, backend }) => {
-  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as MaxPool3DGradAttrs;
-  const shape = inputs.input!.shape as [number, number, number, number, number];
-  const info = backend_util.computePool3DInfo(shape, filterSize, strides, 1, pad, dimRoundingMode);
+  const { shape } = inputs.input!;
   const dx = new Float32Array(util.sizeFromShape(shape));
-  maxPoolGradient(dx, read(backend, inputs.input!), read(backend, inputs.dy!), windows3D(info));
+  maxPoolGradient(
+    dx,
+    read(backend, inputs.input!),
+    read(backend, inputs.dy!),
+    poolingWindows(shape, attrs),
+  );
   return backend.makeTensorInfo(shape, 'float32', dx);
 };
 
@@ -88,15 +73,13 @@ const KERNELS: Readonly<Record<string, CpuKernel>> = {
   // Wrong in tfjs-backend-cpu 4.22: windows that are partly padding; windows of unequal sides; any
   // batch of more than one; images that aren't square.
   AvgPoolGrad: avgPoolGrad,
-  AvgPool3DGrad: avgPool3DGrad,
+  AvgPool3DGrad: avgPoolGrad,
   MaxPool3DGrad: maxPool3DGrad,
   ResizeNearestNeighborGrad: resizeGrad(resizeNearestGradient),
   ResizeBilinearGrad: resizeGrad(resizeBilinearGradient),
   // Slow: the gradient of an embedding takes rows × vocabulary operations.
   UnsortedSegmentSum: segmentSum,
 };
-
-const registered = new Set<KernelFunc>();
 
 /**
  * Replaces the gradients that are wrong on the cpu engine, so that others can be compared with it.
@@ -108,12 +91,12 @@ const registered = new Set<KernelFunc>();
  */
 export function repairCpuKernels(): void {
   for (const [kernelName, kernel] of Object.entries(KERNELS)) {
-    const stock = getKernel(kernelName, 'cpu');
-    if (stock && registered.has(stock.kernelFunc)) continue;
-    if (stock) unregisterKernel(kernelName, 'cpu');
-    const kernelFunc: KernelFunc = ({ inputs, attrs, backend }) =>
-      kernel({ inputs, attrs: attrs ?? {}, backend: backend as MathBackendCPU });
-    registered.add(kernelFunc);
-    registerKernel({ kernelName, backendName: 'cpu', kernelFunc });
+    replaceKernel(
+      'cpu',
+      kernelName,
+      () =>
+        ({ inputs, attrs, backend }) =>
+          kernel({ inputs, attrs: attrs ?? {}, backend: backend as MathBackendCPU }),
+    );
   }
 }

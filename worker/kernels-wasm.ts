@@ -1,21 +1,15 @@
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import {
-  type AvgPool3DGradAttrs,
-  type AvgPoolGradAttrs,
   backend_util,
-  getKernel,
   type KernelFunc,
   type MaxPool3DAttrs,
-  type MaxPool3DGradAttrs,
-  type MaxPoolGradAttrs,
-  registerKernel,
   type TensorInfo,
   type UnsortedSegmentSumAttrs,
-  unregisterKernel,
 } from '@tensorflow/tfjs-core';
 import { DownpourError } from '../shared/errors.ts';
-import { windows2D, windows3D } from './kernels/geometry.ts';
+import { poolingWindows, windows3D } from './kernels/geometry.ts';
 import { averagePoolGradient, maxPool, maxPoolGradient } from './kernels/pooling.ts';
+import { replaceKernel } from './kernels/replace.ts';
 import { unsortedSegmentSum } from './kernels/segments.ts';
 import {
   conv2DBackpropFilter,
@@ -30,17 +24,13 @@ import {
 import { batchMatMul } from './kernels/wasm-matmul.ts';
 import { floats, type WasmKernel } from './kernels/wasm-workspace.ts';
 
-type Shape4D = [number, number, number, number];
 type Shape5D = [number, number, number, number, number];
 
 const maxPoolGrad: WasmKernel = ({ inputs, attrs, backend }) => {
-  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as MaxPoolGradAttrs;
   const x = inputs.input!;
-  const shape = x.shape as Shape4D;
-  const info = backend_util.computePool2DInfo(shape, filterSize, strides, 1, pad, dimRoundingMode);
   const dx = backend.makeOutput(x.shape, 'float32');
   const view = (tensor: TensorInfo) => floats(backend, tensor);
-  maxPoolGradient(view(dx), view(x), view(inputs.dy!), windows2D(info));
+  maxPoolGradient(view(dx), view(x), view(inputs.dy!), poolingWindows(x.shape, attrs));
   return dx;
 };
 
@@ -54,32 +44,14 @@ const maxPool3D: WasmKernel = ({ inputs, attrs, backend }) => {
   return y;
 };
 
-const maxPool3DGrad: WasmKernel = ({ inputs, attrs, backend }) => {
-  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as MaxPool3DGradAttrs;
-  const x = inputs.input!;
-  const shape = x.shape as Shape5D;
-  const info = backend_util.computePool3DInfo(shape, filterSize, strides, 1, pad, dimRoundingMode);
-  const dx = backend.makeOutput(x.shape, 'float32');
-  const view = (tensor: TensorInfo) => floats(backend, tensor);
-  maxPoolGradient(view(dx), view(x), view(inputs.dy!), windows3D(info));
-  return dx;
-};
-
 const avgPoolGrad: WasmKernel = ({ inputs, attrs, backend }) => {
-  const { filterSize, strides, pad } = attrs as unknown as AvgPoolGradAttrs;
-  const shape = inputs.input!.shape as Shape4D;
-  const info = backend_util.computePool2DInfo(shape, filterSize, strides, 1, pad);
+  const { shape } = inputs.input!;
   const dx = backend.makeOutput(shape, 'float32');
-  averagePoolGradient(floats(backend, dx), floats(backend, inputs.dy!), windows2D(info));
-  return dx;
-};
-
-const avgPool3DGrad: WasmKernel = ({ inputs, attrs, backend }) => {
-  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as AvgPool3DGradAttrs;
-  const shape = inputs.input!.shape as Shape5D;
-  const info = backend_util.computePool3DInfo(shape, filterSize, strides, 1, pad, dimRoundingMode);
-  const dx = backend.makeOutput(shape, 'float32');
-  averagePoolGradient(floats(backend, dx), floats(backend, inputs.dy!), windows3D(info));
+  averagePoolGradient(
+    floats(backend, dx),
+    floats(backend, inputs.dy!),
+    poolingWindows(shape, attrs),
+  );
   return dx;
 };
 
@@ -117,9 +89,9 @@ const KERNELS: Readonly<Record<string, WasmKernel>> = {
   // conv3d by its input, and by its filter when strided.
   MaxPoolGrad: maxPoolGrad,
   MaxPool3D: maxPool3D,
-  MaxPool3DGrad: maxPool3DGrad,
+  MaxPool3DGrad: maxPoolGrad,
   AvgPoolGrad: avgPoolGrad,
-  AvgPool3DGrad: avgPool3DGrad,
+  AvgPool3DGrad: avgPoolGrad,
   Conv3DBackpropInputV2: conv3DBackpropInput,
   Conv3DBackpropFilterV2: conv3DBackpropFilter,
   // Slow: copies; transposed or batched products; the gradient of every convolution but the first.
@@ -138,8 +110,6 @@ const WRAPPERS: Readonly<Record<string, (stock: KernelFunc) => WasmKernel>> = {
   AvgPool: poolingPaddedInNumbers,
 };
 
-const registered = new Set<KernelFunc>();
-
 /**
  * Makes the wasm engine able to train: adds the kernels that it lacks, replaces those that are wrong
  * or slow. Call once '@tensorflow/tfjs-backend-wasm' is loaded; a second call changes nothing.
@@ -150,15 +120,11 @@ export function registerWasmKernels(): void {
 }
 
 function replace(kernelName: string, make: (stock: KernelFunc) => WasmKernel): void {
-  const stock = getKernel(kernelName, 'wasm');
-  if (stock && registered.has(stock.kernelFunc)) return;
-  if (stock) unregisterKernel(kernelName, 'wasm');
-  const kernel = make(stock?.kernelFunc);
-  const kernelFunc: KernelFunc = ({ inputs, attrs, backend }) =>
-    kernel({ inputs, attrs: attrs ?? {}, backend: backend as BackendWasm });
-  registered.add(kernelFunc);
-  // The stock kernel's own set-up goes along: tfjs runs it when the backend starts, be that later.
-  registerKernel({ ...stock, kernelName, backendName: 'wasm', kernelFunc });
+  replaceKernel('wasm', kernelName, (stock) => {
+    const kernel = make(stock!);
+    return ({ inputs, attrs, backend }) =>
+      kernel({ inputs, attrs: attrs ?? {}, backend: backend as BackendWasm });
+  });
 }
 
 /**

@@ -1,17 +1,13 @@
 import {
-  type AvgPool3DGradAttrs,
-  type AvgPoolGradAttrs,
-  backend_util,
   type CumsumAttrs,
   getKernel,
   type KernelBackend,
   type KernelFunc,
   type NamedAttrMap,
-  registerKernel,
   type TensorInfo,
-  unregisterKernel,
 } from '@tensorflow/tfjs-core';
-import { type Windows, windows2D, windows3D } from './kernels/geometry.ts';
+import { poolingWindows, type Windows } from './kernels/geometry.ts';
+import { replaceKernel } from './kernels/replace.ts';
 
 /**
  * What is wrong in tfjs-backend-webgpu 4.22, put right by operations that are right: what is on the GPU cannot be
@@ -33,22 +29,20 @@ interface GpuCall {
 type GpuKernel = (call: GpuCall) => TensorInfo;
 
 /** The stock gradient divides by the size of a window, also where part of it is padding. */
-const averagePoolGrad =
-  (windowsOf: (shape: number[], attrs: NamedAttrMap) => Windows): GpuKernel =>
-  ({ inputs, attrs, backend, stock }) => {
-    const { dy, input } = inputs;
-    const windows = windowsOf(input!.shape, attrs);
-    const weights = partlyPadded(windows);
-    if (weights === null)
-      return stock({ inputs: { dy: dy!, input: input! }, attrs, backend }) as TensorInfo;
-    const [depth, height, width] = windows.output;
-    const shape = dy!.shape.length === 5 ? [1, depth, height, width, 1] : [1, height, width, 1];
-    const factor = backend.makeTensorInfo(shape, 'float32', weights);
-    const weighed = call('Multiply', { a: dy!, b: factor }, {}, backend);
-    const dx = stock({ inputs: { dy: weighed, input: input! }, attrs, backend }) as TensorInfo;
-    for (const { dataId } of [factor, weighed]) backend.disposeData(dataId);
-    return dx;
-  };
+const averagePoolGrad: GpuKernel = ({ inputs, attrs, backend, stock }) => {
+  const { dy, input } = inputs;
+  const windows = poolingWindows(input!.shape, attrs);
+  const weights = partlyPadded(windows);
+  if (weights === null)
+    return stock({ inputs: { dy: dy!, input: input! }, attrs, backend }) as TensorInfo;
+  const [depth, height, width] = windows.output;
+  const shape = dy!.shape.length === 5 ? [1, depth, height, width, 1] : [1, height, width, 1];
+  const factor = backend.makeTensorInfo(shape, 'float32', weights);
+  const weighed = call('Multiply', { a: dy!, b: factor }, {}, backend);
+  const dx = stock({ inputs: { dy: weighed, input: input! }, attrs, backend }) as TensorInfo;
+  for (const { dataId } of [factor, weighed]) backend.disposeData(dataId);
+  return dx;
+};
 
 /** For each output position, the size of a window over how much of it is no padding; null: 1 everywhere. */
 function partlyPadded({ input, output, filter, stride, padding }: Windows): Float32Array | null {
@@ -94,45 +88,27 @@ function call(
 }
 
 const KERNELS: Readonly<Record<string, GpuKernel>> = {
-  AvgPoolGrad: averagePoolGrad((shape, attrs) => {
-    const { filterSize, strides, pad } = attrs as unknown as AvgPoolGradAttrs;
-    const input = shape as [number, number, number, number];
-    return windows2D(backend_util.computePool2DInfo(input, filterSize, strides, 1, pad));
-  }),
-  AvgPool3DGrad: averagePoolGrad((shape, attrs) => {
-    const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as AvgPool3DGradAttrs;
-    const input = shape as [number, number, number, number, number];
-    const info = backend_util.computePool3DInfo(
-      input,
-      filterSize,
-      strides,
-      1,
-      pad,
-      dimRoundingMode,
-    );
-    return windows3D(info);
-  }),
+  AvgPoolGrad: averagePoolGrad,
+  AvgPool3DGrad: averagePoolGrad,
   Cumsum: cumulative,
   Cumprod: cumulative,
   MaxPool3DGrad: refused,
 };
 
-const registered = new Set<KernelFunc>();
-
 /** Call once '@tensorflow/tfjs-backend-webgpu' is loaded; a second call changes nothing. */
 export function repairWebgpuKernels(): void {
   for (const [kernelName, kernel] of Object.entries(KERNELS)) {
-    const stock = getKernel(kernelName, 'webgpu');
-    if (!stock || registered.has(stock.kernelFunc)) continue;
-    unregisterKernel(kernelName, 'webgpu');
-    const kernelFunc: KernelFunc = ({ inputs, attrs, backend }) =>
-      kernel({
-        inputs: inputs as Record<string, TensorInfo>,
-        attrs: attrs ?? {},
-        backend: backend as GpuBackend,
-        stock: stock.kernelFunc,
-      });
-    registered.add(kernelFunc);
-    registerKernel({ ...stock, kernelFunc });
+    replaceKernel(
+      'webgpu',
+      kernelName,
+      (stock) =>
+        ({ inputs, attrs, backend }) =>
+          kernel({
+            inputs: inputs as Record<string, TensorInfo>,
+            attrs: attrs ?? {},
+            backend: backend as GpuBackend,
+            stock: stock!,
+          }),
+    );
   }
 }

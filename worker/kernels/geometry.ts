@@ -1,4 +1,4 @@
-import type { backend_util } from '@tensorflow/tfjs-core';
+import { type AvgPool3DGradAttrs, backend_util, type NamedAttrMap } from '@tensorflow/tfjs-core';
 
 /** Sizes along depth, height, width; flat kernels have a depth of 1. */
 export type Sizes = readonly [depth: number, height: number, width: number];
@@ -46,6 +46,22 @@ export function windows3D(info: backend_util.Conv3DInfo): Windows {
     dilation: [info.dilationDepth, info.dilationHeight, info.dilationWidth],
     padding: [info.padInfo.front, info.padInfo.top, info.padInfo.left],
   };
+}
+
+/** Of the gradient of a pooling, by its attributes; two dimensions or three, as the input's shape says. */
+export function poolingWindows(shape: readonly number[], attrs: NamedAttrMap): Windows {
+  const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as AvgPool3DGradAttrs;
+  if (shape.length === 4) {
+    const flat = shape as [number, number, number, number];
+    const sides = [filterSize, strides] as unknown as [number, number][];
+    return windows2D(
+      backend_util.computePool2DInfo(flat, sides[0]!, sides[1]!, 1, pad, dimRoundingMode),
+    );
+  }
+  const deep = shape as [number, number, number, number, number];
+  return windows3D(
+    backend_util.computePool3DInfo(deep, filterSize, strides, 1, pad, dimRoundingMode),
+  );
 }
 
 /**
