@@ -243,30 +243,33 @@ export async function buildModel(
     }
   };
 
-  /** All that a step depends on, null when not all of it is known, and tensors of it in the same order. */
-  const feedsOf = (minibatch: Minibatch): { fed: Fed[] | null; open(): Opened } => {
-    const { inputs, targets } = minibatch;
+  /** What is fed to a step besides the minibatch: weights, and zeros of these shapes for statistics. */
+  const given = () => weights.filter(({ role }) => role !== 'statistics');
+  const zeroShapes = () => {
+    const shapes = weights.filter(({ role }) => role === 'statistics').map(({ shape }) => shape);
+    return [...new Map(shapes.map((shape) => [String(shape), shape])).values()];
+  };
+
+  /** All that a step depends on; null when not all of it is known. */
+  const feedsOf = ({ inputs, targets }: Minibatch): Fed[] | null => {
     const count = inputs.length / inputSize;
-    const given = weights.filter(({ role }) => role !== 'statistics');
-    const moved = weights.filter(({ role }) => role === 'statistics');
-    const shapes = [...new Map(moved.map(({ shape }) => [String(shape), shape])).values()];
     const fed = [
       { values: inputs, shape: [count, ...data.inputShape] },
       { values: targets, shape: [count, ...data.targetShape] },
-      ...given.map((weight) => ({ values: valuesOf(weight), shape: weight.shape })),
-      ...shapes.map((shape) => zerosOf(shape).fed),
+      ...given().map((weight) => ({ values: valuesOf(weight), shape: weight.shape })),
+      ...zeroShapes().map((shape) => zerosOf(shape).fed),
     ];
+    return fed.every(({ values }) => values !== null) ? (fed as Fed[]) : null;
+  };
+
+  /** A step, with tensors of what `feedsOf` gives, in the same order. */
+  const openStep = (minibatch: Minibatch): Opened => {
+    upload();
+    const { inputs, targets } = tensorsOf(minibatch);
+    const variables = given().map(({ variable }) => variable);
     return {
-      fed: fed.every(({ values }) => values !== null) ? (fed as Fed[]) : null,
-      open: () => {
-        upload();
-        const tensors = tensorsOf(minibatch);
-        const feeds = [tensors.inputs, tensors.targets, ...given.map(({ variable }) => variable)];
-        return {
-          feeds: [...feeds, ...shapes.map(zero)],
-          compute: (noise) => gradientOf(tensors.inputs, tensors.targets, noise),
-        };
-      },
+      feeds: [inputs, targets, ...variables, ...zeroShapes().map(zero)],
+      compute: (noise) => gradientOf(inputs, targets, noise),
     };
   };
 
@@ -344,9 +347,9 @@ export async function buildModel(
       let computed: Float32Array | null = null;
       const flat = withSeed(seed, () =>
         tf.tidy(() => {
-          const { fed, open } = feedsOf(minibatch);
-          if (!graphs || !fed) return open().compute(drawNoise);
-          computed = graphs.run(String(fed[0]!.shape), fed, open);
+          const fed = graphs ? feedsOf(minibatch) : null;
+          if (!graphs || !fed) return openStep(minibatch).compute(drawNoise);
+          computed = graphs.run(String(fed[0]!.shape), fed, () => openStep(minibatch));
           return null as never;
         }),
       );
