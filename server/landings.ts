@@ -46,6 +46,10 @@ class Landed implements Landing {
     this.#room = room;
   }
 
+  came(bytes: number): void {
+    this.#landing.came?.(bytes);
+  }
+
   release(): void {
     this.#landing.release();
     this.#line.freed(this.#room);

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { floatsOf } from '../shared/codec.ts';
+import { encodingOf } from '../shared/compression.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
 import {
@@ -148,7 +149,10 @@ export class Session {
     const bytes = payloadBytes ?? roomBytes;
     if (bytes > bytesMax) return null;
     const kept = run.parts > 1;
-    return this.#desk.land(run, bytes, (size) => run.land(size), { roomBytes, kept });
+    return this.#desk.land(run, bytes, (size) => run.land(size, encodingOf(header)), {
+      roomBytes,
+      kept,
+    });
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {

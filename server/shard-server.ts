@@ -3,6 +3,7 @@ import { createServer, type IncomingMessage, type RequestListener, type Server }
 import { createServer as createTlsServer, type Server as TlsServer } from 'node:https';
 import type { AddressInfo, Socket } from 'node:net';
 import { floatsOf } from '../shared/codec.ts';
+import { encodingOf } from '../shared/compression.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
 import { checkToShard, type FromShard, type ToShard } from '../shared/protocol.ts';
@@ -287,7 +288,7 @@ class ShardSession {
     const limits = shard.partLimits(run);
     if (!limits || payloadBytes > limits.bytesMax) return null;
     const { roomBytes } = limits;
-    const take = (bytes: number) => shard.land(run, bytes);
+    const take = (bytes: number) => shard.land(run, bytes, encodingOf(header));
     return this.#desk.land(run, payloadBytes, take, { roomBytes, kept: true });
   }
 

@@ -16,6 +16,10 @@ import { DownpourError } from './errors.ts';
 export const ENCODINGS = ['f32', 'bf16', 'int8', 'topk'] as const;
 export type Encoding = (typeof ENCODINGS)[number];
 
+/** What a header that nobody has checked says; null: nothing that is known. */
+export const encodingOf = ({ encoding }: Readonly<Record<string, unknown>>): Encoding | null =>
+  ENCODINGS.find((known) => known === encoding) ?? null;
+
 /** Elements that share one scale in `int8`. */
 export const BLOCK = 256;
 

@@ -34,6 +34,8 @@ export type Header = Frame['header'];
 export interface Landing {
   /** As long as the payload, or longer when its length was not known. */
   readonly bytes: Uint8Array;
+  /** So many bytes are there, but not all of them. Called now and then. */
+  came?(bytes: number): void;
   /** The memory may be used for something else. Called once. */
   release(): void;
 }
@@ -68,6 +70,8 @@ const SMALL = SCRATCH.subarray(0, 4 * 1024);
 const LARGE_BYTES = 256 * 1024;
 /** From so many missing bytes on, a payload is read in place instead of being copied there. */
 const STRAIGHT_BYTES_MIN = 8 * 1024;
+/** Of a payload no more is read at once, so that a core's cache still has it when its landing is told. */
+const READ_BYTES_MAX = 256 * 1024;
 /** The first size of the receiver's own memory; it is doubled while bytes come, not when announced. */
 const OWN_BYTES_MIN = 64 * 1024;
 /** Own memory larger than this is not kept for the next message. */
@@ -145,7 +149,8 @@ export class Receiver {
     this.#inPlace = this.#readsInPlace();
     if (!this.#inPlace) return this.#large ? SMALL : SCRATCH;
     if (this.#memoryBytes === this.#memory.length) this.#grow(this.#memoryBytes + 1);
-    const end = Math.min(this.#memory.length, this.#memoryBytes + this.#left);
+    const most = this.#memoryBytes + Math.min(this.#left, READ_BYTES_MAX);
+    const end = Math.min(this.#memory.length, most);
     return this.#memory.subarray(this.#memoryBytes, end);
   }
 
@@ -168,6 +173,7 @@ export class Receiver {
     this.#memoryBytes += bytes;
     this.#left -= bytes;
     if (this.#left === 0) this.#endFrame();
+    else if (this.#memory === this.#landing?.bytes) this.#landing.came?.(this.#memoryBytes);
   }
 
   /**

@@ -31,7 +31,7 @@ import {
   type Staged,
   sumOfSquares,
 } from './fused.ts';
-import { createKernels, type Kernels } from './kernels.ts';
+import { createKernels, type Decoding, type Kernels } from './kernels.ts';
 import { type NormBound, normBounds, project } from './max-norm.ts';
 import { decayRanges, normAndFinite, type StepOptions } from './optimizer.ts';
 import { Snapshot, SnapshotPool } from './snapshot.ts';
@@ -49,8 +49,13 @@ export class Parameters {
   #now: Vector;
   /** A snapshot shows the vector itself, not a copy. */
   #lent = false;
-  /** Where the next vector is made while this one is lent; at least one is there then. */
-  readonly #spare: Vector[];
+  /** Places that hold nothing now, the last one used first; at least one is there while the vector is lent. */
+  readonly #free: Vector[];
+  /** The vector may be in any of them. */
+  readonly #places = new Map<number, Vector>();
+  /** So many vectors may be lent at once; the others are copied. */
+  readonly #lentMax: number;
+  #lentCount = 0;
   /** Where it is encoded, when workers are sent it in bf16. */
   readonly #halves: Half[];
   readonly #optimizer: FusedOptimizer;
@@ -60,14 +65,12 @@ export class Parameters {
   readonly #ranges: readonly { start: number; end: number; momentum: number }[];
   /** Room for one payload: of a push that landed elsewhere, of `topk` spread out, of a bf16 snapshot. */
   readonly #scratch: number;
-  /** Where payloads of pushes may land. */
-  readonly #landings: LandingRoom[] = [];
+  /** Pushes whose payload may land at once: those that none is on its way to. */
+  readonly #rooms: LandingRoom[] = [];
   #merges = 0;
   readonly #pool = new SnapshotPool();
   /** Of this step, made when first asked for. */
   readonly #snapshots: { f32: Snapshot | null; bf16: Snapshot | null } = { f32: null, bf16: null };
-  /** An update that was made while its gradient was measured, in the last of `#spare`. */
-  #ahead: Ahead | null = null;
 
   /** @throws DownpourError DP_LAYOUT_INVALID: too large for one memory; of `normBounds`. */
   constructor(
@@ -95,20 +98,22 @@ export class Parameters {
     this.#memory = memory;
     this.#kernels = kernels;
     this.#encoders = createCompressionKernels(memory.memory);
-    this.#now = vectorAt(memory, memory.take(4 * size), layout);
+    this.#now = vectorAt(memory, memory.take(4 * size), layout, size);
     const decay = decayRanges(config.weightDecay, tensors);
     const room = { memory, kernels, theta: this.#now.address };
     this.#optimizer = createFusedOptimizer(config.optimizer, trainableSize, decay, room);
     this.#average = createAverage(config.averaging, exchangedSize, room);
     this.#scratch = memory.take(4 * exchangedSize);
-    for (let i = 0; i < landings; i++) {
-      this.#landings.push(new LandingRoom(memory.take(4 * exchangedSize), this.#landings));
-    }
-    const places = Array.from({ length: rooms }, () => memory.take(sent));
-    this.#spare = isHalf ? [] : places.map((address) => vectorAt(memory, address, layout));
-    this.#halves = isHalf
-      ? places.map((address) => ({ address, bytes: memory.bytes(address, sent) }))
-      : [];
+    this.#lentMax = isHalf ? 0 : rooms;
+    this.#free = Array.from({ length: landings + this.#lentMax }, () =>
+      vectorAt(memory, memory.take(4 * exchangedSize), layout, exchangedSize),
+    );
+    for (const place of [this.#now, ...this.#free]) this.#places.set(place.address, place);
+    for (let i = 0; i < landings; i++) this.#rooms.push(new LandingRoom(this.#came, this.#left));
+    this.#halves = Array.from({ length: isHalf ? rooms : 0 }, () => {
+      const address = memory.take(sent);
+      return { address, bytes: memory.bytes(address, sent) };
+    });
     this.#ranges = tensors
       .filter((tensor) => tensor.role === 'statistics')
       .map((tensor) => ({
@@ -120,12 +125,48 @@ export class Parameters {
 
   /**
    * Room for the payload of a push, at a multiple of 64, until it is released.
+   * @param encoding of its gradient, null: none that is known.
    * @returns null: larger than any dense payload of this layout, or all rooms are taken.
    */
-  land(byteLength: number): { readonly bytes: Uint8Array; release(): void } | null {
+  land(byteLength: number, encoding: Encoding | null): Room | null {
     if (byteLength > payloadLimits(this.layout).roomBytes) return null;
-    const room = this.#landings.pop();
-    return room ? room.take(this.#memory, byteLength) : null;
+    const room = this.#rooms.pop();
+    if (!room) return null;
+    const place = this.#free.pop()!;
+    const { trainableSize: n } = this.layout;
+    const dense =
+      encoding !== null && encoding !== 'topk' && byteLength >= encodedBytes(encoding, n);
+    room.measured = dense ? new Measured(gradientAt(encoding, place.address, n)) : null;
+    // Pushes of one run are of one size, as a rule: then the view of the last one does.
+    if (place.payload.length !== byteLength) {
+      place.payload = this.#memory.bytes(place.address, byteLength);
+    }
+    room.bytes = place.payload;
+    room.place = place;
+    place.room = room;
+    return room;
+  }
+
+  /** More of a payload is there: it is looked at while a core has it in its cache. */
+  readonly #came = (measured: Measured, bytes: number): void => {
+    const { decoding } = measured.gradient;
+    const { trainableSize: n } = this.layout;
+    const numbers = Math.max(0, bytes - scaleBytes(decoding, n));
+    const elements = Math.min(n, Math.floor(numbers / BYTES[decoding]));
+    measured.go(this.#kernels, elements - (elements % BLOCK_ELEMENTS));
+  };
+
+  readonly #left = (room: LandingRoom): void => {
+    const { place } = room;
+    if (place) this.#free.push(place);
+    this.#leave(room);
+    this.#rooms.push(room);
+  };
+
+  /** Its place is used for something else from now on. */
+  #leave(room: LandingRoom): void {
+    if (room.place) room.place.room = null;
+    room.place = null;
   }
 
   /** Trainable and statistics as they are now, encoded. Hold it to use it after the next change. */
@@ -136,18 +177,22 @@ export class Parameters {
 
   #lend(): Snapshot {
     const now = this.#now;
-    if (this.#spare.length === 0) {
+    if (this.#lentCount >= this.#lentMax) {
       return this.#pool.make(now.bytes.length, 'f32', (bytes) => bytes.set(now.bytes));
     }
     this.#lent = true;
-    return new Snapshot(now.bytes, 'f32', () => void this.#spare.push(now));
+    this.#lentCount++;
+    return new Snapshot(now.bytes, 'f32', () => {
+      this.#lentCount--;
+      this.#free.push(now);
+    });
   }
 
   #encode(): Snapshot {
     const n = this.layout.exchangedSize;
     const half = this.#halves.pop();
     if (half) {
-      this.#encodeInto(half, 0, n);
+      this.#encodeInto(half, this.#now, 0, n);
       return this.#halfSnapshot(half);
     }
     return this.#pool.make(encodedBytes('bf16', n), 'bf16', (bytes) => {
@@ -172,7 +217,7 @@ export class Parameters {
   /** The vector, to be written to: what is lent stays as it is. `#changed` follows. */
   #own(): Float32Array {
     if (this.#lent) {
-      const next = this.#spare.pop()!;
+      const next = this.#free.pop()!;
       next.values.set(this.#now.values);
       this.#now = next;
       this.#lent = false;
@@ -221,7 +266,7 @@ export class Parameters {
 
   /**
    * Takes a push's payload in: the gradient where it has landed, or copied there; `topk` spread out.
-   * It must be used before anything else is asked of the parameters.
+   * It must be used before anything else is asked of the parameters, whose next vector may take its place.
    * @throws DownpourError DP_TENSOR_SIZE: not a payload of this layout.
    */
   stage(payload: Uint8Array, encoding: Encoding): StagedPush {
@@ -231,50 +276,32 @@ export class Parameters {
       // Pushes of this kind are short, wherever they lie.
       const spread = this.#memory.floats(this.#scratch, n);
       decodeTopk(payload.subarray(0, bytes), spread);
-      const gradient: Staged = { decoding: 'f32', address: this.#scratch, scales: 0 };
-      return { gradient, statistics: aligned(payload.subarray(bytes)) };
+      const measured = new Measured(gradientAt('f32', this.#scratch, n));
+      return { measured, statistics: aligned(payload.subarray(bytes)), room: null };
     }
     let { byteOffset: address } = payload;
     if (payload.buffer !== this.#memory.memory.buffer || address % 16 !== 0) {
       address = this.#scratch;
       this.#memory.bytes(address, payload.length).set(payload);
     }
+    const room = this.#places.get(address)?.room ?? null;
     const statistics =
       statisticsSize === 0 ? NO_STATISTICS : this.#memory.floats(address + bytes, statisticsSize);
-    if (encoding !== 'int8') {
-      return { gradient: { decoding: encoding, address, scales: 0 }, statistics };
-    }
-    const numbers = address + 4 * Math.ceil(n / BLOCK);
-    return { gradient: { decoding: 'int8', address: numbers, scales: address }, statistics };
+    const begun = room?.measured?.gradient.decoding === encoding ? room.measured : null;
+    const measured = begun ?? new Measured(gradientAt(encoding, address, n));
+    return { measured, statistics, room };
   }
 
   /**
    * The squared L2 norm of a gradient whose elements are cut to ±limit first; NaN as soon as an element
    * of it or of the statistics is not finite.
-   * @param next how it will be applied if it is, and needs no clipping: then it may be on the way, in
-   *   one pass over memory instead of two. Nothing has changed before `update`.
    */
-  squares(push: StagedPush, limit: number, next: StepOptions | null = null): number {
-    this.#ahead = null;
-    const { gradient, statistics } = push;
+  squares({ measured, statistics }: StagedPush, limit: number): number {
     if (!Number.isFinite(normAndFinite(statistics))) return Number.NaN;
     const n = this.layout.trainableSize;
-    const alone = this.#optimizer.stateless && this.#average === null;
-    const to = this.#spare.at(-1);
-    if (!next || !to || !alone || limit !== Infinity) {
-      return sumOfSquares(this.#kernels, gradient, n, limit);
-    }
-    const squaresOf = this.#kernels[`squares_${gradient.decoding}`];
-    let sum = 0;
-    let finite = true;
-    for (let start = 0; start < n; start += BLOCK_ELEMENTS) {
-      const end = Math.min(n, start + BLOCK_ELEMENTS);
-      sum = squaresOf(gradient.address, gradient.scales, start, end, sum);
-      const where = { from: this.#now.address, to: to.address, start, end };
-      if (!this.#optimizer.apply(gradient, UNCLIPPED, next, where)) finite = false;
-    }
-    this.#ahead = { push, options: next, finite };
-    return sumOfSquares(this.#kernels, gradient, n, limit, sum);
+    if (limit === Infinity) measured.go(this.#kernels, n);
+    const sum = limit === Infinity ? measured.sum : Number.NaN;
+    return sumOfSquares(this.#kernels, measured.gradient, n, limit, sum);
   }
 
   /**
@@ -284,7 +311,12 @@ export class Parameters {
    */
   update(push: StagedPush, clip: Clip, options: StepOptions): boolean {
     const from = this.#now;
-    const to = this.#spare.at(-1) ?? from;
+    const { gradient } = push.measured;
+    // Of numbers of the same size, each is read right before its place is written to.
+    const isAlike = gradient.decoding === 'f32' && this.layout.frozenSize === 0;
+    const room = isAlike ? push.room : null;
+    const spare = this.#lentMax > 0 ? this.#free.at(-1) : undefined;
+    const to = room?.place ?? spare ?? from;
     // Workers were sent one, as a rule, so it is there already.
     const { f32, bf16 } = this.#snapshots;
     const before = to === from ? (f32 ?? bf16 ?? this.snapshot()) : null;
@@ -292,26 +324,20 @@ export class Parameters {
     // A bound changes the vector once more, so it is encoded when it is asked for.
     const isLast = this.#bounds.length === 0;
     const half = isLast ? (this.#halves.pop() ?? null) : null;
-    const ahead =
-      this.#ahead?.push === push && this.#ahead.options === options ? this.#ahead : null;
-    this.#ahead = null;
     // How far average and encoding have come.
     let taken = 0;
     let finite = true;
-    if (ahead && clip.factor === 1) finite = ahead.finite;
-    else {
-      const n = this.layout.trainableSize;
-      const blocks = isLast && (average !== null || half !== null) ? BLOCK_ELEMENTS : n;
-      for (let start = 0; start < n; start += blocks) {
-        const end = Math.min(n, start + blocks);
-        const where = { from: from.address, to: to.address, start, end };
-        if (!this.#optimizer.apply(push.gradient, clip, options, where)) finite = false;
-        if (blocks === n) break;
-        // What is left of a last vector of numbers waits for the statistics behind it.
-        taken = end & ~15;
-        average?.take(to.values, start, taken);
-        if (half) this.#encodeInto(half, start, taken);
-      }
+    const n = this.layout.trainableSize;
+    const blocks = isLast && (average !== null || half !== null) ? BLOCK_ELEMENTS : n;
+    for (let start = 0; start < n; start += blocks) {
+      const end = Math.min(n, start + blocks);
+      const where = { from: from.address, to: to.address, start, end };
+      if (!this.#optimizer.apply(gradient, clip, options, where)) finite = false;
+      if (blocks === n) break;
+      // What is left of a last vector of numbers waits for the statistics behind it.
+      taken = end & ~15;
+      average?.take(to.values, start, taken);
+      if (half) this.#encodeInto(half, to, start, taken);
     }
     if (!finite) {
       if (half) this.#halves.push(half);
@@ -323,10 +349,11 @@ export class Parameters {
     this.#mergeStatistics(push.statistics, from.statistics, to.statistics);
     project(to.values, this.#bounds);
     average?.take(to.values, taken, this.layout.exchangedSize);
-    if (half) this.#encodeInto(half, taken, this.layout.exchangedSize);
+    if (half) this.#encodeInto(half, to, taken, this.layout.exchangedSize);
     if (to !== from) {
-      this.#spare.pop();
-      if (!this.#lent) this.#spare.push(from);
+      if (room) this.#leave(room);
+      else this.#free.pop();
+      if (!this.#lent) this.#free.push(from);
       this.#lent = false;
       this.#now = to;
     }
@@ -336,8 +363,8 @@ export class Parameters {
   }
 
   /** Elements [start, end) of the vector in bf16; both are multiples of 8, or `end` is the last. */
-  #encodeInto({ address }: Half, start: number, end: number): void {
-    this.#encoders.encode_bf16(this.#now.address + 4 * start, end - start, address + 2 * start);
+  #encodeInto({ address }: Half, of: Vector, start: number, end: number): void {
+    this.#encoders.encode_bf16(of.address + 4 * start, end - start, address + 2 * start);
   }
 
   /**
@@ -470,9 +497,11 @@ export function payloadLimits({
 
 /** A push's payload in the run's memory. */
 export interface StagedPush {
-  readonly gradient: Staged;
+  readonly measured: Measured;
   /** Of the minibatch, shape [statisticsSize]. */
   readonly statistics: Float32Array;
+  /** That it lies in. */
+  readonly room: LandingRoom | null;
 }
 
 /** The run's vector, or where the next one is made. */
@@ -483,13 +512,23 @@ interface Vector {
   readonly statistics: Float32Array;
   /** Of trainable and statistics. */
   readonly bytes: Uint8Array;
+  /** Who has the place for a payload now. */
+  room: LandingRoom | null;
+  /** Of the last one that landed there. */
+  payload: Uint8Array;
 }
 
-function vectorAt(memory: Memory, address: number, layout: Layout): Vector {
-  const { trainableSize, exchangedSize, size } = layout;
+/** @param size elements, without frozen ones where it is only for payloads. */
+function vectorAt(
+  memory: Memory,
+  address: number,
+  { trainableSize, exchangedSize }: Layout,
+  size: number,
+): Vector {
   const values = memory.floats(address, size);
   const statistics = values.subarray(trainableSize, exchangedSize);
-  return { address, values, statistics, bytes: memory.bytes(address, 4 * exchangedSize) };
+  const bytes = memory.bytes(address, 4 * exchangedSize);
+  return { address, values, statistics, bytes, room: null, payload: bytes };
 }
 
 /** A place for the vector in bf16. */
@@ -498,36 +537,73 @@ interface Half {
   readonly bytes: Uint8Array;
 }
 
-/** Room for the payload of one push after another. */
-class LandingRoom {
-  readonly #address: number;
-  readonly #free: LandingRoom[];
-  bytes = new Uint8Array();
+/** Where a payload is read into. */
+export interface Room {
+  readonly bytes: Uint8Array;
+  /** So many bytes of it are there. */
+  came(bytes: number): void;
+  release(): void;
+}
 
-  constructor(address: number, free: LandingRoom[]) {
-    this.#address = address;
-    this.#free = free;
+/** Room for the payload of one push after another. */
+class LandingRoom implements Room {
+  readonly #came: (measured: Measured, bytes: number) => void;
+  readonly #left: (room: LandingRoom) => void;
+  bytes: Uint8Array = new Uint8Array();
+  /** Null: the run's vector is there now. */
+  place: Vector | null = null;
+  /** Null: nothing is known of the gradient before all of it is there. */
+  measured: Measured | null = null;
+
+  constructor(
+    came: (measured: Measured, bytes: number) => void,
+    left: (room: LandingRoom) => void,
+  ) {
+    this.#came = came;
+    this.#left = left;
   }
 
-  /** Pushes of one run are of one size, as a rule: then the view of the last one does. */
-  take(memory: Memory, byteLength: number): this {
-    if (this.bytes.length !== byteLength) this.bytes = memory.bytes(this.#address, byteLength);
-    return this;
+  came(bytes: number): void {
+    if (this.measured) this.#came(this.measured, bytes);
   }
 
   release(): void {
-    this.#free.push(this);
+    this.#left(this);
   }
 }
 
-interface Ahead {
-  readonly push: StagedPush;
-  readonly options: StepOptions;
-  readonly finite: boolean;
+/** How far a gradient has been looked at. */
+class Measured {
+  readonly gradient: Staged;
+  /** So many elements at its beginning were. */
+  #elements = 0;
+  /** Of their squares, as they were added up in f32. */
+  sum = 0;
+
+  constructor(gradient: Staged) {
+    this.gradient = gradient;
+  }
+
+  /** @param end a multiple of the kernels' blocks, or all of them. */
+  go(kernels: Kernels, end: number): void {
+    const { decoding, address, scales } = this.gradient;
+    if (end <= this.#elements) return;
+    this.sum = kernels[`squares_${decoding}`](address, scales, this.#elements, end, this.sum);
+    this.#elements = end;
+  }
+}
+
+const BYTES: Readonly<Record<Decoding, number>> = { f32: 4, bf16: 2, int8: 1 };
+
+/** Of a gradient in int8 the scales come first. */
+const scaleBytes = (decoding: Decoding, n: number) =>
+  decoding === 'int8' ? 4 * Math.ceil(n / BLOCK) : 0;
+
+function gradientAt(decoding: Decoding, address: number, n: number): Staged {
+  return { decoding, address: address + scaleBytes(decoding, n), scales: address };
 }
 
 const NO_STATISTICS = new Float32Array();
-const UNCLIPPED: Clip = { limit: Infinity, factor: 1 };
 /**
  * Of each vector that an update touches so many elements are worked on, by one kernel after another, before
  * the next ones: all of them stay in the cache of a core. A multiple of the blocks of every kernel.

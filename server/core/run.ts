@@ -1,4 +1,5 @@
 import { bytesOf } from '../../shared/codec.ts';
+import type { Encoding } from '../../shared/compression.ts';
 import { LIMITS, type RunConfig } from '../../shared/config.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
 import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../../shared/layout.ts';
@@ -36,6 +37,7 @@ import {
   type NamedTensor,
   Parameters,
   type ParametersState,
+  type Room,
   type StagedPush,
   slice,
   takeTensor,
@@ -710,8 +712,8 @@ export class Run {
   }
 
   /** Room for a push's payload, as of `Parameters.land`. */
-  land(byteLength: number): ReturnType<Parameters['land']> {
-    return this.#parameters?.land(byteLength) ?? null;
+  land(byteLength: number, encoding: Encoding | null): Room | null {
+    return this.#parameters?.land(byteLength, encoding) ?? null;
   }
 
   /**
@@ -841,7 +843,7 @@ export class Run {
     const step = this.#step - this.#optimizerStart + 1;
     const options: StepOptions =
       momentum === undefined ? { step, learningRate } : { step, learningRate, momentum };
-    const given = Math.sqrt(parameters.squares(staged, limit, options) + (others?.squares ?? 0));
+    const given = Math.sqrt(parameters.squares(staged, limit) + (others?.squares ?? 0));
     if (loss === null || !Number.isFinite(given)) {
       leases.retry(lease.id, now);
       const message = this.#nonFinite(push.step);

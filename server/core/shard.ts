@@ -11,6 +11,7 @@ import {
   Parameters,
   type ParametersState,
   payloadLimits,
+  type Room,
   slice,
   VECTOR,
 } from './parameters.ts';
@@ -188,8 +189,8 @@ export class Shard {
   // What workers send.
 
   /** Room for a part; see `Parameters.land`. */
-  land(run: string, byteLength: number): ReturnType<Parameters['land']> {
-    return this.#runs.get(run)?.parameters.land(byteLength) ?? null;
+  land(run: string, byteLength: number, encoding: Encoding | null): Room | null {
+    return this.#runs.get(run)?.parameters.land(byteLength, encoding) ?? null;
   }
 
   /** Of the parts of a run, null: there is no such run here. */

@@ -224,7 +224,7 @@ export class ShardedRun {
     const { encoding } = this.#compressor;
     this.#landed = { squares: 0, problem: null, finite: true };
     for (let k = 1; k < this.ranges.length; k++) {
-      const room = this.shards[k]!.land('r', outs[k]!.length);
+      const room = this.shards[k]!.land('r', outs[k]!.length, 'f32');
       room?.bytes.set(outs[k]!);
       const release = () => room?.release();
       const part = { payload: cut(room?.bytes ?? outs[k]!), encoding, release };

@@ -252,9 +252,9 @@ describe('room for pushes', () => {
       asked = resolve;
     });
     let rooms = 0;
-    vi.spyOn(Run.prototype, 'land').mockImplementation(function (this: Run, bytes) {
+    vi.spyOn(Run.prototype, 'land').mockImplementation(function (this: Run, bytes, encoding) {
       asked();
-      return rooms > 0 ? land.call(this, bytes) : null;
+      return rooms > 0 ? land.call(this, bytes, encoding) : null;
     });
     first.push(problem, works[0]!);
     await waits;

@@ -42,7 +42,7 @@ test.each([
       if (assignment.kind !== 'work') throw new Error(assignment.kind);
       const { payload, step, leases } = assignment;
       payload.hold();
-      const landing = run.land(encodedBytes(push as Encoding, SIZE))!;
+      const landing = run.land(encodedBytes(push as Encoding, SIZE), push as Encoding)!;
       const message: Push = {
         ...{ type: 'push', run: 'r', sequence: ++sequence, lease: leases[0]!.id, step },
         ...{ generation: run.generation, loss: 1, computeMs: 1, encoding: push },

@@ -9,14 +9,16 @@ import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';
 import { random } from '../../shared/random.ts';
 
-/** One push in one pass or two, in place or beside what is being sent: the same numbers, to the bit. */
+/** A push from where it landed or from a copy, in place or beside what is being sent: the same numbers, to the bit. */
 
 /** Some blocks of `BLOCK_ELEMENTS`, and a rest that is no multiple of anything. */
 const SIZES = [1, 5, 1_000, 8_192, 8_200, 20_011] as const;
 
-function layoutOf(size: number, { statistics = 0, frozen = 0 } = {}) {
+/** @param vectors so many elements of `size` lie in a tensor of their own, which does not decay. */
+function layoutOf(size: number, { statistics = 0, frozen = 0, vectors = 0 } = {}) {
   return createLayout([
-    { name: 'w', shape: [size], role: 'trainable' },
+    ...(vectors > 0 ? [{ name: 'b', shape: [vectors], role: 'trainable' } as const] : []),
+    { name: 'w', shape: [1, size - vectors], role: 'trainable' },
     ...(statistics > 0
       ? [{ name: 'mean', shape: [statistics], role: 'statistics', momentum: 0.9 } as const]
       : []),
@@ -62,18 +64,23 @@ test('an update gives the same whether parameters are sent meanwhile, copied or 
       fc.constantFrom(...optimizers),
       fc.constantFrom(...averages),
       fc.boolean(),
+      fc.constantFrom(0, 0.1),
       fc.integer({ min: 0, max: 2 ** 31 }),
-      (size, statistics, encoding, kind, averaging, clips, seed) => {
-        const layout = layoutOf(size, { statistics });
+      (size, statistics, encoding, kind, averaging, clips, rate, seed) => {
+        // So that a span of the vector begins anywhere.
+        const layout = layoutOf(size, { statistics, vectors: Math.min(3, size - 1) });
         const create = (more: PartialConfig = {}) => {
           const parameters = new Parameters(
             layout,
-            resolveConfig({ optimizer: { kind }, averaging: { kind: averaging }, ...more }),
+            resolveConfig({
+              ...{ optimizer: { kind }, averaging: { kind: averaging }, weightDecay: { rate } },
+              ...more,
+            }),
           );
           parameters.initialise(normal(layout.size, seed));
           return parameters;
         };
-        // Two passes in the same place; one pass into another; all snapshots kept; sent in bf16.
+        // In the same place, from a copy; into another; all snapshots kept; sent in bf16.
         const alone = create();
         const lent = create();
         const kept = create();
@@ -91,9 +98,18 @@ test('an update gives the same whether parameters are sent meanwhile, copied or 
                 snapshots.push({ snapshot, wanted: snapshot.bytes.slice() });
               }
             }
-            const push = parameters.stage(payload, encoding);
-            const norm = parameters.squares(push, Infinity, parameters === alone ? null : options);
+            // It lands for all but one, in pieces of any size.
+            const lands = parameters !== alone && parameters.land(payload.length, encoding);
+            for (let came = 0, i = 0; lands && came < payload.length; i++) {
+              const end = Math.min(payload.length, came + ((seed + 7919 * i) % 40_000));
+              lands.bytes.set(payload.subarray(came, end), came);
+              came = end;
+              lands.came(came);
+            }
+            const push = parameters.stage(lands ? lands.bytes : payload, encoding);
+            const norm = parameters.squares(push, Infinity);
             expect(parameters.update(push, clip, options)).toBe(true);
+            if (lands) lands.release();
             return norm;
           });
           expect(new Set(norms).size).toBe(1);
@@ -136,7 +152,7 @@ test.each(['f32', 'bf16'] as const)(
         }
         const options = { step, learningRate: 0.1 };
         const push = parameters.stage(payloadOf('f32', size, 0, step), 'f32');
-        parameters.squares(push, Infinity, options);
+        parameters.squares(push, Infinity);
         parameters.update(push, { limit: Infinity, factor: 1 }, options);
       }
       for (const { snapshot, wanted } of sent) {
@@ -173,7 +189,7 @@ test('whatever replaces the parameters leaves alone what is being sent', () => {
 test('an overflow leaves the parameters as they were, with frozen ones and without', () => {
   for (const kind of optimizers) {
     for (const frozen of [0, 7]) {
-      for (const measured of [true, false]) {
+      for (const lands of [true, false]) {
         const size = 9_000;
         const layout = layoutOf(size, { statistics: 3, frozen });
         const parameters = new Parameters(layout, resolveConfig({ optimizer: { kind } }));
@@ -181,9 +197,13 @@ test('an overflow leaves the parameters as they were, with frozen ones and witho
         const before = parameters.whole();
         parameters.snapshot().hold();
         const options = { step: 1, learningRate: 1e40 };
-        const push = parameters.stage(payloadOf('f32', size, 3, 5), 'f32');
-        parameters.squares(push, Infinity, measured ? options : null);
+        const payload = payloadOf('f32', size, 3, 5);
+        const room = lands ? parameters.land(payload.length, 'f32')! : null;
+        room?.bytes.set(payload);
+        const push = parameters.stage(room?.bytes ?? payload, 'f32');
+        parameters.squares(push, Infinity);
         expect(parameters.update(push, { limit: Infinity, factor: 1 }, options)).toBe(false);
+        room?.release();
         expect(isEqual(parameters.whole(), before)).toBe(true);
       }
     }
@@ -195,17 +215,63 @@ test('a gradient that is measured and not applied changes nothing', () => {
   const parameters = new Parameters(layoutOf(size), resolveConfig({ optimizer: { kind: 'sgd' } }));
   parameters.initialise(normal(size, 1));
   const before = parameters.exchanged();
-  const options = { step: 1, learningRate: 0.1 };
-  const bad = parameters.stage(payloadOf('f32', size, 0, 5), 'f32');
-  parameters.squares(bad, Infinity, options);
+  const land = (seed: number) => {
+    const payload = payloadOf('f32', size, 0, seed);
+    const room = parameters.land(payload.length, 'f32')!;
+    room.bytes.set(payload);
+    room.came(payload.length);
+    return room;
+  };
+  const bad = land(5);
+  parameters.squares(parameters.stage(bad.bytes, 'f32'), Infinity);
+  bad.release();
   expect(isEqual(parameters.exchanged(), before)).toBe(true);
   expect(isSame(parameters.snapshot().bytes, bytesOf(before))).toBe(true);
-  // The next one is not mistaken for it.
-  const good = parameters.stage(payloadOf('f32', size, 0, 6), 'f32');
-  parameters.update(good, { limit: Infinity, factor: 1 }, options);
+  // The next one, in the same room, is not mistaken for it.
+  const good = land(6);
+  const push = parameters.stage(good.bytes, 'f32');
   const gradient = normal(size, 6);
+  const squares = gradient.reduce((sum, x) => sum + x * x, 0);
+  expect(parameters.squares(push, Infinity) / squares).toBeCloseTo(1, 5);
+  parameters.update(push, { limit: Infinity, factor: 1 }, { step: 1, learningRate: 0.1 });
+  good.release();
   const seen = parameters.exchanged();
   for (const i of [0, 4_000, size - 1]) {
     expect(seen[i]).toBeCloseTo(before[i]! - 0.1 * gradient[i]!, 5);
   }
+});
+
+test('as many pushes as there are rooms land at once, whatever is being sent', () => {
+  const size = 1_000;
+  const parameters = new Parameters(layoutOf(size), resolveConfig({ optimizer: { kind: 'sgd' } }));
+  parameters.initialise(normal(size, 1));
+  const options = { step: 1, learningRate: 0.1 };
+  const clip = { limit: Infinity, factor: 1 };
+  const rooms = () => {
+    const taken = Array.from({ length: 1_000 }, () => parameters.land(4 * size, 'f32'));
+    return taken.filter((room) => room !== null);
+  };
+  const before = rooms();
+  for (const room of before) room.release();
+  expect(before.length).toBeGreaterThan(3);
+  const sent: { snapshot: Snapshot; wanted: Uint8Array }[] = [];
+  for (let step = 1; step <= 200; step++) {
+    const payload = payloadOf('f32', size, 0, step);
+    const room = parameters.land(payload.length, 'f32')!;
+    room.bytes.set(payload);
+    parameters.update(parameters.stage(room.bytes, 'f32'), clip, options);
+    room.release();
+    const snapshot = parameters.snapshot();
+    snapshot.hold();
+    sent.push({ snapshot, wanted: snapshot.bytes.slice() });
+  }
+  const during = rooms();
+  expect(during.length).toBe(before.length);
+  // All of them at once are in nobody's way.
+  for (const room of during) room.bytes.fill(255);
+  for (const { snapshot, wanted } of sent) expect(isSame(snapshot.bytes, wanted)).toBe(true);
+  expect(isSame(parameters.snapshot().bytes, sent.at(-1)!.wanted)).toBe(true);
+  for (const room of during) room.release();
+  for (const { snapshot } of sent) snapshot.release();
+  expect(rooms().length).toBe(before.length);
 });

@@ -699,3 +699,54 @@ describe('properties', () => {
     },
   );
 });
+
+test('a landing is told of its bytes while they come, unmasked, no more than 256 KB at once', () => {
+  const payload = Float32Array.from({ length: 300_000 }, (_, i) => i);
+  const sent = encodeFrame({ type: 'push' }, payload);
+  const wanted = new Uint8Array(payload.buffer);
+  for (const fragments of [1, 3]) {
+    const piece = Math.ceil(sent.length / fragments);
+    const stream = Buffer.concat(
+      Array.from({ length: fragments }, (_, i) =>
+        frame(sent.subarray(i * piece, (i + 1) * piece), {
+          ...{ opcode: i === 0 ? 2 : 0, final: i === fragments - 1, mask: 0x12345678 },
+        }),
+      ),
+    );
+    const told: number[] = [];
+    let messages = 0;
+    const never = () => expect.unreachable();
+    const landing = { bytes: new Uint8Array(wanted.length), release() {} };
+    const came = (bytes: number) => {
+      expect(Buffer.compare(landing.bytes.subarray(0, bytes), wanted.subarray(0, bytes))).toBe(0);
+      told.push(bytes);
+    };
+    const receiver = new Receiver({
+      fromClient: true,
+      events: {
+        land: () => ({ ...landing, came }),
+        message(_, whole) {
+          messages++;
+          expect(Buffer.compare(whole, wanted)).toBe(0);
+        },
+        ...{ malformed: never, ping: never, pong: never, close: never, broken: never },
+      },
+    });
+    for (let at = 0; at < stream.length; ) {
+      const target = receiver.next();
+      const count = Math.min(target.length, stream.length - at);
+      target.set(stream.subarray(at, at + count));
+      receiver.filled(count);
+      at += count;
+    }
+    expect(messages).toBe(1);
+    expect(told.length).toBeGreaterThan(2);
+    // Before the first comes what was read with the header; the last of a fragment is told with the next.
+    const most = fragments === 1 ? 2 ** 18 + 2 ** 16 : wanted.length;
+    told.forEach((bytes, i) => {
+      const before = told[i - 1] ?? 0;
+      expect(bytes).toBeGreaterThan(before);
+      expect(bytes - before).toBeLessThanOrEqual(most);
+    });
+  }
+});
