@@ -18,7 +18,7 @@ export interface ExchangeRow {
   readonly workers: number;
   readonly inFlight: number;
   readonly transport: 'tcp' | 'unix';
-  /** Payload of both ways together. */
+  /** Payload of both ways together, as it was carried: several pushes may be answered with one pull. */
   readonly gigabytesPerSecond: number;
   readonly plainGigabytesPerSecond: number;
   /** Median of the ratios of each turn. */
@@ -114,6 +114,7 @@ interface Turn {
   readonly perSecond: number;
   readonly plainPerSecond: number;
   readonly latencies: Float64Array;
+  readonly pullShare: number;
   readonly cpuMs: number;
   readonly roundTrips: number;
 }
@@ -154,25 +155,26 @@ export async function timed(
   await runTogether(loads, Math.max(seconds / 5, Math.min(seconds, WARM_UP_SECONDS)));
   const before = pid === null ? 0 : await cpuMs(pid);
   const from = performance.now();
-  const { roundTripsPerSecond, latencies } = await runTogether(loads, seconds);
+  const { roundTripsPerSecond, latencies, pullShare } = await runTogether(loads, seconds);
   const took = performance.now() - from;
   const after = pid === null ? 0 : await cpuMs(pid);
   await Promise.all(loads.map((load) => load.disconnect()));
   return {
-    ...{ perSecond: roundTripsPerSecond, latencies, took },
+    ...{ perSecond: roundTripsPerSecond, latencies, took, pullShare },
     ...{ cpuMs: after - before, roundTrips: latencies.length },
   };
 }
 
 function summarise(cell: CellOf, turns: readonly Turn[]): ExchangeRow {
   const gigabytes = (2 * cell.bytes) / 1e9;
+  const pullShare = medianOf(turns.map((each) => each.pullShare));
   const perSecond = medianOf(turns.map((each) => each.perSecond));
   const latencies = turns.flatMap((each) => [...each.latencies]);
   const cpu = turns.reduce((sum, each) => sum + each.cpuMs, 0) / 1000;
   const pushed = turns.reduce((sum, each) => sum + each.roundTrips, 0) * (cell.bytes / 1e9);
   return {
     ...cell,
-    gigabytesPerSecond: perSecond * gigabytes,
+    gigabytesPerSecond: perSecond * (cell.bytes / 1e9) * (1 + pullShare),
     plainGigabytesPerSecond: medianOf(turns.map((each) => each.plainPerSecond)) * gigabytes,
     share: medianOf(turns.map((each) => each.perSecond / each.plainPerSecond)),
     roundTripsPerSecond: perSecond,
@@ -200,7 +202,7 @@ export function exchangeTable(rows: readonly ExchangeRow[]): Table {
       { key: 'cpuSecondsPerGigabyte', title: 'server CPU s/GB pushed', digits: 2 },
     ],
     rows: rows.map((row) => ({ ...row, size: formatBytes(row.bytes) })),
-    note: 'GB/s counts the payload of both ways; each push is applied by SGD. Plain sockets read into place, know all sizes beforehand and compute nothing; they took turns with the server. `in flight`: pushes that each worker has under way. CPU: all that the server does for a GB pushed, its update and the GB of its answer included.',
+    note: 'GB/s counts the payload of both ways; each push is applied by SGD. Plain sockets read into place, know all sizes beforehand and compute nothing; they took turns with the server. `in flight`: pushes that each worker has under way; those that are read at once are answered together, with one pull, and GB/s counts what was carried. CPU: all that the server does for a GB pushed, its update and the GB of its answer included.',
   };
 }
 

@@ -147,13 +147,19 @@ async function bePeer(path: string): Promise<void> {
 }
 
 /** A worker's end of a plain socket. */
+/** A request was answered. @param pulled the answer has brought a payload. */
+export type Answered = (pulled: boolean) => void;
+
 export async function openPlain(
   address: NetConnectOpts,
   { up, down }: Exchange,
-  answered: () => void,
+  answered: Answered,
 ): Promise<Link> {
   const request = page(up);
-  const socket = openInto(address, counting(down, answered));
+  const socket = openInto(
+    address,
+    counting(down, () => answered(true)),
+  );
   socket.on('error', () => {});
   await once(socket, 'connect');
   socket.setNoDelay(true);

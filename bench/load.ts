@@ -5,9 +5,10 @@ import { encodeBf16, encodedBytes, encodeInt8, encodeTopk } from '../shared/comp
 import type { PushCompression } from '../shared/config.ts';
 import { createLayout } from '../shared/layout.ts';
 import { webSocketAddress } from '../shared/rest-client.ts';
+import type { Landing } from '../wire/connection.ts';
 import { Client } from '../worker/client.ts';
 import { rangesFor } from '../worker/shard-links.ts';
-import { type Exchange, type Link, openPlain } from './limits.ts';
+import { type Answered, type Exchange, type Link, openPlain } from './limits.ts';
 import { obey, startTold, type Told } from './processes.ts';
 
 /**
@@ -44,6 +45,8 @@ export interface PlainEnd {
 }
 
 export interface LoadResult {
+  /** Parameters that came, a push: less than 1 where several are answered with one pull. */
+  readonly pullShare: number;
   /** Of all workers of the process. */
   readonly roundTripsPerSecond: number;
   /** Round trips of each worker. */
@@ -85,6 +88,7 @@ export async function runTogether(loads: readonly Load[], seconds: number): Prom
     roundTripsPerSecond: results.reduce((sum, each) => sum + each.roundTripsPerSecond, 0),
     counts: results.flatMap(({ counts }) => counts),
     latencies,
+    pullShare: results.reduce((sum, r) => sum + r.pullShare * r.latencies.length, 0) / at,
   };
 }
 
@@ -99,6 +103,7 @@ class Simulated {
   #until = 0;
   #last = 0;
   #latencies: number[] = [];
+  #pulls = 0;
   #done: (() => void) | null = null;
 
   private constructor(inFlight: number) {
@@ -107,7 +112,7 @@ class Simulated {
 
   static async open(to: LoadOptions['to'], index: number, inFlight: number): Promise<Simulated> {
     const worker = new Simulated(inFlight);
-    const answered = () => worker.#answered();
+    const answered: Answered = (pulled) => worker.#answered(pulled);
     worker.#link =
       'plain' in to
         ? await openPlain(to.plain, to.exchange, answered)
@@ -120,7 +125,8 @@ class Simulated {
     this.#link!.ask();
   }
 
-  #answered(): void {
+  #answered(pulled: boolean): void {
+    if (pulled) this.#pulls++;
     const now = performance.now();
     this.#latencies.push(now - this.#begun.shift()!);
     this.#last = now;
@@ -128,17 +134,19 @@ class Simulated {
     else if (this.#begun.length === 0) this.#done?.();
   }
 
-  async run(seconds: number): Promise<{ latencies: number[]; perSecond: number }> {
+  async run(seconds: number): Promise<{ latencies: number[]; perSecond: number; pulls: number }> {
     const start = performance.now();
     this.#until = start + 1000 * seconds;
     this.#latencies = [];
+    this.#pulls = 0;
     const done = new Promise<void>((resolve) => {
       this.#done = resolve;
     });
     for (let i = 0; i < this.#inFlight; i++) this.#ask(start);
     await done;
     const latencies = this.#latencies;
-    return { latencies, perSecond: (1000 * latencies.length) / (this.#last - start) };
+    const perSecond = (1000 * latencies.length) / (this.#last - start);
+    return { latencies, perSecond, pulls: this.#pulls };
   }
 
   close(): Promise<void> {
@@ -147,12 +155,16 @@ class Simulated {
 }
 
 /** A worker of the real protocol. Resolves when it has joined and holds minibatches. */
-function openClient(to: ServerEnd, worker: string, answered: () => void): Promise<Link> {
+function openClient(to: ServerEnd, worker: string, answered: Answered): Promise<Link> {
   const { url, run, transport, elements, push } = to;
   const gradient = gradientOf(elements);
   const tensors = [{ name: 'weights', shape: [elements], role: 'trainable' as const }];
   /** One for each shard. */
-  let encoded = [encodedOf(gradient, push)];
+  const payloadOf = (values: Float32Array): Landing => {
+    const bytes = encodedOf(values, push);
+    return { bytes, release() {} };
+  };
+  let payloads = [payloadOf(gradient)];
   const client = new Client({
     server: webSocketAddress(url),
     hello: {
@@ -166,13 +178,17 @@ function openClient(to: ServerEnd, worker: string, answered: () => void): Promis
   });
   let current = { step: 0, generation: 0 };
   let leases: readonly { readonly id: number }[] = [];
+  /** Minibatches pushed and not answered; pushes are answered in their order. */
+  const underWay: number[] = [];
   const link: Link = {
     ask() {
-      const free = leases.find(({ id }) => !client.unacknowledged.some((p) => p.lease === id));
+      const free = leases.find(({ id }) => !underWay.includes(id));
       if (!free) throw new Error(`${worker} has no minibatch for another push`);
+      underWay.push(free.id);
+      const { step, generation } = current;
       client.pushReady(
-        { run, lease: free.id, ...current, loss: 1, computeMs: 0, encoding: push },
-        encoded.map((bytes) => ({ bytes, release: () => {} })),
+        { run, lease: free.id, step, generation, loss: 1, computeMs: 0, encoding: push },
+        payloads,
       );
     },
     close: () => client.close(),
@@ -180,7 +196,8 @@ function openClient(to: ServerEnd, worker: string, answered: () => void): Promis
   return new Promise((resolve, reject) => {
     const follow = async () => {
       for (;;) {
-        const { message, release } = await client.next();
+        const { message, payload, release } = await client.next();
+        let pulled = payload.length > 0;
         release?.();
         if (message.type === 'end') throw new Error(`the run ended: ${message.reason}`);
         if (message.type === 'assign') {
@@ -188,9 +205,7 @@ function openClient(to: ServerEnd, worker: string, answered: () => void): Promis
           if (!(await client.attach(message, layout))) continue;
           const ranges = rangesFor(layout, message.shards);
           if (ranges.length > 1) {
-            encoded = ranges.map(({ start, end }) =>
-              encodedOf(gradient.subarray(start, end), push),
-            );
+            payloads = ranges.map(({ start, end }) => payloadOf(gradient.subarray(start, end)));
           }
           client.send({
             ...{ type: 'join', run, experimentHash: message.experimentHash, tensors },
@@ -203,18 +218,18 @@ function openClient(to: ServerEnd, worker: string, answered: () => void): Promis
         } else if (message.type === 'initialise') {
           client.initialise({ type: 'initialised', run, grant: message.grant }, gradient);
         } else if (message.type === 'work') {
-          const { step, generation, acknowledgement } = message;
+          const { step, generation, acknowledgements } = message;
           leases = message.leases;
           current = { step, generation };
-          if (!acknowledgement) {
-            if (leases.length > 0) resolve(link);
-            continue;
+          if (acknowledgements.length === 0 && leases.length > 0) resolve(link);
+          const newest = acknowledgements.at(-1);
+          if (newest) client.acknowledge(newest);
+          underWay.splice(0, acknowledgements.length);
+          for (const { outcome, message: why } of acknowledgements) {
+            if (outcome !== 'applied') throw new Error(`a push was ${outcome}: ${why}`);
+            answered(pulled);
+            pulled = false;
           }
-          client.acknowledge(acknowledgement);
-          if (acknowledgement.outcome !== 'applied') {
-            throw new Error(`a push was ${acknowledgement.outcome}: ${acknowledgement.message}`);
-          }
-          answered();
         }
       }
     };
@@ -266,7 +281,10 @@ function beLoad(): void {
     }
     if ('run' in message) {
       const results = await Promise.all(workers.map((worker) => worker.run(message.run)));
+      const pulls = results.reduce((sum, each) => sum + each.pulls, 0);
+      const all = results.reduce((sum, { latencies }) => sum + latencies.length, 0);
       return {
+        pullShare: pulls / all,
         roundTripsPerSecond: results.reduce((sum, { perSecond }) => sum + perSecond, 0),
         counts: results.map(({ latencies }) => latencies.length),
         latencies: Float64Array.from(results.flatMap(({ latencies }) => latencies)),

@@ -271,8 +271,8 @@ async function simulate(url: string, encoding: SystemCase['push'], worker: strin
       const { run, grant } = message;
       client.initialise({ type: 'initialised', run, grant }, gradient);
     } else if (message.type === 'work') {
-      const { run, step, generation, acknowledgement, leases, evaluation } = message;
-      if (acknowledgement) client.acknowledge(acknowledgement);
+      const { run, step, generation, acknowledgements, leases, evaluation } = message;
+      for (const acknowledgement of acknowledgements) client.acknowledge(acknowledgement);
       if (evaluation) {
         const result = { loss: 1 + 1 / (1 + step), error: null, examples: 12_000, metrics: {} };
         client.send({ type: 'evaluated', run, evaluation: evaluation.id, ...result });

@@ -84,7 +84,7 @@ export function protocolVectors() {
   const work = {
     ...({ type: 'work', run: RUN, phase: 'training', generation: 1 } as const),
     leases,
-    ...({ evaluation: null, acknowledgement: null, pull: null } as const),
+    ...{ evaluation: null, acknowledgements: [], pull: null },
   };
 
   add('who it is, and which experiments it has', 'worker', {
@@ -139,15 +139,17 @@ export function protocolVectors() {
   add(
     'what became of a push, and newer parameters as bf16',
     'server',
-    { ...work, step: 13, encoding: 'bf16', acknowledgement: applied },
+    { ...work, step: 13, encoding: 'bf16', acknowledgements: [applied] },
     { bytes: exchanged, numbers: [...GRADIENT, ...STATISTICS] },
   );
   add('a push that came too late; nothing has changed since', 'server', {
     ...{ ...work, step: 13, encoding: 'f32' },
-    acknowledgement: {
-      ...{ sequence: 2, outcome: 'rejected', staleness: 0 },
-      ...{ code: 'DP_PUSH_LEASE_LOST', message: 'it went to another worker' },
-    },
+    acknowledgements: [
+      {
+        ...{ sequence: 2, outcome: 'rejected', staleness: 0 },
+        ...{ code: 'DP_PUSH_LEASE_LOST', message: 'it went to another worker' },
+      },
+    ],
   });
   add(
     'parameters to evaluate',

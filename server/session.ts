@@ -54,6 +54,9 @@ export class Session {
   readonly #gathering = new Gathering(this.id);
   readonly #desk: LandingDesk;
   #pulls = 0;
+  /** Pushes that were decided on and not answered: with the next one, which is here already. */
+  #decided: { readonly run: Run; readonly acknowledgements: Acknowledgement[] } | null = null;
+  #more = false;
 
   constructor(connection: Connection, coordinator: Coordinator, connectedAt: string) {
     this.#connection = connection;
@@ -66,7 +69,7 @@ export class Session {
   /** What its connection reports to. */
   readonly events: ConnectionEvents = {
     land: (header, payloadBytes) => this.#land(header, payloadBytes),
-    message: (header, payload, landing) => this.#receive(header, payload, landing),
+    message: (header, payload, landing, more) => this.#receive(header, payload, landing, more),
     malformed: (error) => this.fail(error),
     broken: (error) => {
       this.#lastError = { code: error.code, message: error.message };
@@ -75,6 +78,7 @@ export class Session {
     alive: () => {
       this.#lastSeen = this.#coordinator.now();
     },
+    drained: () => this.#answer(),
     closed: () => this.#gone(),
   };
 
@@ -155,14 +159,16 @@ export class Session {
     });
   }
 
-  #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
+  #receive(header: Header, payload: Uint8Array, landing: Landing | null, more = false): void {
     let kept = false;
+    this.#more = more;
     try {
       if (!this.#closed) kept = this.#handle(checkWorkerMessage(header), payload, landing);
     } catch (error) {
       this.fail(error);
     } finally {
       if (!kept) landing?.release();
+      this.#more = false;
     }
   }
 
@@ -342,7 +348,11 @@ export class Session {
       this.#coordinator.recordRejection(run, this.key, push, acknowledgement);
       run.mustBeTrusted(this.key);
     }
-    this.proceed(acknowledgement, now);
+    this.#decided ??= { run, acknowledgements: [] };
+    const { length } = this.#decided.acknowledgements;
+    this.#decided.acknowledgements[length] = acknowledgement;
+    // Pushes that came together are answered together, with one pull.
+    if (!this.#more || length + 1 === LIMITS.leasesPerWorkerMax) this.proceed(now);
   }
 
   #onLeave(leave: Leave): void {
@@ -395,13 +405,31 @@ export class Session {
     this.#send({ type: 'idle' });
   }
 
-  /** Sends what the worker is to do next, with what became of its push. */
-  proceed(
-    acknowledgement: Acknowledgement | null = null,
-    now: number = this.#coordinator.now(),
-  ): void {
+  /** Tells what became of pushes, if it is not known. */
+  #answer(): void {
+    if (this.#decided) this.proceed();
+    // It has left the run meanwhile.
+    this.#acknowledge();
+  }
+
+  /** The same, without further work. */
+  #acknowledge(): void {
+    if (!this.#decided) return;
+    const { run } = this.#decided;
+    this.#sendWork(run, this.#taken(), null, false);
+  }
+
+  #taken(): Acknowledgement[] {
+    const acknowledgements = this.#decided?.acknowledgements ?? [];
+    this.#decided = null;
+    return acknowledgements;
+  }
+
+  /** Sends what the worker is to do next, with what became of its pushes. */
+  proceed(now: number = this.#coordinator.now()): void {
     const run = this.#run;
     if (!run || !this.#joined || this.#closed) return;
+    const acknowledgements = this.#taken();
     // Minibatches a worker holds: those under way and the one whose data it prepares.
     const ahead = run.config.consistency.depth + 1;
     const assignment = run.assign(this.key, ahead, now);
@@ -411,10 +439,10 @@ export class Session {
       const { step, evaluation, shared } = assignment;
       const known = shared && this.#sent?.generation === generation && this.#sent.step === step;
       this.#sent = evaluation === null ? { generation, step } : null;
-      this.#sendWork(run, acknowledgement, assignment, !known);
+      this.#sendWork(run, acknowledgements, assignment, !known);
       return;
     }
-    if (acknowledgement) this.#sendWork(run, acknowledgement, null, false);
+    if (acknowledgements.length > 0) this.#sendWork(run, acknowledgements, null, false);
     if (assignment.kind === 'initialise') {
       const { grant, seed } = assignment;
       this.#send({ type: 'initialise', run: run.id, grant, seed });
@@ -427,7 +455,7 @@ export class Session {
 
   #sendWork(
     run: Run,
-    acknowledgement: Acknowledgement | null,
+    acknowledgements: Acknowledgement[],
     work: Extract<Assignment, { kind: 'work' }> | null,
     withPayload: boolean,
   ): void {
@@ -439,7 +467,7 @@ export class Session {
       phase: run.phase,
       step: work?.step ?? run.step,
       generation: run.generation,
-      acknowledgement,
+      acknowledgements,
       leases: work?.leases ?? [],
       evaluation: work?.evaluation ?? null,
       encoding: payload?.encoding ?? 'f32',
@@ -460,6 +488,7 @@ export class Session {
    * @param gone called once: the parts have left, or never will.
    */
   #send(message: ServerMessage, parts: readonly Uint8Array[] = [], gone?: () => void): void {
+    this.#acknowledge();
     const { replication } = this.#coordinator;
     if (replication) replication.whenSafe(() => this.#sendNow(message, parts, gone));
     else this.#sendNow(message, parts, gone);
@@ -496,6 +525,7 @@ export class Session {
     this.#lastError = { code, message };
     if (code === 'DP_QUARANTINED') this.#quarantine = message;
     this.#coordinator.countError(code);
+    this.#acknowledge();
     if (this.#connection.open) this.#connection.send({ type: 'error', code, message });
     const { close } = ERRORS[code];
     if (close !== null) this.close(close, code);
@@ -506,6 +536,7 @@ export class Session {
   }
 
   close(code: number, reason: string): void {
+    this.#acknowledge();
     this.#connection.close(code, reason);
   }
 
@@ -546,6 +577,7 @@ export class Session {
   #gone(): void {
     if (this.#closed) return;
     this.#closed = true;
+    this.#decided = null;
     const run = this.#run;
     this.#desk.leave();
     this.#gathering.clear();

@@ -76,8 +76,14 @@ function packNumber(value: number, out: Uint8Array, at: number): number {
 }
 
 function packArray(values: readonly unknown[], out: Uint8Array, at: number): number {
-  if (values.length >= 0x10) return 0;
-  out[at++] = 0x90 | values.length;
+  const { length } = values;
+  if (length >= 0x10000) return 0;
+  if (length < 0x10) out[at++] = 0x90 | length;
+  else {
+    out[at++] = 0xdc;
+    out[at++] = length >>> 8;
+    out[at++] = length & 0xff;
+  }
   for (const value of values) {
     at = packInto(value, out, at);
     if (at === 0) return 0;

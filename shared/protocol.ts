@@ -360,7 +360,8 @@ export const WorkSchema = Type.Object(
     step: Natural,
     /** Counts up when parameters go back or start afresh (restart, refit). */
     generation: Natural,
-    acknowledgement: orNull(AcknowledgementSchema),
+    /** Of pushes, in the order in which they came; what is decided together may be told together. */
+    acknowledgements: Type.Array(AcknowledgementSchema, { maxItems: LIMITS.leasesPerWorkerMax }),
     /** All minibatches that the worker holds now; those it holds beyond are lost to it. */
     leases: Type.Array(LeaseSchema, { maxItems: LIMITS.leasesPerWorkerMax }),
     /** Set: evaluate this payload on the part first, and answer `evaluated`. */

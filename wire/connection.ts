@@ -18,13 +18,15 @@ export interface ConnectionEvents {
   /** See `ReceiverEvents.land`; after 'wait', `retry` asks again. */
   land(header: Header, payloadBytes: number | null): Landing | 'wait' | null;
   /** See `ReceiverEvents.message`. */
-  message(header: Header, payload: Uint8Array, landing: Landing | null): void;
+  message(header: Header, payload: Uint8Array, landing: Landing | null, more?: boolean): void;
   /** A message was no Downpour frame. The connection stays open unless you close it. */
   malformed(error: DownpourError): void;
   /** The WebSocket protocol was broken; the connection closes by itself. */
   broken(error: DownpourError): void;
   /** Bytes came: the other end lives. Called often. */
   alive(): void;
+  /** All messages that were in what was read at once have been told. */
+  drained?(): void;
   /**
    * The end, exactly once. @param code of the other end's close frame, 1005: it had none, 1006: there
    * was no close frame. @param reason what it said, or what went wrong.
@@ -96,7 +98,8 @@ export class Connection {
       ...(frameBytesMax === undefined ? {} : { frameBytesMax }),
       events: {
         land: (header, bytes) => this.#events!.land(header, bytes),
-        message: (header, payload, landing) => this.#events!.message(header, payload, landing),
+        message: (header, payload, landing, more) =>
+          this.#events!.message(header, payload, landing, more),
         malformed: (error) => this.#events!.malformed(error),
         ping: (payload) => this.#answer(payload),
         pong: () => {},
@@ -289,12 +292,15 @@ export class Connection {
 
   #came(): void {
     this.#events!.alive();
+    this.#events!.drained?.();
     if (this.#receiver.waiting) this.#socket.pause();
   }
 
   /** After `land` said 'wait': asks again. */
   retry(): void {
-    if (this.#receiver.waiting && this.#receiver.retry()) this.#socket.resume();
+    if (!this.#receiver.waiting) return;
+    if (this.#receiver.retry()) this.#socket.resume();
+    this.#events?.drained?.();
   }
 
   #answer(ping: Uint8Array): void {

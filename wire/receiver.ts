@@ -50,8 +50,9 @@ export interface ReceiverEvents {
   /**
    * A whole message. Its landing is the callee's to release. Without one the payload is the
    * receiver's, to be used until return.
+   * @param more of what was read is left: the beginning of another one, at least.
    */
-  message(header: Header, payload: Uint8Array, landing: Landing | null): void;
+  message(header: Header, payload: Uint8Array, landing: Landing | null, more: boolean): void;
   /** A message that is no Downpour frame: it is skipped. */
   malformed(error: DownpourError): void;
   /** @param payload to be used until return. */
@@ -125,6 +126,8 @@ export class Receiver {
   #own: Uint8Array = EMPTY;
   /** What `next` gave last was the payload's place. A socket keeps it while it is paused. */
   #inPlace = false;
+  /** Bytes of what was read follow. */
+  #more = false;
   /** The last message was. */
   #large = false;
 
@@ -172,8 +175,10 @@ export class Receiver {
     }
     this.#memoryBytes += bytes;
     this.#left -= bytes;
-    if (this.#left === 0) this.#endFrame();
-    else if (this.#memory === this.#landing?.bytes) this.#landing.came?.(this.#memoryBytes);
+    if (this.#left === 0) {
+      this.#more = false;
+      this.#endFrame();
+    } else if (this.#memory === this.#landing?.bytes) this.#landing.came?.(this.#memoryBytes);
   }
 
   /**
@@ -211,6 +216,7 @@ export class Receiver {
         this.#left -= used;
         if (this.#left > 0 || this.#stage === 'pending') continue;
       }
+      this.#more = at < chunk.length;
       this.#endFrame();
     }
   }
@@ -491,7 +497,7 @@ export class Receiver {
     }
     this.#landing = null;
     this.#reset();
-    this.#events.message(header, payload, landing);
+    this.#events.message(header, payload, landing, this.#more);
   }
 
   /** The message is none of ours: what is left of it is skipped. */

@@ -198,10 +198,11 @@ export function createTrainer(options: TrainerOptions): Trainer {
       const payload = padded ? received.subarray(0, exchangedSize) : received;
       if (release && payload.length > 0) payloads.set(payload, release);
       else release?.();
-      const { acknowledgement, leases, evaluation, step, generation, phase } = message;
-      if (acknowledgement) {
-        settlePushes(acknowledgement);
-        exchange.acknowledge(acknowledgement);
+      const { acknowledgements, leases, evaluation, step, generation, phase } = message;
+      for (const acknowledgement of acknowledgements) settlePushes(acknowledgement);
+      const newest = acknowledgements.at(-1);
+      if (newest) exchange.acknowledge(newest);
+      for (const acknowledgement of acknowledgements) {
         options.onAcknowledged?.(acknowledgement);
         tellRejection(acknowledgement, options.log);
       }

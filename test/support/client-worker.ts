@@ -75,10 +75,8 @@ export class ClientWorker {
         client.initialise({ type: 'initialised', run, grant: message.grant }, values);
       } else if (message.type === 'end') return;
       else if (message.type === 'work') {
-        if (message.acknowledgement) {
-          this.acknowledgements.push(message.acknowledgement);
-          client.acknowledge(message.acknowledgement);
-        }
+        this.acknowledgements.push(...message.acknowledgements);
+        for (const each of message.acknowledgements) client.acknowledge(each);
         if (resend) client.resend(run);
         resend = false;
         const values = payload.slice();

@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto';
+import type { Socket } from 'node:net';
 import { type RawData, WebSocket } from 'ws';
 import { decodeFrame, encodeFrame, floatsOf } from '../../shared/codec.ts';
 import type {
@@ -91,6 +92,19 @@ export class ProtocolWorker {
 
   sendBytes(bytes: Uint8Array | string): void {
     this.#socket.send(bytes);
+  }
+
+  /** What is sent meanwhile leaves with one system call. */
+  together(send: () => void): void {
+    const { _socket: socket } = this.#socket as unknown as { readonly _socket: Socket };
+    socket.cork();
+    send();
+    socket.uncork();
+  }
+
+  /** The beginning of a message. */
+  sendFragment(bytes: Uint8Array): void {
+    this.#socket.send(bytes, { fin: false });
   }
 
   hello(hash = 'hash', run: string | null = null): void {

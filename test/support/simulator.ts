@@ -449,7 +449,10 @@ class SimulatedConnection {
     this.answers = [];
     const before = server.step;
     if (header.type === 'push') server.lookUp(header as unknown as Push);
-    this.#events.message(header, place, landing);
+    // Another may follow at once; then this one is answered with it, or when there is none after all.
+    const more = this.#simulation.chance(0.3);
+    this.#events.message(header, place, landing, more);
+    if (more) this.#events.drained?.();
     if (header.type === 'push') server.judge(this, header as unknown as Push, before);
   }
 }
@@ -657,13 +660,14 @@ class SimulatedServer {
 
   /** A message leaves for a worker. */
   told(key: string, message: ServerMessage): void {
-    if (message.type !== 'work' || !message.acknowledgement) return;
-    const { sequence, outcome } = message.acknowledgement;
-    if (outcome !== 'applied' && outcome !== 'damped') return;
-    const entry = this.log.find((each) => each.key === key && each.sequence === sequence);
-    if (entry) entry.acknowledged = true;
-    // While a push is dealt with, `judge` has not entered it yet.
-    else this.#acknowledged = `${key} ${sequence}`;
+    if (message.type !== 'work') return;
+    for (const { sequence, outcome } of message.acknowledgements) {
+      if (outcome !== 'applied' && outcome !== 'damped') continue;
+      const entry = this.log.find((each) => each.key === key && each.sequence === sequence);
+      if (entry) entry.acknowledged = true;
+      // While a push is dealt with, `judge` has not entered it yet.
+      else this.#acknowledged = `${key} ${sequence}`;
+    }
   }
   #acknowledged = '';
 
@@ -721,24 +725,23 @@ class SimulatedServer {
   judge(connection: SimulatedConnection, push: Push, before: number): void {
     const simulation = this.#simulation;
     const { answers } = connection;
-    const work = answers.find(
-      (answer): answer is Work =>
-        answer.type === 'work' && answer.acknowledgement?.sequence === push.sequence,
-    );
-    const outcome: Acknowledgement['outcome'] | null = work?.acknowledgement?.outcome ?? null;
+    const told = answers
+      .flatMap((answer) => (answer.type === 'work' ? answer.acknowledgements : []))
+      .find(({ sequence }) => sequence === push.sequence);
+    const outcome: Acknowledgement['outcome'] | null = told?.outcome ?? null;
     const steps = this.step - before;
     // The standby has to have it first: what the worker will be told is seen when it is.
-    const later = !work && this.#replication !== null && steps === 1;
+    const later = !told && this.#replication !== null && steps === 1;
     const applied = later || outcome === 'applied' || outcome === 'damped';
     if (steps !== (applied ? 1 : 0)) {
       simulation.violate(1, `push ${push.sequence} was ${outcome}, and the step rose by ${steps}`);
     }
     if (!applied) {
-      const told = work || answers.some(({ type }) => type === 'error' || type === 'end');
-      if (!told && !this.#run?.over && !this.#replication?.holding) {
+      const isTold = told || answers.some(({ type }) => type === 'error' || type === 'end');
+      if (!isTold && !this.#run?.over && !this.#replication?.holding) {
         simulation.violate(6, `push ${push.sequence} was not applied, and nobody was told`);
       }
-      if (outcome === 'rejected' && !work!.acknowledgement!.code) {
+      if (outcome === 'rejected' && !told!.code) {
         simulation.violate(6, `push ${push.sequence} was rejected without a reason`);
       }
       return;
@@ -1068,8 +1071,8 @@ class SimulatedWorker {
   #work(message: Work, payload: Float32Array): void {
     const simulation = this.#simulation;
     simulation.server.checkPayload(message, payload);
-    const { acknowledgement, leases, evaluation, step, generation } = message;
-    if (acknowledgement) {
+    const { acknowledgements, leases, evaluation, step, generation } = message;
+    for (const acknowledgement of acknowledgements) {
       this.#kept = this.#kept.filter(({ push }) => push.sequence > acknowledgement.sequence);
     }
     if (this.#resend) {

@@ -717,10 +717,10 @@ test('a worker in quarantine is sent away, and /workers says why', async () => {
   const bad = await ProtocolWorker.connect(url, { name: 'bad' });
   const first = await bad.enter(problem);
   bad.push(problem, first, { loss: null });
-  expect((await bad.expect('work')).acknowledgement).toMatchObject({ outcome: 'rejected' });
+  expect((await bad.expect('work')).acknowledgements[0]).toMatchObject({ outcome: 'rejected' });
   good.push(problem, work);
   work = { ...(await good.expect('work')) };
-  expect(work.acknowledgement).toMatchObject({ outcome: 'applied' });
+  expect(work.acknowledgements[0]).toMatchObject({ outcome: 'applied' });
   bad.push(problem, first, { loss: null });
   expect(await bad.expect('error')).toMatchObject({ code: 'DP_QUARANTINED' });
   expect(await bad.next()).toMatchObject({ kind: 'closed', code: 4403 });

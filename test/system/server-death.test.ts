@@ -97,7 +97,7 @@ test('what was applied after the checkpoint is lost, counted to the step, told, 
     // A gradient of the lost time is not taken for one of now, and is not lost either.
     const before = run.pushes;
     worker.push(problem, { ...work, leases: again.leases });
-    expect((await worker.expect('work')).acknowledgement).toMatchObject({
+    expect((await worker.expect('work')).acknowledgements[0]).toMatchObject({
       outcome: 'rejected',
       code: 'DP_PUSH_STALE',
     });

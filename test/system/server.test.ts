@@ -156,7 +156,7 @@ describe('a run over real sockets', () => {
     const second = await ProtocolWorker.connect(url, { name, incarnation });
     await second.enter(problem);
     second.push(problem, work);
-    expect((await second.expect('work')).acknowledgement).toMatchObject({
+    expect((await second.expect('work')).acknowledgements[0]).toMatchObject({
       outcome: 'duplicate',
       sequence: 1,
     });
@@ -213,7 +213,7 @@ describe('a run over real sockets', () => {
     expect(second.payload.length).toBe(EXCHANGED);
     worker.push(problem, { ...second, payload: first.payload }, { loss: null });
     const third = await worker.expect('work');
-    expect(third.acknowledgement?.code).toBe('DP_GRADIENT_NOT_FINITE');
+    expect(third.acknowledgements[0]?.code).toBe('DP_GRADIENT_NOT_FINITE');
     expect(third.payload.length).toBe(0);
   });
 
@@ -233,6 +233,53 @@ describe('a run over real sockets', () => {
     await worker.expect('idle');
     const id = await createRun(url);
     expect((await worker.expect('assign')).run).toBe(id);
+  });
+});
+
+describe('pushes that come together', () => {
+  async function holding(count: number) {
+    const { url } = await start(await folder());
+    await createRun(url, { consistency: { depth: count }, evaluateEverySteps: 1_000 });
+    const worker = await ProtocolWorker.connect(url);
+    const work = await worker.enter(problem);
+    const pushAll = () => {
+      for (const lease of work.leases.slice(0, count)) {
+        worker.push(problem, { ...work, leases: [lease] });
+      }
+    };
+    return { worker, work, pushAll };
+  }
+
+  test('are answered together, in their order, with one pull', async () => {
+    const { worker, work, pushAll } = await holding(8);
+    worker.together(pushAll);
+    const answer = await worker.expect('work');
+    expect(answer.acknowledgements.map(({ sequence }) => sequence)).toEqual(
+      Array.from({ length: 8 }, (_, i) => i + 1),
+    );
+    expect(answer.acknowledgements.every(({ outcome }) => outcome === 'applied')).toBe(true);
+    expect(answer.step).toBe(work.step + 8);
+    expect(answer.payload.length).toBe(work.payload.length - 1);
+    expect(answer.leases).toHaveLength(9);
+  });
+
+  test('are answered before what comes of the message behind them', async () => {
+    const { worker, pushAll } = await holding(2);
+    worker.together(() => {
+      pushAll();
+      worker.send({ type: 'nonsense' });
+    });
+    expect((await worker.expect('work')).acknowledgements).toHaveLength(2);
+    await worker.expect('error');
+  });
+
+  test('are answered when another one begins behind them and does not end', async () => {
+    const { worker, pushAll } = await holding(2);
+    worker.together(() => {
+      pushAll();
+      worker.sendFragment(new Uint8Array(10));
+    });
+    expect((await worker.expect('work')).acknowledgements).toHaveLength(2);
   });
 });
 
@@ -261,7 +308,7 @@ describe('room for pushes', () => {
     rooms = 1;
     second.push(problem, works[1]!);
     for (const worker of [first, second]) {
-      expect((await worker.expect('work')).acknowledgement?.outcome).toBe('applied');
+      expect((await worker.expect('work')).acknowledgements[0]?.outcome).toBe('applied');
     }
   });
 
@@ -272,7 +319,7 @@ describe('room for pushes', () => {
     const work = await worker.enter(problem);
     vi.spyOn(Run.prototype, 'land').mockReturnValue(null);
     worker.push(problem, work);
-    expect((await worker.expect('work')).acknowledgement?.outcome).toBe('applied');
+    expect((await worker.expect('work')).acknowledgements[0]?.outcome).toBe('applied');
   });
 
   test('a worker that leaves while its push waits leaves nothing behind', async () => {
@@ -438,7 +485,7 @@ describe('bad input from a worker', () => {
       };
       worker.send({ ...push, ...changes }, spoil(new Float32Array(EXCHANGED)));
       const answer = await worker.expect('work');
-      expect(answer.acknowledgement).toMatchObject({ outcome: 'rejected', code, sequence: 1 });
+      expect(answer.acknowledgements[0]).toMatchObject({ outcome: 'rejected', code, sequence: 1 });
       expect(answer.leases.length).toBeGreaterThan(0);
       const { body } = await request<RunSummary>('GET', `${url}/runs/${id}`);
       expect(body).toMatchObject({ step: 0, phase: 'training' });

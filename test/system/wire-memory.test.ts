@@ -146,9 +146,9 @@ test('nor do they through a server and the client of a worker', { timeout: 120_0
       client.initialise(made, new Float32Array(BYTES / 4));
     } else if (message.type === 'work') {
       expect(payload.length).toBe(BYTES / 4);
-      if (message.acknowledgement) {
-        expect(message.acknowledgement.outcome).toBe('applied');
-        client.acknowledge(message.acknowledgement);
+      for (const acknowledgement of message.acknowledgements) {
+        expect(acknowledgement.outcome).toBe('applied');
+        client.acknowledge(acknowledgement);
       }
       const { step, generation, leases } = message;
       const push = { run: run.id, lease: leases[0]!.id, step, generation, loss: 1, computeMs: 1 };

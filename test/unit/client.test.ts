@@ -16,7 +16,7 @@ const HELLO = {
 const IDLE = { type: 'idle' };
 const work = (step: number) => ({
   ...{ type: 'work', run: 'r', phase: 'training', step, generation: 1 },
-  ...{ acknowledgement: null, leases: [], evaluation: null, encoding: 'f32', pull: null },
+  ...{ acknowledgements: [], leases: [], evaluation: null, encoding: 'f32', pull: null },
 });
 /** Pushes numbers as they are. */
 function send(client: Client, header: Parameters<Client['push']>[0], values: Float32Array): number {

@@ -99,7 +99,8 @@ describe('a broken server is caught:', () => {
   test('6, it drops answers to rejected pushes', async () => {
     const violation = await caught({
       outgoing: (message) =>
-        message.type !== 'work' || message.acknowledgement?.outcome !== 'rejected',
+        message.type !== 'work' ||
+        message.acknowledgements.every(({ outcome }) => outcome !== 'rejected'),
     });
     expect(violation.invariant).toBe(6);
   });

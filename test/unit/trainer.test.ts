@@ -112,17 +112,16 @@ function setUp(depth = 1) {
 function work(step: number, leases: Lease[], rest: Partial<Work> = {}): Work {
   return {
     ...{ type: 'work', run: 'r', phase: 'training', step, generation: 1 },
-    ...{ acknowledgement: null, leases, evaluation: null, encoding: 'f32', pull: null, ...rest },
+    ...{ acknowledgements: [], leases, evaluation: null, encoding: 'f32', pull: null, ...rest },
   };
 }
 const lease = (id: number, start: number, count: number, epoch = 0): Lease => ({
   ...{ id, epoch, start, count, part: 'train' },
 });
-const applied = (sequence: number, rest: object = {}) => ({
-  acknowledgement: {
-    ...{ sequence, outcome: 'applied', staleness: 0, code: null, message: null },
-    ...rest,
-  } as Work['acknowledgement'],
+const applied = (sequence: number, rest: object = {}): Pick<Work, 'acknowledgements'> => ({
+  acknowledgements: [
+    { ...{ sequence, outcome: 'applied', staleness: 0, code: null, message: null }, ...rest },
+  ],
 });
 const meanOf = (values: Iterable<number>) => {
   const all = [...values];
