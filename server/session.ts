@@ -352,7 +352,8 @@ export class Session {
     const { length } = this.#decided.acknowledgements;
     this.#decided.acknowledgements[length] = acknowledgement;
     // Pushes that came together are answered together, with one pull.
-    if (!this.#more || length + 1 === LIMITS.leasesPerWorkerMax) this.proceed(now);
+    const isLast = !this.#more || run.config.consistency.depth === 1;
+    if (isLast || length + 1 === LIMITS.leasesPerWorkerMax) this.proceed(now);
   }
 
   #onLeave(leave: Leave): void {

@@ -25,7 +25,7 @@ export interface ConnectionEvents {
   broken(error: DownpourError): void;
   /** Bytes came: the other end lives. Called often. */
   alive(): void;
-  /** All messages that were in what was read at once have been told. */
+  /** All messages that could be read at once have been told. */
   drained?(): void;
   /**
    * The end, exactly once. @param code of the other end's close frame, 1005: it had none, 1006: there
@@ -81,6 +81,8 @@ export class Connection {
   #close: { code: number; reason: string } | null = null;
   #error = '';
   #timer: NodeJS.Timeout | null = null;
+  /** `drained` is told then. */
+  #drain: NodeJS.Immediate | null = null;
   #pongs = 0;
   #lastPing: Uint8Array | null = null;
   #way: Way | null = null;
@@ -114,13 +116,10 @@ export class Connection {
     this.#receiver = receiver;
     this.sink = {
       next: () => receiver.next(),
-      filled: (bytes) => {
-        receiver.filled(bytes);
-        this.#came();
-      },
+      filled: (bytes) => this.#came(receiver.filled(bytes)),
       feed: (chunk) => {
         receiver.feed(chunk);
-        this.#came();
+        this.#came(false);
       },
     };
     socket.setTimeout(0);
@@ -290,9 +289,19 @@ export class Connection {
 
   // Receiving.
 
-  #came(): void {
-    this.#events!.alive();
-    this.#events!.drained?.();
+  readonly #drained = (): void => {
+    this.#drain = null;
+    this.#events?.drained?.();
+  };
+
+  /** @param more may be there: it is read before the turn of the event loop ends. */
+  #came(more: boolean): void {
+    const events = this.#events!;
+    events.alive();
+    if (events.drained) {
+      if (more && !this.#drain) this.#drain = setImmediate(this.#drained);
+      if (!this.#drain) events.drained();
+    }
     if (this.#receiver.waiting) this.#socket.pause();
   }
 

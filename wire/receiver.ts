@@ -50,7 +50,7 @@ export interface ReceiverEvents {
   /**
    * A whole message. Its landing is the callee's to release. Without one the payload is the
    * receiver's, to be used until return.
-   * @param more of what was read is left: the beginning of another one, at least.
+   * @param more the beginning of another one was read, or may be there to be read at once.
    */
   message(header: Header, payload: Uint8Array, landing: Landing | null, more: boolean): void;
   /** A message that is no Downpour frame: it is skipped. */
@@ -126,7 +126,6 @@ export class Receiver {
   #own: Uint8Array = EMPTY;
   /** What `next` gave last was the payload's place. A socket keeps it while it is paused. */
   #inPlace = false;
-  /** Bytes of what was read follow. */
   #more = false;
   /** The last message was. */
   #large = false;
@@ -162,13 +161,16 @@ export class Receiver {
     return this.#inFrame && this.#opcode < OPCODES.close && this.#left >= STRAIGHT_BYTES_MIN;
   }
 
-  /** So many bytes were read into the beginning of what `next` gave last. */
-  filled(bytes: number): void {
+  /**
+   * So many bytes were read into the beginning of what `next` gave last.
+   * @returns whether a frame ended where reading in place did: nobody knows what is behind it.
+   */
+  filled(bytes: number): boolean {
     if (!this.#inPlace) {
       this.feed(SCRATCH.subarray(0, bytes));
-      return;
+      return false;
     }
-    if (this.#dead) return;
+    if (this.#dead) return false;
     if (this.#mask !== 0) {
       const came = this.#memory.subarray(this.#memoryBytes, this.#memoryBytes + bytes);
       unmask(came, this.#mask, this.#length - this.#left);
@@ -176,9 +178,12 @@ export class Receiver {
     this.#memoryBytes += bytes;
     this.#left -= bytes;
     if (this.#left === 0) {
-      this.#more = false;
+      this.#more = true;
       this.#endFrame();
-    } else if (this.#memory === this.#landing?.bytes) this.#landing.came?.(this.#memoryBytes);
+      return true;
+    }
+    if (this.#memory === this.#landing?.bytes) this.#landing.came?.(this.#memoryBytes);
+    return false;
   }
 
   /**

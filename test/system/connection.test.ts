@@ -3,14 +3,15 @@ import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server } from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
-import { type AddressInfo, connect, type Socket } from 'node:net';
+import { type AddressInfo, connect, Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { afterEach, describe, expect, test } from 'vitest';
 import { WebSocket, WebSocketServer } from 'ws';
 import { encodeFrame } from '../../shared/codec.ts';
-import type { Connection, ConnectionEvents, Header } from '../../wire/connection.ts';
+import { Connection, type ConnectionEvents, type Header } from '../../wire/connection.ts';
+import { FRAME_HEAD_MAX, writeFrameHead } from '../../wire/frames.ts';
 import { accept, type DialOptions, dial, upgradeProblem } from '../../wire/handshake.ts';
 import { tryStraight, type Way } from '../../wire/node-sockets.ts';
 
@@ -554,4 +555,44 @@ describe('the handshake', () => {
       expect(await inbox.next()).toMatchObject(['at-once', 120_000, expect.anything()]);
     }
   });
+});
+
+test('the end of what is there is told once, when the turn of the event loop ends', async () => {
+  const told: string[] = [];
+  const connection = new Connection(new Socket(), { role: 'client' });
+  const events = collect(new Inbox(), {
+    message: ({ type }, _, __, more) => told.push(`${type} ${more}`),
+    drained: () => told.push('drained'),
+  });
+  connection.start(events, new Uint8Array(), 'straight');
+  const read = (frame: Uint8Array) => {
+    for (let at = 0; at < frame.length; ) {
+      const place = connection.sink.next();
+      const count = Math.min(place.length, frame.length - at);
+      place.set(frame.subarray(at, at + count));
+      connection.sink.filled(count);
+      at += count;
+    }
+  };
+  const framed = (type: string, size: number) => {
+    const message = encodeFrame({ type }, floats(size));
+    const frame = new Uint8Array(FRAME_HEAD_MAX + message.length);
+    const length = message.length;
+    const start = writeFrameHead(frame, FRAME_HEAD_MAX, { opcode: 2, length, masked: false });
+    frame.set(message, FRAME_HEAD_MAX);
+    return frame.subarray(start);
+  };
+  // Read in place: what is behind them is not known.
+  read(framed('first', 100_000));
+  read(framed('second', 100_000));
+  expect(told.filter((what) => what !== 'drained')).toEqual(['first true', 'second true']);
+  expect(told.at(-1)).toBe('second true');
+  expect(told.indexOf('first true') + 1).toBe(told.indexOf('second true'));
+  await new Promise(setImmediate);
+  expect(told.slice(-2)).toEqual(['second true', 'drained']);
+  // Read by the way: what came in one piece is known to be all.
+  told.length = 0;
+  read(Buffer.concat([framed('third', 2), framed('fourth', 2)]));
+  expect(told).toEqual(['third true', 'fourth false', 'drained']);
+  connection.terminate();
 });
