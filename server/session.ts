@@ -399,21 +399,22 @@ export class Session {
   /** Where to go when this server is not reached. */
   tellStandby(): void {
     const servers = this.#coordinator.replication?.addresses ?? [];
-    if (servers.length > 0) this.#send({ type: 'standby', servers });
+    if (servers.length === 0) return;
+    this.#answer();
+    this.#send({ type: 'standby', servers });
   }
 
   idle(): void {
     this.#send({ type: 'idle' });
   }
 
-  /** Tells what became of pushes, if it is not known. */
+  /** Tells what became of pushes, if it is not known, and what to do next. */
   #answer(): void {
     if (this.#decided) this.proceed();
-    // It has left the run meanwhile.
     this.#acknowledge();
   }
 
-  /** The same, without further work. */
+  /** The same to a worker that has left the run meanwhile: there is nothing to do next. */
   #acknowledge(): void {
     if (!this.#decided) return;
     const { run } = this.#decided;
@@ -526,7 +527,7 @@ export class Session {
     this.#lastError = { code, message };
     if (code === 'DP_QUARANTINED') this.#quarantine = message;
     this.#coordinator.countError(code);
-    this.#acknowledge();
+    this.#answer();
     if (this.#connection.open) this.#connection.send({ type: 'error', code, message });
     const { close } = ERRORS[code];
     if (close !== null) this.close(close, code);

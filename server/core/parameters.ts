@@ -65,7 +65,7 @@ export class Parameters {
   readonly #ranges: readonly { start: number; end: number; momentum: number }[];
   /** Room for one payload: of a push that landed elsewhere, of `topk` spread out, of a bf16 snapshot. */
   readonly #scratch: number;
-  /** Pushes whose payload may land at once: those that none is on its way to. */
+  /** One for each push that may land at once: those that are free. */
   readonly #rooms: LandingRoom[] = [];
   #merges = 0;
   readonly #pool = new SnapshotPool();
@@ -125,7 +125,7 @@ export class Parameters {
 
   /**
    * Room for the payload of a push, at a multiple of 64, until it is released.
-   * @param encoding of its gradient, null: none that is known.
+   * @param encoding of its gradient, to measure it while it arrives; null: not known, or of no use.
    * @returns null: larger than any dense payload of this layout, or all rooms are taken.
    */
   land(byteLength: number, encoding: Encoding | null): Room | null {
@@ -314,9 +314,9 @@ export class Parameters {
     const { gradient } = push.measured;
     // Of numbers of the same size, each is read right before its place is written to.
     const isAlike = gradient.decoding === 'f32' && this.layout.frozenSize === 0;
-    const room = isAlike ? push.room : null;
+    const landed = isAlike ? (push.room?.place ?? null) : null;
     const spare = this.#lentMax > 0 ? this.#free.at(-1) : undefined;
-    const to = room?.place ?? spare ?? from;
+    const to = landed ?? spare ?? from;
     // Workers were sent one, as a rule, so it is there already.
     const { f32, bf16 } = this.#snapshots;
     const before = to === from ? (f32 ?? bf16 ?? this.snapshot()) : null;
@@ -351,7 +351,7 @@ export class Parameters {
     average?.take(to.values, taken, this.layout.exchangedSize);
     if (half) this.#encodeInto(half, to, taken, this.layout.exchangedSize);
     if (to !== from) {
-      if (room) this.#leave(room);
+      if (landed) this.#leave(push.room!);
       else this.#free.pop();
       if (!this.#lent) this.#free.push(from);
       this.#lent = false;

@@ -96,6 +96,8 @@ class Simulation {
   readonly stalenessMax: number | null;
   /** Null: there is no standby. */
   readonly follow: Follow | null;
+  /** Whether another push may follow one at once. */
+  readonly together: Random;
   readonly server: SimulatedServer;
   readonly workers: SimulatedWorker[] = [];
   /** That work. */
@@ -123,7 +125,11 @@ class Simulation {
       evaluateEverySteps: this.pick([3, 5, 11]),
       optimizer: { kind: this.pick(['sgd', 'momentum', 'adam'] as const) },
       averaging: this.pick([{ kind: 'none' }, { kind: 'ema', decay: 0.9 }] as const),
-      consistency: { stalenessMax: this.stalenessMax, damping: this.pick(['none', 'inverse']) },
+      consistency: {
+        stalenessMax: this.stalenessMax,
+        damping: this.pick(['none', 'inverse']),
+        depth: random(seed, 4).below(3) === 0 ? 2 : 1,
+      },
       nonFiniteMax: 1_000,
       earlyStopping: {
         patience: this.pick([1, 3, 100]),
@@ -131,7 +137,8 @@ class Simulation {
         continueStepsMax: 20,
       },
     };
-    // Of a stream of its own, so that a cluster's other faults are what they were without it.
+    // Of streams of their own, so that a cluster's other faults are what they were without them.
+    this.together = random(seed, 3);
     const follows = [{ mode: 'sync', lagMax: 0 } as const, { mode: 'async', lagMax: 2 } as const];
     this.follow = follows[random(seed, 2).below(6)] ?? null;
     this.server = new SimulatedServer(this);
@@ -450,7 +457,7 @@ class SimulatedConnection {
     const before = server.step;
     if (header.type === 'push') server.lookUp(header as unknown as Push);
     // Another may follow at once; then this one is answered with it, or when there is none after all.
-    const more = this.#simulation.chance(0.3);
+    const more = this.#simulation.together.uniform() < 0.3;
     this.#events.message(header, place, landing, more);
     if (more) this.#events.drained?.();
     if (header.type === 'push') server.judge(this, header as unknown as Push, before);

@@ -269,7 +269,9 @@ describe('pushes that come together', () => {
       pushAll();
       worker.send({ type: 'nonsense' });
     });
-    expect((await worker.expect('work')).acknowledgements).toHaveLength(2);
+    const answer = await worker.expect('work');
+    expect(answer.acknowledgements).toHaveLength(2);
+    expect(answer.leases).toHaveLength(3);
     await worker.expect('error');
   });
 
