@@ -114,7 +114,7 @@ interface Turn {
   readonly perSecond: number;
   readonly plainPerSecond: number;
   readonly latencies: Float64Array;
-  readonly pullShare: number;
+  readonly pulls: number;
   readonly cpuMs: number;
   readonly roundTrips: number;
 }
@@ -155,19 +155,19 @@ export async function timed(
   await runTogether(loads, Math.max(seconds / 5, Math.min(seconds, WARM_UP_SECONDS)));
   const before = pid === null ? 0 : await cpuMs(pid);
   const from = performance.now();
-  const { roundTripsPerSecond, latencies, pullShare } = await runTogether(loads, seconds);
+  const { roundTripsPerSecond, latencies, pulls } = await runTogether(loads, seconds);
   const took = performance.now() - from;
   const after = pid === null ? 0 : await cpuMs(pid);
   await Promise.all(loads.map((load) => load.disconnect()));
   return {
-    ...{ perSecond: roundTripsPerSecond, latencies, took, pullShare },
+    ...{ perSecond: roundTripsPerSecond, latencies, took, pulls },
     ...{ cpuMs: after - before, roundTrips: latencies.length },
   };
 }
 
 function summarise(cell: CellOf, turns: readonly Turn[]): ExchangeRow {
   const gigabytes = (2 * cell.bytes) / 1e9;
-  const pullShare = medianOf(turns.map((each) => each.pullShare));
+  const pullShare = medianOf(turns.map((each) => each.pulls / each.roundTrips));
   const perSecond = medianOf(turns.map((each) => each.perSecond));
   const latencies = turns.flatMap((each) => [...each.latencies]);
   const cpu = turns.reduce((sum, each) => sum + each.cpuMs, 0) / 1000;

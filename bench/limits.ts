@@ -146,10 +146,10 @@ async function bePeer(path: string): Promise<void> {
   });
 }
 
-/** A worker's end of a plain socket. */
 /** A request was answered. @param pulled the answer has brought a payload. */
 export type Answered = (pulled: boolean) => void;
 
+/** A worker's end of a plain socket. */
 export async function openPlain(
   address: NetConnectOpts,
   { up, down }: Exchange,

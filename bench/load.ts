@@ -45,8 +45,8 @@ export interface PlainEnd {
 }
 
 export interface LoadResult {
-  /** Parameters that came, a push: less than 1 where several are answered with one pull. */
-  readonly pullShare: number;
+  /** Answers with parameters: fewer than pushes where several are answered with one pull. */
+  readonly pulls: number;
   /** Of all workers of the process. */
   readonly roundTripsPerSecond: number;
   /** Round trips of each worker. */
@@ -88,7 +88,7 @@ export async function runTogether(loads: readonly Load[], seconds: number): Prom
     roundTripsPerSecond: results.reduce((sum, each) => sum + each.roundTripsPerSecond, 0),
     counts: results.flatMap(({ counts }) => counts),
     latencies,
-    pullShare: results.reduce((sum, r) => sum + r.pullShare * r.latencies.length, 0) / at,
+    pulls: results.reduce((sum, { pulls }) => sum + pulls, 0),
   };
 }
 
@@ -159,11 +159,11 @@ function openClient(to: ServerEnd, worker: string, answered: Answered): Promise<
   const { url, run, transport, elements, push } = to;
   const gradient = gradientOf(elements);
   const tensors = [{ name: 'weights', shape: [elements], role: 'trainable' as const }];
-  /** One for each shard. */
   const payloadOf = (values: Float32Array): Landing => {
     const bytes = encodedOf(values, push);
     return { bytes, release() {} };
   };
+  /** One for each shard. */
   let payloads = [payloadOf(gradient)];
   const client = new Client({
     server: webSocketAddress(url),
@@ -281,10 +281,8 @@ function beLoad(): void {
     }
     if ('run' in message) {
       const results = await Promise.all(workers.map((worker) => worker.run(message.run)));
-      const pulls = results.reduce((sum, each) => sum + each.pulls, 0);
-      const all = results.reduce((sum, { latencies }) => sum + latencies.length, 0);
       return {
-        pullShare: pulls / all,
+        pulls: results.reduce((sum, { pulls }) => sum + pulls, 0),
         roundTripsPerSecond: results.reduce((sum, { perSecond }) => sum + perSecond, 0),
         counts: results.map(({ latencies }) => latencies.length),
         latencies: Float64Array.from(results.flatMap(({ latencies }) => latencies)),

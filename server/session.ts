@@ -349,11 +349,10 @@ export class Session {
       run.mustBeTrusted(this.key);
     }
     this.#decided ??= { run, acknowledgements: [] };
-    const { length } = this.#decided.acknowledgements;
-    this.#decided.acknowledgements[length] = acknowledgement;
+    const count = this.#decided.acknowledgements.push(acknowledgement);
     // Pushes that came together are answered together, with one pull.
     const isLast = !this.#more || run.config.consistency.depth === 1;
-    if (isLast || length + 1 === LIMITS.leasesPerWorkerMax) this.proceed(now);
+    if (isLast || count === LIMITS.leasesPerWorkerMax) this.proceed(now);
   }
 
   #onLeave(leave: Leave): void {

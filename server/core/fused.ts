@@ -53,8 +53,6 @@ export interface Where {
 export interface FusedOptimizer {
   /** Live state by symbol, each of shape [n]: exactly what a checkpoint must keep. */
   readonly slots: Readonly<Record<string, Float32Array>>;
-  /** An update needs nothing but the gradient and leaves nothing but the parameters. */
-  readonly stateless: boolean;
   /**
    * Updates the parameters.
    * @param where all of them in place unless given. @returns whether all of them are finite then.
@@ -108,7 +106,6 @@ export function createFusedOptimizer(
   const whole: Where = { from: theta, to: theta, start: 0, end: n };
   return {
     slots,
-    stateless: addresses.length === 0,
     apply({ decoding, address, scales }, { limit, factor }, options, where = whole) {
       const { p, q, delta, rate } = coefficients(config, options);
       let spoilt = 0;

@@ -67,6 +67,8 @@ export class Parameters {
   readonly #scratch: number;
   /** One for each push that may land at once: those that are free. */
   readonly #rooms: LandingRoom[] = [];
+  /** Elements of gradients are cut before: the norm that can be measured while one arrives is another one. */
+  readonly #cuts: boolean;
   #merges = 0;
   readonly #pool = new SnapshotPool();
   /** Of this step, made when first asked for. */
@@ -75,11 +77,15 @@ export class Parameters {
   /** @throws DownpourError DP_LAYOUT_INVALID: too large for one memory; of `normBounds`. */
   constructor(
     layout: Layout,
-    config: Pick<RunConfig, 'optimizer' | 'weightDecay' | 'maxNorm' | 'averaging' | 'compression'>,
+    config: Pick<
+      RunConfig,
+      'optimizer' | 'weightDecay' | 'clip' | 'maxNorm' | 'averaging' | 'compression'
+    >,
   ) {
     const { trainableSize, exchangedSize, size, tensors, frozenSize } = layout;
     this.layout = layout;
     this.#bounds = normBounds(config.maxNorm, tensors);
+    this.#cuts = config.clip.value !== null;
     const payload = regionBytes(4 * exchangedSize);
     const fixed =
       regionBytes(4 * size) +
@@ -125,7 +131,7 @@ export class Parameters {
 
   /**
    * Room for the payload of a push, at a multiple of 64, until it is released.
-   * @param encoding of its gradient, to measure it while it arrives; null: not known, or of no use.
+   * @param encoding of its gradient, to measure it while it arrives; null: not known.
    * @returns null: larger than any dense payload of this layout, or all rooms are taken.
    */
   land(byteLength: number, encoding: Encoding | null): Room | null {
@@ -136,7 +142,8 @@ export class Parameters {
     const { trainableSize: n } = this.layout;
     const dense =
       encoding !== null && encoding !== 'topk' && byteLength >= encodedBytes(encoding, n);
-    room.measured = dense ? new Measured(gradientAt(encoding, place.address, n)) : null;
+    room.measured =
+      dense && !this.#cuts ? new Measured(gradientAt(encoding, place.address, n)) : null;
     // Pushes of one run are of one size, as a rule: then the view of the last one does.
     if (place.payload.length !== byteLength) {
       place.payload = this.#memory.bytes(place.address, byteLength);
@@ -299,9 +306,9 @@ export class Parameters {
   squares({ measured, statistics }: StagedPush, limit: number): number {
     if (!Number.isFinite(normAndFinite(statistics))) return Number.NaN;
     const n = this.layout.trainableSize;
-    if (limit === Infinity) measured.go(this.#kernels, n);
-    const sum = limit === Infinity ? measured.sum : Number.NaN;
-    return sumOfSquares(this.#kernels, measured.gradient, n, limit, sum);
+    if (limit !== Infinity) return sumOfSquares(this.#kernels, measured.gradient, n, limit);
+    measured.go(this.#kernels, n);
+    return sumOfSquares(this.#kernels, measured.gradient, n, limit, measured.sum);
   }
 
   /**

@@ -713,9 +713,7 @@ export class Run {
 
   /** Room for a push's payload, as of `Parameters.land`. */
   land(byteLength: number, encoding: Encoding | null): Room | null {
-    // The norm of what is cut element by element is another one.
-    const measurable = this.config.clip.value === null ? encoding : null;
-    return this.#parameters?.land(byteLength, measurable) ?? null;
+    return this.#parameters?.land(byteLength, encoding) ?? null;
   }
 
   /**

@@ -190,9 +190,7 @@ export class Shard {
 
   /** Room for a part; see `Parameters.land`. */
   land(run: string, byteLength: number, encoding: Encoding | null): Room | null {
-    const held = this.#runs.get(run);
-    const measurable = held?.config.clip.value === null ? encoding : null;
-    return held?.parameters.land(byteLength, measurable) ?? null;
+    return this.#runs.get(run)?.parameters.land(byteLength, encoding) ?? null;
   }
 
   /** Of the parts of a run, null: there is no such run here. */
