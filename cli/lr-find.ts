@@ -1,6 +1,7 @@
 import { relative } from 'node:path';
 import { DownpourError, errorCode } from '../shared/errors.ts';
 import type { RestClient } from '../shared/rest-client.ts';
+import { pathArgument, shellCommand } from '../shared/shell.ts';
 import {
   type LearningRateSettings,
   learningRatePlan,
@@ -41,7 +42,13 @@ export async function learningRateCommand(
       const settings: LearningRateSettings = { ...own, base };
       let plan = learningRatePlan(settings);
       const command = (rate: number) =>
-        `downpour train ${relative(process.cwd(), file)} --set learningRate=${rate}`;
+        shellCommand(
+          'downpour',
+          'train',
+          pathArgument(relative(process.cwd(), file)),
+          '--set',
+          `learningRate=${rate}`,
+        );
       return {
         settings: own,
         plan: { decide: (trials, room) => plan.decide(trials, room) },

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { relative } from 'node:path';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { pathArgument, shellCommand } from '../shared/shell.ts';
 import { checkSpace, type Space } from '../shared/space.ts';
 import { createSearchPlan, ranked, type SearchSettings } from '../study/search.ts';
 import { searchReport } from '../study/search-report.ts';
@@ -57,12 +58,18 @@ function finalCommand(
 ): string {
   const best = ranked(trials, metric)[0];
   const settings = { ...fieldsOf(configOf(options)), ...best?.point };
-  const sets = Object.entries(settings).map(([path, value]) => {
-    const text = `${path}=${typeof value === 'number' ? Number(value.toPrecision(8)) : value}`;
-    return `--set ${/^[\w.=-]+$/.test(text) ? text : `'${text}'`}`;
+  const sets = Object.entries(settings).flatMap(([path, value]) => {
+    const text = typeof value === 'number' ? Number(value.toPrecision(8)) : value;
+    return ['--set', `${path}=${text}`];
   });
-  const server = options.server === undefined ? [] : [`--server ${options.server}`];
-  return ['downpour train', relative(process.cwd(), file), ...sets, ...server].join(' ');
+  const server = options.server === undefined ? [] : ['--server', options.server];
+  return shellCommand(
+    'downpour',
+    'train',
+    pathArgument(relative(process.cwd(), file)),
+    ...sets,
+    ...server,
+  );
 }
 
 /** The fields of a part of a configuration, by path. */

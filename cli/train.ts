@@ -6,6 +6,7 @@ import { DownpourError, errorCode } from '../shared/errors.ts';
 import type { Phase } from '../shared/protocol.ts';
 import type { CheckpointSummary, RunDetail } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
+import { pathArgument, shellCommand } from '../shared/shell.ts';
 import { percent } from '../shared/text.ts';
 import {
   experimentFolders,
@@ -357,10 +358,11 @@ function checkpointPath(
 
 /** The command as the user would write it here. */
 function commandLine(command: string, run: string, options: FollowOptions): string {
-  const words = ['npx downpour', command, run];
+  const words = ['npx', 'downpour', command, run];
   if (options.server !== undefined) words.push('--server', options.server);
-  else if (options.state !== DEFAULT_STATE) words.push('--state', options.state);
+  else if (options.state !== DEFAULT_STATE) words.push('--state', pathArgument(options.state));
   const { experiments = [] } = options;
-  if (command !== 'status' && experiments.length > 0) words.push('--experiments', ...experiments);
-  return words.join(' ');
+  if (command !== 'status' && experiments.length > 0)
+    words.push('--experiments', ...experiments.map(pathArgument));
+  return shellCommand(...words);
 }

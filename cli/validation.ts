@@ -1,5 +1,6 @@
 import { relative } from 'node:path';
 import { DownpourError } from '../shared/errors.ts';
+import { pathArgument, shellCommand } from '../shared/shell.ts';
 import { curvePlan, curveReport } from '../study/curve.ts';
 import { foldsPlan, foldsReport } from '../study/folds.ts';
 import { checkTestPart, stoppingPlan, stoppingReport, WAYS } from '../study/stopping.ts';
@@ -18,8 +19,15 @@ export async function foldsCommand(file: string, options: FoldsOptions): Promise
   const { folds, repeats, stratified = false } = options;
   return studyCommand('folds', file, options, ({ base }) => {
     const settings = { folds, stratified, repeats, base };
-    const train = (steps: number) =>
-      `downpour train ${relative(process.cwd(), file)} --after-stop retrain --set stepsMax=${steps}`;
+    const train = (steps: number) => {
+      const settings = ['--after-stop', 'retrain', '--set', `stepsMax=${steps}`];
+      return shellCommand(
+        'downpour',
+        'train',
+        pathArgument(relative(process.cwd(), file)),
+        ...settings,
+      );
+    };
     return {
       settings: { folds, stratified, repeats },
       plan: foldsPlan(settings),

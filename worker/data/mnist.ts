@@ -4,6 +4,7 @@ import { homedir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { DownpourError } from '../../shared/errors.ts';
 import { permutation } from '../../shared/random.ts';
+import { pathArgument, shellCommand } from '../../shared/shell.ts';
 import type { Examples, ExperimentData } from './examples.ts';
 import { corrupt, unreadable } from './files.ts';
 import { readIdx } from './idx.ts';
@@ -53,13 +54,16 @@ export async function loadMnist(options: MnistOptions = {}): Promise<ExperimentD
   return data;
 }
 
+const fetchCommand = (folder: string) =>
+  shellCommand('downpour', 'data', 'mnist', '--to', pathArgument(folder));
+
 async function load({ folder, ...options }: MnistOptions): Promise<ExperimentData> {
   if (folder !== undefined) {
     const { paths, lacking } = await findFiles(folder);
     if (paths !== null) return readMnist(paths);
     throw new DownpourError(
       'DP_DATA_MISSING',
-      `${resolve(folder)} lacks ${lacking.join(', ')} (.gz or not); \`downpour data mnist --to ${folder}\` fetches what is missing`,
+      `${resolve(folder)} lacks ${lacking.join(', ')} (.gz or not); \`${fetchCommand(folder)}\` fetches what is missing`,
     );
   }
   const notes: string[] = [];
@@ -72,7 +76,7 @@ async function load({ folder, ...options }: MnistOptions): Promise<ExperimentDat
     if (lacking.length < 4) {
       throw new DownpourError(
         'DP_DATA_MISSING',
-        `${name} (${resolve(dataFolder)}) has part of MNIST but lacks ${lacking.join(', ')}; \`downpour data mnist --to ${join(dataFolder, 'mnist')}\` fetches it`,
+        `${name} (${resolve(dataFolder)}) has part of MNIST but lacks ${lacking.join(', ')}; \`${fetchCommand(join(dataFolder, 'mnist'))}\` fetches it`,
       );
     }
     notes.push(`${name} (${resolve(dataFolder)}) has no MNIST`);
