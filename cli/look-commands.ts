@@ -26,7 +26,10 @@ const isGiven = (command: Command) => command.getOptionValueSource('state') === 
 function addTrainedOptions(command: Command): Command {
   return addTokenOptions(
     command
-      .option('--run <run>', 'whose parameters (default: the newest of the experiment)')
+      .option(
+        '--run <run>',
+        'whose parameters (default: the newest of the experiment that is no trial of a study)',
+      )
       .addOption(
         new Option('--kind <kind>', 'which of its checkpoints (default: final, else best)').choices(
           ['best', 'last', 'final'],

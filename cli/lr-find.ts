@@ -58,7 +58,7 @@ export async function learningRateCommand(
           if (!fork) return;
           // All trials begin with one copy: the run itself may go on, and its checkpoints go.
           const copy = `${name}-origin`;
-          await copyOnce(client, { copy, fork, file });
+          await copyOnce(client, { study: name, copy, fork, file });
           plan = learningRatePlan({
             ...settings,
             fork: { ...fork, run: copy, checkpoint: 'last' },
@@ -110,12 +110,13 @@ async function openSource(
 /** Makes a run that holds the parameters and is never trained, unless there is one. */
 async function copyOnce(
   client: RestClient,
-  { copy, fork, file }: { copy: string; fork: Fork; file: string },
+  { study, copy, fork, file }: { study: string; copy: string; fork: Fork; file: string },
 ): Promise<void> {
   const { config } = await client.run(fork.run);
   try {
     await client.createRun({
       id: copy,
+      study,
       experiment: experimentName(file),
       experimentHash: await hashExperiment(file),
       // No pool has so many: it waits until it is stopped.

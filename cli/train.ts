@@ -4,7 +4,7 @@ import { checkpointFolder } from '../server/checkpoint.ts';
 import { resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorCode } from '../shared/errors.ts';
 import type { Phase } from '../shared/protocol.ts';
-import type { CheckpointSummary, RunDetail } from '../shared/rest.ts';
+import type { CheckpointSummary, RunDetail, RunSummary } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
 import { pathArgument, shellCommand } from '../shared/shell.ts';
 import { percent } from '../shared/text.ts';
@@ -37,6 +37,7 @@ import {
   rollbackLine,
   short,
 } from './progress.ts';
+import { runsAndTrials } from './trials.ts';
 
 /** `downpour train`, `downpour resume` and `downpour test`: a run from its start to its end, with local workers. */
 
@@ -103,16 +104,16 @@ async function mustHaveExperiment(run: RunDetail, options: FollowOptions): Promi
 }
 
 /** Trials of a study are left out: calling the study again goes on with those that should. */
-export async function newestUnfinished(client: Pick<RestClient, 'runs' | 'run'>): Promise<string> {
-  const runs = (await client.runs())
-    .filter(({ phase }) => phase !== 'finished' && phase !== 'failed')
-    .sort((a, b) => b.createdAt.localeCompare(a.createdAt));
-  for (const { id } of runs) {
-    const { workersMax } = (await client.run(id)).config;
-    if (workersMax === null) return id;
-  }
-  const trials =
-    runs.length > 0 ? '; trials of a study go on when its command is called again' : '';
+export async function newestUnfinished(
+  client: Pick<RestClient, 'runs' | 'studies'>,
+): Promise<string> {
+  const { own, trials: others } = await runsAndTrials(client);
+  const isOpen = ({ phase }: RunSummary) => phase !== 'finished' && phase !== 'failed';
+  const newest = own.findLast(isOpen);
+  if (newest) return newest.id;
+  const trials = others.some(isOpen)
+    ? '; trials of a study go on when its command is called again'
+    : '';
   throw new DownpourError(
     'DP_NOT_FOUND',
     `there is no run to go on with: all have ended${trials}; \`downpour status\` lists them, \`downpour train\` starts one`,

@@ -5,7 +5,8 @@ import { readTensors } from '../server/checkpoint.ts';
 import type { Answers } from '../shared/answers.ts';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
-import type { Observations } from '../shared/rest.ts';
+import type { Observations, RunSummary } from '../shared/rest.ts';
+import type { RestClient } from '../shared/rest-client.ts';
 import { answersOf } from '../worker/answers.ts';
 import type { PreparedData } from '../worker/data/examples.ts';
 import { openEngine } from '../worker/engine.ts';
@@ -19,8 +20,9 @@ import { vectorOf } from '../worker/layers-format.ts';
 import { buildModel, type Model } from '../worker/model.ts';
 import { prepareExperiment } from '../worker/prepare.ts';
 import { type CheckpointFacts, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
-import { openSession, type Session } from './embedded.ts';
+import { openSession } from './embedded.ts';
 import { type ServerOptions, tell } from './options.ts';
+import { runsAndTrials } from './trials.ts';
 import { engineOf } from './work.ts';
 
 /** A trained model for commands that look at its answers: its parameters, its data, an engine. */
@@ -45,17 +47,34 @@ export interface Trained {
   readonly observed: Observations | null;
 }
 
-/** What a run is called where its experiment is known: given, or the newest of the experiment. */
+/**
+ * What a run is called where its experiment is known: given, or the newest of the experiment that is no trial of a
+ * study, which may have seen a part of the data; the user is told which.
+ * @throws DownpourError DP_RUN_UNKNOWN.
+ */
 export async function findRun(
-  { client }: Session,
+  { client }: { readonly client: Pick<RestClient, 'runs' | 'studies' | 'url'> },
   file: string,
   run: string | undefined,
 ): Promise<string> {
   if (run !== undefined) return run;
   const name = experimentName(file);
-  const own = (await client.runs()).filter(({ experiment }) => experiment === name);
+  const isOurs = ({ experiment }: RunSummary) => experiment === name;
+  const known = await runsAndTrials(client);
+  const own = known.own.filter(isOurs);
   const newest = own.findLast(({ best }) => best !== null) ?? own.at(-1);
-  if (newest) return newest.id;
+  if (newest) {
+    const others = own.length === 1 ? '' : `, the newest of ${own.length}`;
+    tell(`run ${newest.id}${others}; --run names another one`);
+    return newest.id;
+  }
+  const trials = known.trials.filter(isOurs);
+  if (trials.length > 0) {
+    throw new DownpourError(
+      'DP_RUN_UNKNOWN',
+      `the ${trials.length} runs of experiment '${name}' at ${client.url} are trials of studies, which none is taken from by itself: train it, or name one by --run, as --run ${trials.at(-1)!.id}`,
+    );
+  }
   throw new DownpourError(
     'DP_RUN_UNKNOWN',
     `no run of experiment '${name}' is known at ${client.url}: train it first, or name a run by --run or a file by --checkpoint`,

@@ -104,13 +104,12 @@ export class Coordinator {
     if (this.#runs.has(id)) {
       throw new DownpourError('DP_RUN_EXISTS', `run '${id}' exists already: choose another id`);
     }
-    const { experiment, experimentHash } = body;
+    const { experiment, experimentHash, study } = body;
     const createdAt = this.#timeOfCreation();
-    if (body.fork)
-      return this.#fork(body.fork, { id, experiment, experimentHash, config, createdAt });
-    const run = new Run({ id, experiment, experimentHash, config, createdAt }, this.#shards, {
-      life: this.#keeper.life,
-    });
+    const trial = study === undefined ? {} : { study };
+    const options = { id, experiment, experimentHash, config, createdAt, ...trial };
+    if (body.fork) return this.#fork(body.fork, options);
+    const run = new Run(options, this.#shards, { life: this.#keeper.life });
     this.#runs.set(id, run);
     this.replication?.began(run);
     try {

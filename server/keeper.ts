@@ -661,18 +661,20 @@ function isNewer(state: Pick<RunState, 'generation' | 'step'>, { generation, ste
 function record(run: Run): RunRecord {
   const { id, experiment, experimentHash, config, createdAt } = run.options;
   const { phase, life } = run;
-  const { fork } = run.options;
-  const origin = fork ? { fork } : {};
+  const { fork, study } = run.options;
+  const origin = { ...(fork && { fork }), ...(study !== undefined && { study }) };
   return { id, experiment, experimentHash, config, createdAt, phase, life, ...origin };
 }
 
 function optionsOf(known: RunRecord): ConstructorParameters<typeof Run>[0] {
   const { id, experiment, createdAt } = known;
-  const { experimentHash } = known;
+  const { experimentHash, study } = known;
   if (typeof experimentHash !== 'string') {
     throw new DownpourError('DP_STATE_CORRUPT', `the record of run '${id}' has no experiment hash`);
   }
-  return { id, experiment, experimentHash, config: resolveConfig(known.config), createdAt };
+  const config = resolveConfig(known.config);
+  const trial = typeof study === 'string' ? { study } : {};
+  return { id, experiment, experimentHash, config, createdAt, ...trial };
 }
 
 function summaryOf(manifest: CheckpointManifest): RunSummary['checkpoint'] {

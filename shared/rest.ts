@@ -35,6 +35,8 @@ export const CreateRunSchema = Type.Object(
         closed,
       ),
     ),
+    /** The study whose trial it is: commands that choose a run by themselves leave it out. */
+    study: Type.Optional(Name),
   },
   closed,
 );
@@ -71,6 +73,8 @@ export type Rollback = Static<typeof RollbackSchema>;
 export const RunSummarySchema = Type.Object({
   id: Type.String(),
   experiment: Type.String(),
+  /** Whose trial it is; null: a run of its own, or of release 0.1.0, which kept none. */
+  study: orNull(Type.String()),
   phase: PhaseSchema,
   /** Why the run is in this phase, in words. */
   reason: Type.String(),

@@ -375,8 +375,8 @@ class Conductor {
   }
 
   async #create({ id, config, fork }: Trial): Promise<void> {
-    const { client, experiment, experimentHash } = this.#options;
-    const body = { id, experiment, experimentHash, config };
+    const { client, name: study, experiment, experimentHash } = this.#options;
+    const body = { id, experiment, experimentHash, config, study };
     const from = fork ? { fork: { run: fork.run, checkpoint: fork.checkpoint } } : {};
     try {
       await this.#patiently(() => client.createRun({ ...body, ...from }));

@@ -292,7 +292,8 @@ class Row {
         h('span', { class: 'sub' }),
       );
     }
-    setText(name!.querySelector('.sub')!, `${run.experiment} · ${ago(run.createdAt)}`);
+    const trial = run.study === null ? '' : ` · trial of ${run.study}`;
+    setText(name!.querySelector('.sub')!, `${run.experiment}${trial} · ${ago(run.createdAt)}`);
     fill(phase!, badge(run.phase));
     const share = run.stepsMax ? Math.min(1, run.step / run.stepsMax) : null;
     fill(

@@ -71,6 +71,8 @@ export interface RunOptions {
   readonly createdAt: string;
   /** Whose parameters it began with. */
   readonly fork?: ForkOrigin;
+  /** Whose trial it is. */
+  readonly study?: string;
 }
 
 export interface ForkOrigin {
@@ -1401,6 +1403,7 @@ export class Run {
     return {
       id: this.id,
       experiment: this.options.experiment,
+      study: this.options.study ?? null,
       phase: this.#phase,
       reason: this.#reason,
       createdAt: this.options.createdAt,

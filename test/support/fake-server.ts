@@ -1,7 +1,14 @@
 import { type RunConfig, resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Phase } from '../../shared/protocol.ts';
-import type { CreateRun, Evaluation, RunDetail, RunSummary, Status } from '../../shared/rest.ts';
+import type {
+  CreateRun,
+  Evaluation,
+  RunDetail,
+  RunSummary,
+  Status,
+  StudySummary,
+} from '../../shared/rest.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
 
 interface FakeRun {
@@ -22,6 +29,7 @@ export class FakeServer {
   evaluationsMade = 0;
   /** How often each run was created. */
   readonly created: string[] = [];
+  readonly studies: StudySummary[] = [];
   /** Throws before the n-th call from now. */
   failIn = Infinity;
   /** Examples of the training part before `trainFraction`; the validation part has a quarter of it. */
@@ -70,6 +78,7 @@ export class FakeServer {
           this.created.push(run.id);
           return this.#detail(run);
         }),
+      studies: () => call(() => [...this.studies]),
       runs: () => call(() => [...this.runs.values()].map((run) => this.#detail(run))),
       run: (id: string) => call(() => this.#detail(find(id))),
       metrics: (id: string) =>
@@ -117,7 +126,15 @@ export class FakeServer {
 
   #detail({ id, body, config, phase, evaluations }: FakeRun): RunDetail {
     const summary: Partial<RunSummary> = {
-      ...{ id, experiment: body.experiment, phase, reason: phase, workers: 1, createdAt: id },
+      ...{
+        id,
+        experiment: body.experiment,
+        study: body.study ?? null,
+        phase,
+        reason: phase,
+        workers: 1,
+        createdAt: id,
+      },
       step: evaluations.length,
       examples: evaluations.length * 100,
       parameters: 1000,

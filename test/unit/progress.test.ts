@@ -16,6 +16,7 @@ import { percent } from '../../shared/text.ts';
 const RUN: RunSummary = {
   id: 'mnist-1',
   experiment: 'mnist-mlp',
+  study: null,
   phase: 'training',
   reason: '',
   createdAt: '2026-01-01T00:00:00.000Z',

@@ -288,11 +288,15 @@ test('a run stops by itself after the evaluations that pauseAfter names, and goe
 
 test('`downpour resume` leaves the trials of a study to the study', async () => {
   const server = new FakeServer(curve);
-  const make = (id: string, config: object) =>
-    server.client.createRun({ id, experiment: 'e', experimentHash: 'h', config });
-  await make('b-trial', { workersMax: 1, epochsMax: 9 });
+  const make = (id: string, config: object, study?: string) =>
+    server.client.createRun({
+      ...{ id, experiment: 'e', experimentHash: 'h', config },
+      ...(study === undefined ? {} : { study }),
+    });
+  await make('b-trial', { workersMax: 1, epochsMax: 9 }, 'b');
   await server.client.stop('b-trial');
   await expect(newestUnfinished(server.client)).rejects.toThrow('its command is called again');
-  await make('a-run', { epochsMax: 9 });
+  // The number of its workers makes no run a trial.
+  await make('a-run', { epochsMax: 9, workersMax: 2 });
   expect(await newestUnfinished(server.client)).toBe('a-run');
 });
