@@ -1,7 +1,8 @@
 import { readdir, stat } from 'node:fs/promises';
 import { extname, join } from 'node:path';
+import { type Column, isFloat, kindOf } from '../worker/data/columns.ts';
 import { type ColumnSummary, describeCsv, summarise } from '../worker/data/csv.ts';
-import { type Column, type ExperimentData, kindOf } from '../worker/data/examples.ts';
+import type { ExperimentData } from '../worker/data/examples.ts';
 import { corrupt, readDataFile, unreadable } from '../worker/data/files.ts';
 import { isIdx, parseIdx } from '../worker/data/idx.ts';
 import { loadImageFolder } from '../worker/data/images.ts';
@@ -89,7 +90,7 @@ function examplesFacts(data: ExperimentData): DataFacts {
 }
 
 function fileFacts(path: string, column: Column): DataFacts {
-  const labels = column.shape.length === 1 && kindOf(column.values) !== 'float32';
+  const labels = column.shape.length === 1 && !isFloat(column.values);
   return { source: path, columns: [columnFacts('values', column, labels)] };
 }
 

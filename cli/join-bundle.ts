@@ -12,6 +12,7 @@ import { LIMITS, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { JOIN_WORKER } from '../shared/join.ts';
 import { type DataNeeds, watch } from '../worker/browser/needs.ts';
+import { dataOf as givenData } from '../worker/data/examples.ts';
 import { packData } from '../worker/data/packed.ts';
 import {
   type Experiment,
@@ -134,7 +135,7 @@ async function dataOf(
 ): Promise<{ readonly pieces: Uint8Array[]; readonly needs: DataNeeds }> {
   const { seed, hyperparameters } = resolveConfig(experiment.config);
   const { args, needs } = watch({ folder, seed, hyperparameters, log: () => {} });
-  const data = await experiment.data(args);
+  const data = givenData(await experiment.data(args));
   const pieces = packData(data);
   const bytes = pieces.reduce((sum, { length }) => sum + length, 0);
   if (bytes > LIMITS.joinDataBytesMax) {

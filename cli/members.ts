@@ -9,12 +9,12 @@ import type { Layout } from '../shared/layout.ts';
 import { permutation, STREAMS } from '../shared/random.ts';
 import type { Examined, Features, Member } from '../study/combine.ts';
 import { answersOf } from '../worker/answers.ts';
+import { rowSize } from '../worker/data/columns.ts';
 import {
   type ExperimentData,
   gather,
   type PreparedData,
   prepareData,
-  rowSize,
 } from '../worker/data/examples.ts';
 import { openEngine } from '../worker/engine.ts';
 import {

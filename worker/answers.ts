@@ -1,5 +1,6 @@
 import type { Answers } from '../shared/answers.ts';
-import { gather, type Minibatch, type PreparedData, rowSize } from './data/examples.ts';
+import { rowSize } from './data/columns.ts';
+import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
 import { batchSizeOf, partCount } from './evaluate.ts';
 import type { Experiment } from './experiment.ts';
 import type { Model } from './model.ts';

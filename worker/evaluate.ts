@@ -1,5 +1,6 @@
 import type { Part } from '../shared/protocol.ts';
-import { gather, type Minibatch, type PreparedData, rowSize } from './data/examples.ts';
+import { rowSize } from './data/columns.ts';
+import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
 import type { Model } from './model.ts';
 import { nextTurn } from './turn.ts';
 

@@ -8,7 +8,7 @@ import { NAME_PATTERN, nearest, type PartialConfig, type RunConfig } from '../sh
 import { DownpourError, errorText } from '../shared/errors.ts';
 import type { Role } from '../shared/layout.ts';
 import type { Space } from '../shared/space.ts';
-import type { ExperimentData } from './data/examples.ts';
+import type { ExperimentData, GivenData } from './data/examples.ts';
 import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
 
 /**
@@ -36,6 +36,7 @@ export { loadMnist } from './data/mnist.ts';
 export { readNpy } from './data/npy.ts';
 export type {
   ExperimentData,
+  GivenData,
   LayersModel,
   PartialConfig,
   RunConfig,
@@ -98,7 +99,7 @@ export type Measure = (targets: Tensor, predictions: Tensor) => Tensor;
 
 /** An experiment. Its name is that of its file: `mnist-mlp.ts` is `mnist-mlp`. */
 export interface Experiment {
-  readonly data: (args: DataArguments) => ExperimentData | Promise<ExperimentData>;
+  readonly data: (args: DataArguments) => GivenData | Promise<GivenData>;
   /** Ends in logits: no softmax or sigmoid at its end, the losses have them inside. */
   readonly model: (
     args: ModelArguments,

@@ -4,7 +4,7 @@ import type { io } from '@tensorflow/tfjs-core';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { Layout } from '../shared/layout.ts';
-import { type InputTransform, prepareData } from './data/examples.ts';
+import { dataOf, type InputTransform, prepareData } from './data/examples.ts';
 import type { Experiment } from './experiment.ts';
 import { buildModel } from './model.ts';
 import { dataSettings, prepareOptions } from './prepare.ts';
@@ -43,7 +43,7 @@ export async function writeLayersModel(options: LayersFormatOptions): Promise<In
     ...dataSettings(config),
     log,
   });
-  const prepared = prepareData(data, prepareOptions(experiment, config));
+  const prepared = prepareData(dataOf(data), prepareOptions(experiment, config));
   const model = await buildModel(experiment, config, prepared);
   try {
     const vector = vectorOf(model.layout, options.tensors);

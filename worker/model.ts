@@ -3,6 +3,7 @@ import { DownpourError, errorText } from '../shared/errors.ts';
 import { createLayout, type Layout, type PlacedTensor, type TensorSpec } from '../shared/layout.ts';
 import type { ErrorMeasure } from '../shared/protocol.ts';
 import { STREAMS } from '../shared/random.ts';
+import { isFloat } from './data/columns.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import { discard } from './discard.ts';
 import type {
@@ -48,7 +49,7 @@ function dataShape({ train, classCount }: PreparedData): DataShape {
     inputShape: train.inputs.shape.slice(1),
     targetShape,
     classCount: classCount ?? 0,
-    shares: train.targets.values instanceof Float32Array && targetShape.at(-1) === classCount,
+    shares: isFloat(train.targets.values) && targetShape.at(-1) === classCount,
   };
 }
 

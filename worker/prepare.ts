@@ -1,6 +1,7 @@
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import {
+  dataOf,
   type ExperimentData,
   type PreparedData,
   type PrepareOptions,
@@ -36,7 +37,7 @@ export async function loadData(
   { folder, log }: DataFolder,
 ): Promise<ExperimentData> {
   try {
-    return await experiment.data({ folder, ...dataSettings(config), log });
+    return dataOf(await experiment.data({ folder, ...dataSettings(config), log }));
   } catch (cause) {
     if (cause instanceof DownpourError) throw cause;
     throw new DownpourError(

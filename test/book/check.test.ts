@@ -11,7 +11,12 @@ import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { permutation } from '../../shared/random.ts';
 import { type TinySettings, tinyPlan, tinyResults } from '../../study/tiny.ts';
 import { checkExperiment } from '../../worker/check/check.ts';
-import { type ExperimentData, prepareData, takeExamples } from '../../worker/data/examples.ts';
+import {
+  dataOf,
+  type ExperimentData,
+  prepareData,
+  takeExamples,
+} from '../../worker/data/examples.ts';
 import { loadMnist } from '../../worker/data/mnist.ts';
 import { openEngine } from '../../worker/engine.ts';
 import type { Experiment, Measure } from '../../worker/experiment.ts';
@@ -95,7 +100,9 @@ describe('healthy experiments are not accused', () => {
       [mnistCnn, digits, 20],
       [
         csvRegression,
-        await csvRegression.data({ folder: '', seed: 1, hyperparameters: {}, log: () => {} }),
+        dataOf(
+          await csvRegression.data({ folder: '', seed: 1, hyperparameters: {}, log: () => {} }),
+        ),
         200,
       ],
     ] as const) {

@@ -286,7 +286,10 @@ describe('chapter 10: sequences, the rows of digits one after another', () => {
             kernelInitializer: tf.initializers.glorotUniform({ seed }),
             recurrentInitializer: tf.initializers.glorotUniform({ seed: seed + 10 }),
           });
-          const digit = tf.tensor3d(small.train.inputs.values.slice(0, 196), [1, 14, 14]);
+          const digit = tf.tensor3d(
+            Array.from(small.train.inputs.values.slice(0, 196)),
+            [1, 14, 14],
+          );
           const gradient = tf.grad((x) => tf.sum(lstm.apply(x) as Tensor))(digit);
           // Of the first row; blank or not, its slope counts.
           return tf.norm(tf.slice(gradient, [0, 0, 0], [1, 1, 14])).dataSync()[0]!;

@@ -3,7 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { checkpointFolder, newestValidCheckpoint } from '../../server/checkpoint.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
-import { gather, type PreparedData, prepareData } from '../../worker/data/examples.ts';
+import { dataOf, gather, type PreparedData, prepareData } from '../../worker/data/examples.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
@@ -133,7 +133,7 @@ describe('merged statistics of batch normalisation', () => {
         hyperparameters: {},
         log: () => {},
       });
-      const prepared = prepareData(data, {
+      const prepared = prepareData(dataOf(data), {
         seed: config.seed,
         validationFraction: config.validationFraction,
         standardise: experiment.standardise ?? 'none',

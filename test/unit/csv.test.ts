@@ -26,11 +26,13 @@ describe('CSV', () => {
     const data = parse(CARS, { targets: ['kg'], categorical: ['colour'], ignore: ['fast'] });
     expect(data.inputNames).toEqual(['colour=blue', 'colour=red', 'doors']);
     expect(data.train.inputs).toEqual({
-      values: Float32Array.of(0, 1, 3, 1, 0, 5, 0, 1, 5),
+      values: Float64Array.of(0, 1, 3, 1, 0, 5, 0, 1, 5),
+      names: ['colour=blue', 'colour=red', 'doors'],
       shape: [3, 3],
     });
     expect(data.train.targets).toEqual({
-      values: Float32Array.of(1000, 1200.5, 900),
+      values: Float64Array.of(1000, 1200.5, 900),
+      names: ['kg'],
       shape: [3, 1],
     });
     expect([data.classCount, data.classes]).toEqual([undefined, null]);
@@ -42,10 +44,17 @@ describe('CSV', () => {
     const data = parse(CARS, options);
     expect(data.classes).toEqual(['no', 'yes']);
     expect(data.classCount).toBe(2);
-    expect(data.train.targets).toEqual({ values: Int32Array.of(1, 0, 1), shape: [3] });
+    expect(data.train.targets).toEqual({
+      values: Int32Array.of(1, 0, 1),
+      shape: [3],
+      names: ['fast'],
+      classes: ['no', 'yes'],
+    });
     expect(parse(CARS, { ...options, labels: 'oneHot' }).train.targets).toEqual({
-      values: Float32Array.of(0, 1, 1, 0, 0, 1),
+      values: Float64Array.of(0, 1, 1, 0, 0, 1),
       shape: [3, 2],
+      names: ['fast=no', 'fast=yes'],
+      classes: ['no', 'yes'],
     });
   });
 
@@ -105,15 +114,15 @@ describe('CSV', () => {
     expect(failure(`id,y\n${lines.slice(1).join('\n')}`, options)).toBe('read');
   });
 
-  it('gives back every number that was written, as float32', () => {
+  it('gives back every number that was written, as float64', () => {
     // Adding 0 makes -0 to 0: as text they are the same.
     const number = fc.float({ noNaN: true, noDefaultInfinity: true }).map((value) => value + 0);
     fc.assert(
       fc.property(fc.array(fc.tuple(number, number), { minLength: 1 }), (rows) => {
         const text = `x,y\n${rows.map((row) => row.map(String).join(',')).join('\n')}\n`;
         const { train } = parse(text, { targets: ['y'] });
-        expect(train.inputs.values).toEqual(Float32Array.from(rows, ([x]) => x));
-        expect(train.targets.values).toEqual(Float32Array.from(rows, ([, y]) => y));
+        expect(train.inputs.values).toEqual(Float64Array.from(rows, ([x]) => x));
+        expect(train.targets.values).toEqual(Float64Array.from(rows, ([, y]) => y));
       }),
     );
   });

@@ -4,7 +4,8 @@ import { Tickets } from '../../server/tickets.ts';
 import { LIMITS } from '../../shared/config.ts';
 import { ticketOf, ticketProtocols } from '../../shared/join.ts';
 import { mustSuit, watch } from '../../worker/browser/needs.ts';
-import type { Column, ExperimentData } from '../../worker/data/examples.ts';
+import type { Column } from '../../worker/data/columns.ts';
+import type { ExperimentData } from '../../worker/data/examples.ts';
 import { packData, unpackData } from '../../worker/data/packed.ts';
 
 describe('a ticket', () => {
@@ -42,20 +43,22 @@ describe('a ticket', () => {
 });
 
 describe('data for pages', () => {
+  const names = fc.array(fc.string({ unit: 'binary' }), { maxLength: 3 });
   const columns = (count: number) =>
     fc
       .record({
         size: fc.integer({ min: 1, max: 5 }),
-        kind: fc.constantFrom(Float32Array, Int32Array, Uint8Array),
-        offset: fc.constantFrom(0, 4),
+        kind: fc.constantFrom(Float64Array, Float32Array, Int32Array, Uint8Array),
+        offset: fc.constantFrom(0, 8),
+        texts: fc.record({ names, classes: names }, { requiredKeys: [] }),
       })
-      .map(({ size, kind, offset }): Column => {
+      .map(({ size, kind, offset, texts }): Column => {
         // A view that does not begin where its memory does, as columns of larger data are.
         const values = new kind(
           new ArrayBuffer(offset + count * size * kind.BYTES_PER_ELEMENT),
           offset,
         );
-        return { values: values.map((_, i) => (i * 37) % 251), shape: [count, size] };
+        return { values: values.map((_, i) => (i * 37) % 251), shape: [count, size], ...texts };
       });
   const parts = fc
     .integer({ min: 1, max: 6 })
@@ -68,6 +71,7 @@ describe('data for pages', () => {
       validation: parts,
       test: parts,
       classCount: fc.integer({ min: 1, max: 1000 }),
+      classes: names,
       source: fc.string({ unit: 'grapheme' }),
     },
     { requiredKeys: ['train', 'source'] },

@@ -6,7 +6,7 @@ import type { io } from '@tensorflow/tfjs-core';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { resolveConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
-import { prepareData } from '../../worker/data/examples.ts';
+import { dataOf, prepareData } from '../../worker/data/examples.ts';
 import { defineExperiment, type LayersModel, type Tensor } from '../../worker/experiment.ts';
 import { writeLayersModel } from '../../worker/layers-format.ts';
 import { buildModel } from '../../worker/model.ts';
@@ -58,7 +58,7 @@ const config = resolveConfig({});
 async function checkpoint() {
   const { seed, validationFraction } = config;
   const data = await experiment.data({ folder, seed, hyperparameters: {}, log: () => {} });
-  const prepared = prepareData(data, { seed, validationFraction, standardise: 'global' });
+  const prepared = prepareData(dataOf(data), { seed, validationFraction, standardise: 'global' });
   const model = await buildModel(experiment, config, prepared);
   const vector = numbers(model.layout.size);
   const tensors = model.layout.tensors.map(({ name, offset, size }) => ({

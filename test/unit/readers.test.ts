@@ -85,7 +85,7 @@ describe('IDX', () => {
       Int32Array.of(-(2 ** 31), 7),
     );
     expect(parseIdx(idx(13, [2], [-1.5, 0.25]), 'x').values).toEqual(Float32Array.of(-1.5, 0.25));
-    expect(parseIdx(idx(14, [2], [-1.5, 1e-3]), 'x').values).toEqual(Float32Array.of(-1.5, 1e-3));
+    expect(parseIdx(idx(14, [2], [-1.5, 1e-3]), 'x').values).toEqual(Float64Array.of(-1.5, 1e-3));
   });
 
   it('knows gzip by its first bytes, whatever the name', async () => {
@@ -143,7 +143,7 @@ describe('npy', () => {
         const read = (type: string, numbers: number[]) =>
           parseNpy(npy(order + type, [numbers.length], numbers, { version }), 'x').values;
         expect(read('f4', [1.5, -2])).toEqual(Float32Array.of(1.5, -2));
-        expect(read('f8', [1.5, -2])).toEqual(Float32Array.of(1.5, -2));
+        expect(read('f8', [1.5, -2])).toEqual(Float64Array.of(1.5, -2));
         expect(read('i2', [-300, 2])).toEqual(Int32Array.of(-300, 2));
         expect(read('i4', [-70_000, 2])).toEqual(Int32Array.of(-70_000, 2));
         expect(read('i8', [-(2 ** 31), 2 ** 31 - 1])).toEqual(

@@ -1,5 +1,6 @@
 import { random } from '../../shared/random.ts';
-import { type Examples, gather, type PreparedData, rowSize } from '../data/examples.ts';
+import { isFloat, rowSize } from '../data/columns.ts';
+import { type Examples, gather, type PreparedData } from '../data/examples.ts';
 import { partCount } from '../evaluate.ts';
 import { type Finding, finding, mean, percent, short } from './finding.ts';
 
@@ -30,7 +31,7 @@ export function classesOf({ train, classCount }: PreparedData): Int32Array | nul
   const { values } = train.targets;
   const size = rowSize(train.targets);
   if (size === 1) return Int32Array.from(values);
-  if (size !== classCount || !(values instanceof Float32Array)) return null;
+  if (size !== classCount || !isFloat(values)) return null;
   return Int32Array.from({ length: train.count }, (_, row) => {
     const shares = values.subarray(row * size, (row + 1) * size);
     return shares.indexOf(Math.max(...shares));

@@ -1,6 +1,7 @@
 import { type CsvError, parse } from 'csv-parse/sync';
 import { DownpourError } from '../../shared/errors.ts';
-import { type Column, type ExperimentData, momentsOf } from './examples.ts';
+import type { Column } from './columns.ts';
+import { type ExperimentData, momentsOf } from './examples.ts';
 import { corrupt, type ReadOptions, readDataFile } from './files.ts';
 
 /**
@@ -42,8 +43,8 @@ const MISSING = new Set(['', '?', 'na', 'n/a', 'nan', 'null']);
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
 /**
- * Reads a CSV file, gzip or not, as training data: inputs Float32Array [n, features]; targets
- * Float32Array [n, targets] of a regression, Int32Array [n] of a classification.
+ * Reads a CSV file, gzip or not, as training data: inputs Float64Array [n, features]; targets
+ * Float64Array [n, targets] of a regression, Int32Array [n] of a classification.
  *
  *     loadCsv('auto-mpg.csv', { targets: ['mpg'], categorical: ['origin'], ignore: ['name'] })
  *
@@ -68,7 +69,7 @@ export function parseCsv(bytes: Buffer, name: string, options: CsvOptions): CsvD
   const inputs = columns.filter((column) => column.role === 'input').flatMap(expand);
   const targetColumns = columns.filter((column) => column.role === 'target');
   const classes = classification ? sortedCategories(targetColumns[0]!) : null;
-  if (rowCount * inputs.length * 4 > TABLE_BYTES_MAX) {
+  if (rowCount * inputs.length * 8 > TABLE_BYTES_MAX) {
     throw corrupt(
       name,
       `${rowCount} lines with ${inputs.length} inputs each are more than ${TABLE_BYTES_MAX} bytes; use fewer inputs or categories`,
@@ -79,8 +80,9 @@ export function parseCsv(bytes: Buffer, name: string, options: CsvOptions): CsvD
     classification && !oneHot
       ? classNumbers(targetColumns[0]!)
       : table(targetColumns.flatMap(expand));
+  const named = classes ? { ...targets, classes } : targets;
   return {
-    train: { count: rowCount, inputs: table(inputs), targets },
+    train: { count: rowCount, inputs: table(inputs), targets: named },
     ...(classes ? { classCount: classes.length } : {}),
     source: `${rowCount} examples with ${inputs.length} inputs from ${name}`,
     inputNames: inputs.map((input) => input.name),
@@ -223,11 +225,11 @@ function expand(column: CellColumn): Feature[] {
 function table(features: readonly Feature[]): Column {
   const rows = features[0]!.count;
   const width = features.length;
-  const values = new Float32Array(rows * width);
+  const values = new Float64Array(rows * width);
   features.forEach((feature, f) => {
     for (let row = 0; row < rows; row++) values[row * width + f] = feature.at(row);
   });
-  return { values, shape: [rows, width] };
+  return { values, shape: [rows, width], names: features.map(({ name }) => name) };
 }
 
 function classNumbers(column: CellColumn): Column {
@@ -237,7 +239,7 @@ function classNumbers(column: CellColumn): Column {
     numbers[column.codes!.get(category)!] = i;
   });
   const values = Int32Array.from(column.cells, (code) => numbers[code]!);
-  return { values, shape: [values.length] };
+  return { values, shape: [values.length], names: [column.name] };
 }
 
 /**

@@ -1,18 +1,22 @@
 import { type Digest, digest } from '../../shared/digest.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
+import {
+  type Column,
+  columnOf,
+  type GivenColumn,
+  isFloat,
+  kindOf,
+  rowSize,
+  sizeOf,
+  takeRows,
+} from './columns.ts';
 import { lookUpInto } from './lookup.ts';
 
 /**
  * Examples in plain typed arrays: the seeded split, standardisation by the training part alone
  * (Deep Learning §12.2.1), and gathering minibatches. Nothing here knows of tensors or files.
  */
-
-/** Numbers of one kind for every example: shape[0] is the example count. Bytes are pixels, 0 … 255. */
-export interface Column {
-  readonly values: Float32Array | Uint8Array | Int32Array;
-  readonly shape: readonly number[];
-}
 
 /** Inputs and targets that belong together, row by row. Bytes stay bytes until they are gathered. */
 export interface Examples {
@@ -28,8 +32,46 @@ export interface ExperimentData {
   readonly test?: Examples;
   /** Number of classes, where targets are classes: labels 0 … classCount − 1, or one column a class. */
   readonly classCount?: number;
+  /** The name of class 0, 1, …; also the targets of a part may have them. */
+  readonly classes?: readonly string[] | null;
   /** One line: what was used and how many examples. */
   readonly source: string;
+}
+
+/** Examples as an experiment may give them. */
+export interface GivenExamples {
+  readonly count: number;
+  readonly inputs: GivenColumn;
+  readonly targets: GivenColumn;
+}
+
+/** What an experiment's `data` may return: as `ExperimentData`, with numbers of any type. */
+export interface GivenData extends Omit<ExperimentData, 'train' | 'validation' | 'test'> {
+  readonly train: GivenExamples;
+  readonly validation?: GivenExamples;
+  readonly test?: GivenExamples;
+}
+
+/**
+ * What an experiment's data mean.
+ * @throws DownpourError DP_EXPERIMENT_INVALID, DP_DATA_CORRUPT
+ */
+export function dataOf(given: GivenData): ExperimentData {
+  const { train, validation, test, ...rest } = given;
+  return {
+    ...rest,
+    train: examplesOf('train', train),
+    ...(validation ? { validation: examplesOf('validation', validation) } : {}),
+    ...(test ? { test: examplesOf('test', test) } : {}),
+  };
+}
+
+function examplesOf(part: string, { count, inputs, targets }: GivenExamples): Examples {
+  return {
+    count,
+    inputs: columnOf(inputs, `inputs of the ${part} part`),
+    targets: columnOf(targets, `targets of the ${part} part`),
+  };
 }
 
 /**
@@ -54,8 +96,16 @@ export interface PreparedData {
   readonly test: Examples | null;
   /** 16 hex digits that differ between workers whose data, split or transform differ. */
   readonly fingerprint: string;
+  /** The same of the data as they were given, before split and transform. */
+  readonly rawFingerprint: string;
   readonly source: string;
   readonly classCount: number | null;
+  /** The name of class 0, 1, …, where the data have them. */
+  readonly classes: readonly string[] | null;
+  /** One for each number of an example's input. */
+  readonly inputNames: readonly string[] | null;
+  /** One for each number of an example's target. */
+  readonly targetNames: readonly string[] | null;
   readonly transform: InputTransform;
 }
 
@@ -118,8 +168,12 @@ export function prepareData(data: ExperimentData, options: PrepareOptions): Prep
     validation,
     test,
     fingerprint: fingerprint({ train, validation, test }, transform),
+    rawFingerprint: fingerprint({ ...data, validation: data.validation ?? null, test }, null),
     source: data.source,
     classCount: data.classCount ?? null,
+    classes: data.classes ?? data.train.targets.classes ?? null,
+    inputNames: data.train.inputs.names ?? null,
+    targetNames: data.train.targets.names ?? null,
     transform,
   };
 }
@@ -182,7 +236,7 @@ export function gather(
 export function checkLabels(column: Column, classCount: number, where = 'data'): void {
   const { values, shape } = column;
   const size = rowSize(column);
-  if (values instanceof Float32Array && shape.length > 1 && shape.at(-1) === classCount) {
+  if (isFloat(values) && shape.length > 1 && shape.at(-1) === classCount) {
     for (let i = 0; i < values.length; i += classCount) {
       let sum = 0;
       for (let c = 0; c < classCount; c++) {
@@ -214,34 +268,6 @@ function labelError(where: string, row: number, seen: string, allowed: string): 
   );
 }
 
-/** The kind of a column's numbers. A Buffer counts as bytes. */
-export function kindOf(values: Column['values']): 'uint8' | 'int32' | 'float32' {
-  if (values instanceof Uint8Array) return 'uint8';
-  return values instanceof Int32Array ? 'int32' : 'float32';
-}
-
-/** Numbers that one example has in a column. */
-export function rowSize(column: Column): number {
-  return sizeOf(column.shape, 1);
-}
-
-function sizeOf(shape: readonly number[], from: number): number {
-  let size = 1;
-  for (let i = from; i < shape.length; i++) size *= shape[i]!;
-  return size;
-}
-
-/** Copies whole rows into a column of its own. @param rows 0-based, each below shape[0]. */
-export function takeRows(column: Column, rows: Int32Array | readonly number[]): Column {
-  const size = rowSize(column);
-  const values = emptyLike(column.values, rows.length * size);
-  for (let i = 0; i < rows.length; i++) {
-    const start = rows[i]! * size;
-    values.set(column.values.subarray(start, start + size), i * size);
-  }
-  return { values, shape: [rows.length, ...column.shape.slice(1)] };
-}
-
 /** Copies whole examples. */
 export function takeExamples(examples: Examples, rows: Int32Array | readonly number[]): Examples {
   return {
@@ -249,11 +275,6 @@ export function takeExamples(examples: Examples, rows: Int32Array | readonly num
     inputs: takeRows(examples.inputs, rows),
     targets: takeRows(examples.targets, rows),
   };
-}
-
-function emptyLike(values: Column['values'], length: number): Column['values'] {
-  if (values instanceof Uint8Array) return new Uint8Array(length);
-  return values instanceof Int32Array ? new Int32Array(length) : new Float32Array(length);
 }
 
 function checkExamples(part: string, examples: Examples, train: Examples): void {
@@ -281,7 +302,7 @@ function checkExamples(part: string, examples: Examples, train: Examples): void 
 
 function checkFinite(where: string, column: Column): void {
   const { values } = column;
-  if (!(values instanceof Float32Array)) return;
+  if (!isFloat(values)) return;
   for (let i = 0; i < values.length; i++) {
     if (Number.isFinite(values[i]!)) continue;
     const row = Math.floor(i / rowSize(column));
@@ -359,7 +380,7 @@ function split(
 function byClass(order: Int32Array, { train, classCount }: ExperimentData): Int32Array {
   const { values, shape } = train.targets;
   const size = rowSize(train.targets);
-  const isShares = values instanceof Float32Array && shape.length > 1 && size === classCount;
+  const isShares = isFloat(values) && shape.length > 1 && size === classCount;
   if (classCount === undefined || (size !== 1 && !isShares)) {
     throw new DownpourError(
       'DP_CONFIG_INVALID',
@@ -478,7 +499,7 @@ function copy(
 function room(like: Examples, n: number, into: Minibatch | undefined): Minibatch {
   const inputLength = n * rowSize(like.inputs);
   const targetLength = n * rowSize(like.targets);
-  const Targets = like.targets.values instanceof Float32Array ? Float32Array : Int32Array;
+  const Targets = isFloat(like.targets.values) ? Float32Array : Int32Array;
   const fits = into?.targets instanceof Targets;
   if (fits && into.inputs.length === inputLength && into.targets.length === targetLength) {
     return into;
@@ -498,12 +519,12 @@ const FINGERPRINT_INPUT_BYTES = 4 * 2 ** 20;
 const FINGERPRINT_TARGET_BYTES = 16 * 2 ** 20;
 
 function fingerprint(
-  parts: Pick<PreparedData, 'train' | 'validation' | 'test'>,
-  transform: InputTransform,
+  parts: Record<'train' | 'validation' | 'test', Examples | null>,
+  transform: InputTransform | null,
 ): string {
   const sum = digest();
   const text = (value: unknown) => sum.update(new TextEncoder().encode(JSON.stringify(value)));
-  text([transform.kind, transform.scale]);
+  text(transform && [transform.kind, transform.scale]);
   for (const part of [parts.train, parts.validation, parts.test]) {
     if (part === null) {
       text(null);

@@ -1,4 +1,4 @@
-import type { Column } from './examples.ts';
+import type { Column } from './columns.ts';
 import { corrupt, type ReadOptions, readDataFile } from './files.ts';
 
 /**
@@ -17,7 +17,7 @@ const ELEMENTS: Readonly<Record<number, { bytes: number; name: string }>> = {
 
 /**
  * Reads an IDX file, gzip or not. Unsigned bytes stay bytes; other integers become Int32Array, floats
- * and doubles Float32Array.
+ * Float32Array, doubles Float64Array.
  * @throws DownpourError DP_DATA_MISSING, DP_DATA_CORRUPT
  */
 export async function readIdx(path: string, options: ReadOptions = {}): Promise<Column> {
@@ -66,11 +66,14 @@ function elements(
 ): Column['values'] {
   const type = bytes[2]!;
   if (type === 8) return new Uint8Array(view.buffer, view.byteOffset + start, length);
-  if (type === 13 || type === 14) {
+  if (type === 13) {
     const values = new Float32Array(length);
-    for (let i = 0; i < length; i++) {
-      values[i] = type === 13 ? view.getFloat32(start + 4 * i) : view.getFloat64(start + 8 * i);
-    }
+    for (let i = 0; i < length; i++) values[i] = view.getFloat32(start + 4 * i);
+    return values;
+  }
+  if (type === 14) {
+    const values = new Float64Array(length);
+    for (let i = 0; i < length; i++) values[i] = view.getFloat64(start + 8 * i);
     return values;
   }
   const values = new Int32Array(length);

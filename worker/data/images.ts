@@ -59,7 +59,7 @@ export async function loadImageFolder(
     train: {
       count,
       inputs: { values, shape: [count, first.height, first.width, channels] },
-      targets: { values: labels, shape: [count] },
+      targets: { values: labels, shape: [count], classes },
     },
     classCount: classes.length,
     source: `${count} pictures of ${first.width}×${first.height} in ${classes.length} classes from ${folder}`,

@@ -1,4 +1,4 @@
-import type { Column } from './examples.ts';
+import type { Column } from './columns.ts';
 import { corrupt, type ReadOptions, readDataFile } from './files.ts';
 
 /**
@@ -15,7 +15,7 @@ const RANK_MAX = 64;
 
 /**
  * Reads a .npy file, gzip or not, in either byte order; Fortran order is transposed. u1 stays bytes
- * (pixels); i1, i2, i4, i8 and b1 become Int32Array, f4 and f8 Float32Array.
+ * (pixels); i1, i2, i4, i8 and b1 become Int32Array, f4 Float32Array, f8 Float64Array.
  * @throws DownpourError DP_DATA_MISSING, DP_DATA_CORRUPT; the latter too for an i8 that needs more than
  * 32 bits
  */
@@ -96,8 +96,9 @@ function readElements(
   little: boolean,
   length: number,
   name: string,
-): Float32Array | Int32Array {
-  const values = type[0] === 'f' ? new Float32Array(length) : new Int32Array(length);
+): Float32Array | Float64Array | Int32Array {
+  const Values = type === 'f4' ? Float32Array : type === 'f8' ? Float64Array : Int32Array;
+  const values = new Values(length);
   const read = reader(view, type, little, name);
   for (let i = 0; i < length; i++) values[i] = read(i);
   return values;

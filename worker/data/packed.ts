@@ -1,10 +1,12 @@
 import { DownpourError } from '../../shared/errors.ts';
-import { type Dtype, decodeHeader, encodeHeader } from '../../shared/safetensors.ts';
-import { type Column, type ExperimentData, kindOf } from './examples.ts';
+import { DTYPE_BYTES, type Dtype, decodeHeader, encodeHeader } from '../../shared/safetensors.ts';
+import { type Column, kindOf } from './columns.ts';
+import type { ExperimentData } from './examples.ts';
 
 /** The data of an experiment as one safetensors file: how a page gets them, which has no disk to read them from. */
 
-const DTYPES = { float32: 'F32', int32: 'I32', uint8: 'U8' } as const;
+const DTYPES = { float64: 'F64', float32: 'F32', int32: 'I32', uint8: 'U8' } as const;
+const ARRAYS = { F64: Float64Array, F32: Float32Array, I32: Int32Array, U8: Uint8Array } as const;
 const PARTS = ['train', 'validation', 'test'] as const;
 const COLUMNS = ['inputs', 'targets'] as const;
 
@@ -19,9 +21,9 @@ export function packData(data: ExperimentData): Uint8Array[] {
       columns.push({ name: `${part}.${each}`, dtype: DTYPES[kindOf(column.values)], column });
     }
   }
-  // Bytes last: what stands before them is then at multiples of 4.
-  const isBytes = ({ dtype }: (typeof columns)[number]) => dtype === 'U8';
-  const ordered = [...columns.filter((each) => !isBytes(each)), ...columns.filter(isBytes)];
+  // The widest first: each column then begins at a multiple of its element's size.
+  const bytesOf = ({ dtype }: (typeof columns)[number]) => DTYPE_BYTES[dtype];
+  const ordered = columns.sort((a, b) => bytesOf(b) - bytesOf(a));
   const head = encodeHeader(
     ordered.map(({ name, dtype, column: { values, shape } }) => ({
       ...{ name, dtype, shape, byteLength: values.byteLength },
@@ -29,6 +31,12 @@ export function packData(data: ExperimentData): Uint8Array[] {
     {
       source: data.source,
       ...(data.classCount === undefined ? {} : { classCount: String(data.classCount) }),
+      ...(data.classes ? { classes: JSON.stringify(data.classes) } : {}),
+      ...Object.fromEntries(
+        ordered.flatMap(({ name, column: { names, classes } }) =>
+          names || classes ? [[name, JSON.stringify({ names, classes })]] : [],
+        ),
+      ),
     },
   );
   return [
@@ -42,7 +50,7 @@ export function packData(data: ExperimentData): Uint8Array[] {
 
 /**
  * What `packData` packed, as views of the file.
- * @param file at a multiple of 4 in its memory.
+ * @param file at a multiple of 8 in its memory.
  * @throws DownpourError DP_DATA_CORRUPT: it is something else.
  */
 export function unpackData(file: Uint8Array): ExperimentData {
@@ -50,17 +58,13 @@ export function unpackData(file: Uint8Array): ExperimentData {
   const { tensors, metadata, dataStart } = header(file);
   for (const { name, dtype, shape, begin, end } of tensors) {
     const at = file.byteOffset + dataStart + begin;
-    const length = end - begin;
-    if (dtype === 'F64') throw corrupt(`${name} is of 64-bit numbers`);
-    const values =
-      dtype === 'U8'
-        ? new Uint8Array(file.buffer, at, length)
-        : new (dtype === 'I32' ? Int32Array : Float32Array)(
-            file.buffer as ArrayBuffer,
-            at,
-            length / 4,
-          );
-    columns.set(name, { values, shape });
+    const Values = ARRAYS[dtype];
+    const values = new Values(
+      file.buffer as ArrayBuffer,
+      at,
+      (end - begin) / Values.BYTES_PER_ELEMENT,
+    );
+    columns.set(name, { values, shape, ...textsOf(metadata[name]) });
   }
   const examplesOf = (part: (typeof PARTS)[number]) => {
     const inputs = columns.get(`${part}.inputs`);
@@ -74,8 +78,22 @@ export function unpackData(file: Uint8Array): ExperimentData {
     ...(validation ? { validation } : {}),
     ...(test ? { test } : {}),
     ...('classCount' in metadata ? { classCount: Number(metadata.classCount) } : {}),
+    ...('classes' in metadata ? { classes: parsed(metadata.classes!) as string[] } : {}),
     source: metadata.source ?? '',
   };
+}
+
+/** Names and classes of a column, as the metadata have them. */
+function textsOf(text: string | undefined): Pick<Column, 'names' | 'classes'> {
+  return text === undefined ? {} : (parsed(text) as Pick<Column, 'names' | 'classes'>);
+}
+
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw corrupt(`its metadata are no JSON: ${text.slice(0, 40)}`, cause);
+  }
 }
 
 function header(file: Uint8Array): ReturnType<typeof decodeHeader> {
