@@ -1,10 +1,10 @@
 import { stat, writeFile } from 'node:fs/promises';
-import { basename, dirname, extname, relative, resolve } from 'node:path';
+import { basename, dirname, relative, resolve } from 'node:path';
 import { createInterface } from 'node:readline/promises';
 import { DownpourError, errorText } from '../shared/errors.ts';
-import { type ColumnSummary, describeCsv } from '../worker/data/csv.ts';
-import { readDataFile, unreadable } from '../worker/data/files.ts';
+import { unreadable } from '../worker/data/files.ts';
 import { loadImageFolder } from '../worker/data/images.ts';
+import { type ColumnSummary, describeCsv } from '../worker/data/table-summary.ts';
 import { experimentName } from '../worker/experiment.ts';
 import { print, printJson } from './options.ts';
 import { groups } from './progress.ts';
@@ -114,8 +114,7 @@ async function csvDraft(
   options: InitOptions,
   ask: Ask,
 ): Promise<Draft> {
-  const tabs = extname(data.replace(/\.gz$/, '')) === '.tsv';
-  const columns = describeCsv(await readDataFile(data), data, tabs ? '\t' : ',');
+  const { columns, delimiter } = await describeCsv(data);
   const names = columns.map(({ name }) => name);
   const name =
     options.target ?? (await ask(`Column to predict (${names.join(', ')})?`, names.at(-1)!));
@@ -159,7 +158,7 @@ async function csvDraft(
     ...(task === 'classification' ? [`      task: 'classification',`] : []),
     ...(categorical.length > 0 ? [`      categorical: ${list(categorical)},`] : []),
     ...(ignored.length > 0 ? [`      ignore: ${list(ignored)},`] : []),
-    ...(tabs ? [`      delimiter: '\\t',`] : []),
+    ...(delimiter === '\t' ? [`      delimiter: '\\t',`] : []),
   ];
   const mean = Number(target.numbers?.mean.toPrecision(3) ?? 0);
   const regression = [

@@ -1,13 +1,13 @@
 import { readdir, stat } from 'node:fs/promises';
-import { extname, join } from 'node:path';
+import { join } from 'node:path';
 import { type Column, isFloat, kindOf } from '../worker/data/columns.ts';
-import { type ColumnSummary, describeCsv, summarise } from '../worker/data/csv.ts';
 import type { ExperimentData } from '../worker/data/examples.ts';
 import { corrupt, readDataFile, unreadable } from '../worker/data/files.ts';
 import { isIdx, parseIdx } from '../worker/data/idx.ts';
 import { loadImageFolder } from '../worker/data/images.ts';
 import { loadMnist } from '../worker/data/mnist.ts';
 import { isNpy, parseNpy } from '../worker/data/npy.ts';
+import { type ColumnSummary, describeCsv, summarise } from '../worker/data/table-summary.ts';
 import { print, printJson } from './options.ts';
 
 /** `downpour data inspect`: what a data set holds. */
@@ -65,9 +65,8 @@ export async function inspectData(path?: string, delimiter?: string): Promise<Da
   if (bytes.subarray(0, 4096).includes(0)) {
     throw corrupt(path, 'neither .npy, IDX nor CSV: it has zero bytes where text would be');
   }
-  const tabs = extname(path.replace(/\.gz$/, '')) === '.tsv';
-  const columns = describeCsv(bytes, path, delimiter ?? (tabs ? '\t' : ','));
-  return { source: `${path}: ${columns[0]?.count ?? 0} lines`, columns };
+  const { columns, count } = await describeCsv(path, delimiter === undefined ? {} : { delimiter });
+  return { source: `${path}: ${count} lines`, columns };
 }
 
 async function holdsMnist(folder: string): Promise<boolean> {

@@ -4,7 +4,7 @@ import { gzipSync } from 'node:zlib';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
-import { type CsvOptions, describeCsv, loadCsv, parseCsv } from '../../worker/data/csv.ts';
+import { type CsvOptions, loadCsv, parseCsv } from '../../worker/data/csv.ts';
 import { prepareData } from '../../worker/data/examples.ts';
 
 const AUTO_MPG = fileURLToPath(new URL('../../examples/data/auto-mpg.csv', import.meta.url));
@@ -167,19 +167,5 @@ describe('CSV', () => {
     expect([prepared.train.count, prepared.validation.count]).toEqual([314, 78]);
     const packed = gzipSync(await readFile(AUTO_MPG));
     expect(() => parseCsv(packed, 'x', { targets: ['mpg'] })).toThrow(DownpourError);
-  });
-
-  it('describes columns, counting what is missing', () => {
-    const facts = describeCsv(Buffer.from('x,c\n1,a\n?,b\n3,a\n'), 'x');
-    expect(facts).toEqual([
-      {
-        name: 'x',
-        count: 3,
-        missing: 1,
-        numbers: { mean: 2, deviation: 1, min: 1, max: 3 },
-        categories: { 1: 1, 3: 1 },
-      },
-      { name: 'c', count: 3, missing: 0, numbers: null, categories: { a: 2, b: 1 } },
-    ]);
   });
 });

@@ -1,15 +1,16 @@
-import { type CsvError, parse } from 'csv-parse/sync';
 import { DownpourError } from '../../shared/errors.ts';
+import { isMissing, isNumber, sortNames } from './cells.ts';
 import type { Column } from './columns.ts';
-import { type ExperimentData, momentsOf } from './examples.ts';
+import type { ExperimentData } from './examples.ts';
 import { corrupt, type ReadOptions, readDataFile } from './files.ts';
+import { parseRows, type TableOptions } from './table-rows.ts';
 
 /**
  * Tables with a header line, as examples. Columns are numbers unless they are named as categories: a
  * slip of the pen in one cell must not turn a number into hundreds of categories.
  */
 
-export interface CsvOptions extends ReadOptions {
+export interface CsvOptions extends ReadOptions, TableOptions {
   /** Names of the target columns: one for a classification, one or more for a regression. */
   readonly targets: readonly string[];
   /** `classification`: the target is a category, as class numbers in sorted order. Default: regression. */
@@ -21,8 +22,6 @@ export interface CsvOptions extends ReadOptions {
   readonly categorical?: readonly string[];
   /** Classes as whole numbers (the default) or as one 0/1 column each. */
   readonly labels?: 'index' | 'oneHot';
-  /** Default: a comma. */
-  readonly delimiter?: string;
 }
 
 export interface CsvData extends ExperimentData {
@@ -36,11 +35,7 @@ export interface CsvData extends ExperimentData {
 /** More categories than this in a column are rather an identifier or a number. */
 const CATEGORIES_MAX = 1000;
 const TABLE_BYTES_MAX = 2 * 2 ** 30;
-const LINE_BYTES_MAX = 2 ** 20;
 const FLOAT32_MAX = 3.4028234663852886e38;
-
-const MISSING = new Set(['', '?', 'na', 'n/a', 'nan', 'null']);
-const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
 /**
  * Reads a CSV file, gzip or not, as training data: inputs Float64Array [n, features]; targets
@@ -60,7 +55,7 @@ export async function loadCsv(path: string, options: CsvOptions): Promise<CsvDat
 export function parseCsv(bytes: Buffer, name: string, options: CsvOptions): CsvData {
   const classification = options.task === 'classification';
   let columns: CellColumn[] | undefined;
-  const rowCount = forEachRow(bytes, name, options.delimiter, (cells, line, header) => {
+  const { count: rowCount } = parseRows(bytes, name, options, (cells, line, header) => {
     columns ??= chooseColumns(header, name, options);
     for (const column of columns) column.add(cells[column.index]!, line);
   });
@@ -144,7 +139,7 @@ function numberColumn(
   const add = (cell: string, line: number) => {
     const text = cell.trim();
     const value = Number(text);
-    if (NUMBER.test(text) && Math.abs(value) <= FLOAT32_MAX) {
+    if (isNumber(text) && Math.abs(value) <= FLOAT32_MAX) {
       cells.push(value);
       return;
     }
@@ -185,10 +180,6 @@ function categoryColumn(
   return { name, index, role, codes, cells, add };
 }
 
-function isMissing(text: string): boolean {
-  return MISSING.has(text.toLowerCase());
-}
-
 function missing(file: string, where: string, text: string): DownpourError {
   return corrupt(
     file,
@@ -196,13 +187,8 @@ function missing(file: string, where: string, text: string): DownpourError {
   );
 }
 
-/** By number when all are numbers, so that class 10 follows 9, else by code unit: no locale decides. */
 function sortedCategories(column: CellColumn): string[] {
-  const categories = [...column.codes!.keys()];
-  const numeric = categories.every((category) => NUMBER.test(category));
-  return numeric
-    ? categories.sort((a, b) => Number(a) - Number(b) || (a < b ? -1 : 1))
-    : categories.sort();
+  return sortNames([...column.codes!.keys()]);
 }
 
 /** A feature: its name and its value in a row. */
@@ -240,127 +226,4 @@ function classNumbers(column: CellColumn): Column {
   });
   const values = Int32Array.from(column.cells, (code) => numbers[code]!);
   return { values, shape: [values.length], names: [column.name] };
-}
-
-/**
- * Calls `onRow` for every line after the header. @returns their count.
- * @throws DownpourError DP_DATA_CORRUPT for a bad header or a line of another length
- */
-function forEachRow(
-  bytes: Buffer,
-  name: string,
-  delimiter: string | undefined,
-  onRow: (cells: readonly string[], line: number, header: readonly string[]) => void,
-): number {
-  let header: string[] | undefined;
-  let count = 0;
-  let failure: unknown;
-  try {
-    parse(bytes, {
-      bom: true,
-      delimiter: delimiter ?? ',',
-      skip_empty_lines: true,
-      max_record_size: LINE_BYTES_MAX,
-      // Returning null keeps the rows out of memory.
-      on_record: (cells: string[], { lines }) => {
-        try {
-          if (header === undefined) {
-            header = checkHeader(cells, name);
-          } else {
-            count++;
-            onRow(cells, lines, header);
-          }
-        } catch (error) {
-          failure = error;
-          throw error;
-        }
-        return null;
-      },
-    });
-  } catch (error) {
-    if (failure !== undefined) throw failure;
-    const { code, lines } = error as CsvError;
-    const where = typeof lines === 'number' ? `line ${lines}: ` : '';
-    if (code === 'CSV_RECORD_INCONSISTENT_FIELDS_LENGTH') {
-      const cells = (error as CsvError).record;
-      const seen = Array.isArray(cells) ? cells.length : 'another number of';
-      throw corrupt(
-        name,
-        `${where}${seen} cells; the header has ${header?.length ?? 'others'}`,
-        error,
-      );
-    }
-    throw corrupt(name, `${where}${(error as Error).message}`, error);
-  }
-  if (header === undefined)
-    throw corrupt(name, 'it is empty; a header line with names comes first');
-  return count;
-}
-
-function checkHeader(cells: readonly string[], name: string): string[] {
-  const header = cells.map((cell) => cell.trim());
-  const seen = new Set<string>();
-  for (const [i, column] of header.entries()) {
-    if (column === '') throw corrupt(name, `line 1: column ${i + 1} has no name`);
-    if (seen.has(column)) throw corrupt(name, `line 1: two columns are named '${column}'`);
-    seen.add(column);
-  }
-  return header;
-}
-
-/** What a column of a table looks like, whatever is wrong with it. */
-export interface ColumnSummary {
-  readonly name: string;
-  readonly count: number;
-  readonly missing: number;
-  /** Null when a cell is no number. */
-  readonly numbers: { mean: number; deviation: number; min: number; max: number } | null;
-  /** Cells by category, at most 20; null when there are more. */
-  readonly categories: Readonly<Record<string, number>> | null;
-}
-
-const SUMMARY_CATEGORIES_MAX = 20;
-
-/** Describes every column; unlike `loadCsv` it only counts what is missing. */
-export function describeCsv(bytes: Buffer, name: string, delimiter?: string): ColumnSummary[] {
-  const columns: { numbers: number[] | null; missing: number; counts: Map<string, number> }[] = [];
-  let names: readonly string[] = [];
-  const count = forEachRow(bytes, name, delimiter, (cells, _line, header) => {
-    names = header;
-    header.forEach((_, i) => {
-      columns[i] ??= { numbers: [], missing: 0, counts: new Map() };
-      const column = columns[i];
-      const text = cells[i]!.trim();
-      if (isMissing(text)) {
-        column.missing++;
-        return;
-      }
-      if (NUMBER.test(text)) column.numbers?.push(Number(text));
-      else column.numbers = null;
-      if (column.counts.size <= SUMMARY_CATEGORIES_MAX) {
-        column.counts.set(text, (column.counts.get(text) ?? 0) + 1);
-      }
-    });
-  });
-  return columns.map(({ numbers, missing, counts }, i) => ({
-    name: names[i]!,
-    count,
-    missing,
-    numbers: numbers === null || numbers.length === 0 ? null : summarise(numbers),
-    categories:
-      counts.size <= SUMMARY_CATEGORIES_MAX ? Object.fromEntries([...counts].sort()) : null,
-  }));
-}
-
-/** Mean, standard deviation (of the population) and extremes of numbers; at least one. */
-export function summarise(numbers: ArrayLike<number>) {
-  const { mean, deviation } = momentsOf(numbers, 1);
-  let min = numbers[0]!;
-  let max = min;
-  for (let i = 1; i < numbers.length; i++) {
-    const value = numbers[i]!;
-    if (value < min) min = value;
-    if (value > max) max = value;
-  }
-  return { mean: mean[0]!, deviation: deviation[0]!, min, max };
 }
