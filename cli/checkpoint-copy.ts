@@ -4,10 +4,14 @@ import { copyFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { Transform } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import { setTimeout as wait } from 'node:timers/promises';
 import { type CheckpointManifest, checkpointFolder, readCheckpoint } from '../server/checkpoint.ts';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
-import type { CheckpointSummary, Evaluation } from '../shared/rest.ts';
+import type { Phase } from '../shared/protocol.ts';
+import type { CheckpointSummary, Evaluation, RunDetail } from '../shared/rest.ts';
+import type { RestClient } from '../shared/rest-client.ts';
+import { type CheckpointKind, kindOfModel, measurementsOf } from '../shared/trained-last.ts';
 import type { Session } from './embedded.ts';
 
 /** A checkpoint for a command that reads one: from a file, from a state folder, or over the network. */
@@ -15,21 +19,25 @@ import type { Session } from './embedded.ts';
 /** What is told of a checkpoint: `downpour.json` beside an exported model says it. */
 export interface CheckpointFacts {
   readonly run: string;
-  readonly kind: string;
+  readonly kind: CheckpointKind | 'mean';
+  /** Whose parameters they are: of final ones that were restored, that of the best evaluation. */
   readonly step: number;
   readonly experiment: string;
   readonly experimentHash: string;
   readonly layoutHash: string | null;
   readonly config: RunConfig;
-  /** Of the parameters that are best so far, and of the one look at the test part. */
+  /** The validation and the one look at the test part, each where it was made with these parameters. */
   readonly best: Evaluation | null;
   readonly test: Evaluation | null;
   readonly testedAt: string | null;
+  /** They were trained on the validation examples, too. */
+  readonly learntValidation: boolean;
   readonly checkpointSha256: string;
 }
 
 /** The part of a manifest's state that an export tells. */
 interface KnownState {
+  readonly phase: Phase;
   readonly options: {
     readonly experiment: string;
     readonly experimentHash: string;
@@ -38,6 +46,7 @@ interface KnownState {
   readonly best: { readonly evaluation: Evaluation } | null;
   readonly test: Evaluation | null;
   readonly testedAt?: string | null;
+  readonly stoppedAt: number | null;
 }
 
 /** Copies a checkpoint of the disk. @param partial where to. @throws DownpourError of its reading. */
@@ -48,42 +57,61 @@ export async function copyFromFile(path: string, partial: string): Promise<Check
 }
 
 function factsOf(manifest: CheckpointManifest): CheckpointFacts {
-  const { options, best, test, testedAt = null } = manifest.state as KnownState;
+  const { options, phase, best, test, testedAt = null, stoppedAt } = manifest.state as KnownState;
+  const { config } = options;
+  const course = { phase, config, best: best?.evaluation ?? null, test, testedAt, stoppedAt };
   return {
     run: manifest.run,
     kind: manifest.kind,
-    step: manifest.step,
     experiment: options.experiment,
     experimentHash: options.experimentHash,
     layoutHash: manifest.layoutHash,
-    config: options.config,
-    best: best?.evaluation ?? null,
-    test,
-    testedAt,
+    config,
+    ...measurementsOf(course, manifest, true),
     checkpointSha256: manifest.sha256,
   };
 }
 
+const POLL_MS = 100;
+/** How long a run that has ended may take to write its checkpoints; a full disk may never take them. */
+const WRITING_MS = 30_000;
+
+/** The checkpoints of a run. The server writes beside training: the last ones may come a moment after the end. */
+export async function writtenCheckpoints(
+  client: Pick<RestClient, 'checkpoints'>,
+  { id, best, phase }: Pick<RunDetail, 'id' | 'best' | 'phase'>,
+): Promise<CheckpointSummary[]> {
+  const over = phase === 'finished' || phase === 'stopped' || phase === 'failed';
+  for (let waited = 0; ; waited += POLL_MS) {
+    const checkpoints = await client.checkpoints(id);
+    const complete =
+      (best === null || checkpoints.some((c) => c.kind === 'best' && c.step === best.step)) &&
+      (phase !== 'finished' || checkpoints.some((c) => c.kind === 'final'));
+    if (!over || complete || waited >= WRITING_MS) return checkpoints;
+    await wait(POLL_MS);
+  }
+}
+
 /**
- * Copies the newest checkpoint of a run, of the first of these kinds that it has.
+ * Copies the newest checkpoint of a run.
+ * @param kind null: the one that stands for the run.
  * @throws DownpourError DP_CHECKPOINT_MISSING, DP_CHECKPOINT_CORRUPT or what the server says.
  */
 export async function copyFromRun(
   { client, state }: Session,
   id: string,
-  kinds: readonly CheckpointSummary['kind'][],
+  kind: CheckpointKind | null,
   partial: string,
 ): Promise<CheckpointFacts> {
   const run = await client.run(id);
-  const checkpoints = await client.checkpoints(id);
-  const checkpoint = kinds
-    .map((wanted) => checkpoints.findLast(({ kind }) => kind === wanted))
-    .find((found) => found !== undefined);
+  const wanted = kind ?? kindOfModel(run);
+  const checkpoints = await writtenCheckpoints(client, run);
+  const checkpoint = checkpoints.findLast((one) => one.kind === wanted);
   if (!checkpoint) {
-    const known = [...new Set(checkpoints.map(({ kind }) => kind))].join(', ') || 'none';
+    const known = [...new Set(checkpoints.map((one) => one.kind))].join(', ');
     throw new DownpourError(
       'DP_CHECKPOINT_MISSING',
-      `run ${id} has no checkpoint '${kinds.join("' or '")}' yet; it has: ${known}`,
+      `run ${id} (${run.phase}) has no checkpoint '${wanted}' yet; ${known === '' ? 'it has none' : `it has: ${known}; choose one by --kind`}`,
     );
   }
   if (state !== null) {
@@ -94,14 +122,11 @@ export async function copyFromRun(
   return {
     run: run.id,
     kind: checkpoint.kind,
-    step: checkpoint.step,
     experiment: run.experiment,
     experimentHash: run.experimentHash,
     layoutHash: run.layoutHash,
     config: run.config,
-    best: run.best,
-    test: run.test,
-    testedAt: run.testedAt,
+    ...measurementsOf({ ...run, stoppedAt: run.earlyStopping.stoppedAt }, checkpoint),
     checkpointSha256: checkpoint.sha256,
   };
 }

@@ -130,7 +130,7 @@ export interface StatusOptions extends RunOptions {
 export interface ExportOptions extends RunOptions {
   readonly to: string;
   readonly format: 'safetensors' | 'tfjs' | 'tensorboard' | 'jsonl';
-  readonly kind: 'best' | 'last' | 'final';
+  readonly kind?: 'best' | 'last' | 'final';
   readonly experiments?: string[];
   readonly data?: string;
 }
@@ -541,9 +541,10 @@ function registerExport(program: Command): void {
         .default('safetensors'),
     )
     .addOption(
-      new Option('--kind <kind>', 'which checkpoint of the run, for its parameters')
-        .choices(['best', 'last', 'final'])
-        .default('best'),
+      new Option(
+        '--kind <kind>',
+        'which checkpoint of the run, for its parameters (default: final if it has finished, else best)',
+      ).choices(['best', 'last', 'final']),
     )
     .addOption(experimentsOption())
     .addOption(dataOption())

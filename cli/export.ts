@@ -88,7 +88,7 @@ async function fromRun(
 ): Promise<CheckpointFacts> {
   const session = await openSession({ ...options, run: id });
   try {
-    return await copyFromRun(session, id, [options.kind], partial);
+    return await copyFromRun(session, id, options.kind ?? null, partial);
   } finally {
     await session.close();
   }

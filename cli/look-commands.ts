@@ -31,9 +31,10 @@ function addTrainedOptions(command: Command): Command {
         'whose parameters (default: the newest of the experiment that is no trial of a study)',
       )
       .addOption(
-        new Option('--kind <kind>', 'which of its checkpoints (default: final, else best)').choices(
-          ['best', 'last', 'final'],
-        ),
+        new Option(
+          '--kind <kind>',
+          'which of its checkpoints (default: final if it has finished, else best)',
+        ).choices(['best', 'last', 'final']),
       )
       .option('--checkpoint <file>', 'a checkpoint file instead of a run')
       .option('--out <folder>', 'for report and figures')

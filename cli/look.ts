@@ -32,7 +32,10 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
     const { answers, rows } = await answersOfPart(trained, part);
     const settings = { name: trained.facts.run, part, worst, random, seed };
     const show = showerOf(trained.prepared, part);
-    const report = withObserved(lookReport(settings, { answers, rows, show }), trained);
+    const report = withObserved(
+      withCaution(lookReport(settings, { answers, rows, show }), trained, part),
+      trained,
+    );
     if (options.tensorboard !== undefined) {
       await writePictures(resolve(options.tensorboard), report, show, trained.facts.step);
     }
@@ -67,6 +70,18 @@ async function writePictures(
   await mkdir(folder, { recursive: true });
   const name = `events.out.tfevents.${Math.floor(wallTime)}.${process.pid}.look`;
   await writeFile(join(folder, name), Buffer.concat(parts));
+}
+
+/** After `retrain` and `continue` the validation part is no longer apart from what was learnt. */
+function withCaution(
+  report: Report,
+  { facts, config }: Trained,
+  part: LookOptions['part'],
+): Report {
+  if (part !== 'validation' || !facts.learntValidation) return report;
+  const { afterStop } = config.earlyStopping;
+  const caution = `The ${facts.kind} parameters were trained on these examples, too (earlyStopping.afterStop is '${afterStop}'): new examples will do worse. --kind best has those from before.`;
+  return { ...report, advice: `${caution} ${report.advice}` };
 }
 
 /** What was sampled while training, behind what the answers show. */

@@ -1,6 +1,5 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
-import { setTimeout as wait } from 'node:timers/promises';
 import { readTensors, writeTensors } from '../server/checkpoint.ts';
 import type { Answers } from '../shared/answers.ts';
 import type { RunConfig } from '../shared/config.ts';
@@ -165,28 +164,18 @@ function examinationOf(
   };
 }
 
-/** How long a run that has just ended may take to write its checkpoint, ms. */
-const CHECKPOINT_MS = 60_000;
-
 /** Copies a run's parameters to where the ensemble keeps them, as `downpour export` writes them. */
 async function keepMember(
   session: Session,
   { run, label }: MemberSource,
   folder: string,
 ): Promise<Omit<MemberRecord, 'cost'>> {
-  const { client } = session;
-  const since = performance.now();
-  const { phase } = await client.run(run);
-  while (phase === 'finished' && performance.now() - since < CHECKPOINT_MS) {
-    if ((await client.checkpoints(run)).some(({ kind }) => kind === 'final')) break;
-    await wait(100);
-  }
   const own = join('members', run);
   await mkdir(join(folder, own), { recursive: true });
   const file = join(own, `${run}.safetensors`);
-  const facts = await copyFromRun(session, run, ['final', 'best'], join(folder, file));
-  const { afterStop } = facts.config.earlyStopping;
-  if (afterStop !== 'restore' && phase === 'finished') {
+  const facts = await copyFromRun(session, run, null, join(folder, file));
+  if (facts.learntValidation) {
+    const { afterStop } = facts.config.earlyStopping;
     throw new DownpourError(
       'DP_USAGE',
       `run ${run} has learnt from its validation part (earlyStopping.afterStop is '${afterStop}'): members are measured on it; train them with 'restore'`,
@@ -349,7 +338,7 @@ async function askMean(
     }));
     const { sha256 } = await writeTensors(join(options.folder, file), tensors);
     const mean = {
-      ...{ ...record, run: 'mean', kind: 'mean', label: 'mean of the parameters', file },
+      ...{ ...record, run: 'mean', kind: 'mean' as const, label: 'mean of the parameters', file },
       ...{ best: null, test: null, testedAt: null, checkpointSha256: sha256 },
     };
     return await ask(opened, { record: mean, role: 'average', vector }, options);

@@ -2,6 +2,7 @@ import pc from 'picocolors';
 import type { ErrorMeasure } from '../shared/protocol.ts';
 import type { Rollback, RunDetail, RunSummary, WorkerSummary } from '../shared/rest.ts';
 import { errorFormat } from '../shared/text.ts';
+import { isRefitted } from '../shared/trained-last.ts';
 
 /** Shows how a run gets on: live lines on a terminal, plain lines elsewhere, JSON for programs. */
 
@@ -265,8 +266,12 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
     ['test', run.test],
   ] as const) {
     if (!evaluation) continue;
+    const before =
+      name === 'best' && isRefitted(run)
+        ? `, before '${run.earlyStopping.afterStop}' trained the final parameters`
+        : '';
     lines.push(
-      `  ${name.padEnd(13)}  loss ${short(evaluation.loss)}, error ${errorOf(run)(evaluation.error)}, at step ${groups(evaluation.step)}`,
+      `  ${name.padEnd(13)}  loss ${short(evaluation.loss)}, error ${errorOf(run)(evaluation.error)}, at step ${groups(evaluation.step)}${before}`,
     );
   }
   const { earlyStopping, staleness, pushes } = run;

@@ -15,6 +15,12 @@ export interface RefuseOptions extends TrainedOptions {
 export async function refuseCommand(file: string, options: RefuseOptions): Promise<void> {
   const trained = await openTrained(file, options);
   try {
+    if (trained.facts.learntValidation) {
+      throw new DownpourError(
+        'DP_USAGE',
+        `the ${trained.facts.kind} parameters of run ${trained.facts.run} were trained on its validation part, too (earlyStopping.afterStop is '${trained.config.earlyStopping.afterStop}'): how sure they are there says nothing of new examples; name those from before by --kind best`,
+      );
+    }
     const { answers } = await answersOfPart(trained, 'validation');
     if (answers.kind === 'numbers') {
       throw new DownpourError(

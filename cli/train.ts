@@ -8,6 +8,7 @@ import type { CheckpointSummary, RunDetail, RunSummary } from '../shared/rest.ts
 import type { RestClient } from '../shared/rest-client.ts';
 import { pathArgument, shellCommand } from '../shared/shell.ts';
 import { percent } from '../shared/text.ts';
+import { isRefitted, kindOfModel } from '../shared/trained-last.ts';
 import {
   experimentFolders,
   experimentName,
@@ -15,6 +16,7 @@ import {
   hashExperiment,
   loadExperiment,
 } from '../worker/experiment.ts';
+import { writtenCheckpoints } from './checkpoint-copy.ts';
 import type { FollowOptions, TrainOptions } from './commands.ts';
 import { type Session, startOwnServer } from './embedded.ts';
 import { startLocalWorkers } from './local-workers.ts';
@@ -42,8 +44,6 @@ import { runsAndTrials } from './trials.ts';
 /** `downpour train`, `downpour resume` and `downpour test`: a run from its start to its end, with local workers. */
 
 const POLL_MS = 500;
-/** How long to wait for the checkpoints of a run that has ended; a full disk may never take them. */
-const WRITING_MS = 30_000;
 /** How long a server of somebody else may be away before we give up on it. */
 const PATIENCE_MS = 120_000;
 
@@ -182,21 +182,6 @@ async function conduct(
   }
 }
 
-/** The server writes beside training: the last checkpoints may come a moment after the end. */
-async function writtenCheckpoints(
-  client: RestClient,
-  { id, best, phase }: RunDetail,
-): Promise<CheckpointSummary[]> {
-  for (let waited = 0; ; waited += POLL_MS) {
-    const checkpoints = await client.checkpoints(id);
-    const complete =
-      (best === null || checkpoints.some((c) => c.kind === 'best' && c.step === best.step)) &&
-      (phase !== 'finished' || checkpoints.some((c) => c.kind === 'final'));
-    if (complete || waited >= WRITING_MS) return checkpoints;
-    await wait(POLL_MS);
-  }
-}
-
 async function openServer(options: FollowOptions, log: (line: string) => void): Promise<Session> {
   if (options.server === undefined) {
     if (options.detach) {
@@ -318,10 +303,12 @@ function report(
     `${run.id} ${run.phase}: ${run.reason}`,
     `${groups(run.step)} steps, ${run.epoch} epochs, ${groups(run.examples)} examples in ${duration(run.seconds)}`,
   ];
+  const kind = kindOfModel(run);
   if (run.best) {
     const { step, loss, error } = run.best;
+    const before = isRefitted(run) ? `, before '${run.earlyStopping.afterStop}'` : '';
     lines.push(
-      `best at step ${groups(step)}: validation loss ${short(loss)}, error ${errorOf(run)(error)}`,
+      `best at step ${groups(step)}${before}: validation loss ${short(loss)}, error ${errorOf(run)(error)}`,
     );
   }
   if (run.test) {
@@ -333,12 +320,12 @@ function report(
       `test: error ${errorOf(run)(error)}${accuracy}, loss ${short(loss)}, on ${groups(examples)} examples${day}`,
     );
   }
-  const best = checkpoints.findLast(({ kind }) => kind === 'best');
-  if (best) lines.push(`best checkpoint: ${checkpointPath(best, run.id, options)}`);
+  const model = checkpoints.findLast((one) => one.kind === kind);
+  if (model) lines.push(`${kind} checkpoint: ${checkpointPath(model, run.id, options)}`);
   lines.push('', 'how to go on:');
   if (run.phase === 'stopped') lines.push(`  ${commandLine('resume', run.id, options)}`);
   lines.push(`  ${commandLine('status', run.id, options)}`);
-  if (best || run.phase === 'finished') {
+  if (model) {
     lines.push(`  ${commandLine('export', run.id, options)} --to exported --format tfjs`);
   }
   process.stdout.write(`${lines.join('\n')}\n`);

@@ -83,7 +83,7 @@ export async function findRun(
 
 /**
  * Opens an engine, loads experiment and data as the run had them, and puts its parameters on the device.
- * Without `kind`: the final ones of a run that has ended, else the best so far.
+ * Without `kind`: those that stand for the run.
  * @throws DownpourError DP_EXPERIMENT_MISMATCH: the checkpoint is of another experiment; or what reading throws.
  */
 export async function openTrained(file: string, options: TrainedOptions): Promise<Trained> {
@@ -128,8 +128,7 @@ async function copyOf(
   const session = await openSession({ ...options, run: options.run });
   try {
     const id = await findRun(session, file, options.run);
-    const kinds = options.kind ? [options.kind] : (['final', 'best'] as const);
-    const facts = await copyFromRun(session, id, kinds, to);
+    const facts = await copyFromRun(session, id, options.kind ?? null, to);
     const observed = await session.client.observations(id);
     return { facts, observed: observed.samples.length > 0 ? observed : null };
   } finally {

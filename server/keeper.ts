@@ -126,6 +126,8 @@ export class Keeper {
   async fork(source: Run, which: string, options: Omit<RunOptions, 'fork'>): Promise<Run> {
     const { root, store, token, now } = this.#options;
     if (which === 'last' && !source.over && source.hasParameters) await this.checkpointNow(source);
+    // It may just have ended, and its final parameters not be written yet.
+    else await this.#flush(source);
     const from = checkpointFolder(root, source.id);
     const known = await listCheckpoints(from);
     const manifest = known.findLast(({ kind, file }) => kind === which || file === which);
@@ -310,6 +312,7 @@ export class Keeper {
     entry.latestBytes = checkpoint.manifest.bytes;
     entry.lastStep = run.step;
     if (run.best && !(await this.#bestCheckpoint(run))) this.#want(run, 'best');
+    if (run.phase === 'finished' && !(await this.#hasFinal(run))) this.#want(run, 'final');
     if (!run.over) {
       log(`run ${run.id} continues from its checkpoint at step ${run.step}`, {
         ...{ run: run.id, step: run.step },
@@ -623,6 +626,12 @@ export class Keeper {
     const manifests = await listCheckpoints(checkpointFolder(this.#options.root, run.id));
     const step = run.best?.step;
     return manifests.findLast((m) => m.kind === 'best' && m.step === step) ?? null;
+  }
+
+  /** A server that dies between the `last` of the end and the `final` leaves the former alone. */
+  async #hasFinal(run: Run): Promise<boolean> {
+    const manifests = await listCheckpoints(checkpointFolder(this.#options.root, run.id));
+    return manifests.some(({ kind }) => kind === 'final');
   }
 
   #entry(run: Run): Entry {

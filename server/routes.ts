@@ -24,6 +24,7 @@ import {
   TimelineSchema,
   WorkerSummarySchema,
 } from '../shared/rest.ts';
+import { kindOfModel } from '../shared/trained-last.ts';
 import { isFromHere } from '../wire/local-socket.ts';
 import type { Coordinator } from './coordinator.ts';
 import { Lag } from './counts.ts';
@@ -46,7 +47,11 @@ export interface RoutesOptions {
 
 const Id = Type.Object({ id: Type.String({ pattern: NAME_PATTERN }) });
 const Kind = Type.Union([Type.Literal('last'), Type.Literal('best'), Type.Literal('final')]);
-const IdAndKind = Type.Object({ id: Type.String({ pattern: NAME_PATTERN }), kind: Kind });
+const IdAndKind = Type.Object({
+  id: Type.String({ pattern: NAME_PATTERN }),
+  /** `model`: what stands for the run. */
+  kind: Type.Union([...Kind.anyOf, Type.Literal('model')]),
+});
 /** Text, since nothing of a request is converted in silence. */
 const Points = Type.Object(
   { points: Type.Optional(Type.String()) },
@@ -225,12 +230,19 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
     }),
   );
 
-  app.get<{ Params: { id: string; kind: 'last' | 'best' | 'final' } }>(
+  app.get<{ Params: { id: string; kind: 'last' | 'best' | 'final' | 'model' } }>(
     '/runs/:id/checkpoints/:kind/file',
-    { schema: { summary: 'The newest checkpoint of a kind, as safetensors', params: IdAndKind } },
+    {
+      schema: {
+        summary:
+          'The newest checkpoint of a kind, as safetensors; `model`: the final one of a finished run, else the best',
+        params: IdAndKind,
+      },
+    },
     async (request, reply) => {
-      const { id, kind } = request.params;
+      const { id } = request.params;
       const run = coordinator.mustFind(id);
+      const kind = request.params.kind === 'model' ? kindOfModel(run) : request.params.kind;
       const checkpoints = await coordinator.checkpoints(run);
       const newest = checkpoints.findLast((checkpoint) => checkpoint.kind === kind);
       if (!newest) {

@@ -49,7 +49,10 @@ export interface RestClient {
   workers(id: string): Promise<WorkerSummary[]>;
   checkpoints(id: string): Promise<CheckpointSummary[]>;
   /** The checkpoint's safetensors as they come; the time limit counts until the first byte. */
-  checkpointFile(id: string, kind: CheckpointSummary['kind']): Promise<ReadableStream<Uint8Array>>;
+  checkpointFile(
+    id: string,
+    kind: CheckpointSummary['kind'] | 'model',
+  ): Promise<ReadableStream<Uint8Array>>;
   /** All studies, the one that was told of last first. */
   studies(): Promise<StudySummary[]>;
   study(name: string): Promise<StudyDetail>;

@@ -7,6 +7,7 @@ import type {
   WorkerSummary,
 } from '../shared/rest.ts';
 import { percent } from '../shared/text.ts';
+import { isRefitted } from '../shared/trained-last.ts';
 import { Chart, type Content, type Curve, type Mark } from './chart.ts';
 import {
   ago,
@@ -277,7 +278,9 @@ export function runView(id: string): View {
     const { best } = run;
     tiles.best.show(
       best === null ? '–' : best.error === null ? short(best.loss) : errorOf(run)(best.error),
-      best === null ? 'no evaluation yet' : `loss ${short(best.loss)} at step ${count(best.step)}`,
+      best === null
+        ? 'no evaluation yet'
+        : `loss ${short(best.loss)} at step ${count(best.step)}${isRefitted(run) ? `, before '${run.earlyStopping.afterStop}'` : ''}`,
     );
     tiles.speed.show(
       run.examplesPerSecond > 0 ? count(run.examplesPerSecond) : '–',

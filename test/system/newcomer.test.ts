@@ -258,10 +258,10 @@ test('npm start passes its arguments on and prints the result', async () => {
     ...['--epochs', '1', '--port', '0', '--state', join(folder, 'npm-start')],
   ]);
   expect(await npmStart.code, npmStart.text()).toBe(0);
-  for (const part of [/test: error .* accuracy/, /best checkpoint: .*safetensors/, /export/]) {
+  for (const part of [/test: error .* accuracy/, /final checkpoint: .*safetensors/, /export/]) {
     expect(npmStart.text()).toMatch(part);
   }
-  const files = /best checkpoint: (\S+)/.exec(npmStart.text())!;
+  const files = /final checkpoint: (\S+)/.exec(npmStart.text())!;
   expect(existsSync(join(ROOT, files[1]!))).toBe(true);
 });
 
