@@ -12,7 +12,7 @@ import { LIMITS, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { JOIN_WORKER } from '../shared/join.ts';
 import { type DataNeeds, watch } from '../worker/browser/needs.ts';
-import { dataOf as givenData } from '../worker/data/examples.ts';
+import { dataOf as givenData } from '../worker/data/given.ts';
 import { packData } from '../worker/data/packed.ts';
 import {
   type Experiment,

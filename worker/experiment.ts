@@ -8,7 +8,8 @@ import { NAME_PATTERN, nearest, type PartialConfig, type RunConfig } from '../sh
 import { DownpourError, errorText } from '../shared/errors.ts';
 import type { Role } from '../shared/layout.ts';
 import type { Space } from '../shared/space.ts';
-import type { ExperimentData, GivenData } from './data/examples.ts';
+import type { ExperimentData } from './data/examples.ts';
+import type { GivenData } from './data/given.ts';
 import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
 
 /**

@@ -1,12 +1,12 @@
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import {
-  dataOf,
   type ExperimentData,
   type PreparedData,
   type PrepareOptions,
   prepareData,
 } from './data/examples.ts';
+import { dataOf } from './data/given.ts';
 import type { Experiment } from './experiment.ts';
 
 /**

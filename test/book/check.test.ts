@@ -11,13 +11,10 @@ import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { permutation } from '../../shared/random.ts';
 import { type TinySettings, tinyPlan, tinyResults } from '../../study/tiny.ts';
 import { checkExperiment } from '../../worker/check/check.ts';
-import {
-  dataOf,
-  type ExperimentData,
-  prepareData,
-  takeExamples,
-} from '../../worker/data/examples.ts';
+import { type ExperimentData, prepareData } from '../../worker/data/examples.ts';
+import { dataOf } from '../../worker/data/given.ts';
 import { loadMnist } from '../../worker/data/mnist.ts';
+import { takeExamples } from '../../worker/data/split.ts';
 import { openEngine } from '../../worker/engine.ts';
 import type { Experiment, Measure } from '../../worker/experiment.ts';
 import { type Tensor, tf } from '../../worker/tf.ts';

@@ -1,7 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import {
-  checkLabels,
   type Examples,
   type ExperimentData,
   gather,
@@ -9,6 +8,7 @@ import {
   type PrepareOptions,
   prepareData,
 } from '../../worker/data/examples.ts';
+import { checkLabels } from '../../worker/data/targets.ts';
 
 /** Example i has inputs [i, 2i, 7] and label i mod 3. */
 function numbered(count: number, start = 0): Examples {

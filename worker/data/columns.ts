@@ -1,9 +1,4 @@
-import { DownpourError } from '../../shared/errors.ts';
-
-/**
- * The numbers of examples in typed arrays, and the one door through which they come: whatever `data()`
- * gives becomes one of four kinds without loss, or is refused by name.
- */
+/** The numbers of examples, in typed arrays of four kinds. */
 
 /** Numbers of one kind for every example: shape[0] is the example count. */
 export interface Column {
@@ -14,20 +9,6 @@ export interface Column {
   readonly names?: readonly string[];
   /** Of targets that are classes: the name of class 0, 1, … */
   readonly classes?: readonly string[];
-}
-
-/** Numbers as an experiment may give them: nested arrays have a shape of their own. */
-export type GivenNumbers =
-  | NodeJS.TypedArray
-  | readonly number[]
-  | readonly boolean[]
-  | readonly GivenNumbers[];
-
-/** A column as an experiment may give it. */
-export interface GivenColumn extends Pick<Column, 'names' | 'classes'> {
-  readonly values: GivenNumbers;
-  /** Of a typed array; an array says it itself. */
-  readonly shape?: readonly number[];
 }
 
 export type Kind = 'uint8' | 'int32' | 'float32' | 'float64';
@@ -71,47 +52,4 @@ function emptyLike(values: Column['values'], length: number): Column['values'] {
   if (values instanceof Uint8Array) return new Uint8Array(length);
   if (values instanceof Int32Array) return new Int32Array(length);
   return values instanceof Float32Array ? new Float32Array(length) : new Float64Array(length);
-}
-
-/** What kind a typed array is, also one of another realm or of a subclass; undefined: it is none. */
-const typedArrayName = Object.getOwnPropertyDescriptor(
-  Object.getPrototypeOf(Uint8Array.prototype),
-  Symbol.toStringTag,
-)!.get! as (this: unknown) => string | undefined;
-
-/**
- * The column that a given one means.
- * @param where named in messages: `inputs of the train part`
- * @throws DownpourError DP_EXPERIMENT_INVALID: no numbers, or a shape that does not fit; DP_DATA_CORRUPT
- *   for a number that cannot be kept.
- */
-export function columnOf(given: GivenColumn, where: string): Column {
-  const { values, shape, names, classes } = given;
-  const rest = { ...(names ? { names } : {}), ...(classes ? { classes } : {}) };
-  const kind = typedArrayName.call(values);
-  if (kind !== undefined && shape) {
-    return { values: converted(values as NodeJS.TypedArray, kind), shape, ...rest };
-  }
-  throw new DownpourError('DP_EXPERIMENT_INVALID', `${where} cannot be read`);
-}
-
-function converted(given: NodeJS.TypedArray, kind: string): Column['values'] {
-  const { buffer, byteOffset, length } = given;
-  switch (kind) {
-    case 'Uint8Array':
-    case 'Uint8ClampedArray':
-      return new Uint8Array(buffer, byteOffset, length);
-    case 'Int32Array':
-      return new Int32Array(buffer as ArrayBuffer, byteOffset, length);
-    case 'Float32Array':
-      return new Float32Array(buffer as ArrayBuffer, byteOffset, length);
-    case 'Float64Array':
-      return new Float64Array(buffer as ArrayBuffer, byteOffset, length);
-    case 'Int8Array':
-    case 'Int16Array':
-    case 'Uint16Array':
-      return Int32Array.from(given as Int16Array);
-    default:
-      return Float64Array.from(given as ArrayLike<number | bigint>, Number);
-  }
 }

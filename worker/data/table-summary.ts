@@ -1,7 +1,7 @@
 import { isMissing, isNumber } from './cells.ts';
-import { momentsOf } from './examples.ts';
 import { readDataFile } from './files.ts';
 import { parseRows, type TableOptions } from './table-rows.ts';
+import { momentsOf } from './transform.ts';
 
 /** What a column of a table looks like, whatever is wrong with it. */
 export interface ColumnSummary {

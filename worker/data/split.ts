@@ -1,0 +1,101 @@
+import { DownpourError } from '../../shared/errors.ts';
+import { permutation, random, STREAMS } from '../../shared/random.ts';
+import { isFloat, rowSize, takeRows } from './columns.ts';
+import type { Examples, ExperimentData, PrepareOptions } from './examples.ts';
+
+/**
+ * Which examples train and which validate. Chosen by integer arithmetic from the seed, so every worker has the
+ * same parts.
+ */
+
+/** Training and validation part. Rows of each keep the order of the data. */
+export function split(
+  data: ExperimentData,
+  options: PrepareOptions,
+): { train: Examples; validation: Examples } {
+  const { seed, validationFraction, validation, trainFraction = 1, bootstrap = false } = options;
+  const folds = validation?.folds ?? null;
+  const examples = data.train;
+  const n = examples.count;
+  if (!(validationFraction >= 0 && validationFraction < 1)) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      `validationFraction is ${validationFraction}; allowed: 0 up to below 1`,
+    );
+  }
+  if (folds !== null && data.validation) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      "validation.folds is set, but the experiment's data has a validation part of its own, which no fold would use: return its examples as training examples, or set no folds",
+    );
+  }
+  const given = data.validation !== undefined;
+  if (!given && (folds !== null || validationFraction > 0) && n < Math.max(2, folds ?? 2)) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `${n} training example${n === 1 ? '' : 's'} cannot be split into ${folds ?? 2} parts; give more, or a validation part`,
+    );
+  }
+  const order = permutation(options.splitSeed ?? seed, STREAMS.split, n);
+  let validates = order.subarray(0, 0);
+  let trains = order;
+  if (folds !== null && validation) {
+    const { fold, apart, stratified } = validation;
+    const dealt = stratified ? byClass(order, data) : order;
+    validates = dealt.filter((_, position) => position % folds === fold);
+    const isOut = new Set([
+      ...validates,
+      ...dealt.filter((_, position) => position % folds === apart),
+    ]);
+    trains = order.filter((row) => !isOut.has(row));
+  } else if (!given && validationFraction > 0) {
+    const count = Math.min(n - 1, Math.max(1, Math.round(n * validationFraction)));
+    validates = order.subarray(0, count);
+    trains = order.subarray(count);
+  }
+  const kept = Math.max(1, Math.round(trains.length * trainFraction));
+  // Sorted, since rows near each other in the data are then near each other in memory.
+  const take = (rows: Int32Array) => takeExamples(examples, rows.slice().sort());
+  let rows = trains.subarray(0, kept);
+  if (bootstrap) {
+    const draw = random(seed, STREAMS.bootstrap);
+    rows = rows.map((_, __, all) => all[draw.below(kept)]!);
+  }
+  return {
+    train: kept === n && !bootstrap ? examples : take(rows),
+    validation: data.validation ?? take(validates),
+  };
+}
+
+/**
+ * Rows in an order where each class stands together: dealt out to the folds one by one, each fold
+ * gets as many of a class as any other, to one example.
+ * @throws DownpourError DP_CONFIG_INVALID when the targets are no classes.
+ */
+function byClass(order: Int32Array, { train, classCount }: ExperimentData): Int32Array {
+  const { values, shape } = train.targets;
+  const size = rowSize(train.targets);
+  const isShares = isFloat(values) && shape.length > 1 && size === classCount;
+  if (classCount === undefined || (size !== 1 && !isShares)) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      "validation.stratified needs one class an example: the experiment's data has no classCount, or more than one target an example; leave stratified out",
+    );
+  }
+  const classOf = (row: number): number => {
+    const target = values.subarray(row * size, (row + 1) * size);
+    return isShares ? target.indexOf(Math.max(...target)) : target[0]!;
+  };
+  const classes = Float64Array.from({ length: train.count }, (_, row) => classOf(row));
+  // A stable sort: within a class the seed's order stays.
+  return Int32Array.from(Array.from(order).sort((a, b) => classes[a]! - classes[b]!));
+}
+
+/** Copies whole examples. */
+export function takeExamples(examples: Examples, rows: Int32Array | readonly number[]): Examples {
+  return {
+    count: rows.length,
+    inputs: takeRows(examples.inputs, rows),
+    targets: takeRows(examples.targets, rows),
+  };
+}

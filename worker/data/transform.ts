@@ -1,0 +1,120 @@
+import { type Column, rowSize } from './columns.ts';
+
+/** What is done to inputs before a model sees them: measured on the training part, applied to all. */
+
+/**
+ * What is done to every input x: (x · scale − mean) / deviation. Plain numbers, so that an exported
+ * model can carry it as JSON.
+ */
+export interface InputTransform {
+  readonly kind: 'none' | 'global' | 'feature';
+  /** 1/255 for bytes, else 1. */
+  readonly scale: number;
+  /** Of x · scale in the training part. Length: none 0, global 1, feature one a feature of an example. */
+  readonly mean: readonly number[];
+  /** As `mean`; 1 where a feature never varies. */
+  readonly deviation: readonly number[];
+}
+
+/** Measures the transform on the inputs of the training part. */
+export function fitTransform(inputs: Column, kind: InputTransform['kind']): InputTransform {
+  const scale = inputs.values instanceof Uint8Array ? 1 / 255 : 1;
+  if (kind === 'none') return { kind, scale, mean: [], deviation: [] };
+  const moments = momentsOf(inputs.values, kind === 'global' ? 1 : rowSize(inputs));
+  return {
+    kind,
+    scale,
+    mean: moments.mean.map((mean) => mean * scale),
+    deviation: moments.deviation.map((deviation) => (deviation === 0 ? 1 : deviation * scale)),
+  };
+}
+
+/**
+ * Mean and standard deviation (of the population) of each of `size` interleaved features, in two
+ * passes of float64. A feature that never varies has deviation 0 exactly.
+ */
+export function momentsOf(
+  values: ArrayLike<number>,
+  size: number,
+): { mean: number[]; deviation: number[] } {
+  const rows = values.length / size;
+  const mean = new Float64Array(size);
+  const squares = new Float64Array(size);
+  for (let i = 0, f = 0; i < values.length; i++) {
+    mean[f]! += values[i]!;
+    if (++f === size) f = 0;
+  }
+  for (let f = 0; f < size; f++) mean[f]! /= rows;
+  // The rounding of the mean would leave a constant feature a tiny deviation to divide by.
+  const varies = new Uint8Array(size);
+  for (let i = 0, f = 0; i < values.length; i++) {
+    const value = values[i]!;
+    const d = value - mean[f]!;
+    squares[f]! += d * d;
+    if (value !== values[f]) varies[f] = 1;
+    if (++f === size) f = 0;
+  }
+  const deviation = Array.from(squares, (sum, f) => (varies[f] ? Math.sqrt(sum / rows) : 0));
+  return { mean: Array.from(mean), deviation };
+}
+
+/** A transform made ready for speed. */
+export interface Scaler {
+  readonly identity: boolean;
+  /** For bytes under one mean: all 256 results. */
+  readonly table: Float32Array | null;
+  readonly scale: number;
+  readonly mean: Float64Array;
+  readonly inverse: Float64Array;
+}
+
+const scalers = new WeakMap<InputTransform, Scaler>();
+
+export function scalerOf(transform: InputTransform): Scaler {
+  let scaler = scalers.get(transform);
+  if (scaler === undefined) {
+    const { kind, scale } = transform;
+    const mean = Float64Array.from(kind === 'none' ? [0] : transform.mean);
+    const inverse = Float64Array.from(kind === 'none' ? [1] : transform.deviation, (d) => 1 / d);
+    const table =
+      kind === 'feature'
+        ? null
+        : Float32Array.from({ length: 256 }, (_, byte) => (byte * scale - mean[0]!) * inverse[0]!);
+    scaler = { identity: kind === 'none' && scale === 1, table, scale, mean, inverse };
+    scalers.set(transform, scaler);
+  }
+  return scaler;
+}
+
+/** Transforms `size` numbers. */
+export function copyScaled(
+  { identity, scale, mean, inverse }: Scaler,
+  source: Column['values'],
+  start: number,
+  target: Float32Array,
+  at: number,
+  size: number,
+): void {
+  if (identity) {
+    copy(source, start, target, at, size);
+  } else if (mean.length === 1) {
+    const m = mean[0]!;
+    const factor = inverse[0]!;
+    for (let j = 0; j < size; j++) target[at + j] = (source[start + j]! * scale - m) * factor;
+  } else {
+    for (let j = 0; j < size; j++) {
+      target[at + j] = (source[start + j]! * scale - mean[j]!) * inverse[j]!;
+    }
+  }
+}
+
+/** As they are. */
+export function copy(
+  source: Column['values'],
+  start: number,
+  target: Float32Array | Int32Array,
+  at: number,
+  size: number,
+): void {
+  for (let j = 0; j < size; j++) target[at + j] = source[start + j]!;
+}
