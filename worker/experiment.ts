@@ -4,12 +4,13 @@ import { readdir, readFile, realpath } from 'node:fs/promises';
 import Module, { register } from 'node:module';
 import { basename, dirname, extname, join, relative, resolve, sep } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
-import { NAME_PATTERN, nearest, type PartialConfig, type RunConfig } from '../shared/config.ts';
+import { NAME_PATTERN, type PartialConfig, type RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import type { Role } from '../shared/layout.ts';
 import type { Space } from '../shared/space.ts';
 import type { ExperimentData } from './data/examples.ts';
 import type { GivenData } from './data/given.ts';
+import { type Fields, fieldProblems, isRecord } from './fields.ts';
 import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
 
 /**
@@ -146,11 +147,8 @@ const LOSSES: readonly string[] = [
 ] satisfies LossName[];
 
 const isFunction = (value: unknown) => typeof value === 'function';
-const isRecord = (value: unknown): value is Record<string, unknown> =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
 
-/** Each field: is it needed, is it right, what is allowed. */
-const FIELDS: Record<keyof Experiment, { allowed: string; test: (value: unknown) => boolean }> = {
+const FIELDS: Fields<keyof Experiment> = {
   data: { allowed: 'a function that gives the examples', test: isFunction },
   model: { allowed: 'a function that gives the model', test: isFunction },
   loss: {
@@ -225,23 +223,10 @@ export function checkExperiment(value: unknown, where: string): Experiment {
       `${where} has no experiment as its default export: write export default defineExperiment({ … })`,
     );
   }
-  const known = Object.keys(FIELDS);
-  const problems: string[] = [];
-  for (const key of Object.keys(value)) {
-    if (known.includes(key)) continue;
-    if (key === 'name') {
-      problems.push('name is not a field: an experiment is named by its file; leave it out');
-      continue;
-    }
-    const near = nearest(key, known);
-    problems.push(
-      `${key} is not a field; ${near ? `did you mean '${near}'?` : `known: ${known.join(', ')}`}`,
-    );
-  }
-  for (const [key, { allowed, test }] of Object.entries(FIELDS)) {
-    if (test(value[key])) continue;
-    const seen = key in value ? `is ${describe(value[key])}` : 'is missing';
-    problems.push(`${key} ${seen}; allowed: ${allowed}`);
+  const { name, ...fields } = value;
+  const problems = fieldProblems(fields, FIELDS);
+  if (name !== undefined) {
+    problems.unshift('name is not a field: an experiment is named by its file; leave it out');
   }
   if (problems.length > 0) {
     throw new DownpourError(
@@ -250,11 +235,6 @@ export function checkExperiment(value: unknown, where: string): Experiment {
     );
   }
   return value as unknown as Experiment;
-}
-
-function describe(value: unknown): string {
-  if (typeof value === 'function') return 'a function';
-  return (JSON.stringify(value) ?? String(value)).slice(0, 60);
 }
 
 /**

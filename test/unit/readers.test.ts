@@ -136,6 +136,31 @@ function readsOrRefuses(
   }
 }
 
+describe('options of a reader', () => {
+  const failure = (promise: Promise<unknown>) =>
+    promise.then(String, (error) => `${error.code} ${error.message}`);
+
+  it('that are misspelt or of another kind are refused, with the nearest name', async () => {
+    for (const [name, read] of [
+      ['readIdx', readIdx],
+      ['readNpy', readNpy],
+    ] as const) {
+      const refused = (options: unknown) => failure(read('x', options as { bytesMax: number }));
+      expect(await refused({ byteMax: 1 })).toBe(
+        `DP_EXPERIMENT_INVALID ${name}: byteMax is not an option; did you mean 'bytesMax'?`,
+      );
+      expect(await refused({ bytesMax: '1' })).toContain(
+        'bytesMax is "1"; allowed: a number of bytes',
+      );
+      expect(await refused('gz')).toContain('the options are "gz"; allowed: an object of bytesMax');
+      expect(await refused(null)).toContain('the options are null');
+      expect(await failure(read(undefined as never))).toContain('the path is undefined');
+      expect(await failure(read(new URL('file:///x') as never))).toContain('fileURLToPath');
+      expect(await refused({ bytesMax: undefined })).toMatch(/^DP_DATA_MISSING/);
+    }
+  });
+});
+
 describe('npy', () => {
   it('reads the allowed types in both byte orders and all versions', () => {
     for (const order of ['<', '>']) {

@@ -1,5 +1,6 @@
 import type { Column } from './columns.ts';
 import { corrupt, type ReadOptions, readDataFile } from './files.ts';
+import { checkOptions, checkPath, READ_FIELDS } from './reader-options.ts';
 
 /**
  * IDX, the format of MNIST: two zero bytes, the element type, the number of dimensions, each
@@ -21,6 +22,8 @@ const ELEMENTS: Readonly<Record<number, { bytes: number; name: string }>> = {
  * @throws DownpourError DP_DATA_MISSING, DP_DATA_CORRUPT
  */
 export async function readIdx(path: string, options: ReadOptions = {}): Promise<Column> {
+  checkPath('readIdx', path);
+  checkOptions('readIdx', options, READ_FIELDS);
   return parseIdx(await readDataFile(path, options), path);
 }
 

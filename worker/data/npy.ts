@@ -1,5 +1,6 @@
 import type { Column } from './columns.ts';
 import { corrupt, type ReadOptions, readDataFile } from './files.ts';
+import { checkOptions, checkPath, READ_FIELDS } from './reader-options.ts';
 
 /**
  * NumPy's .npy, versions 1 to 3: a magic, the version, the length of the header, the header (a Python
@@ -20,6 +21,8 @@ const RANK_MAX = 64;
  * 32 bits
  */
 export async function readNpy(path: string, options: ReadOptions = {}): Promise<Column> {
+  checkPath('readNpy', path);
+  checkOptions('readNpy', options, READ_FIELDS);
   return parseNpy(await readDataFile(path, options), path);
 }
 

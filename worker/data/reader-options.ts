@@ -1,0 +1,56 @@
+import { DownpourError } from '../../shared/errors.ts';
+import { describe, type Fields, fieldProblems, isRecord } from '../fields.ts';
+
+/** The options of readers: a misspelt one must not be read past in silence. */
+
+type Field = Fields[string];
+
+/** A field that may be absent. */
+export const optional = ({ allowed, test }: Field): Field => ({
+  allowed,
+  test: (value) => value === undefined || test(value),
+});
+
+export const isText = (value: unknown): value is string =>
+  typeof value === 'string' && value !== '';
+export const isTexts = (value: unknown): value is string[] =>
+  Array.isArray(value) && value.every((each) => typeof each === 'string');
+
+export const oneOf = (...values: readonly (string | boolean)[]): Field => ({
+  allowed: values.map((value) => (typeof value === 'string' ? `'${value}'` : value)).join(', '),
+  test: (value) => values.includes(value as string),
+});
+
+/** Options that every reader of files has. */
+export const READ_FIELDS: Fields<'bytesMax'> = {
+  bytesMax: optional({
+    allowed: 'a number of bytes above 0',
+    test: (value) => typeof value === 'number' && value > 0,
+  }),
+};
+
+/**
+ * @param reader its name, for the message
+ * @throws DownpourError DP_EXPERIMENT_INVALID with a line for each option that is unknown or wrong
+ */
+export function checkOptions(reader: string, options: unknown, fields: Fields): void {
+  const problems = isRecord(options)
+    ? fieldProblems(options, fields, 'option')
+    : [
+        `the options are ${describe(options)}; allowed: an object of ${Object.keys(fields).join(', ')}`,
+      ];
+  if (problems.length === 0) return;
+  throw new DownpourError(
+    'DP_EXPERIMENT_INVALID',
+    `${reader}: ${problems.length === 1 ? problems[0] : `\n${problems.map((line) => `  ${line}`).join('\n')}`}`,
+  );
+}
+
+/** @throws DownpourError DP_EXPERIMENT_INVALID: what should be the path of a file or folder is none. */
+export function checkPath(reader: string, path: unknown): asserts path is string {
+  if (isText(path)) return;
+  throw new DownpourError(
+    'DP_EXPERIMENT_INVALID',
+    `${reader}: the path is ${describe(path)}; allowed: a text that is not empty${path instanceof URL ? ', as fileURLToPath(new URL(…)) gives it' : ''}`,
+  );
+}
