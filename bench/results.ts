@@ -72,7 +72,7 @@ function table(rows: readonly Row[]): string {
       test?.loss?.toFixed(4) ?? '–',
       best?.step ?? '–',
       run.step,
-      `${staleness.p50} / ${staleness.p95} / ${staleness.max}`,
+      staleness ? `${staleness.p50} / ${staleness.p95} / ${staleness.max}` : '–',
       Math.round(run.examples / run.seconds),
       (run.seconds / 60).toFixed(1),
     ];

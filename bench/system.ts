@@ -180,8 +180,8 @@ async function sample(
   return {
     updatesPerSecond: rates[Math.floor(rates.length / 2)]!,
     fastest: rates.at(-1)!,
-    stalenessP50: staleness.p50,
-    stalenessP95: staleness.p95,
+    stalenessP50: staleness!.p50,
+    stalenessP95: staleness!.p95,
     serverCpuMs: known(server!),
     workerCpuMs: known(workers.reduce((sum, ms) => sum + ms, 0)),
   };

@@ -1,6 +1,7 @@
 import pc from 'picocolors';
-import type { ErrorMeasure } from '../shared/protocol.ts';
+import type { ErrorMeasure, Phase } from '../shared/protocol.ts';
 import type { Rollback, RunDetail, RunSummary, WorkerSummary } from '../shared/rest.ts';
+import { stoppingText } from '../shared/stopping.ts';
 import { errorFormat } from '../shared/text.ts';
 import { isRefitted } from '../shared/trained-last.ts';
 
@@ -220,13 +221,15 @@ function runParts(run: RunSummary): string[] {
     run.phase,
     `step ${groups(run.step)}${run.stepsMax === null ? '' : `/${groups(run.stepsMax)}`}`,
     `epoch ${run.epoch}`,
-    `${groups(Math.round(run.examplesPerSecond))} examples/s`,
+    `${speedOf(run)} examples/s`,
     `loss ${short(run.trainingLoss)}`,
     validation
       ? `validation ${short(validation.loss)}, error ${errorOf(run)(validation.error)}`
       : 'validation –',
-    `patience ${earlyStopping.patienceLeft}/${earlyStopping.patience}`,
-    `staleness ${short(run.staleness.p50)}/${short(run.staleness.p95)}`,
+    ...(earlyStopping.enabled && run.phase === 'training'
+      ? [`patience ${earlyStopping.patienceLeft}/${earlyStopping.patience}`]
+      : []),
+    `staleness ${short(run.staleness?.p50)}/${short(run.staleness?.p95)}`,
     `rate ${short(run.learningRate)}`,
     `left ${run.secondsLeft === null ? '–' : `≤ ${duration(run.secondsLeft)}`}`,
   ];
@@ -247,8 +250,26 @@ export function workerLine(worker: WorkerSummary): string {
     `staleness ${short(worker.stalenessMean)}`,
   );
   if (worker.quarantine) parts.push('in quarantine');
-  if (worker.lastError) parts.push(`${worker.lastError.code}: ${worker.lastError.message}`);
+  if (worker.lastError) {
+    const { code, message, at } = worker.lastError;
+    parts.push(`${code} at ${at.slice(0, 19)}Z: ${message}`);
+  }
   return parts.join('  ');
+}
+
+/** Nothing happens any more unless somebody resumes it. */
+export function isOver(phase: Phase): boolean {
+  return phase === 'finished' || phase === 'failed' || phase === 'stopped';
+}
+
+const speedOf = ({ examplesPerSecond: speed }: RunSummary) =>
+  speed === null ? '–' : groups(Math.round(speed));
+
+/** Now; of a run that is over, the mean. */
+function speedText(run: RunSummary): string {
+  if (!isOver(run.phase)) return `${speedOf(run)} examples/s`;
+  if (run.seconds <= 0 || run.examples === 0) return '–';
+  return `${groups(Math.round(run.examples / run.seconds))} examples/s on average`;
 }
 
 /** All that one asks about a run, a fact a line. */
@@ -257,7 +278,7 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
     `${run.id}: ${run.phase}${run.reason === '' ? '' : ` – ${run.reason}`}`,
     `  experiment     ${run.experiment}${run.study === null ? '' : `, a trial of study ${run.study}`}, ${run.parameters === null ? 'parameters not made yet' : `${groups(run.parameters)} parameters`}`,
     `  progress       step ${groups(run.step)}, epoch ${run.epoch}, ${groups(run.examples)} examples in ${duration(run.seconds)}`,
-    `  speed          ${groups(Math.round(run.examplesPerSecond))} examples/s, ${run.workers} worker${run.workers === 1 ? '' : 's'}${run.secondsLeft === null ? '' : `, at most ${duration(run.secondsLeft)} left`}`,
+    `  speed          ${speedText(run)}, ${run.workers} worker${run.workers === 1 ? '' : 's'}${run.secondsLeft === null ? '' : `, at most ${duration(run.secondsLeft)} left`}`,
     `  training       loss ${short(run.trainingLoss)}, learning rate ${short(run.learningRate)}${run.momentum === null ? '' : `, momentum ${short(run.momentum)}`}`,
   ];
   for (const [name, evaluation] of [
@@ -274,10 +295,10 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
       `  ${name.padEnd(13)}  loss ${short(evaluation.loss)}, error ${errorOf(run)(evaluation.error)}, at step ${groups(evaluation.step)}${before}`,
     );
   }
-  const { earlyStopping, staleness, pushes } = run;
+  const { staleness, pushes } = run;
   lines.push(
-    `  early stopping patience ${earlyStopping.patienceLeft} of ${earlyStopping.patience} left on ${earlyStopping.metric}, then ${earlyStopping.afterStop}`,
-    `  staleness      p50 ${short(staleness.p50)}, p95 ${short(staleness.p95)}, max ${staleness.max}`,
+    `  early stopping ${stoppingText(run, groups)}`,
+    `  staleness      ${staleness === null ? '– (no push was applied yet)' : `p50 ${short(staleness.p50)}, p95 ${short(staleness.p95)}, max ${staleness.max}`}`,
     `  pushes         ${groups(pushes.applied)} applied, ${groups(pushes.damped)} damped, ${groups(pushes.duplicate)} duplicate, ${groups(pushes.rejected)} rejected`,
   );
   if (run.hint) lines.push(`  hint           ${run.hint}`);

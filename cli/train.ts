@@ -3,7 +3,6 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { checkpointFolder } from '../server/checkpoint.ts';
 import { resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorCode } from '../shared/errors.ts';
-import type { Phase } from '../shared/protocol.ts';
 import type { CheckpointSummary, RunDetail, RunSummary } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
 import { pathArgument, shellCommand } from '../shared/shell.ts';
@@ -35,6 +34,7 @@ import {
   duration,
   errorOf,
   groups,
+  isOver,
   type Progress,
   rollbackLine,
   short,
@@ -279,11 +279,6 @@ async function follow(
 function foldersOf(options: { readonly experiments?: readonly string[] }): string[] {
   const given = options.experiments ?? [];
   return (given.length > 0 ? given : DEFAULT_EXPERIMENTS).map((folder) => resolve(folder));
-}
-
-/** Nothing happens any more unless somebody resumes it. */
-function isOver(phase: Phase): boolean {
-  return phase === 'finished' || phase === 'failed' || phase === 'stopped';
 }
 
 function exitCodeOfRun(run: RunDetail): number {

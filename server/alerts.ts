@@ -15,6 +15,8 @@ export interface AlertFacts {
   readonly evaluationSeconds: (run: string) => number | null;
   /** Why something of a run is not written; null: all is. */
   readonly unwritten: (run: string) => string | null;
+  /** Steps lost with a crash of the server that have not been made up for yet. */
+  readonly behind: (run: string) => number;
 }
 
 /** So many times slower than the median of the others that one worker holds up what waits for it. */
@@ -69,13 +71,19 @@ function aboutRun(
   const why = facts.unwritten(run.id);
   if (why !== null) add('critical', `${run.id} cannot be written down, trying again: ${why}`);
   if (!PHASES_OF_WORK.includes(run.phase)) return;
+  // A refit by `retrain` has the validation examples too, and other phases are one evaluation.
+  const validates =
+    run.phase === 'training' ||
+    (run.phase === 'refitting' && run.earlyStopping.afterStop === 'continue');
   const since = run.seconds - (run.validation?.seconds ?? 0);
   const usual = facts.evaluationSeconds(run.id) ?? 0;
-  if (run.workers > 0 && since > Math.max(SILENCE_SECONDS, 3 * usual)) {
+  if (validates && run.workers > 0 && since > Math.max(SILENCE_SECONDS, 3 * usual)) {
     add('warning', `${run.id}: no evaluation for ${inWords(since)}`);
   }
   const last = run.rollbacks.at(-1);
-  if (last) {
+  // Better than all before: it has got over it.
+  const isOver = last !== undefined && run.best !== null && run.best.step > last.step;
+  if (last && !isOver) {
     const times = run.rollbacks.length === 1 ? 'once' : `${run.rollbacks.length} times`;
     add(
       'warning',
@@ -83,8 +91,12 @@ function aboutRun(
     );
   }
   if (run.hint !== null) add('warning', `${run.id}: ${run.hint}`);
-  if (run.stepsLost > 0) {
-    add('info', `${run.id} has lost ${run.stepsLost} steps with crashes of the server`);
+  const behind = facts.behind(run.id);
+  if (behind > 0) {
+    add(
+      'info',
+      `${run.id} has lost ${run.stepsLost} steps with crashes of the server, and makes up for ${behind} of them now`,
+    );
   }
 }
 
@@ -121,15 +133,16 @@ function aboutWaiting(runs: readonly RunSummary[], add: (text: string) => void):
 /** Compared with the others of its run: its experiment decides how long a gradient takes. */
 function slowness(worker: WorkerSummary, all: readonly WorkerSummary[]): string | null {
   const pushes = ({ pushes: { applied, damped } }: WorkerSummary) => applied + damped;
-  if (worker.run === null || pushes(worker) < PUSHES) return null;
+  const own = worker.computeMsMean;
+  if (worker.run === null || pushes(worker) < PUSHES || own === null) return null;
   const others = all
     .filter((other) => other !== worker && other.run === worker.run && pushes(other) >= PUSHES)
-    .map(({ computeMsMean }) => computeMsMean);
+    .flatMap(({ computeMsMean }) => computeMsMean ?? []);
   const median = medianOf(others);
   if (!(median > 0)) return null;
-  const times = worker.computeMsMean / median;
+  const times = own / median;
   if (times < SLOWER) return null;
-  return `worker ${worker.worker} is ${times.toFixed(1)} times slower than the median of ${worker.run}: ${inMs(worker.computeMsMean)} a gradient beside ${inMs(median)}`;
+  return `worker ${worker.worker} is ${times.toFixed(1)} times slower than the median of ${worker.run}: ${inMs(own)} a gradient beside ${inMs(median)}`;
 }
 
 const inMs = (ms: number) => `${Number(ms.toPrecision(2))} ms`;

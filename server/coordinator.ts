@@ -48,7 +48,7 @@ export class Coordinator {
   /** Null: no standby may follow. */
   replication: Replication | null = null;
   /** Joined at least once and gone since, the latest only. */
-  readonly #gone = new Map<string, WorkerSummary>();
+  readonly #gone = new Map<string, { readonly summary: WorkerSummary; readonly at: number }>();
   readonly #errors = new Map<ErrorCode, number>();
   /** Of each run since this process has it. */
   readonly #pushCounts = new WeakMap<Run, PushCounts>();
@@ -387,7 +387,8 @@ export class Coordinator {
     this.#shards?.leave(session.id);
     if (!this.#sessions.delete(session) || !session.hello) return;
     this.log(`worker ${session.hello.worker} has gone`, { worker: session.hello.worker });
-    this.#gone.set(session.key, { ...this.#workerSummary(session), examplesPerSecond: 0 });
+    const summary = { ...this.#workerSummary(session), examplesPerSecond: 0, leases: 0 };
+    this.#gone.set(session.key, { summary, at: this.now() });
     if (this.#gone.size > 100) this.#gone.delete(this.#gone.keys().next().value!);
   }
 
@@ -469,8 +470,10 @@ export class Coordinator {
       if (session.hello && (!run || session.run === run))
         summaries.push(this.#workerSummary(session));
     }
-    for (const summary of this.#gone.values()) {
-      if (!run || summary.run === run.id) summaries.push(summary);
+    for (const { summary, at } of this.#gone.values()) {
+      if (run && summary.run !== run.id) continue;
+      const since = (this.now() - at) / 1000;
+      summaries.push({ ...summary, lastSeenSecondsAgo: summary.lastSeenSecondsAgo + since });
     }
     return summaries;
   }
@@ -495,8 +498,8 @@ export class Coordinator {
       lastSeenSecondsAgo: Math.max(0, (this.now() - session.lastSeen) / 1000),
       leases: tally?.leases ?? 0,
       pushes: tally?.pushes ?? { applied: 0, damped: 0, duplicate: 0, rejected: 0 },
-      stalenessMean: tally?.stalenessMean ?? 0,
-      computeMsMean: tally?.computeMsMean ?? 0,
+      stalenessMean: tally?.stalenessMean ?? null,
+      computeMsMean: tally?.computeMsMean ?? null,
       examples: tally?.examples ?? 0,
       examplesPerSecond: this.#history.speed(hello),
       bytes: session.bytes,
@@ -524,6 +527,7 @@ export class Coordinator {
       workers: this.workers(null),
       evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,
       unwritten: (id) => this.#keeper.problem(id),
+      behind: (id) => this.#runs.get(id)?.stepsBehind ?? 0,
     });
   }
 

@@ -169,10 +169,8 @@ function aboutRuns(page: Page, { phases, runs }: PrometheusFacts): void {
   each('best_validation_error', 'Of the best evaluation.', (r) => r.best?.error ?? null);
   each('test_loss', 'At the end of the run.', (r) => r.test?.loss ?? null);
   each('test_error', 'At the end of the run.', (r) => r.test?.error ?? null);
-  each(
-    'patience_left_evaluations',
-    'Until early stopping, without an improvement.',
-    (r) => r.earlyStopping.patienceLeft,
+  each('patience_left_evaluations', 'Until early stopping, without an improvement.', (r) =>
+    r.earlyStopping.enabled ? r.earlyStopping.patienceLeft : null,
   );
   each('rollbacks', 'How often it diverged and went back.', (r) => r.rollbacks.length);
   each('lost_steps', 'Applied, and gone with crashes of the server.', (r) => r.stepsLost);
@@ -276,7 +274,9 @@ function aboutWorkers(page: Page, workers: readonly WorkerSummary[]): void {
   );
   each('counter', 'examples_total', 'Of its applied pushes.', (w) => w.examples);
   each('gauge', 'examples_per_second', 'Over the last ten seconds.', (w) => w.examplesPerSecond);
-  each('gauge', 'gradient_mean_seconds', 'What a gradient takes it.', (w) => w.computeMsMean / 1e3);
+  each('gauge', 'gradient_mean_seconds', 'What a gradient takes it.', (w) =>
+    w.computeMsMean === null ? null : w.computeMsMean / 1e3,
+  );
   each('gauge', 'staleness_mean_steps', 'Of its applied pushes.', (w) => w.stalenessMean);
   each('gauge', 'leases', 'Minibatches that it holds.', (w) => w.leases);
   each('gauge', 'silent_seconds', 'Since it was last heard of.', (w) => w.lastSeenSecondsAgo);

@@ -17,6 +17,7 @@ import {
   type Work,
   type WorkerMessage,
 } from '../shared/protocol.ts';
+import type { WorkerSummary } from '../shared/rest.ts';
 import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
 import type { Coordinator } from './coordinator.ts';
 import { hashDifference } from './core/agreement.ts';
@@ -46,7 +47,7 @@ export class Session {
   /** Runs that it could not take part in. */
   readonly #refused = new Set<string>();
   #lastSeen: number;
-  #lastError: { code: string; message: string } | null = null;
+  #lastError: WorkerSummary['lastError'] = null;
   #quarantine: string | null = null;
   #closed = false;
   /** Shards know the worker by it. */
@@ -72,7 +73,7 @@ export class Session {
     message: (header, payload, landing, more) => this.#receive(header, payload, landing, more),
     malformed: (error) => this.fail(error),
     broken: (error) => {
-      this.#lastError = { code: error.code, message: error.message };
+      this.#wentWrong(error);
       this.#coordinator.countError(error.code);
     },
     alive: () => {
@@ -125,8 +126,13 @@ export class Session {
     return this.#quarantine;
   }
 
-  get lastError(): { code: string; message: string } | null {
+  /** Null again once a push was applied: what held it up is past. */
+  get lastError(): WorkerSummary['lastError'] {
     return this.#lastError;
+  }
+
+  #wentWrong({ code, message }: { readonly code: string; readonly message: string }): void {
+    this.#lastError = { code, message, at: new Date().toISOString() };
   }
 
   /** Names this worker's pushes together with their sequence. */
@@ -342,9 +348,10 @@ export class Session {
     const { outcome, code, message } = acknowledgement;
     if (outcome === 'applied' || outcome === 'damped') {
       this.#coordinator.pushLog?.applied(run, this.key, push.sequence);
+      this.#lastError = null;
     }
     if (code !== null && message !== null) {
-      this.#lastError = { code, message };
+      this.#wentWrong({ code, message });
       this.#coordinator.recordRejection(run, this.key, push, acknowledgement);
       run.mustBeTrusted(this.key);
     }
@@ -357,7 +364,7 @@ export class Session {
 
   #onLeave(leave: Leave): void {
     if (leave.failure && this.#run) {
-      this.#lastError = leave.failure;
+      this.#wentWrong(leave.failure);
       this.#refused.add(this.#run.id);
       this.#coordinator.log(
         `worker ${this.#hello?.worker} cannot take part in run ${this.#run.id}: ${leave.failure.code} ${leave.failure.message}`,
@@ -523,7 +530,7 @@ export class Session {
         ...(this.#hello ? { worker: this.#hello.worker } : {}),
       });
     }
-    this.#lastError = { code, message };
+    this.#wentWrong({ code, message });
     if (code === 'DP_QUARANTINED') this.#quarantine = message;
     this.#coordinator.countError(code);
     this.#answer();

@@ -88,7 +88,7 @@ export async function restoreShards(
         run,
         state: state.parameters,
         best: state.best ? RESTORED_BEST : null,
-        workers: state.workers,
+        workers: state.workers.map(([worker, sequence]) => [worker, sequence]),
       });
     }
     return await ownTensors(file, layout, sizes, ranges[0]!);

@@ -50,12 +50,16 @@ export class WorkerHistory {
     }
   }
 
-  /** Examples a second over the last ten; 0 for one that has gone or begins anew with another run. */
-  speed({ worker, incarnation }: Pick<WorkerSummary, 'worker' | 'incarnation'>): number {
+  /**
+   * Examples a second over the last ten; 0 for one that has gone or begins anew with another run; null: it was not
+   * seen twice yet.
+   */
+  speed({ worker, incarnation }: Pick<WorkerSummary, 'worker' | 'incarnation'>): number | null {
     const past = this.#pasts.get(`${worker}/${incarnation}`);
     const first = past?.examples[0];
     const last = past?.examples.at(-1);
-    if (!first || !last || last.at === first.at || past!.states.at(-1)?.state === 'gone') return 0;
+    if (past?.states.at(-1)?.state === 'gone') return 0;
+    if (!first || !last || last.at === first.at) return null;
     return Math.max(0, (last.examples - first.examples) / ((last.at - first.at) / 1000));
   }
 

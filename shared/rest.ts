@@ -89,7 +89,8 @@ export const RunSummarySchema = Type.Object({
   parameters: orNull(N),
   learningRate: N,
   momentum: orNull(N),
-  examplesPerSecond: N,
+  /** Over the last ten seconds; null: it is over, or this server has seen too few pushes to know. */
+  examplesPerSecond: orNull(N),
   /** Until stepsMax at the present speed, null: unknown. */
   secondsLeft: orNull(N),
   seconds: N,
@@ -103,6 +104,8 @@ export const RunSummarySchema = Type.Object({
   test: orNull(EvaluationSchema),
   testedAt: orNull(Type.String()),
   earlyStopping: Type.Object({
+    /** False: training ends at its last step alone; what follows is the same. */
+    enabled: Type.Boolean(),
     metric: Type.String(),
     patience: N,
     patienceLeft: N,
@@ -112,7 +115,8 @@ export const RunSummarySchema = Type.Object({
     target: orNull(N),
     refitSteps: orNull(N),
   }),
-  staleness: Type.Object({ p50: N, p95: N, max: N }),
+  /** Of all applied pushes, as `stalenessHistogram` of the metrics counts them; null: none yet. */
+  staleness: orNull(Type.Object({ p50: N, p95: N, max: N })),
   gradientNorm: orNull(N),
   /** Set: the optimisation seems to be in trouble, and what to try. */
   hint: orNull(Type.String()),
@@ -155,14 +159,18 @@ export const WorkerSummarySchema = Type.Object({
   lastSeenSecondsAgo: N,
   leases: N,
   pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),
-  stalenessMean: N,
-  computeMsMean: N,
+  /** Of its applied pushes to its run; null: none. */
+  stalenessMean: orNull(N),
+  computeMsMean: orNull(N),
   examples: N,
-  /** Over the last ten seconds. */
-  examplesPerSecond: N,
+  /** Over the last ten seconds; null: not known yet. */
+  examplesPerSecond: orNull(N),
   /** Of its connection, headers and all. */
   bytes: Type.Object({ received: N, sent: N }),
-  lastError: orNull(Type.Object({ code: Type.String(), message: Type.String() })),
+  /** What it was told last that went wrong, and when (ISO 8601); null: nothing, or a push was applied since. */
+  lastError: orNull(
+    Type.Object({ code: Type.String(), message: Type.String(), at: Type.String() }),
+  ),
   /** Set: its run takes nothing from it any more, and why. */
   quarantine: orNull(Type.String()),
 });

@@ -125,7 +125,7 @@ export function clusterView(): View {
         ? ''
         : `${busy} busy, ${of('waiting')} waiting, ${of('idle') + of('joining')} idle`,
     );
-    const speed = connected.reduce((sum, worker) => sum + worker.examplesPerSecond, 0);
+    const speed = connected.reduce((sum, worker) => sum + (worker.examplesPerSecond ?? 0), 0);
     tiles.speed.show(count(speed), 'examples a second');
     const { server } = state;
     if (server) {
@@ -208,23 +208,26 @@ function cellsOf(worker: WorkerSummary): HTMLElement[] {
       worker.run !== null &&
         h('a', { class: 'run-name', href: `#/runs/${worker.run}` }, worker.run),
     ),
-    cell('number', worker.examplesPerSecond > 0 ? count(worker.examplesPerSecond) : '–'),
+    cell('number', worker.examplesPerSecond ? count(worker.examplesPerSecond) : '–'),
     cell(
       'number',
-      worker.computeMsMean > 0 ? `${short(Number(worker.computeMsMean.toPrecision(3)))} ms` : '–',
+      worker.computeMsMean ? `${short(Number(worker.computeMsMean.toPrecision(3)))} ms` : '–',
     ),
     cell(
       'number',
       count(applied + damped),
       more.length > 0 && h('span', { class: 'sub' }, more.join(', ')),
     ),
-    cell('number', short(Number(worker.stalenessMean.toPrecision(3)))),
+    cell(
+      'number',
+      worker.stalenessMean === null ? '–' : short(Number(worker.stalenessMean.toPrecision(3))),
+    ),
     cell('number', bytes(worker.bytes.received)),
     cell('number', bytes(worker.bytes.sent)),
     cell(
       'error',
       quarantine ?? lastError?.message ?? '–',
-      lastError !== null && h('span', { class: 'sub' }, lastError.code),
+      lastError !== null && h('span', { class: 'sub' }, `${lastError.code}, ${ago(lastError.at)}`),
     ),
   ];
 }

@@ -6,6 +6,7 @@ import type {
   RunSummary,
   WorkerSummary,
 } from '../shared/rest.ts';
+import { stoppingText } from '../shared/stopping.ts';
 import { percent } from '../shared/text.ts';
 import { isRefitted } from '../shared/trained-last.ts';
 import { Chart, type Content, type Curve, type Mark } from './chart.ts';
@@ -283,19 +284,26 @@ export function runView(id: string): View {
         : `loss ${short(best.loss)} at step ${count(best.step)}${isRefitted(run) ? `, before '${run.earlyStopping.afterStop}'` : ''}`,
     );
     tiles.speed.show(
-      run.examplesPerSecond > 0 ? count(run.examplesPerSecond) : '–',
+      run.examplesPerSecond ? count(run.examplesPerSecond) : '–',
       `examples a second, ${plural(run.workers, 'worker')}`,
     );
     tiles.rate.show(
       short(run.learningRate),
       run.momentum === null ? '' : `momentum ${short(run.momentum)}`,
     );
+    const { staleness } = run;
     tiles.staleness.show(
-      count(run.staleness.p95),
-      `median ${count(run.staleness.p50)}, most ${count(run.staleness.max)}`,
+      staleness === null ? '–' : count(staleness.p95),
+      staleness === null
+        ? 'no push was applied yet'
+        : `median ${count(staleness.p50)}, most ${count(staleness.max)}`,
     );
     const { earlyStopping, test } = run;
-    fillNew(stopping, [run.phase, earlyStopping, best, test], () => [stoppingOf(run)]);
+    // Before the configuration is known, as most runs have it.
+    const tests = (detail?.config.testAtEnd ?? true) && run.data?.testCount !== 0;
+    fillNew(stopping, [run.phase, run.stepsMax, earlyStopping, best, test, tests], () => [
+      stoppingOf(run, tests),
+    ]);
     const mine = workersHere(run);
     fillNew(workers, [run.phase, mine], () => [workersOf(run, mine)]);
     const happened = eventsOf(run);
@@ -529,10 +537,7 @@ export function throughputOf({ step, seconds, examples }: Metrics['training']): 
 }
 
 /** Counts of pushes by staleness, as far as there are any. */
-function stalenessOf(
-  histogram: readonly number[],
-  { p50, p95, max }: RunSummary['staleness'],
-): Content {
+function stalenessOf(histogram: readonly number[], staleness: RunSummary['staleness']): Content {
   const last = histogram.findLastIndex((n) => n > 0);
   const counts = last < 0 ? [] : histogram.slice(0, Math.max(last + 1, 5));
   return {
@@ -541,7 +546,9 @@ function stalenessOf(
         ? []
         : [
             {
-              label: `applied pushes; of late median ${p50}, p95 ${p95}, most ${max}`,
+              label: staleness
+                ? `applied pushes; median ${staleness.p50}, p95 ${staleness.p95}, most ${staleness.max}`
+                : 'applied pushes',
               color: 0,
               x: counts.map((_, i) => i),
               y: counts,
@@ -554,17 +561,11 @@ function stalenessOf(
   };
 }
 
-const AFTER: Readonly<Record<string, string>> = {
-  restore: 'then the best parameters are restored',
-  retrain:
-    'then it retrains on training and validation examples, for as many updates as the best had',
-  continue:
-    'then it goes on from the best parameters on all examples, until the validation loss meets the target',
-};
-
-function stoppingOf(run: RunSummary): HTMLElement {
-  const { metric, patience, patienceLeft, afterStop, stoppedAt, target, refitSteps } =
+/** @param tests whether the test part is looked at in the end. */
+function stoppingOf(run: RunSummary, tests: boolean): HTMLElement {
+  const { enabled, metric, patience, patienceLeft, afterStop, stoppedAt, target, refitSteps } =
     run.earlyStopping;
+  const watches = enabled && stoppedAt === null;
   const used = patience === 0 ? 0 : (patience - patienceLeft) / patience;
   const { best } = run;
   const value =
@@ -572,7 +573,7 @@ function stoppingOf(run: RunSummary): HTMLElement {
   const path = [
     'training',
     ...(afterStop === 'restore' ? [] : ['refitting']),
-    'testing',
+    ...(tests || run.test !== null || run.phase === 'testing' ? ['testing'] : []),
     'finished',
   ];
   const at = path.indexOf(run.phase === 'measuring' ? 'refitting' : run.phase);
@@ -589,14 +590,16 @@ function stoppingOf(run: RunSummary): HTMLElement {
     h(
       'dl',
       { class: 'pairs' },
-      ...pair('Watches', `validation ${metric}`),
+      ...pair(enabled ? 'Watches' : 'Chooses the best by', `validation ${metric}`),
       ...pair(
         'Best',
         best === null
           ? 'none yet'
           : `${value} at step ${count(best.step)}, epoch ${count(best.epoch)}`,
       ),
-      ...pair('Patience left', `${count(patienceLeft)} of ${plural(patience, 'evaluation')}`),
+      ...(watches
+        ? pair('Patience left', `${count(patienceLeft)} of ${plural(patience, 'evaluation')}`)
+        : []),
       ...(stoppedAt === null ? [] : pair('Stopped at', `step ${count(stoppedAt)}`)),
       ...(target === null ? [] : pair('Target loss', short(target))),
       ...(refitSteps === null ? [] : pair('Updates since', count(refitSteps))),
@@ -607,16 +610,13 @@ function stoppingOf(run: RunSummary): HTMLElement {
             `${run.test.error === null ? '' : `${errorOf(run)(run.test.error)} error, `}loss ${short(run.test.loss)}${run.testedAt === null ? '' : `, looked at ${ago(run.testedAt)}`}`,
           )),
     ),
-    h(
-      'div',
-      { class: 'meter', role: 'img', 'aria-label': `${patienceLeft} of ${patience} left` },
-      h('span', { style: { width: `${100 * (1 - used)}%` } }),
-    ),
-    h(
-      'p',
-      { class: 'muted' },
-      `When patience runs out, training stops; ${AFTER[afterStop] ?? afterStop}.`,
-    ),
+    watches &&
+      h(
+        'div',
+        { class: 'meter', role: 'img', 'aria-label': `${patienceLeft} of ${patience} left` },
+        h('span', { style: { width: `${100 * (1 - used)}%` } }),
+      ),
+    h('p', { class: 'muted' }, `${stoppingText(run, count)}.`),
   );
 }
 

@@ -205,7 +205,7 @@ export function runsView(): View {
       plural(workers.filter((w) => w.state === 'idle').length, 'idle', 'idle'),
     );
     tiles.speed.show(
-      count(active.reduce((sum, run) => sum + run.examplesPerSecond, 0)),
+      count(active.reduce((sum, run) => sum + (run.examplesPerSecond ?? 0), 0)),
       'examples a second',
     );
     for (const chip of chips)
@@ -335,7 +335,7 @@ class Row {
     );
     fill(
       speed!,
-      run.examplesPerSecond > 0 ? `${count(run.examplesPerSecond)}/s` : '–',
+      run.examplesPerSecond ? `${count(run.examplesPerSecond)}/s` : '–',
       isActive(run) && h('span', { class: 'sub' }, plural(run.workers, 'worker')),
     );
     fill(

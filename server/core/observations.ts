@@ -16,8 +16,13 @@ import { type Trouble, troubleIn } from './trouble.ts';
 
 const POINTS_MAX = 2000;
 const EVALUATIONS_MAX = 10_000;
+/** Pushes that are remembered for the present speed. */
 const WINDOW = 1000;
+/** Told of the histogram; what is kept counts each staleness by itself, up to `STALENESS_MAX`. */
 const HISTOGRAM_BINS = 129;
+const STALENESS_MAX = 4096;
+/** The present speed is that of so many seconds. */
+const SPEED_SECONDS = 10;
 const SPARKLINE_POINTS = 40;
 /** Histograms are large: the more tensors, the fewer samples are kept, and never fewer than the least. */
 const SAMPLES = { tensorsMax: 4000, least: 16, most: 120 } as const;
@@ -47,8 +52,11 @@ export interface ObservationsState {
   readonly stride: number;
   readonly points: readonly Applied[];
   readonly evaluations: readonly Evaluation[];
+  /** [i]: pushes applied with staleness i. Of release 0.1.0: 129 numbers, the last one of 128 and more. */
   readonly histogram: readonly number[];
   readonly examples: number;
+  /** Of the last update; absent in checkpoints of release 0.1.0. */
+  readonly gradientNorm?: number | null;
   /** Sums over the first updates; absent in checkpoints of older releases. */
   readonly first?: { readonly count: number; readonly loss: number; readonly gradientNorm: number };
   /** Absent where nothing was sampled. */
@@ -70,15 +78,12 @@ export class Observations {
   #stride = 1;
   #points: Applied[] = [];
   #evaluations: Evaluation[] = [];
-  #histogram = new Array<number>(HISTOGRAM_BINS).fill(0);
+  #histogram: number[] = [];
   #examples = 0;
   #gradientNorm: number | null = null;
   #first = { count: 0, loss: 0, gradientNorm: 0 };
   #trouble: Trouble | null = null;
   #sampled: Sampled = { stride: 1, count: 0, costMs: 0, computeMs: 0, samples: [] };
-  /** The staleness of the last pushes, a ring. */
-  readonly #window = new Float64Array(WINDOW);
-  #windowCount = 0;
   /** (seconds, examples) of the last pushes, for the present speed. */
   #recent: { seconds: number; examples: number; step: number }[] = [];
 
@@ -92,6 +97,10 @@ export class Observations {
     this.#examples = state.examples;
     if (state.first) this.#first = { ...state.first };
     if (state.sampled) this.#sampled = state.sampled;
+    // Without thinning the last point is the last update.
+    const last = this.#stride === 1 ? (this.#points.at(-1)?.gradientNorm ?? null) : null;
+    this.#gradientNorm = state.gradientNorm === undefined ? last : state.gradientNorm;
+    if (this.#evaluations.length > 0) this.#trouble = this.#findTrouble();
   }
 
   get examples(): number {
@@ -126,8 +135,9 @@ export class Observations {
       this.#first.loss += push.loss;
       this.#first.gradientNorm += push.gradientNorm;
     }
-    this.#window[this.#windowCount++ % WINDOW] = push.staleness;
-    this.#histogram[Math.min(push.staleness, HISTOGRAM_BINS - 1)]!++;
+    const bin = Math.min(push.staleness, STALENESS_MAX);
+    while (this.#histogram.length <= bin) this.#histogram.push(0);
+    this.#histogram[bin]!++;
     this.#recent.push({ seconds: push.seconds, examples: this.#examples, step: push.step });
     if (this.#recent.length > 2 * WINDOW) this.#recent = this.#recent.slice(-WINDOW);
     if (push.step % this.#stride !== 0) return;
@@ -192,22 +202,38 @@ export class Observations {
     this.#smoothed = { sum: 0, weight: 0 };
   }
 
-  /** Over the last 1,000 applied pushes. */
-  staleness(): { p50: number; p95: number; max: number } {
-    const count = Math.min(this.#windowCount, WINDOW);
-    if (count === 0) return { p50: 0, p95: 0, max: 0 };
-    const sorted = this.#window.slice(0, count).sort();
-    const at = (share: number) => sorted[Math.min(count - 1, Math.floor(share * count))]!;
-    return { p50: at(0.5), p95: at(0.95), max: sorted[count - 1]! };
+  /** Of all applied pushes, by the histogram; null before the first. */
+  staleness(): { p50: number; p95: number; max: number } | null {
+    const count = this.#histogram.reduce((sum, n) => sum + n, 0);
+    if (count === 0) return null;
+    const at = (share: number) => {
+      const rank = Math.min(count - 1, Math.floor(share * count));
+      let below = 0;
+      return this.#histogram.findIndex((n) => {
+        below += n;
+        return below > rank;
+      });
+    };
+    return { p50: at(0.5), p95: at(0.95), max: this.#histogram.findLastIndex((n) => n > 0) };
   }
 
-  /** Over the last 10 seconds of training up to `seconds`. */
-  speed(seconds: number): { examplesPerSecond: number; stepsPerSecond: number } {
-    const from = seconds - 10;
-    const first = this.#recent.find((point) => point.seconds >= from);
+  /**
+   * Over the last 10 seconds of training up to `seconds`, or since the last push but one where pushes are rarer.
+   * Null: this process has seen fewer than two.
+   */
+  speed(seconds: number): { examplesPerSecond: number; stepsPerSecond: number } | null {
     const last = this.#recent.at(-1);
-    if (!first || !last || last.step === first.step)
-      return { examplesPerSecond: 0, stepsPerSecond: 0 };
+    const before = this.#recent.at(-2);
+    if (!last || !before) return null;
+    let first = this.#recent.find((point) => point.seconds >= seconds - SPEED_SECONDS) ?? last;
+    if (first === last) {
+      // Silent for longer than its pushes are apart: it stands still.
+      const usual = last.seconds - before.seconds;
+      if (seconds - last.seconds > Math.max(SPEED_SECONDS, 3 * usual)) {
+        return { examplesPerSecond: 0, stepsPerSecond: 0 };
+      }
+      first = before;
+    }
     const span = Math.max(seconds - first.seconds, 1e-3);
     return {
       examplesPerSecond: (last.examples - first.examples) / span,
@@ -248,7 +274,7 @@ export class Observations {
         staleness: points.map((p) => p.staleness),
       },
       evaluations: [...evaluations],
-      stalenessHistogram: [...this.#histogram],
+      stalenessHistogram: foldedAt(HISTOGRAM_BINS, this.#histogram),
     };
   }
 
@@ -260,10 +286,17 @@ export class Observations {
       evaluations: [...this.#evaluations],
       histogram: [...this.#histogram],
       examples: this.#examples,
+      gradientNorm: this.#gradientNorm,
       first: { ...this.#first },
       ...(this.#sampled.count > 0 ? { sampled: this.#sampled } : {}),
     };
   }
+}
+
+/** So many counts, the last one of all beyond. */
+function foldedAt(bins: number, counts: readonly number[]): number[] {
+  const beyond = counts.slice(bins - 1).reduce((sum, n) => sum + n, 0);
+  return Array.from({ length: bins }, (_, i) => (i === bins - 1 ? beyond : (counts[i] ?? 0)));
 }
 
 function thinned<P extends { readonly step: number }>(

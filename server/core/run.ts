@@ -112,12 +112,17 @@ export type Assignment =
   | { readonly kind: 'wait' }
   | { readonly kind: 'end' };
 
-interface WorkerRecord {
+interface WorkerRecord extends WorkerDeeds {
   lastSequence: number;
   attached: boolean;
   /** The generation of the whole vector that it was sent, -1: none. */
   generation: number;
+}
+
+/** What a worker has done for the run. */
+interface WorkerDeeds {
   pushes: Tally;
+  /** Over its applied pushes. */
   stalenessSum: number;
   computeMsSum: number;
   examples: number;
@@ -195,7 +200,8 @@ export interface RunState {
   readonly best: Omit<Best, 'capture'> | null;
   readonly test: Evaluation | null;
   readonly testedAt?: string | null;
-  readonly workers: readonly (readonly [string, number])[];
+  /** Last sequence of each; what it has done is absent in states of release 0.1.0. */
+  readonly workers: readonly (readonly [string, number, WorkerDeeds?])[];
   /** Which life of the server wrote it, and the first generation of that life; of older releases absent. */
   readonly life?: number;
   readonly firstGeneration?: number;
@@ -205,6 +211,7 @@ export interface RunState {
   readonly initialLoss?: number | null;
   readonly rateFactor?: number;
   readonly optimizerStart?: number;
+  readonly epochAtEnd?: number | null;
   readonly startingAnew?: boolean;
 }
 
@@ -333,6 +340,8 @@ export class Run {
   #evaluationDue = false;
   /** In updates of the phase. */
   #nextEvaluation = 0;
+  /** Of a run that is finished: a refit that is not evaluated has epochs too. */
+  #epochAtEnd: number | null = null;
   #evaluationsGiven = 0;
   #lastEvaluatedStep = -1;
   /** Set: no more minibatches in this phase, and why. */
@@ -448,6 +457,12 @@ export class Run {
     let steps = this.#lostBefore;
     for (const lost of this.#lost.values()) steps += lost;
     return steps;
+  }
+
+  /** Of the lost ones, those that this life has not made up for yet. */
+  get stepsBehind(): number {
+    const ahead = Math.max(0, ...this.#lost.values());
+    return Math.max(0, this.#restored.step + ahead - this.#step);
   }
 
   /**
@@ -1279,6 +1294,7 @@ export class Run {
   }
 
   #finish(): void {
+    this.#epochAtEnd = this.epoch;
     this.#leases = null;
     this.#setPhase('finished', this.#reason);
   }
@@ -1343,7 +1359,9 @@ export class Run {
   // What others want to know.
 
   get epoch(): number {
-    return this.#leases?.epoch ?? this.#observations.evaluations.at(-1)?.epoch ?? 0;
+    return (
+      this.#leases?.epoch ?? this.#epochAtEnd ?? this.#observations.evaluations.at(-1)?.epoch ?? 0
+    );
   }
 
   /** Updates of the present phase. */
@@ -1383,7 +1401,8 @@ export class Run {
 
   #stepsMax(): number | null {
     const { stepsMax, epochsMax } = this.config;
-    if (this.#phase === 'refitting') {
+    // A refit begins after the first phase, and its limit is the run's to the end.
+    if (this.#phaseStart > 0 && this.#best) {
       const retrain = this.config.earlyStopping.afterStop === 'retrain';
       return this.#phaseStart + (retrain ? this.#best!.phaseStep : this.#refitStepsMax());
     }
@@ -1397,7 +1416,7 @@ export class Run {
 
   summary(now: number): Omit<RunSummary, 'checkpoint'> {
     const observations = this.#observations;
-    const speed = observations.speed(this.seconds(now));
+    const speed = this.over ? null : observations.speed(this.seconds(now));
     const stepsMax = this.#stepsMax();
     const { earlyStopping } = this.config;
     return {
@@ -1415,9 +1434,9 @@ export class Run {
       parameters: this.layout?.trainableSize ?? null,
       learningRate: this.learningRate,
       momentum: momentumAt(this.config.momentumSchedule, this.#scheduleStep) ?? this.#ownMomentum,
-      examplesPerSecond: this.over ? 0 : speed.examplesPerSecond,
+      examplesPerSecond: speed?.examplesPerSecond ?? null,
       secondsLeft:
-        stepsMax === null || speed.stepsPerSecond === 0 || this.over
+        stepsMax === null || !speed || speed.stepsPerSecond === 0
           ? null
           : Math.max(0, stepsMax - this.#step) / speed.stepsPerSecond,
       seconds: this.seconds(now),
@@ -1428,6 +1447,7 @@ export class Run {
       test: this.#test,
       testedAt: this.testedAt,
       earlyStopping: {
+        enabled: earlyStopping.enabled,
         metric: earlyStopping.metric,
         patience: earlyStopping.patience,
         patienceLeft: this.#earlyStopping.patienceLeft,
@@ -1488,8 +1508,8 @@ export class Run {
       leases: this.#leases?.heldBy(worker).length ?? 0,
       evaluating: this.#evaluation?.worker === worker,
       pushes: { ...record.pushes },
-      stalenessMean: applied === 0 ? 0 : record.stalenessSum / applied,
-      computeMsMean: applied === 0 ? 0 : record.computeMsSum / applied,
+      stalenessMean: applied === 0 ? null : record.stalenessSum / applied,
+      computeMsMean: applied === 0 ? null : record.computeMsSum / applied,
       examples: record.examples,
     };
   }
@@ -1534,7 +1554,10 @@ export class Run {
       },
       test: this.#test,
       testedAt: this.testedAt,
-      workers: [...this.#workers].map(([key, record]) => [key, record.lastSequence] as const),
+      workers: [...this.#workers].map(([key, record]) => {
+        const { lastSequence, pushes, stalenessSum, computeMsSum, examples } = record;
+        return [key, lastSequence, { pushes: { ...pushes }, stalenessSum, computeMsSum, examples }];
+      }),
       life: this.#life,
       firstGeneration: this.#firstGeneration,
       stepsLost: this.stepsLost,
@@ -1542,6 +1565,7 @@ export class Run {
       initialLoss: this.#initialLoss,
       rateFactor: this.#rateFactor,
       optimizerStart: this.#optimizerStart,
+      epochAtEnd: this.#epochAtEnd,
       startingAnew: this.#startingAnew,
     };
   }
@@ -1628,7 +1652,9 @@ export class Run {
     run.#leases = state.leases && Leases.restore(state.leases, lives);
     // The result of an evaluation that was given out in a lost time is not one of now.
     run.#evaluationsGiven = state.evaluationsGiven + lives * GENERATIONS_A_LIFE;
-    for (const [key, lastSequence] of state.workers) run.#record(key).lastSequence = lastSequence;
+    for (const [key, lastSequence, deeds] of state.workers) {
+      Object.assign(run.#record(key), { lastSequence }, deeds && structuredClone(deeds));
+    }
     if (state.tensors && state.parameters && run.hasParameters) {
       run.#place(createLayout(state.tensors));
       const parameters = run.#mustParameters();
@@ -1666,6 +1692,7 @@ export class Run {
     this.#initialLoss = state.initialLoss === undefined ? Number.MAX_VALUE : state.initialLoss;
     this.#rateFactor = state.rateFactor ?? 1;
     this.#optimizerStart = state.optimizerStart ?? state.phaseStart;
+    this.#epochAtEnd = state.epochAtEnd ?? null;
     this.#startingAnew = state.startingAnew ?? false;
     this.#stoppedAt = state.stoppedAt;
     this.#target = state.target;

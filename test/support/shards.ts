@@ -119,10 +119,8 @@ export class ShardedRun {
         shard.execute({ kind: 'write', run: 'r', name, start: 0 }, cut(values, range));
       }
       const best = state.best ? 1 : null;
-      shard.execute(
-        { kind: 'restore', run: 'r', state: state.parameters!, best, workers: state.workers },
-        none,
-      );
+      const workers = state.workers.map(([key, sequence]) => [key, sequence] as const);
+      shard.execute({ kind: 'restore', run: 'r', state: state.parameters!, best, workers }, none);
     }
     const first = this.ranges[0]!;
     const own: NamedTensor[] = LAYOUT.tensors

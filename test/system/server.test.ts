@@ -491,11 +491,19 @@ describe('bad input from a worker', () => {
       expect(answer.leases.length).toBeGreaterThan(0);
       const { body } = await request<RunSummary>('GET', `${url}/runs/${id}`);
       expect(body).toMatchObject({ step: 0, phase: 'training' });
-      const { body: who } = await request<{ workers: WorkerSummary[] }>(
-        'GET',
-        `${url}/runs/${id}/workers`,
-      );
-      expect(who.workers[0]?.lastError?.code).toBe(code);
+      const error = async () => {
+        const path = `${url}/runs/${id}/workers`;
+        const { body: who } = await request<{ workers: WorkerSummary[] }>('GET', path);
+        return who.workers[0]!.lastError;
+      };
+      expect(await error()).toMatchObject({ code, at: expect.stringMatching(/^\d{4}-.*Z$/) });
+      // A push that is applied after it ends it.
+      const { step: now, generation: present } = answer;
+      const next = { sequence: 2, lease: answer.leases[0]!.id, step: now, generation: present };
+      worker.send({ ...push, ...next }, new Float32Array(EXCHANGED));
+      const { acknowledgements } = await worker.expect('work');
+      expect(acknowledgements[0]).toMatchObject({ outcome: 'applied' });
+      expect(await error()).toBeNull();
     },
   );
 

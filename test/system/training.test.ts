@@ -124,7 +124,7 @@ describe('merged statistics of batch normalisation', () => {
       await Promise.all(workers.map(({ done }) => done));
       const summary = await cluster.client.run(id);
       expect(summary).toMatchObject({ phase: 'finished', step: 350 });
-      if (count > 1) expect(summary.staleness.max).toBeGreaterThan(0);
+      if (count > 1) expect(summary.staleness!.max).toBeGreaterThan(0);
 
       const config = resolveConfig(partial);
       const experiment = await loadExperiment(DIGITS);

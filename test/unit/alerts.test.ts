@@ -10,6 +10,8 @@ const run = (changes: object = {}) =>
     workers: 3,
     seconds: 100,
     validation: { seconds: 90 },
+    best: null,
+    earlyStopping: { afterStop: 'restore' },
     rollbacks: [],
     hint: null,
     stepsLost: 0,
@@ -36,6 +38,7 @@ const look = (facts: Partial<AlertFacts>) =>
     workers: [],
     evaluationSeconds: () => 20,
     unwritten: () => null,
+    behind: () => 0,
     ...facts,
   });
 const texts = (facts: Partial<AlertFacts>) => look(facts).map(({ text }) => text);
@@ -79,6 +82,20 @@ describe('alerts', () => {
     expect(texts({ runs: [run({ seconds: 601, validation: null })] })).toHaveLength(1);
   });
 
+  test('a refit without validation, and what is over, leave no alert behind', () => {
+    const refits = (afterStop: string, phase = 'refitting') =>
+      texts({ runs: [run({ phase, seconds: 9000, earlyStopping: { afterStop } })] }).length;
+    expect([refits('retrain'), refits('continue'), refits('restore', 'testing')]).toEqual([
+      0, 1, 0,
+    ]);
+    const diverged = (best: number) =>
+      texts({
+        runs: [run({ rollbacks: [{ step: 70, learningRate: 0.1 }], best: { step: best } })],
+      }).length;
+    expect([diverged(60), diverged(80)]).toEqual([1, 0]);
+    expect(texts({ runs: [run({ stepsLost: 9 })] })).toEqual([]);
+  });
+
   test('what is wrong with the server comes first', () => {
     const found = look({
       stateStoreAway: { seconds: 200, records: 12 },
@@ -88,6 +105,7 @@ describe('alerts', () => {
       ],
       workers: [worker('a', { quarantine: 'five bad pushes in a row' })],
       unwritten: () => 'DP_DISK no space left on device',
+      behind: () => 4,
     });
     expect(found.map(({ severity }) => severity)).toEqual([
       'critical',
@@ -105,7 +123,7 @@ describe('alerts', () => {
       Redis is away for 3 min: 12 records wait on disk, training goes on
       digits has diverged once, last at step 70; it goes on with learning rate 0.025
       digits: try less
-      digits has lost 9 steps with crashes of the server"
+      digits has lost 9 steps with crashes of the server, and makes up for 4 of them now"
     `);
   });
 
@@ -152,7 +170,7 @@ describe('the history of workers', () => {
     for (let s = 0; s <= 60; s++)
       history.note(s * 1000, [worker('a', { examples: s < 30 ? 100 * s : 3000 + 20 * (s - 30) })]);
     expect(history.speed(worker('a'))).toBeCloseTo(20, 6);
-    expect(history.speed(worker('b'))).toBe(0);
+    expect(history.speed(worker('b'))).toBeNull();
     history.note(61_000, [worker('a', { examples: 4000, state: 'gone' })]);
     expect(history.speed(worker('a'))).toBe(0);
   });

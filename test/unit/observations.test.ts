@@ -45,27 +45,69 @@ test('the training loss is an exponential mean, corrected for its start', () => 
   expect(observations.trainingLoss).toBeCloseTo(7, 12);
 });
 
-test('staleness is told by percentiles of the last 1,000 pushes and a histogram of all', () => {
+test('staleness is that of all pushes, by the histogram', () => {
   const observations = new Observations();
-  expect(observations.staleness()).toEqual({ p50: 0, p95: 0, max: 0 });
+  expect(observations.staleness()).toBeNull();
   for (let step = 1; step <= 500; step++) observations.applied(push(step, { staleness: 300 }));
-  for (let i = 0; i < 1000; i++) observations.applied(push(501 + i, { staleness: i % 100 }));
-  expect(observations.staleness()).toEqual({ p50: 50, p95: 95, max: 99 });
+  for (let i = 0; i < 1500; i++) observations.applied(push(501 + i, { staleness: i % 100 }));
+  expect(observations.staleness()).toEqual({ p50: 66, p95: 300, max: 300 });
   const { stalenessHistogram } = observations.metrics();
-  expect(stalenessHistogram[7]).toBe(10);
+  expect(stalenessHistogram).toHaveLength(129);
+  expect(stalenessHistogram[7]).toBe(15);
   expect(stalenessHistogram.at(-1)).toBe(500);
-  expect(stalenessHistogram.reduce((a, b) => a + b, 0)).toBe(1500);
+  expect(stalenessHistogram.reduce((a, b) => a + b, 0)).toBe(2000);
+});
+
+test('staleness is the same from what is saved, and agrees with sorting', () => {
+  const values = fc.array(fc.nat({ max: 200 }), { minLength: 1, maxLength: 200 });
+  fc.assert(
+    fc.property(values, (staleness) => {
+      const observations = new Observations();
+      for (const [i, each] of staleness.entries())
+        observations.applied(push(i + 1, { staleness: each }));
+      const sorted = staleness.toSorted((a, b) => a - b);
+      const at = (share: number) =>
+        sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
+      const told = { p50: at(0.5), p95: at(0.95), max: sorted.at(-1) };
+      expect(observations.staleness()).toEqual(told);
+      const again = new Observations(JSON.parse(JSON.stringify(observations.state())));
+      expect(again.staleness()).toEqual(told);
+      expect(again.gradientNorm).toBe(observations.gradientNorm);
+      expect(again.metrics()).toEqual(observations.metrics());
+    }),
+  );
+});
+
+test('a state of release 0.1.0 tells its staleness and the norm of its last point', () => {
+  const observations = new Observations();
+  for (let step = 1; step <= 20; step++) observations.applied(push(step, { staleness: 1 }));
+  const { gradientNorm: _, histogram, ...older } = observations.state();
+  const full = [...histogram, ...new Array<number>(129 - histogram.length).fill(0)];
+  const again = new Observations({ ...older, histogram: full });
+  expect(again.staleness()).toEqual({ p50: 1, p95: 1, max: 1 });
+  expect(again.gradientNorm).toBe(2);
 });
 
 test('the speed is that of the last ten seconds', () => {
   const observations = new Observations();
+  expect(observations.speed(0)).toBeNull();
   // 10 steps a second, then 2 a second for 10 seconds.
   for (let step = 1; step <= 200; step++) observations.applied(push(step));
   for (let i = 1; i <= 20; i++) observations.applied(push(200 + i, { seconds: 20 + i / 2 }));
-  const { stepsPerSecond, examplesPerSecond } = observations.speed(30);
+  const { stepsPerSecond, examplesPerSecond } = observations.speed(30)!;
   expect(stepsPerSecond).toBeCloseTo(2, 1);
   expect(examplesPerSecond).toBeCloseTo(128, 0);
   expect(observations.speed(60)).toEqual({ examplesPerSecond: 0, stepsPerSecond: 0 });
+});
+
+test('a gradient that takes longer than ten seconds has a speed, too', () => {
+  const observations = new Observations();
+  observations.applied(push(1, { seconds: 20 }));
+  expect(observations.speed(25)).toBeNull();
+  observations.applied(push(2, { seconds: 40 }));
+  expect(observations.speed(40)!.examplesPerSecond).toBeCloseTo(64 / 20, 6);
+  expect(observations.speed(60)!.examplesPerSecond).toBeCloseTo(64 / 40, 6);
+  expect(observations.speed(101)!.examplesPerSecond).toBe(0);
 });
 
 test('its state continues through JSON', () => {

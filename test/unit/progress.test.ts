@@ -48,6 +48,7 @@ const RUN: RunSummary = {
   test: null,
   testedAt: null,
   earlyStopping: {
+    enabled: true,
     metric: 'loss',
     patience: 5,
     patienceLeft: 4,

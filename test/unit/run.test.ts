@@ -53,6 +53,49 @@ describe('training time', () => {
   });
 });
 
+describe('what a run says of itself', () => {
+  test.each(['restore', 'retrain', 'continue'] as const)(
+    'is the same after a restart, wherever it comes, with %s',
+    (afterStop) => {
+      const config = { ...stopEarly, earlyStopping: { patience: 2, afterStop } };
+      for (let cut = 3; cut < 90; cut += 6) {
+        const run = createRun(config);
+        let done = 0;
+        const worker = new VirtualWorker(run, problem, 'first/1');
+        worker.train(() => done++ >= cut);
+        const { state, tensors } = saved(run);
+        const later = Run.restore(state, tensors);
+        // Who is connected and how fast they are is of the moment.
+        const lasting = (of: Run) => {
+          const { workers, examplesPerSecond, secondsLeft, ...rest } = of.summary(0);
+          const { leases, evaluating, ...deeds } = of.workerTally('first/1');
+          return { ...rest, deeds };
+        };
+        expect(lasting(later), `after ${cut} calls`).toEqual(lasting(run));
+        expect(run.step === 0).toBe(run.summary(0).staleness === null);
+        expect(later.summary(0).examplesPerSecond).toBeNull();
+      }
+    },
+  );
+
+  test('its last step is never beyond the step that it tells as the limit', () => {
+    for (const afterStop of ['retrain', 'continue'] as const) {
+      const run = createRun({
+        ...{ epochsMax: 30, minibatchSize: 4 },
+        earlyStopping: { patience: 3, afterStop, continueStepsMax: 50 },
+      });
+      new VirtualWorker(run, problem).train();
+      const { phase, step, stepsMax, epoch } = run.summary(0);
+      expect(phase).toBe('finished');
+      expect(step).toBeLessThanOrEqual(stepsMax!);
+      const refit = run.step - run.summary(0).earlyStopping.stoppedAt!;
+      expect(refit).toBeGreaterThan(0);
+      const validated = run.metrics().evaluations.findLast(({ part }) => part === 'validation')!;
+      expect(epoch).toBeGreaterThanOrEqual(validated.epoch);
+    }
+  });
+});
+
 describe('early stopping, Algorithm 7.1', () => {
   test('stops after `patience` evaluations without improvement and restores the best', () => {
     const run = createRun(stopEarly);
