@@ -1,8 +1,11 @@
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { describe, expect, test } from 'vitest';
 import { createProgram } from '../../cli/main.ts';
+import { sourceOf } from '../../scripts/engine-source.ts';
 import { ENGINES } from '../../worker/engine.ts';
 import {
   type Container,
@@ -53,6 +56,17 @@ const variables = new Set([
 
 function everyCommand(command: Command): Command[] {
   return [command, ...command.commands.flatMap(everyCommand)];
+}
+
+/** A program of Node, to its end. */
+const run = (first: string, args: readonly string[], env: NodeJS.ProcessEnv = process.env) =>
+  spawnSync(process.execPath, [first, ...args], { encoding: 'utf8', env, timeout: 60_000 });
+
+/** What a source imports of the project, at once or later, or names by a place beside its own. */
+function importsOf(file: string): string[] {
+  const source = readFileSync(file, 'utf8').replaceAll(/^\s*(?:\/\/|\*).*$/gm, '');
+  const named = /(?:^|\s)(?:from|import|import\(|new URL\()\s*'(\.[^']+)'/gm;
+  return [...source.matchAll(named)].map(([, target]) => target!);
 }
 
 const ours = (names: readonly string[]) => names.filter((name) => name.startsWith('DOWNPOUR_'));
@@ -151,8 +165,8 @@ describe('the images', () => {
       word: 'COPY',
       rest: `--from=engine-${target} /opt/downpour/engines /opt/downpour/engines`,
     });
-    const [run] = stepsOf(`engine-${target}`).filter(({ rest }) => rest.includes('engine install'));
-    expect(() => check(run!.rest.split(' ').slice(2))).not.toThrow();
+    const gpu = target === 'gpu' ? ' --gpu' : '';
+    expect(stepsOf(`engine-${target}`).at(-1)!.rest).toBe(`node scripts/engine-install.js${gpu}`);
     for (const { rest } of steps.filter(({ word }) => word === 'ENV')) {
       const names = [...rest.matchAll(/(\w+)=/g)].map(([, name]) => name!);
       for (const name of ours(names)) expect(variables).toContain(name);
@@ -163,23 +177,42 @@ describe('the images', () => {
     expect(readDockerfile().at(-1)!.name).toBe('cpu');
   });
 
-  test('what the engine stage copies is there, and holds all that `engine install` imports', () => {
-    const copied = stepsOf('build')
-      .filter(({ word, rest }) => word === 'COPY' && !rest.startsWith('--from'))
-      .map(({ rest }) => rest.split(' ')[0]!);
-    const waiting = ['bin/downpour.js', 'cli/engine.ts', 'worker/engine-install.ts'];
-    const seen = new Set<string>();
-    for (let file = waiting.pop(); file !== undefined; file = waiting.pop()) {
-      if (seen.has(file)) continue;
-      seen.add(file);
-      expect(copied, `${file} is in no COPY`).toContain(file.split('/')[0]);
-      const source = readFileSync(join(ROOT, file), 'utf8');
-      // What is imported when its command runs does not count.
-      for (const [, target] of source.matchAll(/^(?:import|export)[^;]*?from '(\.[^']+)'/gm)) {
-        waiting.push(join(file, '..', target!));
-      }
+  test('an engine is built from all that its program imports, at once or later', () => {
+    const copied = stepsOf('build').flatMap(({ word, rest }) => (word === 'COPY' ? [rest] : []));
+    expect(copied).toContain('--from=engine-source /engine .');
+    const [script, to] = stepsOf('engine-source').at(-1)!.rest.split(' ').slice(-2);
+    expect(to).toBe('/engine');
+    const folder = mkdtempSync(join(tmpdir(), 'downpour-engine-source-'));
+    try {
+      const { status, stderr } = run('--import', ['tsx', join(ROOT, script!), folder]);
+      expect(status, stderr).toBe(0);
+      const files = readdirSync(folder, { recursive: true, encoding: 'utf8' });
+      const sources = files.filter((file) => /\.[jt]s$/.test(file));
+      const targets = sources.flatMap((file) =>
+        [...importsOf(join(ROOT, file))].map((target) => join(file, '..', target)),
+      );
+      expect(targets.length).toBeGreaterThan(20);
+      expect(targets.filter((target) => !files.includes(target))).toEqual([]);
+      // Without any program on its path it loads all of itself, and says what it lacks.
+      symlinkSync(join(ROOT, 'node_modules'), join(folder, 'node_modules'));
+      const install = run(join(folder, 'scripts/engine-install.js'), [], {
+        PATH: '',
+        HOME: folder,
+      });
+      expect(install.stderr).toMatch(
+        /^error DP_ENGINE_INSTALL: .* needs python3, pip, g\+\+, make/,
+      );
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
     }
-    expect(seen.size).toBeGreaterThan(5);
+  });
+
+  test('all that the program imports, at once or later, is in the image', async () => {
+    const files = await sourceOf('bin/downpour.js');
+    expect(files).toEqual(
+      expect.arrayContaining(['wire/tls.ts', 'cli/train.ts', 'study/search.ts']),
+    );
+    expect(files.filter((file) => isIgnored(file.split('/')[0]!))).toEqual([]);
   });
 
   test('nothing secret, large or of this machine gets into an image', () => {
