@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
+import { DownpourError, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
 import { fetchOver, trustOf } from '../wire/tls.ts';
 
@@ -49,11 +49,6 @@ export function errorLine(error: unknown): string {
   if (debug && error instanceof Error) return `${line}\n${error.stack ?? ''}`;
   if (error instanceof DownpourError) return line;
   return `${line}; this is a defect of Downpour: DOWNPOUR_DEBUG=1 shows where`;
-}
-
-/** True for an error that the same call would meet again. */
-export function isLasting(code: string): boolean {
-  return code in ERRORS && ERRORS[code as ErrorCode].retry === 'never';
 }
 
 export const DEFAULT_HOST = '127.0.0.1';

@@ -2,8 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { setTimeout as wait } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { DownpourError, ERRORS, type ErrorCode } from '../shared/errors.ts';
-import { isLasting } from './options.ts';
+import { DownpourError, ERRORS, type ErrorCode, isLasting } from '../shared/errors.ts';
 
 /** Worker processes on this machine, started again when they crash. */
 

@@ -94,6 +94,11 @@ export function errorCode(error: unknown): ErrorCode {
   return error instanceof DownpourError ? error.code : 'DP_INTERNAL';
 }
 
+/** True for an error that the same call would meet again. */
+export function isLasting(code: string): boolean {
+  return code in ERRORS && ERRORS[code as ErrorCode].retry === 'never';
+}
+
 /** The text of anything that was thrown. */
 export function errorText(error: unknown): string {
   return error instanceof Error ? error.message : String(error);

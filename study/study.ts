@@ -1,6 +1,6 @@
 import { setTimeout as wait } from 'node:timers/promises';
 import type { RunConfig } from '../shared/config.ts';
-import { DownpourError, errorCode } from '../shared/errors.ts';
+import { DownpourError, errorCode, isLasting } from '../shared/errors.ts';
 import type { DataSummary, ErrorMeasure, Phase } from '../shared/protocol.ts';
 import type { Evaluation, RunSummary, Status } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
@@ -33,6 +33,13 @@ export interface Curve {
   readonly staleness: readonly number[];
 }
 
+export interface TrialEnd {
+  readonly kind: 'finished' | 'killed' | 'failed';
+  readonly reason: string;
+  /** Of the error for which no worker could do it, in words of `shared/errors.ts`. */
+  readonly code?: string;
+}
+
 /** One run of a study, as far as it is known. Plain JSON: it is what the record holds. */
 export interface Trial {
   /** From 0, in the order of the study. */
@@ -51,7 +58,7 @@ export interface Trial {
   desire: 'run' | 'pause' | 'end';
   /** How far it may go, in the plan's own count. */
   level: number;
-  end: { readonly kind: 'finished' | 'killed' | 'failed'; readonly reason: string } | null;
+  end: TrialEnd | null;
   phase: Phase | 'missing';
   /** Of the validation part while training, oldest first. */
   evaluations: readonly Evaluation[];
@@ -148,6 +155,10 @@ const POLL_MS = 250;
 const PATIENCE_MS = 600_000;
 /** A run nobody works for while workers are idle: they have refused it. */
 const REFUSED_MS = 10_000;
+/** … and have said why, in a way that trying again does not mend. */
+const REFUSED_FOR_GOOD_MS = 1_000;
+/** So many trials that are refused for the same reason: all others would be. */
+const REFUSALS_MAX = 2;
 /** A run that has just ended may still be writing the checkpoint that another begins with. */
 const CHECKPOINT_MS = 60_000;
 const OVER: readonly (Phase | 'missing')[] = ['finished', 'stopped', 'failed'];
@@ -157,7 +168,7 @@ export async function conductStudy(options: StudyOptions): Promise<StudyOutcome>
   const { name, experimentHash, settings, folder } = options;
   const signature = canonical({ experimentHash, settings });
   const record = await openRecord<Trial>(folder, name, signature);
-  const conductor = new Conductor(options, record.trials);
+  const conductor = new Conductor(options, record.trials.map(revived));
   try {
     for (;;) {
       if (options.signal.aborted) {
@@ -178,6 +189,10 @@ export async function conductStudy(options: StudyOptions): Promise<StudyOutcome>
     throw error;
   }
 }
+
+/** What no worker could do is tried again by another call: the data may have been put right. */
+const revived = (trial: Trial): Trial =>
+  trial.end?.code === undefined ? trial : { ...trial, end: null, desire: 'run' };
 
 class Conductor {
   readonly trials: Trial[];
@@ -286,15 +301,24 @@ class Conductor {
       const kind = run.phase === 'finished' ? 'finished' : 'failed';
       this.#end(trial, kind, run.reason);
     } else if (this.#isRefused(trial, run)) {
-      const error = this.#status!.workers.find(({ lastError }) => lastError)?.lastError;
+      const error = this.#refusal();
       if (!error) {
         onEvent({
           kind: 'note',
           text: `${trial.id} has no worker, though some are idle: do they have the experiment '${run.experiment}' as it is here?`,
         });
-      } else this.#end(trial, 'failed', `no worker can do it: ${error.code} ${error.message}`);
+      } else {
+        const { code, message } = error;
+        this.#end(trial, 'failed', `no worker can do it: ${code} ${message}`, code);
+      }
     }
     return isNew || hasEvaluated || isOver;
+  }
+
+  /** What an idle worker said last: of those that have something to do it may be of another run. */
+  #refusal(): { readonly code: string; readonly message: string } | null {
+    const { workers } = this.#status!;
+    return workers.find(({ state, lastError }) => state === 'idle' && lastError)?.lastError ?? null;
   }
 
   /** For some seconds no run of this study has had a worker, while some are idle. */
@@ -309,13 +333,14 @@ class Conductor {
       return false;
     }
     const since = this.#lonely.get(run.id) ?? performance.now();
-    const isTime = performance.now() - since > REFUSED_MS;
+    const isForGood = isLasting(this.#refusal()?.code ?? '');
+    const isTime = performance.now() - since > (isForGood ? REFUSED_FOR_GOOD_MS : REFUSED_MS);
     this.#lonely.set(run.id, isTime ? performance.now() : since);
     return isTime;
   }
 
-  #end(trial: Trial, kind: 'finished' | 'killed' | 'failed', reason: string): void {
-    trial.end = { kind, reason };
+  #end(trial: Trial, kind: TrialEnd['kind'], reason: string, code?: string): void {
+    trial.end = { kind, reason, ...(code === undefined ? {} : { code }) };
     trial.desire = 'end';
     this.#options.onEvent({ kind: 'ended', trial, reason });
   }
@@ -325,6 +350,9 @@ class Conductor {
     const { plan, parallel, lookahead = 1, onEvent } = this.#options;
     let changed = false;
     for (;;) {
+      if (isHopeless(this.trials)) {
+        return { changed, done: this.trials.every(({ end }) => end !== null) };
+      }
       const active = this.trials.filter(({ desire }) => desire === 'run').length;
       const decision = plan.decide(this.trials, parallel + lookahead - active);
       for (const { index, to, level, reason } of decision.change) {
@@ -409,6 +437,13 @@ class Conductor {
   }
 }
 
+/** Nothing was measured, and workers refuse one trial like the other: no more are started. */
+export function isHopeless(trials: readonly Trial[]): boolean {
+  if (trials.some(({ evaluations }) => evaluations.length > 0)) return false;
+  const refused = trials.flatMap(({ end }) => (end?.code === undefined ? [] : [end.reason]));
+  return refused.some((reason) => refused.filter((r) => r === reason).length >= REFUSALS_MAX);
+}
+
 /** A plan whose trials are all known before: each runs to its end. */
 export function listPlan(trials: readonly NewTrial[]): Plan {
   return {
@@ -429,12 +464,14 @@ export function bestEvaluation(trial: Trial, count = Infinity): Evaluation | nul
   let best: Evaluation | null = null;
   for (const evaluation of trial.evaluations.slice(0, count)) {
     const value = evaluation[metric];
-    if (value !== null && (best === null || value < best[metric]!)) best = evaluation;
+    if (value === null || !Number.isFinite(value)) continue;
+    if (best === null || value < best[metric]!) best = evaluation;
   }
   return best;
 }
 
 /** The trial's value after its first `count` evaluations; Infinity for none or a diverged one. */
 export function trialValue(trial: Trial, metric: Metric, count = Infinity): number {
-  return bestEvaluation(trial, count)?.[metric] ?? Infinity;
+  const value = bestEvaluation(trial, count)?.[metric] ?? Infinity;
+  return Number.isFinite(value) ? value : Infinity;
 }

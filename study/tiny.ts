@@ -20,6 +20,10 @@ export interface TinySettings {
   /** A training error, or loss where the error is one, at or below which the set is learnt. */
   readonly target: number;
   readonly metric: 'trainingError' | 'trainingLoss';
+  /** False: nobody knows how low this loss can get. Default: true. */
+  readonly certain?: boolean;
+  /** Examples with the inputs of another one and another target. Default: 0. */
+  readonly unlearnable?: number;
   /** Parts of a configuration, weakest first. */
   readonly base: readonly unknown[];
 }
@@ -31,13 +35,16 @@ export interface TinyResult {
   readonly learnt: boolean;
   readonly step: number;
   readonly staleness: number;
+  readonly failed: boolean;
+  /** No worker could do it. */
+  readonly refused: boolean;
   readonly reason: string;
 }
 
 /** Of the examples that validate: hardly looked at, so few are enough. */
 const VALIDATION = 64;
 
-export function tinyPlan(settings: TinySettings): Plan {
+export function tinyTrials(settings: TinySettings): readonly NewTrial[] {
   const { examples, steps, workers, available, ownValidation, base } = settings;
   const held = ownValidation ? 0 : Math.min(VALIDATION, Math.ceil(available / 4));
   const config = {
@@ -54,12 +61,16 @@ export function tinyPlan(settings: TinySettings): Plan {
     },
     ...{ testAtEnd: false, earlyStopping: { enabled: false, afterStop: 'restore' } },
   };
-  const all: NewTrial[] = workers.map((count) => ({
+  return workers.map((count) => ({
     key: `tiny-${count}`,
     label: `${examples} examples by ${count === 1 ? '1 worker' : `${count} workers`}`,
     point: { workers: count },
     config: resolveConfig(...base, config, { workersMin: count, workersMax: count }),
   }));
+}
+
+export function tinyPlan(settings: TinySettings): Plan {
+  const all = tinyTrials(settings);
   return {
     decide(trials, room) {
       const change: Change[] = trials.flatMap((trial) =>
@@ -83,8 +94,9 @@ function resultOf(trial: Trial, { metric, target }: TinySettings): TinyResult {
   const learnt = value !== null && value <= target;
   const of = trial.curve?.staleness ?? [];
   const staleness = of.length === 0 ? 0 : of.reduce((a, b) => a + b, 0) / of.length;
-  const reason = trial.end?.reason ?? '';
-  return { workers: Number(trial.point.workers), value, learnt, step, staleness, reason };
+  const failed = trial.end?.kind === 'failed';
+  const how = { failed, refused: trial.end?.code !== undefined, reason: trial.end?.reason ?? '' };
+  return { workers: Number(trial.point.workers), value, learnt, step, staleness, ...how };
 }
 
 export function tinyResults(trials: readonly Trial[], settings: TinySettings): TinyResult[] {

@@ -1,6 +1,6 @@
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { judgeTiny } from '../../cli/check.ts';
+import { judgeTiny } from '../../cli/check-tiny.ts';
 import { main } from '../../cli/main.ts';
 import { EXIT } from '../../cli/options.ts';
 import { createUpdater } from '../../cli/updater.ts';

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { judgeTiny } from '../../cli/check.ts';
+import { judgeTiny } from '../../cli/check-tiny.ts';
 import { type RunConfig, resolveConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
 import type { Trial } from '../../study/study.ts';
@@ -170,7 +170,11 @@ describe('the tiny set', () => {
     [[], [], 'problem', 'error none'],
   ])('one worker %j, three %j: %s', (alone, together, verdict, words) => {
     const over = { kind: 'finished', reason: '' } as const;
-    const results = tinyResults([trial(1, alone, over), trial(3, together, over)], settings);
+    const late = {
+      ...trial(3, together, over),
+      curve: { staleness: [0, 2, 1] },
+    } as unknown as Trial;
+    const results = tinyResults([trial(1, alone, over), late], settings);
     const found = judgeTiny(results, settings);
     expect(found.verdict).toBe(verdict);
     expect(found.text).toContain(words);

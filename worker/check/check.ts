@@ -3,7 +3,7 @@ import type { Layout } from '../../shared/layout.ts';
 import type { PreparedData } from '../data/examples.ts';
 import type { Experiment } from '../experiment.ts';
 import { buildModel } from '../model.ts';
-import { checkData } from './data.ts';
+import { checkData, embeddingRows } from './data.ts';
 import type { Finding } from './finding.ts';
 import { checkModel } from './model.ts';
 import { checkTraining, type Updater } from './training.ts';
@@ -32,11 +32,22 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
     findings.push(...found);
     for (const each of found) onFinding?.(each);
   };
-  tell(checkData(prepared));
-  signal?.throwIfAborted();
   // Not recorded: single steps of many shapes, each once.
-  const model = await buildModel(experiment, config, prepared, { record: false });
+  const model = await buildModel(experiment, config, prepared, { record: false }).catch(
+    (error: unknown) => {
+      // What is wrong with the data may be why.
+      tell(checkData(prepared));
+      throw error;
+    },
+  );
   try {
+    const embedding = embeddingRows(model.layout);
+    const ofData = checkData(prepared, embedding);
+    tell(ofData);
+    signal?.throwIfAborted();
+    // Ids without a row would end in the engine, in whatever way it has.
+    const isLost = ({ check, verdict }: Finding) => check === 'scale' && verdict === 'problem';
+    if (embedding !== null && ofData.some(isLost)) return findings;
     tell(await checkModel(experiment, prepared, model, config.seed));
     signal?.throwIfAborted();
     const own = updater(model.layout, (await model.initialise(config.seed)).slice());

@@ -1,8 +1,9 @@
+import type { Layout } from '../../shared/layout.ts';
 import { random } from '../../shared/random.ts';
 import { isFloat, rowSize } from '../data/columns.ts';
 import { type Examples, gather, type PreparedData } from '../data/examples.ts';
 import { partCount } from '../evaluate.ts';
-import { type Finding, finding, mean, percent, short } from './finding.ts';
+import { type Finding, finding, mean, percent, short, tooFew } from './finding.ts';
 
 /** What can be said of the data before any training. Plain numbers: no engine, no model. */
 
@@ -14,15 +15,24 @@ const HUMAN = 10_000_000;
 /** Below so many examples a hold-out part is small (§5.3.1). */
 const HOLD_OUT = 100_000;
 
-export function checkData(prepared: PreparedData): Finding[] {
+/** @param embedding rows of the model's embedding; null: it has none. */
+export function checkData(prepared: PreparedData, embedding: number | null = null): Finding[] {
   const classes = classesOf(prepared);
   return [
-    checkScale(prepared),
+    embedding === null ? checkScale(prepared) : checkIds(prepared, embedding),
     ...(classes ? [checkClasses(classes, prepared.classCount!)] : []),
     checkCount(prepared, classes),
     checkDuplicates(prepared),
-    ...(classes ? [checkLabels(prepared, classes)] : []),
+    ...(classes ? [checkLabels(prepared, classes, embedding !== null)] : []),
   ];
+}
+
+/** Rows of the largest embedding that a layers model has: its inputs then are ids, not sizes. */
+export function embeddingRows({ tensors }: Pick<Layout, 'tensors'>): number | null {
+  const rows = tensors
+    .filter(({ name, shape }) => /(^|\/)embeddings$/.test(name) && shape.length === 2)
+    .map(({ shape }) => shape[0]!);
+  return rows.length === 0 ? null : Math.max(...rows);
 }
 
 /** The class of each training example; null where there is not one an example. */
@@ -71,17 +81,84 @@ function checkScale(prepared: PreparedData): Finding {
   const isTable = prepared.train.inputs.shape.length === 2 && size <= 1000;
   const ratio = sizes.length > 1 ? Math.max(...sizes) / Math.min(...sizes) : 1;
   const numbers = { mean: mean(inputs), rootMeanSquare: rms, low, high, features: size, constant };
-  const text = `Inputs are from ${short(low)} to ${short(high)}, mean ${short(numbers.mean)}, root mean square ${short(rms)}${constant > 0 ? `; ${constant} of ${size} features never vary` : ''}.`;
+  const text = `Inputs are from ${short(low)} to ${short(high)}, mean ${short(numbers.mean)}, root mean square ${short(rms)}${constant > 0 && constant < size ? `; ${constant} of ${size} features never vary` : ''}.`;
+  if (rows < 2) return tooFew('scale', 'how inputs vary', rows, 2);
+  if (constant === size) {
+    const next =
+      'look at how the inputs are read: nothing can be learnt from what is always the same';
+    return finding('scale', 'problem', `${text} No feature ever varies.`, next, numbers);
+  }
+  const apart = isTable ? ratio : 1;
+  // By each feature they are as near to 1 as they can be made.
+  const isDone = prepared.transform.kind === 'feature';
+  const bad = rms > 10 || rms < 0.01 || apart > 1000;
+  if (isDone || !(bad || rms > 3 || rms < 0.1 || apart > 30)) {
+    return finding('scale', 'ok', text, null, numbers);
+  }
+  const why = apart > 1000 ? ` One feature is ${short(ratio)} times as large as another.` : '';
+  if (prepared.train.inputs.values instanceof Int32Array) {
+    return finding(
+      'scale',
+      'advice',
+      `${text}${why} They are whole numbers: sizes and counts should be near 1, ids of tokens or categories must stay as they are.`,
+      "of sizes and counts: set standardise: 'feature'; of ids: leave it 'none' and let the model begin with an embedding",
+      numbers,
+    );
+  }
   const next = "set standardise: 'feature' (columns) or 'global' (images) in the experiment";
-  if (rms > 10 || rms < 0.01 || (isTable && ratio > 1000)) {
-    const why =
-      isTable && ratio > 1000 ? ` One feature is ${short(ratio)} times as large as another.` : '';
-    return finding('scale', 'problem', `${text}${why} They should be near 1.`, next, numbers);
+  return bad
+    ? finding('scale', 'problem', `${text}${why} They should be near 1.`, next, numbers)
+    : finding('scale', 'advice', `${text} Nearer to 1 trains better.`, next, numbers);
+}
+
+/** Ids of tokens or categories: whole, from 0, each with a row of the embedding. All rows are looked at. */
+function checkIds({ train, transform }: PreparedData, embedding: number): Finding {
+  const { values } = train.inputs;
+  let [low, high, whole] = [Infinity, -Infinity, true];
+  for (let i = 0; i < values.length; i++) {
+    const id = values[i]!;
+    if (id < low) low = id;
+    if (id > high) high = id;
+    if (!Number.isInteger(id)) whole = false;
   }
-  if (rms > 3 || rms < 0.1 || (isTable && ratio > 30)) {
-    return finding('scale', 'advice', `${text} Nearer to 1 trains better.`, next, numbers);
+  const numbers = { low, high, embedding, whole };
+  if (!whole) {
+    return finding(
+      'scale',
+      'ok',
+      `Inputs are from ${short(low)} to ${short(high)}. The model has an embedding of ${embedding} rows, and not all inputs are whole: which of them are ids is not known here, so their scale is not judged.`,
+      null,
+      numbers,
+    );
   }
-  return finding('scale', 'ok', text, null, numbers);
+  const text = `Inputs are whole numbers from ${low} to ${high}, ids for an embedding of ${embedding} rows`;
+  if (transform.kind !== 'none' || transform.scale !== 1) {
+    const how =
+      transform.kind === 'none' ? 'bytes are divided by 255' : `standardise is '${transform.kind}'`;
+    return finding(
+      'scale',
+      'problem',
+      `${text}, but ${how}: the embedding sees fractions instead of ids.`,
+      "give the ids as an Int32Array or Float32Array, and leave standardise 'none'",
+      numbers,
+    );
+  }
+  if (low < 0 || high >= embedding) {
+    return finding(
+      'scale',
+      'problem',
+      `${text}: it has rows for 0 to ${embedding - 1} only.`,
+      `set inputDim to ${high + 1} or more, or map rare ids to one that stands for all of them`,
+      numbers,
+    );
+  }
+  return finding(
+    'scale',
+    'ok',
+    `${text}; their size means nothing, so it is not judged.`,
+    null,
+    numbers,
+  );
 }
 
 function checkClasses(classes: Int32Array, classCount: number): Finding {
@@ -91,6 +168,15 @@ function checkClasses(classes: Int32Array, classCount: number): Finding {
   const missing = counts.filter((count) => count === 0).length;
   const majority = most / classes.length;
   const numbers = { counts, fewest, most, majority };
+  if (most === classes.length) {
+    return finding(
+      'classes',
+      'problem',
+      `All ${classes.length} training examples are of one class, ${counts.indexOf(most)} of 0 to ${classCount - 1}: there is nothing to tell apart.`,
+      'look at how the labels are read; a model needs examples of two classes at least',
+      numbers,
+    );
+  }
   const text = `${classCount} classes of ${fewest} to ${most} training examples; the largest is ${percent(majority)} of all.`;
   if (missing > 0) {
     return finding(
@@ -149,8 +235,7 @@ function checkCount(
 }
 
 /** FNV-1a over the bytes of a row, twice with different seeds: 64 bits. */
-function rowHashes({ inputs, count }: Examples): string[] {
-  const { values } = inputs;
+export function rowHashes({ count }: Examples, { values }: Examples['inputs']): string[] {
   const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
   const size = bytes.length / count;
   return Array.from({ length: count }, (_, row) => {
@@ -166,39 +251,70 @@ function rowHashes({ inputs, count }: Examples): string[] {
 /** A share of a part that the training part has too, from which its error says little. */
 const LEAK = 0.01;
 
+/** Above so many examples for each distinct input, meeting one again is no sign of a leak. */
+const TIMES_SEEN = 3;
+
 /** Deep Learning §5.3: no example of the test part may be used to learn, not even to choose. */
 function checkDuplicates({ train, validation, test }: PreparedData): Finding {
-  const hashes = rowHashes(train);
+  const hashes = rowHashes(train, train.inputs);
   const known = new Set(hashes);
   const within = train.count - known.size;
   const leakOf = (part: Examples | null) =>
-    part === null ? 0 : rowHashes(part).filter((hash) => known.has(hash)).length;
-  const inValidation = leakOf(validation);
-  const inTest = leakOf(test);
-  const shares = [inValidation / validation.count, test ? inTest / test.count : 0];
-  const numbers = { within, validation: inValidation, test: inTest };
-  const text = `Of the inputs, ${inValidation} of ${validation.count} for validation${test ? ` and ${inTest} of ${test.count} for the test` : ''} are in the training part too; within it ${within} are there more than once.`;
+    part === null ? 0 : rowHashes(part, part.inputs).filter((hash) => known.has(hash)).length;
+  const parts = [
+    { name: 'validation', count: validation.count, leak: leakOf(validation) },
+    { name: 'test', count: test?.count ?? 0, leak: leakOf(test) },
+  ].filter(({ count }) => count > 0);
+  const leakIn = (name: string) => parts.find((part) => part.name === name)?.leak ?? 0;
+  const numbers = {
+    ...{ within, distinct: known.size },
+    ...{ validation: leakIn('validation'), test: leakIn('test') },
+  };
+  const told = parts.map(({ name, count, leak }) => `${leak} of ${count} ${name} examples`);
+  const text = `The inputs of ${told.join(' and ')} are in the training part too; within it ${within} are there more than once.`;
   const next =
     'remove duplicates before splitting, or split by their source (person, day, document)';
-  const worst = Math.max(...shares);
-  if (worst > LEAK) {
-    const why = `${text} An error measured on examples that were trained on is too good to be true (Deep Learning §5.3).`;
-    return finding('duplicates', 'problem', why, next, numbers);
+  const some = parts.some(({ leak }) => leak > 0) || within > 0.05 * train.count;
+  if (!parts.some(({ count, leak }) => leak / count > LEAK)) {
+    return finding('duplicates', some ? 'advice' : 'ok', text, next, numbers);
   }
-  const some = inValidation + inTest > 0 || within > 0.05 * train.count;
-  return finding('duplicates', some ? 'advice' : 'ok', text, next, numbers);
+  if (train.count > TIMES_SEEN * known.size) {
+    return finding(
+      'duplicates',
+      'advice',
+      `${text} There are only ${known.size} distinct inputs, each seen ${short(train.count / known.size)} times on average: the parts cannot but share them, and the error says nothing of inputs that are none of these.`,
+      'nothing, where no other inputs exist; else remove duplicates before splitting',
+      numbers,
+    );
+  }
+  return finding(
+    'duplicates',
+    'problem',
+    `${text} An error measured on examples that were trained on is too good to be true (Deep Learning §5.3).`,
+    next,
+    numbers,
+  );
 }
 
 /** Numbers that all distances together may look at, five times over: about a second. */
 const DISTANCE_NUMBERS = 3.2e9;
 /** Neighbours that vote. */
 const NEIGHBOURS = 5;
+/** A quarter is asked, the rest are neighbours: of fewer there is nobody to ask. */
+const LABELS_MIN = 8;
 
 /**
  * Do labels follow the inputs at all? Nearest neighbours and class means, which need no training,
  * against the largest class's share, on examples that neither has seen.
  */
-function checkLabels(prepared: PreparedData, classes: Int32Array): Finding {
+function checkLabels(prepared: PreparedData, classes: Int32Array, areIds: boolean): Finding {
+  if (areIds) {
+    const text = 'Inputs are ids: distances between them say nothing of the labels.';
+    return finding('labels', 'ok', text, null, {});
+  }
+  if (prepared.train.count < LABELS_MIN) {
+    return tooFew('labels', 'whether labels follow the inputs', prepared.train.count, LABELS_MIN);
+  }
   const bounded = Math.floor(Math.sqrt(DISTANCE_NUMBERS / rowSize(prepared.train.inputs)));
   const rows = evenly(prepared.train.count, Math.max(100, Math.min(ROWS, bounded)));
   const order = Array.from(rows);
@@ -252,12 +368,25 @@ function checkLabels(prepared: PreparedData, classes: Int32Array): Finding {
   const chance = Math.max(byChance / n, 1 / count.size);
   const bar = chance + 3 * Math.sqrt((chance * (1 - chance)) / n);
   const numbers = { neighbours: byNeighbours / n, means: byMeans / n, chance, bar, asked: n };
+  if (bar >= 1) {
+    const why =
+      count.size === 1
+        ? 'they are all of one class'
+        : `guessing gets ${percent(chance)} of ${n} right, and no result would be beyond chance`;
+    return finding(
+      'labels',
+      'ok',
+      `Whether labels follow the inputs cannot be told: ${why}.`,
+      null,
+      numbers,
+    );
+  }
   const text = `Of ${n} training examples, the ${NEIGHBOURS} nearest others get ${percent(byNeighbours / n)} right, class means ${percent(byMeans / n)}; guessing gets ${percent(chance)}.`;
   if (right / n > bar) return finding('labels', 'ok', text, null, numbers);
   return finding(
     'labels',
     n < 50 ? 'advice' : 'problem',
-    `${text} The labels do not follow the inputs.`,
+    `${text} The labels do not follow the inputs, or only in ways that distances do not show.`,
     'look at some examples with their labels (`downpour data inspect`): were inputs and labels shuffled apart, or read from files in another order?',
     numbers,
   );

@@ -23,6 +23,12 @@ export function finding(
   return { check, verdict, text, next: verdict === 'ok' ? null : next, numbers };
 }
 
+/** What a check cannot do with so few examples: no fault of theirs. */
+export function tooFew(check: string, what: string, count: number, needed: number): Finding {
+  const text = `Not enough examples to tell ${what}: ${count}, needs ${needed}.`;
+  return finding(check, 'ok', text, null, { count, needed });
+}
+
 /** Three significant digits. */
 export const short = (value: number): string =>
   Number.isFinite(value) ? String(Number(value.toPrecision(3))) : String(value);

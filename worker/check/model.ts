@@ -2,14 +2,16 @@ import { random } from '../../shared/random.ts';
 import type { Minibatch, PreparedData } from '../data/examples.ts';
 import type { Experiment } from '../experiment.ts';
 import type { LayerOutput, Model, Output } from '../model.ts';
-import { sampleOf } from './data.ts';
-import { type Finding, finding, norm, percent, short } from './finding.ts';
+import { classesOf, sampleOf } from './data.ts';
+import { type Finding, finding, norm, percent, short, tooFew } from './finding.ts';
 
 /** What can be said of a model with its initial parameters, before any training. */
 
 const GRADIENT_EXAMPLES = 16;
 /** Enough that a unit which is silent on all of them is silent on nearly all there are. */
 const ACTIVATION_EXAMPLES = 256;
+/** On fewer a healthy unit is silent by chance. */
+const ACTIVATIONS_MIN = 8;
 const LOSS_EXAMPLES = 512;
 
 /** @param model initialised with `seed`, and left so. */
@@ -23,12 +25,14 @@ export async function checkModel(
   const other = (await model.initialise(seed + 1)).slice();
   const initial = (await model.initialise(seed)).slice();
   model.load(initial);
-  const output = await model.predict(sampleOf(prepared, 'train', ACTIVATION_EXAMPLES));
+  const sample = sampleOf(prepared, 'train', ACTIVATION_EXAMPLES);
+  const output = await model.predict(sample);
+  const last = (await model.activations(sample)).at(-1)?.activation;
   return [
     checkFrozen(model, initial, other),
     await checkGradient(prepared, model, initial, seed),
     await checkInitialLoss(experiment, prepared, model),
-    checkOutput(experiment, prepared, output),
+    checkOutput(experiment, prepared, output, last),
     await checkIndependence(prepared, model),
     ...(await checkActivations(prepared, model, 'activations')),
   ];
@@ -92,6 +96,10 @@ async function checkGradient(
   const draw = random(seed, 72);
   const results: { tensor: string; difference: number; silent: boolean }[] = [];
   const tensors = model.layout.tensors.filter(({ role }) => role === 'trainable');
+  if (tensors.length === 0) {
+    const next = 'set trainable to true where the model is to learn';
+    return finding('gradient', 'problem', 'No tensor of the model is trained.', next);
+  }
   for (const { name, offset, size } of tensors.slice(0, TENSORS_MAX)) {
     const own = gradient.subarray(offset, offset + size);
     const slope = norm(own);
@@ -161,48 +169,107 @@ async function checkInitialLoss(
 ): Promise<Finding> {
   const sample = sampleOf(prepared, 'train', LOSS_EXAMPLES);
   const measured = await model.measure(sample);
-  const { classCount } = prepared;
-  const expected =
-    loss === 'sigmoidCrossEntropy'
-      ? Math.LN2
-      : classCount !== null && loss !== 'meanSquaredError' && loss !== 'meanAbsoluteError'
-        ? Math.log(classCount)
-        : null;
-  const numbers = { loss: measured.loss, error: measured.error, expected };
-  const text = `The loss with initial parameters is ${short(measured.loss)}${expected === null ? '' : `; of ${loss === 'sigmoidCrossEntropy' ? 'guesses between two' : `${classCount} equally likely classes`} it is ${short(expected)}`}.`;
+  return judgeInitialLoss({
+    ...{ loss, measured, classCount: prepared.classCount, priors: priorsOf(prepared, loss) },
+    constant: constantLoss(loss, sample),
+  });
+}
+
+export interface InitialLoss {
+  readonly loss: Experiment['loss'];
+  readonly measured: { readonly loss: number; readonly error: number };
+  readonly classCount: number | null;
+  /** What a guess that knows how frequent each class is costs; null: no classes. */
+  readonly priors: number | null;
+  /** What the best constant answer costs; null: not known of this loss. */
+  readonly constant: number | null;
+}
+
+export function judgeInitialLoss(given: InitialLoss): Finding {
+  const { loss, measured, classCount, priors, constant } = given;
+  const isYesNo = loss === 'sigmoidCrossEntropy';
+  // Of a loss of the experiment's own nobody knows what guessing costs.
+  const isCross = loss === 'softmaxCrossEntropy' || loss === 'negativeLogLikelihood';
+  const expected = isYesNo
+    ? Math.LN2
+    : isCross && classCount !== null
+      ? Math.log(classCount)
+      : null;
+  const numbers = { loss: measured.loss, error: measured.error, expected, priors, constant };
+  const guesses = isYesNo ? 'guesses between two' : `${classCount} equally likely classes`;
+  const text = `The loss with initial parameters is ${short(measured.loss)}${expected === null ? '' : `; of ${guesses} it is ${short(expected)}`}.`;
   if (!Number.isFinite(measured.loss)) {
     const next = 'look at the inputs (scale), the initial values and logarithms in the loss';
     return finding('initial-loss', 'problem', text, next, numbers);
   }
   if (measured.loss < 0) {
+    const isDensity = classCount === null && typeof loss === 'function';
+    return isDensity
+      ? finding(
+          'initial-loss',
+          'advice',
+          `${text} It is below zero.`,
+          'this is right for a likelihood of densities; else look at the sign of the loss: training makes it as low as it can',
+          numbers,
+        )
+      : finding(
+          'initial-loss',
+          'problem',
+          `${text} Below zero there is nothing to fall to.`,
+          'look at the sign of the loss: training makes it as low as it can',
+          numbers,
+        );
+  }
+  if (expected !== null) {
+    const high = measured.loss / expected;
+    // A last bias that begins at the frequencies of the classes knows them, and nothing else.
+    const low = measured.loss / Math.min(expected, priors ?? expected);
+    if (high > 1.5) {
+      const next = 'make the last layer start smaller (initial values, scale of its inputs)';
+      return finding('initial-loss', high > 3 ? 'problem' : 'advice', text, next, numbers);
+    }
+    if (low < 0.7) {
+      const next = 'before training nothing can be known: does the target leak into the inputs?';
+      return finding('initial-loss', low < 0.3 ? 'problem' : 'advice', text, next, numbers);
+    }
+    return finding('initial-loss', 'ok', text, null, numbers);
+  }
+  if (constant === null) return finding('initial-loss', 'ok', text, null, numbers);
+  if (constant === 0) {
     return finding(
       'initial-loss',
       'problem',
-      `${text} Below zero there is nothing to fall to.`,
-      'look at the sign of the loss: training makes it as low as it can',
+      `${text} All targets looked at are the same: one constant answer has no loss at all.`,
+      'look at how the targets are read: there is nothing to learn',
       numbers,
     );
   }
-  if (expected !== null) {
-    const ratio = measured.loss / expected;
-    const next =
-      ratio > 1
-        ? 'make the last layer start smaller (initial values, scale of its inputs)'
-        : 'before training nothing can be known: does the target leak into the inputs?';
-    const verdict =
-      ratio > 3 || ratio < 0.3 ? 'problem' : ratio > 1.5 || ratio < 0.7 ? 'advice' : 'ok';
-    return finding('initial-loss', verdict, text, next, numbers);
-  }
-  const constant = constantLoss(loss, sample);
-  if (constant === null) return finding('initial-loss', 'ok', text, null, numbers);
   const more = `${text} The best constant answer has ${short(constant)}.`;
   return finding(
     'initial-loss',
     measured.loss > 100 * constant ? 'advice' : 'ok',
     more,
     "standardise the targets, or let the last layer's bias begin at their mean",
-    { ...numbers, constant },
+    numbers,
   );
+}
+
+/** The entropy of the classes' frequencies in the training part, nats. */
+function priorsOf(prepared: PreparedData, loss: Experiment['loss']): number | null {
+  const shares: number[] = [];
+  if (loss === 'sigmoidCrossEntropy') {
+    const { values } = prepared.train.targets;
+    let yes = 0;
+    for (let i = 0; i < values.length; i++) yes += values[i]! / values.length;
+    shares.push(yes, 1 - yes);
+  } else {
+    const classes = classesOf(prepared);
+    if (!classes) return null;
+    const counts = new Map<number, number>();
+    for (const c of classes) counts.set(c, (counts.get(c) ?? 0) + 1);
+    shares.push(...[...counts.values()].map((count) => count / classes.length));
+  }
+  return shares.reduce((sum, p) => (p > 0 ? sum - p * Math.log(p) : sum), 0);
 }
 
 /** What answering the mean (median) of the targets costs; null for other losses. */
@@ -226,11 +293,19 @@ export function constantLoss(loss: Experiment['loss'], { targets, targetShape }:
   return sum / targets.length;
 }
 
-/** Losses take logits: what has been through a softmax or sigmoid already learns slowly or not at all. */
-function checkOutput(
-  { loss }: Experiment,
-  { classCount }: PreparedData,
+const SIGMOIDS: readonly string[] = ['sigmoid', 'hardSigmoid'];
+/** So many values that lie between 0 and 1 by chance are rare enough. */
+const VALUES_MIN = 32;
+
+/**
+ * Losses take logits: what has been through a softmax or sigmoid already learns slowly or not at all.
+ * @param last activation of the last layer; null: none, undefined: not known.
+ */
+export function checkOutput(
+  { loss }: Pick<Experiment, 'loss'>,
+  { classCount }: Pick<PreparedData, 'classCount'>,
   { values, shape }: Output,
+  last?: string | null,
 ): Finding {
   const width = shape.at(-1) ?? 1;
   let [low, high] = [Infinity, -Infinity];
@@ -245,7 +320,10 @@ function checkOutput(
     }
   }
   const isSoftmax = low >= 0 && sums.length > 0 && sums.every((sum) => Math.abs(sum - 1) < 1e-3);
-  const isSigmoid = low >= 0 && high <= 1 && !isSoftmax;
+  const isBetween = low >= 0 && high <= 1 && high > low && values.length >= VALUES_MIN;
+  // Logits can lie there too, of a layer that is known to be linear.
+  const isSigmoid =
+    !isSoftmax && (last == null ? last === undefined && isBetween : SIGMOIDS.includes(last));
   const numbers = { low, high, isSoftmax };
   const text = `Predictions are from ${short(low)} to ${short(high)}`;
   const next = "end the model in logits: leave out the last layer's activation";
@@ -266,16 +344,23 @@ function checkOutput(
   return finding('output', 'ok', `${text}.`, null, numbers);
 }
 
+/** Asked together and alone. */
+const NEIGHBOURS = 8;
+
 /** In an evaluation the answer to an example must not depend on its neighbours in the minibatch. */
 async function checkIndependence(prepared: PreparedData, model: Model): Promise<Finding> {
-  const together = sampleOf(prepared, 'train', 8);
+  const count = Math.min(NEIGHBOURS, prepared.train.count);
+  if (count < 2) {
+    return tooFew('independence', 'whether answers depend on the neighbours', count, 2);
+  }
+  const together = sampleOf(prepared, 'train', count);
   const all = await model.predict(together);
-  const inputSize = together.inputs.length / 8;
-  const targetSize = together.targets.length / 8;
-  const outputSize = all.values.length / 8;
+  const inputSize = together.inputs.length / count;
+  const targetSize = together.targets.length / count;
+  const outputSize = all.values.length / count;
   const scale = Math.max(1e-6, norm(all.values) / Math.sqrt(all.values.length));
   let worst = 0;
-  for (let i = 0; i < 8; i++) {
+  for (let i = 0; i < count; i++) {
     const { values } = await model.predict({
       ...together,
       inputs: together.inputs.slice(i * inputSize, (i + 1) * inputSize),
@@ -286,8 +371,8 @@ async function checkIndependence(prepared: PreparedData, model: Model): Promise<
       if (!(difference <= worst)) worst = difference;
     }
   }
-  const numbers = { difference: worst };
-  const text = `Predictions for one example alone and among eight differ by ${percent(worst)}.`;
+  const numbers = { difference: worst, examples: count };
+  const text = `Predictions for one example alone and among ${count} differ by ${percent(worst)}.`;
   if (worst < 0.01) return finding('independence', 'ok', text, null, numbers);
   return finding(
     'independence',
@@ -323,6 +408,11 @@ export async function checkActivations(
   model: Model,
   check: 'activations' | 'activations-trained',
 ): Promise<Finding[]> {
+  const { count } = prepared.train;
+  if (count < ACTIVATIONS_MIN) {
+    return [tooFew(check, 'dead units from such as are rarely asked', count, ACTIVATIONS_MIN)];
+  }
+  const examples = Math.min(ACTIVATION_EXAMPLES, count);
   const outputs = await model.activations(sampleOf(prepared, 'train', ACTIVATION_EXAMPLES));
   const layers = outputs.filter(({ kind }) => !PASSIVE.includes(kind)).map(stateOf);
   if (layers.length === 0) return [];
@@ -337,7 +427,7 @@ export async function checkActivations(
     of.map((l) => `${l.layer} (${what(l)})`).join(', ');
   const table = layers.map((l) => `${l.layer} ${short(l.deviation)}`).join(', ');
   if (dead.length > 0) {
-    const text = `${when} most units are dead, the same for all of ${ACTIVATION_EXAMPLES} examples, in ${list(dead, (l) => percent(l.dead))}.`;
+    const text = `${when} most units are dead, the same for all of ${examples} examples, in ${list(dead, (l) => percent(l.dead))}.`;
     const next =
       'look at the biases and the scale of initial values and inputs (heNormal for ReLU, biases near 0); a lower learning rate if they die in training; leaky ReLU does not die';
     return [finding(check, 'problem', text, next, numbers)];

@@ -3,7 +3,7 @@ import type { RunConfig } from '../../shared/config.ts';
 import { gather, type PreparedData } from '../data/examples.ts';
 import type { Experiment } from '../experiment.ts';
 import { buildModel } from '../model.ts';
-import { type Finding, finding, short } from './finding.ts';
+import { type Finding, finding, short, tooFew } from './finding.ts';
 
 /** Examples a second by the size of the minibatch, and how large one may be. */
 
@@ -75,10 +75,19 @@ export async function checkThroughput(
       break;
     }
   }
-  return judge(timings, config.minibatchSize, why);
+  return judge(timings, config.minibatchSize, why, prepared.train.count);
 }
 
-export function judge(timings: readonly SizeTiming[], minibatchSize: number, why: string): Finding {
+/** @param examples of the training part. */
+export function judge(
+  timings: readonly SizeTiming[],
+  minibatchSize: number,
+  why: string,
+  examples = Number.POSITIVE_INFINITY,
+): Finding {
+  if (examples < FIRST) {
+    return tooFew('minibatch', 'how fast sizes of minibatches are', examples, FIRST);
+  }
   const usual = timings.filter(({ size }) => size >= 32 && size <= 256);
   const most = Math.max(0, ...usual.map(({ examplesPerSecond }) => examplesPerSecond));
   const chosen = usual.find(({ examplesPerSecond }) => examplesPerSecond >= ENOUGH * most)?.size;
@@ -92,7 +101,8 @@ export function judge(timings: readonly SizeTiming[], minibatchSize: number, why
     const next = `lower minibatchSize to ${largest} at most`;
     return finding('minibatch', 'problem', text, next, numbers);
   }
-  const unusual = minibatchSize < 16 || minibatchSize > 256;
+  // A size that there are not the examples for is no use.
+  const unusual = minibatchSize > 256 || (minibatchSize < 16 && examples >= 32);
   return finding(
     'minibatch',
     unusual ? 'advice' : 'ok',

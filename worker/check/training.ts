@@ -1,4 +1,5 @@
 import type { RunConfig } from '../../shared/config.ts';
+import type { ErrorMeasure } from '../../shared/protocol.ts';
 import { permutation, STREAMS } from '../../shared/random.ts';
 import { gather, type PreparedData } from '../data/examples.ts';
 import type { Measured, Model } from '../model.ts';
@@ -34,22 +35,25 @@ const SAMPLE = 512;
 /** The ratio of update to parameter is measured so often. */
 const RATIOS = 10;
 
-interface Ratio {
+export interface Ratio {
   readonly tensor: string;
   /** Size of an update over size of the parameters, L2: the middle of those measured. */
   readonly ratio: number;
   readonly largest: number;
+  readonly moved: boolean;
   /** Of the gradient, first and last. */
   readonly gradientNorm: readonly [number, number];
 }
 
-interface Trained {
+export interface Trained {
   readonly steps: number;
   readonly losses: readonly number[];
   readonly before: Measured;
   readonly after: Measured;
   readonly validationBefore: Measured;
   readonly validation: Measured;
+  /** That `before` and `after` were measured on. */
+  readonly examples: { readonly training: number; readonly validation: number };
   /** Why it ended early. */
   readonly diverged: string | null;
   readonly ratios: readonly Ratio[];
@@ -62,8 +66,8 @@ export async function checkTraining(options: TrialOptions): Promise<Finding[]> {
   const trained = await trainShortly(options);
   const { prepared, model } = options;
   return [
-    checkProgress(trained, options),
-    checkDirection(trained),
+    checkProgress(trained, options.config.learningRate),
+    checkDirection(trained, model.errorMeasure),
     checkRatios(trained),
     checkModes(trained, model),
     ...(trained.diverged ? [] : await checkActivations(prepared, model, 'activations-trained')),
@@ -82,7 +86,9 @@ async function trainShortly(options: TrialOptions): Promise<Trained> {
   const tensors = model.layout.tensors.filter(
     ({ role, shape }) => role === 'trainable' && shape.length > 1,
   );
-  const seen = tensors.map(() => ({ ratios: [] as number[], gradients: [] as number[] }));
+  const seen = tensors.map(() => ({
+    ...{ ratios: [] as number[], gradients: [] as number[], moved: false },
+  }));
   const losses: number[] = [];
   let diverged: string | null = null;
   model.load(updater.parameters);
@@ -100,7 +106,8 @@ async function trainShortly(options: TrialOptions): Promise<Trained> {
     const looks = step % Math.max(1, Math.floor(steps / RATIOS)) === 0 || step === 1;
     const old = looks ? updater.parameters.slice() : null;
     if (!Number.isFinite(loss) || !updater.apply(gradient, step)) {
-      diverged = `the loss, a gradient or a parameter was not finite at update ${step}`;
+      const what = Number.isFinite(loss) ? 'a gradient or a parameter' : 'the loss';
+      diverged = `${what} was not finite at update ${step}`;
       break;
     }
     const { parameters } = updater;
@@ -108,9 +115,11 @@ async function trainShortly(options: TrialOptions): Promise<Trained> {
       tensors.forEach(({ offset, size }, i) => {
         const update = parameters.slice(offset, offset + size);
         for (let j = 0; j < size; j++) update[j]! -= old[offset + j]!;
+        const moved = norm(update);
+        if (moved > 0) seen[i]!.moved = true;
         // A tensor of zeros has no size of its own yet.
-        const size_ = norm(parameters.subarray(offset, offset + size));
-        seen[i]!.ratios.push(size_ === 0 ? 0 : norm(update) / size_);
+        const before = norm(old.subarray(offset, offset + size));
+        if (before > 0) seen[i]!.ratios.push(moved / before);
         seen[i]!.gradients.push(norm(gradient.subarray(offset, offset + size)));
       });
     }
@@ -124,25 +133,30 @@ async function trainShortly(options: TrialOptions): Promise<Trained> {
     ...{ steps: losses.length, losses, diverged },
     ...{ before: before.at, validationBefore: before.on, after: after.at, validation: after.on },
     ratios: tensors.map(({ name }, i) => {
-      const { ratios, gradients } = seen[i]!;
+      const { ratios, gradients, moved } = seen[i]!;
       const ends = [gradients[0] ?? 0, gradients.at(-1) ?? 0] as const;
       return {
-        ...{ tensor: name, ratio: middle(ratios), largest: Math.max(0, ...ratios) },
+        ...{ tensor: name, ratio: middle(ratios), largest: Math.max(0, ...ratios), moved },
         gradientNorm: ends,
       };
     }),
     modes: { training, evaluation: after.at.loss },
+    examples: {
+      training: Math.min(SAMPLE, prepared.train.count),
+      validation: Math.min(SAMPLE, prepared.validation.count),
+    },
   };
 }
 
 /** A smaller fall of the loss is none. */
 const FALL = 0.05;
+/** A loss that falls, but by less, is not judged after fewer updates. */
+const ENOUGH_UPDATES = 50;
 
-function checkProgress(trained: Trained, { config }: TrialOptions): Finding {
+export function checkProgress(trained: Trained, learningRate: number): Finding {
   const { before, after, validation, steps, diverged, ratios } = trained;
   const fall = (before.loss - after.loss) / Math.max(1e-12, Math.abs(before.loss));
   const largest = Math.max(0, ...ratios.map((ratio) => ratio.largest));
-  const { learningRate } = config;
   const numbers = {
     ...{ steps, learningRate, fall, diverged },
     ...{ lossBefore: before.loss, lossAfter: after.loss, errorAfter: after.error },
@@ -150,6 +164,15 @@ function checkProgress(trained: Trained, { config }: TrialOptions): Finding {
   };
   const text = `In ${steps} updates at learningRate ${learningRate} the training loss went from ${short(before.loss)} to ${short(after.loss)}, the error from ${short(before.error)} to ${short(after.error)} (validation ${short(validation.error)}).`;
   const find = '`downpour lr-find` finds a learning rate';
+  if (!Number.isFinite(before.loss)) {
+    return finding(
+      'progress',
+      'problem',
+      `${text} The loss is not finite before any update: no learning rate changes that.`,
+      'mend what initial-loss says first',
+      numbers,
+    );
+  }
   if (diverged || !Number.isFinite(after.loss) || (fall < FALL && largest > 0.03)) {
     const why = diverged ?? 'it does not fall, and the updates are large';
     return finding(
@@ -161,12 +184,30 @@ function checkProgress(trained: Trained, { config }: TrialOptions): Finding {
     );
   }
   if (fall >= FALL) return finding('progress', 'ok', text, null, numbers);
+  if (before.loss === 0) {
+    return finding(
+      'progress',
+      'advice',
+      `${text} There was nothing to learn: the loss was 0 before any update.`,
+      'look at the targets and the loss: is there anything to tell apart?',
+      numbers,
+    );
+  }
   if (largest < 1e-4) {
     return finding(
       'progress',
       'problem',
       `${text} It hardly moves: the largest update is ${short(largest)} of its tensor.`,
       `raise learningRate by a factor of 10 or more; ${find}`,
+      numbers,
+    );
+  }
+  if (fall > 0 && steps < ENOUGH_UPDATES) {
+    return finding(
+      'progress',
+      'advice',
+      `${text} So few updates do not tell whether it learns.`,
+      `${find}; train for more updates before you judge`,
       numbers,
     );
   }
@@ -179,15 +220,26 @@ function checkProgress(trained: Trained, { config }: TrialOptions): Finding {
   );
 }
 
+/** Standard errors that a share must have changed by. */
+const NOISES = 3;
+
 /** Does a lower loss mean a lower error? */
-function checkDirection({ before, after, validationBefore, validation }: Trained): Finding {
+export function checkDirection(trained: Trained, measure: ErrorMeasure): Finding {
+  const { before, after, validationBefore, validation, examples } = trained;
   const fall = (before.loss - after.loss) / Math.abs(before.loss);
-  const change = Math.max(
-    after.error / before.error,
-    validation.error / Math.max(1e-12, validationBefore.error),
-  );
-  // The loss of rare classes may fall for long before the error does; not to less than half.
-  const against = (fall > FALL && change > 1.02) || (fall > 0.5 && change > 0.97);
+  // Shares of a few examples go up and down by chance.
+  const noise = (share: number, count: number) =>
+    measure === 'misclassification'
+      ? NOISES * Math.sqrt((2 * Math.max(share * (1 - share), 1 / count)) / count)
+      : 0;
+  const isWorse = (a: number, b: number, count: number) =>
+    fall > FALL && b > 1.02 * a && b - a > noise(a, count);
+  // A validation error alone rises where the model learns its examples by heart.
+  const against =
+    isWorse(before.error, after.error, examples.training) ||
+    (validationBefore.error > 0 &&
+      after.error > 0.97 * before.error &&
+      isWorse(validationBefore.error, validation.error, examples.validation));
   const numbers = {
     loss: [before.loss, after.loss],
     error: [before.error, after.error],
@@ -203,15 +255,25 @@ function checkDirection({ before, after, validationBefore, validation }: Trained
       numbers,
     );
   }
+  // The loss of rare classes may fall for long before the error does.
+  if (fall > 0.5 && before.error > 0 && after.error > 0.97 * before.error) {
+    return finding(
+      'direction',
+      'advice',
+      `${text} The error has not followed.`,
+      'usual at first where one class is much larger than the others; else look whether loss and error measure the same',
+      numbers,
+    );
+  }
   return finding('direction', 'ok', text, null, numbers);
 }
 
 /** The 1 % mark: updates of about a hundredth to a thousandth of their tensor (Deep Learning §11.5). */
-function checkRatios({ ratios, diverged }: Trained): Finding {
+export function checkRatios({ ratios, diverged }: Trained): Finding {
   const table = ratios.map(({ tensor, ratio }) => `${tensor} ${percent(ratio)}`).join(', ');
   const text = `An update is, of its tensor: ${table || 'no tensor of rank 2 or more'}; about 0.1 % to 1 % is usual.`;
   const numbers = { ratios };
-  const still = ratios.filter(({ ratio }) => ratio === 0).map(({ tensor }) => tensor);
+  const still = ratios.filter(({ moved }) => !moved).map(({ tensor }) => tensor);
   if (still.length > 0 && !diverged) {
     return finding(
       'updates',
