@@ -1,6 +1,7 @@
 import { Argument, type Command, Option } from 'commander';
 import { LIMITS, SERVER_DEFAULTS } from '../shared/config.ts';
 import { SHELLS, type Shell } from './completion.ts';
+import { oneCharacter } from './data.ts';
 import type { InitOptions } from './init.ts';
 import type { Outcome } from './main.ts';
 import {
@@ -450,6 +451,11 @@ function registerInit(program: Command): void {
       ]),
     )
     .addOption(new Option('--model <model>', 'of images').choices(['mlp', 'cnn']))
+    .option(
+      '--delimiter <character>',
+      'between the cells of a CSV file, \\t for a tab (default: found in the file)',
+      oneCharacter,
+    )
     .option('--force', 'write over a file that is there')
     .option('-y, --yes', 'ask nothing, take the defaults')
     .addOption(jsonOption())

@@ -57,7 +57,7 @@ export function registerDataCommands(program: Command): void {
     });
 }
 
-function oneCharacter(text: string): string {
+export function oneCharacter(text: string): string {
   const character = text === '\\t' ? '\t' : text;
   if (character.length !== 1) throw new InvalidArgumentError('It must be one character, or \\t.');
   return character;

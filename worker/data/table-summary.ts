@@ -1,6 +1,5 @@
-import { isMissing, isNumber } from './cells.ts';
-import { readDataFile } from './files.ts';
-import { parseRows, type TableOptions } from './table-rows.ts';
+import { profileTable } from './table-profile.ts';
+import type { TableOptions } from './table-rows.ts';
 import { momentsOf } from './transform.ts';
 
 /** What a column of a table looks like, whatever is wrong with it. */
@@ -26,32 +25,17 @@ export interface TableSummary {
 
 /** Describes every column of a file; unlike `loadCsv` it only counts what is missing. */
 export async function describeCsv(path: string, options: TableOptions = {}): Promise<TableSummary> {
-  const columns: { numbers: number[] | null; missing: number; counts: Map<string, number> }[] = [];
-  const bytes = await readDataFile(path);
-  const { header, count, delimiter } = parseRows(bytes, path, options, (cells) => {
-    cells.forEach((cell, i) => {
-      columns[i] ??= { numbers: [], missing: 0, counts: new Map() };
-      const column = columns[i];
-      const text = cell.trim();
-      if (isMissing(text)) {
-        column.missing++;
-        return;
-      }
-      if (isNumber(text)) column.numbers?.push(Number(text));
-      else column.numbers = null;
-      if (column.counts.size <= SUMMARY_CATEGORIES_MAX) {
-        column.counts.set(text, (column.counts.get(text) ?? 0) + 1);
-      }
-    });
+  const { columns, count, delimiter } = await profileTable(path, options);
+  const summaries = columns.map(({ name, count: rows, missing, values, numberCount, kinds }) => {
+    const isNumbers = numberCount > 0 && numberCount === rows - missing;
+    const numbers = missing > 0 ? values.filter((value) => !Number.isNaN(value)) : values;
+    const isFew = kinds !== null && kinds.size <= SUMMARY_CATEGORIES_MAX;
+    return {
+      ...{ name, count: rows, missing },
+      numbers: isNumbers ? summarise(numbers) : null,
+      categories: isFew ? Object.fromEntries([...kinds].sort()) : null,
+    };
   });
-  const summaries = columns.map(({ numbers, missing, counts }, i) => ({
-    name: header[i]!,
-    count,
-    missing,
-    numbers: numbers === null || numbers.length === 0 ? null : summarise(numbers),
-    categories:
-      counts.size <= SUMMARY_CATEGORIES_MAX ? Object.fromEntries([...counts].sort()) : null,
-  }));
   return { columns: summaries, count, delimiter };
 }
 

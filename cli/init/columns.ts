@@ -1,0 +1,219 @@
+import type { Cell, ColumnProfile, Form } from '../../worker/data/table-profile.ts';
+import { groups } from '../progress.ts';
+
+/** What a column of a table is good for, decided by counting its cells. */
+
+/** `count`: counts the rows. `odd`: left out for what is wrong with some or all of its cells. */
+export type ColumnKind =
+  | 'numbers'
+  | 'category'
+  | 'count'
+  | 'constant'
+  | 'date'
+  | 'odd'
+  | 'text'
+  | 'missing'
+  | 'empty';
+
+export interface Judged {
+  readonly profile: ColumnProfile;
+  readonly kind: ColumnKind;
+  /** Why it is of no use as it is, and what to do; empty where it is of use. */
+  readonly reason: string;
+  /** What to do about it; empty where nothing can be done. */
+  readonly remedy: string;
+  /** Whether somebody may mean its cells as kinds, though most look like numbers. */
+  readonly mayBeKinds: boolean;
+}
+
+/** Texts of at most so many kinds are a category; of more where each kind has `ROWS_A_KIND` rows. */
+const CATEGORIES_FEW = 20;
+const CATEGORIES_MANY = 200;
+const ROWS_A_KIND = 20;
+/** Fewer rows cannot be said to be counted; in any order. */
+const COUNTED_MIN = 5;
+const SHUFFLED_MIN = 20;
+/** Share of the cells that makes a column one of numbers, though some are none. */
+const NUMBERS_SHARE = 0.5;
+const DATES_SHARE = 0.9;
+/** Kinds of numbers beside which a text that comes again and again may be one more kind: 0, 1, 2, 3+. */
+const NUMBER_KINDS_FEW = 10;
+const ODD_SHARE = 0.02;
+
+export function judge(profile: ColumnProfile): Judged {
+  const { count, missing, firstMissing, numberCount, kinds } = profile;
+  const given = count - missing;
+  const judged: Judge = (kind, reason = '', remedy = '', mayBeKinds = false) => ({
+    ...{ profile, kind, reason, remedy, mayBeKinds },
+  });
+  if (given === 0) return judged('empty', 'it holds no value');
+  if (missing > 0) {
+    const first = firstMissing!;
+    return judged(
+      'missing',
+      `${groups(missing)} of ${groups(count)} values are missing, the first in line ${first.line}`,
+      'fill them in, or take those lines out',
+    );
+  }
+  if (kinds?.size === 1 && count > 1) {
+    const [only] = kinds.keys();
+    return judged('constant', `every row has ${shown(only!)}`);
+  }
+  if (numberCount === given) return judgeNumbers(judged, profile);
+  const dates = formCount(profile, 'date');
+  if (dates >= DATES_SHARE * given)
+    return judged('date', `it holds dates or times (${example(profile, 'date')})`, DATES);
+  return judgeText(judged, profile, given);
+}
+
+const DATES = 'turn them into numbers first: days since the first one, the month, the hour';
+
+type Judge = (kind: ColumnKind, reason?: string, remedy?: string, mayBeKinds?: boolean) => Judged;
+
+function judgeNumbers(judged: Judge, profile: ColumnProfile): Judged {
+  const { values, name } = profile;
+  const counted = countsRows(values, name);
+  if (counted !== null) return judged('count', counted, '');
+  if (isDays(values)) {
+    return judged('date', `it holds days written as numbers (${values[0]})`, DATES);
+  }
+  return judged('numbers');
+}
+
+function judgeText(judged: Judge, profile: ColumnProfile, given: number): Judged {
+  const { numberCount, kinds } = profile;
+  const isCategory = kinds !== null && isFew(kinds.size, given);
+  const dressed = DRESSED.reduce((sum, form) => sum + formCount(profile, form), 0);
+  const units = formCount(profile, 'unit');
+  if (numberCount >= NUMBERS_SHARE * given) {
+    if (isCategory && isOneMoreKind(profile, given)) return judged('category');
+    return judged('odd', ...slips(profile, given), isCategory);
+  }
+  if (numberCount + dressed + units >= DATES_SHARE * given && !(isCategory && dressed === 0)) {
+    return judged('odd', ...dressedNumbers(profile, given));
+  }
+  if (isCategory) return judged('category');
+  if (numberCount > 0 && numberCount + dressed + units >= NUMBERS_SHARE * given) {
+    return judged('odd', ...slips(profile, given), isCategory);
+  }
+  const many = kinds === null ? 'more than 1,000' : groups(kinds.size);
+  return kinds?.size === given
+    ? judged('text', 'it holds a text of its own in each row, such as names')
+    : judged(
+        'text',
+        `it holds text of too many kinds (${many} in ${groups(given)} rows), such as names`,
+      );
+}
+
+/** Whether texts of so many kinds are a category in so many rows. */
+export function isFew(kinds: number, rows: number): boolean {
+  const most = Math.max(CATEGORIES_FEW, Math.min(CATEGORIES_MANY, rows / ROWS_A_KIND));
+  return kinds <= most && 2 * kinds <= rows;
+}
+
+const DRESSED: readonly Form[] = ['money', 'percent', 'grouped', 'decimalComma'];
+/** Never a kind of its own beside numbers. */
+const NO_KIND: readonly Form[] = [...DRESSED, 'infinite', 'tooLarge', 'absent'];
+
+const formCount = ({ forms }: ColumnProfile, form: Form) => forms.get(form) ?? 0;
+const example = ({ firsts }: ColumnProfile, form: Form) => {
+  const { line, text } = firsts.get(form)!;
+  return `line ${line}: ${shown(text)}`;
+};
+
+/** Few numbers, and beside them texts that come again and again: a category rather than a slip. */
+function isOneMoreKind(profile: ColumnProfile, given: number): boolean {
+  const { kinds, numberCount } = profile;
+  if (NO_KIND.some((form) => formCount(profile, form) > 0)) return false;
+  const texts = [...kinds!].filter(([text]) => Number.isNaN(Number(text)));
+  const numbers = kinds!.size - texts.length;
+  return (
+    numbers <= NUMBER_KINDS_FEW &&
+    given - numberCount >= ODD_SHARE * given &&
+    texts.every(([, cells]) => cells > 1)
+  );
+}
+
+/** The first cell that is no number, how many there are, and what may be done. */
+function slips(profile: ColumnProfile, given: number): [string, string] {
+  const { numberCount } = profile;
+  const first = firstOdd(profile);
+  const others = given - numberCount;
+  const more = others === 1 ? 'is' : `is the first of ${groups(others)} that are`;
+  const reason = `${groups(numberCount)} of ${groups(given)} values are numbers, but ${shown(first.text)} in line ${first.line} ${more} not`;
+  return [reason, `${HINTS[first.form]}correct ${others === 1 ? 'it' : 'them'}`];
+}
+
+function dressedNumbers(profile: ColumnProfile, given: number): [string, string] {
+  const first = firstOdd(profile);
+  const others = given - profile.numberCount;
+  const reason = `it holds numbers that are not written as plain numbers: ${shown(first.text)} in line ${first.line}${others > 1 ? `, the first of ${groups(others)}` : ''}`;
+  return [reason, `${HINTS[first.form]}write them as 1234.5`];
+}
+
+const HINTS: Readonly<Record<Form, string>> = {
+  date: '',
+  money: 'take the currency out; ',
+  percent: 'take the percent sign out; ',
+  grouped: 'take the marks between thousands out; ',
+  decimalComma: 'a decimal comma is read with --decimal ,; ',
+  unit: 'take the unit out; ',
+  infinite: 'no infinite number can be learnt from; ',
+  tooLarge: 'it is larger than a float32 can be; ',
+  absent: 'a missing value is written as an empty cell, ?, NA, NaN, n/a or null; ',
+  text: '',
+};
+
+export function firstOdd({ firsts }: ColumnProfile): Cell & { readonly form: Form } {
+  const all = [...firsts].map(([form, cell]) => ({ ...cell, form }));
+  return all.reduce((a, b) => (b.line < a.line ? b : a));
+}
+
+/** Names that columns have which tell rows apart. */
+const ID_NAME =
+  /(?:^|[_\s.-])(?:id|ids|uuid|guid|key|index|idx|no|nr|number|rownum|row)$|[a-z](?:Id|ID|Idx|Index|Key|No|Nr)$/;
+
+/** Why whole numbers tell rows apart and nothing else; null where they may tell more. */
+function countsRows(values: Float64Array, name: string): string | null {
+  const n = values.length;
+  if (n < COUNTED_MIN || !values.every(Number.isInteger)) return null;
+  const [first, last] = [values[0]!, values[n - 1]!];
+  const step = Math.sign(values[1]! - first);
+  if (step !== 0 && values.every((value, i) => value === first + step * i)) {
+    return `it counts the rows: ${first}, ${values[1]} … ${last}`;
+  }
+  if (n < SHUFFLED_MIN) return null;
+  const sorted = values.slice().sort();
+  if (sorted.some((value, i) => i > 0 && value === sorted[i - 1])) return null;
+  const span = sorted[n - 1]! - sorted[0]! + 1;
+  if (span === n)
+    return `it counts the rows in another order: ${sorted[0]} … ${sorted[n - 1]}, each once`;
+  const rises = values.every((value, i) => i === 0 || value > values[i - 1]!);
+  if (rises && 2 * n >= span)
+    return `it counts rows of which some are gone: ${first} … ${last}, rising`;
+  if (ID_NAME.test(name) || /^id$/i.test(name))
+    return 'by its name and its values, each of which stands there once, it tells rows apart';
+  return null;
+}
+
+/** 20240131: eight digits that are a day, in every row. */
+function isDays(values: Float64Array): boolean {
+  return values.every((value) => {
+    const [month, day] = [Math.floor(value / 100) % 100, value % 100];
+    return (
+      Number.isInteger(value) &&
+      value >= 19_000_101 &&
+      value <= 21_001_231 &&
+      month >= 1 &&
+      month <= 12 &&
+      day >= 1 &&
+      day <= 31
+    );
+  });
+}
+
+/** A text as part of a sentence. */
+export function shown(text: string): string {
+  const line = text.replace(/[\p{C}\p{Zl}\p{Zp}]+/gu, ' ');
+  return `'${line.length > 40 ? `${line.slice(0, 40)}…` : line}'`;
+}

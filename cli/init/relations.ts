@@ -1,0 +1,64 @@
+import type { ColumnProfile } from '../../worker/data/table-profile.ts';
+
+/** Columns that say the same as another one. */
+
+/** Of its variance, what a straight line may leave unexplained where two columns are the same quantity. */
+const LINE_REST = 1e-6;
+/** Different values that must lie on the line before it is one. */
+const LINE_POINTS = 5;
+/** That a column agrees with another by chance has a probability of 2 to the minus this, or less. */
+const CHANCE_BITS = 20;
+
+/** How a column is the target in other clothes; null: it is not. @param target without missing values */
+export function targetInDisguise(column: ColumnProfile, target: ColumnProfile): string | null {
+  if (isSame(column, target)) return 'it equals the target';
+  if (isLine(column, target)) return 'the target is a linear function of it alone';
+  return isRecoding(column, target) ? 'it is the target under other names, one for one' : null;
+}
+
+/** The same value in every row: as numbers where both are, else as text. */
+export function isSame(a: ColumnProfile, b: ColumnProfile): boolean {
+  if (a.numberCount === a.count && b.numberCount === b.count) {
+    return a.values.every((value, i) => value === b.values[i]);
+  }
+  if (a.codes === null || b.codes === null) return false;
+  const [aTexts, bTexts] = [[...a.kinds!.keys()], [...b.kinds!.keys()]];
+  return a.codes.every((code, i) => aTexts[code] === bTexts[b.codes![i]!]);
+}
+
+/** Whether y is a + b·x, as far as rounding lets one see: 1 − r² at most `LINE_REST`. */
+function isLine({ values: x, numberCount, count }: ColumnProfile, target: ColumnProfile): boolean {
+  const y = target.values;
+  if (numberCount < count || target.numberCount < count) return false;
+  if (new Set(x.subarray(0, 10_000)).size < LINE_POINTS) return false;
+  const mean = (values: Float64Array) => values.reduce((sum, value) => sum + value / count, 0);
+  const [mx, my] = [mean(x), mean(y)];
+  let [xx, xy, yy] = [0, 0, 0];
+  for (let i = 0; i < count; i++) {
+    const [dx, dy] = [x[i]! - mx, y[i]! - my];
+    xx += dx * dx;
+    xy += dx * dy;
+    yy += dy * dy;
+  }
+  return xx > 0 && yy > 0 && 1 - (xy * xy) / (xx * yy) <= LINE_REST;
+}
+
+/** Whether each kind of one goes with one kind of the other, in too many rows for chance. */
+function isRecoding(a: ColumnProfile, b: ColumnProfile): boolean {
+  const { codes, kinds, count } = a;
+  if (codes === null || b.codes === null) return false;
+  if (kinds!.size !== b.kinds!.size || kinds!.size < 2 || 2 * kinds!.size > count) return false;
+  const toB = new Int32Array(kinds!.size).fill(-1);
+  for (let i = 0; i < count; i++) {
+    const code = codes[i]!;
+    if (toB[code] === -1) toB[code] = b.codes[i]!;
+    else if (toB[code] !== b.codes[i]) return false;
+  }
+  const isOneForOne = new Set(toB).size === toB.length;
+  return isOneForOne && entropyBits([...kinds!.values()], count) * count >= CHANCE_BITS;
+}
+
+/** Shannon's, of one row. */
+function entropyBits(counts: readonly number[], total: number): number {
+  return counts.reduce((sum, cells) => sum - (cells / total) * Math.log2(cells / total), 0);
+}

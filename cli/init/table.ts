@@ -1,0 +1,397 @@
+import { basename } from 'node:path';
+import { nearest } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import { corrupt } from '../../worker/data/files.ts';
+import {
+  type ColumnProfile,
+  profileTable,
+  type TableProfile,
+} from '../../worker/data/table-profile.ts';
+import { summarise } from '../../worker/data/table-summary.ts';
+import { groups } from '../progress.ts';
+import type { Answers } from './ask.ts';
+import { firstOdd, type Judged, judge, shown } from './columns.ts';
+import { isSame, targetInDisguise } from './relations.ts';
+import { code, codeList, comment } from './source.ts';
+
+/** The experiment for a table: what to predict, from which columns, by which network. */
+
+export type Task = 'classification' | 'regression';
+
+/** What the file will say, and what is told beside it. */
+export interface Draft {
+  readonly source: string;
+  readonly notes: readonly string[];
+}
+
+export interface TableRequest {
+  /** As the user named it. */
+  readonly data: string;
+  /** Source code that gives the path. */
+  readonly place: string;
+  readonly target?: string;
+  readonly task?: Task;
+  readonly delimiter?: string;
+}
+
+/** Whole numbers of at most so many kinds are classes rather than quantities. */
+const CLASSES_FEW = 10;
+/** A class name in a sentence: this many, then their count. */
+const SHOWN_MAX = 8;
+
+/** @throws DownpourError DP_USAGE, DP_DATA_MISSING, DP_DATA_CORRUPT */
+export async function tableDraft(request: TableRequest, answers: Answers): Promise<Draft> {
+  const { data, delimiter } = request;
+  const table = await profileTable(data, delimiter === undefined ? {} : { delimiter });
+  if (table.count === 0)
+    throw corrupt(data, 'it has a header, but no line after it: nothing to learn from');
+  if (table.count === 1) {
+    throw corrupt(
+      data,
+      'it has one line after the header: at least two are needed, one to learn from and one to validate with',
+    );
+  }
+  const names = table.columns.map(({ name }) => name);
+  const [last] = names.slice(-1);
+  const target = await answers.answer(
+    request.target,
+    `Column to predict (${names.map(shown).join(', ')})?`,
+    last!,
+    (name) => findTarget(table, name, request),
+  );
+  const guessed = taskOf(target.profile);
+  const task = await answers.answer(
+    request.task ?? (isNumeric(target.profile) ? undefined : guessed),
+    `Predict classes or a quantity (classification, regression)?`,
+    guessed,
+    (text) => checkTask(text, target, data),
+  );
+  const { inputs, notes: inputNotes } = chooseInputs(table, target.profile, data);
+  const notes = [
+    `${data}: ${groups(table.count)} examples; predicts ${target.profile.name} (${task})${taskNote(target.profile, task, request)}`,
+    ...(task === 'classification' ? classNotes(target.profile, data) : []),
+    ...inputNotes,
+    ...sizeNotes(table.count),
+  ];
+  return { source: tableSource({ request, table, target: target.profile, task, inputs }), notes };
+}
+
+// What is predicted.
+
+const isNumeric = ({ numberCount, count }: ColumnProfile) => numberCount === count;
+
+function findTarget({ columns }: TableProfile, name: string, request: TableRequest): Judged {
+  const { data, task } = request;
+  const names = columns.map((column) => column.name);
+  // Typed by hand, a name comes in another normal form than some programs write.
+  const alike = (text: string) => text.normalize('NFC').trim();
+  const profile =
+    columns.find((column) => column.name === name) ??
+    columns.find((column) => alike(column.name) === alike(name));
+  if (!profile) {
+    const near = nearest(name, names);
+    throw new DownpourError(
+      'DP_USAGE',
+      `${data} has no column ${shown(name)}; ${near === null ? '' : `did you mean ${shown(near)}? `}It has ${names.map(shown).join(', ')}: --target one of them`,
+    );
+  }
+  const target = judge(profile);
+  const refuse = (why: string, next: string) => {
+    throw new DownpourError(
+      'DP_USAGE',
+      `${data}: column ${shown(profile.name)} cannot be predicted: ${why}; ${next}`,
+    );
+  };
+  const { kind, reason, remedy, mayBeKinds } = target;
+  const other = 'predict another column (--target)';
+  // Said by hand: so it is meant.
+  const isMeant = request.target !== undefined && task !== undefined;
+  if (kind === 'odd' && !(task === 'classification' && mayBeKinds)) {
+    refuse(
+      reason,
+      `${remedy}${mayBeKinds ? ', or --task classification if these are classes' : ''}`,
+    );
+  }
+  if (kind === 'missing') refuse(reason, `${remedy}, or ${other}`);
+  if (kind === 'date') refuse(reason, `${remedy}; or ${other}`);
+  if (kind === 'constant') refuse(`${reason}, so there is nothing to learn`, other);
+  if (kind === 'count' && !isMeant)
+    refuse(
+      reason,
+      `${other}; if it is a quantity all the same, --target and --task regression say so`,
+    );
+  if (kind === 'empty' || kind === 'text') refuse(reason, other);
+  return target;
+}
+
+/** Few whole numbers from 0 or 1 on, or two of any kind, are classes; so is text. */
+function taskOf(profile: ColumnProfile): Task {
+  if (!isNumeric(profile)) return 'classification';
+  const kinds = numberKinds(profile);
+  if (kinds === null || 2 * kinds.length > profile.count) return 'regression';
+  if (kinds.length === 2) return 'classification';
+  const [least, most] = [Math.min(...kinds), Math.max(...kinds)];
+  const isCounted =
+    kinds.every(Number.isInteger) && (least === 0 || least === 1) && most < 2 * kinds.length;
+  return kinds.length <= CLASSES_FEW && isCounted ? 'classification' : 'regression';
+}
+
+/** Different numbers, at most twice `CLASSES_FEW`; null: more. */
+function numberKinds({ values }: ColumnProfile): number[] | null {
+  const kinds = new Set<number>();
+  for (const value of values) {
+    kinds.add(value);
+    if (kinds.size > 2 * CLASSES_FEW) return null;
+  }
+  return [...kinds].sort((a, b) => a - b);
+}
+
+function checkTask(text: string, { profile }: Judged, data: string): Task {
+  const column = `${data}: column ${shown(profile.name)}`;
+  if (text !== 'classification' && text !== 'regression') {
+    throw new DownpourError('DP_USAGE', `${shown(text)} is no task: classification or regression`);
+  }
+  if (text === 'regression' && !isNumeric(profile)) {
+    const { line, text: cell } = firstOdd(profile);
+    throw new DownpourError(
+      'DP_USAGE',
+      `${column} holds text (line ${line}: ${shown(cell)}), no quantity: --task classification`,
+    );
+  }
+  if (text === 'classification') {
+    const classes = classCounts(profile);
+    const single = classes === null ? 0 : [...classes.values()].filter((rows) => rows === 1).length;
+    if (classes === null || 2 * single > classes.size) {
+      const many = classes === null ? 'more than 1,000' : groups(classes.size);
+      throw new DownpourError(
+        'DP_USAGE',
+        `${column} has ${many} different values${classes === null ? '' : `, ${groups(single)} of which stand in one row only`}: too many for classes; --task regression, or --target another column`,
+      );
+    }
+  }
+  return text;
+}
+
+/** Rows by class; of numbers each value once, however it is written. Null: too many. */
+function classCounts(profile: ColumnProfile): ReadonlyMap<string, number> | null {
+  const { kinds } = profile;
+  if (kinds === null || !isNumeric(profile)) return kinds;
+  const counts = new Map<string, number>();
+  for (const [text, rows] of kinds) {
+    const name = String(Number(text));
+    counts.set(name, (counts.get(name) ?? 0) + rows);
+  }
+  return counts;
+}
+
+/** Where numbers might be the other task. */
+function taskNote(profile: ColumnProfile, task: Task, request: TableRequest): string {
+  const kinds = isNumeric(profile) && request.task === undefined ? numberKinds(profile) : null;
+  if (kinds === null || kinds.length === 2) return '';
+  const values = `its ${kinds.length} values ${kinds[0]} … ${kinds.at(-1)}`;
+  return task === 'classification'
+    ? `: ${values} are taken as classes, --task regression takes them as a quantity`
+    : `: ${values} are taken as a quantity, --task classification takes them as classes`;
+}
+
+function classNotes(profile: ColumnProfile, data: string): string[] {
+  const counts = classCounts(profile)!;
+  const single = [...counts].filter(([, rows]) => rows === 1).map(([name]) => shown(name));
+  const notes = [`classes: ${listed([...counts.keys()].sort(byNumber))}`, ...spellings(profile)];
+  if (single.length > 0) {
+    notes.push(
+      `${data}: the ${single.length === 1 ? 'class' : 'classes'} ${single.slice(0, SHOWN_MAX).join(', ')} ${single.length === 1 ? 'has' : 'have'} one row only, which is either learnt from or validated with, not both: add more, or take it out`,
+    );
+  }
+  return notes;
+}
+
+const byNumber = (a: string, b: string) => Number(a) - Number(b) || (a < b ? -1 : 1);
+
+function listed(names: readonly string[]): string {
+  const first = names.slice(0, SHOWN_MAX).map(shown).join(', ');
+  return names.length > SHOWN_MAX ? `${first} … (${names.length})` : first;
+}
+
+/** Kinds that are one to a reader: they differ in case, spaces or Unicode's normal form. */
+function spellings({ name, kinds }: ColumnProfile): string[] {
+  const byForm = new Map<string, string[]>();
+  for (const kind of kinds!.keys()) {
+    const form = kind.normalize('NFKC').toLowerCase().replace(/\s+/g, ' ');
+    byForm.set(form, [...(byForm.get(form) ?? []), kind]);
+  }
+  return [...byForm.values()]
+    .filter((same) => same.length > 1)
+    .map(
+      (same) =>
+        `column ${shown(name)}: ${same.map(shown).join(' and ')} are kinds of their own; write them alike if they are one`,
+    );
+}
+
+// What it is predicted from.
+
+interface Inputs {
+  readonly numbers: readonly ColumnProfile[];
+  readonly categories: readonly ColumnProfile[];
+  readonly ignored: readonly { readonly profile: ColumnProfile; readonly why: string }[];
+}
+
+function chooseInputs(
+  table: TableProfile,
+  target: ColumnProfile,
+  data: string,
+): { inputs: Inputs; notes: string[] } {
+  const numbers: ColumnProfile[] = [];
+  const categories: ColumnProfile[] = [];
+  const ignored: { profile: ColumnProfile; why: string; more: string; isSoft: boolean }[] = [];
+  for (const profile of table.columns) {
+    if (profile === target) continue;
+    const { kind, reason, remedy, mayBeKinds } = judge(profile);
+    const leave = (why: string, more = '', isSoft = false) => {
+      ignored.push({ profile, why, more, isSoft });
+    };
+    if (kind !== 'numbers' && kind !== 'category' && kind !== 'count') {
+      const asKinds = mayBeKinds
+        ? ', or name the column in `categorical` instead of `ignore` if these are kinds'
+        : '';
+      leave(reason, remedy === '' ? '' : `; ${remedy}${asKinds}`);
+      continue;
+    }
+    const disguise = targetInDisguise(profile, target);
+    const twin = [...numbers, ...categories].find((other) => isSame(other, profile));
+    const keep = '; take it out of `ignore` if it is known when the model is used';
+    if (disguise !== null) leave(disguise, keep, isNumeric(profile) && !isSame(profile, target));
+    else if (kind === 'count')
+      leave(reason, '; take it out of `ignore` if it means more than that', true);
+    else if (twin) leave(`it equals column ${shown(twin.name)}`);
+    else if (kind === 'numbers') numbers.push(profile);
+    else categories.push(profile);
+  }
+  const notes: string[] = [];
+  if (numbers.length + categories.length === 0) {
+    // Nothing better is there: a line y = 2x + 1 may be learnt.
+    const kept = ignored.findIndex(({ isSoft }) => isSoft);
+    const left = ignored.map(({ profile, why }) => `${shown(profile.name)} (${why})`).join(', ');
+    if (kept < 0) {
+      throw new DownpourError(
+        'DP_USAGE',
+        `${data}: no column is left to predict ${shown(target.name)} from${left === '' ? ': it has one column only' : `: ${left}`}`,
+      );
+    }
+    const [only] = ignored.splice(kept, 1);
+    notes.push(
+      `keeps column ${shown(only!.profile.name)}, since no other is left, though ${only!.why}`,
+    );
+    numbers.push(only!.profile);
+  }
+  for (const { profile, why, more } of ignored) {
+    notes.push(`leaves out column ${shown(profile.name)}: ${why}${more}`);
+  }
+  for (const profile of categories) {
+    notes.push(
+      `column ${shown(profile.name)} is text of ${profile.kinds!.size} kinds, one 0/1 input for each: ${listed([...profile.kinds!.keys()].sort())}`,
+    );
+    notes.push(...spellings(profile));
+  }
+  return { inputs: { numbers, categories, ignored }, notes };
+}
+
+// What is written.
+
+/** Below so many rows one hold-out fifth says little. */
+const ROWS_FEW = 50;
+const VALIDATION_SHARE = 0.2;
+
+function sizeNotes(count: number): string[] {
+  if (count >= ROWS_FEW) return [];
+  const validates = Math.max(1, Math.round(count * VALIDATION_SHARE));
+  return [
+    `${count} examples are few: ${validates === 1 ? '1 of them validates' : `${validates} of them validate`}, so the error is a rough one; \`downpour folds\` uses each for both`,
+  ];
+}
+
+interface TableParts {
+  readonly request: TableRequest;
+  readonly table: TableProfile;
+  readonly target: ColumnProfile;
+  readonly task: Task;
+  readonly inputs: Inputs;
+}
+
+function tableSource(parts: TableParts): string {
+  const { request, table, target, task } = parts;
+  const name = comment(target.name);
+  const isClasses = task === 'classification';
+  return `import { resolve } from 'node:path';
+import { defineExperiment, loadCsv } from 'downpour';
+import { layers } from 'downpour/layers';
+
+/** ${name} from ${comment(basename(request.data))}, by a network with one hidden layer. */
+export default defineExperiment({
+  data: () =>
+    loadCsv(${request.place}, {
+${loadOptions(parts).join('\n')}
+    }),
+  // Mean 0 and deviation 1 of each column, by numbers of the training part alone.
+  standardise: 'feature',
+
+  model: (args) =>
+    args.tf.sequential({
+      layers: [
+        ...layers.hidden(args, { units: 64 }),
+${isClasses ? LOGITS : quantityLayers(target)}
+      ],
+    }),
+${isClasses ? `  loss: 'softmaxCrossEntropy',` : `  loss: 'meanSquaredError',\n  // In the unit of ${name}.\n  error: (targets, predictions) => targets.sub(predictions).abs().mean(),`}
+
+  config: {
+    minibatchSize: ${minibatchSize(table.count)},
+    learningRate: 0.005,
+    optimizer: { kind: 'adam' },
+    weightDecay: { rate: 0.0001 },
+    earlyStopping: { patience: 20${isClasses ? '' : `, metric: 'loss'`} },
+    epochsMax: 200,
+  },
+});
+`;
+}
+
+function minibatchSize(count: number): number {
+  const trains = count - Math.max(1, Math.round(count * VALIDATION_SHARE));
+  return Math.max(1, Math.min(count < 2_000 ? 16 : 64, trains));
+}
+
+function loadOptions({ table, target, task, inputs }: TableParts): string[] {
+  const names = (columns: readonly ColumnProfile[]) => columns.map(({ name }) => name);
+  const lines = [`targets: [${code(target.name)}],`];
+  if (task === 'classification') lines.push(`task: 'classification',`);
+  if (inputs.categories.length > 0) {
+    lines.push(`categorical: ${codeList(names(inputs.categories), '      ')},`);
+  }
+  if (inputs.ignored.length > 0) {
+    const ignored = inputs.ignored.map(
+      ({ profile, why }) => `  // ${comment(why, 200)}\n        ${code(profile.name)},`,
+    );
+    lines.push('ignore: [', ...ignored, '],');
+  }
+  if (table.delimiter !== ',') lines.push(`delimiter: ${code(table.delimiter)},`);
+  return lines.map((line) => `      ${line}`);
+}
+
+export const LOGITS = `        // Logits: the softmax is in the loss.
+        args.tf.layers.dense({ units: args.classCount }),`;
+
+/** Learnt in deviations from the mean, since a step of the optimizer is of the size of the learning rate. */
+function quantityLayers(target: ColumnProfile): string {
+  const { mean, deviation } = summarise(target.values);
+  const initial = (value: number) =>
+    `args.tf.initializers.constant({ value: ${Number(value.toPrecision(3))} })`;
+  return `        args.tf.layers.dense({ units: 1 }),
+        // From deviations to the unit of ${comment(target.name)}: its deviation and mean, not trained.
+        args.tf.layers.dense({
+          units: 1,
+          trainable: false,
+          kernelInitializer: ${initial(deviation)},
+          biasInitializer: ${initial(mean)},
+        }),`;
+}

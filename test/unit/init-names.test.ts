@@ -1,0 +1,183 @@
+import { spawnSync } from 'node:child_process';
+import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { code, comment } from '../../cli/init/source.ts';
+import { initCommand } from '../../cli/init.ts';
+
+const ROOT = join(import.meta.dirname, '../..');
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'downpour-names-'));
+});
+afterAll(() => rm(folder, { recursive: true, force: true }));
+
+const NASTY = [
+  'sales#1',
+  '100%',
+  '50%20off',
+  '50%2',
+  'what?',
+  'back\\slash',
+  "it's",
+  '"quoted"',
+  `\`tick\` \${x}`,
+  '*/ end',
+  '// no',
+  'a\nb',
+  'a\u2028b',
+  'cafe\u0301',
+  'café',
+  '中文 😀',
+  '\u202eright to left',
+  '__proto__',
+  'constructor',
+  '.hidden',
+  '-dash',
+  ' spaces ',
+  "from './x.js'",
+  'null',
+  '</script>',
+  '$(id)',
+  'a;b',
+  "'; process.exit(7); '",
+  '\ufeffmark',
+  '\u00a0',
+  '\\',
+  "\\'",
+];
+const anyText = fc.oneof(
+  fc.constantFrom(...NASTY),
+  fc.string({ unit: 'grapheme', minLength: 1, maxLength: 24 }),
+  fc.string({ unit: 'binary', minLength: 1, maxLength: 12 }),
+);
+const fileName = anyText.filter(
+  (text) => !/[/\0]/.test(text) && Buffer.byteLength(text) < 200 && text !== '.' && text !== '..',
+);
+/** As the reader has them: without spaces around, each once. */
+const header = fc.uniqueArray(
+  anyText.map((text) => text.trim()).filter((text) => text !== '' && !text.includes('\0')),
+  { minLength: 3, maxLength: 5 },
+);
+
+const cell = (text: string) => `"${text.replaceAll('"', '""')}"`;
+
+describe('names in what init writes', () => {
+  test('survive, of files, folders and columns, whatever they are: the file compiles and reads the same columns', async () => {
+    const cases = fc.sample(fc.record({ inner: fileName, file: fileName, header }), {
+      numRuns: 60,
+      seed: 7,
+    });
+    cases.push(
+      ...NASTY.map((name, i) => ({
+        inner: name.replaceAll('/', '|'),
+        file: name.replaceAll('/', '|'),
+        header: [name, 'b', NASTY[(i + 1) % NASTY.length]!].map(
+          (text, j) => text.trim() || `x${j}`,
+        ),
+      })),
+    );
+    const written: string[] = [];
+    for (const [i, { inner: any, file, header: names }] of cases.entries()) {
+      // Node loads no module from a folder with a backslash.
+      const inner = any.replaceAll('\\', '|');
+      const home = join(folder, String(i), inner);
+      await mkdir(home, { recursive: true });
+      // The last but one is a category, the last is predicted.
+      const rows = Array.from({ length: 12 }, (_, row) => [
+        ...names.slice(2).map((_, j) => (row * (3 + j)) % 7),
+        row % 3 ? 'u' : 'v',
+        (row * 5) % 11,
+      ]);
+      const data = join(home, file);
+      await writeFile(
+        data,
+        `${[names, ...rows.map((row) => row.map(String))].map((line) => line.map(cell).join(',')).join('\n')}\n`,
+      );
+      await quietly(() =>
+        initCommand(join(home, 'x.ts'), {
+          data,
+          target: names.at(-1)!,
+          task: 'regression',
+          yes: true,
+          json: true,
+        }),
+      );
+      written.push(join(home, 'x.ts'));
+    }
+    const read = load(written);
+    expect(read).toEqual(
+      cases.map(({ header: names }) => ({
+        inputs: [...names.slice(0, -2), `${names.at(-2)}=u`, `${names.at(-2)}=v`],
+        targets: names.slice(-1),
+      })),
+    );
+  }, 60_000);
+
+  test('of a folder that Node loads no module from are refused', async () => {
+    const home = join(folder, 'back\\slash');
+    await mkdir(home);
+    await expect(initCommand(join(home, 'x.ts'), { data: 'mnist', yes: true })).rejects.toThrow(
+      /has a backslash in its name/,
+    );
+  });
+
+  test('lead to the data when the folder is reached by a link, from anywhere', async () => {
+    const real = join(folder, 'real/deep');
+    await mkdir(real, { recursive: true });
+    await symlink(real, join(folder, 'link'));
+    const data = join(folder, 'up.csv');
+    await writeFile(data, 'a,b\n1,2\n5,3\n2,9\n');
+    await quietly(() => initCommand(join(folder, 'link/x.ts'), { data, yes: true, json: true }));
+    expect(load([join(folder, 'link/x.ts')])).toEqual([{ inputs: ['a'], targets: ['b'] }]);
+  });
+
+  test('mean the same as a literal, and end no comment', () => {
+    fc.assert(
+      fc.property(
+        fc.string({ unit: 'binary-ascii' }).chain((a) => anyText.map((b) => a + b)),
+        (text) => {
+          // biome-ignore lint/security/noGlobalEval: the literal is what is tested
+          expect(eval(code(text))).toBe(text);
+          expect(comment(text)).not.toMatch(/\*\/|[\n\r\u2028\u2029]/);
+        },
+      ),
+    );
+    expect(code("a'b")).toBe(`"a'b"`);
+    expect(code('a"b')).toBe(`'a"b'`);
+  });
+});
+
+/** Without its lines on the screen. */
+async function quietly(work: () => Promise<void>): Promise<void> {
+  const write = process.stdout.write;
+  process.stdout.write = () => true;
+  try {
+    await work();
+  } finally {
+    process.stdout.write = write;
+  }
+}
+
+/** The columns that each experiment reads, in one process that runs them as Downpour does. */
+function load(files: readonly string[]): unknown {
+  const script = `
+    const { loadExperiment } = await import(${JSON.stringify(join(ROOT, 'worker/experiment.ts'))});
+    const read = [];
+    for (const file of JSON.parse(process.argv[1])) {
+      const experiment = await loadExperiment(file);
+      const { inputNames, targetNames } = await experiment.data({});
+      read.push({ inputs: inputNames, targets: targetNames });
+    }
+    console.log(JSON.stringify(read));`;
+  const { stdout, stderr } = spawnSync(
+    process.execPath,
+    ['--import', 'tsx', '--input-type=module', '-e', script, JSON.stringify(files)],
+    { cwd: ROOT, encoding: 'utf8' },
+  );
+  expect(stderr).toBe('');
+  return JSON.parse(stdout);
+}

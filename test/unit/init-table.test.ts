@@ -1,0 +1,339 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { unasked } from '../../cli/init/ask.ts';
+import { type TableRequest, tableDraft } from '../../cli/init/table.ts';
+import { DownpourError } from '../../shared/errors.ts';
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'downpour-init-'));
+});
+afterAll(() => rm(folder, { recursive: true, force: true }));
+
+/** A table of `rows` rows, made of functions of the row. */
+function table(
+  columns: Record<string, (row: number) => unknown>,
+  rows = 60,
+  delimiter = ',',
+): string {
+  const cell = (value: unknown) => {
+    const text = String(value);
+    return text.includes(delimiter) || text.includes('"')
+      ? `"${text.replaceAll('"', '""')}"`
+      : text;
+  };
+  const lines = [Object.keys(columns).map(cell).join(delimiter)];
+  for (let row = 0; row < rows; row++) {
+    lines.push(
+      Object.values(columns)
+        .map((at) => cell(at(row)))
+        .join(delimiter),
+    );
+  }
+  return `${lines.join('\n')}\n`;
+}
+
+type Options = Omit<Partial<TableRequest>, 'data' | 'place'>;
+
+/** What `init` says and writes; of a refusal its code and message. */
+async function init(text: string, options: Options = {}): Promise<string> {
+  const data = join(folder, 'x.csv');
+  await writeFile(data, text);
+  try {
+    const { notes, source } = await tableDraft({ data, place: `'x.csv'`, ...options }, unasked);
+    return `${notes.join('\n')}\n---\n${source}`.replaceAll(folder, '');
+  } catch (error) {
+    if (!(error instanceof DownpourError)) throw error;
+    return `${error.code} ${error.message}`.replaceAll(folder, '');
+  }
+}
+
+/** Numbers that nothing can be read from: neither sorted nor the target. */
+const noise = (salt: number) => (row: number) => ((row * 7919 + salt * 104_729) % 1009) / 10;
+const quantity = { x: noise(1), z: noise(2), price: (row: number) => 100 + noise(3)(row) };
+const left = (name: string) => `leaves out column '${name}': `;
+
+describe('init on numbers with a slip', () => {
+  const slips: readonly [string, (row: number) => unknown, string, string][] = [
+    [
+      'one typo in many',
+      (row) => (row === 41 ? '150*' : noise(4)(row)),
+      `'150*' in line 43 is not`,
+      'correct it',
+    ],
+    [
+      'infinity',
+      (row) => (row === 3 ? 'inf' : noise(4)(row)),
+      `'inf' in line 5 is not`,
+      'infinite',
+    ],
+    [
+      '-Infinity among few values',
+      (row) => (row === 3 ? '-Infinity' : row % 6),
+      `'-Infinity' in line 5 is not`,
+      'infinite',
+    ],
+    [
+      'a number beyond float32',
+      (row) => (row === 3 ? '1e300' : noise(4)(row)),
+      `'1e300' in line 5 is not`,
+      'float32',
+    ],
+    [
+      'a dash for what is missing',
+      (row) => (row % 9 === 4 ? '-' : noise(4)(row)),
+      `'-' in line 6 is the first of 7 that are not`,
+      'empty cell',
+    ],
+    [
+      'n.a. among few values',
+      (row) => (row % 9 === 4 ? 'n.a.' : row % 5),
+      `'n.a.' in line 6`,
+      'empty cell',
+    ],
+    ['currency', (row) => `$${100 + row}`, `'$100' in line 2, the first of 60`, 'currency'],
+    ['currency in few kinds', (row) => `€ ${100 + (row % 3)}`, `'€ 100' in line 2`, 'currency'],
+    ['a currency behind', (row) => `${noise(4)(row)} EUR`, `in line 2`, 'currency'],
+    ['thousands', (row) => `${1 + row},000`, `'1,000' in line 2`, 'thousands'],
+    ['thousands with points', (row) => `1.${200 + row}.000`, `'1.200.000' in line 2`, 'thousands'],
+    ['units', (row) => `${noise(4)(row)} kg`, 'in line 2', 'unit'],
+    ['percentages', (row) => `${noise(4)(row)}%`, 'in line 2', 'percent'],
+    ['percentages in few kinds', (row) => `${10 * (row % 3)} %`, `'0 %' in line 2`, 'percent'],
+    [
+      'losses in brackets',
+      (row) => (row % 2 ? `(${1 + row})` : 5 + row),
+      `'(2)' in line 3`,
+      'thousands',
+    ],
+    ['a decimal comma', (row) => `${row},5`, `'0,5' in line 2`, '--decimal'],
+    ['half of it text', (row) => (row % 2 ? `A${row}` : 1000 + 3 * row), `'A1' in line 3`, ''],
+  ];
+  test.each(slips)('leaves the input out and says where: %s', async (_, at, where, hint) => {
+    const said = await init(table({ slip: at, ...quantity }));
+    expect(said).toContain(left('slip'));
+    const [line] = said.split('\n').filter((text) => text.startsWith(left('slip')));
+    expect(line).toContain(where);
+    expect(line).toContain(hint);
+    expect(said).not.toContain('categorical: [');
+  });
+  test.each(slips)(
+    'refuses to predict it, and calls no price a class: %s',
+    async (_, at, where) => {
+      const said = await init(table({ ...quantity, slip: at }));
+      expect(said).toMatch(/^DP_USAGE .*column 'slip' cannot be predicted/);
+      expect(said).toContain(where);
+    },
+  );
+
+  test.each<[string, (row: number) => unknown]>([
+    ['words', (row) => ['red', 'green', 'blue'][row % 3]],
+    ['one more kind beside numbers', (row) => ['0', '1', '2', '3+'][row % 4]],
+    ['truth', (row) => (row % 2 ? 'True' : 'False')],
+    ['yes and no', (row) => (row % 3 ? 'yes' : 'no')],
+    ['numbers with letters', (row) => ['4WD', '2WD'][row % 2]],
+    ['a kind that is called none', (row) => ['none', 'some', 'all'][row % 3]],
+    ['ranges', (row) => ['18-24', '25-34', '35-99'][row % 3]],
+  ])('takes as a category, and says so: %s', async (_, at) => {
+    const said = await init(table({ kind: at, ...quantity }));
+    expect(said).toMatch(/^column 'kind' is text of [234] kinds, one 0\/1 input for each: /m);
+    expect(said).toContain("categorical: ['kind'],");
+    expect(await init(table({ ...quantity, kind: at }))).toContain(
+      'predicts kind (classification)',
+    );
+  });
+
+  test('takes many kinds as a category where each has enough rows, not where it has few', async () => {
+    const state = (row: number) => `state ${row % 30}`;
+    expect(await init(table({ state, ...quantity }, 60))).toContain(left('state'));
+    expect(await init(table({ state, ...quantity }, 600))).toContain("categorical: ['state'],");
+  });
+
+  test('says which kinds are one to a reader', async () => {
+    const said = await init(table({ fast: (row) => ['yes', 'Yes', 'no'][row % 3], ...quantity }));
+    expect(said).toContain(`column 'fast': 'yes' and 'Yes' are kinds of their own`);
+  });
+});
+
+describe('init on columns that say nothing, or too much', () => {
+  test.each<[string, (row: number) => unknown, string]>([
+    ['counts from 0', (row) => row, 'it counts the rows: 0, 1 … 59'],
+    [
+      'counts from 1, as pandas writes floats',
+      (row) => `${row + 1}.0`,
+      'it counts the rows: 1, 2 … 60',
+    ],
+    ['counts down', (row) => 500 - row, 'it counts the rows: 500'],
+    ['counts in another order', (row) => (row * 7) % 60, 'in another order'],
+    ['counts with gaps', (row) => row + Math.floor(row / 7), 'some are gone'],
+    ['is constant', () => 7, `every row has '7'`],
+    ['is constant text', () => 'DE', `every row has 'DE'`],
+    ['is empty', () => '', 'it holds no value'],
+    [
+      'lacks values',
+      (row) => (row % 8 === 2 ? '' : noise(5)(row)),
+      '8 of 60 values are missing, the first in line 4',
+    ],
+    ['holds names', (row) => `Ann ${row}`, 'a text of its own in each row'],
+    ['holds too many kinds', (row) => `Ann ${row % 40}`, 'text of too many kinds (40 in 60 rows)'],
+    ['holds days', (row) => `2024-01-${String((row % 28) + 1).padStart(2, '0')}`, 'dates or times'],
+    [
+      'holds days of America',
+      (row) => `${(row % 12) + 1}/${(row % 28) + 1}/2024`,
+      'dates or times',
+    ],
+    [
+      'holds days of Germany',
+      (row) => `${(row % 28) + 1}.${(row % 12) + 1}.2024`,
+      'dates or times',
+    ],
+    [
+      'holds times with a zone',
+      (row) => `2024-01-01T10:${10 + (row % 50)}:00+02:00`,
+      'dates or times',
+    ],
+    ['holds times of UTC', (row) => `2024-01-01 10:${10 + (row % 50)}:00 UTC`, 'dates or times'],
+    ['holds times of day', (row) => `${row % 12}:${10 + (row % 50)} pm`, 'dates or times'],
+    ['holds named months', (row) => `Jan ${(row % 28) + 1}, 2024`, 'dates or times'],
+    ['holds few days', (row) => `2024-0${(row % 3) + 1}`, 'dates or times'],
+    ['holds days as numbers', (row) => 20_240_101 + (row % 28), 'days written as numbers'],
+    ['equals another column', (row) => noise(1)(row), `it equals column 'x'`],
+    ['equals the target', (row) => quantity.price(row), 'it equals the target'],
+    [
+      'is the target in another unit',
+      (row) => (quantity.price(row) * 0.92 - 3).toFixed(3),
+      'a linear function',
+    ],
+  ])('leaves a column out and says why: it %s', async (_, at, why) => {
+    const said = await init(
+      table({ x: quantity.x, z: quantity.z, odd: at, price: quantity.price }),
+    );
+    expect(said).toContain(left('odd'));
+    expect(said).toContain(why);
+    // In the file, too.
+    expect(said).toMatch(/ignore: \[\n\s+\/\/ .+\n\s+'odd',\n\s+\],/);
+  });
+
+  test('leaves out the target under other names, but no kind that agrees by chance', async () => {
+    const kinds = ['setosa', 'versicolor', 'virginica'];
+    const classes = (row: number) => Math.floor(noise(6)(row) / 34);
+    const rows = { x: noise(1), name: (row: number) => kinds[classes(row)], target: classes };
+    expect(await init(table(rows))).toContain(`${left('name')}it is the target under other names`);
+    // Eight rows of two kinds: 1 of 128 columns agrees.
+    const few = {
+      x: noise(1),
+      name: (row: number) => kinds[row % 2],
+      target: (row: number) => row % 2,
+    };
+    expect(await init(table(few, 8))).toContain("categorical: ['name'],");
+  });
+
+  test('knows an identifier by name and values, and leaves a quantity alone', async () => {
+    const whole = (row: number) => Math.round(noise(4)(row) * 10) * 97;
+    expect(await init(table({ customer_id: whole, ...quantity }))).toContain(left('customer_id'));
+    for (const name of ['population', 'bid', 'kidney']) {
+      expect(await init(table({ [name]: whole, ...quantity }))).not.toContain('leaves out');
+    }
+  });
+
+  test('keeps the only column there is, and says what is odd about it', async () => {
+    const said = await init(table({ x: (row) => row, y: (row) => 2 * row + 1 }), {
+      task: 'regression',
+      target: 'y',
+    });
+    expect(said).toContain(`keeps column 'x', since no other is left`);
+    const copy = await init(table({ x: noise(1), y: noise(1) }));
+    expect(copy).toMatch(
+      /^DP_USAGE .*no column is left to predict 'y' from: 'x' \(it equals the target\)/,
+    );
+  });
+});
+
+describe('init on a target', () => {
+  test.each<[string, (row: number) => unknown, 'classification' | 'regression']>([
+    ['0 and 1', (row) => row % 2, 'classification'],
+    ['-1 and 1', (row) => 2 * (row % 2) - 1, 'classification'],
+    ['2 and 4', (row) => 2 + 2 * (row % 2), 'classification'],
+    ['0 … 9', (row) => row % 10, 'classification'],
+    ['1.0, 2.0, 3.0 as pandas writes them', (row) => `${(row % 3) + 1}.0`, 'classification'],
+    ['ratings 1 … 5', (row) => (row % 5) + 1, 'classification'],
+    ['3 … 8', (row) => (row % 6) + 3, 'regression'],
+    ['years', (row) => 2010 + (row % 8), 'regression'],
+    ['halves', (row) => (row % 5) / 2, 'regression'],
+    ['counts up to 15', (row) => row % 16, 'regression'],
+    ['0, 1, 100', (row) => [0, 1, 100][row % 3], 'regression'],
+    ['a quantity', quantity.price, 'regression'],
+  ])('tells classes from quantities: %s', async (_, at, task) => {
+    const said = await init(table({ x: quantity.x, z: quantity.z, y: at }));
+    expect(said).toContain(`predicts y (${task})`);
+  });
+
+  test('says how to choose the other task where numbers leave it open', async () => {
+    const ratings = table({ ...quantity, y: (row) => (row % 5) + 1 });
+    expect(await init(ratings)).toContain('1 … 5 are taken as classes, --task regression');
+    expect(await init(ratings, { task: 'regression' })).toContain('predicts y (regression)\n');
+    const years = table({ ...quantity, y: (row) => 2010 + (row % 8) });
+    expect(await init(years)).toContain(
+      '2010 … 2017 are taken as a quantity, --task classification',
+    );
+    expect(await init(table(quantity))).not.toContain('--task');
+  });
+
+  test.each<[string, (row: number) => unknown, RegExp]>([
+    ['one class only', () => 'yes', /every row has 'yes', so there is nothing to learn/],
+    [
+      'missing values',
+      (row) => (row === 7 ? 'NA' : row % 2),
+      /1 of 60 values are missing, the first in line 9; fill/,
+    ],
+    [
+      'a count of the rows',
+      (row) => row + 1,
+      /it counts the rows: 1, 2 … 60; predict another column/,
+    ],
+    ['names', (row) => `Ann ${row}`, /a text of its own in each row/],
+    ['text of too many kinds', (row) => `Ann ${row % 45}`, /too many kinds/],
+    ['dates', (row) => `2024-01-01 ${row % 24}:00`, /dates or times/],
+  ])('refuses %s', async (_, at, message) => {
+    const said = await init(table({ ...quantity, y: at }));
+    expect(said).toMatch(/^DP_USAGE /);
+    expect(said).toMatch(message);
+  });
+
+  test('refuses classes of one row each, and says which classes have one row', async () => {
+    const many = await init(table(quantity), { task: 'classification' });
+    expect(many).toMatch(/^DP_USAGE .*60 different values, 60 of which stand in one row only/);
+    const rare = await init(
+      table({ ...quantity, y: (row) => (row === 5 ? 'rare' : `k${row % 2}`) }),
+    );
+    expect(rare).toContain(`the class 'rare' has one row only`);
+  });
+
+  test('of a wrong name tells the nearest one, and finds one of another normal form', async () => {
+    expect(await init(table(quantity), { target: 'prize' })).toContain(
+      "no column 'prize'; did you mean 'price'?",
+    );
+    const accents = table({ ...quantity, 'cafe\u0301': noise(7) });
+    expect(await init(accents, { target: 'caf\u00e9' })).toContain('(regression)');
+  });
+
+  test.each([
+    ['no row', 'a,b\n', 'DP_DATA_CORRUPT /x.csv: it has a header, but no line after it'],
+    ['one row', 'a,b\n1,2\n', 'DP_DATA_CORRUPT /x.csv: it has one line after the header'],
+    [
+      'one column',
+      table({ y: noise(1) }),
+      `no column is left to predict 'y' from: it has one column only`,
+    ],
+  ])('says the real reason where there is %s', async (_, text, message) => {
+    expect(await init(text)).toContain(message);
+  });
+
+  test('fits the minibatch to few rows, and says that they are few', async () => {
+    const said = await init(table(quantity, 6));
+    expect(said).toContain('minibatchSize: 5,');
+    expect(said).toContain('6 examples are few: 1 of them validates');
+    expect(await init(table(quantity, 60))).not.toContain('are few');
+  });
+});

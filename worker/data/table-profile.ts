@@ -1,0 +1,208 @@
+import { isMissing, isNumber } from './cells.ts';
+import { readDataFile } from './files.ts';
+import { parseRows, type TableOptions } from './table-rows.ts';
+
+/** What stands in the columns of a table, cell by cell, before anybody decides what it means. */
+
+/** A cell that is neither missing nor a plain number, by how it is written. */
+export type Form =
+  | 'date'
+  | 'money'
+  | 'percent'
+  | 'grouped'
+  | 'decimalComma'
+  | 'unit'
+  | 'infinite'
+  | 'tooLarge'
+  | 'absent'
+  | 'text';
+
+export interface Cell {
+  /** Of the file, from 1. */
+  readonly line: number;
+  readonly text: string;
+}
+
+export interface ColumnProfile {
+  readonly name: string;
+  /** Rows of the table. */
+  readonly count: number;
+  readonly missing: number;
+  readonly firstMissing: Cell | null;
+  /** One a row; NaN where the cell is no number. */
+  readonly values: Float64Array;
+  readonly numberCount: number;
+  /** Cells that are neither missing nor numbers, by form. */
+  readonly forms: ReadonlyMap<Form, number>;
+  /** The first of each form. */
+  readonly firsts: ReadonlyMap<Form, Cell>;
+  /** Cells by text; null when there are more than `KINDS_MAX` texts. */
+  readonly kinds: ReadonlyMap<string, number> | null;
+  /** One a row: which of `kinds`, in their order, −1 where the value is missing; null as `kinds`. */
+  readonly codes: Int32Array | null;
+}
+
+export interface TableProfile {
+  readonly columns: readonly ColumnProfile[];
+  readonly count: number;
+  /** Given, or found. */
+  readonly delimiter: string;
+}
+
+/** Texts of a column that are told apart. */
+export const KINDS_MAX = 1000;
+const FLOAT32_MAX = 3.4028234663852886e38;
+
+/** Reads a table and says what its cells look like. Nothing that stands in a cell is refused. */
+export async function profileTable(
+  path: string,
+  options: TableOptions = {},
+): Promise<TableProfile> {
+  const collectors: Collector[] = [];
+  const bytes = await readDataFile(path);
+  const { header, count, delimiter } = parseRows(bytes, path, options, (cells, line) => {
+    for (let i = 0; i < cells.length; i++) {
+      collectors[i] ??= new Collector();
+      collectors[i]!.add(cells[i]!.trim(), line);
+    }
+  });
+  const columns = header.map((name, i) => (collectors[i] ?? new Collector()).done(name));
+  return { columns, count, delimiter };
+}
+
+class Collector {
+  readonly #values = new Growing(Float64Array);
+  #codes: Growing<Int32Array> | null = new Growing(Int32Array);
+  #order: Map<string, number> | null = new Map();
+  readonly #counts: number[] = [];
+  #missing = 0;
+  #firstMissing: Cell | null = null;
+  #numberCount = 0;
+  readonly #forms = new Map<Form, number>();
+  readonly #firsts = new Map<Form, Cell>();
+
+  add(text: string, line: number): void {
+    if (isMissing(text)) {
+      this.#missing++;
+      this.#firstMissing ??= { line, text };
+      this.#values.push(Number.NaN);
+      this.#codes?.push(-1);
+      return;
+    }
+    const value = isNumber(text) ? Number(text) : Number.NaN;
+    if (Math.abs(value) <= FLOAT32_MAX) {
+      this.#numberCount++;
+      this.#values.push(value);
+    } else {
+      const form = formOf(text);
+      this.#forms.set(form, (this.#forms.get(form) ?? 0) + 1);
+      if (!this.#firsts.has(form)) this.#firsts.set(form, { line, text });
+      this.#values.push(Number.NaN);
+    }
+    this.#count(text);
+  }
+
+  #count(text: string): void {
+    if (this.#order === null) return;
+    let code = this.#order.get(text);
+    if (code === undefined) {
+      code = this.#order.size;
+      if (code === KINDS_MAX) {
+        this.#order = null;
+        this.#codes = null;
+        return;
+      }
+      this.#order.set(text, code);
+      this.#counts.push(0);
+    }
+    this.#counts[code]!++;
+    this.#codes!.push(code);
+  }
+
+  done(name: string): ColumnProfile {
+    const values = this.#values.taken();
+    return {
+      name,
+      count: values.length,
+      missing: this.#missing,
+      firstMissing: this.#firstMissing,
+      values,
+      numberCount: this.#numberCount,
+      forms: this.#forms,
+      firsts: this.#firsts,
+      kinds:
+        this.#order && new Map([...this.#order].map(([text, code]) => [text, this.#counts[code]!])),
+      codes: this.#codes?.taken() ?? null,
+    };
+  }
+}
+
+type Numbers = Float64Array | Int32Array;
+
+/** Numbers whose count is not known beforehand. */
+class Growing<A extends Numbers> {
+  #array: A;
+  #length = 0;
+  readonly #Type: new (
+    length: number,
+  ) => A;
+
+  constructor(Type: new (length: number) => A) {
+    this.#Type = Type;
+    this.#array = new Type(64);
+  }
+
+  push(value: number): void {
+    if (this.#length === this.#array.length) {
+      const larger = new this.#Type(2 * this.#length);
+      larger.set(this.#array);
+      this.#array = larger;
+    }
+    this.#array[this.#length++] = value;
+  }
+
+  taken(): A {
+    return this.#array.subarray(0, this.#length) as A;
+  }
+}
+
+const MONTH = '(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\\.?';
+const TIME = '\\d{1,2}:\\d{2}(?::\\d{2}(?:[.,]\\d+)?)?(?:\\s*[ap]\\.?m\\.?)?';
+const ZONE = '(?:\\s*(?:z|utc|gmt|[a-z]{3,4}|[+-]\\d{2}:?(?:\\d{2})?))?';
+const DAYS = [
+  '\\d{4}[-/]\\d{1,2}(?:[-/]\\d{1,2})?',
+  '\\d{1,2}([-/.])\\d{1,2}\\1(?:\\d{4}|\\d{2})',
+  `(?:[a-z]{3,9},?\\s+)?${MONTH}\\s+\\d{1,2}(?:st|nd|rd|th)?,?\\s+\\d{4}`,
+  `(?:[a-z]{3,9},?\\s+)?\\d{1,2}\\.?[-\\s]${MONTH}[-\\s]\\d{2,4}`,
+].join('|');
+/** ISO, with slashes or points in any order, or with the month's name; a time alone. */
+const DATE = new RegExp(`^(?:(?:${DAYS})(?:(?:t|,?\\s+)${TIME}${ZONE})?|${TIME}${ZONE})$`, 'i');
+
+const AMOUNT = "\\d{1,3}(?:[,.'’ \\u00a0\\u202f]\\d{3})+(?:[.,]\\d+)?|\\d+(?:[.,]\\d+)?|[.,]\\d+";
+const CURRENCY = '(?:\\p{Sc}|R\\$|Rs\\.?|USD|EUR|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|kr\\.?)';
+const MONEY = new RegExp(
+  `^(?:\\(?[-+−]?\\s*${CURRENCY}\\s*[-+−]?(?:${AMOUNT})\\s*[kmb]?\\)?|[-+−]?(?:${AMOUNT})\\s*${CURRENCY})$`,
+  'iu',
+);
+const PERCENT = new RegExp(`^[-+−]?(?:${AMOUNT})\\s*[%‰]$`);
+/** Thousands in groups, in brackets as a loss, or with a minus that is no hyphen. */
+const GROUPED = new RegExp(
+  `^(?:\\([-+]?(?:${AMOUNT})\\)|−(?:${AMOUNT})|[-+]?\\d{1,3}(?:[,'’ \\u00a0\\u202f]\\d{3})+(?:\\.\\d+)?|[-+]?\\d{1,3}(?:\\.\\d{3}){2,}(?:,\\d+)?|[-+]?\\d{1,3}\\.\\d{3},\\d+)$`,
+);
+const DECIMAL_COMMA = /^[-+]?\d*,\d+(?:e[-+]?\d+)?$/i;
+const UNIT = new RegExp(`^[-+−]?(?:${AMOUNT})\\s*[\\p{L}°µΩ"″'′/²³^]{1,12}\\d?$`, 'u');
+const ABSENT =
+  /^(?:[-–—_.*#]+|n\.a\.?|n\/d|n\.d\.?|#n\/a|#null!?|#value!|#div\/0!|nil|none|<na>|missing|unknown|undefined|not available|tbd)$/i;
+
+/** @param text trimmed, neither missing nor a number that is kept. */
+export function formOf(text: string): Form {
+  if (isNumber(text)) return 'tooLarge';
+  if (/^[-+−]?(?:inf|infinity|∞)$/i.test(text)) return 'infinite';
+  if (ABSENT.test(text)) return 'absent';
+  if (DATE.test(text)) return 'date';
+  if (PERCENT.test(text)) return 'percent';
+  if (GROUPED.test(text)) return 'grouped';
+  if (DECIMAL_COMMA.test(text)) return 'decimalComma';
+  if (MONEY.test(text)) return 'money';
+  return UNIT.test(text) ? 'unit' : 'text';
+}
