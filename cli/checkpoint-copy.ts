@@ -7,11 +7,13 @@ import { pipeline } from 'node:stream/promises';
 import { setTimeout as wait } from 'node:timers/promises';
 import { type CheckpointManifest, checkpointFolder, readCheckpoint } from '../server/checkpoint.ts';
 import type { RunConfig } from '../shared/config.ts';
-import { DownpourError } from '../shared/errors.ts';
-import type { Phase } from '../shared/protocol.ts';
-import type { CheckpointSummary, Evaluation, RunDetail } from '../shared/rest.ts';
+import { type DataFacts, unpackTransform } from '../shared/data-facts.ts';
+import { DownpourError, errorCode } from '../shared/errors.ts';
+import type { DataSummary, Phase } from '../shared/protocol.ts';
+import type { CheckpointSummary, Evaluation, RunData, RunDetail } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
 import { type CheckpointKind, kindOfModel, measurementsOf } from '../shared/trained-last.ts';
+import type { KnownData } from '../worker/data/facts.ts';
 import type { Session } from './embedded.ts';
 
 /** A checkpoint for a command that reads one: from a file, from a state folder, or over the network. */
@@ -35,6 +37,26 @@ export interface CheckpointFacts {
   readonly checkpointSha256: string;
 }
 
+/** A checkpoint's tensors have been copied; this is what is known of them. */
+export interface Copied {
+  readonly facts: CheckpointFacts;
+  readonly data: KnownData;
+}
+
+/** All that a program needs that uses the parameters: `downpour.json`. */
+export function aboutModel({ facts, data }: Copied): Record<string, unknown> {
+  const { summary } = data;
+  if (!data.facts) return { ...facts, data: summary };
+  const { transform, inputs, targets, classCount, classes, inputNames, targetNames } = data.facts;
+  return {
+    ...facts,
+    data: summary,
+    inputTransform: unpackTransform(transform),
+    ...{ inputShape: inputs.shape, targetShape: targets.shape },
+    ...{ classCount, classes, inputNames, targetNames },
+  };
+}
+
 /** The part of a manifest's state that an export tells. */
 interface KnownState {
   readonly phase: Phase;
@@ -47,13 +69,16 @@ interface KnownState {
   readonly test: Evaluation | null;
   readonly testedAt?: string | null;
   readonly stoppedAt: number | null;
+  readonly data: DataSummary | null;
+  readonly facts?: DataFacts | null;
 }
 
 /** Copies a checkpoint of the disk. @param partial where to. @throws DownpourError of its reading. */
-export async function copyFromFile(path: string, partial: string): Promise<CheckpointFacts> {
+export async function copyFromFile(path: string, partial: string): Promise<Copied> {
   const { manifest } = await readCheckpoint(process.cwd(), path);
   await copyFile(join(resolve(path), '..', manifest.file), partial);
-  return factsOf(manifest);
+  const { data: summary, facts = null } = manifest.state as KnownState;
+  return { facts: factsOf(manifest), data: { run: manifest.run, summary, facts } };
 }
 
 function factsOf(manifest: CheckpointManifest): CheckpointFacts {
@@ -102,7 +127,7 @@ export async function copyFromRun(
   id: string,
   kind: CheckpointKind | null,
   partial: string,
-): Promise<CheckpointFacts> {
+): Promise<Copied> {
   const run = await client.run(id);
   const wanted = kind ?? kindOfModel(run);
   const checkpoints = await writtenCheckpoints(client, run);
@@ -119,7 +144,7 @@ export async function copyFromRun(
   } else {
     await download(await client.checkpointFile(id, checkpoint.kind), partial, checkpoint.sha256);
   }
-  return {
+  const facts: CheckpointFacts = {
     run: run.id,
     kind: checkpoint.kind,
     experiment: run.experiment,
@@ -129,6 +154,17 @@ export async function copyFromRun(
     ...measurementsOf({ ...run, stoppedAt: run.earlyStopping.stoppedAt }, checkpoint),
     checkpointSha256: checkpoint.sha256,
   };
+  return { facts, data: { run: run.id, ...(await runData(client, run)) } };
+}
+
+async function runData(client: RestClient, { id, data }: RunDetail): Promise<RunData> {
+  try {
+    return await client.runData(id);
+  } catch (error) {
+    // A server of an older release, which keeps nothing.
+    if (errorCode(error) !== 'DP_NOT_FOUND') throw error;
+    return { summary: data, facts: null };
+  }
 }
 
 async function download(

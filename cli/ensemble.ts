@@ -142,11 +142,11 @@ async function checkWays(
   if (needsClasses.length === 0) return;
   const experiment = await loadExperiment(file);
   const config = resolveConfig(experiment.config ?? {}, configOf(options));
-  const { classCount } = await loadData(experimentName(file), experiment, config, {
+  const { data } = await loadData(experimentName(file), experiment, config, {
     folder: resolve(options.data ?? 'data'),
     log: () => {},
   });
-  if (classCount === undefined && experiment.loss !== 'sigmoidCrossEntropy')
+  if (data.classCount === undefined && experiment.loss !== 'sigmoidCrossEntropy')
     throw onlyNumbers(needsClasses);
 }
 

@@ -2,8 +2,10 @@ import { existsSync } from 'node:fs';
 import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { readTensors } from '../server/checkpoint.ts';
+import type { DataFacts } from '../shared/data-facts.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
-import { type CheckpointFacts, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
+import type { Experiment } from '../worker/experiment.ts';
+import { aboutModel, type Copied, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
 import type { ExportOptions } from './commands.ts';
 import { openSession } from './embedded.ts';
 import {
@@ -36,21 +38,20 @@ export async function exportCommand(what: string, options: ExportOptions): Promi
   // Written under another name first: a copy that breaks off leaves nothing that looks whole.
   const partial = join(to, `.${process.pid}.part`);
   try {
-    const facts = isFile
-      ? await copyFromFile(what, partial)
-      : await fromRun(what, partial, options);
+    let copied = isFile ? await copyFromFile(what, partial) : await fromRun(what, partial, options);
+    const { facts } = copied;
     const files: string[] = [];
-    const about: Record<string, unknown> = { ...facts };
     if (options.format === 'safetensors') {
       const file = `${facts.run}.safetensors`;
       await rename(partial, join(to, file));
       files.push(file);
     } else {
       const { tensors } = await readTensors(partial);
-      about.inputTransform = await writeTfjs(facts, tensors, to, options);
+      copied = await writeTfjs(copied, tensors, to, options);
       files.push('model.json', 'weights.bin');
     }
-    await writeFile(join(to, 'downpour.json'), `${JSON.stringify(about, null, 2)}\n`);
+    const about = JSON.stringify(aboutModel(copied), null, 2);
+    await writeFile(join(to, 'downpour.json'), `${about}\n`);
     files.push('downpour.json');
     tellFiles(facts, `${facts.kind} parameters of step ${groups(facts.step)}`, to, {
       files,
@@ -81,11 +82,7 @@ async function courseFrom(id: string, options: ExportOptions): Promise<Course> {
   }
 }
 
-async function fromRun(
-  id: string,
-  partial: string,
-  options: ExportOptions,
-): Promise<CheckpointFacts> {
+async function fromRun(id: string, partial: string, options: ExportOptions): Promise<Copied> {
   const session = await openSession({ ...options, run: id });
   try {
     return await copyFromRun(session, id, options.kind ?? null, partial);
@@ -94,12 +91,14 @@ async function fromRun(
   }
 }
 
+/** @returns the same; with facts of the data as they are now, where an older release kept none. */
 async function writeTfjs(
-  facts: CheckpointFacts,
+  copied: Copied,
   tensors: Awaited<ReturnType<typeof readTensors>>['tensors'],
   to: string,
   options: ExportOptions,
-) {
+): Promise<Copied> {
+  const { facts } = copied;
   const { experimentFolders, loadExperiment, findExperiments } = await import(
     '../worker/experiment.ts'
   );
@@ -118,12 +117,26 @@ async function writeTfjs(
   }
   // Only shapes are computed: an engine that is always there does.
   await openEngine({ engine: 'wasm' });
-  return writeLayersModel({
-    experiment: await loadExperiment(found.path),
-    config: facts.config,
-    tensors,
-    dataFolder: resolve(options.data ?? 'data'),
-    to,
-    log: tell,
-  });
+  const experiment = await loadExperiment(found.path);
+  const dataFolder = resolve(options.data ?? 'data');
+  const known = copied.data.facts ?? (await factsOfNow(copied, experiment, dataFolder));
+  const { config } = facts;
+  await writeLayersModel({ experiment, config, tensors, facts: known, dataFolder, to, log: tell });
+  return { facts, data: { ...copied.data, facts: known } };
+}
+
+/** @throws DownpourError DP_DATA_MISMATCH: there are more or fewer examples than the run had. */
+async function factsOfNow(
+  { facts, data }: Copied,
+  experiment: Experiment,
+  folder: string,
+): Promise<DataFacts> {
+  const { prepareExperiment } = await import('../worker/prepare.ts');
+  const { factsOf, mustBeDataOf } = await import('../worker/data/facts.ts');
+  const { standardisedAnew } = await import('./trained.ts');
+  tell(standardisedAnew(facts.run));
+  const where = { folder, log: tell };
+  const { prepared } = await prepareExperiment(facts.experiment, experiment, facts.config, where);
+  mustBeDataOf(data, prepared);
+  return factsOf(prepared);
 }

@@ -9,12 +9,8 @@ import { permutation, STREAMS } from '../shared/random.ts';
 import type { Examined, Features, Member } from '../study/combine.ts';
 import { answersOf } from '../worker/answers.ts';
 import { rowSize } from '../worker/data/columns.ts';
-import {
-  type ExperimentData,
-  gather,
-  type PreparedData,
-  prepareData,
-} from '../worker/data/examples.ts';
+import { gather, type PreparedData, prepareData } from '../worker/data/examples.ts';
+import { type KnownData, mustBeDataOf } from '../worker/data/facts.ts';
 import { openEngine } from '../worker/engine.ts';
 import {
   type Experiment,
@@ -26,11 +22,12 @@ import {
 } from '../worker/experiment.ts';
 import { vectorOf } from '../worker/layers-format.ts';
 import { buildModel, type Model } from '../worker/model.ts';
-import { loadData, prepareOptions } from '../worker/prepare.ts';
+import { type Loaded, loadData, prepareOptions } from '../worker/prepare.ts';
 import { minibatchSeed } from '../worker/trainer.ts';
-import { type CheckpointFacts, copyFromRun } from './checkpoint-copy.ts';
+import { aboutModel, type CheckpointFacts, type Copied, copyFromRun } from './checkpoint-copy.ts';
 import type { Session } from './embedded.ts';
 import { tell } from './options.ts';
+import { standardisedAnew } from './trained.ts';
 import { engineOf } from './work.ts';
 
 /** Trained runs as members of an ensemble: their parameters, and their answers to the same examples. */
@@ -79,6 +76,7 @@ export interface Examination {
 /** A member while it is looked at. */
 interface Asked {
   readonly record: Omit<MemberRecord, 'cost'>;
+  readonly copied: Copied;
   readonly role: MemberSource['role'];
   readonly raw?: number;
   readonly parameters: number;
@@ -109,13 +107,13 @@ export async function examineMembers(
   };
   for (const source of sources) {
     options.signal?.throwIfAborted();
-    const record = await keepMember(session, source, options.folder);
-    const opened = await experiments.open(record);
+    const { record, copied } = await keepMember(session, source, options.folder);
+    const opened = await experiments.open(copied);
     try {
       const { tensors } = await readTensors(join(options.folder, record.file));
       const vector = vectorOf(opened.model.layout, tensors);
       const { role, raw } = source;
-      const own = { record, role, vector, ...(raw === undefined ? {} : { raw }) };
+      const own = { record, copied, role, vector, ...(raw === undefined ? {} : { raw }) };
       const one = await ask(opened, own, options);
       checkSame(asked[0], one);
       asked.push(one);
@@ -169,11 +167,12 @@ async function keepMember(
   session: Session,
   { run, label }: MemberSource,
   folder: string,
-): Promise<Omit<MemberRecord, 'cost'>> {
+): Promise<{ readonly record: Omit<MemberRecord, 'cost'>; readonly copied: Copied }> {
   const own = join('members', run);
   await mkdir(join(folder, own), { recursive: true });
   const file = join(own, `${run}.safetensors`);
-  const facts = await copyFromRun(session, run, null, join(folder, file));
+  const copied = await copyFromRun(session, run, null, join(folder, file));
+  const { facts } = copied;
   if (facts.learntValidation) {
     const { afterStop } = facts.config.earlyStopping;
     throw new DownpourError(
@@ -181,8 +180,9 @@ async function keepMember(
       `run ${run} has learnt from its validation part (earlyStopping.afterStop is '${afterStop}'): members are measured on it; train them with 'restore'`,
     );
   }
-  await writeFile(join(folder, own, 'downpour.json'), `${JSON.stringify(facts, null, 2)}\n`);
-  return { ...facts, label, file };
+  const about = JSON.stringify(aboutModel(copied), null, 2);
+  await writeFile(join(folder, own, 'downpour.json'), `${about}\n`);
+  return { record: { ...facts, label, file }, copied };
 }
 
 interface Opened {
@@ -195,13 +195,14 @@ interface Opened {
 class Experiments {
   readonly #options: ExamineOptions;
   readonly #loaded = new Map<string, Promise<Experiment>>();
-  readonly #data = new Map<string, Promise<ExperimentData>>();
+  readonly #data = new Map<string, Promise<Loaded>>();
 
   constructor(options: ExamineOptions) {
     this.#options = options;
   }
 
-  async open({ experiment: name, experimentHash, config }: CheckpointFacts): Promise<Opened> {
+  async open({ facts, data }: Copied): Promise<Opened> {
+    const { experiment: name, experimentHash, config } = facts;
     const path = await this.#pathOf(name);
     let loading = this.#loaded.get(path);
     if (!loading) {
@@ -212,7 +213,7 @@ class Experiments {
       }
     }
     const experiment = await loading;
-    const prepared = await this.#prepare(name, experiment, config);
+    const prepared = await this.#prepare(name, experiment, config, data);
     return { experiment, prepared, model: await buildModel(experiment, config, prepared) };
   }
 
@@ -229,7 +230,12 @@ class Experiments {
   }
 
   /** The part that is kept apart from all members stands in for the one that each validated on. */
-  async #prepare(name: string, experiment: Experiment, config: RunConfig): Promise<PreparedData> {
+  async #prepare(
+    name: string,
+    experiment: Experiment,
+    config: RunConfig,
+    known: KnownData,
+  ): Promise<PreparedData> {
     const { seed, splitSeed, hyperparameters, validation } = config;
     const key = JSON.stringify([name, splitSeed ?? seed, hyperparameters]);
     let loading = this.#data.get(key);
@@ -238,9 +244,11 @@ class Experiments {
       loading = loadData(name, experiment, config, { folder, log: () => {} });
       this.#data.set(key, loading);
     }
-    const data = await loading;
-    const how = prepareOptions(experiment, config);
+    const { data } = await loading;
+    if (!known.facts) tell(standardisedAnew(known.run));
+    const how = { ...prepareOptions(experiment, config), facts: known.facts };
     const prepared = prepareData(data, how);
+    mustBeDataOf(known, prepared);
     const { apart } = validation;
     if (apart == null) return prepared;
     const held = { ...how, validation: { ...validation, fold: apart, apart: null } };
@@ -250,7 +258,7 @@ class Experiments {
 
 async function ask(
   { experiment, prepared, model }: Opened,
-  own: Pick<Asked, 'record' | 'role' | 'raw' | 'vector'>,
+  own: Pick<Asked, 'record' | 'copied' | 'role' | 'raw' | 'vector'>,
   { test, signal }: ExamineOptions,
 ): Promise<Asked> {
   if (test && prepared.test === null) throw noTestPart();
@@ -309,7 +317,7 @@ async function askMean(
   options: ExamineOptions,
 ): Promise<Asked> {
   const members = asked.filter(({ role }) => role === 'member');
-  const { layout, layoutText, record } = members[0]!;
+  const { layout, layoutText, record, copied } = members[0]!;
   if (members.some((member) => member.layoutText !== layoutText)) {
     throw new DownpourError(
       'DP_USAGE',
@@ -327,7 +335,7 @@ async function askMean(
   for (let i = 0; i < vector.length; i++) {
     vector[i] = members.reduce((sum, member) => sum + member.vector[i]! / members.length, 0);
   }
-  const opened = await experiments.open(record);
+  const opened = await experiments.open(copied);
   try {
     await renewStatistics(opened, vector, record.config);
     const own = join('members', 'mean-of-parameters');
@@ -341,7 +349,7 @@ async function askMean(
       ...{ ...record, run: 'mean', kind: 'mean' as const, label: 'mean of the parameters', file },
       ...{ best: null, test: null, testedAt: null, checkpointSha256: sha256 },
     };
-    return await ask(opened, { record: mean, role: 'average', vector }, options);
+    return await ask(opened, { record: mean, copied, role: 'average', vector }, options);
   } finally {
     opened.model.dispose();
   }

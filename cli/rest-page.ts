@@ -72,7 +72,7 @@ export async function restPage(): Promise<string> {
       ...rows.map((row) => `| ${row.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`),
     ].join('\n'),
     '## Shapes',
-    'As types of TypeScript. `RunConfig`: [configuration.md](configuration.md). `DataSummary`: the counts of the parts of the data, a fingerprint, and where they are from.',
+    'As types of TypeScript. `RunConfig`: [configuration.md](configuration.md). `DataSummary`: the counts of the parts of the data, fingerprints, and where they are from. `DataFacts`: [data.md](data.md#when-the-data-change).',
     ...shapes,
   ].join('\n\n')}\n`;
 }

@@ -9,6 +9,7 @@ import type { Observations, RunSummary } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
 import { answersOf } from '../worker/answers.ts';
 import type { PreparedData } from '../worker/data/examples.ts';
+import { mustBeDataOf } from '../worker/data/facts.ts';
 import { openEngine } from '../worker/engine.ts';
 import {
   type Experiment,
@@ -19,7 +20,7 @@ import {
 import { vectorOf } from '../worker/layers-format.ts';
 import { buildModel, type Model } from '../worker/model.ts';
 import { prepareExperiment } from '../worker/prepare.ts';
-import { type CheckpointFacts, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
+import { type CheckpointFacts, type Copied, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
 import { openSession } from './embedded.ts';
 import { type ServerOptions, tell } from './options.ts';
 import { runsAndTrials } from './trials.ts';
@@ -92,7 +93,7 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
   const folder = await mkdtemp(join(tmpdir(), 'downpour-trained-'));
   try {
     const copy = join(folder, 'parameters');
-    const { facts, observed } = await copyOf(file, copy, options);
+    const { facts, data, observed } = await copyOf(file, copy, options);
     if (facts.experiment !== name) {
       throw new DownpourError(
         'DP_EXPERIMENT_MISMATCH',
@@ -105,10 +106,13 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
     const { tensors } = await readTensors(copy);
     await openEngine(options.engine === undefined ? {} : { engine: engineOf(options.engine) });
     const { config } = facts;
+    if (!data.facts) tell(standardisedAnew(facts.run));
     const { prepared } = await prepareExperiment(name, experiment, config, {
       folder: resolve(options.data ?? 'data'),
       log: () => {},
+      facts: data.facts,
     });
+    mustBeDataOf(data, prepared);
     const model = await buildModel(experiment, config, prepared);
     model.load(vectorOf(model.layout, tensors));
     return { facts, experiment, config, prepared, model, observed };
@@ -121,20 +125,24 @@ async function copyOf(
   file: string,
   to: string,
   options: TrainedOptions,
-): Promise<{ facts: CheckpointFacts; observed: Observations | null }> {
+): Promise<Copied & { readonly observed: Observations | null }> {
   if (options.checkpoint !== undefined) {
-    return { facts: await copyFromFile(options.checkpoint, to), observed: null };
+    return { ...(await copyFromFile(options.checkpoint, to)), observed: null };
   }
   const session = await openSession({ ...options, run: options.run });
   try {
     const id = await findRun(session, file, options.run);
-    const facts = await copyFromRun(session, id, options.kind ?? null, to);
+    const copied = await copyFromRun(session, id, options.kind ?? null, to);
     const observed = await session.client.observations(id);
-    return { facts, observed: observed.samples.length > 0 ? observed : null };
+    return { ...copied, observed: observed.samples.length > 0 ? observed : null };
   } finally {
     await session.close();
   }
 }
+
+/** Of a checkpoint that an older release wrote. */
+export const standardisedAnew = (run: string) =>
+  `run ${run} was made by a release that kept nothing of its data: how inputs are standardised is computed anew from the data as they are now`;
 
 /** Of training or validation examples. The test part is looked at by `downpour test` alone. */
 export function answersOfPart(

@@ -2,9 +2,11 @@ import { encodeFrame } from '../shared/codec.ts';
 import type { Encoding } from '../shared/compression.ts';
 import { encodeBf16, encodedBytes, encodeInt8, encodeTopk } from '../shared/compression.ts';
 import { resolveConfig } from '../shared/config.ts';
+import { type DataFacts, encodeFacts, packTransform } from '../shared/data-facts.ts';
 import { createLayout, type TensorSpec } from '../shared/layout.ts';
 import type {
   FromShard,
+  Join,
   Lease,
   ServerMessage,
   ToShard,
@@ -25,6 +27,8 @@ export interface Vector {
   readonly header: WorkerMessage | ServerMessage | ToShard | FromShard;
   /** What the payload says: trainable, then statistics, then frozen elements; absent: no payload. */
   readonly numbers?: readonly number[];
+  /** The payload where it is text. */
+  readonly text?: string;
   /** The whole frame, hexadecimal. */
   readonly frame: string;
 }
@@ -58,6 +62,19 @@ function pushed(encoding: Encoding): { bytes: Uint8Array; numbers: number[] } {
   return { bytes, numbers: [...GRADIENT, ...STATISTICS] };
 }
 
+const FACTS: DataFacts = {
+  transform: packTransform({
+    ...{ kind: 'feature', scale: 1 },
+    ...{ mean: [0.5, -3], deviation: [1, 0.1] },
+  }),
+  inputs: { kind: 'float32', shape: [2] },
+  targets: { kind: 'int32', shape: [] },
+  classCount: 2,
+  classes: ['no', 'yes'],
+  inputNames: ['width', 'height'],
+  targetNames: null,
+};
+
 const bytesOf = (numbers: readonly number[]) => new Uint8Array(Float32Array.from(numbers).buffer);
 
 /** All vectors, in the order of a conversation. */
@@ -67,12 +84,14 @@ export function protocolVectors() {
     what: string,
     from: Vector['from'],
     header: Vector['header'],
-    payload?: { bytes: Uint8Array; numbers: readonly number[] },
+    payload?: { bytes: Uint8Array; numbers?: readonly number[]; text?: string },
   ) => {
     const { buffer, byteOffset, byteLength } = payload?.bytes ?? new Uint8Array();
     const frame = encodeFrame(header, new Float32Array(buffer, byteOffset, byteLength / 4));
     vectors.push({
-      ...{ what, from, header, ...(payload ? { numbers: payload.numbers } : {}) },
+      ...{ what, from, header },
+      ...(payload?.numbers && { numbers: payload.numbers }),
+      ...(payload?.text && { text: payload.text }),
       frame: Buffer.from(frame).toString('hex'),
     });
   };
@@ -95,19 +114,28 @@ export function protocolVectors() {
     ...{ type: 'assign', run: RUN, experiment: 'digits', experimentHash: HASH, session: SESSION },
     ...{ config: resolveConfig({}), shards: [] },
   });
-  add('its model and data', 'worker', {
-    ...{
-      type: 'join',
-      run: RUN,
-      experimentHash: HASH,
-      tensors: TENSORS.map((spec) => ({ ...spec, shape: [...spec.shape] })),
-      seen: null,
-    },
+  const join: Join = {
+    type: 'join',
+    run: RUN,
+    experimentHash: HASH,
+    tensors: TENSORS.map((spec) => ({ ...spec, shape: [...spec.shape] })),
     data: {
       ...{ trainCount: 800, validationCount: 200, testCount: 0 },
       ...{ fingerprint: 'ab'.repeat(32), source: 'digits' },
     },
-  });
+    seen: null,
+  };
+  add('its model and data', 'worker', join);
+  const facts = encodeFacts(FACTS);
+  add(
+    'the same, with what the run is to keep of the data',
+    'worker',
+    {
+      ...{ ...join, facts: 'json' },
+      data: { ...join.data, rawFingerprint: 'cd'.repeat(8), depends: ['seed'] },
+    },
+    { bytes: facts, text: new TextDecoder().decode(facts) },
+  );
   add('make fresh parameters', 'server', { type: 'initialise', run: RUN, grant: 1, seed: 0 });
   const whole = [...GRADIENT, ...STATISTICS, ...FROZEN];
   const fresh = { bytes: bytesOf(whole), numbers: whole };

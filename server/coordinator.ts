@@ -126,7 +126,7 @@ export class Coordinator {
 
   /** @throws DownpourError DP_RUN_UNKNOWN, DP_RUN_EXISTS or what the keeper throws. */
   async #fork(
-    { run: of, checkpoint }: NonNullable<CreateRun['fork']>,
+    { run: of, ...from }: NonNullable<CreateRun['fork']>,
     options: Omit<RunOptions, 'fork'>,
   ): Promise<Run> {
     const { id } = options;
@@ -136,7 +136,7 @@ export class Coordinator {
     }
     this.#forking.add(id);
     try {
-      const run = await this.#keeper.fork(source, checkpoint, options);
+      const run = await this.#keeper.fork(source, from, options);
       this.adopt(run);
       this.log(`run ${id} created: a fork of ${of} at step ${run.options.fork!.step}`, { run: id });
       this.#employAll();

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { NAME_PATTERN, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
-import type { CheckpointSummary, RunSummary } from '../shared/rest.ts';
+import type { CheckpointSummary, CreateRun, RunSummary } from '../shared/rest.ts';
 import {
   type CheckpointKind,
   type CheckpointManifest,
@@ -123,24 +123,31 @@ export class Keeper {
    * it. The other one is left as it is; of a live one a checkpoint is written first.
    * @throws DownpourError DP_CHECKPOINT_MISSING, DP_CHECKPOINT_CORRUPT, DP_DISK or what the store throws.
    */
-  async fork(source: Run, which: string, options: Omit<RunOptions, 'fork'>): Promise<Run> {
+  async fork(
+    source: Run,
+    { checkpoint: which, data }: Omit<NonNullable<CreateRun['fork']>, 'run'>,
+    options: Omit<RunOptions, 'fork'>,
+  ): Promise<Run> {
     const { root, store, token, now } = this.#options;
     if (which === 'last' && !source.over && source.hasParameters) await this.checkpointNow(source);
     // It may just have ended, and its final parameters not be written yet.
     else await this.#flush(source);
     const from = checkpointFolder(root, source.id);
-    const known = await listCheckpoints(from);
-    const manifest = known.findLast(({ kind, file }) => kind === which || file === which);
+    const written = await listCheckpoints(from);
+    const manifest = written.findLast(({ kind, file }) => kind === which || file === which);
     if (!manifest) {
       throw new DownpourError(
         'DP_CHECKPOINT_MISSING',
-        `run '${source.id}' has no checkpoint '${which}'; it has: ${known.map(({ file }) => file).join(', ') || 'none yet'}`,
+        `run '${source.id}' has no checkpoint '${which}'; it has: ${written.map(({ file }) => file).join(', ') || 'none yet'}`,
       );
     }
     const { tensors } = await readCheckpoint(from, manifest);
     const { step, file: checkpoint } = manifest;
-    const origin = { run: source.id, step, checkpoint };
-    const fork = Run.fork({ ...options, fork: origin }, manifest.state as RunState, tensors);
+    const origin = { run: source.id, step, checkpoint, ...(data && { data }) };
+    const state = manifest.state as RunState;
+    // More may be known by now than an old checkpoint says.
+    const known = { data: source.data ?? state.data, facts: source.facts ?? state.facts ?? null };
+    const fork = Run.fork({ ...options, fork: origin }, { ...state, ...known }, tensors);
     await store.mayWrite(token);
     await writeCheckpoint(checkpointFolder(root, fork.id), {
       run: fork.id,

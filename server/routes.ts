@@ -14,6 +14,7 @@ import {
   HealthSchema,
   MetricsSchema,
   ObservationsSchema,
+  RunDataSchema,
   RunDetailSchema,
   RunSummarySchema,
   StatusSchema,
@@ -160,6 +161,20 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
     '/runs/:id',
     schema('One run, with its configuration', { 200: RunDetailSchema }, { params: Id }),
     (request) => coordinator.runDetail(coordinator.mustFind(request.params.id)),
+  );
+
+  app.get<ById>(
+    '/runs/:id/data',
+    schema(
+      'What a run keeps of its data: how inputs are standardised, shapes, names, classes',
+      { 200: RunDataSchema },
+      { params: Id },
+    ),
+    // Of many features it is long: text is sent as it is.
+    async (request, reply) => {
+      const { data: summary, facts } = coordinator.mustFind(request.params.id);
+      return reply.type('application/json; charset=utf-8').send(JSON.stringify({ summary, facts }));
+    },
   );
 
   app.post<ById>(

@@ -2,9 +2,11 @@ import { randomBytes } from 'node:crypto';
 import { floatsOf } from '../shared/codec.ts';
 import { encodingOf } from '../shared/compression.ts';
 import { LIMITS } from '../shared/config.ts';
+import { encodeFacts } from '../shared/data-facts.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
 import {
   type Acknowledgement,
+  type Assign,
   checkWorkerMessage,
   type Evaluated,
   type Hello,
@@ -187,7 +189,7 @@ export class Session {
         `'${message.type}' came before 'hello': say hello first`,
       );
     } else if (message.type === 'leave') this.#onLeave(message);
-    else if (message.type === 'join') this.#onJoin(message);
+    else if (message.type === 'join') this.#onJoin(message, payload);
     else if (message.type === 'observed') this.#onObserved(message);
     else return this.#work(message, payload, landing);
     return false;
@@ -314,7 +316,7 @@ export class Session {
     }
   }
 
-  #onJoin(join: Join): void {
+  #onJoin(join: Join, payload: Uint8Array): void {
     const run = this.#run;
     if (run?.id !== join.run) {
       this.#coordinator.mustFind(join.run);
@@ -323,7 +325,7 @@ export class Session {
         `'join' for run '${join.run}', which this worker was not assigned to`,
       );
     }
-    run.join(this.key, join, this.#coordinator.now());
+    run.join(this.key, join, this.#coordinator.now(), payload);
     this.#joined = true;
     this.#sent = null;
     this.proceed();
@@ -386,7 +388,8 @@ export class Session {
     this.#joined = false;
     this.#waiting = false;
     const { experiment, experimentHash } = run.options;
-    this.#send({
+    const facts = run.givenFacts;
+    const assign: Assign = {
       type: 'assign',
       run: run.id,
       experiment,
@@ -394,7 +397,9 @@ export class Session {
       config: run.config,
       session: this.id,
       shards: this.#coordinator.shardAddresses(),
-    });
+    };
+    if (facts) this.#send({ ...assign, facts: 'json' }, [encodeFacts(facts)]);
+    else this.#send(assign);
   }
 
   /** Tells the worker that the run is over. */

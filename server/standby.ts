@@ -14,7 +14,7 @@ import { dial } from '../wire/handshake.ts';
 import { Memories } from '../wire/memories.ts';
 import { refuse } from './access.ts';
 import { replay } from './core/replay.ts';
-import { Run, type RunReplica } from './core/run.ts';
+import { Run, type RunCall, type RunReplica } from './core/run.ts';
 import { BEAT_MS, type Follow, type FromStandby, type ToStandby } from './replication.ts';
 import type { OwnerLease, StateStore } from './state-store.ts';
 import type { TlsMaterial } from './tls.ts';
@@ -134,7 +134,7 @@ export class Replicas {
     const run = this.runs.get(message.run);
     if (!run) throw new Error(`calls of run ${message.run}, which was never told`);
     for (const call of message.calls) {
-      replay(run, call, call.call === 'push' || call.call === 'initialised' ? payload : NOTHING);
+      replay(run, call, WITH_PAYLOAD.includes(call.call) ? payload : NOTHING);
     }
     const { step, generation } = run;
     if (step === message.step && generation === message.generation) return;
@@ -145,6 +145,8 @@ export class Replicas {
 }
 
 const NOTHING = new Uint8Array();
+/** Of a frame's calls one at most is of these. */
+const WITH_PAYLOAD: readonly RunCall['call'][] = ['join', 'push', 'initialised'];
 
 class Follower {
   readonly #options: StandByOptions;

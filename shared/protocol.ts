@@ -49,6 +49,10 @@ export const DataSummarySchema = Type.Object(
     validationCount: Type.Integer({ minimum: 1, maximum: 2 ** 31 - 1 }),
     testCount: Type.Integer({ minimum: 0, maximum: 2 ** 31 - 1 }),
     fingerprint: Hash,
+    /** Of the data before the split; absent: a worker of an older release. */
+    rawFingerprint: Type.Optional(Hash),
+    /** What `data()` looked at of the configuration: with other values the data may be others. */
+    depends: Type.Optional(Type.Array(Type.String({ maxLength: 200 }), { maxItems: 1000 })),
     source: Text,
   },
   closed,
@@ -140,6 +144,10 @@ export const HelloSchema = Type.Object(
 );
 export type Hello = Static<typeof HelloSchema>;
 
+/** Says that the payload is a `DataFacts` of `shared/data-facts.ts`, as JSON. */
+const Facts = Type.Optional(Type.Literal('json'));
+
+/** Payload: what the worker's data are, where `facts` says so. */
 export const JoinSchema = Type.Object(
   {
     type: Type.Literal('join'),
@@ -147,6 +155,7 @@ export const JoinSchema = Type.Object(
     experimentHash: Hash,
     tensors: Type.Array(TensorSpecSchema, { minItems: 1, maxItems: LIMITS.tensorCountMax }),
     data: DataSummarySchema,
+    facts: Facts,
     errorMeasure: Type.Optional(ErrorMeasureSchema),
     /** The newest step of the run that a `work` has told it, by whichever life of the server. */
     seen: Type.Optional(orNull(Type.Object({ step: Natural, generation: Natural }, closed))),
@@ -285,7 +294,10 @@ export type WorkerMessage = Hello | Join | Initialised | Push | Evaluated | Obse
 
 // From server to worker.
 
-/** Load this experiment, then `join`. */
+/**
+ * Load this experiment, then `join`. Payload, of a fork: what the data of the run are that it began with; inputs are
+ * standardised as there.
+ */
 export const AssignSchema = Type.Object(
   {
     type: Type.Literal('assign'),
@@ -298,6 +310,7 @@ export const AssignSchema = Type.Object(
     session: Session,
     /** All but the first, which is the server itself: each gets its own part of pushes. */
     shards: Type.Array(ShardAddressSchema, { maxItems: LIMITS.shardCountMax }),
+    facts: Facts,
   },
   closed,
 );

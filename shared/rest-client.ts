@@ -6,6 +6,7 @@ import type {
   Health,
   Metrics,
   Observations,
+  RunData,
   RunDetail,
   RunSummary,
   Status,
@@ -46,6 +47,8 @@ export interface RestClient {
   /** @param points at most so many of each curve. */
   metrics(id: string, points?: number): Promise<Metrics>;
   observations(id: string): Promise<Observations>;
+  /** How inputs are standardised, names and classes. */
+  runData(id: string): Promise<RunData>;
   workers(id: string): Promise<WorkerSummary[]>;
   checkpoints(id: string): Promise<CheckpointSummary[]>;
   /** The checkpoint's safetensors as they come; the time limit counts until the first byte. */
@@ -175,6 +178,7 @@ export function createRestClient(options: RestClientOptions): RestClient {
     metrics: (id, points) =>
       json('GET', of(id, `/metrics${points === undefined ? '' : `?points=${points}`}`)),
     observations: (id) => json('GET', of(id, '/observations')),
+    runData: (id) => json('GET', of(id, '/data')),
     workers: async (id) =>
       (await json<{ workers: WorkerSummary[] }>('GET', of(id, '/workers'))).workers,
     checkpoints: async (id) =>

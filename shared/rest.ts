@@ -1,5 +1,6 @@
 import Type, { type Static, type TSchema } from 'typebox';
 import { LIMITS, NAME_PATTERN, RunConfigSchema } from './config.ts';
+import { DataFactsSchema } from './data-facts.ts';
 import { FIGURE_LIMITS, FigureSchema } from './figure.ts';
 import {
   DataSummarySchema,
@@ -31,6 +32,8 @@ export const CreateRunSchema = Type.Object(
           run: Name,
           /** Newest of a kind, or a file of `GET /runs/:id/checkpoints`. `last`: of this moment. */
           checkpoint: Type.String({ minLength: 1, maxLength: 200, default: 'last' }),
+          /** `other`: data that differ from those of the other run are taken, with its standardisation. */
+          data: Type.Optional(Type.Union([Type.Literal('same'), Type.Literal('other')])),
         },
         closed,
       ),
@@ -136,8 +139,17 @@ export const RunDetailSchema = Type.Object({
   experimentHash: Type.String(),
   config: RunConfigSchema,
   layoutHash: orNull(Type.String()),
+  /** Set: its validation examples may be among those that its first parameters were trained on. */
+  dataNote: orNull(Type.String()),
 });
 export type RunDetail = Static<typeof RunDetailSchema>;
+
+/** What a run keeps of its data; null: no worker has said. */
+export const RunDataSchema = Type.Object({
+  summary: orNull(DataSummarySchema),
+  facts: orNull(DataFactsSchema),
+});
+export type RunData = Static<typeof RunDataSchema>;
 
 export const WorkerSummarySchema = Type.Object({
   worker: Type.String(),

@@ -252,8 +252,8 @@ export class Client {
    * Sends what need not survive a lost connection; without one it is dropped.
    * @param payload stays as it is for as long as the connection may read it.
    */
-  send(message: Exclude<WorkerMessage, Push | Hello | Initialised>): void {
-    this.#connection?.send(message);
+  send(message: Exclude<WorkerMessage, Push | Hello | Initialised>, payload?: Uint8Array): void {
+    this.#connection?.send(message, payload ? [payload] : []);
   }
 
   /**

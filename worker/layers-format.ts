@@ -2,14 +2,13 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { io } from '@tensorflow/tfjs-core';
 import type { RunConfig } from '../shared/config.ts';
+import type { DataFacts } from '../shared/data-facts.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { Layout } from '../shared/layout.ts';
-import { prepareData } from './data/examples.ts';
-import { dataOf } from './data/given.ts';
-import type { InputTransform } from './data/transform.ts';
+import { examplesLike } from './data/facts.ts';
 import type { Experiment } from './experiment.ts';
-import { buildModel } from './model.ts';
-import { dataSettings, prepareOptions } from './prepare.ts';
+import { buildModel, type Model } from './model.ts';
+import { dataSettings } from './prepare.ts';
 import { tf } from './tf.ts';
 
 /** A trained model in the files that `tf.loadLayersModel` opens: `model.json` and `weights.bin`. */
@@ -24,7 +23,9 @@ export interface LayersFormatOptions {
   readonly experiment: Experiment;
   readonly config: RunConfig;
   readonly tensors: readonly NamedValues[];
-  /** Where data sets lie: the model's shapes follow from the data. */
+  /** The model's shapes follow from them. */
+  readonly facts: DataFacts;
+  /** Where data lie, absolute: they are read only for a model that takes its shapes from what `data()` has left. */
   readonly dataFolder: string;
   /** Exists. */
   readonly to: string;
@@ -34,22 +35,13 @@ export interface LayersFormatOptions {
 /**
  * Builds the experiment's model, gives it the parameters and statistics of a checkpoint, and writes
  * it. An engine must be open.
- * @returns what must be done to inputs before the model sees them.
  * @throws DownpourError DP_USAGE: a function of variables has no such format; DP_LAYOUT_MISMATCH:
- *   the checkpoint is of another model; what the experiment's data or model throws.
+ *   the checkpoint is of another model; what the experiment's model throws.
  */
-export async function writeLayersModel(options: LayersFormatOptions): Promise<InputTransform> {
-  const { experiment, config, to, log } = options;
-  const data = await experiment.data({
-    folder: options.dataFolder,
-    ...dataSettings(config),
-    log,
-  });
-  const prepared = prepareData(dataOf(data), prepareOptions(experiment, config));
-  const model = await buildModel(experiment, config, prepared);
+export async function writeLayersModel(options: LayersFormatOptions): Promise<void> {
+  const { to } = options;
+  const model = await trainedModel(options);
   try {
-    const vector = vectorOf(model.layout, options.tensors);
-    model.load(vector);
     const artifacts = (await model.topology()) as io.ModelArtifacts | null;
     if (artifacts === null) {
       throw new DownpourError(
@@ -68,9 +60,33 @@ export async function writeLayersModel(options: LayersFormatOptions): Promise<In
     const weights = tf.io.CompositeArrayBuffer.join(weightData);
     await writeFile(join(to, 'weights.bin'), new Uint8Array(weights));
     await writeFile(join(to, 'model.json'), JSON.stringify(json));
-    return prepared.transform;
   } finally {
     model.dispose();
+  }
+}
+
+async function trainedModel(options: LayersFormatOptions): Promise<Model> {
+  const { experiment, config, tensors, facts, dataFolder: folder, log } = options;
+  const build = async () => {
+    const model = await buildModel(experiment, config, examplesLike(facts));
+    try {
+      model.load(vectorOf(model.layout, tensors));
+    } catch (error) {
+      model.dispose();
+      throw error;
+    }
+    return model;
+  };
+  try {
+    return await build();
+  } catch (error) {
+    if (!(error instanceof DownpourError) || error.code === 'DP_USAGE') throw error;
+    try {
+      await experiment.data({ folder, ...dataSettings(config), log });
+    } catch {
+      throw error;
+    }
+    return await build();
   }
 }
 

@@ -1,10 +1,19 @@
 import type { ConnectionOptions } from 'node:tls';
+import { bytesOf } from '../shared/codec.ts';
+import { type DataFacts, decodeFacts, encodeFacts } from '../shared/data-facts.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { layoutSpecs } from '../shared/layout.ts';
 import type { Log } from '../shared/log.ts';
-import type { Acknowledgement, Assign, End, Initialise, Join } from '../shared/protocol.ts';
+import type {
+  Acknowledgement,
+  Assign,
+  DataSummary,
+  End,
+  Initialise,
+  Join,
+} from '../shared/protocol.ts';
 import { Client } from './client.ts';
-import type { PreparedData } from './data/examples.ts';
+import { factsOf, summaryOf } from './data/facts.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
 import {
   type FoundExperiment,
@@ -62,7 +71,9 @@ export interface WorkerResult {
 /** What the worker holds of the run it is assigned to. */
 interface Assignment {
   readonly assign: Assign;
-  readonly prepared: PreparedData;
+  readonly summary: DataSummary;
+  /** Of its data, as `join` has them. */
+  readonly facts: Uint8Array;
   readonly model: Model;
   readonly trainer: Trainer;
 }
@@ -132,8 +143,10 @@ class Worker {
   async work(): Promise<WorkerResult> {
     for (;;) {
       const { message, payload, release } = await this.#client.next();
+      const facts =
+        message.type === 'assign' && message.facts ? decodeFacts(bytesOf(payload)) : null;
       if (message.type !== 'work') release?.();
-      if (message.type === 'assign') await this.#assigned(message);
+      if (message.type === 'assign') await this.#assigned(message, facts);
       else if (message.type === 'idle') this.#options.log('no run for this worker now; waiting');
       else if (message.type === 'end') {
         this.#end(message);
@@ -151,19 +164,20 @@ class Worker {
     }
   }
 
-  async #assigned(assign: Assign): Promise<void> {
+  /** @param facts of the run that a fork began with. */
+  async #assigned(assign: Assign, facts: DataFacts | null): Promise<void> {
     try {
       if (!this.#holds(assign)) {
         this.release();
         // Also of this run: they were computed under another configuration, or in other parts.
         this.#client.forget(null);
-        this.#assignment = await this.#prepare(assign);
+        this.#assignment = await this.#prepare(assign, facts);
       }
     } catch (error) {
       this.#refuse(assign, error);
       return;
     }
-    const { model, prepared, trainer } = this.#assignment!;
+    const { model, summary, facts: own, trainer } = this.#assignment!;
     // Over the new connection it is assigned again.
     if (await this.#client.suit(4 * model.layout.exchangedSize)) return;
     if (!(await this.#client.attach(assign, model.layout))) return;
@@ -175,17 +189,12 @@ class Worker {
         ...spec,
         shape: [...shape],
       })),
-      data: {
-        trainCount: prepared.train.count,
-        validationCount: prepared.validation.count,
-        testCount: prepared.test?.count ?? 0,
-        fingerprint: prepared.fingerprint,
-        source: prepared.source.slice(0, 2000),
-      },
+      data: summary,
+      facts: 'json',
       errorMeasure: model.errorMeasure,
       seen: this.#client.seen(assign.run) ?? null,
     };
-    this.#client.send(join);
+    this.#client.send(join, own);
     trainer.rejoined();
   }
 
@@ -200,14 +209,15 @@ class Worker {
     );
   }
 
-  async #prepare(assign: Assign): Promise<Assignment> {
+  async #prepare(assign: Assign, facts: DataFacts | null): Promise<Assignment> {
     const { run, config } = assign;
     const { dataFolder, log, signal, onProgress, onAcknowledged } = this.#options;
     const experiment = await loadExperiment(await this.#find(assign));
-    const { prepared } = await prepareExperiment(assign.experiment, experiment, config, {
-      folder: dataFolder,
-      log,
+    const { prepared, depends } = await prepareExperiment(assign.experiment, experiment, config, {
+      ...{ folder: dataFolder, log, facts },
     });
+    const summary = summaryOf(prepared, depends);
+    const encoded = encodeFacts(factsOf(prepared));
     const model = await buildModel(experiment, config, prepared);
     log(
       `run ${run}: ${assign.experiment}, ${prepared.source}, ${model.layout.trainableSize} parameters`,
@@ -226,7 +236,7 @@ class Worker {
       ...{ run, config, model, prepared, ranges, exchange, signal, log },
       ...{ onProgress, onAcknowledged },
     });
-    return { assign, prepared, model, trainer };
+    return { assign, summary, facts: encoded, model, trainer };
   }
 
   async #find({ experiment, experimentHash }: Assign): Promise<string> {

@@ -43,7 +43,10 @@ interface DataShape {
   readonly shares: boolean;
 }
 
-function dataShape({ train, classCount }: PreparedData): DataShape {
+/** Shapes and kinds are looked at; there need be no example. */
+export type ModelData = Pick<PreparedData, 'train' | 'classCount'>;
+
+function dataShape({ train, classCount }: ModelData): DataShape {
   const targetShape = train.targets.shape.slice(1);
   return {
     inputShape: train.inputs.shape.slice(1),
@@ -151,7 +154,7 @@ export interface ModelOptions {
 export async function buildModel(
   experiment: Experiment,
   config: Pick<RunConfig, 'seed' | 'hyperparameters'>,
-  prepared: PreparedData,
+  prepared: ModelData,
   options: ModelOptions = {},
 ): Promise<Model> {
   const data = dataShape(prepared);

@@ -1,5 +1,7 @@
 import type { RunConfig } from '../shared/config.ts';
+import type { DataFacts } from '../shared/data-facts.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { watch } from './browser/needs.ts';
 import {
   type ExperimentData,
   type PreparedData,
@@ -12,16 +14,19 @@ import type { Experiment } from './experiment.ts';
 /**
  * The data of an experiment, split and standardised as a run's configuration says.
  * @param name of the experiment, for messages. @param folder where data lie, absolute.
- * @throws DownpourError DP_EXPERIMENT_INVALID or what reading the data throws.
+ * @param facts of a run whose parameters are used: inputs are standardised as there.
+ * @throws DownpourError DP_EXPERIMENT_INVALID or what reading the data throws; DP_DATA_MISMATCH: the
+ *   facts are of other inputs.
  */
 export async function prepareExperiment(
   name: string,
   experiment: Experiment,
   config: RunConfig,
-  where: DataFolder,
-): Promise<{ readonly data: ExperimentData; readonly prepared: PreparedData }> {
-  const data = await loadData(name, experiment, config, where);
-  return { data, prepared: prepareData(data, prepareOptions(experiment, config)) };
+  { facts = null, ...where }: DataFolder & { readonly facts?: DataFacts | null },
+): Promise<Loaded & { readonly prepared: PreparedData }> {
+  const loaded = await loadData(name, experiment, config, where);
+  const options = { ...prepareOptions(experiment, config), facts };
+  return { ...loaded, prepared: prepareData(loaded.data, options) };
 }
 
 interface DataFolder {
@@ -29,15 +34,26 @@ interface DataFolder {
   readonly log: (line: string) => void;
 }
 
-/** As the experiment gives them. */
+export interface Loaded {
+  /** As the experiment gives them. */
+  readonly data: ExperimentData;
+  /** What `data()` looked at: `seed`, `hyperparameters.<name>`. */
+  readonly depends: readonly string[];
+}
+
+/** @throws DownpourError DP_EXPERIMENT_INVALID or what reading the data throws. */
 export async function loadData(
   name: string,
   experiment: Experiment,
   config: RunConfig,
   { folder, log }: DataFolder,
-): Promise<ExperimentData> {
+): Promise<Loaded> {
+  const { args, needs } = watch({ folder, ...dataSettings(config), log });
   try {
-    return dataOf(await experiment.data({ folder, ...dataSettings(config), log }));
+    const data = dataOf(await experiment.data(args));
+    const { seed, hyperparameters } = needs();
+    const names = Object.keys(hyperparameters).map((each) => `hyperparameters.${each}`);
+    return { data, depends: [...(seed === null ? [] : ['seed']), ...names] };
   } catch (cause) {
     if (cause instanceof DownpourError) throw cause;
     throw new DownpourError(

@@ -1,3 +1,9 @@
+import {
+  type DataFacts,
+  describeDifference,
+  factsDifference,
+  isSameData,
+} from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Layout, TensorSpec } from '../../shared/layout.ts';
 import type { DataSummary } from '../../shared/protocol.ts';
@@ -8,6 +14,19 @@ export interface Agreement {
   readonly experimentHash: string;
   readonly layout: Layout | null;
   readonly data: DataSummary | null;
+  readonly facts: DataFacts | null;
+  /** Of a fork: of the run that it began with, where that is known. */
+  readonly origin: { readonly run: string; readonly data: DataSummary | null } | null;
+  /** Of a fork: its data may be others. */
+  readonly takesOtherData: boolean;
+}
+
+export interface Joining {
+  readonly experimentHash: string;
+  readonly layout: Layout;
+  readonly data: DataSummary;
+  /** Null: it is of an older release. */
+  readonly facts: DataFacts | null;
 }
 
 /**
@@ -15,22 +34,45 @@ export interface Agreement {
  * @throws DownpourError DP_EXPERIMENT_MISMATCH, DP_LAYOUT_MISMATCH or DP_DATA_MISMATCH that names the
  *   difference.
  */
-export function checkAgreement(
-  run: Agreement,
-  worker: { readonly experimentHash: string; readonly layout: Layout; readonly data: DataSummary },
-): void {
+export function checkAgreement(run: Agreement, worker: Joining): void {
   if (worker.experimentHash !== run.experimentHash) {
     throw new DownpourError('DP_EXPERIMENT_MISMATCH', hashDifference(run, worker.experimentHash));
   }
   if (run.layout && worker.layout.hash !== run.layout.hash) {
     throw new DownpourError('DP_LAYOUT_MISMATCH', layoutDifference(run.layout, worker.layout));
   }
-  if (run.data && !sameData(run.data, worker.data)) {
+  if (run.data && !isSameData(run.data, worker.data)) {
     throw new DownpourError(
       'DP_DATA_MISMATCH',
-      `this worker's data differ from the run's: ${describeData(worker.data)}; the run has ${describeData(run.data)}`,
+      `this worker's data differ from the run's: it has ${describeDifference(run.data, worker.data)}; bring the data back as they were, or train a new run on these`,
     );
   }
+  if (!run.data) checkOrigin(run, worker.data);
+  const difference = run.facts && worker.facts && factsDifference(run.facts, worker.facts);
+  if (difference) {
+    throw new DownpourError(
+      'DP_DATA_MISMATCH',
+      `this worker's data differ from the run's: it has ${difference}; give all workers the same files${run.origin ? ', and a fork names and classes in the order of the run that it began with' : ''}`,
+    );
+  }
+}
+
+/** The first worker of a fork: its data are those that the parameters were trained on, unless others are wanted. */
+function checkOrigin({ origin, takesOtherData }: Agreement, data: DataSummary): void {
+  if (!origin?.data || takesOtherData) return;
+  const [theirs, ours] = [origin.data.rawFingerprint, data.rawFingerprint];
+  if (theirs === undefined || theirs === ours) return;
+  const total = (of: DataSummary) =>
+    `${of.trainCount + of.validationCount + of.testCount} examples (${of.source})`;
+  const depends = origin.data.depends ?? [];
+  const why =
+    depends.length > 0
+      ? `; data() looks at ${depends.join(', ')}: if that differs, give the fork the other run's (of seed: by splitSeed)`
+      : '';
+  throw new DownpourError(
+    'DP_DATA_MISMATCH',
+    `a fork goes on with the data of run '${origin.run}', and this worker's are others: ${total(data)}, that run's ${total(origin.data)}${why}; to go on with other data on purpose, fork with data: 'other' (downpour lr-find --new-data)`,
+  );
 }
 
 /** The text of DP_EXPERIMENT_MISMATCH. */
@@ -39,19 +81,6 @@ export function hashDifference(
   hash: string,
 ): string {
   return `experiment '${run.experiment}' of this worker has hash ${hash.slice(0, 12)}, the run's has ${run.experimentHash.slice(0, 12)}: copy the same files to all workers`;
-}
-
-function sameData(a: DataSummary, b: DataSummary): boolean {
-  return (
-    a.trainCount === b.trainCount &&
-    a.validationCount === b.validationCount &&
-    a.testCount === b.testCount &&
-    a.fingerprint === b.fingerprint
-  );
-}
-
-function describeData(data: DataSummary): string {
-  return `${data.trainCount} training, ${data.validationCount} validation and ${data.testCount} test examples, fingerprint ${data.fingerprint.slice(0, 16)} (${data.source})`;
 }
 
 function layoutDifference(run: Layout, worker: Layout): string {

@@ -19,7 +19,7 @@ export function replay(run: Run, call: RunCall, payload: Uint8Array): void {
 function perform(run: Run, call: RunCall, payload: Uint8Array): void {
   switch (call.call) {
     case 'join':
-      run.join(call.worker, call.join, call.now);
+      run.join(call.worker, call.join, call.now, payload);
       break;
     case 'detach':
       run.detach(call.worker, call.now);

@@ -1,6 +1,7 @@
 import { bytesOf } from '../../shared/codec.ts';
 import type { Encoding } from '../../shared/compression.ts';
 import { LIMITS, type RunConfig } from '../../shared/config.ts';
+import { type DataFacts, decodeFacts, isOfOlderRelease } from '../../shared/data-facts.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
 import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../../shared/layout.ts';
 import { partLayout, type Range } from '../../shared/partition.ts';
@@ -24,7 +25,7 @@ import type {
   RunSummary,
   Observations as SampledObservations,
 } from '../../shared/rest.ts';
-import { checkAgreement } from './agreement.ts';
+import { checkAgreement, type Joining } from './agreement.ts';
 import { admit } from './consistency.ts';
 import { EarlyStopping, type EarlyStoppingState } from './early-stopping.ts';
 import { Leases, type LeasesReplica, type LeasesState } from './leases.ts';
@@ -80,6 +81,8 @@ export interface ForkOrigin {
   readonly step: number;
   /** The tensor file of the checkpoint. */
   readonly checkpoint: string;
+  /** Absent: `same`. */
+  readonly data?: 'same' | 'other';
 }
 
 export type RunEvent =
@@ -175,6 +178,10 @@ export interface RunState {
   readonly reason: string;
   readonly tensors: readonly TensorSpec[] | null;
   readonly data: DataSummary | null;
+  /** What the parameters must be used with. Absent in states of older releases, as `originData`. */
+  readonly facts?: DataFacts | null;
+  /** Of a fork: what the run that it began with was trained on. */
+  readonly originData?: DataSummary | null;
   /** Absent in states of older releases. */
   readonly errorMeasure?: ErrorMeasure | null;
   readonly step: number;
@@ -223,7 +230,8 @@ export type RunCall =
   | {
       readonly call: 'join';
       readonly worker: string;
-      readonly join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'seen'>;
+      /** With the facts of its data as payload, where it says so. */
+      readonly join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'facts' | 'seen'>;
       readonly now: number;
     }
   | { readonly call: 'detach'; readonly worker: string; readonly now: number }
@@ -313,6 +321,8 @@ export class Run {
   #parameters: Parameters | null = null;
   #captures = 0;
   #data: DataSummary | null = null;
+  #facts: DataFacts | null = null;
+  #originData: DataSummary | null = null;
   #errorMeasure: ErrorMeasure | null = null;
   #step = 0;
   /** The step at which the present phase began: its own updates count from there. */
@@ -520,22 +530,31 @@ export class Run {
   /**
    * A worker takes part. The first one's model and data bind all others.
    * @param worker name and incarnation.
-   * @throws DownpourError DP_EXPERIMENT_MISMATCH, DP_LAYOUT_MISMATCH, DP_LAYOUT_INVALID or
-   *   DP_DATA_MISMATCH.
+   * @param payload the facts of its data, where `join.facts` says so.
+   * @throws DownpourError DP_EXPERIMENT_MISMATCH, DP_LAYOUT_MISMATCH, DP_LAYOUT_INVALID,
+   *   DP_DATA_MISMATCH or DP_FRAME_MALFORMED.
    */
   join(
     worker: string,
-    join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'errorMeasure' | 'seen'>,
+    join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'facts' | 'errorMeasure' | 'seen'>,
     now: number,
+    payload: Uint8Array = NOTHING,
   ): void {
     const { experimentHash, tensors, data, errorMeasure, seen = null } = join;
-    const told = { experimentHash, tensors, data, ...(errorMeasure && { errorMeasure }), seen };
-    this.#follower?.({ call: 'join', worker, join: told, now }, NOTHING);
+    const told = {
+      ...{ experimentHash, tensors, data, seen },
+      ...(errorMeasure && { errorMeasure }),
+      ...(join.facts && { facts: join.facts }),
+    };
+    this.#follower?.({ call: 'join', worker, join: told, now }, join.facts ? payload : NOTHING);
     this.mustBeTrusted(worker);
     const layout = createLayout(join.tensors);
-    checkAgreement({ ...this.options, layout: this.layout, data: this.#data }, { ...join, layout });
+    const facts = join.facts ? decodeFacts(payload) : null;
+    this.#mustAgree({ experimentHash, layout, data, facts });
     if (join.seen) this.#learnLost(join.seen);
-    this.#data ??= join.data;
+    // What a worker of this release knows takes the place of what an older one had told.
+    if (!this.#data || isOfOlderRelease(this.#data, data)) this.#data = data;
+    this.#facts ??= facts;
     this.#errorMeasure ??= errorMeasure ?? null;
     if (!this.#parameters) {
       this.#place(layout);
@@ -552,6 +571,44 @@ export class Run {
     if (this.config.workersMin > 1) this.#events.push({ kind: 'wake' });
     this.#leases?.extend(worker, now);
     if (this.#evaluation?.worker === worker) this.#evaluation.deadline = null;
+  }
+
+  #mustAgree(worker: Joining): void {
+    const { experiment, experimentHash, fork } = this.options;
+    const origin = fork ? { run: fork.run, data: this.#originData } : null;
+    const takesOtherData = fork?.data === 'other';
+    const own = { experiment, experimentHash, layout: this.layout };
+    checkAgreement(
+      { ...own, data: this.#data, facts: this.#facts, origin, takesOtherData },
+      worker,
+    );
+  }
+
+  /** What the worker's data must be standardised by; null: by themselves. */
+  get givenFacts(): DataFacts | null {
+    return this.options.fork ? this.#facts : null;
+  }
+
+  get data(): DataSummary | null {
+    return this.#data;
+  }
+
+  /** Null: no worker has told. */
+  get facts(): DataFacts | null {
+    return this.#facts;
+  }
+
+  /** Set: what this run takes for validation may have been trained on before it began. */
+  get #dataNote(): string | null {
+    const { fork } = this.options;
+    const [origin, own] = [this.#originData, this.#data];
+    if (!fork || !origin || !own || isOfOlderRelease(origin, own)) return null;
+    if (origin.fingerprint === own.fingerprint) return null;
+    const what =
+      fork.data === 'other'
+        ? 'has other data or splits them otherwise'
+        : 'splits the data otherwise';
+    return `this run ${what} than run '${fork.run}', whose parameters it began with: its validation examples may be among those that these were trained on`;
   }
 
   /** Why a worker's pushes are not taken any more; null: they are. */
@@ -1481,6 +1538,7 @@ export class Run {
       experimentHash: this.options.experimentHash,
       config: this.config,
       layoutHash: this.layout?.hash ?? null,
+      dataNote: this.#dataNote,
     };
   }
 
@@ -1526,6 +1584,8 @@ export class Run {
       reason: this.#reason,
       tensors: this.layout && layoutSpecs(this.layout),
       data: this.#data,
+      facts: this.#facts,
+      originData: this.#originData,
       errorMeasure: this.#errorMeasure,
       step: this.#step,
       phaseStart: this.#phaseStart,
@@ -1615,10 +1675,13 @@ export class Run {
    */
   static fork(
     options: RunOptions,
-    source: Pick<RunState, 'tensors' | 'parameters'>,
+    source: Pick<RunState, 'tensors' | 'parameters' | 'data' | 'facts'>,
     tensors: readonly NamedTensor[],
   ): Run {
     const run = new Run(options);
+    // Its parameters belong to inputs that are standardised as they were.
+    run.#facts = source.facts ?? null;
+    run.#originData = source.data;
     run.#place(createLayout(source.tensors ?? []));
     run.#mustParameters().adopt(source.parameters, tensors);
     run.#initialisations = 1;
@@ -1676,6 +1739,8 @@ export class Run {
     this.#resumePhase = state.resumePhase;
     this.#reason = state.reason;
     this.#data = state.data;
+    this.#facts = state.facts ?? null;
+    this.#originData = state.originData ?? null;
     this.#errorMeasure = state.errorMeasure ?? null;
     this.#step = state.step;
     this.#phaseStart = state.phaseStart;

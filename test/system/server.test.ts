@@ -707,6 +707,7 @@ describe('REST', () => {
       test: () => client.test('r'),
       metrics: () => client.metrics('r'),
       observations: () => client.observations('r'),
+      runData: () => client.runData('r'),
       workers: () => client.workers('r'),
       checkpoints: () => client.checkpoints('r'),
       checkpointFile: () => client.checkpointFile('r', 'last'),

@@ -3,6 +3,7 @@ import { expect, test } from 'vitest';
 import { protocolVectors, VECTORS, vectorsPage } from '../../cli/vectors.ts';
 import { decodeFrame, floatsOf } from '../../shared/codec.ts';
 import { decodeGradient, gradientBytes } from '../../shared/compression.ts';
+import { decodeFacts } from '../../shared/data-facts.ts';
 import {
   checkFromShard,
   checkServerMessage,
@@ -16,7 +17,7 @@ test('docs/protocol-vectors.json is what the code sends; `npm run docs` writes i
   expect(readFileSync(VECTORS, 'utf8')).toBe(vectorsPage());
 });
 
-test.each(vectors)('$header.type: $what', ({ from, header, numbers, frame }) => {
+test.each(vectors)('$header.type: $what', ({ from, header, numbers, text, frame }) => {
   const decoded = decodeFrame(Buffer.from(frame, 'hex'));
   expect(decoded.header).toEqual(header);
   const toShard = ['attach', 'part', 'initialPart'].includes(header.type);
@@ -29,6 +30,10 @@ test.each(vectors)('$header.type: $what', ({ from, header, numbers, frame }) => 
           ? checkToShard
           : checkWorkerMessage;
   expect(check(decoded.header)).toEqual(header);
+  if (text) {
+    expect(decodeFacts(decoded.payload)).toEqual(JSON.parse(text));
+    return;
+  }
   if (!numbers) {
     expect(decoded.payload).toHaveLength(0);
     return;

@@ -1,5 +1,7 @@
+import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { type Column, isFloat, kindOf, rowSize, sizeOf } from './columns.ts';
+import { transformFor } from './facts.ts';
 import { fingerprint } from './fingerprint.ts';
 import { lookUpInto } from './lookup.ts';
 import { split } from './split.ts';
@@ -71,6 +73,8 @@ export interface PrepareOptions {
   /** As many examples as are kept, drawn from them by `seed` with replacement (Deep Learning §7.11). */
   readonly bootstrap?: boolean;
   readonly standardise: 'none' | 'global' | 'feature';
+  /** Of a run whose parameters are used: its transform, instead of one that is measured. */
+  readonly facts?: DataFacts | null;
 }
 
 /** Rows of a part, ready for a tensor. `inputShape` and `targetShape` are of one example. */
@@ -104,7 +108,9 @@ export function prepareData(data: ExperimentData, options: PrepareOptions): Prep
     }
   }
   const { train, validation } = split(data, options);
-  const transform = fitTransform(train.inputs, options.standardise);
+  const transform = options.facts
+    ? transformFor(options.facts, train.inputs)
+    : fitTransform(train.inputs, options.standardise);
   const test = data.test ?? null;
   return {
     train,

@@ -1,20 +1,9 @@
+import type { Transform } from '../../shared/data-facts.ts';
 import { type Column, rowSize } from './columns.ts';
 
 /** What is done to inputs before a model sees them: measured on the training part, applied to all. */
 
-/**
- * What is done to every input x: (x · scale − mean) / deviation. Plain numbers, so that an exported
- * model can carry it as JSON.
- */
-export interface InputTransform {
-  readonly kind: 'none' | 'global' | 'feature';
-  /** 1/255 for bytes, else 1. */
-  readonly scale: number;
-  /** Of x · scale in the training part. Length: none 0, global 1, feature one a feature of an example. */
-  readonly mean: readonly number[];
-  /** As `mean`; 1 where a feature never varies. */
-  readonly deviation: readonly number[];
-}
+export type InputTransform = Transform;
 
 /** Measures the transform on the inputs of the training part. */
 export function fitTransform(inputs: Column, kind: InputTransform['kind']): InputTransform {

@@ -1,0 +1,235 @@
+import Type, { type Static, type TSchema } from 'typebox';
+import { Compile } from 'typebox/compile';
+import { base64Of, bytesOfBase64 } from './base64.ts';
+import { LIMITS } from './config.ts';
+import { DownpourError } from './errors.ts';
+import type { DataSummary } from './protocol.ts';
+
+/**
+ * What a run keeps of its data: all that whoever uses its parameters must know and must not compute anew, since the
+ * data may have changed. Workers tell it when they join, checkpoints hold it, `GET /runs/:id/data` tells it.
+ */
+
+const closed = { additionalProperties: false } as const;
+const Natural = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+const orNull = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()]);
+/** float64, little-endian, as base64: the same to the bit everywhere, and a fifth of what JSON would take. */
+const Doubles = Type.String({ pattern: '^[A-Za-z0-9+/]*={0,2}$' });
+const Names = orNull(Type.Array(Type.String()));
+
+const ColumnFactsSchema = Type.Object(
+  {
+    kind: Type.Union([
+      Type.Literal('uint8'),
+      Type.Literal('int32'),
+      Type.Literal('float32'),
+      Type.Literal('float64'),
+    ]),
+    /** Of one example. */
+    shape: Type.Array(Natural),
+  },
+  closed,
+);
+
+export const DataFactsSchema = Type.Object(
+  {
+    /** Done to every input x before the model sees it: (x · scale − mean) / deviation. */
+    transform: Type.Object(
+      {
+        kind: Type.Union([Type.Literal('none'), Type.Literal('global'), Type.Literal('feature')]),
+        scale: Type.Number(),
+        /** Of the training part: none, one, or one a number of an example. */
+        mean: Doubles,
+        deviation: Doubles,
+      },
+      closed,
+    ),
+    inputs: ColumnFactsSchema,
+    targets: ColumnFactsSchema,
+    classCount: orNull(Natural),
+    /** The name of class 0, 1, …; null: the data have none. */
+    classes: Names,
+    /** One a number of an example's input, and of its target. */
+    inputNames: Names,
+    targetNames: Names,
+  },
+  closed,
+);
+export type DataFacts = Static<typeof DataFactsSchema>;
+
+/**
+ * What is done to every input x: (x · scale − mean) / deviation. Plain numbers, so that an exported
+ * model can carry it as JSON.
+ */
+export interface Transform {
+  readonly kind: 'none' | 'global' | 'feature';
+  /** 1/255 for bytes, else 1. */
+  readonly scale: number;
+  /** Of x · scale in the training part. Length: none 0, global 1, feature one a feature of an example. */
+  readonly mean: readonly number[];
+  /** As `mean`; 1 where a feature never varies. */
+  readonly deviation: readonly number[];
+}
+
+const validator = Compile(DataFactsSchema);
+
+/** As a payload: JSON in UTF-8, spaces up to a multiple of 4 bytes. @throws DownpourError DP_EXPERIMENT_INVALID: too long. */
+export function encodeFacts(facts: DataFacts): Uint8Array {
+  const text = new TextEncoder().encode(JSON.stringify(facts));
+  if (text.length > LIMITS.factsBytesMax) {
+    const size = sizeOf(facts.inputs.shape);
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `what a run keeps of its data (standardisation, names of ${size} inputs and of classes) takes ${text.length} bytes; at most ${LIMITS.factsBytesMax} are allowed: use standardise: 'global', or data without names`,
+    );
+  }
+  const padded = new Uint8Array(4 * Math.ceil(text.length / 4)).fill(0x20);
+  padded.set(text);
+  return padded;
+}
+
+/** @throws DownpourError DP_FRAME_MALFORMED: it is something else. */
+export function decodeFacts(payload: Uint8Array): DataFacts {
+  const malformed = (what: string, cause?: unknown) =>
+    new DownpourError('DP_FRAME_MALFORMED', `malformed frame: facts of the data ${what}`, {
+      cause,
+    });
+  if (payload.length > LIMITS.factsBytesMax + 3) {
+    throw malformed(`of ${payload.length} bytes; at most ${LIMITS.factsBytesMax} are allowed`);
+  }
+  let facts: unknown;
+  try {
+    facts = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(payload));
+  } catch (cause) {
+    throw malformed('are no JSON', cause);
+  }
+  const valid: boolean = validator.Check(facts);
+  if (!valid) {
+    const [problem] = validator.Errors(facts);
+    throw malformed(
+      `are not valid:${problem?.instancePath.replaceAll('/', '.') ?? ''} ${problem?.message ?? ''}`,
+    );
+  }
+  const checked = facts as DataFacts;
+  const problem = contradiction(checked);
+  if (problem) throw malformed(problem);
+  return checked;
+}
+
+function contradiction(facts: DataFacts): string | null {
+  const { kind } = facts.transform;
+  const size = sizeOf(facts.inputs.shape);
+  const count = kind === 'none' ? 0 : kind === 'global' ? 1 : size;
+  for (const each of ['mean', 'deviation'] as const) {
+    const values = doublesOf(facts.transform[each]);
+    if (values.length !== count) {
+      return `have ${values.length} numbers as ${each}; '${kind}' of inputs of shape [${facts.inputs.shape}] needs ${count}`;
+    }
+    if (!values.every((value) => Number.isFinite(value) && (each === 'mean' || value > 0))) {
+      return `have a ${each} that is not ${each === 'mean' ? 'finite' : 'above 0'}`;
+    }
+  }
+  const lists = [
+    ['inputNames', size],
+    ['targetNames', sizeOf(facts.targets.shape)],
+    ['classes', facts.classCount],
+  ] as const;
+  for (const [name, wanted] of lists) {
+    const length = facts[name]?.length;
+    if (length !== undefined && wanted !== null && length !== wanted) {
+      return `have ${length} ${name}; there are ${wanted}`;
+    }
+  }
+  return null;
+}
+
+export function doublesOf(base64: string): Float64Array {
+  const bytes = bytesOfBase64(base64);
+  return new Float64Array(bytes.buffer, 0, Math.floor(bytes.length / 8));
+}
+
+/** @throws DownpourError DP_DATA_CORRUPT: the data have no finite mean, or a deviation of 0. */
+export function packTransform(transform: Transform): DataFacts['transform'] {
+  const { kind, scale, mean, deviation } = transform;
+  if (!mean.every(Number.isFinite) || !deviation.every((d) => Number.isFinite(d) && d > 0)) {
+    throw new DownpourError(
+      'DP_DATA_CORRUPT',
+      'mean or deviation of the training inputs is not a finite number: the values are too large to be standardised; scale them in data()',
+    );
+  }
+  // −0 would come out of JSON as 0.
+  const pack = (values: readonly number[]) =>
+    base64Of(new Uint8Array(Float64Array.from(values, (value) => value + 0).buffer));
+  return { kind, scale, mean: pack(mean), deviation: pack(deviation) };
+}
+
+/** What `packTransform` packed. */
+export function unpackTransform({
+  kind,
+  scale,
+  mean,
+  deviation,
+}: DataFacts['transform']): Transform {
+  return { kind, scale, mean: [...doublesOf(mean)], deviation: [...doublesOf(deviation)] };
+}
+
+function sizeOf(shape: readonly number[]): number {
+  return shape.reduce((product, d) => product * d, 1);
+}
+
+/** What differs between two, in words; null: nothing. The transform is compared by the data's fingerprint. */
+export function factsDifference(run: DataFacts, other: DataFacts): string | null {
+  const columns = ['inputs', 'targets'] as const;
+  for (const name of columns) {
+    const [a, b] = [run[name], other[name]];
+    if (a.kind !== b.kind || String(a.shape) !== String(b.shape)) {
+      return `${name} of shape [${b.shape}] of ${b.kind}, the run's of shape [${a.shape}] of ${a.kind}`;
+    }
+  }
+  if (run.classCount !== other.classCount) {
+    return `${other.classCount ?? 'no'} classes, the run ${run.classCount ?? 'none'}`;
+  }
+  for (const name of ['classes', 'inputNames', 'targetNames'] as const) {
+    const [a, b] = [run[name], other[name]];
+    if (a === null || b === null) {
+      if (a !== b) return `${b ? '' : 'no '}${LISTS[name]}, the run ${a ? 'has some' : 'none'}`;
+      continue;
+    }
+    const at = a.findIndex((value, i) => value !== b[i]);
+    if (at >= 0) {
+      return `${JSON.stringify(b[at])} as number ${at} of the ${LISTS[name]}, the run ${JSON.stringify(a[at])}`;
+    }
+  }
+  return null;
+}
+
+const LISTS = {
+  classes: 'names of classes',
+  inputNames: 'names of inputs',
+  targetNames: 'names of targets',
+} as const;
+
+/**
+ * Whether data are those of a run. Of a run of an older release, whose fingerprint was made otherwise, the counts
+ * alone can be compared.
+ */
+export function isSameData(run: DataSummary, other: DataSummary): boolean {
+  const counts = (['trainCount', 'validationCount', 'testCount'] as const).every(
+    (count) => run[count] === other[count],
+  );
+  return counts && (isOfOlderRelease(run, other) || run.fingerprint === other.fingerprint);
+}
+
+/** What the run knows of its data was told by a worker of a release before raw fingerprints. */
+export function isOfOlderRelease(run: DataSummary, other: DataSummary): boolean {
+  return run.rawFingerprint === undefined && other.rawFingerprint !== undefined;
+}
+
+/** Both, in words. */
+export function describeDifference(run: DataSummary, other: DataSummary): string {
+  return `${describeData(other)}; the run has ${describeData(run)}`;
+}
+
+function describeData(data: DataSummary): string {
+  return `${data.trainCount} training, ${data.validationCount} validation and ${data.testCount} test examples, fingerprint ${data.fingerprint.slice(0, 16)} (${data.source})`;
+}

@@ -1,0 +1,112 @@
+import {
+  type DataFacts,
+  describeDifference,
+  factsDifference,
+  isSameData,
+  packTransform,
+  unpackTransform,
+} from '../../shared/data-facts.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import type { DataSummary } from '../../shared/protocol.ts';
+import { type Column, kindOf } from './columns.ts';
+import type { PreparedData } from './examples.ts';
+import type { InputTransform } from './transform.ts';
+
+/** What a run keeps of its data, from the data and back. */
+
+/** @throws DownpourError DP_DATA_CORRUPT: inputs that are too large to be standardised. */
+export function factsOf(prepared: PreparedData): DataFacts {
+  const { train, transform, classCount, classes, inputNames, targetNames } = prepared;
+  const column = ({ values, shape }: Column) => ({
+    kind: kindOf(values),
+    shape: shape.slice(1),
+  });
+  const list = (names: readonly string[] | null) => names && [...names];
+  return {
+    transform: packTransform(transform),
+    inputs: column(train.inputs),
+    targets: column(train.targets),
+    classCount,
+    classes: list(classes),
+    inputNames: list(inputNames),
+    targetNames: list(targetNames),
+  };
+}
+
+/** @param depends what `data()` looked at of the configuration. */
+export function summaryOf(prepared: PreparedData, depends: readonly string[]): DataSummary {
+  return {
+    trainCount: prepared.train.count,
+    validationCount: prepared.validation.count,
+    testCount: prepared.test?.count ?? 0,
+    fingerprint: prepared.fingerprint,
+    rawFingerprint: prepared.rawFingerprint,
+    depends: depends.slice(0, DEPENDS_MAX).map((name) => name.slice(0, 200)),
+    source: prepared.source.slice(0, 2000),
+  };
+}
+const DEPENDS_MAX = 1000;
+
+/** A part of the data without examples: all that a model's shapes follow from. */
+export function examplesLike({
+  inputs,
+  targets,
+  classCount,
+}: DataFacts): Pick<PreparedData, 'train' | 'classCount'> {
+  const empty = ({ kind, shape }: DataFacts['inputs']): Column => ({
+    values: new ARRAYS[kind](0),
+    shape: [0, ...shape],
+  });
+  return { train: { count: 0, inputs: empty(inputs), targets: empty(targets) }, classCount };
+}
+
+const ARRAYS = {
+  uint8: Uint8Array,
+  int32: Int32Array,
+  float32: Float32Array,
+  float64: Float64Array,
+} as const;
+
+/**
+ * The transform that a run's parameters were trained with, for these inputs.
+ * @throws DownpourError DP_DATA_MISMATCH: these are of another kind or shape.
+ */
+export function transformFor(facts: DataFacts, inputs: Column): InputTransform {
+  const own = { kind: kindOf(inputs.values), shape: inputs.shape.slice(1) };
+  const { kind, shape } = facts.inputs;
+  if (own.kind !== kind || String(own.shape) !== String(shape)) {
+    throw new DownpourError(
+      'DP_DATA_MISMATCH',
+      `the inputs are of shape [${own.shape}] of ${own.kind}; the run's parameters were trained on inputs of shape [${shape}] of ${kind}: bring the data back as they were, or train a new run on these`,
+    );
+  }
+  return unpackTransform(facts.transform);
+}
+
+/** What is known of a run's data. */
+export interface KnownData {
+  readonly run: string;
+  readonly summary: DataSummary | null;
+  readonly facts: DataFacts | null;
+}
+
+/**
+ * Compares data that were read now with those that a run was trained on.
+ * @throws DownpourError DP_DATA_MISMATCH that says what both have, and what to do.
+ */
+export function mustBeDataOf({ run, summary, facts }: KnownData, prepared: PreparedData): void {
+  const own = summaryOf(prepared, []);
+  if (summary && !isSameData(summary, own)) {
+    throw new DownpourError(
+      'DP_DATA_MISMATCH',
+      `the data have changed since run ${run} was trained: they have ${describeDifference(summary, own)}; what it trained on and what it did not cannot be told apart any more: bring the data back as they were (or name their folder by --data), or train a new run on these`,
+    );
+  }
+  const difference = facts && factsDifference(facts, factsOf(prepared));
+  if (difference) {
+    throw new DownpourError(
+      'DP_DATA_MISMATCH',
+      `the data have changed since run ${run} was trained: they have ${difference}; bring them back as they were, or train a new run on these`,
+    );
+  }
+}
