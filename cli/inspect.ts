@@ -98,7 +98,7 @@ const CLASSES_MAX = 1000;
 function columnFacts(name: string, column: Column, labels: boolean): ColumnFacts {
   const { values, shape } = column;
   const kind = kindOf(values);
-  const classes = labels ? countClasses(values) : null;
+  const classes = labels ? countClasses(values, column.classes) : null;
   const summary = values.length > 0 && classes === null ? summarise(values) : null;
   const scale = kind === 'uint8' ? 1 / 255 : 1;
   const numbers = summary && {
@@ -110,14 +110,21 @@ function columnFacts(name: string, column: Column, labels: boolean): ColumnFacts
   return { name, kind, shape, numbers, classes };
 }
 
-/** Null when there are too many different values for classes. */
-function countClasses(values: Column['values']): Record<string, number> | null {
+/**
+ * By number, with its name where it has one: `0 = cat`. Null when there are too many different values for classes.
+ */
+function countClasses(
+  values: Column['values'],
+  names: readonly string[] = [],
+): Record<string, number> | null {
   const counts = new Map<number, number>();
   for (let i = 0; i < values.length; i++) {
     counts.set(values[i]!, (counts.get(values[i]!) ?? 0) + 1);
     if (counts.size > CLASSES_MAX) return null;
   }
-  return Object.fromEntries([...counts].sort(([a], [b]) => a - b));
+  const named = (label: number) => (label in names ? `${label} = ${names[label]}` : `${label}`);
+  const sorted = [...counts].sort(([a], [b]) => a - b);
+  return Object.fromEntries(sorted.map(([label, count]) => [named(label), count]));
 }
 
 function factsText(column: ColumnFacts | ColumnSummary): string {

@@ -32,6 +32,8 @@ const DOORS: Record<string, RegExp> = {
   commander: /^cli\//,
   pino: /^cli\/log\.ts$/,
   '@tensorflow/': /^(worker|cli)\//,
+  sharp: /^worker\/data\/sharp\.ts$/,
+  'jpeg-js': /^worker\/data\/jpeg\.ts$/,
 };
 
 interface Import {

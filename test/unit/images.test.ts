@@ -2,11 +2,10 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import fc from 'fast-check';
-import jpeg from 'jpeg-js';
-import { PNG } from 'pngjs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { DownpourError } from '../../shared/errors.ts';
 import { loadImageFolder } from '../../worker/data/images.ts';
+import { jpg, png, type Rgb, withChunk } from '../support/pictures.ts';
 
 let folder: string;
 beforeEach(async () => {
@@ -17,26 +16,6 @@ afterEach(() => rm(folder, { recursive: true, force: true }));
 async function put(name: string, bytes: Uint8Array): Promise<void> {
   await mkdir(dirname(join(folder, name)), { recursive: true });
   await writeFile(join(folder, name), bytes);
-}
-
-type Rgb = readonly [number, number, number];
-
-function rgba(width: number, height: number, pixel: (x: number, y: number) => Rgb): Buffer {
-  const data = Buffer.alloc(width * height * 4, 255);
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) data.set(pixel(x, y), (y * width + x) * 4);
-  }
-  return data;
-}
-
-function png(width: number, height: number, pixel: (x: number, y: number) => Rgb): Buffer {
-  const image = new PNG({ width, height });
-  image.data = rgba(width, height, pixel);
-  return PNG.sync.write(image);
-}
-
-function jpg(width: number, height: number, pixel: (x: number, y: number) => Rgb): Buffer {
-  return jpeg.encode({ width, height, data: rgba(width, height, pixel) }, 100).data;
 }
 
 const gradient = (x: number, y: number): Rgb => [10 * x, 20 * y, 128];
@@ -91,7 +70,9 @@ describe('folders of pictures', () => {
     await put('b/odd.jpg', jpg(8, 4, gradient));
     await expect(loadImageFolder(folder)).rejects.toMatchObject({
       code: 'DP_DATA_CORRUPT',
-      message: expect.stringMatching(/odd\.jpg: the picture is 8×4, the first one 4×4/),
+      message: expect.stringMatching(
+        /odd\.jpg: the picture is 8×4, but .*1\.png is 4×4; all must have one size: bring/,
+      ),
     });
   });
 
@@ -117,7 +98,9 @@ describe('folders of pictures', () => {
   it('says what is missing: folder, classes, pictures', async () => {
     const missing = { code: 'DP_DATA_MISSING' };
     await expect(loadImageFolder(join(folder, 'nowhere'))).rejects.toMatchObject(missing);
-    await expect(loadImageFolder(folder)).rejects.toThrow(/0 folders; 2 to 256 are needed/);
+    await expect(loadImageFolder(folder)).rejects.toThrow(
+      /it has no folder and no picture; at least 2 folders/,
+    );
     await put('a/1.png', png(4, 4, gradient));
     await put('b/1.txt', Buffer.from('x'));
     await expect(loadImageFolder(folder)).rejects.toMatchObject(missing);
@@ -156,5 +139,89 @@ describe('folders of pictures', () => {
       await put('a/1.png', bytes.subarray(0, bytes.length - 40));
       await expect(loadImageFolder(folder)).rejects.toMatchObject({ code: 'DP_DATA_CORRUPT' });
     }
+  });
+
+  it('lays what is transparent on white, or on the ground that is given', async () => {
+    // A black drawing on a transparent ground, the pixels of which are black as well.
+    await put(
+      'a/1.png',
+      png(4, 1, (x) => [0, 0, 0, [0, 85, 170, 255][x]!]),
+    );
+    await put(
+      'b/1.png',
+      png(4, 1, () => [1, 2, 3]),
+    );
+    const data = await loadImageFolder(folder, { channels: 1 });
+    expect(Array.from(data.train.inputs.values.subarray(0, 4))).toEqual([255, 170, 85, 0]);
+    expect(data.notes).toEqual(['1 with transparency, laid on white']);
+    const background = [200, 100, 0] as const;
+    const other = await loadImageFolder(folder, { background });
+    expect(Array.from(other.train.inputs.values.subarray(0, 6))).toEqual([200, 100, 0, 133, 67, 0]);
+    expect(other.notes).toEqual(['1 with transparency, laid on [200, 100, 0]']);
+  });
+
+  it('says of a drawing that its ground hides it, and of no other', async () => {
+    await put(
+      'a/white.png',
+      png(2, 1, (x) => [255, 255, 255, x * 255]),
+    );
+    await put(
+      'b/1.png',
+      png(2, 1, () => [7, 7, 7, 0]),
+    );
+    const { notes } = await loadImageFolder(folder);
+    expect(notes).toEqual([
+      '2 with transparency, laid on white',
+      expect.stringMatching(
+        /^1 of them has one colour on that ground.*white\.png\): set background$/,
+      ),
+    ]);
+    const dark = await loadImageFolder(folder, { background: [0, 0, 0] });
+    expect(dark.notes).toEqual(['2 with transparency, laid on [0, 0, 0]']);
+  });
+
+  it('says how many have several frames', async () => {
+    const still = png(1, 1, () => [1, 1, 1]);
+    await put('a/1.png', withChunk(still, 'acTL', Buffer.from([0, 0, 0, 2, 0, 0, 0, 0])));
+    await put('b/1.png', still);
+    expect((await loadImageFolder(folder)).notes).toEqual([
+      '1 with several frames or pages, the first one read',
+    ]);
+  });
+
+  it('names all that are refused at once', async () => {
+    await put('a/1.png', png(1, 1, gradient));
+    await put('a/2.png', Buffer.alloc(0));
+    await put('b/1.png', png(2, 2, gradient));
+    await put('b/2.jpg', Buffer.from('<!doctype html>'));
+    await expect(loadImageFolder(folder)).rejects.toMatchObject({
+      code: 'DP_DATA_CORRUPT',
+      message: expect.stringMatching(
+        /2\.png: the file is empty: it has 0 bytes\. Also refused: 2 other pictures \(.*1\.png, .*2\.jpg\)/,
+      ),
+    });
+  });
+
+  it.each([
+    [{ chanels: 1 }, /loadImageFolder: chanels is not an option; did you mean 'channels'\?/],
+    [{ channels: 4 }, /channels is 4; allowed: 1, 3/],
+    [{ background: [0, 0, 256] }, /background is \[0,0,256\]; allowed: red, green and blue/],
+    [{ classes: ['a', 'a'] }, /classes is \["a","a"\]; allowed: two names or more, each once/],
+  ])('refuses the options %j', async (options, why) => {
+    await expect(loadImageFolder(folder, options as object)).rejects.toMatchObject({
+      code: 'DP_EXPERIMENT_INVALID',
+      message: expect.stringMatching(why),
+    });
+  });
+
+  it.each([
+    [undefined, /the path is undefined/],
+    [{ test: 'x' }, /train is missing; allowed: the path of a folder/],
+    [{ train: 'x', valid: 'y' }, /valid is not an option; did you mean 'validation'/],
+  ])('refuses %j as a folder', async (given, why) => {
+    await expect(loadImageFolder(given as never)).rejects.toMatchObject({
+      code: 'DP_EXPERIMENT_INVALID',
+      message: expect.stringMatching(why),
+    });
   });
 });

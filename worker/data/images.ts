@@ -1,199 +1,263 @@
-import { readdir, stat } from 'node:fs/promises';
-import { join } from 'node:path';
-import jpeg from 'jpeg-js';
-import { PNG } from 'pngjs';
-import { errorText } from '../../shared/errors.ts';
-import type { ExperimentData } from './examples.ts';
-import { corrupt, readDataFile, unreadable } from './files.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import { isRecord } from '../fields.ts';
+import type { Examples, ExperimentData } from './examples.ts';
+import { corrupt } from './files.ts';
+import { PassedOver, someOf } from './image-files.ts';
+import { findImages, type ImageParts, type LabelledFile } from './image-parts.ts';
+import { type Picture, readPicture } from './pictures.ts';
+import { checkOptions, checkPath, isTexts, optional } from './reader-options.ts';
 
 /** Folders of pictures, one folder a class, as bytes of shape [n, height, width, channels]. */
 
 export interface ImageFolderOptions {
-  /** 1: grey, 3: red, green, blue. Default 3. What is transparent counts as if it were not. */
+  /** 1: grey, 3: red, green, blue. Default 3. */
   readonly channels?: 1 | 3;
+  /** What shows through where a picture is transparent: red, green, blue, 0 … 255. Default white. */
+  readonly background?: readonly [number, number, number];
+  /** Names of all classes, in their order; default: the names of the folders, sorted. */
+  readonly classes?: readonly string[];
   /** Of all pixels together; default 2 GiB. */
   readonly bytesMax?: number;
+  /** Takes a line for the user: how far reading is, and what was passed over. */
+  readonly log?: (line: string) => void;
 }
 
 export interface ImageData extends ExperimentData {
-  /** Folder names in sorted order: class 0, 1, … */
+  /** Folder names in sorted order (numbers by number), or as given: class 0, 1, … */
   readonly classes: readonly string[];
+  /** What was passed over, and what else a user should know. */
+  readonly notes: readonly string[];
 }
 
 const IMAGES_BYTES_MAX = 2 * 2 ** 30;
-/** Of one file. */
-const FILE_BYTES_MAX = 64 * 2 ** 20;
-const PIXELS_MAX = 50_000_000;
-/** Deflate packs at most 1032 to 1; a picture that claims more than its file can hold is refused unread. */
-const DEFLATE_RATIO_MAX = 1032;
+/** As a page of paper or of a browser: drawings with a transparent ground are made to stand on it. */
+const WHITE = [255, 255, 255] as const;
+
+const isByte = (value: unknown): boolean =>
+  Number.isInteger(value) && (value as number) >= 0 && (value as number) <= 255;
+
+const FIELDS = {
+  channels: optional({ allowed: '1, 3', test: (value) => value === 1 || value === 3 }),
+  background: optional({
+    allowed: 'red, green and blue as whole numbers 0 … 255: [255, 255, 255]',
+    test: (value) => Array.isArray(value) && value.length === 3 && value.every(isByte),
+  }),
+  classes: optional({
+    allowed: 'two names or more, each once',
+    test: (value) => isTexts(value) && value.length > 1 && new Set(value).size === value.length,
+  }),
+  bytesMax: optional({
+    allowed: 'a number of bytes above 0',
+    test: (value) => typeof value === 'number' && value > 0,
+  }),
+  log: optional({ allowed: 'a function', test: (value) => typeof value === 'function' }),
+};
 
 /**
- * Reads the PNG and JPEG files of `folder/CLASS/*`; other files are passed over. All pictures must
- * have the same size.
+ * Reads the pictures of `folder/CLASS`, with all folders in it; of `folder/train/CLASS`,
+ * `folder/validation/CLASS` and `folder/test/CLASS`; or of one folder for each part. All pictures
+ * must have one size. docs/data.md tells the formats, and what is refused.
+ *
+ *     loadImageFolder({ train: 'birds/train', test: 'birds/test' }, { channels: 1, log })
+ *
  * @throws DownpourError DP_DATA_MISSING when there is no folder, no class or no picture in one;
- * DP_DATA_CORRUPT naming the file that is damaged or of another size, or when all are too much.
+ * DP_DATA_CORRUPT naming files that are damaged, of another size or a kind that is not read, or when
+ * all are too much; DP_DATA_MISMATCH for a folder that is not in `classes`; DP_EXPERIMENT_INVALID
  */
 export async function loadImageFolder(
-  folder: string,
+  folder: string | ImageParts,
   options: ImageFolderOptions = {},
 ): Promise<ImageData> {
-  const { channels = 3, bytesMax = IMAGES_BYTES_MAX } = options;
-  const { classes, files } = await listImages(folder);
-  const first = await decodeFile(files[0]!.path);
-  const size = first.width * first.height * channels;
+  checkFolder(folder);
+  checkOptions('loadImageFolder', options, FIELDS);
+  const { channels = 3, bytesMax = IMAGES_BYTES_MAX, background = WHITE, log } = options;
+  const passed = new PassedOver();
+  const found = await findImages(folder, options.classes, passed);
+  const { classes, parts } = found;
+  const root = typeof folder === 'string' ? folder : folder.train;
+  const origin = typeof folder === 'string' ? folder : Object.values(folder).join(', ');
+  const files = parts.flatMap((part) => part.files);
+
+  const first = { path: files[0]!.path, ...(await readPicture(files[0]!.path)) };
+  const { width, height } = first;
+  const size = width * height * channels;
   if (files.length * size > bytesMax) {
     throw corrupt(
-      folder,
-      `${files.length} pictures of ${first.width}×${first.height}×${channels} are ${files.length * size} bytes; allowed: ${bytesMax}. Make them smaller or raise bytesMax`,
+      root,
+      `${files.length} pictures of ${width}×${height}×${channels} are ${files.length * size} bytes; allowed: ${bytesMax}. Make them smaller or raise bytesMax`,
     );
   }
   const values = new Uint8Array(files.length * size);
-  const labels = new Uint8Array(files.length);
-  for (const [i, file] of files.entries()) {
-    const image = i === 0 ? first : await decodeFile(file.path, first);
-    copyPixels(image.rgba, values.subarray(i * size, (i + 1) * size), channels);
-    labels[i] = file.label;
-  }
-  const count = files.length;
+  const counts = { transparent: 0, vanished: [] as string[], frames: 0 };
+  const paint = (picture: Picture, i: number) => {
+    const pixels = values.subarray(i * size, (i + 1) * size);
+    const kind = copyPixels(picture.rgba, pixels, channels, background);
+    if (kind !== 'opaque') counts.transparent++;
+    if (kind === 'vanished') counts.vanished.push(files[i]!.path);
+    if (picture.frames > 1) counts.frames++;
+  };
+  await readAll(files, first, paint, log);
+
+  let at = 0;
+  const examples = parts.map(({ name, files: own }): [string, Examples] => {
+    const [from, to] = [at, at + own.length];
+    at = to;
+    const labels = own.map(({ label }) => label);
+    return [
+      name,
+      {
+        count: own.length,
+        inputs: {
+          values: values.subarray(from * size, to * size),
+          shape: [own.length, height, width, channels],
+        },
+        targets: {
+          values: classes.length > 256 ? Int32Array.from(labels) : Uint8Array.from(labels),
+          shape: [own.length],
+          classes,
+        },
+      },
+    ];
+  });
+  const notes = [...found.notes, ...notesOf(counts, found.nested, background)];
+  const over = passed.text(root);
+  if (over) notes.push(over);
+  for (const note of notes) log?.(`${root}: ${note}`);
+  const spread =
+    parts.length > 1
+      ? ` (${parts.map((part) => `${part.files.length} ${part.name}`).join(', ')})`
+      : '';
   return {
-    train: {
-      count,
-      inputs: { values, shape: [count, first.height, first.width, channels] },
-      targets: { values: labels, shape: [count], classes },
-    },
+    ...(Object.fromEntries(examples) as {
+      train: Examples;
+      validation?: Examples;
+      test?: Examples;
+    }),
     classCount: classes.length,
-    source: `${count} pictures of ${first.width}×${first.height} in ${classes.length} classes from ${folder}`,
+    source: `${files.length} pictures of ${width}×${height}${spread} in ${classes.length} classes from ${origin}${notes.map((note) => `; ${note}`).join('')}`,
     classes,
+    notes,
   };
 }
 
-async function listImages(folder: string) {
-  const list = async (path: string) => {
-    try {
-      return (await readdir(path)).filter((name) => !name.startsWith('.')).sort();
-    } catch (error) {
-      throw unreadable(path, error);
-    }
+function checkFolder(folder: unknown): asserts folder is string | ImageParts {
+  if (!isRecord(folder)) {
+    checkPath('loadImageFolder', folder);
+    return;
+  }
+  const isPath = {
+    allowed: 'the path of a folder',
+    test: (value: unknown) => typeof value === 'string' && value !== '',
   };
-  const classes: string[] = [];
-  for (const name of await list(folder)) {
-    const entry = await stat(join(folder, name)).catch((error) => {
-      throw unreadable(join(folder, name), error);
-    });
-    if (entry.isDirectory()) classes.push(name);
-  }
-  if (classes.length < 2 || classes.length > 256) {
-    throw unreadable(
-      folder,
-      new Error(`it has ${classes.length} folders; 2 to 256 are needed, one for each class`),
-    );
-  }
-  const files: { path: string; label: number }[] = [];
-  for (const [label, name] of classes.entries()) {
-    const path = join(folder, name);
-    const images = (await list(path)).filter((file) => /\.(png|jpe?g)$/i.test(file));
-    if (images.length === 0) {
-      throw unreadable(path, new Error('the class has no .png, .jpg or .jpeg file'));
+  checkOptions('loadImageFolder', folder, {
+    ...{ train: isPath, validation: optional(isPath), test: optional(isPath) },
+  });
+}
+
+function notesOf(
+  counts: { transparent: number; vanished: readonly string[]; frames: number },
+  nested: number,
+  background: readonly number[],
+): string[] {
+  const { transparent, vanished, frames } = counts;
+  const ground = background.every((value) => value === 255)
+    ? 'white'
+    : `[${background.join(', ')}]`;
+  return [
+    ...(nested > 0 ? [`${nested} in folders within those of the classes`] : []),
+    ...(transparent > 0 ? [`${transparent} with transparency, laid on ${ground}`] : []),
+    ...(vanished.length > 0
+      ? [
+          `${vanished.length} of them ${vanished.length === 1 ? 'has' : 'have'} one colour on that ground and cannot be seen (${someOf(vanished)}): set background`,
+        ]
+      : []),
+    ...(frames > 0 ? [`${frames} with several frames or pages, the first one read`] : []),
+  ];
+}
+
+// Reading.
+
+/** Of all pictures that are decoded at a time. */
+const DECODING_BYTES_MAX = 256 * 2 ** 20;
+const DECODING_MAX = 8;
+const BROKEN_MAX = 10;
+const TELL_AFTER_MS = 2_000;
+const TELL_EVERY_MS = 5_000;
+
+/** @throws DownpourError naming the files that cannot be read; it looks no further after BROKEN_MAX */
+async function readAll(
+  files: readonly LabelledFile[],
+  first: Picture & { readonly path: string },
+  paint: (picture: Picture, i: number) => void,
+  log: ImageFolderOptions['log'],
+): Promise<void> {
+  const bytes = first.width * first.height * 4;
+  const together = Math.max(1, Math.min(DECODING_MAX, Math.floor(DECODING_BYTES_MAX / bytes)));
+  const broken: { path: string; error: DownpourError }[] = [];
+  const began = performance.now();
+  let told = began + TELL_AFTER_MS - TELL_EVERY_MS;
+  paint(first, 0);
+  for (let from = 1; from < files.length && broken.length < BROKEN_MAX; from += together) {
+    const some = files.slice(from, from + together);
+    const read = await Promise.allSettled(some.map(({ path }) => readPicture(path, first)));
+    for (const [i, result] of read.entries()) {
+      if (result.status === 'fulfilled') paint(result.value, from + i);
+      else if (result.reason instanceof DownpourError) {
+        broken.push({ path: some[i]!.path, error: result.reason });
+      } else throw result.reason;
     }
-    for (const image of images) files.push({ path: join(path, image), label });
+    const now = performance.now();
+    if (now - told < TELL_EVERY_MS) continue;
+    told = now;
+    log?.(`${Math.min(files.length, from + together)} of ${files.length} pictures read`);
   }
-  return { classes, files };
+  const [worst, ...others] = broken;
+  if (worst === undefined) return;
+  if (others.length === 0) throw worst.error;
+  const { code, message } = worst.error;
+  const more = broken.length >= BROKEN_MAX ? 'at least ' : '';
+  const names = someOf(others.map(({ path }) => path));
+  throw new DownpourError(
+    code,
+    `${message}. Also refused: ${more}${others.length} other pictures (${names})`,
+    { cause: worst.error },
+  );
 }
 
-interface Image {
-  readonly width: number;
-  readonly height: number;
-  /** 8 bits each. */
-  readonly rgba: Uint8Array;
-}
-
-/** @param like the size that all must have */
-async function decodeFile(path: string, like?: Image): Promise<Image> {
-  const bytes = await readDataFile(path, { bytesMax: FILE_BYTES_MAX });
-  const size = pngSize(bytes) ?? jpegSize(bytes);
-  if (size === null) throw corrupt(path, 'neither a PNG nor a JPEG file, or its header is damaged');
-  const { width, height } = size;
-  // All of this is known before any pixel is decoded or memory taken.
-  if (like && (width !== like.width || height !== like.height)) {
-    throw corrupt(
-      path,
-      `the picture is ${width}×${height}, the first one ${like.width}×${like.height}; bring all to one size`,
-    );
-  }
-  if (width === 0 || height === 0 || width * height > PIXELS_MAX) {
-    throw corrupt(path, `the picture is ${width}×${height}; allowed: 1 to ${PIXELS_MAX} pixels`);
-  }
-  if (size.bytesMin > bytes.length) {
-    throw corrupt(
-      path,
-      `its header says ${width}×${height} pixels, more than ${bytes.length} bytes can hold: the file is damaged`,
-    );
-  }
-  try {
-    const image =
-      size.format === 'png'
-        ? PNG.sync.read(bytes)
-        : jpeg.decode(bytes, {
-            useTArray: true,
-            tolerantDecoding: false,
-            maxMemoryUsageInMB: 1024,
-          });
-    if (image.data.length !== width * height * 4) throw new Error('its pixels are incomplete');
-    return { width, height, rgba: image.data };
-  } catch (error) {
-    throw corrupt(path, `the picture cannot be decoded: ${errorText(error)}`, error);
-  }
-}
-
-interface ImageSize {
-  readonly format: 'png' | 'jpeg';
-  readonly width: number;
-  readonly height: number;
-  /** The file must have at least as many to hold the pixels. */
-  readonly bytesMin: number;
-}
-
-function pngSize(bytes: Buffer): ImageSize | null {
-  if (bytes.length < 33 || bytes.toString('latin1', 0, 8) !== '\x89PNG\r\n\x1a\n') return null;
-  if (bytes.toString('latin1', 12, 16) !== 'IHDR') return null;
-  const width = bytes.readUInt32BE(16);
-  const height = bytes.readUInt32BE(20);
-  const samples = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }[bytes[25]!];
-  if (samples === undefined) return null;
-  const raw = (width * height * samples * bytes[24]!) / 8;
-  return { format: 'png', width, height, bytesMin: raw / DEFLATE_RATIO_MAX };
-}
-
-/** From the start-of-frame segment, the first of the markers C0 … CF that isn't a table's. */
-function jpegSize(bytes: Buffer): ImageSize | null {
-  if (bytes.length < 4 || bytes.readUInt16BE(0) !== 0xffd8) return null;
-  let at = 2;
-  while (at + 9 <= bytes.length && bytes[at] === 0xff) {
-    const marker = bytes[at + 1]!;
-    if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) {
-      const height = bytes.readUInt16BE(at + 5);
-      const width = bytes.readUInt16BE(at + 7);
-      // A progressive picture codes an empty run of 32,767 blocks of 8×8 in about 3 bytes.
-      return { format: 'jpeg', width, height, bytesMin: (width * height) / (32_767 * 64) };
+/** @returns whether something was transparent, and whether nothing can be seen because of that */
+function copyPixels(
+  rgba: Uint8Array,
+  target: Uint8Array,
+  channels: 1 | 3,
+  [red, green, blue]: readonly [number, number, number],
+): 'opaque' | 'transparent' | 'vanished' {
+  let isOpaque = true;
+  let [alphaMin, alphaMax] = [255, 0];
+  for (let at = 0, to = 0; at < rgba.length; at += 4) {
+    const alpha = rgba[at + 3]!;
+    let r = rgba[at]!;
+    let g = rgba[at + 1]!;
+    let b = rgba[at + 2]!;
+    if (alpha < alphaMin) alphaMin = alpha;
+    if (alpha > alphaMax) alphaMax = alpha;
+    if (alpha !== 255) {
+      isOpaque = false;
+      // In integers, rounded: the same everywhere.
+      const rest = 255 - alpha;
+      r = Math.floor((r * alpha + red * rest + 127) / 255);
+      g = Math.floor((g * alpha + green * rest + 127) / 255);
+      b = Math.floor((b * alpha + blue * rest + 127) / 255);
     }
-    at += marker === 0xff ? 1 : 2 + bytes.readUInt16BE(at + 2);
-  }
-  return null;
-}
-
-function copyPixels(rgba: Uint8Array, target: Uint8Array, channels: 1 | 3): void {
-  const pixels = rgba.length / 4;
-  for (let p = 0; p < pixels; p++) {
-    const r = rgba[4 * p]!;
-    const g = rgba[4 * p + 1]!;
-    const b = rgba[4 * p + 2]!;
     if (channels === 1) {
       // Luma of ITU-R BT.601, in integers: grey stays exactly what it was.
-      target[p] = (299 * r + 587 * g + 114 * b + 500) / 1000;
+      target[to++] = (299 * r + 587 * g + 114 * b + 500) / 1000;
     } else {
-      target[3 * p] = r;
-      target[3 * p + 1] = g;
-      target[3 * p + 2] = b;
+      target[to++] = r;
+      target[to++] = g;
+      target[to++] = b;
     }
   }
+  if (isOpaque) return 'opaque';
+  const isFlat = target.every((value, i) => value === target[i % channels]);
+  return isFlat && alphaMin !== alphaMax ? 'vanished' : 'transparent';
 }

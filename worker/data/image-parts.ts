@@ -1,0 +1,298 @@
+import { realpath } from 'node:fs/promises';
+import { nearest } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import { sortNames } from './cells.ts';
+import { unreadable } from './files.ts';
+import { allPictures, type Folder, type PassedOver, readFolder, someOf } from './image-files.ts';
+
+/** Which folders are parts, which are classes, and one list of classes for all parts. */
+
+export const PARTS = ['train', 'validation', 'test'] as const;
+export type PartName = (typeof PARTS)[number];
+
+/** A folder for each part, each with a folder for each class. */
+export interface ImageParts {
+  readonly train: string;
+  readonly validation?: string;
+  readonly test?: string;
+}
+
+export interface LabelledFile {
+  readonly path: string;
+  readonly label: number;
+}
+
+export interface FoundImages {
+  readonly classes: readonly string[];
+  /** Those that there are, training first. */
+  readonly parts: readonly { readonly name: PartName; readonly files: readonly LabelledFile[] }[];
+  /** Pictures in folders within the folder of a class. */
+  readonly nested: number;
+  /** Sentences that the user should read. */
+  readonly notes: readonly string[];
+}
+
+/** Names that folders of parts have. */
+const CONVENTIONAL: Readonly<Record<string, PartName>> = {
+  ...{ train: 'train', training: 'train' },
+  ...{ validation: 'validation', valid: 'validation', val: 'validation' },
+  ...{ test: 'test', testing: 'test' },
+};
+
+/**
+ * The pictures of a folder, or of one folder a part.
+ * @param given classes in the order that they are to have; else the names of all parts' folders, sorted
+ * @throws DownpourError DP_DATA_MISSING: too few classes, a class or part without pictures;
+ * DP_DATA_MISMATCH: a folder that `given` lacks; DP_DATA_CORRUPT: what the layout means cannot be told
+ */
+export async function findImages(
+  source: string | ImageParts,
+  given: readonly string[] | undefined,
+  passed: PassedOver,
+): Promise<FoundImages> {
+  const parts: [PartName, Folder][] = [];
+  if (typeof source === 'string') {
+    const root = await readFolder(source, passed);
+    parts.push(...(partsOf(root, given) ?? ([['train', root]] as const)));
+    if (parts[0]![1] !== root) for (const path of root.pictures) passed.add('beside', path);
+  } else {
+    await mustDiffer(source);
+    for (const name of PARTS) {
+      const folder = source[name];
+      if (folder !== undefined) parts.push([name, await readFolder(folder, passed)]);
+    }
+  }
+  for (const [, folder] of parts) {
+    mustHoldClasses(folder, given);
+    for (const path of folder.pictures) passed.add('beside', path);
+  }
+  return labelled(parts, given);
+}
+
+function labelled(
+  parts: readonly [PartName, Folder][],
+  given: readonly string[] | undefined,
+): FoundImages {
+  const classes = classesOf(parts, given);
+  const number = new Map(classes.map((name, label) => [name, label]));
+  let nested = 0;
+  const labelledParts = parts.map(([name, folder]) => {
+    const byName = new Map(folder.folders.map((own) => [own.name, own]));
+    const files = sortNames([...byName.keys()]).flatMap((own) => {
+      const pictures = allPictures(byName.get(own)!);
+      nested += pictures.length - byName.get(own)!.pictures.length;
+      return pictures.map((path) => ({ path, label: number.get(own.normalize())! }));
+    });
+    if (files.length === 0) throw unreadable(folder.path, new Error('no class has a picture'));
+    return { name, files };
+  });
+  return { classes, parts: labelledParts, nested, notes: missingClasses(classes, labelledParts) };
+}
+
+/** The classes of all parts; a class that has no picture anywhere is an error. */
+function classesOf(
+  parts: readonly [PartName, Folder][],
+  given: readonly string[] | undefined,
+): readonly string[] {
+  const where = new Map<string, Folder[]>();
+  for (const [, { path, folders }] of parts) {
+    for (const folder of folders) {
+      // The same letters, however the system that made the folder writes their accents.
+      const name = folder.name.normalize();
+      const others = where.get(name) ?? [];
+      if (others.some((other) => folders.includes(other))) {
+        throw unreadable(path, new Error(`it has two folders '${name}'; merge them`));
+      }
+      where.set(name, [...others, folder]);
+    }
+  }
+  const names = sortNames([...where.keys()]);
+  if (given) mustBeAmong(given, names, where);
+  for (const [i, name] of names.entries()) {
+    const folders = where.get(name)!;
+    if (folders.every((folder) => allPictures(folder).length === 0)) {
+      throw unreadable(
+        folders[0]!.path,
+        new Error('the class has no picture; put some there, or remove the folder'),
+      );
+    }
+    const before = names[i - 1];
+    if (!given && before !== undefined && isSameNumber(before, name)) {
+      throw new DownpourError(
+        'DP_DATA_MISMATCH',
+        `the folders ${where.get(before)![0]!.path} and ${folders[0]!.path} have one number as their names; rename one, or give the list of classes: { classes: ${listOf(names)} }`,
+      );
+    }
+  }
+  const classes = given?.map((name) => name.normalize()) ?? names;
+  if (classes.length < 2) throw tooFew(parts[0]![1]);
+  return classes;
+}
+
+const isSameNumber = (a: string, b: string): boolean =>
+  /^\d+$/.test(a) && /^\d+$/.test(b) && Number(a) === Number(b);
+
+function mustBeAmong(
+  given: readonly string[],
+  names: readonly string[],
+  where: ReadonlyMap<string, readonly Folder[]>,
+): void {
+  const known = given.map((name) => name.normalize());
+  const unknown = names.find((name) => !known.includes(name));
+  if (unknown === undefined) return;
+  const near = nearest(unknown, given);
+  throw new DownpourError(
+    'DP_DATA_MISMATCH',
+    `${where.get(unknown)![0]!.path}: the list of classes has no '${unknown}'${near ? `; did you mean '${near}'?` : ''} It has ${someOf(given)}; add the name to classes, or move the folder elsewhere`,
+  );
+}
+
+/** What is to be said of classes that a part lacks: training cannot learn what it never sees. */
+function missingClasses(
+  classes: readonly string[],
+  parts: readonly { readonly name: PartName; readonly files: readonly LabelledFile[] }[],
+): string[] {
+  return parts.flatMap(({ name, files }) => {
+    const has = new Set(files.map(({ label }) => label));
+    const missing = classes.filter((_, label) => !has.has(label));
+    if (missing.length === 0) return [];
+    const what = missing.length === 1 ? 'class' : 'classes';
+    return [`the ${name} part has no picture of the ${what} ${someOf(missing)}`];
+  });
+}
+
+// Layouts.
+
+/** Parts by the names of the folders: `train/CLASS`, `test/CLASS`. Null: the folders are classes. */
+function partsOf(root: Folder, given: readonly string[] | undefined): [PartName, Folder][] | null {
+  // With a list of classes, the folders are what it names.
+  if (
+    given?.some((name) =>
+      root.folders.some((folder) => folder.name.normalize() === name.normalize()),
+    )
+  ) {
+    return null;
+  }
+  const found: [PartName, Folder][] = [];
+  for (const folder of root.folders) {
+    const part = CONVENTIONAL[folder.name.toLowerCase()];
+    if (part !== undefined && holdsClasses(folder)) found.push([part, folder]);
+  }
+  const isTwice = found.some(([part], i) => found.findIndex(([other]) => other === part) < i);
+  if (
+    found.length === root.folders.length &&
+    !isTwice &&
+    found.some(([part]) => part === 'train')
+  ) {
+    return PARTS.flatMap((name) => found.filter(([part]) => part === name));
+  }
+  return null;
+}
+
+/** Folders with pictures, and no picture beside them. */
+const holdsClasses = ({ pictures, folders }: Folder): boolean =>
+  pictures.length === 0 && folders.some((folder) => allPictures(folder).length > 0);
+
+/** A part by a word within a folder's name: `training_set`, `seg_test`. */
+function partIn(name: string): PartName | undefined {
+  for (const word of name.toLowerCase().split(/[^a-z]+/)) {
+    const part = CONVENTIONAL[word];
+    if (part !== undefined) return part;
+  }
+  return undefined;
+}
+
+/** @throws DownpourError DP_DATA_MISSING, DP_DATA_CORRUPT where the folders in it are no classes */
+function mustHoldClasses(folder: Folder, given: readonly string[] | undefined): void {
+  if (folder.folders.length === 0) throw tooFew(folder);
+  if (given) return;
+  const outer = folder.folders.filter(holdsClasses);
+  const parts = folder.folders.filter(({ name }) => partIn(name) !== undefined);
+  const isSplit = parts.some(({ name }) => partIn(name) === 'train') && parts.length > 1;
+  if (isSplit) throw isOfParts(folder, parts);
+  // The same folders in several: what is the class, the outer one or the inner one?
+  const seen = new Map<string, string>();
+  const twice: string[] = [];
+  for (const { name, folders } of outer) {
+    for (const inner of folders) {
+      if (allPictures(inner).length === 0) continue;
+      if (seen.has(inner.name)) twice.push(inner.name);
+      else seen.set(inner.name, name);
+    }
+  }
+  const names = [...new Set(twice)];
+  if (names.length < 2) return;
+  throw unclear(
+    folder,
+    `${someOf(outer.map(({ name }) => `'${name}'`))} hold folders of the same names (${someOf(names)}), so either can be the classes. If the outer ones are, name them: { classes: ${listOf(folder.folders.map(({ name }) => name))} }; if the inner ones are, bring all pictures of a class into one folder, or read parts as loadImageFolder({ train: '…', test: '…' })`,
+  );
+}
+
+function isOfParts(folder: Folder, parts: readonly Folder[]): DownpourError {
+  const call = parts.flatMap((part) => {
+    let inner = part;
+    while (inner.folders.length === 1 && holdsClasses(inner.folders[0]!)) inner = inner.folders[0]!;
+    return holdsClasses(inner) ? [`${partIn(part.name)}: ${JSON.stringify(inner.path)}`] : [];
+  });
+  const others = folder.folders.filter((each) => !parts.includes(each));
+  const flat = parts.filter((part) => part.pictures.length > 0);
+  const reasons = [
+    `${someOf(parts.map(({ name }) => `'${name}'`))} are parts by their names, not classes`,
+    ...(flat.length > 0
+      ? [
+          `${someOf(flat.map(({ name }) => `'${name}'`))} holds pictures, where a folder for each class is needed`,
+        ]
+      : []),
+    ...(others.length > 0
+      ? [`beside them stands ${someOf(others.map(({ name }) => `'${name}'`))}`]
+      : []),
+  ];
+  const todo =
+    call.length > 0
+      ? `Read the parts by name: loadImageFolder({ ${call.join(', ')} })`
+      : `If they are classes, name them: { classes: ${listOf(folder.folders.map(({ name }) => name))} }`;
+  return unclear(folder, `${reasons.join('; ')}. ${todo}`);
+}
+
+/** As code; of long lists the beginning. */
+function listOf(names: readonly string[]): string {
+  const shown = names.slice(0, 12).map((name) => JSON.stringify(name));
+  return `[${shown.join(', ')}${names.length > shown.length ? ', …' : ''}]`;
+}
+
+const unclear = ({ path }: Folder, what: string): DownpourError =>
+  new DownpourError('DP_DATA_CORRUPT', `${path}: ${what}`);
+
+/** Why a folder has fewer than two classes, as far as it can be seen. */
+function tooFew(folder: Folder): DownpourError {
+  const { path, pictures, folders } = folder;
+  const only = folders[0];
+  const has =
+    only === undefined
+      ? pictures.length > 0
+        ? `it has ${pictures.length} pictures and no folder; put the pictures of each class into a folder of its own`
+        : 'it has no folder and no picture'
+      : only.folders.length > 1 && only.pictures.length === 0
+        ? `it has one folder, '${only.name}', which holds ${only.folders.length}; did you mean ${only.path}?`
+        : `it has one folder, '${only.name}': with one class there is nothing to tell apart`;
+  return unreadable(path, new Error(`${has}; at least 2 folders are needed, one for each class`));
+}
+
+async function mustDiffer(source: ImageParts): Promise<void> {
+  const seen = new Map<string, PartName>();
+  for (const name of PARTS) {
+    const folder = source[name];
+    if (folder === undefined) continue;
+    const real = await realpath(folder).catch((error) => {
+      throw unreadable(folder, error);
+    });
+    const other = seen.get(real);
+    if (other !== undefined) {
+      throw new DownpourError(
+        'DP_EXPERIMENT_INVALID',
+        `loadImageFolder: ${other} and ${name} are one folder, ${folder}: what was trained on would measure itself`,
+      );
+    }
+    seen.set(real, name);
+  }
+}
