@@ -295,6 +295,11 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
       `  ${name.padEnd(13)}  loss ${short(evaluation.loss)}, error ${errorOf(run)(evaluation.error)}, at step ${groups(evaluation.step)}${before}`,
     );
   }
+  const metrics = Object.entries(run.best?.metrics ?? {});
+  if (metrics.length > 0) {
+    const told = metrics.map(([name, value]) => `${name} ${short(value)}`);
+    lines.push(`  metrics        ${told.join(', ')}, of the best`);
+  }
   const { staleness, pushes } = run;
   lines.push(
     `  early stopping ${stoppingText(run, groups)}`,

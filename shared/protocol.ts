@@ -207,7 +207,8 @@ export const EvaluatedSchema = Type.Object(
     /** Share of examples answered wrongly, or another value that is better when lower. */
     error: orNull(Type.Number()),
     examples: Natural,
-    metrics: Type.Record(Type.String({ maxLength: 100 }), Type.Number()),
+    /** Null: not finite. */
+    metrics: Type.Record(Type.String({ maxLength: 100 }), Type.Union([Type.Number(), Type.Null()])),
   },
   closed,
 );

@@ -55,7 +55,8 @@ export const EvaluationSchema = Type.Object({
   loss: orNull(N),
   error: orNull(N),
   examples: N,
-  metrics: Type.Record(Type.String(), N),
+  /** The experiment's own; null: not finite for some minibatch of the evaluation. */
+  metrics: Type.Record(Type.String(), orNull(N)),
   learningRate: N,
   /** Smoothed, at the time of the evaluation. */
   trainingLoss: orNull(N),

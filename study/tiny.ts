@@ -88,7 +88,7 @@ function resultOf(trial: Trial, { metric, target }: TinySettings): TinyResult {
   let [value, step] = [null as number | null, trial.step];
   for (const { metrics, step: at } of trial.evaluations) {
     const seen = metrics[metric];
-    if (seen === undefined || (value !== null && seen >= value)) continue;
+    if (seen == null || (value !== null && seen >= value)) continue;
     [value, step] = [seen, at];
   }
   const learnt = value !== null && value <= target;

@@ -9,8 +9,8 @@ export interface EvaluationResult {
   readonly loss: number | null;
   readonly error: number | null;
   readonly examples: number;
-  /** Those that are finite. */
-  readonly metrics: Readonly<Record<string, number>>;
+  /** Null: not finite for some minibatch. */
+  readonly metrics: Readonly<Record<string, number | null>>;
 }
 
 /** Numbers of input and examples a batch may have; small enough for a CNN's activations. */
@@ -46,10 +46,7 @@ export async function evaluate(
     if (alsoTraining === 0) return result;
     const count = Math.min(alsoTraining, prepared.train.count);
     const { loss, error } = await measure(model, prepared, 'train', count, signal);
-    const training = {
-      ...(loss === null ? {} : { trainingLoss: loss }),
-      ...(error === null ? {} : { trainingError: error }),
-    };
+    const training = { trainingLoss: loss, trainingError: error };
     return { ...result, metrics: { ...result.metrics, ...training } };
   } finally {
     if (before) model.load(before);
@@ -67,7 +64,7 @@ async function measure(
   const all = partCount(prepared, part);
   const batchSize = batchSizeOf(prepared);
   const sums = { loss: 0, error: 0 };
-  const metrics: Record<string, number> = {};
+  const metrics = new Map<string, number>();
   let batch: Minibatch | undefined;
   for (let start = 0; start < examples; start += batchSize) {
     signal?.throwIfAborted();
@@ -80,7 +77,7 @@ async function measure(
     sums.loss += measured.loss * count;
     sums.error += measured.error * count;
     for (const [name, value] of Object.entries(measured.metrics)) {
-      metrics[name] = (metrics[name] ?? 0) + value * count;
+      metrics.set(name, (metrics.get(name) ?? 0) + value * count);
     }
     // Lets the connection breathe: a part can take longer than the server's patience.
     await nextTurn();
@@ -90,12 +87,7 @@ async function measure(
     loss: mean(sums.loss),
     error: mean(sums.error),
     examples,
-    metrics: Object.fromEntries(
-      Object.entries(metrics).flatMap(([name, sum]) => {
-        const value = mean(sum);
-        return value === null ? [] : [[name, value]];
-      }),
-    ),
+    metrics: Object.fromEntries([...metrics].map(([name, sum]) => [name, mean(sum)])),
   };
 }
 

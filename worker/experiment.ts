@@ -96,7 +96,12 @@ export type LossName =
   | 'meanSquaredError'
   | 'meanAbsoluteError';
 
-/** The mean over the examples of a minibatch. */
+/**
+ * The mean over the examples of a minibatch: one number, or one for each example, of which the mean is taken.
+ * Targets that are as many numbers as the predictions and have another shape ([n] and [n, 1]) come in the shape of
+ * the predictions where the function would else compare each target with each prediction. Evaluations take the
+ * mean over minibatches, each weighed by its examples: exact for means, close to it for others (R², AUC).
+ */
 export type Measure = (targets: Tensor, predictions: Tensor) => Tensor;
 
 /** An experiment. Its name is that of its file: `mnist-mlp.ts` is `mnist-mlp`. */
@@ -183,6 +188,11 @@ const FIELDS: Fields<keyof Experiment> = {
   },
 };
 
+/** Of evaluations themselves, and of JavaScript's objects. */
+const RESERVED = ['loss', 'error', 'trainingLoss', 'trainingError', '__proto__'];
+const isMetricName = (name: string) =>
+  name.trim() !== '' && name.length <= 64 && !/\p{Cc}/u.test(name) && !RESERVED.includes(name);
+
 /**
  * Imports an experiment and checks its fields. TypeScript needs tsx in the process, as
  * `bin/downpour.js` has it.
@@ -227,6 +237,14 @@ export function checkExperiment(value: unknown, where: string): Experiment {
   const problems = fieldProblems(fields, FIELDS);
   if (name !== undefined) {
     problems.unshift('name is not a field: an experiment is named by its file; leave it out');
+  }
+  if (isRecord(value.metrics)) {
+    for (const metric of Object.keys(value.metrics)) {
+      if (isMetricName(metric)) continue;
+      problems.push(
+        `metrics has the name ${JSON.stringify(metric.slice(0, 80))}; allowed: 1 to 64 characters without line breaks, and none of ${RESERVED.join(', ')}`,
+      );
+    }
   }
   if (problems.length > 0) {
     throw new DownpourError(

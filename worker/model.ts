@@ -3,18 +3,14 @@ import { DownpourError, errorText } from '../shared/errors.ts';
 import { createLayout, type Layout, type PlacedTensor, type TensorSpec } from '../shared/layout.ts';
 import type { ErrorMeasure } from '../shared/protocol.ts';
 import { STREAMS } from '../shared/random.ts';
-import { isFloat } from './data/columns.ts';
-import type { Minibatch, PreparedData } from './data/examples.ts';
+import { sizeOf } from './data/columns.ts';
+import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
 import { discard } from './discard.ts';
-import type {
-  Experiment,
-  FunctionModel,
-  Hyperparameters,
-  LossName,
-  Measure,
-} from './experiment.ts';
+import type { Experiment, FunctionModel } from './experiment.ts';
 import { canRecord, type Fed, Graphs, type Opened } from './graph.ts';
 import { isNoisy } from './layers.ts';
+import { type DataShape, dataShape, errorMeasureOf, invalid, type ModelData } from './losses.ts';
+import { described, measuresOf } from './measures.ts';
 import { drawNoise, type NoiseSource, seedRandom, withSeed } from './noise.ts';
 import {
   isLibraryClass,
@@ -30,31 +26,6 @@ import {
  * The user's model as the rest of the worker sees it: flat vectors in, flat vectors out. Tensors do
  * not leave this file, and nothing else calls `variableGrads`.
  */
-
-/** What a model must know of the data. */
-interface DataShape {
-  /** Of one example. */
-  readonly inputShape: readonly number[];
-  /** Of one example's target; [] for one class or one number. */
-  readonly targetShape: readonly number[];
-  /** 0 where targets are numbers. */
-  readonly classCount: number;
-  /** Targets are shares of each class, not labels. */
-  readonly shares: boolean;
-}
-
-/** Shapes and kinds are looked at; there need be no example. */
-export type ModelData = Pick<PreparedData, 'train' | 'classCount'>;
-
-function dataShape({ train, classCount }: ModelData): DataShape {
-  const targetShape = train.targets.shape.slice(1);
-  return {
-    inputShape: train.inputs.shape.slice(1),
-    targetShape,
-    classCount: classCount ?? 0,
-    shares: isFloat(train.targets.values) && targetShape.at(-1) === classCount,
-  };
-}
 
 export interface Step {
   /** Mean over the minibatch, without regularisation; may be NaN or infinite. */
@@ -137,6 +108,8 @@ interface Instance {
   /** Losses of regularised layers. */
   penalties(): Scalar[];
   readonly layersModel: LayersModel | null;
+  /** Of one example's predictions. */
+  readonly outputShape: readonly number[];
   /** Code of others takes part in a step: what it does may change from one to the next. */
   readonly foreign: boolean;
 }
@@ -154,7 +127,7 @@ export interface ModelOptions {
 export async function buildModel(
   experiment: Experiment,
   config: Pick<RunConfig, 'seed' | 'hyperparameters'>,
-  prepared: ModelData,
+  prepared: ModelData | PreparedData,
   options: ModelOptions = {},
 ): Promise<Model> {
   const data = dataShape(prepared);
@@ -166,10 +139,12 @@ export async function buildModel(
   let loaded: Float32Array | null = null;
   /** What is loaded is on the device. */
   let uploaded = true;
-  const loss = lossOf(experiment, data);
-  const trainingLoss = lossOf(experiment, data, smoothingOf(experiment, config.hyperparameters));
-  const error = errorOf(experiment, data, loss);
-  const metrics = Object.entries(experiment.metrics ?? {});
+  const { outputShape } = instance;
+  const measures = await measuresOf(experiment, config, data, outputShape).catch((cause) => {
+    disposeInstance(instance);
+    throw cause;
+  });
+  const { loss, trainingLoss, error, metrics } = measures;
   const asynchronous = tf.getBackend() === 'webgpu';
   /** Of the others one shares its memory with its tensors. */
   const readsCopies = ['tensorflow', 'wasm'].includes(tf.getBackend());
@@ -202,6 +177,13 @@ export async function buildModel(
     return known;
   };
   const zero = (shape: readonly number[]): Tensor => zerosOf(shape).tensor;
+
+  if ('transform' in prepared && prepared.train.count > 0) {
+    await checkNumbers(instance, prepared, tensorsOf, read).catch((cause) => {
+      disposeInstance(instance);
+      throw cause;
+    });
+  }
 
   /** The statistics loaded, by name: a step moves the model's own, and then puts these back. */
   const held = new Map<string, Tensor>();
@@ -382,7 +364,7 @@ export async function buildModel(
         const value = loss(targets, predictions);
         const measures = [value, error === loss ? value : error(targets, predictions)];
         for (const [, metric] of metrics) measures.push(metric(targets, predictions));
-        return tf.concat1d(measures.map((m) => flatten(tf.cast(m, 'float32'))));
+        return tf.stack(measures.map((m) => tf.cast(m, 'float32')));
       });
       const values = await read(flat);
       return {
@@ -453,7 +435,6 @@ export async function buildModel(
   };
 }
 
-const sizeOf = (shape: readonly number[]) => shape.reduce((product, d) => product * d, 1);
 const flatten = (tensor: Tensor): Tensor1D => tf.reshape(tensor, [tensor.size]);
 
 /** The weights in the order of the layout, each with its place. */
@@ -470,12 +451,9 @@ function placeWeights(layout: Layout, weights: readonly Weight[]): (PlacedTensor
   });
 }
 
-function disposeInstance({ weights }: Instance): void {
+function disposeInstance({ weights }: Pick<Instance, 'weights'>): void {
   for (const { variable } of weights) if (!variable.isDisposed) variable.dispose();
 }
-
-const invalid = (message: string, cause?: unknown) =>
-  new DownpourError('DP_EXPERIMENT_INVALID', message, cause === undefined ? {} : { cause });
 
 // Building.
 
@@ -502,51 +480,101 @@ async function buildInstance(
   } finally {
     release();
   }
-  const instance =
+  const own =
     built instanceof tf.LayersModel ? layersInstance(built, data) : functionInstance(built);
-  for (const { variable, name } of instance.weights) {
+  for (const { variable, name } of own.weights) {
     if (variable.dtype === 'float32') continue;
     throw invalid(`tensor '${name}' of the model is ${variable.dtype}; all must be float32`);
   }
   try {
-    checkPredictions(experiment, instance, data);
+    return { ...own, outputShape: checkPredictions(experiment, own, data) };
   } catch (error) {
-    disposeInstance(instance);
+    disposeInstance(own);
     throw error;
   }
-  return instance;
 }
 
-/** One example of zeros through the model: shapes that do not fit are told before any training. */
-function checkPredictions(experiment: Experiment, instance: Instance, data: DataShape): void {
-  let shape: number[];
-  try {
-    const run = () => instance.predict(tf.zeros([2, ...data.inputShape]), false).shape;
-    shape = tf.tidy(run as () => never) as unknown as number[];
-  } catch (cause) {
-    throw invalid(
-      `the model fails on inputs of shape [n,${data.inputShape}]: ${errorText(cause)}`,
-      cause,
-    );
-  }
-  const { loss } = experiment;
-  if (typeof loss === 'function') return;
+type OwnInstance = Omit<Instance, 'outputShape'>;
+
+/**
+ * Zeros through the model: shapes that do not fit are told before any training.
+ * @returns the shape of one example's predictions.
+ */
+function checkPredictions(
+  { loss }: Experiment,
+  instance: OwnInstance,
+  data: DataShape,
+): readonly number[] {
+  const shape = predictedShape(instance, data, 2);
+  // A first size of 2 may be a constant of the model's.
+  predictedShape(instance, data, 3);
+  if (typeof loss === 'function') return shape;
   const classes = loss === 'softmaxCrossEntropy' || loss === 'negativeLogLikelihood';
   if (classes && data.classCount === 0) {
     throw invalid(`loss '${loss}' needs classes; the data's targets are numbers`);
   }
   const wanted =
     classes && !data.shares ? [...data.targetShape, data.classCount] : data.targetShape;
-  if (shape[0] === 2 && sizeOf(shape.slice(1)) === sizeOf(wanted)) return;
+  if (sizeOf(shape) === sizeOf(wanted)) return shape;
   throw invalid(
-    `the model's predictions have shape [n,${shape.slice(1)}]; loss '${loss}' on this data needs [n${wanted.length > 0 ? `,${wanted}` : ''}] or as many elements`,
+    `the model's predictions have shape [n,${shape}]; loss '${loss}' on this data needs [n${wanted.length > 0 ? `,${wanted}` : ''}] or as many elements`,
+  );
+}
+
+function predictedShape(
+  instance: OwnInstance,
+  { inputShape }: DataShape,
+  count: number,
+): readonly number[] {
+  const run = () => {
+    const given: unknown = instance.predict(tf.zeros([count, ...inputShape]), false);
+    if (given instanceof tf.Tensor) return { shape: given.shape, dtype: given.dtype };
+    throw new Error(`it gave ${described(given)} where one tensor is needed, examples first`);
+  };
+  let found: { readonly shape: number[]; readonly dtype: string };
+  try {
+    found = tf.tidy(run as () => never) as unknown as typeof found;
+  } catch (cause) {
+    throw invalid(
+      `the model fails on inputs of shape [n,${inputShape}]: ${errorText(cause)}`,
+      cause,
+    );
+  }
+  if (found.dtype !== 'float32') {
+    throw invalid(
+      `the model's predictions are ${found.dtype}, which has no gradient; they must be float32`,
+    );
+  }
+  if (found.shape[0] !== count) {
+    throw invalid(
+      `the model's predictions for ${count} examples have shape [${found.shape}]; the first size must be ${count}, one prediction for each example`,
+    );
+  }
+  return found.shape.slice(1);
+}
+
+/** Of some training examples: what is NaN before any update no learning rate will mend. */
+async function checkNumbers(
+  instance: Instance,
+  prepared: PreparedData,
+  tensorsOf: (minibatch: Minibatch) => { readonly inputs: Tensor; readonly targets: Tensor },
+  read: (tensor: Tensor) => Promise<Float32Array>,
+): Promise<void> {
+  const { count } = prepared.train;
+  const rows = [...new Set([0, 0.25, 0.5, 0.75].map((share) => Math.floor(share * count)))];
+  const minibatch = gather(prepared, 'train', rows);
+  const values = await read(tf.tidy(() => instance.predict(tensorsOf(minibatch).inputs, false)));
+  const at = values.findIndex(Number.isNaN);
+  if (at < 0) return;
+  throw invalid(
+    `the model's predictions for training example ${rows[Math.floor((at * rows.length) / values.length)]} are NaN at its initial parameters: look at its initialisers, and at what it divides by and takes roots and logarithms of`,
   );
 }
 
 type Layer = LayersModel['layers'][number];
 type LayerWeight = Layer['weights'][number];
 
-function layersInstance(model: LayersModel, { inputShape }: DataShape): Instance {
+function layersInstance(model: LayersModel, { inputShape }: DataShape): OwnInstance {
   if (model.inputs.length !== 1 || model.outputs.length !== 1) {
     throw invalid(
       `the model has ${model.inputs.length} inputs and ${model.outputs.length} outputs; allowed: one of each`,
@@ -763,7 +791,7 @@ function uniqueName(name: string, names: Set<string>): string {
   return unique;
 }
 
-function functionInstance(model: FunctionModel): Instance {
+function functionInstance(model: FunctionModel): OwnInstance {
   const variables: unknown = (model as Partial<FunctionModel> | null | undefined)?.variables;
   if (typeof variables !== 'object' || variables === null || typeof model.predict !== 'function') {
     throw invalid(
@@ -788,106 +816,4 @@ function functionInstance(model: FunctionModel): Instance {
     layersModel: null,
     foreign: true,
   };
-}
-
-// Losses: means over the examples.
-
-/** Of labels: a share ε of certainty is spread evenly over all classes (Deep Learning §7.5.1). */
-function smoothingOf(
-  { labelSmoothing, loss }: Experiment,
-  hyperparameters: Hyperparameters,
-): number {
-  if (labelSmoothing === undefined) return 0;
-  const share =
-    typeof labelSmoothing === 'function' ? labelSmoothing(hyperparameters) : labelSmoothing;
-  if (!(share >= 0 && share < 1)) {
-    throw invalid(`labelSmoothing is ${share}; it must be at least 0 and below 1`);
-  }
-  if (share > 0 && (typeof loss === 'function' || !SMOOTHED.includes(loss))) {
-    const allowed = SMOOTHED.join(', ');
-    throw invalid(`labelSmoothing ${share} needs a loss of classes by name: ${allowed}`);
-  }
-  return share;
-}
-const SMOOTHED: readonly LossName[] = [
-  'softmaxCrossEntropy',
-  'sigmoidCrossEntropy',
-  'negativeLogLikelihood',
-];
-
-/** −Σ truth · log p over the classes, of what gives log p. */
-function crossEntropyOf(
-  logarithms: (predictions: Tensor) => Tensor,
-  { classCount, shares }: DataShape,
-  smoothing: number,
-): Measure {
-  return (targets, predictions) => {
-    const logs = logarithms(tf.reshape(predictions, [-1, classCount]));
-    // `gatherND` has no gradient in TensorFlow.js, so labels become rows of zeros and a one.
-    const truth = shares
-      ? tf.reshape(targets, [-1, classCount])
-      : tf.cast(tf.oneHot(tf.cast(flatten(targets), 'int32'), classCount), 'float32');
-    const smoothed =
-      smoothing === 0 ? truth : tf.add(tf.mul(truth, 1 - smoothing), smoothing / classCount);
-    return tf.mul(tf.sum(tf.mul(logs, smoothed)), -1 / logs.shape[0]!);
-  };
-}
-
-/** max(x, 0) − x·z + log(1 + e^−|x|) */
-function sigmoidCrossEntropy(smoothing: number): Measure {
-  return (targets, predictions) => {
-    const told = tf.cast(tf.reshape(targets, predictions.shape), 'float32');
-    const z = smoothing === 0 ? told : tf.add(tf.mul(told, 1 - smoothing), smoothing / 2);
-    const rest = tf.log1p(tf.exp(tf.neg(tf.abs(predictions))));
-    return tf.mean(tf.add(tf.sub(tf.relu(predictions), tf.mul(predictions, z)), rest));
-  };
-}
-
-const difference: Measure = (targets, predictions) =>
-  tf.sub(predictions, tf.cast(tf.reshape(targets, predictions.shape), 'float32'));
-
-function lossOf({ loss }: Experiment, data: DataShape, smoothing = 0): Measure {
-  if (typeof loss === 'function') return (t, p) => scalarOf(loss(t, p), 'loss');
-  // Of logits, so that nothing overflows.
-  if (loss === 'softmaxCrossEntropy') return crossEntropyOf(tf.logSoftmax, data, smoothing);
-  if (loss === 'negativeLogLikelihood') return crossEntropyOf((logs) => logs, data, smoothing);
-  if (loss === 'sigmoidCrossEntropy') return sigmoidCrossEntropy(smoothing);
-  if (loss === 'meanSquaredError') return (t, p) => tf.mean(tf.square(difference(t, p)));
-  return (t, p) => tf.mean(tf.abs(difference(t, p)));
-}
-
-function errorMeasureOf({ error, loss }: Experiment): ErrorMeasure {
-  if (typeof error === 'function') return 'own';
-  const counts = (SMOOTHED as readonly unknown[]).includes(loss);
-  return error ?? (counts ? 'misclassification' : 'loss');
-}
-
-function errorOf(experiment: Experiment, data: DataShape, loss: Measure): Measure {
-  const { classCount, shares } = data;
-  const { error } = experiment;
-  if (typeof error === 'function') return (t, p) => scalarOf(error(t, p), 'error');
-  if (errorMeasureOf(experiment) === 'loss') return loss;
-  if (experiment.loss === 'sigmoidCrossEntropy') {
-    return (targets, predictions) => {
-      const truth = tf.greater(tf.reshape(targets, predictions.shape), 0.5);
-      return tf.mean(tf.cast(tf.notEqual(tf.greater(predictions, 0), truth), 'float32'));
-    };
-  }
-  if (classCount === 0) {
-    throw invalid("error 'misclassification' needs classes; the data's targets are numbers");
-  }
-  return (targets, predictions) => {
-    const answers = tf.argMax(tf.reshape(predictions, [-1, classCount]), 1);
-    const truth = shares
-      ? tf.argMax(tf.reshape(targets, [-1, classCount]), 1)
-      : tf.cast(flatten(targets), 'int32');
-    return tf.mean(tf.cast(tf.notEqual(answers, truth), 'float32'));
-  };
-}
-
-function scalarOf(value: Tensor, what: string): Tensor {
-  if (value instanceof tf.Tensor && value.size === 1) return tf.reshape(value, []);
-  throw invalid(
-    `${what} must give one number, the mean over the minibatch; it gave ${value instanceof tf.Tensor ? `shape [${value.shape}]` : typeof value}`,
-  );
 }

@@ -1,0 +1,142 @@
+import { DownpourError } from '../shared/errors.ts';
+import type { ErrorMeasure } from '../shared/protocol.ts';
+import { isFloat, sizeOf } from './data/columns.ts';
+import type { PreparedData } from './data/examples.ts';
+import type { Experiment, Hyperparameters, LossName, Measure } from './experiment.ts';
+import { type Tensor, tf } from './tf.ts';
+
+/** The losses and the error that have names: means over the examples of a minibatch. */
+
+export const invalid = (message: string, cause?: unknown) =>
+  new DownpourError('DP_EXPERIMENT_INVALID', message, cause === undefined ? {} : { cause });
+
+/** What a model must know of the data. */
+export interface DataShape {
+  /** Of one example. */
+  readonly inputShape: readonly number[];
+  /** Of one example's target; [] for one class or one number. */
+  readonly targetShape: readonly number[];
+  /** 0 where targets are numbers. */
+  readonly classCount: number;
+  /** Targets are shares of each class, not labels. */
+  readonly shares: boolean;
+  /** Targets are whole numbers, tensors of int32. */
+  readonly integers: boolean;
+}
+
+/** Shapes and kinds are looked at; there need be no example. */
+export type ModelData = Pick<PreparedData, 'train' | 'classCount'>;
+
+export function dataShape({ train, classCount }: ModelData): DataShape {
+  const targetShape = train.targets.shape.slice(1);
+  return {
+    inputShape: train.inputs.shape.slice(1),
+    targetShape,
+    classCount: classCount ?? 0,
+    shares: isFloat(train.targets.values) && targetShape.at(-1) === classCount,
+    integers: !isFloat(train.targets.values),
+  };
+}
+
+/** Of labels: a share ε of certainty is spread evenly over all classes (Deep Learning §7.5.1). */
+export function smoothingOf(
+  { labelSmoothing, loss }: Experiment,
+  hyperparameters: Hyperparameters,
+): number {
+  if (labelSmoothing === undefined) return 0;
+  const share =
+    typeof labelSmoothing === 'function' ? labelSmoothing(hyperparameters) : labelSmoothing;
+  if (!(share >= 0 && share < 1)) {
+    throw invalid(`labelSmoothing is ${share}; it must be at least 0 and below 1`);
+  }
+  if (share > 0 && (typeof loss === 'function' || !SMOOTHED.includes(loss))) {
+    const allowed = SMOOTHED.join(', ');
+    throw invalid(`labelSmoothing ${share} needs a loss of classes by name: ${allowed}`);
+  }
+  return share;
+}
+const SMOOTHED: readonly LossName[] = [
+  'softmaxCrossEntropy',
+  'sigmoidCrossEntropy',
+  'negativeLogLikelihood',
+];
+
+/** −Σ truth · log p over the classes, of what gives log p. */
+function crossEntropyOf(
+  logarithms: (predictions: Tensor) => Tensor,
+  { classCount, shares }: DataShape,
+  smoothing: number,
+): Measure {
+  return (targets, predictions) => {
+    const logs = logarithms(tf.reshape(predictions, [-1, classCount]));
+    // `gatherND` has no gradient in TensorFlow.js, so labels become rows of zeros and a one.
+    const truth = shares
+      ? tf.reshape(targets, [-1, classCount])
+      : tf.cast(tf.oneHot(tf.cast(tf.reshape(targets, [-1]), 'int32'), classCount), 'float32');
+    const smoothed =
+      smoothing === 0 ? truth : tf.add(tf.mul(truth, 1 - smoothing), smoothing / classCount);
+    return tf.mul(tf.sum(tf.mul(logs, smoothed)), -1 / logs.shape[0]!);
+  };
+}
+
+/** max(x, 0) − x·z + log(1 + e^−|x|) */
+function sigmoidCrossEntropy(smoothing: number): Measure {
+  return (targets, predictions) => {
+    const told = tf.cast(tf.reshape(targets, predictions.shape), 'float32');
+    const z = smoothing === 0 ? told : tf.add(tf.mul(told, 1 - smoothing), smoothing / 2);
+    const rest = tf.log1p(tf.exp(tf.neg(tf.abs(predictions))));
+    return tf.mean(tf.add(tf.sub(tf.relu(predictions), tf.mul(predictions, z)), rest));
+  };
+}
+
+const difference: Measure = (targets, predictions) =>
+  tf.sub(predictions, tf.cast(tf.reshape(targets, predictions.shape), 'float32'));
+
+/** One that has a name. */
+export function namedLoss(loss: LossName, data: DataShape, smoothing = 0): Measure {
+  // Of logits, so that nothing overflows.
+  if (loss === 'softmaxCrossEntropy') return crossEntropyOf(tf.logSoftmax, data, smoothing);
+  if (loss === 'negativeLogLikelihood') return crossEntropyOf((logs) => logs, data, smoothing);
+  if (loss === 'sigmoidCrossEntropy') return sigmoidCrossEntropy(smoothing);
+  if (loss === 'meanSquaredError') return (t, p) => tf.mean(tf.square(difference(t, p)));
+  return (t, p) => tf.mean(tf.abs(difference(t, p)));
+}
+
+export function errorMeasureOf({ error, loss }: Experiment): ErrorMeasure {
+  if (typeof error === 'function') return 'own';
+  const counts = (SMOOTHED as readonly unknown[]).includes(loss);
+  return error ?? (counts ? 'misclassification' : 'loss');
+}
+
+/**
+ * The share of wrong answers. @param outputShape of one example's predictions.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: predictions and targets are no answers of classes.
+ */
+export function misclassification(
+  { loss }: Experiment,
+  { classCount, shares, targetShape }: DataShape,
+  outputShape: readonly number[],
+): Measure {
+  if (loss === 'sigmoidCrossEntropy') {
+    return (targets, predictions) => {
+      const truth = tf.greater(tf.reshape(targets, predictions.shape), 0.5);
+      return tf.mean(tf.cast(tf.notEqual(tf.greater(predictions, 0), truth), 'float32'));
+    };
+  }
+  if (classCount === 0) {
+    throw invalid("error 'misclassification' needs classes; the data's targets are numbers");
+  }
+  const answers = shares ? sizeOf(targetShape) / classCount : sizeOf(targetShape);
+  if (sizeOf(outputShape) !== answers * classCount) {
+    throw invalid(
+      `error 'misclassification' needs a prediction for each of the ${classCount} classes; the model's predictions have shape [n${outputShape.map((d) => `,${d}`).join('')}]: take error 'loss', or a function (targets, predictions)`,
+    );
+  }
+  return (targets, predictions) => {
+    const answers = tf.argMax(tf.reshape(predictions, [-1, classCount]), 1);
+    const truth = shares
+      ? tf.argMax(tf.reshape(targets, [-1, classCount]), 1)
+      : tf.cast(tf.reshape(targets, [-1]), 'int32');
+    return tf.mean(tf.cast(tf.notEqual(answers, truth), 'float32'));
+  };
+}
