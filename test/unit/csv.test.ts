@@ -80,9 +80,26 @@ describe('CSV', () => {
       );
       expect(failure(`x,c,y\n1,a,2\n\n1,${gap},3\n`, options)).toMatch(/line 4, column 'c'/);
     }
-    for (const word of ['12 kg', '0x10', '1,5', 'Infinity', '1e99', '1_000']) {
+    const words = {
+      '12 kg': 'is no number; correct it, or name the column in `categorical`',
+      '150*': 'is no number; correct it',
+      '0x10': 'is no decimal number',
+      '1_000': 'is no number; correct it',
+      Infinity: 'is not finite',
+      '-inf': 'is not finite',
+      '1e999': 'is more than a 64-bit number can hold',
+      '1,5': "is no number: `decimal: ','` reads it as 1.5",
+      '1,500': 'is no number: `decimal: \',\'` reads it as 1.5, `thousands: ","` reads it as 1500',
+      '1.234.567': 'is no number: `decimal: \',\', thousands: "."` reads it as 1234567',
+      '1 500,5': 'is no number: `decimal: \',\', thousands: " "` reads it as 1500.5',
+      '12%': 'is no number; take the % out',
+      $120: 'is no number; take the currency out',
+      '120 €': 'is no number; take the currency out',
+      True: 'is no number; write 1 and 0',
+    };
+    for (const [word, problem] of Object.entries(words)) {
       expect(failure(`x,c,y\n1,a,2\n"${word}",b,3\n`, options)).toContain(
-        `line 3, column 'x': '${word}' is no number`,
+        `line 3, column 'x': '${word}' ${problem}`,
       );
     }
   });
@@ -90,12 +107,208 @@ describe('CSV', () => {
   it('refuses lines of another length, unclosed quotes, bad headers, empty files', () => {
     const options: CsvOptions = { targets: ['y'] };
     expect(failure('x,y\n1,2\n1,2,3\n', options)).toMatch(/line 3: 3 cells; the header has 2/);
-    expect(failure('x,y\n1,2\n1\n', options)).toMatch(/line 3: 1 cells/);
-    expect(failure('x,y\n1,"2\n', options)).toMatch(/^DP_DATA_CORRUPT/);
-    expect(failure('x,y,x\n1,2,3\n', options)).toContain("two columns are named 'x'");
-    expect(failure('x,,y\n1,2,3\n', options)).toContain('column 2 has no name');
+    expect(failure('x,y\n1,2\n1\n', options)).toMatch(/line 3: 1 cell; the header has 2/);
+    expect(failure('x,y\n1,"2\n', options)).toMatch(
+      /^DP_DATA_CORRUPT .*line 2: the quote that begins cell 2 is never closed; .*`quote: null`/,
+    );
+    expect(failure('x,y\n"1\n\r\n\r",2\n3,4"5\n', options)).toMatch(
+      /line 6, cell 2: a quote out of place \(4"\)/,
+    );
+    expect(failure('x,y\n1,"2" 3\n', options)).toContain(
+      'line 2, cell 2: a quote out of place (" 3)',
+    );
+    expect(failure('x,y, x\n1,2,3\n', options)).toContain("columns 1 and 3 are both named 'x'");
     expect(failure('', options)).toContain('it is empty');
     expect(failure('x,y\n', options)).toContain('no line after the header');
+  });
+
+  it('finds the delimiter by the first lines, and asks where there are two', () => {
+    const read = (text: string, options: Partial<CsvOptions> = {}) => {
+      const { train } = parse(text, { targets: ['y'], ...options });
+      return [...train.inputs.values, ...train.targets.values];
+    };
+    for (const d of [',', ';', '\t', '|']) {
+      expect(read(`x${d}y\n1${d}2\n3${d}4\n`)).toEqual([1, 3, 2, 4]);
+      expect(read(`"x, ; | z"${d}y\n1${d}2\n3${d}4\n`)).toEqual([1, 3, 2, 4]);
+    }
+    expect(read('x,1;y\n1;2\n3;4\n')).toEqual([1, 3, 2, 4]);
+    expect(read('sep=;\nx;y\n1;2\n')).toEqual([1, 2]);
+    expect(read('x;y\n1,5;2\n', { decimal: ',' })).toEqual([1.5, 2]);
+    expect(read('x::y\n1::2\n', { delimiter: '::' })).toEqual([1, 2]);
+    expect(read('x y\n1 2\n', { delimiter: ' ' })).toEqual([1, 2]);
+    const options: CsvOptions = { targets: ['y'] };
+    expect(failure('x,z;y\n1,5;2\n', options)).toContain('may be divided by "," or ";": say which');
+    expect(failure('x y\n1 2\n', options)).toContain('say what divides them as `delimiter`');
+    expect(failure('1,2\n3,4\n', options)).toContain('a header line with names must come first');
+  });
+
+  it('takes line ends of three kinds in one file, and counts each as a line', () => {
+    const options: CsvOptions = { targets: ['y'] };
+    const text = 'x,y\r1,2\n3,4\r\n\r\n5,6\r\r7,8';
+    expect([...parse(text, options).train.inputs.values]).toEqual([1, 3, 5, 7]);
+    expect(failure(`${text}\r9,a`, options)).toContain('line 8,');
+    expect(failure('x,y\r\n1,"2\r\n3"\r\n', options)).toContain('line 2,');
+    expect(failure('x,y\r\n1,2\r\n"a\r\nb",3\r\n', { ...options, categorical: ['x'] })).toBe(
+      'read',
+    );
+    expect(failure('x,y\r\n"a\r\nb",3\r\nc,z\r\n', { ...options, categorical: ['x'] })).toContain(
+      'line 4,',
+    );
+  });
+
+  it('leaves out comments when told what they begin with', () => {
+    const text = '# of 2024\nx,y\n1,2\n#3,4\n5,6\n# end';
+    const { train } = parse(text, { targets: ['y'], comment: '#' });
+    expect([...train.inputs.values]).toEqual([1, 5]);
+    expect(failure(`${text}\n7,a`, { targets: ['y'], comment: '#' })).toContain('line 7,');
+  });
+
+  it('takes quotes as characters when told so', () => {
+    const { inputNames } = parse('x\ty\n5" pipe\t2\n"\t3\n', {
+      ...{ targets: ['y'], categorical: ['x'], quote: null },
+    });
+    expect(inputNames).toEqual(['x="', 'x=5" pipe']);
+  });
+
+  it('reads decimal commas and thousands when told so', () => {
+    const numbers = (text: string, options: Partial<CsvOptions>) => [
+      ...parse(`x;y\n${text};1\n`, { targets: ['y'], ...options }).train.inputs.values,
+    ];
+    const german = { decimal: ',', thousands: '.' } as const;
+    expect(numbers('-1,25e2', { decimal: ',' })).toEqual([-125]);
+    expect(numbers('1.234,5', german)).toEqual([1234.5]);
+    expect(numbers('12', german)).toEqual([12]);
+    expect(numbers('1,234,567.5', { thousands: ',' })).toEqual([1234567.5]);
+    expect(numbers('1\u202f234,5', { decimal: ',', thousands: ' ' })).toEqual([1234.5]);
+    const refused = (text: string, options: Partial<CsvOptions>) =>
+      failure(`x;y\n${text};1\n`, { targets: ['y'], ...options });
+    expect(refused('1.5', { decimal: ',' })).toContain("`decimal: '.'` reads it as 1.5");
+    expect(refused('1.5', german)).toContain('is no number');
+    expect(refused('1,23', { thousands: ',' })).toContain('is no number');
+    expect(refused('1234,567', { thousands: ',' })).toContain('is no number');
+    expect(refused('1', { thousands: '.' })).toContain("`thousands` and `decimal` are both '.'");
+  });
+
+  it('keeps numbers as float64, however large, small or close', () => {
+    const times = ['1700000000000', '1700000000001', '9007199254740991', '1e99', '-1e-300'];
+    const { train } = parse(`x,y\n${times.map((t) => `${t},${t}`).join('\n')}\n`, {
+      targets: ['y'],
+    });
+    expect(train.inputs.values).toEqual(Float64Array.from(times, Number));
+    expect(train.targets.values).toEqual(Float64Array.from(times, Number));
+  });
+
+  it('leaves out an index and empty columns without names, and says so', () => {
+    const read = (text: string, options: Partial<CsvOptions> = {}) => {
+      const data = parse(text, { targets: ['y'], ...options });
+      return [data.inputNames.join(), data.source.replace(/^.*?cars\.csv/, '')];
+    };
+    const index = '; column 1, which has no name and numbers the rows, is left out';
+    expect(read(',x,y\n0,5,2\n1,6,4\n')).toEqual(['x', index]);
+    expect(read('"",x,y\n"7",5,2\n"3",6,4\n')).toEqual(['x', index]);
+    const empty = '; column 3, which has no name and is empty, is left out';
+    expect(read('x,y,\n1,2,\n3,4,\n')).toEqual(['x', empty]);
+    expect(read('x,y,\n1,2\n3,4\n')).toEqual(['x', empty]);
+    expect(read('x,y\n1,2,\n3,4,\n')).toEqual(['x', '']);
+    expect(read('x,y\n1,2\n,\n,\n')).toEqual(['x', '; 2 lines of empty cells at the end left out']);
+    expect(read(',x,y\n0.5,5,2\n', { inputs: ['column 1', 'x'] })).toEqual(['column 1,x', '']);
+    expect(read(',x,y\n0.5,5,2\n', { ignore: ['column 1'] })).toEqual(['x', '']);
+    expect(read(',x,y\na,5,2\n', { categorical: ['column 1'] })).toEqual(['column 1=a,x', '']);
+    const options: CsvOptions = { targets: ['y'] };
+    expect(failure('x,,y\n1,0.5,3\n', options)).toMatch(
+      /column 2 has no name in the header, and holds 0\.5 \(line 2\); name it there, or say `ignore: \['column 2'\]`/,
+    );
+    expect(failure(',x,y\n0,5,2\n1,5,2\n0,6,4\n', options)).toContain(
+      'numbers that are there twice',
+    );
+    expect(failure('x,y\n1,2,\n3,4\n5,6,\n', options)).toBe('read');
+    expect(failure('x,y\n1,2\n3,4,\n', options)).toContain('line 3: 3 cells; the header has 2');
+    expect(failure('x,y\n1,2\n,\n5,6\n', options)).toContain(
+      "line 3, column 'x': the value is missing",
+    );
+    expect(failure('x,y\n"a",1,2\n"b",3,4\n', options)).toContain('col.names = NA');
+  });
+
+  it('reads a text as a category or as missing, as it is told', () => {
+    const countries = 'c,y\nNA,1\nDE,2\nNone,3\n';
+    const options: CsvOptions = { targets: ['y'], categorical: ['c'] };
+    expect(failure(countries, options)).toContain(
+      "line 2, column 'c': the value is missing ('NA'); fill it in, remove the line, or name the column in `ignore`, or say which texts are missing with `missing` if 'NA' is a category",
+    );
+    expect(parse(countries, { ...options, missing: ['?'] }).inputNames).toEqual([
+      'c=DE',
+      'c=NA',
+      'c=None',
+    ]);
+    expect(
+      parse(countries, { targets: ['y'], categories: { c: ['NA', 'DE', 'None', 'FR'] } })
+        .inputNames,
+    ).toEqual(['c=NA', 'c=DE', 'c=None', 'c=FR']);
+    expect(failure(countries, { ...options, missing: ['None'] })).toContain(
+      "line 4, column 'c': the value is missing",
+    );
+    expect(failure('c,y\n,1\n', { ...options, missing: [] })).toContain('the value is missing');
+    expect(failure('c,y\n-,1\n', { targets: ['y'], missing: ['-'] })).toContain(
+      'the value is missing',
+    );
+  });
+
+  it('refuses what another program wrote, by name', () => {
+    const options: CsvOptions = { targets: ['y'] };
+    const kinds = {
+      'PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0....................[Content_Types].xml':
+        'an Excel workbook',
+      'PK\x03\x04\x14\0\0\0\0\0\0\0!\0............\x05\0....x.npy': 'an .npz archive',
+      'PK\x03\x04\x14\0\0\0\0\0\0\0!\0............\x05\0....x.csv': 'a zip archive',
+      'PAR1\x15\x04': 'a Parquet file',
+      '\x89HDF\r\n\x1a\n': 'an HDF5 file',
+      '\x93NUMPY\x01\0': 'a .npy file; readNpy reads it',
+      '\0\0\x08\x01\0\0\0\x01\x05': 'an IDX file; readIdx reads it',
+      '{"x": [1, 2]}': 'a JSON file',
+      '[{"x": 1}]': 'a JSON file',
+      '[[1, 2], [3, 4]]': 'a JSON file',
+      '<!DOCTYPE html><html>': 'an HTML page',
+      '<?xml version="1.0"?><rows/>': 'an XML file',
+      'version https://git-lfs.github.com/spec/v1\noid sha256:1': 'a pointer of Git LFS',
+      BZh91AY: 'compressed by bzip2',
+      '\xfd7zXZ\0': 'compressed by xz',
+    };
+    for (const [start, what] of Object.entries(kinds)) {
+      const bytes = Buffer.from(start, 'latin1');
+      expect(() => parseCsv(bytes, 'x.csv', options)).toThrow(`x.csv: no CSV: it is ${what}`);
+    }
+    expect(failure('[x],{y}\n1,2\n', { targets: ['{y}'] })).toBe('read');
+  });
+
+  it('refuses misspelt options and wrong kinds, with the nearest name', () => {
+    const refused = (options: object) => failure(CARS, options as CsvOptions);
+    expect(refused({ target: ['kg'] })).toMatch(
+      /DP_EXPERIMENT_INVALID loadCsv:.*target is not an option; did you mean 'targets'\?/s,
+    );
+    expect(refused({ targets: ['kg'], delimeter: ';' })).toBe(
+      "DP_EXPERIMENT_INVALID loadCsv: delimeter is not an option; did you mean 'delimiter'?",
+    );
+    expect(refused({ targets: ['kg'], categoricals: ['colour'] })).toContain(
+      "did you mean 'categorical'?",
+    );
+    const wrong = {
+      ...{ targets: 'kg', task: 'classify', inputs: 'doors', ignore: [1], categorical: null },
+      ...{ categories: { colour: 'red' }, labels: 'onehot', delimiter: '', encoding: 'utf-7' },
+      ...{
+        quote: 'ab',
+        comment: 3,
+        decimal: '·',
+        thousands: '1',
+        missing: 'NA',
+        classes: [1],
+        bytesMax: 0,
+      },
+    };
+    for (const [key, value] of Object.entries(wrong)) {
+      expect(refused({ targets: ['kg'], [key]: value })).toContain(
+        `${key} is ${JSON.stringify(value)}; allowed: `,
+      );
+    }
   });
 
   it('names a column that the header lacks, and columns that contradict', () => {

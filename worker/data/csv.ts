@@ -1,41 +1,98 @@
 import { DownpourError } from '../../shared/errors.ts';
-import { isMissing, isNumber, sortNames } from './cells.ts';
+import { type Fields, isRecord } from '../fields.ts';
+import { givenNames, nameOf } from './cells.ts';
 import type { Column } from './columns.ts';
-import type { ExperimentData } from './examples.ts';
-import { corrupt, type ReadOptions, readDataFile } from './files.ts';
-import { parseRows, type TableOptions } from './table-rows.ts';
+import type { Examples, ExperimentData } from './examples.ts';
+import { corrupt } from './files.ts';
+import { checkOptions, checkPath, isText, isTexts, oneOf, optional } from './reader-options.ts';
+import {
+  CategoryColumn,
+  type CellColumn,
+  type CellOptions,
+  type Feature,
+  NumberColumn,
+  tableOf,
+  UnnamedColumn,
+} from './table-columns.ts';
+import {
+  parseRows,
+  readRows,
+  TABLE_FIELDS,
+  type TableFacts,
+  type TableHeader,
+  type TableOptions,
+} from './table-rows.ts';
 
 /**
  * Tables with a header line, as examples. Columns are numbers unless they are named as categories: a
- * slip of the pen in one cell must not turn a number into hundreds of categories.
+ * slip of the pen in one cell must not turn a number into hundreds of categories. Files that are read in
+ * one call have one list of classes and one of each column's categories.
  */
 
-export interface CsvOptions extends ReadOptions, TableOptions {
+export interface CsvOptions extends TableOptions, CellOptions {
   /** Names of the target columns: one for a classification, one or more for a regression. */
   readonly targets: readonly string[];
   /** `classification`: the target is a category, as class numbers in sorted order. Default: regression. */
   readonly task?: 'regression' | 'classification';
+  /** Of a classification: the classes 0, 1, …; another one in a file is an error. Default: those of the files. */
+  readonly classes?: readonly string[];
   /** Default: all columns that are neither targets nor ignored. */
   readonly inputs?: readonly string[];
   readonly ignore?: readonly string[];
   /** Input columns that hold categories: each becomes one 0/1 input a category, in sorted order. */
   readonly categorical?: readonly string[];
+  /** Input columns that hold categories, each with the list of them, in the order of their inputs. */
+  readonly categories?: Readonly<Record<string, readonly string[]>>;
   /** Classes as whole numbers (the default) or as one 0/1 column each. */
   readonly labels?: 'index' | 'oneHot';
+  /** Texts that say that a value is missing, beside an empty cell. Default: ?, NA, N/A, NaN, null in any case. */
+  readonly missing?: readonly string[];
+  /** Between groups of three digits, such as `,` in 1,234.5. Default: nothing. */
+  readonly thousands?: string;
+}
+
+/** Files of one data set; several of one part are read one after the other. */
+export interface CsvParts {
+  readonly train: string | readonly string[];
+  readonly validation?: string | readonly string[];
+  readonly test?: string | readonly string[];
 }
 
 export interface CsvData extends ExperimentData {
   /** One a feature; of a category `column=value`. */
   readonly inputNames: readonly string[];
   readonly targetNames: readonly string[];
-  /** Of a classification: the category of each class number. */
+  /** Of a classification: the name of each class number. */
   readonly classes: readonly string[] | null;
 }
 
-/** More categories than this in a column are rather an identifier or a number. */
-const CATEGORIES_MAX = 1000;
-const TABLE_BYTES_MAX = 2 * 2 ** 30;
-const FLOAT32_MAX = 3.4028234663852886e38;
+/** Of the inputs as float64. */
+const TABLE_BYTES_MAX = 4 * 2 ** 30;
+
+const PARTS = ['train', 'validation', 'test'] as const;
+type Part = (typeof PARTS)[number];
+
+const texts = (allowed: string) => optional({ allowed, test: isTexts });
+
+const FIELDS: Fields<keyof CsvOptions> = {
+  ...TABLE_FIELDS,
+  targets: { allowed: "a list of names of columns, such as ['price']", test: isTexts },
+  task: optional(oneOf('regression', 'classification')),
+  classes: texts("a list of the classes' names"),
+  inputs: texts('a list of names of columns'),
+  ignore: texts('a list of names of columns'),
+  categorical: texts('a list of names of columns'),
+  categories: optional({
+    allowed: "an object of lists, such as { colour: ['blue', 'red'] }",
+    test: (value) => isRecord(value) && Object.values(value).every(isTexts),
+  }),
+  labels: optional(oneOf('index', 'oneHot')),
+  missing: texts("a list of texts, such as ['NA', '-']"),
+  thousands: optional({
+    allowed: "one character, such as ',', ' ' or '\\''",
+    test: (value) => isText(value) && /^[^\d+-]$/.test(value),
+  }),
+};
 
 /**
  * Reads a CSV file, gzip or not, as training data: inputs Float64Array [n, features]; targets
@@ -43,72 +100,266 @@ const FLOAT32_MAX = 3.4028234663852886e38;
  *
  *     loadCsv('auto-mpg.csv', { targets: ['mpg'], categorical: ['origin'], ignore: ['name'] })
  *
- * @throws DownpourError DP_DATA_MISSING; DP_EXPERIMENT_INVALID for a column that the header lacks;
- * DP_DATA_CORRUPT with line and column for a missing value, a cell that is no number, a line with too
- * few or too many cells.
+ * With files for several parts, columns are found by name, and classes and categories are those of all files:
+ *
+ *     loadCsv({ train: 'train.csv', test: 'test.csv' }, { targets: ['kind'], task: 'classification' })
+ *
+ * @throws DownpourError DP_DATA_MISSING; DP_EXPERIMENT_INVALID for a wrong option, a column that a header
+ * lacks or has too much; DP_DATA_CORRUPT with line and column for a missing value, a cell that is no number,
+ * a line with too few or too many cells, bytes that are no text; DP_DATA_LABEL for a class that is none of
+ * those given.
  */
-export async function loadCsv(path: string, options: CsvOptions): Promise<CsvData> {
-  return parseCsv(await readDataFile(path, options), path, options);
-}
-
-/** @param bytes of the whole file, UTF-8. @param name for errors and for `source` */
-export function parseCsv(bytes: Buffer, name: string, options: CsvOptions): CsvData {
-  const classification = options.task === 'classification';
-  let columns: CellColumn[] | undefined;
-  const { count: rowCount } = parseRows(bytes, name, options, (cells, line, header) => {
-    columns ??= chooseColumns(header, name, options);
-    for (const column of columns) column.add(cells[column.index]!, line);
-  });
-  if (columns === undefined) throw corrupt(name, 'it has no line after the header');
-
-  const inputs = columns.filter((column) => column.role === 'input').flatMap(expand);
-  const targetColumns = columns.filter((column) => column.role === 'target');
-  const classes = classification ? sortedCategories(targetColumns[0]!) : null;
-  if (rowCount * inputs.length * 8 > TABLE_BYTES_MAX) {
-    throw corrupt(
-      name,
-      `${rowCount} lines with ${inputs.length} inputs each are more than ${TABLE_BYTES_MAX} bytes; use fewer inputs or categories`,
+export async function loadCsv(files: string | CsvParts, options: CsvOptions): Promise<CsvData> {
+  const parts = partsOf(files);
+  checkOptions('loadCsv', options, FIELDS);
+  const table = new Table(options, parts);
+  for (const { part, file } of parts) {
+    table.begin(part, file);
+    table.end(
+      await readRows(file, options, (cells, line, header) => table.row(cells, line, header)),
     );
   }
-  const oneHot = classification && options.labels === 'oneHot';
-  const targets =
-    classification && !oneHot
-      ? classNumbers(targetColumns[0]!)
-      : table(targetColumns.flatMap(expand));
-  const named = classes ? { ...targets, classes } : targets;
+  return table.data();
+}
+
+/** As `loadCsv`, of the bytes of a file. @param name for errors and for `source` */
+export function parseCsv(bytes: Uint8Array, name: string, options: CsvOptions): CsvData {
+  checkOptions('loadCsv', options, FIELDS);
+  const table = new Table(options, [{ part: 'train', file: name }]);
+  table.begin('train', name);
+  table.end(
+    parseRows(bytes, name, options, (cells, line, header) => table.row(cells, line, header)),
+  );
+  return table.data();
+}
+
+interface PartFile {
+  readonly part: Part;
+  readonly file: string;
+}
+
+function partsOf(given: string | CsvParts): PartFile[] {
+  if (!isRecord(given)) {
+    checkPath('loadCsv', given);
+    return [{ part: 'train', file: given }];
+  }
+  const isFiles = (value: unknown) =>
+    isText(value) || (Array.isArray(value) && value.length > 0 && value.every(isText));
+  const files = { allowed: 'a path, or a list of paths', test: isFiles };
+  checkOptions('loadCsv', given, {
+    train: files,
+    validation: optional(files),
+    test: optional(files),
+  });
+  return PARTS.flatMap((part) => {
+    const named = given[part] ?? [];
+    return [named].flat().map((file) => ({ part, file: file as string }));
+  });
+}
+
+/** The columns of all files while they are read. */
+class Table {
+  readonly #options: CsvOptions;
+  readonly #parts: readonly PartFile[];
+  #columns: { inputs: CellColumn[]; targets: CellColumn[] } | undefined;
+  /** Of the file being read: which column each cell belongs to; undefined before its header. */
+  #cells: { readonly column: CellColumn; readonly index: number }[] | undefined;
+  #unnamed: UnnamedColumn[] = [];
+  #place: { file: string; line: number } = { file: '', line: 0 };
+  #part: Part = 'train';
+  #first: (PartFile & { header: TableHeader }) | undefined;
+  readonly #names = new Set<string>();
+  readonly #counts: Record<Part, number> = { train: 0, validation: 0, test: 0 };
+  #count = 0;
+  readonly #notes: string[] = [];
+
+  constructor(options: CsvOptions, parts: readonly PartFile[]) {
+    this.#options = named(options);
+    this.#parts = parts;
+  }
+
+  begin(part: Part, file: string): void {
+    this.#part = part;
+    this.#place = { file, line: 0 };
+    this.#cells = undefined;
+    this.#unnamed = [];
+  }
+
+  row(cells: readonly string[], line: number, header: TableHeader): void {
+    this.#cells ??= this.#open(header);
+    this.#place.line = line;
+    // A category keeps the place where it was first seen.
+    const place = { ...this.#place };
+    for (const { column, index } of this.#cells) column.add(cells[index]!, place);
+    this.#counts[this.#part]++;
+    this.#count++;
+    this.#mustFit(this.#columns!.inputs.length);
+  }
+
+  end({ count, notes }: TableFacts): void {
+    const { file } = this.#place;
+    if (count === 0) throw corrupt(file, 'it has no line after the header');
+    const all = [...notes, ...this.#unnamed.map((column) => column.end())];
+    this.#notes.push(...all.map((note) => (this.#parts.length > 1 ? `${file}: ${note}` : note)));
+  }
+
+  data(): CsvData {
+    const { inputs: inputColumns, targets: targetColumns } = this.#columns!;
+    const { ignore = [], labels, task } = this.#options;
+    for (const name of ignore) {
+      if (!this.#names.has(name)) throw lacks(this.#first!.file, name, [...this.#names]);
+    }
+    const inputs = featuresOf(inputColumns);
+    this.#mustFit(inputs.length);
+    const target = targetColumns[0] as CategoryColumn;
+    const classes = task === 'classification' ? target.list().names : null;
+    for (const column of [...inputColumns, ...targetColumns]) {
+      if (column instanceof CategoryColumn) this.#notes.push(...column.notes());
+    }
+    const byIndex = classes !== null && labels !== 'oneHot';
+    const targets = byIndex ? null : featuresOf(targetColumns);
+    const numberOf = byIndex ? target.numbers() : null;
+    let from = 0;
+    const examples = (part: Part): Examples => {
+      const count = this.#counts[part];
+      const to = from + count;
+      const column: Column = targets
+        ? tableOf(targets, from, to)
+        : {
+            values: Int32Array.from({ length: count }, (_, row) => numberOf!(from + row)),
+            shape: [count],
+            names: [target.name],
+          };
+      const result = {
+        count,
+        inputs: tableOf(inputs, from, to),
+        targets: classes ? { ...column, classes } : column,
+      };
+      from = to;
+      return result;
+    };
+    const train = examples('train');
+    return {
+      train,
+      ...(this.#counts.validation > 0 ? { validation: examples('validation') } : {}),
+      ...(this.#counts.test > 0 ? { test: examples('test') } : {}),
+      ...(classes ? { classCount: classes.length } : {}),
+      source: this.#source(inputs.length),
+      inputNames: train.inputs.names!,
+      targetNames: train.targets.names!,
+      classes,
+    };
+  }
+
+  #source(inputCount: number): string {
+    const one = this.#parts.every(({ part }) => part === 'train');
+    const counts = PARTS.filter((part) => this.#counts[part] > 0)
+      .map((part) => (one ? this.#counts[part] : `${this.#counts[part]} ${part}`))
+      .join(', ');
+    const files = this.#parts.map(({ file }) => file).join(', ');
+    const what = `${counts} examples with ${inputCount} inputs from ${files}`;
+    return [what, ...this.#notes].join('; ');
+  }
+
+  #mustFit(inputCount: number): void {
+    if (this.#count * inputCount * 8 <= TABLE_BYTES_MAX) return;
+    throw corrupt(
+      this.#place.file,
+      `${this.#count} lines with ${inputCount} inputs each are more than ${TABLE_BYTES_MAX} bytes; use fewer inputs or categories`,
+    );
+  }
+
+  /** Finds the columns of a file by name. */
+  #open(header: TableHeader) {
+    const { file } = this.#place;
+    for (const name of header.names) this.#names.add(name);
+    this.#columns ??= chooseColumns(header, file, this.#options, this.#parts.length === 1);
+    const { inputs, targets } = this.#columns;
+    const columns = [...inputs, ...targets];
+    const first = this.#first;
+    this.#first ??= { part: this.#part, file, header };
+    const used = columns.map((column) => {
+      const index = header.names.indexOf(column.name);
+      if (index >= 0) return { column, index };
+      throw lacks(file, column.name, header.names, ` as ${first!.file} has`);
+    });
+    const { ignore = [] } = this.#options;
+    const others = header.names.filter(
+      (name) => !ignore.includes(name) && !columns.some((column) => column.name === name),
+    );
+    for (const name of others) {
+      const index = header.names.indexOf(name);
+      if (header.unnamed.has(index)) {
+        const column = new UnnamedColumn(name);
+        this.#unnamed.push(column);
+        used.push({ column, index });
+      } else if (first && this.#options.inputs === undefined) {
+        throw new DownpourError(
+          'DP_EXPERIMENT_INVALID',
+          `${file} has a column '${name}', which ${first.file} lacks; name it in \`ignore\`, or say which columns are \`inputs\``,
+        );
+      }
+    }
+    return used;
+  }
+}
+
+/** Options with names of columns as a header has them. */
+function named(options: CsvOptions): CsvOptions {
+  const { targets, inputs, ignore, categorical, categories } = options;
   return {
-    train: { count: rowCount, inputs: table(inputs), targets: named },
-    ...(classes ? { classCount: classes.length } : {}),
-    source: `${rowCount} examples with ${inputs.length} inputs from ${name}`,
-    inputNames: inputs.map((input) => input.name),
-    targetNames: targetColumns.map((column) => column.name),
-    classes,
+    ...options,
+    targets: targets.map(nameOf),
+    ...(inputs ? { inputs: inputs.map(nameOf) } : {}),
+    ...(ignore ? { ignore: ignore.map(nameOf) } : {}),
+    ...(categorical ? { categorical: categorical.map(nameOf) } : {}),
+    ...(categories
+      ? {
+          categories: Object.fromEntries(
+            Object.entries(categories).map(([name, list]) => [nameOf(name), list]),
+          ),
+        }
+      : {}),
   };
 }
 
-/** A column while its cells come in. */
-interface CellColumn {
-  readonly name: string;
-  readonly index: number;
-  readonly role: 'input' | 'target';
-  /** Category → code in the order of appearance; null for numbers. */
-  readonly codes: Map<string, number> | null;
-  readonly cells: number[];
-  add(cell: string, line: number): void;
+function lacks(file: string, column: string, has: readonly string[], as = ''): DownpourError {
+  const allNumbers = has.every((name) => name !== '' && Number.isFinite(Number(name)));
+  const hint = allNumbers
+    ? '. These are numbers: a header line with names must come first'
+    : has.length === 1 && /[\s,;|:]/.test(has[0]!)
+      ? '. If that is more than one column, say what divides them as `delimiter`'
+      : '';
+  return new DownpourError(
+    'DP_EXPERIMENT_INVALID',
+    `${file} has no column '${column}'${as}; it has ${has.map((name) => `'${name}'`).join(', ')}${hint}`,
+  );
 }
 
-function chooseColumns(header: readonly string[], name: string, options: CsvOptions): CellColumn[] {
-  const { targets, ignore = [], categorical = [], task, labels } = options;
+/** @param alone no other file may have a column to ignore */
+function chooseColumns(header: TableHeader, file: string, options: CsvOptions, alone: boolean) {
+  const {
+    targets,
+    ignore = [],
+    categorical = [],
+    categories = {},
+    task,
+    labels,
+    classes,
+  } = options;
+  const { names } = header;
+  const listed = Object.keys(categories);
   const inputs =
-    options.inputs ?? header.filter((h) => !targets.includes(h) && !ignore.includes(h));
-  for (const column of [...targets, ...inputs, ...ignore, ...categorical]) {
-    if (header.includes(column)) continue;
-    throw new DownpourError(
-      'DP_EXPERIMENT_INVALID',
-      `${name} has no column '${column}'; it has ${header.map((h) => `'${h}'`).join(', ')}`,
+    options.inputs ??
+    names.filter(
+      (name, i) =>
+        !targets.includes(name) &&
+        !ignore.includes(name) &&
+        (!header.unnamed.has(i) || categorical.includes(name) || listed.includes(name)),
     );
-  }
-  const invalid = (what: string) => new DownpourError('DP_EXPERIMENT_INVALID', `${name}: ${what}`);
+  const needed = [...targets, ...inputs, ...categorical, ...listed, ...(alone ? ignore : [])];
+  for (const column of needed) if (!names.includes(column)) throw lacks(file, column, names);
+  const invalid = (what: string) => new DownpourError('DP_EXPERIMENT_INVALID', `${file}: ${what}`);
   if (task === 'classification' ? targets.length !== 1 : targets.length === 0) {
     throw invalid(
       `${targets.length} target columns; a classification has 1, a regression at least 1`,
@@ -117,113 +368,49 @@ function chooseColumns(header: readonly string[], name: string, options: CsvOpti
   if (labels === 'oneHot' && task !== 'classification') {
     throw invalid(`labels 'oneHot' belongs to task 'classification'`);
   }
+  if (classes && task !== 'classification') {
+    throw invalid(`\`classes\` belongs to task 'classification'`);
+  }
   if (inputs.length === 0) throw invalid('no column is left for inputs');
+  for (const [what, list] of Object.entries({ inputs, targets })) {
+    const twice = list.find((column, i) => list.indexOf(column) !== i);
+    if (twice !== undefined) throw invalid(`column '${twice}' stands twice in ${what}`);
+  }
   const both = inputs.find((column) => targets.includes(column));
   if (both !== undefined) throw invalid(`column '${both}' is both input and target`);
-  const isCategory = (column: string, role: string) =>
-    role === 'target' ? task === 'classification' : categorical.includes(column);
-  const make = (role: 'input' | 'target') => (column: string) =>
-    isCategory(column, role)
-      ? categoryColumn(column, header.indexOf(column), role, name)
-      : numberColumn(column, header.indexOf(column), role, name);
-  return [...inputs.map(make('input')), ...targets.map(make('target'))];
+  const lists: [string, readonly string[]][] = Object.entries(categories);
+  for (const [what, list] of classes ? [...lists, [targets[0]!, classes] as const] : lists) {
+    const wrong = wrongName(list);
+    if (wrong) throw invalid(`in the list of names of column '${what}', ${wrong}`);
+  }
+  if (options.thousands !== undefined && options.thousands === (options.decimal ?? '.')) {
+    throw invalid(`\`thousands\` and \`decimal\` are both '${options.thousands}'`);
+  }
+  const input = (column: string): CellColumn =>
+    listed.includes(column)
+      ? new CategoryColumn(column, options, categories[column])
+      : categorical.includes(column)
+        ? new CategoryColumn(column, options)
+        : new NumberColumn(column, options);
+  const target = (column: string): CellColumn =>
+    task === 'classification'
+      ? new CategoryColumn(column, options, classes, 'DP_DATA_LABEL')
+      : new NumberColumn(column, options);
+  return { inputs: inputs.map(input), targets: targets.map(target) };
 }
 
-function numberColumn(
-  name: string,
-  index: number,
-  role: 'input' | 'target',
-  file: string,
-): CellColumn {
-  const cells: number[] = [];
-  const add = (cell: string, line: number) => {
-    const text = cell.trim();
-    const value = Number(text);
-    if (isNumber(text) && Math.abs(value) <= FLOAT32_MAX) {
-      cells.push(value);
-      return;
-    }
-    const where = `line ${line}, column '${name}'`;
-    if (isMissing(text)) throw missing(file, where, text);
-    throw corrupt(
-      file,
-      `${where}: '${text.slice(0, 40)}' is no number; correct it, or name the column in \`categorical\` or \`ignore\``,
-    );
-  };
-  return { name, index, role, codes: null, cells, add };
+function wrongName(list: readonly string[]): string | null {
+  if (list.length === 0) return 'no name is given';
+  if (list.some((name) => nameOf(name) === '')) return 'a name is empty';
+  const { names, indexOf } = givenNames(list);
+  const twice = names.findIndex((name, i) => indexOf(name) !== i);
+  if (twice < 0) return null;
+  const [a, b] = [names[twice]!, names[indexOf(names[twice]!)]!];
+  return a === b ? `'${a}' stands twice` : `'${a}' and '${b}' are the same`;
 }
 
-function categoryColumn(
-  name: string,
-  index: number,
-  role: 'input' | 'target',
-  file: string,
-): CellColumn {
-  const codes = new Map<string, number>();
-  const cells: number[] = [];
-  const add = (cell: string, line: number) => {
-    const text = cell.trim();
-    if (isMissing(text)) throw missing(file, `line ${line}, column '${name}'`, text);
-    let code = codes.get(text);
-    if (code === undefined) {
-      if (codes.size === CATEGORIES_MAX) {
-        throw corrupt(
-          file,
-          `column '${name}' has more than ${CATEGORIES_MAX} categories by line ${line}; is it a number, or an identifier to \`ignore\`?`,
-        );
-      }
-      code = codes.size;
-      codes.set(text, code);
-    }
-    cells.push(code);
-  };
-  return { name, index, role, codes, cells, add };
-}
-
-function missing(file: string, where: string, text: string): DownpourError {
-  return corrupt(
-    file,
-    `${where}: the value is missing ('${text}'); fill it in, remove the line, or name the column in \`ignore\``,
+function featuresOf(columns: readonly CellColumn[]): Feature[] {
+  return columns.flatMap((column) =>
+    column instanceof CategoryColumn || column instanceof NumberColumn ? column.features() : [],
   );
-}
-
-function sortedCategories(column: CellColumn): string[] {
-  return sortNames([...column.codes!.keys()]);
-}
-
-/** A feature: its name and its value in a row. */
-interface Feature {
-  readonly name: string;
-  readonly count: number;
-  at(row: number): number;
-}
-
-function expand(column: CellColumn): Feature[] {
-  const { name, cells, codes } = column;
-  const count = cells.length;
-  if (codes === null) return [{ name, count, at: (row) => cells[row]! }];
-  return sortedCategories(column).map((category) => {
-    const code = codes.get(category)!;
-    return { name: `${name}=${category}`, count, at: (row) => (cells[row] === code ? 1 : 0) };
-  });
-}
-
-function table(features: readonly Feature[]): Column {
-  const rows = features[0]!.count;
-  const width = features.length;
-  const values = new Float64Array(rows * width);
-  features.forEach((feature, f) => {
-    for (let row = 0; row < rows; row++) values[row * width + f] = feature.at(row);
-  });
-  return { values, shape: [rows, width], names: features.map(({ name }) => name) };
-}
-
-function classNumbers(column: CellColumn): Column {
-  const order = sortedCategories(column);
-  const numbers = new Int32Array(order.length);
-  order.forEach((category, i) => {
-    numbers[column.codes!.get(category)!] = i;
-  });
-  const values = Int32Array.from(column.cells, (code) => numbers[code]!);
-  return { values, shape: [values.length], names: [column.name] };
 }

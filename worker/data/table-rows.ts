@@ -1,88 +1,283 @@
 import { extname } from 'node:path';
-import { type CsvError, parse } from 'csv-parse/sync';
-import { corrupt } from './files.ts';
+import type { Fields } from '../fields.ts';
+import { nameOf } from './cells.ts';
+import { HEAD_BYTES, refuseOtherKind } from './file-kinds.ts';
+import { corrupt, filePieces, PIECE_BYTES, type ReadOptions } from './files.ts';
+import { isText, optional, READ_FIELDS } from './reader-options.ts';
+import { isEncoding, StrictText } from './strict-text.ts';
+import { type Dialect, Tokens } from './tokens.ts';
 
 /** The rows of a table as text, with the line of the file that each begins in. */
 
-export interface TableOptions {
-  /** Default: a tab for files named .tsv, else a comma. */
+export interface TableOptions extends ReadOptions {
+  /** What stands between cells. Default: found in the first lines, of comma, semicolon, tab and |. */
   readonly delimiter?: string;
+  /** A label of TextDecoder. Default: UTF-8, or what the byte order mark says. */
+  readonly encoding?: string;
+  /** Default: `"`. Null: quotes are ordinary characters. */
+  readonly quote?: string | null;
+  /** Lines that begin with this text are left out. Default: none. */
+  readonly comment?: string;
+  /** Between whole number and fraction. Default: a point. */
+  readonly decimal?: '.' | ',';
 }
 
 export interface TableFacts {
+  /** Names of the columns, as `TableHeader` has them. */
   readonly header: readonly string[];
   /** Rows after the header. */
   readonly count: number;
   /** Given, or found. */
   readonly delimiter: string;
+  /** What was left out without being asked for. */
+  readonly notes: readonly string[];
 }
 
-const LINE_BYTES_MAX = 2 ** 20;
+export interface TableHeader {
+  /** A column without a name is called `column 3`, by its place from 1. */
+  readonly names: readonly string[];
+  /** Indices of columns without a name. */
+  readonly unnamed: ReadonlySet<number>;
+}
+
+/** @param line of the file, from 1. @param header the same for all rows */
+export type OnRow = (cells: readonly string[], line: number, header: TableHeader) => void;
+
+const one = (value: unknown) => isText(value) && value.length === 1 && !/[\r\n]/.test(value);
+
+export const TABLE_FIELDS: Fields<keyof TableOptions> = {
+  ...READ_FIELDS,
+  delimiter: optional({
+    allowed: "what stands between cells, such as ';' or '\\t'; no quote, no line end",
+    test: (value) => isText(value) && !/["\r\n]/.test(value),
+  }),
+  encoding: optional({
+    allowed: "the name of an encoding, such as 'utf-8', 'windows-1252', 'utf-16le', 'shift_jis'",
+    test: isEncoding,
+  }),
+  quote: optional({ allowed: 'one character, or null', test: (v) => v === null || one(v) }),
+  comment: optional({ allowed: "what comments begin with, such as '#'", test: isText }),
+  decimal: optional({ allowed: "'.' or ','", test: (v) => v === '.' || v === ',' }),
+};
 
 /**
- * Calls `onRow` for every line after the header.
- * @throws DownpourError DP_DATA_CORRUPT for a bad header or a line of another length
+ * Calls `onRow` for every row of a file, gzip or not, of any size: it is read in pieces.
+ * @throws DownpourError DP_DATA_MISSING; DP_DATA_CORRUPT for bytes that are no text or another kind of
+ * file, a bad header, a row of another length, a quote out of place
  */
-export function parseRows(
-  bytes: Buffer,
-  name: string,
+export async function readRows(
+  path: string,
   options: TableOptions,
-  onRow: (cells: readonly string[], line: number, header: readonly string[]) => void,
-): TableFacts {
-  const isTabs = extname(name.replace(/\.gz$/, '')) === '.tsv';
-  const delimiter = options.delimiter ?? (isTabs ? '\t' : ',');
-  let header: string[] | undefined;
-  let count = 0;
-  let failure: unknown;
-  try {
-    parse(bytes, {
-      bom: true,
-      delimiter,
-      skip_empty_lines: true,
-      max_record_size: LINE_BYTES_MAX,
-      // Returning null keeps the rows out of memory.
-      on_record: (cells: string[], { lines }) => {
-        try {
-          if (header === undefined) {
-            header = checkHeader(cells, name);
-          } else {
-            count++;
-            onRow(cells, lines, header);
-          }
-        } catch (error) {
-          failure = error;
-          throw error;
-        }
-        return null;
-      },
-    });
-  } catch (error) {
-    if (failure !== undefined) throw failure;
-    const { code, lines } = error as CsvError;
-    const where = typeof lines === 'number' ? `line ${lines}: ` : '';
-    if (code === 'CSV_RECORD_INCONSISTENT_FIELDS_LENGTH') {
-      const cells = (error as CsvError).record;
-      const seen = Array.isArray(cells) ? cells.length : 'another number of';
-      throw corrupt(
-        name,
-        `${where}${seen} cells; the header has ${header?.length ?? 'others'}`,
-        error,
-      );
-    }
-    throw corrupt(name, `${where}${(error as Error).message}`, error);
-  }
-  if (header === undefined)
-    throw corrupt(name, 'it is empty; a header line with names comes first');
-  return { header, count, delimiter };
+  onRow: OnRow,
+): Promise<TableFacts> {
+  const rows = new Rows(path, options, onRow);
+  for await (const piece of filePieces(path, options)) rows.push(piece, false);
+  rows.push(new Uint8Array(0), true);
+  return rows.facts();
 }
 
-function checkHeader(cells: readonly string[], name: string): string[] {
-  const header = cells.map((cell) => cell.trim());
-  const seen = new Set<string>();
-  for (const [i, column] of header.entries()) {
-    if (column === '') throw corrupt(name, `line 1: column ${i + 1} has no name`);
-    if (seen.has(column)) throw corrupt(name, `line 1: two columns are named '${column}'`);
-    seen.add(column);
+/** As `readRows`, of bytes. @param name for errors */
+export function parseRows(
+  bytes: Uint8Array,
+  name: string,
+  options: TableOptions,
+  onRow: OnRow,
+): TableFacts {
+  const rows = new Rows(name, options, onRow);
+  for (let at = 0; at < bytes.length; at += PIECE_BYTES) {
+    rows.push(bytes.subarray(at, at + PIECE_BYTES), false);
   }
-  return header;
+  rows.push(new Uint8Array(0), true);
+  return rows.facts();
+}
+
+class Rows {
+  readonly #name: string;
+  readonly #options: TableOptions;
+  readonly #onRow: OnRow;
+  readonly #text: StrictText;
+  #head: Buffer | null = Buffer.alloc(0);
+  #tokens: Tokens | undefined;
+  #dialect: Dialect | undefined;
+  /** Text before the dialect is known. */
+  #waiting = '';
+  #header: TableHeader | undefined;
+  #count = 0;
+  /** Rows of empty cells, which count when another row follows. */
+  #blank: { cells: string[]; line: number }[] = [];
+  /** Each row ends in a delimiter that the header lacks. */
+  #trailing: boolean | undefined;
+  readonly #notes: string[] = [];
+
+  constructor(name: string, options: TableOptions, onRow: OnRow) {
+    this.#name = name;
+    this.#options = options;
+    this.#onRow = onRow;
+    this.#text = new StrictText(name, options.encoding);
+  }
+
+  push(bytes: Uint8Array, final: boolean): void {
+    if (this.#head !== null) {
+      this.#head = Buffer.concat([this.#head, bytes]);
+      if (this.#head.length < HEAD_BYTES && !final) return;
+      const head = this.#head;
+      this.#head = null;
+      refuseOtherKind(head, this.#name, 'CSV');
+      this.push(head, final);
+      return;
+    }
+    const text = this.#text.push(bytes, final, () => this.#tokens?.lineEnds() ?? 0);
+    if (this.#tokens === undefined) {
+      this.#waiting += text;
+      if (this.#waiting === '' && !final) return;
+      this.#begin(final);
+    } else {
+      this.#tokens.push(text, final);
+    }
+    const tokens = this.#tokens!;
+    for (let cells = tokens.next(); cells !== null; cells = tokens.next()) {
+      this.#row(cells, tokens.line);
+    }
+  }
+
+  facts(): TableFacts {
+    const header = this.#header;
+    if (header === undefined) {
+      throw corrupt(this.#name, 'it is empty; a header line with names comes first');
+    }
+    if (this.#blank.length > 0) {
+      const lines = this.#blank.length;
+      this.#notes.push(
+        `${lines} ${lines === 1 ? 'line' : 'lines'} of empty cells at the end left out`,
+      );
+    }
+    const { delimiter } = this.#dialect!;
+    return { header: header.names, count: this.#count, delimiter, notes: this.#notes };
+  }
+
+  #begin(final: boolean): void {
+    const { quote = '"', comment = null } = this.#options;
+    let text = this.#waiting;
+    this.#waiting = '';
+    // Excel's way to say it in the file.
+    const said = /^sep=(.)(\r\n|\r|\n)/.exec(text);
+    const delimiter = this.#options.delimiter ?? said?.[1] ?? this.#find(text, final);
+    // An empty line keeps the count of lines right.
+    if (said) text = text.slice(said[0].length - said[2]!.length);
+    this.#dialect = { delimiter, quote, comment };
+    this.#tokens = new Tokens(this.#name, this.#dialect);
+    this.#tokens.push(text, final);
+  }
+
+  #find(text: string, final: boolean): string {
+    const { quote = '"', comment = null, decimal } = this.#options;
+    const tabs = extname(this.#name.replace(/\.gz$/, '')) === '.tsv';
+    const found = DELIMITERS.filter((delimiter) => delimiter !== decimal)
+      .map((delimiter) => ({
+        delimiter,
+        ...widths(text, final, { delimiter, quote, comment }),
+      }))
+      .filter(({ header }) => header > 1);
+    if (tabs && found.some(({ delimiter }) => delimiter === '\t')) return '\t';
+    const fitting = found.filter(({ fits }) => fits);
+    const chosen = fitting.length > 0 ? fitting : found;
+    if (chosen.length === 0) return ',';
+    if (chosen.length === 1) return chosen[0]!.delimiter;
+    throw corrupt(
+      this.#name,
+      `its cells may be divided by ${chosen.map(({ delimiter }) => JSON.stringify(delimiter)).join(' or ')}: say which as \`delimiter\``,
+    );
+  }
+
+  #row(given: string[], line: number): void {
+    let cells = given;
+    if (this.#header === undefined) {
+      this.#header = headerOf(cells, line, this.#name);
+      return;
+    }
+    const { names, unnamed } = this.#header;
+    const width = names.length;
+    const ends = cells.length === width + 1 && cells[width]!.trim() === '';
+    this.#trailing ??= ends;
+    if (ends && this.#trailing) cells = cells.slice(0, width);
+    // The header ends in a delimiter that the row lacks.
+    if (cells.length === width - 1 && unnamed.has(width - 1)) cells = [...cells, ''];
+    if (cells.length !== width) throw this.#length(given.length, line);
+    if (width > 1 && cells.every((cell) => cell.trim() === '')) {
+      this.#blank.push({ cells, line });
+      return;
+    }
+    if (this.#blank.length > 0) {
+      for (const blank of this.#blank) this.#give(blank.cells, blank.line);
+      this.#blank = [];
+    }
+    this.#give(cells, line);
+  }
+
+  #give(cells: readonly string[], line: number): void {
+    this.#count++;
+    this.#onRow(cells, line, this.#header!);
+  }
+
+  #length(seen: number, line: number) {
+    const wanted = this.#header!.names.length;
+    const hint =
+      seen === wanted + 1 && this.#count === 0
+        ? '. If the first column has no name, begin the header with a delimiter (in R: col.names = NA)'
+        : this.#dialect!.delimiter === ',' && seen > wanted
+          ? '. A cell with a comma in it stands in quotes'
+          : '';
+    return corrupt(
+      this.#name,
+      `line ${line}: ${seen} ${seen === 1 ? 'cell' : 'cells'}; the header has ${wanted}${hint}`,
+    );
+  }
+}
+
+const DELIMITERS = [',', ';', '\t', '|'];
+const TRIED_ROWS = 50;
+
+/** How many cells the header has with a delimiter, and whether the rows after it have as many. */
+function widths(text: string, final: boolean, dialect: Dialect): { header: number; fits: boolean } {
+  const tokens = new Tokens('', dialect);
+  tokens.push(text, final);
+  let header = 0;
+  let extra: boolean | undefined;
+  try {
+    for (let row = 0; row <= TRIED_ROWS; row++) {
+      const cells = tokens.next();
+      if (cells === null) break;
+      if (row === 0) {
+        header = cells.length;
+        continue;
+      }
+      const trailing = cells.length === header + 1 && cells[header]!.trim() === '';
+      extra ??= trailing;
+      if (cells.length !== header && !(extra && trailing)) return { header, fits: false };
+    }
+  } catch {
+    return { header, fits: false };
+  }
+  return { header, fits: true };
+}
+
+function headerOf(cells: readonly string[], line: number, file: string): TableHeader {
+  const names = cells.map(nameOf);
+  const unnamed = new Set<number>();
+  const places = new Map<string, number>();
+  for (const [i, name] of names.entries()) {
+    if (name === '') {
+      names[i] = `column ${i + 1}`;
+      unnamed.add(i);
+    }
+    const other = places.get(names[i]!);
+    if (other !== undefined) {
+      throw corrupt(
+        file,
+        `line ${line}: columns ${other + 1} and ${i + 1} are both named '${names[i]}'; rename one`,
+      );
+    }
+    places.set(names[i]!, i);
+  }
+  return { names, unnamed };
 }

@@ -1,0 +1,277 @@
+import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
+import {
+  givenNames,
+  isMissing,
+  lookalikes,
+  type NameList,
+  type NumberForm,
+  nameList,
+  nameOf,
+  numberProblem,
+  numberReader,
+  type ReadNumber,
+  shown,
+} from './cells.ts';
+import type { Column } from './columns.ts';
+import { corrupt } from './files.ts';
+
+/** Columns of tables while their cells come in, of one file or of several, and what becomes of them. */
+
+/** More categories than this in a column are rather an identifier or a number, unless they are given. */
+const CATEGORIES_MAX = 1000;
+
+/** Where a cell stands. */
+export interface Place {
+  readonly file: string;
+  readonly line: number;
+}
+
+export interface CellOptions extends NumberForm {
+  readonly missing?: readonly string[];
+}
+
+export interface CellColumn {
+  readonly name: string;
+  /** @throws DownpourError DP_DATA_CORRUPT: the cell is missing, or not what the column holds */
+  add(cell: string, place: Place): void;
+}
+
+export class NumberColumn implements CellColumn {
+  readonly name: string;
+  readonly #options: CellOptions;
+  readonly #read: ReadNumber;
+  readonly #numbers = new NumberList();
+
+  constructor(name: string, options: CellOptions) {
+    this.name = name;
+    this.#options = options;
+    this.#read = numberReader(options);
+  }
+
+  add(cell: string, place: Place): void {
+    const text = cell.trim();
+    const value = this.#read(text);
+    if (!Number.isNaN(value)) {
+      this.#numbers.push(value);
+      return;
+    }
+    if (isMissing(text, this.#options.missing)) throw missing(this.name, text, place, '');
+    throw corrupt(
+      place.file,
+      `line ${place.line}, column '${this.name}': ${numberProblem(text, this.#options)}`,
+    );
+  }
+
+  features(): Feature[] {
+    return [{ name: this.name, at: (row) => this.#numbers.at(row) }];
+  }
+}
+
+export class CategoryColumn implements CellColumn {
+  readonly name: string;
+  readonly #options: CellOptions;
+  readonly #read: ReadNumber;
+  readonly #given: NameList | null;
+  /** Of each text: its code, by appearance, and where it was first seen. */
+  readonly #texts = new Map<string, { readonly code: number; readonly place: Place }>();
+  readonly #codes = new NumberList();
+  #list: NameList | undefined;
+  readonly #unknown: ErrorCode;
+
+  /** @param given the names, where they are fixed beforehand. @param unknown what another one is */
+  constructor(
+    name: string,
+    options: CellOptions,
+    given?: readonly string[],
+    unknown: ErrorCode = 'DP_DATA_CORRUPT',
+  ) {
+    this.name = name;
+    this.#unknown = unknown;
+    this.#options = options;
+    this.#read = numberReader(options);
+    this.#given = given === undefined ? null : givenNames(given, this.#read);
+  }
+
+  add(cell: string, place: Place): void {
+    const text = nameOf(cell);
+    let seen = this.#texts.get(text);
+    if (seen === undefined) {
+      this.#check(text, place);
+      seen = { code: this.#texts.size, place };
+      // A piece of a long text would keep all of it in memory.
+      this.#texts.set(Buffer.from(text).toString(), seen);
+    }
+    this.#codes.push(seen.code);
+  }
+
+  #check(text: string, { file, line }: Place): void {
+    const where = `line ${line}, column '${this.name}'`;
+    // A name that was given is never missing.
+    if (this.#given !== null && this.#given.indexOf(text) >= 0) return;
+    if (isMissing(text, this.#options.missing)) {
+      const way =
+        text === ''
+          ? ''
+          : `, or say which texts are missing with \`missing\` if '${text}' is a category`;
+      throw missing(this.name, text, { file, line }, way);
+    }
+    if (this.#given !== null) {
+      const names = this.#given.names.slice(0, 20).map((name) => `'${shown(name)}'`);
+      throw new DownpourError(
+        this.#unknown,
+        `${file}: ${where}: '${shown(text)}' is none of the ${this.#given.names.length} names given: ${names.join(', ')}${names.length < this.#given.names.length ? ', …' : ''}`,
+      );
+    }
+    if (this.#texts.size < CATEGORIES_MAX) return;
+    throw corrupt(
+      file,
+      `column '${this.name}' has more than ${CATEGORIES_MAX} categories by line ${line}; is it a number, or an identifier to \`ignore\`? A list of the names allows more`,
+    );
+  }
+
+  /** The names of all files. Asked for when all cells are there. */
+  list(): NameList {
+    this.#list ??= this.#given ?? nameList([...this.#texts.keys()], this.#read);
+    const { conflict } = this.#list;
+    if (conflict === null) return this.#list;
+    const [a, b] = conflict.map((text) => {
+      const place = this.#texts.get(text)?.place;
+      return `'${text}'${place ? ` (${place.file}, line ${place.line})` : ''}`;
+    });
+    throw new DownpourError(
+      'DP_DATA_CORRUPT',
+      `column '${this.name}': ${a} and ${b} are the same number written as two names; write them alike`,
+    );
+  }
+
+  /** Number of the name of each row. */
+  numbers(): (row: number) => number {
+    const list = this.list();
+    const numbers = Int32Array.from(this.#texts.keys(), (text) => list.indexOf(text));
+    return (row) => numbers[this.#codes.at(row)]!;
+  }
+
+  /** One 0/1 a name. */
+  features(): Feature[] {
+    const at = this.numbers();
+    return this.list().names.map((name, i) => ({
+      name: `${this.name}=${name}`,
+      at: (row) => (at(row) === i ? 1 : 0),
+    }));
+  }
+
+  /** What somebody should look at. */
+  notes(): string[] {
+    const alike = lookalikes(this.list().names);
+    if (alike === null) return [];
+    const [a, b] = alike.map((name) => `'${shown(name)}'`);
+    return [
+      `column '${this.name}' has ${a} and ${b} as two names: they differ in case or spaces alone`,
+    ];
+  }
+}
+
+/**
+ * A column without a name, which nothing asks for. It may be empty, as after a delimiter at the end of
+ * each line, or tell the rows apart by whole numbers, as the index that pandas writes.
+ */
+export class UnnamedColumn implements CellColumn {
+  readonly name: string;
+  #empty = true;
+  #index = true;
+  #last = -1;
+  #rising = true;
+  /** Numbers seen, once they do not rise. */
+  readonly #numbers = new NumberList();
+  #first: Place | undefined;
+
+  constructor(name: string) {
+    this.name = name;
+  }
+
+  add(cell: string, place: Place): void {
+    this.#first ??= place;
+    const text = cell.trim();
+    if (text !== '') this.#empty = false;
+    // pandas writes an index that went through float64 as 0.0, 1.0, …
+    const value = Number(text);
+    if (this.#index && /^\d+(\.0+)?$/.test(text)) {
+      if (value <= this.#last) this.#rising = false;
+      this.#last = value;
+      this.#numbers.push(value);
+    } else {
+      this.#index = false;
+    }
+    if (!this.#empty && !this.#index) throw this.#refusal(place, shown(text));
+  }
+
+  /** Why it is left out. @throws DownpourError DP_DATA_CORRUPT: it is not clear that it may be */
+  end(): string {
+    if (this.#empty) return `${this.name}, which has no name and is empty, is left out`;
+    const count = this.#numbers.length;
+    if (!this.#rising) {
+      const seen = new Set<number>();
+      for (let i = 0; i < count; i++) seen.add(this.#numbers.at(i));
+      if (seen.size < count) throw this.#refusal(this.#first!, 'numbers that are there twice');
+    }
+    return `${this.name}, which has no name and numbers the rows, is left out`;
+  }
+
+  #refusal({ file, line }: Place, seen: string) {
+    return corrupt(
+      file,
+      `${this.name} has no name in the header, and holds ${seen} (line ${line}); name it there, or say \`ignore: ['${this.name}']\``,
+    );
+  }
+}
+
+function missing(column: string, text: string, { file, line }: Place, way: string) {
+  return corrupt(
+    file,
+    `line ${line}, column '${column}': the value is missing ('${text}'); fill it in, remove the line, or name the column in \`ignore\`${way}`,
+  );
+}
+
+/** A number that every row has: its name and its value in a row. */
+export interface Feature {
+  readonly name: string;
+  at(row: number): number;
+}
+
+/** Rows `from` up to `to` of features side by side. */
+export function tableOf(features: readonly Feature[], from: number, to: number): Column {
+  const rows = to - from;
+  const width = features.length;
+  const values = new Float64Array(rows * width);
+  features.forEach((feature, f) => {
+    for (let row = 0; row < rows; row++) values[row * width + f] = feature.at(from + row);
+  });
+  return { values, shape: [rows, width], names: features.map(({ name }) => name) };
+}
+
+const CHUNK_BITS = 16;
+const CHUNK = 2 ** CHUNK_BITS;
+
+/** Numbers that come one by one, in more of them than an array of JavaScript's holds well. */
+class NumberList {
+  readonly #chunks: Float64Array[] = [new Float64Array(64)];
+  length = 0;
+
+  push(value: number): void {
+    const c = this.length >>> CHUNK_BITS;
+    const at = this.length & (CHUNK - 1);
+    let chunk = this.#chunks[c] ?? new Float64Array(CHUNK);
+    if (at === chunk.length) {
+      const larger = new Float64Array(2 * chunk.length);
+      larger.set(chunk);
+      chunk = larger;
+    }
+    this.#chunks[c] = chunk;
+    chunk[at] = value;
+    this.length++;
+  }
+
+  at(i: number): number {
+    return this.#chunks[i >>> CHUNK_BITS]![i & (CHUNK - 1)]!;
+  }
+}
