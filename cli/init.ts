@@ -140,8 +140,10 @@ async function draftFor(
         `--${unfit[0]} is for tables; ${data} holds images: leave it out`,
       );
     }
-    const model = await answers.answer(options.model, 'Model (mlp, cnn):', 'mlp', modelOf);
-    return data === MNIST ? mnistDraft(model) : imagesDraft(data, await placeOf(path, data), model);
+    const choose = (fitting: ModelKind) =>
+      answers.answer(options.model, 'Model (mlp, cnn)?', fitting, modelOf);
+    if (data === MNIST) return mnistDraft(await choose('mlp'));
+    return imagesDraft(data, await placeOf(path, data), choose);
   }
   if (options.model === 'cnn') {
     throw new DownpourError('DP_USAGE', `--model cnn is for images; ${data} is a table: mlp`);

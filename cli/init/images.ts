@@ -1,7 +1,7 @@
 import { loadImageFolder } from '../../worker/data/images.ts';
 import { groups } from '../progress.ts';
 import { comment } from './source.ts';
-import { type Draft, LOGITS } from './table.ts';
+import { type Draft, LOGITS, minibatchSize } from './table.ts';
 
 /** Experiments for pictures. */
 
@@ -9,23 +9,52 @@ export type ModelKind = 'mlp' | 'cnn';
 
 /** So many names of classes stand in the comment and on the screen, no more. */
 const CLASSES_SHOWN = 10;
+/** Fewer pictures than this of a class say little about it. */
+const PICTURES_FEW = 10;
+/** Numbers of one picture from which a dense layer on all of them has too many weights. */
+const DENSE_INPUTS_MAX = 12_000;
 
-/** @param data as the user named it. @param place source code that gives the path */
-export async function imagesDraft(data: string, place: string, model: ModelKind): Promise<Draft> {
-  const { train, classes } = await loadImageFolder(data);
-  const [, height, width] = train.inputs.shape;
-  const names = classes
-    .slice(0, CLASSES_SHOWN)
-    .map((name) => comment(name))
-    .join(', ');
-  const listed = classes.length > CLASSES_SHOWN ? `${names} … (${classes.length})` : names;
+/**
+ * @param data as the user named it. @param place source code that gives the path
+ * @param choose asks for the model, with the one that fits the size of the pictures as the default
+ */
+export async function imagesDraft(
+  data: string,
+  place: string,
+  choose: (fitting: ModelKind) => Promise<ModelKind>,
+): Promise<Draft> {
+  const { train, validation, test, classes, notes } = await loadImageFolder(data);
+  const [, height = 0, width = 0, channels = 0] = train.inputs.shape;
+  const model = await choose(height * width * channels > DENSE_INPUTS_MAX ? 'cnn' : 'mlp');
+  const counts = new Array<number>(classes.length).fill(0);
+  for (const label of train.targets.values) counts[label]!++;
+  const told = (named: (name: string, i: number) => string) => {
+    const names = classes.slice(0, CLASSES_SHOWN).map((name, i) => named(comment(name), i));
+    return `${names.join(', ')}${classes.length > CLASSES_SHOWN ? ` … (${classes.length})` : ''}`;
+  };
+  const others = Object.entries({ validation, test })
+    .filter(([, part]) => part !== undefined)
+    .map(([name, part]) => `${groups(part!.count)} for ${name}`);
+  const rare = classes.filter((_, i) => counts[i]! < PICTURES_FEW);
   return {
-    notes: [`${data}: ${groups(train.count)} images of ${width} × ${height}; classes ${listed}`],
+    notes: [
+      `${data}: ${groups(train.count)} images of ${width} × ${height}${others.length > 0 ? `, ${others.join(', ')}` : ''}; classes ${told((name, i) => `${name} (${groups(counts[i]!)})`)}`,
+      ...notes.map((note) => `${data}: ${note}`),
+      ...(rare.length > 0
+        ? [
+            `${rare.length === 1 ? 'class' : 'classes'} ${rare
+              .slice(0, CLASSES_SHOWN)
+              .map((name) => comment(name))
+              .join(', ')}: fewer than ${PICTURES_FEW} images to learn from; add more`,
+          ]
+        : []),
+    ],
     source: imageSource({
-      title: `The class of an image: ${listed}.`,
+      title: `The class of an image: ${told((name) => name)}.`,
       imports: `import { resolve } from 'node:path';\nimport { defineExperiment, loadImageFolder } from 'downpour';`,
-      load: `() => loadImageFolder(${place})`,
-      model,
+      load: `({ log }) => loadImageFolder(${place}, { log })`,
+      model: model === 'cnn' ? cnn(Math.min(height, width)) : MLP,
+      minibatch: minibatchSize(train.count, validation !== undefined),
     }),
   };
 }
@@ -37,31 +66,34 @@ export function mnistDraft(model: ModelKind): Draft {
       title: 'Handwritten digits.',
       imports: `import { defineExperiment, loadMnist } from 'downpour';`,
       load: '({ folder, log }) => loadMnist({ dataFolder: folder, log })',
-      model,
+      model: model === 'cnn' ? cnn(28) : MLP,
+      minibatch: 64,
     }),
   };
 }
 
-function imageSource(parts: {
-  title: string;
-  imports: string;
-  load: string;
-  model: ModelKind;
-}): string {
-  const { title, imports, load, model } = parts;
-  const cnn = model === 'cnn';
+interface ImageSource {
+  readonly title: string;
+  readonly imports: string;
+  readonly load: string;
+  readonly model: string;
+  readonly minibatch: number;
+}
+
+function imageSource({ title, imports, load, model, minibatch }: ImageSource): string {
+  const usesLayers = model.includes('...layers.');
   return `${imports}
-${cnn ? '' : `import { layers } from 'downpour/layers';\n`}
+${usesLayers ? `import { layers } from 'downpour/layers';\n` : ''}
 /** ${title} */
 export default defineExperiment({
   data: ${load},
   standardise: 'global',
 
-${cnn ? CNN : MLP}
+${model}
   loss: 'softmaxCrossEntropy',
 
   config: {
-    minibatchSize: 64,
+    minibatchSize: ${minibatch},
     learningRate: 0.001,
     optimizer: { kind: 'adam' },
     averaging: { kind: 'ema', decay: 0.999 },
@@ -81,29 +113,35 @@ ${LOGITS}
       ],
     }),`;
 
-const CNN = `  model: ({ tf, inputShape, classCount }) => {
-    const convolution = (filters: number, shape?: number[]) => [
-      tf.layers.conv2d({
-        filters,
-        kernelSize: 5,
-        padding: 'same',
-        // The normalisation has an offset of its own.
-        useBias: false,
-        kernelInitializer: 'heUniform',
-        ...(shape ? { inputShape: shape } : {}),
-      }),
-      tf.layers.maxPooling2d({ poolSize: 2 }),
-      tf.layers.batchNormalization({ momentum: 0.9 }),
-      tf.layers.reLU(),
-    ];
-    return tf.sequential({
+/** @param side pixels of the shorter side, which each pooling halves */
+function cnn(side: number): string {
+  const blocks = [16, 32].slice(0, Math.max(1, Math.min(2, Math.floor(Math.log2(side)))));
+  return `  model: ({ tf, inputShape, classCount }) =>
+    tf.sequential({
       layers: [
-        ...convolution(16, inputShape),
-        ...convolution(32),
+${blocks.map((filters, i) => convolution(filters, i === 0, side > 1)).join('\n')}
         tf.layers.flatten(),
         tf.layers.dropout({ rate: 0.3 }),
         // Logits: the softmax is in the loss.
         tf.layers.dense({ units: classCount }),
       ],
-    });
-  },`;
+    }),`;
+}
+
+function convolution(filters: number, isFirst: boolean, pools: boolean): string {
+  const lines = [
+    'tf.layers.conv2d({',
+    ...(isFirst ? ['  inputShape,'] : []),
+    `  filters: ${filters},`,
+    '  kernelSize: 5,',
+    `  padding: 'same',`,
+    ...(isFirst ? ['  // The normalisation has an offset of its own.'] : []),
+    '  useBias: false,',
+    `  kernelInitializer: 'heUniform',`,
+    '}),',
+    ...(pools ? ['tf.layers.maxPooling2d({ poolSize: 2 }),'] : []),
+    'tf.layers.batchNormalization({ momentum: 0.9 }),',
+    'tf.layers.reLU(),',
+  ];
+  return lines.map((line) => `        ${line}`).join('\n');
+}

@@ -356,8 +356,9 @@ ${isClasses ? `  loss: 'softmaxCrossEntropy',` : `  loss: 'meanSquaredError',\n 
 `;
 }
 
-function minibatchSize(count: number): number {
-  const trains = count - Math.max(1, Math.round(count * VALIDATION_SHARE));
+/** @param validates other examples do */
+export function minibatchSize(count: number, validates = false): number {
+  const trains = validates ? count : count - Math.max(1, Math.round(count * VALIDATION_SHARE));
   return Math.max(1, Math.min(count < 2_000 ? 16 : 64, trains));
 }
 

@@ -116,7 +116,7 @@ describe('init', () => {
       'cnn',
     );
     expect(status, stderr).toBe(0);
-    expect(stdout).toContain('80 images of 8 × 8; classes left, right');
+    expect(stdout).toContain('80 images of 8 × 8; classes left (40), right (40)');
     expect(train('sides.ts')).toMatchObject({ phase: 'finished', data: { trainCount: 64 } });
   });
 });

@@ -1,4 +1,3 @@
-import { spawnSync } from 'node:child_process';
 import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -6,8 +5,7 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { code, comment } from '../../cli/init/source.ts';
 import { initCommand } from '../../cli/init.ts';
-
-const ROOT = join(import.meta.dirname, '../..');
+import { loadWritten, printedBy } from '../support/written-experiments.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -97,7 +95,7 @@ describe('names in what init writes', () => {
         data,
         `${[names, ...rows.map((row) => row.map(String))].map((line) => line.map(cell).join(',')).join('\n')}\n`,
       );
-      await quietly(() =>
+      await printedBy(() =>
         initCommand(join(home, 'x.ts'), {
           data,
           target: names.at(-1)!,
@@ -108,11 +106,11 @@ describe('names in what init writes', () => {
       );
       written.push(join(home, 'x.ts'));
     }
-    const read = load(written);
-    expect(read).toEqual(
+    expect(loadWritten(written)).toEqual(
       cases.map(({ header: names }) => ({
         inputs: [...names.slice(0, -2), `${names.at(-2)}=u`, `${names.at(-2)}=v`],
         targets: names.slice(-1),
+        parameters: 0,
       })),
     );
   }, 60_000);
@@ -131,8 +129,10 @@ describe('names in what init writes', () => {
     await symlink(real, join(folder, 'link'));
     const data = join(folder, 'up.csv');
     await writeFile(data, 'a,b\n1,2\n5,3\n2,9\n');
-    await quietly(() => initCommand(join(folder, 'link/x.ts'), { data, yes: true, json: true }));
-    expect(load([join(folder, 'link/x.ts')])).toEqual([{ inputs: ['a'], targets: ['b'] }]);
+    await printedBy(() => initCommand(join(folder, 'link/x.ts'), { data, yes: true, json: true }));
+    expect(loadWritten([join(folder, 'link/x.ts')])).toMatchObject([
+      { inputs: ['a'], targets: ['b'] },
+    ]);
   });
 
   test('mean the same as a literal, and end no comment', () => {
@@ -150,34 +150,3 @@ describe('names in what init writes', () => {
     expect(code('a"b')).toBe(`'a"b'`);
   });
 });
-
-/** Without its lines on the screen. */
-async function quietly(work: () => Promise<void>): Promise<void> {
-  const write = process.stdout.write;
-  process.stdout.write = () => true;
-  try {
-    await work();
-  } finally {
-    process.stdout.write = write;
-  }
-}
-
-/** The columns that each experiment reads, in one process that runs them as Downpour does. */
-function load(files: readonly string[]): unknown {
-  const script = `
-    const { loadExperiment } = await import(${JSON.stringify(join(ROOT, 'worker/experiment.ts'))});
-    const read = [];
-    for (const file of JSON.parse(process.argv[1])) {
-      const experiment = await loadExperiment(file);
-      const { inputNames, targetNames } = await experiment.data({});
-      read.push({ inputs: inputNames, targets: targetNames });
-    }
-    console.log(JSON.stringify(read));`;
-  const { stdout, stderr } = spawnSync(
-    process.execPath,
-    ['--import', 'tsx', '--input-type=module', '-e', script, JSON.stringify(files)],
-    { cwd: ROOT, encoding: 'utf8' },
-  );
-  expect(stderr).toBe('');
-  return JSON.parse(stdout);
-}
