@@ -1,8 +1,5 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test, vi } from 'vitest';
-import { readPicture } from '../../worker/data/pictures.ts';
+import { expect, test, vi } from 'vitest';
+import { pictureOf } from '../../worker/data/pictures.ts';
 import { jpg, png } from '../support/pictures.ts';
 
 /** sharp is optional: without it, a picture is read as with it, or refused. */
@@ -11,17 +8,7 @@ vi.mock('sharp', () => {
   throw new Error("Cannot find package 'sharp'");
 });
 
-let folder: string;
-beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), 'downpour-pictures-'));
-});
-afterAll(() => rm(folder, { recursive: true, force: true }));
-
-async function read(bytes: Uint8Array) {
-  const path = join(folder, 'picture.jpg');
-  await writeFile(path, bytes);
-  return readPicture(path);
-}
+const read = (bytes: Buffer) => pictureOf(bytes, 'picture.jpg');
 
 test('PNG and JPEG never need it', async () => {
   const picture = await read(png(2, 1, (x) => [x, 2, 3]));

@@ -64,7 +64,11 @@ export const CONVERT =
  * damaged, too large, or of another size; DP_DATA_MISSING where it cannot be opened, or needs a package.
  */
 export async function readPicture(path: string, like?: SizeOf): Promise<Picture> {
-  const bytes = await readDataFile(path, { bytesMax: FILE_BYTES_MAX });
+  return pictureOf(await readDataFile(path, { bytesMax: FILE_BYTES_MAX }), path, like);
+}
+
+/** The same of the bytes of a file. */
+export async function pictureOf(bytes: Buffer, path: string, like?: SizeOf): Promise<Picture> {
   const stored = await open(bytes, path);
   if (stored === null) throw corrupt(path, 'its header is damaged');
   if (typeof stored === 'string') throw corrupt(path, `it is ${stored}; ${CONVERT}`);
