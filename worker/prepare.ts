@@ -49,11 +49,9 @@ export async function loadData(
   { folder, log }: DataFolder,
 ): Promise<Loaded> {
   const { args, needs } = watch({ folder, ...dataSettings(config), log });
+  let given: unknown;
   try {
-    const data = dataOf(await experiment.data(args));
-    const { seed, hyperparameters } = needs();
-    const names = Object.keys(hyperparameters).map((each) => `hyperparameters.${each}`);
-    return { data, depends: [...(seed === null ? [] : ['seed']), ...names] };
+    given = await experiment.data(args);
   } catch (cause) {
     if (cause instanceof DownpourError) throw cause;
     throw new DownpourError(
@@ -62,6 +60,9 @@ export async function loadData(
       { cause },
     );
   }
+  const { seed, hyperparameters } = needs();
+  const names = Object.keys(hyperparameters).map((each) => `hyperparameters.${each}`);
+  return { data: dataOf(given), depends: [...(seed === null ? [] : ['seed']), ...names] };
 }
 
 /** What an experiment's `data` is told of a run. */
@@ -72,5 +73,6 @@ export function dataSettings({ seed, splitSeed, hyperparameters }: RunConfig) {
 export function prepareOptions(experiment: Experiment, config: RunConfig): PrepareOptions {
   const { seed, splitSeed, validationFraction, validation, trainFraction, bootstrap } = config;
   const parts = { validationFraction, validation, trainFraction, bootstrap };
-  return { seed, splitSeed, ...parts, standardise: experiment.standardise ?? 'none' };
+  const loss = typeof experiment.loss === 'string' ? experiment.loss : null;
+  return { seed, splitSeed, ...parts, standardise: experiment.standardise ?? 'none', loss };
 }

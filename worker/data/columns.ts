@@ -37,6 +37,32 @@ export function sizeOf(shape: readonly number[], from = 0): number {
   return size;
 }
 
+/** Where an element stands, for messages: `row 5, column 2 ('age')`; all count from 0. */
+export function elementAt(
+  { shape, names }: Pick<Column, 'shape' | 'names'>,
+  index: number,
+): string {
+  const size = sizeOf(shape, 1);
+  const row = `row ${Math.floor(index / size)}`;
+  const at = index % size;
+  const name = names?.[at];
+  if (shape.length <= 2) {
+    if (name !== undefined) return `${row}, column ${at} ('${name}')`;
+    return size === 1 ? row : `${row}, column ${at}`;
+  }
+  const places = shape
+    .slice(1)
+    .map((_, axis) => Math.floor(at / sizeOf(shape, axis + 2)) % shape[axis + 1]!);
+  return `${row}, element [${places.join(', ')}]`;
+}
+
+/** A number of every example, for messages: `column 2 ('age')`, `element [3, 0]`. */
+export function columnName({ shape, names }: Pick<Column, 'shape' | 'names'>, at: number): string {
+  return (
+    elementAt({ shape, ...(names ? { names } : {}) }, at).replace(/^row 0(, )?/, '') || 'numbers'
+  );
+}
+
 /** Copies whole rows into a column of its own. @param rows 0-based, each below shape[0]. */
 export function takeRows(column: Column, rows: Int32Array | readonly number[]): Column {
   const size = rowSize(column);

@@ -1,11 +1,13 @@
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import { type Column, isFloat, kindOf, rowSize, sizeOf } from './columns.ts';
+import { type Column, isFloat, rowSize } from './columns.ts';
 import { transformFor } from './facts.ts';
 import { fingerprint } from './fingerprint.ts';
 import { lookUpInto } from './lookup.ts';
+import { agreeing, partsOf } from './parts.ts';
+import { mustBeFinite, mustFitFloat32 } from './precision.ts';
 import { split } from './split.ts';
-import { checkLabels } from './targets.ts';
+import { checkTargets, mustVary } from './targets.ts';
 import { copy, copyScaled, fitTransform, type InputTransform, scalerOf } from './transform.ts';
 
 /**
@@ -75,6 +77,8 @@ export interface PrepareOptions {
   readonly standardise: 'none' | 'global' | 'feature';
   /** Of a run whose parameters are used: its transform, instead of one that is measured. */
   readonly facts?: DataFacts | null;
+  /** Name of the experiment's loss, which the targets must suit; null or none: a function of its own. */
+  readonly loss?: string | null;
 }
 
 /** Rows of a part, ready for a tensor. `inputShape` and `targetShape` are of one example. */
@@ -92,26 +96,28 @@ export type Part = 'train' | 'validation' | 'test' | 'trainAndValidation';
 /**
  * Splits, checks and measures what an experiment's `data` returned. The validation part is chosen by
  * integer arithmetic from the seed, so every worker has the same one; rows keep their order.
- * @throws DownpourError DP_EXPERIMENT_INVALID when parts don't fit together, DP_DATA_CORRUPT for a
- * value that is not finite, DP_DATA_LABEL for a label outside of the classes.
+ * @throws DownpourError DP_DATA_MISMATCH when parts don't fit together, DP_DATA_CORRUPT for a value that
+ * is not finite or lost in float32, DP_DATA_LABEL for targets that do not suit classes or loss,
+ * DP_EXPERIMENT_INVALID for too few examples.
  */
-export function prepareData(data: ExperimentData, options: PrepareOptions): PreparedData {
-  const given = { train: data.train, validation: data.validation, test: data.test };
-  for (const [part, examples] of Object.entries(given)) {
-    if (examples === undefined) continue;
-    checkExamples(part, examples, data.train);
-    checkFinite(`inputs of the ${part} part`, examples.inputs);
-    if (data.classCount !== undefined) {
-      checkLabels(examples.targets, data.classCount, `${part} part`);
-    } else {
-      checkFinite(`targets of the ${part} part`, examples.targets);
-    }
+export function prepareData(given: ExperimentData, options: PrepareOptions): PreparedData {
+  const agreed = agreeing(given);
+  for (const [part, { inputs, targets }] of partsOf(agreed)) {
+    mustBeFinite(`inputs of the ${part} part`, inputs);
+    if (agreed.classCount === undefined) mustBeFinite(`targets of the ${part} part`, targets);
   }
+  const { loss = null } = options;
+  const data = checkTargets(agreed, loss);
   const { train, validation } = split(data, options);
+  mustVary(data, loss);
   const transform = options.facts
     ? transformFor(options.facts, train.inputs)
     : fitTransform(train.inputs, options.standardise);
   const test = data.test ?? null;
+  const parts = Object.entries({ train, validation, test }).flatMap(([name, examples]) =>
+    examples === null || examples.count === 0 ? [] : [{ name, examples }],
+  );
+  mustFitFloat32(parts, transform);
   return {
     train,
     validation,
@@ -120,7 +126,7 @@ export function prepareData(data: ExperimentData, options: PrepareOptions): Prep
     rawFingerprint: fingerprint({ ...data, validation: data.validation ?? null, test }, null),
     source: data.source,
     classCount: data.classCount ?? null,
-    classes: data.classes ?? data.train.targets.classes ?? null,
+    classes: data.classes ?? null,
     inputNames: data.train.inputs.names ?? null,
     targetNames: data.train.targets.names ?? null,
     transform,
@@ -174,42 +180,6 @@ export function gather(
   }
   lookup?.flush();
   return batch;
-}
-
-function checkExamples(part: string, examples: Examples, train: Examples): void {
-  const invalid = (what: string) =>
-    new DownpourError('DP_EXPERIMENT_INVALID', `the ${part} part of the experiment's data ${what}`);
-  if (!(Number.isInteger(examples.count) && examples.count >= 1)) {
-    throw invalid(`has ${examples.count} examples; it needs at least 1`);
-  }
-  for (const name of ['inputs', 'targets'] as const) {
-    const { values, shape } = examples[name];
-    if (shape[0] !== examples.count || sizeOf(shape, 0) !== values.length) {
-      throw invalid(
-        `has ${examples.count} examples, but ${name} of shape [${shape}] with ${values.length} numbers`,
-      );
-    }
-    const like = train[name];
-    const sameShape = String(shape.slice(1)) === String(like.shape.slice(1));
-    if (!sameShape || kindOf(values) !== kindOf(like.values)) {
-      throw invalid(
-        `has ${name} of shape [${shape}] of ${kindOf(values)}, the train part of shape [${like.shape}] of ${kindOf(like.values)}`,
-      );
-    }
-  }
-}
-
-function checkFinite(where: string, column: Column): void {
-  const { values } = column;
-  if (!isFloat(values)) return;
-  for (let i = 0; i < values.length; i++) {
-    if (Number.isFinite(values[i]!)) continue;
-    const row = Math.floor(i / rowSize(column));
-    throw new DownpourError(
-      'DP_DATA_CORRUPT',
-      `${where}, row ${row}: the value ${values[i]} is not a finite number; remove the row or fill it in`,
-    );
-  }
 }
 
 function room(like: Examples, n: number, into: Minibatch | undefined): Minibatch {

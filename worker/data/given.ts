@@ -1,5 +1,6 @@
+import { nearest } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import type { Column } from './columns.ts';
+import { type Column, elementAt, sizeOf } from './columns.ts';
 import type { Examples, ExperimentData } from './examples.ts';
 
 /**
@@ -10,51 +11,187 @@ import type { Examples, ExperimentData } from './examples.ts';
 /** Numbers as an experiment may give them: nested arrays have a shape of their own. */
 export type GivenNumbers =
   | NodeJS.TypedArray
-  | readonly number[]
-  | readonly boolean[]
+  | readonly (number | boolean | bigint)[]
   | readonly GivenNumbers[];
 
 /** A column as an experiment may give it. */
 export interface GivenColumn extends Pick<Column, 'names' | 'classes'> {
   readonly values: GivenNumbers;
-  /** Of a typed array; an array says it itself. */
+  /** Of a typed array; nested arrays say it themselves. */
   readonly shape?: readonly number[];
 }
 
 /** Examples as an experiment may give them. */
 export interface GivenExamples {
-  readonly count: number;
+  /** Default: what the shapes begin with. */
+  readonly count?: number;
   readonly inputs: GivenColumn;
   readonly targets: GivenColumn;
 }
 
 /** What an experiment's `data` may return: as `ExperimentData`, with numbers of any type. */
-export interface GivenData extends Omit<ExperimentData, 'train' | 'validation' | 'test'> {
+export interface GivenData
+  extends Omit<ExperimentData, 'train' | 'validation' | 'test' | 'source'> {
   readonly train: GivenExamples;
-  readonly validation?: GivenExamples;
-  readonly test?: GivenExamples;
+  readonly validation?: GivenExamples | null;
+  readonly test?: GivenExamples | null;
+  readonly source?: string;
 }
+
+const PARTS = ['train', 'validation', 'test'] as const;
+/** Fields by the names that people give them elsewhere. */
+const ALIASES: Readonly<Record<string, string>> = {
+  ...{ training: 'train', val: 'validation', valid: 'validation', dev: 'validation' },
+  ...{ x: 'inputs', xs: 'inputs', features: 'inputs', data: 'values' },
+  ...{ y: 'targets', ys: 'targets', labels: 'targets', label: 'targets', outputs: 'targets' },
+};
+const DATA_FIELDS = [...PARTS, 'classCount', 'classes', 'source', 'inputNames', 'targetNames'];
+const EXAMPLES_FIELDS = ['count', 'inputs', 'targets'];
+const COLUMN_FIELDS = ['values', 'shape', 'names', 'classes'];
 
 /**
  * What an experiment's data mean.
- * @throws DownpourError DP_EXPERIMENT_INVALID, DP_DATA_CORRUPT
+ * @param given whatever `data` returned.
+ * @throws DownpourError DP_EXPERIMENT_INVALID for anything but examples, DP_DATA_CORRUPT for a number
+ *   that cannot be kept: by name, with what to do.
  */
-export function dataOf(given: GivenData): ExperimentData {
-  const { train, validation, test, ...rest } = given;
+export function dataOf(given: unknown): ExperimentData {
+  if (!isRecord(given)) {
+    const forgot = given === undefined || given === null ? '; was `return` forgotten?' : ',';
+    throw invalid(
+      `data() gave ${describe(given)}${forgot} ${given === undefined || given === null ? 'It' : 'it'} must return { train: { inputs: { values, shape }, targets: { values, shape } }, source }, or a promise of it`,
+    );
+  }
+  mustKnow('what data() gave', given, DATA_FIELDS);
+  const { train, validation, test, classCount, classes, source, ...rest } = given;
+  if (!isRecord(train)) {
+    throw invalid(
+      train === undefined
+        ? `data() gave no train: it has ${listed(Object.keys(given))}; its training examples belong in train: { inputs, targets }`
+        : `train of what data() gave is ${describe(train)}; it must be { inputs, targets }`,
+    );
+  }
+  if (classCount !== undefined && classCount !== null) {
+    if (!(Number.isInteger(classCount) && (classCount as number) >= 1)) {
+      throw invalid(
+        `classCount of what data() gave is ${describe(classCount)}; allowed: a whole number from 2, or none where targets are no classes`,
+      );
+    }
+  }
+  if (source !== undefined && typeof source !== 'string') {
+    throw invalid(`source of what data() gave is ${describe(source)}; it is a line of text`);
+  }
+  const parts = {
+    train: examplesOf('train', train),
+    ...(isAbsent(validation) ? {} : { validation: examplesOf('validation', validation) }),
+    ...(isAbsent(test) ? {} : { test: examplesOf('test', test) }),
+  };
+  const count = parts.train.count;
   return {
     ...rest,
-    train: examplesOf('train', train),
-    ...(validation ? { validation: examplesOf('validation', validation) } : {}),
-    ...(test ? { test: examplesOf('test', test) } : {}),
+    ...parts,
+    ...(isAbsent(classCount) ? {} : { classCount: classCount as number }),
+    ...(isAbsent(classes) ? {} : { classes: textsOf(classes, 'classes of what data() gave') }),
+    source: source ?? `${count} training example${count === 1 ? '' : 's'}`,
   };
 }
 
-function examplesOf(part: string, { count, inputs, targets }: GivenExamples): Examples {
-  return {
-    count,
-    inputs: columnOf(inputs, `inputs of the ${part} part`),
-    targets: columnOf(targets, `targets of the ${part} part`),
-  };
+const isAbsent = (value: unknown) => value === undefined || value === null;
+
+function examplesOf(part: string, given: unknown): Examples {
+  const name = `the ${part} part`;
+  if (!isRecord(given)) {
+    throw invalid(
+      `${name} of what data() gave is ${describe(given)}; it must be { inputs, targets }`,
+    );
+  }
+  mustKnow(name, given, EXAMPLES_FIELDS);
+  for (const each of ['inputs', 'targets']) {
+    if (given[each] === undefined) {
+      throw invalid(
+        `${name} of what data() gave has no ${each}; it has ${listed(Object.keys(given))}. Give inputs: { values, shape } and targets: { values, shape }`,
+      );
+    }
+  }
+  const { count } = given;
+  if (count !== undefined && !(Number.isInteger(count) && (count as number) >= 1)) {
+    throw invalid(`${name} of the data has ${describe(count)} examples; it needs at least 1`);
+  }
+  const wanted = count as number | undefined;
+  const inputs = columnOf(given.inputs, `inputs of ${name}`, wanted);
+  const targets = columnOf(given.targets, `targets of ${name}`, wanted ?? inputs.shape[0]!);
+  return { count: inputs.shape[0]!, inputs, targets };
+}
+
+/**
+ * The column that a given one means.
+ * @param where named in messages: `inputs of the train part`
+ * @param count of examples, where it is known.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: no numbers, or a shape that does not fit;
+ *   DP_DATA_CORRUPT for a number that cannot be kept.
+ */
+export function columnOf(given: unknown, where: string, count?: number): Column {
+  if (!isRecord(given) || !('values' in given)) {
+    const advice = isTensor(given)
+      ? 'give { values: tensor.dataSync(), shape: tensor.shape }'
+      : 'give { values, shape }: a typed array or an array of numbers, and its shape, which begins with the number of examples';
+    throw invalid(`${where} are ${describe(given)}; ${advice}`);
+  }
+  mustKnow(where, given, COLUMN_FIELDS);
+  const { values: numbers, names, classes } = given;
+  const shape = given.shape === undefined ? null : shapeOf(given.shape, where);
+  const read = numbersOf(numbers, shape, where, count);
+  const { values } = read;
+  const is = `${where}: shape [${read.shape.join(', ')}]`;
+  if (sizeOf(read.shape) !== values.length) {
+    throw invalid(
+      `${is} is of ${sizeOf(read.shape)} numbers, but values has ${values.length}${values.length === 0 ? ' (was its memory handed to another thread?)' : ''}; correct the shape: [examples, numbers of one example …]`,
+    );
+  }
+  if (read.shape[0] === 0 || values.length === 0) {
+    throw invalid(`${is} has no numbers; at least 1 example of at least 1 number is needed`);
+  }
+  if (count !== undefined && read.shape[0] !== count) {
+    throw invalid(
+      `${is} is of ${read.shape[0]} examples, but there are ${count}; each example has its row in inputs and in targets`,
+    );
+  }
+  const column: { -readonly [Key in keyof Column]: Column[Key] } = { values, shape: read.shape };
+  if (!isAbsent(names)) {
+    column.names = textsOf(names, `names of ${where}`);
+    const size = sizeOf(read.shape, 1);
+    if (column.names.length !== size) {
+      throw invalid(
+        `names of ${where}: ${column.names.length} for ${size} number${size === 1 ? '' : 's'} of an example; give one for each`,
+      );
+    }
+  }
+  if (!isAbsent(classes)) column.classes = classesOf(classes, `classes of ${where}`);
+  return column;
+}
+
+function shapeOf(given: unknown, where: string): readonly number[] {
+  const shape = typedArrayName.call(given) === undefined ? given : Array.from(given as Int32Array);
+  const isShape = Array.isArray(shape) && shape.length > 0;
+  if (isShape && shape.every((size) => Number.isInteger(size) && size >= 0)) return shape;
+  throw invalid(
+    `${where}: the shape is ${describe(given)}; allowed: an array of whole numbers that begins with the number of examples`,
+  );
+}
+
+function textsOf(given: unknown, what: string): readonly string[] {
+  if (Array.isArray(given) && Array.from(given).every((name) => typeof name === 'string')) {
+    return given;
+  }
+  throw invalid(`${what}: ${describe(given)}; allowed: an array of texts`);
+}
+
+/** Names of class 0, 1, …: two of one name could not be told apart. */
+function classesOf(given: unknown, what: string): readonly string[] {
+  const classes = textsOf(given, what);
+  const twice = classes.find((name, i) => classes.indexOf(name) !== i);
+  if (twice === undefined) return classes;
+  throw invalid(`${what}: two classes are named '${twice}'; give each class its own name`);
 }
 
 /** What kind a typed array is, also one of another realm or of a subclass; undefined: it is none. */
@@ -63,39 +200,239 @@ const typedArrayName = Object.getOwnPropertyDescriptor(
   Symbol.toStringTag,
 )!.get! as (this: unknown) => string | undefined;
 
-/**
- * The column that a given one means.
- * @param where named in messages: `inputs of the train part`
- * @throws DownpourError DP_EXPERIMENT_INVALID: no numbers, or a shape that does not fit; DP_DATA_CORRUPT
- *   for a number that cannot be kept.
- */
-export function columnOf(given: GivenColumn, where: string): Column {
-  const { values, shape, names, classes } = given;
-  const rest = { ...(names ? { names } : {}), ...(classes ? { classes } : {}) };
-  const kind = typedArrayName.call(values);
-  if (kind !== undefined && shape) {
-    return { values: converted(values as NodeJS.TypedArray, kind), shape, ...rest };
-  }
-  throw new DownpourError('DP_EXPERIMENT_INVALID', `${where} cannot be read`);
+interface Numbers {
+  readonly values: Column['values'];
+  readonly shape: readonly number[];
 }
 
-function converted(given: NodeJS.TypedArray, kind: string): Column['values'] {
-  const { buffer, byteOffset, length } = given;
+function numbersOf(
+  given: unknown,
+  shape: readonly number[] | null,
+  where: string,
+  count: number | undefined,
+): Numbers {
+  const kind = typedArrayName.call(given);
+  if (kind !== undefined) {
+    const array = given as NodeJS.TypedArray;
+    if (shape === null) {
+      const per = count === undefined ? 0 : array.length / count;
+      const guess =
+        per >= 1 && Number.isInteger(per)
+          ? [count, ...(per === 1 ? [] : [per])]
+          : ['examples', '…'];
+      throw invalid(
+        `${where} have no shape: values is a ${kind} of ${array.length} numbers; give shape: [${guess.join(', ')}]`,
+      );
+    }
+    return { values: typedNumbers(array, kind, shape, where), shape };
+  }
+  if (Array.isArray(given)) return arrayNumbers(given, shape, where);
+  const advice = isTensor(given)
+    ? 'give its numbers: { values: tensor.dataSync(), shape: tensor.shape }'
+    : isBuffer(given)
+      ? 'say what its bytes are: new Float32Array(buffer), new Uint8Array(buffer), …'
+      : 'allowed: a typed array (Float32Array, Float64Array, Int32Array, Uint8Array for pixels, …) or an array of numbers';
+  throw invalid(`values of ${where} is ${describe(given)}; ${advice}`);
+}
+
+const INT32 = { min: -(2 ** 31), max: 2 ** 31 - 1 } as const;
+
+function typedNumbers(
+  given: NodeJS.TypedArray,
+  kind: string,
+  shape: readonly number[],
+  where: string,
+): Column['values'] {
+  const { length, byteOffset } = given;
+  const buffer = steady(given);
+  const start = buffer === given.buffer ? byteOffset : 0;
   switch (kind) {
     case 'Uint8Array':
     case 'Uint8ClampedArray':
-      return new Uint8Array(buffer, byteOffset, length);
+      return new Uint8Array(buffer, start, length);
     case 'Int32Array':
-      return new Int32Array(buffer as ArrayBuffer, byteOffset, length);
+      return new Int32Array(buffer, start, length);
     case 'Float32Array':
-      return new Float32Array(buffer as ArrayBuffer, byteOffset, length);
+      return new Float32Array(buffer, start, length);
     case 'Float64Array':
-      return new Float64Array(buffer as ArrayBuffer, byteOffset, length);
+      return new Float64Array(buffer, start, length);
     case 'Int8Array':
     case 'Int16Array':
     case 'Uint16Array':
       return Int32Array.from(given as Int16Array);
+    case 'Uint32Array': {
+      const values = given as Uint32Array;
+      return values.every((value) => value <= INT32.max)
+        ? Int32Array.from(values)
+        : Float64Array.from(values);
+    }
+    case 'BigInt64Array':
+    case 'BigUint64Array': {
+      const values = given as BigInt64Array;
+      const numbers = new Float64Array(length);
+      for (let i = 0; i < length; i++) {
+        numbers[i] = Number(values[i]!);
+        if (!Number.isSafeInteger(numbers[i])) throw tooLong(values[i]!, where, shape, i);
+      }
+      return isInt32(numbers) ? Int32Array.from(numbers) : numbers;
+    }
     default:
-      return Float64Array.from(given as ArrayLike<number | bigint>, Number);
+      // Float16Array, where a browser or Node has it: each is a float32 too.
+      return Float32Array.from(given as unknown as ArrayLike<number>);
   }
 }
+
+/** Memory that stays as long and as it is: what others may write to or shorten is copied. */
+function steady(given: NodeJS.TypedArray): ArrayBuffer {
+  const buffer = given.buffer as ArrayBuffer & { resizable?: boolean };
+  const isShared = Object.prototype.toString.call(buffer) === '[object SharedArrayBuffer]';
+  if (!isShared && buffer.resizable !== true) return buffer;
+  const copy = new Uint8Array(given.byteLength);
+  copy.set(new Uint8Array(buffer, given.byteOffset, given.byteLength));
+  return copy.buffer;
+}
+
+const isInt32 = (values: Float64Array) =>
+  values.every((value) => value >= INT32.min && value <= INT32.max && Number.isInteger(value));
+
+function tooLong(
+  value: bigint,
+  where: string,
+  shape: readonly number[],
+  index: number,
+): DownpourError {
+  return new DownpourError(
+    'DP_DATA_CORRUPT',
+    `${where}, ${elementAt({ shape }, index)}: ${value} has more digits than a number keeps; allowed: −(2⁵³ − 1) … 2⁵³ − 1. Subtract an offset, or give it in coarser units`,
+  );
+}
+
+/**
+ * Arrays of numbers, nested or not, as float64; rows that are typed arrays of bytes stay bytes.
+ * @param shape as given; null: the one that the arrays have.
+ */
+function arrayNumbers(given: readonly unknown[], shape: readonly number[] | null, where: string) {
+  const own: number[] = [];
+  for (let level: unknown = given; Array.isArray(level) || typedArrayName.call(level); ) {
+    const { length } = level as readonly unknown[];
+    own.push(length);
+    level = length === 0 ? undefined : (level as readonly unknown[])[0];
+  }
+  const values = new Float64Array(sizeOf(own));
+  const kinds = new Set<string>();
+  let at = 0;
+  const place = (index: number) => elementAt({ shape: own }, index);
+  const fill = (level: unknown, depth: number): void => {
+    const kind = typedArrayName.call(level);
+    const isList = kind !== undefined || Array.isArray(level);
+    if (depth < own.length) {
+      if (!isList || (level as readonly unknown[]).length !== own[depth]) {
+        const seen = isList ? `${(level as readonly unknown[]).length} entries` : describe(level);
+        throw invalid(
+          `${where}, ${place(at)}: ${seen} where others have ${own[depth]} entries; all examples must have the same shape`,
+        );
+      }
+      if (depth === own.length - 1) kinds.add(kind ?? 'Array');
+      const list = level as readonly unknown[];
+      // Holes of a sparse array are visited too.
+      for (let i = 0; i < list.length; i++) fill(list[i], depth + 1);
+      return;
+    }
+    values[at] = numberOf(level, () => `${where}, ${place(at)}`);
+    at++;
+  };
+  fill(given, 0);
+  return { values: ofKinds(values, kinds, where), shape: shape ?? own };
+}
+
+/** Rows of bytes are pixels, and stay so. */
+function ofKinds(
+  values: Float64Array,
+  kinds: ReadonlySet<string>,
+  where: string,
+): Column['values'] {
+  const bytes = [...kinds].filter((kind) => kind === 'Uint8Array' || kind === 'Uint8ClampedArray');
+  if (bytes.length === 0) {
+    return ![...kinds].every((kind) => /^(Big)?U?[iI]nt/.test(kind)) || !isInt32(values)
+      ? values
+      : Int32Array.from(values);
+  }
+  if (bytes.length === kinds.size) return Uint8Array.from(values);
+  throw invalid(
+    `${where}: some rows are bytes (pixels, divided by 255), others ${listed([...kinds].filter((kind) => !kind.startsWith('Uint8')))}; give all in one type`,
+  );
+}
+
+function numberOf(given: unknown, where: () => string): number {
+  if (typeof given === 'number') return given;
+  if (typeof given === 'boolean') return given ? 1 : 0;
+  if (typeof given === 'bigint' && Number.isSafeInteger(Number(given))) return Number(given);
+  const advice =
+    typeof given === 'string'
+      ? 'turn texts into numbers in data(), classes into 0, 1, … with their names in `classes`'
+      : isAbsent(given)
+        ? 'fill it in or leave the row out'
+        : 'only numbers and booleans are allowed';
+  throw invalid(`${where()}: ${describe(given)} is no number; ${advice}`);
+}
+
+/** Misspelt fields would be passed over in silence. @throws DownpourError naming the right one. */
+function mustKnow(where: string, given: Record<string, unknown>, fields: readonly string[]): void {
+  for (const key of Object.keys(given)) {
+    if (fields.includes(key)) continue;
+    const lower = key.toLowerCase();
+    const alias = fields.find((field) => field.toLowerCase() === (ALIASES[lower] ?? lower));
+    // Of short words too many are near: `text` is no misspelt `test`.
+    const meant = alias ?? (key.length < 5 ? null : nearest(key, fields));
+    if (meant === null || given[meant] !== undefined) continue;
+    throw invalid(`${where} has a field '${key}', which nobody reads; did you mean '${meant}'?`);
+  }
+}
+
+const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' &&
+  value !== null &&
+  !Array.isArray(value) &&
+  !ArrayBuffer.isView(value) &&
+  !isBuffer(value) &&
+  !isTensor(value);
+
+const isBuffer = (value: unknown) =>
+  /^\[object (Shared)?ArrayBuffer\]$/.test(Object.prototype.toString.call(value));
+
+/** Of any copy of TensorFlow.js. */
+const isTensor = (value: unknown) =>
+  typeof value === 'object' &&
+  value !== null &&
+  typeof (value as { dataSync?: unknown }).dataSync === 'function';
+
+const listed = (names: readonly string[]) =>
+  names.length === 0 ? 'no fields' : names.map((name) => `'${name}'`).join(', ');
+
+/** A value for a message, in a few words. */
+function describe(value: unknown): string {
+  if (value === undefined || value === null) return value === null ? 'null' : 'nothing';
+  if (isTensor(value)) return 'a tensor of TensorFlow.js';
+  const kind = typedArrayName.call(value);
+  if (kind !== undefined) return withArticle(kind);
+  if (Array.isArray(value)) return `an array (${short(value)})`;
+  if (typeof value === 'function') return 'a function';
+  if (typeof value === 'object') {
+    const name = Object.prototype.toString.call(value).slice(8, -1);
+    return name === 'Object' ? `an object with ${listed(Object.keys(value))}` : withArticle(name);
+  }
+  if (typeof value === 'string') return `the text '${value.slice(0, 40)}'`;
+  return String(value);
+}
+
+const withArticle = (name: string) =>
+  `${/^[AEIOU]/i.test(name) && !name.startsWith('Ui') ? 'an' : 'a'} ${name}`;
+
+function short(value: readonly unknown[]): string {
+  const some = value
+    .slice(0, 4)
+    .map((each) => (each !== null && typeof each === 'object' ? '…' : String(each)));
+  return `[${some.join(', ')}${value.length > 4 ? ', …' : ''}]`;
+}
+
+const invalid = (message: string) => new DownpourError('DP_EXPERIMENT_INVALID', message);

@@ -1,7 +1,60 @@
 import { DownpourError } from '../../shared/errors.ts';
-import { type Column, isFloat, rowSize } from './columns.ts';
+import { type Column, elementAt, isFloat, rowSize } from './columns.ts';
+import type { ExperimentData } from './examples.ts';
+import { partsOf } from './parts.ts';
 
-/** Do targets mean what the experiment takes them for? */
+/** Do targets mean what the loss takes them for? Wrong ones would train, and look right. */
+
+const CLASS_LOSSES: readonly unknown[] = ['softmaxCrossEntropy', 'negativeLogLikelihood'];
+
+/**
+ * @param loss of the experiment: a name, or null for a function of its own.
+ * @returns the data; with one-hot rows of whole numbers as shares of float32.
+ * @throws DownpourError DP_DATA_LABEL with part, row and value; DP_EXPERIMENT_INVALID: no classCount.
+ */
+export function checkTargets(data: ExperimentData, loss: string | null): ExperimentData {
+  const given = withShares(data);
+  const { classCount } = given;
+  if (loss === 'sigmoidCrossEntropy') {
+    for (const [part, { targets }] of partsOf(given)) checkYesNo(targets, `${part} part`);
+  } else if (classCount !== undefined) {
+    for (const [part, { targets }] of partsOf(given)) {
+      checkLabels(targets, classCount, `${part} part`);
+    }
+  } else if (CLASS_LOSSES.includes(loss)) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `loss '${loss}' needs classes, but data() gave no classCount: ${classAdvice(given.train.targets)}`,
+    );
+  }
+  return given;
+}
+
+/** Rows of whole numbers, a 1 for the class and a 0 for each other, become shares of each class. */
+function withShares(data: ExperimentData): ExperimentData {
+  const { classCount } = data;
+  if (classCount === undefined) return data;
+  const parts = partsOf(data);
+  const isOneHot = ({ values, shape }: Column) => {
+    if (isFloat(values) || shape.length < 2 || shape.at(-1) !== classCount) return false;
+    for (let i = 0; i < values.length; i += classCount) {
+      let sum = 0;
+      for (let c = 0; c < classCount; c++) {
+        const value = values[i + c]!;
+        if (value !== 0 && value !== 1) return false;
+        sum += value;
+      }
+      if (sum !== 1) return false;
+    }
+    return true;
+  };
+  if (!parts.every(([, { targets }]) => isOneHot(targets))) return data;
+  const changed = parts.map(([part, examples]) => {
+    const targets = { ...examples.targets, values: Float32Array.from(examples.targets.values) };
+    return [part, { ...examples, targets }];
+  });
+  return { ...data, ...Object.fromEntries(changed) };
+}
 
 /**
  * Checks class labels: whole numbers 0 … classCount − 1, shape [n] (or [n, …]), or, as floats of shape
@@ -11,19 +64,19 @@ import { type Column, isFloat, rowSize } from './columns.ts';
  */
 export function checkLabels(column: Column, classCount: number, where = 'data'): void {
   const { values, shape } = column;
-  const size = rowSize(column);
+  const error = (i: number, seen: string, allowed: string, at = elementAt(column, i)) =>
+    labelError(`${where}, ${at}: ${seen}; allowed: ${allowed}. ${labelAdvice(column, classCount)}`);
   if (isFloat(values) && shape.length > 1 && shape.at(-1) === classCount) {
     for (let i = 0; i < values.length; i += classCount) {
       let sum = 0;
       for (let c = 0; c < classCount; c++) {
         const share = values[i + c]!;
-        if (!(share >= 0 && share <= 1)) {
-          throw labelError(where, Math.floor(i / size), `share ${share}`, '0 … 1');
-        }
+        if (!(share >= 0 && share <= 1)) throw error(i + c, `share ${share}`, '0 … 1');
         sum += share;
       }
       if (!(Math.abs(sum - 1) <= 1e-3)) {
-        throw labelError(where, Math.floor(i / size), `shares with the sum ${sum}`, 'a sum of 1');
+        const row = elementAt({ shape: shape.slice(0, -1) }, i / classCount);
+        throw error(i, `shares with the sum ${sum}`, 'a sum of 1', row);
       }
     }
     return;
@@ -32,14 +85,117 @@ export function checkLabels(column: Column, classCount: number, where = 'data'):
     const label = values[i]!;
     if (!(label >= 0 && label < classCount && Number.isInteger(label))) {
       const allowed = `whole numbers 0 … ${classCount - 1} (${classCount} classes)`;
-      throw labelError(where, Math.floor(i / size), `label ${label}`, allowed);
+      throw error(i, `label ${label}`, allowed);
     }
   }
 }
 
-function labelError(where: string, row: number, seen: string, allowed: string): DownpourError {
-  return new DownpourError(
-    'DP_DATA_LABEL',
-    `${where}, row ${row}: ${seen}; allowed: ${allowed}. Correct the data or the experiment's classCount`,
+/** Yes or no: 1 or 0, or how likely. */
+function checkYesNo(column: Column, where: string): void {
+  const { values } = column;
+  for (let i = 0; i < values.length; i++) {
+    if (values[i]! >= 0 && values[i]! <= 1) continue;
+    throw labelError(
+      `${where}, ${elementAt(column, i)}: target ${values[i]}; loss 'sigmoidCrossEntropy' takes targets from 0 (no) to 1 (yes). ${yesNoAdvice(column)}`,
+    );
+  }
+}
+
+/**
+ * A loss of classes has nothing to tell apart where there is one only.
+ * @throws DownpourError DP_DATA_LABEL
+ */
+export function mustVary(
+  { train: { targets, count }, classCount, classes }: ExperimentData,
+  loss: string | null,
+): void {
+  if (loss !== 'sigmoidCrossEntropy' && !CLASS_LOSSES.includes(loss)) return;
+  const { values, shape } = targets;
+  if (classCount === 1) {
+    throw labelError(
+      `the data have 1 class only (classCount 1): there is nothing to tell apart; give examples of at least 2 classes`,
+    );
+  }
+  const isShares = isFloat(values) && shape.length > 1 && shape.at(-1) === classCount;
+  const period = isShares ? shape.at(-1)! : 1;
+  if (count < 2 || values.some((value, i) => value !== values[i % period])) return;
+  const label = isShares ? values.indexOf(Math.max(...values.subarray(0, period))) : values[0]!;
+  const name = classes?.[label] === undefined ? '' : ` ('${classes[label]}')`;
+  throw labelError(
+    `all ${count} examples of the train part have ${isShares || classCount !== undefined ? 'label' : 'target'} ${label}${name}: with one class only there is nothing to learn; give examples of the others`,
   );
 }
+
+const DISTINCT_MAX = 6;
+
+/** The different values in order; null when they are more than a few. */
+function distinct({ values }: Column): number[] | null {
+  const seen = new Set<number>();
+  for (const value of values) {
+    seen.add(value);
+    if (seen.size > DISTINCT_MAX) return null;
+  }
+  return [...seen].sort((a, b) => a - b);
+}
+
+function rangeOf({ values }: Column): { min: number; max: number; whole: boolean } {
+  let [min, max, whole] = [Infinity, -Infinity, true];
+  for (const value of values) {
+    min = Math.min(min, value);
+    max = Math.max(max, value);
+    whole &&= Number.isInteger(value);
+  }
+  return { min, max, whole };
+}
+
+/** How two values become 0 and 1. */
+function recoding([low, high]: readonly [number, number]): string {
+  const told = `the data have ${low} and ${high}`;
+  if (low === -1 && high === 1) return `${told}: give (y + 1) / 2`;
+  if (high - low === 1) return `${told}: subtract ${low}`;
+  if (low === 0) return `${told}: divide by ${high}`;
+  return `${told}: give 0 for ${low} and 1 for ${high}`;
+}
+
+function yesNoAdvice(column: Column): string {
+  const seen = distinct(column);
+  if (seen?.length === 2) return `Of two classes, ${recoding(seen as [number, number])}`;
+  const { min, max, whole } = rangeOf(column);
+  const told = seen ? `The data have ${seen.join(', ')}` : `The data have ${min} to ${max}`;
+  return whole && min >= 0 && max < 1000
+    ? `${told}: for more than two classes use 'softmaxCrossEntropy' with classCount: ${max + 1}, for numbers 'meanSquaredError'`
+    : `${told}: for numbers use 'meanSquaredError'`;
+}
+
+function labelAdvice(column: Column, classCount: number): string {
+  const otherwise = "Correct the data or the experiment's classCount";
+  const { min, max, whole } = rangeOf(column);
+  const seen = distinct(column);
+  if (!whole) {
+    if (isFloat(column.values) && column.shape.length > 1 && column.shape.at(-1) === classCount) {
+      return 'Divide each row by its sum';
+    }
+    return `These are no classes: for numbers use loss 'meanSquaredError' and no classCount, else ${otherwise.toLowerCase()}`;
+  }
+  if (seen?.length === 2 && (classCount === 2 || seen[0] === 0)) {
+    return `Of two values, ${recoding(seen as [number, number])}; or ${otherwise.toLowerCase()}`;
+  }
+  if (min === 1 && max === classCount) return `Labels count from 0: subtract 1`;
+  if (min >= 0 && max < 2 ** 20) {
+    return `${otherwise}: labels up to ${max} are ${max + 1} classes`;
+  }
+  return otherwise;
+}
+
+function classAdvice(targets: Column): string {
+  const { min, max, whole } = rangeOf(targets);
+  const size = rowSize(targets);
+  if (targets.shape.length > 1 && size > 1 && max <= 1 && min >= 0) {
+    return `with ${size} targets an example, from ${min} to ${max}, return classCount: ${size} if they are shares of ${size} classes`;
+  }
+  return whole && min >= 0
+    ? `the targets are whole numbers ${min} … ${max}; if they are classes, return classCount: ${max + 1} beside train`
+    : `the data's targets are numbers from ${min} to ${max}; if they are no classes, use loss 'meanSquaredError'`;
+}
+
+const labelError = (message: string) => new DownpourError('DP_DATA_LABEL', message);

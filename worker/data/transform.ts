@@ -1,5 +1,6 @@
 import type { Transform } from '../../shared/data-facts.ts';
-import { type Column, rowSize } from './columns.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import { type Column, columnName, rowSize } from './columns.ts';
 
 /** What is done to inputs before a model sees them: measured on the training part, applied to all. */
 
@@ -10,6 +11,16 @@ export function fitTransform(inputs: Column, kind: InputTransform['kind']): Inpu
   const scale = inputs.values instanceof Uint8Array ? 1 / 255 : 1;
   if (kind === 'none') return { kind, scale, mean: [], deviation: [] };
   const moments = momentsOf(inputs.values, kind === 'global' ? 1 : rowSize(inputs));
+  moments.deviation.forEach((deviation, f) => {
+    const mean = moments.mean[f]!;
+    const divides = deviation === 0 || Number.isFinite(1 / (deviation * scale));
+    if (Number.isFinite(mean) && Number.isFinite(deviation) && divides) return;
+    const what = kind === 'global' ? 'inputs' : columnName(inputs, f);
+    throw new DownpourError(
+      'DP_DATA_CORRUPT',
+      `${what} of the train part cannot be standardised: mean ${mean}, standard deviation ${deviation}; give the numbers in another unit`,
+    );
+  });
   return {
     kind,
     scale,
@@ -20,7 +31,8 @@ export function fitTransform(inputs: Column, kind: InputTransform['kind']): Inpu
 
 /**
  * Mean and standard deviation (of the population) of each of `size` interleaved features, in two
- * passes of float64. A feature that never varies has deviation 0 exactly.
+ * passes of float64. A feature that never varies has deviation 0 exactly. Sums are of differences
+ * from the first value: a million times in ms, 1.7e12 each, would add up to more than float64 counts.
  */
 export function momentsOf(
   values: ArrayLike<number>,
@@ -30,10 +42,10 @@ export function momentsOf(
   const mean = new Float64Array(size);
   const squares = new Float64Array(size);
   for (let i = 0, f = 0; i < values.length; i++) {
-    mean[f]! += values[i]!;
+    mean[f]! += values[i]! - values[f]!;
     if (++f === size) f = 0;
   }
-  for (let f = 0; f < size; f++) mean[f]! /= rows;
+  for (let f = 0; f < size; f++) mean[f] = values[f]! + mean[f]! / rows;
   // The rounding of the mean would leave a constant feature a tiny deviation to divide by.
   const varies = new Uint8Array(size);
   for (let i = 0, f = 0; i < values.length; i++) {
@@ -106,4 +118,19 @@ export function copy(
   size: number,
 ): void {
   for (let j = 0; j < size; j++) target[at + j] = source[start + j]!;
+}
+
+/** What is done to each number of an example: (x · scale − mean) · inverse. */
+export interface Lines {
+  readonly scale: number;
+  readonly mean: Float64Array;
+  readonly inverse: Float64Array;
+}
+
+/** The transform, told for each of `size` numbers. */
+export function linesOf(transform: InputTransform, size: number): Lines {
+  const { scale, mean, inverse } = scalerOf(transform);
+  const all = (numbers: Float64Array) =>
+    numbers.length === size ? numbers : new Float64Array(size).fill(numbers[0]!);
+  return { scale, mean: all(mean), inverse: all(inverse) };
 }

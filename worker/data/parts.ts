@@ -1,0 +1,157 @@
+import { DownpourError } from '../../shared/errors.ts';
+import { type Column, isFloat, type Kind, kindOf } from './columns.ts';
+import type { Examples, ExperimentData } from './examples.ts';
+
+/** The parts of one data set must mean the same by the same number: their shapes, names, classes and types. */
+
+/** The parts that data have, by name. */
+export function partsOf({ train, validation, test }: ExperimentData): [string, Examples][] {
+  const parts: [string, Examples | undefined][] = [
+    ['train', train],
+    ['validation', validation],
+    ['test', test],
+  ];
+  return parts.filter((part): part is [string, Examples] => part[1] !== undefined);
+}
+
+/**
+ * The same data, each column of one number type in all parts, with the classes that all have.
+ * @throws DownpourError DP_DATA_MISMATCH: parts that differ, with the first difference and what to do.
+ */
+export function agreeing(data: ExperimentData): ExperimentData {
+  const parts = partsOf(data);
+  const columns = (of: 'inputs' | 'targets') =>
+    parts.map(([name, examples]): Told => ({ part: `the ${name} part`, column: examples[of] }));
+  for (const of of ['inputs', 'targets'] as const) {
+    mustHaveOneList(of, 'names', columns(of));
+    mustHaveOneShape(of, columns(of));
+  }
+  const classes = classesOf(data, columns('targets'));
+  const inputs = ofOneKind(columns('inputs'), inputsKind);
+  const targets = ofOneKind(columns('targets'), targetsKind);
+  const agreed = parts.map(([name, { count }], i) => [
+    name,
+    { count, inputs: inputs[i]!, targets: targets[i]! },
+  ]);
+  return {
+    ...data,
+    ...Object.fromEntries(agreed),
+    ...(classes ? { classes, classCount: classes.length } : {}),
+  };
+}
+
+interface Told {
+  readonly part: string;
+  readonly column: Column;
+}
+
+const disagree = (message: string) => new DownpourError('DP_DATA_MISMATCH', message);
+
+function mustHaveOneShape(of: string, [first, ...others]: readonly Told[]): void {
+  const shape = (column: Column) => column.shape.slice(1).join(', ');
+  for (const { part, column } of others) {
+    if (shape(column) === shape(first!.column)) continue;
+    throw disagree(
+      `${of} of ${part} have the shape [${shape(column)}] for one example, those of ${first!.part} [${shape(first!.column)}]; bring all parts to one shape (tables: read all files with the same columns and categories)`,
+    );
+  }
+}
+
+/** Of those parts that have a list. */
+function mustHaveOneList(of: string, list: 'names' | 'classes', all: readonly Told[]): void {
+  const [first, ...others] = all.filter(({ column }) => column[list] !== undefined);
+  for (const { part, column } of others) {
+    const known = first!.column[list]!;
+    const given = column[list]!;
+    const at = differenceOf(known, given);
+    if (at === null) continue;
+    const says = (names: readonly string[]) =>
+      at < names.length ? `'${names[at]}'` : `none (it has ${names.length})`;
+    const what = list === 'classes' ? `class ${at}` : `column ${at} of the ${of}`;
+    const advice =
+      list === 'classes'
+        ? 'read all files together, or give the reader the whole list of classes'
+        : 'read all files together, with the same columns and the same categories';
+    throw disagree(
+      `${what} is ${says(known)} in ${first!.part} and ${says(given)} in ${part}; the same number would mean different things. To mend it, ${advice}`,
+    );
+  }
+}
+
+/** Where two lists differ first; null: nowhere. */
+function differenceOf(a: readonly string[], b: readonly string[]): number | null {
+  for (let i = 0; i < Math.max(a.length, b.length); i++) if (a[i] !== b[i]) return i;
+  return null;
+}
+
+/** The one list of classes: of the data, or of any part. */
+function classesOf(
+  { classes, classCount }: ExperimentData,
+  targets: readonly Told[],
+): readonly string[] | null {
+  const lists = classes
+    ? [{ part: 'the data', column: { ...targets[0]!.column, classes } }, ...targets]
+    : targets;
+  mustHaveOneList('targets', 'classes', lists);
+  const known = lists.find(({ column }) => column.classes)?.column.classes ?? null;
+  if (known && classCount !== undefined && classCount !== known.length) {
+    throw disagree(
+      `classCount is ${classCount}, but there are ${known.length} classes: ${known
+        .slice(0, 5)
+        .map((name) => `'${name}'`)
+        .join(', ')}${known.length > 5 ? ', …' : ''}; leave classCount out, or correct one of them`,
+    );
+  }
+  return known;
+}
+
+function ofOneKind(all: readonly Told[], choose: (all: readonly Told[]) => Kind): Column[] {
+  const kind = all.every(({ column }) => kindOf(column.values) === kindOf(all[0]!.column.values))
+    ? null
+    : choose(all);
+  return all.map(({ column }) =>
+    kind === null || kindOf(column.values) === kind
+      ? column
+      : { ...column, values: ARRAYS[kind].from(column.values) },
+  );
+}
+
+const ARRAYS = {
+  uint8: Uint8Array,
+  int32: Int32Array,
+  float32: Float32Array,
+  float64: Float64Array,
+} as const;
+
+/** Whole numbers up to this are float32 numbers too. */
+const FLOAT32_WHOLE_MAX = 2 ** 24;
+
+/** Of columns of different kinds. */
+function inputsKind(all: readonly Told[]): Kind {
+  const kinds = all.map(({ column }) => kindOf(column.values));
+  const bytes = all[kinds.indexOf('uint8')];
+  if (bytes) {
+    const other = kinds.findIndex((kind) => kind !== 'uint8');
+    throw disagree(
+      `inputs of ${bytes.part} are bytes, which are pixels and divided by 255, those of ${all[other]!.part} are ${kinds[other]}; give all parts in one type`,
+    );
+  }
+  return floatKind(all);
+}
+
+/** Labels may be of any type; whole numbers stay so where the training part has them. */
+function targetsKind(all: readonly Told[]): Kind {
+  const isWhole = ({ column: { values } }: Told) =>
+    !isFloat(values) || values.every((value) => Object.is(value, value | 0));
+  return !isFloat(all[0]!.column.values) && all.every(isWhole) ? 'int32' : floatKind(all);
+}
+
+/** A float kind that has all of their numbers. */
+function floatKind(all: readonly Told[]): Kind {
+  const fits = ({ column: { values } }: Told) =>
+    values instanceof Float64Array
+      ? false
+      : !(values instanceof Int32Array) ||
+        values.every((value) => Math.abs(value) <= FLOAT32_WHOLE_MAX);
+  return all.every(fits) ? 'float32' : 'float64';
+}

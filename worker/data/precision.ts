@@ -1,0 +1,122 @@
+import { DownpourError } from '../../shared/errors.ts';
+import { type Column, columnName, elementAt, isFloat, rowSize } from './columns.ts';
+import type { Examples } from './examples.ts';
+import { type InputTransform, type Lines, linesOf, momentsOf } from './transform.ts';
+
+/**
+ * Models compute with float32, which keeps 24 bits of a number. Columns that would lose by it what makes
+ * their examples differ are refused: training would only look as if it had nothing to learn.
+ */
+
+/**
+ * Rounding may be this share of a column's standard deviation. Rounding at random then adds 0.01 % to its
+ * variance, far below the noise of anything measured; a time in ms of one day has 44 %, of one year 0.0004 %.
+ */
+const ROUNDING_SHARE = 0.01;
+/** Differences of a few float64 roundings (0.1 + 0.2 and 0.3) are none. */
+const NOISE = 2 ** -48;
+
+interface Part {
+  readonly name: string;
+  readonly examples: Examples;
+}
+
+/** @throws DownpourError DP_DATA_CORRUPT with part, row and column: a number that is none. */
+export function mustBeFinite(where: string, column: Column): void {
+  const { values } = column;
+  if (!isFloat(values)) return;
+  for (let i = 0; i < values.length; i++) {
+    if (Number.isFinite(values[i]!)) continue;
+    throw new DownpourError(
+      'DP_DATA_CORRUPT',
+      `${where}, ${elementAt(column, i)}: the value ${values[i]} is not a finite number; remove the row or fill it in`,
+    );
+  }
+}
+
+/**
+ * @param parts the training part first.
+ * @throws DownpourError DP_DATA_CORRUPT with part, row and column of a number beyond float32, or the
+ *   column that would lose its differences.
+ */
+export function mustFitFloat32(parts: readonly Part[], transform: InputTransform): void {
+  const inputs = parts.map(({ name, examples }) => ({ name, column: examples.inputs }));
+  const targets = parts.map(({ name, examples }) => ({ name, column: examples.targets }));
+  const { kind } = transform;
+  const first = inputs[0]!.column;
+  const advice =
+    kind === 'feature'
+      ? 'give it in another unit in data()'
+      : "set standardise: 'feature', or subtract an offset in data()";
+  // Under one scale for all, a dark corner of pictures may be as good as constant; a column of a table may not.
+  const scaled = kind === 'global' && first.shape.length > 2;
+  if (!(first.values instanceof Uint8Array) && !(kind === 'none' && isFloat32(first))) {
+    mustKeepDifferences(
+      'inputs',
+      inputs,
+      linesOf(transform, rowSize(first)),
+      scaled ? null : advice,
+    );
+  }
+  const target = targets[0]!.column;
+  if (!isFloat32(target)) {
+    const recode = 'in data(), subtract an offset from the target, its mean for example';
+    mustKeepDifferences('targets', targets, linesOf(NOTHING, rowSize(target)), recode);
+  }
+}
+
+const isFloat32 = ({ values }: Column) => values instanceof Float32Array;
+const NOTHING: InputTransform = { kind: 'none', scale: 1, mean: [], deviation: [] };
+
+function mustKeepDifferences(
+  of: string,
+  parts: readonly { readonly name: string; readonly column: Column }[],
+  lines: Lines,
+  /** What to do; null: only the range matters. */
+  advice: string | null,
+): void {
+  const train = parts[0]!.column;
+  let deviation: readonly number[] | null = null;
+  for (const { name, column } of parts) {
+    const where = `${of} of the ${name} part`;
+    const rounding = roundingOf(column, lines, where);
+    if (advice === null || rounding.every((error) => error === 0)) continue;
+    const size = rowSize(train);
+    deviation ??= momentsOf(train.values, size).deviation;
+    // A value of another part may be far outside; it must differ from others there to be lost.
+    const here = column === train ? deviation : momentsOf(column.values, size).deviation;
+    for (const [f, error] of rounding.entries()) {
+      if (here[f] === 0) continue;
+      const raw = Math.max(deviation[f]!, here[f]!);
+      const own = raw * lines.scale * lines.inverse[f]!;
+      if (error <= ROUNDING_SHARE * own || raw <= NOISE * Math.abs(column.values[f]!)) continue;
+      throw new DownpourError(
+        'DP_DATA_CORRUPT',
+        `${where}, ${columnName(column, f)}: its numbers, such as ${column.values[f]}, differ too little for their size. Models compute with float32: rounding to it is ${short((100 * error) / own)} % of their standard deviation (allowed: ${100 * ROUNDING_SHARE} %); ${advice}`,
+      );
+    }
+  }
+}
+
+/** Root mean square of what rounding to float32 changes, by column. @throws beyond float32's range. */
+function roundingOf(column: Column, { scale, mean, inverse }: Lines, where: string): Float64Array {
+  const { values } = column;
+  const size = rowSize(column);
+  const squares = new Float64Array(size);
+  for (let i = 0, f = 0; i < values.length; i++) {
+    const exact = (values[i]! * scale - mean[f]!) * inverse[f]!;
+    const error = Math.fround(exact) - exact;
+    if (!Number.isFinite(error)) {
+      const after = exact === values[i] ? '' : `, ${short(exact)} after standardisation,`;
+      throw new DownpourError(
+        'DP_DATA_CORRUPT',
+        `${where}, ${elementAt(column, i)}: the value ${values[i]}${after} is beyond the range of float32, ±3.4e38, which models compute with; give it in another unit`,
+      );
+    }
+    squares[f]! += error * error;
+    if (++f === size) f = 0;
+  }
+  return squares.map((sum) => Math.sqrt((sum * size) / values.length));
+}
+
+const short = (value: number) => String(Number(value.toPrecision(2)));
