@@ -165,6 +165,7 @@ export class Observations {
     return troubleIn(
       this.#points.map((p) => ({ ...p, loss: p.minibatchLoss ?? p.loss })),
       { loss: loss / count, gradientNorm: gradientNorm / count },
+      this.#evaluations.filter(({ part }) => part === 'validation'),
     );
   }
 

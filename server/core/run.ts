@@ -935,7 +935,7 @@ export class Run {
     const factor = norm < given ? norm / given : 1;
 
     if (!parameters.update(staged, { limit, factor }, options)) {
-      const message = overflowMessage(this.#step + 1, learningRate, norm);
+      const message = overflowMessage(this.#step + 1, learningRate, norm, clip.norm);
       leases.retry(lease.id, now);
       this.#diverged(message);
       return answer(push, 'rejected', staleness, 'DP_DIVERGED', message);
@@ -975,15 +975,31 @@ export class Run {
   overflowed(generation: number): void {
     // Several updates may have been under way when the first was told.
     if (this.over || generation !== this.#generation) return;
-    this.#diverged(overflowMessage(this.#step, this.learningRate, this.#observations.gradientNorm));
+    this.#diverged(
+      overflowMessage(
+        this.#step,
+        this.learningRate,
+        this.#observations.gradientNorm,
+        this.config.clip.norm,
+      ),
+    );
   }
 
   #nonFinite(readStep: number): string {
     this.#nonFiniteInRow++;
     const { nonFiniteMax } = this.config;
     const count = `${this.#nonFiniteInRow} in a row, the run counts as diverged at ${nonFiniteMax}`;
-    const message = `the loss or gradient at step ${readStep} is NaN or infinite (${count}): lower learningRate, set clip.norm, or look for bad values in the data`;
-    if (this.#nonFiniteInRow >= nonFiniteMax) this.#diverged(message);
+    const atStart = this.#initialLoss === null;
+    const clip = this.config.clip.norm === null ? 'set clip.norm' : 'lower clip.norm';
+    const message = atStart
+      ? `the loss or gradient is NaN or infinite at the initial parameters, before any update (${count}): learningRate has no part in it; look for bad or far too large values in the data, at the loss, and at the model's initialisers`
+      : `the loss or gradient at step ${readStep} is NaN or infinite (${count}): lower learningRate, ${clip}, or look for bad values in the data`;
+    if (this.#nonFiniteInRow < nonFiniteMax) return message;
+    const last = this.#rollbacks.at(-1);
+    // The same parameters once more would give the same.
+    const isAgain = atStart && last?.to === null && last.step === this.#step;
+    if (isAgain) this.#fail(message);
+    else this.#diverged(message);
     return message;
   }
 
@@ -1236,7 +1252,12 @@ export class Run {
     this.#stoppedAt = this.#step;
     const best = this.#best;
     if (!best) {
-      this.#fail(`no evaluation gave a finite validation value (${reason}): lower learningRate`);
+      const { trainingLoss } = this.#observations;
+      const trains = trainingLoss !== null && this.#rollbacks.length === 0;
+      const next = trains
+        ? `the training loss is ${Number(trainingLoss.toPrecision(4))}, so look at the values of the validation part and at what is measured there`
+        : 'lower learningRate';
+      this.#fail(`no evaluation gave a finite validation value (${reason}): ${next}`);
       return;
     }
     const { afterStop } = this.config.earlyStopping;
@@ -1921,8 +1942,13 @@ function answer(
   return { sequence, outcome, staleness, code, message };
 }
 
-const overflowMessage = (step: number, learningRate: number, norm: number | null) =>
-  `the update at step ${step} made the parameters overflow with learning rate ${learningRate} and gradient norm ${norm}: lower learningRate or set clip.norm`;
+const overflowMessage = (
+  step: number,
+  learningRate: number,
+  norm: number | null,
+  clip: number | null,
+) =>
+  `the update at step ${step} made the parameters overflow with learning rate ${learningRate} and gradient norm ${norm}: lower learningRate, or clip.norm (now ${clip ?? 'none'})`;
 
 /** A payload for one worker: nobody writes to these numbers. */
 const plain = (values: Float32Array) => new Snapshot(bytesOf(values), 'f32');

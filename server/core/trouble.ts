@@ -1,3 +1,5 @@
+import type { Evaluation } from '../../shared/rest.ts';
+
 /**
  * Does the optimisation get on? The norm of the gradient over time tells a training that has arrived from one
  * that is held up (Deep Learning §8.2.2), and batch normalisation is what to try first then (§11.2).
@@ -28,14 +30,18 @@ const POINTS_MIN = 30;
 const FALL = 0.01;
 /** Below this share of the first loss a training that stands still has arrived, as far as one can tell. */
 const LEARNT = 0.5;
+/** Of the highest learning rate: with less, a schedule has ended, and little is to be expected of updates. */
+const DECAYED = 0.1;
 
 /**
  * @param points of the course, evenly thinned, oldest first. @param first of the first updates.
+ * @param evaluations of the validation part, oldest first.
  * @returns null: all is well, or too early to say.
  */
 export function troubleIn(
-  points: readonly (Progress & { readonly step: number })[],
+  points: readonly (Progress & { readonly step: number; readonly learningRate: number })[],
   first: Progress,
+  evaluations: readonly Pick<Evaluation, 'step' | 'loss' | 'error'>[] = [],
 ): Trouble | null {
   const end = points.at(-1)?.step ?? 0;
   if (end < UPDATES_MIN) return null;
@@ -47,8 +53,19 @@ export function troubleIn(
   // What is still close to nothing cannot be judged by shares.
   if (!(last.loss > (1 - FALL) * middle.loss) || !(middle.loss > 0)) return null;
   const kind = last.loss > 1.1 * middle.loss ? 'rises' : 'stalls';
+  const highest = Math.max(...points.map(({ learningRate }) => learningRate));
+  if (kind === 'stalls' && rateOf(late) < DECAYED * highest) return null;
+  // What is measured without the noise of training gets on, or has nowhere to go.
+  const known = evaluations.filter(({ loss }) => loss !== null);
+  const before = known.filter(({ step }) => step <= (2 / 3) * end);
+  const least = (list: typeof known) => Math.min(...list.map(({ loss }) => loss!));
+  if (before.length < known.length && least(known) < (1 - FALL) * least(before)) return null;
+  if (evaluations.some(({ error }) => error === 0)) return null;
   return { kind, first, middle, last, updates: Math.round(end / 3) };
 }
+
+const rateOf = (points: readonly { readonly learningRate: number }[]) =>
+  points.reduce((sum, { learningRate }) => sum + learningRate, 0) / points.length;
 
 function meanOf(points: readonly Progress[]): Progress {
   const sum = { loss: 0, gradientNorm: 0 };
@@ -67,6 +84,9 @@ export function troubleText(
   { kind, first, middle, last, updates }: Trouble,
   normalised: boolean,
 ): string {
+  if (!(first.gradientNorm > 0)) {
+    return `the training loss does not fall (${short(first.loss)} at first, ${short(last.loss)} over the last ${updates} updates), and the first gradients were 0: no parameter moves the loss; look at initial values, at units that are dead from the start and at the loss (\`downpour check\`).`;
+  }
   const share = last.gradientNorm / first.gradientNorm;
   const seen = `the training loss ${kind === 'rises' ? 'rises' : 'does not fall any more'} (${short(first.loss)} at first, ${short(middle.loss)}, then ${short(last.loss)} over the last ${updates} updates)`;
   const norm =

@@ -93,6 +93,33 @@ describe('non-finite gradients in a row', () => {
   });
 });
 
+test('at the initial parameters the learning rate is not blamed, and nothing is tried twice', () => {
+  const run = createRun({ nonFiniteMax: 2 });
+  const worker = new VirtualWorker(run, problem);
+  for (let i = 0; i < 4; i++) {
+    pullWork(run, worker);
+    expect(worker.push(0, nan)!.message).toContain('before any update');
+  }
+  expect(run.phase).toBe('failed');
+  expect(run.reason).toContain('learningRate has no part in it');
+  expect(run.summary(0).rollbacks).toHaveLength(1);
+});
+
+test('a validation part that gives no finite value is not blamed on the learning rate', () => {
+  const run = createRun({ stepsMax: 3, divergence: { rollbacksMax: 0 } });
+  const worker = new VirtualWorker(run, problem);
+  worker.train(() => run.step === 3);
+  const assignment = run.assign('e/2', 1, 0);
+  if (assignment.kind !== 'work' || !assignment.evaluation) throw new Error('no evaluation');
+  const values = { loss: null, error: null, examples: 1, metrics: {} };
+  const { id } = assignment.evaluation;
+  run.evaluated({ type: 'evaluated', run: 'r', evaluation: id, ...values }, 0);
+  expect(run.phase).toBe('failed');
+  expect(run.reason).toMatch(
+    /the training loss is [\d.]+, so look at the values of the validation part/,
+  );
+});
+
 test('an update that overflows takes the run back, and its minibatch is done again', () => {
   const run = createRun({ learningRate: 4, clip: { norm: null }, epochsMax: 2 });
   const worker = new VirtualWorker(run, problem);
