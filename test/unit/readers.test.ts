@@ -224,23 +224,90 @@ describe('npy', () => {
     );
   });
 
-  it('names an integer that needs more than 32 bits', () => {
-    for (const value of [2 ** 31, -(2 ** 31) - 1, 2 ** 40]) {
+  it('reads integers that need more than 32 bits as float64, and names one that it would round', () => {
+    const read = (bytes: Buffer) => parseNpy(bytes, 'ids.npy').values;
+    /** Elements as hexadecimal digits in big-endian order. */
+    const words = (type: string, ...hex: string[]) => {
+      const empty = npy(`>${type}`, [0], []).toString('latin1').replace('(0,)', `(${hex.length},)`);
+      return Buffer.concat([Buffer.from(empty, 'latin1'), Buffer.from(hex.join(''), 'hex')]);
+    };
+    for (const value of [2 ** 31, -(2 ** 31) - 1, 2 ** 40, 2 ** 53 - 1, 1 - 2 ** 53]) {
       for (const order of ['<', '>']) {
-        expect(() => parseNpy(npy(`${order}i8`, [2], [1, value]), 'ids.npy')).toThrow(
-          `ids.npy: element 1 is ${value}; allowed`,
-        );
+        expect(read(npy(`${order}i8`, [3], [1, value, -2]))).toEqual(Float64Array.of(1, value, -2));
       }
+    }
+    expect(read(words('u4', '00000001', 'ffffffff'))).toEqual(Float64Array.of(1, 2 ** 32 - 1));
+    expect(read(words('u4', '7fffffff'))).toEqual(Int32Array.of(2 ** 31 - 1));
+    expect(read(words('u2', '0001', 'ffff'))).toEqual(Int32Array.of(1, 65535));
+    expect(read(words('u8', '0000000000000003'))).toEqual(Int32Array.of(3));
+    expect(read(words('u8', '001fffffffffffff'))).toEqual(Float64Array.of(2 ** 53 - 1));
+    expect(() => read(words('u8', 'ffffffffffffffff'))).toThrow(
+      'ids.npy: element 0 is 18446744073709551615;',
+    );
+    expect(() => read(words('i8', '0000000000000001', '8000000000000000'))).toThrow(
+      'ids.npy: element 1 is -9223372036854775808; float64 holds whole numbers up to 2⁵³ exactly',
+    );
+    expect(() => read(words('i8', '0020000000000001'))).toThrow('element 0 is 9007199254740993');
+  });
+
+  it('reads floats of 16 bits', () => {
+    // numpy.array([1, -2, 65504, 2**-24, 2**-14, 0.1, inf], numpy.float16)
+    const half = npy('<i2', [7], [0x3c00, -0x4000, 0x7bff, 1, 0x400, 0x2e66, 0x7c00]).toString(
+      'latin1',
+    );
+    const { values } = parseNpy(Buffer.from(half.replace('<i2', '<f2'), 'latin1'), 'x');
+    expect(values).toEqual(
+      Float32Array.of(1, -2, 65504, 2 ** -24, 2 ** -14, 0.0999755859375, Number.POSITIVE_INFINITY),
+    );
+  });
+
+  it('reads the same where the elements can be used in their place and where not', () => {
+    for (const type of ['<f4', '<f8', '<i4']) {
+      const bytes = npy(type, [3], [1, -2, 3]);
+      const read = [0, 1, 2, 3, 4, 5, 6, 7].map((offset) => {
+        const room = Buffer.alloc(bytes.length + offset);
+        bytes.copy(room, offset);
+        return parseNpy(room.subarray(offset), 'x').values;
+      });
+      for (const values of read) expect(values).toEqual(read[0]);
     }
   });
 
-  it('names a type it does not read, and what it reads', () => {
-    expect(() => parseNpy(npy('<c8', [0], []), 'x')).toThrow(/type '<c8'; allowed: f4, f8/);
-    const structured = Buffer.from(
-      npy('<f4', [0], []).toString('latin1').replace("'<f4'", "[('"),
+  it('names a type it does not read, and what to do', () => {
+    const of = (descr: string) => {
+      const bytes = npy('<f4', [0], []).toString('latin1').replace("'<f4'", descr);
+      const buffer = Buffer.from(bytes, 'latin1');
+      buffer.writeUInt16LE(buffer.length - 10, 8);
+      return () => parseNpy(buffer, 'x.npy');
+    };
+    const kinds = {
+      "'<c16'": "x.npy: its elements '<c16' are complex numbers",
+      "'|O'": 'Python objects; give the array a type of numbers',
+      "'<U5'": 'texts; save numbers',
+      "'|S3'": 'texts; save numbers',
+      "'<M8[ns]'": 'dates; save numbers',
+      "'<m8[s]'": 'durations; save numbers',
+      "'|V2'": 'raw bytes (numpy knows no bfloat16)',
+      "'<f16'": 'floats of another size',
+      "[('x', '<f4'), ('descr', '<f4')]": 'it has named fields (a structured type)',
+      "'<q9'": "elements of type '<q9'; allowed: b1, i1",
+    };
+    for (const [descr, problem] of Object.entries(kinds)) expect(of(descr)).toThrow(problem);
+    expect(of("'<f4'")().values.length).toBe(0);
+  });
+
+  it('names another kind of file', () => {
+    const zip = Buffer.from(
+      'PK\x03\x04\x2d\0\0\0\0\0\0\0!\0............\x09\0\x14\0arr_0.npy',
       'latin1',
     );
-    expect(() => parseNpy(structured, 'x')).toThrow(DownpourError);
+    expect(() => parseNpy(zip, 'a.npz')).toThrow(
+      'a.npz: no .npy file: it is an .npz archive of several arrays; save each',
+    );
+    expect(() => parseNpy(Buffer.from('x,y\n1,2\n'), 'x')).toThrow('does not begin with');
+    expect(() => parseIdx(npy('<f4', [1], [1]), 'x')).toThrow(
+      'no IDX file: it is a .npy file; readNpy reads it',
+    );
   });
 
   it('never does anything but read or refuse, whatever is changed or cut', () => {

@@ -1,4 +1,5 @@
 import type { Column } from './columns.ts';
+import { refuseOtherKind } from './file-kinds.ts';
 import { corrupt, type ReadOptions, readDataFile } from './files.ts';
 import { checkOptions, checkPath, READ_FIELDS } from './reader-options.ts';
 
@@ -8,17 +9,30 @@ import { checkOptions, checkPath, READ_FIELDS } from './reader-options.ts';
  */
 
 const MAGIC = Buffer.from('\x93NUMPY', 'latin1');
-const TYPES = ['f4', 'f8', 'i1', 'u1', 'i2', 'i4', 'i8', 'b1'] as const;
+const TYPES = ['b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8'] as const;
 type Type = (typeof TYPES)[number];
+/** Kinds of elements that are no numbers of these types, and what to do about them. */
+const OTHER_KINDS: Readonly<Record<string, string>> = {
+  c: 'complex numbers; save their real and imaginary parts, or their absolute values, as an axis of their own',
+  O: 'Python objects; give the array a type of numbers: array.astype(numpy.float32)',
+  U: 'texts; save numbers: numpy.unique(labels, return_inverse=True)[1]',
+  S: 'texts; save numbers: numpy.unique(labels, return_inverse=True)[1]',
+  a: 'texts; save numbers: numpy.unique(labels, return_inverse=True)[1]',
+  M: "dates; save numbers: array.astype('datetime64[ms]').astype(numpy.int64)",
+  m: "durations; save numbers: array.astype('timedelta64[ms]').astype(numpy.int64)",
+  V: 'raw bytes (numpy knows no bfloat16); convert before saving: array.astype(numpy.float32)',
+  f: 'floats of another size; save array.astype(numpy.float64)',
+};
 
 /** NumPy itself allows at most 64 dimensions. */
 const RANK_MAX = 64;
 
 /**
  * Reads a .npy file, gzip or not, in either byte order; Fortran order is transposed. u1 stays bytes
- * (pixels); i1, i2, i4, i8 and b1 become Int32Array, f4 Float32Array, f8 Float64Array.
- * @throws DownpourError DP_DATA_MISSING, DP_DATA_CORRUPT; the latter too for an i8 that needs more than
- * 32 bits
+ * (pixels); f2 and f4 become Float32Array, f8 Float64Array, b1 and other integers Int32Array, or Float64Array
+ * where one needs more than 32 bits.
+ * @throws DownpourError DP_DATA_MISSING, DP_DATA_CORRUPT; the latter too for elements that are no numbers,
+ * and for an integer that float64 would round
  */
 export async function readNpy(path: string, options: ReadOptions = {}): Promise<Column> {
   checkPath('readNpy', path);
@@ -31,7 +45,7 @@ export function isNpy(bytes: Uint8Array): boolean {
   return bytes.length >= MAGIC.length && MAGIC.every((byte, i) => bytes[i] === byte);
 }
 
-/** @param bytes of the whole file; a column of u1 in C order is a view of them. @param name for errors */
+/** @param bytes of the whole file; the column may be a view of them. @param name for errors */
 export function parseNpy(bytes: Uint8Array, name: string): Column {
   const { type, bigEndian, fortranOrder, shape, start } = parseHeader(bytes, name);
   const elementBytes = Number(type[1]);
@@ -45,15 +59,16 @@ export function parseNpy(bytes: Uint8Array, name: string): Column {
   }
   const view = new DataView(bytes.buffer, bytes.byteOffset + start, bytes.length - start);
   const values =
-    type === 'u1'
-      ? new Uint8Array(view.buffer, view.byteOffset, length)
-      : readElements(view, type, !bigEndian, length, name);
+    viewOf(view, type, !bigEndian, length) ?? readElements(view, type, !bigEndian, length, name);
   if (!fortranOrder || shape.length < 2) return { values, shape };
   return { values: fromFortranOrder(values, shape), shape };
 }
 
 function parseHeader(bytes: Uint8Array, name: string) {
-  if (!isNpy(bytes)) throw corrupt(name, 'no .npy file: it does not begin with \\x93NUMPY');
+  if (!isNpy(bytes)) {
+    refuseOtherKind(bytes, name, '.npy file');
+    throw corrupt(name, 'no .npy file: it does not begin with \\x93NUMPY');
+  }
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const version = bytes[6] ?? 0;
   if (version < 1 || version > 3) {
@@ -78,13 +93,7 @@ function parseHeader(bytes: Uint8Array, name: string) {
     throw corrupt(name, 'its header lacks descr, fortran_order or shape');
   }
   const type = descr?.[2] as Type | undefined;
-  if (type === undefined || !TYPES.includes(type)) {
-    const seen = /'descr'\s*:\s*([^,]*)/.exec(header)?.[1];
-    throw corrupt(
-      name,
-      `elements of type ${seen}; allowed: ${TYPES.join(', ')}. Convert with astype`,
-    );
-  }
+  if (type === undefined || !TYPES.includes(type)) throw otherType(header, name);
   const shape = (shapeText[1]!.match(/\d+/g) ?? []).map(Number);
   if (shape.length === 0 || shape.length > RANK_MAX) {
     throw corrupt(name, `it has ${shape.length} dimensions; allowed: 1 to ${RANK_MAX}`);
@@ -93,52 +102,102 @@ function parseHeader(bytes: Uint8Array, name: string) {
   return { type, bigEndian, fortranOrder: order[1] === 'True', shape, start };
 }
 
+function otherType(header: string, name: string) {
+  const descr = /'descr'\s*:\s*([[(]|'[^']*')/.exec(header)?.[1] ?? '';
+  if (descr === '[' || descr === '(') {
+    return corrupt(
+      name,
+      "it has named fields (a structured type); save each by itself, such as numpy.save('x.npy', array['x'])",
+    );
+  }
+  const kind = OTHER_KINDS[descr.replace(/^'[<>|=]?/, '')[0] ?? ''];
+  return corrupt(
+    name,
+    kind
+      ? `its elements ${descr} are ${kind}`
+      : `elements of type ${descr}; allowed: ${TYPES.join(', ')}. Convert with astype`,
+  );
+}
+
+/** The elements where they are, if they can be used so: NumPy begins them at a multiple of 64 bytes. */
+function viewOf(
+  { buffer, byteOffset }: DataView,
+  type: Type,
+  little: boolean,
+  length: number,
+): Column['values'] | null {
+  if (type === 'u1') return new Uint8Array(buffer, byteOffset, length);
+  const Values = { f4: Float32Array, f8: Float64Array, i4: Int32Array }[type as string];
+  if (!Values || !little || byteOffset % Values.BYTES_PER_ELEMENT !== 0) return null;
+  return new Values(buffer as ArrayBuffer, byteOffset, length);
+}
+
 function readElements(
   view: DataView,
-  type: Exclude<Type, 'u1'>,
+  type: Type,
   little: boolean,
   length: number,
   name: string,
 ): Float32Array | Float64Array | Int32Array {
-  const Values = type === 'f4' ? Float32Array : type === 'f8' ? Float64Array : Int32Array;
-  const values = new Values(length);
+  const Values = type === 'f8' ? Float64Array : type[0] === 'f' ? Float32Array : Int32Array;
+  let values: Float32Array | Float64Array | Int32Array = new Values(length);
   const read = reader(view, type, little, name);
-  for (let i = 0; i < length; i++) values[i] = read(i);
+  for (let i = 0; i < length; i++) {
+    const value = read(i);
+    if (values instanceof Int32Array && value !== (value | 0)) values = Float64Array.from(values);
+    values[i] = value;
+  }
   return values;
 }
 
-function reader(
-  view: DataView,
-  type: Exclude<Type, 'u1'>,
-  little: boolean,
-  name: string,
-): (i: number) => number {
+function reader(view: DataView, type: Type, little: boolean, name: string): (i: number) => number {
   switch (type) {
+    case 'f2':
+      return (i) => halfFloat(view.getUint16(2 * i, little));
     case 'f4':
       return (i) => view.getFloat32(4 * i, little);
     case 'f8':
       return (i) => view.getFloat64(8 * i, little);
-    case 'i1':
     case 'b1':
+      return (i) => (view.getUint8(i) === 0 ? 0 : 1);
+    case 'u1':
+      return (i) => view.getUint8(i);
+    case 'i1':
       return (i) => view.getInt8(i);
+    case 'u2':
+      return (i) => view.getUint16(2 * i, little);
     case 'i2':
       return (i) => view.getInt16(2 * i, little);
+    case 'u4':
+      return (i) => view.getUint32(4 * i, little);
     case 'i4':
       return (i) => view.getInt32(4 * i, little);
     case 'i8':
+    case 'u8':
       return (i) => {
-        const low = view.getInt32(8 * i + (little ? 0 : 4), little);
-        const high = view.getInt32(8 * i + (little ? 4 : 0), little);
-        // A number that fits in 32 bits has nothing but its sign above them.
-        if (high !== low >> 31) {
-          throw corrupt(
-            name,
-            `element ${i} is ${view.getBigInt64(8 * i, little)}; allowed: −2³¹ … 2³¹ − 1`,
-          );
-        }
-        return low;
+        const low = view.getUint32(8 * i + (little ? 0 : 4), little);
+        const at = 8 * i + (little ? 4 : 0);
+        const high = type === 'i8' ? view.getInt32(at, little) : view.getUint32(at, little);
+        const value = high * 2 ** 32 + low;
+        if (Number.isSafeInteger(value)) return value;
+        const exact =
+          type === 'i8' ? view.getBigInt64(8 * i, little) : view.getBigUint64(8 * i, little);
+        throw corrupt(
+          name,
+          `element ${i} is ${exact}; float64 holds whole numbers up to 2⁵³ exactly: subtract what is common to all before saving`,
+        );
       };
   }
+}
+
+/** A float of 16 bits: 1 sign, 5 exponent, 10 fraction. */
+function halfFloat(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 31;
+  const fraction = bits & 0x3ff;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  if (exponent === 31) return fraction === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
+  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
 function fromFortranOrder(source: Column['values'], shape: readonly number[]): Column['values'] {
