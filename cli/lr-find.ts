@@ -14,6 +14,7 @@ import { type EarlySession, openServer, type StudyCommandOptions, studyCommand }
 
 export interface LearningRateOptions extends StudyCommandOptions {
   readonly fork?: string;
+  readonly newData?: boolean;
   readonly checkpoint: string;
   readonly low: number;
   readonly high: number;
@@ -32,7 +33,7 @@ export async function learningRateCommand(
     throw new DownpourError('DP_USAGE', `--high is ${high}, not above --low ${low}`);
   }
   const early = options.fork === undefined ? null : await openSource(options.fork, options);
-  const fork = early?.fork ?? null;
+  const fork = early && { ...early.fork, ...(options.newData && { data: 'other' as const }) };
   return studyCommand(
     'lr',
     file,
@@ -121,7 +122,7 @@ async function copyOnce(
       experimentHash: await hashExperiment(file),
       // No pool has so many: it waits until it is stopped.
       config: { ...config, workersMin: 1000, workersMax: null },
-      fork: { run: fork.run, checkpoint: fork.checkpoint },
+      fork: { run: fork.run, checkpoint: fork.checkpoint, ...(fork.data && { data: fork.data }) },
     });
   } catch (error) {
     if (errorCode(error) !== 'DP_RUN_EXISTS') throw error;

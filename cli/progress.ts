@@ -319,6 +319,7 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
       `  data           ${source}: ${groups(trainCount)} training, ${groups(validationCount)} validation, ${groups(testCount)} test examples`,
     );
   }
+  if (run.dataNote) lines.push(`  mind           ${run.dataNote}`);
   if (run.checkpoint) {
     lines.push(`  checkpoint     step ${groups(run.checkpoint.step)}: ${run.checkpoint.file}`);
   }

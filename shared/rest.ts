@@ -130,6 +130,8 @@ export const RunSummarySchema = Type.Object({
   stepsLost: N,
   checkpoint: orNull(Type.Object({ step: N, file: Type.String(), at: Type.String() })),
   data: orNull(DataSummarySchema),
+  /** Of a fork. Set: its validation examples may be among those that its first parameters were trained on. */
+  dataNote: orNull(Type.String()),
   /** What `error` is in all evaluations of the run; null: no worker has said. */
   errorMeasure: orNull(ErrorMeasureSchema),
 });
@@ -140,8 +142,10 @@ export const RunDetailSchema = Type.Object({
   experimentHash: Type.String(),
   config: RunConfigSchema,
   layoutHash: orNull(Type.String()),
-  /** Set: its validation examples may be among those that its first parameters were trained on. */
-  dataNote: orNull(Type.String()),
+  /** Of one example; null: not known. */
+  inputShape: orNull(Type.Array(N)),
+  /** Names of the classes, the first 100; null: the data have none. All: `GET /runs/:id/data`. */
+  classes: orNull(Type.Array(Type.String())),
 });
 export type RunDetail = Static<typeof RunDetailSchema>;
 

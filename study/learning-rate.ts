@@ -41,7 +41,9 @@ const PROBES = [1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2] as const;
 
 export function learningRatePlan(settings: LearningRateSettings): Plan & { trialCount: number } {
   const { low, high, steps, probeSteps, seeds, workers, fork, base } = settings;
-  const { seed } = resolveConfig(...base);
+  const { seed, splitSeed } = resolveConfig(...base);
+  // Of a fork all seeds validate on what the run validated on: the rest its parameters have seen.
+  const split = fork ? { splitSeed: splitSeed ?? seed } : {};
   const counts = workers > 1 ? [1, workers] : [1];
   const own = Array.from({ length: seeds }, (_, i) => seed + i);
   const plain = (length: number, count: number) => ({
@@ -57,7 +59,12 @@ export function learningRatePlan(settings: LearningRateSettings): Plan & { trial
       label: `range test, ${count === 1 ? '1 worker' : `${count} workers`}, seed ${s}`,
       point: { kind: 'range', workers: count },
       config: resolveConfig(...base, plain(steps, count), {
-        ...{ seed: s, learningRate: low, schedule: { kind: 'rising', factor: high / low, steps } },
+        ...{
+          seed: s,
+          ...split,
+          learningRate: low,
+          schedule: { kind: 'rising', factor: high / low, steps },
+        },
       }),
       ...begin,
     })),
@@ -81,7 +88,7 @@ export function learningRatePlan(settings: LearningRateSettings): Plan & { trial
             label: `${numberText(rate)} for ${probeSteps} updates, seed ${s}`,
             point: { kind: 'probe', learningRate: rate },
             config: resolveConfig(...base, plain(probeSteps, workers), {
-              ...{ seed: s, learningRate: rate, schedule: { kind: 'constant' } },
+              ...{ seed: s, ...split, learningRate: rate, schedule: { kind: 'constant' } },
             }),
             ...begin,
           };

@@ -6,6 +6,7 @@ import type { Evaluation, RunSummary, Status } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
 import type { Point } from '../shared/space.ts';
 import { canonical, openRecord } from './record.ts';
+import { mustShareData } from './same-data.ts';
 
 /**
  * A study: runs on a server that share its workers, conducted by REST alone. What each trial is
@@ -23,6 +24,8 @@ export interface Fork {
   readonly checkpoint: string;
   /** For people. */
   readonly step?: number;
+  /** Absent: the data must be those of that run. */
+  readonly data?: 'other';
 }
 
 /** Training as it went, update by update, of a study that asks for it by `keepCurves`. */
@@ -262,7 +265,9 @@ class Conductor {
         checkData(run.data);
         this.#dataChecked = true;
       }
+      const knew = trial.data !== null;
       if (await this.#takeIn(trial, run)) isNew = true;
+      if (!knew && trial.data) mustShareData(this.trials);
     }
     const workers = status.workers.filter(({ state }) => state !== 'gone').length;
     onEvent({ kind: 'progress', trials: this.trials, workers });
@@ -309,6 +314,8 @@ class Conductor {
         });
       } else {
         const { code, message } = error;
+        // What the trials before it gave is of other data, or no trial has any.
+        if (code === 'DP_DATA_MISMATCH') throw new DownpourError(code, `${trial.id}: ${message}`);
         this.#end(trial, 'failed', `no worker can do it: ${code} ${message}`, code);
       }
     }
@@ -405,7 +412,8 @@ class Conductor {
   async #create({ id, config, fork }: Trial): Promise<void> {
     const { client, name: study, experiment, experimentHash } = this.#options;
     const body = { id, experiment, experimentHash, config, study };
-    const from = fork ? { fork: { run: fork.run, checkpoint: fork.checkpoint } } : {};
+    const { run: of, checkpoint, data } = fork ?? {};
+    const from = of && checkpoint ? { fork: { run: of, checkpoint, ...(data && { data }) } } : {};
     try {
       await this.#patiently(() => client.createRun({ ...body, ...from }));
     } catch (error) {

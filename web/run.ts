@@ -749,6 +749,12 @@ function configurationOf(run: RunDetail): HTMLElement {
           ],
         ] as [string, string][])
       : []),
+    ...(run.dataNote ? ([['mind', run.dataNote]] as [string, string][]) : []),
+    // A server of an older release tells none of them.
+    ...(run.inputShape
+      ? ([['inputs', `[${run.inputShape.join(', ')}]`]] as [string, string][])
+      : []),
+    ...(run.classes ? ([['classes', run.classes.join(', ')]] as [string, string][]) : []),
     ...flat(run.config),
   ];
   return h(

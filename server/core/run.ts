@@ -302,6 +302,8 @@ const EVALUATED = '@evaluated';
 const NOTHING = new Uint8Array();
 
 const emptyTally = (): Tally => ({ applied: 0, damped: 0, duplicate: 0, rejected: 0 });
+/** In the detail of a run. */
+const CLASSES_TOLD = 100;
 const NO_EVENTS: readonly RunEvent[] = [];
 const GRACE_MS = 5_000;
 /** More generations than one life of the server ever has. */
@@ -1541,6 +1543,7 @@ export class Run {
       rollbacks: [...this.#rollbacks],
       stepsLost: this.stepsLost,
       data: this.#data,
+      dataNote: this.#dataNote,
       errorMeasure: this.#errorMeasure,
     };
   }
@@ -1559,7 +1562,8 @@ export class Run {
       experimentHash: this.options.experimentHash,
       config: this.config,
       layoutHash: this.layout?.hash ?? null,
-      dataNote: this.#dataNote,
+      inputShape: this.#facts?.inputs.shape ?? null,
+      classes: this.#facts?.classes?.slice(0, CLASSES_TOLD) ?? null,
     };
   }
 
@@ -1696,13 +1700,14 @@ export class Run {
    */
   static fork(
     options: RunOptions,
-    source: Pick<RunState, 'tensors' | 'parameters' | 'data' | 'facts'>,
+    source: Pick<RunState, 'tensors' | 'parameters' | 'data' | 'facts' | 'originData'>,
     tensors: readonly NamedTensor[],
   ): Run {
     const run = new Run(options);
     // Its parameters belong to inputs that are standardised as they were.
     run.#facts = source.facts ?? null;
-    run.#originData = source.data;
+    // Of a fork that nobody has worked for its own is not known.
+    run.#originData = source.data ?? source.originData ?? null;
     run.#place(createLayout(source.tensors ?? []));
     run.#mustParameters().adopt(source.parameters, tensors);
     run.#initialisations = 1;

@@ -17,6 +17,7 @@ interface FakeRun {
   readonly config: RunConfig;
   phase: Phase;
   readonly evaluations: Evaluation[];
+  readonly raw: string;
 }
 
 /**
@@ -35,6 +36,9 @@ export class FakeServer {
   /** Examples of the training part before `trainFraction`; the validation part has a quarter of it. */
   examples = 800;
   testCount = 100;
+  /** Of the data of a run that is made from now on, and what they depend on. */
+  raw: (config: RunConfig) => string = () => 'raw';
+  depends: string[] = [];
   readonly #curve: (config: RunConfig, evaluation: number) => number;
   readonly #workers: number;
 
@@ -73,7 +77,10 @@ export class FakeServer {
         call(() => {
           if (this.runs.has(body.id!)) throw new DownpourError('DP_RUN_EXISTS', 'exists');
           const config = resolveConfig(body.config);
-          const run: FakeRun = { id: body.id!, body, config, phase: 'training', evaluations: [] };
+          const run: FakeRun = {
+            ...{ id: body.id!, body, config, phase: 'training', evaluations: [] },
+            raw: this.raw(config),
+          };
           this.runs.set(run.id, run);
           this.created.push(run.id);
           return this.#detail(run);
@@ -124,7 +131,7 @@ export class FakeServer {
     }
   }
 
-  #detail({ id, body, config, phase, evaluations }: FakeRun): RunDetail {
+  #detail({ id, body, config, phase, evaluations, raw }: FakeRun): RunDetail {
     const summary: Partial<RunSummary> = {
       ...{
         id,
@@ -146,7 +153,7 @@ export class FakeServer {
         trainCount: Math.round(this.examples * config.trainFraction),
         validationCount: this.examples / 4,
         testCount: this.testCount,
-        fingerprint: 'f00d',
+        ...{ fingerprint: 'f00d', rawFingerprint: raw, depends: this.depends },
         source: 'none',
       },
       earlyStopping: { stoppedAt: null } as RunSummary['earlyStopping'],

@@ -67,6 +67,7 @@ const RUN: RunSummary = {
   sparkline: [0.9, 0.4, 0.13],
   data: null,
   errorMeasure: 'misclassification',
+  dataNote: null,
 };
 
 const WORKER: WorkerSummary = {
