@@ -257,7 +257,7 @@ describe('the fingerprint', () => {
       prepareData({ ...data(), test: numbered(3) }, options),
     ].map((prepared) => prepared.fingerprint);
     expect(new Set(prints).size).toBe(prints.length);
-    for (const print of prints) expect(print).toMatch(/^[0-9a-f]{16}$/);
+    for (const print of prints) expect(print).toMatch(/^2:[0-9a-f]{32}$/);
     expect(prepareData(data(), options).fingerprint).toBe(prints[0]);
   });
 });

@@ -2,7 +2,7 @@ import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { type Column, isFloat, rowSize } from './columns.ts';
 import { transformFor } from './facts.ts';
-import { fingerprint } from './fingerprint.ts';
+import { fingerprint, rawFingerprint } from './fingerprint.ts';
 import { lookUpInto } from './lookup.ts';
 import { agreeing, partsOf } from './parts.ts';
 import { mustBeFinite, mustFitFloat32 } from './precision.ts';
@@ -41,7 +41,7 @@ export interface PreparedData {
   readonly train: Examples;
   readonly validation: Examples;
   readonly test: Examples | null;
-  /** 16 hex digits that differ between workers whose data, split or transform differ. */
+  /** Differs between workers whose data, split or transform differ. */
   readonly fingerprint: string;
   /** The same of the data as they were given, before split and transform. */
   readonly rawFingerprint: string;
@@ -108,7 +108,7 @@ export function prepareData(given: ExperimentData, options: PrepareOptions): Pre
   }
   const { loss = null } = options;
   const data = checkTargets(agreed, loss);
-  const { train, validation } = split(data, options);
+  const { train, validation, rows } = split(data, options);
   mustVary(data, loss);
   const transform = options.facts
     ? transformFor(options.facts, train.inputs)
@@ -118,12 +118,13 @@ export function prepareData(given: ExperimentData, options: PrepareOptions): Pre
     examples === null || examples.count === 0 ? [] : [{ name, examples }],
   );
   mustFitFloat32(parts, transform);
+  const raw = rawFingerprint(data);
   return {
     train,
     validation,
     test,
-    fingerprint: fingerprint({ train, validation, test }, transform),
-    rawFingerprint: fingerprint({ ...data, validation: data.validation ?? null, test }, null),
+    fingerprint: fingerprint(raw, rows, transform),
+    rawFingerprint: raw,
     source: data.source,
     classCount: data.classCount ?? null,
     classes: data.classes ?? null,

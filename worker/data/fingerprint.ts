@@ -1,45 +1,48 @@
-import { type Digest, digest } from '../../shared/digest.ts';
-import { type Column, kindOf } from './columns.ts';
-import type { Examples } from './examples.ts';
+import { dataDigest } from '../../shared/digest.ts';
+import { kindOf } from './columns.ts';
+import type { ExperimentData } from './examples.ts';
+import { partsOf } from './parts.ts';
 import type { InputTransform } from './transform.ts';
 
-/** What tells data sets apart: workers must train on the same. */
+/** What tells data sets apart: workers must train on the same, and a run's parameters belong to one. */
 
-/** Sampled rows are enough to tell data sets apart; these bound what is read of large ones. */
-const FINGERPRINT_ROWS = 1000;
-const FINGERPRINT_INPUT_BYTES = 4 * 2 ** 20;
-const FINGERPRINT_TARGET_BYTES = 16 * 2 ** 20;
+/** Before the digits: what they are computed from. Releases up to 0.1.0 had no prefix, and looked at a sample. */
+const VERSION = '2:';
 
-/** 16 hex digits that differ where data, split or transform differ. */
-export function fingerprint(
-  parts: Record<'train' | 'validation' | 'test', Examples | null>,
-  transform: InputTransform | null,
-): string {
-  const sum = digest();
-  const text = (value: unknown) => sum.update(new TextEncoder().encode(JSON.stringify(value)));
-  text(transform && [transform.kind, transform.scale]);
-  for (const part of [parts.train, parts.validation, parts.test]) {
-    if (part === null) {
-      text(null);
-      continue;
+const text = (value: unknown) => new TextEncoder().encode(JSON.stringify(value));
+
+/**
+ * Of all inputs and targets of all parts, with their types, shapes, names and classes, before split and transform:
+ * the same on every machine, another where one element differs.
+ */
+export function rawFingerprint(data: ExperimentData): string {
+  const sum = dataDigest();
+  sum.update(text([data.classCount ?? null, data.classes ?? null]));
+  for (const [part, { inputs, targets }] of partsOf(data)) {
+    for (const { values, shape, names = null, classes = null } of [inputs, targets]) {
+      sum.update(text([part, kindOf(values), shape, names, classes])).update(values);
     }
-    for (const column of [part.inputs, part.targets]) {
-      text([kindOf(column.values), ...column.shape]);
-    }
-    sampleRows(sum, part.inputs, FINGERPRINT_ROWS, FINGERPRINT_INPUT_BYTES);
-    sampleRows(sum, part.targets, Number.POSITIVE_INFINITY, FINGERPRINT_TARGET_BYTES);
   }
-  return sum.hex();
+  return VERSION + sum.hex();
 }
 
-/** Takes in evenly spaced rows, the first and the last among them. */
-function sampleRows(sum: Digest, { values, shape }: Column, rowsMax: number, bytesMax: number) {
-  const count = shape[0]!;
-  const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-  const rowBytes = count === 0 ? 0 : bytes.length / count;
-  const rows = Math.min(count, rowsMax, Math.max(16, Math.floor(bytesMax / rowBytes)));
-  for (let i = 0; i < rows; i++) {
-    const row = rows === 1 ? 0 : Math.floor((i * (count - 1)) / (rows - 1));
-    sum.update(bytes.subarray(row * rowBytes, (row + 1) * rowBytes));
+/** Rows of the data's training part, as the split chose them. */
+export interface ChosenRows {
+  /** In the order of the training part; null: all, as they are. */
+  readonly train: Int32Array | null;
+  /** Null: the data have a validation part of their own. */
+  readonly validation: Int32Array | null;
+}
+
+/** Of the same, with the split and what is done to inputs. @param raw of `rawFingerprint` */
+export function fingerprint(
+  raw: string,
+  { train, validation }: ChosenRows,
+  { kind, scale }: InputTransform,
+): string {
+  const sum = dataDigest().update(text([raw, kind, scale]));
+  for (const rows of [train, validation]) {
+    sum.update(text(rows === null ? null : 'rows')).update(rows ?? new Int32Array());
   }
+  return VERSION + sum.hex();
 }

@@ -2,17 +2,18 @@ import { DownpourError } from '../../shared/errors.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
 import { isFloat, rowSize, takeRows } from './columns.ts';
 import type { Examples, ExperimentData, PrepareOptions } from './examples.ts';
+import type { ChosenRows } from './fingerprint.ts';
 
 /**
  * Which examples train and which validate. Chosen by integer arithmetic from the seed, so every worker has the
  * same parts.
  */
 
-/** Training and validation part. Rows of each keep the order of the data. */
+/** Training and validation part, and which rows they are. Rows of each keep the order of the data. */
 export function split(
   data: ExperimentData,
   options: PrepareOptions,
-): { train: Examples; validation: Examples } {
+): { train: Examples; validation: Examples; rows: ChosenRows } {
   const { seed, validationFraction, validation, trainFraction = 1, bootstrap = false } = options;
   const folds = validation?.folds ?? null;
   const examples = data.train;
@@ -55,15 +56,19 @@ export function split(
   }
   const kept = Math.max(1, Math.round(trains.length * trainFraction));
   // Sorted, since rows near each other in the data are then near each other in memory.
-  const take = (rows: Int32Array) => takeExamples(examples, rows.slice().sort());
   let rows = trains.subarray(0, kept);
   if (bootstrap) {
     const draw = random(seed, STREAMS.bootstrap);
     rows = rows.map((_, __, all) => all[draw.below(kept)]!);
   }
+  const chosen = {
+    train: kept === n && !bootstrap ? null : rows.slice().sort(),
+    validation: data.validation ? null : validates.slice().sort(),
+  };
   return {
-    train: kept === n && !bootstrap ? examples : take(rows),
-    validation: data.validation ?? take(validates),
+    train: chosen.train ? takeExamples(examples, chosen.train) : examples,
+    validation: data.validation ?? takeExamples(examples, chosen.validation!),
+    rows: chosen,
   };
 }
 
