@@ -1,7 +1,6 @@
 import { Argument, type Command, Option } from 'commander';
 import { LIMITS, SERVER_DEFAULTS } from '../shared/config.ts';
 import { SHELLS, type Shell } from './completion.ts';
-import { oneCharacter } from './data.ts';
 import type { InitOptions } from './init.ts';
 import type { Outcome } from './main.ts';
 import {
@@ -27,6 +26,7 @@ import {
   usedServerOption,
   whole,
 } from './options.ts';
+import { oneCharacter } from './table-options.ts';
 
 /** Names, options and help of the commands; what they do is imported when they run. */
 

@@ -1,10 +1,11 @@
 import { resolve } from 'node:path';
-import { type Command, InvalidArgumentError } from 'commander';
+import type { Command } from 'commander';
 import { type FetchProgress, fetchMnist } from '../worker/data/fetch.ts';
 import { mnistCacheFolder } from '../worker/data/mnist.ts';
 import type { InspectOptions } from './inspect.ts';
 import { EXIT, examples, jsonOption, print, printJson, untilInterrupted } from './options.ts';
 import type { Screen } from './progress.ts';
+import { addTableOptions } from './table-options.ts';
 
 /** `downpour data`: fetch MNIST, and look at what a data set holds before training on it. */
 
@@ -37,11 +38,11 @@ export function registerDataCommands(program: Command): void {
       ),
     )
     .action(mnistCommand);
-  data
+  const inspect = data
     .command('inspect')
     .description('print shapes, counts a class, mean, standard deviation and extremes')
-    .argument('[path]', 'a CSV, IDX or .npy file, or a folder of MNIST or of pictures')
-    .option('--delimiter <character>', 'between the cells of a CSV file', oneCharacter)
+    .argument('[path]', 'a CSV, IDX or .npy file, or a folder of MNIST or of pictures');
+  addTableOptions(inspect)
     .addOption(jsonOption())
     .addHelpText(
       'after',
@@ -55,12 +56,6 @@ export function registerDataCommands(program: Command): void {
       const { inspectCommand } = await import('./inspect.ts');
       await inspectCommand(path, options);
     });
-}
-
-export function oneCharacter(text: string): string {
-  const character = text === '\\t' ? '\t' : text;
-  if (character.length !== 1) throw new InvalidArgumentError('It must be one character, or \\t.');
-  return character;
 }
 
 async function mnistCommand(options: MnistCommandOptions): Promise<void> {

@@ -2,18 +2,18 @@ import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Column, isFloat, kindOf } from '../worker/data/columns.ts';
 import type { ExperimentData } from '../worker/data/examples.ts';
-import { corrupt, readDataFile, unreadable } from '../worker/data/files.ts';
-import { isIdx, parseIdx } from '../worker/data/idx.ts';
+import { filePieces, unreadable } from '../worker/data/files.ts';
+import { isIdx, readIdx } from '../worker/data/idx.ts';
 import { loadImageFolder } from '../worker/data/images.ts';
 import { loadMnist } from '../worker/data/mnist.ts';
-import { isNpy, parseNpy } from '../worker/data/npy.ts';
+import { isNpy, readNpy } from '../worker/data/npy.ts';
 import { type ColumnSummary, describeCsv, summarise } from '../worker/data/table-summary.ts';
 import { print, printJson } from './options.ts';
+import { type GivenTableOptions, tableOptionsOf } from './table-options.ts';
 
 /** `downpour data inspect`: what a data set holds. */
 
-export interface InspectOptions {
-  readonly delimiter?: string;
+export interface InspectOptions extends GivenTableOptions {
   readonly json?: boolean;
 }
 
@@ -36,7 +36,7 @@ export async function inspectCommand(
   path: string | undefined,
   options: InspectOptions,
 ): Promise<void> {
-  const facts = await inspectData(path, options.delimiter);
+  const facts = await inspectData(path, tableOptionsOf(options));
   if (options.json) {
     printJson(facts);
     return;
@@ -49,7 +49,10 @@ export async function inspectCommand(
  * What a data set holds. @param path a file or folder; undefined: the MNIST digits of `loadMnist`.
  * @throws DownpourError DP_DATA_MISSING, DP_DATA_CORRUPT
  */
-export async function inspectData(path?: string, delimiter?: string): Promise<DataFacts> {
+export async function inspectData(
+  path?: string,
+  options: GivenTableOptions = {},
+): Promise<DataFacts> {
   if (path === undefined) return examplesFacts(await loadMnist());
   const entry = await stat(path).catch((error) => {
     throw unreadable(path, error);
@@ -59,14 +62,17 @@ export async function inspectData(path?: string, delimiter?: string): Promise<Da
       (await holdsMnist(path)) ? await loadMnist({ folder: path }) : await loadImageFolder(path),
     );
   }
-  const bytes = await readDataFile(path);
-  if (isNpy(bytes)) return fileFacts(path, parseNpy(bytes, path));
-  if (isIdx(bytes)) return fileFacts(path, parseIdx(bytes, path));
-  if (bytes.subarray(0, 4096).includes(0)) {
-    throw corrupt(path, 'neither .npy, IDX nor CSV: it has zero bytes where text would be');
-  }
-  const { columns, count } = await describeCsv(path, delimiter === undefined ? {} : { delimiter });
+  const head = await fileHead(path);
+  if (isNpy(head)) return fileFacts(path, await readNpy(path));
+  if (isIdx(head)) return fileFacts(path, await readIdx(path));
+  const { columns, count } = await describeCsv(path, options);
   return { source: `${path}: ${count} lines`, columns };
+}
+
+/** The first bytes of a file, decompressed. */
+async function fileHead(path: string): Promise<Uint8Array> {
+  for await (const piece of filePieces(path)) return piece;
+  return new Uint8Array(0);
 }
 
 async function holdsMnist(folder: string): Promise<boolean> {
@@ -89,9 +95,13 @@ function examplesFacts(data: ExperimentData): DataFacts {
 }
 
 function fileFacts(path: string, column: Column): DataFacts {
-  const labels = column.shape.length === 1 && !isFloat(column.values);
+  const { shape, values } = column;
+  // NumPy saves labels as float64 where they went through a table.
+  const labels = shape.length === 1 && (!isFloat(values) || values.every(isLabel));
   return { source: path, columns: [columnFacts('values', column, labels)] };
 }
+
+const isLabel = (value: number) => Number.isInteger(value) && value >= 0;
 
 const CLASSES_MAX = 1000;
 

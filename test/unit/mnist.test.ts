@@ -206,6 +206,19 @@ describe('data inspect', () => {
       { name: 'a', numbers: { mean: 1.5 } },
       { name: 'b', missing: 1 },
     ]);
+    const labels8 = join(folder, 'labels.npy');
+    const dictionary = "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }".padEnd(117);
+    await writeFile(
+      labels8,
+      Buffer.concat([
+        Buffer.from('\x93NUMPY\x01\x00\x76\x00', 'latin1'),
+        Buffer.from(`${dictionary}\n`),
+        Buffer.from(Float64Array.of(1, 0, 1).buffer),
+      ]),
+    );
+    expect((await inspectData(labels8)).columns).toMatchObject([
+      { kind: 'float64', classes: { 0: 1, 1: 2 } },
+    ]);
     await writeFile(table, Buffer.alloc(100, 1).fill(0, 50));
     await expect(inspectData(table)).rejects.toMatchObject({ code: 'DP_DATA_CORRUPT' });
   });

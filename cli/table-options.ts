@@ -1,0 +1,50 @@
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import type { NumberForm } from '../worker/data/cells.ts';
+import { isEncoding } from '../worker/data/strict-text.ts';
+import type { TableOptions } from '../worker/data/table-rows.ts';
+
+/** How a CSV file is written, as options of commands that read one. */
+
+export interface GivenTableOptions
+  extends NumberForm,
+    Pick<TableOptions, 'delimiter' | 'encoding'> {}
+
+export function addTableOptions(command: Command): Command {
+  return command
+    .option(
+      '--delimiter <character>',
+      'between the cells of a CSV file, \\t for a tab (default: found in the file)',
+      oneCharacter,
+    )
+    .addOption(new Option('--decimal <mark>', 'of a CSV file: in 1,5 a comma').choices(['.', ',']))
+    .option('--thousands <mark>', 'of a CSV file: in 1,234 a comma', oneCharacter)
+    .option(
+      '--encoding <name>',
+      'of a CSV file, such as windows-1252 (default: UTF-8)',
+      knownEncoding,
+    );
+}
+
+/** Those that were given. */
+export function tableOptionsOf(options: GivenTableOptions): GivenTableOptions {
+  const { delimiter, encoding, decimal, thousands } = options;
+  return {
+    ...(delimiter === undefined ? {} : { delimiter }),
+    ...(encoding === undefined ? {} : { encoding }),
+    ...(decimal === undefined ? {} : { decimal }),
+    ...(thousands === undefined ? {} : { thousands }),
+  };
+}
+
+export function oneCharacter(text: string): string {
+  const character = text === '\\t' ? '\t' : text;
+  if (character.length !== 1 || /["\r\n]/.test(character)) {
+    throw new InvalidArgumentError('It must be one character, or \\t.');
+  }
+  return character;
+}
+
+function knownEncoding(text: string): string {
+  if (isEncoding(text)) return text;
+  throw new InvalidArgumentError('It must be a name such as utf-8, windows-1252, shift_jis.');
+}
