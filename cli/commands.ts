@@ -456,6 +456,9 @@ function registerInit(program: Command): void {
       'between the cells of a CSV file, \\t for a tab (default: found in the file)',
       oneCharacter,
     )
+    .addOption(new Option('--decimal <mark>', 'of a CSV file: in 1,5 a comma').choices(['.', ',']))
+    .option('--thousands <mark>', 'of a CSV file: in 1,234 a comma', oneCharacter)
+    .option('--encoding <name>', 'of a CSV file, such as windows-1252 (default: UTF-8)')
     .option('--force', 'write over a file that is there')
     .option('-y, --yes', 'ask nothing, take the defaults')
     .addOption(jsonOption())

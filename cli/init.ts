@@ -3,6 +3,7 @@ import { basename, dirname, extname, join, relative, resolve, sep } from 'node:p
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { pathArgument, shellCommand } from '../shared/shell.ts';
 import { unreadable } from '../worker/data/files.ts';
+import type { ProfileOptions } from '../worker/data/table-profile.ts';
 import { experimentName } from '../worker/experiment.ts';
 import { type Answers, askAt, Interrupted, unasked } from './init/ask.ts';
 import { imagesDraft, type ModelKind, mnistDraft } from './init/images.ts';
@@ -18,6 +19,9 @@ export interface InitOptions {
   readonly task?: Task;
   readonly model?: ModelKind;
   readonly delimiter?: string;
+  readonly decimal?: '.' | ',';
+  readonly thousands?: string;
+  readonly encoding?: string;
   readonly force?: boolean;
   readonly yes?: boolean;
   readonly json?: boolean;
@@ -129,9 +133,10 @@ async function draftFor(
   options: InitOptions,
   answers: Answers,
 ): Promise<Draft> {
-  const { target, task, delimiter } = options;
+  const { target, task } = options;
+  const reading = readingOf(options);
   if (data === MNIST || isFolder) {
-    const unfit = Object.entries({ target, task, delimiter }).find(
+    const unfit = Object.entries({ target, task, ...reading }).find(
       ([, value]) => value !== undefined,
     );
     if (unfit) {
@@ -149,10 +154,17 @@ async function draftFor(
     throw new DownpourError('DP_USAGE', `--model cnn is for images; ${data} is a table: mlp`);
   }
   const given = { ...(target === undefined ? {} : { target }), ...(task ? { task } : {}) };
-  return tableDraft(
-    { data, place: await placeOf(path, data), ...given, ...(delimiter ? { delimiter } : {}) },
-    answers,
-  );
+  return tableDraft({ data, place: await placeOf(path, data), ...given, reading }, answers);
+}
+
+/** How the file is written, as far as it was said. */
+function readingOf({ delimiter, decimal, thousands, encoding }: InitOptions): ProfileOptions {
+  return {
+    ...(delimiter === undefined ? {} : { delimiter }),
+    ...(decimal === undefined ? {} : { decimal }),
+    ...(thousands === undefined ? {} : { thousands }),
+    ...(encoding === undefined ? {} : { encoding }),
+  };
 }
 
 function modelOf(text: string): ModelKind {

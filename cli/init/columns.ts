@@ -8,6 +8,7 @@ export type ColumnKind =
   | 'numbers'
   | 'category'
   | 'count'
+  | 'unnamed'
   | 'constant'
   | 'date'
   | 'odd'
@@ -46,6 +47,7 @@ export function judge(profile: ColumnProfile): Judged {
   const judged: Judge = (kind, reason = '', remedy = '', mayBeKinds = false) => ({
     ...{ profile, kind, reason, remedy, mayBeKinds },
   });
+  if (profile.isUnnamed) return judged('unnamed', 'the header has no name for it', 'name it there');
   if (given === 0) return judged('empty', 'it holds no value');
   if (missing > 0) {
     const first = firstMissing!;
@@ -81,8 +83,18 @@ function judgeNumbers(judged: Judge, profile: ColumnProfile): Judged {
 }
 
 function judgeText(judged: Judge, profile: ColumnProfile, given: number): Judged {
-  const { numberCount, kinds } = profile;
-  const isCategory = kinds !== null && isFew(kinds.size, given);
+  const { numberCount, kinds, names } = profile;
+  const isCategory = names !== null && isFew(names.names.length, given);
+  if (isCategory && names.conflict !== null) {
+    const [a, b] = names.conflict.map(shown);
+    return judged('odd', `${a} and ${b} are one number written in two ways`, 'write them alike');
+  }
+  if (formCount(profile, 'code') > 0 && !isCategory) {
+    return judged(
+      'odd',
+      `it holds codes that begin with a 0 (${example(profile, 'code')}), no quantities`,
+    );
+  }
   const dressed = DRESSED.reduce((sum, form) => sum + formCount(profile, form), 0);
   const units = formCount(profile, 'unit');
   if (numberCount >= NUMBERS_SHARE * given) {
@@ -155,9 +167,10 @@ const HINTS: Readonly<Record<Form, string>> = {
   date: '',
   money: 'take the currency out; ',
   percent: 'take the percent sign out; ',
-  grouped: 'take the marks between thousands out; ',
-  decimalComma: 'a decimal comma is read with --decimal ,; ',
+  grouped: 'thousands apart are read with --thousands, such as --thousands ,; otherwise ',
+  decimalComma: 'a decimal comma is read with --decimal ,; otherwise ',
   unit: 'take the unit out; ',
+  code: '',
   infinite: 'no infinite number can be learnt from; ',
   tooLarge: 'it is larger than a float32 can be; ',
   absent: 'a missing value is written as an empty cell, ?, NA, NaN, n/a or null; ',

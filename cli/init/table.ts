@@ -1,9 +1,11 @@
 import { basename } from 'node:path';
 import { nearest } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { lookalikes } from '../../worker/data/cells.ts';
 import { corrupt } from '../../worker/data/files.ts';
 import {
   type ColumnProfile,
+  type ProfileOptions,
   profileTable,
   type TableProfile,
 } from '../../worker/data/table-profile.ts';
@@ -31,7 +33,8 @@ export interface TableRequest {
   readonly place: string;
   readonly target?: string;
   readonly task?: Task;
-  readonly delimiter?: string;
+  /** How the file is written, where that is not found in it. */
+  readonly reading?: ProfileOptions;
 }
 
 /** Whole numbers of at most so many kinds are classes rather than quantities. */
@@ -41,8 +44,8 @@ const SHOWN_MAX = 8;
 
 /** @throws DownpourError DP_USAGE, DP_DATA_MISSING, DP_DATA_CORRUPT */
 export async function tableDraft(request: TableRequest, answers: Answers): Promise<Draft> {
-  const { data, delimiter } = request;
-  const table = await profileTable(data, delimiter === undefined ? {} : { delimiter });
+  const { data } = request;
+  const { table, reading, notes: readingNotes } = await readTable(request);
   if (table.count === 0)
     throw corrupt(data, 'it has a header, but no line after it: nothing to learn from');
   if (table.count === 1) {
@@ -70,10 +73,44 @@ export async function tableDraft(request: TableRequest, answers: Answers): Promi
   const notes = [
     `${data}: ${groups(table.count)} examples; predicts ${target.profile.name} (${task})${taskNote(target.profile, task, request)}`,
     ...(task === 'classification' ? classNotes(target.profile, data) : []),
+    ...readingNotes,
     ...inputNotes,
     ...sizeNotes(table.count),
   ];
-  return { source: tableSource({ request, table, target: target.profile, task, inputs }), notes };
+  return {
+    source: tableSource({ request, reading, table, target: target.profile, task, inputs }),
+    notes,
+  };
+}
+
+/** Finds out how the file is written, as far as that can be known. */
+async function readTable({ data, reading = {} }: TableRequest) {
+  const profile = async (options: ProfileOptions) => {
+    try {
+      return await profileTable(data, options);
+    } catch (error) {
+      if (!(error instanceof DownpourError)) throw error;
+      // What is an option in a program is one of the command here.
+      const text = error.message.replace(/`(delimiter|encoding|decimal|thousands)`/g, '--$1');
+      throw new DownpourError(error.code, text, { cause: error });
+    }
+  };
+  const table = await profile(reading);
+  const notes = table.notes.map((note) => `${data}: ${note}`);
+  const { delimiter } = table;
+  const pinned = { ...reading, ...(delimiter === ',' ? {} : { delimiter }) };
+  if (reading.decimal !== undefined || delimiter === ',' || !hasDecimalCommas(table)) {
+    return { table, reading: pinned, notes };
+  }
+  const withCommas = { ...pinned, decimal: ',' } as const;
+  const said = `${data}: numbers are read with a decimal comma; --decimal . takes commas for something else`;
+  return { table: await profile(withCommas), reading: withCommas, notes: [...notes, said] };
+}
+
+/** Numbers with a comma, and none with a point: as programs write them where a comma divides no cells. */
+function hasDecimalCommas({ columns }: TableProfile): boolean {
+  const commas = columns.some(({ forms }) => forms.has('decimalComma'));
+  return commas && columns.every(({ pointCount }) => pointCount === 0);
 }
 
 // What is predicted.
@@ -172,14 +209,13 @@ function checkTask(text: string, { profile }: Judged, data: string): Task {
   return text;
 }
 
-/** Rows by class; of numbers each value once, however it is written. Null: too many. */
-function classCounts(profile: ColumnProfile): ReadonlyMap<string, number> | null {
-  const { kinds } = profile;
-  if (kinds === null || !isNumeric(profile)) return kinds;
-  const counts = new Map<string, number>();
+/** Rows by class, as the reader names them. Null: too many. */
+function classCounts({ kinds, names }: ColumnProfile): ReadonlyMap<string, number> | null {
+  if (kinds === null || names === null) return null;
+  const counts = new Map(names.names.map((name) => [name, 0]));
   for (const [text, rows] of kinds) {
-    const name = String(Number(text));
-    counts.set(name, (counts.get(name) ?? 0) + rows);
+    const name = names.names[names.indexOf(text)]!;
+    counts.set(name, counts.get(name)! + rows);
   }
   return counts;
 }
@@ -197,7 +233,7 @@ function taskNote(profile: ColumnProfile, task: Task, request: TableRequest): st
 function classNotes(profile: ColumnProfile, data: string): string[] {
   const counts = classCounts(profile)!;
   const single = [...counts].filter(([, rows]) => rows === 1).map(([name]) => shown(name));
-  const notes = [`classes: ${listed([...counts.keys()].sort(byNumber))}`, ...spellings(profile)];
+  const notes = [`classes: ${listed([...counts.keys()])}`, ...spellings(profile)];
   if (single.length > 0) {
     notes.push(
       `${data}: the ${single.length === 1 ? 'class' : 'classes'} ${single.slice(0, SHOWN_MAX).join(', ')} ${single.length === 1 ? 'has' : 'have'} one row only, which is either learnt from or validated with, not both: add more, or take it out`,
@@ -206,26 +242,18 @@ function classNotes(profile: ColumnProfile, data: string): string[] {
   return notes;
 }
 
-const byNumber = (a: string, b: string) => Number(a) - Number(b) || (a < b ? -1 : 1);
-
 function listed(names: readonly string[]): string {
   const first = names.slice(0, SHOWN_MAX).map(shown).join(', ');
   return names.length > SHOWN_MAX ? `${first} … (${names.length})` : first;
 }
 
-/** Kinds that are one to a reader: they differ in case, spaces or Unicode's normal form. */
-function spellings({ name, kinds }: ColumnProfile): string[] {
-  const byForm = new Map<string, string[]>();
-  for (const kind of kinds!.keys()) {
-    const form = kind.normalize('NFKC').toLowerCase().replace(/\s+/g, ' ');
-    byForm.set(form, [...(byForm.get(form) ?? []), kind]);
-  }
-  return [...byForm.values()]
-    .filter((same) => same.length > 1)
-    .map(
-      (same) =>
-        `column ${shown(name)}: ${same.map(shown).join(' and ')} are kinds of their own; write them alike if they are one`,
-    );
+/** Kinds that look like one: they differ in case, spaces or Unicode's normal form. */
+function spellings({ name, names }: ColumnProfile): string[] {
+  const alike = lookalikes(names!.names);
+  if (alike === null) return [];
+  return [
+    `column ${shown(name)}: ${alike.map(shown).join(' and ')} are kinds of their own; write them alike if they are one`,
+  ];
 }
 
 // What it is predicted from.
@@ -289,7 +317,7 @@ function chooseInputs(
   }
   for (const profile of categories) {
     notes.push(
-      `column ${shown(profile.name)} is text of ${profile.kinds!.size} kinds, one 0/1 input for each: ${listed([...profile.kinds!.keys()].sort())}`,
+      `column ${shown(profile.name)} is text of ${profile.names!.names.length} kinds, one 0/1 input for each: ${listed(profile.names!.names)}`,
     );
     notes.push(...spellings(profile));
   }
@@ -312,6 +340,7 @@ function sizeNotes(count: number): string[] {
 
 interface TableParts {
   readonly request: TableRequest;
+  readonly reading: ProfileOptions;
   readonly table: TableProfile;
   readonly target: ColumnProfile;
   readonly task: Task;
@@ -362,7 +391,7 @@ export function minibatchSize(count: number, validates = false): number {
   return Math.max(1, Math.min(count < 2_000 ? 16 : 64, trains));
 }
 
-function loadOptions({ table, target, task, inputs }: TableParts): string[] {
+function loadOptions({ reading, target, task, inputs }: TableParts): string[] {
   const names = (columns: readonly ColumnProfile[]) => columns.map(({ name }) => name);
   const lines = [`targets: [${code(target.name)}],`];
   if (task === 'classification') lines.push(`task: 'classification',`);
@@ -375,7 +404,7 @@ function loadOptions({ table, target, task, inputs }: TableParts): string[] {
     );
     lines.push('ignore: [', ...ignored, '],');
   }
-  if (table.delimiter !== ',') lines.push(`delimiter: ${code(table.delimiter)},`);
+  for (const [option, value] of Object.entries(reading)) lines.push(`${option}: ${code(value)},`);
   return lines.map((line) => `      ${line}`);
 }
 

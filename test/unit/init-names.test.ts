@@ -5,6 +5,7 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { code, comment } from '../../cli/init/source.ts';
 import { initCommand } from '../../cli/init.ts';
+import { nameOf } from '../../worker/data/cells.ts';
 import { loadWritten, printedBy } from '../support/written-experiments.ts';
 
 let folder: string;
@@ -55,10 +56,10 @@ const anyText = fc.oneof(
 const fileName = anyText.filter(
   (text) => !/[/\0]/.test(text) && Buffer.byteLength(text) < 200 && text !== '.' && text !== '..',
 );
-/** As the reader has them: without spaces around, each once. */
+/** Each once, as the reader has them. */
 const header = fc.uniqueArray(
-  anyText.map((text) => text.trim()).filter((text) => text !== '' && !text.includes('\0')),
-  { minLength: 3, maxLength: 5 },
+  anyText.filter((text) => nameOf(text) !== '' && !text.includes('\0')),
+  { minLength: 3, maxLength: 5, selector: nameOf },
 );
 
 const cell = (text: string) => `"${text.replaceAll('"', '""')}"`;
@@ -73,8 +74,8 @@ describe('names in what init writes', () => {
       ...NASTY.map((name, i) => ({
         inner: name.replaceAll('/', '|'),
         file: name.replaceAll('/', '|'),
-        header: [name, 'b', NASTY[(i + 1) % NASTY.length]!].map(
-          (text, j) => text.trim() || `x${j}`,
+        header: [name, `b${i}`, NASTY[(i + 7) % NASTY.length]!].map((text, j) =>
+          nameOf(text) === '' ? `x${j}` : text,
         ),
       })),
     );
@@ -108,8 +109,11 @@ describe('names in what init writes', () => {
     }
     expect(loadWritten(written)).toEqual(
       cases.map(({ header: names }) => ({
-        inputs: [...names.slice(0, -2), `${names.at(-2)}=u`, `${names.at(-2)}=v`],
-        targets: names.slice(-1),
+        inputs: [
+          ...names.slice(0, -2).map(nameOf),
+          ...['u', 'v'].map((kind) => `${nameOf(names.at(-2)!)}=${kind}`),
+        ],
+        targets: names.slice(-1).map(nameOf),
         parameters: 0,
       })),
     );

@@ -38,7 +38,7 @@ function table(
 type Options = Omit<Partial<TableRequest>, 'data' | 'place'>;
 
 /** What `init` says and writes; of a refusal its code and message. */
-async function init(text: string, options: Options = {}): Promise<string> {
+async function init(text: string | Buffer, options: Options = {}): Promise<string> {
   const data = join(folder, 'x.csv');
   await writeFile(data, text);
   try {
@@ -107,7 +107,14 @@ describe('init on numbers with a slip', () => {
       `'(2)' in line 3`,
       'thousands',
     ],
-    ['a decimal comma', (row) => `${row},5`, `'0,5' in line 2`, '--decimal'],
+    ['a decimal comma', (row) => `${row},5`, `'0,5' in line 2`, '--decimal ,'],
+    ['codes', (row) => `0${1000 + row}`, `codes that begin with a 0 (line 2: '01000')`, ''],
+    [
+      'a number in two ways',
+      (row) => ['1', '01', '2', '002'][row % 4],
+      `'01' and '1' are one`,
+      'alike',
+    ],
     ['half of it text', (row) => (row % 2 ? `A${row}` : 1000 + 3 * row), `'A1' in line 3`, ''],
   ];
   test.each(slips)('leaves the input out and says where: %s', async (_, at, where, hint) => {
@@ -150,9 +157,56 @@ describe('init on numbers with a slip', () => {
     expect(await init(table({ state, ...quantity }, 600))).toContain("categorical: ['state'],");
   });
 
+  test('takes few codes that begin with a 0 as a category', async () => {
+    const said = await init(
+      table({ zip: (row) => ['01067', '10115', '80331'][row % 3], ...quantity }),
+    );
+    expect(said).toContain("categorical: ['zip'],");
+  });
+
   test('says which kinds are one to a reader', async () => {
     const said = await init(table({ fast: (row) => ['yes', 'Yes', 'no'][row % 3], ...quantity }));
-    expect(said).toContain(`column 'fast': 'yes' and 'Yes' are kinds of their own`);
+    expect(said).toContain(`column 'fast': 'Yes' and 'yes' are kinds of their own`);
+  });
+});
+
+describe('init on how a file is written', () => {
+  const german = (salt: number) => (row: number) => String(noise(salt)(row)).replace('.', ',');
+
+  test.each([';', '\t', '|'])(
+    'finds %j between cells, and a decimal comma, and writes both down',
+    async (delimiter) => {
+      const said = await init(table({ x: german(1), z: german(2), y: german(3) }, 60, delimiter));
+      expect(said).toContain(
+        `delimiter: '${delimiter === '\t' ? '\\t' : delimiter}',\n      decimal: ',',`,
+      );
+      expect(said).toContain('numbers are read with a decimal comma; --decimal .');
+      const points = await init(table(quantity, 60, delimiter));
+      expect(points).not.toContain('decimal');
+    },
+  );
+
+  test('takes what is said for it', async () => {
+    const rows = {
+      x: german(1),
+      z: (row: number) => `${1 + row},5`,
+      y: (row: number) => `1.${200 + ((row * row) % 700)},5`,
+    };
+    const said = await init(table(rows), { reading: { decimal: ',', thousands: '.' } });
+    expect(said).toContain("decimal: ',',\n      thousands: '.',");
+    expect(said).toContain('predicts y (regression)');
+    const western = Buffer.from(table({ x: noise(1), größe: noise(2), y: noise(3) }), 'latin1');
+    expect(await init(western)).toMatch(/^DP_DATA_CORRUPT .*--encoding/);
+    expect(await init(western, { reading: { encoding: 'windows-1252' } })).toContain(
+      "encoding: 'windows-1252',",
+    );
+  });
+
+  test('leaves out columns without a name', async () => {
+    // As pandas writes rows of a table that was split.
+    const shuffled = (row: number) => (row * 37) % 211;
+    const said = await init(table({ '': shuffled, ...quantity }));
+    expect(said).toContain(`${left('column 1')}the header has no name for it; name it there`);
   });
 });
 

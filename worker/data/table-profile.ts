@@ -1,6 +1,14 @@
-import { isMissing, isNumber } from './cells.ts';
-import { readDataFile } from './files.ts';
-import { parseRows, type TableOptions } from './table-rows.ts';
+import {
+  isMissing,
+  isNumber,
+  type NameList,
+  type NumberForm,
+  nameList,
+  nameOf,
+  numberReader,
+  type ReadNumber,
+} from './cells.ts';
+import { readRows, type TableOptions } from './table-rows.ts';
 
 /** What stands in the columns of a table, cell by cell, before anybody decides what it means. */
 
@@ -12,6 +20,7 @@ export type Form =
   | 'grouped'
   | 'decimalComma'
   | 'unit'
+  | 'code'
   | 'infinite'
   | 'tooLarge'
   | 'absent'
@@ -25,6 +34,8 @@ export interface Cell {
 
 export interface ColumnProfile {
   readonly name: string;
+  /** The header has no name for it; this one says its place. */
+  readonly isUnnamed: boolean;
   /** Rows of the table. */
   readonly count: number;
   readonly missing: number;
@@ -32,6 +43,8 @@ export interface ColumnProfile {
   /** One a row; NaN where the cell is no number. */
   readonly values: Float64Array;
   readonly numberCount: number;
+  /** Numbers with a point in them. */
+  readonly pointCount: number;
   /** Cells that are neither missing nor numbers, by form. */
   readonly forms: ReadonlyMap<Form, number>;
   /** The first of each form. */
@@ -40,37 +53,50 @@ export interface ColumnProfile {
   readonly kinds: ReadonlyMap<string, number> | null;
   /** One a row: which of `kinds`, in their order, −1 where the value is missing; null as `kinds`. */
   readonly codes: Int32Array | null;
+  /** What the reader makes of `kinds` as names; null as `kinds`. */
+  readonly names: NameList | null;
 }
+
+export interface ProfileOptions extends TableOptions, NumberForm {}
 
 export interface TableProfile {
   readonly columns: readonly ColumnProfile[];
   readonly count: number;
   /** Given, or found. */
   readonly delimiter: string;
+  /** What was left out without being asked for. */
+  readonly notes: readonly string[];
 }
 
 /** Texts of a column that are told apart. */
 export const KINDS_MAX = 1000;
+/** A zip code or the like, no quantity, though it can be read as one. Two digits may be an hour. */
+const CODE = /^0\d{2,}$/;
 const FLOAT32_MAX = 3.4028234663852886e38;
 
 /** Reads a table and says what its cells look like. Nothing that stands in a cell is refused. */
 export async function profileTable(
   path: string,
-  options: TableOptions = {},
+  options: ProfileOptions = {},
 ): Promise<TableProfile> {
+  const read = numberReader(options);
   const collectors: Collector[] = [];
-  const bytes = await readDataFile(path);
-  const { header, count, delimiter } = parseRows(bytes, path, options, (cells, line) => {
+  let unnamed: ReadonlySet<number> = new Set();
+  const facts = await readRows(path, options, (cells, line, given) => {
+    unnamed = given.unnamed;
     for (let i = 0; i < cells.length; i++) {
-      collectors[i] ??= new Collector();
-      collectors[i]!.add(cells[i]!.trim(), line);
+      collectors[i] ??= new Collector(read);
+      collectors[i]!.add(nameOf(cells[i]!), line);
     }
   });
-  const columns = header.map((name, i) => (collectors[i] ?? new Collector()).done(name));
-  return { columns, count, delimiter };
+  const columns = facts.header.map((name, i) =>
+    (collectors[i] ?? new Collector(read)).done(name, unnamed.has(i)),
+  );
+  return { ...facts, columns };
 }
 
 class Collector {
+  readonly #read: ReadNumber;
   readonly #values = new Growing(Float64Array);
   #codes: Growing<Int32Array> | null = new Growing(Int32Array);
   #order: Map<string, number> | null = new Map();
@@ -80,6 +106,11 @@ class Collector {
   #numberCount = 0;
   readonly #forms = new Map<Form, number>();
   readonly #firsts = new Map<Form, Cell>();
+  #pointCount = 0;
+
+  constructor(read: ReadNumber) {
+    this.#read = read;
+  }
 
   add(text: string, line: number): void {
     if (isMissing(text)) {
@@ -89,12 +120,13 @@ class Collector {
       this.#codes?.push(-1);
       return;
     }
-    const value = isNumber(text) ? Number(text) : Number.NaN;
-    if (Math.abs(value) <= FLOAT32_MAX) {
+    const value = this.#read(text);
+    if (Math.abs(value) <= FLOAT32_MAX && !CODE.test(text)) {
       this.#numberCount++;
+      if (text.includes('.')) this.#pointCount++;
       this.#values.push(value);
     } else {
-      const form = formOf(text);
+      const form = Math.abs(value) <= FLOAT32_MAX ? 'code' : formOf(text);
       this.#forms.set(form, (this.#forms.get(form) ?? 0) + 1);
       if (!this.#firsts.has(form)) this.#firsts.set(form, { line, text });
       this.#values.push(Number.NaN);
@@ -119,20 +151,23 @@ class Collector {
     this.#codes!.push(code);
   }
 
-  done(name: string): ColumnProfile {
+  done(name: string, isUnnamed: boolean): ColumnProfile {
     const values = this.#values.taken();
     return {
       name,
+      isUnnamed,
       count: values.length,
       missing: this.#missing,
       firstMissing: this.#firstMissing,
       values,
       numberCount: this.#numberCount,
+      pointCount: this.#pointCount,
       forms: this.#forms,
       firsts: this.#firsts,
       kinds:
         this.#order && new Map([...this.#order].map(([text, code]) => [text, this.#counts[code]!])),
       codes: this.#codes?.taken() ?? null,
+      names: this.#order && nameList([...this.#order.keys()], this.#read),
     };
   }
 }
