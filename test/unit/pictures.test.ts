@@ -400,11 +400,6 @@ describe('PNG of every kind', () => {
     expect(picture.frames).toBe(3);
   });
 
-  test('what stands behind its end does not matter', async () => {
-    const file = Buffer.concat([png(1, 1, () => [5, 6, 7]), Buffer.from('from a camera')]);
-    expect(at(await read(file), 0, 0)).toEqual([5, 6, 7, 255]);
-  });
-
   test('an interlaced one that unpacks to more than its size is refused before it has the memory', async () => {
     const rows = Array.from({ length: 4 }, () => new Array(1_000).fill(0));
     const file = rawPng([2, 2], [8, GREY, 1], rows);
@@ -614,6 +609,15 @@ describe.skipIf(sharp === null)('formats that sharp reads', () => {
       });
     },
   );
+});
+
+test('a picture that ends too early is said to be truncated, and what stands behind its end does not matter', async () => {
+  for (const file of [png(9, 9, () => RED), jpg(9, 9, () => RED)]) {
+    await expect(read(file.subarray(0, -4))).rejects.toThrow(
+      /it ends too early, so the file is truncated/,
+    );
+    expect((await read(Buffer.concat([file, Buffer.alloc(99, 7)]))).width).toBe(9);
+  }
 });
 
 describe('what is no picture that is read', () => {

@@ -97,7 +97,7 @@ export async function pictureOf(bytes: Buffer, path: string, like?: SizeOf): Pro
     if (rgba.length !== width * height * 4) throw new Error('its pixels are incomplete');
     return { width, height, frames, rgba: upright(rgba, stored.width, stored.height, orientation) };
   } catch (error) {
-    throw corrupt(path, `the picture cannot be decoded: ${errorText(error)}`, error);
+    throw corrupt(path, `the picture cannot be decoded: ${reasonOf(error)}`, error);
   }
 }
 
@@ -118,8 +118,19 @@ async function open(bytes: Buffer, path: string): Promise<StoredPicture | string
     return await openBySharp(bytes, format, path, PIXELS_MAX);
   } catch (error) {
     if (error instanceof DownpourError) throw error;
-    throw corrupt(path, `its header cannot be read: ${errorText(error)}`, error);
+    throw corrupt(path, `its header cannot be read: ${reasonOf(error)}`, error);
   }
+}
+
+/** What decoders say, some of them in many lines, some in words of their own. */
+function reasonOf(error: unknown): string {
+  // Of a decoder that had not thought of such a file.
+  if (error instanceof TypeError || error instanceof RangeError) return 'its data are damaged';
+  const [reason = ''] = errorText(error).split('\n');
+  if (/marker was not found|read requests|end of GIF|bad seek/.test(reason)) {
+    return 'it ends too early, so the file is truncated';
+  }
+  return /pixel limit/.test(reason) ? `it has more than the ${PIXELS_MAX} pixels allowed` : reason;
 }
 
 const BY_SHARP = ['GIF', 'WebP', 'TIFF', 'AVIF'];
