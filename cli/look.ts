@@ -33,7 +33,11 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
     const settings = { name: trained.facts.run, part, worst, random, seed };
     const show = showerOf(trained.prepared, part);
     const report = withObserved(
-      withCaution(lookReport(settings, { answers, rows, show }), trained, part),
+      withCaution(
+        lookReport(settings, { answers, rows, show, classes: trained.prepared.classes }),
+        trained,
+        part,
+      ),
       trained,
     );
     if (options.tensorboard !== undefined) {
@@ -85,9 +89,9 @@ function withCaution(
 }
 
 /** What was sampled while training, behind what the answers show. */
-function withObserved(report: Report, { observed, facts }: Trained): Report {
+function withObserved(report: Report, { observed, sampledRun, facts }: Trained): Report {
   const { run, kind, step } = facts;
-  const more = observed ? observationsReport(observed) : null;
+  const more = observed ? observationsReport(observed, sampledRun ?? {}) : null;
   return {
     ...report,
     advice: more ? `${report.advice} ${more.advice}` : report.advice,

@@ -28,6 +28,12 @@ export async function refuseCommand(file: string, options: RefuseOptions): Promi
         'the answers of this experiment are numbers, which say nothing of how sure they are: refusing needs classes, or yes and no',
       );
     }
+    if (answers.count / answers.perExample < 2) {
+      throw new DownpourError(
+        'DP_USAGE',
+        'the validation part has one example: thresholds are chosen on one half of it and measured on the other, so that it takes two at least, and some hundred to tell much; raise validationFraction and train again',
+      );
+    }
     const { run } = trained.facts;
     const report = refuseReport(
       {

@@ -7,6 +7,7 @@ import type { RunConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { Observations, RunSummary } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
+import type { SampledRun } from '../study/observations.ts';
 import { answersOf } from '../worker/answers.ts';
 import type { PreparedData } from '../worker/data/examples.ts';
 import { mustBeDataOf } from '../worker/data/facts.ts';
@@ -46,6 +47,8 @@ export interface Trained {
   readonly model: Model;
   /** What was sampled while it was trained; null: the checkpoint is a file, or nothing was. */
   readonly observed: Observations | null;
+  /** Of the run, beside what was sampled; null: the checkpoint is a file. */
+  readonly sampledRun: SampledRun | null;
 }
 
 /**
@@ -93,7 +96,7 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
   const folder = await mkdtemp(join(tmpdir(), 'downpour-trained-'));
   try {
     const copy = join(folder, 'parameters');
-    const { facts, data, observed } = await copyOf(file, copy, options);
+    const { facts, data, observed, sampledRun } = await copyOf(file, copy, options);
     if (facts.experiment !== name) {
       throw new DownpourError(
         'DP_EXPERIMENT_MISMATCH',
@@ -115,7 +118,7 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
     mustBeDataOf(data, prepared);
     const model = await buildModel(experiment, config, prepared);
     model.load(vectorOf(model.layout, tensors));
-    return { facts, experiment, config, prepared, model, observed };
+    return { facts, experiment, config, prepared, model, observed, sampledRun };
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
@@ -125,16 +128,25 @@ async function copyOf(
   file: string,
   to: string,
   options: TrainedOptions,
-): Promise<Copied & { readonly observed: Observations | null }> {
+): Promise<Copied & Pick<Trained, 'observed' | 'sampledRun'>> {
   if (options.checkpoint !== undefined) {
-    return { ...(await copyFromFile(options.checkpoint, to)), observed: null };
+    return { ...(await copyFromFile(options.checkpoint, to)), observed: null, sampledRun: null };
   }
   const session = await openSession({ ...options, run: options.run });
   try {
     const id = await findRun(session, file, options.run);
     const copied = await copyFromRun(session, id, options.kind ?? null, to);
     const observed = await session.client.observations(id);
-    return { ...copied, observed: observed.samples.length > 0 ? observed : null };
+    if (observed.samples.length === 0) return { ...copied, observed: null, sampledRun: null };
+    const [{ training }, { best, config, errorMeasure }] = await Promise.all([
+      session.client.metrics(id),
+      session.client.run(id),
+    ]);
+    const learningRate = (i: number) => training.learningRate[i]!;
+    const rates = training.step.map((step, i) => ({ step, learningRate: learningRate(i) }));
+    // Of an error of the user's own 0 need not be the end.
+    const error = errorMeasure === 'own' ? null : (best?.error ?? null);
+    return { ...copied, observed, sampledRun: { rates, optimizer: config.optimizer.kind, error } };
   } finally {
     await session.close();
   }

@@ -27,6 +27,8 @@ export interface Looked {
   readonly rows: Int32Array;
   /** An example by its index in the part. */
   readonly show: (row: number) => Shown;
+  /** Of class 0, 1, …; null: they have none. */
+  readonly classes?: readonly string[] | null;
 }
 
 interface Line {
@@ -44,13 +46,17 @@ const CLASSES_MAX = 40;
 
 export function lookReport(settings: LookSettings, looked: Looked): Report {
   const { answers, rows, show } = looked;
+  // Of several questions an example, each yes or no, classes are the questions.
+  const isOne = answers.kind !== 'binary' || answers.perExample === 1;
+  const isNamed = isOne && looked.classes?.length === classCountOf(answers);
+  const classes = isNamed ? looked.classes! : null;
   const { name, part } = settings;
-  const lines = linesOf(answers, rows);
+  const lines = linesOf(answers, rows, classes);
   const known = lines.filter(({ loss }) => Number.isFinite(loss));
   const worst = [...known].sort((a, b) => b.loss - a.loss).slice(0, settings.worst);
   const order = permutation(settings.seed, 0, lines.length);
   const random = Array.from(order.subarray(0, settings.random), (i) => lines[i]!);
-  const confusion = confusionOf(answers, lines);
+  const confusion = confusionOf(answers);
   const card = (line: Line): Card => ({
     shown: show(line.row),
     caption: [
@@ -72,12 +78,18 @@ export function lookReport(settings: LookSettings, looked: Looked): Report {
       line.confidence === null ? '–' : percent(line.confidence),
       numberText(line.loss),
     ]),
-    advice: adviceOf(answers, lines, losses, total, confusion),
+    advice: adviceOf({ answers, lines, losses, total, confusion, classes }),
     plots: {
       'worst.svg': contactSheet('Highest losses', worst.map(card)),
       'random.svg': contactSheet('A random sample', random.map(card)),
       ...(confusion && confusion.length <= CLASSES_MAX
-        ? { 'confusion.svg': matrixFigure('True class against answer', confusion) }
+        ? {
+            'confusion.svg': matrixFigure(
+              'True class against answer',
+              confusion,
+              confusion.map((_, i) => className(i, classes)),
+            ),
+          }
         : {}),
       'losses.svg': chart({
         title: 'Share of the total loss that the worst examples have',
@@ -86,11 +98,22 @@ export function lookReport(settings: LookSettings, looked: Looked): Report {
         series: [{ name: 'loss', style: 'curve', points: concentration(losses, total) }],
       }),
     },
-    facts: { name, part, worst, random, confusion, examples: rows.length, answers: answers.count },
+    facts: {
+      ...{ name, part, worst, random, classes, confusion },
+      ...{ examples: rows.length, answers: answers.count },
+    },
   };
 }
 
-function linesOf(answers: Answers, rows: Int32Array): Line[] {
+/** A name of any length fits neither a card nor a matrix. */
+const NAME_CHARACTERS = 40;
+
+function className(index: number, classes: readonly string[] | null): string {
+  const name = classes?.[index] ?? String(index);
+  return name.length <= NAME_CHARACTERS ? name : `${name.slice(0, NAME_CHARACTERS - 1)}…`;
+}
+
+function linesOf(answers: Answers, rows: Int32Array, names: readonly string[] | null): Line[] {
   const { count, kind, width, outputs, truths, losses, perExample } = answers;
   const row = (i: number) => rows[Math.floor(i / perExample)]!;
   if (kind === 'numbers') {
@@ -107,16 +130,21 @@ function linesOf(answers: Answers, rows: Int32Array): Line[] {
   const { classes, confidence } = decide(probabilitiesOf(answers), classCountOf(answers));
   return Array.from({ length: count }, (_, i) => ({
     ...{ index: i, row: row(i), loss: losses[i]!, confidence: confidence[i]! },
-    ...{ truth: String(truths[i]), answer: String(classes[i]), wrong: classes[i] !== truths[i] },
+    truth: className(truths[i]!, names),
+    answer: className(classes[i]!, names),
+    wrong: classes[i] !== truths[i],
   }));
 }
 
 /** Counts by true class and answer; null for numbers. */
-function confusionOf(answers: Answers, lines: readonly Line[]): number[][] | null {
+function confusionOf(answers: Answers): number[][] | null {
   if (answers.kind === 'numbers') return null;
   const size = classCountOf(answers);
   const counts = Array.from({ length: size }, () => new Array<number>(size).fill(0));
-  for (const { truth, answer } of lines) counts[Number(truth)]![Number(answer)]!++;
+  const { classes } = decide(probabilitiesOf(answers), size);
+  classes.forEach((answer, i) => {
+    counts[answers.truths[i]!]![answer]!++;
+  });
   return counts;
 }
 
@@ -133,41 +161,96 @@ function concentration(losses: readonly number[], total: number) {
   return points;
 }
 
-function adviceOf(
-  answers: Answers,
-  lines: readonly Line[],
-  losses: readonly number[],
-  total: number,
-  confusion: readonly (readonly number[])[] | null,
-): string {
-  const parts: string[] = [];
-  const first = losses.slice(0, Math.max(1, Math.round(losses.length / 100)));
+/** Fewer have no worst hundredth. */
+const HUNDREDTH_MIN = 100;
+/** Of the loss, where the worst 1 % would have 1 % if all were alike. */
+const CONCENTRATED = 0.05;
+
+interface Findings {
+  readonly answers: Answers;
+  readonly lines: readonly Line[];
+  /** Finite ones, falling. */
+  readonly losses: readonly number[];
+  readonly total: number;
+  readonly confusion: readonly (readonly number[])[] | null;
+  readonly classes: readonly string[] | null;
+}
+
+/** What is said, and when it is not: docs/advice.md. */
+function adviceOf(findings: Findings): string {
+  const { confusion, answers } = findings;
+  const parts = concentrationAdvice(findings);
+  if (confusion) parts.push(...classAdvice(findings, confusion));
+  else if (findings.losses.length > 0) {
+    parts.unshift(`The mean loss is ${numberText(meanOf(findings.losses))}.`);
+  }
+  if (findings.losses.length < answers.count) {
+    const { length } = findings.losses;
+    parts.push(`The loss is known of ${length} of the ${answers.count} answers.`);
+  }
+  return parts.join(' ');
+}
+
+function concentrationAdvice({ losses, total }: Findings): string[] {
+  const least = losses.at(-1);
+  if (least === undefined) return [];
+  if (losses[0] === 0 && least === 0) return ['The loss is 0 on all of them.'];
+  // A loss below 0 has no shares.
+  if (least < 0 || !(total > 0) || losses.length < HUNDREDTH_MIN) return [];
+  const first = losses.slice(0, Math.round(losses.length / 100));
   const share = first.reduce((a, b) => a + b, 0) / total;
-  parts.push(`The worst 1 % of the examples have ${percent(share)} of the loss.`);
-  if (!confusion) {
+  const told = `The worst 1 % of the examples have ${percent(share)} of the loss`;
+  if (share < CONCENTRATED) return [`${told}: no few of them make it.`];
+  return [`${told}. Look at these first: are they measured and labelled rightly?`];
+}
+
+function classAdvice(
+  { answers, lines, classes }: Findings,
+  confusion: readonly (readonly number[])[],
+): string[] {
+  const parts: string[] = [];
+  const present = confusion.flatMap((row, i) => (row.some((count) => count > 0) ? [i] : []));
+  if (present.length === 1 && confusion.length > 1) {
     parts.push(
-      `The mean loss is ${numberText(meanOf(losses))}. Look at the worst examples first: are they measured and labelled rightly?`,
+      `All of them are of class ${className(present[0]!, classes)}: of the others they tell nothing.`,
     );
-    return parts.join(' ');
   }
   const wrong = lines.filter((line) => line.wrong);
+  if (wrong.length === 0) return [...parts, `All ${answers.count} answers are right.`];
+  const share = wrong.length / answers.count;
   const sure = wrong.filter(({ confidence }) => (confidence ?? 0) > 0.9);
   parts.push(
-    `${wrong.length} of ${answers.count} answers are wrong (${percent(wrong.length / answers.count)}), ${sure.length} of these with more than 90 % confidence.`,
+    `${wrong.length} of ${answers.count} answers are wrong (${percent(share)}), ${sure.length} of these with more than 90 % confidence.`,
   );
   const pairs = confusion
     .flatMap((row, i) => row.map((count, j) => ({ i, j, count })))
-    .filter(({ i, j, count }) => i !== j && count > 0)
+    .filter(({ i, j, count }) => i !== j && count > 1)
     .sort((a, b) => b.count - a.count)
     .slice(0, 3);
   if (pairs.length > 0) {
-    const told = pairs.map(({ i, j, count }) => `${i} for ${j} (${count})`).join(', ');
-    parts.push(`Most often it takes ${told}, the first being the true class.`);
+    const told = pairs.map(
+      ({ i, j, count }) => `${className(i, classes)} for ${className(j, classes)} (${count})`,
+    );
+    parts.push(`Most often it takes ${told.join(', ')}, the first being the true class.`);
   }
+  if (share > 0.5) {
+    parts.push(
+      'More than half of the answers are wrong: it is the model that must be mended first (`downpour check`), not single examples.',
+    );
+    return parts;
+  }
+  if (sure.length > 0) {
+    parts.push(
+      'Look at the confident errors first: wrong labels, bad preprocessing and cut-off or rotated examples show themselves there (Deep Learning §11.5).',
+    );
+  }
+  const confidenceOf = (list: readonly Line[]) =>
+    meanOf(list.map(({ confidence }) => confidence ?? Number.NaN));
+  const [ofWrong, ofRight] = [confidenceOf(wrong), confidenceOf(lines.filter((l) => !l.wrong))];
   parts.push(
-    sure.length > 0
-      ? 'Look at the confident errors first: wrong labels, bad preprocessing and cut-off or rotated examples show themselves there (Deep Learning §11.5); then whether `downpour refuse` may leave the unsure ones to somebody else.'
-      : 'No error is a confident one: refusing the least sure answers pays here (`downpour refuse`).',
+    ofWrong < ofRight - 0.05
+      ? `It is less sure where it is wrong (${percent(ofWrong)} on average, ${percent(ofRight)} where it is right): \`downpour refuse\` tells what refusing the least sure answers brings.`
+      : `Its confidence does not tell wrong answers from right ones (${percent(ofWrong)} and ${percent(ofRight)} on average): refusing the least sure ones brings little.`,
   );
-  return parts.join(' ');
+  return parts;
 }

@@ -1,4 +1,6 @@
 import type { Series } from '../shared/figure.ts';
+import type { TensorObservation } from '../shared/protocol.ts';
+import { medianOf, quantileOf } from '../shared/quantile.ts';
 import type { Observations } from '../shared/rest.ts';
 import { percent } from '../shared/text.ts';
 import { type HistogramAt, histogramsFigure } from './figures.ts';
@@ -13,6 +15,19 @@ import { numberText } from './report.ts';
 
 /** Of a tensor's weights, one update should move about so much: healthy from a tenth of it. */
 const MARK = 0.01;
+/** Fewer samples say nothing of how training went. */
+const SAMPLES_MIN = 6;
+/** Of the highest learning rate: what is sampled at less, as when a schedule has ended, says nothing against it. */
+const FULL_RATE = 0.5;
+/** Below this share of its first gradient norm a tensor has arrived. */
+const ARRIVED = 0.01;
+/** Larger shares of elements, or of units, are worth a word. */
+const FEW = 0.01;
+const MANY_UNITS = 0.2;
+/** Optimizers that give each element a step of its own. */
+const ADAPTIVE: readonly string[] = ['adagrad', 'adam', 'adamw', 'rmsprop', 'adadelta'];
+
+type Sample = Observations['samples'][number];
 
 export interface ObservationsReport {
   readonly advice: string;
@@ -20,12 +35,20 @@ export interface ObservationsReport {
   readonly facts: Readonly<Record<string, unknown>>;
 }
 
+/** What is known of the run besides; absent: not known. */
+export interface SampledRun {
+  /** Of its course, in the order of steps. */
+  readonly rates?: readonly { readonly step: number; readonly learningRate: number }[];
+  readonly optimizer?: string;
+  /** Of its best evaluation. */
+  readonly error?: number | null;
+}
+
 /** @param observed with at least one sample. */
-export function observationsReport({
-  samples,
-  cost,
-  everySteps,
-}: Observations): ObservationsReport {
+export function observationsReport(
+  { samples, cost, everySteps }: Observations,
+  run: SampledRun = {},
+): ObservationsReport {
   const names = samples[0]!.tensors.map(({ name }) => name);
   const layers = samples[0]!.layers.map(({ layer }) => layer);
   const tensorAt = (sample: (typeof samples)[number], name: string) =>
@@ -57,12 +80,13 @@ export function observationsReport({
     ...{ name: tensor.name, elements: tensor.elements },
     neverShare: tensor.never / tensor.elements,
     rareShare: tensor.rare / tensor.elements,
-    gradientNormFirst: tensorAt(samples[0]!, tensor.name)?.gradientNorm ?? null,
-    gradientNormLast: tensor.gradientNorm,
-    updateRatio: median(samples.map((sample) => tensorAt(sample, tensor.name)?.updateRatio)),
+    ...courseOf(
+      samples.map((sample) => tensorAt(sample, tensor.name)),
+      samples.map(({ step }) => rateAt(run.rates ?? [], step)),
+    ),
   }));
   return {
-    advice: adviceOf(tensors, last, cost),
+    advice: adviceOf(tensors, { samples, cost }, run),
     plots: {
       'gradient-norms.svg': chart({
         title: 'Gradient norm of each tensor over time',
@@ -73,7 +97,7 @@ export function observationsReport({
       'update-ratios.svg': chart({
         title: 'Size of one update over the size of the weights',
         x: steps,
-        y: { label: 'ratio; about 0.01 is healthy', log: true },
+        y: { label: 'ratio; 0.001 to 0.01 is usual', log: true },
         series: lines(names, (sample, name) => tensorAt(sample, name)?.updateRatio),
       }),
       ...(layers.length > 0
@@ -109,59 +133,69 @@ export function observationsReport({
   };
 }
 
-interface TensorFacts {
+interface TensorFacts extends TensorCourse {
   readonly name: string;
   readonly neverShare: number;
   readonly rareShare: number;
-  readonly gradientNormFirst: number | null;
-  readonly gradientNormLast: number;
-  readonly updateRatio: number | null;
 }
 
+interface TensorCourse {
+  /** Medians of the first and of the last third of the samples; null: too few. */
+  readonly gradientNormFirst: number | null;
+  readonly gradientNormLast: number | null;
+  /** Medians of all samples, and of the last third; null: not known. */
+  readonly updateRatio: number | null;
+  readonly updateRatioLast: number | null;
+  /** That nine tenths of the samples at full rate lie below: in its largest updates it moved about so much. */
+  readonly updateRatioMost: number | null;
+}
+
+/** @param rates at each sample; null: not known. */
+function courseOf(
+  tensors: readonly (TensorObservation | undefined)[],
+  rates: readonly (number | null)[],
+): TensorCourse {
+  const enough = tensors.length >= SAMPLES_MIN;
+  const third = Math.ceil(tensors.length / 3);
+  const norms = tensors.map((tensor) => tensor?.gradientNorm);
+  const ratios = tensors.map((tensor) => tensor?.updateRatio);
+  const highest = Math.max(...rates.map((rate) => rate ?? 0));
+  const atFullRate = ratios.filter((_, i) => (rates[i] ?? highest) >= FULL_RATE * highest);
+  const known = atFullRate.filter((ratio) => ratio != null);
+  return {
+    gradientNormFirst: enough ? median(norms.slice(0, third)) : null,
+    gradientNormLast: enough ? median(norms.slice(-third)) : null,
+    updateRatio: median(ratios),
+    updateRatioLast: enough ? median(ratios.slice(-third)) : null,
+    updateRatioMost: known.length >= SAMPLES_MIN / 2 && enough ? quantileOf(known, 0.9) : null,
+  };
+}
+
+/** Of the last point up to a step, else of the first one. */
+function rateAt(rates: NonNullable<SampledRun['rates']>, step: number): number | null {
+  return (rates.findLast((point) => point.step <= step) ?? rates[0])?.learningRate ?? null;
+}
+
+/** What is said, and when it is not: docs/advice.md. */
 function adviceOf(
   tensors: readonly TensorFacts[],
-  last: Observations['samples'][number],
-  cost: Observations['cost'],
+  { samples, cost }: Pick<Observations, 'samples' | 'cost'>,
+  run: SampledRun,
 ): string {
+  const last = samples.at(-1)!;
+  const isSolved = run.error === 0;
   const parts: string[] = [];
-  const large = tensors.filter(({ updateRatio: r }) => r !== null && r > 10 * MARK);
-  const small = tensors.filter(({ updateRatio: r }) => r !== null && r < MARK / 100);
-  const told = tensors.map(({ name, updateRatio }) => `${name} ${percent(updateRatio)}`);
-  parts.push(`One update moved (median) ${told.slice(0, 6).join(', ')} of its tensor.`);
-  if (large.length > 0) {
-    parts.push(
-      `${large.map(({ name }) => name).join(', ')}: far above 1 %; lower learningRate (\`downpour lr-find\`).`,
-    );
+  const known = tensors.filter(({ updateRatio }) => updateRatio !== null);
+  if (known.length > 0) {
+    const told = known.slice(0, 6).map(({ name, updateRatio: r }) => `${name} ${percent(r)}`);
+    parts.push(`One update moved (median) ${told.join(', ')} of its tensor.`);
   }
-  if (small.length > 0) {
-    parts.push(
-      `${small.map(({ name }) => name).join(', ')}: below 0.01 %, it hardly moves; a higher learningRate, or rarely updated elements (below).`,
-    );
-  }
-  const growing = tensors.filter((t) => t.gradientNormLast >= (t.gradientNormFirst ?? Infinity));
-  const most = growing.length * 2 > tensors.length;
-  parts.push(
-    most
-      ? `The gradient norm has not shrunk in ${growing.length} of ${tensors.length} tensors: whatever slows training down, it is no local minimum or other critical point, where it would vanish (Deep Learning §8.2.2).`
-      : `The gradient norm has shrunk in ${tensors.length - growing.length} of ${tensors.length} tensors; only where it becomes tiny can a local minimum be what holds training up (Deep Learning §8.2.2).`,
-  );
-  const rare = tensors.filter((t) => t.neverShare + t.rareShare > 0.01);
-  if (rare.length > 0) {
-    const list = rare.map(
-      (t) => `${t.name} (${percent(t.neverShare)} never, ${percent(t.rareShare)} seldom)`,
-    );
-    parts.push(
-      `Without a gradient in the samples: ${list.join(', ')}. Sparse inputs do that; Adagrad or Adam gives rare features larger steps, and histograms of such tensors mislead (Deep Learning §11.5).`,
-    );
-  }
-  const bad = last.layers.filter((layer) => layer.dead > 0.2 || (layer.saturated ?? 0) > 0.2);
-  if (bad.length > 0) {
-    const list = bad.map(
-      (l) => `${l.layer} (${percent(l.dead)} dead, ${percent(l.saturated)} saturated)`,
-    );
-    parts.push(
-      `At the end: ${list.join(', ')}; look at initial values, learning rate and the scale of the inputs.`,
-    );
+  if (samples.length < SAMPLES_MIN) {
+    parts.push(`${samples.length} samples are too few to judge the course of training by.`);
+  } else {
+    parts.push(...rateAdvice(tensors, isSolved), ...normAdvice(tensors));
+    parts.push(...rareAdvice(tensors, last, run.optimizer));
+    parts.push(...unitAdvice(last, isSolved));
   }
   parts.push(
     `${cost.samples} samples took ${numberText(cost.ms)} ms, ${percent(cost.share)} of the compute time.`,
@@ -169,7 +203,99 @@ function adviceOf(
   return parts.join(' ');
 }
 
+function rateAdvice(tensors: readonly TensorFacts[], isSolved: boolean): string[] {
+  const parts: string[] = [];
+  // What begins at 0, as a bias does, is small beside its updates for a while: it is judged by how it ends.
+  const large = tensors.filter(
+    ({ updateRatio, updateRatioLast }) =>
+      (updateRatio ?? 0) > 10 * MARK && (updateRatioLast ?? 0) > 10 * MARK,
+  );
+  if (large.length > 0) {
+    const told = large.map(({ name, updateRatioLast: r }) => `${name} ${percent(r)}`);
+    parts.push(
+      `To the end one update moves ${told.join(', ')}: far above 1 %; lower learningRate (\`downpour lr-find\`).`,
+    );
+  }
+  const small = tensors.filter((tensor) => {
+    const { updateRatioMost, gradientNormFirst, gradientNormLast, neverShare, rareShare } = tensor;
+    const hasArrived = (gradientNormLast ?? 0) < ARRIVED * (gradientNormFirst ?? 0);
+    if (updateRatioMost === null || updateRatioMost >= MARK / 100) return false;
+    return !isSolved && !hasArrived && neverShare + rareShare <= FEW && gradientNormFirst! > 0;
+  });
+  if (small.length > 0) {
+    parts.push(
+      `${small.map(({ name }) => name).join(', ')}: at the highest learning rates nine of ten updates moved less than 0.01 %, so it hardly moves; try a higher learningRate (\`downpour lr-find\`).`,
+    );
+  }
+  const still = tensors.filter((t) => t.gradientNormFirst === 0 && t.gradientNormLast === 0);
+  if (still.length > 0) {
+    parts.push(
+      `${still.map(({ name }) => name).join(', ')}: no gradient reaches it; look for dead units behind it, or whether the loss depends on it.`,
+    );
+  }
+  return parts;
+}
+
+function normAdvice(tensors: readonly TensorFacts[]): string[] {
+  const known = tensors.filter(({ gradientNormFirst: first }) => first !== null && first > 0);
+  if (known.length === 0) return [];
+  const shrunk = known.filter((t) => t.gradientNormLast! < t.gradientNormFirst!);
+  const tiny = known.filter((t) => t.gradientNormLast! < ARRIVED * t.gradientNormFirst!);
+  const told = `From the first third of the samples to the last the gradient norm has shrunk in ${shrunk.length} of ${known.length} tensors`;
+  return [
+    tiny.length > 0
+      ? `${told}, below 1 % of what it was in ${tiny.length}: only there can a local minimum be what ends training (Deep Learning §8.2.2).`
+      : `${told}, and nowhere below 1 % of what it was: no critical point is near, where it would vanish (Deep Learning §8.2.2).`,
+  ];
+}
+
+function rareAdvice(
+  tensors: readonly TensorFacts[],
+  last: Sample,
+  optimizer: string | undefined,
+): string[] {
+  const parts: string[] = [];
+  const never = tensors.filter(({ neverShare }) => neverShare > FEW && neverShare < 1);
+  if (never.length > 0) {
+    const told = never.map((t) => `${t.name} (${percent(t.neverShare)})`);
+    parts.push(
+      `Without a gradient in any sample: ${told.join(', ')} of the elements; inputs that are always 0, values of a category that do not occur, or dead units leave some so.`,
+    );
+  }
+  // Each element of a tensor is rare in fewer than one of 20 samples: with fewer none can be.
+  const rare = tensors.filter(({ rareShare }) => rareShare > FEW);
+  if (rare.length > 0 && last.samples > 20) {
+    const told = rare.map((t) => `${t.name} (${percent(t.rareShare)})`);
+    const isAdaptive = optimizer !== undefined && ADAPTIVE.includes(optimizer);
+    const next = isAdaptive
+      ? ''
+      : ' Sparse inputs do that; Adagrad or Adam gives rare features larger steps.';
+    parts.push(
+      `With a gradient in fewer than one of 20 samples: ${told.join(', ')} of the elements.${next} Histograms of such tensors mislead (Deep Learning §11.5).`,
+    );
+  }
+  return parts;
+}
+
+/** The last layer may well be saturated: so it says what it is sure of. */
+function unitAdvice({ layers }: Sample, isSolved: boolean): string[] {
+  const bad = layers.flatMap(({ layer, dead, saturated }, i) => {
+    const flat = i === layers.length - 1 ? null : saturated;
+    if (dead <= MANY_UNITS && (flat ?? 0) <= MANY_UNITS) return [];
+    const told = [
+      `${percent(dead)} dead`,
+      ...(flat === null ? [] : [`${percent(flat)} saturated`]),
+    ];
+    return [`${layer} (${told.join(', ')})`];
+  });
+  if (bad.length === 0) return [];
+  const next = isSolved
+    ? '.'
+    : '; look at initial values, learning rate and the scale of the inputs.';
+  return [`At the end: ${bad.join(', ')}${next}`];
+}
+
 function median(values: readonly (number | null | undefined)[]): number | null {
-  const known = values.filter((value) => value != null).sort((a, b) => a - b);
-  return known.length === 0 ? null : known[known.length >> 1]!;
+  const known = values.filter((value) => value != null);
+  return known.length === 0 ? null : medianOf(known);
 }

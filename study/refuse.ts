@@ -209,16 +209,33 @@ interface Choice {
   readonly high: number;
 }
 
-/** @param answers of classes, or of yes and no. */
+/** What each half chooses, with what it gives on the other half. */
+function crossed([first, second]: readonly [Answers, Answers], fit: (half: Answers) => number) {
+  const [one, two] = [fit(first), fit(second)];
+  return {
+    pairs: [
+      { own: ranked(first, one), other: ranked(second, one) },
+      { own: ranked(second, two), other: ranked(first, two) },
+    ],
+    /** Of all answers, each by the other half's temperature. */
+    logLoss:
+      (logLoss(second, one) * second.count + logLoss(first, two) * first.count) /
+      (first.count + second.count),
+  };
+}
+
+/** @param answers of classes, or of yes and no, to at least two examples. */
 export function refuseReport(settings: RefuseSettings, answers: Answers): Report {
   const { name, part, accuracies, coverages, seed } = settings;
-  const [first, second] = halves(answers, seed);
-  const temperature = fitTemperature(answers);
+  const both = halves(answers, seed);
+  const plain = crossed(both, () => 1);
+  const fitted = crossed(both, fitTemperature);
   const before = ranked(answers, 1);
-  const pairs = [
-    { own: ranked(first, fitTemperature(first)), other: ranked(second, fitTemperature(first)) },
-    { own: ranked(second, fitTemperature(second)), other: ranked(first, fitTemperature(second)) },
-  ];
+  // What is fitted to one half must be worth something on the other; else all that follows is of the plain confidence.
+  const offBy = (of: typeof plain) => calibration(merged(of.pairs.map((p) => p.other))).error;
+  const helps = fitted.logLoss < plain.logLoss && offBy(fitted) < offBy(plain);
+  const temperature = helps ? fitTemperature(answers) : 1;
+  const { pairs } = helps ? fitted : plain;
   const after = merged(pairs.map(({ other }) => other));
   const all = ranked(answers, temperature);
   const choose = (wanted: string, threshold: (of: Ranked) => number): Choice => {
@@ -251,7 +268,7 @@ export function refuseReport(settings: RefuseSettings, answers: Answers): Report
       percent(c.accuracy),
       c.accuracy === null ? '–' : `${percent(c.low)} … ${percent(c.high)}`,
     ]),
-    advice: adviceOf(whole, choices, temperature, errors),
+    advice: adviceOf(whole, choices, { temperature, helps, count: answers.count }, errors),
     plots: {
       'coverage.svg': {
         kind: 'thresholds',
@@ -305,39 +322,56 @@ export function refuseReport(settings: RefuseSettings, answers: Answers): Report
   };
 }
 
+/** With fewer answers the intervals are too wide to act on. */
+const ANSWERS_MIN = 200;
+
+/** What is said, and when it is not: docs/advice.md. */
 function adviceOf(
   whole: Choice,
   choices: readonly Choice[],
-  temperature: number,
+  { temperature, helps, count }: { temperature: number; helps: boolean; count: number },
   errors: { readonly before: { error: number }; readonly after: { error: number } },
 ): string {
-  const parts: string[] = [];
-  const kind =
-    temperature > 1.05
-      ? 'it is surer than it may be'
-      : temperature < 0.95
-        ? 'it could be surer'
-        : 'it is about as sure as it may be';
   const { before, after } = errors;
-  parts.push(
-    `The confidence is off by ${percent(before.error)} on average (expected calibration error); divided by the temperature ${numberText(temperature)} by ${percent(after.error)}, on examples that it was not fitted to: ${kind}.`,
-  );
-  if (after.error > before.error) {
-    parts.push('The temperature does not help here: leave it at 1.');
+  const off = `The confidence is off by ${percent(before.error)} on average (expected calibration error)`;
+  const parts = [
+    helps
+      ? `${off}; with the logits divided by the temperature ${numberText(temperature)} by ${percent(after.error)}, on examples that it was not fitted to: ${sureness(temperature)}. All that follows is of the confidence after that.`
+      : `${off}; a temperature that is fitted to one half of the examples does not help on the other, so the confidence is taken as it is.`,
+  ];
+  if (whole.accuracy === 1) {
+    parts.push(
+      `All ${count} answers are right: there is nothing to refuse among these, and no threshold can be told from them.`,
+    );
+    return parts.join(' ');
   }
   for (const { wanted, threshold, coverage, accuracy } of choices) {
     if (!Number.isFinite(threshold)) {
       parts.push(
         `For ${wanted} there is no threshold: even the surest answers are not so good; that needs a better model.`,
       );
-    } else if (accuracy !== null) {
+    } else if (accuracy === null) {
+      parts.push(
+        `For ${wanted}: what one half of the examples chooses answers none of the other; more examples are needed to tell.`,
+      );
+    } else {
       parts.push(
         `For ${wanted}: answer from a confidence of ${threshold.toFixed(3)}; that answers ${percent(coverage)} with an accuracy of ${percent(accuracy)}.`,
       );
     }
   }
+  if (count < ANSWERS_MIN) {
+    parts.push(
+      `${count} answers are few: look at the intervals of the table before you rely on a threshold.`,
+    );
+  }
   parts.push(
     `All answered, the accuracy is ${percent(whole.accuracy)}. Where an error costs more than an answer that a person gives, refuse; coverage and accuracy are reported together (Deep Learning §11.1). Thresholds hold for inputs like these: look again when they change.`,
   );
   return parts.join(' ');
+}
+
+function sureness(temperature: number): string {
+  if (temperature > 1.05) return 'it is surer than it may be';
+  return temperature < 0.95 ? 'it could be surer' : 'it is about as sure as it may be';
 }

@@ -77,7 +77,7 @@ export function observationsCards(): ObservationsCards {
         overSteps(name, color, samples, (sample) => tensorOf(sample, name)?.updateRatio),
       ),
       ...{ xLabel: 'step', yLabel: 'size of an update over that of the weights', yLog: true },
-      band: { ...BAND, text: 'healthy: 0.1 % to 1 %' },
+      band: { ...BAND, text: 'usual while it learns: 0.1 % to 1 %' },
       formatY: share,
       formatTick: roundPercent,
     });

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { type Answers, decide, probabilitiesOf } from '../../shared/answers.ts';
+import { type Answers, decide, probabilitiesOf, takeAnswers } from '../../shared/answers.ts';
 import { random } from '../../shared/random.ts';
 import {
   answered,
@@ -10,6 +10,7 @@ import {
   logLoss,
   type Ranked,
   rank,
+  refuseReport,
   thresholdCovering,
   thresholdFor,
 } from '../../study/refuse.ts';
@@ -93,4 +94,61 @@ test("the interval of a share is Wilson's", () => {
   expect(low).toBeCloseTo(0.4902, 3);
   expect(high).toBeCloseTo(0.9433, 3);
   expect(shareInterval(0, 0).low).toBeNaN();
+});
+
+const report = (answers: Answers) =>
+  refuseReport(
+    { ...{ name: 'r', part: 'validation', seed: 1 }, accuracies: [0.9, 1], coverages: [0.8] },
+    answers,
+  );
+
+test('a temperature that does not help is not used, and not advised', () => {
+  // As sure as it may be: what is fitted to one half is noise to the other, more often than not.
+  const verdicts = Array.from({ length: 8 }, (_, i) => {
+    const all = honest(400, 1, 'classes');
+    const rows = Array.from({ length: 60 }, (_, j) => i * 50 + j).filter((row) => row < 400);
+    const { advice, facts } = report(takeAnswers(all, rows));
+    const helps = advice.includes('with the logits divided');
+    expect(facts.temperature === 1).toBe(!helps);
+    expect(advice).not.toContain('leave it at 1');
+    expect(advice.includes('taken as it is')).toBe(!helps);
+    const errors = facts.calibrationError as { before: number; after: number };
+    if (helps) expect(errors.after).toBeLessThan(errors.before);
+    return helps;
+  });
+  expect(verdicts).toContain(false);
+  expect(report(honest(4000, 3, 'classes')).advice).toContain('it is surer than it may be');
+});
+
+test('thresholds of the table are of the confidence that the advice speaks of', () => {
+  const answers = honest(600, 1, 'binary');
+  const { facts } = report(answers);
+  const [, , covering] = facts.choices as { threshold: number; coverage: number }[];
+  const { confidence } = decide(probabilitiesOf(answers, facts.temperature as number), 2);
+  const given = confidence.filter((value) => value >= covering!.threshold).length;
+  expect(given / 600).toBeGreaterThanOrEqual(0.8);
+  expect(given / 600).toBeLessThan(0.82);
+});
+
+test('where all answers are right there is nothing to refuse', () => {
+  const answers = honest(300, 2, 'classes');
+  const { classes } = decide(probabilitiesOf(answers), 4);
+  const { advice } = report({ ...answers, truths: classes });
+  expect(advice).toContain('All 300 answers are right');
+  expect(advice).not.toMatch(/answer from a confidence|Where an error costs/);
+});
+
+test('of few examples it says that they are few, and nothing that is no number', () => {
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 2, max: 40 }),
+      fc.double({ min: 0.2, max: 5, noNaN: true }),
+      (count, sure) => {
+        const { advice, rows } = report(honest(count, sure, 'classes'));
+        expect(`${advice} ${rows.flat().join(' ')}`).not.toMatch(/NaN|Infinity|undefined/);
+        expect(advice).toMatch(/answers are few|answers are right/);
+      },
+    ),
+    { numRuns: 30 },
+  );
 });
