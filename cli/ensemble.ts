@@ -3,6 +3,7 @@ import { resolveConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import { COMBINATIONS, type Combination } from '../study/combine.ts';
 import { type EnsembleReport, ensembleReport } from '../study/ensemble.ts';
+import { failureOf, failuresText } from '../study/failures.ts';
 import { ensemblePlan, type MemberKind, parseMembers } from '../study/members.ts';
 import { writeWhole } from '../study/record.ts';
 import { writeReport } from '../study/report.ts';
@@ -97,7 +98,7 @@ interface Asked {
   readonly notes: readonly string[];
 }
 
-/** @throws DownpourError DP_RUN_FAILED: fewer than two members were trained. */
+/** @throws DownpourError DP_RUN_FAILED, or why no worker could train one: fewer than two members were trained. */
 function sourcesOf(trials: readonly Trial[]): Pick<Asked, 'sources' | 'notes'> {
   const ended = trials.filter(({ end }) => end?.kind === 'finished');
   const sources = ended.map(({ id, label, point }): MemberSource => {
@@ -106,17 +107,14 @@ function sourcesOf(trials: readonly Trial[]): Pick<Asked, 'sources' | 'notes'> {
     return { run: id, label, role: 'average', raw: 0 };
   });
   if (sources.filter(({ role }) => role === 'member').length < 2) {
-    const reason = trials.find(({ end }) => end?.kind === 'failed')?.end?.reason;
+    const none = failureOf(trials, ended.length);
     throw new DownpourError(
-      'DP_RUN_FAILED',
-      `fewer than two members were trained to their end${reason ? `: ${reason}` : ''}`,
+      none?.code ?? 'DP_RUN_FAILED',
+      `an ensemble needs two members that were trained to their end: ${none?.message ?? failuresText(trials) ?? 'there is one'}`,
     );
   }
-  const failed = trials.length - ended.length;
-  return {
-    sources,
-    notes: failed > 0 ? [`${failed} runs failed and are left out.`] : [],
-  };
+  const failed = failuresText(trials);
+  return { sources, notes: failed === null ? [] : [failed] };
 }
 
 /** @throws DownpourError DP_USAGE for a way that these members or answers do not allow. */

@@ -208,20 +208,23 @@ export async function studyCommand(
             : definition.report(name, trials),
         )
       : null;
-    await teller.last(told(report ? 'ended' : 'interrupted', trials, report));
+    const failure = report?.failure ?? null;
+    const state = failure ? 'failed' : report ? 'ended' : 'interrupted';
+    await teller.last(told(state, trials, report));
     if (!report) {
       progress.event('interrupted', { study: name });
       progress.note('stopped; the same command goes on');
       return EXIT.interrupted;
     }
     const paths = await writeReport(folder, report);
-    progress.event('ended', {
+    progress.event(failure ? 'failed' : 'ended', {
       study: name,
       folder,
       title: report.title,
       advice: report.advice,
       ...report.facts,
     });
+    if (failure) throw new DownpourError(failure.code, failure.message);
     if (!options.json) {
       print();
       showReport(report, paths);

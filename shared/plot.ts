@@ -82,12 +82,15 @@ export function chartSvg({ title, x, y, series, marks = [] }: ChartFigure, look 
         xs.holds(point.x) && ys.holds(point.y),
     );
     for (const point of shown) drawn.push({ x: xs.at(point.x), y: ys.at(point.y) });
+    const isKnown = (value: number | null | undefined): value is number => Number.isFinite(value);
+    const edge = (value: number | null | undefined, y: number) =>
+      ys.clip(isKnown(value) ? value : y);
     const at = (point: { x: number }, value: number) =>
       `${round(xs.at(point.x))},${round(ys.at(value))}`;
     if (style === 'band') {
       const outline = [
-        ...shown.map((point) => at(point, ys.clip(point.high ?? point.y))),
-        ...shown.toReversed().map((point) => at(point, ys.clip(point.low ?? point.y))),
+        ...shown.map((point) => at(point, edge(point.high, point.y))),
+        ...shown.toReversed().map((point) => at(point, edge(point.low, point.y))),
       ];
       parts.push(
         `<polygon points="${outline.join(' ')}" fill="${stroke}" fill-opacity="0.15" stroke="none"/>`,
@@ -110,7 +113,7 @@ export function chartSvg({ title, x, y, series, marks = [] }: ChartFigure, look 
           `<rect x="${round(cx - wide / 2)}" y="${top}" width="${wide}" height="${round(Math.max(0, ys.at(ys.clip(0)) - top))}" fill="${stroke}">${hint}</rect>`,
         );
       }
-      if (point.low != null && point.high != null) {
+      if (isKnown(point.low) && isKnown(point.high)) {
         const [top, bottom] = [ys.at(ys.clip(point.high)), ys.at(ys.clip(point.low))].map(round);
         parts.push(
           `<path d="M${cx} ${top}V${bottom}M${cx - 4} ${top}h8M${cx - 4} ${bottom}h8" stroke="${stroke}" fill="none"/>`,
@@ -257,13 +260,16 @@ export interface Scale {
   clip(value: number): number;
 }
 
+/** ln of the smallest number that is drawn. */
+const LOG_MIN = -700;
+
 /** Maps the range of some values, widened a little, to pixels; what is not drawable is left out. */
 export function scaleOf(
   values: readonly (number | null | undefined)[],
   { log = false, from, to }: { readonly log?: boolean; readonly from: number; readonly to: number },
 ): Scale {
   const holds = (value: number | null | undefined): value is number =>
-    value != null && Number.isFinite(value) && (!log || value > 0);
+    value != null && Number.isFinite(value) && (!log || value > Math.exp(LOG_MIN));
   let low = Infinity;
   let high = -Infinity;
   for (const value of values) {
@@ -280,7 +286,11 @@ export function scaleOf(
       : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
   }
   const room = 0.05 * (map(high) - map(low));
-  const [start, end] = [map(low) - room, map(high) + room];
+  // On a logarithmic scale within what a double can hold: below it lies 0, which has no logarithm.
+  const [start, end] = [
+    log ? Math.max(LOG_MIN, map(low) - room) : map(low) - room,
+    log ? Math.min(-LOG_MIN, map(high) + room) : map(high) + room,
+  ];
   return {
     ticks: log ? logTicks(back(start), back(end)) : linearTicks(start, end),
     at: (value) => from + ((map(value) - start) / (end - start)) * (to - from),

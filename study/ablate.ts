@@ -1,7 +1,17 @@
 import { resolveConfig } from '../shared/config.ts';
 import type { ChartFigure } from '../shared/figure.ts';
+import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
-import { errorFormatOf, numberText, type Report, signed } from './report.ts';
+import {
+  errorFormatOf,
+  errorName,
+  type Format,
+  intervalText,
+  numberText,
+  type Report,
+  signed,
+  spreadText,
+} from './report.ts';
 import { type Estimate, estimate, meanOf } from './statistics.ts';
 import {
   bestEvaluation,
@@ -115,7 +125,7 @@ export function ablationReport(
       'seeds',
     ],
     rows,
-    advice: adviceOf(results, set, metric, format),
+    advice: adviceOf(results, { set, metric }, trials),
     plots: { 'ablation.svg': plot(results, metric) },
     facts: {
       ...{ study: name, baseline: set.baseline, metric },
@@ -127,6 +137,7 @@ export function ablationReport(
         })),
       })),
     },
+    failure: failureOf(trials, results.filter(({ value }) => value).length),
   };
 }
 
@@ -169,64 +180,64 @@ function resultsOf(
 const course = ({ evaluations }: Trial) =>
   evaluations.map(({ step, loss }) => `${step}:${loss}`).join(' ');
 
-type Format = (value: number) => string;
-
+/** With the half of its 95 % interval. */
 function spread(value: Estimate | null, format: Format): string {
-  if (value === null) return '–';
-  return value.count < 2
-    ? format(value.mean)
-    : `${format(value.mean)} ± ${format(value.high - value.mean)}`;
+  if (value === null || value.distinct < 2) return spreadText(value, format);
+  return `${format(value.mean)} ± ${format(value.high - value.mean)}`;
 }
 
 function differenceCell({ difference, identical }: VariantResult, format: Format): string {
   if (difference === null) return '–';
   if (identical) return 'the same runs';
-  const { mean, low, high, count } = difference;
-  if (count < 2) return signed(mean, format);
+  const { mean, low, high, distinct } = difference;
+  if (distinct < 2) return signed(mean, format);
   return `${signed(mean, format)} (${signed(low, format)} … ${signed(high, format)})`;
 }
 
 function adviceOf(
   results: readonly VariantResult[],
-  set: VariantSet,
-  metric: Metric,
-  format: Format,
+  { set, metric }: Pick<AblationSettings, 'set' | 'metric'>,
+  trials: readonly Trial[],
 ): string {
+  const format = metric === 'error' ? errorFormatOf(trials) : numberText;
   const [baseline, ...others] = results;
+  const failures = failuresText(trials);
   if (!baseline?.value) {
-    return `The baseline '${set.baseline}' reached no finite value: lower learningRate (\`downpour lr-find\`), or set clip.norm, and try again.`;
+    const why = failures ?? 'none of its runs gave one.';
+    return `The baseline '${set.baseline}' reached no finite value, so there is nothing to compare with: ${why}`;
   }
+  const what = metric === 'error' ? errorName(trials) : null;
   const parts = [
-    `'${baseline.name}' has a validation ${metric} of ${spread(baseline.value, format)}.`,
+    `'${baseline.name}' has a validation ${metric}${what ? ` (${what})` : ''} of ${spread(baseline.value, format)}.`,
   ];
   const compared = others.filter(({ difference, identical }) => difference && !identical);
-  const rangeText = ({ low, high, count }: Estimate) =>
-    count < 2 ? 'one seed' : `95 % confidence ${signed(low, format)} … ${signed(high, format)}`;
+  const rangeText = (d: Estimate) => intervalText(d, (value) => signed(value, format));
   const text = ({ name, difference: d }: VariantResult) =>
     `'${name}' by ${format(Math.abs(d!.mean))} (${rangeText(d!)})`;
   const openText = ({ name, difference: d }: VariantResult) =>
     `'${name}' ${signed(d!.mean, format)} (${rangeText(d!)})`;
   const byMean = (a: VariantResult, b: VariantResult) => a.difference!.mean - b.difference!.mean;
-  const isSure = ({ difference }: VariantResult) => difference!.count > 1;
-  const better = compared.filter((r) => isSure(r) && r.difference!.high < 0).sort(byMean);
-  const worse = compared.filter((r) => isSure(r) && r.difference!.low > 0).sort(byMean);
+  // Without an interval these are not a number, and nothing is better or worse.
+  const better = compared.filter(({ difference }) => difference!.high < 0).sort(byMean);
+  const worse = compared.filter(({ difference }) => difference!.low > 0).sort(byMean);
   const open = compared.filter((r) => !better.includes(r) && !worse.includes(r)).sort(byMean);
   if (better.length > 0) parts.push(`Lower: ${better.map(text).join(', ')}.`);
   if (worse.length > 0) parts.push(`Higher: ${worse.map(text).join(', ')}.`);
-  if (open.length > 0) parts.push(`No certain difference: ${open.map(openText).join(', ')}.`);
-  parts.push(choiceText(baseline, better, open));
+  if (open.length > 0) parts.push(`Not separated: ${open.map(openText).join(', ')}.`);
+  if (compared.length > 0) parts.push(choiceText(baseline, better, open));
   const same = others.filter(({ identical }) => identical).map(({ name }) => `'${name}'`);
   if (same.length > 0) {
     parts.push(
       `${same.join(' and ')} did to the bit what the baseline did: either it is so already, or the experiment does not read ${set.about} (docs/layers.md, knobs).`,
     );
   }
-  const failed = results.filter((r) => r.failed > 0);
-  if (failed.length > 0) {
-    const list = failed.map((r) => `${r.failed} of '${r.name}'`).join(', ');
+  const lost = results.filter((r) => r.failed > 0);
+  if (lost.length > 0) {
+    const list = lost.map((r) => `${r.failed} of '${r.name}'`).join(', ');
     parts.push(`Without a finite value, and not counted: ${list}.`);
   }
-  const slow = better.filter((r) => r.seconds > 1.5 * baseline.seconds);
+  if (failures) parts.push(failures);
+  const slow = better.filter((r) => baseline.seconds > 0 && r.seconds > 1.5 * baseline.seconds);
   for (const { name, seconds } of slow) {
     parts.push(`'${name}' takes ${(seconds / baseline.seconds).toFixed(1)} times as long.`);
   }
@@ -234,7 +245,7 @@ function adviceOf(
   if (troubled.length > 0) {
     parts.push(`Of '${troubled.map(({ name }) => name).join("', '")}': ${troubled[0]!.hint}`);
   }
-  if (compared.length > 2) {
+  if (better.length + worse.length > 0 && compared.length > 2) {
     parts.push(
       `Of such comparisons (${compared.length} here) about one in twenty looks like a difference by chance; try what you choose on further seeds.`,
     );
@@ -255,7 +266,7 @@ function choiceText(
   const seeds = baseline.value!.count;
   const hopeful = open.find(({ difference }) => difference!.mean < 0);
   if (hopeful) {
-    return `Stay with '${baseline.name}'; more seeds than ${seeds} (--repeats) would tell whether '${hopeful.name}' is better.`;
+    return `Stay with '${baseline.name}'; more seeds than ${seeds} (--repeats) may tell whether '${hopeful.name}' is better.`;
   }
   return `Stay with '${baseline.name}'.`;
 }
@@ -275,7 +286,7 @@ function plot(results: readonly VariantResult[], metric: Metric): ChartFigure {
             : [
                 {
                   ...{ x, y: value.mean, label: `${name}: ${numberText(value.mean)}` },
-                  ...(value.count > 1 ? { low: value.low, high: value.high } : {}),
+                  ...(value.distinct > 1 ? { low: value.low, high: value.high } : {}),
                 },
               ],
         ),

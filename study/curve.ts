@@ -1,8 +1,18 @@
 import { resolveConfig } from '../shared/config.ts';
 import type { ChartFigure } from '../shared/figure.ts';
+import type { Evaluation } from '../shared/rest.ts';
+import { percent } from '../shared/text.ts';
+import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
-import { type Extrapolation, extrapolate, type Measured } from './power-law.ts';
-import { errorFormatOf, type Report } from './report.ts';
+import { type Extrapolation, extrapolate, SIZES_MIN } from './power-law.ts';
+import {
+  errorFormatOf,
+  errorName,
+  type Format,
+  type Report,
+  signed,
+  spreadText,
+} from './report.ts';
 import { type Estimate, estimate } from './statistics.ts';
 import { bestEvaluation, type NewTrial, type Plan, type Trial } from './study.ts';
 
@@ -59,7 +69,7 @@ export function curvePlan({
               };
         start.push({
           key: `${fractionText(fraction)}-${own}`,
-          label: `${percent(fraction)} of the training part, seed ${own}`,
+          label: `${fractionPercent(fraction)} of the training part, seed ${own}`,
           config: resolveConfig(...base, pace, {
             ...{ seed: own, trainFraction: fraction, evaluateTraining: TRAINING_EXAMPLES },
           }),
@@ -74,9 +84,9 @@ export function curvePlan({
 
 /** As a part of a run's name. */
 const fractionText = (fraction: number) => String(Math.round(fraction * 10_000)).padStart(5, '0');
-const percent = (fraction: number) => `${Number((100 * fraction).toPrecision(3))} %`;
+const fractionPercent = (fraction: number) => `${Number((100 * fraction).toPrecision(3))} %`;
 
-interface Size {
+export interface Size {
   readonly n: number;
   readonly training: Estimate | null;
   readonly validation: Estimate;
@@ -90,10 +100,11 @@ export function curveReport(
   settings: CurveSettings,
   trials: readonly Trial[],
 ): Report {
-  const points = measuredOf(trials);
-  const sizes = sizesOf(trials);
+  const measured = distinctOf(trials);
+  const sizes = sizesOf(measured);
   const format = errorFormatOf(trials);
-  const fit = extrapolate(points);
+  const found = extrapolate(measured.map(({ n, best }) => ({ n, error: best.error! })));
+  const fit = found?.falls ? found : null;
   const nMax = Math.max(0, ...sizes.map(({ n }) => n));
   const beyond =
     fit === null
@@ -104,19 +115,14 @@ export function curveReport(
           error: fit.law.at(times * nMax),
           ...fit.interval(times * nMax),
         }));
-  const spread = (e: Estimate | null) =>
-    e === null
-      ? '–'
-      : e.count < 2
-        ? format(e.mean)
-        : `${format(e.mean)} ± ${format(e.standardError)}`;
   return {
     title: `Learning curve ${name}`,
     headings: ['training examples', 'training error', 'validation error', 'gap', 'runs'],
     rows: [
       ...sizes.map(({ n, training, validation }) => [
-        ...[String(n), spread(training), spread(validation)],
-        ...[training ? format(validation.mean - training.mean) : '–', String(validation.count)],
+        ...[String(n), spreadText(training, format), spreadText(validation, format)],
+        training ? signed(validation.mean - training.mean, format) : '–',
+        String(validation.count),
       ]),
       ...beyond.map(({ n, error, low, high }) => [
         ...[
@@ -128,7 +134,11 @@ export function curveReport(
         ],
       ]),
     ],
-    advice: adviceOf(sizes, fit, beyond, settings.target, format),
+    advice: adviceOf(
+      { sizes, fit, isFlat: found !== null && fit === null, beyond },
+      settings,
+      trials,
+    ),
     plots: { 'curve.svg': plot(sizes, fit, settings.target) },
     facts: {
       ...{ study: name, sizes, beyond, target: settings.target },
@@ -142,89 +152,170 @@ export function curveReport(
         },
       })),
     },
+    failure: failureOf(trials, measured.length),
   };
 }
 
-function measuredOf(trials: readonly Trial[]): Measured[] {
-  return trials.flatMap((trial) => {
-    const error = bestEvaluation(trial)?.error;
-    return error == null || !trial.data ? [] : [{ n: trial.data.trainCount, error }];
+interface MeasuredTrial {
+  readonly n: number;
+  readonly seed: number;
+  /** With an error. */
+  readonly best: Evaluation;
+}
+
+/** Of few examples, two shares can be the same ones: one seed's training on them counts once. */
+function distinctOf(trials: readonly Trial[]): MeasuredTrial[] {
+  const known = new Map<string, MeasuredTrial>();
+  for (const trial of trials) {
+    const best = bestEvaluation(trial);
+    if (!trial.data || best?.error == null || !Number.isFinite(best.error)) continue;
+    const n = trial.data.trainCount;
+    const { seed } = trial.config;
+    if (!known.has(`${n} ${seed}`)) known.set(`${n} ${seed}`, { n, seed, best });
+  }
+  return [...known.values()];
+}
+
+function sizesOf(measured: readonly MeasuredTrial[]): Size[] {
+  const counts = [...new Set(measured.map(({ n }) => n))].sort((a, b) => a - b);
+  return counts.map((n) => {
+    const bests = measured.filter((one) => one.n === n).map(({ best }) => best);
+    const training = bests
+      .map(({ metrics }) => metrics.trainingError)
+      .filter((value): value is number => value != null && Number.isFinite(value));
+    return {
+      n,
+      validation: estimate(bests.map(({ error }) => error!)),
+      training: training.length === 0 ? null : estimate(training),
+    };
   });
 }
 
-function sizesOf(trials: readonly Trial[]): Size[] {
-  const counts = [...new Set(trials.flatMap(({ data }) => data?.trainCount ?? []))];
-  return counts
-    .sort((a, b) => a - b)
-    .flatMap((n) => {
-      const bests = trials
-        .filter(({ data }) => data?.trainCount === n)
-        .flatMap((trial) => bestEvaluation(trial) ?? []);
-      const validation = bests.flatMap(({ error }) => error ?? []);
-      const training = bests.flatMap(({ metrics }) => metrics.trainingError ?? []);
-      if (validation.length === 0) return [];
-      return [
-        {
-          n,
-          validation: estimate(validation),
-          training: training.length === 0 ? null : estimate(training),
-        },
-      ];
-    });
+interface Found {
+  readonly sizes: readonly Size[];
+  /** Null: nothing is to be continued. */
+  readonly fit: Extrapolation | null;
+  /** There are sizes enough, and the error does not fall over them. */
+  readonly isFlat: boolean;
+  readonly beyond: readonly { times: number; error: number; low: number; high: number }[];
 }
 
-function adviceOf(
-  sizes: readonly Size[],
-  fit: Extrapolation | null,
-  beyond: readonly { times: number; error: number; low: number; high: number }[],
-  target: number | null,
-  format: (value: number) => string,
-): string {
+function adviceOf(found: Found, settings: CurveSettings, trials: readonly Trial[]): string {
+  const { sizes } = found;
   const last = sizes.at(-1);
-  if (!last?.training) {
-    return 'No run gave a training and a validation error: lower learningRate, or set clip.norm, and try again.';
-  }
-  const { n } = last;
-  const [training, validation] = [last.training.mean, last.validation.mean];
-  const gap = validation - training;
-  const parts = [
-    `On ${n} training examples the training error is ${format(training)}, the validation error ${format(validation)}, the gap ${format(gap)}.`,
+  const failed = failuresText(trials);
+  if (!last) return ['No run gave a validation error.', ...(failed ? [failed] : [])].join(' ');
+  const format = errorFormatOf(trials);
+  const { validation } = last;
+  const isPerfect = validation.mean === 0 && validation.distinct === 1;
+  return [
+    ...stateText(last, trials, format),
+    ...(isPerfect ? [perfectText(last, trials)] : judgedText(last, settings.target, format)),
+    ...(isPerfect ? [] : sizesText(found, settings, format)),
+    ...(failed ? [failed] : []),
+  ].join(' ');
+}
+
+function stateText({ n, training, validation }: Size, trials: readonly Trial[], format: Format) {
+  const what = errorName(trials);
+  const gap = training && signed(validation.mean - training.mean, format);
+  const seeds = validation.count === 1 ? ' (one seed: how far it scatters is not known)' : '';
+  return [
+    training
+      ? `On ${n} training examples the training error${what ? ` (${what})` : ''} is ${spreadText(training, format)}, the validation error ${spreadText(validation, format)}, the gap ${gap}${seeds}.`
+      : `On ${n} training examples the validation error${what ? ` (${what})` : ''} is ${spreadText(validation, format)}${seeds}; no training error was measured, so what holds it up is not known.`,
   ];
-  const bar = target ?? validation / 2;
-  const named =
-    target === null ? `half of the validation error (no --target was given)` : `the target`;
-  if (training > bar) {
+}
+
+function perfectText({ training }: Size, trials: readonly Trial[]): string {
+  const count = trials.find(({ data }) => data)?.data?.validationCount;
+  const of = count === undefined ? '' : ` of ${count} validation examples`;
+  const isShare = trials.some(({ errorMeasure }) => errorMeasure === 'misclassification');
+  // The rule of three: of n right answers in a row, the share of wrong ones is below 3/n with 95 %.
+  const bound =
+    isShare && count ? ` (with 95 % confidence below ${percent(Math.min(1, 3 / count))})` : '';
+  const both = training?.mean === 0 ? 'Both errors are 0' : `The validation error is 0`;
+  return `${both}${of}${bound}: on these data there is nothing left to gain by more examples or another model; a harder or larger validation part would tell more.`;
+}
+
+/** The procedure of Deep Learning §11.3, which begins with the error that would do. */
+function judgedText(
+  { training, validation }: Size,
+  target: number | null,
+  format: Format,
+): string[] {
+  if (target === null) {
+    return [
+      'Which error would do was not said, so nothing is judged by it: name it by --target, and this tells whether the model or the data is what holds it up (Deep Learning §11.3).',
+    ];
+  }
+  if (validation.mean <= target) {
+    const sure = validation.count > 1 && validation.distinct > 1 && validation.high > target;
+    return [
+      `The validation error is below the target ${format(target)}: nothing more is needed (§11.1: the goal ends the work).${sure ? ` Its 95 % interval over the seeds ends at ${format(validation.high)}, above the target: more --repeats make it sure.` : ''}`,
+    ];
+  }
+  if (!training) return [`The validation error is above the target ${format(target)}.`];
+  if (training.distinct > 1 && training.low <= target && training.high > target) {
+    return [
+      `Whether the training error is above the target ${format(target)} is within what seeds differ by (95 %: ${format(training.low)} … ${format(training.high)}): more --repeats tell whether the model or the data is what holds it up.`,
+    ];
+  }
+  if (training.mean > target) {
+    return [
+      `The training error is above the target ${format(target)}: the model does not even use the data it has, so more data is not the next thing (Deep Learning §11.3). Make the model larger (more layers or units), then tune the learning rate (§11.4.1: the most important hyperparameter); if a large, well-tuned model still fails on the training set, the trouble is the data (noise, missing inputs) or a defect (§11.5).`,
+    ];
+  }
+  return [
+    `The training error is within the target ${format(target)}, and the gap is what is left: more data is one of the best remedies; where it costs too much, make the model smaller or regularise it more (weight decay, dropout), and tune that (Deep Learning §11.3, §11.4).`,
+  ];
+}
+
+/** A prediction is that much below before it counts. */
+const NEXT_TO_NOTHING = 0.97;
+
+function sizesText(
+  { sizes, fit, isFlat, beyond }: Found,
+  { target, fractions }: CurveSettings,
+  format: Format,
+): string[] {
+  const { n, validation } = sizes.at(-1)!;
+  const isDone = target !== null && validation.mean <= target;
+  if (!fit) {
+    const given = [...new Set(fractions)]
+      .sort((a, b) => a - b)
+      .map(fractionPercent)
+      .join(', ');
+    if (sizes.length < SIZES_MIN) {
+      const count = sizes.length === 1 ? 'One size was' : 'Two sizes were';
+      return [
+        `${count} measured (--fractions ${given}): a curve that can be continued takes ${SIZES_MIN} or more.`,
+      ];
+    }
+    const first = sizes[0]!;
+    const ends = `${format(first.validation.mean)} with ${first.n} examples, ${format(validation.mean)} with ${n}`;
+    return [
+      isFlat
+        ? `Over these sizes the validation error does not fall beyond what runs differ by (${ends}), so there is no curve to continue, and more examples of this kind promise nothing.`
+        : `Errors of 0 or below have no place on a logarithmic scale: no curve is continued (${ends}).`,
+    ];
+  }
+  const { a, b, c } = fit.law;
+  const parts = [
+    `The validation error follows ${c > 0 ? `${format(c)} + ` : ''}${Number(a.toPrecision(3))} · n^−${b.toFixed(2)}; continued, it would be ${beyond
+      .map(
+        ({ times, error, low, high }) =>
+          `${format(error)} (90 %: ${format(low)} … ${format(high)}) with ${times} times the data`,
+      )
+      .join(', ')}: sizes are compared on a logarithmic scale, doubling by doubling (§11.3).`,
+  ];
+  if (target !== null && !isDone) parts.push(neededText(fit, n, target, format));
+  if (!isDone && beyond[0]!.low >= fit.law.at(n) * NEXT_TO_NOTHING) {
     parts.push(
-      `The training error is above ${named}, ${format(bar)}: the model does not even use the data it has, so more data is not the next thing (Deep Learning §11.3). Make the model larger (more layers or units), then tune the learning rate (§11.4.1: the most important hyperparameter); if a large, well-tuned model still fails on the training set, the trouble is the data (noise, missing inputs) or a defect (§11.5).`,
-    );
-  } else if (target !== null && validation <= target) {
-    parts.push(
-      `The validation error is below the target ${format(target)}: nothing more is needed (§11.1: the goal ends the work).`,
-    );
-  } else {
-    parts.push(
-      `The training error is ${target === null ? 'below' : 'within'} ${named}, ${format(bar)}, and the gap is what is left: more data is one of the best remedies; where it costs too much, make the model smaller or regularise it more (weight decay, dropout), and tune that (Deep Learning §11.3, §11.4).`,
+      'Twice the data would bring next to nothing: the curve has gone flat, look at the model and the data instead.',
     );
   }
-  if (fit && beyond.length > 0) {
-    const { a, b, c } = fit.law;
-    parts.push(
-      `The validation error follows ${c > 0 ? `${format(c)} + ` : ''}${Number(a.toPrecision(3))} · n^−${b.toFixed(2)}; continued, it would be ${beyond
-        .map(
-          ({ times, error, low, high }) =>
-            `${format(error)} (90 %: ${format(low)} … ${format(high)}) with ${times} times the data`,
-        )
-        .join(', ')}: sizes are compared on a logarithmic scale, doubling by doubling (§11.3).`,
-    );
-    if (target !== null && validation > target) parts.push(neededText(fit, n, target, format));
-    const twice = beyond[0]!;
-    if (twice.low >= validation * 0.97) {
-      parts.push(
-        'Twice the data would bring next to nothing: the curve has gone flat, look at the model and the data instead.',
-      );
-    }
-  } else parts.push('One size gives no curve: name several by --fractions.');
-  return parts.join(' ');
+  return parts;
 }
 
 /** A curve is believed so far beyond its data, not further. */
@@ -239,6 +330,9 @@ function neededText(
   const needed = law.c < target && law.b > 0 ? (law.a / (target - law.c)) ** (1 / law.b) : Infinity;
   if (needed > BELIEVED * n) {
     return `By this curve no amount of data within reach gives ${format(target)}: change the model.`;
+  }
+  if (needed <= n) {
+    return `By this curve ${format(target)} should be reached with the ${n} examples there are: what is missing is within what runs differ by.`;
   }
   return `By this curve ${format(target)} needs about ${Number(needed.toPrecision(2))} training examples, ${(needed / n).toFixed(1)} times as many.`;
 }
@@ -255,7 +349,7 @@ function plot(
   const ns = sizes.map(({ n }) => n);
   const [first, last] = [Math.min(...ns), 10 * Math.max(...ns)];
   const along =
-    fit === null || sizes.length === 0
+    fit === null
       ? []
       : Array.from({ length: 25 }, (_, i) => {
           const n = first * (last / first) ** (i / 24);
@@ -290,7 +384,7 @@ function plot(
           training ? [{ x: n, y: training.mean, ...bars(training) }] : [],
         ),
       },
-      ...(target === null
+      ...(target === null || sizes.length === 0
         ? []
         : [
             {

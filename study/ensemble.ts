@@ -1,4 +1,5 @@
 import type { Answers } from '../shared/answers.ts';
+import { DownpourError } from '../shared/errors.ts';
 import type { ChartFigure, PlotPoint } from '../shared/figure.ts';
 import { percent } from '../shared/text.ts';
 import {
@@ -20,13 +21,16 @@ import {
 import { chart } from './plot.ts';
 import { answersOfExamples, calibration, halfRows, logLosses, rank } from './refuse.ts';
 import { numberText, type Report, signed } from './report.ts';
-import { type Estimate, estimate } from './statistics.ts';
+import { type Estimate, estimate, shareInterval } from './statistics.ts';
 
 /**
  * Members of an ensemble, and what can be made of them, side by side. On the validation part all that is
  * fitted or chosen is so on one half and measured on the other, in turn; for the test part on all of the
  * validation part.
  */
+
+/** A half of fewer fits and measures nothing. */
+const EXAMPLES_MIN = 8;
 
 export interface EnsembleReportSettings extends CombineSettings {
   readonly name: string;
@@ -71,6 +75,7 @@ export interface EnsembleReport extends Report {
   readonly test: readonly Measured[] | null;
 }
 
+/** @throws DownpourError DP_EXPERIMENT_INVALID: there are too few examples to measure by. */
 export function ensembleReport(
   settings: EnsembleReportSettings,
   examined: Examined,
@@ -79,6 +84,12 @@ export function ensembleReport(
   const { members } = examined;
   const { answers } = members[0]!;
   const examples = Math.round(answers.count / answers.perExample);
+  if (examples < EXAMPLES_MIN) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `the validation part has ${examples} example${examples === 1 ? '' : 's'}; an ensemble needs ${EXAMPLES_MIN}, half of them to fit what it combines by and half to measure that: give more examples, or a larger validationFraction`,
+    );
+  }
   const halves = halfRows(examples, settings.seed);
   const parts = halves.map((rows) => examinedAt(examined, rows)) as [Examined, Examined];
   const fits = parts.map((part) => fitCombinations(part, settings));
@@ -108,7 +119,9 @@ export function ensembleReport(
     rows: validation.map((m, i) => [
       m.name,
       format(m.error.mean),
-      `${format(m.error.low)} … ${format(m.error.high)}`,
+      m.error.distinct < 2 && !Number.isFinite(m.error.low)
+        ? '–'
+        : `${format(m.error.low)} … ${format(m.error.high)}`,
       differenceText(m.difference, format),
       ...(isNumbers ? [] : [numberText(m.loss?.mean), percent(m.calibrationError)]),
       ...(answers.kind === 'binary' ? [percent(m.recall), percent(m.precision)] : []),
@@ -156,7 +169,7 @@ function measure(outcomes: readonly Outcome[], answers: Answers): Measured[] {
   const ofMembers = meanArray(errors.filter((_, i) => outcomes[i]!.way === 'member'));
   return outcomes.map(({ name, way, decisions, cost, share, raw }, i) => ({
     ...{ name, way, cost, share },
-    error: mean(errors[i]!),
+    error: bounded(mean(errors[i]!), decisions !== null),
     difference: i === best ? null : paired(errors[i]!, errors[best]!),
     toMembers: way === 'member' || way === 'best' ? null : paired(errors[i]!, ofMembers),
     toRaw: raw === undefined ? null : paired(errors[i]!, errors[raw]!),
@@ -167,6 +180,12 @@ function measure(outcomes: readonly Outcome[], answers: Answers): Measured[] {
       ? detection(decisions.classes, answers.truths)
       : { recall: null, precision: null }),
   }));
+}
+
+/** All right or all wrong: how far a share then can be from what was seen is Wilson's interval. */
+function bounded(error: Estimate, isShare: boolean): Estimate {
+  if (!isShare || error.distinct > 1 || ![0, 1].includes(error.mean)) return error;
+  return { ...error, ...shareInterval(error.mean * error.count, error.count, error.level) };
 }
 
 function errorsOf({ decisions, outputs }: Outcome, answers: Answers): Float64Array {
@@ -202,6 +221,8 @@ function choice(measured: readonly Measured[]): Measured {
   const better = measured
     .filter(({ way }) => ['average', 'mean', 'calibrated'].includes(way))
     .filter(({ lossDifference, difference }) => lossDifference!.high < 0 || difference!.high < 0)
+    // A lower loss is not worth more wrong answers.
+    .filter(({ difference }) => !(difference!.low > 0))
     .sort((a, b) => a.loss!.mean - b.loss!.mean);
   return better[0] ?? best;
 }
@@ -212,7 +233,8 @@ const capital = (text: string) => text[0]!.toUpperCase() + text.slice(1);
 
 function differenceText(difference: Estimate | null, format: Format): string {
   if (difference === null) return '–';
-  const { mean, low, high } = difference;
+  const { mean, low, high, distinct } = difference;
+  if (distinct < 2) return mean === 0 ? 'the same' : signed(mean, format);
   return `${signed(mean, format)} (${signed(low, format)} … ${signed(high, format)})`;
 }
 
@@ -278,6 +300,7 @@ function adviceOf(
 
 function momentsText(moments: Moments, means: readonly number[]): string {
   const { count, variance, covariance } = moments;
+  if (!(variance > 0)) return 'No member is wrong anywhere, so a combination has nothing to add.';
   const expected = expectedSquaredError(moments, count);
   const twice = expectedSquaredError(moments, 2 * count);
   return `Squared errors (Deep Learning §7.11): of one member v = ${numberText(variance)}, of two together c = ${numberText(covariance)}, a correlation of ${numberText(covariance / variance)}; so ${count} give v/${count} + ${count - 1}/${count}·c = ${numberText(expected)} (measured ${numberText(means.at(-1))}), ${2 * count} would give about ${numberText(twice)}, and no number of them less than c.`;

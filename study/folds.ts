@@ -1,6 +1,7 @@
 import { resolveConfig } from '../shared/config.ts';
+import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
-import { errorFormatOf, numberText, type Report } from './report.ts';
+import { errorFormatOf, errorName, numberText, type Report } from './report.ts';
 import { type Estimate, estimate, meanOf } from './statistics.ts';
 import { bestEvaluation, listPlan, type Plan, type Trial } from './study.ts';
 
@@ -36,6 +37,8 @@ export function foldsPlan({ folds, stratified, repeats, base }: FoldsSettings): 
   );
 }
 
+/** One more wrong answer of fewer changes the error by more than a twentieth. */
+const FEW = 20;
 /** Above so many examples a hold-out part is large enough. */
 const HOLD_OUT_EXAMPLES = 100_000;
 
@@ -49,11 +52,12 @@ export function foldsReport(
   const bests = trials.map((trial) => bestEvaluation(trial));
   const errors = bests.map((best) => best?.error ?? null);
   const losses = bests.map((best) => best?.loss ?? null);
-  const known = (values: readonly (number | null)[]) => values.filter((v) => v !== null);
+  const known = (values: readonly (number | null)[]) => {
+    const finite = values.filter((value) => value !== null).filter(Number.isFinite);
+    return finite.length === 0 ? null : estimate(finite);
+  };
   const format = errorFormatOf(trials);
-  const failed = trials.filter(({ end }) => end?.kind === 'failed').length;
-  const error = known(errors).length > 0 ? estimate(known(errors)) : null;
-  const loss = known(losses).length > 0 ? estimate(known(losses)) : null;
+  const [error, loss] = [known(errors), known(losses)];
   const rows = trials.map(({ label, data, config }, i) => [
     label,
     String(config.validation.fold),
@@ -63,29 +67,50 @@ export function foldsReport(
     numberText(losses[i]),
     String(bests[i]?.step ?? '–'),
   ]);
-  const { trainCount = 0, validationCount = 0 } = trials[0]?.data ?? {};
-  const examples = trainCount + validationCount;
+  const data = trials.find((trial) => trial.data)?.data;
+  const examples = data ? data.trainCount + data.validationCount : null;
+  const measured = bests.filter((best) => best !== null);
+  const failed = failuresText(trials);
   const parts: string[] = [];
-  if (!error || !loss) {
+  if (measured.length === 0) parts.push('No fold has a finite value.');
+  else {
+    const what = errorName(trials);
+    const isLoss = trials.some(({ errorMeasure }) => errorMeasure === 'loss');
+    const of = [
+      ...(error && !isLoss
+        ? [`error${what ? ` (${what})` : ''} is ${estimateText(error, format)}`]
+        : []),
+      ...(loss ? [`loss is ${estimateText(loss, numberText)}`] : []),
+    ];
+    const single = measured.length === 1;
     parts.push(
-      'No fold reached a finite value: lower learningRate, or set clip.norm, and try again.',
+      `Over ${measured.length} fold${single ? '' : 's'} the validation ${of.join(', the ')}.`,
     );
-  } else {
-    parts.push(
-      `Over ${error.count} folds the validation error is ${estimateText(error, format)}, the loss ${estimateText(loss, numberText)}.`,
-      'Folds share most of their training examples, so the interval is somewhat too narrow: there is no unbiased estimate of this variance (Deep Learning §5.3.1). A difference between two settings that is smaller than it is no finding; compare them on the same folds (the same seed).',
-    );
-    if (failed > 0) parts.push(`${failed} folds failed and are not counted.`);
-    const steps = Math.round(meanOf(bests.flatMap((best) => best?.step ?? [])));
+    if (measured.length > 1) {
+      parts.push(
+        'Folds share most of their training examples, so the interval is somewhat too narrow: there is no unbiased estimate of this variance (Deep Learning §5.3.1). A difference between two settings that is smaller than it is no finding; compare them on the same folds (the same seed).',
+      );
+    }
+    if (data && data.validationCount < FEW) {
+      parts.push(
+        `A fold validates on ${data.validationCount} example${data.validationCount === 1 ? '' : 's'}: the value of a single fold says next to nothing.`,
+      );
+    }
+  }
+  if (failed) parts.push(failed);
+  if (measured.length > 0) {
+    const steps = Math.max(1, Math.round(meanOf(measured.map(({ step }) => step))));
     parts.push(
       `The folds were best after ${steps} updates on average; the model to use is trained on all examples for as many: \`${command(steps)}\`.`,
     );
   }
-  parts.push(
-    examples < HOLD_OUT_EXAMPLES
-      ? `The data has ${examples} examples to train and validate on; below 100,000, k-fold pays, since a hold-out part of a fifth would be small.`
-      : `The data has ${examples} examples: a hold-out part is large enough, and ${folds} times cheaper.`,
-  );
+  if (examples !== null) {
+    parts.push(
+      examples < HOLD_OUT_EXAMPLES
+        ? `The data has ${examples} examples to train and validate on; below 100,000, k-fold pays, since a hold-out part of a fifth would be small.`
+        : `The data has ${examples} examples: a hold-out part is large enough, and ${folds} times cheaper.`,
+    );
+  }
   return {
     title: `${stratified ? 'Stratified ' : ''}${folds}-fold cross-validation ${name}`,
     headings: [
@@ -105,7 +130,7 @@ export function foldsReport(
         x: { label: 'fold', names: [...trials.map(foldName), 'mean'] },
         y: { label: 'validation error' },
         series: [
-          ...(error && error.count > 1
+          ...(error && error.distinct > 1
             ? [
                 {
                   ...{ name: '', style: 'band' as const, color: 1 },
@@ -127,7 +152,7 @@ export function foldsReport(
               ? [
                   {
                     ...{ x: trials.length, y: error.mean },
-                    ...(error.count > 1 ? { low: error.low, high: error.high } : {}),
+                    ...(error.distinct > 1 ? { low: error.low, high: error.high } : {}),
                   },
                 ]
               : [],
@@ -142,6 +167,7 @@ export function foldsReport(
         ...{ error: errors[i], loss: losses[i], step: bests[i]?.step ?? null },
       })),
     },
+    failure: failureOf(trials, measured.length),
   };
 }
 
@@ -149,9 +175,10 @@ const foldName = ({ config }: Trial) => String(config.validation.fold);
 
 /** `2.31 % ± 0.12 % (95 % confidence 2.01 % … 2.61 %)`. */
 export function estimateText(
-  { mean, standardError, low, high, level, count }: Estimate,
+  { mean, standardError, low, high, level, count, distinct }: Estimate,
   format: (value: number) => string,
 ): string {
   if (count < 2) return `${format(mean)} (one value: no error known)`;
-  return `${format(mean)} ± ${format(standardError)} (standard error; ${level * 100} % confidence ${format(low)} … ${format(high)}, Student's t with ${count - 1} degrees of freedom)`;
+  if (distinct < 2) return `${format(mean)} (${count} equal values: no error known)`;
+  return `${format(mean)} ± ${format(standardError)} (standard error; ${Math.round(100 * level)} % confidence ${format(low)} … ${format(high)}, Student's t with ${count - 1} degrees of freedom)`;
 }

@@ -1,4 +1,5 @@
 import { medianOf } from '../shared/quantile.ts';
+import { numberText } from './report.ts';
 import { type Change, type Metric, type Trial, trialValue } from './study.ts';
 
 /**
@@ -98,12 +99,15 @@ export function halving(
     const reason = 'the best there is goes on';
     return [{ index: best.index, to: 'run', level: best.level + 1, reason }];
   }
-  return paused.map(({ index, level }) => ({
-    index,
+  return paused.map((trial) => ({
+    index: trial.index,
     to: 'kill' as const,
-    reason: `not among the best 1/${eta} after ${said(level)}`,
+    reason: `${valueWords(metric, value(trial, trial.level))} after ${said(trial.level)}, no better than the best that was trained in full, ${valueWords(metric, bestFull)}`,
   }));
 }
+
+const valueWords = (metric: Metric, value: number) =>
+  Number.isFinite(value) ? `${metric} ${numberText(value)}` : `no finite ${metric}`;
 
 /** Fewer other trials give no median to trust. */
 const MEDIAN_TRIALS_MIN = 3;
@@ -129,11 +133,10 @@ export function medianRule(
     const median = medianOf(means);
     const value = trialValue(trial, metric);
     if (!(value > median)) continue;
-    const text = (x: number) => String(Number(x.toPrecision(3)));
     changes.push({
       index: trial.index,
       to: 'kill',
-      reason: `${metric} ${text(value)} after ${count} evaluations is worse than the median of the others, ${text(median)}`,
+      reason: `${valueWords(metric, value)} after ${count} evaluations is worse than the median of the others, ${numberText(median)}`,
     });
   }
   return changes;

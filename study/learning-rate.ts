@@ -1,7 +1,8 @@
 import { resolveConfig } from '../shared/config.ts';
 import type { ChartFigure } from '../shared/figure.ts';
+import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
-import { errorFormatOf, numberText, type Report } from './report.ts';
+import { errorFormatOf, numberText, type Report, spreadText } from './report.ts';
 import { deviationOf, type Estimate, estimate, meanOf } from './statistics.ts';
 import {
   type Curve,
@@ -191,7 +192,7 @@ const BELOW_LIMIT = 3;
 
 /** Above the rate that is best after the probes' updates, below instability. */
 export function suggest(probes: readonly Probe[], limit: number | null): Suggestion | null {
-  const steady = probes.filter(({ unstable, loss }) => unstable === 0 && loss !== null);
+  const steady = steadyOf(probes);
   if (steady.length === 0) return null;
   const best = lowestRate(steady);
   const shaky = probes.filter(({ unstable, rate }) => unstable > 0 && rate > best);
@@ -200,6 +201,10 @@ export function suggest(probes: readonly Probe[], limit: number | null): Suggest
   const learningRate = Number(Math.min(ABOVE_BEST * best, unstable / BELOW_LIMIT).toPrecision(2));
   return { learningRate, best, unstable: Number.isFinite(unstable) ? unstable : null };
 }
+
+/** Of which every seed has a loss: what is the mean of those that were lucky says nothing of a rate. */
+const steadyOf = (probes: readonly Probe[]) =>
+  probes.filter(({ unstable, loss }) => unstable === 0 && loss !== null);
 
 /** Where the parabola through the lowest loss and its neighbours, over the logarithm, is lowest. */
 function lowestRate(probes: readonly Probe[]): number {
@@ -259,19 +264,18 @@ export function learningRateReport(
   const limit = limitOf(ranges);
   const reached = ranges.some((range) => range.limit !== null);
   const probes = probesOf(trials);
-  const suggestion = suggest(probes, reached ? limit : null);
-  const lowest = Math.min(...probes.flatMap(({ loss }) => loss?.mean ?? []));
+  const learns = settings.fork !== null || hasLearnt([...single, ...ranges], probes);
+  const suggestion = learns ? suggest(probes, reached ? limit : null) : null;
+  const lowest = lowestOf(probes);
   const format = errorFormatOf(trials);
-  const spread = (e: Estimate | null, text: (value: number) => string) =>
-    e === null ? '–' : e.count < 2 ? text(e.mean) : `${text(e.mean)} ± ${text(e.standardError)}`;
   return {
     title: `Learning rate ${name}`,
     headings: ['learning rate', `validation loss after ${probeSteps} updates`, 'error', 'unstable'],
     rows: probes.map(({ rate, loss, error, unstable, seeds }) => [
-      `${numberText(rate)}${loss && loss.mean === lowest ? ' (best)' : ''}`,
-      ...[spread(loss, numberText), spread(error, format), `${unstable} of ${seeds}`],
+      `${numberText(rate)}${rate === lowest?.rate ? ' (best)' : ''}`,
+      ...[spreadText(loss, numberText), spreadText(error, format), `${unstable} of ${seeds}`],
     ]),
-    advice: adviceOf(settings, { ranges, single, probes, suggestion }, command),
+    advice: adviceOf(settings, { ranges, single, probes, suggestion }, trials, command),
     plots: {
       'range.svg': rangePlot(single, ranges, workers, suggestion),
       ...(probes.length === 0 ? {} : { 'rates.svg': probePlot(probes, probeSteps, suggestion) }),
@@ -291,7 +295,24 @@ export function learningRateReport(
         end,
       })),
     },
+    failure: failureOf(trials, ranges.length + probes.filter(({ loss }) => loss).length),
   };
+}
+
+/** The lowest loss of the rates at which no seed became unstable. */
+function lowestOf(probes: readonly Probe[]): Probe | null {
+  const steady = steadyOf(probes);
+  return steady.length === 0
+    ? null
+    : steady.reduce((a, b) => (b.loss!.mean < a.loss!.mean ? b : a));
+}
+
+/** The loss fell by more than noise, in a range test or at a constant rate. */
+function hasLearnt(ranges: readonly RangeTest[], probes: readonly Probe[]): boolean {
+  const fell = ({ initial, lowest }: RangeTest, loss = lowest.loss) =>
+    loss < initial - LEARNT * Math.abs(initial);
+  const lowest = lowestOf(probes)?.loss?.mean;
+  return ranges.some((range) => fell(range) || (lowest !== undefined && fell(range, lowest)));
 }
 
 interface Findings {
@@ -302,43 +323,59 @@ interface Findings {
 }
 
 function adviceOf(
-  { workers, probeSteps, fork, low, high }: LearningRateSettings,
+  { workers, probeSteps, fork, low, high, seeds }: LearningRateSettings,
   { ranges, single, probes, suggestion }: Findings,
+  trials: readonly Trial[],
   command: (learningRate: number) => string,
 ): string {
+  const failed = refusedText(trials);
   if (ranges.length === 0) {
-    return `No range test had five finite losses: begin with a --low below ${numberText(low)}, and run \`downpour check\`.`;
+    return `No range test had five finite losses: begin with a --low below ${numberText(low)}, and run \`downpour check\`.${failed}`;
   }
   const parts: string[] = [];
   const limits = ranges.flatMap(({ limit }) => limit ?? []);
   const limit = limitOf(ranges)!;
   const where = fork ? `from step ${fork.step ?? '?'} of run ${fork.run}` : 'from the first step';
+  const ends = [...new Set([Math.min(...limits), Math.max(...limits)].map(numberText))];
   parts.push(
     limits.length === 0
-      ? `Raised ${where} up to ${numberText(high)}, the rate never made training unstable: raise --high.`
-      : `Raised ${where}, the learning rate makes training unstable at about ${numberText(limit)} (${limits.length} of ${ranges.length} seeds: ${numberText(Math.min(...limits))} … ${numberText(Math.max(...limits))}).`,
+      ? `Raised ${where} up to ${numberText(high)}, the rate never made training unstable.`
+      : `Raised ${where}, the learning rate makes training unstable at about ${numberText(limit)} (${limits.length} of ${ranges.length} seeds: ${ends.join(' … ')}).`,
   );
-  const learnt = ranges.some(
-    ({ initial, lowest }) => lowest.loss < initial - LEARNT * Math.abs(initial),
-  );
-  if (!learnt) {
+  if (!fork && !hasLearnt([...single, ...ranges], probes)) {
     parts.push(
-      'At no rate did the loss fall by more than a twentieth: the trouble is hardly the learning rate; run `downpour check`.',
+      'At no rate did the loss fall by more than a twentieth, so none is recommended: the trouble is hardly the learning rate; run `downpour check`.',
     );
+    return parts.join(' ') + failed;
   }
-  if (!suggestion) {
-    parts.push('No constant rate was stable: begin with a lower --low.');
-    return parts.join(' ');
+  const lowest = lowestOf(probes);
+  if (!suggestion || !lowest) {
+    parts.push(
+      probes.length === 0
+        ? 'No constant rate was tried.'
+        : 'At no constant rate did all seeds stay stable: begin with a lower --low.',
+    );
+    return parts.join(' ') + failed;
   }
   const { best, unstable, learningRate } = suggestion;
+  const tied = tiedOf(probes, lowest);
+  const scatter =
+    seeds < 2
+      ? ' (one seed: how far seeds scatter is not known)'
+      : tied.length > 1
+        ? `; ${tied.map(({ rate }) => numberText(rate)).join(', ')} are as good within what seeds differ by`
+        : '';
   const above =
     learningRate > best ? 'a little above it' : 'not above it, since instability is near';
   parts.push(
-    `Of constant rates, about ${numberText(best)} is best after ${probeSteps} updates.`,
+    `Of constant rates, about ${numberText(best)} is best after ${probeSteps} updates${scatter}.`,
     `Use learningRate ${learningRate}: ${above}${unstable === null ? '' : `, and ${numberText(unstable / learningRate)} times below instability`} (Deep Learning §8.3.1: higher than the best after the first 100 iterations or so, but not so high as to cause severe instability; §11.4.1: the most important hyperparameter).`,
   );
-  if (best === probes[0]!.rate) {
+  if (probes.length > 1 && lowest.rate === probes[0]!.rate) {
     parts.push('The best rate is the lowest of those tried: lower --low and look again.');
+  }
+  if (limits.length === 0 && probes.length > 1 && lowest.rate === probes.at(-1)!.rate) {
+    parts.push('The best rate is the highest of those tried: raise --high and look again.');
   }
   if (workers > 1 && single.length > 0) {
     const [alone, together] = [limitOf(single)!, limit];
@@ -347,18 +384,36 @@ function adviceOf(
     );
   }
   parts.push(`\`${command(learningRate)}\``);
-  return parts.join(' ');
+  return parts.join(' ') + failed;
+}
+
+/** Divergence is what range tests and probes are made for; what workers refused is not. */
+function refusedText(trials: readonly Trial[]): string {
+  const text = failuresText(trials.filter(({ end }) => end?.code !== undefined));
+  return text === null ? '' : ` ${text}`;
+}
+
+/** Steady rates whose seeds cannot be told from those of the best one, lowest rate first. */
+function tiedOf(probes: readonly Probe[], { loss: best }: Probe): Probe[] {
+  return steadyOf(probes).filter(({ loss }) => {
+    const between = Math.hypot(loss!.standardError || 0, best!.standardError || 0);
+    return loss!.mean - best!.mean <= 2 * between;
+  });
 }
 
 function stalenessText(factor: number, ranges: readonly RangeTest[]): string {
   const logs = ranges.flatMap(({ limit }) => (limit === null ? [] : [Math.log(limit)]));
   const scatter = logs.length === 0 ? 0 : Math.max(...logs) - Math.min(...logs);
-  const text = `staleness moves it by a factor of ${numberText(factor)}`;
-  const within = Math.abs(Math.log(factor)) < scatter / 2;
-  if (factor < 0.8) {
-    return `${text}; below it, fewer workers, damping (consistency.damping) or a lower rate are the remedies`;
+  const text = `they move it by a factor of ${numberText(factor)}`;
+  if (logs.length === 0) return 'no limit was met, so nothing is said of staleness';
+  // One test of each kind: their difference is all the scatter there is.
+  if (ranges.length < 4) return `${text}; with one seed of each this can be chance`;
+  if (Math.abs(Math.log(factor)) < scatter / 2) {
+    return `${text}, which is within what seeds differ by`;
   }
-  return within ? `${text}, which is within what seeds differ by` : text;
+  return factor < 0.8
+    ? `${text}; below 1, fewer workers, damping (consistency.damping) or a lower rate are the remedies`
+    : text;
 }
 
 function marksOf(suggestion: Suggestion | null) {
@@ -414,7 +469,7 @@ function probePlot(
             : [
                 {
                   ...{ x: rate, y: loss.mean },
-                  ...(loss.count > 1
+                  ...(loss.distinct > 1
                     ? { low: loss.mean - loss.standardError, high: loss.mean + loss.standardError }
                     : {}),
                 },

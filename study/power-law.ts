@@ -17,13 +17,22 @@ export interface Extrapolation {
   readonly law: PowerLaw;
   /** The ends that 90 % of the resampled fits lie between. */
   interval(n: number): { readonly low: number; readonly high: number };
+  /** The error falls as examples grow in 95 % of the resampled fits. */
+  readonly falls: boolean;
 }
+
+/** Two sizes are a line through two points: nothing tells how far it can be believed. */
+export const SIZES_MIN = 3;
+/** Of fewer sizes a floor is whatever the noise makes of it. */
+const FLOOR_SIZES_MIN = 4;
 
 export interface Measured {
   readonly n: number;
   readonly error: number;
 }
 
+/** A smaller error is as good as 0. */
+const LEAST = 1e-12;
 const GRID = 20;
 const ROUNDS = 3;
 const RESAMPLES = 300;
@@ -39,8 +48,8 @@ export function fitPowerLaw(points: readonly Measured[]): PowerLaw | null {
   if (sizes < 2) return null;
   let [low, high] = [0, 0.998 * Math.min(...usable.map(({ error }) => error))];
   let best = { c: 0, ...tried(usable, 0) };
-  // Two sizes are a line: there is nothing left to tell c by. Else finer and finer around the best.
-  for (let round = 0; sizes > 2 && round < ROUNDS; round++) {
+  // Finer and finer around the best.
+  for (let round = 0; sizes >= FLOOR_SIZES_MIN && round < ROUNDS; round++) {
     const step = (high - low) / GRID;
     for (let i = 0; i <= GRID; i++) {
       const c = low + i * step;
@@ -72,14 +81,19 @@ function lawWithFloor(points: readonly Measured[], c: number): PowerLaw {
   return { a, b, c, at: (n) => c + a * n ** -b };
 }
 
-/** Fits, then fits again to resampled residuals (a bootstrap). @returns null as `fitPowerLaw`. */
+/**
+ * Fits, then fits again to resampled residuals (a bootstrap). @returns null for fewer than `SIZES_MIN` sizes, and
+ * where an error is 0 or below, which has no logarithm: to leave such points out would make the rest look worse.
+ */
 export function extrapolate(points: readonly Measured[], seed = 1): Extrapolation | null {
-  const law = fitPowerLaw(points);
+  const usable = points.filter(({ n, error }) => n > 0 && error > LEAST && Number.isFinite(error));
+  if (usable.length < points.length) return null;
+  if (new Set(usable.map(({ n }) => n)).size < SIZES_MIN) return null;
+  const law = fitPowerLaw(usable);
   if (!law) return null;
-  const usable = points.filter(({ n, error }) => n > 0 && error > 0 && Number.isFinite(error));
   const residuals = usable.map(({ n, error }) => Math.log(error / law.at(n)));
-  // Three numbers were fitted to them, so they are too small.
-  const free = Math.max(1, usable.length - 3);
+  // As many numbers were fitted to them, so they are too small.
+  const free = Math.max(1, usable.length - (law.c > 0 ? 3 : 2));
   const scale = Math.sqrt(usable.length / free);
   const draw = random(seed, STREAM);
   const laws = Array.from({ length: RESAMPLES }, () => {
@@ -87,10 +101,13 @@ export function extrapolate(points: readonly Measured[], seed = 1): Extrapolatio
       n,
       error: law.at(n) * Math.exp(scale * residuals[draw.below(residuals.length)]!),
     }));
-    return fitPowerLaw(again)!;
+    return fitPowerLaw(again) ?? law;
   });
+  // The least that counts as falling: a hundredth less for each tenfold of the examples.
+  const falling = laws.filter(({ b }) => b > 0.005).length;
   return {
     law,
+    falls: law.b > 0.005 && falling >= 0.95 * laws.length,
     interval(n) {
       const values = laws.map((other) => other.at(n));
       return { low: quantileOf(values, 0.05), high: quantileOf(values, 0.95) };

@@ -1,7 +1,10 @@
 import { join } from 'node:path';
+import type { ErrorCode } from '../shared/errors.ts';
+import type { Evaluation } from '../shared/rest.ts';
 import { errorFormat } from '../shared/text.ts';
 import { type Plot, pictureOf } from './plot.ts';
 import { writeWhole } from './record.ts';
+import type { Estimate } from './statistics.ts';
 import type { Trial } from './study.ts';
 
 /** What a study ends in: a table, plots, and one paragraph of advice with its numbers. */
@@ -15,6 +18,13 @@ export interface Report {
   readonly plots: Readonly<Record<string, Plot>>;
   /** All of it for programs. */
   readonly facts: Readonly<Record<string, unknown>>;
+  /** Set: nothing was measured, and the command fails with this. */
+  readonly failure?: StudyFailure | null;
+}
+
+export interface StudyFailure {
+  readonly code: ErrorCode;
+  readonly message: string;
 }
 
 /** Writes `report.md`, `report.json` and the plots. @returns their paths, the report first. */
@@ -44,12 +54,51 @@ export function numberText(value: number | null | undefined): string {
   return value == null || !Number.isFinite(value) ? '–' : String(Number(value.toPrecision(3)));
 }
 
-/** How the errors of these trials are told. */
-export function errorFormatOf(trials: readonly Trial[]): ReturnType<typeof errorFormat> {
-  return errorFormat(trials.find(({ errorMeasure }) => errorMeasure)?.errorMeasure, numberText);
+/** How the errors of these trials are told: one way for all. */
+export function errorFormatOf(trials: readonly Trial[]): Format {
+  const measure = measureOf(trials);
+  const isShare = ({ error }: Evaluation) => error === null || (error >= 0 && error <= 1);
+  // Nobody has said what they are: where one is no share, none is.
+  const isNumber =
+    measure == null && !trials.every(({ evaluations }) => evaluations.every(isShare));
+  return isNumber ? numberText : errorFormat(measure, numberText);
+}
+
+/** What an error of these trials is, in words; null: nobody has said. */
+export function errorName(trials: readonly Trial[]): string | null {
+  const measure = measureOf(trials);
+  if (measure == null) return null;
+  return {
+    misclassification: 'the share of wrong answers',
+    loss: 'here the loss again',
+    own: "the experiment's own, a number and no share",
+  }[measure];
+}
+
+const measureOf = (trials: readonly Trial[]) =>
+  trials.find(({ errorMeasure }) => errorMeasure)?.errorMeasure;
+
+export type Format = (value: number | null | undefined) => string;
+
+/** A mean with its standard error, where several different values give one: `2.31 % ± 0.12 %`. */
+export function spreadText(value: Estimate | null, format: Format): string {
+  if (value === null) return '–';
+  if (value.count < 2) return format(value.mean);
+  if (value.distinct < 2) return `${format(value.mean)} (${value.count} equal)`;
+  return `${format(value.mean)} ± ${format(value.standardError)}`;
 }
 
 /** With its sign, as a difference is read: `+0.12 %`. */
 export function signed(value: number, format: (value: number) => string): string {
   return `${value < 0 ? '−' : '+'}${format(Math.abs(value))}`;
+}
+
+/** `95 % confidence −0.2 % … +0.1 %`, or why there is no interval. */
+export function intervalText(
+  { low, high, count, distinct, level }: Estimate,
+  format: (value: number) => string,
+): string {
+  if (count < 2) return 'one seed';
+  if (distinct < 2) return `the same for all of ${count} seeds, so no interval`;
+  return `${Math.round(100 * level)} % confidence ${format(low)} … ${format(high)}`;
 }

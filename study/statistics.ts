@@ -2,10 +2,12 @@
 
 export interface Estimate {
   readonly count: number;
+  /** Different values, to twelve digits: of fewer than two nothing is known about how they scatter. */
+  readonly distinct: number;
   readonly mean: number;
-  /** Of the mean; NaN for fewer than two values. */
+  /** Of the mean; NaN for fewer than two different values. */
   readonly standardError: number;
-  /** Of the mean, by Student's t; NaN for fewer than two values. */
+  /** Of the mean, by Student's t; NaN for fewer than two different values. */
   readonly low: number;
   readonly high: number;
   /** The share of such intervals that hold the true mean, e.g. 0.95. */
@@ -17,12 +19,14 @@ export function estimate(values: readonly number[], level = 0.95): Estimate {
   const count = values.length;
   if (count === 0) throw new RangeError('an estimate needs at least one value');
   const mean = meanOf(values);
-  if (count === 1) {
-    return { count, mean, standardError: Number.NaN, low: Number.NaN, high: Number.NaN, level };
+  const distinct = new Set(values.map((value) => Number(value.toPrecision(12)))).size;
+  if (distinct < 2) {
+    const none = Number.NaN;
+    return { count, distinct, mean, standardError: none, low: none, high: none, level };
   }
   const standardError = deviationOf(values) / Math.sqrt(count);
   const half = studentQuantile((1 + level) / 2, count - 1) * standardError;
-  return { count, mean, standardError, low: mean - half, high: mean + half, level };
+  return { count, distinct, mean, standardError, low: mean - half, high: mean + half, level };
 }
 
 /** Of a share that was seen in so many cases: Wilson's score interval. Both NaN for none. */

@@ -1,8 +1,16 @@
 import { resolveConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { DataSummary } from '../shared/protocol.ts';
+import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
-import { errorFormatOf, numberText, type Report } from './report.ts';
+import {
+  errorFormatOf,
+  intervalText,
+  numberText,
+  type Report,
+  signed,
+  spreadText,
+} from './report.ts';
 import { type Estimate, estimate } from './statistics.ts';
 import { listPlan, type Plan, type Trial } from './study.ts';
 
@@ -57,15 +65,13 @@ interface WayResult {
 export function stoppingReport(name: string, trials: readonly Trial[]): Report {
   const results = resultsOf(trials);
   const format = errorFormatOf(trials);
-  const spread = (e: Estimate | null, f: (value: number) => string) =>
-    e === null ? '–' : e.count < 2 ? f(e.mean) : `${f(e.mean)} ± ${f(e.standardError)}`;
   const rows = results.map(({ way, error, loss, steps, seconds, difference, trials: own }) => [
     way,
-    spread(error, format),
+    spreadText(error, format),
     numberText(loss?.mean),
-    way === 'restore' ? '–' : spread(difference, format),
-    String(Math.round(steps)),
-    `${seconds.toFixed(1)} s`,
+    way === 'restore' ? '–' : spreadText(difference, format),
+    own.length === 0 ? '–' : String(Math.round(steps)),
+    own.length === 0 ? '–' : `${seconds.toFixed(1)} s`,
     String(own.filter(({ test }) => test !== null).length),
   ]);
   return {
@@ -80,7 +86,7 @@ export function stoppingReport(name: string, trials: readonly Trial[]): Report {
       'seeds',
     ],
     rows,
-    advice: adviceOf(results, format),
+    advice: adviceOf(results, trials),
     plots: {
       'stopping.svg': chart({
         title: 'Test error against updates',
@@ -102,6 +108,7 @@ export function stoppingReport(name: string, trials: readonly Trial[]): Report {
         })),
       })),
     },
+    failure: failureOf(trials, results.filter(({ error }) => error).length),
   };
 }
 
@@ -109,7 +116,7 @@ function resultsOf(trials: readonly Trial[]): WayResult[] {
   const of = (way: Way) => trials.filter(({ config }) => config.earlyStopping.afterStop === way);
   const restored = new Map(of('restore').map(({ config, test }) => [config.seed, test?.error]));
   const known = (values: readonly (number | null | undefined)[]) => {
-    const finite = values.filter((value) => value != null);
+    const finite = values.filter((value) => value != null).filter(Number.isFinite);
     return finite.length === 0 ? null : estimate(finite);
   };
   return WAYS.map((way) => {
@@ -130,32 +137,34 @@ function resultsOf(trials: readonly Trial[]): WayResult[] {
   });
 }
 
-function adviceOf(results: readonly WayResult[], format: (value: number) => string): string {
+function adviceOf(results: readonly WayResult[], trials: readonly Trial[]): string {
+  const format = errorFormatOf(trials);
   const [restore, retrain, onward] = results as [WayResult, WayResult, WayResult];
   const parts: string[] = [];
-  const failed = results.flatMap(({ trials }) =>
-    trials.filter(({ end }) => end?.kind === 'failed'),
-  );
-  if (failed.length > 0) parts.push(`${failed.length} runs failed and are not counted.`);
+  const failed = failuresText(trials);
+  if (failed) parts.push(failed);
   for (const { way, difference, steps } of [retrain, onward]) {
     if (!difference) {
-      parts.push(`${way} gave no test error.`);
+      parts.push(`${way} has no test error to hold against that of restore.`);
       continue;
     }
-    const sign = difference.mean < 0 ? 'lowers' : 'raises';
-    const size = format(Math.abs(difference.mean));
+    const { mean, count, distinct, low, high } = difference;
+    const does = mean === 0 ? 'does not change' : mean < 0 ? 'lowers' : 'raises';
+    const by = mean === 0 ? '' : ` by ${format(Math.abs(mean))}`;
+    const range = intervalText(difference, (value) => signed(value, format));
     const sure =
-      difference.count < 2
+      count < 2
         ? 'one seed: not to be relied on'
-        : difference.low <= 0 && difference.high >= 0
-          ? `95 % confidence ${format(difference.low)} … ${format(difference.high)}: no difference is shown`
-          : `95 % confidence ${format(difference.low)} … ${format(difference.high)}`;
+        : distinct > 1 && low <= 0 && high >= 0
+          ? `${range}: no difference is shown`
+          : range;
     const algorithm = way === 'retrain' ? 'Algorithm 7.2' : 'Algorithm 7.3';
-    parts.push(
-      `${way} (${algorithm}) ${sign} the test error by ${size} (${sure}) for ${(steps / restore.steps).toFixed(1)} times the updates.`,
-    );
+    const cost =
+      restore.steps > 0 ? ` for ${(steps / restore.steps).toFixed(1)} times the updates` : '';
+    parts.push(`${way} (${algorithm}) ${does} the test error${by} (${sure})${cost}.`);
   }
-  const better = [retrain, onward].filter(({ difference: d }) => d && d.count > 1 && d.high < 0);
+  if (!restore.error) return parts.join(' ');
+  const better = [retrain, onward].filter(({ difference: d }) => d && d.high < 0);
   const choice = better.sort((a, b) => a.difference!.mean - b.difference!.mean)[0];
   parts.push(
     choice

@@ -79,7 +79,7 @@ describe('an ablation', () => {
   test('with one seed shows no difference for certain', async () => {
     const given = settings(own, 1);
     const { advice } = ablationReport('s', given, await conduct(given, errorOf));
-    expect(advice).toContain('No certain difference');
+    expect(advice).toContain('Not separated: ');
     expect(advice).toContain("'no dropout' −1.10 % (one seed)");
     expect(advice).toContain('more seeds than 1');
   });
