@@ -8,6 +8,7 @@ import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
 import { discard } from './discard.ts';
 import type { Experiment, FunctionModel } from './experiment.ts';
 import { canRecord, type Fed, Graphs, type Opened } from './graph.ts';
+import { mustBeIds } from './ids.ts';
 import { isNoisy } from './layers.ts';
 import { type DataShape, dataShape, errorMeasureOf, invalid, type ModelData } from './losses.ts';
 import { described, measuresOf } from './measures.ts';
@@ -560,6 +561,7 @@ async function checkNumbers(
   tensorsOf: (minibatch: Minibatch) => { readonly inputs: Tensor; readonly targets: Tensor },
   read: (tensor: Tensor) => Promise<Float32Array>,
 ): Promise<void> {
+  if (instance.layersModel) mustBeIds(instance.layersModel, prepared);
   const { count } = prepared.train;
   const rows = [...new Set([0, 0.25, 0.5, 0.75].map((share) => Math.floor(share * count)))];
   const minibatch = gather(prepared, 'train', rows);

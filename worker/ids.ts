@@ -1,0 +1,82 @@
+import { DownpourError } from '../shared/errors.ts';
+import { elementAt } from './data/columns.ts';
+import type { PreparedData } from './data/examples.ts';
+import { type LayersModel, tf } from './tf.ts';
+
+/**
+ * Ids of tokens and categories. An embedding looks up a row for each; of an id without a row each engine makes
+ * something else (zeros, the last row, whatever lies behind it in memory), and none says so.
+ */
+
+type Layer = LayersModel['layers'][number];
+
+/** Layers that move numbers and leave them as they are. */
+const MOVES: readonly string[] = [
+  ...['InputLayer', 'Flatten', 'Reshape', 'Permute', 'RepeatVector', 'Masking'],
+  ...['Cropping2D', 'UpSampling2D'],
+];
+
+/** Embeddings that are given the model's own inputs. */
+function embeddingsOf(model: LayersModel): { name: string; rows: number }[] {
+  const untouched = new Set(model.inputs.map(({ id }) => id));
+  const found: { name: string; rows: number }[] = [];
+  for (const layer of model.layers) {
+    for (const { inputTensors, outputTensors } of layer.inboundNodes) {
+      if (inputTensors.length === 0 || !inputTensors.every(({ id }) => untouched.has(id))) continue;
+      const inner = (layer as { layer?: Layer }).layer ?? layer;
+      if (inner instanceof tf.LayersModel) found.push(...embeddingsOf(inner));
+      if (inner.getClassName() === 'Embedding') {
+        found.push({ name: layer.name, rows: Number(inner.getConfig().inputDim) });
+      }
+      if (!MOVES.includes(layer.getClassName())) continue;
+      for (const { id } of outputTensors) untouched.add(id);
+    }
+  }
+  return found;
+}
+
+/** @throws DownpourError DP_EXPERIMENT_INVALID with part, row and value: an id that an embedding has no row for. */
+export function mustBeIds(model: LayersModel, prepared: PreparedData): void {
+  const [embedding] = embeddingsOf(model).sort((a, b) => a.rows - b.rows);
+  if (embedding === undefined) return;
+  const { name, rows } = embedding;
+  const layer = `the embedding '${name}'`;
+  const { kind, scale } = prepared.transform;
+  if (scale !== 1) {
+    throw invalid(
+      `the inputs are bytes, which are pixels and divided by 255, but ${layer} takes ids: give them as an Int32Array`,
+    );
+  }
+  if (kind !== 'none') {
+    throw invalid(
+      `${layer} takes ids, but standardise is '${kind}', which makes fractions of them: leave it 'none'`,
+    );
+  }
+  for (const part of ['train', 'validation', 'test'] as const) {
+    const inputs = prepared[part]?.inputs;
+    if (!inputs) continue;
+    const { values } = inputs;
+    for (let i = 0; i < values.length; i++) {
+      const id = values[i]!;
+      if (id >= 0 && id < rows && Number.isInteger(id)) continue;
+      const where = `inputs of the ${part} part, ${elementAt(inputs, i)}`;
+      const advice =
+        id >= rows && Number.isInteger(id)
+          ? `set its inputDim to ${highest(prepared) + 1} or more, or map rare ids to one that stands for all of them`
+          : 'ids are whole numbers from 0';
+      throw invalid(
+        `${where}: ${id} is no id for ${layer}, which has rows for 0 … ${rows - 1}; ${advice}`,
+      );
+    }
+  }
+}
+
+function highest({ train, validation, test }: PreparedData): number {
+  let max = 0;
+  for (const part of [train, validation, test]) {
+    for (const value of part?.inputs.values ?? []) max = Math.max(max, value);
+  }
+  return max;
+}
+
+const invalid = (message: string) => new DownpourError('DP_EXPERIMENT_INVALID', message);
