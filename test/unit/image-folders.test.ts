@@ -177,11 +177,21 @@ describe('classes', () => {
     expect(labels(part!.targets.values)).toEqual([1]);
   });
 
-  it('that are the same number are refused', async () => {
-    await put('train/1/x.png');
-    await put('train/2/x.png');
-    await put('test/01/x.png');
-    expect(await refusal([folder], 'DP_DATA_MISMATCH')).toMatch(/have one number as their names/);
+  test.each([
+    [['train/1/x.png', 'train/2/x.png', 'test/01/x.png'], /are one class by number/],
+    [['train/cat/x.png', 'train/dog/x.png', 'test/Cat/x.png'], /all but capitals and spaces/],
+    [['train/cat/x.png', 'train/dog/x.png', 'test/dog /x.png'], /all but capitals and spaces/],
+  ])('of %j are refused: two names of one class', async (files, why) => {
+    for (const file of files) await put(file);
+    const message = await refusal([folder], 'DP_DATA_MISMATCH');
+    expect(message).toMatch(why);
+    const list = JSON.parse(/\{ classes: (.*) \}/.exec(message)![1]!) as string[];
+    expect((await loadImageFolder(folder, { classes: list })).classes).toEqual(list);
+  });
+
+  it('that stand side by side may differ in capitals alone', async () => {
+    for (const file of ['train/a/x.png', 'train/A/x.png', 'test/a/x.png']) await put(file);
+    expect((await loadImageFolder(folder)).classes).toEqual(['A', 'a']);
   });
 
   test.each([
@@ -213,6 +223,7 @@ describe('parts', () => {
   const name = fc
     .oneof(fc.string({ unit: 'grapheme', minLength: 1, maxLength: 12 }), fc.nat(2000).map(String))
     .map((text) => text.normalize())
+    .filter((text) => text === text.trim().toLowerCase())
     .filter(
       (text) =>
         !/[/\0]|^\.|^(icon\r|thumbs|ehthumbs|desktop|__macosx|@eadir|lost)|^0\d|train/i.test(text),

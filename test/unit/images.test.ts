@@ -2,10 +2,15 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import fc from 'fast-check';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { PNG } from 'pngjs';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { inspectData } from '../../cli/inspect.ts';
+import { showerOf } from '../../cli/look.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { pngOf, type Shown } from '../../study/figures.ts';
+import type { PreparedData } from '../../worker/data/examples.ts';
 import { loadImageFolder } from '../../worker/data/images.ts';
-import { jpg, png, type Rgb, withChunk } from '../support/pictures.ts';
+import { jpg, png, type Rgb, rgbaOf, withChunk } from '../support/pictures.ts';
 
 let folder: string;
 beforeEach(async () => {
@@ -223,5 +228,41 @@ describe('folders of pictures', () => {
       code: 'DP_EXPERIMENT_INVALID',
       message: expect.stringMatching(why),
     });
+  });
+
+  it('says how far it is once reading takes longer than two seconds, and else nothing', async () => {
+    for (let i = 0; i < 20; i++) await put(`${i % 2}/${i}.png`, png(1, 1, gradient));
+    const lines: string[] = [];
+    let now = 0;
+    let step = 100;
+    const clock = vi.spyOn(performance, 'now').mockImplementation(() => {
+      now += step;
+      return now;
+    });
+    try {
+      await loadImageFolder(folder, { log: (line) => lines.push(line) });
+      expect(lines).toEqual([]);
+      step = 2_500;
+      await loadImageFolder(folder, { log: (line) => lines.push(line) });
+      expect(lines).toEqual(['9 of 20 pictures read', '20 of 20 pictures read']);
+    } finally {
+      clock.mockRestore();
+    }
+  });
+
+  it('is shown by look as it was read, and by inspect with the names of its classes', async () => {
+    await put('2/1.png', png(5, 4, gradient));
+    await put(
+      '10/1.png',
+      png(5, 4, () => [1, 2, 3]),
+    );
+    await put('10/notes.txt', Buffer.from('x'));
+    const { train } = await loadImageFolder(folder);
+    const shown = showerOf({ train } as PreparedData, 'train')(0);
+    const drawn = PNG.sync.read(pngOf(shown as Extract<Shown, { kind: 'image' }>));
+    expect(drawn.data).toEqual(rgbaOf(5, 4, gradient));
+    const { source, columns } = await inspectData(folder);
+    expect(source).toMatch(/in 2 classes from .*; passed over: 1 file that is no picture/);
+    expect(columns.at(-1)).toMatchObject({ classes: { '0 = 2': 1, '1 = 10': 1 } });
   });
 });

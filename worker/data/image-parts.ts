@@ -108,29 +108,46 @@ function classesOf(
   }
   const names = sortNames([...where.keys()]);
   if (given) mustBeAmong(given, names, where);
-  for (const [i, name] of names.entries()) {
-    const folders = where.get(name)!;
-    if (folders.every((folder) => allPictures(folder).length === 0)) {
-      throw unreadable(
-        folders[0]!.path,
-        new Error('the class has no picture; put some there, or remove the folder'),
-      );
-    }
-    const before = names[i - 1];
-    if (!given && before !== undefined && isSameNumber(before, name)) {
-      throw new DownpourError(
-        'DP_DATA_MISMATCH',
-        `the folders ${where.get(before)![0]!.path} and ${folders[0]!.path} have one number as their names; rename one, or give the list of classes: { classes: ${listOf(names)} }`,
-      );
-    }
+  for (const folders of where.values()) {
+    if (folders.some((folder) => allPictures(folder).length > 0)) continue;
+    throw unreadable(
+      folders[0]!.path,
+      new Error('the class has no picture; put some there, or remove the folder'),
+    );
   }
+  if (!given) mustBeUnlike(names, where, parts);
   const classes = given?.map((name) => name.normalize()) ?? names;
   if (classes.length < 2) throw tooFew(parts[0]![1]);
   return classes;
 }
 
-const isSameNumber = (a: string, b: string): boolean =>
-  /^\d+$/.test(a) && /^\d+$/.test(b) && Number(a) === Number(b);
+/**
+ * Names that only look different are one class: `1` and `01`, and `Cat` and `cat` where no part has
+ * both. As two classes, all pictures of one would be wrong.
+ */
+function mustBeUnlike(
+  names: readonly string[],
+  where: ReadonlyMap<string, readonly Folder[]>,
+  parts: readonly [PartName, Folder][],
+): void {
+  const seen = new Map<string, string>();
+  for (const name of names) {
+    const isNumber = /^\d+$/.test(name);
+    const like = isNumber ? String(BigInt(name)) : name.toLowerCase().trim();
+    const other = seen.get(like);
+    seen.set(like, name);
+    if (other === undefined) continue;
+    const [one, two] = [where.get(other)!, where.get(name)!];
+    const areApart = !parts.some(([, { folders }]) =>
+      [one, two].every((own) => own.some((folder) => folders.includes(folder))),
+    );
+    if (!isNumber && !areApart) continue;
+    throw new DownpourError(
+      'DP_DATA_MISMATCH',
+      `the folders ${one[0]!.path} and ${two[0]!.path} are one class by ${isNumber ? 'number' : 'all but capitals and spaces'}; rename one, or if they are two, give the list: { classes: ${listOf(names)} }`,
+    );
+  }
+}
 
 function mustBeAmong(
   given: readonly string[],
@@ -143,7 +160,7 @@ function mustBeAmong(
   const near = nearest(unknown, given);
   throw new DownpourError(
     'DP_DATA_MISMATCH',
-    `${where.get(unknown)![0]!.path}: the list of classes has no '${unknown}'${near ? `; did you mean '${near}'?` : ''} It has ${someOf(given)}; add the name to classes, or move the folder elsewhere`,
+    `${where.get(unknown)![0]!.path}: the list of classes has no '${unknown}'${near ? `; did you mean '${near}'?` : '.'} It has ${someOf(given)}; add the name to classes, or move the folder elsewhere`,
   );
 }
 
