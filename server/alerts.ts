@@ -17,6 +17,8 @@ export interface AlertFacts {
   readonly unwritten: (run: string) => string | null;
   /** Steps lost with a crash of the server that have not been made up for yet. */
   readonly behind: (run: string) => number;
+  /** Workers that must come before the run begins, as its workersMin says. */
+  readonly missing: (run: string) => number;
 }
 
 /** So many times slower than the median of the others that one worker holds up what waits for it. */
@@ -68,6 +70,11 @@ function aboutRun(
   facts: AlertFacts,
   add: (severity: Alert['severity'], text: string) => void,
 ): void {
+  const missing = facts.missing(run.id);
+  if (missing > 0 && run.workers > 0) {
+    const more = missing === 1 ? 'one more worker' : `${missing} more workers`;
+    add('info', `${run.id} waits for ${more}, as its workersMin says`);
+  }
   const why = facts.unwritten(run.id);
   if (why !== null) add('critical', `${run.id} cannot be written down, trying again: ${why}`);
   if (!PHASES_OF_WORK.includes(run.phase)) return;
@@ -133,11 +140,11 @@ function aboutWaiting(runs: readonly RunSummary[], add: (text: string) => void):
 /** Compared with the others of its run: its experiment decides how long a gradient takes. */
 function slowness(worker: WorkerSummary, all: readonly WorkerSummary[]): string | null {
   const pushes = ({ pushes: { applied, damped } }: WorkerSummary) => applied + damped;
-  const own = worker.computeMsMean;
+  const own = worker.computeMsRecent;
   if (worker.run === null || pushes(worker) < PUSHES || own === null) return null;
   const others = all
     .filter((other) => other !== worker && other.run === worker.run && pushes(other) >= PUSHES)
-    .flatMap(({ computeMsMean }) => computeMsMean ?? []);
+    .flatMap(({ computeMsRecent }) => computeMsRecent ?? []);
   const median = medianOf(others);
   if (!(median > 0)) return null;
   const times = own / median;

@@ -500,6 +500,7 @@ export class Coordinator {
       pushes: tally?.pushes ?? { applied: 0, damped: 0, duplicate: 0, rejected: 0 },
       stalenessMean: tally?.stalenessMean ?? null,
       computeMsMean: tally?.computeMsMean ?? null,
+      computeMsRecent: tally?.computeMsRecent ?? null,
       examples: tally?.examples ?? 0,
       examplesPerSecond: this.#history.speed(hello),
       bytes: session.bytes,
@@ -528,6 +529,7 @@ export class Coordinator {
       evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,
       unwritten: (id) => this.#keeper.problem(id),
       behind: (id) => this.#runs.get(id)?.stepsBehind ?? 0,
+      missing: (id) => this.#runs.get(id)?.workersMissing ?? 0,
     });
   }
 

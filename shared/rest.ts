@@ -179,6 +179,8 @@ export const WorkerSummarySchema = Type.Object({
   /** Of its applied pushes to its run; null: none. */
   stalenessMean: orNull(N),
   computeMsMean: orNull(N),
+  /** Smoothed over about its last 20; null: none. */
+  computeMsRecent: orNull(N),
   examples: N,
   /** Over the last ten seconds; null: not known yet. */
   examplesPerSecond: orNull(N),

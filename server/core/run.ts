@@ -128,6 +128,8 @@ interface WorkerDeeds {
   /** Over its applied pushes. */
   stalenessSum: number;
   computeMsSum: number;
+  /** Exponentially smoothed; null: none yet. */
+  computeMsRecent: number | null;
   examples: number;
 }
 type Tally = { applied: number; damped: number; duplicate: number; rejected: number };
@@ -306,6 +308,8 @@ const emptyTally = (): Tally => ({ applied: 0, damped: 0, duplicate: 0, rejected
 const CLASSES_TOLD = 100;
 const NO_EVENTS: readonly RunEvent[] = [];
 const GRACE_MS = 5_000;
+/** Weight of the past in what a gradient takes a worker of late: about its last 20 count. */
+const RECENT = 0.95;
 /** More generations than one life of the server ever has. */
 const GENERATIONS_A_LIFE = 2 ** 20;
 /** The number of the best parameters of a run that has been restored. */
@@ -757,9 +761,15 @@ export class Run {
   }
 
   #isStaffed(): boolean {
+    return this.workersMissing === 0;
+  }
+
+  /** Before the first update: so many more must come before it begins. */
+  get workersMissing(): number {
     const { workersMin } = this.config;
-    if (workersMin === 1) return true;
-    return [...this.#workers.values()].filter(({ attached }) => attached).length >= workersMin;
+    if (workersMin === 1 || this.#step > 0 || this.over) return 0;
+    const here = [...this.#workers.values()].filter(({ attached }) => attached).length;
+    return Math.max(0, workersMin - here);
   }
 
   /** Nobody will decide about this push: the other shards let go of their parts, if they have them. */
@@ -954,6 +964,8 @@ export class Run {
     record.lastSequence = push.sequence;
     record.stalenessSum += staleness;
     record.computeMsSum += push.computeMs;
+    const before = record.computeMsRecent ?? push.computeMs;
+    record.computeMsRecent = RECENT * before + (1 - RECENT) * push.computeMs;
     record.examples += lease.count;
     this.#nonFiniteInRow = 0;
     this.#robust.applied(worker, now);
@@ -1593,6 +1605,7 @@ export class Run {
       pushes: { ...record.pushes },
       stalenessMean: applied === 0 ? null : record.stalenessSum / applied,
       computeMsMean: applied === 0 ? null : record.computeMsSum / applied,
+      computeMsRecent: record.computeMsRecent,
       examples: record.examples,
     };
   }
@@ -1640,8 +1653,8 @@ export class Run {
       test: this.#test,
       testedAt: this.testedAt,
       workers: [...this.#workers].map(([key, record]) => {
-        const { lastSequence, pushes, stalenessSum, computeMsSum, examples } = record;
-        return [key, lastSequence, { pushes: { ...pushes }, stalenessSum, computeMsSum, examples }];
+        const { lastSequence, attached: _, generation: __, pushes, ...sums } = record;
+        return [key, lastSequence, { pushes: { ...pushes }, ...sums }];
       }),
       life: this.#life,
       firstGeneration: this.#firstGeneration,
@@ -1934,6 +1947,7 @@ const newRecord = (): WorkerRecord => ({
   pushes: emptyTally(),
   stalenessSum: 0,
   computeMsSum: 0,
+  computeMsRecent: null,
   examples: 0,
 });
 

@@ -24,7 +24,7 @@ const worker = (name: string, changes: object = {}) =>
     run: 'digits',
     state: 'training',
     pushes: { applied: 50, damped: 0, duplicate: 0, rejected: 0 },
-    computeMsMean: 10,
+    computeMsRecent: 10,
     examples: 0,
     quarantine: null,
     ...changes,
@@ -39,6 +39,7 @@ const look = (facts: Partial<AlertFacts>) =>
     evaluationSeconds: () => 20,
     unwritten: () => null,
     behind: () => 0,
+    missing: () => 0,
     ...facts,
   });
 const texts = (facts: Partial<AlertFacts>) => look(facts).map(({ text }) => text);
@@ -50,8 +51,8 @@ describe('alerts', () => {
   });
 
   test('a worker that is slower than the median of the others of its run', () => {
-    const slow = worker('c', { computeMsMean: 41 });
-    const workers = [worker('a'), worker('b', { computeMsMean: 12 }), slow];
+    const slow = worker('c', { computeMsRecent: 41 });
+    const workers = [worker('a'), worker('b', { computeMsRecent: 12 }), slow];
     expect(look({ runs: [run()], workers })).toEqual([
       {
         severity: 'warning',
@@ -68,7 +69,7 @@ describe('alerts', () => {
     ]) {
       expect(
         texts({
-          workers: [worker('a'), worker('b'), worker('c', { computeMsMean: 41, ...changes })],
+          workers: [worker('a'), worker('b'), worker('c', { computeMsRecent: 41, ...changes })],
         }),
       ).toEqual([]);
     }
@@ -80,6 +81,15 @@ describe('alerts', () => {
     expect(texts({ runs: [late], evaluationSeconds: () => 300 })).toEqual([]);
     expect(texts({ runs: [{ ...late, phase: 'finished' }] })).toEqual([]);
     expect(texts({ runs: [run({ seconds: 601, validation: null })] })).toHaveLength(1);
+  });
+
+  test('a run that has too few workers to begin', () => {
+    const waits = (missing: number, workers: number) =>
+      texts({ runs: [run({ phase: 'training', workers })], missing: () => missing });
+    expect(waits(2, 1)).toEqual(['digits waits for 2 more workers, as its workersMin says']);
+    expect(waits(0, 3)).toEqual([]);
+    // Of a run without any the one line for all of them speaks.
+    expect(waits(3, 0)).toEqual(['digits waits for a worker: start one with `downpour work`']);
   });
 
   test('a refit without validation, and what is over, leave no alert behind', () => {

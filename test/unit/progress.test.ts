@@ -86,6 +86,7 @@ const WORKER: WorkerSummary = {
   examplesPerSecond: 700,
   bytes: { received: 1, sent: 2 },
   computeMsMean: 4.25,
+  computeMsRecent: 4.25,
   examples: 384_000,
   lastError: null,
   quarantine: null,

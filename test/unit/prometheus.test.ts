@@ -43,7 +43,14 @@ test('a histogram counts all at most each bound, and all', () => {
 test('a label may hold anything: quotes, backslashes and ends of lines are written as Prometheus reads them', () => {
   const worker: WorkerSummary = {
     ...{ worker: 'w', incarnation: '', run: null, engine: 'a"b\\c\nd', device: '' },
-    ...{ connectedAt: '', lastSeenSecondsAgo: 0, leases: 0, stalenessMean: 0, computeMsMean: 0 },
+    ...{
+      connectedAt: '',
+      lastSeenSecondsAgo: 0,
+      leases: 0,
+      stalenessMean: 0,
+      computeMsMean: 0,
+      computeMsRecent: 0,
+    },
     ...{ examples: 0, examplesPerSecond: 0, lastError: null, quarantine: null },
     pushes: { applied: 0, damped: 0, duplicate: 0, rejected: 0 },
     bytes: { received: 0, sent: 0 },
