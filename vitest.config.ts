@@ -33,6 +33,10 @@ export default defineConfig({
           maxWorkers: 2,
         },
       },
+      // `npm run containers`, which brings the engine.
+      ...(process.env.DOWNPOUR_CONTAINERS
+        ? [{ test: { name: 'containers', include: ['test/containers/*.test.ts'] } }]
+        : []),
     ],
   },
 });

@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url';
 import { parse, parseAllDocuments } from 'yaml';
 
 // docker-compose.yml, deploy/Dockerfile and deploy/kubernetes, read as their tools read them as far as
-// a test needs it: no engine of containers runs here.
+// a test needs it that has no engine of containers.
 
 export const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 

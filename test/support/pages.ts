@@ -14,7 +14,8 @@ const ELSEWHERE: readonly (readonly [RegExp, string])[] = [
   [/^npx downpour data mnist/, 'asks the network: test/system/fetch-mnist.test.ts'],
   [/^tensorboard /, 'serves without end: test/system/tensorboard.test.ts reads what it would read'],
   [/^git pull/, 'asks the network'],
-  [/^docker /, 'needs an engine: test/system/compose-config.test.ts, test/unit/deployment.test.ts'],
+  [/^docker compose (?!.*--profile gpu)/, 'test/containers/compose.test.ts'],
+  [/^docker /, 'needs GPUs, or other machines: test/unit/deployment.test.ts'],
   [/^kubectl /, 'needs a cluster: test/unit/deployment.test.ts'],
 ];
 

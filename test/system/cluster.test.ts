@@ -14,7 +14,8 @@ import { freePort, redisMissing, startRedis, type TestRedis } from '../redis-ser
 import { buildImage, type Compose, type Image, readCompose } from '../support/deployment.ts';
 
 // `docker compose up --scale worker=2` without an engine of containers: the commands, the environment
-// and the files of docker-compose.yml and deploy/Dockerfile, as processes, with a real Redis.
+// and the files of docker-compose.yml and deploy/Dockerfile, as processes, with a real Redis. With a real engine:
+// test/containers.
 
 const missing = redisMissing();
 const TOKEN = 'a-secret-of-this-test';

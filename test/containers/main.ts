@@ -1,0 +1,88 @@
+import { join } from 'node:path';
+import { ROOT } from '../support/deployment.ts';
+import { basesWanted, makeBases } from './bases.ts';
+import { startEngine } from './engine.ts';
+import { attempt, endAll, run } from './shell.ts';
+
+// `npm run containers`: builds the image and runs docker-compose.yml with a real engine and real Compose; in CI with
+// base images made here. `-- prepare` only builds what a later run will find, `-- gpu` builds the GPU image too.
+
+const started = performance.now();
+const log = (line: string) => {
+  const seconds = ((performance.now() - started) / 1000).toFixed(0).padStart(3);
+  console.log(`containers ${seconds} s: ${line}`);
+};
+
+const BUILD_MS = 1_500_000;
+const TESTS_MS = 900_000;
+
+async function build(env: NodeJS.ProcessEnv, target: string): Promise<void> {
+  const began = performance.now();
+  const words = ['docker', 'buildx', 'build', '--progress=plain', '--load'];
+  await run(
+    [
+      ...words,
+      '--file',
+      'deploy/Dockerfile',
+      '--target',
+      target,
+      '--tag',
+      `downpour:${target}`,
+      '.',
+    ],
+    { cwd: ROOT, env, timeoutMs: BUILD_MS },
+  );
+  const size = ['docker', 'image', 'inspect', '--format', '{{ .Size }}', `downpour:${target}`];
+  const megabytes = Number(await run(size, { env })) / 1e6;
+  const seconds = (performance.now() - began) / 1000;
+  log(`built downpour:${target}, ${megabytes.toFixed(0)} MB, in ${seconds.toFixed(0)} s`);
+}
+
+async function main(words: readonly string[]): Promise<void> {
+  const unknown = words.find((word) => !['prepare', 'gpu'].includes(word));
+  if (unknown !== undefined)
+    throw new Error(`no '${unknown}': npm run containers [-- prepare | gpu]`);
+  const engine = await startEngine(log);
+  const stop = async () => {
+    endAll();
+    await engine.stop();
+  };
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.once(signal, () => {
+      void stop().finally(() => process.exit(130));
+    });
+  }
+  try {
+    if (engine.own || process.env.CI) await makeBases(engine, log);
+    else
+      log(
+        `the engine fetches ${basesWanted()
+          .map(({ name }) => name)
+          .join(', ')}`,
+      );
+    await build(engine.env, 'cpu');
+    if (words.includes('gpu')) await build(engine.env, 'gpu');
+    // Earlier builds of the same images.
+    if (engine.own) await run(['docker', 'image', 'prune', '--force'], { env: engine.env });
+    if (words.includes('prepare')) return;
+    const vitest = join(ROOT, 'node_modules/vitest/vitest.mjs');
+    const { code } = await attempt(
+      [process.execPath, vitest, 'run', '--project', 'containers', '--reporter=verbose'],
+      {
+        cwd: ROOT,
+        env: { ...engine.env, DOWNPOUR_CONTAINERS: '1' },
+        timeoutMs: TESTS_MS,
+        show: true,
+      },
+    );
+    if (code !== 0) process.exitCode = 1;
+    log('done');
+  } finally {
+    await engine.stop();
+  }
+}
+
+main(process.argv.slice(2)).catch((error: Error) => {
+  console.error(error.message);
+  process.exitCode = 1;
+});
