@@ -1,5 +1,6 @@
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { isNumber, sortNames } from '../worker/data/cells.ts';
 import { type Column, isFloat, kindOf } from '../worker/data/columns.ts';
 import type { ExperimentData } from '../worker/data/examples.ts';
 import { filePieces, unreadable } from '../worker/data/files.ts';
@@ -65,8 +66,8 @@ export async function inspectData(
   const head = await fileHead(path);
   if (isNpy(head)) return fileFacts(path, await readNpy(path));
   if (isIdx(head)) return fileFacts(path, await readIdx(path));
-  const { columns, count } = await describeCsv(path, options);
-  return { source: `${path}: ${count} lines`, columns };
+  const { columns, count, notes } = await describeCsv(path, options);
+  return { source: [`${path}: ${count} lines`, ...notes].join('; '), columns };
 }
 
 /** The first bytes of a file, decompressed. */
@@ -153,13 +154,25 @@ function factsText(column: ColumnFacts | ColumnSummary): string {
     );
   }
   const classes = isTable ? column.categories : column.classes;
-  if (classes && (!isTable || numbers === null)) {
-    const counts = Object.entries(classes).map(([value, count]) => `${value}: ${count}`);
+  if (classes && (!isTable || numbers === null || mayBeClasses(column))) {
+    const counts = inOrder(classes).map((value) => `${value}: ${classes[value]}`);
     lines.push(`  ${counts.join('  ')}`);
   } else if (numbers === null) {
     lines.push('  text of many kinds');
   }
   return lines.join('\n');
+}
+
+/** Whole numbers of few kinds. */
+function mayBeClasses({ categories, count }: ColumnSummary): boolean {
+  const names = Object.keys(categories ?? {});
+  return 2 * names.length < count && names.every((name) => Number.isInteger(Number(name)));
+}
+
+/** An object has its whole numbers first. */
+function inOrder(classes: Readonly<Record<string, number>>): string[] {
+  const names = Object.keys(classes);
+  return names.every(isNumber) ? sortNames(names) : names;
 }
 
 function digits(value: number): string {

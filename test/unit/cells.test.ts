@@ -29,6 +29,8 @@ describe('names of classes and categories', () => {
     expect(nameList(['00501', '10001']).conflict).toBeNull();
     expect(nameList(['007', '7']).conflict).toEqual(['007', '7']);
     expect(nameList(['007', '1', '1.0']).conflict).toEqual(['1', '1.0']);
+    expect(nameList(['1', '1,0']).conflict).toEqual(['1', '1,0']);
+    expect(nameList(['1,5', 'a, b', '1.50']).conflict).toEqual(['1,5', '1.5']);
     expect(names('0', '0.5')).toEqual(['0', '0.5']);
   });
 

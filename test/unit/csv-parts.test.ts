@@ -60,7 +60,7 @@ describe('several files of one data set', () => {
       expect(part.targets.names).toEqual(['kind']);
     }
     expect(data.source.replaceAll(`${folder}/`, '')).toBe(
-      '3 train, 1 validation, 3 test examples with 1 inputs from train.csv, validation.csv, test.csv',
+      '3 train, 1 validation, 3 test examples with 1 input from train.csv, validation.csv, test.csv',
     );
   });
 

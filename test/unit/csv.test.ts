@@ -81,7 +81,7 @@ describe('CSV', () => {
       expect(failure(`x,c,y\n1,a,2\n\n1,${gap},3\n`, options)).toMatch(/line 4, column 'c'/);
     }
     const words = {
-      '12 kg': 'is no number; correct it, or name the column in `categorical`',
+      '12 kg': 'is no number; take the unit out of the column',
       '150*': 'is no number; correct it',
       '0x10': 'is no decimal number',
       '1_000': 'is no number; correct it',
@@ -96,6 +96,9 @@ describe('CSV', () => {
       $120: 'is no number; take the currency out',
       '120 €': 'is no number; take the currency out',
       True: 'is no number; write 1 and 0',
+      '2024-01-05': 'is no number, but a date or a time; make numbers of the column',
+      '-': "is no number; if it says that the value is missing, fill it in, remove the line, or name the column in `ignore` (`missing: ['-']`)",
+      "'5'": 'is no number; `quote: "\'"` takes its quotes off',
     };
     for (const [word, problem] of Object.entries(words)) {
       expect(failure(`x,c,y\n1,a,2\n"${word}",b,3\n`, options)).toContain(
@@ -161,6 +164,9 @@ describe('CSV', () => {
     const { train } = parse(text, { targets: ['y'], comment: '#' });
     expect([...train.inputs.values]).toEqual([1, 5]);
     expect(failure(`${text}\n7,a`, { targets: ['y'], comment: '#' })).toContain('line 7,');
+    for (const plain of ['# of 2024\nx,y\n1,2\n', 'x,y\n1,2\n# end']) {
+      expect(failure(plain, { targets: ['y'] })).toContain("are left out with `comment: '#'`");
+    }
   });
 
   it('takes quotes as characters when told so', () => {
@@ -270,14 +276,29 @@ describe('CSV', () => {
       '<!DOCTYPE html><html>': 'an HTML page',
       '<?xml version="1.0"?><rows/>': 'an XML file',
       'version https://git-lfs.github.com/spec/v1\noid sha256:1': 'a pointer of Git LFS',
-      BZh91AY: 'compressed by bzip2',
+      'BZh91AY&SY\x00': 'compressed by bzip2',
       '\xfd7zXZ\0': 'compressed by xz',
     };
     for (const [start, what] of Object.entries(kinds)) {
       const bytes = Buffer.from(start, 'latin1');
       expect(() => parseCsv(bytes, 'x.csv', options)).toThrow(`x.csv: no CSV: it is ${what}`);
     }
-    expect(failure('[x],{y}\n1,2\n', { targets: ['{y}'] })).toBe('read');
+    for (const name of [
+      '[x]',
+      '{x}',
+      '[1]',
+      '<x>',
+      'PAR1',
+      'ORC',
+      'RDX',
+      'BZh',
+      'GIF89',
+      'PK',
+      'Rar!',
+      'FEA1',
+    ]) {
+      expect(parse(`${name},y\n1,2\n`, options).inputNames).toEqual([name]);
+    }
   });
 
   it('refuses misspelt options and wrong kinds, with the nearest name', () => {
@@ -315,6 +336,7 @@ describe('CSV', () => {
     expect(failure(CARS, { targets: ['price'] })).toMatch(
       /^DP_EXPERIMENT_INVALID cars\.csv has no column 'price'; it has 'kg', 'colour'/,
     );
+    expect(failure(CARS, { targets: ['Kg'] })).toContain("'fast'. Did you mean 'kg'?");
     expect(failure(CARS, { targets: ['kg'], inputs: ['kg'] })).toContain('both input and target');
     expect(failure(CARS, { targets: [] })).toContain('0 target columns');
     expect(failure('y\n1\n', { targets: ['y'] })).toContain('no column is left');

@@ -11,6 +11,15 @@ beforeAll(async () => {
 afterAll(() => rm(folder, { recursive: true, force: true }));
 
 describe('the summary of a table', () => {
+  it('counts a number under one name, however it is written, and says what was left out', async () => {
+    const path = join(folder, 'grades.csv');
+    await writeFile(path, 'grade,x\n1.0,a\n10,TRUE\n1,a\n2,a\n,\n');
+    const { columns, notes } = await describeCsv(path);
+    expect(columns[0]!.categories).toEqual({ 1: 2, 2: 1, 10: 1 });
+    expect(columns[1]!.categories).toEqual({ TRUE: 1, a: 3 });
+    expect(notes).toEqual(['1 line of empty cells at the end left out']);
+  });
+
   it('describes columns, counting what is missing', async () => {
     const path = join(folder, 'x.csv');
     await writeFile(path, 'x,c\n1,a\n?,b\n3,a\n');

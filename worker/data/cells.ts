@@ -55,48 +55,8 @@ function plainNumber(text: string): number {
   if (value === 0 ? text === '' : !Number.isFinite(value)) return Number.NaN;
   // 0x10, 0b1 and 0o7 are numbers to JavaScript.
   if (text.charCodeAt(0) === 48 && /^0[xbo]/i.test(text)) return Number.NaN;
-  return value;
-}
-
-/** Why a trimmed text is no number, and what to do. */
-export function numberProblem(text: string, form: NumberForm = {}): string {
-  const seen = `'${shown(text)}'`;
-  const forms: NumberForm[] = [
-    { decimal: '.' },
-    { decimal: ',' },
-    ...[',', ' ', "'"].map((thousands): NumberForm => ({ decimal: '.', thousands })),
-    ...['.', ' ', "'"].map((thousands): NumberForm => ({ decimal: ',', thousands })),
-  ];
-  const ways: string[] = [];
-  for (const other of forms) {
-    const value = numberReader(other)(text);
-    const way = `reads it as ${value}`;
-    if (Number.isNaN(value) || ways.some((known) => known.endsWith(way))) continue;
-    ways.push(`\`${formText(other, form)}\` ${way}`);
-  }
-  if (ways.length > 0) return `${seen} is no number: ${ways.join(', ')}`;
-  if (/^[+-]?(inf|infinity|∞)$/i.test(text)) {
-    return `${seen} is not finite; give a number, or remove the line`;
-  }
-  if (NUMBER.test(text)) return `${seen} is more than a 64-bit number can hold; scale the column`;
-  if (/^[+-]?0[xbo][\da-f]+$/i.test(text)) return `${seen} is no decimal number; write it as one`;
-  if (/^[+-]?[\d.,]+\s*%$/.test(text)) return `${seen} is no number; take the % out of the column`;
-  if (/^[+-]?\s*\p{Sc}|\p{Sc}$/u.test(text)) {
-    return `${seen} is no number; take the currency out of the column`;
-  }
-  if (/^(true|false)$/i.test(text)) {
-    return `${seen} is no number; write 1 and 0, or name the column in \`categorical\``;
-  }
-  return `${seen} is no number; correct it, or name the column in \`categorical\` or \`ignore\``;
-}
-
-/** The options that make one form of another. */
-function formText({ decimal, thousands }: NumberForm, given: NumberForm): string {
-  const options = [
-    ...(decimal === (given.decimal ?? '.') ? [] : [`decimal: '${decimal}'`]),
-    ...(thousands === undefined ? [] : [`thousands: ${JSON.stringify(thousands)}`]),
-  ];
-  return options.join(', ');
+  // Adding 0 makes -0 to 0.
+  return value + 0;
 }
 
 /** As messages show it. */
@@ -161,11 +121,14 @@ function listOf(
   return { names, indexOf, conflict: null };
 }
 
+const commaNumber = numberReader({ decimal: ',' });
+
 /** Names that are one number: where they stay texts, nobody can say which of them is meant. */
 function conflictOf(names: readonly string[], read: ReadNumber): readonly [string, string] | null {
   const seen = new Map<number, string>();
   for (const name of names) {
-    const value = exactNumber(name, read);
+    // '1,0' in a file whose decimal mark is not known to be a comma.
+    const value = exactNumber(name, read) ?? exactNumber(name, commaNumber);
     if (value === null) continue;
     const other = seen.get(value);
     if (other !== undefined) return [other, name];
@@ -183,8 +146,7 @@ function keyOf(texts: readonly string[], read: ReadNumber): (text: string) => st
   return (text) => {
     if (LEADING_ZERO.test(text)) return text;
     const value = exactNumber(text, read);
-    // Adding 0 makes -0 to 0.
-    return value === null ? text : String(value + 0);
+    return value === null ? text : String(value);
   };
 }
 
@@ -192,7 +154,7 @@ function keyOf(texts: readonly string[], read: ReadNumber): (text: string) => st
 function exactNumber(text: string, read: ReadNumber): number | null {
   const value = read(text);
   if (Number.isNaN(value)) return null;
-  return Number.isInteger(value) && !Number.isSafeInteger(value) ? null : value + 0;
+  return Number.isInteger(value) && !Number.isSafeInteger(value) ? null : value;
 }
 
 /** Names that a reader may take for one: they differ in case, spaces or how a character is written alone. */

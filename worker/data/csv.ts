@@ -1,3 +1,4 @@
+import { nearest } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { type Fields, isRecord } from '../fields.ts';
 import { givenNames, nameOf } from './cells.ts';
@@ -257,7 +258,9 @@ class Table {
       .map((part) => (one ? this.#counts[part] : `${this.#counts[part]} ${part}`))
       .join(', ');
     const files = this.#parts.map(({ file }) => file).join(', ');
-    const what = `${counts} examples with ${inputCount} inputs from ${files}`;
+    const inputs = inputCount === 1 ? '1 input' : `${inputCount} inputs`;
+    const examples = this.#count === 1 ? 'example' : 'examples';
+    const what = `${counts} ${examples} with ${inputs} from ${files}`;
     return [what, ...this.#notes].join('; ');
   }
 
@@ -324,12 +327,17 @@ function named(options: CsvOptions): CsvOptions {
 }
 
 function lacks(file: string, column: string, has: readonly string[], as = ''): DownpourError {
+  // Of names of one or two letters each is near to any other.
+  const same = has.find((name) => name.toLowerCase() === column.toLowerCase());
+  const near = same ?? (column.length > 3 ? nearest(column, has) : null);
   const allNumbers = has.every((name) => name !== '' && Number.isFinite(Number(name)));
   const hint = allNumbers
     ? '. These are numbers: a header line with names must come first'
     : has.length === 1 && /[\s,;|:]/.test(has[0]!)
       ? '. If that is more than one column, say what divides them as `delimiter`'
-      : '';
+      : near
+        ? `. Did you mean '${near}'?`
+        : '';
   return new DownpourError(
     'DP_EXPERIMENT_INVALID',
     `${file} has no column '${column}'${as}; it has ${has.map((name) => `'${name}'`).join(', ')}${hint}`,

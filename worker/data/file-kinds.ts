@@ -78,7 +78,11 @@ export function fileKind(head: Uint8Array): FileKind | null {
   const bytes = Buffer.from(head.buffer, head.byteOffset, Math.min(head.length, HEAD_BYTES));
   const start = bytes.toString('latin1');
   if (start.startsWith('PK\x03\x04') || start.startsWith('PK\x05\x06')) return zipKind(start);
-  for (const [magic, at, kind] of MAGICS) if (start.startsWith(magic, at)) return kind;
+  // A column may be named PAR1: letters alone prove nothing.
+  const isBinary = bytes.some((byte) => byte < 9 || (byte > 13 && byte < 32));
+  for (const [magic, at, kind] of MAGICS) {
+    if (start.startsWith(magic, at) && (isBinary || magic.length > 8)) return kind;
+  }
   if (
     bytes.length >= 4 &&
     bytes[0] === 0 &&
@@ -87,14 +91,14 @@ export function fileKind(head: Uint8Array): FileKind | null {
   ) {
     return { what: 'an IDX file', advice: 'readIdx reads it' };
   }
-  if (/^(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b/i.test(start)) {
+  if (/^(\xef\xbb\xbf)?\s*<(!doctype html|html)[\s>]/i.test(start)) {
     return {
       what: 'an HTML page',
       advice: 'fetch the file itself: a download often gives a page of a login or an error instead',
     };
   }
   if (/^(\xef\xbb\xbf)?\s*<\?xml\b/.test(start)) return { what: 'an XML file', advice: AS_CSV };
-  if (/^(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*[[{"]|\[\s*-?\d[\d.eE+-]*\s*[,\]])/.test(start)) {
+  if (/^(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*[{"]|\[\s*\[\s*[-"\d])/.test(start)) {
     return { what: 'a JSON file', advice: WITH_PANDAS('read_json') };
   }
   if (/^\s*@relation\b/i.test(start)) return { what: 'an ARFF file', advice: AS_CSV };

@@ -7,13 +7,13 @@ import {
   type NumberForm,
   nameList,
   nameOf,
-  numberProblem,
   numberReader,
   type ReadNumber,
   shown,
 } from './cells.ts';
 import type { Column } from './columns.ts';
 import { corrupt } from './files.ts';
+import { numberProblem } from './number-problem.ts';
 
 /** Columns of tables while their cells come in, of one file or of several, and what becomes of them. */
 

@@ -202,7 +202,7 @@ class Rows {
     if (ends && this.#trailing) cells = cells.slice(0, width);
     // The header ends in a delimiter that the row lacks.
     if (cells.length === width - 1 && unnamed.has(width - 1)) cells = [...cells, ''];
-    if (cells.length !== width) throw this.#length(given.length, line);
+    if (cells.length !== width) throw this.#length(given, line);
     if (width > 1 && cells.every((cell) => cell.trim() === '')) {
       this.#blank.push({ cells, line });
       return;
@@ -219,17 +219,28 @@ class Rows {
     this.#onRow(cells, line, this.#header!);
   }
 
-  #length(seen: number, line: number) {
+  #length(cells: readonly string[], line: number) {
+    const seen = cells.length;
+    const first = cells[0]!;
     const wanted = this.#header!.names.length;
-    const hint =
-      seen === wanted + 1 && this.#count === 0
-        ? '. If the first column has no name, begin the header with a delimiter (in R: col.names = NA)'
-        : this.#dialect!.delimiter === ',' && seen > wanted
-          ? '. A cell with a comma in it stands in quotes'
-          : '';
+    const hints: string[] = [];
+    const { comment } = this.#options;
+    const mark = [first, this.#header!.names[0]!].find((cell) => /^\s*[#%]/.test(cell))?.trim()[0];
+    if (mark && comment === undefined) {
+      hints.push(`Lines that begin with ${mark} are left out with \`comment: '${mark}'\``);
+    } else {
+      if (seen === wanted + 1 && this.#count === 0) {
+        hints.push(
+          'If the first column has no name, begin the header with a delimiter (in R: col.names = NA)',
+        );
+      }
+      if (this.#dialect!.delimiter === ',' && seen > wanted) {
+        hints.push('A cell with a comma in it stands in quotes');
+      }
+    }
     return corrupt(
       this.#name,
-      `line ${line}: ${seen} ${seen === 1 ? 'cell' : 'cells'}; the header has ${wanted}${hint}`,
+      `line ${line}: ${seen} ${seen === 1 ? 'cell' : 'cells'}; the header has ${wanted}${hints.map((hint) => `. ${hint}`).join('')}`,
     );
   }
 }

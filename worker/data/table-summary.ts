@@ -1,5 +1,4 @@
-import { profileTable } from './table-profile.ts';
-import type { TableOptions } from './table-rows.ts';
+import { type ColumnProfile, type ProfileOptions, profileTable } from './table-profile.ts';
 import { momentsOf } from './transform.ts';
 
 /** What a column of a table looks like, whatever is wrong with it. */
@@ -9,7 +8,7 @@ export interface ColumnSummary {
   readonly missing: number;
   /** Null when a cell is no number. */
   readonly numbers: { mean: number; deviation: number; min: number; max: number } | null;
-  /** Cells by category, at most 20; null when there are more. */
+  /** Cells by category, at most 20, in the order of their numbers; null when there are more. */
   readonly categories: Readonly<Record<string, number>> | null;
 }
 
@@ -21,22 +20,35 @@ export interface TableSummary {
   readonly count: number;
   /** Given, or found. */
   readonly delimiter: string;
+  /** What was left out without being asked for. */
+  readonly notes: readonly string[];
 }
 
 /** Describes every column of a file; unlike `loadCsv` it only counts what is missing. */
-export async function describeCsv(path: string, options: TableOptions = {}): Promise<TableSummary> {
-  const { columns, count, delimiter } = await profileTable(path, options);
-  const summaries = columns.map(({ name, count: rows, missing, values, numberCount, kinds }) => {
+export async function describeCsv(
+  path: string,
+  options: ProfileOptions = {},
+): Promise<TableSummary> {
+  const { columns, ...facts } = await profileTable(path, options);
+  const summaries = columns.map((profile) => {
+    const { name, count: rows, missing, values, numberCount } = profile;
     const isNumbers = numberCount > 0 && numberCount === rows - missing;
     const numbers = missing > 0 ? values.filter((value) => !Number.isNaN(value)) : values;
-    const isFew = kinds !== null && kinds.size <= SUMMARY_CATEGORIES_MAX;
     return {
       ...{ name, count: rows, missing },
       numbers: isNumbers ? summarise(numbers) : null,
-      categories: isFew ? Object.fromEntries([...kinds].sort()) : null,
+      categories: categoriesOf(profile),
     };
   });
-  return { columns: summaries, count, delimiter };
+  return { ...facts, columns: summaries };
+}
+
+/** Cells by the name that the reader gives them, in its order: 1 and 1.0 are one. */
+function categoriesOf({ kinds, names }: ColumnProfile): Record<string, number> | null {
+  if (kinds === null || names === null || names.names.length > SUMMARY_CATEGORIES_MAX) return null;
+  const counts = names.names.map(() => 0);
+  for (const [text, count] of kinds) counts[names.indexOf(text)]! += count;
+  return Object.fromEntries(names.names.map((name, i) => [name, counts[i]!]));
 }
 
 /** Mean, standard deviation (of the population) and extremes of numbers; at least one. */
