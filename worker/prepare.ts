@@ -9,6 +9,7 @@ import {
   prepareData,
 } from './data/examples.ts';
 import { dataOf } from './data/given.ts';
+import { roundedColumns, roundedText } from './data/precision.ts';
 import type { Experiment } from './experiment.ts';
 
 /**
@@ -26,7 +27,11 @@ export async function prepareExperiment(
 ): Promise<Loaded & { readonly prepared: PreparedData }> {
   const loaded = await loadData(name, experiment, config, where);
   const options = { ...prepareOptions(experiment, config), facts };
-  return { ...loaded, prepared: prepareData(loaded.data, options) };
+  const prepared = prepareData(loaded.data, options);
+  for (const column of roundedColumns(prepared.train.inputs)) {
+    where.log(`${roundedText(column)} Give it as a Float64Array, with standardise: 'feature'`);
+  }
+  return { ...loaded, prepared };
 }
 
 interface DataFolder {

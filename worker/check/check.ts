@@ -6,6 +6,7 @@ import { buildModel } from '../model.ts';
 import { checkData, embeddingRows } from './data.ts';
 import type { Finding } from './finding.ts';
 import { checkModel } from './model.ts';
+import { checkTargets } from './targets.ts';
 import { checkTraining, type Updater } from './training.ts';
 
 export interface CheckOptions {
@@ -36,13 +37,13 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
   const model = await buildModel(experiment, config, prepared, { record: false }).catch(
     (error: unknown) => {
       // What is wrong with the data may be why.
-      tell(checkData(prepared));
+      tell([...checkData(prepared), ...checkTargets(prepared)]);
       throw error;
     },
   );
   try {
     const embedding = embeddingRows(model.layout);
-    const ofData = checkData(prepared, embedding);
+    const ofData = [...checkData(prepared, embedding), ...checkTargets(prepared)];
     tell(ofData);
     signal?.throwIfAborted();
     // Ids without a row would end in the engine, in whatever way it has.

@@ -120,3 +120,42 @@ function roundingOf(column: Column, { scale, mean, inverse }: Lines, where: stri
 }
 
 const short = (value: number) => String(Number(value.toPrecision(2)));
+
+/** A column of float32 whose numbers were probably rounded when they became float32. */
+export interface RoundedColumn {
+  readonly name: string;
+  /** One of its numbers. */
+  readonly like: number;
+  /** From one float32 of this size to the next. */
+  readonly spacing: number;
+  /** Of rounding, as a share of the standard deviation. */
+  readonly share: number;
+}
+
+/** Rows that are looked at: enough for a deviation. */
+const ROWS = 2000;
+
+/** Of tables of float32: columns whose numbers are so large, and so near each other, that float32 has no digits for it. */
+export function roundedColumns(column: Column): RoundedColumn[] {
+  const { values, shape } = column;
+  const size = rowSize(column);
+  if (!isFloat32(column) || shape.length !== 2) return [];
+  const step = Math.max(1, Math.floor(shape[0]! / ROWS));
+  const found: RoundedColumn[] = [];
+  for (let f = 0; f < size; f++) {
+    const some: number[] = [];
+    for (let i = f; i < values.length; i += size * step) some.push(values[i]!);
+    const most = some.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
+    // Whole numbers up to 2²⁴ are float32 numbers.
+    if (most <= 2 ** 24 && some.every(Number.isInteger)) continue;
+    const deviation = momentsOf(some, 1).deviation[0]!;
+    const spacing = 2 ** (Math.floor(Math.log2(most)) - 23);
+    const share = spacing / Math.sqrt(12) / deviation;
+    if (!(deviation > 0 && share > ROUNDING_SHARE)) continue;
+    found.push({ name: columnName(column, f), like: some[0]!, spacing, share });
+  }
+  return found;
+}
+
+export const roundedText = ({ name, like, spacing, share }: RoundedColumn) =>
+  `Inputs, ${name}: as float32, numbers such as ${like} are ${spacing} apart, so that rounding is ${short(100 * share)} % of their standard deviation.`;
