@@ -1,6 +1,7 @@
 import { Run, type RunOptions } from '../../server/core/run.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
+import { encodeFacts, packTransform } from '../../shared/data-facts.ts';
 import type { Acknowledgement, DataSummary, Join, Lease, Part } from '../../shared/protocol.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
 
@@ -16,6 +17,15 @@ export const TENSORS: Join['tensors'] = [
   { name: 'offset', shape: [1], role: 'frozen' },
 ];
 export const EXCHANGED = FEATURES + 2;
+
+/** What workers tell of the data, as the payload of `join`. */
+export const FACTS = encodeFacts({
+  transform: packTransform({ kind: 'global', scale: 1, mean: [0.25], deviation: [1 / 3] }),
+  inputs: { kind: 'float64', shape: [FEATURES] },
+  targets: { kind: 'float64', shape: [] },
+  classCount: null,
+  ...{ classes: null, inputNames: null, targetNames: ['y'] },
+});
 
 export interface Problem {
   readonly inputs: readonly Float64Array[];
@@ -109,11 +119,13 @@ export class VirtualWorker {
   /** Each minibatch whose push was applied, as `epoch:start:part`. */
   readonly applied: string[] = [];
 
-  constructor(run: Run, problem: Problem, key = 'w/1') {
+  /** @param facts null: of an older release, which tells none. */
+  constructor(run: Run, problem: Problem, key = 'w/1', facts: Uint8Array | null = FACTS) {
     this.#run = run;
     this.#problem = problem;
     this.key = key;
-    run.join(key, { experimentHash: 'hash', tensors: TENSORS, data: problem.summary }, 0);
+    const own = { experimentHash: 'hash', tensors: TENSORS, data: problem.summary };
+    run.join(key, facts ? { ...own, facts: 'json' } : own, 0, facts ?? undefined);
   }
 
   /** Takes the newest parameters and work. @returns whether there was any. */

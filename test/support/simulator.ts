@@ -10,7 +10,7 @@ import type { Acknowledgement, Lease, Push, ServerMessage, Work } from '../../sh
 import { type Random, random } from '../../shared/random.ts';
 import { VERSION } from '../../shared/version.ts';
 import type { Connection, ConnectionEvents, Header, Landing } from '../../wire/connection.ts';
-import { createProblem, EXCHANGED, gradientOf, lossOf, TENSORS } from './regression.ts';
+import { createProblem, EXCHANGED, FACTS, gradientOf, lossOf, TENSORS } from './regression.ts';
 
 /**
  * A deterministic simulation of a cluster: the server's own coordinator, sessions and runs, virtual
@@ -1057,10 +1057,8 @@ class SimulatedWorker {
     if (message.type !== 'error') this.#attempt = 0;
     if (message.type === 'assign') {
       this.#resend = true;
-      this.#connection?.send({
-        ...{ type: 'join', run: 'r', experimentHash: 'hash', tensors: TENSORS },
-        data: problem.summary,
-      });
+      const join = { type: 'join', run: 'r', experimentHash: 'hash', tensors: TENSORS };
+      this.#connection?.send({ ...join, data: problem.summary, facts: 'json' }, FACTS);
     } else if (message.type === 'initialise') {
       const values = new Float32Array(LAYOUT.size).fill(0.1);
       this.#connection?.send(

@@ -100,7 +100,7 @@ test('any facts survive join, checkpoint, standby, fork and export, to the bit',
       join(run, given);
       for (const { call, payload } of calls) replay(replica, call, payload);
       const restored = throughDisk(throughDisk(run));
-      new VirtualWorker(run, problem, 'old/1').train(() => run.step > 0);
+      new VirtualWorker(run, problem, 'old/1', null).train(() => run.step > 0);
       for (const one of [run, replica, restored, forked(run), throughDisk(forked(run))]) {
         expect(one.facts).toEqual(given);
         const out = unpackTransform(one.facts!.transform);
@@ -188,7 +188,7 @@ describe('workers of a run', () => {
 
 describe('a fork', () => {
   const source = joined(plain);
-  new VirtualWorker(source, problem, 'old/1').train(() => source.step > 2);
+  new VirtualWorker(source, problem, 'old/1', null).train(() => source.step > 2);
 
   test('goes on with the data of the run that it began with', () => {
     expect(codeOf(() => join(forked(source), plain))).toBe('done');
@@ -199,7 +199,7 @@ describe('a fork', () => {
       );
     }
     const seeded = joined(plain, {}, { ...summary, depends: ['seed'] });
-    new VirtualWorker(seeded, problem, 'old/1').train(() => seeded.step > 0);
+    new VirtualWorker(seeded, problem, 'old/1', null).train(() => seeded.step > 0);
     expect(() => join(forked(seeded), plain, grown)).toThrow(/data\(\) looks at seed/);
   });
 
