@@ -6,8 +6,9 @@ import { Transform } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as wait } from 'node:timers/promises';
 import { type CheckpointManifest, checkpointFolder, readCheckpoint } from '../server/checkpoint.ts';
+import type { ForkOrigin } from '../server/core/run.ts';
 import type { RunConfig } from '../shared/config.ts';
-import { type DataFacts, unpackTransform } from '../shared/data-facts.ts';
+import { type DataFacts, forkNote, unpackTransform } from '../shared/data-facts.ts';
 import { DownpourError, errorCode } from '../shared/errors.ts';
 import type { DataSummary, Phase } from '../shared/protocol.ts';
 import type { CheckpointSummary, Evaluation, RunData, RunDetail } from '../shared/rest.ts';
@@ -41,6 +42,8 @@ export interface CheckpointFacts {
 export interface Copied {
   readonly facts: CheckpointFacts;
   readonly data: KnownData;
+  /** As `dataNote` of a run. */
+  readonly note: string | null;
 }
 
 /** All that a program needs that uses the parameters: `downpour.json`. */
@@ -64,6 +67,7 @@ interface KnownState {
     readonly experiment: string;
     readonly experimentHash: string;
     readonly config: RunConfig;
+    readonly fork?: ForkOrigin;
   };
   readonly best: { readonly evaluation: Evaluation } | null;
   readonly test: Evaluation | null;
@@ -71,14 +75,19 @@ interface KnownState {
   readonly stoppedAt: number | null;
   readonly data: DataSummary | null;
   readonly facts?: DataFacts | null;
+  readonly originData?: DataSummary | null;
 }
 
 /** Copies a checkpoint of the disk. @param partial where to. @throws DownpourError of its reading. */
 export async function copyFromFile(path: string, partial: string): Promise<Copied> {
   const { manifest } = await readCheckpoint(process.cwd(), path);
   await copyFile(join(resolve(path), '..', manifest.file), partial);
-  const { data: summary, facts = null } = manifest.state as KnownState;
-  return { facts: factsOf(manifest), data: { run: manifest.run, summary, facts } };
+  const { options, data: summary, facts = null, originData = null } = manifest.state as KnownState;
+  return {
+    facts: factsOf(manifest),
+    data: { run: manifest.run, summary, facts },
+    note: forkNote(options.fork, originData, summary),
+  };
 }
 
 function factsOf(manifest: CheckpointManifest): CheckpointFacts {
@@ -154,7 +163,8 @@ export async function copyFromRun(
     ...measurementsOf({ ...run, stoppedAt: run.earlyStopping.stoppedAt }, checkpoint),
     checkpointSha256: checkpoint.sha256,
   };
-  return { facts, data: { run: run.id, ...(await runData(client, run)) } };
+  const data = { run: run.id, ...(await runData(client, run)) };
+  return { facts, data, note: run.dataNote ?? null };
 }
 
 async function runData(client: RestClient, { id, data }: RunDetail): Promise<RunData> {

@@ -122,7 +122,7 @@ async function writeTfjs(
   const known = copied.data.facts ?? (await factsOfNow(copied, experiment, dataFolder));
   const { config } = facts;
   await writeLayersModel({ experiment, config, tensors, facts: known, dataFolder, to, log: tell });
-  return { facts, data: { ...copied.data, facts: known } };
+  return { ...copied, data: { ...copied.data, facts: known } };
 }
 
 /** @throws DownpourError DP_DATA_MISMATCH: there are more or fewer examples than the run had. */

@@ -76,16 +76,23 @@ async function writePictures(
   await writeFile(join(folder, name), Buffer.concat(parts));
 }
 
-/** After `retrain` and `continue` the validation part is no longer apart from what was learnt. */
+/** The validation part is not always apart from what was learnt. */
 function withCaution(
   report: Report,
-  { facts, config }: Trained,
+  { facts, note, config }: Trained,
   part: LookOptions['part'],
 ): Report {
-  if (part !== 'validation' || !facts.learntValidation) return report;
+  if (part !== 'validation') return report;
   const { afterStop } = config.earlyStopping;
-  const caution = `The ${facts.kind} parameters were trained on these examples, too (earlyStopping.afterStop is '${afterStop}'): new examples will do worse. --kind best has those from before.`;
-  return { ...report, advice: `${caution} ${report.advice}` };
+  const cautions = [
+    ...(facts.learntValidation
+      ? [
+          `The ${facts.kind} parameters were trained on these examples, too (earlyStopping.afterStop is '${afterStop}'): new examples will do worse. --kind best has those from before.`,
+        ]
+      : []),
+    ...(note === null ? [] : [`Mind: ${note}.`]),
+  ];
+  return { ...report, advice: [...cautions, report.advice].join(' ') };
 }
 
 /** What was sampled while training, behind what the answers show. */

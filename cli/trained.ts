@@ -41,6 +41,8 @@ export interface TrainedOptions extends ServerOptions {
 
 export interface Trained {
   readonly facts: CheckpointFacts;
+  /** As `dataNote` of a run. */
+  readonly note: string | null;
   readonly experiment: Experiment;
   readonly config: RunConfig;
   readonly prepared: PreparedData;
@@ -96,7 +98,7 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
   const folder = await mkdtemp(join(tmpdir(), 'downpour-trained-'));
   try {
     const copy = join(folder, 'parameters');
-    const { facts, data, observed, sampledRun } = await copyOf(file, copy, options);
+    const { facts, data, note, observed, sampledRun } = await copyOf(file, copy, options);
     if (facts.experiment !== name) {
       throw new DownpourError(
         'DP_EXPERIMENT_MISMATCH',
@@ -118,7 +120,7 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
     mustBeDataOf(data, prepared);
     const model = await buildModel(experiment, config, prepared);
     model.load(vectorOf(model.layout, tensors));
-    return { facts, experiment, config, prepared, model, observed, sampledRun };
+    return { facts, note, experiment, config, prepared, model, observed, sampledRun };
   } finally {
     await rm(folder, { recursive: true, force: true });
   }

@@ -1,6 +1,10 @@
 /** The bytes of base64 text, in browsers as in Node. */
 export function bytesOfBase64(text: string): Uint8Array<ArrayBuffer> {
-  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const characters = atob(text);
+  // Not by an iterator: of 3 MB that takes half a second.
+  const bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
 }
 
 /** More arguments than this a call does not take everywhere. */

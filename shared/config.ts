@@ -510,7 +510,7 @@ export const LIMITS = {
   frameBytesMax: 2 ** 30,
   headerBytesMax: 2 ** 20,
   /** Of what a run keeps of its data: 224 · 224 · 3 features, each with a mean and a deviation, take 3.2 MB. */
-  factsBytesMax: 2 ** 24,
+  factsBytesMax: 2 ** 26,
   bodyBytesMax: 2 ** 20,
   tensorCountMax: 10_000,
   rankMax: 8,

@@ -97,6 +97,7 @@ export function decodeFacts(payload: Uint8Array): DataFacts {
   if (payload.length > LIMITS.factsBytesMax + 3) {
     throw malformed(`of ${payload.length} bytes; at most ${LIMITS.factsBytesMax} are allowed`);
   }
+  if (bracketsOf(payload) > BRACKETS_MAX) throw malformed('hold more lists than there are');
   let facts: unknown;
   try {
     facts = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(payload));
@@ -114,6 +115,22 @@ export function decodeFacts(payload: Uint8Array): DataFacts {
   const problem = contradiction(checked);
   if (problem) throw malformed(problem);
   return checked;
+}
+
+/** Facts have a dozen: of millions the parser would make objects that take far more room than the text. */
+const BRACKETS_MAX = 100;
+
+/** That open an object or a list, outside of texts. */
+function bracketsOf(text: Uint8Array): number {
+  let count = 0;
+  let isText = false;
+  for (let i = 0; i < text.length; i++) {
+    const byte = text[i]!;
+    if (byte === 0x22) isText = !isText;
+    else if (isText && byte === 0x5c) i++;
+    else if (!isText && (byte === 0x5b || byte === 0x7b)) count++;
+  }
+  return count;
 }
 
 function contradiction(facts: DataFacts): string | null {
@@ -178,7 +195,7 @@ function sizeOf(shape: readonly number[]): number {
 }
 
 /** What differs between two, in words; null: nothing. The transform is compared by the data's fingerprint. */
-export function factsDifference(run: DataFacts, other: DataFacts): string | null {
+function factsDifference(run: DataFacts, other: DataFacts): string | null {
   const columns = ['inputs', 'targets'] as const;
   for (const name of columns) {
     const [a, b] = [run[name], other[name]];
@@ -209,11 +226,43 @@ const LISTS = {
   targetNames: 'names of targets',
 } as const;
 
+/** What is known of data: each part null where nobody has told it. */
+export interface ToldData {
+  readonly data: DataSummary | null;
+  readonly facts: DataFacts | null;
+}
+
+/** How data differ from those of a run, in words; null: they are the same, as far as is known. */
+export function dataDifference(run: ToldData, other: ToldData): string | null {
+  const counts =
+    run.data && other.data && !isSameData(run.data, other.data)
+      ? describeDifference(run.data, other.data)
+      : null;
+  const facts = run.facts && other.facts && factsDifference(run.facts, other.facts);
+  return counts && facts ? `${facts}; in all ${counts}` : (facts ?? counts);
+}
+
+/**
+ * What to mind of a fork whose examples are not split as those of the run that it began with; null: nothing.
+ * @param origin what that run was trained on.
+ */
+export function forkNote(
+  fork: { readonly run: string; readonly data?: 'same' | 'other' } | undefined,
+  origin: DataSummary | null,
+  own: DataSummary | null,
+): string | null {
+  if (!fork || !origin || !own || isOfOlderRelease(origin, own)) return null;
+  if (origin.fingerprint === own.fingerprint) return null;
+  const what =
+    fork.data === 'other' ? 'has other data or splits them otherwise' : 'splits the data otherwise';
+  return `this run ${what} than run '${fork.run}', whose parameters it began with: its validation examples may be among those that these were trained on`;
+}
+
 /**
  * Whether data are those of a run. Of a run of an older release, whose fingerprint was made otherwise, the counts
  * alone can be compared.
  */
-export function isSameData(run: DataSummary, other: DataSummary): boolean {
+function isSameData(run: DataSummary, other: DataSummary): boolean {
   const counts = (['trainCount', 'validationCount', 'testCount'] as const).every(
     (count) => run[count] === other[count],
   );
@@ -226,7 +275,7 @@ export function isOfOlderRelease(run: DataSummary, other: DataSummary): boolean 
 }
 
 /** Both, in words. */
-export function describeDifference(run: DataSummary, other: DataSummary): string {
+function describeDifference(run: DataSummary, other: DataSummary): string {
   return `${describeData(other)}; the run has ${describeData(run)}`;
 }
 

@@ -1,9 +1,4 @@
-import {
-  type DataFacts,
-  describeDifference,
-  factsDifference,
-  isSameData,
-} from '../../shared/data-facts.ts';
+import { type DataFacts, dataDifference } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Layout, TensorSpec } from '../../shared/layout.ts';
 import type { DataSummary } from '../../shared/protocol.ts';
@@ -41,20 +36,14 @@ export function checkAgreement(run: Agreement, worker: Joining): void {
   if (run.layout && worker.layout.hash !== run.layout.hash) {
     throw new DownpourError('DP_LAYOUT_MISMATCH', layoutDifference(run.layout, worker.layout));
   }
-  if (run.data && !isSameData(run.data, worker.data)) {
-    throw new DownpourError(
-      'DP_DATA_MISMATCH',
-      `this worker's data differ from the run's: it has ${describeDifference(run.data, worker.data)}; bring the data back as they were, or train a new run on these`,
-    );
-  }
-  if (!run.data) checkOrigin(run, worker.data);
-  const difference = run.facts && worker.facts && factsDifference(run.facts, worker.facts);
+  const difference = dataDifference(run, worker);
   if (difference) {
     throw new DownpourError(
       'DP_DATA_MISMATCH',
-      `this worker's data differ from the run's: it has ${difference}; give all workers the same files${run.origin ? ', and a fork names and classes in the order of the run that it began with' : ''}`,
+      `this worker's data differ from the run's: it has ${difference}; ${run.origin && !run.data ? `a fork has names, classes and shapes of run '${run.origin.run}', that it began with` : 'bring the data back as they were, give all workers the same, or train a new run on these'}`,
     );
   }
+  if (!run.data) checkOrigin(run, worker.data);
 }
 
 /** The first worker of a fork: its data are those that the parameters were trained on, unless others are wanted. */

@@ -1,7 +1,12 @@
 import { bytesOf } from '../../shared/codec.ts';
 import type { Encoding } from '../../shared/compression.ts';
 import { LIMITS, type RunConfig } from '../../shared/config.ts';
-import { type DataFacts, decodeFacts, isOfOlderRelease } from '../../shared/data-facts.ts';
+import {
+  type DataFacts,
+  decodeFacts,
+  forkNote,
+  isOfOlderRelease,
+} from '../../shared/data-facts.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
 import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../../shared/layout.ts';
 import { partLayout, type Range } from '../../shared/partition.ts';
@@ -602,19 +607,6 @@ export class Run {
   /** Null: no worker has told. */
   get facts(): DataFacts | null {
     return this.#facts;
-  }
-
-  /** Set: what this run takes for validation may have been trained on before it began. */
-  get #dataNote(): string | null {
-    const { fork } = this.options;
-    const [origin, own] = [this.#originData, this.#data];
-    if (!fork || !origin || !own || isOfOlderRelease(origin, own)) return null;
-    if (origin.fingerprint === own.fingerprint) return null;
-    const what =
-      fork.data === 'other'
-        ? 'has other data or splits them otherwise'
-        : 'splits the data otherwise';
-    return `this run ${what} than run '${fork.run}', whose parameters it began with: its validation examples may be among those that these were trained on`;
   }
 
   /** Why a worker's pushes are not taken any more; null: they are. */
@@ -1555,7 +1547,7 @@ export class Run {
       rollbacks: [...this.#rollbacks],
       stepsLost: this.stepsLost,
       data: this.#data,
-      dataNote: this.#dataNote,
+      dataNote: forkNote(this.options.fork, this.#originData, this.#data),
       errorMeasure: this.#errorMeasure,
     };
   }

@@ -17,6 +17,7 @@ import {
   encodeTopk,
 } from '../../shared/compression.ts';
 import { resolveConfig } from '../../shared/config.ts';
+import { decodeFacts, encodeFacts, packTransform } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { createLayout } from '../../shared/layout.ts';
 import {
@@ -258,6 +259,19 @@ function npy(): Uint8Array[] {
   });
 }
 
+function facts(): Uint8Array[] {
+  return (['none', 'global', 'feature'] as const).map((kind, i) => {
+    const values = [0.5, 2].slice(0, i);
+    return encodeFacts({
+      transform: packTransform({ kind, scale: 1, mean: values, deviation: values }),
+      inputs: { kind: 'float32', shape: [2] },
+      targets: { kind: 'int32', shape: [] },
+      classCount: 2,
+      ...{ classes: ['"no"', 'y\\es'], inputNames: i === 1 ? null : ['a', 'ä'], targetNames: null },
+    });
+  });
+}
+
 const table = text(
   'mpg,weight,origin,name\n18,3504,usa,"a ""b"""\n15,3693,"eu, west",b\n1e2,-4,usa,\n',
 );
@@ -365,6 +379,7 @@ export async function openTargets(): Promise<Target[]> {
     { name: 'frame and message', corpus: frames, read: readMessage },
     { name: 'WebSocket receiver', corpus: streams, read: receive },
     gradients(),
+    { name: 'facts of data', corpus: facts(), read: (b) => void decodeFacts(b) },
     { name: 'safetensors header', corpus: safetensors(), read: (b) => void decodeHeader(b) },
     ...(await checkpoints()),
     { name: 'npy', corpus: npy(), read: (b) => void parseNpy(b, 'f.npy') },

@@ -20,6 +20,7 @@ describe('damaged input is refused with a code, or read', () => {
     'frame and message',
     'WebSocket receiver',
     'gradient, applied',
+    'facts of data',
     'safetensors header',
     'manifest of a checkpoint',
     'tensors of a checkpoint',
@@ -39,7 +40,7 @@ describe('damaged input is refused with a code, or read', () => {
   });
 
   test('all readers are in the list', () => {
-    expect(targets).toHaveLength(9);
+    expect(targets).toHaveLength(10);
   });
 });
 

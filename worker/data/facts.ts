@@ -1,8 +1,6 @@
 import {
   type DataFacts,
-  describeDifference,
-  factsDifference,
-  isSameData,
+  dataDifference,
   packTransform,
   unpackTransform,
 } from '../../shared/data-facts.ts';
@@ -95,18 +93,11 @@ export interface KnownData {
  * @throws DownpourError DP_DATA_MISMATCH that says what both have, and what to do.
  */
 export function mustBeDataOf({ run, summary, facts }: KnownData, prepared: PreparedData): void {
-  const own = summaryOf(prepared, []);
-  if (summary && !isSameData(summary, own)) {
-    throw new DownpourError(
-      'DP_DATA_MISMATCH',
-      `the data have changed since run ${run} was trained: they have ${describeDifference(summary, own)}; what it trained on and what it did not cannot be told apart any more: bring the data back as they were (or name their folder by --data), or train a new run on these`,
-    );
-  }
-  const difference = facts && factsDifference(facts, factsOf(prepared));
-  if (difference) {
-    throw new DownpourError(
-      'DP_DATA_MISMATCH',
-      `the data have changed since run ${run} was trained: they have ${difference}; bring them back as they were, or train a new run on these`,
-    );
-  }
+  const own = { data: summaryOf(prepared, []), facts: factsOf(prepared) };
+  const difference = dataDifference({ data: summary, facts }, own);
+  if (!difference) return;
+  throw new DownpourError(
+    'DP_DATA_MISMATCH',
+    `the data have changed since run ${run} was trained: they have ${difference}; what it trained on and what it did not cannot be told apart any more: bring the data back as they were (or name their folder by --data), or train a new run on these`,
+  );
 }
