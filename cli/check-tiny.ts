@@ -150,6 +150,15 @@ export function judgeTiny(results: readonly TinyResult[], settings: TinySettings
     );
   }
   if (!alone?.learnt) {
+    if (alone?.falling) {
+      return finding(
+        'tiny',
+        'advice',
+        `${text} Not in ${steps} updates, but the training loss was still falling: it learns, slowly.`,
+        'raise learningRate (`downpour lr-find`), and check again',
+        numbers,
+      );
+    }
     const isSure = certain && (isError || unlearnable === 0);
     return isSure
       ? finding(

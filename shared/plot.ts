@@ -260,6 +260,9 @@ export interface Scale {
   clip(value: number): number;
 }
 
+/** What is next to 0 has no size to make room by. */
+const sizeOf = (value: number) => (Math.abs(value) > 1e-300 ? Math.abs(value) : 1);
+
 /** ln of the smallest number that is drawn. */
 const LOG_MIN = -700;
 
@@ -281,9 +284,7 @@ export function scaleOf(
   const map = log ? Math.log : (value: number) => value;
   const back = log ? Math.exp : (value: number) => value;
   if (low === high) {
-    [low, high] = log
-      ? [low / 2, high * 2]
-      : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
+    [low, high] = log ? [low / 2, high * 2] : [low - sizeOf(low) / 2, high + sizeOf(high) / 2];
   }
   const room = 0.05 * (map(high) - map(low));
   // On a logarithmic scale within what a double can hold: below it lies 0, which has no logarithm.

@@ -6,6 +6,7 @@ import {
   errorFormatOf,
   errorName,
   type Format,
+  fewText,
   intervalText,
   numberText,
   type Report,
@@ -220,10 +221,17 @@ function adviceOf(
   // Without an interval these are not a number, and nothing is better or worse.
   const better = compared.filter(({ difference }) => difference!.high < 0).sort(byMean);
   const worse = compared.filter(({ difference }) => difference!.low > 0).sort(byMean);
-  const open = compared.filter((r) => !better.includes(r) && !worse.includes(r)).sort(byMean);
+  const isEven = ({ difference: d }: VariantResult) => d!.mean === 0 && d!.distinct < 2;
+  const even = compared.filter(isEven).map(({ name }) => `'${name}'`);
+  const open = compared
+    .filter((r) => !better.includes(r) && !worse.includes(r) && !isEven(r))
+    .sort(byMean);
   if (better.length > 0) parts.push(`Lower: ${better.map(text).join(', ')}.`);
   if (worse.length > 0) parts.push(`Higher: ${worse.map(text).join(', ')}.`);
   if (open.length > 0) parts.push(`Not separated: ${open.map(openText).join(', ')}.`);
+  if (even.length > 0) {
+    parts.push(`As good as the baseline with every seed: ${even.join(', ')}.`);
+  }
   if (compared.length > 0) parts.push(choiceText(baseline, better, open));
   const same = others.filter(({ identical }) => identical).map(({ name }) => `'${name}'`);
   if (same.length > 0) {
@@ -237,6 +245,8 @@ function adviceOf(
     parts.push(`Without a finite value, and not counted: ${list}.`);
   }
   if (failures) parts.push(failures);
+  const few = fewText(trials);
+  if (few) parts.push(few);
   const slow = better.filter((r) => baseline.seconds > 0 && r.seconds > 1.5 * baseline.seconds);
   for (const { name, seconds } of slow) {
     parts.push(`'${name}' takes ${(seconds / baseline.seconds).toFixed(1)} times as long.`);

@@ -9,6 +9,7 @@ import {
   errorFormatOf,
   errorName,
   type Format,
+  fewText,
   type Report,
   signed,
   spreadText,
@@ -212,7 +213,7 @@ function adviceOf(found: Found, settings: CurveSettings, trials: readonly Trial[
     ...stateText(last, trials, format),
     ...(isPerfect ? [perfectText(last, trials)] : judgedText(last, settings.target, format)),
     ...(isPerfect ? [] : sizesText(found, settings, format)),
-    ...(failed ? [failed] : []),
+    ...[failed, fewText(trials)].filter((text) => text !== null),
   ].join(' ');
 }
 
@@ -222,8 +223,8 @@ function stateText({ n, training, validation }: Size, trials: readonly Trial[], 
   const seeds = validation.count === 1 ? ' (one seed: how far it scatters is not known)' : '';
   return [
     training
-      ? `On ${n} training examples the training error${what ? ` (${what})` : ''} is ${spreadText(training, format)}, the validation error ${spreadText(validation, format)}, the gap ${gap}${seeds}.`
-      : `On ${n} training examples the validation error${what ? ` (${what})` : ''} is ${spreadText(validation, format)}${seeds}; no training error was measured, so what holds it up is not known.`,
+      ? `On ${n} training example${n === 1 ? '' : 's'} the training error${what ? ` (${what})` : ''} is ${spreadText(training, format)}, the validation error ${spreadText(validation, format)}, the gap ${gap}${seeds}.`
+      : `On ${n} training example${n === 1 ? '' : 's'} the validation error${what ? ` (${what})` : ''} is ${spreadText(validation, format)}${seeds}; no training error was measured, so what holds it up is not known.`,
   ];
 }
 
@@ -293,10 +294,10 @@ function sizesText(
       ];
     }
     const first = sizes[0]!;
-    const ends = `${format(first.validation.mean)} with ${first.n} examples, ${format(validation.mean)} with ${n}`;
+    const ends = `${format(first.validation.mean)} with ${first.n} training example${first.n === 1 ? '' : 's'}, ${format(validation.mean)} with ${n}`;
     return [
       isFlat
-        ? `Over these sizes the validation error does not fall beyond what runs differ by (${ends}), so there is no curve to continue, and more examples of this kind promise nothing.`
+        ? `Over these sizes the validation error does not fall beyond what runs differ by (${ends}), so there is no curve to continue; more --repeats may show one.`
         : `Errors of 0 or below have no place on a logarithmic scale: no curve is continued (${ends}).`,
     ];
   }

@@ -21,7 +21,7 @@ import {
 import { chart } from './plot.ts';
 import { answersOfExamples, calibration, halfRows, logLosses, rank } from './refuse.ts';
 import { numberText, type Report, signed } from './report.ts';
-import { type Estimate, estimate, shareInterval } from './statistics.ts';
+import { asShare, type Estimate, estimate, shareInterval } from './statistics.ts';
 
 /**
  * Members of an ensemble, and what can be made of them, side by side. On the validation part all that is
@@ -184,7 +184,8 @@ function measure(outcomes: readonly Outcome[], answers: Answers): Measured[] {
 
 /** All right or all wrong: how far a share then can be from what was seen is Wilson's interval. */
 function bounded(error: Estimate, isShare: boolean): Estimate {
-  if (!isShare || error.distinct > 1 || ![0, 1].includes(error.mean)) return error;
+  if (!isShare) return error;
+  if (error.distinct > 1 || ![0, 1].includes(error.mean)) return asShare(error);
   return { ...error, ...shareInterval(error.mean * error.count, error.count, error.level) };
 }
 

@@ -2,7 +2,7 @@ import { resolveConfig } from '../shared/config.ts';
 import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
 import { errorFormatOf, errorName, numberText, type Report } from './report.ts';
-import { type Estimate, estimate, meanOf } from './statistics.ts';
+import { asShare, type Estimate, estimate, meanOf } from './statistics.ts';
 import { bestEvaluation, listPlan, type Plan, type Trial } from './study.ts';
 
 /**
@@ -37,7 +37,7 @@ export function foldsPlan({ folds, stratified, repeats, base }: FoldsSettings): 
   );
 }
 
-/** One more wrong answer of fewer changes the error by more than a twentieth. */
+/** One more wrong answer of fewer changes the error of a fold by more than a twentieth. */
 const FEW = 20;
 /** Above so many examples a hold-out part is large enough. */
 const HOLD_OUT_EXAMPLES = 100_000;
@@ -57,7 +57,9 @@ export function foldsReport(
     return finite.length === 0 ? null : estimate(finite);
   };
   const format = errorFormatOf(trials);
-  const [error, loss] = [known(errors), known(losses)];
+  const isShare = trials.some(({ errorMeasure }) => errorMeasure === 'misclassification');
+  const [plain, loss] = [known(errors), known(losses)];
+  const error = plain && isShare ? asShare(plain) : plain;
   const rows = trials.map(({ label, data, config }, i) => [
     label,
     String(config.validation.fold),
@@ -101,7 +103,7 @@ export function foldsReport(
   if (measured.length > 0) {
     const steps = Math.max(1, Math.round(meanOf(measured.map(({ step }) => step))));
     parts.push(
-      `The folds were best after ${steps} updates on average; the model to use is trained on all examples for as many: \`${command(steps)}\`.`,
+      `The folds were best after ${steps} update${steps === 1 ? '' : 's'} on average; the model to use is trained on all examples for as many: \`${command(steps)}\`.`,
     );
   }
   if (examples !== null) {
@@ -180,5 +182,5 @@ export function estimateText(
 ): string {
   if (count < 2) return `${format(mean)} (one value: no error known)`;
   if (distinct < 2) return `${format(mean)} (${count} equal values: no error known)`;
-  return `${format(mean)} ± ${format(standardError)} (standard error; ${Math.round(100 * level)} % confidence ${format(low)} … ${format(high)}, Student's t with ${count - 1} degrees of freedom)`;
+  return `${format(mean)} ± ${format(standardError)} (standard error; ${Math.round(100 * level)} % confidence ${format(low)} … ${format(high)}, Student's t with ${count - 1} degree${count === 2 ? '' : 's'} of freedom)`;
 }

@@ -224,14 +224,15 @@ function lowestRate(probes: readonly Probe[]): number {
   return Number(Math.exp(middle + shift).toPrecision(3));
 }
 
-function probesOf(trials: readonly Trial[]): Probe[] {
+function probesOf(trials: readonly Trial[], ranges: readonly RangeTest[]): Probe[] {
+  const initial = ranges.length === 0 ? null : meanOf(ranges.map((range) => range.initial));
   const own = trials.filter(({ point }) => point.kind === 'probe');
   const rates = [...new Set(own.map(({ point }) => Number(point.learningRate)))];
   return rates
     .sort((a, b) => a - b)
     .map((rate) => {
       const at = own.filter(({ point }) => point.learningRate === rate);
-      const steady = at.filter((trial) => !isUnstable(trial));
+      const steady = at.filter((trial) => !isUnstable(trial, initial));
       const known = (metric: 'loss' | 'error') => {
         const values = steady.map((trial) => trialValue(trial, metric)).filter(Number.isFinite);
         return values.length === 0 ? null : estimate(values);
@@ -243,12 +244,21 @@ function probesOf(trials: readonly Trial[]): Probe[] {
     });
 }
 
-/** It failed, or its loss is in the end no lower than in the beginning. */
-function isUnstable(trial: Trial): boolean {
-  const loss = trialValue(trial, 'loss');
-  if (trial.end?.kind === 'failed' || !Number.isFinite(loss)) return true;
-  const first = trial.curve?.loss[0];
-  return first != null && loss > first + 0.1 * Math.abs(first);
+/** Of a training at a constant rate, its end. */
+const LATE = 0.25;
+
+/**
+ * It failed, or its training loss is in the end higher than in the beginning. Of the training part: a validation
+ * part can be harder than it from the start, most of all for a fork of a run that knows its examples by heart.
+ * @param initial training loss at the parameters that it began with; null: not known.
+ */
+function isUnstable(trial: Trial, initial: number | null): boolean {
+  if (trial.end?.kind === 'failed' || !Number.isFinite(trialValue(trial, 'loss'))) return true;
+  const losses = trial.curve?.loss ?? [];
+  if (losses.length === 0 || initial === null) return false;
+  const late = losses.slice(-Math.max(1, Math.ceil(LATE * losses.length)));
+  if (late.some((loss) => loss === null || !Number.isFinite(loss))) return true;
+  return meanOf(late as number[]) > initial + 0.1 * Math.abs(initial);
 }
 
 /** @param command trains at a rate. */
@@ -263,7 +273,7 @@ export function learningRateReport(
   const single = workers > 1 ? rangesOf(trials, 1) : ranges;
   const limit = limitOf(ranges);
   const reached = ranges.some((range) => range.limit !== null);
-  const probes = probesOf(trials);
+  const probes = probesOf(trials, ranges);
   const learns = settings.fork !== null || hasLearnt([...single, ...ranges], probes);
   const suggestion = learns ? suggest(probes, reached ? limit : null) : null;
   const lowest = lowestOf(probes);

@@ -80,6 +80,16 @@ const measureOf = (trials: readonly Trial[]) =>
 
 export type Format = (value: number | null | undefined) => string;
 
+/** One more wrong answer of fewer changes the error by more than a twentieth. */
+const FEW = 20;
+
+/** What values that were measured on a few examples are worth; null: there are enough, or nobody knows. */
+export function fewText(trials: readonly Trial[]): string | null {
+  const count = trials.find(({ data }) => data)?.data?.validationCount;
+  if (count === undefined || count >= FEW) return null;
+  return `All this was measured on ${count} validation example${count === 1 ? '' : 's'}, which says next to nothing: \`downpour folds\` validates on every example once.`;
+}
+
 /** A mean with its standard error, where several different values give one: `2.31 % ± 0.12 %`. */
 export function spreadText(value: Estimate | null, format: Format): string {
   if (value === null) return '–';

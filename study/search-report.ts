@@ -1,7 +1,14 @@
 import { percent } from '../shared/text.ts';
 import { failureOf, failuresText } from './failures.ts';
 import { importance } from './importance.ts';
-import { errorFormatOf, errorName, type Format, numberText, type Report } from './report.ts';
+import {
+  errorFormatOf,
+  errorName,
+  type Format,
+  fewText,
+  numberText,
+  type Report,
+} from './report.ts';
 import { ranked, type SearchSettings, valueText } from './search.ts';
 import {
   curvesPlot,
@@ -180,6 +187,8 @@ function adviceOf(
     );
   }
   if (failed) parts.push(failed);
+  const few = fewText(trials);
+  if (few) parts.push(few);
   const tied = order
     .slice(1)
     .filter((trial) => resultOf(trial, metric) - value <= TIED * Math.abs(value));

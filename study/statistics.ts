@@ -29,6 +29,12 @@ export function estimate(values: readonly number[], level = 0.95): Estimate {
   return { count, distinct, mean, standardError, low: mean - half, high: mean + half, level };
 }
 
+/** With its interval within what a share can be. */
+export function asShare(value: Estimate): Estimate {
+  const within = (end: number) => Math.min(1, Math.max(0, end));
+  return { ...value, low: within(value.low), high: within(value.high) };
+}
+
 /** Of a share that was seen in so many cases: Wilson's score interval. Both NaN for none. */
 export function shareInterval(
   count: number,

@@ -137,6 +137,8 @@ export interface StudyOptions {
   readonly pollMs?: number;
   /** How long the server may be away. */
   readonly patienceMs?: number;
+  /** After how long idle workers have refused a trial that nobody works for. */
+  readonly refusedMs?: number;
 }
 
 export type StudyEvent =
@@ -156,10 +158,8 @@ export interface StudyOutcome {
 
 const POLL_MS = 250;
 const PATIENCE_MS = 600_000;
-/** A run nobody works for while workers are idle: they have refused it. */
+/** A run nobody works for while workers are idle: they have refused it. A tenth, where they said why, for good. */
 const REFUSED_MS = 10_000;
-/** … and have said why, in a way that trying again does not mend. */
-const REFUSED_FOR_GOOD_MS = 1_000;
 /** So many trials that are refused for the same reason: all others would be. */
 const REFUSALS_MAX = 2;
 /** A run that has just ended may still be writing the checkpoint that another begins with. */
@@ -306,7 +306,7 @@ class Conductor {
       const kind = run.phase === 'finished' ? 'finished' : 'failed';
       this.#end(trial, kind, run.reason);
     } else if (this.#isRefused(trial, run)) {
-      const error = this.#refusal();
+      const error = this.#refusal(run);
       if (!error) {
         onEvent({
           kind: 'note',
@@ -322,10 +322,13 @@ class Conductor {
     return isNew || hasEvaluated || isOver;
   }
 
-  /** What an idle worker said last: of those that have something to do it may be of another run. */
-  #refusal(): { readonly code: string; readonly message: string } | null {
-    const { workers } = this.#status!;
-    return workers.find(({ state, lastError }) => state === 'idle' && lastError)?.lastError ?? null;
+  /** What an idle worker has said since the run is there: before, it was of another one. */
+  #refusal({ createdAt }: RunSummary): { readonly code: string; readonly message: string } | null {
+    const said = this.#status!.workers.find(
+      ({ state, lastError }) =>
+        state === 'idle' && lastError && !(lastError.at && lastError.at < createdAt),
+    );
+    return said?.lastError ?? null;
   }
 
   /** For some seconds no run of this study has had a worker, while some are idle. */
@@ -333,15 +336,18 @@ class Conductor {
     const { workers, runs } = this.#status!;
     const idle = workers.some(({ state }) => state === 'idle');
     const ours = new Set(this.trials.map(({ id }) => id));
-    const works = runs.some(({ id, workers: count }) => ours.has(id) && count > 0);
+    const works =
+      runs.some(({ id, workers: count }) => ours.has(id) && count > 0) ||
+      workers.some(({ run: own, state }) => own !== null && ours.has(own) && state !== 'gone');
     const busy = works || !idle || OVER.includes(run.phase) || trial.end !== null;
     if (busy) {
       this.#lonely.delete(run.id);
       return false;
     }
     const since = this.#lonely.get(run.id) ?? performance.now();
-    const isForGood = isLasting(this.#refusal()?.code ?? '');
-    const isTime = performance.now() - since > (isForGood ? REFUSED_FOR_GOOD_MS : REFUSED_MS);
+    const { refusedMs = REFUSED_MS } = this.#options;
+    const isForGood = isLasting(this.#refusal(run)?.code ?? '');
+    const isTime = performance.now() - since > (isForGood ? refusedMs / 10 : refusedMs);
     this.#lonely.set(run.id, isTime ? performance.now() : since);
     return isTime;
   }

@@ -35,6 +35,8 @@ export interface TinyResult {
   readonly learnt: boolean;
   readonly step: number;
   readonly staleness: number;
+  /** The training loss was still falling in the second half. */
+  readonly falling: boolean;
   readonly failed: boolean;
   /** No worker could do it. */
   readonly refused: boolean;
@@ -84,6 +86,9 @@ export function tinyPlan(settings: TinySettings): Plan {
   };
 }
 
+/** A smaller fall of the training loss, from the middle of the trial to its end, is none. */
+const FALLING = 0.05;
+
 function resultOf(trial: Trial, { metric, target }: TinySettings): TinyResult {
   let [value, step] = [null as number | null, trial.step];
   for (const { metrics, step: at } of trial.evaluations) {
@@ -94,9 +99,13 @@ function resultOf(trial: Trial, { metric, target }: TinySettings): TinyResult {
   const learnt = value !== null && value <= target;
   const of = trial.curve?.staleness ?? [];
   const staleness = of.length === 0 ? 0 : of.reduce((a, b) => a + b, 0) / of.length;
+  const losses = trial.evaluations.flatMap(({ metrics }) => metrics.trainingLoss ?? []);
+  const [middle, last] = [losses[losses.length >> 1], losses.at(-1)];
+  const falling =
+    middle !== undefined && last !== undefined && last < middle - FALLING * Math.abs(middle);
   const failed = trial.end?.kind === 'failed';
   const how = { failed, refused: trial.end?.code !== undefined, reason: trial.end?.reason ?? '' };
-  return { workers: Number(trial.point.workers), value, learnt, step, staleness, ...how };
+  return { workers: Number(trial.point.workers), value, learnt, step, staleness, falling, ...how };
 }
 
 export function tinyResults(trials: readonly Trial[], settings: TinySettings): TinyResult[] {

@@ -39,6 +39,8 @@ export class FakeServer {
   /** Of the data of a run that is made from now on, and what they depend on. */
   raw: (config: RunConfig) => string = () => 'raw';
   depends: string[] = [];
+  /** What every worker says of a run instead of working for it; null: it works. */
+  refuse: (config: RunConfig) => { code: string; message: string } | null = () => null;
   readonly #curve: (config: RunConfig, evaluation: number) => number;
   readonly #workers: number;
 
@@ -71,7 +73,13 @@ export class FakeServer {
         call(() => {
           this.#work();
           const runs = [...this.runs.values()].map((run) => this.#detail(run));
-          return { runs, workers: [] } as unknown as Status;
+          const said = [...this.runs.values()].flatMap(({ phase, config }) =>
+            phase === 'training' ? (this.refuse(config) ?? []) : [],
+          );
+          const workers = said.map((error) => ({
+            ...{ worker: 'w', run: null, state: 'idle', lastError: { ...error, at: '2026-01-02' } },
+          }));
+          return { runs, workers } as unknown as Status;
         }),
       createRun: (body: CreateRun) =>
         call(() => {
@@ -108,7 +116,9 @@ export class FakeServer {
   }
 
   #work(): void {
-    const active = [...this.runs.values()].filter(({ phase }) => phase === 'training');
+    const active = [...this.runs.values()].filter(
+      ({ phase, config }) => phase === 'training' && this.refuse(config) === null,
+    );
     for (const run of active.slice(0, this.#workers)) {
       const step = run.evaluations.length + 1;
       this.evaluationsMade++;
@@ -139,8 +149,8 @@ export class FakeServer {
         study: body.study ?? null,
         phase,
         reason: phase,
-        workers: 1,
-        createdAt: id,
+        workers: phase === 'training' && this.refuse(config) === null ? 1 : 0,
+        createdAt: `2026-01-01 ${id}`,
       },
       step: evaluations.length,
       examples: evaluations.length * 100,
@@ -149,13 +159,15 @@ export class FakeServer {
       validation: evaluations.at(-1) ?? null,
       best: evaluations.toSorted((a, b) => a.loss! - b.loss!)[0] ?? null,
       test: phase === 'finished' && config.testAtEnd ? (evaluations.at(-1) ?? null) : null,
-      data: {
-        trainCount: Math.round(this.examples * config.trainFraction),
-        validationCount: this.examples / 4,
-        testCount: this.testCount,
-        ...{ fingerprint: 'f00d', rawFingerprint: raw, depends: this.depends },
-        source: 'none',
-      },
+      data: this.refuse(config)
+        ? null
+        : {
+            trainCount: Math.round(this.examples * config.trainFraction),
+            validationCount: this.examples / 4,
+            testCount: this.testCount,
+            ...{ fingerprint: 'f00d', rawFingerprint: raw, depends: this.depends },
+            source: 'none',
+          },
       earlyStopping: { stoppedAt: null } as RunSummary['earlyStopping'],
     };
     return { ...summary, experimentHash: body.experimentHash, config } as RunDetail;

@@ -279,7 +279,7 @@ describe('a tiny set', () => {
   };
   const result = (workers: number, more: Partial<TinyResult> = {}): TinyResult => ({
     ...{ workers, value: 0.1, learnt: false, step: 300, staleness: 1 },
-    ...{ failed: false, refused: false, reason: '', ...more },
+    ...{ falling: false, failed: false, refused: false, reason: '', ...more },
   });
   const learnt = result(1, { value: 0, learnt: true });
 
@@ -296,6 +296,12 @@ describe('a tiny set', () => {
     expect(judgeTiny([learnt, result(2)], settings).text).toContain('1 updates stale on average');
     const fresh = judgeTiny([learnt, result(2, { staleness: 0.1 })], settings);
     expect(fresh.text).toContain('staleness is not the reason');
+  });
+
+  test('that is still being learnt is no defect', () => {
+    const slow = judgeTiny([result(1, { falling: true })], settings);
+    expect(slow.verdict).toBe('advice');
+    expect(slow.text).not.toContain('defect');
   });
 
   test('is no proof of a defect where nobody knows how low the loss can get', () => {

@@ -183,7 +183,7 @@ function checkClasses(classes: Int32Array, classCount: number): Finding {
       'classes',
       missing > classCount / 2 ? 'problem' : 'advice',
       `${text} ${missing} have none.`,
-      'correct classCount or the data: what never occurs cannot be learnt',
+      'correct classCount or the data, or give more examples of these: what never occurs cannot be learnt',
       numbers,
     );
   }
