@@ -31,7 +31,7 @@ import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
  *     });
  */
 
-export { loadCsv } from './data/csv.ts';
+export { type CsvData, type CsvOptions, type CsvParts, loadCsv } from './data/csv.ts';
 export { readIdx } from './data/idx.ts';
 export { loadImageFolder } from './data/images.ts';
 export { loadMnist } from './data/mnist.ts';

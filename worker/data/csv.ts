@@ -1,8 +1,7 @@
-import { nearest } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { type Fields, isRecord } from '../fields.ts';
-import { givenNames, nameOf } from './cells.ts';
 import type { Column } from './columns.ts';
+import { chooseColumns, lacks, named } from './csv-columns.ts';
 import type { Examples, ExperimentData } from './examples.ts';
 import { corrupt } from './files.ts';
 import { checkOptions, checkPath, isText, isTexts, oneOf, optional } from './reader-options.ts';
@@ -281,17 +280,15 @@ class Table {
     const columns = [...inputs, ...targets];
     const first = this.#first;
     this.#first ??= { part: this.#part, file, header };
+    const indices = new Map(header.names.map((name, i) => [name, i]));
     const used = columns.map((column) => {
-      const index = header.names.indexOf(column.name);
-      if (index >= 0) return { column, index };
+      const index = indices.get(column.name);
+      if (index !== undefined) return { column, index };
       throw lacks(file, column.name, header.names, ` as ${first!.file} has`);
     });
-    const { ignore = [] } = this.#options;
-    const others = header.names.filter(
-      (name) => !ignore.includes(name) && !columns.some((column) => column.name === name),
-    );
-    for (const name of others) {
-      const index = header.names.indexOf(name);
+    const known = new Set([...(this.#options.ignore ?? []), ...columns.map(({ name }) => name)]);
+    for (const [name, index] of indices) {
+      if (known.has(name)) continue;
       if (header.unnamed.has(index)) {
         const column = new UnnamedColumn(name);
         this.#unnamed.push(column);
@@ -305,116 +302,6 @@ class Table {
     }
     return used;
   }
-}
-
-/** Options with names of columns as a header has them. */
-function named(options: CsvOptions): CsvOptions {
-  const { targets, inputs, ignore, categorical, categories } = options;
-  return {
-    ...options,
-    targets: targets.map(nameOf),
-    ...(inputs ? { inputs: inputs.map(nameOf) } : {}),
-    ...(ignore ? { ignore: ignore.map(nameOf) } : {}),
-    ...(categorical ? { categorical: categorical.map(nameOf) } : {}),
-    ...(categories
-      ? {
-          categories: Object.fromEntries(
-            Object.entries(categories).map(([name, list]) => [nameOf(name), list]),
-          ),
-        }
-      : {}),
-  };
-}
-
-function lacks(file: string, column: string, has: readonly string[], as = ''): DownpourError {
-  // Of names of one or two letters each is near to any other.
-  const same = has.find((name) => name.toLowerCase() === column.toLowerCase());
-  const near = same ?? (column.length > 3 ? nearest(column, has) : null);
-  const allNumbers = has.every((name) => name !== '' && Number.isFinite(Number(name)));
-  const hint = allNumbers
-    ? '. These are numbers: a header line with names must come first'
-    : has.length === 1 && /[\s,;|:]/.test(has[0]!)
-      ? '. If that is more than one column, say what divides them as `delimiter`'
-      : near
-        ? `. Did you mean '${near}'?`
-        : '';
-  return new DownpourError(
-    'DP_EXPERIMENT_INVALID',
-    `${file} has no column '${column}'${as}; it has ${has.map((name) => `'${name}'`).join(', ')}${hint}`,
-  );
-}
-
-/** @param alone no other file may have a column to ignore */
-function chooseColumns(header: TableHeader, file: string, options: CsvOptions, alone: boolean) {
-  const {
-    targets,
-    ignore = [],
-    categorical = [],
-    categories = {},
-    task,
-    labels,
-    classes,
-  } = options;
-  const { names } = header;
-  const listed = Object.keys(categories);
-  const inputs =
-    options.inputs ??
-    names.filter(
-      (name, i) =>
-        !targets.includes(name) &&
-        !ignore.includes(name) &&
-        (!header.unnamed.has(i) || categorical.includes(name) || listed.includes(name)),
-    );
-  const needed = [...targets, ...inputs, ...categorical, ...listed, ...(alone ? ignore : [])];
-  for (const column of needed) if (!names.includes(column)) throw lacks(file, column, names);
-  const invalid = (what: string) => new DownpourError('DP_EXPERIMENT_INVALID', `${file}: ${what}`);
-  if (task === 'classification' ? targets.length !== 1 : targets.length === 0) {
-    throw invalid(
-      `${targets.length} target columns; a classification has 1, a regression at least 1`,
-    );
-  }
-  if (labels === 'oneHot' && task !== 'classification') {
-    throw invalid(`labels 'oneHot' belongs to task 'classification'`);
-  }
-  if (classes && task !== 'classification') {
-    throw invalid(`\`classes\` belongs to task 'classification'`);
-  }
-  if (inputs.length === 0) throw invalid('no column is left for inputs');
-  for (const [what, list] of Object.entries({ inputs, targets })) {
-    const twice = list.find((column, i) => list.indexOf(column) !== i);
-    if (twice !== undefined) throw invalid(`column '${twice}' stands twice in ${what}`);
-  }
-  const both = inputs.find((column) => targets.includes(column));
-  if (both !== undefined) throw invalid(`column '${both}' is both input and target`);
-  const lists: [string, readonly string[]][] = Object.entries(categories);
-  for (const [what, list] of classes ? [...lists, [targets[0]!, classes] as const] : lists) {
-    const wrong = wrongName(list);
-    if (wrong) throw invalid(`in the list of names of column '${what}', ${wrong}`);
-  }
-  if (options.thousands !== undefined && options.thousands === (options.decimal ?? '.')) {
-    throw invalid(`\`thousands\` and \`decimal\` are both '${options.thousands}'`);
-  }
-  const input = (column: string): CellColumn =>
-    listed.includes(column)
-      ? new CategoryColumn(column, options, categories[column])
-      : categorical.includes(column)
-        ? new CategoryColumn(column, options)
-        : new NumberColumn(column, options);
-  const target = (column: string): CellColumn =>
-    task === 'classification'
-      ? new CategoryColumn(column, options, classes, 'DP_DATA_LABEL')
-      : new NumberColumn(column, options);
-  return { inputs: inputs.map(input), targets: targets.map(target) };
-}
-
-function wrongName(list: readonly string[]): string | null {
-  if (list.length === 0) return 'no name is given';
-  if (list.some((name) => nameOf(name) === '')) return 'a name is empty';
-  const { names, indexOf } = givenNames(list);
-  const twice = names.findIndex((name, i) => indexOf(name) !== i);
-  if (twice < 0) return null;
-  const [a, b] = [names[twice]!, names[indexOf(names[twice]!)]!];
-  return a === b ? `'${a}' stands twice` : `'${a}' and '${b}' are the same`;
 }
 
 function featuresOf(columns: readonly CellColumn[]): Feature[] {

@@ -1,0 +1,148 @@
+import { nearest } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import { givenNames, nameOf, shown } from './cells.ts';
+import type { CsvOptions } from './csv.ts';
+import { CategoryColumn, type CellColumn, NumberColumn } from './table-columns.ts';
+import type { TableHeader } from './table-rows.ts';
+
+/** Which columns of a table are inputs and targets, by the options of `loadCsv`, and what they hold. */
+
+/** Of names in a message. */
+const SHOWN_MAX = 30;
+
+/** Options with names of columns as a header has them. */
+export function named(options: CsvOptions): CsvOptions {
+  const { targets, inputs, ignore, categorical, categories } = options;
+  return {
+    ...options,
+    targets: targets.map(nameOf),
+    ...(inputs ? { inputs: inputs.map(nameOf) } : {}),
+    ...(ignore ? { ignore: ignore.map(nameOf) } : {}),
+    ...(categorical ? { categorical: categorical.map(nameOf) } : {}),
+    ...(categories
+      ? {
+          categories: Object.fromEntries(
+            Object.entries(categories).map(([name, list]) => [nameOf(name), list]),
+          ),
+        }
+      : {}),
+  };
+}
+
+export function lacks(
+  file: string,
+  column: string,
+  has: readonly string[],
+  as = '',
+): DownpourError {
+  // Of names of one or two letters each is near to any other.
+  const same = has.find((name) => name.toLowerCase() === column.toLowerCase());
+  const near = same ?? (column.length > 3 ? nearest(column, has) : null);
+  const allNumbers = has.every((name) => name !== '' && Number.isFinite(Number(name)));
+  const hint = allNumbers
+    ? '. These are numbers: a header line with names must come first'
+    : has.length === 1 && /[\s,;|:]/.test(has[0]!)
+      ? '. If that is more than one column, say what divides them as `delimiter`'
+      : near
+        ? `. Did you mean '${near}'?`
+        : '';
+  return new DownpourError(
+    'DP_EXPERIMENT_INVALID',
+    `${file} has no column '${column}'${as}; it has ${shownNames(has)}${hint}`,
+  );
+}
+
+function shownNames(names: readonly string[]): string {
+  const first = names.slice(0, SHOWN_MAX).map((name) => `'${shown(name)}'`);
+  const more = names.length - first.length;
+  return `${first.join(', ')}${more > 0 ? ` and ${more} more` : ''}`;
+}
+
+/** @param alone no other file may have a column to ignore */
+export function chooseColumns(
+  header: TableHeader,
+  file: string,
+  options: CsvOptions,
+  alone: boolean,
+) {
+  const {
+    targets,
+    ignore = [],
+    categorical = [],
+    categories = {},
+    task,
+    labels,
+    classes,
+  } = options;
+  const { names } = header;
+  const listed = Object.keys(categories);
+  // Sets, since a table may have 100,000 columns.
+  const has = new Set(names);
+  const isTarget = new Set(targets);
+  const isIgnored = new Set(ignore);
+  const isCategorical = new Set(categorical);
+  const isListed = new Set(listed);
+  const inputs =
+    options.inputs ??
+    names.filter(
+      (name, i) =>
+        !isTarget.has(name) &&
+        !isIgnored.has(name) &&
+        (!header.unnamed.has(i) || isCategorical.has(name) || isListed.has(name)),
+    );
+  const needed = [...targets, ...inputs, ...categorical, ...listed, ...(alone ? ignore : [])];
+  for (const column of needed) if (!has.has(column)) throw lacks(file, column, names);
+  const invalid = (what: string) => new DownpourError('DP_EXPERIMENT_INVALID', `${file}: ${what}`);
+  if (task === 'classification' ? targets.length !== 1 : targets.length === 0) {
+    throw invalid(
+      `${targets.length} target columns; a classification has 1, a regression at least 1`,
+    );
+  }
+  if (labels === 'oneHot' && task !== 'classification') {
+    throw invalid(`labels 'oneHot' belongs to task 'classification'`);
+  }
+  if (classes && task !== 'classification') {
+    throw invalid(`\`classes\` belongs to task 'classification'`);
+  }
+  if (inputs.length === 0) throw invalid('no column is left for inputs');
+  for (const [what, list] of Object.entries({ inputs, targets })) {
+    const twice = twiceIn(list);
+    if (twice !== undefined) throw invalid(`column '${twice}' stands twice in ${what}`);
+  }
+  const both = inputs.find((column) => isTarget.has(column));
+  if (both !== undefined) throw invalid(`column '${both}' is both input and target`);
+  const lists: [string, readonly string[]][] = Object.entries(categories);
+  for (const [what, list] of classes ? [...lists, [targets[0]!, classes] as const] : lists) {
+    const wrong = wrongName(list);
+    if (wrong) throw invalid(`in the list of names of column '${what}', ${wrong}`);
+  }
+  if (options.thousands !== undefined && options.thousands === (options.decimal ?? '.')) {
+    throw invalid(`\`thousands\` and \`decimal\` are both '${options.thousands}'`);
+  }
+  const input = (column: string): CellColumn =>
+    isListed.has(column)
+      ? new CategoryColumn(column, options, categories[column])
+      : isCategorical.has(column)
+        ? new CategoryColumn(column, options)
+        : new NumberColumn(column, options);
+  const target = (column: string): CellColumn =>
+    task === 'classification'
+      ? new CategoryColumn(column, options, classes, 'DP_DATA_LABEL')
+      : new NumberColumn(column, options);
+  return { inputs: inputs.map(input), targets: targets.map(target) };
+}
+
+function twiceIn(list: readonly string[]): string | undefined {
+  const seen = new Set<string>();
+  return list.find((name) => seen.size === seen.add(name).size);
+}
+
+function wrongName(list: readonly string[]): string | null {
+  if (list.length === 0) return 'no name is given';
+  if (list.some((name) => nameOf(name) === '')) return 'a name is empty';
+  const { names, indexOf } = givenNames(list);
+  const twice = names.findIndex((name, i) => indexOf(name) !== i);
+  if (twice < 0) return null;
+  const [a, b] = [names[twice]!, names[indexOf(names[twice]!)]!];
+  return a === b ? `'${a}' stands twice` : `'${a}' and '${b}' are the same`;
+}
