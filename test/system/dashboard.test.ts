@@ -183,7 +183,9 @@ describe.skipIf(skipped)('the dashboard', () => {
     const norm = await page.locator('[aria-label^="Gradient norm: "]').getAttribute('aria-label');
     expect(norm).toContain(short(metrics.training.gradientNorm.at(-1)!));
     const stopping = await text('.stopping');
-    expect(stopping).toContain(`${run.earlyStopping.patienceLeft} of 4 evaluations`);
+    const { stoppedAt } = run.earlyStopping;
+    expect(stopping).toContain(`Training stopped at step ${grouped(stoppedAt!)}; the best`);
+    expect(stopping).not.toMatch(/Patience left|training stops/);
     expect(stopping).toContain(`at step ${grouped(run.best!.step)}`);
     expect(await page.locator('[aria-label="Checkpoints"] tbody tr').count()).toBe(
       checkpoints.length,
