@@ -105,7 +105,9 @@ async function ownMeasure(what: string, own: Measure, shapes: Shapes): Promise<M
     }
   }
   if (chosen < 0) {
-    throw trials[0]!.find(({ problem }) => problem)?.problem ?? spreadError(what, trials[0]![0]!);
+    // A matrix in place of a number is what came of it.
+    const spread = trials[0]!.find((trial) => trial.spread);
+    throw spread ? spreadError(what, spread) : trials[0]!.find(({ problem }) => problem)!.problem;
   }
   const measure = measures[chosen]!;
   if (isLoss) await checkLoss(measure, shapes, trials[chosen]![1]!);
@@ -152,7 +154,7 @@ function tryOut(what: string, measure: Measure, shapes: Shapes, count: number): 
           `${what} fails on targets of shape [${given[0]}] and predictions of shape [${given[1]}]: ${errorText(cause)}`,
           cause,
         );
-    return { value: null, problem, spread: null };
+    return { value: null, problem, spread };
   } finally {
     restore();
   }
@@ -160,8 +162,8 @@ function tryOut(what: string, measure: Measure, shapes: Shapes, count: number): 
 
 /** Made up: no two numbers are equal, classes take turns, all predictions could be shares. */
 function examples({ data, outputShape }: Shapes, count: number) {
-  const numbers = (size: number, offset: number) =>
-    Float32Array.from({ length: size }, (_, i) => 0.05 + 0.9 * ((offset + i * GOLDEN) % 1));
+  const numbers = (size: number, step: number) =>
+    Float32Array.from({ length: size }, (_, i) => 0.05 + 0.9 * (((i + 1) * step) % 1));
   const { classCount, shares, targetShape, integers } = data;
   const shape = [count, ...targetShape];
   const classes = Int32Array.from({ length: sizeOf(shape) }, (_, i) => i % (classCount || 2));
@@ -170,11 +172,11 @@ function examples({ data, outputShape }: Shapes, count: number) {
     ? tf.oneHot(labels, classCount)
     : integers || classCount > 0
       ? labels
-      : tf.tensor1d(numbers(classes.length, 0.3), 'float32');
+      : tf.tensor1d(numbers(classes.length, GOLDEN), 'float32');
   const size = count * sizeOf(outputShape);
   return {
     targets: tf.cast(tf.reshape(targets, shape), integers ? 'int32' : 'float32'),
-    predictions: tf.tensor(numbers(size, 0), [count, ...outputShape], 'float32'),
+    predictions: tf.tensor(numbers(size, Math.SQRT2), [count, ...outputShape], 'float32'),
   };
 }
 const GOLDEN = (Math.sqrt(5) - 1) / 2;

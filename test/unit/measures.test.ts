@@ -211,6 +211,13 @@ describe('metrics of the user', () => {
     );
   });
 
+  test('that compares all with all is told so, not only that it gave a matrix', async () => {
+    const all: Measure = (t, p) => t.flatten().sub(p);
+    await expect(build(line([1]), { metrics: { all } })).rejects.toThrow(
+      "metric 'all' combines shape [2] with shape [2,1]",
+    );
+  });
+
   test('is looked at again at each minibatch', async () => {
     let many = false;
     const moody: Measure = (_, p) => (many ? tf.zeros([4]) : p.mean());

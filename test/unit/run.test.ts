@@ -72,6 +72,11 @@ describe('what a run says of itself', () => {
           return { ...rest, deeds };
         };
         expect(lasting(later), `after ${cut} calls`).toEqual(lasting(run));
+        const vectors = run
+          .replicaVectors()
+          .map(([name, values]) => [name, values.slice()] as const);
+        const replica = Run.replicate(structuredClone(run.replica()), new Map(vectors));
+        expect(lasting(replica), `on a standby, after ${cut} calls`).toEqual(lasting(run));
         expect(run.step === 0).toBe(run.summary(0).staleness === null);
         expect(later.summary(0).examplesPerSecond).toBeNull();
       }
