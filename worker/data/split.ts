@@ -49,6 +49,12 @@ export function split(
       ...dealt.filter((_, position) => position % folds === apart),
     ]);
     trains = order.filter((row) => !isOut.has(row));
+    if (trains.length === 0) {
+      throw new DownpourError(
+        'DP_CONFIG_INVALID',
+        `of ${folds} folds, one validates and one is set apart: none is left to train on; take 3 folds or more`,
+      );
+    }
   } else if (!given && validationFraction > 0) {
     const count = Math.min(n - 1, Math.max(1, Math.round(n * validationFraction)));
     validates = order.subarray(0, count);
