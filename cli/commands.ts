@@ -459,16 +459,23 @@ function registerInit(program: Command): void {
     .addOption(new Option('--decimal <mark>', 'of a CSV file: in 1,5 a comma').choices(['.', ',']))
     .option('--thousands <mark>', 'of a CSV file: in 1,234 a comma', oneCharacter)
     .option('--encoding <name>', 'of a CSV file, such as windows-1252 (default: UTF-8)')
+    .option('--comment <text>', 'that lines of a CSV file to be left out begin with')
     .option('--force', 'write over a file that is there')
     .option('-y, --yes', 'ask nothing, take the defaults')
     .addOption(jsonOption())
     .addHelpText(
       'after',
-      examples(
-        'downpour init',
-        'downpour init cars.ts --data examples/data/auto-mpg.csv --target mpg',
-        'downpour init digits.ts --data mnist --model cnn',
-      ),
+      `
+Of a table each column is judged by its cells. Numbers are inputs; text of few kinds becomes one 0/1 input for each
+kind. Left out, each with its reason: columns that count the rows, equal another one, are constant, hold dates, names
+or codes, lack values, are the target under another name, or hold numbers with a slip, whose first line is named. Few
+whole numbers from 0 or 1 on, or two values of any kind, are classes; other numbers are a quantity; --task decides otherwise.
+${examples(
+  'downpour init',
+  'downpour init cars.ts --data examples/data/auto-mpg.csv --target mpg',
+  "downpour init sales.ts --data 'sales 2024.csv' --delimiter ';' --decimal , --encoding windows-1252",
+  'downpour init digits.ts --data mnist --model cnn',
+)}`,
     )
     .action(async (file: string | undefined, options: InitOptions) => {
       const { initCommand } = await import('./init.ts');

@@ -22,6 +22,7 @@ export interface InitOptions {
   readonly decimal?: '.' | ',';
   readonly thousands?: string;
   readonly encoding?: string;
+  readonly comment?: string;
   readonly force?: boolean;
   readonly yes?: boolean;
   readonly json?: boolean;
@@ -158,12 +159,14 @@ async function draftFor(
 }
 
 /** How the file is written, as far as it was said. */
-function readingOf({ delimiter, decimal, thousands, encoding }: InitOptions): ProfileOptions {
+function readingOf(options: InitOptions): ProfileOptions {
+  const { delimiter, decimal, thousands, encoding, comment } = options;
   return {
     ...(delimiter === undefined ? {} : { delimiter }),
     ...(decimal === undefined ? {} : { decimal }),
     ...(thousands === undefined ? {} : { thousands }),
     ...(encoding === undefined ? {} : { encoding }),
+    ...(comment === undefined ? {} : { comment }),
   };
 }
 

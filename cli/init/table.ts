@@ -91,7 +91,10 @@ async function readTable({ data, reading = {} }: TableRequest) {
     } catch (error) {
       if (!(error instanceof DownpourError)) throw error;
       // What is an option in a program is one of the command here.
-      const text = error.message.replace(/`(delimiter|encoding|decimal|thousands)`/g, '--$1');
+      const text = error.message.replace(
+        /`(delimiter|encoding|decimal|thousands|comment)`/g,
+        '--$1',
+      );
       throw new DownpourError(error.code, text, { cause: error });
     }
   };

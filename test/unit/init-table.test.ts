@@ -1,10 +1,12 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { unasked } from '../../cli/init/ask.ts';
 import { type TableRequest, tableDraft } from '../../cli/init/table.ts';
-import { DownpourError } from '../../shared/errors.ts';
+import { DownpourError, errorCode } from '../../shared/errors.ts';
+import { loadWritten } from '../support/written-experiments.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -20,7 +22,7 @@ function table(
 ): string {
   const cell = (value: unknown) => {
     const text = String(value);
-    return text.includes(delimiter) || text.includes('"')
+    return text.includes(delimiter) || /["\r\n]/.test(text)
       ? `"${text.replaceAll('"', '""')}"`
       : text;
   };
@@ -391,3 +393,94 @@ describe('init on a target', () => {
     expect(await init(table(quantity, 60))).not.toContain('are few');
   });
 });
+
+test('whatever stands in a table, init refuses it with a reason or writes what can be read', async () => {
+  const number = fc.oneof(
+    fc.integer({ min: -9, max: 9 }),
+    fc.double({ noNaN: true }),
+    fc.integer(),
+  );
+  const odd = fc.constantFrom(
+    ...[
+      '',
+      'NA',
+      '-',
+      'inf',
+      '1e999',
+      '$5',
+      '1,234',
+      '0,5',
+      '7 kg',
+      '12%',
+      '007',
+      '01',
+      '1.0',
+      '+1',
+      'True',
+      'true',
+    ],
+    ...[
+      'yes',
+      'YES',
+      'no',
+      '2024-01-31',
+      '10:30',
+      '31.12.2024',
+      '0x10',
+      '1_000',
+      '(3)',
+      ' 4 ',
+      'a"b',
+      'a;b',
+      'é',
+      'e\u0301',
+    ],
+  );
+  const cells = fc.oneof(
+    fc.array(number, { minLength: 3, maxLength: 3 }),
+    fc.array(odd, { minLength: 1, maxLength: 3 }),
+    fc.array(fc.oneof(number, odd), { minLength: 2, maxLength: 5 }),
+    fc.array(fc.string({ unit: 'grapheme' }), { minLength: 2, maxLength: 4 }),
+  );
+  const random = fc.record({
+    columns: fc.array(fc.record({ cells, salt: fc.nat(97) }), { minLength: 1, maxLength: 4 }),
+    rows: fc.constantFrom(0, 2, 3, 7, 40, 40),
+    delimiter: fc.constantFrom(',', ';', '\t'),
+    // The last column: an odd one, or one that can be predicted.
+    target: fc.constantFrom(null, noise(9), (row: number) => ['a', 'b'][row % 2]),
+  });
+  const home = join(folder, 'random');
+  await mkdir(home);
+  const written: string[] = [];
+  for (const [i, { columns, rows, delimiter, target }] of fc
+    .sample(random, { numRuns: 120, seed: 3 })
+    .entries()) {
+    const text = table(
+      {
+        x: noise(1),
+        ...Object.fromEntries(
+          columns.map((column, c) => [
+            `c${c}`,
+            (row: number) =>
+              column.cells[(row * (c + 3) + column.salt * (row % 5)) % column.cells.length],
+          ]),
+        ),
+        ...(target ? { y: target } : {}),
+      },
+      rows,
+      delimiter,
+    );
+    const data = join(home, `${i}.csv`);
+    await writeFile(data, text);
+    const request = { data, place: JSON.stringify(data) };
+    try {
+      const { source } = await tableDraft(request, unasked);
+      await writeFile(join(home, `x${i}.ts`), source);
+      written.push(join(home, `x${i}.ts`));
+    } catch (error) {
+      expect(errorCode(error), text).toMatch(/^DP_(USAGE|DATA_CORRUPT)$/);
+    }
+  }
+  expect(written.length).toBeGreaterThan(60);
+  expect(loadWritten(written)).toHaveLength(written.length);
+}, 60_000);

@@ -144,7 +144,8 @@ class Collector {
         this.#codes = null;
         return;
       }
-      this.#order.set(text, code);
+      // A piece of a long text would keep all of it in memory.
+      this.#order.set(Buffer.from(text).toString(), code);
       this.#counts.push(0);
     }
     this.#counts[code]!++;
