@@ -8,7 +8,7 @@ import { test } from 'vitest';
  */
 
 /** As test/python-tools.txt has them. */
-const MODULES = ['tensorboard', 'safetensors', 'matplotlib'] as const;
+const MODULES = ['tensorboard', 'safetensors', 'matplotlib', 'sklearn', 'pandas'] as const;
 
 export interface Ran {
   readonly status: number | null;
