@@ -114,12 +114,19 @@ describe('several files of one data set', () => {
       "test.csv: line 3, column 'x': 'q'",
     );
     expect(await failure({ train: 'x,kind\n1,1\n2,2\n', test: 'x,kind\n1,01\n' }, FRUIT)).toBe(
-      "DP_DATA_CORRUPT column 'kind': '01' (test.csv, line 2) and '1' (train.csv, line 2) are the same number written as two names; write them alike",
+      "DP_DATA_CORRUPT column 'kind': '01' (test.csv, line 2) and '1' (train.csv, line 2) are the same number written as two names; write them alike, or list the names (`classes`, `categories`) if they are two",
     );
     expect(await failure({ tran: train, test: train }, FRUIT)).toContain(
       "tran is not an option; did you mean 'train'?",
     );
     expect(await failure({ test: train }, FRUIT)).toContain('train is missing');
+    await expect(loadCsv(['a.csv', 'b.csv'] as never, FRUIT)).rejects.toThrow(
+      'say { train: [ … ] }',
+    );
+    await expect(loadCsv(new URL('file:///a.csv') as never, FRUIT)).rejects.toThrow(
+      'fileURLToPath',
+    );
+    await expect(loadCsv(undefined as never, FRUIT)).rejects.toThrow('the path is undefined');
   });
 
   it('take the classes that they are given, in their order, and no other', async () => {

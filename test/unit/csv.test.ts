@@ -4,6 +4,7 @@ import { gzipSync } from 'node:zlib';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
+import { nameOf } from '../../worker/data/cells.ts';
 import { type CsvOptions, loadCsv, parseCsv } from '../../worker/data/csv.ts';
 import { prepareData } from '../../worker/data/examples.ts';
 
@@ -347,6 +348,43 @@ describe('CSV', () => {
     const options: CsvOptions = { targets: ['y'], categorical: ['id'] };
     expect(failure(`id,y\n${lines.join('\n')}`, options)).toMatch(/more than 1000 categories/);
     expect(failure(`id,y\n${lines.slice(1).join('\n')}`, options)).toBe('read');
+  });
+
+  it('finds columns by any name', () => {
+    const name = fc.oneof(
+      fc.string({ unit: 'grapheme', minLength: 1, maxLength: 8 }),
+      fc.constantFrom(
+        '__proto__',
+        'constructor',
+        'length',
+        '0',
+        '1e3',
+        '*/',
+        '"',
+        ',',
+        'a\nb',
+        '#x',
+        ' é',
+        '%s',
+      ),
+    );
+    const header = fc.uniqueArray(name, { minLength: 3, maxLength: 5, selector: nameOf });
+    fc.assert(
+      fc.property(header, (names) => {
+        fc.pre(names.every((each) => nameOf(each) !== '' && !each.includes('\0')));
+        const written = names.map((each) => `"${each.replaceAll('"', '""')}"`).join();
+        const [target, category, ...rest] = names;
+        const text = `${written}\n${names.map((_, i) => i).join()}\n`;
+        const data = parse(text, { targets: [target!], categorical: [category!] });
+        expect(data.targetNames).toEqual([nameOf(target!)]);
+        expect(data.inputNames).toEqual([`${nameOf(category!)}=1`, ...rest.map(nameOf)]);
+        expect([...data.train.inputs.values]).toEqual([1, ...rest.map((_, i) => i + 2)]);
+        const listed = parse(text, {
+          ...{ targets: [target!], categories: { [category!]: ['2', '1'] }, ignore: rest },
+        });
+        expect(listed.inputNames).toEqual(['2', '1'].map((each) => `${nameOf(category!)}=${each}`));
+      }),
+    );
   });
 
   it('gives back every number that was written, as float64', () => {

@@ -139,7 +139,13 @@ interface PartFile {
 }
 
 function partsOf(given: string | CsvParts): PartFile[] {
-  if (!isRecord(given)) {
+  if (Array.isArray(given)) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      'loadCsv: several files have parts; say { train: [ … ] }, or { train: …, test: … }',
+    );
+  }
+  if (!isRecord(given) || given instanceof URL) {
     checkPath('loadCsv', given);
     return [{ part: 'train', file: given }];
   }

@@ -140,7 +140,7 @@ export class CategoryColumn implements CellColumn {
     });
     throw new DownpourError(
       'DP_DATA_CORRUPT',
-      `column '${this.name}': ${a} and ${b} are the same number written as two names; write them alike`,
+      `column '${this.name}': ${a} and ${b} are the same number written as two names; write them alike, or list the names (\`classes\`, \`categories\`) if they are two`,
     );
   }
 
