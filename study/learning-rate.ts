@@ -363,7 +363,7 @@ function adviceOf(
     parts.push(
       probes.length === 0
         ? 'No constant rate was tried.'
-        : 'At no constant rate did all seeds stay stable: begin with a lower --low.',
+        : `At no constant rate, from ${numberText(probes[0]!.rate)} up, did all seeds stay stable: the range test rose too fast to show where that begins; raise --steps.`,
     );
     return parts.join(' ') + failed;
   }
@@ -381,10 +381,13 @@ function adviceOf(
     `Of constant rates, about ${numberText(best)} is best after ${probeSteps} updates${scatter}.`,
     `Use learningRate ${learningRate}: ${above}${unstable === null ? '' : `, and ${numberText(unstable / learningRate)} times below instability`} (Deep Learning §8.3.1: higher than the best after the first 100 iterations or so, but not so high as to cause severe instability; §11.4.1: the most important hyperparameter).`,
   );
-  if (probes.length > 1 && lowest.rate === probes[0]!.rate) {
-    parts.push('The best rate is the lowest of those tried: lower --low and look again.');
+  const isAlone = probes.length > 1 && tied.length === 1;
+  if (isAlone && lowest.rate === probes[0]!.rate) {
+    parts.push(
+      'The best rate is the lowest of those tried: a lower one may be better still; compare some by `downpour search`.',
+    );
   }
-  if (limits.length === 0 && probes.length > 1 && lowest.rate === probes.at(-1)!.rate) {
+  if (limits.length === 0 && isAlone && lowest.rate === probes.at(-1)!.rate) {
     parts.push('The best rate is the highest of those tried: raise --high and look again.');
   }
   if (workers > 1 && single.length > 0) {

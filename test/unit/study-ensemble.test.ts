@@ -359,6 +359,28 @@ describe('the report', () => {
     expect(report.advice).toContain('a correlation of 1;');
   });
 
+  test('members that are all right have nothing to add, and an interval all the same', () => {
+    const truths = Int32Array.from({ length: 60 }, (_, i) => i % 3);
+    const outputs = Float32Array.from({ length: 180 }, (_, i) =>
+      truths[Math.floor(i / 3)] === i % 3 ? 200 : -200,
+    );
+    const [one] = noisy(60, 1).members;
+    const right = { ...one!, answers: { ...one!.answers, truths, outputs } };
+    const report = ensembleReport(given, alone([right, right]), null);
+    expect(report.use.way).toBe('best');
+    expect(report.advice).toContain('No member is wrong anywhere');
+    expect([report.advice, ...report.rows.flat()].join(' ')).not.toMatch(/NaN|undefined/);
+    // Wilson: of 60 right answers in a row up to 6 % may be wrong.
+    expect(report.validation[0]!.error.high).toBeCloseTo(0.06, 2);
+  });
+
+  test.each([1, 7])('%i examples are too few, which is said with the number', (count) => {
+    const few = noisy(count, 2);
+    expect(() => ensembleReport(given, few, null)).toThrow(
+      new RegExp(`has ${count} examples?; an ensemble needs 8`),
+    );
+  });
+
   test('looks at the test part when it is given, with all that was fitted before, and says when', () => {
     const at = '2026-01-02T03:04:05.000Z';
     const report = ensembleReport(given, noisy(600, 3), { examined: noisy(400, 3, 6), at });

@@ -5,7 +5,7 @@ import { gather, type PreparedData } from '../data/examples.ts';
 import type { Measured, Model } from '../model.ts';
 import { minibatchSeed } from '../trainer.ts';
 import { sampleOf } from './data.ts';
-import { type Finding, finding, mean, norm, percent, short } from './finding.ts';
+import { type Finding, finding, mean, norm, percent, short, tooFew } from './finding.ts';
 import { checkActivations } from './model.ts';
 
 /** What a short training shows, with the update rule of the server and the learning rate of the user. */
@@ -69,7 +69,9 @@ export async function checkTraining(options: TrialOptions): Promise<Finding[]> {
     checkProgress(trained, options.config.learningRate),
     checkDirection(trained, model.errorMeasure),
     checkRatios(trained),
-    checkModes(trained, model),
+    trained.examples.training < MODES_MIN
+      ? tooFew('modes', 'training mode from evaluation mode', trained.examples.training, MODES_MIN)
+      : checkModes(trained, model),
     ...(trained.diverged ? [] : await checkActivations(prepared, model, 'activations-trained')),
   ];
 }
@@ -290,6 +292,8 @@ export function checkRatios({ ratios, diverged }: Trained): Finding {
   return finding('updates', 'advice', text, next, numbers);
 }
 
+/** Statistics of a minibatch of fewer are not those of others. */
+const MODES_MIN = 8;
 /** Of the loss: evaluations may differ from training by noise and dropout, not by so much. */
 const MODES = 1.5;
 
