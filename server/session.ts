@@ -3,7 +3,7 @@ import { floatsOf } from '../shared/codec.ts';
 import { encodingOf } from '../shared/compression.ts';
 import { LIMITS } from '../shared/config.ts';
 import { encodeFacts } from '../shared/data-facts.ts';
-import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
+import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import {
   type Acknowledgement,
   type Assign,
@@ -27,6 +27,9 @@ import { payloadLimits } from './core/parameters.ts';
 import type { Assignment, PartsLanded, Run } from './core/run.ts';
 import { Gathering } from './gathering.ts';
 import { LandingDesk } from './landings.ts';
+
+/** Between a worker and one run; another run may have the same. */
+const DIFFERENT: readonly ErrorCode[] = ['DP_LAYOUT_MISMATCH', 'DP_DATA_MISMATCH'];
 
 /**
  * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
@@ -325,11 +328,46 @@ export class Session {
         `'join' for run '${join.run}', which this worker was not assigned to`,
       );
     }
-    run.join(this.key, join, this.#coordinator.now(), payload);
+    try {
+      run.join(this.key, join, this.#coordinator.now(), payload);
+    } catch (error) {
+      if (!this.#mayServeOthers(error)) throw error;
+      this.#unsuited(run, error);
+      return;
+    }
     this.#joined = true;
     this.#sent = null;
     this.proceed();
     this.#coordinator.settle(run);
+  }
+
+  /** It has another model or other data than this run: a worker for any run may still have those of another one. */
+  #mayServeOthers(error: unknown): error is DownpourError {
+    const isDifferent = error instanceof DownpourError && DIFFERENT.includes(error.code);
+    return isDifferent && this.#hello?.run === null;
+  }
+
+  #unsuited(run: Run, { code, message }: DownpourError): void {
+    this.#coordinator.countError(code);
+    this.#cannotServe(run, { code, message });
+    const reason = `not for this worker: ${code} ${message}`.slice(0, 2000);
+    this.#send({ type: 'end', run: run.id, phase: run.phase, reason });
+    this.#dismiss();
+    this.#coordinator.employ(this);
+  }
+
+  #cannotServe(run: Run, failure: { readonly code: string; readonly message: string }): void {
+    const { code, message } = failure;
+    this.#wentWrong(failure);
+    this.#refused.add(run.id);
+    const worker = this.#hello?.worker;
+    this.#coordinator.log(
+      `worker ${worker} cannot take part in run ${run.id}: ${code} ${message}`,
+      {
+        ...{ level: 'warn', run: run.id, code },
+        ...(worker === undefined ? {} : { worker }),
+      },
+    );
   }
 
   #onInitialised(
@@ -365,17 +403,7 @@ export class Session {
   }
 
   #onLeave(leave: Leave): void {
-    if (leave.failure && this.#run) {
-      this.#wentWrong(leave.failure);
-      this.#refused.add(this.#run.id);
-      this.#coordinator.log(
-        `worker ${this.#hello?.worker} cannot take part in run ${this.#run.id}: ${leave.failure.code} ${leave.failure.message}`,
-        {
-          ...{ level: 'warn', run: this.#run.id, code: leave.failure.code },
-          ...(this.#hello ? { worker: this.#hello.worker } : {}),
-        },
-      );
-    }
+    if (leave.failure && this.#run) this.#cannotServe(this.#run, leave.failure);
     this.#dismiss();
     if (leave.failure) this.#coordinator.employ(this);
   }

@@ -188,6 +188,8 @@ export async function conductStudy(options: StudyOptions): Promise<StudyOutcome>
       await conductor.pause();
     }
   } catch (error) {
+    // Its trials would hold up who works for the study that is begun anew.
+    if (errorCode(error) === 'DP_DATA_MISMATCH') await conductor.interrupt();
     await record.save(conductor.trials).catch(() => {});
     throw error;
   }

@@ -226,6 +226,28 @@ describe('a run over real sockets', () => {
     expect(assigned.map((assign) => assign.run).sort()).toEqual([...ids].sort());
   });
 
+  test('a worker for any run whose data are not those of one is told why, and given another', async () => {
+    const { url } = await start(await folder());
+    const bound = await createRun(url);
+    const first = await ProtocolWorker.connect(url);
+    await first.enter(problem);
+    const other = await ProtocolWorker.connect(url);
+    other.hello();
+    const grown = { data: { ...problem.summary, trainCount: 21 } };
+    other.join(await other.expect('assign'), problem, grown);
+    const end = await other.expect('end');
+    expect(end).toMatchObject({
+      run: bound,
+      reason: expect.stringMatching(/DP_DATA_MISMATCH .*21 training/),
+    });
+    await other.expect('idle');
+    const free = await createRun(url);
+    const assign = await other.expect('assign');
+    expect(assign.run).toBe(free);
+    other.join(assign, problem, grown);
+    await other.expect('initialise');
+  });
+
   test('a worker that waits is given the run that is created later', async () => {
     const { url } = await start(await folder());
     const worker = await ProtocolWorker.connect(url);
@@ -397,10 +419,10 @@ describe('bad input from a worker', () => {
     ],
     [
       'a model of another layout',
-      async (w) => {
+      async (w, run) => {
         const first = await ProtocolWorker.connect(urlOf(w));
         await first.enter(problem);
-        w.hello();
+        w.hello('hash', run);
         const tensors = [{ name: 'weights', shape: [2], role: 'trainable' }];
         w.join(await w.expect('assign'), problem, { tensors });
       },
@@ -409,10 +431,10 @@ describe('bad input from a worker', () => {
     ],
     [
       'other data',
-      async (w) => {
+      async (w, run) => {
         const first = await ProtocolWorker.connect(urlOf(w));
         await first.enter(problem);
-        w.hello();
+        w.hello('hash', run);
         w.join(await w.expect('assign'), problem, { data: { ...problem.summary, trainCount: 7 } });
       },
       'DP_DATA_MISMATCH',
