@@ -91,9 +91,9 @@ async function readTable({ data, reading = {} }: TableRequest) {
     } catch (error) {
       if (!(error instanceof DownpourError)) throw error;
       // What is an option in a program is one of the command here.
-      const text = error.message.replace(
-        /`(delimiter|encoding|decimal|thousands|comment)`/g,
-        '--$1',
+      const option = /`(delimiter|encoding|decimal|thousands|comment)(?:: ([^`]+))?`/g;
+      const text = error.message.replace(option, (_, name: string, value?: string) =>
+        value === undefined ? `--${name}` : `--${name} ${value}`,
       );
       throw new DownpourError(error.code, text, { cause: error });
     }
@@ -226,7 +226,8 @@ function classCounts({ kinds, names }: ColumnProfile): ReadonlyMap<string, numbe
 /** Where numbers might be the other task. */
 function taskNote(profile: ColumnProfile, task: Task, request: TableRequest): string {
   const kinds = isNumeric(profile) && request.task === undefined ? numberKinds(profile) : null;
-  if (kinds === null || kinds.length === 2) return '';
+  const mayBeBoth = kinds !== null && kinds.length !== 2 && kinds.every(Number.isInteger);
+  if (!mayBeBoth || 2 * kinds.length > profile.count) return '';
   const values = `its ${kinds.length} values ${kinds[0]} … ${kinds.at(-1)}`;
   return task === 'classification'
     ? `: ${values} are taken as classes, --task regression takes them as a quantity`

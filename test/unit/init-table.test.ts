@@ -197,6 +197,9 @@ describe('init on how a file is written', () => {
     const said = await init(table(rows), { reading: { decimal: ',', thousands: '.' } });
     expect(said).toContain("decimal: ',',\n      thousands: '.',");
     expect(said).toContain('predicts y (regression)');
+    const noted = `# measured\n${table(quantity)}`;
+    expect(await init(noted)).toContain("--comment '#'");
+    expect(await init(noted, { reading: { comment: '#' } })).toContain("comment: '#',");
     const western = Buffer.from(table({ x: noise(1), größe: noise(2), y: noise(3) }), 'latin1');
     expect(await init(western)).toMatch(/^DP_DATA_CORRUPT .*--encoding/);
     expect(await init(western, { reading: { encoding: 'windows-1252' } })).toContain(
@@ -334,6 +337,9 @@ describe('init on a target', () => {
       '2010 … 2017 are taken as a quantity, --task classification',
     );
     expect(await init(table(quantity))).not.toContain('--task');
+    // Nobody means halves as classes.
+    const halves = table({ ...quantity, y: (row) => (row % 5) / 2 });
+    expect(await init(halves)).not.toContain('--task');
   });
 
   test.each<[string, (row: number) => unknown, RegExp]>([
