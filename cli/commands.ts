@@ -26,7 +26,7 @@ import {
   usedServerOption,
   whole,
 } from './options.ts';
-import { oneCharacter } from './table-options.ts';
+import { addTableOptions } from './table-options.ts';
 
 /** Names, options and help of the commands; what they do is imported when they run. */
 
@@ -438,7 +438,7 @@ ${examples('downpour test mnist-mlp-1')}`,
 }
 
 function registerInit(program: Command): void {
-  program
+  const init = program
     .command('init')
     .description('write a new experiment that runs at once, from your data and a few answers')
     .argument('[file]', 'to write (default: asks; experiment.ts)')
@@ -450,16 +450,8 @@ function registerInit(program: Command): void {
         'regression',
       ]),
     )
-    .addOption(new Option('--model <model>', 'of images').choices(['mlp', 'cnn']))
-    .option(
-      '--delimiter <character>',
-      'between the cells of a CSV file, \\t for a tab (default: found in the file)',
-      oneCharacter,
-    )
-    .addOption(new Option('--decimal <mark>', 'of a CSV file: in 1,5 a comma').choices(['.', ',']))
-    .option('--thousands <mark>', 'of a CSV file: in 1,234 a comma', oneCharacter)
-    .option('--encoding <name>', 'of a CSV file, such as windows-1252 (default: UTF-8)')
-    .option('--comment <text>', 'that lines of a CSV file to be left out begin with')
+    .addOption(new Option('--model <model>', 'of images').choices(['mlp', 'cnn']));
+  addTableOptions(init)
     .option('--force', 'write over a file that is there')
     .option('-y, --yes', 'ask nothing, take the defaults')
     .addOption(jsonOption())

@@ -3,26 +3,21 @@ import { basename, dirname, extname, join, relative, resolve, sep } from 'node:p
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { pathArgument, shellCommand } from '../shared/shell.ts';
 import { unreadable } from '../worker/data/files.ts';
-import type { ProfileOptions } from '../worker/data/table-profile.ts';
 import { experimentName } from '../worker/experiment.ts';
 import { type Answers, askAt, Interrupted, unasked } from './init/ask.ts';
 import { imagesDraft, type ModelKind, mnistDraft } from './init/images.ts';
 import { code } from './init/source.ts';
 import { type Draft, type Task, tableDraft } from './init/table.ts';
 import { EXIT, print, printJson } from './options.ts';
+import { type GivenTableOptions, tableOptionsOf } from './table-options.ts';
 
 /** `downpour init`: writes an experiment that runs at once, from what the data look like and a few answers. */
 
-export interface InitOptions {
+export interface InitOptions extends GivenTableOptions {
   readonly data?: string;
   readonly target?: string;
   readonly task?: Task;
   readonly model?: ModelKind;
-  readonly delimiter?: string;
-  readonly decimal?: '.' | ',';
-  readonly thousands?: string;
-  readonly encoding?: string;
-  readonly comment?: string;
   readonly force?: boolean;
   readonly yes?: boolean;
   readonly json?: boolean;
@@ -135,7 +130,7 @@ async function draftFor(
   answers: Answers,
 ): Promise<Draft> {
   const { target, task } = options;
-  const reading = readingOf(options);
+  const reading = tableOptionsOf(options);
   if (data === MNIST || isFolder) {
     const unfit = Object.entries({ target, task, ...reading }).find(
       ([, value]) => value !== undefined,
@@ -156,18 +151,6 @@ async function draftFor(
   }
   const given = { ...(target === undefined ? {} : { target }), ...(task ? { task } : {}) };
   return tableDraft({ data, place: await placeOf(path, data), ...given, reading }, answers);
-}
-
-/** How the file is written, as far as it was said. */
-function readingOf(options: InitOptions): ProfileOptions {
-  const { delimiter, decimal, thousands, encoding, comment } = options;
-  return {
-    ...(delimiter === undefined ? {} : { delimiter }),
-    ...(decimal === undefined ? {} : { decimal }),
-    ...(thousands === undefined ? {} : { thousands }),
-    ...(encoding === undefined ? {} : { encoding }),
-    ...(comment === undefined ? {} : { comment }),
-  };
 }
 
 function modelOf(text: string): ModelKind {

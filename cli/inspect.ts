@@ -10,7 +10,7 @@ import { loadMnist } from '../worker/data/mnist.ts';
 import { isNpy, readNpy } from '../worker/data/npy.ts';
 import { type ColumnSummary, describeCsv, summarise } from '../worker/data/table-summary.ts';
 import { print, printJson } from './options.ts';
-import { type GivenTableOptions, tableOptionsOf } from './table-options.ts';
+import { type GivenTableOptions, tableOptionsOf, withOptions } from './table-options.ts';
 
 /** `downpour data inspect`: what a data set holds. */
 
@@ -66,7 +66,7 @@ export async function inspectData(
   const head = await fileHead(path);
   if (isNpy(head)) return fileFacts(path, await readNpy(path));
   if (isIdx(head)) return fileFacts(path, await readIdx(path));
-  const { columns, count, notes } = await describeCsv(path, options);
+  const { columns, count, notes } = await withOptions(describeCsv(path, options));
   return { source: [`${path}: ${count} lines`, ...notes].join('; '), columns };
 }
 

@@ -1,4 +1,5 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { DownpourError } from '../shared/errors.ts';
 import type { NumberForm } from '../worker/data/cells.ts';
 import { isEncoding } from '../worker/data/strict-text.ts';
 import type { TableOptions } from '../worker/data/table-rows.ts';
@@ -7,7 +8,7 @@ import type { TableOptions } from '../worker/data/table-rows.ts';
 
 export interface GivenTableOptions
   extends NumberForm,
-    Pick<TableOptions, 'delimiter' | 'encoding'> {}
+    Pick<TableOptions, 'delimiter' | 'encoding' | 'comment'> {}
 
 export function addTableOptions(command: Command): Command {
   return command
@@ -22,21 +23,37 @@ export function addTableOptions(command: Command): Command {
       '--encoding <name>',
       'of a CSV file, such as windows-1252 (default: UTF-8)',
       knownEncoding,
-    );
+    )
+    .option('--comment <text>', 'that lines of a CSV file to be left out begin with');
 }
 
 /** Those that were given. */
 export function tableOptionsOf(options: GivenTableOptions): GivenTableOptions {
-  const { delimiter, encoding, decimal, thousands } = options;
+  const { delimiter, encoding, decimal, thousands, comment } = options;
   return {
     ...(delimiter === undefined ? {} : { delimiter }),
     ...(encoding === undefined ? {} : { encoding }),
     ...(decimal === undefined ? {} : { decimal }),
     ...(thousands === undefined ? {} : { thousands }),
+    ...(comment === undefined ? {} : { comment }),
   };
 }
 
-export function oneCharacter(text: string): string {
+/** Waits for a reader. What is an option in a program is one of the command in its error. */
+export async function withOptions<T>(reading: Promise<T>): Promise<T> {
+  try {
+    return await reading;
+  } catch (error) {
+    if (!(error instanceof DownpourError)) throw error;
+    const option = /`(delimiter|encoding|decimal|thousands|comment)(?:: ([^`]+))?`/g;
+    const text = error.message.replace(option, (_, name: string, value?: string) =>
+      value === undefined ? `--${name}` : `--${name} ${value}`,
+    );
+    throw new DownpourError(error.code, text, { cause: error });
+  }
+}
+
+function oneCharacter(text: string): string {
   const character = text === '\\t' ? '\t' : text;
   if (character.length !== 1 || /["\r\n]/.test(character)) {
     throw new InvalidArgumentError('It must be one character, or \\t.');

@@ -11,6 +11,7 @@ import {
 } from '../../worker/data/table-profile.ts';
 import { summarise } from '../../worker/data/table-summary.ts';
 import { groups } from '../progress.ts';
+import { withOptions } from '../table-options.ts';
 import type { Answers } from './ask.ts';
 import { firstOdd, type Judged, judge, shown } from './columns.ts';
 import { isSame, targetInDisguise } from './relations.ts';
@@ -85,19 +86,7 @@ export async function tableDraft(request: TableRequest, answers: Answers): Promi
 
 /** Finds out how the file is written, as far as that can be known. */
 async function readTable({ data, reading = {} }: TableRequest) {
-  const profile = async (options: ProfileOptions) => {
-    try {
-      return await profileTable(data, options);
-    } catch (error) {
-      if (!(error instanceof DownpourError)) throw error;
-      // What is an option in a program is one of the command here.
-      const option = /`(delimiter|encoding|decimal|thousands|comment)(?:: ([^`]+))?`/g;
-      const text = error.message.replace(option, (_, name: string, value?: string) =>
-        value === undefined ? `--${name}` : `--${name} ${value}`,
-      );
-      throw new DownpourError(error.code, text, { cause: error });
-    }
-  };
+  const profile = (options: ProfileOptions) => withOptions(profileTable(data, options));
   const table = await profile(reading);
   const notes = table.notes.map((note) => `${data}: ${note}`);
   const { delimiter } = table;
