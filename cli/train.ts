@@ -166,14 +166,14 @@ async function conduct(
             () => false,
           )),
       });
-    const run = await follow(session.client, id, progress, pool, interruption.signal);
+    const { run, cut } = await follow(session.client, id, progress, pool, interruption.signal);
     await pool?.stop();
     pool = null;
     progress.end();
     const checkpoints = await writtenCheckpoints(session.client, run);
     progress.event('ended', { run, checkpoints });
     if (!options.json) report(run, checkpoints, options);
-    return exitCodeOfRun(run);
+    return cut && run.phase === 'finished' ? EXIT.interrupted : exitCodeOfRun(run);
   } finally {
     progress.end();
     await pool?.stop();
@@ -199,6 +199,7 @@ async function openServer(options: FollowOptions, log: (line: string) => void): 
 
 /**
  * Shows the run until it is over, stopped by us or by others.
+ * @returns also whether we cut it short: a test that is cut leaves the run finished as before.
  * @throws DownpourError of the last worker when all are given up; DP_SERVER_UNREACHABLE when the
  *   server stays away.
  */
@@ -208,7 +209,7 @@ async function follow(
   progress: Progress,
   pool: Pool | null,
   signal: AbortSignal,
-): Promise<RunDetail> {
+): Promise<{ readonly run: RunDetail; readonly cut: boolean }> {
   let failure: DownpourError | null = null;
   const stopped = new AbortController();
   void pool?.failed.then((error) => {
@@ -222,12 +223,16 @@ async function follow(
   let lost: number | null = null;
   let rollbacks: number | null = null;
   let hinted = false;
+  let cut = false;
   for (;;) {
     let run: RunDetail;
     try {
       if (signal.aborted || failure !== null) {
         const before = await client.run(id);
-        if (!isOver(before.phase)) await client.stop(id);
+        if (!isOver(before.phase)) {
+          cut = true;
+          await client.stop(id);
+        }
       }
       const [detail, workers] = await Promise.all([client.run(id), client.workers(id)]);
       run = detail;
@@ -269,8 +274,8 @@ async function follow(
       await wait(POLL_MS, undefined, { signal: wake }).catch(() => {});
       continue;
     }
-    if (failure !== null && run.phase !== 'finished') throw failure;
-    if (isOver(run.phase)) return run;
+    if (failure !== null && (run.phase !== 'finished' || cut)) throw failure;
+    if (isOver(run.phase)) return { run, cut };
     await wait(POLL_MS, undefined, { signal: wake }).catch(() => {});
   }
 }

@@ -1413,6 +1413,12 @@ export class Run {
 
   #stop(reason: string): void {
     if (this.over) return;
+    if (this.#phase === 'testing' && !this.#leases) {
+      // It had finished before somebody asked for the test: it is as it was.
+      this.#evaluation = null;
+      this.#setPhase('finished', this.#reason);
+      return;
+    }
     this.#resumePhase = this.#phase;
     this.#pause();
     this.#setPhase('stopped', reason);

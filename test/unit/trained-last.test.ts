@@ -91,3 +91,20 @@ test('a run that was stopped in the middle of refitting stands by its best param
   expect(kindOfModel(run)).toBe('final');
   expect(parametersOf(run)).not.toEqual(theta);
 });
+
+test('a test that is stopped leaves the run finished, with its final parameters', () => {
+  const run = createRun({ earlyStopping: { patience: 4, afterStop: 'retrain' }, testAtEnd: false });
+  new VirtualWorker(run, problem).train();
+  const { reason } = run;
+  run.test();
+  const worker = new VirtualWorker(run, problem, 'slow/1');
+  run.assign(worker.key, 2, 0);
+  run.stop('its data are others');
+  expect([run.phase, run.reason, kindOfModel(run)]).toEqual(['finished', reason, 'final']);
+  expect(Run.restore(JSON.parse(JSON.stringify(run.state(0))), run.tensors()).phase).toBe(
+    'finished',
+  );
+  run.test();
+  new VirtualWorker(run, problem, 'later/1').train();
+  expect(measured(run, 'final').test?.loss).toBe(lossOf(problem, 'test', parametersOf(run)));
+});
