@@ -61,13 +61,10 @@ export async function checkCommand(file: string, options: CheckCommandOptions): 
       ...{ experiment, config, prepared, steps, signal, onFinding: add },
       updater: (layout, initial) => createUpdater(layout, config, initial),
     });
-    // Without it nothing could be computed with the inputs: ids that the embedding has no row for.
-    const initial = findings.find(({ check }) => check === 'initial-loss');
-    if (initial && options.throughput) {
-      add(await checkThroughput(experiment, config, prepared, signal));
-    }
-    if (initial && options.tiny) {
-      const loss = Number(initial.numbers.loss);
+    if (options.throughput) add(await checkThroughput(experiment, config, prepared, signal));
+    if (options.tiny) {
+      const initial = findings.find(({ check }) => check === 'initial-loss');
+      const loss = Number(initial?.numbers.loss);
       const initialLoss = Number.isFinite(loss) ? loss : 0;
       const what = { file, experiment, base, config, data, prepared, initialLoss };
       add(await checkTiny({ ...what, options, signal, log }));
@@ -113,6 +110,5 @@ function summary(findings: readonly Finding[]): string {
   const told =
     few.length === 0 ? counts : `${counts} Not made, for want of examples: ${names(few)}.`;
   if (problems.length === 0) return `${told} Next: \`downpour lr-find\`, then train.`;
-  const isCut = !findings.some(({ check }) => check === 'initial-loss');
-  return `${told} Begin with the first problem: ${isCut ? 'the model could not be looked at because of it' : 'later ones often follow from it'}.`;
+  return `${told} Begin with the first problem: later ones often follow from it.`;
 }

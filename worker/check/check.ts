@@ -43,12 +43,8 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
   );
   try {
     const embedding = embeddingRows(model.layout);
-    const ofData = [...checkData(prepared, embedding), ...checkTargets(prepared)];
-    tell(ofData);
+    tell([...checkData(prepared, embedding), ...checkTargets(prepared)]);
     signal?.throwIfAborted();
-    // Ids without a row would end in the engine, in whatever way it has.
-    const isLost = ({ check, verdict }: Finding) => check === 'scale' && verdict === 'problem';
-    if (embedding !== null && ofData.some(isLost)) return findings;
     tell(await checkModel(experiment, prepared, model, config.seed));
     signal?.throwIfAborted();
     const own = updater(model.layout, (await model.initialise(config.seed)).slice());

@@ -111,8 +111,8 @@ function checkScale(prepared: PreparedData): Finding {
     : finding('scale', 'advice', `${text} Nearer to 1 trains better.`, next, numbers);
 }
 
-/** Ids of tokens or categories: whole, from 0, each with a row of the embedding. All rows are looked at. */
-function checkIds({ train, transform }: PreparedData, embedding: number): Finding {
+/** Inputs of a model that looks ids up (`mustBeIds` has refused those that it has no row for). */
+function checkIds({ train }: PreparedData, embedding: number): Finding {
   const { values } = train.inputs;
   let [low, high, whole] = [Infinity, -Infinity, true];
   for (let i = 0; i < values.length; i++) {
@@ -121,44 +121,10 @@ function checkIds({ train, transform }: PreparedData, embedding: number): Findin
     if (id > high) high = id;
     if (!Number.isInteger(id)) whole = false;
   }
-  const numbers = { low, high, embedding, whole };
-  if (!whole) {
-    return finding(
-      'scale',
-      'ok',
-      `Inputs are from ${short(low)} to ${short(high)}. The model has an embedding of ${embedding} rows, and not all inputs are whole: which of them are ids is not known here, so their scale is not judged.`,
-      null,
-      numbers,
-    );
-  }
-  const text = `Inputs are whole numbers from ${low} to ${high}, ids for an embedding of ${embedding} rows`;
-  if (transform.kind !== 'none' || transform.scale !== 1) {
-    const how =
-      transform.kind === 'none' ? 'bytes are divided by 255' : `standardise is '${transform.kind}'`;
-    return finding(
-      'scale',
-      'problem',
-      `${text}, but ${how}: the embedding sees fractions instead of ids.`,
-      "give the ids as an Int32Array or Float32Array, and leave standardise 'none'",
-      numbers,
-    );
-  }
-  if (low < 0 || high >= embedding) {
-    return finding(
-      'scale',
-      'problem',
-      `${text}: it has rows for 0 to ${embedding - 1} only.`,
-      `set inputDim to ${high + 1} or more, or map rare ids to one that stands for all of them`,
-      numbers,
-    );
-  }
-  return finding(
-    'scale',
-    'ok',
-    `${text}; their size means nothing, so it is not judged.`,
-    null,
-    numbers,
-  );
+  const text = whole
+    ? `Inputs are whole numbers from ${low} to ${high}, ids for an embedding of ${embedding} rows: their size means nothing, so it is not judged.`
+    : `Inputs are from ${short(low)} to ${short(high)}. The model has an embedding of ${embedding} rows, and not all inputs are whole: which of them are ids is not known here, so their scale is not judged.`;
+  return finding('scale', 'ok', text, null, { low, high, embedding, whole });
 }
 
 function checkClasses(classes: Int32Array, classCount: number): Finding {

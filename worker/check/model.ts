@@ -236,13 +236,8 @@ export function judgeInitialLoss(given: InitialLoss): Finding {
   }
   if (constant === null) return finding('initial-loss', 'ok', text, null, numbers);
   if (constant === 0) {
-    return finding(
-      'initial-loss',
-      'problem',
-      `${text} All targets looked at are the same: one constant answer has no loss at all.`,
-      'look at how the targets are read: there is nothing to learn',
-      numbers,
-    );
+    const same = `${text} The targets looked at are all the same, so it is held against nothing.`;
+    return finding('initial-loss', 'ok', same, null, numbers);
   }
   const more = `${text} The best constant answer has ${short(constant)}.`;
   return finding(
