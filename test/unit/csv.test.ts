@@ -98,7 +98,7 @@ describe('CSV', () => {
       '120 €': 'is no number; take the currency out',
       True: 'is no number; write 1 and 0',
       '2024-01-05': 'is no number, but a date or a time; make numbers of the column',
-      '-': "is no number; if it says that the value is missing, fill it in, remove the line, or name the column in `ignore` (`missing: ['-']`)",
+      '-': "is no number; if it says that the value is missing, fill it in or remove the line (`missing: ['-']` says so of all); else name the column in `categorical`",
       "'5'": 'is no number; `quote: "\'"` takes its quotes off',
     };
     for (const [word, problem] of Object.entries(words)) {
@@ -124,6 +124,16 @@ describe('CSV', () => {
     expect(failure('x,y, x\n1,2,3\n', options)).toContain("columns 1 and 3 are both named 'x'");
     expect(failure('', options)).toContain('it is empty');
     expect(failure('x,y\n', options)).toContain('no line after the header');
+  });
+
+  it('says of a target what can be done with a target', () => {
+    const target = (text: string) => failure(`x,y\n1,${text}\n`, { targets: ['y'] });
+    expect(target('yes')).toMatch(/say `task: 'classification'` if the column holds classes$/);
+    expect(target('True')).toMatch(/write 1 and 0, or say `task: 'classification'`/);
+    expect(target('')).toMatch(/fill it in, or remove the line$/);
+    expect(failure('x,y\n1,?\n', { targets: ['y'], task: 'classification' })).toMatch(
+      /fill it in, or remove the line, or say which texts are missing with `missing` if '\?' is a category$/,
+    );
   });
 
   it('finds the delimiter by the first lines, and asks where there are two', () => {

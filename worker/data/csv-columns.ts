@@ -121,14 +121,14 @@ export function chooseColumns(
   }
   const input = (column: string): CellColumn =>
     isListed.has(column)
-      ? new CategoryColumn(column, options, categories[column])
+      ? new CategoryColumn(column, options, 'input', categories[column])
       : isCategorical.has(column)
-        ? new CategoryColumn(column, options)
-        : new NumberColumn(column, options);
+        ? new CategoryColumn(column, options, 'input')
+        : new NumberColumn(column, options, 'input');
   const target = (column: string): CellColumn =>
     task === 'classification'
-      ? new CategoryColumn(column, options, classes, 'DP_DATA_LABEL')
-      : new NumberColumn(column, options);
+      ? new CategoryColumn(column, options, 'target', classes)
+      : new NumberColumn(column, options, 'target');
   return { inputs: inputs.map(input), targets: targets.map(target) };
 }
 

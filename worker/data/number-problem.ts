@@ -1,8 +1,12 @@
 import { type NumberForm, numberReader, shown } from './cells.ts';
 import { type Form, formOf } from './table-profile.ts';
 
-/** Why a trimmed text is no number, and what to do. */
-export function numberProblem(text: string, form: NumberForm = {}): string {
+/** Why a trimmed text is no number, and what to do. @param role of its column */
+export function numberProblem(
+  text: string,
+  form: NumberForm = {},
+  role: 'input' | 'target' = 'input',
+): string {
   const seen = `'${shown(text)}'`;
   const forms: NumberForm[] = [
     { decimal: '.' },
@@ -18,30 +22,36 @@ export function numberProblem(text: string, form: NumberForm = {}): string {
     ways.push(`\`${formText(other, form)}\` ${way}`);
   }
   if (ways.length > 0) return `${seen} is no number: ${ways.join(', ')}`;
-  return `${seen} ${PROBLEMS[formOf(text)](text)}`;
+  return `${seen} ${PROBLEMS[formOf(text)](text, OTHERWISE[role])}`;
 }
 
-const CORRECT = 'is no number; correct it, or name the column in `categorical` or `ignore`';
+/** What else the column may be. */
+const OTHERWISE = {
+  input: 'name the column in `categorical` or `ignore`',
+  target: "say `task: 'classification'` if the column holds classes",
+};
 
-const PROBLEMS: Readonly<Record<Form, (text: string) => string>> = {
+const correct = (_: string, otherwise: string) => `is no number; correct it, or ${otherwise}`;
+
+const PROBLEMS: Readonly<Record<Form, (text: string, otherwise: string) => string>> = {
   infinite: () => 'is not finite; give a number, or remove the line',
   tooLarge: () => 'is more than a 64-bit number can hold; scale the column',
   percent: () => 'is no number; take the % out of the column',
   money: () => 'is no number; take the currency out of the column',
   unit: () => 'is no number; take the unit out of the column',
-  grouped: () => CORRECT,
-  decimalComma: () => CORRECT,
-  code: () => CORRECT,
+  grouped: correct,
+  decimalComma: correct,
+  code: correct,
   date: () =>
-    'is no number, but a date or a time; make numbers of the column, such as days since the first one, or name it in `ignore`',
-  absent: (text) =>
-    `is no number; if it says that the value is missing, fill it in, remove the line, or name the column in \`ignore\` (\`missing: ['${shown(text)}']\`)`,
-  text: (text) => {
+    'is no number, but a date or a time; make numbers of the column, such as days since the first one',
+  absent: (text, otherwise) =>
+    `is no number; if it says that the value is missing, fill it in or remove the line (\`missing: ['${shown(text)}']\` says so of all); else ${otherwise}`,
+  text: (text, otherwise) => {
     if (/^[+-]?0[xbo][\da-f]+$/i.test(text)) return 'is no decimal number; write it as one';
     if (/^'.*'$/.test(text)) return 'is no number; `quote: "\'"` takes its quotes off';
     return /^(true|false)$/i.test(text)
-      ? 'is no number; write 1 and 0, or name the column in `categorical`'
-      : CORRECT;
+      ? `is no number; write 1 and 0, or ${otherwise}`
+      : correct(text, otherwise);
   },
 };
 

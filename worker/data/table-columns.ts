@@ -1,4 +1,4 @@
-import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
+import { DownpourError } from '../../shared/errors.ts';
 import {
   givenNames,
   isMissing,
@@ -30,6 +30,8 @@ export interface CellOptions extends NumberForm {
   readonly missing?: readonly string[];
 }
 
+type Role = 'input' | 'target';
+
 export interface CellColumn {
   readonly name: string;
   /** @throws DownpourError DP_DATA_CORRUPT: the cell is missing, or not what the column holds */
@@ -40,10 +42,12 @@ export class NumberColumn implements CellColumn {
   readonly name: string;
   readonly #options: CellOptions;
   readonly #read: ReadNumber;
+  readonly #role: Role;
   readonly #numbers = new NumberList();
 
-  constructor(name: string, options: CellOptions) {
+  constructor(name: string, options: CellOptions, role: Role) {
     this.name = name;
+    this.#role = role;
     this.#options = options;
     this.#read = numberReader(options);
   }
@@ -55,10 +59,10 @@ export class NumberColumn implements CellColumn {
       this.#numbers.push(value);
       return;
     }
-    if (isMissing(text, this.#options.missing)) throw missing(this.name, text, place, '');
+    if (isMissing(text, this.#options.missing)) throw missing(this.name, text, place, this.#role);
     throw corrupt(
       place.file,
-      `line ${place.line}, column '${this.name}': ${numberProblem(text, this.#options)}`,
+      `line ${place.line}, column '${this.name}': ${numberProblem(text, this.#options, this.#role)}`,
     );
   }
 
@@ -76,17 +80,12 @@ export class CategoryColumn implements CellColumn {
   readonly #texts = new Map<string, { readonly code: number; readonly place: Place }>();
   readonly #codes = new NumberList();
   #list: NameList | undefined;
-  readonly #unknown: ErrorCode;
+  readonly #role: Role;
 
-  /** @param given the names, where they are fixed beforehand. @param unknown what another one is */
-  constructor(
-    name: string,
-    options: CellOptions,
-    given?: readonly string[],
-    unknown: ErrorCode = 'DP_DATA_CORRUPT',
-  ) {
+  /** @param given the names, where they are fixed beforehand */
+  constructor(name: string, options: CellOptions, role: Role, given?: readonly string[]) {
     this.name = name;
-    this.#unknown = unknown;
+    this.#role = role;
     this.#options = options;
     this.#read = numberReader(options);
     this.#given = given === undefined ? null : givenNames(given, this.#read);
@@ -113,12 +112,12 @@ export class CategoryColumn implements CellColumn {
         text === ''
           ? ''
           : `, or say which texts are missing with \`missing\` if '${text}' is a category`;
-      throw missing(this.name, text, { file, line }, way);
+      throw missing(this.name, text, { file, line }, this.#role, way);
     }
     if (this.#given !== null) {
       const names = this.#given.names.slice(0, 20).map((name) => `'${shown(name)}'`);
       throw new DownpourError(
-        this.#unknown,
+        this.#role === 'target' ? 'DP_DATA_LABEL' : 'DP_DATA_CORRUPT',
         `${file}: ${where}: '${shown(text)}' is none of the ${this.#given.names.length} names given: ${names.join(', ')}${names.length < this.#given.names.length ? ', …' : ''}`,
       );
     }
@@ -225,10 +224,14 @@ export class UnnamedColumn implements CellColumn {
   }
 }
 
-function missing(column: string, text: string, { file, line }: Place, way: string) {
+function missing(column: string, text: string, { file, line }: Place, role: Role, way = '') {
+  const what =
+    role === 'target'
+      ? 'fill it in, or remove the line'
+      : 'fill it in, remove the line, or name the column in `ignore`';
   return corrupt(
     file,
-    `line ${line}, column '${column}': the value is missing ('${text}'); fill it in, remove the line, or name the column in \`ignore\`${way}`,
+    `line ${line}, column '${column}': the value is missing ('${text}'); ${what}${way}`,
   );
 }
 
