@@ -61,7 +61,7 @@ export async function loadData(
     if (cause instanceof DownpourError) throw cause;
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',
-      `data() of experiment '${name}' failed: ${errorText(cause)}`,
+      `data() of experiment '${name}' failed: ${cause === undefined ? 'it threw nothing that says why' : errorText(cause)}`,
       { cause },
     );
   }

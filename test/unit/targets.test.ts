@@ -210,6 +210,12 @@ describe('targets of losses of numbers', () => {
     expect(told(() => prepare({ values: times }, 'meanSquaredError'))).toMatch(
       /^DP_DATA_CORRUPT targets of the train part, numbers: its numbers, such as 1700000000000, .* subtract an offset from the target/,
     );
+    const rounded = { values: Float32Array.from(times), shape: [4] };
+    expect(told(() => prepare(rounded, 'meanSquaredError'))).toBeNull();
+    const few = { values: Float32Array.from(times, (ms, i) => ms + 2e5 * i), shape: [4] };
+    expect(told(() => prepare(few, 'meanSquaredError'))).toMatch(
+      /^DP_DATA_CORRUPT targets of the train part, numbers: as float32, numbers such as \d+ are 131072 apart, .* lost/,
+    );
     const days = [0, 1, 2, 3].map((i) => 1.7e12 + 864e5 * 365 * i);
     expect(told(() => prepare({ values: days }, 'meanSquaredError'))).toBeNull();
   });

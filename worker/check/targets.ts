@@ -119,7 +119,10 @@ function checkRounding({ train }: PreparedData): Finding | null {
   return finding(
     'rounding',
     'advice',
-    `${rounded.slice(0, 3).map(roundedText).join(' ')}${rounded.length > 3 ? ` So have ${rounded.length - 3} more.` : ''}`,
+    `${rounded
+      .slice(0, 3)
+      .map((column) => roundedText(column))
+      .join(' ')}${rounded.length > 3 ? ` So have ${rounded.length - 3} more.` : ''}`,
     "give such columns as a Float64Array, with standardise: 'feature': they are then centred before they become float32",
     { columns: rounded },
   );

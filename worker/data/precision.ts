@@ -13,6 +13,8 @@ import { type InputTransform, type Lines, linesOf, momentsOf } from './transform
  * variance, far below the noise of anything measured; a time in ms of one day has 44 %, of one year 0.0004 %.
  */
 const ROUNDING_SHARE = 0.01;
+/** What came as float32 is refused above this: it has but ten steps or so left. */
+const LOST_SHARE = 0.1;
 /** Differences of a few float64 roundings (0.1 + 0.2 and 0.3) are none. */
 const NOISE = 2 ** -48;
 
@@ -42,6 +44,8 @@ export function mustBeFinite(where: string, column: Column): void {
 export function mustFitFloat32(parts: readonly Part[], transform: InputTransform): void {
   const inputs = parts.map(({ name, examples }) => ({ name, column: examples.inputs }));
   const targets = parts.map(({ name, examples }) => ({ name, column: examples.targets }));
+  mustNotBeRounded('inputs of the train part', inputs[0]!.column);
+  mustNotBeRounded('targets of the train part', targets[0]!.column);
   const { kind } = transform;
   const first = inputs[0]!.column;
   const advice =
@@ -63,6 +67,16 @@ export function mustFitFloat32(parts: readonly Part[], transform: InputTransform
     const recode = 'in data(), subtract an offset from the target, its mean for example';
     mustKeepDifferences('targets', targets, linesOf(NOTHING, rowSize(target)), recode);
   }
+}
+
+/** Of float32 that was rounded to a few steps. */
+function mustNotBeRounded(where: string, column: Column): void {
+  const lost = roundedColumns(column).find(({ share }) => share > LOST_SHARE);
+  if (lost === undefined) return;
+  throw new DownpourError(
+    'DP_DATA_CORRUPT',
+    `${roundedText(lost, where)} Their differences are lost; give them as a Float64Array, with standardise: 'feature' for inputs, less an offset for targets`,
+  );
 }
 
 const isFloat32 = ({ values }: Column) => values instanceof Float32Array;
@@ -135,11 +149,11 @@ export interface RoundedColumn {
 /** Rows that are looked at: enough for a deviation. */
 const ROWS = 2000;
 
-/** Of tables of float32: columns whose numbers are so large, and so near each other, that float32 has no digits for it. */
+/** Of tables and lists of float32: columns whose numbers are so large, and so near each other, that float32 has no digits for it. */
 export function roundedColumns(column: Column): RoundedColumn[] {
   const { values, shape } = column;
   const size = rowSize(column);
-  if (!isFloat32(column) || shape.length !== 2) return [];
+  if (!isFloat32(column) || shape.length > 2) return [];
   const step = Math.max(1, Math.floor(shape[0]! / ROWS));
   const found: RoundedColumn[] = [];
   for (let f = 0; f < size; f++) {
@@ -157,5 +171,6 @@ export function roundedColumns(column: Column): RoundedColumn[] {
   return found;
 }
 
-export const roundedText = ({ name, like, spacing, share }: RoundedColumn) =>
-  `Inputs, ${name}: as float32, numbers such as ${like} are ${spacing} apart, so that rounding is ${short(100 * share)} % of their standard deviation.`;
+/** @param of `Inputs` or `inputs of the train part` */
+export const roundedText = ({ name, like, spacing, share }: RoundedColumn, of = 'Inputs') =>
+  `${of}, ${name}: as float32, numbers such as ${like} are ${spacing} apart, so that rounding is ${short(100 * share)} % of their standard deviation.`;

@@ -168,23 +168,22 @@ function yesNoAdvice(column: Column): string {
 }
 
 function labelAdvice(column: Column, classCount: number): string {
-  const otherwise = "Correct the data or the experiment's classCount";
+  const { values, shape } = column;
+  const otherwise = "the data or the experiment's classCount";
   const { min, max, whole } = rangeOf(column);
   const seen = distinct(column);
   if (!whole) {
-    if (isFloat(column.values) && column.shape.length > 1 && column.shape.at(-1) === classCount) {
-      return 'Divide each row by its sum';
-    }
-    return `These are no classes: for numbers use loss 'meanSquaredError' and no classCount, else ${otherwise.toLowerCase()}`;
+    return isFloat(values) && shape.length > 1 && shape.at(-1) === classCount
+      ? 'Divide each row by its sum'
+      : `These are no classes: for numbers use loss 'meanSquaredError' and no classCount, else correct ${otherwise}`;
   }
   if (seen?.length === 2 && (classCount === 2 || seen[0] === 0)) {
-    return `Of two values, ${recoding(seen as [number, number])}; or ${otherwise.toLowerCase()}`;
+    return `Of two values, ${recoding(seen as [number, number])}; or correct ${otherwise}`;
   }
-  if (min === 1 && max === classCount) return `Labels count from 0: subtract 1`;
-  if (min >= 0 && max < 2 ** 20) {
-    return `${otherwise}: labels up to ${max} are ${max + 1} classes`;
-  }
-  return otherwise;
+  if (min === 1 && max === classCount) return 'Labels count from 0: subtract 1';
+  return min >= 0 && max < 2 ** 20 && max >= classCount
+    ? `Correct ${otherwise}: labels up to ${max} are ${max + 1} classes`
+    : `Correct ${otherwise}`;
 }
 
 function classAdvice(targets: Column): string {
