@@ -139,3 +139,35 @@ test('a function of variables is refused, with the format that it does have', as
     }),
   ).rejects.toThrow('--format safetensors');
 });
+
+test('data are read for a model alone that takes its shapes from what data() has left', async () => {
+  const { prepared } = await checkpoint();
+  const facts = factsOf(prepared);
+  let reads = 0;
+  let units = 1;
+  const remembering = defineExperiment({
+    ...experiment,
+    data(given) {
+      reads++;
+      units = 3;
+      return experiment.data(given);
+    },
+    model: ({ tf, inputShape }) =>
+      tf.sequential({
+        layers: [tf.layers.flatten({ inputShape }), tf.layers.dense({ units, name: 'dense' })],
+      }),
+  });
+  const own = { ...options, facts, experiment: remembering, to: folder };
+  const tensors = [
+    { name: 'dense/kernel', values: numbers(64 * 3) },
+    { name: 'dense/bias', values: numbers(3) },
+  ];
+  await writeLayersModel({ ...own, tensors });
+  expect(reads).toBe(1);
+  await writeLayersModel({ ...own, tensors });
+  expect(reads).toBe(1);
+  // Of another model it is none after all: the first reason is told.
+  units = 1;
+  const other = [{ name: 'other', values: numbers(1) }];
+  await expect(writeLayersModel({ ...own, tensors: other })).rejects.toThrow("'dense/kernel'");
+});
