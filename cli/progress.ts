@@ -276,7 +276,7 @@ function speedText(run: RunSummary): string {
 export function runFacts(run: RunSummary | RunDetail): string[] {
   const lines = [
     `${run.id}: ${run.phase}${run.reason === '' ? '' : ` – ${run.reason}`}`,
-    `  experiment     ${run.experiment}${run.study === null ? '' : `, a trial of study ${run.study}`}, ${run.parameters === null ? 'parameters not made yet' : `${groups(run.parameters)} parameters`}`,
+    `  experiment     ${run.experiment}${run.study == null ? '' : `, a trial of study ${run.study}`}, ${run.parameters === null ? 'parameters not made yet' : `${groups(run.parameters)} parameters`}`,
     `  progress       step ${groups(run.step)}, epoch ${run.epoch}, ${groups(run.examples)} examples in ${duration(run.seconds)}`,
     `  speed          ${speedText(run)}, ${run.workers} worker${run.workers === 1 ? '' : 's'}${run.secondsLeft === null ? '' : `, at most ${duration(run.secondsLeft)} left`}`,
     `  training       loss ${short(run.trainingLoss)}, learning rate ${short(run.learningRate)}${run.momentum === null ? '' : `, momentum ${short(run.momentum)}`}`,
