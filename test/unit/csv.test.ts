@@ -285,6 +285,7 @@ describe('CSV', () => {
       '[{"x": 1}]': 'a JSON file',
       '[[1, 2], [3, 4]]': 'a JSON file',
       '<!DOCTYPE html><html>': 'an HTML page',
+      '<table border="1">\n': 'an HTML page',
       '<?xml version="1.0"?><rows/>': 'an XML file',
       'version https://git-lfs.github.com/spec/v1\noid sha256:1': 'a pointer of Git LFS',
       'BZh91AY&SY\x00': 'compressed by bzip2',

@@ -91,7 +91,7 @@ export function fileKind(head: Uint8Array): FileKind | null {
   ) {
     return { what: 'an IDX file', advice: 'readIdx reads it' };
   }
-  if (/^(\xef\xbb\xbf)?\s*<(!doctype html|html)[\s>]/i.test(start)) {
+  if (/^(\xef\xbb\xbf)?\s*<(!doctype html|html|table)[\s>]/i.test(start)) {
     return {
       what: 'an HTML page',
       advice: 'fetch the file itself: a download often gives a page of a login or an error instead',
