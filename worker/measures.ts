@@ -225,7 +225,8 @@ async function checkLoss(measure: Measure, shapes: Shapes, whole: Trial): Promis
   try {
     tf.tidy(() => {
       const { targets, predictions } = examples(shapes, count);
-      return tf.grad((p) => measure(targets, p))(predictions);
+      // What is returned would outlive the tidy.
+      tf.grad((p) => measure(targets, p))(predictions);
     });
   } catch (cause) {
     throw invalid(

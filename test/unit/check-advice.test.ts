@@ -237,14 +237,17 @@ describe('the short trial', () => {
 
   test('answers are not called worse where a rare class is not found yet, or a few validate by chance', () => {
     const rare = { before: measured(0.69, 0.1), after: measured(0.3, 0.1) };
-    expect(checkDirection(trained(rare), 'misclassification').verdict).toBe('advice');
+    expect(checkDirection(trained(rare), 'misclassification', 0.9).verdict).toBe('advice');
     const few = {
       ...{ validationBefore: measured(1, 0.25), validation: measured(1.1, 0.5) },
       examples: { training: 32, validation: 8 },
     };
-    expect(checkDirection(trained(few), 'misclassification').verdict).toBe('ok');
+    expect(checkDirection(trained(few), 'misclassification', 0.5).verdict).toBe('ok');
     const wrong = { after: measured(0.5, 0.9) };
-    expect(checkDirection(trained(wrong), 'misclassification').verdict).toBe('problem');
+    expect(checkDirection(trained(wrong), 'misclassification', 0.5).verdict).toBe('problem');
+    // Of classes of one size a loss cannot fall so far while all stays as it was.
+    const stuck = { before: measured(-2.4, 0.91), after: measured(-2e9, 0.92) };
+    expect(checkDirection(trained(stuck), 'misclassification', 0.12).verdict).toBe('problem');
   });
 
   test('a tensor of zeros that has begun to move has not moved too far', () => {

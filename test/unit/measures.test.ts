@@ -105,6 +105,13 @@ describe('a loss of the user', () => {
     },
   );
 
+  test('is tried out, and nothing of that is left on the device', async () => {
+    const before = tf.memory().numTensors;
+    const own: Measure = (t, p) => tf.mean(tf.square(tf.sub(tf.reshape(t, p.shape), p)));
+    (await build(line(), { loss: own })).dispose();
+    expect(tf.memory().numTensors).toBe(before);
+  });
+
   test('learns the line that it would learn with the loss by name', async () => {
     const data = line();
     const train = async (loss: Experiment['loss']) => {

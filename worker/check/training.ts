@@ -4,7 +4,7 @@ import { permutation, STREAMS } from '../../shared/random.ts';
 import { gather, type PreparedData } from '../data/examples.ts';
 import type { Measured, Model } from '../model.ts';
 import { minibatchSeed } from '../trainer.ts';
-import { sampleOf } from './data.ts';
+import { classesOf, sampleOf } from './data.ts';
 import { type Finding, finding, mean, norm, percent, short, tooFew } from './finding.ts';
 import { checkActivations } from './model.ts';
 
@@ -67,7 +67,7 @@ export async function checkTraining(options: TrialOptions): Promise<Finding[]> {
   const { prepared, model } = options;
   return [
     checkProgress(trained, options.config.learningRate),
-    checkDirection(trained, model.errorMeasure),
+    checkDirection(trained, model.errorMeasure, majorityOf(prepared)),
     checkRatios(trained),
     trained.examples.training < MODES_MIN
       ? tooFew('modes', 'training mode from evaluation mode', trained.examples.training, MODES_MIN)
@@ -225,8 +225,24 @@ export function checkProgress(trained: Trained, learningRate: number): Finding {
 /** Standard errors that a share must have changed by. */
 const NOISES = 3;
 
-/** Does a lower loss mean a lower error? */
-export function checkDirection(trained: Trained, measure: ErrorMeasure): Finding {
+/** Above it a loss can fall by half without a single answer that changes: the large class is said more surely. */
+const LARGE = 0.7;
+
+/** The share of the largest class; null: there are none. */
+function majorityOf(prepared: PreparedData): number | null {
+  const classes = classesOf(prepared);
+  if (!classes) return null;
+  const counts = new Map<number, number>();
+  for (const c of classes) counts.set(c, (counts.get(c) ?? 0) + 1);
+  return Math.max(...counts.values()) / classes.length;
+}
+
+/** Does a lower loss mean a lower error? @param majority share of the largest class; null: there are none. */
+export function checkDirection(
+  trained: Trained,
+  measure: ErrorMeasure,
+  majority: number | null,
+): Finding {
   const { before, after, validationBefore, validation, examples } = trained;
   const fall = (before.loss - after.loss) / Math.abs(before.loss);
   // Shares of a few examples go up and down by chance.
@@ -257,13 +273,15 @@ export function checkDirection(trained: Trained, measure: ErrorMeasure): Finding
       numbers,
     );
   }
-  // The loss of rare classes may fall for long before the error does.
   if (fall > 0.5 && before.error > 0 && after.error > 0.97 * before.error) {
+    const isEven = measure === 'misclassification' && majority !== null && majority < LARGE;
     return finding(
       'direction',
-      'advice',
+      isEven ? 'problem' : 'advice',
       `${text} The error has not followed.`,
-      'usual at first where one class is much larger than the others; else look whether loss and error measure the same',
+      isEven
+        ? 'look at the sign of the loss, the order of its arguments (targets, predictions), and the error'
+        : 'usual at first where one class is much larger than the others; else look whether loss and error measure the same',
       numbers,
     );
   }
