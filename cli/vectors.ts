@@ -204,6 +204,10 @@ export function protocolVectors() {
     ...{ type: 'leave', failure: { code: 'DP_DATA_MISSING', message: 'no such file' } },
   });
   add('nothing to do', 'server', { type: 'idle' });
+  add('nothing to do, for lack of an experiment', 'server', {
+    type: 'idle',
+    missing: [{ run: 'vectors', experiment: 'mnist-mlp', experimentHash: '0'.repeat(64) }],
+  });
   add('where to go when this server is not reached', 'server', {
     ...{ type: 'standby', servers: [{ host: '192.0.2.11', port: 7420 }] },
   });

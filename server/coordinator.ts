@@ -412,6 +412,11 @@ export class Coordinator {
     else session.idle();
   }
 
+  /** Runs that workers may be needed for. */
+  get unfinished(): Run[] {
+    return [...this.#runs.values()].filter((run) => !run.over);
+  }
+
   #employAll(): void {
     for (const session of this.#sessions) {
       if (session.hello && !session.run) this.employ(session);

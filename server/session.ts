@@ -444,7 +444,19 @@ export class Session {
   }
 
   idle(): void {
-    this.#send({ type: 'idle' });
+    const missing = this.#coordinator.unfinished
+      .filter((run) => this.#lacksExperiment(run))
+      .slice(-LIMITS.missingToldMax)
+      .map(({ id, options: { experiment, experimentHash } }) => {
+        return { run: id, experiment, experimentHash };
+      });
+    this.#send({ type: 'idle', ...(missing.length > 0 ? { missing } : {}) });
+  }
+
+  #lacksExperiment({ id, options }: Run): boolean {
+    const hello = this.#hello!;
+    if (hello.run !== null && hello.run !== id) return false;
+    return hello.experiments[options.experiment] !== options.experimentHash;
   }
 
   /** Tells what became of pushes, if it is not known, and what to do next. */

@@ -520,6 +520,8 @@ export const LIMITS = {
   shardCountMax: 64,
   /** Of one server. */
   standbyCountMax: 1,
+  /** Runs that a worker without one is told of, for lack of their experiments: the newest. */
+  missingToldMax: 20,
   /** Tensors and layers of one sample, each. */
   observedMax: 64,
   histogramBinsMax: 64,

@@ -330,8 +330,25 @@ export const StandbySchema = Type.Object(
 );
 export type StandbyMessage = Static<typeof StandbySchema>;
 
+/** A run that would take this worker, if it had the run's experiment in this version. */
+const MissingExperimentSchema = Type.Object(
+  { run: Name, experiment: Name, experimentHash: Hash },
+  closed,
+);
+export type MissingExperiment = Static<typeof MissingExperimentSchema>;
+
 /** Nothing to do now; an `assign` follows when there is. */
-export const IdleSchema = Type.Object({ type: Type.Literal('idle') }, closed);
+export const IdleSchema = Type.Object(
+  {
+    type: Type.Literal('idle'),
+    /** Absent: none. A worker that gets one of them says `hello` on a new connection. */
+    missing: Type.Optional(
+      Type.Array(MissingExperimentSchema, { minItems: 1, maxItems: LIMITS.missingToldMax }),
+    ),
+  },
+  closed,
+);
+export type Idle = Static<typeof IdleSchema>;
 
 /** Make fresh parameters from this seed and send them as `initialised`. */
 export const InitialiseSchema = Type.Object(

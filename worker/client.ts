@@ -135,6 +135,7 @@ interface Unacknowledged {
 
 export class Client {
   readonly #options: ClientOptions;
+  #hello: ClientOptions['hello'];
   /** The server that is asked, of those that were named and those that it has told of. */
   #url: string;
   readonly #named: readonly string[];
@@ -180,6 +181,7 @@ export class Client {
 
   constructor(options: ClientOptions) {
     this.#options = options;
+    this.#hello = options.hello;
     this.#named = socketUrls(options.server);
     this.#url = this.#named[0]!;
     this.#now = options.now ?? (() => performance.now());
@@ -422,6 +424,14 @@ export class Client {
     return true;
   }
 
+  /** Has other experiments from now on, and says so by a `hello` on a new connection. */
+  announce(experiments: Hello['experiments']): void {
+    this.#hello = { ...this.#hello, experiments };
+    if (!this.#connection?.open) return;
+    this.#moving = true;
+    this.#connection.close(1000);
+  }
+
   /** Closes the connection, after what was sent has gone out. Resolves when it is closed. */
   async close(): Promise<void> {
     this.#closing = true;
@@ -514,8 +524,7 @@ export class Client {
     this.#moving = false;
     this.#lastSeen = this.#now();
     this.#startBeats(connection);
-    const { hello } = this.#options;
-    const first: Hello = { type: 'hello', ...hello, incarnation: this.#incarnation };
+    const first: Hello = { type: 'hello', ...this.#hello, incarnation: this.#incarnation };
     connection.send(first);
     return {
       land: (header, payloadBytes) => this.#land(header, payloadBytes),

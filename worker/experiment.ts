@@ -313,6 +313,22 @@ const IMPORTS = /(?:\bfrom|\bimport)\s*\(?\s*(['"])(\.{1,2}\/[^'"\n]+)\1/g;
  * every machine. Downpour itself and packages do not count: they have releases.
  */
 export async function hashExperiment(path: string): Promise<string> {
+  const contents = await sourcesOf(path);
+  const folder = dirname(await realpath(resolve(path)));
+  const hash = createHash('sha256');
+  const names = [...contents.keys()].map((file) => ({
+    file,
+    name: relative(folder, file).split(sep).join('/'),
+  }));
+  for (const { file, name } of names.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    const source = contents.get(file)!;
+    hash.update(`${name}\n${Buffer.byteLength(source)}\n`).update(source);
+  }
+  return hash.digest('hex');
+}
+
+/** What the hash is made of: the contents of each file, by its absolute path without links. */
+export async function sourcesOf(path: string): Promise<Map<string, string>> {
   const root = await realpath(resolve(path));
   const folder = dirname(root);
   const contents = new Map<string, string>();
@@ -328,16 +344,7 @@ export async function hashExperiment(path: string): Promise<string> {
       if (target && inside) waiting.push(target);
     }
   }
-  const hash = createHash('sha256');
-  const names = [...contents.keys()].map((file) => ({
-    file,
-    name: relative(folder, file).split(sep).join('/'),
-  }));
-  for (const { file, name } of names.sort((a, b) => (a.name < b.name ? -1 : 1))) {
-    const source = contents.get(file)!;
-    hash.update(`${name}\n${Buffer.byteLength(source)}\n`).update(source);
-  }
-  return hash.digest('hex');
+  return contents;
 }
 
 /** The file that a relative import means: as written, `.js` for a `.ts` file, or without ending. */

@@ -9,23 +9,23 @@ import type {
   Assign,
   DataSummary,
   End,
+  Idle,
   Initialise,
   Join,
 } from '../shared/protocol.ts';
 import { Client } from './client.ts';
 import { factsOf, summaryOf } from './data/facts.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
-import {
-  type FoundExperiment,
-  findExperiments,
-  hashExperiment,
-  loadExperiment,
-} from './experiment.ts';
+import { loadExperiment } from './experiment.ts';
 import { buildModel, type Model } from './model.ts';
 import { defaultName } from './name.ts';
 import { prepareExperiment } from './prepare.ts';
 import { rangesFor } from './shard-links.ts';
+import { Shelf } from './shelf.ts';
 import { createTrainer, type Trainer, type TrainerProgress } from './trainer.ts';
+
+/** How often a worker without a run looks for an experiment that one waits for. */
+const LOOK_MS = 1_000;
 
 /** The worker process: takes assignments one after another until it is told to end. */
 
@@ -85,7 +85,8 @@ interface Assignment {
  */
 export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
   const { run, signal, log } = options;
-  const experiments = await findExperiments(options.folders);
+  const shelf = new Shelf(options.folders, log);
+  await shelf.look();
   const { engine = 'auto', threads } = options;
   const opened =
     typeof engine === 'object'
@@ -101,7 +102,7 @@ export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
     hello: {
       worker: options.name ?? defaultName(),
       run,
-      experiments: Object.fromEntries([...experiments].map(([name, { hash }]) => [name, hash])),
+      experiments: shelf.hashes,
       engine: opened.name.slice(0, 100),
       device: opened.device.slice(0, 200),
     },
@@ -110,7 +111,7 @@ export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
     patienceMs: options.patienceMs ?? null,
     localSocket: options.localSocket !== false,
   });
-  const worker = new Worker(options, client, experiments);
+  const worker = new Worker(options, client, shelf);
   try {
     return await worker.work();
   } catch (error) {
@@ -127,17 +128,15 @@ class Worker {
   readonly ended: Omit<End, 'type'>[] = [];
   readonly #options: WorkerOptions;
   readonly #client: Client;
-  readonly #experiments: ReadonlyMap<string, FoundExperiment>;
+  readonly #shelf: Shelf;
+  /** Until the next look into the folders. */
+  #looking: NodeJS.Timeout | null = null;
   #assignment: Assignment | null = null;
 
-  constructor(
-    options: WorkerOptions,
-    client: Client,
-    experiments: ReadonlyMap<string, FoundExperiment>,
-  ) {
+  constructor(options: WorkerOptions, client: Client, shelf: Shelf) {
     this.#options = options;
     this.#client = client;
-    this.#experiments = experiments;
+    this.#shelf = shelf;
   }
 
   async work(): Promise<WorkerResult> {
@@ -146,8 +145,9 @@ class Worker {
       const facts =
         message.type === 'assign' && message.facts ? decodeFacts(bytesOf(payload)) : null;
       if (message.type !== 'work') release?.();
+      if (message.type === 'assign' || message.type === 'idle') this.#lookNoMore();
       if (message.type === 'assign') await this.#assigned(message, facts);
-      else if (message.type === 'idle') this.#options.log('no run for this worker now; waiting');
+      else if (message.type === 'idle') this.#idle(message);
       else if (message.type === 'end') {
         this.#end(message);
         if (this.#options.once || this.#options.run !== null) return { ended: this.ended };
@@ -174,7 +174,7 @@ class Worker {
         this.#assignment = await this.#prepare(assign, facts);
       }
     } catch (error) {
-      this.#refuse(assign, error);
+      await this.#refuse(assign, error);
       return;
     }
     const { model, summary, facts: own, trainer } = this.#assignment!;
@@ -212,7 +212,7 @@ class Worker {
   async #prepare(assign: Assign, facts: DataFacts | null): Promise<Assignment> {
     const { run, config } = assign;
     const { dataFolder, log, signal, onProgress, onAcknowledged } = this.#options;
-    const experiment = await loadExperiment(await this.#find(assign));
+    const experiment = await loadExperiment(await this.#shelf.take(assign));
     const { prepared, depends } = await prepareExperiment(assign.experiment, experiment, config, {
       ...{ folder: dataFolder, log, facts },
     });
@@ -239,33 +239,50 @@ class Worker {
     return { assign, summary, facts: encoded, model, trainer };
   }
 
-  async #find({ experiment, experimentHash }: Assign): Promise<string> {
-    const found = this.#experiments.get(experiment);
-    if (!found) {
-      throw new DownpourError(
-        'DP_EXPERIMENT_UNKNOWN',
-        `experiment '${experiment}' is in none of ${this.#options.folders.join(', ')}: add its folder with --experiments`,
-      );
+  #idle({ missing = [] }: Idle): void {
+    if (missing.length === 0) {
+      this.#options.log('no run for this worker now; waiting');
+    } else {
+      this.#shelf.tellMissing(missing);
+      this.#lookLater();
     }
-    // The file may have changed since this worker said what it has.
-    const hash = await hashExperiment(found.path);
-    if (hash !== experimentHash) {
-      throw new DownpourError(
-        'DP_EXPERIMENT_MISMATCH',
-        `${found.path} has hash ${hash.slice(0, 12)}, the run's has ${experimentHash.slice(0, 12)}: copy the same files to all workers and start this one again`,
-      );
-    }
-    return found.path;
+  }
+
+  /** The files that a run waits for may come at any time: from a person, or by a mounted folder. */
+  #lookLater(): void {
+    this.#looking = setTimeout(() => {
+      void this.#lookAgain().catch((error) => {
+        this.#options.log(`the experiments cannot be read: ${errorText(error)}`, { level: 'warn' });
+        if (this.#looking !== null) this.#lookLater();
+      });
+    }, LOOK_MS);
+  }
+
+  async #lookAgain(): Promise<void> {
+    const changed = await this.#shelf.look();
+    // Something else has come to do meanwhile.
+    if (this.#looking === null) return;
+    this.#lookLater();
+    if (changed) this.#client.announce(this.#shelf.hashes);
+  }
+
+  #lookNoMore(): void {
+    if (this.#looking !== null) clearTimeout(this.#looking);
+    this.#looking = null;
   }
 
   /** Tells the server, so that it assigns this run no more; a worker for that run alone ends. */
-  #refuse({ run }: Assign, error: unknown): void {
+  async #refuse({ run }: Assign, error: unknown): Promise<void> {
     const code = errorCode(error);
     const message = errorText(error).slice(0, 2000);
     this.#client.send({ type: 'leave', failure: { code, message } });
     const { once, run: only, log } = this.#options;
     if (once || only !== null || !(error instanceof DownpourError)) throw error;
     log(`run ${run} is not for this worker: ${code} ${message}`, { level: 'warn', run, code });
+    // A file has changed since `hello`.
+    if (code === 'DP_EXPERIMENT_MISMATCH' && (await this.#shelf.look())) {
+      this.#client.announce(this.#shelf.hashes);
+    }
   }
 
   async #initialise({ model, assign }: Assignment, message: Initialise): Promise<void> {
@@ -282,6 +299,7 @@ class Worker {
   }
 
   release(): void {
+    this.#lookNoMore();
     this.#assignment?.model.dispose();
     this.#assignment?.trainer.close();
     this.#assignment = null;

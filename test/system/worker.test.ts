@@ -1,7 +1,7 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { type Serving, serve } from '../../server/main.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import type { RunDetail } from '../../shared/rest.ts';
@@ -176,6 +176,66 @@ describe('workers', () => {
     }
     pool.stop.abort();
     expect((await pool.done).ended.map(({ run }) => run).sort()).toEqual(['cars', 'more']);
+  });
+});
+
+describe('a worker whose experiment comes while it waits', () => {
+  /** Of 3 x, or as often as its helper says. */
+  const experiment = `import { slope } from './slope.mjs';
+    export default {
+      data() {
+        const values = Float32Array.from({ length: 64 }, (_, i) => i / 64);
+        const targets = { values: values.map((x) => slope * x), shape: [64, 1] };
+        return { train: { inputs: { values, shape: [64, 1] }, targets } };
+      },
+      model: ({ tf }) => tf.sequential({ layers: [tf.layers.dense({ units: 1, inputShape: [1] })] }),
+      loss: 'meanSquaredError',
+    };`;
+  const slope = (n: number) => `export const slope = ${n};\n`;
+  let here: string;
+  let there: string;
+  beforeEach(async () => {
+    here = join(folder, 'here');
+    there = join(folder, 'there');
+    for (const each of [here, there]) await mkdir(each);
+    await writeFile(join(there, 'slope.mjs'), slope(3));
+    for (const name of ['first', 'second']) await writeFile(join(there, `${name}.mjs`), experiment);
+  });
+  const over = (run: string) =>
+    vi.waitUntil(async () => (await rest<RunDetail>(`/runs/${run}`)).phase === 'finished', {
+      timeout: 60_000,
+    });
+  const said = (text: RegExp) => vi.waitUntil(() => lines.some((line) => text.test(line)), 60_000);
+
+  test('says by name what it misses and where it looks, and trains it when it is there', async () => {
+    await createRun('new', FAST, join(there, 'first.mjs'));
+    const pool = work('pool', { run: null, once: false, folders: [here] });
+    await said(/pool: run new needs experiment 'first', which is in none of .*here: put its files/);
+    // Another version of it is named as that.
+    await cp(there, here, { recursive: true });
+    await writeFile(join(here, 'slope.mjs'), slope(4));
+    await said(/pool: run new needs experiment 'first' with hash .*first\.mjs has .*: copy/);
+    await writeFile(join(here, 'slope.mjs'), slope(3));
+    await over('new');
+    expect(lines.filter((line) => /in none of/.test(line))).toHaveLength(1);
+    pool.stop.abort();
+    await pool.done;
+  });
+
+  test('never trains with a file that it has loaded in another version', async () => {
+    await cp(there, here, { recursive: true });
+    await createRun('before', FAST, join(there, 'first.mjs'));
+    const pool = work('pool', { run: null, once: false, folders: [here] });
+    await over('before');
+    for (const each of [here, there]) await writeFile(join(each, 'slope.mjs'), slope(5));
+    // It has the helper of the first one in its memory.
+    await createRun('after', FAST, join(there, 'second.mjs'));
+    await said(
+      /pool: .*slope\.mjs has changed since this worker loaded it: start the worker again/,
+    );
+    expect(await rest<RunDetail>('/runs/after')).toMatchObject({ step: 0 });
+    pool.stop.abort();
+    await pool.done;
   });
 });
 

@@ -37,6 +37,9 @@ export const findExperiments: Original['findExperiments'] = async () =>
 
 export const hashExperiment: Original['hashExperiment'] = async (path) => bundled(path).hash;
 
+/** A page is sent all at once: nothing of it changes. */
+export const sourcesOf: Original['sourcesOf'] = async () => new Map();
+
 /** Its `data` gives what the bundle has, or says that it was made for another configuration. */
 export const loadExperiment: Original['loadExperiment'] = async (path) => {
   const { experiment, data: file, needs } = bundled(path);
