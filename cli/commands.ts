@@ -89,6 +89,7 @@ export interface WorkOptions extends ServerOptions {
   readonly name?: string;
   readonly engine?: string;
   readonly threads?: number;
+  readonly gpus?: string;
   readonly experiments?: string[];
   readonly data?: string;
   readonly once?: boolean;
@@ -336,6 +337,10 @@ function registerWork(program: Command): void {
     .option('--name <name>', 'of this worker (default: host and process)')
     .addOption(engineOption())
     .option('--threads <n>', 'of the engine (default: all)', whole(1, 1024))
+    .option(
+      '--gpus <which>',
+      'a worker for each GPU of this machine: all, or numbers as 0,2; engine native-gpu unless --engine is given',
+    )
     .addOption(experimentsOption())
     .addOption(dataOption())
     .option('--once', 'end when the run has ended, instead of waiting for the next')
@@ -349,6 +354,7 @@ function registerWork(program: Command): void {
         'downpour work --server ws://192.168.1.10:7420',
         'downpour work --server wss://trainer:7420 --tls-ca ca.pem --token-file token',
         'downpour work --experiments ./my-experiments --engine wasm --once',
+        'downpour work --gpus all',
       ),
     )
     .action(async (options: WorkOptions) => {

@@ -6,6 +6,7 @@ import { ENGINES, type EngineName } from '../worker/engine.ts';
 import { experimentFolders } from '../worker/experiment.ts';
 import { runWorker } from '../worker/main.ts';
 import type { WorkOptions } from './commands.ts';
+import { runGpuWorkers } from './gpus.ts';
 import { withLog } from './log.ts';
 import {
   DEFAULT_EXPERIMENTS,
@@ -18,7 +19,10 @@ import type { WorkerFailure } from './pool.ts';
 
 /** `downpour work`: until Ctrl-C, or with --once until the run has ended. */
 export function workCommand(options: WorkOptions): Promise<void> {
-  return withLog(options.log, ({ log }) => work(options, log));
+  const { gpus } = options;
+  return withLog(options.log, ({ log }) =>
+    gpus === undefined ? work(options, log) : runGpuWorkers({ ...options, gpus }, log),
+  );
 }
 
 async function work(options: WorkOptions, log: Log): Promise<void> {

@@ -2,6 +2,7 @@ import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { promisify } from 'node:util';
+import { DownpourError } from '../shared/errors.ts';
 
 /** What NVIDIA's driver says of this machine. Nothing of CUDA is loaded to learn it. */
 export interface NvidiaSurvey {
@@ -54,6 +55,25 @@ export async function surveyNvidia(
     const smiFailure = isMissing(error) ? 'nvidia-smi is not installed' : firstLine(error);
     return { driver: null, smiFailure, libcuda, gpus: [] };
   }
+}
+
+/** The GPUs of this machine in the driver's order, by names that CUDA_VISIBLE_DEVICES takes. */
+export async function listGpus(
+  run: (file: string, args: readonly string[]) => Promise<string> = runProgram,
+): Promise<{ readonly index: number; readonly uuid: string; readonly name: string }[]> {
+  let output: string;
+  try {
+    output = await run('nvidia-smi', ['--query-gpu=index,uuid,name', '--format=csv,noheader']);
+  } catch (error) {
+    const why = isMissing(error) ? 'nvidia-smi is not installed' : firstLine(error);
+    throw new DownpourError('DP_ENGINE_UNAVAILABLE', `no GPU is found here: ${why}`, {
+      cause: error,
+    });
+  }
+  const rows = output.split('\n').map((line) => line.split(',').map((cell) => cell.trim()));
+  return rows.flatMap(([index, uuid, name]) =>
+    uuid?.startsWith('GPU-') ? { index: Number(index), uuid, name: name ?? '' } : [],
+  );
 }
 
 /** Why no CUDA engine can run here, with what to do; null when driver, library and GPU are all there. */
