@@ -20,13 +20,16 @@ const TOKEN = 'a-secret-of-this-test';
 
 let folder: string;
 let env: NodeJS.ProcessEnv;
+/** Of a host that has workers only. */
+let elsewhere: NodeJS.ProcessEnv;
 let client: RestClient;
 /** Lines of the documentation that have been run. */
 const done = new Set<string>();
 
 /** A line of the documentation, as bash runs it. @param more is put after it */
-async function sh(line: string, more = ''): Promise<string> {
-  const text = await run(['bash', '-c', `${line}${more}`], { cwd: ROOT, env, timeoutMs: LONG_MS });
+async function sh(line: string, more = '', where = env): Promise<string> {
+  const words = ['bash', '-c', `${line}${more}`];
+  const text = await run(words, { cwd: ROOT, env: where, timeoutMs: LONG_MS });
   done.add(line);
   return text;
 }
@@ -98,18 +101,20 @@ describe('docker compose', { timeout: 3 * LONG_MS }, () => {
       COMPOSE_PROJECT_NAME: PROJECT,
       DOWNPOUR_TOKEN: TOKEN,
       DOWNPOUR_PORT: String(port),
+      DOWNPOUR_PUBLISH: '0.0.0.0',
       // Without MNIST, the digits that the image brings.
       DOWNPOUR_DATA: sharedData() ?? join(folder, 'data'),
       DOWNPOUR_EXPERIMENTS: join(folder, 'experiments'),
     };
+    elsewhere = { ...env, COMPOSE_PROJECT_NAME: `${PROJECT}-elsewhere`, DOWNPOUR_SERVER: 'none' };
     client = createRestClient({ server: `http://127.0.0.1:${port}`, token: TOKEN });
   });
   afterAll(async () => {
-    await attempt(['docker', 'compose', 'down', '--volumes', '--timeout', '5'], {
-      cwd: ROOT,
-      env,
-      timeoutMs: LONG_MS,
-    });
+    for (const file of ['compose.worker.yml', 'docker-compose.yml']) {
+      const down = ['docker', 'compose', '-f', file, 'down', '--volumes', '--timeout', '5'];
+      const where = file === 'docker-compose.yml' ? env : elsewhere;
+      await attempt(down, { cwd: ROOT, env: where, timeoutMs: LONG_MS });
+    }
     rmSync(folder, { recursive: true, force: true });
   });
 
@@ -138,6 +143,26 @@ describe('docker compose', { timeout: 3 * LONG_MS }, () => {
     expect(detail.examples).toBe(2 * detail.data!.trainCount);
     expect(detail.test!.error).toBeLessThan(0.1);
     await says('docker compose logs --follow worker', /connected to/);
+  });
+
+  test('a host with workers only brings its own', async () => {
+    // The address by which that host would know this one.
+    const gateway = '--format={{ (index .IPAM.Config 0).Gateway }}';
+    const address = (await docker('network', 'inspect', `${PROJECT}_default`, gateway)).trim();
+    elsewhere.DOWNPOUR_SERVER = `ws://${address}:${env.DOWNPOUR_PORT}`;
+    const file = 'docker compose -f compose.worker.yml';
+    const idle = (count: number) =>
+      until(`${count} workers are idle`, async () => {
+        const { workers } = await client.status();
+        return workers.filter(({ state }) => state === 'idle').length === count;
+      });
+    await sh(`${file} up --build --detach --scale worker=4`, '', elsewhere);
+    await idle(8);
+    expect(await sh(`${file} logs worker`, '', elsewhere)).toContain(
+      `connected to ${elsewhere.DOWNPOUR_SERVER}`,
+    );
+    await sh(`${file} down`, '', elsewhere);
+    await idle(4);
   });
 
   test('server and worker are killed, workers come and go, and it goes on learning', async () => {

@@ -30,6 +30,7 @@ export interface Service {
   readonly profiles?: readonly string[];
   readonly restart?: string;
   readonly stop_grace_period?: string;
+  readonly logging?: { readonly options: Readonly<Record<string, string>> };
   readonly depends_on?: Readonly<Record<string, { readonly condition: string }>>;
   readonly healthcheck?: { readonly test: readonly string[] };
   readonly [more: string]: unknown;
@@ -42,13 +43,15 @@ export interface Compose {
 }
 
 /**
- * docker-compose.yml with its variables filled in; with null as it is written.
+ * A file of Compose with its variables filled in.
  * @throws Error with the file's own message where a required variable is missing.
  */
-export function readCompose(env: Readonly<Record<string, string>> | null): Compose {
-  const text = readFileSync(join(ROOT, 'docker-compose.yml'), 'utf8');
-  const file: unknown = parse(text, { merge: true });
-  return (env === null ? file : fill(file, env)) as Compose;
+export function readCompose(
+  env: Readonly<Record<string, string>>,
+  name = 'docker-compose.yml',
+): Compose {
+  const text = readFileSync(join(ROOT, name), 'utf8');
+  return fill(parse(text, { merge: true }), env) as Compose;
 }
 
 /** `${NAME}`, `${NAME:-default}`, `${NAME:?message}` and `$$` in all texts of a value. */

@@ -100,6 +100,7 @@ describe('docker-compose.yml', () => {
       }
       expect(service.restart).toBe('unless-stopped');
       expect(service.stop_grace_period).toMatch(/^\d+[sm]$/);
+      expect(service.logging!.options).toHaveProperty('max-size');
     }
     expect(Object.keys(server!.depends_on!)).toEqual(['redis']);
     expect(Object.keys(worker!.depends_on!)).toEqual(['server']);
@@ -145,12 +146,34 @@ describe('docker-compose.yml', () => {
     expect(gpu!.profiles).toEqual(['gpu']);
     expect(gpu!.build!.target).toBe('gpu');
     expect(gpu).toMatchObject({
-      deploy: { resources: { reservations: { devices: [{ capabilities: ['gpu'] }] } } },
+      command: ['work', '--gpus', 'all'],
+      deploy: {
+        resources: { reservations: { devices: [{ count: 'all', capabilities: ['gpu'] }] } },
+      },
     });
     for (const { build, image } of downpour) {
       expect(existsSync(join(ROOT, build!.dockerfile))).toBe(true);
       expect(image).toBe(`downpour:${build!.target}`);
       expect(readDockerfile().map(({ name }) => name)).toContain(build!.target);
+    }
+  });
+});
+
+describe('compose.worker.yml', () => {
+  const env = { DOWNPOUR_TOKEN: 'secret', DOWNPOUR_SERVER: 'ws://192.0.2.10:7420' };
+  const file = 'compose.worker.yml';
+
+  test('without a server or a token it says what to do', () => {
+    expect(() => readCompose({ ...env, DOWNPOUR_SERVER: '' }, file)).toThrow(/ws:\/\/192/);
+    expect(() => readCompose({ ...env, DOWNPOUR_TOKEN: '' }, file)).toThrow(/or a worker's/);
+  });
+
+  test('its workers are those of docker-compose.yml, with a server elsewhere', () => {
+    const there = readCompose(env).services;
+    for (const [name, service] of Object.entries(readCompose(env, file).services)) {
+      const { depends_on, ...same } = there[name]!;
+      const environment = { ...same.environment, DOWNPOUR_SERVER: env.DOWNPOUR_SERVER };
+      expect(service).toEqual({ ...same, environment });
     }
   });
 });
@@ -322,7 +345,8 @@ describe('docs/cluster.md', () => {
     .flatMap(([, block]) => block!.replaceAll(/\\\n\s*/g, '').split('\n'))
     .map((line) => line.replace(/\s+#.*$/, '').trim())
     .filter((line) => line !== '' && !line.startsWith('#'));
-  const compose = readCompose({ DOWNPOUR_TOKEN: 'secret' });
+  const all = { DOWNPOUR_TOKEN: 'secret', DOWNPOUR_SERVER: 'ws://server:7420' };
+  const compose = readCompose(all);
   const names = new Set(readManifests().map(({ metadata }) => metadata.name));
 
   test('has commands of Downpour, of compose and of Kubernetes', () => {
@@ -347,7 +371,9 @@ describe('docs/cluster.md', () => {
       if (file) expect(existsSync(join(ROOT, file))).toBe(true);
     }
     if (line.startsWith('docker compose')) {
-      const services = Object.keys(compose.services);
+      const file = /-f (\S+)/.exec(line)?.[1];
+      if (file) words.splice(2, 2);
+      const services = Object.keys((file ? readCompose(all, file) : compose).services);
       for (const [, service] of line.matchAll(/--scale ([\w-]+)=/g)) {
         expect(services).toContain(service);
       }
@@ -368,8 +394,10 @@ describe('docs/cluster.md', () => {
     }
   });
 
-  test('names every variable that docker-compose.yml reads', () => {
-    const source = readFileSync(join(ROOT, 'docker-compose.yml'), 'utf8');
+  test('names every variable that the files of Compose read', () => {
+    const source = ['docker-compose.yml', 'compose.worker.yml']
+      .map((file) => readFileSync(join(ROOT, file), 'utf8'))
+      .join('');
     const read = new Set([...source.matchAll(/\$\{(\w+)/g)].map(([, name]) => name!));
     expect([...read].filter((name) => !text.includes(`\`${name}\``))).toEqual([]);
     expect(readdirSync(join(ROOT, 'deploy/kubernetes')).filter((f) => !text.includes(f))).toEqual(
