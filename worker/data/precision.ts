@@ -48,12 +48,11 @@ export function mustFitFloat32(parts: readonly Part[], transform: InputTransform
   mustNotBeRounded('targets of the train part', targets[0]!.column);
   const { kind } = transform;
   const first = inputs[0]!.column;
-  const advice =
-    kind === 'feature'
-      ? 'give it in another unit in data()'
-      : "set standardise: 'feature', or subtract an offset in data()";
-  // Under one scale for all, a dark corner of pictures may be as good as constant; a column of a table may not.
-  const scaled = kind === 'global' && first.shape.length > 2;
+  // By their own mean and deviation, all columns are near 1. Under one for all, a dark corner of pictures may be
+  // as good as constant; a column of a table may not.
+  const scaled =
+    kind === 'feature' || (kind === 'global' && (first.shape.length > 2 || rowSize(first) === 1));
+  const advice = "set standardise: 'feature', or subtract an offset in data()";
   if (!(first.values instanceof Uint8Array) && !(kind === 'none' && isFloat32(first))) {
     mustKeepDifferences(
       'inputs',
@@ -93,6 +92,7 @@ function mustKeepDifferences(
   let deviation: readonly number[] | null = null;
   for (const { name, column } of parts) {
     const where = `${of} of the ${name} part`;
+    if (advice === null && !mayOverflow(column, lines)) continue;
     const rounding = roundingOf(column, lines, where);
     if (advice === null || rounding.every((error) => error === 0)) continue;
     const size = rowSize(train);
@@ -110,6 +110,18 @@ function mustKeepDifferences(
       );
     }
   }
+}
+
+const FLOAT32_MAX = 3.4028234663852886e38;
+
+/** Whether any number could come to lie beyond float32, by the largest of all. */
+function mayOverflow({ values }: Column, { scale, mean, inverse }: Lines): boolean {
+  let most = 0;
+  for (let i = 0; i < values.length; i++) {
+    const size = Math.abs(values[i]!);
+    if (size > most) most = size;
+  }
+  return !mean.every((m, f) => (most * scale + Math.abs(m)) * inverse[f]! <= FLOAT32_MAX);
 }
 
 /** Root mean square of what rounding to float32 changes, by column. @throws beyond float32's range. */
