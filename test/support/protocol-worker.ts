@@ -10,7 +10,7 @@ import type {
   WorkerMessage,
 } from '../../shared/protocol.ts';
 import { random, STREAMS } from '../../shared/random.ts';
-import { EXCHANGED, gradientOf, lossOf, type Problem, TENSORS } from './regression.ts';
+import { EXCHANGED, FACTS, gradientOf, lossOf, type Problem, TENSORS } from './regression.ts';
 
 /** What came in: a message with its payload, or the end of the connection. */
 export type Incoming =
@@ -123,14 +123,9 @@ export class ProtocolWorker {
 
   join(assign: Assign, problem: Problem, changes: object = {}): void {
     const { run, experimentHash } = assign;
-    this.send({
-      type: 'join',
-      run,
-      experimentHash,
-      tensors: TENSORS,
-      data: problem.summary,
-      ...changes,
-    });
+    const own = { tensors: TENSORS, data: problem.summary, facts: 'json' };
+    const facts = new Float32Array(FACTS.buffer);
+    this.send({ type: 'join', run, experimentHash, ...own, ...changes }, facts);
   }
 
   /** Says hello, joins, and creates the parameters when asked to. @returns the first work. */

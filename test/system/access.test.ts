@@ -137,6 +137,7 @@ describe('roles', () => {
     ['POST', '/runs', [401, 401, 403, 403, 201]],
     ['GET', '/runs/:id', read],
     ['GET', '/runs/:id/metrics', read],
+    ['GET', '/runs/:id/data', read],
     ['GET', '/runs/:id/observations', read],
     ['GET', '/runs/:id/workers', read],
     ['GET', '/runs/:id/checkpoints', read],

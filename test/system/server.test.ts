@@ -13,6 +13,7 @@ import { Run } from '../../server/core/run.ts';
 import { type Serving, serve } from '../../server/main.ts';
 import { encodeFrame } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
+import { decodeFacts } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import {
   type CheckpointSummary,
@@ -20,6 +21,8 @@ import {
   HealthSchema,
   MetricsSchema,
   ObservationsSchema,
+  type RunData,
+  RunDataSchema,
   RunDetailSchema,
   type RunSummary,
   type Status,
@@ -30,7 +33,7 @@ import {
   WorkerSummarySchema,
 } from '../../shared/rest.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
-import { createProblem, EXCHANGED } from '../support/regression.ts';
+import { createProblem, EXCHANGED, FACTS } from '../support/regression.ts';
 
 const problem = createProblem();
 const cleanUps: (() => Promise<void>)[] = [];
@@ -657,6 +660,7 @@ describe('REST', () => {
       '/runs/{id}/checkpoint',
       '/runs/{id}/checkpoints',
       '/runs/{id}/checkpoints/{kind}/file',
+      '/runs/{id}/data',
       '/runs/{id}/metrics',
       '/runs/{id}/observations',
       '/runs/{id}/resume',
@@ -681,6 +685,7 @@ describe('REST', () => {
       ['/status', StatusSchema],
       ['/timeline', TimelineSchema],
       [`/runs/${id}`, RunDetailSchema],
+      [`/runs/${id}/data`, RunDataSchema],
       [`/runs/${id}/metrics`, MetricsSchema],
       [`/runs/${id}/observations`, ObservationsSchema],
       [`/runs/${id}/workers`, Type.Object({ workers: Type.Array(WorkerSummarySchema) })],
@@ -694,6 +699,8 @@ describe('REST', () => {
       expect([path, ...Value.Errors(schema, body)]).toEqual([path]);
       expect(Value.Clean(schema, structuredClone(body)), path).toEqual(body);
     }
+    const { body } = await request<RunData>('GET', `${url}/runs/${id}/data`);
+    expect(body).toEqual({ summary: problem.summary, facts: decodeFacts(FACTS) });
   });
 
   test('the OpenAPI document is one, and the client has each of its routes', async () => {
