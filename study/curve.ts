@@ -247,7 +247,7 @@ function judgedText(
 ): string[] {
   if (target === null) {
     return [
-      'Which error would do was not said, so nothing is judged by it: name it by --target, and this tells whether the model or the data is what holds it up (Deep Learning §11.3).',
+      'Which error would do was not said, so nothing is judged by it: name it by --target, and this tells whether the model or the data is what holds it up. A larger or better trained model can lower the training error; more data, a smaller model or more regularisation can close the gap (Deep Learning §11.3).',
     ];
   }
   if (validation.mean <= target) {
@@ -290,7 +290,7 @@ function sizesText(
     if (sizes.length < SIZES_MIN) {
       const count = sizes.length === 1 ? 'One size was' : 'Two sizes were';
       return [
-        `${count} measured (--fractions ${given}): a curve that can be continued takes ${SIZES_MIN} or more.`,
+        `${count} measured (of --fractions ${given}): a curve that can be continued takes ${SIZES_MIN} or more.`,
       ];
     }
     const first = sizes[0]!;

@@ -298,8 +298,8 @@ describe('a learning curve', () => {
   });
 
   test.each([
-    [[1], 'One size was measured (--fractions 100 %)'],
-    [[0.5, 1], 'Two sizes were measured (--fractions 50 %, 100 %)'],
+    [[1], 'One size was measured (of --fractions 100 %)'],
+    [[0.5, 1], 'Two sizes were measured (of --fractions 50 %, 100 %)'],
   ])(
     'of %j sizes is not continued, and the sizes that were given are named',
     (fractions, words) => {
