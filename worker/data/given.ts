@@ -45,7 +45,7 @@ const ALIASES: Readonly<Record<string, string>> = {
   ...{ x: 'inputs', xs: 'inputs', features: 'inputs', data: 'values' },
   ...{ y: 'targets', ys: 'targets', labels: 'targets', label: 'targets', outputs: 'targets' },
 };
-const DATA_FIELDS = [...PARTS, 'classCount', 'classes', 'source', 'inputNames', 'targetNames'];
+const DATA_FIELDS = [...PARTS, 'classCount', 'classes', 'source'];
 const EXAMPLES_FIELDS = ['count', 'inputs', 'targets'];
 const COLUMN_FIELDS = ['values', 'shape', 'names', 'classes'];
 
