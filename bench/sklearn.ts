@@ -17,7 +17,7 @@ const PAGE = join(ROOT, 'docs/results.md');
 const { values } = parseArgs({
   options: {
     sets: { type: 'string', default: SETS.join(',') },
-    /** Those of the report. What `init` writes was chosen on 101 … 105. */
+    /** Those of the report. What `init` writes was chosen on 101 … 112. */
     seeds: { type: 'string', default: '1,2,3,4,5' },
     engine: { type: 'string', default: 'wasm' },
     /** Prints the table only. */

@@ -369,14 +369,24 @@ ${isClasses ? `  loss: 'softmaxCrossEntropy',` : `  loss: 'meanSquaredError',\n 
   config: {
     minibatchSize: ${minibatchSize(table.count)},
     learningRate: 0.005,
-    optimizer: { kind: 'adam' },
-    weightDecay: { rate: 0.0001 },
-    earlyStopping: { patience: 20${isClasses ? '' : `, metric: 'loss'`} },
+${isClasses ? CLASS_RULES : QUANTITY_RULES}
     epochsMax: 200,
   },
 });
 `;
 }
+
+const CLASS_RULES = `    optimizer: { kind: 'adam' },
+    weightDecay: { rate: 0.0001 },
+    earlyStopping: { patience: 20 },`;
+
+/**
+ * Decay apart from the gradient, whose size is that of the target's unit, squared. On diabetes of scikit-learn, 12
+ * splits that are not those of docs/results.md, a rate of 1 brought the error from 2.9 % above ridge to 0.9 % below.
+ */
+const QUANTITY_RULES = `    optimizer: { kind: 'adamw' },
+    weightDecay: { rate: 1 },
+    earlyStopping: { patience: 20, metric: 'loss' },`;
 
 /** @param validates other examples do */
 export function minibatchSize(count: number, validates = false): number {
