@@ -323,7 +323,14 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
   if (run.checkpoint) {
     lines.push(`  checkpoint     step ${groups(run.checkpoint.step)}: ${run.checkpoint.file}`);
   }
+  if (run.unwritten) lines.push(`  NOT WRITTEN    ${unwrittenText(run, run.unwritten)}`);
   return lines;
+}
+
+/** What a restart would cost. */
+export function unwrittenText({ step, checkpoint }: RunSummary, why: string): string {
+  const from = checkpoint ? `step ${groups(checkpoint.step)}` : 'its beginning';
+  return `a restart of the server would go back from step ${groups(step)} to ${from}: ${why}`;
 }
 
 /** What came of a divergence. */

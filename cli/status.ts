@@ -117,6 +117,8 @@ async function linesFor(
   ]);
   const headings =
     'run,phase,step,epoch,time,training loss,best loss,best error,test error,workers';
+  const urgent = status.alerts.filter(({ severity }) => severity === 'critical');
+  lines.push(...urgent.map(({ text }) => `CRITICAL: ${text}`));
   return [...lines, ...table(headings.split(','), rows), ...workerLines(status.workers)];
 }
 

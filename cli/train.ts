@@ -38,6 +38,7 @@ import {
   type Progress,
   rollbackLine,
   short,
+  unwrittenText,
 } from './progress.ts';
 import { runsAndTrials } from './trials.ts';
 
@@ -223,6 +224,7 @@ async function follow(
   let lost: number | null = null;
   let rollbacks: number | null = null;
   let hinted = false;
+  let unwritten = false;
   let cut = false;
   for (;;) {
     let run: RunDetail;
@@ -262,6 +264,9 @@ async function follow(
         progress.note(`diverged ${rollbackLine(rollback)}`);
       }
       rollbacks = run.rollbacks.length;
+      if (run.unwritten && !unwritten)
+        progress.note(`NOT WRITTEN: ${unwrittenText(run, run.unwritten)}`);
+      unwritten = Boolean(run.unwritten);
       // Its numbers change; the user is told once.
       if (run.hint && !hinted) progress.note(`hint: ${run.hint}`);
       hinted ||= run.hint !== null;

@@ -15,6 +15,8 @@ export interface AlertFacts {
   readonly evaluationSeconds: (run: string) => number | null;
   /** Why something of a run is not written; null: all is. */
   readonly unwritten: (run: string) => string | null;
+  /** Numbers that a run's newest checkpoint lacks, since JSON cannot keep them. */
+  readonly leftOut: (run: string) => readonly string[];
   /** Steps lost with a crash of the server that have not been made up for yet. */
   readonly behind: (run: string) => number;
   /** Workers that must come before the run begins, as its workersMin says. */
@@ -76,7 +78,18 @@ function aboutRun(
     add('info', `${run.id} waits for ${more}, as its workersMin says`);
   }
   const why = facts.unwritten(run.id);
-  if (why !== null) add('critical', `${run.id} cannot be written down, trying again: ${why}`);
+  if (why !== null) {
+    const from = run.checkpoint ? `step ${run.checkpoint.step}` : 'its beginning';
+    const back = `${run.id} cannot be written down, trying again: a restart would go back from step ${run.step} to ${from}; ${why}`;
+    add('critical', back);
+  }
+  const leftOut = facts.leftOut(run.id);
+  if (leftOut.length > 0) {
+    add(
+      'critical',
+      `${run.id}: its checkpoint is written without ${leftOut.join(', ')}, which JSON cannot keep`,
+    );
+  }
   if (!PHASES_OF_WORK.includes(run.phase)) return;
   // A refit by `retrain` has the validation examples too, and other phases are one evaluation.
   const validates =

@@ -132,6 +132,31 @@ function refuseLoss(key: string, value: unknown): unknown {
   return value;
 }
 
+/**
+ * The same value with null for each number that JSON cannot keep, and where those were. A statistic that has
+ * overflowed must not keep parameters from being written. What else JSON would change is a defect: `seal` throws.
+ */
+export function keepable(value: unknown): { readonly value: unknown; readonly leftOut: string[] } {
+  const leftOut: string[] = [];
+  const visit = (each: unknown, path: string): unknown => {
+    if (typeof each === 'number' && !Number.isFinite(each)) {
+      leftOut.push(`${path} (${each})`);
+      return null;
+    }
+    if (typeof each !== 'object' || each === null || ArrayBuffer.isView(each)) return each;
+    const isList = Array.isArray(each);
+    let copy: Record<string, unknown> | unknown[] | null = null;
+    for (const [key, inner] of Object.entries(each)) {
+      const kept = visit(inner, path === '' ? key : `${path}.${key}`);
+      if (kept === inner) continue;
+      copy ??= isList ? [...each] : { ...each };
+      (copy as Record<string, unknown>)[key] = kept;
+    }
+    return copy ?? each;
+  };
+  return { value: visit(value, ''), leftOut };
+}
+
 /** The value in a sealed file. Throws an Error that says in a few words what is wrong with it. */
 export function unseal(bytes: Buffer): unknown {
   const start = HEAD.length + 64 + MIDDLE.length;

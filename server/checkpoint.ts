@@ -12,6 +12,7 @@ import {
 import {
   diskError,
   errnoOf,
+  keepable,
   makeFolder,
   syncFolder,
   TEMPORARY,
@@ -72,6 +73,8 @@ export interface CheckpointManifest {
   readonly layoutHash: string;
   /** All that is not a tensor: sequences, leases, schedule, random state, configuration. JSON. */
   readonly state: unknown;
+  /** Numbers of the state that JSON cannot keep, and that are null there; absent: none. */
+  readonly leftOut?: readonly string[];
 }
 
 export interface Checkpoint {
@@ -88,6 +91,8 @@ export const MANIFEST_BYTES_MAX = 256 * 1024 * 1024;
 
 /** Written, hashed and read at once: small enough that other work is never held up for long. */
 const CHUNK_BYTES = 1024 * 1024;
+/** That a manifest names. */
+const LEFT_OUT_MAX = 20;
 const STEM = /^step-(\d{9,16})-(last|best|final)-(\d{4,16})$/;
 const TENSORS = '.safetensors';
 const MANIFEST = '.json';
@@ -110,7 +115,8 @@ export function writeCheckpoint(
   input: CheckpointInput,
 ): Promise<CheckpointManifest> {
   return inTurn(folder, async () => {
-    const { run, step, kind, layoutHash, tensors, state, now } = input;
+    const { run, step, kind, layoutHash, tensors, now } = input;
+    const { value: state, leftOut } = keepable(input.state);
     await makeFolder(folder);
     const sequence = 1 + Math.max(0, ...(await namesIn(folder)).map(sequenceOf));
     const stem = `step-${String(step).padStart(9, '0')}-${kind}-${String(sequence).padStart(4, '0')}`;
@@ -130,6 +136,7 @@ export function writeCheckpoint(
         sha256,
         layoutHash,
         state,
+        ...(leftOut.length > 0 ? { leftOut: leftOut.slice(0, LEFT_OUT_MAX) } : {}),
       };
       await writeSealed(folder, stem + MANIFEST, manifest);
       return manifest;

@@ -457,11 +457,15 @@ export class Coordinator {
   // What others want to know.
 
   runSummary(run: Run): RunSummary {
-    return { ...run.summary(this.now()), checkpoint: this.#keeper.latest(run.id) };
+    return { ...run.summary(this.now()), ...this.#written(run) };
   }
 
   runDetail(run: Run): RunDetail {
-    return { ...run.detail(this.now()), checkpoint: this.#keeper.latest(run.id) };
+    return { ...run.detail(this.now()), ...this.#written(run) };
+  }
+
+  #written({ id }: Run): Pick<RunSummary, 'checkpoint' | 'unwritten'> {
+    return { checkpoint: this.#keeper.latest(id), unwritten: this.#keeper.problem(id) };
   }
 
   checkpoints(run: Run): Promise<readonly CheckpointSummary[]> {
@@ -533,6 +537,7 @@ export class Coordinator {
       workers: this.workers(null),
       evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,
       unwritten: (id) => this.#keeper.problem(id),
+      leftOut: (id) => this.#keeper.leftOut(id),
       behind: (id) => this.#runs.get(id)?.stepsBehind ?? 0,
       missing: (id) => this.#runs.get(id)?.workersMissing ?? 0,
     });

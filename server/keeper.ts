@@ -51,8 +51,10 @@ interface Entry {
   notedStep: number;
   noting: boolean;
   readonly copies: SharedCopies;
-  /** Why the last attempt failed; null: it did not. */
-  problem: string | null;
+  /** Why the last attempt at each of what is still to be written failed. */
+  readonly problems: Map<Task, string>;
+  /** Of the newest checkpoint: numbers that could not be kept. */
+  leftOut: readonly string[];
   /** Who wants to know when the next `last` is written, or that it is not. */
   waiting: { resolve(): void; reject(why: unknown): void }[];
   /** Checkpoints that are on disk and not yet in the state store. */
@@ -457,7 +459,19 @@ export class Keeper {
 
   /** Why something of a run could not be written; null: all is, as far as was tried. */
   problem(id: string): string | null {
-    return this.#entries.get(id)?.problem ?? null;
+    const entry = this.#entries.get(id);
+    if (!entry) return null;
+    // Checkpoints first: the rest can be made again from them.
+    for (const task of ORDER) {
+      const problem = entry.problems.get(task);
+      if (problem !== undefined) return problem;
+    }
+    return null;
+  }
+
+  /** Numbers that the newest checkpoint of a run lacks, since JSON cannot keep them. */
+  leftOut(id: string): readonly string[] {
+    return this.#entries.get(id)?.leftOut ?? [];
   }
 
   /** The step that another server would go on from, as far as this one knows. */
@@ -504,10 +518,10 @@ export class Keeper {
       const waiting = task === 'last' ? entry.waiting.splice(0) : [];
       try {
         await this.#perform(run, entry, task);
-        entry.problem = null;
+        entry.problems.delete(task);
         for (const { resolve } of waiting) resolve();
       } catch (error) {
-        entry.problem = `${errorCode(error)} ${errorText(error)}`;
+        entry.problems.set(task, `${errorCode(error)} ${errorText(error)}`);
         entry.counts.failed++;
         for (const { reject } of waiting) reject(error);
         entry.tasks.add(task);
@@ -529,7 +543,7 @@ export class Keeper {
       await store.putEarlyStopping(token, run.id, run.earlyStoppingState);
     } else if (task === 'registry') {
       const manifests = await listCheckpoints(checkpointFolder(this.#options.root, run.id));
-      for (const { state: _, ...summary } of manifests) {
+      for (const { state: _, leftOut: __, ...summary } of manifests) {
         await store.publishCheckpoint(token, run.id, summary);
       }
     } else await this.#checkpoint(run, entry, task);
@@ -565,12 +579,13 @@ export class Keeper {
       if (kind === 'last') {
         entry.latest = summaryOf(manifest);
         entry.latestBytes = manifest.bytes;
+        this.#sayLeftOut(run, entry, manifest.leftOut ?? []);
       }
       entry.unpublished.push(manifest);
     }
     await store.mayWrite(token);
     while (entry.unpublished.length > 0) {
-      const { state: _, ...summary } = entry.unpublished[0]!;
+      const { state: _, leftOut: __, ...summary } = entry.unpublished[0]!;
       const { moved } = await store.publishCheckpoint(token, run.id, summary);
       if (moved) entry.publishedStep = summary.step;
       entry.unpublished.shift();
@@ -578,6 +593,17 @@ export class Keeper {
     const { keepLast } = run.config.checkpoint;
     const removed = await this.#writer.prune(folder, { keepLast });
     if (removed.length > 0) await store.forgetCheckpoints(token, run.id, removed);
+  }
+
+  /** Once for the same numbers. */
+  #sayLeftOut(run: Run, entry: Entry, leftOut: readonly string[]): void {
+    const isNew = leftOut.join() !== entry.leftOut.join();
+    entry.leftOut = leftOut;
+    if (leftOut.length === 0 || !isNew) return;
+    this.#options.log(
+      `run ${run.id}: its checkpoint is written without ${leftOut.join(', ')}, which JSON cannot keep`,
+      { level: 'error', run: run.id, step: run.step },
+    );
   }
 
   /** Of this moment. `done` when they have been written. */
@@ -656,7 +682,8 @@ export class Keeper {
         publishedStep: run.step,
         notedStep: run.step,
         noting: false,
-        problem: null,
+        problems: new Map(),
+        leftOut: [],
         waiting: [],
         copies: new SharedCopies(),
         unpublished: [],

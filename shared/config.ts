@@ -525,6 +525,10 @@ export const LIMITS = {
   /** Tensors and layers of one sample, each. */
   observedMax: 64,
   histogramBinsMax: 64,
+  /** Of what workers measure: a float32 ends at 3.4e38, and sums of so large numbers stay finite. */
+  measuredMax: 1e100,
+  /** A gradient, or samples, of 30 years. */
+  durationMsMax: 1e12,
   /** Minibatch leases one worker may hold. */
   leasesPerWorkerMax: 64,
   /** Bytes waiting to be sent to one worker before it is disconnected as a slow reader. */

@@ -26,6 +26,11 @@ const Name = Type.String({ pattern: NAME_PATTERN });
 const Hash = Type.String({ minLength: 1, maxLength: 128 });
 const Natural = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
 const Text = Type.String({ maxLength: 2000 });
+const { measuredMax, durationMsMax } = LIMITS;
+/** What a worker has measured. Bounded, so that no sum of such numbers is infinite: JSON could not keep it. */
+const Measured = Type.Number({ minimum: -measuredMax, maximum: measuredMax });
+const Size = Type.Number({ minimum: 0, maximum: measuredMax });
+const Duration = Type.Number({ minimum: 0, maximum: durationMsMax });
 const orNull = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()]);
 
 export const TensorSpecSchema = Type.Object(
@@ -189,8 +194,8 @@ export const PushSchema = Type.Object(
     step: Natural,
     generation: Natural,
     /** Mean loss over the minibatch, without weight decay; null: not finite. */
-    loss: orNull(Type.Number()),
-    computeMs: Type.Number({ minimum: 0 }),
+    loss: orNull(Measured),
+    computeMs: Duration,
     encoding: Encoding,
   },
   closed,
@@ -203,12 +208,12 @@ export const EvaluatedSchema = Type.Object(
     run: Name,
     evaluation: Natural,
     /** Means over the examples of the part; null: not finite. */
-    loss: orNull(Type.Number()),
+    loss: orNull(Measured),
     /** Share of examples answered wrongly, or another value that is better when lower. */
-    error: orNull(Type.Number()),
+    error: orNull(Measured),
     examples: Natural,
     /** Null: not finite. */
-    metrics: Type.Record(Type.String({ maxLength: 100 }), Type.Union([Type.Number(), Type.Null()])),
+    metrics: Type.Record(Type.String({ maxLength: 100 }), orNull(Measured)),
   },
   closed,
 );
@@ -217,8 +222,8 @@ export type Evaluated = Static<typeof EvaluatedSchema>;
 /** Counts of values in equal parts of [low, high]. */
 export const HistogramSchema = Type.Object(
   {
-    low: Type.Number(),
-    high: Type.Number(),
+    low: Measured,
+    high: Measured,
     counts: Type.Array(Natural, { minItems: 1, maxItems: LIMITS.histogramBinsMax }),
   },
   closed,
@@ -234,9 +239,9 @@ export const TensorObservationSchema = Type.Object(
     /** Of one update, the mean over `updateSteps`; null: not known, see `docs/protocol.md`. */
     updates: orNull(HistogramSchema),
     /** L2, of the whole tensor. */
-    gradientNorm: Type.Number({ minimum: 0 }),
+    gradientNorm: Size,
     /** Size of one update over that of the weights; null: not known, or the weights are 0. */
-    updateRatio: orNull(Type.Number({ minimum: 0 })),
+    updateRatio: orNull(Size),
     /** Elements looked at; those that never had a gradient; those that seldom had one. */
     elements: Natural,
     never: Natural,
@@ -272,7 +277,7 @@ export const ObservedSchema = Type.Object(
     /** Samples of this worker so far: what `never` and `rare` count over. */
     samples: Natural,
     /** Spent on samples since the last one was sent. */
-    costMs: Type.Number({ minimum: 0 }),
+    costMs: Duration,
     tensors: Type.Array(TensorObservationSchema, { maxItems: LIMITS.observedMax }),
     layers: Type.Array(LayerObservationSchema, { maxItems: LIMITS.observedMax }),
   },
@@ -535,6 +540,11 @@ function check(known: ReturnType<typeof compile>, header: { readonly type: strin
     'DP_FRAME_MALFORMED',
     `malformed frame: ${header.type}${problem?.instancePath.replaceAll('/', '.') ?? ''} ${problem?.message ?? 'is not valid'}`,
   );
+}
+
+/** A measurement as messages have it: null where it is not finite, or larger than any float32. */
+export function measuredOf(value: number): number | null {
+  return Math.abs(value) <= measuredMax ? value : null;
 }
 
 /** A code from the other side, or DP_INTERNAL when this release does not know it. */

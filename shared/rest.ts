@@ -129,6 +129,8 @@ export const RunSummarySchema = Type.Object({
   /** Updates that were applied and are gone, with crashes of the server, as far as is known. */
   stepsLost: N,
   checkpoint: orNull(Type.Object({ step: N, file: Type.String(), at: Type.String() })),
+  /** Why something of it cannot be written down; it is tried again. Null: all is. Absent: an older server. */
+  unwritten: Type.Optional(orNull(Type.String())),
   data: orNull(DataSummarySchema),
   /** Of a fork. Set: its validation examples may be among those that its first parameters were trained on. */
   dataNote: orNull(Type.String()),

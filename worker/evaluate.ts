@@ -1,4 +1,4 @@
-import type { Part } from '../shared/protocol.ts';
+import { measuredOf, type Part } from '../shared/protocol.ts';
 import { rowSize } from './data/columns.ts';
 import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
 import type { Model } from './model.ts';
@@ -82,7 +82,7 @@ async function measure(
     // Lets the connection breathe: a part can take longer than the server's patience.
     await nextTurn();
   }
-  const mean = (sum: number) => (Number.isFinite(sum / examples) ? sum / examples : null);
+  const mean = (sum: number) => measuredOf(sum / examples);
   return {
     loss: mean(sums.loss),
     error: mean(sums.error),

@@ -1,12 +1,13 @@
 import type { RunConfig } from '../shared/config.ts';
 import { LIMITS } from '../shared/config.ts';
 import type { PlacedTensor } from '../shared/layout.ts';
-import type {
-  Histogram,
-  LayerObservation,
-  Lease,
-  Observed,
-  TensorObservation,
+import {
+  type Histogram,
+  type LayerObservation,
+  type Lease,
+  measuredOf,
+  type Observed,
+  type TensorObservation,
 } from '../shared/protocol.ts';
 import { PASSIVE, stateOf } from './check/model.ts';
 import type { Minibatch } from './data/examples.ts';
@@ -131,7 +132,7 @@ export function createObserver(options: ObserverOptions): Observer | null {
         (i, j) => (values[i]! - old[j]!) / updateSteps,
       );
       const size = norm(old);
-      const ratio = size === 0 ? null : norm(update) / size;
+      const ratio = size === 0 ? null : measuredOf(norm(update) / size);
       return { ...part, updates: histogramOf(update), updateRatio: ratio };
     });
     const costMs = spent.costMs - toldMs;

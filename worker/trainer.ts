@@ -1,14 +1,15 @@
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { Range } from '../shared/partition.ts';
-import type {
-  Acknowledgement,
-  Evaluated,
-  Lease,
-  Observed,
-  Phase,
-  Push,
-  Work,
+import {
+  type Acknowledgement,
+  type Evaluated,
+  type Lease,
+  measuredOf,
+  type Observed,
+  type Phase,
+  type Push,
+  type Work,
 } from '../shared/protocol.ts';
 import { mix, permutation, STREAMS } from '../shared/random.ts';
 import type { Landing } from '../wire/connection.ts';
@@ -166,7 +167,7 @@ export function createTrainer(options: TrainerOptions): Trainer {
     const seed = minibatchSeed(config.seed, lease);
     const { loss, gradient, discard } = await model.step(minibatch, seed);
     const computeMs = now() - start;
-    const told = Number.isFinite(loss) ? loss : null;
+    const told = measuredOf(loss);
     const { encoding } = compressor;
     const push = { run, lease: lease.id, step, generation, loss: told, computeMs, encoding };
     const whole = compressor.asItStands(gradient);

@@ -132,8 +132,8 @@ export class Observations {
     this.#gradientNorm = push.gradientNorm;
     if (this.#first.count < FIRST_UPDATES) {
       this.#first.count++;
-      this.#first.loss += push.loss;
-      this.#first.gradientNorm += push.gradientNorm;
+      this.#first.loss = sumOf(this.#first.loss, push.loss);
+      this.#first.gradientNorm = sumOf(this.#first.gradientNorm, push.gradientNorm);
     }
     const bin = Math.min(push.staleness, STALENESS_MAX);
     while (this.#histogram.length <= bin) this.#histogram.push(0);
@@ -182,14 +182,14 @@ export class Observations {
       ...this.#sampled,
       stride: isFull ? 2 * stride : stride,
       count: count + 1,
-      costMs: costMs + observed.costMs,
+      costMs: sumOf(costMs, observed.costMs),
       samples: isFull ? kept.filter((_, i) => i % 2 === 0) : kept,
     };
   }
 
   /** What a worker says that an applied push took it. */
   computed(ms: number): void {
-    this.#sampled = { ...this.#sampled, computeMs: this.#sampled.computeMs + ms };
+    this.#sampled = { ...this.#sampled, computeMs: sumOf(this.#sampled.computeMs, ms) };
   }
 
   observed(): Omit<SampledObservations, 'everySteps'> {
@@ -292,6 +292,11 @@ export class Observations {
       ...(this.#sampled.count > 0 ? { sampled: this.#sampled } : {}),
     };
   }
+}
+
+/** Ends at the largest number instead of infinity: an older release may have let one in that is close to it. */
+export function sumOf(sum: number, more: number): number {
+  return Math.max(-Number.MAX_VALUE, Math.min(Number.MAX_VALUE, sum + more));
 }
 
 /** So many counts, the last one of all beyond. */

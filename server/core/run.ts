@@ -35,7 +35,7 @@ import { admit } from './consistency.ts';
 import { EarlyStopping, type EarlyStoppingState } from './early-stopping.ts';
 import { Leases, type LeasesReplica, type LeasesState } from './leases.ts';
 import { normBounds } from './max-norm.ts';
-import { Observations, type ObservationsState } from './observations.ts';
+import { Observations, type ObservationsState, sumOf } from './observations.ts';
 import { normAndFinite, type StepOptions } from './optimizer.ts';
 import {
   type Copy,
@@ -955,7 +955,7 @@ export class Run {
     leases.complete(lease.id);
     record.lastSequence = push.sequence;
     record.stalenessSum += staleness;
-    record.computeMsSum += push.computeMs;
+    record.computeMsSum = sumOf(record.computeMsSum, push.computeMs);
     const before = record.computeMsRecent ?? push.computeMs;
     record.computeMsRecent = RECENT * before + (1 - RECENT) * push.computeMs;
     record.examples += lease.count;
@@ -1504,7 +1504,7 @@ export class Run {
     return Number.isFinite(limit) ? limit : null;
   }
 
-  summary(now: number): Omit<RunSummary, 'checkpoint'> {
+  summary(now: number): Omit<RunSummary, 'checkpoint' | 'unwritten'> {
     const observations = this.#observations;
     const speed = this.over ? null : observations.speed(this.seconds(now));
     const stepsMax = this.#stepsMax();
@@ -1566,7 +1566,7 @@ export class Run {
     return troubleText(trouble, (this.layout?.statisticsSize ?? 0) > 0);
   }
 
-  detail(now: number): Omit<RunDetail, 'checkpoint'> {
+  detail(now: number): Omit<RunDetail, 'checkpoint' | 'unwritten'> {
     return {
       ...this.summary(now),
       experimentHash: this.options.experimentHash,

@@ -2,7 +2,14 @@ import { Run, type RunOptions } from '../../server/core/run.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { encodeFacts, packTransform } from '../../shared/data-facts.ts';
-import type { Acknowledgement, DataSummary, Join, Lease, Part } from '../../shared/protocol.ts';
+import type {
+  Acknowledgement,
+  DataSummary,
+  Join,
+  Lease,
+  Part,
+  Push,
+} from '../../shared/protocol.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
 
 /**
@@ -174,27 +181,29 @@ export class VirtualWorker {
     const seed = this.#run.config.seed;
     const { payload, loss } = gradientOf(this.#problem, seed, lease, read.theta);
     change?.(payload);
-    const acknowledgement = this.#run.push(
-      this.key,
-      {
-        type: 'push',
-        run: this.#run.id,
-        sequence: ++this.#sequence,
-        lease: lease.id,
-        step: read.step,
-        generation: read.generation,
-        loss,
-        computeMs: 1,
-        encoding: 'f32',
-      },
-      bytesOf(payload),
-      now,
-    );
+    const header = this.tell({
+      type: 'push',
+      run: this.#run.id,
+      sequence: ++this.#sequence,
+      lease: lease.id,
+      step: read.step,
+      generation: read.generation,
+      loss,
+      computeMs: 1,
+      encoding: 'f32',
+    });
+    if (!header) return null;
+    const acknowledgement = this.#run.push(this.key, header, bytesOf(payload), now);
     this.acknowledgements.push(acknowledgement);
     if (acknowledgement.outcome === 'applied' || acknowledgement.outcome === 'damped') {
       this.applied.push(`${lease.epoch}:${lease.start}:${lease.part}`);
     }
     return acknowledgement;
+  }
+
+  /** The header of a push as it is sent; null: not at all. */
+  protected tell(push: Push): Push | null {
+    return push;
   }
 
   /** Pulls and pushes until the run is over or `until` says so. */

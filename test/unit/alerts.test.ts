@@ -15,6 +15,8 @@ const run = (changes: object = {}) =>
     rollbacks: [],
     hint: null,
     stepsLost: 0,
+    step: 90,
+    checkpoint: { step: 40 },
     ...changes,
   }) as unknown as RunSummary;
 const worker = (name: string, changes: object = {}) =>
@@ -38,6 +40,7 @@ const look = (facts: Partial<AlertFacts>) =>
     workers: [],
     evaluationSeconds: () => 20,
     unwritten: () => null,
+    leftOut: () => [],
     behind: () => 0,
     missing: () => 0,
     ...facts,
@@ -128,7 +131,7 @@ describe('alerts', () => {
     ]);
     expect(found.map(({ text }) => text).join('\n')).toMatchInlineSnapshot(`
       "one of the 4 shards is lost: all runs wait until it is back
-      digits cannot be written down, trying again: DP_DISK no space left on device
+      digits cannot be written down, trying again: a restart would go back from step 90 to step 40; DP_DISK no space left on device
       worker a is in quarantine: five bad pushes in a row
       Redis is away for 3 min: 12 records wait on disk, training goes on
       digits has diverged once, last at step 70; it goes on with learning rate 0.025
