@@ -8,7 +8,14 @@ import { test } from 'vitest';
  */
 
 /** As test/python-tools.txt has them. */
-const MODULES = ['tensorboard', 'safetensors', 'matplotlib', 'sklearn', 'pandas'] as const;
+const MODULES = [
+  'tensorboard',
+  'safetensors',
+  'matplotlib',
+  'sklearn',
+  'pandas',
+  'kubernetes_validate',
+] as const;
 
 export interface Ran {
   readonly status: number | null;
