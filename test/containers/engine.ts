@@ -25,6 +25,8 @@ process.env.PATH = `${process.env.PATH}:/usr/sbin:/sbin`;
 
 /** Kept from run to run: Compose, base images, layers of the images. */
 export const CACHE = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'downpour');
+/** Of an engine that is started here. */
+const DATA = join(CACHE, 'docker');
 /** Of the Docker client: where Compose and BuildKit are found as its plugins. */
 const CLIENT_CONFIG = join(CACHE, 'docker-client');
 const PLUGINS = ['compose', 'buildx'] as const;
@@ -138,12 +140,12 @@ async function startOwn(
   unlock: () => void,
   log: (line: string) => void,
 ): Promise<ContainerEngine> {
-  const data = join(CACHE, 'docker');
-  mkdirSync(data, { recursive: true });
-  const { bavail, bsize } = statfsSync(data);
+  await endAbandoned(log);
+  mkdirSync(DATA, { recursive: true });
+  const { bavail, bsize } = statfsSync(DATA);
   const free = (bavail * bsize) / 1e9;
   if (free < GIGABYTES_NEEDED) {
-    throw new Error(`${data} has ${free.toFixed(1)} GB free, ${GIGABYTES_NEEDED} are needed`);
+    throw new Error(`${DATA} has ${free.toFixed(1)} GB free, ${GIGABYTES_NEEDED} are needed`);
   }
   const before = await readHost();
   const folder = mkdtempSync(join(tmpdir(), 'downpour-docker-'));
@@ -155,7 +157,7 @@ async function startOwn(
   const child = spawn(
     'dockerd',
     [
-      ...['--config-file', config, '--host', env.DOCKER_HOST, '--data-root', data],
+      ...['--config-file', config, '--host', env.DOCKER_HOST, '--data-root', DATA],
       ...['--exec-root', join(folder, 'exec'), '--pidfile', join(folder, 'pid')],
     ],
     {
@@ -270,24 +272,37 @@ function killQuietly(pidFile: string): void {
 function lock(): () => void {
   mkdirSync(CACHE, { recursive: true });
   const file = join(CACHE, 'docker.lock');
-  if (existsSync(file)) {
-    const holder = Number(readFileSync(file, 'utf8'));
-    if (isAlive(holder)) {
-      throw new Error(`process ${holder} runs an engine on ${join(CACHE, 'docker')}: wait for it`);
-    }
-    rmSync(file, { force: true });
+  const holder = existsSync(file) ? Number(readFileSync(file, 'utf8')) : Number.NaN;
+  // Another process may have got its number meanwhile.
+  if (commandOf(holder).includes('test/containers/main.ts')) {
+    throw new Error(`process ${holder} runs an engine on ${DATA}: wait for it`);
   }
+  rmSync(file, { force: true });
   const descriptor = openSync(file, 'wx');
   writeSync(descriptor, String(process.pid));
   closeSync(descriptor);
   return () => rmSync(file, { force: true });
 }
 
-function isAlive(pid: number): boolean {
+/** Of a run that was killed, and could not end its engine. */
+async function endAbandoned(log: (line: string) => void): Promise<void> {
+  const isOurs = (pid: string) => {
+    const words = commandOf(Number(pid)).split('\0');
+    return words[0]!.endsWith('dockerd') && words.includes(DATA);
+  };
+  for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name) && isOurs(name))) {
+    log(`ending the engine ${pid} of a run that was killed`);
+    process.kill(Number(pid), 'SIGTERM');
+    const start = performance.now();
+    while (commandOf(Number(pid)) !== '' && performance.now() - start < STOP_MS) await wait(100);
+  }
+}
+
+/** Its words, each with a zero byte behind it; empty: there is no such process. */
+function commandOf(pid: number): string {
   try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM';
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8');
+  } catch {
+    return '';
   }
 }
