@@ -1,5 +1,6 @@
 import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
-import { readFileSync, unwatchFile, watchFile } from 'node:fs';
+import { existsSync, readFileSync, statSync, unwatchFile, watchFile } from 'node:fs';
+import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
@@ -22,7 +23,10 @@ export interface TokenSources {
   readonly tokenFile?: string;
   readonly workerToken?: string;
   readonly observerToken?: string;
-  /** Lines of role, token and, if wanted, a name for the log. `#` begins a comment. */
+  /**
+   * Lines of role, token and, if wanted, a name for the log; `#` begins a comment. Or a folder, as secrets are mounted: a file
+   * for each role, of its name, with a token in each line.
+   */
   readonly tokensFile?: string;
 }
 
@@ -72,7 +76,13 @@ export class Access {
   constructor(sources: TokenSources = {}, log: Log = () => {}) {
     this.#sources = sources;
     this.#log = log;
-    this.#files = [sources.tokenFile, sources.tokensFile].filter((file) => file !== undefined);
+    const { tokenFile, tokensFile } = sources;
+    this.#files = [
+      ...(tokenFile === undefined ? [] : [tokenFile]),
+      ...(tokensFile === undefined ? [] : [tokensFile]),
+      // One that is not there yet may come.
+      ...(isFolder(tokensFile) ? ROLES.map((role) => join(tokensFile!, role)) : []),
+    ];
     this.#known = this.#read();
     // By asking, since a mounted secret is replaced by moving a link, which no notification tells.
     for (const file of this.#files) {
@@ -174,9 +184,10 @@ export class Access {
     if (workerToken !== undefined) add('worker', workerToken);
     if (observerToken !== undefined) add('observer', observerToken);
     if (tokensFile !== undefined) {
-      for (const [role, text, name] of parseTokens(textOf(tokensFile), tokensFile)) {
-        add(role, text, name);
-      }
+      const lines = isFolder(tokensFile)
+        ? readFolder(tokensFile)
+        : parseTokens(textOf(tokensFile), tokensFile);
+      for (const [role, text, name] of lines) add(role, text, name);
     }
     this.#own = own;
     return known;
@@ -207,6 +218,26 @@ function firstLine(file: string): string {
 }
 
 type Line = readonly [role: Role, token: string, name: string | undefined];
+
+const isFolder = (path: string | undefined) =>
+  path !== undefined && statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
+
+/** @throws DownpourError DP_USAGE: it has the file of no role, or a line with more than a token. */
+function readFolder(folder: string): Line[] {
+  const present = ROLES.filter((role) => existsSync(join(folder, role)));
+  if (present.length === 0) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `${folder} has none of the files ${ROLES.join(', ')}: each holds tokens of its role, one a line`,
+    );
+  }
+  return present.flatMap((role) => {
+    const file = join(folder, role);
+    const tokens = textOf(file).split('\n');
+    const lines = tokens.flatMap((token) => (token.trim() ? [`${role} ${token}`] : ['']));
+    return parseTokens(lines.join('\n'), file);
+  });
+}
 
 /** @throws DownpourError DP_USAGE that names the line, and never shows what may be a token. */
 export function parseTokens(text: string, file: string): Line[] {

@@ -100,6 +100,7 @@ describe('docker compose', { timeout: 3 * LONG_MS }, () => {
       ...process.env,
       COMPOSE_PROJECT_NAME: PROJECT,
       DOWNPOUR_TOKEN: TOKEN,
+      DOWNPOUR_WORKER_TOKEN: 'a-secret-of-its-workers',
       DOWNPOUR_PORT: String(port),
       DOWNPOUR_PUBLISH: '0.0.0.0',
       // Without MNIST, the digits that the image brings.
@@ -107,6 +108,7 @@ describe('docker compose', { timeout: 3 * LONG_MS }, () => {
       DOWNPOUR_EXPERIMENTS: join(folder, 'experiments'),
     };
     elsewhere = { ...env, COMPOSE_PROJECT_NAME: `${PROJECT}-elsewhere`, DOWNPOUR_SERVER: 'none' };
+    elsewhere.DOWNPOUR_TOKEN = env.DOWNPOUR_WORKER_TOKEN;
     client = createRestClient({ server: `http://127.0.0.1:${port}`, token: TOKEN });
   });
   afterAll(async () => {
@@ -129,9 +131,10 @@ describe('docker compose', { timeout: 3 * LONG_MS }, () => {
     expect(await sh('docker compose exec server downpour status')).toContain('state in redis');
     const stranger = await fetch(`http://127.0.0.1:${env.DOWNPOUR_PORT}/status`);
     expect(stranger.status).toBe(401);
+    const [first] = await containersOf('worker');
+    expect(await docker('inspect', first!)).not.toContain(TOKEN);
     // The engine that the image brings is the one that trains.
-    const [worker] = await containersOf('worker');
-    expect(await docker('exec', worker!, 'downpour', 'doctor')).toMatch(/^engine +native on/);
+    expect(await docker('exec', first!, 'downpour', 'doctor')).toMatch(/^engine +native on/);
   });
 
   test('a training goes to its end', async () => {

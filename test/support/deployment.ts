@@ -64,7 +64,8 @@ function fill(value: unknown, env: Readonly<Record<string, string>>): unknown {
         const given = env[name] ?? '';
         if (given !== '') return given;
         if (kind === '?') throw new Error(`required variable ${name} is missing a value: ${rest}`);
-        return rest ?? '';
+        // A default may name another variable.
+        return (rest ?? '').replace(/^\$(\w+)$/, (_all, other: string) => env[other] ?? '');
       },
     );
   }

@@ -1,4 +1,12 @@
-import { mkdtempSync, rmSync, unlinkSync, writeFileSync } from 'node:fs';
+import {
+  mkdirSync,
+  mkdtempSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  unlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -112,6 +120,38 @@ describe('tokens', () => {
     expect(access.grant(bearer('second'))?.role).toBe('observer');
     expect(changes).toBe(2);
     expect(lines.join()).not.toMatch(/first|second/);
+  });
+
+  test('a folder has a file for each role, and is read again as mounted secrets change', () => {
+    const mount = (version: string, files: Record<string, string>) => {
+      mkdirSync(join(folder, version));
+      for (const [name, text] of Object.entries(files)) {
+        writeFileSync(join(folder, version, name), text);
+      }
+      // As Kubernetes does: all files change at once, by one link.
+      symlinkSync(version, join(folder, 'next'));
+      renameSync(join(folder, 'next'), join(folder, 'secret'));
+    };
+    mount('v1', { operator: 'o1\n', worker: '\nw1\nw2', 'redis-password': 'p' });
+    const access = open({ tokensFile: join(folder, 'secret') });
+    const roles = (...tokens: string[]) => tokens.map((each) => access.grant(bearer(each))?.role);
+    expect(roles('o1', 'w1', 'w2', 'p', '')).toEqual([
+      ...['operator', 'worker', 'worker'],
+      ...[undefined, undefined],
+    ]);
+    mount('v2', { operator: 'o1\n', worker: 'w2', observer: 'r' });
+    access.reload();
+    expect(roles('o1', 'w1', 'w2', 'r')).toEqual(['operator', undefined, 'worker', 'observer']);
+    mount('v3', { operator: 'two words of a token' });
+    access.reload();
+    expect(roles('o1', 'w2', 'r')).toEqual(['operator', 'worker', 'observer']);
+    expect(() => open({ tokensFile: join(folder, 'secret') })).toThrow(
+      /line 1 of .*operator must be/,
+    );
+    mount('v4', { token: 'o' });
+    expect(() => open({ tokensFile: join(folder, 'secret') })).toThrow(
+      /secret has none of the files observer, worker, operator: each holds/,
+    );
   });
 
   test('a file that is damaged or gone changes nothing, an empty one lets nobody in', () => {

@@ -92,6 +92,16 @@ describe('docker-compose.yml', () => {
     expect(() => check(['serve', '--colour'])).toThrow(/unknown option/);
   });
 
+  test('workers have their own token where there is one, and the others are the server’s', () => {
+    const tokens = { DOWNPOUR_WORKER_TOKEN: 'w', DOWNPOUR_OBSERVER_TOKEN: 'o' };
+    const { services } = readCompose({ DOWNPOUR_TOKEN: 'secret', ...tokens });
+    expect(services.server!.environment).toMatchObject({ DOWNPOUR_TOKEN: 'secret', ...tokens });
+    for (const name of ['worker', 'worker-gpu']) {
+      expect(services[name]!.environment!.DOWNPOUR_TOKEN).toBe('w');
+      expect(JSON.stringify(services[name])).not.toContain('secret');
+    }
+  });
+
   test('services wait for those that they need to be healthy', () => {
     for (const service of Object.values(compose.services)) {
       for (const [name, { condition }] of Object.entries(service.depends_on ?? {})) {
@@ -284,13 +294,25 @@ describe('the manifests of Kubernetes', () => {
     expect(() => check(container.args)).not.toThrow();
     const names = container.env.map((variable) => variable.name);
     for (const variable of ours(names)) expect(variables).toContain(variable);
-    expect(names).toContain('DOWNPOUR_TOKEN');
+    const secret = container.volumeMounts.find((mount) => mount.name === 'secret')!.mountPath;
+    const { secret: mounted } = spec.volumes!.find(
+      (volume) => volume.name === 'secret',
+    ) as unknown as {
+      secret: { secretName: string; items: { key: string; path: string }[] };
+    };
+    expect(mounted.secretName).toBe('downpour');
+    const roles = name === 'downpour-server' ? ['operator', 'worker', 'observer'] : ['worker'];
+    expect(mounted.items).toEqual(roles.map((role) => ({ key: role, path: role })));
+    const given = (variable: string) => container.env.find((each) => each.name === variable)?.value;
+    expect(given('DOWNPOUR_TOKEN_FILE')).toBe(`${secret}/${roles[0]}`);
+    expect(given('DOWNPOUR_TOKENS')).toBe(roles.length > 1 ? secret : undefined);
     expect(['downpour:cpu', 'downpour:gpu']).toContain(container.image);
     const volumes = spec.volumes!.map((volume) => volume.name);
     expect(container.volumeMounts.map((mount) => mount.name).sort()).toEqual(volumes.sort());
     expect(spec).toMatchObject({
       enableServiceLinks: false,
-      securityContext: { runAsNonRoot: true },
+      automountServiceAccountToken: false,
+      securityContext: { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } },
     });
     for (const { value, valueFrom } of container.env) {
       expect(value === undefined).toBe(valueFrom !== undefined);
