@@ -14,7 +14,7 @@ import {
   signed,
   spreadText,
 } from './report.ts';
-import { type Estimate, estimate } from './statistics.ts';
+import { asShare, type Estimate, estimate } from './statistics.ts';
 import { bestEvaluation, type NewTrial, type Plan, type Trial } from './study.ts';
 
 /**
@@ -102,7 +102,8 @@ export function curveReport(
   trials: readonly Trial[],
 ): Report {
   const measured = distinctOf(trials);
-  const sizes = sizesOf(measured);
+  const isShare = trials.some(({ errorMeasure }) => errorMeasure === 'misclassification');
+  const sizes = sizesOf(measured, isShare ? asShare : (value) => value);
   const format = errorFormatOf(trials);
   const found = extrapolate(measured.map(({ n, best }) => ({ n, error: best.error! })));
   const fit = found?.falls ? found : null;
@@ -177,7 +178,10 @@ function distinctOf(trials: readonly Trial[]): MeasuredTrial[] {
   return [...known.values()];
 }
 
-function sizesOf(measured: readonly MeasuredTrial[]): Size[] {
+function sizesOf(
+  measured: readonly MeasuredTrial[],
+  within: (value: Estimate) => Estimate,
+): Size[] {
   const counts = [...new Set(measured.map(({ n }) => n))].sort((a, b) => a - b);
   return counts.map((n) => {
     const bests = measured.filter((one) => one.n === n).map(({ best }) => best);
@@ -186,8 +190,8 @@ function sizesOf(measured: readonly MeasuredTrial[]): Size[] {
       .filter((value): value is number => value != null && Number.isFinite(value));
     return {
       n,
-      validation: estimate(bests.map(({ error }) => error!)),
-      training: training.length === 0 ? null : estimate(training),
+      validation: within(estimate(bests.map(({ error }) => error!))),
+      training: training.length === 0 ? null : within(estimate(training)),
     };
   });
 }

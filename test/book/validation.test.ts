@@ -103,7 +103,7 @@ test('§11.3: the error over training-set size on logarithmic axes foretells tha
   // A small training set is learnt by heart: the gap says to gather data, not to enlarge the model.
   const few = curveReport(
     'few',
-    { ...settings, target: 0.05 },
+    { ...settings, target: 0.1 },
     trials.filter((t) => t.config.trainFraction < 0.2),
   );
   expect(few.advice).toContain('more data is one of the best remedies');
