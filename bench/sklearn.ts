@@ -72,8 +72,11 @@ const COLUMNS: Column[] = [
 function summary(set: string, rows: readonly Row[]) {
   const { task, train, test } = rows[0]!;
   const isShare = task === 'classification';
-  const show = (value: number, digits: number) =>
-    isShare ? `${(100 * value).toFixed(digits)} %` : value.toFixed(digits);
+  const show = (value: number, digits: number) => {
+    // No minus before what is 0.00.
+    const scaled = Number((isShare ? 100 * value : value).toFixed(digits)) + 0;
+    return `${scaled.toFixed(digits)}${isShare ? ' %' : ''}`;
+  };
   const told = (numbers: readonly number[]) => {
     const { mean: m, half } = interval(numbers);
     return numbers.length > 1 ? `${show(m, 2)} ± ${show(half, 2)}` : show(m, 2);

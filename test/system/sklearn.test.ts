@@ -47,6 +47,6 @@ describe('the public data of scikit-learn', () => {
       expect(iris.index).toBe(true);
       expect(iris.journey.notes.join('\n')).toContain("leaves out column 'column 1'");
     },
-    180_000,
+    300_000,
   );
 });
