@@ -323,6 +323,35 @@ describe('the manifests of Kubernetes', () => {
     }
   });
 
+  // What the admission of a namespace with pod-security.kubernetes.io/enforce: restricted asks of a pod.
+  test.each([
+    ...deployments.map((name) => [name, 'Deployment'] as const),
+    ['downpour-redis', 'StatefulSet'] as const,
+  ])('%s fits Pod Security level restricted', (name, kind) => {
+    const { spec } = podOf(name, kind);
+    expect(spec).toMatchObject({
+      securityContext: { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } },
+    });
+    const ids = Object.entries(spec.securityContext as Record<string, unknown>);
+    expect(ids.filter(([key, value]) => key.startsWith('runAs') && value === 0)).toEqual([]);
+    for (const host of ['hostNetwork', 'hostPID', 'hostIPC', 'initContainers']) {
+      expect(spec).not.toHaveProperty(host);
+    }
+    const kinds = ['configMap', 'emptyDir', 'persistentVolumeClaim', 'projected', 'secret'];
+    for (const { name: _, ...source } of spec.volumes ?? []) {
+      expect(kinds).toEqual(expect.arrayContaining(Object.keys(source)));
+    }
+    for (const container of spec.containers) {
+      expect(container.securityContext).toEqual({
+        allowPrivilegeEscalation: false,
+        readOnlyRootFilesystem: true,
+        capabilities: { drop: ['ALL'] },
+      });
+      const ports = (container.ports ?? []) as readonly { hostPort?: number }[];
+      expect(ports.every((port) => port.hostPort === undefined)).toBe(true);
+    }
+  });
+
   test('addresses name services and their ports', () => {
     const urls = deployments
       .flatMap((name) => podOf(name).spec.containers[0].env)
