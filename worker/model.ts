@@ -516,10 +516,17 @@ function checkPredictions(
   }
   const wanted =
     classes && !data.shares ? [...data.targetShape, data.classCount] : data.targetShape;
-  if (sizeOf(shape) === sizeOf(wanted)) return shape;
+  if (isSameOrder(shape, wanted)) return shape;
   throw invalid(
-    `the model's predictions have shape [n,${shape}]; loss '${loss}' on this data needs [n${wanted.length > 0 ? `,${wanted}` : ''}] or as many elements`,
+    `the model's predictions have shape [n,${shape}]; loss '${loss}' on this data needs [n${wanted.length > 0 ? `,${wanted}` : ''}], or as many elements in one row`,
   );
+}
+
+/** Whether reshaping one to the other leaves each element its meaning: [3,2] and [2,3] do not, [6] and [2,3] do. */
+function isSameOrder(shape: readonly number[], wanted: readonly number[]): boolean {
+  if (sizeOf(shape) !== sizeOf(wanted)) return false;
+  const [a, b] = [shape, wanted].map((sizes) => sizes.filter((size) => size !== 1));
+  return a!.length <= 1 || b!.length <= 1 || String(a) === String(b);
 }
 
 function predictedShape(

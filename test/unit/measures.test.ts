@@ -355,3 +355,36 @@ describe('predictions', () => {
     await expect(build(line(), one)).rejects.toThrow('needs classes');
   });
 });
+
+describe('predictions in another order than the targets', () => {
+  const few = prepareData(
+    {
+      train: {
+        count: 8,
+        inputs: { values: inputs.slice(0, 8), shape: [8, 1] },
+        targets: { values: inputs.slice(0, 48), shape: [8, 2, 3] },
+      },
+      source: 'tables of 2 rows and 3 columns',
+    },
+    { seed: 1, validationFraction: 0.5, standardise: 'none' },
+  );
+  const giving = (...targetShape: number[]) =>
+    build(few, {
+      model: ({ tf }) =>
+        tf.sequential({
+          layers: [
+            tf.layers.dense({ units: 6, inputShape: [1] }),
+            tf.layers.reshape({ targetShape }),
+          ],
+        }),
+      loss: 'meanSquaredError',
+    });
+
+  test('are refused, since reshaping would compare numbers that do not belong together', async () => {
+    await expect(giving(3, 2)).rejects.toThrow(/predictions have shape \[n,3,2\].*needs \[n,2,3\]/);
+  });
+
+  test('are taken where the order is the same', async () => {
+    for (const shape of [[2, 3], [6], [2, 1, 3], [6, 1]]) await giving(...shape);
+  });
+});
