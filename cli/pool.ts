@@ -14,6 +14,8 @@ const BACKOFF_MS = { first: 1_000, last: 30_000 } as const;
 const STEADY_MS = 60_000;
 /** Crashes in a row after which a worker is given up. */
 const CRASHES_MAX = 5;
+/** Lines that Node writes around an error that nobody caught, and empty ones: the error says more. */
+const ABOUT_CRASH = /^(\s*|\s+at .*|\s*\^+|Node\.js v[\d.]+)$/;
 /** How long workers may take to hand back their leases. */
 const LEAVE_MS = 10_000;
 
@@ -140,7 +142,7 @@ function runOnce(
     let lastLine = '';
     for (const stream of [child.stdout, child.stderr]) {
       createInterface({ input: stream! }).on('line', (line) => {
-        if (line.trim() !== '') lastLine = line.trim();
+        if (!ABOUT_CRASH.test(line)) lastLine = line.trim();
         options.log(`${name}: ${line}`);
       });
     }

@@ -73,6 +73,14 @@ test('a worker that ends in good order while its run goes on is started again', 
   expect(notes[0]).toBe('worker-1 ended although its run goes on; starting it again in 0.005 s');
 });
 
+test('an error that nobody caught is told, not what Node writes behind it', async () => {
+  const { pool, notes } = start(
+    `if (life < 2) { Promise.reject(new RangeError('no such shelf')); stay(); }`,
+  );
+  await pool.ended;
+  expect(notes[0]).toContain('it said: RangeError: no such shelf; starting it again');
+});
+
 test('a crash is told with its last words, and the worker started again, ever later', async () => {
   const { pool, notes } = start(`if (life < 4) { console.error('out of luck'); process.exit(7); }`);
   await pool.ended;
