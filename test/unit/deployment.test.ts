@@ -192,7 +192,7 @@ describe('the images', () => {
   test.each(['cpu', 'gpu'])('%s: not root, signals passed on, its own engine', (target) => {
     const steps = stepsOf(target);
     const last = (word: string) => steps.findLast((step) => step.word === word)?.rest;
-    expect(last('USER')).toBe('node');
+    expect(last('USER')).toBe('1000:1000');
     expect(last('ENTRYPOINT')).toBe('["tini", "--", "downpour"]');
     expect(steps).toContainEqual({
       word: 'COPY',
