@@ -369,6 +369,21 @@ describe('the manifests of Kubernetes', () => {
     }
   });
 
+  test('Redis is reached by the server alone', () => {
+    const labelsOf = (name: string, kind?: string) => podOf(name, kind).metadata.labels;
+    const { ports } = podOf('downpour-redis', 'StatefulSet').spec.containers[0];
+    expect(find('NetworkPolicy', 'downpour-redis').spec).toEqual({
+      podSelector: { matchLabels: labelsOf('downpour-redis', 'StatefulSet') },
+      policyTypes: ['Ingress'],
+      ingress: [
+        {
+          from: [{ podSelector: { matchLabels: labelsOf('downpour-server') } }],
+          ports: [{ port: ports![0]!.name }],
+        },
+      ],
+    });
+  });
+
   test('there is one server at a time, with its state in a claim', () => {
     const { spec } = find('Deployment', 'downpour-server');
     expect(spec).toMatchObject({ replicas: 1, strategy: { type: 'Recreate' } });
