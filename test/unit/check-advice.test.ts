@@ -128,6 +128,32 @@ describe('classes and labels', () => {
 });
 
 describe('duplicates', () => {
+  test.each([
+    [1, 'advice'],
+    [3, 'problem'],
+  ] as const)(
+    '%i of 30 validation examples that stand in the training part: %s',
+    (equal, verdict) => {
+      const own = (first: number) =>
+        dataOf(
+          30,
+          2,
+          (row, f) => wave(first + row, f),
+          (row) => row % 2,
+          2,
+        ).train;
+      const validation = own(0);
+      const train = own(1000);
+      const values = train.inputs.values.slice();
+      values.set(validation.inputs.values.subarray(0, 2 * equal));
+      const inputs = { ...train.inputs, values };
+      const { duplicates } = findingsOf({
+        ...{ train: { ...train, inputs }, validation, classCount: 2, source: 'few equal rows' },
+      });
+      expect(duplicates!.verdict).toBe(verdict);
+    },
+  );
+
   test('of few possible inputs are no leak', () => {
     const xor = dataOf(
       200,
