@@ -47,8 +47,8 @@ export function judge(profile: ColumnProfile): Judged {
   const judged: Judge = (kind, reason = '', remedy = '', mayBeKinds = false) => ({
     ...{ profile, kind, reason, remedy, mayBeKinds },
   });
-  if (profile.isUnnamed) return judged('unnamed', 'the header has no name for it', 'name it there');
   if (given === 0) return judged('empty', 'it holds no value');
+  if (profile.isUnnamed) return judged('unnamed', 'the header has no name for it', 'name it there');
   if (missing > 0) {
     const first = firstMissing!;
     return judged(

@@ -56,7 +56,8 @@ export async function tableDraft(request: TableRequest, answers: Answers): Promi
     );
   }
   const names = table.columns.map(({ name }) => name);
-  const [last] = names.slice(-1);
+  // A delimiter at the end of each line makes a last column without name or value.
+  const last = table.columns.findLast(({ isUnnamed }) => !isUnnamed)?.name ?? names.at(-1);
   const target = await answers.answer(
     request.target,
     `Column to predict (${names.map(shown).join(', ')})?`,
@@ -150,6 +151,7 @@ function findTarget({ columns }: TableProfile, name: string, request: TableReque
       `${other}; if it is a quantity all the same, --target and --task regression say so`,
     );
   if (kind === 'empty' || kind === 'text') refuse(reason, other);
+  if (kind === 'unnamed') refuse(reason, `${remedy}, or ${other}`);
   return target;
 }
 

@@ -213,6 +213,18 @@ describe('init on how a file is written', () => {
     const said = await init(table({ '': shuffled, ...quantity }));
     expect(said).toContain(`${left('column 1')}the header has no name for it; name it there`);
   });
+
+  test('predicts no column that a delimiter at the end of each line makes', async () => {
+    const lines = table({ ...quantity, '': () => '' });
+    expect(await init(lines)).toContain('predicts price (regression)');
+    expect(await init(lines, { target: 'column 4' })).toMatch(
+      /^DP_USAGE .*column 'column 4' cannot be predicted: it holds no value/,
+    );
+    const named = table({ ...quantity, '': (row) => (row * 37) % 211 });
+    expect(await init(named, { target: 'column 4' })).toMatch(
+      /^DP_USAGE .*cannot be predicted: the header has no name for it; name it there/,
+    );
+  });
 });
 
 describe('init on columns that say nothing, or too much', () => {
