@@ -85,7 +85,11 @@ export class Coordinator {
     return [...this.#runs.values()];
   }
 
-  /** @throws DownpourError DP_RUN_UNKNOWN. */
+  find(id: string): Run | null {
+    return this.#runs.get(id) ?? null;
+  }
+
+  /** For those who may list runs: the error names some. @throws DownpourError DP_RUN_UNKNOWN. */
   mustFind(id: string): Run {
     const run = this.#runs.get(id);
     if (run) return run;

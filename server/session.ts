@@ -210,24 +210,21 @@ export class Session {
     payload: Uint8Array,
     landing: Landing | null,
   ): boolean {
-    if (message.type === 'evaluated') {
-      // It took long, and the connection may be a new one that has not joined yet.
-      const run = this.#coordinator.mustFind(message.run);
-      run.evaluated(message, this.#coordinator.now());
-      if (run === this.#run) this.proceed();
-      this.#coordinator.settle(run);
-      return false;
-    }
     const run = this.#run;
     if (!run || !this.#joined || message.run !== run.id) {
+      // It took long, and the connection may be a new one that has not joined yet: it is asked for once more.
+      if (message.type === 'evaluated') return false;
       // It crossed the end of its run on the wire: the worker knows by now.
-      if (this.#coordinator.mustFind(message.run).over) return false;
+      if (this.#coordinator.find(message.run)?.over) return false;
       throw new DownpourError(
         'DP_PROTOCOL_ORDER',
         `'${message.type}' for run '${message.run}', which this worker has not joined: join it first`,
       );
     }
-    if (message.type === 'push') {
+    if (message.type === 'evaluated') {
+      run.evaluated(this.key, message, this.#coordinator.now());
+      this.proceed();
+    } else if (message.type === 'push') {
       if (run.parts > 1) {
         // Without a landing the payload is the receiver's, which reads the next one there.
         this.#gathering.push(message, landing ? payload : payload.slice(), landing);
@@ -296,7 +293,9 @@ export class Session {
     this.#coordinator.welcome(this);
     this.tellStandby();
     if (hello.run !== null) {
-      const run = this.#coordinator.mustFind(hello.run);
+      const run = this.#coordinator.find(hello.run);
+      // Which others there are is not for a worker to know.
+      if (!run) throw new DownpourError('DP_RUN_UNKNOWN', `no run '${hello.run}' on this server`);
       if (!run.over) {
         run.mustBeTrusted(this.key);
         this.#mustHaveExperiment(hello, run);
@@ -322,7 +321,6 @@ export class Session {
   #onJoin(join: Join, payload: Uint8Array): void {
     const run = this.#run;
     if (run?.id !== join.run) {
-      this.#coordinator.mustFind(join.run);
       throw new DownpourError(
         'DP_PROTOCOL_ORDER',
         `'join' for run '${join.run}', which this worker was not assigned to`,

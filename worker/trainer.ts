@@ -127,8 +127,9 @@ export function createTrainer(options: TrainerOptions): Trainer {
     }
   };
   let resend = false;
-  /** With several pushes under way the server asks for an evaluation in the reply to each. */
-  let evaluated: number | null = null;
+  /** The last result, and whether it has been sent: with several pushes under way each answer asks for it. */
+  let evaluated: Evaluated | null = null;
+  let isTold = false;
   /** Two, by turns: a tensor may share the memory of the minibatch it was made from. */
   const rooms: (Minibatch | undefined)[] = [undefined, undefined];
   let turn = 0;
@@ -188,8 +189,8 @@ export function createTrainer(options: TrainerOptions): Trainer {
   return {
     rejoined() {
       resend = true;
-      // The result may have been lost with the connection.
-      evaluated = null;
+      // The result may have been lost with the connection: it is told once more when it is asked for.
+      isTold = false;
     },
 
     async work(message, received, release) {
@@ -212,16 +213,16 @@ export function createTrainer(options: TrainerOptions): Trainer {
         exchange.resend(run);
       }
       if (evaluation) {
-        if (evaluation.id === evaluated) {
-          releaseUnused();
-          return;
+        if (evaluation.id !== evaluated?.evaluation) {
+          const { id, part } = evaluation;
+          const alsoTraining = part === 'validation' ? config.evaluateTraining : 0;
+          const result = await evaluate(model, payload, prepared, part, { signal, alsoTraining });
+          evaluated = { type: 'evaluated', run, evaluation: id, ...result };
+          isTold = false;
         }
-        evaluated = evaluation.id;
-        const { part } = evaluation;
-        const alsoTraining = part === 'validation' ? config.evaluateTraining : 0;
-        const result = await evaluate(model, payload, prepared, part, { signal, alsoTraining });
         releaseUnused();
-        exchange.send({ type: 'evaluated', run, evaluation: evaluation.id, ...result });
+        if (!isTold) exchange.send(evaluated);
+        isTold = true;
         return;
       }
       // Without a payload, those that came last are still the newest.

@@ -43,7 +43,7 @@ function perform(run: Run, call: RunCall, payload: Uint8Array): void {
       run.push(call.worker, call.push, payload, call.now);
       break;
     case 'evaluated':
-      run.evaluated(call.result, call.now);
+      run.evaluated(call.worker, call.result, call.now);
       break;
     case 'sampled':
       run.sampled(call.worker, call.observed, call.now);

@@ -125,6 +125,11 @@ interface WorkerRecord extends WorkerDeeds {
   attached: boolean;
   /** The generation of the whole vector that it was sent, -1: none. */
   generation: number;
+  /** The newest parameters that it was sent for a minibatch: a push names these or older ones. */
+  sentGeneration: number;
+  sentStep: number;
+  /** Samples that its leases have asked it for, and that have not come. */
+  samplesDue: number;
 }
 
 /** What a worker has done for the run. */
@@ -265,7 +270,12 @@ export type RunCall =
       readonly push: Push;
       readonly now: number;
     }
-  | { readonly call: 'evaluated'; readonly result: Evaluated; readonly now: number }
+  | {
+      readonly call: 'evaluated';
+      readonly worker: string;
+      readonly result: Evaluated;
+      readonly now: number;
+    }
   | {
       readonly call: 'sampled';
       readonly worker: string;
@@ -738,8 +748,12 @@ export class Run {
     const training = this.#phase === 'training' || this.#phase === 'refitting';
     if (!training || this.#ending !== null || !this.#leases) return { kind: 'wait' };
     if (this.#step === 0 && !this.#isStaffed()) return { kind: 'wait' };
+    const { nextId } = this.#leases;
     const leases = this.#leases.grant(worker, Math.min(ahead, LIMITS.leasesPerWorkerMax), now);
     if (leases.length === 0) return { kind: 'wait' };
+    this.#askForSamples(record, leases, nextId);
+    record.sentGeneration = this.#generation;
+    record.sentStep = this.#step;
     const whole = this.#whole(record);
     return {
       kind: 'work',
@@ -750,6 +764,16 @@ export class Run {
       step: this.#step,
       parts: { capture: null, whole: whole !== null },
     };
+  }
+
+  /** Those whose number says so; of one that had been another worker's before, again. @param from the first new one. */
+  #askForSamples(record: WorkerRecord, leases: readonly Lease[], from: number): void {
+    const { everySteps } = this.config.observe;
+    if (everySteps === null) return;
+    const asked = leases.filter(({ id }) => (id - 1) % everySteps === 0);
+    const isNew = asked.some(({ id }) => id >= from);
+    // A worker may put a sample off, and takes it once then, however many leases have asked for it.
+    if (isNew || (asked.length > 0 && record.samplesDue === 0)) record.samplesDue = 1;
   }
 
   #isStaffed(): boolean {
@@ -795,8 +819,8 @@ export class Run {
   }
 
   /**
-   * The answer to an `initialise`: the whole vector, shape [partLayout.size]. A late answer to a grant
-   * that another worker has met is ignored.
+   * The answer to an `initialise`: the whole vector, shape [partLayout.size]. A late answer is ignored, and that of
+   * a worker that was not asked.
    * @param others what the other shards have said of their parts.
    * @throws DownpourError DP_TENSOR_SIZE or DP_GRADIENT_NOT_FINITE.
    */
@@ -809,7 +833,7 @@ export class Run {
   ): void {
     this.#follower?.({ call: 'initialised', worker, grant, now }, bytesOf(values));
     const parameters = this.#mustParameters();
-    if (this.#grant?.id !== grant) return;
+    if (this.over || this.#grant?.id !== grant || this.#grant.worker !== worker) return;
     if (values.length !== parameters.layout.size) {
       throw sizeError('initial parameters', values.length, parameters.layout.size);
     }
@@ -898,9 +922,16 @@ export class Run {
       const message = `minibatch lease ${push.lease} is not this worker's any more: it was not pushed within leaseSeconds ${this.config.leaseSeconds} or its connection was lost, and it went to another worker`;
       return answer(push, 'rejected', 0, 'DP_PUSH_LEASE_LOST', message);
     }
-    if (push.generation !== this.#generation || push.step > this.#step) {
+    if (push.generation !== this.#generation) {
       leases.retry(lease.id, now);
       const message = `push read step ${push.step} of generation ${push.generation}, server is at ${this.#step} of generation ${this.#generation}: these parameters are no more; pull, then retry`;
+      return answer(push, 'rejected', 0, 'DP_PUSH_STALE', message);
+    }
+    const sentStep = record.sentGeneration === this.#generation ? record.sentStep : -1;
+    if (push.step > sentStep) {
+      leases.retry(lease.id, now);
+      const sent = sentStep < 0 ? 'none of this generation' : `none after step ${sentStep}`;
+      const message = `push read step ${push.step}, and this worker was sent ${sent}: name the step of the parameters that the gradient was computed at; pull, then retry`;
       return answer(push, 'rejected', 0, 'DP_PUSH_STALE', message);
     }
     const staleness = this.#step - push.step;
@@ -1123,12 +1154,24 @@ export class Run {
   }
 
   /**
-   * Takes the result of an evaluation in, from whichever worker brings it first; others are ignored.
+   * Takes the result of an evaluation in, from the worker that has it to do; from others, and of a run that is over,
+   * it is ignored.
+   * @throws DownpourError DP_DATA_MISMATCH: it is of another number of examples than the part has.
    */
-  evaluated(result: Evaluated, now: number): void {
-    this.#follower?.({ call: 'evaluated', result, now }, NOTHING);
+  evaluated(worker: string, result: Evaluated, now: number): void {
+    this.#follower?.({ call: 'evaluated', worker, result, now }, NOTHING);
     const pending = this.#evaluation;
-    if (!pending || pending.id !== result.evaluation) return;
+    if (this.over || pending?.id !== result.evaluation || pending.worker !== worker) return;
+    if (this.quarantine(worker) !== null) return;
+    const examples = this.#examplesOf(pending.part);
+    if (result.examples !== examples) {
+      pending.worker = null;
+      this.#events.push({ kind: 'wake' });
+      throw new DownpourError(
+        'DP_DATA_MISMATCH',
+        `an evaluation of ${result.examples} examples; the part '${pending.part}' of run ${this.id} has ${examples}: evaluate all of them, once each`,
+      );
+    }
     this.#goesOn(now);
     this.#evaluation = null;
     const evaluation: Evaluation = {
@@ -1156,13 +1199,22 @@ export class Run {
     this.#forget(pending.capture);
   }
 
+  #examplesOf(part: Part): number {
+    const { trainCount, validationCount, testCount } = this.#data!;
+    if (part === 'trainAndValidation') return trainCount + validationCount;
+    return { train: trainCount, validation: validationCount, test: testCount }[part];
+  }
+
   /**
-   * Keeps what a worker has sampled, for as long as it samples this run.
+   * Keeps what a worker has sampled, where one of its leases has asked for it.
    * @throws DownpourError DP_LAYOUT_MISMATCH: a tensor that the run does not have.
    */
   sampled(worker: string, observed: Observed, now: number): void {
     this.#follower?.({ call: 'sampled', worker, observed, now }, NOTHING);
-    if (this.over || !this.layout || this.quarantine(worker) !== null) return;
+    const record = this.#workers.get(worker);
+    if (this.over || !this.layout || !record || record.samplesDue === 0) return;
+    if (this.quarantine(worker) !== null) return;
+    record.samplesDue--;
     const known = new Set(this.layout.tensors.map(({ name }) => name));
     const strange = observed.tensors.find(({ name }) => !known.has(name));
     if (strange) {
@@ -1233,9 +1285,7 @@ export class Run {
     phase: 'training' | 'refitting',
     options: { part: Part; epochs: number | null; reason: string },
   ): void {
-    const data = this.#data!;
-    const exampleCount =
-      options.part === 'train' ? data.trainCount : data.trainCount + data.validationCount;
+    const exampleCount = this.#examplesOf(options.part);
     this.#phaseStart = this.#step;
     this.#optimizerStart = this.#step;
     this.#ending = null;
@@ -1651,8 +1701,9 @@ export class Run {
       test: this.#test,
       testedAt: this.testedAt,
       workers: [...this.#workers].map(([key, record]) => {
-        const { lastSequence, attached: _, generation: __, pushes, ...sums } = record;
-        return [key, lastSequence, { pushes: { ...pushes }, ...sums }];
+        const { pushes, stalenessSum, computeMsSum, computeMsRecent, examples } = record;
+        const deeds = { stalenessSum, computeMsSum, computeMsRecent, examples };
+        return [key, record.lastSequence, { pushes: { ...pushes }, ...deeds }];
       }),
       life: this.#life,
       firstGeneration: this.#firstGeneration,
@@ -1942,6 +1993,9 @@ const newRecord = (): WorkerRecord => ({
   lastSequence: 0,
   attached: false,
   generation: -1,
+  sentGeneration: -1,
+  sentStep: -1,
+  samplesDue: 0,
   pushes: emptyTally(),
   stalenessSum: 0,
   computeMsSum: 0,

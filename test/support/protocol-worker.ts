@@ -10,7 +10,15 @@ import type {
   WorkerMessage,
 } from '../../shared/protocol.ts';
 import { random, STREAMS } from '../../shared/random.ts';
-import { EXCHANGED, FACTS, gradientOf, lossOf, type Problem, TENSORS } from './regression.ts';
+import {
+  EXCHANGED,
+  examplesOf,
+  FACTS,
+  gradientOf,
+  lossOf,
+  type Problem,
+  TENSORS,
+} from './regression.ts';
 
 /** What came in: a message with its payload, or the end of the connection. */
 export type Incoming =
@@ -176,7 +184,7 @@ export class ProtocolWorker {
       if (work.evaluation) {
         const { id, part } = work.evaluation;
         const loss = lossOf(problem, part, theta);
-        const examples = problem.summary.validationCount;
+        const examples = examplesOf(problem, part);
         this.send({
           type: 'evaluated',
           run: work.run,

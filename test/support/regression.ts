@@ -82,6 +82,9 @@ function range(problem: Problem, part: Part): { start: number; count: number } {
   return { start: trainCount + validationCount, count: testCount };
 }
 
+/** In a part. */
+export const examplesOf = (problem: Problem, part: Part) => range(problem, part).count;
+
 /** Gradient and statistics of one minibatch, and its loss. */
 export function gradientOf(problem: Problem, seed: number, lease: Lease, theta: Float32Array) {
   const { start, count } = range(problem, lease.part);
@@ -151,6 +154,7 @@ export class VirtualWorker {
       const loss = lossOf(this.#problem, part, floatsOf(assignment.payload.bytes));
       const examples = range(this.#problem, part).count;
       this.#run.evaluated(
+        this.key,
         {
           type: 'evaluated',
           run: this.#run.id,

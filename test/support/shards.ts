@@ -195,8 +195,9 @@ export class ShardedRun {
       const loss = values.subarray(0, 45_100).reduce((sum, x) => sum + x * x, 0) / 45_100;
       // Validation gets worse after a while, so that training stops early.
       const told = part === 'validation' ? loss + 0.02 * this.run.step : loss;
-      const result = { loss: told, error: told, examples: 10, metrics: {} };
-      this.run.evaluated({ type: 'evaluated', run: 'r', evaluation: id, ...result }, 0);
+      const examples = part === 'train' ? 64 : 10;
+      const result = { loss: told, error: told, examples, metrics: {} };
+      this.run.evaluated('w/1', { type: 'evaluated', run: 'r', evaluation: id, ...result }, 0);
       return null;
     }
     const { generation } = this.run;

@@ -10,7 +10,15 @@ import type { Acknowledgement, Lease, Push, ServerMessage, Work } from '../../sh
 import { type Random, random } from '../../shared/random.ts';
 import { VERSION } from '../../shared/version.ts';
 import type { Connection, ConnectionEvents, Header, Landing } from '../../wire/connection.ts';
-import { createProblem, EXCHANGED, FACTS, gradientOf, lossOf, TENSORS } from './regression.ts';
+import {
+  createProblem,
+  EXCHANGED,
+  examplesOf,
+  FACTS,
+  gradientOf,
+  lossOf,
+  TENSORS,
+} from './regression.ts';
 
 /**
  * A deterministic simulation of a cluster: the server's own coordinator, sessions and runs, virtual
@@ -1090,7 +1098,7 @@ class SimulatedWorker {
         const loss = lossOf(problem, evaluation.part, theta);
         this.#connection?.send({
           ...{ type: 'evaluated', run: 'r', evaluation: evaluation.id, loss, error: loss },
-          ...{ examples: 10, metrics: {} },
+          ...{ examples: examplesOf(problem, evaluation.part), metrics: {} },
         });
       });
       return;

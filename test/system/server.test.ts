@@ -417,8 +417,9 @@ describe('bad input from a worker', () => {
         const work = await w.enter(problem);
         w.push(problem, work, { run: 'nowhere' });
       },
-      'DP_RUN_UNKNOWN',
-      4404,
+      // As for a run that there is and that it was not given: it is told of no other.
+      'DP_PROTOCOL_ORDER',
+      1002,
     ],
     [
       'a model of another layout',

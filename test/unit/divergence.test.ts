@@ -111,9 +111,9 @@ test('a validation part that gives no finite value is not blamed on the learning
   worker.train(() => run.step === 3);
   const assignment = run.assign('e/2', 1, 0);
   if (assignment.kind !== 'work' || !assignment.evaluation) throw new Error('no evaluation');
-  const values = { loss: null, error: null, examples: 1, metrics: {} };
+  const values = { loss: null, error: null, examples: 10, metrics: {} };
   const { id } = assignment.evaluation;
-  run.evaluated({ type: 'evaluated', run: 'r', evaluation: id, ...values }, 0);
+  run.evaluated('e/2', { type: 'evaluated', run: 'r', evaluation: id, ...values }, 0);
   expect(run.phase).toBe('failed');
   expect(run.reason).toMatch(
     /the training loss is [\d.]+, so look at the values of the validation part/,
@@ -139,8 +139,9 @@ test('a validation value that is not finite takes the run back once, however lat
     const assignment = run.assign(evaluator.key, 1, 0);
     if (assignment.kind !== 'work' || !assignment.evaluation) throw new Error('no evaluation');
     const { id } = assignment.evaluation;
-    const values = { loss, error: loss, examples: 1, metrics: {} };
-    return () => run.evaluated({ type: 'evaluated', run: 'r', evaluation: id, ...values }, 0);
+    const values = { loss, error: loss, examples: 10, metrics: {} };
+    return () =>
+      run.evaluated(evaluator.key, { type: 'evaluated', run: 'r', evaluation: id, ...values }, 0);
   };
   evaluate(null)();
   expect(run.summary(0).rollbacks).toMatchObject([{ step: 6, to: 3 }]);
