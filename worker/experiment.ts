@@ -211,7 +211,8 @@ export async function loadExperiment(path: string): Promise<Experiment> {
   resolveOwnName();
   let module: { default?: unknown };
   try {
-    module = (await import(pathToFileURL(file).href)) as typeof module;
+    // Links are followed here: Node follows each once, and a mounted config map changes by moving one.
+    module = (await import(pathToFileURL(await realpath(file)).href)) as typeof module;
   } catch (cause) {
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',

@@ -1,4 +1,4 @@
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -69,6 +69,25 @@ describe('an experiment', () => {
       "export default { data() {}, model() {}, loss: 'meanSquaredError' };",
     );
     expect((await loadExperiment(path)).loss).toBe('meanSquaredError');
+  });
+
+  test('is loaded anew from a mounted folder that has changed by a moved link', async () => {
+    for (const version of [1, 2]) {
+      const share = `export const share = ${version / 10};`;
+      await write(`v${version}/share.mjs`, share);
+      const text = "import { share } from './share.mjs';\nexport default { data() {}, model() {}, ";
+      await write(
+        `v${version}/mine.mjs`,
+        `${text}loss: 'meanSquaredError', labelSmoothing: share };`,
+      );
+    }
+    const seen: unknown[] = [];
+    for (const version of ['v1', 'v2']) {
+      await symlink(version, join(folder, 'next'));
+      await rename(join(folder, 'next'), join(folder, 'mounted'));
+      seen.push((await loadExperiment(join(folder, 'mounted/mine.mjs'))).labelSmoothing);
+    }
+    expect(seen).toEqual([0.1, 0.2]);
   });
 
   test('that throws, or is not there, is told with its file', async () => {
