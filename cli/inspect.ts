@@ -1,14 +1,14 @@
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { isNumber, sortNames } from '../worker/data/cells.ts';
 import { type Column, isFloat, kindOf } from '../worker/data/columns.ts';
 import type { ExperimentData } from '../worker/data/examples.ts';
 import { filePieces, unreadable } from '../worker/data/files.ts';
 import { isIdx, readIdx } from '../worker/data/idx.ts';
-import { loadImageFolder } from '../worker/data/images.ts';
 import { loadMnist } from '../worker/data/mnist.ts';
 import { isNpy, readNpy } from '../worker/data/npy.ts';
-import { type ColumnSummary, describeCsv, summarise } from '../worker/data/table-summary.ts';
+import { loadImageFolder } from '../worker/data/pictures/images.ts';
+import { isNumber, sortNames } from '../worker/data/tables/cells.ts';
+import { type ColumnSummary, describeCsv, summarise } from '../worker/data/tables/table-summary.ts';
 import { print, printJson } from './options.ts';
 import { type GivenTableOptions, tableOptionsOf, withOptions } from './table-options.ts';
 

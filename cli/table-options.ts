@@ -1,8 +1,8 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { DownpourError } from '../shared/errors.ts';
-import type { NumberForm } from '../worker/data/cells.ts';
-import { isEncoding } from '../worker/data/strict-text.ts';
-import type { TableOptions } from '../worker/data/table-rows.ts';
+import type { NumberForm } from '../worker/data/tables/cells.ts';
+import { isEncoding } from '../worker/data/tables/strict-text.ts';
+import type { TableOptions } from '../worker/data/tables/table-rows.ts';
 
 /** How a CSV file is written, as options of commands that read one. */
 

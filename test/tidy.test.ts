@@ -32,8 +32,8 @@ const DOORS: Record<string, RegExp> = {
   commander: /^cli\//,
   pino: /^cli\/log\.ts$/,
   '@tensorflow/': /^(worker|cli)\//,
-  sharp: /^worker\/data\/sharp\.ts$/,
-  'jpeg-js': /^worker\/data\/jpeg\.ts$/,
+  sharp: /^worker\/data\/pictures\/sharp\.ts$/,
+  'jpeg-js': /^worker\/data\/pictures\/jpeg\.ts$/,
 };
 
 interface Import {

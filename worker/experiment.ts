@@ -31,11 +31,11 @@ import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
  *     });
  */
 
-export { type CsvData, type CsvOptions, type CsvParts, loadCsv } from './data/csv.ts';
 export { readIdx } from './data/idx.ts';
-export { loadImageFolder } from './data/images.ts';
 export { loadMnist } from './data/mnist.ts';
 export { readNpy } from './data/npy.ts';
+export { loadImageFolder } from './data/pictures/images.ts';
+export { type CsvData, type CsvOptions, type CsvParts, loadCsv } from './data/tables/csv.ts';
 export type {
   ExperimentData,
   GivenData,

@@ -1,4 +1,4 @@
-import type { Cell, ColumnProfile, Form } from '../../worker/data/table-profile.ts';
+import type { Cell, ColumnProfile, Form } from '../../worker/data/tables/table-profile.ts';
 import { groups } from '../progress.ts';
 
 /** What a column of a table is good for, decided by counting its cells. */

@@ -1,4 +1,4 @@
-import { loadImageFolder } from '../../worker/data/images.ts';
+import { loadImageFolder } from '../../worker/data/pictures/images.ts';
 import { groups } from '../progress.ts';
 import { comment } from './source.ts';
 import { type Draft, LOGITS, minibatchSize } from './table.ts';

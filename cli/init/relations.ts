@@ -1,4 +1,4 @@
-import type { ColumnProfile } from '../../worker/data/table-profile.ts';
+import type { ColumnProfile } from '../../worker/data/tables/table-profile.ts';
 
 /** Columns that say the same as another one. */
 

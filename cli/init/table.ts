@@ -1,15 +1,15 @@
 import { basename } from 'node:path';
 import { nearest } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import { lookalikes } from '../../worker/data/cells.ts';
 import { corrupt } from '../../worker/data/files.ts';
+import { lookalikes } from '../../worker/data/tables/cells.ts';
 import {
   type ColumnProfile,
   type ProfileOptions,
   profileTable,
   type TableProfile,
-} from '../../worker/data/table-profile.ts';
-import { summarise } from '../../worker/data/table-summary.ts';
+} from '../../worker/data/tables/table-profile.ts';
+import { summarise } from '../../worker/data/tables/table-summary.ts';
 import { groups } from '../progress.ts';
 import { withOptions } from '../table-options.ts';
 import type { Answers } from './ask.ts';

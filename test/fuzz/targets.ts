@@ -29,9 +29,9 @@ import {
 import { decodeHeader, encodeHeader } from '../../shared/safetensors.ts';
 import { FRAME_HEAD_MAX, OPCODES, writeFrameHead } from '../../wire/frames.ts';
 import { Receiver } from '../../wire/receiver.ts';
-import { parseCsv } from '../../worker/data/csv.ts';
 import { parseIdx } from '../../worker/data/idx.ts';
 import { parseNpy } from '../../worker/data/npy.ts';
+import { parseCsv } from '../../worker/data/tables/csv.ts';
 
 /** All that reads bytes of others: what is put in, and real examples that are damaged for it. */
 export interface Target {

@@ -7,7 +7,7 @@ import {
   nameOf,
   numberReader,
   sortNames,
-} from '../../worker/data/cells.ts';
+} from '../../worker/data/tables/cells.ts';
 
 describe('names of classes and categories', () => {
   const names = (...texts: string[]) => nameList(texts).names;

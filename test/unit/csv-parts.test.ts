@@ -3,8 +3,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { type CsvData, type CsvOptions, type CsvParts, loadCsv } from '../../worker/data/csv.ts';
 import type { Examples } from '../../worker/data/examples.ts';
+import {
+  type CsvData,
+  type CsvOptions,
+  type CsvParts,
+  loadCsv,
+} from '../../worker/data/tables/csv.ts';
 
 let folder: string;
 beforeAll(async () => {

@@ -5,7 +5,7 @@ import { dirname, join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, it, test } from 'vitest';
 import { DownpourError } from '../../shared/errors.ts';
-import { loadImageFolder } from '../../worker/data/images.ts';
+import { loadImageFolder } from '../../worker/data/pictures/images.ts';
 import { dot, jpg } from '../support/pictures.ts';
 
 /** Which files of a folder are pictures, which folders are classes and which are parts. */

@@ -9,7 +9,7 @@ import { showerOf } from '../../cli/look.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { pngOf, type Shown } from '../../study/figures.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
-import { loadImageFolder } from '../../worker/data/images.ts';
+import { loadImageFolder } from '../../worker/data/pictures/images.ts';
 import { jpg, png, type Rgb, rgbaOf, withChunk } from '../support/pictures.ts';
 
 let folder: string;

@@ -5,7 +5,7 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { code, comment } from '../../cli/init/source.ts';
 import { initCommand } from '../../cli/init.ts';
-import { nameOf } from '../../worker/data/cells.ts';
+import { nameOf } from '../../worker/data/tables/cells.ts';
 import { loadWritten, printedBy } from '../support/written-experiments.ts';
 
 let folder: string;

@@ -1,5 +1,5 @@
 import { expect, test, vi } from 'vitest';
-import { pictureOf } from '../../worker/data/pictures.ts';
+import { pictureOf } from '../../worker/data/pictures/pictures.ts';
 import { jpg, png } from '../support/pictures.ts';
 
 /** sharp is optional: without it, a picture is read as with it, or refused. */

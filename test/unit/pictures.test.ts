@@ -2,8 +2,8 @@ import { deflateSync } from 'node:zlib';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { DownpourError } from '../../shared/errors.ts';
-import { interpolate } from '../../worker/data/jpeg-colours.ts';
-import { type Picture, pictureOf } from '../../worker/data/pictures.ts';
+import { interpolate } from '../../worker/data/pictures/jpeg-colours.ts';
+import { type Picture, pictureOf } from '../../worker/data/pictures/pictures.ts';
 import {
   crc32,
   exifOf,

@@ -4,9 +4,9 @@ import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { nameOf } from '../../worker/data/cells.ts';
-import { parseRows, readRows, type TableOptions } from '../../worker/data/table-rows.ts';
-import { Tokens } from '../../worker/data/tokens.ts';
+import { nameOf } from '../../worker/data/tables/cells.ts';
+import { parseRows, readRows, type TableOptions } from '../../worker/data/tables/table-rows.ts';
+import { Tokens } from '../../worker/data/tables/tokens.ts';
 
 let folder: string;
 beforeAll(async () => {

@@ -2,7 +2,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { describeCsv } from '../../worker/data/table-summary.ts';
+import { describeCsv } from '../../worker/data/tables/table-summary.ts';
 
 let folder: string;
 beforeAll(async () => {

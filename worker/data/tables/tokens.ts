@@ -1,4 +1,4 @@
-import { corrupt } from './files.ts';
+import { corrupt } from '../files.ts';
 
 /**
  * Cells of delimited text (RFC 4180): cells in quotes may hold delimiters, line ends and, written twice,

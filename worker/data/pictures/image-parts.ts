@@ -1,8 +1,8 @@
 import { realpath } from 'node:fs/promises';
-import { nearest } from '../../shared/config.ts';
-import { DownpourError } from '../../shared/errors.ts';
-import { sortNames } from './cells.ts';
-import { unreadable } from './files.ts';
+import { nearest } from '../../../shared/config.ts';
+import { DownpourError } from '../../../shared/errors.ts';
+import { unreadable } from '../files.ts';
+import { sortNames } from '../tables/cells.ts';
 import { allPictures, type Folder, type PassedOver, readFolder, someOf } from './image-files.ts';
 
 /** Which folders are parts, which are classes, and one list of classes for all parts. */

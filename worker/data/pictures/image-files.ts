@@ -1,7 +1,7 @@
 import type { Dirent, Stats } from 'node:fs';
 import { open, readdir, realpath, stat } from 'node:fs/promises';
 import { extname, join, relative, sep } from 'node:path';
-import { corrupt, unreadable } from './files.ts';
+import { corrupt, unreadable } from '../files.ts';
 import { beginsAsPicture, CONVERT, OTHER_PICTURE_ENDINGS, PICTURE_ENDINGS } from './pictures.ts';
 
 /**

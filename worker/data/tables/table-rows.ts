@@ -1,9 +1,9 @@
 import { extname } from 'node:path';
-import type { Fields } from '../fields.ts';
+import type { Fields } from '../../fields.ts';
+import { HEAD_BYTES, refuseOtherKind } from '../file-kinds.ts';
+import { corrupt, filePieces, PIECE_BYTES, type ReadOptions } from '../files.ts';
+import { isText, optional, READ_FIELDS } from '../reader-options.ts';
 import { nameOf } from './cells.ts';
-import { HEAD_BYTES, refuseOtherKind } from './file-kinds.ts';
-import { corrupt, filePieces, PIECE_BYTES, type ReadOptions } from './files.ts';
-import { isText, optional, READ_FIELDS } from './reader-options.ts';
 import { isEncoding, StrictText } from './strict-text.ts';
 import { type Dialect, Tokens } from './tokens.ts';
 

@@ -1,11 +1,11 @@
-import { DownpourError } from '../../shared/errors.ts';
-import { isRecord } from '../fields.ts';
-import type { Examples, ExperimentData } from './examples.ts';
-import { corrupt } from './files.ts';
+import { DownpourError } from '../../../shared/errors.ts';
+import { isRecord } from '../../fields.ts';
+import type { Examples, ExperimentData } from '../examples.ts';
+import { corrupt } from '../files.ts';
+import { checkOptions, checkPath, isTexts, optional } from '../reader-options.ts';
 import { PassedOver, someOf } from './image-files.ts';
 import { findImages, type ImageParts, type LabelledFile } from './image-parts.ts';
 import { type Picture, readPicture } from './pictures.ts';
-import { checkOptions, checkPath, isTexts, optional } from './reader-options.ts';
 
 /** Folders of pictures, one folder a class, as bytes of shape [n, height, width, channels]. */
 

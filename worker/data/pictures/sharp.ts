@@ -1,4 +1,4 @@
-import { DownpourError, errorText } from '../../shared/errors.ts';
+import { DownpourError, errorText } from '../../../shared/errors.ts';
 import type { Orientation } from './exif.ts';
 import type { StoredPicture } from './pictures.ts';
 

@@ -1,10 +1,10 @@
-import { DownpourError } from '../../shared/errors.ts';
-import { type Fields, isRecord } from '../fields.ts';
-import type { Column } from './columns.ts';
+import { DownpourError } from '../../../shared/errors.ts';
+import { type Fields, isRecord } from '../../fields.ts';
+import type { Column } from '../columns.ts';
+import type { Examples, ExperimentData } from '../examples.ts';
+import { corrupt } from '../files.ts';
+import { checkOptions, checkPath, isText, isTexts, oneOf, optional } from '../reader-options.ts';
 import { chooseColumns, lacks, named } from './csv-columns.ts';
-import type { Examples, ExperimentData } from './examples.ts';
-import { corrupt } from './files.ts';
-import { checkOptions, checkPath, isText, isTexts, oneOf, optional } from './reader-options.ts';
 import {
   CategoryColumn,
   type CellColumn,

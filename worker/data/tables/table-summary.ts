@@ -1,5 +1,5 @@
+import { momentsOf } from '../transform.ts';
 import { type ColumnProfile, type ProfileOptions, profileTable } from './table-profile.ts';
-import { momentsOf } from './transform.ts';
 
 /** What a column of a table looks like, whatever is wrong with it. */
 export interface ColumnSummary {

@@ -1,5 +1,5 @@
-import type { DownpourError } from '../../shared/errors.ts';
-import { corrupt } from './files.ts';
+import type { DownpourError } from '../../../shared/errors.ts';
+import { corrupt } from '../files.ts';
 
 /** Bytes to text, in pieces of whole lines: what is not text in the encoding is an error with its line. */
 

@@ -1,4 +1,6 @@
-import { DownpourError } from '../../shared/errors.ts';
+import { DownpourError } from '../../../shared/errors.ts';
+import type { Column } from '../columns.ts';
+import { corrupt } from '../files.ts';
 import {
   givenNames,
   isMissing,
@@ -11,8 +13,6 @@ import {
   type ReadNumber,
   shown,
 } from './cells.ts';
-import type { Column } from './columns.ts';
-import { corrupt } from './files.ts';
 import { numberProblem } from './number-problem.ts';
 
 /** Columns of tables while their cells come in, of one file or of several, and what becomes of them. */

@@ -1,7 +1,7 @@
-import { DownpourError, errorText } from '../../shared/errors.ts';
+import { DownpourError, errorText } from '../../../shared/errors.ts';
+import { corrupt, readDataFile } from '../files.ts';
 import { isBmp, openBmp } from './bmp.ts';
 import { isTurned, type Orientation, upright } from './exif.ts';
-import { corrupt, readDataFile } from './files.ts';
 import { isJpeg, openJpeg } from './jpeg.ts';
 import { isPng, openPng } from './png.ts';
 import { openBySharp } from './sharp.ts';
