@@ -11,7 +11,6 @@ import {
   rmSync,
   statfsSync,
   writeFileSync,
-  writeSync,
 } from 'node:fs';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -36,6 +35,10 @@ const PLUGIN_SUITE = 'trixie';
 const KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg';
 const PLUGIN_FOLDER = 'usr/libexec/docker/cli-plugins';
 
+/** Holds the number of the process that runs an engine of its own. */
+const LOCK = join(tmpdir(), 'downpour-docker.lock');
+/** Longer than a whole run takes. */
+const LOCK_MS = 25 * 60_000;
 const START_MS = 60_000;
 const STOP_MS = 60_000;
 /** Base images, the image for processors and what its build keeps take 5 GB. */
@@ -126,7 +129,7 @@ export async function startEngine(log: (line: string) => void): Promise<Containe
   }
   if (process.getuid?.() !== 0)
     throw new Error('no Docker engine answers, and only root starts one');
-  const unlock = lock();
+  const unlock = await lock(log);
   try {
     return await startOwn(client, unlock, log);
   } catch (error) {
@@ -268,20 +271,39 @@ function killQuietly(pidFile: string): void {
   }
 }
 
-/** One engine at a time has the folder. @returns what gives it up again. */
-function lock(): () => void {
-  mkdirSync(CACHE, { recursive: true });
-  const file = join(CACHE, 'docker.lock');
-  const holder = existsSync(file) ? Number(readFileSync(file, 'utf8')) : Number.NaN;
-  // Another process may have got its number meanwhile.
-  if (commandOf(holder).includes('test/containers/main.ts')) {
-    throw new Error(`process ${holder} runs an engine on ${DATA}: wait for it`);
+/**
+ * One at a time has an engine of its own on this machine, whatever its folder: bridges and firewall rules are the
+ * machine's, and are put back as they were. Waits for another one.
+ * @returns what gives it up again.
+ */
+async function lock(log: (line: string) => void): Promise<() => void> {
+  const start = performance.now();
+  for (let told = false; ; ) {
+    const holder = existsSync(LOCK) ? Number(readFileSync(LOCK, 'utf8')) : Number.NaN;
+    // Another process may have got its number meanwhile.
+    if (commandOf(holder).includes('test/containers/main.ts')) {
+      if (performance.now() - start > LOCK_MS) {
+        throw new Error(
+          `process ${holder} runs an engine since more than ${LOCK_MS / 60_000} minutes`,
+        );
+      }
+      if (!told) log(`waiting for process ${holder}, which runs an engine here`);
+      told = true;
+      await wait(500);
+      continue;
+    }
+    rmSync(LOCK, { force: true });
+    try {
+      writeFileSync(LOCK, String(process.pid), { flag: 'wx' });
+      // One that saw the same stale lock may remove ours for it.
+      await wait(200);
+      if (readFileSync(LOCK, 'utf8') === String(process.pid)) {
+        return () => rmSync(LOCK, { force: true });
+      }
+    } catch {
+      // Another one was quicker.
+    }
   }
-  rmSync(file, { force: true });
-  const descriptor = openSync(file, 'wx');
-  writeSync(descriptor, String(process.pid));
-  closeSync(descriptor);
-  return () => rmSync(file, { force: true });
 }
 
 /** Of a run that was killed, and could not end its engine. */
