@@ -106,8 +106,8 @@ const MIDDLE = '","content":';
 const TAIL = '}\n';
 
 /** JSON that carries its own checksum. Throws what `losslessJson` throws. */
-export function seal(value: unknown): Buffer {
-  const content = Buffer.from(losslessJson(value, 1));
+export function seal(value: unknown, indent = 1): Buffer {
+  const content = Buffer.from(losslessJson(value, indent));
   return Buffer.concat([
     Buffer.from(`${HEAD}${sha256Of(content)}${MIDDLE}`),
     content,
@@ -176,8 +176,39 @@ export function sha256Of(bytes: Uint8Array): string {
   return createHash('sha256').update(bytes).digest('hex');
 }
 
-/** Writes a sealed value atomically into a folder that exists. Throws DP_DISK. */
-export async function writeSealed(folder: string, name: string, value: unknown): Promise<void> {
-  const bytes = seal(value);
-  await writeFileAtomic(join(folder, name), (handle) => writeAll(handle, bytes));
+/**
+ * Writes a sealed value atomically into a folder that exists.
+ * @param bytesMax what is longer is not written.
+ * Throws DP_DISK, DP_LIMIT.
+ */
+export async function writeSealed(
+  folder: string,
+  name: string,
+  value: unknown,
+  bytesMax = Number.POSITIVE_INFINITY,
+): Promise<void> {
+  const path = join(folder, name);
+  const bytes = sealShort(value, Math.min(bytesMax, READABLE_BYTES)) ?? seal(value, 0);
+  if (bytes.length > bytesMax) {
+    throw new DownpourError(
+      'DP_LIMIT',
+      `${path} would have ${bytes.length} bytes; at most ${bytesMax} are read again`,
+    );
+  }
+  await writeFileAtomic(path, (handle) => writeAll(handle, bytes));
+}
+
+/** Longer ones are for programs: without line breaks they take a third of the room. */
+const READABLE_BYTES = 32 * 1024 * 1024;
+
+/** Null: it is longer. */
+function sealShort(value: unknown, bytesMax: number): Buffer | null {
+  try {
+    const bytes = seal(value);
+    return bytes.length > bytesMax ? null : bytes;
+  } catch (error) {
+    // Of a text that is longer than V8 can hold.
+    if (error instanceof RangeError) return null;
+    throw error;
+  }
 }

@@ -84,9 +84,9 @@ export interface Checkpoint {
 }
 
 /** What is wrong with a checkpoint that was passed over. */
-export type OnDamaged = (error: DownpourError) => void;
+export type OnDamaged = (error: DownpourError, stem: string) => void;
 
-/** The largest manifest that is read. */
+/** The largest manifest that is read, and written. */
 export const MANIFEST_BYTES_MAX = 256 * 1024 * 1024;
 
 /** Written, hashed and read at once: small enough that other work is never held up for long. */
@@ -108,11 +108,13 @@ export function checkpointFolder(root: string, run: string): string {
  *
  * @param input.tensors private copies: they are read bit by bit while training goes on.
  *
- * Throws DP_DISK (full, read-only, …); nothing is left behind then, older checkpoints stand.
+ * Throws DP_DISK (full, read-only, …) or DP_LIMIT (the manifest would be too large to be read); nothing is left
+ * behind then, older checkpoints stand.
  */
 export function writeCheckpoint(
   folder: string,
   input: CheckpointInput,
+  manifestBytesMax = MANIFEST_BYTES_MAX,
 ): Promise<CheckpointManifest> {
   return inTurn(folder, async () => {
     const { run, step, kind, layoutHash, tensors, now } = input;
@@ -138,7 +140,7 @@ export function writeCheckpoint(
         state,
         ...(leftOut.length > 0 ? { leftOut: leftOut.slice(0, LEFT_OUT_MAX) } : {}),
       };
-      await writeSealed(folder, stem + MANIFEST, manifest);
+      await writeSealed(folder, stem + MANIFEST, manifest, manifestBytesMax);
       return manifest;
     } catch (error) {
       for (const name of [stem + MANIFEST, file]) {
@@ -191,7 +193,9 @@ export async function newestValidCheckpoint(
   const manifests = await listCheckpoints(folder, onDamaged === undefined ? {} : { onDamaged });
   for (const manifest of manifests.toReversed()) {
     if (kinds !== undefined && !kinds.includes(manifest.kind)) continue;
-    const checkpoint = await unlessDamaged(readCheckpoint(folder, manifest, load), onDamaged);
+    const stem = basename(manifest.file, TENSORS);
+    const told = (error: DownpourError) => onDamaged?.(error, stem);
+    const checkpoint = await unlessDamaged(readCheckpoint(folder, manifest, load), told);
     if (checkpoint !== null) return checkpoint;
   }
   return null;
@@ -206,9 +210,11 @@ export async function listCheckpoints(
   options: { readonly onDamaged?: OnDamaged } = {},
 ): Promise<readonly CheckpointManifest[]> {
   const manifests: CheckpointManifest[] = [];
+  const { onDamaged } = options;
   for (const name of await namesIn(folder)) {
     if (sequenceOf(name) === 0 || !name.endsWith(MANIFEST)) continue;
-    const manifest = await unlessDamaged(sizedManifest(folder, name), options.onDamaged);
+    const told = (error: DownpourError) => onDamaged?.(error, basename(name, MANIFEST));
+    const manifest = await unlessDamaged(sizedManifest(folder, name), told);
     if (manifest !== null) manifests.push(manifest);
   }
   return manifests.sort((a, b) => a.sequence - b.sequence);
@@ -216,7 +222,7 @@ export async function listCheckpoints(
 
 /**
  * Removes what is no longer needed: all but the newest `keepLast` of kind `last`, all but the
- * newest `keepBest` (1) of kind `best`, damaged checkpoints, what an interrupted write left.
+ * newest `keepBest` (1) of kind `best`, what an interrupted write left, and checkpoints that were read and are damaged.
  * Those of kind `final` and those named in `keep` stay. Returns the tensor files' names of the
  * checkpoints that went.
  *
@@ -235,8 +241,14 @@ export function pruneCheckpoints(
 ): Promise<readonly string[]> {
   return inTurn(folder, async () => {
     const { keepLast, keepBest = 1, keep = [], onDamaged } = options;
-    const manifests = await listCheckpoints(folder, onDamaged === undefined ? {} : { onDamaged });
     const kept = new Set(keep.map((file) => basename(file, TENSORS)));
+    const manifests = await listCheckpoints(folder, {
+      onDamaged(error, stem) {
+        // It may be as good as any: only this disk, or this release, does not read it now.
+        if (error.cause === NOT_READ) kept.add(stem);
+        onDamaged?.(error, stem);
+      },
+    });
     const left = { last: keepLast, best: keepBest, final: Number.POSITIVE_INFINITY };
     for (const { kind, file } of manifests.toReversed()) {
       if (left[kind]-- > 0) kept.add(basename(file, TENSORS));
@@ -458,7 +470,11 @@ async function readManifest(path: string): Promise<CheckpointManifest> {
   try {
     const { size } = await stat(path);
     if (size > MANIFEST_BYTES_MAX) {
-      throw corrupt(path, `it has ${size} bytes, a manifest has at most ${MANIFEST_BYTES_MAX}`);
+      throw corrupt(
+        path,
+        `it has ${size} bytes, a manifest has at most ${MANIFEST_BYTES_MAX}`,
+        NOT_READ,
+      );
     }
     const manifest = parseManifest(path, await readFile(path));
     // The name is checked so that a manifest cannot lead to a file outside its folder.
@@ -510,13 +526,13 @@ const DAMAGED: readonly ErrorCode[] = ['DP_CHECKPOINT_CORRUPT', 'DP_CHECKPOINT_M
 /** The result, or null for a damaged checkpoint, which is told. Other errors go on. */
 async function unlessDamaged<T>(
   result: Promise<T>,
-  onDamaged: OnDamaged | undefined,
+  onDamaged: (error: DownpourError) => void,
 ): Promise<T | null> {
   try {
     return await result;
   } catch (error) {
     if (!(error instanceof DownpourError) || !DAMAGED.includes(error.code)) throw error;
-    onDamaged?.(error);
+    onDamaged(error);
     return null;
   }
 }
@@ -545,7 +561,7 @@ function bytesOf(values: Float32Array): Uint8Array {
 }
 
 function readError(error: unknown, path: string): unknown {
-  if (errnoOf(error) === 'EIO') return corrupt(path, 'the disk cannot read it');
+  if (errnoOf(error) === 'EIO') return corrupt(path, 'the disk cannot read it', NOT_READ);
   if (errnoOf(error) !== 'ENOENT') return diskError(error, path, 'read');
   return new DownpourError(
     'DP_CHECKPOINT_MISSING',
@@ -554,10 +570,14 @@ function readError(error: unknown, path: string): unknown {
   );
 }
 
-function corrupt(path: string, what: string): DownpourError {
+/** The cause of an error that says nothing of what the file holds. */
+const NOT_READ = 'not read';
+
+function corrupt(path: string, what: string, cause?: typeof NOT_READ): DownpourError {
   return new DownpourError(
     'DP_CHECKPOINT_CORRUPT',
     `${path} is damaged: ${what}; resume from an older checkpoint`,
+    { cause },
   );
 }
 

@@ -164,11 +164,13 @@ export class Coordinator {
     this.replication?.began(run);
   }
 
+  /** @throws DownpourError DP_RUN_UNKNOWN, DP_SERVER_STOPPING, or what the disk or the store throws. */
   async stop(id: string): Promise<Run> {
+    this.mustBeOpen();
     const run = this.mustFind(id);
     run.stop('stopped by a user; `downpour resume` goes on');
     this.settle(run);
-    await this.#keeper.saveNow(run);
+    await this.#keeper.mustKeep(run, 'is stopped');
     return run;
   }
 
@@ -186,14 +188,17 @@ export class Coordinator {
     return run;
   }
 
-  /** @throws DownpourError DP_RUN_ENDED, DP_RUN_FAILED or DP_SERVER_STOPPING. */
+  /** @throws DownpourError DP_RUN_ENDED, DP_RUN_FAILED, DP_SERVER_STOPPING, or what the disk or the store throws. */
   async resume(id: string): Promise<Run> {
     this.mustBeOpen();
     const run = this.mustFind(id);
     run.resume();
     this.settle(run);
-    await this.#keeper.register(run);
-    this.#employAll();
+    try {
+      await this.#keeper.mustKeep(run, 'goes on');
+    } finally {
+      this.#employAll();
+    }
     return run;
   }
 
@@ -203,8 +208,11 @@ export class Coordinator {
     const run = this.mustFind(id);
     run.test();
     this.settle(run);
-    await this.#keeper.register(run);
-    this.#employAll();
+    try {
+      await this.#keeper.mustKeep(run, 'is tested');
+    } finally {
+      this.#employAll();
+    }
     return run;
   }
 

@@ -52,7 +52,7 @@ interface Entry {
   noting: boolean;
   readonly copies: SharedCopies;
   /** Why the last attempt at each of what is still to be written failed. */
-  readonly problems: Map<Task, string>;
+  readonly problems: Map<Task, unknown>;
   /** Of the newest checkpoint: numbers that could not be kept. */
   leftOut: readonly string[];
   /** Who wants to know when the next `last` is written, or that it is not. */
@@ -419,6 +419,21 @@ export class Keeper {
     if (entry.tasks.size > 0) await this.#write(run, entry);
   }
 
+  /**
+   * What was asked of a run is on disk when the promise resolves: its newest state, and its record. Training goes on.
+   * @param done what is so meanwhile, for the message.
+   * @throws DownpourError what the disk or the state store throws; it is tried again all the same.
+   */
+  async mustKeep(run: Run, done: string): Promise<void> {
+    try {
+      await Promise.all([this.checkpointNow(run), this.register(run)]);
+    } catch (error) {
+      if (!(error instanceof DownpourError)) throw error;
+      const text = `run ${run.id} ${done}, but that is not on disk yet, and a restart would forget it: ${error.message}; the server tries again`;
+      throw new DownpourError(error.code, text, { cause: error });
+    }
+  }
+
   /** Forgets all runs, after what is being written has been, or has failed. */
   async abandon(): Promise<void> {
     const entries = [...this.#entries.values()];
@@ -464,7 +479,7 @@ export class Keeper {
     // Checkpoints first: the rest can be made again from them.
     for (const task of ORDER) {
       const problem = entry.problems.get(task);
-      if (problem !== undefined) return problem;
+      if (problem !== undefined) return `${errorCode(problem)} ${errorText(problem)}`;
     }
     return null;
   }
@@ -521,7 +536,7 @@ export class Keeper {
         entry.problems.delete(task);
         for (const { resolve } of waiting) resolve();
       } catch (error) {
-        entry.problems.set(task, `${errorCode(error)} ${errorText(error)}`);
+        entry.problems.set(task, error);
         entry.counts.failed++;
         for (const { reject } of waiting) reject(error);
         entry.tasks.add(task);

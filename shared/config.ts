@@ -525,6 +525,8 @@ export const LIMITS = {
   /** Tensors and layers of one sample, each. */
   observedMax: 64,
   histogramBinsMax: 64,
+  /** Of an evaluation: an experiment's own, and two that are measured on the training part. */
+  metricCountMax: 66,
   /** Of what workers measure: a float32 ends at 3.4e38, and sums of so large numbers stay finite. */
   measuredMax: 1e100,
   /** A gradient, or samples, of 30 years. */

@@ -30,6 +30,7 @@ const { measuredMax, durationMsMax } = LIMITS;
 /** What a worker has measured. Bounded, so that no sum of such numbers is infinite: JSON could not keep it. */
 const Measured = Type.Number({ minimum: -measuredMax, maximum: measuredMax });
 const Size = Type.Number({ minimum: 0, maximum: measuredMax });
+const MetricName = Type.String({ pattern: '^[^\\u0000-\\u001f\\u007f-\\u009f]{1,64}$' });
 const Duration = Type.Number({ minimum: 0, maximum: durationMsMax });
 const orNull = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()]);
 
@@ -141,7 +142,7 @@ export const HelloSchema = Type.Object(
     /** Only this run, or null: any. */
     run: orNull(Name),
     /** Experiments that the worker has on its disk, with their content hashes. */
-    experiments: Type.Record(Name, Hash),
+    experiments: Type.Record(Name, Hash, closed),
     engine: Type.String({ maxLength: 100 }),
     device: Type.String({ maxLength: 200 }),
   },
@@ -213,7 +214,10 @@ export const EvaluatedSchema = Type.Object(
     error: orNull(Measured),
     examples: Natural,
     /** Null: not finite. */
-    metrics: Type.Record(Type.String({ maxLength: 100 }), orNull(Measured)),
+    metrics: Type.Record(MetricName, orNull(Measured), {
+      ...closed,
+      maxProperties: LIMITS.metricCountMax,
+    }),
   },
   closed,
 );

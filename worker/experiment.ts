@@ -4,7 +4,7 @@ import { readdir, readFile, realpath } from 'node:fs/promises';
 import Module, { register } from 'node:module';
 import { basename, dirname, extname, join, relative, resolve, sep } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
-import { NAME_PATTERN, type PartialConfig, type RunConfig } from '../shared/config.ts';
+import { LIMITS, NAME_PATTERN, type PartialConfig, type RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import type { Role } from '../shared/layout.ts';
 import type { Space } from '../shared/space.ts';
@@ -190,6 +190,8 @@ const FIELDS: Fields<keyof Experiment> = {
 
 /** Of evaluations themselves, and of JavaScript's objects. */
 const RESERVED = ['loss', 'error', 'trainingLoss', 'trainingError', '__proto__'];
+/** Evaluations of the training part add two of their own. */
+const METRICS_MAX = LIMITS.metricCountMax - 2;
 const isMetricName = (name: string) =>
   name.trim() !== '' && name.length <= 64 && !/\p{Cc}/u.test(name) && !RESERVED.includes(name);
 
@@ -240,6 +242,9 @@ export function checkExperiment(value: unknown, where: string): Experiment {
     problems.unshift('name is not a field: an experiment is named by its file; leave it out');
   }
   if (isRecord(value.metrics)) {
+    const count = Object.keys(value.metrics).length;
+    if (count > METRICS_MAX)
+      problems.push(`metrics has ${count} functions; at most ${METRICS_MAX} are allowed`);
     for (const metric of Object.keys(value.metrics)) {
       if (isMetricName(metric)) continue;
       problems.push(

@@ -16,6 +16,8 @@ import { type Trouble, troubleIn } from './trouble.ts';
 
 const POINTS_MAX = 2000;
 const EVALUATIONS_MAX = 10_000;
+/** Of all evaluations together: with names of 64 characters they take up to 60 MB of a checkpoint's manifest. */
+const METRICS_MAX = 150_000;
 /** Pushes that are remembered for the present speed. */
 const WINDOW = 1000;
 /** Told of the histogram; what is kept counts each staleness by itself, up to `STALENESS_MAX`. */
@@ -78,6 +80,7 @@ export class Observations {
   #stride = 1;
   #points: Applied[] = [];
   #evaluations: Evaluation[] = [];
+  #metricCount = 0;
   #histogram: number[] = [];
   #examples = 0;
   #gradientNorm: number | null = null;
@@ -93,6 +96,7 @@ export class Observations {
     this.#stride = state.stride;
     this.#points = [...state.points];
     this.#evaluations = [...state.evaluations];
+    for (const { metrics } of state.evaluations) this.#metricCount += Object.keys(metrics).length;
     this.#histogram = [...state.histogram];
     this.#examples = state.examples;
     if (state.first) this.#first = { ...state.first };
@@ -156,7 +160,15 @@ export class Observations {
   evaluated(evaluation: Evaluation): void {
     this.#evaluations.push(evaluation);
     this.#trouble = this.#findTrouble();
-    if (this.#evaluations.length > EVALUATIONS_MAX) this.#evaluations.splice(1, 1);
+    this.#metricCount += Object.keys(evaluation.metrics).length;
+    // The first one and the latest stay.
+    while (
+      this.#evaluations.length > EVALUATIONS_MAX ||
+      (this.#metricCount > METRICS_MAX && this.#evaluations.length > 2)
+    ) {
+      const [gone] = this.#evaluations.splice(1, 1);
+      this.#metricCount -= Object.keys(gone!.metrics).length;
+    }
   }
 
   #findTrouble(): Trouble | null {

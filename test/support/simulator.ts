@@ -571,6 +571,7 @@ class SimulatedServer {
       },
       tick: () => {},
       saveNow: async () => {},
+      mustKeep: async () => {},
       close: async () => {},
       latest: () => null,
       checkpoints: async () => [],

@@ -14,6 +14,7 @@ const keeper = {
   stepped() {},
   phaseChanged() {},
   register: async () => {},
+  mustKeep: async () => {},
 } as unknown as Keeper;
 
 beforeEach(() => {
