@@ -18,7 +18,7 @@ import { type CheckpointWriter, directWriter } from './checkpoint-writer.ts';
 import { SharedCopies } from './copies.ts';
 import { Run, type RunOptions, type RunState } from './core/run.ts';
 import { WriteCounts } from './counts.ts';
-import { nextLife, noteProgress, readProgress } from './lives.ts';
+import { nextLife, noteProgress, noteProgressNow, readProgress } from './lives.ts';
 import { restoreShards, saveShards } from './shard-checkpoint.ts';
 import type { ShardPool } from './shard-pool.ts';
 import type { RunRecord, StateStore } from './state-store.ts';
@@ -50,6 +50,8 @@ interface Entry {
   /** What the progress file says. */
   notedStep: number;
   noting: boolean;
+  /** Counts the notes. */
+  notes: number;
   readonly copies: SharedCopies;
   /** Why the last attempt at each of what is still to be written failed. */
   readonly problems: Map<Task, unknown>;
@@ -335,18 +337,30 @@ export class Keeper {
   async #learnLost(run: Run): Promise<void> {
     const { root, store } = this.#options;
     const noted = await readProgress(root, run.id);
-    if (noted) run.learnLost(noted);
-    // Only for the count: what it says is not needed to go on.
+    if (noted) {
+      const { base, lost, total } = noted;
+      if (base && lost && total !== undefined) run.recallLost({ base, lost, total });
+      run.learnLost(noted);
+      // This life may be as short as the last one, and its checkpoint never written.
+      await noteProgress(root, run.id, run.progress).catch(() => {});
+    }
+    // Told, and not counted: whoever can write there could make up any number.
     const registered = await store.lastCheckpoint(run.id).catch(() => null);
     if (!registered || registered.step <= run.step) return;
     this.#options.log(
       `run ${run.id}: the registry knows checkpoint ${registered.file} of step ${registered.step}, which is not in ${checkpointFolder(root, run.id)} or damaged; going on from step ${run.step}`,
       { level: 'warn', run: run.id, step: run.step },
     );
-    run.learnLost({ step: registered.step, generation: run.generation - 1 });
   }
 
+  /** More is known of lost steps: on disk before the worker that told it is answered, since it then forgets it. */
   lost(run: Run): void {
+    this.#entry(run).notes++;
+    try {
+      noteProgressNow(this.#options.root, run.id, run.progress);
+    } catch {
+      // The checkpoint that follows says it as well, and tells why the disk takes nothing.
+    }
     this.#want(run, 'record', 'last');
   }
 
@@ -386,9 +400,11 @@ export class Keeper {
   }
 
   #note(run: Run, entry: Entry): void {
-    const { step, generation } = run;
+    const { step } = run;
+    const note = ++entry.notes;
     entry.noting = true;
-    noteProgress(this.#options.root, run.id, { step, generation }).then(
+    const { root } = this.#options;
+    noteProgress(root, run.id, run.progress, () => entry.notes === note).then(
       () => {
         entry.noting = false;
         entry.notedStep = step;
@@ -697,6 +713,7 @@ export class Keeper {
         publishedStep: run.step,
         notedStep: run.step,
         noting: false,
+        notes: 0,
         problems: new Map(),
         leftOut: [],
         waiting: [],

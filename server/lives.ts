@@ -1,4 +1,5 @@
-import { readFile, rename, writeFile } from 'node:fs/promises';
+import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { errnoOf, makeFolder, TEMPORARY, unseal, writeSealed } from './atomic-file.ts';
 
@@ -33,14 +34,29 @@ export async function nextLife(root: string, atLeast: number): Promise<number> {
   return lives;
 }
 
+/** How far a run has come, and what it knows of steps that are lost. */
+export interface Progress extends Seen {
+  /** The checkpoint that this life began with; absent, as the rest: noted by an older release. */
+  readonly base?: Seen;
+  /** Steps after `base` by the life that lost them; all that are lost, in all lives. */
+  readonly lost?: readonly (readonly [life: number, steps: number])[];
+  readonly total?: number;
+}
+
 /**
  * Notes how far a run has come. Survives the death of the process, but not for certain that of the machine:
  * nothing is forced to the disk, so it costs training nothing.
+ * @param isNewest false: another note was made while this one was written, and this one is dropped.
  */
-export async function noteProgress(root: string, run: string, seen: Seen): Promise<void> {
+export async function noteProgress(
+  root: string,
+  run: string,
+  progress: Progress,
+  isNewest: () => boolean = () => true,
+): Promise<void> {
   const path = join(root, run, PROGRESS);
-  const text = JSON.stringify({ step: seen.step, generation: seen.generation });
-  const write = () => writeFile(`${path}${TEMPORARY}`, text);
+  const temporary = `${path}${TEMPORARY}`;
+  const write = () => writeFile(temporary, JSON.stringify(progress));
   try {
     await write();
   } catch (error) {
@@ -48,18 +64,31 @@ export async function noteProgress(root: string, run: string, seen: Seen): Promi
     await makeFolder(join(root, run));
     await write();
   }
-  await rename(`${path}${TEMPORARY}`, path);
+  // In one turn with the question.
+  if (isNewest()) renameSync(temporary, path);
+}
+
+/** The same at once: of what nobody else knows, before anything is answered. */
+export function noteProgressNow(root: string, run: string, progress: Progress): void {
+  const path = join(root, run, PROGRESS);
+  const temporary = `${path}.now${TEMPORARY}`;
+  mkdirSync(join(root, run), { recursive: true });
+  writeFileSync(temporary, JSON.stringify(progress));
+  renameSync(temporary, path);
 }
 
 /** What was noted last; null: nothing that can be read. */
-export async function readProgress(root: string, run: string): Promise<Seen | null> {
+export async function readProgress(root: string, run: string): Promise<Progress | null> {
   try {
     const value: unknown = JSON.parse(await readFile(join(root, run, PROGRESS), 'utf8'));
-    const { step, generation } = value as Seen;
-    return Number.isSafeInteger(step) && Number.isSafeInteger(generation)
-      ? { step, generation }
-      : null;
+    const { step, generation, base, lost, total } = value as Progress;
+    if (!isCount(step) || !isCount(generation)) return null;
+    const known = isCount(base?.step) && isCount(base?.generation) && isCount(total);
+    if (!known || !Array.isArray(lost) || !lost.flat().every(isCount)) return { step, generation };
+    return { step, generation, base: base!, lost, total: total! };
   } catch {
     return null;
   }
 }
+
+const isCount = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0;

@@ -335,6 +335,8 @@ export class Session {
     }
     this.#joined = true;
     this.#sent = null;
+    // First what the worker has told: once it is answered, it remembers the new life alone.
+    this.#coordinator.settle(run);
     this.proceed();
     this.#coordinator.settle(run);
   }

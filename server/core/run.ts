@@ -327,6 +327,8 @@ const GRACE_MS = 5_000;
 const RECENT = 0.95;
 /** More generations than one life of the server ever has. */
 const GENERATIONS_A_LIFE = 2 ** 20;
+/** Steps after a checkpoint that a worker is believed to have seen: 20,000 a second for 8 minutes. */
+const SEEN_AHEAD_MAX = 10_000_000;
 /** The number of the best parameters of a run that has been restored. */
 export const RESTORED_BEST = 1;
 export class Run {
@@ -505,6 +507,38 @@ export class Run {
     this.#learnLost(seen);
   }
 
+  /** How far it has come, and all that it knows of lost steps: what the next life must not forget. */
+  get progress() {
+    const { step, generation } = this.#restored;
+    return {
+      ...{ step: this.#step, generation: this.#generation },
+      ...{ base: { step, generation }, lost: [...this.#lost], total: this.stepsLost },
+    };
+  }
+
+  /**
+   * What an earlier life had learnt of lost steps and noted beside the checkpoint, before it ended.
+   * Call before anybody joins, or follows.
+   */
+  recallLost({
+    base,
+    lost,
+    total,
+  }: {
+    readonly base: { readonly step: number; readonly generation: number };
+    readonly lost: readonly (readonly [life: number, steps: number])[];
+    readonly total: number;
+  }): void {
+    const { step, generation } = this.#restored;
+    if (base.step === step && base.generation === generation) {
+      for (const [life, steps] of lost) {
+        this.#lost.set(life, Math.max(steps, this.#lost.get(life) ?? 0));
+      }
+    }
+    // That life began with another checkpoint: what it learnt is of lives before the one of this checkpoint.
+    this.#lostBefore += Math.max(0, total - this.stepsLost);
+  }
+
   #learnLost(seen: { readonly step: number; readonly generation: number }): void {
     const { step, generation, firstGeneration } = this.#restored;
     // Of lives before the checkpoint was written: what they lost was counted by those after them.
@@ -572,7 +606,9 @@ export class Run {
     const layout = createLayout(join.tensors);
     const facts = join.facts ? decodeFacts(payload) : null;
     this.#mustAgree({ experimentHash, layout, data, facts });
-    if (join.seen) this.#learnLost(join.seen);
+    if (join.seen && join.seen.step - this.#restored.step <= SEEN_AHEAD_MAX) {
+      this.#learnLost(join.seen);
+    }
     // What a worker of this release knows takes the place of what an older one had told.
     if (!this.#data || isOfOlderRelease(this.#data, data)) this.#data = data;
     this.#facts ??= facts;

@@ -78,14 +78,13 @@ test('what was applied after the checkpoint is lost, counted to the step, told, 
     }
     work = await worker.trainTo(problem, work, checkpoint.step + 9);
     await kill();
-    // The count is as old as the checkpoint, which may take its time on a busy machine.
-    const counted = (await lastState())?.stepsLost ?? 0;
-    expect([0, lost]).toContain(counted);
     ({ url, client, kill } = await start());
     const restored = await client.run('r');
     expect(restored.phase).toBe('training');
     expect(restored.step).toBeGreaterThanOrEqual(checkpoint.step);
-    lost = counted + work.step - restored.step;
+    // What was known in the life before is, though no checkpoint may have been written since.
+    expect(restored.stepsLost).toBeGreaterThanOrEqual(lost);
+    lost += work.step - restored.step;
     let again: Working;
     [worker, again] = await rejoin(url, worker, work);
     const run = await client.run('r');

@@ -3,8 +3,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { checkpointFolder, listCheckpoints, removeCheckpoint } from '../../server/checkpoint.ts';
 import { Run, type RunState } from '../../server/core/run.ts';
+import { Keeper } from '../../server/keeper.ts';
 import { nextLife, noteProgress, readProgress } from '../../server/lives.ts';
+import { openFileStore } from '../../server/state-store.ts';
 import { createProblem, createRun, TENSORS, VirtualWorker } from '../support/regression.ts';
 
 /** What a server that died had applied after its last checkpoint is counted, once. */
@@ -127,6 +130,63 @@ describe('steps that came after the checkpoint', () => {
   });
 });
 
+/** As the keeper goes on: from the newest checkpoint, with what was noted beside it. */
+function goOn(checkpoint: Checkpoint, noted: Run['progress'] | null, life: number): Run {
+  const run = restore(checkpoint, life);
+  if (noted) {
+    run.recallLost(noted);
+    run.learnLost(noted);
+  }
+  return run;
+}
+
+test('over many lives that end before a checkpoint nothing is forgotten, and the count never falls', () => {
+  const life = fc.record({
+    steps: fc.nat(5),
+    saved: fc.boolean(),
+    comes: fc.boolean(),
+    ticks: fc.boolean(),
+  });
+  fc.assert(
+    fc.property(fc.array(life, { minLength: 2, maxLength: 12 }), (lives) => {
+      let run = createRun({ epochsMax: null, stepsMax: 1_000, evaluateEverySteps: 500 });
+      trainTo(run, 3);
+      let checkpoint = checkpointOf(run);
+      let noted = run.progress;
+      let seen: ReturnType<typeof seenBy> | null = seenBy(run);
+      let lost = 0;
+      let told = 0;
+      for (const [i, { steps, saved, comes, ticks }] of lives.entries()) {
+        const before = { step: run.step, base: checkpoint.state.step };
+        run = goOn(checkpoint, noted, i + 2);
+        noted = run.progress;
+        lost += before.step - before.base;
+        expect(run.stepsLost).toBeGreaterThanOrEqual(told);
+        told = run.stepsLost;
+        // It had ticked, or a worker was there that comes again: then all is known.
+        if (!comes && seen) continue;
+        rejoin(run, seen, `w/${i}`);
+        noted = run.progress;
+        expect(run.stepsLost).toBe(lost);
+        told = lost;
+        trainTo(run, run.step + steps, `w/${i}`);
+        seen = seenBy(run);
+        if (ticks) noted = run.progress;
+        if (saved) checkpoint = checkpointOf(run);
+      }
+    }),
+    { numRuns: 80 },
+  );
+});
+
+test('a worker cannot make up steps that were lost, beyond what a run can have come to', () => {
+  const run = createRun({});
+  trainTo(run, 10);
+  const restored = restore(checkpointOf(run));
+  rejoin(restored, { ...seenBy(run), step: 1e12 }, 'liar/1');
+  expect(restored.stepsLost).toBe(0);
+});
+
 test('lives from one checkpoint never share generations or leases', () => {
   const run = createRun({});
   trainTo(run, 10);
@@ -161,6 +221,41 @@ describe('on disk', () => {
     await writeFile(join(root, 'lives.json'), '{"sha');
     expect(await nextLife(root, 8)).toBe(9);
     expect(await nextLife(root, 0)).toBe(10);
+  });
+
+  test('a server notes what it learnt before it answers, and believes no record of steps', async () => {
+    const store = openFileStore({ folder: root });
+    const { token } = await store.acquire('test', { ttlMs: 10_000 });
+    const keeper = () =>
+      new Keeper({ root, store, token, now: () => 0, log: () => {}, onFenced: () => {} });
+    const run = createRun({});
+    const first = keeper();
+    await first.register(run);
+    trainTo(run, 10);
+    await first.checkpointNow(run);
+    trainTo(run, 17, 'w/2');
+    const last = await store.lastCheckpoint(run.id);
+    store.lastCheckpoint = async () => ({ ...last!, step: 2 ** 50 });
+    let seen = seenBy(run);
+    for (let lost = 7, life = 2; life < 5; life++) {
+      const again = keeper();
+      const [restored] = await again.recover();
+      expect(restored!.stepsLost).toBe(life === 2 ? 0 : lost - 2);
+      rejoin(restored!, seen, `w/${life}`);
+      expect(restored!.stepsLost).toBe(lost);
+      // As the coordinator does, and then the process is killed.
+      if (lostEvents(restored!).length > 0) again.lost(restored!);
+      expect(await readProgress(root, run.id)).toMatchObject({ total: lost });
+      await again.abandon();
+      const folder = checkpointFolder(root, run.id);
+      // Nor is the new checkpoint there in time.
+      const written = (await listCheckpoints(folder)).filter(({ kind }) => kind === 'last');
+      for (const { file } of written.slice(1)) await removeCheckpoint(folder, file);
+      trainTo(restored!, 12, `v/${life}`);
+      seen = seenBy(restored!);
+      lost += 2;
+    }
+    await store.close();
   });
 
   test('how far a run has come is noted in its folder; what cannot be read is nothing', async () => {
