@@ -80,7 +80,7 @@ export function encodeFacts(facts: DataFacts): Uint8Array {
     const size = sizeOf(facts.inputs.shape);
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',
-      `what a run keeps of its data (standardisation, names of ${size} inputs and of classes) takes ${text.length} bytes; at most ${LIMITS.factsBytesMax} are allowed: use standardise: 'global', or data without names`,
+      `what a run keeps about its data (standardisation, names of ${size} inputs and of classes) takes ${text.length} bytes, but at most ${LIMITS.factsBytesMax} are allowed: use standardise: 'global', or data without names`,
     );
   }
   const padded = new Uint8Array(4 * Math.ceil(text.length / 4)).fill(0x20);
@@ -200,21 +200,21 @@ function factsDifference(run: DataFacts, other: DataFacts): string | null {
   for (const name of columns) {
     const [a, b] = [run[name], other[name]];
     if (a.kind !== b.kind || String(a.shape) !== String(b.shape)) {
-      return `${name} of shape [${b.shape}] of ${b.kind}, the run's of shape [${a.shape}] of ${a.kind}`;
+      return `${b.kind} ${name} of shape [${b.shape}], but the run's are ${a.kind} of shape [${a.shape}]`;
     }
   }
   if (run.classCount !== other.classCount) {
-    return `${other.classCount ?? 'no'} classes, the run ${run.classCount ?? 'none'}`;
+    return `${other.classCount ?? 'no'} classes, but the run has ${run.classCount ?? 'none'}`;
   }
   for (const name of ['classes', 'inputNames', 'targetNames'] as const) {
     const [a, b] = [run[name], other[name]];
     if (a === null || b === null) {
-      if (a !== b) return `${b ? '' : 'no '}${LISTS[name]}, the run ${a ? 'has some' : 'none'}`;
+      if (a !== b) return `${b ? '' : 'no '}${LISTS[name]}, but the run has ${a ? 'some' : 'none'}`;
       continue;
     }
     const at = a.findIndex((value, i) => value !== b[i]);
     if (at >= 0) {
-      return `${JSON.stringify(b[at])} as number ${at} of the ${LISTS[name]}, the run ${JSON.stringify(a[at])}`;
+      return `${JSON.stringify(b[at])} as number ${at} of the ${LISTS[name]}, but the run has ${JSON.stringify(a[at])}`;
     }
   }
   return null;
@@ -254,8 +254,10 @@ export function forkNote(
   if (!fork || !origin || !own || isOfOlderRelease(origin, own)) return null;
   if (origin.fingerprint === own.fingerprint) return null;
   const what =
-    fork.data === 'other' ? 'has other data or splits them otherwise' : 'splits the data otherwise';
-  return `this run ${what} than run '${fork.run}', whose parameters it began with: its validation examples may be among those that these were trained on`;
+    fork.data === 'other'
+      ? 'has other data or splits them differently'
+      : 'splits the data differently';
+  return `this run ${what} from run '${fork.run}', whose parameters it started with: its validation examples may include examples that these parameters were trained on`;
 }
 
 /**

@@ -27,7 +27,7 @@ export function mustShareData(trials: readonly OfData[]): void {
     else if (known.data!.rawFingerprint !== trial.data.rawFingerprint) {
       throw new DownpourError(
         'DP_DATA_MISMATCH',
-        `the data have changed in the middle of the study: ${known.id} has ${told(known.data!)}, ${trial.id} ${told(trial.data)}; what they give cannot be compared: begin the study anew on the data as they are now, by another --name`,
+        `the data have changed during the study: ${known.id} has ${told(known.data!)}, but ${trial.id} has ${told(trial.data)}. Their results cannot be compared: start a new study on the current data with another --name`,
       );
     }
   }

@@ -161,7 +161,7 @@ const FIELDS: Fields<keyof Experiment> = {
     test: (v) => isFunction(v) || LOSSES.includes(v as string),
   },
   labelSmoothing: {
-    allowed: 'a share from 0, below 1, or a function of the hyperparameters',
+    allowed: 'a number from 0, below 1, or a function of the hyperparameters',
     test: (v) => v === undefined || isFunction(v) || (typeof v === 'number' && v >= 0 && v < 1),
   },
   metrics: {

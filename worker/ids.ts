@@ -44,12 +44,12 @@ export function mustBeIds(model: LayersModel, prepared: PreparedData): void {
   const { kind, scale } = prepared.transform;
   if (scale !== 1) {
     throw invalid(
-      `the inputs are bytes, which are pixels and divided by 255, but ${layer} takes ids: give them as an Int32Array`,
+      `the inputs are bytes (pixels, divided by 255), but ${layer} takes ids: use an Int32Array`,
     );
   }
   if (kind !== 'none') {
     throw invalid(
-      `${layer} takes ids, but standardise is '${kind}', which makes fractions of them: leave it 'none'`,
+      `${layer} takes ids, but standardise: '${kind}' would turn them into fractions: set standardise: 'none'`,
     );
   }
   for (const part of ['train', 'validation', 'test'] as const) {
@@ -62,10 +62,10 @@ export function mustBeIds(model: LayersModel, prepared: PreparedData): void {
       const where = `inputs of the ${part} part, ${elementAt(inputs, i)}`;
       const advice =
         id >= rows && Number.isInteger(id)
-          ? `set its inputDim to ${highest(prepared) + 1} or more, or map rare ids to one that stands for all of them`
+          ? `set its inputDim to ${highest(prepared) + 1} or more, or replace rare ids by one common id`
           : 'ids are whole numbers from 0';
       throw invalid(
-        `${where}: ${id} is no id for ${layer}, which has rows for 0 … ${rows - 1}; ${advice}`,
+        `${where}: ${id} is not an id of ${layer}, which has rows 0 … ${rows - 1}; ${advice}`,
       );
     }
   }

@@ -103,7 +103,7 @@ export function vectorOf(layout: Layout, tensors: readonly NamedValues[]): Float
       const seen = values ? `with ${values.length} elements` : 'not at all';
       throw new DownpourError(
         'DP_LAYOUT_MISMATCH',
-        `the model has '${name}' of shape [${shape}], the checkpoint has it ${seen}: it is of another model or of other hyperparameters`,
+        `the model has '${name}' of shape [${shape}], but the checkpoint has it ${seen}: the checkpoint belongs to another model or other hyperparameters`,
       );
     }
     vector.set(values, offset);

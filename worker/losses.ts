@@ -51,7 +51,7 @@ export function smoothingOf(
   }
   if (share > 0 && (typeof loss === 'function' || !SMOOTHED.includes(loss))) {
     const allowed = SMOOTHED.join(', ');
-    throw invalid(`labelSmoothing ${share} needs a loss of classes by name: ${allowed}`);
+    throw invalid(`labelSmoothing ${share} needs one of these losses: ${allowed}`);
   }
   return share;
 }
@@ -124,12 +124,14 @@ export function misclassification(
     };
   }
   if (classCount === 0) {
-    throw invalid("error 'misclassification' needs classes; the data's targets are numbers");
+    throw invalid(
+      "error 'misclassification' needs classes, but the targets are numbers; use error 'loss'",
+    );
   }
   const answers = shares ? sizeOf(targetShape) / classCount : sizeOf(targetShape);
   if (sizeOf(outputShape) !== answers * classCount) {
     throw invalid(
-      `error 'misclassification' needs a prediction for each of the ${classCount} classes; the model's predictions have shape [n${outputShape.map((d) => `,${d}`).join('')}]: take error 'loss', or a function (targets, predictions)`,
+      `error 'misclassification' needs one prediction for each of the ${classCount} classes, but the model's predictions have shape [n${outputShape.map((d) => `,${d}`).join('')}]: use error 'loss', or a function (targets, predictions)`,
     );
   }
   return (targets, predictions) => {

@@ -215,7 +215,7 @@ async function agree(trials: readonly Trial[], others: readonly Trial[]): Promis
 function spreadError(what: string, { spread }: Trial): DownpourError {
   const [a, b] = spread ?? [];
   return invalid(
-    `${what} combines shape [${a}] with shape [${b}], each number of the one with each of the other, so that it compares targets with the predictions of other examples: give both the same shape, as by targets.reshape(predictions.shape)`,
+    `${what} broadcasts shape [${a}] with shape [${b}], so it compares targets with the predictions of other examples: give both the same shape, for example with targets.reshape(predictions.shape)`,
   );
 }
 
@@ -230,7 +230,7 @@ async function checkLoss(measure: Measure, shapes: Shapes, whole: Trial): Promis
     });
   } catch (cause) {
     throw invalid(
-      `loss has no gradient by the predictions, so nothing can be learnt from it: ${errorText(cause)}`,
+      `loss has no gradient with respect to the predictions, so the model cannot learn from it: ${errorText(cause)}`,
       cause,
     );
   }
@@ -254,7 +254,7 @@ async function checkLoss(measure: Measure, shapes: Shapes, whole: Trial): Promis
   const near = (a: number, b: number) => Math.abs(a - b) <= 1e-4 * Math.abs(sum);
   if (near(of, sum) && !near(of, sum / count)) {
     throw invalid(
-      `loss gives the sum over the examples: ${of} for ${count} of them, whose losses one by one are ${each.map((value) => Number(value.toPrecision(4))).join(', ')}; it must be their mean, or one number for each example`,
+      `loss returns the sum over the examples: ${of} for ${count} examples, whose single losses are ${each.map((value) => Number(value.toPrecision(4))).join(', ')}; it must return their mean, or one number for each example`,
     );
   }
 }
@@ -266,23 +266,25 @@ async function checkLoss(measure: Measure, shapes: Shapes, whole: Trial): Promis
 function meanOf(what: string, given: unknown, count: number, isLoss: boolean): Tensor {
   const value = isLoss ? given : tensorOf(given);
   if (!(value instanceof tf.Tensor)) {
-    throw invalid(`${what} gave ${described(given)}; ${allowed(count, isLoss)}`);
+    throw invalid(`${what} returned ${described(given)}; ${allowed(count, isLoss)}`);
   }
   if (value.isDisposed) {
-    throw invalid(`${what} gave a tensor that was disposed: leave disposing to Downpour`);
+    throw invalid(`${what} returned a tensor that was disposed: do not dispose it, Downpour does`);
   }
   const { dtype, shape, size } = value;
   if (dtype === 'string' || dtype === 'complex64' || (isLoss && dtype !== 'float32')) {
-    throw invalid(`${what} gave a tensor of ${dtype}; ${allowed(count, isLoss)}`);
+    throw invalid(`${what} returned a tensor of ${dtype}; ${allowed(count, isLoss)}`);
   }
   const float = tf.cast(value, 'float32');
   if (size === 1) return tf.reshape(float, []);
   if (size === count && shape[0] === count) return tf.mean(float);
-  throw invalid(`${what} gave shape [${shape}] for ${count} examples; ${allowed(count, isLoss)}`);
+  throw invalid(
+    `${what} returned shape [${shape}] for ${count} examples; ${allowed(count, isLoss)}`,
+  );
 }
 
 const allowed = (count: number, isLoss: boolean) =>
-  `allowed: ${isLoss ? 'a tensor of float32 with ' : ''}one number, the mean over the minibatch, or one for each example (shape [${count}]), of which the mean is taken`;
+  `allowed: ${isLoss ? 'a tensor of float32 with ' : ''}one number, the mean over the minibatch, or one number for each example (shape [${count}]), which Downpour averages`;
 
 /** Numbers that JavaScript has computed are as good, where no gradient is needed. */
 function tensorOf(given: unknown): unknown {
@@ -296,9 +298,9 @@ function tensorOf(given: unknown): unknown {
 
 /** What a function gave, where a tensor was wanted. */
 export function described(given: unknown): string {
-  if (given === undefined) return 'nothing (undefined): does it return its result?';
+  if (given === undefined) return 'undefined (is `return` missing?)';
   if (typeof (given as Partial<Promise<unknown>> | null)?.then === 'function') {
-    return 'a promise: it must not be async, nor wait for data()';
+    return 'a promise (it must not be async; use no await and no tensor.data())';
   }
   if (typeof given === 'number') return `the number ${given}, which has no gradient`;
   if (Array.isArray(given)) return `an array of ${given.length}`;

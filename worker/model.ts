@@ -445,7 +445,7 @@ function placeWeights(layout: Layout, weights: readonly Weight[]): (PlacedTensor
     const weight = byName.get(tensor.name);
     if (!weight || String(weight.shape) !== String(tensor.shape)) {
       throw invalid(
-        `the model has another tensor '${tensor.name}' when it is built anew: model() must give the same for every seed`,
+        `when the model is built again, its tensor '${tensor.name}' is different: model() must build the same tensors for every seed`,
       );
     }
     return { ...tensor, variable: weight.variable };
@@ -512,7 +512,7 @@ function checkPredictions(
   if (typeof loss === 'function') return shape;
   const classes = loss === 'softmaxCrossEntropy' || loss === 'negativeLogLikelihood';
   if (classes && data.classCount === 0) {
-    throw invalid(`loss '${loss}' needs classes; the data's targets are numbers`);
+    throw invalid(`loss '${loss}' needs classes, but the targets are numbers`);
   }
   const wanted =
     classes && !data.shares ? [...data.targetShape, data.classCount] : data.targetShape;
@@ -537,7 +537,9 @@ function predictedShape(
   const run = () => {
     const given: unknown = instance.predict(tf.zeros([count, ...inputShape]), false);
     if (given instanceof tf.Tensor) return { shape: given.shape, dtype: given.dtype };
-    throw new Error(`it gave ${described(given)} where one tensor is needed, examples first`);
+    throw new Error(
+      `it returned ${described(given)}; it must return one tensor whose first axis counts the examples`,
+    );
   };
   let found: { readonly shape: number[]; readonly dtype: string };
   try {
@@ -555,7 +557,7 @@ function predictedShape(
   }
   if (found.shape[0] !== count) {
     throw invalid(
-      `the model's predictions for ${count} examples have shape [${found.shape}]; the first size must be ${count}, one prediction for each example`,
+      `the model's predictions for ${count} examples have shape [${found.shape}]; the first size must be ${count}: one prediction for each example`,
     );
   }
   return found.shape.slice(1);
@@ -576,7 +578,7 @@ async function checkNumbers(
   const at = values.findIndex(Number.isNaN);
   if (at < 0) return;
   throw invalid(
-    `the model's predictions for training example ${rows[Math.floor((at * rows.length) / values.length)]} are NaN at its initial parameters: look at its initialisers, and at what it divides by and takes roots and logarithms of`,
+    `the model's predictions for training example ${rows[Math.floor((at * rows.length) / values.length)]} are NaN at its initial parameters: check its initialisers, divisions, roots and logarithms`,
   );
 }
 
@@ -594,7 +596,7 @@ function layersInstance(model: LayersModel, { inputShape }: DataShape): OwnInsta
     taken.length === inputShape.length && taken.every((d, i) => d === null || d === inputShape[i]);
   if (!fits) {
     throw invalid(
-      `the model takes inputs of shape [n,${taken}], the data has [n,${inputShape}]: give the first layer inputShape`,
+      `the model takes inputs of shape [n,${taken}], but the data have [n,${inputShape}]: pass inputShape to the first layer`,
     );
   }
   const weights: Weight[] = [];
@@ -804,7 +806,7 @@ function functionInstance(model: FunctionModel): OwnInstance {
   const variables: unknown = (model as Partial<FunctionModel> | null | undefined)?.variables;
   if (typeof variables !== 'object' || variables === null || typeof model.predict !== 'function') {
     throw invalid(
-      'model() gave neither a LayersModel nor { variables, predict }; build it with the `tf` that model() is given, another copy of TensorFlow.js has other classes',
+      'model() gave neither a LayersModel nor { variables, predict }; build it with the `tf` that model() receives, not with another copy of TensorFlow.js',
     );
   }
   const weights = Object.entries(model.variables).map(([name, entry]): Weight => {

@@ -30,7 +30,7 @@ export class Shelf {
       const stale = await this.#staleFile(path);
       if (stale === null) continue;
       found.delete(name);
-      const text = `${stale} has changed since this worker loaded it: start the worker again to train ${name} as it is now`;
+      const text = `${stale} has changed since this worker loaded it: restart the worker to train the new ${name}`;
       this.#tell(`${name} ${hash}`, text);
     }
     const before = JSON.stringify(this.hashes);

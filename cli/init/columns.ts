@@ -146,7 +146,7 @@ function isOneMoreKind(profile: ColumnProfile, given: number): boolean {
   );
 }
 
-/** The first cell that is no number, how many there are, and what may be done. */
+/** The first cell that is not a number, how many there are, and what may be done. */
 function slips(profile: ColumnProfile, given: number): [string, string] {
   const { numberCount } = profile;
   const first = firstOdd(profile);

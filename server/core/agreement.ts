@@ -40,7 +40,7 @@ export function checkAgreement(run: Agreement, worker: Joining): void {
   if (difference) {
     throw new DownpourError(
       'DP_DATA_MISMATCH',
-      `this worker's data differ from the run's: it has ${difference}; ${run.origin && !run.data ? `a fork has names, classes and shapes of run '${run.origin.run}', that it began with` : 'bring the data back as they were, give all workers the same, or train a new run on these'}`,
+      `this worker's data differ from the run's: it has ${difference}; ${run.origin && !run.data ? `a fork needs the same names, classes and shapes as run '${run.origin.run}', which it started from` : 'restore the old data, give all workers the same data, or train a new run on these'}`,
     );
   }
   if (!run.data) checkOrigin(run, worker.data);
@@ -56,11 +56,11 @@ function checkOrigin({ origin, takesOtherData }: Agreement, data: DataSummary): 
   const depends = origin.data.depends ?? [];
   const why =
     depends.length > 0
-      ? `; data() looks at ${depends.join(', ')}: if that differs, give the fork the other run's (of seed: by splitSeed)`
+      ? `; data() depends on ${depends.join(', ')}: if that differs, give the fork the value of that run (for seed: set splitSeed)`
       : '';
   throw new DownpourError(
     'DP_DATA_MISMATCH',
-    `a fork goes on with the data of run '${origin.run}', and this worker's are others: ${total(data)}, that run's ${total(origin.data)}${why}; to go on with other data on purpose, fork with data: 'other' (downpour lr-find --new-data)`,
+    `a fork needs the data of run '${origin.run}', but this worker has different data: ${total(data)}; that run had ${total(origin.data)}${why}. To continue with other data on purpose, fork with data: 'other' (downpour lr-find --new-data)`,
   );
 }
 

@@ -134,7 +134,7 @@ describe('data that have grown are refused', () => {
   test('by a fork, unless it wants others: then it standardises as the run that it began with', async () => {
     const from = { run: 'first', checkpoint: 'last' };
     expect(await failure(train('fork', {}, from))).toMatch(
-      /DP_DATA_MISMATCH a fork goes on with the data of run 'first', .*160 examples.*80 examples.* --new-data/,
+      /DP_DATA_MISMATCH a fork needs the data of run 'first', .*160 examples.*80 examples.* --new-data/,
     );
     await train('other', {}, { ...from, data: 'other' });
     const run = await cluster.client.run('other');

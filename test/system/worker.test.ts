@@ -230,9 +230,7 @@ describe('a worker whose experiment comes while it waits', () => {
     for (const each of [here, there]) await writeFile(join(each, 'slope.mjs'), slope(5));
     // It has the helper of the first one in its memory.
     await createRun('after', FAST, join(there, 'second.mjs'));
-    await said(
-      /pool: .*slope\.mjs has changed since this worker loaded it: start the worker again/,
-    );
+    await said(/pool: .*slope\.mjs has changed since this worker loaded it: restart the worker/);
     expect(await rest<RunDetail>('/runs/after')).toMatchObject({ step: 0 });
     pool.stop.abort();
     await pool.done;

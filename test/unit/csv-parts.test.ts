@@ -87,7 +87,7 @@ describe('several files of one data set', () => {
     expect([...data.train.inputs.values]).toEqual([1, 2, 3]);
     expect([...data.train.targets.values]).toEqual([1, 2, 0]);
     expect(data.source).toContain(
-      'train1.csv: column 1, which has no name and numbers the rows, is left out',
+      'train1.csv: column 1 is left out: it has no name and numbers the rows',
     );
   });
 
@@ -101,7 +101,7 @@ describe('several files of one data set', () => {
     );
     const wider = 'x,z,w,kind\n1,2,3,a\n';
     expect(await failure({ train, test: wider }, FRUIT)).toContain(
-      "DP_EXPERIMENT_INVALID test.csv has a column 'w', which train.csv lacks; name it in `ignore`",
+      "DP_EXPERIMENT_INVALID test.csv has a column 'w', which train.csv does not have; name it in `ignore`",
     );
     expect(await failure({ train, test: wider }, { ...FRUIT, ignore: ['w'] })).toBe('read');
     expect(await failure({ train, test: wider }, { ...FRUIT, inputs: ['z', 'x'] })).toBe('read');
@@ -119,14 +119,14 @@ describe('several files of one data set', () => {
       "test.csv: line 3, column 'x': 'q'",
     );
     expect(await failure({ train: 'x,kind\n1,1\n2,2\n', test: 'x,kind\n1,01\n' }, FRUIT)).toBe(
-      "DP_DATA_CORRUPT column 'kind': '01' (test.csv, line 2) and '1' (train.csv, line 2) are the same number written as two names; write them alike, or list the names (`classes`, `categories`) if they are two",
+      "DP_DATA_CORRUPT column 'kind': '01' (test.csv, line 2) and '1' (train.csv, line 2) are the same number in two spellings; write them in the same way. If they are two different names, list all names in `classes` or `categories`",
     );
     expect(await failure({ tran: train, test: train }, FRUIT)).toContain(
       "tran is not an option; did you mean 'train'?",
     );
     expect(await failure({ test: train }, FRUIT)).toContain('train is missing');
     await expect(loadCsv(['a.csv', 'b.csv'] as never, FRUIT)).rejects.toThrow(
-      'say { train: [ … ] }',
+      'say which part each belongs to: { train: [ … ] }',
     );
     await expect(loadCsv(new URL('file:///a.csv') as never, FRUIT)).rejects.toThrow(
       'fileURLToPath',
@@ -141,7 +141,7 @@ describe('several files of one data set', () => {
     expect([data.classes, data.classCount]).toEqual([['c', 'b', 'a'], 3]);
     expect([...data.train.targets.values]).toEqual([1, 2]);
     expect(await failure({ train, test: 'x,kind\n1,b\n2,d\n' }, given)).toBe(
-      "DP_DATA_LABEL test.csv: line 3, column 'kind': 'd' is none of the 3 names given: 'c', 'b', 'a'",
+      "DP_DATA_LABEL test.csv: line 3, column 'kind': 'd' is not one of the 3 listed names: 'c', 'b', 'a'",
     );
     const categories = { ...FRUIT, categories: { x: ['2', '1'] } };
     const inputs = (await load({ train: 'x,kind\n1.0,b\n+2,a\n' }, categories)).train.inputs;
@@ -150,10 +150,10 @@ describe('several files of one data set', () => {
       [0, 1, 1, 0],
     ]);
     expect(await failure({ train: 'x,kind\n3,b\n' }, categories)).toContain(
-      "DP_DATA_CORRUPT train.csv: line 2, column 'x': '3' is none of the 2 names given",
+      "DP_DATA_CORRUPT train.csv: line 2, column 'x': '3' is not one of the 2 listed names",
     );
     const refused = (options: object) => failure({ train }, { ...FRUIT, ...options });
-    expect(await refused({ classes: ['a', 'b', 'a'] })).toContain("'a' stands twice");
+    expect(await refused({ classes: ['a', 'b', 'a'] })).toContain("'a' occurs twice");
     expect(await refused({ classes: ['1', '1.0'] })).toContain("'1' and '1.0' are the same");
     const codes = { ...FRUIT, classes: ['01', '1'] };
     const { targets } = (await load({ train: 'x,kind\n1,1\n2,01\n' }, codes)).train;
@@ -161,7 +161,7 @@ describe('several files of one data set', () => {
     expect(await refused({ classes: ['a', ' '] })).toContain('a name is empty');
     expect(await refused({ classes: [] })).toContain('no name is given');
     expect(await refused({ task: 'regression', classes: ['a'] })).toContain(
-      "belongs to task 'classification'",
+      "is only for task: 'classification'",
     );
     expect(await refused({ categories: { w: ['a'] } })).toContain("no column 'w'");
   });
@@ -173,7 +173,7 @@ describe('several files of one data set', () => {
     );
     expect(classes).toEqual(['Setosa', 'café', 'setosa']);
     expect(source).toContain(
-      "; column 'kind' has 'Setosa' and 'setosa' as two names: they differ in case or spaces alone",
+      "; column 'kind' has 'Setosa' and 'setosa' as two names that differ only in case or spaces",
     );
     expect((await load({ train: 'x,kind\n1,a\n2,b\n' }, FRUIT)).source).not.toContain(';');
   });

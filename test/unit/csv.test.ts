@@ -82,24 +82,25 @@ describe('CSV', () => {
       expect(failure(`x,c,y\n1,a,2\n\n1,${gap},3\n`, options)).toMatch(/line 4, column 'c'/);
     }
     const words = {
-      '12 kg': 'is no number; take the unit out of the column',
-      '150*': 'is no number; correct it',
-      '0x10': 'is no decimal number',
-      '1_000': 'is no number; correct it',
+      '12 kg': 'is not a number; take the unit out of the column',
+      '150*': 'is not a number; correct it',
+      '0x10': 'is not a decimal number',
+      '1_000': 'is not a number; correct it',
       Infinity: 'is not finite',
       '-inf': 'is not finite',
       '1e999': 'is more than a 64-bit number can hold',
-      '1,5': "is no number: `decimal: ','` reads it as 1.5",
-      '1,500': 'is no number: `decimal: \',\'` reads it as 1.5, `thousands: ","` reads it as 1500',
-      '1.234.567': 'is no number: `decimal: \',\', thousands: "."` reads it as 1234567',
-      '1 500,5': 'is no number: `decimal: \',\', thousands: " "` reads it as 1500.5',
-      '12%': 'is no number; take the % out',
-      $120: 'is no number; take the currency out',
-      '120 €': 'is no number; take the currency out',
-      True: 'is no number; write 1 and 0',
-      '2024-01-05': 'is no number, but a date or a time; make numbers of the column',
-      '-': "is no number; if it says that the value is missing, fill it in or remove the line (`missing: ['-']` says so of all); else name the column in `categorical`",
-      "'5'": 'is no number; `quote: "\'"` takes its quotes off',
+      '1,5': "is not a number: `decimal: ','` reads it as 1.5",
+      '1,500':
+        'is not a number: `decimal: \',\'` reads it as 1.5, `thousands: ","` reads it as 1500',
+      '1.234.567': 'is not a number: `decimal: \',\', thousands: "."` reads it as 1234567',
+      '1 500,5': 'is not a number: `decimal: \',\', thousands: " "` reads it as 1500.5',
+      '12%': 'is not a number; take the % out',
+      $120: 'is not a number; take the currency out',
+      '120 €': 'is not a number; take the currency out',
+      True: 'is not a number; write 1 and 0',
+      '2024-01-05': 'is not a number but a date or a time; convert the column to numbers',
+      '-': "is not a number; if it means a missing value, fill it in or remove the line (`missing: ['-']` reads every such cell as missing); else name the column in `categorical`",
+      "'5'": 'is not a number; `quote: "\'"` removes the quotes',
     };
     for (const [word, problem] of Object.entries(words)) {
       expect(failure(`x,c,y\n1,a,2\n"${word}",b,3\n`, options)).toContain(
@@ -116,11 +117,9 @@ describe('CSV', () => {
       /^DP_DATA_CORRUPT .*line 2: the quote that begins cell 2 is never closed; .*`quote: null`/,
     );
     expect(failure('x,y\n"1\n\r\n\r",2\n3,4"5\n', options)).toMatch(
-      /line 6, cell 2: a quote out of place \(4"\)/,
+      /line 6, cell 2: a misplaced quote \(4"\)/,
     );
-    expect(failure('x,y\n1,"2" 3\n', options)).toContain(
-      'line 2, cell 2: a quote out of place (" 3)',
-    );
+    expect(failure('x,y\n1,"2" 3\n', options)).toContain('line 2, cell 2: a misplaced quote (" 3)');
     expect(failure('x,y, x\n1,2,3\n', options)).toContain("columns 1 and 3 are both named 'x'");
     expect(failure('', options)).toContain('it is empty');
     expect(failure('x,y\n', options)).toContain('no line after the header');
@@ -128,11 +127,11 @@ describe('CSV', () => {
 
   it('says of a target what can be done with a target', () => {
     const target = (text: string) => failure(`x,y\n1,${text}\n`, { targets: ['y'] });
-    expect(target('yes')).toMatch(/say `task: 'classification'` if the column holds classes$/);
-    expect(target('True')).toMatch(/write 1 and 0, or say `task: 'classification'`/);
+    expect(target('yes')).toMatch(/set `task: 'classification'` if the column holds classes$/);
+    expect(target('True')).toMatch(/write 1 and 0, or set `task: 'classification'`/);
     expect(target('')).toMatch(/fill it in, or remove the line$/);
     expect(failure('x,y\n1,?\n', { targets: ['y'], task: 'classification' })).toMatch(
-      /fill it in, or remove the line, or say which texts are missing with `missing` if '\?' is a category$/,
+      /fill it in, or remove the line; if '\?' is a category, set the option `missing` to the texts that mean a missing value$/,
     );
   });
 
@@ -151,8 +150,10 @@ describe('CSV', () => {
     expect(read('x::y\n1::2\n', { delimiter: '::' })).toEqual([1, 2]);
     expect(read('x y\n1 2\n', { delimiter: ' ' })).toEqual([1, 2]);
     const options: CsvOptions = { targets: ['y'] };
-    expect(failure('x,z;y\n1,5;2\n', options)).toContain('may be divided by "," or ";": say which');
-    expect(failure('x y\n1 2\n', options)).toContain('say what divides them as `delimiter`');
+    expect(failure('x,z;y\n1,5;2\n', options)).toContain(
+      'the delimiter may be "," or ";": set the option `delimiter`',
+    );
+    expect(failure('x y\n1 2\n', options)).toContain('set the option `delimiter`');
     expect(failure('1,2\n3,4\n', options)).toContain('a header line with names must come first');
   });
 
@@ -176,7 +177,9 @@ describe('CSV', () => {
     expect([...train.inputs.values]).toEqual([1, 5]);
     expect(failure(`${text}\n7,a`, { targets: ['y'], comment: '#' })).toContain('line 7,');
     for (const plain of ['# of 2024\nx,y\n1,2\n', 'x,y\n1,2\n# end']) {
-      expect(failure(plain, { targets: ['y'] })).toContain("are left out with `comment: '#'`");
+      expect(failure(plain, { targets: ['y'] })).toContain(
+        "leave out lines that begin with #, set `comment: '#'`",
+      );
     }
   });
 
@@ -200,9 +203,9 @@ describe('CSV', () => {
     const refused = (text: string, options: Partial<CsvOptions>) =>
       failure(`x;y\n${text};1\n`, { targets: ['y'], ...options });
     expect(refused('1.5', { decimal: ',' })).toContain("`decimal: '.'` reads it as 1.5");
-    expect(refused('1.5', german)).toContain('is no number');
-    expect(refused('1,23', { thousands: ',' })).toContain('is no number');
-    expect(refused('1234,567', { thousands: ',' })).toContain('is no number');
+    expect(refused('1.5', german)).toContain('is not a number');
+    expect(refused('1,23', { thousands: ',' })).toContain('is not a number');
+    expect(refused('1234,567', { thousands: ',' })).toContain('is not a number');
     expect(refused('1', { thousands: '.' })).toContain("`thousands` and `decimal` are both '.'");
   });
 
@@ -220,10 +223,10 @@ describe('CSV', () => {
       const data = parse(text, { targets: ['y'], ...options });
       return [data.inputNames.join(), data.source.replace(/^.*?cars\.csv/, '')];
     };
-    const index = '; column 1, which has no name and numbers the rows, is left out';
+    const index = '; column 1 is left out: it has no name and numbers the rows';
     expect(read(',x,y\n0,5,2\n1,6,4\n')).toEqual(['x', index]);
     expect(read('"",x,y\n"7",5,2\n"3",6,4\n')).toEqual(['x', index]);
-    const empty = '; column 3, which has no name and is empty, is left out';
+    const empty = '; column 3 is left out: it has no name and is empty';
     expect(read('x,y,\n1,2,\n3,4,\n')).toEqual(['x', empty]);
     expect(read('x,y,\n1,2\n3,4\n')).toEqual(['x', empty]);
     expect(read('x,y\n1,2,\n3,4,\n')).toEqual(['x', '']);
@@ -233,11 +236,9 @@ describe('CSV', () => {
     expect(read(',x,y\na,5,2\n', { categorical: ['column 1'] })).toEqual(['column 1=a,x', '']);
     const options: CsvOptions = { targets: ['y'] };
     expect(failure('x,,y\n1,0.5,3\n', options)).toMatch(
-      /column 2 has no name in the header, and holds 0\.5 \(line 2\); name it there, or say `ignore: \['column 2'\]`/,
+      /column 2 has no name in the header, but it holds 0\.5 \(line 2\); name it there, or set `ignore: \['column 2'\]`/,
     );
-    expect(failure(',x,y\n0,5,2\n1,5,2\n0,6,4\n', options)).toContain(
-      'numbers that are there twice',
-    );
+    expect(failure(',x,y\n0,5,2\n1,5,2\n0,6,4\n', options)).toContain('numbers that occur twice');
     expect(failure('x,y\n1,2,\n3,4\n5,6,\n', options)).toBe('read');
     expect(failure('x,y\n1,2\n3,4,\n', options)).toContain('line 3: 3 cells; the header has 2');
     expect(failure('x,y\n1,2\n,\n5,6\n', options)).toContain(
@@ -250,7 +251,7 @@ describe('CSV', () => {
     const countries = 'c,y\nNA,1\nDE,2\nNone,3\n';
     const options: CsvOptions = { targets: ['y'], categorical: ['c'] };
     expect(failure(countries, options)).toContain(
-      "line 2, column 'c': the value is missing ('NA'); fill it in, remove the line, or name the column in `ignore`, or say which texts are missing with `missing` if 'NA' is a category",
+      "line 2, column 'c': the value is missing ('NA'); fill it in, remove the line, or name the column in `ignore`; if 'NA' is a category, set the option `missing` to the texts that mean a missing value",
     );
     expect(parse(countries, { ...options, missing: ['?'] }).inputNames).toEqual([
       'c=DE',
@@ -293,7 +294,7 @@ describe('CSV', () => {
     };
     for (const [start, what] of Object.entries(kinds)) {
       const bytes = Buffer.from(start, 'latin1');
-      expect(() => parseCsv(bytes, 'x.csv', options)).toThrow(`x.csv: no CSV: it is ${what}`);
+      expect(() => parseCsv(bytes, 'x.csv', options)).toThrow(`x.csv: not a CSV file but ${what}`);
     }
     for (const name of [
       '[x]',
@@ -349,7 +350,9 @@ describe('CSV', () => {
       /^DP_EXPERIMENT_INVALID cars\.csv has no column 'price'; it has 'kg', 'colour'/,
     );
     expect(failure(CARS, { targets: ['Kg'] })).toContain("'fast'. Did you mean 'kg'?");
-    expect(failure(CARS, { targets: ['kg'], inputs: ['kg'] })).toContain('both input and target');
+    expect(failure(CARS, { targets: ['kg'], inputs: ['kg'] })).toContain(
+      'both an input and a target',
+    );
     expect(failure(CARS, { targets: [] })).toContain('0 target columns');
     expect(failure('y\n1\n', { targets: ['y'] })).toContain('no column is left');
   });

@@ -137,7 +137,7 @@ describe('workers of a run', () => {
       expect(codeOf(() => join(run, other, summary, 'w/3'))).toBe('DP_DATA_MISMATCH');
     }
     expect(() => join(run, { ...plain, classes: ['no', 'maybe'] }, summary, 'w/3')).toThrow(
-      /"maybe" as number 1 of the names of classes, the run "yes"/,
+      /"maybe" as number 1 of the names of classes, but the run has "yes"/,
     );
   });
 
@@ -196,12 +196,12 @@ describe('a fork', () => {
     const grown = { ...summary, trainCount: 99, rawFingerprint: 'grown', fingerprint: 'g' };
     for (const run of [forked(source), throughDisk(forked(source))]) {
       expect(() => join(run, plain, grown)).toThrow(
-        /a fork goes on with the data of run 'r', and this worker's are others: 1\d\d examples .* data: 'other'/,
+        /a fork needs the data of run 'r', but this worker has different data: 1\d\d examples .* data: 'other'/,
       );
     }
     const seeded = joined(plain, {}, { ...summary, depends: ['seed'] });
     new VirtualWorker(seeded, problem, 'old/1', null).train(() => seeded.step > 0);
-    expect(() => join(forked(seeded), plain, grown)).toThrow(/data\(\) looks at seed/);
+    expect(() => join(forked(seeded), plain, grown)).toThrow(/data\(\) depends on seed/);
   });
 
   test('takes others on purpose, of the same names and classes, and says what that means', () => {
@@ -213,7 +213,7 @@ describe('a fork', () => {
     join(run, plain, grown);
     expect(run.data).toEqual(grown);
     expect(run.facts).toEqual(plain);
-    expect(run.detail(0).dataNote).toMatch(/its validation examples may be among/);
+    expect(run.detail(0).dataNote).toMatch(/its validation examples may include examples/);
   });
 
   test('that splits otherwise is told, one that splits alike is not', () => {
@@ -222,7 +222,7 @@ describe('a fork', () => {
     expect(alike.detail(0).dataNote).toBeNull();
     const otherwise = forked(source);
     join(otherwise, plain, { ...summary, fingerprint: 'other split' });
-    expect(otherwise.detail(0).dataNote).toMatch(/splits the data otherwise/);
+    expect(otherwise.detail(0).dataNote).toMatch(/splits the data differently/);
     expect(source.detail(0).dataNote).toBeNull();
   });
 });

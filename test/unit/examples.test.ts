@@ -206,8 +206,10 @@ describe('labels', () => {
   it('takes shares of each class that add up to 1', () => {
     const shares = (...values: number[]) => ({ values: Float32Array.from(values), shape: [2, 2] });
     expect(() => checkLabels(shares(0, 1, 0.25, 0.75), 2)).not.toThrow();
-    expect(() => checkLabels(shares(0, 1, 0.5, 0.75), 2)).toThrow(/row 1: shares with the sum/);
-    expect(() => checkLabels(shares(0, 1, 2, -1), 2)).toThrow(/row 1, column 0: share 2/);
+    expect(() => checkLabels(shares(0, 1, 0.5, 0.75), 2)).toThrow(
+      /row 1: probabilities with the sum/,
+    );
+    expect(() => checkLabels(shares(0, 1, 2, -1), 2)).toThrow(/row 1, column 0: probability 2/);
   });
 
   it('are checked in every part', () => {

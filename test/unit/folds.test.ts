@@ -91,9 +91,9 @@ describe('k-fold', () => {
 
   test('is refused where it cannot be meant', () => {
     const numbers = { train: numbered(20), source: '' };
-    expect(() => foldsOf(20, 4, true, numbers)).toThrow('needs one class an example');
+    expect(() => foldsOf(20, 4, true, numbers)).toThrow('needs one class for each example');
     const own = { ...data(20), validation: numbered(5) };
-    expect(() => foldsOf(20, 4, false, own)).toThrow('validation part of its own');
+    expect(() => foldsOf(20, 4, false, own)).toThrow('its own validation part');
     expect(() => foldsOf(3, 4, false)).toThrow('3 training examples cannot be split into 4 parts');
     for (const validation of [{ folds: 5, fold: 5 }, { fold: 1 }, { stratified: true }]) {
       expect(() => resolveConfig({ validation })).toThrow(/folds/);

@@ -242,7 +242,7 @@ describe('a typed array becomes, without loss', () => {
     expect(failure(() => become(BigUint64Array.of(1n, 2n, 3n, 2n ** 63n), [2, 2]))).toMatchObject({
       code: 'DP_DATA_CORRUPT',
       message: expect.stringMatching(
-        /^inputs, row 1, column 1: 9223372036854775808 has more digits/,
+        /^inputs, row 1, column 1: 9223372036854775808 is too large for a float64/,
       ),
     });
   });
@@ -289,21 +289,21 @@ describe('arrays of numbers', () => {
     const hole = [1, 2, 3];
     delete hole[1];
     for (const [values, message] of [
-      [[1, '2'], "inputs, row 1: the text '2' is no number; turn texts into numbers"],
-      [[1, null], 'inputs, row 1: null is no number; fill it in'],
-      [hole, 'inputs, row 1: nothing is no number; fill it in'],
+      [[1, '2'], "inputs, row 1: the text '2' is not a number; convert text to numbers"],
+      [[1, null], 'inputs, row 1: null is not a number; fill it in'],
+      [hole, 'inputs, row 1: nothing is not a number; fill it in'],
       [
         [
           [1, 2],
           [3, undefined],
         ],
-        'inputs, row 1, column 1: nothing is no number',
+        'inputs, row 1, column 1: nothing is not a number',
       ],
-      [[[1, 2], [3]], 'inputs, row 1, column 0: 1 entries where others have 2'],
-      [[[1, 2], 3], 'inputs, row 1, column 0: 3 where others have 2'],
-      [[1, [2]], 'inputs, row 1: an array ([2]) is no number'],
-      [[1, new Date(0)], 'inputs, row 1: a Date is no number'],
-      [[1, 2n ** 60n], 'inputs, row 1: 1152921504606846976 is no number'],
+      [[[1, 2], [3]], 'inputs, row 1, column 0: 1 entries, but others have 2'],
+      [[[1, 2], 3], 'inputs, row 1, column 0: 3, but others have 2'],
+      [[1, [2]], 'inputs, row 1: an array ([2]) is not a number'],
+      [[1, new Date(0)], 'inputs, row 1: a Date is not a number'],
+      [[1, 2n ** 60n], 'inputs, row 1: 1152921504606846976 is not a number'],
     ] as const) {
       expect(failure(() => read(values))).toEqual({
         code: 'DP_EXPERIMENT_INVALID',
@@ -336,45 +336,45 @@ describe('anything else that data() gives is refused by name', () => {
   const tensor = { dataSync: () => [1], shape: [1] };
 
   it.each([
-    [undefined, 'data() gave nothing; was `return` forgotten? It must return { train:'],
-    [null, 'data() gave null; was `return` forgotten?'],
-    [[train], 'data() gave an array (['],
-    [new Float32Array(2), 'data() gave a Float32Array, it must return { train:'],
-    ['mnist', "data() gave the text 'mnist', it must"],
-    [tensor, 'data() gave a tensor of TensorFlow.js'],
-    [{}, 'data() gave no train: it has no fields'],
+    [undefined, 'data() returned nothing; was `return` forgotten? It must return { train:'],
+    [null, 'data() returned null; was `return` forgotten?'],
+    [[train], 'data() returned an array (['],
+    [new Float32Array(2), 'data() returned a Float32Array; it must return { train:'],
+    ['mnist', "data() returned the text 'mnist'; it must"],
+    [tensor, 'data() returned a TensorFlow.js tensor'],
+    [{}, 'data() returned no train: it has no fields'],
     [
       { training: train },
-      "what data() gave has a field 'training', which nobody reads; did you mean 'train'?",
+      "what data() returned has an unknown field 'training'; did you mean 'train'?",
     ],
-    [{ train, val: train }, "field 'val', which nobody reads; did you mean 'validation'?"],
-    [{ train, Test: train }, "field 'Test', which nobody reads; did you mean 'test'?"],
-    [{ train, clasCount: 2 }, "field 'clasCount', which nobody reads; did you mean 'classCount'?"],
-    [{ train: [x, x] }, 'train of what data() gave is an array'],
+    [{ train, val: train }, "field 'val'; did you mean 'validation'?"],
+    [{ train, Test: train }, "field 'Test'; did you mean 'test'?"],
+    [{ train, clasCount: 2 }, "field 'clasCount'; did you mean 'classCount'?"],
+    [{ train: [x, x] }, 'train of what data() returned is an array'],
     [
       { train: { inputs: x } },
-      "the train part of what data() gave has no targets; it has 'inputs'",
+      "the train part of what data() returned has no targets; it has 'inputs'",
     ],
+    [{ train: { x, y: x } }, "the train part has an unknown field 'x'; did you mean 'inputs'?"],
+    [{ train, test: { inputs: x } }, 'the test part of what data() returned has no targets'],
     [
-      { train: { x, y: x } },
-      "the train part has a field 'x', which nobody reads; did you mean 'inputs'?",
+      { train, test: 5 },
+      'the test part of what data() returned is 5; it must be { inputs, targets }',
     ],
-    [{ train, test: { inputs: x } }, 'the test part of what data() gave has no targets'],
-    [{ train, test: 5 }, 'the test part of what data() gave is 5; it must be { inputs, targets }'],
-    [{ train, classCount: 2.5 }, 'classCount of what data() gave is 2.5'],
-    [{ train, classCount: '2' }, "classCount of what data() gave is the text '2'"],
-    [{ train, classCount: 0 }, 'classCount of what data() gave is 0'],
+    [{ train, classCount: 2.5 }, 'classCount of what data() returned is 2.5'],
+    [{ train, classCount: '2' }, "classCount of what data() returned is the text '2'"],
+    [{ train, classCount: 0 }, 'classCount of what data() returned is 0'],
     [
       { train, classes: ['a', 1] },
-      'classes of what data() gave: an array ([a, 1]); allowed: an array of texts',
+      'classes of what data() returned: an array ([a, 1]); allowed: an array of strings',
     ],
-    [{ train, source: 3 }, 'source of what data() gave is 3; it is a line of text'],
+    [{ train, source: 3 }, 'source of what data() returned is 3; it must be a string'],
     [
       { train: { ...train, count: 0 } },
       'the train part of the data has 0 examples; it needs at least 1',
     ],
     [{ train: { ...train, count: 2.5 } }, 'has 2.5 examples'],
-    [{ train: { ...train, count: 3 } }, 'shape [2, 1] is of 2 examples, but there are 3'],
+    [{ train: { ...train, count: 3 } }, 'shape [2, 1] means 2 examples, but there are 3'],
   ])('%o', (given, message) => {
     expect(failure(() => dataOf(given))).toEqual({
       code: 'DP_EXPERIMENT_INVALID',
@@ -391,11 +391,8 @@ describe('anything else that data() gives is refused by name', () => {
       ],
       'inputs of the train part are an array ([…, …]); give { values, shape }',
     ],
-    [
-      tensor,
-      'are a tensor of TensorFlow.js; give { values: tensor.dataSync(), shape: tensor.shape }',
-    ],
-    [{ values: tensor, shape: [1] }, 'is a tensor of TensorFlow.js; give its numbers'],
+    [tensor, 'are a TensorFlow.js tensor; give { values: tensor.dataSync(), shape: tensor.shape }'],
+    [{ values: tensor, shape: [1] }, 'is a TensorFlow.js tensor; give its numbers'],
     [
       { values: new Float32Array(4) },
       'have no shape: values is a Float32Array of 4 numbers; give shape: [2, 2]',
@@ -406,7 +403,7 @@ describe('anything else that data() gives is refused by name', () => {
       { values: new DataView(new ArrayBuffer(8)), shape: [2] },
       'is a DataView; allowed: a typed array',
     ],
-    [{ values: new ArrayBuffer(8), shape: [2] }, 'is an ArrayBuffer; say what its bytes are'],
+    [{ values: new ArrayBuffer(8), shape: [2] }, 'is an ArrayBuffer; give a typed array on it'],
     [{ values: '1,2', shape: [2] }, "is the text '1,2'; allowed: a typed array"],
     [{ values: null, shape: [2] }, 'is null; allowed: a typed array'],
     [{ values: new Set([1, 2]), shape: [2] }, 'is a Set; allowed'],
@@ -417,19 +414,19 @@ describe('anything else that data() gives is refused by name', () => {
     [{ values: [1, 2], shape: [null, 1] }, 'the shape is an array ([null, 1]); allowed'],
     [
       { values: new Float32Array(4), shape: [2, 3] },
-      'shape [2, 3] is of 6 numbers, but values has 4',
+      'shape [2, 3] needs 6 numbers, but values has 4',
     ],
     [{ values: new Float32Array(0), shape: [2, 1] }, 'was its memory handed to another thread?'],
     [{ values: [], shape: [0, 3] }, 'shape [0, 3] has no numbers'],
     [{ values: [] }, 'shape [0] has no numbers'],
     [{ values: [[], []] }, 'shape [2, 0] has no numbers'],
-    [{ values: [1, 2], names: ['a', 'b'] }, '2 for 1 number of an example; give one for each'],
+    [
+      { values: [1, 2], names: ['a', 'b'] },
+      'there are 2, but an example has 1 number; give one name for each',
+    ],
     [{ values: [1, 2], names: 'a' }, "names of inputs of the train part: the text 'a'; allowed"],
     [{ values: [1, 2], classes: ['a', 'a'] }, "two classes are named 'a'"],
-    [
-      { values: [1, 2], Shape: [2, 1] },
-      "has a field 'Shape', which nobody reads; did you mean 'shape'?",
-    ],
+    [{ values: [1, 2], Shape: [2, 1] }, "has an unknown field 'Shape'; did you mean 'shape'?"],
   ])('inputs: %o', (inputs, message) => {
     const given = { train: { inputs, targets: { values: [1, 2] }, count: 2 } };
     expect(failure(() => dataOf(given))).toEqual({

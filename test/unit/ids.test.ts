@@ -75,7 +75,7 @@ describe.each(Object.entries(MODELS))('ids for an embedding that is %s', (_, mod
         if (bad === null) expect(message).toBeNull();
         else {
           expect(message).toContain(
-            `inputs of the test part, row ${Math.floor(at / LENGTH)}, column ${at % LENGTH}: ${bad} is no id for the embedding 'words', which has rows for 0 … 29; `,
+            `inputs of the test part, row ${Math.floor(at / LENGTH)}, column ${at % LENGTH}: ${bad} is not an id of the embedding 'words', which has rows 0 … 29; `,
           );
           expect(message).toContain(bad < 0 ? 'whole numbers from 0' : `inputDim to ${bad + 1}`);
         }
@@ -89,13 +89,15 @@ describe.each(Object.entries(MODELS))('ids for an embedding that is %s', (_, mod
     const built = model();
     const ids = [1, 2, 3, 4, 5, 6];
     expect(told(() => mustBeIds(built, prepared(Uint8Array.from(ids))))).toMatch(
-      /bytes, which are pixels and divided by 255, .* Int32Array/,
+      /bytes \(pixels, divided by 255\), .* Int32Array/,
     );
     expect(told(() => mustBeIds(built, prepared(Float32Array.from(ids, (id) => id / 2))))).toMatch(
-      /row 0, column 0: 0.5 is no id/,
+      /row 0, column 0: 0.5 is not an id/,
     );
     const standardised = prepared(Int32Array.from(ids), Int32Array.from(ids), 'feature');
-    expect(told(() => mustBeIds(built, standardised))).toMatch(/standardise is 'feature'/);
+    expect(told(() => mustBeIds(built, standardised))).toMatch(
+      /standardise: 'feature' would turn them into fractions/,
+    );
     for (const layer of built.layers) layer.dispose();
   });
 });

@@ -72,10 +72,10 @@ describe('files', () => {
     });
     expect(train.count).toBe(2);
     expect(notes).toEqual([
-      'passed over: 5 hidden or system files (.DS_Store, __MACOSX, a/.hidden.png, a/Thumbs.db, b/desktop.ini), ' +
-        '1 picture whose ending is of no picture, to be renamed if it is to be read (a/1.png.bak), ' +
-        '4 files that are no pictures (a/empty, a/notes.txt, "b/line\\nbreak.txt", labels.csv), ' +
-        '1 picture outside the folders of classes (beside.png)',
+      'skipped: 5 hidden or system files (.DS_Store, __MACOSX, a/.hidden.png, a/Thumbs.db, b/desktop.ini), ' +
+        '1 picture without the file extension of a picture; rename it if it is to be read (a/1.png.bak), ' +
+        '4 files that are not pictures (a/empty, a/notes.txt, "b/line\\nbreak.txt", labels.csv), ' +
+        '1 picture outside the class folders (beside.png)',
     ]);
     expect(source).toBe(`2 pictures of 1×1 in 2 classes from ${folder}; ${notes[0]}`);
     expect(lines).toEqual([`${folder}: ${notes[0]}`]);
@@ -87,7 +87,7 @@ describe('files', () => {
     await put('b/only/here.png');
     const { train, notes } = await loadImageFolder(folder);
     expect(labels(train.targets.values)).toEqual([0, 0, 1]);
-    expect(notes).toEqual(['2 in folders within those of the classes']);
+    expect(notes).toEqual(['2 in folders inside class folders']);
   });
 
   it('that are pictures of a kind that is not read are refused, all by name', async () => {
@@ -97,7 +97,7 @@ describe('files', () => {
     await put('b/drawing.svg');
     const message = await refusal([folder], 'DP_DATA_CORRUPT');
     expect(message).toMatch(
-      /2 pictures are of a kind that is not read: a\/IMG_1\.HEIC, b\/drawing\.svg\. Read are png, .*convert.* or move them elsewhere/,
+      /2 pictures are in a format that is not read: a\/IMG_1\.HEIC, b\/drawing\.svg\. These are read: png, .*convert.* or move them elsewhere/,
     );
   });
 
@@ -115,8 +115,8 @@ describe('files', () => {
     const { train, notes } = await loadImageFolder(at('data'));
     expect(labels(train.targets.values)).toEqual([0, 0, 0, 1, 1, 1]);
     expect(notes).toEqual([
-      '3 in folders within those of the classes',
-      'passed over: 2 links to a folder that they are in (a/to-b/to-a, b/to-a/to-b)',
+      '3 in folders inside class folders',
+      'skipped: 2 links to a folder that contains them (a/to-b/to-a, b/to-a/to-b)',
     ]);
     await symlink(at('nowhere'), at('b/broken.png'));
     expect(await refusal([at('data')], 'DP_DATA_MISSING')).toMatch(
@@ -129,7 +129,7 @@ describe('files', () => {
     await put('b/1.png');
     execFileSync('mkfifo', [at('b/pipe.png')]);
     expect((await loadImageFolder(folder)).notes).toEqual([
-      'passed over: 1 device or socket (b/pipe.png)',
+      'skipped: 1 device or socket (b/pipe.png)',
     ]);
   });
 });
@@ -178,9 +178,15 @@ describe('classes', () => {
   });
 
   test.each([
-    [['train/1/x.png', 'train/2/x.png', 'test/01/x.png'], /are one class by number/],
-    [['train/cat/x.png', 'train/dog/x.png', 'test/Cat/x.png'], /all but capitals and spaces/],
-    [['train/cat/x.png', 'train/dog/x.png', 'test/dog /x.png'], /all but capitals and spaces/],
+    [['train/1/x.png', 'train/2/x.png', 'test/01/x.png'], /are the same number; rename one/],
+    [
+      ['train/cat/x.png', 'train/dog/x.png', 'test/Cat/x.png'],
+      /differ only in case or spaces; rename one/,
+    ],
+    [
+      ['train/cat/x.png', 'train/dog/x.png', 'test/dog /x.png'],
+      /differ only in case or spaces; rename one/,
+    ],
   ])('of %j are refused: two names of one class', async (files, why) => {
     for (const file of files) await put(file);
     const message = await refusal([folder], 'DP_DATA_MISMATCH');
@@ -199,14 +205,14 @@ describe('classes', () => {
       ['x.png', 'y.png'],
       /it has 2 pictures and no folder; put the pictures of each class into a folder of its own/,
     ],
-    [['a/x.png'], /it has one folder, 'a': with one class there is nothing to tell apart/],
+    [['a/x.png'], /it has one folder, 'a': with one class there is nothing to learn/],
     [
       ['data/a/x.png', 'data/b/x.png'],
-      /it has one folder, 'data', which holds 2; did you mean .*\/data\?/,
+      /it has one folder, 'data', which has 2 folders; did you mean .*\/data\?/,
     ],
     [
       ['a/x.png', 'b/notes.txt'],
-      /\/b cannot be read: the class has no picture; put some there, or remove/,
+      /\/b cannot be read: the class has no picture; add some, or remove/,
     ],
   ])('of %j are refused with the real reason', async (files, why) => {
     for (const file of files) await put(file, file.endsWith('.txt') ? Buffer.from('x') : dot());
@@ -215,7 +221,7 @@ describe('classes', () => {
 
   it('are not looked for in a file', async () => {
     await put('x.png');
-    expect(await refusal([at('x.png')], 'DP_DATA_MISSING')).toMatch(/it is a file, where a folder/);
+    expect(await refusal([at('x.png')], 'DP_DATA_MISSING')).toMatch(/it is a file; a folder/);
   });
 });
 
@@ -292,25 +298,25 @@ describe('parts', () => {
         'training_set/training_set/b/1.png',
         'test_set/test_set/a/1.png',
       ],
-      /'test_set', 'training_set' are parts by their names, not classes.*loadImageFolder\(\{ test: ".*test_set\/test_set", train: ".*training_set\/training_set" \}\)/,
+      /'test_set', 'training_set' have the names of parts, not of classes.*loadImageFolder\(\{ test: ".*test_set\/test_set", train: ".*training_set\/training_set" \}\)/,
     ],
     // Pictures without classes in one of them, as competitions have it.
     [
       ['train/a/1.png', 'train/b/1.png', 'test/1.png'],
-      /'test' holds pictures, where a folder for each class is needed.*loadImageFolder\(\{ train: ".*\/train" \}\)/,
+      /'test' has pictures of its own, but a folder for each class is needed.*loadImageFolder\(\{ train: ".*\/train" \}\)/,
     ],
     [
       ['train/a/1.png', 'train/b/1.png', 'test/a/1.png', 'extra/1.png'],
-      /beside them stands 'extra'/,
+      /beside them there is 'extra'/,
     ],
     [
       ['train/1.png', 'test/1.png'],
-      /If they are classes, name them: \{ classes: \["test", "train"\] \}/,
+      /If they are classes, list them: \{ classes: \["test", "train"\] \}/,
     ],
     // The part within the class, or the class within the person.
     [
       ['cat/train/1.png', 'cat/test/1.png', 'dog/train/1.png', 'dog/test/1.png'],
-      /'cat', 'dog' hold folders of the same names \(test, train\), so either can be the classes/,
+      /'cat', 'dog' have folders with the same names \(test, train\), so either level can be the classes/,
     ],
   ])('that are not clear are refused, with the right call: %j', async (files, why) => {
     for (const file of files) await put(file);
@@ -329,7 +335,7 @@ describe('parts', () => {
     await put('b/1.png');
     await symlink(folder, at('again'));
     expect(await refusal([{ train: folder, test: at('again') }], 'DP_EXPERIMENT_INVALID')).toMatch(
-      /train and test are one folder/,
+      /train and test are the same folder/,
     );
   });
 

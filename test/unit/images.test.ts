@@ -76,7 +76,7 @@ describe('folders of pictures', () => {
     await expect(loadImageFolder(folder)).rejects.toMatchObject({
       code: 'DP_DATA_CORRUPT',
       message: expect.stringMatching(
-        /odd\.jpg: the picture is 8×4, but .*1\.png is 4×4; all must have one size: bring/,
+        /odd\.jpg: the picture is 8×4, but .*1\.png is 4×4; all must have the same size: resize/,
       ),
     });
   });
@@ -158,11 +158,11 @@ describe('folders of pictures', () => {
     );
     const data = await loadImageFolder(folder, { channels: 1 });
     expect(Array.from(data.train.inputs.values.subarray(0, 4))).toEqual([255, 170, 85, 0]);
-    expect(data.notes).toEqual(['1 with transparency, laid on white']);
+    expect(data.notes).toEqual(['1 with transparency, shown on white']);
     const background = [200, 100, 0] as const;
     const other = await loadImageFolder(folder, { background });
     expect(Array.from(other.train.inputs.values.subarray(0, 6))).toEqual([200, 100, 0, 133, 67, 0]);
-    expect(other.notes).toEqual(['1 with transparency, laid on [200, 100, 0]']);
+    expect(other.notes).toEqual(['1 with transparency, shown on [200, 100, 0]']);
   });
 
   it('says of a drawing that its ground hides it, and of no other', async () => {
@@ -176,13 +176,13 @@ describe('folders of pictures', () => {
     );
     const { notes } = await loadImageFolder(folder);
     expect(notes).toEqual([
-      '2 with transparency, laid on white',
+      '2 with transparency, shown on white',
       expect.stringMatching(
-        /^1 of them has one colour on that ground.*white\.png\): set background$/,
+        /^1 of them has only one colour on that background.*white\.png\): set `background`$/,
       ),
     ]);
     const dark = await loadImageFolder(folder, { background: [0, 0, 0] });
-    expect(dark.notes).toEqual(['2 with transparency, laid on [0, 0, 0]']);
+    expect(dark.notes).toEqual(['2 with transparency, shown on [0, 0, 0]']);
   });
 
   it('says how many have several frames', async () => {
@@ -190,7 +190,7 @@ describe('folders of pictures', () => {
     await put('a/1.png', withChunk(still, 'acTL', Buffer.from([0, 0, 0, 2, 0, 0, 0, 0])));
     await put('b/1.png', still);
     expect((await loadImageFolder(folder)).notes).toEqual([
-      '1 with several frames or pages, the first one read',
+      '1 with several frames or pages (only the first is read)',
     ]);
   });
 
@@ -211,7 +211,10 @@ describe('folders of pictures', () => {
     [{ chanels: 1 }, /loadImageFolder: chanels is not an option; did you mean 'channels'\?/],
     [{ channels: 4 }, /channels is 4; allowed: 1, 3/],
     [{ background: [0, 0, 256] }, /background is \[0,0,256\]; allowed: red, green and blue/],
-    [{ classes: ['a', 'a'] }, /classes is \["a","a"\]; allowed: two names or more, each once/],
+    [
+      { classes: ['a', 'a'] },
+      /classes is \["a","a"\]; allowed: at least two names, without repetition/,
+    ],
   ])('refuses the options %j', async (options, why) => {
     await expect(loadImageFolder(folder, options as object)).rejects.toMatchObject({
       code: 'DP_EXPERIMENT_INVALID',
@@ -262,7 +265,7 @@ describe('folders of pictures', () => {
     const drawn = PNG.sync.read(pngOf(shown as Extract<Shown, { kind: 'image' }>));
     expect(drawn.data).toEqual(rgbaOf(5, 4, gradient));
     const { source, columns } = await inspectData(folder);
-    expect(source).toMatch(/in 2 classes from .*; passed over: 1 file that is no picture/);
+    expect(source).toMatch(/in 2 classes from .*; skipped: 1 file that is not a picture/);
     expect(columns.at(-1)).toMatchObject({ classes: { '0 = 2': 1, '1 = 10': 1 } });
   });
 });

@@ -134,17 +134,17 @@ describe('a loss of the user', () => {
     ['a sum', (t, p) => t.sub(p).square().sum(), /the sum over the examples/],
     ['no gradient', (t) => t.mean(), /no gradient/],
     ['steps', (t, p) => p.greater(t).cast('float32').mean(), /no gradient/],
-    ['a number', () => 3 as never, /gave the number 3, which has no gradient/],
-    ['nothing', () => undefined as never, /gave nothing \(undefined\)/],
-    ['a promise', (async () => tf.scalar(1)) as never, /gave a promise/],
-    ['a string', () => 'low' as never, /gave "low"/],
-    ['an int', (t, p) => p.greater(t).sum(), /gave a tensor of int32/],
+    ['a number', () => 3 as never, /returned the number 3, which has no gradient/],
+    ['nothing', () => undefined as never, /returned undefined \(is `return` missing\?\)/],
+    ['a promise', (async () => tf.scalar(1)) as never, /returned a promise/],
+    ['a string', () => 'low' as never, /returned "low"/],
+    ['an int', (t, p) => p.greater(t).sum(), /returned a tensor of int32/],
     [
       'another vector',
       (_, p) => tf.concat([p.flatten(), p.flatten()]),
-      /gave shape \[4\] for 2 examples/,
+      /returned shape \[4\] for 2 examples/,
     ],
-    ['a matrix', (_, p) => tf.matMul(p, p, false, true), /gave shape \[2,2\] for 2 examples/],
+    ['a matrix', (_, p) => tf.matMul(p, p, false, true), /returned shape \[2,2\] for 2 examples/],
     [
       'an error',
       () => {
@@ -165,7 +165,7 @@ describe('a loss of the user', () => {
     [
       'all with all',
       (t, p) => t.flatten().sub(p).square().mean(),
-      /combines shape \[2\] with shape \[2,1\]/,
+      /broadcasts shape \[2\] with shape \[2,1\]/,
     ],
   ])('that is %s is refused by its name', async (_, loss, message) => {
     const data = line([1]);
@@ -214,14 +214,14 @@ describe('metrics of the user', () => {
   test('that gives a vector for the classes is refused, and moves no other', async () => {
     const perClass: Measure = (_, p) => p.mean(0);
     await expect(build(labels, { metrics: { accuracy, perClass } })).rejects.toThrow(
-      "metric 'perClass' gave shape [3] for 2 examples",
+      "metric 'perClass' returned shape [3] for 2 examples",
     );
   });
 
   test('that compares all with all is told so, not only that it gave a matrix', async () => {
     const all: Measure = (t, p) => t.flatten().sub(p);
     await expect(build(line([1]), { metrics: { all } })).rejects.toThrow(
-      "metric 'all' combines shape [2] with shape [2,1]",
+      "metric 'all' broadcasts shape [2] with shape [2,1]",
     );
   });
 
@@ -231,7 +231,7 @@ describe('metrics of the user', () => {
     const model = await build(labels, { metrics: { moody, last: () => tf.scalar(5) } });
     many = true;
     await expect(model.measure(gather(labels, 'train', [1, 2, 3]))).rejects.toThrow(
-      "metric 'moody' gave shape [4] for 3 examples",
+      "metric 'moody' returned shape [4] for 3 examples",
     );
   });
 
@@ -323,7 +323,7 @@ describe('predictions', () => {
     ['integers', (x) => x.cast('int32'), /are int32/],
     ['an array', () => [1, 2], /an array of 2/],
     ['a promise', async (x) => x, /a promise/],
-    ['nothing', () => undefined, /nothing \(undefined\)/],
+    ['nothing', () => undefined, /returned undefined/],
   ])('that are %s are refused', async (_, predict, message) => {
     await expect(build(line(), own(predict))).rejects.toThrow(message);
   });
@@ -350,7 +350,7 @@ describe('predictions', () => {
         tf.sequential({ layers: [tf.layers.dense({ units: 1, inputShape: [1] })] }),
     };
     await expect(build(labels, one)).rejects.toThrow(
-      'needs a prediction for each of the 3 classes',
+      'needs one prediction for each of the 3 classes',
     );
     await expect(build(line(), one)).rejects.toThrow('needs classes');
   });

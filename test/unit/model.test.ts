@@ -487,7 +487,7 @@ describe('an experiment that does not fit is told before training', () => {
     [
       'inputs of another shape',
       ({ tf }) => tf.sequential({ layers: [tf.layers.dense({ units: 3, inputShape: [5] })] }),
-      /takes inputs of shape \[n,5\], the data has \[n,4\]/,
+      /takes inputs of shape \[n,5\], but the data have \[n,4\]/,
     ],
     [
       'too few outputs',

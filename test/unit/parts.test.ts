@@ -60,7 +60,7 @@ describe('parts of different number types', () => {
         const bytes = kinds.filter((each) => each === 'uint8').length;
         if (asInputs && bytes === 1) {
           expect(told(data)).toMatch(
-            /^DP_DATA_MISMATCH inputs of the \w+ part are bytes, which are pixels and divided by 255, those of the \w+ part are (int|float)\d\d; give all parts in one type/,
+            /^DP_DATA_MISMATCH inputs of the \w+ part are bytes \(pixels, divided by 255\), but those of the \w+ part are (int|float)\d\d; give all parts the same type/,
           );
           return;
         }
@@ -98,7 +98,7 @@ describe('parts that differ', () => {
   test('in classes or names are refused, with the first difference and what to do', () => {
     const train = labels(['cat', 'dog', 'owl']);
     expect(told({ train, test: labels(['cat', 'owl']) })).toBe(
-      "DP_DATA_MISMATCH class 1 is 'dog' in the train part and 'owl' in the test part; the same number would mean different things. To mend it, read all files together, or give the reader the whole list of classes",
+      "DP_DATA_MISMATCH class 1 is 'dog' in the train part and 'owl' in the test part, so the same number would mean different things. To fix this, read all files together, or give the reader the full list of classes",
     );
     expect(told({ train, validation: labels(['cat', 'dog']) })).toContain(
       "class 2 is 'owl' in the train part and none (it has 2) in the validation part",
@@ -119,7 +119,7 @@ describe('parts that differ', () => {
 
   test('in shape are refused', () => {
     expect(told({ train: two(['a', 'b']), test: part(column(Float32Array.of(1, 2))) })).toMatch(
-      /^DP_DATA_MISMATCH inputs of the test part have the shape \[\] for one example, those of the train part \[2\]/,
+      /^DP_DATA_MISMATCH inputs of the test part have the shape \[\] for one example, but those of the train part have \[2\]/,
     );
   });
 

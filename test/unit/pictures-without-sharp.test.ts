@@ -28,7 +28,7 @@ test.each([
     code: 'DP_DATA_MISSING',
     message: expect.stringMatching(
       new RegExp(
-        `picture\\.jpg is a picture in ${format}, which the package sharp reads; it is not installed here.*Run npm install sharp.*, or convert`,
+        `picture\\.jpg is a picture in ${format}, which the package sharp reads. It is not installed here.*Run npm install sharp.*, or convert`,
       ),
     ),
   });

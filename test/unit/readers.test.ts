@@ -281,7 +281,7 @@ describe('npy', () => {
       return () => parseNpy(buffer, 'x.npy');
     };
     const kinds = {
-      "'<c16'": "x.npy: its elements '<c16' are complex numbers",
+      "'<c16'": "x.npy: its elements ('<c16') are complex numbers",
       "'|O'": 'Python objects; give the array a type of numbers',
       "'<U5'": 'texts; save numbers',
       "'|S3'": 'texts; save numbers',
@@ -302,11 +302,11 @@ describe('npy', () => {
       'latin1',
     );
     expect(() => parseNpy(zip, 'a.npz')).toThrow(
-      'a.npz: no .npy file: it is an .npz archive of several arrays; save each',
+      'a.npz: not a .npy file but an .npz archive of several arrays; save each',
     );
     expect(() => parseNpy(Buffer.from('x,y\n1,2\n'), 'x')).toThrow('does not begin with');
     expect(() => parseIdx(npy('<f4', [1], [1]), 'x')).toThrow(
-      'no IDX file: it is a .npy file; readNpy reads it',
+      'not an IDX file but a .npy file; readNpy reads it',
     );
   });
 

@@ -31,7 +31,7 @@ describe('data that change in the middle of a study', () => {
     const server = make();
     server.raw = () => (server.created.length < 2 ? 'before' : 'after');
     await expect(conduct(server)).rejects.toThrow(
-      /changed in the middle of the study: s-0-0 has 800 training.*, s-0-2 .* by another --name/,
+      /changed during the study: s-0-0 has 800 training.*, but s-0-2 has .* with another --name/,
     );
     expect(server.created).toHaveLength(3);
   });
@@ -83,7 +83,7 @@ test('trials are held against each other where what data() looked at is the same
           trials.every((b) => keyOf(a) !== keyOf(b) || a.raw === b.raw),
         );
         if (same) mustShareData(made);
-        else expect(() => mustShareData(made)).toThrow(/changed in the middle/);
+        else expect(() => mustShareData(made)).toThrow(/changed during the study/);
       },
     ),
   );

@@ -231,7 +231,7 @@ describe('text of a table', () => {
     }
     expect(rowsOf(encoded(text, 'utf-8 with a mark'))[0]).toEqual(['n', 'c']);
     expect(failure(encoded('n,c\na,b\n', 'utf-16le'))).toContain(
-      "it is utf-16le without a byte order mark; say `encoding: 'utf-16le'`",
+      "it is utf-16le without a byte order mark; set `encoding: 'utf-16le'`",
     );
     expect(failure(encoded('n,c\na,b\n', 'utf-16le').swap16())).toContain("`encoding: 'utf-16be'`");
     expect(failure(Buffer.from('fffe0000', 'hex'))).toContain('it is UTF-32');
@@ -246,7 +246,7 @@ describe('text of a table', () => {
   it('that is empty, or nothing but line ends and a mark, has no header', () => {
     for (const text of ['', '\n', '\ufeff', '\r\n \r\n']) {
       expect(failure(Buffer.from(text))).toContain(
-        'it is empty; a header line with names comes first',
+        'it is empty; the first line must be a header with the names of the columns',
       );
     }
   });

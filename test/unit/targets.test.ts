@@ -38,12 +38,12 @@ const anyArray = fc.constantFrom(...ARRAYS);
 
 describe("targets of 'sigmoidCrossEntropy'", () => {
   test.each([
-    [[1, 2, 2, 1], 'row 1: target 2; ', 'the data have 1 and 2: subtract 1'],
-    [[1, -1, 1, -1], 'row 1: target -1; ', 'the data have -1 and 1: give (y + 1) / 2'],
-    [[0, 255, 0, 255], 'row 1: target 255; ', 'the data have 0 and 255: divide by 255'],
-    [[3, 7, 3, 3], 'row 0: target 3; ', 'the data have 3 and 7: give 0 for 3 and 1 for 7'],
+    [[1, 2, 2, 1], 'row 1: target 2; ', 'The targets are 1 and 2: subtract 1'],
+    [[1, -1, 1, -1], 'row 1: target -1; ', 'The targets are -1 and 1: give (y + 1) / 2'],
+    [[0, 255, 0, 255], 'row 1: target 255; ', 'The targets are 0 and 255: divide by 255'],
+    [[3, 7, 3, 3], 'row 0: target 3; ', 'The targets are 3 and 7: give 0 for 3 and 1 for 7'],
     [[0, 1, 2, 1], 'row 2: target 2; ', "use 'softmaxCrossEntropy' with classCount: 3"],
-    [[0.5, 1.5, 0, 1], 'row 1: target 1.5; ', "for numbers use 'meanSquaredError'"],
+    [[0.5, 1.5, 0, 1], 'row 1: target 1.5; ', "for numbers, use 'meanSquaredError'"],
   ])('%j are refused, and how to recode them is said', (values, where, advice) => {
     const message = told(() => prepare({ values }, 'sigmoidCrossEntropy'));
     expect(message).toMatch(/^DP_DATA_LABEL train part, /);
@@ -72,7 +72,7 @@ describe("targets of 'sigmoidCrossEntropy'", () => {
           const row = Math.floor((where % numbers.length) / columns);
           expect(message).toMatch(new RegExp(`^DP_DATA_LABEL train part, row ${row}\\b`));
         } else if (numbers.every((x) => x === numbers[0])) {
-          expect(message).toMatch(/^DP_DATA_LABEL all \d+ examples of the train part have target/);
+          expect(message).toMatch(/^DP_DATA_LABEL all \d+ training examples have target/);
         } else expect(message).toBeNull();
       }),
       { numRuns: 300 },
@@ -97,22 +97,26 @@ describe.each(['softmaxCrossEntropy', 'negativeLogLikelihood'])("targets of '%s'
     [
       [-1, 1, 1],
       2,
-      'row 0: label -1; allowed: whole numbers 0 … 1 (2 classes). Of two values, the data have -1 and 1: give (y + 1) / 2',
+      'row 0: label -1; allowed: whole numbers 0 … 1 (2 classes). The targets are -1 and 1: give (y + 1) / 2',
     ],
-    [[0, 255, 0], 2, 'Of two values, the data have 0 and 255: divide by 255'],
-    [[0, 1, 4], 3, "Correct the data or the experiment's classCount: labels up to 4 are 5 classes"],
+    [[0, 255, 0], 2, 'The targets are 0 and 255: divide by 255'],
+    [
+      [0, 1, 4],
+      3,
+      "Correct the data or the experiment's classCount: labels up to 4 mean 5 classes",
+    ],
     [
       [0, 0.5, 1],
       2,
-      "row 1: label 0.5; allowed: whole numbers 0 … 1 (2 classes). These are no classes: for numbers use loss 'meanSquaredError'",
+      "row 1: label 0.5; allowed: whole numbers 0 … 1 (2 classes). These are not classes. If they are numbers to predict, use loss 'meanSquaredError'",
     ],
     [[0, Number.NaN, 1], 2, 'row 1: label NaN'],
     [
       [2, 2, 2],
       3,
-      'all 3 examples of the train part have label 2: with one class only there is nothing to learn',
+      'all 3 training examples have label 2: with only one class there is nothing to learn',
     ],
-    [[0, 0, 0], 1, 'the data have 1 class only (classCount 1)'],
+    [[0, 0, 0], 1, 'the data have only 1 class (classCount is 1)'],
   ])('%j for %i classes are refused', (values, classCount, message) => {
     expect(told(() => prepare({ values }, loss, { classCount }))).toMatch(/^DP_DATA_LABEL /);
     expect(told(() => prepare({ values }, loss, { classCount }))).toContain(message);
@@ -125,7 +129,7 @@ describe.each(['softmaxCrossEntropy', 'negativeLogLikelihood'])("targets of '%s'
     ],
     [
       { values: [0.5, 1, 2] },
-      "numbers from 0.5 to 2; if they are no classes, use loss 'meanSquaredError'",
+      "numbers from 0.5 to 2; if they are not classes, use loss 'meanSquaredError'",
     ],
     [
       {
@@ -134,11 +138,13 @@ describe.each(['softmaxCrossEntropy', 'negativeLogLikelihood'])("targets of '%s'
           [1, 0, 0],
         ],
       },
-      'return classCount: 3 if they are shares of 3 classes',
+      'if they are the probabilities of 3 classes, return classCount: 3',
     ],
   ])('%j need a classCount', (targets, message) => {
     const error = told(() => prepare(targets, loss));
-    expect(error).toMatch(/^DP_EXPERIMENT_INVALID loss '.*' needs classes, but data\(\) gave no/);
+    expect(error).toMatch(
+      /^DP_EXPERIMENT_INVALID loss '.*' needs classes, but data\(\) returned no/,
+    );
     expect(error).toContain(message);
   });
 
@@ -157,7 +163,7 @@ describe.each(['softmaxCrossEntropy', 'negativeLogLikelihood'])("targets of '%s'
         expect(batch.targets).toEqual(Float32Array.from(rows));
         const bytes = rows.map((x) => 255 * x);
         const message = told(() => prepare({ values: bytes, shape }, loss, { classCount: 3 }));
-        expect(message).toMatch(/^DP_DATA_LABEL .*share 255/);
+        expect(message).toMatch(/^DP_DATA_LABEL .*probability 255/);
         const whole = Int32Array.from(bytes);
         expect(told(() => prepare({ values: whole, shape }, loss, { classCount: 3 }))).toMatch(
           /^DP_DATA_LABEL .*label 255.*divide by 255/,
@@ -208,7 +214,7 @@ describe('targets of losses of numbers', () => {
   test('are refused where float32 would lose their differences', () => {
     const times = [0, 1, 2, 3].map((i) => 1.7e12 + 1000 * i);
     expect(told(() => prepare({ values: times }, 'meanSquaredError'))).toMatch(
-      /^DP_DATA_CORRUPT targets of the train part, numbers: its numbers, such as 1700000000000, .* subtract an offset from the target/,
+      /^DP_DATA_CORRUPT targets of the train part, numbers: numbers such as 1700000000000 .* subtract an offset from the target/,
     );
     const rounded = { values: Float32Array.from(times), shape: [4] };
     expect(told(() => prepare(rounded, 'meanSquaredError'))).toBeNull();

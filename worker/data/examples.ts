@@ -166,7 +166,7 @@ export function gather(
     if (!(index >= 0 && index < count && Number.isInteger(index))) {
       throw new DownpourError(
         'DP_DATA_MISMATCH',
-        `example ${index} was asked of the ${part} part, which has ${count}: this worker's data differs from the run's`,
+        `example ${index} was requested from the ${part} part, which has only ${count}: this worker's data differ from the run's`,
       );
     }
     const from = index < firstCount ? first : second!;

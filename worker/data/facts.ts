@@ -75,7 +75,7 @@ export function transformFor(facts: DataFacts, inputs: Column): InputTransform {
   if (own.kind !== kind || String(own.shape) !== String(shape)) {
     throw new DownpourError(
       'DP_DATA_MISMATCH',
-      `the inputs are of shape [${own.shape}] of ${own.kind}; the run's parameters were trained on inputs of shape [${shape}] of ${kind}: bring the data back as they were, or train a new run on these`,
+      `the inputs are ${own.kind} of shape [${own.shape}], but the run's parameters were trained on ${kind} of shape [${shape}]: restore the old data, or train a new run on these`,
     );
   }
   return unpackTransform(facts.transform);
@@ -98,6 +98,6 @@ export function mustBeDataOf({ run, summary, facts }: KnownData, prepared: Prepa
   if (!difference) return;
   throw new DownpourError(
     'DP_DATA_MISMATCH',
-    `the data have changed since run ${run} was trained: they have ${difference}; what it trained on and what it did not cannot be told apart any more: bring the data back as they were (or name their folder by --data), or train a new run on these`,
+    `the data have changed since run ${run} was trained: they have ${difference}. It is no longer known which examples it was trained on: restore the old data (or give their folder with --data), or train a new run on these`,
   );
 }

@@ -94,7 +94,8 @@ export function fileKind(head: Uint8Array): FileKind | null {
   if (/^(\xef\xbb\xbf)?\s*<(!doctype html|html|table)[\s>]/i.test(start)) {
     return {
       what: 'an HTML page',
-      advice: 'fetch the file itself: a download often gives a page of a login or an error instead',
+      advice:
+        'fetch the file again: a download often returns a login or error page instead of the file',
     };
   }
   if (/^(\xef\xbb\xbf)?\s*<\?xml\b/.test(start)) return { what: 'an XML file', advice: AS_CSV };
@@ -117,14 +118,14 @@ function zipKind(start: string): FileKind {
     return {
       what: 'an .npz archive of several arrays',
       advice:
-        "save each array by itself: numpy.save('inputs.npy', numpy.load('arrays.npz')['inputs'])",
+        "save each array in its own file: numpy.save('inputs.npy', numpy.load('arrays.npz')['inputs'])",
     };
   }
   return { what: 'a zip archive', advice: `${UNPACK} and name a file in it` };
 }
 
-/** Throws where a file is recognised. @throws DownpourError DP_DATA_CORRUPT @param wanted such as 'CSV' */
+/** Throws where a file is recognised. @throws DownpourError DP_DATA_CORRUPT @param wanted such as 'a CSV file' */
 export function refuseOtherKind(head: Uint8Array, path: string, wanted: string): void {
   const kind = fileKind(head);
-  if (kind) throw corrupt(path, `no ${wanted}: it is ${kind.what}; ${kind.advice}`);
+  if (kind) throw corrupt(path, `not ${wanted} but ${kind.what}; ${kind.advice}`);
 }

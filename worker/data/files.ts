@@ -36,7 +36,10 @@ export async function readDataFile(path: string, options: ReadOptions = {}): Pro
       head.copy(bytes);
       const rest = await readInto(file, bytes.subarray(head.length));
       if (rest.length === size - head.length) return bytes;
-      throw corrupt(path, `it became shorter while it was read, ${size} bytes at first; try again`);
+      throw corrupt(
+        path,
+        `it became shorter while it was read (${size} bytes at first); try again`,
+      );
     }
   } catch (error) {
     throw error instanceof DownpourError ? error : unreadable(path, error);

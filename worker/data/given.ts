@@ -57,29 +57,29 @@ const COLUMN_FIELDS = ['values', 'shape', 'names', 'classes'];
  */
 export function dataOf(given: unknown): ExperimentData {
   if (!isRecord(given)) {
-    const forgot = given === undefined || given === null ? '; was `return` forgotten?' : ',';
+    const forgot = given === undefined || given === null ? '; was `return` forgotten?' : ';';
     throw invalid(
-      `data() gave ${describe(given)}${forgot} ${given === undefined || given === null ? 'It' : 'it'} must return { train: { inputs: { values, shape }, targets: { values, shape } }, source }, or a promise of it`,
+      `data() returned ${describe(given)}${forgot} ${given === undefined || given === null ? 'It' : 'it'} must return { train: { inputs: { values, shape }, targets: { values, shape } }, source }, or a promise of it`,
     );
   }
-  mustKnow('what data() gave', given, DATA_FIELDS);
+  mustKnow('what data() returned', given, DATA_FIELDS);
   const { train, validation, test, classCount, classes, source, ...rest } = given;
   if (!isRecord(train)) {
     throw invalid(
       train === undefined
-        ? `data() gave no train: it has ${listed(Object.keys(given))}; its training examples belong in train: { inputs, targets }`
-        : `train of what data() gave is ${describe(train)}; it must be { inputs, targets }`,
+        ? `data() returned no train: it has ${listed(Object.keys(given))}; its training examples belong in train: { inputs, targets }`
+        : `train of what data() returned is ${describe(train)}; it must be { inputs, targets }`,
     );
   }
   if (classCount !== undefined && classCount !== null) {
     if (!(Number.isInteger(classCount) && (classCount as number) >= 1)) {
       throw invalid(
-        `classCount of what data() gave is ${describe(classCount)}; allowed: a whole number from 2, or none where targets are no classes`,
+        `classCount of what data() returned is ${describe(classCount)}; allowed: a whole number from 2; leave it out if targets are not classes`,
       );
     }
   }
   if (source !== undefined && typeof source !== 'string') {
-    throw invalid(`source of what data() gave is ${describe(source)}; it is a line of text`);
+    throw invalid(`source of what data() returned is ${describe(source)}; it must be a string`);
   }
   const parts = {
     train: examplesOf('train', train),
@@ -91,7 +91,7 @@ export function dataOf(given: unknown): ExperimentData {
     ...rest,
     ...parts,
     ...(isAbsent(classCount) ? {} : { classCount: classCount as number }),
-    ...(isAbsent(classes) ? {} : { classes: textsOf(classes, 'classes of what data() gave') }),
+    ...(isAbsent(classes) ? {} : { classes: textsOf(classes, 'classes of what data() returned') }),
     source: source ?? `${count} training example${count === 1 ? '' : 's'}`,
   };
 }
@@ -102,14 +102,14 @@ function examplesOf(part: string, given: unknown): Examples {
   const name = `the ${part} part`;
   if (!isRecord(given)) {
     throw invalid(
-      `${name} of what data() gave is ${describe(given)}; it must be { inputs, targets }`,
+      `${name} of what data() returned is ${describe(given)}; it must be { inputs, targets }`,
     );
   }
   mustKnow(name, given, EXAMPLES_FIELDS);
   for (const each of ['inputs', 'targets']) {
     if (given[each] === undefined) {
       throw invalid(
-        `${name} of what data() gave has no ${each}; it has ${listed(Object.keys(given))}. Give inputs: { values, shape } and targets: { values, shape }`,
+        `${name} of what data() returned has no ${each}; it has ${listed(Object.keys(given))}. Give inputs: { values, shape } and targets: { values, shape }`,
       );
     }
   }
@@ -145,7 +145,7 @@ export function columnOf(given: unknown, where: string, count?: number): Column 
   const is = `${where}: shape [${read.shape.join(', ')}]`;
   if (sizeOf(read.shape) !== values.length) {
     throw invalid(
-      `${is} is of ${sizeOf(read.shape)} numbers, but values has ${values.length}${values.length === 0 ? ' (was its memory handed to another thread?)' : ''}; correct the shape: [examples, numbers of one example …]`,
+      `${is} needs ${sizeOf(read.shape)} numbers, but values has ${values.length}${values.length === 0 ? ' (was its memory handed to another thread?)' : ''}; correct the shape: [examples, numbers of one example, …]`,
     );
   }
   if (read.shape[0] === 0 || values.length === 0) {
@@ -153,7 +153,7 @@ export function columnOf(given: unknown, where: string, count?: number): Column 
   }
   if (count !== undefined && read.shape[0] !== count) {
     throw invalid(
-      `${is} is of ${read.shape[0]} examples, but there are ${count}; each example has its row in inputs and in targets`,
+      `${is} means ${read.shape[0]} examples, but there are ${count}; inputs and targets need one row for each example`,
     );
   }
   const column: { -readonly [Key in keyof Column]: Column[Key] } = { values, shape: read.shape };
@@ -162,7 +162,7 @@ export function columnOf(given: unknown, where: string, count?: number): Column 
     const size = sizeOf(read.shape, 1);
     if (column.names.length !== size) {
       throw invalid(
-        `names of ${where}: ${column.names.length} for ${size} number${size === 1 ? '' : 's'} of an example; give one for each`,
+        `names of ${where}: there are ${column.names.length}, but an example has ${size} number${size === 1 ? '' : 's'}; give one name for each`,
       );
     }
   }
@@ -183,7 +183,7 @@ function textsOf(given: unknown, what: string): readonly string[] {
   if (Array.isArray(given) && Array.from(given).every((name) => typeof name === 'string')) {
     return given;
   }
-  throw invalid(`${what}: ${describe(given)}; allowed: an array of texts`);
+  throw invalid(`${what}: ${describe(given)}; allowed: an array of strings`);
 }
 
 /** Names of class 0, 1, …: two of one name could not be told apart. */
@@ -230,7 +230,7 @@ function numbersOf(
   const advice = isTensor(given)
     ? 'give its numbers: { values: tensor.dataSync(), shape: tensor.shape }'
     : isBuffer(given)
-      ? 'say what its bytes are: new Float32Array(buffer), new Uint8Array(buffer), …'
+      ? 'give a typed array on it: new Float32Array(buffer), new Uint8Array(buffer), …'
       : 'allowed: a typed array (Float32Array, Float64Array, Int32Array, Uint8Array for pixels, …) or an array of numbers';
   throw invalid(`values of ${where} is ${describe(given)}; ${advice}`);
 }
@@ -303,7 +303,7 @@ function tooLong(
 ): DownpourError {
   return new DownpourError(
     'DP_DATA_CORRUPT',
-    `${where}, ${elementAt({ shape }, index)}: ${value} has more digits than a number keeps; allowed: −(2⁵³ − 1) … 2⁵³ − 1. Subtract an offset, or give it in coarser units`,
+    `${where}, ${elementAt({ shape }, index)}: ${value} is too large for a float64; allowed: −(2⁵³ − 1) … 2⁵³ − 1. Subtract an offset, or use a coarser unit`,
   );
 }
 
@@ -329,7 +329,7 @@ function arrayNumbers(given: readonly unknown[], shape: readonly number[] | null
       if (!isList || (level as readonly unknown[]).length !== own[depth]) {
         const seen = isList ? `${(level as readonly unknown[]).length} entries` : describe(level);
         throw invalid(
-          `${where}, ${place(at)}: ${seen} where others have ${own[depth]} entries; all examples must have the same shape`,
+          `${where}, ${place(at)}: ${seen}, but others have ${own[depth]} entries; all examples must have the same shape`,
         );
       }
       if (depth === own.length - 1) kinds.add(kind ?? 'Array');
@@ -359,7 +359,7 @@ function ofKinds(
   }
   if (bytes.length === kinds.size) return Uint8Array.from(values);
   throw invalid(
-    `${where}: some rows are bytes (pixels, divided by 255), others ${listed([...kinds].filter((kind) => !kind.startsWith('Uint8')))}; give all in one type`,
+    `${where}: some rows are bytes (pixels, divided by 255), others are ${listed([...kinds].filter((kind) => !kind.startsWith('Uint8')))}; give all in one type`,
   );
 }
 
@@ -369,11 +369,11 @@ function numberOf(given: unknown, where: () => string): number {
   if (typeof given === 'bigint' && Number.isSafeInteger(Number(given))) return Number(given);
   const advice =
     typeof given === 'string'
-      ? 'turn texts into numbers in data(), classes into 0, 1, … with their names in `classes`'
+      ? 'convert text to numbers in data(); number classes 0, 1, … and give their names in `classes`'
       : isAbsent(given)
         ? 'fill it in or leave the row out'
         : 'only numbers and booleans are allowed';
-  throw invalid(`${where()}: ${describe(given)} is no number; ${advice}`);
+  throw invalid(`${where()}: ${describe(given)} is not a number; ${advice}`);
 }
 
 /** Misspelt fields would be passed over in silence. @throws DownpourError naming the right one. */
@@ -385,7 +385,7 @@ function mustKnow(where: string, given: Record<string, unknown>, fields: readonl
     // Of short words too many are near: `text` is no misspelt `test`.
     const meant = alias ?? (key.length < 5 ? null : nearest(key, fields));
     if (meant === null || given[meant] !== undefined) continue;
-    throw invalid(`${where} has a field '${key}', which nobody reads; did you mean '${meant}'?`);
+    throw invalid(`${where} has an unknown field '${key}'; did you mean '${meant}'?`);
   }
 }
 
@@ -412,7 +412,7 @@ const listed = (names: readonly string[]) =>
 /** A value for a message, in a few words. */
 function describe(value: unknown): string {
   if (value === undefined || value === null) return value === null ? 'null' : 'nothing';
-  if (isTensor(value)) return 'a tensor of TensorFlow.js';
+  if (isTensor(value)) return 'a TensorFlow.js tensor';
   const kind = typedArrayName.call(value);
   if (kind !== undefined) return withArticle(kind);
   if (Array.isArray(value)) return `an array (${short(value)})`;

@@ -36,7 +36,7 @@ export function isIdx(bytes: Uint8Array): boolean {
 /** @param bytes of the whole file; a column of unsigned bytes is a view of them. @param name for errors */
 export function parseIdx(bytes: Uint8Array, name: string): Column {
   if (!isIdx(bytes)) {
-    refuseOtherKind(bytes, name, 'IDX file');
+    refuseOtherKind(bytes, name, 'an IDX file');
     const start = Buffer.from(bytes.subarray(0, 4)).toString('hex') || 'nothing';
     throw corrupt(
       name,

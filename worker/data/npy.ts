@@ -13,7 +13,7 @@ const TYPES = ['b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4',
 type Type = (typeof TYPES)[number];
 /** Kinds of elements that are no numbers of these types, and what to do about them. */
 const OTHER_KINDS: Readonly<Record<string, string>> = {
-  c: 'complex numbers; save their real and imaginary parts, or their absolute values, as an axis of their own',
+  c: 'complex numbers; save their real and imaginary parts, or their absolute values, as an extra axis',
   O: 'Python objects; give the array a type of numbers: array.astype(numpy.float32)',
   U: 'texts; save numbers: numpy.unique(labels, return_inverse=True)[1]',
   S: 'texts; save numbers: numpy.unique(labels, return_inverse=True)[1]',
@@ -66,8 +66,8 @@ export function parseNpy(bytes: Uint8Array, name: string): Column {
 
 function parseHeader(bytes: Uint8Array, name: string) {
   if (!isNpy(bytes)) {
-    refuseOtherKind(bytes, name, '.npy file');
-    throw corrupt(name, 'no .npy file: it does not begin with \\x93NUMPY');
+    refuseOtherKind(bytes, name, 'a .npy file');
+    throw corrupt(name, 'it is not a .npy file: it does not begin with \\x93NUMPY');
   }
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const version = bytes[6] ?? 0;
@@ -107,14 +107,14 @@ function otherType(header: string, name: string) {
   if (descr === '[' || descr === '(') {
     return corrupt(
       name,
-      "it has named fields (a structured type); save each by itself, such as numpy.save('x.npy', array['x'])",
+      "it has named fields (a structured type); save each field in its own file, such as numpy.save('x.npy', array['x'])",
     );
   }
   const kind = OTHER_KINDS[descr.replace(/^'[<>|=]?/, '')[0] ?? ''];
   return corrupt(
     name,
     kind
-      ? `its elements ${descr} are ${kind}`
+      ? `its elements (${descr}) are ${kind}`
       : `elements of type ${descr}; allowed: ${TYPES.join(', ')}. Convert with astype`,
   );
 }
@@ -184,7 +184,7 @@ function reader(view: DataView, type: Type, little: boolean, name: string): (i: 
           type === 'i8' ? view.getBigInt64(8 * i, little) : view.getBigUint64(8 * i, little);
         throw corrupt(
           name,
-          `element ${i} is ${exact}; float64 holds whole numbers up to 2⁵³ exactly: subtract what is common to all before saving`,
+          `element ${i} is ${exact}; float64 holds whole numbers up to 2⁵³ exactly: subtract an offset before saving`,
         );
       };
   }

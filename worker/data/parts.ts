@@ -52,7 +52,7 @@ function mustHaveOneShape(of: string, [first, ...others]: readonly Told[]): void
   for (const { part, column } of others) {
     if (shape(column) === shape(first!.column)) continue;
     throw disagree(
-      `${of} of ${part} have the shape [${shape(column)}] for one example, those of ${first!.part} [${shape(first!.column)}]; bring all parts to one shape (tables: read all files with the same columns and categories)`,
+      `${of} of ${part} have the shape [${shape(column)}] for one example, but those of ${first!.part} have [${shape(first!.column)}]; give all parts the same shape (for tables: read all files with the same columns and categories)`,
     );
   }
 }
@@ -70,10 +70,10 @@ function mustHaveOneList(of: string, list: 'names' | 'classes', all: readonly To
     const what = list === 'classes' ? `class ${at}` : `column ${at} of the ${of}`;
     const advice =
       list === 'classes'
-        ? 'read all files together, or give the reader the whole list of classes'
+        ? 'read all files together, or give the reader the full list of classes'
         : 'read all files together, with the same columns and the same categories';
     throw disagree(
-      `${what} is ${says(known)} in ${first!.part} and ${says(given)} in ${part}; the same number would mean different things. To mend it, ${advice}`,
+      `${what} is ${says(known)} in ${first!.part} and ${says(given)} in ${part}, so the same number would mean different things. To fix this, ${advice}`,
     );
   }
 }
@@ -133,7 +133,7 @@ function inputsKind(all: readonly Told[]): Kind {
   if (bytes) {
     const other = kinds.findIndex((kind) => kind !== 'uint8');
     throw disagree(
-      `inputs of ${bytes.part} are bytes, which are pixels and divided by 255, those of ${all[other]!.part} are ${kinds[other]}; give all parts in one type`,
+      `inputs of ${bytes.part} are bytes (pixels, divided by 255), but those of ${all[other]!.part} are ${kinds[other]}; give all parts the same type`,
     );
   }
   return floatKind(all);

@@ -74,7 +74,7 @@ function mustNotBeRounded(where: string, column: Column): void {
   if (lost === undefined) return;
   throw new DownpourError(
     'DP_DATA_CORRUPT',
-    `${roundedText(lost, where)} Their differences are lost; give them as a Float64Array, with standardise: 'feature' for inputs, less an offset for targets`,
+    `${roundedText(lost, where)} Their differences are lost. Use a Float64Array; for inputs also set standardise: 'feature', for targets also subtract an offset`,
   );
 }
 
@@ -106,7 +106,7 @@ function mustKeepDifferences(
       if (error <= ROUNDING_SHARE * own || raw <= NOISE * Math.abs(column.values[f]!)) continue;
       throw new DownpourError(
         'DP_DATA_CORRUPT',
-        `${where}, ${columnName(column, f)}: its numbers, such as ${column.values[f]}, differ too little for their size. Models compute with float32: rounding to it is ${short((100 * error) / own)} % of their standard deviation (allowed: ${100 * ROUNDING_SHARE} %); ${advice}`,
+        `${where}, ${columnName(column, f)}: numbers such as ${column.values[f]} differ too little for their size. Models compute with float32. Rounding to float32 changes them by ${short((100 * error) / own)} % of their standard deviation (allowed: ${100 * ROUNDING_SHARE} %); ${advice}`,
       );
     }
   }
@@ -136,7 +136,7 @@ function roundingOf(column: Column, { scale, mean, inverse }: Lines, where: stri
       const after = exact === values[i] ? '' : `, ${short(exact)} after standardisation,`;
       throw new DownpourError(
         'DP_DATA_CORRUPT',
-        `${where}, ${elementAt(column, i)}: the value ${values[i]}${after} is beyond the range of float32, ±3.4e38, which models compute with; give it in another unit`,
+        `${where}, ${elementAt(column, i)}: the value ${values[i]}${after} is beyond the range of float32 (±3.4e38), which models use; use another unit`,
       );
     }
     squares[f]! += error * error;
@@ -185,4 +185,4 @@ export function roundedColumns(column: Column): RoundedColumn[] {
 
 /** @param of `Inputs` or `inputs of the train part` */
 export const roundedText = ({ name, like, spacing, share }: RoundedColumn, of = 'Inputs') =>
-  `${of}, ${name}: as float32, numbers such as ${like} are ${spacing} apart, so that rounding is ${short(100 * share)} % of their standard deviation.`;
+  `${of}, ${name}: as float32, numbers such as ${like} are ${spacing} apart, so rounding changes them by ${short(100 * share)} % of their standard deviation.`;

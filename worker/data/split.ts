@@ -27,7 +27,7 @@ export function split(
   if (folds !== null && data.validation) {
     throw new DownpourError(
       'DP_CONFIG_INVALID',
-      "validation.folds is set, but the experiment's data has a validation part of its own, which no fold would use: return its examples as training examples, or set no folds",
+      "validation.folds is set, but the experiment's data has its own validation part, which no fold would use: return its examples as training examples, or leave validation.folds out",
     );
   }
   const given = data.validation !== undefined;
@@ -52,7 +52,7 @@ export function split(
     if (trains.length === 0) {
       throw new DownpourError(
         'DP_CONFIG_INVALID',
-        `of ${folds} folds, one validates and one is set apart: none is left to train on; take 3 folds or more`,
+        `one of ${folds} folds validates and one is set apart, so none is left to train on; use 3 folds or more`,
       );
     }
   } else if (!given && validationFraction > 0) {
@@ -90,7 +90,7 @@ function byClass(order: Int32Array, { train, classCount }: ExperimentData): Int3
   if (classCount === undefined || (size !== 1 && !isShares)) {
     throw new DownpourError(
       'DP_CONFIG_INVALID',
-      "validation.stratified needs one class an example: the experiment's data has no classCount, or more than one target an example; leave stratified out",
+      "validation.stratified needs one class for each example: the experiment's data has no classCount, or more than one target for each example; leave stratified out",
     );
   }
   const classOf = (row: number): number => {

@@ -24,7 +24,7 @@ export function checkTargets(data: ExperimentData, loss: string | null): Experim
   } else if (CLASS_LOSSES.includes(loss)) {
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',
-      `loss '${loss}' needs classes, but data() gave no classCount: ${classAdvice(given.train.targets)}`,
+      `loss '${loss}' needs classes, but data() returned no classCount: ${classAdvice(given.train.targets)}`,
     );
   }
   return given;
@@ -71,12 +71,12 @@ export function checkLabels(column: Column, classCount: number, where = 'data'):
       let sum = 0;
       for (let c = 0; c < classCount; c++) {
         const share = values[i + c]!;
-        if (!(share >= 0 && share <= 1)) throw error(i + c, `share ${share}`, '0 … 1');
+        if (!(share >= 0 && share <= 1)) throw error(i + c, `probability ${share}`, '0 … 1');
         sum += share;
       }
       if (!(Math.abs(sum - 1) <= 1e-3)) {
         const row = elementAt({ shape: shape.slice(0, -1) }, i / classCount);
-        throw error(i, `shares with the sum ${sum}`, 'a sum of 1', row);
+        throw error(i, `probabilities with the sum ${sum}`, 'a sum of 1', row);
       }
     }
     return;
@@ -113,7 +113,7 @@ export function mustVary(
   const { values, shape } = targets;
   if (classCount === 1) {
     throw labelError(
-      `the data have 1 class only (classCount 1): there is nothing to tell apart; give examples of at least 2 classes`,
+      `the data have only 1 class (classCount is 1), so there is nothing to learn; give examples of at least 2 classes`,
     );
   }
   const isShares = isFloat(values) && shape.length > 1 && shape.at(-1) === classCount;
@@ -122,7 +122,7 @@ export function mustVary(
   const label = isShares ? values.indexOf(Math.max(...values.subarray(0, period))) : values[0]!;
   const name = classes?.[label] === undefined ? '' : ` ('${classes[label]}')`;
   throw labelError(
-    `all ${count} examples of the train part have ${isShares || classCount !== undefined ? 'label' : 'target'} ${label}${name}: with one class only there is nothing to learn; give examples of the others`,
+    `all ${count} training examples have ${isShares || classCount !== undefined ? 'label' : 'target'} ${label}${name}: with only one class there is nothing to learn; give examples of other classes`,
   );
 }
 
@@ -150,7 +150,7 @@ function rangeOf({ values }: Column): { min: number; max: number; whole: boolean
 
 /** How two values become 0 and 1. */
 function recoding([low, high]: readonly [number, number]): string {
-  const told = `the data have ${low} and ${high}`;
+  const told = `The targets are ${low} and ${high}`;
   if (low === -1 && high === 1) return `${told}: give (y + 1) / 2`;
   if (high - low === 1) return `${told}: subtract ${low}`;
   if (low === 0) return `${told}: divide by ${high}`;
@@ -159,12 +159,14 @@ function recoding([low, high]: readonly [number, number]): string {
 
 function yesNoAdvice(column: Column): string {
   const seen = distinct(column);
-  if (seen?.length === 2) return `Of two classes, ${recoding(seen as [number, number])}`;
+  if (seen?.length === 2) return recoding(seen as [number, number]);
   const { min, max, whole } = rangeOf(column);
-  const told = seen ? `The data have ${seen.join(', ')}` : `The data have ${min} to ${max}`;
+  const told = seen
+    ? `The targets are ${seen.join(', ')}`
+    : `The targets are from ${min} to ${max}`;
   return whole && min >= 0 && max < 1000
-    ? `${told}: for more than two classes use 'softmaxCrossEntropy' with classCount: ${max + 1}, for numbers 'meanSquaredError'`
-    : `${told}: for numbers use 'meanSquaredError'`;
+    ? `${told}: for more than two classes, use 'softmaxCrossEntropy' with classCount: ${max + 1}; for numbers, use 'meanSquaredError'`
+    : `${told}: for numbers, use 'meanSquaredError'`;
 }
 
 function labelAdvice(column: Column, classCount: number): string {
@@ -175,14 +177,14 @@ function labelAdvice(column: Column, classCount: number): string {
   if (!whole) {
     return isFloat(values) && shape.length > 1 && shape.at(-1) === classCount
       ? 'Divide each row by its sum'
-      : `These are no classes: for numbers use loss 'meanSquaredError' and no classCount, else correct ${otherwise}`;
+      : `These are not classes. If they are numbers to predict, use loss 'meanSquaredError' and no classCount; else correct ${otherwise}`;
   }
   if (seen?.length === 2 && (classCount === 2 || seen[0] === 0)) {
-    return `Of two values, ${recoding(seen as [number, number])}; or correct ${otherwise}`;
+    return `${recoding(seen as [number, number])}; or correct ${otherwise}`;
   }
   if (min === 1 && max === classCount) return 'Labels count from 0: subtract 1';
   return min >= 0 && max < 2 ** 20 && max >= classCount
-    ? `Correct ${otherwise}: labels up to ${max} are ${max + 1} classes`
+    ? `Correct ${otherwise}: labels up to ${max} mean ${max + 1} classes`
     : `Correct ${otherwise}`;
 }
 
@@ -190,11 +192,11 @@ function classAdvice(targets: Column): string {
   const { min, max, whole } = rangeOf(targets);
   const size = rowSize(targets);
   if (targets.shape.length > 1 && size > 1 && max <= 1 && min >= 0) {
-    return `with ${size} targets an example, from ${min} to ${max}, return classCount: ${size} if they are shares of ${size} classes`;
+    return `each example has ${size} targets, from ${min} to ${max}; if they are the probabilities of ${size} classes, return classCount: ${size} beside train`;
   }
   return whole && min >= 0
     ? `the targets are whole numbers ${min} … ${max}; if they are classes, return classCount: ${max + 1} beside train`
-    : `the data's targets are numbers from ${min} to ${max}; if they are no classes, use loss 'meanSquaredError'`;
+    : `the targets are numbers from ${min} to ${max}; if they are not classes, use loss 'meanSquaredError'`;
 }
 
 const labelError = (message: string) => new DownpourError('DP_DATA_LABEL', message);

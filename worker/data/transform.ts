@@ -18,7 +18,7 @@ export function fitTransform(inputs: Column, kind: InputTransform['kind']): Inpu
     const what = kind === 'global' ? 'inputs' : columnName(inputs, f);
     throw new DownpourError(
       'DP_DATA_CORRUPT',
-      `${what} of the train part cannot be standardised: mean ${mean}, standard deviation ${deviation}; give the numbers in another unit`,
+      `${what} of the train part cannot be standardised: mean ${mean}, standard deviation ${deviation}; use another unit`,
     );
   });
   return {

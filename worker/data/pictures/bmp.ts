@@ -31,10 +31,10 @@ export function openBmp(bytes: Buffer): StoredPicture | string | null {
   if (header === null) return null;
   const { width, height, bits, compression, pixelsAt } = header;
   if (compression === RLE8 || compression === RLE4)
-    return 'a BMP packed by run lengths, which is not read';
+    return 'a BMP with run-length compression, which is not read';
   const isMasked = compression === BITFIELDS || compression === ALPHABITFIELDS;
   if (compression !== RGB && !isMasked)
-    return `a BMP of compression ${compression}, which is not read`;
+    return `a BMP with compression ${compression}, which is not read`;
   if (isMasked ? bits !== 16 && bits !== 32 : ![1, 4, 8, 16, 24, 32].includes(bits)) {
     return `a BMP of ${bits} bits a pixel, which is not read`;
   }

@@ -20,13 +20,13 @@ export interface Folder {
 /** Of one, of several. */
 const KINDS = {
   system: ['hidden or system file', 'hidden or system files'],
-  other: ['file that is no picture', 'files that are no pictures'],
+  other: ['file that is not a picture', 'files that are not pictures'],
   misnamed: [
-    'picture whose ending is of no picture, to be renamed if it is to be read',
-    'pictures whose ending is of no picture, to be renamed if they are to be read',
+    'picture without the file extension of a picture; rename it if it is to be read',
+    'pictures without the file extension of a picture; rename them if they are to be read',
   ],
-  beside: ['picture outside the folders of classes', 'pictures outside the folders of classes'],
-  circle: ['link to a folder that it is in', 'links to a folder that they are in'],
+  beside: ['picture outside the class folders', 'pictures outside the class folders'],
+  circle: ['link to a folder that contains it', 'links to a folder that contains them'],
   device: ['device or socket', 'devices or sockets'],
 } as const;
 type Kind = keyof typeof KINDS;
@@ -41,13 +41,13 @@ export class PassedOver {
     else this.paths.set(kind, [path]);
   }
 
-  /** `passed over: 2 hidden or system files (…)`; null: nothing was. @param root names are told from there */
+  /** `skipped: 2 hidden or system files (…)`; null: nothing was. @param root names are told from there */
   text(root: string): string | null {
     const parts = [...this.paths].map(([kind, paths]) => {
       const names = paths.map((path) => relative(root, path) || path);
       return `${paths.length} ${KINDS[kind][paths.length === 1 ? 0 : 1]} (${someOf(names)})`;
     });
-    return parts.length === 0 ? null : `passed over: ${parts.join(', ')}`;
+    return parts.length === 0 ? null : `skipped: ${parts.join(', ')}`;
   }
 }
 
@@ -80,7 +80,7 @@ export async function readFolder(path: string, passed: PassedOver): Promise<Fold
   if (!(await stat(real)).isDirectory()) {
     throw unreadable(
       path,
-      new Error('it is a file, where a folder with a folder for each class is needed'),
+      new Error('it is a file; a folder with a folder for each class is needed'),
     );
   }
   const folder = await read(path, [real], passed, refused);
@@ -89,7 +89,7 @@ export async function readFolder(path: string, passed: PassedOver): Promise<Fold
     const one = refused.length === 1;
     throw corrupt(
       path,
-      `${one ? 'a picture is' : `${refused.length} pictures are`} of a kind that is not read: ${someOf(names)}. Read are ${PICTURE_ENDINGS.join(', ')}; ${CONVERT}, or move ${one ? 'it' : 'them'} elsewhere`,
+      `${one ? 'a picture is' : `${refused.length} pictures are`} in a format that is not read: ${someOf(names)}. These are read: ${PICTURE_ENDINGS.join(', ')}. To fix this, ${CONVERT}, or move ${one ? 'it' : 'them'} elsewhere`,
     );
   }
   return folder;

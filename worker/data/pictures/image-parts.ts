@@ -112,7 +112,7 @@ function classesOf(
     if (folders.some((folder) => allPictures(folder).length > 0)) continue;
     throw unreadable(
       folders[0]!.path,
-      new Error('the class has no picture; put some there, or remove the folder'),
+      new Error('the class has no picture; add some, or remove the folder'),
     );
   }
   if (!given) mustBeUnlike(names, where, parts);
@@ -144,7 +144,7 @@ function mustBeUnlike(
     if (!isNumber && !areApart) continue;
     throw new DownpourError(
       'DP_DATA_MISMATCH',
-      `the folders ${one[0]!.path} and ${two[0]!.path} are one class by ${isNumber ? 'number' : 'all but capitals and spaces'}; rename one, or if they are two, give the list: { classes: ${listOf(names)} }`,
+      `the folders ${one[0]!.path} and ${two[0]!.path} ${isNumber ? 'are the same number' : 'differ only in case or spaces'}; rename one, or, if they are two classes, list them: { classes: ${listOf(names)} }`,
     );
   }
 }
@@ -241,7 +241,7 @@ function mustHoldClasses(folder: Folder, given: readonly string[] | undefined): 
   if (names.length < 2) return;
   throw unclear(
     folder,
-    `${someOf(outer.map(({ name }) => `'${name}'`))} hold folders of the same names (${someOf(names)}), so either can be the classes. If the outer ones are, name them: { classes: ${listOf(folder.folders.map(({ name }) => name))} }; if the inner ones are, bring all pictures of a class into one folder, or read parts as loadImageFolder({ train: '…', test: '…' })`,
+    `${someOf(outer.map(({ name }) => `'${name}'`))} have folders with the same names (${someOf(names)}), so either level can be the classes. If the outer folders are the classes, list them: { classes: ${listOf(folder.folders.map(({ name }) => name))} }. If the inner folders are the classes, move all pictures of a class into one folder, or read parts with loadImageFolder({ train: '…', test: '…' })`,
   );
 }
 
@@ -254,20 +254,20 @@ function isOfParts(folder: Folder, parts: readonly Folder[]): DownpourError {
   const others = folder.folders.filter((each) => !parts.includes(each));
   const flat = parts.filter((part) => part.pictures.length > 0);
   const reasons = [
-    `${someOf(parts.map(({ name }) => `'${name}'`))} are parts by their names, not classes`,
+    `${someOf(parts.map(({ name }) => `'${name}'`))} have the names of parts, not of classes`,
     ...(flat.length > 0
       ? [
-          `${someOf(flat.map(({ name }) => `'${name}'`))} holds pictures, where a folder for each class is needed`,
+          `${someOf(flat.map(({ name }) => `'${name}'`))} has pictures of its own, but a folder for each class is needed`,
         ]
       : []),
     ...(others.length > 0
-      ? [`beside them stands ${someOf(others.map(({ name }) => `'${name}'`))}`]
+      ? [`beside them there is ${someOf(others.map(({ name }) => `'${name}'`))}`]
       : []),
   ];
   const todo =
     call.length > 0
-      ? `Read the parts by name: loadImageFolder({ ${call.join(', ')} })`
-      : `If they are classes, name them: { classes: ${listOf(folder.folders.map(({ name }) => name))} }`;
+      ? `Name the parts: loadImageFolder({ ${call.join(', ')} })`
+      : `If they are classes, list them: { classes: ${listOf(folder.folders.map(({ name }) => name))} }`;
   return unclear(folder, `${reasons.join('; ')}. ${todo}`);
 }
 
@@ -290,8 +290,8 @@ function tooFew(folder: Folder): DownpourError {
         ? `it has ${pictures.length} pictures and no folder; put the pictures of each class into a folder of its own`
         : 'it has no folder and no picture'
       : only.folders.length > 1 && only.pictures.length === 0
-        ? `it has one folder, '${only.name}', which holds ${only.folders.length}; did you mean ${only.path}?`
-        : `it has one folder, '${only.name}': with one class there is nothing to tell apart`;
+        ? `it has one folder, '${only.name}', which has ${only.folders.length} folders; did you mean ${only.path}?`
+        : `it has one folder, '${only.name}': with one class there is nothing to learn`;
   return unreadable(path, new Error(`${has}; at least 2 folders are needed, one for each class`));
 }
 
@@ -307,7 +307,7 @@ async function mustDiffer(source: ImageParts): Promise<void> {
     if (other !== undefined) {
       throw new DownpourError(
         'DP_EXPERIMENT_INVALID',
-        `loadImageFolder: ${other} and ${name} are one folder, ${folder}: what was trained on would measure itself`,
+        `loadImageFolder: ${other} and ${name} are the same folder, ${folder}: the model would be measured on its training examples; give each part its own folder`,
       );
     }
     seen.set(real, name);

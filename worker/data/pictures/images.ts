@@ -43,7 +43,7 @@ const FIELDS = {
     test: (value) => Array.isArray(value) && value.length === 3 && value.every(isByte),
   }),
   classes: optional({
-    allowed: 'two names or more, each once',
+    allowed: 'at least two names, without repetition',
     test: (value) => isTexts(value) && value.length > 1 && new Set(value).size === value.length,
   }),
   bytesMax: optional({
@@ -164,14 +164,14 @@ function notesOf(
     ? 'white'
     : `[${background.join(', ')}]`;
   return [
-    ...(nested > 0 ? [`${nested} in folders within those of the classes`] : []),
-    ...(transparent > 0 ? [`${transparent} with transparency, laid on ${ground}`] : []),
+    ...(nested > 0 ? [`${nested} in folders inside class folders`] : []),
+    ...(transparent > 0 ? [`${transparent} with transparency, shown on ${ground}`] : []),
     ...(vanished.length > 0
       ? [
-          `${vanished.length} of them ${vanished.length === 1 ? 'has' : 'have'} one colour on that ground and cannot be seen (${someOf(vanished)}): set background`,
+          `${vanished.length} of them ${vanished.length === 1 ? 'has' : 'have'} only one colour on that background and cannot be seen (${someOf(vanished)}): set \`background\``,
         ]
       : []),
-    ...(frames > 0 ? [`${frames} with several frames or pages, the first one read`] : []),
+    ...(frames > 0 ? [`${frames} with several frames or pages (only the first is read)`] : []),
   ];
 }
 

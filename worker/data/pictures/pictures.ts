@@ -80,7 +80,7 @@ export async function pictureOf(bytes: Buffer, path: string, like?: SizeOf): Pro
   if (like && (width !== like.width || height !== like.height)) {
     throw corrupt(
       path,
-      `the picture is ${width}×${height}, but ${like.path} is ${like.width}×${like.height}; all must have one size: bring them to it, for example with ImageMagick: magick mogrify -auto-orient -resize ${like.width}x${like.height}! *.jpg`,
+      `the picture is ${width}×${height}, but ${like.path} is ${like.width}×${like.height}; all must have the same size: resize them, for example with ImageMagick: magick mogrify -auto-orient -resize ${like.width}x${like.height}! *.jpg`,
     );
   }
   if (width === 0 || height === 0 || width * height > PIXELS_MAX) {
@@ -110,7 +110,7 @@ async function open(bytes: Buffer, path: string): Promise<StoredPicture | string
   if (format === null) {
     throw corrupt(
       path,
-      `it is no picture, or its header is damaged: it begins with ${JSON.stringify(bytes.toString('latin1', 0, 12))}`,
+      `it is not a picture, or its header is damaged: it begins with ${JSON.stringify(bytes.toString('latin1', 0, 12))}`,
     );
   }
   if (!BY_SHARP.includes(format)) return `a picture in ${format}, which is not read`;
@@ -128,7 +128,7 @@ function reasonOf(error: unknown): string {
   if (error instanceof TypeError || error instanceof RangeError) return 'its data are damaged';
   const [reason = ''] = errorText(error).split('\n');
   if (/marker was not found|read requests|end of GIF|bad seek/.test(reason)) {
-    return 'it ends too early, so the file is truncated';
+    return 'it ends too early: the file is truncated';
   }
   return /pixel limit/.test(reason) ? `it has more than the ${PIXELS_MAX} pixels allowed` : reason;
 }

@@ -22,7 +22,7 @@ async function sharpFor(path: string, format: string): Promise<Sharp> {
   } catch (error) {
     throw new DownpourError(
       'DP_DATA_MISSING',
-      `${path} is a picture in ${format}, which the package sharp reads; it is not installed here, or not for this machine (${errorText(error).split('\n')[0]}). Run npm install sharp in Downpour's folder, or convert such pictures to PNG`,
+      `${path} is a picture in ${format}, which the package sharp reads. It is not installed here, or not for this machine (${errorText(error).split('\n')[0]}). Run npm install sharp in Downpour's folder, or convert such pictures to PNG`,
       { cause: error },
     );
   }

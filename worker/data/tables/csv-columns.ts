@@ -42,7 +42,7 @@ export function lacks(
   const hint = allNumbers
     ? '. These are numbers: a header line with names must come first'
     : has.length === 1 && /[\s,;|:]/.test(has[0]!)
-      ? '. If that is more than one column, say what divides them as `delimiter`'
+      ? '. If this is more than one column, set the option `delimiter`'
       : near
         ? `. Did you mean '${near}'?`
         : '';
@@ -99,22 +99,22 @@ export function chooseColumns(
     );
   }
   if (labels === 'oneHot' && task !== 'classification') {
-    throw invalid(`labels 'oneHot' belongs to task 'classification'`);
+    throw invalid(`labels: 'oneHot' is only for task: 'classification'`);
   }
   if (classes && task !== 'classification') {
-    throw invalid(`\`classes\` belongs to task 'classification'`);
+    throw invalid(`\`classes\` is only for task: 'classification'`);
   }
   if (inputs.length === 0) throw invalid('no column is left for inputs');
   for (const [what, list] of Object.entries({ inputs, targets })) {
     const twice = twiceIn(list);
-    if (twice !== undefined) throw invalid(`column '${twice}' stands twice in ${what}`);
+    if (twice !== undefined) throw invalid(`column '${twice}' occurs twice in \`${what}\``);
   }
   const both = inputs.find((column) => isTarget.has(column));
-  if (both !== undefined) throw invalid(`column '${both}' is both input and target`);
+  if (both !== undefined) throw invalid(`column '${both}' is both an input and a target`);
   const lists: [string, readonly string[]][] = Object.entries(categories);
   for (const [what, list] of classes ? [...lists, [targets[0]!, classes] as const] : lists) {
     const wrong = wrongName(list);
-    if (wrong) throw invalid(`in the list of names of column '${what}', ${wrong}`);
+    if (wrong) throw invalid(`in the list for column '${what}', ${wrong}`);
   }
   if (options.thousands !== undefined && options.thousands === (options.decimal ?? '.')) {
     throw invalid(`\`thousands\` and \`decimal\` are both '${options.thousands}'`);
@@ -144,5 +144,5 @@ function wrongName(list: readonly string[]): string | null {
   const twice = names.findIndex((name, i) => indexOf(name) !== i);
   if (twice < 0) return null;
   const [a, b] = [names[twice]!, names[indexOf(names[twice]!)]!];
-  return a === b ? `'${a}' stands twice` : `'${a}' and '${b}' are the same`;
+  return a === b ? `'${a}' occurs twice` : `'${a}' and '${b}' are the same`;
 }

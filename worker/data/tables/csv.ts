@@ -105,7 +105,7 @@ const FIELDS: Fields<keyof CsvOptions> = {
  *     loadCsv({ train: 'train.csv', test: 'test.csv' }, { targets: ['kind'], task: 'classification' })
  *
  * @throws DownpourError DP_DATA_MISSING; DP_EXPERIMENT_INVALID for a wrong option, a column that a header
- * lacks or has too much; DP_DATA_CORRUPT with line and column for a missing value, a cell that is no number,
+ * lacks or has too much; DP_DATA_CORRUPT with line and column for a missing value, a cell that is not a number,
  * a line with too few or too many cells, bytes that are no text; DP_DATA_LABEL for a class that is none of
  * those given.
  */
@@ -142,7 +142,7 @@ function partsOf(given: string | CsvParts): PartFile[] {
   if (Array.isArray(given)) {
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',
-      'loadCsv: several files have parts; say { train: [ … ] }, or { train: …, test: … }',
+      'loadCsv: for several files, say which part each belongs to: { train: [ … ] }, or { train: …, test: … }',
     );
   }
   if (!isRecord(given) || given instanceof URL) {
@@ -302,7 +302,7 @@ class Table {
       } else if (first && this.#options.inputs === undefined) {
         throw new DownpourError(
           'DP_EXPERIMENT_INVALID',
-          `${file} has a column '${name}', which ${first.file} lacks; name it in \`ignore\`, or say which columns are \`inputs\``,
+          `${file} has a column '${name}', which ${first.file} does not have; name it in \`ignore\`, or list the input columns in \`inputs\``,
         );
       }
     }

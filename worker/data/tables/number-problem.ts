@@ -1,7 +1,7 @@
 import { type NumberForm, numberReader, shown } from './cells.ts';
 import { type Form, formOf } from './table-profile.ts';
 
-/** Why a trimmed text is no number, and what to do. @param role of its column */
+/** Why a trimmed text is not a number, and what to do. @param role of its column */
 export function numberProblem(
   text: string,
   form: NumberForm = {},
@@ -21,36 +21,37 @@ export function numberProblem(
     if (Number.isNaN(value) || ways.some((known) => known.endsWith(way))) continue;
     ways.push(`\`${formText(other, form)}\` ${way}`);
   }
-  if (ways.length > 0) return `${seen} is no number: ${ways.join(', ')}`;
+  if (ways.length > 0) return `${seen} is not a number: ${ways.join(', ')}`;
   return `${seen} ${PROBLEMS[formOf(text)](text, OTHERWISE[role])}`;
 }
 
 /** What else the column may be. */
 const OTHERWISE = {
   input: 'name the column in `categorical` or `ignore`',
-  target: "say `task: 'classification'` if the column holds classes",
+  target: "set `task: 'classification'` if the column holds classes",
 };
 
-const correct = (_: string, otherwise: string) => `is no number; correct it, or ${otherwise}`;
+const correct = (_: string, otherwise: string) => `is not a number; correct it, or ${otherwise}`;
 
 const PROBLEMS: Readonly<Record<Form, (text: string, otherwise: string) => string>> = {
   infinite: () => 'is not finite; give a number, or remove the line',
   tooLarge: () => 'is more than a 64-bit number can hold; scale the column',
-  percent: () => 'is no number; take the % out of the column',
-  money: () => 'is no number; take the currency out of the column',
-  unit: () => 'is no number; take the unit out of the column',
+  percent: () => 'is not a number; take the % out of the column',
+  money: () => 'is not a number; take the currency out of the column',
+  unit: () => 'is not a number; take the unit out of the column',
   grouped: correct,
   decimalComma: correct,
   code: correct,
   date: () =>
-    'is no number, but a date or a time; make numbers of the column, such as days since the first one',
+    'is not a number but a date or a time; convert the column to numbers, such as days since the first date',
   absent: (text, otherwise) =>
-    `is no number; if it says that the value is missing, fill it in or remove the line (\`missing: ['${shown(text)}']\` says so of all); else ${otherwise}`,
+    `is not a number; if it means a missing value, fill it in or remove the line (\`missing: ['${shown(text)}']\` reads every such cell as missing); else ${otherwise}`,
   text: (text, otherwise) => {
-    if (/^[+-]?0[xbo][\da-f]+$/i.test(text)) return 'is no decimal number; write it as one';
-    if (/^'.*'$/.test(text)) return 'is no number; `quote: "\'"` takes its quotes off';
+    if (/^[+-]?0[xbo][\da-f]+$/i.test(text))
+      return 'is not a decimal number; write it as a decimal';
+    if (/^'.*'$/.test(text)) return 'is not a number; `quote: "\'"` removes the quotes';
     return /^(true|false)$/i.test(text)
-      ? `is no number; write 1 and 0, or ${otherwise}`
+      ? `is not a number; write 1 and 0, or ${otherwise}`
       : correct(text, otherwise);
   },
 };

@@ -89,7 +89,7 @@ export class StrictText {
       if (!fits) {
         throw corrupt(
           this.#name,
-          `it begins with the byte order mark of ${encoding}, and \`encoding\` is '${this.#given}'; leave \`encoding\` out`,
+          `it begins with the byte order mark of ${encoding}, and \`encoding\` is '${this.#given}'; remove the option \`encoding\``,
         );
       }
       this.#encoding = encoding;
@@ -99,7 +99,7 @@ export class StrictText {
     if (wide) {
       throw corrupt(
         this.#name,
-        `it is ${wide} without a byte order mark; say \`encoding: '${wide}'\`, or save it as UTF-8`,
+        `it is ${wide} without a byte order mark; set \`encoding: '${wide}'\`, or save it as UTF-8`,
       );
     }
     this.#encoding = given ?? 'utf-8';
@@ -126,7 +126,7 @@ export class StrictText {
     if (zero >= 0) {
       throw corrupt(
         this.#name,
-        `line ${linesBefore() + countLineEnds(text.slice(0, zero)) + 1}: a zero byte, which no text has; the file is damaged, or no ${encoding}: give its \`encoding\``,
+        `line ${linesBefore() + countLineEnds(text.slice(0, zero)) + 1}: a zero byte, which does not occur in text; the file is damaged, or it is not ${encoding}: set \`encoding\``,
       );
     }
     return text;
@@ -149,7 +149,7 @@ export class StrictText {
     const seen = `0x${bytes[good]!.toString(16).padStart(2, '0')}`;
     return corrupt(
       this.#name,
-      `line ${line} is not ${encoding}: byte ${this.#at + good} of the file is ${seen}. Save it as UTF-8, or give its \`encoding\`: 'windows-1252' for most of Western Europe, 'shift_jis', 'gbk', …`,
+      `line ${line} is not ${encoding}: byte ${this.#at + good} of the file is ${seen}. Save it as UTF-8, or set \`encoding\`: 'windows-1252' for most of Western Europe, 'shift_jis', 'gbk', …`,
     );
   }
 }

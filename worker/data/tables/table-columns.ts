@@ -111,20 +111,20 @@ export class CategoryColumn implements CellColumn {
       const way =
         text === ''
           ? ''
-          : `, or say which texts are missing with \`missing\` if '${text}' is a category`;
+          : `; if '${text}' is a category, set the option \`missing\` to the texts that mean a missing value`;
       throw missing(this.name, text, { file, line }, this.#role, way);
     }
     if (this.#given !== null) {
       const names = this.#given.names.slice(0, 20).map((name) => `'${shown(name)}'`);
       throw new DownpourError(
         this.#role === 'target' ? 'DP_DATA_LABEL' : 'DP_DATA_CORRUPT',
-        `${file}: ${where}: '${shown(text)}' is none of the ${this.#given.names.length} names given: ${names.join(', ')}${names.length < this.#given.names.length ? ', …' : ''}`,
+        `${file}: ${where}: '${shown(text)}' is not one of the ${this.#given.names.length} listed names: ${names.join(', ')}${names.length < this.#given.names.length ? ', …' : ''}`,
       );
     }
     if (this.#texts.size < CATEGORIES_MAX) return;
     throw corrupt(
       file,
-      `column '${this.name}' has more than ${CATEGORIES_MAX} categories by line ${line}; is it a number, or an identifier to \`ignore\`? A list of the names allows more`,
+      `column '${this.name}' has more than ${CATEGORIES_MAX} categories by line ${line}; does it hold numbers, or identifiers (then name it in \`ignore\`)? If you list the names (\`categories\`, \`classes\`), more are allowed`,
     );
   }
 
@@ -139,7 +139,7 @@ export class CategoryColumn implements CellColumn {
     });
     throw new DownpourError(
       'DP_DATA_CORRUPT',
-      `column '${this.name}': ${a} and ${b} are the same number written as two names; write them alike, or list the names (\`classes\`, \`categories\`) if they are two`,
+      `column '${this.name}': ${a} and ${b} are the same number in two spellings; write them in the same way. If they are two different names, list all names in \`classes\` or \`categories\``,
     );
   }
 
@@ -165,7 +165,7 @@ export class CategoryColumn implements CellColumn {
     if (alike === null) return [];
     const [a, b] = alike.map((name) => `'${shown(name)}'`);
     return [
-      `column '${this.name}' has ${a} and ${b} as two names: they differ in case or spaces alone`,
+      `column '${this.name}' has ${a} and ${b} as two names that differ only in case or spaces`,
     ];
   }
 }
@@ -206,20 +206,20 @@ export class UnnamedColumn implements CellColumn {
 
   /** Why it is left out. @throws DownpourError DP_DATA_CORRUPT: it is not clear that it may be */
   end(): string {
-    if (this.#empty) return `${this.name}, which has no name and is empty, is left out`;
+    if (this.#empty) return `${this.name} is left out: it has no name and is empty`;
     const count = this.#numbers.length;
     if (!this.#rising) {
       const seen = new Set<number>();
       for (let i = 0; i < count; i++) seen.add(this.#numbers.at(i));
-      if (seen.size < count) throw this.#refusal(this.#first!, 'numbers that are there twice');
+      if (seen.size < count) throw this.#refusal(this.#first!, 'numbers that occur twice');
     }
-    return `${this.name}, which has no name and numbers the rows, is left out`;
+    return `${this.name} is left out: it has no name and numbers the rows`;
   }
 
   #refusal({ file, line }: Place, seen: string) {
     return corrupt(
       file,
-      `${this.name} has no name in the header, and holds ${seen} (line ${line}); name it there, or say \`ignore: ['${this.name}']\``,
+      `${this.name} has no name in the header, but it holds ${seen} (line ${line}); name it there, or set \`ignore: ['${this.name}']\``,
     );
   }
 }

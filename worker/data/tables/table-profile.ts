@@ -40,7 +40,7 @@ export interface ColumnProfile {
   readonly count: number;
   readonly missing: number;
   readonly firstMissing: Cell | null;
-  /** One a row; NaN where the cell is no number. */
+  /** One a row; NaN where the cell is not a number. */
   readonly values: Float64Array;
   readonly numberCount: number;
   /** Numbers with a point in them. */

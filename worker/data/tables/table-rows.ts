@@ -48,7 +48,7 @@ const one = (value: unknown) => isText(value) && value.length === 1 && !/[\r\n]/
 export const TABLE_FIELDS: Fields<keyof TableOptions> = {
   ...READ_FIELDS,
   delimiter: optional({
-    allowed: "what stands between cells, such as ';' or '\\t'; no quote, no line end",
+    allowed: "the text between cells, such as ';' or '\\t', without quotes or line ends",
     test: (value) => isText(value) && !/["\r\n]/.test(value),
   }),
   encoding: optional({
@@ -56,7 +56,7 @@ export const TABLE_FIELDS: Fields<keyof TableOptions> = {
     test: isEncoding,
   }),
   quote: optional({ allowed: 'one character, or null', test: (v) => v === null || one(v) }),
-  comment: optional({ allowed: "what comments begin with, such as '#'", test: isText }),
+  comment: optional({ allowed: "the text that comments begin with, such as '#'", test: isText }),
   decimal: optional({ allowed: "'.' or ','", test: (v) => v === '.' || v === ',' }),
 };
 
@@ -122,7 +122,7 @@ class Rows {
       if (this.#head.length < HEAD_BYTES && !final) return;
       const head = this.#head;
       this.#head = null;
-      refuseOtherKind(head, this.#name, 'CSV');
+      refuseOtherKind(head, this.#name, 'a CSV file');
       this.push(head, final);
       return;
     }
@@ -143,7 +143,10 @@ class Rows {
   facts(): TableFacts {
     const header = this.#header;
     if (header === undefined) {
-      throw corrupt(this.#name, 'it is empty; a header line with names comes first');
+      throw corrupt(
+        this.#name,
+        'it is empty; the first line must be a header with the names of the columns',
+      );
     }
     if (this.#blank.length > 0) {
       const lines = this.#blank.length;
@@ -185,7 +188,7 @@ class Rows {
     if (chosen.length === 1) return chosen[0]!.delimiter;
     throw corrupt(
       this.#name,
-      `its cells may be divided by ${chosen.map(({ delimiter }) => JSON.stringify(delimiter)).join(' or ')}: say which as \`delimiter\``,
+      `the delimiter may be ${chosen.map(({ delimiter }) => JSON.stringify(delimiter)).join(' or ')}: set the option \`delimiter\``,
     );
   }
 
@@ -227,7 +230,7 @@ class Rows {
     const { comment } = this.#options;
     const mark = [first, this.#header!.names[0]!].find((cell) => /^\s*[#%]/.test(cell))?.trim()[0];
     if (mark && comment === undefined) {
-      hints.push(`Lines that begin with ${mark} are left out with \`comment: '${mark}'\``);
+      hints.push(`To leave out lines that begin with ${mark}, set \`comment: '${mark}'\``);
     } else {
       if (seen === wanted + 1 && this.#count === 0) {
         hints.push(
@@ -235,7 +238,7 @@ class Rows {
         );
       }
       if (this.#dialect!.delimiter === ',' && seen > wanted) {
-        hints.push('A cell with a comma in it stands in quotes');
+        hints.push('A cell that has a comma must be in quotes');
       }
     }
     return corrupt(

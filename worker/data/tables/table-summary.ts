@@ -6,7 +6,7 @@ export interface ColumnSummary {
   readonly name: string;
   readonly count: number;
   readonly missing: number;
-  /** Null when a cell is no number. */
+  /** Null when a cell is not a number. */
   readonly numbers: { mean: number; deviation: number; min: number; max: number } | null;
   /** Cells by category, at most 20, in the order of their numbers; null when there are more. */
   readonly categories: Readonly<Record<string, number>> | null;

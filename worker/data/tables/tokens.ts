@@ -173,7 +173,7 @@ export class Tokens {
         if (this.#final || text.length - open > QUOTED_CHARACTERS_MAX) {
           throw corrupt(
             this.#name,
-            `line ${lines + 1}: the quote that begins cell ${cell + 1} is ${this.#final ? 'never closed' : `not closed within ${QUOTED_CHARACTERS_MAX} characters`}; close it, or say \`quote: null\` if quotes are ordinary characters`,
+            `line ${lines + 1}: the quote that begins cell ${cell + 1} is ${this.#final ? 'never closed' : `not closed within ${QUOTED_CHARACTERS_MAX} characters`}; close it, or set \`quote: null\` if quotes are ordinary characters`,
           );
         }
         return null;
@@ -200,7 +200,7 @@ export class Tokens {
     const shown = seen.length > 30 ? `…${seen.slice(-30)}` : seen;
     return corrupt(
       this.#name,
-      `line ${lines + 1}, cell ${cell + 1}: a quote out of place (${shown}); a cell with quotes in it stands in quotes itself, each of them written twice. Say \`quote: null\` if quotes are ordinary characters`,
+      `line ${lines + 1}, cell ${cell + 1}: a misplaced quote (${shown}); a cell that has quotes must itself be in quotes, and each quote in it is written twice. If quotes are ordinary characters, set \`quote: null\``,
     );
   }
 }
