@@ -1,6 +1,7 @@
 import { cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { isDeepStrictEqual } from 'node:util';
 import { parse, parseAllDocuments } from 'yaml';
 
 // docker-compose.yml, deploy/Dockerfile and deploy/kubernetes, read as their tools read them as far as
@@ -201,17 +202,64 @@ export interface Container {
     readonly valueFrom?: { readonly secretKeyRef: { readonly name: string; readonly key: string } };
   }[];
   readonly ports?: readonly { readonly name: string; readonly containerPort: number }[];
+  readonly resources: { readonly limits: Readonly<Record<string, string>> };
   readonly volumeMounts: readonly { readonly name: string; readonly mountPath: string }[];
   readonly [more: string]: unknown;
 }
 
-/** All objects of deploy/kubernetes. */
+export const MANIFESTS = join(ROOT, 'deploy/kubernetes');
+
+/** The objects of the base and of the workers with GPUs, as they are written. */
 export function readManifests(): readonly Manifest[] {
-  const folder = join(ROOT, 'deploy/kubernetes');
-  return readdirSync(folder).flatMap((file) =>
-    parseAllDocuments(readFileSync(join(folder, file), 'utf8')).map((document) => {
-      if (document.errors.length > 0) throw document.errors[0];
-      return { ...(document.toJS() as Manifest), file };
-    }),
+  return ['base', 'gpu'].flatMap((folder) =>
+    readdirSync(join(MANIFESTS, folder))
+      .filter((file) => file !== 'kustomization.yaml')
+      .flatMap((file) =>
+        readObjects(readFileSync(join(MANIFESTS, folder, file), 'utf8')).map((each) => ({
+          ...each,
+          file,
+        })),
+      ),
   );
+}
+
+/** The objects of a text. @throws what is wrong with its YAML. */
+export function readObjects(text: string): Omit<Manifest, 'file'>[] {
+  return parseAllDocuments(text).map((document) => {
+    if (document.errors.length > 0) throw document.errors[0];
+    return document.toJS() as Manifest;
+  });
+}
+
+export interface PodSpec {
+  readonly containers: readonly [Container];
+  readonly volumes?: readonly { readonly name: string; readonly [source: string]: unknown }[];
+  readonly securityContext: Readonly<Record<string, unknown>>;
+  readonly [more: string]: unknown;
+}
+
+/** What the admission of a namespace with pod-security.kubernetes.io/enforce: restricted would refuse of a pod. */
+export function whyNotRestricted(spec: PodSpec): string[] {
+  const wrong: string[] = [];
+  const { runAsNonRoot, seccompProfile, ...ids } = spec.securityContext ?? {};
+  if (runAsNonRoot !== true) wrong.push('runAsNonRoot');
+  if (!isDeepStrictEqual(seccompProfile, { type: 'RuntimeDefault' })) wrong.push('seccompProfile');
+  for (const [key, value] of Object.entries(ids)) if (value === 0) wrong.push(key);
+  for (const key of ['hostNetwork', 'hostPID', 'hostIPC', 'initContainers']) {
+    if (key in spec) wrong.push(key);
+  }
+  const kinds = ['configMap', 'emptyDir', 'persistentVolumeClaim', 'projected', 'secret'];
+  for (const { name, ...source } of spec.volumes ?? []) {
+    if (!Object.keys(source).every((kind) => kinds.includes(kind))) wrong.push(`volume ${name}`);
+  }
+  const bare = {
+    allowPrivilegeEscalation: false,
+    readOnlyRootFilesystem: true,
+    capabilities: { drop: ['ALL'] },
+  };
+  for (const { name, securityContext, ports = [] } of spec.containers) {
+    if (!isDeepStrictEqual(securityContext, bare)) wrong.push(`container ${name}`);
+    if (ports.some((port) => 'hostPort' in port)) wrong.push('hostPort');
+  }
+  return wrong;
 }
