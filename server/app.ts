@@ -151,6 +151,11 @@ class Door implements PageDoor {
     this.#refusals = new Rate(this.#limits.refusalsPerSecondMax);
   }
 
+  /** There are no tokens. */
+  get isOpen(): boolean {
+    return this.#access.open;
+  }
+
   /** By a token or a login. @throws DownpourError DP_UNAUTHORIZED, DP_FORBIDDEN or DP_LIMIT. */
   enter(request: IncomingMessage, needed: Role): Grant {
     this.mustBeOurs(request);
@@ -415,7 +420,8 @@ function acceptWorkers(app: FastifyInstance, coordinator: Coordinator, door: Doo
       connection.start(events, head);
       return;
     }
-    const session = new Session(connection, coordinator, new Date().toISOString());
+    const holder = door.isOpen ? null : entered.grant.holder;
+    const session = new Session(connection, coordinator, new Date().toISOString(), holder);
     sessions.set(session, entered.stillIn);
     socket.once('close', () => {
       gone();

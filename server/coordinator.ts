@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { LIMITS, resolveConfig } from '../shared/config.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
-import type { Acknowledgement, Push, ShardAddress } from '../shared/protocol.ts';
+import type { Acknowledgement, Hello, Push, ShardAddress } from '../shared/protocol.ts';
 import type {
   Alert,
   CheckpointSummary,
@@ -328,7 +328,22 @@ export class Coordinator {
     this.#byId.set(session.id, session);
   }
 
-  /** A worker has said who it is; an older connection of the same name is dead. */
+  /**
+   * While a worker is connected its name is its own: only the same process, with the same token, may connect anew.
+   * @throws DownpourError DP_NAME_TAKEN.
+   */
+  mustBeItsName({ worker, incarnation }: Hello, holder: string | null): void {
+    for (const { hello, holder: owner } of this.#sessions) {
+      if (hello?.worker !== worker) continue;
+      if (hello.incarnation === incarnation && owner === holder) continue;
+      throw new DownpourError(
+        'DP_NAME_TAKEN',
+        `a worker named '${worker}' is connected already: give each its own --name; if that one has died, the server knows it soon`,
+      );
+    }
+  }
+
+  /** A worker has said who it is; an older connection of the same process is dead. */
   welcome(session: Session): void {
     const name = session.hello!.worker;
     for (const other of this.#sessions) {
@@ -427,6 +442,13 @@ export class Coordinator {
   /** Runs that workers may be needed for. */
   get unfinished(): Run[] {
     return [...this.#runs.values()].filter((run) => !run.over);
+  }
+
+  /** One that could work, were it not shut out, is told so instead of being left idle. @throws DownpourError DP_QUARANTINED. */
+  mustNotBeQuarantined(session: Session): void {
+    const fit = this.runs.filter((run) => !run.over && session.isFit(run));
+    if (fit.some((run) => session.canServe(run))) return;
+    for (const run of fit) run.mustBeTrusted(session.key);
   }
 
   #employAll(): void {

@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { floatsOf } from '../shared/codec.ts';
 import { encodingOf } from '../shared/compression.ts';
 import { LIMITS } from '../shared/config.ts';
@@ -28,6 +28,12 @@ import type { Assignment, PartsLanded, Run } from './core/run.ts';
 import { Gathering } from './gathering.ts';
 import { LandingDesk } from './landings.ts';
 
+/** What tells a worker's pushes from all others': its name, its process, and whose token it has, if there are tokens. */
+function keyOf({ worker, incarnation }: Hello, holder: string | null): string {
+  if (holder === null) return `${worker}/${incarnation}`;
+  return `${worker}/${incarnation}/${createHash('sha256').update(holder).digest('hex').slice(0, 16)}`;
+}
+
 /** Between a worker and one run; another run may have the same. */
 const DIFFERENT: readonly ErrorCode[] = ['DP_LAYOUT_MISMATCH', 'DP_DATA_MISMATCH'];
 
@@ -39,6 +45,7 @@ export class Session {
   readonly #connection: Connection;
   readonly #coordinator: Coordinator;
   readonly connectedAt: string;
+  readonly holder: string | null;
   #hello: Hello | null = null;
   #key = '';
   /** The run that it was assigned to, and whether it has joined. */
@@ -64,7 +71,14 @@ export class Session {
   #decided: { readonly run: Run; readonly acknowledgements: Acknowledgement[] } | null = null;
   #more = false;
 
-  constructor(connection: Connection, coordinator: Coordinator, connectedAt: string) {
+  /** @param holder of the token that it came with; null: the server has no tokens. */
+  constructor(
+    connection: Connection,
+    coordinator: Coordinator,
+    connectedAt: string,
+    holder: string | null = null,
+  ) {
+    this.holder = holder;
     this.#connection = connection;
     this.#coordinator = coordinator;
     this.connectedAt = connectedAt;
@@ -146,10 +160,14 @@ export class Session {
   }
 
   canServe(run: Run): boolean {
+    return this.isFit(run) && run.quarantine(this.key) === null;
+  }
+
+  /** It could serve the run, whatever the run thinks of it. */
+  isFit(run: Run): boolean {
     const hello = this.#hello;
     if (!hello || this.#refused.has(run.id)) return false;
     if (hello.run !== null && hello.run !== run.id) return false;
-    if (run.quarantine(this.key) !== null) return false;
     return hello.experiments[run.options.experiment] === run.options.experimentHash;
   }
 
@@ -288,8 +306,9 @@ export class Session {
     if (this.#hello) {
       throw new DownpourError('DP_PROTOCOL_ORDER', "a second 'hello' on one connection");
     }
+    this.#coordinator.mustBeItsName(hello, this.holder);
     this.#hello = hello;
-    this.#key = `${hello.worker}/${hello.incarnation}`;
+    this.#key = keyOf(hello, this.holder);
     this.#coordinator.welcome(this);
     this.tellStandby();
     if (hello.run !== null) {
@@ -301,6 +320,7 @@ export class Session {
         this.#mustHaveExperiment(hello, run);
       }
     }
+    this.#coordinator.mustNotBeQuarantined(this);
     this.#coordinator.employ(this);
   }
 
@@ -609,7 +629,7 @@ export class Session {
     this.fail(
       new DownpourError(
         'DP_SESSION_REPLACED',
-        `another connection of worker '${this.#hello?.worker}' has taken over; give each worker its own --name`,
+        `another connection of the same process of worker '${this.#hello?.worker}' has taken over`,
       ),
     );
     this.#gone();

@@ -135,7 +135,7 @@ export type ServerAddress = ShardAddress;
 export const HelloSchema = Type.Object(
   {
     type: Type.Literal('hello'),
-    /** Unique among the workers of a server; a second one of the same name replaces the first. */
+    /** Unique among the workers of a server: while one is connected, no other takes its name. */
     worker: Name,
     /** Drawn when the worker process starts: (worker, incarnation, sequence) names a push. */
     incarnation: Type.String({ pattern: '^[0-9a-f]{16}$' }),

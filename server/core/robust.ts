@@ -5,7 +5,7 @@ import { medianOf } from '../../shared/quantile.ts';
 /**
  * What keeps single workers from spoiling a run by broken or poisoned gradients: a bound on the norm of a
  * push, a cap on one worker's share of the updates, and quarantine for those that send bad ones again and
- * again. Workers count by name: what else tells them apart is theirs to choose.
+ * again. Workers count by name and token: what else tells them apart is theirs to choose.
  */
 
 export interface Refusal {
@@ -174,10 +174,13 @@ export class Robust {
   }
 }
 
-/** A worker's key is its name and its incarnation, which is new with each start of its process. */
+/**
+ * A worker's key is its name, its incarnation, which is new with each start of its process, and what tells whose token
+ * it has. A name counts for one token: what another one's worker does under it is not held against this one.
+ */
 function nameOf(worker: string): string {
-  const slash = worker.lastIndexOf('/');
-  return slash < 0 ? worker : worker.slice(0, slash);
+  const [name, , token] = worker.split('/');
+  return token === undefined ? name! : `${name}/${token}`;
 }
 
 function push<T>(window: T[], value: T): void {

@@ -10,10 +10,12 @@ import { WebSocket } from 'ws';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { LIMITS, NAME_PATTERN } from '../../shared/config.ts';
 import { ticketProtocols } from '../../shared/join.ts';
+import type { WorkerMessage } from '../../shared/protocol.ts';
 import type { RunSummary, StudyReport, WorkerSummary } from '../../shared/rest.ts';
+import { createRestClient } from '../../shared/rest-client.ts';
 import { Client } from '../../worker/client.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
-import { createProblem } from '../support/regression.ts';
+import { createProblem, EXCHANGED } from '../support/regression.ts';
 
 const cleanUps: (() => Promise<void>)[] = [];
 afterEach(async () => {
@@ -411,6 +413,63 @@ test('a worker whose token comes from a file goes on with the new one', async ()
   token = 'new';
   expect((await client.next()).message.type).toBe('idle');
   await client.close();
+});
+
+test('a worker keeps its name and its process against other tokens, and hears why it is shut out', async () => {
+  const secrets = await mkdtemp(join(tmpdir(), 'downpour-'));
+  cleanUps.push(() => rm(secrets, { recursive: true, force: true }));
+  const file = join(secrets, 'tokens');
+  await writeFile(file, 'worker one\nworker two\noperator boss\n');
+  const { url } = await start({ tokensFile: file });
+  const client = createRestClient({ server: url, token: 'boss' });
+  const problem = createProblem();
+  const robust = { quarantineAfter: 1 };
+  const config = { minibatchSize: 4, learningRate: 0.01, leaseSeconds: 60, robust };
+  await client.createRun({ id: 'r', experiment: 'regression', experimentHash: 'hash', config });
+  const owner = await ProtocolWorker.connect(url, { name: 'same', token: 'one' });
+  const { incarnation } = owner;
+  let work = await owner.enter(problem);
+  const thief = await ProtocolWorker.connect(url, { name: 'same', token: 'two', incarnation });
+  thief.hello();
+  expect((await thief.expect('error')).code).toBe('DP_NAME_TAKEN');
+  work = await owner.trainTo(problem, work, 2);
+  owner.terminate();
+  // The name is free then; what is done under it counts against the token that did it.
+  let bad: ProtocolWorker;
+  for (;;) {
+    bad = await ProtocolWorker.connect(url, { name: 'same', token: 'two', incarnation });
+    bad.hello();
+    const said = await bad.next();
+    if (said.kind === 'message' && said.message.type === 'assign') {
+      bad.join(said.message, problem);
+      break;
+    }
+  }
+  const honest = await ProtocolWorker.connect(url, { name: 'honest', token: 'one' });
+  let other = await honest.enter(problem);
+  const given = await bad.expect('work');
+  for (let sequence = 1; ; sequence++) {
+    bad.send(
+      {
+        ...{ type: 'push', run: 'r', sequence, lease: given.leases[0]!.id, step: given.step },
+        ...{ generation: given.generation, loss: null, computeMs: 1, encoding: 'f32' },
+      } as WorkerMessage,
+      new Float32Array(EXCHANGED),
+    );
+    const said = await bad.next();
+    if (said.kind === 'closed' || said.message.type === 'error') break;
+    other = await honest.trainTo(problem, other, other.step + 1);
+  }
+  const again = await ProtocolWorker.connect(url, { name: 'same', token: 'two' });
+  again.hello();
+  expect(await again.expect('error')).toMatchObject({
+    code: 'DP_QUARANTINED',
+    message: expect.stringContaining('bad pushes in a row'),
+  });
+  const back = await ProtocolWorker.connect(url, { name: 'same', token: 'one', incarnation });
+  back.hello();
+  expect((await back.expect('assign')).run).toBe('r');
+  for (const worker of [honest, back, bad]) worker.terminate();
 });
 
 describe('limits', () => {

@@ -551,14 +551,30 @@ describe('bad input from a worker', () => {
     expect((await request('GET', `${url}/health`)).status).toBe(200);
   });
 
-  test('two workers of one name: the later connection counts', async () => {
+  test("a name is its worker's while it is connected, and then the next one's", async () => {
     const { url } = await start(await folder());
     await createRun(url);
     const first = await ProtocolWorker.connect(url, { name: 'same' });
-    await first.enter(problem);
+    const work = await first.enter(problem);
     const second = await ProtocolWorker.connect(url, { name: 'same' });
-    await second.enter(problem);
+    second.hello();
+    expect(await second.expect('error')).toMatchObject({ code: 'DP_NAME_TAKEN' });
+    expect(await second.next()).toMatchObject({ kind: 'closed', code: 4409 });
+    first.push(problem, work);
+    expect((await first.expect('work')).acknowledgements[0]!.outcome).toBe('applied');
+    // The same process, that has lost its connection and does not know whether the server has.
+    const { incarnation } = first;
+    const again = await ProtocolWorker.connect(url, { name: 'same', incarnation });
+    await again.enter(problem);
     expect((await first.expect('error')).code).toBe('DP_SESSION_REPLACED');
+    again.terminate();
+    for (;;) {
+      const third = await ProtocolWorker.connect(url, { name: 'same' });
+      third.hello();
+      const said = await third.next();
+      if (said.kind === 'message' && said.message.type === 'assign') break;
+      expect(said).toMatchObject({ message: { code: 'DP_NAME_TAKEN' } });
+    }
   });
 });
 

@@ -133,3 +133,18 @@ test('alone, or when the others have stopped, it may go on to the end', () => {
   run.detach('good/1', 61_000);
   expect(turn(bad, undefined, 61_000).outcome).toBe('applied');
 });
+
+test('what a worker of another token does under a name is not held against its owner', () => {
+  const run = createRun({ robust: { quarantineAfter: 1 }, earlyStopping: { enabled: false } });
+  const good = new VirtualWorker(run, problem, 'good/1/aaaa');
+  const thief = new VirtualWorker(run, problem, 'name/1/bbbb');
+  good.train(() => run.step >= 5);
+  for (let i = 0; i < 12 && run.quarantine(thief.key) === null; i++) {
+    thief.pull();
+    thief.push(0, nan);
+    good.train(() => run.step >= 6 + i);
+  }
+  expect(run.quarantine('name/2/bbbb')).toContain('bad pushes in a row');
+  expect(run.quarantine('name/2/aaaa')).toBeNull();
+  expect(run.quarantine('name/1')).toBeNull();
+});
