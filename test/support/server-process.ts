@@ -15,6 +15,8 @@ export interface ServerProcess {
   log(): string;
   /** SIGKILL. */
   kill(): Promise<void>;
+  /** Its exit code, when all that it said has come. */
+  readonly closed: Promise<number | null>;
 }
 
 /** @param port the same as before, for one that comes back. */
@@ -34,6 +36,8 @@ export async function startServerProcess(
   createInterface({ input: child.stderr! }).on('line', (line) => lines.push(line));
   const log = () => lines.join('\n');
   const ended = once(child, 'exit');
+  // From the start: a child may have closed before anybody asks.
+  const closed = once(child, 'close').then(([code]) => code as number | null);
   const kill = async () => {
     child.kill('SIGKILL');
     await ended;
@@ -41,7 +45,9 @@ export async function startServerProcess(
   for await (const line of createInterface({ input: child.stdout! })) {
     const { url } = JSON.parse(line) as { url: string };
     child.stdout!.resume();
-    return { child, url, client: createRestClient({ server: url }), log, kill };
+    return { child, url, client: createRestClient({ server: url }), log, kill, closed };
   }
+  // Its last words come after the end of its output.
+  await closed;
   throw new Error(`the server ended before it listened:\n${log()}`);
 }

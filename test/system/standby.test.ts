@@ -341,7 +341,7 @@ describe.skipIf(missing !== null)(`a hot standby${missing ?? ''}`, () => {
       startServerProcess(join(root, 'other'), await freePort(), [
         ...['--standby-of', primary.url, ...args],
       ]).then(
-        (server) => once(server.child, 'close').then(([code]) => `${code} ${server.log()}`),
+        (server) => server.closed.then((code) => `${code} ${server.log()}`),
         (error: Error) => error.message,
       );
     expect(await ending(['--shards', '2'])).toMatch(/DP_USAGE.*do not go together/);
