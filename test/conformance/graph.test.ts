@@ -210,6 +210,8 @@ async function compare(experiment: Experiment, prepared: PreparedData): Promise<
   const recorded = await buildModel(experiment, config, prepared);
   const stock = await buildModel(experiment, config, prepared, { record: false });
   const initial = await recorded.initialise(7);
+  // Made anew too: a layer that counts its calls has as many from trials on made-up examples.
+  await stock.initialise(7);
   recorded.load(initial.slice());
   stock.load(initial.slice());
   const parameters = initial.slice(0, recorded.layout.exchangedSize);

@@ -172,15 +172,17 @@ promTest('a real Prometheus scrapes it, and answers every query of the dashboard
         data: { result: { metric: object; value: [number, string] }[] };
       };
     };
+    // Speeds are known of what trains: the worker that waits gets something to do.
+    const endless = { stepsMax: 1_000_000, epochsMax: null, earlyStopping: { enabled: false } };
+    await cluster.createRun('more', join(FIXTURES, 'cars.ts'), endless);
     const scrapes = async () => {
-      const { data } = await query('count_over_time(downpour_run_step[1m])').catch(() => ({
-        data: { result: [] },
-      }));
+      const speeds = 'count_over_time(downpour_worker_examples_per_second[1m])';
+      const { data } = await query(speeds).catch(() => ({ data: { result: [] } }));
       return Number(data.result[0]?.value[1] ?? 0);
     };
     // Rates need two points.
     await expect.poll(scrapes, { timeout: 60_000, interval: 250 }).toBeGreaterThanOrEqual(3);
-    expect((await query('downpour_run_step')).data.result).toMatchObject([
+    expect((await query('downpour_run_step{run="cars"}')).data.result).toMatchObject([
       { metric: { run: 'cars', job: 'downpour' }, value: [expect.anything(), String(STEPS)] },
     ]);
     const empty: string[] = [];
