@@ -339,7 +339,7 @@ function registerWork(program: Command): void {
     .option('--threads <n>', 'of the engine (default: all)', whole(1, 1024))
     .option(
       '--gpus <which>',
-      'a worker for each GPU of this machine: all, or numbers as 0,2; engine native-gpu unless --engine is given',
+      'start one worker for each GPU of this machine: all, or numbers such as 0,2; uses engine native-gpu unless --engine is given',
     )
     .addOption(experimentsOption())
     .addOption(dataOption())
@@ -464,10 +464,11 @@ function registerInit(program: Command): void {
     .addHelpText(
       'after',
       `
-Of a table each column is judged by its cells. Numbers are inputs; text of few kinds becomes one 0/1 input for each
-kind. Left out, each with its reason: columns that count the rows, equal another one, are constant, hold dates, names
-or codes, lack values, are the target under another name, or hold numbers with a slip, whose first line is named. Few
-whole numbers from 0 or 1 on, or two values of any kind, are classes; other numbers are a quantity; --task decides otherwise.
+For a table, init looks at the cells of each column. Numbers become inputs. Text with few different values becomes one
+0/1 input for each value. init leaves out columns that count the rows, equal another column, are constant, have dates,
+names, codes or missing values, are the target under another name, or have a mistyped number. It gives the reason for each,
+and the first bad line. A target with few whole numbers from 0 or 1 on, or with two different values, is read as
+classes; other numbers as a quantity. --task overrides this.
 ${examples(
   'downpour init',
   'downpour init cars.ts --data examples/data/auto-mpg.csv --target mpg',

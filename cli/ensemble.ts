@@ -133,7 +133,7 @@ async function checkWays(
   if (combine.includes('weights') && kind !== null && kind !== 'snapshots') {
     throw new DownpourError(
       'DP_USAGE',
-      `members of the kind '${kind}' begin with initial parameters of their own, so that their units do not correspond and the mean of their parameters is no model; the members whose parameters have a mean are snapshots: --members snapshots:5`,
+      `members of kind '${kind}' start from different initial parameters, so the mean of their parameters is not a useful model; use snapshots of one run: --members snapshots:5`,
     );
   }
   const needsClasses = combine.filter((way) => way !== 'mean' && way !== 'weights');

@@ -64,7 +64,7 @@ async function init(
   for (const note of draft.notes) print(note);
   print(`wrote ${shown}; next:`);
   for (const [command, what] of [
-    ['check', 'is anything wrong with data or model?'],
+    ['check', 'checks the data and the model'],
     ['train', 'trains it, with two workers on this machine'],
   ] as const) {
     print(`  ${shellCommand('npx', 'downpour', command, shown)}     ${what}`);
@@ -83,12 +83,15 @@ async function pathFor(file: string, force: boolean): Promise<string> {
   experimentName(path);
   const folder = await stat(dirname(path)).catch(() => null);
   if (!folder?.isDirectory()) {
-    throw new DownpourError('DP_USAGE', `there is no folder ${dirname(path)}: make it first`);
+    throw new DownpourError(
+      'DP_USAGE',
+      `the folder ${dirname(path)} does not exist: create it first`,
+    );
   }
   if (sep !== '\\' && dirname(path).includes('\\')) {
     throw new DownpourError(
       'DP_USAGE',
-      `${dirname(path)} has a backslash in its name, and Node.js loads no module from there: choose another folder`,
+      `${dirname(path)} has a backslash in its name, so Node.js cannot load a module from it: choose another folder`,
     );
   }
   if (!force && (await stat(path).catch(() => null))) throw existsAlready(path);
@@ -138,7 +141,7 @@ async function draftFor(
     if (unfit) {
       throw new DownpourError(
         'DP_USAGE',
-        `--${unfit[0]} is for tables; ${data} holds images: leave it out`,
+        `--${unfit[0]} is only for tables, but ${data} has images: leave it out`,
       );
     }
     const choose = (fitting: ModelKind) =>
@@ -147,7 +150,10 @@ async function draftFor(
     return imagesDraft(data, await placeOf(path, data), choose);
   }
   if (options.model === 'cnn') {
-    throw new DownpourError('DP_USAGE', `--model cnn is for images; ${data} is a table: mlp`);
+    throw new DownpourError(
+      'DP_USAGE',
+      `--model cnn is only for images, but ${data} is a table: use mlp`,
+    );
   }
   const given = { ...(target === undefined ? {} : { target }), ...(task ? { task } : {}) };
   return tableDraft({ data, place: await placeOf(path, data), ...given, reading }, answers);
@@ -155,7 +161,7 @@ async function draftFor(
 
 function modelOf(text: string): ModelKind {
   if (text === 'mlp' || text === 'cnn') return text;
-  throw new DownpourError('DP_USAGE', `'${text}' is no model: mlp or cnn`);
+  throw new DownpourError('DP_USAGE', `'${text}' is not a model; allowed: mlp, cnn`);
 }
 
 /**

@@ -28,7 +28,7 @@ function addTrainedOptions(command: Command): Command {
     command
       .option(
         '--run <run>',
-        'whose parameters (default: the newest of the experiment that is no trial of a study)',
+        'run whose parameters to use (default: the newest run of the experiment, without trials of studies)',
       )
       .addOption(
         new Option(

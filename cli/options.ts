@@ -178,7 +178,7 @@ export function addServerTokenOptions(command: Command): Command {
     .addOption(
       new Option(
         '--tokens <file>',
-        'lines of role (operator, worker, observer), token and perhaps a name; or a folder with a file of tokens for each role; read again when it changes',
+        'file with one token in each line: role (operator, worker, observer), token and optionally a name; or a folder with one file of tokens for each role; read again when it changes',
       ).env('DOWNPOUR_TOKENS'),
     );
 }

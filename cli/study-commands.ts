@@ -111,7 +111,7 @@ function registerLearningRate(program: Command, outcome: Outcome): void {
       'begin with the parameters of this run and its configuration; it is left as it is',
     )
     .option('--checkpoint <which>', 'of that run: last, best, final or a file', 'last')
-    .option('--new-data', 'go on from that run on data that are not those that it was trained on')
+    .option('--new-data', 'continue from that run although the data have changed since')
     .option('--low <rate>', 'lower end of the range test', positive, 1e-5)
     .option('--high <rate>', 'upper end', positive, 10)
     .option('--steps <n>', 'updates of the range test', whole(20, 2000), 200)

@@ -14,17 +14,26 @@ export function addTableOptions(command: Command): Command {
   return command
     .option(
       '--delimiter <character>',
-      'between the cells of a CSV file, \\t for a tab (default: found in the file)',
+      'text between the cells of a CSV file, \\t for a tab (default: found in the file)',
       oneCharacter,
     )
-    .addOption(new Option('--decimal <mark>', 'of a CSV file: in 1,5 a comma').choices(['.', ',']))
-    .option('--thousands <mark>', 'of a CSV file: in 1,234 a comma', oneCharacter)
+    .addOption(
+      new Option(
+        '--decimal <mark>',
+        'decimal mark of a CSV file, such as the comma in 1,5',
+      ).choices(['.', ',']),
+    )
+    .option(
+      '--thousands <mark>',
+      'mark between thousands in a CSV file, such as the comma in 1,234',
+      oneCharacter,
+    )
     .option(
       '--encoding <name>',
-      'of a CSV file, such as windows-1252 (default: UTF-8)',
+      'encoding of a CSV file, such as windows-1252 (default: UTF-8)',
       knownEncoding,
     )
-    .option('--comment <text>', 'that lines of a CSV file to be left out begin with');
+    .option('--comment <text>', 'leave out lines of a CSV file that begin with this text');
 }
 
 /** Those that were given. */

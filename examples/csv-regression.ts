@@ -10,7 +10,7 @@ export default defineExperiment({
       categorical: ['origin'],
       ignore: ['name'],
     }),
-  // Mean 0 and deviation 1 of each column, by numbers of the training part alone.
+  // Each column gets mean 0 and deviation 1, computed from the training part only.
   standardise: 'feature',
 
   model: (args) => {

@@ -72,5 +72,5 @@ export function askAt(input: Readable, output: Writable, terminal = true): Answe
 const ended = () =>
   new DownpourError(
     'DP_USAGE',
-    'the input ended before all questions were answered: answer by options (--data, --target, --task, --model), or take the defaults by --yes',
+    'the input ended before all questions were answered: give the answers as options (--data, --target, --task, --model), or accept the defaults with --yes',
   );

@@ -47,14 +47,15 @@ export function judge(profile: ColumnProfile): Judged {
   const judged: Judge = (kind, reason = '', remedy = '', mayBeKinds = false) => ({
     ...{ profile, kind, reason, remedy, mayBeKinds },
   });
-  if (given === 0) return judged('empty', 'it holds no value');
-  if (profile.isUnnamed) return judged('unnamed', 'the header has no name for it', 'name it there');
+  if (given === 0) return judged('empty', 'it has no values');
+  if (profile.isUnnamed)
+    return judged('unnamed', 'the header has no name for it', 'add a name to the header');
   if (missing > 0) {
     const first = firstMissing!;
     return judged(
       'missing',
       `${groups(missing)} of ${groups(count)} values are missing, the first in line ${first.line}`,
-      'fill them in, or take those lines out',
+      'fill them in, or remove those lines',
     );
   }
   if (kinds?.size === 1 && count > 1) {
@@ -64,11 +65,12 @@ export function judge(profile: ColumnProfile): Judged {
   if (numberCount === given) return judgeNumbers(judged, profile);
   const dates = formCount(profile, 'date');
   if (dates >= DATES_SHARE * given)
-    return judged('date', `it holds dates or times (${example(profile, 'date')})`, DATES);
+    return judged('date', `it has dates or times (${example(profile, 'date')})`, DATES);
   return judgeText(judged, profile, given);
 }
 
-const DATES = 'turn them into numbers first: days since the first one, the month, the hour';
+const DATES =
+  'convert them to numbers first, such as days since the first date, the month or the hour';
 
 type Judge = (kind: ColumnKind, reason?: string, remedy?: string, mayBeKinds?: boolean) => Judged;
 
@@ -77,7 +79,7 @@ function judgeNumbers(judged: Judge, profile: ColumnProfile): Judged {
   const counted = countsRows(values, name);
   if (counted !== null) return judged('count', counted, '');
   if (isDays(values)) {
-    return judged('date', `it holds days written as numbers (${values[0]})`, DATES);
+    return judged('date', `it has dates written as numbers (${values[0]})`, DATES);
   }
   return judged('numbers');
 }
@@ -87,12 +89,16 @@ function judgeText(judged: Judge, profile: ColumnProfile, given: number): Judged
   const isCategory = names !== null && isFew(names.names.length, given);
   if (isCategory && names.conflict !== null) {
     const [a, b] = names.conflict.map(shown);
-    return judged('odd', `${a} and ${b} are one number written in two ways`, 'write them alike');
+    return judged(
+      'odd',
+      `${a} and ${b} are the same number in two spellings`,
+      'write them in the same way',
+    );
   }
   if (formCount(profile, 'code') > 0 && !isCategory) {
     return judged(
       'odd',
-      `it holds codes that begin with a 0 (${example(profile, 'code')}), no quantities`,
+      `it has codes that begin with a 0 (${example(profile, 'code')}), not quantities`,
     );
   }
   const dressed = DRESSED.reduce((sum, form) => sum + formCount(profile, form), 0);
@@ -110,10 +116,10 @@ function judgeText(judged: Judge, profile: ColumnProfile, given: number): Judged
   }
   const many = kinds === null ? 'more than 1,000' : groups(kinds.size);
   return kinds?.size === given
-    ? judged('text', 'it holds a text of its own in each row, such as names')
+    ? judged('text', 'it has a different text in each row, such as names')
     : judged(
         'text',
-        `it holds text of too many kinds (${many} in ${groups(given)} rows), such as names`,
+        `it has too many different texts (${many} in ${groups(given)} rows), such as names`,
       );
 }
 
@@ -159,21 +165,21 @@ function slips(profile: ColumnProfile, given: number): [string, string] {
 function dressedNumbers(profile: ColumnProfile, given: number): [string, string] {
   const first = firstOdd(profile);
   const others = given - profile.numberCount;
-  const reason = `it holds numbers that are not written as plain numbers: ${shown(first.text)} in line ${first.line}${others > 1 ? `, the first of ${groups(others)}` : ''}`;
+  const reason = `it has numbers in another notation: ${shown(first.text)} in line ${first.line}${others > 1 ? `, the first of ${groups(others)}` : ''}`;
   return [reason, `${HINTS[first.form]}write them as 1234.5`];
 }
 
 const HINTS: Readonly<Record<Form, string>> = {
   date: '',
-  money: 'take the currency out; ',
-  percent: 'take the percent sign out; ',
-  grouped: 'thousands apart are read with --thousands, such as --thousands ,; otherwise ',
-  decimalComma: 'a decimal comma is read with --decimal ,; otherwise ',
-  unit: 'take the unit out; ',
+  money: 'remove the currency; ',
+  percent: 'remove the percent sign; ',
+  grouped: '--thousands , reads a comma between thousands; otherwise ',
+  decimalComma: '--decimal , reads a decimal comma; otherwise ',
+  unit: 'remove the unit; ',
   code: '',
-  infinite: 'no infinite number can be learnt from; ',
-  tooLarge: 'it is larger than a float32 can be; ',
-  absent: 'a missing value is written as an empty cell, ?, NA, NaN, n/a or null; ',
+  infinite: 'a model cannot learn from infinite numbers; ',
+  tooLarge: 'it is too large for a float32; ',
+  absent: 'write a missing value as an empty cell, ?, NA, NaN, n/a or null; otherwise ',
   text: '',
 };
 
@@ -202,10 +208,9 @@ function countsRows(values: Float64Array, name: string): string | null {
   if (span === n)
     return `it counts the rows in another order: ${sorted[0]} … ${sorted[n - 1]}, each once`;
   const rises = values.every((value, i) => i === 0 || value > values[i - 1]!);
-  if (rises && 2 * n >= span)
-    return `it counts rows of which some are gone: ${first} … ${last}, rising`;
+  if (rises && 2 * n >= span) return `it counts rows, with gaps: ${first} … ${last}, rising`;
   if (ID_NAME.test(name) || /^id$/i.test(name))
-    return 'by its name and its values, each of which stands there once, it tells rows apart';
+    return 'its name and its values, which are all different, show that it is an id of the rows';
   return null;
 }
 

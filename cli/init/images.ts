@@ -45,7 +45,7 @@ export async function imagesDraft(
             `${rare.length === 1 ? 'class' : 'classes'} ${rare
               .slice(0, CLASSES_SHOWN)
               .map((name) => comment(name))
-              .join(', ')}: fewer than ${PICTURES_FEW} images to learn from; add more`,
+              .join(', ')}: fewer than ${PICTURES_FEW} training images; add more`,
           ]
         : []),
     ],
@@ -61,7 +61,7 @@ export async function imagesDraft(
 
 export function mnistDraft(model: ModelKind): Draft {
   return {
-    notes: ['MNIST: handwritten digits, all 70,000 after `downpour data mnist`, else 10,000'],
+    notes: ['MNIST: handwritten digits; 10,000, or all 70,000 after `downpour data mnist`'],
     source: imageSource({
       title: 'Handwritten digits.',
       imports: `import { defineExperiment, loadMnist } from 'downpour';`,

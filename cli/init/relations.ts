@@ -13,7 +13,7 @@ const CHANCE_BITS = 20;
 export function targetInDisguise(column: ColumnProfile, target: ColumnProfile): string | null {
   if (isSame(column, target)) return 'it equals the target';
   if (isLine(column, target)) return 'the target is a linear function of it alone';
-  return isRecoding(column, target) ? 'it is the target under other names, one for one' : null;
+  return isRecoding(column, target) ? 'it is the target under other names, value for value' : null;
 }
 
 /** The same value in every row: as numbers where both are, else as text. */

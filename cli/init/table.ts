@@ -48,11 +48,11 @@ export async function tableDraft(request: TableRequest, answers: Answers): Promi
   const { data } = request;
   const { table, reading, notes: readingNotes } = await readTable(request);
   if (table.count === 0)
-    throw corrupt(data, 'it has a header, but no line after it: nothing to learn from');
+    throw corrupt(data, 'it has a header but no rows, so there is nothing to learn from');
   if (table.count === 1) {
     throw corrupt(
       data,
-      'it has one line after the header: at least two are needed, one to learn from and one to validate with',
+      'it has only one row after the header; at least two are needed, one to train on and one to validate on',
     );
   }
   const names = table.columns.map(({ name }) => name);
@@ -96,7 +96,7 @@ async function readTable({ data, reading = {} }: TableRequest) {
     return { table, reading: pinned, notes };
   }
   const withCommas = { ...pinned, decimal: ',' } as const;
-  const said = `${data}: numbers are read with a decimal comma; --decimal . takes commas for something else`;
+  const said = `${data}: numbers are read with a decimal comma; if commas mean something else, use --decimal .`;
   return { table: await profile(withCommas), reading: withCommas, notes: [...notes, said] };
 }
 
@@ -122,7 +122,7 @@ function findTarget({ columns }: TableProfile, name: string, request: TableReque
     const near = nearest(name, names);
     throw new DownpourError(
       'DP_USAGE',
-      `${data} has no column ${shown(name)}; ${near === null ? '' : `did you mean ${shown(near)}? `}It has ${names.map(shown).join(', ')}: --target one of them`,
+      `${data} has no column ${shown(name)}; ${near === null ? '' : `did you mean ${shown(near)}? `}It has ${names.map(shown).join(', ')}; give one of them as --target`,
     );
   }
   const target = judge(profile);
@@ -146,10 +146,7 @@ function findTarget({ columns }: TableProfile, name: string, request: TableReque
   if (kind === 'date') refuse(reason, `${remedy}; or ${other}`);
   if (kind === 'constant') refuse(`${reason}, so there is nothing to learn`, other);
   if (kind === 'count' && !isMeant)
-    refuse(
-      reason,
-      `${other}; if it is a quantity all the same, --target and --task regression say so`,
-    );
+    refuse(reason, `${other}; if it is a quantity, give both --target and --task regression`);
   if (kind === 'empty' || kind === 'text') refuse(reason, other);
   if (kind === 'unnamed') refuse(reason, `${remedy}, or ${other}`);
   return target;
@@ -180,13 +177,16 @@ function numberKinds({ values }: ColumnProfile): number[] | null {
 function checkTask(text: string, { profile }: Judged, data: string): Task {
   const column = `${data}: column ${shown(profile.name)}`;
   if (text !== 'classification' && text !== 'regression') {
-    throw new DownpourError('DP_USAGE', `${shown(text)} is no task: classification or regression`);
+    throw new DownpourError(
+      'DP_USAGE',
+      `${shown(text)} is not a task; allowed: classification, regression`,
+    );
   }
   if (text === 'regression' && !isNumeric(profile)) {
     const { line, text: cell } = firstOdd(profile);
     throw new DownpourError(
       'DP_USAGE',
-      `${column} holds text (line ${line}: ${shown(cell)}), no quantity: --task classification`,
+      `${column} has text (line ${line}: ${shown(cell)}), not a quantity; use --task classification`,
     );
   }
   if (text === 'classification') {
@@ -196,7 +196,7 @@ function checkTask(text: string, { profile }: Judged, data: string): Task {
       const many = classes === null ? 'more than 1,000' : groups(classes.size);
       throw new DownpourError(
         'DP_USAGE',
-        `${column} has ${many} different values${classes === null ? '' : `, ${groups(single)} of which stand in one row only`}: too many for classes; --task regression, or --target another column`,
+        `${column} has ${many} different values${classes === null ? '' : `, ${groups(single)} of them in one row only`}: too many for classes; use --task regression, or another column as --target`,
       );
     }
   }
@@ -221,8 +221,8 @@ function taskNote(profile: ColumnProfile, task: Task, request: TableRequest): st
   if (!mayBeBoth || 2 * kinds.length > profile.count) return '';
   const values = `its ${kinds.length} values ${kinds[0]} … ${kinds.at(-1)}`;
   return task === 'classification'
-    ? `: ${values} are taken as classes, --task regression takes them as a quantity`
-    : `: ${values} are taken as a quantity, --task classification takes them as classes`;
+    ? `: ${values} are read as classes; --task regression reads them as a quantity`
+    : `: ${values} are read as a quantity; --task classification reads them as classes`;
 }
 
 function classNotes(profile: ColumnProfile, data: string): string[] {
@@ -231,7 +231,7 @@ function classNotes(profile: ColumnProfile, data: string): string[] {
   const notes = [`classes: ${listed([...counts.keys()])}`, ...spellings(profile)];
   if (single.length > 0) {
     notes.push(
-      `${data}: the ${single.length === 1 ? 'class' : 'classes'} ${single.slice(0, SHOWN_MAX).join(', ')} ${single.length === 1 ? 'has' : 'have'} one row only, which is either learnt from or validated with, not both: add more, or take it out`,
+      `${data}: the ${single.length === 1 ? 'class' : 'classes'} ${single.slice(0, SHOWN_MAX).join(', ')} ${single.length === 1 ? 'has' : 'have'} only one row, which can be used for training or validation but not both: add rows, or remove the class`,
     );
   }
   return notes;
@@ -247,7 +247,7 @@ function spellings({ name, names }: ColumnProfile): string[] {
   const alike = lookalikes(names!.names);
   if (alike === null) return [];
   return [
-    `column ${shown(name)}: ${alike.map(shown).join(' and ')} are kinds of their own; write them alike if they are one`,
+    `column ${shown(name)}: ${alike.map(shown).join(' and ')} are different categories; if they are the same, write them in the same way`,
   ];
 }
 
@@ -275,17 +275,17 @@ function chooseInputs(
     };
     if (kind !== 'numbers' && kind !== 'category' && kind !== 'count') {
       const asKinds = mayBeKinds
-        ? ', or name the column in `categorical` instead of `ignore` if these are kinds'
+        ? '; if these are categories, move the column from `ignore` to `categorical`'
         : '';
       leave(reason, remedy === '' ? '' : `; ${remedy}${asKinds}`);
       continue;
     }
     const disguise = targetInDisguise(profile, target);
     const twin = [...numbers, ...categories].find((other) => isSame(other, profile));
-    const keep = '; take it out of `ignore` if it is known when the model is used';
+    const keep = '; if its values are known when the model is used, remove it from `ignore`';
     if (disguise !== null) leave(disguise, keep, isNumeric(profile) && !isSame(profile, target));
     else if (kind === 'count')
-      leave(reason, '; take it out of `ignore` if it means more than that', true);
+      leave(reason, '; if it means more than that, remove it from `ignore`', true);
     else if (twin) leave(`it equals column ${shown(twin.name)}`);
     else if (kind === 'numbers') numbers.push(profile);
     else categories.push(profile);
@@ -298,12 +298,12 @@ function chooseInputs(
     if (kept < 0) {
       throw new DownpourError(
         'DP_USAGE',
-        `${data}: no column is left to predict ${shown(target.name)} from${left === '' ? ': it has one column only' : `: ${left}`}`,
+        `${data}: no column is left to predict ${shown(target.name)} from${left === '' ? ': the file has only one column' : `: ${left}`}`,
       );
     }
     const [only] = ignored.splice(kept, 1);
     notes.push(
-      `keeps column ${shown(only!.profile.name)}, since no other is left, though ${only!.why}`,
+      `keeps column ${shown(only!.profile.name)}, the only one left, although ${only!.why}`,
     );
     numbers.push(only!.profile);
   }
@@ -312,7 +312,7 @@ function chooseInputs(
   }
   for (const profile of categories) {
     notes.push(
-      `column ${shown(profile.name)} is text of ${profile.names!.names.length} kinds, one 0/1 input for each: ${listed(profile.names!.names)}`,
+      `column ${shown(profile.name)} has ${profile.names!.names.length} categories, which become one 0/1 input each: ${listed(profile.names!.names)}`,
     );
     notes.push(...spellings(profile));
   }
@@ -329,7 +329,7 @@ function sizeNotes(count: number): string[] {
   if (count >= ROWS_FEW) return [];
   const validates = Math.max(1, Math.round(count * VALIDATION_SHARE));
   return [
-    `${count} examples are few: ${validates === 1 ? '1 of them validates' : `${validates} of them validate`}, so the error is a rough one; \`downpour folds\` uses each for both`,
+    `${count} examples are few: ${validates === 1 ? '1 of them validates' : `${validates} of them validate`}, so the error is inaccurate; \`downpour folds\` uses each example for both training and validation`,
   ];
 }
 
@@ -356,7 +356,7 @@ export default defineExperiment({
     loadCsv(${request.place}, {
 ${loadOptions(parts).join('\n')}
     }),
-  // Mean 0 and deviation 1 of each column, by numbers of the training part alone.
+  // Each column gets mean 0 and deviation 1, computed from the training part only.
   standardise: 'feature',
 
   model: (args) =>
@@ -422,7 +422,7 @@ function quantityLayers(target: ColumnProfile): string {
   const initial = (value: number) =>
     `args.tf.initializers.constant({ value: ${Number(value.toPrecision(3))} })`;
   return `        args.tf.layers.dense({ units: 1 }),
-        // From deviations to the unit of ${comment(target.name)}: its deviation and mean, not trained.
+        // Not trained: converts to the unit of ${comment(target.name)} by its standard deviation and mean.
         args.tf.layers.dense({
           units: 1,
           trainable: false,

@@ -54,7 +54,7 @@ describe('init on folders of images', () => {
     writeFileSync(join(data, 'c', 'notes.txt'), 'no picture');
     const { said } = await init('odd.ts', { data });
     expect(said).toMatch(/25 images of 4 × 4; classes .*it’s \(12\)/);
-    expect(said).toMatch(/class c: fewer than 10 images/);
+    expect(said).toMatch(/class c: fewer than 10 training images/);
     expect(said).toContain('notes.txt');
     expect(said).not.toMatch(/classes? .*it’s: fewer/);
   });
@@ -66,7 +66,7 @@ describe('init on folders of images', () => {
     expect(source((await init('small.ts', { data: small })).path)).not.toContain('conv2d');
     expect(source((await init('large.ts', { data: large })).path)).toContain('conv2d');
     await expect(init('x.ts', { data: small, target: 'price' })).rejects.toThrow(
-      '--target is for tables',
+      '--target is only for tables',
     );
   });
 });

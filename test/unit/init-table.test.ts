@@ -114,8 +114,8 @@ describe('init on numbers with a slip', () => {
     [
       'a number in two ways',
       (row) => ['1', '01', '2', '002'][row % 4],
-      `'01' and '1' are one`,
-      'alike',
+      `'01' and '1' are the same number`,
+      'in the same way',
     ],
     ['half of it text', (row) => (row % 2 ? `A${row}` : 1000 + 3 * row), `'A1' in line 3`, ''],
   ];
@@ -146,7 +146,9 @@ describe('init on numbers with a slip', () => {
     ['ranges', (row) => ['18-24', '25-34', '35-99'][row % 3]],
   ])('takes as a category, and says so: %s', async (_, at) => {
     const said = await init(table({ kind: at, ...quantity }));
-    expect(said).toMatch(/^column 'kind' is text of [234] kinds, one 0\/1 input for each: /m);
+    expect(said).toMatch(
+      /^column 'kind' has [234] categories, which become one 0\/1 input each: /m,
+    );
     expect(said).toContain("categorical: ['kind'],");
     expect(await init(table({ ...quantity, kind: at }))).toContain(
       'predicts kind (classification)',
@@ -168,7 +170,7 @@ describe('init on numbers with a slip', () => {
 
   test('says which kinds are one to a reader', async () => {
     const said = await init(table({ fast: (row) => ['yes', 'Yes', 'no'][row % 3], ...quantity }));
-    expect(said).toContain(`column 'fast': 'Yes' and 'yes' are kinds of their own`);
+    expect(said).toContain(`column 'fast': 'Yes' and 'yes' are different categories`);
   });
 });
 
@@ -182,7 +184,9 @@ describe('init on how a file is written', () => {
       expect(said).toContain(
         `delimiter: '${delimiter === '\t' ? '\\t' : delimiter}',\n      decimal: ',',`,
       );
-      expect(said).toContain('numbers are read with a decimal comma; --decimal .');
+      expect(said).toContain(
+        'numbers are read with a decimal comma; if commas mean something else, use --decimal .',
+      );
       const points = await init(table(quantity, 60, delimiter));
       expect(points).not.toContain('decimal');
     },
@@ -211,18 +215,20 @@ describe('init on how a file is written', () => {
     // As pandas writes rows of a table that was split.
     const shuffled = (row: number) => (row * 37) % 211;
     const said = await init(table({ '': shuffled, ...quantity }));
-    expect(said).toContain(`${left('column 1')}the header has no name for it; name it there`);
+    expect(said).toContain(
+      `${left('column 1')}the header has no name for it; add a name to the header`,
+    );
   });
 
   test('predicts no column that a delimiter at the end of each line makes', async () => {
     const lines = table({ ...quantity, '': () => '' });
     expect(await init(lines)).toContain('predicts price (regression)');
     expect(await init(lines, { target: 'column 4' })).toMatch(
-      /^DP_USAGE .*column 'column 4' cannot be predicted: it holds no value/,
+      /^DP_USAGE .*column 'column 4' cannot be predicted: it has no values/,
     );
     const named = table({ ...quantity, '': (row) => (row * 37) % 211 });
     expect(await init(named, { target: 'column 4' })).toMatch(
-      /^DP_USAGE .*cannot be predicted: the header has no name for it; name it there/,
+      /^DP_USAGE .*cannot be predicted: the header has no name for it; add a name to the header/,
     );
   });
 });
@@ -237,17 +243,21 @@ describe('init on columns that say nothing, or too much', () => {
     ],
     ['counts down', (row) => 500 - row, 'it counts the rows: 500'],
     ['counts in another order', (row) => (row * 7) % 60, 'in another order'],
-    ['counts with gaps', (row) => row + Math.floor(row / 7), 'some are gone'],
+    ['counts with gaps', (row) => row + Math.floor(row / 7), 'with gaps'],
     ['is constant', () => 7, `every row has '7'`],
     ['is constant text', () => 'DE', `every row has 'DE'`],
-    ['is empty', () => '', 'it holds no value'],
+    ['is empty', () => '', 'it has no values'],
     [
       'lacks values',
       (row) => (row % 8 === 2 ? '' : noise(5)(row)),
       '8 of 60 values are missing, the first in line 4',
     ],
-    ['holds names', (row) => `Ann ${row}`, 'a text of its own in each row'],
-    ['holds too many kinds', (row) => `Ann ${row % 40}`, 'text of too many kinds (40 in 60 rows)'],
+    ['holds names', (row) => `Ann ${row}`, 'a different text in each row'],
+    [
+      'holds too many kinds',
+      (row) => `Ann ${row % 40}`,
+      'too many different texts (40 in 60 rows)',
+    ],
     ['holds days', (row) => `2024-01-${String((row % 28) + 1).padStart(2, '0')}`, 'dates or times'],
     [
       'holds days of America',
@@ -268,7 +278,7 @@ describe('init on columns that say nothing, or too much', () => {
     ['holds times of day', (row) => `${row % 12}:${10 + (row % 50)} pm`, 'dates or times'],
     ['holds named months', (row) => `Jan ${(row % 28) + 1}, 2024`, 'dates or times'],
     ['holds few days', (row) => `2024-0${(row % 3) + 1}`, 'dates or times'],
-    ['holds days as numbers', (row) => 20_240_101 + (row % 28), 'days written as numbers'],
+    ['holds days as numbers', (row) => 20_240_101 + (row % 28), 'dates written as numbers'],
     ['equals another column', (row) => noise(1)(row), `it equals column 'x'`],
     ['equals the target', (row) => quantity.price(row), 'it equals the target'],
     [
@@ -313,7 +323,7 @@ describe('init on columns that say nothing, or too much', () => {
       task: 'regression',
       target: 'y',
     });
-    expect(said).toContain(`keeps column 'x', since no other is left`);
+    expect(said).toContain(`keeps column 'x', the only one left`);
     const copy = await init(table({ x: noise(1), y: noise(1) }));
     expect(copy).toMatch(
       /^DP_USAGE .*no column is left to predict 'y' from: 'x' \(it equals the target\)/,
@@ -342,11 +352,11 @@ describe('init on a target', () => {
 
   test('says how to choose the other task where numbers leave it open', async () => {
     const ratings = table({ ...quantity, y: (row) => (row % 5) + 1 });
-    expect(await init(ratings)).toContain('1 … 5 are taken as classes, --task regression');
+    expect(await init(ratings)).toContain('1 … 5 are read as classes; --task regression');
     expect(await init(ratings, { task: 'regression' })).toContain('predicts y (regression)\n');
     const years = table({ ...quantity, y: (row) => 2010 + (row % 8) });
     expect(await init(years)).toContain(
-      '2010 … 2017 are taken as a quantity, --task classification',
+      '2010 … 2017 are read as a quantity; --task classification',
     );
     expect(await init(table(quantity))).not.toContain('--task');
     // Nobody means halves as classes.
@@ -366,8 +376,8 @@ describe('init on a target', () => {
       (row) => row + 1,
       /it counts the rows: 1, 2 … 60; predict another column/,
     ],
-    ['names', (row) => `Ann ${row}`, /a text of its own in each row/],
-    ['text of too many kinds', (row) => `Ann ${row % 45}`, /too many kinds/],
+    ['names', (row) => `Ann ${row}`, /a different text in each row/],
+    ['text of too many kinds', (row) => `Ann ${row % 45}`, /too many different texts/],
     ['dates', (row) => `2024-01-01 ${row % 24}:00`, /dates or times/],
   ])('refuses %s', async (_, at, message) => {
     const said = await init(table({ ...quantity, y: at }));
@@ -377,11 +387,11 @@ describe('init on a target', () => {
 
   test('refuses classes of one row each, and says which classes have one row', async () => {
     const many = await init(table(quantity), { task: 'classification' });
-    expect(many).toMatch(/^DP_USAGE .*60 different values, 60 of which stand in one row only/);
+    expect(many).toMatch(/^DP_USAGE .*60 different values, 60 of them in one row only/);
     const rare = await init(
       table({ ...quantity, y: (row) => (row === 5 ? 'rare' : `k${row % 2}`) }),
     );
-    expect(rare).toContain(`the class 'rare' has one row only`);
+    expect(rare).toContain(`the class 'rare' has only one row`);
   });
 
   test('of a wrong name tells the nearest one, and finds one of another normal form', async () => {
@@ -393,12 +403,12 @@ describe('init on a target', () => {
   });
 
   test.each([
-    ['no row', 'a,b\n', 'DP_DATA_CORRUPT /x.csv: it has a header, but no line after it'],
-    ['one row', 'a,b\n1,2\n', 'DP_DATA_CORRUPT /x.csv: it has one line after the header'],
+    ['no row', 'a,b\n', 'DP_DATA_CORRUPT /x.csv: it has a header but no rows'],
+    ['one row', 'a,b\n1,2\n', 'DP_DATA_CORRUPT /x.csv: it has only one row after the header'],
     [
       'one column',
       table({ y: noise(1) }),
-      `no column is left to predict 'y' from: it has one column only`,
+      `no column is left to predict 'y' from: the file has only one column`,
     ],
   ])('says the real reason where there is %s', async (_, text, message) => {
     expect(await init(text)).toContain(message);
