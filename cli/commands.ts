@@ -90,6 +90,7 @@ export interface WorkOptions extends ServerOptions {
   readonly engine?: string;
   readonly threads?: number;
   readonly gpus?: string;
+  readonly aliveFile?: string;
   readonly experiments?: string[];
   readonly data?: string;
   readonly once?: boolean;
@@ -344,6 +345,12 @@ function registerWork(program: Command): void {
     .addOption(experimentsOption())
     .addOption(dataOption())
     .option('--once', 'end when the run has ended, instead of waiting for the next')
+    .addOption(
+      new Option(
+        '--alive-file <file>',
+        'touch this file every 10 s while the process does not stand still: for probes; with --gpus one more for each GPU',
+      ).env('DOWNPOUR_ALIVE_FILE'),
+    )
     .option('--no-local-socket', localSocketHelp('TCP also to a server on this machine'))
     .addOption(logOption())
     .addOption(jsonOption());

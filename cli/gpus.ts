@@ -43,7 +43,7 @@ export async function runGpuWorkers(
       ...pool,
       names: [name],
       args: argumentsOf(options),
-      env: { ...environmentOf(options), [VISIBLE]: uuid },
+      env: { ...environmentOf(options), ...aliveFileOf(options, index), [VISIBLE]: uuid },
       note: (line) => log(line, { level: 'warn', worker: name }),
       // A line of JSON stays one.
       log: (line) => process.stderr.write(`${isJson ? line.slice(name.length + 2) : line}\n`),
@@ -113,6 +113,10 @@ function argumentsOf(options: WorkOptions): string[] {
     ...(options.experiments ? ['--experiments', ...options.experiments] : []),
   ];
 }
+
+/** One that stands still must not hide behind the others. */
+const aliveFileOf = ({ aliveFile }: WorkOptions, index: number): NodeJS.ProcessEnv =>
+  aliveFile ? { DOWNPOUR_ALIVE_FILE: `${aliveFile}.gpu${index}` } : {};
 
 function environmentOf(options: WorkOptions): NodeJS.ProcessEnv {
   const { DOWNPOUR_TOKEN, DOWNPOUR_TOKEN_FILE, ...rest } = process.env;

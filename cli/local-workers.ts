@@ -41,6 +41,8 @@ export function startLocalWorkers(given: LocalWorkersOptions): Pool {
   delete env.DOWNPOUR_TOKEN;
   // What they say is ours to pass on.
   delete env.DOWNPOUR_LOG;
+  // That of a worker that this is a guest of.
+  delete env.DOWNPOUR_ALIVE_FILE;
   for (const name of ['CA', 'CERT', 'KEY']) delete env[`DOWNPOUR_TLS_${name}`];
   const { tlsCa, tlsCert, tlsKey } = options;
   if (tlsCa !== undefined) env.DOWNPOUR_TLS_CA = resolve(tlsCa);

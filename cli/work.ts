@@ -5,6 +5,7 @@ import { webSocketAddress } from '../shared/rest-client.ts';
 import { ENGINES, type EngineName } from '../worker/engine.ts';
 import { experimentFolders } from '../worker/experiment.ts';
 import { runWorker } from '../worker/main.ts';
+import { keepAlive } from './alive.ts';
 import type { WorkOptions } from './commands.ts';
 import { runGpuWorkers } from './gpus.ts';
 import { withLog } from './log.ts';
@@ -19,10 +20,15 @@ import type { WorkerFailure } from './pool.ts';
 
 /** `downpour work`: until Ctrl-C, or with --once until the run has ended. */
 export function workCommand(options: WorkOptions): Promise<void> {
-  const { gpus } = options;
-  return withLog(options.log, ({ log }) =>
-    gpus === undefined ? work(options, log) : runGpuWorkers({ ...options, gpus }, log),
-  );
+  const { gpus, aliveFile } = options;
+  return withLog(options.log, async ({ log }) => {
+    const alive = aliveFile ? keepAlive(aliveFile) : null;
+    try {
+      await (gpus === undefined ? work(options, log) : runGpuWorkers({ ...options, gpus }, log));
+    } finally {
+      alive?.end();
+    }
+  });
 }
 
 async function work(options: WorkOptions, log: Log): Promise<void> {

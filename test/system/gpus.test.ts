@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { chooseGpus } from '../../cli/gpus.ts';
@@ -34,9 +34,10 @@ function work(gpus: string, driver?: string) {
     chmodSync(join(bin, 'nvidia-smi'), 0o755);
   }
   const server = ['--server', cluster.url.replace('http', 'ws'), '--engine', 'cpu'];
+  const alive = ['--alive-file', join(cluster.folder, 'alive')];
   child = spawn(
     process.execPath,
-    [join(ROOT, 'bin/downpour.js'), 'work', '--gpus', gpus, '--name', 'host', ...server],
+    [join(ROOT, 'bin/downpour.js'), 'work', '--gpus', gpus, '--name', 'host', ...server, ...alive],
     { env: { ...process.env, PATH: `${bin}:/usr/bin:/bin` }, stdio: ['ignore', 'pipe', 'pipe'] },
   );
   let text = '';
@@ -83,6 +84,9 @@ test.runIf(process.platform === 'linux')(
   async () => {
     const { code, text } = work('all', `printf '${SMI.replaceAll('\n', '\\n')}'`);
     await idle();
+    // Each says for itself that it lives.
+    const alive = () => readdirSync(cluster.folder).filter((name) => name.startsWith('alive'));
+    expect(alive().sort()).toEqual(['alive', 'alive.gpu0', 'alive.gpu1']);
     const before = processes();
     expect(before.map(({ sees }) => sees).sort()).toEqual([
       'GPU-11111111-aaaa',
@@ -99,6 +103,7 @@ test.runIf(process.platform === 'linux')(
     expect(text()).toMatch(/host-gpu\d was ended by SIGKILL.*; starting it again in 1 s/);
     child!.kill('SIGTERM');
     expect(await code, text()).toBe(0);
+    expect(alive()).toEqual([]);
     const { workers } = await cluster.client.status();
     expect(workers.map(({ state }) => state)).not.toContain('idle');
   },
