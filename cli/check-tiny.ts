@@ -56,7 +56,7 @@ export async function checkTiny(given: TinyOptions): Promise<Finding> {
   const { file, experiment, base, config, data, prepared, options, signal, log } = given;
   const available = data.train.count;
   if (available < TINY_MIN) {
-    return tooFew('tiny', 'whether a few can be learnt by heart', available, TINY_MIN);
+    return tooFew('tiny', 'whether the model can memorise a few examples', available, TINY_MIN);
   }
   const examples = Math.min(TINY_EXAMPLES, Math.max(1, Math.floor(available / 2)));
   const { loss } = experiment;
@@ -68,7 +68,7 @@ export async function checkTiny(given: TinyOptions): Promise<Finding> {
     experiment.error !== 'loss';
   const constant = constantLoss(loss, sampleOf(prepared, 'train', 512));
   if (!byError && constant === 0) {
-    const text = 'All targets looked at are the same: there is nothing to learn by heart.';
+    const text = 'All targets looked at are the same, so there is nothing to memorise.';
     return finding('tiny', 'ok', text, null, { constant });
   }
   const scale = constant ?? given.initialLoss;
@@ -133,8 +133,8 @@ export function judgeTiny(results: readonly TinyResult[], settings: TinySettings
   const twins =
     unlearnable === 0
       ? ''
-      : ` ${unlearnable} of them have the inputs of another one with another target, which nothing can learn.`;
-  const text = `${examples} examples learnt by heart? ${told.join('; ')}${wanted}.${twins}`;
+      : ` ${unlearnable} of them have the same inputs as another example but a different target, so no model can learn them.`;
+  const text = `Can the model memorise ${examples} examples? ${told.join('; ')}${wanted}.${twins}`;
   const [alone, together] = results;
   const failed = results.find((result) => !result.learnt && result.failed);
   if (failed) {
@@ -144,8 +144,8 @@ export function judgeTiny(results: readonly TinyResult[], settings: TinySettings
       'problem',
       `${text} The training of ${who} failed: ${failed.reason}.`,
       failed.refused
-        ? 'mend what the message names'
-        : 'mend what the other checks found; where the loss overflows, lower learningRate (`downpour lr-find`)',
+        ? 'fix what the message names'
+        : 'fix what the other checks found; if the loss overflows, lower learningRate (`downpour lr-find`)',
       numbers,
     );
   }
@@ -154,7 +154,7 @@ export function judgeTiny(results: readonly TinyResult[], settings: TinySettings
       return finding(
         'tiny',
         'advice',
-        `${text} Not in ${steps} updates, but the training loss was still falling: it learns, slowly.`,
+        `${text} Not in ${steps} updates, but the training loss was still falling: it learns slowly.`,
         'raise learningRate (`downpour lr-find`), and check again',
         numbers,
       );
@@ -164,15 +164,15 @@ export function judgeTiny(results: readonly TinyResult[], settings: TinySettings
       ? finding(
           'tiny',
           'problem',
-          `${text} Not even so few in ${steps} updates: a defect, or a learning rate far off, rather than underfitting (Deep Learning §11.5).`,
-          'mend what the other checks found; then `downpour lr-find`; then fewer regularisers (dropout, noise) or a larger model',
+          `${text} It cannot in ${steps} updates. The cause is a defect or a wrong learning rate rather than underfitting (Deep Learning §11.5).`,
+          'fix what the other checks found; then `downpour lr-find`; then fewer regularisers (dropout, noise) or a larger model',
           numbers,
         )
       : finding(
           'tiny',
           'advice',
-          `${text} How low this loss can get is not known, so this may be all there is.`,
-          'compare with the loss that answers without a fault would have; then `downpour lr-find`',
+          `${text} The minimum of this loss is not known, so it may already be reached.`,
+          'compare it with the loss of perfect predictions; then `downpour lr-find`',
           numbers,
         );
   }
@@ -182,14 +182,14 @@ export function judgeTiny(results: readonly TinyResult[], settings: TinySettings
         'tiny',
         'advice',
         `${text} The gradients of the ${together.workers} workers were hardly stale (${short(together.staleness)} updates on average), so staleness is not the reason.`,
-        'try it again: order of examples and noise differ; a lower learningRate makes both surer',
+        'try again: the order of examples and the noise differ each time; a lower learningRate makes both runs more stable',
         numbers,
       );
     }
     return finding(
       'tiny',
       'advice',
-      `${text} One worker can and ${together.workers}, whose gradients were ${short(together.staleness)} updates stale on average, cannot: staleness, not the model.`,
+      `${text} One worker can. ${together.workers} workers, whose gradients were ${short(together.staleness)} updates stale on average, cannot. The cause is staleness, not the model.`,
       'lower learningRate or momentum, bound consistency.stalenessMax, or use fewer workers; `downpour lr-find --workers-per-trial` shows the limit',
       numbers,
     );

@@ -80,7 +80,7 @@ export async function checkCommand(file: string, options: CheckCommandOptions): 
   if (unknown.length > 0) {
     throw new DownpourError(
       'DP_USAGE',
-      `--accept ${unknown.join(' ')} names no check; there are: ${known.join(', ')}`,
+      `--accept ${unknown.join(' ')} is not a check; allowed: ${known.join(', ')}`,
     );
   }
   const problems = findings.filter(({ verdict }) => verdict === 'problem');
@@ -108,7 +108,9 @@ function summary(findings: readonly Finding[]): string {
   const counts = `${findings.length} checks: ${of('ok').length} ok, ${advice.length} with advice${advice.length > 0 ? ` (${names(advice)})` : ''}, ${problems.length} with a problem${problems.length > 0 ? ` (${names(problems)})` : ''}.`;
   const few = findings.filter(({ numbers }) => numbers.needed !== undefined);
   const told =
-    few.length === 0 ? counts : `${counts} Not made, for want of examples: ${names(few)}.`;
+    few.length === 0
+      ? counts
+      : `${counts} Not done, because there are too few examples: ${names(few)}.`;
   if (problems.length === 0) return `${told} Next: \`downpour lr-find\`, then train.`;
   return `${told} Begin with the first problem: later ones often follow from it.`;
 }

@@ -98,7 +98,7 @@ describe('five rows', { timeout: 60_000 }, () => {
     const { code, out } = await run('check', 'few', '--no-tiny', '--steps', '5');
     expect(code).toBe(EXIT.ok);
     expect(out).toMatch(/ok +activations +Not enough examples .*: 4, needs 8/);
-    expect(out).toMatch(/Not made, for want of examples: activations, modes, /);
+    expect(out).toMatch(/Not done, because there are too few examples: activations, modes, /);
   });
 
   test('make a curve that claims little', async () => {

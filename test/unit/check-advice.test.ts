@@ -76,7 +76,7 @@ describe('inputs that are ids', () => {
     const whole = { ...inputs, values: Int32Array.from(inputs.values) };
     const { scale } = findingsOf({ ...tokens, train: { ...tokens.train, inputs: whole } });
     expect(scale!.verdict).toBe('advice');
-    expect(scale!.next).toMatch(/of ids: leave it 'none'/);
+    expect(scale!.next).toMatch(/for ids, keep 'none'/);
   });
 });
 
@@ -110,7 +110,7 @@ describe('scale', () => {
 describe('classes and labels', () => {
   test('one class only is a problem of its own, not of labels that do not follow', () => {
     const { classes, labels } = findingsOf(dataOf(200, 2, wave, () => 1, 2));
-    expect(classes!.text).toContain('are of one class, 1 of 0 to 1');
+    expect(classes!.text).toContain('are of class 1 (classes are 0 to 1)');
     expect(labels).toMatchObject({ verdict: 'ok' });
     expect(labels!.text).toContain('cannot be told');
   });
@@ -340,7 +340,7 @@ describe('a tiny set', () => {
     // Inputs 0, 1 and 2 four times each, one or two of them with the other label.
     expect(contradictions(train, 2)).toBe(4);
     const found = judgeTiny([result(1)], { ...settings, unlearnable: 4, target: 4 / 32 });
-    expect(found.text).toContain('which nothing can learn');
+    expect(found.text).toContain('so no model can learn them');
   });
 });
 

@@ -44,7 +44,7 @@ describe('targets', () => {
       ),
     });
     expect(found).toMatchObject({ check: 'targets', verdict: 'problem', numbers: { input: 2 } });
-    expect(found!.text).toContain("column 2 ('x2') is the same in all 32 training examples");
+    expect(found!.text).toContain("column 2 ('x2') equals it in all 32 training examples");
   });
 
   test('of anything else are not complained of', () => {
@@ -84,7 +84,7 @@ describe('the classes of parts', () => {
     });
     expect(found).toMatchObject({ check: 'parts', verdict: 'advice' });
     expect(found!.text).toContain(
-      "Of class 2 ('owl'), 33.3 % of training, none is among 40 validation examples.",
+      "Class 2 ('owl') has 33.3 % of the training examples but none of the 40 validation examples.",
     );
   });
 
@@ -95,7 +95,7 @@ describe('the classes of parts', () => {
       classes,
     });
     expect(only[0]!.text).toMatch(
-      /Of class 1 \('dog'\) and 1 more, 3\d(\.\d)? % of training, none is among 30 test examples\./,
+      /Class 1 \('dog'\) \(and 1 more\) has 3\d(\.\d)? % of the training examples but none of the 30 test examples\./,
     );
     const unknown = findingsOf({
       train: labelled(mixed(90).filter((c) => c !== 2)),
@@ -103,7 +103,7 @@ describe('the classes of parts', () => {
       classes,
     });
     expect(unknown[0]!.text).toContain(
-      "Class 2 ('owl') has 10 test examples and none in training.",
+      "Class 2 ('owl') has 10 test examples but no training example.",
     );
   });
 

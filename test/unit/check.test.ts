@@ -74,7 +74,7 @@ describe('classes', () => {
     expect(findingsOf(rare).classes).toMatchObject({ verdict: 'advice' });
     expect(findingsOf(rare).classes!.text).toContain('look at each class');
     const missing = labelled(Array.from({ length: 300 }, (_, i) => i % 2));
-    expect(findingsOf(missing).classes!.text).toContain('1 have none');
+    expect(findingsOf(missing).classes!.text).toContain('1 class has no training example');
     expect(
       findingsOf(labelled(Array.from({ length: 300 }, (_, i) => i % 3))).classes!.verdict,
     ).toBe('ok');

@@ -85,7 +85,7 @@ function checkScale(prepared: PreparedData): Finding {
   if (rows < 2) return tooFew('scale', 'how inputs vary', rows, 2);
   if (constant === size) {
     const next =
-      'look at how the inputs are read: nothing can be learnt from what is always the same';
+      'look at how the inputs are read: a model cannot learn from inputs that never vary';
     return finding('scale', 'problem', `${text} No feature ever varies.`, next, numbers);
   }
   const apart = isTable ? ratio : 1;
@@ -100,8 +100,8 @@ function checkScale(prepared: PreparedData): Finding {
     return finding(
       'scale',
       'advice',
-      `${text}${why} They are whole numbers: sizes and counts should be near 1, ids of tokens or categories must stay as they are.`,
-      "of sizes and counts: set standardise: 'feature'; of ids: leave it 'none' and let the model begin with an embedding",
+      `${text}${why} They are whole numbers. Sizes and counts should be near 1; ids of tokens or categories must stay as they are.`,
+      "for sizes and counts, set standardise: 'feature'; for ids, keep 'none' and begin the model with an embedding",
       numbers,
     );
   }
@@ -122,8 +122,8 @@ function checkIds({ train }: PreparedData, embedding: number): Finding {
     if (!Number.isInteger(id)) whole = false;
   }
   const text = whole
-    ? `Inputs are whole numbers from ${low} to ${high}, ids for an embedding of ${embedding} rows: their size means nothing, so it is not judged.`
-    : `Inputs are from ${short(low)} to ${short(high)}. The model has an embedding of ${embedding} rows, and not all inputs are whole: which of them are ids is not known here, so their scale is not judged.`;
+    ? `Inputs are whole numbers from ${low} to ${high}, ids for an embedding of ${embedding} rows. Their size has no meaning, so it is not checked.`
+    : `Inputs are from ${short(low)} to ${short(high)}. The model has an embedding of ${embedding} rows, and not all inputs are whole numbers. It is not known which of them are ids, so their scale is not checked.`;
   return finding('scale', 'ok', text, null, { low, high, embedding, whole });
 }
 
@@ -138,8 +138,8 @@ function checkClasses(classes: Int32Array, classCount: number): Finding {
     return finding(
       'classes',
       'problem',
-      `All ${classes.length} training examples are of one class, ${counts.indexOf(most)} of 0 to ${classCount - 1}: there is nothing to tell apart.`,
-      'look at how the labels are read; a model needs examples of two classes at least',
+      `All ${classes.length} training examples are of class ${counts.indexOf(most)} (classes are 0 to ${classCount - 1}), so there is nothing to learn.`,
+      'look at how the labels are read; a model needs examples of at least two classes',
       numbers,
     );
   }
@@ -148,8 +148,8 @@ function checkClasses(classes: Int32Array, classCount: number): Finding {
     return finding(
       'classes',
       missing > classCount / 2 ? 'problem' : 'advice',
-      `${text} ${missing} have none.`,
-      'correct classCount or the data, or give more examples of these: what never occurs cannot be learnt',
+      `${text} ${missing} ${missing === 1 ? 'class has' : 'classes have'} no training example.`,
+      'correct classCount or the data, or add examples of these classes: a model cannot learn a class without examples',
       numbers,
     );
   }
@@ -157,7 +157,7 @@ function checkClasses(classes: Int32Array, classCount: number): Finding {
     return finding(
       'classes',
       'advice',
-      `${text} The error then says little: look at each class, and at precision and recall (Deep Learning §11.1).`,
+      `${text} The error alone then says little: look at each class, and at precision and recall (Deep Learning §11.1).`,
       'gather more of the rare classes; add metrics for each class; use stratified folds (`downpour folds --stratified`)',
       numbers,
     );
@@ -239,7 +239,7 @@ function checkDuplicates({ train, validation, test }: PreparedData): Finding {
     ...{ validation: leakIn('validation'), test: leakIn('test') },
   };
   const told = parts.map(({ name, count, leak }) => `${leak} of ${count} ${name} examples`);
-  const text = `The inputs of ${told.join(' and ')} are in the training part too; within it ${within} are there more than once.`;
+  const text = `The inputs of ${told.join(' and ')} are also in the training part; ${within} training examples repeat the inputs of another.`;
   const next =
     'remove duplicates before splitting, or split by their source (person, day, document)';
   const some = parts.some(({ leak }) => leak > 0) || within > 0.05 * train.count;
@@ -250,8 +250,8 @@ function checkDuplicates({ train, validation, test }: PreparedData): Finding {
     return finding(
       'duplicates',
       'advice',
-      `${text} There are only ${known.size} distinct inputs, each seen ${short(train.count / known.size)} times on average: the parts cannot but share them, and the error says nothing of inputs that are none of these.`,
-      'nothing, where no other inputs exist; else remove duplicates before splitting',
+      `${text} There are only ${known.size} distinct inputs, each seen ${short(train.count / known.size)} times on average. The parts must share them, so the error says nothing about other inputs.`,
+      'do nothing if no other inputs exist; else remove duplicates before splitting',
       numbers,
     );
   }
@@ -277,7 +277,7 @@ const LABELS_MIN = 8;
  */
 function checkLabels(prepared: PreparedData, classes: Int32Array, areIds: boolean): Finding {
   if (areIds) {
-    const text = 'Inputs are ids: distances between them say nothing of the labels.';
+    const text = 'Inputs are ids, so distances between them say nothing about the labels.';
     return finding('labels', 'ok', text, null, {});
   }
   if (prepared.train.count < LABELS_MIN) {
@@ -339,8 +339,8 @@ function checkLabels(prepared: PreparedData, classes: Int32Array, areIds: boolea
   if (bar >= 1) {
     const why =
       count.size === 1
-        ? 'they are all of one class'
-        : `guessing gets ${percent(chance)} of ${n} right, and no result would be beyond chance`;
+        ? 'the training examples looked at are all of one class'
+        : `guessing gets ${percent(chance)} of ${n} right, so no result can differ from chance`;
     return finding(
       'labels',
       'ok',
@@ -354,7 +354,7 @@ function checkLabels(prepared: PreparedData, classes: Int32Array, areIds: boolea
   return finding(
     'labels',
     n < 50 ? 'advice' : 'problem',
-    `${text} The labels do not follow the inputs, or only in ways that distances do not show.`,
+    `${text} The labels do not follow the inputs, or not in a way that distances show.`,
     'look at some examples with their labels (`downpour data inspect`): were inputs and labels shuffled apart, or read from files in another order?',
     numbers,
   );

@@ -49,7 +49,7 @@ function checkFrozen({ layout }: Model, initial: Float32Array, other: Float32Arr
     return finding(
       'frozen',
       'problem',
-      `${stuck.join(', ')} ${stuck.length === 1 ? 'is' : 'are'} not trained and random: the layer passes on noise for ever.`,
+      `${stuck.join(', ')} ${stuck.length === 1 ? 'is' : 'are'} not trained and random: the layer passes on noise permanently.`,
       'set trainable to true; if random features are meant (Deep Learning §9.9), --accept frozen',
       numbers,
     );
@@ -196,10 +196,10 @@ export function judgeInitialLoss(given: InitialLoss): Finding {
       ? Math.log(classCount)
       : null;
   const numbers = { loss: measured.loss, error: measured.error, expected, priors, constant };
-  const guesses = isYesNo ? 'guesses between two' : `${classCount} equally likely classes`;
-  const text = `The loss with initial parameters is ${short(measured.loss)}${expected === null ? '' : `; of ${guesses} it is ${short(expected)}`}.`;
+  const guesses = isYesNo ? 'a guess between two classes' : `${classCount} equally likely classes`;
+  const text = `The loss with initial parameters is ${short(measured.loss)}${expected === null ? '' : `; for ${guesses} it is ${short(expected)}`}.`;
   if (!Number.isFinite(measured.loss)) {
-    const next = 'look at the inputs (scale), the initial values and logarithms in the loss';
+    const next = 'look at the scale of the inputs, the initial values, and logarithms in the loss';
     return finding('initial-loss', 'problem', text, next, numbers);
   }
   if (measured.loss < 0) {
@@ -209,14 +209,14 @@ export function judgeInitialLoss(given: InitialLoss): Finding {
           'initial-loss',
           'advice',
           `${text} It is below zero.`,
-          'this is right for a likelihood of densities; else look at the sign of the loss: training makes it as low as it can',
+          'this is correct for the likelihood of a density; else check the sign of the loss: training makes the loss as low as possible',
           numbers,
         )
       : finding(
           'initial-loss',
           'problem',
-          `${text} Below zero there is nothing to fall to.`,
-          'look at the sign of the loss: training makes it as low as it can',
+          `${text} This loss cannot be below zero.`,
+          'check the sign of the loss: training makes the loss as low as possible',
           numbers,
         );
   }
@@ -229,22 +229,23 @@ export function judgeInitialLoss(given: InitialLoss): Finding {
       return finding('initial-loss', high > 3 ? 'problem' : 'advice', text, next, numbers);
     }
     if (low < 0.7) {
-      const next = 'before training nothing can be known: does the target leak into the inputs?';
+      const next =
+        'an untrained model cannot do better than guessing: do the inputs contain the target?';
       return finding('initial-loss', low < 0.3 ? 'problem' : 'advice', text, next, numbers);
     }
     return finding('initial-loss', 'ok', text, null, numbers);
   }
   if (constant === null) return finding('initial-loss', 'ok', text, null, numbers);
   if (constant === 0) {
-    const same = `${text} The targets looked at are all the same, so it is held against nothing.`;
+    const same = `${text} The targets looked at are all the same, so there is no constant answer to compare it with.`;
     return finding('initial-loss', 'ok', same, null, numbers);
   }
-  const more = `${text} The best constant answer has ${short(constant)}.`;
+  const more = `${text} The loss of the best constant answer is ${short(constant)}.`;
   return finding(
     'initial-loss',
     measured.loss > 100 * constant ? 'advice' : 'ok',
     more,
-    "standardise the targets, or let the last layer's bias begin at their mean",
+    'standardise the targets, or initialise the bias of the last layer with their mean',
     numbers,
   );
 }
@@ -332,8 +333,8 @@ export function checkOutput(
   }
   const isDistance = loss === 'meanSquaredError' || loss === 'meanAbsoluteError';
   if (isDistance && (isSoftmax || (classCount !== null && isSigmoid))) {
-    const why = `${text}${isSoftmax ? ' and add up to 1' : ''}, under ${loss}: where such an output is sure and wrong, the gradient is nearly 0 (Deep Learning §6.2.2).`;
-    const better = "end the model in logits and take loss 'softmaxCrossEntropy'";
+    const why = `${text}${isSoftmax ? ' and add up to 1' : ''}, with loss ${loss}: if such an output is confident and wrong, the gradient is nearly 0 (Deep Learning §6.2.2).`;
+    const better = "end the model in logits and use loss 'softmaxCrossEntropy'";
     return finding('output', 'advice', why, better, numbers);
   }
   return finding('output', 'ok', `${text}.`, null, numbers);
@@ -346,7 +347,12 @@ const NEIGHBOURS = 8;
 async function checkIndependence(prepared: PreparedData, model: Model): Promise<Finding> {
   const count = Math.min(NEIGHBOURS, prepared.train.count);
   if (count < 2) {
-    return tooFew('independence', 'whether answers depend on the neighbours', count, 2);
+    return tooFew(
+      'independence',
+      'whether a prediction depends on the other examples of the minibatch',
+      count,
+      2,
+    );
   }
   const together = sampleOf(prepared, 'train', count);
   const all = await model.predict(together);
@@ -405,7 +411,7 @@ export async function checkActivations(
 ): Promise<Finding[]> {
   const { count } = prepared.train;
   if (count < ACTIVATIONS_MIN) {
-    return [tooFew(check, 'dead units from such as are rarely asked', count, ACTIVATIONS_MIN)];
+    return [tooFew(check, 'dead units from rarely active ones', count, ACTIVATIONS_MIN)];
   }
   const examples = Math.min(ACTIVATION_EXAMPLES, count);
   const outputs = await model.activations(sampleOf(prepared, 'train', ACTIVATION_EXAMPLES));
@@ -422,9 +428,9 @@ export async function checkActivations(
     of.map((l) => `${l.layer} (${what(l)})`).join(', ');
   const table = layers.map((l) => `${l.layer} ${short(l.deviation)}`).join(', ');
   if (dead.length > 0) {
-    const text = `${when} most units are dead, the same for all of ${examples} examples, in ${list(dead, (l) => percent(l.dead))}.`;
+    const text = `${when} most units are dead (the same output for all ${examples} examples) in ${list(dead, (l) => percent(l.dead))}.`;
     const next =
-      'look at the biases and the scale of initial values and inputs (heNormal for ReLU, biases near 0); a lower learning rate if they die in training; leaky ReLU does not die';
+      'look at the biases and the scale of initial values and inputs (heNormal for ReLU, biases near 0); use a lower learning rate if they die in training; leaky ReLU does not die';
     return [finding(check, 'problem', text, next, numbers)];
   }
   if (flat.length > 0) {
@@ -435,7 +441,7 @@ export async function checkActivations(
   if (some.length > 0 || wide) {
     const text = `${when}: ${some.length > 0 ? `dead or saturated ${list(some, (l) => percent(Math.max(l.dead, l.saturated ?? 0)))}; ` : ''}standard deviation over examples ${table}.`;
     const next =
-      'choose the initial scale so that activations neither fade nor grow from layer to layer (Deep Learning §8.4); optimisation trouble in a deep network calls for batch normalisation (§11.2)';
+      'choose the initial scale so that activations neither fade nor grow from layer to layer (Deep Learning §8.4); if a deep network is hard to optimise, use batch normalisation (§11.2)';
     return [finding(check, 'advice', text, next, numbers)];
   }
   const text = `${when} no layer is dead or saturated; standard deviation over examples ${table}.`;

@@ -34,7 +34,7 @@ function checkCopies(prepared: PreparedData): Finding | null {
     return finding(
       'targets',
       'problem',
-      `All ${count} training examples have the same target${size === 1 ? `, ${targets.values[0]}` : 's'}: there is nothing to learn.`,
+      `All ${count} training examples have the same target${size === 1 ? `, ${targets.values[0]}` : 's'}, so there is nothing to learn.`,
       'look at how the targets are read',
       { constant: constant.length },
     );
@@ -52,8 +52,8 @@ function checkCopies(prepared: PreparedData): Finding | null {
       return finding(
         'targets',
         'problem',
-        `Inputs have the target itself: ${columnName(inputs, c)} is the same in all ${count} training examples.`,
-        'leave this column out of the inputs: when the model is used nobody knows it',
+        `The inputs contain the target: ${columnName(inputs, c)} equals it in all ${count} training examples.`,
+        'remove this column from the inputs: it is not known when the model is used',
         { input: c, target: t },
       );
     }
@@ -81,13 +81,13 @@ function checkParts(prepared: PreparedData): Finding | null {
     numbers[part] = { counts: there, missing };
     if (unknown >= 0) {
       told.push(
-        `Class ${name(unknown)} has ${there[unknown]} ${part} examples and none in training.`,
+        `Class ${name(unknown)} has ${there[unknown]} ${part} examples but no training example.`,
       );
     }
     if (missing.length > 0) {
       const [first] = missing as [number];
       told.push(
-        `Of class ${name(first)}${missing.length > 1 ? ` and ${missing.length - 1} more` : ''}, ${percent(counts[first]! / own.length)} of training, none is among ${examples.count} ${part} examples.`,
+        `Class ${name(first)}${missing.length > 1 ? ` (and ${missing.length - 1} more)` : ''} has ${percent(counts[first]! / own.length)} of the training examples but none of the ${examples.count} ${part} examples.`,
       );
     }
   }
@@ -95,8 +95,8 @@ function checkParts(prepared: PreparedData): Finding | null {
   return finding(
     'parts',
     'advice',
-    `${told.join(' ')} An error measured there is of other classes than those that are learnt.`,
-    'divide the examples at random (leave validation out of what data() returns), or with `downpour folds --stratified`',
+    `${told.join(' ')} The error is then measured on other classes than those that are trained.`,
+    'split the examples at random (let data() return no validation part), or use `downpour folds --stratified`',
     numbers,
   );
 }
@@ -122,8 +122,10 @@ function checkRounding({ train }: PreparedData): Finding | null {
     `${rounded
       .slice(0, 3)
       .map((column) => roundedText(column))
-      .join(' ')}${rounded.length > 3 ? ` So have ${rounded.length - 3} more.` : ''}`,
-    "give such columns as a Float64Array, with standardise: 'feature': they are then centred before they become float32",
+      .join(
+        ' ',
+      )}${rounded.length > 3 ? ` ${rounded.length - 3} more columns are rounded in the same way.` : ''}`,
+    "use a Float64Array with standardise: 'feature': the columns are then centred before they become float32",
     { columns: rounded },
   );
 }

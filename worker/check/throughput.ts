@@ -86,7 +86,7 @@ export function judge(
   examples = Number.POSITIVE_INFINITY,
 ): Finding {
   if (examples < FIRST) {
-    return tooFew('minibatch', 'how fast sizes of minibatches are', examples, FIRST);
+    return tooFew('minibatch', 'how fast minibatch sizes are', examples, FIRST);
   }
   const usual = timings.filter(({ size }) => size >= 32 && size <= 256);
   const most = Math.max(0, ...usual.map(({ examplesPerSecond }) => examplesPerSecond));

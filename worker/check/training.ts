@@ -171,7 +171,7 @@ export function checkProgress(trained: Trained, learningRate: number): Finding {
       'progress',
       'problem',
       `${text} The loss is not finite before any update: no learning rate changes that.`,
-      'mend what initial-loss says first',
+      'first fix what initial-loss says',
       numbers,
     );
   }
@@ -191,7 +191,7 @@ export function checkProgress(trained: Trained, learningRate: number): Finding {
       'progress',
       'advice',
       `${text} There was nothing to learn: the loss was 0 before any update.`,
-      'look at the targets and the loss: is there anything to tell apart?',
+      'look at the targets and the loss: is there anything to learn?',
       numbers,
     );
   }
@@ -208,7 +208,7 @@ export function checkProgress(trained: Trained, learningRate: number): Finding {
     return finding(
       'progress',
       'advice',
-      `${text} So few updates do not tell whether it learns.`,
+      `${text} These are too few updates to tell whether it learns.`,
       `${find}; train for more updates before you judge`,
       numbers,
     );
@@ -216,7 +216,7 @@ export function checkProgress(trained: Trained, learningRate: number): Finding {
   return finding(
     'progress',
     'problem',
-    `${text} It does not learn, though the updates have a usual size.`,
+    `${text} It does not learn, although the updates have the usual size.`,
     'look at the other findings first (labels, scale, output); then a larger model (Deep Learning §11.3)',
     numbers,
   );
@@ -281,7 +281,7 @@ export function checkDirection(
       `${text} The error has not followed.`,
       isEven
         ? 'look at the sign of the loss, the order of its arguments (targets, predictions), and the error'
-        : 'usual at first where one class is much larger than the others; else look whether loss and error measure the same',
+        : 'this is usual at first if one class is much larger than the others; else check whether loss and error measure the same',
       numbers,
     );
   }
@@ -299,7 +299,7 @@ export function checkRatios({ ratios, diverged }: Trained): Finding {
       'updates',
       'problem',
       `${text} ${still.join(', ')} never moved.`,
-      'is the layer on the way to the loss? Look at stopped gradients and dead units',
+      'does the loss depend on this layer? Look for stopped gradients and dead units',
       numbers,
     );
   }
