@@ -13,7 +13,7 @@ import { packInto } from './pack.ts';
  * | 3 | 0, reserved |
  * | 4–7 | length h of the header, u32 little-endian |
  * | 8 … 8+h | header: a msgpack map with a string `type` |
- * | … | zeros up to a multiple of 8 |
+ * | … | up to a multiple of 8: written as zeros, not looked at |
  * | to the end | payload: little-endian numbers, a multiple of 4 bytes, possibly none |
  *
  * Floats stay out of msgpack: packing 4 MB of them takes 65 ms, a header of scalars 0.4 µs.
@@ -28,6 +28,8 @@ const packr = new Packr({
   mapsAsObjects: true,
   variableMapSize: true,
   encodeUndefinedAsNil: false,
+  // Other languages pack integers in 64 bits. Beyond 2^53 they are rounded, and above what any field allows.
+  int64AsType: 'number',
 });
 
 /**
@@ -114,6 +116,8 @@ export function headerLength(bytes: Uint8Array, at = 0): number {
       `frame of protocol version ${bytes[at + 2]}; this side speaks ${PROTOCOL_VERSION}: run the same release on servers and workers`,
     );
   }
+  if (bytes[at + 3] !== 0)
+    throw malformed(`its fourth byte is ${bytes[at + 3]}; it is reserved, 0`);
   const low = bytes[at + 4]! | (bytes[at + 5]! << 8) | (bytes[at + 6]! << 16);
   const length = low + bytes[at + 7]! * 2 ** 24;
   if (length > LIMITS.headerBytesMax) {

@@ -1,6 +1,14 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { decodeFrame, encodeFrame, encodeHeader, floatsOf } from '../../shared/codec.ts';
+import {
+  decodeFrame,
+  decodeHeader,
+  encodeFrame,
+  encodeHeader,
+  floatsOf,
+  PREFIX_BYTES,
+  payloadStart,
+} from '../../shared/codec.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
 import { createLayout } from '../../shared/layout.ts';
 import { checkWorkerMessage } from '../../shared/protocol.ts';
@@ -157,4 +165,55 @@ test.each([
   [[{ name: 'a', shape: [2 ** 20, 2 ** 20], role: 'trainable' as const }], /at most/],
 ])('a bad layout is refused', (specs, message) => {
   expect(() => createLayout(specs)).toThrow(message);
+});
+
+/** A map as msgpack, whose integers are all in 64 bits, as C++ and Go libraries may pack them. */
+function packWide(map: Record<string, string | number | bigint>): Buffer {
+  const text = (value: string) =>
+    Buffer.concat([Buffer.from([0xd9, value.length]), Buffer.from(value)]);
+  const number = (value: number | bigint) => {
+    const bytes = Buffer.alloc(9);
+    if (typeof value === 'number' && !Number.isInteger(value)) {
+      bytes[0] = 0xcb;
+      bytes.writeDoubleBE(value, 1);
+    } else {
+      bytes[0] = 0xcf;
+      bytes.writeBigUInt64BE(BigInt(value), 1);
+    }
+    return bytes;
+  };
+  const entries = Object.entries(map).map(([key, value]) =>
+    Buffer.concat([text(key), typeof value === 'string' ? text(value) : number(value)]),
+  );
+  return Buffer.concat([Buffer.from([0x80 | entries.length]), ...entries]);
+}
+
+test('integers of 64 bits are numbers like others, up to the largest that a field allows', () => {
+  const largest = { ...push, step: Number.MAX_SAFE_INTEGER };
+  for (const header of [push, largest]) {
+    expect(checkWorkerMessage(decodeHeader(packWide(header)))).toEqual(header);
+  }
+  for (const step of [2n ** 53n, 2n ** 53n + 1n, 2n ** 64n - 1n]) {
+    const header = decodeHeader(packWide({ ...push, step }));
+    expect(codeOf(() => checkWorkerMessage(header))).toBe('DP_FRAME_MALFORMED');
+  }
+  // Signed ones, and below zero.
+  const signed = packWide(push);
+  const at = signed.indexOf(Buffer.from('lease')) + 5;
+  signed[at] = 0xd3;
+  expect(checkWorkerMessage(decodeHeader(signed))).toEqual(push);
+  signed.writeBigInt64BE(-1n, at + 1);
+  expect(codeOf(() => checkWorkerMessage(decodeHeader(signed)))).toBe('DP_FRAME_MALFORMED');
+});
+
+test('the reserved byte is 0, and what fills up the header is free', () => {
+  const frame = encodeFrame(push, new Float32Array([1]));
+  for (const value of [1, 128, 255]) {
+    const wrong = Uint8Array.from(frame);
+    wrong[3] = value;
+    expect(codeOf(() => decodeFrame(wrong))).toBe('DP_FRAME_MALFORMED');
+  }
+  const end = PREFIX_BYTES + frame[4]! + 256 * frame[5]!;
+  const filled = Uint8Array.from(frame).fill(7, end, payloadStart(end - PREFIX_BYTES));
+  expect(decodeFrame(filled).header).toEqual(push);
 });
