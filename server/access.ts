@@ -279,11 +279,33 @@ export function mustBeGuarded(options: {
 }
 
 /** Answers an upgrade in plain HTTP: no WebSocket exists yet. */
+const REFUSAL_MS = 5_000;
+
+/** What every port has: its server is made with these, and given the number of sockets. */
+export const portLimits = {
+  maxHeaderSize: LIMITS.requestHeaderBytesMax,
+  headersTimeout: LIMITS.requestHeaderMs,
+  requestTimeout: LIMITS.requestMs,
+  keepAliveTimeout: LIMITS.keepAliveMs,
+  connectionsCheckingInterval: LIMITS.requestHeaderMs / 4,
+  /** Of TLS; by default Node waits two minutes. */
+  handshakeTimeout: LIMITS.tlsHandshakeMs,
+};
+
+/** Sockets of a port, those that say nothing among them. */
+export function limitSockets(server: { maxConnections: number }): void {
+  server.maxConnections = LIMITS.socketCountMax;
+}
+
 export function refuse(socket: Duplex, code: ErrorCode, message: string): void {
   const body = JSON.stringify({ code, message });
   const { http } = ERRORS[code];
   // Whoever is refused may not stay: a socket that is only half closed counts as one.
   socket.once('finish', () => socket.destroy());
+  // Nor one that takes no answer.
+  const timer = setTimeout(() => socket.destroy(), REFUSAL_MS);
+  timer.unref();
+  socket.once('close', () => clearTimeout(timer));
   socket.end(
     `HTTP/1.1 ${http} ${code}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
   );

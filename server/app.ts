@@ -16,7 +16,17 @@ import type { SessionFacts } from '../shared/rest.ts';
 import type { Connection } from '../wire/connection.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
 import { isLoopback } from '../wire/local-socket.ts';
-import { type Access, type Grant, mayDo, Rate, type Role, refuse, unauthorized } from './access.ts';
+import {
+  type Access,
+  type Grant,
+  limitSockets,
+  mayDo,
+  portLimits,
+  Rate,
+  type Role,
+  refuse,
+  unauthorized,
+} from './access.ts';
 import type { Coordinator } from './coordinator.ts';
 import type { JoinFiles } from './join.ts';
 import { addPages, FOR_ANYBODY, type PageDoor, sessionOf } from './pages.ts';
@@ -46,6 +56,9 @@ export interface AccessLimits {
   readonly refusalsPerSecondMax: number;
   /** In which the headers of a request must have come. */
   readonly requestHeaderMs: number;
+  /** In which all of it must have come. */
+  readonly requestMs: number;
+  readonly tlsHandshakeMs: number;
 }
 
 /** But for the pages of the dashboard, nothing of an answer is to be run, framed, guessed at or kept. */
@@ -64,17 +77,20 @@ const STRICT_TRANSPORT = { 'strict-transport-security': 'max-age=31536000' } as 
 export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   const { coordinator, version, log, tls = null } = options;
   const headersTimeout = options.limits?.requestHeaderMs ?? LIMITS.requestHeaderMs;
-  const inside = {
-    maxHeaderSize: LIMITS.requestHeaderBytesMax,
-    headersTimeout,
-    requestTimeout: LIMITS.requestMs,
-    connectionsCheckingInterval: headersTimeout / 4,
-  };
-  const server = tls ? { https: { ...inside, ...tls.options() } } : { http: inside };
+  const requestTimeout = options.limits?.requestMs ?? LIMITS.requestMs;
+  const connectionsCheckingInterval = headersTimeout / 4;
+  const inside = { ...portLimits, headersTimeout, requestTimeout, connectionsCheckingInterval };
+  const handshakeTimeout = options.limits?.tlsHandshakeMs ?? LIMITS.tlsHandshakeMs;
+  const server = tls
+    ? { https: { ...inside, ...tls.options(), handshakeTimeout } }
+    : { http: inside };
   // One type for both: nothing here depends on which it is.
   const app = Fastify({
     ...(server as FastifyServerOptions),
     bodyLimit: LIMITS.bodyBytesMax,
+    // Fastify sets both of the server that it has made, whatever that was made with: by default 0 and 72 s.
+    requestTimeout,
+    keepAliveTimeout: LIMITS.keepAliveMs,
     forceCloseConnections: true,
     clientErrorHandler: answerBroken,
     // By default unknown keys are removed in silence, and "5" becomes 5: a mistyped field would pass.
@@ -83,7 +99,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   // Serializers made of the schemas compile at the first answer of each route, for 0.1 to 0.4 s in which no push
   // is answered; what we answer is of these types anyway.
   app.setSerializerCompiler(() => (answer) => JSON.stringify(answer));
-  app.server.maxConnections = LIMITS.socketCountMax;
+  limitSockets(app.server);
   const headers = { ...SECURITY_HEADERS, ...(tls ? STRICT_TRANSPORT : {}) };
   app.setErrorHandler((error: FastifyError | DownpourError, request, reply) => {
     const { code, message } = describeError(error, request.routeOptions.bodyLimit);
@@ -91,6 +107,8 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
       log(`defect in ${request.method} ${request.url}: ${error.stack}`, { level: 'error', code });
     }
     coordinator.countError(code);
+    // Who is refused may go on sending its body, drop by drop: nobody waits for the rest.
+    if (!request.raw.complete) reply.header('connection', 'close');
     return reply.code(ERRORS[code].http).send({ code, message });
   });
   app.setNotFoundHandler((request, reply) => {
@@ -364,7 +382,9 @@ const tooMany = (what: string) =>
 
 /** A request that is no HTTP, too long or too slow: there is nothing that could answer it but this. */
 function answerBroken(error: Error & { code?: string }, socket: Duplex): void {
-  if (error.code === 'ECONNRESET' || !socket.writable) {
+  // Before it has agreed on encryption nothing can be written to it, and its end would be waited for without end.
+  const isMute = error.code?.startsWith('ERR_TLS') || error.code?.startsWith('ERR_SSL');
+  if (isMute || error.code === 'ECONNRESET' || !socket.writable) {
     socket.destroy();
     return;
   }

@@ -11,7 +11,15 @@ import { VERSION } from '../shared/version.ts';
 import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
 import { isFromHere, type LocalListener, listenBeside } from '../wire/local-socket.ts';
-import { Access, mayDo, refuse, type TokenSources, unauthorized } from './access.ts';
+import {
+  Access,
+  limitSockets,
+  mayDo,
+  portLimits,
+  refuse,
+  type TokenSources,
+  unauthorized,
+} from './access.ts';
 import { Shard } from './core/shard.ts';
 import type { Snapshot } from './core/snapshot.ts';
 import { LandingDesk, WaitingLine } from './landings.ts';
@@ -64,7 +72,10 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
       }),
     );
   };
-  const server = tls ? createTlsServer(tls.options(), answer) : createServer(answer);
+  const server = tls
+    ? createTlsServer({ ...portLimits, ...tls.options() }, answer)
+    : createServer(portLimits, answer);
+  limitSockets(server);
   if (tls) tls.keep(server as TlsServer);
   server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
     socket.on('error', () => socket.destroy());

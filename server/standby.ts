@@ -12,7 +12,7 @@ import { VERSION } from '../shared/version.ts';
 import type { Connection } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { Memories } from '../wire/memories.ts';
-import { refuse } from './access.ts';
+import { limitSockets, portLimits, refuse } from './access.ts';
 import { replay } from './core/replay.ts';
 import { Run, type RunCall, type RunReplica } from './core/run.ts';
 import { BEAT_MS, type Follow, type FromStandby, type ToStandby } from './replication.ts';
@@ -352,7 +352,10 @@ async function listen({ host, port, tls, primary, store }: StandByOptions): Prom
     response.writeHead(isHealth ? 200 : 503, { 'content-type': 'application/json' });
     response.end(JSON.stringify(isHealth ? health : { code: 'DP_STANDBY', message: what }));
   };
-  const server = tls ? createTlsServer(tls.options(), answer) : createServer(answer);
+  const server = tls
+    ? createTlsServer({ ...portLimits, ...tls.options() }, answer)
+    : createServer(portLimits, answer);
+  limitSockets(server);
   tls?.keep(server as TlsServer);
   server.on('upgrade', (_, socket: Socket) => {
     socket.on('error', () => socket.destroy());

@@ -546,7 +546,11 @@ export const LIMITS = {
   /** In which the headers of a request, and all of it, must have come. */
   requestHeaderMs: 10_000,
   requestMs: 60_000,
-  /** Sockets of REST clients and workers together. */
+  /** In which a client must have agreed on encryption. */
+  tlsHandshakeMs: 10_000,
+  /** Between two requests on one connection: an idle one takes a socket from those who work. */
+  keepAliveMs: 10_000,
+  /** Sockets of REST clients and workers together, of each port. */
   socketCountMax: 4_096,
   /** Requests and handshakes of one token in a second, without tokens of one address; `--requests-max`. */
   requestsPerSecondMax: 1_000,

@@ -75,14 +75,18 @@ export async function listenLocally(
   };
 }
 
+/** What is allowed on the port is allowed here. */
+const LIMITED = ['maxConnections', 'headersTimeout', 'requestTimeout', 'keepAliveTimeout'] as const;
+
 /**
  * Lets a server that listens on TCP listen on a unix socket too, with all that it serves.
  * @returns the socket, or why there is none.
  */
 export function listenBeside(
-  server: Pick<Server, 'emit' | 'listenerCount'>,
+  server: Pick<Server, 'emit' | 'listenerCount' | (typeof LIMITED)[number]>,
 ): ReturnType<typeof listenLocally> {
   const beside = createServer((request, response) => server.emit('request', request, response));
+  for (const limit of LIMITED) beside[limit] = server[limit];
   beside.on('upgrade', (...upgrade) => server.emit('upgrade', ...upgrade));
   // A listener takes over from Node, which else hangs up by itself.
   if (server.listenerCount('clientError') > 0) {

@@ -590,6 +590,38 @@ describe('limits', () => {
     expect(text).toContain('DP_REQUEST_TIMEOUT');
   });
 
+  /** Sends a body a byte at a time for as long as it may. @returns what was answered, when the socket is closed. */
+  async function drip(url: string, token: string): Promise<string> {
+    const socket = connect(Number(new URL(url).port), '127.0.0.1');
+    let text = '';
+    socket.on('data', (chunk) => {
+      text += String(chunk);
+    });
+    socket.on('error', () => {});
+    const closed = new Promise((resolve) => socket.once('close', resolve));
+    const head = `POST /runs HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer ${token}\r\n`;
+    socket.write(`${head}content-type: application/json\r\ncontent-length: 100000\r\n\r\n{`);
+    const timer = setInterval(() => socket.write(' '), 10);
+    await closed;
+    clearInterval(timer);
+    return text;
+  }
+
+  test('of the time that a body may take', async () => {
+    const { url } = await start({ token: 'o', limits: { requestHeaderMs: 200, requestMs: 400 } });
+    const text = await drip(url, 'o');
+    expect(text).toMatch(/^HTTP\/1\.1 408 /);
+    expect(text).toContain('DP_REQUEST_TIMEOUT');
+  });
+
+  test('a body that is refused is not waited for', async () => {
+    // Within a minute, that is: the test would time out before.
+    const { url } = await start({ token: 'o', limits: { refusalsPerSecondMax: 1000 } });
+    const text = await drip(url, 'wrong');
+    expect(text).toMatch(/^HTTP\/1\.1 401 /);
+    expect(text.toLowerCase()).toContain('connection: close');
+  });
+
   test('what is no HTTP is answered with a code, and closed', async () => {
     const { url } = await start();
     const socket = connect(Number(new URL(url).port), '127.0.0.1');

@@ -1,13 +1,17 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { copyFile, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { Server as HttpServer } from 'node:http';
+import { Server as HttpsServer } from 'node:https';
+import { connect as connectPlain, Server as NetServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { connect } from 'node:tls';
-import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { runShard } from '../../server/shard-main.ts';
+import { LIMITS } from '../../shared/config.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
 import { fetchOver, type TrustFiles, trustOf } from '../../wire/tls.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
@@ -93,6 +97,47 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
     expect(run).toMatchObject({ phase: 'finished', step: 20 });
     return { id, rests };
   }
+
+  test('a handshake that is begun and left lying is ended, and its socket with it', async () => {
+    const { url } = await start({ limits: { tlsHandshakeMs: 100 } });
+    const silent = connectPlain(Number(new URL(url).port), '127.0.0.1');
+    // Half of what begins a handshake.
+    silent.write(Buffer.from('160301', 'hex'));
+    silent.resume();
+    await once(silent, 'close');
+    expect(silent.bytesRead).toBeLessThan(100);
+  });
+
+  test('time and sockets are limited on every port, as the servers have it in force', async () => {
+    const servers: HttpServer[] = [];
+    const listen = vi.spyOn(NetServer.prototype, 'listen');
+    await start();
+    const stop = new AbortController();
+    const own = { host: '127.0.0.1', port: 0, signal: stop.signal, log: () => {} };
+    const all = [await serve({ ...own, state: join(folder, 'plain'), localSocket: false })];
+    for (const tls of [server, undefined]) {
+      const state = join(folder, `shard-${tls ? 'tls' : 'plain'}`);
+      all.push((await runShard({ ...own, state, ...(tls ? { tls } : {}) })) as Serving);
+    }
+    ends.push(async () => {
+      stop.abort();
+      await Promise.all(all.map(({ closed }) => closed));
+    });
+    for (const each of listen.mock.contexts) {
+      if (each instanceof HttpServer || each instanceof HttpsServer)
+        servers.push(each as HttpServer);
+    }
+    listen.mockRestore();
+    expect(servers.length).toBeGreaterThanOrEqual(4);
+    for (const each of servers) {
+      expect(each).toMatchObject({
+        maxConnections: LIMITS.socketCountMax,
+        requestTimeout: LIMITS.requestMs,
+        headersTimeout: LIMITS.requestHeaderMs,
+        keepAliveTimeout: LIMITS.keepAliveMs,
+      });
+    }
+  });
 
   test('workers and REST clients that trust the authority train and fetch, encrypted', async () => {
     const { url } = await start({ token: 'secret' });
