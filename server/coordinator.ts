@@ -333,8 +333,8 @@ export class Coordinator {
    * @throws DownpourError DP_NAME_TAKEN.
    */
   mustBeItsName({ worker, incarnation }: Hello, holder: string | null): void {
-    for (const { hello, holder: owner } of this.#sessions) {
-      if (hello?.worker !== worker) continue;
+    for (const { hello, holder: owner, connected } of this.#sessions) {
+      if (hello?.worker !== worker || !connected) continue;
       if (hello.incarnation === incarnation && owner === holder) continue;
       throw new DownpourError(
         'DP_NAME_TAKEN',

@@ -102,6 +102,11 @@ export class Session {
     closed: () => this.#gone(),
   };
 
+  /** False: it is being closed. */
+  get connected(): boolean {
+    return this.#connection.open;
+  }
+
   get hello(): Hello | null {
     return this.#hello;
   }

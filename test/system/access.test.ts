@@ -816,14 +816,13 @@ test('a worker in quarantine is sent away, and /workers says why', async () => {
   bad.push(problem, first, { loss: null });
   expect(await bad.expect('error')).toMatchObject({ code: 'DP_QUARANTINED' });
   expect(await bad.next()).toMatchObject({ kind: 'closed', code: 4403 });
-  // Under a new incarnation it gets no work, and if it insists on this run, it is told why.
-  const again = await ProtocolWorker.connect(url, { name: 'bad' });
-  again.hello();
-  await again.expect('idle');
-  again.close();
-  const insisting = await ProtocolWorker.connect(url, { name: 'bad' });
-  insisting.hello('hash', id!);
-  expect(await insisting.expect('error')).toMatchObject({ code: 'DP_QUARANTINED' });
+  // Under a new incarnation it gets no work and is told why, whether it wants this run or any.
+  for (const wanted of [null, id!]) {
+    const again = await ProtocolWorker.connect(url, { name: 'bad' });
+    again.hello('hash', wanted);
+    expect(await again.expect('error')).toMatchObject({ code: 'DP_QUARANTINED' });
+    expect(await again.next()).toMatchObject({ kind: 'closed', code: 4403 });
+  }
   const { body: listed } = await ask(`${url}/runs/${id}/workers`);
   const { workers } = listed as unknown as { workers: WorkerSummary[] };
   const reasons = workers.map(({ worker, quarantine }) => [worker, quarantine]);
