@@ -113,7 +113,7 @@ async function writeTfjs(
     );
   }
   if (found.hash !== facts.experimentHash) {
-    tell(`${found.path} has changed since the run; its model is used as it is now`);
+    tell(`${found.path} has changed since the run; the current model is used`);
   }
   // Only shapes are computed: an engine that is always there does.
   await openEngine({ engine: 'wasm' });

@@ -177,7 +177,7 @@ async function keepMember(
     const { afterStop } = facts.config.earlyStopping;
     throw new DownpourError(
       'DP_USAGE',
-      `run ${run} has learnt from its validation part (earlyStopping.afterStop is '${afterStop}'): members are measured on it; train them with 'restore'`,
+      `run ${run} was also trained on its validation part (earlyStopping.afterStop is '${afterStop}'), but members are measured on that part; train them with afterStop: 'restore'`,
     );
   }
   const about = JSON.stringify(aboutModel(copied), null, 2);
@@ -209,7 +209,7 @@ class Experiments {
       loading = loadExperiment(path);
       this.#loaded.set(path, loading);
       if (experimentHash !== (await hashExperiment(path))) {
-        tell(`${path} has changed since the run; it is used as it is now`);
+        tell(`${path} has changed since the run; the current file is used`);
       }
     }
     const experiment = await loading;
@@ -300,7 +300,7 @@ function checkSame(first: Asked | undefined, other: Asked): void {
   const what = alike ? 'validates on other examples than' : 'has other outputs than';
   throw new DownpourError(
     'DP_USAGE',
-    `run ${other.record.run} ${what} run ${first.record.run}: what one of them has learnt from would be held against the other; train members with one seed, or with one splitSeed and seeds of their own`,
+    `run ${other.record.run} ${what} run ${first.record.run}: one of them would be measured on examples that the other was trained on; train all members with the same seed, or with the same splitSeed and different seeds`,
   );
 }
 
@@ -328,7 +328,7 @@ async function askMean(
   if (members.some((member) => frozen(member).some((v, i) => v !== frozen(members[0]!)[i]))) {
     throw new DownpourError(
       'DP_USAGE',
-      'the members differ in parameters that were never trained: no mean of them stands for what follows behind; leave weights out of --combine',
+      'the members differ in parameters that were never trained, so the mean of the others does not fit them; leave weights out of --combine',
     );
   }
   const vector = new Float32Array(layout.size);

@@ -78,12 +78,12 @@ export async function findRun(
   if (trials.length > 0) {
     throw new DownpourError(
       'DP_RUN_UNKNOWN',
-      `the ${trials.length} runs of experiment '${name}' at ${client.url} are trials of studies, which none is taken from by itself: train it, or name one by --run, as --run ${trials.at(-1)!.id}`,
+      `the ${trials.length} runs of experiment '${name}' at ${client.url} are all trials of studies, which are not used by default: train it, or name a trial, such as --run ${trials.at(-1)!.id}`,
     );
   }
   throw new DownpourError(
     'DP_RUN_UNKNOWN',
-    `no run of experiment '${name}' is known at ${client.url}: train it first, or name a run by --run or a file by --checkpoint`,
+    `no run of experiment '${name}' is known at ${client.url}: train it first, or name a run with --run or a file with --checkpoint`,
   );
 }
 
@@ -106,7 +106,7 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
       );
     }
     if (facts.experimentHash !== (await hashExperiment(file))) {
-      tell(`${file} has changed since the run; it is used as it is now`);
+      tell(`${file} has changed since the run; the current file is used`);
     }
     const { tensors } = await readTensors(copy);
     await openEngine(options.engine === undefined ? {} : { engine: engineOf(options.engine) });
@@ -156,7 +156,7 @@ async function copyOf(
 
 /** Of a checkpoint that an older release wrote. */
 export const standardisedAnew = (run: string) =>
-  `run ${run} was made by a release that kept nothing of its data: how inputs are standardised is computed anew from the data as they are now`;
+  `run ${run} was made by a release that kept nothing about its data: the standardisation is computed again from the current data`;
 
 /** Of training or validation examples. The test part is looked at by `downpour test` alone. */
 export function answersOfPart(

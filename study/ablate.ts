@@ -204,7 +204,7 @@ function adviceOf(
   const [baseline, ...others] = results;
   const failures = failuresText(trials);
   if (!baseline?.value) {
-    const why = failures ?? 'none of its runs gave one.';
+    const why = failures ?? 'none of its runs has one.';
     return `The baseline '${set.baseline}' reached no finite value, so there is nothing to compare with: ${why}`;
   }
   const what = metric === 'error' ? errorName(trials) : null;
@@ -236,7 +236,7 @@ function adviceOf(
   const same = others.filter(({ identical }) => identical).map(({ name }) => `'${name}'`);
   if (same.length > 0) {
     parts.push(
-      `${same.join(' and ')} did to the bit what the baseline did: either it is so already, or the experiment does not read ${set.about} (docs/layers.md, knobs).`,
+      `${same.join(' and ')} gave exactly the same result as the baseline: either the baseline already has this setting, or the experiment does not read ${set.about} (docs/layers.md, knobs).`,
     );
   }
   const lost = results.filter((r) => r.failed > 0);
@@ -257,11 +257,11 @@ function adviceOf(
   }
   if (better.length + worse.length > 0 && compared.length > 2) {
     parts.push(
-      `Of such comparisons (${compared.length} here) about one in twenty looks like a difference by chance; try what you choose on further seeds.`,
+      `About one in twenty such comparisons (${compared.length} here) shows a difference by chance; repeat your choice with further seeds.`,
     );
   }
   parts.push(
-    'Each variant had the learning rate that stands in its configuration: find that of the one you choose by `downpour lr-find` (Deep Learning §11.4.1).',
+    'Each variant used the learning rate of its configuration. Find the learning rate of the one you choose with `downpour lr-find` (Deep Learning §11.4.1).',
   );
   return parts.join(' ');
 }

@@ -224,11 +224,11 @@ function adviceOf(found: Found, settings: CurveSettings, trials: readonly Trial[
 function stateText({ n, training, validation }: Size, trials: readonly Trial[], format: Format) {
   const what = errorName(trials);
   const gap = training && signed(validation.mean - training.mean, format);
-  const seeds = validation.count === 1 ? ' (one seed: how far it scatters is not known)' : '';
+  const seeds = validation.count === 1 ? ' (one seed, so the spread is not known)' : '';
   return [
     training
       ? `On ${n} training example${n === 1 ? '' : 's'} the training error${what ? ` (${what})` : ''} is ${spreadText(training, format)}, the validation error ${spreadText(validation, format)}, the gap ${gap}${seeds}.`
-      : `On ${n} training example${n === 1 ? '' : 's'} the validation error${what ? ` (${what})` : ''} is ${spreadText(validation, format)}${seeds}; no training error was measured, so what holds it up is not known.`,
+      : `On ${n} training example${n === 1 ? '' : 's'} the validation error${what ? ` (${what})` : ''} is ${spreadText(validation, format)}${seeds}; no training error was measured, so it is not known what limits it.`,
   ];
 }
 
@@ -240,7 +240,7 @@ function perfectText({ training }: Size, trials: readonly Trial[]): string {
   const bound =
     isShare && count ? ` (with 95 % confidence below ${percent(Math.min(1, 3 / count))})` : '';
   const both = training?.mean === 0 ? 'Both errors are 0' : `The validation error is 0`;
-  return `${both}${of}${bound}: on these data there is nothing left to gain by more examples or another model; a harder or larger validation part would tell more.`;
+  return `${both}${of}${bound}: on this validation part more examples or another model cannot improve it; a harder or larger validation part would show more.`;
 }
 
 /** The procedure of Deep Learning §11.3, which begins with the error that would do. */
@@ -251,28 +251,28 @@ function judgedText(
 ): string[] {
   if (target === null) {
     return [
-      'Which error would do was not said, so nothing is judged by it: name it by --target, and this tells whether the model or the data is what holds it up. A larger or better trained model can lower the training error; more data, a smaller model or more regularisation can close the gap (Deep Learning §11.3).',
+      'No target error was given. With --target, this report says whether the model or the data limits the error. A larger or better trained model can lower the training error; more data, a smaller model or more regularisation can close the gap (Deep Learning §11.3).',
     ];
   }
   if (validation.mean <= target) {
     const sure = validation.count > 1 && validation.distinct > 1 && validation.high > target;
     return [
-      `The validation error is below the target ${format(target)}: nothing more is needed (§11.1: the goal ends the work).${sure ? ` Its 95 % interval over the seeds ends at ${format(validation.high)}, above the target: more --repeats make it sure.` : ''}`,
+      `The validation error is below the target ${format(target)}: nothing more is needed (§11.1).${sure ? ` Its 95 % interval over the seeds ends at ${format(validation.high)}, above the target: use more --repeats to be sure.` : ''}`,
     ];
   }
   if (!training) return [`The validation error is above the target ${format(target)}.`];
   if (training.distinct > 1 && training.low <= target && training.high > target) {
     return [
-      `Whether the training error is above the target ${format(target)} is within what seeds differ by (95 %: ${format(training.low)} … ${format(training.high)}): more --repeats tell whether the model or the data is what holds it up.`,
+      `The seeds differ too much to tell whether the training error is above the target ${format(target)} (95 %: ${format(training.low)} … ${format(training.high)}): use more --repeats to see whether the model or the data limits the error.`,
     ];
   }
   if (training.mean > target) {
     return [
-      `The training error is above the target ${format(target)}: the model does not even use the data it has, so more data is not the next thing (Deep Learning §11.3). Make the model larger (more layers or units), then tune the learning rate (§11.4.1: the most important hyperparameter); if a large, well-tuned model still fails on the training set, the trouble is the data (noise, missing inputs) or a defect (§11.5).`,
+      `The training error is above the target ${format(target)}: the model does not even use the data it has, so more data is not the next step (Deep Learning §11.3). Make the model larger (more layers or units), then tune the learning rate (§11.4.1: the most important hyperparameter); if a large, well-tuned model still fails on the training set, the cause is the data (noise, missing inputs) or a defect (§11.5).`,
     ];
   }
   return [
-    `The training error is within the target ${format(target)}, and the gap is what is left: more data is one of the best remedies; where it costs too much, make the model smaller or regularise it more (weight decay, dropout), and tune that (Deep Learning §11.3, §11.4).`,
+    `The training error is within the target ${format(target)}, so the gap is what remains. More data is one of the best remedies. If it costs too much, make the model smaller or regularise it more (weight decay, dropout), and tune that (Deep Learning §11.3, §11.4).`,
   ];
 }
 
@@ -294,20 +294,20 @@ function sizesText(
     if (sizes.length < SIZES_MIN) {
       const count = sizes.length === 1 ? 'One size was' : 'Two sizes were';
       return [
-        `${count} measured (of --fractions ${given}): a curve that can be continued takes ${SIZES_MIN} or more.`,
+        `${count} measured (of --fractions ${given}); to extrapolate the curve, ${SIZES_MIN} or more are needed.`,
       ];
     }
     const first = sizes[0]!;
     const ends = `${format(first.validation.mean)} with ${first.n} training example${first.n === 1 ? '' : 's'}, ${format(validation.mean)} with ${n}`;
     return [
       isFlat
-        ? `Over these sizes the validation error does not fall beyond what runs differ by (${ends}), so there is no curve to continue; more --repeats may show one.`
-        : `Errors of 0 or below have no place on a logarithmic scale: no curve is continued (${ends}).`,
+        ? `Over these sizes the validation error does not fall by more than runs differ (${ends}), so the curve cannot be extrapolated; more --repeats may show a trend.`
+        : `Errors of 0 or below cannot be shown on a logarithmic scale, so the curve is not extrapolated (${ends}).`,
     ];
   }
   const { a, b, c } = fit.law;
   const parts = [
-    `The validation error follows ${c > 0 ? `${format(c)} + ` : ''}${Number(a.toPrecision(3))} · n^−${b.toFixed(2)}; continued, it would be ${beyond
+    `The validation error follows ${c > 0 ? `${format(c)} + ` : ''}${Number(a.toPrecision(3))} · n^−${b.toFixed(2)}; extrapolated, it would be ${beyond
       .map(
         ({ times, error, low, high }) =>
           `${format(error)} (90 %: ${format(low)} … ${format(high)}) with ${times} times the data`,
@@ -317,7 +317,7 @@ function sizesText(
   if (target !== null && !isDone) parts.push(neededText(fit, n, target, format));
   if (!isDone && beyond[0]!.low >= fit.law.at(n) * NEXT_TO_NOTHING) {
     parts.push(
-      'Twice the data would bring next to nothing: the curve has gone flat, look at the model and the data instead.',
+      'Twice the data would bring next to nothing: the curve is flat. Look at the model and the data instead.',
     );
   }
   return parts;
@@ -334,10 +334,10 @@ function neededText(
 ): string {
   const needed = law.c < target && law.b > 0 ? (law.a / (target - law.c)) ** (1 / law.b) : Infinity;
   if (needed > BELIEVED * n) {
-    return `By this curve no amount of data within reach gives ${format(target)}: change the model.`;
+    return `By this curve, no realistic amount of data reaches ${format(target)}: change the model.`;
   }
   if (needed <= n) {
-    return `By this curve ${format(target)} should be reached with the ${n} examples there are: what is missing is within what runs differ by.`;
+    return `By this curve ${format(target)} should be reached with the ${n} examples there are: the rest is within the differences between runs.`;
   }
   return `By this curve ${format(target)} needs about ${Number(needed.toPrecision(2))} training examples, ${(needed / n).toFixed(1)} times as many.`;
 }

@@ -87,7 +87,7 @@ export function ensembleReport(
   if (examples < EXAMPLES_MIN) {
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',
-      `the validation part has ${examples} example${examples === 1 ? '' : 's'}; an ensemble needs ${EXAMPLES_MIN}, half of them to fit what it combines by and half to measure that: give more examples, or a larger validationFraction`,
+      `the validation part has ${examples} example${examples === 1 ? '' : 's'}; an ensemble needs ${EXAMPLES_MIN}: half of them to fit the combination and half to measure it. Give more examples, or a larger validationFraction`,
     );
   }
   const halves = halfRows(examples, settings.seed);
@@ -293,15 +293,15 @@ function adviceOf(
   }
   parts.push(
     use === best
-      ? 'Use the best single one: no combination is better beyond chance.'
-      : `Use '${use.name}' where its cost of ${numberText(use.cost)} can be paid${use.cost > 1.5 ? '; a benchmark of algorithms is of single models (Deep Learning §7.11)' : ''}.`,
+      ? 'Use the best single model: no combination is better beyond chance.'
+      : `Use '${use.name}' if its cost of ${numberText(use.cost)} is acceptable${use.cost > 1.5 ? '; benchmarks of algorithms compare single models (Deep Learning §7.11)' : ''}.`,
   );
   return parts;
 }
 
 function momentsText(moments: Moments, means: readonly number[]): string {
   const { count, variance, covariance } = moments;
-  if (!(variance > 0)) return 'No member is wrong anywhere, so a combination has nothing to add.';
+  if (!(variance > 0)) return 'No member makes an error, so a combination has nothing to add.';
   const expected = expectedSquaredError(moments, count);
   const twice = expectedSquaredError(moments, 2 * count);
   return `Squared errors (Deep Learning §7.11): of one member v = ${numberText(variance)}, of two together c = ${numberText(covariance)}, a correlation of ${numberText(covariance / variance)}; so ${count} give v/${count} + ${count - 1}/${count}·c = ${numberText(expected)} (measured ${numberText(means.at(-1))}), ${2 * count} would give about ${numberText(twice)}, and no number of them less than c.`;
@@ -315,7 +315,7 @@ function testText(
 ): string {
   const best = test.find(({ way }) => way === 'best')!;
   const used = test.find(({ name }) => name === use.name)!;
-  return `The test part was looked at on ${at}: '${used.name}' errs by ${format(used.error.mean)}${used === best ? '' : `, the best single one by ${format(best.error.mean)} (difference ${differenceText(used.difference, format)})`}. Choose nothing by it.`;
+  return `The test part was looked at on ${at}: '${used.name}' errs by ${format(used.error.mean)}${used === best ? '' : `, the best single one by ${format(best.error.mean)} (difference ${differenceText(used.difference, format)})`}. Do not use this result to choose anything.`;
 }
 
 function costPlot(measured: readonly Measured[], isNumbers: boolean): ChartFigure {

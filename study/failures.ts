@@ -28,7 +28,7 @@ export function failureOf(trials: readonly Trial[], measured: number): StudyFail
   const codes = new Set(ends.map(({ end }) => end?.code));
   const [code] = codes;
   const known = codes.size === 1 && code !== undefined && code in ERRORS;
-  const reasons = ends.length === 0 ? 'none gave a finite value' : reasonsText(trials);
+  const reasons = ends.length === 0 ? 'none had a finite value' : reasonsText(trials);
   return {
     code: known && code !== 'DP_INTERNAL' ? (code as ErrorCode) : 'DP_RUN_FAILED',
     message: `none of ${trials.length} trial${trials.length === 1 ? '' : 's'} was measured: ${reasons}`,

@@ -90,12 +90,12 @@ export function foldsReport(
     );
     if (measured.length > 1) {
       parts.push(
-        'Folds share most of their training examples, so the interval is somewhat too narrow: there is no unbiased estimate of this variance (Deep Learning §5.3.1). A difference between two settings that is smaller than it is no finding; compare them on the same folds (the same seed).',
+        'Folds share most of their training examples, so the interval is somewhat too narrow: there is no unbiased estimate of this variance (Deep Learning §5.3.1). A difference between two settings that is smaller than the interval shows nothing; compare them on the same folds (the same seed).',
       );
     }
     if (data && data.validationCount < FEW) {
       parts.push(
-        `A fold validates on ${data.validationCount} example${data.validationCount === 1 ? '' : 's'}: the value of a single fold says next to nothing.`,
+        `A fold validates on ${data.validationCount} example${data.validationCount === 1 ? '' : 's'}: the value of a single fold says almost nothing.`,
       );
     }
   }
@@ -103,7 +103,7 @@ export function foldsReport(
   if (measured.length > 0) {
     const steps = Math.max(1, Math.round(meanOf(measured.map(({ step }) => step))));
     parts.push(
-      `The folds were best after ${steps} update${steps === 1 ? '' : 's'} on average; the model to use is trained on all examples for as many: \`${command(steps)}\`.`,
+      `The folds were best after ${steps} update${steps === 1 ? '' : 's'} on average. Train the final model on all examples for the same number of updates: \`${command(steps)}\`.`,
     );
   }
   if (examples !== null) {

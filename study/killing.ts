@@ -96,13 +96,13 @@ export function halving(
   const bestFull = Math.min(Infinity, ...full.map((trial) => trialValue(trial, metric)));
   const best = paused.reduce((a, b) => (value(b, b.level) < value(a, a.level) ? b : a));
   if (value(best, best.level) < bestFull) {
-    const reason = 'the best there is goes on';
+    const reason = 'the best trial continues';
     return [{ index: best.index, to: 'run', level: best.level + 1, reason }];
   }
   return paused.map((trial) => ({
     index: trial.index,
     to: 'kill' as const,
-    reason: `${valueWords(metric, value(trial, trial.level))} after ${said(trial.level)}, no better than the best that was trained in full, ${valueWords(metric, bestFull)}`,
+    reason: `${valueWords(metric, value(trial, trial.level))} after ${said(trial.level)}, not better than the best trial that was trained in full, ${valueWords(metric, bestFull)}`,
   }));
 }
 

@@ -340,7 +340,7 @@ function adviceOf(
 ): string {
   const failed = refusedText(trials);
   if (ranges.length === 0) {
-    return `No range test had five finite losses: begin with a --low below ${numberText(low)}, and run \`downpour check\`.${failed}`;
+    return `No range test had five finite losses: start with a --low below ${numberText(low)}, and run \`downpour check\`.${failed}`;
   }
   const parts: string[] = [];
   const limits = ranges.flatMap(({ limit }) => limit ?? []);
@@ -349,12 +349,12 @@ function adviceOf(
   const ends = [...new Set([Math.min(...limits), Math.max(...limits)].map(numberText))];
   parts.push(
     limits.length === 0
-      ? `Raised ${where} up to ${numberText(high)}, the rate never made training unstable.`
-      : `Raised ${where}, the learning rate makes training unstable at about ${numberText(limit)} (${limits.length} of ${ranges.length} seeds: ${ends.join(' … ')}).`,
+      ? `When the learning rate was raised ${where} up to ${numberText(high)}, training never became unstable.`
+      : `When the learning rate is raised ${where}, training becomes unstable at about ${numberText(limit)} (${limits.length} of ${ranges.length} seeds: ${ends.join(' … ')}).`,
   );
   if (!fork && !hasLearnt([...single, ...ranges], probes)) {
     parts.push(
-      'At no rate did the loss fall by more than a twentieth, so none is recommended: the trouble is hardly the learning rate; run `downpour check`.',
+      'The loss fell by more than a twentieth at no rate, so none is recommended. The cause is probably not the learning rate; run `downpour check`.',
     );
     return parts.join(' ') + failed;
   }
@@ -363,7 +363,7 @@ function adviceOf(
     parts.push(
       probes.length === 0
         ? 'No constant rate was tried.'
-        : `At no constant rate, from ${numberText(probes[0]!.rate)} up, did all seeds stay stable: the range test rose too fast to show where that begins; raise --steps.`,
+        : `At every constant rate tried, from ${numberText(probes[0]!.rate)} up, some seed was unstable. The range test rose too fast to show where instability begins; raise --steps.`,
     );
     return parts.join(' ') + failed;
   }
@@ -371,24 +371,24 @@ function adviceOf(
   const tied = tiedOf(probes, lowest);
   const scatter =
     seeds < 2
-      ? ' (one seed: how far seeds scatter is not known)'
+      ? ' (one seed, so the spread between seeds is not known)'
       : tied.length > 1
-        ? `; ${tied.map(({ rate }) => numberText(rate)).join(', ')} are as good within what seeds differ by`
+        ? `; ${tied.map(({ rate }) => numberText(rate)).join(', ')} are equally good within the differences between seeds`
         : '';
   const above =
-    learningRate > best ? 'a little above it' : 'not above it, since instability is near';
+    learningRate > best ? 'a little above it' : 'not above it, because instability is near';
   parts.push(
-    `Of constant rates, about ${numberText(best)} is best after ${probeSteps} updates${scatter}.`,
+    `Of the constant rates, about ${numberText(best)} is best after ${probeSteps} updates${scatter}.`,
     `Use learningRate ${learningRate}: ${above}${unstable === null ? '' : `, and ${numberText(unstable / learningRate)} times below instability`} (Deep Learning §8.3.1: higher than the best after the first 100 iterations or so, but not so high as to cause severe instability; §11.4.1: the most important hyperparameter).`,
   );
   const isAlone = probes.length > 1 && tied.length === 1;
   if (isAlone && lowest.rate === probes[0]!.rate) {
     parts.push(
-      'The best rate is the lowest of those tried: a lower one may be better still; compare some by `downpour search`.',
+      'The best rate is the lowest that was tried. A lower one may be better still; compare some with `downpour search`.',
     );
   }
   if (limits.length === 0 && isAlone && lowest.rate === probes.at(-1)!.rate) {
-    parts.push('The best rate is the highest of those tried: raise --high and look again.');
+    parts.push('The best rate is the highest that was tried: raise --high and run again.');
   }
   if (workers > 1 && single.length > 0) {
     const [alone, together] = [limitOf(single)!, limit];
@@ -418,14 +418,14 @@ function stalenessText(factor: number, ranges: readonly RangeTest[]): string {
   const logs = ranges.flatMap(({ limit }) => (limit === null ? [] : [Math.log(limit)]));
   const scatter = logs.length === 0 ? 0 : Math.max(...logs) - Math.min(...logs);
   const text = `they move it by a factor of ${numberText(factor)}`;
-  if (logs.length === 0) return 'no limit was met, so nothing is said of staleness';
+  if (logs.length === 0) return 'no limit was reached, so the effect of staleness is not known';
   // One test of each kind: their difference is all the scatter there is.
-  if (ranges.length < 4) return `${text}; with one seed of each this can be chance`;
+  if (ranges.length < 4) return `${text}; with one seed each, this can be chance`;
   if (Math.abs(Math.log(factor)) < scatter / 2) {
-    return `${text}, which is within what seeds differ by`;
+    return `${text}, which is within the differences between seeds`;
   }
   return factor < 0.8
-    ? `${text}; below 1, fewer workers, damping (consistency.damping) or a lower rate are the remedies`
+    ? `${text}; to compensate, use fewer workers, damping (consistency.damping) or a lower rate`
     : text;
 }
 

@@ -186,7 +186,7 @@ function adviceOf(findings: Findings): string {
   }
   if (findings.losses.length < answers.count) {
     const { length } = findings.losses;
-    parts.push(`The loss is known of ${length} of the ${answers.count} answers.`);
+    parts.push(`The loss is known for ${length} of the ${answers.count} answers.`);
   }
   return parts.join(' ');
 }
@@ -200,8 +200,8 @@ function concentrationAdvice({ losses, total }: Findings): string[] {
   const first = losses.slice(0, Math.round(losses.length / 100));
   const share = first.reduce((a, b) => a + b, 0) / total;
   const told = `The worst 1 % of the examples have ${percent(share)} of the loss`;
-  if (share < CONCENTRATED) return [`${told}: no few of them make it.`];
-  return [`${told}. Look at these first: are they measured and labelled rightly?`];
+  if (share < CONCENTRATED) return [`${told}: it is not concentrated in a few of them.`];
+  return [`${told}. Look at these first: are they measured and labelled correctly?`];
 }
 
 function classAdvice(
@@ -212,7 +212,7 @@ function classAdvice(
   const present = confusion.flatMap((row, i) => (row.some((count) => count > 0) ? [i] : []));
   if (present.length === 1 && confusion.length > 1) {
     parts.push(
-      `All of them are of class ${className(present[0]!, classes)}: of the others they tell nothing.`,
+      `All of them are of class ${className(present[0]!, classes)}, so they say nothing about the other classes.`,
     );
   }
   const wrong = lines.filter((line) => line.wrong);
@@ -231,17 +231,17 @@ function classAdvice(
     const told = pairs.map(
       ({ i, j, count }) => `${className(i, classes)} for ${className(j, classes)} (${count})`,
     );
-    parts.push(`Most often it takes ${told.join(', ')}, the first being the true class.`);
+    parts.push(`The most frequent errors (true class for answer) are ${told.join(', ')}.`);
   }
   if (share > 0.5) {
     parts.push(
-      'More than half of the answers are wrong: it is the model that must be mended first (`downpour check`), not single examples.',
+      'More than half of the answers are wrong: first improve the model (`downpour check`), then look at single examples.',
     );
     return parts;
   }
   if (sure.length > 0) {
     parts.push(
-      'Look at the confident errors first: wrong labels, bad preprocessing and cut-off or rotated examples show themselves there (Deep Learning §11.5).',
+      'Look at the confident errors first: they reveal wrong labels, bad preprocessing and cropped or rotated examples (Deep Learning §11.5).',
     );
   }
   const confidenceOf = (list: readonly Line[]) =>
@@ -249,8 +249,8 @@ function classAdvice(
   const [ofWrong, ofRight] = [confidenceOf(wrong), confidenceOf(lines.filter((l) => !l.wrong))];
   parts.push(
     ofWrong < ofRight - 0.05
-      ? `It is less sure where it is wrong (${percent(ofWrong)} on average, ${percent(ofRight)} where it is right): \`downpour refuse\` tells what refusing the least sure answers brings.`
-      : `Its confidence does not tell wrong answers from right ones (${percent(ofWrong)} and ${percent(ofRight)} on average): refusing the least sure ones brings little.`,
+      ? `The model is less confident when it is wrong (${percent(ofWrong)} on average, ${percent(ofRight)} when it is right): \`downpour refuse\` shows what refusing the least confident answers brings.`
+      : `The confidence of the model does not tell wrong answers from right ones (${percent(ofWrong)} and ${percent(ofRight)} on average): refusing the least confident ones brings little.`,
   );
   return parts;
 }

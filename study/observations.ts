@@ -191,7 +191,7 @@ function adviceOf(
     parts.push(`One update moved (median) ${told.join(', ')} of its tensor.`);
   }
   if (samples.length < SAMPLES_MIN) {
-    parts.push(`${samples.length} samples are too few to judge the course of training by.`);
+    parts.push(`${samples.length} samples are too few to judge the course of training.`);
   } else {
     parts.push(...rateAdvice(tensors, isSolved), ...normAdvice(tensors));
     parts.push(...rareAdvice(tensors, last, run.optimizer));
@@ -213,7 +213,7 @@ function rateAdvice(tensors: readonly TensorFacts[], isSolved: boolean): string[
   if (large.length > 0) {
     const told = large.map(({ name, updateRatioLast: r }) => `${name} ${percent(r)}`);
     parts.push(
-      `To the end one update moves ${told.join(', ')}: far above 1 %; lower learningRate (\`downpour lr-find\`).`,
+      `At the end one update still moves ${told.join(', ')}, far above 1 %; lower learningRate (\`downpour lr-find\`).`,
     );
   }
   const small = tensors.filter((tensor) => {
@@ -224,13 +224,13 @@ function rateAdvice(tensors: readonly TensorFacts[], isSolved: boolean): string[
   });
   if (small.length > 0) {
     parts.push(
-      `${small.map(({ name }) => name).join(', ')}: at the highest learning rates nine of ten updates moved less than 0.01 %, so it hardly moves; try a higher learningRate (\`downpour lr-find\`).`,
+      `${small.map(({ name }) => name).join(', ')}: at the highest learning rates, nine of ten updates moved less than 0.01 %. It hardly moves; try a higher learningRate (\`downpour lr-find\`).`,
     );
   }
   const still = tensors.filter((t) => t.gradientNormFirst === 0 && t.gradientNormLast === 0);
   if (still.length > 0) {
     parts.push(
-      `${still.map(({ name }) => name).join(', ')}: no gradient reaches it; look for dead units behind it, or whether the loss depends on it.`,
+      `${still.map(({ name }) => name).join(', ')}: no gradient reaches it; look for dead units after it, and check that the loss depends on it.`,
     );
   }
   return parts;
@@ -244,8 +244,8 @@ function normAdvice(tensors: readonly TensorFacts[]): string[] {
   const told = `From the first third of the samples to the last the gradient norm has shrunk in ${shrunk.length} of ${known.length} tensors`;
   return [
     tiny.length > 0
-      ? `${told}, below 1 % of what it was in ${tiny.length}: only there can a local minimum be what ends training (Deep Learning §8.2.2).`
-      : `${told}, and nowhere below 1 % of what it was: no critical point is near, where it would vanish (Deep Learning §8.2.2).`,
+      ? `${told}, below 1 % of what it was in ${tiny.length}: only there can a local minimum be the reason that training ends (Deep Learning §8.2.2).`
+      : `${told}, and nowhere below 1 % of what it was: no critical point is near, since the gradient would vanish there (Deep Learning §8.2.2).`,
   ];
 }
 
@@ -259,7 +259,7 @@ function rareAdvice(
   if (never.length > 0) {
     const told = never.map((t) => `${t.name} (${percent(t.neverShare)})`);
     parts.push(
-      `Without a gradient in any sample: ${told.join(', ')} of the elements; inputs that are always 0, values of a category that do not occur, or dead units leave some so.`,
+      `Without a gradient in any sample: ${told.join(', ')} of the elements; causes are inputs that are always 0, categories that do not occur, or dead units.`,
     );
   }
   // Each element of a tensor is rare in fewer than one of 20 samples: with fewer none can be.
@@ -269,7 +269,7 @@ function rareAdvice(
     const isAdaptive = optimizer !== undefined && ADAPTIVE.includes(optimizer);
     const next = isAdaptive
       ? ''
-      : ' Sparse inputs do that; Adagrad or Adam gives rare features larger steps.';
+      : ' Sparse inputs cause this; Adagrad or Adam gives rare features larger steps.';
     parts.push(
       `With a gradient in fewer than one of 20 samples: ${told.join(', ')} of the elements.${next} Histograms of such tensors mislead (Deep Learning §11.5).`,
     );

@@ -336,23 +336,23 @@ function adviceOf(
   const off = `The confidence is off by ${percent(before.error)} on average (expected calibration error)`;
   const parts = [
     helps
-      ? `${off}; with the logits divided by the temperature ${numberText(temperature)} by ${percent(after.error)}, on examples that it was not fitted to: ${sureness(temperature)}. All that follows is of the confidence after that.`
-      : `${off}; a temperature that is fitted to one half of the examples does not help on the other, so the confidence is taken as it is.`,
+      ? `${off}; with the logits divided by the temperature ${numberText(temperature)} by ${percent(after.error)}, on examples that it was not fitted to: ${sureness(temperature)}. All numbers below use this corrected confidence.`
+      : `${off}; a temperature fitted to one half of the examples does not help on the other half, so the confidence is used as it is.`,
   ];
   if (whole.accuracy === 1) {
     parts.push(
-      `All ${count} answers are right: there is nothing to refuse among these, and no threshold can be told from them.`,
+      `All ${count} answers are right: there is nothing to refuse, and no threshold can be found from them.`,
     );
     return parts.join(' ');
   }
   for (const { wanted, threshold, coverage, accuracy } of choices) {
     if (!Number.isFinite(threshold)) {
       parts.push(
-        `For ${wanted} there is no threshold: even the surest answers are not so good; that needs a better model.`,
+        `For ${wanted} there is no threshold: even the most confident answers are not good enough; this needs a better model.`,
       );
     } else if (accuracy === null) {
       parts.push(
-        `For ${wanted}: what one half of the examples chooses answers none of the other; more examples are needed to tell.`,
+        `For ${wanted}: the threshold from one half of the examples answers none of the other half; more examples are needed.`,
       );
     } else {
       parts.push(
@@ -366,12 +366,12 @@ function adviceOf(
     );
   }
   parts.push(
-    `All answered, the accuracy is ${percent(whole.accuracy)}. Where an error costs more than an answer that a person gives, refuse; coverage and accuracy are reported together (Deep Learning §11.1). Thresholds hold for inputs like these: look again when they change.`,
+    `If the model answers all, its accuracy is ${percent(whole.accuracy)}. If an error costs more than an answer by a person, let the model refuse; report coverage and accuracy together (Deep Learning §11.1). Thresholds hold for inputs like these: run this again when they change.`,
   );
   return parts.join(' ');
 }
 
 function sureness(temperature: number): string {
-  if (temperature > 1.05) return 'it is surer than it may be';
-  return temperature < 0.95 ? 'it could be surer' : 'it is about as sure as it may be';
+  if (temperature > 1.05) return 'the model is too confident';
+  return temperature < 0.95 ? 'the model is not confident enough' : 'the confidence is about right';
 }

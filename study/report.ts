@@ -87,7 +87,7 @@ const FEW = 20;
 export function fewText(trials: readonly Trial[]): string | null {
   const count = trials.find(({ data }) => data)?.data?.validationCount;
   if (count === undefined || count >= FEW) return null;
-  return `All this was measured on ${count} validation example${count === 1 ? '' : 's'}, which says next to nothing: \`downpour folds\` validates on every example once.`;
+  return `All this was measured on ${count} validation example${count === 1 ? '' : 's'}, which says almost nothing: \`downpour folds\` validates on every example once.`;
 }
 
 /** A mean with its standard error, where several different values give one: `2.31 % ± 0.12 %`. */

@@ -124,7 +124,7 @@ function sharesOf(
     return `Too few trials to say which hyperparameter matters: ${finite.length} with a value, needs ${needed}.`;
   }
   if (least === worst && finite.length === values.length) {
-    return `All ${finite.length} trials have the same ${metric}: within these ranges no hyperparameter shows any effect.`;
+    return `All ${finite.length} trials have the same ${metric}: within these ranges no hyperparameter has an effect.`;
   }
   if (dimensions < 2) return '';
   const positive = finite.filter((value) => value > 0);
@@ -139,7 +139,7 @@ function sharesOf(
     known.map((value) => (isLog ? Math.log(Math.max(floor, value)) : value)),
   );
   if (shares.every((share) => share === 0)) {
-    return 'The differences between trials follow no hyperparameter.';
+    return 'No hyperparameter explains the differences between trials.';
   }
   return Object.fromEntries(Object.keys(space).map((path, i) => [path, shares[i]!]));
 }
@@ -178,7 +178,7 @@ function adviceOf(
   const parts = [
     measured > 1
       ? `The best of ${order.length} trials is trial ${best.index} with a validation ${metric}${what ? ` (${what})` : ''} of ${format(value)} (${best.label}).`
-      : `Trial ${best.index} alone has a value, a validation ${metric}${what ? ` (${what})` : ''} of ${format(value)} (${best.label}): there is nothing to compare it with.`,
+      : `Only trial ${best.index} has a value, a validation ${metric}${what ? ` (${what})` : ''} of ${format(value)} (${best.label}): there is nothing to compare it with.`,
   ];
   const killed = order.filter(({ end }) => end?.kind === 'killed').length;
   if (killed > 0 && cost.inFull) {
@@ -206,7 +206,7 @@ function adviceOf(
   }
   parts.push(
     measured > 1
-      ? `The validation value of the best of many trials is flattered by having been chosen; train it once more and look at the test part once: \`${command}\`.`
+      ? `The validation value of the best trial is too optimistic, because it was chosen among many. Train it once more and look at the test part once: \`${command}\`.`
       : `Train it once more and look at the test part once: \`${command}\`.`,
   );
   return parts.join(' ');
@@ -232,7 +232,7 @@ function borderTexts(
     };
     if (tied.some(isFar)) return [];
     return [
-      `Its ${path} ${valueText(at)} lies at the ${side} end of the range ${valueText(dimension.low)} … ${valueText(dimension.high)}: the best may lie beyond; where values beyond it make sense, move the range (Deep Learning §11.4.3).`,
+      `Its ${path} ${valueText(at)} lies at the ${side} end of the range ${valueText(dimension.low)} … ${valueText(dimension.high)}: the best value may lie beyond it; if such values make sense, move the range (Deep Learning §11.4.3).`,
     ];
   });
 }
@@ -251,7 +251,7 @@ function sharesTexts(
   return [
     `Of the differences in ${metric}, each alone explains: ${own}; ${Math.round(100 * Math.max(0, together))} % come from several together or from chance (functional ANOVA over a random forest).`,
     ...(isClear && idle.length > 0 && idle.length < sorted.length
-      ? [`Leave ${idle.join(', ')} alone and spend the next trials on the rest.`]
+      ? [`Leave ${idle.join(', ')} alone and use the next trials for the rest.`]
       : []),
   ];
 }

@@ -145,7 +145,7 @@ function adviceOf(results: readonly WayResult[], trials: readonly Trial[]): stri
   if (failed) parts.push(failed);
   for (const { way, difference, steps } of [retrain, onward]) {
     if (!difference) {
-      parts.push(`${way} has no test error to hold against that of restore.`);
+      parts.push(`${way} has no test error to compare with that of restore.`);
       continue;
     }
     const { mean, count, distinct, low, high } = difference;
@@ -154,7 +154,7 @@ function adviceOf(results: readonly WayResult[], trials: readonly Trial[]): stri
     const range = intervalText(difference, (value) => signed(value, format));
     const sure =
       count < 2
-        ? 'one seed: not to be relied on'
+        ? 'one seed: not reliable'
         : distinct > 1 && low <= 0 && high >= 0
           ? `${range}: no difference is shown`
           : range;
@@ -168,9 +168,9 @@ function adviceOf(results: readonly WayResult[], trials: readonly Trial[]): stri
   const choice = better.sort((a, b) => a.difference!.mean - b.difference!.mean)[0];
   parts.push(
     choice
-      ? `Choose ${choice.way}: the validation examples are worth their training here.`
-      : 'Choose restore: it costs nothing more, and its validation part still tells how good the model is; retrain is worth a try where data is scarce.',
-    'Continue has no count of updates to aim at and may never reach its target (Deep Learning §7.8); it then ends at its limit.',
+      ? `Choose ${choice.way}: training on the validation examples pays here.`
+      : 'Choose restore: it costs nothing more, and its validation part still measures the model. Try retrain if data is scarce.',
+    'Continue has no fixed number of updates and may never reach its target (Deep Learning §7.8); it then ends at its limit.',
   );
   return parts.join(' ');
 }

@@ -106,7 +106,7 @@ test('§11.3: the error over training-set size on logarithmic axes foretells tha
     { ...settings, target: 0.1 },
     trials.filter((t) => t.config.trainFraction < 0.2),
   );
-  expect(few.advice).toContain('more data is one of the best remedies');
+  expect(few.advice).toContain('More data is one of the best remedies');
 });
 
 test('§11.3: a training error above the target asks for a larger model, not for more data', async () => {
@@ -121,7 +121,7 @@ test('§11.3: a training error above the target asks for a larger model, not for
   };
   const trials = await studyOn(cluster, 'narrow', DIGITS, curvePlan(settings));
   const { advice } = curveReport('narrow', settings, trials);
-  expect(advice).toContain('more data is not the next thing');
+  expect(advice).toContain('more data is not the next step');
   const wider = { ...settings, base: [...settings.base, { hyperparameters: { units: 64 } }] };
   const wide = await studyOn(cluster, 'wide', DIGITS, curvePlan(wider));
   const full = (of: readonly Trial[]) => bestEvaluation(of[0]!)!.metrics.trainingError!;

@@ -73,7 +73,7 @@ describe('an ablation', () => {
     const given = settings(own);
     const { advice, rows } = ablationReport('s', given, await conduct(given, errorOf));
     expect(rows.find(([name]) => name === 'unread')).toContain('the same runs');
-    expect(advice).toContain("'unread' did to the bit what the baseline did");
+    expect(advice).toContain("'unread' gave exactly the same result as the baseline");
   });
 
   test('with one seed shows no difference for certain', async () => {

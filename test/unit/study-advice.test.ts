@@ -279,7 +279,7 @@ describe('a learning curve', () => {
   test('without a target judges nothing by one, of shares or of numbers', () => {
     for (const measure of ['misclassification', 'loss', 'own'] as const) {
       const { advice } = report(() => ({ error: 1.3, training: 1.2, measure }));
-      expect(advice).toContain('name it by --target');
+      expect(advice).toContain('With --target, this report says');
       expect(advice).not.toMatch(/does not even use|best remedies|nothing more is needed/);
     }
   });
@@ -290,9 +290,9 @@ describe('a learning curve', () => {
         target: 0.05,
       }).advice;
     expect(at(() => 0.09)).toContain('does not even use the data it has');
-    expect(at(() => 0.01)).toContain('more data is one of the best remedies');
+    expect(at(() => 0.01)).toContain('More data is one of the best remedies');
     expect(at((seed) => 0.05 + (seed % 2 ? 0.01 : -0.008))).toContain(
-      'within what seeds differ by',
+      'The seeds differ too much to tell',
     );
     expect(report(falling, { target: 0.5 }).advice).toContain('nothing more is needed');
   });
@@ -305,23 +305,23 @@ describe('a learning curve', () => {
     (fractions, words) => {
       const { advice, rows } = report(falling, { fractions });
       expect(advice).toContain(words);
-      expect(advice).not.toContain('continued, it would be');
+      expect(advice).not.toContain('extrapolated, it would be');
       expect(rows).toHaveLength(fractions.length);
     },
   );
 
   test('that is flat, rises or has errors of 0 is not continued', () => {
     const flat = report((_, seed) => ({ error: 0.1 + 0.001 * (seed % 2), training: 0.1 }));
-    expect(flat.advice).toContain('does not fall beyond what runs differ by');
+    expect(flat.advice).toContain('does not fall by more than runs differ');
     const rising = report((fraction) => ({ error: 0.1 * (1 + fraction), training: 0.1 }));
-    expect(rising.advice).toContain('does not fall beyond what runs differ by');
+    expect(rising.advice).toContain('does not fall by more than runs differ');
     const zero = report((fraction) => ({ error: fraction === 1 ? 0.01 : 0, training: 0 }));
-    expect(zero.advice).toContain('no place on a logarithmic scale');
+    expect(zero.advice).toContain('cannot be shown on a logarithmic scale');
     for (const { rows, facts } of [flat, rising, zero]) {
       expect(rows).toHaveLength(3);
       expect(facts.law).toBeNull();
     }
-    expect(report(falling).advice).toContain('continued, it would be');
+    expect(report(falling).advice).toContain('extrapolated, it would be');
   });
 
   test('counts a seed once where two shares are the same examples', () => {
@@ -388,7 +388,7 @@ describe('a learning rate', () => {
       error: 0.5,
       loss: 1 + 0.001 * place + 0.1 * (((seed * 7 + place) % 5) - 2),
     });
-    expect(report(noisy).advice).toMatch(/are as good within what seeds differ by/);
+    expect(report(noisy).advice).toMatch(/are equally good within the differences between seeds/);
     expect(report(noisy, course(0.5), 1).advice).toContain('one seed');
     const clear = (place: number, seed: number) => ({
       error: 0.5,
@@ -418,9 +418,9 @@ describe('a learning rate', () => {
         }),
         course(limit),
       ).advice;
-    expect(at(4)).not.toMatch(/raise --high|the lowest of those tried/);
-    expect(at(4, 9)).not.toMatch(/raise --high|the lowest of those tried/);
-    expect(at(0)).toContain('the lowest of those tried');
+    expect(at(4)).not.toMatch(/raise --high|the lowest that was tried/);
+    expect(at(4, 9)).not.toMatch(/raise --high|the lowest that was tried/);
+    expect(at(0)).toContain('the lowest that was tried');
     expect(at(7, 9)).toContain('raise --high');
   });
 });
@@ -439,7 +439,7 @@ describe('a search', () => {
 
   test('of trials that are all alike explains no differences and moves no range', () => {
     const { advice, facts } = report(() => ({ error: 0.25 }), { trials: 24 });
-    expect(advice).toContain('within these ranges no hyperparameter shows any effect');
+    expect(advice).toContain('within these ranges no hyperparameter has an effect');
     expect(advice).not.toMatch(/explains|Leave|lies at the/);
     expect(facts.importance).toBeNull();
     expect(advice).toMatch(/Trials \d+, \d+, \d+ and 20 others are as good/);
@@ -501,7 +501,9 @@ describe('ending trials early', () => {
     const paused = trial(1, [0.4], { desire: 'pause' });
     const [change] = halving([full, paused], options, 1, true);
     expect(change).toMatchObject({ index: 1, to: 'kill' });
-    expect(change!.reason).toContain('no better than the best that was trained in full, error 0.1');
+    expect(change!.reason).toContain(
+      'not better than the best trial that was trained in full, error 0.1',
+    );
   });
 });
 
@@ -561,7 +563,7 @@ describe('the ways after early stopping', () => {
 
   test('of which one was not measured choose nothing by it', () => {
     const { advice, failure } = report((way) => (way === 'restore' ? null : 0.1));
-    expect(advice).toContain('has no test error to hold against that of restore');
+    expect(advice).toContain('has no test error to compare with that of restore');
     expect(advice).not.toContain('Choose');
     expect(failure).toBeNull();
   });

@@ -355,7 +355,7 @@ describe('the report', () => {
     const [one] = noisy(600, 1).members;
     const report = ensembleReport(given, alone([one!, one!, one!]), null);
     expect(report.use.way).toBe('best');
-    expect(report.advice).toContain('Use the best single one');
+    expect(report.advice).toContain('Use the best single model');
     expect(report.advice).toContain('a correlation of 1;');
   });
 
@@ -368,7 +368,7 @@ describe('the report', () => {
     const right = { ...one!, answers: { ...one!.answers, truths, outputs } };
     const report = ensembleReport(given, alone([right, right]), null);
     expect(report.use.way).toBe('best');
-    expect(report.advice).toContain('No member is wrong anywhere');
+    expect(report.advice).toContain('No member makes an error');
     expect([report.advice, ...report.rows.flat()].join(' ')).not.toMatch(/NaN|undefined/);
     // Wilson: of 60 right answers in a row up to 6 % may be wrong.
     expect(report.validation[0]!.error.high).toBeCloseTo(0.06, 2);

@@ -111,13 +111,13 @@ test('a temperature that does not help is not used, and not advised', () => {
     const helps = advice.includes('with the logits divided');
     expect(facts.temperature === 1).toBe(!helps);
     expect(advice).not.toContain('leave it at 1');
-    expect(advice.includes('taken as it is')).toBe(!helps);
+    expect(advice.includes('used as it is')).toBe(!helps);
     const errors = facts.calibrationError as { before: number; after: number };
     if (helps) expect(errors.after).toBeLessThan(errors.before);
     return helps;
   });
   expect(verdicts).toContain(false);
-  expect(report(honest(4000, 3, 'classes')).advice).toContain('it is surer than it may be');
+  expect(report(honest(4000, 3, 'classes')).advice).toContain('the model is too confident');
 });
 
 test('thresholds of the table are of the confidence that the advice speaks of', () => {
@@ -135,7 +135,7 @@ test('where all answers are right there is nothing to refuse', () => {
   const { classes } = decide(probabilitiesOf(answers), 4);
   const { advice } = report({ ...answers, truths: classes });
   expect(advice).toContain('All 300 answers are right');
-  expect(advice).not.toMatch(/answer from a confidence|Where an error costs/);
+  expect(advice).not.toMatch(/answer from a confidence|If an error costs/);
 });
 
 test('of few examples it says that they are few, and nothing that is no number', () => {

@@ -168,8 +168,8 @@ describe('a learning curve', () => {
   });
 
   test.each([
-    [0.5, 'more data is not the next thing', 'training error above the target'],
-    [0.012, 'more data is one of the best remedies', 'training error fine, gap open'],
+    [0.5, 'more data is not the next step', 'training error above the target'],
+    [0.012, 'More data is one of the best remedies', 'training error fine, gap open'],
     [0.9, 'nothing more is needed', 'both below the target'],
   ])('advises by the procedure of §11.3: target and case %s', async (target, advice) => {
     // The fake's training error is a quarter of its validation error.
