@@ -52,6 +52,9 @@ export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFi
   /** Experiments, or folders of them, that browsers may train. */
   readonly join?: string[];
   readonly data?: string;
+  readonly checkpointCopy?: string;
+  readonly checkpointCopies: number;
+  readonly copyGrace: number;
   readonly standbyOf?: string;
   readonly replication: 'sync' | 'async';
   readonly lagMax: number;
@@ -67,6 +70,9 @@ export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFi
 export interface ShardOptions
   extends Omit<
     ServeOptions,
+    | 'checkpointCopy'
+    | 'checkpointCopies'
+    | 'copyGrace'
     | 'shards'
     | 'shardsElsewhere'
     | 'pushLog'
@@ -235,6 +241,24 @@ function registerServe(program: Command): void {
         'write event files for TensorBoard, a folder a run: curves, histograms',
       ).env('DOWNPOUR_TENSORBOARD'),
     )
+    .addOption(
+      new Option(
+        '--checkpoint-copy <url>',
+        'copy each checkpoint to s3://bucket/prefix, and fill an empty state folder from there; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and DOWNPOUR_S3_ENDPOINT for another S3 than that of AWS',
+      ).env('DOWNPOUR_CHECKPOINT_COPY'),
+    )
+    .addOption(
+      new Option('--checkpoint-copies <n>', 'of kind last that stay there of each run')
+        .env('DOWNPOUR_CHECKPOINT_COPIES')
+        .default(SERVER_DEFAULTS.copiesKept)
+        .argParser(whole(1, 1_000)),
+    )
+    .addOption(
+      new Option('--copy-grace <s>', 'that a stopping server waits for its last copies')
+        .env('DOWNPOUR_COPY_GRACE')
+        .default(SERVER_DEFAULTS.copyGraceSeconds)
+        .argParser(positive),
+    )
     .option(
       '--standby-of <address>',
       'follow this server with copies of its runs, and take over when it is gone',
@@ -289,6 +313,7 @@ function registerServe(program: Command): void {
         'downpour serve --host 0.0.0.0 --tokens tokens.txt --tls-cert server.pem --tls-key server.key',
         'downpour serve --redis-url rediss://trainer:secret@redis:6380 --redis-ca ca.pem',
         'downpour serve --redis-url redis+sentinel://10.0.0.1,10.0.0.2,10.0.0.3/mymaster',
+        'downpour serve --checkpoint-copy s3://backups/downpour',
         'downpour serve --standby-of http://10.0.0.5:7420 --redis-url redis://10.0.0.9:6379 --lease-seconds 2',
       ),
     )

@@ -1,4 +1,5 @@
 import { resolve } from 'node:path';
+import { placeOf } from '../server/elsewhere/s3.ts';
 import { serve } from '../server/main.ts';
 import { redisFilesOf } from '../server/redis-address.ts';
 import { runShard } from '../server/shard-main.ts';
@@ -30,6 +31,7 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
           ...(join ? { join: join.files } : {}),
           ownerTtlMs: 1_000 * options.leaseSeconds,
           ...standbyOf(options),
+          ...copyTo(options),
         });
         if (join) log(`browsers train ${join.experiments.join(', ')} at ${server.url}/join`);
         return server;
@@ -61,6 +63,12 @@ function standbyOf({ standbyOf: of, replication, lagMax, advertise }: ServeOptio
   if (of === undefined) return {};
   const at = advertise === undefined ? {} : { advertise };
   return { standbyOf: of, replication, lagMax, ...at };
+}
+
+function copyTo({ checkpointCopy, checkpointCopies, copyGrace }: ServeOptions) {
+  if (checkpointCopy === undefined) return {};
+  const place = placeOf(checkpointCopy, process.env);
+  return { copyTo: place, copiesKept: checkpointCopies, copyGraceMs: 1_000 * copyGrace };
 }
 
 /** What both listen with. */

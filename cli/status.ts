@@ -1,5 +1,5 @@
 import { setTimeout as wait } from 'node:timers/promises';
-import type { WorkerSummary } from '../shared/rest.ts';
+import type { CopyFacts, WorkerSummary } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
 import type { StatusOptions } from './commands.ts';
 import { openSession, type Session } from './embedded.ts';
@@ -100,6 +100,7 @@ async function linesFor(
       `Redis is away for ${duration(seconds)}: ${groups(records)} records wait on disk, training goes on`,
     );
   }
+  if (status.copies) lines.push(copyLine(status.copies));
   if (status.runs.length === 0) {
     return [...lines, 'no runs yet; `downpour train examples/mnist-mlp.ts` makes one'];
   }
@@ -120,6 +121,14 @@ async function linesFor(
   const urgent = status.alerts.filter(({ severity }) => severity === 'critical');
   lines.push(...urgent.map(({ text }) => `CRITICAL: ${text}`));
   return [...lines, ...table(headings.split(','), rows), ...workerLines(status.workers)];
+}
+
+export function copyLine({ to, copied, waiting, failed, away, refused }: CopyFacts): string {
+  const failures = failed === 0 ? '' : `, ${groups(failed)} attempts failed`;
+  const line = `copies to ${to}: ${groups(copied)} made, ${groups(waiting)} waiting${failures}`;
+  const problems = refused.map(({ run, why }) => `${run} is not copied: ${why}`);
+  if (away) problems.unshift(`none for ${duration(away.seconds)}: ${away.why}`);
+  return [line, ...problems].join('; ');
 }
 
 const workerLines = (workers: readonly WorkerSummary[]) =>

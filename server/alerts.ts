@@ -9,6 +9,8 @@ export interface AlertFacts {
   readonly shards: ServerFacts['shards'];
   /** Null: there has been none. */
   readonly standby: ServerFacts['standby'];
+  /** Null: checkpoints are copied nowhere. */
+  readonly copies: ServerFacts['copies'];
   readonly runs: readonly RunSummary[];
   readonly workers: readonly WorkerSummary[];
   /** Seconds between two evaluations of a run at its present speed; null: unknown. */
@@ -50,6 +52,7 @@ export function alertsOf(facts: AlertFacts): Alert[] {
     add('critical', `one of the ${shards.count} shards is lost: all runs wait until it is back`);
   }
   if (standby) aboutStandby(standby, add);
+  if (facts.copies) aboutCopies(facts.copies, add);
   const connected = facts.workers.filter(({ state }) => state !== 'gone');
   for (const run of facts.runs)
     aboutRun(run, facts, (severity, text) => add(severity, text, { run: run.id }));
@@ -136,6 +139,22 @@ function aboutStandby(
     );
   } else if (state === 'joining') {
     add('info', `the standby ${address} is told all runs, for ${inWords(seconds)} now`);
+  }
+}
+
+function aboutCopies(
+  { to, waiting, away, refused }: NonNullable<AlertFacts['copies']>,
+  add: (severity: Alert['severity'], text: string, about?: Partial<Alert>) => void,
+): void {
+  if (away) {
+    const what = waiting === 1 ? 'one checkpoint waits' : `${waiting} checkpoints wait`;
+    add(
+      'warning',
+      `nothing is copied to ${to} for ${inWords(away.seconds)}: ${what}, training goes on; ${away.why}`,
+    );
+  }
+  for (const { run, why } of refused) {
+    add('warning', `${run}: its newest checkpoint is not copied to ${to}: ${why}`, { run });
   }
 }
 

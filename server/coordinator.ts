@@ -15,6 +15,7 @@ import type {
 import { type AlertFacts, alertsOf } from './alerts.ts';
 import { Run, type RunOptions } from './core/run.ts';
 import { PushCounts } from './counts.ts';
+import type { Copier } from './elsewhere/copier.ts';
 import type { Keeper } from './keeper.ts';
 import { WaitingLine } from './landings.ts';
 import { type RunFacts, runsToTell } from './prometheus.ts';
@@ -47,6 +48,8 @@ export class Coordinator {
   readonly pushLog: PushLog | null;
   /** Null: no standby may follow. */
   replication: Replication | null = null;
+  /** Null: checkpoints are copied nowhere. */
+  copier: Copier | null = null;
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, { readonly summary: WorkerSummary; readonly at: number }>();
   readonly #errors = new Map<ErrorCode, number>();
@@ -567,6 +570,7 @@ export class Coordinator {
       stateStoreAway,
       shards: this.shards,
       standby: this.replication?.facts() ?? null,
+      copies: this.copier?.facts() ?? null,
       runs,
       workers: this.workers(null),
       evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,

@@ -76,6 +76,8 @@ export interface KeeperOptions {
   readonly log: Log;
   /** Another server owns the state now: this one must stop. */
   readonly onFenced: (error: DownpourError) => void;
+  /** A checkpoint is on disk, and this server's. */
+  readonly onWritten?: (manifest: CheckpointManifest) => void;
 }
 
 export class Keeper {
@@ -153,7 +155,7 @@ export class Keeper {
     const known = { data: source.data ?? state.data, facts: source.facts ?? state.facts ?? null };
     const fork = Run.fork({ ...options, fork: origin }, { ...state, ...known }, tensors);
     await store.mayWrite(token);
-    await writeCheckpoint(checkpointFolder(root, fork.id), {
+    const begun = await writeCheckpoint(checkpointFolder(root, fork.id), {
       run: fork.id,
       step: 0,
       kind: 'last',
@@ -163,6 +165,7 @@ export class Keeper {
       now: new Date(),
     });
     await this.#putRecord(fork);
+    this.#options.onWritten?.(begun);
     const run = await this.#recoverOne(record(fork));
     this.#want(run, 'registry');
     return run;
@@ -606,6 +609,7 @@ export class Keeper {
         })
         .finally(done);
       await this.#mustStillOwn(folder, manifest);
+      this.#options.onWritten?.(manifest);
       entry.counts.seconds.add((now() - began) / 1000);
       if (kind === 'last') {
         entry.latest = summaryOf(manifest);

@@ -18,9 +18,12 @@ import {
 import { tryStraight } from '../wire/node-sockets.ts';
 import { Access, mustBeGuarded, type TokenSources, tokenSources } from './access.ts';
 import { type AccessLimits, createApp } from './app.ts';
-import { checkpointFolder } from './checkpoint.ts';
+import { type CheckpointManifest, checkpointFolder } from './checkpoint.ts';
 import { ThreadedWriter } from './checkpoint-writer.ts';
 import { Coordinator, warning } from './coordinator.ts';
+import { Copier } from './elsewhere/copier.ts';
+import { restoreInto } from './elsewhere/restore.ts';
+import { Bucket, type S3Place } from './elsewhere/s3.ts';
 import { FollowedNote, letHeirBegin } from './followed.ts';
 import type { JoinFiles } from './join.ts';
 import { journaled } from './journal.ts';
@@ -75,6 +78,12 @@ export interface ServeOptions extends TokenSources {
   readonly pushLog?: string;
   /** A folder for event files, see tensorboard.ts. */
   readonly tensorboard?: string;
+  /** Where checkpoints are copied, and an empty state folder is filled from. */
+  readonly copyTo?: S3Place;
+  /** Of kind `last`, that stay there of each run. Default: 2. */
+  readonly copiesKept?: number;
+  /** How long a stopping server waits for the last copies. Default: 20,000. */
+  readonly copyGraceMs?: number;
   /** What browsers that open `/join` may train; absent: nothing. */
   readonly join?: JoinFiles;
   readonly log?: Log;
@@ -231,11 +240,19 @@ async function activate(
     pool = createPool(options, store, access, tls);
     await pool?.open();
     const write = { root: state, store, token: lease.token };
-    const keeper = new Keeper({ ...write, shards: pool, writer, now, log, onFenced: lose });
+    const copier = createCopier(options, { mayWrite: () => store.mayWrite(lease.token), now, log });
+    // What a standby inherits is newer than any copy.
+    if (copier && !replicas) await restoreInto(state, copier.bucket, log, signal);
+    const onWritten = (manifest: CheckpointManifest) => copier?.written(manifest);
+    const keeper = new Keeper({
+      ...{ ...write, shards: pool, writer, now, log },
+      ...{ onFenced: lose, onWritten },
+    });
     pushLog = options.pushLog === undefined ? null : openPushLog(options.pushLog);
     const { runCountMax } = options.limits ?? {};
     const limits = runCountMax === undefined ? {} : { runCountMax };
     const coordinator = new Coordinator({ keeper, shards: pool, pushLog, now, log, ...limits });
+    coordinator.copier = copier;
     const leaseMs = options.ownerTtlMs ?? OWNER_TTL_MS;
     const followed = new FollowedNote(state, { token: lease.token, leaseMs });
     await followed.set(null);
@@ -254,6 +271,7 @@ async function activate(
     }
     told.keeper = keeper;
     for (const run of await keeper.recover(replicas)) coordinator.adopt(run);
+    await copier?.catchUp(coordinator.runs.map(({ id }) => id));
     const obstacle = await tryStraight();
     if (obstacle) log(`payloads are copied once more, not read into place: ${obstacle}`);
     const app = await createApp({
@@ -298,6 +316,9 @@ async function activate(
       await coordinator.close();
       await board?.close(coordinator.runs);
       clearInterval(beat);
+      const graceMs = options.copyGraceMs ?? 1_000 * SERVER_DEFAULTS.copyGraceSeconds;
+      // Another server's copies are its own.
+      await copier?.close(failure.error ? 0 : graceMs);
       await local?.close();
       await app.close();
       await pool?.close();
@@ -353,6 +374,15 @@ function beginAnewWhenLost(
     }
     beginning = false;
   };
+}
+
+/** Null: checkpoints are copied nowhere. */
+function createCopier(
+  { copyTo, state, copiesKept: keepLast = SERVER_DEFAULTS.copiesKept }: ServeOptions,
+  more: Pick<ConstructorParameters<typeof Copier>[0], 'mayWrite' | 'now' | 'log'>,
+): Copier | null {
+  if (!copyTo) return null;
+  return new Copier({ bucket: new Bucket(copyTo), root: state, keepLast, ...more });
 }
 
 function createPool(

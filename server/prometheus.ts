@@ -68,7 +68,8 @@ export function exposition(facts: PrometheusFacts): string {
 }
 
 function aboutServer(page: Page, { server, errors, process }: PrometheusFacts): void {
-  const { version, stateStore, stateStoreAway, shards, standby, alerts, memoryBytes } = server;
+  const { version, stateStore, stateStoreAway, shards, standby, copies, alerts, memoryBytes } =
+    server;
   const one = (value: number): Sample[] => [[{}, value]];
   page.gauge('downpour_info', 'Release and kind of state store; always 1.', [
     [{ version, state_store: stateStore }, 1],
@@ -107,6 +108,29 @@ function aboutServer(page: Page, { server, errors, process }: PrometheusFacts): 
   page.gauge('downpour_shards_whole', '1: all of them are there.', [
     [{}, shards === null || shards.whole ? 1 : 0],
   ]);
+  const copied = (count: number | undefined): Sample[] => [[{}, count ?? null]];
+  page.counter(
+    'downpour_copies_total',
+    'Checkpoints that arrived in the bucket of --checkpoint-copy.',
+    copied(copies?.copied),
+  );
+  page.counter('downpour_copied_bytes_total', 'Of these.', copied(copies?.bytes));
+  page.counter(
+    'downpour_copy_failures_total',
+    'Copies that failed; each is tried again, or a newer one is.',
+    copied(copies?.failed),
+  );
+  page.gauge('downpour_copies_waiting', 'Checkpoints that are not copied yet.', [
+    [{}, copies?.waiting ?? null],
+  ]);
+  page.gauge('downpour_copy_away_seconds', 'Since when no copy has gone well; 0: the last did.', [
+    [{}, copies ? (copies.away?.seconds ?? 0) : null],
+  ]);
+  page.gauge(
+    'downpour_run_copied_step',
+    'Of the newest copy of a run.',
+    (copies?.runs ?? []).map(({ run, step }): Sample => [{ run }, step]),
+  );
   page.gauge('downpour_heap_used_bytes', 'Of JavaScript.', one(memoryBytes.heap));
   page.gauge('downpour_array_buffers_bytes', 'Outside the heap.', one(memoryBytes.arrayBuffers));
   page.histogram(

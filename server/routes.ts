@@ -96,6 +96,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
         stateStoreAway,
         shards: coordinator.shards,
         standby: coordinator.replication?.facts() ?? null,
+        copies: coordinator.copier?.facts() ?? null,
         alerts: coordinator.alerts(runs, stateStoreAway),
         studiesVersion: studies.version,
         memoryBytes: { rss, heap: heapUsed, arrayBuffers },

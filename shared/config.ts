@@ -589,6 +589,10 @@ export const SERVER_DEFAULTS = {
   leaseSeconds: 10,
   /** Pushes that an `async` standby may lack. */
   lagMax: 100,
+  /** Checkpoints of kind `last` that a bucket keeps of each run. */
+  copiesKept: 2,
+  /** How long a server that stops waits for the copies of its last checkpoints. */
+  copyGraceSeconds: 20,
 } as const;
 
 /** Run and experiment names: they become file names and Redis keys, so nothing else is let in. */

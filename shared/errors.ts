@@ -63,6 +63,8 @@ export const ERRORS = {
   DP_STATE_CORRUPT: { http: 500, close: null, retry: 'never' },
   DP_STATE_FENCED: { http: 409, close: 1012, retry: 'never' },
   DP_REDIS_UNAVAILABLE: { http: 503, close: null, retry: 'backoff' },
+  // Copies of checkpoints.
+  DP_S3_UNAVAILABLE: { http: 503, close: null, retry: 'backoff' },
   // Engines.
   DP_ENGINE_UNAVAILABLE: { http: 501, close: null, retry: 'never' },
   DP_ENGINE_INSTALL: { http: 500, close: null, retry: 'never' },

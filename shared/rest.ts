@@ -299,6 +299,26 @@ export const StandbyFactsSchema = Type.Object({
 });
 export type StandbyFacts = Static<typeof StandbyFactsSchema>;
 
+/** Of `--checkpoint-copy`: what became of checkpoints that were to be copied into a bucket. */
+export const CopyFactsSchema = Type.Object({
+  /** `s3://bucket/prefix` */
+  to: Type.String(),
+  /** The newest of each run and kind that are not there yet. */
+  waiting: N,
+  /** Since the server began: checkpoints and bytes that arrived, attempts that failed, old copies removed. */
+  copied: N,
+  bytes: N,
+  failed: N,
+  removed: N,
+  /** Set: the last attempt failed, and since when none has gone well. */
+  away: orNull(Type.Object({ seconds: N, why: Type.String() })),
+  /** Runs whose newest checkpoint cannot be copied, and is not tried again. */
+  refused: Type.Array(Type.Object({ run: Type.String(), why: Type.String() })),
+  /** Step of the newest copy of each run. */
+  runs: Type.Array(Type.Object({ run: Type.String(), step: N })),
+});
+export type CopyFacts = Static<typeof CopyFactsSchema>;
+
 /** What is known of the server itself. */
 export const ServerFactsSchema = Type.Object({
   version: Type.String(),
@@ -311,6 +331,8 @@ export const ServerFactsSchema = Type.Object({
   shards: orNull(Type.Object({ count: N, whole: Type.Boolean() })),
   /** Null: there has been none since this server began. */
   standby: orNull(StandbyFactsSchema),
+  /** Null: checkpoints are copied nowhere. */
+  copies: orNull(CopyFactsSchema),
   /** The worst first. */
   alerts: Type.Array(AlertSchema),
   /** Another number whenever a study was told of or removed. */

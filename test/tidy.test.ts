@@ -30,6 +30,7 @@ const DOORS: Record<string, RegExp> = {
   esbuild: /^(server\/dashboard|cli\/join-bundle)\.ts$/,
   uplot: /^web\/chart\.ts$/,
   commander: /^cli\//,
+  aws4fetch: /^server\/elsewhere\/s3\.ts$/,
   pino: /^cli\/log\.ts$/,
   '@tensorflow/': /^(worker|cli)\//,
   sharp: /^worker\/data\/pictures\/sharp\.ts$/,

@@ -15,6 +15,7 @@ const MODULES = [
   'sklearn',
   'pandas',
   'kubernetes_validate',
+  'moto',
 ] as const;
 
 export interface Ran {
@@ -30,7 +31,7 @@ export interface Ran {
 export async function python(args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Ran> {
   const child = spawn('python3', args, {
     stdio: ['ignore', 'pipe', 'pipe'],
-    env: { ...environment(), ...env },
+    env: { ...pythonEnvironment(), ...env },
   });
   const [stdout, stderr, status] = await Promise.all([
     text(child.stdout),
@@ -43,7 +44,7 @@ export async function python(args: readonly string[], env: NodeJS.ProcessEnv = {
   return { status, stdout, stderr };
 }
 
-const environment = () => ({
+export const pythonEnvironment = () => ({
   ...process.env,
   PYTHONPATH: process.env.DOWNPOUR_PYTHON_TOOLS ?? '',
   // Matplotlib draws without a screen.
@@ -58,7 +59,10 @@ export function isLacking(needed: readonly (typeof MODULES)[number][]): boolean 
   if (lacking === null) {
     const found = `import importlib.util as u, sys; print(*[m for m in sys.argv[1:] if not u.find_spec(m)])`;
     const args = ['-c', found, ...MODULES];
-    const { status, stdout } = spawnSync('python3', args, { encoding: 'utf8', env: environment() });
+    const { status, stdout } = spawnSync('python3', args, {
+      encoding: 'utf8',
+      env: pythonEnvironment(),
+    });
     lacking = status === 0 ? stdout.trim().split(/\s+/).filter(Boolean) : [...MODULES];
   }
   return needed.some((name) => lacking!.includes(name));

@@ -36,6 +36,7 @@ const look = (facts: Partial<AlertFacts>) =>
     stateStoreAway: null,
     shards: null,
     standby: null,
+    copies: null,
     runs: [],
     workers: [],
     evaluationSeconds: () => 20,
@@ -51,6 +52,23 @@ describe('alerts', () => {
   test('none where all is well', () => {
     const workers = ['a', 'b', 'c'].map((name) => worker(name));
     expect(look({ runs: [run()], workers, shards: { count: 2, whole: true } })).toEqual([]);
+  });
+
+  test('copies that do not arrive, and none where all do', () => {
+    const copies = {
+      ...{ to: 's3://b/p', waiting: 0, copied: 5, bytes: 9, failed: 3, removed: 1 },
+      ...{ away: null, refused: [], runs: [] },
+    };
+    expect(look({ copies })).toEqual([]);
+    expect(look({ copies: { ...copies, waiting: 2 } })).toEqual([]);
+    const away = { seconds: 240, why: 'DP_S3_UNAVAILABLE no' };
+    expect(texts({ copies: { ...copies, waiting: 2, away } })).toEqual([
+      'nothing is copied to s3://b/p for 4 min: 2 checkpoints wait, training goes on; DP_S3_UNAVAILABLE no',
+    ]);
+    const refused = [{ run: 'digits', why: 'DP_RUN_EXISTS other' }];
+    expect(look({ copies: { ...copies, refused } })).toMatchObject([
+      { severity: 'warning', run: 'digits', text: expect.stringContaining('DP_RUN_EXISTS other') },
+    ]);
   });
 
   test('a worker that is slower than the median of the others of its run', () => {

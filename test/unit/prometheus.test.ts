@@ -15,6 +15,7 @@ function facts(more: Partial<PrometheusFacts> = {}): PrometheusFacts {
       memoryBytes: { rss: 3e8, heap: 1e8, arrayBuffers: 1 },
       shards: null,
       standby: null,
+      copies: null,
       alerts: [],
       studiesVersion: 0,
     },

@@ -1,0 +1,169 @@
+import { mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { NAME_PATTERN } from '../../shared/config.ts';
+import { DownpourError, errorText } from '../../shared/errors.ts';
+import type { Log } from '../../shared/log.ts';
+import { diskError, errnoOf, makeFolder, syncFolder, writeSealed } from '../atomic-file.ts';
+import { checkpointFolder, readCheckpoint } from '../checkpoint.ts';
+import { type Copy, copiesAmong, MANIFEST, TENSORS } from './places.ts';
+import type { Bucket } from './s3.ts';
+
+/**
+ * Fills a state folder without a run from a bucket: of each run the newest whole checkpoint of each kind. Everything is
+ * downloaded and checked beside the runs first, and moved to its place at the end, so that a server that dies meanwhile
+ * begins again, or ends what it began.
+ */
+
+/** No run can have this name. */
+const BESIDE = '.restore';
+/** It is there: all has been downloaded, what is left is to be moved. */
+const COMPLETE = 'complete.json';
+const NAME = new RegExp(NAME_PATTERN);
+
+/**
+ * @returns the runs that were restored.
+ * @throws DownpourError DP_S3_UNAVAILABLE, DP_DISK; DP_CHECKPOINT_CORRUPT when a run has copies and none is whole.
+ */
+export async function restoreInto(
+  root: string,
+  bucket: Bucket,
+  log: Log,
+  signal?: AbortSignal,
+): Promise<readonly string[]> {
+  const beside = join(root, BESIDE);
+  if (await exists(join(beside, COMPLETE))) return moveIn(root, beside, log);
+  await removeAll(beside);
+  if ((await runsIn(root)).length > 0) return [];
+  try {
+    const { copies, halves } = copiesAmong(await bucket.list('', signal));
+    if (copies.length === 0) return [];
+    for (const key of halves) {
+      log(`${bucket.name}/${key}${TENSORS} has no manifest: passed over`, { level: 'warn' });
+    }
+    const runs = [...new Set(copies.map(({ run }) => run))];
+    log(`the state folder has no run: restoring ${runs.join(', ')} from ${bucket.name}`);
+    for (const run of runs) {
+      const own = copies.filter((copy) => copy.run === run);
+      await download(run, own, { beside, bucket, log, signal });
+    }
+    await writeSealed(beside, COMPLETE, { runs });
+  } catch (error) {
+    await removeAll(beside).catch(() => {});
+    throw error;
+  }
+  return moveIn(root, beside, log);
+}
+
+/** Names of folders that hold a run's checkpoints. */
+async function runsIn(root: string): Promise<string[]> {
+  const runs: string[] = [];
+  for (const name of await names(root)) {
+    if (!NAME.test(name)) continue;
+    if ((await names(checkpointFolder(root, name))).length > 0) runs.push(name);
+  }
+  return runs;
+}
+
+interface Source {
+  readonly beside: string;
+  readonly bucket: Bucket;
+  readonly log: Log;
+  readonly signal: AbortSignal | undefined;
+}
+
+async function download(run: string, oldestFirst: readonly Copy[], source: Source): Promise<void> {
+  const { beside, bucket, log } = source;
+  const folder = checkpointFolder(beside, run);
+  await makeFolder(folder);
+  let whole = 0;
+  for (const kind of ['last', 'best', 'final'] as const) {
+    for (const copy of oldestFirst.filter((one) => one.kind === kind).toReversed()) {
+      if (!(await downloadOne(folder, copy, source))) continue;
+      log(`run ${run}: step ${copy.step} (${kind}) restored`, { run, step: copy.step });
+      whole++;
+      break;
+    }
+    if (kind === 'last' && whole === 0) {
+      throw new DownpourError(
+        'DP_CHECKPOINT_CORRUPT',
+        `${bucket.name}/${run} has copies of checkpoints and no whole one of kind 'last': the server does not begin beside them; move them away, or start it without --checkpoint-copy`,
+      );
+    }
+  }
+}
+
+/** @returns false: it is damaged, which is said in the log. */
+async function downloadOne(folder: string, copy: Copy, source: Source): Promise<boolean> {
+  const { bucket, log, signal } = source;
+  const stem = copy.key.slice(copy.key.lastIndexOf('/') + 1);
+  const paths = [MANIFEST, TENSORS].map((ending) => join(folder, stem + ending));
+  try {
+    for (const path of paths) {
+      const ending = path.endsWith(MANIFEST) ? MANIFEST : TENSORS;
+      if (await bucket.get(copy.key + ending, path, signal)) continue;
+      throw new DownpourError('DP_CHECKPOINT_MISSING', `${copy.key}${ending} is not there`);
+    }
+    const { manifest } = await readCheckpoint(folder, stem + TENSORS, false);
+    if (manifest.run === copy.run) return true;
+    throw new DownpourError('DP_CHECKPOINT_CORRUPT', `it is of run ${manifest.run}`);
+  } catch (error) {
+    for (const path of paths) await rm(path, { force: true }).catch(() => {});
+    const damaged =
+      error instanceof DownpourError &&
+      ['DP_CHECKPOINT_CORRUPT', 'DP_CHECKPOINT_MISSING'].includes(error.code);
+    if (!damaged) throw error;
+    log(
+      `${bucket.name}/${copy.key} is damaged: ${errorText(error)}; passed over for an older copy`,
+      {
+        ...{ level: 'warn', run: copy.run, step: copy.step, code: error.code },
+      },
+    );
+    return false;
+  }
+}
+
+async function moveIn(root: string, beside: string, log: Log): Promise<readonly string[]> {
+  const runs = (await names(beside)).filter((name) => NAME.test(name));
+  for (const run of runs) {
+    const place = checkpointFolder(root, run);
+    // Never over what is there.
+    if ((await names(place)).length > 0) {
+      log(`run ${run} is in the state folder: its copy is not restored`, { level: 'warn', run });
+      continue;
+    }
+    try {
+      await mkdir(join(root, run), { recursive: true });
+      await rm(place, { recursive: true, force: true });
+      await rename(checkpointFolder(beside, run), place);
+      await syncFolder(join(root, run));
+    } catch (error) {
+      throw diskError(error, place, 'write');
+    }
+  }
+  await syncFolder(root);
+  await removeAll(beside);
+  return runs;
+}
+
+async function names(folder: string): Promise<string[]> {
+  try {
+    return await readdir(folder);
+  } catch (error) {
+    if (['ENOENT', 'ENOTDIR'].includes(errnoOf(error) ?? '')) return [];
+    throw diskError(error, folder, 'list');
+  }
+}
+
+const exists = (path: string) =>
+  stat(path).then(
+    () => true,
+    () => false,
+  );
+
+async function removeAll(folder: string): Promise<void> {
+  try {
+    await rm(folder, { recursive: true, force: true });
+  } catch (error) {
+    throw diskError(error, folder, 'remove');
+  }
+}
