@@ -56,6 +56,7 @@ export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFi
   readonly checkpointCopies: number;
   readonly copyGrace: number;
   readonly standbyOf?: string;
+  readonly peer?: string;
   readonly replication: 'sync' | 'async';
   readonly lagMax: number;
   readonly advertise?: string;
@@ -80,6 +81,7 @@ export interface ShardOptions
     | 'join'
     | 'data'
     | 'standbyOf'
+    | 'peer'
     | 'replication'
     | 'lagMax'
     | 'leaseSeconds'
@@ -262,6 +264,12 @@ function registerServe(program: Command): void {
     .option(
       '--standby-of <address>',
       'follow this server with copies of its runs, and take over when it is gone',
+    )
+    .addOption(
+      new Option(
+        '--peer <address>',
+        'the other of two servers: the one that owned the state last begins, the other follows it',
+      ).env('DOWNPOUR_PEER'),
     )
     .addOption(
       new Option(

@@ -59,10 +59,14 @@ export function shardCommand(options: ShardOptions): Promise<void> {
   );
 }
 
-function standbyOf({ standbyOf: of, replication, lagMax, advertise }: ServeOptions) {
-  if (of === undefined) return {};
+function standbyOf({ standbyOf: of, peer, replication, lagMax, advertise }: ServeOptions) {
+  if (of === undefined && peer === undefined) return {};
   const at = advertise === undefined ? {} : { advertise };
-  return { standbyOf: of, replication, lagMax, ...at };
+  const whose = {
+    ...(of === undefined ? {} : { standbyOf: of }),
+    ...(peer === undefined ? {} : { peer }),
+  };
+  return { ...whose, replication, lagMax, ...at };
 }
 
 function copyTo({ checkpointCopy, checkpointCopies, copyGrace }: ServeOptions) {

@@ -28,6 +28,7 @@ import { FollowedNote, letHeirBegin } from './followed.ts';
 import type { JoinFiles } from './join.ts';
 import { journaled } from './journal.ts';
 import { Keeper } from './keeper.ts';
+import { beginOfTwo } from './pair.ts';
 import { openPushLog, type PushLog } from './push-log.ts';
 import { openRedisStore } from './redis.ts';
 import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
@@ -66,6 +67,11 @@ export interface ServeOptions extends TokenSources {
    * over when it is gone. Not with shards.
    */
   readonly standbyOf?: string;
+  /**
+   * Of the other of two servers, `http://host:port`: the one that owned the state last begins, and the other is its
+   * standby. Each has a folder of its own, and both have one Redis.
+   */
+  readonly peer?: string;
   /** `sync`: the primary answers no push before this standby has it. Default: sync. */
   readonly replication?: ReplicationMode;
   /** Pushes that an `async` standby may lack. Default: 100. */
@@ -113,9 +119,10 @@ const SHARDS_RETRY_MS = 1_000;
  *   DP_REDIS_UNAVAILABLE or DP_DISK.
  */
 export async function serve(options: ServeOptions): Promise<Serving> {
-  const { host, state, insecure, signal, standbyOf } = options;
+  const { host, state, insecure, signal, peer } = options;
   const log = options.log ?? (() => {});
-  if (standbyOf !== undefined) mustBeAbleToFollow(options);
+  const other = options.standbyOf ?? peer;
+  if (other !== undefined) mustBeAbleToFollow(options);
   const access = new Access(options, log);
   const tls = options.tls ? new TlsMaterial(options.tls, log) : null;
   const unguard = () => {
@@ -147,16 +154,22 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     unguard();
     throw error;
   };
-  if (standbyOf === undefined) {
-    const taken = await letHeirBegin(state, store, { log, signal }).catch(end);
-    const lease = await own(store, ttlMs, { log, signal, waits: !taken }).catch(end);
+  const begin = async (lease: OwnerLease): Promise<Serving> => {
     const active = await activate(options, ground, { lease, replicas: null });
     return { ...active, active: Promise.resolve() };
+  };
+  if (other === undefined) {
+    const taken = await letHeirBegin(state, store, { log, signal }).catch(end);
+    return begin(await own(store, ttlMs, { log, signal, waits: !taken }).catch(end));
+  }
+  if (peer !== undefined) {
+    const lease = await beginOfTwo(state, store, { owner: OWNER, ttlMs, log, signal }).catch(end);
+    if (lease) return begin(lease);
   }
   const { replication: mode = 'sync', lagMax = SERVER_DEFAULTS.lagMax } = options;
   const advertise = options.advertise ?? (isLoopback(host) || isAnywhere(host) ? null : host);
   const standby = await standBy({
-    primary: webSocketAddress(standbyOf),
+    primary: webSocketAddress(other),
     follow: { mode, lagMax: mode === 'sync' ? 0 : lagMax },
     ...{ advertise, host, port: options.port, tls, store, ttlMs, log, signal },
     token: () => access.own,
@@ -179,11 +192,22 @@ const OWNER = `${hostname()}:${process.pid}`;
 const isAnywhere = (host: string) => ['0.0.0.0', '::'].includes(host);
 
 /** @throws DownpourError DP_USAGE. */
-function mustBeAbleToFollow({ shards = 1, standbyOf }: ServeOptions): void {
+function mustBeAbleToFollow({ shards = 1, standbyOf, peer, redis }: ServeOptions): void {
+  const wrong = (text: string) => new DownpourError('DP_USAGE', text);
+  if (standbyOf !== undefined && peer !== undefined) {
+    throw wrong(
+      `--standby-of ${standbyOf} always follows, --peer ${peer} only where that one owned the state last: choose one of them`,
+    );
+  }
+  if (peer !== undefined && redis === undefined) {
+    throw wrong(
+      `--peer ${peer} is for two servers with folders of their own, and Redis says which was the last: add --redis-url`,
+    );
+  }
   if (shards === 1) return;
-  throw new DownpourError(
-    'DP_USAGE',
-    `a standby of ${standbyOf} holds whole runs: --standby-of and --shards ${shards} do not go together`,
+  const option = peer === undefined ? '--standby-of' : '--peer';
+  throw wrong(
+    `a standby of ${standbyOf ?? peer} holds whole runs: ${option} and --shards ${shards} do not go together`,
   );
 }
 

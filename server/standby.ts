@@ -332,6 +332,11 @@ class Follower {
   }
 }
 
+const STANDING_BY = `# HELP downpour_standing_by 1: this server follows another one and takes no work.
+# TYPE downpour_standing_by gauge
+downpour_standing_by 1
+`;
+
 /** The port, on which nothing is to be had yet. */
 async function listen({ host, port, tls, primary, store }: StandByOptions): Promise<{
   readonly url: string;
@@ -349,6 +354,12 @@ async function listen({ host, port, tls, primary, store }: StandByOptions): Prom
       uptimeSeconds: (performance.now() - started) / 1000,
       localSocket: null,
     };
+    // So that Prometheus does not take it for one that is away. It tells nothing of runs, and so needs no token.
+    if (request.method === 'GET' && request.url === '/metrics') {
+      response.writeHead(200, { 'content-type': 'text/plain; version=0.0.4; charset=utf-8' });
+      response.end(STANDING_BY);
+      return;
+    }
     response.writeHead(isHealth ? 200 : 503, { 'content-type': 'application/json' });
     response.end(JSON.stringify(isHealth ? health : { code: 'DP_STANDBY', message: what }));
   };

@@ -203,6 +203,65 @@ describe.skipIf(lacksKustomize && !process.env.CI)('Kustomize', () => {
     }
   });
 
+  test('standby: two servers that are alike, apart, each with its claim, and all know both', () => {
+    const built = build('gpu', 'monitoring', 'standby', 'data');
+    const servers = ['downpour-server', 'downpour-standby'] as const;
+    const [first, second] = servers.map((name) => podOf(built, name)) as [PodSpec, PodSpec];
+    for (const [own, pod, peer] of [
+      [servers[0], first, servers[1]],
+      [servers[1], second, servers[0]],
+    ] as const) {
+      const { args } = pod.containers[0];
+      const after = (option: string) => args[args.indexOf(option) + 1];
+      expect(after('--peer')).toBe(`http://${peer}:7420`);
+      expect(after('--advertise')).toBe(own);
+      expect(find(built, 'Service', own).ports).toMatchObject([{ port: 7420 }]);
+      const [{ topologyKey, labelSelector }] = (
+        pod as unknown as {
+          affinity: {
+            podAntiAffinity: {
+              requiredDuringSchedulingIgnoredDuringExecution: [
+                { topologyKey: string; labelSelector: object },
+              ];
+            };
+          };
+        }
+      ).affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution;
+      expect(topologyKey).toBe('kubernetes.io/hostname');
+      expect(labelSelector).toEqual(
+        (find(built, 'Deployment', peer) as { selector: object }).selector,
+      );
+    }
+    // Else they are the same.
+    const same = (pod: PodSpec) => {
+      // A patch puts what it changes to the front.
+      const [{ env, ...container }] = pod.containers;
+      const sorted = env.toSorted((one, other) => (one.name < other.name ? -1 : 1));
+      const text = JSON.stringify({ ...pod, affinity: null, containers: [container, sorted] });
+      return text
+        .replaceAll(/downpour-(server|standby)(?=["-])/g, 'it')
+        .replace('it-state', 'downpour-state')
+        .replaceAll(/http:\/\/downpour-(server|standby):7420"(?=,"--advertise)/g, 'peer"');
+    };
+    expect(same(second)).toBe(same(first));
+    for (const pod of [
+      first,
+      second,
+      podOf(built, 'downpour-worker'),
+      podOf(built, 'downpour-worker-gpu'),
+    ]) {
+      expect(variable(pod, 'DOWNPOUR_SERVER')).toMatch(
+        /^(http|ws):\/\/downpour-server:7420,(http|ws):\/\/downpour-standby:7420$/,
+      );
+    }
+    expect(JSON.stringify(find(built, 'NetworkPolicy', 'downpour-redis').ingress)).toContain(
+      '"standby"',
+    );
+    for (const name of ['downpour-server', 'downpour-monitoring']) {
+      expect(JSON.stringify(find(built, 'NetworkPolicy', name).podSelector)).toContain('"standby"');
+    }
+  });
+
   test('shards: the server waits for as many as there are, and they reach Redis', () => {
     const built = all.shards!;
     const { args } = podOf(built, 'downpour-server').containers[0];
