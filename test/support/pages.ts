@@ -11,6 +11,7 @@ const ELSEWHERE: readonly (readonly [RegExp, string])[] = [
   [/^npm start/, 'test/system/newcomer.test.ts'],
   [/^npm test/, 'runs this'],
   [/^npm run bench/, 'test/system/bench.test.ts'],
+  [/npx tsx bench\/sklearn\.ts$/, 'test/system/sklearn.test.ts, on two of the sets'],
   [/^npx downpour data mnist/, 'asks the network: test/system/fetch-mnist.test.ts'],
   [/^tensorboard /, 'serves without end: test/system/tensorboard.test.ts reads what it would read'],
   [/^git pull/, 'asks the network'],
