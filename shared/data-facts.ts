@@ -6,8 +6,9 @@ import { DownpourError } from './errors.ts';
 import type { DataSummary } from './protocol.ts';
 
 /**
- * What a run keeps of its data: all that whoever uses its parameters must know and must not compute anew, since the
- * data may have changed. Workers tell it when they join, checkpoints hold it, `GET /runs/:id/data` tells it.
+ * What a run keeps about its data: everything that is needed to use its parameters. It must not be computed again,
+ * since the data may have changed. Workers send it when they join, checkpoints contain it, and
+ * `GET /runs/:id/data` returns it.
  */
 
 const closed = { additionalProperties: false } as const;
@@ -38,7 +39,7 @@ export const DataFactsSchema = Type.Object(
       {
         kind: Type.Union([Type.Literal('none'), Type.Literal('global'), Type.Literal('feature')]),
         scale: Type.Number(),
-        /** Of the training part: none, one, or one a number of an example. */
+        /** From the training part: no number, one number, or one for each number of an example. */
         mean: Doubles,
         deviation: Doubles,
       },
@@ -49,7 +50,7 @@ export const DataFactsSchema = Type.Object(
     classCount: orNull(Natural),
     /** The name of class 0, 1, …; null: the data have none. */
     classes: Names,
-    /** One a number of an example's input, and of its target. */
+    /** One name for each number of an example's input, and of its target. */
     inputNames: Names,
     targetNames: Names,
   },
@@ -226,7 +227,7 @@ const LISTS = {
   targetNames: 'names of targets',
 } as const;
 
-/** What is known of data: each part null where nobody has told it. */
+/** What is known about data; null: not known. */
 export interface ToldData {
   readonly data: DataSummary | null;
   readonly facts: DataFacts | null;
@@ -243,7 +244,7 @@ export function dataDifference(run: ToldData, other: ToldData): string | null {
 }
 
 /**
- * What to mind of a fork whose examples are not split as those of the run that it began with; null: nothing.
+ * A warning for a fork whose examples are not split like those of the run that it started from; null: they are.
  * @param origin what that run was trained on.
  */
 export function forkNote(
@@ -271,7 +272,7 @@ function isSameData(run: DataSummary, other: DataSummary): boolean {
   return counts && (isOfOlderRelease(run, other) || run.fingerprint === other.fingerprint);
 }
 
-/** What the run knows of its data was told by a worker of a release before raw fingerprints. */
+/** Whether a worker of a release without raw fingerprints told the run about its data. */
 export function isOfOlderRelease(run: DataSummary, other: DataSummary): boolean {
   return run.rawFingerprint === undefined && other.rawFingerprint !== undefined;
 }

@@ -4,8 +4,8 @@ import type { PreparedData } from './data/examples.ts';
 import { type LayersModel, tf } from './tf.ts';
 
 /**
- * Ids of tokens and categories. An embedding looks up a row for each; of an id without a row each engine makes
- * something else (zeros, the last row, whatever lies behind it in memory), and none says so.
+ * Ids of tokens and categories. An embedding looks up one row for each id. If an id has no row, each engine returns
+ * something else (zeros, the last row, the memory after it), and none reports an error.
  */
 
 type Layer = LayersModel['layers'][number];

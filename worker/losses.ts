@@ -5,12 +5,12 @@ import type { PreparedData } from './data/examples.ts';
 import type { Experiment, Hyperparameters, LossName, Measure } from './experiment.ts';
 import { type Tensor, tf } from './tf.ts';
 
-/** The losses and the error that have names: means over the examples of a minibatch. */
+/** The losses and the error that are built in. Each is the mean over the examples of a minibatch. */
 
 export const invalid = (message: string, cause?: unknown) =>
   new DownpourError('DP_EXPERIMENT_INVALID', message, cause === undefined ? {} : { cause });
 
-/** What a model must know of the data. */
+/** What a model needs to know about the data. */
 export interface DataShape {
   /** Of one example. */
   readonly inputShape: readonly number[];
@@ -18,7 +18,7 @@ export interface DataShape {
   readonly targetShape: readonly number[];
   /** 0 where targets are numbers. */
   readonly classCount: number;
-  /** Targets are shares of each class, not labels. */
+  /** Targets are probabilities of each class, not labels. */
   readonly shares: boolean;
   /** Targets are whole numbers, tensors of int32. */
   readonly integers: boolean;
@@ -92,7 +92,7 @@ function sigmoidCrossEntropy(smoothing: number): Measure {
 const difference: Measure = (targets, predictions) =>
   tf.sub(predictions, tf.cast(tf.reshape(targets, predictions.shape), 'float32'));
 
-/** One that has a name. */
+/** A built-in loss. */
 export function namedLoss(loss: LossName, data: DataShape, smoothing = 0): Measure {
   // Of logits, so that nothing overflows.
   if (loss === 'softmaxCrossEntropy') return crossEntropyOf(tf.logSoftmax, data, smoothing);
@@ -110,7 +110,7 @@ export function errorMeasureOf({ error, loss }: Experiment): ErrorMeasure {
 
 /**
  * The share of wrong answers. @param outputShape of one example's predictions.
- * @throws DownpourError DP_EXPERIMENT_INVALID: predictions and targets are no answers of classes.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: the predictions or the targets are not classes.
  */
 export function misclassification(
   { loss }: Experiment,

@@ -14,9 +14,9 @@ import {
 import { type Tensor, tf } from './tf.ts';
 
 /**
- * What is measured of predictions, each measure one number a minibatch. Functions of the user's are tried before
- * any training, on made-up examples whose right shape is known, and looked at again at each minibatch: whatever
- * gives something else is refused by its name.
+ * The loss, error and metrics of predictions: one number for each minibatch. The user's functions are tried before
+ * training, on made-up examples of the right shapes, and checked again at each minibatch. A function that returns
+ * anything else is refused, and the message names it.
  */
 
 export interface Measures {
@@ -29,7 +29,7 @@ export interface Measures {
 
 /**
  * @param outputShape of one example's predictions.
- * @throws DownpourError DP_EXPERIMENT_INVALID: a function fails, gives no number, or compares each target with the
+ * @throws DownpourError DP_EXPERIMENT_INVALID: a function fails, does not return a number, or compares targets with the
  *   predictions of other examples.
  */
 export async function measuresOf(

@@ -10,9 +10,9 @@ export interface Agreement {
   readonly layout: Layout | null;
   readonly data: DataSummary | null;
   readonly facts: DataFacts | null;
-  /** Of a fork: of the run that it began with, where that is known. */
+  /** For a fork: the run that it started from, and its data if they are known. */
   readonly origin: { readonly run: string; readonly data: DataSummary | null } | null;
-  /** Of a fork: its data may be others. */
+  /** For a fork: its data may differ from those of that run. */
   readonly takesOtherData: boolean;
 }
 
@@ -20,7 +20,7 @@ export interface Joining {
   readonly experimentHash: string;
   readonly layout: Layout;
   readonly data: DataSummary;
-  /** Null: it is of an older release. */
+  /** Null: the worker is of an older release. */
   readonly facts: DataFacts | null;
 }
 

@@ -214,7 +214,7 @@ test('of numbers there is the mean; what needs probabilities is refused, and so 
   // The squared error is convex: the mean is no worse than the average member, whatever the members.
   expect(of('mean').error.mean).toBeLessThanOrEqual(average);
   const weights = await ensemble(DIGITS, 'w', '--members', 'seeds:2', '--combine', 'weights');
-  expect(weights.errors).toContain('the mean of their parameters is no model');
+  expect(weights.errors).toContain('the mean of their parameters is not a useful model');
   await train({
     one: { epochsMax: 1, testAtEnd: false, seed: 1, hyperparameters: { count: 200 } },
     two: { epochsMax: 1, testAtEnd: false, seed: 2, hyperparameters: { count: 200 } },

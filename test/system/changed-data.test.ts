@@ -139,7 +139,7 @@ describe('data that have grown are refused', () => {
     await train('other', {}, { ...from, data: 'other' });
     const run = await cluster.client.run('other');
     expect(run).toMatchObject({ phase: 'finished', data: { trainCount: 128 } });
-    expect(run.dataNote).toMatch(/may be among/);
+    expect(run.dataNote).toMatch(/may include examples/);
     const { facts } = await cluster.client.runData('first');
     expect((await cluster.client.runData('other')).facts).toEqual(facts);
     // It goes on with these from now on.

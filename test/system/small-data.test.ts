@@ -79,7 +79,7 @@ describe('a study that cannot be', { timeout: 60_000 }, () => {
     ['lr-find', 'single', [], EXIT.usage, 'DP_EXPERIMENT_INVALID', /1 training example /],
     [
       ...(['search', 'alike', ['--trials', '9', '--space', 'learningRate=log:0.001..1']] as const),
-      ...([EXIT.failed, 'DP_DATA_LABEL', /1 class only/] as const),
+      ...([EXIT.failed, 'DP_DATA_LABEL', /only 1 class/] as const),
     ],
   ])('%s of %s %j ends with %i and the reason', async (command, name, args, code, error, words) => {
     const ended = await run(command, name, ...args);

@@ -10,7 +10,7 @@ import { type Column, kindOf } from './columns.ts';
 import type { PreparedData } from './examples.ts';
 import type { InputTransform } from './transform.ts';
 
-/** What a run keeps of its data, from the data and back. */
+/** Makes what a run keeps about its data, and compares it with data that are read later. */
 
 /** @throws DownpourError DP_DATA_CORRUPT: inputs that are too large to be standardised. */
 export function factsOf(prepared: PreparedData): DataFacts {
@@ -31,7 +31,7 @@ export function factsOf(prepared: PreparedData): DataFacts {
   };
 }
 
-/** @param depends what `data()` looked at of the configuration. */
+/** @param depends fields of the configuration that `data()` has read. */
 export function summaryOf(prepared: PreparedData, depends: readonly string[]): DataSummary {
   return {
     trainCount: prepared.train.count,
@@ -81,7 +81,7 @@ export function transformFor(facts: DataFacts, inputs: Column): InputTransform {
   return unpackTransform(facts.transform);
 }
 
-/** What is known of a run's data. */
+/** What a run knows about its data. */
 export interface KnownData {
   readonly run: string;
   readonly summary: DataSummary | null;

@@ -4,32 +4,32 @@ import { type Column, elementAt, sizeOf } from './columns.ts';
 import type { Examples, ExperimentData } from './examples.ts';
 
 /**
- * What an experiment's `data` may return, and the one door through which it comes: numbers of any type
- * become one of four kinds without loss, or are refused by name.
+ * What an experiment's `data` may return. All of it is converted here: numbers of any type become one of four
+ * types without loss. Anything else is refused, and the message says what was found and where.
  */
 
-/** Numbers as an experiment may give them: nested arrays have a shape of their own. */
+/** Numbers that an experiment may return. The nesting of arrays gives their shape. */
 export type GivenNumbers =
   | NodeJS.TypedArray
   | readonly (number | boolean | bigint)[]
   | readonly GivenNumbers[];
 
-/** A column as an experiment may give it. */
+/** A column that an experiment may return. */
 export interface GivenColumn extends Pick<Column, 'names' | 'classes'> {
   readonly values: GivenNumbers;
-  /** Of a typed array; nested arrays say it themselves. */
+  /** Needed for a typed array. For nested arrays the default is their nesting. */
   readonly shape?: readonly number[];
 }
 
-/** Examples as an experiment may give them. */
+/** Examples that an experiment may return. */
 export interface GivenExamples {
-  /** Default: what the shapes begin with. */
+  /** Default: the first size of the shapes. */
   readonly count?: number;
   readonly inputs: GivenColumn;
   readonly targets: GivenColumn;
 }
 
-/** What an experiment's `data` may return: as `ExperimentData`, with numbers of any type. */
+/** What an experiment's `data` may return: like `ExperimentData`, but with numbers of any type. */
 export interface GivenData
   extends Omit<ExperimentData, 'train' | 'validation' | 'test' | 'source'> {
   readonly train: GivenExamples;
@@ -39,7 +39,7 @@ export interface GivenData
 }
 
 const PARTS = ['train', 'validation', 'test'] as const;
-/** Fields by the names that people give them elsewhere. */
+/** Names that other libraries use for these fields. */
 const ALIASES: Readonly<Record<string, string>> = {
   ...{ training: 'train', val: 'validation', valid: 'validation', dev: 'validation' },
   ...{ x: 'inputs', xs: 'inputs', features: 'inputs', data: 'values' },
@@ -50,10 +50,9 @@ const EXAMPLES_FIELDS = ['count', 'inputs', 'targets'];
 const COLUMN_FIELDS = ['values', 'shape', 'names', 'classes'];
 
 /**
- * What an experiment's data mean.
- * @param given whatever `data` returned.
+ * Converts what `data` returned.
  * @throws DownpourError DP_EXPERIMENT_INVALID for anything but examples, DP_DATA_CORRUPT for a number
- *   that cannot be kept: by name, with what to do.
+ *   that cannot be kept without loss. The message says where it is and what to do.
  */
 export function dataOf(given: unknown): ExperimentData {
   if (!isRecord(given)) {
@@ -124,11 +123,11 @@ function examplesOf(part: string, given: unknown): Examples {
 }
 
 /**
- * The column that a given one means.
- * @param where named in messages: `inputs of the train part`
- * @param count of examples, where it is known.
- * @throws DownpourError DP_EXPERIMENT_INVALID: no numbers, or a shape that does not fit;
- *   DP_DATA_CORRUPT for a number that cannot be kept.
+ * Converts one column.
+ * @param where the column's name for messages: `inputs of the train part`
+ * @param count the number of examples, if it is known.
+ * @throws DownpourError DP_EXPERIMENT_INVALID for anything but numbers and for a shape that does not fit;
+ *   DP_DATA_CORRUPT for a number that cannot be kept without loss.
  */
 export function columnOf(given: unknown, where: string, count?: number): Column {
   if (!isRecord(given) || !('values' in given)) {

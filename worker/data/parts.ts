@@ -2,7 +2,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import { type Column, isFloat, type Kind, kindOf } from './columns.ts';
 import type { Examples, ExperimentData } from './examples.ts';
 
-/** The parts of one data set must mean the same by the same number: their shapes, names, classes and types. */
+/** The parts of one data set must agree in shapes, names, classes and types: the same number must mean the same. */
 
 /** The parts that data have, by name. */
 export function partsOf({ train, validation, test }: ExperimentData): [string, Examples][] {
@@ -15,8 +15,8 @@ export function partsOf({ train, validation, test }: ExperimentData): [string, E
 }
 
 /**
- * The same data, each column of one number type in all parts, with the classes that all have.
- * @throws DownpourError DP_DATA_MISMATCH: parts that differ, with the first difference and what to do.
+ * @returns the same data, with one number type for each column in all parts, and with the common classes.
+ * @throws DownpourError DP_DATA_MISMATCH: parts differ; the message names the first difference and what to do.
  */
 export function agreeing(data: ExperimentData): ExperimentData {
   const parts = partsOf(data);

@@ -4,8 +4,8 @@ import type { Examples } from './examples.ts';
 import { type InputTransform, type Lines, linesOf, momentsOf } from './transform.ts';
 
 /**
- * Models compute with float32, which keeps 24 bits of a number. Columns that would lose by it what makes
- * their examples differ are refused: training would only look as if it had nothing to learn.
+ * Models compute with float32, which keeps 24 bits of a number. A column is refused if this would remove the
+ * differences between its examples: training would look as if there were nothing to learn.
  */
 
 /**
@@ -23,7 +23,7 @@ interface Part {
   readonly examples: Examples;
 }
 
-/** @throws DownpourError DP_DATA_CORRUPT with part, row and column: a number that is none. */
+/** @throws DownpourError DP_DATA_CORRUPT with part, row and column of NaN or infinity. */
 export function mustBeFinite(where: string, column: Column): void {
   const { values } = column;
   if (!isFloat(values)) return;

@@ -12,20 +12,20 @@ import { type Picture, readPicture } from './pictures.ts';
 export interface ImageFolderOptions {
   /** 1: grey, 3: red, green, blue. Default 3. */
   readonly channels?: 1 | 3;
-  /** What shows through where a picture is transparent: red, green, blue, 0 … 255. Default white. */
+  /** The colour behind transparent pixels: red, green, blue, 0 … 255. Default white. */
   readonly background?: readonly [number, number, number];
   /** Names of all classes, in their order; default: the names of the folders, sorted. */
   readonly classes?: readonly string[];
-  /** Of all pixels together; default 2 GiB. */
+  /** The largest size of all pixels together. Default 2 GiB. */
   readonly bytesMax?: number;
-  /** Takes a line for the user: how far reading is, and what was passed over. */
+  /** Receives lines for the user: progress, and files that were skipped. */
   readonly log?: (line: string) => void;
 }
 
 export interface ImageData extends ExperimentData {
   /** Folder names in sorted order (numbers by number), or as given: class 0, 1, … */
   readonly classes: readonly string[];
-  /** What was passed over, and what else a user should know. */
+  /** Skipped files, and what else a user should know. */
   readonly notes: readonly string[];
 }
 
@@ -56,13 +56,14 @@ const FIELDS = {
 /**
  * Reads the pictures of `folder/CLASS`, with all folders in it; of `folder/train/CLASS`,
  * `folder/validation/CLASS` and `folder/test/CLASS`; or of one folder for each part. All pictures
- * must have one size. docs/data.md tells the formats, and what is refused.
+ * must have the same size. docs/data.md lists the formats and what is refused.
  *
  *     loadImageFolder({ train: 'birds/train', test: 'birds/test' }, { channels: 1, log })
  *
- * @throws DownpourError DP_DATA_MISSING when there is no folder, no class or no picture in one;
- * DP_DATA_CORRUPT naming files that are damaged, of another size or a kind that is not read, or when
- * all are too much; DP_DATA_MISMATCH for a folder that is not in `classes`; DP_EXPERIMENT_INVALID
+ * @throws DownpourError DP_DATA_MISSING if a folder, its classes or the pictures of a class are missing;
+ * DP_DATA_CORRUPT with the names of files that are damaged, of another size or in a format that is not read,
+ * and if all pixels exceed `bytesMax`; DP_DATA_MISMATCH for a folder that is not in `classes`;
+ * DP_EXPERIMENT_INVALID for a wrong option
  */
 export async function loadImageFolder(
   folder: string | ImageParts,

@@ -24,9 +24,9 @@ import {
 } from './table-rows.ts';
 
 /**
- * Tables with a header line, as examples. Columns are numbers unless they are named as categories: a
- * slip of the pen in one cell must not turn a number into hundreds of categories. Files that are read in
- * one call have one list of classes and one of each column's categories.
+ * Reads tables with a header line as examples. A column is read as numbers unless it is named as categorical: a
+ * mistyped cell must not turn a column of numbers into hundreds of categories. All files of one call share one
+ * list of classes, and one list of categories for each column.
  */
 
 export interface CsvOptions extends TableOptions, CellOptions {
@@ -34,24 +34,24 @@ export interface CsvOptions extends TableOptions, CellOptions {
   readonly targets: readonly string[];
   /** `classification`: the target is a category, as class numbers in sorted order. Default: regression. */
   readonly task?: 'regression' | 'classification';
-  /** Of a classification: the classes 0, 1, …; another one in a file is an error. Default: those of the files. */
+  /** The classes 0, 1, … of a classification. Any other class in a file is an error. Default: the classes of the files. */
   readonly classes?: readonly string[];
   /** Default: all columns that are neither targets nor ignored. */
   readonly inputs?: readonly string[];
   readonly ignore?: readonly string[];
-  /** Input columns that hold categories: each becomes one 0/1 input a category, in sorted order. */
+  /** Input columns that hold categories: each category becomes one 0/1 input, in sorted order. */
   readonly categorical?: readonly string[];
-  /** Input columns that hold categories, each with the list of them, in the order of their inputs. */
+  /** Input columns that hold categories, each with its list of categories in order. */
   readonly categories?: Readonly<Record<string, readonly string[]>>;
   /** Classes as whole numbers (the default) or as one 0/1 column each. */
   readonly labels?: 'index' | 'oneHot';
-  /** Texts that say that a value is missing, beside an empty cell. Default: ?, NA, N/A, NaN, null in any case. */
+  /** Texts that mean a missing value, beside an empty cell. Default: ?, NA, N/A, NaN, null in upper or lower case. */
   readonly missing?: readonly string[];
-  /** Between groups of three digits, such as `,` in 1,234.5. Default: nothing. */
+  /** The mark between groups of three digits, such as `,` in 1,234.5. Default: none. */
   readonly thousands?: string;
 }
 
-/** Files of one data set; several of one part are read one after the other. */
+/** The files of one data set. The files of one part are read one after the other. */
 export interface CsvParts {
   readonly train: string | readonly string[];
   readonly validation?: string | readonly string[];
@@ -59,10 +59,10 @@ export interface CsvParts {
 }
 
 export interface CsvData extends ExperimentData {
-  /** One a feature; of a category `column=value`. */
+  /** One name for each input; for a category, `column=value`. */
   readonly inputNames: readonly string[];
   readonly targetNames: readonly string[];
-  /** Of a classification: the name of each class number. */
+  /** The name of class 0, 1, … of a classification; null for a regression. */
   readonly classes: readonly string[] | null;
 }
 
@@ -76,18 +76,18 @@ const texts = (allowed: string) => optional({ allowed, test: isTexts });
 
 const FIELDS: Fields<keyof CsvOptions> = {
   ...TABLE_FIELDS,
-  targets: { allowed: "a list of names of columns, such as ['price']", test: isTexts },
+  targets: { allowed: "a list of column names, such as ['price']", test: isTexts },
   task: optional(oneOf('regression', 'classification')),
-  classes: texts("a list of the classes' names"),
-  inputs: texts('a list of names of columns'),
-  ignore: texts('a list of names of columns'),
-  categorical: texts('a list of names of columns'),
+  classes: texts('a list of class names'),
+  inputs: texts('a list of column names'),
+  ignore: texts('a list of column names'),
+  categorical: texts('a list of column names'),
   categories: optional({
     allowed: "an object of lists, such as { colour: ['blue', 'red'] }",
     test: (value) => isRecord(value) && Object.values(value).every(isTexts),
   }),
   labels: optional(oneOf('index', 'oneHot')),
-  missing: texts("a list of texts, such as ['NA', '-']"),
+  missing: texts("a list of strings, such as ['NA', '-']"),
   thousands: optional({
     allowed: "one character, such as ',', ' ' or '\\''",
     test: (value) => isText(value) && /^[^\d+-]$/.test(value),
@@ -100,14 +100,13 @@ const FIELDS: Fields<keyof CsvOptions> = {
  *
  *     loadCsv('auto-mpg.csv', { targets: ['mpg'], categorical: ['origin'], ignore: ['name'] })
  *
- * With files for several parts, columns are found by name, and classes and categories are those of all files:
+ * If there are files for several parts, columns are found by name. All files share the classes and categories:
  *
  *     loadCsv({ train: 'train.csv', test: 'test.csv' }, { targets: ['kind'], task: 'classification' })
  *
- * @throws DownpourError DP_DATA_MISSING; DP_EXPERIMENT_INVALID for a wrong option, a column that a header
- * lacks or has too much; DP_DATA_CORRUPT with line and column for a missing value, a cell that is not a number,
- * a line with too few or too many cells, bytes that are no text; DP_DATA_LABEL for a class that is none of
- * those given.
+ * @throws DownpourError DP_DATA_MISSING; DP_EXPERIMENT_INVALID for a wrong option and a missing or additional
+ * column; DP_DATA_CORRUPT with line and column for a missing value, a cell that is not a number, a line with
+ * too few or too many cells, and bytes that are not text; DP_DATA_LABEL for a class that is not in `classes`.
  */
 export async function loadCsv(files: string | CsvParts, options: CsvOptions): Promise<CsvData> {
   const parts = partsOf(files);
@@ -122,7 +121,7 @@ export async function loadCsv(files: string | CsvParts, options: CsvOptions): Pr
   return table.data();
 }
 
-/** As `loadCsv`, of the bytes of a file. @param name for errors and for `source` */
+/** Does the same as `loadCsv` with the bytes of a file. @param name of the file, for errors and for `source` */
 export function parseCsv(bytes: Uint8Array, name: string, options: CsvOptions): CsvData {
   checkOptions('loadCsv', options, FIELDS);
   const table = new Table(options, [{ part: 'train', file: name }]);

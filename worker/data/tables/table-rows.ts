@@ -18,7 +18,7 @@ export interface TableOptions extends ReadOptions {
   readonly quote?: string | null;
   /** Lines that begin with this text are left out. Default: none. */
   readonly comment?: string;
-  /** Between whole number and fraction. Default: a point. */
+  /** The decimal mark. Default: a point. */
   readonly decimal?: '.' | ',';
 }
 
