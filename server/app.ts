@@ -14,7 +14,7 @@ import { JOIN_PATHS, TICKET_PROTOCOL, ticketOf } from '../shared/join.ts';
 import type { Log } from '../shared/log.ts';
 import type { SessionFacts } from '../shared/rest.ts';
 import type { Connection } from '../wire/connection.ts';
-import { accept, upgradeProblem } from '../wire/handshake.ts';
+import { accept, hostProblem, upgradeProblem } from '../wire/handshake.ts';
 import { isLoopback } from '../wire/local-socket.ts';
 import {
   type Access,
@@ -111,6 +111,16 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     if (!request.raw.complete) reply.header('connection', 'close');
     return reply.code(ERRORS[code].http).send({ code, message });
   });
+  const parse = app.getDefaultJsonParser('error', 'error');
+  app.addContentTypeParser<string>(
+    'application/json',
+    { parseAs: 'string' },
+    (request, body, done) => {
+      if (depthOf(body) <= BODY_DEPTH_MAX) return parse(request, body, done);
+      const text = `the body is nested deeper than ${BODY_DEPTH_MAX} lists and objects`;
+      done(new DownpourError('DP_BODY_INVALID', text));
+    },
+  );
   app.setNotFoundHandler((request, reply) => {
     const message = `no ${request.method} ${request.url.slice(0, 200)}; GET /openapi.json lists what there is`;
     return reply.code(404).send({ code: 'DP_NOT_FOUND', message });
@@ -118,6 +128,8 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   const door = new Door(options);
   app.addHook('onRequest', async (request, reply) => {
     reply.headers(headers);
+    const doubled = hostProblem(request.raw);
+    if (doubled !== null) throw new DownpourError('DP_BODY_INVALID', doubled);
     const { url } = request.routeOptions;
     if (url === '/health') return;
     const needed = roleFor(request.method, url);
@@ -137,6 +149,22 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   });
   acceptWorkers(app, coordinator, door);
   return app;
+}
+
+/** What checks a body calls itself for each list within a list. */
+const BODY_DEPTH_MAX = 64;
+
+function depthOf(json: string): number {
+  let [depth, deepest, isText] = [0, 0, false];
+  for (let i = 0; i < json.length; i++) {
+    const code = json.charCodeAt(i);
+    if (code === 0x22) isText = !isText;
+    else if (isText && code === 0x5c) i++;
+    else if (isText) continue;
+    else if (code === 0x5b || code === 0x7b) deepest = Math.max(deepest, ++depth);
+    else if (code === 0x5d || code === 0x7d) depth--;
+  }
+  return deepest;
 }
 
 /** What workers in pages ask for. */
@@ -398,6 +426,32 @@ function answerBroken(error: Error & { code?: string }, socket: Duplex): void {
   } else refuse(socket, 'DP_BODY_INVALID', 'the request is not HTTP/1.1');
 }
 
+const isWebSocket = ({ headers }: IncomingMessage) =>
+  headers.upgrade?.toLowerCase().includes('websocket') ?? false;
+
+/**
+ * A request that would rather speak another protocol (`Upgrade: h2c` of Java's client and of curl --http2) is one of
+ * HTTP/1.1 to a server that does not (RFC 9110, 7.8). Node has taken its parser away by now: it is read once more,
+ * without the offer.
+ */
+function serveAsItIs(
+  server: FastifyInstance['server'],
+  { method, url, httpVersion, headers, rawHeaders }: IncomingMessage,
+  socket: Socket,
+  head: Buffer,
+): void {
+  const lines = [`${method} ${url} HTTP/${httpVersion}`];
+  for (let i = 0; i < rawHeaders.length; i += 2) {
+    const name = rawHeaders[i]!.toLowerCase();
+    if (['upgrade', 'connection', 'http2-settings'].includes(name)) continue;
+    lines.push(`${rawHeaders[i]}: ${rawHeaders[i + 1]}`);
+  }
+  if (/\bclose\b/i.test(headers.connection ?? '')) lines.push('Connection: close');
+  const before = Buffer.from(`${lines.join('\r\n')}\r\n\r\n`, 'latin1');
+  socket.unshift(Buffer.concat([before, head]));
+  server.emit('encrypted' in socket ? 'secureConnection' : 'connection', socket);
+}
+
 function acceptWorkers(app: FastifyInstance, coordinator: Coordinator, door: Door): void {
   const sessions = new Map<Session, () => boolean>();
   const standbys = new Map<Connection, () => boolean>();
@@ -408,6 +462,10 @@ function acceptWorkers(app: FastifyInstance, coordinator: Coordinator, door: Doo
     }
   });
   app.server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
+    if (!isWebSocket(request)) {
+      serveAsItIs(app.server, request, socket, head);
+      return;
+    }
     socket.on('error', () => socket.destroy());
     const path = request.url?.split('?', 1)[0];
     if (path !== '/ws' && path !== '/standby') {

@@ -109,6 +109,8 @@ export function addPages(
       schema: { summary: 'What changes, as server-sent events; see FeedUpdate in shared/rest.ts' },
     },
     (request, reply) => {
+      // Who asks for the head alone would wait for an end that never comes.
+      if (request.method === 'HEAD') return reply.type('text/event-stream').send();
       feed.mustHaveRoom();
       reply.hijack();
       const { raw } = reply;

@@ -16,8 +16,12 @@ const acceptOf = (key: string) =>
 // The server's end.
 
 /** What keeps a request from becoming a WebSocket, in words; or null. */
-export function upgradeProblem({ method, headers }: IncomingMessage): string | null {
+export function upgradeProblem(request: IncomingMessage): string | null {
+  const { method, headers, httpVersion } = request;
   if (method !== 'GET') return `a WebSocket begins with GET, not ${method}`;
+  if (httpVersion !== '1.1') return `a WebSocket begins with HTTP/1.1, not ${httpVersion}`;
+  const doubled = hostProblem(request);
+  if (doubled !== null) return doubled;
   if (headers.upgrade?.toLowerCase() !== 'websocket') {
     return `Upgrade is '${headers.upgrade}'; only 'websocket' is served`;
   }
@@ -27,6 +31,13 @@ export function upgradeProblem({ method, headers }: IncomingMessage): string | n
     return 'Sec-WebSocket-Key is not the base64 of 16 bytes';
   }
   return null;
+}
+
+/** A proxy and a server that choose different ones of two Host headers take a request for two different ones. */
+export function hostProblem({ rawHeaders }: IncomingMessage): string | null {
+  const names = rawHeaders.filter((_, i) => i % 2 === 0);
+  const count = names.filter((name) => name.toLowerCase() === 'host').length;
+  return count > 1 ? `the request has ${count} Host headers; one is allowed` : null;
 }
 
 /** Answers a request that has no `upgradeProblem`. `start` the connection with what came behind it. */

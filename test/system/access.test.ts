@@ -622,6 +622,74 @@ describe('limits', () => {
     expect(text.toLowerCase()).toContain('connection: close');
   });
 
+  /** What a request that is written by hand is answered. The server closes, since it is asked to. */
+  async function answerTo(url: string, request: string): Promise<string> {
+    const socket = connect(Number(new URL(url).port), '127.0.0.1');
+    let text = '';
+    socket.on('data', (chunk) => {
+      text += String(chunk);
+      // Of those that may stay open.
+      if (/\r\n\r\n.*}$/s.test(text)) socket.end();
+    });
+    socket.on('error', () => {});
+    socket.write(request);
+    await once(socket, 'close');
+    return text;
+  }
+
+  test('a request that offers HTTP/2 is served as it is, with its body', async () => {
+    const { url } = await start();
+    const offer =
+      'connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n';
+    const host = 'host: 127.0.0.1\r\n';
+    const got = await answerTo(url, `GET /health HTTP/1.1\r\n${host}${offer}\r\n`);
+    expect(got).toMatch(/^HTTP\/1\.1 200 OK/);
+    expect(got).toContain('"status":"ok"');
+    const body = JSON.stringify(RUN);
+    const form = `content-type: application/json\r\ncontent-length: ${body.length}\r\n`;
+    const made = await answerTo(url, `POST /runs HTTP/1.1\r\n${host}${offer}${form}\r\n${body}`);
+    expect(made).toMatch(/^HTTP\/1\.1 201 /);
+  });
+
+  test('HTTP/1.0 upgrades, two hosts and bodies that are nested without end are 400', async () => {
+    const { url } = await start();
+    const socket = 'connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n';
+    const key = `sec-websocket-key: ${'A'.repeat(22)}==\r\n`;
+    const host = 'host: 127.0.0.1\r\n';
+    for (const request of [
+      `GET /ws HTTP/1.0\r\n${host}${socket}${key}\r\n`,
+      `GET /ws HTTP/1.1\r\n${host}${host}${socket}${key}\r\n`,
+      `GET /health HTTP/1.1\r\n${host}host: other\r\n\r\n`,
+    ]) {
+      expect(await answerTo(url, request)).toMatch(/^HTTP\/1\.1 400 /);
+    }
+    for (const nested of [
+      '['.repeat(400_000),
+      '{"a":'.repeat(150_000),
+      `${'['.repeat(65)}${']'.repeat(65)}`,
+    ]) {
+      const answer = await fetch(`${url}/runs`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: nested,
+      });
+      expect(answer.status).toBe(400);
+      expect(await answer.json()).toMatchObject({ code: 'DP_BODY_INVALID' });
+    }
+    expect((await ask(`${url}/health`)).status).toBe(200);
+  });
+
+  test('HEAD ends on every route', async () => {
+    const { url } = await start();
+    const openapi = await (await fetch(`${url}/openapi.json`)).json();
+    const paths = [...Object.keys((openapi as { paths: object }).paths), '/', '/feed', '/health'];
+    for (const path of paths) {
+      const answer = await fetch(`${url}${path.replace(/\{[^}]*\}/g, 'x')}`, { method: 'HEAD' });
+      expect(answer.status).toBeGreaterThanOrEqual(200);
+      expect(await answer.text()).toBe('');
+    }
+  });
+
   test('what is no HTTP is answered with a code, and closed', async () => {
     const { url } = await start();
     const socket = connect(Number(new URL(url).port), '127.0.0.1');
