@@ -31,7 +31,7 @@ export async function refuseCommand(file: string, options: RefuseOptions): Promi
     if (answers.count / answers.perExample < 2) {
       throw new DownpourError(
         'DP_USAGE',
-        'the validation part has one example: thresholds are chosen on one half of it and measured on the other, so that it takes two at least, and some hundred to tell much; raise validationFraction and train again',
+        'the validation part has one example, but thresholds are chosen on one half of it and measured on the other. At least two examples are needed, and some hundred for a useful result; raise validationFraction and train again',
       );
     }
     const { run } = trained.facts;

@@ -229,9 +229,10 @@ function classAdvice(
     .slice(0, 3);
   if (pairs.length > 0) {
     const told = pairs.map(
-      ({ i, j, count }) => `${className(i, classes)} for ${className(j, classes)} (${count})`,
+      ({ i, j, count }) =>
+        `${className(i, classes)} answered as ${className(j, classes)} (${count})`,
     );
-    parts.push(`The most frequent errors (true class for answer) are ${told.join(', ')}.`);
+    parts.push(`The most frequent errors are ${told.join(', ')}.`);
   }
   if (share > 0.5) {
     parts.push(

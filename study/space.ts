@@ -175,7 +175,7 @@ export function parseDimension(text: string): { path: string; dimension: unknown
   const wrong = () =>
     new DownpourError(
       'DP_USAGE',
-      `'${text}' is no dimension; write it like learningRate=log:0.001..1, hyperparameters.units=logInteger:16..512 or optimizer.kind=choice:sgd,adam`,
+      `'${text}' is not a dimension; write it like learningRate=log:0.001..1, hyperparameters.units=logInteger:16..512 or optimizer.kind=choice:sgd,adam`,
     );
   const [definition, ...conditions] = text.split(/\s+when\s+/);
   const match = /^([^=]+)=(\w+):(.+)$/.exec(definition!.trim());

@@ -815,7 +815,7 @@ function functionInstance(model: FunctionModel): OwnInstance {
         ? { variable: entry, role: entry.trainable ? 'trainable' : 'frozen', momentum: undefined }
         : entry;
     if (!(variable instanceof tf.Variable)) {
-      throw invalid(`model().variables.${name} is no tf.variable made with the \`tf\` given`);
+      throw invalid(`model().variables.${name} is not a tf.variable made with the \`tf\` given`);
     }
     const spec = { name, shape: variable.shape, variable, role: role as Weight['role'] };
     return momentum === undefined ? spec : { ...spec, momentum };

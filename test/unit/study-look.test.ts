@@ -48,7 +48,7 @@ describe('a look at answers', () => {
     const classes = ['setosa', 'versicolor', 'virginica'];
     const report = look(answersOf([...right(200), ...wrong(4, 6)]), classes);
     expect(report.rows[0]!.slice(1, 3)).toEqual(['setosa', 'versicolor']);
-    expect(report.advice).toContain('setosa for versicolor (4)');
+    expect(report.advice).toContain('setosa answered as versicolor (4)');
     expect(JSON.stringify(report.plots['worst.svg'])).toContain('is setosa, said versicolor');
     expect(report.plots['confusion.svg']).toMatchObject({ names: classes });
     expect(report.facts).toMatchObject({ classes });

@@ -40,7 +40,7 @@ export function parseIdx(bytes: Uint8Array, name: string): Column {
     const start = Buffer.from(bytes.subarray(0, 4)).toString('hex') || 'nothing';
     throw corrupt(
       name,
-      `no IDX file: it begins with ${start}, not with 0000, an element type (08, 09, 0b, 0c, 0d, 0e) and the number of dimensions`,
+      `it is not an IDX file: it begins with ${start}, not with 0000, an element type (08, 09, 0b, 0c, 0d, 0e) and the number of dimensions`,
     );
   }
   const element = ELEMENTS[bytes[2]!]!;

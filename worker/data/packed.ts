@@ -92,7 +92,7 @@ function parsed(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    throw corrupt(`its metadata are no JSON: ${text.slice(0, 40)}`, cause);
+    throw corrupt(`its metadata are not JSON: ${text.slice(0, 40)}`, cause);
   }
 }
 
