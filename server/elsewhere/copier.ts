@@ -1,3 +1,4 @@
+import { type FileHandle, open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
@@ -197,24 +198,16 @@ export class Copier {
   }
 
   async #copy({ copy, file, sha256, createdAt }: Wanted): Promise<void> {
-    const { bucket, root, mayWrite } = this.#options;
+    const { root, mayWrite } = this.#options;
     const { signal } = this.#ending;
     const folder = checkpointFolder(root, copy.run);
     const known = await this.#look(copy.run, createdAt, signal);
     if (!known.some(({ key }) => key === copy.key)) {
-      const manifest = join(folder, file.slice(0, -TENSORS.length) + MANIFEST);
       await mayWrite();
-      try {
-        const bytes = await bucket.put(copy.key + TENSORS, join(folder, file), sha256, signal);
-        // Not a byte that another server's may have followed.
-        await mayWrite();
-        this.#counts.bytes +=
-          bytes + (await bucket.put(copy.key + MANIFEST, manifest, null, signal));
-      } catch (error) {
-        // Pruned meanwhile: a newer one waits, or is written now.
-        if (errnoOf(error) === 'ENOENT') return;
-        throw error;
-      }
+      const bytes = await this.#upload(copy, join(folder, file), sha256, signal);
+      // Pruned before its turn: a newer one waits, or is written now.
+      if (bytes === null) return;
+      this.#counts.bytes += bytes;
       known.push(copy);
       known.sort((a, b) => a.life - b.life || a.sequence - b.sequence);
       this.#counts.copied++;
@@ -222,6 +215,37 @@ export class Copier {
     const newest = known.findLast(({ kind }) => kind === 'last') ?? copy;
     this.#steps.set(copy.run, newest.step);
     await this.#prune(copy.run, known, signal);
+  }
+
+  /** @param path of its tensors. @returns bytes; null: it is not on disk any more. */
+  async #upload(
+    { key }: Copy,
+    path: string,
+    sha256: string,
+    signal: AbortSignal,
+  ): Promise<number | null> {
+    const { bucket, mayWrite } = this.#options;
+    const files: { ending: string; path: string; handle: FileHandle }[] = [];
+    try {
+      // Both are opened first: an upload may last longer than the disk keeps the checkpoint.
+      for (const ending of [TENSORS, MANIFEST]) {
+        const own = path.slice(0, -TENSORS.length) + ending;
+        files.push({ ending, path: own, handle: await open(own, 'r') });
+      }
+      let bytes = 0;
+      for (const { ending, path: own, handle } of files) {
+        // Another server may have begun to copy meanwhile.
+        if (ending === MANIFEST) await mayWrite();
+        const checksum = ending === TENSORS ? sha256 : null;
+        bytes += await bucket.putOpen(key + ending, handle, own, checksum, signal);
+      }
+      return bytes;
+    } catch (error) {
+      if (errnoOf(error) === 'ENOENT') return null;
+      throw error;
+    } finally {
+      for (const { handle } of files) await handle.close();
+    }
   }
 
   /** What the bucket has of a run, and that it is this run; asked once. What was begun and never ended goes. */

@@ -49,7 +49,11 @@ export async function restoreInto(
     await writeSealed(beside, COMPLETE, { runs });
   } catch (error) {
     await removeAll(beside).catch(() => {});
-    throw error;
+    if (!signal?.aborted) throw error;
+    throw new DownpourError(
+      'DP_SERVER_STOPPING',
+      `the server was stopped while it restored its runs from ${bucket.name}: the next start begins again`,
+    );
   }
   return moveIn(root, beside, log);
 }

@@ -122,18 +122,29 @@ export class Bucket {
   ): Promise<number> {
     const handle = await open(path, 'r');
     try {
-      const { size } = await handle.stat();
-      const partBytes = Math.max(this.#limits.partBytes, Math.ceil(size / PARTS_MAX));
-      const file = new Parts(handle, path, size, partBytes, sha256);
-      const etag =
-        size <= partBytes
-          ? await this.#putWhole(key, file, signal)
-          : await this.#putParts(key, file, signal);
-      await this.#mustHaveArrived(key, size, etag, signal);
-      return size;
+      return await this.putOpen(key, handle, path, sha256, signal);
     } finally {
       await handle.close();
     }
+  }
+
+  /** The same of a file that is open, and may have lost its name. @param path for messages. */
+  async putOpen(
+    key: string,
+    handle: FileHandle,
+    path: string,
+    sha256: string | null,
+    signal?: AbortSignal,
+  ): Promise<number> {
+    const { size } = await handle.stat();
+    const partBytes = Math.max(this.#limits.partBytes, Math.ceil(size / PARTS_MAX));
+    const file = new Parts(handle, path, size, partBytes, sha256);
+    const etag =
+      size <= partBytes
+        ? await this.#putWhole(key, file, signal)
+        : await this.#putParts(key, file, signal);
+    await this.#mustHaveArrived(key, size, etag, signal);
+    return size;
   }
 
   /** Writes an object into a file, atomically. @returns false: there is none. @throws as `put`. */

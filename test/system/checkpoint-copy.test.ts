@@ -186,6 +186,10 @@ describe.skipIf(isLacking(['moto']))('copies in a bucket', () => {
     while (copier.facts().waiting > 0) await wait(5);
   };
 
+  const state = () => join(folder, 'state');
+  const lastOf = (run: string, root = state()) =>
+    newestValidCheckpoint(checkpointFolder(root, run), { kinds: ['last'] });
+
   describe('a copier', () => {
     beforeEach(() => {
       mayWrite = async () => {};
@@ -284,6 +288,32 @@ describe.skipIf(isLacking(['moto']))('copies in a bucket', () => {
       await copier.close(1_000);
     });
 
+    test('copies one that the disk loses to newer ones meanwhile: a slow upload ends all the same', async () => {
+      const copier = copierOf();
+      const manifest = await write('r', 10);
+      let asked = 0;
+      mayWrite = async () => {
+        // The last time is before the manifest, after the tensors.
+        if (++asked === 3) await rm(join(folder, 'state'), { recursive: true });
+      };
+      copier.written(manifest);
+      await copier.close(60_000);
+      expect(asked).toBe(3);
+      await mkdir(join(folder, 'state'));
+      expect(await restoreInto(join(folder, 'state'), bucketOf(), log)).toEqual(['r']);
+      expect((await lastOf('r'))?.manifest).toEqual(manifest);
+    });
+
+    test('passes one over that the disk has lost before its turn', async () => {
+      const manifest = await write('r', 10);
+      await rm(join(folder, 'state'), { recursive: true });
+      const copier = copierOf();
+      copier.written(manifest);
+      await copier.close(60_000);
+      expect(copier.facts()).toMatchObject({ copied: 0, failed: 0, waiting: 0, away: null });
+      expect(await stems()).toEqual([]);
+    });
+
     test('writes nothing more once another server owns the state', async () => {
       const copier = copierOf();
       mayWrite = () => Promise.reject(new DownpourError('DP_STATE_FENCED', 'another has it'));
@@ -325,7 +355,6 @@ describe.skipIf(isLacking(['moto']))('copies in a bucket', () => {
   });
 
   describe('a restore', () => {
-    const state = () => join(folder, 'state');
     beforeEach(async () => {
       mayWrite = async () => {};
       const copier = copierOf();
@@ -339,8 +368,6 @@ describe.skipIf(isLacking(['moto']))('copies in a bucket', () => {
       await rm(state(), { recursive: true });
       await mkdir(state());
     });
-    const lastOf = (run: string, root = state()) =>
-      newestValidCheckpoint(checkpointFolder(root, run), { kinds: ['last'] });
     const newest = 'r/checkpoints/life-00001/step-000000020-last-0002';
 
     test('brings back the newest of each run and kind', async () => {
@@ -379,6 +406,15 @@ describe.skipIf(isLacking(['moto']))('copies in a bucket', () => {
       await bucket.remove('other/checkpoints/life-00001/step-000000007-last-0001.safetensors');
       const { code } = await failureOf(restoreInto(state(), bucket, log));
       expect(code).toBe('DP_CHECKPOINT_CORRUPT');
+      expect(await readdir(state())).toEqual([]);
+    });
+
+    test('that the server is stopped in says so, and leaves nothing', async () => {
+      const { code, message } = await failureOf(
+        restoreInto(state(), bucketOf(), log, AbortSignal.abort()),
+      );
+      expect(code).toBe('DP_SERVER_STOPPING');
+      expect(message).toContain('the next start begins again');
       expect(await readdir(state())).toEqual([]);
     });
 
@@ -481,8 +517,12 @@ describe.skipIf(isLacking(['moto']))('copies in a bucket', () => {
       const ended = once(second.child, 'exit');
       second.child.kill('SIGTERM');
       await ended;
-      const keys = (await bucketOf().list('r/')).map(({ key }) => key);
-      expect(keys.filter((key) => /step-000000040-last-\d+\.json$/.test(key))).toHaveLength(1);
+      const newest = (await lastOf('r'))!.manifest.file.replace('.safetensors', '.json');
+      const keys = (await bucketOf().list('r/')).map(({ key }) =>
+        key.slice(key.lastIndexOf('/') + 1),
+      );
+      expect(newest).toContain('step-000000040-last');
+      expect(keys).toContain(newest);
       for (const { log: said } of [first, second]) {
         expect(said()).not.toContain(place.secretAccessKey);
         expect(said()).not.toContain(place.accessKeyId);
