@@ -24,7 +24,7 @@ const INSTEAD: readonly (readonly [RegExp, string])[] = [
   [/^(npx downpour train examples.*)$/, '$1 --epochs 2'],
   // Ports that others have here.
   [/--host 0\.0\.0\.0 (--advertise (\S+))/, '--host $2 $1'],
-  [/$(?<=--standby-of \S+)/, ' --port 7421 --state second'],
+  [/$(?<=--standby-of \S+|--peer http:\/\/192\.0\.2\.10\S+)/, ' --port 7421 --state second'],
 ];
 
 /** Goes on until it is ended, and says this when it is there. */
@@ -142,7 +142,9 @@ describe.skipIf(missing)(
         const [, command = ''] = /(?:^|\s)npx downpour (\S+)/.exec(line) ?? [];
         const says = LASTING[command];
         // What was started before is on other machines, unless this one goes with it.
-        const others = /--standby-of|--shards-elsewhere/.test(line) ? '' : command;
+        const others = /--standby-of|--peer http:\/\/192\.0\.2\.10|--shards-elsewhere/.test(line)
+          ? ''
+          : command;
         const first = others === 'shard' && !/downpour shard/.test(lasting.at(-1)?.line ?? '');
         if (others === 'serve' || first) await end();
         if (says) {
