@@ -83,7 +83,7 @@ describe('init', () => {
     for (const [args, text] of [
       [['x.ts', '--data', 'cars.csv', '--target', 'mpgg'], "no column 'mpgg'"],
       [['x.ts', '--data', 'none.csv'], 'none.csv'],
-      [['x.ts', '--data', 'cars.csv', '--model', 'cnn'], 'is for images'],
+      [['x.ts', '--data', 'cars.csv', '--model', 'cnn'], 'is only for images'],
       [['x.ts', '--data', 'cars.csv', '--target', 'name', '--task', 'regression'], 'holds text'],
       [['a b.ts', '--data', 'cars.csv'], 'cannot name an experiment'],
     ] as const) {
