@@ -84,7 +84,10 @@ describe('init', () => {
       [['x.ts', '--data', 'cars.csv', '--target', 'mpgg'], "no column 'mpgg'"],
       [['x.ts', '--data', 'none.csv'], 'none.csv'],
       [['x.ts', '--data', 'cars.csv', '--model', 'cnn'], 'is only for images'],
-      [['x.ts', '--data', 'cars.csv', '--target', 'name', '--task', 'regression'], 'has text'],
+      [
+        ['x.ts', '--data', 'cars.csv', '--target', 'name', '--task', 'regression'],
+        'it has too many different texts',
+      ],
       [['a b.ts', '--data', 'cars.csv'], 'cannot name an experiment'],
     ] as const) {
       const { status, stderr } = downpour('init', ...args);
