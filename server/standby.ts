@@ -159,6 +159,10 @@ class Follower {
   #heardMs = 0;
   #failures = 0;
   #strangeSince: number | null = null;
+  /** The primary's, of the connection that came last. */
+  #leading = 0;
+  /** The store has once had the primary's token: what it says of the owner is about this primary. */
+  #isTheirs = false;
   /** What no patience can mend. */
   #fatal: unknown = null;
 
@@ -175,7 +179,7 @@ class Follower {
     const ask = async () => {
       asking = true;
       try {
-        lease = await store.acquire(owner, { ttlMs, signal });
+        if (await this.#knowsPrimary()) lease = await store.acquire(owner, { ttlMs, signal });
       } catch (error) {
         const early = ['DP_STATE_LOCKED', 'DP_REDIS_UNAVAILABLE'].includes(errorCode(error));
         if (!early && !signal.aborted) this.#fatal = error;
@@ -205,6 +209,15 @@ class Follower {
       `the primary's lease has lapsed: this standby takes over ${steps.length} runs (${steps.slice(0, 5).join(', ')})`,
     );
     return { lease, replicas: this.#replicas.runs };
+  }
+
+  /** A store of its own would give anybody the lease, beside a primary that lives. */
+  async #knowsPrimary(): Promise<boolean> {
+    if (this.#isTheirs) return true;
+    // It could not be asked before; a released lease has taken up one token more.
+    const newest = await this.#options.store.newestToken();
+    this.#isTheirs = [this.#leading, this.#leading + 1].includes(newest);
+    return this.#isTheirs;
   }
 
   #dial(): void {
@@ -312,15 +325,18 @@ class Follower {
         `the primary's lease lasts ${leaseMs / 1000} s, and so would a takeover: start it with --lease-seconds 2`,
       );
     }
+    this.#leading = token;
     store.newestToken().then(
       (newest) => {
         if (newest === token) {
           this.#strangeSince = null;
+          this.#isTheirs = true;
           return;
         }
         connection.terminate();
         this.#strangeSince ??= performance.now();
-        if (this.#replicas.whole || performance.now() - this.#strangeSince < STRANGE_MS) return;
+        // All runs may be here before the store has answered.
+        if (this.#isTheirs || performance.now() - this.#strangeSince < STRANGE_MS) return;
         this.#fatal = new DownpourError(
           'DP_USAGE',
           `the state store of this standby is not that of ${primary} (its newest token is ${newest}, the primary's is ${token}): give both the same --redis-url, or the same --state on one machine`,
