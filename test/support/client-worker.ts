@@ -23,13 +23,14 @@ export class ClientWorker {
   /** Called before an evaluation is answered. */
   evaluating: () => Promise<void> | void = () => {};
 
-  constructor(server: string, name: string, problem: Problem) {
+  /** @param run it works for that one alone, and hears of its end also after it was away; null: for any. */
+  constructor(server: string, name: string, problem: Problem, run: string | null = null) {
     this.name = name;
     this.#problem = problem;
     this.#client = new Client({
       server,
       hello: {
-        ...{ worker: name, run: null, experiments: { regression: 'hash' } },
+        ...{ worker: name, run, experiments: { regression: 'hash' } },
         ...{ engine: 'test', device: 'test' },
       },
       signal: this.#stop.signal,

@@ -89,7 +89,7 @@ async function createRun({ client }: ServerProcess, config: PartialConfig) {
 /** They know the first server alone, which tells them of its standby, or the others too. */
 function work(servers: readonly ServerProcess[], names = ['a', 'b']): ClientWorker[] {
   return names.map((name) => {
-    const worker = new ClientWorker(servers.map(({ url }) => url).join(','), name, problem);
+    const worker = new ClientWorker(servers.map(({ url }) => url).join(','), name, problem, 'r');
     cleanUps.push(() => worker.stop());
     return worker;
   });
