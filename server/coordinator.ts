@@ -449,7 +449,7 @@ export class Coordinator {
 
   /** One that could work, were it not shut out, is told so instead of being left idle. @throws DownpourError DP_QUARANTINED. */
   mustNotBeQuarantined(session: Session): void {
-    const fit = this.runs.filter((run) => !run.over && session.isFit(run));
+    const fit = this.unfinished.filter((run) => session.isFit(run));
     if (fit.some((run) => session.canServe(run))) return;
     for (const run of fit) run.mustBeTrusted(session.key);
   }

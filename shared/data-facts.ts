@@ -161,7 +161,7 @@ function contradiction(facts: DataFacts): string | null {
   return null;
 }
 
-export function doublesOf(base64: string): Float64Array {
+function doublesOf(base64: string): Float64Array {
   const bytes = bytesOfBase64(base64);
   return new Float64Array(bytes.buffer, 0, Math.floor(bytes.length / 8));
 }

@@ -1,7 +1,7 @@
 /** Commands as text that can be pasted into a shell. */
 
 /** A word as it stands on a POSIX command line: quoted where the shell would read something else. */
-export function shellWord(text: string): string {
+function shellWord(text: string): string {
   if (/^[\w@%+:,./-][\w@%+=:,./-]*$/.test(text)) return text;
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }

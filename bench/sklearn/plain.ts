@@ -73,7 +73,7 @@ export function errorOf({ outputs, targets, facts }: Predictions): number {
 }
 
 /** Reads model.json and its weights as a browser would. */
-function fromFolder(path: string): tf.io.IOHandler {
+export function fromFolder(path: string): tf.io.IOHandler {
   return {
     load: async () => {
       const json = JSON.parse(readFileSync(join(path, 'model.json'), 'utf8')) as tf.io.ModelJSON;

@@ -124,7 +124,7 @@ function judgeText(judged: Judge, profile: ColumnProfile, given: number): Judged
 }
 
 /** Whether texts of so many kinds are a category in so many rows. */
-export function isFew(kinds: number, rows: number): boolean {
+function isFew(kinds: number, rows: number): boolean {
   const most = Math.max(CATEGORIES_FEW, Math.min(CATEGORIES_MANY, rows / ROWS_A_KIND));
   return kinds <= most && 2 * kinds <= rows;
 }

@@ -8,6 +8,7 @@ import '@tensorflow/tfjs-backend-cpu';
 import * as tf from '@tensorflow/tfjs-core';
 import { loadLayersModel } from '@tensorflow/tfjs-layers';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { fromFolder } from '../../bench/sklearn/plain.ts';
 import { readTensors } from '../../server/checkpoint.ts';
 import type { CheckpointSummary, RunDetail, RunSummary } from '../../shared/rest.ts';
 
@@ -289,20 +290,4 @@ export default defineExperiment({
 function childrenOf(pid: number): number[] {
   const text = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim();
   return text === '' ? [] : text.split(' ').map(Number);
-}
-
-/** Reads model.json and its weights as a browser would. */
-function fromFolder(path: string): tf.io.IOHandler {
-  return {
-    load: async () => {
-      const json = JSON.parse(readFileSync(join(path, 'model.json'), 'utf8')) as tf.io.ModelJSON;
-      const [manifest] = json.weightsManifest;
-      const bytes = readFileSync(join(path, manifest!.paths[0]!));
-      return {
-        modelTopology: json.modelTopology,
-        weightSpecs: manifest!.weights,
-        weightData: bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length),
-      } as tf.io.ModelArtifacts;
-    },
-  };
 }

@@ -13,6 +13,14 @@ export interface Column {
 
 export type Kind = 'uint8' | 'int32' | 'float32' | 'float64';
 
+/** The typed array of each kind. */
+export const ARRAYS = {
+  uint8: Uint8Array,
+  int32: Int32Array,
+  float32: Float32Array,
+  float64: Float64Array,
+} as const;
+
 /** The kind of a column's numbers. A Buffer counts as bytes. */
 export function kindOf(values: Column['values']): Kind {
   if (values instanceof Uint8Array) return 'uint8';
@@ -75,7 +83,5 @@ export function takeRows(column: Column, rows: Int32Array | readonly number[]): 
 }
 
 function emptyLike(values: Column['values'], length: number): Column['values'] {
-  if (values instanceof Uint8Array) return new Uint8Array(length);
-  if (values instanceof Int32Array) return new Int32Array(length);
-  return values instanceof Float32Array ? new Float32Array(length) : new Float64Array(length);
+  return new ARRAYS[kindOf(values)](length);
 }

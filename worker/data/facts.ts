@@ -6,7 +6,7 @@ import {
 } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { DataSummary } from '../../shared/protocol.ts';
-import { type Column, kindOf } from './columns.ts';
+import { ARRAYS, type Column, kindOf } from './columns.ts';
 import type { PreparedData } from './examples.ts';
 import type { InputTransform } from './transform.ts';
 
@@ -57,13 +57,6 @@ export function examplesLike({
   });
   return { train: { count: 0, inputs: empty(inputs), targets: empty(targets) }, classCount };
 }
-
-const ARRAYS = {
-  uint8: Uint8Array,
-  int32: Int32Array,
-  float32: Float32Array,
-  float64: Float64Array,
-} as const;
 
 /**
  * The transform that a run's parameters were trained with, for these inputs.

@@ -74,7 +74,7 @@ const MAGICS: readonly (readonly [magic: string, at: number, kind: FileKind])[] 
 ];
 
 /** What begins so, or null for text and for what is not known. @param head at most HEAD_BYTES are looked at */
-export function fileKind(head: Uint8Array): FileKind | null {
+function fileKind(head: Uint8Array): FileKind | null {
   const bytes = Buffer.from(head.buffer, head.byteOffset, Math.min(head.length, HEAD_BYTES));
   const start = bytes.toString('latin1');
   if (start.startsWith('PK\x03\x04') || start.startsWith('PK\x05\x06')) return zipKind(start);

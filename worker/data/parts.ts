@@ -1,5 +1,5 @@
 import { DownpourError } from '../../shared/errors.ts';
-import { type Column, isFloat, type Kind, kindOf } from './columns.ts';
+import { ARRAYS, type Column, isFloat, type Kind, kindOf } from './columns.ts';
 import type { Examples, ExperimentData } from './examples.ts';
 
 /** The parts of one data set must agree in shapes, names, classes and types: the same number must mean the same. */
@@ -115,13 +115,6 @@ function ofOneKind(all: readonly Told[], choose: (all: readonly Told[]) => Kind)
       : { ...column, values: ARRAYS[kind].from(column.values) },
   );
 }
-
-const ARRAYS = {
-  uint8: Uint8Array,
-  int32: Int32Array,
-  float32: Float32Array,
-  float64: Float64Array,
-} as const;
 
 /** Whole numbers up to this are float32 numbers too. */
 const FLOAT32_WHOLE_MAX = 2 ** 24;

@@ -182,7 +182,7 @@ function wideEncoding(head: Buffer): 'utf-16le' | 'utf-16be' | null {
 }
 
 /** Line ends of any kind; a carriage return with a line feed is one. */
-export function countLineEnds(text: string): number {
+function countLineEnds(text: string): number {
   return text.match(/\r\n|\r|\n/g)?.length ?? 0;
 }
 

@@ -69,7 +69,7 @@ export interface TableProfile {
 }
 
 /** Texts of a column that are told apart. */
-export const KINDS_MAX = 1000;
+const KINDS_MAX = 1000;
 /** A zip code or the like, no quantity, though it can be read as one. Two digits may be an hour. */
 const CODE = /^0\d{2,}$/;
 const FLOAT32_MAX = 3.4028234663852886e38;
