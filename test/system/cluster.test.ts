@@ -220,11 +220,11 @@ describe.skipIf(missing)(
       server.child.kill('SIGKILL');
       expect(await server.end).toBe('SIGKILL');
       const owned = await store.lastCheckpoint('again');
-      expect(owned!.step).toBeGreaterThanOrEqual(before.step);
       // What `restart: unless-stopped` does.
       server = start('server');
       const after = await until('the run is back', () => client.run('again'));
-      expect(after.step).toBeGreaterThanOrEqual(owned!.step);
+      // The registry is told of a checkpoint once it is on disk, so a kill may come between the two.
+      expect(after.step).toBeGreaterThanOrEqual(Math.max(before.step, owned?.step ?? 0));
       expect(after.phase).toBe('training');
       const run = await finished('again');
       expectEachExampleOnceAnEpoch(run, 3);

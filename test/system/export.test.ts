@@ -25,7 +25,11 @@ beforeAll(async () => {
     token: 'operate',
     observerToken: 'look',
   });
-  const config = { stepsMax: STEPS, evaluateEverySteps: 20, observe: { everySteps: 10 } };
+  const config = {
+    stepsMax: STEPS,
+    evaluateEverySteps: 20,
+    observe: { everySteps: 10, costMax: 1 },
+  };
   await cluster.createRun('cars', join(FIXTURES, 'cars.ts'), config);
   await cluster.work('cars', 'w').done;
   const { client } = cluster;
