@@ -1,4 +1,5 @@
 import { resolve } from 'node:path';
+import { clean } from '../shared/clean.ts';
 import { resolveConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import { checkExperiment } from '../worker/check/check.ts';
@@ -85,7 +86,10 @@ export async function checkCommand(file: string, options: CheckCommandOptions): 
   }
   const problems = findings.filter(({ verdict }) => verdict === 'problem');
   if (json) printJson({ experiment: name, verdict: verdictOf(findings), findings });
-  else print(`\n${summary(findings)}`);
+  else {
+    print();
+    print(summary(findings));
+  }
   return problems.length > 0 ? EXIT.problems : EXIT.ok;
 }
 
@@ -97,7 +101,7 @@ const WIDTH = 19;
 function show({ verdict, check, text, next }: Finding): void {
   const { green, yellow, red } = colorsOf(process.stdout);
   const paint = { ok: green, advice: yellow, problem: red }[verdict];
-  print(`${paint(verdict.padEnd(7))}  ${check.padEnd(WIDTH)}  ${text}`);
+  process.stdout.write(`${paint(verdict.padEnd(7))}  ${check.padEnd(WIDTH)}  ${clean(text)}\n`);
   if (next !== null) print(`${' '.repeat(WIDTH + 11)}→ ${next}`);
 }
 

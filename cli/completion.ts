@@ -1,5 +1,4 @@
 import type { Argument, Command, Option } from 'commander';
-import { print } from './options.ts';
 
 /**
  * `downpour completion <shell>`: a script that completes commands, options, their choices and file names, made of
@@ -10,7 +9,7 @@ export const SHELLS = ['bash', 'zsh', 'fish'] as const;
 export type Shell = (typeof SHELLS)[number];
 
 export function completionCommand(program: Command, shell: Shell): void {
-  print({ bash, zsh, fish }[shell](commandsOf(program)).trimEnd());
+  process.stdout.write(`${{ bash, zsh, fish }[shell](commandsOf(program)).trimEnd()}\n`);
 }
 
 interface Completed {

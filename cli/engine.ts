@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import type { Command } from 'commander';
 import { errorText } from '../shared/errors.ts';
 import type { EngineSurvey } from '../worker/engine.ts';
+import { print, printJson, tell } from './options.ts';
 
 const INTERRUPTED = 130;
 const REDIS_TIMEOUT_MS = 2_000;
@@ -76,7 +77,8 @@ async function doctor(options: JsonOption): Promise<void> {
     redis: await redisFacts(process.env.DOWNPOUR_REDIS_URL),
   };
   if (chosen === null) process.exitCode = 1;
-  print(options.json ? JSON.stringify(facts, null, 2) : report(facts, chosen));
+  if (options.json) return printJson(facts);
+  for (const line of report(facts, chosen)) print(line);
 }
 
 function report(
@@ -93,7 +95,7 @@ function report(
     readonly redis: { readonly text: string };
   },
   chosen: EngineSurvey | null,
-): string {
+): string[] {
   const gigabytes = (bytes: number) => (bytes / 1e9).toFixed(1);
   const versions = Object.entries(chosen?.versions ?? {})
     .map(([name, version]) => `${name} ${version}`)
@@ -117,7 +119,7 @@ function report(
     '',
     'Engines, best first (> chosen, + works, - not available):',
     ...rows,
-  ].join('\n');
+  ];
 }
 
 function dataFacts(folder: string | undefined): { folder: string | null; text: string } {
@@ -165,16 +167,17 @@ async function install(options: GpuOption & JsonOption): Promise<void> {
     const result = await installEngine({
       gpu: options.gpu === true,
       signal: controller.signal,
-      log: (line) => process.stderr.write(`${line}\n`),
+      log: tell,
     });
     const { folder, manifest, installed } = result;
     const size = `${(manifest.bytes / 1e6).toFixed(0)} MB`;
     const built = `TensorFlow ${manifest.tensorflow}, ${manifest.variant}, ${size}, in ${folder}`;
     const text = installed ? `installed: ${built}` : `already installed: ${built}`;
-    print(options.json ? JSON.stringify(result, null, 2) : text);
+    if (options.json) printJson(result);
+    else print(text);
   } catch (error) {
     if (!controller.signal.aborted) throw error;
-    process.stderr.write('interrupted: nothing is installed, what was downloaded is kept\n');
+    tell('interrupted: nothing is installed, what was downloaded is kept');
     process.exitCode = INTERRUPTED;
   } finally {
     process.off('SIGINT', stop).off('SIGTERM', stop);
@@ -191,7 +194,7 @@ async function remove(options: GpuOption): Promise<void> {
 async function list(options: JsonOption): Promise<void> {
   const { enginesFolder, listEngines } = await import('../worker/engine-folder.ts');
   const engines = listEngines();
-  if (options.json) return print(JSON.stringify(engines, null, 2));
+  if (options.json) return printJson(engines);
   if (engines.length === 0) {
     return print(`no native engine in ${enginesFolder()}: downpour engine install`);
   }
@@ -204,8 +207,4 @@ async function list(options: JsonOption): Promise<void> {
 function ownVersion(): string {
   const file = join(import.meta.dirname, '..', 'package.json');
   return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
-}
-
-function print(text: string): void {
-  process.stdout.write(`${text}\n`);
 }

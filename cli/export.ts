@@ -70,7 +70,7 @@ function tellFiles(
 ): void {
   const paths = files.map((file) => join(to, file));
   if (json) printJson({ run, step, files: paths });
-  else print([`${run}, ${what}:`, ...paths.map((path) => `  ${path}`)].join('\n'));
+  else for (const line of [`${run}, ${what}:`, ...paths.map((path) => `  ${path}`)]) print(line);
 }
 
 async function courseFrom(id: string, options: ExportOptions): Promise<Course> {

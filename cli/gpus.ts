@@ -3,7 +3,7 @@ import type { Log } from '../shared/log.ts';
 import { listGpus } from '../worker/engine-nvidia.ts';
 import { defaultName } from '../worker/name.ts';
 import type { WorkOptions } from './commands.ts';
-import { tokenOf, untilInterrupted } from './options.ts';
+import { tell, tokenOf, untilInterrupted } from './options.ts';
 import { startPool } from './pool.ts';
 
 // `downpour work --gpus`: a worker for each GPU of a machine, each in a process of its own that sees only its GPU.
@@ -46,7 +46,7 @@ export async function runGpuWorkers(
       env: { ...environmentOf(options), ...aliveFileOf(options, index), [VISIBLE]: uuid },
       note: (line) => log(line, { level: 'warn', worker: name }),
       // A line of JSON stays one.
-      log: (line) => process.stderr.write(`${isJson ? line.slice(name.length + 2) : line}\n`),
+      log: (line) => tell(isJson ? line.slice(name.length + 2) : line),
       isOver: async () => ends,
     });
   });

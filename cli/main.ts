@@ -4,7 +4,7 @@ import { registerCommands } from './commands.ts';
 import { registerDataCommands } from './data.ts';
 import { registerEngineCommands } from './engine.ts';
 import { registerLookCommands } from './look-commands.ts';
-import { EXIT, EXIT_HELP, errorLine, exitCodeOf } from './options.ts';
+import { EXIT, EXIT_HELP, exitCodeOf, tellError } from './options.ts';
 import { registerCheck, registerStudyCommands } from './study-commands.ts';
 
 /**
@@ -66,7 +66,7 @@ export async function main(args: readonly string[]): Promise<number> {
       // Commander has printed it. Asked-for help is no failure.
       return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
     }
-    process.stderr.write(`${errorLine(error)}\n`);
+    tellError(error);
     return exitCodeOf(error);
   }
 }

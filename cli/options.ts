@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { clean, cleanJson, cleanLines } from '../shared/clean.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
 import { fetchOver, trustOf } from '../wire/tls.ts';
@@ -352,17 +353,23 @@ export function configOf(options: ConfigOptions): Record<string, unknown> {
 }
 
 /** Prints facts for programs. */
-export function printJson(value: unknown): void {
-  process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
+export function printJson(value: unknown, indent = 2): void {
+  process.stdout.write(`${cleanJson(value, indent)}\n`);
 }
 
+/** One line, whatever is in it. */
 export function print(line = ''): void {
-  process.stdout.write(`${line}\n`);
+  process.stdout.write(`${clean(line)}\n`);
 }
 
 /** Says on standard error what goes on, where standard output belongs to facts. */
 export function tell(line: string): void {
-  process.stderr.write(`${line}\n`);
+  process.stderr.write(`${clean(line)}\n`);
+}
+
+/** The last words of a command that failed. */
+export function tellError(error: unknown): void {
+  process.stderr.write(`${cleanLines(errorLine(error))}\n`);
 }
 
 export type LogFormat = 'text' | 'pretty' | 'json';

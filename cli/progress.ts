@@ -1,4 +1,5 @@
 import pc from 'picocolors';
+import { clean, cleanJson } from '../shared/clean.ts';
 import type { ErrorMeasure, Phase } from '../shared/protocol.ts';
 import type { Rollback, RunDetail, RunSummary, WorkerSummary } from '../shared/rest.ts';
 import { stoppingText } from '../shared/stopping.ts';
@@ -68,7 +69,7 @@ export function createProgress(options: ProgressOptions): Progress {
         run.phase !== lastPhase || evaluation !== lastEvaluation || joined !== lastWorkers;
       if (mode === 'json') {
         if (!isNew && at - drawnAt < 1000) return;
-        screen.write(`${JSON.stringify({ event: 'progress', run, workers })}\n`);
+        screen.write(`${cleanJson({ event: 'progress', run, workers })}\n`);
       } else if (live) {
         losses.add(run.step, run.trainingLoss);
         if (at - drawnAt < REDRAW_MS) return;
@@ -80,7 +81,7 @@ export function createProgress(options: ProgressOptions): Progress {
       } else if (mode === 'lines') {
         const line = runLine(run);
         if ((!isNew || line === lastLine) && at - drawnAt < PLAIN_MS) return;
-        screen.write(`${line}\n`);
+        screen.write(`${clean(line)}\n`);
         lastLine = line;
       }
       lastPhase = run.phase;
@@ -89,15 +90,15 @@ export function createProgress(options: ProgressOptions): Progress {
       drawnAt = at;
     },
     note(line) {
-      if (mode === 'json') screen.write(`${JSON.stringify({ event: 'note', text: line })}\n`);
+      if (mode === 'json') screen.write(`${cleanJson({ event: 'note', text: line })}\n`);
       if (mode !== 'lines') return;
       live?.erase();
-      screen.write(`${line}\n`);
+      screen.write(`${clean(line)}\n`);
       // The live lines are drawn again at once, below it.
       if (live) drawnAt = Number.NEGATIVE_INFINITY;
     },
     event(name, facts) {
-      if (mode === 'json') screen.write(`${JSON.stringify({ event: name, ...facts })}\n`);
+      if (mode === 'json') screen.write(`${cleanJson({ event: name, ...facts })}\n`);
     },
     end() {
       live?.erase();
@@ -120,7 +121,7 @@ export function createLiveLines(screen: Screen): LiveLines {
     draw(lines) {
       const columns = screen.columns ?? 80;
       const shown = lines.slice(0, Math.max(1, (screen.rows ?? 24) - 1));
-      const text = shown.map(({ line, paint }) => `${paint(line.slice(0, columns - 1))}\n`);
+      const text = shown.map(({ line, paint }) => `${paint(clean(line).slice(0, columns - 1))}\n`);
       screen.write(eraser() + text.join(''));
       drawn = shown.length;
     },

@@ -7,7 +7,14 @@ import type { Log } from '../shared/log.ts';
 import type { RedisFileOptions, ServeOptions, ShardOptions } from './commands.ts';
 import { type JoinBundle, makeJoinBundle } from './join.ts';
 import { withLog } from './log.ts';
-import { type LogFormat, print, serverTlsOf, serverTokensOf, untilInterrupted } from './options.ts';
+import {
+  type LogFormat,
+  print,
+  printJson,
+  serverTlsOf,
+  serverTokensOf,
+  untilInterrupted,
+} from './options.ts';
 
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
 export async function serveCommand(options: ServeOptions): Promise<void> {
@@ -99,7 +106,7 @@ function untilStopped(
   return withLog(options.log, async ({ format, log }) => {
     const interruption = untilInterrupted(() => log(`${says.stopping}; once more to stop at once`));
     const { url, closed } = await start(interruption.signal, log);
-    if (options.json) print(JSON.stringify({ event: 'listening', url }));
+    if (options.json) printJson({ event: 'listening', url }, 0);
     else if (format === 'json') log(`${says.listens} ${url}`);
     else print(`${says.listens} ${url}`);
     await closed;

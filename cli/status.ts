@@ -48,14 +48,14 @@ async function watch(run: string | undefined, options: StatusOptions, seconds: n
   while (!signal.aborted) {
     if (options.json) {
       const facts = await factsFor(client, run).catch((error) => ({ error: errorLine(error) }));
-      print(JSON.stringify(facts));
+      printJson(facts, 0);
     } else {
       const lines = await linesFor({ client, state: null }, run).catch((error) => [
         errorLine(error),
         'trying again; Ctrl-C ends',
       ]);
       if (live) live.draw(lines.map((line) => ({ line, paint: plain })));
-      else print(`${lines.join('\n')}\n`);
+      else for (const line of [...lines, '']) print(line);
     }
     await wait(1000 * seconds, null, { signal }).catch(() => {});
   }

@@ -25,6 +25,7 @@ import {
   DEFAULT_EXPERIMENTS,
   DEFAULT_STATE,
   EXIT,
+  print,
   tell,
   untilInterrupted,
 } from './options.ts';
@@ -333,7 +334,7 @@ function report(
   if (model) {
     lines.push(`  ${commandLine('export', run.id, options)} --to exported --format tfjs`);
   }
-  process.stdout.write(`${lines.join('\n')}\n`);
+  for (const line of lines) print(line);
 }
 
 /** Of an own server the path as seen from here, else the name that the server has for it. */

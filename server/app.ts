@@ -11,7 +11,7 @@ import Fastify, {
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import { JOIN_PATHS, TICKET_PROTOCOL, ticketOf } from '../shared/join.ts';
-import type { Log } from '../shared/log.ts';
+import { kindOfDefect, type Log } from '../shared/log.ts';
 import type { SessionFacts } from '../shared/rest.ts';
 import type { Connection } from '../wire/connection.ts';
 import { accept, hostProblem, upgradeProblem } from '../wire/handshake.ts';
@@ -104,7 +104,9 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   app.setErrorHandler((error: FastifyError | DownpourError, request, reply) => {
     const { code, message } = describeError(error, request.routeOptions.bodyLimit);
     if (code === 'DP_INTERNAL') {
-      log(`defect in ${request.method} ${request.url}: ${error.stack}`, { level: 'error', code });
+      log(`defect in ${request.method} ${request.url}: ${error.stack}`, {
+        ...{ level: 'error', code, kind: kindOfDefect(error) },
+      });
     }
     coordinator.countError(code);
     // Who is refused may go on sending its body, drop by drop: nobody waits for the rest.

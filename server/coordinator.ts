@@ -354,7 +354,7 @@ export class Coordinator {
     }
     this.#gone.delete(session.key);
     this.log(`worker ${name} connected: ${session.hello!.engine} on ${session.hello!.device}`, {
-      worker: name,
+      ...{ worker: name, kind: 'connected' },
     });
   }
 
@@ -416,7 +416,8 @@ export class Coordinator {
     this.#byId.delete(session.id);
     this.#shards?.leave(session.id);
     if (!this.#sessions.delete(session) || !session.hello) return;
-    this.log(`worker ${session.hello.worker} has gone`, { worker: session.hello.worker });
+    const { worker } = session.hello;
+    this.log(`worker ${worker} has gone`, { worker, kind: 'gone' });
     const summary = { ...this.#workerSummary(session), examplesPerSecond: 0, leases: 0 };
     this.#gone.set(session.key, { summary, at: this.now() });
     if (this.#gone.size > 100) this.#gone.delete(this.#gone.keys().next().value!);
@@ -468,6 +469,7 @@ export class Coordinator {
       `run ${run.id}: push ${push.sequence} of ${key} rejected: ${acknowledgement.code} ${acknowledgement.message}`,
       {
         ...{ level: 'warn', run: run.id, worker: key.split('/')[0]! },
+        kind: `rejected ${acknowledgement.code}`,
         ...(acknowledgement.code === null ? {} : { code: acknowledgement.code }),
       },
     );

@@ -4,6 +4,7 @@ import { encodingOf } from '../shared/compression.ts';
 import { LIMITS } from '../shared/config.ts';
 import { encodeFacts } from '../shared/data-facts.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
+import { kindOfDefect } from '../shared/log.ts';
 import {
   type Acknowledgement,
   type Assign,
@@ -389,7 +390,7 @@ export class Session {
     this.#coordinator.log(
       `worker ${worker} cannot take part in run ${run.id}: ${code} ${message}`,
       {
-        ...{ level: 'warn', run: run.id, code },
+        ...{ level: 'warn', run: run.id, code, kind: `cannot take part ${code}` },
         ...(worker === undefined ? {} : { worker }),
       },
     );
@@ -596,7 +597,7 @@ export class Session {
       code === 'DP_INTERNAL' ? 'internal error; see the server log' : errorText(error);
     if (code === 'DP_INTERNAL') {
       this.#coordinator.log(`defect: ${error instanceof Error ? error.stack : String(error)}`, {
-        ...{ level: 'error', code },
+        ...{ level: 'error', code, kind: kindOfDefect(error) },
         ...(this.#hello ? { worker: this.#hello.worker } : {}),
       });
     }

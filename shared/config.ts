@@ -581,6 +581,13 @@ export const LIMITS = {
   joinDataBytesMax: 2 ** 30,
   /** Of records that wait for a Redis that is away. */
   journalBytesMax: 2 ** 26,
+  /** Lines of one kind that a log has in a window of time, before they are counted instead. */
+  logRepeatsMax: 10,
+  logWindowMs: 60_000,
+  /** Kinds of lines in a window, and lines of all kinds together; errors have as many for themselves. */
+  logKindsMax: 1_000,
+  logLinesMax: 2_000,
+  logLineCharactersMax: 8_192,
 } as const;
 
 /** Of a server, unless it is told otherwise. */

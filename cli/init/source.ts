@@ -1,3 +1,5 @@
+import { unicodeEscape } from '../../shared/clean.ts';
+
 /** Text as a part of source code that is written. */
 
 /** Characters that no editor shows, or that change how the rest of a line is shown. */
@@ -5,12 +7,7 @@ const UNSEEN = /[\p{Cc}\p{Cf}\p{Co}\p{Cn}\p{Zl}\p{Zp}]|[^\S ]/gu;
 
 /** A string literal that means exactly this text, whatever it holds. */
 export function code(text: string): string {
-  const escaped = JSON.stringify(text).replace(UNSEEN, (character) =>
-    Array.from({ length: character.length }, (_, i) => {
-      const unit = character.charCodeAt(i);
-      return `\\u${unit.toString(16).padStart(4, '0')}`;
-    }).join(''),
-  );
+  const escaped = JSON.stringify(text).replace(UNSEEN, unicodeEscape);
   return text.includes("'") ? escaped : `'${escaped.slice(1, -1).replaceAll('\\"', '"')}'`;
 }
 

@@ -3,6 +3,9 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, expect, test, vi } from 'vitest';
+import { WebSocket } from 'ws';
+import { encodeFrame } from '../../shared/codec.ts';
+import { LIMITS } from '../../shared/config.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { type ServerProcess, startServerProcess } from '../support/server-process.ts';
@@ -70,3 +73,54 @@ test('pretty: lines with the time, for whom a terminal is', async () => {
   expect(lines.filter((line) => !time.test(line))).toEqual([]);
   expect(lines.map((line) => line.replace(time, ''))).toContain('run r created: regression');
 });
+
+const HOSTILE = 'cpu\x1b[2J\n{"level":"error","msg":"forged"}\u202e\x9b31m\r';
+
+/** Connections that come and go, of others' names and with others' words, wrong tokens and broken frames. */
+async function flood(url: string, token: string, count: number): Promise<void> {
+  const headers = { authorization: `Bearer ${token}` };
+  for (let i = 0; i < count; i++) {
+    const socket = new WebSocket(`${url.replace('http', 'ws')}/ws`, { headers });
+    await new Promise((resolve) => socket.once('open', resolve));
+    const name = `w-${'abcdefghij'[i % 10]}${'klmnopqrst'[Math.floor(i / 10) % 10]}`;
+    const hello = {
+      ...{ type: 'hello', worker: name, incarnation: `${i}`.padStart(16, 'a'), run: null },
+      ...{ experiments: {}, engine: `e ${i}`, device: HOSTILE },
+    };
+    socket.send(i % 4 === 3 ? Buffer.from('not a frame') : encodeFrame(hello));
+    // Answered: it has been read.
+    await new Promise((resolve) => socket.once('message', resolve));
+    const closed = new Promise((resolve) => socket.once('close', resolve));
+    socket.terminate();
+    await closed;
+    await fetch(`${url}/runs/${encodeURIComponent(HOSTILE)}`, {
+      headers: { authorization: `Bearer ${HOSTILE.length}-${i}` },
+    });
+  }
+}
+
+for (const format of ['text', 'pretty', 'json']) {
+  test(`${format}: a flood of connections writes a few lines, which nobody can forge or colour`, async () => {
+    const token = 'a-token-of-an-operator';
+    const state = join(folder, `flood-${format}`);
+    server = await startServerProcess(state, 0, ['--log', format, '--token', token]);
+    const { child, log, closed } = server;
+    await flood(server.url, token, 200);
+    child.kill('SIGTERM');
+    await closed;
+    const lines = log().split('\n');
+    // Of each kind so many and one that counts the rest: connected, gone, and what the server says of itself.
+    expect(lines.length).toBeLessThan(2 * (LIMITS.logRepeatsMax + 1) + 10);
+    expect(lines.length).toBeGreaterThan(2 * LIMITS.logRepeatsMax);
+    const counted = lines.filter((line) => / more lines like this in the last /.test(line));
+    expect(counted.map((line) => /… (\d+) more/.exec(line)?.[1])).toEqual(['140', '140']);
+    for (const line of lines) {
+      expect(line).not.toMatch(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u);
+      if (format === 'json') expect(JSON.parse(line).msg).not.toBe('forged');
+      else expect(line).not.toMatch(/^(\S+ )?\{"level"/);
+    }
+    const first = lines.find((line) => line.includes('connected: e 0 on'))!;
+    if (format === 'json') expect(JSON.parse(first).msg).toContain(HOSTILE);
+    else expect(first).toContain('cpu\\u001b[2J\\n{"level":"error"');
+  });
+}

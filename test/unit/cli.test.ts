@@ -145,7 +145,7 @@ describe('exit codes', () => {
     expect(quiet.code).toBe(EXIT.failed);
     expect(quiet.err).toMatch(/^error DP_INTERNAL: .*\n$/);
     vi.stubEnv('DOWNPOUR_DEBUG', '1');
-    expect((await run('status', '--server', server)).err).toContain('\n    at ');
+    expect((await run('status', '--server', server)).err).toContain('\n      at ');
   });
 
   test('no server ends with 3 and says what to do', async () => {
