@@ -281,7 +281,7 @@ export function mustBeGuarded(options: {
 /** Answers an upgrade in plain HTTP: no WebSocket exists yet. */
 const REFUSAL_MS = 5_000;
 
-/** What every port has: its server is made with these, and given the number of sockets. */
+/** What every port has: its server is made with these, and given its `Places`. */
 export const portLimits = {
   maxHeaderSize: LIMITS.requestHeaderBytesMax,
   headersTimeout: LIMITS.requestHeaderMs,
@@ -291,11 +291,6 @@ export const portLimits = {
   /** Of TLS; by default Node waits two minutes. */
   handshakeTimeout: LIMITS.tlsHandshakeMs,
 };
-
-/** Sockets of a port, those that say nothing among them. */
-export function limitSockets(server: { maxConnections: number }): void {
-  server.maxConnections = LIMITS.socketCountMax;
-}
 
 export function refuse(socket: Duplex, code: ErrorCode, message: string): void {
   const body = JSON.stringify({ code, message });

@@ -1,5 +1,6 @@
 import { medianOf } from '../shared/quantile.ts';
 import type { Alert, RunSummary, ServerFacts, WorkerSummary } from '../shared/rest.ts';
+import { certificateProblem, type Validity } from './tls.ts';
 
 /** What a person should look at, in words, from what the server knows anyway. */
 
@@ -11,6 +12,10 @@ export interface AlertFacts {
   readonly standby: ServerFacts['standby'];
   /** Null: checkpoints are copied nowhere. */
   readonly copies: ServerFacts['copies'];
+  /** Null: the server does not encrypt. */
+  readonly certificate: Validity | null;
+  /** Of the clock on the wall, ms. */
+  readonly wallMs: number;
   readonly runs: readonly RunSummary[];
   readonly workers: readonly WorkerSummary[];
   /** Seconds between two evaluations of a run at its present speed; null: unknown. */
@@ -52,6 +57,8 @@ export function alertsOf(facts: AlertFacts): Alert[] {
     add('critical', `one of the ${shards.count} shards is lost: all runs wait until it is back`);
   }
   if (standby) aboutStandby(standby, add);
+  const certificate = facts.certificate && certificateProblem(facts.certificate, facts.wallMs);
+  if (certificate) add(certificate.severity, certificate.text);
   if (facts.copies) aboutCopies(facts.copies, add);
   const connected = facts.workers.filter(({ state }) => state !== 'gone');
   for (const run of facts.runs)

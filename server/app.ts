@@ -19,7 +19,6 @@ import { isLoopback } from '../wire/local-socket.ts';
 import {
   type Access,
   type Grant,
-  limitSockets,
   mayDo,
   portLimits,
   Rate,
@@ -33,6 +32,7 @@ import { addPages, FOR_ANYBODY, type PageDoor, sessionOf } from './pages.ts';
 import type { Replication } from './replication.ts';
 import { addRoutes, type RoutesOptions } from './routes.ts';
 import { Session } from './session.ts';
+import { Places, type SocketLimits, socketLimits } from './sockets.ts';
 import { Tickets } from './tickets.ts';
 import type { TlsMaterial } from './tls.ts';
 
@@ -59,6 +59,10 @@ export interface AccessLimits {
   /** In which all of it must have come. */
   readonly requestMs: number;
   readonly tlsHandshakeMs: number;
+  /** Of this port. */
+  readonly sockets: SocketLimits;
+  /** Of one token, that are not answered yet. */
+  readonly requestsUnderWayMax: number;
 }
 
 /** But for the pages of the dashboard, nothing of an answer is to be run, framed, guessed at or kept. */
@@ -99,7 +103,9 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   // Serializers made of the schemas compile at the first answer of each route, for 0.1 to 0.4 s in which no push
   // is answered; what we answer is of these types anyway.
   app.setSerializerCompiler(() => (answer) => JSON.stringify(answer));
-  limitSockets(app.server);
+  const places = new Places(app.server, options.limits?.sockets ?? socketLimits(), () =>
+    coordinator.countError('DP_LIMIT'),
+  );
   const headers = { ...SECURITY_HEADERS, ...(tls ? STRICT_TRANSPORT : {}) };
   app.setErrorHandler((error: FastifyError | DownpourError, request, reply) => {
     const { code, message } = describeError(error, request.routeOptions.bodyLimit);
@@ -136,7 +142,12 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     if (url === '/health') return;
     const needed = roleFor(request.method, url);
     if (needed === null) return door.mustBeOurs(request.raw);
-    door.enter(request.raw, needed);
+    const done = door.begin(door.enter(request.raw, needed));
+    const release = places.vouch(request.raw.socket);
+    reply.raw.once('close', () => {
+      done();
+      release();
+    });
   });
   await app.register(swagger, {
     openapi: {
@@ -149,7 +160,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     const source = addRoutes(scope, options);
     addPages(scope, door, source, options.join ?? null);
   });
-  acceptWorkers(app, coordinator, door);
+  acceptWorkers(app, coordinator, door, places);
   return app;
 }
 
@@ -188,13 +199,14 @@ class Door implements PageDoor {
   readonly #rate: Rate;
   readonly #refusals: Rate;
   readonly #connections = new Map<string, number>();
+  readonly #underWay = new Map<string, number>();
   readonly #tickets = new Tickets();
 
   constructor({ access, tls = null, loopbackOnly = false, limits }: AppOptions) {
     this.#access = access;
     this.#encrypted = tls !== null;
     this.#loopbackOnly = loopbackOnly;
-    this.#limits = { ...LIMITS, ...limits };
+    this.#limits = { ...LIMITS, sockets: socketLimits(), ...limits };
     this.#rate = new Rate(this.#limits.requestsPerSecondMax);
     this.#refusals = new Rate(this.#limits.refusalsPerSecondMax);
   }
@@ -269,7 +281,10 @@ class Door implements PageDoor {
   }
 
   ticket(request: IncomingMessage): string {
-    return this.#tickets.issue(() => this.#grantOf(request), performance.now());
+    const grant = this.#grantOf(request);
+    if (!grant) throw this.#refusal(request);
+    const holder = this.#access.open ? addressOf(request) : grant.holder;
+    return this.#tickets.issue(holder, () => this.#grantOf(request), performance.now());
   }
 
   /** Whose a request is by now. */
@@ -347,15 +362,14 @@ class Door implements PageDoor {
 
   /** Counts one more connection of a holder. @returns what counts it off. @throws DownpourError DP_LIMIT. */
   connect({ holder }: Grant): () => void {
-    const count = this.#connections.get(holder) ?? 0;
     const most = this.#limits.connectionsPerTokenMax;
-    if (count >= most) throw tooMany(`${most} connections of one token`);
-    this.#connections.set(holder, count + 1);
-    return () => {
-      const left = this.#connections.get(holder)! - 1;
-      if (left > 0) this.#connections.set(holder, left);
-      else this.#connections.delete(holder);
-    };
+    return countOne(this.#connections, holder, most, 'connections of one token');
+  }
+
+  /** Counts one more request of a holder. @returns what counts it off. @throws DownpourError DP_LIMIT. */
+  begin({ holder }: Grant): () => void {
+    const most = this.#limits.requestsUnderWayMax;
+    return countOne(this.#underWay, holder, most, 'requests of one token at the same time');
   }
 
   /**
@@ -377,6 +391,23 @@ class Door implements PageDoor {
       `a page of ${origin.slice(0, 100)} may not use this server`,
     );
   }
+}
+
+/** @returns what counts it off. @throws DownpourError DP_LIMIT. */
+function countOne(
+  counts: Map<string, number>,
+  holder: string,
+  most: number,
+  what: string,
+): () => void {
+  const count = counts.get(holder) ?? 0;
+  if (count >= most) throw tooMany(`${most} ${what}`);
+  counts.set(holder, count + 1);
+  return () => {
+    const left = counts.get(holder)! - 1;
+    if (left > 0) counts.set(holder, left);
+    else counts.delete(holder);
+  };
 }
 
 const isRead = (method: string | undefined) => method === 'GET' || method === 'HEAD';
@@ -454,7 +485,12 @@ function serveAsItIs(
   server.emit('encrypted' in socket ? 'secureConnection' : 'connection', socket);
 }
 
-function acceptWorkers(app: FastifyInstance, coordinator: Coordinator, door: Door): void {
+function acceptWorkers(
+  app: FastifyInstance,
+  coordinator: Coordinator,
+  door: Door,
+  places: Places,
+): void {
   const sessions = new Map<Session, () => boolean>();
   const standbys = new Map<Connection, () => boolean>();
   door.onChange(() => {
@@ -487,6 +523,7 @@ function acceptWorkers(app: FastifyInstance, coordinator: Coordinator, door: Doo
       coordinator.countError(errorCode(error));
       return refuse(socket, errorCode(error), errorText(error));
     }
+    places.vouch(socket);
     const connection = accept(request, socket, {
       protocol: entered.byTicket ? TICKET_PROTOCOL : null,
     });

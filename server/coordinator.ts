@@ -23,6 +23,7 @@ import type { PushLog } from './push-log.ts';
 import type { Replication } from './replication.ts';
 import type { Session } from './session.ts';
 import type { ShardPool, ShardReport } from './shard-pool.ts';
+import type { TlsMaterial } from './tls.ts';
 import { WorkerHistory } from './worker-history.ts';
 
 /** Between two ticks, which come every second: longer means that the whole process was held up … */
@@ -50,6 +51,8 @@ export class Coordinator {
   replication: Replication | null = null;
   /** Null: checkpoints are copied nowhere. */
   copier: Copier | null = null;
+  /** Null: in the clear. */
+  tls: TlsMaterial | null = null;
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, { readonly summary: WorkerSummary; readonly at: number }>();
   readonly #errors = new Map<ErrorCode, number>();
@@ -573,6 +576,8 @@ export class Coordinator {
       shards: this.shards,
       standby: this.replication?.facts() ?? null,
       copies: this.copier?.facts() ?? null,
+      certificate: this.tls?.validity ?? null,
+      wallMs: Date.now(),
       runs,
       workers: this.workers(null),
       evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,

@@ -4,7 +4,7 @@ import { hostname } from 'node:os';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Server as TlsServer } from 'node:tls';
-import { SERVER_DEFAULTS } from '../shared/config.ts';
+import { LIMITS, SERVER_DEFAULTS } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
 import { webSocketAddress } from '../shared/rest-client.ts';
@@ -34,6 +34,7 @@ import { openRedisStore } from './redis.ts';
 import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
 import { BEAT_MS, Replication, type ReplicationMode } from './replication.ts';
 import { ShardPool, storeSource, threadSource } from './shard-pool.ts';
+import { PORTS, socketLimits } from './sockets.ts';
 import { type Inheritance, standBy } from './standby.ts';
 import { type OwnerLease, openFileStore, type StateStore } from './state-store.ts';
 import { Studies } from './studies.ts';
@@ -277,6 +278,7 @@ async function activate(
     const limits = runCountMax === undefined ? {} : { runCountMax };
     const coordinator = new Coordinator({ keeper, shards: pool, pushLog, now, log, ...limits });
     coordinator.copier = copier;
+    coordinator.tls = tls;
     const leaseMs = options.ownerTtlMs ?? OWNER_TTL_MS;
     const followed = new FollowedNote(state, { token: lease.token, leaseMs });
     await followed.set(null);
@@ -322,6 +324,13 @@ async function activate(
       else {
         log(`no unix socket for workers on this machine, they use TCP: ${listener.problem}`);
       }
+    }
+    const { socketCountMax } = socketLimits();
+    if (socketCountMax < LIMITS.socketCountMax) {
+      log(
+        `this process may open few files at a time: at most ${socketCountMax} sockets a port, ${LIMITS.socketCountMax} wanted; raise \`ulimit -n\``,
+        { level: 'warn' },
+      );
     }
     const url = await listen(app, host, port);
     const { tensorboard } = options;
@@ -422,7 +431,14 @@ function createPool(
   const tokens = tokenSources(options);
   const source =
     shardsFrom === 'threads'
-      ? threadSource({ host, tokens, tls: options.tls ?? null, localSocket, log })
+      ? threadSource({
+          host,
+          tokens,
+          tls: options.tls ?? null,
+          localSocket,
+          ports: PORTS * count,
+          log,
+        })
       : storeSource(store, { signal, log });
   // A port of a thread of ours is nobody else's, whatever name its certificate has.
   const trust = () => tls && { ...tls.options(), rejectUnauthorized: shardsFrom === 'store' };

@@ -11,19 +11,12 @@ import { VERSION } from '../shared/version.ts';
 import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
 import { isFromHere, type LocalListener, listenBeside } from '../wire/local-socket.ts';
-import {
-  Access,
-  limitSockets,
-  mayDo,
-  portLimits,
-  refuse,
-  type TokenSources,
-  unauthorized,
-} from './access.ts';
+import { Access, mayDo, portLimits, refuse, type TokenSources, unauthorized } from './access.ts';
 import { Shard } from './core/shard.ts';
 import type { Snapshot } from './core/snapshot.ts';
 import { LandingDesk, WaitingLine } from './landings.ts';
 import type { FromShardControl, ToShardControl } from './shard-pool.ts';
+import { Places, socketLimits } from './sockets.ts';
 import { type TlsFiles, TlsMaterial } from './tls.ts';
 
 /** A shard's process or thread: the sockets around a `Shard`. */
@@ -36,6 +29,8 @@ export interface ShardServerOptions {
   readonly tls: TlsFiles | null;
   /** False: no unix socket for workers on this machine. */
   readonly localSocket: boolean;
+  /** That this process opens, those of the other shards among them. Default: `PORTS`. */
+  readonly ports?: number;
   readonly log: (line: string) => void;
   readonly signal: AbortSignal;
 }
@@ -75,7 +70,7 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
   const server = tls
     ? createTlsServer({ ...portLimits, ...tls.options() }, answer)
     : createServer(portLimits, answer);
-  limitSockets(server);
+  const places = new Places(server, socketLimits(options.ports));
   if (tls) tls.keep(server as TlsServer);
   server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
     socket.on('error', () => socket.destroy());
@@ -92,7 +87,10 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
     } else {
       const problem = upgradeProblem(request);
       if (problem !== null) refuse(socket, 'DP_BODY_INVALID', problem);
-      else state.accept(path, accept(request, socket), head);
+      else {
+        places.vouch(socket);
+        state.accept(path, accept(request, socket), head);
+      }
     }
   });
   await listen(server, host, port);

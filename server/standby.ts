@@ -12,10 +12,11 @@ import { VERSION } from '../shared/version.ts';
 import type { Connection } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { Memories } from '../wire/memories.ts';
-import { limitSockets, portLimits, refuse } from './access.ts';
+import { portLimits, refuse } from './access.ts';
 import { replay } from './core/replay.ts';
 import { Run, type RunCall, type RunReplica } from './core/run.ts';
 import { BEAT_MS, type Follow, type FromStandby, type ToStandby } from './replication.ts';
+import { Places } from './sockets.ts';
 import type { OwnerLease, StateStore } from './state-store.ts';
 import type { TlsMaterial } from './tls.ts';
 
@@ -382,7 +383,7 @@ async function listen({ host, port, tls, primary, store }: StandByOptions): Prom
   const server = tls
     ? createTlsServer({ ...portLimits, ...tls.options() }, answer)
     : createServer(portLimits, answer);
-  limitSockets(server);
+  new Places(server);
   tls?.keep(server as TlsServer);
   server.on('upgrade', (_, socket: Socket) => {
     socket.on('error', () => socket.destroy());

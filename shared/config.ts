@@ -550,8 +550,10 @@ export const LIMITS = {
   tlsHandshakeMs: 10_000,
   /** Between two requests on one connection: an idle one takes a socket from those who work. */
   keepAliveMs: 10_000,
-  /** Sockets of REST clients and workers together, of each port. */
+  /** Sockets of REST clients and workers together, of each port; who has shown no token has a quarter of them. */
   socketCountMax: 4_096,
+  /** Requests of one token, or of one address without tokens, that are not answered yet. */
+  requestsUnderWayMax: 1_000,
   /** Requests and handshakes of one token in a second, without tokens of one address; `--requests-max`. */
   requestsPerSecondMax: 1_000,
   /** Of one address whose token was missing or wrong. */

@@ -9,8 +9,8 @@ export const hasOpenssl = (): boolean => spawnSync('openssl', ['version']).statu
 export interface Authority {
   /** PEM. */
   readonly ca: string;
-  /** @returns paths of the certificate and its key, both ends. */
-  issue(name: string): { readonly cert: string; readonly key: string };
+  /** @param days that it is valid. @returns paths of the certificate and its key, both ends. */
+  issue(name: string, days?: number): { readonly cert: string; readonly key: string };
 }
 
 /** @param hosts that its certificates are for, beside 127.0.0.1 and localhost */
@@ -43,10 +43,10 @@ export function createAuthority(
   writeFileSync(extensions, `subjectAltName=${['IP:127.0.0.1', ...names].join()}\n`);
   return {
     ca,
-    issue(subject) {
+    issue(subject, days = 2) {
       const [cert, key, request] = ['pem', 'key', 'csr'].map((end) => at(`${subject}.${end}`));
       openssl('req', ...newKey, '-keyout', key!, '-out', request!, '-subj', `/CN=${subject}`);
-      const signer = ['-CA', ca, '-CAkey', caKey, '-CAcreateserial', '-days', '2'];
+      const signer = ['-CA', ca, '-CAkey', caKey, '-CAcreateserial', '-days', String(days)];
       openssl('x509', '-req', '-in', request!, ...signer, '-extfile', extensions, '-out', cert!);
       return { cert: cert!, key: key! };
     },

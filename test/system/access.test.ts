@@ -512,6 +512,30 @@ describe('limits', () => {
     second.close();
   });
 
+  test('of requests at the same time, for each token', async () => {
+    const limits = { requestsUnderWayMax: 2 };
+    const { url } = await start({ token: 'o', observerToken: 'l', limits });
+    const endings = await Promise.all(
+      [1, 2].map(async () => {
+        const ending = new AbortController();
+        const { signal } = ending;
+        const feed = await fetch(`${url}/feed`, { headers: bearer('l'), signal });
+        expect(feed.status).toBe(200);
+        return ending;
+      }),
+    );
+    const observe = (token: string) => ask(`${url}/runs`, { headers: bearer(token) });
+    expect(await observe('l')).toMatchObject({
+      status: 429,
+      body: { code: 'DP_LIMIT', message: expect.stringContaining('2 requests of one token') },
+    });
+    expect((await observe('o')).status).toBe(200);
+    endings[0]!.abort();
+    await expect.poll(async () => (await observe('l')).status).toBe(200);
+    expect((await observe('l')).status).toBe(200);
+    endings[1]!.abort();
+  });
+
   test('of runs', async () => {
     const { url } = await start({ limits: { runCountMax: 2 } });
     const create = () => ask(`${url}/runs`, { method: 'POST', body: RUN });

@@ -108,6 +108,41 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
     expect(silent.bytesRead).toBeLessThan(100);
   });
 
+  test('those that begin one and leave it lying take no place of who has a token', async () => {
+    const sockets = { socketCountMax: 50, strangerCountMax: 8 };
+    const { url } = await start({ limits: { sockets }, token: 'secret' });
+    const silent = Array.from({ length: 40 }, () => {
+      const socket = connectPlain(Number(new URL(url).port), '127.0.0.1');
+      socket.on('error', () => {});
+      socket.write(Buffer.from('160301', 'hex'));
+      return socket.resume();
+    });
+    ends.push(async () => {
+      for (const socket of silent) socket.destroy();
+    });
+    await Promise.all(silent.slice(0, 32).map((socket) => once(socket, 'close')));
+    await train(url, { ca: authority.ca }, { token: 'secret' });
+    expect(silent.some(({ closed }) => !closed)).toBe(true);
+  });
+
+  test('a certificate that ends within a week is told of at the start and in the alerts, until it is renewed', async () => {
+    const files = { cert: join(folder, 'short.pem'), key: join(folder, 'short.key') };
+    const copy = async ({ cert, key }: typeof files) => {
+      await copyFile(cert, files.cert);
+      await copyFile(key, files.key);
+    };
+    await copy(authority.issue('ends', 3));
+    const { url } = await start({ tls: files });
+    const text = /short\.pem expires in 2 days, on .*: put a new one/;
+    expect(lines.filter((line) => text.test(line))).toHaveLength(1);
+    const alerts = async () => (await rest(url, { ca: authority.ca }).status()).alerts;
+    expect(await alerts()).toMatchObject([
+      { severity: 'warning', text: expect.stringMatching(text) },
+    ]);
+    await copy(authority.issue('stays', 90));
+    await expect.poll(alerts, { timeout: 30_000 }).toEqual([]);
+  });
+
   test('time and sockets are limited on every port, as the servers have it in force', async () => {
     const servers: HttpServer[] = [];
     const listen = vi.spyOn(NetServer.prototype, 'listen');

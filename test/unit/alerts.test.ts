@@ -37,6 +37,8 @@ const look = (facts: Partial<AlertFacts>) =>
     shards: null,
     standby: null,
     copies: null,
+    certificate: null,
+    wallMs: Date.parse('2026-06-01T00:00:00Z'),
     runs: [],
     workers: [],
     evaluationSeconds: () => 20,
@@ -52,6 +54,30 @@ describe('alerts', () => {
   test('none where all is well', () => {
     const workers = ['a', 'b', 'c'].map((name) => worker(name));
     expect(look({ runs: [run()], workers, shards: { count: 2, whole: true } })).toEqual([]);
+  });
+
+  test('a certificate that ends within a week or has ended, and none before', () => {
+    const told = (validFrom: string, expiresAt: string) => {
+      const certificate = { file: 'server.pem', validFrom, expiresAt };
+      return look({ certificate }).map(({ severity, text }) => [severity, text.split(':')[0]]);
+    };
+    const from = '2026-05-01T00:00:00.000Z';
+    expect(told(from, '2026-06-08T00:00:01.000Z')).toEqual([]);
+    expect(told(from, '2026-06-08T00:00:00.000Z')).toEqual([
+      ['warning', 'the certificate server.pem expires in 7 days, on 2026-06-08T00'],
+    ]);
+    expect(told(from, '2026-06-02T12:00:00.000Z')).toEqual([
+      ['warning', 'the certificate server.pem expires in 1 day, on 2026-06-02T12'],
+    ]);
+    expect(told(from, '2026-06-01T12:00:00.000Z')).toEqual([
+      ['warning', 'the certificate server.pem expires within a day, on 2026-06-01T12'],
+    ]);
+    expect(told(from, '2026-06-01T00:00:00.000Z')).toEqual([
+      ['critical', 'the certificate server.pem has expired on 2026-06-01T00'],
+    ]);
+    expect(told('2026-06-02T00:00:00.000Z', '2027-06-01T00:00:00.000Z')).toEqual([
+      ['critical', 'the certificate server.pem is valid from 2026-06-02T00'],
+    ]);
   });
 
   test('copies that do not arrive, and none where all do', () => {

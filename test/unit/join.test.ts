@@ -14,7 +14,7 @@ describe('a ticket', () => {
 
   test('is good once', () => {
     const tickets = new Tickets();
-    const ticket = tickets.issue(look, 0);
+    const ticket = tickets.issue('lab', look, 0);
     expect(tickets.redeem('another', 1)).toBeNull();
     expect(tickets.redeem(ticket, 1)?.()).toBe(grant);
     expect(tickets.redeem(ticket, 1)).toBeNull();
@@ -23,15 +23,32 @@ describe('a ticket', () => {
   test('is good for half a minute', () => {
     const tickets = new Tickets();
     const lastMs = 1000 * LIMITS.ticketSeconds - 1;
-    expect(tickets.redeem(tickets.issue(look, 0), lastMs)).not.toBeNull();
-    expect(tickets.redeem(tickets.issue(look, 0), lastMs + 1)).toBeNull();
+    expect(tickets.redeem(tickets.issue('lab', look, 0), lastMs)).not.toBeNull();
+    expect(tickets.redeem(tickets.issue('lab', look, 0), lastMs + 1)).toBeNull();
   });
 
   test('is refused when too many wait, until the oldest are too old', () => {
     const tickets = new Tickets();
-    for (let i = 0; i < LIMITS.ticketCountMax; i++) tickets.issue(look, i);
-    expect(() => tickets.issue(look, 1)).toThrow(/wait 30 s/);
-    expect(tickets.issue(look, 1000 * LIMITS.ticketSeconds)).toHaveLength(22);
+    for (let i = 0; i < LIMITS.ticketCountMax; i++) tickets.issue('lab', look, i);
+    expect(() => tickets.issue('lab', look, 1)).toThrow(/wait 30 s/);
+    expect(tickets.issue('lab', look, 1000 * LIMITS.ticketSeconds)).toHaveLength(22);
+  });
+
+  test('is there for each token, however many another one has taken', () => {
+    const tickets = new Tickets();
+    const taken = Array.from({ length: LIMITS.ticketCountMax }, (_, i) =>
+      tickets.issue('lab', look, i),
+    );
+    const operators = tickets.issue('operator', look, 1);
+    expect(tickets.redeem(taken[0]!, 1)).toBeNull();
+    expect(tickets.redeem(taken[1]!, 1)).not.toBeNull();
+    expect(tickets.redeem(operators, 1)).not.toBeNull();
+    // Two places are free now. At the end both have as many, and neither takes from the other.
+    tickets.issue('lab', look, 1);
+    tickets.issue('lab', look, 1);
+    for (let i = 0; i < LIMITS.ticketCountMax / 2; i++) tickets.issue('operator', look, 1);
+    expect(() => tickets.issue('lab', look, 1)).toThrow('500 tickets of this token');
+    expect(() => tickets.issue('operator', look, 1)).toThrow('500 tickets of this token');
   });
 
   test('travels as a subprotocol, beside the one that is agreed on', () => {
