@@ -281,7 +281,7 @@ async function lock(log: (line: string) => void): Promise<() => void> {
   for (let told = false; ; ) {
     const holder = existsSync(LOCK) ? Number(readFileSync(LOCK, 'utf8')) : Number.NaN;
     // Another process may have got its number meanwhile.
-    if (commandOf(holder).includes('test/containers/main.ts')) {
+    if (/test\/(containers|kubernetes)\/main\.ts/.test(commandOf(holder))) {
       if (performance.now() - start > LOCK_MS) {
         throw new Error(
           `process ${holder} runs an engine since more than ${LOCK_MS / 60_000} minutes`,

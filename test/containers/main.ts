@@ -2,6 +2,7 @@ import { join } from 'node:path';
 import { ROOT } from '../support/deployment.ts';
 import { basesWanted, makeBases } from './bases.ts';
 import { startEngine } from './engine.ts';
+import { buildImage } from './image.ts';
 import { attempt, endAll, run } from './shell.ts';
 
 // `npm run containers`: builds the image and runs docker-compose.yml with a real engine and real Compose; in CI with
@@ -13,30 +14,7 @@ const log = (line: string) => {
   console.log(`containers ${seconds} s: ${line}`);
 };
 
-const BUILD_MS = 1_500_000;
 const TESTS_MS = 900_000;
-
-async function build(env: NodeJS.ProcessEnv, target: string): Promise<void> {
-  const began = performance.now();
-  const words = ['docker', 'buildx', 'build', '--progress=plain', '--load'];
-  await run(
-    [
-      ...words,
-      '--file',
-      'deploy/Dockerfile',
-      '--target',
-      target,
-      '--tag',
-      `downpour:${target}`,
-      '.',
-    ],
-    { cwd: ROOT, env, timeoutMs: BUILD_MS },
-  );
-  const size = ['docker', 'image', 'inspect', '--format', '{{ .Size }}', `downpour:${target}`];
-  const megabytes = Number(await run(size, { env })) / 1e6;
-  const seconds = (performance.now() - began) / 1000;
-  log(`built downpour:${target}, ${megabytes.toFixed(0)} MB, in ${seconds.toFixed(0)} s`);
-}
 
 async function main(words: readonly string[]): Promise<void> {
   const unknown = words.find((word) => !['prepare', 'gpu'].includes(word));
@@ -60,8 +38,8 @@ async function main(words: readonly string[]): Promise<void> {
           .map(({ name }) => name)
           .join(', ')}`,
       );
-    await build(engine.env, 'cpu');
-    if (words.includes('gpu')) await build(engine.env, 'gpu');
+    await buildImage(engine.env, 'cpu', log);
+    if (words.includes('gpu')) await buildImage(engine.env, 'gpu', log);
     // Earlier builds of the same images.
     if (engine.own) await run(['docker', 'image', 'prune', '--force'], { env: engine.env });
     if (words.includes('prepare')) return;

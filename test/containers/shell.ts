@@ -17,6 +17,8 @@ export interface RunOptions {
   readonly input?: string;
   /** Shows what it says, too. */
   readonly show?: boolean;
+  /** Gets what it says, as it comes. */
+  readonly onText?: (text: string) => void;
 }
 
 const CHARS_KEPT = 200_000;
@@ -41,10 +43,12 @@ export function attempt(words: readonly string[], options: RunOptions = {}): Pro
     stdout = (stdout + chunk).slice(-CHARS_KEPT);
     text = (text + chunk).slice(-CHARS_KEPT);
     if (options.show) process.stdout.write(chunk);
+    options.onText?.(chunk);
   });
   child.stderr!.setEncoding('utf8').on('data', (chunk: string) => {
     text = (text + chunk).slice(-CHARS_KEPT);
     if (options.show) process.stderr.write(chunk);
+    options.onText?.(chunk);
   });
   const end = () => {
     try {

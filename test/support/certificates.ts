@@ -1,5 +1,6 @@
 import { execFileSync, spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
+import { isIP } from 'node:net';
 import { join } from 'node:path';
 
 /** Certificates made for one test, by openssl: an authority, and what it signs. */
@@ -39,8 +40,10 @@ export function createAuthority(
     `/CN=${name}`,
   );
   const extensions = at(`${name}.ext`);
-  const names = ['localhost', ...hosts].map((host) => `DNS:${host}`);
-  writeFileSync(extensions, `subjectAltName=${['IP:127.0.0.1', ...names].join()}\n`);
+  const names = ['127.0.0.1', 'localhost', ...hosts].map(
+    (host) => `${isIP(host) ? 'IP' : 'DNS'}:${host}`,
+  );
+  writeFileSync(extensions, `subjectAltName=${names.join()}\n`);
   return {
     ca,
     issue(subject, days = 2) {

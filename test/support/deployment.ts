@@ -187,6 +187,7 @@ function linkPackages(folder: string): void {
 
 export interface Manifest {
   readonly file: string;
+  readonly apiVersion: string;
   readonly kind: string;
   readonly metadata: { readonly name: string; readonly namespace?: string };
   readonly spec: Readonly<Record<string, unknown>>;

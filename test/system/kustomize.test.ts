@@ -1,24 +1,15 @@
-import {
-  cpSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
+import { type PodSpec, ROOT, whyNotRestricted } from '../support/deployment.ts';
 import {
-  MANIFESTS,
-  type Manifest,
-  type PodSpec,
-  ROOT,
-  readObjects,
-  whyNotRestricted,
-} from '../support/deployment.ts';
-import { kustomize, lacksKustomize } from '../support/kustomize.ts';
+  type Built,
+  builtFrom,
+  builtOf,
+  COMPONENTS,
+  lacksKustomize,
+} from '../support/kustomize.ts';
 import { isLacking, python } from '../support/python.ts';
 
 // The base, each component over it and the example, built by Kustomize; what comes of it, against the schemas of
@@ -32,29 +23,8 @@ const VERSION = (
   JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string }
 ).version;
 
-type Built = Omit<Manifest, 'file'>;
-const temporary = mkdtempSync(join(tmpdir(), 'downpour-kustomize-'));
+const temporary = mkdtempSync(join(tmpdir(), 'downpour-schemas-'));
 afterAll(() => rmSync(temporary, { recursive: true }));
-
-const components = readdirSync(MANIFESTS).filter((name) =>
-  readFileSync(join(MANIFESTS, name, 'kustomization.yaml'), 'utf8').includes('kind: Component'),
-);
-
-/** The base with these components over it. */
-function build(...names: readonly string[]): Built[] {
-  const copy = mkdtempSync(join(temporary, 'over-'));
-  cpSync(MANIFESTS, copy, { recursive: true });
-  const own = join(copy, 'own');
-  mkdirSync(own);
-  const text = {
-    apiVersion: 'kustomize.config.k8s.io/v1beta1',
-    kind: 'Kustomization',
-    resources: ['../base'],
-    components: names.map((name) => `../${name}`),
-  };
-  writeFileSync(join(own, 'kustomization.yaml'), JSON.stringify(text));
-  return readObjects(kustomize(own)) as Built[];
-}
 
 const find = (built: readonly Built[], kind: string, name: string) => {
   const found = built.find((each) => each.kind === kind && each.metadata.name === name);
@@ -74,9 +44,9 @@ describe.skipIf(lacksKustomize && !process.env.CI)('Kustomize', () => {
   const all: Readonly<Record<string, readonly Built[]>> = lacksKustomize
     ? {}
     : {
-        base: readObjects(kustomize(join(MANIFESTS, 'base'))) as Built[],
-        example: readObjects(kustomize(join(MANIFESTS, 'example'))) as Built[],
-        ...Object.fromEntries(components.map((name) => [name, build(name)])),
+        base: builtFrom('base'),
+        example: builtFrom('example'),
+        ...Object.fromEntries(COMPONENTS.map((name) => [name, builtOf(name)])),
       };
 
   test('is there', () => expect(lacksKustomize).toBe(false));
@@ -109,7 +79,7 @@ describe.skipIf(lacksKustomize && !process.env.CI)('Kustomize', () => {
     expect(stdout + stderr).toContain('runAsNonRot');
   });
 
-  test.each(['base', 'example', ...components])(
+  test.each(['base', 'example', ...COMPONENTS])(
     '%s: pods fit restricted, images have a version',
     (name) => {
       const built = all[name]!;
@@ -136,7 +106,7 @@ describe.skipIf(lacksKustomize && !process.env.CI)('Kustomize', () => {
   );
 
   test('data: server and workers read the claim, and the empty folder is gone', () => {
-    const built = build('gpu', 'data');
+    const built = builtOf('gpu', 'data');
     for (const name of ['downpour-server', 'downpour-worker', 'downpour-worker-gpu']) {
       expect(podOf(built, name).volumes!.find((volume) => volume.name === 'data')).toEqual({
         name: 'data',
@@ -146,7 +116,7 @@ describe.skipIf(lacksKustomize && !process.env.CI)('Kustomize', () => {
   });
 
   test('tls: nothing asks the server in the clear, and it does not ask workers for certificates', () => {
-    const built = build('gpu', 'monitoring', 'tls');
+    const built = builtOf('gpu', 'monitoring', 'tls');
     const server = podOf(built, 'downpour-server');
     for (const probe of ['startupProbe', 'readinessProbe', 'livenessProbe']) {
       expect(server.containers[0][probe]).toMatchObject({
@@ -204,7 +174,7 @@ describe.skipIf(lacksKustomize && !process.env.CI)('Kustomize', () => {
   });
 
   test('standby: two servers that are alike, apart, each with its claim, and all know both', () => {
-    const built = build('gpu', 'monitoring', 'standby', 'data');
+    const built = builtOf('gpu', 'monitoring', 'standby', 'data');
     const servers = ['downpour-server', 'downpour-standby'] as const;
     const [first, second] = servers.map((name) => podOf(built, name)) as [PodSpec, PodSpec];
     for (const [own, pod, peer] of [
