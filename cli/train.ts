@@ -2,7 +2,7 @@ import { dirname, join, relative, resolve } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { checkpointFolder } from '../server/checkpoint.ts';
 import { resolveConfig } from '../shared/config.ts';
-import { DownpourError, errorCode } from '../shared/errors.ts';
+import { DownpourError, isAway } from '../shared/errors.ts';
 import type { CheckpointSummary, RunDetail, RunSummary } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
 import { pathArgument, shellCommand } from '../shared/shell.ts';
@@ -273,10 +273,13 @@ async function follow(
       hinted ||= run.hint !== null;
       progress.update(run, workers);
     } catch (error) {
-      if (errorCode(error) !== 'DP_SERVER_UNREACHABLE' || signal.aborted) throw error;
-      if (awaySince === null) progress.note('the server does not answer; trying again');
+      if (!isAway(error) || signal.aborted) throw error;
+      const answers = error.code === 'DP_SHARD_LOST';
+      if (awaySince === null) {
+        progress.note(answers ? error.message : 'the server does not answer; trying again');
+      }
       awaySince ??= performance.now();
-      if (performance.now() - awaySince > PATIENCE_MS) throw error;
+      if (!answers && performance.now() - awaySince > PATIENCE_MS) throw error;
       await wait(POLL_MS, undefined, { signal: wake }).catch(() => {});
       continue;
     }

@@ -53,8 +53,12 @@ export function alertsOf(facts: AlertFacts): Alert[] {
       `Redis is away for ${inWords(seconds)}: ${records} records wait on disk, training goes on`,
     );
   }
-  if (shards && !shards.whole) {
-    add('critical', `one of the ${shards.count} shards is lost: all runs wait until it is back`);
+  if (shards?.lost) {
+    const { index, url, why, seconds } = shards.lost;
+    add(
+      'critical',
+      `shard ${index} at ${url} is lost for ${inWords(seconds)} (${why}): all runs wait until it, or another one, is there; \`downpour shard\` starts one`,
+    );
   }
   if (standby) aboutStandby(standby, add);
   const certificate = facts.certificate && certificateProblem(facts.certificate, facts.wallMs);

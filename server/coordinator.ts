@@ -9,6 +9,7 @@ import type {
   CreateRun,
   RunDetail,
   RunSummary,
+  ServerFacts,
   Timeline,
   WorkerSummary,
 } from '../shared/rest.ts';
@@ -22,7 +23,8 @@ import { type RunFacts, runsToTell } from './prometheus.ts';
 import type { PushLog } from './push-log.ts';
 import type { Replication } from './replication.ts';
 import type { Session } from './session.ts';
-import type { ShardPool, ShardReport } from './shard-pool.ts';
+import type { ShardPool } from './shard-pool.ts';
+import type { ShardReport } from './shard-protocol.ts';
 import type { TlsMaterial } from './tls.ts';
 import { WorkerHistory } from './worker-history.ts';
 
@@ -65,6 +67,8 @@ export class Coordinator {
   readonly #forking = new Set<string>();
   /** Nobody is let in any more, and nothing begun. */
   #closing = false;
+  /** A shard is lost: the runs as they were, until they go on from their checkpoints. */
+  #resting: readonly RunSummary[] | null = null;
 
   constructor(options: {
     keeper: Keeper;
@@ -99,6 +103,7 @@ export class Coordinator {
   mustFind(id: string): Run {
     const run = this.#runs.get(id);
     if (run) return run;
+    this.#mustNotRest();
     const known = [...this.#runs.keys()].slice(-5).join(', ') || 'none';
     throw new DownpourError('DP_RUN_UNKNOWN', `no run '${id}' on this server; known: ${known}`);
   }
@@ -314,9 +319,26 @@ export class Coordinator {
     for (const session of sessions) session.terminate();
   }
 
+  /** @throws DownpourError DP_SHARD_LOST. */
+  #mustNotRest(): void {
+    if (!this.#resting) return;
+    throw new DownpourError('DP_SHARD_LOST', `${this.problem}: try again in a moment`);
+  }
+
+  /** What all runs wait for; null: nothing. Tells no addresses. */
+  get problem(): string | null {
+    const facts = this.shards;
+    if (!facts?.lost) {
+      return this.#resting && 'a shard was lost, and all runs are read from their last checkpoints';
+    }
+    const { count, lost } = facts;
+    return `shard ${lost.index} of ${count} is lost for ${Math.round(lost.seconds)} s: all runs wait until it, or another one, is there`;
+  }
+
   /** @throws DownpourError DP_SERVER_STOPPING: what began now would not be in the last checkpoints. */
   mustBeOpen(): void {
     if (!this.#closing) return;
+    this.#mustNotRest();
     throw new DownpourError('DP_SERVER_STOPPING', 'this server is stopping: try again in a moment');
   }
 
@@ -402,6 +424,7 @@ export class Coordinator {
       code: 'DP_SHARD_LOST',
     });
     this.#closing = true;
+    this.#resting = this.runSummaries();
     for (const session of [...this.#sessions]) {
       session.fail(new DownpourError('DP_SHARD_LOST', why));
       session.dismissed(1012, 'DP_SHARD_LOST');
@@ -412,6 +435,7 @@ export class Coordinator {
   /** All shards are there again. @param runs from their checkpoints. */
   goOn(runs: readonly Run[]): void {
     for (const run of runs) this.adopt(run);
+    this.#resting = null;
     this.#closing = false;
   }
 
@@ -498,6 +522,11 @@ export class Coordinator {
 
   // What others want to know.
 
+  /** Of all runs, as they are or, while a shard is lost, as they were. */
+  runSummaries(): readonly RunSummary[] {
+    return this.#resting ?? this.runs.map((run) => this.runSummary(run));
+  }
+
   runSummary(run: Run): RunSummary {
     return { ...run.summary(this.now()), ...this.#written(run) };
   }
@@ -561,8 +590,8 @@ export class Coordinator {
   }
 
   /** Null: the server has no shards. */
-  get shards(): { count: number; whole: boolean } | null {
-    return this.#shards && { count: this.#shards.count, whole: this.#shards.whole };
+  get shards(): ServerFacts['shards'] {
+    return this.#shards?.facts() ?? null;
   }
 
   timeline(): Timeline {

@@ -85,6 +85,7 @@ export class Keeper {
   readonly #writer: CheckpointWriter;
   readonly #entries = new Map<string, Entry>();
   readonly #runs = new Map<string, Run>();
+  #closing = false;
   #closed = false;
   /** Of the server, from `recover` on. */
   #life = 1;
@@ -468,8 +469,24 @@ export class Keeper {
 
   /** Writes all that is left, and nothing after that. What fails is said, never thrown. */
   async close(runs: readonly Run[]): Promise<void> {
+    this.#closing = true;
     await Promise.all(runs.map((run) => (run.over ? this.#flush(run) : this.saveNow(run))));
     this.#closed = true;
+    // Of runs that were being recovered, too.
+    await Promise.all([...this.#entries.values()].map(({ writing }) => writing));
+    for (const run of runs) this.#sayUnwritten(run);
+  }
+
+  /** This process ends, and tries no more. */
+  #sayUnwritten(run: Run): void {
+    const { tasks, latest } = this.#entry(run);
+    if (tasks.size === 0) return;
+    const what = `run ${run.id}: ${[...tasks].join(', ')} is not written (${this.problem(run.id)})`;
+    const from = latest ? `step ${latest.step}` : 'its beginning';
+    const back = `; it goes back from step ${run.step} to ${from} when a server has it again`;
+    this.#options.log(`${what}${tasks.has('last') ? back : ''}`, {
+      ...{ level: 'error', run: run.id, step: run.step },
+    });
   }
 
   async #flush(run: Run): Promise<void> {
@@ -545,8 +562,9 @@ export class Keeper {
     const { log, onFenced, now } = this.#options;
     // All state is read after the event that asked for it has been dealt with entirely.
     await null;
+    const failed = new Set<Task>();
     for (;;) {
-      const task = ORDER.find((candidate) => entry.tasks.has(candidate));
+      const task = ORDER.find((candidate) => entry.tasks.has(candidate) && !failed.has(candidate));
       if (!task) return;
       entry.tasks.delete(task);
       const waiting = task === 'last' ? entry.waiting.splice(0) : [];
@@ -560,12 +578,16 @@ export class Keeper {
         for (const { reject } of waiting) reject(error);
         entry.tasks.add(task);
         entry.retryAt = now() + RETRY_MS;
-        log(
-          `run ${run.id}: ${task} not written, trying again: ${errorCode(error)} ${errorText(error)}`,
-          { level: 'error', run: run.id, code: errorCode(error) },
-        );
+        if (!this.#closing) {
+          log(
+            `run ${run.id}: ${task} not written, trying again: ${errorCode(error)} ${errorText(error)}`,
+            { level: 'error', run: run.id, code: errorCode(error) },
+          );
+        }
         if (error instanceof DownpourError && error.code === 'DP_STATE_FENCED') onFenced(error);
-        return;
+        // There is no other time: what else can be written is.
+        if (!this.#closing) return;
+        failed.add(task);
       }
     }
   }

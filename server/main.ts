@@ -33,7 +33,8 @@ import { openPushLog, type PushLog } from './push-log.ts';
 import { openRedisStore } from './redis.ts';
 import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
 import { BEAT_MS, Replication, type ReplicationMode } from './replication.ts';
-import { ShardPool, storeSource, threadSource } from './shard-pool.ts';
+import { ShardPool } from './shard-pool.ts';
+import { storeSource, threadSource } from './shard-sources.ts';
 import { PORTS, socketLimits } from './sockets.ts';
 import { type Inheritance, standBy } from './standby.ts';
 import { type OwnerLease, openFileStore, type StateStore } from './state-store.ts';
@@ -61,6 +62,8 @@ export interface ServeOptions extends TokenSources {
   readonly shards?: number;
   /** `threads` of this process, or those that have announced themselves in the state store. */
   readonly shardsFrom?: 'threads' | 'store';
+  /** Not heard of for so long, a shard is lost. Default: `LIMITS.shardSilenceMs`. */
+  readonly shardTimeoutMs?: number;
   /** How long a server that is not heard of keeps its state. Default: 10,000. */
   readonly ownerTtlMs?: number;
   /**
@@ -251,6 +254,7 @@ async function activate(
   let local: LocalListener | null = null;
   let pool: ShardPool | null = null;
   let pushLog: PushLog | null = null;
+  let anew: ReturnType<typeof beginAnewWhenLost> | null = null;
   const writer = new ThreadedWriter();
   try {
     const onLost = () =>
@@ -262,7 +266,7 @@ async function activate(
       );
     if (lease.lost.aborted) onLost();
     lease.lost.addEventListener('abort', onLost);
-    pool = createPool(options, store, access, tls);
+    pool = createPool(options, { store, access, tls, token: lease.token, now });
     await pool?.open();
     const write = { root: state, store, token: lease.token };
     const copier = createCopier(options, { mayWrite: () => store.mayWrite(lease.token), now, log });
@@ -282,9 +286,10 @@ async function activate(
     const leaseMs = options.ownerTtlMs ?? OWNER_TTL_MS;
     const followed = new FollowedNote(state, { token: lease.token, leaseMs });
     await followed.set(null);
-    if (pool)
-      beginAnewWhenLost(pool, keeper, coordinator, AbortSignal.any([signal, ending.signal]));
-    else {
+    if (pool) {
+      const until = AbortSignal.any([signal, ending.signal]);
+      anew = beginAnewWhenLost(pool, { keeper, coordinator, lease, signal: until });
+    } else {
       const { standbyTimeoutMs: timeoutMs } = options;
       coordinator.replication = new Replication({
         ...{ token: lease.token, leaseMs, now, log },
@@ -346,6 +351,7 @@ async function activate(
       if (!stop.aborted) await once(stop, 'abort');
       clearInterval(timer);
       if (failure.error) coordinator.tellLost();
+      await anew?.ended();
       await coordinator.close();
       await board?.close(coordinator.runs);
       clearInterval(beat);
@@ -378,34 +384,61 @@ async function activate(
   }
 }
 
-/** The loss of a shard is like the loss of the server: all goes on from the last checkpoints. */
+/**
+ * The loss of a shard is like the loss of the server: all goes on from the last checkpoints.
+ * @returns `ended`, which resolves when nothing is begun anew any more, after `signal` is aborted.
+ */
 function beginAnewWhenLost(
   pool: ShardPool,
-  keeper: Keeper,
-  coordinator: Coordinator,
-  signal: AbortSignal,
-): void {
-  let beginning = false;
-  pool.lost = async (why) => {
-    coordinator.interrupt(why);
-    if (beginning) return;
-    beginning = true;
+  {
+    keeper,
+    coordinator,
+    lease,
+    signal,
+  }: {
+    readonly keeper: Keeper;
+    readonly coordinator: Coordinator;
+    readonly lease: OwnerLease;
+    readonly signal: AbortSignal;
+  },
+): { ended(): Promise<void> } {
+  let beginning: Promise<void> | null = null;
+  const begin = async () => {
     while (!signal.aborted) {
       try {
         await keeper.abandon();
+        // Another server may have taken over, and these shards with the state: they are not taken from it.
+        await lease.renew().catch((error: unknown) => {
+          if (errorCode(error) === 'DP_STATE_FENCED') throw error;
+        });
         await pool.open();
         const runs = await keeper.recover();
         if (!pool.whole) continue;
-        coordinator.goOn(runs);
+        if (!signal.aborted) coordinator.goOn(runs);
         break;
       } catch (error) {
+        if (signal.aborted) break;
         coordinator.log(warning('the shards are not there yet, trying again', error), {
           ...{ level: 'warn', code: errorCode(error) },
         });
-        await delay(SHARDS_RETRY_MS);
+        await delay(SHARDS_RETRY_MS, undefined, { signal }).catch(() => {});
       }
     }
-    beginning = false;
+    beginning = null;
+  };
+  pool.lost = (why) => {
+    // What can be written still is; nothing goes on.
+    if (signal.aborted) return;
+    coordinator.interrupt(why);
+    beginning ??= begin();
+  };
+  return {
+    async ended() {
+      if (!beginning) return;
+      // It may be waiting for them.
+      await pool.close();
+      await beginning;
+    },
   };
 }
 
@@ -420,11 +453,17 @@ function createCopier(
 
 function createPool(
   options: ServeOptions,
-  store: StateStore,
-  access: Access,
-  tls: TlsMaterial | null,
+  {
+    store,
+    access,
+    tls,
+    ...own
+  }: Pick<Ground, 'store' | 'access' | 'tls'> & {
+    readonly token: number;
+    readonly now: () => number;
+  },
 ): ShardPool | null {
-  const { host, shards: count = 1, shardsFrom = 'threads', signal } = options;
+  const { host, shards: count = 1, shardsFrom = 'threads', shardTimeoutMs, signal } = options;
   if (count === 1) return null;
   const log = options.log ?? (() => {});
   const localSocket = localSocketWanted(options.localSocket);
@@ -442,7 +481,9 @@ function createPool(
       : storeSource(store, { signal, log });
   // A port of a thread of ours is nobody else's, whatever name its certificate has.
   const trust = () => tls && { ...tls.options(), rejectUnauthorized: shardsFrom === 'store' };
-  return new ShardPool({ count, source, token: () => access.own, tls: trust, log });
+  const silence = shardTimeoutMs === undefined ? {} : { silenceMs: shardTimeoutMs };
+  const guard = { access: () => access.own, tls: trust };
+  return new ShardPool({ count, source, ...own, ...guard, ...silence, log });
 }
 
 /** Redis, whose records wait in the state folder while it is away. */

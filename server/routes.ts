@@ -11,6 +11,7 @@ import {
   type CreateRun,
   CreateRunSchema,
   ErrorBodySchema,
+  type Health,
   HealthSchema,
   MetricsSchema,
   ObservationsSchema,
@@ -63,6 +64,11 @@ type ByName = { Params: { name: string } };
 const errors = { '4xx': ErrorBodySchema, '5xx': ErrorBodySchema };
 type ById = { Params: { id: string } };
 
+/** It answers either way: who looks whether to start it again must not. */
+function healthOf({ problem }: Coordinator): Pick<Health, 'status' | 'problem'> {
+  return { status: problem === null ? 'ok' : 'degraded', problem };
+}
+
 /**
  * The REST interface. Reads cost training nothing but the time to answer.
  * @returns the same facts for the feed.
@@ -75,7 +81,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
   });
 
   app.get('/health', schema('Is the server up?', { 200: HealthSchema }), (request) => ({
-    status: 'ok' as const,
+    ...healthOf(coordinator),
     version,
     stateStore: stateStore.kind,
     uptimeSeconds: (performance.now() - startedMs) / 1000,
@@ -102,7 +108,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
         memoryBytes: { rss, heap: heapUsed, arrayBuffers },
       };
     },
-    runs: () => coordinator.runs.map((run) => coordinator.runSummary(run)),
+    runs: () => coordinator.runSummaries(),
     workers: () => coordinator.workers(null),
   };
   app.get(

@@ -3,7 +3,8 @@ import { partLayout, type Range } from '../shared/partition.ts';
 import { type OpenTensors, openTensors, type StreamedTensor } from './checkpoint.ts';
 import { type Copy, type NamedTensor, VECTOR, vectorSizes } from './core/parameters.ts';
 import { RESTORED_BEST, type Run, type RunState } from './core/run.ts';
-import { BEST, rangesOf, type SaveKind } from './core/shard.ts';
+import { BEST, rangesOf } from './core/shard.ts';
+import type { SaveKind } from './core/shard-command.ts';
 import type { ShardPool } from './shard-pool.ts';
 
 /**

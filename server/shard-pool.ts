@@ -1,103 +1,87 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ConnectionOptions } from 'node:tls';
-import { Worker } from 'node:worker_threads';
 import { bytesOf } from '../shared/codec.ts';
+import { LIMITS } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import type { ShardAddress } from '../shared/protocol.ts';
+import type { ServerFacts } from '../shared/rest.ts';
 import { VERSION } from '../shared/version.ts';
 import type { Connection, Header } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { findLocalSocket } from '../wire/local-socket.ts';
-import type { TokenSources } from './access.ts';
-import type { RunShards, ShardCommand } from './core/shard.ts';
-import type { StateStore } from './state-store.ts';
-import type { TlsFiles } from './tls.ts';
+import type { RunShards } from './core/shard.ts';
+import type { ShardCommand } from './core/shard-command.ts';
+import {
+  checkFromShardControl,
+  type FromShardControl,
+  type ReadPiece,
+  type ShardReport,
+  type ToShardControl,
+} from './shard-protocol.ts';
+import type { FoundShard, ShardSource } from './shard-sources.ts';
 
-/** The coordinator's connections to all shards but its own: commands go out, reports come in. */
-
-export type ToShardControl =
-  /** The first message: this coordinator has the shard from now on; what it held is forgotten. */
-  | { readonly type: 'take'; readonly index: number; readonly count: number }
-  | { readonly type: 'command'; readonly command: ShardCommand }
-  /** The connection of a worker is lost. */
-  | { readonly type: 'leave'; readonly session: string }
-  /** Asks for a piece of what a `save` has kept. */
-  | {
-      readonly type: 'read';
-      readonly request: number;
-      readonly run: string;
-      readonly id: number;
-      readonly name: string;
-      readonly start: number;
-      readonly count: number;
-    };
-
-export type FromShardControl =
-  | { readonly type: 'taken'; readonly version: string }
-  | {
-      readonly type: 'landed';
-      readonly run: string;
-      readonly session: string;
-      readonly sequence: number;
-      readonly squares: number;
-      readonly problem: string | null;
-    }
-  | {
-      readonly type: 'initialLanded';
-      readonly run: string;
-      readonly session: string;
-      readonly grant: number;
-      readonly finite: boolean;
-    }
-  | { readonly type: 'overflowed'; readonly run: string; readonly generation: number }
-  /** The answer to a `read`, with its bytes. */
-  | { readonly type: 'read'; readonly request: number; readonly found: boolean }
-  /** A command could not be carried out: the connection closes. */
-  | { readonly type: 'failed'; readonly code: string; readonly message: string };
-
-export type ShardReport = Extract<
-  FromShardControl,
-  { type: 'landed' | 'initialLanded' | 'overflowed' }
->;
-
-/** Where shards come from. */
-export interface ShardSource {
-  /** The other shards, in order. Called again after one was lost. @throws DownpourError. */
-  find(count: number): Promise<readonly FoundShard[]>;
-  close(): Promise<void>;
-}
-
-export interface FoundShard {
-  /** For workers. */
-  readonly address: ShardAddress;
-  /** For the coordinator: `ws://host:port`. */
-  readonly url: string;
-}
+/**
+ * The coordinator's connections to all shards but its own: commands go out, reports come in. Each end says at least
+ * every `shardBeatMs` that it lives; one that says nothing for too long is lost, as if its connection had broken.
+ */
 
 export interface ShardPoolOptions {
   /** All of them, the coordinator's own among them: at least 2. */
   readonly count: number;
   readonly source: ShardSource;
+  /** Of the owner's lease. */
+  readonly token: number;
   /** An operator's, as it is now. */
-  readonly token: () => string | null;
+  readonly access: () => string | null;
   /** Null: in the clear. */
   readonly tls: () => ConnectionOptions | null;
+  /** Not heard of for so long, a shard is lost. Default: `LIMITS.shardSilenceMs`. */
+  readonly silenceMs?: number;
+  /** Monotonic, ms. */
+  readonly now: () => number;
   readonly log: (line: string) => void;
 }
 
 const HANDSHAKE_MS = 10_000;
 const CLOSE_MS = 2_000;
-const FIND_MS = 500;
 
-interface Link {
-  readonly connection: Connection;
+/** A shard that has gone, or is silent. */
+interface Lost {
+  /** From 1. */
+  readonly index: number;
+  readonly url: string;
+  readonly why: string;
+}
+
+class Link {
+  readonly index: number;
   readonly found: FoundShard;
+  readonly connection: Connection;
+  heardMs: number;
+  /** What went wrong, as far as it is known. */
+  why = '';
+  /** It has said that it is taken. */
+  taken = false;
+
+  constructor(index: number, found: FoundShard, connection: Connection, now: number) {
+    this.index = index;
+    this.found = found;
+    this.connection = connection;
+    this.heardMs = now;
+  }
 }
 
 export class ShardPool implements RunShards {
   readonly count: number;
   readonly #options: ShardPoolOptions;
+  readonly #silenceMs: number;
+  /** By index − 1, all of them taken; and those that are being opened. */
   #links: Link[] = [];
+  readonly #opening = new Set<{ end(): void }>();
+  readonly #beat: NodeJS.Timeout;
+  #beatAt: number;
+  /** Addresses of those that have gone or were silent. */
+  readonly #suspects = new Set<string>();
   #requests = 0;
   readonly #reads = new Map<
     number,
@@ -106,6 +90,7 @@ export class ShardPool implements RunShards {
   #closing = false;
   /** Set: all is well. */
   #whole = false;
+  #lost: (Lost & { readonly sinceMs: number }) | null = null;
   /** What a shard reports. */
   report: (index: number, report: ShardReport) => void = () => {};
   /** A shard is gone, and with it a part of every run. Told once, until `open` is called again. */
@@ -114,6 +99,11 @@ export class ShardPool implements RunShards {
   constructor(options: ShardPoolOptions) {
     this.#options = options;
     this.count = options.count;
+    this.#silenceMs = options.silenceMs ?? LIMITS.shardSilenceMs;
+    this.#beatAt = options.now();
+    const beatMs = Math.min(LIMITS.shardBeatMs, this.#silenceMs / 4);
+    this.#beat = setInterval(() => this.#tick(beatMs), beatMs);
+    this.#beat.unref();
   }
 
   /** Where workers find the other shards. */
@@ -126,89 +116,173 @@ export class ShardPool implements RunShards {
     return this.#whole;
   }
 
+  facts(): NonNullable<ServerFacts['shards']> {
+    const { count, whole } = this;
+    if (!this.#lost) return { count, whole, lost: null };
+    const { sinceMs, ...lost } = this.#lost;
+    return { count, whole, lost: { ...lost, seconds: (this.#options.now() - sinceMs) / 1000 } };
+  }
+
   /** Connects to all shards. @throws DownpourError DP_SHARD_LOST or what the source throws. */
   async open(): Promise<void> {
     const { source, log } = this.#options;
     for (const { connection } of this.#links) connection.terminate();
     this.#links = [];
-    const found = await source.find(this.count);
-    const links = await Promise.all(found.map((shard, i) => this.#connect(i + 1, shard)));
-    this.#links = links;
+    for (;;) {
+      const before = new Set(this.#suspects);
+      const found = await source.find(this.count, before);
+      this.#mustNotClose();
+      const opened = await Promise.allSettled(found.map((shard, i) => this.#connect(i + 1, shard)));
+      const links = opened.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
+      const failure = opened.find(({ status }) => status === 'rejected') as PromiseRejectedResult;
+      if (!failure && !this.#closing) {
+        this.#links = links;
+        break;
+      }
+      for (const { connection } of links) connection.terminate();
+      this.#mustNotClose();
+      // There may be others to take in the place of those that failed.
+      if (found.some(({ url }) => before.has(url))) throw failure.reason;
+      log(errorText(failure.reason));
+    }
+    for (const { found } of this.#links) this.#suspects.delete(found.url);
     this.#whole = true;
-    log(`${this.count} shards: this server, ${found.map(({ url }) => url).join(', ')}`);
-    const dead = links.find(({ connection }) => !connection.open);
-    if (dead) this.#lose(`the shard at ${dead.found.url} has gone at once`);
+    this.#lost = null;
+    log(
+      `${this.count} shards: this server, ${this.#links.map(({ found }) => found.url).join(', ')}`,
+    );
+    const dead = this.#links.find(({ connection }) => !connection.open);
+    if (dead) this.#lose(dead, 'it has gone at once');
+  }
+
+  #mustNotClose(): void {
+    if (!this.#closing) return;
+    throw new DownpourError('DP_SERVER_STOPPING', 'this server is stopping: it opens no shards');
   }
 
   async #connect(index: number, found: FoundShard): Promise<Link> {
-    const token = this.#options.token();
-    const tls = this.#options.tls();
+    const { access, tls: secure, now, token } = this.#options;
+    const given = access();
+    const tls = secure();
     const url = tls ? found.url.replace(/^ws:/, 'wss:') : found.url;
     const path = await findLocalSocket(url);
     return new Promise((resolve, reject) => {
-      const fail = (why: string) =>
+      let timer: NodeJS.Timeout | undefined;
+      let settled = false;
+      const opening = { end: () => dialing.abort() };
+      const settle = () => {
+        settled = true;
+        clearTimeout(timer);
+        this.#opening.delete(opening);
+      };
+      const fail = (why: string) => {
+        settle();
+        this.#suspects.add(found.url);
         reject(new DownpourError('DP_SHARD_LOST', `shard ${index} at ${found.url}: ${why}`));
-      dial({
+      };
+      const dialing = dial({
         url: `${url}/control`,
         ...(tls ? { tls } : {}),
         path,
         handshakeMs: HANDSHAKE_MS,
         closeMs: CLOSE_MS,
-        headers: token === null ? {} : { authorization: `Bearer ${token}` },
+        headers: given === null ? {} : { authorization: `Bearer ${given}` },
         opened: (connection) => {
-          let why = '';
-          connection.send({ type: 'take', index, count: this.count } satisfies ToShardControl);
+          const link = new Link(index, found, connection, now());
+          opening.end = () => connection.terminate();
+          // It may take connections and do nothing more: one that is stopped does.
+          timer = setTimeout(() => {
+            link.why = `it does not say that it is taken within ${HANDSHAKE_MS / 1000} s`;
+            connection.terminate();
+          }, HANDSHAKE_MS);
+          const { count } = this;
+          connection.send({ type: 'take', index, count, token } satisfies ToShardControl);
           return {
             land: (_, bytes) =>
               bytes === null ? null : { bytes: new Uint8Array(bytes), release: () => {} },
             message: (header, payload) => {
-              const message = header as unknown as FromShardControl;
-              if (message.type === 'taken') {
-                if (message.version === VERSION) resolve({ connection, found });
-                else fail(`it is of version ${message.version}, this server of ${VERSION}`);
-              } else if (message.type === 'failed') why = `${message.code} ${message.message}`;
-              else this.#receive(index, header, payload);
+              try {
+                this.#receive(link, header, payload);
+              } catch (error) {
+                link.why = errorText(error);
+                connection.close(1007, 'DP_FRAME_MALFORMED');
+              }
+              if (settled || !link.taken) return;
+              settle();
+              resolve(link);
             },
             malformed: (error) => {
-              why = error.message;
+              link.why = error.message;
               connection.terminate();
             },
             broken: (error) => {
-              why = error.message;
+              link.why = error.message;
             },
-            alive: () => {},
+            alive: () => {
+              link.heardMs = now();
+            },
             closed: (_, reason) => {
-              fail(why || reason);
-              if (this.#links[index - 1]?.connection !== connection) return;
-              this.#lose(`shard ${index} at ${found.url} has gone (${why || reason})`);
+              if (!settled) fail(link.why || reason);
+              else if (this.#links[index - 1] === link) this.#lose(link, link.why || reason);
             },
           };
         },
         failed: (error) => fail(errorText(error)),
       });
+      this.#opening.add(opening);
     });
   }
 
-  #lose(why: string): void {
-    if (this.#closing || !this.#whole) return;
-    this.#whole = false;
-    for (const { reject } of this.#reads.values()) {
-      reject(new DownpourError('DP_SHARD_LOST', why));
+  /** Says that this end lives, and asks who is silent. */
+  #tick(beatMs: number): void {
+    const now = this.#options.now();
+    const pauseMs = now - this.#beatAt - beatMs;
+    this.#beatAt = now;
+    for (const link of this.#links) {
+      // What has come during a pause of our own has not been read yet.
+      if (pauseMs > this.#silenceMs / 2) link.heardMs = now;
+      link.connection.ping();
+      if (now - link.heardMs <= this.#silenceMs) continue;
+      link.why = `it has said nothing for ${this.#silenceMs / 1000} s`;
+      link.connection.terminate();
     }
-    this.#reads.clear();
-    this.lost(why);
   }
 
-  #receive(index: number, header: Header, payload: Uint8Array): void {
-    const message = header as unknown as Exclude<FromShardControl, { type: 'taken' | 'failed' }>;
-    if (message.type !== 'read') {
-      this.report(index, message);
-      return;
+  #lose({ index, found: { url } }: Link, why: string): void {
+    this.#suspects.add(url);
+    if (this.#closing || !this.#whole) return;
+    this.#whole = false;
+    this.#lost = { index, url, why, sinceMs: this.#options.now() };
+    const what = `shard ${index} at ${url} has gone (${why})`;
+    for (const { reject } of this.#reads.values()) {
+      reject(new DownpourError('DP_SHARD_LOST', what));
     }
-    const read = this.#reads.get(message.request);
-    this.#reads.delete(message.request);
-    if (message.found) read?.resolve(payload);
-    else read?.reject(new DownpourError('DP_SHARD_LOST', 'the shard has not kept this checkpoint'));
+    this.#reads.clear();
+    this.lost(what);
+  }
+
+  /** @throws DownpourError DP_FRAME_MALFORMED, or what the shard says went wrong. */
+  #receive(link: Link, header: Header, payload: Uint8Array): void {
+    const message: FromShardControl = checkFromShardControl(header);
+    if (message.type === 'failed') link.why = `${message.code} ${message.message}`;
+    else if (message.type === 'taken') {
+      const { version } = message;
+      if (version === VERSION) link.taken = true;
+      else {
+        link.why = `it is of version ${version}, this server of ${VERSION}`;
+        link.connection.close(1002, 'DP_PROTOCOL_VERSION');
+      }
+    } else if (!link.taken) {
+      throw new DownpourError('DP_PROTOCOL_ORDER', `'${message.type}' came before 'taken'`);
+    } else if (message.type !== 'read') this.report(link.index, message);
+    else {
+      const read = this.#reads.get(message.request);
+      this.#reads.delete(message.request);
+      if (message.found) read?.resolve(payload);
+      else {
+        read?.reject(new DownpourError('DP_SHARD_LOST', 'the shard has not kept this checkpoint'));
+      }
+    }
   }
 
   tell(parts: number, command: ShardCommand): void {
@@ -237,10 +311,7 @@ export class ShardPool implements RunShards {
   }
 
   /** A piece of what a `save` has kept. @throws DownpourError DP_SHARD_LOST. */
-  read(
-    index: number,
-    of: Omit<Extract<ToShardControl, { type: 'read' }>, 'type' | 'request'>,
-  ): Promise<Uint8Array> {
+  read(index: number, of: Omit<ReadPiece, 'type' | 'request'>): Promise<Uint8Array> {
     if (!this.#whole) {
       return Promise.reject(new DownpourError('DP_SHARD_LOST', `shard ${index} has gone`));
     }
@@ -253,89 +324,9 @@ export class ShardPool implements RunShards {
 
   async close(): Promise<void> {
     this.#closing = true;
+    clearInterval(this.#beat);
+    for (const opening of this.#opening) opening.end();
     for (const { connection } of this.#links) connection.close(1000);
     await this.#options.source.close();
   }
 }
-
-/** Shards in threads of this process, each with a port of its own. */
-export function threadSource(options: {
-  readonly host: string;
-  readonly tokens: TokenSources;
-  readonly tls: TlsFiles | null;
-  readonly localSocket: boolean;
-  /** Of this process, all shards together. */
-  readonly ports: number;
-  readonly log: (line: string) => void;
-}): ShardSource {
-  const { host, tokens, tls, localSocket, ports, log } = options;
-  const threads: ({ worker: Worker; port: number } | null)[] = [];
-  const start = (index: number) =>
-    new Promise<void>((resolve, reject) => {
-      const worker = new Worker(new URL('./shard-thread.js', import.meta.url), {
-        workerData: { host, tokens, tls, localSocket, ports },
-      });
-      worker.on('message', (message: { port?: number; log?: string }) => {
-        if (message.log !== undefined) log(`shard ${index + 1}: ${message.log}`);
-        if (message.port === undefined) return;
-        threads[index] = { worker, port: message.port };
-        resolve();
-      });
-      worker.on('error', reject);
-      worker.on('exit', () => {
-        threads[index] = null;
-        reject(new DownpourError('DP_SHARD_LOST', `the thread of shard ${index + 1} ended`));
-      });
-    });
-  // Where it listens on all addresses, loopback is the one for us.
-  const own = ['0.0.0.0', '::'].includes(host) ? '127.0.0.1' : host;
-  return {
-    async find(count) {
-      for (let index = 0; index < count - 1; index++) if (!threads[index]) await start(index);
-      return threads.slice(0, count - 1).map((thread) => ({
-        address: { host: null, port: thread!.port },
-        url: urlOf(own, thread!.port),
-      }));
-    },
-    async close() {
-      for (const thread of threads) thread?.worker.postMessage('close');
-      await Promise.all(
-        threads.map(
-          (thread) =>
-            thread && new Promise<void>((resolve) => thread.worker.once('exit', () => resolve())),
-        ),
-      );
-    },
-  };
-}
-
-/** Shards of other processes, as they have announced themselves in the state store. */
-export function storeSource(
-  store: StateStore,
-  { signal, log }: { readonly signal: AbortSignal; readonly log: (line: string) => void },
-): ShardSource {
-  return {
-    async find(count) {
-      for (let told = -1; ; ) {
-        const shards = await store.listShards();
-        if (shards.length >= count - 1) {
-          return shards.slice(0, count - 1).map(({ host, port }) => ({
-            address: { host, port },
-            url: urlOf(host, port),
-          }));
-        }
-        if (shards.length !== told) {
-          log(
-            `waiting for shards: ${shards.length} of ${count - 1} are there; start more with downpour shard`,
-          );
-        }
-        told = shards.length;
-        await delay(FIND_MS, undefined, { signal });
-      }
-    },
-    close: async () => {},
-  };
-}
-
-const urlOf = (host: string, port: number) =>
-  `ws://${host.includes(':') ? `[${host}]` : host}:${port}`;

@@ -15,7 +15,11 @@ import { Access, mayDo, portLimits, refuse, type TokenSources, unauthorized } fr
 import { Shard } from './core/shard.ts';
 import type { Snapshot } from './core/snapshot.ts';
 import { LandingDesk, WaitingLine } from './landings.ts';
-import type { FromShardControl, ToShardControl } from './shard-pool.ts';
+import {
+  checkToShardControl,
+  type FromShardControl,
+  type ToShardControl,
+} from './shard-protocol.ts';
 import { Places, socketLimits } from './sockets.ts';
 import { type TlsFiles, TlsMaterial } from './tls.ts';
 
@@ -41,7 +45,7 @@ export interface ServingShard {
   readonly closed: Promise<void>;
 }
 
-const TICK_MS = 1_000;
+const TICK_MS = LIMITS.shardBeatMs;
 
 /** @throws DownpourError DP_USAGE: cannot listen there. */
 export async function serveShard(options: ShardServerOptions): Promise<ServingShard> {
@@ -129,11 +133,23 @@ async function listen(server: Server | TlsServer, host: string, port: number): P
   });
 }
 
+type Take = Extract<ToShardControl, { type: 'take' }>;
+
+/** A connection to `/control`. */
+interface Control {
+  readonly connection: Connection;
+  /** The fencing token of its server; null: it has not taken this shard. */
+  token: number | null;
+  heardMs: number;
+}
+
 /** One coordinator at a time, and the workers that it has told this shard's address. */
 class ShardServer {
   readonly #log: (line: string) => void;
   #shard: Shard | null = null;
-  #control: Connection | null = null;
+  /** The coordinator. */
+  #control: Control | null = null;
+  #tickedAt = performance.now();
   readonly #sessions = new Map<string, ShardSession>();
   /** Connected, attached or not. */
   readonly #workers = new Set<ShardSession>();
@@ -161,31 +177,69 @@ class ShardServer {
   }
 
   tick(): void {
+    const now = performance.now();
+    const pauseMs = now - this.#tickedAt - TICK_MS;
+    this.#tickedAt = now;
     this.line.tick();
     for (const worker of this.#workers) worker.tick();
+    const control = this.#control;
+    if (!control) return;
+    control.connection.ping();
+    // What has come during a pause of our own has not been read yet.
+    if (pauseMs > LIMITS.silenceMs / 2) control.heardMs = now;
+    if (now - control.heardMs > LIMITS.silenceMs) {
+      this.#log(`the coordinator has said nothing for ${LIMITS.silenceMs / 1000} s`);
+      control.connection.terminate();
+    }
   }
 
   close(): void {
-    this.#control?.close(1012, 'shard stops');
+    this.#control?.connection.close(1012, 'shard stops');
     this.#release('DP_SERVER_STOPPING', 'shard stops');
   }
 
   // The coordinator.
 
   #controlled(connection: Connection): ConnectionEvents {
+    const control: Control = { connection, token: null, heardMs: performance.now() };
+    const fail = (error: DownpourError) => {
+      this.#log(`control: ${error.code} ${error.message}`);
+      this.#refuse(control, error);
+    };
     return {
       land: () => null,
-      message: (header, payload) => this.#obey(connection, header, payload),
-      malformed: (error) => this.#log(`control: ${error.code} ${error.message}`),
+      message: (header, payload) => {
+        try {
+          this.#obey(control, checkToShardControl(header), payload);
+        } catch (error) {
+          if (error instanceof DownpourError) fail(error);
+          else {
+            // Its state is not what the coordinator believes: neither can go on.
+            this.#log(`defect: ${error instanceof Error ? error.stack : String(error)}`);
+            this.#refuse(control, error);
+          }
+        }
+      },
+      malformed: fail,
       broken: (error) => this.#log(`control: ${error.code} ${error.message}`),
-      alive: () => {},
+      alive: () => {
+        control.heardMs = performance.now();
+      },
       closed: () => {
-        if (this.#control !== connection) return;
+        if (this.#control !== control) return;
         this.#control = null;
         this.#log('the coordinator has gone; waiting for one');
         this.#release('DP_SHARD_LOST', 'the coordinator has gone');
       },
     };
+  }
+
+  /** It has said, or asked for, what cannot be done. */
+  #refuse({ connection }: Control, error: unknown): void {
+    const code = errorCode(error);
+    const message = errorText(error).slice(0, 2_000);
+    connection.send({ type: 'failed', code, message } satisfies FromShardControl);
+    connection.close(ERRORS[code].close ?? 1011, code);
   }
 
   /** Forgets all runs: they belong to the coordinator that made them. */
@@ -194,46 +248,58 @@ class ShardServer {
     for (const worker of this.#workers) worker.fail(new DownpourError(code, why));
   }
 
-  #obey(connection: Connection, header: Header, payload: Uint8Array): void {
-    const message = header as unknown as ToShardControl;
+  /** @throws DownpourError, or a defect: this connection cannot go on. */
+  #obey(control: Control, message: ToShardControl, payload: Uint8Array): void {
     if (message.type === 'take') {
-      this.#control?.close(4409, 'another coordinator has taken over');
-      this.#release('DP_SHARD_LOST', 'another coordinator has taken over');
-      this.#control = connection;
-      this.#shard = this.#createShard(message.index, message.count);
-      this.#tell({ type: 'taken', version: VERSION });
+      this.#take(control, message);
       return;
     }
-    // What an older coordinator still says.
-    if (connection !== this.#control || !this.#shard) return;
-    try {
-      if (message.type === 'command') {
-        this.#shard.execute(message.command, floatsOf(payload));
-      } else if (message.type === 'leave') {
-        this.#sessions.get(message.session)?.close(1000);
-        this.#shard.leave(message.session);
-      } else {
-        const { request, run, id, name, start, count } = message;
-        const bytes = this.#shard.read(run, id, name, start, count);
-        this.#tell({ type: 'read', request, found: bytes !== null }, bytes);
-      }
-    } catch (error) {
-      // Its state is not what the coordinator believes: neither can go on.
-      this.#log(`defect: ${error instanceof Error ? error.stack : String(error)}`);
-      this.#tell({ type: 'failed', code: errorCode(error), message: errorText(error) });
-      connection.close(1011, errorCode(error));
+    if (control !== this.#control || !this.#shard) {
+      // What an older coordinator still says.
+      if (control.token !== null) return;
+      throw new DownpourError('DP_PROTOCOL_ORDER', `'${message.type}' came before 'take'`);
+    }
+    if (message.type === 'command') this.#shard.execute(message.command, floatsOf(payload));
+    else if (message.type === 'leave') {
+      this.#sessions.get(message.session)?.close(1000);
+      this.#shard.leave(message.session);
+    } else {
+      const { request, run, id, name, start, count } = message;
+      const bytes = this.#shard.read(run, id, name, start, count);
+      this.#tell({ type: 'read', request, found: bytes !== null }, bytes);
     }
   }
 
+  /** @throws DownpourError DP_STATE_FENCED: it is no longer the owner of the state, as far as is known here. */
+  #take(control: Control, { index, count, token }: Take): void {
+    const owner = this.#control?.token ?? 0;
+    if (token < owner) {
+      throw new DownpourError(
+        'DP_STATE_FENCED',
+        `a server with fencing token ${token} asks for this shard, which one with ${owner} has`,
+      );
+    }
+    const old = this.#control;
+    this.#control = control;
+    control.token = token;
+    if (old !== control) old?.connection.close(4409, 'another coordinator has taken over');
+    this.#release('DP_SHARD_LOST', 'another coordinator has taken over');
+    this.#shard = this.#createShard(index, count);
+    this.#tell({ type: 'taken', version: VERSION });
+  }
+
   #tell(message: FromShardControl, payload: Uint8Array | null = null): void {
-    this.#control?.send(message, payload ? [payload] : []);
+    this.#control?.connection.send(message, payload ? [payload] : []);
   }
 
   #createShard(index: number, count: number): Shard {
     this.#log(`shard ${index} of ${count}`);
     return new Shard(index, count, {
       landed: ({ run, session, sequence }, squares, problem) =>
-        this.#tell({ type: 'landed', run, session, sequence, squares, problem }),
+        this.#tell({
+          ...{ type: 'landed', run, session, sequence, squares },
+          problem: problem?.slice(0, 2_000) ?? null,
+        }),
       initialLanded: ({ run, session, grant }, finite) =>
         this.#tell({ type: 'initialLanded', run, session, grant, finite }),
       overflowed: (run, generation) => this.#tell({ type: 'overflowed', run, generation }),

@@ -365,7 +365,7 @@ async function listen({ host, port, tls, primary, store }: StandByOptions): Prom
   const answer: RequestListener = (request, response) => {
     const isHealth = request.method === 'GET' && request.url === '/health';
     const health: Health = {
-      status: 'standby',
+      ...{ status: 'standby', problem: null },
       version: VERSION,
       stateStore: store.kind,
       uptimeSeconds: (performance.now() - started) / 1000,

@@ -541,6 +541,9 @@ export const LIMITS = {
   /** The same for a worker that knows of another server to go to. */
   standbyBeatMs: 1_000,
   standbySilenceMs: 4_000,
+  /** How often a shard and its server say that they live; after so long a shard that says nothing is lost. */
+  shardBeatMs: 1_000,
+  shardSilenceMs: 10_000,
   /** Of a request to the server, all headers together. */
   requestHeaderBytesMax: 16 * 1024,
   /** In which the headers of a request, and all of it, must have come. */

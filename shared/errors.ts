@@ -102,6 +102,11 @@ export function isLasting(code: string): boolean {
   return code in ERRORS && ERRORS[code as ErrorCode].retry === 'never';
 }
 
+/** What a question to a server may meet for a while: nobody answers, or all runs wait for a shard, and it says so. */
+export function isAway(error: unknown): error is DownpourError {
+  return ['DP_SERVER_UNREACHABLE', 'DP_SHARD_LOST'].includes(errorCode(error));
+}
+
 /** The text of anything that was thrown. */
 export function errorText(error: unknown): string {
   return error instanceof Error ? error.message : String(error);

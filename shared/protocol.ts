@@ -21,18 +21,20 @@ import { DownpourError, ERRORS, type ErrorCode } from './errors.ts';
  *                      ◀───────────────────    end, when the run is over; then assign | idle
  */
 
-const closed = { additionalProperties: false } as const;
-const Name = Type.String({ pattern: NAME_PATTERN });
+export const closed = { additionalProperties: false } as const;
+export const Name = Type.String({ pattern: NAME_PATTERN });
 const Hash = Type.String({ minLength: 1, maxLength: 128 });
-const Natural = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
-const Text = Type.String({ maxLength: 2000 });
+export const Natural = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+/** Of a worker's push: counts up from 1 over the life of an incarnation. */
+export const Sequence = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
+export const Text = Type.String({ maxLength: 2000 });
 const { measuredMax, durationMsMax } = LIMITS;
 /** What a worker has measured. Bounded, so that no sum of such numbers is infinite: JSON could not keep it. */
 const Measured = Type.Number({ minimum: -measuredMax, maximum: measuredMax });
 const Size = Type.Number({ minimum: 0, maximum: measuredMax });
 const MetricName = Type.String({ pattern: '^[^\\u0000-\\u001f\\u007f-\\u009f]{1,64}$' });
 const Duration = Type.Number({ minimum: 0, maximum: durationMsMax });
-const orNull = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()]);
+export const orNull = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()]);
 
 export const TensorSpecSchema = Type.Object(
   {
@@ -116,7 +118,7 @@ export const PhaseSchema = Type.Union([
 export type Phase = Static<typeof PhaseSchema>;
 
 /** Drawn by the server for each connection of a worker. */
-const Session = Type.String({ pattern: '^[0-9a-f]{16}$' });
+export const SessionId = Type.String({ pattern: '^[0-9a-f]{16}$' });
 
 export const ShardAddressSchema = Type.Object(
   {
@@ -188,8 +190,7 @@ export const PushSchema = Type.Object(
   {
     type: Type.Literal('push'),
     run: Name,
-    /** Counts up from 1 over the life of an incarnation. */
-    sequence: Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER }),
+    sequence: Sequence,
     lease: Natural,
     /** The step and generation of the parameters that the gradient was computed at. */
     step: Natural,
@@ -317,7 +318,7 @@ export const AssignSchema = Type.Object(
     experimentHash: Hash,
     config: RunConfigSchema,
     /** Of this connection: shards know the worker by it. */
-    session: Session,
+    session: SessionId,
     /** All but the first, which is the server itself: each gets its own part of pushes. */
     shards: Type.Array(ShardAddressSchema, { maxItems: LIMITS.shardCountMax }),
     facts: Facts,
@@ -440,7 +441,10 @@ export type ServerMessage =
 // Between a worker and a shard.
 
 /** The worker's first message to a shard, with the session that the server gave it. */
-export const AttachSchema = Type.Object({ type: Type.Literal('attach'), session: Session }, closed);
+export const AttachSchema = Type.Object(
+  { type: Type.Literal('attach'), session: SessionId },
+  closed,
+);
 export type Attach = Static<typeof AttachSchema>;
 
 /** A shard's part of a push: as in `push`, of this shard's range alone. */
@@ -448,7 +452,7 @@ export const PartMessageSchema = Type.Object(
   {
     type: Type.Literal('part'),
     run: Name,
-    sequence: Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER }),
+    sequence: Sequence,
     encoding: Encoding,
   },
   closed,
@@ -476,7 +480,8 @@ export type ParametersMessage = Static<typeof ParametersSchema>;
 
 export type FromShard = Static<typeof AttachedSchema> | ParametersMessage | ErrorMessage;
 
-const compile = (schemas: Record<string, TSchema>) =>
+/** Validators of messages, by their types. */
+export const compile = (schemas: Record<string, TSchema>) =>
   new Map(Object.entries(schemas).map(([type, schema]) => [type, Compile(schema)]));
 
 const workerMessages = compile({
@@ -529,7 +534,11 @@ export function checkServerMessage(header: { readonly type: string }): ServerMes
   return check(serverMessages, header) as ServerMessage;
 }
 
-function check(known: ReturnType<typeof compile>, header: { readonly type: string }): unknown {
+/** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
+export function check(
+  known: ReturnType<typeof compile>,
+  header: { readonly type: string },
+): unknown {
   const validator = known.get(header.type);
   if (!validator) {
     throw new DownpourError(

@@ -256,8 +256,10 @@ export type Observations = Static<typeof ObservationsSchema>;
 export type ObservedSample = Observations['samples'][number];
 
 export const HealthSchema = Type.Object({
-  /** `standby`: it takes no work before it has taken over. */
-  status: Type.Union([Type.Literal('ok'), Type.Literal('standby')]),
+  /** `standby`: it takes no work before it has taken over; `degraded`: it answers, and its runs wait. */
+  status: Type.Union([Type.Literal('ok'), Type.Literal('degraded'), Type.Literal('standby')]),
+  /** What its runs wait for; null: nothing. */
+  problem: orNull(Type.String()),
   version: Type.String(),
   stateStore: Type.String(),
   uptimeSeconds: N,
@@ -328,7 +330,14 @@ export const ServerFactsSchema = Type.Object({
   stateStoreAway: orNull(Type.Object({ seconds: N, records: N })),
   memoryBytes: Type.Object({ rss: N, heap: N, arrayBuffers: N }),
   /** Set: the vectors of runs are shared among so many; `whole`: all of them are there. */
-  shards: orNull(Type.Object({ count: N, whole: Type.Boolean() })),
+  shards: orNull(
+    Type.Object({
+      count: N,
+      whole: Type.Boolean(),
+      /** Set: this one, counted from 1 after the server itself, has gone or is silent, for so many seconds. */
+      lost: orNull(Type.Object({ index: N, url: Type.String(), why: Type.String(), seconds: N })),
+    }),
+  ),
   /** Null: there has been none since this server began. */
   standby: orNull(StandbyFactsSchema),
   /** Null: checkpoints are copied nowhere. */

@@ -1,6 +1,6 @@
 import { setTimeout as wait } from 'node:timers/promises';
 import type { RunConfig } from '../shared/config.ts';
-import { DownpourError, errorCode, isLasting } from '../shared/errors.ts';
+import { DownpourError, errorCode, isAway, isLasting } from '../shared/errors.ts';
 import type { DataSummary, ErrorMeasure, Phase } from '../shared/protocol.ts';
 import type { Evaluation, RunSummary, Status } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
@@ -233,13 +233,14 @@ class Conductor {
       try {
         return await ask();
       } catch (error) {
-        const away = errorCode(error) === 'DP_SERVER_UNREACHABLE';
-        if (!away || signal.aborted || this.#failure) throw error;
+        if (!isAway(error) || signal.aborted || this.#failure) throw error;
+        const answers = error.code === 'DP_SHARD_LOST';
         if (since === null) {
-          onEvent({ kind: 'note', text: 'the server does not answer; trying again' });
+          const text = answers ? error.message : 'the server does not answer; trying again';
+          onEvent({ kind: 'note', text });
         }
         since ??= performance.now();
-        if (performance.now() - since > patienceMs) throw error;
+        if (!answers && performance.now() - since > patienceMs) throw error;
         await this.pause();
       }
     }

@@ -50,14 +50,8 @@ import {
 } from './parameters.ts';
 import { Robust, type RobustState } from './robust.ts';
 import { createSchedule, momentumAt, type Schedule, type ScheduleState } from './schedule.ts';
-import {
-  BEST,
-  type RunShards,
-  rangesOf,
-  type SaveKind,
-  type ShardCommand,
-  saveVectors,
-} from './shard.ts';
+import { BEST, type RunShards, rangesOf, saveVectors } from './shard.ts';
+import type { SaveKind, ShardCommand } from './shard-command.ts';
 import { Snapshot } from './snapshot.ts';
 import { troubleText } from './trouble.ts';
 

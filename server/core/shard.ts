@@ -2,19 +2,11 @@ import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import type { Encoding } from '../../shared/compression.ts';
 import { LIMITS, type RunConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
-import { createLayout, type Layout, type TensorSpec } from '../../shared/layout.ts';
+import { createLayout, type Layout } from '../../shared/layout.ts';
 import { partition, partLayout, type Range } from '../../shared/partition.ts';
-import type { Clip } from './fused.ts';
-import { normAndFinite, type StepOptions } from './optimizer.ts';
-import {
-  type Copy,
-  Parameters,
-  type ParametersState,
-  payloadLimits,
-  type Room,
-  slice,
-  VECTOR,
-} from './parameters.ts';
+import { normAndFinite } from './optimizer.ts';
+import { type Copy, Parameters, payloadLimits, type Room, slice, VECTOR } from './parameters.ts';
+import type { SaveKind, ShardCommand } from './shard-command.ts';
 import { Snapshot } from './snapshot.ts';
 
 /**
@@ -23,90 +15,8 @@ import { Snapshot } from './snapshot.ts';
  * them, and a checkpoint is a cut through all of them at one step. See docs/decisions/0009-shards.md.
  */
 
-/** What the coordinator tells the shards of a run, after each of its decisions. */
-export type ShardCommand =
-  | {
-      readonly kind: 'create';
-      readonly run: string;
-      readonly tensors: readonly TensorSpec[];
-      readonly config: RunConfig;
-    }
-  /** Uses the initial parameters that this worker has sent. */
-  | { readonly kind: 'initialise'; readonly run: string; readonly session: string }
-  /** Applies the part of a push that has landed. */
-  | {
-      readonly kind: 'apply';
-      readonly run: string;
-      readonly session: string;
-      /** Name and incarnation: with `sequence` the name of the push. */
-      readonly worker: string;
-      readonly sequence: number;
-      /** Of the parameters that it is for. */
-      readonly generation: number;
-      readonly clip: Clip;
-      readonly options: StepOptions;
-    }
-  /** Lets go of it. */
-  | {
-      readonly kind: 'drop';
-      readonly run: string;
-      readonly session: string;
-      readonly sequence: number;
-    }
-  /** Sends a worker the parameters of this moment, or captured ones. */
-  | {
-      readonly kind: 'send';
-      readonly run: string;
-      readonly session: string;
-      readonly pull: number;
-      /** Null: the present ones. */
-      readonly capture: number | null;
-      /** With frozen tensors. */
-      readonly whole: boolean;
-    }
-  /** Keeps a copy of what is evaluated, under a number. */
-  | {
-      readonly kind: 'capture';
-      readonly run: string;
-      readonly id: number;
-      readonly what: 'evaluated' | 'exchanged';
-    }
-  | { readonly kind: 'forget'; readonly run: string; readonly id: number }
-  /** Goes on from a captured copy, or from what is evaluated now. */
-  | { readonly kind: 'replace'; readonly run: string; readonly by: number | 'evaluated' }
-  | { readonly kind: 'resetOptimizer'; readonly run: string }
-  /** Keeps a copy for a checkpoint, to be read piece by piece. */
-  | {
-      readonly kind: 'save';
-      readonly run: string;
-      readonly id: number;
-      readonly what: SaveKind;
-      /** The captured best parameters. */
-      readonly best: number | null;
-    }
-  | { readonly kind: 'saved'; readonly run: string; readonly id: number }
-  /** A piece of a vector of a checkpoint; it comes with its numbers. */
-  | {
-      readonly kind: 'write';
-      readonly run: string;
-      readonly name: string;
-      readonly start: number;
-    }
-  /** All has been written. `best`: under which number the best parameters are. */
-  | {
-      readonly kind: 'restore';
-      readonly run: string;
-      readonly state: ParametersState;
-      readonly best: number | null;
-      /** The last sequence of each worker. */
-      readonly workers: readonly (readonly [string, number])[];
-    };
-
 /** Of one worker, waiting for a decision: one for each minibatch that it may hold, and a few that were given away. */
 export const PARTS_MAX = 2 * LIMITS.leasesPerWorkerMax;
-
-/** As the kinds of checkpoints. */
-export type SaveKind = 'last' | 'best' | 'final';
 
 /** The best parameters among saved vectors and in a checkpoint. */
 export const BEST = '@best';

@@ -1,6 +1,7 @@
 import type { NamedTensor } from '../../server/core/parameters.ts';
 import { type PartsLanded, Run, type RunState } from '../../server/core/run.ts';
-import { type RunShards, Shard, type ShardCommand } from '../../server/core/shard.ts';
+import { type RunShards, Shard } from '../../server/core/shard.ts';
+import type { ShardCommand } from '../../server/core/shard-command.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';

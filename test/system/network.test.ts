@@ -155,4 +155,67 @@ describe.skipIf(missing)(`machines of their own${missing}`, { timeout: 400_000 }
     for (const { child } of [...workers, server]) child.kill('SIGINT');
     expect(await Promise.all([...workers, server].map(({ end }) => end))).toEqual([0, 0, 0]);
   });
+
+  test('a run outlives the cable of each of its shards: another one takes its place', async () => {
+    const state = ['--state', join(folder, 'shared')];
+    const shardOn = async (host: Host, address: string) => {
+      const at = ['--host', '0.0.0.0', '--advertise', address, '--port', '7421'];
+      const shard = downpour(host, 'shard', ...at, ...state);
+      await shard.line((line) => line.includes(`${address}:7421`));
+      return shard;
+    };
+    // The cable of each is its port of the switch.
+    const first = await shardOn('worker-1', '192.0.2.2');
+    const server = downpour(
+      ...(['server', 'serve', '--host', '0.0.0.0', '--shards', '2', '--shards-elsewhere'] as const),
+      ...state,
+    );
+    await server.line((line) => line.includes('Downpour listens'));
+    const second = await shardOn('worker-2', '192.0.2.3');
+    const local = ['--server', 'http://127.0.0.1:7420'];
+    const worker = downpour('server', 'work', '--name', 'own', '--threads', '1', ...local);
+    await server.line((line) => line.includes('worker own connected'));
+    const training = downpour(
+      ...(['server', 'train', 'examples/mnist-mlp.ts', '--json', '--workers', '0'] as const),
+      ...local,
+      ...['--epochs', '4', '--minibatch-size', '16', '--set', 'earlyStopping.enabled=false'],
+      ...['--set', 'checkpoint.everySeconds=0.5'],
+    );
+    const runOf = (line: string) => (JSON.parse(line) as { run?: RunDetail }).run;
+    const reached = (step: number) =>
+      training.line((line) => line.startsWith('{"event":"progress"') && runOf(line)!.step > step);
+    await reached(100);
+
+    // No FIN, no RST, and by the shared folder the shard still says that it is there.
+    const isSilent = (address: string) => (line: string) =>
+      line.includes(`ws://${address}:7421 has gone (it has said nothing for 10 s)`);
+    const isTaken = (address: string) => (line: string) =>
+      line.includes(`2 shards: this server, ws://${address}:7421`);
+    ip('-n', SWITCH, 'link', 'set', 'port1', 'down');
+    await server.line(isSilent('192.0.2.2'));
+    await server.line(isTaken('192.0.2.3'));
+    await reached(Math.max(...training.lines.map((line) => runOf(line)?.step ?? 0)) + 50);
+
+    // Now there is none, and the server says so, until the first one is plugged in again.
+    ip('-n', SWITCH, 'link', 'set', 'port2', 'down');
+    await server.line(isSilent('192.0.2.3'));
+    const status = downpour('server', 'status', ...local);
+    await status.end;
+    expect(status.text()).toMatch(/shard 1 at ws:..192.0.2.3:7421 is lost.*all runs wait/);
+    ip('-n', SWITCH, 'link', 'set', 'port1', 'up');
+    await server.line((line) => {
+      return isTaken('192.0.2.2')(line) && server.lines.filter(isTaken('192.0.2.2')).length === 2;
+    });
+    ip('-n', SWITCH, 'link', 'set', 'port2', 'up');
+
+    expect(await training.end, training.text()).toBe(0);
+    const run = runOf(training.lines.at(-1)!)!;
+    expect(run).toMatchObject({ phase: 'finished', reason: 'reached epochsMax 4' });
+    expect(run.examples).toBe(4 * run.data!.trainCount);
+    const all = [worker, server, first, second];
+    for (const { child } of all) child.kill('SIGINT');
+    expect(await Promise.all(all.map(({ end }) => end))).toEqual([0, 0, 0, 0]);
+    const said = all.flatMap(({ lines }) => lines);
+    expect(said.filter((line) => line.includes('defect'))).toEqual([]);
+  });
 });

@@ -11,7 +11,7 @@ import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { serveShard } from '../../server/shard-server.ts';
 import { openFileStore } from '../../server/state-store.ts';
 import type { PartialConfig } from '../../shared/config.ts';
-import type { RunDetail } from '../../shared/rest.ts';
+import type { Health, RunDetail } from '../../shared/rest.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
 import { hashExperiment } from '../../worker/experiment.ts';
@@ -201,6 +201,95 @@ describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
     expect(run.step).toBeGreaterThan(before.step);
     expect(run.test!.error).toBeLessThan(0.25);
     expect((await lastCheckpoint('found', 'b')).length).toBe(4);
+  });
+
+  describe('one that is silent', () => {
+    const config: PartialConfig = {
+      ...{ minibatchSize: 16, epochsMax: 1, checkpoint: { everySeconds: 0.3 } },
+      earlyStopping: { enabled: false },
+    };
+    /** A run under way, with a checkpoint, and its shards. */
+    async function train(state: string, shards: number) {
+      const children: ChildProcess[] = [];
+      for (let i = 1; i < shards; i++) children.push((await startShard(state)).child);
+      const server = await start(state, { shards, shardsFrom: 'store', shardTimeoutMs: 2_000 });
+      await create(server.client, 'b', config);
+      const workers = [work(server.url, 'b'), work(server.url, 'b', 'two')];
+      await until('a checkpoint is written', async () => {
+        const { checkpoint, step } = await server.client.run('b');
+        return checkpoint !== null && checkpoint.step > 10 && step > checkpoint.step;
+      });
+      return { ...server, children, workers };
+    }
+    function silence(child: ChildProcess): void {
+      ends.push(async () => child.kill('SIGCONT'));
+      child.kill('SIGSTOP');
+    }
+    const health = async (url: string) => (await (await fetch(`${url}/health`)).json()) as Health;
+    async function mustEndWell({ client, workers }: Awaited<ReturnType<typeof train>>) {
+      await Promise.all(workers);
+      const run = await client.run('b');
+      expect(run).toMatchObject({ phase: 'finished', reason: 'reached epochsMax 1' });
+      // Each minibatch once.
+      expect(run).toMatchObject({ step: EXAMPLES_AN_EPOCH / 16, examples: EXAMPLES_AN_EPOCH });
+      expect(run.test!.error).toBeLessThan(0.25);
+      expect(lines.filter((line) => line.includes('defect'))).toEqual([]);
+    }
+
+    test('is noticed and named, nobody waits without end, and it is taken in again', async () => {
+      const server = await train('silent', 2);
+      expect(await health(server.url)).toMatchObject({ status: 'ok', problem: null });
+      const [child] = server.children;
+      silence(child!);
+      // It is asked of a shard that is not known to be silent yet.
+      await expect(server.client.checkpoint('b')).rejects.toMatchObject({ code: 'DP_SHARD_LOST' });
+      const { status, problem } = await health(server.url);
+      expect({ status, problem }).toEqual({
+        status: 'degraded',
+        problem: expect.stringMatching(/shard 1 of 2 is lost/),
+      });
+      const { alerts, shards, runs } = await server.client.status();
+      expect(alerts[0]).toMatchObject({ severity: 'critical' });
+      expect(alerts[0]!.text).toMatch(/shard 1 at ws:.* said nothing for 2 s.*all runs wait/);
+      expect(shards).toMatchObject({ count: 2, whole: false, lost: { index: 1 } });
+      expect(runs.map(({ id }) => id)).toEqual(['b']);
+      await expect(server.client.run('b')).rejects.toMatchObject({ code: 'DP_SHARD_LOST' });
+      child!.kill('SIGCONT');
+      await mustEndWell(server);
+      expect(await health(server.url)).toMatchObject({ status: 'ok', problem: null });
+    });
+
+    test('is replaced by another one, and when it wakes up nothing counts twice', async () => {
+      const server = await train('spare', 3);
+      await startShard('spare');
+      const [child] = server.children;
+      silence(child!);
+      await until('the run goes on', async () => {
+        const { step, checkpoint } = await server.client.run('b');
+        return lines.some((line) => line.includes('continues from')) && step > checkpoint!.step;
+      });
+      child!.kill('SIGCONT');
+      await mustEndWell(server);
+    });
+
+    test('does not keep the server from stopping, which says what is not written', async () => {
+      const server = await train('stops', 2);
+      silence(server.children[0]!);
+      const began = performance.now();
+      await server.end();
+      expect(performance.now() - began).toBeLessThan(15_000);
+      const said = lines.find((line) => line.includes('is not written'));
+      expect(said).toMatch(/run b: .*DP_SHARD_LOST.*goes back from step \d+ to step \d+/);
+    });
+
+    test('that the server waits for does not keep it from stopping either', async () => {
+      const server = await train('waits', 2);
+      silence(server.children[0]!);
+      await until('it waits', async () => (await health(server.url)).status === 'degraded');
+      const began = performance.now();
+      await server.end();
+      expect(performance.now() - began).toBeLessThan(15_000);
+    });
   });
 
   test('and its runs go on on one without', async () => {

@@ -53,7 +53,9 @@ const texts = (facts: Partial<AlertFacts>) => look(facts).map(({ text }) => text
 describe('alerts', () => {
   test('none where all is well', () => {
     const workers = ['a', 'b', 'c'].map((name) => worker(name));
-    expect(look({ runs: [run()], workers, shards: { count: 2, whole: true } })).toEqual([]);
+    expect(look({ runs: [run()], workers, shards: { count: 2, whole: true, lost: null } })).toEqual(
+      [],
+    );
   });
 
   test('a certificate that ends within a week or has ended, and none before', () => {
@@ -156,7 +158,10 @@ describe('alerts', () => {
   test('what is wrong with the server comes first', () => {
     const found = look({
       stateStoreAway: { seconds: 200, records: 12 },
-      shards: { count: 4, whole: false },
+      shards: {
+        ...{ count: 4, whole: false },
+        lost: { index: 2, url: 'ws://192.0.2.3:7421', why: 'connection lost', seconds: 20 },
+      },
       runs: [
         run({ rollbacks: [{ step: 70, learningRate: 0.025 }], stepsLost: 9, hint: 'try less' }),
       ],
@@ -174,7 +179,7 @@ describe('alerts', () => {
       'info',
     ]);
     expect(found.map(({ text }) => text).join('\n')).toMatchInlineSnapshot(`
-      "one of the 4 shards is lost: all runs wait until it is back
+      "shard 2 at ws://192.0.2.3:7421 is lost for 20 s (connection lost): all runs wait until it, or another one, is there; \`downpour shard\` starts one
       digits cannot be written down, trying again: a restart would go back from step 90 to step 40; DP_DISK no space left on device
       worker a is in quarantine: five bad pushes in a row
       Redis is away for 3 min: 12 records wait on disk, training goes on

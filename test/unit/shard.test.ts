@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import { rangesOf, type ShardCommand } from '../../server/core/shard.ts';
+import { rangesOf } from '../../server/core/shard.ts';
+import type { ShardCommand } from '../../server/core/shard-command.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';
 import { partition } from '../../shared/partition.ts';

@@ -1,0 +1,150 @@
+import Type, { type Static } from 'typebox';
+import { LIMITS, RunConfigSchema } from '../../shared/config.ts';
+import type { TensorSpec } from '../../shared/layout.ts';
+import {
+  closed,
+  Name,
+  Natural,
+  orNull,
+  Sequence,
+  SessionId,
+  TensorSpecSchema,
+} from '../../shared/protocol.ts';
+
+/** What the coordinator tells the shards of a run, after each of its decisions. Carried out by `Shard`. */
+
+/** A number that may be infinite, or NaN. */
+export const Float = Type.Unsafe<number>(
+  Type.Refine(
+    Type.Unknown(),
+    (value) => typeof value === 'number',
+    () => 'must be a number',
+  ),
+);
+/** Of a vector, as in `Parameters.vectors`. */
+export const VectorName = Type.String({ minLength: 1, maxLength: LIMITS.nameLengthMax });
+/** Name and incarnation of a worker, and whose token it has: with `sequence` the name of a push. */
+export const WorkerKey = Type.String({ minLength: 1, maxLength: LIMITS.nameLengthMax });
+const SaveKindSchema = Type.Union([
+  Type.Literal('last'),
+  Type.Literal('best'),
+  Type.Literal('final'),
+]);
+/** As the kinds of checkpoints. */
+export type SaveKind = Static<typeof SaveKindSchema>;
+
+const ofRun = { run: Name };
+
+export const ShardCommandSchema = Type.Union([
+  Type.Object(
+    {
+      kind: Type.Literal('create'),
+      ...ofRun,
+      tensors: Type.Unsafe<readonly TensorSpec[]>(
+        Type.Array(TensorSpecSchema, { minItems: 1, maxItems: LIMITS.tensorCountMax }),
+      ),
+      config: RunConfigSchema,
+    },
+    closed,
+  ),
+  /** Uses the initial parameters that this worker has sent. */
+  Type.Object({ kind: Type.Literal('initialise'), ...ofRun, session: SessionId }, closed),
+  /** Applies the part of a push that has landed. */
+  Type.Object(
+    {
+      kind: Type.Literal('apply'),
+      ...ofRun,
+      session: SessionId,
+      worker: WorkerKey,
+      sequence: Sequence,
+      /** Of the parameters that it is for. */
+      generation: Natural,
+      /** See `Clip`. */
+      clip: Type.Object({ limit: Float, factor: Type.Number() }, closed),
+      /** See `StepOptions`. */
+      options: Type.Object(
+        {
+          step: Natural,
+          learningRate: Type.Number(),
+          momentum: Type.Optional(Type.Number()),
+        },
+        closed,
+      ),
+    },
+    closed,
+  ),
+  /** Lets go of it. */
+  Type.Object(
+    { kind: Type.Literal('drop'), ...ofRun, session: SessionId, sequence: Sequence },
+    closed,
+  ),
+  /** Sends a worker the parameters of this moment, or captured ones. */
+  Type.Object(
+    {
+      kind: Type.Literal('send'),
+      ...ofRun,
+      session: SessionId,
+      pull: Natural,
+      /** Null: the present ones. */
+      capture: orNull(Natural),
+      /** With frozen tensors. */
+      whole: Type.Boolean(),
+    },
+    closed,
+  ),
+  /** Keeps a copy of what is evaluated, under a number. */
+  Type.Object(
+    {
+      kind: Type.Literal('capture'),
+      ...ofRun,
+      id: Natural,
+      what: Type.Union([Type.Literal('evaluated'), Type.Literal('exchanged')]),
+    },
+    closed,
+  ),
+  Type.Object({ kind: Type.Literal('forget'), ...ofRun, id: Natural }, closed),
+  /** Goes on from a captured copy, or from what is evaluated now. */
+  Type.Object(
+    {
+      kind: Type.Literal('replace'),
+      ...ofRun,
+      by: Type.Union([Natural, Type.Literal('evaluated')]),
+    },
+    closed,
+  ),
+  Type.Object({ kind: Type.Literal('resetOptimizer'), ...ofRun }, closed),
+  /** Keeps a copy for a checkpoint, to be read piece by piece. */
+  Type.Object(
+    {
+      kind: Type.Literal('save'),
+      ...ofRun,
+      id: Natural,
+      what: SaveKindSchema,
+      /** The captured best parameters. */
+      best: orNull(Natural),
+    },
+    closed,
+  ),
+  Type.Object({ kind: Type.Literal('saved'), ...ofRun, id: Natural }, closed),
+  /** A piece of a vector of a checkpoint; it comes with its numbers. */
+  Type.Object({ kind: Type.Literal('write'), ...ofRun, name: VectorName, start: Natural }, closed),
+  /** All has been written. `best`: under which number the best parameters are. */
+  Type.Object(
+    {
+      kind: Type.Literal('restore'),
+      ...ofRun,
+      /** See `ParametersState`. */
+      state: Type.Object(
+        { merges: Natural, average: orNull(Type.Object({ count: Natural }, closed)) },
+        closed,
+      ),
+      best: orNull(Natural),
+      /** The last sequence of each worker. */
+      workers: Type.Unsafe<readonly (readonly [string, number])[]>(
+        Type.Array(Type.Tuple([WorkerKey, Natural])),
+      ),
+    },
+    closed,
+  ),
+]);
+export type ShardCommand = Static<typeof ShardCommandSchema>;
