@@ -4,6 +4,7 @@ import { benchCompression, COMPRESSION_CASES, compressionTable } from './compres
 import { benchDashboard, dashboardTable, dashboardTargets } from './dashboard.ts';
 import { benchExchange, exchangeTable, exchangeTargets } from './exchange.ts';
 import { benchFleet, fleetTable } from './fleet.ts';
+import { benchRates, ratesTable, ratesTargets } from './floods/rates.ts';
 import { limitsTable, memoryLimits, startPlainPeer } from './limits.ts';
 import { MLP_PARAMETERS, runTogether, startLoad } from './load.ts';
 import { formatBytes, type Table, type Target } from './report.ts';
@@ -121,6 +122,17 @@ export const SECTIONS: readonly Section[] = [
         tables: [fleetTable(await benchFleet({ ...size, ...time, progress }))],
         targets: [],
       };
+    },
+  },
+  {
+    name: 'rates',
+    async run({ quick, progress }) {
+      const size = quick ? { runs: 1_000 } : { runs: 10_000 };
+      const time = quick
+        ? { repetitions: 1, seconds: 1, leadSeconds: 3 }
+        : { repetitions: 3, seconds: 2, leadSeconds: 5 };
+      const rows = await benchRates({ ...size, ...time, progress });
+      return { tables: [ratesTable(rows)], targets: ratesTargets(rows) };
     },
   },
   {

@@ -26,6 +26,7 @@ import {
   refuse,
   unauthorized,
 } from './access.ts';
+import { type Budget, Budgets } from './budget.ts';
 import type { Coordinator } from './coordinator.ts';
 import type { JoinFiles } from './join.ts';
 import { addPages, FOR_ANYBODY, type PageDoor, sessionOf } from './pages.ts';
@@ -63,6 +64,9 @@ export interface AccessLimits {
   readonly sockets: SocketLimits;
   /** Of one token, that are not answered yet. */
   readonly requestsUnderWayMax: number;
+  /** Of one token, or address: see `LIMITS`. */
+  readonly messageTimeShareMax: number;
+  readonly messageTimeBurstMs: number;
 }
 
 /** But for the pages of the dashboard, nothing of an answer is to be run, framed, guessed at or kept. */
@@ -200,6 +204,7 @@ class Door implements PageDoor {
   readonly #refusals: Rate;
   readonly #connections = new Map<string, number>();
   readonly #underWay = new Map<string, number>();
+  readonly #messages: Budgets;
   readonly #tickets = new Tickets();
 
   constructor({ access, tls = null, loopbackOnly = false, limits }: AppOptions) {
@@ -209,6 +214,9 @@ class Door implements PageDoor {
     this.#limits = { ...LIMITS, sockets: socketLimits(), ...limits };
     this.#rate = new Rate(this.#limits.requestsPerSecondMax);
     this.#refusals = new Rate(this.#limits.refusalsPerSecondMax);
+    const { messageTimeShareMax: share, messageTimeBurstMs: burstMs } = this.#limits;
+    const now = () => performance.now();
+    this.#messages = new Budgets({ share, burstMs }, now, LIMITS.holderCountMax);
   }
 
   /** There are no tokens. */
@@ -353,6 +361,11 @@ class Door implements PageDoor {
       return now !== null && mayDo(now, 'operator');
     };
     return { grant, stillIn, byTicket: false };
+  }
+
+  /** For messages of its workers that the server has not asked for. */
+  budgetOf({ holder }: Grant): Budget {
+    return this.#messages.of(holder);
   }
 
   /** Calls back when tokens have come or gone. */
@@ -524,32 +537,43 @@ function acceptWorkers(
       return refuse(socket, errorCode(error), errorText(error));
     }
     places.vouch(socket);
-    const connection = accept(request, socket, {
-      protocol: entered.byTicket ? TICKET_PROTOCOL : null,
-    });
+    socket.once('close', gone);
+    const { grant, stillIn, byTicket } = entered;
+    const protocol = byTicket ? TICKET_PROTOCOL : null;
     if (path === '/standby') {
-      standbys.set(connection, entered.stillIn);
-      socket.once('close', () => {
-        gone();
-        standbys.delete(connection);
-      });
+      const connection = accept(request, socket, { protocol });
+      standbys.set(connection, stillIn);
+      socket.once('close', () => standbys.delete(connection));
       const events = mustReplicate(coordinator).accept(connection, addressOf(request));
       connection.start(events, head);
       return;
     }
-    const holder = door.isOpen ? null : entered.grant.holder;
-    const session = new Session(connection, coordinator, new Date().toISOString(), holder);
-    sessions.set(session, entered.stillIn);
-    socket.once('close', () => {
-      gone();
-      sessions.delete(session);
-    });
-    try {
-      coordinator.opened(session);
-    } catch (error) {
-      session.fail(error);
+    const budget = door.budgetOf(grant);
+    const begin = () => {
+      if (socket.destroyed) return;
+      const from = performance.now();
+      const holder = door.isOpen ? null : grant.holder;
+      const connection = accept(request, socket, { protocol });
+      const connectedAt = new Date().toISOString();
+      const session = new Session(connection, coordinator, connectedAt, holder, budget);
+      sessions.set(session, stillIn);
+      socket.once('close', () => sessions.delete(session));
+      try {
+        coordinator.mustBeOpen();
+        if (!stillIn()) throw unauthorized();
+        coordinator.opened(session);
+      } catch (error) {
+        session.fail(error);
+      }
+      connection.start(session.events, head);
+      budget.charge(performance.now() - from);
+    };
+    if (budget.hasTime) begin();
+    else {
+      // As its messages would, a new connection of a token that is in debt waits for its turn.
+      budget.await(begin);
+      socket.once('close', () => budget.leave(begin));
     }
-    connection.start(session.events, head);
   });
 }
 

@@ -33,6 +33,9 @@ const LATE_MS = 2_000;
 /** … and so long that it must look again before it believes anything. */
 const HELD_UP_MS = 5_000;
 
+/** Of one token the log is not told more often that it is throttled. */
+const THROTTLE_TOLD_MS = 60_000;
+
 /**
  * All runs and all workers of a server: who works on what, and what must be written down. Decisions
  * about a run are the run's own; writing is the keeper's.
@@ -58,6 +61,11 @@ export class Coordinator {
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, { readonly summary: WorkerSummary; readonly at: number }>();
   readonly #errors = new Map<ErrorCode, number>();
+  /** Messages of workers that the server had not asked for. */
+  unasked = 0;
+  #throttles = 0;
+  /** When the log was told of each holder. */
+  readonly #throttlesTold = new Map<string, number>();
   /** Of each run since this process has it. */
   readonly #pushCounts = new WeakMap<Run, PushCounts>();
   readonly #history = new WorkerHistory();
@@ -287,6 +295,11 @@ export class Coordinator {
       // A worker in the middle of a slow gradient answers nothing for as long as its lease lasts.
       const leaseMs = (session.run?.config.leaseSeconds ?? 0) * 1000;
       const silenceMs = Math.max(LIMITS.silenceMs, leaseMs);
+      // What it has sent is not read, so it cannot answer; whether it is there still, writing tells.
+      if (session.stands) {
+        session.excuse();
+        session.ping();
+      }
       if (now - session.lastSeen > silenceMs) session.terminate();
       else if (now - session.lastSeen > LIMITS.heartbeatMs) session.ping();
     }
@@ -381,6 +394,38 @@ export class Coordinator {
     this.log(`worker ${name} connected: ${session.hello!.engine} on ${session.hello!.device}`, {
       ...{ worker: name, kind: 'connected' },
     });
+  }
+
+  /** A connection is not read for a while: its messages have taken more time than its token may. */
+  throttled(session: Session): void {
+    this.#throttles++;
+    const holder = session.holder ?? 'everybody';
+    const told = this.#throttlesTold.get(holder) ?? Number.NEGATIVE_INFINITY;
+    if (this.now() - told < THROTTLE_TOLD_MS) return;
+    this.#throttlesTold.delete(holder);
+    this.#throttlesTold.set(holder, this.now());
+    if (this.#throttlesTold.size > LIMITS.holderCountMax) {
+      this.#throttlesTold.delete(this.#throttlesTold.keys().next().value!);
+    }
+    const { messageTimeShareMax } = LIMITS;
+    const worker = session.hello?.worker;
+    const who = worker === undefined ? 'a connection' : `worker ${worker}`;
+    const whose = session.holder === null ? '' : ` of token ${session.holder}`;
+    this.log(
+      `${who}${whose} sends messages that nobody asked for, or the same again; they may take ${100 * messageTimeShareMax} % of the time of this server, so its connection is read less often`,
+      { level: 'warn', ...(worker === undefined ? {} : { worker }) },
+    );
+  }
+
+  /** Of messages that nobody asked for, how often a connection was throttled for them, and how many are now. */
+  get unaskedFacts(): {
+    readonly messages: number;
+    readonly throttles: number;
+    readonly throttled: number;
+  } {
+    let throttled = 0;
+    for (const session of this.#sessions) if (session.stands) throttled++;
+    return { messages: this.unasked, throttles: this.#throttles, throttled };
   }
 
   /** The standby has come or gone. */

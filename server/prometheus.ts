@@ -21,6 +21,12 @@ export interface PrometheusFacts {
   readonly workers: readonly WorkerSummary[];
   /** How often each error has been answered. */
   readonly errors: ReadonlyMap<ErrorCode, number>;
+  /** Messages that nobody asked for; how often a connection was not read for a while for them, and how many are now. */
+  readonly unasked: {
+    readonly messages: number;
+    readonly throttles: number;
+    readonly throttled: number;
+  };
   readonly process: ProcessFacts;
 }
 
@@ -67,7 +73,7 @@ export function exposition(facts: PrometheusFacts): string {
   return page.text();
 }
 
-function aboutServer(page: Page, { server, errors, process }: PrometheusFacts): void {
+function aboutServer(page: Page, { server, errors, unasked, process }: PrometheusFacts): void {
   const { version, stateStore, stateStoreAway, shards, standby, copies, alerts, memoryBytes } =
     server;
   const one = (value: number): Sample[] => [[{}, value]];
@@ -85,6 +91,21 @@ function aboutServer(page: Page, { server, errors, process }: PrometheusFacts): 
     'downpour_errors_total',
     'Errors answered to workers and clients, by code of docs/errors.md.',
     ERROR_CODES.map((code): Sample => [{ code }, errors.get(code) ?? 0]),
+  );
+  page.counter(
+    'downpour_unasked_messages_total',
+    'Of workers: what they send without being asked. hello, join and leave are among them.',
+    one(unasked.messages),
+  );
+  page.counter(
+    'downpour_throttles_total',
+    'How often a connection was not read for a while, since such messages took too much time.',
+    one(unasked.throttles),
+  );
+  page.gauge(
+    'downpour_throttled_connections',
+    'Workers that are not read now for that reason.',
+    one(unasked.throttled),
   );
   page.gauge(
     'downpour_state_store_away_seconds',

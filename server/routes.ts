@@ -132,6 +132,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
       ...{ runs, phases },
       workers: facts.workers(),
       errors: coordinator.errorCounts,
+      unasked: coordinator.unaskedFacts,
       process: {
         startedSeconds: performance.timeOrigin / 1000,
         cpuSeconds: (user + system) / 1e6,

@@ -22,6 +22,7 @@ import {
 } from '../shared/protocol.ts';
 import type { WorkerSummary } from '../shared/rest.ts';
 import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
+import { type Budget, Meter } from './budget.ts';
 import type { Coordinator } from './coordinator.ts';
 import { hashDifference } from './core/agreement.ts';
 import { payloadLimits } from './core/parameters.ts';
@@ -34,6 +35,15 @@ function keyOf({ worker, incarnation }: Hello, holder: string | null): string {
   if (holder === null) return `${worker}/${incarnation}`;
   return `${worker}/${incarnation}/${createHash('sha256').update(holder).digest('hex').slice(0, 16)}`;
 }
+
+/** Why a push of a minibatch that the worker holds may be rejected: it is to be pushed again. */
+const TO_RETRY: ReadonlySet<string> = new Set<ErrorCode>([
+  'DP_PUSH_STALE',
+  'DP_GRADIENT_NOT_FINITE',
+  'DP_GRADIENT_TOO_LARGE',
+  'DP_PUSH_SHARE',
+  'DP_DIVERGED',
+]);
 
 /** Between a worker and one run; another run may have the same. */
 const DIFFERENT: readonly ErrorCode[] = ['DP_LAYOUT_MISMATCH', 'DP_DATA_MISMATCH'];
@@ -67,17 +77,26 @@ export class Session {
   readonly id = randomBytes(8).toString('hex');
   readonly #gathering = new Gathering(this.id);
   readonly #desk: LandingDesk;
+  readonly #meter: Meter;
+  /** What is dealt with now is work that the server asked for. */
+  #asked = false;
+  /** The run at the last push that was rejected and may be tried again, and how many more may be under way. */
+  #rejectedAt = { generation: -1, step: -1, left: 0 };
   #pulls = 0;
   /** Pushes that were decided on and not answered: with the next one, which is here already. */
   #decided: { readonly run: Run; readonly acknowledgements: Acknowledgement[] } | null = null;
   #more = false;
 
-  /** @param holder of the token that it came with; null: the server has no tokens. */
+  /**
+   * @param holder of the token that it came with; null: the server has no tokens.
+   * @param budget of the holder, for messages that nobody asked for.
+   */
   constructor(
     connection: Connection,
     coordinator: Coordinator,
     connectedAt: string,
-    holder: string | null = null,
+    holder: string | null,
+    budget: Budget,
   ) {
     this.holder = holder;
     this.#connection = connection;
@@ -85,13 +104,26 @@ export class Session {
     this.connectedAt = connectedAt;
     this.#lastSeen = coordinator.now();
     this.#desk = new LandingDesk(coordinator.line, connection);
+    this.#meter = new Meter({
+      ...{ budget, connection, now: coordinator.now },
+      halted: () => coordinator.throttled(this),
+    });
   }
 
   /** What its connection reports to. */
   readonly events: ConnectionEvents = {
     land: (header, payloadBytes) => this.#land(header, payloadBytes),
     message: (header, payload, landing, more) => this.#receive(header, payload, landing, more),
-    malformed: (error) => this.fail(error),
+    malformed: (error) => {
+      this.fail(error);
+      this.#meter.charge();
+    },
+    reading: () => this.#meter.begin(),
+    read: (begun) => {
+      if (begun) this.#meter.begun();
+      else this.#meter.forgive();
+    },
+    control: () => this.#meter.charge(),
     broken: (error) => {
       this.#wentWrong(error);
       this.#coordinator.countError(error.code);
@@ -100,7 +132,11 @@ export class Session {
       this.#lastSeen = this.#coordinator.now();
     },
     drained: () => this.#answer(),
-    closed: () => this.#gone(),
+    closed: () => {
+      this.#meter.begin();
+      this.#gone();
+      this.#meter.settle();
+    },
   };
 
   /** False: it is being closed. */
@@ -139,6 +175,11 @@ export class Session {
 
   get lastSeen(): number {
     return this.#lastSeen;
+  }
+
+  /** It is not read for a while, since its messages have taken more time than its token may. */
+  get stands(): boolean {
+    return this.#meter.stands;
   }
 
   /** It cannot be blamed for its silence: the server itself was held up. */
@@ -197,6 +238,7 @@ export class Session {
   #receive(header: Header, payload: Uint8Array, landing: Landing | null, more = false): void {
     let kept = false;
     this.#more = more;
+    this.#asked = false;
     try {
       if (!this.#closed) kept = this.#handle(checkWorkerMessage(header), payload, landing);
     } catch (error) {
@@ -204,6 +246,11 @@ export class Session {
     } finally {
       if (!kept) landing?.release();
       this.#more = false;
+      if (this.#asked) this.#meter.forgive();
+      else {
+        this.#coordinator.unasked++;
+        this.#meter.charge();
+      }
     }
   }
 
@@ -225,7 +272,7 @@ export class Session {
   /** Of a run that it has left, a sample is of no more use. */
   #onObserved(observed: Observed): void {
     if (this.#joined && this.#run?.id === observed.run) {
-      this.#run.sampled(this.key, observed, this.#coordinator.now());
+      this.#asked = this.#run.sampled(this.key, observed, this.#coordinator.now());
     }
   }
 
@@ -246,10 +293,11 @@ export class Session {
       );
     }
     if (message.type === 'evaluated') {
-      run.evaluated(this.key, message, this.#coordinator.now());
+      this.#asked = run.evaluated(this.key, message, this.#coordinator.now());
       this.proceed();
     } else if (message.type === 'push') {
       if (run.parts > 1) {
+        this.#asked = run.isLeased(message.lease, this.key);
         // Without a landing the payload is the receiver's, which reads the next one there.
         this.#gathering.push(message, landing ? payload : payload.slice(), landing);
         this.#gathered(run, message.sequence);
@@ -352,6 +400,12 @@ export class Session {
         `'join' for run '${join.run}', which this worker was not assigned to`,
       );
     }
+    if (this.#joined) {
+      throw new DownpourError(
+        'DP_PROTOCOL_ORDER',
+        `a second 'join' for run '${join.run}': one answers an 'assign', and the next comes after the next`,
+      );
+    }
     try {
       run.join(this.key, join, this.#coordinator.now(), payload);
     } catch (error) {
@@ -402,7 +456,8 @@ export class Session {
     payload: Float32Array,
     others: { session: string; finite: boolean } | null = null,
   ): void {
-    run.initialised(this.key, grant, payload, this.#coordinator.now(), others);
+    const now = this.#coordinator.now();
+    this.#asked = run.initialised(this.key, grant, payload, now, others);
     this.proceed();
   }
 
@@ -412,7 +467,9 @@ export class Session {
     const seconds = (this.#coordinator.now() - now) / 1000;
     this.#coordinator.countPush(run, push, acknowledgement, seconds);
     const { outcome, code, message } = acknowledgement;
-    if (outcome === 'applied' || outcome === 'damped') {
+    const isApplied = outcome === 'applied' || outcome === 'damped';
+    this.#asked = isApplied || (code !== null && this.#mayRetry(run, push, code));
+    if (isApplied) {
       this.#coordinator.pushLog?.applied(run, this.key, push.sequence);
       this.#lastError = null;
     }
@@ -426,6 +483,23 @@ export class Session {
     // Pushes that came together are answered together, with one pull.
     const isLast = !this.#more || run.config.consistency.depth === 1;
     if (isLast || count === LIMITS.leasesPerWorkerMax) this.proceed(now);
+  }
+
+  /**
+   * Whether a rejected push is one that a worker sends as a rule: it was under way already, or computed at the parameters
+   * that came with the last rejection. So nobody is rejected for nothing more often than the run has steps.
+   */
+  #mayRetry(run: Run, { generation, step }: Push, code: string): boolean {
+    if (!TO_RETRY.has(code)) return false;
+    const last = this.#rejectedAt;
+    const newer = generation - last.generation || step - last.step;
+    const isNew = step <= run.step && (code === 'DP_PUSH_STALE' ? newer >= 0 : newer > 0);
+    const left = isNew ? run.config.consistency.depth + 1 : last.left;
+    if (left === 0) return false;
+    this.#rejectedAt = isNew
+      ? { generation: run.generation, step: run.step, left: left - 1 }
+      : { ...last, left: left - 1 };
+    return true;
   }
 
   #onLeave(leave: Leave): void {
@@ -659,6 +733,7 @@ export class Session {
     this.#decided = null;
     const run = this.#run;
     this.#desk.leave();
+    this.#meter.leave();
     this.#gathering.clear();
     if (run && this.#joined) {
       run.detach(this.key, this.#coordinator.now());

@@ -564,6 +564,14 @@ export const LIMITS = {
   /** Workers connected with one token; `--connections-max`. */
   connectionsPerTokenMax: 1_000,
   tokenCountMax: 1_000,
+  /**
+   * Of the time of the thread that all pushes wait for: what one token may take with messages that the server has not
+   * asked for, and with requests, as a share of all time and at once after a pause. Without tokens of one address.
+   */
+  messageTimeShareMax: 0.1,
+  messageTimeBurstMs: 1_000,
+  requestTimeShareMax: 0.2,
+  requestTimeBurstMs: 2_000,
   /** Holders of tokens, or addresses, whose requests are counted at the same time. */
   holderCountMax: 10_000,
   /** Open dashboards, and what each is sent in a second on average. */

@@ -25,6 +25,12 @@ export interface ConnectionEvents {
   broken(error: DownpourError): void;
   /** Bytes came: the other end lives. Called often. */
   alive(): void;
+  /** Bytes have come and are looked at next, in this turn. */
+  reading?(): void;
+  /** They have been. @param begun some of them are of a message that is not whole, and has no landing for them. */
+  read?(begun: boolean): void;
+  /** A ping or pong came. */
+  control?(): void;
   /** All messages that could be read at once have been told. */
   drained?(): void;
   /**
@@ -86,6 +92,8 @@ export class Connection {
   #pongs = 0;
   #lastPing: Uint8Array | null = null;
   #way: Way | null = null;
+  /** Of payloads that were read into landings, in all reads but the last. */
+  #landedBytes = 0;
   #events: ConnectionEvents | null = null;
   /** For whoever reads the socket; see `start`. */
   readonly sink: Sink;
@@ -103,8 +111,11 @@ export class Connection {
         message: (header, payload, landing, more) =>
           this.#events!.message(header, payload, landing, more),
         malformed: (error) => this.#events!.malformed(error),
-        ping: (payload) => this.#answer(payload),
-        pong: () => {},
+        ping: (payload) => {
+          this.#answer(payload);
+          this.#events!.control?.();
+        },
+        pong: () => this.#events!.control?.(),
         close: (code, reason) => this.#closedByOther(code, reason),
         broken: (code, error) => {
           this.#events!.broken(error);
@@ -116,10 +127,14 @@ export class Connection {
     this.#receiver = receiver;
     this.sink = {
       next: () => receiver.next(),
-      filled: (bytes) => this.#came(receiver.filled(bytes)),
+      filled: (bytes) => {
+        this.#events!.reading?.();
+        this.#came(receiver.filled(bytes), bytes);
+      },
       feed: (chunk) => {
+        this.#events!.reading?.();
         receiver.feed(chunk);
-        this.#came(false);
+        this.#came(false, chunk.length);
       },
     };
     socket.setTimeout(0);
@@ -146,7 +161,7 @@ export class Connection {
     this.#events = events;
     if (head.length > 0) this.sink.feed(head);
     this.#way = way ?? readInto(this.#socket, this.sink, this.#options.way);
-    if (!this.#receiver.waiting) this.#socket.resume();
+    if (!this.#receiver.standing) this.#socket.resume();
   }
 
   get way(): Way | null {
@@ -294,22 +309,44 @@ export class Connection {
     this.#events?.drained?.();
   };
 
-  /** @param more may be there: it is read before the turn of the event loop ends. */
-  #came(more: boolean): void {
+  /** @param more may be there: it is read before the turn of the event loop ends. @param bytes that came. */
+  #came(more: boolean, bytes: number): void {
     const events = this.#events!;
     events.alive();
     if (events.drained) {
       if (more && !this.#drain) this.#drain = setImmediate(this.#drained);
       if (!this.#drain) events.drained();
     }
-    if (this.#receiver.waiting) this.#socket.pause();
+    const landed = this.#receiver.landedBytes - this.#landedBytes;
+    this.#landedBytes += landed;
+    events.read?.(!this.#receiver.between && 2 * landed < bytes);
+    if (this.#receiver.standing) this.#socket.pause();
   }
 
   /** After `land` said 'wait': asks again. */
   retry(): void {
     if (!this.#receiver.waiting) return;
-    if (this.#receiver.retry()) this.#socket.resume();
+    this.#events?.reading?.();
+    const goesOn = this.#receiver.retry();
+    this.#again(goesOn);
+  }
+
+  /** To be called within an event: no other message is told, and nothing is read, until `goOn`. */
+  halt(): void {
+    this.#receiver.halt();
+  }
+
+  goOn(): void {
+    this.#events?.reading?.();
+    const goesOn = this.#receiver.goOn();
+    this.#again(goesOn);
+  }
+
+  #again(goesOn: boolean): void {
     this.#events?.drained?.();
+    this.#events?.read?.(!this.#receiver.between);
+    // What was told last may have halted it.
+    if (goesOn && !this.#receiver.standing) this.#socket.resume();
   }
 
   #answer(ping: Uint8Array): void {

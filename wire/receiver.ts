@@ -130,10 +130,12 @@ export class Receiver {
   /** The last message was. */
   #large = false;
 
-  // What could not be used yet, since there is no landing.
+  // What could not be used yet, since there is no landing, or the owner wants no more now.
   #waiting = false;
+  #halted = false;
   #held: Uint8Array = EMPTY;
   #heldClear = 0;
+  #landedBytes = 0;
 
   constructor({ fromClient, events, frameBytesMax = LIMITS.frameBytesMax }: ReceiverOptions) {
     this.#fromClient = fromClient;
@@ -144,6 +146,33 @@ export class Receiver {
   /** It was told to wait for a landing: nothing may be read until `retry` says otherwise. */
   get waiting(): boolean {
     return this.#waiting;
+  }
+
+  /** Nothing may be read: it waits for a landing, or was halted. */
+  get standing(): boolean {
+    return this.#waiting || this.#halted;
+  }
+
+  /** All that came was of whole messages. */
+  get between(): boolean {
+    return this.#stage === 'none' && !this.#inFrame && this.#headBytes === 0;
+  }
+
+  /** Of all payloads so far, bytes that were read into landings. */
+  get landedBytes(): number {
+    return this.#landedBytes;
+  }
+
+  /** To be called by who is told a message: no more is told until `goOn`, whatever has been read. */
+  halt(): void {
+    this.#halted = true;
+  }
+
+  /** After `halt`. @returns whether reading can go on. */
+  goOn(): boolean {
+    this.#halted = false;
+    if (!this.#waiting) this.#feedHeld();
+    return !this.standing;
   }
 
   /** Where the next bytes are to be read; no more than fit. */
@@ -157,7 +186,7 @@ export class Receiver {
   }
 
   #readsInPlace(): boolean {
-    if (this.#stage !== 'payload' || this.#dead || this.#waiting) return false;
+    if (this.#stage !== 'payload' || this.#dead || this.standing) return false;
     return this.#inFrame && this.#opcode < OPCODES.close && this.#left >= STRAIGHT_BYTES_MIN;
   }
 
@@ -177,6 +206,7 @@ export class Receiver {
     }
     this.#memoryBytes += bytes;
     this.#left -= bytes;
+    if (this.#landing) this.#landedBytes += bytes;
     if (this.#left === 0) {
       this.#more = true;
       this.#endFrame();
@@ -188,14 +218,14 @@ export class Receiver {
 
   /**
    * Bytes that are wherever they are; masks are undone there.
-   * @param clear so many at the beginning are unmasked already.
+   * @param clear so many at the beginning are unmasked already. @param own the chunk may be kept.
    */
-  feed(chunk: Uint8Array, clear = 0): void {
+  feed(chunk: Uint8Array, clear = 0, own = false): void {
     let at = 0;
     while (!this.#dead) {
-      if (this.#waiting) {
-        // The chunk is somebody else's.
-        this.#held = new Uint8Array(chunk.subarray(at));
+      if (this.#waiting || this.#halted) {
+        const rest = chunk.subarray(at);
+        this.#held = own ? rest : new Uint8Array(rest);
         this.#heldClear = Math.max(0, clear - at);
         return;
       }
@@ -234,11 +264,14 @@ export class Receiver {
     if (!this.#waiting) return true;
     this.#waiting = false;
     this.#beginPayload();
-    if (this.#waiting) return false;
+    if (!this.standing) this.#feedHeld();
+    return !this.standing;
+  }
+
+  #feedHeld(): void {
     const held = this.#held;
     this.#held = EMPTY;
-    if (held.length > 0) this.feed(held, this.#heldClear);
-    return !this.#waiting;
+    if (held.length > 0) this.feed(held, this.#heldClear, true);
   }
 
   /** The socket is gone: gives the memory back. */
@@ -373,6 +406,7 @@ export class Receiver {
       if (needed > this.#memory.length) this.#grow(needed);
       this.#memory.set(chunk.subarray(at, at + available), this.#memoryBytes);
       this.#memoryBytes = needed;
+      if (this.#landing) this.#landedBytes += available;
     }
     return available;
   }

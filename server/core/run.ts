@@ -843,6 +843,11 @@ export class Run {
     return first && this.#layout!.frozenSize > 0 ? parameters.whole(exchanged) : null;
   }
 
+  /** A worker may push this minibatch. */
+  isLeased(lease: number, worker: string): boolean {
+    return this.#leases?.find(lease, worker) != null;
+  }
+
   /** Room for a push's payload, as of `Parameters.land`. */
   land(byteLength: number, encoding: Encoding | null): Room | null {
     return this.#parameters?.land(byteLength, encoding) ?? null;
@@ -851,7 +856,7 @@ export class Run {
   /**
    * The answer to an `initialise`: the whole vector, shape [partLayout.size]. A late answer is ignored, and that of
    * a worker that was not asked.
-   * @param others what the other shards have said of their parts.
+   * @returns whether it was asked for. @param others what the other shards have said of their parts.
    * @throws DownpourError DP_TENSOR_SIZE or DP_GRADIENT_NOT_FINITE.
    */
   initialised(
@@ -860,10 +865,10 @@ export class Run {
     values: Float32Array,
     now: number,
     others: { readonly session: string; readonly finite: boolean } | null = null,
-  ): void {
+  ): boolean {
     this.#follower?.({ call: 'initialised', worker, grant, now }, bytesOf(values));
     const parameters = this.#mustParameters();
-    if (this.over || this.#grant?.id !== grant || this.#grant.worker !== worker) return;
+    if (this.over || this.#grant?.id !== grant || this.#grant.worker !== worker) return false;
     if (values.length !== parameters.layout.size) {
       throw sizeError('initial parameters', values.length, parameters.layout.size);
     }
@@ -884,6 +889,7 @@ export class Run {
     if (this.#phase === 'waiting') this.#begin();
     this.#goesOn(now);
     this.#events.push({ kind: 'wake' });
+    return true;
   }
 
   /** There are parameters, and it is known what the data are. */
@@ -1186,13 +1192,13 @@ export class Run {
   /**
    * Takes the result of an evaluation in, from the worker that has it to do; from others, and of a run that is over,
    * it is ignored.
-   * @throws DownpourError DP_DATA_MISMATCH: it is of another number of examples than the part has.
+   * @returns whether it was asked for. @throws DownpourError DP_DATA_MISMATCH: it is of another number of examples than the part has.
    */
-  evaluated(worker: string, result: Evaluated, now: number): void {
+  evaluated(worker: string, result: Evaluated, now: number): boolean {
     this.#follower?.({ call: 'evaluated', worker, result, now }, NOTHING);
     const pending = this.#evaluation;
-    if (this.over || pending?.id !== result.evaluation || pending.worker !== worker) return;
-    if (this.quarantine(worker) !== null) return;
+    if (this.over || pending?.id !== result.evaluation || pending.worker !== worker) return false;
+    if (this.quarantine(worker) !== null) return false;
     const examples = this.#examplesOf(pending.part);
     if (result.examples !== examples) {
       pending.worker = null;
@@ -1227,6 +1233,7 @@ export class Run {
       this.#validated(pending, evaluation);
     }
     this.#forget(pending.capture);
+    return true;
   }
 
   #examplesOf(part: Part): number {
@@ -1237,13 +1244,13 @@ export class Run {
 
   /**
    * Keeps what a worker has sampled, where one of its leases has asked for it.
-   * @throws DownpourError DP_LAYOUT_MISMATCH: a tensor that the run does not have.
+   * @returns whether one has. @throws DownpourError DP_LAYOUT_MISMATCH: a tensor that the run does not have.
    */
-  sampled(worker: string, observed: Observed, now: number): void {
+  sampled(worker: string, observed: Observed, now: number): boolean {
     this.#follower?.({ call: 'sampled', worker, observed, now }, NOTHING);
     const record = this.#workers.get(worker);
-    if (this.over || !this.layout || !record || record.samplesDue === 0) return;
-    if (this.quarantine(worker) !== null) return;
+    if (this.over || !this.layout || !record || record.samplesDue === 0) return false;
+    if (this.quarantine(worker) !== null) return false;
     record.samplesDue--;
     const known = new Set(this.layout.tensors.map(({ name }) => name));
     const strange = observed.tensors.find(({ name }) => !known.has(name));
@@ -1254,6 +1261,7 @@ export class Run {
       );
     }
     this.#observations.sampled(observed, this.seconds(now));
+    return true;
   }
 
   #validated(pending: PendingEvaluation, evaluation: Evaluation): void {

@@ -102,9 +102,27 @@ export class ProtocolWorker {
     this.#socket.send(bytes);
   }
 
+  get #below(): Socket {
+    return (this.#socket as unknown as { readonly _socket: Socket })._socket;
+  }
+
+  /** Bytes of whatever frames, as they are. */
+  write(bytes: Uint8Array): void {
+    this.#below.write(bytes);
+  }
+
+  get isOpen(): boolean {
+    return this.#socket.readyState === WebSocket.OPEN;
+  }
+
+  /** That the server has not taken yet. */
+  get unsentBytes(): number {
+    return this.#below.writableLength;
+  }
+
   /** What is sent meanwhile leaves with one system call. */
   together(send: () => void): void {
-    const { _socket: socket } = this.#socket as unknown as { readonly _socket: Socket };
+    const socket = this.#below;
     socket.cork();
     send();
     socket.uncork();

@@ -1,3 +1,4 @@
+import { Budget } from '../../server/budget.ts';
 import { Coordinator } from '../../server/coordinator.ts';
 import { Run, type RunState } from '../../server/core/run.ts';
 import { Replication, type ToStandby } from '../../server/replication.ts';
@@ -299,7 +300,10 @@ class SimulatedConnection {
     this.#simulation = simulation;
     this.#worker = worker;
     const { coordinator } = simulation.server;
-    this.session = new Session(this.serverEnd as unknown as Connection, coordinator!, '');
+    // Its clock jumps from event to event: nothing takes time.
+    const budget = new Budget({ share: 1, burstMs: Number.POSITIVE_INFINITY }, () => 0);
+    const end = this.serverEnd as unknown as Connection;
+    this.session = new Session(end, coordinator!, '', null, budget);
     try {
       coordinator!.opened(this.session);
     } catch (error) {

@@ -23,6 +23,7 @@ function facts(more: Partial<PrometheusFacts> = {}): PrometheusFacts {
     runs: [],
     workers: [],
     errors: new Map(),
+    unasked: { messages: 7, throttles: 3, throttled: 1 },
     process: { startedSeconds: 1e9, cpuSeconds: 1.5, lag: new Counted([0.5, 1]), busySeconds: 1 },
     ...more,
   };

@@ -750,3 +750,95 @@ test('a landing is told of its bytes while they come, unmasked, no more than 256
     });
   }
 });
+
+describe('halting', () => {
+  /** Messages whose names come out one at a time, whatever came together. */
+  function haltingAfterEach(land?: (bytes: number) => Landing | null) {
+    const told: string[] = [];
+    const receiver: Receiver = new Receiver({
+      fromClient: true,
+      events: {
+        ...silent,
+        land: (_, payloadBytes) => land?.(payloadBytes!) ?? null,
+        message: ({ type }, payload) => {
+          told.push(`${type} ${payload.length}`);
+          receiver.halt();
+        },
+        ping: () => {
+          told.push('ping');
+          receiver.halt();
+        },
+      },
+    });
+    return { told, receiver };
+  }
+
+  const stream = (mask: number) =>
+    join(
+      frame(encodeFrame({ type: 'a' }, Float32Array.of(1, 2)), { mask }),
+      frame(new Uint8Array(), { opcode: 9, mask }),
+      frame(encodeFrame({ type: 'b' }), { mask }),
+      frame(encodeFrame({ type: 'c' }, new Float32Array(3)), { mask }),
+    );
+
+  test.each([0, 0x9e3779b9])('tells one message at a time of all that came, mask %i', (mask) => {
+    const { told, receiver } = haltingAfterEach();
+    const chunk = stream(mask);
+    receiver.feed(chunk);
+    expect(told).toEqual(['a 8']);
+    expect(receiver.standing).toBe(true);
+    // The chunk is the socket's, which reads the next one there.
+    chunk.fill(0xff);
+    expect(receiver.goOn()).toBe(false);
+    expect(told).toEqual(['a 8', 'ping']);
+    receiver.goOn();
+    receiver.goOn();
+    expect(told).toEqual(['a 8', 'ping', 'b 0', 'c 12']);
+    expect(receiver.goOn()).toBe(true);
+    expect(receiver.standing).toBe(false);
+    expect(receiver.between).toBe(true);
+    receiver.feed(stream(mask).subarray(0, 1));
+    expect(receiver.between).toBe(false);
+  });
+
+  test('and waiting for room go together', () => {
+    let room: Landing | null = null;
+    const told: string[] = [];
+    const receiver: Receiver = new Receiver({
+      fromClient: true,
+      events: {
+        ...silent,
+        land: () => room ?? 'wait',
+        message: ({ type }, payload) => {
+          told.push(`${type} ${payload.length}`);
+          receiver.halt();
+        },
+      },
+    });
+    receiver.feed(stream(7));
+    expect(receiver.waiting).toBe(true);
+    receiver.halt();
+    expect(receiver.goOn()).toBe(false);
+    room = { bytes: new Uint8Array(12), release() {} };
+    expect(receiver.retry()).toBe(false);
+    expect(told).toHaveLength(1);
+    receiver.goOn();
+    expect(told).toHaveLength(2);
+    expect(receiver.goOn()).toBe(false);
+    expect(told).toHaveLength(3);
+    expect(receiver.goOn()).toBe(true);
+  });
+
+  test('what lands is counted, and nothing else is', () => {
+    const { told, receiver } = haltingAfterEach((bytes) => ({
+      ...{ bytes: new Uint8Array(bytes), release() {} },
+    }));
+    receiver.feed(stream(0));
+    expect(receiver.landedBytes).toBe(8);
+    for (let i = 0; i < 4; i++) receiver.goOn();
+    expect(told).toHaveLength(4);
+    expect(receiver.landedBytes).toBe(20);
+    for (let i = 0; i < 100; i++) receiver.feed(frame(new Uint8Array(), { opcode: 10 }));
+    expect(receiver.landedBytes).toBe(20);
+  });
+});
