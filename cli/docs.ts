@@ -3,6 +3,7 @@ import { pathToFileURL } from 'node:url';
 import type { Command } from 'commander';
 import { CONFIG_PAGE, configPage } from './config-page.ts';
 import { createProgram } from './main.ts';
+import { MESSAGES_PAGE, messagesPage } from './protocol-page.ts';
 import { REST_PAGE, restPage } from './rest-page.ts';
 import { VECTORS, vectorsPage } from './vectors.ts';
 
@@ -48,6 +49,7 @@ function helpOf(command: Command): string {
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
   writeFileSync(PAGE, await helpPage());
   writeFileSync(CONFIG_PAGE, configPage());
-  writeFileSync(VECTORS, vectorsPage());
+  writeFileSync(VECTORS, await vectorsPage());
+  writeFileSync(MESSAGES_PAGE, messagesPage());
   writeFileSync(REST_PAGE, await restPage());
 }

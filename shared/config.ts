@@ -493,7 +493,7 @@ export const RunConfigSchema = Type.Object(
       { default: {}, description: "the experiment's own, handed to its model and data" },
     ),
   },
-  closed,
+  { ...closed, description: 'How the run trains: every field, with its value.' },
 );
 export type RunConfig = Static<typeof RunConfigSchema>;
 /** What a user writes: any part of a `RunConfig`, at any depth. */

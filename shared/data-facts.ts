@@ -11,50 +11,67 @@ import type { DataSummary } from './protocol.ts';
  * `GET /runs/:id/data` returns it.
  */
 
-const closed = { additionalProperties: false } as const;
-const Natural = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
-const orNull = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()]);
-/** float64, little-endian, as base64: the same to the bit everywhere, and a fifth of what JSON would take. */
-const Doubles = Type.String({ pattern: '^[A-Za-z0-9+/]*={0,2}$' });
-const Names = orNull(Type.Array(Type.String()));
+const closed = (description: string) => ({ additionalProperties: false, description }) as const;
+const orNull = <S extends TSchema>(schema: S, description: string) =>
+  Type.Union([schema, Type.Null()], { description });
+const natural = (description: string) =>
+  Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, description });
+/** The same to the bit everywhere, and a fifth of what JSON would take. */
+const doubles = (description: string) =>
+  Type.String({ pattern: '^[A-Za-z0-9+/]*={0,2}$', description });
+const names = (description: string) =>
+  orNull(Type.Array(Type.String({ description: 'Name.' })), description);
 
-const ColumnFactsSchema = Type.Object(
+export const ColumnFactsSchema = Type.Object(
   {
-    kind: Type.Union([
-      Type.Literal('uint8'),
-      Type.Literal('int32'),
-      Type.Literal('float32'),
-      Type.Literal('float64'),
-    ]),
-    /** Of one example. */
-    shape: Type.Array(Natural),
+    kind: Type.Union(
+      [
+        Type.Literal('uint8'),
+        Type.Literal('int32'),
+        Type.Literal('float32'),
+        Type.Literal('float64'),
+      ],
+      { description: 'Type of the numbers.' },
+    ),
+    shape: Type.Array(natural('Elements along one axis.'), {
+      description: 'Shape of one example; `[]` is one number.',
+    }),
   },
-  closed,
+  closed('The numbers of the inputs, or of the targets.'),
 );
 
 export const DataFactsSchema = Type.Object(
   {
-    /** Done to every input x before the model sees it: (x · scale − mean) / deviation. */
     transform: Type.Object(
       {
-        kind: Type.Union([Type.Literal('none'), Type.Literal('global'), Type.Literal('feature')]),
-        scale: Type.Number(),
-        /** From the training part: no number, one number, or one for each number of an example. */
-        mean: Doubles,
-        deviation: Doubles,
+        kind: Type.Union([Type.Literal('none'), Type.Literal('global'), Type.Literal('feature')], {
+          description: 'No mean and deviation, one for all numbers, or one for each number.',
+        }),
+        scale: Type.Number({ description: '1/255 for inputs of kind `uint8`, else 1.' }),
+        mean: doubles(
+          'Of x · scale in the training part: no number, one, or one for each number of an example, as base64 of little-endian float64.',
+        ),
+        deviation: doubles('As `mean`: standard deviations. Each is above 0.'),
       },
-      closed,
+      closed(
+        'What is done to each number x of the inputs: (x · scale − mean) / deviation. For `none` it is x · scale.',
+      ),
     ),
     inputs: ColumnFactsSchema,
     targets: ColumnFactsSchema,
-    classCount: orNull(Natural),
-    /** The name of class 0, 1, …; null: the data have none. */
-    classes: Names,
-    /** One name for each number of an example's input, and of its target. */
-    inputNames: Names,
-    targetNames: Names,
+    classCount: orNull(
+      natural('Count.'),
+      'Classes of the targets. Null: the targets are no classes.',
+    ),
+    classes: names('Name of class 0, 1, …. Null: classes have no names.'),
+    inputNames: names(
+      'One name for each number of the inputs of an example. Null: there are none.',
+    ),
+    targetNames: names(
+      'One name for each number of the target of an example. Null: there are none.',
+    ),
   },
-  closed,
+  closed('What a run keeps about its data, so that its parameters can be used.'),
 );
 export type DataFacts = Static<typeof DataFactsSchema>;
 

@@ -5,7 +5,8 @@ import { LIMITS, NAME_PATTERN, RunConfigSchema } from './config.ts';
 import { DownpourError, ERRORS, type ErrorCode } from './errors.ts';
 
 /**
- * What workers and the server say to each other. `docs/protocol.md` tells the order:
+ * What workers and the server say to each other. `docs/protocol.md` tells the order; `npm run docs` makes the tables of
+ * `docs/protocol-messages.md` from these schemas and their descriptions.
  *
  *     worker                                   server
  *     hello            ───────────────────▶
@@ -22,48 +23,104 @@ import { DownpourError, ERRORS, type ErrorCode } from './errors.ts';
  */
 
 export const closed = { additionalProperties: false } as const;
+const about = (description: string) => ({ ...closed, description }) as const;
+export const orNull = <S extends TSchema>(schema: S, description?: string) =>
+  Type.Union([schema, Type.Null()], description === undefined ? {} : { description });
+const oneOf = <L extends string>(names: readonly L[], description: string) =>
+  Type.Unsafe<L>(
+    Type.Union(
+      names.map((name) => Type.Literal(name)),
+      { description },
+    ),
+  );
+
+// Of messages that are no part of the protocol of workers, without descriptions.
 export const Name = Type.String({ pattern: NAME_PATTERN });
-const Hash = Type.String({ minLength: 1, maxLength: 128 });
 export const Natural = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
 /** Of a worker's push: counts up from 1 over the life of an incarnation. */
 export const Sequence = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
 export const Text = Type.String({ maxLength: 2000 });
+/** Drawn by the server for each connection of a worker. */
+export const SessionId = Type.String({ pattern: '^[0-9a-f]{16}$' });
+
+const name = (description: string) => Type.String({ ...Name, description });
+const hash = (description: string) => Type.String({ minLength: 1, maxLength: 128, description });
+const natural = (description: string) => Type.Integer({ ...Natural, description });
+const sequence = (description: string) => Type.Integer({ ...Sequence, description });
+const text = (description: string) => Type.String({ ...Text, description });
 const { measuredMax, durationMsMax } = LIMITS;
 /** What a worker has measured. Bounded, so that no sum of such numbers is infinite: JSON could not keep it. */
-const Measured = Type.Number({ minimum: -measuredMax, maximum: measuredMax });
-const Size = Type.Number({ minimum: 0, maximum: measuredMax });
-const MetricName = Type.String({ pattern: '^[^\\u0000-\\u001f\\u007f-\\u009f]{1,64}$' });
-const Duration = Type.Number({ minimum: 0, maximum: durationMsMax });
-export const orNull = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()]);
+const measured = (description: string) =>
+  Type.Number({ minimum: -measuredMax, maximum: measuredMax, description });
+const size = (description: string) =>
+  Type.Number({ minimum: 0, maximum: measuredMax, description });
+const share = (description: string) => Type.Number({ minimum: 0, maximum: 1, description });
+const durationMs = (description: string) =>
+  Type.Number({ minimum: 0, maximum: durationMsMax, description });
+const tensorName = (description: string) =>
+  Type.String({ minLength: 1, maxLength: LIMITS.nameLengthMax, description });
+const run = () => name('The run that the message is about.');
 
 export const TensorSpecSchema = Type.Object(
   {
-    name: Type.String({ minLength: 1, maxLength: LIMITS.nameLengthMax }),
-    shape: Type.Array(Natural, { maxItems: LIMITS.rankMax }),
-    role: Type.Union([
-      Type.Literal('trainable'),
-      Type.Literal('statistics'),
-      Type.Literal('frozen'),
-    ]),
-    momentum: Type.Optional(Type.Number({ minimum: 0, exclusiveMaximum: 1 })),
+    name: tensorName('Unique within the model; it does not begin with `@`.'),
+    shape: Type.Array(natural('Elements along one axis.'), {
+      maxItems: LIMITS.rankMax,
+      description: 'Elements along each axis, row-major; `[]` is one number.',
+    }),
+    role: oneOf(
+      ['trainable', 'statistics', 'frozen'],
+      '`trainable`: the optimizer moves it. `statistics`: a moving average, such as those of batch normalisation. `frozen`: nothing changes it.',
+    ),
+    momentum: Type.Optional(
+      Type.Number({
+        minimum: 0,
+        exclusiveMaximum: 1,
+        description:
+          'Statistics have one, other tensors have none: the share of the old value that an update keeps.',
+      }),
+    ),
   },
-  closed,
+  about('One tensor of the model.'),
 );
 
 /** The examples that a worker found. All workers of a run must have the same. */
 export const DataSummarySchema = Type.Object(
   {
-    trainCount: Type.Integer({ minimum: 1, maximum: 2 ** 31 - 1 }),
-    validationCount: Type.Integer({ minimum: 1, maximum: 2 ** 31 - 1 }),
-    testCount: Type.Integer({ minimum: 0, maximum: 2 ** 31 - 1 }),
-    fingerprint: Hash,
-    /** Of the data before the split; absent: a worker of an older release. */
-    rawFingerprint: Type.Optional(Hash),
-    /** What `data()` looked at of the configuration: with other values the data may be others. */
-    depends: Type.Optional(Type.Array(Type.String({ maxLength: 200 }), { maxItems: 1000 })),
-    source: Text,
+    trainCount: Type.Integer({
+      minimum: 1,
+      maximum: 2 ** 31 - 1,
+      description: 'Examples of the training part, after the split.',
+    }),
+    validationCount: Type.Integer({
+      minimum: 1,
+      maximum: 2 ** 31 - 1,
+      description: 'Examples of the validation part, after the split.',
+    }),
+    testCount: Type.Integer({
+      minimum: 0,
+      maximum: 2 ** 31 - 1,
+      description: 'Examples of the test part; 0: the data have none.',
+    }),
+    fingerprint: hash(
+      'Digest of the data, their split and their standardisation ([fingerprints](protocol.md#fingerprints)).',
+    ),
+    rawFingerprint: Type.Optional(
+      hash('Digest of the data before the split. Absent: the worker is of an older release.'),
+    ),
+    depends: Type.Optional(
+      Type.Array(
+        Type.String({ maxLength: 200, description: '`seed` or `hyperparameters.<name>`.' }),
+        {
+          maxItems: 1000,
+          description:
+            'Fields of the configuration that the data depend on. With other values of these fields the data may be different.',
+        },
+      ),
+    ),
+    source: text('One line for people: where the examples are from, and how many there are.'),
   },
-  closed,
+  about('The data that a worker has. All workers of a run must have the same.'),
 );
 export type DataSummary = Static<typeof DataSummarySchema>;
 
@@ -71,62 +128,69 @@ export type DataSummary = Static<typeof DataSummarySchema>;
  * What evaluations report as the error: the share of examples answered wrongly, the loss again, or a function of the
  * experiment's own, in a unit of its own.
  */
-export const ErrorMeasureSchema = Type.Union([
-  Type.Literal('misclassification'),
-  Type.Literal('loss'),
-  Type.Literal('own'),
-]);
+export const ErrorMeasureSchema = oneOf(
+  ['misclassification', 'loss', 'own'],
+  'What the error of evaluations is: the share of examples that are answered wrongly, the loss again, or a measure of the experiment in a unit of its own.',
+);
 export type ErrorMeasure = Static<typeof ErrorMeasureSchema>;
 
 /** Which examples: refitting uses `trainAndValidation`, where validation follows training. */
-export const PartSchema = Type.Union([
-  Type.Literal('train'),
-  Type.Literal('validation'),
-  Type.Literal('test'),
-  Type.Literal('trainAndValidation'),
-]);
+export const PartSchema = oneOf(
+  ['train', 'validation', 'test', 'trainAndValidation'],
+  'Which examples. `trainAndValidation` has the training examples first, then the validation examples.',
+);
 export type Part = Static<typeof PartSchema>;
 
 /** One minibatch: positions [start, start + count) of the epoch's permutation of the part. */
 export const LeaseSchema = Type.Object(
   {
-    id: Natural,
-    epoch: Natural,
-    start: Natural,
-    count: Type.Integer({ minimum: 1 }),
+    id: natural('Names the lease in a push.'),
+    epoch: natural('Which order of the examples; counts from 0.'),
+    start: natural('The first position in that order; counts from 0.'),
+    count: Type.Integer({
+      minimum: 1,
+      description: 'Examples of the minibatch. The last minibatch of an epoch may be smaller.',
+    }),
     part: PartSchema,
   },
-  closed,
+  about('One minibatch: positions start to start + count − 1 of the order of the epoch.'),
 );
 export type Lease = Static<typeof LeaseSchema>;
 
-export const PhaseSchema = Type.Union([
-  /** No worker has initialised the parameters yet. */
-  Type.Literal('waiting'),
-  Type.Literal('training'),
-  /** Measures the training loss at the best parameters, the target of `continue`. */
-  Type.Literal('measuring'),
-  /** After early stopping: `retrain` or `continue`, on training and validation data. */
-  Type.Literal('refitting'),
-  /** Evaluates the final parameters on the test part. */
-  Type.Literal('testing'),
-  Type.Literal('finished'),
-  /** By a user; `resume` goes on. */
-  Type.Literal('stopped'),
-  Type.Literal('failed'),
-]);
+export const PhaseSchema = Type.Union(
+  [
+    /** No worker has initialised the parameters yet. */
+    Type.Literal('waiting'),
+    Type.Literal('training'),
+    /** Measures the training loss at the best parameters, the target of `continue`. */
+    Type.Literal('measuring'),
+    /** After early stopping: `retrain` or `continue`, on training and validation data. */
+    Type.Literal('refitting'),
+    /** Evaluates the final parameters on the test part. */
+    Type.Literal('testing'),
+    Type.Literal('finished'),
+    /** By a user; `resume` goes on. */
+    Type.Literal('stopped'),
+    Type.Literal('failed'),
+  ],
+  {
+    description:
+      'What the run does now. A worker need not look at it: leases and evaluations say what there is to do.',
+  },
+);
 export type Phase = Static<typeof PhaseSchema>;
 
-/** Drawn by the server for each connection of a worker. */
-export const SessionId = Type.String({ pattern: '^[0-9a-f]{16}$' });
+const session = (description: string) => Type.String({ ...SessionId, description });
 
 export const ShardAddressSchema = Type.Object(
   {
-    /** Null: the host at which the worker has reached the server. */
-    host: orNull(Type.String({ minLength: 1, maxLength: 255 })),
-    port: Type.Integer({ minimum: 1, maximum: 65_535 }),
+    host: orNull(
+      Type.String({ minLength: 1, maxLength: 255 }),
+      'Name or IP address. Null: the host at which the worker has reached the server.',
+    ),
+    port: Type.Integer({ minimum: 1, maximum: 65_535, description: 'TCP port.' }),
   },
-  closed,
+  about('Where another process of the server listens.'),
 );
 export type ShardAddress = Static<typeof ShardAddressSchema>;
 /** Of a standby: the same, with the primary in the server's place. */
@@ -137,50 +201,74 @@ export type ServerAddress = ShardAddress;
 export const HelloSchema = Type.Object(
   {
     type: Type.Literal('hello'),
-    /** Unique among the workers of a server: while one is connected, no other takes its name. */
-    worker: Name,
-    /** Drawn when the worker process starts: (worker, incarnation, sequence) names a push. */
-    incarnation: Type.String({ pattern: '^[0-9a-f]{16}$' }),
-    /** Only this run, or null: any. */
-    run: orNull(Name),
-    /** Experiments that the worker has on its disk, with their content hashes. */
-    experiments: Type.Record(Name, Hash, closed),
-    engine: Type.String({ maxLength: 100 }),
-    device: Type.String({ maxLength: 200 }),
+    worker: name(
+      'Name of the worker, unique among the workers of a server: while it is connected, no other process takes it.',
+    ),
+    incarnation: Type.String({
+      pattern: '^[0-9a-f]{16}$',
+      description:
+        '64 random bits that the worker draws when its process starts. Worker, incarnation and sequence name a push.',
+    }),
+    run: orNull(name('A run.'), 'The only run that the worker takes part in. Null: any run.'),
+    experiments: Type.Record(Type.String({ pattern: NAME_PATTERN }), hash('Hash.'), {
+      additionalProperties: false,
+      description:
+        'The experiments that the worker has, each with the [hash](protocol.md#the-experiments-hash) of its version.',
+    }),
+    engine: Type.String({
+      maxLength: 100,
+      description: 'What the worker computes with, for people: `numpy`.',
+    }),
+    device: Type.String({ maxLength: 200, description: 'Where it computes, for people: `cpu`.' }),
   },
-  closed,
+  about('The first message of a connection: who the worker is.'),
 );
 export type Hello = Static<typeof HelloSchema>;
 
 /** Says that the payload is a `DataFacts` of `shared/data-facts.ts`, as JSON. */
-const Facts = Type.Optional(Type.Literal('json'));
+const facts = (description: string) => Type.Optional(Type.Literal('json', { description }));
 
-/** Payload: what the worker's data are, where `facts` says so. */
 export const JoinSchema = Type.Object(
   {
     type: Type.Literal('join'),
-    run: Name,
-    experimentHash: Hash,
-    tensors: Type.Array(TensorSpecSchema, { minItems: 1, maxItems: LIMITS.tensorCountMax }),
+    run: run(),
+    experimentHash: hash('As in `assign`.'),
+    tensors: Type.Array(TensorSpecSchema, {
+      minItems: 1,
+      maxItems: LIMITS.tensorCountMax,
+      description:
+        'All tensors of the model, in its order. Those of the first worker of a run bind all others.',
+    }),
     data: DataSummarySchema,
-    facts: Facts,
+    facts: facts(
+      'The payload has the [facts](#facts-of-the-data) of the data. Absent: there is no payload.',
+    ),
     errorMeasure: Type.Optional(ErrorMeasureSchema),
-    /** The newest step of the run that a `work` has told it, by whichever life of the server. */
-    seen: Type.Optional(orNull(Type.Object({ step: Natural, generation: Natural }, closed))),
+    seen: Type.Optional(
+      orNull(
+        Type.Object(
+          { step: natural('Of that `work`.'), generation: natural('Of that `work`.') },
+          about('Step and generation.'),
+        ),
+        'Step and generation of the newest `work` of this run that the worker has ever got. Null or absent: none. A server that was killed learns from it how many steps are lost.',
+      ),
+    ),
   },
-  closed,
+  about(
+    'What the worker has for the run that it was assigned to. Payload: the facts of its data as JSON, or none.',
+  ),
 );
 export type Join = Static<typeof JoinSchema>;
 
-/** Payload: the whole vector, shape [layout.size]. Answers an `initialise`. */
+/** Payload: the whole vector, shape [layout.size]. */
 export const InitialisedSchema = Type.Object(
-  { type: Type.Literal('initialised'), run: Name, grant: Natural },
-  closed,
+  { type: Type.Literal('initialised'), run: run(), grant: natural('As in `initialise`.') },
+  about('Answers `initialise`. Payload: the whole flat vector in f32, frozen tensors too.'),
 );
 export type Initialised = Static<typeof InitialisedSchema>;
 
 /** How numbers of a payload are written; `shared/compression.ts` has the bytes of each. */
-const Encoding = Type.Unsafe<EncodingName>(Type.Union(ENCODINGS.map((name) => Type.Literal(name))));
+const encoding = (description: string) => oneOf<EncodingName>(ENCODINGS, description);
 
 /**
  * Payload: the gradient, shape [layout.trainableSize], in its encoding, then the minibatch's
@@ -189,85 +277,106 @@ const Encoding = Type.Unsafe<EncodingName>(Type.Union(ENCODINGS.map((name) => Ty
 export const PushSchema = Type.Object(
   {
     type: Type.Literal('push'),
-    run: Name,
-    sequence: Sequence,
-    lease: Natural,
-    /** The step and generation of the parameters that the gradient was computed at. */
-    step: Natural,
-    generation: Natural,
-    /** Mean loss over the minibatch, without weight decay; null: not finite. */
-    loss: orNull(Measured),
-    computeMs: Duration,
-    encoding: Encoding,
+    run: run(),
+    sequence: sequence(
+      'Number of the push: 1 for the first one of the process, then one more each, over all runs and connections.',
+    ),
+    lease: natural('The id of the lease.'),
+    step: natural('The step of the parameters at which the gradient was computed.'),
+    generation: natural('The generation of these parameters.'),
+    loss: orNull(
+      measured('Loss.'),
+      'Mean loss over the minibatch, without weight decay. Null: it is not finite.',
+    ),
+    computeMs: durationMs('Time that the gradient took, in ms.'),
+    encoding: encoding('How the gradient in the payload is [encoded](protocol.md#encodings).'),
   },
-  closed,
+  about(
+    'The gradient of one minibatch. Payload: the gradient of the trainable tensors, then the statistics of the minibatch in f32.',
+  ),
 );
 export type Push = Static<typeof PushSchema>;
 
 export const EvaluatedSchema = Type.Object(
   {
     type: Type.Literal('evaluated'),
-    run: Name,
-    evaluation: Natural,
-    /** Means over the examples of the part; null: not finite. */
-    loss: orNull(Measured),
-    /** Share of examples answered wrongly, or another value that is better when lower. */
-    error: orNull(Measured),
-    examples: Natural,
-    /** Null: not finite. */
-    metrics: Type.Record(MetricName, orNull(Measured), {
-      ...closed,
-      maxProperties: LIMITS.metricCountMax,
-    }),
+    run: run(),
+    evaluation: natural('The id of the evaluation.'),
+    loss: orNull(measured('Loss.'), 'Mean loss over the examples. Null: it is not finite.'),
+    error: orNull(
+      measured('Error.'),
+      'Mean error over the examples: `errorMeasure` of `join` says of what kind. Lower is better. Null: it is not finite.',
+    ),
+    examples: natural('Examples that were evaluated: all of the part.'),
+    metrics: Type.Record(
+      Type.String({ pattern: '^[^\\u0000-\\u001f\\u007f-\\u009f]{1,64}$' }),
+      orNull(measured('Metric.'), 'Null: it is not finite.'),
+      {
+        additionalProperties: false,
+        maxProperties: LIMITS.metricCountMax,
+        description:
+          'Further means by name, for people. `trainingLoss` and `trainingError` are asked for by `evaluateTraining`.',
+      },
+    ),
   },
-  closed,
+  about('The result of the evaluation that a `work` asked for.'),
 );
 export type Evaluated = Static<typeof EvaluatedSchema>;
 
 /** Counts of values in equal parts of [low, high]. */
 export const HistogramSchema = Type.Object(
   {
-    low: Measured,
-    high: Measured,
-    counts: Type.Array(Natural, { minItems: 1, maxItems: LIMITS.histogramBinsMax }),
+    low: measured('The smallest value.'),
+    high: measured('The largest value.'),
+    counts: Type.Array(natural('Values in one part.'), {
+      minItems: 1,
+      maxItems: LIMITS.histogramBinsMax,
+      description: 'How many values are in each of these equal parts of low to high.',
+    }),
   },
-  closed,
+  about('How values are distributed.'),
 );
 export type Histogram = Static<typeof HistogramSchema>;
 
 /** A trainable tensor at one step, by elements that lie evenly in it. */
 export const TensorObservationSchema = Type.Object(
   {
-    name: Type.String({ minLength: 1, maxLength: LIMITS.nameLengthMax }),
+    name: tensorName('Name of a trainable tensor.'),
     weights: HistogramSchema,
     gradients: HistogramSchema,
-    /** Of one update, the mean over `updateSteps`; null: not known, see `docs/protocol.md`. */
-    updates: orNull(HistogramSchema),
-    /** L2, of the whole tensor. */
-    gradientNorm: Size,
-    /** Size of one update over that of the weights; null: not known, or the weights are 0. */
-    updateRatio: orNull(Size),
-    /** Elements looked at; those that never had a gradient; those that seldom had one. */
-    elements: Natural,
-    never: Natural,
-    rare: Natural,
+    updates: orNull(
+      HistogramSchema,
+      'Of one update: the mean over `updateSteps`. Null: it is not known, since parameters come in bf16 or have begun anew.',
+    ),
+    gradientNorm: size('L2 norm of the gradient of the whole tensor.'),
+    updateRatio: orNull(
+      size('Ratio.'),
+      'L2 norm of one update over that of the weights. Null: it is not known, or the weights are 0.',
+    ),
+    elements: natural('Elements that were looked at, evenly spaced in the tensor.'),
+    never: natural('Elements whose gradient was 0 in all samples.'),
+    rare: natural('Elements whose gradient was seldom other than 0.'),
   },
-  closed,
+  about('A trainable tensor at one step.'),
 );
 export type TensorObservation = Static<typeof TensorObservationSchema>;
 
 /** What a layer gives for some examples of the minibatch. */
 export const LayerObservationSchema = Type.Object(
   {
-    layer: Type.String({ maxLength: LIMITS.nameLengthMax }),
-    activation: orNull(Type.String({ maxLength: 100 })),
+    layer: Type.String({ maxLength: LIMITS.nameLengthMax, description: 'Name of the layer.' }),
+    activation: orNull(
+      Type.String({ maxLength: 100 }),
+      'Its activation function: `relu`. Null: it has none.',
+    ),
     values: HistogramSchema,
-    /** Share of the values at the flat ends; null: the activation has none. */
-    saturated: orNull(Type.Number({ minimum: 0, maximum: 1 })),
-    /** Share of the units that gave the same for all examples. */
-    dead: Type.Number({ minimum: 0, maximum: 1 }),
+    saturated: orNull(
+      share('Share.'),
+      'Share of the values at the flat ends of the activation function. Null: it has no flat ends.',
+    ),
+    dead: share('Share of the units that gave the same value for all examples.'),
   },
-  closed,
+  about('What a layer gives for some examples of the minibatch.'),
 );
 export type LayerObservation = Static<typeof LayerObservationSchema>;
 
@@ -275,18 +384,23 @@ export type LayerObservation = Static<typeof LayerObservationSchema>;
 export const ObservedSchema = Type.Object(
   {
     type: Type.Literal('observed'),
-    run: Name,
-    step: Natural,
-    /** Updates, of all workers, between the two pulls that `updates` compares. */
-    updateSteps: Natural,
-    /** Samples of this worker so far: what `never` and `rare` count over. */
-    samples: Natural,
-    /** Spent on samples since the last one was sent. */
-    costMs: Duration,
-    tensors: Type.Array(TensorObservationSchema, { maxItems: LIMITS.observedMax }),
-    layers: Type.Array(LayerObservationSchema, { maxItems: LIMITS.observedMax }),
+    run: run(),
+    step: natural('The step of the parameters that the sample is of.'),
+    updateSteps: natural('Updates, of all workers, between the two pulls that `updates` compares.'),
+    samples: natural('Samples of this worker so far: what `never` and `rare` count over.'),
+    costMs: durationMs('Time spent on samples since the last one was sent, in ms.'),
+    tensors: Type.Array(TensorObservationSchema, {
+      maxItems: LIMITS.observedMax,
+      description: 'Trainable tensors.',
+    }),
+    layers: Type.Array(LayerObservationSchema, {
+      maxItems: LIMITS.observedMax,
+      description: 'Layers.',
+    }),
   },
-  closed,
+  about(
+    'A sample of weights, gradients and activations for the dashboard. The server does not answer it. A worker need not send any.',
+  ),
 );
 export type Observed = Static<typeof ObservedSchema>;
 
@@ -294,10 +408,18 @@ export type Observed = Static<typeof ObservedSchema>;
 export const LeaveSchema = Type.Object(
   {
     type: Type.Literal('leave'),
-    /** Why, when it cannot take part: it is not assigned to this run again. */
-    failure: orNull(Type.Object({ code: Text, message: Text }, closed)),
+    failure: orNull(
+      Type.Object(
+        {
+          code: text('A code of [errors.md](errors.md).'),
+          message: text('What is wrong, and what to do.'),
+        },
+        about('Why.'),
+      ),
+      'Why the worker cannot take part in its run: it is not assigned to this run again. Null: the worker ends.',
+    ),
   },
-  closed,
+  about('The worker leaves its run. Its leases go to others at once.'),
 );
 export type Leave = Static<typeof LeaveSchema>;
 
@@ -312,18 +434,25 @@ export type WorkerMessage = Hello | Join | Initialised | Push | Evaluated | Obse
 export const AssignSchema = Type.Object(
   {
     type: Type.Literal('assign'),
-    run: Name,
-    experiment: Name,
-    /** Of the run; the worker's must be the same. */
-    experimentHash: Hash,
+    run: run(),
+    experiment: name('Name of the experiment.'),
+    experimentHash: hash(
+      'Hash of the version of the experiment. The worker has said that it has it.',
+    ),
     config: RunConfigSchema,
-    /** Of this connection: shards know the worker by it. */
-    session: SessionId,
-    /** All but the first, which is the server itself: each gets its own part of pushes. */
-    shards: Type.Array(ShardAddressSchema, { maxItems: LIMITS.shardCountMax }),
-    facts: Facts,
+    session: session('Names this connection to shards.'),
+    shards: Type.Array(ShardAddressSchema, {
+      maxItems: LIMITS.shardCountMax,
+      description:
+        'Where the [shards](protocol.md#shards) are, without the first one, which is the server itself. Empty: the server has all parameters.',
+    }),
+    facts: facts(
+      'The payload has the facts of the data of another run: standardise inputs by them, and measure nothing. Absent: there is no payload.',
+    ),
   },
-  closed,
+  about(
+    'The run to work for: prepare its model and its data, then `join`. Payload: facts of data as JSON, if the run is a fork.',
+  ),
 );
 export type Assign = Static<typeof AssignSchema>;
 
@@ -334,16 +463,23 @@ export type Assign = Static<typeof AssignSchema>;
 export const StandbySchema = Type.Object(
   {
     type: Type.Literal('standby'),
-    servers: Type.Array(ShardAddressSchema, { maxItems: LIMITS.standbyCountMax }),
+    servers: Type.Array(ShardAddressSchema, {
+      maxItems: LIMITS.standbyCountMax,
+      description: 'Where the standby listens. Empty: there is none any more.',
+    }),
   },
-  closed,
+  about('Where to go when this server cannot be reached. It may come at any time.'),
 );
 export type StandbyMessage = Static<typeof StandbySchema>;
 
 /** A run that would take this worker, if it had the run's experiment in this version. */
 const MissingExperimentSchema = Type.Object(
-  { run: Name, experiment: Name, experimentHash: Hash },
-  closed,
+  {
+    run: name('Name of the run.'),
+    experiment: name('Name of its experiment.'),
+    experimentHash: hash('Hash of the version that it needs.'),
+  },
+  about('A run that would take this worker if the worker had its experiment.'),
 );
 export type MissingExperiment = Static<typeof MissingExperimentSchema>;
 
@@ -351,40 +487,49 @@ export type MissingExperiment = Static<typeof MissingExperimentSchema>;
 export const IdleSchema = Type.Object(
   {
     type: Type.Literal('idle'),
-    /** Absent: none. A worker that gets one of them says `hello` on a new connection. */
     missing: Type.Optional(
-      Type.Array(MissingExperimentSchema, { minItems: 1, maxItems: LIMITS.missingToldMax }),
+      Type.Array(MissingExperimentSchema, {
+        minItems: 1,
+        maxItems: LIMITS.missingToldMax,
+        description:
+          'Runs that would take this worker if it had their experiments. A worker that gets one of them says `hello` on a new connection. Absent: there is no such run.',
+      }),
     ),
   },
-  closed,
+  about('There is nothing to do now. An `assign` follows when there is.'),
 );
 export type Idle = Static<typeof IdleSchema>;
 
 /** Make fresh parameters from this seed and send them as `initialised`. */
 export const InitialiseSchema = Type.Object(
-  { type: Type.Literal('initialise'), run: Name, grant: Natural, seed: Natural },
-  closed,
+  {
+    type: Type.Literal('initialise'),
+    run: run(),
+    grant: natural('Names this request.'),
+    seed: natural('Of the random initial values: another seed means other values.'),
+  },
+  about('Make initial parameters, and send them as `initialised`.'),
 );
 export type Initialise = Static<typeof InitialiseSchema>;
 
 /** What became of a push. */
 export const AcknowledgementSchema = Type.Object(
   {
-    sequence: Natural,
-    outcome: Type.Union([
-      Type.Literal('applied'),
-      /** Applied with a smaller learning rate. */
-      Type.Literal('damped'),
-      /** Applied before: not applied again. */
-      Type.Literal('duplicate'),
-      Type.Literal('rejected'),
-    ]),
-    staleness: Natural,
-    /** Why a push was rejected. */
-    code: orNull(Text),
-    message: orNull(Text),
+    sequence: natural('Of the push.'),
+    outcome: oneOf(
+      ['applied', 'damped', 'duplicate', 'rejected'],
+      '`applied`. `damped`: applied with a smaller learning rate. `duplicate`: it had been applied before, and was not applied again. `rejected`: not applied.',
+    ),
+    staleness: natural(
+      'Updates between the parameters of the gradient and those it was applied to.',
+    ),
+    code: orNull(
+      text('Code.'),
+      'Why it was rejected: a code of [errors.md](errors.md). Else null.',
+    ),
+    message: orNull(text('Message.'), 'The same in words. Else null.'),
   },
-  closed,
+  about('What became of a push.'),
 );
 export type Acknowledgement = Static<typeof AcknowledgementSchema>;
 
@@ -396,36 +541,65 @@ export type Acknowledgement = Static<typeof AcknowledgementSchema>;
 export const WorkSchema = Type.Object(
   {
     type: Type.Literal('work'),
-    run: Name,
+    run: run(),
     phase: PhaseSchema,
-    step: Natural,
-    /** Counts up when parameters go back or start afresh (restart, refit). */
-    generation: Natural,
-    /** Of pushes, in the order in which they came; what is decided together may be told together. */
-    acknowledgements: Type.Array(AcknowledgementSchema, { maxItems: LIMITS.leasesPerWorkerMax }),
-    /** All minibatches that the worker holds now; those it holds beyond are lost to it. */
-    leases: Type.Array(LeaseSchema, { maxItems: LIMITS.leasesPerWorkerMax }),
-    /** Set: evaluate this payload on the part first, and answer `evaluated`. */
-    evaluation: orNull(Type.Object({ id: Natural, part: PartSchema }, closed)),
-    /** Of the payload: f32 or bf16. With frozen tensors or an evaluation always f32. */
-    encoding: Encoding,
-    /** Set: the payload is the first part, the other shards send theirs under this number. */
-    pull: orNull(Natural),
+    step: natural('Updates that the parameters of the payload have had.'),
+    generation: natural(
+      'It grows when the parameters go back to earlier ones or begin anew. A push names step and generation.',
+    ),
+    acknowledgements: Type.Array(AcknowledgementSchema, {
+      maxItems: LIMITS.leasesPerWorkerMax,
+      description: 'What became of pushes, in the order in which they came. Often none or one.',
+    }),
+    leases: Type.Array(LeaseSchema, {
+      maxItems: LIMITS.leasesPerWorkerMax,
+      description:
+        'All minibatches that the worker holds now, the oldest first. It has lost those that are not in the list any more.',
+    }),
+    evaluation: orNull(
+      Type.Object(
+        { id: natural('Names the evaluation in the answer.'), part: PartSchema },
+        about('An evaluation.'),
+      ),
+      'Evaluate the parameters of this payload on this part, and answer `evaluated`, before any lease. Null: there is nothing to evaluate.',
+    ),
+    encoding: encoding(
+      'How the payload is encoded: `f32` or `bf16`. With frozen tensors, and for an evaluation, it is `f32`.',
+    ),
+    pull: orNull(
+      natural('Number.'),
+      'The payload is the first part of the parameters: the [shards](protocol.md#shards) send theirs under this number. Null: the payload is all.',
+    ),
   },
-  closed,
+  about(
+    'What to do next. Payload: the newest trainable tensors and statistics; the first one after a `join`, or after the parameters began anew, has the frozen tensors too. No payload: nothing has changed since the last one.',
+  ),
 );
 export type Work = Static<typeof WorkSchema>;
 
 export const EndSchema = Type.Object(
-  { type: Type.Literal('end'), run: Name, phase: PhaseSchema, reason: Text },
-  closed,
+  {
+    type: Type.Literal('end'),
+    run: run(),
+    phase: PhaseSchema,
+    reason: text('Why, for people.'),
+  },
+  about(
+    'The run is over for this worker. An `assign` or `idle` follows, unless the worker asked for this run alone.',
+  ),
 );
 export type End = Static<typeof EndSchema>;
 
 /** A code of the error table. The connection is closed after it when the table gives a close code. */
 export const ErrorSchema = Type.Object(
-  { type: Type.Literal('error'), code: Text, message: Text },
-  closed,
+  {
+    type: Type.Literal('error'),
+    code: text('A code of [errors.md](errors.md).'),
+    message: text('What is wrong, and what to do.'),
+  },
+  about(
+    'Something went wrong. The connection is closed after it where [errors.md](errors.md) gives a close code.',
+  ),
 );
 export type ErrorMessage = Static<typeof ErrorSchema>;
 
@@ -442,8 +616,8 @@ export type ServerMessage =
 
 /** The worker's first message to a shard, with the session that the server gave it. */
 export const AttachSchema = Type.Object(
-  { type: Type.Literal('attach'), session: SessionId },
-  closed,
+  { type: Type.Literal('attach'), session: session('As in `assign`.') },
+  about('The first message to a shard.'),
 );
 export type Attach = Static<typeof AttachSchema>;
 
@@ -451,68 +625,75 @@ export type Attach = Static<typeof AttachSchema>;
 export const PartMessageSchema = Type.Object(
   {
     type: Type.Literal('part'),
-    run: Name,
-    sequence: Sequence,
-    encoding: Encoding,
+    run: run(),
+    sequence: sequence('As in `push`.'),
+    encoding: encoding('As in `push`.'),
   },
-  closed,
+  about("A shard's part of a push. Payload: the gradient in its range, then the statistics there."),
 );
 export type PartMessage = Static<typeof PartMessageSchema>;
 
 /** A shard's part of `initialised`. */
 export const InitialPartSchema = Type.Object(
-  { type: Type.Literal('initialPart'), run: Name, grant: Natural },
-  closed,
+  { type: Type.Literal('initialPart'), run: run(), grant: natural('As in `initialise`.') },
+  about("A shard's part of `initialised`. Payload: the flat vector in its range, in f32."),
 );
 export type InitialPart = Static<typeof InitialPartSchema>;
 
 export type ToShard = Attach | PartMessage | InitialPart;
 
 /** The shard knows the worker: it may join. */
-export const AttachedSchema = Type.Object({ type: Type.Literal('attached') }, closed);
+export const AttachedSchema = Type.Object(
+  { type: Type.Literal('attached') },
+  about('The shard knows the worker. When all shards have said so, the worker may `join`.'),
+);
 
 /** A shard's part of what a `work` with this `pull` brings. */
 export const ParametersSchema = Type.Object(
-  { type: Type.Literal('parameters'), run: Name, pull: Natural, encoding: Encoding },
-  closed,
+  {
+    type: Type.Literal('parameters'),
+    run: run(),
+    pull: natural('As in `work`.'),
+    encoding: encoding('As in `work`.'),
+  },
+  about("A shard's part of the parameters of a `work`. Payload: as there, in its range."),
 );
 export type ParametersMessage = Static<typeof ParametersSchema>;
 
 export type FromShard = Static<typeof AttachedSchema> | ParametersMessage | ErrorMessage;
 
+/** Every message by who sends it to whom, in the order of a conversation. */
+export const MESSAGES = {
+  fromWorker: {
+    hello: HelloSchema,
+    join: JoinSchema,
+    initialised: InitialisedSchema,
+    push: PushSchema,
+    evaluated: EvaluatedSchema,
+    observed: ObservedSchema,
+    leave: LeaveSchema,
+  },
+  fromServer: {
+    assign: AssignSchema,
+    idle: IdleSchema,
+    initialise: InitialiseSchema,
+    work: WorkSchema,
+    end: EndSchema,
+    standby: StandbySchema,
+    error: ErrorSchema,
+  },
+  toShard: { attach: AttachSchema, part: PartMessageSchema, initialPart: InitialPartSchema },
+  fromShard: { attached: AttachedSchema, parameters: ParametersSchema, error: ErrorSchema },
+} as const;
+
 /** Validators of messages, by their types. */
 export const compile = (schemas: Record<string, TSchema>) =>
   new Map(Object.entries(schemas).map(([type, schema]) => [type, Compile(schema)]));
 
-const workerMessages = compile({
-  hello: HelloSchema,
-  join: JoinSchema,
-  initialised: InitialisedSchema,
-  push: PushSchema,
-  evaluated: EvaluatedSchema,
-  observed: ObservedSchema,
-  leave: LeaveSchema,
-});
-const serverMessages = compile({
-  assign: AssignSchema,
-  standby: StandbySchema,
-  idle: IdleSchema,
-  initialise: InitialiseSchema,
-  work: WorkSchema,
-  end: EndSchema,
-  error: ErrorSchema,
-});
-
-const toShard = compile({
-  attach: AttachSchema,
-  part: PartMessageSchema,
-  initialPart: InitialPartSchema,
-});
-const fromShard = compile({
-  attached: AttachedSchema,
-  parameters: ParametersSchema,
-  error: ErrorSchema,
-});
+const workerMessages = compile(MESSAGES.fromWorker);
+const serverMessages = compile(MESSAGES.fromServer);
+const toShard = compile(MESSAGES.toShard);
+const fromShard = compile(MESSAGES.fromShard);
 
 /** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
 export function checkToShard(header: { readonly type: string }): ToShard {

@@ -15,18 +15,8 @@ import * as protocol from '../../shared/protocol.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 
 const problem = createProblem();
-const WORKER_SCHEMAS = {
-  hello: protocol.HelloSchema,
-  join: protocol.JoinSchema,
-  initialised: protocol.InitialisedSchema,
-  push: protocol.PushSchema,
-  evaluated: protocol.EvaluatedSchema,
-  observed: protocol.ObservedSchema,
-  leave: protocol.LeaveSchema,
-  attach: protocol.AttachSchema,
-  part: protocol.PartMessageSchema,
-  initialPart: protocol.InitialPartSchema,
-};
+const { fromWorker, toShard } = protocol.MESSAGES;
+const WORKER_SCHEMAS = { ...fromWorker, ...toShard };
 
 type Json = { readonly [key: string]: Json };
 
