@@ -12,11 +12,11 @@ import type {
   ToShard,
   WorkerMessage,
 } from '../shared/protocol.ts';
-import { permutation } from '../shared/random.ts';
+import { factVectors } from './vector-facts.ts';
 
 /**
- * docs/protocol-vectors.json: every message as bytes, for whoever writes a worker in another language. Maps may come
- * in any order of their keys, numbers in any form of msgpack that holds them.
+ * docs/protocol-vectors.json: every message as bytes, and what a worker must compute as others do, for people who write
+ * a worker in another language. Maps may come in any order of their keys, numbers in any form of msgpack that holds them.
  */
 
 export const VECTORS = new URL('../docs/protocol-vectors.json', import.meta.url);
@@ -239,21 +239,22 @@ export function protocolVectors() {
   );
   return {
     about:
-      'Every message of docs/protocol.md as bytes; written by `npm run docs`. Numbers are exact in f32; in other encodings the frame holds what is left of them.',
+      'Every message of docs/protocol.md as bytes, and what a worker computes as all others do; written by `npm run docs`. Numbers of payloads are exact in f32; in other encodings the frame holds what is left of them. Losses, gradients and standardised inputs are right to 1e-5.',
     tensors: TENSORS,
     layoutHash: createLayout(TENSORS).hash,
-    // Positions 0 … 9 of the first epoch of a part with 10 examples, seed 1.
-    order: { seed: 1, epoch: 0, count: 10, examples: [...permutation(1, 0x10000000, 10)] },
     vectors,
   };
 }
 
 /** The file, a vector a line. */
-export function vectorsPage(): string {
+export async function vectorsPage(): Promise<string> {
   const { vectors, ...rest } = protocolVectors();
   const fields = Object.entries(rest).map(
     ([name, value]) => `  ${JSON.stringify(name)}: ${JSON.stringify(value)}`,
   );
-  const lines = vectors.map((vector) => `    ${JSON.stringify(vector)}`);
-  return `{\n${fields.join(',\n')},\n  "vectors": [\n${lines.join(',\n')}\n  ]\n}\n`;
+  const lists = Object.entries({ ...(await factVectors()), vectors }).map(([name, list]) => {
+    const lines = list.map((each) => `    ${JSON.stringify(each)}`);
+    return `  ${JSON.stringify(name)}: [\n${lines.join(',\n')}\n  ]`;
+  });
+  return `{\n${[...fields, ...lists].join(',\n')}\n}\n`;
 }
