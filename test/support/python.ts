@@ -3,7 +3,7 @@ import { text } from 'node:stream/consumers';
 import { test } from 'vitest';
 
 /**
- * Programs of others that read what Downpour writes, from PyPI: `.ci/run` installs them into a folder and names it in
+ * Programs of others that read what Downpour writes or speak its protocol, from PyPI: `.ci/run` installs them into a folder and names it in
  * DOWNPOUR_PYTHON_TOOLS. Without it, where the python3 of this machine has them.
  */
 
@@ -16,6 +16,9 @@ const MODULES = [
   'pandas',
   'kubernetes_validate',
   'moto',
+  'numpy',
+  'msgpack',
+  'websockets',
 ] as const;
 
 export interface Ran {
