@@ -10,6 +10,7 @@ const pages = [
   'STYLE.md',
   'SECURITY.md',
   'CHANGELOG.md',
+  'examples/python/README.md',
   ...in_('docs'),
   ...in_('docs/decisions'),
 ];
