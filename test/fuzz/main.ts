@@ -1,19 +1,29 @@
 import { randomInt } from 'node:crypto';
 import { parseArgs } from 'node:util';
 import { type Fuzzed, fuzz } from './fuzz.ts';
+import { trySequences } from './sequences.ts';
 import { openTargets } from './targets.ts';
 
-/** `npm run fuzz -- --frames 100000 --seed 1`: every reader of others' bytes, on damaged input. */
+/**
+ * `npm run fuzz -- --frames 100000 --seed 1`: every reader of others' bytes, on damaged input. With `--sequences 1000`:
+ * valid messages in any order from workers that nobody asked, beside an honest one.
+ */
 
 const { values } = parseArgs({
   options: {
     frames: { type: 'string', default: '100000' },
     seed: { type: 'string', default: String(randomInt(2 ** 31)) },
     target: { type: 'string' },
+    sequences: { type: 'string' },
   },
 });
 const frames = Number(values.frames);
 const seed = Number(values.seed);
+if (values.sequences !== undefined) {
+  await trySequences(Number(values.sequences), seed);
+  console.log(`${values.sequences} sequences of up to 80 messages, seed ${seed}: nothing changed`);
+  process.exit();
+}
 const targets = await openTargets();
 const rows: Fuzzed[] = [];
 let failed = false;

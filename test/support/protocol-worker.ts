@@ -66,6 +66,10 @@ export class ProtocolWorker {
     return worker;
   }
 
+  get open(): boolean {
+    return this.#socket.readyState === WebSocket.OPEN;
+  }
+
   #take(incoming: Incoming): void {
     this.#inbox.push(incoming);
     this.#wake?.();
@@ -193,12 +197,17 @@ export class ProtocolWorker {
     this.send({ ...push, ...changes } as WorkerMessage, payload);
   }
 
-  /** Works until the run ends. @returns what was said last. */
-  async work(problem: Problem, first: Work & { payload: Float32Array }): Promise<ServerMessage> {
+  /** Works until the run ends. @param before each answer. @returns what was said last. */
+  async work(
+    problem: Problem,
+    first: Work & { payload: Float32Array },
+    before: () => Promise<void> = async () => {},
+  ): Promise<ServerMessage> {
     let work = first;
     let theta = first.payload;
     for (;;) {
       if (work.payload.length > 0) theta = work.payload;
+      await before();
       if (work.evaluation) {
         const { id, part } = work.evaluation;
         const loss = lossOf(problem, part, theta);
