@@ -19,6 +19,7 @@ import {
   logOption,
   ownPortOption,
   positive,
+  positiveUpTo,
   type ServerOptions,
   type ServerTokenOptions,
   serverOption,
@@ -295,7 +296,7 @@ function registerServe(program: Command): void {
       )
         .env('DOWNPOUR_LEASE_SECONDS')
         .default(SERVER_DEFAULTS.leaseSeconds)
-        .argParser(positive),
+        .argParser(positiveUpTo(LIMITS.leaseMsMax / 1_000)),
     )
     .addOption(
       limitOption('--requests-max <n>', 'in a second with one token', LIMITS.requestsPerSecondMax),

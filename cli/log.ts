@@ -51,6 +51,8 @@ interface Kind {
   left: number;
   last: string;
   facts: LogFacts;
+  /** It is all that came when there were too many kinds. */
+  readonly mixed: boolean;
 }
 
 /** Errors are counted apart, so that no flood of other lines hides them. */
@@ -66,10 +68,11 @@ class Ledger {
   of(line: string, facts: LogFacts): Kind {
     const full = this.kinds.size >= LIMITS.logKindsMax || this.isFull;
     const name = kindOf(line, facts);
-    const key = !full || this.kinds.has(name) ? name : 'others';
+    const mixed = full && !this.kinds.has(name);
+    const key = mixed ? 'others' : name;
     let kind = this.kinds.get(key);
     if (!kind) {
-      kind = { written: 0, left: 0, last: '', facts: {} };
+      kind = { written: 0, left: 0, last: '', facts: {}, mixed };
       this.kinds.set(key, kind);
     }
     return kind;
@@ -97,10 +100,11 @@ export function bounded(
     const kinds = [...errors.kinds.values(), ...others.kinds.values()];
     errors = new Ledger();
     others = new Ledger();
-    for (const { left, last, facts } of kinds) {
+    for (const { left, last, facts, mixed } of kinds) {
       if (left === 1) write(last, facts);
       if (left <= 1) continue;
-      const line = `… ${groups(left)} more lines like this in the last ${seconds} s, of which this is the last: ${last}`;
+      const what = mixed ? 'more lines of other kinds' : 'more lines like this';
+      const line = `… ${groups(left)} ${what} in the last ${seconds} s, of which this is the last: ${last}`;
       write(short(line), { ...facts, repeated: left });
     }
   }
@@ -129,7 +133,7 @@ export function bounded(
 
 /** Lines of one kind differ in their numbers, and in the name of the worker: workers choose theirs. */
 function kindOf(line: string, { kind, run = '', worker, level = 'info' }: LogFacts): string {
-  if (kind !== undefined) return `${level} ${run} ${kind}`;
+  if (kind !== undefined) return `${level} ${kind}`;
   const words = line
     .slice(0, 300)
     .replace(/[\w-]+/g, (word) => (word === worker || /\d/.test(word) ? '*' : word));

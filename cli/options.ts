@@ -75,6 +75,15 @@ export function positive(text: string): number {
   throw new InvalidArgumentError('It must be a number above 0.');
 }
 
+/** A number above 0 and up to `max`, as an option's parser. */
+export function positiveUpTo(max: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (text.trim() !== '' && value > 0 && value <= max) return value;
+    throw new InvalidArgumentError(`It must be a number above 0 and at most ${max}.`);
+  };
+}
+
 export const serverOption = () =>
   new Option('--server <address>', `of a running server (default: ${DEFAULT_SERVER})`).env(
     'DOWNPOUR_SERVER',

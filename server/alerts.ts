@@ -22,6 +22,8 @@ export interface AlertFacts {
   readonly evaluationSeconds: (run: string) => number | null;
   /** Why something of a run is not written; null: all is. */
   readonly unwritten: (run: string) => string | null;
+  /** What is wrong with a run's record in the state store, in the place of which nothing can be written; null: nothing. */
+  readonly spoilt: (run: string) => string | null;
   /** Numbers that a run's newest checkpoint lacks, since JSON cannot keep them. */
   readonly leftOut: (run: string) => readonly string[];
   /** Steps lost with a crash of the server that have not been made up for yet. */
@@ -96,6 +98,13 @@ function aboutRun(
     const from = run.checkpoint ? `step ${run.checkpoint.step}` : 'its beginning';
     const back = `${run.id} cannot be written down, trying again: a restart would go back from step ${run.step} to ${from}; ${why}`;
     add('critical', back);
+  }
+  const spoilt = facts.spoilt(run.id);
+  if (spoilt !== null) {
+    add(
+      'warning',
+      `${run.id} is not entered in the state store, training goes on and its checkpoints are on disk: ${spoilt}`,
+    );
   }
   const leftOut = facts.leftOut(run.id);
   if (leftOut.length > 0) {

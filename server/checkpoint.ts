@@ -21,6 +21,7 @@ import {
   writeFileAtomic,
   writeSealed,
 } from './atomic-file.ts';
+import { checkOf, ManifestSchema } from './records.ts';
 
 // A checkpoint is two files of one stem, `step-000001234-last-0007`: `.safetensors` holds the
 // tensors, `.json` is the manifest that holds the rest and the checksums of both. The last number
@@ -93,6 +94,7 @@ export const MANIFEST_BYTES_MAX = 256 * 1024 * 1024;
 const CHUNK_BYTES = 1024 * 1024;
 /** That a manifest names. */
 const LEFT_OUT_MAX = 20;
+const checkManifest = checkOf<CheckpointManifest>(ManifestSchema);
 const STEM = /^step-(\d{9,16})-(last|best|final)-(\d{4,16})$/;
 const TENSORS = '.safetensors';
 const MANIFEST = '.json';
@@ -187,12 +189,14 @@ export async function newestValidCheckpoint(
     readonly onDamaged?: OnDamaged;
     /** False: checked, but without its tensors; `openTensors` reads them piece by piece. */
     readonly load?: boolean;
+    /** Others are passed over without a word. */
+    readonly isFit?: (manifest: CheckpointManifest) => boolean;
   } = {},
 ): Promise<Checkpoint | null> {
-  const { kinds, onDamaged, load = true } = options;
+  const { kinds, onDamaged, load = true, isFit = () => true } = options;
   const manifests = await listCheckpoints(folder, onDamaged === undefined ? {} : { onDamaged });
   for (const manifest of manifests.toReversed()) {
-    if (kinds !== undefined && !kinds.includes(manifest.kind)) continue;
+    if ((kinds !== undefined && !kinds.includes(manifest.kind)) || !isFit(manifest)) continue;
     const stem = basename(manifest.file, TENSORS);
     const told = (error: DownpourError) => onDamaged?.(error, stem);
     const checkpoint = await unlessDamaged(readCheckpoint(folder, manifest, load), told);
@@ -468,7 +472,10 @@ async function hashRest(
 async function readManifest(path: string): Promise<CheckpointManifest> {
   const stem = basename(path, MANIFEST);
   try {
-    const { size } = await stat(path);
+    const found = await stat(path);
+    const { size } = found;
+    // Of a pipe there would be no end.
+    if (!found.isFile()) throw corrupt(path, 'it is no file', NOT_READ);
     if (size > MANIFEST_BYTES_MAX) {
       throw corrupt(
         path,
@@ -479,7 +486,7 @@ async function readManifest(path: string): Promise<CheckpointManifest> {
     const manifest = parseManifest(path, await readFile(path));
     // The name is checked so that a manifest cannot lead to a file outside its folder.
     if (manifest.file !== stem + TENSORS) {
-      throw corrupt(path, `it is the manifest of ${JSON.stringify(manifest.file)}`);
+      throw corrupt(path, `it is the manifest of ${JSON.stringify(manifest.file)}`, NOT_READ);
     }
     return manifest;
   } catch (error) {
@@ -494,15 +501,19 @@ function parseManifest(path: string, bytes: Buffer): CheckpointManifest {
   } catch (error) {
     throw corrupt(path, errorText(error));
   }
-  const manifest = value as CheckpointManifest;
+  const { version } = Object(value) as { version?: unknown };
   // Not damage: were it passed over, training would start anew beside a good checkpoint.
-  if (manifest.version !== 1) {
+  if (Number.isInteger(version) && version !== 1) {
     throw new DownpourError(
       'DP_USAGE',
-      `${path} is of version ${manifest.version}, this Downpour reads version 1: use the newer one that wrote it`,
+      `${path} is of version ${version}, this Downpour reads version 1: use the newer one that wrote it`,
     );
   }
-  return manifest;
+  try {
+    return checkManifest(path, value);
+  } catch (error) {
+    throw corrupt(path, errorText(error), NOT_READ);
+  }
 }
 
 /** The manifest of that name, its tensor file being there and of the right size. */

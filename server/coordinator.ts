@@ -656,6 +656,7 @@ export class Coordinator {
       workers: this.workers(null),
       evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,
       unwritten: (id) => this.#keeper.problem(id),
+      spoilt: (id) => this.#keeper.spoilt(id),
       leftOut: (id) => this.#keeper.leftOut(id),
       behind: (id) => this.#runs.get(id)?.stepsBehind ?? 0,
       missing: (id) => this.#runs.get(id)?.workersMissing ?? 0,

@@ -15,8 +15,11 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
+import type { Static } from 'typebox';
+import { LIMITS } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import { diskError, errnoOf, makeFolder, syncFolder, TEMPORARY, writeAll } from './atomic-file.ts';
+import { checkOf, HolderSchema, readRecordFile } from './records.ts';
 
 // One folder, one server. Each owner has a file of its own, named by its token; the highest token
 // owns. Taking over is creating the file after the highest, which the file system lets one process
@@ -27,26 +30,8 @@ import { diskError, errnoOf, makeFolder, syncFolder, TEMPORARY, writeAll } from 
 // A dead owner shows at once on its own machine (process gone, or its number used by another one),
 // elsewhere, as between containers that share a volume, by a file that is no longer touched.
 
-/** Who holds a folder; the content of an owner's file. */
-export interface Holder {
-  readonly token: number;
-  readonly owner: string;
-  readonly pid: number;
-  readonly host: string;
-  /** Where `pid` has a meaning: boot and process namespace; empty if unknown. */
-  readonly place: string;
-  /** Tells a process from a later one with the same number; empty if unknown. */
-  readonly processStart: string;
-  /** ISO 8601. */
-  readonly since: string;
-  readonly ttlMs: number;
-  /** Nobody holds the folder: the last owner went in good order. */
-  readonly released: boolean;
-  /** Where a Redis says who owns; absent: this file does. */
-  readonly redis?: string;
-  /** The tokens after which this owner came, if no other came between: what they left to do is its. */
-  readonly follows?: readonly number[];
-}
+/** The content of an owner's file. */
+export type Holder = Readonly<Static<typeof HolderSchema>>;
 
 export type Claimant = Pick<Holder, 'owner' | 'ttlMs' | 'since'>;
 
@@ -54,6 +39,7 @@ export type Claimant = Pick<Holder, 'owner' | 'ttlMs' | 'since'>;
 export const OWNER_FOLDER = '.owner';
 const OWNER_FILE = /^(\d{6,16})\.json$/;
 const ATTEMPTS_MAX = 50;
+const checkHolder = checkOf<Holder>(HolderSchema);
 
 /**
  * Takes the folder and returns the token of its new owner, higher than all before.
@@ -99,7 +85,7 @@ export async function enterFolder(
 ): Promise<boolean> {
   await makeFolder(folder);
   if ((await newestToken(folder)) >= by.token) return false;
-  const me = { ...by, ...(await thisProcess()), released: false };
+  const me = { ...by, follows: [...by.follows], ...(await thisProcess()), released: false };
   if (!(await claim(folder, await writeCandidate(folder, me), by.token))) return false;
   if (!(await ownsFolder(folder, by.token))) {
     await rm(fileOf(folder, by.token), { force: true });
@@ -161,8 +147,9 @@ export async function newestToken(folder: string): Promise<number> {
 /** The newest owner's file; null when there is none, or it cannot be read. */
 export async function readHolder(folder: string, token: number): Promise<Holder | null> {
   try {
-    const value: unknown = JSON.parse(await readFile(fileOf(folder, token), 'utf8'));
-    return value as Holder;
+    const path = fileOf(folder, token);
+    const bytes = await readRecordFile(path, LIMITS.recordBytesMax);
+    return bytes === null ? null : checkHolder(path, JSON.parse(bytes.toString()));
   } catch {
     return null;
   }

@@ -1,10 +1,13 @@
-import { readFile, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
+import { LIMITS } from '../shared/config.ts';
+import { DownpourError } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
-import { diskError, errnoOf, makeFolder, unseal, writeSealed } from './atomic-file.ts';
+import { diskError, makeFolder, writeSealed } from './atomic-file.ts';
 import { OWNER_FOLDER } from './folder-lock.ts';
+import { checkOf, FollowedSchema, readSealed } from './records.ts';
 import type { StateStore } from './state-store.ts';
 
 // A primary that was killed and is back before its lease has lapsed would go on from its checkpoint, and what was
@@ -74,7 +77,7 @@ export async function letHeirBegin(
   store: StateStore,
   { log, signal }: { readonly log: Log; readonly signal: AbortSignal },
 ): Promise<boolean> {
-  const followed = await readFollowed(state);
+  const followed = await readFollowed(state, log);
   if (!followed) return false;
   const waitMs = followed.leaseMs + HEIR_MS;
   log(
@@ -99,19 +102,19 @@ export async function letHeirBegin(
   return false;
 }
 
-/** @returns null: nobody followed, or it cannot be read. @throws DownpourError DP_DISK */
-async function readFollowed(state: string): Promise<Followed | null> {
+const checkFollowed = checkOf<Followed>(FollowedSchema);
+
+/** @returns null: nobody followed, or it is damaged, which is said. @throws DownpourError DP_DISK */
+async function readFollowed(state: string, log: Log): Promise<Followed | null> {
   const path = join(state, OWNER_FOLDER, FILE);
-  let bytes: Buffer;
   try {
-    bytes = await readFile(path);
+    const value = await readSealed(path, LIMITS.recordBytesMax);
+    return value === undefined ? null : checkFollowed(path, value);
   } catch (error) {
-    if (errnoOf(error) === 'ENOENT') return null;
-    throw diskError(error, path, 'read');
-  }
-  try {
-    return unseal(bytes) as Followed;
-  } catch {
+    if (!(error instanceof DownpourError) || error.code !== 'DP_STATE_CORRUPT') throw error;
+    log(`${error.message}; passed over: no standby is waited for`, {
+      ...{ level: 'warn', code: error.code },
+    });
     return null;
   }
 }

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { type FileHandle, open, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { type FileHandle, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { LIMITS } from '../shared/config.ts';
@@ -21,8 +21,8 @@ import {
   refuseHeld,
   touchFolder,
 } from './folder-lock.ts';
+import { type BestRecord, checkOf, damaged, OperationSchema } from './records.ts';
 import {
-  type BestRecord,
   type CheckpointSummary,
   checkName,
   fenced,
@@ -147,9 +147,21 @@ export function journaled(
       for (let next = queue.first; next && lease; next = queue.first) {
         lease.lost.throwIfAborted();
         queue.heard(next.operation);
-        await perform(store, lease.token, next.operation);
+        try {
+          await perform(store, lease.token, next.operation);
+          written++;
+        } catch (error) {
+          // What is in its place is not ours to remove, and the others must not wait for it.
+          if (errorCode(error) !== 'DP_STATE_CORRUPT') throw error;
+          const { op, run } = next.operation;
+          log(
+            `run ${run}: its record (${op}) that waited for Redis is not written: ${errorText(error)}`,
+            {
+              ...{ level: 'error', run, code: errorCode(error) },
+            },
+          );
+        }
         await queue.remove(next);
-        written++;
       }
     } finally {
       back(written);
@@ -382,17 +394,20 @@ class Queue {
       const left: string[] = [];
       for (const old of await this.#journals()) {
         const path = this.#pathOf(old);
-        const { operations, damaged } = readLines(await readFile(path));
-        if (damaged) log(`${path} ends in the middle of a line, as it does after a crash`);
+        const { operations, cut, problems } = await readJournal(path);
+        if (cut) log(`${path} ends in the middle of a line, as it does after a crash`);
+        for (const error of problems)
+          log(`${error.message}; passed over`, { ...LOUD, code: error.code });
         if (follows.includes(old)) {
           for (const [operation, bytes] of operations) {
             this.heard(operation);
             this.#put(operation, bytes);
           }
-          left.push(path);
+          if (problems.length === 0) left.push(path);
+          else await putAside(path, 'damaged');
           continue;
         }
-        await rename(path, `${path}.superseded`);
+        await putAside(path, 'superseded');
         log(
           `${operations.length} records that waited under token ${old} are not written: another server has owned the state since (${path}.superseded keeps them)`,
         );
@@ -512,20 +527,65 @@ function sumOf(text: string): string {
   return createHash('sha256').update(text).digest('hex').slice(0, SUM_CHARACTERS);
 }
 
-/** Whole lines with the right checksum, up to the first that is neither. */
-function readLines(bytes: Buffer): {
+const checkOperation = checkOf<Operation>(OperationSchema);
+const LOUD = { level: 'warn' } as const;
+/** That a file's damage is told in. */
+const PROBLEMS_MAX = 5;
+
+interface ReadJournal {
   readonly operations: readonly (readonly [Operation, number])[];
-  readonly damaged: boolean;
-} {
+  /** Its last line was being written when its server died. */
+  readonly cut: boolean;
+  /** Of what was passed over: DP_STATE_CORRUPT. */
+  readonly problems: readonly DownpourError[];
+}
+
+/** All whole lines with the right checksum that say what is to be written. */
+async function readJournal(path: string): Promise<ReadJournal> {
   const operations: [Operation, number][] = [];
-  for (let start = 0; start < bytes.length; ) {
+  const problems: DownpourError[] = [];
+  const passOver = (error: DownpourError) => {
+    if (problems.length < PROBLEMS_MAX) problems.push(error);
+  };
+  const found = await stat(path).catch((error: unknown) => {
+    throw diskError(error, path, 'read');
+  });
+  // More than ever waits, and the slack before it is written anew.
+  const most = 3 * LIMITS.journalBytesMax;
+  if (!found.isFile() || found.size > most) {
+    passOver(
+      damaged(
+        path,
+        found.isFile() ? `it has ${found.size} bytes; at most ${most} are read` : 'it is no file',
+      ),
+    );
+    return { operations, cut: false, problems };
+  }
+  const bytes = await readFile(path).catch((error: unknown) => {
+    throw diskError(error, path, 'read');
+  });
+  let start = 0;
+  for (let number = 1; start < bytes.length; number++) {
     const end = bytes.indexOf(10, start);
-    if (end < 0) return { operations, damaged: true };
+    if (end < 0) return { operations, cut: true, problems };
     const line = bytes.toString('utf8', start, end);
     const text = line.slice(SUM_CHARACTERS + 1);
-    if (line.slice(0, SUM_CHARACTERS) !== sumOf(text)) return { operations, damaged: true };
-    operations.push([JSON.parse(text) as Operation, end + 1 - start]);
+    const place = `in line ${number} of ${path}`;
+    try {
+      if (line.slice(0, SUM_CHARACTERS) !== sumOf(text))
+        throw damaged(place, 'its checksum is wrong');
+      operations.push([checkOperation(place, JSON.parse(text)), end + 1 - start]);
+    } catch (error) {
+      passOver(error instanceof DownpourError ? error : damaged(place, errorText(error)));
+    }
     start = end + 1;
   }
-  return { operations, damaged: false };
+  return { operations, cut: false, problems };
+}
+
+/** Kept for people; never read again. */
+async function putAside(path: string, why: 'superseded' | 'damaged'): Promise<void> {
+  await rename(path, `${path}.${why}`).catch((error: unknown) => {
+    throw diskError(error, path, 'rename');
+  });
 }

@@ -1,10 +1,11 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { NAME_PATTERN, resolveConfig } from '../shared/config.ts';
+import { LIMITS, NAME_PATTERN, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
 import type { CheckpointSummary, CreateRun, RunSummary } from '../shared/rest.ts';
 import {
+  type Checkpoint,
   type CheckpointKind,
   type CheckpointManifest,
   checkpointFolder,
@@ -55,6 +56,9 @@ interface Entry {
   readonly copies: SharedCopies;
   /** Why the last attempt at each of what is still to be written failed. */
   readonly problems: Map<Task, unknown>;
+  /** The same of records in whose place the store has something that is none. */
+  readonly spoilt: Map<Task, DownpourError>;
+  spoiltRetryAt: number;
   /** Of the newest checkpoint: numbers that could not be kept. */
   leftOut: readonly string[];
   /** Who wants to know when the next `last` is written, or that it is not. */
@@ -188,7 +192,7 @@ export class Keeper {
     const ids = [...records.map(({ id }) => id), ...(await this.#unregistered(records))];
     const lives = await Promise.all(ids.map((id) => this.#lifeOf(id)));
     for (const { life } of replicas?.values() ?? []) lives.push(life);
-    this.#life = await nextLife(root, Math.max(0, ...lives));
+    this.#life = await nextLife(root, Math.max(0, ...lives), this.#passedOver);
     for (const known of records) {
       try {
         const run = replicas
@@ -225,23 +229,39 @@ export class Keeper {
     return names.filter((name) => new RegExp(NAME_PATTERN).test(name));
   }
 
+  readonly #passedOver = (error: DownpourError) =>
+    this.#options.log(`${error.message}; passed over`, { level: 'warn', code: error.code });
+
   /** The last life of the server that wrote a checkpoint of a run; 0: none. */
   async #lifeOf(id: string): Promise<number> {
     // What cannot be read is told where the run is recovered.
     const manifests = await listCheckpoints(checkpointFolder(this.#options.root, id)).catch(
       () => [],
     );
-    return Math.max(0, ...manifests.map(({ state }) => (state as RunState).life ?? 0));
+    const lives = manifests.map(({ state }) => (Object(state) as Partial<RunState>).life);
+    return Math.max(0, ...lives.map((life) => (isLife(life) ? life : 0)));
   }
 
   async #recoverFromDisk(id: string): Promise<Run | null> {
     const { log } = this.#options;
     const folder = checkpointFolder(this.#options.root, id);
-    const manifest = (await listCheckpoints(folder)).findLast(({ kind }) => kind === 'last');
-    if (!manifest) return null;
+    const manifests = await listCheckpoints(folder);
+    const manifest = manifests.findLast(
+      ({ kind, state }) => kind === 'last' && isStateOf(id, state),
+    );
+    if (!manifest) {
+      const other = manifests.findLast(({ kind }) => kind === 'last');
+      if (other) throw notOf(id, folder, other);
+      return null;
+    }
     const { options, phase } = manifest.state as RunState;
     const run = await this.#recoverOne({ ...options, phase });
-    await this.#putRecord(run);
+    try {
+      await this.#putRecord(run);
+    } catch (error) {
+      if (errorCode(error) !== 'DP_STATE_CORRUPT') throw error;
+      this.#want(run, 'record');
+    }
     this.#want(run, 'registry', 'earlyStopping');
     log(`run ${id} was not in the registry: entered again from its checkpoints`, { run: id });
     return run;
@@ -291,15 +311,39 @@ export class Keeper {
   async #recoverOne(known: RunRecord): Promise<Run> {
     const { root, log, shards = null } = this.#options;
     const folder = checkpointFolder(root, known.id);
-    const checkpoint = await newestValidCheckpoint(folder, {
-      kinds: ['last'],
-      load: shards === null,
-      onDamaged: (error) =>
-        log(`run ${known.id}: ${error.message}; using an older checkpoint`, {
-          ...{ level: 'warn', run: known.id, code: error.code },
-        }),
-    });
-    if (!checkpoint) {
+    const passOver = (error: DownpourError) =>
+      log(`run ${known.id}: ${error.message}; using an older checkpoint`, {
+        ...{ level: 'warn', run: known.id, code: error.code },
+      });
+    const refused = new Set<string>();
+    let run: Run | null = null;
+    let checkpoint: Checkpoint | null = null;
+    while (!run) {
+      checkpoint = await newestValidCheckpoint(folder, {
+        ...{ kinds: ['last'], load: shards === null },
+        isFit: ({ file }) => !refused.has(file),
+        // In the first look at the folder.
+        onDamaged: (error) => refused.size === 0 && passOver(error),
+      });
+      if (!checkpoint) break;
+      try {
+        run = await this.#restore(known.id, folder, checkpoint);
+      } catch (error) {
+        if (error instanceof DownpourError && error.code !== 'DP_CHECKPOINT_CORRUPT') throw error;
+        const { file } = checkpoint.manifest;
+        refused.add(file);
+        passOver(
+          error instanceof DownpourError
+            ? error
+            : new DownpourError(
+                'DP_CHECKPOINT_CORRUPT',
+                `${join(folder, file)} has a state that cannot be restored (${errorText(error)})`,
+                { cause: error },
+              ),
+        );
+      }
+    }
+    if (!run || !checkpoint) {
       if (known.fork) {
         throw new DownpourError(
           'DP_CHECKPOINT_MISSING',
@@ -312,16 +356,6 @@ export class Keeper {
       if (known.phase === 'stopped') fresh.stop('stopped by a user; `downpour resume` goes on');
       return fresh;
     }
-    const { manifest } = checkpoint;
-    const state = manifest.state as RunState;
-    const run = shards
-      ? Run.restore(
-          state,
-          await restoreShards(shards, join(folder, manifest.file), state),
-          shards,
-          this.#life,
-        )
-      : Run.restore(state, checkpoint.tensors, null, this.#life);
     const entry = this.#entry(run);
     entry.latest = summaryOf(checkpoint.manifest);
     entry.latestBytes = checkpoint.manifest.bytes;
@@ -330,17 +364,27 @@ export class Keeper {
     if (run.phase === 'finished' && !(await this.#hasFinal(run))) this.#want(run, 'final');
     if (!run.over) {
       log(`run ${run.id} continues from its checkpoint at step ${run.step}`, {
-        ...{ run: run.id, step: run.step },
+        ...{ run: run.id, step: run.step, kind: 'continues' },
       });
     }
     await this.#learnLost(run);
     return run;
   }
 
+  /** @throws DownpourError DP_CHECKPOINT_CORRUPT; anything else that a state which is none makes fail. */
+  async #restore(id: string, folder: string, { manifest, tensors }: Checkpoint): Promise<Run> {
+    const { shards = null } = this.#options;
+    if (!isStateOf(id, manifest.state)) throw notOf(id, folder, manifest);
+    const state = manifest.state as RunState;
+    if (!shards) return Run.restore(state, tensors, null, this.#life);
+    const first = await restoreShards(shards, join(folder, manifest.file), state);
+    return Run.restore(state, first, shards, this.#life);
+  }
+
   /** What is known here of what came after the checkpoint; the workers may know of more. */
   async #learnLost(run: Run): Promise<void> {
     const { root, store } = this.#options;
-    const noted = await readProgress(root, run.id);
+    const noted = await readProgress(root, run.id, this.#passedOver);
     if (noted) {
       const { base, lost, total } = noted;
       if (base && lost && total !== undefined) run.recallLost({ base, lost, total });
@@ -349,7 +393,11 @@ export class Keeper {
       await noteProgress(root, run.id, run.progress).catch(() => {});
     }
     // Told, and not counted: whoever can write there could make up any number.
-    const registered = await store.lastCheckpoint(run.id).catch(() => null);
+    const registered = await store.lastCheckpoint(run.id).catch((error: unknown) => {
+      // That it is away is told where it is asked first.
+      if (errorCode(error) === 'DP_STATE_CORRUPT') this.#passedOver(error as DownpourError);
+      return null;
+    });
     if (!registered || registered.step <= run.step) return;
     this.#options.log(
       `run ${run.id}: the registry knows checkpoint ${registered.file} of step ${registered.step}, which is not in ${checkpointFolder(root, run.id)} or damaged; going on from step ${run.step}`,
@@ -399,6 +447,9 @@ export class Keeper {
       const run = this.#runs.get(id)!;
       this.stepped(run, now);
       if (run.step !== entry.notedStep && !entry.noting) this.#note(run, entry);
+      if (entry.spoilt.size > 0 && now >= entry.spoiltRetryAt) {
+        for (const task of entry.spoilt.keys()) entry.tasks.add(task);
+      }
       if (entry.tasks.size > 0 && now >= entry.retryAt) this.#write(run, entry);
     }
   }
@@ -520,6 +571,12 @@ export class Keeper {
     return null;
   }
 
+  /** What the state store has in the place of a record of a run; null: all are as they should be. */
+  spoilt(id: string): string | null {
+    const [error] = this.#entries.get(id)?.spoilt.values() ?? [];
+    return error?.message ?? null;
+  }
+
   /** Numbers that the newest checkpoint of a run lacks, since JSON cannot keep them. */
   leftOut(id: string): readonly string[] {
     return this.#entries.get(id)?.leftOut ?? [];
@@ -564,6 +621,7 @@ export class Keeper {
     await null;
     const failed = new Set<Task>();
     for (;;) {
+      // What fails keeps nothing else from being written.
       const task = ORDER.find((candidate) => entry.tasks.has(candidate) && !failed.has(candidate));
       if (!task) return;
       entry.tasks.delete(task);
@@ -571,8 +629,15 @@ export class Keeper {
       try {
         await this.#perform(run, entry, task);
         entry.problems.delete(task);
+        entry.spoilt.delete(task);
         for (const { resolve } of waiting) resolve();
       } catch (error) {
+        failed.add(task);
+        if (error instanceof DownpourError && error.code === 'DP_STATE_CORRUPT') {
+          this.#spoilt(run, entry, task, error);
+          for (const { reject } of waiting) reject(error);
+          continue;
+        }
         entry.problems.set(task, error);
         entry.counts.failed++;
         for (const { reject } of waiting) reject(error);
@@ -584,12 +649,24 @@ export class Keeper {
             { level: 'error', run: run.id, code: errorCode(error) },
           );
         }
-        if (error instanceof DownpourError && error.code === 'DP_STATE_FENCED') onFenced(error);
-        // There is no other time: what else can be written is.
-        if (!this.#closing) return;
-        failed.add(task);
+        if (error instanceof DownpourError && error.code === 'DP_STATE_FENCED') {
+          onFenced(error);
+          if (!this.#closing) return;
+        }
       }
     }
+  }
+
+  /** What is in the place of a record is not ours to remove. Checkpoints are on disk without it; told once. */
+  #spoilt(run: Run, entry: Entry, task: Task, error: DownpourError): void {
+    const { log, now } = this.#options;
+    const told = entry.spoilt.get(task)?.message;
+    entry.spoilt.set(task, error);
+    entry.spoiltRetryAt = now() + RETRY_MS;
+    if (told === error.message) return;
+    log(`run ${run.id}: not entered in the state store, training goes on: ${error.message}`, {
+      ...{ level: 'error', run: run.id, code: error.code },
+    });
   }
 
   async #perform(run: Run, entry: Entry, task: Task): Promise<void> {
@@ -603,7 +680,14 @@ export class Keeper {
         await store.publishCheckpoint(token, run.id, summary);
       }
     } else await this.#checkpoint(run, entry, task);
-    if (task === 'best' || task === 'registry') await this.#recordBest(run);
+    if (task === 'registry') await this.#recordBest(run);
+    // A record of the best that is none is no reason to write its parameters again and again.
+    else if (task === 'best') {
+      await this.#recordBest(run).catch((error: unknown) => {
+        if (errorCode(error) !== 'DP_STATE_CORRUPT') throw error;
+        this.#spoilt(run, entry, 'registry', error as DownpourError);
+      });
+    }
   }
 
   async #checkpoint(run: Run, entry: Entry, kind: CheckpointKind): Promise<void> {
@@ -641,12 +725,30 @@ export class Keeper {
       entry.unpublished.push(manifest);
     }
     await store.mayWrite(token);
+    try {
+      await this.#publish(run, entry);
+      await this.#prune(run, folder);
+    } catch (error) {
+      if (errorCode(error) !== 'DP_STATE_CORRUPT') throw error;
+      // It is on disk; the registry is told of all that are there once it takes them again.
+      entry.unpublished.length = 0;
+      this.#spoilt(run, entry, 'registry', error as DownpourError);
+      await this.#writer.prune(folder, { keepLast: run.config.checkpoint.keepLast });
+    }
+  }
+
+  async #publish(run: Run, entry: Entry): Promise<void> {
+    const { store, token } = this.#options;
     while (entry.unpublished.length > 0) {
       const { state: _, leftOut: __, ...summary } = entry.unpublished[0]!;
       const { moved } = await store.publishCheckpoint(token, run.id, summary);
       if (moved) entry.publishedStep = summary.step;
       entry.unpublished.shift();
     }
+  }
+
+  async #prune(run: Run, folder: string): Promise<void> {
+    const { store, token } = this.#options;
     const { keepLast } = run.config.checkpoint;
     const removed = await this.#writer.prune(folder, { keepLast });
     if (removed.length > 0) await store.forgetCheckpoints(token, run.id, removed);
@@ -741,6 +843,8 @@ export class Keeper {
         noting: false,
         notes: 0,
         problems: new Map(),
+        spoilt: new Map(),
+        spoiltRetryAt: 0,
         leftOut: [],
         waiting: [],
         copies: new SharedCopies(),
@@ -751,6 +855,22 @@ export class Keeper {
     this.#runs.set(run.id, run);
     return entry;
   }
+}
+
+const isLife = (value: unknown): value is number =>
+  Number.isSafeInteger(value) && (value as number) >= 0 && (value as number) <= LIMITS.livesMax;
+
+/** What `restore` and the registry take for granted; the rest is looked at when the run is restored. */
+function isStateOf(id: string, state: unknown): boolean {
+  const { options, life = 0 } = Object(state) as { options?: unknown; life?: unknown };
+  return (Object(options) as { id?: unknown }).id === id && isLife(life);
+}
+
+function notOf(id: string, folder: string, { file }: CheckpointManifest): DownpourError {
+  return new DownpourError(
+    'DP_CHECKPOINT_CORRUPT',
+    `${join(folder, file)} does not hold the state of run '${id}': put the folder back under the name of its run, or move it away`,
+  );
 }
 
 /** Of one life the generation and the step rise; each life has generations of its own, above the older ones. */

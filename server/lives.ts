@@ -1,7 +1,18 @@
 import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
-import { readFile, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { errnoOf, makeFolder, TEMPORARY, unseal, writeSealed } from './atomic-file.ts';
+import { LIMITS } from '../shared/config.ts';
+import { DownpourError, errorText } from '../shared/errors.ts';
+import { errnoOf, makeFolder, TEMPORARY, writeSealed } from './atomic-file.ts';
+import {
+  checkOf,
+  damaged,
+  LivesSchema,
+  type OnDamagedRecord,
+  ProgressSchema,
+  readRecordFile,
+  readSealed,
+} from './records.ts';
 
 // What a server leaves behind, so that its next life knows what was lost with it: a count of its lives, and
 // of each run how far it has come, a second old at most. Checkpoints hold what is restored; this, what is not.
@@ -18,16 +29,21 @@ export interface Seen {
 /**
  * Counts a new life of a state folder, on disk before anything of it is seen by others.
  * @param atLeast the count is above this, whatever the file says.
+ * @param onDamaged the file is damaged: the checkpoints know a lower bound.
  *
  * Throws DP_DISK.
  */
-export async function nextLife(root: string, atLeast: number): Promise<number> {
-  let before = 0;
-  try {
-    before = (unseal(await readFile(join(root, LIVES))) as { lives: number }).lives;
-  } catch {
-    // The first life, or a damaged file: the checkpoints know a lower bound.
-  }
+export async function nextLife(
+  root: string,
+  atLeast: number,
+  onDamaged: OnDamagedRecord = () => {},
+): Promise<number> {
+  const known = await unlessDamaged(onDamaged, async () => {
+    const path = join(root, LIVES);
+    const value = await readSealed(path, LIMITS.recordBytesMax);
+    return value === undefined ? null : checkLives(path, value);
+  });
+  const before = known?.lives ?? 0;
   const lives = Math.max(before, atLeast) + 1;
   await makeFolder(root);
   await writeSealed(root, LIVES, { lives });
@@ -78,17 +94,38 @@ export function noteProgressNow(root: string, run: string, progress: Progress): 
 }
 
 /** What was noted last; null: nothing that can be read. */
-export async function readProgress(root: string, run: string): Promise<Progress | null> {
+export function readProgress(
+  root: string,
+  run: string,
+  onDamaged: OnDamagedRecord = () => {},
+): Promise<Progress | null> {
+  return unlessDamaged(onDamaged, async () => {
+    const path = join(root, run, PROGRESS);
+    const bytes = await readRecordFile(path, LIMITS.recordBytesMax);
+    if (bytes === null) return null;
+    let value: unknown;
+    try {
+      value = JSON.parse(bytes.toString());
+    } catch (error) {
+      throw damaged(path, errorText(error));
+    }
+    return checkProgress(path, value);
+  });
+}
+
+const checkLives = checkOf<{ readonly lives: number }>(LivesSchema);
+const checkProgress = checkOf<Progress>(ProgressSchema);
+
+/** Null: it is damaged or cannot be read, which is told. Training goes on without it. */
+async function unlessDamaged<T>(
+  onDamaged: OnDamagedRecord,
+  read: () => Promise<T | null>,
+): Promise<T | null> {
   try {
-    const value: unknown = JSON.parse(await readFile(join(root, run, PROGRESS), 'utf8'));
-    const { step, generation, base, lost, total } = value as Progress;
-    if (!isCount(step) || !isCount(generation)) return null;
-    const known = isCount(base?.step) && isCount(base?.generation) && isCount(total);
-    if (!known || !Array.isArray(lost) || !lost.flat().every(isCount)) return { step, generation };
-    return { step, generation, base: base!, lost, total: total! };
-  } catch {
+    return await read();
+  } catch (error) {
+    if (!(error instanceof DownpourError)) throw error;
+    onDamaged(error);
     return null;
   }
 }
-
-const isCount = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0;

@@ -2,23 +2,33 @@ import { randomUUID } from 'node:crypto';
 import { Redis, type RedisOptions } from 'ioredis';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { losslessJson } from './atomic-file.ts';
-import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
 import {
   type BestRecord,
+  BestRecordSchema,
+  type Check,
+  CheckpointSummarySchema,
+  checkOf,
+  damaged,
+  type OnDamagedRecord,
+  parseRecord,
+  RunRecordSchema,
+  type ShardRecord,
+  ShardRecordSchema,
+  toldOnce,
+} from './records.ts';
+import { parseRedisAddress, type RedisFiles } from './redis-address.ts';
+import {
   byId,
   bySequence,
   type CheckpointSummary,
   checkName,
-  damaged,
   fenced,
   inOrderOfCreation,
   isSame,
   keepLease,
-  type OnDamagedRecord,
   type OwnerLease,
   type RunRecord,
   refuseNotFinite,
-  type ShardRecord,
   type StateStore,
   summaryOf,
   untilFree,
@@ -27,6 +37,9 @@ import {
 // The only door to Redis. Everything that must not be torn apart is one Lua script, which Redis
 // runs alone: the check of the token and the write, the registry and its pointer, the comparison
 // with the best. All keys begin with one prefix; `{downpour}:` keeps them in one slot of a cluster.
+
+/** What is no number up to this is no token that was ever given: as if Redis had forgotten. */
+const TOKEN_MAX = Number.MAX_SAFE_INTEGER;
 
 // A token is the clock's microseconds, or one more than the last: so tokens keep rising even if
 // Redis comes back without its memory, and are whole numbers that a double holds until 2255. The hold
@@ -38,21 +51,23 @@ if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'nonce') ~
   local held = redis.call('HMGET', KEYS[1], 'owner', 'since')
   return {0, held[1] or '?', held[2] or '?', redis.call('PTTL', KEYS[1])}
 end
-local newest = redis.call('GET', KEYS[2]) or '0'
+local newest = tonumber(redis.call('GET', KEYS[2]) or '') or 0
+if not (newest >= 0 and newest <= ${TOKEN_MAX}) then newest = 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local token = string.format('%.0f', math.max(tonumber(newest) + 1, tonumber(ARGV[5]), now))
+local token = string.format('%.0f', math.max(newest + 1, tonumber(ARGV[5]), now))
 redis.call('SET', KEYS[2], token)
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'nonce', ARGV[1], 'owner', ARGV[2], 'since', ARGV[3], 'token', token)
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return {1, token, newest}`;
+return {1, token, string.format('%.0f', newest)}`;
 
 // A lease that ran out and that nobody took is taken up again, and one that Redis forgot (it shows no
 // token, or an older one): 2. KEYS: owner, token. ARGV: nonce, owner, since, ttlMs, token.
 const RENEW = `
 local newest = redis.call('GET', KEYS[2])
-if newest and tonumber(newest) > tonumber(ARGV[5]) then return 0 end
+local known = tonumber(newest or '') or 0
+if known > tonumber(ARGV[5]) and known <= ${TOKEN_MAX} then return 0 end
 redis.call('SET', KEYS[2], ARGV[5])
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'nonce', ARGV[1], 'owner', ARGV[2], 'since', ARGV[3], 'token', ARGV[5])
@@ -72,7 +87,8 @@ return 1`;
 const FENCE = `
 local newest = redis.call('GET', KEYS[1])
 if newest ~= ARGV[1] then
-  if not newest or tonumber(newest) < tonumber(ARGV[1]) then return {3, newest or '0'} end
+  local known = tonumber(newest or '') or 0
+  if not (known >= tonumber(ARGV[1]) and known <= ${TOKEN_MAX}) then return {3, newest or '0'} end
   return {0, newest, redis.call('HGET', KEYS[2], 'owner') or ''}
 end
 `;
@@ -117,7 +133,9 @@ if file and redis.call('HEXISTS', KEYS[3], file) == 1 then return {1} end
 local heir
 for _, text in ipairs(redis.call('HVALS', KEYS[3])) do
   local ok, c = pcall(cjson.decode, text)
-  if ok and c.kind ~= 'best' and (not heir or c.sequence > heir.sequence) then heir = c end
+  if ok and type(c) == 'table' and type(c.sequence) == 'number' and type(c.step) == 'number'
+    and type(c.file) == 'string' and c.kind ~= 'best'
+    and (not heir or c.sequence > heir.sequence) then heir = c end
 end
 if heir then
   redis.call('HSET', KEYS[4], ARGV[2], string.format('%s %.0f %s', ARGV[1], heir.step, heir.file))
@@ -128,6 +146,11 @@ return {1}`;
 
 /** How long one operation may take, waiting for a lost Redis included. */
 const TIMEOUT_MS = 3000;
+
+const checkRun = checkOf<RunRecord>(RunRecordSchema);
+const checkSummary = checkOf<CheckpointSummary>(CheckpointSummarySchema);
+const checkBest = checkOf<BestRecord>(BestRecordSchema);
+const checkShard = checkOf<ShardRecord>(ShardRecordSchema);
 
 /**
  * The store of several servers, in a Redis of version 6 or later.
@@ -149,7 +172,8 @@ export function openRedisStore(options: {
   readonly onDamaged?: OnDamagedRecord;
   readonly onForgotten?: () => void;
 }): StateStore {
-  const { prefix = 'downpour:', timeoutMs = TIMEOUT_MS, onDamaged } = options;
+  const { prefix = 'downpour:', timeoutMs = TIMEOUT_MS } = options;
+  const onDamaged = toldOnce(options.onDamaged);
   const { place, server, tls, ...login } = parseRedisAddress(options.url, options.files);
   const secure = 'sentinels' in server ? { enableTLSForSentinelMode: true, sentinelTLS: tls } : {};
   const redis = new Redis({
@@ -179,16 +203,40 @@ export function openRedisStore(options: {
   const key = (...parts: readonly string[]) => prefix + parts.join(':');
   const ownerKeys = [key('owner'), key('token')];
 
-  /** Any failure of Redis becomes one expected error. */
-  async function ask<T>(operation: () => Promise<T>): Promise<T> {
+  /** Any failure of Redis becomes one expected error. @param keys that it is about. */
+  async function ask<T>(keys: readonly string[], operation: () => Promise<T>): Promise<T> {
     try {
       return await operation();
     } catch (error) {
+      if (errorText(error).includes('WRONGTYPE')) throw await wrongType(keys);
       throw unavailable(place, error, lastError);
     }
   }
+
+  /** Somebody has put something else in the place of a record. Redis does not say which key it is. */
+  async function wrongType(keys: readonly string[]): Promise<DownpourError> {
+    const types = await Promise.all(keys.map((name) => redis.type(name).catch(() => 'none')));
+    const wrong = keys.flatMap((name, i) => {
+      const wanted = typeOf(name.slice(prefix.length));
+      return types[i] === 'none' || types[i] === wanted
+        ? []
+        : [`${name} is a ${types[i]}, not a ${wanted}`];
+    });
+    return damaged(wrong.length > 0 ? keys.join(', ') : keys[0]!, wrong.join('; ') || 'WRONGTYPE');
+  }
+
+  /** The result; what is no record is passed over and told. */
+  async function passOver<T>(operation: () => Promise<T>, otherwise: T): Promise<T> {
+    try {
+      return await operation();
+    } catch (error) {
+      if (errorCode(error) !== 'DP_STATE_CORRUPT') throw error;
+      onDamaged(error as DownpourError);
+      return otherwise;
+    }
+  }
   const evaluate = (script: string, keys: readonly string[], args: readonly (string | number)[]) =>
-    ask(() => redis.eval(script, keys.length, ...keys, ...args));
+    ask(keys, () => redis.eval(script, keys.length, ...keys, ...args));
 
   /** A fenced write: the script's reply without the leading 1. */
   async function write(
@@ -213,9 +261,22 @@ export function openRedisStore(options: {
     return rest;
   }
 
-  async function read<T>(hash: string, field: string): Promise<T | null> {
-    const text = await ask(() => redis.hget(hash, field));
-    return text === null ? null : parse<T>(`${hash} ${field}`, text);
+  async function read<T>(hash: string, field: string, check: Check<T>): Promise<T | null> {
+    const text = await ask([hash], () => redis.hget(hash, field));
+    return text === null ? null : parseRecord(`${hash} ${field}`, text, check);
+  }
+
+  /** All of a hash, by field. */
+  async function readAll<T>(hash: string, check: Check<T>): Promise<[field: string, record: T][]> {
+    const texts = await passOver(() => ask([hash], () => redis.hgetall(hash)), {});
+    const records: [string, T][] = [];
+    for (const [field, text] of Object.entries(texts)) {
+      const shown = JSON.stringify(field.slice(0, 80)).slice(1, -1);
+      const record = async () => parseRecord(`${hash} ${shown}`, text, check);
+      const known = await passOver<T | null>(record, null);
+      if (known !== null) records.push([field, known]);
+    }
+    return records;
   }
 
   const keysOf = (run: string) => [key('run', checkName(run), 'checkpoints'), key('last')];
@@ -224,7 +285,10 @@ export function openRedisStore(options: {
     kind: 'redis',
 
     away: null,
-    newestToken: async () => Number((await ask(() => redis.get(key('token')))) ?? 0),
+    async newestToken() {
+      const token = Number(await ask(ownerKeys, () => redis.get(key('token'))));
+      return Number.isSafeInteger(token) && token > 0 ? token : 0;
+    },
     // Nobody can tell from here who owns a folder.
     mayWrite: async () => {},
 
@@ -266,16 +330,12 @@ export function openRedisStore(options: {
     async putRun(token, record) {
       await write(token, PUT, [key('runs')], [checkName(record.id), losslessJson(record)]);
     },
-    getRun: async (id) => read<RunRecord>(key('runs'), checkName(id)),
+    getRun: async (id) => read(key('runs'), checkName(id), checkRun),
     async listRuns() {
       const runs: RunRecord[] = [];
-      const records = await ask(() => redis.hgetall(key('runs')));
-      for (const [id, text] of Object.entries(records)) {
-        try {
-          runs.push(parse<RunRecord>(`${key('runs')} ${id}`, text));
-        } catch (error) {
-          onDamaged?.(error as DownpourError);
-        }
+      for (const [field, run] of await readAll(key('runs'), checkRun)) {
+        if (run.id === field) runs.push(run);
+        else onDamaged(damaged(`${key('runs')} ${run.id}`, 'it stands under another name'));
       }
       return inOrderOfCreation(runs);
     },
@@ -290,20 +350,15 @@ export function openRedisStore(options: {
     },
     async checkpoints(run) {
       const [hash] = keysOf(run) as [string, string];
-      const texts = await ask(() => redis.hgetall(hash));
-      return bySequence(
-        Object.entries(texts).map(([file, text]) =>
-          parse<CheckpointSummary>(`${hash} ${file}`, text),
-        ),
-      );
+      return bySequence((await readAll(hash, checkSummary)).map(([, summary]) => summary));
     },
     async lastCheckpoint(run) {
       const [hash, last] = keysOf(run) as [string, string];
-      const pointer = await ask(() => redis.hget(last, run));
+      const pointer = await ask([last], () => redis.hget(last, run));
       if (pointer === null) return null;
       const file = /^\d+ \d+ (.+)$/s.exec(pointer)?.[1];
       if (file === undefined) throw damaged(`${last} ${run}`, 'it is not a pointer');
-      return read<CheckpointSummary>(hash, file);
+      return read(hash, file, checkSummary);
     },
     async forgetCheckpoints(token, run, files) {
       await write(token, FORGET, keysOf(run), [run, ...files]);
@@ -313,10 +368,10 @@ export function openRedisStore(options: {
       refuseNotFinite(best);
       const args = [checkName(run), losslessJson(best), String(best.value)];
       const [text] = await write(token, BEST, [key('best')], args);
-      const kept = parse<BestRecord>(`${key('best')} ${run}`, String(text));
+      const kept = parseRecord(`${key('best')} ${run}`, String(text), checkBest);
       return { kept: isSame(kept, best), best: kept };
     },
-    getBest: async (run) => read<BestRecord>(key('best'), checkName(run)),
+    getBest: async (run) => read(key('best'), checkName(run), checkBest),
     async resetBest(token, run) {
       await write(token, REMOVE, [key('best')], [checkName(run)]);
     },
@@ -324,31 +379,37 @@ export function openRedisStore(options: {
     async putEarlyStopping(token, run, record) {
       await write(token, PUT, [key('early-stopping')], [checkName(run), losslessJson(record)]);
     },
-    getEarlyStopping: async (run) => read<unknown>(key('early-stopping'), checkName(run)),
+    getEarlyStopping: async (run) =>
+      read(key('early-stopping'), checkName(run), (_, value) => value),
 
-    announceShard: (id, record, ttlMs) =>
-      ask(async () => {
-        const shard = key('shard', checkName(id));
-        if (record === null) await redis.multi().del(shard).srem(key('shards'), id).exec();
-        else {
-          await redis
-            .multi()
-            .set(shard, JSON.stringify(record), 'PX', ttlMs)
-            .sadd(key('shards'), id)
-            .exec();
-        }
-      }),
-    listShards: () =>
-      ask(async () => {
-        const ids = await redis.smembers(key('shards'));
-        const shards: ShardRecord[] = [];
-        for (const id of ids) {
-          const text = await redis.get(key('shard', id));
-          if (text === null) await redis.srem(key('shards'), id);
-          else shards.push(JSON.parse(text) as ShardRecord);
-        }
-        return byId(shards);
-      }),
+    async announceShard(id, record, ttlMs) {
+      const [shards, shard] = [key('shards'), key('shard', checkName(id))];
+      const both = redis.multi();
+      if (record === null) both.del(shard).srem(shards, id);
+      else both.set(shard, JSON.stringify(record), 'PX', ttlMs).sadd(shards, id);
+      await ask([shards, shard], async () => {
+        for (const [error] of (await both.exec()) ?? []) if (error) throw error;
+      });
+    },
+    async listShards() {
+      const known: ShardRecord[] = [];
+      const shards = key('shards');
+      for (const id of await ask([shards], () => redis.smembers(shards))) {
+        const record = async () => {
+          const shard = key('shard', nameAmong(shards, id));
+          const text = await ask([shard], () => redis.get(shard));
+          // It announces itself no more.
+          if (text === null) await ask([shards], () => redis.srem(shards, id));
+          if (text === null) return null;
+          const found = parseRecord(shard, text, checkShard);
+          if (found.id !== id) throw damaged(shard, `it is of shard '${found.id}'`);
+          return found;
+        };
+        const found = await passOver(record, null);
+        if (found) known.push(found);
+      }
+      return byId(known);
+    },
 
     async close() {
       // A Redis that is gone forgets the lease by itself.
@@ -358,9 +419,16 @@ export function openRedisStore(options: {
   };
 }
 
-function parse<T>(place: string, text: string): T {
+/** What kind of value a key of ours has. @param key without the prefix. */
+function typeOf(key: string): 'string' | 'set' | 'hash' {
+  if (key === 'token' || key.startsWith('shard:')) return 'string';
+  return key === 'shards' ? 'set' : 'hash';
+}
+
+/** @throws DownpourError DP_STATE_CORRUPT */
+function nameAmong(place: string, id: string): string {
   try {
-    return JSON.parse(text) as T;
+    return checkName(id);
   } catch (error) {
     throw damaged(place, errorText(error));
   }

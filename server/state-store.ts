@@ -1,10 +1,10 @@
-import { readdir, readFile, rm } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
-import { NAME_PATTERN } from '../shared/config.ts';
+import { LIMITS, NAME_PATTERN } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
-import { diskError, errnoOf, makeFolder, unseal, writeSealed } from './atomic-file.ts';
+import { diskError, errnoOf, makeFolder, writeSealed } from './atomic-file.ts';
 import type { CheckpointManifest } from './checkpoint.ts';
 import {
   leaveFolder,
@@ -14,6 +14,19 @@ import {
   takeFolder,
   touchFolder,
 } from './folder-lock.ts';
+import {
+  type BestRecord,
+  BestRecordSchema,
+  checkOf,
+  damaged,
+  type OnDamagedRecord,
+  RegistrySchema,
+  RunRecordSchema,
+  readSealed,
+  type ShardRecord,
+  ShardRecordSchema,
+  toldOnce,
+} from './records.ts';
 
 // What must outlive a server, and what several servers must agree on. Two implementations: files
 // (below) for one server, Redis (`redis.ts`) for several. Every write carries the token of its
@@ -55,14 +68,6 @@ export interface RunRecord {
   readonly phase: string;
   readonly config: unknown;
   readonly [more: string]: unknown;
-}
-
-export interface BestRecord {
-  readonly step: number;
-  /** Of the validation metric; lower is better. */
-  readonly value: number;
-  /** The tensor file of the checkpoint. */
-  readonly checkpoint: string;
 }
 
 /** A manifest without the state, which only the checkpoint's own file holds. */
@@ -134,22 +139,24 @@ export interface StateStore {
   close(): Promise<void>;
 }
 
-/** A shard that waits for a coordinator, or has one. */
-export interface ShardRecord {
-  /** In the order of these a coordinator takes them. */
-  readonly id: string;
-  /** Where workers and the coordinator reach it. */
-  readonly host: string;
-  readonly port: number;
-}
-
-/** What is wrong with a record that was passed over. */
-export type OnDamagedRecord = (error: DownpourError) => void;
-
 const SHARDS_FOLDER = '.shards';
 const READS_MAX = 20;
 
 type RecordName = 'run' | 'registry' | 'best' | 'early-stopping';
+
+const checkRun = checkOf<RunRecord>(RunRecordSchema);
+const checkRegistry = checkOf<Registry>(RegistrySchema);
+const checkBest = checkOf<BestRecord>(BestRecordSchema);
+const checkShard = checkOf<ShardRecord>(ShardRecordSchema);
+
+/** What a record's file holds may be null: it was taken back. @throws DownpourError DP_STATE_CORRUPT */
+const CHECKS: Record<RecordName, (place: string, value: unknown) => unknown> = {
+  run: checkRun,
+  registry: checkRegistry,
+  best: checkBest,
+  // Nobody reads it but people and tools.
+  'early-stopping': (_, value) => value,
+};
 
 interface Registry {
   readonly last: { readonly token: number; readonly step: number; readonly file: string } | null;
@@ -165,7 +172,8 @@ export function openFileStore(options: {
   readonly folder: string;
   readonly onDamaged?: OnDamagedRecord;
 }): StateStore {
-  const { folder, onDamaged } = options;
+  const { folder } = options;
+  const onDamaged = toldOnce(options.onDamaged);
   const ownerFolder = join(folder, OWNER_FOLDER);
   const leases = new Set<OwnerLease>();
   let turn: Promise<unknown> = Promise.resolve();
@@ -205,8 +213,8 @@ export function openFileStore(options: {
   const put = (token: number, run: string, name: RecordName, value: unknown) =>
     change(token, run, name, async () => ({ write: { value }, result: undefined }));
 
-  const read = async <T>(run: string, name: RecordName): Promise<T | null> =>
-    (await readRecord<{ value: T | null }>(folder, run, name))?.value ?? null;
+  const read = <T>(run: string, name: RecordName): Promise<T | null> =>
+    readRecord<T>(folder, run, name);
 
   const registryOf = async (run: string): Promise<Registry> =>
     (await read<Registry>(run, 'registry')) ?? { last: null, checkpoints: [] };
@@ -244,8 +252,9 @@ export function openFileStore(options: {
           const record = await read<RunRecord>(id, 'run');
           if (record !== null) runs.push(record);
         } catch (error) {
-          if (errorCode(error) !== 'DP_STATE_CORRUPT') throw error;
-          onDamaged?.(error as DownpourError);
+          // Also of a folder that cannot be read: the others can.
+          if (!(error instanceof DownpourError)) throw error;
+          onDamaged(error);
         }
       }
       return inOrderOfCreation(runs);
@@ -309,12 +318,17 @@ export function openFileStore(options: {
       const shards: ShardRecord[] = [];
       for (const name of await namesIn(join(folder, SHARDS_FOLDER))) {
         if (!name.endsWith('.json')) continue;
+        const path = join(folder, SHARDS_FOLDER, name);
         try {
-          const bytes = await readFile(join(folder, SHARDS_FOLDER, name));
-          const { record, until } = unseal(bytes) as { record: ShardRecord; until: number };
-          if (until > Date.now()) shards.push(record);
-        } catch {
-          // It goes, or was cut short: its shard writes it again in a moment.
+          const shard = await readSealed(path, LIMITS.recordBytesMax);
+          if (shard === undefined) continue;
+          const { record, until } = Object(shard) as { record: unknown; until: unknown };
+          const known = checkShard(path, record);
+          if (`${known.id}.json` !== name) throw damaged(path, `it is of shard ${known.id}`);
+          if (typeof until === 'number' && until > Date.now()) shards.push(known);
+        } catch (error) {
+          if (!(error instanceof DownpourError)) throw error;
+          onDamaged(error);
         }
       }
       return byId(shards);
@@ -328,26 +342,28 @@ export function openFileStore(options: {
   };
 }
 
-/** The record with the highest token; null when there is none. Throws DP_STATE_CORRUPT, DP_DISK. */
+/** What the record with the highest token holds; null when there is none. Throws DP_STATE_CORRUPT, DP_DISK. */
 async function readRecord<T>(folder: string, run: string, name: RecordName): Promise<T | null> {
   const runFolder = join(folder, checkName(run));
   for (let attempt = 0; ; attempt++) {
     const newest = Math.max(0, ...(await tokensOf(runFolder, name)));
     if (newest === 0) return null;
     const path = join(runFolder, recordFile(name, newest));
-    let bytes: Buffer;
-    try {
-      bytes = await readFile(path);
-    } catch (error) {
-      // A newer owner wrote, and removed this, since the names were read.
-      if (errnoOf(error) === 'ENOENT' && attempt < READS_MAX) continue;
-      throw diskError(error, path, 'read');
+    const most =
+      name === 'run' || name === 'best' ? LIMITS.recordBytesMax : LIMITS.registryBytesMax;
+    const content = await readSealed(path, most);
+    // A newer owner wrote, and removed this, since the names were read.
+    if (content === undefined && attempt < READS_MAX) continue;
+    if (typeof content !== 'object' || content === null || !('value' in content)) {
+      throw damaged(path, 'it holds no value');
     }
-    try {
-      return unseal(bytes) as T;
-    } catch (error) {
-      throw damaged(path, errorText(error));
+    const { value } = content;
+    if (value === null) return null;
+    const record = CHECKS[name](path, value) as T;
+    if (name === 'run' && (record as RunRecord).id !== run) {
+      throw damaged(path, `it is of run '${(record as RunRecord).id}'`);
     }
+    return record;
   }
 }
 
@@ -418,13 +434,6 @@ export function refuseNotFinite(best: BestRecord): void {
   throw new DownpourError(
     'DP_DIVERGED',
     `the validation value at step ${best.step} is ${best.value}: it cannot be the best; lower the learning rate`,
-  );
-}
-
-export function damaged(place: string, what: string): DownpourError {
-  return new DownpourError(
-    'DP_STATE_CORRUPT',
-    `the record ${place} is damaged: ${what}; restore it from a backup, or remove it and resume from a checkpoint`,
   );
 }
 

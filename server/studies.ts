@@ -1,9 +1,15 @@
-import { readdir, readFile, rm } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LIMITS, NAME_PATTERN } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
-import type { StudyDetail, StudyReport, StudySummary } from '../shared/rest.ts';
-import { diskError, errnoOf, makeFolder, TEMPORARY, unseal, writeSealed } from './atomic-file.ts';
+import {
+  type StudyDetail,
+  StudyDetailSchema,
+  type StudyReport,
+  type StudySummary,
+} from '../shared/rest.ts';
+import { diskError, errnoOf, makeFolder, TEMPORARY, writeSealed } from './atomic-file.ts';
+import { checkOf, damaged, readSealed } from './records.ts';
 
 /**
  * What studies and looks at models have told this server: a file each in its state folder, so that a dashboard shows them
@@ -13,6 +19,9 @@ import { diskError, errnoOf, makeFolder, TEMPORARY, unseal, writeSealed } from '
 /** No run can have this name. */
 const FOLDER = '.studies';
 const NAME = new RegExp(NAME_PATTERN);
+/** With the line breaks and spaces that make it readable. */
+const STUDY_FILE_BYTES_MAX = 8 * LIMITS.studyBytesMax;
+const checkStudy = checkOf<StudyDetail>(StudyDetailSchema);
 
 export class Studies {
   readonly #folder: string;
@@ -131,17 +140,13 @@ async function namesIn(folder: string): Promise<string[]> {
 
 async function read(folder: string, name: string): Promise<StudyDetail> {
   const path = join(folder, `${name}.json`);
-  let bytes: Buffer;
-  try {
-    bytes = await readFile(path);
-  } catch (error) {
-    throw diskError(error, path, 'read');
+  const value = await readSealed(path, STUDY_FILE_BYTES_MAX);
+  if (value === undefined) {
+    throw new DownpourError('DP_NOT_FOUND', `${path} is not there any more: somebody removed it`);
   }
-  try {
-    return unseal(bytes) as StudyDetail;
-  } catch (error) {
-    throw new DownpourError('DP_DISK', `${path} is damaged: ${errorText(error)}`, { cause: error });
-  }
+  const study = checkStudy(path, value);
+  if (study.name !== name) throw damaged(path, `it is of study '${study.name}'`);
+  return study;
 }
 
 function summaryOf(study: StudyDetail): StudySummary {

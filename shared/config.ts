@@ -594,6 +594,13 @@ export const LIMITS = {
   joinDataBytesMax: 2 ** 30,
   /** Of records that wait for a Redis that is away. */
   journalBytesMax: 2 ** 26,
+  /** Of a record in Redis or in the state folder; of what lists all checkpoints of a run. */
+  recordBytesMax: 2 ** 22,
+  registryBytesMax: 2 ** 26,
+  /** How long a server that is not heard of may keep its state: `--lease-seconds`. */
+  leaseMsMax: 3_600_000,
+  /** Lives of a server that a state folder counts. */
+  livesMax: 2 ** 31,
   /** Lines of one kind that a log has in a window of time, before they are counted instead. */
   logRepeatsMax: 10,
   logWindowMs: 60_000,

@@ -9,9 +9,9 @@ import fc from 'fast-check';
 import { Redis } from 'ioredis';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { journaled } from '../../server/journal.ts';
+import type { BestRecord } from '../../server/records.ts';
 import { openRedisStore } from '../../server/redis.ts';
 import {
-  type BestRecord,
   type CheckpointSummary,
   openFileStore,
   type StateStore,

@@ -43,6 +43,7 @@ const look = (facts: Partial<AlertFacts>) =>
     workers: [],
     evaluationSeconds: () => 20,
     unwritten: () => null,
+    spoilt: () => null,
     leftOut: () => [],
     behind: () => 0,
     missing: () => 0,

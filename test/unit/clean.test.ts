@@ -125,7 +125,7 @@ describe('a log', () => {
     expect(texts().at(-1)).toContain('DP_DISK');
     flush();
     expect(lines).toHaveLength(most + 2);
-    expect(texts().at(-1)).toMatch(/^… 18,990 more lines like this/);
+    expect(texts().at(-1)).toMatch(/^… 18,990 more lines of other kinds in/);
   });
 
   test('has at most so many lines of all kinds together in a window', () => {

@@ -114,6 +114,7 @@ describe('a mistyped command line', () => {
     [['stop'], "missing required argument 'run'"],
     [['serve', '--port', '70000'], 'It must be a whole number from 0 to 65535.'],
     [['train', 'x.ts', '--learning-rate', '-1'], 'It must be a number above 0.'],
+    [['serve', '--lease-seconds', '3601'], 'It must be a number above 0 and at most 3600.'],
     [['train', 'x.ts', '--after-stop', 'rest'], 'Allowed choices are restore, retrain, continue.'],
     [['train', 'x.ts', '--set', 'learningRate'], 'Write it as key.path=value'],
     [['stop', 'run', 'another'], 'too many arguments'],

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
@@ -265,6 +266,25 @@ describe('after a crash while the store was away', () => {
     await open().acquire('b', TTL);
     expect(await inner.getRun('r')).toMatchObject({ phase: 'training' });
     expect(lines.join('\n')).toContain('ends in the middle of a line');
+  });
+
+  test('lines that say nothing of ours are passed over and kept; those around them are written', async () => {
+    const { open, inner, name, bytes } = await crashed('training');
+    const line = (value: unknown) => {
+      const text = JSON.stringify(value);
+      return `${createHash('sha256').update(text).digest('hex').slice(0, 16)} ${text}\n`;
+    };
+    const bad = ['no line at all\n', line(null), line({ op: 'run', run: '../r', record: 5 })];
+    bad.push(line({ op: 'drop', run: 'r' }), line({ op: 'forget', run: 'r', files: ['../x'] }));
+    const other = line({ op: 'run', run: 'q', record: run('q', 'stopped') });
+    await writeFile(name, Buffer.concat([Buffer.from(bad.join('')), bytes, Buffer.from(other)]));
+    await open().acquire('b', TTL);
+    expect((await inner.listRuns()).map(({ id, phase }) => [id, phase])).toEqual([
+      ['q', 'stopped'],
+      ['r', 'training'],
+    ]);
+    expect(lines.filter((text) => /in line [1-5] of .* is damaged/.test(text))).toHaveLength(5);
+    expect(await journals()).toEqual([`${basename(name)}.damaged`]);
   });
 
   test('what another owner has overtaken is not written, but kept and told', async () => {
