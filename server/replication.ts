@@ -1,5 +1,5 @@
 import { bytesOf, packPayload } from '../shared/codec.ts';
-import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
+import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
 import type { ServerAddress } from '../shared/protocol.ts';
 import type { StandbyFacts } from '../shared/rest.ts';
 import { VERSION } from '../shared/version.ts';
@@ -7,6 +7,13 @@ import type { Connection, ConnectionEvents } from '../wire/connection.ts';
 import { isLoopback } from '../wire/local-socket.ts';
 import { Memories } from '../wire/memories.ts';
 import type { Run, RunCall, RunFollower } from './core/run.ts';
+import {
+  CALLS_MAX,
+  checkFromStandby,
+  type Follow,
+  type FromStandby,
+  type ToStandby,
+} from './standby-protocol.ts';
 
 /**
  * The primary's end of a hot standby: tells it all runs, then each call of them, in their order. Answers to
@@ -14,70 +21,20 @@ import type { Run, RunCall, RunFollower } from './core/run.ts';
  * without a standby, costs nothing here. See docs/decisions/0011-standby.md.
  */
 
-// What the two say to each other.
-
-export type ReplicationMode = 'sync' | 'async';
-
-/** The standby's first message. */
-export interface Follow {
-  readonly type: 'follow';
-  readonly version: string;
-  readonly mode: ReplicationMode;
-  /** Pushes that it may lack; 0 when `sync`. */
-  readonly lagMax: number;
-  /** Where workers reach it; `host` null: where they reach the primary, or where it comes from. */
-  readonly address: ServerAddress;
-}
-
-export type FromStandby =
-  | Follow
-  /** So many frames have been carried out, since `leading`. */
-  | { readonly type: 'carried'; readonly frames: number };
-
-/** `leading` comes first and is not counted among the frames. */
-export type ToStandby =
-  | {
-      readonly type: 'leading';
-      readonly version: string;
-      /** The fencing token, by which a standby knows that it asks the same store. */
-      readonly token: number;
-      /** Until the primary counts as dead. */
-      readonly leaseMs: number;
-    }
-  /** A piece of a vector of the run that follows, from element `start` of `length`. */
-  | {
-      readonly type: 'vector';
-      readonly run: string;
-      readonly name: string;
-      readonly start: number;
-      readonly length: number;
-    }
-  /** A whole run: the payload is its `RunReplica`, as of `packPayload`. */
-  | { readonly type: 'run'; readonly run: string; readonly bytes: number }
-  /** Those are all runs that there are. */
-  | { readonly type: 'introduced'; readonly runs: readonly string[] }
-  /** The payload is that of the one call that has one. */
-  | {
-      readonly type: 'calls';
-      readonly run: string;
-      readonly calls: readonly RunCall[];
-      /** Of the run after them: a replica that does not agree is asked for anew. */
-      readonly step: number;
-      readonly generation: number;
-    }
-  | { readonly type: 'forget'; readonly run: string };
-
 /** A vector goes in pieces of so many elements. */
 const PIECE_ELEMENTS = 2 ** 22;
-const CALLS_MAX = 32;
 /** A frame of calls has one of those at most: their headers may be large. */
 const LARGE: readonly RunCall['call'][] = ['join', 'sampled', 'push', 'initialised'];
 /** Bytes that a standby may lack, whatever was agreed on: they wait in memory. */
 export const UNCARRIED_BYTES_MAX = 2 ** 28;
 /** Not heard of for so long, a standby is lost and the primary goes on without it. */
 export const STANDBY_TIMEOUT_MS = 2_000;
-/** So many times longer it may take over one frame; and be silent while it is told the runs. */
+/** So many times longer it may take over one frame; and be silent, or get nowhere, while it is told the runs. */
 const SLOW = 8;
+/** A standby says what it is within this time of its connection. */
+const FOLLOW_MS = 10_000;
+/** One that got nowhere is not let in again for as long as it had; each time for twice as long, up to: */
+const DISTRUST_MS_MAX = 600_000;
 /** Both ends say at least so often that they live. */
 export const BEAT_MS = 250;
 const CONFIRM_RETRY_MS = 250;
@@ -130,6 +87,10 @@ interface Standby {
   carried: number;
   readonly uncarried: Uncarried[];
   heardMs: number;
+  /** When it last carried out a frame, or took bytes. */
+  progressMs: number;
+  /** That waited to be sent at the last look. */
+  buffered: number;
 }
 
 type State = 'alone' | 'joining' | 'following' | 'parting';
@@ -153,6 +114,12 @@ export class Replication {
   readonly #payloads = new Memories(4);
   /** What is for workers and must not leave yet, in its order. */
   #held: { readonly pushes: number; readonly act: () => void }[] = [];
+  /** The first of them at the last look, and since when it is the first. */
+  #first: { readonly held: object; readonly sinceMs: number } | null = null;
+  /** Standbys that got nowhere one after the other, and until when none is let in. */
+  #distrust = { times: 0, untilMs: Number.NEGATIVE_INFINITY };
+  /** Connections that have not said what they are, and since when. */
+  readonly #strangers = new Map<Link, number>();
   #tickedAt: number;
 
   constructor(options: ReplicationOptions) {
@@ -217,6 +184,11 @@ export class Replication {
     const now = this.#options.now();
     const pauseMs = now - this.#tickedAt;
     this.#tickedAt = now;
+    for (const [link, sinceMs] of this.#strangers) {
+      if (now - sinceMs <= FOLLOW_MS + pauseMs) continue;
+      this.#strangers.delete(link);
+      link.close(ERRORS.DP_PROTOCOL_ORDER.close, 'DP_PROTOCOL_ORDER');
+    }
     const standby = this.#standby;
     if (!standby) return;
     standby.link.ping();
@@ -230,9 +202,38 @@ export class Replication {
     }
     const [oldest] = standby.uncarried;
     const slowMs = SLOW * this.#timeoutMs;
-    if (!joining && oldest && now - oldest.atMs > slowMs + pauseMs) {
+    const lateMs = slowMs + pauseMs;
+    if (!joining && oldest && now - oldest.atMs > lateMs) {
       this.#lose(standby, `it is more than ${slowMs / 1000} s behind`);
+    } else if (now - this.#waitingSince(now) > lateMs) {
+      this.#giveUp(standby, `answers to workers wait for it for more than ${slowMs / 1000} s`);
+    } else if (joining && now - this.#progressOf(standby, now) > lateMs) {
+      this.#giveUp(standby, `it has carried nothing out for ${slowMs / 1000} s`);
     }
+  }
+
+  /** Since when what is for workers waits; now: nothing does. To the nearest look. */
+  #waitingSince(now: number): number {
+    const [held = null] = this.#held;
+    if (held !== (this.#first?.held ?? null)) this.#first = held && { held, sinceMs: now };
+    return this.#first?.sinceMs ?? now;
+  }
+
+  /** When it last got on with what it is told; now: it has all of it. */
+  #progressOf(standby: Standby, now: number): number {
+    const { bufferedBytes } = standby.link;
+    const isIdle = standby.uncarried.length === 0 && bufferedBytes === 0;
+    if (isIdle || bufferedBytes !== standby.buffered) standby.progressMs = now;
+    standby.buffered = bufferedBytes;
+    return standby.progressMs;
+  }
+
+  /** It holds up the workers, and would again if it came back at once. */
+  #giveUp(standby: Standby, why: string): void {
+    const times = this.#distrust.times + 1;
+    const forMs = Math.min(DISTRUST_MS_MAX, SLOW * this.#timeoutMs * 2 ** (times - 1));
+    this.#distrust = { times, untilMs: this.#options.now() + forMs };
+    this.#lose(standby, `${why}; none is let in for ${forMs / 1000} s`);
   }
 
   /** Resolves when the standby has all that was told so far, or is lost. */
@@ -293,19 +294,46 @@ export class Replication {
   /** @param from its address, as the socket has it. */
   accept(link: Link, from: string): ConnectionEvents {
     let standby: Standby | null = null;
+    let asked = false;
+    const take = (message: FromStandby) => {
+      if (message.type === 'carried') {
+        if (standby) this.#carried(standby, message.frames);
+        else if (!asked) {
+          throw new DownpourError('DP_PROTOCOL_ORDER', "'carried' came before 'follow'");
+        }
+      } else if (asked) {
+        throw new DownpourError('DP_PROTOCOL_ORDER', "a second 'follow' on one connection");
+      } else {
+        asked = true;
+        this.#strangers.delete(link);
+        standby = this.#attach(link, message, from);
+      }
+    };
+    const refuse = (error: unknown) => {
+      const code = errorCode(error);
+      const what =
+        code === 'DP_INTERNAL' && error instanceof Error ? error.stack : errorText(error);
+      this.#options.log(`what the standby at ${from} says is not understood: ${code} ${what}`);
+      link.close(ERRORS[code].close ?? 1011, code);
+      if (standby) this.#lose(standby, `${code} ${errorText(error)}`);
+    };
+    this.#strangers.set(link, this.#options.now());
     return {
       land: () => null,
       message: (header) => {
-        const message = header as unknown as FromStandby;
-        if (message.type === 'follow' && !standby) standby = this.#attach(link, message, from);
-        else if (message.type === 'carried' && standby) this.#carried(standby, message.frames);
+        try {
+          take(checkFromStandby(header));
+        } catch (error) {
+          refuse(error);
+        }
       },
-      malformed: (error) => link.close(1007, error.code),
+      malformed: refuse,
       broken: () => {},
       alive: () => {
         if (standby) standby.heardMs = this.#options.now();
       },
       closed: (_, reason) => {
+        this.#strangers.delete(link);
         if (standby) this.#lose(standby, reason);
       },
     };
@@ -318,11 +346,9 @@ export class Replication {
       return null;
     };
     if (follow.version !== VERSION) return refuse(1002, `the primary is of version ${VERSION}`);
-    if (!(Number.isSafeInteger(follow.lagMax) && follow.lagMax >= 0)) {
-      return refuse(1007, 'lagMax must be a whole number from 0');
-    }
     // Another one was quicker, or the last one is not settled yet.
     if (this.#standby || this.#state !== 'alone') return refuse(1013, 'not now');
+    if (now() < this.#distrust.untilMs) return refuse(1013, 'the last one got nowhere');
     link.send({ type: 'leading', version: VERSION, token, leaseMs } satisfies ToStandby);
     const host = follow.address.host ?? (isLoopback(from) ? null : from);
     const address = { host, port: follow.address.port };
@@ -330,7 +356,7 @@ export class Replication {
       ...{ link, follow, address, sinceMs: now(), introduced: new Set(), introducedAt: null },
       noted: false,
       ...{ from: `${from}:${address.port}`, frames: 0, carried: 0, uncarried: [] },
-      heardMs: now(),
+      ...{ heardMs: now(), progressMs: now(), buffered: 0 },
     };
     this.#standby = standby;
     this.#state = 'joining';
@@ -426,8 +452,16 @@ export class Replication {
     standby.link.send(message, bytes.length > 0 ? [bytes] : [], gone);
   }
 
+  /** @throws DownpourError DP_PROTOCOL_ORDER: it has not been told so many. */
   #carried(standby: Standby, frames: number): void {
-    if (this.#standby !== standby || frames > standby.frames) return;
+    if (this.#standby !== standby) return;
+    if (frames > standby.frames) {
+      throw new DownpourError(
+        'DP_PROTOCOL_ORDER',
+        `${frames} frames are said to be carried out; ${standby.frames} were sent`,
+      );
+    }
+    if (frames > standby.carried) standby.progressMs = this.#options.now();
     while (standby.carried < frames) {
       const { pushes, bytes } = standby.uncarried.shift()!;
       standby.carried++;
@@ -459,6 +493,7 @@ export class Replication {
 
   #followed({ follow, from }: Standby): void {
     this.#state = 'following';
+    this.#distrust = { times: 0, untilMs: Number.NEGATIVE_INFINITY };
     const what =
       follow.mode === 'sync'
         ? 'no push is answered before it has it'

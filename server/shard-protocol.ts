@@ -11,7 +11,7 @@ import {
   SessionId,
   Text,
 } from '../shared/protocol.ts';
-import { Float, ShardCommandSchema, VectorName } from './core/shard-command.ts';
+import { checkCommand, Float, type ShardCommand, VectorName } from './core/shard-command.ts';
 
 /**
  * What the coordinator and a shard say to each other, on `/control` of the shard. They are of one release:
@@ -38,8 +38,12 @@ const TakeSchema = Type.Object(
   },
   closed,
 );
+/** See `checkCommand`. */
 const CommandSchema = Type.Object(
-  { type: Type.Literal('command'), command: ShardCommandSchema },
+  {
+    type: Type.Literal('command'),
+    command: Type.Unsafe<ShardCommand>(Type.Object({ kind: Type.String() })),
+  },
   closed,
 );
 /** The connection of a worker is lost. */
@@ -129,7 +133,9 @@ const fromShard = compile({
 
 /** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
 export function checkToShardControl(header: { readonly type: string }): ToShardControl {
-  return check(toShard, header) as ToShardControl;
+  const message = check(toShard, header) as ToShardControl;
+  if (message.type === 'command') checkCommand(message.command);
+  return message;
 }
 
 /** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */

@@ -15,8 +15,14 @@ import { Memories } from '../wire/memories.ts';
 import { portLimits, refuse } from './access.ts';
 import { replay } from './core/replay.ts';
 import { Run, type RunCall, type RunReplica } from './core/run.ts';
-import { BEAT_MS, type Follow, type FromStandby, type ToStandby } from './replication.ts';
+import { BEAT_MS } from './replication.ts';
 import { Places } from './sockets.ts';
+import {
+  checkToStandby,
+  type Follow,
+  type FromStandby,
+  type ToStandby,
+} from './standby-protocol.ts';
 import type { OwnerLease, StateStore } from './state-store.ts';
 import type { TlsMaterial } from './tls.ts';
 
@@ -277,8 +283,8 @@ class Follower {
     return {
       land: (_, bytes) => (bytes === null ? null : this.#memories.take(bytes)),
       message: (header, payload, landing) => {
-        const message = header as unknown as ToStandby;
         try {
+          const message = checkToStandby(header);
           const counted = message.type !== 'leading';
           if (!counted) this.#led(connection, message);
           this.#replicas.take(message, payload);

@@ -715,24 +715,30 @@ export function checkServerMessage(header: { readonly type: string }): ServerMes
   return check(serverMessages, header) as ServerMessage;
 }
 
-/** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
-export function check(
+/**
+ * @param known the validators, by what stands in `key`. @param of in which message the value is, for the error.
+ * @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong.
+ */
+export function check<K extends string = 'type'>(
   known: ReturnType<typeof compile>,
-  header: { readonly type: string },
+  value: { readonly [key in K]: string },
+  key: K = 'type' as K,
+  of = '',
 ): unknown {
-  const validator = known.get(header.type);
+  const kind = value[key];
+  const validator = known.get(kind);
   if (!validator) {
     throw new DownpourError(
       'DP_FRAME_MALFORMED',
-      `malformed frame: unknown message type '${header.type.slice(0, 40)}'; known: ${[...known.keys()].join(', ')}`,
+      `malformed frame: unknown ${of}${of === '' ? 'message ' : ' '}${key} '${kind.slice(0, 40)}'; known: ${[...known.keys()].join(', ')}`,
     );
   }
-  const valid: boolean = validator.Check(header);
-  if (valid) return header;
-  const [problem] = validator.Errors(header);
+  const valid: boolean = validator.Check(value);
+  if (valid) return value;
+  const [problem] = validator.Errors(value);
   throw new DownpourError(
     'DP_FRAME_MALFORMED',
-    `malformed frame: ${header.type}${problem?.instancePath.replaceAll('/', '.') ?? ''} ${problem?.message ?? 'is not valid'}`,
+    `malformed frame: ${of}${of && ' '}${kind}${problem?.instancePath.replaceAll('/', '.') ?? ''} ${problem?.message ?? 'is not valid'}`,
   );
 }
 

@@ -237,7 +237,10 @@ export type RunCall =
       readonly call: 'join';
       readonly worker: string;
       /** With the facts of its data as payload, where it says so. */
-      readonly join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'facts' | 'seen'>;
+      readonly join: Pick<
+        Join,
+        'experimentHash' | 'tensors' | 'data' | 'facts' | 'errorMeasure' | 'seen'
+      >;
       readonly now: number;
     }
   | { readonly call: 'detach'; readonly worker: string; readonly now: number }

@@ -2,7 +2,9 @@ import Type, { type Static } from 'typebox';
 import { LIMITS, RunConfigSchema } from '../../shared/config.ts';
 import type { TensorSpec } from '../../shared/layout.ts';
 import {
+  check,
   closed,
+  compile,
   Name,
   Natural,
   orNull,
@@ -35,7 +37,7 @@ export type SaveKind = Static<typeof SaveKindSchema>;
 
 const ofRun = { run: Name };
 
-export const ShardCommandSchema = Type.Union([
+const commands = [
   Type.Object(
     {
       kind: Type.Literal('create'),
@@ -146,5 +148,14 @@ export const ShardCommandSchema = Type.Union([
     },
     closed,
   ),
-]);
-export type ShardCommand = Static<typeof ShardCommandSchema>;
+] as const;
+export type ShardCommand = Static<(typeof commands)[number]>;
+
+const known = compile(
+  Object.fromEntries(commands.map((schema) => [schema.properties.kind.const, schema])),
+);
+
+/** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
+export function checkCommand(command: { readonly kind: string }): ShardCommand {
+  return check(known, command, 'kind', 'command') as ShardCommand;
+}

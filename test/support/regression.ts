@@ -2,13 +2,14 @@ import { Run, type RunOptions } from '../../server/core/run.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { encodeFacts, packTransform } from '../../shared/data-facts.ts';
-import type {
-  Acknowledgement,
-  DataSummary,
-  Join,
-  Lease,
-  Part,
-  Push,
+import {
+  type Acknowledgement,
+  type DataSummary,
+  type Join,
+  type Lease,
+  measuredOf,
+  type Part,
+  type Push,
 } from '../../shared/protocol.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
 
@@ -151,7 +152,7 @@ export class VirtualWorker {
     if (assignment.kind !== 'work') return false;
     if (assignment.evaluation) {
       const { id, part } = assignment.evaluation;
-      const loss = lossOf(this.#problem, part, floatsOf(assignment.payload.bytes));
+      const loss = measuredOf(lossOf(this.#problem, part, floatsOf(assignment.payload.bytes)));
       const examples = range(this.#problem, part).count;
       this.#run.evaluated(
         this.key,
@@ -192,7 +193,7 @@ export class VirtualWorker {
       lease: lease.id,
       step: read.step,
       generation: read.generation,
-      loss,
+      loss: measuredOf(loss),
       computeMs: 1,
       encoding: 'f32',
     });

@@ -1,9 +1,10 @@
 import { Budget } from '../../server/budget.ts';
 import { Coordinator } from '../../server/coordinator.ts';
 import { Run, type RunState } from '../../server/core/run.ts';
-import { Replication, type ToStandby } from '../../server/replication.ts';
+import { Replication } from '../../server/replication.ts';
 import { Session } from '../../server/session.ts';
 import { Replicas } from '../../server/standby.ts';
+import { checkToStandby, type ToStandby } from '../../server/standby-protocol.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';
@@ -887,7 +888,7 @@ class SimulatedStandby {
   }
 
   #send(message: ToStandby, parts: readonly Uint8Array[], gone?: () => void): void {
-    const header = structuredClone(message);
+    const header = checkToStandby(structuredClone(message));
     const bytes = Buffer.concat(parts);
     gone?.();
     this.#later(() => {

@@ -1,5 +1,6 @@
-import { Replication, type ReplicationOptions, type ToStandby } from '../../server/replication.ts';
+import { Replication, type ReplicationOptions } from '../../server/replication.ts';
 import { Replicas } from '../../server/standby.ts';
+import { checkToStandby, type ToStandby } from '../../server/standby-protocol.ts';
 import { decodeFrame, encodeHeader } from '../../shared/codec.ts';
 import { VERSION } from '../../shared/version.ts';
 import type { ConnectionEvents } from '../../wire/connection.ts';
@@ -69,7 +70,7 @@ export class StandbyLink {
   arrive(count = Infinity): void {
     for (let i = 0; i < count && this.#arriving.length > 0; i++) {
       const { header, payload } = decodeFrame(this.#arriving.shift()!);
-      const message = header as unknown as ToStandby;
+      const message = checkToStandby(header);
       this.replicas.take(message, payload);
       if (message.type !== 'leading') this.#frames++;
     }

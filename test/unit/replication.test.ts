@@ -6,6 +6,8 @@ import { bytesOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { random } from '../../shared/random.ts';
+import { VERSION } from '../../shared/version.ts';
+import type { Header } from '../../wire/connection.ts';
 import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
 import { createReplication, StandbyLink } from '../support/standby-link.ts';
 
@@ -327,6 +329,103 @@ describe('what is for workers waits', () => {
     expect(log()).toContain('it is more than 8 s behind');
   });
 
+  /** It says that it lives, for so long. */
+  function live(
+    {
+      link,
+      replication,
+      clock,
+    }: Pick<Awaited<ReturnType<typeof training>>, 'link' | 'replication' | 'clock'>,
+    seconds: number,
+  ): void {
+    for (let i = 0; i < 4 * seconds; i++) {
+      clock.now += 250;
+      if (link.open) link.live();
+      replication.tick();
+    }
+  }
+
+  test('no longer than that for one that joins, lives and never has anything', async () => {
+    const run = createRun({ epochsMax: 1_000, evaluateEverySteps: 1_000 });
+    const made = createReplication({ runs: () => [run], timeoutMs: 1_000 });
+    const { replication, log } = made;
+    const follow = { mode: 'sync' as const, lagMax: 0 };
+    const join = () => new StandbyLink(replication, follow);
+    const link = join();
+    const told: string[] = [];
+    replication.whenSafe(() => told.push('idle'));
+    const worker = new VirtualWorker(run, problem);
+    worker.train(() => run.step >= 1);
+    replication.whenSafe(() => told.push('pushed'));
+    await turn();
+    live({ ...made, link }, 8);
+    expect(replication.facts()).toMatchObject({ state: 'joining' });
+    expect(told).toEqual(['idle']);
+    live({ ...made, link }, 0.5);
+    await turn();
+    expect(told).toEqual(['idle', 'pushed']);
+    expect(log()).toMatch(/is lost \(.* for (more than )?8 s; none is let in for 8 s\)/);
+    // It would hold them up again.
+    expect(join().closedWith).toBe('the last one got nowhere');
+    made.clock.now += 8_000;
+    const again = join();
+    worker.train(() => run.step >= 2);
+    replication.whenSafe(() => told.push('later'));
+    live({ ...made, link: again }, 8.5);
+    await turn();
+    expect(told).toEqual(['idle', 'pushed', 'later']);
+    expect(log()).toContain('none is let in for 16 s');
+    made.clock.now += 16_000;
+    const good = join();
+    good.arrive();
+    good.answer();
+    expect(replication.facts()).toMatchObject({ state: 'following' });
+  });
+
+  test('nor for one that joins and has ever a little more', async () => {
+    const runs = Array.from({ length: 40 }, (_, i) => createRun({}, `r${i}`));
+    const made = createReplication({ runs: () => runs, timeoutMs: 1_000 });
+    const link = new StandbyLink(made.replication, { mode: 'sync', lagMax: 0 });
+    const told: string[] = [];
+    const worker = new VirtualWorker(runs[0]!, problem);
+    worker.train(() => runs[0]!.step >= 1);
+    made.replication.whenSafe(() => told.push('pushed'));
+    await turn();
+    for (let seconds = 0; seconds < 8; seconds++) {
+      live({ ...made, link }, 1);
+      link.arrive(1);
+      link.answer();
+    }
+    expect(made.replication.facts()).toMatchObject({ state: 'joining' });
+    live({ ...made, link }, 1);
+    await turn();
+    expect(made.log()).toContain('answers to workers wait for it for more than 8 s');
+    expect(told).toEqual(['pushed']);
+  });
+
+  test('and where nobody trains, a place is kept for no standby that never has anything', async () => {
+    const run = createRun({});
+    const made = createReplication({ runs: () => [run], timeoutMs: 1_000 });
+    const link = new StandbyLink(made.replication, { mode: 'sync', lagMax: 0 });
+    live({ ...made, link }, 8.5);
+    await turn();
+    expect(made.log()).toContain('it has carried nothing out for 8 s');
+    expect(made.replication.facts()).toMatchObject({ state: 'lost' });
+  });
+
+  test('one that is told large runs slowly joins all the same', async () => {
+    const run = createRun({});
+    const made = createReplication({ runs: () => [run], timeoutMs: 1_000 });
+    const follow = { mode: 'sync' as const, lagMax: 0 };
+    const link = new StandbyLink(made.replication, follow, { fullAt: 'run' });
+    for (let i = 0; i < 60; i++) {
+      link.bufferedBytes--;
+      live({ ...made, link }, 1);
+    }
+    expect(made.replication.facts()).toMatchObject({ state: 'joining' });
+    link.drain();
+  });
+
   /** A standby that is still told the runs: so much of them waits in its socket that no more is sent. */
   function joining(follow: { mode: 'sync' | 'async'; lagMax: number }) {
     const first = createRun({ epochsMax: 1_000, evaluateEverySteps: 1_000 }, 'first');
@@ -405,4 +504,61 @@ test('there is one standby; a second one is refused until the first is gone', as
   expect(replication.facts()).toMatchObject({ state: 'following', mode: 'async' });
   replication.close();
   expect(next.closedWith).toBe('the primary stops');
+});
+
+describe('what a standby must not say', () => {
+  const follow = {
+    ...{ type: 'follow', version: VERSION, mode: 'sync', lagMax: 0 },
+    address: { host: null, port: 7420 },
+  };
+  function connect() {
+    const made = createReplication();
+    const closed: (number | string)[] = [];
+    const link = {
+      ...{ open: true, bufferedBytes: 0, send() {}, ping() {} },
+      close: (code: number, reason: string) => void closed.push(code, reason),
+      terminate: () => void closed.push('terminated'),
+    };
+    const events = made.replication.accept(link, '192.0.2.9');
+    const say = (message: object) => events.message(message as Header, new Uint8Array(), null);
+    return { ...made, closed, say };
+  }
+
+  test.each([
+    ['no address', { ...follow, address: undefined }, 1007, 'DP_FRAME_MALFORMED'],
+    ['an address that is none', { ...follow, address: 'here' }, 1007, 'DP_FRAME_MALFORMED'],
+    ['another mode', { ...follow, mode: 'both' }, 1007, 'DP_FRAME_MALFORMED'],
+    ['a lag of less than 0', { ...follow, lagMax: -1 }, 1007, 'DP_FRAME_MALFORMED'],
+    ['a field more', { ...follow, more: 1 }, 1007, 'DP_FRAME_MALFORMED'],
+    ['an unknown message', { type: 'lead' }, 1007, 'DP_FRAME_MALFORMED'],
+    ['what comes later', { type: 'carried', frames: 0 }, 1002, 'DP_PROTOCOL_ORDER'],
+  ])('at first: %s', (_, message, code, reason) => {
+    const { say, closed, replication, log } = connect();
+    say(message);
+    expect(closed).toEqual([code, reason]);
+    expect(replication.facts()).toBeNull();
+    expect(log()).toContain(`what the standby at 192.0.2.9 says is not understood: ${reason}`);
+  });
+
+  test.each([
+    ['more than it was told', { type: 'carried', frames: 99 }, 1002, 'DP_PROTOCOL_ORDER'],
+    ['half a frame', { type: 'carried', frames: 0.5 }, 1007, 'DP_FRAME_MALFORMED'],
+    ['that it follows, again', follow, 1002, 'DP_PROTOCOL_ORDER'],
+  ])('when it joins: %s', async (_, message, code, reason) => {
+    const { say, closed, replication } = connect();
+    say(follow);
+    expect(replication.facts()).toMatchObject({ state: 'joining' });
+    say(message);
+    expect(closed).toEqual([code, reason, 'terminated']);
+    await turn();
+    expect(replication.facts()).toMatchObject({ state: 'lost' });
+  });
+
+  test('nothing at all, for long', () => {
+    const { clock, replication, closed } = connect();
+    for (; clock.now <= 10_250; clock.now += 250) replication.tick();
+    expect(closed).toEqual([]);
+    replication.tick();
+    expect(closed).toEqual([1002, 'DP_PROTOCOL_ORDER']);
+  });
 });
