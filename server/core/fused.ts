@@ -1,7 +1,13 @@
 import type { OptimizerConfig } from '../../shared/config.ts';
 import { type Memory, regionBytes } from '../../shared/memory.ts';
 import type { Decoding, Kernels, Rule } from './kernels.ts';
-import { type DecayRange, type StepOptions, spansOf } from './optimizer.ts';
+import {
+  type DecayRange,
+  type StepOptions,
+  spansOf,
+  type VelocityUse,
+  velocitySymbol,
+} from './optimizer.ts';
 
 /**
  * The optimizers of optimizer.ts in one pass over memory: the gradient is decoded, clipped, applied and
@@ -53,6 +59,10 @@ export interface Where {
 export interface FusedOptimizer {
   /** Live state by symbol, each of shape [n]: exactly what a checkpoint must keep. */
   readonly slots: Readonly<Record<string, Float32Array>>;
+  /** Velocities of workers, by slot from 1; shape [n] each: a checkpoint must keep them too. */
+  readonly velocities: ReadonlyMap<number, Float32Array>;
+  /** That of a slot, to be restored; it is one of the `velocities` then. */
+  velocity(slot: number): Float32Array;
   /**
    * Updates the parameters.
    * @param where all of them in place unless given. @returns whether all of them are finite then.
@@ -77,37 +87,48 @@ const SLOTS: Readonly<Record<OptimizerConfig['kind'], readonly string[]>> = {
 /** Of the `slots` of an optimizer. */
 export const optimizerSymbols = ({ kind }: OptimizerConfig): readonly string[] => SLOTS[kind];
 
-/** What `createFusedOptimizer` takes of the memory. */
-export function optimizerBytes({ kind }: OptimizerConfig, n: number): number {
-  return SLOTS[kind].length * regionBytes(4 * n);
+/** What `createFusedOptimizer` takes of the memory. @param velocities of workers. */
+export function optimizerBytes({ kind }: OptimizerConfig, n: number, velocities = 0): number {
+  return (SLOTS[kind].length + velocities) * regionBytes(4 * n);
 }
 
-/** @param theta address of the parameters, shape [n]. @param decay as of `createOptimizer`. */
+/**
+ * @param theta address of the parameters, shape [n]. @param decay as of `createOptimizer`.
+ * @param velocities of workers: slots from 1 to so many may be used.
+ */
 export function createFusedOptimizer(
   config: OptimizerConfig,
   n: number,
   decay: readonly DecayRange[],
   { memory, kernels, theta }: { memory: Memory; kernels: Kernels; theta: number },
+  velocities = 0,
 ): FusedOptimizer {
   const addresses = SLOTS[config.kind].map(() => memory.take(4 * n));
-  const [slot1 = 0, slot2 = 0] = addresses;
+  const own = createVelocities(config.kind, addresses, n, memory, velocities);
   const slots = Object.fromEntries(
     SLOTS[config.kind].map((symbol, i) => [symbol, memory.floats(addresses[i]!, n)]),
   );
   const spans = spansOf(n, decay);
-  const rule: Rule = config.kind === 'adamw' ? 'adam' : config.kind;
+  const plainRule: Rule = config.kind === 'adamw' ? 'adam' : config.kind;
   /** The others divide by what they make of the gradient. */
-  const folds = ['sgd', 'momentum', 'nesterov', 'adam'].includes(rule);
+  const folds = ['sgd', 'momentum', 'nesterov', 'adam'].includes(plainRule);
   const initial = config.kind === 'adagrad' ? config.initialAccumulator : 0;
   const reset = () => {
     for (const slot of Object.values(slots)) slot.fill(initial);
+    own.used.clear();
   };
   reset();
   const whole: Where = { from: theta, to: theta, start: 0, end: n };
   return {
     slots,
+    velocities: own.used,
+    velocity: own.restored,
     apply({ decoding, address, scales }, { limit, factor }, options, where = whole) {
       const { p, q, delta, rate } = coefficients(config, options);
+      const { velocity } = options;
+      if (velocity) own.begin(velocity, where);
+      const [slot1 = 0, slot2 = 0] = own.addresses(velocity);
+      const rule = velocity && velocity.slot > 0 ? AHEAD[plainRule]! : plainRule;
       let spoilt = 0;
       for (const { start: first, end: last, rate: decayRate, l1 = 0 } of spans) {
         const start = Math.max(first, where.start);
@@ -124,6 +145,60 @@ export function createFusedOptimizer(
       return spoilt === 0;
     },
     reset,
+  };
+}
+
+/** Of rules with momentum, what they are with look-ahead. */
+const AHEAD: Partial<Record<Rule, Rule>> = {
+  momentum: 'nesterov',
+  nesterov: 'nesterov',
+  rmsprop: 'rmspropAhead',
+  adam: 'adamAhead',
+};
+
+/** Velocities of workers, beside the common one. @param common addresses of the optimizer's state. */
+function createVelocities(
+  kind: OptimizerConfig['kind'],
+  common: readonly number[],
+  n: number,
+  memory: Memory,
+  count: number,
+) {
+  const index = SLOTS[kind].indexOf(velocitySymbol(kind) ?? '');
+  const states = [
+    common,
+    ...Array.from({ length: index < 0 ? 0 : count }, () => {
+      const address = memory.take(4 * n);
+      return common.map((of, i) => (i === index ? address : of));
+    }),
+  ];
+  const views = new Map<number, Float32Array>();
+  const used = new Map<number, Float32Array>();
+  const view = (slot: number): Float32Array => {
+    const address = states[slot]?.[index];
+    if (address === undefined) throw new Error(`there is no room for velocity ${slot}`);
+    let values = views.get(slot);
+    if (!values) {
+      values = memory.floats(address, n);
+      views.set(slot, values);
+    }
+    return values;
+  };
+  return {
+    used,
+    /** Of the optimizer's state with the velocity in use. */
+    addresses: (use: VelocityUse | undefined): readonly number[] => states[use?.slot ?? 0]!,
+    begin({ slot, from, freed }: VelocityUse, { start, end }: Where): void {
+      if (freed && start === 0) for (const other of freed) used.delete(other);
+      if (slot > 0 && !used.has(slot)) used.set(slot, view(slot));
+      if (from === undefined) return;
+      if (from < 0) view(slot).fill(0, start, end);
+      else view(slot).set(view(from).subarray(start, end), start);
+    },
+    restored(slot: number): Float32Array {
+      used.set(slot, view(slot));
+      return view(slot);
+    },
   };
 }
 
@@ -144,5 +219,10 @@ function coefficients(config: OptimizerConfig, options: StepOptions) {
   const { beta1: p, beta2: q } = config;
   // ε m̂ / (√v̂ + δ) with both corrections taken out of the loop.
   const correction = Math.sqrt(1 - q ** step);
-  return { p, q, delta: delta * correction, rate: (learningRate * correction) / (1 - p ** step) };
+  return {
+    p,
+    q,
+    delta: delta * correction,
+    rate: (learningRate * correction) / (1 - p ** step),
+  };
 }

@@ -3,7 +3,17 @@ import { BINARY } from '../kernels/binary.ts';
 
 /** The WASM SIMD kernels of `server/kernels`. Addresses are those of `Memory`, multiples of 16. */
 
-export type Rule = 'sgd' | 'momentum' | 'nesterov' | 'adagrad' | 'rmsprop' | 'adadelta' | 'adam';
+/** `Ahead`: with look-ahead, which that of `momentum` is by `nesterov`. */
+export type Rule =
+  | 'sgd'
+  | 'momentum'
+  | 'nesterov'
+  | 'adagrad'
+  | 'rmsprop'
+  | 'adadelta'
+  | 'adam'
+  | 'rmspropAhead'
+  | 'adamAhead';
 /** What a kernel reads; `topk` is spread out before. */
 export type Decoding = 'f32' | 'bf16' | 'int8';
 

@@ -16,6 +16,31 @@ export interface StepOptions {
   readonly learningRate: number;
   /** From the momentum schedule; overrides the configured one. */
   readonly momentum?: number;
+  /** Absent: the common one. */
+  readonly velocity?: VelocityUse;
+}
+
+/**
+ * Which velocity an update goes by, where workers have velocities of their own: look-ahead, DANA (Hakimi et al.
+ * 2019, arXiv:1907.11612). There θ ← θ + vᵢ, and workers are sent θ + α Σ vⱼ, where the next update of each worker
+ * will have taken the parameters. Kept are, as with `nesterov`, the parameters that are sent, φ = θ + α Σ vⱼ. They
+ * follow vᵢ ← α vᵢ − ε g, φ ← φ + α vᵢ − ε g: the sum need not be known (DANA-Slim), and one worker's update is
+ * that of `nesterov`. Of Adam, vᵢ is the first moment, and the same gives φ ← φ − ε (β₁ m̂ᵢ + (1 − β₁) ĝ) / (√v̂ + δ),
+ * Nadam's step (Dozat 2016), with the second moment and the corrections of the start at 0 in common.
+ */
+export interface VelocityUse {
+  /** 0: the common one, and the optimizer's plain rule. From 1: one of some workers, with look-ahead. */
+  readonly slot: number;
+  /** Before the update it becomes a copy of this slot's, or zeros: -1. Absent: it is as it was left. */
+  readonly from?: number;
+  /** Nobody needs these any more. */
+  readonly freed?: readonly number[];
+}
+
+/** Of the state that `VelocityUse` is about; null: the optimizer has no momentum. */
+export function velocitySymbol(kind: OptimizerConfig['kind']): 'v' | 'm' | null {
+  if (kind === 'adam' || kind === 'adamw') return 'm';
+  return kind === 'momentum' || kind === 'nesterov' || kind === 'rmsprop' ? 'v' : null;
 }
 
 export interface Optimizer {
@@ -26,6 +51,8 @@ export interface Optimizer {
   apply(parameters: Float32Array, gradient: Float32Array, options: StepOptions): void;
   /** Live state by symbol, each of shape [n]: exactly what a checkpoint must keep. */
   readonly slots: Readonly<Record<string, Float32Array>>;
+  /** Velocities of workers, by slot from 1; shape [n] each. */
+  readonly velocities: ReadonlyMap<number, Float32Array>;
   /** Forgets all state, as for fresh parameters. */
   reset(): void;
 }
@@ -110,14 +137,30 @@ export function createOptimizer(
   const rule = createRule(config, n);
   const spans = spansOf(n, decay);
   const { slots, initial = 0 } = rule;
+  const velocities = new Map<number, Float32Array>();
+  const symbol = velocitySymbol(config.kind);
   const reset = () => {
     for (const slot of Object.values(slots)) slot.fill(initial);
+    velocities.clear();
   };
   reset();
+  /** The velocity that an update goes by; null: the common one. */
+  const velocityOf = (use: VelocityUse | undefined): Float32Array | null => {
+    if (!use || symbol === null) return null;
+    const of = (slot: number) => (slot === 0 ? slots[symbol] : velocities.get(slot));
+    const from = use.from === undefined ? null : (of(use.from) ?? new Float32Array(n));
+    for (const freed of use.freed ?? []) velocities.delete(freed);
+    const own = of(use.slot) ?? new Float32Array(n);
+    if (use.slot > 0) velocities.set(use.slot, own);
+    if (from) own.set(from);
+    return use.slot > 0 ? own : null;
+  };
   return {
     slots,
+    velocities,
     apply(parameters, gradient, options) {
-      for (const span of spans) rule.update(parameters, gradient, span, options);
+      const own = velocityOf(options.velocity);
+      for (const span of spans) rule.update(parameters, gradient, span, options, own);
     },
     reset,
   };
@@ -140,8 +183,14 @@ interface Rule {
   readonly slots: Readonly<Record<string, Float32Array>>;
   /** What all slots begin with; 0 unless given. */
   readonly initial?: number;
-  /** Updates one span of the parameters. */
-  update(theta: Float32Array, g: Float32Array, span: DecayRange, options: StepOptions): void;
+  /** Updates one span of the parameters. @param own velocity of a worker: with look-ahead. */
+  update(
+    theta: Float32Array,
+    g: Float32Array,
+    span: DecayRange,
+    options: StepOptions,
+    own: Float32Array | null,
+  ): void;
 }
 
 function createRule(config: OptimizerConfig, n: number): Rule {
@@ -184,14 +233,16 @@ function sgd(): Rule {
  */
 function momentum(alphaDefault: number, n: number): Rule {
   const v = new Float32Array(n);
+  const ahead = nesterov(alphaDefault, n);
   return {
     slots: { v },
-    update(
-      theta,
-      g,
-      { start, end, rate, l1 = 0 },
-      { learningRate, momentum: alpha = alphaDefault },
-    ) {
+    update(theta, g, span, options, own) {
+      if (own) {
+        ahead.update(theta, g, span, options, own);
+        return;
+      }
+      const { start, end, rate, l1 = 0 } = span;
+      const { learningRate, momentum: alpha = alphaDefault } = options;
       for (let i = start; i < end; i++) {
         const t = theta[i]!;
         const velocity = alpha * v[i]! - learningRate * (g[i]! + rate * t + l1 * Math.sign(t));
@@ -208,15 +259,17 @@ function momentum(alphaDefault: number, n: number): Rule {
  * v ← α v − ε g, φ ← φ + α v − ε g (Bengio et al. 2012, arXiv:1212.0901; Sutskever et al. 2013).
  */
 function nesterov(alphaDefault: number, n: number): Rule {
-  const v = new Float32Array(n);
+  const common = new Float32Array(n);
   return {
-    slots: { v },
+    slots: { v: common },
     update(
       theta,
       g,
       { start, end, rate, l1 = 0 },
       { learningRate, momentum: alpha = alphaDefault },
+      own,
     ) {
+      const v = own ?? common;
       for (let i = start; i < end; i++) {
         const t = theta[i]!;
         const step = learningRate * (g[i]! + rate * t + l1 * Math.sign(t));
@@ -264,23 +317,26 @@ function rmsprop(
 ): Rule {
   const { decay: rho, momentum: alphaDefault, epsilon: delta } = config;
   const r = new Float32Array(n);
-  const v = new Float32Array(n);
+  const common = new Float32Array(n);
   return {
-    slots: { r, v },
+    slots: { r, v: common },
     update(
       theta,
       g,
       { start, end, rate, l1 = 0 },
       { learningRate, momentum: alpha = alphaDefault },
+      own,
     ) {
+      const v = own ?? common;
       for (let i = start; i < end; i++) {
         const t = theta[i]!;
         const gi = g[i]! + rate * t + l1 * Math.sign(t);
         const ri = rho * r[i]! + (1 - rho) * gi * gi;
-        const velocity = alpha * v[i]! - (learningRate * gi) / Math.sqrt(delta + ri);
+        const step = (learningRate * gi) / Math.sqrt(delta + ri);
+        const velocity = alpha * v[i]! - step;
         r[i] = ri;
         v[i] = velocity;
-        theta[i] = t + velocity;
+        theta[i] = own ? t + alpha * velocity - step : t + velocity;
       }
     },
   };
@@ -320,11 +376,12 @@ function adam(
   decoupled: boolean,
 ): Rule {
   const { beta1, beta2, epsilon: delta } = config;
-  const m = new Float32Array(n);
+  const common = new Float32Array(n);
   const v = new Float32Array(n);
   return {
-    slots: { m, v },
-    update(theta, g, { start, end, rate, l1 = 0 }, { learningRate, step }) {
+    slots: { m: common, v },
+    update(theta, g, { start, end, rate, l1 = 0 }, { learningRate, step }, own) {
+      const m = own ?? common;
       const scale = learningRate / (1 - beta1 ** step);
       const correction = 1 / (1 - beta2 ** step);
       const lambda = decoupled ? 0 : rate;
@@ -336,7 +393,8 @@ function adam(
         const vi = beta2 * v[i]! + (1 - beta2) * gi * gi;
         m[i] = mi;
         v[i] = vi;
-        theta[i] = keep * t - (scale * mi) / (Math.sqrt(vi * correction) + delta);
+        const ahead = own ? beta1 * mi + (1 - beta1) * gi : mi;
+        theta[i] = keep * t - (scale * ahead) / (Math.sqrt(vi * correction) + delta);
       }
     },
   };

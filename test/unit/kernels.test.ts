@@ -11,7 +11,13 @@ import {
   sumOfSquares,
 } from '../../server/core/fused.ts';
 import { createKernels } from '../../server/core/kernels.ts';
-import { createOptimizer, normAndFinite, type StepOptions } from '../../server/core/optimizer.ts';
+import {
+  createOptimizer,
+  normAndFinite,
+  type StepOptions,
+  type VelocityUse,
+  velocitySymbol,
+} from '../../server/core/optimizer.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import {
   BLOCK,
@@ -64,11 +70,22 @@ function encode(values: Float32Array, encoding: Dense): Uint8Array {
 }
 
 /** A fused optimizer over n parameters, with room for one gradient. */
-function setUp(config: OptimizerConfig, n: number, decay: Parameters<typeof createOptimizer>[2]) {
-  const memory = new Memory(2 * regionBytes(8 * n) + optimizerBytes(config, n));
+function setUp(
+  config: OptimizerConfig,
+  n: number,
+  decay: Parameters<typeof createOptimizer>[2],
+  velocities = 0,
+) {
+  const memory = new Memory(2 * regionBytes(8 * n) + optimizerBytes(config, n, velocities));
   const kernels = createKernels(memory.memory);
   const theta = memory.take(4 * n);
-  const fused = createFusedOptimizer(config, n, decay ?? [], { memory, kernels, theta });
+  const fused = createFusedOptimizer(
+    config,
+    n,
+    decay ?? [],
+    { memory, kernels, theta },
+    velocities,
+  );
   const room = memory.take(8 * n);
   const stage = (encoding: Dense, bytes: Uint8Array): Staged => {
     memory.bytes(room, bytes.length).set(bytes);
@@ -133,6 +150,60 @@ describe.each(KINDS)('%s', (kind) => {
         },
       ),
       { numRuns: 60 },
+    );
+  });
+
+  test.each(ENCODINGS)('with look-ahead agrees with its twin, gradients in %s', (encoding) => {
+    // Come, stay, share, go, and come back in another's place.
+    const uses: readonly VelocityUse[] = [
+      { slot: 1, from: 0 },
+      { slot: 2, from: -1 },
+      { slot: 1 },
+      { slot: 2 },
+      { slot: 3, from: 2, freed: [1] },
+      { slot: 1, from: -1 },
+      { slot: 0, from: 3, freed: [1, 2, 3] },
+    ];
+    fc.assert(
+      fc.property(
+        lengths,
+        fc.integer({ min: 0, max: 2 ** 31 }),
+        fc.boolean(),
+        (n, seed, decays) => {
+          const config = configOf(kind);
+          const decay = decays ? [{ start: 0, end: Math.ceil(n / 2), rate: 0.1, l1: 0.01 }] : [];
+          const twin = createOptimizer(config, n, decay);
+          const { parameters, fused, stage } = setUp(config, n, decay, 3);
+          const theta = normal(n, seed);
+          parameters.set(theta);
+          const decoded = new Float32Array(n);
+          const clip = { limit: Infinity, factor: 0.5 };
+          for (let step = 1; step <= uses.length + 2; step++) {
+            const bytes = encode(normal(n, seed + step), encoding);
+            decodeGradient(encoding, bytes, decoded);
+            for (let i = 0; i < n; i++) decoded[i] = decoded[i]! * clip.factor;
+            const velocity = uses[step - 3];
+            const able = velocity && velocitySymbol(kind) !== null;
+            const options = { step, learningRate: 0.05 / step, ...(able && { velocity }) };
+            twin.apply(theta, decoded, options);
+            expect(fused.apply(stage(encoding, bytes), clip, options)).toBe(true);
+            expectClose(parameters, theta, 'parameters');
+            const slots = [...twin.velocities.keys()].sort();
+            expect([...fused.velocities.keys()].sort()).toEqual(slots);
+            for (const slot of slots) {
+              expectClose(
+                fused.velocities.get(slot)!,
+                twin.velocities.get(slot)!,
+                `velocity ${slot}`,
+              );
+            }
+          }
+          for (const [symbol, slot] of Object.entries(twin.slots)) {
+            expectClose(fused.slots[symbol]!, slot, symbol);
+          }
+        },
+      ),
+      { numRuns: 40 },
     );
   });
 

@@ -14,6 +14,9 @@ const ADAGRAD = 3;
 const RMSPROP = 4;
 const ADADELTA = 5;
 const ADAM = 6;
+// With look-ahead by the momentum of a worker's own; that of momentum is NESTEROV.
+const RMSPROP_AHEAD = 7;
+const ADAM_AHEAD = 8;
 
 @inline
 function decoded(kind: i32, g: usize, scales: usize, i: usize): v128 {
@@ -87,6 +90,13 @@ function update4(
     const v = f32x4.sub(f32x4.mul(p, v128.load(s2 + at)), step);
     store(s2 + at, v, mask, masked);
     fresh = f32x4.add(t, v);
+  } else if (rule == RMSPROP_AHEAD) {
+    const r = f32x4.add(f32x4.mul(q, v128.load(s1 + at)), f32x4.mul(q1, f32x4.mul(x, x)));
+    store(s1 + at, r, mask, masked);
+    const step = f32x4.div(f32x4.mul(rate, x), f32x4.sqrt(f32x4.add(delta, r)));
+    const v = f32x4.sub(f32x4.mul(p, v128.load(s2 + at)), step);
+    store(s2 + at, v, mask, masked);
+    fresh = f32x4.sub(f32x4.add(t, f32x4.mul(p, v)), step);
   } else if (rule == ADADELTA) {
     const r = f32x4.add(f32x4.mul(q, v128.load(s1 + at)), f32x4.mul(q1, f32x4.mul(x, x)));
     store(s1 + at, r, mask, masked);
@@ -97,8 +107,10 @@ function update4(
     store(s2 + at, f32x4.add(f32x4.mul(q, u), size), mask, masked);
     fresh = f32x4.sub(t, f32x4.mul(rate, change));
   } else {
-    const m = f32x4.add(f32x4.mul(p, v128.load(s1 + at)), f32x4.mul(p1, x));
+    const g = f32x4.mul(p1, x);
+    let m = f32x4.add(f32x4.mul(p, v128.load(s1 + at)), g);
     store(s1 + at, m, mask, masked);
+    if (rule == ADAM_AHEAD) m = f32x4.add(f32x4.mul(p, m), g);
     const v = f32x4.add(f32x4.mul(q, v128.load(s2 + at)), f32x4.mul(q1, f32x4.mul(x, x)));
     store(s2 + at, v, mask, masked);
     // The correction of v is in rate and delta.
@@ -195,7 +207,7 @@ function update(
     rule, kind, theta, out, s1, s2, g, scales, start, from, limit, factor, lambda, l1, rate, p, p1, q, q1,
     delta, keep,
   );
-  const adam = rule == ADAM;
+  const adam = rule == ADAM || rule == ADAM_AHEAD;
   const vLimit = f32x4.splat(limit);
   const vFactor = f32x4.splat(factor);
   const vLambda = f32x4.splat(lambda);
@@ -481,6 +493,66 @@ export function adam_int8(
   theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
 ): i32 {
   return update(ADAM, INT8, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function rmspropAhead_f32_plain(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP_AHEAD, F32, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function rmspropAhead_f32(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP_AHEAD, F32, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function rmspropAhead_bf16_plain(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP_AHEAD, BF16, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function rmspropAhead_bf16(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP_AHEAD, BF16, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function rmspropAhead_int8_plain(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP_AHEAD, INT8, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function rmspropAhead_int8(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(RMSPROP_AHEAD, INT8, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function adamAhead_f32_plain(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM_AHEAD, F32, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function adamAhead_f32(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM_AHEAD, F32, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function adamAhead_bf16_plain(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM_AHEAD, BF16, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function adamAhead_bf16(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM_AHEAD, BF16, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function adamAhead_int8_plain(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM_AHEAD, INT8, true, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
+}
+export function adamAhead_int8(
+  theta: usize, out: usize, s1: usize, s2: usize, g: usize, scales: usize, start: usize, end: usize, limit: f32, factor: f32, lambda: f32, l1: f32, rate: f32, p: f32, p1: f32, q: f32, q1: f32, delta: f32, keep: f32,
+): i32 {
+  return update(ADAM_AHEAD, INT8, false, theta, out, s1, s2, g, scales, start, end, limit, factor, lambda, l1, rate, p, p1, q, q1, delta, keep);
 }
 
 @inline
