@@ -254,6 +254,8 @@ export class Coordinator {
           { level: 'warn', run: run.id, step, code: 'DP_DIVERGED' },
         );
         this.#keeper.rolledBack(run);
+      } else if (event.kind === 'correction') {
+        this.log(`run ${run.id}: ${event.text}`, { run: run.id, step: run.step });
       } else if (event.kind === 'lost') {
         const { steps, restored } = event;
         this.log(

@@ -26,7 +26,8 @@ export function saveShards(
   const id = ++saves;
   const own = run.save(id, what, copy);
   const layout = run.layout!;
-  const sizes = vectorSizes(run.config, layout).set(BEST, layout.exchangedSize);
+  const { velocities } = run.state(run.nowMs).parameters ?? {};
+  const sizes = vectorSizes(run.config, layout, velocities).set(BEST, layout.exchangedSize);
 
   /** Elements [start, end) of a vector that begins with the layout's, from all shards. */
   async function* pieces(name: string, start: number, end: number) {
@@ -73,7 +74,7 @@ export async function restoreShards(
     const { id: run, config } = state.options;
     const layout = createLayout(state.tensors);
     const ranges = rangesOf(layout, pool.count);
-    const sizes = vectorSizes(config, layout);
+    const sizes = vectorSizes(config, layout, state.parameters.velocities);
     if (state.best) sizes.set(BEST, layout.exchangedSize);
     for (let index = 1; index < ranges.length; index++) {
       const range = ranges[index]!;

@@ -295,6 +295,11 @@ export const RunConfigSchema = Type.Object(
           'inverse: the learning rate of a push is divided by its staleness (if above 1)',
           'none',
         ),
+        correction: choice(
+          ['none', 'auto', 'inverse', 'lookahead'],
+          'what is done about staleness. auto: look-ahead, limited updates and a lower rate as more workers come, nothing where damping or stalenessMax is set; inverse: as damping; lookahead: a momentum for each worker, parameters are sent where the updates under way will have taken them (DANA)',
+          'none',
+        ),
         depth: Type.Integer({
           minimum: 1,
           maximum: 8,
@@ -531,6 +536,9 @@ export const LIMITS = {
   measuredMax: 1e100,
   /** A gradient, or samples, of 30 years. */
   durationMsMax: 1e12,
+  /** Velocities of workers that a run keeps for look-ahead, and what they take on each shard; then several share one. */
+  velocityCountMax: 64,
+  velocityBytesMax: 2 ** 30,
   /** Minibatch leases one worker may hold. */
   leasesPerWorkerMax: 64,
   /** Bytes waiting to be sent to one worker before it is disconnected as a slow reader. */

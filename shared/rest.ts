@@ -74,6 +74,22 @@ export const RollbackSchema = Type.Object({
 });
 export type Rollback = Static<typeof RollbackSchema>;
 
+/** What a run does about its workers' number: `consistency.correction`. */
+export const CorrectionSchema = Type.Object({
+  /** What it may do: as configured, or none where that leaves nothing. */
+  kind: Type.Union([Type.Literal('none'), Type.Literal('auto'), Type.Literal('lookahead')]),
+  /** Those that it counts: connected, or away for a few seconds. */
+  workers: N,
+  lookahead: Type.Boolean(),
+  /** Fewer than workers: for lack of room several workers share one. */
+  velocities: N,
+  /** The largest norm of a gradient now, larger ones are scaled down to it; null: any. */
+  normMax: orNull(N),
+  /** The same in words; null: all is as with one worker. */
+  text: orNull(Type.String()),
+});
+export type Correction = Static<typeof CorrectionSchema>;
+
 export const RunSummarySchema = Type.Object({
   id: Type.String(),
   experiment: Type.String(),
@@ -122,6 +138,8 @@ export const RunSummarySchema = Type.Object({
   /** Of all applied pushes, as `stalenessHistogram` of the metrics counts them; null: none yet. */
   staleness: orNull(Type.Object({ p50: N, p95: N, max: N })),
   gradientNorm: orNull(N),
+  /** Absent: an older server. */
+  correction: Type.Optional(CorrectionSchema),
   /** Set: the optimisation seems to be in trouble, and what to try. */
   hint: orNull(Type.String()),
   pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),

@@ -11,7 +11,7 @@ import {
   type CompressionKernels,
   createCompressionKernels,
 } from '../../shared/compression-kernels.ts';
-import type { RunConfig } from '../../shared/config.ts';
+import { LIMITS, type RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
 import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from '../../shared/memory.ts';
@@ -33,7 +33,7 @@ import {
 } from './fused.ts';
 import { createKernels, type Decoding, type Kernels } from './kernels.ts';
 import { type NormBound, normBounds, project } from './max-norm.ts';
-import { decayRanges, normAndFinite, type StepOptions } from './optimizer.ts';
+import { decayRanges, normAndFinite, type StepOptions, velocitySymbol } from './optimizer.ts';
 import { Snapshot, SnapshotPool } from './snapshot.ts';
 
 /**
@@ -74,13 +74,17 @@ export class Parameters {
   /** Of this step, made when first asked for. */
   readonly #snapshots: { f32: Snapshot | null; bf16: Snapshot | null } = { f32: null, bf16: null };
 
-  /** @throws DownpourError DP_LAYOUT_INVALID: too large for one memory; of `normBounds`. */
+  /**
+   * @param velocities of workers that there is to be room for, as of `velocityCount`.
+   * @throws DownpourError DP_LAYOUT_INVALID: too large for one memory; of `normBounds`.
+   */
   constructor(
     layout: Layout,
     config: Pick<
       RunConfig,
       'optimizer' | 'weightDecay' | 'clip' | 'maxNorm' | 'averaging' | 'compression'
     >,
+    velocities = 0,
   ) {
     const { trainableSize, exchangedSize, size, tensors, frozenSize } = layout;
     this.layout = layout;
@@ -89,7 +93,7 @@ export class Parameters {
     const payload = regionBytes(4 * exchangedSize);
     const fixed =
       regionBytes(4 * size) +
-      optimizerBytes(config.optimizer, trainableSize) +
+      optimizerBytes(config.optimizer, trainableSize, velocities) +
       averageBytes(config.averaging, exchangedSize) +
       payload;
     checkMemoryBytes(fixed + LANDINGS_MIN * payload);
@@ -107,7 +111,13 @@ export class Parameters {
     this.#now = vectorAt(memory, memory.take(4 * size), layout, size);
     const decay = decayRanges(config.weightDecay, tensors);
     const room = { memory, kernels, theta: this.#now.address };
-    this.#optimizer = createFusedOptimizer(config.optimizer, trainableSize, decay, room);
+    this.#optimizer = createFusedOptimizer(
+      config.optimizer,
+      trainableSize,
+      decay,
+      room,
+      velocities,
+    );
     this.#average = createAverage(config.averaging, exchangedSize, room);
     this.#scratch = memory.take(4 * exchangedSize);
     this.#lentMax = isHalf ? 0 : rooms;
@@ -336,7 +346,8 @@ export class Parameters {
     let finite = true;
     const n = this.layout.trainableSize;
     const blocks = isLast && (average !== null || half !== null) ? BLOCK_ELEMENTS : n;
-    for (let start = 0; start < n; start += blocks) {
+    // Once also where nothing is trained: a shard keeps the velocities that the others keep.
+    for (let start = 0; start === 0 || start < n; start += blocks) {
       const end = Math.min(n, start + blocks);
       const where = { from: from.address, to: to.address, start, end };
       if (!this.#optimizer.apply(gradient, clip, options, where)) finite = false;
@@ -415,6 +426,8 @@ export class Parameters {
   /** Overwrites a piece of one of the `vectors`. */
   write(name: string, start: number, values: Float32Array): void {
     this.#own();
+    // Of velocities only those in use are among the vectors.
+    if (name.startsWith(VELOCITY)) this.#optimizer.velocity(Number(name.slice(VELOCITY.length)));
     const vector = this.vectors().find(([known]) => known === name)?.[1];
     if (!vector || start + values.length > vector.length) {
       throw new DownpourError(
@@ -435,12 +448,18 @@ export class Parameters {
       ]);
     return [
       ...named('optimizer', this.#optimizer.slots),
+      ...named('velocity', Object.fromEntries(this.#optimizer.velocities)),
       ...named('average', this.#average?.slots ?? {}),
     ];
   }
 
   state(): ParametersState {
-    return { merges: this.#merges, average: this.#average?.state() ?? null };
+    const velocities = [...this.#optimizer.velocities.keys()].sort((a, b) => a - b);
+    return {
+      merges: this.#merges,
+      average: this.#average?.state() ?? null,
+      ...(velocities.length > 0 && { velocities }),
+    };
   }
 
   /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
@@ -448,9 +467,9 @@ export class Parameters {
     for (const { name, offset, size } of this.layout.tensors) {
       this.#own().set(takeTensor(tensors, name, size), offset);
     }
+    this.restoreState(state);
     for (const [name, values] of this.#state())
       values.set(takeTensor(tensors, name, values.length));
-    this.restoreState(state);
   }
 
   /**
@@ -465,8 +484,9 @@ export class Parameters {
     this.#changed();
   }
 
-  /** Continues from a checkpoint, once the `vectors` are set. */
+  /** Continues from a checkpoint; the numbers of the `vectors` come before or after. */
   restoreState(state: ParametersState): void {
+    for (const slot of state.velocities ?? []) this.#optimizer.velocity(slot);
     if (state.average) this.#average?.restore(state.average);
     this.#merges = state.merges;
     this.#changed();
@@ -476,18 +496,45 @@ export class Parameters {
 /** The parameters among the `vectors`. */
 export const VECTOR = `${STATE_PREFIX}parameters`;
 
-type Owner = 'optimizer' | 'average';
+type Owner = 'optimizer' | 'velocity' | 'average';
 const stateName = (owner: Owner, symbol: string) => `${STATE_PREFIX}${owner}.${symbol}`;
+/** Before the slot in the name of a worker's velocity. */
+const VELOCITY = stateName('velocity', '');
 
-/** The `vectors` of a run that is not here: their names and elements. */
+/**
+ * For so many velocities of workers there is room, the same on all shards of a run.
+ * @param layout of the whole model.
+ */
+export function velocityCount(
+  { optimizer, averaging, consistency }: Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency'>,
+  { size, trainableSize, exchangedSize }: Layout,
+): number {
+  const { correction } = consistency;
+  const wanted = correction === 'auto' || correction === 'lookahead';
+  if (!wanted || velocitySymbol(optimizer.kind) === null) return 0;
+  const others =
+    regionBytes(4 * size) +
+    optimizerBytes(optimizer, trainableSize) +
+    averageBytes(averaging, exchangedSize) +
+    // The payload, and room for a few pushes and answers.
+    (1 + 2 * ROOMS_FEW) * regionBytes(4 * exchangedSize);
+  const bytes = Math.min(LIMITS.velocityBytesMax, MEMORY_BYTES_MAX - others);
+  const count = Math.floor(bytes / regionBytes(4 * trainableSize));
+  // One for all would be no other than the common one.
+  return count < 2 ? 0 : Math.min(LIMITS.velocityCountMax, count);
+}
+
+/** The `vectors` of a run that is not here: their names and elements. @param velocities in use. */
 export function vectorSizes(
   { optimizer, averaging }: Pick<RunConfig, 'optimizer' | 'averaging'>,
   { size, trainableSize, exchangedSize }: Layout,
+  velocities: readonly number[] = [],
 ): Map<string, number> {
   const sizes = new Map([[VECTOR, size]]);
   for (const symbol of optimizerSymbols(optimizer)) {
     sizes.set(stateName('optimizer', symbol), trainableSize);
   }
+  for (const slot of velocities) sizes.set(stateName('velocity', String(slot)), trainableSize);
   for (const symbol of averageSymbols(averaging)) {
     sizes.set(stateName('average', symbol), exchangedSize);
   }
@@ -638,6 +685,8 @@ function aligned(bytes: Uint8Array): Float32Array {
 export interface ParametersState {
   readonly merges: number;
   readonly average: AverageState | null;
+  /** Slots of velocities of workers that are in use; absent: none. */
+  readonly velocities?: readonly number[];
 }
 
 export interface NamedTensor {

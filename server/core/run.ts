@@ -32,6 +32,12 @@ import type {
 } from '../../shared/rest.ts';
 import { checkAgreement, type Joining } from './agreement.ts';
 import { admit } from './consistency.ts';
+import {
+  Correction,
+  type CorrectionReplica,
+  type CorrectionState,
+  limitedNorm,
+} from './correction.ts';
 import { EarlyStopping, type EarlyStoppingState } from './early-stopping.ts';
 import { Leases, type LeasesReplica, type LeasesState } from './leases.ts';
 import { normBounds } from './max-norm.ts';
@@ -47,6 +53,7 @@ import {
   type StagedPush,
   slice,
   takeTensor,
+  velocityCount,
 } from './parameters.ts';
 import { Robust, type RobustState } from './robust.ts';
 import { createSchedule, momentumAt, type Schedule, type ScheduleState } from './schedule.ts';
@@ -92,6 +99,8 @@ export type RunEvent =
   | { readonly kind: 'rollback'; readonly rollback: Rollback }
   /** More is known of what was lost with earlier lives of the server. */
   | { readonly kind: 'lost'; readonly steps: number; readonly restored: number }
+  /** What is done about the number of workers has changed: a line for the user. */
+  | { readonly kind: 'correction'; readonly text: string }
   /** Workers that had nothing to do may have something now. */
   | { readonly kind: 'wake' };
 
@@ -226,6 +235,7 @@ export interface RunState {
   readonly optimizerStart?: number;
   readonly epochAtEnd?: number | null;
   readonly startingAnew?: boolean;
+  readonly correction?: CorrectionState;
 }
 
 /**
@@ -294,6 +304,7 @@ export interface RunReplica {
   readonly evaluationDue: boolean;
   readonly leases: LeasesReplica | null;
   readonly robust: RobustState;
+  readonly correction: CorrectionReplica;
   readonly workers: readonly (readonly [string, WorkerRecord])[];
   readonly grant: { readonly id: number; readonly worker: string | null } | null;
   readonly grantsGiven: number;
@@ -366,6 +377,7 @@ export class Run {
   #earlyStopping: EarlyStopping;
   #observations = new Observations();
   readonly #robust: Robust;
+  readonly #correction: Correction;
   #evaluation: PendingEvaluation | null = null;
   #evaluationDue = false;
   /** In updates of the phase. */
@@ -420,6 +432,7 @@ export class Run {
     this.#shards = shards;
     this.#schedule = createSchedule(options.config.schedule, options.config);
     this.#robust = new Robust(options.config);
+    this.#correction = new Correction(options.config);
     this.#earlyStopping = new EarlyStopping(options.config.earlyStopping);
   }
 
@@ -620,6 +633,7 @@ export class Run {
     }
     const record = this.#record(worker);
     record.attached = true;
+    this.#correction.arrived(worker);
     record.generation = -1;
     // Those that wait for more workers look again.
     if (this.config.workersMin > 1) this.#events.push({ kind: 'wake' });
@@ -672,7 +686,9 @@ export class Run {
     const ranges = rangesOf(layout, this.#shards?.count ?? 1);
     // Here, where a worker is told, not on the other shards.
     for (const range of ranges) normBounds(this.config.maxNorm, partLayout(layout, range).tensors);
-    this.#parameters = new Parameters(partLayout(layout, ranges[0]!), this.config);
+    const velocities = velocityCount(this.config, layout);
+    this.#parameters = new Parameters(partLayout(layout, ranges[0]!), this.config, velocities);
+    this.#correction.place(velocities);
     this.#layout = layout;
     this.#ranges = ranges;
   }
@@ -699,6 +715,7 @@ export class Run {
     const record = this.#workers.get(worker);
     if (record) record.attached = false;
     this.#robust.left(worker);
+    this.#correction.departed(worker, now);
     this.#leases?.hasten(worker, now + GRACE_MS);
     if (this.#evaluation?.worker === worker) this.#evaluation.deadline = now + GRACE_MS;
     if (this.#grant?.worker === worker) {
@@ -713,6 +730,7 @@ export class Run {
     const record = this.#workers.get(worker);
     if (record) record.attached = false;
     this.#robust.left(worker);
+    this.#correction.left(worker);
     if (this.#leases?.release(worker)) this.#events.push({ kind: 'wake' });
     if (this.#evaluation?.worker === worker) {
       this.#evaluation.worker = null;
@@ -734,6 +752,7 @@ export class Run {
   /** Takes back work that is out of time. Call about once a second. */
   tick(now: number): void {
     this.#follower?.({ call: 'tick', now }, NOTHING);
+    this.#correction.tick(now);
     let freed = this.#leases?.expire(now) ?? 0;
     const evaluation = this.#evaluation;
     if (evaluation?.deadline != null && evaluation.deadline <= now) {
@@ -883,6 +902,7 @@ export class Run {
       );
     }
     parameters.initialise(values);
+    this.#correction.reset();
     if (others) this.#tell({ kind: 'initialise', run: this.id, session: others.session });
     this.#grant = null;
     this.#initialLoss = null;
@@ -986,11 +1006,15 @@ export class Run {
     const { clip } = this.config;
     const limit = clip.value ?? Infinity;
     const { loss } = push;
-    const learningRate = this.learningRate * admission.scale;
-    const momentum = momentumAt(this.config.momentumSchedule, this.#scheduleStep);
     const step = this.#step - this.#optimizerStart + 1;
-    const options: StepOptions =
-      momentum === undefined ? { step, learningRate } : { step, learningRate, momentum };
+    const plan = this.#correction.plan(worker, staleness);
+    const learningRate = this.learningRate * admission.scale * (plan?.scale ?? 1);
+    const momentum = momentumAt(this.config.momentumSchedule, this.#scheduleStep);
+    const options: StepOptions = {
+      ...{ step, learningRate },
+      ...(momentum !== undefined && { momentum }),
+      ...(plan?.velocity && { velocity: plan.velocity }),
+    };
     const given = Math.sqrt(parameters.squares(staged, limit) + (others?.squares ?? 0));
     if (loss === null || !Number.isFinite(given)) {
       leases.retry(lease.id, now);
@@ -1005,7 +1029,7 @@ export class Run {
       if (code === 'DP_GRADIENT_TOO_LARGE') this.#robust.bad(worker, message);
       return answer(push, 'rejected', staleness, code, message);
     }
-    const norm = Math.min(given, clip.norm ?? Infinity);
+    const norm = Math.min(limitedNorm(given, plan?.normMax ?? Infinity), clip.norm ?? Infinity);
     const factor = norm < given ? norm / given : 1;
 
     if (!parameters.update(staged, { limit, factor }, options)) {
@@ -1031,6 +1055,9 @@ export class Run {
     record.examples += lease.count;
     this.#nonFiniteInRow = 0;
     this.#robust.applied(worker, now);
+    this.#correction.applied(worker, plan, norm);
+    const news = this.#correction.takeNews();
+    if (news !== null) this.#events.push({ kind: 'correction', text: news });
     this.#initialLoss ??= loss;
     this.#observations.applied({
       step: this.#step,
@@ -1104,8 +1131,7 @@ export class Run {
     }
     if (best) {
       this.#setParameters(best.capture);
-      this.#mustParameters().resetOptimizer();
-      this.#tell({ kind: 'resetOptimizer', run: this.id });
+      this.#resetOptimizer();
     } else {
       this.#startingAnew = true;
       this.#generation++;
@@ -1387,8 +1413,7 @@ export class Run {
     }
     this.#target = evaluation.loss;
     this.#setParameters(best.capture);
-    this.#mustParameters().resetOptimizer();
-    this.#tell({ kind: 'resetOptimizer', run: this.id });
+    this.#resetOptimizer();
     this.#schedule.restore(best.schedule);
     this.#scheduleOffset = best.phaseStep;
     this.#startPhase('refitting', {
@@ -1408,6 +1433,12 @@ export class Run {
     parameters.replace(evaluated ? parameters.evaluated() : by.values);
     this.#tell({ kind: 'replace', run: this.id, by: evaluated ? by : by.id });
     this.#generation++;
+  }
+
+  #resetOptimizer(): void {
+    this.#mustParameters().resetOptimizer();
+    this.#correction.reset();
+    this.#tell({ kind: 'resetOptimizer', run: this.id });
   }
 
   /** The parameters are the final ones; the test part is looked at once. */
@@ -1639,6 +1670,7 @@ export class Run {
       },
       staleness: observations.staleness(),
       gradientNorm: observations.gradientNorm,
+      correction: this.#correction.told,
       hint: this.#hint(),
       pushes: { ...this.#pushes },
       rollbacks: [...this.#rollbacks],
@@ -1755,6 +1787,7 @@ export class Run {
       optimizerStart: this.#optimizerStart,
       epochAtEnd: this.#epochAtEnd,
       startingAnew: this.#startingAnew,
+      correction: this.#correction.state(),
     };
   }
 
@@ -1888,6 +1921,7 @@ export class Run {
     this.#optimizerStart = state.optimizerStart ?? state.phaseStart;
     this.#epochAtEnd = state.epochAtEnd ?? null;
     this.#startingAnew = state.startingAnew ?? false;
+    if (state.correction) this.#correction.restore(state.correction);
     this.#stoppedAt = state.stoppedAt;
     this.#target = state.target;
     this.#lastEvaluatedStep = state.lastEvaluatedStep;
@@ -1938,6 +1972,7 @@ export class Run {
       evaluationDue: this.#evaluationDue,
       leases: this.#leases?.replica() ?? null,
       robust: this.#robust.state(),
+      correction: this.#correction.replica(),
       workers: [...this.#workers],
       grant: this.#grant,
       grantsGiven: this.#grantsGiven,
@@ -1980,6 +2015,7 @@ export class Run {
     run.#evaluationDue = replica.evaluationDue;
     run.#leases = replica.leases && Leases.replicate(replica.leases);
     run.#robust.restore(replica.robust);
+    run.#correction.replicate(replica.correction);
     for (const [key, record] of replica.workers) run.#workers.set(key, { ...record });
     run.#grant = replica.grant && { ...replica.grant };
     run.#grantsGiven = replica.grantsGiven;
@@ -1989,10 +2025,10 @@ export class Run {
     if (!state.tensors) return run;
     run.#place(createLayout(state.tensors));
     const parameters = run.#mustParameters();
+    if (state.parameters) parameters.restoreState(state.parameters);
     for (const [name] of run.hasParameters ? parameters.vectors() : []) {
       parameters.write(name, 0, vectors.get(name) ?? new Float32Array());
     }
-    if (state.parameters) parameters.restoreState(state.parameters);
     const captured = (name: string): Capture => {
       const values = vectors.get(name) ?? new Float32Array();
       return { id: ++run.#captures, values };

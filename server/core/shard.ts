@@ -5,7 +5,15 @@ import { DownpourError, errorText } from '../../shared/errors.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { partition, partLayout, type Range } from '../../shared/partition.ts';
 import { normAndFinite } from './optimizer.ts';
-import { type Copy, Parameters, payloadLimits, type Room, slice, VECTOR } from './parameters.ts';
+import {
+  type Copy,
+  Parameters,
+  payloadLimits,
+  type Room,
+  slice,
+  VECTOR,
+  velocityCount,
+} from './parameters.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
 import { Snapshot } from './snapshot.ts';
 
@@ -254,7 +262,7 @@ export class Shard {
     this.#runs.set(run, {
       layout,
       config,
-      parameters: new Parameters(layout, config),
+      parameters: new Parameters(layout, config, velocityCount(config, whole)),
       captures: new Map(),
       saved: new Map(),
       landed: new Map(),

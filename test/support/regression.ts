@@ -139,9 +139,14 @@ export class VirtualWorker {
     run.join(key, facts ? { ...own, facts: 'json' } : own, 0, facts ?? undefined);
   }
 
+  /** Has pushed once before, in another life of the run. */
+  skip(): void {
+    this.#sequence++;
+  }
+
   /** Takes the newest parameters and work. @returns whether there was any. */
-  pull(now = 0): boolean {
-    const assignment = this.#run.assign(this.key, 2, now);
+  pull(now = 0, ahead = 2): boolean {
+    const assignment = this.#run.assign(this.key, ahead, now);
     this.#leases = [];
     if (assignment.kind === 'initialise') {
       const draw = random(assignment.seed, STREAMS.parameters);

@@ -52,6 +52,8 @@ export class ShardedRun {
   #overflows: number[] = [];
   #pulls = 0;
   #sequence = 0;
+  readonly #keys: readonly string[];
+  #turn = 0;
   #settle: Settle | null = null;
   #read: { values: Float32Array; step: number; generation: number } | null = null;
 
@@ -59,6 +61,8 @@ export class ShardedRun {
     count: number,
     config: PartialConfig,
     from?: { state: RunState; file: NamedTensor[] },
+    /** They take turns. */
+    workers = 1,
   ) {
     this.ranges = partition(LAYOUT, count);
     const options = optionsOf(config);
@@ -88,7 +92,10 @@ export class ShardedRun {
     };
     this.run = from ? this.#restore(from, link) : new Run(options, link);
     this.#compressor = createCompressor(options.config.compression, LAYOUT, this.ranges);
-    this.run.join('w/1', { experimentHash: 'h', tensors: TENSORS, data: DATA }, 0);
+    this.#keys = Array.from({ length: workers }, (_, i) => `w/${i + 1}`);
+    for (const key of this.#keys) {
+      this.run.join(key, { experimentHash: 'h', tensors: TENSORS, data: DATA }, 0);
+    }
   }
 
   #decode(index: number, payload: { bytes: Uint8Array; encoding: 'f32' | 'bf16' }): Float32Array {
@@ -173,7 +180,8 @@ export class ShardedRun {
     change: (gradient: Float32Array) => void = () => {},
     cut?: (part: Uint8Array) => Uint8Array,
   ): Acknowledgement | null {
-    const assignment = this.run.assign('w/1', 2, 0);
+    this.#turn = (this.#turn + 1) % this.#keys.length;
+    const assignment = this.run.assign(this.#key, 2, 0);
     const session = 's';
     if (assignment.kind === 'initialise') {
       const draw = random(assignment.seed, 1);
@@ -186,7 +194,7 @@ export class ShardedRun {
       }
       const first = values.subarray(0, this.ranges[0]!.end);
       const others = { session, finite: this.#landed.finite };
-      this.run.initialised('w/1', assignment.grant, first, 0, this.parts(others));
+      this.run.initialised(this.#key, assignment.grant, first, 0, this.parts(others));
       return null;
     }
     if (assignment.kind !== 'work') return null;
@@ -198,7 +206,7 @@ export class ShardedRun {
       const told = part === 'validation' ? loss + 0.02 * this.run.step : loss;
       const examples = part === 'train' ? 64 : 10;
       const result = { loss: told, error: told, examples, metrics: {} };
-      this.run.evaluated('w/1', { type: 'evaluated', run: 'r', evaluation: id, ...result }, 0);
+      this.run.evaluated(this.#key, { type: 'evaluated', run: 'r', evaluation: id, ...result }, 0);
       return null;
     }
     const { generation } = this.run;
@@ -206,6 +214,10 @@ export class ShardedRun {
     const gradient = values.slice(0, LAYOUT.exchangedSize);
     change(gradient);
     return this.push(gradient, assignment.leases[0]!.id, undefined, cut);
+  }
+
+  get #key(): string {
+    return this.#keys[this.#turn]!;
   }
 
   parts<T>(others: T): T | null {
@@ -234,7 +246,7 @@ export class ShardedRun {
     const others: PartsLanded = { session: 's', squares, problem };
     const { step, generation } = this.#read!;
     const acknowledgement = this.run.push(
-      'w/1',
+      this.#key,
       {
         ...{ type: 'push', run: 'r', sequence, lease, step, generation },
         ...{ loss: 1, computeMs: 1, encoding },

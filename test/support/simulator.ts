@@ -138,6 +138,7 @@ class Simulation {
       consistency: {
         stalenessMax: this.stalenessMax,
         damping: this.pick(['none', 'inverse']),
+        correction: random(seed, 5).below(2) === 0 ? 'auto' : 'none',
         depth: random(seed, 4).below(3) === 0 ? 2 : 1,
       },
       nonFiniteMax: 1_000,

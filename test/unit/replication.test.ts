@@ -32,6 +32,11 @@ const CONFIGS: readonly PartialConfig[] = [
     epochsMax: 8,
   },
   {
+    ...{ optimizer: { kind: 'momentum' }, consistency: { correction: 'auto' }, leaseSeconds: 1 },
+    ...{ evaluateEverySteps: 5, divergence: { rollbacksMax: 3 }, nonFiniteMax: 3, epochsMax: 10 },
+    earlyStopping: { patience: 2, afterStop: 'continue', continueStepsMax: 20 },
+  },
+  {
     ...{ optimizer: { kind: 'momentum' }, averaging: { kind: 'polyak', startStep: 2 } },
     earlyStopping: { patience: 1, afterStop: 'continue', continueStepsMax: 6 },
     ...{ evaluateEverySteps: 2, epochsMax: 8, leaseSeconds: 1, schedule: { kind: 'exponential' } },

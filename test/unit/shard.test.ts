@@ -19,7 +19,7 @@ test('a range that no frame could carry is refused, and the answer says how many
 });
 
 describe('a run on several shards is the same run as on one, to the bit', () => {
-  const configs: [string, PartialConfig][] = [
+  const configs: [string, PartialConfig, workers?: number][] = [
     ['sgd', {}],
     [
       'adam, ema, restore the best',
@@ -54,19 +54,33 @@ describe('a run on several shards is the same run as on one, to the bit', () => 
       },
     ],
     ['clipped by value', { clip: { value: 0.5 } }],
+    [
+      'look-ahead',
+      {
+        ...{ optimizer: { kind: 'momentum' }, consistency: { correction: 'auto' }, epochsMax: 8 },
+        earlyStopping: { patience: 1, afterStop: 'continue', continueStepsMax: 40 },
+      },
+      20,
+    ],
+    [
+      'look-ahead of adam, more than 16 workers',
+      { optimizer: { kind: 'adam' }, consistency: { correction: 'auto' }, epochsMax: 8 },
+      24,
+    ],
     ['bf16 both ways', { compression: { push: { kind: 'bf16' }, pull: 'bf16' } }],
   ];
-  test.each(configs)('%s', (_, config) => {
-    const one = new ShardedRun(1, config);
+  test.each(configs)('%s', (_, config, workers) => {
+    const one = new ShardedRun(1, config, undefined, workers);
     one.train();
     expect(one.run.phase).toBe('finished');
     for (const count of [2, 3, 4]) {
-      const several = new ShardedRun(count, config);
+      const several = new ShardedRun(count, config, undefined, workers);
       expect(several.run.parts).toBe(count);
       several.train();
       expect(several.run.phase).toBe('finished');
       expect(several.run.step).toBe(one.run.step);
       expect(several.parameters).toEqual(one.parameters);
+      expect(several.run.summary(0).correction).toEqual(one.run.summary(0).correction);
       expect(several.run.metrics().evaluations.map((e) => e.loss)).toEqual(
         one.run.metrics().evaluations.map((e) => e.loss),
       );
