@@ -12,6 +12,7 @@ import { loadMnist, MNIST_FILES } from '../../worker/data/mnist.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { sharedData } from '../data-folder.ts';
 import { Cluster } from '../support/cluster.ts';
+import { startProxy } from '../support/proxy.ts';
 import { isLacking, python, pythonEnvironment, pythonTest } from '../support/python.ts';
 
 /** The worker in examples/python: whether docs/protocol.md suffices to write one. */
@@ -128,8 +129,8 @@ describe('in a run', () => {
   });
   afterAll(() => cluster?.close());
 
-  function work(run: string, name: string, data: string): PythonWorker {
-    const args = ['--server', cluster.url.replace('http', 'ws'), '--run', run, '--name', name];
+  function work(run: string, name: string, data: string, url = cluster.url): PythonWorker {
+    const args = ['--server', url.replace('http', 'ws'), '--run', run, '--name', name];
     const child = spawn('python3', [join(EXAMPLES, 'python/worker.py'), ...args], {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: { ...pythonEnvironment(), ...ENV, DOWNPOUR_DATA: data },
@@ -260,6 +261,28 @@ describe('in a run', () => {
     expect(await next.end, next.log()).toBe(0);
     await mustBeWhole('second', epochsMax);
     expect((await cluster.client.run('second')).stepsLost).toBe(0);
+  });
+
+  it('over a network that is cut again and again: each example counts once', async () => {
+    const epochsMax = 12;
+    const data = await fewDigits();
+    // Parameters in bf16, and more leases than it has pushes under way.
+    const more = { compression: { pull: 'bf16' }, consistency: { depth: 2 } } as const;
+    await cluster.createRun('cut', FILE, { ...SMALL, ...more, epochsMax });
+    const proxy = await startProxy(Number(new URL(cluster.url).port));
+    try {
+      const numpy = work('cut', 'numpy', data, `http://127.0.0.1:${proxy.port}`);
+      for (let cuts = 0; cuts < 6; cuts++) {
+        const before = await appliedBy('cut', 'numpy');
+        await expect.poll(() => appliedBy('cut', 'numpy'), LONG).toBeGreaterThan(before);
+        proxy.cut();
+      }
+      expect(await numpy.end, numpy.log()).toBe(0);
+      expect(numpy.log().match(/no connection/g)!.length).toBeGreaterThan(3);
+    } finally {
+      await proxy.close();
+    }
+    await mustBeWhole('cut', epochsMax);
   });
 
   it('a run that it cannot compute is refused, and says why', async () => {
