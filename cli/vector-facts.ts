@@ -17,19 +17,13 @@ import {
 } from '../worker/data/examples.ts';
 import { factsOf, summaryOf } from '../worker/data/facts.ts';
 import { split } from '../worker/data/split.ts';
-import { openEngine } from '../worker/engine.ts';
-import { evaluate } from '../worker/evaluate.ts';
-import { hashExperiment, loadExperiment } from '../worker/experiment.ts';
-import { buildModel } from '../worker/model.ts';
-import { prepareOptions } from '../worker/prepare.ts';
+import { hashExperiment } from '../worker/experiment.ts';
 import { createOrders } from '../worker/trainer.ts';
 
 /**
  * What of docs/protocol.md is no message, as vectors: each is computed by the code that trains, from what is written
  * beside it, so that a worker in another language can compare its own.
  */
-
-const EXPERIMENT = new URL('../examples/mnist-mlp.ts', import.meta.url).pathname;
 
 export async function factVectors() {
   return {
@@ -42,12 +36,12 @@ export async function factVectors() {
     data: dataVectors(),
     experimentHashes: await hashVectors(),
     partitions: partitionVectors(),
-    gradients: await gradientVectors(),
     errors: errorVectors(),
   };
 }
 
-const times = <T>(n: number, f: (i: number) => T): T[] => Array.from({ length: n }, (_, i) => f(i));
+export const times = <T>(n: number, f: (i: number) => T): T[] =>
+  Array.from({ length: n }, (_, i) => f(i));
 
 function mixVectors() {
   const pairs = [
@@ -78,7 +72,14 @@ function randomVectors() {
     }));
     const bits = drawn(6, (from) => from.bits());
     const uniform = drawn(2, (from) => from.uniform());
-    return { seed, stream, bits, uniform, below, normal: drawn(3, (from) => from.normal()) };
+    return {
+      seed,
+      stream,
+      bits,
+      uniform,
+      below,
+      normal: drawn(3, (from) => shorter(from.normal())),
+    };
   });
 }
 
@@ -158,7 +159,7 @@ function splitVectors() {
 }
 
 /** The fields that a split depends on, all of them. */
-function splitFields(config: PartialConfig) {
+export function splitFields(config: PartialConfig) {
   const { seed, splitSeed, validationFraction, validation, trainFraction, bootstrap } =
     resolveConfig(config);
   return { seed, splitSeed, validationFraction, validation, trainFraction, bootstrap };
@@ -239,13 +240,13 @@ function dataVectors() {
   });
 }
 
-const columnOf = ({ values, shape, names, classes }: Column) => ({
+export const columnOf = ({ values, shape, names, classes }: Column) => ({
   ...{ kind: kindOf(values), shape, names: names ?? null, classes: classes ?? null },
   values: [...values],
 });
 
-/** Of float32, as many digits as name it. */
-const shorter = (value: number) => Number(value.toPrecision(8));
+/** As many digits as name a float32: the last of float64 are each machine's own where there is a logarithm or a cosine. */
+export const shorter = (value: number) => Number(value.toPrecision(8));
 
 async function hashVectors() {
   const folder = mkdtempSync(join(tmpdir(), 'downpour-vectors-'));
@@ -291,73 +292,6 @@ function partitionVectors() {
     ...{ shapes: specs.map(({ shape }) => shape), shards },
     ranges: partition(createLayout(specs), shards).map(({ start, end }) => [start, end]),
   }));
-}
-
-/** Loss, gradient and evaluation of examples/mnist-mlp.ts on little pictures, without dropout. */
-async function gradientVectors() {
-  await openEngine({ engine: 'cpu' });
-  const count = 20;
-  const columns = (n: number, factor: number) => ({
-    count: n,
-    inputs: {
-      values: Uint8Array.from(times(9 * n, (i) => (i * factor) % 256)),
-      shape: [n, 3, 3, 1],
-    },
-    targets: { values: Uint8Array.from(times(n, (i) => (i * 7) % 3)), shape: [n] },
-  });
-  const data: ExperimentData = {
-    ...{ train: columns(count, 37), test: columns(9, 101) },
-    ...{ classCount: 3, source: 'little pictures' },
-  };
-  const experiment = await loadExperiment(EXPERIMENT);
-  const config = resolveConfig({
-    ...{ seed: 6, minibatchSize: 7, evaluateTraining: 5 },
-    hyperparameters: { units: 5, dropout: 0 },
-  });
-  const prepared = prepareData(data, prepareOptions(experiment, config));
-  const model = await buildModel(experiment, config, prepared);
-  const drawn = await model.initialise(config.seed);
-  // Few digits; exact in f32.
-  const parameters = drawn.map((value) => Math.round(value * 1024) / 1024);
-  model.load(parameters);
-  const { layout } = model;
-  // The second is the last of its epoch, and smaller.
-  const leases: Lease[] = [
-    { id: 1, epoch: 0, start: 0, count: 7, part: 'train' },
-    { id: 3, epoch: 0, start: 14, count: 2, part: 'train' },
-    { id: 4, epoch: 5, start: 7, count: 7, part: 'trainAndValidation' },
-  ];
-  const pushes = [];
-  for (const lease of leases) {
-    const rows = createOrders(config.seed, prepared)(lease);
-    const { loss, gradient } = await model.step(gather(prepared, lease.part, rows), 0);
-    pushes.push({ lease, loss: shorter(loss), gradient: [...gradient].map(shorter) });
-  }
-  const evaluations = [];
-  for (const part of ['train', 'validation', 'test'] as const) {
-    const alsoTraining = part === 'validation' ? config.evaluateTraining : 0;
-    const result = await evaluate(model, parameters, prepared, part, { alsoTraining });
-    const metrics = Object.fromEntries(
-      Object.entries(result.metrics).map(([name, value]) => [name, value && shorter(value)]),
-    );
-    const { loss, error, examples } = result;
-    evaluations.push({ part, loss: shorter(loss!), error: shorter(error!), examples, metrics });
-  }
-  model.dispose();
-  const { evaluateTraining, hyperparameters } = config;
-  return [
-    {
-      experiment: 'mnist-mlp',
-      config: { ...splitFields(config), hyperparameters, evaluateTraining },
-      classCount: 3,
-      parts: {
-        train: { inputs: columnOf(data.train.inputs), targets: columnOf(data.train.targets) },
-        test: { inputs: columnOf(data.test!.inputs), targets: columnOf(data.test!.targets) },
-      },
-      tensors: layout.tensors.map(({ name, shape, role }) => ({ name, shape, role })),
-      ...{ parameters: [...parameters], pushes, evaluations },
-    },
-  ];
 }
 
 /** The codes that close a connection, and whether a worker may connect again. */

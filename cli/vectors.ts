@@ -13,6 +13,7 @@ import type {
   WorkerMessage,
 } from '../shared/protocol.ts';
 import { factVectors } from './vector-facts.ts';
+import { modelVectors } from './vector-models.ts';
 
 /**
  * docs/protocol-vectors.json: every message as bytes, and what a worker must compute as others do, for people who write
@@ -252,7 +253,11 @@ export async function vectorsPage(): Promise<string> {
   const fields = Object.entries(rest).map(
     ([name, value]) => `  ${JSON.stringify(name)}: ${JSON.stringify(value)}`,
   );
-  const lists = Object.entries({ ...(await factVectors()), vectors }).map(([name, list]) => {
+  const lists = Object.entries({
+    ...(await factVectors()),
+    ...(await modelVectors()),
+    vectors,
+  }).map(([name, list]) => {
     const lines = list.map((each) => `    ${JSON.stringify(each)}`);
     return `  ${JSON.stringify(name)}: [\n${lines.join(',\n')}\n  ]`;
   });

@@ -115,6 +115,25 @@ for each in vectors["partitions"]:
         start = max(start, end)
     same("partitions", ranges, each["ranges"])
 
+for each in vectors["losses"]:
+    x, z, smoothing, classes = np.array(each["predictions"]), np.array(each["targets"]), each["labelSmoothing"], each["classCount"]
+    if each["loss"] in ("softmaxCrossEntropy", "negativeLogLikelihood"):
+        wrong_answers = x.argmax(axis=1) != z
+        truth = np.eye(classes)[z] * (1 - smoothing) + smoothing / classes
+        logs = x - x.max(axis=1, keepdims=True)
+        logs = logs - np.log(np.exp(logs).sum(axis=1, keepdims=True)) if each["loss"] == "softmaxCrossEntropy" else x
+        value = -(truth * logs).sum(axis=1).mean()
+    else:
+        x, wrong_answers = x[:, 0], None
+        if each["loss"] == "sigmoidCrossEntropy":
+            wrong_answers = (x > 0) != (z > 0.5)
+            z = z * (1 - smoothing) + smoothing / 2
+            value = (np.maximum(x, 0) - x * z + np.log1p(np.exp(-np.abs(x)))).mean()
+        else:
+            value = (np.abs(x - z) if each["loss"] == "meanAbsoluteError" else (x - z) ** 2).mean()
+    close("losses", value, each["value"])
+    close("losses", value if wrong_answers is None else wrong_answers.mean(), each["error"])
+
 for each in vectors["gradients"]:
     given = {name: (array(part["inputs"]), array(part["targets"])) for name, part in each["parts"].items()}
     data = protocol.Data(each["config"], given, each["classCount"], mlp.STANDARDISE)

@@ -72,7 +72,10 @@ describe('test vectors', () => {
         first.hash = '0'.repeat(64);
       },
       partitions: (first: { ranges: number[][] }) => first.ranges[0]![1]!++,
-      // Each at an element of its own, by little more than what is allowed.
+      losses: (first: { error: number }) => {
+        first.error += 0.25;
+      },
+      // By little more than what is allowed.
       gradients: (first: { pushes: { gradient: number[] }[] }) => {
         first.pushes[0]!.gradient[7]! += 2e-5;
       },
