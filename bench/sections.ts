@@ -4,6 +4,7 @@ import { benchCompression, COMPRESSION_CASES, compressionTable } from './compres
 import { benchDashboard, dashboardTable, dashboardTargets } from './dashboard.ts';
 import { benchExchange, exchangeTable, exchangeTargets } from './exchange.ts';
 import { benchFleet, fleetTable } from './fleet.ts';
+import { benchFloods, floodsTable, floodsTargets } from './floods/bench.ts';
 import { benchRates, ratesTable, ratesTargets } from './floods/rates.ts';
 import { limitsTable, memoryLimits, startPlainPeer } from './limits.ts';
 import { MLP_PARAMETERS, runTogether, startLoad } from './load.ts';
@@ -111,6 +112,14 @@ export const SECTIONS: readonly Section[] = [
           : { sizes: [MLP_BYTES, 16_000_000, 100_000_000], repetitions: 5, seconds: 3, progress },
       );
       return { tables: [checkpointsTable(rows)], targets: checkpointsTargets(rows) };
+    },
+  },
+  {
+    name: 'floods',
+    async run({ quick, progress }) {
+      const often = quick ? { repetitions: 1, seconds: 0.5 } : { repetitions: 3, seconds: 1.5 };
+      const rows = await benchFloods({ ...often, progress });
+      return { tables: [floodsTable(rows)], targets: floodsTargets(rows) };
     },
   },
   {

@@ -16,6 +16,7 @@ export interface AlertFacts {
   readonly certificate: Validity | null;
   /** Of the clock on the wall, ms. */
   readonly wallMs: number;
+  readonly connections: ServerFacts['connections'];
   readonly runs: readonly RunSummary[];
   readonly workers: readonly WorkerSummary[];
   /** Seconds between two evaluations of a run at its present speed; null: unknown. */
@@ -36,6 +37,8 @@ export interface AlertFacts {
 const SLOWER = 2;
 /** Of its own pushes before anything is said of its speed: the first ones record and compile. */
 const PUSHES = 10;
+/** That a connection was closed is told for so long. */
+const CLOSED_SECONDS = 600;
 /** Without an evaluation, unless they are meant to be rarer. */
 const SILENCE_SECONDS = 600;
 
@@ -66,6 +69,7 @@ export function alertsOf(facts: AlertFacts): Alert[] {
   const certificate = facts.certificate && certificateProblem(facts.certificate, facts.wallMs);
   if (certificate) add(certificate.severity, certificate.text);
   if (facts.copies) aboutCopies(facts.copies, add);
+  aboutConnections(facts.connections, add);
   const connected = facts.workers.filter(({ state }) => state !== 'gone');
   for (const run of facts.runs)
     aboutRun(run, facts, (severity, text) => add(severity, text, { run: run.id }));
@@ -161,6 +165,20 @@ function aboutStandby(
     add('info', `the standby ${address} is told all runs, for ${inWords(seconds)} now`);
   }
 }
+
+function aboutConnections(
+  { bytes, bytesMax, closed, closedSecondsAgo }: AlertFacts['connections'],
+  add: (severity: Alert['severity'], text: string) => void,
+): void {
+  if (closedSecondsAgo === null || closedSecondsAgo > CLOSED_SECONDS) return;
+  const many = closed === 1 ? 'one connection was' : `${closed} connections were`;
+  add(
+    'warning',
+    `${many} closed for the memory that they took, or since they sent or read too slowly, the last ${inWords(closedSecondsAgo)} ago; connections take ${inMegabytes(bytes)} of ${inMegabytes(bytesMax)} MB now: the log says which`,
+  );
+}
+
+const inMegabytes = (bytes: number) => Math.round(bytes / 1e6);
 
 function aboutCopies(
   { to, waiting, away, refused }: NonNullable<AlertFacts['copies']>,

@@ -19,6 +19,7 @@ import { PushCounts } from './counts.ts';
 import type { Copier } from './elsewhere/copier.ts';
 import type { Keeper } from './keeper.ts';
 import { WaitingLine } from './landings.ts';
+import { MemoryBudget } from './memory.ts';
 import { type RunFacts, runsToTell } from './prometheus.ts';
 import type { PushLog } from './push-log.ts';
 import type { Replication } from './replication.ts';
@@ -48,8 +49,8 @@ export class Coordinator {
   readonly #runs = new Map<string, Run>();
   readonly #sessions = new Set<Session>();
   readonly #byId = new Map<string, Session>();
-  /** Connections that stand still until there is room for a push. */
-  readonly line = new WaitingLine();
+  /** Connections that stand still until there is room for a push, and what connections take. */
+  readonly line: WaitingLine;
   readonly #shards: ShardPool | null;
   readonly pushLog: PushLog | null;
   /** Null: no standby may follow. */
@@ -86,6 +87,8 @@ export class Coordinator {
     log: Log;
     /** Fewer than `LIMITS` allow. */
     runCountMax?: number;
+    /** For connections; default: a share of the memory that there is. */
+    memoryBytesMax?: number;
   }) {
     this.#keeper = options.keeper;
     this.#shards = options.shards ?? null;
@@ -93,6 +96,7 @@ export class Coordinator {
     if (this.#shards) this.#shards.report = (index, report) => this.#onShard(index, report);
     this.now = options.now;
     this.log = options.log;
+    this.line = new WaitingLine(new MemoryBudget(options.now, options.memoryBytesMax), options.now);
     this.#tickedAt = options.now();
     this.#runCountMax = Math.min(options.runCountMax ?? Infinity, LIMITS.runCountMax);
   }
@@ -298,10 +302,9 @@ export class Coordinator {
       const leaseMs = (session.run?.config.leaseSeconds ?? 0) * 1000;
       const silenceMs = Math.max(LIMITS.silenceMs, leaseMs);
       // What it has sent is not read, so it cannot answer; whether it is there still, writing tells.
-      if (session.stands) {
-        session.excuse();
-        session.ping();
-      }
+      if (session.standsStill) session.excuse();
+      if (session.stands) session.ping();
+      session.look(now, silenceMs);
       if (now - session.lastSeen > silenceMs) session.terminate();
       else if (now - session.lastSeen > LIMITS.heartbeatMs) session.ping();
     }
@@ -654,6 +657,7 @@ export class Coordinator {
       copies: this.copier?.facts() ?? null,
       certificate: this.tls?.validity ?? null,
       wallMs: Date.now(),
+      connections: this.line.facts(),
       runs,
       workers: this.workers(null),
       evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,

@@ -28,6 +28,8 @@ import { FollowedNote, letHeirBegin } from './followed.ts';
 import type { JoinFiles } from './join.ts';
 import { journaled } from './journal.ts';
 import { Keeper } from './keeper.ts';
+import { LOOK_MS } from './landings.ts';
+import { defaultBytesMax } from './memory.ts';
 import { beginOfTwo } from './pair.ts';
 import { openPushLog, type PushLog } from './push-log.ts';
 import { openRedisStore } from './redis.ts';
@@ -56,7 +58,11 @@ export interface ServeOptions extends TokenSources {
   readonly insecure?: boolean;
   /** Absent: in the clear. */
   readonly tls?: TlsFiles;
-  readonly limits?: Partial<AccessLimits> & { readonly runCountMax?: number };
+  readonly limits?: Partial<AccessLimits> & {
+    readonly runCountMax?: number;
+    /** Of connections beside the memory of runs; default: see `LIMITS.connectionMemoryShare`. */
+    readonly memoryBytesMax?: number;
+  };
   /** False: no unix socket for workers on this machine. */
   readonly localSocket?: boolean;
   /** So many share the vectors of runs, this server among them. Default: 1. */
@@ -280,7 +286,10 @@ async function activate(
     });
     pushLog = options.pushLog === undefined ? null : openPushLog(options.pushLog);
     const { runCountMax } = options.limits ?? {};
-    const limits = runCountMax === undefined ? {} : { runCountMax };
+    const limits = {
+      ...(runCountMax === undefined ? {} : { runCountMax }),
+      memoryBytesMax: memoryOf(options),
+    };
     const coordinator = new Coordinator({ keeper, shards: pool, pushLog, now, log, ...limits });
     coordinator.copier = copier;
     coordinator.tls = tls;
@@ -346,11 +355,13 @@ async function activate(
       coordinator.tick();
       board?.tick(coordinator.runs);
     }, TICK_MS);
+    const look = setInterval(() => coordinator.line.look(), LOOK_MS);
     const beat = setInterval(() => coordinator.replication?.tick(), BEAT_MS);
     const close = async () => {
       const stop = AbortSignal.any([signal, ending.signal]);
       if (!stop.aborted) await once(stop, 'abort');
       clearInterval(timer);
+      clearInterval(look);
       if (failure.error) coordinator.tellLost();
       await anew?.ended();
       await coordinator.close();
@@ -477,6 +488,7 @@ function createPool(
           tls: options.tls ?? null,
           localSocket,
           ports: PORTS * count,
+          memoryBytesMax: memoryOf(options),
           log,
         })
       : storeSource(store, { signal, log });
@@ -485,6 +497,12 @@ function createPool(
   const silence = shardTimeoutMs === undefined ? {} : { silenceMs: shardTimeoutMs };
   const guard = { access: () => access.own, tls: trust };
   return new ShardPool({ count, source, ...own, ...guard, ...silence, log });
+}
+
+/** What connections may take, of each thread that has some. */
+function memoryOf({ limits, shards = 1, shardsFrom = 'threads' }: ServeOptions): number {
+  const bytes = limits?.memoryBytesMax ?? defaultBytesMax();
+  return shardsFrom === 'threads' ? Math.floor(bytes / shards) : bytes;
 }
 
 /** Redis, whose records wait in the state folder while it is away. */

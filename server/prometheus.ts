@@ -74,8 +74,8 @@ export function exposition(facts: PrometheusFacts): string {
 }
 
 function aboutServer(page: Page, { server, errors, unasked, process }: PrometheusFacts): void {
-  const { version, stateStore, stateStoreAway, shards, standby, copies, alerts, memoryBytes } =
-    server;
+  const { version, stateStore, stateStoreAway, shards, standby, copies, alerts } = server;
+  const { memoryBytes, connections } = server;
   const one = (value: number): Sample[] => [[{}, value]];
   page.gauge('downpour_info', 'Release and kind of state store; always 1.', [
     [{ version, state_store: stateStore }, 1],
@@ -154,6 +154,26 @@ function aboutServer(page: Page, { server, errors, unasked, process }: Prometheu
   );
   page.gauge('downpour_heap_used_bytes', 'Of JavaScript.', one(memoryBytes.heap));
   page.gauge('downpour_array_buffers_bytes', 'Outside the heap.', one(memoryBytes.arrayBuffers));
+  page.gauge(
+    'downpour_connection_memory_bytes',
+    'What connections take beside the memory of runs.',
+    one(connections.bytes),
+  );
+  page.gauge(
+    'downpour_connection_memory_max_bytes',
+    'The most of it that is allowed.',
+    one(connections.bytesMax),
+  );
+  page.counter(
+    'downpour_connections_closed_total',
+    'For the memory that they took, or since they sent or read too slowly.',
+    one(connections.closed),
+  );
+  page.counter(
+    'downpour_pushes_moved_total',
+    'That came slowly and lost their room to others; they go on in memory of their own.',
+    one(connections.moved),
+  );
   page.histogram(
     'downpour_event_loop_lag_seconds',
     'How late a timer was that looks four times a second: as late is all else.',

@@ -106,6 +106,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
         alerts: coordinator.alerts(runs, stateStoreAway),
         studiesVersion: studies.version,
         memoryBytes: { rss, heap: heapUsed, arrayBuffers },
+        connections: coordinator.line.facts(),
       };
     },
     runs: () => coordinator.runSummaries(),

@@ -21,14 +21,15 @@ import {
   type WorkerMessage,
 } from '../shared/protocol.ts';
 import type { WorkerSummary } from '../shared/rest.ts';
-import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
+import type { Connection, ConnectionEvents, Header, Landing, Place } from '../wire/connection.ts';
 import { type Budget, Meter } from './budget.ts';
 import type { Coordinator } from './coordinator.ts';
 import { hashDifference } from './core/agreement.ts';
 import { payloadLimits } from './core/parameters.ts';
 import type { Assignment, PartsLanded, Run } from './core/run.ts';
 import { Gathering } from './gathering.ts';
-import { LandingDesk } from './landings.ts';
+import { keep, LandingDesk } from './landings.ts';
+import { mustFit, payloadMax } from './payloads.ts';
 
 /** What tells a worker's pushes from all others': its name, its process, and whose token it has, if there are tokens. */
 function keyOf({ worker, incarnation }: Hello, holder: string | null): string {
@@ -47,6 +48,9 @@ const TO_RETRY: ReadonlySet<string> = new Set<ErrorCode>([
 
 /** Between a worker and one run; another run may have the same. */
 const DIFFERENT: readonly ErrorCode[] = ['DP_LAYOUT_MISMATCH', 'DP_DATA_MISMATCH'];
+
+/** What an experiment of a `hello` takes beside its letters. */
+const ENTRY_BYTES = 100;
 
 /**
  * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
@@ -82,6 +86,12 @@ export class Session {
   #asked = false;
   /** The run at the last push that was rejected and may be tried again, and how many more may be under way. */
   #rejectedAt = { generation: -1, step: -1, left: 0 };
+  /** What its `hello` takes, as long as it is connected. */
+  #helloBytes = 0;
+  /** Of a push that is larger than any of its run: it was read past. */
+  #tooLarge: number | null = null;
+  /** Of the largest answer so far. */
+  #answerBytes = 0;
   #pulls = 0;
   /** Pushes that were decided on and not answered: with the next one, which is here already. */
   #decided: { readonly run: Run; readonly acknowledgements: Acknowledgement[] } | null = null;
@@ -103,7 +113,14 @@ export class Session {
     this.#coordinator = coordinator;
     this.connectedAt = connectedAt;
     this.#lastSeen = coordinator.now();
-    this.#desk = new LandingDesk(coordinator.line, connection);
+    this.#desk = new LandingDesk(coordinator.line, connection, holder, (error) => {
+      const who = this.#hello ? `worker ${this.#hello.worker}` : 'a connection';
+      coordinator.log(`${who} is closed: ${error.code} ${error.message}`, {
+        ...{ level: 'warn', code: error.code },
+        ...(this.#hello ? { worker: this.#hello.worker } : {}),
+      });
+      this.fail(error);
+    });
     this.#meter = new Meter({
       ...{ budget, connection, now: coordinator.now },
       halted: () => coordinator.throttled(this),
@@ -113,6 +130,7 @@ export class Session {
   /** What its connection reports to. */
   readonly events: ConnectionEvents = {
     land: (header, payloadBytes) => this.#land(header, payloadBytes),
+    memory: (change) => this.#desk.grew(change),
     message: (header, payload, landing, more) => this.#receive(header, payload, landing, more),
     malformed: (error) => {
       this.fail(error);
@@ -182,6 +200,17 @@ export class Session {
     return this.#meter.stands;
   }
 
+  /** The same, or it waits for a place, or has not read its answers. */
+  get standsStill(): boolean {
+    return this.#meter.stands || this.#connection.waiting || this.#connection.holding;
+  }
+
+  /** Closes it where it sends, or reads, too slowly. @param windowMs in which it must get on. */
+  look(now: number, windowMs: number): void {
+    const problem = this.connected ? this.#desk.problem(now, windowMs) : null;
+    if (problem) this.#coordinator.line.memory.close(this.#desk.account, problem);
+  }
+
   /** It cannot be blamed for its silence: the server itself was held up. */
   excuse(): void {
     this.#lastSeen = this.#coordinator.now();
@@ -220,19 +249,30 @@ export class Session {
 
   // Receiving.
 
-  /** Where a payload is to be. What is no push is rare, and the receiver's own memory does. */
-  #land(header: Header, payloadBytes: number | null): Landing | 'wait' | null {
-    const run = this.#joined ? this.#run : null;
-    if (header.type !== 'push' || !run?.partLayout) return null;
-    const { roomBytes, bytesMax } = payloadLimits(run.partLayout);
+  /** Where a payload is to be. @throws DownpourError: it may not be there, or is too large. */
+  #land(header: Header, payloadBytes: number | null): Place {
+    if (header.type === 'push') return this.#landPush(header, payloadBytes);
+    const bytesMax = payloadMax(header, this.#run, this.#joined ? this.#key : null);
+    if (bytesMax === 'nowhere') return 'nowhere';
     // Of a browser's fragments the length is not known before the end.
+    const bytes = payloadBytes ?? Math.max(1, bytesMax);
+    mustFit(header, bytes, bytesMax);
+    return this.#desk.own(bytes, bytesMax);
+  }
+
+  /** What is of no use, since its run is another one or no push of it is so large, is read past. */
+  #landPush(header: Header, payloadBytes: number | null): Place {
+    const run = this.#joined ? this.#run : null;
+    if (!run?.partLayout || header.run !== run.id) return 'nowhere';
+    const { roomBytes, bytesMax } = payloadLimits(run.partLayout);
     const bytes = payloadBytes ?? roomBytes;
-    if (bytes > bytesMax) return null;
-    const kept = run.parts > 1;
-    return this.#desk.land(run, bytes, (size) => run.land(size, encodingOf(header)), {
-      roomBytes,
-      kept,
-    });
+    this.#tooLarge = null;
+    if (bytes > bytesMax) {
+      this.#tooLarge = bytes;
+      return 'nowhere';
+    }
+    const take = (size: number) => run.land(size, encodingOf(header));
+    return this.#desk.land({ room: run, bytes, roomBytes, bytesMax, take });
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null, more = false): void {
@@ -296,10 +336,10 @@ export class Session {
       this.#asked = run.evaluated(this.key, message, this.#coordinator.now());
       this.proceed();
     } else if (message.type === 'push') {
+      this.#desk.arrived(landing);
       if (run.parts > 1) {
         this.#asked = run.isLeased(message.lease, this.key);
-        // Without a landing the payload is the receiver's, which reads the next one there.
-        this.#gathering.push(message, landing ? payload : payload.slice(), landing);
+        this.#gathering.push(message, keep(payload, landing), landing);
         this.#gathered(run, message.sequence);
         return true;
       }
@@ -362,6 +402,7 @@ export class Session {
     }
     this.#coordinator.mustBeItsName(hello, this.holder);
     this.#hello = hello;
+    this.#countHello(hello);
     this.#key = keyOf(hello, this.holder);
     this.#coordinator.welcome(this);
     this.tellStandby();
@@ -376,6 +417,16 @@ export class Session {
     }
     this.#coordinator.mustNotBeQuarantined(this);
     this.#coordinator.employ(this);
+  }
+
+  /** It is kept as long as the connection lasts. */
+  #countHello({ experiments }: Hello): void {
+    let bytes = 0;
+    for (const [name, hash] of Object.entries(experiments)) {
+      bytes += name.length + hash.length + ENTRY_BYTES;
+    }
+    this.#helloBytes = bytes;
+    this.#coordinator.line.memory.change(this.#desk.account, bytes);
   }
 
   #mustHaveExperiment(hello: Hello, run: Run): void {
@@ -403,7 +454,7 @@ export class Session {
     if (this.#joined) {
       throw new DownpourError(
         'DP_PROTOCOL_ORDER',
-        `a second 'join' for run '${join.run}': one answers an 'assign', and the next comes after the next`,
+        `a second 'join' for run '${join.run}': join once for each 'assign'`,
       );
     }
     try {
@@ -463,7 +514,7 @@ export class Session {
 
   #onPush(run: Run, push: Push, payload: Uint8Array, others: PartsLanded | null = null): void {
     const now = this.#coordinator.now();
-    const acknowledgement = run.push(this.key, push, payload, now, others);
+    const acknowledgement = this.#explained(run, run.push(this.key, push, payload, now, others));
     const seconds = (this.#coordinator.now() - now) / 1000;
     this.#coordinator.countPush(run, push, acknowledgement, seconds);
     const { outcome, code, message } = acknowledgement;
@@ -500,6 +551,17 @@ export class Session {
       ? { generation: run.generation, step: run.step, left: left - 1 }
       : { ...last, left: left - 1 };
     return true;
+  }
+
+  /** Of a payload that was read past, the run has seen nothing. */
+  #explained(run: Run, acknowledgement: Acknowledgement): Acknowledgement {
+    const bytes = this.#tooLarge;
+    if (bytes === null) return acknowledgement;
+    this.#tooLarge = null;
+    if (acknowledgement.code !== 'DP_TENSOR_SIZE') return acknowledgement;
+    const { bytesMax } = payloadLimits(run.partLayout!);
+    const message = `the push has a payload of ${bytes} bytes; the largest of this run's layout has ${bytesMax}: send gradients of the model that the run has`;
+    return { ...acknowledgement, message };
   }
 
   #onLeave(leave: Leave): void {
@@ -632,8 +694,14 @@ export class Session {
     }
     if (pull !== null) run.sendParts(this.id, pull, work!.parts);
     // Header and shared payload are never joined in memory.
+    const { memory } = this.#coordinator.line;
     payload.hold();
-    this.#send(header, [payload.bytes], () => payload.release());
+    memory.send(payload);
+    this.#answerBytes = Math.max(this.#answerBytes, payload.bytes.length);
+    this.#send(header, [payload.bytes], () => {
+      payload.release();
+      memory.sent(payload);
+    });
   }
 
   /**
@@ -654,6 +722,8 @@ export class Session {
     }
     this.#connection.send(message, parts, gone);
     const { bufferedBytes } = this.#connection;
+    // Who does not read answers does not get more of them: nothing that asks for one is read.
+    if (bufferedBytes > 2 * this.#answerBytes + LIMITS.unreadBytesMax) this.#connection.hold();
     if (bufferedBytes > LIMITS.bufferedBytesMax) {
       this.fail(
         new DownpourError(
@@ -734,6 +804,7 @@ export class Session {
     const run = this.#run;
     this.#desk.leave();
     this.#meter.leave();
+    this.#coordinator.line.memory.change(null, -this.#helloBytes);
     this.#gathering.clear();
     if (run && this.#joined) {
       run.detach(this.key, this.#coordinator.now());

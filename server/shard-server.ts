@@ -8,13 +8,15 @@ import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
 import { checkToShard, type FromShard, type ToShard } from '../shared/protocol.ts';
 import { VERSION } from '../shared/version.ts';
-import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
+import type { Connection, ConnectionEvents, Header, Landing, Place } from '../wire/connection.ts';
 import { accept, upgradeProblem } from '../wire/handshake.ts';
 import { isFromHere, type LocalListener, listenBeside } from '../wire/local-socket.ts';
 import { Access, mayDo, portLimits, refuse, type TokenSources, unauthorized } from './access.ts';
 import { Shard } from './core/shard.ts';
 import type { Snapshot } from './core/snapshot.ts';
-import { LandingDesk, WaitingLine } from './landings.ts';
+import { keep, LandingDesk, LOOK_MS, WaitingLine } from './landings.ts';
+import { defaultBytesMax, MemoryBudget } from './memory.ts';
+import { mustFit } from './payloads.ts';
 import {
   checkToShardControl,
   type FromShardControl,
@@ -35,6 +37,8 @@ export interface ShardServerOptions {
   readonly localSocket: boolean;
   /** That this process opens, those of the other shards among them. Default: `PORTS`. */
   readonly ports?: number;
+  /** For connections, beside the memory of runs; default: see `LIMITS.connectionMemoryShare`. */
+  readonly memoryBytesMax?: number;
   readonly log: (line: string) => void;
   readonly signal: AbortSignal;
 }
@@ -52,7 +56,7 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
   const { host, port, tokens, log, signal } = options;
   const access = new Access(tokens, log);
   const tls = options.tls && new TlsMaterial(options.tls, log);
-  const state = new ShardServer(log);
+  const state = new ShardServer(log, options.memoryBytesMax ?? defaultBytesMax());
   let local: LocalListener | null = null;
   const answer: RequestListener = (request, response) => {
     if (request.method !== 'GET' || request.url !== '/health') {
@@ -93,7 +97,8 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
       if (problem !== null) refuse(socket, 'DP_BODY_INVALID', problem);
       else {
         places.vouch(socket);
-        state.accept(path, accept(request, socket), head);
+        const holder = access.open ? null : grant.holder;
+        state.accept(path, accept(request, socket), head, holder);
       }
     }
   });
@@ -103,9 +108,11 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
     if ('path' in listener) local = listener;
   }
   const timer = setInterval(() => state.tick(), TICK_MS);
+  const look = setInterval(() => state.line.look(), LOOK_MS);
   const close = async () => {
     if (!signal.aborted) await once(signal, 'abort');
     clearInterval(timer);
+    clearInterval(look);
     access.close();
     tls?.close();
     state.close();
@@ -153,22 +160,30 @@ class ShardServer {
   readonly #sessions = new Map<string, ShardSession>();
   /** Connected, attached or not. */
   readonly #workers = new Set<ShardSession>();
-  readonly line = new WaitingLine();
+  readonly line: WaitingLine;
 
-  constructor(log: (line: string) => void) {
+  constructor(log: (line: string) => void, memoryBytesMax: number) {
     this.#log = log;
+    const now = () => performance.now();
+    this.line = new WaitingLine(new MemoryBudget(now, memoryBytesMax), now);
   }
 
   get runs(): number {
     return this.#shard?.runs ?? 0;
   }
 
-  accept(path: '/ws' | '/control', connection: Connection, head: Buffer): void {
+  /** @param holder of the token that it came with; null: there are no tokens. */
+  accept(
+    path: '/ws' | '/control',
+    connection: Connection,
+    head: Buffer,
+    holder: string | null,
+  ): void {
     if (path === '/control') {
       connection.start(this.#controlled(connection), head);
       return;
     }
-    const session = new ShardSession(connection, this);
+    const session = new ShardSession(connection, this, holder);
     this.#workers.add(session);
     connection.start(session.events, head);
     if (this.#workers.size > LIMITS.workerCountMax) {
@@ -335,14 +350,17 @@ class ShardSession {
   session: string | null = null;
   #lastSeen = performance.now();
 
-  constructor(connection: Connection, server: ShardServer) {
+  #answerBytes = 0;
+
+  constructor(connection: Connection, server: ShardServer, holder: string | null) {
     this.#connection = connection;
     this.#server = server;
-    this.#desk = new LandingDesk(server.line, connection);
+    this.#desk = new LandingDesk(server.line, connection, holder, (error) => this.fail(error));
   }
 
   readonly events: ConnectionEvents = {
     land: (header, payloadBytes) => this.#land(header, payloadBytes),
+    memory: (change) => this.#desk.grew(change),
     message: (header, payload, landing) => this.#receive(header, payload, landing),
     malformed: (error) => this.fail(error),
     broken: () => {},
@@ -355,16 +373,23 @@ class ShardSession {
     },
   };
 
-  #land(header: Header, payloadBytes: number | null): Landing | 'wait' | null {
+  /** @throws DownpourError: it may not be there, or is too large. */
+  #land(header: Header, payloadBytes: number | null): Place {
     const { type, run } = header;
     const { shard } = this.#server;
-    const known = type === 'part' || type === 'initialPart';
-    if (!known || typeof run !== 'string' || payloadBytes === null || !shard) return null;
-    const limits = shard.partLimits(run);
-    if (!limits || payloadBytes > limits.bytesMax) return null;
+    const isPart = type === 'part' || type === 'initialPart';
+    if (!isPart || typeof run !== 'string') {
+      mustFit(header, payloadBytes ?? 1, 0);
+      return 'nowhere';
+    }
+    const limits = this.session === null ? null : shard?.partLimits(run);
+    if (!limits) return 'nowhere';
     const { roomBytes } = limits;
-    const take = (bytes: number) => shard.land(run, bytes, encodingOf(header));
-    return this.#desk.land(run, payloadBytes, take, { roomBytes, kept: true });
+    const bytesMax = type === 'part' ? limits.bytesMax : limits.initialBytes;
+    const bytes = payloadBytes ?? Math.min(roomBytes, bytesMax);
+    mustFit(header, bytes, bytesMax);
+    const take = (size: number) => shard!.land(run, size, encodingOf(header));
+    return this.#desk.land({ room: run, bytes, roomBytes, bytesMax, take });
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
@@ -398,8 +423,8 @@ class ShardSession {
     const { shard } = this.#server;
     if (!shard) return false;
     const { run } = message;
-    // Without a landing the payload is the receiver's, which reads the next one there.
-    const bytes = landing ? payload : payload.slice();
+    this.#desk.arrived(landing);
+    const bytes = keep(payload, landing);
     const release = () => landing?.release();
     if (message.type === 'initialPart') {
       const part = { payload: bytes, encoding: 'f32', release } as const;
@@ -418,11 +443,20 @@ class ShardSession {
   }
 
   #send(message: FromShard, payload: Snapshot | null = null): void {
-    const gone = () => payload?.release();
+    const { memory } = this.#server.line;
+    if (payload) {
+      memory.send(payload);
+      this.#answerBytes = Math.max(this.#answerBytes, payload.bytes.length);
+    }
+    const gone = () => {
+      payload?.release();
+      if (payload) memory.sent(payload);
+    };
     if (!this.#connection.open) gone();
     else if (payload) this.#connection.send(message, [payload.bytes], gone);
     else this.#connection.send(message);
     const { bufferedBytes } = this.#connection;
+    if (bufferedBytes > 2 * this.#answerBytes + LIMITS.unreadBytesMax) this.#connection.hold();
     if (bufferedBytes > LIMITS.bufferedBytesMax) {
       this.fail(new DownpourError('DP_SLOW_READER', `${bufferedBytes} bytes wait for this worker`));
     }
@@ -433,6 +467,9 @@ class ShardSession {
     // The server knows better whether a worker lives; this ends what it has never heard of.
     if (this.session === null && silentMs > LIMITS.silenceMs) this.#connection.terminate();
     else if (silentMs > LIMITS.heartbeatMs) this.#connection.ping();
+    const windowMs = Math.max(LIMITS.silenceMs, this.#server.shard?.leaseMs ?? 0);
+    const problem = this.#connection.open ? this.#desk.problem(performance.now(), windowMs) : null;
+    if (problem) this.#server.line.memory.close(this.#desk.account, problem);
   }
 
   fail(error: unknown): void {

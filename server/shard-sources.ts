@@ -37,14 +37,16 @@ export function threadSource(options: {
   readonly localSocket: boolean;
   /** Of this process, all shards together. */
   readonly ports: number;
+  /** Of each shard, for connections. */
+  readonly memoryBytesMax: number;
   readonly log: (line: string) => void;
 }): ShardSource {
-  const { host, tokens, tls, localSocket, ports, log } = options;
+  const { host, tokens, tls, localSocket, ports, memoryBytesMax, log } = options;
   const threads: ({ worker: Worker; port: number } | null)[] = [];
   const start = (index: number) =>
     new Promise<void>((resolve, reject) => {
       const worker = new Worker(new URL('./shard-thread.js', import.meta.url), {
-        workerData: { host, tokens, tls, localSocket, ports },
+        workerData: { host, tokens, tls, localSocket, ports, memoryBytesMax },
       });
       worker.on('message', (message: { port?: number; log?: string }) => {
         if (message.log !== undefined) log(`shard ${index + 1}: ${message.log}`);

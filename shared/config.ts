@@ -542,7 +542,17 @@ export const LIMITS = {
   /** Minibatch leases one worker may hold. */
   leasesPerWorkerMax: 64,
   /** Bytes waiting to be sent to one worker before it is disconnected as a slow reader. */
-  bufferedBytesMax: 2 ** 31,
+  bufferedBytesMax: 2 ** 31 + 2 ** 26,
+  /** Beside two answers with parameters: beyond, a connection is not read until all of it has left. */
+  unreadBytesMax: 2 ** 20,
+  /** Of a payload, on average over the time that a worker may be silent: 100 MB in 26 minutes. */
+  payloadBytesPerSecondMin: 2 ** 16,
+  /** What connections take beside the memory of runs: a share of what the process may have, within bounds. */
+  connectionMemoryShare: 1 / 8,
+  connectionBytesMin: 2 ** 28,
+  connectionBytesMax: 2 ** 31,
+  /** How long a message waits for that memory. */
+  memoryWaitMs: 30_000,
   heartbeatMs: 10_000,
   /** No message and no pong for so long: the worker is gone. */
   silenceMs: 30_000,

@@ -10,6 +10,7 @@ export const ERRORS = {
   DP_PROTOCOL_VERSION: { http: 426, close: 1002, retry: 'never' },
   DP_PROTOCOL_ORDER: { http: 400, close: 1002, retry: 'never' },
   DP_SLOW_READER: { http: 408, close: 1013, retry: 'backoff' },
+  DP_SLOW_SENDER: { http: 408, close: 1013, retry: 'backoff' },
   DP_NAME_TAKEN: { http: 409, close: 4409, retry: 'backoff' },
   DP_SESSION_REPLACED: { http: 409, close: 4409, retry: 'never' },
   // Who may talk.

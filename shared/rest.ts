@@ -339,6 +339,20 @@ export const CopyFactsSchema = Type.Object({
 });
 export type CopyFacts = Static<typeof CopyFactsSchema>;
 
+/** Of what connections take beside the memory of runs. */
+export const ConnectionFactsSchema = Type.Object({
+  /** Now, and at most. */
+  bytes: N,
+  bytesMax: N,
+  /** Connections closed for what they took, or for payloads and answers that got on too slowly. */
+  closed: N,
+  /** Since the last of them; null: there was none. */
+  closedSecondsAgo: orNull(N),
+  /** Pushes that came slowly and lost their room to others. */
+  moved: N,
+});
+export type ConnectionFacts = Static<typeof ConnectionFactsSchema>;
+
 /** What is known of the server itself. */
 export const ServerFactsSchema = Type.Object({
   version: Type.String(),
@@ -347,6 +361,7 @@ export const ServerFactsSchema = Type.Object({
   /** Set: Redis cannot be reached, and so many records wait for it on disk. */
   stateStoreAway: orNull(Type.Object({ seconds: N, records: N })),
   memoryBytes: Type.Object({ rss: N, heap: N, arrayBuffers: N }),
+  connections: ConnectionFactsSchema,
   /** Set: the vectors of runs are shared among so many; `whole`: all of them are there. */
   shards: orNull(
     Type.Object({

@@ -2,11 +2,11 @@ import type { Socket } from 'node:net';
 import { encodeHeader, writeHeader } from '../shared/codec.ts';
 import type { DownpourError } from '../shared/errors.ts';
 import { CONTROL_BYTES_MAX, FRAME_HEAD_MAX, OPCODES, writeFrameHead } from './frames.ts';
-import { readInto, type Sink, type Way } from './node-sockets.ts';
-import { type Header, type Landing, Receiver } from './receiver.ts';
+import { readElsewhere, readInto, type Sink, type Way } from './node-sockets.ts';
+import { type Coming, type Header, type Landing, type Place, Receiver } from './receiver.ts';
 
 export type { Way } from './node-sockets.ts';
-export type { Header, Landing } from './receiver.ts';
+export type { Coming, Header, Landing, Place } from './receiver.ts';
 
 /**
  * One end of a Downpour connection, server's or worker's, after the handshake: whole frames come in,
@@ -16,7 +16,9 @@ export type { Header, Landing } from './receiver.ts';
 
 export interface ConnectionEvents {
   /** See `ReceiverEvents.land`; after 'wait', `retry` asks again. */
-  land(header: Header, payloadBytes: number | null): Landing | 'wait' | null;
+  land(header: Header, payloadBytes: number | null): Place;
+  /** See `ReceiverEvents.memory`. */
+  memory?(change: number): void;
   /** See `ReceiverEvents.message`. */
   message(header: Header, payload: Uint8Array, landing: Landing | null, more?: boolean): void;
   /** A message was no Downpour frame. The connection stays open unless you close it. */
@@ -80,6 +82,11 @@ export class Connection {
   /** Written in this turn; leaves at its end. */
   #queue: Piece[] = [];
   #queuedBytes = 0;
+  /** Handed over by `send` since the connection was opened. */
+  #enqueuedBytes = 0;
+  // Why nothing is told and read: see `halt` and `hold`.
+  #halted = false;
+  #holding = false;
   /** Who waits to hear that what was copied is of no more use. */
   #copied: (() => void)[] = [];
   #closeSent = false;
@@ -108,6 +115,7 @@ export class Connection {
       ...(frameBytesMax === undefined ? {} : { frameBytesMax }),
       events: {
         land: (header, bytes) => this.#events!.land(header, bytes),
+        memory: (change) => this.#events?.memory?.(change),
         message: (header, payload, landing, more) =>
           this.#events!.message(header, payload, landing, more),
         malformed: (error) => this.#events!.malformed(error),
@@ -142,6 +150,7 @@ export class Connection {
     socket.on('error', (error) => {
       this.#error ||= error.message;
     });
+    socket.on('drain', () => this.#left());
     // Half open: nothing more can be asked of the other end.
     socket.on('end', () => this.#end());
     socket.on('close', () => {
@@ -181,6 +190,21 @@ export class Connection {
   /** Reading stands still until there is a landing. */
   get waiting(): boolean {
     return this.#receiver.waiting;
+  }
+
+  /** Reading stands still until what was sent has left: see `hold`. */
+  get holding(): boolean {
+    return this.#holding;
+  }
+
+  /** A payload that has begun and not ended. */
+  get coming(): Coming | null {
+    return this.#receiver.coming;
+  }
+
+  /** Bytes that have left, of all that were sent: as whole pieces have. */
+  get leftBytes(): number {
+    return this.#enqueuedBytes - this.bufferedBytes;
   }
 
   /** Bytes that have been sent and have not left yet. */
@@ -257,6 +281,7 @@ export class Connection {
     if (last?.bytes === slab && last.end === start) {
       last.end = slabUsed;
       this.#queuedBytes += bytes;
+      this.#enqueuedBytes += bytes;
     } else this.#enqueue({ bytes: slab, start, end: slabUsed, gone: undefined });
   }
 
@@ -281,6 +306,7 @@ export class Connection {
     if (this.#queue.length === 0) process.nextTick(this.#flush);
     this.#queue.push(piece);
     this.#queuedBytes += piece.end - piece.start;
+    this.#enqueuedBytes += piece.end - piece.start;
   }
 
   /** What is written in one turn leaves with one system call. */
@@ -296,6 +322,7 @@ export class Connection {
       socket.write(end - start === bytes.length ? bytes : bytes.subarray(start, end), gone);
     }
     if (joins) socket.uncork();
+    if (this.#holding && !socket.writableNeedDrain) this.#left();
     const copied = this.#copied;
     if (copied.length === 0) return;
     this.#copied = [];
@@ -333,10 +360,32 @@ export class Connection {
 
   /** To be called within an event: no other message is told, and nothing is read, until `goOn`. */
   halt(): void {
+    this.#halted = true;
     this.#receiver.halt();
   }
 
   goOn(): void {
+    this.#halted = false;
+    this.#resume();
+  }
+
+  /** To be called within an event: no other message is told, and nothing is read, until all that was sent has left. */
+  hold(): void {
+    if (this.#holding || this.#closeSent) return;
+    this.#holding = true;
+    this.#receiver.halt();
+    // The event may be none of a message.
+    this.#socket.pause();
+  }
+
+  #left(): void {
+    if (!this.#holding) return;
+    this.#holding = false;
+    this.#resume();
+  }
+
+  #resume(): void {
+    if (this.#halted || this.#holding) return;
     this.#events?.reading?.();
     const goesOn = this.#receiver.goOn();
     this.#again(goesOn);
@@ -347,6 +396,17 @@ export class Connection {
     this.#events?.read?.(!this.#receiver.between);
     // What was told last may have halted it.
     if (goesOn && !this.#receiver.standing) this.#socket.resume();
+  }
+
+  /**
+   * The payload that is coming goes on in another place; see `Receiver.move`.
+   * @returns false: not on this machine's sockets. Nothing has changed.
+   */
+  move(to: Landing): boolean {
+    if (this.#way === 'straight' && !readElsewhere(this.#socket)) return false;
+    this.#receiver.move(to);
+    if (this.#way === 'straight') readElsewhere(this.#socket, this.sink);
+    return true;
   }
 
   #answer(ping: Uint8Array): void {
@@ -382,6 +442,7 @@ export class Connection {
     this.#closeSent = true;
     this.#receiver.deaf = true;
     this.#limit();
+    this.#left();
     this.retry();
   }
 
@@ -404,6 +465,7 @@ export class Connection {
     this.#limit();
     this.#flush();
     this.#socket.end();
+    this.#left();
     this.retry();
   }
 

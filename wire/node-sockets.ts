@@ -68,6 +68,22 @@ function switchBuffer(socket: Socket, sink: Sink): boolean {
   return true;
 }
 
+/**
+ * Has a socket of `readInto` read the next bytes into what the sink names now, not into what it named before.
+ * @param sink absent: only says whether that can be done.
+ * @returns false: on Windows a read may be under way already, into the memory that was named.
+ */
+export function readElsewhere(socket: Socket, sink?: Sink): boolean {
+  const inside = socket as Socket & { _handle?: Handle | null } & Record<symbol, unknown>;
+  const handle = inside._handle;
+  if (process.platform === 'win32' || !internals || !handle?.useUserBuffer) return false;
+  if (!sink) return true;
+  const next = sink.next();
+  inside[internals.buffer] = next;
+  handle.useUserBuffer(next);
+  return true;
+}
+
 /** Whether the user wants no reads into place at all. */
 export const copiesOnly = (): boolean => process.env.DOWNPOUR_WIRE === 'copied';
 

@@ -32,21 +32,28 @@ export type Header = Frame['header'];
 
 /** Memory that a payload is read into. */
 export interface Landing {
-  /** As long as the payload, or longer when its length was not known. */
+  /** As long as the payload, or longer when its length was not known. What does not fit goes on in the receiver's memory. */
   readonly bytes: Uint8Array;
+  /** Of the payload, where its length is not known before its end: more of it is refused. Default: as a frame has. */
+  readonly bytesMax?: number;
   /** So many bytes are there, but not all of them. Called now and then. */
   came?(bytes: number): void;
   /** The memory may be used for something else. Called once. */
   release(): void;
 }
 
+/** `wait`: nowhere yet. `nowhere`: it is read past, and its message delivered without it. Null: in memory of the receiver. */
+export type Place = Landing | 'wait' | 'nowhere' | null;
+
 export interface ReceiverEvents {
   /**
-   * The header of a message is there: where shall its payload be? Null: in memory of the receiver.
-   * 'wait': nowhere yet; nothing more is read until `retry`.
+   * The header of a message is there: where shall its payload be? After 'wait' nothing more is read until `retry`.
    * @param payloadBytes above 0; null: not known, since the message came in fragments.
+   * @throws DownpourError the message is refused before there is memory for its payload.
    */
-  land(header: Header, payloadBytes: number | null): Landing | 'wait' | null;
+  land(header: Header, payloadBytes: number | null): Place;
+  /** Memory of the receiver's own that grew by so many bytes, or shrank: what is small is not told. */
+  memory?(change: number): void;
   /**
    * A whole message. Its landing is the callee's to release. Without one the payload is the
    * receiver's, to be used until return.
@@ -76,7 +83,9 @@ const READ_BYTES_MAX = 256 * 1024;
 /** The first size of the receiver's own memory; it is doubled while bytes come, not when announced. */
 const OWN_BYTES_MIN = 64 * 1024;
 /** Own memory larger than this is not kept for the next message. */
-const OWN_BYTES_KEPT = 2 ** 20;
+const OWN_BYTES_KEPT = 2 ** 16;
+/** The same of memory for headers. */
+const PREFIX_BYTES_KEPT = 2 ** 14;
 /** There are no text messages in the protocol; a long one is not even collected. */
 const TEXT_BYTES_MAX = 2 ** 16;
 const EMPTY = new Uint8Array();
@@ -91,6 +100,16 @@ export interface ReceiverOptions {
 
 /** Where in a binary message it is: `pending`, the header is whole, but is there a payload? */
 type Stage = 'none' | 'text' | 'header' | 'pending' | 'payload' | 'skip';
+
+/** A payload that is being read. */
+export interface Coming {
+  /** Counts the payloads of this connection: another number is another payload. */
+  readonly number: number;
+  /** So many bytes are there, of so many; null: not known. */
+  readonly bytes: number;
+  readonly of: number | null;
+  readonly landing: Landing | null;
+}
 
 export class Receiver {
   readonly #events: ReceiverEvents;
@@ -129,6 +148,11 @@ export class Receiver {
   #more = false;
   /** The last message was. */
   #large = false;
+  /** Its payload is read past, and it is delivered all the same. */
+  #nowhere = false;
+  #payloads = 0;
+  /** As `memory` was told. */
+  #told = 0;
 
   // What could not be used yet, since there is no landing, or the owner wants no more now.
   #waiting = false;
@@ -146,6 +170,24 @@ export class Receiver {
   /** It was told to wait for a landing: nothing may be read until `retry` says otherwise. */
   get waiting(): boolean {
     return this.#waiting;
+  }
+
+  /** A payload that has begun and not ended; null: there is none. */
+  get coming(): Coming | null {
+    if (this.#stage !== 'payload' || this.#header === null || this.#nowhere) return null;
+    const of = this.#final ? this.#memoryBytes + this.#left : null;
+    return { number: this.#payloads, bytes: this.#memoryBytes, of, landing: this.#landing };
+  }
+
+  /**
+   * The payload that is coming goes on in another place, which is as long as the payload; its landing is released.
+   * Who reads into `next()` must ask again before anything is read.
+   */
+  move(to: Landing): void {
+    to.bytes.set(this.#memory.subarray(0, this.#memoryBytes));
+    this.#landing?.release();
+    this.#landing = to;
+    this.#memory = to.bytes;
   }
 
   /** Nothing may be read: it waits for a landing, or was halted. */
@@ -186,7 +228,8 @@ export class Receiver {
   }
 
   #readsInPlace(): boolean {
-    if (this.#stage !== 'payload' || this.#dead || this.standing) return false;
+    if (this.#stage !== 'payload' || this.#nowhere) return false;
+    if (this.#dead || this.deaf || this.standing) return false;
     return this.#inFrame && this.#opcode < OPCODES.close && this.#left >= STRAIGHT_BYTES_MIN;
   }
 
@@ -277,10 +320,19 @@ export class Receiver {
   /** The socket is gone: gives the memory back. */
   end(): void {
     this.#dead = true;
-    this.#waiting = false;
+    this.#waiting = this.#halted = false;
     this.#held = EMPTY;
     this.#reset();
-    this.#own = EMPTY;
+    this.#own = this.#prefix = EMPTY;
+    this.#tell();
+  }
+
+  #tell(): void {
+    const bytes = this.#own.length + this.#prefix.length;
+    if (bytes === this.#told) return;
+    const change = bytes - this.#told;
+    this.#told = bytes;
+    this.#events.memory?.(change);
   }
 
   // Frames.
@@ -352,7 +404,23 @@ export class Receiver {
     const most = this.#stage === 'text' ? TEXT_BYTES_MAX : this.#frameBytesMax;
     if (this.#messageBytes > most) {
       this.#break(1009, `a message of ${this.#messageBytes} bytes; at most ${most} are allowed`);
+      return;
     }
+    this.#checkFragment();
+  }
+
+  /** Of a payload whose length was not known: how long it is by now. */
+  #checkFragment(): void {
+    const bytesMax = this.#landing?.bytesMax;
+    if (this.#stage !== 'payload' || bytesMax === undefined) return;
+    const bytes = this.#memoryBytes + this.#left;
+    if (bytes <= bytesMax) return;
+    this.#refuse(
+      new DownpourError(
+        'DP_FRAME_TOO_LARGE',
+        `a '${this.#header!.type}' with a payload of ${bytes} bytes; at most ${bytesMax} are allowed`,
+      ),
+    );
   }
 
   #endFrame(): void {
@@ -401,6 +469,7 @@ export class Receiver {
       return available;
     }
     if (this.#stage === 'header') return this.#takeHeader(chunk, at, available);
+    if (this.#nowhere || this.deaf) return available;
     if (this.#stage === 'payload' || this.#stage === 'text') {
       const needed = this.#memoryBytes + available;
       if (needed > this.#memory.length) this.#grow(needed);
@@ -445,6 +514,7 @@ export class Receiver {
       const larger = new Uint8Array(Math.max(needed, 2 * this.#prefix.length));
       larger.set(this.#prefix.subarray(0, this.#prefixBytes));
       this.#prefix = larger;
+      this.#tell();
     }
     this.#prefix.set(bytes, this.#prefixBytes);
     this.#prefixBytes = needed;
@@ -469,24 +539,40 @@ export class Receiver {
       this.#stage = 'skip';
       return;
     }
-    if (this.#left > 0) {
-      const landing = this.#events.land(this.#header!, this.#final ? this.#left : null);
-      if (landing === 'wait') {
-        this.#waiting = true;
-        return;
-      }
-      this.#landing = landing;
-      this.#memory = landing?.bytes ?? this.#own;
-    }
+    if (this.#left > 0 && !this.#findPlace()) return;
     this.#stage = 'payload';
+    this.#checkFragment();
+  }
+
+  /** @returns whether the payload may be read now. */
+  #findPlace(): boolean {
+    let place: Place;
+    try {
+      place = this.#events.land(this.#header!, this.#final ? this.#left : null);
+    } catch (error) {
+      this.#refuse(error);
+      return false;
+    }
+    if (place === 'wait') {
+      this.#waiting = true;
+      return false;
+    }
+    this.#nowhere = place === 'nowhere';
+    this.#landing = place === 'nowhere' ? null : place;
+    this.#memory = this.#landing?.bytes ?? this.#own;
+    this.#payloads++;
+    return true;
   }
 
   /** Makes room for more of a payload whose length was not known, or that has no landing. */
   #grow(needed: number): void {
     const larger = Math.max(needed, OWN_BYTES_MIN, 2 * this.#memory.length);
-    const memory = Buffer.allocUnsafeSlow(Math.min(larger, this.#frameBytesMax + OWN_BYTES_MIN));
+    const whole = this.#final && this.#inFrame ? this.#memoryBytes + this.#left : Infinity;
+    const most = Math.max(OWN_BYTES_MIN, Math.min(whole, this.#frameBytesMax + OWN_BYTES_MIN));
+    const memory = Buffer.allocUnsafeSlow(Math.min(larger, most));
     memory.set(this.#memory.subarray(0, this.#memoryBytes));
     this.#own = this.#memory = memory;
+    this.#tell();
   }
 
   #endMessage(): void {
@@ -539,9 +625,12 @@ export class Receiver {
     this.#events.message(header, payload, landing, this.#more);
   }
 
-  /** The message is none of ours: what is left of it is skipped. */
+  /** The message is none of ours: what is left of it is skipped, and what was kept of it let go. */
   #refuse(error: unknown): void {
     this.#stage = 'skip';
+    this.#landing?.release();
+    this.#landing = null;
+    this.#memory = EMPTY;
     if (!this.deaf) this.#events.malformed(error as DownpourError);
   }
 
@@ -556,6 +645,11 @@ export class Receiver {
     this.#prefixBytes = 0;
     this.#memory = EMPTY;
     this.#memoryBytes = 0;
+    this.#nowhere = false;
+    const keeps = this.#own.length <= OWN_BYTES_KEPT && this.#prefix.length <= PREFIX_BYTES_KEPT;
+    if (keeps) return;
     if (this.#own.length > OWN_BYTES_KEPT) this.#own = EMPTY;
+    if (this.#prefix.length > PREFIX_BYTES_KEPT) this.#prefix = new Uint8Array(256);
+    this.#tell();
   }
 }

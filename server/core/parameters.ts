@@ -199,10 +199,11 @@ export class Parameters {
     }
     this.#lent = true;
     this.#lentCount++;
-    return new Snapshot(now.bytes, 'f32', () => {
+    const back = () => {
       this.#lentCount--;
       this.#free.push(now);
-    });
+    };
+    return new Snapshot(now.bytes, 'f32', back, true);
   }
 
   #encode(): Snapshot {
@@ -221,7 +222,7 @@ export class Parameters {
 
   #halfSnapshot(half: Half): Snapshot {
     half.bytes.fill(0, 2 * this.layout.exchangedSize);
-    return new Snapshot(half.bytes, 'bf16', () => void this.#halves.push(half));
+    return new Snapshot(half.bytes, 'bf16', () => void this.#halves.push(half), true);
   }
 
   #changed(): void {

@@ -724,6 +724,11 @@ export class Run {
     }
   }
 
+  /** It was asked for the initial parameters. */
+  awaitsInitial(worker: string): boolean {
+    return this.#grant?.worker === worker;
+  }
+
   /** It goes for good: its work is given away at once. */
   leave(worker: string): void {
     this.#follower?.({ call: 'leave', worker }, NOTHING);

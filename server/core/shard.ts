@@ -104,6 +104,12 @@ export class Shard {
     return this.#runs.size;
   }
 
+  /** The longest that a worker of any run may be silent. */
+  get leaseMs(): number {
+    const seconds = [...this.#runs.values()].map(({ config }) => config.leaseSeconds);
+    return 1000 * Math.max(0, ...seconds);
+  }
+
   // What workers send.
 
   /** Room for a part; see `Parameters.land`. */
@@ -111,10 +117,10 @@ export class Shard {
     return this.#runs.get(run)?.parameters.land(byteLength, encoding) ?? null;
   }
 
-  /** Of the parts of a run, null: there is no such run here. */
-  partLimits(run: string): ReturnType<typeof payloadLimits> | null {
+  /** Of the parts of a run, and of its initial parameters; null: there is no such run here. */
+  partLimits(run: string): (ReturnType<typeof payloadLimits> & { initialBytes: number }) | null {
     const layout = this.#runs.get(run)?.layout;
-    return layout ? payloadLimits(layout) : null;
+    return layout ? { ...payloadLimits(layout), initialBytes: 4 * layout.size } : null;
   }
 
   /**

@@ -5,6 +5,8 @@
 export class Snapshot {
   readonly bytes: Uint8Array;
   readonly encoding: 'f32' | 'bf16';
+  /** It lies in the memory of its run, and takes no other. */
+  readonly lent: boolean;
   readonly #recycle: ((bytes: Uint8Array) => void) | null;
   #holders = 1;
 
@@ -13,7 +15,9 @@ export class Snapshot {
     bytes: Uint8Array,
     encoding: 'f32' | 'bf16',
     recycle: ((bytes: Uint8Array) => void) | null = null,
+    lent = false,
   ) {
+    this.lent = lent;
     this.bytes = bytes;
     this.encoding = encoding;
     this.#recycle = recycle;

@@ -7,11 +7,18 @@ import { Replicas } from '../../server/standby.ts';
 import { checkToStandby, type ToStandby } from '../../server/standby-protocol.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
+import type { DownpourError } from '../../shared/errors.ts';
 import { createLayout } from '../../shared/layout.ts';
 import type { Acknowledgement, Lease, Push, ServerMessage, Work } from '../../shared/protocol.ts';
 import { type Random, random } from '../../shared/random.ts';
 import { VERSION } from '../../shared/version.ts';
-import type { Connection, ConnectionEvents, Header, Landing } from '../../wire/connection.ts';
+import type {
+  Connection,
+  ConnectionEvents,
+  Header,
+  Landing,
+  Place,
+} from '../../wire/connection.ts';
 import {
   createProblem,
   EXCHANGED,
@@ -279,7 +286,7 @@ function before(a: { at: number; order: number }, b: { at: number; order: number
 
 interface Sent {
   readonly header: Header;
-  readonly payload: Uint8Array;
+  payload: Uint8Array;
 }
 
 /** A connection of a worker to the server. Each direction keeps its order. */
@@ -323,7 +330,7 @@ class SimulatedConnection {
 
   readonly serverEnd = {
     transport: 'tcp' as const,
-    bufferedBytes: 0,
+    ...{ bufferedBytes: 0, leftBytes: 0, coming: null, waiting: false },
     isOpen: () => this.#serverOpen,
     get open(): boolean {
       return (this as { isOpen(): boolean }).isOpen();
@@ -363,6 +370,8 @@ class SimulatedConnection {
       });
     },
     retry: () => this.#arrive(),
+    hold: () => {},
+    move: () => false,
     close: () => this.#endServer(5),
     terminate: () => this.#endServer(0),
   };
@@ -444,10 +453,19 @@ class SimulatedConnection {
     if (this.#landing || !this.#serverOpen) return;
     const sent = this.#arriving[0];
     if (!sent) return;
-    let landing: Landing | 'wait' | null = null;
-    if (sent.payload.length > 0) landing = this.#events.land(sent.header, sent.payload.length);
-    if (landing === 'wait') return;
+    let place: Place = null;
+    try {
+      if (sent.payload.length > 0) place = this.#events.land(sent.header, sent.payload.length);
+    } catch (error) {
+      this.#arriving.shift();
+      this.#events.malformed(error as DownpourError);
+      this.#arrive();
+      return;
+    }
+    if (place === 'wait') return;
     this.#arriving.shift();
+    const landing = place === 'nowhere' ? null : place;
+    if (place === 'nowhere') sent.payload = new Uint8Array();
     const reading = { sent, landing, done: false };
     this.#landing = reading;
     const simulation = this.#simulation;
@@ -465,8 +483,10 @@ class SimulatedConnection {
 
   #deliver({ header, payload }: Sent, landing: Landing | null): void {
     const { server } = this.#simulation;
-    landing?.bytes.set(payload);
-    const place = landing ? landing.bytes.subarray(0, payload.length) : payload.slice();
+    // What it has none for goes to memory of the receiver's.
+    const isThere = landing !== null && landing.bytes.length >= payload.length;
+    if (isThere) landing.bytes.set(payload);
+    const place = isThere ? landing.bytes.subarray(0, payload.length) : payload.slice();
     this.answers = [];
     const before = server.step;
     if (header.type === 'push') server.lookUp(header as unknown as Push);

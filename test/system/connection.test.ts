@@ -212,6 +212,67 @@ describe.each(WAYS)('payloads, %s', (way) => {
     expect(connection.bufferedBytes).toBe(0);
   });
 
+  test('a payload moves to another place while its socket waits for more of it', async () => {
+    const [first, second] = [new Uint8Array(800_000), new Uint8Array(800_000)];
+    const server = await serve({
+      way,
+      events: () => ({ land: () => ({ bytes: first, release() {} }) }),
+    });
+    const { socket } = await openRaw(server.port);
+    const frame = encodeFrame({ type: 'push' }, floats(200_000));
+    const head = new Uint8Array(FRAME_HEAD_MAX);
+    const opcode = 2;
+    const start = writeFrameHead(head, head.length, { opcode, length: frame.length, masked: true });
+    socket.write(head.subarray(start));
+    socket.write(frame.subarray(0, 500_000));
+    const [connection] = server.connections;
+    while ((connection!.coming?.bytes ?? 0) < 499_900) await new Promise(setImmediate);
+    expect(connection!.move({ bytes: second, release() {} })).toBe(true);
+    first.fill(7);
+    socket.write(frame.subarray(500_000, 600_000));
+    while (connection!.coming!.bytes < 599_900) await new Promise(setImmediate);
+    // Once more, and back.
+    expect(connection!.move({ bytes: first, release() {} })).toBe(true);
+    second.fill(7);
+    socket.write(frame.subarray(600_000));
+    const payload = bytes(floats(200_000));
+    expect(await server.inbox.next()).toEqual(['push', payload.length, sumOf(payload)]);
+    expect(second.every((byte) => byte === 7)).toBe(true);
+  });
+
+  test('holding, a connection reads on when all that was sent has left', async () => {
+    const answer = new Uint8Array(4_000_000);
+    let answered = 0;
+    const server = await serve({
+      way,
+      events: (connection) => ({
+        message(_, __, landing) {
+          landing?.release();
+          answered++;
+          connection.send({ type: 'work' }, [answer]);
+          if (connection.bufferedBytes > answer.length + 1_000) connection.hold();
+        },
+      }),
+    });
+    const { socket } = await openRaw(server.port);
+    socket.pause();
+    const idle = encodeFrame({ type: 'idle' });
+    const head = new Uint8Array(FRAME_HEAD_MAX);
+    const start = writeFrameHead(head, head.length, {
+      ...{ opcode: 2, length: idle.length, masked: true },
+    });
+    const ask = Buffer.concat([head.subarray(start), idle]);
+    const COUNT = 50;
+    for (let i = 0; i < COUNT; i++) socket.write(ask);
+    const [connection] = server.connections;
+    while (!connection!.holding) await new Promise(setImmediate);
+    for (let i = 0; i < 50; i++) await new Promise(setImmediate);
+    expect(answered).toBeLessThan(10);
+    expect(connection!.bufferedBytes).toBeLessThan(3 * answer.length);
+    socket.resume();
+    while (answered < COUNT) await new Promise(setImmediate);
+  });
+
   test('a landing that is waited for is not needed once the connection closes', async () => {
     const server = await serve({ way, events: () => ({ land: () => 'wait' }) });
     const { connection, inbox } = await open(server.url, { way });

@@ -34,6 +34,7 @@ const worker = (name: string, changes: object = {}) =>
 const look = (facts: Partial<AlertFacts>) =>
   alertsOf({
     stateStoreAway: null,
+    connections: { bytes: 0, bytesMax: 1e9, closed: 0, closedSecondsAgo: null, moved: 0 },
     shards: null,
     standby: null,
     copies: null,

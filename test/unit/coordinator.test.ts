@@ -32,6 +32,8 @@ function connect(leaseSeconds: number | null) {
     excuse() {
       this.lastSeen = now;
     },
+    standsStill: false,
+    look() {},
   };
   coordinator.opened(session as unknown as Session);
   return { calls, session };

@@ -12,6 +12,7 @@ function facts(more: Partial<PrometheusFacts> = {}): PrometheusFacts {
       startedAt: '',
       stateStore: 'files',
       stateStoreAway: null,
+      connections: { bytes: 0, bytesMax: 1e9, closed: 0, closedSecondsAgo: null, moved: 0 },
       memoryBytes: { rss: 3e8, heap: 1e8, arrayBuffers: 1 },
       shards: null,
       standby: null,

@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { encodeFrame, encodeHeader } from '../../shared/codec.ts';
 import { LIMITS } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
 import { frameHeadLength, unmask, writeFrameHead } from '../../wire/frames.ts';
 import { type Landing, Receiver } from '../../wire/receiver.ts';
 
@@ -840,5 +841,113 @@ describe('halting', () => {
     expect(receiver.landedBytes).toBe(20);
     for (let i = 0; i < 100; i++) receiver.feed(frame(new Uint8Array(), { opcode: 10 }));
     expect(receiver.landedBytes).toBe(20);
+  });
+});
+
+describe('an owner that says no', () => {
+  type Events = ConstructorParameters<typeof Receiver>[0]['events'];
+  const BIG = encodeFrame({ type: 'push' }, new Float32Array(500_000).fill(1));
+
+  /** Feeds it in pieces of 10,000 bytes. */
+  function read(stream: Uint8Array, events: Partial<Events>, look?: (r: Receiver) => void) {
+    const out: string[] = [];
+    let memory = 0;
+    const receiver = new Receiver({
+      fromClient: true,
+      events: {
+        land: () => null,
+        memory: (change) => {
+          memory += change;
+        },
+        message: (header, payload, landing) => {
+          out.push(`message ${header.type} ${payload.length}`);
+          landing?.release();
+        },
+        malformed: (error) => out.push(`malformed ${error.code}`),
+        ping: () => out.push('ping'),
+        pong() {},
+        close() {},
+        broken: (code) => out.push(`broken ${code}`),
+        ...events,
+      },
+    });
+    for (let at = 0; at < stream.length; at += 10_000) {
+      receiver.feed(stream.slice(at, at + 10_000));
+      look?.(receiver);
+    }
+    const most = memory;
+    receiver.end();
+    expect(memory, 'memory not given back').toBe(0);
+    return { out, most };
+  }
+
+  test('of a payload that is to be nowhere nothing is kept, and its message is told', () => {
+    let most = 0;
+    const { out } = read(join(frame(BIG), frame(IDLE)), {
+      land: () => 'nowhere',
+      memory: (change) => (most = Math.max(most, change)),
+    });
+    expect(out).toEqual(['message push 0', 'message idle 0']);
+    expect(most).toBeLessThan(1_000);
+  });
+
+  test('a message that is refused is read past, and the next one is told', () => {
+    const land = () => {
+      throw new DownpourError('DP_FRAME_TOO_LARGE', 'no');
+    };
+    const { out } = read(join(frame(BIG), frame(IDLE)), { land });
+    expect(out).toEqual(['malformed DP_FRAME_TOO_LARGE', 'message idle 0']);
+  });
+
+  test.each([
+    [2_000_000, ['message push 2000000', 'message idle 0']],
+    [1_999_999, ['malformed DP_FRAME_TOO_LARGE', 'message idle 0']],
+  ])('a payload in fragments may have %d bytes of 2,000,000', (bytesMax, expected) => {
+    let released = 0;
+    const land = () => ({ bytes: new Uint8Array(), bytesMax, release: () => released++ });
+    const half = BIG.length / 2;
+    const stream = join(
+      frame(BIG.subarray(0, half), { final: false }),
+      frame(BIG.subarray(half), { opcode: 0 }),
+      frame(IDLE),
+    );
+    expect(read(stream, { land }).out).toEqual(expected);
+    expect(released).toBe(1);
+  });
+
+  test('its own memory is told as it grows, and is not larger than the payload by much', () => {
+    const { out, most } = read(frame(BIG).subarray(0, -8), {});
+    expect(out).toEqual([]);
+    expect(most).toBeGreaterThanOrEqual(BIG.length - 100);
+    expect(most).toBeLessThan(BIG.length + 10_000);
+  });
+
+  test('a payload that moves goes on elsewhere, and leaves its first place as it was', () => {
+    const first = new Uint8Array(2_000_000);
+    const second = new Uint8Array(2_000_000);
+    let released = 0;
+    let moved = false;
+    const values = new Float32Array(500_000).map((_, i) => i);
+    read(
+      frame(encodeFrame({ type: 'push' }, values), { mask: 0x1020304 }),
+      {
+        land: () => ({ bytes: first, release: () => released++ }),
+        message: (_, payload, landing) => {
+          expect(landing?.bytes).toBe(second);
+          expect(Buffer.compare(payload, new Uint8Array(values.buffer))).toBe(0);
+        },
+      },
+      (receiver) => {
+        const { coming } = receiver;
+        if (moved || !coming || coming.bytes < 1_000_000) return;
+        moved = true;
+        expect(coming).toMatchObject({ number: 1, of: 2_000_000 });
+        receiver.move({ bytes: second, release() {} });
+        expect(released).toBe(1);
+        first.fill(7);
+      },
+    );
+    expect(moved).toBe(true);
+    expect(first.every((byte) => byte === 7)).toBe(true);
   });
 });

@@ -122,7 +122,7 @@ class PageConnection implements Page {
     }
     const { header, payload } = frame;
     const landing = payload.length > 0 ? this.#events.land(header, payload.length) : null;
-    if (landing === null || landing === 'wait') {
+    if (landing === null || typeof landing === 'string') {
       this.#events.message(header, payload, null);
       return;
     }
