@@ -66,7 +66,7 @@ export async function travel(home: string, { engine }: { engine: string }): Prom
   const said = await downpour(home, 'init x.ts --data train.csv --target target --json');
   const { notes } = JSON.parse(said.join('\n')) as { notes: string[] };
   // Iris has two flowers with the same measures, which the split may part.
-  const check = 'check x.ts --accept duplicates --no-throughput --no-tiny';
+  const check = 'check x.ts --no-throughput --no-tiny';
   await downpour(home, `${check} ${use}`);
   const events = await downpour(home, `train x.ts --port 0 --json ${use}`);
   const run = events

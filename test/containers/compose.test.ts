@@ -2,13 +2,13 @@ import { spawn } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as wait } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { RunDetail } from '../../shared/rest.ts';
 import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
 import { sharedData } from '../data-folder.ts';
 import { freePort } from '../redis-server.ts';
 import { ROOT } from '../support/deployment.ts';
+import { until as untilTrue } from '../support/until.ts';
 import { attempt, run } from './shell.ts';
 
 // docker-compose.yml with a real engine and real Compose, by the commands of docs/cluster.md; `npm run containers`.
@@ -37,18 +37,12 @@ async function sh(line: string, more = '', where = env): Promise<string> {
 const docker = (...words: string[]) => run(['docker', ...words], { env, timeoutMs: LONG_MS });
 const downpour = (...words: string[]) => docker('compose', 'exec', 'server', 'downpour', ...words);
 
-/** Asks until `look` gives something; a server that is away is asked again. */
-async function until<T>(what: string, look: () => Promise<T | null | undefined | false>) {
-  const start = performance.now();
-  for (;;) {
-    const seen = await look().catch(() => null);
-    if (seen) return seen;
-    if (performance.now() - start > LONG_MS) {
-      const logs = await attempt(['docker', 'compose', 'logs', '--tail', '15'], { cwd: ROOT, env });
-      throw new Error(`waited in vain until ${what}\n${logs.text}`);
-    }
-    await wait(200);
-  }
+const until = <T>(what: string, look: () => Promise<T | null | undefined | false>): Promise<T> =>
+  untilTrue(what, look, { withinMs: LONG_MS, everyMs: 200, logs: composeLogs });
+
+async function composeLogs(): Promise<string> {
+  const logs = await attempt(['docker', 'compose', 'logs', '--tail', '15'], { cwd: ROOT, env });
+  return logs.text;
 }
 
 const containersOf = async (service: string) =>

@@ -3,7 +3,6 @@ import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { setTimeout as wait } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { openRedisStore } from '../../server/redis.ts';
 import type { StateStore } from '../../server/state-store.ts';
@@ -12,6 +11,7 @@ import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
 import { enginesFolder } from '../../worker/engine-folder.ts';
 import { freePort, redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
 import { buildImage, type Compose, type Image, readCompose } from '../support/deployment.ts';
+import { until as untilTrue } from '../support/until.ts';
 
 // `docker compose up --scale worker=2` without an engine of containers: the commands, the environment
 // and the files of docker-compose.yml and deploy/Dockerfile, as processes, with a real Redis. With a real engine:
@@ -89,19 +89,11 @@ async function execute(service: string, ...command: string[]): Promise<string> {
   return container.log();
 }
 
-/** Asks until `look` gives something; a server that is away is asked again. */
-async function until<T>(what: string, look: () => Promise<T | null | undefined | false>) {
-  const start = performance.now();
-  for (;;) {
-    const seen = await look().catch(() => null);
-    if (seen) return seen;
-    if (performance.now() - start > LONG_MS) {
-      const logs = [...containers].map((container) => container.log()).join('\n\n');
-      throw new Error(`waited in vain until ${what}\n${logs}`);
-    }
-    await wait(50);
-  }
-}
+const until = <T>(what: string, look: () => Promise<T | null | undefined | false>): Promise<T> =>
+  untilTrue(what, look, {
+    withinMs: LONG_MS,
+    logs: () => [...containers].map((container) => container.log()).join('\n\n'),
+  });
 
 /** The health check of docker-compose.yml. */
 async function isHealthy(service: string): Promise<boolean> {

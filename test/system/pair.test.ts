@@ -1,13 +1,13 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as wait } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { serve } from '../../server/main.ts';
 import { freePort, redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
 import { ClientWorker } from '../support/client-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { type ServerProcess, startServerProcess } from '../support/server-process.ts';
+import { until } from '../support/until.ts';
 
 /** `serve --peer`: two servers as an orchestrator runs them, each started again by the same command. */
 
@@ -37,14 +37,6 @@ async function start(name: Name): Promise<ServerProcess> {
   const server = await startServerProcess(join(root, name), ports[name], more);
   cleanUps.push(() => server.kill());
   return server;
-}
-
-async function until(what: string, look: () => Promise<boolean>): Promise<void> {
-  for (let i = 0; i < 3_000; i++) {
-    if (await look().catch(() => false)) return;
-    await wait(20);
-  }
-  throw new Error(`waited in vain until ${what}`);
 }
 
 const serves = async ({ client }: ServerProcess) => (await client.health()).status === 'ok';

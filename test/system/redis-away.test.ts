@@ -1,7 +1,6 @@
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as wait } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { journaled } from '../../server/journal.ts';
@@ -16,6 +15,7 @@ import { redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { startProxy } from '../support/proxy.ts';
 import { createProblem } from '../support/regression.ts';
+import { until } from '../support/until.ts';
 
 /** A real server with a real Redis that goes away, comes back, comes back empty; see docs/decisions/0010. */
 
@@ -92,14 +92,6 @@ async function train({ url, client }: Server, id: string): Promise<RunDetail> {
 }
 
 /** Asks until it holds; a store that is away is asked again. */
-async function until(what: string, look: () => Promise<boolean>): Promise<void> {
-  for (let i = 0; i < 1_000; i++) {
-    if (await look().catch(() => false)) return;
-    await wait(20);
-  }
-  throw new Error(`waited in vain until ${what}`);
-}
-
 const files = async (state: string, id: string) =>
   (await readdir(join(state, id, 'checkpoints'))).sort();
 
