@@ -191,10 +191,14 @@ export async function newestValidCheckpoint(
     readonly load?: boolean;
     /** Others are passed over without a word. */
     readonly isFit?: (manifest: CheckpointManifest) => boolean;
+    /** Of the folder, when they have been listed just now. */
+    readonly manifests?: readonly CheckpointManifest[];
   } = {},
 ): Promise<Checkpoint | null> {
   const { kinds, onDamaged, load = true, isFit = () => true } = options;
-  const manifests = await listCheckpoints(folder, onDamaged === undefined ? {} : { onDamaged });
+  const manifests =
+    options.manifests ??
+    (await listCheckpoints(folder, onDamaged === undefined ? {} : { onDamaged }));
   for (const manifest of manifests.toReversed()) {
     if ((kinds !== undefined && !kinds.includes(manifest.kind)) || !isFit(manifest)) continue;
     const stem = basename(manifest.file, TENSORS);
@@ -222,6 +226,18 @@ export async function listCheckpoints(
     if (manifest !== null) manifests.push(manifest);
   }
   return manifests.sort((a, b) => a.sequence - b.sequence);
+}
+
+/** The newest manifest of a folder that is whole; null: there is none. Of the others not one is read. */
+export async function newestManifest(folder: string): Promise<CheckpointManifest | null> {
+  const names = (await namesIn(folder)).filter((name) => name.endsWith(MANIFEST));
+  const newestFirst = names.filter((name) => sequenceOf(name) > 0);
+  newestFirst.sort((a, b) => sequenceOf(b) - sequenceOf(a));
+  for (const name of newestFirst) {
+    const manifest = await unlessDamaged(readManifest(join(folder, name)), () => {});
+    if (manifest !== null) return manifest;
+  }
+  return null;
 }
 
 /**

@@ -239,8 +239,11 @@ export class Coordinator {
     return run;
   }
 
-  /** After anything that may have changed a run: writes down what must be, wakes who may have work. */
-  settle(run: Run): void {
+  /**
+   * After anything that may have changed a run: writes down what must be, wakes who may have work.
+   * @param touched false: time alone has gone by.
+   */
+  settle(run: Run, touched = true): void {
     let wake = false;
     for (const event of run.takeEvents()) {
       if (event.kind === 'wake') wake = true;
@@ -272,7 +275,7 @@ export class Coordinator {
         this.#keeper.evaluated(run);
       }
     }
-    this.#keeper.stepped(run, this.now());
+    if (touched) this.#keeper.stepped(run, this.now());
     if (!wake) return;
     for (const session of this.#sessions) {
       if (session.run !== run || !session.joined) continue;
@@ -295,7 +298,7 @@ export class Coordinator {
     for (const run of this.#runs.values()) {
       if (run.over) continue;
       run.tick(now);
-      this.settle(run);
+      this.settle(run, false);
     }
     for (const session of this.#sessions) {
       // A worker in the middle of a slow gradient answers nothing for as long as its lease lasts.

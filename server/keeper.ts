@@ -10,6 +10,7 @@ import {
   type CheckpointManifest,
   checkpointFolder,
   listCheckpoints,
+  newestManifest,
   newestValidCheckpoint,
   readCheckpoint,
   removeCheckpoint,
@@ -35,6 +36,9 @@ type Task = 'registry' | 'record' | 'best' | 'last' | 'final' | 'earlyStopping';
 /** `last` before `best`: so the best on disk is never of a time that a restart would not know. */
 const ORDER: readonly Task[] = ['registry', 'last', 'best', 'final', 'earlyStopping', 'record'];
 const RETRY_MS = 5_000;
+/** Between two lines that say how far it is. */
+const PROGRESS_MS = 2_000;
+const AT_ONCE = 16;
 
 interface Entry {
   readonly tasks: Set<Task>;
@@ -43,6 +47,8 @@ interface Entry {
   retryAt: number;
   lastStep: number;
   lastAt: number;
+  /** Something has happened to it that its newest checkpoint does not hold. */
+  touched: boolean;
   latest: RunSummary['checkpoint'];
   latestBytes: number | null;
   readonly counts: WriteCounts;
@@ -190,10 +196,15 @@ export class Keeper {
     );
     const records = [...registered, ...only.map(record)];
     const ids = [...records.map(({ id }) => id), ...(await this.#unregistered(records))];
-    const lives = await Promise.all(ids.map((id) => this.#lifeOf(id)));
-    for (const { life } of replicas?.values() ?? []) lives.push(life);
-    this.#life = await nextLife(root, Math.max(0, ...lives), this.#passedOver);
+    let life = 0;
+    for (const replica of replicas?.values() ?? []) life = Math.max(life, replica.life);
+    await eachOf(ids, async (id) => {
+      life = Math.max(life, await this.#lifeOf(id));
+    });
+    this.#life = await nextLife(root, life, this.#passedOver);
+    const told = this.#progress(ids.length);
     for (const known of records) {
+      told(runs.length);
       try {
         const run = replicas
           ? await this.#inherit(known, replicas.get(known.id) ?? null)
@@ -207,6 +218,7 @@ export class Keeper {
       }
     }
     for (const id of ids.slice(records.length)) {
+      told(runs.length);
       try {
         const run = await this.#recoverFromDisk(id);
         if (run) runs.push(run);
@@ -217,6 +229,17 @@ export class Keeper {
       }
     }
     return runs;
+  }
+
+  /** Says how far it is, where it takes long. */
+  #progress(count: number): (done: number) => void {
+    const { now, log } = this.#options;
+    let at = now();
+    return (done) => {
+      if (now() - at < PROGRESS_MS) return;
+      at = now();
+      log(`${done} of ${count} runs are read from their checkpoints`, { kind: 'reading' });
+    };
   }
 
   /** Runs that the state folder has and the registry lacks: Redis came back empty, a record is damaged. */
@@ -234,12 +257,11 @@ export class Keeper {
 
   /** The last life of the server that wrote a checkpoint of a run; 0: none. */
   async #lifeOf(id: string): Promise<number> {
+    const folder = checkpointFolder(this.#options.root, id);
     // What cannot be read is told where the run is recovered.
-    const manifests = await listCheckpoints(checkpointFolder(this.#options.root, id)).catch(
-      () => [],
-    );
-    const lives = manifests.map(({ state }) => (Object(state) as Partial<RunState>).life);
-    return Math.max(0, ...lives.map((life) => (isLife(life) ? life : 0)));
+    const newest = await newestManifest(folder).catch(() => null);
+    const { life } = Object(newest?.state) as Partial<RunState>;
+    return isLife(life) ? life : 0;
   }
 
   async #recoverFromDisk(id: string): Promise<Run | null> {
@@ -316,14 +338,17 @@ export class Keeper {
         ...{ level: 'warn', run: known.id, code: error.code },
       });
     const refused = new Set<string>();
+    const manifests = await listCheckpoints(folder, { onDamaged: passOver });
     let run: Run | null = null;
     let checkpoint: Checkpoint | null = null;
     while (!run) {
       checkpoint = await newestValidCheckpoint(folder, {
-        ...{ kinds: ['last'], load: shards === null },
+        ...{ kinds: ['last'], load: shards === null, manifests },
         isFit: ({ file }) => !refused.has(file),
-        // In the first look at the folder.
-        onDamaged: (error) => refused.size === 0 && passOver(error),
+        onDamaged(error, stem) {
+          refused.add(`${stem}.safetensors`);
+          passOver(error);
+        },
       });
       if (!checkpoint) break;
       try {
@@ -360,8 +385,10 @@ export class Keeper {
     entry.latest = summaryOf(checkpoint.manifest);
     entry.latestBytes = checkpoint.manifest.bytes;
     entry.lastStep = run.step;
-    if (run.best && !(await this.#bestCheckpoint(run))) this.#want(run, 'best');
-    if (run.phase === 'finished' && !(await this.#hasFinal(run))) this.#want(run, 'final');
+    if (run.best && !bestAmong(manifests, run)) this.#want(run, 'best');
+    // A server that dies between the `last` of the end and the `final` leaves the former alone.
+    const hasFinal = manifests.some(({ kind }) => kind === 'final');
+    if (run.phase === 'finished' && !hasFinal) this.#want(run, 'final');
     if (!run.over) {
       log(`run ${run.id} continues from its checkpoint at step ${run.step}`, {
         ...{ run: run.id, step: run.step, kind: 'continues' },
@@ -389,8 +416,8 @@ export class Keeper {
       const { base, lost, total } = noted;
       if (base && lost && total !== undefined) run.recallLost({ base, lost, total });
       run.learnLost(noted);
-      // This life may be as short as the last one, and its checkpoint never written.
-      await noteProgress(root, run.id, run.progress).catch(() => {});
+      // This life may be as short as the last one, and its checkpoint never written. Of one that is over nothing is lost.
+      if (!run.over) await noteProgress(root, run.id, run.progress).catch(() => {});
     }
     // Told, and not counted: whoever can write there could make up any number.
     const registered = await store.lastCheckpoint(run.id).catch((error: unknown) => {
@@ -433,9 +460,14 @@ export class Keeper {
     this.#want(run, 'earlyStopping');
   }
 
-  /** After each update: a checkpoint when enough steps or seconds have gone by. */
+  /** After anything has happened to a run: a checkpoint when enough steps or seconds have gone by. */
   stepped(run: Run, now: number): void {
     const entry = this.#entry(run);
+    entry.touched = true;
+    this.#due(run, entry, now);
+  }
+
+  #due(run: Run, entry: Entry, now: number): void {
     if (run.over || run.step === entry.lastStep) return;
     const { everySteps, everySeconds } = run.config.checkpoint;
     const bySteps = everySteps !== null && run.step - entry.lastStep >= everySteps;
@@ -445,7 +477,7 @@ export class Keeper {
   tick(now: number): void {
     for (const [id, entry] of this.#entries) {
       const run = this.#runs.get(id)!;
-      this.stepped(run, now);
+      this.#due(run, entry, now);
       if (run.step !== entry.notedStep && !entry.noting) this.#note(run, entry);
       if (entry.spoilt.size > 0 && now >= entry.spoiltRetryAt) {
         for (const task of entry.spoilt.keys()) entry.tasks.add(task);
@@ -521,7 +553,10 @@ export class Keeper {
   /** Writes all that is left, and nothing after that. What fails is said, never thrown. */
   async close(runs: readonly Run[]): Promise<void> {
     this.#closing = true;
-    await Promise.all(runs.map((run) => (run.over ? this.#flush(run) : this.saveNow(run))));
+    // What its newest checkpoint holds already costs nothing: of 10,000 runs few have anything to be written.
+    await eachOf(runs, (run) =>
+      run.over || !this.#entry(run).touched ? this.#flush(run) : this.saveNow(run),
+    );
     this.#closed = true;
     // Of runs that were being recovered, too.
     await Promise.all([...this.#entries.values()].map(({ writing }) => writing));
@@ -693,6 +728,7 @@ export class Keeper {
   async #checkpoint(run: Run, entry: Entry, kind: CheckpointKind): Promise<void> {
     const { root, store, token, now } = this.#options;
     const folder = checkpointFolder(root, run.id);
+    if (kind === 'last') entry.touched = false;
     if (run.layout && run.hasParameters) {
       await store.mayWrite(token);
       const { best } = run;
@@ -815,15 +851,8 @@ export class Keeper {
 
   /** The checkpoint of the run's best evaluation, null: not on disk yet. */
   async #bestCheckpoint(run: Run): Promise<CheckpointManifest | null> {
-    const manifests = await listCheckpoints(checkpointFolder(this.#options.root, run.id));
-    const step = run.best?.step;
-    return manifests.findLast((m) => m.kind === 'best' && m.step === step) ?? null;
-  }
-
-  /** A server that dies between the `last` of the end and the `final` leaves the former alone. */
-  async #hasFinal(run: Run): Promise<boolean> {
-    const manifests = await listCheckpoints(checkpointFolder(this.#options.root, run.id));
-    return manifests.some(({ kind }) => kind === 'final');
+    const folder = checkpointFolder(this.#options.root, run.id);
+    return bestAmong(await listCheckpoints(folder), run);
   }
 
   #entry(run: Run): Entry {
@@ -835,6 +864,7 @@ export class Keeper {
         retryAt: 0,
         lastStep: run.step,
         lastAt: this.#options.now(),
+        touched: false,
         latest: null,
         latestBytes: null,
         counts: new WriteCounts(),
@@ -855,6 +885,19 @@ export class Keeper {
     this.#runs.set(run.id, run);
     return entry;
   }
+}
+
+function bestAmong(manifests: readonly CheckpointManifest[], { best }: Run) {
+  return manifests.findLast(({ kind, step }) => kind === 'best' && step === best?.step) ?? null;
+}
+
+/** A few at a time, so that neither descriptors nor memory run out. */
+async function eachOf<T>(all: readonly T[], action: (one: T) => Promise<unknown>): Promise<void> {
+  const rest = all.values();
+  const one = async () => {
+    for (const next of rest) await action(next);
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, one));
 }
 
 const isLife = (value: unknown): value is number =>

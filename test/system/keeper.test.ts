@@ -3,7 +3,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { writeSealed } from '../../server/atomic-file.ts';
-import { checkpointFolder, listCheckpoints } from '../../server/checkpoint.ts';
+import {
+  type CheckpointInput,
+  checkpointFolder,
+  listCheckpoints,
+} from '../../server/checkpoint.ts';
+import { directWriter } from '../../server/checkpoint-writer.ts';
 import type { Run } from '../../server/core/run.ts';
 import { Keeper } from '../../server/keeper.ts';
 import { type OwnerLease, openFileStore, type StateStore } from '../../server/state-store.ts';
@@ -222,5 +227,75 @@ describe('when the state cannot be written', () => {
     expect(fenced[0]?.code).toBe('DP_STATE_FENCED');
     await taken.release();
     await other.close();
+  });
+});
+
+describe('with many runs', () => {
+  /** All that is written from now on, by what it is of. */
+  function counted(keeperStore: StateStore) {
+    const records: string[] = [];
+    const checkpoints: string[] = [];
+    const put = (name: 'putRun' | 'putEarlyStopping' | 'recordBest' | 'publishCheckpoint') => ({
+      [name]: (token: number, run: { id: string } | string, ...more: never[]) => {
+        records.push(typeof run === 'string' ? run : run.id);
+        return (keeperStore[name] as (...all: unknown[]) => unknown)(token, run, ...more);
+      },
+    });
+    const names = ['putRun', 'putEarlyStopping', 'recordBest', 'publishCheckpoint'] as const;
+    const store = Object.assign({ ...keeperStore }, ...names.map(put)) as StateStore;
+    const writer = {
+      ...directWriter,
+      write(path: string, input: CheckpointInput) {
+        checkpoints.push(input.run);
+        return directWriter.write(path, input);
+      },
+    };
+    const keeper = new Keeper({
+      ...{ root, store, writer, token: lease.token, onFenced: () => {} },
+      ...{ now: () => (now += 100), log: (line: string) => lines.push(line) },
+    });
+    return { keeper, records, checkpoints };
+  }
+
+  test('a start and a stop write of those alone to which something has happened', async () => {
+    const first = createKeeper();
+    const create = (id: string) => createRun({ evaluateEverySteps: 1000 }, id);
+    const made: Run[] = [];
+    for (let i = 0; i < 30; i++) {
+      const run = create(`run-${i}`);
+      made.push(run);
+      await first.register(run);
+      if (i % 3 > 0) train(first, run, 2);
+      if (i % 3 === 2) run.stop('by a user');
+      settle(first, run);
+    }
+    await first.close(made);
+
+    const { keeper, records, checkpoints } = counted(store);
+    const runs = await keeper.recover();
+    expect(runs).toHaveLength(30);
+    expect([records, checkpoints]).toEqual([[], []]);
+    const busy = runs.find(({ over, hasParameters }) => !over && hasParameters)!;
+    const before = busy.step;
+    const worker = new VirtualWorker(busy, problem, 'w/again');
+    worker.pull();
+    worker.push();
+    settle(keeper, busy);
+    await keeper.close(runs);
+    expect(checkpoints).toEqual([busy.id]);
+    expect(new Set(records)).toEqual(new Set([busy.id]));
+    const again = (await createKeeper().recover()).find(({ id }) => id === busy.id)!;
+    expect(again.step).toBe(before + 1);
+  });
+
+  test('a start that takes long says how far it is', async () => {
+    const first = createKeeper();
+    for (let i = 0; i < 60; i++) await first.register(createRun({}, `run-${i}`));
+    const { keeper } = counted(store);
+    await keeper.recover();
+    // By a clock that goes on by a tenth of a second whenever it is looked at.
+    const told = lines.filter((line) => / of 60 runs are read from their checkpoints$/.test(line));
+    expect(told.length).toBeGreaterThan(0);
+    expect(told.length).toBeLessThan(20);
   });
 });
