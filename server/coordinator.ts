@@ -49,6 +49,8 @@ export class Coordinator {
   readonly #runs = new Map<string, Run>();
   readonly #sessions = new Set<Session>();
   readonly #byId = new Map<string, Session>();
+  /** The shards know them. */
+  readonly #admitted = new WeakSet<Session>();
   /** Connections that stand still until there is room for a push, and what connections take. */
   readonly line: WaitingLine;
   readonly #shards: ShardPool | null;
@@ -304,6 +306,7 @@ export class Coordinator {
       // A worker in the middle of a slow gradient answers nothing for as long as its lease lasts.
       const leaseMs = (session.run?.config.leaseSeconds ?? 0) * 1000;
       const silenceMs = Math.max(LIMITS.silenceMs, leaseMs);
+      session.lookAtParts(silenceMs);
       // What it has sent is not read, so it cannot answer; whether it is there still, writing tells.
       if (session.standsStill) session.excuse();
       if (session.stands) session.ping();
@@ -442,6 +445,13 @@ export class Coordinator {
   }
 
   // Shards.
+
+  /** It is told its session in a moment, and may go to the shards with it. */
+  admit(session: Session): void {
+    if (this.#admitted.has(session)) return;
+    this.#admitted.add(session);
+    this.#shards?.admit(session.id);
+  }
 
   /** Of all shards but the first, which is this server. */
   shardAddresses(): ShardAddress[] {

@@ -2,7 +2,6 @@ import { DownpourError } from '../shared/errors.ts';
 import type { Push } from '../shared/protocol.ts';
 import type { Landing } from '../wire/connection.ts';
 import type { PartsLanded } from './core/run.ts';
-import { PARTS_MAX } from './core/shard.ts';
 
 /**
  * The parts of one worker's messages that go to several shards at once. They come in any order, each from
@@ -17,9 +16,12 @@ export class Gathering {
     this.#session = session;
   }
 
-  /** The first part, with the message. */
-  push(push: Push, payload: Uint8Array, landing: Landing | null): void {
-    const gathered = this.#of(push.sequence);
+  /**
+   * The first part, with the message.
+   * @param most pushes that may wait. @throws DownpourError DP_LIMIT: there are more; the landing stays the caller's.
+   */
+  push(push: Push, payload: Uint8Array, landing: Landing | null, most: number): void {
+    const gathered = this.#of(push.sequence, most);
     if (gathered.push) {
       // Sent again over the same connection: the first one counts.
       landing?.release();
@@ -28,9 +30,9 @@ export class Gathering {
     Object.assign(gathered, { push, payload, landing });
   }
 
-  /** Another part has landed on its shard. */
-  landed(shard: number, sequence: number, squares: number, problem: string | null): void {
-    const gathered = this.#of(sequence);
+  /** Another part has landed on its shard. @param most as in `push`. @throws DownpourError DP_LIMIT. */
+  landed(shard: number, { sequence, squares, problem }: PartReport, most: number): void {
+    const gathered = this.#of(sequence, most);
     if (gathered.shards.has(shard)) return;
     gathered.shards.add(shard);
     gathered.squares += squares;
@@ -68,6 +70,11 @@ export class Gathering {
     return { values, others: { session: this.#session, finite } };
   }
 
+  /** Initial parameters wait for some of their parts. */
+  get awaitsInitial(): boolean {
+    return this.#initial !== null;
+  }
+
   /** Lets go of all that nobody has decided about. @returns the sequences of such pushes. */
   clear(): number[] {
     const sequences = [...this.#pushes.keys()];
@@ -77,17 +84,36 @@ export class Gathering {
     return sequences;
   }
 
-  #of(sequence: number): Gathered {
+  /**
+   * What waits grows older by one look. Call about once a second.
+   * @returns of what has waited for the most looks, and how many; null: nothing waits.
+   */
+  look(): { readonly what: string; readonly looks: number } | null {
+    let oldest: { what: string; looks: number } | null = null;
+    for (const [sequence, gathered] of this.#pushes) {
+      const looks = ++gathered.looks;
+      if (oldest && looks <= oldest.looks) continue;
+      const missing = gathered.push ? 'some of its parts' : 'the push itself';
+      oldest = { what: `push ${sequence} waits for ${missing}`, looks };
+    }
+    const initial = this.#initial;
+    if (initial && ++initial.looks > (oldest?.looks ?? 0)) {
+      oldest = { what: 'initial parameters wait for some of their parts', looks: initial.looks };
+    }
+    return oldest;
+  }
+
+  #of(sequence: number, most: number): Gathered {
     let gathered = this.#pushes.get(sequence);
     if (!gathered) {
-      if (this.#pushes.size >= PARTS_MAX) {
+      if (this.#pushes.size >= most) {
         throw new DownpourError(
           'DP_LIMIT',
-          `${this.#pushes.size} pushes of this worker wait for their parts; at most ${PARTS_MAX} may`,
+          `${this.#pushes.size} pushes of this worker wait for their parts; at most ${most} may: send each push to all shards, and wait for its answer`,
         );
       }
       gathered = {
-        ...{ push: null, payload: null, landing: null },
+        ...{ push: null, payload: null, landing: null, looks: 0 },
         ...{ shards: new Set(), squares: 0, problem: null },
       };
       this.#pushes.set(sequence, gathered);
@@ -97,7 +123,7 @@ export class Gathering {
 
   #initialOf(grant: number) {
     if (this.#initial?.grant !== grant) {
-      this.#initial = { grant, values: null, shards: new Set(), finite: true };
+      this.#initial = { grant, values: null, shards: new Set(), finite: true, looks: 0 };
     }
     return this.#initial;
   }
@@ -111,6 +137,14 @@ interface Gathered {
   readonly shards: Set<number>;
   squares: number;
   problem: string | null;
+  looks: number;
+}
+
+/** What a shard says of a part that has landed there. */
+export interface PartReport {
+  readonly sequence: number;
+  readonly squares: number;
+  readonly problem: string | null;
 }
 
 interface Initial {
@@ -118,6 +152,7 @@ interface Initial {
   values: Float32Array | null;
   readonly shards: Set<number>;
   finite: boolean;
+  looks: number;
 }
 
 /** A push of which all parts are there. */

@@ -27,7 +27,8 @@ import type { Coordinator } from './coordinator.ts';
 import { hashDifference } from './core/agreement.ts';
 import { payloadLimits } from './core/parameters.ts';
 import type { Assignment, PartsLanded, Run } from './core/run.ts';
-import { Gathering } from './gathering.ts';
+import { partsMax } from './core/shard.ts';
+import { Gathering, type PartReport } from './gathering.ts';
 import { keep, LandingDesk } from './landings.ts';
 import { mustFit, payloadMax } from './payloads.ts';
 
@@ -211,6 +212,22 @@ export class Session {
     if (problem) this.#coordinator.line.memory.close(this.#desk.account, problem);
   }
 
+  /**
+   * Closes it where parts of a push, or of initial parameters, wait too long for the others. Call once a second.
+   * @param windowMs in which they must have come.
+   */
+  lookAtParts(windowMs: number): void {
+    const oldest = this.#gathering.look();
+    if (!oldest || 1000 * (oldest.looks - 1) <= windowMs) return;
+    const seconds = windowMs / 1000;
+    this.fail(
+      new DownpourError(
+        'DP_SLOW_SENDER',
+        `${oldest.what} for more than ${seconds} s: parts of a push go to all shards at once; connect again and send it once more`,
+      ),
+    );
+  }
+
   /** It cannot be blamed for its silence: the server itself was held up. */
   excuse(): void {
     this.#lastSeen = this.#coordinator.now();
@@ -339,7 +356,8 @@ export class Session {
       this.#desk.arrived(landing);
       if (run.parts > 1) {
         this.#asked = run.isLeased(message.lease, this.key);
-        this.#gathering.push(message, keep(payload, landing), landing);
+        const kept = keep(payload, landing);
+        this.#gathering.push(message, kept, landing, partsMax(run.config));
         this.#gathered(run, message.sequence);
         return true;
       }
@@ -353,15 +371,11 @@ export class Session {
   }
 
   /** Another part of a push has landed on its shard. @returns false: nobody waits for it any more. */
-  landed(
-    run: Run,
-    shard: number,
-    { sequence, squares, problem }: { sequence: number; squares: number; problem: string | null },
-  ): boolean {
+  landed(run: Run, shard: number, report: PartReport): boolean {
     if (this.#run !== run || !this.#joined) return false;
     try {
-      this.#gathering.landed(shard, sequence, squares, problem);
-      this.#gathered(run, sequence);
+      this.#gathering.landed(shard, report, partsMax(run.config));
+      this.#gathered(run, report.sequence);
     } catch (error) {
       this.fail(error);
     }
@@ -576,6 +590,7 @@ export class Session {
   assignTo(run: Run): void {
     this.#run = this.#served = run;
     this.#joined = false;
+    this.#coordinator.admit(this);
     this.#waiting = false;
     const { experiment, experimentHash } = run.options;
     const facts = run.givenFacts;
@@ -660,6 +675,7 @@ export class Session {
     if (acknowledgements.length > 0) this.#sendWork(run, acknowledgements, null, false);
     if (assignment.kind === 'initialise') {
       const { grant, seed } = assignment;
+      run.grantParts(this.id, grant);
       this.#send({ type: 'initialise', run: run.id, grant, seed });
     } else if (assignment.kind === 'end') {
       this.end(run);
@@ -815,6 +831,7 @@ export class Session {
 
   /** It leaves the run, not the shards: what it sent them for it is dropped there. */
   #forgetParts(run: Run): void {
+    if (this.#gathering.awaitsInitial) run.revokeParts(this.id);
     for (const sequence of this.#gathering.clear()) run.dropParts(this.id, sequence);
   }
 }

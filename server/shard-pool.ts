@@ -305,6 +305,11 @@ export class ShardPool implements RunShards {
     if (!connection?.open) throw new DownpourError('DP_SHARD_LOST', `shard ${index} has gone`);
   }
 
+  /** A worker is told this session in a moment. */
+  admit(session: string): void {
+    for (let index = 1; index < this.count; index++) this.#send(index, { type: 'admit', session });
+  }
+
   /** A worker's connection is lost. */
   leave(session: string): void {
     for (let index = 1; index < this.count; index++) this.#send(index, { type: 'leave', session });

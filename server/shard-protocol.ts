@@ -46,6 +46,8 @@ const CommandSchema = Type.Object(
   },
   closed,
 );
+/** A worker with this session may attach. */
+const AdmitSchema = Type.Object({ type: Type.Literal('admit'), session: SessionId }, closed);
 /** The connection of a worker is lost. */
 const LeaveSchema = Type.Object({ type: Type.Literal('leave'), session: SessionId }, closed);
 /** Asks for a piece of what a `save` has kept. */
@@ -65,6 +67,7 @@ export type ReadPiece = Static<typeof ReadSchema>;
 export type ToShardControl =
   | Static<typeof TakeSchema>
   | Static<typeof CommandSchema>
+  | Static<typeof AdmitSchema>
   | Static<typeof LeaveSchema>
   | ReadPiece;
 
@@ -119,6 +122,7 @@ export type FromShardControl =
 const toShard = compile({
   take: TakeSchema,
   command: CommandSchema,
+  admit: AdmitSchema,
   leave: LeaveSchema,
   read: ReadSchema,
 });

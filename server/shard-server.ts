@@ -158,6 +158,8 @@ class ShardServer {
   #control: Control | null = null;
   #tickedAt = performance.now();
   readonly #sessions = new Map<string, ShardSession>();
+  /** Sessions of workers that the coordinator knows. */
+  readonly #admitted = new Set<string>();
   /** Connected, attached or not. */
   readonly #workers = new Set<ShardSession>();
   readonly line: WaitingLine;
@@ -197,6 +199,7 @@ class ShardServer {
     this.#tickedAt = now;
     this.line.tick();
     for (const worker of this.#workers) worker.tick();
+    this.#shard?.look(LIMITS.attachMs / TICK_MS);
     const control = this.#control;
     if (!control) return;
     control.connection.ping();
@@ -260,6 +263,7 @@ class ShardServer {
   /** Forgets all runs: they belong to the coordinator that made them. */
   #release(code: 'DP_SHARD_LOST' | 'DP_SERVER_STOPPING', why: string): void {
     this.#shard = null;
+    this.#admitted.clear();
     for (const worker of this.#workers) worker.fail(new DownpourError(code, why));
   }
 
@@ -275,7 +279,11 @@ class ShardServer {
       throw new DownpourError('DP_PROTOCOL_ORDER', `'${message.type}' came before 'take'`);
     }
     if (message.type === 'command') this.#shard.execute(message.command, floatsOf(payload));
-    else if (message.type === 'leave') {
+    else if (message.type === 'admit') {
+      this.#admitted.add(message.session);
+      for (const worker of this.#workers) if (worker.asks === message.session) worker.attach();
+    } else if (message.type === 'leave') {
+      this.#admitted.delete(message.session);
       this.#sessions.get(message.session)?.close(1000);
       this.#shard.leave(message.session);
     } else {
@@ -329,6 +337,10 @@ class ShardServer {
     return this.#shard;
   }
 
+  admits(session: string): boolean {
+    return this.#admitted.has(session);
+  }
+
   attach(worker: ShardSession, session: string): void {
     this.#sessions.get(session)?.close(4409);
     this.#sessions.set(session, worker);
@@ -347,7 +359,11 @@ class ShardSession {
   readonly #connection: Connection;
   readonly #server: ShardServer;
   readonly #desk: LandingDesk;
+  /** The session that it says it has. */
+  asks: string | null = null;
+  /** The same, when the coordinator has said so too. */
   session: string | null = null;
+  readonly #openedMs = performance.now();
   #lastSeen = performance.now();
 
   #answerBytes = 0;
@@ -397,13 +413,16 @@ class ShardSession {
     try {
       const message = checkToShard(header);
       if (message.type === 'attach') {
-        this.session = message.session;
-        this.#server.attach(this, message.session);
-        this.#send({ type: 'attached' });
+        if (this.asks !== null) {
+          throw new DownpourError('DP_PROTOCOL_ORDER', "a second 'attach' on one connection");
+        }
+        this.asks = message.session;
+        // Else what the server says of it is still on its way.
+        if (this.#server.admits(message.session)) this.attach();
       } else if (this.session === null) {
         throw new DownpourError(
           'DP_PROTOCOL_ORDER',
-          `'${message.type}' came before 'attach': attach first`,
+          `'${message.type}' came before 'attached': attach, and wait for the answer`,
         );
       } else kept = this.#part(this.session, message, payload, landing);
     } catch (error) {
@@ -436,6 +455,14 @@ class ShardSession {
     return true;
   }
 
+  /** The coordinator knows the session that it asks for. */
+  attach(): void {
+    if (this.session !== null) return;
+    this.session = this.asks!;
+    this.#server.attach(this, this.session);
+    this.#send({ type: 'attached' });
+  }
+
   parameters(run: string, pull: number, payload: Snapshot): void {
     payload.hold();
     const { encoding } = payload;
@@ -463,12 +490,17 @@ class ShardSession {
   }
 
   tick(): void {
-    const silentMs = performance.now() - this.#lastSeen;
+    const now = performance.now();
+    const silentMs = now - this.#lastSeen;
     // The server knows better whether a worker lives; this ends what it has never heard of.
-    if (this.session === null && silentMs > LIMITS.silenceMs) this.#connection.terminate();
-    else if (silentMs > LIMITS.heartbeatMs) this.#connection.ping();
+    if (this.session === null && now - this.#openedMs > LIMITS.attachMs) {
+      const seconds = LIMITS.attachMs / 1000;
+      const what = this.asks === null ? 'nothing was attached' : 'the server knows no such session';
+      const todo = 'connect to the server, and attach with the session of its `assign`';
+      this.fail(new DownpourError('DP_SHARD_LOST', `${what} within ${seconds} s: ${todo}`));
+    } else if (silentMs > LIMITS.heartbeatMs) this.#connection.ping();
     const windowMs = Math.max(LIMITS.silenceMs, this.#server.shard?.leaseMs ?? 0);
-    const problem = this.#connection.open ? this.#desk.problem(performance.now(), windowMs) : null;
+    const problem = this.#connection.open ? this.#desk.problem(now, windowMs) : null;
     if (problem) this.#server.line.memory.close(this.#desk.account, problem);
   }
 

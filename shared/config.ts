@@ -562,6 +562,8 @@ export const LIMITS = {
   /** How often a shard and its server say that they live; after so long a shard that says nothing is lost. */
   shardBeatMs: 1_000,
   shardSilenceMs: 10_000,
+  /** In which a worker must have said to a shard who it is, and the server that it knows it. */
+  attachMs: 10_000,
   /** Of a request to the server, all headers together. */
   requestHeaderBytesMax: 16 * 1024,
   /** In which the headers of a request, and all of it, must have come. */

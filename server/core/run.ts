@@ -850,6 +850,16 @@ export class Run {
     this.#tell({ kind: 'drop', run: this.id, session, sequence });
   }
 
+  /** The other shards take initial parameters from this worker, and from nobody else. */
+  grantParts(session: string, grant: number): void {
+    this.#tell({ kind: 'grant', run: this.id, session, grant });
+  }
+
+  /** They take none from it any more. */
+  revokeParts(session: string): void {
+    this.#tell({ kind: 'revoke', run: this.id, session });
+  }
+
   /** Has the other shards send a worker what belongs to an assignment, under the number of a pull. */
   sendParts(
     session: string,

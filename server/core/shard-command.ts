@@ -49,6 +49,13 @@ const commands = [
     },
     closed,
   ),
+  /** This worker is asked for initial parameters, under a number; nobody else is any more. */
+  Type.Object(
+    { kind: Type.Literal('grant'), ...ofRun, session: SessionId, grant: Natural },
+    closed,
+  ),
+  /** This worker is not asked for them any more. */
+  Type.Object({ kind: Type.Literal('revoke'), ...ofRun, session: SessionId }, closed),
   /** Uses the initial parameters that this worker has sent. */
   Type.Object({ kind: Type.Literal('initialise'), ...ofRun, session: SessionId }, closed),
   /** Applies the part of a push that has landed. */

@@ -23,8 +23,13 @@ import { Snapshot } from './snapshot.ts';
  * them, and a checkpoint is a cut through all of them at one step. See docs/decisions/0009-shards.md.
  */
 
-/** Of one worker, waiting for a decision: one for each minibatch that it may hold, and a few that were given away. */
-export const PARTS_MAX = 2 * LIMITS.leasesPerWorkerMax;
+/**
+ * Pushes of one worker that wait for their parts, or parts for their push: one for each minibatch that it may hold,
+ * and as many that were given away.
+ */
+export function partsMax({ consistency: { depth } }: Pick<RunConfig, 'consistency'>): number {
+  return 2 * (depth + 1);
+}
 
 /** The best parameters among saved vectors and in a checkpoint. */
 export const BEST = '@best';
@@ -80,8 +85,10 @@ interface Held {
   readonly saved: Map<number, ReadonlyMap<string, Float32Array>>;
   /** Parts of pushes that wait for a decision, by session and sequence. */
   readonly landed: Map<string, Map<number, Landed>>;
-  /** Initial parameters by session. */
-  readonly initial: Map<string, Landed>;
+  /** Of the worker that is asked for initial parameters; null: nobody is. */
+  granted: { readonly session: string; readonly grant: number; part: Landed | null } | null;
+  /** Initial parameters that came before it was told who is asked for them; and how often that was looked at. */
+  early: { readonly session: string; readonly grant: number; part: Landed; looks: number } | null;
   /** Of each worker: no sequence is applied twice, whatever the coordinator says. */
   readonly applied: Map<string, number>;
   best: Float32Array | null;
@@ -125,7 +132,7 @@ export class Shard {
 
   /**
    * @param part that stays as it is until its `release`, which is called exactly once.
-   * @throws DownpourError DP_LIMIT: too many of this worker are here already.
+   * @throws DownpourError DP_LIMIT: too many of this worker are here already; the part stays the caller's.
    */
   part(of: PartName, part: Landed): void {
     const held = this.#runs.get(of.run);
@@ -140,11 +147,11 @@ export class Shard {
       part.release();
       return;
     }
-    if (ofSession.size >= PARTS_MAX) {
-      part.release();
+    const most = partsMax(held.config);
+    if (ofSession.size >= most) {
       throw new DownpourError(
         'DP_LIMIT',
-        `${ofSession.size} parts of this worker's pushes wait for their others; at most ${PARTS_MAX} may`,
+        `${ofSession.size} parts of this worker's pushes wait for their others; at most ${most} may: send each push to all shards, and wait for its answer`,
       );
     }
     ofSession.set(of.sequence, part);
@@ -163,10 +170,15 @@ export class Shard {
   initialPart(run: string, session: string, grant: number, part: Landed): void {
     const held = this.#runs.get(run);
     const fits = part.payload.length === 4 * (held?.layout.size ?? 0);
-    held?.initial.get(session)?.release();
-    held?.initial.delete(session);
-    if (held && fits) held.initial.set(session, part);
-    else part.release();
+    if (!held || !fits) part.release();
+    else if (held.granted?.session === session && held.granted.grant === grant) {
+      held.granted.part?.release();
+      held.granted.part = part;
+    } else {
+      // One of a run is enough: it waits for what is on its way from the coordinator.
+      held.early?.part.release();
+      held.early = { session, grant, part, looks: 0 };
+    }
     const finite = fits && Number.isFinite(normAndFinite(floatsOf(part.payload)));
     if (held) this.#events.initialLanded({ run, session, grant }, finite);
   }
@@ -176,8 +188,18 @@ export class Shard {
     for (const held of this.#runs.values()) {
       for (const part of held.landed.get(session)?.values() ?? []) part.release();
       held.landed.delete(session);
-      held.initial.get(session)?.release();
-      held.initial.delete(session);
+      if (held.early?.session === session) dropEarly(held);
+      revoke(held, session);
+    }
+  }
+
+  /**
+   * Drops initial parameters that nobody has asked for. Call about once a second.
+   * @param looksMax after so many of these calls.
+   */
+  look(looksMax: number): void {
+    for (const held of this.#runs.values()) {
+      if (held.early && ++held.early.looks > looksMax) dropEarly(held);
     }
   }
 
@@ -193,12 +215,19 @@ export class Shard {
     if (!held) throw new Error(`command '${command.kind}' for a run that was never created`);
     const { parameters, captures } = held;
     switch (command.kind) {
+      case 'grant':
+        grant(held, command);
+        break;
+      case 'revoke':
+        revoke(held, command.session);
+        break;
       case 'initialise': {
-        const part = held.initial.get(command.session);
-        if (!part) throw new Error('initial parameters were used that never came');
+        const { session = null, part = null } = held.granted ?? {};
+        if (!part || session !== command.session) {
+          throw new Error('initial parameters were used that never came');
+        }
         parameters.initialise(floatsOf(part.payload));
-        for (const { release } of held.initial.values()) release();
-        held.initial.clear();
+        revoke(held, command.session);
         break;
       }
       case 'apply':
@@ -272,7 +301,7 @@ export class Shard {
       captures: new Map(),
       saved: new Map(),
       landed: new Map(),
-      initial: new Map(),
+      ...{ granted: null, early: null },
       applied: new Map(),
       best: null,
     });
@@ -297,6 +326,29 @@ export class Shard {
       part.release();
     }
   }
+}
+
+function grant(held: Held, { session, grant }: { session: string; grant: number }): void {
+  const { granted, early } = held;
+  // Asked once more, it may have answered already.
+  if (granted?.session === session && granted.grant === grant) return;
+  if (granted) revoke(held, granted.session);
+  held.granted = { session, grant, part: null };
+  if (early?.session !== session || early.grant !== grant) return;
+  held.granted.part = early.part;
+  held.early = null;
+}
+
+/** Nobody asks it for initial parameters any more. */
+function revoke(held: Held, session: string): void {
+  if (held.granted?.session !== session) return;
+  held.granted.part?.release();
+  held.granted = null;
+}
+
+function dropEarly(held: Held): void {
+  held.early?.part.release();
+  held.early = null;
 }
 
 function take(held: Held, { session, sequence }: PartName): Landed | undefined {

@@ -184,6 +184,7 @@ export class ShardedRun {
     const assignment = this.run.assign(this.#key, 2, 0);
     const session = 's';
     if (assignment.kind === 'initialise') {
+      this.run.grantParts(session, assignment.grant);
       const draw = random(assignment.seed, 1);
       const values = Float32Array.from({ length: LAYOUT.size }, () => draw.normal());
       this.#landed.finite = true;

@@ -29,6 +29,8 @@ const state = { merges: 0, average: null };
 
 const commands = [
   { kind: 'create', run, tensors, config },
+  { kind: 'grant', run, session, grant: 1 },
+  { kind: 'revoke', run, session },
   { kind: 'initialise', run, session },
   {
     ...{ kind: 'apply', run, session, worker: 'w/1', sequence: 1, generation: 1 },
@@ -47,6 +49,7 @@ const commands = [
 ];
 const TO_SHARD: readonly Message[] = [
   { type: 'take', index: 1, count: 2, token: 1 },
+  { type: 'admit', session },
   { type: 'leave', session },
   { type: 'read', request: 1, run, id: 1, name: '@parameters', start: 0, count: 5 },
   ...commands.map((command) => ({ type: 'command', command })),
