@@ -23,6 +23,9 @@ import {
   workerLine,
 } from './progress.ts';
 
+/** Runs of the table: those at work, then the newest. */
+const ROWS_MAX = 200;
+
 /** `downpour status [run]` */
 export async function statusCommand(
   run: string | undefined,
@@ -91,7 +94,7 @@ async function linesFor(
     }
     return lines;
   }
-  const status = await client.status();
+  const status = await client.status(ROWS_MAX);
   const where = state === null ? client.url : `no server runs; in ${state}`;
   const lines = [`${where}: Downpour ${status.version}, state in ${status.stateStore}`];
   if (status.stateStoreAway) {
@@ -120,7 +123,12 @@ async function linesFor(
     'run,phase,step,epoch,time,training loss,best loss,best error,test error,workers';
   const urgent = status.alerts.filter(({ severity }) => severity === 'critical');
   lines.push(...urgent.map(({ text }) => `CRITICAL: ${text}`));
-  return [...lines, ...table(headings.split(','), rows), ...workerLines(status.workers)];
+  lines.push(...table(headings.split(','), rows));
+  const left = (status.runCount ?? 0) - status.runs.length;
+  if (left > 0) {
+    lines.push(`and ${groups(left)} older ones; \`downpour status <run>\` shows one, --json all`);
+  }
+  return [...lines, ...workerLines(status.workers)];
 }
 
 export function copyLine({ to, copied, waiting, failed, away, refused }: CopyFacts): string {

@@ -285,7 +285,7 @@ async function parallelOf(
 ): Promise<number> {
   const others =
     state === null
-      ? (await client.status()).workers.filter((worker) => worker.state !== 'gone').length
+      ? (await client.status(1)).workers.filter((worker) => worker.state !== 'gone').length
       : 0;
   const all = workers + others;
   if (all === 0) {

@@ -4,7 +4,7 @@ import { certificateProblem, type Validity } from './tls.ts';
 
 /** What a person should look at, in words, from what the server knows anyway. */
 
-export interface AlertFacts {
+export interface AlertFacts extends RunAlertFacts {
   readonly stateStoreAway: ServerFacts['stateStoreAway'];
   /** Null: the server has no shards. */
   readonly shards: ServerFacts['shards'];
@@ -17,8 +17,15 @@ export interface AlertFacts {
   /** Of the clock on the wall, ms. */
   readonly wallMs: number;
   readonly connections: ServerFacts['connections'];
+  /** Those that there may be something to say of. */
   readonly runs: readonly RunSummary[];
+  /** Runs that have work and no worker: how many, and one of them. */
+  readonly waiting: { readonly count: number; readonly one: string | null };
   readonly workers: readonly WorkerSummary[];
+}
+
+/** What is asked of a run beside its summary. */
+export interface RunAlertFacts {
   /** Seconds between two evaluations of a run at its present speed; null: unknown. */
   readonly evaluationSeconds: (run: string) => number | null;
   /** Why something of a run is not written; null: all is. */
@@ -73,7 +80,7 @@ export function alertsOf(facts: AlertFacts): Alert[] {
   const connected = facts.workers.filter(({ state }) => state !== 'gone');
   for (const run of facts.runs)
     aboutRun(run, facts, (severity, text) => add(severity, text, { run: run.id }));
-  aboutWaiting(facts.runs, (text) => add('warning', text));
+  aboutWaiting(facts.waiting, (text) => add('warning', text));
   for (const worker of connected) {
     const about = { run: worker.run, worker: worker.worker };
     if (worker.quarantine !== null) {
@@ -87,9 +94,16 @@ export function alertsOf(facts: AlertFacts): Alert[] {
   return alerts.sort((a, b) => rank[a.severity] - rank[b.severity]);
 }
 
+/** There is something to say of it. */
+export function isAlarming(run: RunSummary, facts: RunAlertFacts): boolean {
+  let count = 0;
+  aboutRun(run, facts, () => count++);
+  return count > 0;
+}
+
 function aboutRun(
   run: RunSummary,
-  facts: AlertFacts,
+  facts: RunAlertFacts,
   add: (severity: Alert['severity'], text: string) => void,
 ): void {
   const missing = facts.missing(run.id);
@@ -196,14 +210,14 @@ function aboutCopies(
   }
 }
 
+/** It has work, and no worker. */
+export const waitsForWorker = ({ phase, workers }: RunSummary): boolean =>
+  workers === 0 && (phase === 'waiting' || PHASES_OF_WORK.includes(phase));
+
 /** One line for all of them: a search may have hundreds in line. */
-function aboutWaiting(runs: readonly RunSummary[], add: (text: string) => void): void {
-  const waiting = runs.filter(
-    ({ phase, workers }) => workers === 0 && [...PHASES_OF_WORK, 'waiting'].includes(phase),
-  );
-  if (waiting.length === 0) return;
-  const [first] = waiting;
-  const who = waiting.length === 1 ? `${first!.id} waits` : `${waiting.length} runs wait`;
+function aboutWaiting({ count, one }: AlertFacts['waiting'], add: (text: string) => void): void {
+  if (count === 0) return;
+  const who = count === 1 ? `${one} waits` : `${count} runs wait`;
   add(`${who} for a worker: start one with \`downpour work\``);
 }
 

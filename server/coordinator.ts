@@ -13,14 +13,21 @@ import type {
   Timeline,
   WorkerSummary,
 } from '../shared/rest.ts';
-import { type AlertFacts, alertsOf } from './alerts.ts';
+import {
+  type AlertFacts,
+  alertsOf,
+  isAlarming,
+  type RunAlertFacts,
+  waitsForWorker,
+} from './alerts.ts';
 import { Run, type RunOptions } from './core/run.ts';
 import { PushCounts } from './counts.ts';
 import type { Copier } from './elsewhere/copier.ts';
 import type { Keeper } from './keeper.ts';
 import { WaitingLine } from './landings.ts';
+import { Listing } from './listing.ts';
 import { MemoryBudget } from './memory.ts';
-import { type RunFacts, runsToTell } from './prometheus.ts';
+import type { RunFacts } from './prometheus.ts';
 import type { PushLog } from './push-log.ts';
 import type { Replication } from './replication.ts';
 import type { Session } from './session.ts';
@@ -47,6 +54,12 @@ export class Coordinator {
   readonly log: Log;
   readonly #keeper: Keeper;
   readonly #runs = new Map<string, Run>();
+  /** Those of them that are not over. */
+  readonly #unfinished = new Set<Run>();
+  /** When the newest one was created, ms since 1970. */
+  #newestAt = 0;
+  /** As they are told. While a shard is lost: as they were, until they go on from their checkpoints. */
+  readonly listing: Listing<Run>;
   readonly #sessions = new Set<Session>();
   readonly #byId = new Map<string, Session>();
   /** The shards know them. */
@@ -78,8 +91,8 @@ export class Coordinator {
   readonly #forking = new Set<string>();
   /** Nobody is let in any more, and nothing begun. */
   #closing = false;
-  /** A shard is lost: the runs as they were, until they go on from their checkpoints. */
-  #resting: readonly RunSummary[] | null = null;
+  /** A shard is lost: the runs go on from their checkpoints later. */
+  #resting = false;
 
   constructor(options: {
     keeper: Keeper;
@@ -93,6 +106,12 @@ export class Coordinator {
     memoryBytesMax?: number;
   }) {
     this.#keeper = options.keeper;
+    this.listing = new Listing({
+      summaryOf: (run) => this.runSummary(run),
+      alarms: (summary) => isAlarming(summary, this.#alertFacts),
+      waits: waitsForWorker,
+    });
+    this.#keeper.changed = (run) => this.listing.touch(run);
     this.#shards = options.shards ?? null;
     this.pushLog = options.pushLog ?? null;
     if (this.#shards) this.#shards.report = (index, report) => this.#onShard(index, report);
@@ -118,8 +137,19 @@ export class Coordinator {
     const run = this.#runs.get(id);
     if (run) return run;
     this.#mustNotRest();
-    const known = [...this.#runs.keys()].slice(-5).join(', ') || 'none';
-    throw new DownpourError('DP_RUN_UNKNOWN', `no run '${id}' on this server; known: ${known}`);
+    throw this.unknown(id);
+  }
+
+  /** Names some that there are. */
+  unknown(id: string): DownpourError {
+    const known = this.#lastIds(5).join(', ') || 'none';
+    return new DownpourError('DP_RUN_UNKNOWN', `no run '${id}' on this server; known: ${known}`);
+  }
+
+  #lastIds(count: number): string[] {
+    const { size } = this.listing;
+    const indices = Array.from({ length: Math.min(count, size) }, (_, i) => size - i - 1).reverse();
+    return indices.flatMap((index) => this.listing.at(index)?.run.id ?? []);
   }
 
   /** @throws DownpourError DP_CONFIG_INVALID, DP_RUN_EXISTS, DP_LIMIT, DP_SERVER_STOPPING or what the state store throws. */
@@ -139,12 +169,14 @@ export class Coordinator {
     const options = { id, experiment, experimentHash, config, createdAt, ...trial };
     if (body.fork) return this.#fork(body.fork, options);
     const run = new Run(options, this.#shards, { life: this.#keeper.life });
-    this.#runs.set(id, run);
+    this.#enter(run);
     this.replication?.began(run);
     try {
       await this.#keeper.register(run);
     } catch (error) {
       this.#runs.delete(id);
+      this.#unfinished.delete(run);
+      this.listing.remove(id);
       this.replication?.forget(run);
       throw error;
     }
@@ -177,15 +209,22 @@ export class Coordinator {
 
   /** ISO 8601. Later than of all other runs, though the clock may have been set back: it is their order. */
   #timeOfCreation(): string {
-    const others = [...this.#runs.values()].map(({ options }) => Date.parse(options.createdAt));
-    const newest = Math.max(0, ...others.filter(Number.isFinite));
-    return new Date(Math.max(Date.now(), newest + 1)).toISOString();
+    this.#newestAt = Math.max(Date.now(), this.#newestAt + 1);
+    return new Date(this.#newestAt).toISOString();
+  }
+
+  #enter(run: Run): void {
+    this.#runs.set(run.id, run);
+    if (!run.over) this.#unfinished.add(run);
+    const createdAt = Date.parse(run.options.createdAt);
+    if (createdAt > this.#newestAt) this.#newestAt = createdAt;
+    this.listing.add(run);
   }
 
   /** Takes over a run from the state store. */
   adopt(run: Run): void {
     this.pushLog?.began(run);
-    this.#runs.set(run.id, run);
+    this.#enter(run);
     this.replication?.began(run);
   }
 
@@ -246,13 +285,17 @@ export class Coordinator {
    * @param touched false: time alone has gone by.
    */
   settle(run: Run, touched = true): void {
+    const events = run.takeEvents();
+    if (touched || events.length > 0) this.listing.touch(run);
     let wake = false;
-    for (const event of run.takeEvents()) {
+    for (const event of events) {
       if (event.kind === 'wake') wake = true;
       else if (event.kind === 'phase') {
         const line = `run ${run.id}: ${event.from} → ${event.to} at step ${run.step}: ${run.reason}`;
         const bad = event.to === 'failed' ? ({ level: 'error' } as const) : {};
         this.log(line, { run: run.id, step: run.step, ...bad });
+        if (run.over) this.#unfinished.delete(run);
+        else if (this.#runs.get(run.id) === run) this.#unfinished.add(run);
         this.#keeper.phaseChanged(run);
       } else if (event.kind === 'best') this.#keeper.bestChanged(run);
       else if (event.kind === 'rollback') {
@@ -297,8 +340,7 @@ export class Coordinator {
       for (const session of this.#sessions) session.excuse();
       return;
     }
-    for (const run of this.#runs.values()) {
-      if (run.over) continue;
+    for (const run of this.#unfinished) {
       run.tick(now);
       this.settle(run, false);
     }
@@ -353,7 +395,9 @@ export class Coordinator {
   get problem(): string | null {
     const facts = this.shards;
     if (!facts?.lost) {
-      return this.#resting && 'a shard was lost, and all runs are read from their last checkpoints';
+      return this.#resting
+        ? 'a shard was lost, and all runs are read from their last checkpoints'
+        : null;
     }
     const { count, lost } = facts;
     return `shard ${lost.index} of ${count} is lost for ${Math.round(lost.seconds)} s: all runs wait until it, or another one, is there`;
@@ -487,18 +531,21 @@ export class Coordinator {
       code: 'DP_SHARD_LOST',
     });
     this.#closing = true;
-    this.#resting = this.runSummaries();
+    this.listing.freeze();
+    this.#resting = true;
     for (const session of [...this.#sessions]) {
       session.fail(new DownpourError('DP_SHARD_LOST', why));
       session.dismissed(1012, 'DP_SHARD_LOST');
     }
     this.#runs.clear();
+    this.#unfinished.clear();
   }
 
   /** All shards are there again. @param runs from their checkpoints. */
   goOn(runs: readonly Run[]): void {
+    this.listing.reset([]);
     for (const run of runs) this.adopt(run);
-    this.#resting = null;
+    this.#resting = false;
     this.#closing = false;
   }
 
@@ -518,8 +565,8 @@ export class Coordinator {
     const counts = new Map<Run, number>();
     for (const { run } of this.#sessions) if (run) counts.set(run, (counts.get(run) ?? 0) + 1);
     let chosen: Run | null = null;
-    for (const run of this.#runs.values()) {
-      if (run.over || !session.canServe(run)) continue;
+    for (const run of this.#unfinished) {
+      if (!session.canServe(run)) continue;
       if ((counts.get(run) ?? 0) >= (run.config.workersMax ?? Infinity)) continue;
       if (!chosen || (counts.get(run) ?? 0) < (counts.get(chosen) ?? 0)) chosen = run;
     }
@@ -535,7 +582,7 @@ export class Coordinator {
 
   /** Runs that workers may be needed for. */
   get unfinished(): Run[] {
-    return [...this.#runs.values()].filter((run) => !run.over);
+    return [...this.#unfinished];
   }
 
   /** One that could work, were it not shut out, is told so instead of being left idle. @throws DownpourError DP_QUARANTINED. */
@@ -584,11 +631,6 @@ export class Coordinator {
   }
 
   // What others want to know.
-
-  /** Of all runs, as they are or, while a shard is lost, as they were. */
-  runSummaries(): readonly RunSummary[] {
-    return this.#resting ?? this.runs.map((run) => this.runSummary(run));
-  }
 
   runSummary(run: Run): RunSummary {
     return { ...run.summary(this.now()), ...this.#written(run) };
@@ -662,7 +704,8 @@ export class Coordinator {
   }
 
   /** What a person should look at. */
-  alerts(runs: readonly RunSummary[], stateStoreAway: AlertFacts['stateStoreAway']): Alert[] {
+  alerts(stateStoreAway: AlertFacts['stateStoreAway']): Alert[] {
+    const { alarming, waiting } = this.listing;
     return alertsOf({
       stateStoreAway,
       shards: this.shards,
@@ -671,29 +714,31 @@ export class Coordinator {
       certificate: this.tls?.validity ?? null,
       wallMs: Date.now(),
       connections: this.line.facts(),
-      runs,
+      ...{ runs: alarming, waiting },
       workers: this.workers(null),
-      evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,
-      unwritten: (id) => this.#keeper.problem(id),
-      spoilt: (id) => this.#keeper.spoilt(id),
-      leftOut: (id) => this.#keeper.leftOut(id),
-      behind: (id) => this.#runs.get(id)?.stepsBehind ?? 0,
-      missing: (id) => this.#runs.get(id)?.workersMissing ?? 0,
+      ...this.#alertFacts,
     });
   }
 
+  readonly #alertFacts: RunAlertFacts = {
+    evaluationSeconds: (id) => this.#runs.get(id)?.evaluationSeconds(this.now()) ?? null,
+    unwritten: (id) => this.#keeper.problem(id),
+    spoilt: (id) => this.#keeper.spoilt(id),
+    leftOut: (id) => this.#keeper.leftOut(id),
+    behind: (id) => this.#runs.get(id)?.stepsBehind ?? 0,
+    missing: (id) => this.#runs.get(id)?.workersMissing ?? 0,
+  };
+
   /** Of the runs that Prometheus is told of, and how many there are in each phase. */
-  prometheusFacts(): { readonly runs: RunFacts[]; readonly phases: Map<string, number> } {
-    const phases = new Map<string, number>();
-    for (const { phase } of this.#runs.values()) phases.set(phase, (phases.get(phase) ?? 0) + 1);
-    const runs = runsToTell(this.runs).map((run) => ({
-      summary: this.runSummary(run),
+  prometheusFacts(): { readonly runs: RunFacts[]; readonly phases: ReadonlyMap<string, number> } {
+    const runs = this.listing.newest(LIMITS.scrapedRunsMax).map(({ run, summary }) => ({
+      summary,
       pushes: this.#countsOf(run),
       writes: this.#keeper.counts(run.id),
       checkpointBytes: this.#keeper.latestBytes(run.id),
       unwritten: this.#keeper.problem(run.id),
     }));
-    return { runs, phases };
+    return { runs, phases: this.listing.phases };
   }
 
   /** How often each error has been answered. */

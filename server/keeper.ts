@@ -97,6 +97,8 @@ export class Keeper {
   readonly #runs = new Map<string, Run>();
   #closing = false;
   #closed = false;
+  /** What is written of a run, or why it is not, may be another. */
+  changed: (run: Run) => void = () => {};
   /** Of the server, from `recover` on. */
   #life = 1;
   /** As they were written or read last: what a `recover` goes by while the store is away. */
@@ -688,6 +690,8 @@ export class Keeper {
           onFenced(error);
           if (!this.#closing) return;
         }
+      } finally {
+        this.changed(run);
       }
     }
   }
@@ -698,6 +702,7 @@ export class Keeper {
     const told = entry.spoilt.get(task)?.message;
     entry.spoilt.set(task, error);
     entry.spoiltRetryAt = now() + RETRY_MS;
+    this.changed(run);
     if (told === error.message) return;
     log(`run ${run.id}: not entered in the state store, training goes on: ${error.message}`, {
       ...{ level: 'error', run: run.id, code: error.code },

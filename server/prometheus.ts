@@ -1,4 +1,3 @@
-import { LIMITS } from '../shared/config.ts';
 import { ERRORS, type ErrorCode } from '../shared/errors.ts';
 import { secondsOf } from '../shared/history.ts';
 import { PhaseSchema } from '../shared/protocol.ts';
@@ -16,7 +15,7 @@ export interface PrometheusFacts {
   readonly server: ServerFacts;
   /** How many runs are in each phase. */
   readonly phases: ReadonlyMap<string, number>;
-  /** Those to be told of one by one. */
+  /** Those to be told of one by one: a search has thousands, and finished ones change no more. */
   readonly runs: readonly RunFacts[];
   readonly workers: readonly WorkerSummary[];
   /** How often each error has been answered. */
@@ -46,14 +45,6 @@ export interface ProcessFacts {
   readonly lag: Counted;
   /** Of the event loop since the process began. */
   readonly busySeconds: number;
-}
-
-/** Finished runs change no more, and a search has thousands: the newest that fit, those at work first. */
-export function runsToTell<R extends { readonly over: boolean }>(oldestFirst: readonly R[]): R[] {
-  const newest = [...oldestFirst].reverse();
-  const atWork = newest.filter(({ over }) => !over);
-  const ended = newest.filter(({ over }) => over);
-  return [...atWork, ...ended].slice(0, LIMITS.scrapedRunsMax);
 }
 
 const ERROR_CODES = Object.keys(ERRORS) as ErrorCode[];

@@ -17,6 +17,7 @@ import {
   ObservationsSchema,
   RunDataSchema,
   RunDetailSchema,
+  RunPageSchema,
   RunSummarySchema,
   StatusSchema,
   StudyDetailSchema,
@@ -31,6 +32,7 @@ import { isFromHere } from '../wire/local-socket.ts';
 import type { Coordinator } from './coordinator.ts';
 import { Lag } from './counts.ts';
 import type { FeedSource } from './feed.ts';
+import type { Entry } from './listing.ts';
 import { EXPOSITION_TYPE, exposition } from './prometheus.ts';
 import type { StateStore } from './state-store.ts';
 import type { Studies } from './studies.ts';
@@ -59,6 +61,17 @@ const Points = Type.Object(
   { points: Type.Optional(Type.String()) },
   { additionalProperties: false },
 );
+const Limit = Type.Object({ limit: Type.Optional(Type.String()) }, { additionalProperties: false });
+const Page = Type.Object(
+  {
+    limit: Type.Optional(Type.String()),
+    after: Type.Optional(Type.String({ pattern: NAME_PATTERN })),
+  },
+  { additionalProperties: false },
+);
+const JSON_TYPE = 'application/json; charset=utf-8';
+/** Of runs whose texts are ready. */
+const textOf = (entries: readonly Entry[]) => `[${entries.map(({ text }) => text).join()}]`;
 const StudyName = Type.Object({ name: Type.String({ pattern: NAME_PATTERN }) });
 type ByName = { Params: { name: string } };
 const errors = { '4xx': ErrorBodySchema, '5xx': ErrorBodySchema };
@@ -88,8 +101,10 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
     localSocket: isFromHere(request.socket) ? options.localSocket() : null,
   }));
 
+  const { listing } = coordinator;
   const facts: FeedSource = {
-    server: (runs) => {
+    listing,
+    server: () => {
       const { rss, heapUsed, arrayBuffers } = process.memoryUsage();
       const stateStoreAway = stateStore.away && {
         seconds: stateStore.away.sinceMs / 1000,
@@ -103,21 +118,30 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
         shards: coordinator.shards,
         standby: coordinator.replication?.facts() ?? null,
         copies: coordinator.copier?.facts() ?? null,
-        alerts: coordinator.alerts(runs, stateStoreAway),
+        alerts: coordinator.alerts(stateStoreAway),
         studiesVersion: studies.version,
         memoryBytes: { rss, heap: heapUsed, arrayBuffers },
         connections: coordinator.line.facts(),
       };
     },
-    runs: () => coordinator.runSummaries(),
     workers: () => coordinator.workers(null),
   };
-  app.get(
+  app.get<{ Querystring: { limit?: string } }>(
     '/status',
-    schema('All runs and workers, and what to look at', { 200: StatusSchema }),
-    () => {
-      const runs = [...facts.runs()];
-      return { ...facts.server(runs), runs, workers: [...facts.workers()] };
+    schema(
+      'Runs and workers, and what to look at; `limit`: at most so many runs, those at work first, then the newest',
+      { 200: StatusSchema },
+      { querystring: Limit },
+    ),
+    ({ query }, reply) => {
+      listing.refresh();
+      const limit = limitWanted(query.limit);
+      const chosen =
+        limit < listing.size ? listing.newest(limit) : listing.page(null, limit)!.entries;
+      const inOrder = [...chosen].sort((a, b) => a.index - b.index);
+      const { size: runCount } = listing;
+      const rest = JSON.stringify({ ...facts.server(), runCount, workers: facts.workers() });
+      return reply.type(JSON_TYPE).send(`{"runs":${textOf(inOrder)},${rest.slice(1)}`);
     },
   );
 
@@ -125,11 +149,12 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
   app.addHook('preClose', async () => lag.close());
   const Text = { content: { 'text/plain': { schema: Type.String() } } };
   app.get('/metrics', schema('The same for Prometheus', { 200: Text }), (_request, reply) => {
+    listing.refresh();
     const { runs, phases } = coordinator.prometheusFacts();
     const { user, system } = process.cpuUsage();
     const { active } = performance.eventLoopUtilization();
     const page = exposition({
-      server: facts.server(runs.map(({ summary }) => summary)),
+      server: facts.server(),
       ...{ runs, phases },
       workers: facts.workers(),
       errors: coordinator.errorCounts,
@@ -163,8 +188,22 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
     },
   );
 
-  const Runs = Type.Object({ runs: Type.Array(RunSummarySchema) });
-  app.get('/runs', schema('All runs', { 200: Runs }), () => ({ runs: [...facts.runs()] }));
+  app.get<{ Querystring: { limit?: string; after?: string } }>(
+    '/runs',
+    schema(
+      'Runs, oldest first; `limit`: at most so many, all by default; `after`: those created after this one, as `next` says',
+      { 200: RunPageSchema },
+      { querystring: Page },
+    ),
+    ({ query: { limit, after = null } }, reply) => {
+      listing.refresh();
+      const page = listing.page(after, limitWanted(limit));
+      // The error names some.
+      if (!page) throw coordinator.unknown(after!);
+      const next = JSON.stringify(page.next);
+      return reply.type(JSON_TYPE).send(`{"runs":${textOf(page.entries)},"next":${next}}`);
+    },
+  );
 
   app.get<ById>(
     '/runs/:id',
@@ -332,12 +371,20 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
 
 /** @throws DownpourError DP_BODY_INVALID. */
 function pointsWanted(text: string | undefined): number | undefined {
-  if (text === undefined) return undefined;
   const { curvePointsMin, curvePointsMax } = LIMITS;
-  const points = /^\d{1,6}$/.test(text) ? Number(text) : Number.NaN;
-  if (points >= curvePointsMin && points <= curvePointsMax) return points;
+  return text === undefined ? undefined : numberIn('points', text, curvePointsMin, curvePointsMax);
+}
+
+/** All that there can be, by default. @throws DownpourError DP_BODY_INVALID. */
+function limitWanted(text: string | undefined): number {
+  return text === undefined ? LIMITS.runCountMax : numberIn('limit', text, 1, LIMITS.runCountMax);
+}
+
+function numberIn(name: string, text: string, least: number, most: number): number {
+  const value = /^\d{1,6}$/.test(text) ? Number(text) : Number.NaN;
+  if (value >= least && value <= most) return value;
   throw new DownpourError(
     'DP_BODY_INVALID',
-    `points is '${text.slice(0, 20)}'; it must be a whole number from ${curvePointsMin} to ${curvePointsMax}`,
+    `${name} is '${text.slice(0, 20)}'; it must be a whole number from ${least} to ${most}`,
   );
 }

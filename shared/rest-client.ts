@@ -8,6 +8,7 @@ import type {
   Observations,
   RunData,
   RunDetail,
+  RunPage,
   RunSummary,
   Status,
   StudyDetail,
@@ -32,7 +33,8 @@ export interface RestClient {
   /** What it tells Prometheus. */
   prometheus(): Promise<string>;
   health(): Promise<Health>;
-  status(): Promise<Status>;
+  /** @param limit at most so many runs: those at work, then the newest. */
+  status(limit?: number): Promise<Status>;
   timeline(): Promise<Timeline>;
   createRun(run: CreateRun): Promise<RunSummary>;
   /** All runs, as the server orders them. */
@@ -63,6 +65,9 @@ export interface RestClient {
   tellStudy(name: string, report: StudyReport): Promise<StudySummary>;
   removeStudy(name: string): Promise<void>;
 }
+
+/** Of a longer list: a server answers pushes between the pages. */
+const RUNS_AT_ONCE = 500;
 
 /** As far as everybody needs it. */
 export interface OpenApi {
@@ -166,10 +171,18 @@ export function createRestClient(options: RestClientOptions): RestClient {
     openapi: () => json('GET', '/openapi.json'),
     prometheus: async () => (await send('GET', '/metrics')).text(),
     health: () => json('GET', '/health'),
-    status: () => json('GET', '/status'),
+    status: (limit) => json('GET', `/status${limit === undefined ? '' : `?limit=${limit}`}`),
     timeline: () => json('GET', '/timeline'),
     createRun: (run) => json('POST', '/runs', run),
-    runs: async () => (await json<{ runs: RunSummary[] }>('GET', '/runs')).runs,
+    async runs() {
+      const runs: RunSummary[] = [];
+      for (let after = ''; ; ) {
+        const page = await json<RunPage>('GET', `/runs?limit=${RUNS_AT_ONCE}${after}`);
+        runs.push(...page.runs);
+        if (page.next == null) return runs;
+        after = `&after=${encodeURIComponent(page.next)}`;
+      }
+    },
     run: (id) => json('GET', of(id)),
     stop: (id) => json('POST', of(id, '/stop')),
     resume: (id) => json('POST', of(id, '/resume')),

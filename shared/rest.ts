@@ -384,10 +384,21 @@ export type ServerFacts = Static<typeof ServerFactsSchema>;
 
 export const StatusSchema = Type.Object({
   ...ServerFactsSchema.properties,
+  /** In the order of creation. */
   runs: Type.Array(RunSummarySchema),
+  /** How many there are; absent in answers of older releases, which told all. */
+  runCount: Type.Optional(N),
   workers: Type.Array(WorkerSummarySchema),
 });
 export type Status = Static<typeof StatusSchema>;
+
+export const RunPageSchema = Type.Object({
+  /** In the order of creation. */
+  runs: Type.Array(RunSummarySchema),
+  /** Set: there are more, which `after` with this value tells. Absent in answers of older releases, which told all. */
+  next: Type.Optional(orNull(Type.String())),
+});
+export type RunPage = Static<typeof RunPageSchema>;
 
 const Line = Type.String({ maxLength: 1_000 });
 const studyFacts = {
@@ -459,11 +470,16 @@ export const TimelineSchema = Type.Object({
 });
 export type Timeline = Static<typeof TimelineSchema>;
 
-/** An event of `GET /feed`: what has changed since the one before; the first one after a connection holds all. */
+/**
+ * An event of `GET /feed`: what has changed since the one before. The first ones after a connection tell all: runs at work
+ * and the newest at once, the others little by little.
+ */
 export interface FeedUpdate {
   readonly server: ServerFacts;
   readonly runs: readonly RunSummary[];
   readonly workers: readonly WorkerSummary[];
+  /** Runs that are still to be told of. Absent in those of older releases, whose first event had all. */
+  readonly rest?: number;
   /** Names of runs, and `worker/incarnation`, that the server knows no more. */
   readonly gone: { readonly runs: readonly string[]; readonly workers: readonly string[] };
 }

@@ -36,7 +36,7 @@ import {
   type View,
 } from './parts.ts';
 import { saveButtons } from './save.ts';
-import { client, isOperator, state } from './store.ts';
+import { client, isOperator, knowsAllRuns, lookForRun, state } from './store.ts';
 import { kindText } from './studies.ts';
 
 /** One run: its curves, where its early stopping stands, its checkpoints, and what may be done with it. */
@@ -184,12 +184,17 @@ export function runView(id: string): View {
   }
   let seen = 'nothing';
   let drawn = false;
+  let lookedFor = false;
 
   function update(): void {
     const run = state.runs.get(id);
-    missing.hidden = run !== undefined || state.link !== 'live';
+    missing.hidden = run !== undefined || !knowsAllRuns();
     page.hidden = !missing.hidden;
-    if (!run) return;
+    if (!run) {
+      if (state.link === 'live' && !lookedFor) void lookForRun(id);
+      lookedFor ||= state.link === 'live';
+      return;
+    }
     facts(run);
     // The curves may have come before the facts.
     if (!drawn) draw();

@@ -2,7 +2,7 @@ import type { RunSummary } from '../shared/rest.ts';
 import { ago, count, duration, errorOf, plural, short } from './format.ts';
 import { arrange, fill, h, setAttribute, setText } from './html.ts';
 import { badge, emptyState, isActive, sparkline, Tile, type View } from './parts.ts';
-import { runsNewestFirst, state } from './store.ts';
+import { knowsAllRuns, runsNewestFirst, state } from './store.ts';
 
 /** All runs: what each is doing, and which are to be compared. */
 
@@ -233,8 +233,7 @@ export function runsView(): View {
     none.hidden = wanted.length > 0;
     scroll.hidden = wanted.length === 0;
     more.hidden = wanted.length <= rowsMax;
-    for (const id of selected)
-      if (!state.runs.has(id) && state.link === 'live') selected.delete(id);
+    for (const id of selected) if (!state.runs.has(id) && knowsAllRuns()) selected.delete(id);
     compare.hidden = selected.size === 0;
     setText(compareText, `${plural(selected.size, 'run')} selected`);
   }

@@ -19,6 +19,8 @@ export interface State {
   link: Link;
   server: ServerFacts | null;
   readonly runs: Map<string, RunSummary>;
+  /** Older runs that the feed has not told of yet. */
+  rest: number;
   readonly workers: Map<string, WorkerSummary>;
 }
 
@@ -27,10 +29,22 @@ export const state: State = {
   link: 'connecting',
   server: null,
   runs: new Map(),
+  rest: 0,
   workers: new Map(),
 };
 
 export const isOperator = () => state.session.role === 'operator';
+/** What is not among the runs is not there. */
+export const knowsAllRuns = () => state.link === 'live' && state.rest === 0;
+
+/** One that the feed has not come to yet. */
+export async function lookForRun(id: string): Promise<void> {
+  const run = await client.run(id).catch(() => null);
+  if (!run || state.runs.has(id)) return;
+  state.runs.set(id, run);
+  changed();
+}
+
 /** Newest first. */
 export const runsNewestFirst = () =>
   [...state.runs.values()].sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
@@ -128,6 +142,7 @@ function forget(): void {
 
 function take(update: FeedUpdate): void {
   state.server = update.server;
+  state.rest = update.rest ?? 0;
   for (const run of update.runs) state.runs.set(run.id, run);
   for (const each of update.workers) {
     state.workers.set(`${each.worker}/${each.incarnation}`, each);

@@ -570,6 +570,11 @@ export class Run {
     return this.#phase === 'finished' || this.#phase === 'stopped' || this.#phase === 'failed';
   }
 
+  /** Its time runs: what is told of it changes without a call. */
+  get moving(): boolean {
+    return this.#startedMs !== null;
+  }
+
   /** The best evaluation so far. */
   get best(): Evaluation | null {
     return this.#best?.evaluation ?? null;

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { type AlertFacts, alertsOf } from '../../server/alerts.ts';
+import { type AlertFacts, alertsOf, waitsForWorker } from '../../server/alerts.ts';
 import { WorkerHistory } from '../../server/worker-history.ts';
 import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
 
@@ -31,8 +31,9 @@ const worker = (name: string, changes: object = {}) =>
     quarantine: null,
     ...changes,
   }) as unknown as WorkerSummary;
-const look = (facts: Partial<AlertFacts>) =>
-  alertsOf({
+const look = (facts: Partial<AlertFacts>) => {
+  const waiting = (facts.runs ?? []).filter(waitsForWorker);
+  return alertsOf({
     stateStoreAway: null,
     connections: { bytes: 0, bytesMax: 1e9, closed: 0, closedSecondsAgo: null, moved: 0 },
     shards: null,
@@ -41,6 +42,7 @@ const look = (facts: Partial<AlertFacts>) =>
     certificate: null,
     wallMs: Date.parse('2026-06-01T00:00:00Z'),
     runs: [],
+    waiting: { count: waiting.length, one: waiting[0]?.id ?? null },
     workers: [],
     evaluationSeconds: () => 20,
     unwritten: () => null,
@@ -50,6 +52,7 @@ const look = (facts: Partial<AlertFacts>) =>
     missing: () => 0,
     ...facts,
   });
+};
 const texts = (facts: Partial<AlertFacts>) => look(facts).map(({ text }) => text);
 
 describe('alerts', () => {

@@ -1,7 +1,6 @@
 import { expect, test } from 'vitest';
 import { Counted, PushCounts } from '../../server/counts.ts';
-import { exposition, type PrometheusFacts, runsToTell } from '../../server/prometheus.ts';
-import { LIMITS } from '../../shared/config.ts';
+import { exposition, type PrometheusFacts } from '../../server/prometheus.ts';
 import type { Push } from '../../shared/protocol.ts';
 import type { WorkerSummary } from '../../shared/rest.ts';
 
@@ -66,18 +65,6 @@ test('a label may hold anything: quotes, backslashes and ends of lines are writt
     'downpour_worker_info{worker="w",run="",engine="a\\"b\\\\c\\nd",device="",transport="tcp"} 1\n',
   );
   expect(page).not.toContain('has-left');
-});
-
-test('of many runs those at work are told of, then the newest', () => {
-  const most = LIMITS.scrapedRunsMax;
-  const runs = (count: number, over: boolean) =>
-    Array.from({ length: count }, (_, i) => ({ i, over }));
-  expect(runsToTell(runs(most, true))).toHaveLength(most);
-  const [old, ...told] = [{ i: -1, over: false }, ...runs(most + 5, true)];
-  const chosen = runsToTell([old!, ...told]);
-  expect(chosen).toHaveLength(most);
-  expect(chosen[0]).toBe(old);
-  expect(chosen[1]).toBe(told.at(-1));
 });
 
 test('a push that was not applied counts as answered, not in staleness', () => {
