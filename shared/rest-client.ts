@@ -94,23 +94,30 @@ export interface RestClientOptions {
 export function createRestClient(options: RestClientOptions): RestClient {
   const { token, timeoutMs = 10_000, signal, fetch = globalThis.fetch } = options;
   const urls = httpAddresses(options.server);
+  /** Of the server that answered last: the first one to be asked. */
   let at = 0;
-  let url = urls[0]!;
 
   type Method = 'GET' | 'POST' | 'PUT' | 'DELETE';
-  async function send(method: Method, path: string, body?: unknown): Promise<Response> {
-    for (let asked = 1; ; asked++) {
+  /** Each server at most once. Several requests may do so at the same time, so each counts for itself. */
+  async function inTurn<T>(method: Method, ask: (url: string) => Promise<T>): Promise<T> {
+    for (let asked = 1, own = at; ; asked++, own = (own + 1) % urls.length) {
       try {
-        return await ask(method, path, body);
+        const answer = await ask(urls[own]!);
+        at = own;
+        return answer;
       } catch (error) {
-        if (asked >= urls.length || !isForAnother(error, method)) throw error;
-        at = (at + 1) % urls.length;
-        url = urls[at]!;
+        const isLast = asked >= urls.length;
+        if (!isLast && isForAnother(error, method)) continue;
+        at = own;
+        throw error;
       }
     }
   }
 
-  async function ask(method: Method, path: string, body?: unknown): Promise<Response> {
+  const send = (method: Method, path: string, body?: unknown) =>
+    inTurn(method, (url) => ask(url, method, path, body));
+
+  async function ask(url: string, method: Method, path: string, body?: unknown): Promise<Response> {
     const stopped: AbortSignal[] = [AbortSignal.timeout(timeoutMs)];
     if (signal) stopped.push(signal);
     let response: Response;
@@ -127,13 +134,13 @@ export function createRestClient(options: RestClientOptions): RestClient {
       });
     } catch (error) {
       signal?.throwIfAborted();
-      throw unreachable(error);
+      throw unreachable(url, error);
     }
     if (response.ok) return response;
     throw await failure(response, method, path);
   }
 
-  function unreachable(error: unknown): DownpourError {
+  function unreachable(url: string, error: unknown): DownpourError {
     const timedOut = error instanceof Error && error.name === 'TimeoutError';
     const why = timedOut ? `no answer within ${timeoutMs / 1000} s` : reasonOf(error);
     return new DownpourError(
@@ -150,23 +157,48 @@ export function createRestClient(options: RestClientOptions): RestClient {
       text = await response.text();
     } catch (error) {
       signal?.throwIfAborted();
-      throw unreachable(error);
+      throw unreachable(urls[at]!, error);
     }
     try {
       return JSON.parse(text) as T;
     } catch (error) {
       throw new DownpourError(
         'DP_INTERNAL',
-        `${method} ${url}${path} answered ${JSON.stringify(text.slice(0, 60))}, which is not JSON; is this a Downpour server?`,
+        `${method} ${urls[at]}${path} answered ${JSON.stringify(text.slice(0, 60))}, which is not JSON; is this a Downpour server?`,
         { cause: error },
       );
+    }
+  }
+
+  /**
+   * The signal of a fetch also ends its body, and a large file on a slow line takes its time:
+   * so this request has a time limit of its own that ends with the first byte.
+   */
+  async function file(url: string, path: string): Promise<ReadableStream<Uint8Array>> {
+    const started = new AbortController();
+    const timer = setTimeout(() => started.abort(new DOMException('', 'TimeoutError')), timeoutMs);
+    try {
+      const response = await fetch(url + path, {
+        redirect: 'error',
+        signal: signal ? AbortSignal.any([started.signal, signal]) : started.signal,
+        headers: token === undefined ? {} : { authorization: `Bearer ${token}` },
+      });
+      if (!response.ok) throw await failure(response, 'GET', path);
+      if (!response.body) throw new DownpourError('DP_INTERNAL', `GET ${path} has no body`);
+      return response.body;
+    } catch (error) {
+      if (error instanceof DownpourError) throw error;
+      signal?.throwIfAborted();
+      throw unreachable(url, error);
+    } finally {
+      clearTimeout(timer);
     }
   }
 
   const of = (id: string, rest = '') => `/runs/${encodeURIComponent(id)}${rest}`;
   return {
     get url() {
-      return url;
+      return urls[at]!;
     },
     openapi: () => json('GET', '/openapi.json'),
     prometheus: async () => (await send('GET', '/metrics')).text(),
@@ -202,32 +234,8 @@ export function createRestClient(options: RestClientOptions): RestClient {
     async removeStudy(name) {
       await send('DELETE', `/studies/${encodeURIComponent(name)}`);
     },
-    async checkpointFile(id, kind) {
-      const path = of(id, `/checkpoints/${kind}/file`);
-      // The signal of a fetch also ends its body, and a large file on a slow line takes its time:
-      // so this request has a time limit of its own that ends with the first byte.
-      const started = new AbortController();
-      const timer = setTimeout(
-        () => started.abort(new DOMException('', 'TimeoutError')),
-        timeoutMs,
-      );
-      try {
-        const response = await fetch(url + path, {
-          redirect: 'error',
-          signal: signal ? AbortSignal.any([started.signal, signal]) : started.signal,
-          headers: token === undefined ? {} : { authorization: `Bearer ${token}` },
-        });
-        if (!response.ok) throw await failure(response, 'GET', path);
-        if (!response.body) throw new DownpourError('DP_INTERNAL', `GET ${path} has no body`);
-        return response.body;
-      } catch (error) {
-        if (error instanceof DownpourError) throw error;
-        signal?.throwIfAborted();
-        throw unreachable(error);
-      } finally {
-        clearTimeout(timer);
-      }
-    },
+    checkpointFile: (id, kind) =>
+      inTurn('GET', (url) => file(url, of(id, `/checkpoints/${kind}/file`))),
   };
 }
 
