@@ -37,6 +37,10 @@ export default defineConfig({
       ...(process.env.DOWNPOUR_CONTAINERS
         ? [{ test: { name: 'containers', include: ['test/containers/*.test.ts'] } }]
         : []),
+      // `npm run kubernetes`, which brings the namespaces.
+      ...(process.env.DOWNPOUR_KUBERNETES
+        ? [{ test: { name: 'kubernetes', include: ['test/kubernetes/*.test.ts'] } }]
+        : []),
     ],
   },
 });

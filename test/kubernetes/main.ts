@@ -1,7 +1,14 @@
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { endAll } from '../containers/shell.ts';
-import { prepare } from './programs.ts';
+import { saveImages } from './images.ts';
+import { keepHost, runInside } from './inside.ts';
+import { PROGRAMS, prepare } from './programs.ts';
 
-// `npm run kubernetes -- prepare`: builds the API server of Kubernetes, which test/system/kubernetes-api.test.ts asks.
+// `npm run kubernetes`: deploy/kubernetes on a real cluster with one node, on this machine, as root. Kubernetes is built
+// from its modules, the image as `npm run containers` builds it. `-- prepare` only builds the API server, which
+// test/system/kubernetes-api.test.ts asks.
 
 /** Of all that CI may take. */
 const PREPARE_MS = 1_200_000;
@@ -13,16 +20,50 @@ const log = (line: string) => {
 };
 
 async function main(words: readonly string[]): Promise<void> {
-  if (words.join(' ') !== 'prepare') {
-    throw new Error(`no '${words.join(' ')}': npm run kubernetes -- prepare`);
-  }
+  const unknown = words.find((word) => word !== 'prepare');
+  if (unknown !== undefined) throw new Error(`no '${unknown}': npm run kubernetes [-- prepare]`);
+  const ends: (() => Promise<void> | void)[] = [];
+  const end = async () => {
+    endAll();
+    for (const each of ends.reverse().splice(0)) await each();
+  };
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
     process.once(signal, () => {
-      endAll();
-      process.exit(130);
+      log('ending');
+      void end().finally(() => process.exit(130));
     });
   }
-  await prepare(['kube-apiserver'], log, PREPARE_MS);
+  try {
+    if (words.includes('prepare')) return await prepare(['kube-apiserver'], log, PREPARE_MS);
+    const lacking = whatIsLacking();
+    if (lacking.length > 0) throw new Error(`npm run kubernetes needs ${lacking.join(', ')}`);
+    await prepare(PROGRAMS, log);
+    const folder = mkdtempSync(join(tmpdir(), 'downpour-kubernetes-'));
+    ends.push(() => rmSync(folder, { recursive: true, force: true }));
+    await saveImages(join(folder, 'images.tar'), log, (stop) => ends.push(stop));
+    ends.push(await keepHost());
+    const code = await runInside(folder);
+    if (code !== 0) process.exitCode = 1;
+    log('done');
+  } finally {
+    await end();
+  }
+}
+
+function whatIsLacking(): string[] {
+  if (process.getuid?.() !== 0) return ['root'];
+  const packages = {
+    etcd: 'etcd-server',
+    containerd: 'containerd',
+    iptables: 'iptables',
+    gcc: 'gcc',
+  };
+  const path = process.env.PATH!.split(':');
+  const lacking = Object.entries(packages)
+    .filter(([program]) => !path.some((folder) => existsSync(join(folder, program))))
+    .map(([, name]) => name);
+  if (!existsSync('/usr/lib/cni/ptp')) lacking.push('containernetworking-plugins');
+  return lacking;
 }
 
 main(process.argv.slice(2)).catch((error: Error) => {

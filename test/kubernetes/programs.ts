@@ -4,6 +4,7 @@ import {
   existsSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   renameSync,
   rmSync,
@@ -18,12 +19,13 @@ import { attempt, run } from '../containers/shell.ts';
 const HERE = import.meta.dirname;
 const DNS = join(HERE, 'dns');
 const FOLDER = join(CACHE, 'kubernetes');
-const MODULES = [HERE, DNS].map((folder) => readFileSync(join(folder, 'go.mod'), 'utf8'));
-const [MODULE = ''] = MODULES;
+const SOURCES = [join(HERE, 'go.mod'), join(DNS, 'go.mod'), join(DNS, 'main.go')].map((file) =>
+  readFileSync(file, 'utf8'),
+);
 /** With the `v`, as Kubernetes writes it. */
-export const VERSION = /k8s\.io\/kubernetes (v\S+)/.exec(MODULE)![1]!;
-/** Programs of other modules are other programs. */
-const KEY = createHash('sha256').update(MODULES.join()).digest('hex').slice(0, 8);
+export const VERSION = /k8s\.io\/kubernetes (v\S+)/.exec(SOURCES[0]!)![1]!;
+/** Programs of other sources are other programs. */
+const KEY = createHash('sha256').update(SOURCES.join()).digest('hex').slice(0, 8);
 const BIN = join(FOLDER, `${VERSION}-${KEY}`);
 
 /** All of a cluster with one node. The first is what a check of the manifests needs. */
@@ -37,6 +39,9 @@ export const PROGRAMS = [
   'coredns',
 ] as const;
 export type Program = (typeof PROGRAMS)[number];
+
+/** Go's own cache, for these programs alone. */
+const PACKAGES = join(FOLDER, 'go-build');
 
 export const programAt = (program: Program): string => join(BIN, program);
 
@@ -102,6 +107,18 @@ export async function prepare(
     if (existsSync(programAt(program))) continue;
     await build(go, program, timeoutMs - (performance.now() - began), log);
   }
+  forget();
+}
+
+/** Programs of other versions; and when all are there, the 4 GB of packages that they were built of. */
+function forget(): void {
+  for (const name of readdirSync(FOLDER)) {
+    const at = join(FOLDER, name);
+    if (/^v\d/.test(name) && at !== BIN) rmSync(at, { recursive: true });
+  }
+  if (PROGRAMS.every((program) => existsSync(programAt(program)))) {
+    rmSync(PACKAGES, { recursive: true, force: true });
+  }
 }
 
 async function build(
@@ -116,7 +133,7 @@ async function build(
   const isDns = program === 'coredns';
   const cwd = isDns ? DNS : HERE;
   const name = isDns ? 'downpour/coredns' : `k8s.io/kubernetes/cmd/${program}`;
-  const env = { ...process.env, GOCACHE: join(FOLDER, 'go-build') };
+  const env = { ...process.env, GOCACHE: PACKAGES };
   const list = [go, 'list', '-deps', name];
   const listed = await run(list, { cwd, env, timeoutMs: 300_000 });
   const count = listed.trim().split('\n').length;
@@ -149,7 +166,7 @@ async function build(
     rmSync(folder, { recursive: true, force: true });
   }
   const megabytes = statSync(programAt(program)).size / 1e6;
-  log(`built ${program} ${VERSION}, ${megabytes.toFixed(0)} MB, in ${seconds()} s`);
+  log(`built ${program}, ${megabytes.toFixed(0)} MB, in ${seconds()} s`);
 }
 
 /** @throws Error where no Go is here and none can be had. */

@@ -17,8 +17,10 @@ const ELSEWHERE: readonly (readonly [RegExp, string])[] = [
   [/^tensorboard /, 'serves without end: test/system/tensorboard.test.ts reads what it would read'],
   [/^git pull/, 'asks the network'],
   [/^docker compose (?!.*--profile gpu)/, 'test/containers/compose.test.ts'],
+  [/^docker build /, 'test/kubernetes/images.ts'],
+  [/^docker push /, 'needs a registry'],
   [/^docker /, 'needs GPUs, or other machines: test/unit/deployment.test.ts'],
-  [/^kubectl /, 'needs a cluster: test/unit/deployment.test.ts'],
+  [/^kubectl /, 'test/kubernetes/cluster.test.ts'],
 ];
 
 /** Lines of its shell blocks that are to be run, in their order; continued ones are one. */
