@@ -1,5 +1,3 @@
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import type { RunConfig } from '../shared/config.ts';
 import { conductStudy } from '../study/study.ts';
@@ -27,6 +25,7 @@ import { startOwnServer } from './embedded.ts';
 import { startLocalWorkers } from './local-workers.ts';
 import { tell } from './options.ts';
 import type { Pool } from './pool.ts';
+import { openScratch } from './scratch.ts';
 
 /** Whether a few examples can be learnt by heart, with everything that training has. */
 
@@ -88,7 +87,7 @@ export async function checkTiny(given: TinyOptions): Promise<Finding> {
     ...{ ...plain, examples: train.count, unlearnable },
     ...(byError ? { target: unlearnable / train.count } : {}),
   };
-  const folder = await mkdtemp(join(tmpdir(), 'downpour-check-'));
+  const { folder, remove } = await openScratch('check');
   let pool: Pool | null = null;
   const session = await startOwnServer({ state: join(folder, 'state'), port: 0, log });
   let over = false;
@@ -112,7 +111,7 @@ export async function checkTiny(given: TinyOptions): Promise<Finding> {
     over = true;
     await pool?.stop();
     await session.close();
-    await rm(folder, { recursive: true, force: true });
+    await remove();
   }
 }
 

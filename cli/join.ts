@@ -1,11 +1,10 @@
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import type { JoinFiles } from '../server/join.ts';
 import { DownpourError, type ErrorCode } from '../shared/errors.ts';
 import type { BundleManifest, BundleOptions } from './join-bundle.ts';
+import { openScratch } from './scratch.ts';
 
 /** What `/join` sends to browsers: made by a process of its own, since the server runs no experiment. */
 export interface JoinBundle {
@@ -29,8 +28,7 @@ export async function makeJoinBundle(
   dataFolder: string,
   log: (line: string) => void,
 ): Promise<JoinBundle> {
-  const folder = await mkdtemp(join(tmpdir(), 'downpour-join-'));
-  const dispose = () => rm(folder, { recursive: true, force: true });
+  const { folder, remove: dispose } = await openScratch('join');
   try {
     const options = { paths: paths.map((path) => resolve(path)), dataFolder, folder };
     const { files, experiments } = await inProcess(options, log);

@@ -1,5 +1,3 @@
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { readTensors } from '../server/checkpoint.ts';
 import type { Answers } from '../shared/answers.ts';
@@ -24,6 +22,7 @@ import { prepareExperiment } from '../worker/prepare.ts';
 import { type CheckpointFacts, type Copied, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
 import { openSession } from './embedded.ts';
 import { type ServerOptions, tell } from './options.ts';
+import { openScratch } from './scratch.ts';
 import { runsAndTrials } from './trials.ts';
 import { engineOf } from './work.ts';
 
@@ -95,7 +94,7 @@ export async function findRun(
 export async function openTrained(file: string, options: TrainedOptions): Promise<Trained> {
   const experiment = await loadExperiment(file);
   const name = experimentName(file);
-  const folder = await mkdtemp(join(tmpdir(), 'downpour-trained-'));
+  const { folder, remove } = await openScratch('trained');
   try {
     const copy = join(folder, 'parameters');
     const { facts, data, note, observed, sampledRun } = await copyOf(file, copy, options);
@@ -122,7 +121,7 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
     model.load(vectorOf(model.layout, tensors));
     return { facts, note, experiment, config, prepared, model, observed, sampledRun };
   } finally {
-    await rm(folder, { recursive: true, force: true });
+    await remove();
   }
 }
 

@@ -5,19 +5,17 @@ import {
   link,
   open,
   readdir,
-  readFile,
-  readlink,
   rm,
   stat,
   writeFile,
 } from 'node:fs/promises';
-import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Static } from 'typebox';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
+import { isGone, thisProcess } from './alive.ts';
 import { diskError, errnoOf, makeFolder, syncFolder, TEMPORARY, writeAll } from './atomic-file.ts';
 import { checkOf, HolderSchema, readRecordFile } from './records.ts';
 
@@ -271,43 +269,6 @@ async function isUntouched(path: string, mtimeMs: number, forMs: number): Promis
     if (now !== null && now.mtimeMs !== mtimeMs) return false;
   }
   return true;
-}
-
-/** Whether the holder's process is known to have ended. */
-async function isGone(holder: Holder): Promise<boolean> {
-  const { place } = await thisProcess();
-  if (place === '' || place !== holder.place) return false;
-  try {
-    process.kill(holder.pid, 0);
-  } catch (error) {
-    return errnoOf(error) === 'ESRCH';
-  }
-  const start = await startOf(holder.pid);
-  return start !== '' && start !== holder.processStart;
-}
-
-async function thisProcess() {
-  const [boot, namespace] = await Promise.all([
-    readFile('/proc/sys/kernel/random/boot_id', 'utf8').catch(() => ''),
-    readlink('/proc/self/ns/pid').catch(() => ''),
-  ]);
-  const onLinux = boot !== '' && namespace !== '' ? `${boot.trim()} ${namespace}` : '';
-  const host = hostname();
-  return {
-    pid: process.pid,
-    host,
-    place: process.platform === 'linux' ? onLinux : host,
-    processStart: await startOf(process.pid),
-  };
-}
-
-/** When a process started, in ticks since boot; 'ended' for one that nobody has waited for yet. */
-async function startOf(pid: number): Promise<string> {
-  const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
-  // The name, in parentheses, may hold anything; state and start follow it (proc(5)).
-  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
-  if (fields[0] === 'Z' || fields[0] === 'X') return 'ended';
-  return fields[19] ?? '';
 }
 
 async function writeCandidate(folder: string, holder: Holder): Promise<string> {

@@ -21,6 +21,7 @@ import { type AccessLimits, createApp } from './app.ts';
 import { type CheckpointManifest, checkpointFolder } from './checkpoint.ts';
 import { ThreadedWriter } from './checkpoint-writer.ts';
 import { Coordinator, warning } from './coordinator.ts';
+import { clearDebris, clearDebrisOfDead, isFull, whatToFree } from './debris.ts';
 import { Copier } from './elsewhere/copier.ts';
 import { restoreInto } from './elsewhere/restore.ts';
 import { Bucket, type S3Place } from './elsewhere/s3.ts';
@@ -163,7 +164,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
   const end = async (error: unknown): Promise<never> => {
     await store.close();
     unguard();
-    throw error;
+    throw await whatToFree(state, error);
   };
   const begin = async (lease: OwnerLease): Promise<Serving> => {
     const active = await activate(options, ground, { lease, replicas: null });
@@ -171,7 +172,14 @@ export async function serve(options: ServeOptions): Promise<Serving> {
   };
   if (other === undefined) {
     const taken = await letHeirBegin(state, store, { log, signal }).catch(end);
-    return begin(await own(store, ttlMs, { log, signal, waits: !taken }).catch(end));
+    const take = () => own(store, ttlMs, { log, signal, waits: !taken });
+    const lease = await take()
+      .catch(async (error: unknown) => {
+        if (isFull(error) && (await clearDebrisOfDead(state, log))) return take();
+        throw error;
+      })
+      .catch(end);
+    return begin(lease);
   }
   if (peer !== undefined) {
     const lease = await beginOfTwo(state, store, { owner: OWNER, ttlMs, log, signal }).catch(end);
@@ -311,6 +319,7 @@ async function activate(
       });
     }
     told.keeper = keeper;
+    await clearDebris(state, log);
     for (const run of await keeper.recover(replicas)) coordinator.adopt(run);
     await copier?.catchUp(coordinator.runs.map(({ id }) => id));
     const obstacle = await tryStraight();
@@ -392,7 +401,7 @@ async function activate(
     await writer.close();
     await store.close();
     unguard();
-    throw error;
+    throw await whatToFree(state, error);
   }
 }
 
