@@ -307,6 +307,7 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
     `  staleness      ${staleness === null ? '– (no push was applied yet)' : `p50 ${short(staleness.p50)}, p95 ${short(staleness.p95)}, max ${staleness.max}`}`,
     `  pushes         ${groups(pushes.applied)} applied, ${groups(pushes.damped)} damped, ${groups(pushes.duplicate)} duplicate, ${groups(pushes.rejected)} rejected`,
   );
+  if (run.correction?.text) lines.push(`  correction     ${run.correction.text}`);
   if (run.hint) lines.push(`  hint           ${run.hint}`);
   for (const rollback of run.rollbacks) lines.push(`  diverged       ${rollbackLine(rollback)}`);
   if (run.stepsLost > 0) {

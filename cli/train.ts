@@ -225,6 +225,7 @@ async function follow(
   let lost: number | null = null;
   let rollbacks: number | null = null;
   let hinted = false;
+  let corrected: string | null = null;
   let unwritten = false;
   let cut = false;
   for (;;) {
@@ -268,6 +269,10 @@ async function follow(
       if (run.unwritten && !unwritten)
         progress.note(`NOT WRITTEN: ${unwrittenText(run, run.unwritten)}`);
       unwritten = Boolean(run.unwritten);
+      const correction = run.correction?.text ?? null;
+      if (correction !== corrected)
+        progress.note(correction ?? 'as with one worker: look-ahead off');
+      corrected = correction;
       // Its numbers change; the user is told once.
       if (run.hint && !hinted) progress.note(`hint: ${run.hint}`);
       hinted ||= run.hint !== null;

@@ -1,7 +1,7 @@
 import { encodeFrame } from '../shared/codec.ts';
 import type { Encoding } from '../shared/compression.ts';
 import { encodeBf16, encodedBytes, encodeInt8, encodeTopk } from '../shared/compression.ts';
-import { resolveConfig } from '../shared/config.ts';
+import { resolveConfig, workerConfig } from '../shared/config.ts';
 import { type DataFacts, encodeFacts, packTransform } from '../shared/data-facts.ts';
 import { createLayout, type TensorSpec } from '../shared/layout.ts';
 import type {
@@ -113,7 +113,7 @@ export function protocolVectors() {
   });
   add('a run to work for', 'server', {
     ...{ type: 'assign', run: RUN, experiment: 'digits', experimentHash: HASH, session: SESSION },
-    ...{ config: resolveConfig({}), shards: [] },
+    ...{ config: workerConfig(resolveConfig({})), shards: [] },
   });
   const join: Join = {
     type: 'join',

@@ -20,7 +20,6 @@ export default defineExperiment({
 
   config: {
     minibatchSize: 64,
-    // Momentum adds to what staleness does: at 0.05 four workers no longer agree on a direction.
     learningRate: 0.02,
     optimizer: { kind: 'momentum', momentum: 0.9 },
     averaging: { kind: 'ema', decay: 0.999 },

@@ -1,7 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { floatsOf } from '../shared/codec.ts';
 import { encodingOf } from '../shared/compression.ts';
-import { LIMITS } from '../shared/config.ts';
+import { LIMITS, workerConfig } from '../shared/config.ts';
 import { encodeFacts } from '../shared/data-facts.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import { kindOfDefect } from '../shared/log.ts';
@@ -599,7 +599,7 @@ export class Session {
       run: run.id,
       experiment,
       experimentHash,
-      config: run.config,
+      config: workerConfig(run.config),
       session: this.id,
       shards: this.#coordinator.shardAddresses(),
     };

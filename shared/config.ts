@@ -295,10 +295,13 @@ export const RunConfigSchema = Type.Object(
           'inverse: the learning rate of a push is divided by its staleness (if above 1)',
           'none',
         ),
-        correction: choice(
-          ['none', 'auto', 'inverse', 'lookahead'],
-          'what is done about staleness. auto: look-ahead, limited updates and a lower rate as more workers come, nothing where damping or stalenessMax is set; inverse: as damping; lookahead: a momentum for each worker, parameters are sent where the updates under way will have taken them (DANA)',
-          'none',
+        // Optional: workers are not told of it, since older ones know no such field, and runs of older releases have none.
+        correction: Type.Optional(
+          choice(
+            ['auto', 'none', 'inverse', 'lookahead'],
+            'what is done about many workers. auto: look-ahead from the third worker on, and large gradients are scaled down from the eighth on (unless clip is set), nothing where damping or stalenessMax is set; inverse: as damping; lookahead: a momentum for each worker, and parameters are sent where the updates under way will have taken them (DANA)',
+            'auto',
+          ),
         ),
         depth: Type.Integer({
           minimum: 1,
@@ -644,6 +647,12 @@ export const SERVER_DEFAULTS = {
 
 /** Run and experiment names: they become file names and Redis keys, so nothing else is let in. */
 export const NAME_PATTERN = '^[a-z0-9][a-z0-9_-]{0,63}$';
+
+/** As workers are told it: older ones refuse `correction`, which they do not know, and it matters to none. */
+export function workerConfig(config: RunConfig): RunConfig {
+  const { correction, ...consistency } = config.consistency;
+  return { ...config, consistency };
+}
 
 /**
  * Fills in the defaults and checks every field.

@@ -85,7 +85,7 @@ export const CorrectionSchema = Type.Object({
   velocities: N,
   /** The largest norm of a gradient now, larger ones are scaled down to it; null: any. */
   normMax: orNull(N),
-  /** The same in words; null: all is as with one worker. */
+  /** In words, as soon as nobody has come or gone for a push of each worker; null: all is as with one worker. */
   text: orNull(Type.String()),
 });
 export type Correction = Static<typeof CorrectionSchema>;

@@ -294,7 +294,12 @@ export function runView(id: string): View {
     );
     tiles.rate.show(
       short(run.learningRate),
-      run.momentum === null ? '' : `momentum ${short(run.momentum)}`,
+      [
+        run.momentum === null ? null : `momentum ${short(run.momentum)}`,
+        run.correction?.text ?? null,
+      ]
+        .filter((part) => part !== null)
+        .join('; '),
     );
     const { staleness } = run;
     tiles.staleness.show(

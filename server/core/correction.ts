@@ -1,6 +1,7 @@
 import type { RunConfig } from '../../shared/config.ts';
 import type { Correction as Told } from '../../shared/rest.ts';
 import { type VelocityUse, velocitySymbol } from './optimizer.ts';
+import { StalenessWatch, type WatchState } from './staleness-watch.ts';
 
 /**
  * What a run does about its workers' number, chosen while it trains: docs/decisions/0014-many-workers.md has the
@@ -28,6 +29,7 @@ export interface CorrectionState {
   readonly norm: number;
   readonly norms: number;
   readonly told: string | null;
+  readonly watch: WatchState;
 }
 
 /** With what a standby needs besides. */
@@ -62,6 +64,11 @@ type Kind = 'none' | 'auto' | 'lookahead';
 export class Correction {
   readonly #kind: Kind;
   readonly #limits: boolean;
+  /** `auto` would have something to do. */
+  readonly #able: boolean;
+  /** The staleness of a push lowers its rate, as configured. */
+  readonly #damped: boolean;
+  readonly #watch = new StalenessWatch();
   /** For so many velocities there is room. */
   #count = 0;
   readonly #present = new Set<string>();
@@ -90,9 +97,10 @@ export class Correction {
     // Absent in runs of older releases, which go on as they began.
     const { correction, damping, stalenessMax } = consistency as Partial<RunConfig['consistency']>;
     const own = damping !== 'none' || stalenessMax !== null;
+    this.#damped = damping !== 'none' || correction === 'inverse';
     const wanted = correction === 'lookahead' || (correction === 'auto' && !own);
-    const able = velocitySymbol(optimizer.kind) !== null;
-    this.#kind = wanted && able ? (correction as Kind) : 'none';
+    this.#able = velocitySymbol(optimizer.kind) !== null;
+    this.#kind = wanted && this.#able ? (correction as Kind) : 'none';
     this.#limits = this.#kind === 'auto' && clip.norm === null && clip.value === null;
   }
 
@@ -104,7 +112,6 @@ export class Correction {
   // Who is there.
 
   arrived(worker: string): void {
-    if (this.#kind === 'none') return;
     this.#away.delete(worker);
     if (this.#present.has(worker)) return;
     this.#present.add(worker);
@@ -157,6 +164,7 @@ export class Correction {
   #decide(): void {
     const crowd = this.#crowd;
     const from = this.#kind === 'lookahead' ? 1 : WORKERS_AHEAD;
+    if (this.#kind === 'none') return;
     if (!this.#on && crowd >= from && this.#count > 0) {
       this.#on = true;
       // The common velocity goes on as that of the first who pushes.
@@ -183,7 +191,12 @@ export class Correction {
   }
 
   /** A push was applied as planned. @param norm of its gradient as it was applied. */
-  applied(worker: string, plan: Plan | null, norm: number): void {
+  applied(
+    worker: string,
+    plan: Plan | null,
+    { norm, staleness, loss }: { norm: number; staleness: number; loss: number },
+  ): void {
+    this.#watch.applied(this.#crowd, staleness, loss);
     if (this.#kind === 'none') return;
     const round = Math.max(1, this.#crowd);
     this.#norms++;
@@ -244,6 +257,7 @@ export class Correction {
     this.#firstNorm = 0;
     this.#norm = 0;
     this.#norms = 0;
+    this.#watch.reset();
   }
 
   // What others want to know.
@@ -257,7 +271,7 @@ export class Correction {
       lookahead: this.#on,
       velocities: shared ?? (this.#on ? workers : 0),
       normMax: Number.isFinite(this.#normMax) ? this.#normMax : null,
-      text: this.#text,
+      text: this.#told,
     };
   }
 
@@ -276,6 +290,13 @@ export class Correction {
     if (this.#isLimited) parts.push('large gradients scaled down');
     if (parts.length === 0) return null;
     return `${workers} worker${workers === 1 ? '' : 's'}: ${parts.join(', ')}`;
+  }
+
+  /** What speaks against so many workers; null: nothing is known. @param momentum of the next update. */
+  hint(momentum: number | null): string | null {
+    const isCorrected = this.#on || this.#damps || this.#damped;
+    const mayCorrect = this.#able && !isCorrected;
+    return this.#watch.hint({ momentum, isCorrected, mayCorrect });
   }
 
   /** A line for the user, once after each change that is worth one; null: nothing new. */
@@ -297,11 +318,13 @@ export class Correction {
       norm: this.#norm,
       norms: this.#norms,
       told: this.#told,
+      watch: this.#watch.state(),
     };
   }
 
   /** To one that is new. Whoever was there may come back. */
   restore(state: CorrectionState): void {
+    if (state.watch) this.#watch.restore(state.watch);
     if (this.#kind === 'none') return;
     this.#on = state.on;
     for (const [slot, owners] of state.velocities) {

@@ -34,7 +34,7 @@ export interface VelocityUse {
   /** Before the update it becomes a copy of this slot's, or zeros: -1. Absent: it is as it was left. */
   readonly from?: number;
   /** Nobody needs these any more. */
-  readonly freed?: readonly number[];
+  readonly freed?: number[];
 }
 
 /** Of the state that `VelocityUse` is about; null: the optimizer has no momentum. */

@@ -687,7 +687,7 @@ export interface ParametersState {
   readonly merges: number;
   readonly average: AverageState | null;
   /** Slots of velocities of workers that are in use; absent: none. */
-  readonly velocities?: readonly number[];
+  readonly velocities?: number[];
 }
 
 export interface NamedTensor {

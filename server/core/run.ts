@@ -1075,7 +1075,7 @@ export class Run {
     record.examples += lease.count;
     this.#nonFiniteInRow = 0;
     this.#robust.applied(worker, now);
-    this.#correction.applied(worker, plan, norm);
+    this.#correction.applied(worker, plan, { norm, staleness, loss });
     const news = this.#correction.takeNews();
     if (news !== null) this.#events.push({ kind: 'correction', text: news });
     this.#initialLoss ??= loss;
@@ -1626,6 +1626,10 @@ export class Run {
     return 'momentum' in optimizer ? optimizer.momentum : null;
   }
 
+  get #momentum(): number | null {
+    return momentumAt(this.config.momentumSchedule, this.#scheduleStep) ?? this.#ownMomentum;
+  }
+
   /** Training time, over all processes that have held the run, while it was not over. */
   seconds(now: number): number {
     return this.#secondsBefore + (this.#startedMs === null ? 0 : (now - this.#startedMs) / 1000);
@@ -1665,7 +1669,7 @@ export class Run {
       workers: [...this.#workers.values()].filter((w) => w.attached).length,
       parameters: this.layout?.trainableSize ?? null,
       learningRate: this.learningRate,
-      momentum: momentumAt(this.config.momentumSchedule, this.#scheduleStep) ?? this.#ownMomentum,
+      momentum: this.#momentum,
       examplesPerSecond: speed?.examplesPerSecond ?? null,
       secondsLeft:
         stepsMax === null || !speed || speed.stepsPerSecond === 0
@@ -1705,7 +1709,9 @@ export class Run {
     const { trouble } = this.#observations;
     // A refit begins anew or goes on from the best: neither is judged by the course so far.
     const { afterStop } = this.config.earlyStopping;
-    if (!trouble || (this.#phase !== 'training' && afterStop !== 'restore')) return null;
+    const judged = this.#phase === 'training' || afterStop === 'restore';
+    const many = this.#phase === 'training' ? this.#correction.hint(this.#momentum) : null;
+    if (many !== null || !trouble || !judged) return many;
     return troubleText(trouble, (this.layout?.statisticsSize ?? 0) > 0);
   }
 

@@ -76,6 +76,16 @@ const commands = [
           step: Natural,
           learningRate: Type.Number(),
           momentum: Type.Optional(Type.Number()),
+          velocity: Type.Optional(
+            Type.Object(
+              {
+                slot: Natural,
+                from: Type.Optional(Type.Integer({ minimum: -1 })),
+                freed: Type.Optional(Type.Array(Natural)),
+              },
+              closed,
+            ),
+          ),
         },
         closed,
       ),
@@ -144,7 +154,11 @@ const commands = [
       ...ofRun,
       /** See `ParametersState`. */
       state: Type.Object(
-        { merges: Natural, average: orNull(Type.Object({ count: Natural }, closed)) },
+        {
+          merges: Natural,
+          average: orNull(Type.Object({ count: Natural }, closed)),
+          velocities: Type.Optional(Type.Array(Natural)),
+        },
         closed,
       ),
       best: orNull(Natural),

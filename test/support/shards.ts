@@ -53,7 +53,7 @@ export class ShardedRun {
   #pulls = 0;
   #sequence = 0;
   readonly #keys: readonly string[];
-  #turn = 0;
+  turn: number;
   #settle: Settle | null = null;
   #read: { values: Float32Array; step: number; generation: number } | null = null;
 
@@ -61,8 +61,9 @@ export class ShardedRun {
     count: number,
     config: PartialConfig,
     from?: { state: RunState; file: NamedTensor[] },
-    /** They take turns. */
+    /** They take turns, from this one on. */
     workers = 1,
+    turn = 0,
   ) {
     this.ranges = partition(LAYOUT, count);
     const options = optionsOf(config);
@@ -92,6 +93,7 @@ export class ShardedRun {
     };
     this.run = from ? this.#restore(from, link) : new Run(options, link);
     this.#compressor = createCompressor(options.config.compression, LAYOUT, this.ranges);
+    this.turn = turn;
     this.#keys = Array.from({ length: workers }, (_, i) => `w/${i + 1}`);
     for (const key of this.#keys) {
       this.run.join(key, { experimentHash: 'h', tensors: TENSORS, data: DATA }, 0);
@@ -128,7 +130,9 @@ export class ShardedRun {
       }
       const best = state.best ? 1 : null;
       const workers = state.workers.map(([key, sequence]) => [key, sequence] as const);
-      shard.execute({ kind: 'restore', run: 'r', state: state.parameters!, best, workers }, none);
+      const parameters = state.parameters!;
+      const restore = { kind: 'restore', run: 'r', state: parameters, best, workers } as const;
+      shard.execute(restore, none);
     }
     const first = this.ranges[0]!;
     const own: NamedTensor[] = LAYOUT.tensors
@@ -180,7 +184,7 @@ export class ShardedRun {
     change: (gradient: Float32Array) => void = () => {},
     cut?: (part: Uint8Array) => Uint8Array,
   ): Acknowledgement | null {
-    this.#turn = (this.#turn + 1) % this.#keys.length;
+    this.turn = (this.turn + 1) % this.#keys.length;
     const assignment = this.run.assign(this.#key, 2, 0);
     const session = 's';
     if (assignment.kind === 'initialise') {
@@ -218,7 +222,7 @@ export class ShardedRun {
   }
 
   get #key(): string {
-    return this.#keys[this.#turn]!;
+    return this.#keys[this.turn]!;
   }
 
   parts<T>(others: T): T | null {

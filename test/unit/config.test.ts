@@ -17,7 +17,7 @@ test('an empty configuration is complete and valid', () => {
     mode: 'async',
     stalenessMax: null,
     damping: 'none',
-    correction: 'none',
+    correction: 'auto',
     depth: 1,
   });
   expect(resolveConfig(config)).toEqual(config);

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { rangesOf } from '../../server/core/shard.ts';
-import type { ShardCommand } from '../../server/core/shard-command.ts';
+import { checkCommand, type ShardCommand } from '../../server/core/shard-command.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';
 import { partition } from '../../shared/partition.ts';
@@ -240,4 +240,27 @@ describe('a checkpoint', () => {
       }
     }
   }, 20_000);
+
+  test('has the velocities of all workers, and shards take what they are told of them', () => {
+    const many: PartialConfig = {
+      ...{ optimizer: { kind: 'momentum' }, consistency: { correction: 'auto' }, epochsMax: 4 },
+    };
+    const whole = new ShardedRun(1, many, undefined, 5);
+    whole.train();
+    const first = new ShardedRun(4, many, undefined, 5);
+    first.train(() => first.run.step >= 13);
+    const saved = first.save();
+    expect(saved.state.parameters!.velocities).toEqual([1, 2, 3, 4, 5]);
+    expect(saved.file.filter(({ name }) => name.startsWith('@velocity.')).length).toBe(5);
+    const second = new ShardedRun(2, many, saved, 5, first.turn);
+    second.train();
+    expect(second.parameters).toEqual(whole.parameters);
+    const session = '0123456789abcdef';
+    for (const command of [...first.told, ...second.told]) {
+      const told: ShardCommand = 'session' in command ? { ...command, session } : command;
+      checkCommand(told);
+    }
+    const state = saved.state.parameters!;
+    checkCommand({ kind: 'restore', run: 'r', state, best: null, workers: [] } as ShardCommand);
+  });
 });
