@@ -158,19 +158,23 @@ export class TensorBoard {
 
   async #pass(runs: readonly Run[]): Promise<void> {
     const { folder, log, now } = this.#options;
-    try {
-      for (const run of runs) await this.#write(run);
+    const problems: string[] = [];
+    for (const run of runs) {
+      // One whose folder cannot be read or written keeps no other from being written.
+      await this.#write(run).catch((error: unknown) => problems.push(errorText(error)));
+    }
+    if (problems.length === 0) {
       if (this.#failing) log(`the event files in ${folder} are whole again`);
       this.#failing = false;
-    } catch (error) {
-      this.#retryAt = now() + RETRY_MS;
-      if (this.#failing) return;
-      this.#failing = true;
-      log(
-        `the event files in ${folder} are not written, trying again, training goes on: ${errorText(error)}`,
-        { level: 'warn' },
-      );
+      return;
     }
+    this.#retryAt = now() + RETRY_MS;
+    if (this.#failing) return;
+    this.#failing = true;
+    log(
+      `the event files in ${folder} are not written for ${problems.length} runs, trying again, training goes on: ${problems[0]}`,
+      { level: 'warn' },
+    );
   }
 
   async #write(run: Run): Promise<void> {
