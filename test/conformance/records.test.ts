@@ -16,7 +16,9 @@ import { Studies } from '../../server/studies.ts';
 import { LIMITS } from '../../shared/config.ts';
 import { type DownpourError, errorCode } from '../../shared/errors.ts';
 import { redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
+import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
+import { startServerProcess } from '../support/server-process.ts';
 
 /** Anything at all in the place of a record: it is passed over with a line, stays where it is, and all others count. */
 
@@ -475,5 +477,45 @@ describe.skipIf(missing !== null)('in Redis', () => {
     expect(keeper.spoilt(trained.id)).toBeNull();
     expect((await behind.checkpoints(trained.id)).map((c) => c.step)).toContain(6);
     await behind.close();
+  });
+
+  test('a server starts beside a registry that is none, with the runs of its folder, and says so in an alert', async () => {
+    const args = ['--redis-url', redis.url];
+    let server = await startServerProcess(folder, 0, args);
+    await server.client.createRun({
+      ...{ id: 'kept', experiment: 'regression', experimentHash: 'hash' },
+      config: { minibatchSize: 4, evaluateEverySteps: 10_000 },
+    });
+    const worker = await ProtocolWorker.connect(server.url);
+    await worker.trainTo(createProblem(), await worker.enter(createProblem()), 3);
+    worker.close();
+    await server.client.stop('kept');
+    await server.kill();
+    for (const key of ['runs', 'last', 'best', 'run:kept:checkpoints']) {
+      await client.del(`downpour:${key}`);
+      await client.rpush(`downpour:${key}`, 'a', 'list');
+    }
+    await client.del('downpour:owner');
+    server = await startServerProcess(folder, 0, args);
+    try {
+      expect((await server.client.run('kept')).step).toBe(3);
+      const known = async () => (await server.client.status()).alerts.map((alert) => alert.text);
+      await expect
+        .poll(known)
+        .toContainEqual(
+          expect.stringMatching(
+            /^kept is not entered in the state store.* downpour:\S+ is a list, not a hash/,
+          ),
+        );
+      expect(server.log()).toMatch(/downpour:runs is a list, not a hash.*; passed over/);
+      expect(await client.lrange('downpour:runs', 0, -1)).toEqual(['a', 'list']);
+      // What nobody can write down is not begun, and the answer names what is in the way.
+      const created = server.client.createRun({
+        ...{ id: 'new', experiment: 'regression', experimentHash: 'hash' },
+      });
+      await expect(created).rejects.toThrow('downpour:runs is a list, not a hash');
+    } finally {
+      await server.kill();
+    }
   });
 });
