@@ -8,6 +8,8 @@ import {
   writeCheckpoint,
 } from '../../server/checkpoint.ts';
 import { Parameters } from '../../server/core/parameters.ts';
+import { checkFromShardControl, checkToShardControl } from '../../server/shard-protocol.ts';
+import { checkFromStandby, checkToStandby } from '../../server/standby-protocol.ts';
 import { decodeFrame, encodeFrame } from '../../shared/codec.ts';
 import {
   ENCODINGS,
@@ -86,6 +88,18 @@ const push = {
   encoding: 'f32',
 };
 
+const config = resolveConfig({});
+const part = { run: 'r-1', session: '0123456789abcdef', sequence: 7 };
+const apply = {
+  ...{ kind: 'apply', ...part, worker: 'w/1', generation: 1 },
+  ...{ clip: { limit: Number.POSITIVE_INFINITY, factor: 1 } },
+  options: { step: 40, learningRate: 0.1 },
+};
+const calls = [
+  { call: 'assign', worker: 'w/1', ahead: 2, now: 1.5 },
+  { call: 'push', worker: 'w/1', push, now: 1.5 },
+];
+
 /** One message of each kind, as both ends write them. */
 const messages: readonly (readonly [object, number])[] = [
   [
@@ -126,6 +140,19 @@ const messages: readonly (readonly [object, number])[] = [
   [{ type: 'attach', session: '0123456789abcdef' }, 0],
   [{ type: 'part', run: 'r-1', sequence: 7, encoding: 'int8' }, 8],
   [{ type: 'parameters', run: 'r-1', pull: 9, encoding: 'bf16' }, 8],
+  // Between servers.
+  [{ type: 'take', index: 1, count: 2, token: 7 }, 0],
+  [{ type: 'admit', session: '0123456789abcdef' }, 0],
+  [{ type: 'command', command: { kind: 'create', run: 'r-1', tensors, config } }, 0],
+  [{ type: 'command', command: { kind: 'write', run: 'r-1', name: '@a', start: 4 } }, 8],
+  [{ type: 'command', command: apply }, 0],
+  [{ type: 'read', request: 1, run: 'r-1', id: 2, name: '@parameters', start: 0, count: 9 }, 0],
+  [{ type: 'landed', ...part, squares: Number.NaN, problem: null }, 0],
+  [{ type: 'follow', version: '0', mode: 'sync', lagMax: 0, address: { host: null, port: 1 } }, 0],
+  [{ type: 'carried', frames: 3 }, 0],
+  [{ type: 'leading', version: '0', token: 7, leaseMs: 2_000 }, 0],
+  [{ type: 'vector', run: 'r-1', name: '@parameters', start: 0, length: 10 }, 10],
+  [{ type: 'calls', run: 'r-1', calls, step: 40, generation: 1 }, 10],
 ];
 const frames = messages.map(([header, floats]) =>
   encodeFrame(
@@ -133,7 +160,10 @@ const frames = messages.map(([header, floats]) =>
     Float32Array.from({ length: floats }, (_, i) => i / 3),
   ),
 );
-const checks = [checkWorkerMessage, checkServerMessage, checkToShard, checkFromShard];
+const checks = [
+  ...[checkWorkerMessage, checkServerMessage, checkToShard, checkFromShard],
+  ...[checkToShardControl, checkFromShardControl, checkFromStandby, checkToStandby],
+];
 
 /** Each message is one of at most one side; what no side takes is refused by all. */
 function readMessage(bytes: Uint8Array): void {
