@@ -101,6 +101,7 @@ export interface WorkOptions extends ServerOptions {
   readonly gpus?: string;
   readonly aliveFile?: string;
   readonly experiments?: string[];
+  readonly acceptExperiments?: boolean;
   readonly data?: string;
   readonly once?: boolean;
   /** Commander's: true unless --no-local-socket was given. */
@@ -126,6 +127,7 @@ export interface FollowOptions extends ServerOptions {
 
 export interface TrainOptions extends FollowOptions, ConfigOptions {
   readonly run?: string;
+  readonly send?: boolean;
 }
 
 export interface RunOptions extends ServerOptions {
@@ -377,6 +379,10 @@ function registerWork(program: Command): void {
       'start one worker for each GPU of this machine: all, or numbers such as 0,2; uses engine native-gpu unless --engine is given',
     )
     .addOption(experimentsOption())
+    .option(
+      '--accept-experiments',
+      'run experiments that operators send by `train --send`: code of theirs, as this user; so does DOWNPOUR_ACCEPT_EXPERIMENTS=1',
+    )
     .addOption(dataOption())
     .option('--once', 'end when the run has ended, instead of waiting for the next')
     .addOption(
@@ -395,6 +401,7 @@ function registerWork(program: Command): void {
         'downpour work --server ws://192.168.1.10:7420',
         'downpour work --server wss://trainer:7420 --tls-ca ca.pem --token-file token',
         'downpour work --experiments ./my-experiments --engine wasm --once',
+        'downpour work --server wss://trainer:7420 --token-file token --accept-experiments',
         'downpour work --gpus all',
       ),
     )
@@ -431,15 +438,23 @@ function registerTrain(program: Command, outcome: Outcome): void {
     .command('train')
     .description('train an experiment: server and workers on this machine, until it is done')
     .argument('<experiment>', 'file of the experiment')
-    .option('--run <name>', 'of the run (default: the server makes one)');
+    .option('--run <name>', 'of the run (default: the server makes one)')
+    .option(
+      '--send',
+      'with --server: send the experiment to workers that were started with --accept-experiments',
+    );
   addFollowOptions(addConfigOptions(command))
     .addHelpText(
       'after',
-      examples(
-        'downpour train examples/mnist-mlp.ts --workers 2',
-        'downpour train my.ts --workers 4 --learning-rate 0.05 --set optimizer.kind=momentum',
-        'downpour train my.ts --server http://10.0.0.5:7420 --workers 0',
-      ),
+      `
+--send makes one file of the experiment, its own imports and the packages that it uses, and gives it to the server for its
+workers; this takes an operator's token. Data are not sent: each worker reads its own, in the folder that data() is given.
+${examples(
+  'downpour train examples/mnist-mlp.ts --workers 2',
+  'downpour train my.ts --workers 4 --learning-rate 0.05 --set optimizer.kind=momentum',
+  'downpour train my.ts --server http://10.0.0.5:7420 --workers 0',
+  'downpour train my.ts --server http://10.0.0.5:7420 --workers 0 --send',
+)}`,
     )
     .action(async (file: string, options: TrainOptions) => {
       const { trainCommand } = await import('./train.ts');

@@ -109,6 +109,7 @@ function argumentsOf(options: WorkOptions): string[] {
     ...given('tls-cert', options.tlsCert),
     ...given('tls-key', options.tlsKey),
     ...(options.once ? ['--once'] : []),
+    ...(options.acceptExperiments ? ['--accept-experiments'] : []),
     ...(options.localSocket ? [] : ['--no-local-socket']),
     ...(options.experiments ? ['--experiments', ...options.experiments] : []),
   ];

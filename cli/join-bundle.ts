@@ -6,7 +6,6 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { createGzip } from 'node:zlib';
-import { build, type Plugin } from 'esbuild';
 import type { JoinFile } from '../server/join.ts';
 import { LIMITS, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
@@ -21,6 +20,7 @@ import {
   hashExperiment,
   loadExperiment,
 } from '../worker/experiment.ts';
+import { bundleModule, OWN_IMPORT, type Plugin, ROOT } from './bundler.ts';
 
 /**
  * Makes the files that a worker in a page consists of: the worker's own code and the experiments' in one script, their
@@ -49,7 +49,6 @@ interface Chosen {
   readonly experiment: Experiment;
 }
 
-const ROOT = join(import.meta.dirname, '..');
 const TYPES: Readonly<Record<string, string>> = {
   js: 'text/javascript; charset=utf-8',
   wasm: 'application/wasm',
@@ -156,21 +155,17 @@ async function scripts(entries: readonly string[]): Promise<[string, Uint8Array]
     ...entries,
     'begin(experiments);',
   ].join('\n');
-  const { outputFiles } = await build({
-    entryPoints: { [basename(JOIN_WORKER, '.js')]: ENTRY },
-    plugins: [pages(contents)],
-    ...{ bundle: true, minify: true, write: false, splitting: true, outdir: '/' },
-    ...{ format: 'esm', platform: 'browser', target: 'es2022', logLevel: 'silent' },
-  }).catch((error: unknown) => {
-    throw new DownpourError(
-      'DP_EXPERIMENT_INVALID',
-      `the experiments cannot be made into a page: ${errorText(error)}`,
-    );
-  });
+  const { outputFiles = [] } = await bundleModule(
+    { name: basename(JOIN_WORKER, '.js'), contents, folder: ROOT },
+    'the experiments cannot be made into a page',
+    {
+      plugins: [pages],
+      ...{ minify: true, splitting: true, platform: 'browser', target: 'es2022' },
+    },
+  );
   return outputFiles.map(({ path, contents }) => [basename(path), contents]);
 }
 
-const ENTRY = 'downpour:join';
 const OWN_NAMES: Readonly<Record<string, string>> = {
   downpour: join(ROOT, 'worker/browser/experiment.ts'),
   'downpour/layers': join(ROOT, 'worker/layers.ts'),
@@ -181,34 +176,29 @@ const OWN_NAMES: Readonly<Record<string, string>> = {
  * is replaced by that one. What an experiment imports of Node is there, and says so when it is called: `data()` may
  * need it, and a page never calls that.
  */
-function pages(contents: string): Plugin {
-  const isOurs = (importer: string) =>
-    ['worker', 'wire', 'shared'].some((layer) => importer.startsWith(join(ROOT, layer, '/')));
-  return {
-    name: 'pages',
-    setup({ onResolve, onLoad }) {
-      onResolve({ filter: /^downpour:join$/ }, ({ path }) => ({ path, namespace: 'entry' }));
-      onLoad({ filter: /.*/, namespace: 'entry' }, () => ({
-        ...{ contents, loader: 'ts', resolveDir: ROOT },
-      }));
-      onResolve({ filter: /^downpour(\/layers)?$/ }, ({ path }) => ({ path: OWN_NAMES[path]! }));
-      onResolve({ filter: /^\.{1,2}\// }, ({ path, importer, resolveDir }) => {
-        if (!isOurs(importer)) return null;
-        const target = resolve(resolveDir, path);
-        const twin = join(dirname(target), 'browser', basename(target));
-        return isOurs(target) && existsSync(twin) ? { path: twin } : null;
-      });
-      onResolve({ filter: /^[a-z0-9:_/]+$/ }, ({ path, importer }) => {
-        const isNode = path.startsWith('node:') || builtinModules.includes(path);
-        const isPackage = importer.includes(`${join('/', 'node_modules', '/')}`);
-        return isNode && !isOurs(importer) && !isPackage ? { path, namespace: 'node' } : null;
-      });
-      onLoad({ filter: /.*/, namespace: 'node' }, async ({ path }) => ({
-        contents: standIn(path, Object.keys(await import(path))),
-      }));
-    },
-  };
-}
+const pages: Plugin = {
+  name: 'pages',
+  setup({ onResolve, onLoad }) {
+    onResolve({ filter: OWN_IMPORT }, ({ path }) => ({ path: OWN_NAMES[path]! }));
+    onResolve({ filter: /^\.{1,2}\// }, ({ path, importer, resolveDir }) => {
+      if (!isOurs(importer)) return null;
+      const target = resolve(resolveDir, path);
+      const twin = join(dirname(target), 'browser', basename(target));
+      return isOurs(target) && existsSync(twin) ? { path: twin } : null;
+    });
+    onResolve({ filter: /^[a-z0-9:_/]+$/ }, ({ path, importer }) => {
+      const isNode = path.startsWith('node:') || builtinModules.includes(path);
+      const isPackage = importer.includes(`${join('/', 'node_modules', '/')}`);
+      return isNode && !isOurs(importer) && !isPackage ? { path, namespace: 'node' } : null;
+    });
+    onLoad({ filter: /.*/, namespace: 'node' }, async ({ path }) => ({
+      contents: standIn(path, Object.keys(await import(path))),
+    }));
+  },
+};
+
+const isOurs = (importer: string) =>
+  ['worker', 'wire', 'shared'].some((layer) => importer.startsWith(join(ROOT, layer, '/')));
 
 /** A module with these exports, each of which throws when it is called. */
 function standIn(module: string, names: readonly string[]): string {

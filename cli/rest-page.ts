@@ -111,6 +111,7 @@ function rowOf(path: string, method: string, operation: Operation): string[] {
 }
 
 function shapeOf(content: Content): string {
+  if ('application/octet-stream' in content) return 'bytes';
   const [schema] = Object.values(content).map((media) => media.schema);
   if (!schema) return '';
   const text = typeOf(schema, { comments: new Map(), root: false }).replace(/\s+/g, ' ');

@@ -2,7 +2,7 @@ import { dirname, join, relative, resolve } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { checkpointFolder } from '../server/checkpoint.ts';
 import { resolveConfig } from '../shared/config.ts';
-import { DownpourError, isAway } from '../shared/errors.ts';
+import { DownpourError, errorCode, isAway } from '../shared/errors.ts';
 import type { CheckpointSummary, RunDetail, RunSummary } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
 import { pathArgument, shellCommand } from '../shared/shell.ts';
@@ -41,11 +41,14 @@ import {
   short,
   unwrittenText,
 } from './progress.ts';
+import type { ExperimentBundle } from './send-bundle.ts';
 import { runsAndTrials } from './trials.ts';
 
 /** `downpour train`, `downpour resume` and `downpour test`: a run from its start to its end, with local workers. */
 
 const POLL_MS = 500;
+/** Files and packages of a bundle that the user is told of. */
+const MADE_TOLD_MAX = 8;
 /** How long a server of somebody else may be away before we give up on it. */
 const PATIENCE_MS = 120_000;
 
@@ -57,14 +60,59 @@ export async function trainCommand(file: string, options: TrainOptions): Promise
   // The folder is named in what we tell the user only where `resume` would not look by itself.
   const folder = relative(process.cwd(), dirname(resolve(file))) || '.';
   const isKnown = DEFAULT_EXPERIMENTS.some((known) => known === folder);
-  return conduct({ ...options, experiments: isKnown ? [] : [folder] }, (client) =>
-    client.createRun({
+  const bundle = options.send ? await bundleToSend(file, options) : null;
+  return conduct({ ...options, experiments: isKnown ? [] : [folder] }, async (client, progress) => {
+    if (bundle) await send(bundle, client, progress);
+    return client.createRun({
       ...(options.run === undefined ? {} : { id: options.run }),
       experiment: experimentName(file),
-      experimentHash,
+      // Of the files that were bundled.
+      experimentHash: bundle?.experimentHash ?? experimentHash,
+      ...(bundle && { bundle: bundle.sha256 }),
       config,
-    }),
+    });
+  });
+}
+
+async function bundleToSend(file: string, { server }: TrainOptions): Promise<ExperimentBundle> {
+  if (server === undefined) {
+    throw new DownpourError(
+      'DP_USAGE',
+      '--send needs --server: workers of an own server are on this machine and have the experiment',
+    );
+  }
+  const { bundleExperiment } = await import('./send-bundle.ts');
+  return bundleExperiment(file);
+}
+
+/** @throws DownpourError DP_USAGE: the server is of an older release; what it answers, such as DP_FORBIDDEN. */
+async function send(
+  { experiment, sha256, content, files, outside, packages }: ExperimentBundle,
+  client: RestClient,
+  progress: Progress,
+): Promise<void> {
+  try {
+    await client.sendBundle(sha256, content);
+  } catch (error) {
+    // A server that knows bundles answers nothing like this when it is sent one.
+    if (errorCode(error) !== 'DP_NOT_FOUND') throw error;
+    throw new DownpourError(
+      'DP_USAGE',
+      `the server at ${client.url} is of a release that takes no experiments: update it, or copy ${files.join(', ')} to the workers and leave --send out`,
+      { cause: error },
+    );
+  }
+  const made = [...files, ...packages];
+  const more = made.length > MADE_TOLD_MAX ? `, and ${made.length - MADE_TOLD_MAX} more` : '';
+  progress.note(
+    `${experiment} sent: bundle ${sha256.slice(0, 12)}, ${groups(content.length)} bytes of ${made.slice(0, MADE_TOLD_MAX).join(', ')}${more}; workers with --accept-experiments run it, each with its own data`,
   );
+  if (outside.length > 0) {
+    progress.note(
+      `it has ${outside.join(', ')}, which the hash of the experiment does not cover: workers with files of their own may have others`,
+    );
+  }
+  progress.event('sent', { sha256, bytes: content.length, files, packages });
 }
 
 /** `downpour resume [run]`. @returns the exit code. */
@@ -128,7 +176,7 @@ export async function newestUnfinished(
  */
 async function conduct(
   options: FollowOptions,
-  begin: (client: RestClient) => Promise<{ readonly id: string }>,
+  begin: (client: RestClient, progress: Progress) => Promise<{ readonly id: string }>,
 ): Promise<number> {
   const progress = createProgress({
     screen: process.stdout,
@@ -143,7 +191,7 @@ async function conduct(
   let pool: Pool | null = null;
   try {
     session = await openServer(options, log);
-    const { id } = await begin(session.client);
+    const { id } = await begin(session.client, progress);
     if (options.detach) {
       progress.note(`run ${id} waits for workers: downpour work --server ${session.client.url}`);
       progress.event('started', { run: id, url: session.client.url });

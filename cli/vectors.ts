@@ -209,6 +209,15 @@ export function protocolVectors() {
     type: 'idle',
     missing: [{ run: 'vectors', experiment: 'mnist-mlp', experimentHash: '0'.repeat(64) }],
   });
+  add('the same, to a worker that knows of bundles: it was sent', 'server', {
+    type: 'idle',
+    missing: [
+      {
+        ...{ run: 'vectors', experiment: 'mnist-mlp', experimentHash: '0'.repeat(64) },
+        bundle: { sha256: '1'.repeat(64), bytes: 4096 },
+      },
+    ],
+  });
   add('where to go when this server is not reached', 'server', {
     ...{ type: 'standby', servers: [{ host: '192.0.2.11', port: 7420 }] },
   });

@@ -1,7 +1,9 @@
 import { resolve } from 'node:path';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
-import { webSocketAddress } from '../shared/rest-client.ts';
+import { httpAddresses, webSocketAddress } from '../shared/rest-client.ts';
+import { isLoopback } from '../wire/local-socket.ts';
+import { BundleCache, type BundleCacheOptions } from '../worker/bundle-cache.ts';
 import { ENGINES, type EngineName } from '../worker/engine.ts';
 import { experimentFolders } from '../worker/experiment.ts';
 import { runWorker } from '../worker/main.ts';
@@ -38,6 +40,13 @@ async function work(options: WorkOptions, log: Log): Promise<void> {
   // A file's token may be another one when the connection has to be made again.
   const fromFile = options.token === undefined && options.tokenFile !== undefined;
   const token = fromFile ? () => newestToken(options, given ?? null, log) : given;
+  const bundles = accepts(options)
+    ? await acceptExperiments(server, {
+        ...(token === undefined ? {} : { token }),
+        ...(tls ? { tls } : {}),
+        log,
+      })
+    : null;
   const interruption = untilInterrupted(() =>
     log('handing back what is not computed; once more to stop at once'),
   );
@@ -54,6 +63,7 @@ async function work(options: WorkOptions, log: Log): Promise<void> {
       ...(options.engine === undefined ? {} : { engine: engineOf(options.engine) }),
       ...(options.threads === undefined ? {} : { threads: options.threads }),
       folders: experimentFolders(options.experiments ?? DEFAULT_EXPERIMENTS),
+      bundles,
       dataFolder: resolve(options.data ?? 'data'),
       once: options.once === true,
       localSocket: options.localSocket,
@@ -70,6 +80,45 @@ async function work(options: WorkOptions, log: Log): Promise<void> {
   } finally {
     interruption.dispose();
   }
+}
+
+const ON = ['1', 'true', 'yes', 'on'];
+const OFF = ['', '0', 'false', 'no', 'off'];
+
+/** By the option or the environment. @throws DownpourError DP_USAGE: whether it is meant is not clear. */
+export function accepts(
+  { acceptExperiments }: Pick<WorkOptions, 'acceptExperiments'>,
+  env: NodeJS.ProcessEnv = process.env,
+): boolean {
+  const said = (env.DOWNPOUR_ACCEPT_EXPERIMENTS ?? '').trim().toLowerCase();
+  if (acceptExperiments || ON.includes(said)) return true;
+  if (OFF.includes(said)) return false;
+  throw new DownpourError(
+    'DP_USAGE',
+    `DOWNPOUR_ACCEPT_EXPERIMENTS is '${said.slice(0, 40)}'; it must be 1, or 0`,
+  );
+}
+
+async function acceptExperiments(
+  server: string,
+  { log, ...options }: BundleCacheOptions & { readonly log: Log },
+): Promise<BundleCache> {
+  const cache = await BundleCache.open(options);
+  log(
+    `experiments are accepted: whoever is an operator of ${server} runs code here, as this user`,
+    { level: 'warn' },
+  );
+  const inClear = httpAddresses(server).filter((address) => {
+    const { protocol, hostname } = new URL(address);
+    return protocol === 'http:' && !isLoopback(hostname);
+  });
+  if (inClear.length > 0) {
+    log(
+      `${inClear.join(', ')} is reached in the clear: so does anybody on the way there; a server with --tls-cert is reached by wss://`,
+      { level: 'warn' },
+    );
+  }
+  return cache;
 }
 
 /** A file that is being replaced may be missing for a moment. */

@@ -8,6 +8,7 @@ import Fastify, {
   type FastifyInstance,
   type FastifyServerOptions,
 } from 'fastify';
+import { BUNDLE_HEADER } from '../shared/bundle.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import { JOIN_PATHS, TICKET_PROTOCOL, ticketOf } from '../shared/join.ts';
@@ -31,7 +32,7 @@ import type { Coordinator } from './coordinator.ts';
 import type { JoinFiles } from './join.ts';
 import { addPages, FOR_ANYBODY, type PageDoor, sessionOf } from './pages.ts';
 import type { Replication } from './replication.ts';
-import { addRoutes, type RoutesOptions } from './routes.ts';
+import { addRoutes, BUNDLE_ROUTE, type RoutesOptions } from './routes.ts';
 import { Session } from './session.ts';
 import { Places, type SocketLimits, socketLimits } from './sockets.ts';
 import { Tickets } from './tickets.ts';
@@ -146,13 +147,16 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     if (url === '/health') return;
     const needed = roleFor(request.method, url);
     if (needed === null) return door.mustBeOurs(request.raw);
-    const done = door.begin(door.enter(request.raw, needed));
+    const grant = door.enter(request.raw, needed);
+    request.holder = grant.holder;
+    const done = door.begin(grant);
     const release = places.vouch(request.raw.socket);
     reply.raw.once('close', () => {
       done();
       release();
     });
   });
+  app.decorateRequest('holder', null);
   await app.register(swagger, {
     openapi: {
       // The first whose schemas are those of JSON Schema: unions with null, constants.
@@ -184,14 +188,19 @@ function depthOf(json: string): number {
   return deepest;
 }
 
-/** What workers in pages ask for. */
-const FOR_WORKERS: readonly string[] = [JOIN_PATHS.ticket, `${JOIN_PATHS.files}:name`];
+/** What workers ask for: a ticket and files in pages, elsewhere what they were sent. */
+const FOR_WORKERS: readonly string[] = [
+  `POST ${JOIN_PATHS.ticket}`,
+  `GET ${JOIN_PATHS.files}:name`,
+  `GET ${BUNDLE_ROUTE}`,
+];
 
 /** The least role that a route lets in. @returns null: anybody, since it tells nothing of the runs. */
 export function roleFor(method: string, url: string | undefined): Role | null {
   if (url !== undefined && (url === '/health' || FOR_ANYBODY.has(url))) return null;
-  if (url !== undefined && FOR_WORKERS.includes(url)) return 'worker';
-  return isRead(method) ? 'observer' : 'operator';
+  const read = isRead(method);
+  if (FOR_WORKERS.includes(`${read ? 'GET' : method} ${url}`)) return 'worker';
+  return read ? 'observer' : 'operator';
 }
 
 /** Lets requests and handshakes in, or throws why not. */
@@ -555,7 +564,8 @@ function acceptWorkers(
       const holder = door.isOpen ? null : grant.holder;
       const connection = accept(request, socket, { protocol });
       const connectedAt = new Date().toISOString();
-      const session = new Session(connection, coordinator, connectedAt, holder, budget);
+      const accepts = request.headers[BUNDLE_HEADER];
+      const session = new Session(connection, coordinator, connectedAt, holder, budget, accepts);
       sessions.set(session, stillIn);
       socket.once('close', () => sessions.delete(session));
       try {

@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto';
-import { type FileHandle, mkdir, open, rename, rm } from 'node:fs/promises';
+import { type FileHandle, mkdir, open, readdir, rename, rm } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { DownpourError } from '../shared/errors.ts';
 
@@ -55,6 +55,16 @@ export async function makeFolder(folder: string): Promise<void> {
     }
   } catch (error) {
     throw diskError(error, folder, 'create');
+  }
+}
+
+/** What is in a folder; nothing where there is none. Throws DP_DISK. */
+export async function namesIn(folder: string): Promise<string[]> {
+  try {
+    return await readdir(folder);
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return [];
+    throw diskError(error, folder, 'list');
   }
 }
 

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { type FileHandle, open, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { type FileHandle, open, readFile, rm, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { DownpourError, type ErrorCode, errorText } from '../shared/errors.ts';
 import {
@@ -14,6 +14,7 @@ import {
   errnoOf,
   keepable,
   makeFolder,
+  namesIn,
   syncFolder,
   TEMPORARY,
   unseal,
@@ -561,15 +562,6 @@ async function unlessDamaged<T>(
     if (!(error instanceof DownpourError) || !DAMAGED.includes(error.code)) throw error;
     onDamaged(error);
     return null;
-  }
-}
-
-async function namesIn(folder: string): Promise<string[]> {
-  try {
-    return await readdir(folder);
-  } catch (error) {
-    if (errnoOf(error) === 'ENOENT') return [];
-    throw diskError(error, folder, 'list');
   }
 }
 

@@ -1,10 +1,12 @@
 import { randomBytes } from 'node:crypto';
+import type { Readable } from 'node:stream';
 import { LIMITS, resolveConfig } from '../shared/config.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
 import type { Acknowledgement, Hello, Push, ShardAddress } from '../shared/protocol.ts';
 import type {
   Alert,
+  Bundle,
   CheckpointSummary,
   CreateRun,
   RunDetail,
@@ -20,6 +22,7 @@ import {
   type RunAlertFacts,
   waitsForWorker,
 } from './alerts.ts';
+import type { Bundles } from './bundles.ts';
 import { Run, type RunOptions } from './core/run.ts';
 import { PushCounts } from './counts.ts';
 import type { Copier } from './elsewhere/copier.ts';
@@ -74,6 +77,8 @@ export class Coordinator {
   copier: Copier | null = null;
   /** Null: in the clear. */
   tls: TlsMaterial | null = null;
+  /** Null: none can be sent. */
+  #bundles: Bundles | null = null;
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, { readonly summary: WorkerSummary; readonly at: number }>();
   readonly #errors = new Map<ErrorCode, number>();
@@ -163,10 +168,11 @@ export class Coordinator {
     if (this.#runs.has(id)) {
       throw new DownpourError('DP_RUN_EXISTS', `run '${id}' exists already: choose another id`);
     }
-    const { experiment, experimentHash, study } = body;
+    const { experiment, experimentHash, study, bundle } = body;
+    if (bundle !== undefined) this.#mustBundles().mustHave(bundle);
     const createdAt = this.#timeOfCreation();
-    const trial = study === undefined ? {} : { study };
-    const options = { id, experiment, experimentHash, config, createdAt, ...trial };
+    const more = { ...(study !== undefined && { study }), ...(bundle !== undefined && { bundle }) };
+    const options = { id, experiment, experimentHash, config, createdAt, ...more };
     if (body.fork) return this.#fork(body.fork, options);
     const run = new Run(options, this.#shards, { life: this.#keeper.life });
     this.#enter(run);
@@ -180,9 +186,57 @@ export class Coordinator {
       this.replication?.forget(run);
       throw error;
     }
-    this.log(`run ${id} created: ${experiment}`, { run: id });
+    const sent = bundle === undefined ? '' : `, sent as bundle ${bundle}`;
+    this.log(`run ${id} created: ${experiment}${sent}`, { run: id });
     this.#employAll();
     return run;
+  }
+
+  // Experiments that were sent.
+
+  set bundles(bundles: Bundles) {
+    this.#bundles = bundles;
+    // What a finished or failed run named is of use to nobody but a late `test`.
+    const isOver = ({ phase }: Run) => phase === 'finished' || phase === 'failed';
+    bundles.needed = () => {
+      const open = [...this.#runs.values()].filter((run) => !isOver(run));
+      return new Set(open.flatMap(({ options }) => options.bundle ?? []));
+    };
+  }
+
+  #mustBundles(): Bundles {
+    if (this.#bundles) return this.#bundles;
+    throw new DownpourError('DP_USAGE', 'this server keeps no bundles');
+  }
+
+  /** @param holder of the token that it came with. @throws DownpourError of `Bundles.keep`, DP_SERVER_STOPPING. */
+  async keepBundle(sha256: string, content: Uint8Array, holder: string | null): Promise<Bundle> {
+    this.mustBeOpen();
+    const kept = await this.#mustBundles().keep(sha256, content);
+    this.log(
+      `bundle ${sha256} of ${kept.bytes} bytes was sent by ${holder}: workers that accept experiments run it`,
+    );
+    return kept;
+  }
+
+  /**
+   * What workers may fetch.
+   * @throws DownpourError DP_NOT_FOUND: there is none, or no run that is not over has it; which of both is not told.
+   */
+  async readBundle(
+    sha256: string,
+  ): Promise<{ readonly bytes: number; readonly content: Readable }> {
+    const bundles = this.#mustBundles();
+    const found = bundles.find(sha256);
+    if (found && this.unfinished.some(({ options }) => options.bundle === sha256)) {
+      return { bytes: found.bytes, content: await bundles.read(sha256) };
+    }
+    throw new DownpourError('DP_NOT_FOUND', `no run that needs workers has bundle ${sha256}`);
+  }
+
+  /** The bundle of a run, if it was sent and is there. */
+  bundleOf({ options: { bundle } }: Run): Bundle | null {
+    return bundle === undefined ? null : (this.#bundles?.find(bundle) ?? null);
   }
 
   /** @throws DownpourError DP_RUN_UNKNOWN, DP_RUN_EXISTS or what the keeper throws. */

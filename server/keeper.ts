@@ -410,6 +410,13 @@ export class Keeper {
     return Run.restore(state, first, shards, this.#life);
   }
 
+  /** That a run names, also one that cannot be continued. */
+  get bundles(): Set<string> {
+    const options = [...this.#runs.values()].map((run) => run.options);
+    const named = [...this.#records.values(), ...options].map(({ bundle }) => bundle);
+    return new Set(named.filter((bundle) => typeof bundle === 'string'));
+  }
+
   /** What is known here of what came after the checkpoint; the workers may know of more. */
   async #learnLost(run: Run): Promise<void> {
     const { root, store } = this.#options;
@@ -930,20 +937,27 @@ function isNewer(state: Pick<RunState, 'generation' | 'step'>, { generation, ste
 function record(run: Run): RunRecord {
   const { id, experiment, experimentHash, config, createdAt } = run.options;
   const { phase, life } = run;
-  const { fork, study } = run.options;
-  const origin = { ...(fork && { fork }), ...(study !== undefined && { study }) };
+  const { fork, study, bundle } = run.options;
+  const origin = {
+    ...(fork && { fork }),
+    ...(study !== undefined && { study }),
+    ...(bundle !== undefined && { bundle }),
+  };
   return { id, experiment, experimentHash, config, createdAt, phase, life, ...origin };
 }
 
 function optionsOf(known: RunRecord): ConstructorParameters<typeof Run>[0] {
   const { id, experiment, createdAt } = known;
-  const { experimentHash, study } = known;
+  const { experimentHash, study, bundle } = known;
   if (typeof experimentHash !== 'string') {
     throw new DownpourError('DP_STATE_CORRUPT', `the record of run '${id}' has no experiment hash`);
   }
   const config = resolveConfig(known.config);
-  const trial = typeof study === 'string' ? { study } : {};
-  return { id, experiment, experimentHash, config, createdAt, ...trial };
+  const more = {
+    ...(typeof study === 'string' && { study }),
+    ...(typeof bundle === 'string' && { bundle }),
+  };
+  return { id, experiment, experimentHash, config, createdAt, ...more };
 }
 
 function summaryOf(manifest: CheckpointManifest): RunSummary['checkpoint'] {

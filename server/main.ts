@@ -18,6 +18,7 @@ import {
 import { tryStraight } from '../wire/node-sockets.ts';
 import { Access, mustBeGuarded, type TokenSources, tokenSources } from './access.ts';
 import { type AccessLimits, createApp } from './app.ts';
+import { Bundles } from './bundles.ts';
 import { type CheckpointManifest, checkpointFolder } from './checkpoint.ts';
 import { ThreadedWriter } from './checkpoint-writer.ts';
 import { Coordinator, warning } from './coordinator.ts';
@@ -321,6 +322,7 @@ async function activate(
     told.keeper = keeper;
     await clearDebris(state, log);
     for (const run of await keeper.recover(replicas)) coordinator.adopt(run);
+    coordinator.bundles = await Bundles.open(state, { log, named: keeper.bundles });
     await copier?.catchUp(coordinator.runs.map(({ id }) => id));
     const obstacle = await tryStraight();
     if (obstacle) log(`payloads are copied once more, not read into place: ${obstacle}`);

@@ -4,9 +4,11 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import type { FastifyInstance } from 'fastify';
 import Type from 'typebox';
+import { BUNDLE_HASH } from '../shared/bundle.ts';
 import { LIMITS, NAME_PATTERN } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import {
+  BundleSchema,
   CheckpointSummarySchema,
   type CreateRun,
   CreateRunSchema,
@@ -72,10 +74,22 @@ const Page = Type.Object(
 const JSON_TYPE = 'application/json; charset=utf-8';
 /** Of runs whose texts are ready. */
 const textOf = (entries: readonly Entry[]) => `[${entries.map(({ text }) => text).join()}]`;
+/** Of experiments that were sent. */
+export const BUNDLE_ROUTE = '/bundles/:sha256';
+const BundleHash = Type.Object({ sha256: Type.String({ pattern: BUNDLE_HASH }) });
+const BYTES = 'application/octet-stream';
 const StudyName = Type.Object({ name: Type.String({ pattern: NAME_PATTERN }) });
 type ByName = { Params: { name: string } };
 const errors = { '4xx': ErrorBodySchema, '5xx': ErrorBodySchema };
 type ById = { Params: { id: string } };
+type ByHash = { Params: { sha256: string } };
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** Of the token that it was let in by. */
+    holder: string | null;
+  }
+}
 
 /** It answers either way: who looks whether to start it again must not. */
 function healthOf({ problem }: Coordinator): Pick<Health, 'status' | 'problem'> {
@@ -317,7 +331,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
       const path = join(options.checkpointFolder(id), newest.file);
       const { size } = await stat(path);
       return reply
-        .type('application/octet-stream')
+        .type(BYTES)
         .header('content-length', size)
         .header(
           'content-disposition',
@@ -360,6 +374,38 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
     async (request, reply) => {
       await studies.remove(request.params.name);
       return reply.code(204).send(null);
+    },
+  );
+
+  app.addContentTypeParser(BYTES, { parseAs: 'buffer' }, (_request, body, done) =>
+    done(null, body),
+  );
+  app.put<ByHash & { Body: unknown }>(
+    BUNDLE_ROUTE,
+    {
+      ...schema(
+        'Send an experiment as one file of JavaScript, for workers that accept experiments; runs name it as `bundle`',
+        { 200: BundleSchema },
+        { params: BundleHash, body: { content: { [BYTES]: { schema: {} } } } },
+      ),
+      bodyLimit: LIMITS.bundleBytesMax,
+    },
+    ({ params, body, holder }) => {
+      if (Buffer.isBuffer(body)) return coordinator.keepBundle(params.sha256, body, holder);
+      throw new DownpourError('DP_BODY_INVALID', `a bundle is sent as ${BYTES}, and not empty`);
+    },
+  );
+  app.get<ByHash>(
+    BUNDLE_ROUTE,
+    {
+      schema: {
+        summary: 'The bundle of a run that is not over, as it was sent',
+        params: BundleHash,
+      },
+    },
+    async (request, reply) => {
+      const { bytes, content } = await coordinator.readBundle(request.params.sha256);
+      return reply.type(BYTES).header('content-length', bytes).send(content);
     },
   );
 

@@ -47,6 +47,12 @@ const TO_RETRY: ReadonlySet<string> = new Set<ErrorCode>([
   'DP_DIVERGED',
 ]);
 
+/** Its files, or the bundle that they were sent as. */
+function hasExperiment({ experiments }: Hello, { options }: Run): boolean {
+  const hash = experiments[options.experiment];
+  return hash !== undefined && (hash === options.experimentHash || hash === options.bundle);
+}
+
 /** Between a worker and one run; another run may have the same. */
 const DIFFERENT: readonly ErrorCode[] = ['DP_LAYOUT_MISMATCH', 'DP_DATA_MISMATCH'];
 
@@ -62,6 +68,8 @@ export class Session {
   readonly #coordinator: Coordinator;
   readonly connectedAt: string;
   readonly holder: string | null;
+  /** Whether it fetches experiments that were sent; null: it knows nothing of them. */
+  readonly #acceptsBundles: boolean | null;
   #hello: Hello | null = null;
   #key = '';
   /** The run that it was assigned to, and whether it has joined. */
@@ -101,6 +109,7 @@ export class Session {
   /**
    * @param holder of the token that it came with; null: the server has no tokens.
    * @param budget of the holder, for messages that nobody asked for.
+   * @param accepts what its handshake says in `BUNDLE_HEADER`.
    */
   constructor(
     connection: Connection,
@@ -108,8 +117,10 @@ export class Session {
     connectedAt: string,
     holder: string | null,
     budget: Budget,
+    accepts?: string | string[],
   ) {
     this.holder = holder;
+    this.#acceptsBundles = accepts === undefined ? null : accepts === 'yes';
     this.#connection = connection;
     this.#coordinator = coordinator;
     this.connectedAt = connectedAt;
@@ -261,7 +272,7 @@ export class Session {
     const hello = this.#hello;
     if (!hello || this.#refused.has(run.id)) return false;
     if (hello.run !== null && hello.run !== run.id) return false;
-    return hello.experiments[run.options.experiment] === run.options.experimentHash;
+    return hasExperiment(hello, run);
   }
 
   // Receiving.
@@ -443,18 +454,22 @@ export class Session {
     this.#coordinator.line.memory.change(this.#desk.account, bytes);
   }
 
+  /** Or be one that fetches it: it is told by `idle` what it misses. */
   #mustHaveExperiment(hello: Hello, run: Run): void {
-    const { experiment, experimentHash } = run.options;
+    if (hasExperiment(hello, run)) return;
+    const wasSent = this.#coordinator.bundleOf(run) !== null;
+    if (wasSent && this.#acceptsBundles) return;
+    const { experiment } = run.options;
     const hash = hello.experiments[experiment];
+    const other = wasSent ? '; or start it with --accept-experiments: the experiment was sent' : '';
     if (hash === undefined) {
       throw new DownpourError(
         'DP_EXPERIMENT_UNKNOWN',
-        `run '${run.id}' needs experiment '${experiment}', which this worker does not have: add its folder with --experiments`,
+        `run '${run.id}' needs experiment '${experiment}', which this worker does not have: add its folder with --experiments${other}`,
       );
     }
-    if (hash !== experimentHash) {
-      throw new DownpourError('DP_EXPERIMENT_MISMATCH', hashDifference(run.options, hash));
-    }
+    const difference = hashDifference(run.options, hash);
+    throw new DownpourError('DP_EXPERIMENT_MISMATCH', difference + other);
   }
 
   #onJoin(join: Join, payload: Uint8Array): void {
@@ -624,16 +639,18 @@ export class Session {
     const missing = this.#coordinator.unfinished
       .filter((run) => this.#lacksExperiment(run))
       .slice(-LIMITS.missingToldMax)
-      .map(({ id, options: { experiment, experimentHash } }) => {
-        return { run: id, experiment, experimentHash };
+      .map((run) => {
+        const { id, options } = run;
+        const { experiment, experimentHash } = options;
+        const bundle = this.#acceptsBundles === null ? null : this.#coordinator.bundleOf(run);
+        return { run: id, experiment, experimentHash, ...(bundle && { bundle }) };
       });
     this.#send({ type: 'idle', ...(missing.length > 0 ? { missing } : {}) });
   }
 
-  #lacksExperiment({ id, options }: Run): boolean {
+  #lacksExperiment(run: Run): boolean {
     const hello = this.#hello!;
-    if (hello.run !== null && hello.run !== id) return false;
-    return hello.experiments[options.experiment] !== options.experimentHash;
+    return (hello.run === null || hello.run === run.id) && !hasExperiment(hello, run);
   }
 
   /** Tells what became of pushes, if it is not known, and what to do next. */

@@ -1,4 +1,4 @@
-import { readdir, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LIMITS, NAME_PATTERN } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
@@ -8,7 +8,7 @@ import {
   type StudyReport,
   type StudySummary,
 } from '../shared/rest.ts';
-import { diskError, errnoOf, makeFolder, TEMPORARY, writeSealed } from './atomic-file.ts';
+import { diskError, makeFolder, namesIn, TEMPORARY, writeSealed } from './atomic-file.ts';
 import { checkOf, damaged, readSealed } from './records.ts';
 
 /**
@@ -126,15 +126,6 @@ export class Studies {
     // A failure is its caller's; the next one goes on.
     this.#queue = done.catch(() => {});
     return done;
-  }
-}
-
-async function namesIn(folder: string): Promise<string[]> {
-  try {
-    return await readdir(folder);
-  } catch (error) {
-    if (errnoOf(error) === 'ENOENT') return [];
-    throw diskError(error, folder, 'read');
   }
 }
 

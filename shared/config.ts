@@ -615,6 +615,14 @@ export const LIMITS = {
   ticketCountMax: 1_000,
   /** Of one experiment, for pages. */
   joinDataBytesMax: 2 ** 30,
+  /** Of one experiment that is sent to workers as a bundle; those that a server keeps, and all of them together. */
+  bundleBytesMax: 2 ** 24,
+  bundleCountMax: 1_000,
+  bundlesBytesMax: 2 ** 30,
+  /** Of the bundles that the workers of a machine keep. */
+  bundleCacheBytesMax: 2 ** 28,
+  /** In which a worker must have fetched one. */
+  bundleFetchMs: 300_000,
   /** Of records that wait for a Redis that is away. */
   journalBytesMax: 2 ** 26,
   /** Of a record in Redis or in the state folder; of what lists all checkpoints of a run. */

@@ -1,5 +1,6 @@
 import Type, { type Static, type TSchema } from 'typebox';
 import { Compile } from 'typebox/compile';
+import { BUNDLE_HASH } from './bundle.ts';
 import { ENCODINGS, type Encoding as EncodingName } from './compression.ts';
 import { LIMITS, NAME_PATTERN, RunConfigSchema } from './config.ts';
 import { DownpourError, ERRORS, type ErrorCode } from './errors.ts';
@@ -213,7 +214,7 @@ export const HelloSchema = Type.Object(
     experiments: Type.Record(Type.String({ pattern: NAME_PATTERN }), hash('Hash.'), {
       additionalProperties: false,
       description:
-        'The experiments that the worker has, each with the [hash](protocol.md#the-experiments-hash) of its version.',
+        'The experiments that the worker has, each with the [hash](protocol.md#the-experiments-hash) of its version, or the SHA-256 of its [bundle](protocol.md#bundles).',
     }),
     engine: Type.String({
       maxLength: 100,
@@ -478,6 +479,21 @@ const MissingExperimentSchema = Type.Object(
     run: name('Name of the run.'),
     experiment: name('Name of its experiment.'),
     experimentHash: hash('Hash of the version that it needs.'),
+    bundle: Type.Optional(
+      Type.Object(
+        {
+          sha256: Type.String({ pattern: BUNDLE_HASH, description: 'SHA-256 of the bundle.' }),
+          bytes: Type.Integer({
+            minimum: 1,
+            maximum: LIMITS.bundleBytesMax,
+            description: 'Length of the bundle, in bytes.',
+          }),
+        },
+        about(
+          'The [bundle](protocol.md#bundles) that its experiment was sent as. Only a worker whose handshake says that it knows of bundles is told.',
+        ),
+      ),
+    ),
   },
   about('A run that would take this worker if the worker had its experiment.'),
 );

@@ -1,5 +1,7 @@
+import { LIMITS } from './config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from './errors.ts';
 import type {
+  Bundle,
   CheckpointSummary,
   CreateRun,
   ErrorBody,
@@ -58,6 +60,10 @@ export interface RestClient {
     id: string,
     kind: CheckpointSummary['kind'] | 'model',
   ): Promise<ReadableStream<Uint8Array>>;
+  /** Sends an experiment as one file of JavaScript, to be named by runs. */
+  sendBundle(sha256: string, content: Uint8Array): Promise<Bundle>;
+  /** The same, as it comes; the time limit counts until the first byte. */
+  bundle(sha256: string): Promise<ReadableStream<Uint8Array>>;
   /** All studies, the one that was told of last first. */
   studies(): Promise<StudySummary[]>;
   study(name: string): Promise<StudyDetail>;
@@ -90,6 +96,9 @@ export interface RestClientOptions {
   readonly fetch?: typeof fetch;
 }
 
+const TYPES = { json: 'application/json', bytes: 'application/octet-stream' } as const;
+const isBytes = (body: unknown): body is Uint8Array<ArrayBuffer> => body instanceof Uint8Array;
+
 /** @throws DownpourError DP_USAGE when `server` is no address. */
 export function createRestClient(options: RestClientOptions): RestClient {
   const { token, timeoutMs = 10_000, signal, fetch = globalThis.fetch } = options;
@@ -118,7 +127,9 @@ export function createRestClient(options: RestClientOptions): RestClient {
     inTurn(method, (url) => ask(url, method, path, body));
 
   async function ask(url: string, method: Method, path: string, body?: unknown): Promise<Response> {
-    const stopped: AbortSignal[] = [AbortSignal.timeout(timeoutMs)];
+    // A large body may take as long as the server waits for it.
+    const answerMs = isBytes(body) ? Math.max(timeoutMs, LIMITS.requestMs) : timeoutMs;
+    const stopped: AbortSignal[] = [AbortSignal.timeout(answerMs)];
     if (signal) stopped.push(signal);
     let response: Response;
     try {
@@ -128,9 +139,11 @@ export function createRestClient(options: RestClientOptions): RestClient {
         signal: AbortSignal.any(stopped),
         headers: {
           ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
-          ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+          ...(body === undefined
+            ? {}
+            : { 'content-type': TYPES[isBytes(body) ? 'bytes' : 'json'] }),
         },
-        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+        ...(body === undefined ? {} : { body: isBytes(body) ? body : JSON.stringify(body) }),
       });
     } catch (error) {
       signal?.throwIfAborted();
@@ -236,6 +249,8 @@ export function createRestClient(options: RestClientOptions): RestClient {
     },
     checkpointFile: (id, kind) =>
       inTurn('GET', (url) => file(url, of(id, `/checkpoints/${kind}/file`))),
+    sendBundle: (sha256, content) => json('PUT', `/bundles/${sha256}`, content),
+    bundle: (sha256) => inTurn('GET', (url) => file(url, `/bundles/${sha256}`)),
   };
 }
 

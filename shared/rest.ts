@@ -1,4 +1,5 @@
 import Type, { type Static, type TSchema } from 'typebox';
+import { BUNDLE_HASH } from './bundle.ts';
 import { LIMITS, NAME_PATTERN, RunConfigSchema } from './config.ts';
 import { DataFactsSchema } from './data-facts.ts';
 import { FIGURE_LIMITS, FigureSchema } from './figure.ts';
@@ -40,6 +41,8 @@ export const CreateRunSchema = Type.Object(
     ),
     /** The study whose trial it is: commands that choose a run by themselves leave it out. */
     study: Type.Optional(Name),
+    /** SHA-256 of a bundle of its experiment (`PUT /bundles/:sha256`), for workers that accept experiments. */
+    bundle: Type.Optional(Type.String({ pattern: BUNDLE_HASH })),
   },
   closed,
 );
@@ -160,6 +163,8 @@ export type RunSummary = Static<typeof RunSummarySchema>;
 export const RunDetailSchema = Type.Object({
   ...RunSummarySchema.properties,
   experimentHash: Type.String(),
+  /** SHA-256 of the bundle that workers which accept experiments fetch; null: none was sent. Absent: an older server. */
+  bundle: Type.Optional(orNull(Type.String())),
   config: RunConfigSchema,
   layoutHash: orNull(Type.String()),
   /** Of one example; null: not known. */
@@ -272,6 +277,10 @@ export const ObservationsSchema = Type.Object({
 });
 export type Observations = Static<typeof ObservationsSchema>;
 export type ObservedSample = Observations['samples'][number];
+
+/** An experiment that was sent, as one file of JavaScript. */
+export const BundleSchema = Type.Object({ sha256: Type.String(), bytes: N });
+export type Bundle = Static<typeof BundleSchema>;
 
 export const HealthSchema = Type.Object({
   /** `standby`: it takes no work before it has taken over; `degraded`: it answers, and its runs wait. */

@@ -27,7 +27,7 @@ const DOORS: Record<string, RegExp> = {
   ws: /^wire\//,
   fastify: /^server\/(app|pages|routes)\.ts$/,
   '@fastify/swagger': /^server\/app\.ts$/,
-  esbuild: /^(server\/dashboard|cli\/join-bundle)\.ts$/,
+  esbuild: /^(server\/dashboard|cli\/bundler)\.ts$/,
   uplot: /^web\/chart\.ts$/,
   commander: /^cli\//,
   aws4fetch: /^server\/elsewhere\/s3\.ts$/,

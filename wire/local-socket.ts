@@ -161,7 +161,7 @@ function askForPath(url: string): Promise<string | null> {
 }
 
 /** Owned by this user, and closed to all others. */
-function isPrivate(folder: string): boolean {
+export function isPrivate(folder: string): boolean {
   const { uid, mode } = lstatSync(folder);
   return lstatSync(folder).isDirectory() && uid === process.getuid?.() && (mode & 0o077) === 0;
 }

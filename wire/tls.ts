@@ -64,6 +64,6 @@ export function fetchOver(tls: ConnectionOptions): typeof fetch {
         const content = EMPTY_BODY.has(status) ? null : Readable.toWeb(response);
         resolve(new Response(content as ReadableStream<Uint8Array> | null, { status }));
       });
-      asked.end(typeof body === 'string' ? body : undefined);
+      asked.end(typeof body === 'string' || body instanceof Uint8Array ? body : undefined);
     });
 }

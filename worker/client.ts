@@ -1,4 +1,5 @@
 import type { ConnectionOptions } from 'node:tls';
+import { BUNDLE_HEADER } from '../shared/bundle.ts';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
 import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
@@ -48,6 +49,8 @@ export interface ClientOptions {
   readonly patienceMs?: number | null;
   /** False: never over the unix socket of a server on this machine. */
   readonly localSocket?: boolean;
+  /** Whether it fetches experiments that operators have sent; absent: it knows nothing of them. */
+  readonly acceptsBundles?: boolean;
   /** Payloads that are sent over it; 0: all, from the start. Default: LOCAL_SOCKET_BYTES_MIN. */
   readonly localSocketBytesMin?: number;
   /** Monotonic ms. */
@@ -207,6 +210,11 @@ export class Client {
     if (newer || (generation === seen.generation && step > seen.step)) {
       this.#seen = { run, step, generation };
     }
+  }
+
+  /** Where the REST interface of the server is that it talks to. */
+  get server(): string {
+    return this.#url.replace(/^ws/, 'http').replace(/\/ws$/, '');
   }
 
   get incarnation(): string {
@@ -469,6 +477,11 @@ export class Client {
     else void this.#findLocalSocket().then((path) => this.#closing || this.#dial(path));
   }
 
+  #bundles(): Record<string, string> {
+    const { acceptsBundles } = this.#options;
+    return acceptsBundles === undefined ? {} : { [BUNDLE_HEADER]: acceptsBundles ? 'yes' : 'no' };
+  }
+
   #authorization(): Record<string, string> {
     const { token } = this.#options;
     const now = typeof token === 'function' ? token() : token;
@@ -495,7 +508,7 @@ export class Client {
       path,
       handshakeMs: this.#patience().handshakeMs,
       closeMs: CLOSE_MS,
-      headers: this.#authorization(),
+      headers: { ...this.#authorization(), ...this.#bundles() },
       ...(tls ? { tls } : {}),
       opened: (connection) => this.#opened(connection, path),
       failed: (error, status) => {

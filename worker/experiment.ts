@@ -1,9 +1,10 @@
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { readdir, readFile, realpath } from 'node:fs/promises';
-import Module, { register } from 'node:module';
+import Module, { createRequire, register } from 'node:module';
 import { basename, dirname, extname, join, relative, resolve, sep } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { FROM_DOWNPOUR } from '../shared/bundle.ts';
 import { LIMITS, NAME_PATTERN, type PartialConfig, type RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import type { Role } from '../shared/layout.ts';
@@ -15,7 +16,8 @@ import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
 
 /**
  * The user's module: data, model, loss, defaults of the configuration. Workers load it from their
- * own disk by name and compare its hash with the run's; code travels to browsers alone (docs/join.md).
+ * own disk by name and compare its hash with the run's; code travels to browsers (docs/join.md), and to workers that
+ * were started to take it (`BundleSource` of shelf.ts).
  *
  *     import { defineExperiment, loadMnist } from 'downpour';
  *
@@ -365,6 +367,8 @@ const OWN_NAMES: Readonly<Record<string, string>> = {
   downpour: import.meta.url,
   'downpour/layers': new URL('./layers.ts', import.meta.url).href,
 };
+/** Finds what a bundle has behind `FROM_DOWNPOUR`, for CommonJS. */
+const ownRequire = createRequire(import.meta.url);
 
 /**
  * Makes `import … from 'downpour'` work in experiments wherever they lie: with a global
@@ -377,7 +381,12 @@ function resolveOwnName(): void {
   resolved = true;
   const hook = `
     import { readFileSync } from 'node:fs';
+    const scheme = ${JSON.stringify(FROM_DOWNPOUR)};
+    const parentURL = ${JSON.stringify(import.meta.url)};
     export async function resolve(name, context, next) {
+      if (name.startsWith(scheme)) {
+        return next(name.slice(scheme.length), { ...context, parentURL });
+      }
       const found = await next(${JSON.stringify(OWN_NAMES)}[name] ?? name, context);
       const isOurs = found.format === 'commonjs' && found.url.startsWith('file:') &&
         !found.url.includes('/node_modules/');
@@ -393,6 +402,9 @@ function resolveOwnName(): void {
   };
   const resolveFilename = loader._resolveFilename;
   loader._resolveFilename = function (request, ...rest) {
+    if (request.startsWith(FROM_DOWNPOUR)) {
+      return ownRequire.resolve(request.slice(FROM_DOWNPOUR.length));
+    }
     const own = OWN_NAMES[request];
     return resolveFilename.call(this, own ? fileURLToPath(own) : request, ...rest);
   };

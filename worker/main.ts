@@ -12,6 +12,7 @@ import type {
   Idle,
   Initialise,
   Join,
+  MissingExperiment,
 } from '../shared/protocol.ts';
 import { Client } from './client.ts';
 import { factsOf, summaryOf } from './data/facts.ts';
@@ -21,7 +22,7 @@ import { buildModel, type Model } from './model.ts';
 import { defaultName } from './name.ts';
 import { prepareExperiment } from './prepare.ts';
 import { rangesFor } from './shard-links.ts';
-import { Shelf } from './shelf.ts';
+import { type BundleSource, Shelf } from './shelf.ts';
 import { createTrainer, type Trainer, type TrainerProgress } from './trainer.ts';
 
 /** How often a worker without a run looks for an experiment that one waits for. */
@@ -45,6 +46,8 @@ export interface WorkerOptions {
   readonly threads?: number;
   /** Where experiments lie. */
   readonly folders: readonly string[];
+  /** Of experiments that operators have sent; null: they are not run. Absent: it knows nothing of them. */
+  readonly bundles?: BundleSource | null;
   /** Where data lies, absolute. */
   readonly dataFolder: string;
   /** Ends when the first run that it worked for has ended. */
@@ -84,8 +87,8 @@ interface Assignment {
  * @throws DownpourError with a code of `retry: 'never'`, after having told the server.
  */
 export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
-  const { run, signal, log } = options;
-  const shelf = new Shelf(options.folders, log);
+  const { run, signal, log, bundles } = options;
+  const shelf = new Shelf(options.folders, log, bundles ?? null);
   await shelf.look();
   const { engine = 'auto', threads } = options;
   const opened =
@@ -110,6 +113,7 @@ export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
     log,
     patienceMs: options.patienceMs ?? null,
     localSocket: options.localSocket !== false,
+    ...(bundles === undefined ? {} : { acceptsBundles: bundles !== null }),
   });
   const worker = new Worker(options, client, shelf);
   try {
@@ -129,8 +133,8 @@ class Worker {
   readonly #options: WorkerOptions;
   readonly #client: Client;
   readonly #shelf: Shelf;
-  /** Until the next look into the folders. */
-  #looking: NodeJS.Timeout | null = null;
+  /** Aborted: it need not look for experiments any more. */
+  #looking: AbortController | null = null;
   #assignment: Assignment | null = null;
 
   constructor(options: WorkerOptions, client: Client, shelf: Shelf) {
@@ -212,7 +216,8 @@ class Worker {
   async #prepare(assign: Assign, facts: DataFacts | null): Promise<Assignment> {
     const { run, config } = assign;
     const { dataFolder, log, signal, onProgress, onAcknowledged } = this.#options;
-    const experiment = await loadExperiment(await this.#shelf.take(assign));
+    const path = await this.#shelf.take(assign, this.#client.server, signal);
+    const experiment = await loadExperiment(path);
     const { prepared, depends } = await prepareExperiment(assign.experiment, experiment, config, {
       ...{ folder: dataFolder, log, facts },
     });
@@ -244,30 +249,31 @@ class Worker {
       this.#options.log('no run for this worker now; waiting');
     } else {
       this.#shelf.tellMissing(missing);
-      this.#lookLater();
+      this.#looking = new AbortController();
+      void this.#look(missing, this.#looking.signal);
     }
   }
 
-  /** The files that a run waits for may come at any time: from a person, or by a mounted folder. */
-  #lookLater(): void {
-    this.#looking = setTimeout(() => {
-      void this.#lookAgain().catch((error) => {
-        this.#options.log(`the experiments cannot be read: ${errorText(error)}`, { level: 'warn' });
-        if (this.#looking !== null) this.#lookLater();
-      });
-    }, LOOK_MS);
-  }
-
-  async #lookAgain(): Promise<void> {
-    const changed = await this.#shelf.look();
-    // Something else has come to do meanwhile.
-    if (this.#looking === null) return;
-    this.#lookLater();
-    if (changed) this.#client.announce(this.#shelf.hashes);
+  /** What runs wait for may come at any time: from an operator, from a person, or by a mounted folder. */
+  async #look(missing: readonly MissingExperiment[], stopped: AbortSignal): Promise<void> {
+    const signal = AbortSignal.any([stopped, this.#options.signal]);
+    while (!signal.aborted) {
+      try {
+        const found = await this.#shelf.look();
+        const fetched = await this.#shelf.obtain(missing, this.#client.server, signal);
+        // Something else may have come to do meanwhile.
+        if ((found || fetched) && !signal.aborted) this.#client.announce(this.#shelf.hashes);
+      } catch (error) {
+        if (signal.aborted) return;
+        const text = `the experiments cannot be read: ${errorText(error)}`;
+        this.#options.log(text, { level: 'warn' });
+      }
+      await pause(LOOK_MS, signal);
+    }
   }
 
   #lookNoMore(): void {
-    if (this.#looking !== null) clearTimeout(this.#looking);
+    this.#looking?.abort();
     this.#looking = null;
   }
 
@@ -279,6 +285,7 @@ class Worker {
     const { once, run: only, log } = this.#options;
     if (once || only !== null || !(error instanceof DownpourError)) throw error;
     log(`run ${run} is not for this worker: ${code} ${message}`, { level: 'warn', run, code });
+    this.#shelf.refuse(run);
     // A file has changed since `hello`.
     if (code === 'DP_EXPERIMENT_MISMATCH' && (await this.#shelf.look())) {
       this.#client.announce(this.#shelf.hashes);
@@ -304,4 +311,18 @@ class Worker {
     this.#assignment?.trainer.close();
     this.#assignment = null;
   }
+}
+
+/** Ends early when the signal is aborted. */
+function pause(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', end);
+      resolve();
+    };
+    const timer = setTimeout(end, ms);
+    signal.addEventListener('abort', end);
+    if (signal.aborted) end();
+  });
 }

@@ -1,9 +1,25 @@
-import { DownpourError } from '../shared/errors.ts';
+import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
 import type { Assign, MissingExperiment } from '../shared/protocol.ts';
 import { type FoundExperiment, findExperiments, hashExperiment, sourcesOf } from './experiment.ts';
 
-/** The experiments that a worker has in its folders, which may get new ones while it waits. */
+/** Experiments that operators have sent to a server. */
+export interface BundleSource {
+  /**
+   * @param server its address, `http://host:port`
+   * @returns the path of a file with the content that `missing.bundle` names.
+   * @throws DownpourError
+   */
+  fetch(server: string, missing: MissingExperiment, signal: AbortSignal): Promise<string>;
+}
+
+/** Pauses between attempts to fetch a bundle: doubled from the first to the last. */
+const FETCH_AGAIN_MS = { first: 1_000, last: 60_000 } as const;
+
+/**
+ * The experiments that a worker has in its folders, which may get new ones while it waits, and those that it was sent.
+ * A name stands for one of them at a time: `hello` has one hash for it.
+ */
 export class Shelf {
   readonly #folders: readonly string[];
   readonly #log: Log;
@@ -13,14 +29,26 @@ export class Shelf {
   /** What the log has said, so that it says it once. */
   readonly #told = new Set<string>();
 
-  constructor(folders: readonly string[], log: Log) {
+  /** Null: experiments that were sent are not run. */
+  readonly #bundles: BundleSource | null;
+  /** Bundles that stand for their names, before files of the folders. */
+  readonly #sent = new Map<string, MissingExperiment>();
+  /** Runs that this process could not take part in. */
+  readonly #refused = new Set<string>();
+  /** Of bundles that could not be fetched: when to try again, monotonic ms. */
+  readonly #failures = new Map<string, { readonly count: number; readonly againMs: number }>();
+
+  constructor(folders: readonly string[], log: Log, bundles: BundleSource | null = null) {
     this.#folders = folders;
     this.#log = log;
+    this.#bundles = bundles;
   }
 
-  /** Content hashes by name, as `hello` has them. */
+  /** Content hashes by name, as `hello` has them: of a bundle its own. */
   get hashes(): Record<string, string> {
-    return Object.fromEntries([...this.#found].map(([name, { hash }]) => [name, hash]));
+    const hashes = Object.fromEntries([...this.#found].map(([name, { hash }]) => [name, hash]));
+    for (const [name, { bundle }] of this.#sent) hashes[name] = bundle!.sha256;
+    return hashes;
   }
 
   /** Looks through the folders. @returns whether there is another experiment, or another version of one. */
@@ -48,11 +76,76 @@ export class Shelf {
     return null;
   }
 
+  /** A run is not for this worker: it is not sent for again. */
+  refuse(run: string): void {
+    this.#refused.add(run);
+  }
+
+  /**
+   * Fetches what was sent of what runs wait for, and puts a file of the folders back in the place of a bundle where a run
+   * needs that one.
+   * @param server that has told what is missing. @returns whether there is another experiment, or another version of one.
+   */
+  async obtain(
+    missing: readonly MissingExperiment[],
+    server: string,
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const changed = new Set<string>();
+    for (const wanted of missing) {
+      const { run, experiment: name, experimentHash, bundle } = wanted;
+      const standing = this.#sent.get(name)?.bundle?.sha256;
+      const isHere = standing !== undefined && standing === bundle?.sha256;
+      if (changed.has(name) || isHere || this.#refused.has(run)) continue;
+      if (this.#found.get(name)?.hash === experimentHash) {
+        if (this.#sent.delete(name)) changed.add(name);
+      } else if (await this.#fetched(wanted, server, signal)) {
+        this.#sent.set(name, wanted);
+        changed.add(name);
+      }
+    }
+    return changed.size > 0;
+  }
+
+  async #fetched(wanted: MissingExperiment, server: string, signal: AbortSignal): Promise<boolean> {
+    const { run, experiment, bundle } = wanted;
+    if (!bundle || !this.#bundles) return false;
+    const { sha256, bytes } = bundle;
+    const { count, againMs } = this.#failures.get(sha256) ?? { count: 0, againMs: 0 };
+    if (performance.now() < againMs) return false;
+    try {
+      await this.#bundles.fetch(server, wanted, signal);
+    } catch (error) {
+      signal.throwIfAborted();
+      const pauseMs = Math.min(FETCH_AGAIN_MS.last, FETCH_AGAIN_MS.first * 2 ** count);
+      this.#failures.set(sha256, { count: count + 1, againMs: performance.now() + pauseMs });
+      const why = `${errorCode(error)} ${errorText(error)}`;
+      this.#tell(`${run} ${why}`, `run ${run}: its experiment was sent and is not here: ${why}`);
+      return false;
+    }
+    this.#failures.delete(sha256);
+    this.#log(
+      `run ${run}: experiment '${experiment}' was sent through ${server}: its bundle ${sha256} (${bytes} bytes) runs here now`,
+      { run },
+    );
+    return true;
+  }
+
   /**
    * The file of the experiment that a run needs, which is going to be imported.
-   * @throws DownpourError DP_EXPERIMENT_UNKNOWN, DP_EXPERIMENT_MISMATCH
+   * @param server that has assigned it.
+   * @throws DownpourError DP_EXPERIMENT_UNKNOWN, DP_EXPERIMENT_MISMATCH, what the fetching of a bundle throws.
    */
-  async take({ experiment, experimentHash }: Assign): Promise<string> {
+  async take(
+    { experiment, experimentHash }: Assign,
+    server: string,
+    signal: AbortSignal,
+  ): Promise<string> {
+    const sent = this.#sent.get(experiment);
+    if (sent?.experimentHash === experimentHash) {
+      // It was here; its file may have made room for others since, or been changed.
+      return this.#bundles!.fetch(server, sent, signal);
+    }
     const found = this.#found.get(experiment);
     if (!found) {
       throw new DownpourError(
@@ -74,14 +167,19 @@ export class Shelf {
 
   /** Says which experiments runs wait for, and where they are looked for; each once. */
   tellMissing(missing: readonly MissingExperiment[]): void {
-    for (const { run, experiment, experimentHash } of missing) {
+    for (const { run, experiment, experimentHash, bundle } of missing) {
       const found = this.#found.get(experiment);
+      // It is going to be fetched, or is here.
+      if ((bundle && this.#bundles) || found?.hash === experimentHash) continue;
       const wanted = experimentHash.slice(0, 12);
       const text =
         found === undefined
           ? `run ${run} needs experiment '${experiment}', which is in none of ${this.#folders.join(', ')}: put its files there, or add their folder with --experiments`
           : `run ${run} needs experiment '${experiment}' with hash ${wanted}; ${found.path} has ${found.hash.slice(0, 12)}: copy the run's files there`;
-      this.#tell(`${run} ${found?.hash}`, `${text}; looking again`);
+      const other = bundle
+        ? '; or start this worker with --accept-experiments, since the experiment was sent: that lets the operators of the server run code here'
+        : '';
+      this.#tell(`${run} ${found?.hash}`, `${text}${other}; looking again`);
     }
   }
 

@@ -80,6 +80,8 @@ export interface RunOptions {
   readonly fork?: ForkOrigin;
   /** Whose trial it is. */
   readonly study?: string;
+  /** SHA-256 of the bundle that its experiment was sent as. */
+  readonly bundle?: string;
 }
 
 export interface ForkOrigin {
@@ -1719,6 +1721,7 @@ export class Run {
     return {
       ...this.summary(now),
       experimentHash: this.options.experimentHash,
+      bundle: this.options.bundle ?? null,
       config: this.config,
       layoutHash: this.layout?.hash ?? null,
       inputShape: this.#facts?.inputs.shape ?? null,

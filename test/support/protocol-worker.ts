@@ -50,12 +50,18 @@ export class ProtocolWorker {
 
   static async connect(
     url: string,
-    options: { name?: string; incarnation?: string; token?: string } = {},
+    options: {
+      name?: string;
+      incarnation?: string;
+      token?: string;
+      /** Of the handshake, beside the token. */
+      headers?: Record<string, string>;
+    } = {},
   ): Promise<ProtocolWorker> {
-    const { name = `w-${randomBytes(3).toString('hex')}`, token } = options;
+    const { name = `w-${randomBytes(3).toString('hex')}`, token, headers = {} } = options;
     const incarnation = options.incarnation ?? randomBytes(8).toString('hex');
     const socket = new WebSocket(`${url.replace('http', 'ws')}/ws`, {
-      headers: token === undefined ? {} : { authorization: `Bearer ${token}` },
+      headers: { ...headers, ...(token === undefined ? {} : { authorization: `Bearer ${token}` }) },
       perMessageDeflate: false,
     });
     const worker = new ProtocolWorker(socket, name, incarnation);

@@ -158,6 +158,9 @@ describe('roles', () => {
     // There is none: whoever hears that was let in.
     ['GET', '/join/files/:name', [401, 401, 403, 404, 404]],
     ['POST', '/join/ticket', [401, 401, 403, 200, 200]],
+    // A worker reads what its runs have, and an operator alone sends; this one sends no bytes.
+    ['GET', '/bundles/:sha256', [401, 401, 403, 404, 404]],
+    ['PUT', '/bundles/:sha256', [401, 401, 403, 403, 400]],
     ['GET', '/session', anybody],
     // Whose token it is stands in its body, and there it is an observer's.
     ['POST', '/session', anybody],
@@ -184,7 +187,11 @@ describe('roles', () => {
       const seen: number[] = [];
       for (const headers of givens) {
         const name = path.startsWith('/join/') ? 'worker.js' : 's';
-        const place = path.replace(':id', 'r').replace(':kind', 'last').replace(':name', name);
+        const place = path
+          .replace(':id', 'r')
+          .replace(':kind', 'last')
+          .replace(':name', name)
+          .replace(':sha256', 'ab'.repeat(32));
         const bodies: Record<string, object> = {
           ...{ 'POST /runs': RUN, 'POST /session': { token: 'r' }, 'PUT /studies/:name': STUDY },
         };

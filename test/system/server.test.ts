@@ -666,6 +666,7 @@ describe('REST', () => {
     const { url } = await start(await folder());
     const { body } = await request<{ paths: Record<string, object> }>('GET', `${url}/openapi.json`);
     expect(Object.keys(body.paths).sort()).toEqual([
+      '/bundles/{sha256}',
       '/feed',
       '/health',
       '/join/files/{name}',
@@ -729,7 +730,8 @@ describe('REST', () => {
         const { pathname } = new URL(String(place));
         const path = pathname
           .replace(/^\/runs\/r(?=\/|$)/, '/runs/{id}')
-          .replace('/studies/s', '/studies/{name}');
+          .replace('/studies/s', '/studies/{name}')
+          .replace(/^\/bundles\/\w+$/, '/bundles/{sha256}');
         asked.add(`${init?.method ?? 'GET'} ${path.replace('/last/', '/{kind}/')}`);
         return fetch(place, init);
       },
@@ -757,6 +759,8 @@ describe('REST', () => {
       workers: () => client.workers('r'),
       checkpoints: () => client.checkpoints('r'),
       checkpointFile: () => client.checkpointFile('r', 'last'),
+      sendBundle: () => client.sendBundle('ab'.repeat(32), Buffer.from('x')),
+      bundle: () => client.bundle('ab'.repeat(32)),
       studies: () => client.studies(),
       study: () => client.study('s'),
       tellStudy: () => client.tellStudy('s', {} as StudyReport),
