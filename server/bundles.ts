@@ -42,8 +42,6 @@ export class Bundles {
   #queue: Promise<unknown> = Promise.resolve();
   /** Those that a run needs that is not over for good. */
   needed: () => ReadonlySet<string> = () => new Set();
-  /** One is new here. */
-  kept: (sha256: string, content: Uint8Array) => void = () => {};
 
   private constructor(folder: string, log: Log, limits: BundleLimits) {
     this.#folder = folder;
@@ -53,7 +51,7 @@ export class Bundles {
 
   /**
    * Finds what there is.
-   * @param named bundles that runs name: all others are removed.
+   * @param named bundles that runs name: all others are removed; null: that is not known.
    * @throws DownpourError DP_DISK.
    */
   static async open(
@@ -62,19 +60,19 @@ export class Bundles {
       log,
       named,
       limits = LIMITS,
-    }: { log: Log; named: ReadonlySet<string>; limits?: BundleLimits },
+    }: { log: Log; named: ReadonlySet<string> | null; limits?: BundleLimits },
   ): Promise<Bundles> {
     const bundles = new Bundles(join(state, BUNDLE_FOLDER), log, limits);
     await bundles.#find(named);
     return bundles;
   }
 
-  async #find(named: ReadonlySet<string>): Promise<void> {
+  async #find(named: ReadonlySet<string> | null): Promise<void> {
     const found: { name: string; bytes: number; atMs: number }[] = [];
     for (const name of await namesIn(this.#folder)) {
       const path = join(this.#folder, name);
       const isBundle = NAME.test(name);
-      if (name.endsWith(TEMPORARY) || (isBundle && !named.has(name))) await remove(path);
+      if (name.endsWith(TEMPORARY) || (isBundle && named?.has(name) === false)) await remove(path);
       else if (isBundle) {
         const { size, mtimeMs } = await stat(path);
         found.push({ name, bytes: size, atMs: mtimeMs });
@@ -131,7 +129,7 @@ export class Bundles {
    * Keeps a bundle. Where there is no room, those go that no run needs any more, the oldest first.
    * @throws DownpourError DP_BODY_INVALID: it has another hash; DP_LIMIT; DP_DISK.
    */
-  keep(sha256: string, content: Uint8Array): Promise<Bundle> {
+  async keep(sha256: string, content: Uint8Array): Promise<Bundle> {
     const { bundleBytesMax } = this.#limits;
     const bytes = content.length;
     if (bytes === 0 || bytes > bundleBytesMax) {
@@ -158,9 +156,13 @@ export class Bundles {
       await makeFolder(this.#folder);
       await writeFileAtomic(path, (handle) => writeAll(handle, content));
       this.#enter(sha256, bytes);
-      this.kept(sha256, content);
       return { sha256, bytes };
     });
+  }
+
+  /** All that was to be kept is on disk, or has failed. */
+  async settled(): Promise<void> {
+    await this.#queue;
   }
 
   async #makeRoom(sha256: string, bytes: number): Promise<void> {

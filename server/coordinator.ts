@@ -196,6 +196,13 @@ export class Coordinator {
 
   set bundles(bundles: Bundles) {
     this.#bundles = bundles;
+    for (const { id, options } of this.unfinished) {
+      if (options.bundle === undefined || bundles.find(options.bundle)) continue;
+      this.log(
+        `run ${id}: its experiment was sent as bundle ${options.bundle}, which is not in the state folder: workers without its files wait until it is sent again, or copied to them`,
+        { level: 'warn', run: id },
+      );
+    }
     // What a finished or failed run named is of use to nobody but a late `test`.
     const isOver = ({ phase }: Run) => phase === 'finished' || phase === 'failed';
     bundles.needed = () => {

@@ -187,6 +187,9 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     if (lease) return begin(lease);
   }
   const { replication: mode = 'sync', lagMax = SERVER_DEFAULTS.lagMax } = options;
+  // Two with one folder have it on one machine; there the owner alone writes.
+  const keepsBundles = store.kind === 'redis';
+  const bundles = keepsBundles ? await Bundles.open(state, { log, named: null }).catch(end) : null;
   const advertise = options.advertise ?? (isLoopback(host) || isAnywhere(host) ? null : host);
   const standby = await standBy({
     primary: webSocketAddress(other),
@@ -194,6 +197,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
     ...{ advertise, host, port: options.port, tls, store, ttlMs, log, signal },
     token: () => access.own,
     owner: OWNER,
+    bundles,
   }).catch(end);
   const port = Number(new URL(standby.url).port);
   const taken = standby.taken.catch(end).then(async (inheritance) => {
@@ -314,6 +318,7 @@ async function activate(
         ...{ token: lease.token, leaseMs, now, log },
         note: (by) => followed.set(by),
         runs: () => coordinator.runs,
+        bundle: (sha256) => bundles.content(sha256),
         confirm: () => lease.renew(),
         changed: () => coordinator.tellStandby(),
         ...(timeoutMs === undefined ? {} : { timeoutMs }),
@@ -322,7 +327,8 @@ async function activate(
     told.keeper = keeper;
     await clearDebris(state, log);
     for (const run of await keeper.recover(replicas)) coordinator.adopt(run);
-    coordinator.bundles = await Bundles.open(state, { log, named: keeper.bundles });
+    const bundles = await Bundles.open(state, { log, named: keeper.bundles });
+    coordinator.bundles = bundles;
     await copier?.catchUp(coordinator.runs.map(({ id }) => id));
     const obstacle = await tryStraight();
     if (obstacle) log(`payloads are copied once more, not read into place: ${obstacle}`);

@@ -54,6 +54,8 @@ export interface ReplicationOptions {
    * @throws DownpourError DP_DISK
    */
   readonly note?: (by: string | null) => Promise<void>;
+  /** What a run's experiment was sent as. @throws DownpourError: it is not there. */
+  readonly bundle?: (sha256: string) => Promise<Uint8Array>;
   /** The standby has come or gone: workers are told its address. */
   readonly changed: () => void;
   readonly now: () => number;
@@ -79,6 +81,8 @@ interface Standby {
   readonly sinceMs: number;
   /** Told whole, and followed from then on. */
   readonly introduced: Set<Run>;
+  /** Bundles that it has been told, or is going to be. */
+  readonly bundles: Set<string>;
   /** The frame after which it is a standby; null: not all has been said yet. */
   introducedAt: number | null;
   /** It has all, and that is being written down. */
@@ -112,6 +116,8 @@ export class Replication {
     null;
   #flushing = false;
   readonly #payloads = new Memories(4);
+  /** Bundles, one after the other. */
+  #bundling: Promise<void> = Promise.resolve();
   /** What is for workers and must not leave yet, in its order. */
   #held: { readonly pushes: number; readonly act: () => void }[] = [];
   /** The first of them at the last look, and since when it is the first. */
@@ -353,7 +359,8 @@ export class Replication {
     const host = follow.address.host ?? (isLoopback(from) ? null : from);
     const address = { host, port: follow.address.port };
     const standby: Standby = {
-      ...{ link, follow, address, sinceMs: now(), introduced: new Set(), introducedAt: null },
+      ...{ link, follow, address, sinceMs: now(), introduced: new Set(), bundles: new Set() },
+      introducedAt: null,
       noted: false,
       ...{ from: `${from}:${address.port}`, frames: 0, carried: 0, uncarried: [] },
       ...{ heardMs: now(), progressMs: now(), buffered: 0 },
@@ -400,6 +407,27 @@ export class Replication {
     standby.introduced.add(run);
     const follower: RunFollower = (call, payload) => this.#called(run, call, payload);
     run.follow(follower);
+    this.#tellBundle(standby, run);
+  }
+
+  /** Beside the runs: it is read from disk, one after the other. */
+  #tellBundle(standby: Standby, { phase, options: { bundle: sha256 } }: Run): void {
+    const { bundle, log } = this.#options;
+    const isOver = phase === 'finished' || phase === 'failed';
+    if (!bundle || sha256 === undefined || isOver || standby.bundles.has(sha256)) return;
+    standby.bundles.add(sha256);
+    this.#bundling = this.#bundling.then(async () => {
+      if (this.#standby !== standby) return;
+      try {
+        const content = await bundle(sha256);
+        const payload = new Uint8Array(4 * Math.ceil(content.length / 4));
+        payload.set(content);
+        if (this.#standby !== standby) return;
+        this.#frame({ type: 'bundle', sha256, bytes: content.length }, payload);
+      } catch (error) {
+        log(`the standby is not told of bundle ${sha256}: ${errorText(error)}`);
+      }
+    });
   }
 
   #called(run: Run, call: RunCall, payload: Uint8Array): void {

@@ -1,4 +1,5 @@
 import Type, { type Static } from 'typebox';
+import { BUNDLE_HASH } from '../shared/bundle.ts';
 import { LIMITS } from '../shared/config.ts';
 import {
   check,
@@ -23,7 +24,7 @@ import { VectorName, WorkerKey } from './core/shard-command.ts';
  *     follow           ───────────────────▶
  *                      ◀───────────────────    leading
  *                      ◀───────────────────    vector …, run: for each run; at the end introduced
- *                      ◀───────────────────    calls, forget
+ *                      ◀───────────────────    calls, forget, bundle
  *     carried          ───────────────────▶
  */
 
@@ -106,6 +107,15 @@ const VectorSchema = Type.Object(
 );
 /** A whole run: the payload is its `RunReplica`, as of `packPayload`. */
 const RunSchema = Type.Object({ type: Type.Literal('run'), run: Name, bytes: Natural }, closed);
+/** What the experiment of a run was sent as: its first `bytes` of the payload, which is padded. */
+const BundleSchema = Type.Object(
+  {
+    type: Type.Literal('bundle'),
+    sha256: Type.String({ pattern: BUNDLE_HASH }),
+    bytes: Type.Integer({ minimum: 1, maximum: LIMITS.bundleBytesMax }),
+  },
+  closed,
+);
 /** Those are all runs that there are. */
 const IntroducedSchema = Type.Object(
   {
@@ -134,6 +144,7 @@ export type ToStandby =
   | Static<typeof LeadingSchema>
   | Static<typeof VectorSchema>
   | Static<typeof RunSchema>
+  | Static<typeof BundleSchema>
   | Static<typeof IntroducedSchema>
   | Static<typeof CallsSchema>
   | Static<typeof ForgetSchema>;
@@ -143,6 +154,7 @@ const toStandby = compile({
   leading: LeadingSchema,
   vector: VectorSchema,
   run: RunSchema,
+  bundle: BundleSchema,
   introduced: IntroducedSchema,
   calls: CallsSchema,
   forget: ForgetSchema,

@@ -13,6 +13,7 @@ import type { Connection } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { Memories } from '../wire/memories.ts';
 import { portLimits, refuse } from './access.ts';
+import type { Bundles } from './bundles.ts';
 import { replay } from './core/replay.ts';
 import { Run, type RunCall, type RunReplica } from './core/run.ts';
 import { BEAT_MS } from './replication.ts';
@@ -46,6 +47,8 @@ export interface StandByOptions {
   readonly store: StateStore;
   readonly owner: string;
   readonly ttlMs: number;
+  /** Where what experiments were sent as is kept; null: in a folder of both, where it is already. */
+  readonly bundles?: Bundles | null;
   readonly log: (line: string) => void;
   readonly signal: AbortSignal;
 }
@@ -94,6 +97,8 @@ export class Replicas {
   /** Vectors of runs that are being told. */
   readonly #vectors = new Map<string, Map<string, Float32Array>>();
   readonly runs = new Map<string, Run>();
+  /** What the experiment of a run was sent as. */
+  bundle: (sha256: string, content: Uint8Array) => void = () => {};
   /** All runs were here at some time: what is here is better than nothing. */
   whole = false;
 
@@ -119,6 +124,10 @@ export class Replicas {
         break;
       case 'forget':
         this.runs.delete(message.run);
+        break;
+      case 'bundle':
+        // A copy: the payload is the receiver's.
+        this.bundle(message.sha256, new Uint8Array(payload.subarray(0, message.bytes)));
         break;
       case 'calls':
         this.#carryOut(message, payload);
@@ -176,6 +185,15 @@ class Follower {
   constructor(options: StandByOptions, port: number) {
     this.#options = options;
     this.#port = port;
+    const { bundles, log } = options;
+    if (!bundles) return;
+    const { runs } = this.#replicas;
+    bundles.needed = () => new Set([...runs.values()].flatMap((run) => run.options.bundle ?? []));
+    this.#replicas.bundle = (sha256, content) => {
+      bundles.keep(sha256, content).catch((error: unknown) => {
+        log(`bundle ${sha256} of the primary is not kept: ${errorText(error)}`);
+      });
+    };
   }
 
   async take(): Promise<Inheritance | null> {
@@ -211,6 +229,8 @@ class Follower {
       this.#dialing?.abort();
       this.#connection?.terminate();
     }
+    // The server that this becomes finds them on disk.
+    await this.#options.bundles?.settled();
     const steps = [...this.#replicas.runs.values()].map(({ id, step }) => `${id} at step ${step}`);
     log(
       `the primary's lease has lapsed: this standby takes over ${steps.length} runs (${steps.slice(0, 5).join(', ')})`,

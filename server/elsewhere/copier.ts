@@ -5,6 +5,7 @@ import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { CopyFacts } from '../../shared/rest.ts';
 import { errnoOf, unseal } from '../atomic-file.ts';
+import { BUNDLE_FOLDER } from '../bundles.ts';
 import { type CheckpointManifest, checkpointFolder, listCheckpoints } from '../checkpoint.ts';
 import type { RunState } from '../core/run.ts';
 import {
@@ -13,6 +14,7 @@ import {
   copiesTooMany,
   copyOf,
   MANIFEST,
+  placeOfBundle,
   placeOfRun,
   TENSORS,
 } from './places.ts';
@@ -47,6 +49,8 @@ interface Wanted {
   readonly sha256: string;
   /** Of the run: another run may have had its name. */
   readonly createdAt: string | null;
+  /** That its experiment was sent as. */
+  readonly bundle: string | null;
 }
 
 export class Copier {
@@ -54,6 +58,8 @@ export class Copier {
   readonly #waiting = new Map<string, Wanted>();
   /** What is in the bucket, of runs that have been looked at; oldest first. */
   readonly #known = new Map<string, Copy[]>();
+  /** Bundles that are there, or that the disk has lost. */
+  readonly #bundles = new Set<string>();
   /** Of the newest copy of each run. */
   readonly #steps = new Map<string, number>();
   /** Why the newest checkpoint of a run is not copied, where trying again does not help. */
@@ -81,9 +87,9 @@ export class Copier {
     const copy = copyOf(manifest);
     const { options } = manifest.state as RunState;
     const { file, sha256 } = manifest;
-    const createdAt = options?.createdAt ?? null;
+    const { createdAt = null, bundle = null } = options ?? {};
     // One that waits already keeps its place in the line.
-    this.#waiting.set(`${copy.run} ${copy.kind}`, { copy, file, sha256, createdAt });
+    this.#waiting.set(`${copy.run} ${copy.kind}`, { copy, file, sha256, createdAt, bundle });
     this.#work();
   }
 
@@ -197,13 +203,15 @@ export class Copier {
     return false;
   }
 
-  async #copy({ copy, file, sha256, createdAt }: Wanted): Promise<void> {
+  async #copy({ copy, file, sha256, createdAt, bundle }: Wanted): Promise<void> {
     const { root, mayWrite } = this.#options;
     const { signal } = this.#ending;
     const folder = checkpointFolder(root, copy.run);
     const known = await this.#look(copy.run, createdAt, signal);
     if (!known.some(({ key }) => key === copy.key)) {
       await mayWrite();
+      // First, so that no copy of a checkpoint is without it.
+      if (bundle !== null) await this.#copyBundle(copy.run, bundle, signal);
       const bytes = await this.#upload(copy, join(folder, file), sha256, signal);
       // Pruned before its turn: a newer one waits, or is written now.
       if (bytes === null) return;
@@ -215,6 +223,25 @@ export class Copier {
     const newest = known.findLast(({ kind }) => kind === 'last') ?? copy;
     this.#steps.set(copy.run, newest.step);
     await this.#prune(copy.run, known, signal);
+  }
+
+  /** Of each run once. One that the disk has lost or damaged is said, and its checkpoints are copied all the same. */
+  async #copyBundle(run: string, sha256: string, signal: AbortSignal): Promise<void> {
+    const { bucket, root, log } = this.#options;
+    const key = placeOfBundle(run, sha256);
+    if (this.#bundles.has(key)) return;
+    if ((await bucket.list(key, signal)).length === 0) {
+      try {
+        await bucket.put(key, join(root, BUNDLE_FOLDER, sha256), sha256, signal);
+      } catch (error) {
+        const isLost = errnoOf(error) === 'ENOENT' || errorCode(error) === 'DP_CHECKPOINT_CORRUPT';
+        if (!isLost) throw error;
+        log(`run ${run}: bundle ${sha256} of its experiment is not copied: ${errorText(error)}`, {
+          ...{ level: 'warn', run },
+        });
+      }
+    }
+    this.#bundles.add(key);
   }
 
   /** @param path of its tensors. @returns bytes; null: it is not on disk any more. */

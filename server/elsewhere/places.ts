@@ -24,6 +24,9 @@ export const MANIFEST = '.json';
 const KEY =
   /^([a-z0-9][a-z0-9_-]{0,63})\/checkpoints\/life-(\d{5,})\/step-(\d{9,16})-(last|best|final)-(\d{4,16})(\.safetensors|\.json)$/;
 
+/** What the experiment of a run was sent as: beside its checkpoints, so that it goes with them. */
+export const placeOfBundle = (run: string, sha256: string) => `${run}/bundles/${sha256}`;
+
 /** Where all copies of a run are. */
 export const placeOfRun = (run: string) => `${run}/checkpoints/`;
 

@@ -1,11 +1,21 @@
-import { mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { NAME_PATTERN } from '../../shared/config.ts';
+import { BUNDLE_HASH } from '../../shared/bundle.ts';
+import { LIMITS, NAME_PATTERN } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
-import { diskError, errnoOf, makeFolder, syncFolder, writeSealed } from '../atomic-file.ts';
-import { checkpointFolder, readCheckpoint } from '../checkpoint.ts';
-import { type Copy, copiesAmong, MANIFEST, TENSORS } from './places.ts';
+import {
+  diskError,
+  errnoOf,
+  makeFolder,
+  sha256Of,
+  syncFolder,
+  writeSealed,
+} from '../atomic-file.ts';
+import { BUNDLE_FOLDER } from '../bundles.ts';
+import { type CheckpointManifest, checkpointFolder, readCheckpoint } from '../checkpoint.ts';
+import type { RunState } from '../core/run.ts';
+import { type Copy, copiesAmong, MANIFEST, placeOfBundle, TENSORS } from './places.ts';
 import type { Bucket } from './s3.ts';
 
 /**
@@ -82,7 +92,9 @@ async function download(run: string, oldestFirst: readonly Copy[], source: Sourc
   let whole = 0;
   for (const kind of ['last', 'best', 'final'] as const) {
     for (const copy of oldestFirst.filter((one) => one.kind === kind).toReversed()) {
-      if (!(await downloadOne(folder, copy, source))) continue;
+      const manifest = await downloadOne(folder, copy, source);
+      if (!manifest) continue;
+      if (kind === 'last') await downloadBundle(manifest, source);
       log(`run ${run}: step ${copy.step} (${kind}) restored`, { run, step: copy.step });
       whole++;
       break;
@@ -96,8 +108,35 @@ async function download(run: string, oldestFirst: readonly Copy[], source: Sourc
   }
 }
 
-/** @returns false: it is damaged, which is said in the log. */
-async function downloadOne(folder: string, copy: Copy, source: Source): Promise<boolean> {
+/** What the experiment of a run was sent as, if it was. Without it the run goes on with workers that have the files. */
+async function downloadBundle({ run, state }: CheckpointManifest, source: Source): Promise<void> {
+  const { beside, bucket, log, signal } = source;
+  const bundle = (state as Partial<RunState>).options?.bundle;
+  if (bundle === undefined || !new RegExp(BUNDLE_HASH).test(bundle)) return;
+  const folder = join(beside, BUNDLE_FOLDER);
+  const path = join(folder, bundle);
+  const key = placeOfBundle(run, bundle);
+  const [found] = await bucket.list(key, signal);
+  let problem = found ? `it has ${found.bytes} bytes` : 'it is not there';
+  if (found && found.bytes <= LIMITS.bundleBytesMax) {
+    await makeFolder(folder);
+    await bucket.get(key, path, signal);
+    if (sha256Of(await readFile(path)) === bundle) return;
+    problem = 'it has another SHA-256';
+    await rm(path, { force: true });
+  }
+  log(
+    `${bucket.name}/${key}, which the experiment of run ${run} was sent as, is not restored: ${problem}`,
+    { level: 'warn', run },
+  );
+}
+
+/** @returns null: it is damaged, which is said in the log. */
+async function downloadOne(
+  folder: string,
+  copy: Copy,
+  source: Source,
+): Promise<CheckpointManifest | null> {
   const { bucket, log, signal } = source;
   const stem = copy.key.slice(copy.key.lastIndexOf('/') + 1);
   const paths = [MANIFEST, TENSORS].map((ending) => join(folder, stem + ending));
@@ -108,7 +147,7 @@ async function downloadOne(folder: string, copy: Copy, source: Source): Promise<
       throw new DownpourError('DP_CHECKPOINT_MISSING', `${copy.key}${ending} is not there`);
     }
     const { manifest } = await readCheckpoint(folder, stem + TENSORS, false);
-    if (manifest.run === copy.run) return true;
+    if (manifest.run === copy.run) return manifest;
     throw new DownpourError('DP_CHECKPOINT_CORRUPT', `it is of run ${manifest.run}`);
   } catch (error) {
     for (const path of paths) await rm(path, { force: true }).catch(() => {});
@@ -122,7 +161,7 @@ async function downloadOne(folder: string, copy: Copy, source: Source): Promise<
         ...{ level: 'warn', run: copy.run, step: copy.step, code: error.code },
       },
     );
-    return false;
+    return null;
   }
 }
 
@@ -140,6 +179,16 @@ async function moveIn(root: string, beside: string, log: Log): Promise<readonly 
       await rm(place, { recursive: true, force: true });
       await rename(checkpointFolder(beside, run), place);
       await syncFolder(join(root, run));
+    } catch (error) {
+      throw diskError(error, place, 'write');
+    }
+  }
+  for (const name of await names(join(beside, BUNDLE_FOLDER))) {
+    const place = join(root, BUNDLE_FOLDER);
+    await makeFolder(place);
+    try {
+      await rename(join(beside, BUNDLE_FOLDER, name), join(place, name));
+      await syncFolder(place);
     } catch (error) {
       throw diskError(error, place, 'write');
     }

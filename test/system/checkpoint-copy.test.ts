@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { setImmediate as turn, setTimeout as wait } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { sha256Of } from '../../server/atomic-file.ts';
+import { BUNDLE_FOLDER } from '../../server/bundles.ts';
 import {
   type CheckpointKind,
   checkpointFolder,
@@ -378,6 +379,53 @@ describe.skipIf(isLacking(['moto']))('copies in a bucket', () => {
       expect((await readdir(checkpointFolder(state(), 'r'))).length).toBe(4);
       expect((await lastOf('other'))?.manifest.step).toBe(7);
       expect((await readdir(state())).sort()).toEqual(['other', 'r']);
+    });
+
+    test('brings back what the experiment of a run was sent as, of each run once, and nothing else in its name', async () => {
+      const content = Buffer.from('// Downpour experiment {}');
+      const sha256 = sha256Of(content);
+      const options = { createdAt: 'monday', bundle: sha256 };
+      const sent = join(state(), BUNDLE_FOLDER);
+      await mkdir(sent);
+      await writeFile(join(sent, sha256), content);
+      const copier = copierOf();
+      for (const run of ['sent', 'again']) {
+        for (const step of [1, 2]) {
+          copier.written(await write(run, step, 'last', { options }));
+          await settled(copier);
+        }
+      }
+      // The disk has lost that of another run, whose checkpoint is copied all the same.
+      const lost = 'ab'.repeat(32);
+      const without = { createdAt: 'monday', bundle: lost };
+      copier.written(await write('without', 5, 'last', { options: without }));
+      await copier.close(60_000);
+      const bucket = bucketOf();
+      const keys = (await bucket.list('')).map(({ key }) => key);
+      expect(keys.filter((key) => key.includes('/bundles/'))).toEqual([
+        `again/bundles/${sha256}`,
+        `sent/bundles/${sha256}`,
+      ]);
+      expect(lines.join('\n')).toMatch(/run without: bundle (ab)+ of its experiment is not copied/);
+
+      const restored = async () => {
+        await rm(state(), { recursive: true });
+        await mkdir(state());
+        await restoreInto(state(), bucket, log);
+        return readdir(sent).catch(() => []);
+      };
+      expect(await restored()).toEqual([sha256]);
+      expect(await readFile(join(sent, sha256))).toEqual(content);
+      expect((await lastOf('without'))?.manifest.step).toBe(5);
+      expect(lines.join('\n')).toMatch(/bundles\/(ab)+, which .* run without .* is not there/);
+      // Another content under its name.
+      const other = join(folder, 'other');
+      await writeFile(other, 'import "node:child_process"');
+      for (const run of ['sent', 'again'])
+        await bucket.put(`${run}/bundles/${sha256}`, other, null);
+      expect(await restored()).toEqual([]);
+      expect(lines.join('\n')).toMatch(/experiment of run sent was sent as, .* another SHA-256/);
+      expect((await lastOf('sent'))?.manifest.step).toBe(2);
     });
 
     test('touches no folder that has a run', async () => {

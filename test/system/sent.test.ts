@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { type Serving, serve } from '../../server/main.ts';
 import { createRestClient, type RunDetail } from '../../shared/rest-client.ts';
-import { freePort } from '../redis-server.ts';
+import { freePort, redisMissing, startRedis } from '../redis-server.ts';
 import { startServerProcess } from '../support/server-process.ts';
 import { type CommandProcess, startCommand } from '../support/worker-process.ts';
 
@@ -187,6 +187,40 @@ describe('an experiment that is sent', () => {
     expect(await readdir(folder)).toEqual([]);
   });
 
+  test.skipIf(redisMissing())(
+    `is in its standby, which trains it when the primary has died${redisMissing() ?? ''}`,
+    async () => {
+      const redis = await startRedis({ persist: false });
+      const tokens = ['--token', TOKENS.token, '--worker-token', TOKENS.workerToken];
+      const common = [...tokens, '--redis-url', redis.url, '--lease-seconds', '5'];
+      const primary = await startServerProcess(join(root, 'state'), await freePort(), common);
+      const ends = [() => primary.kill(), () => redis.stop()];
+      endServer = async () => {
+        for (const end of ends) await end();
+      };
+      server = primary;
+      // One before it comes, one afterwards.
+      await send('before');
+      const follow = [...common, '--standby-of', primary.url];
+      const standby = await startServerProcess(join(root, 'standby'), await freePort(), follow);
+      ends.unshift(() => standby.kill());
+      await vi.waitUntil(async () => (await client().status()).standby?.state === 'following', {
+        ...{ timeout: 60_000, interval: 100 },
+      });
+      await write('helpers/columns.ts', COLUMNS.replace("['name']", "['name', 'year']"));
+      await send('after');
+      const bundles = await Promise.all(
+        ['before', 'after'].map(async (run) => (await client().run(run)).bundle),
+      );
+      const kept = async () => (await readdir(join(root, 'standby', '.bundles'))).sort();
+      await expect.poll(() => kept().catch(() => [])).toEqual([...bundles].sort());
+      await primary.kill();
+      server = standby;
+      accepting('heir');
+      for (const run of ['before', 'after']) await finished(run);
+    },
+  );
+
   test('in another version trains in the same worker process, which goes back to files of its own too', async () => {
     await startServer();
     await cp(join(root, 'operator'), join(root, 'own'), { recursive: true });
@@ -265,7 +299,7 @@ describe('train --send', () => {
     expect(alone.text()).toMatch(/DP_USAGE: --send needs --server/);
     expect(await beside.closed).toBe(2);
     expect(beside.text()).toMatch(
-      /DP_EXPERIMENT_INVALID.*cannot be sent:\n {2}beside\.ts: import\.meta/,
+      /DP_EXPERIMENT_INVALID.*cannot be sent:\n +beside\.ts: import\.meta/,
     );
     expect(await client().runs()).toEqual([]);
   });

@@ -54,6 +54,8 @@ function check(words: readonly string[]): void {
 const variables = new Set([
   ...everyCommand(program).flatMap(({ options }) => options.flatMap(({ envVar }) => envVar ?? [])),
   'DOWNPOUR_ENGINE_DIR',
+  'DOWNPOUR_ACCEPT_EXPERIMENTS',
+  'DOWNPOUR_BUNDLE_DIR',
 ]);
 
 function everyCommand(command: Command): Command[] {
