@@ -447,9 +447,8 @@ export class LandingDesk {
   #reads(now: number, windowMs: number): DownpourError | null {
     const { bufferedBytes, leftBytes } = this.#connection;
     const mark = this.#leaving;
-    if (bufferedBytes === 0 || leftBytes !== mark.bytes) {
-      mark.bytes = leftBytes;
-      mark.at = now;
+    if (mark.number < 0 || bufferedBytes === 0 || leftBytes !== mark.bytes) {
+      Object.assign(mark, { number: 0, bytes: leftBytes, at: now });
       return null;
     }
     const allowedMs = windowMs + (1000 * bufferedBytes) / LIMITS.payloadBytesPerSecondMin;

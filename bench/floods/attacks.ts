@@ -175,7 +175,7 @@ export function attack(
         clients.add(client);
         await run(client, target, () => going).catch(() => {});
         clients.delete(client);
-        if (client.ended) codes[client.ended.code] = (codes[client.ended.code] ?? 0) + 1;
+        if (client.ended && going) codes[client.ended.code] = (codes[client.ended.code] ?? 0) + 1;
         client.destroy();
       } catch {
         codes.refused = (codes.refused ?? 0) + 1;

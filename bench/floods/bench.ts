@@ -99,7 +99,7 @@ async function benchFlood(
       share: medianOf(turns.map((turn) => turn.with / turn.without)),
       ...{ rssBefore, rssMegabytes: most },
       closed: Object.entries(codes)
-        .map(([code, count]) => `${code}: ${count}`)
+        .map(([code, count]) => `${count} with ${code}`)
         .join(', '),
     };
   } finally {
