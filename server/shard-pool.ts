@@ -128,7 +128,7 @@ export class ShardPool implements RunShards {
     const { source, log } = this.#options;
     for (const { connection } of this.#links) connection.terminate();
     this.#links = [];
-    for (;;) {
+    for (let tries = 1; ; tries++) {
       const before = new Set(this.#suspects);
       const found = await source.find(this.count, before);
       this.#mustNotClose();
@@ -142,7 +142,7 @@ export class ShardPool implements RunShards {
       for (const { connection } of links) connection.terminate();
       this.#mustNotClose();
       // There may be others to take in the place of those that failed.
-      if (found.some(({ url }) => before.has(url))) throw failure.reason;
+      if (found.some(({ url }) => before.has(url)) || tries === this.count) throw failure.reason;
       log(errorText(failure.reason));
     }
     for (const { found } of this.#links) this.#suspects.delete(found.url);
