@@ -313,6 +313,16 @@ export function unauthorized(): DownpourError {
   );
 }
 
+/** Who is refused by it may ask again after a while. */
+export class LimitError extends DownpourError {
+  readonly retryAfterSeconds: number;
+
+  constructor(message: string, retryAfterSeconds = 1) {
+    super('DP_LIMIT', message);
+    this.retryAfterSeconds = Math.max(1, Math.ceil(retryAfterSeconds));
+  }
+}
+
 /**
  * So many a second for each holder, and as many at once after a pause (a token bucket). Holders beyond
  * the limit of memory push out those that have asked least recently.

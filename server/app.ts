@@ -20,6 +20,7 @@ import { isLoopback } from '../wire/local-socket.ts';
 import {
   type Access,
   type Grant,
+  LimitError,
   mayDo,
   portLimits,
   Rate,
@@ -32,6 +33,7 @@ import type { Coordinator } from './coordinator.ts';
 import type { JoinFiles } from './join.ts';
 import { addPages, FOR_ANYBODY, type PageDoor, sessionOf } from './pages.ts';
 import type { Replication } from './replication.ts';
+import { RequestCosts } from './request-cost.ts';
 import { addRoutes, BUNDLE_ROUTE, type RoutesOptions } from './routes.ts';
 import { Session } from './session.ts';
 import { Places, type SocketLimits, socketLimits } from './sockets.ts';
@@ -68,6 +70,9 @@ export interface AccessLimits {
   /** Of one token, or address: see `LIMITS`. */
   readonly messageTimeShareMax: number;
   readonly messageTimeBurstMs: number;
+  readonly requestTimeShareMax: number;
+  readonly requestTimeBurstMs: number;
+  readonly requestWaitMs: number;
 }
 
 /** But for the pages of the dashboard, nothing of an answer is to be run, framed, guessed at or kept. */
@@ -120,6 +125,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
       });
     }
     coordinator.countError(code);
+    if (error instanceof LimitError) reply.header('retry-after', error.retryAfterSeconds);
     // Who is refused may go on sending its body, drop by drop: nobody waits for the rest.
     if (!request.raw.complete) reply.header('connection', 'close');
     return reply.code(ERRORS[code].http).send({ code, message });
@@ -139,6 +145,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     return reply.code(404).send({ code: 'DP_NOT_FOUND', message });
   });
   const door = new Door(options);
+  const costs = new RequestCosts(app);
   app.addHook('onRequest', async (request, reply) => {
     reply.headers(headers);
     const doubled = hostProblem(request.raw);
@@ -155,6 +162,8 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
       done();
       release();
     });
+    // What changes something is an operator's, who may.
+    if (isRead(request.method)) await door.mayTakeTime(request.raw, grant, costs);
   });
   app.decorateRequest('holder', null);
   await app.register(swagger, {
@@ -214,6 +223,7 @@ class Door implements PageDoor {
   readonly #connections = new Map<string, number>();
   readonly #underWay = new Map<string, number>();
   readonly #messages: Budgets;
+  readonly #requests: Budgets;
   readonly #tickets = new Tickets();
 
   constructor({ access, tls = null, loopbackOnly = false, limits }: AppOptions) {
@@ -226,6 +236,9 @@ class Door implements PageDoor {
     const { messageTimeShareMax: share, messageTimeBurstMs: burstMs } = this.#limits;
     const now = () => performance.now();
     this.#messages = new Budgets({ share, burstMs }, now, LIMITS.holderCountMax);
+    const { requestTimeShareMax, requestTimeBurstMs } = this.#limits;
+    const terms = { share: requestTimeShareMax, burstMs: requestTimeBurstMs };
+    this.#requests = new Budgets(terms, now, LIMITS.holderCountMax);
   }
 
   /** There are no tokens. */
@@ -372,6 +385,22 @@ class Door implements PageDoor {
     return { grant, stillIn, byTicket: false };
   }
 
+  /** What a token's reads have taken is paid off, or it waits for its turn. @throws LimitError. */
+  async mayTakeTime(
+    request: IncomingMessage,
+    { holder }: Grant,
+    costs: RequestCosts,
+  ): Promise<void> {
+    const budget = this.#requests.of(holder);
+    const { requestTimeShareMax: share, requestWaitMs } = this.#limits;
+    if (await costs.mayGoOn(request, budget, requestWaitMs)) return;
+    const seconds = Math.max(1, Math.ceil(budget.waitMs / 1000));
+    throw new LimitError(
+      `reads of this token have taken more than ${100 * share} % of this server's time: ask again in ${seconds} s, and less often; long lists have \`limit\``,
+      seconds,
+    );
+  }
+
   /** For messages of its workers that the server has not asked for. */
   budgetOf({ holder }: Grant): Budget {
     return this.#messages.of(holder);
@@ -461,7 +490,7 @@ function mustBeSameOrigin({ method, headers }: IncomingMessage): void {
 const hostnameOf = (url: string) => (URL.canParse(url) ? new URL(url).hostname : '');
 
 const tooMany = (what: string) =>
-  new DownpourError('DP_LIMIT', `more than ${what}: wait a second, then ask less often`);
+  new LimitError(`more than ${what}: wait a second, then ask less often`);
 
 /** A request that is no HTTP, too long or too slow: there is nothing that could answer it but this. */
 function answerBroken(error: Error & { code?: string }, socket: Duplex): void {

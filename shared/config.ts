@@ -594,7 +594,9 @@ export const LIMITS = {
   messageTimeShareMax: 0.1,
   messageTimeBurstMs: 1_000,
   requestTimeShareMax: 0.2,
-  requestTimeBurstMs: 2_000,
+  requestTimeBurstMs: 1_000,
+  /** A request waits for its turn at most so long. */
+  requestWaitMs: 1_000,
   /** Holders of tokens, or addresses, whose requests are counted at the same time. */
   holderCountMax: 10_000,
   /** Open dashboards, and what each is sent in a second on average. */

@@ -129,21 +129,21 @@ export function createRestClient(options: RestClientOptions): RestClient {
   async function ask(url: string, method: Method, path: string, body?: unknown): Promise<Response> {
     // A large body may take as long as the server waits for it.
     const answerMs = isBytes(body) ? Math.max(timeoutMs, LIMITS.requestMs) : timeoutMs;
-    const stopped: AbortSignal[] = [AbortSignal.timeout(answerMs)];
-    if (signal) stopped.push(signal);
+    const asked: RequestInit = {
+      method,
+      redirect: 'error',
+      headers: {
+        ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
+        ...(body === undefined ? {} : { 'content-type': TYPES[isBytes(body) ? 'bytes' : 'json'] }),
+      },
+      ...(body === undefined ? {} : { body: isBytes(body) ? body : JSON.stringify(body) }),
+    };
     let response: Response;
     try {
-      response = await fetch(url + path, {
-        method,
-        redirect: 'error',
-        signal: AbortSignal.any(stopped),
-        headers: {
-          ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
-          ...(body === undefined
-            ? {}
-            : { 'content-type': TYPES[isBytes(body) ? 'bytes' : 'json'] }),
-        },
-        ...(body === undefined ? {} : { body: isBytes(body) ? body : JSON.stringify(body) }),
+      response = await patiently(() => {
+        const stopped: AbortSignal[] = [AbortSignal.timeout(answerMs)];
+        if (signal) stopped.push(signal);
+        return fetch(url + path, { ...asked, signal: AbortSignal.any(stopped) });
       });
     } catch (error) {
       signal?.throwIfAborted();
@@ -151,6 +151,19 @@ export function createRestClient(options: RestClientOptions): RestClient {
     }
     if (response.ok) return response;
     throw await failure(response, method, path);
+  }
+
+  /** A server that is asked too much says when to ask again; it has done nothing meanwhile. */
+  async function patiently(ask: () => Promise<Response>): Promise<Response> {
+    for (let waitedMs = 0; ; ) {
+      const response = await ask();
+      const seconds = response.status === 429 ? Number(response.headers.get('retry-after')) : 0;
+      waitedMs += 1000 * seconds;
+      if (!(seconds > 0) || waitedMs > timeoutMs) return response;
+      await response.body?.cancel();
+      await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+      signal?.throwIfAborted();
+    }
   }
 
   function unreachable(url: string, error: unknown): DownpourError {

@@ -25,7 +25,7 @@ const DOORS: Record<string, RegExp> = {
   msgpackr: /^shared\/codec\.ts$/,
   // The tests and the benchmark speak with it; the layers speak the protocol themselves.
   ws: /^wire\//,
-  fastify: /^server\/(app|pages|routes)\.ts$/,
+  fastify: /^server\/(app|pages|request-cost|routes)\.ts$/,
   '@fastify/swagger': /^server\/app\.ts$/,
   esbuild: /^(server\/dashboard|cli\/bundler)\.ts$/,
   uplot: /^web\/chart\.ts$/,
