@@ -8,6 +8,7 @@ import { type ServerProcess, startServer } from '../../bench/processes.ts';
 import { type ServeOptions, serve } from '../../server/main.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
+import { FACTS } from '../support/regression.ts';
 
 /** Hostile clients on real sockets: what they may not take from honest workers, nor from the server. */
 
@@ -175,6 +176,29 @@ describe('a payload', () => {
       message: expect.stringContaining('67108872 bytes; at most 67108867 are allowed'),
     });
     expect(await client.closed).toMatchObject({ code: 1009 });
+
+    const assigned = async () => {
+      const next = await open(url);
+      next.send(helloOf(next, RUN));
+      await next.expect('assign');
+      return next;
+    };
+    const join = { ...joinOf(RUN), facts: 'json' };
+    const first = await assigned();
+    first.send(join, FACTS);
+    await first.expect('initialise');
+    const most = FACTS.length + 2 ** 20;
+    const second = await assigned();
+    second.begin(join, most + 4);
+    expect(await second.expect('error')).toMatchObject({
+      message: expect.stringContaining(`${most + 4} bytes; at most ${most} are allowed`),
+    });
+    // JSON may end in spaces.
+    const longest = new Uint8Array(most).fill(0x20);
+    longest.set(FACTS);
+    const third = await assigned();
+    third.send(join, longest);
+    expect(await Promise.race([third.closed, wait(500)])).toBe(undefined);
   });
 
   test('of a push that is larger than any of the run is read past, and the push rejected', async () => {

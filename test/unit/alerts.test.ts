@@ -104,6 +104,18 @@ describe('alerts', () => {
     ]);
   });
 
+  test('connections that were closed for what they took, for ten minutes', () => {
+    const connections = { bytes: 8e6, bytesMax: 9e8, closed: 3, closedSecondsAgo: 200, moved: 0 };
+    expect(look({ connections })).toMatchObject([
+      {
+        severity: 'warning',
+        text: expect.stringMatching(/^3 connections were closed .* 3 min ago; .* 8 of 900 MB now/),
+      },
+    ]);
+    expect(look({ connections: { ...connections, closedSecondsAgo: 601 } })).toEqual([]);
+    expect(look({ connections: { ...connections, closedSecondsAgo: null } })).toEqual([]);
+  });
+
   test('a worker that is slower than the median of the others of its run', () => {
     const slow = worker('c', { computeMsRecent: 41 });
     const workers = [worker('a'), worker('b', { computeMsRecent: 12 }), slow];
