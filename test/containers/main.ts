@@ -3,7 +3,7 @@ import { ROOT } from '../support/deployment.ts';
 import { basesWanted, makeBases } from './bases.ts';
 import { startEngine } from './engine.ts';
 import { buildImage } from './image.ts';
-import { attempt, endAll, run } from './shell.ts';
+import { attempt, run, whenInterrupted } from './shell.ts';
 
 // `npm run containers`: builds the image and runs docker-compose.yml with a real engine and real Compose; in CI with
 // base images made here. `-- prepare` only builds what a later run will find, `-- gpu` builds the GPU image too.
@@ -21,15 +21,7 @@ async function main(words: readonly string[]): Promise<void> {
   if (unknown !== undefined)
     throw new Error(`no '${unknown}': npm run containers [-- prepare | gpu]`);
   const engine = await startEngine(log);
-  const stop = async () => {
-    endAll();
-    await engine.stop();
-  };
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-    process.once(signal, () => {
-      void stop().finally(() => process.exit(130));
-    });
-  }
+  whenInterrupted(engine.stop);
   try {
     if (engine.own || process.env.CI) await makeBases(engine, log);
     else

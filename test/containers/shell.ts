@@ -90,3 +90,20 @@ const running = new Set<() => void>();
 export function endAll(): void {
   for (const end of running) end();
 }
+
+/**
+ * Ctrl-C and its like: what is to be done before we end, once. They come more than once, from the terminal and from npm,
+ * which passes them on.
+ */
+export function whenInterrupted(end: () => Promise<void>): void {
+  let isEnding = false;
+  const onSignal = () => {
+    if (isEnding) return;
+    isEnding = true;
+    endAll();
+    end()
+      .catch((error: Error) => console.error(error.message))
+      .finally(() => process.exit(130));
+  };
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, onSignal);
+}

@@ -2,6 +2,7 @@ import { cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { parse } from 'yaml';
+import type { Status } from '../../shared/rest.ts';
 import { sharedData } from '../data-folder.ts';
 import { createAuthority } from '../support/certificates.ts';
 import { MANIFESTS, ROOT } from '../support/deployment.ts';
@@ -156,6 +157,47 @@ describe('Kubernetes', { timeout: 3 * LONG_MS }, () => {
     expect(items.filter(({ reason }) => bad.includes(reason))).toEqual([]);
   });
 
+  test('standby: each server takes over from the other, and no step is lost', async () => {
+    // There is no second node.
+    const patch = '[{"op":"remove","path":"/spec/template/spec/affinity"}]';
+    const target = { kind: 'Deployment', name: 'downpour-(server|standby)' };
+    await bringInstead('standby', [{ target, patch }]);
+    for (const each of ['redis', 'server', 'standby']) await ready(each, 1);
+    await workersThere(2);
+    await downpour('train', 'examples/mnist-mlp.ts', '--run', 'followed', ...STEADY);
+    const followed = () =>
+      until('the standby follows', async () => {
+        const { standby } = JSON.parse(await downpour('status', '--json')) as Status;
+        return standby?.state === 'following';
+      });
+    for (const each of ['server', 'standby', 'server']) {
+      await atStep('followed', 200);
+      await followed();
+      const { step } = await runOf('followed');
+      await killIn(each);
+      const { stepsLost } = await goesOn('followed', `the pod ${each} was killed`, step);
+      expect(stepsLost).toBe(0);
+    }
+  });
+
+  test('shards: a run goes on when a shard is lost', async () => {
+    await bringInstead('shards');
+    await ready('redis', 1);
+    await ready('shard', 2);
+    await ready('server', 1);
+    await workersThere(2);
+    await downpour('train', 'examples/mnist-mlp.ts', '--run', 'shared', ...STEADY);
+    await atStep('shared', 300);
+    const { checkpoint } = await until('there is a checkpoint', async () => {
+      const detail = await runOf('shared');
+      return detail.checkpoint !== null && detail;
+    });
+    await deletePod('shard');
+    await goesOn('shared', 'a shard was deleted', checkpoint!.step);
+    await deletePod('server');
+    await goesOn('shared', 'the server was deleted', checkpoint!.step);
+  });
+
   test('every command of docs/cluster.md for it was run', () => {
     const lines = linesOf('docs/cluster.md').filter((line) => line.startsWith('kubectl '));
     expect(lines.filter((line) => !done.has(line))).toEqual([]);
@@ -229,6 +271,33 @@ async function bringStorage(): Promise<void> {
     },
   };
   await apply(claim, 'downpour');
+}
+
+/** The base with one component, in a namespace of its own, in place of what was there before. */
+async function bringInstead(component: string, patches: readonly object[] = []): Promise<void> {
+  await kubectl('delete', 'deployment,statefulset', '--all', '--timeout=180s');
+  const name = `with-${component}`;
+  const folder = join(work, 'deploy/kubernetes', name);
+  mkdirSync(folder);
+  const { images } = exampleOf() as { images: object[] };
+  const overlay = {
+    apiVersion: 'kustomize.config.k8s.io/v1beta1',
+    kind: 'Kustomization',
+    ...{ namespace: name, resources: ['../base'], components: [`../${component}`], images },
+    patches: [...PATCHES, ...patches],
+  };
+  writeFileSync(join(folder, 'kustomization.yaml'), JSON.stringify(overlay));
+  await kubectl('create', 'namespace', name);
+  const level = 'pod-security.kubernetes.io/enforce=restricted';
+  await kubectl('label', 'namespace', name, level);
+  await kubectl('config', 'set-context', '--current', `--namespace=${name}`);
+  const roles = ['operator', 'worker', 'observer', 'redis-password'];
+  const secrets = roles.map((role) => `--from-literal=${role}=the-secret-${role}`);
+  await kubectl('create', 'secret', 'generic', 'downpour', ...secrets);
+  await bringVolume(name, 'downpour-state', { storage: '20Gi' });
+  await bringVolume(name, 'downpour-standby-state', { storage: '20Gi' });
+  await bringVolume(name, 'redis-downpour-redis-0', { storage: '1Gi' });
+  await kubectl('apply', '-k', folder);
 }
 
 const exampleOf = (): object =>

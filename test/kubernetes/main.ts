@@ -1,7 +1,7 @@
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { endAll } from '../containers/shell.ts';
+import { whenInterrupted } from '../containers/shell.ts';
 import { saveImages } from './images.ts';
 import { keepHost, runInside } from './inside.ts';
 import { PROGRAMS, prepare } from './programs.ts';
@@ -24,15 +24,12 @@ async function main(words: readonly string[]): Promise<void> {
   if (unknown !== undefined) throw new Error(`no '${unknown}': npm run kubernetes [-- prepare]`);
   const ends: (() => Promise<void> | void)[] = [];
   const end = async () => {
-    endAll();
     for (const each of ends.reverse().splice(0)) await each();
   };
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-    process.once(signal, () => {
-      log('ending');
-      void end().finally(() => process.exit(130));
-    });
-  }
+  whenInterrupted(() => {
+    log('ending');
+    return end();
+  });
   try {
     if (words.includes('prepare')) return await prepare(['kube-apiserver'], log, PREPARE_MS);
     const lacking = whatIsLacking();
@@ -43,8 +40,8 @@ async function main(words: readonly string[]): Promise<void> {
     await saveImages(join(folder, 'images.tar'), log, (stop) => ends.push(stop));
     ends.push(await keepHost());
     const code = await runInside(folder);
-    if (code !== 0) process.exitCode = 1;
-    log('done');
+    if (code === 0) log('done');
+    else process.exitCode = 1;
   } finally {
     await end();
   }
