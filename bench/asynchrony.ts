@@ -19,6 +19,7 @@ const { values } = parseArgs({
   options: {
     workers: { type: 'string', default: '1,2,4,8,16,32,64,256' },
     seeds: { type: 'string', default: '5' },
+    firstSeed: { type: 'string', default: '1' },
     /** Of the runs without any correction, which only show what they would come to. */
     plainSeeds: { type: 'string', default: '2' },
     optimizers: { type: 'string', default: 'momentum,adam' },
@@ -78,13 +79,15 @@ async function train(config: PartialConfig, workers: number, seed: number): Prom
 
 const counts = values.workers.split(',').map(Number);
 const seeds = Number(values.seeds);
+const firstSeed = Number(values.firstSeed);
 const tables: string[] = [];
 for (const kind of values.optimizers.split(',')) {
   const results = new Map<string, Result[]>();
-  for (let seed = 1; seed <= seeds; seed++) {
+  for (let seed = firstSeed; seed < firstSeed + seeds; seed++) {
     for (const workers of counts) {
       for (const correction of ['auto', 'none'] as const) {
-        if (correction === 'none' && (workers < 3 || seed > Number(values.plainSeeds))) continue;
+        if (correction === 'none' && (workers < 3 || seed >= firstSeed + Number(values.plainSeeds)))
+          continue;
         const began = performance.now();
         const config = { ...CONFIGS[kind], consistency: { correction } };
         const result = await train(config, workers, seed);
