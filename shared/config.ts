@@ -593,7 +593,7 @@ export const LIMITS = {
    */
   messageTimeShareMax: 0.1,
   messageTimeBurstMs: 1_000,
-  requestTimeShareMax: 0.2,
+  requestTimeShareMax: 0.1,
   requestTimeBurstMs: 1_000,
   /** A request waits for its turn at most so long. */
   requestWaitMs: 1_000,
