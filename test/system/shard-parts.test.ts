@@ -17,6 +17,7 @@ import { type Engine, openEngine } from '../../worker/engine.ts';
 import { hashExperiment } from '../../worker/experiment.ts';
 import { runWorker } from '../../worker/main.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
+import { until as untilTrue } from '../support/until.ts';
 
 /** A server with a shard, a worker that trains, and others that send the shard what nobody waits for. */
 
@@ -43,17 +44,12 @@ afterEach(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
-async function until<T>(what: string, look: () => Promise<T | null | undefined | false>) {
-  const began = performance.now();
-  for (;;) {
-    const seen = await look().catch(() => null);
-    if (seen) return seen;
-    if (performance.now() - began > LONG_MS) {
-      throw new Error(`waited in vain until ${what}\n${lines.slice(-40).join('\n')}`);
-    }
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-}
+const until = <T>(what: string, look: () => Promise<T | null | undefined | false>): Promise<T> =>
+  untilTrue(what, look, {
+    withinMs: LONG_MS,
+    everyMs: 20,
+    logs: () => lines.slice(-40).join('\n'),
+  });
 
 interface Cluster {
   readonly url: string;

@@ -17,6 +17,7 @@ import { type Engine, openEngine } from '../../worker/engine.ts';
 import { hashExperiment } from '../../worker/experiment.ts';
 import { runWorker, type WorkerResult } from '../../worker/main.ts';
 import { startProxy } from '../support/proxy.ts';
+import { until as untilTrue } from '../support/until.ts';
 
 /** Real servers, shards in threads and processes, and real workers: they meet on the wire. */
 
@@ -101,17 +102,12 @@ async function create(
   await client.createRun({ id, experiment, experimentHash, config });
 }
 
-async function until<T>(what: string, look: () => Promise<T | null | undefined | false>) {
-  const began = performance.now();
-  for (;;) {
-    const seen = await look().catch(() => null);
-    if (seen) return seen;
-    if (performance.now() - began > LONG_MS) {
-      throw new Error(`waited in vain until ${what}\n${lines.slice(-40).join('\n')}`);
-    }
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-}
+const until = <T>(what: string, look: () => Promise<T | null | undefined | false>): Promise<T> =>
+  untilTrue(what, look, {
+    withinMs: LONG_MS,
+    everyMs: 20,
+    logs: () => lines.slice(-40).join('\n'),
+  });
 
 async function lastCheckpoint(state: string, run: string) {
   const kinds = ['final' as const];

@@ -3,7 +3,6 @@ import { readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as wait } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { checkPushLog } from '../../server/push-log.ts';
 import type { PartialConfig } from '../../shared/config.ts';
@@ -13,6 +12,7 @@ import { freePort, redisMissing, startRedis, type TestRedis } from '../redis-ser
 import { ClientWorker } from '../support/client-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { type ServerProcess, startServerProcess } from '../support/server-process.ts';
+import { until } from '../support/until.ts';
 
 /** A primary and its hot standby as processes, with a real Redis; see docs/decisions/0011-standby.md. */
 
@@ -63,14 +63,6 @@ async function follow(primary: ServerProcess, folder: string, more: readonly str
     return (await primary.client.status()).standby?.state === 'following';
   });
   return standby;
-}
-
-async function until(what: string, look: () => Promise<boolean>): Promise<void> {
-  for (let i = 0; i < 1_500; i++) {
-    if (await look().catch(() => false)) return;
-    await wait(20);
-  }
-  throw new Error(`waited in vain until ${what}`);
 }
 
 const said = (server: ServerProcess, what: RegExp) =>
