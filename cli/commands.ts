@@ -1,5 +1,6 @@
 import { Argument, type Command, Option } from 'commander';
-import { LIMITS, SERVER_DEFAULTS } from '../shared/config.ts';
+import { SERVER_DEFAULTS } from '../shared/config.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { SHELLS, type Shell } from './completion.ts';
 import type { InitOptions } from './init.ts';
 import type { Outcome } from './main.ts';

@@ -1,7 +1,7 @@
 import { pino } from 'pino';
 import { clean, cleanJsonText } from '../shared/clean.ts';
-import { LIMITS } from '../shared/config.ts';
 import { errorCode } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { Log, LogFacts } from '../shared/log.ts';
 import { errorLine, exitCodeOf, type LogFormat, tell } from './options.ts';
 import { colorsOf, groups } from './progress.ts';

@@ -4,8 +4,8 @@ import { mkdtemp, readFile, realpath, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, extname, join, relative, resolve, sep } from 'node:path';
 import { bundleHead, FROM_DOWNPOUR } from '../shared/bundle.ts';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { experimentName, hashExperiment, loadExperiment, sourcesOf } from '../worker/experiment.ts';
 import {
   bundleModule,

@@ -2,8 +2,8 @@ import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypt
 import { existsSync, readFileSync, statSync, unwatchFile, watchFile } from 'node:fs';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { Log } from '../shared/log.ts';
 import { isLoopback } from '../wire/local-socket.ts';
 

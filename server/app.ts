@@ -9,9 +9,9 @@ import Fastify, {
   type FastifyServerOptions,
 } from 'fastify';
 import { BUNDLE_HEADER } from '../shared/bundle.ts';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import { JOIN_PATHS, TICKET_PROTOCOL, ticketOf } from '../shared/join.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { kindOfDefect, type Log } from '../shared/log.ts';
 import type { SessionFacts } from '../shared/rest.ts';
 import type { Connection } from '../wire/connection.ts';

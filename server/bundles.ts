@@ -2,8 +2,8 @@ import { open, readFile, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { BUNDLE_HASH } from '../shared/bundle.ts';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { Log } from '../shared/log.ts';
 import type { Bundle } from '../shared/rest.ts';
 import {

@@ -1,7 +1,8 @@
 import { randomBytes } from 'node:crypto';
 import type { Readable } from 'node:stream';
-import { LIMITS, resolveConfig } from '../shared/config.ts';
+import { resolveConfig } from '../shared/config.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { Log } from '../shared/log.ts';
 import type { Acknowledgement, Hello, Push, ShardAddress } from '../shared/protocol.ts';
 import type {

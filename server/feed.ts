@@ -1,5 +1,5 @@
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { FeedUpdate, ServerFacts, WorkerSummary } from '../shared/rest.ts';
 import type { Changes, Entry, Listed, Listing } from './listing.ts';
 

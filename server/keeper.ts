@@ -1,7 +1,8 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { LIMITS, NAME_PATTERN, resolveConfig } from '../shared/config.ts';
+import { NAME_PATTERN, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { Log } from '../shared/log.ts';
 import type { CheckpointSummary, CreateRun, RunSummary } from '../shared/rest.ts';
 import {

@@ -1,5 +1,5 @@
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { ConnectionFacts } from '../shared/rest.ts';
 import type { Coming, Connection, Landing } from '../wire/connection.ts';
 import type { Account, Holder, MemoryBudget } from './memory.ts';

@@ -1,8 +1,8 @@
 import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { errnoOf, makeFolder, TEMPORARY, writeSealed } from './atomic-file.ts';
 import {
   checkOf,

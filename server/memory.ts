@@ -1,6 +1,6 @@
 import { totalmem } from 'node:os';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { Snapshot } from './core/snapshot.ts';
 
 /**

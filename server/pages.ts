@@ -1,9 +1,9 @@
 import type { IncomingMessage } from 'node:http';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import Type from 'typebox';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import { JOIN_PATHS } from '../shared/join.ts';
+import { LIMITS } from '../shared/limits.ts';
 import {
   type Login,
   LoginSchema,

@@ -1,6 +1,6 @@
-import { LIMITS } from '../shared/config.ts';
 import { type DataFacts, encodeFacts } from '../shared/data-facts.ts';
 import { DownpourError } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { Header } from '../wire/connection.ts';
 import type { Run } from './core/run.ts';
 

@@ -1,8 +1,9 @@
 import { readFile, stat } from 'node:fs/promises';
 import Type, { type Static, type TSchema } from 'typebox';
 import { Compile } from 'typebox/compile';
-import { LIMITS, NAME_PATTERN } from '../shared/config.ts';
+import { NAME_PATTERN } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { diskError, errnoOf, unseal } from './atomic-file.ts';
 
 // What is read back from Redis and from the state folder. Whoever can write there, an older or a newer release and a disk

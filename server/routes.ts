@@ -5,8 +5,9 @@ import { performance } from 'node:perf_hooks';
 import type { FastifyInstance } from 'fastify';
 import Type from 'typebox';
 import { BUNDLE_HASH } from '../shared/bundle.ts';
-import { LIMITS, NAME_PATTERN } from '../shared/config.ts';
+import { NAME_PATTERN } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import {
   BundleSchema,
   CheckpointSummarySchema,

@@ -1,9 +1,10 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { floatsOf } from '../shared/codec.ts';
 import { encodingOf } from '../shared/compression.ts';
-import { LIMITS, workerConfig } from '../shared/config.ts';
+import { workerConfig } from '../shared/config.ts';
 import { encodeFacts } from '../shared/data-facts.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { kindOfDefect } from '../shared/log.ts';
 import {
   type Acknowledgement,

@@ -1,8 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ConnectionOptions } from 'node:tls';
 import { bytesOf } from '../shared/codec.ts';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { ShardAddress } from '../shared/protocol.ts';
 import type { ServerFacts } from '../shared/rest.ts';
 import { VERSION } from '../shared/version.ts';

@@ -1,5 +1,5 @@
 import Type, { type Static } from 'typebox';
-import { LIMITS } from '../shared/config.ts';
+import { LIMITS } from '../shared/limits.ts';
 import {
   check,
   closed,

@@ -4,8 +4,8 @@ import { createServer as createTlsServer, type Server as TlsServer } from 'node:
 import type { AddressInfo, Socket } from 'node:net';
 import { floatsOf } from '../shared/codec.ts';
 import { encodingOf } from '../shared/compression.ts';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { checkToShard, type FromShard, type ToShard } from '../shared/protocol.ts';
 import { VERSION } from '../shared/version.ts';
 import type { Connection, ConnectionEvents, Header, Landing, Place } from '../wire/connection.ts';

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import type { Server, Socket } from 'node:net';
-import { LIMITS } from '../shared/config.ts';
+import { LIMITS } from '../shared/limits.ts';
 
 /** Sockets of a port are for those who work: who has shown no token can't take the places of those who have one. */
 

@@ -1,6 +1,6 @@
 import Type, { type Static } from 'typebox';
 import { BUNDLE_HASH } from '../shared/bundle.ts';
-import { LIMITS } from '../shared/config.ts';
+import { LIMITS } from '../shared/limits.ts';
 import {
   check,
   closed,

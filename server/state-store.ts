@@ -2,8 +2,9 @@ import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
-import { LIMITS, NAME_PATTERN } from '../shared/config.ts';
+import { NAME_PATTERN } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { diskError, errnoOf, makeFolder, writeSealed } from './atomic-file.ts';
 import type { CheckpointManifest } from './checkpoint.ts';
 import {

@@ -1,7 +1,8 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { LIMITS, NAME_PATTERN } from '../shared/config.ts';
+import { NAME_PATTERN } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import {
   type StudyDetail,
   StudyDetailSchema,

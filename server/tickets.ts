@@ -1,6 +1,6 @@
 import { createHash, randomBytes } from 'node:crypto';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { Grant } from './access.ts';
 
 interface Ticket {

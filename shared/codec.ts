@@ -1,6 +1,6 @@
 import { Packr } from 'msgpackr';
-import { LIMITS } from './config.ts';
 import { DownpourError } from './errors.ts';
+import { LIMITS } from './limits.ts';
 import { packInto } from './pack.ts';
 
 /**

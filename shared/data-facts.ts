@@ -1,8 +1,8 @@
 import Type, { type Static, type TSchema } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { base64Of, bytesOfBase64 } from './base64.ts';
-import { LIMITS } from './config.ts';
 import { DownpourError } from './errors.ts';
+import { LIMITS } from './limits.ts';
 import type { DataSummary } from './protocol.ts';
 
 /**

@@ -1,6 +1,6 @@
-import { LIMITS } from './config.ts';
 import { digestText } from './digest.ts';
 import { DownpourError } from './errors.ts';
+import { LIMITS } from './limits.ts';
 
 /**
  * How named tensors lie in a run's one flat f32 vector: first all trainable ones, then statistics,

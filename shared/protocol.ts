@@ -2,8 +2,9 @@ import Type, { type Static, type TSchema } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { BUNDLE_HASH } from './bundle.ts';
 import { ENCODINGS, type Encoding as EncodingName } from './compression.ts';
-import { LIMITS, NAME_PATTERN, RunConfigSchema } from './config.ts';
+import { NAME_PATTERN, RunConfigSchema } from './config.ts';
 import { DownpourError, ERRORS, type ErrorCode } from './errors.ts';
+import { LIMITS } from './limits.ts';
 
 /**
  * What workers and the server say to each other. `docs/protocol.md` tells the order; `npm run docs` makes the tables of

@@ -1,5 +1,5 @@
-import { LIMITS } from './config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorCode, errorText } from './errors.ts';
+import { LIMITS } from './limits.ts';
 import type {
   Bundle,
   CheckpointSummary,

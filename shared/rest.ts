@@ -1,8 +1,9 @@
 import Type, { type Static, type TSchema } from 'typebox';
 import { BUNDLE_HASH } from './bundle.ts';
-import { LIMITS, NAME_PATTERN, RunConfigSchema } from './config.ts';
+import { NAME_PATTERN, RunConfigSchema } from './config.ts';
 import { DataFactsSchema } from './data-facts.ts';
 import { FIGURE_LIMITS, FigureSchema } from './figure.ts';
+import { LIMITS } from './limits.ts';
 import {
   DataSummarySchema,
   ErrorMeasureSchema,

@@ -1,4 +1,3 @@
-import { LIMITS } from '../shared/config.ts';
 import { digestText } from '../shared/digest.ts';
 import { pickPoints } from '../shared/downsample.ts';
 import {
@@ -9,6 +8,7 @@ import {
   type PlotPoint,
   type Series,
 } from '../shared/figure.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { StudyReport, StudySummary } from '../shared/rest.ts';
 import type { Shown } from './figures.ts';
 import type { Plot } from './plot.ts';

@@ -9,8 +9,8 @@ import {
   payloadStart,
   tooShort,
 } from '../shared/codec.ts';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import {
   CONTROL_BYTES_MAX,
   FRAME_HEAD_MAX,

@@ -1,9 +1,9 @@
 import type { ConnectionOptions } from 'node:tls';
 import { BUNDLE_HEADER } from '../shared/bundle.ts';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
 import type { Layout } from '../shared/layout.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { Log } from '../shared/log.ts';
 import {
   type Acknowledgement,

@@ -1,6 +1,6 @@
 import type { RunConfig } from '../shared/config.ts';
-import { LIMITS } from '../shared/config.ts';
 import type { PlacedTensor } from '../shared/layout.ts';
+import { LIMITS } from '../shared/limits.ts';
 import {
   type Histogram,
   type LayerObservation,

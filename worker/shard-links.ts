@@ -1,9 +1,9 @@
 import type { ConnectionOptions } from 'node:tls';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
 import type { Encoding } from '../shared/compression.ts';
-import { LIMITS } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import type { Layout } from '../shared/layout.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { partition, type Range } from '../shared/partition.ts';
 import { checkFromShard, knownCode, type ShardAddress, type ToShard } from '../shared/protocol.ts';
 import type { Connection, Header, Landing } from '../wire/connection.ts';

@@ -11,9 +11,10 @@ import {
   type CompressionKernels,
   createCompressionKernels,
 } from '../../shared/compression-kernels.ts';
-import { LIMITS, type RunConfig } from '../../shared/config.ts';
+import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from '../../shared/memory.ts';
 import {
   type Average,

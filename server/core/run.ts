@@ -1,6 +1,6 @@
 import { bytesOf } from '../../shared/codec.ts';
 import type { Encoding } from '../../shared/compression.ts';
-import { LIMITS, type RunConfig } from '../../shared/config.ts';
+import type { RunConfig } from '../../shared/config.ts';
 import {
   type DataFacts,
   decodeFacts,
@@ -9,6 +9,7 @@ import {
 } from '../../shared/data-facts.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
 import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../../shared/layout.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { partLayout, type Range } from '../../shared/partition.ts';
 import type {
   Acknowledgement,

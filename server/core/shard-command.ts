@@ -1,6 +1,7 @@
 import Type, { type Static } from 'typebox';
-import { LIMITS, RunConfigSchema } from '../../shared/config.ts';
+import { RunConfigSchema } from '../../shared/config.ts';
 import type { TensorSpec } from '../../shared/layout.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import {
   check,
   closed,

@@ -1,8 +1,9 @@
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import type { Encoding } from '../../shared/compression.ts';
-import { LIMITS, type RunConfig } from '../../shared/config.ts';
+import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { partition, partLayout, type Range } from '../../shared/partition.ts';
 import { normAndFinite } from './optimizer.ts';
 import {

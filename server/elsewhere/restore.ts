@@ -1,8 +1,9 @@
 import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { BUNDLE_HASH } from '../../shared/bundle.ts';
-import { LIMITS, NAME_PATTERN } from '../../shared/config.ts';
+import { NAME_PATTERN } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
 import {
   diskError,

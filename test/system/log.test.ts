@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, afterEach, expect, test, vi } from 'vitest';
 import { WebSocket } from 'ws';
 import { encodeFrame } from '../../shared/codec.ts';
-import { LIMITS } from '../../shared/config.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { type ServerProcess, startServerProcess } from '../support/server-process.ts';

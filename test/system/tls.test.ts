@@ -11,7 +11,7 @@ import { connect } from 'node:tls';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { runShard } from '../../server/shard-main.ts';
-import { LIMITS } from '../../shared/config.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
 import { fetchOver, type TrustFiles, trustOf } from '../../wire/tls.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';

@@ -16,8 +16,8 @@ import { Observations, type ObservationsState } from '../../server/core/observat
 import type { Run } from '../../server/core/run.ts';
 import { Keeper } from '../../server/keeper.ts';
 import { openFileStore, type StateStore } from '../../server/state-store.ts';
-import { LIMITS } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { checkWorkerMessage } from '../../shared/protocol.ts';
 import type { Evaluation } from '../../shared/rest.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { sha256Of } from '../../server/atomic-file.ts';
 import { BUNDLE_FOLDER, type BundleLimits, Bundles } from '../../server/bundles.ts';
 import { bundleHead, readBundleHead } from '../../shared/bundle.ts';
-import { LIMITS } from '../../shared/config.ts';
+import { LIMITS } from '../../shared/limits.ts';
 
 /** What a server keeps of experiments that were sent. */
 

@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { bounded } from '../../cli/log.ts';
 import { createLiveLines, createProgress, table, workerLine } from '../../cli/progress.ts';
 import { clean, cleanJson, cleanLines } from '../../shared/clean.ts';
-import { LIMITS } from '../../shared/config.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { kindOfDefect, type LogFacts } from '../../shared/log.ts';
 import type { WorkerSummary } from '../../shared/rest.ts';
 

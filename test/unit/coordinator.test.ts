@@ -2,7 +2,7 @@ import { beforeEach, expect, test, vi } from 'vitest';
 import { Coordinator } from '../../server/coordinator.ts';
 import type { Keeper } from '../../server/keeper.ts';
 import type { Session } from '../../server/session.ts';
-import { LIMITS } from '../../shared/config.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 
 /** The clock and the patience of the coordinator, with connections that only remember. */

@@ -2,8 +2,9 @@ import { describe, expect, test } from 'vitest';
 import { velocityCount } from '../../server/core/parameters.ts';
 import { Run } from '../../server/core/run.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
-import { LIMITS, type PartialConfig, resolveConfig } from '../../shared/config.ts';
+import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import {
   createProblem,
   createRun,

@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { replay } from '../../server/core/replay.ts';
 import { Run, type RunCall } from '../../server/core/run.ts';
-import { LIMITS, type PartialConfig } from '../../shared/config.ts';
+import type { PartialConfig } from '../../shared/config.ts';
 import {
   type DataFacts,
   decodeFacts,
@@ -12,6 +12,7 @@ import {
   unpackTransform,
 } from '../../shared/data-facts.ts';
 import { errorCode } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import type { DataSummary } from '../../shared/protocol.ts';
 import { prepareData } from '../../worker/data/examples.ts';
 import { examplesLike, factsOf, mustBeDataOf, summaryOf } from '../../worker/data/facts.ts';

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { Feed } from '../../server/feed.ts';
-import { LIMITS } from '../../shared/config.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import type { FeedUpdate, ServerFacts, WorkerSummary } from '../../shared/rest.ts';
 import { type FakeRun, fakeRun, listingOf } from '../support/listing.ts';
 

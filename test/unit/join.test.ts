@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Tickets } from '../../server/tickets.ts';
-import { LIMITS } from '../../shared/config.ts';
 import { ticketOf, ticketProtocols } from '../../shared/join.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { mustSuit, watch } from '../../worker/browser/needs.ts';
 import type { Column } from '../../worker/data/columns.ts';
 import type { ExperimentData } from '../../worker/data/examples.ts';

@@ -2,8 +2,8 @@ import { beforeEach, describe, expect, test } from 'vitest';
 import { Snapshot } from '../../server/core/snapshot.ts';
 import { LandingDesk, LOOK_MS, WaitingLine } from '../../server/landings.ts';
 import { MemoryBudget } from '../../server/memory.ts';
-import { LIMITS } from '../../shared/config.ts';
 import type { DownpourError } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import type { Coming, Landing } from '../../wire/connection.ts';
 
 /** Who gets a room, who loses it, and what connections may take, on a clock of our own. */

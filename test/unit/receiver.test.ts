@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { encodeFrame, encodeHeader } from '../../shared/codec.ts';
-import { LIMITS } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { frameHeadLength, unmask, writeFrameHead } from '../../wire/frames.ts';
 import { type Landing, Receiver } from '../../wire/receiver.ts';
 

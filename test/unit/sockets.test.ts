@@ -3,7 +3,7 @@ import type { Server, Socket } from 'node:net';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Places, socketLimits } from '../../server/sockets.ts';
-import { LIMITS } from '../../shared/config.ts';
+import { LIMITS } from '../../shared/limits.ts';
 
 class FakeSocket extends EventEmitter {
   destroyed = false;

@@ -9,8 +9,8 @@ import { newestValidCheckpoint, writeCheckpoint } from '../../server/checkpoint.
 import type { Run } from '../../server/core/run.ts';
 import { Keeper } from '../../server/keeper.ts';
 import { openFileStore } from '../../server/state-store.ts';
-import { LIMITS } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import * as protocol from '../../shared/protocol.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 

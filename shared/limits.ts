@@ -1,0 +1,130 @@
+/** Limits of the whole system, in one place; each is tested on both sides. */
+export const LIMITS = {
+  /** One WebSocket message. 25 million parameters take 100 MB. */
+  frameBytesMax: 2 ** 30,
+  headerBytesMax: 2 ** 20,
+  /** Of what a run keeps of its data: 224 · 224 · 3 features, each with a mean and a deviation, take 3.2 MB. */
+  factsBytesMax: 2 ** 26,
+  bodyBytesMax: 2 ** 20,
+  tensorCountMax: 10_000,
+  rankMax: 8,
+  nameLengthMax: 200,
+  runCountMax: 10_000,
+  workerCountMax: 1_000,
+  shardCountMax: 64,
+  /** Of one server. */
+  standbyCountMax: 1,
+  /** Runs that a worker without one is told of, for lack of their experiments: the newest. */
+  missingToldMax: 20,
+  /** Tensors and layers of one sample, each. */
+  observedMax: 64,
+  histogramBinsMax: 64,
+  /** Of an evaluation: an experiment's own, and two that are measured on the training part. */
+  metricCountMax: 66,
+  /** Of what workers measure: a float32 ends at 3.4e38, and sums of so large numbers stay finite. */
+  measuredMax: 1e100,
+  /** A gradient, or samples, of 30 years. */
+  durationMsMax: 1e12,
+  /** Velocities of workers that a run keeps for look-ahead, and what they take on each shard; then several share one. */
+  velocityCountMax: 64,
+  velocityBytesMax: 2 ** 30,
+  /** Minibatch leases one worker may hold. */
+  leasesPerWorkerMax: 64,
+  /** Bytes waiting to be sent to one worker before it is disconnected as a slow reader. */
+  bufferedBytesMax: 2 ** 31 + 2 ** 26,
+  /** Beside two answers with parameters: beyond, a connection is not read until all of it has left. */
+  unreadBytesMax: 2 ** 20,
+  /** Of a payload, on average over the time that a worker may be silent: 100 MB in 26 minutes. */
+  payloadBytesPerSecondMin: 2 ** 16,
+  /** What connections take beside the memory of runs: a share of what the process may have, within bounds. */
+  connectionMemoryShare: 1 / 8,
+  connectionBytesMin: 2 ** 28,
+  connectionBytesMax: 2 ** 31,
+  /** How long a message waits for that memory. */
+  memoryWaitMs: 30_000,
+  heartbeatMs: 10_000,
+  /** No message and no pong for so long: the worker is gone. */
+  silenceMs: 30_000,
+  /** The same for a worker that knows of another server to go to. */
+  standbyBeatMs: 1_000,
+  standbySilenceMs: 4_000,
+  /** How often a shard and its server say that they live; after so long a shard that says nothing is lost. */
+  shardBeatMs: 1_000,
+  shardSilenceMs: 10_000,
+  /** In which a worker must have said to a shard who it is, and the server that it knows it. */
+  attachMs: 10_000,
+  /** Of a request to the server, all headers together. */
+  requestHeaderBytesMax: 16 * 1024,
+  /** In which the headers of a request, and all of it, must have come. */
+  requestHeaderMs: 10_000,
+  requestMs: 60_000,
+  /** In which a client must have agreed on encryption. */
+  tlsHandshakeMs: 10_000,
+  /** Between two requests on one connection: an idle one takes a socket from those who work. */
+  keepAliveMs: 10_000,
+  /** Sockets of REST clients and workers together, of each port; who has shown no token has a quarter of them. */
+  socketCountMax: 4_096,
+  /** Requests of one token, or of one address without tokens, that are not answered yet. */
+  requestsUnderWayMax: 1_000,
+  /** Requests and handshakes of one token in a second, without tokens of one address; `--requests-max`. */
+  requestsPerSecondMax: 1_000,
+  /** Of one address whose token was missing or wrong. */
+  refusalsPerSecondMax: 20,
+  /** Workers connected with one token; `--connections-max`. */
+  connectionsPerTokenMax: 1_000,
+  tokenCountMax: 1_000,
+  /**
+   * Of the time of the thread that all pushes wait for: what one token may take with messages that the server has not
+   * asked for, and with requests, as a share of all time and at once after a pause. Without tokens of one address.
+   */
+  messageTimeShareMax: 0.1,
+  messageTimeBurstMs: 1_000,
+  requestTimeShareMax: 0.1,
+  requestTimeBurstMs: 1_000,
+  /** A request waits for its turn at most so long. */
+  requestWaitMs: 1_000,
+  /** Holders of tokens, or addresses, whose requests are counted at the same time. */
+  holderCountMax: 10_000,
+  /** Open dashboards, and what each is sent in a second on average. */
+  feedCountMax: 64,
+  feedBytesPerSecondMax: 2 ** 16,
+  /** That `/metrics` tells of one by one: those at work, then the newest. */
+  scrapedRunsMax: 200,
+  /** Of a curve that is asked for. */
+  curvePointsMin: 10,
+  curvePointsMax: 2_000,
+  /** Studies that a server keeps, and one of them as JSON. */
+  studyCountMax: 1_000,
+  studyBytesMax: 2 ** 22,
+  /** How long one login lasts. */
+  loginSeconds: 12 * 3600,
+  /** How soon a page must show its ticket, and how many may wait for that. */
+  ticketSeconds: 30,
+  ticketCountMax: 1_000,
+  /** Of one experiment, for pages. */
+  joinDataBytesMax: 2 ** 30,
+  /** Of one experiment that is sent to workers as a bundle; those that a server keeps, and all of them together. */
+  bundleBytesMax: 2 ** 24,
+  bundleCountMax: 1_000,
+  bundlesBytesMax: 2 ** 30,
+  /** Of the bundles that the workers of a machine keep. */
+  bundleCacheBytesMax: 2 ** 28,
+  /** In which a worker must have fetched one. */
+  bundleFetchMs: 300_000,
+  /** Of records that wait for a Redis that is away. */
+  journalBytesMax: 2 ** 26,
+  /** Of a record in Redis or in the state folder; of what lists all checkpoints of a run. */
+  recordBytesMax: 2 ** 22,
+  registryBytesMax: 2 ** 26,
+  /** How long a server that is not heard of may keep its state: `--lease-seconds`. */
+  leaseMsMax: 3_600_000,
+  /** Lives of a server that a state folder counts. */
+  livesMax: 2 ** 31,
+  /** Lines of one kind that a log has in a window of time, before they are counted instead. */
+  logRepeatsMax: 10,
+  logWindowMs: 60_000,
+  /** Kinds of lines in a window, and lines of all kinds together; errors have as many for themselves. */
+  logKindsMax: 1_000,
+  logLinesMax: 2_000,
+  logLineCharactersMax: 8_192,
+} as const;
