@@ -300,8 +300,14 @@ export class Session {
       this.#tooLarge = bytes;
       return 'nowhere';
     }
-    const take = (size: number) => run.land(size, encodingOf(header));
-    return this.#desk.land({ room: run, bytes, roomBytes, bytesMax, take });
+    return this.#desk.land({
+      room: run,
+      bytes,
+      roomBytes,
+      bytesMax,
+      // One with a name of its own would be named anew by the loader, for each push.
+      take: (size) => run.land(size, encodingOf(header)),
+    });
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null, more = false): void {

@@ -200,11 +200,15 @@ export class Parameters {
     }
     this.#lent = true;
     this.#lentCount++;
-    const back = () => {
-      this.#lentCount--;
-      this.#free.push(now);
-    };
-    return new Snapshot(now.bytes, 'f32', back, true);
+    return new Snapshot(
+      now.bytes,
+      'f32',
+      () => {
+        this.#lentCount--;
+        this.#free.push(now);
+      },
+      true,
+    );
   }
 
   #encode(): Snapshot {
