@@ -90,11 +90,11 @@ const STRICT_TRANSPORT = { 'strict-transport-security': 'max-age=31536000' } as 
 /** REST and the WebSocket for workers, on one port. */
 export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   const { coordinator, version, log, tls = null } = options;
-  const headersTimeout = options.limits?.requestHeaderMs ?? LIMITS.requestHeaderMs;
-  const requestTimeout = options.limits?.requestMs ?? LIMITS.requestMs;
+  const limits: AccessLimits = { ...LIMITS, sockets: socketLimits(), ...options.limits };
+  const { requestHeaderMs: headersTimeout, requestMs: requestTimeout } = limits;
   const connectionsCheckingInterval = headersTimeout / 4;
   const inside = { ...portLimits, headersTimeout, requestTimeout, connectionsCheckingInterval };
-  const handshakeTimeout = options.limits?.tlsHandshakeMs ?? LIMITS.tlsHandshakeMs;
+  const handshakeTimeout = limits.tlsHandshakeMs;
   const server = tls
     ? { https: { ...inside, ...tls.options(), handshakeTimeout } }
     : { http: inside };
@@ -113,9 +113,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   // Serializers made of the schemas compile at the first answer of each route, for 0.1 to 0.4 s in which no push
   // is answered; what we answer is of these types anyway.
   app.setSerializerCompiler(() => (answer) => JSON.stringify(answer));
-  const places = new Places(app.server, options.limits?.sockets ?? socketLimits(), () =>
-    coordinator.countError('DP_LIMIT'),
-  );
+  const places = new Places(app.server, limits.sockets, () => coordinator.countError('DP_LIMIT'));
   const headers = { ...SECURITY_HEADERS, ...(tls ? STRICT_TRANSPORT : {}) };
   app.setErrorHandler((error: FastifyError | DownpourError, request, reply) => {
     const { code, message } = describeError(error, request.routeOptions.bodyLimit);
@@ -144,7 +142,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     const message = `no ${request.method} ${request.url.slice(0, 200)}; GET /openapi.json lists what there is`;
     return reply.code(404).send({ code: 'DP_NOT_FOUND', message });
   });
-  const door = new Door(options);
+  const door = new Door(options, limits);
   const costs = new RequestCosts(app);
   app.addHook('onRequest', async (request, reply) => {
     reply.headers(headers);
@@ -226,11 +224,11 @@ class Door implements PageDoor {
   readonly #requests: Budgets;
   readonly #tickets = new Tickets();
 
-  constructor({ access, tls = null, loopbackOnly = false, limits }: AppOptions) {
+  constructor({ access, tls = null, loopbackOnly = false }: AppOptions, limits: AccessLimits) {
     this.#access = access;
     this.#encrypted = tls !== null;
     this.#loopbackOnly = loopbackOnly;
-    this.#limits = { ...LIMITS, sockets: socketLimits(), ...limits };
+    this.#limits = limits;
     this.#rate = new Rate(this.#limits.requestsPerSecondMax);
     this.#refusals = new Rate(this.#limits.refusalsPerSecondMax);
     const { messageTimeShareMax: share, messageTimeBurstMs: burstMs } = this.#limits;
@@ -254,7 +252,7 @@ class Door implements PageDoor {
 
   #admit(request: IncomingMessage, grant: Grant | null, needed: Role): Grant {
     if (!grant) throw this.#refusal(request);
-    const holder = this.#access.open ? addressOf(request) : grant.holder;
+    const holder = this.#holderOf(request, grant);
     if (!this.#rate.take(holder, performance.now())) {
       throw tooMany(`${this.#limits.requestsPerSecondMax} requests a second of one token`);
     }
@@ -313,8 +311,13 @@ class Door implements PageDoor {
   ticket(request: IncomingMessage): string {
     const grant = this.#grantOf(request);
     if (!grant) throw this.#refusal(request);
-    const holder = this.#access.open ? addressOf(request) : grant.holder;
+    const holder = this.#holderOf(request, grant);
     return this.#tickets.issue(holder, () => this.#grantOf(request), performance.now());
+  }
+
+  /** Whose limits count. */
+  #holderOf(request: IncomingMessage, grant: Grant): string {
+    return this.#access.open ? addressOf(request) : grant.holder;
   }
 
   /** Whose a request is by now. */
