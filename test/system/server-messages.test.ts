@@ -8,7 +8,6 @@ import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { checkFromShardControl, checkToShardControl } from '../../server/shard-protocol.ts';
-import { serveShard } from '../../server/shard-server.ts';
 import { checkFromStandby, checkToStandby } from '../../server/standby-protocol.ts';
 import { openFileStore } from '../../server/state-store.ts';
 import { resolveConfig } from '../../shared/config.ts';
@@ -16,6 +15,7 @@ import { createRestClient } from '../../shared/rest-client.ts';
 import { VERSION } from '../../shared/version.ts';
 import type { Connection, ConnectionEvents } from '../../wire/connection.ts';
 import { accept, dial } from '../../wire/handshake.ts';
+import { shardHere } from '../support/shard-server.ts';
 
 /** What servers say to each other, with anything changed in it, from those who have an operator's token. */
 
@@ -237,15 +237,8 @@ describe('messages between servers that are wrong', { timeout: 120_000 }, () => 
   });
 
   test('of a coordinator end its connection with a code, and take no shard from another one', async () => {
-    const stop = new AbortController();
-    const shard = await serveShard({
-      ...{ host: '127.0.0.1', port: 0, tokens: {}, tls: null, localSocket: false, log },
-      signal: stop.signal,
-    });
-    ends.push(async () => {
-      stop.abort();
-      await shard.closed;
-    });
+    const shard = await shardHere(log);
+    ends.push(() => shard.stop());
     const url = `ws://127.0.0.1:${shard.port}/control`;
     const taken: Message[] = [];
     let closed = '';

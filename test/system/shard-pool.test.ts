@@ -2,8 +2,8 @@ import { once } from 'node:events';
 import { type AddressInfo, createServer } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import { ShardPool } from '../../server/shard-pool.ts';
-import { serveShard } from '../../server/shard-server.ts';
 import { type FoundShard, type ShardSource, threadSource } from '../../server/shard-sources.ts';
+import { shardHere } from '../support/shard-server.ts';
 
 /** Which shards a server takes, when some do not answer. */
 
@@ -28,15 +28,8 @@ async function deadPort(): Promise<number> {
 }
 
 async function livePort(): Promise<number> {
-  const stop = new AbortController();
-  const shard = await serveShard({
-    ...{ host: '127.0.0.1', port: 0, tokens: {}, tls: null, localSocket: false, log },
-    signal: stop.signal,
-  });
-  ends.push(async () => {
-    stop.abort();
-    await shard.closed;
-  });
+  const shard = await shardHere(log);
+  ends.push(() => shard.stop());
   return shard.port;
 }
 

@@ -8,7 +8,6 @@ import { createInterface } from 'node:readline';
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { checkpointFolder, newestValidCheckpoint } from '../../server/checkpoint.ts';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
-import { serveShard } from '../../server/shard-server.ts';
 import { openFileStore } from '../../server/state-store.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import type { Health, RunDetail } from '../../shared/rest.ts';
@@ -17,6 +16,7 @@ import { type Engine, openEngine } from '../../worker/engine.ts';
 import { hashExperiment } from '../../worker/experiment.ts';
 import { runWorker, type WorkerResult } from '../../worker/main.ts';
 import { startProxy } from '../support/proxy.ts';
+import { shardHere } from '../support/shard-server.ts';
 import { until as untilTrue } from '../support/until.ts';
 
 /** Real servers, shards in threads and processes, and real workers: they meet on the wire. */
@@ -321,25 +321,13 @@ describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
 
 /** A shard behind a proxy, which can cut what workers have there. */
 async function startCutShard(state: string) {
-  const stop = new AbortController();
-  const shard = await serveShard({
-    ...{
-      host: '127.0.0.1',
-      port: 0,
-      tokens: {},
-      tls: null,
-      localSocket: false,
-      log,
-      signal: stop.signal,
-    },
-  });
+  const shard = await shardHere(log);
   const proxy = await startProxy(shard.port);
   const { port } = proxy;
   const store = openFileStore({ folder: join(folder, state) });
   await store.announceShard('cut', { id: 'cut', host: '127.0.0.1', port }, 10 * LONG_MS);
   ends.push(async () => {
-    stop.abort();
-    await shard.closed;
+    await shard.stop();
     await proxy.close();
     await store.close();
   });
