@@ -2,7 +2,8 @@ import { Argument, type Command, Option } from 'commander';
 import { SERVER_DEFAULTS } from '../shared/config.ts';
 import { LIMITS } from '../shared/limits.ts';
 import { SHELLS, type Shell } from './completion.ts';
-import type { InitOptions } from './init.ts';
+import { addTableOptions } from './data/table-options.ts';
+import type { InitOptions } from './init/init.ts';
 import type { Outcome } from './main.ts';
 import {
   addConfigOptions,
@@ -28,7 +29,6 @@ import {
   usedServerOption,
   whole,
 } from './options.ts';
-import { addTableOptions } from './table-options.ts';
 
 /** Names, options and help of the commands; what they do is imported when they run. */
 
@@ -407,7 +407,7 @@ function registerWork(program: Command): void {
       ),
     )
     .action(async (options: WorkOptions) => {
-      const { workCommand } = await import('./work.ts');
+      const { workCommand } = await import('./workers/work.ts');
       await workCommand(options);
     });
 }
@@ -534,7 +534,7 @@ ${examples(
 )}`,
     )
     .action(async (file: string | undefined, options: InitOptions) => {
-      const { initCommand } = await import('./init.ts');
+      const { initCommand } = await import('./init/init.ts');
       await initCommand(file, options);
     });
 }
@@ -633,7 +633,7 @@ function registerExport(program: Command): void {
       ),
     )
     .action(async (what: string, options: ExportOptions) => {
-      const { exportCommand } = await import('./export.ts');
+      const { exportCommand } = await import('./trained/export.ts');
       await exportCommand(what, { ...options, stateGiven: isGiven(command) });
     });
 }

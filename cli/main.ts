@@ -1,11 +1,11 @@
 import { Command, CommanderError } from 'commander';
 import { VERSION } from '../shared/version.ts';
 import { registerCommands } from './commands.ts';
-import { registerDataCommands } from './data.ts';
+import { registerDataCommands } from './data/data.ts';
 import { registerEngineCommands } from './engine.ts';
-import { registerLookCommands } from './look-commands.ts';
 import { EXIT, EXIT_HELP, exitCodeOf, tellError } from './options.ts';
-import { registerCheck, registerStudyCommands } from './study-commands.ts';
+import { registerCheck, registerStudyCommands } from './study/commands.ts';
+import { registerLookCommands } from './trained/commands.ts';
 
 /**
  * The command `downpour`. Modules that do the work are imported when their command runs, so that

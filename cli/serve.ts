@@ -4,9 +4,8 @@ import { serve } from '../server/main.ts';
 import { redisFilesOf } from '../server/redis-address.ts';
 import { runShard } from '../server/shard-main.ts';
 import type { Log } from '../shared/log.ts';
+import { type JoinBundle, makeJoinBundle } from './bundles/join.ts';
 import type { RedisFileOptions, ServeOptions, ShardOptions } from './commands.ts';
-import { type JoinBundle, makeJoinBundle } from './join.ts';
-import { withLog } from './log.ts';
 import {
   type LogFormat,
   print,
@@ -15,6 +14,7 @@ import {
   serverTokensOf,
   untilInterrupted,
 } from './options.ts';
+import { withLog } from './output/log.ts';
 
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
 export async function serveCommand(options: ServeOptions): Promise<void> {

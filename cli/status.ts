@@ -21,7 +21,7 @@ import {
   sparkLine,
   table,
   workerLine,
-} from './progress.ts';
+} from './output/progress.ts';
 
 /** Runs of the table: those at work, then the newest. */
 const ROWS_MAX = 200;

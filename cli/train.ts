@@ -15,10 +15,9 @@ import {
   hashExperiment,
   loadExperiment,
 } from '../worker/experiment.ts';
-import { writtenCheckpoints } from './checkpoint-copy.ts';
+import type { ExperimentBundle } from './bundles/send-bundle.ts';
 import type { FollowOptions, TrainOptions } from './commands.ts';
 import { type Session, startOwnServer } from './embedded.ts';
-import { startLocalWorkers } from './local-workers.ts';
 import {
   clientOf,
   configOf,
@@ -29,7 +28,6 @@ import {
   tell,
   untilInterrupted,
 } from './options.ts';
-import type { Pool } from './pool.ts';
 import {
   createProgress,
   duration,
@@ -40,9 +38,11 @@ import {
   rollbackLine,
   short,
   unwrittenText,
-} from './progress.ts';
-import type { ExperimentBundle } from './send-bundle.ts';
-import { runsAndTrials } from './trials.ts';
+} from './output/progress.ts';
+import { writtenCheckpoints } from './trained/checkpoint-copy.ts';
+import { runsAndTrials } from './trained/trials.ts';
+import { startLocalWorkers } from './workers/local-workers.ts';
+import type { Pool } from './workers/pool.ts';
 
 /** `downpour train`, `downpour resume` and `downpour test`: a run from its start to its end, with local workers. */
 
@@ -81,7 +81,7 @@ async function bundleToSend(file: string, { server }: TrainOptions): Promise<Exp
       '--send needs --server: workers of an own server are on this machine and have the experiment',
     );
   }
-  const { bundleExperiment } = await import('./send-bundle.ts');
+  const { bundleExperiment } = await import('./bundles/send-bundle.ts');
   return bundleExperiment(file);
 }
 

@@ -1,7 +1,7 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { answersOfPart, openTrained } from '../../cli/trained.ts';
+import { answersOfPart, openTrained } from '../../cli/trained/trained.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 import { errorOf, predict } from './plain.ts';
 

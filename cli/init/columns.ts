@@ -1,5 +1,5 @@
 import type { Cell, ColumnProfile, Form } from '../../worker/data/tables/table-profile.ts';
-import { groups } from '../progress.ts';
+import { groups } from '../output/progress.ts';
 
 /** What a column of a table is good for, decided by counting its cells. */
 

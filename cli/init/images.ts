@@ -1,5 +1,5 @@
 import { loadImageFolder } from '../../worker/data/pictures/images.ts';
-import { groups } from '../progress.ts';
+import { groups } from '../output/progress.ts';
 import { comment } from './source.ts';
 import { type Draft, LOGITS, minibatchSize } from './table.ts';
 

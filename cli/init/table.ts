@@ -10,8 +10,8 @@ import {
   type TableProfile,
 } from '../../worker/data/tables/table-profile.ts';
 import { summarise } from '../../worker/data/tables/table-summary.ts';
-import { groups } from '../progress.ts';
-import { withOptions } from '../table-options.ts';
+import { withOptions } from '../data/table-options.ts';
+import { groups } from '../output/progress.ts';
 import type { Answers } from './ask.ts';
 import { firstOdd, type Judged, judge, shown } from './columns.ts';
 import { isSame, targetInDisguise } from './relations.ts';

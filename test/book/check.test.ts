@@ -1,9 +1,9 @@
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { judgeTiny } from '../../cli/check-tiny.ts';
 import { main } from '../../cli/main.ts';
 import { EXIT } from '../../cli/options.ts';
-import { createUpdater } from '../../cli/updater.ts';
+import { judgeTiny } from '../../cli/study/check-tiny.ts';
+import { createUpdater } from '../../cli/study/updater.ts';
 import csvRegression from '../../examples/csv-regression.ts';
 import mnistCnn from '../../examples/mnist-cnn.ts';
 import mnistMlp from '../../examples/mnist-mlp.ts';

@@ -1,8 +1,8 @@
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { ensembleCommand } from '../../cli/ensemble.ts';
-import { openTrained } from '../../cli/trained.ts';
+import { ensembleCommand } from '../../cli/study/ensemble.ts';
+import { openTrained } from '../../cli/trained/trained.ts';
 import { checkpointFolder, readTensors } from '../../server/checkpoint.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { unpackTransform } from '../../shared/data-facts.ts';

@@ -4,7 +4,7 @@ import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { REST_PAGE, restPage } from '../../cli/rest-page.ts';
+import { REST_PAGE, restPage } from '../../cli/docs/rest-page.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { gzipSync } from 'node:zlib';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { downloadProgress } from '../../cli/data.ts';
+import { downloadProgress } from '../../cli/data/data.ts';
 import { type FetchProgress, fetchMnist, type RemoteFile } from '../../worker/data/fetch.ts';
 import { loadMnist } from '../../worker/data/mnist.ts';
 import { sharedData } from '../data-folder.ts';

@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { chmodSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
-import { chooseGpus } from '../../cli/gpus.ts';
+import { chooseGpus } from '../../cli/workers/gpus.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { listGpus } from '../../worker/engine-nvidia.ts';
 import { Cluster } from '../support/cluster.ts';

@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import { type JoinBundle, makeJoinBundle } from '../../cli/join.ts';
+import { type JoinBundle, makeJoinBundle } from '../../cli/bundles/join.ts';
 import { readJoinFile } from '../../server/join.ts';
 import { checkPushLog } from '../../server/push-log.ts';
 import type { PartialConfig } from '../../shared/config.ts';

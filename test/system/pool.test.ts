@@ -2,7 +2,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { type Pool, type PoolOptions, startPool } from '../../cli/pool.ts';
+import { type Pool, type PoolOptions, startPool } from '../../cli/workers/pool.ts';
 
 // Worker processes that crash in every way there is, played by a small program.
 

@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect } from 'vitest';
-import { VECTORS } from '../../cli/vectors.ts';
+import { VECTORS } from '../../cli/docs/vectors.ts';
 import { checkPushLog } from '../../server/push-log.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { rawFingerprint } from '../../worker/data/fingerprint.ts';

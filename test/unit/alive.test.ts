@@ -3,7 +3,7 @@ import { existsSync, mkdtempSync, rmSync, statSync, utimesSync, writeFileSync } 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
-import { keepAlive } from '../../cli/alive.ts';
+import { keepAlive } from '../../cli/workers/alive.ts';
 import { readCompose, readManifests } from '../support/deployment.ts';
 
 // What a worker says to probes, and what the probes of the manifests and of Compose make of it.

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { beforeAll, describe, expect, test } from 'vitest';
-import { contradictions, judgeTiny } from '../../cli/check-tiny.ts';
-import { createUpdater } from '../../cli/updater.ts';
+import { contradictions, judgeTiny } from '../../cli/study/check-tiny.ts';
+import { createUpdater } from '../../cli/study/updater.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
 import type { TinyResult, TinySettings } from '../../study/tiny.ts';

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { judgeTiny } from '../../cli/check-tiny.ts';
+import { judgeTiny } from '../../cli/study/check-tiny.ts';
 import { type RunConfig, resolveConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
 import type { Trial } from '../../study/study.ts';

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { bounded } from '../../cli/log.ts';
-import { createLiveLines, createProgress, table, workerLine } from '../../cli/progress.ts';
+import { bounded } from '../../cli/output/log.ts';
+import { createLiveLines, createProgress, table, workerLine } from '../../cli/output/progress.ts';
 import { clean, cleanJson, cleanLines } from '../../shared/clean.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { kindOfDefect, type LogFacts } from '../../shared/log.ts';

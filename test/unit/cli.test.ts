@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { afterEach, describe, expect, test, vi } from 'vitest';
-import { helpPage } from '../../cli/docs.ts';
+import { helpPage } from '../../cli/docs/main.ts';
 import { createProgram, main } from '../../cli/main.ts';
 import { configOf, EXIT, exitCodeOf, parseSet, tokenOf } from '../../cli/options.ts';
 import { resolveConfig } from '../../shared/config.ts';

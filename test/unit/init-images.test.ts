@@ -3,8 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { PNG } from 'pngjs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { InitOptions } from '../../cli/init.ts';
-import { initCommand } from '../../cli/init.ts';
+import type { InitOptions } from '../../cli/init/init.ts';
+import { initCommand } from '../../cli/init/init.ts';
 import { loadWritten, printedBy } from '../support/written-experiments.ts';
 
 let folder: string;

@@ -3,8 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { initCommand } from '../../cli/init/init.ts';
 import { code, comment } from '../../cli/init/source.ts';
-import { initCommand } from '../../cli/init.ts';
 import { nameOf } from '../../worker/data/tables/cells.ts';
 import { loadWritten, printedBy } from '../support/written-experiments.ts';
 

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { inspectData } from '../../cli/inspect.ts';
+import { inspectData } from '../../cli/data/inspect.ts';
 import { gather, prepareData } from '../../worker/data/examples.ts';
 import { loadMnist, MNIST_FILES } from '../../worker/data/mnist.ts';
 import { sharedData } from '../data-folder.ts';

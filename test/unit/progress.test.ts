@@ -9,7 +9,7 @@ import {
   short,
   sparkLine,
   table,
-} from '../../cli/progress.ts';
+} from '../../cli/output/progress.ts';
 import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
 import { percent } from '../../shared/text.ts';
 

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
-import { MESSAGES_PAGE, messagesPage } from '../../cli/protocol-page.ts';
+import { MESSAGES_PAGE, messagesPage } from '../../cli/docs/protocol-page.ts';
 
 test('docs/protocol-messages.md is what the schemas say; `npm run docs` writes it anew', () => {
   expect(readFileSync(MESSAGES_PAGE, 'utf8')).toBe(messagesPage());

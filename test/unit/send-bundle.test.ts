@@ -2,7 +2,7 @@ import { mkdir, mkdtemp, realpath, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { bundleExperiment } from '../../cli/send-bundle.ts';
+import { bundleExperiment } from '../../cli/bundles/send-bundle.ts';
 import { readBundleHead } from '../../shared/bundle.ts';
 import { hashExperiment, loadExperiment } from '../../worker/experiment.ts';
 

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { runFacts } from '../../cli/progress.ts';
+import { runFacts } from '../../cli/output/progress.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 import { stoppingText } from '../../shared/stopping.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';

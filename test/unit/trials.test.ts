@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { findRun } from '../../cli/trained.ts';
+import { findRun } from '../../cli/trained/trained.ts';
 import type { StudySummary } from '../../shared/rest.ts';
 import { FakeServer } from '../support/fake-server.ts';
 

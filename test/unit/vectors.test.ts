@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
-import { protocolVectors, VECTORS, vectorsPage } from '../../cli/vectors.ts';
+import { protocolVectors, VECTORS, vectorsPage } from '../../cli/docs/vectors.ts';
 import { decodeFrame, floatsOf } from '../../shared/codec.ts';
 import { decodeGradient, gradientBytes } from '../../shared/compression.ts';
 import { decodeFacts } from '../../shared/data-facts.ts';

@@ -1,0 +1,120 @@
+import { resolve } from 'node:path';
+import type { Command } from 'commander';
+import { type FetchProgress, fetchMnist } from '../../worker/data/fetch.ts';
+import { mnistCacheFolder } from '../../worker/data/mnist.ts';
+import { EXIT, examples, jsonOption, print, printJson, untilInterrupted } from '../options.ts';
+import type { Screen } from '../output/progress.ts';
+import type { InspectOptions } from './inspect.ts';
+import { addTableOptions } from './table-options.ts';
+
+/** `downpour data`: fetch MNIST, and look at what a data set holds before training on it. */
+
+interface MnistCommandOptions {
+  readonly to?: string;
+  readonly mirror?: string[];
+  readonly json?: boolean;
+}
+
+/** Adds `data mnist` and `data inspect`. */
+export function registerDataCommands(program: Command): void {
+  const data = program
+    .command('data')
+    .description('fetch data sets, or look at one')
+    .addHelpText(
+      'after',
+      examples('downpour data mnist', 'downpour data inspect measurements.csv'),
+    );
+  data
+    .command('mnist')
+    .description('fetch the 70,000 handwritten digits (12 MB), or what is missing of them')
+    .option('--to <folder>', 'where to put the four files (default: ~/.cache/downpour/data/mnist)')
+    .option('--mirror <url...>', 'folders on the web that hold them, tried in order')
+    .addOption(jsonOption())
+    .addHelpText(
+      'after',
+      examples(
+        'downpour data mnist',
+        'downpour data mnist --to ./data/mnist --mirror https://example.org/mnist/',
+      ),
+    )
+    .action(mnistCommand);
+  const inspect = data
+    .command('inspect')
+    .description('print shapes, counts a class, mean, standard deviation and extremes')
+    .argument('[path]', 'a CSV, IDX or .npy file, or a folder of MNIST or of pictures');
+  addTableOptions(inspect)
+    .addOption(jsonOption())
+    .addHelpText(
+      'after',
+      `\nWithout a path: the MNIST digits that training would use.\n${examples(
+        'downpour data inspect',
+        'downpour data inspect examples/data/auto-mpg.csv',
+        'downpour data inspect train-images-idx3-ubyte.gz --json',
+      )}`,
+    )
+    .action(async (path: string | undefined, options: InspectOptions) => {
+      const { inspectCommand } = await import('./inspect.ts');
+      await inspectCommand(path, options);
+    });
+}
+
+async function mnistCommand(options: MnistCommandOptions): Promise<void> {
+  const folder = resolve(options.to ?? mnistCacheFolder());
+  const show = downloadProgress(process.stderr, options.json === true);
+  const interrupted = untilInterrupted();
+  try {
+    const files = await fetchMnist({
+      folder,
+      ...(options.mirror ? { mirrors: options.mirror } : {}),
+      signal: interrupted.signal,
+      onProgress: show,
+    });
+    if (options.json) printJson({ folder, files });
+    else print(`MNIST is complete in ${folder}`);
+  } catch (error) {
+    if (!interrupted.signal.aborted) throw error;
+    process.stderr.write('\nstopped; what came so far is kept, and the same command goes on\n');
+    process.exitCode = EXIT.interrupted;
+  } finally {
+    interrupted.dispose();
+  }
+}
+
+const BAR_WIDTH = 30;
+const REDRAW_MS = 100;
+
+/**
+ * Shows a download: a bar on a terminal, else one line a file.
+ * @param now milliseconds, from any origin
+ */
+export function downloadProgress(
+  screen: Screen,
+  quiet: boolean,
+  now: () => number = () => performance.now(),
+): (progress: FetchProgress) => void {
+  let drawnAt = Number.NEGATIVE_INFINITY;
+  return ({ file, bytes, bytesTotal, state }) => {
+    if (quiet) return;
+    const clear = screen.isTTY ? '\r\x1b[K' : '';
+    if (state !== 'fetching') {
+      screen.write(
+        `${clear}${file}: ${state === 'present' ? 'already there' : megabytes(bytes)}\n`,
+      );
+      return;
+    }
+    if (!screen.isTTY || now() - drawnAt < REDRAW_MS) return;
+    drawnAt = now();
+    if (bytesTotal === null) {
+      screen.write(`${clear}${file}: ${megabytes(bytes)}`);
+      return;
+    }
+    const filled = Math.min(BAR_WIDTH, Math.floor((BAR_WIDTH * bytes) / bytesTotal));
+    const bar = '#'.repeat(filled).padEnd(BAR_WIDTH, '.');
+    const line = `${file} [${bar}] ${megabytes(bytes)} of ${megabytes(bytesTotal)}`;
+    screen.write(clear + line.slice(0, (screen.columns ?? 80) - 1));
+  };
+}
+
+function megabytes(bytes: number): string {
+  return `${(bytes / 1e6).toFixed(2)} MB`;
+}

@@ -1,0 +1,82 @@
+import { RunConfigSchema } from '../../shared/config.ts';
+
+/** docs/configuration.md, from the schema that checks and completes every configuration. */
+
+export const CONFIG_PAGE = new URL('../../docs/configuration.md', import.meta.url);
+
+/** The parts of JSON schema that the configuration uses. */
+interface Schema {
+  readonly type?: string;
+  readonly const?: unknown;
+  readonly anyOf?: readonly Schema[];
+  readonly items?: Schema;
+  readonly properties?: Readonly<Record<string, Schema>>;
+  readonly description?: string;
+  readonly default?: unknown;
+  readonly minimum?: number;
+  readonly maximum?: number;
+  readonly exclusiveMinimum?: number;
+  readonly exclusiveMaximum?: number;
+}
+
+export function configPage(): string {
+  const lines = [
+    '# Configuration of a run',
+    '',
+    'Written by `npm run docs` from the schema in `shared/config.ts`; change that, not this page. Any field can',
+    "be set in an experiment's `config`, in the body of `POST /runs`, and on the command line:",
+    '`--set optimizer.kind=adam --set earlyStopping.patience=8`. An unknown field is refused.',
+    '',
+    '| field | allowed | default | what it does |',
+    '|---|---|---|---|',
+    ...rowsOf(RunConfigSchema as unknown as Schema, ''),
+  ];
+  return `${lines.join('\n')}\n`;
+}
+
+function rowsOf(schema: Schema, path: string): string[] {
+  return Object.entries(schema.properties ?? {}).flatMap(([name, field]) => {
+    const full = path === '' ? name : `${path}.${name}`;
+    const kinds = (field.anyOf ?? []).filter((branch) => branch.properties?.kind);
+    if (kinds.length > 0) return kindRows(field, kinds, full);
+    if (field.properties && field.type === 'object') return rowsOf(field, full);
+    const row = [`\`${full}\``, allowed(field), standard(field), field.description ?? ''];
+    return [`| ${row.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`];
+  });
+}
+
+/** A choice of `kind`, then the fields of each. */
+function kindRows(field: Schema, kinds: readonly Schema[], path: string): string[] {
+  const names = kinds.map((kind) => `\`${kind.properties?.kind?.const}\``).join(', ');
+  const preset = (field.default as { kind?: string } | undefined)?.kind;
+  const head = `| \`${path}.kind\` | ${names} | \`${preset}\` | ${field.description ?? ''} |`;
+  const rest = kinds.flatMap((kind) => {
+    const { kind: _, ...properties } = kind.properties!;
+    const name = String(kind.properties?.kind?.const);
+    return rowsOf({ properties }, path).map((row) => row.replace(/ \|$/, ` (\`${name}\`) |`));
+  });
+  return [head, ...rest];
+}
+
+function allowed(schema: Schema): string {
+  if (schema.anyOf) return schema.anyOf.map(allowed).join(', ');
+  if ('const' in schema) return `\`${JSON.stringify(schema.const)}\``;
+  if (schema.type === 'array') return `list of ${allowed(schema.items ?? {})}`;
+  if (schema.type === 'object' && schema.properties) {
+    return `{ ${Object.keys(schema.properties).join(', ')} }`;
+  }
+  const type = { integer: 'whole number', object: 'names and values' }[schema.type ?? ''];
+  const limits = [
+    schema.minimum === undefined ? '' : `≥ ${schema.minimum}`,
+    schema.exclusiveMinimum === undefined ? '' : `> ${schema.exclusiveMinimum}`,
+    schema.maximum === undefined || schema.maximum === Number.MAX_SAFE_INTEGER
+      ? ''
+      : `≤ ${schema.maximum}`,
+    schema.exclusiveMaximum === undefined ? '' : `< ${schema.exclusiveMaximum}`,
+  ].filter((limit) => limit !== '');
+  return [type ?? schema.type ?? 'anything', ...limits].join(' ');
+}
+
+function standard(schema: Schema): string {
+  return schema.default === undefined ? '' : `\`${JSON.stringify(schema.default)}\``;
+}

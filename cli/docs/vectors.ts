@@ -1,0 +1,274 @@
+import { encodeFrame } from '../../shared/codec.ts';
+import type { Encoding } from '../../shared/compression.ts';
+import { encodeBf16, encodedBytes, encodeInt8, encodeTopk } from '../../shared/compression.ts';
+import { resolveConfig, workerConfig } from '../../shared/config.ts';
+import { type DataFacts, encodeFacts, packTransform } from '../../shared/data-facts.ts';
+import { createLayout, type TensorSpec } from '../../shared/layout.ts';
+import type {
+  FromShard,
+  Join,
+  Lease,
+  ServerMessage,
+  ToShard,
+  WorkerMessage,
+} from '../../shared/protocol.ts';
+import { factVectors } from './vector-facts.ts';
+import { modelVectors } from './vector-models.ts';
+
+/**
+ * docs/protocol-vectors.json: every message as bytes, and what a worker must compute as others do, for people who write
+ * a worker in another language. Maps may come in any order of their keys, numbers in any form of msgpack that holds them.
+ */
+
+export const VECTORS = new URL('../../docs/protocol-vectors.json', import.meta.url);
+
+export interface Vector {
+  readonly what: string;
+  readonly from: 'worker' | 'server' | 'shard';
+  readonly header: WorkerMessage | ServerMessage | ToShard | FromShard;
+  /** What the payload says: trainable, then statistics, then frozen elements; absent: no payload. */
+  readonly numbers?: readonly number[];
+  /** The payload where it is text. */
+  readonly text?: string;
+  /** The whole frame, hexadecimal. */
+  readonly frame: string;
+}
+
+const RUN = 'digits-1';
+const HASH = '5f'.repeat(32);
+const SESSION = '00112233445566aa';
+
+const TENSORS: readonly TensorSpec[] = [
+  { name: 'dense/kernel', shape: [2, 2], role: 'trainable' },
+  { name: 'norm/mean', shape: [2], role: 'statistics', momentum: 0.99 },
+  { name: 'embedding', shape: [1], role: 'frozen' },
+];
+const GRADIENT = [0.5, -1.25, 3, 0.0078125];
+const STATISTICS = [0.25, 1];
+const FROZEN = [7];
+
+/** A gradient in an encoding, then statistics in f32. */
+function pushed(encoding: Encoding): { bytes: Uint8Array; numbers: number[] } {
+  const gradient = Float32Array.from(GRADIENT);
+  const k = 2;
+  const encoded = new Uint8Array(encodedBytes(encoding, gradient.length, k));
+  if (encoding === 'f32') encoded.set(new Uint8Array(gradient.buffer));
+  else if (encoding === 'bf16') encodeBf16(gradient, encoded);
+  else if (encoding === 'int8') encodeInt8(gradient, null, encoded);
+  else encodeTopk(gradient, k, encoded);
+  const statistics = new Uint8Array(Float32Array.from(STATISTICS).buffer);
+  const bytes = new Uint8Array(encoded.length + statistics.length);
+  bytes.set(encoded);
+  bytes.set(statistics, encoded.length);
+  return { bytes, numbers: [...GRADIENT, ...STATISTICS] };
+}
+
+const FACTS: DataFacts = {
+  transform: packTransform({
+    ...{ kind: 'feature', scale: 1 },
+    ...{ mean: [0.5, -3], deviation: [1, 0.1] },
+  }),
+  inputs: { kind: 'float32', shape: [2] },
+  targets: { kind: 'int32', shape: [] },
+  classCount: 2,
+  classes: ['no', 'yes'],
+  inputNames: ['width', 'height'],
+  targetNames: null,
+};
+
+const bytesOf = (numbers: readonly number[]) => new Uint8Array(Float32Array.from(numbers).buffer);
+
+/** All vectors, in the order of a conversation. */
+export function protocolVectors() {
+  const vectors: Vector[] = [];
+  const add = (
+    what: string,
+    from: Vector['from'],
+    header: Vector['header'],
+    payload?: { bytes: Uint8Array; numbers?: readonly number[]; text?: string },
+  ) => {
+    const { buffer, byteOffset, byteLength } = payload?.bytes ?? new Uint8Array();
+    const frame = encodeFrame(header, new Float32Array(buffer, byteOffset, byteLength / 4));
+    vectors.push({
+      ...{ what, from, header },
+      ...(payload?.numbers && { numbers: payload.numbers }),
+      ...(payload?.text && { text: payload.text }),
+      frame: Buffer.from(frame).toString('hex'),
+    });
+  };
+  const leases: Lease[] = [{ id: 1, epoch: 0, start: 64, count: 64, part: 'train' }];
+  const push = {
+    ...({ type: 'push', run: RUN, lease: 1, step: 12, generation: 1 } as const),
+    ...{ loss: 2.25, computeMs: 3.5 },
+  };
+  const work = {
+    ...({ type: 'work', run: RUN, phase: 'training', generation: 1 } as const),
+    leases,
+    ...{ evaluation: null, acknowledgements: [], pull: null },
+  };
+
+  add('who it is, and which experiments it has', 'worker', {
+    ...{ type: 'hello', worker: 'w-1', incarnation: '0123456789abcdef', run: null },
+    ...{ engine: 'native', device: 'cpu', experiments: { digits: HASH } },
+  });
+  add('a run to work for', 'server', {
+    ...{ type: 'assign', run: RUN, experiment: 'digits', experimentHash: HASH, session: SESSION },
+    ...{ config: workerConfig(resolveConfig({})), shards: [] },
+  });
+  const join: Join = {
+    type: 'join',
+    run: RUN,
+    experimentHash: HASH,
+    tensors: TENSORS.map((spec) => ({ ...spec, shape: [...spec.shape] })),
+    data: {
+      ...{ trainCount: 800, validationCount: 200, testCount: 0 },
+      ...{ fingerprint: 'ab'.repeat(32), source: 'digits' },
+    },
+    seen: null,
+  };
+  add('its model and data', 'worker', join);
+  const facts = encodeFacts(FACTS);
+  add(
+    'the same, with what the run is to keep of the data',
+    'worker',
+    {
+      ...{ ...join, facts: 'json' },
+      data: { ...join.data, rawFingerprint: 'cd'.repeat(8), depends: ['seed'] },
+    },
+    { bytes: facts, text: new TextDecoder().decode(facts) },
+  );
+  add('make fresh parameters', 'server', { type: 'initialise', run: RUN, grant: 1, seed: 0 });
+  const whole = [...GRADIENT, ...STATISTICS, ...FROZEN];
+  const fresh = { bytes: bytesOf(whole), numbers: whole };
+  add('all of them, frozen ones too', 'worker', { type: 'initialised', run: RUN, grant: 1 }, fresh);
+  add(
+    'the first parameters, and a minibatch',
+    'server',
+    { ...work, step: 12, encoding: 'f32' },
+    fresh,
+  );
+  for (const [i, encoding] of (['f32', 'bf16', 'int8', 'topk'] as const).entries()) {
+    const payload = pushed(encoding);
+    add(
+      `a gradient as ${encoding}${encoding === 'topk' ? ', its two largest elements' : ''}, and statistics`,
+      'worker',
+      { ...push, sequence: i + 1, encoding },
+      payload,
+    );
+  }
+  const applied = {
+    sequence: 1,
+    outcome: 'applied',
+    staleness: 0,
+    code: null,
+    message: null,
+  } as const;
+  const exchanged = new Uint8Array(encodedBytes('bf16', 6));
+  encodeBf16(Float32Array.from([...GRADIENT, ...STATISTICS]), exchanged);
+  add(
+    'what became of a push, and newer parameters as bf16',
+    'server',
+    { ...work, step: 13, encoding: 'bf16', acknowledgements: [applied] },
+    { bytes: exchanged, numbers: [...GRADIENT, ...STATISTICS] },
+  );
+  add('a push that came too late; nothing has changed since', 'server', {
+    ...{ ...work, step: 13, encoding: 'f32' },
+    acknowledgements: [
+      {
+        ...{ sequence: 2, outcome: 'rejected', staleness: 0 },
+        ...{ code: 'DP_PUSH_LEASE_LOST', message: 'it went to another worker' },
+      },
+    ],
+  });
+  add(
+    'parameters to evaluate',
+    'server',
+    { ...work, step: 13, encoding: 'f32', leases: [], evaluation: { id: 1, part: 'validation' } },
+    { bytes: bytesOf([...GRADIENT, ...STATISTICS]), numbers: [...GRADIENT, ...STATISTICS] },
+  );
+  add('how good they are', 'worker', {
+    ...{ type: 'evaluated', run: RUN, evaluation: 1, loss: 0.25, error: 0.0625, examples: 200 },
+    metrics: {},
+  });
+  const values = { low: -1, high: 1, counts: [1, 0, 2, 1] };
+  add('what a tensor and a layer look like', 'worker', {
+    ...{ type: 'observed', run: RUN, step: 13, updateSteps: 10, samples: 2, costMs: 1.5 },
+    tensors: [
+      {
+        ...{ name: 'dense/kernel', weights: values, gradients: values, updates: null },
+        ...{ gradientNorm: 3.25, updateRatio: null, elements: 4, never: 0, rare: 1 },
+      },
+    ],
+    layers: [{ layer: 'dense', activation: 'relu', values, saturated: null, dead: 0.5 }],
+  });
+  add('it cannot go on', 'worker', {
+    ...{ type: 'leave', failure: { code: 'DP_DATA_MISSING', message: 'no such file' } },
+  });
+  add('nothing to do', 'server', { type: 'idle' });
+  add('nothing to do, for lack of an experiment', 'server', {
+    type: 'idle',
+    missing: [{ run: 'vectors', experiment: 'mnist-mlp', experimentHash: '0'.repeat(64) }],
+  });
+  add('the same, to a worker that knows of bundles: it was sent', 'server', {
+    type: 'idle',
+    missing: [
+      {
+        ...{ run: 'vectors', experiment: 'mnist-mlp', experimentHash: '0'.repeat(64) },
+        bundle: { sha256: '1'.repeat(64), bytes: 4096 },
+      },
+    ],
+  });
+  add('where to go when this server is not reached', 'server', {
+    ...{ type: 'standby', servers: [{ host: '192.0.2.11', port: 7420 }] },
+  });
+  add('the run is over', 'server', {
+    ...{ type: 'end', run: RUN, phase: 'finished', reason: 'reached epochsMax 30' },
+  });
+  add('an error', 'server', {
+    ...{ type: 'error', code: 'DP_RUN_UNKNOWN', message: "no run 'digits-2' on this server" },
+  });
+  add('to a shard: who it is', 'worker', { type: 'attach', session: SESSION });
+  add('it may join', 'shard', { type: 'attached' });
+  add(
+    'its part of a push',
+    'worker',
+    { type: 'part', run: RUN, sequence: 1, encoding: 'f32' },
+    { bytes: bytesOf(GRADIENT.slice(2)), numbers: GRADIENT.slice(2) },
+  );
+  add(
+    'its part of the first parameters',
+    'worker',
+    { type: 'initialPart', run: RUN, grant: 1 },
+    { bytes: bytesOf(GRADIENT.slice(2)), numbers: GRADIENT.slice(2) },
+  );
+  add(
+    'its part of a pull',
+    'shard',
+    { type: 'parameters', run: RUN, pull: 1, encoding: 'f32' },
+    { bytes: bytesOf(GRADIENT.slice(2)), numbers: GRADIENT.slice(2) },
+  );
+  return {
+    about:
+      'Every message of docs/protocol.md as bytes, and what a worker computes as all others do; written by `npm run docs`. Numbers of payloads are exact in f32; in other encodings the frame holds what is left of them. Losses, gradients and standardised inputs are right to 1e-5.',
+    tensors: TENSORS,
+    layoutHash: createLayout(TENSORS).hash,
+    vectors,
+  };
+}
+
+/** The file, a vector a line. */
+export async function vectorsPage(): Promise<string> {
+  const { vectors, ...rest } = protocolVectors();
+  const fields = Object.entries(rest).map(
+    ([name, value]) => `  ${JSON.stringify(name)}: ${JSON.stringify(value)}`,
+  );
+  const lists = Object.entries({
+    ...(await factVectors()),
+    ...(await modelVectors()),
+    vectors,
+  }).map(([name, list]) => {
+    const lines = list.map((each) => `    ${JSON.stringify(each)}`);
+    return `  ${JSON.stringify(name)}: [\n${lines.join(',\n')}\n  ]`;
+  });
+  return `{\n${[...fields, ...lists].join(',\n')}\n}\n`;
+}

@@ -1,0 +1,176 @@
+import { realpath, stat, writeFile } from 'node:fs/promises';
+import { basename, dirname, extname, join, relative, resolve, sep } from 'node:path';
+import { DownpourError, errorText } from '../../shared/errors.ts';
+import { pathArgument, shellCommand } from '../../shared/shell.ts';
+import { unreadable } from '../../worker/data/files.ts';
+import { experimentName } from '../../worker/experiment.ts';
+import { type GivenTableOptions, tableOptionsOf } from '../data/table-options.ts';
+import { EXIT, print, printJson } from '../options.ts';
+import { type Answers, askAt, Interrupted, unasked } from './ask.ts';
+import { imagesDraft, type ModelKind, mnistDraft } from './images.ts';
+import { code } from './source.ts';
+import { type Draft, type Task, tableDraft } from './table.ts';
+
+/** `downpour init`: writes an experiment that runs at once, from what the data look like and a few answers. */
+
+export interface InitOptions extends GivenTableOptions {
+  readonly data?: string;
+  readonly target?: string;
+  readonly task?: Task;
+  readonly model?: ModelKind;
+  readonly force?: boolean;
+  readonly yes?: boolean;
+  readonly json?: boolean;
+}
+
+const MNIST = 'mnist';
+const DEFAULT_FILE = 'experiment.ts';
+const ENDINGS = ['.ts', '.mts', '.js', '.mjs'];
+
+export async function initCommand(file: string | undefined, options: InitOptions): Promise<void> {
+  const isAsking = !options.yes && !options.json && process.stdin.isTTY === true;
+  const answers = isAsking ? askAt(process.stdin, process.stdout) : unasked;
+  try {
+    await init(file, options, answers);
+  } catch (error) {
+    if (!(error instanceof Interrupted)) throw error;
+    process.exitCode = EXIT.interrupted;
+  } finally {
+    answers.close();
+  }
+}
+
+async function init(
+  file: string | undefined,
+  options: InitOptions,
+  answers: Answers,
+): Promise<void> {
+  const path = await answers.answer(file, 'Name of the file?', DEFAULT_FILE, (text) =>
+    pathFor(text, options.force === true),
+  );
+  const { data, isFolder } = await answers.answer(
+    options.data,
+    `Data: a CSV file, a folder of images, ${MNIST}?`,
+    MNIST,
+    findData,
+  );
+  const draft = await draftFor(path, data, isFolder, options, answers);
+  await write(path, draft.source, options.force === true);
+  if (options.json) {
+    printJson({ file: path, notes: draft.notes });
+    return;
+  }
+  const shown = pathArgument(relative('', path) || path);
+  for (const note of draft.notes) print(note);
+  print(`wrote ${shown}; next:`);
+  for (const [command, what] of [
+    ['check', 'checks the data and the model'],
+    ['train', 'trains it, with two workers on this machine'],
+  ] as const) {
+    print(`  ${shellCommand('npx', 'downpour', command, shown)}     ${what}`);
+  }
+}
+
+/** Where the experiment is to be. @throws DownpourError DP_USAGE, DP_EXPERIMENT_INVALID */
+async function pathFor(file: string, force: boolean): Promise<string> {
+  const path = resolve(file);
+  if (!ENDINGS.includes(extname(path))) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `${file} does not end in ${ENDINGS.join(', ')}, which files of experiments do: ${basename(file, extname(file)) || 'experiment'}.ts`,
+    );
+  }
+  experimentName(path);
+  const folder = await stat(dirname(path)).catch(() => null);
+  if (!folder?.isDirectory()) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `the folder ${dirname(path)} does not exist: create it first`,
+    );
+  }
+  if (sep !== '\\' && dirname(path).includes('\\')) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `${dirname(path)} has a backslash in its name, so Node.js cannot load a module from it: choose another folder`,
+    );
+  }
+  if (!force && (await stat(path).catch(() => null))) throw existsAlready(path);
+  return path;
+}
+
+const existsAlready = (path: string, cause?: unknown) =>
+  new DownpourError(
+    'DP_USAGE',
+    `${path} cannot be written: it exists already: choose another name, or --force`,
+    { cause },
+  );
+
+async function write(path: string, source: string, force: boolean): Promise<void> {
+  try {
+    await writeFile(path, source, { flag: force ? 'w' : 'wx' });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST') throw existsAlready(path, error);
+    throw new DownpourError('DP_USAGE', `${path} cannot be written: ${errorText(error)}`, {
+      cause: error,
+    });
+  }
+}
+
+async function findData(data: string): Promise<{ data: string; isFolder: boolean }> {
+  if (data === MNIST) return { data, isFolder: false };
+  const entry = await stat(data).catch((error) => {
+    throw unreadable(data, error);
+  });
+  return { data, isFolder: entry.isDirectory() };
+}
+
+/** @throws DownpourError DP_USAGE, DP_DATA_MISSING or DP_DATA_CORRUPT. */
+async function draftFor(
+  path: string,
+  data: string,
+  isFolder: boolean,
+  options: InitOptions,
+  answers: Answers,
+): Promise<Draft> {
+  const { target, task } = options;
+  const reading = tableOptionsOf(options);
+  if (data === MNIST || isFolder) {
+    const unfit = Object.entries({ target, task, ...reading }).find(
+      ([, value]) => value !== undefined,
+    );
+    if (unfit) {
+      throw new DownpourError(
+        'DP_USAGE',
+        `--${unfit[0]} is only for tables, but ${data} has images: leave it out`,
+      );
+    }
+    const choose = (fitting: ModelKind) =>
+      answers.answer(options.model, 'Model (mlp, cnn)?', fitting, modelOf);
+    if (data === MNIST) return mnistDraft(await choose('mlp'));
+    return imagesDraft(data, await placeOf(path, data), choose);
+  }
+  if (options.model === 'cnn') {
+    throw new DownpourError(
+      'DP_USAGE',
+      `--model cnn is only for images, but ${data} is a table: use mlp`,
+    );
+  }
+  const given = { ...(target === undefined ? {} : { target }), ...(task ? { task } : {}) };
+  return tableDraft({ data, place: await placeOf(path, data), ...given, reading }, answers);
+}
+
+function modelOf(text: string): ModelKind {
+  if (text === 'mlp' || text === 'cnn') return text;
+  throw new DownpourError('DP_USAGE', `'${text}' is not a model; allowed: mlp, cnn`);
+}
+
+/**
+ * Source code for where the data lie as seen from the experiment, wherever it is called from. Not by a URL, in
+ * which %, # and ? mean something. Folders that are links are followed, as Node does with modules.
+ */
+async function placeOf(path: string, data: string): Promise<string> {
+  const full = resolve(data);
+  const folder = await realpath(dirname(full));
+  const from = relative(await realpath(dirname(path)), join(folder, basename(full)));
+  return `resolve(import.meta.dirname, ${code(sep === '/' ? from : from.replaceAll(sep, '/'))})`;
+}

@@ -1,0 +1,120 @@
+import { resolve } from 'node:path';
+import { clean } from '../../shared/clean.ts';
+import { resolveConfig } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import { checkExperiment } from '../../worker/check/check.ts';
+import type { Finding } from '../../worker/check/finding.ts';
+import { checkThroughput } from '../../worker/check/throughput.ts';
+import { openEngine } from '../../worker/engine.ts';
+import { experimentName, loadExperiment } from '../../worker/experiment.ts';
+import { prepareExperiment } from '../../worker/prepare.ts';
+import {
+  type ConfigOptions,
+  configOf,
+  EXIT,
+  print,
+  printJson,
+  tell,
+  untilInterrupted,
+} from '../options.ts';
+import { colorsOf } from '../output/progress.ts';
+import { engineOf } from '../workers/work.ts';
+import { checkTiny } from './check-tiny.ts';
+import { createUpdater } from './updater.ts';
+
+export interface CheckCommandOptions extends ConfigOptions {
+  readonly workers: number;
+  readonly steps: number;
+  readonly accept?: readonly string[];
+  readonly tiny: boolean;
+  readonly throughput: boolean;
+  readonly data?: string;
+  readonly engine?: string;
+  readonly verbose?: boolean;
+  readonly json?: boolean;
+}
+
+/** `downpour check <experiment>`. @returns the exit code. */
+export async function checkCommand(file: string, options: CheckCommandOptions): Promise<number> {
+  const { steps, accept = [], json = false } = options;
+  const experiment = await loadExperiment(file);
+  const base = [experiment.config ?? {}, configOf(options)];
+  const config = resolveConfig(...base);
+  const name = experimentName(file);
+  const log = options.verbose ? tell : () => {};
+  const interruption = untilInterrupted();
+  const { signal } = interruption;
+  const findings: Finding[] = [];
+  const add = (found: Finding) => {
+    const accepted = found.verdict === 'problem' && accept.includes(found.check);
+    const told: Finding = accepted ? { ...found, verdict: 'advice' } : found;
+    findings.push(told);
+    if (!json) show(told);
+  };
+  try {
+    const engine = await openEngine(
+      options.engine === undefined ? {} : { engine: engineOf(options.engine) },
+    );
+    const folder = resolve(options.data ?? 'data');
+    const { data, prepared } = await prepareExperiment(name, experiment, config, { folder, log });
+    if (!json) print(`${name}: ${prepared.source}; engine ${engine.name}`);
+    await checkExperiment({
+      ...{ experiment, config, prepared, steps, signal, onFinding: add },
+      updater: (layout, initial) => createUpdater(layout, config, initial),
+    });
+    if (options.throughput) add(await checkThroughput(experiment, config, prepared, signal));
+    if (options.tiny) {
+      const initial = findings.find(({ check }) => check === 'initial-loss');
+      const loss = Number(initial?.numbers.loss);
+      const initialLoss = Number.isFinite(loss) ? loss : 0;
+      const what = { file, experiment, base, config, data, prepared, initialLoss };
+      add(await checkTiny({ ...what, options, signal, log }));
+    }
+  } catch (error) {
+    if (signal.aborted) return EXIT.interrupted;
+    throw error;
+  } finally {
+    interruption.dispose();
+  }
+  const known = findings.map(({ check }) => check);
+  const unknown = accept.filter((check) => !known.includes(check));
+  if (unknown.length > 0) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `--accept ${unknown.join(' ')} is not a check; allowed: ${known.join(', ')}`,
+    );
+  }
+  const problems = findings.filter(({ verdict }) => verdict === 'problem');
+  if (json) printJson({ experiment: name, verdict: verdictOf(findings), findings });
+  else {
+    print();
+    print(summary(findings));
+  }
+  return problems.length > 0 ? EXIT.problems : EXIT.ok;
+}
+
+const verdictOf = (findings: readonly Finding[]) =>
+  (['problem', 'advice', 'ok'] as const).find((v) => findings.some((f) => f.verdict === v)) ?? 'ok';
+
+const WIDTH = 19;
+
+function show({ verdict, check, text, next }: Finding): void {
+  const { green, yellow, red } = colorsOf(process.stdout);
+  const paint = { ok: green, advice: yellow, problem: red }[verdict];
+  process.stdout.write(`${paint(verdict.padEnd(7))}  ${check.padEnd(WIDTH)}  ${clean(text)}\n`);
+  if (next !== null) print(`${' '.repeat(WIDTH + 11)}→ ${next}`);
+}
+
+function summary(findings: readonly Finding[]): string {
+  const of = (verdict: Finding['verdict']) => findings.filter((f) => f.verdict === verdict);
+  const [problems, advice] = [of('problem'), of('advice')];
+  const names = (list: readonly Finding[]) => list.map(({ check }) => check).join(', ');
+  const counts = `${findings.length} checks: ${of('ok').length} ok, ${advice.length} with advice${advice.length > 0 ? ` (${names(advice)})` : ''}, ${problems.length} with a problem${problems.length > 0 ? ` (${names(problems)})` : ''}.`;
+  const few = findings.filter(({ numbers }) => numbers.needed !== undefined);
+  const told =
+    few.length === 0
+      ? counts
+      : `${counts} Not done, because there are too few examples: ${names(few)}.`;
+  if (problems.length === 0) return `${told} Next: \`downpour lr-find\`, then train.`;
+  return `${told} Begin with the first problem: later ones often follow from it.`;
+}

@@ -1,0 +1,30 @@
+import { Parameters } from '../../server/core/parameters.ts';
+import { bytesOf } from '../../shared/codec.ts';
+import type { RunConfig } from '../../shared/config.ts';
+import type { Layout } from '../../shared/layout.ts';
+import type { Updater } from '../../worker/check/training.ts';
+
+/**
+ * The server's own update rule without a server, at a constant learning rate, for the check of an
+ * experiment. @param initial shape [layout.size].
+ */
+export function createUpdater(layout: Layout, config: RunConfig, initial: Float32Array): Updater {
+  const parameters = new Parameters(layout, { ...config, averaging: NONE });
+  parameters.initialise(initial);
+  const { clip, learningRate } = config;
+  const limit = clip.value ?? Infinity;
+  return {
+    get parameters() {
+      return parameters.exchanged();
+    },
+    apply(gradient, step) {
+      const staged = parameters.stage(bytesOf(gradient), 'f32');
+      const norm = Math.sqrt(parameters.squares(staged, limit));
+      if (!Number.isFinite(norm)) return false;
+      const factor = clip.norm !== null && norm > clip.norm ? clip.norm / norm : 1;
+      return parameters.update(staged, { limit, factor }, { step, learningRate });
+    },
+  };
+}
+
+const NONE = { kind: 'none', decay: 0, startStep: 0 } as const;

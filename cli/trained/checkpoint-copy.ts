@@ -1,0 +1,203 @@
+import { createHash } from 'node:crypto';
+import { createWriteStream } from 'node:fs';
+import { copyFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { Transform } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { setTimeout as wait } from 'node:timers/promises';
+import {
+  type CheckpointManifest,
+  checkpointFolder,
+  readCheckpoint,
+} from '../../server/checkpoint.ts';
+import type { ForkOrigin } from '../../server/core/run.ts';
+import type { RunConfig } from '../../shared/config.ts';
+import { type DataFacts, forkNote, unpackTransform } from '../../shared/data-facts.ts';
+import { DownpourError, errorCode } from '../../shared/errors.ts';
+import type { DataSummary, Phase } from '../../shared/protocol.ts';
+import type { CheckpointSummary, Evaluation, RunData, RunDetail } from '../../shared/rest.ts';
+import type { RestClient } from '../../shared/rest-client.ts';
+import { type CheckpointKind, kindOfModel, measurementsOf } from '../../shared/trained-last.ts';
+import type { KnownData } from '../../worker/data/facts.ts';
+import type { Session } from '../embedded.ts';
+
+/** A checkpoint for a command that reads one: from a file, from a state folder, or over the network. */
+
+/** What is told of a checkpoint: `downpour.json` beside an exported model says it. */
+export interface CheckpointFacts {
+  readonly run: string;
+  readonly kind: CheckpointKind | 'mean';
+  /** Whose parameters they are: of final ones that were restored, that of the best evaluation. */
+  readonly step: number;
+  readonly experiment: string;
+  readonly experimentHash: string;
+  readonly layoutHash: string | null;
+  readonly config: RunConfig;
+  /** The validation and the one look at the test part, each where it was made with these parameters. */
+  readonly best: Evaluation | null;
+  readonly test: Evaluation | null;
+  readonly testedAt: string | null;
+  /** They were trained on the validation examples, too. */
+  readonly learntValidation: boolean;
+  readonly checkpointSha256: string;
+}
+
+/** A checkpoint's tensors have been copied; this is what is known of them. */
+export interface Copied {
+  readonly facts: CheckpointFacts;
+  readonly data: KnownData;
+  /** As `dataNote` of a run. */
+  readonly note: string | null;
+}
+
+/** All that a program needs that uses the parameters: `downpour.json`. */
+export function aboutModel({ facts, data }: Copied): Record<string, unknown> {
+  const { summary } = data;
+  if (!data.facts) return { ...facts, data: summary };
+  const { transform, inputs, targets, classCount, classes, inputNames, targetNames } = data.facts;
+  return {
+    ...facts,
+    data: summary,
+    inputTransform: unpackTransform(transform),
+    ...{ inputShape: inputs.shape, targetShape: targets.shape },
+    ...{ classCount, classes, inputNames, targetNames },
+  };
+}
+
+/** The part of a manifest's state that an export tells. */
+interface KnownState {
+  readonly phase: Phase;
+  readonly options: {
+    readonly experiment: string;
+    readonly experimentHash: string;
+    readonly config: RunConfig;
+    readonly fork?: ForkOrigin;
+  };
+  readonly best: { readonly evaluation: Evaluation } | null;
+  readonly test: Evaluation | null;
+  readonly testedAt?: string | null;
+  readonly stoppedAt: number | null;
+  readonly data: DataSummary | null;
+  readonly facts?: DataFacts | null;
+  readonly originData?: DataSummary | null;
+}
+
+/** Copies a checkpoint of the disk. @param partial where to. @throws DownpourError of its reading. */
+export async function copyFromFile(path: string, partial: string): Promise<Copied> {
+  const { manifest } = await readCheckpoint(process.cwd(), path);
+  await copyFile(join(resolve(path), '..', manifest.file), partial);
+  const { options, data: summary, facts = null, originData = null } = manifest.state as KnownState;
+  return {
+    facts: factsOf(manifest),
+    data: { run: manifest.run, summary, facts },
+    note: forkNote(options.fork, originData, summary),
+  };
+}
+
+function factsOf(manifest: CheckpointManifest): CheckpointFacts {
+  const { options, phase, best, test, testedAt = null, stoppedAt } = manifest.state as KnownState;
+  const { config } = options;
+  const course = { phase, config, best: best?.evaluation ?? null, test, testedAt, stoppedAt };
+  return {
+    run: manifest.run,
+    kind: manifest.kind,
+    experiment: options.experiment,
+    experimentHash: options.experimentHash,
+    layoutHash: manifest.layoutHash,
+    config,
+    ...measurementsOf(course, manifest, true),
+    checkpointSha256: manifest.sha256,
+  };
+}
+
+const POLL_MS = 100;
+/** How long a run that has ended may take to write its checkpoints; a full disk may never take them. */
+const WRITING_MS = 30_000;
+
+/** The checkpoints of a run. The server writes beside training: the last ones may come a moment after the end. */
+export async function writtenCheckpoints(
+  client: Pick<RestClient, 'checkpoints'>,
+  { id, best, phase }: Pick<RunDetail, 'id' | 'best' | 'phase'>,
+): Promise<CheckpointSummary[]> {
+  const over = phase === 'finished' || phase === 'stopped' || phase === 'failed';
+  for (let waited = 0; ; waited += POLL_MS) {
+    const checkpoints = await client.checkpoints(id);
+    const complete =
+      (best === null || checkpoints.some((c) => c.kind === 'best' && c.step === best.step)) &&
+      (phase !== 'finished' || checkpoints.some((c) => c.kind === 'final'));
+    if (!over || complete || waited >= WRITING_MS) return checkpoints;
+    await wait(POLL_MS);
+  }
+}
+
+/**
+ * Copies the newest checkpoint of a run.
+ * @param kind null: the one that stands for the run.
+ * @throws DownpourError DP_CHECKPOINT_MISSING, DP_CHECKPOINT_CORRUPT or what the server says.
+ */
+export async function copyFromRun(
+  { client, state }: Session,
+  id: string,
+  kind: CheckpointKind | null,
+  partial: string,
+): Promise<Copied> {
+  const run = await client.run(id);
+  const wanted = kind ?? kindOfModel(run);
+  const checkpoints = await writtenCheckpoints(client, run);
+  const checkpoint = checkpoints.findLast((one) => one.kind === wanted);
+  if (!checkpoint) {
+    const known = [...new Set(checkpoints.map((one) => one.kind))].join(', ');
+    throw new DownpourError(
+      'DP_CHECKPOINT_MISSING',
+      `run ${id} (${run.phase}) has no checkpoint '${wanted}' yet; ${known === '' ? 'it has none' : `it has: ${known}; choose one by --kind`}`,
+    );
+  }
+  if (state !== null) {
+    await copyFile(join(checkpointFolder(state, id), checkpoint.file), partial);
+  } else {
+    await download(await client.checkpointFile(id, checkpoint.kind), partial, checkpoint.sha256);
+  }
+  const facts: CheckpointFacts = {
+    run: run.id,
+    kind: checkpoint.kind,
+    experiment: run.experiment,
+    experimentHash: run.experimentHash,
+    layoutHash: run.layoutHash,
+    config: run.config,
+    ...measurementsOf({ ...run, stoppedAt: run.earlyStopping.stoppedAt }, checkpoint),
+    checkpointSha256: checkpoint.sha256,
+  };
+  const data = { run: run.id, ...(await runData(client, run)) };
+  return { facts, data, note: run.dataNote ?? null };
+}
+
+async function runData(client: RestClient, { id, data }: RunDetail): Promise<RunData> {
+  try {
+    return await client.runData(id);
+  } catch (error) {
+    // A server of an older release, which keeps nothing.
+    if (errorCode(error) !== 'DP_NOT_FOUND') throw error;
+    return { summary: data, facts: null };
+  }
+}
+
+async function download(
+  body: ReadableStream<Uint8Array>,
+  path: string,
+  sha256: string,
+): Promise<void> {
+  const hash = createHash('sha256');
+  const hashing = new Transform({
+    transform(chunk, _encoding, done) {
+      hash.update(chunk);
+      done(null, chunk);
+    },
+  });
+  await pipeline(body, hashing, createWriteStream(path));
+  const seen = hash.digest('hex');
+  if (seen === sha256) return;
+  throw new DownpourError(
+    'DP_CHECKPOINT_CORRUPT',
+    `the checkpoint arrived with SHA-256 ${seen}, the server says ${sha256}: a newer one may just have replaced it; try again`,
+  );
+}

@@ -1,0 +1,110 @@
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import {
+  addTokenOptions,
+  dataOption,
+  engineOption,
+  examples,
+  jsonOption,
+  serverOption,
+  stateOption,
+  whole,
+} from '../options.ts';
+import type { LookOptions } from './look.ts';
+import type { RefuseOptions } from './refuse.ts';
+
+/** Names, options and help of the commands that look at a trained model. */
+
+/** `look`, `refuse`. */
+export function registerLookCommands(program: Command): void {
+  registerLook(program);
+  registerRefuse(program);
+}
+
+const isGiven = (command: Command) => command.getOptionValueSource('state') === 'cli';
+
+/** Which parameters are looked at, on which examples. */
+function addTrainedOptions(command: Command): Command {
+  return addTokenOptions(
+    command
+      .option(
+        '--run <run>',
+        'run whose parameters to use (default: the newest run of the experiment, without trials of studies)',
+      )
+      .addOption(
+        new Option(
+          '--kind <kind>',
+          'which of its checkpoints (default: final if it has finished, else best)',
+        ).choices(['best', 'last', 'final']),
+      )
+      .option('--checkpoint <file>', 'a checkpoint file instead of a run')
+      .option('--out <folder>', 'for report and figures')
+      .addOption(serverOption())
+      .addOption(stateOption())
+      .addOption(dataOption())
+      .addOption(engineOption())
+      .addOption(jsonOption()),
+  );
+}
+
+function registerLook(program: Command): void {
+  const command = program
+    .command('look')
+    .description(
+      'look at a trained model: worst errors, a random sample, which classes it confuses',
+    )
+    .argument('<experiment>', 'file of the experiment')
+    .addOption(
+      new Option('--part <part>', 'which examples; the test part is for `downpour test`')
+        .choices(['train', 'validation'])
+        .default('validation'),
+    )
+    .option('--worst <n>', 'examples of the highest loss', whole(1, 1000), 40)
+    .option('--random <n>', 'examples at random', whole(1, 1000), 40)
+    .option('--sample-seed <n>', 'of these', whole(0, Number.MAX_SAFE_INTEGER), 1)
+    .option('--tensorboard <folder>', 'write the examples there too, for its tab of images');
+  addTrainedOptions(command)
+    .addHelpText(
+      'after',
+      `
+Writes report.md, report.json and figures to --out (default: ./looks/<run>): contact sheets of the examples with
+the highest loss and of a random sample, the confusion matrix, how much of the loss the worst examples have. Of a
+run that was trained with --set observe.everySteps=100 also histograms of weights, gradients, updates and
+activations over time, gradient norms, and update ratios. The server that has the run shows it on its dashboard.
+${examples('downpour look examples/mnist-mlp.ts', 'downpour look my.ts --run my-3f2a1c --part train --worst 100')}`,
+    )
+    .action(async (file: string, options: LookOptions) => {
+      const { lookCommand } = await import('./look.ts');
+      await lookCommand(file, { ...options, stateGiven: isGiven(command) });
+    });
+}
+
+function registerRefuse(program: Command): void {
+  const command = program
+    .command('refuse')
+    .description('from which confidence to answer: coverage against accuracy, calibration')
+    .argument('<experiment>', 'file of the experiment; of classes, or of yes and no')
+    .option('--accuracy <list>', 'of the answers given, with commas', shares, [0.99])
+    .option('--coverage <list>', 'shares of the examples to answer', shares, [0.9, 0.95])
+    .option('--half-seed <n>', 'of the halves', whole(0, Number.MAX_SAFE_INTEGER), 1);
+  addTrainedOptions(command)
+    .addHelpText(
+      'after',
+      `
+A model that leaves the examples it is unsure of to somebody else answers the others better (Deep Learning,
+section 11.1). Fits a temperature on the validation part, and chooses thresholds of confidence there: all
+numbers are of examples that the temperature and the threshold were not chosen on. Writes to --out (default:
+./refusals/<run>) the curve of accuracy over coverage, and confidence against accuracy before and after; the
+server that has the run shows them on its dashboard.
+${examples('downpour refuse examples/mnist-mlp.ts --accuracy 0.99,0.999', 'downpour refuse my.ts --run my-3f2a1c --coverage 0.8')}`,
+    )
+    .action(async (file: string, options: RefuseOptions) => {
+      const { refuseCommand } = await import('./refuse.ts');
+      await refuseCommand(file, { ...options, stateGiven: isGiven(command) });
+    });
+}
+
+function shares(text: string): number[] {
+  const values = text.split(',').map(Number);
+  if (values.every((value) => value > 0 && value <= 1)) return values;
+  throw new InvalidArgumentError('Write shares above 0, at most 1, like 0.9,0.99.');
+}

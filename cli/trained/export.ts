@@ -1,0 +1,142 @@
+import { existsSync } from 'node:fs';
+import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { readTensors } from '../../server/checkpoint.ts';
+import type { DataFacts } from '../../shared/data-facts.ts';
+import { DownpourError, errorText } from '../../shared/errors.ts';
+import type { Experiment } from '../../worker/experiment.ts';
+import type { ExportOptions } from '../commands.ts';
+import { openSession } from '../embedded.ts';
+import { DEFAULT_EXPERIMENTS, print, printJson, tell } from '../options.ts';
+import { groups } from '../output/progress.ts';
+import { aboutModel, type Copied, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
+import {
+  type Course,
+  courseOfFile,
+  courseOfRun,
+  writeEventFile,
+  writeHistory,
+} from './export-course.ts';
+
+/** `downpour export <run or file> --to FOLDER` */
+export async function exportCommand(what: string, options: ExportOptions): Promise<void> {
+  const to = resolve(options.to);
+  try {
+    await mkdir(to, { recursive: true });
+  } catch (cause) {
+    throw new DownpourError('DP_DISK', `cannot create ${to}: ${errorText(cause)}`, { cause });
+  }
+  const isFile = /\.(safetensors|json)$/.test(what) || existsSync(what);
+  if (options.format === 'tensorboard' || options.format === 'jsonl') {
+    const course = isFile ? await courseOfFile(what) : await courseFrom(what, options);
+    const write = options.format === 'jsonl' ? writeHistory : writeEventFile;
+    const files = await write(course, to);
+    const about = `the course up to step ${groups(course.step)}`;
+    tellFiles(course, about, to, { files, json: options.json });
+    return;
+  }
+  // Written under another name first: a copy that breaks off leaves nothing that looks whole.
+  const partial = join(to, `.${process.pid}.part`);
+  try {
+    let copied = isFile ? await copyFromFile(what, partial) : await fromRun(what, partial, options);
+    const { facts } = copied;
+    const files: string[] = [];
+    if (options.format === 'safetensors') {
+      const file = `${facts.run}.safetensors`;
+      await rename(partial, join(to, file));
+      files.push(file);
+    } else {
+      const { tensors } = await readTensors(partial);
+      copied = await writeTfjs(copied, tensors, to, options);
+      files.push('model.json', 'weights.bin');
+    }
+    const about = JSON.stringify(aboutModel(copied), null, 2);
+    await writeFile(join(to, 'downpour.json'), `${about}\n`);
+    files.push('downpour.json');
+    tellFiles(facts, `${facts.kind} parameters of step ${groups(facts.step)}`, to, {
+      files,
+      json: options.json,
+    });
+  } finally {
+    await rm(partial, { force: true });
+  }
+}
+
+function tellFiles(
+  { run, step }: { readonly run: string; readonly step: number },
+  what: string,
+  to: string,
+  { files, json }: { readonly files: readonly string[]; readonly json: boolean | undefined },
+): void {
+  const paths = files.map((file) => join(to, file));
+  if (json) printJson({ run, step, files: paths });
+  else for (const line of [`${run}, ${what}:`, ...paths.map((path) => `  ${path}`)]) print(line);
+}
+
+async function courseFrom(id: string, options: ExportOptions): Promise<Course> {
+  const session = await openSession({ ...options, run: id });
+  try {
+    return await courseOfRun(session, id);
+  } finally {
+    await session.close();
+  }
+}
+
+async function fromRun(id: string, partial: string, options: ExportOptions): Promise<Copied> {
+  const session = await openSession({ ...options, run: id });
+  try {
+    return await copyFromRun(session, id, options.kind ?? null, partial);
+  } finally {
+    await session.close();
+  }
+}
+
+/** @returns the same; with facts of the data as they are now, where an older release kept none. */
+async function writeTfjs(
+  copied: Copied,
+  tensors: Awaited<ReturnType<typeof readTensors>>['tensors'],
+  to: string,
+  options: ExportOptions,
+): Promise<Copied> {
+  const { facts } = copied;
+  const { experimentFolders, loadExperiment, findExperiments } = await import(
+    '../../worker/experiment.ts'
+  );
+  const { openEngine } = await import('../../worker/engine.ts');
+  const { writeLayersModel } = await import('../../worker/layers-format.ts');
+  const folders = experimentFolders(options.experiments ?? DEFAULT_EXPERIMENTS);
+  const found = (await findExperiments(folders)).get(facts.experiment);
+  if (!found) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_UNKNOWN',
+      `the model is made by the experiment '${facts.experiment}', which is in none of ${folders.join(', ')}: name its folder by --experiments`,
+    );
+  }
+  if (found.hash !== facts.experimentHash) {
+    tell(`${found.path} has changed since the run; the current model is used`);
+  }
+  // Only shapes are computed: an engine that is always there does.
+  await openEngine({ engine: 'wasm' });
+  const experiment = await loadExperiment(found.path);
+  const dataFolder = resolve(options.data ?? 'data');
+  const known = copied.data.facts ?? (await factsOfNow(copied, experiment, dataFolder));
+  const { config } = facts;
+  await writeLayersModel({ experiment, config, tensors, facts: known, dataFolder, to, log: tell });
+  return { ...copied, data: { ...copied.data, facts: known } };
+}
+
+/** @throws DownpourError DP_DATA_MISMATCH: there are more or fewer examples than the run had. */
+async function factsOfNow(
+  { facts, data }: Copied,
+  experiment: Experiment,
+  folder: string,
+): Promise<DataFacts> {
+  const { prepareExperiment } = await import('../../worker/prepare.ts');
+  const { factsOf, mustBeDataOf } = await import('../../worker/data/facts.ts');
+  const { standardisedAnew } = await import('./trained.ts');
+  tell(standardisedAnew(facts.run));
+  const where = { folder, log: tell };
+  const { prepared } = await prepareExperiment(facts.experiment, experiment, facts.config, where);
+  mustBeDataOf(data, prepared);
+  return factsOf(prepared);
+}

@@ -1,0 +1,174 @@
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { fileVersion, pictures } from '../../server/event-file.ts';
+import { secondsOf } from '../../shared/history.ts';
+import { pngOf, type Shown } from '../../study/figures.ts';
+import { lookReport } from '../../study/look.ts';
+import { observationsReport } from '../../study/observations.ts';
+import { type Report, writeReport } from '../../study/report.ts';
+import { lookName, toldReport } from '../../study/telling.ts';
+import type { Examples, PreparedData } from '../../worker/data/examples.ts';
+import { openSession } from '../embedded.ts';
+import { tell } from '../options.ts';
+import { showReport } from '../output/report.ts';
+import { Teller } from '../study/tell.ts';
+import { answersOfPart, openTrained, type Trained, type TrainedOptions } from './trained.ts';
+
+export interface LookOptions extends TrainedOptions {
+  readonly part: 'train' | 'validation';
+  readonly worst: number;
+  readonly random: number;
+  readonly sampleSeed: number;
+  readonly out?: string;
+  readonly tensorboard?: string;
+  readonly json?: boolean;
+}
+
+/** `downpour look <experiment>` */
+export async function lookCommand(file: string, options: LookOptions): Promise<void> {
+  const trained = await openTrained(file, options);
+  try {
+    const { part, worst, random, sampleSeed: seed } = options;
+    const { answers, rows } = await answersOfPart(trained, part);
+    const settings = { name: trained.facts.run, part, worst, random, seed };
+    const show = showerOf(trained.prepared, part);
+    const report = withObserved(
+      withCaution(
+        lookReport(settings, { answers, rows, show, classes: trained.prepared.classes }),
+        trained,
+        part,
+      ),
+      trained,
+    );
+    if (options.tensorboard !== undefined) {
+      await writePictures(resolve(options.tensorboard), report, show, trained.facts.step);
+    }
+    await tellReport('look', report, trained, {
+      ...options,
+      out: options.out ?? `looks/${trained.facts.run}`,
+    });
+  } finally {
+    trained.model.dispose();
+  }
+}
+
+/** The examples of a report as an event file, those that are pictures. */
+async function writePictures(
+  folder: string,
+  { facts }: Report,
+  show: (row: number) => Shown,
+  step: number,
+): Promise<void> {
+  const wallTime = secondsOf(new Date().toISOString());
+  const parts = [fileVersion(wallTime)];
+  for (const list of ['worst', 'random'] as const) {
+    for (const [i, { row }] of (facts[list] as { row: number }[]).entries()) {
+      const shown = show(row);
+      if (shown.kind !== 'image') continue;
+      const { width, height } = shown;
+      // Whatever it was of: the file has red, green, blue and how opaque it is.
+      const picture = { width, height, channels: 4, png: pngOf(shown) } as const;
+      parts.push(pictures({ wallTime, step }, { [`${list}/${i}`]: picture }));
+    }
+  }
+  await mkdir(folder, { recursive: true });
+  const name = `events.out.tfevents.${Math.floor(wallTime)}.${process.pid}.look`;
+  await writeFile(join(folder, name), Buffer.concat(parts));
+}
+
+/** The validation part is not always apart from what was learnt. */
+function withCaution(
+  report: Report,
+  { facts, note, config }: Trained,
+  part: LookOptions['part'],
+): Report {
+  if (part !== 'validation') return report;
+  const { afterStop } = config.earlyStopping;
+  const cautions = [
+    ...(facts.learntValidation
+      ? [
+          `The ${facts.kind} parameters were trained on these examples, too (earlyStopping.afterStop is '${afterStop}'): new examples will do worse. --kind best has those from before.`,
+        ]
+      : []),
+    ...(note === null ? [] : [`Mind: ${note}.`]),
+  ];
+  return { ...report, advice: [...cautions, report.advice].join(' ') };
+}
+
+/** What was sampled while training, behind what the answers show. */
+function withObserved(report: Report, { observed, sampledRun, facts }: Trained): Report {
+  const { run, kind, step } = facts;
+  const more = observed ? observationsReport(observed, sampledRun ?? {}) : null;
+  return {
+    ...report,
+    advice: more ? `${report.advice} ${more.advice}` : report.advice,
+    plots: { ...report.plots, ...more?.plots },
+    facts: { ...report.facts, run, kind, step, observations: more?.facts ?? null },
+  };
+}
+
+export interface TellOptions extends TrainedOptions {
+  readonly out: string;
+  readonly json?: boolean;
+}
+
+/** Writes a report and says what it says, to the server that has the run as well. */
+export async function tellReport(
+  kind: string,
+  report: Report,
+  { facts: { run, experiment } }: Trained,
+  options: TellOptions,
+): Promise<void> {
+  const paths = await writeReport(resolve(options.out), report);
+  // Of a file nobody knows whose it is.
+  if (options.checkpoint === undefined) {
+    const session = await openSession({ ...options, run });
+    try {
+      const own = { kind, state: 'ended' as const, experiment, run, trials: null, runs: [run] };
+      await new Teller(session.client, lookName(kind, run), tell).last(toldReport(own, report));
+    } finally {
+      await session.close();
+    }
+  }
+  showReport(report, paths, options.json);
+}
+
+/** Pictures of examples whose inputs are pictures; the first numbers of others. */
+export function showerOf(
+  prepared: PreparedData,
+  part: 'train' | 'validation',
+): (row: number) => Shown {
+  const examples: Examples = prepared[part];
+  const { values, shape } = examples.inputs;
+  const [, height = 0, width = 0, channels = 1] = shape;
+  const size = shape.slice(1).reduce((a, b) => a * b, 1);
+  const isImage =
+    (shape.length === 3 || (shape.length === 4 && [1, 3, 4].includes(channels))) &&
+    Math.min(height, width) >= 4;
+  return (row) => {
+    const own = values.subarray(row * size, (row + 1) * size);
+    if (!isImage) {
+      const text = Array.from(own.subarray(0, 12), (value) => Number(value.toPrecision(3)));
+      return { kind: 'text', text: linesOf(text) };
+    }
+    const pixels = own instanceof Uint8Array ? own : brightness(own);
+    return { kind: 'image', width, height, channels: channels as 1 | 3 | 4, pixels };
+  };
+}
+
+function linesOf(numbers: readonly number[]): string {
+  const lines: string[] = [];
+  for (let i = 0; i < numbers.length; i += 3) lines.push(numbers.slice(i, i + 3).join(' '));
+  return lines.join('\n');
+}
+
+/** From black, the least of an image's numbers, to white. */
+function brightness(values: ArrayLike<number>): Uint8Array {
+  let [low, high] = [Infinity, -Infinity];
+  for (let i = 0; i < values.length; i++) {
+    low = Math.min(low, values[i]!);
+    high = Math.max(high, values[i]!);
+  }
+  const scale = high > low ? 255 / (high - low) : 0;
+  return Uint8Array.from({ length: values.length }, (_, i) => (values[i]! - low) * scale);
+}

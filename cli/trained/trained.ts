@@ -1,0 +1,167 @@
+import { join, resolve } from 'node:path';
+import { readTensors } from '../../server/checkpoint.ts';
+import type { Answers } from '../../shared/answers.ts';
+import type { RunConfig } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import type { Observations, RunSummary } from '../../shared/rest.ts';
+import type { RestClient } from '../../shared/rest-client.ts';
+import type { SampledRun } from '../../study/observations.ts';
+import { answersOf } from '../../worker/answers.ts';
+import type { PreparedData } from '../../worker/data/examples.ts';
+import { mustBeDataOf } from '../../worker/data/facts.ts';
+import { openEngine } from '../../worker/engine.ts';
+import {
+  type Experiment,
+  experimentName,
+  hashExperiment,
+  loadExperiment,
+} from '../../worker/experiment.ts';
+import { vectorOf } from '../../worker/layers-format.ts';
+import { buildModel, type Model } from '../../worker/model.ts';
+import { prepareExperiment } from '../../worker/prepare.ts';
+import { openSession } from '../embedded.ts';
+import { type ServerOptions, tell } from '../options.ts';
+import { openScratch } from '../scratch.ts';
+import { engineOf } from '../workers/work.ts';
+import { type CheckpointFacts, type Copied, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
+import { runsAndTrials } from './trials.ts';
+
+/** A trained model for commands that look at its answers: its parameters, its data, an engine. */
+
+export interface TrainedOptions extends ServerOptions {
+  readonly state: string;
+  readonly stateGiven: boolean;
+  readonly run?: string;
+  readonly checkpoint?: string;
+  readonly kind?: 'best' | 'last' | 'final';
+  readonly data?: string;
+  readonly engine?: string;
+}
+
+export interface Trained {
+  readonly facts: CheckpointFacts;
+  /** As `dataNote` of a run. */
+  readonly note: string | null;
+  readonly experiment: Experiment;
+  readonly config: RunConfig;
+  readonly prepared: PreparedData;
+  readonly model: Model;
+  /** What was sampled while it was trained; null: the checkpoint is a file, or nothing was. */
+  readonly observed: Observations | null;
+  /** Of the run, beside what was sampled; null: the checkpoint is a file. */
+  readonly sampledRun: SampledRun | null;
+}
+
+/**
+ * What a run is called where its experiment is known: given, or the newest of the experiment that is no trial of a
+ * study, which may have seen a part of the data; the user is told which.
+ * @throws DownpourError DP_RUN_UNKNOWN.
+ */
+export async function findRun(
+  { client }: { readonly client: Pick<RestClient, 'runs' | 'studies' | 'url'> },
+  file: string,
+  run: string | undefined,
+): Promise<string> {
+  if (run !== undefined) return run;
+  const name = experimentName(file);
+  const isOurs = ({ experiment }: RunSummary) => experiment === name;
+  const known = await runsAndTrials(client);
+  const own = known.own.filter(isOurs);
+  const newest = own.findLast(({ best }) => best !== null) ?? own.at(-1);
+  if (newest) {
+    const others = own.length === 1 ? '' : `, the newest of ${own.length}`;
+    tell(`run ${newest.id}${others}; --run names another one`);
+    return newest.id;
+  }
+  const trials = known.trials.filter(isOurs);
+  if (trials.length > 0) {
+    throw new DownpourError(
+      'DP_RUN_UNKNOWN',
+      `the ${trials.length} runs of experiment '${name}' at ${client.url} are all trials of studies, which are not used by default: train it, or name a trial, such as --run ${trials.at(-1)!.id}`,
+    );
+  }
+  throw new DownpourError(
+    'DP_RUN_UNKNOWN',
+    `no run of experiment '${name}' is known at ${client.url}: train it first, or name a run with --run or a file with --checkpoint`,
+  );
+}
+
+/**
+ * Opens an engine, loads experiment and data as the run had them, and puts its parameters on the device.
+ * Without `kind`: those that stand for the run.
+ * @throws DownpourError DP_EXPERIMENT_MISMATCH: the checkpoint is of another experiment; or what reading throws.
+ */
+export async function openTrained(file: string, options: TrainedOptions): Promise<Trained> {
+  const experiment = await loadExperiment(file);
+  const name = experimentName(file);
+  const { folder, remove } = await openScratch('trained');
+  try {
+    const copy = join(folder, 'parameters');
+    const { facts, data, note, observed, sampledRun } = await copyOf(file, copy, options);
+    if (facts.experiment !== name) {
+      throw new DownpourError(
+        'DP_EXPERIMENT_MISMATCH',
+        `run ${facts.run} is of experiment '${facts.experiment}', not of '${name}': name its file`,
+      );
+    }
+    if (facts.experimentHash !== (await hashExperiment(file))) {
+      tell(`${file} has changed since the run; the current file is used`);
+    }
+    const { tensors } = await readTensors(copy);
+    await openEngine(options.engine === undefined ? {} : { engine: engineOf(options.engine) });
+    const { config } = facts;
+    if (!data.facts) tell(standardisedAnew(facts.run));
+    const { prepared } = await prepareExperiment(name, experiment, config, {
+      folder: resolve(options.data ?? 'data'),
+      log: () => {},
+      facts: data.facts,
+    });
+    mustBeDataOf(data, prepared);
+    const model = await buildModel(experiment, config, prepared);
+    model.load(vectorOf(model.layout, tensors));
+    return { facts, note, experiment, config, prepared, model, observed, sampledRun };
+  } finally {
+    await remove();
+  }
+}
+
+async function copyOf(
+  file: string,
+  to: string,
+  options: TrainedOptions,
+): Promise<Copied & Pick<Trained, 'observed' | 'sampledRun'>> {
+  if (options.checkpoint !== undefined) {
+    return { ...(await copyFromFile(options.checkpoint, to)), observed: null, sampledRun: null };
+  }
+  const session = await openSession({ ...options, run: options.run });
+  try {
+    const id = await findRun(session, file, options.run);
+    const copied = await copyFromRun(session, id, options.kind ?? null, to);
+    const observed = await session.client.observations(id);
+    if (observed.samples.length === 0) return { ...copied, observed: null, sampledRun: null };
+    const [{ training }, { best, config, errorMeasure }] = await Promise.all([
+      session.client.metrics(id),
+      session.client.run(id),
+    ]);
+    const learningRate = (i: number) => training.learningRate[i]!;
+    const rates = training.step.map((step, i) => ({ step, learningRate: learningRate(i) }));
+    // Of an error of the user's own 0 need not be the end.
+    const error = errorMeasure === 'own' ? null : (best?.error ?? null);
+    return { ...copied, observed, sampledRun: { rates, optimizer: config.optimizer.kind, error } };
+  } finally {
+    await session.close();
+  }
+}
+
+/** Of a checkpoint that an older release wrote. */
+export const standardisedAnew = (run: string) =>
+  `run ${run} was made by a release that kept nothing about its data: the standardisation is computed again from the current data`;
+
+/** Of training or validation examples. The test part is looked at by `downpour test` alone. */
+export function answersOfPart(
+  { model, experiment, prepared }: Trained,
+  part: 'train' | 'validation',
+  examplesMax = Infinity,
+): Promise<{ readonly answers: Answers; readonly rows: Int32Array }> {
+  return answersOf(model, experiment, prepared, { part, examplesMax });
+}

@@ -1,0 +1,143 @@
+import { resolve } from 'node:path';
+import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
+import type { Log } from '../../shared/log.ts';
+import { httpAddresses, webSocketAddress } from '../../shared/rest-client.ts';
+import { isLoopback } from '../../wire/local-socket.ts';
+import { BundleCache, type BundleCacheOptions } from '../../worker/bundle-cache.ts';
+import { ENGINES, type EngineName } from '../../worker/engine.ts';
+import { experimentFolders } from '../../worker/experiment.ts';
+import { runWorker } from '../../worker/main.ts';
+import type { WorkOptions } from '../commands.ts';
+import {
+  DEFAULT_EXPERIMENTS,
+  DEFAULT_SERVER,
+  tokenOf,
+  trustFor,
+  untilInterrupted,
+} from '../options.ts';
+import { withLog } from '../output/log.ts';
+import { keepAlive } from './alive.ts';
+import { runGpuWorkers } from './gpus.ts';
+import type { WorkerFailure } from './pool.ts';
+
+/** `downpour work`: until Ctrl-C, or with --once until the run has ended. */
+export function workCommand(options: WorkOptions): Promise<void> {
+  const { gpus, aliveFile } = options;
+  return withLog(options.log, async ({ log }) => {
+    const alive = aliveFile ? keepAlive(aliveFile) : null;
+    try {
+      await (gpus === undefined ? work(options, log) : runGpuWorkers({ ...options, gpus }, log));
+    } finally {
+      alive?.end();
+    }
+  });
+}
+
+async function work(options: WorkOptions, log: Log): Promise<void> {
+  const server = options.server ?? DEFAULT_SERVER;
+  const tls = trustFor(server, options);
+  const given = tokenOf(options);
+  // A file's token may be another one when the connection has to be made again.
+  const fromFile = options.token === undefined && options.tokenFile !== undefined;
+  const token = fromFile ? () => newestToken(options, given ?? null, log) : given;
+  const bundles = accepts(options)
+    ? await acceptExperiments(server, {
+        ...(token === undefined ? {} : { token }),
+        ...(tls ? { tls } : {}),
+        log,
+      })
+    : null;
+  const interruption = untilInterrupted(() =>
+    log('handing back what is not computed; once more to stop at once'),
+  );
+  // Started by `downpour train`: when that ends, in whatever way, there is nothing left to work for.
+  const orphaned = new AbortController();
+  process.once('disconnect', () => orphaned.abort());
+  try {
+    await runWorker({
+      server: webSocketAddress(server),
+      run: options.run ?? null,
+      ...(options.name === undefined ? {} : { name: options.name }),
+      ...(token === undefined ? {} : { token }),
+      ...(tls ? { tls } : {}),
+      ...(options.engine === undefined ? {} : { engine: engineOf(options.engine) }),
+      ...(options.threads === undefined ? {} : { threads: options.threads }),
+      folders: experimentFolders(options.experiments ?? DEFAULT_EXPERIMENTS),
+      bundles,
+      dataFolder: resolve(options.data ?? 'data'),
+      once: options.once === true,
+      localSocket: options.localSocket,
+      signal: AbortSignal.any([interruption.signal, orphaned.signal]),
+      log,
+    });
+  } catch (error) {
+    if (process.connected) {
+      const failure: WorkerFailure = { code: errorCode(error), message: errorText(error) };
+      // Waits until it is sent: the process ends right after.
+      await new Promise<void>((done) => process.send?.(failure, () => done()));
+    }
+    throw error;
+  } finally {
+    interruption.dispose();
+  }
+}
+
+const ON = ['1', 'true', 'yes', 'on'];
+const OFF = ['', '0', 'false', 'no', 'off'];
+
+/** By the option or the environment. @throws DownpourError DP_USAGE: whether it is meant is not clear. */
+export function accepts(
+  { acceptExperiments }: Pick<WorkOptions, 'acceptExperiments'>,
+  env: NodeJS.ProcessEnv = process.env,
+): boolean {
+  const said = (env.DOWNPOUR_ACCEPT_EXPERIMENTS ?? '').trim().toLowerCase();
+  if (acceptExperiments || ON.includes(said)) return true;
+  if (OFF.includes(said)) return false;
+  throw new DownpourError(
+    'DP_USAGE',
+    `DOWNPOUR_ACCEPT_EXPERIMENTS is '${said.slice(0, 40)}'; it must be 1, or 0`,
+  );
+}
+
+async function acceptExperiments(
+  server: string,
+  { log, ...options }: BundleCacheOptions & { readonly log: Log },
+): Promise<BundleCache> {
+  const cache = await BundleCache.open(options);
+  log(
+    `experiments are accepted: whoever is an operator of ${server} runs code here, as this user`,
+    { level: 'warn' },
+  );
+  const inClear = httpAddresses(server).filter((address) => {
+    const { protocol, hostname } = new URL(address);
+    return protocol === 'http:' && !isLoopback(hostname);
+  });
+  if (inClear.length > 0) {
+    log(
+      `${inClear.join(', ')} is reached in the clear: so does anybody on the way there; a server with --tls-cert is reached by wss://`,
+      { level: 'warn' },
+    );
+  }
+  return cache;
+}
+
+/** A file that is being replaced may be missing for a moment. */
+function newestToken(options: WorkOptions, known: string | null, log: Log): string | null {
+  try {
+    return tokenOf(options) ?? known;
+  } catch (error) {
+    log(errorText(error), { level: 'warn' });
+    return known;
+  }
+}
+
+/** @throws DownpourError DP_USAGE. */
+export function engineOf(name: string): EngineName | 'auto' {
+  if (name === 'auto' || (ENGINES as readonly string[]).includes(name)) {
+    return name as EngineName | 'auto';
+  }
+  throw new DownpourError(
+    'DP_USAGE',
+    `there is no engine '${name}'; there are: auto, ${ENGINES.join(', ')}`,
+  );
+}
