@@ -5,7 +5,7 @@ import {
   listCheckpoints,
   readCheckpoint,
   writeCheckpoint,
-} from '../server/checkpoint.ts';
+} from '../files/checkpoint.ts';
 import type { RunState } from '../server/core/run.ts';
 import { medianOf } from '../shared/quantile.ts';
 import { findBrowser } from '../test/support/browser.ts';

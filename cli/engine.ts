@@ -140,8 +140,8 @@ async function redisFacts(
   if (url === undefined || url === '') {
     return { reachable: null, text: 'DOWNPOUR_REDIS_URL is not set: state is kept in files' };
   }
-  const { openRedisStore } = await import('../server/redis.ts');
-  const { redisFilesOf } = await import('../server/redis-address.ts');
+  const { openRedisStore } = await import('../server/store/redis.ts');
+  const { redisFilesOf } = await import('../server/store/redis-address.ts');
   const { DOWNPOUR_REDIS_CA, DOWNPOUR_REDIS_CERT, DOWNPOUR_REDIS_KEY } = process.env;
   const [ca, cert, key] = [DOWNPOUR_REDIS_CA, DOWNPOUR_REDIS_CERT, DOWNPOUR_REDIS_KEY];
   // A password in the address is nobody's to read.

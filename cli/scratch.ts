@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { isGone, type ProcessIdentity, thisProcess } from '../server/alive.ts';
+import { isGone, type ProcessIdentity, thisProcess } from '../server/store/alive.ts';
 
 /** Folders of commands for what they need while they run. One that was killed leaves its own: the next one removes it. */
 

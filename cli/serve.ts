@@ -1,8 +1,8 @@
 import { resolve } from 'node:path';
-import { placeOf } from '../server/elsewhere/s3.ts';
+import { placeOf } from '../server/checkpoints/elsewhere/s3.ts';
 import { serve } from '../server/main.ts';
-import { redisFilesOf } from '../server/redis-address.ts';
-import { runShard } from '../server/shard-main.ts';
+import { runShard } from '../server/shards/main.ts';
+import { redisFilesOf } from '../server/store/redis-address.ts';
 import type { Log } from '../shared/log.ts';
 import { type JoinBundle, makeJoinBundle } from './bundles/join.ts';
 import type { RedisFileOptions, ServeOptions, ShardOptions } from './commands.ts';

@@ -1,6 +1,6 @@
 import { dirname, join, relative, resolve } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
-import { checkpointFolder } from '../server/checkpoint.ts';
+import { checkpointFolder } from '../files/checkpoint.ts';
 import { resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorCode, isAway } from '../shared/errors.ts';
 import type { CheckpointSummary, RunDetail, RunSummary } from '../shared/rest.ts';

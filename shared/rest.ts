@@ -12,7 +12,7 @@ import {
   TensorObservationSchema,
 } from './protocol.ts';
 
-/** What REST takes and gives: the bodies of `server/routes.ts`, the types of every client. */
+/** What REST takes and gives: the bodies of `server/http/routes.ts`, the types of every client. */
 
 const closed = { additionalProperties: false } as const;
 const Name = Type.String({ pattern: NAME_PATTERN });

@@ -6,7 +6,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { createGzip } from 'node:zlib';
-import type { JoinFile } from '../../server/join.ts';
+import type { JoinFile } from '../../server/http/join.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { JOIN_WORKER } from '../../shared/join.ts';

@@ -1,7 +1,7 @@
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { join, resolve } from 'node:path';
-import type { JoinFiles } from '../../server/join.ts';
+import type { JoinFiles } from '../../server/http/join.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
 import { openScratch } from '../scratch.ts';
 import type { BundleManifest, BundleOptions } from './join-bundle.ts';

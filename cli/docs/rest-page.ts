@@ -1,7 +1,7 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { roleFor } from '../../server/app.ts';
+import { roleFor } from '../../server/http/app.ts';
 import { serve } from '../../server/main.ts';
 import { RunConfigSchema } from '../../shared/config.ts';
 import { DataSummarySchema } from '../../shared/protocol.ts';

@@ -9,7 +9,7 @@ import {
   type CheckpointManifest,
   checkpointFolder,
   readCheckpoint,
-} from '../../server/checkpoint.ts';
+} from '../../files/checkpoint.ts';
 import type { ForkOrigin } from '../../server/core/run.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { type DataFacts, forkNote, unpackTransform } from '../../shared/data-facts.ts';

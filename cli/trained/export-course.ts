@@ -1,9 +1,9 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { readCheckpoint } from '../../server/checkpoint.ts';
+import { readCheckpoint } from '../../files/checkpoint.ts';
 import { Observations } from '../../server/core/observations.ts';
 import type { RunState } from '../../server/core/run.ts';
-import { EventStream } from '../../server/tensorboard.ts';
+import { EventStream } from '../../server/watch/tensorboard.ts';
 import { evaluationMoment, type Moment, secondsOf, trainingMoments } from '../../shared/history.ts';
 import type { Metrics, Observations as Observed, RunDetail } from '../../shared/rest.ts';
 import type { Session } from '../embedded.ts';

@@ -1,6 +1,6 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { fileVersion, pictures } from '../../server/event-file.ts';
+import { fileVersion, pictures } from '../../files/event-file.ts';
 import { secondsOf } from '../../shared/history.ts';
 import { pngOf, type Shown } from '../../study/figures.ts';
 import { lookReport } from '../../study/look.ts';

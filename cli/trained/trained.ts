@@ -1,5 +1,5 @@
 import { join, resolve } from 'node:path';
-import { readTensors } from '../../server/checkpoint.ts';
+import { readTensors } from '../../files/checkpoint.ts';
 import type { Answers } from '../../shared/answers.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';

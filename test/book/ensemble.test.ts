@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { main } from '../../cli/main.ts';
-import { readTensors } from '../../server/checkpoint.ts';
+import { readTensors } from '../../files/checkpoint.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { expectedSquaredError, type Moments } from '../../study/combine.ts';
 import type { Measured } from '../../study/ensemble.ts';

@@ -8,14 +8,14 @@ import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import { Redis } from 'ioredis';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { journaled } from '../../server/journal.ts';
-import type { BestRecord } from '../../server/records.ts';
-import { openRedisStore } from '../../server/redis.ts';
+import type { BestRecord } from '../../files/records.ts';
+import { journaled } from '../../server/store/journal.ts';
+import { openRedisStore } from '../../server/store/redis.ts';
 import {
   type CheckpointSummary,
   openFileStore,
   type StateStore,
-} from '../../server/state-store.ts';
+} from '../../server/store/state-store.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { freePort, redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
 

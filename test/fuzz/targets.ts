@@ -6,10 +6,10 @@ import {
   listCheckpoints,
   readCheckpoint,
   writeCheckpoint,
-} from '../../server/checkpoint.ts';
+} from '../../files/checkpoint.ts';
 import { Parameters } from '../../server/core/parameters.ts';
-import { checkFromShardControl, checkToShardControl } from '../../server/shard-protocol.ts';
-import { checkFromStandby, checkToStandby } from '../../server/standby-protocol.ts';
+import { checkFromShardControl, checkToShardControl } from '../../server/shards/protocol.ts';
+import { checkFromStandby, checkToStandby } from '../../server/standby/protocol.ts';
 import { decodeFrame, encodeFrame } from '../../shared/codec.ts';
 import {
   ENCODINGS,

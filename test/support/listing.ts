@@ -1,5 +1,5 @@
-import { waitsForWorker } from '../../server/alerts.ts';
-import { type Listed, Listing } from '../../server/listing.ts';
+import { type Listed, Listing } from '../../server/fleet/listing.ts';
+import { waitsForWorker } from '../../server/watch/alerts.ts';
 import type { Phase } from '../../shared/protocol.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 

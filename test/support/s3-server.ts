@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { AwsClient } from 'aws4fetch';
-import type { S3Place } from '../../server/elsewhere/s3.ts';
+import type { S3Place } from '../../server/checkpoints/elsewhere/s3.ts';
 import { pythonEnvironment } from './python.ts';
 
 /** An S3 server of the tests' own: moto, which checks who asks, on a free port of this machine. */

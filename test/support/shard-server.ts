@@ -1,4 +1,4 @@
-import { serveShard } from '../../server/shard-server.ts';
+import { serveShard } from '../../server/shards/server.ts';
 
 /** A shard in this process, on a free port of this machine, in the clear and without tokens. @returns its port, and what ends it. */
 export async function shardHere(

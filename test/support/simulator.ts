@@ -1,10 +1,10 @@
-import { Budget } from '../../server/budget.ts';
-import { Coordinator } from '../../server/coordinator.ts';
+import { Budget } from '../../server/access/budget.ts';
 import { Run, type RunState } from '../../server/core/run.ts';
-import { Replication } from '../../server/replication.ts';
-import { Session } from '../../server/session.ts';
-import { Replicas } from '../../server/standby.ts';
-import { checkToStandby, type ToStandby } from '../../server/standby-protocol.ts';
+import { Coordinator } from '../../server/fleet/coordinator.ts';
+import { Session } from '../../server/fleet/session.ts';
+import { checkToStandby, type ToStandby } from '../../server/standby/protocol.ts';
+import { Replication } from '../../server/standby/replication.ts';
+import { Replicas } from '../../server/standby/standby.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import type { DownpourError } from '../../shared/errors.ts';

@@ -1,6 +1,6 @@
-import { Replication, type ReplicationOptions } from '../../server/replication.ts';
-import { Replicas } from '../../server/standby.ts';
-import { checkToStandby, type ToStandby } from '../../server/standby-protocol.ts';
+import { checkToStandby, type ToStandby } from '../../server/standby/protocol.ts';
+import { Replication, type ReplicationOptions } from '../../server/standby/replication.ts';
+import { Replicas } from '../../server/standby/standby.ts';
 import { decodeFrame, encodeHeader } from '../../shared/codec.ts';
 import { VERSION } from '../../shared/version.ts';
 import type { ConnectionEvents } from '../../wire/connection.ts';

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { ensembleCommand } from '../../cli/study/ensemble.ts';
 import { openTrained } from '../../cli/trained/trained.ts';
-import { checkpointFolder, readTensors } from '../../server/checkpoint.ts';
+import { checkpointFolder, readTensors } from '../../files/checkpoint.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { unpackTransform } from '../../shared/data-facts.ts';
 import { errorCode, errorText } from '../../shared/errors.ts';

@@ -5,17 +5,17 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setImmediate as turn, setTimeout as wait } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
-import { sha256Of } from '../../server/atomic-file.ts';
-import { BUNDLE_FOLDER } from '../../server/bundles.ts';
+import { sha256Of } from '../../files/atomic-file.ts';
 import {
   type CheckpointKind,
   checkpointFolder,
   newestValidCheckpoint,
   writeCheckpoint,
-} from '../../server/checkpoint.ts';
-import { Copier } from '../../server/elsewhere/copier.ts';
-import { restoreInto } from '../../server/elsewhere/restore.ts';
-import { Bucket, type S3Place } from '../../server/elsewhere/s3.ts';
+} from '../../files/checkpoint.ts';
+import { Copier } from '../../server/checkpoints/elsewhere/copier.ts';
+import { restoreInto } from '../../server/checkpoints/elsewhere/restore.ts';
+import { Bucket, type S3Place } from '../../server/checkpoints/elsewhere/s3.ts';
+import { BUNDLE_FOLDER } from '../../server/fleet/bundles.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { freePort } from '../redis-server.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';

@@ -5,7 +5,7 @@ import { PNG } from 'pngjs';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { ExportOptions } from '../../cli/commands.ts';
 import { exportCommand } from '../../cli/trained/export.ts';
-import { checkpointFolder, readTensors } from '../../server/checkpoint.ts';
+import { checkpointFolder, readTensors } from '../../files/checkpoint.ts';
 import type { CheckpointSummary, Metrics, RunDetail } from '../../shared/rest.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';

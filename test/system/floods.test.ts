@@ -4,9 +4,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { socketLimits } from '../../server/access/sockets.ts';
 import { type ServeOptions, serve } from '../../server/main.ts';
-import { runShard } from '../../server/shard-main.ts';
-import { socketLimits } from '../../server/sockets.ts';
+import { runShard } from '../../server/shards/main.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
 

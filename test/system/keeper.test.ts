@@ -2,16 +2,12 @@ import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { writeSealed } from '../../server/atomic-file.ts';
-import {
-  type CheckpointInput,
-  checkpointFolder,
-  listCheckpoints,
-} from '../../server/checkpoint.ts';
-import { directWriter } from '../../server/checkpoint-writer.ts';
+import { writeSealed } from '../../files/atomic-file.ts';
+import { type CheckpointInput, checkpointFolder, listCheckpoints } from '../../files/checkpoint.ts';
+import { Keeper } from '../../server/checkpoints/keeper.ts';
+import { directWriter } from '../../server/checkpoints/writer.ts';
 import type { Run } from '../../server/core/run.ts';
-import { Keeper } from '../../server/keeper.ts';
-import { type OwnerLease, openFileStore, type StateStore } from '../../server/state-store.ts';
+import { type OwnerLease, openFileStore, type StateStore } from '../../server/store/state-store.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
 

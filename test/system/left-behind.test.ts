@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { openScratch } from '../../cli/scratch.ts';
-import { checkpointFolder, writeCheckpoint } from '../../server/checkpoint.ts';
+import { checkpointFolder, writeCheckpoint } from '../../files/checkpoint.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 import { type ServerProcess, startServerProcess } from '../support/server-process.ts';
 import { mountSmallDisk, type SmallDisk, smallDiskMissing } from '../support/small-disk.ts';

@@ -9,7 +9,7 @@ import * as tf from '@tensorflow/tfjs-core';
 import { loadLayersModel } from '@tensorflow/tfjs-layers';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { fromFolder } from '../../bench/sklearn/plain.ts';
-import { readTensors } from '../../server/checkpoint.ts';
+import { readTensors } from '../../files/checkpoint.ts';
 import type { CheckpointSummary, RunDetail, RunSummary } from '../../shared/rest.ts';
 
 // What somebody does who has just cloned the project, as real processes: train, Ctrl-C, resume,

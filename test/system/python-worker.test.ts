@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect } from 'vitest';
 import { VECTORS } from '../../cli/docs/vectors.ts';
-import { checkPushLog } from '../../server/push-log.ts';
+import { checkPushLog } from '../../server/watch/push-log.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { rawFingerprint } from '../../worker/data/fingerprint.ts';
 import { loadMnist, MNIST_FILES } from '../../worker/data/mnist.ts';

@@ -3,8 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Redis } from 'ioredis';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { openRedisStore } from '../../server/redis.ts';
-import type { StateStore } from '../../server/state-store.ts';
+import { openRedisStore } from '../../server/store/redis.ts';
+import type { StateStore } from '../../server/store/state-store.ts';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
 import {
   freePort,
@@ -185,7 +185,7 @@ test.each([
     },
   ],
 ])('the address %s is understood', async (url, parts) => {
-  const { parseRedisAddress } = await import('../../server/redis-address.ts');
+  const { parseRedisAddress } = await import('../../server/store/redis-address.ts');
   expect(parseRedisAddress(url)).toMatchObject(parts);
 });
 
@@ -198,7 +198,7 @@ test.each([
   'redis+sentinel://a,b',
   'redis://%zz@h',
 ])('the address %s is refused, and not shown', async (url) => {
-  const { parseRedisAddress } = await import('../../server/redis-address.ts');
+  const { parseRedisAddress } = await import('../../server/store/redis-address.ts');
   expect(() => parseRedisAddress(url)).toThrow(/must look like redis:\/\//);
   expect(() => parseRedisAddress(url)).not.toThrow(url);
 });

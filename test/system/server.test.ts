@@ -8,7 +8,7 @@ import { createRestClient, type RestClient } from 'downpour/client';
 import Type, { type TSchema } from 'typebox';
 import Value from 'typebox/value';
 import { afterEach, describe, expect, test, vi } from 'vitest';
-import { readCheckpoint } from '../../server/checkpoint.ts';
+import { readCheckpoint } from '../../files/checkpoint.ts';
 import { Run } from '../../server/core/run.ts';
 import { type Serving, serve } from '../../server/main.ts';
 import { encodeFrame } from '../../shared/codec.ts';

@@ -1,8 +1,8 @@
 import { once } from 'node:events';
 import { type AddressInfo, createServer } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
-import { ShardPool } from '../../server/shard-pool.ts';
-import { type FoundShard, type ShardSource, threadSource } from '../../server/shard-sources.ts';
+import { ShardPool } from '../../server/shards/pool.ts';
+import { type FoundShard, type ShardSource, threadSource } from '../../server/shards/sources.ts';
 import { shardHere } from '../support/shard-server.ts';
 
 /** Which shards a server takes, when some do not answer. */

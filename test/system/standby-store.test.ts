@@ -3,8 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { serve } from '../../server/main.ts';
-import { standBy } from '../../server/standby.ts';
-import { openFileStore, type StateStore } from '../../server/state-store.ts';
+import { standBy } from '../../server/standby/standby.ts';
+import { openFileStore, type StateStore } from '../../server/store/state-store.ts';
 
 test('a standby whose own store answers late never takes over beside a primary that lives', async () => {
   const root = await mkdtemp(join(tmpdir(), 'downpour-standby-store-'));

@@ -4,7 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { checkPushLog } from '../../server/push-log.ts';
+import { checkPushLog } from '../../server/watch/push-log.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import type { RunDetail } from '../../shared/rest.ts';
 import { createRestClient } from '../../shared/rest-client.ts';

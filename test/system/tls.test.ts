@@ -10,7 +10,7 @@ import { createInterface } from 'node:readline';
 import { connect } from 'node:tls';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
-import { runShard } from '../../server/shard-main.ts';
+import { runShard } from '../../server/shards/main.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
 import { fetchOver, type TrustFiles, trustOf } from '../../wire/tls.ts';
@@ -264,7 +264,7 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
     const [cert, key] = [join(folder, 'live.pem'), join(folder, 'live.key')];
     await copyFile(server.cert, cert);
     await copyFile(server.key, key);
-    const { TlsMaterial } = await import('../../server/tls.ts');
+    const { TlsMaterial } = await import('../../server/access/tls.ts');
     const told: string[] = [];
     const material = new TlsMaterial({ cert, key }, (line) => told.push(line));
     ends.push(async () => material.close());

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { checkpointFolder, newestValidCheckpoint } from '../../server/checkpoint.ts';
+import { checkpointFolder, newestValidCheckpoint } from '../../files/checkpoint.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { gather, type PreparedData, prepareData } from '../../worker/data/examples.ts';
 import { dataOf } from '../../worker/data/given.ts';

@@ -10,7 +10,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { Access, mayDo, parseTokens, Rate, ROLES } from '../../server/access.ts';
+import { Access, mayDo, parseTokens, Rate, ROLES } from '../../server/access/access.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { isLoopback } from '../../wire/local-socket.ts';
 

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import { type AlertFacts, alertsOf, waitsForWorker } from '../../server/alerts.ts';
-import { WorkerHistory } from '../../server/worker-history.ts';
+import { type AlertFacts, alertsOf, waitsForWorker } from '../../server/watch/alerts.ts';
+import { WorkerHistory } from '../../server/watch/worker-history.ts';
 import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
 
 const run = (changes: object = {}) =>

@@ -9,13 +9,13 @@ import {
   newestValidCheckpoint,
   pruneCheckpoints,
   writeCheckpoint,
-} from '../../server/checkpoint.ts';
-import { directWriter } from '../../server/checkpoint-writer.ts';
-import { Coordinator } from '../../server/coordinator.ts';
+} from '../../files/checkpoint.ts';
+import { Keeper } from '../../server/checkpoints/keeper.ts';
+import { directWriter } from '../../server/checkpoints/writer.ts';
 import { Observations, type ObservationsState } from '../../server/core/observations.ts';
 import type { Run } from '../../server/core/run.ts';
-import { Keeper } from '../../server/keeper.ts';
-import { openFileStore, type StateStore } from '../../server/state-store.ts';
+import { Coordinator } from '../../server/fleet/coordinator.ts';
+import { openFileStore, type StateStore } from '../../server/store/state-store.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { checkWorkerMessage } from '../../shared/protocol.ts';

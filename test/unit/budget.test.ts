@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { Budget, Budgets, Meter } from '../../server/budget.ts';
+import { Budget, Budgets, Meter } from '../../server/access/budget.ts';
 
 /** On a clock that a test sets: what takes time says so. */
 const now = () => performance.now();

@@ -2,8 +2,8 @@ import { mkdtemp, readdir, readFile, rm, utimes, writeFile } from 'node:fs/promi
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { sha256Of } from '../../server/atomic-file.ts';
-import { BUNDLE_FOLDER, type BundleLimits, Bundles } from '../../server/bundles.ts';
+import { sha256Of } from '../../files/atomic-file.ts';
+import { BUNDLE_FOLDER, type BundleLimits, Bundles } from '../../server/fleet/bundles.ts';
 import { bundleHead, readBundleHead } from '../../shared/bundle.ts';
 import { LIMITS } from '../../shared/limits.ts';
 

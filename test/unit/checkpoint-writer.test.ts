@@ -2,9 +2,9 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { type CheckpointInput, listCheckpoints, readCheckpoint } from '../../server/checkpoint.ts';
-import { directWriter, ThreadedWriter } from '../../server/checkpoint-writer.ts';
-import { SharedCopies } from '../../server/copies.ts';
+import { type CheckpointInput, listCheckpoints, readCheckpoint } from '../../files/checkpoint.ts';
+import { SharedCopies } from '../../server/checkpoints/copies.ts';
+import { directWriter, ThreadedWriter } from '../../server/checkpoints/writer.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import { errorCode } from '../../shared/errors.ts';
 

@@ -11,7 +11,7 @@ import {
   pruneCheckpoints,
   readCheckpoint,
   writeCheckpoint,
-} from '../../server/checkpoint.ts';
+} from '../../files/checkpoint.ts';
 import { type DownpourError, errorCode } from '../../shared/errors.ts';
 
 /** How many more operations on files succeed, and how the next one fails. */
@@ -159,7 +159,7 @@ describe('a checkpoint', () => {
   });
 
   it('of a newer version is refused, not passed over as damaged', async () => {
-    const { seal } = await import('../../server/atomic-file.ts');
+    const { seal } = await import('../../files/atomic-file.ts');
     const { file, ...rest } = await save(5);
     const path = join(folder, file.replace('.safetensors', '.json'));
     await fs.writeFile(path, seal({ ...rest, file, version: 2 }));
@@ -169,7 +169,7 @@ describe('a checkpoint', () => {
   });
 
   it('whose manifest names a file elsewhere is refused', async () => {
-    const { seal } = await import('../../server/atomic-file.ts');
+    const { seal } = await import('../../files/atomic-file.ts');
     const manifest = await save(5);
     const path = join(folder, manifest.file.replace('.safetensors', '.json'));
     await fs.writeFile(path, seal({ ...manifest, file: '../../secret.safetensors' }));

@@ -1,7 +1,7 @@
 import { beforeEach, expect, test, vi } from 'vitest';
-import { Coordinator } from '../../server/coordinator.ts';
-import type { Keeper } from '../../server/keeper.ts';
-import type { Session } from '../../server/session.ts';
+import type { Keeper } from '../../server/checkpoints/keeper.ts';
+import { Coordinator } from '../../server/fleet/coordinator.ts';
+import type { Session } from '../../server/fleet/session.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 

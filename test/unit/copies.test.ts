@@ -5,15 +5,15 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, expect, test } from 'vitest';
 import { copyLine } from '../../cli/status.ts';
-import type { CheckpointManifest } from '../../server/checkpoint.ts';
+import type { CheckpointManifest } from '../../files/checkpoint.ts';
 import {
   copiesAmong,
   copiesTooMany,
   copyOf,
   MANIFEST,
   TENSORS,
-} from '../../server/elsewhere/places.ts';
-import { Bucket, placeOf } from '../../server/elsewhere/s3.ts';
+} from '../../server/checkpoints/elsewhere/places.ts';
+import { Bucket, placeOf } from '../../server/checkpoints/elsewhere/s3.ts';
 
 const keys = { AWS_ACCESS_KEY_ID: 'AKIAEXAMPLE', AWS_SECRET_ACCESS_KEY: 'a-secret' };
 

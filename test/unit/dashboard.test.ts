@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { DASHBOARD_PATHS, dashboard } from '../../server/dashboard.ts';
+import { DASHBOARD_PATHS, dashboard } from '../../server/http/dashboard.ts';
 
 test('all of the dashboard is at most 150 KB, compressed as it travels', async () => {
   const files = await dashboard();

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { Feed } from '../../server/feed.ts';
+import { Feed } from '../../server/http/feed.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { FeedUpdate, ServerFacts, WorkerSummary } from '../../shared/rest.ts';
 import { type FakeRun, fakeRun, listingOf } from '../support/listing.ts';

@@ -2,7 +2,12 @@ import * as fs from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { leaveFolder, ownsFolder, takeFolder, touchFolder } from '../../server/folder-lock.ts';
+import {
+  leaveFolder,
+  ownsFolder,
+  takeFolder,
+  touchFolder,
+} from '../../server/store/folder-lock.ts';
 import { errorCode } from '../../shared/errors.ts';
 
 const links = vi.hoisted(() => ({ work: true }));

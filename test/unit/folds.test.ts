@@ -1,9 +1,9 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { Coordinator } from '../../server/coordinator.ts';
+import type { Keeper } from '../../server/checkpoints/keeper.ts';
 import type { Run } from '../../server/core/run.ts';
-import type { Keeper } from '../../server/keeper.ts';
-import type { Session } from '../../server/session.ts';
+import { Coordinator } from '../../server/fleet/coordinator.ts';
+import type { Session } from '../../server/fleet/session.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { type Examples, type ExperimentData, prepareData } from '../../worker/data/examples.ts';
 import { createRun } from '../support/regression.ts';

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { partsMax, Shard } from '../../server/core/shard.ts';
-import { Gathering } from '../../server/gathering.ts';
+import { Gathering } from '../../server/fleet/gathering.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { partition } from '../../shared/partition.ts';
 import type { Push } from '../../shared/protocol.ts';

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { Tickets } from '../../server/tickets.ts';
+import { Tickets } from '../../server/access/tickets.ts';
 import { ticketOf, ticketProtocols } from '../../shared/join.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { mustSuit, watch } from '../../worker/browser/needs.ts';

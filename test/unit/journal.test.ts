@@ -4,14 +4,14 @@ import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { enterFolder, newestToken } from '../../server/folder-lock.ts';
-import { journaled } from '../../server/journal.ts';
+import { enterFolder, newestToken } from '../../server/store/folder-lock.ts';
+import { journaled } from '../../server/store/journal.ts';
 import {
   type AcquireOptions,
   type OwnerLease,
   openFileStore,
   type StateStore,
-} from '../../server/state-store.ts';
+} from '../../server/store/state-store.ts';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
 
 /** What waits while a store is away, with a store of files that can be told to be away. */

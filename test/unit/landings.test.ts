@@ -1,7 +1,7 @@
 import { beforeEach, describe, expect, test } from 'vitest';
+import { MemoryBudget } from '../../server/access/memory.ts';
 import { Snapshot } from '../../server/core/snapshot.ts';
-import { LandingDesk, LOOK_MS, WaitingLine } from '../../server/landings.ts';
-import { MemoryBudget } from '../../server/memory.ts';
+import { LandingDesk, LOOK_MS, WaitingLine } from '../../server/payloads/landings.ts';
 import type { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Coming, Landing } from '../../wire/connection.ts';

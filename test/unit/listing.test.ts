@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { waitsForWorker } from '../../server/alerts.ts';
+import { waitsForWorker } from '../../server/watch/alerts.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 import { type FakeRun, fakeRun, listingOf } from '../support/listing.ts';
 

@@ -3,11 +3,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { checkpointFolder, listCheckpoints, removeCheckpoint } from '../../server/checkpoint.ts';
+import { checkpointFolder, listCheckpoints, removeCheckpoint } from '../../files/checkpoint.ts';
+import { Keeper } from '../../server/checkpoints/keeper.ts';
+import { nextLife, noteProgress, readProgress } from '../../server/checkpoints/lives.ts';
 import { Run, type RunState } from '../../server/core/run.ts';
-import { Keeper } from '../../server/keeper.ts';
-import { nextLife, noteProgress, readProgress } from '../../server/lives.ts';
-import { openFileStore } from '../../server/state-store.ts';
+import { openFileStore } from '../../server/store/state-store.ts';
 import { createProblem, createRun, TENSORS, VirtualWorker } from '../support/regression.ts';
 
 /** What a server that died had applied after its last checkpoint is counted, once. */

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
-import { Counted, PushCounts } from '../../server/counts.ts';
-import { exposition, type PrometheusFacts } from '../../server/prometheus.ts';
+import { Counted, PushCounts } from '../../server/watch/counts.ts';
+import { exposition, type PrometheusFacts } from '../../server/watch/prometheus.ts';
 import type { Push } from '../../shared/protocol.ts';
 import type { WorkerSummary } from '../../shared/rest.ts';
 

@@ -2,7 +2,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
-import { checkPushLog, openPushLog } from '../../server/push-log.ts';
+import { checkPushLog, openPushLog } from '../../server/watch/push-log.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 
 let folder: string | null = null;

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Run } from '../../server/core/run.ts';
-import { UNCARRIED_BYTES_MAX } from '../../server/replication.ts';
+import { UNCARRIED_BYTES_MAX } from '../../server/standby/replication.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';

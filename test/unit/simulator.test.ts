@@ -3,7 +3,7 @@ import { Leases } from '../../server/core/leases.ts';
 import { Parameters, VECTOR } from '../../server/core/parameters.ts';
 import { Run } from '../../server/core/run.ts';
 import { Snapshot } from '../../server/core/snapshot.ts';
-import { Replication } from '../../server/replication.ts';
+import { Replication } from '../../server/standby/replication.ts';
 import { type Sabotage, simulate, Violation } from '../support/simulator.ts';
 
 /** A quick slice; `npm run soak -- --seeds 10000` is for nights. docs/reliability.md has the invariants. */

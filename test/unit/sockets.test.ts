@@ -2,7 +2,7 @@ import { EventEmitter } from 'node:events';
 import type { Server, Socket } from 'node:net';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { Places, socketLimits } from '../../server/sockets.ts';
+import { Places, socketLimits } from '../../server/access/sockets.ts';
 import { LIMITS } from '../../shared/limits.ts';
 
 class FakeSocket extends EventEmitter {

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import Value from 'typebox/value';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { Studies } from '../../server/studies.ts';
+import { Studies } from '../../server/http/studies.ts';
 import { FIGURE_LIMITS } from '../../shared/figure.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { type StudyReport, StudyReportSchema } from '../../shared/rest.ts';

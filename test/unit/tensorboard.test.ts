@@ -2,7 +2,7 @@ import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { TensorBoard } from '../../server/tensorboard.ts';
+import { TensorBoard } from '../../server/watch/tensorboard.ts';
 import { createRun } from '../support/regression.ts';
 
 test('a folder that cannot be written keeps the event files of no other run from being written', async () => {

@@ -1,7 +1,0 @@
-// The entry of the thread that writes checkpoints. Plain JavaScript: a thread must register TypeScript by itself.
-import { parentPort } from 'node:worker_threads';
-import { register } from 'tsx/esm/api';
-
-register();
-const { writeWhenAsked } = await import('./checkpoint-writer.ts');
-writeWhenAsked(parentPort);

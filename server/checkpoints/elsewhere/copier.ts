@@ -1,0 +1,335 @@
+import { type FileHandle, open } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { errnoOf, unseal } from '../../../files/atomic-file.ts';
+import {
+  type CheckpointManifest,
+  checkpointFolder,
+  listCheckpoints,
+} from '../../../files/checkpoint.ts';
+import { DownpourError, errorCode, errorText } from '../../../shared/errors.ts';
+import type { Log } from '../../../shared/log.ts';
+import type { CopyFacts } from '../../../shared/rest.ts';
+import type { RunState } from '../../core/run.ts';
+import { BUNDLE_FOLDER } from '../../fleet/bundles.ts';
+import {
+  type Copy,
+  copiesAmong,
+  copiesTooMany,
+  copyOf,
+  MANIFEST,
+  placeOfBundle,
+  placeOfRun,
+  TENSORS,
+} from './places.ts';
+import type { Bucket } from './s3.ts';
+
+/**
+ * Copies checkpoints into a bucket once they are on disk, one at a time, beside training. What waits is a name, not a
+ * content: the newest of each run and kind. Nothing that goes wrong here reaches the run.
+ */
+
+const RETRY_MS = 5_000;
+const RETRY_MS_MAX = 300_000;
+/** While the server stops, the grace is short. */
+const RETRY_CLOSING_MS = 1_000;
+
+export interface CopierOptions {
+  readonly bucket: Bucket;
+  /** The state folder. */
+  readonly root: string;
+  /** Of kind `last`, of each run. */
+  readonly keepLast: number;
+  /** @throws DownpourError DP_STATE_FENCED when another server owns the state now. */
+  readonly mayWrite: () => Promise<void>;
+  readonly now: () => number;
+  readonly log: Log;
+  readonly retryMs?: number;
+}
+
+interface Wanted {
+  readonly copy: Copy;
+  readonly file: string;
+  readonly sha256: string;
+  /** Of the run: another run may have had its name. */
+  readonly createdAt: string | null;
+  /** That its experiment was sent as. */
+  readonly bundle: string | null;
+}
+
+export class Copier {
+  readonly #options: CopierOptions;
+  readonly #waiting = new Map<string, Wanted>();
+  /** What is in the bucket, of runs that have been looked at; oldest first. */
+  readonly #known = new Map<string, Copy[]>();
+  /** Bundles that are there, or that the disk has lost. */
+  readonly #bundles = new Set<string>();
+  /** Of the newest copy of each run. */
+  readonly #steps = new Map<string, number>();
+  /** Why the newest checkpoint of a run is not copied, where trying again does not help. */
+  readonly #refused = new Map<string, string>();
+  readonly #ending = new AbortController();
+  #underWay: Wanted | null = null;
+  #working: Promise<void> | null = null;
+  #wake = new AbortController();
+  #closing = false;
+  #failedInRow = 0;
+  #away: { readonly since: number; why: string } | null = null;
+  readonly #counts = { copied: 0, bytes: 0, failed: 0, removed: 0 };
+
+  constructor(options: CopierOptions) {
+    this.#options = options;
+  }
+
+  get bucket(): Bucket {
+    return this.#options.bucket;
+  }
+
+  /** A checkpoint is on disk. Returns at once. */
+  written(manifest: CheckpointManifest): void {
+    if (this.#ending.signal.aborted) return;
+    const copy = copyOf(manifest);
+    const { options } = manifest.state as RunState;
+    const { file, sha256 } = manifest;
+    const { createdAt = null, bundle = null } = options ?? {};
+    // One that waits already keeps its place in the line.
+    this.#waiting.set(`${copy.run} ${copy.kind}`, { copy, file, sha256, createdAt, bundle });
+    this.#work();
+  }
+
+  /** What an earlier life left on disk and perhaps not in the bucket. */
+  async catchUp(runs: readonly string[]): Promise<void> {
+    for (const run of runs) {
+      const manifests = await listCheckpoints(checkpointFolder(this.#options.root, run));
+      for (const kind of ['last', 'best', 'final'] as const) {
+        const newest = manifests.findLast((manifest) => manifest.kind === kind);
+        if (newest) this.written(newest);
+      }
+    }
+  }
+
+  /** Waits until all is copied, at most so long, and ends. What is left is said in the log. */
+  async close(graceMs: number): Promise<void> {
+    this.#closing = true;
+    this.#wake.abort();
+    if (this.#working) {
+      await Promise.race([this.#working, delay(graceMs, null, { ref: false })]);
+    }
+    const left = [...this.#waiting.values()];
+    if (this.#underWay) left.unshift(this.#underWay);
+    this.#ending.abort();
+    this.#wake.abort();
+    await this.#working;
+    for (const { copy } of left) {
+      this.#options.log(
+        `run ${copy.run}: its checkpoint of step ${copy.step} (${copy.kind}) was not copied to ${this.#options.bucket.name} within ${graceMs / 1000} s: it is on disk alone; this server copies it when it is started again`,
+        { level: 'error', run: copy.run, step: copy.step },
+      );
+    }
+  }
+
+  facts(): CopyFacts {
+    const { bucket, now } = this.#options;
+    const refused = [...this.#refused].map(([run, why]) => ({ run, why }));
+    return {
+      to: bucket.name,
+      waiting: this.#waiting.size + (this.#underWay ? 1 : 0),
+      ...this.#counts,
+      away: this.#away && { seconds: (now() - this.#away.since) / 1000, why: this.#away.why },
+      refused,
+      runs: [...this.#steps].map(([run, step]) => ({ run, step })),
+    };
+  }
+
+  #work(): void {
+    if (this.#working) return;
+    this.#working = this.#drain().finally(() => {
+      this.#working = null;
+    });
+  }
+
+  async #drain(): Promise<void> {
+    await null;
+    while (!this.#ending.signal.aborted) {
+      const [key, wanted] = this.#waiting.entries().next().value ?? [];
+      if (key === undefined || !wanted) return;
+      this.#waiting.delete(key);
+      this.#underWay = wanted;
+      try {
+        await this.#copy(wanted);
+        this.#refused.delete(wanted.copy.run);
+        this.#failedInRow = 0;
+        this.#away = null;
+      } catch (error) {
+        if (this.#ending.signal.aborted) return;
+        if (await this.#failed(key, wanted, error)) return;
+      } finally {
+        this.#underWay = null;
+      }
+    }
+  }
+
+  /** @returns true: there is no sense in going on. */
+  async #failed(key: string, wanted: Wanted, error: unknown): Promise<boolean> {
+    const { log, now, retryMs = RETRY_MS } = this.#options;
+    const { run, step, kind } = wanted.copy;
+    const code = errorCode(error);
+    const why = `${code} ${errorText(error)}`;
+    this.#counts.failed++;
+    const about = { run, step, code };
+    if (code === 'DP_STATE_FENCED') {
+      this.#waiting.clear();
+      this.#ending.abort();
+      return true;
+    }
+    if (code === 'DP_CHECKPOINT_CORRUPT' || code === 'DP_RUN_EXISTS') {
+      this.#refused.set(run, why);
+      log(`run ${run}: its checkpoint of step ${step} (${kind}) is not copied: ${why}`, {
+        ...{ level: 'error', ...about },
+      });
+      return false;
+    }
+    // A newer one may have come meanwhile.
+    if (!this.#waiting.has(key)) this.#waiting.set(key, wanted);
+    this.#underWay = null;
+    const pause = this.#closing
+      ? RETRY_CLOSING_MS
+      : Math.min(RETRY_MS_MAX, retryMs * 2 ** this.#failedInRow);
+    this.#failedInRow++;
+    this.#away = { since: this.#away?.since ?? now(), why };
+    log(
+      `run ${run}: its checkpoint of step ${step} (${kind}) is not copied yet, trying again in ${pause / 1000} s: ${why}`,
+      { level: 'warn', ...about },
+    );
+    // Closing wakes it once; afterwards only the end does.
+    const signal = this.#closing ? this.#ending.signal : this.#wake.signal;
+    await delay(pause, null, { signal, ref: false }).catch(() => {});
+    return false;
+  }
+
+  async #copy({ copy, file, sha256, createdAt, bundle }: Wanted): Promise<void> {
+    const { root, mayWrite } = this.#options;
+    const { signal } = this.#ending;
+    const folder = checkpointFolder(root, copy.run);
+    const known = await this.#look(copy.run, createdAt, signal);
+    if (!known.some(({ key }) => key === copy.key)) {
+      await mayWrite();
+      // First, so that no copy of a checkpoint is without it.
+      if (bundle !== null) await this.#copyBundle(copy.run, bundle, signal);
+      const bytes = await this.#upload(copy, join(folder, file), sha256, signal);
+      // Pruned before its turn: a newer one waits, or is written now.
+      if (bytes === null) return;
+      this.#counts.bytes += bytes;
+      known.push(copy);
+      known.sort((a, b) => a.life - b.life || a.sequence - b.sequence);
+      this.#counts.copied++;
+    }
+    const newest = known.findLast(({ kind }) => kind === 'last') ?? copy;
+    this.#steps.set(copy.run, newest.step);
+    await this.#prune(copy.run, known, signal);
+  }
+
+  /** Of each run once. One that the disk has lost or damaged is said, and its checkpoints are copied all the same. */
+  async #copyBundle(run: string, sha256: string, signal: AbortSignal): Promise<void> {
+    const { bucket, root, log } = this.#options;
+    const key = placeOfBundle(run, sha256);
+    if (this.#bundles.has(key)) return;
+    if ((await bucket.list(key, signal)).length === 0) {
+      try {
+        await bucket.put(key, join(root, BUNDLE_FOLDER, sha256), sha256, signal);
+      } catch (error) {
+        const isLost = errnoOf(error) === 'ENOENT' || errorCode(error) === 'DP_CHECKPOINT_CORRUPT';
+        if (!isLost) throw error;
+        log(`run ${run}: bundle ${sha256} of its experiment is not copied: ${errorText(error)}`, {
+          ...{ level: 'warn', run },
+        });
+      }
+    }
+    this.#bundles.add(key);
+  }
+
+  /** @param path of its tensors. @returns bytes; null: it is not on disk any more. */
+  async #upload(
+    { key }: Copy,
+    path: string,
+    sha256: string,
+    signal: AbortSignal,
+  ): Promise<number | null> {
+    const { bucket, mayWrite } = this.#options;
+    const files: { ending: string; path: string; handle: FileHandle }[] = [];
+    try {
+      // Both are opened first: an upload may last longer than the disk keeps the checkpoint.
+      for (const ending of [TENSORS, MANIFEST]) {
+        const own = path.slice(0, -TENSORS.length) + ending;
+        files.push({ ending, path: own, handle: await open(own, 'r') });
+      }
+      let bytes = 0;
+      for (const { ending, path: own, handle } of files) {
+        // Another server may have begun to copy meanwhile.
+        if (ending === MANIFEST) await mayWrite();
+        const checksum = ending === TENSORS ? sha256 : null;
+        bytes += await bucket.putOpen(key + ending, handle, own, checksum, signal);
+      }
+      return bytes;
+    } catch (error) {
+      if (errnoOf(error) === 'ENOENT') return null;
+      throw error;
+    } finally {
+      for (const { handle } of files) await handle.close();
+    }
+  }
+
+  /** What the bucket has of a run, and that it is this run; asked once. What was begun and never ended goes. */
+  async #look(run: string, createdAt: string | null, signal: AbortSignal): Promise<Copy[]> {
+    const { bucket } = this.#options;
+    const before = this.#known.get(run);
+    if (before) return before;
+    const { copies, halves } = copiesAmong(await bucket.list(placeOfRun(run), signal));
+    const newest = copies.at(-1);
+    if (newest && createdAt !== null) await this.#mustBeTheSame(newest, createdAt, signal);
+    await this.#options.mayWrite();
+    for (const stem of halves) await bucket.remove(stem + TENSORS, signal);
+    await bucket.removeUnfinished(placeOfRun(run), signal);
+    this.#known.set(run, copies);
+    return copies;
+  }
+
+  /** @throws DownpourError DP_RUN_EXISTS: copies of one run would take the place of another's. */
+  async #mustBeTheSame({ run, key }: Copy, createdAt: string, signal: AbortSignal): Promise<void> {
+    const { bucket } = this.#options;
+    const bytes = await bucket.read(key + MANIFEST, signal);
+    let other: string | undefined;
+    try {
+      other = ((unseal(bytes) as CheckpointManifest).state as RunState).options.createdAt;
+    } catch {
+      // It is damaged, and says nothing.
+    }
+    if (other === undefined || other === createdAt) return;
+    throw new DownpourError(
+      'DP_RUN_EXISTS',
+      `${bucket.name}/${run} has the checkpoints of another run of that name, made at ${other}, which stay as they are: give this server another prefix, or the run another name`,
+    );
+  }
+
+  async #prune(run: string, known: Copy[], signal: AbortSignal): Promise<void> {
+    const { bucket, keepLast, log } = this.#options;
+    for (const { key } of copiesTooMany(known, keepLast)) {
+      try {
+        await bucket.remove(key + MANIFEST, signal);
+        await bucket.remove(key + TENSORS, signal);
+      } catch (error) {
+        signal.throwIfAborted();
+        // The copy itself is there: credentials that may not remove anything are one way to protect it.
+        log(`run ${run}: an old copy stays: ${errorCode(error)} ${errorText(error)}`, {
+          ...{ level: 'warn', run, code: errorCode(error) },
+        });
+        continue;
+      }
+      this.#counts.removed++;
+      known.splice(
+        known.findIndex((copy) => copy.key === key),
+        1,
+      );
+    }
+  }
+}

@@ -1,0 +1,164 @@
+import { DownpourError } from '../../shared/errors.ts';
+import type { Push } from '../../shared/protocol.ts';
+import type { Landing } from '../../wire/connection.ts';
+import type { PartsLanded } from '../core/run.ts';
+
+/**
+ * The parts of one worker's messages that go to several shards at once. They come in any order, each from
+ * another connection; the run decides when all of them are there.
+ */
+export class Gathering {
+  readonly #session: string;
+  readonly #pushes = new Map<number, Gathered>();
+  #initial: Initial | null = null;
+
+  constructor(session: string) {
+    this.#session = session;
+  }
+
+  /**
+   * The first part, with the message.
+   * @param most pushes that may wait. @throws DownpourError DP_LIMIT: there are more; the landing stays the caller's.
+   */
+  push(push: Push, payload: Uint8Array, landing: Landing | null, most: number): void {
+    const gathered = this.#of(push.sequence, most);
+    if (gathered.push) {
+      // Sent again over the same connection: the first one counts.
+      landing?.release();
+      return;
+    }
+    Object.assign(gathered, { push, payload, landing });
+  }
+
+  /** Another part has landed on its shard. @param most as in `push`. @throws DownpourError DP_LIMIT. */
+  landed(shard: number, { sequence, squares, problem }: PartReport, most: number): void {
+    const gathered = this.#of(sequence, most);
+    if (gathered.shards.has(shard)) return;
+    gathered.shards.add(shard);
+    gathered.squares += squares;
+    gathered.problem ??= problem;
+  }
+
+  /** @param parts of a push. @returns a push that is whole, once; its landing is the caller's now. */
+  take(sequence: number, parts: number): Whole | null {
+    const gathered = this.#pushes.get(sequence);
+    if (!gathered?.push || !gathered.payload || gathered.shards.size < parts - 1) return null;
+    this.#pushes.delete(sequence);
+    const { push, payload, landing, squares, problem } = gathered;
+    return { push, payload, landing, others: { session: this.#session, squares, problem } };
+  }
+
+  /** The first part of initial parameters; copied. */
+  initialised(grant: number, values: Float32Array): void {
+    this.#initialOf(grant).values = values.slice();
+  }
+
+  initialLanded(shard: number, grant: number, finite: boolean): void {
+    const initial = this.#initialOf(grant);
+    initial.shards.add(shard);
+    initial.finite &&= finite;
+  }
+
+  takeInitial(
+    grant: number,
+    parts: number,
+  ): { values: Float32Array; others: { session: string; finite: boolean } } | null {
+    const initial = this.#initialOf(grant);
+    if (!initial.values || initial.shards.size < parts - 1) return null;
+    this.#initial = null;
+    const { values, finite } = initial;
+    return { values, others: { session: this.#session, finite } };
+  }
+
+  /** Initial parameters wait for some of their parts. */
+  get awaitsInitial(): boolean {
+    return this.#initial !== null;
+  }
+
+  /** Lets go of all that nobody has decided about. @returns the sequences of such pushes. */
+  clear(): number[] {
+    const sequences = [...this.#pushes.keys()];
+    for (const { landing } of this.#pushes.values()) landing?.release();
+    this.#pushes.clear();
+    this.#initial = null;
+    return sequences;
+  }
+
+  /**
+   * What waits grows older by one look. Call about once a second.
+   * @returns of what has waited for the most looks, and how many; null: nothing waits.
+   */
+  look(): { readonly what: string; readonly looks: number } | null {
+    let oldest: { what: string; looks: number } | null = null;
+    for (const [sequence, gathered] of this.#pushes) {
+      const looks = ++gathered.looks;
+      if (oldest && looks <= oldest.looks) continue;
+      const missing = gathered.push ? 'some of its parts' : 'the push itself';
+      oldest = { what: `push ${sequence} waits for ${missing}`, looks };
+    }
+    const initial = this.#initial;
+    if (initial && ++initial.looks > (oldest?.looks ?? 0)) {
+      oldest = { what: 'initial parameters wait for some of their parts', looks: initial.looks };
+    }
+    return oldest;
+  }
+
+  #of(sequence: number, most: number): Gathered {
+    let gathered = this.#pushes.get(sequence);
+    if (!gathered) {
+      if (this.#pushes.size >= most) {
+        throw new DownpourError(
+          'DP_LIMIT',
+          `${this.#pushes.size} pushes of this worker wait for their parts; at most ${most} may: send each push to all shards, and wait for its answer`,
+        );
+      }
+      gathered = {
+        ...{ push: null, payload: null, landing: null, looks: 0 },
+        ...{ shards: new Set(), squares: 0, problem: null },
+      };
+      this.#pushes.set(sequence, gathered);
+    }
+    return gathered;
+  }
+
+  #initialOf(grant: number) {
+    if (this.#initial?.grant !== grant) {
+      this.#initial = { grant, values: null, shards: new Set(), finite: true, looks: 0 };
+    }
+    return this.#initial;
+  }
+}
+
+interface Gathered {
+  push: Push | null;
+  payload: Uint8Array | null;
+  landing: Landing | null;
+  /** On which parts have landed. */
+  readonly shards: Set<number>;
+  squares: number;
+  problem: string | null;
+  looks: number;
+}
+
+/** What a shard says of a part that has landed there. */
+export interface PartReport {
+  readonly sequence: number;
+  readonly squares: number;
+  readonly problem: string | null;
+}
+
+interface Initial {
+  readonly grant: number;
+  values: Float32Array | null;
+  readonly shards: Set<number>;
+  finite: boolean;
+  looks: number;
+}
+
+/** A push of which all parts are there. */
+export interface Whole {
+  readonly push: Push;
+  readonly payload: Uint8Array;
+  readonly landing: Landing | null;
+  readonly others: PartsLanded;
+}

@@ -1,0 +1,238 @@
+import type { Phase } from '../../shared/protocol.ts';
+import type { RunSummary } from '../../shared/rest.ts';
+
+/**
+ * All runs as REST tells them, kept ready: a server has up to 10,000, and most of them stand still. What stands still
+ * is read again when something has happened to it, and never since somebody asks; so what a question costs grows with
+ * the runs at work and with what it is told, not with those that wait or have ended.
+ */
+
+export interface Listed {
+  readonly id: string;
+  /** Nothing more will happen unless somebody resumes it. */
+  readonly over: boolean;
+  /** Its summary changes with time alone. */
+  readonly moving: boolean;
+}
+
+export interface Entry<L extends Listed = Listed> {
+  readonly run: L;
+  /** In the order of creation. */
+  readonly index: number;
+  readonly summary: RunSummary;
+  /** The summary as JSON. */
+  readonly text: string;
+}
+
+interface Kept<L extends Listed> extends Entry<L> {
+  index: number;
+  summary: RunSummary;
+  text: string;
+  phase: Phase | null;
+  over: boolean;
+}
+
+/** What has happened since it was looked at last. */
+export interface Changes<L extends Listed> {
+  readonly changed: Set<Entry<L>>;
+  readonly gone: Set<string>;
+  /** All were read anew, as after the loss of a shard. */
+  isReset: boolean;
+}
+
+export interface ListingOptions<L extends Listed> {
+  readonly summaryOf: (run: L) => RunSummary;
+  /** There is something to say of it in the alerts. */
+  readonly alarms: (summary: RunSummary) => boolean;
+  /** It has work, and no worker. */
+  readonly waits: (summary: RunSummary) => boolean;
+}
+
+export class Listing<L extends Listed> {
+  readonly #options: ListingOptions<L>;
+  /** In the order of creation. */
+  #entries: Kept<L>[] = [];
+  readonly #byId = new Map<string, Kept<L>>();
+  readonly #moving = new Set<Kept<L>>();
+  /** Something has happened to them since they were read. */
+  readonly #touched = new Set<Kept<L>>();
+  readonly #alarming = new Set<Kept<L>>();
+  readonly #waiting = new Set<Kept<L>>();
+  readonly #phases = new Map<Phase, number>();
+  /** Those that are not over, in the order of creation; null: some have begun or ended. */
+  #atWork: Kept<L>[] | null = null;
+  readonly #watchers = new Set<Changes<L>>();
+  #isFrozen = false;
+  /** Summaries that were made, for tests. */
+  reads = 0;
+
+  constructor(options: ListingOptions<L>) {
+    this.#options = options;
+  }
+
+  get size(): number {
+    return this.#entries.length;
+  }
+
+  /** Newer than all others. */
+  add(run: L): void {
+    this.remove(run.id);
+    const nothing = null as unknown as RunSummary;
+    const entry: Kept<L> = {
+      ...{ run, index: this.#entries.length, summary: nothing, text: '', phase: null },
+      over: run.over,
+    };
+    this.#entries.push(entry);
+    this.#byId.set(run.id, entry);
+    this.#atWork = null;
+    this.#touched.add(entry);
+  }
+
+  remove(id: string): void {
+    const entry = this.#byId.get(id);
+    if (!entry) return;
+    this.#byId.delete(id);
+    this.#entries.splice(entry.index, 1);
+    for (let i = entry.index; i < this.#entries.length; i++) this.#entries[i]!.index = i;
+    for (const set of [this.#moving, this.#touched, this.#alarming, this.#waiting]) {
+      set.delete(entry);
+    }
+    this.#count(entry.phase, -1);
+    this.#atWork = null;
+    for (const { changed, gone } of this.#watchers) {
+      changed.delete(entry);
+      gone.add(id);
+    }
+  }
+
+  /** All are told as they are now, whatever becomes of them, until `reset`. */
+  freeze(): void {
+    this.refresh();
+    this.#isFrozen = true;
+  }
+
+  /** Others take the place of all. */
+  reset(runs: readonly L[]): void {
+    this.#isFrozen = false;
+    this.#entries = [];
+    this.#byId.clear();
+    for (const set of [this.#moving, this.#touched, this.#alarming, this.#waiting]) set.clear();
+    this.#phases.clear();
+    for (const run of runs) this.add(run);
+    for (const watcher of this.#watchers) {
+      watcher.changed.clear();
+      watcher.gone.clear();
+      watcher.isReset = true;
+    }
+  }
+
+  /** Something may have happened to it. Called for each message. */
+  touch(run: L): void {
+    const entry = this.#byId.get(run.id);
+    if (entry && !this.#isFrozen) this.#touched.add(entry);
+  }
+
+  /** What changes from now on, as it is told by `refresh`. */
+  watch(): Changes<L> {
+    const changes: Changes<L> = { changed: new Set(), gone: new Set(), isReset: false };
+    this.#watchers.add(changes);
+    return changes;
+  }
+
+  /** Reads those that something has happened to, and those that change with time. Call before anything is told. */
+  refresh(): void {
+    if (this.#isFrozen) return;
+    for (const entry of this.#moving) this.#touched.add(entry);
+    for (const entry of this.#touched) this.#read(entry);
+    this.#touched.clear();
+  }
+
+  #read(entry: Kept<L>): void {
+    const { run } = entry;
+    const { summaryOf, alarms, waits } = this.#options;
+    const summary = summaryOf(run);
+    this.reads++;
+    const text = JSON.stringify(summary);
+    put(this.#moving, entry, run.moving);
+    put(this.#alarming, entry, alarms(summary));
+    put(this.#waiting, entry, waits(summary));
+    if (entry.over !== run.over) this.#atWork = null;
+    entry.over = run.over;
+    if (entry.phase !== summary.phase) {
+      this.#count(entry.phase, -1);
+      this.#count(summary.phase, 1);
+      entry.phase = summary.phase;
+    }
+    if (text === entry.text) return;
+    entry.summary = summary;
+    entry.text = text;
+    for (const { changed, gone } of this.#watchers) {
+      changed.add(entry);
+      gone.delete(run.id);
+    }
+  }
+
+  #count(phase: Phase | null, by: number): void {
+    if (phase !== null) this.#phases.set(phase, (this.#phases.get(phase) ?? 0) + by);
+  }
+
+  // What is told, as of the last `refresh`.
+
+  /** In the order of creation. */
+  at(index: number): Entry<L> | null {
+    return this.#entries[index] ?? null;
+  }
+
+  /** Of these the summaries change with time alone. */
+  get moving(): Iterable<Entry<L>> {
+    return this.#moving;
+  }
+
+  /**
+   * Some runs in the order of creation.
+   * @param after the id of the one before; null: from the first on.
+   * @returns null: there is no such run. `next`: what to go on after; null: there are no more.
+   */
+  page(
+    after: string | null,
+    limit: number,
+  ): { readonly entries: readonly Entry<L>[]; readonly next: string | null } | null {
+    const before = after === null ? null : this.#byId.get(after);
+    if (before === undefined) return null;
+    const from = before === null ? 0 : before.index + 1;
+    const entries = this.#entries.slice(from, from + limit);
+    const isLast = from + entries.length >= this.#entries.length;
+    return { entries, next: isLast ? null : entries.at(-1)!.run.id };
+  }
+
+  /** So many, those at work first, then the newest. In that order. */
+  newest(count: number): Entry<L>[] {
+    this.#atWork ??= this.#entries.filter(({ over }) => !over);
+    const chosen = this.#atWork.slice(-count).reverse();
+    for (let i = this.#entries.length - 1; i >= 0 && chosen.length < count; i--) {
+      if (this.#entries[i]!.over) chosen.push(this.#entries[i]!);
+    }
+    return chosen;
+  }
+
+  /** There is something to say of them, in the order of creation. */
+  get alarming(): RunSummary[] {
+    const entries = [...this.#alarming].sort((a, b) => a.index - b.index);
+    return entries.map(({ summary }) => summary);
+  }
+
+  /** Those that have work and no worker: how many, and one of them. */
+  get waiting(): { readonly count: number; readonly one: string | null } {
+    const [first] = this.#waiting;
+    return { count: this.#waiting.size, one: first?.run.id ?? null };
+  }
+
+  get phases(): ReadonlyMap<string, number> {
+    return this.#phases;
+  }
+}
+
+function put<E>(set: Set<E>, element: E, isIn: boolean): void {
+  if (isIn) set.add(element);
+  else set.delete(element);
+}

@@ -1,0 +1,396 @@
+import { ERRORS, type ErrorCode } from '../../shared/errors.ts';
+import { secondsOf } from '../../shared/history.ts';
+import { PhaseSchema } from '../../shared/protocol.ts';
+import type { RunSummary, ServerFacts, WorkerSummary } from '../../shared/rest.ts';
+import type { Counted, PushCounts, WriteCounts } from './counts.ts';
+
+/**
+ * `GET /metrics`: what REST tells, in the text format of Prometheus. Everything is read when it is asked for; names
+ * carry their units, and docs/operations.md has them all (compared by a test).
+ */
+
+export const EXPOSITION_TYPE = 'text/plain; version=0.0.4; charset=utf-8';
+
+export interface PrometheusFacts {
+  readonly server: ServerFacts;
+  /** How many runs are in each phase. */
+  readonly phases: ReadonlyMap<string, number>;
+  /** Those to be told of one by one: a search has thousands, and finished ones change no more. */
+  readonly runs: readonly RunFacts[];
+  readonly workers: readonly WorkerSummary[];
+  /** How often each error has been answered. */
+  readonly errors: ReadonlyMap<ErrorCode, number>;
+  /** Messages that nobody asked for; how often a connection was not read for a while for them, and how many are now. */
+  readonly unasked: {
+    readonly messages: number;
+    readonly throttles: number;
+    readonly throttled: number;
+  };
+  readonly process: ProcessFacts;
+}
+
+export interface RunFacts {
+  readonly summary: RunSummary;
+  readonly pushes: PushCounts;
+  readonly writes: WriteCounts | null;
+  /** Of the newest checkpoint; null: none, or not known. */
+  readonly checkpointBytes: number | null;
+  /** Why something of the run is not written; null: all is. */
+  readonly unwritten: string | null;
+}
+
+export interface ProcessFacts {
+  readonly startedSeconds: number;
+  readonly cpuSeconds: number;
+  readonly lag: Counted;
+  /** Of the event loop since the process began. */
+  readonly busySeconds: number;
+}
+
+const ERROR_CODES = Object.keys(ERRORS) as ErrorCode[];
+
+type Labels = Readonly<Record<string, string>>;
+type Sample = readonly [Labels, number | null];
+
+/** @returns the whole page. */
+export function exposition(facts: PrometheusFacts): string {
+  const page = new Page();
+  aboutServer(page, facts);
+  aboutRuns(page, facts);
+  aboutWorkers(
+    page,
+    facts.workers.filter(({ state }) => state !== 'gone'),
+  );
+  return page.text();
+}
+
+function aboutServer(page: Page, { server, errors, unasked, process }: PrometheusFacts): void {
+  const { version, stateStore, stateStoreAway, shards, standby, copies, alerts } = server;
+  const { memoryBytes, connections } = server;
+  const one = (value: number): Sample[] => [[{}, value]];
+  page.gauge('downpour_info', 'Release and kind of state store; always 1.', [
+    [{ version, state_store: stateStore }, 1],
+  ]);
+  page.gauge(
+    'downpour_alerts',
+    'What a person should look at; /status has the words.',
+    (['critical', 'warning', 'info'] as const).map((severity): Sample => {
+      return [{ severity }, alerts.filter((alert) => alert.severity === severity).length];
+    }),
+  );
+  page.counter(
+    'downpour_errors_total',
+    'Errors answered to workers and clients, by code of docs/errors.md.',
+    ERROR_CODES.map((code): Sample => [{ code }, errors.get(code) ?? 0]),
+  );
+  page.counter(
+    'downpour_unasked_messages_total',
+    'Of workers: what they send without being asked. hello, join and leave are among them.',
+    one(unasked.messages),
+  );
+  page.counter(
+    'downpour_throttles_total',
+    'How often a connection was not read for a while, since such messages took too much time.',
+    one(unasked.throttles),
+  );
+  page.gauge(
+    'downpour_throttled_connections',
+    'Workers that are not read now for that reason.',
+    one(unasked.throttled),
+  );
+  page.gauge(
+    'downpour_state_store_away_seconds',
+    'Since when Redis has not answered; 0: it does.',
+    one(stateStoreAway?.seconds ?? 0),
+  );
+  page.gauge(
+    'downpour_state_store_waiting_records',
+    'That wait on disk for Redis.',
+    one(stateStoreAway?.records ?? 0),
+  );
+  page.gauge('downpour_standby_following', '1: a hot standby has all runs and follows.', [
+    [{}, standby?.state === 'following' ? 1 : 0],
+  ]);
+  page.gauge('downpour_standby_behind_pushes', 'That the standby has not carried out yet.', [
+    [{}, standby?.behind.pushes ?? 0],
+  ]);
+  page.gauge('downpour_shards', 'That hold the parameters, this server one of them.', [
+    [{}, shards?.count ?? 1],
+  ]);
+  page.gauge('downpour_shards_whole', '1: all of them are there.', [
+    [{}, shards === null || shards.whole ? 1 : 0],
+  ]);
+  const copied = (count: number | undefined): Sample[] => [[{}, count ?? null]];
+  page.counter(
+    'downpour_copies_total',
+    'Checkpoints that arrived in the bucket of --checkpoint-copy.',
+    copied(copies?.copied),
+  );
+  page.counter('downpour_copied_bytes_total', 'Of these.', copied(copies?.bytes));
+  page.counter(
+    'downpour_copy_failures_total',
+    'Copies that failed; each is tried again, or a newer one is.',
+    copied(copies?.failed),
+  );
+  page.gauge('downpour_copies_waiting', 'Checkpoints that are not copied yet.', [
+    [{}, copies?.waiting ?? null],
+  ]);
+  page.gauge('downpour_copy_away_seconds', 'Since when no copy has gone well; 0: the last did.', [
+    [{}, copies ? (copies.away?.seconds ?? 0) : null],
+  ]);
+  page.gauge(
+    'downpour_run_copied_step',
+    'Of the newest copy of a run.',
+    (copies?.runs ?? []).map(({ run, step }): Sample => [{ run }, step]),
+  );
+  page.gauge('downpour_heap_used_bytes', 'Of JavaScript.', one(memoryBytes.heap));
+  page.gauge('downpour_array_buffers_bytes', 'Outside the heap.', one(memoryBytes.arrayBuffers));
+  page.gauge(
+    'downpour_connection_memory_bytes',
+    'What connections take beside the memory of runs.',
+    one(connections.bytes),
+  );
+  page.gauge(
+    'downpour_connection_memory_max_bytes',
+    'The most of it that is allowed.',
+    one(connections.bytesMax),
+  );
+  page.counter(
+    'downpour_connections_closed_total',
+    'For the memory that they took, or since they sent or read too slowly.',
+    one(connections.closed),
+  );
+  page.counter(
+    'downpour_pushes_moved_total',
+    'That came slowly and lost their room to others; they go on in memory of their own.',
+    one(connections.moved),
+  );
+  page.histogram(
+    'downpour_event_loop_lag_seconds',
+    'How late a timer was that looks four times a second: as late is all else.',
+    [[{}, process.lag]],
+  );
+  page.counter(
+    'downpour_event_loop_busy_seconds_total',
+    'Spent outside of waiting; 1 a second: the thread is full.',
+    one(process.busySeconds),
+  );
+  page.gauge(
+    'process_start_time_seconds',
+    'Start of the process since 1970.',
+    one(process.startedSeconds),
+  );
+  page.counter(
+    'process_cpu_seconds_total',
+    'User and system, all threads.',
+    one(process.cpuSeconds),
+  );
+  page.gauge('process_resident_memory_bytes', 'Resident memory.', one(memoryBytes.rss));
+}
+
+function aboutRuns(page: Page, { phases, runs }: PrometheusFacts): void {
+  const each = (name: string, help: string, of: (run: RunSummary) => number | null) =>
+    page.gauge(
+      `downpour_run_${name}`,
+      help,
+      runs.map(({ summary }): Sample => [{ run: summary.id }, of(summary)]),
+    );
+  page.gauge(
+    'downpour_runs',
+    'All of them, by phase.',
+    PhaseSchema.anyOf.map(({ const: phase }): Sample => [{ phase }, phases.get(phase) ?? 0]),
+  );
+  page.gauge(
+    'downpour_run_info',
+    'Experiment and phase of a run; always 1.',
+    runs.map(
+      ({ summary: { id: run, experiment, phase } }): Sample => [{ run, experiment, phase }, 1],
+    ),
+  );
+  each('step', 'Updates applied so far; goes back with a restart after a crash.', (r) => r.step);
+  each('epoch', 'Passes over the training part.', (r) => r.epoch);
+  each('examples', 'Of all applied pushes.', (r) => r.examples);
+  each('examples_per_second', 'Over the last ten seconds.', (r) => r.examplesPerSecond);
+  each('training_seconds', 'Time of training so far.', (r) => r.seconds);
+  each('remaining_seconds', 'Until its last step at the present speed.', (r) => r.secondsLeft);
+  each('workers', 'That take part.', (r) => r.workers);
+  each('parameters', 'Trainable numbers of the model.', (r) => r.parameters);
+  each('learning_rate', 'Of the next update.', (r) => r.learningRate);
+  each('momentum', 'Of the next update.', (r) => r.momentum);
+  each('gradient_norm', 'Of the last update, after clipping.', (r) => r.gradientNorm);
+  each('training_loss', 'Smoothed over about 50 pushes.', (r) => r.trainingLoss);
+  each('validation_loss', 'Of the last evaluation.', (r) => r.validation?.loss ?? null);
+  each('validation_error', 'Of the last evaluation.', (r) => r.validation?.error ?? null);
+  each('best_validation_loss', 'Of the best evaluation.', (r) => r.best?.loss ?? null);
+  each('best_validation_error', 'Of the best evaluation.', (r) => r.best?.error ?? null);
+  each('test_loss', 'At the end of the run.', (r) => r.test?.loss ?? null);
+  each('test_error', 'At the end of the run.', (r) => r.test?.error ?? null);
+  each('patience_left_evaluations', 'Until early stopping, without an improvement.', (r) =>
+    r.earlyStopping.enabled ? r.earlyStopping.patienceLeft : null,
+  );
+  each('rollbacks', 'How often it diverged and went back.', (r) => r.rollbacks.length);
+  each('lost_steps', 'Applied, and gone with crashes of the server.', (r) => r.stepsLost);
+  each('checkpoint_step', 'Of the newest checkpoint.', (r) => r.checkpoint?.step ?? null);
+  each('checkpoint_timestamp_seconds', 'When the newest checkpoint was taken, since 1970.', (r) =>
+    r.checkpoint ? secondsOf(r.checkpoint.at) : null,
+  );
+  page.gauge(
+    'downpour_run_checkpoint_bytes',
+    'Size of the newest checkpoint.',
+    runs.map(({ summary, checkpointBytes }): Sample => [{ run: summary.id }, checkpointBytes]),
+  );
+  page.gauge(
+    'downpour_run_unwritten',
+    '1: something of the run could not be written and is tried again; the log says why.',
+    runs.map(({ summary, unwritten }): Sample => [{ run: summary.id }, unwritten === null ? 0 : 1]),
+  );
+  const counted = runs.flatMap(({ summary: { id }, pushes, writes }) => ({ id, pushes, writes }));
+  page.counter(
+    'downpour_pushes_total',
+    'Gradients answered since the server started, by outcome.',
+    counted.flatMap(({ id: run, pushes }) =>
+      Object.entries(pushes.outcomes).map(([outcome, n]): Sample => [{ run, outcome }, n]),
+    ),
+  );
+  const histogram = (
+    name: string,
+    help: string,
+    of: (run: (typeof counted)[number]) => Counted | undefined,
+  ) =>
+    page.histogram(
+      name,
+      help,
+      counted.flatMap((run) => {
+        const values = of(run);
+        return values ? [[{ run: run.id }, values] as const] : [];
+      }),
+    );
+  histogram(
+    'downpour_push_staleness_steps',
+    'Updates between the parameters that a gradient was computed at and those it was applied to.',
+    ({ pushes }) => pushes.staleness,
+  );
+  histogram(
+    'downpour_gradient_seconds',
+    'What a gradient took its worker.',
+    ({ pushes }) => pushes.gradientSeconds,
+  );
+  histogram(
+    'downpour_push_apply_seconds',
+    'From a whole push to its answer; all else waits meanwhile.',
+    ({ pushes }) => pushes.applySeconds,
+  );
+  histogram(
+    'downpour_checkpoint_write_seconds',
+    'From the copy of a moment until all of it is on disk.',
+    ({ writes }) => writes?.seconds,
+  );
+  page.counter(
+    'downpour_write_failures_total',
+    'Checkpoints and records that could not be written; each is tried again.',
+    counted.flatMap(({ id: run, writes }): Sample[] => (writes ? [[{ run }, writes.failed]] : [])),
+  );
+}
+
+/** Of those that are connected: gone ones leave no series behind. */
+function aboutWorkers(page: Page, workers: readonly WorkerSummary[]): void {
+  const each = (
+    kind: 'gauge' | 'counter',
+    name: string,
+    help: string,
+    of: (worker: WorkerSummary) => number | null,
+  ) =>
+    page[kind](
+      `downpour_worker_${name}`,
+      help,
+      workers.map((worker): Sample => [{ worker: worker.worker }, of(worker)]),
+    );
+  const states = ['idle', 'joining', 'training', 'evaluating', 'waiting'];
+  page.gauge(
+    'downpour_workers',
+    'Connected ones, by what they do.',
+    states.map((state): Sample => [{ state }, workers.filter((w) => w.state === state).length]),
+  );
+  page.gauge(
+    'downpour_worker_info',
+    'Run, engine, device and transport of a worker; always 1.',
+    workers.map(
+      ({ worker, run, engine, device, transport }): Sample => [
+        { worker, run: run ?? '', engine, device, transport },
+        1,
+      ],
+    ),
+  );
+  page.counter(
+    'downpour_worker_pushes_total',
+    'Gradients of a worker for its present run, by outcome.',
+    workers.flatMap(({ worker, pushes }) =>
+      Object.entries(pushes).map(([outcome, n]): Sample => [{ worker, outcome }, n]),
+    ),
+  );
+  each('counter', 'examples_total', 'Of its applied pushes.', (w) => w.examples);
+  each('gauge', 'examples_per_second', 'Over the last ten seconds.', (w) => w.examplesPerSecond);
+  each('gauge', 'gradient_mean_seconds', 'What a gradient takes it.', (w) =>
+    w.computeMsMean === null ? null : w.computeMsMean / 1e3,
+  );
+  each('gauge', 'staleness_mean_steps', 'Of its applied pushes.', (w) => w.stalenessMean);
+  each('gauge', 'leases', 'Minibatches that it holds.', (w) => w.leases);
+  each('gauge', 'silent_seconds', 'Since it was last heard of.', (w) => w.lastSeenSecondsAgo);
+  each('counter', 'received_bytes_total', 'From it, on this connection.', (w) => w.bytes.received);
+  each('counter', 'sent_bytes_total', 'To it, on this connection.', (w) => w.bytes.sent);
+  each('gauge', 'quarantined', '1: its run takes nothing from it.', (w) => (w.quarantine ? 1 : 0));
+}
+
+class Page {
+  readonly #lines: string[] = [];
+
+  gauge(name: string, help: string, samples: readonly Sample[]): void {
+    this.#family(name, 'gauge', help, samples);
+  }
+
+  counter(name: string, help: string, samples: readonly Sample[]): void {
+    this.#family(name, 'counter', help, samples);
+  }
+
+  histogram(name: string, help: string, series: readonly (readonly [Labels, Counted])[]): void {
+    this.#head(name, 'histogram', help);
+    for (const [labels, { bounds, counts, sum }] of series) {
+      let below = 0;
+      counts.forEach((count, i) => {
+        below += count;
+        this.#sample(`${name}_bucket`, { ...labels, le: numeral(bounds[i] ?? Infinity) }, below);
+      });
+      this.#sample(`${name}_sum`, labels, sum);
+      this.#sample(`${name}_count`, labels, below);
+    }
+  }
+
+  text(): string {
+    return `${this.#lines.join('\n')}\n`;
+  }
+
+  #family(name: string, type: string, help: string, samples: readonly Sample[]): void {
+    this.#head(name, type, help);
+    for (const [labels, value] of samples) {
+      if (value !== null) this.#sample(name, labels, value);
+    }
+  }
+
+  #head(name: string, type: string, help: string): void {
+    this.#lines.push(`# HELP ${name} ${help}`, `# TYPE ${name} ${type}`);
+  }
+
+  #sample(name: string, labels: Labels, value: number): void {
+    const pairs = Object.entries(labels).map(([key, text]) => `${key}="${escaped(text)}"`);
+    this.#lines.push(`${name}${pairs.length > 0 ? `{${pairs.join()}}` : ''} ${numeral(value)}`);
+  }
+}
+
+/** Of a label's value. */
+const escaped = (text: string) =>
+  text.replace(/[\\"\n]/g, (each) => (each === '\n' ? '\\n' : `\\${each}`));
+
+function numeral(value: number): string {
+  if (Number.isFinite(value)) return String(value);
+  return Number.isNaN(value) ? 'NaN' : value > 0 ? '+Inf' : '-Inf';
+}

@@ -1,0 +1,74 @@
+import { closeSync, openSync, writeSync } from 'node:fs';
+import type { Run } from '../core/run.ts';
+
+/**
+ * Writes down each applied push, so that somebody else can check afterwards that none was applied twice: a
+ * line `push <life> <run> <step> <worker>/<incarnation> <sequence>`, and when a server begins,
+ * `begin <life> <run> <step>` for each run that it goes on with. Lines are written at once, not buffered: what was
+ * applied before a kill is there.
+ */
+export interface PushLog {
+  began(run: Run): void;
+  applied(run: Run, worker: string, sequence: number): void;
+  close(): void;
+}
+
+/** @param path is appended to. @throws what the file system throws. */
+export function openPushLog(path: string): PushLog {
+  const file = openSync(path, 'a');
+  return {
+    began: (run) => void writeSync(file, `begin ${run.life} ${run.id} ${run.step}\n`),
+    applied: (run, worker, sequence) =>
+      void writeSync(file, `push ${run.life} ${run.id} ${run.step} ${worker} ${sequence}\n`),
+    close: () => closeSync(file),
+  };
+}
+
+export interface PushLogReport {
+  /** Pushes of the line of history that ended last: what a kill took back is not counted. */
+  readonly applied: number;
+  /**
+   * That were taken back by going on from an older step, or that a server applied after another one had taken over: it
+   * did not know yet, and answered nobody.
+   */
+  readonly lost: number;
+  /** `run worker sequence` of pushes that are in it more than once. */
+  readonly twice: readonly string[];
+  /** `run step` that are in it more than once, or missing below the last. */
+  readonly steps: readonly string[];
+}
+
+/** Checks a push log, offline. */
+export function checkPushLog(text: string): PushLogReport {
+  const histories = new Map<string, { step: number; push: string }[]>();
+  const lives = new Map<string, number>();
+  let lost = 0;
+  for (const line of text.split('\n')) {
+    const [kind, life, run, step, worker, sequence] = line.split(' ');
+    if (!run) continue;
+    const history = histories.get(run) ?? [];
+    if (kind === 'begin') {
+      const kept = history.filter((entry) => entry.step <= Number(step));
+      lost += history.length - kept.length;
+      histories.set(run, kept);
+      lives.set(run, Number(life));
+    } else if (Number(life) < (lives.get(run) ?? 0)) lost++;
+    else {
+      history.push({ step: Number(step), push: `${run} ${worker} ${sequence}` });
+      histories.set(run, history);
+    }
+  }
+  const twice: string[] = [];
+  const steps: string[] = [];
+  let applied = 0;
+  for (const [run, history] of histories) {
+    applied += history.length;
+    const seen = new Set<string>();
+    for (const [i, { step, push }] of history.entries()) {
+      if (seen.has(push)) twice.push(push);
+      seen.add(push);
+      if (step !== i + 1) steps.push(`${run} ${step}`);
+    }
+  }
+  return { applied, lost, twice, steps };
+}
