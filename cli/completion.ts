@@ -1,4 +1,5 @@
-import type { Argument, Command, Option } from 'commander';
+import { Argument, type Command, type Option } from 'commander';
+import { examples } from './options.ts';
 
 /**
  * `downpour completion <shell>`: a script that completes commands, options, their choices and file names, made of
@@ -7,6 +8,21 @@ import type { Argument, Command, Option } from 'commander';
 
 export const SHELLS = ['bash', 'zsh', 'fish'] as const;
 export type Shell = (typeof SHELLS)[number];
+
+/** `completion`. */
+export function registerCompletion(program: Command): void {
+  program
+    .command('completion')
+    .description('print what completes commands and options in your shell')
+    .addArgument(new Argument('<shell>', 'which one').choices(SHELLS))
+    .addHelpText(
+      'after',
+      examples('downpour completion fish | source', 'source <(downpour completion bash)'),
+    )
+    .action((shell: Shell) => {
+      completionCommand(program, shell);
+    });
+}
 
 export function completionCommand(program: Command, shell: Shell): void {
   process.stdout.write(`${{ bash, zsh, fish }[shell](commandsOf(program)).trimEnd()}\n`);

@@ -1,21 +1,20 @@
 import { Command, CommanderError } from 'commander';
 import { VERSION } from '../shared/version.ts';
-import { registerCommands } from './commands.ts';
+import { registerCompletion } from './completion.ts';
 import { registerDataCommands } from './data/data.ts';
 import { registerEngineCommands } from './engine.ts';
-import { EXIT, EXIT_HELP, exitCodeOf, tellError } from './options.ts';
+import { registerInit } from './init/commands.ts';
+import { EXIT, EXIT_HELP, exitCodeOf, type Outcome, tellError } from './options.ts';
+import { registerRunCommands } from './runs/commands.ts';
+import { registerServeCommands } from './serve/commands.ts';
 import { registerCheck, registerStudyCommands } from './study/commands.ts';
-import { registerLookCommands } from './trained/commands.ts';
+import { registerExport, registerLookCommands } from './trained/commands.ts';
+import { registerWork } from './workers/commands.ts';
 
 /**
  * The command `downpour`. Modules that do the work are imported when their command runs, so that
  * `--help` answers at once and loads no TensorFlow.
  */
-
-/** The exit code that a command left, where it is not 0. */
-export interface Outcome {
-  exitCode: number;
-}
 
 /** The whole program, before parsing. @param outcome where commands leave their exit code. */
 export function createProgram(outcome: Outcome): Command {
@@ -35,7 +34,12 @@ export function createProgram(outcome: Outcome): Command {
       'after',
       `\n${EXIT_HELP}\n\nExample:\n  $ downpour train examples/mnist-mlp.ts --workers 2`,
     );
-  registerCommands(program, outcome);
+  registerServeCommands(program);
+  registerWork(program);
+  registerRunCommands(program, outcome);
+  registerExport(program);
+  registerInit(program);
+  registerCompletion(program);
   registerCheck(program, outcome);
   registerStudyCommands(program, outcome);
   registerLookCommands(program);

@@ -35,6 +35,11 @@ const USAGE: readonly ErrorCode[] = [
 ];
 const RUN_FAILED: readonly ErrorCode[] = ['DP_RUN_FAILED', 'DP_DIVERGED'];
 
+/** The exit code that a command left, where it is not 0. */
+export interface Outcome {
+  exitCode: number;
+}
+
 /** The exit code for something thrown. */
 export function exitCodeOf(error: unknown): number {
   const code = errorCode(error);
@@ -260,8 +265,23 @@ export function trustFor(server: string, options: TlsFileOptions) {
   });
 }
 
+/** Help of `--no-local-socket`. */
+export const localSocketHelp = (what: string) => `${what}; so does DOWNPOUR_LOCAL_SOCKET=0`;
+
+/** True when `--state` was written on the command line. */
+export const isStateGiven = (command: Command): boolean =>
+  command.getOptionValueSource('state') === 'cli';
+
 export interface ServerOptions extends TokenOptions, TlsFileOptions {
   readonly server?: string;
+}
+
+/** For commands that read a run, of a server or of a state folder. */
+export interface RunOptions extends ServerOptions {
+  readonly state: string;
+  /** True when --state was written on the command line. */
+  readonly stateGiven: boolean;
+  readonly json?: boolean;
 }
 
 /** A client of the server that the options name, or of the default one on this machine. */

@@ -23,9 +23,8 @@ import { prepareOptions } from '../../worker/prepare.ts';
 import { startOwnServer } from '../embedded.ts';
 import { tell } from '../options.ts';
 import { openScratch } from '../scratch.ts';
-import { startLocalWorkers } from '../workers/local-workers.ts';
+import { type LocalWorkersOptions, startLocalWorkers } from '../workers/local-workers.ts';
 import type { Pool } from '../workers/pool.ts';
-import type { CheckCommandOptions } from './check.ts';
 
 /** Whether a few examples can be learnt by heart, with everything that training has. */
 
@@ -45,7 +44,7 @@ interface TinyOptions {
   readonly prepared: PreparedData;
   /** Before training; 0: not known. */
   readonly initialLoss: number;
-  readonly options: CheckCommandOptions;
+  readonly options: LocalWorkersOptions['options'] & { readonly json?: boolean };
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
 }

@@ -18,7 +18,7 @@ import {
   untilInterrupted,
 } from '../options.ts';
 import { colorsOf } from '../output/progress.ts';
-import { engineOf } from '../workers/work.ts';
+import { engineOf } from '../workers/options.ts';
 import { checkTiny } from './check-tiny.ts';
 import { createUpdater } from './updater.ts';
 

@@ -1,12 +1,13 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import type { Outcome } from '../main.ts';
 import {
   addConfigOptions,
   addTokenOptions,
   dataOption,
   engineOption,
   examples,
+  isStateGiven,
   jsonOption,
+  type Outcome,
   ownPortOption,
   positive,
   stateOption,
@@ -335,7 +336,7 @@ ${examples('downpour ensemble examples/mnist-mlp.ts --members seeds:5 --averages
     )
     .action(async (file: string, options: EnsembleOptions) => {
       const { ensembleCommand } = await import('./ensemble.ts');
-      const stateGiven = command.getOptionValueSource('state') === 'cli';
+      const stateGiven = isStateGiven(command);
       outcome.exitCode = await ensembleCommand(file, { ...options, stateGiven });
     });
 }

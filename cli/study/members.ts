@@ -33,7 +33,7 @@ import {
   copyFromRun,
 } from '../trained/checkpoint-copy.ts';
 import { standardisedAnew } from '../trained/trained.ts';
-import { engineOf } from '../workers/work.ts';
+import { engineOf } from '../workers/options.ts';
 
 /** Trained runs as members of an ensemble: their parameters, and their answers to the same examples. */
 

@@ -4,15 +4,18 @@ import {
   dataOption,
   engineOption,
   examples,
+  experimentsOption,
+  isStateGiven,
   jsonOption,
   serverOption,
   stateOption,
   whole,
 } from '../options.ts';
+import type { ExportOptions } from './export.ts';
 import type { LookOptions } from './look.ts';
 import type { RefuseOptions } from './refuse.ts';
 
-/** Names, options and help of the commands that look at a trained model. */
+/** Names, options and help of the commands that read a trained model. */
 
 /** `look`, `refuse`. */
 export function registerLookCommands(program: Command): void {
@@ -20,7 +23,46 @@ export function registerLookCommands(program: Command): void {
   registerRefuse(program);
 }
 
-const isGiven = (command: Command) => command.getOptionValueSource('state') === 'cli';
+/** `export`. */
+export function registerExport(program: Command): void {
+  const command = program
+    .command('export')
+    .description('write trained parameters, or the course of a run, for other programs')
+    .argument('<run or file>', 'name of a run, or a checkpoint file')
+    .requiredOption('--to <folder>', 'to write to; made when it is missing')
+    .addOption(
+      new Option(
+        '--format <format>',
+        'parameters as safetensors, or as tfjs: model.json and weights.bin; the course as tensorboard: an event file, or as jsonl: a line a step, like those of Weights & Biases',
+      )
+        .choices(['safetensors', 'tfjs', 'tensorboard', 'jsonl'])
+        .default('safetensors'),
+    )
+    .addOption(
+      new Option(
+        '--kind <kind>',
+        'which checkpoint of the run, for its parameters (default: final if it has finished, else best)',
+      ).choices(['best', 'last', 'final']),
+    )
+    .addOption(experimentsOption())
+    .addOption(dataOption())
+    .addOption(serverOption())
+    .addOption(stateOption())
+    .addOption(jsonOption());
+  addTokenOptions(command)
+    .addHelpText(
+      'after',
+      examples(
+        'downpour export mnist-mlp-1 --to exported --format tfjs',
+        'downpour export mnist-mlp-1 --to logs/mnist-mlp-1 --format tensorboard',
+        'downpour export .downpour/mnist-mlp-1/checkpoints/step-000001234-best-0007.safetensors --to exported',
+      ),
+    )
+    .action(async (what: string, options: ExportOptions) => {
+      const { exportCommand } = await import('./export.ts');
+      await exportCommand(what, { ...options, stateGiven: isStateGiven(command) });
+    });
+}
 
 /** Which parameters are looked at, on which examples. */
 function addTrainedOptions(command: Command): Command {
@@ -74,7 +116,7 @@ ${examples('downpour look examples/mnist-mlp.ts', 'downpour look my.ts --run my-
     )
     .action(async (file: string, options: LookOptions) => {
       const { lookCommand } = await import('./look.ts');
-      await lookCommand(file, { ...options, stateGiven: isGiven(command) });
+      await lookCommand(file, { ...options, stateGiven: isStateGiven(command) });
     });
 }
 
@@ -99,7 +141,7 @@ ${examples('downpour refuse examples/mnist-mlp.ts --accuracy 0.99,0.999', 'downp
     )
     .action(async (file: string, options: RefuseOptions) => {
       const { refuseCommand } = await import('./refuse.ts');
-      await refuseCommand(file, { ...options, stateGiven: isGiven(command) });
+      await refuseCommand(file, { ...options, stateGiven: isStateGiven(command) });
     });
 }
 

@@ -5,9 +5,8 @@ import { readTensors } from '../../files/checkpoint.ts';
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import type { Experiment } from '../../worker/experiment.ts';
-import type { ExportOptions } from '../commands.ts';
 import { openSession } from '../embedded.ts';
-import { DEFAULT_EXPERIMENTS, print, printJson, tell } from '../options.ts';
+import { DEFAULT_EXPERIMENTS, print, printJson, type RunOptions, tell } from '../options.ts';
 import { groups } from '../output/progress.ts';
 import { aboutModel, type Copied, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
 import {
@@ -17,6 +16,14 @@ import {
   writeEventFile,
   writeHistory,
 } from './export-course.ts';
+
+export interface ExportOptions extends RunOptions {
+  readonly to: string;
+  readonly format: 'safetensors' | 'tfjs' | 'tensorboard' | 'jsonl';
+  readonly kind?: 'best' | 'last' | 'final';
+  readonly experiments?: string[];
+  readonly data?: string;
+}
 
 /** `downpour export <run or file> --to FOLDER` */
 export async function exportCommand(what: string, options: ExportOptions): Promise<void> {

@@ -22,7 +22,7 @@ import { prepareExperiment } from '../../worker/prepare.ts';
 import { openSession } from '../embedded.ts';
 import { type ServerOptions, tell } from '../options.ts';
 import { openScratch } from '../scratch.ts';
-import { engineOf } from '../workers/work.ts';
+import { engineOf } from '../workers/options.ts';
 import { type CheckpointFacts, type Copied, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
 import { runsAndTrials } from './trials.ts';
 

@@ -2,8 +2,8 @@ import { DownpourError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { listGpus } from '../../worker/engine-nvidia.ts';
 import { defaultName } from '../../worker/name.ts';
-import type { WorkOptions } from '../commands.ts';
 import { tell, tokenOf, untilInterrupted } from '../options.ts';
+import type { WorkOptions } from './options.ts';
 import { startPool } from './pool.ts';
 
 // `downpour work --gpus`: a worker for each GPU of a machine, each in a process of its own that sees only its GPU.

@@ -1,13 +1,11 @@
 import { resolve } from 'node:path';
-import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
+import { errorCode, errorText } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { httpAddresses, webSocketAddress } from '../../shared/rest-client.ts';
 import { isLoopback } from '../../wire/local-socket.ts';
 import { BundleCache, type BundleCacheOptions } from '../../worker/bundle-cache.ts';
-import { ENGINES, type EngineName } from '../../worker/engine.ts';
 import { experimentFolders } from '../../worker/experiment.ts';
 import { runWorker } from '../../worker/main.ts';
-import type { WorkOptions } from '../commands.ts';
 import {
   DEFAULT_EXPERIMENTS,
   DEFAULT_SERVER,
@@ -18,6 +16,7 @@ import {
 import { withLog } from '../output/log.ts';
 import { keepAlive } from './alive.ts';
 import { runGpuWorkers } from './gpus.ts';
+import { accepts, engineOf, type WorkOptions } from './options.ts';
 import type { WorkerFailure } from './pool.ts';
 
 /** `downpour work`: until Ctrl-C, or with --once until the run has ended. */
@@ -82,23 +81,6 @@ async function work(options: WorkOptions, log: Log): Promise<void> {
   }
 }
 
-const ON = ['1', 'true', 'yes', 'on'];
-const OFF = ['', '0', 'false', 'no', 'off'];
-
-/** By the option or the environment. @throws DownpourError DP_USAGE: whether it is meant is not clear. */
-export function accepts(
-  { acceptExperiments }: Pick<WorkOptions, 'acceptExperiments'>,
-  env: NodeJS.ProcessEnv = process.env,
-): boolean {
-  const said = (env.DOWNPOUR_ACCEPT_EXPERIMENTS ?? '').trim().toLowerCase();
-  if (acceptExperiments || ON.includes(said)) return true;
-  if (OFF.includes(said)) return false;
-  throw new DownpourError(
-    'DP_USAGE',
-    `DOWNPOUR_ACCEPT_EXPERIMENTS is '${said.slice(0, 40)}'; it must be 1, or 0`,
-  );
-}
-
 async function acceptExperiments(
   server: string,
   { log, ...options }: BundleCacheOptions & { readonly log: Log },
@@ -129,15 +111,4 @@ function newestToken(options: WorkOptions, known: string | null, log: Log): stri
     log(errorText(error), { level: 'warn' });
     return known;
   }
-}
-
-/** @throws DownpourError DP_USAGE. */
-export function engineOf(name: string): EngineName | 'auto' {
-  if (name === 'auto' || (ENGINES as readonly string[]).includes(name)) {
-    return name as EngineName | 'auto';
-  }
-  throw new DownpourError(
-    'DP_USAGE',
-    `there is no engine '${name}'; there are: auto, ${ENGINES.join(', ')}`,
-  );
 }

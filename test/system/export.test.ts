@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { PNG } from 'pngjs';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import type { ExportOptions } from '../../cli/commands.ts';
+import type { ExportOptions } from '../../cli/trained/export.ts';
 import { exportCommand } from '../../cli/trained/export.ts';
 import { checkpointFolder, readTensors } from '../../files/checkpoint.ts';
 import type { CheckpointSummary, Metrics, RunDetail } from '../../shared/rest.ts';

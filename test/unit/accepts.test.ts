@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { accepts } from '../../cli/workers/work.ts';
+import { accepts } from '../../cli/workers/options.ts';
 
 describe('work --accept-experiments', () => {
   const of = (said?: string) => accepts({}, { DOWNPOUR_ACCEPT_EXPERIMENTS: said });

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, expect, test } from 'vitest';
-import { copyLine } from '../../cli/status.ts';
+import { copyLine } from '../../cli/runs/status.ts';
 import type { CheckpointManifest } from '../../files/checkpoint.ts';
 import {
   copiesAmong,

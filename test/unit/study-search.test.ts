@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { newestUnfinished } from '../../cli/train.ts';
+import { newestUnfinished } from '../../cli/runs/train.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import type { Space } from '../../shared/space.ts';
 import { pictureOf } from '../../study/plot.ts';

@@ -1,16 +1,16 @@
 import { setTimeout as wait } from 'node:timers/promises';
-import type { CopyFacts, WorkerSummary } from '../shared/rest.ts';
-import type { RestClient } from '../shared/rest-client.ts';
-import type { StatusOptions } from './commands.ts';
-import { openSession, type Session } from './embedded.ts';
+import type { CopyFacts, WorkerSummary } from '../../shared/rest.ts';
+import type { RestClient } from '../../shared/rest-client.ts';
+import { openSession, type Session } from '../embedded.ts';
 import {
   clientOf,
   errorLine,
   print,
   printJson,
+  type RunOptions,
   type ServerOptions,
   untilInterrupted,
-} from './options.ts';
+} from '../options.ts';
 import {
   createLiveLines,
   duration,
@@ -21,7 +21,12 @@ import {
   sparkLine,
   table,
   workerLine,
-} from './output/progress.ts';
+} from '../output/progress.ts';
+
+export interface StatusOptions extends RunOptions {
+  /** Seconds between two looks. */
+  readonly watch?: number;
+}
 
 /** Runs of the table: those at work, then the newest. */
 const ROWS_MAX = 200;

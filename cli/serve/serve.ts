@@ -1,20 +1,83 @@
 import { resolve } from 'node:path';
-import { placeOf } from '../server/checkpoints/elsewhere/s3.ts';
-import { serve } from '../server/main.ts';
-import { runShard } from '../server/shards/main.ts';
-import { redisFilesOf } from '../server/store/redis-address.ts';
-import type { Log } from '../shared/log.ts';
-import { type JoinBundle, makeJoinBundle } from './bundles/join.ts';
-import type { RedisFileOptions, ServeOptions, ShardOptions } from './commands.ts';
+import { placeOf } from '../../server/checkpoints/elsewhere/s3.ts';
+import { serve } from '../../server/main.ts';
+import { runShard } from '../../server/shards/main.ts';
+import { redisFilesOf } from '../../server/store/redis-address.ts';
+import type { Log } from '../../shared/log.ts';
+import { type JoinBundle, makeJoinBundle } from '../bundles/join.ts';
 import {
   type LogFormat,
   print,
   printJson,
+  type ServerOptions,
+  type ServerTokenOptions,
   serverTlsOf,
   serverTokensOf,
   untilInterrupted,
-} from './options.ts';
-import { withLog } from './output/log.ts';
+} from '../options.ts';
+import { withLog } from '../output/log.ts';
+
+/** Certificates for a Redis over TLS. */
+export interface RedisFileOptions {
+  readonly redisCa?: string;
+  readonly redisCert?: string;
+  readonly redisKey?: string;
+}
+
+export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFileOptions {
+  readonly host: string;
+  readonly port: number;
+  readonly state: string;
+  readonly redisUrl?: string;
+  readonly insecure?: boolean;
+  /** Commander's: true unless --no-local-socket was given. */
+  readonly localSocket: boolean;
+  readonly shards: number;
+  readonly shardsElsewhere?: boolean;
+  readonly pushLog?: string;
+  readonly tensorboard?: string;
+  /** Experiments, or folders of them, that browsers may train. */
+  readonly join?: string[];
+  readonly data?: string;
+  readonly checkpointCopy?: string;
+  readonly checkpointCopies: number;
+  readonly copyGrace: number;
+  readonly standbyOf?: string;
+  readonly peer?: string;
+  readonly replication: 'sync' | 'async';
+  readonly lagMax: number;
+  readonly advertise?: string;
+  readonly leaseSeconds: number;
+  readonly requestsMax: number;
+  readonly connectionsMax: number;
+  readonly runsMax: number;
+  readonly log?: LogFormat;
+  readonly json?: boolean;
+}
+
+export interface ShardOptions
+  extends Omit<
+    ServeOptions,
+    | 'checkpointCopy'
+    | 'checkpointCopies'
+    | 'copyGrace'
+    | 'shards'
+    | 'shardsElsewhere'
+    | 'pushLog'
+    | 'tensorboard'
+    | 'join'
+    | 'data'
+    | 'standbyOf'
+    | 'peer'
+    | 'replication'
+    | 'lagMax'
+    | 'leaseSeconds'
+    | 'requestsMax'
+    | 'connectionsMax'
+    | 'runsMax'
+  > {
+  readonly advertise?: string;
+}
 
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
 export async function serveCommand(options: ServeOptions): Promise<void> {

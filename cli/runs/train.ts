@@ -1,33 +1,34 @@
 import { dirname, join, relative, resolve } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
-import { checkpointFolder } from '../files/checkpoint.ts';
-import { resolveConfig } from '../shared/config.ts';
-import { DownpourError, errorCode, isAway } from '../shared/errors.ts';
-import type { CheckpointSummary, RunDetail, RunSummary } from '../shared/rest.ts';
-import type { RestClient } from '../shared/rest-client.ts';
-import { pathArgument, shellCommand } from '../shared/shell.ts';
-import { percent } from '../shared/text.ts';
-import { isRefitted, kindOfModel } from '../shared/trained-last.ts';
+import { checkpointFolder } from '../../files/checkpoint.ts';
+import { resolveConfig } from '../../shared/config.ts';
+import { DownpourError, errorCode, isAway } from '../../shared/errors.ts';
+import type { CheckpointSummary, RunDetail, RunSummary } from '../../shared/rest.ts';
+import type { RestClient } from '../../shared/rest-client.ts';
+import { pathArgument, shellCommand } from '../../shared/shell.ts';
+import { percent } from '../../shared/text.ts';
+import { isRefitted, kindOfModel } from '../../shared/trained-last.ts';
 import {
   experimentFolders,
   experimentName,
   findExperiments,
   hashExperiment,
   loadExperiment,
-} from '../worker/experiment.ts';
-import type { ExperimentBundle } from './bundles/send-bundle.ts';
-import type { FollowOptions, TrainOptions } from './commands.ts';
-import { type Session, startOwnServer } from './embedded.ts';
+} from '../../worker/experiment.ts';
+import type { ExperimentBundle } from '../bundles/send-bundle.ts';
+import { type Session, startOwnServer } from '../embedded.ts';
 import {
+  type ConfigOptions,
   clientOf,
   configOf,
   DEFAULT_EXPERIMENTS,
   DEFAULT_STATE,
   EXIT,
   print,
+  type ServerOptions,
   tell,
   untilInterrupted,
-} from './options.ts';
+} from '../options.ts';
 import {
   createProgress,
   duration,
@@ -38,13 +39,33 @@ import {
   rollbackLine,
   short,
   unwrittenText,
-} from './output/progress.ts';
-import { writtenCheckpoints } from './trained/checkpoint-copy.ts';
-import { runsAndTrials } from './trained/trials.ts';
-import { startLocalWorkers } from './workers/local-workers.ts';
-import type { Pool } from './workers/pool.ts';
+} from '../output/progress.ts';
+import { writtenCheckpoints } from '../trained/checkpoint-copy.ts';
+import { runsAndTrials } from '../trained/trials.ts';
+import { startLocalWorkers } from '../workers/local-workers.ts';
+import type { Pool } from '../workers/pool.ts';
 
 /** `downpour train`, `downpour resume` and `downpour test`: a run from its start to its end, with local workers. */
+
+export interface FollowOptions extends ServerOptions {
+  readonly workers: number;
+  readonly state: string;
+  /** True when --state was written on the command line. */
+  readonly stateGiven: boolean;
+  readonly port?: number;
+  readonly data?: string;
+  readonly engine?: string;
+  readonly experiments?: string[];
+  readonly detach?: boolean;
+  readonly verbose?: boolean;
+  readonly quiet?: boolean;
+  readonly json?: boolean;
+}
+
+export interface TrainOptions extends FollowOptions, ConfigOptions {
+  readonly run?: string;
+  readonly send?: boolean;
+}
 
 const POLL_MS = 500;
 /** Files and packages of a bundle that the user is told of. */
@@ -81,7 +102,7 @@ async function bundleToSend(file: string, { server }: TrainOptions): Promise<Exp
       '--send needs --server: workers of an own server are on this machine and have the experiment',
     );
   }
-  const { bundleExperiment } = await import('./bundles/send-bundle.ts');
+  const { bundleExperiment } = await import('../bundles/send-bundle.ts');
   return bundleExperiment(file);
 }
 
