@@ -74,6 +74,14 @@ describe.each(pages)('%s', (page) => {
     expect(missing).toEqual([]);
   });
 
+  test('names paths of code that there are', () => {
+    // The log of changes tells of what was.
+    if (page === 'CHANGELOG.md') return;
+    const code = /`((?:bin|cli|files|server|shared|study|test|web|wire|worker)\/[\w./-]+)`/g;
+    const paths = [...text.matchAll(code)].map(([, path]) => path!);
+    expect(paths.filter((path) => !existsSync(join(ROOT, path)))).toEqual([]);
+  });
+
   test('names commands and options that there are', () => {
     const blocks = [...text.matchAll(/```sh\n([\s\S]*?)```/g)].map(([, block]) => block!);
     const lines = blocks
@@ -92,6 +100,41 @@ describe.each(pages)('%s', (page) => {
       for (const word of words.filter((w) => w.startsWith('--'))) {
         expect(known, `${word} of: ${line}`).toContain(word.split('=')[0]);
       }
+    }
+  });
+});
+
+describe('docs/architecture.md', () => {
+  const text = readFileSync(join(ROOT, 'docs/architecture.md'), 'utf8');
+
+  /** Cells of the rows of a section's table. */
+  function rowsOf(heading: string): string[][] {
+    const [, section = ''] = text.split(`\n## ${heading}\n`);
+    const [table = ''] = section.split('\n## ');
+    const rows = table.split('\n').filter((line) => /^\| [^-]/.test(line));
+    return rows.slice(1).map((row) =>
+      row
+        .split('|')
+        .slice(1, -1)
+        .map((cell) => cell.trim()),
+    );
+  }
+
+  test('has every room of the server', () => {
+    const rooms = rowsOf('The rooms').map(([folder]) => folder!.replace(/[`/]/g, ' ').trim());
+    const folders = readdirSync(join(ROOT, 'server'), { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map(({ name }) => `server ${name}`);
+    expect(folders.filter((folder) => !rooms.includes(folder))).toEqual([]);
+  });
+
+  test('answers each question by a path', () => {
+    const rows = rowsOf('Where do I find …');
+    expect(rows.length).toBeGreaterThanOrEqual(20);
+    for (const [question, answer] of rows) {
+      expect(question).toMatch(/\?$/);
+      const [, path] = /^`([^`]+)`/.exec(answer!) ?? [];
+      expect(existsSync(join(ROOT, path ?? 'missing')), `${question} ${answer}`).toBe(true);
     }
   });
 });
