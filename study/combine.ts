@@ -5,6 +5,7 @@ import {
   decide,
   probabilitiesOf,
 } from '../shared/answers.ts';
+import type { Examined, Features, Member } from './examined.ts';
 import { type Gater, gaterCost, picksOf, trainGater } from './gater.ts';
 import { answersOfExamples, fitTemperature, logLoss } from './refuse.ts';
 import { meanOf } from './statistics.ts';
@@ -13,34 +14,6 @@ import { meanOf } from './statistics.ts';
  * Ways to make one answer of several models' (Deep Learning §7.11, §12.1.5). Whatever a way has to fit or
  * choose it takes from one set of examples; what it is worth is measured on another. Pure.
  */
-
-/** A model and its answers to examples that it has not learnt from. */
-export interface Member {
-  /** Of the run. */
-  readonly name: string;
-  readonly label: string;
-  /** Of one answer, where the cheapest member's is 1. */
-  readonly cost: number;
-  /** Trained elements. */
-  readonly parameters: number;
-  readonly answers: Answers;
-  /** Of an average in training: the member that is the same training without it. */
-  readonly raw?: number;
-}
-
-/** The same examples for all. */
-export interface Examined {
-  readonly members: readonly Member[];
-  /** Stand for themselves, in no combination: means of parameters. */
-  readonly averages: readonly Member[];
-  /** What a controller sees of each example, shape [examples, width]; null: it cannot be asked. */
-  readonly features: Features | null;
-}
-
-export interface Features {
-  readonly values: Float32Array;
-  readonly width: number;
-}
 
 export const COMBINATIONS = ['mean', 'vote', 'calibrated', 'controller', 'cascade'] as const;
 export type Combination = (typeof COMBINATIONS)[number];

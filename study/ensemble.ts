@@ -5,7 +5,6 @@ import { percent } from '../shared/text.ts';
 import {
   type CombineSettings,
   combine,
-  type Examined,
   examinedAt,
   expectedSquaredError,
   type Fitted,
@@ -18,6 +17,7 @@ import {
   squaredErrors,
   squaredErrorsOfMeans,
 } from './combine.ts';
+import type { Examined } from './examined.ts';
 import { chart } from './plot.ts';
 import { answersOfExamples, calibration, halfRows, logLosses, rank } from './refuse.ts';
 import { numberText, type Report, signed } from './report.ts';

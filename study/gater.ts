@@ -1,6 +1,6 @@
 import { classCountOf } from '../shared/answers.ts';
 import { permutation, random } from '../shared/random.ts';
-import type { CombineSettings, Features, Member } from './combine.ts';
+import type { Features, Member } from './examined.ts';
 
 /**
  * A controller, or gater (Deep Learning §12.1.5): a small network that picks, by the input, which one of several
@@ -44,7 +44,7 @@ const TRAINED_SHARE = 2 / 3;
 /** One answer an example. Costs a few seconds for thousands of examples. */
 export function trainGater(
   data: GaterData,
-  { tolerance, seed }: Pick<CombineSettings, 'tolerance' | 'seed'>,
+  { tolerance, seed }: { readonly tolerance: number; readonly seed: number },
 ): Gater {
   const { members, features } = data;
   const { count } = members[0]!.answers;

@@ -38,6 +38,9 @@ const DOORS: Record<string, RegExp> = {
   'jpeg-js': /^worker\/data\/pictures\/jpeg\.ts$/,
 };
 
+/** Circles of imports that are still there, each to be opened: the files, sorted. */
+const KNOWN_CIRCLES: readonly string[] = ['server/fleet/coordinator.ts server/fleet/session.ts'];
+
 interface Import {
   readonly file: string;
   readonly target: string;
@@ -72,6 +75,25 @@ describe('layers', () => {
       return from !== to && !MAY_IMPORT[from]!.includes(to);
     });
     expect(wrong).toEqual([]);
+  });
+
+  test('a circle of imports is found, a diamond is none', () => {
+    const graph = {
+      a: ['b', 'c'],
+      b: ['d'],
+      c: ['d'],
+      d: ['e'],
+      e: ['f'],
+      f: ['d', 'f'],
+      g: ['g'],
+    };
+    expect(circlesOf(new Map(Object.entries(graph)))).toEqual([['d', 'e', 'f'], ['g']]);
+  });
+
+  test('no file imports itself by way of others, not even for its types', () => {
+    const circles = circlesOf(filesImported()).map((circle) => circle.toSorted().join(' '));
+    expect(circles.filter((circle) => !KNOWN_CIRCLES.includes(circle))).toEqual([]);
+    expect(KNOWN_CIRCLES.filter((circle) => !circles.includes(circle))).toEqual([]);
   });
 
   test('the core does no I/O and shared runs in a browser', () => {
@@ -131,6 +153,12 @@ describe('layers', () => {
     expect(wrong).toEqual([]);
   });
 
+  test('the listing of the commands is a table of contents', () => {
+    const entries = readdirSync(join(ROOT, 'cli'));
+    expect(entries).toContain('main.ts');
+    expect(entries.length).toBeLessThanOrEqual(20);
+  });
+
   test('relative imports spell the ending', () => {
     const wrong = imports.filter(
       ({ target }) => target.startsWith('.') && !/\.(ts|js|json)$/.test(target),
@@ -148,4 +176,39 @@ describe('facts that stand twice', () => {
 
 function withoutComments(text: string): string {
   return text.replace(/\/\*[\s\S]*?\*\//g, '').replace(/\/\/.*$/gm, '');
+}
+
+/** For each file, the files that it imports. */
+function filesImported(): Map<string, string[]> {
+  const all = new Map<string, string[]>(files.map((path) => [relative(ROOT, path), []]));
+  for (const { file, target } of imports) {
+    const to = relative(ROOT, resolve(ROOT, dirname(file), target));
+    if (target.startsWith('.') && all.has(to)) all.get(file)!.push(to);
+  }
+  return all;
+}
+
+/** Strongly connected parts of more than one file, and files that import themselves (Tarjan 1972). */
+function circlesOf(graph: ReadonlyMap<string, readonly string[]>): string[][] {
+  const order = new Map<string, number>();
+  const open: string[] = [];
+  const circles: string[][] = [];
+  /** The earliest open file that can be reached from this one. */
+  const visit = (file: string): number => {
+    const own = order.size;
+    order.set(file, own);
+    open.push(file);
+    let first = own;
+    for (const next of graph.get(file)!) {
+      if (!order.has(next)) first = Math.min(first, visit(next));
+      else if (open.includes(next)) first = Math.min(first, order.get(next)!);
+    }
+    if (first === own) {
+      const circle = open.splice(open.indexOf(file));
+      if (circle.length > 1 || graph.get(file)!.includes(file)) circles.push(circle);
+    }
+    return first;
+  };
+  for (const file of graph.keys()) if (!order.has(file)) visit(file);
+  return circles;
 }

@@ -1,6 +1,7 @@
 import type { Answers } from '../shared/answers.ts';
 import { rowSize } from './data/columns.ts';
-import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
+import type { Minibatch, PreparedData } from './data/examples.ts';
+import { gather } from './data/gather.ts';
 import { batchSizeOf, partCount } from './evaluate.ts';
 import type { Experiment } from './experiment.ts';
 import type { Model } from './model.ts';

@@ -1,7 +1,6 @@
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import * as tf from '@tensorflow/tfjs-core';
 import * as layers from '@tensorflow/tfjs-layers';
-import type { Loaded } from './engine.ts';
 import { repairGradients } from './gradients.ts';
 import { repairCpuKernels } from './kernels-cpu.ts';
 import { guardWasmMemory, registerWasmKernels } from './kernels-wasm.ts';
@@ -10,8 +9,19 @@ import './tf.ts';
 
 /** What engines are opened with in Node and in a page alike. */
 
+/** An engine that is ready to compute. */
+export interface LoadedEngine {
+  /** tfjs's name of the backend that is set. */
+  readonly backend: string;
+  /** The processor or the GPU that computes. */
+  readonly device: string;
+  readonly versions: Readonly<Record<string, string>>;
+  /** What the log should say of it; with `auto` also why each better engine was not taken. */
+  readonly notes: readonly string[];
+}
+
 /** @param device that computes, in words. */
-export async function openWasm(device: string): Promise<Loaded> {
+export async function openWasm(device: string): Promise<LoadedEngine> {
   await import('@tensorflow/tfjs-backend-wasm');
   registerWasmKernels();
   const simd = await tf.env().getAsync('WASM_HAS_SIMD_SUPPORT');
@@ -26,7 +36,7 @@ export async function openWasm(device: string): Promise<Loaded> {
 }
 
 /** @param device that computes, in words. */
-export async function openCpu(device: string): Promise<Loaded> {
+export async function openCpu(device: string): Promise<LoadedEngine> {
   await import('@tensorflow/tfjs-backend-cpu');
   repairCpuKernels();
   await setBackend('cpu');

@@ -10,6 +10,7 @@ import { DownpourError, errorText } from '../shared/errors.ts';
 import {
   type Adapter,
   describeAdapter,
+  type LoadedEngine,
   openCpu,
   openWasm,
   ourVersions,
@@ -35,15 +36,8 @@ export const ENGINES = [
 export type EngineName = (typeof ENGINES)[number];
 
 /** The engine that this process trains with. */
-export interface Engine {
+export interface Engine extends LoadedEngine {
   readonly name: EngineName;
-  /** tfjs's name of the backend that is set. */
-  readonly backend: string;
-  /** The processor or the GPU that computes. */
-  readonly device: string;
-  readonly versions: Readonly<Record<string, string>>;
-  /** What the log should say of it; with `auto` also why each better engine was not taken. */
-  readonly notes: readonly string[];
 }
 
 export interface EngineOptions {
@@ -63,13 +57,11 @@ export interface EngineSurvey {
   readonly versions: Readonly<Record<string, string>>;
 }
 
-export type Loaded = Omit<Engine, 'name'>;
-
 interface Candidate {
   /** A cheap look that loads nothing: why this engine can't be there; null when it may be. */
   missing(options: EngineOptions): Promise<string | null>;
   /** Loads it and sets tfjs's backend; throws when that fails. */
-  load(options: EngineOptions): Promise<Loaded>;
+  load(options: EngineOptions): Promise<LoadedEngine>;
 }
 
 const CANDIDATES: Readonly<Record<EngineName, Candidate>> = {
@@ -176,7 +168,7 @@ export async function probe(name: EngineName, options: EngineOptions = {}): Prom
   return { name, available: false, why: `its process ended with ${end}: ${last}`, versions: {} };
 }
 
-async function loadProved(name: EngineName, options: EngineOptions): Promise<Loaded> {
+async function loadProved(name: EngineName, options: EngineOptions): Promise<LoadedEngine> {
   const loaded = await CANDIDATES[name].load(options);
   await prove();
   return loaded;
@@ -199,7 +191,7 @@ async function loadBinding(
   variant: NativeVariant,
   entry: string,
   options: EngineOptions,
-): Promise<Loaded> {
+): Promise<LoadedEngine> {
   const notes: string[] = [];
   process.env.TF_CPP_MIN_LOG_LEVEL ??= '2';
   if (options.threads !== undefined) {
@@ -302,7 +294,7 @@ interface Dawn {
 interface GpuAccess {
   requestAdapter(options: { powerPreference: string }): Promise<Adapter | null>;
 }
-async function loadWebgpu(): Promise<Loaded> {
+async function loadWebgpu(): Promise<LoadedEngine> {
   const dawn = (await import(findPackage('webgpu')!)) as Dawn;
   Object.assign(globalThis, dawn.globals);
   const gpu = dawn.create([]);

@@ -1,6 +1,7 @@
 import { measuredOf, type Part } from '../shared/protocol.ts';
 import { rowSize } from './data/columns.ts';
-import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
+import type { Minibatch, PreparedData } from './data/examples.ts';
+import { gather } from './data/gather.ts';
 import type { Model } from './model.ts';
 import { nextTurn } from './turn.ts';
 

@@ -38,7 +38,8 @@ export { readIdx } from './data/idx.ts';
 export { loadMnist } from './data/mnist.ts';
 export { readNpy } from './data/npy.ts';
 export { loadImageFolder } from './data/pictures/images.ts';
-export { type CsvData, type CsvOptions, type CsvParts, loadCsv } from './data/tables/csv.ts';
+export { type CsvData, type CsvParts, loadCsv } from './data/tables/csv.ts';
+export type { CsvOptions } from './data/tables/csv-options.ts';
 export type {
   ExperimentData,
   GivenData,

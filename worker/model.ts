@@ -4,7 +4,8 @@ import { createLayout, type Layout, type PlacedTensor, type TensorSpec } from '.
 import type { ErrorMeasure } from '../shared/protocol.ts';
 import { STREAMS } from '../shared/random.ts';
 import { sizeOf } from './data/columns.ts';
-import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
+import type { Minibatch, PreparedData } from './data/examples.ts';
+import { gather } from './data/gather.ts';
 import { discard } from './discard.ts';
 import type { Experiment, FunctionModel } from './experiment.ts';
 import { canRecord, type Fed, Graphs, type Opened } from './graph.ts';

@@ -2,14 +2,10 @@ import type { RunConfig } from '../shared/config.ts';
 import type { DataFacts } from '../shared/data-facts.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { watch } from './browser/needs.ts';
-import {
-  type ExperimentData,
-  type PreparedData,
-  type PrepareOptions,
-  prepareData,
-} from './data/examples.ts';
+import type { ExperimentData, PreparedData, PrepareOptions } from './data/examples.ts';
 import { dataOf } from './data/given.ts';
 import { roundedColumns, roundedText } from './data/precision.ts';
+import { prepareData } from './data/prepare-data.ts';
 import type { Experiment } from './experiment.ts';
 
 /**
@@ -24,7 +20,7 @@ export async function prepareExperiment(
   experiment: Experiment,
   config: RunConfig,
   { facts = null, ...where }: DataFolder & { readonly facts?: DataFacts | null },
-): Promise<Loaded & { readonly prepared: PreparedData }> {
+): Promise<LoadedData & { readonly prepared: PreparedData }> {
   const loaded = await loadData(name, experiment, config, where);
   const options = { ...prepareOptions(experiment, config), facts };
   const prepared = prepareData(loaded.data, options);
@@ -39,7 +35,7 @@ interface DataFolder {
   readonly log: (line: string) => void;
 }
 
-export interface Loaded {
+export interface LoadedData {
   /** As the experiment gives them. */
   readonly data: ExperimentData;
   /** What `data()` looked at: `seed`, `hyperparameters.<name>`. */
@@ -52,7 +48,7 @@ export async function loadData(
   experiment: Experiment,
   config: RunConfig,
   { folder, log }: DataFolder,
-): Promise<Loaded> {
+): Promise<LoadedData> {
   const { args, needs } = watch({ folder, ...dataSettings(config), log });
   let given: unknown;
   try {

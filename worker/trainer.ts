@@ -14,7 +14,8 @@ import {
 import { mix, permutation, STREAMS } from '../shared/random.ts';
 import type { Landing } from '../wire/connection.ts';
 import { createCompressor, type Settle } from './compressor.ts';
-import { gather, type Minibatch, type PreparedData } from './data/examples.ts';
+import type { Minibatch, PreparedData } from './data/examples.ts';
+import { gather } from './data/gather.ts';
 import { evaluate, partCount } from './evaluate.ts';
 import type { Model } from './model.ts';
 import { createObserver } from './observer.ts';

@@ -9,13 +9,10 @@ import { partition } from '../../shared/partition.ts';
 import type { Lease } from '../../shared/protocol.ts';
 import { mix, permutation, random, STREAMS } from '../../shared/random.ts';
 import { type Column, kindOf } from '../../worker/data/columns.ts';
-import {
-  type ExperimentData,
-  gather,
-  type PreparedData,
-  prepareData,
-} from '../../worker/data/examples.ts';
+import type { ExperimentData, PreparedData } from '../../worker/data/examples.ts';
 import { factsOf, summaryOf } from '../../worker/data/facts.ts';
+import { gather } from '../../worker/data/gather.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { split } from '../../worker/data/split.ts';
 import { hashExperiment } from '../../worker/experiment.ts';
 import { createOrders } from '../../worker/trainer.ts';

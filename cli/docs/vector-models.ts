@@ -1,6 +1,8 @@
 import { resolveConfig } from '../../shared/config.ts';
 import type { Lease } from '../../shared/protocol.ts';
-import { type ExperimentData, gather, prepareData } from '../../worker/data/examples.ts';
+import type { ExperimentData } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
 import { type Experiment, loadExperiment, type Measure } from '../../worker/experiment.ts';

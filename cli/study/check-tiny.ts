@@ -12,12 +12,8 @@ import { rowHashes, sampleOf } from '../../worker/check/data.ts';
 import { type Finding, finding, percent, short, tooFew } from '../../worker/check/finding.ts';
 import { constantLoss } from '../../worker/check/model.ts';
 import { rowSize } from '../../worker/data/columns.ts';
-import {
-  type Examples,
-  type ExperimentData,
-  type PreparedData,
-  prepareData,
-} from '../../worker/data/examples.ts';
+import type { Examples, ExperimentData, PreparedData } from '../../worker/data/examples.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { type Experiment, experimentName, hashExperiment } from '../../worker/experiment.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
 import { startOwnServer } from '../embedded.ts';

@@ -6,11 +6,13 @@ import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Layout } from '../../shared/layout.ts';
 import { permutation, STREAMS } from '../../shared/random.ts';
-import type { Examined, Features, Member } from '../../study/combine.ts';
+import type { Examined, Features, Member } from '../../study/examined.ts';
 import { answersOf } from '../../worker/answers.ts';
 import { rowSize } from '../../worker/data/columns.ts';
-import { gather, type PreparedData, prepareData } from '../../worker/data/examples.ts';
+import type { PreparedData } from '../../worker/data/examples.ts';
 import { type KnownData, mustBeDataOf } from '../../worker/data/facts.ts';
+import { gather } from '../../worker/data/gather.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import {
   type Experiment,
@@ -22,7 +24,7 @@ import {
 } from '../../worker/experiment.ts';
 import { vectorOf } from '../../worker/layers-format.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
-import { type Loaded, loadData, prepareOptions } from '../../worker/prepare.ts';
+import { type LoadedData, loadData, prepareOptions } from '../../worker/prepare.ts';
 import { minibatchSeed } from '../../worker/trainer.ts';
 import type { Session } from '../embedded.ts';
 import { tell } from '../options.ts';
@@ -200,7 +202,7 @@ interface Opened {
 class Experiments {
   readonly #options: ExamineOptions;
   readonly #loaded = new Map<string, Promise<Experiment>>();
-  readonly #data = new Map<string, Promise<Loaded>>();
+  readonly #data = new Map<string, Promise<LoadedData>>();
 
   constructor(options: ExamineOptions) {
     this.#options = options;

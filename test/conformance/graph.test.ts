@@ -4,7 +4,9 @@
  */
 import { beforeAll, describe, expect, test } from 'vitest';
 import { random } from '../../shared/random.ts';
-import { gather, type PreparedData, prepareData } from '../../worker/data/examples.ts';
+import type { PreparedData } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
 import { type Experiment, loadExperiment, type ModelArguments } from '../../worker/experiment.ts';

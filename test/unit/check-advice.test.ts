@@ -16,7 +16,8 @@ import {
   checkRatios,
   type Trained,
 } from '../../worker/check/training.ts';
-import { type ExperimentData, prepareData } from '../../worker/data/examples.ts';
+import type { ExperimentData } from '../../worker/data/examples.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import type { Experiment } from '../../worker/experiment.ts';
 

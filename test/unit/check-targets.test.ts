@@ -3,7 +3,8 @@ import { describe, expect, test } from 'vitest';
 import { random } from '../../shared/random.ts';
 import { checkTargets } from '../../worker/check/targets.ts';
 import type { Column } from '../../worker/data/columns.ts';
-import { type Examples, type ExperimentData, prepareData } from '../../worker/data/examples.ts';
+import type { Examples, ExperimentData } from '../../worker/data/examples.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 
 const split = { seed: 1, validationFraction: 0.2, standardise: 'none' as const };
 const findingsOf = (data: Omit<ExperimentData, 'source'>) =>

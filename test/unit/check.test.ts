@@ -6,7 +6,8 @@ import type { Trial } from '../../study/study.ts';
 import { type TinySettings, tinyPlan, tinyResults } from '../../study/tiny.ts';
 import { checkData } from '../../worker/check/data.ts';
 import { judge } from '../../worker/check/throughput.ts';
-import { type ExperimentData, prepareData } from '../../worker/data/examples.ts';
+import type { ExperimentData } from '../../worker/data/examples.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { loadCsv } from '../../worker/data/tables/csv.ts';
 
 // What needs no engine; the planted defects are in test/book/check.test.ts.

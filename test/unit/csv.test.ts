@@ -4,9 +4,10 @@ import { gzipSync } from 'node:zlib';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
-import { prepareData } from '../../worker/data/examples.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { nameOf } from '../../worker/data/tables/cells.ts';
-import { type CsvOptions, loadCsv, parseCsv } from '../../worker/data/tables/csv.ts';
+import { loadCsv, parseCsv } from '../../worker/data/tables/csv.ts';
+import type { CsvOptions } from '../../worker/data/tables/csv-options.ts';
 
 const AUTO_MPG = fileURLToPath(new URL('../../examples/data/auto-mpg.csv', import.meta.url));
 const CARS = 'kg,colour,doors,fast\n1000,red,3,yes\n1200.5,blue,5,no\n900,red,5,yes\n';

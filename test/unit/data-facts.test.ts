@@ -14,8 +14,8 @@ import {
 import { errorCode } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { DataSummary } from '../../shared/protocol.ts';
-import { prepareData } from '../../worker/data/examples.ts';
 import { examplesLike, factsOf, mustBeDataOf, summaryOf } from '../../worker/data/facts.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { createProblem, createRun, TENSORS, VirtualWorker } from '../support/regression.ts';
 
 const problem = createProblem();

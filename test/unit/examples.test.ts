@@ -1,13 +1,13 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import {
-  type Examples,
-  type ExperimentData,
-  gather,
-  type Minibatch,
-  type PrepareOptions,
-  prepareData,
+import type {
+  Examples,
+  ExperimentData,
+  Minibatch,
+  PrepareOptions,
 } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { checkLabels } from '../../worker/data/targets.ts';
 
 /** Example i has inputs [i, 2i, 7] and label i mod 3. */

@@ -2,7 +2,8 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { dataDigest } from '../../shared/digest.ts';
 import type { Column } from '../../worker/data/columns.ts';
-import { type ExperimentData, prepareData } from '../../worker/data/examples.ts';
+import type { ExperimentData } from '../../worker/data/examples.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 
 const options = { seed: 7, validationFraction: 0.25, standardise: 'none' as const };
 const printsOf = (data: ExperimentData, more = {}) => {

@@ -5,7 +5,8 @@ import type { Run } from '../../server/core/run.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
 import type { Session } from '../../server/fleet/session.ts';
 import { resolveConfig } from '../../shared/config.ts';
-import { type Examples, type ExperimentData, prepareData } from '../../worker/data/examples.ts';
+import type { Examples, ExperimentData } from '../../worker/data/examples.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { createRun } from '../support/regression.ts';
 
 // What studies ask of a run's configuration: which fold validates, how much is trained on, how many

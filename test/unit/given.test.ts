@@ -2,8 +2,10 @@ import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { kindOf } from '../../worker/data/columns.ts';
-import { gather, type PrepareOptions, prepareData } from '../../worker/data/examples.ts';
+import type { PrepareOptions } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
 import { columnOf, dataOf } from '../../worker/data/given.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 
 const ARRAYS = {
   Int8Array,

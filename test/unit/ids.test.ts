@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { beforeAll, describe, expect, test } from 'vitest';
 import type { Column } from '../../worker/data/columns.ts';
-import { prepareData } from '../../worker/data/examples.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { mustBeIds } from '../../worker/ids.ts';
 import { buildModel } from '../../worker/model.ts';

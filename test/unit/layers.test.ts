@@ -1,5 +1,5 @@
 import { beforeAll, describe, expect, test } from 'vitest';
-import { prepareData } from '../../worker/data/examples.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import type { Experiment, ModelArguments } from '../../worker/experiment.ts';
 import { initializers, layers, spectralRadius } from '../../worker/layers.ts';

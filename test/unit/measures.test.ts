@@ -1,7 +1,9 @@
 import fc from 'fast-check';
 import { afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { RunConfig } from '../../shared/config.ts';
-import { gather, type PreparedData, prepareData } from '../../worker/data/examples.ts';
+import type { PreparedData } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
 import { checkExperiment, type Experiment, type Measure } from '../../worker/experiment.ts';

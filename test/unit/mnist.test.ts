@@ -4,8 +4,9 @@ import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { inspectData } from '../../cli/data/inspect.ts';
-import { gather, prepareData } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
 import { loadMnist, MNIST_FILES } from '../../worker/data/mnist.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { sharedData } from '../data-folder.ts';
 
 const all = sharedData();

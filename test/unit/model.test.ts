@@ -1,11 +1,8 @@
 import { afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { random } from '../../shared/random.ts';
-import {
-  type ExperimentData,
-  gather,
-  type PreparedData,
-  prepareData,
-} from '../../worker/data/examples.ts';
+import type { ExperimentData, PreparedData } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import type { Experiment, ModelArguments } from '../../worker/experiment.ts';
 import { buildModel, type Model } from '../../worker/model.ts';

@@ -1,7 +1,9 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { type Column, kindOf } from '../../worker/data/columns.ts';
-import { type ExperimentData, gather, prepareData } from '../../worker/data/examples.ts';
+import type { ExperimentData } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 
 const options = { seed: 1, validationFraction: 0, standardise: 'none' as const };
 const ARRAYS = {

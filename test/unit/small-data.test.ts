@@ -1,8 +1,9 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { DownpourError } from '../../shared/errors.ts';
-import { gather, prepareData } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
 import { dataOf } from '../../worker/data/given.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 
 const LOSSES = [
   ...['softmaxCrossEntropy', 'negativeLogLikelihood', 'sigmoidCrossEntropy'],

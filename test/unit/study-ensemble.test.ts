@@ -14,14 +14,13 @@ import {
   combine,
   confidenceOf,
   detectorOf,
-  type Examined,
   expectedSquaredError,
   fitCombinations,
-  type Member,
   momentsOf,
   squaredErrorsOfMeans,
 } from '../../study/combine.ts';
 import { ensembleReport } from '../../study/ensemble.ts';
+import type { Examined, Member } from '../../study/examined.ts';
 import { type EnsembleSettings, ensemblePlan, parseMembers } from '../../study/members.ts';
 import { logLoss, logLosses } from '../../study/refuse.ts';
 import { conductStudy, type Trial } from '../../study/study.ts';

@@ -1,7 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { gather, prepareData } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
 import { dataOf, type GivenColumn } from '../../worker/data/given.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 
 const inputs = (count: number) => ({ values: Array.from({ length: count }, (_, i) => [i]) });
 const countOf = ({ values, shape }: GivenColumn) => shape?.[0] ?? values.length;

@@ -4,13 +4,14 @@ import { JOIN_ENGINES, JOIN_PATHS, type JoinEngine } from '../../shared/join.ts'
 import {
   type Adapter,
   describeAdapter,
+  type LoadedEngine,
   openCpu,
   openWasm,
   ourVersions,
   prove,
   setBackend,
 } from '../backend.ts';
-import type { Engine, Loaded } from '../engine.ts';
+import type { Engine } from '../engine.ts';
 import { repairWebgpuKernels } from '../kernels-webgpu.ts';
 
 /** In the place of `../engine.ts` in a page: WebGPU, WebAssembly or plain JavaScript. */
@@ -22,7 +23,7 @@ export interface PageEngineOptions {
 }
 
 const CANDIDATES: Readonly<
-  Record<(typeof JOIN_ENGINES)[number], (options: PageEngineOptions) => Promise<Loaded>>
+  Record<(typeof JOIN_ENGINES)[number], (options: PageEngineOptions) => Promise<LoadedEngine>>
 > = {
   webgpu: loadWebgpu,
   wasm: () => {
@@ -59,7 +60,7 @@ interface Gpu {
   requestAdapter(options: { powerPreference: string }): Promise<Adapter | null>;
 }
 
-async function loadWebgpu({ softwareGpu = false }: PageEngineOptions): Promise<Loaded> {
+async function loadWebgpu({ softwareGpu = false }: PageEngineOptions): Promise<LoadedEngine> {
   const { gpu } = navigator as unknown as { gpu?: Gpu };
   if (gpu === undefined) {
     throw new Error(

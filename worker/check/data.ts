@@ -1,7 +1,8 @@
 import type { Layout } from '../../shared/layout.ts';
 import { random } from '../../shared/random.ts';
 import { isFloat, rowSize } from '../data/columns.ts';
-import { type Examples, gather, type PreparedData } from '../data/examples.ts';
+import type { Examples, PreparedData } from '../data/examples.ts';
+import { gather } from '../data/gather.ts';
 import { partCount } from '../evaluate.ts';
 import { type Finding, finding, mean, percent, short, tooFew } from './finding.ts';
 

@@ -1,6 +1,7 @@
 import { freemem } from 'node:os';
 import type { RunConfig } from '../../shared/config.ts';
-import { gather, type PreparedData } from '../data/examples.ts';
+import type { PreparedData } from '../data/examples.ts';
+import { gather } from '../data/gather.ts';
 import type { Experiment } from '../experiment.ts';
 import { buildModel } from '../model.ts';
 import { type Finding, finding, short, tooFew } from './finding.ts';

@@ -1,7 +1,8 @@
 import type { RunConfig } from '../../shared/config.ts';
 import type { ErrorMeasure } from '../../shared/protocol.ts';
 import { permutation, STREAMS } from '../../shared/random.ts';
-import { gather, type PreparedData } from '../data/examples.ts';
+import type { PreparedData } from '../data/examples.ts';
+import { gather } from '../data/gather.ts';
 import type { Measured, Model } from '../model.ts';
 import { minibatchSeed } from '../trainer.ts';
 import { classesOf, sampleOf } from './data.ts';

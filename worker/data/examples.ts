@@ -1,19 +1,8 @@
 import type { DataFacts } from '../../shared/data-facts.ts';
-import { DownpourError } from '../../shared/errors.ts';
-import { type Column, isFloat, rowSize } from './columns.ts';
-import { transformFor } from './facts.ts';
-import { fingerprint, rawFingerprint } from './fingerprint.ts';
-import { lookUpInto } from './lookup.ts';
-import { agreeing, partsOf } from './parts.ts';
-import { mustBeFinite, mustFitFloat32 } from './precision.ts';
-import { split } from './split.ts';
-import { checkTargets, mustVary } from './targets.ts';
-import { copy, copyScaled, fitTransform, type InputTransform, scalerOf } from './transform.ts';
+import type { Column } from './columns.ts';
+import type { InputTransform } from './transform.ts';
 
-/**
- * Examples in plain typed arrays: the seeded split, standardisation by the training part alone
- * (Deep Learning §12.2.1), and gathering minibatches. Nothing here knows of tensors or files.
- */
+/** Examples in plain typed arrays, as an experiment gives them and as training takes them. Nothing here knows of tensors or files. */
 
 /** Inputs and targets that belong together, row by row. Bytes stay bytes until they are gathered. */
 export interface Examples {
@@ -21,6 +10,10 @@ export interface Examples {
   readonly inputs: Column;
   readonly targets: Column;
 }
+
+/** The parts of a data set, in the order in which they are read and told. */
+export const PARTS = ['train', 'validation', 'test'] as const;
+export type PartName = (typeof PARTS)[number];
 
 /** What an experiment's `data` returns. Without `validation`, it is split from `train` by the run's seed. */
 export interface ExperimentData {
@@ -91,111 +84,5 @@ export interface Minibatch {
   readonly targetShape: readonly number[];
 }
 
-export type Part = 'train' | 'validation' | 'test' | 'trainAndValidation';
-
-/**
- * Splits, checks and measures what an experiment's `data` returned. The validation part is chosen by
- * integer arithmetic from the seed, so every worker has the same one; rows keep their order.
- * @throws DownpourError DP_DATA_MISMATCH when parts don't fit together, DP_DATA_CORRUPT for a value that
- * is not finite or lost in float32, DP_DATA_LABEL for targets that do not suit classes or loss,
- * DP_EXPERIMENT_INVALID for too few examples.
- */
-export function prepareData(given: ExperimentData, options: PrepareOptions): PreparedData {
-  const agreed = agreeing(given);
-  for (const [part, { inputs, targets }] of partsOf(agreed)) {
-    mustBeFinite(`inputs of the ${part} part`, inputs);
-    if (agreed.classCount === undefined) mustBeFinite(`targets of the ${part} part`, targets);
-  }
-  const { loss = null } = options;
-  const data = checkTargets(agreed, loss);
-  const { train, validation, rows } = split(data, options);
-  mustVary(data, loss);
-  const transform = options.facts
-    ? transformFor(options.facts, train.inputs)
-    : fitTransform(train.inputs, options.standardise);
-  const test = data.test ?? null;
-  const parts = Object.entries({ train, validation, test }).flatMap(([name, examples]) =>
-    examples === null || examples.count === 0 ? [] : [{ name, examples }],
-  );
-  mustFitFloat32(parts, transform);
-  const raw = rawFingerprint(data);
-  return {
-    train,
-    validation,
-    test,
-    fingerprint: fingerprint(raw, rows, transform),
-    rawFingerprint: raw,
-    source: data.source,
-    classCount: data.classCount ?? null,
-    classes: data.classes ?? null,
-    inputNames: data.train.inputs.names ?? null,
-    targetNames: data.train.targets.names ?? null,
-    transform,
-  };
-}
-
-/**
- * Copies rows out of a part, transformed. In `trainAndValidation` (the refit of Algorithms 7.2 and
- * 7.3) an index ≥ train.count addresses validation.
- * @param into an earlier result for as many rows, overwritten and returned: nothing is allocated. With
- * more room than needed, views of it are returned; with too little, new arrays. Since an upload may
- * share the array with its tensor, alternate between two.
- * @throws DownpourError DP_DATA_MISMATCH for an index that the part lacks.
- */
-export function gather(
-  prepared: PreparedData,
-  part: Part,
-  indices: Int32Array | readonly number[],
-  into?: Minibatch,
-): Minibatch {
-  const first = part === 'trainAndValidation' ? prepared.train : prepared[part];
-  const second = part === 'trainAndValidation' ? prepared.validation : null;
-  if (first === null) {
-    throw new DownpourError('DP_DATA_MISMATCH', 'this data has no test part to take rows from');
-  }
-  const firstCount = first.count;
-  const count = firstCount + (second?.count ?? 0);
-  const n = indices.length;
-  const inputSize = rowSize(first.inputs);
-  const targetSize = rowSize(first.targets);
-  const batch = room(first, n, into);
-  const scaler = scalerOf(prepared.transform);
-  const lookup = scaler.table === null ? null : lookUpInto(batch.inputs, scaler.table);
-  for (let i = 0; i < n; i++) {
-    const index = indices[i]!;
-    if (!(index >= 0 && index < count && Number.isInteger(index))) {
-      throw new DownpourError(
-        'DP_DATA_MISMATCH',
-        `example ${index} was requested from the ${part} part, which has only ${count}: this worker's data differ from the run's`,
-      );
-    }
-    const from = index < firstCount ? first : second!;
-    const row = index < firstCount ? index : index - firstCount;
-    const { values } = from.inputs;
-    if (lookup && values instanceof Uint8Array) {
-      lookup.add(values, row * inputSize, inputSize, i * inputSize);
-    } else {
-      copyScaled(scaler, values, row * inputSize, batch.inputs, i * inputSize, inputSize);
-    }
-    copy(from.targets.values, row * targetSize, batch.targets, i * targetSize, targetSize);
-  }
-  lookup?.flush();
-  return batch;
-}
-
-function room(like: Examples, n: number, into: Minibatch | undefined): Minibatch {
-  const inputLength = n * rowSize(like.inputs);
-  const targetLength = n * rowSize(like.targets);
-  const Targets = isFloat(like.targets.values) ? Float32Array : Int32Array;
-  const fits = into?.targets instanceof Targets;
-  if (fits && into.inputs.length === inputLength && into.targets.length === targetLength) {
-    return into;
-  }
-  const enough = fits && into.inputs.length >= inputLength && into.targets.length >= targetLength;
-  return {
-    inputs: enough ? into.inputs.subarray(0, inputLength) : new Float32Array(inputLength),
-    inputShape: like.inputs.shape.slice(1),
-    targets: enough ? into.targets.subarray(0, targetLength) : new Targets(targetLength),
-    targetShape: like.targets.shape.slice(1),
-  };
-}
+/** What examples are taken from: a part, or training and validation part together. */
+export type Part = PartName | 'trainAndValidation';

@@ -1,7 +1,7 @@
 import { nearest } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { type Column, elementAt, sizeOf } from './columns.ts';
-import type { Examples, ExperimentData } from './examples.ts';
+import { type Examples, type ExperimentData, PARTS } from './examples.ts';
 
 /**
  * What an experiment's `data` may return. All of it is converted here: numbers of any type become one of four
@@ -38,7 +38,6 @@ export interface GivenData
   readonly source?: string;
 }
 
-const PARTS = ['train', 'validation', 'test'] as const;
 /** Names that other libraries use for these fields. */
 const ALIASES: Readonly<Record<string, string>> = {
   ...{ training: 'train', val: 'validation', valid: 'validation', dev: 'validation' },

@@ -1,13 +1,12 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { DTYPE_BYTES, type Dtype, decodeHeader, encodeHeader } from '../../shared/safetensors.ts';
 import { type Column, kindOf } from './columns.ts';
-import type { ExperimentData } from './examples.ts';
+import { type ExperimentData, PARTS, type PartName } from './examples.ts';
 
 /** The data of an experiment as one safetensors file: how a page gets them, which has no disk to read them from. */
 
 const DTYPES = { float64: 'F64', float32: 'F32', int32: 'I32', uint8: 'U8' } as const;
 const ARRAYS = { F64: Float64Array, F32: Float32Array, I32: Int32Array, U8: Uint8Array } as const;
-const PARTS = ['train', 'validation', 'test'] as const;
 const COLUMNS = ['inputs', 'targets'] as const;
 
 /** @returns pieces of the file, the columns as views of the data. */
@@ -66,7 +65,7 @@ export function unpackData(file: Uint8Array): ExperimentData {
     );
     columns.set(name, { values, shape, ...textsOf(metadata[name]) });
   }
-  const examplesOf = (part: (typeof PARTS)[number]) => {
+  const examplesOf = (part: PartName) => {
     const inputs = columns.get(`${part}.inputs`);
     const targets = columns.get(`${part}.targets`);
     return inputs && targets ? { count: inputs.shape[0]!, inputs, targets } : null;

@@ -1,4 +1,4 @@
-import type { StoredPicture } from './pictures.ts';
+import type { StoredPicture } from './stored-picture.ts';
 
 /** BMP of Windows and OS/2: 1, 4, 8, 16, 24 and 32 bits a pixel, not packed. */
 

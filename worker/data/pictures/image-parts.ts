@@ -1,14 +1,12 @@
 import { realpath } from 'node:fs/promises';
 import { nearest } from '../../../shared/config.ts';
 import { DownpourError } from '../../../shared/errors.ts';
+import { PARTS, type PartName } from '../examples.ts';
 import { unreadable } from '../files.ts';
 import { sortNames } from '../tables/cells.ts';
 import { allPictures, type Folder, type PassedOver, readFolder, someOf } from './image-files.ts';
 
 /** Which folders are parts, which are classes, and one list of classes for all parts. */
-
-export const PARTS = ['train', 'validation', 'test'] as const;
-export type PartName = (typeof PARTS)[number];
 
 /** A folder for each part, each with a folder for each class. */
 export interface ImageParts {

@@ -1,7 +1,7 @@
 import jpeg from 'jpeg-js';
 import { type Orientation, orientationOf } from './exif.ts';
 import { interpolate, toRgb } from './jpeg-colours.ts';
-import type { StoredPicture } from './pictures.ts';
+import type { StoredPicture } from './stored-picture.ts';
 
 /** JPEG: what its markers say, and its pixels by them. */
 

@@ -1,10 +1,11 @@
 import { DownpourError, errorText } from '../../../shared/errors.ts';
 import { corrupt, readDataFile } from '../files.ts';
 import { isBmp, openBmp } from './bmp.ts';
-import { isTurned, type Orientation, upright } from './exif.ts';
+import { isTurned, upright } from './exif.ts';
 import { isJpeg, openJpeg } from './jpeg.ts';
 import { isPng, openPng } from './png.ts';
 import { openBySharp } from './sharp.ts';
+import type { StoredPicture } from './stored-picture.ts';
 
 /**
  * One file as the picture that a viewer shows: read by what is in it, whatever its name; upright; 8
@@ -18,19 +19,6 @@ export interface Picture {
   readonly rgba: Uint8Array;
   /** Frames or pages of the file; the first one is this picture. */
   readonly frames: number;
-}
-
-/** A picture whose header has been read, as it is stored. */
-export interface StoredPicture {
-  readonly width: number;
-  readonly height: number;
-  /** How it is to be turned to be upright. */
-  readonly orientation: Orientation;
-  readonly frames: number;
-  /** The file must have at least as many to hold the pixels. */
-  readonly bytesMin: number;
-  /** RGBA, row by row. */
-  decode(): Uint8Array | Promise<Uint8Array>;
 }
 
 /** The picture, and its path, whose size all must have. */

@@ -1,7 +1,7 @@
 import { inflateSync } from 'node:zlib';
 import { PNG } from 'pngjs';
 import { type Orientation, orientationOf } from './exif.ts';
-import type { StoredPicture } from './pictures.ts';
+import type { StoredPicture } from './stored-picture.ts';
 
 /** PNG: what its chunks say, and its pixels. Of an animated one, the picture that it shows at first. */
 

@@ -1,6 +1,6 @@
 import { DownpourError, errorText } from '../../../shared/errors.ts';
 import type { Orientation } from './exif.ts';
-import type { StoredPicture } from './pictures.ts';
+import type { StoredPicture } from './stored-picture.ts';
 
 /**
  * The door to sharp (libvips), an optional package that reads what has no decoder here. PNG and JPEG

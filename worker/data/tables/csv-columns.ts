@@ -1,7 +1,7 @@
 import { nearest } from '../../../shared/config.ts';
 import { DownpourError } from '../../../shared/errors.ts';
 import { givenNames, nameOf, shown } from './cells.ts';
-import type { CsvOptions } from './csv.ts';
+import type { CsvOptions } from './csv-options.ts';
 import { CategoryColumn, type CellColumn, NumberColumn } from './table-columns.ts';
 import type { TableHeader } from './table-rows.ts';
 

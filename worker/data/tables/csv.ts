@@ -1,55 +1,26 @@
 import { DownpourError } from '../../../shared/errors.ts';
-import { type Fields, isRecord } from '../../fields.ts';
+import { isRecord } from '../../fields.ts';
 import type { Column } from '../columns.ts';
-import type { Examples, ExperimentData } from '../examples.ts';
+import { type Examples, type ExperimentData, PARTS, type PartName } from '../examples.ts';
 import { corrupt } from '../files.ts';
-import { checkOptions, checkPath, isText, isTexts, oneOf, optional } from '../reader-options.ts';
+import { checkOptions, checkPath, isText, optional } from '../reader-options.ts';
 import { chooseColumns, lacks, named } from './csv-columns.ts';
+import { CSV_FIELDS, type CsvOptions } from './csv-options.ts';
 import {
   CategoryColumn,
   type CellColumn,
-  type CellOptions,
   type Feature,
   NumberColumn,
   tableOf,
   UnnamedColumn,
 } from './table-columns.ts';
-import {
-  parseRows,
-  readRows,
-  TABLE_FIELDS,
-  type TableFacts,
-  type TableHeader,
-  type TableOptions,
-} from './table-rows.ts';
+import { parseRows, readRows, type TableFacts, type TableHeader } from './table-rows.ts';
 
 /**
  * Reads tables with a header line as examples. A column is read as numbers unless it is named as categorical: a
  * mistyped cell must not turn a column of numbers into hundreds of categories. All files of one call share one
  * list of classes, and one list of categories for each column.
  */
-
-export interface CsvOptions extends TableOptions, CellOptions {
-  /** Names of the target columns: one for a classification, one or more for a regression. */
-  readonly targets: readonly string[];
-  /** `classification`: the target is a category, as class numbers in sorted order. Default: regression. */
-  readonly task?: 'regression' | 'classification';
-  /** The classes 0, 1, … of a classification. Any other class in a file is an error. Default: the classes of the files. */
-  readonly classes?: readonly string[];
-  /** Default: all columns that are neither targets nor ignored. */
-  readonly inputs?: readonly string[];
-  readonly ignore?: readonly string[];
-  /** Input columns that hold categories: each category becomes one 0/1 input, in sorted order. */
-  readonly categorical?: readonly string[];
-  /** Input columns that hold categories, each with its list of categories in order. */
-  readonly categories?: Readonly<Record<string, readonly string[]>>;
-  /** Classes as whole numbers (the default) or as one 0/1 column each. */
-  readonly labels?: 'index' | 'oneHot';
-  /** Texts that mean a missing value, beside an empty cell. Default: ?, NA, N/A, NaN, null in upper or lower case. */
-  readonly missing?: readonly string[];
-  /** The mark between groups of three digits, such as `,` in 1,234.5. Default: none. */
-  readonly thousands?: string;
-}
 
 /** The files of one data set. The files of one part are read one after the other. */
 export interface CsvParts {
@@ -69,31 +40,6 @@ export interface CsvData extends ExperimentData {
 /** Of the inputs as float64. */
 const TABLE_BYTES_MAX = 4 * 2 ** 30;
 
-const PARTS = ['train', 'validation', 'test'] as const;
-type Part = (typeof PARTS)[number];
-
-const texts = (allowed: string) => optional({ allowed, test: isTexts });
-
-const FIELDS: Fields<keyof CsvOptions> = {
-  ...TABLE_FIELDS,
-  targets: { allowed: "a list of column names, such as ['price']", test: isTexts },
-  task: optional(oneOf('regression', 'classification')),
-  classes: texts('a list of class names'),
-  inputs: texts('a list of column names'),
-  ignore: texts('a list of column names'),
-  categorical: texts('a list of column names'),
-  categories: optional({
-    allowed: "an object of lists, such as { colour: ['blue', 'red'] }",
-    test: (value) => isRecord(value) && Object.values(value).every(isTexts),
-  }),
-  labels: optional(oneOf('index', 'oneHot')),
-  missing: texts("a list of strings, such as ['NA', '-']"),
-  thousands: optional({
-    allowed: "one character, such as ',', ' ' or '\\''",
-    test: (value) => isText(value) && /^[^\d+-]$/.test(value),
-  }),
-};
-
 /**
  * Reads a CSV file, gzip or not, as training data: inputs Float64Array [n, features]; targets
  * Float64Array [n, targets] of a regression, Int32Array [n] of a classification.
@@ -110,7 +56,7 @@ const FIELDS: Fields<keyof CsvOptions> = {
  */
 export async function loadCsv(files: string | CsvParts, options: CsvOptions): Promise<CsvData> {
   const parts = partsOf(files);
-  checkOptions('loadCsv', options, FIELDS);
+  checkOptions('loadCsv', options, CSV_FIELDS);
   const table = new Table(options, parts);
   for (const { part, file } of parts) {
     table.begin(part, file);
@@ -123,7 +69,7 @@ export async function loadCsv(files: string | CsvParts, options: CsvOptions): Pr
 
 /** Does the same as `loadCsv` with the bytes of a file. @param name of the file, for errors and for `source` */
 export function parseCsv(bytes: Uint8Array, name: string, options: CsvOptions): CsvData {
-  checkOptions('loadCsv', options, FIELDS);
+  checkOptions('loadCsv', options, CSV_FIELDS);
   const table = new Table(options, [{ part: 'train', file: name }]);
   table.begin('train', name);
   table.end(
@@ -133,7 +79,7 @@ export function parseCsv(bytes: Uint8Array, name: string, options: CsvOptions): 
 }
 
 interface PartFile {
-  readonly part: Part;
+  readonly part: PartName;
   readonly file: string;
 }
 
@@ -171,10 +117,10 @@ class Table {
   #cells: { readonly column: CellColumn; readonly index: number }[] | undefined;
   #unnamed: UnnamedColumn[] = [];
   #place: { file: string; line: number } = { file: '', line: 0 };
-  #part: Part = 'train';
+  #part: PartName = 'train';
   #first: (PartFile & { header: TableHeader }) | undefined;
   readonly #names = new Set<string>();
-  readonly #counts: Record<Part, number> = { train: 0, validation: 0, test: 0 };
+  readonly #counts: Record<PartName, number> = { train: 0, validation: 0, test: 0 };
   #count = 0;
   readonly #notes: string[] = [];
 
@@ -183,7 +129,7 @@ class Table {
     this.#parts = parts;
   }
 
-  begin(part: Part, file: string): void {
+  begin(part: PartName, file: string): void {
     this.#part = part;
     this.#place = { file, line: 0 };
     this.#cells = undefined;
@@ -225,7 +171,7 @@ class Table {
     const targets = byIndex ? null : featuresOf(targetColumns);
     const numberOf = byIndex ? target.numbers() : null;
     let from = 0;
-    const examples = (part: Part): Examples => {
+    const examples = (part: PartName): Examples => {
       const count = this.#counts[part];
       const to = from + count;
       const column: Column = targets

@@ -1,0 +1,73 @@
+import { DownpourError } from '../../shared/errors.ts';
+import { isFloat, rowSize } from './columns.ts';
+import type { Examples, Minibatch, Part, PreparedData } from './examples.ts';
+import { lookUpInto } from './lookup.ts';
+import { copy, copyScaled, scalerOf } from './transform.ts';
+
+/** Minibatches out of prepared examples. */
+
+/**
+ * Copies rows out of a part, transformed. In `trainAndValidation` (the refit of Algorithms 7.2 and
+ * 7.3) an index ≥ train.count addresses validation.
+ * @param into an earlier result for as many rows, overwritten and returned: nothing is allocated. With
+ * more room than needed, views of it are returned; with too little, new arrays. Since an upload may
+ * share the array with its tensor, alternate between two.
+ * @throws DownpourError DP_DATA_MISMATCH for an index that the part lacks.
+ */
+export function gather(
+  prepared: PreparedData,
+  part: Part,
+  indices: Int32Array | readonly number[],
+  into?: Minibatch,
+): Minibatch {
+  const first = part === 'trainAndValidation' ? prepared.train : prepared[part];
+  const second = part === 'trainAndValidation' ? prepared.validation : null;
+  if (first === null) {
+    throw new DownpourError('DP_DATA_MISMATCH', 'this data has no test part to take rows from');
+  }
+  const firstCount = first.count;
+  const count = firstCount + (second?.count ?? 0);
+  const n = indices.length;
+  const inputSize = rowSize(first.inputs);
+  const targetSize = rowSize(first.targets);
+  const batch = room(first, n, into);
+  const scaler = scalerOf(prepared.transform);
+  const lookup = scaler.table === null ? null : lookUpInto(batch.inputs, scaler.table);
+  for (let i = 0; i < n; i++) {
+    const index = indices[i]!;
+    if (!(index >= 0 && index < count && Number.isInteger(index))) {
+      throw new DownpourError(
+        'DP_DATA_MISMATCH',
+        `example ${index} was requested from the ${part} part, which has only ${count}: this worker's data differ from the run's`,
+      );
+    }
+    const from = index < firstCount ? first : second!;
+    const row = index < firstCount ? index : index - firstCount;
+    const { values } = from.inputs;
+    if (lookup && values instanceof Uint8Array) {
+      lookup.add(values, row * inputSize, inputSize, i * inputSize);
+    } else {
+      copyScaled(scaler, values, row * inputSize, batch.inputs, i * inputSize, inputSize);
+    }
+    copy(from.targets.values, row * targetSize, batch.targets, i * targetSize, targetSize);
+  }
+  lookup?.flush();
+  return batch;
+}
+
+function room(like: Examples, n: number, into: Minibatch | undefined): Minibatch {
+  const inputLength = n * rowSize(like.inputs);
+  const targetLength = n * rowSize(like.targets);
+  const Targets = isFloat(like.targets.values) ? Float32Array : Int32Array;
+  const fits = into?.targets instanceof Targets;
+  if (fits && into.inputs.length === inputLength && into.targets.length === targetLength) {
+    return into;
+  }
+  const enough = fits && into.inputs.length >= inputLength && into.targets.length >= targetLength;
+  return {
+    inputs: enough ? into.inputs.subarray(0, inputLength) : new Float32Array(inputLength),
+    inputShape: like.inputs.shape.slice(1),
+    targets: enough ? into.targets.subarray(0, targetLength) : new Targets(targetLength),
+    targetShape: like.targets.shape.slice(1),
+  };
+}
