@@ -26,7 +26,7 @@ const DOORS: Record<string, RegExp> = {
   msgpackr: /^shared\/codec\.ts$/,
   // The tests and the benchmark speak with it; the layers speak the protocol themselves.
   ws: /^wire\//,
-  fastify: /^server\/http\/(app|pages|request-cost|routes)\.ts$/,
+  fastify: /^server\/http\/(app|pages|request-cost|[a-z-]*routes)\.ts$/,
   '@fastify/swagger': /^server\/http\/app\.ts$/,
   esbuild: /^(server\/http\/dashboard|cli\/bundles\/bundler)\.ts$/,
   uplot: /^web\/chart\.ts$/,

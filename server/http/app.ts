@@ -41,10 +41,11 @@ import type { TlsMaterial } from '../access/tls.ts';
 import type { Coordinator } from '../fleet/coordinator.ts';
 import { Session } from '../fleet/session.ts';
 import type { Replication } from '../standby/replication.ts';
+import { BUNDLE_ROUTE } from './bundle-routes.ts';
 import type { JoinFiles } from './join.ts';
 import { addPages, FOR_ANYBODY, type PageDoor, sessionOf } from './pages.ts';
 import { RequestCosts } from './request-cost.ts';
-import { addRoutes, BUNDLE_ROUTE, type RoutesOptions } from './routes.ts';
+import { addRoutes, type RoutesOptions } from './routes.ts';
 
 export interface AppOptions extends RoutesOptions {
   readonly access: Access;

@@ -1,0 +1,45 @@
+import Type from 'typebox';
+import { NAME_PATTERN } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
+import { ErrorBodySchema } from '../../shared/rest.ts';
+import type { Entry } from '../fleet/listing.ts';
+
+/** What the routes of REST have in common. */
+
+export const JSON_TYPE = 'application/json; charset=utf-8';
+export const BYTES_TYPE = 'application/octet-stream';
+
+export const Id = Type.Object({ id: Type.String({ pattern: NAME_PATTERN }) });
+export type ById = { Params: { id: string } };
+/** Text, since nothing of a request is converted in silence. */
+export const Limit = Type.Object(
+  { limit: Type.Optional(Type.String()) },
+  { additionalProperties: false },
+);
+
+/** @param response by status; @param more of the request: `params`, `querystring`, `body`. */
+export function schema(summary: string, response: object, more: object = {}) {
+  const errors = { '4xx': ErrorBodySchema, '5xx': ErrorBodySchema };
+  return { schema: { summary, response: { ...response, ...errors }, ...more } };
+}
+
+/** A JSON array of runs whose texts are ready. */
+export function textOf(entries: readonly Entry[]): string {
+  return `[${entries.map(({ text }) => text).join()}]`;
+}
+
+/** All that there can be, by default. @throws DownpourError DP_BODY_INVALID. */
+export function limitWanted(text: string | undefined): number {
+  return text === undefined ? LIMITS.runCountMax : numberIn('limit', text, 1, LIMITS.runCountMax);
+}
+
+/** @throws DownpourError DP_BODY_INVALID. */
+export function numberIn(name: string, text: string, least: number, most: number): number {
+  const value = /^\d{1,6}$/.test(text) ? Number(text) : Number.NaN;
+  if (value >= least && value <= most) return value;
+  throw new DownpourError(
+    'DP_BODY_INVALID',
+    `${name} is '${text.slice(0, 20)}'; it must be a whole number from ${least} to ${most}`,
+  );
+}

@@ -1,0 +1,242 @@
+import { createReadStream } from 'node:fs';
+import { stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { FastifyInstance } from 'fastify';
+import Type from 'typebox';
+import { NAME_PATTERN } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
+import {
+  CheckpointSummarySchema,
+  type CreateRun,
+  CreateRunSchema,
+  MetricsSchema,
+  ObservationsSchema,
+  RunDataSchema,
+  RunDetailSchema,
+  RunPageSchema,
+  RunSummarySchema,
+  WorkerSummarySchema,
+} from '../../shared/rest.ts';
+import { kindOfModel } from '../../shared/trained-last.ts';
+import type { Coordinator } from '../fleet/coordinator.ts';
+import {
+  BYTES_TYPE,
+  type ById,
+  Id,
+  JSON_TYPE,
+  Limit,
+  limitWanted,
+  numberIn,
+  schema,
+  textOf,
+} from './route.ts';
+
+const Page = Type.Object(
+  { ...Limit.properties, after: Type.Optional(Type.String({ pattern: NAME_PATTERN })) },
+  { additionalProperties: false },
+);
+/** Text, since nothing of a request is converted in silence. */
+const Points = Type.Object(
+  { points: Type.Optional(Type.String()) },
+  { additionalProperties: false },
+);
+const IdAndKind = Type.Object({
+  id: Type.String({ pattern: NAME_PATTERN }),
+  /** `model`: what stands for the run. */
+  kind: Type.Union([
+    Type.Literal('last'),
+    Type.Literal('best'),
+    Type.Literal('final'),
+    Type.Literal('model'),
+  ]),
+});
+
+/** @param checkpointFolder where the checkpoints of a run lie. */
+export function addRunRoutes(
+  app: FastifyInstance,
+  coordinator: Coordinator,
+  checkpointFolder: (run: string) => string,
+): void {
+  addListing(app, coordinator);
+  addReads(app, coordinator);
+  addCommands(app, coordinator);
+  addCurves(app, coordinator);
+  addCheckpoints(app, coordinator, checkpointFolder);
+}
+
+/** Making a run, and the list of all. */
+function addListing(app: FastifyInstance, coordinator: Coordinator): void {
+  app.post<{ Body: CreateRun }>(
+    '/runs',
+    schema(
+      'Create a run; workers that have its experiment begin at once',
+      { 201: RunSummarySchema },
+      { body: CreateRunSchema },
+    ),
+    async (request, reply) => {
+      const run = await coordinator.create(request.body);
+      return reply.code(201).send(coordinator.runSummary(run));
+    },
+  );
+
+  app.get<{ Querystring: { limit?: string; after?: string } }>(
+    '/runs',
+    schema(
+      'Runs, oldest first; `limit`: at most so many, all by default; `after`: those created after this one, as `next` says',
+      { 200: RunPageSchema },
+      { querystring: Page },
+    ),
+    ({ query: { limit, after = null } }, reply) => {
+      const { listing } = coordinator;
+      listing.refresh();
+      const page = listing.page(after, limitWanted(limit));
+      // The error names some.
+      if (!page) throw coordinator.unknown(after!);
+      const next = JSON.stringify(page.next);
+      return reply.type(JSON_TYPE).send(`{"runs":${textOf(page.entries)},"next":${next}}`);
+    },
+  );
+}
+
+function addReads(app: FastifyInstance, coordinator: Coordinator): void {
+  app.get<ById>(
+    '/runs/:id',
+    schema('One run, with its configuration', { 200: RunDetailSchema }, { params: Id }),
+    (request) => coordinator.runDetail(coordinator.mustFind(request.params.id)),
+  );
+
+  app.get<ById>(
+    '/runs/:id/data',
+    schema(
+      'What a run keeps of its data: how inputs are standardised, shapes, names, classes',
+      { 200: RunDataSchema },
+      { params: Id },
+    ),
+    // Of many features it is long: text is sent as it is.
+    async (request, reply) => {
+      const { data: summary, facts } = coordinator.mustFind(request.params.id);
+      return reply.type(JSON_TYPE).send(JSON.stringify({ summary, facts }));
+    },
+  );
+}
+
+/** What a user asks of a run. */
+function addCommands(app: FastifyInstance, coordinator: Coordinator): void {
+  app.post<ById>(
+    '/runs/:id/stop',
+    schema(
+      'Stop a run; it leaves a checkpoint and can be resumed',
+      { 200: RunSummarySchema },
+      { params: Id },
+    ),
+    async (request) => coordinator.runSummary(await coordinator.stop(request.params.id)),
+  );
+
+  app.post<ById>(
+    '/runs/:id/resume',
+    schema('Go on with a stopped run', { 200: RunSummarySchema }, { params: Id }),
+    async (request) => coordinator.runSummary(await coordinator.resume(request.params.id)),
+  );
+
+  app.post<ById>(
+    '/runs/:id/test',
+    schema(
+      'Evaluate a finished run on the test part, which counts once',
+      { 200: RunSummarySchema },
+      { params: Id },
+    ),
+    async (request) => coordinator.runSummary(await coordinator.test(request.params.id)),
+  );
+
+  app.post<ById>(
+    '/runs/:id/checkpoint',
+    schema('Write a checkpoint now', { 200: RunSummarySchema }, { params: Id }),
+    async (request) => coordinator.runSummary(await coordinator.checkpoint(request.params.id)),
+  );
+}
+
+/** What a run tells of its training, and of its workers. */
+function addCurves(app: FastifyInstance, coordinator: Coordinator): void {
+  app.get<ById & { Querystring: { points?: string } }>(
+    '/runs/:id/metrics',
+    schema(
+      'Curves of a run; `points`: at most so many of each, chosen so that the shape stays',
+      { 200: MetricsSchema },
+      { params: Id, querystring: Points },
+    ),
+    ({ params, query }) => coordinator.mustFind(params.id).metrics(pointsWanted(query.points)),
+  );
+
+  app.get<ById>(
+    '/runs/:id/observations',
+    schema(
+      'Histograms over time, where the configuration has them sampled',
+      { 200: ObservationsSchema },
+      { params: Id },
+    ),
+    (request) => coordinator.mustFind(request.params.id).observed,
+  );
+
+  const Workers = Type.Object({ workers: Type.Array(WorkerSummarySchema) });
+  app.get<ById>(
+    '/runs/:id/workers',
+    schema('The workers of a run', { 200: Workers }, { params: Id }),
+    (request) => ({ workers: coordinator.workers(coordinator.mustFind(request.params.id)) }),
+  );
+}
+
+function addCheckpoints(
+  app: FastifyInstance,
+  coordinator: Coordinator,
+  checkpointFolder: (run: string) => string,
+): void {
+  const Checkpoints = Type.Object({ checkpoints: Type.Array(CheckpointSummarySchema) });
+  app.get<ById>(
+    '/runs/:id/checkpoints',
+    schema('The checkpoints of a run, oldest first', { 200: Checkpoints }, { params: Id }),
+    async (request) => ({
+      checkpoints: [...(await coordinator.checkpoints(coordinator.mustFind(request.params.id)))],
+    }),
+  );
+
+  app.get<{ Params: { id: string; kind: 'last' | 'best' | 'final' | 'model' } }>(
+    '/runs/:id/checkpoints/:kind/file',
+    {
+      schema: {
+        summary:
+          'The newest checkpoint of a kind, as safetensors; `model`: the final one of a finished run, else the best',
+        params: IdAndKind,
+      },
+    },
+    async (request, reply) => {
+      const { id } = request.params;
+      const run = coordinator.mustFind(id);
+      const kind = request.params.kind === 'model' ? kindOfModel(run) : request.params.kind;
+      const checkpoints = await coordinator.checkpoints(run);
+      const newest = checkpoints.findLast((checkpoint) => checkpoint.kind === kind);
+      if (!newest) {
+        throw new DownpourError(
+          'DP_CHECKPOINT_MISSING',
+          `run '${id}' has no '${kind}' checkpoint yet; GET /runs/${id}/checkpoints lists what there is`,
+        );
+      }
+      const path = join(checkpointFolder(id), newest.file);
+      const { size } = await stat(path);
+      return reply
+        .type(BYTES_TYPE)
+        .header('content-length', size)
+        .header(
+          'content-disposition',
+          `attachment; filename="${id}-${kind}-${newest.step}.safetensors"`,
+        )
+        .send(createReadStream(path));
+    },
+  );
+}
+
+/** @throws DownpourError DP_BODY_INVALID. */
+function pointsWanted(text: string | undefined): number | undefined {
+  const { curvePointsMin, curvePointsMax } = LIMITS;
+  return text === undefined ? undefined : numberIn('points', text, curvePointsMin, curvePointsMax);
+}
