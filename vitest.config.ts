@@ -1,3 +1,5 @@
+import { readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 import { defineConfig } from 'vitest/config';
 
 // Two projects: `unit` is pure and quick, and runs before each commit; `system` starts real
@@ -6,10 +8,21 @@ import { defineConfig } from 'vitest/config';
 /** A page or a process that is looked at again and again: on a busy machine a second is short. */
 const poll = { timeout: 20_000, interval: 50 };
 
+/** The package's own names mean its sources, as they do in tsconfig.json. */
+const { paths } = JSON.parse(readFileSync(new URL('tsconfig.json', import.meta.url), 'utf8'))
+  .compilerOptions as { readonly paths: Record<string, [string]> };
+const resolve = {
+  alias: Object.entries(paths).map(([name, [path]]) => ({
+    find: new RegExp(`^${name.replace('*', '(.*)')}$`),
+    replacement: fileURLToPath(new URL(path.replace('*', '$1'), import.meta.url)),
+  })),
+};
+
 export default defineConfig({
   test: {
     projects: [
       {
+        resolve,
         test: {
           name: 'unit',
           sequence: { groupOrder: 1 },
@@ -19,6 +32,7 @@ export default defineConfig({
         },
       },
       {
+        resolve,
         test: {
           name: 'system',
           sequence: { groupOrder: 2 },

@@ -1,8 +1,8 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { cpus, freemem, totalmem } from 'node:os';
-import { join } from 'node:path';
 import type { Command } from 'commander';
 import { errorText } from '../shared/errors.ts';
+import { ROOT } from '../shared/own-files.ts';
 import type { EngineSurvey } from '../worker/engine.ts';
 import { print, printJson, tell } from './options.ts';
 
@@ -205,6 +205,6 @@ async function list(options: JsonOption): Promise<void> {
 }
 
 function ownVersion(): string {
-  const file = join(import.meta.dirname, '..', 'package.json');
+  const file = new URL('package.json', ROOT);
   return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
 }

@@ -7,6 +7,7 @@ import util from 'node:util';
 import * as tf from '@tensorflow/tfjs-core';
 import * as layers from '@tensorflow/tfjs-layers';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { IS_BUILT, ownModule } from '../shared/own-files.ts';
 import {
   type Adapter,
   describeAdapter,
@@ -382,7 +383,7 @@ interface ChildEnd {
 }
 
 function runChild(name: EngineName, options: EngineOptions): Promise<ChildEnd> {
-  const own = import.meta.url;
+  const own = ownModule('engine', new URL(import.meta.url)).href;
   const script = `
     import { openEngine } from ${JSON.stringify(own)};
     const tell = (row) => process.stdout.write(${JSON.stringify(PROBE_MARK)} + JSON.stringify(row), () => process.exit(0));
@@ -392,9 +393,7 @@ function runChild(name: EngineName, options: EngineOptions): Promise<ChildEnd> {
     } catch (error) {
       tell({ name: ${JSON.stringify(name)}, available: false, why: error.message, versions: {} });
     }`;
-  const loader = new URL(own).pathname.endsWith('.ts')
-    ? ['--import', createRequire(own).resolve('tsx')]
-    : [];
+  const loader = IS_BUILT ? [] : ['--import', createRequire(own).resolve('tsx')];
   const child = spawn(
     process.execPath,
     [...loader, '--input-type=module', '--eval', script],

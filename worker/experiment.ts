@@ -2,13 +2,14 @@ import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { readdir, readFile, realpath } from 'node:fs/promises';
 import Module, { createRequire, register } from 'node:module';
-import { basename, dirname, extname, join, relative, resolve, sep } from 'node:path';
+import { basename, dirname, extname, relative, resolve, sep } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { FROM_DOWNPOUR } from '../shared/bundle.ts';
 import { NAME_PATTERN, type PartialConfig, type RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import type { Role } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
+import { IS_BUILT, ownModule, ROOT } from '../shared/own-files.ts';
 import type { Space } from '../shared/space.ts';
 import type { ExperimentData } from './data/examples.ts';
 import type { GivenData } from './data/given.ts';
@@ -200,8 +201,7 @@ const isMetricName = (name: string) =>
   name.trim() !== '' && name.length <= 64 && !/\p{Cc}/u.test(name) && !RESERVED.includes(name);
 
 /**
- * Imports an experiment and checks its fields. TypeScript needs tsx in the process, as
- * `bin/downpour.js` has it.
+ * Imports an experiment, TypeScript or JavaScript, and checks its fields.
  * @throws DownpourError DP_EXPERIMENT_UNKNOWN: no such file; DP_EXPERIMENT_INVALID: it throws, or a
  *   field is wrong.
  */
@@ -214,6 +214,7 @@ export async function loadExperiment(path: string): Promise<Experiment> {
     );
   }
   experimentName(file);
+  await readTypeScript();
   resolveOwnName();
   let module: { default?: unknown };
   try {
@@ -363,11 +364,22 @@ function importedFile(path: string): string | null {
   return candidates.find((candidate) => extname(candidate) !== '' && existsSync(candidate)) ?? null;
 }
 
+let reads: Promise<void> | null = null;
+/**
+ * Lets this process import TypeScript. In a checkout it does so already, since Downpour itself is TypeScript. In the
+ * built package only experiments need it, and all that is imported afterwards takes longer.
+ */
+function readTypeScript(): Promise<void> {
+  if (!IS_BUILT) return Promise.resolve();
+  reads ??= import('tsx/esm/api').then(({ register }) => void register());
+  return reads;
+}
+
 let resolved = false;
 /** What the package exports, by name. */
 const OWN_NAMES: Readonly<Record<string, string>> = {
-  downpour: import.meta.url,
-  'downpour/layers': new URL('./layers.ts', import.meta.url).href,
+  downpour: ownModule('index', new URL('../library/index.ts', import.meta.url)).href,
+  'downpour/layers': ownModule('layers', new URL('layers.ts', import.meta.url)).href,
 };
 /** Finds what a bundle has behind `FROM_DOWNPOUR`, for CommonJS. */
 const ownRequire = createRequire(import.meta.url);
@@ -414,6 +426,6 @@ function resolveOwnName(): void {
 
 /** Where experiments are looked for: the folders given, then this package's examples. */
 export function experimentFolders(folders: readonly string[]): string[] {
-  const own = join(dirname(fileURLToPath(import.meta.url)), '..', 'examples');
+  const own = fileURLToPath(new URL('examples', ROOT));
   return [...folders.map((folder) => resolve(folder)), own];
 }

@@ -8,8 +8,8 @@ import * as layers from '@tensorflow/tfjs-layers';
  * `@tensorflow/tfjs` has them. Experiments get it as the argument `tf`; a second copy would bring
  * other tensor classes, whose gradients are not ours.
  */
-export const tf = { ...core, ...layers };
-export type Tf = typeof tf;
+export type Tf = Omit<typeof core, keyof typeof layers> & typeof layers;
+export const tf: Tf = { ...core, ...layers };
 export type { Scalar, Tensor, Tensor1D, Variable } from '@tensorflow/tfjs-core';
 export type { LayersModel } from '@tensorflow/tfjs-layers';
 

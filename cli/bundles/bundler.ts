@@ -1,13 +1,14 @@
-import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { type BuildOptions, build, type Plugin } from 'esbuild';
 import { DownpourError, errorText } from '../../shared/errors.ts';
+import { ROOT as OWN_FILES } from '../../shared/own-files.ts';
 
 /** How experiments become files for other machines: for browsers (`join-bundle.ts`) and for workers (`send-bundle.ts`). */
 
 export { type Metafile, type Plugin, transform } from 'esbuild';
 
 /** The folder of Downpour. */
-export const ROOT = join(import.meta.dirname, '..', '..');
+export const ROOT = fileURLToPath(OWN_FILES).replace(/[/\\]$/, '');
 
 /** What experiments import as `downpour` and `downpour/layers`. */
 export const OWN_IMPORT = /^downpour(\/layers)?$/;

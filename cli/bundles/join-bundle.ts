@@ -11,6 +11,7 @@ import { resolveConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { JOIN_WORKER } from '../../shared/join.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import { IS_BUILT } from '../../shared/own-files.ts';
 import { type DataNeeds, watch } from '../../worker/browser/needs.ts';
 import { dataOf as givenData } from '../../worker/data/given.ts';
 import { packData } from '../../worker/data/packed.ts';
@@ -151,7 +152,7 @@ async function dataOf(
 /** The worker's script and what it loads when needed, by name. */
 async function scripts(entries: readonly string[]): Promise<[string, Uint8Array][]> {
   const contents = [
-    `import { begin } from ${JSON.stringify(join(ROOT, 'worker/browser/start.ts'))};`,
+    `import { begin } from ${JSON.stringify(fileOf('start'))};`,
     'const experiments = {};',
     ...entries,
     'begin(experiments);',
@@ -160,33 +161,51 @@ async function scripts(entries: readonly string[]): Promise<[string, Uint8Array]
     { name: basename(JOIN_WORKER, '.js'), contents, folder: ROOT },
     'the experiments cannot be made into a page',
     {
-      plugins: [pages],
+      plugins: IS_BUILT ? [pages] : [twins, pages],
       ...{ minify: true, splitting: true, platform: 'browser', target: 'es2022' },
     },
   );
   return outputFiles.map(({ path, contents }) => [basename(path), contents]);
 }
 
-const OWN_NAMES: Readonly<Record<string, string>> = {
-  downpour: join(ROOT, 'worker/browser/experiment.ts'),
-  'downpour/layers': join(ROOT, 'worker/layers.ts'),
-};
+/** The parts of Downpour that a page consists of. */
+export const PAGE_MODULES = {
+  start: 'worker/browser/start.ts',
+  /** What experiments import as `downpour`. */
+  experiment: 'worker/browser/experiment.ts',
+  layers: 'worker/layers.ts',
+} as const;
+
+/** The built package has them in `dist/page/`, without the packages that they import. */
+const fileOf = (part: keyof typeof PAGE_MODULES) =>
+  IS_BUILT ? join(ROOT, 'dist', 'page', `${part}.js`) : join(ROOT, PAGE_MODULES[part]);
 
 /**
- * How modules are found for a page: in `worker/` and `wire/` a module with a namesake in the folder `browser` beside it
- * is replaced by that one. What an experiment imports of Node is there, and says so when it is called: `data()` may
- * need it, and a page never calls that.
+ * How Downpour's own modules are found for a page: in `worker/` and `wire/` a module with a namesake in the folder
+ * `browser` beside it is replaced by that one.
  */
-const pages: Plugin = {
-  name: 'pages',
-  setup({ onResolve, onLoad }) {
-    onResolve({ filter: OWN_IMPORT }, ({ path }) => ({ path: OWN_NAMES[path]! }));
+export const twins: Plugin = {
+  name: 'twins',
+  setup({ onResolve }) {
     onResolve({ filter: /^\.{1,2}\// }, ({ path, importer, resolveDir }) => {
       if (!isOurs(importer)) return null;
       const target = resolve(resolveDir, path);
       const twin = join(dirname(target), 'browser', basename(target));
       return isOurs(target) && existsSync(twin) ? { path: twin } : null;
     });
+  },
+};
+
+/**
+ * How the modules of an experiment are found for a page. What it imports of Node is there, and says so when it is called:
+ * `data()` may need it, and a page never calls that.
+ */
+const pages: Plugin = {
+  name: 'pages',
+  setup({ onResolve, onLoad }) {
+    onResolve({ filter: OWN_IMPORT }, ({ path }) => ({
+      path: fileOf(path === 'downpour' ? 'experiment' : 'layers'),
+    }));
     onResolve({ filter: /^[a-z0-9:_/]+$/ }, ({ path, importer }) => {
       const isNode = path.startsWith('node:') || builtinModules.includes(path);
       const isPackage = importer.includes(`${join('/', 'node_modules', '/')}`);

@@ -1,8 +1,9 @@
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import type { JoinFiles } from '../../server/http/join.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
+import { ownModule } from '../../shared/own-files.ts';
 import { openScratch } from '../scratch.ts';
 import type { BundleManifest, BundleOptions } from './join-bundle.ts';
 
@@ -44,7 +45,7 @@ async function inProcess(
   log: (line: string) => void,
 ): Promise<BundleManifest> {
   const tokens = /^DOWNPOUR_.*TOKEN/;
-  const child = fork(join(import.meta.dirname, 'join-program.js'), {
+  const child = fork(ownModule('join-program', new URL('join-program.js', import.meta.url)), {
     // What an experiment prints is no fact of ours.
     stdio: ['ignore', 2, 2, 'ipc'],
     env: Object.fromEntries(Object.entries(process.env).filter(([name]) => !tokens.test(name))),

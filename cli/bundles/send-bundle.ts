@@ -261,7 +261,17 @@ class Inputs {
 
   /** Downpour's own files would come twice, with another TensorFlow.js. */
   ofDownpour(): Problem[] {
-    const layers = ['worker', 'shared', 'wire', 'server', 'study', 'cli'];
+    const layers = [
+      'dist',
+      'worker',
+      'shared',
+      'wire',
+      'files',
+      'server',
+      'study',
+      'cli',
+      'library',
+    ];
     return this.#paths
       .filter((path) => layers.some((layer) => path.startsWith(join(ROOT, layer, sep))))
       .map((file) => ({

@@ -8,12 +8,15 @@ import {
   writeCheckpoint,
 } from '../../files/checkpoint.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../../shared/errors.ts';
+import { ownModule } from '../../shared/own-files.ts';
 
 /**
  * Checkpoints are hashed, written and pruned by a thread of their own, so that no push waits for it: a gigabyte
  * takes a core half a second to hash. Tensors in shared memory are read where they are, others are copied to
  * the thread; what is streamed passes on piece by piece, the next one when the last is on disk.
  */
+
+const THREAD = ownModule('checkpoint-thread', new URL('thread.js', import.meta.url));
 
 type Pruned = Parameters<typeof pruneCheckpoints>[1];
 
@@ -96,7 +99,7 @@ export class ThreadedWriter implements CheckpointWriter {
 
   #running(): Worker {
     if (this.#thread) return this.#thread;
-    const thread = new Worker(new URL('./thread.js', import.meta.url));
+    const thread = new Worker(THREAD);
     this.#thread = thread;
     let reason = '';
     thread.on('message', (answer: Answer) => this.#answered(thread, answer));

@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { DownpourError } from '../../shared/errors.ts';
+import { ownModule } from '../../shared/own-files.ts';
 import type { ShardAddress } from '../../shared/protocol.ts';
 import type { TokenSources } from '../access/access.ts';
 import type { TlsFiles } from '../access/tls.ts';
@@ -25,6 +26,7 @@ export interface FoundShard {
   readonly url: string;
 }
 
+const THREAD = ownModule('shard-thread', new URL('thread.js', import.meta.url));
 const FIND_MS = 500;
 /** A thread that is to end and does not is ended. */
 const THREAD_END_MS = 5_000;
@@ -45,7 +47,7 @@ export function threadSource(options: {
   const threads: ({ worker: Worker; port: number } | null)[] = [];
   const start = (index: number) =>
     new Promise<void>((resolve, reject) => {
-      const worker = new Worker(new URL('./thread.js', import.meta.url), {
+      const worker = new Worker(THREAD, {
         workerData: { host, tokens, tls, localSocket, ports, memoryBytesMax },
       });
       worker.on('message', (message: { port?: number; log?: string }) => {

@@ -1,0 +1,127 @@
+import { spawnSync } from 'node:child_process';
+import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { type BuildOptions, build, type Metafile, type Plugin } from 'esbuild';
+import { PAGE_MODULES, twins } from '../cli/bundles/join-bundle.ts';
+import { bundleDashboard, FILES } from '../server/http/dashboard.ts';
+import { ROOT } from '../shared/own-files.ts';
+
+/**
+ * `npm run build [-- --without-types]`: makes `dist/`, which the package consists of. JavaScript in few files, since Node takes longer for many;
+ * each lies directly in `dist/`, as `shared/own-files.ts` says. Declarations lie in `dist/types/`, in the folders of their
+ * sources.
+ */
+
+const root = fileURLToPath(ROOT);
+const DIST = join(root, 'dist');
+
+/** By the name of the file in `dist/`. The first ones are what the package exports. */
+const ENTRIES: Readonly<Record<string, string>> = {
+  index: 'library/index.ts',
+  client: 'shared/rest-client.ts',
+  layers: 'worker/layers.ts',
+  // Loaded by the command, by a thread, by a process.
+  cli: 'cli/main.ts',
+  engine: 'worker/engine.ts',
+  'shard-thread': 'server/shards/thread.js',
+  'checkpoint-thread': 'server/checkpoints/thread.js',
+  'join-program': 'cli/bundles/join-program.js',
+};
+
+/**
+ * Packages of hundreds of small files, of which a command needs most: in one file they load in a tenth of the time. No
+ * program shares an object of theirs with us.
+ */
+const INSIDE = ['typebox'];
+
+/** An entry of a thread or a process registers TypeScript by itself in a checkout; here there is none to read. */
+const noTypeScript: Plugin = {
+  name: 'no-typescript',
+  setup({ onResolve, onLoad }) {
+    onResolve({ filter: /^tsx\/esm\/api$/ }, ({ kind }) =>
+      kind === 'import-statement' ? { path: 'tsx', namespace: 'none' } : { external: true },
+    );
+    onLoad({ filter: /.*/, namespace: 'none' }, () => ({
+      contents: 'export const register = () => {};',
+    }));
+  },
+};
+
+const external: Plugin = {
+  name: 'external',
+  setup({ onResolve }) {
+    onResolve({ filter: /^[^./]/ }, ({ path, kind }) =>
+      kind === 'entry-point' || INSIDE.includes(path.split('/')[0]!) ? null : { external: true },
+    );
+  },
+};
+
+const SHARED: BuildOptions = {
+  absWorkingDir: root,
+  bundle: true,
+  splitting: true,
+  format: 'esm',
+  sourcemap: 'linked',
+  metafile: true,
+  logLevel: 'warning',
+};
+
+await rm(DIST, { recursive: true, force: true });
+await mkdir(join(DIST, 'web'), { recursive: true });
+const studies = (await readdir(join(root, 'study')))
+  .filter((file) => file.endsWith('.ts'))
+  .map((file) => file.slice(0, -3));
+const { metafile } = await build({
+  ...SHARED,
+  entryPoints: {
+    ...ENTRIES,
+    ...Object.fromEntries(studies.map((name) => [`study-${name}`, `study/${name}.ts`])),
+  },
+  plugins: [noTypeScript, external],
+  ...{ outdir: 'dist', platform: 'node', target: 'node20.11', minifySyntax: true },
+  chunkNames: 'part-[hash]',
+});
+await build({
+  ...SHARED,
+  entryPoints: PAGE_MODULES,
+  plugins: [twins],
+  ...{ outdir: 'dist/page', platform: 'browser', target: 'es2022', packages: 'external' },
+});
+for (const [i, contents] of (await bundleDashboard()).entries()) {
+  await writeFile(join(DIST, 'web', FILES[i]!), contents);
+}
+await writeFile(join(DIST, 'licences.txt'), await licencesOf(metafile!));
+if (!process.argv.includes('--without-types')) await declare();
+
+/** Of the packages that are part of our files. */
+async function licencesOf({ inputs }: Metafile): Promise<string> {
+  const names = new Set<string>();
+  for (const path of Object.keys(inputs)) {
+    const [, name] = /^node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(path) ?? [];
+    if (name !== undefined) names.add(name);
+  }
+  const texts: string[] = [];
+  for (const name of [...names].sort()) {
+    const folder = join(root, 'node_modules', name);
+    const file = (await readdir(folder)).find((each) => /^licen[cs]e/i.test(each));
+    if (file === undefined) throw new Error(`${name} has no licence that could be passed on`);
+    texts.push(`${name}\n\n${await readFile(join(folder, file), 'utf8')}`);
+  }
+  return texts.join(`\n${'-'.repeat(80)}\n\n`);
+}
+
+/** In declarations TypeScript leaves the endings of imports as they are written, and `.ts` is none that a user has. */
+async function declare(): Promise<void> {
+  const tsc = join(root, 'node_modules/typescript/bin/tsc');
+  const { status } = spawnSync(process.execPath, [tsc, '--project', 'tsconfig.build.json'], {
+    ...{ cwd: root, stdio: 'inherit' },
+  });
+  if (status !== 0) throw new Error('no declarations: see above');
+  const types = join(DIST, 'types');
+  for (const file of await readdir(types, { recursive: true })) {
+    if (!file.endsWith('.d.ts')) continue;
+    const text = await readFile(join(types, file), 'utf8');
+    await writeFile(join(types, file), text.replace(/(['"]\.{1,2}\/[^'"]*)\.ts(['"])/g, '$1.js$2'));
+  }
+}
