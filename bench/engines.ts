@@ -31,14 +31,7 @@ const BATCH_SIZE = 64;
 /** A graph is recorded and proved meanwhile. */
 const WARM_UP_STEPS = 4;
 
-export const BENCH_ENGINES = [
-  'wasm-stock',
-  'wasm',
-  'native',
-  'webgpu',
-  'native-gpu',
-  'cpu',
-] as const;
+const BENCH_ENGINES = ['wasm-stock', 'wasm', 'native', 'webgpu', 'native-gpu', 'cpu'] as const;
 export type BenchEngine = (typeof BENCH_ENGINES)[number];
 
 export interface EngineRow {
@@ -134,7 +127,7 @@ const NETWORKS = {
 type NetworkName = keyof typeof NETWORKS;
 
 /** Measures every network on every engine asked for; an engine that is not installed is left out. */
-export async function benchEngines(options: EnginesOptions = {}): Promise<EngineRow[]> {
+async function benchEngines(options: EnginesOptions = {}): Promise<EngineRow[]> {
   const { engines = ['wasm-stock', 'wasm', 'native'], steps = 200, onRow, log } = options;
   const rows: EngineRow[] = [];
   // In this order: the stock engine must be timed before our kernels are registered.

@@ -27,7 +27,7 @@ import { keep, temporaryFolder } from './processes.ts';
  * `net`: plain sockets; `copied`: our connection without undocumented parts of Node; `ws`: the package as
  * it comes; `ws-zero`: with masks of zeros.
  */
-export const TRANSPORTS = ['net', 'tcp', 'unix', 'copied', 'ws-zero', 'ws'] as const;
+const TRANSPORTS = ['net', 'tcp', 'unix', 'copied', 'ws-zero', 'ws'] as const;
 export type Transport = (typeof TRANSPORTS)[number];
 export type Mode = 'push' | 'pull' | 'push+pull';
 

@@ -6,7 +6,7 @@ import { examples } from './options.ts';
  * the same definitions as the help. Names of runs are asked of the server while typing.
  */
 
-export const SHELLS = ['bash', 'zsh', 'fish'] as const;
+const SHELLS = ['bash', 'zsh', 'fish'] as const;
 export type Shell = (typeof SHELLS)[number];
 
 /** `completion`. */
@@ -24,7 +24,7 @@ export function registerCompletion(program: Command): void {
     });
 }
 
-export function completionCommand(program: Command, shell: Shell): void {
+function completionCommand(program: Command, shell: Shell): void {
   process.stdout.write(`${{ bash, zsh, fish }[shell](commandsOf(program)).trimEnd()}\n`);
 }
 

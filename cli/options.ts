@@ -322,7 +322,7 @@ export function parseSet(
 }
 
 /** A copy of `object` with `value` at the path; what was no object on the way is replaced. */
-export function setAt(
+function setAt(
   object: Readonly<Record<string, unknown>>,
   [key, ...rest]: readonly string[],
   value: unknown,

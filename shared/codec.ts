@@ -18,7 +18,7 @@ import { packInto } from './pack.ts';
  *
  * Floats stay out of msgpack: packing 4 MB of them takes 65 ms, a header of scalars 0.4 µs.
  */
-export const PROTOCOL_VERSION = 1;
+const PROTOCOL_VERSION = 1;
 /** What comes before the header; the header's length is its last four bytes. */
 export const PREFIX_BYTES = 8;
 

@@ -88,7 +88,7 @@ export function encodeBf16(values: Float32Array, out: Uint8Array): void {
 }
 
 /** @param out shape [n]. */
-export function decodeBf16(bytes: Uint8Array, out: Float32Array): void {
+function decodeBf16(bytes: Uint8Array, out: Float32Array): void {
   const source = view(bytes);
   const bits = new Uint32Array(out.buffer, out.byteOffset, out.length);
   for (let i = 0; i < bits.length; i++) bits[i] = source.getUint16(2 * i, true) << 16;
@@ -147,7 +147,7 @@ function roundEven(x: number): number {
 }
 
 /** @param out shape [n]. */
-export function decodeInt8(bytes: Uint8Array, out: Float32Array): void {
+function decodeInt8(bytes: Uint8Array, out: Float32Array): void {
   const n = out.length;
   const blocks = Math.ceil(n / BLOCK);
   const source = view(bytes);

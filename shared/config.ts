@@ -93,7 +93,7 @@ export const OptimizerSchema = Type.Union(
 );
 export type OptimizerConfig = Static<typeof OptimizerSchema>;
 
-export const ScheduleSchema = Type.Union(
+const ScheduleSchema = Type.Union(
   [
     Type.Object({ kind: Type.Literal('constant') }, closed),
     Type.Object(
@@ -168,7 +168,7 @@ export const ScheduleSchema = Type.Union(
 );
 export type ScheduleConfig = Static<typeof ScheduleSchema>;
 
-export const PushCompressionSchema = Type.Union(
+const PushCompressionSchema = Type.Union(
   [
     Type.Object({ kind: Type.Literal('f32') }, closed),
     Type.Object({ kind: Type.Literal('bf16') }, closed),

@@ -22,7 +22,7 @@ const doubles = (description: string) =>
 const names = (description: string) =>
   orNull(Type.Array(Type.String({ description: 'Name.' })), description);
 
-export const ColumnFactsSchema = Type.Object(
+const ColumnFactsSchema = Type.Object(
   {
     kind: Type.Union(
       [

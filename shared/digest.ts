@@ -9,7 +9,7 @@ export interface Digest {
   hex(): string;
 }
 
-export function digest(): Digest {
+function digest(): Digest {
   // Two FNV-1a lanes with different offsets and multipliers, and a finaliser that mixes both.
   let a = 0x811c9dc5;
   let b = 0x9747b28c;

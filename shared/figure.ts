@@ -24,7 +24,7 @@ export const FIGURE_LIMITS = {
   imageSide: 64,
 } as const;
 
-export const PlotPointSchema = Type.Object(
+const PlotPointSchema = Type.Object(
   {
     x: Value,
     y: Value,
@@ -38,7 +38,7 @@ export const PlotPointSchema = Type.Object(
 );
 export type PlotPoint = Static<typeof PlotPointSchema>;
 
-export const SeriesSchema = Type.Object(
+const SeriesSchema = Type.Object(
   {
     name: Text,
     points: Type.Array(PlotPointSchema, { maxItems: FIGURE_LIMITS.points }),
@@ -72,7 +72,7 @@ const AxisSchema = Type.Object(
 export type Axis = Static<typeof AxisSchema>;
 
 /** Lines, points, bars, error bars and bands over two axes. */
-export const ChartFigureSchema = Type.Object(
+const ChartFigureSchema = Type.Object(
   {
     kind: Type.Literal('chart'),
     title: Text,
@@ -89,7 +89,7 @@ export const ChartFigureSchema = Type.Object(
 export type ChartFigure = Static<typeof ChartFigureSchema>;
 
 /** One axis for each hyperparameter and one line for each trial. */
-export const ParallelFigureSchema = Type.Object(
+const ParallelFigureSchema = Type.Object(
   {
     kind: Type.Literal('parallel'),
     title: Text,
@@ -125,7 +125,7 @@ export const ParallelFigureSchema = Type.Object(
 export type ParallelFigure = Static<typeof ParallelFigureSchema>;
 
 /** Counts: true classes in rows, answers in columns. */
-export const MatrixFigureSchema = Type.Object(
+const MatrixFigureSchema = Type.Object(
   {
     kind: Type.Literal('matrix'),
     title: Text,
@@ -140,7 +140,7 @@ export const MatrixFigureSchema = Type.Object(
 export type MatrixFigure = Static<typeof MatrixFigureSchema>;
 
 /** How an example is shown. */
-export const ShownSchema = Type.Union([
+const ShownSchema = Type.Union([
   Type.Object(
     {
       kind: Type.Literal('image'),
@@ -157,10 +157,9 @@ export const ShownSchema = Type.Union([
   ),
   Type.Object({ kind: Type.Literal('text'), text: Text }, closed),
 ]);
-export type Shown = Static<typeof ShownSchema>;
 
 /** Examples with what a model says of them. */
-export const GalleryFigureSchema = Type.Object(
+const GalleryFigureSchema = Type.Object(
   {
     kind: Type.Literal('gallery'),
     title: Text,
@@ -184,7 +183,7 @@ export type GalleryFigure = Static<typeof GalleryFigureSchema>;
 export type Card = GalleryFigure['cards'][number];
 
 /** What each threshold of confidence gives: shares of the examples that are answered, and of those that are right. */
-export const ThresholdsFigureSchema = Type.Object(
+const ThresholdsFigureSchema = Type.Object(
   {
     kind: Type.Literal('thresholds'),
     title: Text,

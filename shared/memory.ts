@@ -35,7 +35,7 @@ export class Memory {
 
 const PAGE_BYTES = 2 ** 16;
 /** A cache line; a vector of the kernels is 16. */
-export const ALIGNMENT_BYTES = 64;
+const ALIGNMENT_BYTES = 64;
 /** All that a 32-bit address reaches but the last page. */
 export const MEMORY_BYTES_MAX = 2 ** 32 - 2 * PAGE_BYTES;
 

@@ -267,7 +267,7 @@ const sizeOf = (value: number) => (Math.abs(value) > 1e-300 ? Math.abs(value) : 
 const LOG_MIN = -700;
 
 /** Maps the range of some values, widened a little, to pixels; what is not drawable is left out. */
-export function scaleOf(
+function scaleOf(
   values: readonly (number | null | undefined)[],
   { log = false, from, to }: { readonly log?: boolean; readonly from: number; readonly to: number },
 ): Scale {

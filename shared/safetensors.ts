@@ -12,7 +12,7 @@ export type Dtype = keyof typeof DTYPE_BYTES;
 /** The largest header that is read: a lie about the length must not cost memory. */
 export const HEADER_BYTES_MAX = 64 * 1024 * 1024;
 /** The most dimensions that a tensor may have. */
-export const RANK_MAX = 32;
+const RANK_MAX = 32;
 /** Bytes of the length that stands before the header. */
 export const PREFIX_BYTES = 8;
 

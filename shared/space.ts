@@ -18,7 +18,7 @@ const range = <const K extends string>(kind: K) =>
     closed,
   );
 
-export const DimensionSchema = Type.Union([
+const DimensionSchema = Type.Union([
   /** Any number from low to high, each as likely. */
   range('uniform'),
   /** The logarithm is uniform: for what matters by factors, like a learning rate. */

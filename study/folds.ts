@@ -176,7 +176,7 @@ export function foldsReport(
 const foldName = ({ config }: Trial) => String(config.validation.fold);
 
 /** `2.31 % ± 0.12 % (95 % confidence 2.01 % … 2.61 %)`. */
-export function estimateText(
+function estimateText(
   { mean, standardError, low, high, level, count, distinct }: Estimate,
   format: (value: number) => string,
 ): string {

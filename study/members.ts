@@ -8,7 +8,7 @@ import { bestEvaluation, type NewTrial, type Plan, type Trial } from './study.ts
  * them has seen.
  */
 
-export const MEMBER_KINDS = ['seeds', 'bagging', 'folds', 'snapshots'] as const;
+const MEMBER_KINDS = ['seeds', 'bagging', 'folds', 'snapshots'] as const;
 export type MemberKind = (typeof MEMBER_KINDS)[number];
 
 /** `seeds`: other initial parameters and orders. `bagging`: other resamples of the training part, too. */

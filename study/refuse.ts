@@ -144,7 +144,7 @@ export function answered({ confidence, right }: Ranked, threshold: number) {
 }
 
 /** Points of accuracy over coverage, about 200, with the confidence that answers start from. */
-export function coverageCurve({ confidence, right }: Ranked) {
+function coverageCurve({ confidence, right }: Ranked) {
   const points: { threshold: number; coverage: number; accuracy: number }[] = [];
   const every = Math.max(1, Math.floor(right.length / 200));
   let good = 0;

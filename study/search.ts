@@ -97,7 +97,7 @@ function checkSettings({ space, rounds, learningRateFirst, method, trials }: Sea
 }
 
 /** Evaluations of a full trial. @throws DownpourError DP_USAGE when the configuration sets no end. */
-export function budgetOf(config: RunConfig): number {
+function budgetOf(config: RunConfig): number {
   const { evaluateEverySteps, epochsMax, stepsMax } = config;
   if (evaluateEverySteps === null && epochsMax !== null) return epochsMax;
   if (evaluateEverySteps !== null && stepsMax !== null) {

@@ -14,7 +14,7 @@ import { SOBOL_DIMENSIONS_MAX, sobolPoint } from './sobol.ts';
 /** Of the study's seed: the trial of index i draws from stream RANDOM_STREAM + i. */
 const RANDOM_STREAM = 0x2000_0000;
 /** A grid above this many dimensions is refused. */
-export const GRID_DIMENSIONS_MAX = 4;
+const GRID_DIMENSIONS_MAX = 4;
 
 /** The value at a place of its range. @param u 0 ≤ u ≤ 1. */
 export function valueAt(dimension: Dimension, u: number): SpaceValue {

@@ -464,7 +464,7 @@ function drawMarks({ ctx, valToPos, bbox }: uPlot, marks: readonly Mark[]): void
  * One table with a column for each curve, as uPlot wants it. Where that would be too large, each curve is
  * read at equal distances of x, on the line between its points.
  */
-export function aligned(curves: readonly Curve[]): uPlot.AlignedData {
+function aligned(curves: readonly Curve[]): uPlot.AlignedData {
   const points = curves.reduce((sum, { x }) => sum + x.length, 0);
   if (points * curves.length <= CELLS_MAX) {
     const tables = curves.map(({ x, y }) => [x, y] as unknown as uPlot.AlignedData);

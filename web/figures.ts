@@ -101,7 +101,7 @@ function paperOf(figure: ChartFigure | MatrixFigure | ParallelFigure): string {
 }
 
 /** One line for each point, count or trial. */
-export function csvOf(figure: ChartFigure | MatrixFigure | ParallelFigure): string {
+function csvOf(figure: ChartFigure | MatrixFigure | ParallelFigure): string {
   if (figure.kind === 'chart') {
     const { x, y, series } = figure;
     return csvText([

@@ -13,7 +13,7 @@ export interface View {
   destroy?(): void;
 }
 
-export const ACTIVE_PHASES: readonly string[] = [
+const ACTIVE_PHASES: readonly string[] = [
   'waiting',
   'training',
   'refitting',

@@ -524,7 +524,7 @@ function evaluationCurve(
 }
 
 /** Examples a second between points that are far enough apart to tell. */
-export function throughputOf({ step, seconds, examples }: Metrics['training']): Content {
+function throughputOf({ step, seconds, examples }: Metrics['training']): Content {
   const x: number[] = [];
   const y: number[] = [];
   const whole = (seconds.at(-1) ?? 0) - (seconds[0] ?? 0);
@@ -780,7 +780,7 @@ function configurationOf(run: RunDetail): HTMLElement {
 }
 
 /** Nested fields by their dotted names. */
-export function flat(value: unknown, prefix = ''): [string, string][] {
+function flat(value: unknown, prefix = ''): [string, string][] {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     return [[prefix, typeof value === 'string' ? value : JSON.stringify(value)]];
   }

@@ -67,14 +67,14 @@ function buttonsOf(
   );
 }
 
-export function download(blob: Blob, name: string): void {
+function download(blob: Blob, name: string): void {
   const url = URL.createObjectURL(blob);
   h('a', { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
 /** One line for each point: the curve, x, y. All points that the page has, not those of the picture. */
-export function csvOf({ curves, xLabel, yLabel }: Content): string {
+function csvOf({ curves, xLabel, yLabel }: Content): string {
   return csvText([
     ['curve', xLabel, yLabel],
     ...curves.flatMap(({ label, x, y }) => x.map((each, i) => [label, each, y[i]])),
@@ -97,7 +97,7 @@ const HEIGHT = 480;
 const BOX = { left: 70, right: 20, top: 44, bottom: 50 };
 
 /** A drawing of its own size, with ticks at round numbers. */
-export function svgOf(content: Content, title: string): string {
+function svgOf(content: Content, title: string): string {
   const { curves, marks = [] } = content;
   const drawn = curves.filter(({ x }) => x.length > 0);
   const x = scaleOf(

@@ -123,7 +123,7 @@ export function follow(onRefused: () => void): void {
   connect();
 }
 
-export function unfollow(): void {
+function unfollow(): void {
   source?.close();
   source = null;
   clearTimeout(silence);
@@ -153,7 +153,7 @@ function take(update: FeedUpdate): void {
 }
 
 /** Asks the server who this browser is. @throws TypeError when there is no answer. */
-export async function lookWho(): Promise<void> {
+async function lookWho(): Promise<void> {
   const response = await fetch('/session');
   if (!response.ok) throw new TypeError(`GET /session answered ${response.status}`);
   state.session = (await response.json()) as SessionFacts;

@@ -95,7 +95,7 @@ export function backoffMs(attempt: number, random: () => number, awayMs: number)
 }
 
 /** @throws DownpourError DP_USAGE: one is not the address of a server. */
-export function socketUrls(servers: string): string[] {
+function socketUrls(servers: string): string[] {
   return servers.split(',').map((server) => socketUrl(server.trim()));
 }
 

@@ -130,7 +130,7 @@ export const ATTACKS: readonly Attack[] = [
   },
 ];
 
-export function attackOf(name: string): Attack {
+function attackOf(name: string): Attack {
   const attack = ATTACKS.find((each) => each.name === name);
   if (!attack) throw new Error(`there is no flood '${name}'`);
   return attack;
@@ -160,7 +160,7 @@ const PAUSE_MS = 20;
 const LEAST_PRIORITY = 19;
 
 /** Begins an attack. @returns what ends it. */
-export function attack(
+function attack(
   { connections, run }: Attack,
   target: Target,
 ): () => Promise<Record<string, number>> {

@@ -9,7 +9,7 @@ import { VECTORS, vectorsPage } from './vectors.ts';
 
 /** Writes the pages of docs/ that are made from the code: `npm run docs`. */
 
-export const PAGE = new URL('../../docs/cli.md', import.meta.url);
+const PAGE = new URL('../../docs/cli.md', import.meta.url);
 
 /** The page in Markdown: the help of every command. */
 export async function helpPage(): Promise<string> {

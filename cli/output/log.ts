@@ -16,7 +16,7 @@ export interface Logging {
 }
 
 /** @param format undefined: what suits standard error. */
-export function openLog(format: LogFormat | undefined): Logging {
+function openLog(format: LogFormat | undefined): Logging {
   const chosen = format ?? (process.stderr.isTTY ? 'pretty' : 'text');
   const write = { json: structured(), pretty, text: (line: string) => tell(line) }[chosen];
   return { format: chosen, ...bounded(write) };

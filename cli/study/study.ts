@@ -94,10 +94,10 @@ export interface StudyContext {
 }
 
 /** Weaker than what anybody writes: a trial is of the learning rate that it has, not of a lower one. */
-export const STUDY_DEFAULTS = { divergence: { rollbacksMax: 0 } } as const;
+const STUDY_DEFAULTS = { divergence: { rollbacksMax: 0 } } as const;
 
 /** Stronger than what the user writes: studies compare on the validation part, and refit nothing. */
-export function studyBase(options: StudyCommandOptions): Record<string, unknown> {
+function studyBase(options: StudyCommandOptions): Record<string, unknown> {
   return {
     testAtEnd: false,
     workersMax: options.workersPerTrial,

@@ -1,7 +1,7 @@
 import * as tf from '@tensorflow/tfjs-core';
 import { beforeAll, expect, test } from 'vitest';
 import { openEngine } from '../../worker/engine.ts';
-import { ENGINE_LIMITS } from '../../worker/engine-limits.ts';
+import { ENGINE_LIMITS } from './engine-limits.ts';
 
 /** For each kernel that can't be differentiated, an expression that uses it, and its right gradient. */
 const USES: Readonly<

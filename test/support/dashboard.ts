@@ -20,7 +20,7 @@ export async function launch(gpu: readonly string[] = ['--disable-gpu']): Promis
 }
 
 /** The three looks that each view is shown in. */
-export const LOOKS = {
+const LOOKS = {
   light: { viewport: { width: 1280, height: 900 }, colorScheme: 'light' },
   dark: { viewport: { width: 1280, height: 900 }, colorScheme: 'dark' },
   phone: { viewport: { width: 390, height: 844 }, colorScheme: 'light' },

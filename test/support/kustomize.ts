@@ -32,7 +32,7 @@ const found =
 export const lacksKustomize = found === null;
 
 /** The objects of a folder, as a text. @throws what Kustomize complains of. */
-export function kustomize(folder: string): string {
+function kustomize(folder: string): string {
   if (found === null) throw new Error('neither kubectl nor kustomize is here');
   const [program, word] = found;
   const { status, stdout, stderr } = spawnSync(program, [word, folder], {

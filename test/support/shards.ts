@@ -23,7 +23,7 @@ const DATA = {
   ...{ trainCount: 64, validationCount: 10, testCount: 10, fingerprint: 'f', source: 's' },
 };
 
-export function optionsOf(config: PartialConfig) {
+function optionsOf(config: PartialConfig) {
   return {
     id: 'r',
     experiment: 'e',

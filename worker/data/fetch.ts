@@ -11,7 +11,7 @@ import { MNIST_FILES } from './mnist.ts';
 /** Fetches MNIST's four files: resumable, checked, and never half there under their final names. */
 
 /** Folders on the web that hold the files under their usual names with .gz. */
-export const MNIST_MIRRORS = [
+const MNIST_MIRRORS = [
   'https://ossci-datasets.s3.amazonaws.com/mnist/',
   'https://storage.googleapis.com/cvdf-datasets/mnist/',
 ] as const;
@@ -24,7 +24,7 @@ export interface RemoteFile {
 }
 
 /** As published by the authors; many projects pin the same digests. */
-export const MNIST_REMOTE: readonly RemoteFile[] = [
+const MNIST_REMOTE: readonly RemoteFile[] = [
   {
     name: MNIST_FILES.trainImages,
     bytes: 47_040_016,

@@ -6,7 +6,7 @@ import { DownpourError, errorText } from '../../shared/errors.ts';
 /** Reading whole files of data, gzip or not, with the errors that a user can act on. */
 
 /** Of a data file, decompressed; more than Node holds in one buffer safely is never useful. */
-export const DATA_FILE_BYTES_MAX = 4 * 2 ** 30 - 1;
+const DATA_FILE_BYTES_MAX = 4 * 2 ** 30 - 1;
 
 /** Read at once. */
 export const PIECE_BYTES = 4 * 2 ** 20;

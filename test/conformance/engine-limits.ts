@@ -1,4 +1,4 @@
-/** What no engine of tfjs 4.22 can differentiate, so that it can be named before training starts. */
+/** What no engine of tfjs 4.22 can differentiate. */
 export interface EngineLimit {
   /** tfjs's name of the operation's kernel, as in `tf.profile` and in a graph. */
   readonly kernel: string;
@@ -10,7 +10,7 @@ export interface EngineLimit {
   readonly instead: string;
 }
 
-/** Tested in `test/conformance/engine-limits.test.ts`: a limit that tfjs lifts fails there. */
+/** A limit that tfjs lifts fails in the test beside this. */
 export const ENGINE_LIMITS: readonly EngineLimit[] = [
   {
     kernel: 'Conv2D',
