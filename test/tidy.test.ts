@@ -181,7 +181,7 @@ describe('layers', () => {
 
 describe('exports', () => {
   test('are values that another file takes, and schemas beside their types', () => {
-    const all = [...LAYERS, 'bench', 'examples', 'test'].flatMap((folder) =>
+    const all = [...LAYERS, 'bench', 'examples', 'scripts', 'test'].flatMap((folder) =>
       sources(join(ROOT, folder), /\.[tj]s$/),
     );
     const texts = new Map(all.map((path) => [path, readFileSync(path, 'utf8')]));
