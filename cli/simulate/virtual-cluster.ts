@@ -93,7 +93,7 @@ export function simulateRun(options: VirtualClusterOptions): { run: Run; nowMs: 
   let nowMs = 0;
 
   const begin = (worker: VirtualWorker): void => {
-    const assignment = run.assign(worker.key, 1, nowMs);
+    const assignment = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: nowMs });
     if (assignment.kind === 'end') return;
     if (assignment.kind === 'wait') {
       idle.add(worker);
@@ -101,7 +101,11 @@ export function simulateRun(options: VirtualClusterOptions): { run: Run; nowMs: 
     }
     if (assignment.kind === 'initialise') {
       const { grant, seed } = assignment;
-      worker.act = (now) => run.initialised(worker.key, grant, problem.initialise(seed), now);
+      worker.act = (now) =>
+        run.call(
+          { call: 'initialised', worker: worker.key, grant, now },
+          bytesOf(problem.initialise(seed)),
+        );
       queue.push(nowMs, worker);
       return;
     }
@@ -114,11 +118,20 @@ export function simulateRun(options: VirtualClusterOptions): { run: Run; nowMs: 
       const counts = { train: trainCount, validation: validationCount, test: testCount };
       const examples = { ...counts, trainAndValidation: trainCount + validationCount }[part];
       worker.act = (now) =>
-        run.evaluated(
-          worker.key,
-          { type: 'evaluated', run: run.id, evaluation: id, loss, error, examples, metrics: {} },
+        run.call({
+          call: 'evaluated',
+          worker: worker.key,
+          result: {
+            type: 'evaluated',
+            run: run.id,
+            evaluation: id,
+            loss,
+            error,
+            examples,
+            metrics: {},
+          },
           now,
-        );
+        });
       queue.push(nowMs + evaluationMs, worker);
       return;
     }
@@ -129,21 +142,24 @@ export function simulateRun(options: VirtualClusterOptions): { run: Run; nowMs: 
     const duration = computeMs(draw, worker.index);
     worker.act = (now) => {
       const before = run.step;
-      run.push(
-        worker.key,
+      run.call(
         {
-          type: 'push',
-          run: run.id,
-          sequence: ++worker.sequence,
-          lease: lease.id,
-          step,
-          generation,
-          loss: Number.isFinite(loss) ? loss : null,
-          computeMs: duration,
-          encoding: 'f32',
+          call: 'push',
+          worker: worker.key,
+          push: {
+            type: 'push',
+            run: run.id,
+            sequence: ++worker.sequence,
+            lease: lease.id,
+            step,
+            generation,
+            loss: Number.isFinite(loss) ? loss : null,
+            computeMs: duration,
+            encoding: 'f32',
+          },
+          now,
         },
         bytesOf(worker.payload),
-        now,
       );
       if (run.step > before) options.onStep?.(run, now);
     };
@@ -152,7 +168,12 @@ export function simulateRun(options: VirtualClusterOptions): { run: Run; nowMs: 
 
   for (const { key } of workers) {
     const { tensors, data } = problem;
-    run.join(key, { experimentHash: 'virtual', tensors, data }, 0);
+    run.call({
+      call: 'join',
+      worker: key,
+      join: { experimentHash: 'virtual', tensors, data },
+      now: 0,
+    });
   }
   for (const worker of workers) begin(worker);
   let ticked = 0;
@@ -161,7 +182,8 @@ export function simulateRun(options: VirtualClusterOptions): { run: Run; nowMs: 
     if (!next) throw new Error(`nothing happens any more in phase ${run.phase}`);
     const { at, item: worker } = next;
     nowMs = at;
-    for (; ticked + TICK_MS <= nowMs; ticked += TICK_MS) run.tick(ticked + TICK_MS);
+    for (; ticked + TICK_MS <= nowMs; ticked += TICK_MS)
+      run.call({ call: 'tick', now: ticked + TICK_MS });
     worker.act?.(nowMs);
     worker.act = null;
     const woken = run.takeEvents().some(({ kind }) => kind === 'wake');

@@ -13,18 +13,13 @@ import {
 } from '../../files/records.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import type { LostNote, Seen } from '../core/run/calls.ts';
 
 // What a server leaves behind, so that its next life knows what was lost with it: a count of its lives, and
 // of each run how far it has come, a second old at most. Checkpoints hold what is restored; this, what is not.
 
 const LIVES = 'lives.json';
 const PROGRESS = 'progress.json';
-
-/** Up to where a run was seen. */
-export interface Seen {
-  readonly step: number;
-  readonly generation: number;
-}
 
 /**
  * Counts a new life of a state folder, on disk before anything of it is seen by others.
@@ -50,14 +45,8 @@ export async function nextLife(
   return lives;
 }
 
-/** How far a run has come, and what it knows of steps that are lost. */
-export interface Progress extends Seen {
-  /** The checkpoint that this life began with; absent, as the rest: noted by an older release. */
-  readonly base?: Seen;
-  /** Steps after `base` by the life that lost them; all that are lost, in all lives. */
-  readonly lost?: readonly (readonly [life: number, steps: number])[];
-  readonly total?: number;
-}
+/** How far a run has come, and what it knows of steps that are lost. Of an older release: how far it has come alone. */
+export type Progress = Seen & Partial<LostNote>;
 
 /**
  * Notes how far a run has come. Survives the death of the process, but not for certain that of the machine:

@@ -245,7 +245,9 @@ export class Recovery {
       const since = typeof known.life === 'number' ? known.life : this.#life - 1;
       const fresh = new Run(optionsOf(known), shards, { life: this.#life, since });
       await this.#learnLost(fresh);
-      if (known.phase === 'stopped') fresh.stop('stopped by a user; `downpour resume` goes on');
+      if (known.phase === 'stopped') {
+        fresh.call({ call: 'stop', reason: 'stopped by a user; `downpour resume` goes on' });
+      }
       return fresh;
     }
     const state = this.#options.stateOf(run);
@@ -282,8 +284,9 @@ export class Recovery {
     const noted = await readProgress(root, run.id, this.#passedOver);
     if (noted) {
       const { base, lost, total } = noted;
-      if (base && lost && total !== undefined) run.recallLost({ base, lost, total });
-      run.learnLost(noted);
+      if (base && lost && total !== undefined) run.call({ call: 'recallLost', base, lost, total });
+      const { step, generation } = noted;
+      run.call({ call: 'learnLost', seen: { step, generation } });
       // This life may be as short as the last one, and its checkpoint never written. Of one that is over nothing is lost.
       if (!run.over) await noteProgress(root, run.id, run.progress).catch(() => {});
     }

@@ -1,4 +1,4 @@
-import { bytesOf } from '../../shared/codec.ts';
+import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import type { Encoding } from '../../shared/compression.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import {
@@ -16,7 +16,6 @@ import type {
   DataSummary,
   ErrorMeasure,
   Evaluated,
-  Join,
   Lease,
   Observed,
   Part,
@@ -57,6 +56,19 @@ import {
   velocityCount,
 } from './parameters.ts';
 import { Robust, type RobustState } from './robust.ts';
+import {
+  type Answer,
+  type AnswerOf,
+  type Assignment,
+  type CallOf,
+  hasPayload,
+  type LostNote,
+  type PartsLanded,
+  type RunCall,
+  type RunFollower,
+  type Seen,
+  toFollow,
+} from './run/calls.ts';
 import { createSchedule, momentumAt, type Schedule, type ScheduleState } from './schedule.ts';
 import { BEST, type RunShards, rangesOf, saveVectors } from './shard.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
@@ -107,25 +119,6 @@ export type RunEvent =
   /** Workers that had nothing to do may have something now. */
   | { readonly kind: 'wake' };
 
-/** What a worker is to do next. */
-export type Assignment =
-  | { readonly kind: 'initialise'; readonly grant: number; readonly seed: number }
-  | {
-      readonly kind: 'work';
-      readonly leases: Lease[];
-      readonly evaluation: { readonly id: number; readonly part: Part } | null;
-      /** To be sent as it is: hold it until it has gone. */
-      readonly payload: Snapshot;
-      /** Anybody's at this step: trainable and statistics as they are. Else the payload is for this worker alone. */
-      readonly shared: boolean;
-      readonly step: number;
-      /** What the other shards are to send it with this. */
-      readonly parts: { readonly capture: number | null; readonly whole: boolean };
-    }
-  /** Nothing now: a `wake` comes. */
-  | { readonly kind: 'wait' }
-  | { readonly kind: 'end' };
-
 interface WorkerRecord extends WorkerDeeds {
   lastSequence: number;
   attached: boolean;
@@ -155,15 +148,6 @@ interface Capture {
   readonly id: number;
   /** Those of the coordinator's own range: shape [exchangedSize] of its layout. */
   readonly values: Float32Array;
-}
-
-/** Of a push that went to several shards, what the other ones have said. */
-export interface PartsLanded {
-  readonly session: string;
-  /** Of the parts' gradients, NaN: not finite. */
-  readonly squares: number;
-  /** With a part itself. */
-  readonly problem: string | null;
 }
 
 interface PendingEvaluation {
@@ -240,66 +224,6 @@ export interface RunState {
   readonly startingAnew?: boolean;
   readonly correction?: CorrectionState;
 }
-
-/**
- * A call that changes a run. Calls in their order are all that a run is: another one that begins equal and is
- * called alike stays equal, to the bit (`replay` in replay.ts, docs/decisions/0011-standby.md).
- */
-export type RunCall =
-  | {
-      readonly call: 'join';
-      readonly worker: string;
-      /** With the facts of its data as payload, where it says so. */
-      readonly join: Pick<
-        Join,
-        'experimentHash' | 'tensors' | 'data' | 'facts' | 'errorMeasure' | 'seen'
-      >;
-      readonly now: number;
-    }
-  | { readonly call: 'detach'; readonly worker: string; readonly now: number }
-  | { readonly call: 'leave'; readonly worker: string }
-  | { readonly call: 'postpone'; readonly ms: number }
-  | { readonly call: 'tick'; readonly now: number }
-  | {
-      readonly call: 'assign';
-      readonly worker: string;
-      readonly ahead: number;
-      readonly now: number;
-    }
-  /** With the values as payload. */
-  | {
-      readonly call: 'initialised';
-      readonly worker: string;
-      readonly grant: number;
-      readonly now: number;
-    }
-  /** With its payload. */
-  | {
-      readonly call: 'push';
-      readonly worker: string;
-      readonly push: Push;
-      readonly now: number;
-    }
-  | {
-      readonly call: 'evaluated';
-      readonly worker: string;
-      readonly result: Evaluated;
-      readonly now: number;
-    }
-  | {
-      readonly call: 'sampled';
-      readonly worker: string;
-      readonly observed: Observed;
-      readonly now: number;
-    }
-  | { readonly call: 'learnLost'; readonly seen: { step: number; generation: number } }
-  | { readonly call: 'stop'; readonly reason: string }
-  | { readonly call: 'test' }
-  | { readonly call: 'tested'; readonly at: string }
-  | { readonly call: 'resume' };
-
-/** Is told of each call before it is carried out. The payload is as it is during the call only. */
-export type RunFollower = (call: RunCall, payload: Uint8Array) => void;
 
 /** All that a run is at one moment, with what a checkpoint leaves out; the vectors come beside it. */
 export interface RunReplica {
@@ -452,12 +376,6 @@ export class Run {
     return this.#testedAt;
   }
 
-  /** It has been. @param at ISO 8601: the core has no clock. */
-  tested(at: string): void {
-    this.#follower?.({ call: 'tested', at }, NOTHING);
-    this.#testedAt = at;
-  }
-
   get phase(): Phase {
     return this.#phase;
   }
@@ -511,15 +429,6 @@ export class Run {
     return Math.max(0, this.#restored.step + ahead - this.#step);
   }
 
-  /**
-   * Somebody saw the run in an earlier life of the server: what was applied there after the checkpoint that
-   * this life began with is lost.
-   */
-  learnLost(seen: { readonly step: number; readonly generation: number }): void {
-    this.#follower?.({ call: 'learnLost', seen }, NOTHING);
-    this.#learnLost(seen);
-  }
-
   /** How far it has come, and all that it knows of lost steps: what the next life must not forget. */
   get progress() {
     const { step, generation } = this.#restored;
@@ -529,19 +438,7 @@ export class Run {
     };
   }
 
-  /**
-   * What an earlier life had learnt of lost steps and noted beside the checkpoint, before it ended.
-   * Call before anybody joins, or follows.
-   */
-  recallLost({
-    base,
-    lost,
-    total,
-  }: {
-    readonly base: { readonly step: number; readonly generation: number };
-    readonly lost: readonly (readonly [life: number, steps: number])[];
-    readonly total: number;
-  }): void {
+  #recallLost({ base, lost, total }: LostNote): void {
     const { step, generation } = this.#restored;
     if (base.step === step && base.generation === generation) {
       for (const [life, steps] of lost) {
@@ -552,7 +449,7 @@ export class Run {
     this.#lostBefore += Math.max(0, total - this.stepsLost);
   }
 
-  #learnLost(seen: { readonly step: number; readonly generation: number }): void {
+  #learnLost(seen: Seen): void {
     const { step, generation, firstGeneration } = this.#restored;
     // Of lives before the checkpoint was written: what they lost was counted by those after them.
     if (seen.generation < firstGeneration || seen.generation >= this.#firstGeneration) return;
@@ -598,28 +495,72 @@ export class Run {
     return events;
   }
 
+  /**
+   * The one way to change the run. Whoever follows it is told here, and nowhere else, before it is carried out.
+   * @param payload of a call that has one; it is used during the call alone.
+   * @throws DownpourError as the kind of call says.
+   */
+  call<C extends RunCall>(call: C, payload: Uint8Array = NOTHING): AnswerOf<C> {
+    this.#follower?.(toFollow(call), hasPayload(call) ? payload : NOTHING);
+    return this.#carryOut(call, payload) as AnswerOf<C>;
+  }
+
+  #carryOut(call: RunCall, payload: Uint8Array): Answer | undefined {
+    switch (call.call) {
+      case 'push':
+        return this.#push(call.worker, call.push, payload, call.now, call.others ?? null);
+      case 'assign':
+        return this.#assign(call.worker, call.ahead, call.now);
+      case 'join':
+        this.#join(call, payload);
+        break;
+      case 'detach':
+        this.#detach(call.worker, call.now);
+        break;
+      case 'leave':
+        this.#leave(call.worker);
+        break;
+      case 'postpone':
+        this.#postpone(call.ms);
+        break;
+      case 'tick':
+        this.#tick(call.now);
+        break;
+      case 'initialised':
+        return this.#initialised(call, payload);
+      case 'evaluated':
+        return this.#evaluated(call.worker, call.result, call.now);
+      case 'sampled':
+        return this.#sampled(call.worker, call.observed, call.now);
+      case 'overflowed':
+        this.#overflowed(call.generation);
+        break;
+      case 'learnLost':
+        this.#learnLost(call.seen);
+        break;
+      case 'recallLost':
+        this.#recallLost(call);
+        break;
+      case 'stop':
+        this.#stop(call.reason);
+        break;
+      case 'test':
+        this.#lookAtTest();
+        break;
+      case 'tested':
+        this.#testedAt = call.at;
+        break;
+      case 'resume':
+        this.#resume();
+        break;
+    }
+    return undefined;
+  }
+
   // Workers come and go.
 
-  /**
-   * A worker takes part. The first one's model and data bind all others.
-   * @param worker name and incarnation.
-   * @param payload the facts of its data, where `join.facts` says so.
-   * @throws DownpourError DP_EXPERIMENT_MISMATCH, DP_LAYOUT_MISMATCH, DP_LAYOUT_INVALID,
-   *   DP_DATA_MISMATCH or DP_FRAME_MALFORMED.
-   */
-  join(
-    worker: string,
-    join: Pick<Join, 'experimentHash' | 'tensors' | 'data' | 'facts' | 'errorMeasure' | 'seen'>,
-    now: number,
-    payload: Uint8Array = NOTHING,
-  ): void {
-    const { experimentHash, tensors, data, errorMeasure, seen = null } = join;
-    const told = {
-      ...{ experimentHash, tensors, data, seen },
-      ...(errorMeasure && { errorMeasure }),
-      ...(join.facts && { facts: join.facts }),
-    };
-    this.#follower?.({ call: 'join', worker, join: told, now }, join.facts ? payload : NOTHING);
+  #join({ worker, join, now }: CallOf<'join'>, payload: Uint8Array): void {
+    const { experimentHash, data, errorMeasure } = join;
     this.mustBeTrusted(worker);
     const layout = createLayout(join.tensors);
     const facts = join.facts ? decodeFacts(payload) : null;
@@ -717,9 +658,7 @@ export class Run {
     this.#tell({ kind: 'forget', run: this.id, id });
   }
 
-  /** Its connection is lost; it has a few seconds to come back before its work is given away. */
-  detach(worker: string, now: number): void {
-    this.#follower?.({ call: 'detach', worker, now }, NOTHING);
+  #detach(worker: string, now: number): void {
     const record = this.#workers.get(worker);
     if (record) record.attached = false;
     this.#robust.left(worker);
@@ -737,9 +676,7 @@ export class Run {
     return this.#grant?.worker === worker;
   }
 
-  /** It goes for good: its work is given away at once. */
-  leave(worker: string): void {
-    this.#follower?.({ call: 'leave', worker }, NOTHING);
+  #leave(worker: string): void {
     const record = this.#workers.get(worker);
     if (record) record.attached = false;
     this.#robust.left(worker);
@@ -755,16 +692,12 @@ export class Run {
     }
   }
 
-  /** The server itself stood still for so long: nobody's time ran. */
-  postpone(ms: number): void {
-    this.#follower?.({ call: 'postpone', ms }, NOTHING);
+  #postpone(ms: number): void {
     this.#leases?.postpone(ms);
     if (this.#evaluation?.deadline != null) this.#evaluation.deadline += ms;
   }
 
-  /** Takes back work that is out of time. Call about once a second. */
-  tick(now: number): void {
-    this.#follower?.({ call: 'tick', now }, NOTHING);
+  #tick(now: number): void {
     this.#correction.tick(now);
     let freed = this.#leases?.expire(now) ?? 0;
     const evaluation = this.#evaluation;
@@ -776,12 +709,7 @@ export class Run {
     if (freed > 0) this.#events.push({ kind: 'wake' });
   }
 
-  /**
-   * What the worker is to do next.
-   * @param ahead minibatches it may hold at once.
-   */
-  assign(worker: string, ahead: number, now: number): Assignment {
-    this.#follower?.({ call: 'assign', worker, ahead, now }, NOTHING);
+  #assign(worker: string, ahead: number, now: number): Assignment {
     const record = this.#record(worker);
     if (this.over) return { kind: 'end' };
     this.#goesOn(now);
@@ -898,25 +826,16 @@ export class Run {
     return this.#parameters?.land(byteLength, encoding) ?? null;
   }
 
-  /**
-   * The answer to an `initialise`: the whole vector, shape [partLayout.size]. A late answer is ignored, and that of
-   * a worker that was not asked.
-   * @returns whether it was asked for. @param others what the other shards have said of their parts.
-   * @throws DownpourError DP_TENSOR_SIZE or DP_GRADIENT_NOT_FINITE.
-   */
-  initialised(
-    worker: string,
-    grant: number,
-    values: Float32Array,
-    now: number,
-    others: { readonly session: string; readonly finite: boolean } | null = null,
+  #initialised(
+    { worker, grant, now, others = null }: CallOf<'initialised'>,
+    payload: Uint8Array,
   ): boolean {
-    this.#follower?.({ call: 'initialised', worker, grant, now }, bytesOf(values));
     const parameters = this.#mustParameters();
     if (this.over || this.#grant?.id !== grant || this.#grant.worker !== worker) return false;
-    if (values.length !== parameters.layout.size) {
-      throw sizeError('initial parameters', values.length, parameters.layout.size);
-    }
+    const { size } = parameters.layout;
+    if (payload.length !== 4 * size)
+      throw sizeError('initial parameters', payload.length / 4, size);
+    const values = floatsOf(payload);
     if (!Number.isFinite(normAndFinite(values)) || others?.finite === false) {
       this.#grant.worker = null;
       throw new DownpourError(
@@ -946,21 +865,15 @@ export class Run {
 
   // A push.
 
-  /**
-   * Admits and applies one gradient. Everything between the check and the update happens here,
-   * without a pause.
-   * @param payload gradient in its encoding, then statistics in f32; used where it has landed.
-   * @param others of a push in parts: they lie on their shards, and are applied or dropped there with it.
-   */
-  push(
+  /** Everything between the check of a push and the update happens here, without a pause. */
+  #push(
     worker: string,
     push: Push,
     payload: Uint8Array,
     now: number,
-    others: PartsLanded | null = null,
+    others: PartsLanded | null,
   ): Acknowledgement {
     const { sequence } = push;
-    this.#follower?.({ call: 'push', worker, push, now }, payload);
     this.#goesOn(now);
     const acknowledgement = this.#decide(worker, push, payload, now, others);
     const { outcome } = acknowledgement;
@@ -1097,8 +1010,7 @@ export class Run {
     return answer(push, admission.scale < 1 ? 'damped' : 'applied', staleness);
   }
 
-  /** An update that was admitted made the parameters of another shard overflow. @param generation of it. */
-  overflowed(generation: number): void {
+  #overflowed(generation: number): void {
     // Several updates may have been under way when the first was told.
     if (this.over || generation !== this.#generation) return;
     this.#diverged(
@@ -1241,13 +1153,7 @@ export class Run {
     this.#events.push({ kind: 'wake' });
   }
 
-  /**
-   * Takes the result of an evaluation in, from the worker that has it to do; from others, and of a run that is over,
-   * it is ignored.
-   * @returns whether it was asked for. @throws DownpourError DP_DATA_MISMATCH: it is of another number of examples than the part has.
-   */
-  evaluated(worker: string, result: Evaluated, now: number): boolean {
-    this.#follower?.({ call: 'evaluated', worker, result, now }, NOTHING);
+  #evaluated(worker: string, result: Evaluated, now: number): boolean {
     const pending = this.#evaluation;
     if (this.over || pending?.id !== result.evaluation || pending.worker !== worker) return false;
     if (this.quarantine(worker) !== null) return false;
@@ -1294,12 +1200,7 @@ export class Run {
     return { train: trainCount, validation: validationCount, test: testCount }[part];
   }
 
-  /**
-   * Keeps what a worker has sampled, where one of its leases has asked for it.
-   * @returns whether one has. @throws DownpourError DP_LAYOUT_MISMATCH: a tensor that the run does not have.
-   */
-  sampled(worker: string, observed: Observed, now: number): boolean {
-    this.#follower?.({ call: 'sampled', worker, observed, now }, NOTHING);
+  #sampled(worker: string, observed: Observed, now: number): boolean {
     const record = this.#workers.get(worker);
     if (this.over || !this.layout || !record || record.samplesDue === 0) return false;
     if (this.quarantine(worker) !== null) return false;
@@ -1484,13 +1385,7 @@ export class Run {
     this.#evaluate('test', 'test', this.#capture('exchanged'), step);
   }
 
-  /**
-   * Has the final parameters of a finished run evaluated on the test part. Once: who looks again chooses by
-   * what is seen, and the estimate is flattered (*Deep Learning* §5.3).
-   * @throws DownpourError DP_CHECKPOINT_MISSING, DP_RUN_UNFINISHED, DP_RUN_FAILED, DP_TEST_SEEN, DP_DATA_MISSING.
-   */
-  test(): void {
-    this.#follower?.({ call: 'test' }, NOTHING);
+  #lookAtTest(): void {
     if (!this.hasParameters) {
       throw new DownpourError(
         'DP_CHECKPOINT_MISSING',
@@ -1550,12 +1445,6 @@ export class Run {
     this.#events.push({ kind: 'phase', from, to }, { kind: 'wake' });
   }
 
-  /** By a user: nothing is lost, `resume` goes on. */
-  stop(reason: string): void {
-    this.#follower?.({ call: 'stop', reason }, NOTHING);
-    this.#stop(reason);
-  }
-
   #stop(reason: string): void {
     if (this.over) return;
     if (this.#phase === 'testing' && !this.#leases) {
@@ -1569,9 +1458,7 @@ export class Run {
     this.#setPhase('stopped', reason);
   }
 
-  /** @throws DownpourError DP_RUN_ENDED or DP_RUN_FAILED when there is nothing to go on with. */
-  resume(): void {
-    this.#follower?.({ call: 'resume' }, NOTHING);
+  #resume(): void {
     if (this.#phase === 'failed') {
       throw new DownpourError(
         'DP_RUN_FAILED',

@@ -294,7 +294,7 @@ export class Coordinator {
   async stop(id: string): Promise<Run> {
     this.mustBeOpen();
     const run = this.mustFind(id);
-    run.stop('stopped by a user; `downpour resume` goes on');
+    run.call({ call: 'stop', reason: 'stopped by a user; `downpour resume` goes on' });
     this.settle(run);
     await this.#keeper.mustKeep(run, 'is stopped');
     return run;
@@ -318,7 +318,7 @@ export class Coordinator {
   async resume(id: string): Promise<Run> {
     this.mustBeOpen();
     const run = this.mustFind(id);
-    run.resume();
+    run.call({ call: 'resume' });
     this.settle(run);
     try {
       await this.#keeper.mustKeep(run, 'goes on');
@@ -328,11 +328,11 @@ export class Coordinator {
     return run;
   }
 
-  /** @throws DownpourError of `Run.test`, DP_SERVER_STOPPING. */
+  /** @throws DownpourError of the call `test`, DP_SERVER_STOPPING. */
   async test(id: string): Promise<Run> {
     this.mustBeOpen();
     const run = this.mustFind(id);
-    run.test();
+    run.call({ call: 'test' });
     this.settle(run);
     try {
       await this.#keeper.mustKeep(run, 'is tested');
@@ -378,7 +378,9 @@ export class Coordinator {
         );
         this.#keeper.lost(run);
       } else {
-        if (event.evaluation.part === 'test') run.tested(new Date().toISOString());
+        if (event.evaluation.part === 'test') {
+          run.call({ call: 'tested', at: new Date().toISOString() });
+        }
         this.#keeper.evaluated(run);
       }
     }
@@ -396,14 +398,16 @@ export class Coordinator {
     const pauseMs = now - this.#tickedAt;
     this.#tickedAt = now;
     // This process stood still (a long collection, a suspended machine): nobody's time has run.
-    if (pauseMs > LATE_MS) for (const run of this.#runs.values()) run.postpone(pauseMs);
+    if (pauseMs > LATE_MS) {
+      for (const run of this.#runs.values()) run.call({ call: 'postpone', ms: pauseMs });
+    }
     if (pauseMs > HELD_UP_MS) {
       // What the workers have sent meanwhile is read first, and nobody is blamed for the silence.
       for (const session of this.#sessions) session.excuse();
       return;
     }
     for (const run of this.#unfinished) {
-      run.tick(now);
+      run.call({ call: 'tick', now });
       this.settle(run, false);
     }
     for (const session of this.#sessions) {
@@ -568,7 +572,7 @@ export class Coordinator {
     const run = this.#runs.get(report.run);
     if (!run) return;
     if (report.type === 'overflowed') {
-      run.overflowed(report.generation);
+      run.call({ call: 'overflowed', generation: report.generation });
       this.settle(run);
       return;
     }

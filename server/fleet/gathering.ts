@@ -1,7 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
 import type { Push } from '../../shared/protocol.ts';
 import type { Landing } from '../../wire/connection.ts';
-import type { PartsLanded } from '../core/run.ts';
+import type { InitialLanded, PartsLanded } from '../core/run/calls.ts';
 
 /**
  * The parts of one worker's messages that go to several shards at once. They come in any order, each from
@@ -62,7 +62,7 @@ export class Gathering {
   takeInitial(
     grant: number,
     parts: number,
-  ): { values: Float32Array; others: { session: string; finite: boolean } } | null {
+  ): { values: Float32Array; others: InitialLanded } | null {
     const initial = this.#initialOf(grant);
     if (!initial.values || initial.shards.size < parts - 1) return null;
     this.#initial = null;

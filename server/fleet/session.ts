@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto';
-import { floatsOf } from '../../shared/codec.ts';
+import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { encodingOf } from '../../shared/compression.ts';
 import { workerConfig } from '../../shared/config.ts';
 import { encodeFacts } from '../../shared/data-facts.ts';
@@ -38,7 +38,14 @@ import type {
 import { type Budget, Meter } from '../access/budget.ts';
 import { hashDifference } from '../core/agreement.ts';
 import { payloadLimits } from '../core/parameters.ts';
-import type { Assignment, PartsLanded, Run } from '../core/run.ts';
+import {
+  AssignCall,
+  type Assignment,
+  type InitialLanded,
+  type PartsLanded,
+  PushCall,
+} from '../core/run/calls.ts';
+import type { Run } from '../core/run.ts';
 import { partsMax } from '../core/shard.ts';
 import { keep, LandingDesk } from '../payloads/landings.ts';
 import { mustFit, payloadMax } from '../payloads/payloads.ts';
@@ -85,6 +92,8 @@ export class Session {
   readonly #acceptsBundles: boolean | null;
   #hello: Hello | null = null;
   #key = '';
+  #pushCall = new PushCall('');
+  #assignCall = new AssignCall('');
   /** The run that it was assigned to, and whether it has joined. */
   #run: Run | null = null;
   #served: Run | null = null;
@@ -359,7 +368,8 @@ export class Session {
   /** Of a run that it has left, a sample is of no more use. */
   #onObserved(observed: Observed): void {
     if (this.#joined && this.#run?.id === observed.run) {
-      this.#asked = this.#run.sampled(this.key, observed, this.#coordinator.now());
+      const now = this.#coordinator.now();
+      this.#asked = this.#run.call({ call: 'sampled', worker: this.key, observed, now });
     }
   }
 
@@ -380,7 +390,8 @@ export class Session {
       );
     }
     if (message.type === 'evaluated') {
-      this.#asked = run.evaluated(this.key, message, this.#coordinator.now());
+      const [worker, now] = [this.key, this.#coordinator.now()];
+      this.#asked = run.call({ call: 'evaluated', worker, result: message, now });
       this.proceed();
     } else if (message.type === 'push') {
       this.#desk.arrived(landing);
@@ -395,7 +406,7 @@ export class Session {
     } else if (run.parts > 1) {
       this.#gathering.initialised(message.grant, floatsOf(payload));
       this.#initialGathered(run, message.grant);
-    } else this.#onInitialised(run, message.grant, floatsOf(payload));
+    } else this.#onInitialised(run, message.grant, payload);
     this.#coordinator.settle(run);
     return false;
   }
@@ -433,7 +444,7 @@ export class Session {
     const whole = this.#gathering.takeInitial(grant, run.parts);
     if (!whole) return;
     try {
-      this.#onInitialised(run, grant, whole.values, whole.others);
+      this.#onInitialised(run, grant, bytesOf(whole.values), whole.others);
       this.#coordinator.settle(run);
     } catch (error) {
       this.fail(error);
@@ -448,6 +459,8 @@ export class Session {
     this.#hello = hello;
     this.#countHello(hello);
     this.#key = keyOf(hello, this.holder);
+    this.#pushCall = new PushCall(this.#key);
+    this.#assignCall = new AssignCall(this.#key);
     this.#coordinator.welcome(this);
     this.tellStandby();
     if (hello.run !== null) {
@@ -506,7 +519,8 @@ export class Session {
       );
     }
     try {
-      run.join(this.key, join, this.#coordinator.now(), payload);
+      const now = this.#coordinator.now();
+      run.call({ call: 'join', worker: this.key, join, now }, payload);
     } catch (error) {
       if (!this.#mayServeOthers(error)) throw error;
       this.#unsuited(run, error);
@@ -552,17 +566,19 @@ export class Session {
   #onInitialised(
     run: Run,
     grant: number,
-    payload: Float32Array,
-    others: { session: string; finite: boolean } | null = null,
+    payload: Uint8Array,
+    others: InitialLanded | null = null,
   ): void {
     const now = this.#coordinator.now();
-    this.#asked = run.initialised(this.key, grant, payload, now, others);
+    const call = { call: 'initialised', worker: this.key, grant, now, others } as const;
+    this.#asked = run.call(call, payload);
     this.proceed();
   }
 
   #onPush(run: Run, push: Push, payload: Uint8Array, others: PartsLanded | null = null): void {
     const now = this.#coordinator.now();
-    const acknowledgement = this.#explained(run, run.push(this.key, push, payload, now, others));
+    const answer = run.call(this.#pushCall.of(push, now, others), payload);
+    const acknowledgement = this.#explained(run, answer);
     const seconds = (this.#coordinator.now() - now) / 1000;
     this.#coordinator.countPush(run, push, acknowledgement, seconds);
     const { outcome, code, message } = acknowledgement;
@@ -698,7 +714,7 @@ export class Session {
     const acknowledgements = this.#taken();
     // Minibatches a worker holds: those under way and the one whose data it prepares.
     const ahead = run.config.consistency.depth + 1;
-    const assignment = run.assign(this.key, ahead, now);
+    const assignment = run.call(this.#assignCall.of(ahead, now));
     this.#waiting = assignment.kind === 'wait';
     if (assignment.kind === 'work') {
       const { generation } = run;
@@ -845,7 +861,7 @@ export class Session {
     this.#waiting = false;
     if (!run) return;
     this.#forgetParts(run);
-    run.leave(this.key);
+    run.call({ call: 'leave', worker: this.key });
     this.#coordinator.settle(run);
   }
 
@@ -859,7 +875,7 @@ export class Session {
     this.#coordinator.line.memory.change(null, -this.#helloBytes);
     this.#gathering.clear();
     if (run && this.#joined) {
-      run.detach(this.key, this.#coordinator.now());
+      run.call({ call: 'detach', worker: this.key, now: this.#coordinator.now() });
       this.#coordinator.settle(run);
     }
     this.#coordinator.farewell(this);

@@ -14,7 +14,7 @@ import {
   ShardAddressSchema,
   Text,
 } from '../../shared/protocol.ts';
-import type { RunCall } from '../core/run.ts';
+import type { CallKind, RunCall } from '../core/run/calls.ts';
 import { VectorName, WorkerKey } from '../core/shard-command.ts';
 
 /**
@@ -58,6 +58,7 @@ const Time = Type.Number();
 const worker = { worker: WorkerKey };
 const now = { now: Time };
 const { experimentHash, tensors, data, facts, errorMeasure, seen } = JoinSchema.properties;
+const Seen = Type.Object({ step: Natural, generation: Natural }, closed);
 const callOf = (fields: Type.TProperties = {}) =>
   Type.Object({ call: Type.String(), ...fields }, closed);
 const calls = compile({
@@ -75,12 +76,18 @@ const calls = compile({
   push: callOf({ ...worker, push: PushSchema, ...now }),
   evaluated: callOf({ ...worker, result: EvaluatedSchema, ...now }),
   sampled: callOf({ ...worker, observed: ObservedSchema, ...now }),
-  learnLost: callOf({ seen: Type.Object({ step: Natural, generation: Natural }, closed) }),
+  overflowed: callOf({ generation: Natural }),
+  learnLost: callOf({ seen: Seen }),
+  recallLost: callOf({
+    base: Seen,
+    lost: Type.Array(Type.Tuple([Natural, Natural])),
+    total: Natural,
+  }),
   stop: callOf({ reason: Text }),
   test: callOf(),
   tested: callOf({ at: Text }),
   resume: callOf(),
-} satisfies Record<RunCall['call'], unknown>);
+} satisfies Record<CallKind, unknown>);
 
 /** `leading` comes first and is not counted among the frames. */
 const LeadingSchema = Type.Object(

@@ -6,7 +6,8 @@ import { VERSION } from '../../shared/version.ts';
 import type { Connection, ConnectionEvents } from '../../wire/connection.ts';
 import { isLoopback } from '../../wire/local-socket.ts';
 import { Memories } from '../../wire/memories.ts';
-import type { Run, RunCall, RunFollower } from '../core/run.ts';
+import { CALLS, type RunCall, type RunFollower } from '../core/run/calls.ts';
+import type { Run } from '../core/run.ts';
 import {
   CALLS_MAX,
   checkFromStandby,
@@ -23,8 +24,6 @@ import {
 
 /** A vector goes in pieces of so many elements. */
 const PIECE_ELEMENTS = 2 ** 22;
-/** A frame of calls has one of those at most: their headers may be large. */
-const LARGE: readonly RunCall['call'][] = ['join', 'sampled', 'push', 'initialised'];
 /** Bytes that a standby may lack, whatever was agreed on: they wait in memory. */
 export const UNCARRIED_BYTES_MAX = 2 ** 28;
 /** Not heard of for so long, a standby is lost and the primary goes on without it. */
@@ -432,8 +431,10 @@ export class Replication {
 
   #called(run: Run, call: RunCall, payload: Uint8Array): void {
     const batch = this.#batch;
-    const large = LARGE.includes(call.call);
-    if (batch && (batch.run !== run || batch.calls.length >= CALLS_MAX || large)) this.#flush();
+    // Of calls that are large, or have a payload, a frame has one at most.
+    const { large = false, payload: isCarrier = false } = CALLS[call.call];
+    const isFull = batch !== null && (batch.run !== run || batch.calls.length >= CALLS_MAX);
+    if (isFull || large || isCarrier) this.#flush();
     this.#batch ??= { run, calls: [], payload: null };
     this.#batch.calls.push(call);
     if (payload.length > 0) {

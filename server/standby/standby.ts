@@ -15,8 +15,8 @@ import { Memories } from '../../wire/memories.ts';
 import { portLimits, refuse } from '../access/access.ts';
 import { Places } from '../access/sockets.ts';
 import type { TlsMaterial } from '../access/tls.ts';
-import { replay } from '../core/replay.ts';
-import { Run, type RunCall, type RunReplica } from '../core/run.ts';
+import { hasPayload } from '../core/run/calls.ts';
+import { Run, type RunReplica } from '../core/run.ts';
 import type { Bundles } from '../fleet/bundles.ts';
 import type { OwnerLease, StateStore } from '../store/state-store.ts';
 import { checkToStandby, type Follow, type FromStandby, type ToStandby } from './protocol.ts';
@@ -145,7 +145,14 @@ export class Replicas {
     const run = this.runs.get(message.run);
     if (!run) throw new Error(`calls of run ${message.run}, which was never told`);
     for (const call of message.calls) {
-      replay(run, call, WITH_PAYLOAD.includes(call.call) ? payload : NOTHING);
+      try {
+        run.call(call, hasPayload(call) ? payload : undefined);
+      } catch (error) {
+        // What the original refused, and told somebody, its replica refuses alike; any other error is a defect.
+        if (!(error instanceof DownpourError)) throw error;
+      }
+      // Nobody writes down for a replica what happens to it.
+      run.takeEvents();
     }
     const { step, generation } = run;
     if (step === message.step && generation === message.generation) return;
@@ -154,10 +161,6 @@ export class Replicas {
     );
   }
 }
-
-const NOTHING = new Uint8Array();
-/** Of a frame's calls one at most is of these. */
-const WITH_PAYLOAD: readonly RunCall['call'][] = ['join', 'push', 'initialised'];
 
 class Follower {
   readonly #options: StandByOptions;

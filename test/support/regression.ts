@@ -136,7 +136,10 @@ export class VirtualWorker {
     this.#problem = problem;
     this.key = key;
     const own = { experimentHash: 'hash', tensors: TENSORS, data: problem.summary };
-    run.join(key, facts ? { ...own, facts: 'json' } : own, 0, facts ?? undefined);
+    run.call(
+      { call: 'join', worker: key, join: facts ? { ...own, facts: 'json' } : own, now: 0 },
+      facts ?? undefined,
+    );
   }
 
   /** Has pushed once before, in another life of the run. */
@@ -146,12 +149,15 @@ export class VirtualWorker {
 
   /** Takes the newest parameters and work. @returns whether there was any. */
   pull(now = 0, ahead = 2): boolean {
-    const assignment = this.#run.assign(this.key, ahead, now);
+    const assignment = this.#run.call({ call: 'assign', worker: this.key, ahead, now });
     this.#leases = [];
     if (assignment.kind === 'initialise') {
       const draw = random(assignment.seed, STREAMS.parameters);
       const values = Float32Array.from({ length: EXCHANGED + 1 }, () => draw.normal() * 0.1);
-      this.#run.initialised(this.key, assignment.grant, values, now);
+      this.#run.call(
+        { call: 'initialised', worker: this.key, grant: assignment.grant, now },
+        bytesOf(values),
+      );
       return true;
     }
     if (assignment.kind !== 'work') return false;
@@ -159,9 +165,10 @@ export class VirtualWorker {
       const { id, part } = assignment.evaluation;
       const loss = measuredOf(lossOf(this.#problem, part, floatsOf(assignment.payload.bytes)));
       const examples = range(this.#problem, part).count;
-      this.#run.evaluated(
-        this.key,
-        {
+      this.#run.call({
+        call: 'evaluated',
+        worker: this.key,
+        result: {
           type: 'evaluated',
           run: this.#run.id,
           evaluation: id,
@@ -171,7 +178,7 @@ export class VirtualWorker {
           metrics: {},
         },
         now,
-      );
+      });
       return true;
     }
     this.#read = {
@@ -203,7 +210,10 @@ export class VirtualWorker {
       encoding: 'f32',
     });
     if (!header) return null;
-    const acknowledgement = this.#run.push(this.key, header, bytesOf(payload), now);
+    const acknowledgement = this.#run.call(
+      { call: 'push', worker: this.key, push: header, now },
+      bytesOf(payload),
+    );
     this.acknowledgements.push(acknowledgement);
     if (acknowledgement.outcome === 'applied' || acknowledgement.outcome === 'damped') {
       this.applied.push(`${lease.epoch}:${lease.start}:${lease.part}`);

@@ -1,5 +1,6 @@
 import type { NamedTensor } from '../../server/core/parameters.ts';
-import { type PartsLanded, Run, type RunState } from '../../server/core/run.ts';
+import type { Assignment, PartsLanded } from '../../server/core/run/calls.ts';
+import { Run, type RunState } from '../../server/core/run.ts';
 import { type RunShards, Shard } from '../../server/core/shard.ts';
 import type { ShardCommand } from '../../server/core/shard-command.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
@@ -96,7 +97,12 @@ export class ShardedRun {
     this.turn = turn;
     this.#keys = Array.from({ length: workers }, (_, i) => `w/${i + 1}`);
     for (const key of this.#keys) {
-      this.run.join(key, { experimentHash: 'h', tensors: TENSORS, data: DATA }, 0);
+      this.run.call({
+        call: 'join',
+        worker: key,
+        join: { experimentHash: 'h', tensors: TENSORS, data: DATA },
+        now: 0,
+      });
     }
   }
 
@@ -185,7 +191,7 @@ export class ShardedRun {
     cut?: (part: Uint8Array) => Uint8Array,
   ): Acknowledgement | null {
     this.turn = (this.turn + 1) % this.#keys.length;
-    const assignment = this.run.assign(this.#key, 2, 0);
+    const assignment = this.run.call({ call: 'assign', worker: this.#key, ahead: 2, now: 0 });
     const session = 's';
     if (assignment.kind === 'initialise') {
       this.run.grantParts(session, assignment.grant);
@@ -199,7 +205,16 @@ export class ShardedRun {
       }
       const first = values.subarray(0, this.ranges[0]!.end);
       const others = { session, finite: this.#landed.finite };
-      this.run.initialised(this.#key, assignment.grant, first, 0, this.parts(others));
+      this.run.call(
+        {
+          call: 'initialised',
+          worker: this.#key,
+          grant: assignment.grant,
+          now: 0,
+          others: this.parts(others),
+        },
+        bytesOf(first),
+      );
       return null;
     }
     if (assignment.kind !== 'work') return null;
@@ -211,7 +226,12 @@ export class ShardedRun {
       const told = part === 'validation' ? loss + 0.02 * this.run.step : loss;
       const examples = part === 'train' ? 64 : 10;
       const result = { loss: told, error: told, examples, metrics: {} };
-      this.run.evaluated(this.#key, { type: 'evaluated', run: 'r', evaluation: id, ...result }, 0);
+      this.run.call({
+        call: 'evaluated',
+        worker: this.#key,
+        result: { type: 'evaluated', run: 'r', evaluation: id, ...result },
+        now: 0,
+      });
       return null;
     }
     const { generation } = this.run;
@@ -250,22 +270,26 @@ export class ShardedRun {
     const { squares, problem } = this.#landed;
     const others: PartsLanded = { session: 's', squares, problem };
     const { step, generation } = this.#read!;
-    const acknowledgement = this.run.push(
-      this.#key,
+    const acknowledgement = this.run.call(
       {
-        ...{ type: 'push', run: 'r', sequence, lease, step, generation },
-        ...{ loss: 1, computeMs: 1, encoding },
+        call: 'push',
+        worker: this.#key,
+        push: {
+          ...{ type: 'push', run: 'r', sequence, lease, step, generation },
+          ...{ loss: 1, computeMs: 1, encoding },
+        },
+        now: 0,
+        others: this.parts(others),
       },
       outs[0]!,
-      0,
-      this.parts(others),
     );
     this.#settle(acknowledgement.outcome);
-    for (const generation of this.#overflows.splice(0)) this.run.overflowed(generation);
+    for (const generation of this.#overflows.splice(0))
+      this.run.call({ call: 'overflowed', generation });
     return acknowledgement;
   }
 
-  #pull(assignment: Extract<ReturnType<Run['assign']>, { kind: 'work' }>): Float32Array {
+  #pull(assignment: Extract<Assignment, { kind: 'work' }>): Float32Array {
     this.#sent = [];
     const pull = ++this.#pulls;
     this.run.sendParts('s', pull, assignment.parts);

@@ -1,7 +1,9 @@
+import { expect } from 'vitest';
+import type { Run } from '../../server/core/run.ts';
 import { checkToStandby, type ToStandby } from '../../server/standby/protocol.ts';
 import { Replication, type ReplicationOptions } from '../../server/standby/replication.ts';
 import { Replicas } from '../../server/standby/standby.ts';
-import { decodeFrame, encodeHeader } from '../../shared/codec.ts';
+import { bytesOf, decodeFrame, encodeHeader } from '../../shared/codec.ts';
 import { VERSION } from '../../shared/version.ts';
 import type { ConnectionEvents } from '../../wire/connection.ts';
 
@@ -14,6 +16,8 @@ export class StandbyLink {
   open = true;
   bufferedBytes = 0;
   #fullAt: ToStandby['type'] | null;
+  /** Each message that arrives. */
+  heard: (message: ToStandby) => void = () => {};
   /** What the primary closed it with. */
   closedWith: string | null = null;
 
@@ -71,6 +75,7 @@ export class StandbyLink {
     for (let i = 0; i < count && this.#arriving.length > 0; i++) {
       const { header, payload } = decodeFrame(this.#arriving.shift()!);
       const message = checkToStandby(header);
+      this.heard(message);
       this.replicas.take(message, payload);
       if (message.type !== 'leading') this.#frames++;
     }
@@ -90,6 +95,16 @@ export class StandbyLink {
     this.open = false;
     this.#events.closed(1006, reason);
   }
+}
+
+/** All of a run and its replica are the same, to the bit. */
+export function expectEqual(replica: Run | undefined, run: Run): void {
+  expect(JSON.stringify(replica?.replica())).toBe(JSON.stringify(run.replica()));
+  const bytes = (of: Run) =>
+    of
+      .replicaVectors()
+      .map(([name, values]) => [name, Buffer.from(bytesOf(values)).toString('hex')]);
+  expect(bytes(replica!)).toEqual(bytes(run));
 }
 
 /** A primary's end with a clock and an owner of the test's. */

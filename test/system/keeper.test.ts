@@ -135,12 +135,12 @@ test('a run that was stopped before it had parameters is still stopped after a r
   const run = createRun({});
   const keeper = createKeeper();
   await keeper.register(run);
-  run.stop('stopped by a user');
+  run.call({ call: 'stop', reason: 'stopped by a user' });
   settle(keeper, run);
   await keeper.close([run]);
   const [recovered] = await createKeeper().recover();
   expect(recovered!.phase).toBe('stopped');
-  recovered!.resume();
+  recovered!.call({ call: 'resume' });
   new VirtualWorker(recovered!, problem).train();
   expect(recovered!.phase).toBe('finished');
 });
@@ -262,7 +262,7 @@ describe('with many runs', () => {
       made.push(run);
       await first.register(run);
       if (i % 3 > 0) train(first, run, 2);
-      if (i % 3 === 2) run.stop('by a user');
+      if (i % 3 === 2) run.call({ call: 'stop', reason: 'by a user' });
       settle(first, run);
     }
     await first.close(made);

@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest';
 import { Run } from '../../server/core/run.ts';
+import { bytesOf } from '../../shared/codec.ts';
 import { type Encoding, encodedBytes } from '../../shared/compression.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import type { Push } from '../../shared/protocol.ts';
@@ -26,19 +27,23 @@ test.each([
   const run = new Run(options);
   const tensors = [{ name: 'w', shape: [SIZE], role: 'trainable' as const }];
   const counts = { trainCount: 64 * PUSHES, validationCount: 1, testCount: 0 };
-  run.join(
-    'a/1',
-    { experimentHash: 'h', tensors, data: { ...counts, fingerprint: 'f', source: '' } },
-    0,
-  );
-  const granted = run.assign('a/1', 2, 0);
+  run.call({
+    call: 'join',
+    worker: 'a/1',
+    join: { experimentHash: 'h', tensors, data: { ...counts, fingerprint: 'f', source: '' } },
+    now: 0,
+  });
+  const granted = run.call({ call: 'assign', worker: 'a/1', ahead: 2, now: 0 });
   if (granted.kind !== 'initialise') throw new Error(granted.kind);
-  run.initialised('a/1', granted.grant, new Float32Array(SIZE), 0);
+  run.call(
+    { call: 'initialised', worker: 'a/1', grant: granted.grant, now: 0 },
+    bytesOf(new Float32Array(SIZE)),
+  );
 
   let sequence = 0;
   const work = (count: number) => {
     for (let i = 0; i < count; i++) {
-      const assignment = run.assign('a/1', 2, 0);
+      const assignment = run.call({ call: 'assign', worker: 'a/1', ahead: 2, now: 0 });
       if (assignment.kind !== 'work') throw new Error(assignment.kind);
       const { payload, step, leases } = assignment;
       payload.hold();
@@ -47,7 +52,9 @@ test.each([
         ...{ type: 'push', run: 'r', sequence: ++sequence, lease: leases[0]!.id, step },
         ...{ generation: run.generation, loss: 1, computeMs: 1, encoding: push },
       };
-      expect(run.push('a/1', message, landing.bytes, 0).outcome).toBe('applied');
+      expect(
+        run.call({ call: 'push', worker: 'a/1', push: message, now: 0 }, landing.bytes).outcome,
+      ).toBe('applied');
       landing.release();
       payload.release();
       run.takeEvents();

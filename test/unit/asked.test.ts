@@ -19,7 +19,7 @@ function untilEvaluation(run: Run, worker: VirtualWorker, phase: Phase) {
   const due = () => run.phase === phase && run.replica().evaluation !== null;
   worker.train(due);
   expect(due(), `${phase} of ${run.phase}`).toBe(true);
-  const assignment = run.assign(worker.key, 1, 0);
+  const assignment = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 });
   if (assignment.kind !== 'work' || !assignment.evaluation) throw new Error('no evaluation');
   return assignment.evaluation;
 }
@@ -45,9 +45,14 @@ describe('a run that is stopped', () => {
       const run = createRun(config);
       const worker = new VirtualWorker(run, problem);
       const { id, part } = untilEvaluation(run, worker, phase);
-      run.stop('enough');
+      run.call({ call: 'stop', reason: 'enough' });
       const before = lasting(run);
-      run.evaluated(worker.key, result(run, id, COUNTS[part]), 0);
+      run.call({
+        call: 'evaluated',
+        worker: worker.key,
+        result: result(run, id, COUNTS[part]),
+        now: 0,
+      });
       expect(run.phase).toBe('stopped');
       expect(lasting(run)).toBe(before);
       const { state, tensors } = {
@@ -56,7 +61,7 @@ describe('a run that is stopped', () => {
       };
       const later = Run.restore(state, tensors);
       for (const each of [run, later]) {
-        each.resume();
+        each.call({ call: 'resume' });
         expect(each.phase).toBe(phase);
         new VirtualWorker(each, problem, 'v/2').train();
         expect([each.phase, each.step, each.best]).toEqual(['finished', whole.step, whole.best]);
@@ -67,12 +72,15 @@ describe('a run that is stopped', () => {
   test('takes no parameters either, and asks for them again', () => {
     const run = createRun({});
     const worker = new VirtualWorker(run, problem);
-    const assignment = run.assign(worker.key, 1, 0);
+    const assignment = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 });
     if (assignment.kind !== 'initialise') throw new Error('not asked');
-    run.stop('enough');
-    run.initialised(worker.key, assignment.grant, new Float32Array(EXCHANGED + 1).fill(1), 0);
+    run.call({ call: 'stop', reason: 'enough' });
+    run.call(
+      { call: 'initialised', worker: worker.key, grant: assignment.grant, now: 0 },
+      bytesOf(new Float32Array(EXCHANGED + 1).fill(1)),
+    );
     expect([run.phase, run.hasParameters]).toEqual(['stopped', false]);
-    run.resume();
+    run.call({ call: 'resume' });
     worker.train();
     expect(run.phase).toBe('finished');
   });
@@ -85,17 +93,32 @@ describe('only who was asked answers', () => {
     const other = new VirtualWorker(run, problem, 'other/1');
     const { id, part } = untilEvaluation(run, worker, 'training');
     const before = lasting(run);
-    for (const key of [other.key, 'nobody/7']) run.evaluated(key, result(run, id, COUNTS[part]), 0);
+    for (const key of [other.key, 'nobody/7'])
+      run.call({ call: 'evaluated', worker: key, result: result(run, id, COUNTS[part]), now: 0 });
     expect(lasting(run)).toBe(before);
-    expect(codeOf(() => run.evaluated(worker.key, result(run, id, 11), 0))).toBe(
-      'DP_DATA_MISMATCH',
-    );
+    expect(
+      codeOf(() =>
+        run.call({ call: 'evaluated', worker: worker.key, result: result(run, id, 11), now: 0 }),
+      ),
+    ).toBe('DP_DATA_MISMATCH');
     expect(run.metrics().evaluations).toEqual([]);
     // Another one is asked.
-    run.evaluated(worker.key, result(run, id, COUNTS[part]), 0);
+    run.call({
+      call: 'evaluated',
+      worker: worker.key,
+      result: result(run, id, COUNTS[part]),
+      now: 0,
+    });
     expect(run.metrics().evaluations).toEqual([]);
-    expect(run.assign(other.key, 1, 0)).toMatchObject({ evaluation: { id } });
-    run.evaluated(other.key, result(run, id, COUNTS[part]), 0);
+    expect(run.call({ call: 'assign', worker: other.key, ahead: 1, now: 0 })).toMatchObject({
+      evaluation: { id },
+    });
+    run.call({
+      call: 'evaluated',
+      worker: other.key,
+      result: result(run, id, COUNTS[part]),
+      now: 0,
+    });
     expect(run.metrics().evaluations).toHaveLength(1);
   });
 
@@ -105,12 +128,12 @@ describe('only who was asked answers', () => {
     const stranger = new VirtualWorker(run, problem, 's/1');
     worker.train(() => run.step === 4);
     for (let i = 0; i < 5; i++) {
-      run.sampled(stranger.key, observed(run), 0);
-      run.sampled(worker.key, observed(run), 0);
+      run.call({ call: 'sampled', worker: stranger.key, observed: observed(run), now: 0 });
+      run.call({ call: 'sampled', worker: worker.key, observed: observed(run), now: 0 });
     }
     expect(run.observed.samples).toHaveLength(1);
     worker.train(() => run.step >= 7);
-    run.sampled(worker.key, observed(run), 0);
+    run.call({ call: 'sampled', worker: worker.key, observed: observed(run), now: 0 });
     expect(run.observed.samples).toHaveLength(2);
   });
 
@@ -188,8 +211,8 @@ test('nothing that a worker sends without having been asked changes what a run c
         const joined = new VirtualWorker(run, problem, 's/1');
         for (const [what, which] of steps) {
           const worker = workers[which % 2]!;
-          if (what === 0) run.stop('by a user');
-          else if (what === 1 && run.phase === 'stopped') run.resume();
+          if (what === 0) run.call({ call: 'stop', reason: 'by a user' });
+          else if (what === 1 && run.phase === 'stopped') run.call({ call: 'resume' });
           else if (what < 5) worker.pull();
           else if (what < 7) worker.push();
           const stranger = [joined.key, 'unknown/1', 's/2', 'a/2'][which]!;
@@ -207,15 +230,30 @@ test('nothing that a worker sends without having been asked changes what a run c
           const size = EXCHANGED;
           for (const act of [
             () =>
-              run.evaluated(
-                from,
-                result(run, evaluation?.id ?? 1, COUNTS[evaluation?.part ?? 'validation']),
-                0,
+              run.call({
+                call: 'evaluated',
+                worker: from,
+                result: result(run, evaluation?.id ?? 1, COUNTS[evaluation?.part ?? 'validation']),
+                now: 0,
+              }),
+            () =>
+              run.call({
+                call: 'evaluated',
+                worker: from,
+                result: result(run, evaluation?.id ?? 1, 3),
+                now: 0,
+              }),
+            () =>
+              run.call(
+                { call: 'initialised', worker: from, grant: grant?.id ?? 1, now: 0 },
+                bytesOf(new Float32Array(size + 1).fill(1)),
               ),
-            () => run.evaluated(from, result(run, evaluation?.id ?? 1, 3), 0),
-            () => run.initialised(from, grant?.id ?? 1, new Float32Array(size + 1).fill(1), 0),
-            () => run.push(stranger, push, bytesOf(new Float32Array(size).fill(1)), 0),
-            () => run.sampled(stranger, observed(run), 0),
+            () =>
+              run.call(
+                { call: 'push', worker: stranger, push, now: 0 },
+                bytesOf(new Float32Array(size).fill(1)),
+              ),
+            () => run.call({ call: 'sampled', worker: stranger, observed: observed(run), now: 0 }),
           ]) {
             codeOf(act);
           }

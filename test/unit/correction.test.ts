@@ -81,7 +81,7 @@ test('several workers are sent θ + α Σ v, each v being of one worker: DANA', 
     theta.map((t, i) => t + 0.9 * own.reduce((sum, velocity) => sum + velocity[i]!, 0));
   for (let round = 0; round < 12; round++) {
     const leases = workers.map((worker) => {
-      const assignment = run.assign(worker.key, 1, 0);
+      const assignment = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 });
       if (assignment.kind !== 'work') throw new Error(assignment.kind);
       const parameters = floatsOf(assignment.payload.bytes).slice();
       return { lease: assignment.leases[0]!, step: assignment.step, parameters };
@@ -90,11 +90,14 @@ test('several workers are sent θ + α Σ v, each v being of one worker: DANA', 
     for (const [k, { lease, step, parameters }] of leases.entries()) {
       const { payload, loss } = gradientOf(problem, run.config.seed, lease, parameters);
       const push = { type: 'push', run: 'r', sequence: round + 1, lease: lease.id, step } as const;
-      const { outcome } = run.push(
-        workers[k]!.key,
-        { ...push, generation: run.generation, loss, computeMs: 1, encoding: 'f32' },
+      const { outcome } = run.call(
+        {
+          call: 'push',
+          worker: workers[k]!.key,
+          push: { ...push, generation: run.generation, loss, computeMs: 1, encoding: 'f32' },
+          now: 0,
+        },
         bytesOf(payload),
-        0,
       );
       expect(outcome).toBe('applied');
       for (let i = 0; i < n; i++) {
@@ -122,8 +125,8 @@ describe('auto', () => {
     expect(run.takeEvents().filter(({ kind }) => kind === 'correction')).toEqual([
       { kind: 'correction', text },
     ]);
-    run.leave('third/1');
-    run.leave(workers[1]!.key);
+    run.call({ call: 'leave', worker: 'third/1' });
+    run.call({ call: 'leave', worker: workers[1]!.key });
     rounds([workers[0]!], 5);
     expect(run.summary(0).correction).toMatchObject({ lookahead: false, text: null, workers: 1 });
     expect(run.takeEvents().filter(({ kind }) => kind === 'correction')).toEqual([
@@ -146,8 +149,8 @@ describe('auto', () => {
     second!.push(0, (payload) => payload.fill(0));
     expect(velocityOf(run, '@velocity.1')).toEqual(common.map((v) => Math.fround(0.9) * v));
     expect(velocityOf(run, '@velocity.2').every((v) => v === 0)).toBe(true);
-    run.leave('b/1');
-    run.leave('c/1');
+    run.call({ call: 'leave', worker: 'b/1' });
+    run.call({ call: 'leave', worker: 'c/1' });
     first!.pull();
     first!.push(0, (payload) => payload.fill(0));
     const wanted = common.map((v) => Math.fround(0.9) * Math.fround(Math.fround(0.9) * v));
@@ -223,7 +226,7 @@ describe('workers that go', () => {
     const { run, workers } = begun({ ...momentum, ...ahead }, 3);
     rounds(workers, 3);
     expect(velocitiesIn(run)).toEqual(['@velocity.1', '@velocity.2', '@velocity.3']);
-    run.leave(workers[1]!.key);
+    run.call({ call: 'leave', worker: workers[1]!.key });
     const before = parametersOf(run);
     // What is not pushed on stands still: the others' velocities are theirs.
     rounds([workers[0]!], 1);
@@ -236,11 +239,11 @@ describe('workers that go', () => {
   test('by a lost connection may come back for five seconds', () => {
     const { run, workers } = begun({ ...momentum, ...ahead }, 3);
     rounds(workers, 3);
-    run.detach(workers[1]!.key, 1_000);
-    run.tick(5_999);
+    run.call({ call: 'detach', worker: workers[1]!.key, now: 1_000 });
+    run.call({ call: 'tick', now: 5_999 });
     rounds([workers[0]!], 1, 5_999);
     expect(velocitiesIn(run).length).toBe(3);
-    run.tick(6_000);
+    run.call({ call: 'tick', now: 6_000 });
     rounds([workers[0]!], 1, 6_000);
     expect(velocitiesIn(run)).toEqual(['@velocity.1', '@velocity.3']);
   });
@@ -250,7 +253,7 @@ describe('workers that go', () => {
     for (let i = 0; i < 1_000; i++) {
       const guest = new VirtualWorker(run, problem, `guest${i}/1`);
       rounds([...workers, guest], 1);
-      run.leave(guest.key);
+      run.call({ call: 'leave', worker: guest.key });
     }
     expect(velocitiesIn(run).length).toBeLessThanOrEqual(4);
     expect(JSON.stringify(run.state(0).correction).length).toBeLessThan(400);
@@ -315,12 +318,12 @@ describe('a restart', () => {
     const { run, workers } = begun({ ...momentum, ...auto }, 5);
     rounds(workers, 3);
     const later = restored(run);
-    later.tick(100_000);
+    later.call({ call: 'tick', now: 100_000 });
     const one = new VirtualWorker(later, problem, 'w0/1');
     for (let i = 0; i < 3; i++) one.skip();
     rounds([one], 1, 100_000);
     expect(velocitiesIn(later).length).toBe(5);
-    later.tick(105_000);
+    later.call({ call: 'tick', now: 105_000 });
     rounds([one], 1, 105_000);
     expect(velocitiesIn(later)).toEqual([]);
     expect(later.summary(0).correction).toMatchObject({ workers: 1, lookahead: false });

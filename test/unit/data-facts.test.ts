@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { replay } from '../../server/core/replay.ts';
-import { Run, type RunCall } from '../../server/core/run.ts';
+import type { RunCall } from '../../server/core/run/calls.ts';
+import { Run } from '../../server/core/run.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import {
   type DataFacts,
@@ -64,8 +64,9 @@ function joined(of: DataFacts | null, config: PartialConfig = {}, data = summary
 
 function join(run: Run, of: DataFacts | null, data: DataSummary = summary, worker = 'w/1'): void {
   const own = { experimentHash: 'hash', tensors: TENSORS, data };
-  if (of) run.join(worker, { ...own, facts: 'json' }, 0, encodeFacts(of));
-  else run.join(worker, own, 0);
+  if (of)
+    run.call({ call: 'join', worker, join: { ...own, facts: 'json' }, now: 0 }, encodeFacts(of));
+  else run.call({ call: 'join', worker, join: own, now: 0 });
 }
 
 const throughDisk = (run: Run) =>
@@ -99,7 +100,7 @@ test('any facts survive join, checkpoint, standby, fork and export, to the bit',
         calls.push({ call: structuredClone(call), payload: payload.slice() }),
       );
       join(run, given);
-      for (const { call, payload } of calls) replay(replica, call, payload);
+      for (const { call, payload } of calls) replica.call(call, payload);
       const restored = throughDisk(throughDisk(run));
       new VirtualWorker(run, problem, 'old/1', null).train(() => run.step > 0);
       for (const one of [run, replica, restored, forked(run), throughDisk(forked(run))]) {

@@ -109,11 +109,16 @@ test('a validation part that gives no finite value is not blamed on the learning
   const run = createRun({ stepsMax: 3, divergence: { rollbacksMax: 0 } });
   const worker = new VirtualWorker(run, problem);
   worker.train(() => run.step === 3);
-  const assignment = run.assign('e/2', 1, 0);
+  const assignment = run.call({ call: 'assign', worker: 'e/2', ahead: 1, now: 0 });
   if (assignment.kind !== 'work' || !assignment.evaluation) throw new Error('no evaluation');
   const values = { loss: null, error: null, examples: 10, metrics: {} };
   const { id } = assignment.evaluation;
-  run.evaluated('e/2', { type: 'evaluated', run: 'r', evaluation: id, ...values }, 0);
+  run.call({
+    call: 'evaluated',
+    worker: 'e/2',
+    result: { type: 'evaluated', run: 'r', evaluation: id, ...values },
+    now: 0,
+  });
   expect(run.phase).toBe('failed');
   expect(run.reason).toMatch(
     /the training loss is [\d.]+, so look at the values of the validation part/,
@@ -136,12 +141,17 @@ test('a validation value that is not finite takes the run back once, however lat
   const evaluator = new VirtualWorker(run, problem, 'evaluator/2');
   trainer.train(() => run.best !== null && run.step === 6);
   const evaluate = (loss: number | null) => {
-    const assignment = run.assign(evaluator.key, 1, 0);
+    const assignment = run.call({ call: 'assign', worker: evaluator.key, ahead: 1, now: 0 });
     if (assignment.kind !== 'work' || !assignment.evaluation) throw new Error('no evaluation');
     const { id } = assignment.evaluation;
     const values = { loss, error: loss, examples: 10, metrics: {} };
     return () =>
-      run.evaluated(evaluator.key, { type: 'evaluated', run: 'r', evaluation: id, ...values }, 0);
+      run.call({
+        call: 'evaluated',
+        worker: evaluator.key,
+        result: { type: 'evaluated', run: 'r', evaluation: id, ...values },
+        now: 0,
+      });
   };
   evaluate(null)();
   expect(run.summary(0).rollbacks).toMatchObject([{ step: 6, to: 3 }]);

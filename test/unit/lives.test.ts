@@ -24,7 +24,12 @@ const seenBy = ({ step, generation }: Run) => ({ step, generation });
 
 /** A worker comes to a run, with what it saw before. */
 function rejoin(run: Run, seen: { step: number; generation: number } | null, key = 'w/1'): void {
-  run.join(key, { experimentHash: 'hash', tensors: TENSORS, data: problem.summary, seen }, 0);
+  run.call({
+    call: 'join',
+    worker: key,
+    join: { experimentHash: 'hash', tensors: TENSORS, data: problem.summary, seen },
+    now: 0,
+  });
 }
 function trainTo(run: Run, step: number, key = 'w/1'): void {
   new VirtualWorker(run, problem, key).train(() => run.step >= step);
@@ -134,8 +139,8 @@ describe('steps that came after the checkpoint', () => {
 function goOn(checkpoint: Checkpoint, noted: Run['progress'] | null, life: number): Run {
   const run = restore(checkpoint, life);
   if (noted) {
-    run.recallLost(noted);
-    run.learnLost(noted);
+    run.call({ call: 'recallLost', ...noted });
+    run.call({ call: 'learnLost', seen: noted });
   }
   return run;
 }
@@ -196,7 +201,7 @@ test('lives from one checkpoint never share generations or leases', () => {
   for (const life of [2, 3, 4]) {
     const restored = restore(checkpoint, life);
     rejoin(restored, null);
-    const assignment = restored.assign('w/1', 2, 0);
+    const assignment = restored.call({ call: 'assign', worker: 'w/1', ahead: 2, now: 0 });
     if (assignment.kind !== 'work') throw new Error(assignment.kind);
     // The first ones are those that were out: they are still whose they were.
     for (const { id } of assignment.leases.slice(1)) {

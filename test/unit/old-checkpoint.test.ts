@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { newestValidCheckpoint } from '../../server/checkpoint.ts';
+import { newestValidCheckpoint } from '../../files/checkpoint.ts';
 import { Run, type RunState } from '../../server/core/run.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import { createProblem, parametersOf, VirtualWorker } from '../support/regression.ts';

@@ -9,20 +9,11 @@ import { random } from '../../shared/random.ts';
 import { VERSION } from '../../shared/version.ts';
 import type { Header } from '../../wire/connection.ts';
 import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
-import { createReplication, StandbyLink } from '../support/standby-link.ts';
+import { createReplication, expectEqual, StandbyLink } from '../support/standby-link.ts';
 
 const problem = createProblem();
 /** Microtasks, in which what was called in one turn is sent. */
 const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
-
-function expectEqual(replica: Run | undefined, run: Run): void {
-  expect(JSON.stringify(replica?.replica())).toBe(JSON.stringify(run.replica()));
-  const bytes = (of: Run) =>
-    of
-      .replicaVectors()
-      .map(([name, values]) => [name, Buffer.from(bytesOf(values)).toString('hex')]);
-  expect(bytes(replica!)).toEqual(bytes(run));
-}
 
 const CONFIGS: readonly PartialConfig[] = [
   { evaluateEverySteps: 3, earlyStopping: { patience: 2 }, epochsMax: 6 },
@@ -70,13 +61,14 @@ function disturb(run: Run, seed: number, steps: number): () => Promise<void> {
       tryAll(() => {
         if (what === 0 && joined < 6)
           workers.push(new VirtualWorker(run, problem, `w${joined++}/1`));
-        else if (what === 1) run.detach(pick().key, now);
-        else if (what === 2) run.leave(pick().key);
-        else if (what === 3) run.tick(now);
-        else if (what === 4) run.postpone(50);
-        else if (what === 5) run.stop('by a user');
-        else if (what === 6) run.resume();
-        else if (what === 7) run.learnLost({ step: 3 + draw.below(9), generation: 0 });
+        else if (what === 1) run.call({ call: 'detach', worker: pick().key, now });
+        else if (what === 2) run.call({ call: 'leave', worker: pick().key });
+        else if (what === 3) run.call({ call: 'tick', now });
+        else if (what === 4) run.call({ call: 'postpone', ms: 50 });
+        else if (what === 5) run.call({ call: 'stop', reason: 'by a user' });
+        else if (what === 6) run.call({ call: 'resume' });
+        else if (what === 7)
+          run.call({ call: 'learnLost', seen: { step: 3 + draw.below(9), generation: 0 } });
         else if (what === 8) pick().push(now, (payload) => payload.fill(Number.NaN));
         else if (what === 9) pick().push(now, (payload) => payload.fill(1e6));
         else if (what < 25) pick().pull(now);

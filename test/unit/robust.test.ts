@@ -72,8 +72,8 @@ test('a worker whose pushes are bad again and again is shut out, however it is s
     );
     expect(run.phase).toBe('training');
     expect(run.summary(0).rollbacks).toEqual([]);
-    run.stop('to mend it');
-    run.resume();
+    run.call({ call: 'stop', reason: 'to mend it' });
+    run.call({ call: 'resume' });
     expect(run.quarantine('bad/1')).toBeNull();
   }
 });
@@ -130,7 +130,7 @@ test('alone, or when the others have stopped, it may go on to the end', () => {
   expect(turn(bad, undefined, 61_000).outcome).toBe('applied');
   turn(good, undefined, 61_000);
   expect(turn(bad, undefined, 61_000).outcome).toBe('rejected');
-  run.detach('good/1', 61_000);
+  run.call({ call: 'detach', worker: 'good/1', now: 61_000 });
   expect(turn(bad, undefined, 61_000).outcome).toBe('applied');
 });
 

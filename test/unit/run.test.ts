@@ -35,9 +35,9 @@ describe('training time', () => {
     const run = createRun({ stepsMax: 20, evaluateEverySteps: 1_000 });
     train(run, 'a/1', 50, 5);
     expect(run.seconds(55 * SECOND)).toBe(5);
-    run.stop('enough');
+    run.call({ call: 'stop', reason: 'enough' });
     expect(run.seconds(90 * SECOND)).toBe(5);
-    run.resume();
+    run.call({ call: 'resume' });
     train(run, 'a/1', 100, 2);
     const state = JSON.parse(JSON.stringify(run.state(102 * SECOND)));
     const later = Run.restore(state, run.tensors());
@@ -249,12 +249,18 @@ describe('pushes', () => {
     };
     const before = parametersOf(run);
     expect(
-      run.push(worker.key, push, bytesOf(new Float32Array(EXCHANGED).fill(1)), 0).outcome,
+      run.call(
+        { call: 'push', worker: worker.key, push, now: 0 },
+        bytesOf(new Float32Array(EXCHANGED).fill(1)),
+      ).outcome,
     ).toBe('duplicate');
     const { state, tensors } = saved(run);
     const restored = Run.restore(state, tensors);
     expect(
-      restored.push(worker.key, push, bytesOf(new Float32Array(EXCHANGED).fill(1)), 0).outcome,
+      restored.call(
+        { call: 'push', worker: worker.key, push, now: 0 },
+        bytesOf(new Float32Array(EXCHANGED).fill(1)),
+      ).outcome,
     ).toBe('duplicate');
     expect(parametersOf(restored)).toEqual(before);
     expect(restored.step).toBe(3);
@@ -348,7 +354,9 @@ describe('pushes', () => {
       computeMs: 1,
       encoding: 'f32' as const,
     };
-    expect(run.push(worker.key, push, bytesOf(new Float32Array(3)), 0)).toMatchObject({
+    expect(
+      run.call({ call: 'push', worker: worker.key, push, now: 0 }, bytesOf(new Float32Array(3))),
+    ).toMatchObject({
       outcome: 'rejected',
       code: 'DP_TENSOR_SIZE',
       message: "the gradient has 12 bytes; f32 of this run's layout of 7 elements needs 32",
@@ -360,7 +368,7 @@ describe('pushes', () => {
     const slow = new VirtualWorker(run, problem, 'slow/1');
     slow.pull();
     slow.pull();
-    run.tick(1001);
+    run.call({ call: 'tick', now: 1001 });
     const quick = new VirtualWorker(run, problem, 'quick/2');
     quick.pull(1001);
     expect(slow.push(1002)).toMatchObject({ outcome: 'rejected', code: 'DP_PUSH_LEASE_LOST' });
@@ -374,12 +382,13 @@ describe('pushes', () => {
     const { state, tensors } = saved(run);
     worker.train(() => run.step === 4);
     const restored = Run.restore(state, tensors);
-    restored.join(
-      worker.key,
-      { experimentHash: 'hash', tensors: TENSORS, data: problem.summary },
-      0,
-    );
-    const work = restored.assign(worker.key, 1, 0);
+    restored.call({
+      call: 'join',
+      worker: worker.key,
+      join: { experimentHash: 'hash', tensors: TENSORS, data: problem.summary },
+      now: 0,
+    });
+    const work = restored.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 });
     const lease = work.kind === 'work' ? work.leases[0]!.id : -1;
     const push = {
       type: 'push' as const,
@@ -392,7 +401,12 @@ describe('pushes', () => {
       computeMs: 1,
       encoding: 'f32' as const,
     };
-    expect(restored.push(worker.key, push, bytesOf(new Float32Array(EXCHANGED)), 0)).toMatchObject({
+    expect(
+      restored.call(
+        { call: 'push', worker: worker.key, push, now: 0 },
+        bytesOf(new Float32Array(EXCHANGED)),
+      ),
+    ).toMatchObject({
       outcome: 'rejected',
       code: 'DP_PUSH_STALE',
     });
@@ -411,39 +425,49 @@ describe('joining', () => {
     [{ ...join, data: { ...join.data, trainCount: 21 } }, 'DP_DATA_MISMATCH'],
   ])('a worker that differs from the run is refused (%#)', (other, code) => {
     const run = createRun({});
-    run.join('first/1', join, 0);
-    expect(() => run.join('second/2', other, 0)).toThrow(expect.objectContaining({ code }));
+    run.call({ call: 'join', worker: 'first/1', join, now: 0 });
+    expect(() => run.call({ call: 'join', worker: 'second/2', join: other, now: 0 })).toThrow(
+      expect.objectContaining({ code }),
+    );
   });
 
   test('the grant to create parameters passes on when its worker dies', () => {
     const run = createRun({});
-    run.join('a/1', join, 0);
-    run.join('b/2', join, 0);
-    expect(run.assign('a/1', 1, 0)).toMatchObject({ kind: 'initialise' });
-    expect(run.assign('b/2', 1, 0)).toEqual({ kind: 'wait' });
-    run.detach('a/1', 0);
+    run.call({ call: 'join', worker: 'a/1', join, now: 0 });
+    run.call({ call: 'join', worker: 'b/2', join, now: 0 });
+    expect(run.call({ call: 'assign', worker: 'a/1', ahead: 1, now: 0 })).toMatchObject({
+      kind: 'initialise',
+    });
+    expect(run.call({ call: 'assign', worker: 'b/2', ahead: 1, now: 0 })).toEqual({ kind: 'wait' });
+    run.call({ call: 'detach', worker: 'a/1', now: 0 });
     expect(run.takeEvents()).toContainEqual({ kind: 'wake' });
-    expect(run.assign('b/2', 1, 0)).toMatchObject({ kind: 'initialise' });
+    expect(run.call({ call: 'assign', worker: 'b/2', ahead: 1, now: 0 })).toMatchObject({
+      kind: 'initialise',
+    });
   });
 
   test('an evaluation passes on when its worker does not come back', () => {
     const run = createRun({ epochsMax: 1 });
     const worker = new VirtualWorker(run, problem);
     worker.train(() => run.step === 5);
-    run.join('b/2', join, 0);
-    expect(run.assign(worker.key, 1, 0)).toMatchObject({ evaluation: { part: 'validation' } });
-    expect(run.assign('b/2', 1, 0)).toEqual({ kind: 'wait' });
-    run.detach(worker.key, 0);
-    run.tick(5000);
-    expect(run.assign('b/2', 1, 0)).toMatchObject({ evaluation: { part: 'validation' } });
+    run.call({ call: 'join', worker: 'b/2', join, now: 0 });
+    expect(run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 })).toMatchObject({
+      evaluation: { part: 'validation' },
+    });
+    expect(run.call({ call: 'assign', worker: 'b/2', ahead: 1, now: 0 })).toEqual({ kind: 'wait' });
+    run.call({ call: 'detach', worker: worker.key, now: 0 });
+    run.call({ call: 'tick', now: 5000 });
+    expect(run.call({ call: 'assign', worker: 'b/2', ahead: 1, now: 0 })).toMatchObject({
+      evaluation: { part: 'validation' },
+    });
   });
 
   test('frozen tensors travel once, with the first parameters', () => {
     const run = createRun({});
     const worker = new VirtualWorker(run, problem);
     worker.pull();
-    const first = run.assign(worker.key, 1, 0);
-    const second = run.assign(worker.key, 1, 0);
+    const first = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 });
+    const second = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 });
     expect(first.kind === 'work' && first.payload.bytes.length).toBe(4 * (EXCHANGED + 1));
     expect(second.kind === 'work' && second.payload.bytes.length).toBe(4 * EXCHANGED);
   });
@@ -453,23 +477,27 @@ describe('the test part', () => {
   test('is looked at once, by the final parameters, also after a restart', () => {
     const run = createRun({ ...stopEarly, testAtEnd: false });
     const worker = new VirtualWorker(run, problem);
-    expect(() => run.test()).toThrow(/has no parameters yet/);
+    expect(() => run.call({ call: 'test' })).toThrow(/has no parameters yet/);
     expect(worker.pull(0)).toBe(true);
-    expect(() => run.test()).toThrow(/is training: the test part is for the final parameters/);
+    expect(() => run.call({ call: 'test' })).toThrow(
+      /is training: the test part is for the final parameters/,
+    );
     worker.train();
     expect(run.summary(0)).toMatchObject({ phase: 'finished', test: null });
     const { state, tensors } = saved(run);
     const later = Run.restore(state, tensors);
-    later.test();
+    later.call({ call: 'test' });
     expect(later.phase).toBe('testing');
     new VirtualWorker(later, problem, 'b/1').train();
     const { test: seen, phase, reason } = later.summary(0);
     expect({ phase, reason }).toEqual({ phase: 'finished', reason: run.reason });
     expect(seen).toMatchObject({ step: run.best!.step, part: 'test' });
     expect(seen!.loss).toBe(lossOf(problem, 'test', parametersOf(run)));
-    expect(() => later.test()).toThrow(/was looked at .* it counts once/);
+    expect(() => later.call({ call: 'test' })).toThrow(/was looked at .* it counts once/);
     const again = saved(later);
-    expect(() => Run.restore(again.state, again.tensors).test()).toThrow(/it counts once/);
+    expect(() => Run.restore(again.state, again.tensors).call({ call: 'test' })).toThrow(
+      /it counts once/,
+    );
   });
 });
 
@@ -479,12 +507,16 @@ test('stop hands everything back, and resume goes on where it was', () => {
   new VirtualWorker(whole, problem).train();
   const worker = new VirtualWorker(run, problem);
   worker.train(() => run.step === 8);
-  run.stop('by a user');
-  expect(run.assign(worker.key, 1, 0)).toEqual({ kind: 'end' });
-  run.resume();
+  run.call({ call: 'stop', reason: 'by a user' });
+  expect(run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 })).toEqual({
+    kind: 'end',
+  });
+  run.call({ call: 'resume' });
   worker.train();
   expect(parametersOf(run)).toEqual(parametersOf(whole));
-  expect(() => run.resume()).toThrow(expect.objectContaining({ code: 'DP_RUN_ENDED' }));
+  expect(() => run.call({ call: 'resume' })).toThrow(
+    expect.objectContaining({ code: 'DP_RUN_ENDED' }),
+  );
 });
 
 test('moving statistics are merged exactly, whatever the staleness', () => {
@@ -544,12 +576,12 @@ test('no interleaving of workers breaks an invariant', () => {
             expect(acknowledgement.staleness).toBeLessThanOrEqual(bound);
             uses.push(worker.applied.at(-1)!);
           }
-        } else if (event < 0.95) run.tick(now);
+        } else if (event < 0.95) run.call({ call: 'tick', now });
         else if (event < 0.97) {
-          run.detach(worker.key, now);
+          run.call({ call: 'detach', worker: worker.key, now });
           workers[at] = hire();
         } else if (event < 0.99) {
-          run.leave(worker.key);
+          run.call({ call: 'leave', worker: worker.key });
           workers[at] = hire();
         } else if (run.hasParameters) {
           const { state, tensors } = saved(run);

@@ -186,12 +186,16 @@ describe('what is decided is decided for all parts', () => {
     run.act();
     const initial = run.parameters;
     run.train(() => run.run.step === 2);
-    run.train(() => run.run.assign('w/1', 2, 0).kind === 'work' && run.run.best?.step !== 1);
+    run.train(
+      () =>
+        run.run.call({ call: 'assign', worker: 'w/1', ahead: 2, now: 0 }).kind === 'work' &&
+        run.run.best?.step !== 1,
+    );
     const good = run.save().file.find(({ name }) => name === '@best')?.values ?? initial;
     const { generation } = run.run;
     run.act(overflow);
     // Updates that were under way meet the same fate, and are told later.
-    run.run.overflowed(generation);
+    run.run.call({ call: 'overflowed', generation });
     if (!run.run.best) run.act();
     expect(run.parameters.slice(0, good.length)).toEqual(good);
     const to = run.run.best?.step ?? null;

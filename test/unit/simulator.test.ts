@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { Leases } from '../../server/core/leases.ts';
 import { Parameters, VECTOR } from '../../server/core/parameters.ts';
+import type { RunCall } from '../../server/core/run/calls.ts';
 import { Run } from '../../server/core/run.ts';
 import { Snapshot } from '../../server/core/snapshot.ts';
 import { Replication } from '../../server/standby/replication.ts';
@@ -48,12 +49,15 @@ describe('a broken server is caught:', () => {
   }
 
   test('1, it applies what is sent again', async () => {
-    const real = Run.prototype.push;
+    const real = Run.prototype.call;
     let fresh = 1_000_000;
-    vi.spyOn(Run.prototype, 'push').mockImplementation(function (this: Run, worker, push, ...rest) {
-      const acknowledgement = real.call(this, worker, { ...push, sequence: ++fresh }, ...rest);
-      return { ...acknowledgement, sequence: push.sequence };
-    });
+    const lying = function (this: Run, call: RunCall, payload?: Uint8Array): unknown {
+      if (call.call !== 'push') return Reflect.apply(real, this, [call, payload]);
+      const push = { ...call.push, sequence: ++fresh };
+      const acknowledgement = Reflect.apply(real, this, [{ ...call, push }, payload]);
+      return { ...acknowledgement, sequence: call.push.sequence };
+    };
+    vi.spyOn(Run.prototype, 'call').mockImplementation(lying as never);
     vi.spyOn(Leases.prototype, 'find').mockImplementation(function (this: Leases, id) {
       return { id, epoch: 0, start: 0, count: 4, part: 'train' };
     });

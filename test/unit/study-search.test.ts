@@ -278,10 +278,10 @@ test('a run stops by itself after the evaluations that pauseAfter names, and goe
     run.metrics().evaluations.filter(({ part }) => part === 'validation').length;
   worker.train();
   expect([run.phase, evaluated()]).toEqual(['stopped', 2]);
-  run.resume();
+  run.call({ call: 'resume' });
   worker.train();
   expect([run.phase, evaluated()]).toEqual(['stopped', 3]);
-  run.resume();
+  run.call({ call: 'resume' });
   worker.train();
   expect([run.phase, evaluated()]).toEqual(['finished', 5]);
 });

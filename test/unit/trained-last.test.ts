@@ -52,7 +52,7 @@ test.each(AFTER)('what is told beside parameters was measured with these (%s)', 
     if (!testAtEnd) {
       // Looked at later, by another process.
       run = Run.restore(JSON.parse(JSON.stringify(run.state(0))), run.tensors());
-      run.test();
+      run.call({ call: 'test' });
       new VirtualWorker(run, problem, 'later/1').train();
     }
     expect(kindOfModel(run)).toBe('final');
@@ -80,13 +80,13 @@ test('a run that was stopped in the middle of refitting stands by its best param
   new VirtualWorker(run, problem).train(
     () => run.phase === 'refitting' && run.step > run.best!.step + 8,
   );
-  run.stop('enough');
+  run.call({ call: 'stop', reason: 'enough' });
   expect(kindOfModel(run)).toBe('best');
   const { theta, best, test: tested, learntValidation } = measured(run, 'best');
   expect(lossOf(problem, 'validation', theta)).toBe(best!.loss);
   expect([tested, learntValidation]).toEqual([null, false]);
   expect(measured(run, 'last')).toMatchObject({ best: null, test: null, learntValidation: true });
-  run.resume();
+  run.call({ call: 'resume' });
   new VirtualWorker(run, problem, 'later/1').train();
   expect(kindOfModel(run)).toBe('final');
   expect(parametersOf(run)).not.toEqual(theta);
@@ -96,15 +96,15 @@ test('a test that is stopped leaves the run finished, with its final parameters'
   const run = createRun({ earlyStopping: { patience: 4, afterStop: 'retrain' }, testAtEnd: false });
   new VirtualWorker(run, problem).train();
   const { reason } = run;
-  run.test();
+  run.call({ call: 'test' });
   const worker = new VirtualWorker(run, problem, 'slow/1');
-  run.assign(worker.key, 2, 0);
-  run.stop('its data are others');
+  run.call({ call: 'assign', worker: worker.key, ahead: 2, now: 0 });
+  run.call({ call: 'stop', reason: 'its data are others' });
   expect([run.phase, run.reason, kindOfModel(run)]).toEqual(['finished', reason, 'final']);
   expect(Run.restore(JSON.parse(JSON.stringify(run.state(0))), run.tensors()).phase).toBe(
     'finished',
   );
-  run.test();
+  run.call({ call: 'test' });
   new VirtualWorker(run, problem, 'later/1').train();
   expect(measured(run, 'final').test?.loss).toBe(lossOf(problem, 'test', parametersOf(run)));
 });

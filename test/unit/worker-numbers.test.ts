@@ -60,9 +60,10 @@ test('whatever numbers a worker sends, the state of the run can be written', () 
           if (run.over || !worker.pull()) break;
           worker.push();
           accept(() =>
-            run.sampled(
-              worker.key,
-              checked({
+            run.call({
+              call: 'sampled',
+              worker: worker.key,
+              observed: checked({
                 ...{ type: 'observed', run: run.id, step: run.step, updateSteps: 1, samples: 1 },
                 costMs: cost,
                 tensors: [
@@ -73,8 +74,8 @@ test('whatever numbers a worker sends, the state of the run can be written', () 
                 ],
                 layers: [],
               }) as protocol.Observed,
-              0,
-            ),
+              now: 0,
+            }),
           );
           expect(() => losslessJson(run.state(0))).not.toThrow();
           // Nor does REST tell what JSON cannot.

@@ -1,0 +1,260 @@
+import type {
+  Acknowledgement,
+  Evaluated,
+  Join,
+  Lease,
+  Observed,
+  Part,
+  Push,
+} from '../../../shared/protocol.ts';
+import type { Snapshot } from '../snapshot.ts';
+
+/**
+ * The calls that change a run, and what each answers. Calls in their order are all that a run is: another one that
+ * begins equal and is called alike stays equal, to the bit (docs/decisions/0011-standby.md). `now` is in monotonic ms.
+ */
+export type RunCall =
+  /**
+   * A worker takes part; the first one's model and data bind all others. The payload: the facts of its data, where
+   * `join.facts` says so.
+   * @throws DownpourError DP_EXPERIMENT_MISMATCH, DP_LAYOUT_MISMATCH, DP_LAYOUT_INVALID, DP_DATA_MISMATCH,
+   *   DP_QUARANTINED or DP_FRAME_MALFORMED.
+   */
+  | {
+      readonly call: 'join';
+      readonly worker: string;
+      readonly join: Pick<
+        Join,
+        'experimentHash' | 'tensors' | 'data' | 'facts' | 'errorMeasure' | 'seen'
+      >;
+      readonly now: number;
+    }
+  /** A worker's connection is lost: it has a few seconds to come back before its work is given away. */
+  | { readonly call: 'detach'; readonly worker: string; readonly now: number }
+  /** A worker goes for good: its work is given away at once. */
+  | { readonly call: 'leave'; readonly worker: string }
+  /** The server itself stood still for so long: nobody's time ran. */
+  | { readonly call: 'postpone'; readonly ms: number }
+  /** Takes back work that is out of time. Call about once a second. */
+  | { readonly call: 'tick'; readonly now: number }
+  /** What a worker is to do next. @param ahead minibatches that it may hold at once. */
+  | {
+      readonly call: 'assign';
+      readonly worker: string;
+      readonly ahead: number;
+      readonly now: number;
+    }
+  /**
+   * The answer to an `initialise`. The payload: the whole vector in f32, shape [partLayout.size]. A late answer is
+   * ignored, and that of a worker that was not asked.
+   * @throws DownpourError DP_TENSOR_SIZE or DP_GRADIENT_NOT_FINITE.
+   */
+  | {
+      readonly call: 'initialised';
+      readonly worker: string;
+      readonly grant: number;
+      readonly now: number;
+      readonly others?: InitialLanded | null;
+    }
+  /**
+   * Admits and applies one gradient, in one stretch. The payload: the gradient in its encoding, then statistics in f32;
+   * it is used where it has landed.
+   */
+  | {
+      readonly call: 'push';
+      readonly worker: string;
+      readonly push: Push;
+      readonly now: number;
+      readonly others?: PartsLanded | null;
+    }
+  /**
+   * The result of an evaluation, from the worker that has it to do; from others, and of a run that is over, it is
+   * ignored.
+   * @throws DownpourError DP_DATA_MISMATCH: it is of another number of examples than the part has.
+   */
+  | {
+      readonly call: 'evaluated';
+      readonly worker: string;
+      readonly result: Evaluated;
+      readonly now: number;
+    }
+  /**
+   * What a worker has sampled, kept where one of its leases has asked for it.
+   * @throws DownpourError DP_LAYOUT_MISMATCH: of a tensor that the run does not have.
+   */
+  | {
+      readonly call: 'sampled';
+      readonly worker: string;
+      readonly observed: Observed;
+      readonly now: number;
+    }
+  /** An update of this generation was admitted, and made the parameters of another shard overflow. */
+  | { readonly call: 'overflowed'; readonly generation: number }
+  /**
+   * Somebody saw the run in an earlier life of the server: what was applied there after the checkpoint that this life
+   * began with is lost.
+   */
+  | { readonly call: 'learnLost'; readonly seen: Seen }
+  /** What an earlier life knew of lost steps and noted beside the checkpoint. Call before anybody joins. */
+  | ({ readonly call: 'recallLost' } & LostNote)
+  /** By a user: nothing is lost, `resume` goes on. */
+  | { readonly call: 'stop'; readonly reason: string }
+  /**
+   * Has the final parameters of a finished run evaluated on the test part. Once: who looks again chooses by what is
+   * seen, and the estimate is flattered (*Deep Learning* §5.3).
+   * @throws DownpourError DP_CHECKPOINT_MISSING, DP_RUN_UNFINISHED, DP_RUN_FAILED, DP_TEST_SEEN or DP_DATA_MISSING.
+   */
+  | { readonly call: 'test' }
+  /** The test part was looked at. @param at ISO 8601: the core has no clock. */
+  | { readonly call: 'tested'; readonly at: string }
+  /** @throws DownpourError DP_RUN_ENDED or DP_RUN_FAILED: there is nothing to go on with. */
+  | { readonly call: 'resume' };
+
+export type CallKind = RunCall['call'];
+export type CallOf<K extends CallKind> = Extract<RunCall, { readonly call: K }>;
+
+/** What calls answer; nothing, where their kind is not named. */
+interface Answers {
+  readonly assign: Assignment;
+  /** Whether it was asked for. */
+  readonly initialised: boolean;
+  readonly push: Acknowledgement;
+  /** Whether it was asked for. */
+  readonly evaluated: boolean;
+  /** Whether it was asked for. */
+  readonly sampled: boolean;
+}
+export type Answer = Answers[keyof Answers];
+export type AnswerOf<C extends RunCall> = C['call'] extends keyof Answers
+  ? Answers[C['call']]
+  : undefined;
+
+/** Of each kind of call: `payload`, where one may come with it; `large`, where the call alone may be. */
+export const CALLS: Readonly<Record<CallKind, { readonly payload?: true; readonly large?: true }>> =
+  {
+    join: { payload: true, large: true },
+    ...{ detach: {}, leave: {}, postpone: {}, tick: {}, assign: {} },
+    initialised: { payload: true },
+    push: { payload: true },
+    evaluated: {},
+    sampled: { large: true },
+    ...{ overflowed: {}, learnLost: {}, recallLost: {} },
+    ...{ stop: {}, test: {}, tested: {}, resume: {} },
+  };
+
+/** A payload comes with this one. */
+export function hasPayload(call: RunCall): boolean {
+  return call.call === 'join' ? call.join.facts !== undefined : CALLS[call.call].payload === true;
+}
+
+/** Is told of each call before it is carried out. The payload is as it is during the call only. */
+export type RunFollower = (call: RunCall, payload: Uint8Array) => void;
+
+/**
+ * What a follower is told: a call of its own, since callers use theirs again, of what changes the run. A run that is
+ * followed has no other shards.
+ */
+export function toFollow(call: RunCall): RunCall {
+  if (call.call === 'join') {
+    const { experimentHash, tensors, data, errorMeasure, facts, seen = null } = call.join;
+    const join = {
+      ...{ experimentHash, tensors, data, seen },
+      ...(errorMeasure && { errorMeasure }),
+      ...(facts && { facts }),
+    };
+    return { ...call, join };
+  }
+  if (call.call === 'push' || call.call === 'initialised') {
+    const { others: _, ...told } = call;
+    return told;
+  }
+  return { ...call };
+}
+
+/** The pushes of one worker: one call, used again, since there are thousands a second. */
+export class PushCall {
+  readonly call = 'push';
+  readonly worker: string;
+  push!: Push;
+  now = 0;
+  others: PartsLanded | null = null;
+
+  constructor(worker: string) {
+    this.worker = worker;
+  }
+
+  of(push: Push, now: number, others: PartsLanded | null): this {
+    this.push = push;
+    this.now = now;
+    this.others = others;
+    return this;
+  }
+}
+
+/** One worker asks for work: used again, as the call of its pushes. */
+export class AssignCall {
+  readonly call = 'assign';
+  readonly worker: string;
+  ahead = 0;
+  now = 0;
+
+  constructor(worker: string) {
+    this.worker = worker;
+  }
+
+  of(ahead: number, now: number): this {
+    this.ahead = ahead;
+    this.now = now;
+    return this;
+  }
+}
+
+/** What a worker is to do next. */
+export type Assignment =
+  | { readonly kind: 'initialise'; readonly grant: number; readonly seed: number }
+  | {
+      readonly kind: 'work';
+      readonly leases: Lease[];
+      readonly evaluation: { readonly id: number; readonly part: Part } | null;
+      /** To be sent as it is: hold it until it has gone. */
+      readonly payload: Snapshot;
+      /** Anybody's at this step: trainable and statistics as they are. Else the payload is for this worker alone. */
+      readonly shared: boolean;
+      readonly step: number;
+      /** What the other shards are to send it with this. */
+      readonly parts: { readonly capture: number | null; readonly whole: boolean };
+    }
+  /** Nothing now: a `wake` comes. */
+  | { readonly kind: 'wait' }
+  | { readonly kind: 'end' };
+
+/** Of a push that went to several shards, what the other ones have said. They hold the parts until it is decided. */
+export interface PartsLanded {
+  readonly session: string;
+  /** Of the parts' gradients, NaN: not finite. */
+  readonly squares: number;
+  /** With a part itself. */
+  readonly problem: string | null;
+}
+
+/** The same of initial parameters. */
+export interface InitialLanded {
+  readonly session: string;
+  readonly finite: boolean;
+}
+
+/** Up to where a run was seen. */
+export interface Seen {
+  readonly step: number;
+  readonly generation: number;
+}
+
+/** What one life of the server notes of the steps that were lost with those before it. */
+export interface LostNote {
+  /** The checkpoint that the life began with. */
+  readonly base: Seen;
+  /** Steps after `base`, by the life that lost them. */
+  readonly lost: readonly (readonly [life: number, steps: number])[];
+  /** All that are lost, in all lives. */
+  readonly total: number;
+}
