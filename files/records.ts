@@ -129,13 +129,9 @@ const onRun = { run: Name };
 /** What waits for a Redis that is away. */
 export const OperationSchema = Type.Union([
   Type.Object({ op: Type.Literal('run'), ...onRun, record: RunRecordSchema }),
-  Type.Object({
-    ...{ op: Type.Literal('publish'), ...onRun },
-    ...{ manifest: CheckpointSummarySchema, rollback: Type.Boolean() },
-  }),
+  Type.Object({ op: Type.Literal('publish'), ...onRun, manifest: CheckpointSummarySchema }),
   Type.Object({ op: Type.Literal('forget'), ...onRun, files: Type.Array(FileName) }),
   Type.Object({ op: Type.Literal('best'), ...onRun, best: BestRecordSchema }),
-  Type.Object({ op: Type.Literal('resetBest'), ...onRun }),
   Type.Object({ op: Type.Literal('earlyStopping'), ...onRun, record: Type.Unknown() }),
 ]);
 

@@ -40,11 +40,12 @@ import type { ReplicationMode } from './standby/protocol.ts';
 import { BEAT_MS, Replication } from './standby/replication.ts';
 import { type Inheritance, standBy } from './standby/standby.ts';
 import { clearDebris, clearDebrisOfDead, isFull, whatToFree } from './store/debris.ts';
+import { openFileStore } from './store/file-store.ts';
 import { FollowedNote, letHeirBegin } from './store/followed.ts';
 import { journaled } from './store/journal.ts';
 import { openRedisStore } from './store/redis.ts';
 import { parseRedisAddress, type RedisFiles } from './store/redis-address.ts';
-import { type OwnerLease, openFileStore, type StateStore } from './store/state-store.ts';
+import type { OwnerLease, StateStore } from './store/state-store.ts';
 import { openPushLog, type PushLog } from './watch/push-log.ts';
 import { TensorBoard } from './watch/tensorboard.ts';
 

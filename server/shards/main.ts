@@ -5,9 +5,9 @@ import { localSocketWanted } from '../../wire/local-socket.ts';
 import { Access, mustBeGuarded, type TokenSources, tokenSources } from '../access/access.ts';
 import type { TlsFiles } from '../access/tls.ts';
 import { warning } from '../fleet/coordinator.ts';
+import { openFileStore } from '../store/file-store.ts';
 import { openRedisStore } from '../store/redis.ts';
 import type { RedisFiles } from '../store/redis-address.ts';
-import { openFileStore } from '../store/state-store.ts';
 import { serveShard } from './server.ts';
 
 export interface ShardOptions extends TokenSources {

@@ -9,10 +9,11 @@ import { checkpointFolder, listCheckpoints, writeCheckpoint } from '../../files/
 import { Keeper } from '../../server/checkpoints/keeper.ts';
 import { nextLife, readProgress } from '../../server/checkpoints/lives.ts';
 import { Studies } from '../../server/http/studies.ts';
+import { openFileStore } from '../../server/store/file-store.ts';
 import { letHeirBegin } from '../../server/store/followed.ts';
 import { journaled } from '../../server/store/journal.ts';
 import { openRedisStore } from '../../server/store/redis.ts';
-import { type OwnerLease, openFileStore, type StateStore } from '../../server/store/state-store.ts';
+import type { OwnerLease, StateStore } from '../../server/store/state-store.ts';
 import { type DownpourError, errorCode } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { redisMissing, startRedis, type TestRedis } from '../redis-server.ts';

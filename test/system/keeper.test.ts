@@ -7,7 +7,8 @@ import { type CheckpointInput, checkpointFolder, listCheckpoints } from '../../f
 import { Keeper } from '../../server/checkpoints/keeper.ts';
 import { directWriter } from '../../server/checkpoints/writer.ts';
 import type { Run } from '../../server/core/run.ts';
-import { type OwnerLease, openFileStore, type StateStore } from '../../server/store/state-store.ts';
+import { openFileStore } from '../../server/store/file-store.ts';
+import type { OwnerLease, StateStore } from '../../server/store/state-store.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
 
@@ -104,7 +105,9 @@ test('the last K, the best and the final checkpoints are kept', async () => {
   expect(steps('final')).toEqual([run.step]);
   expect(steps('last').length).toBe(2);
   expect(steps('last').at(-1)).toBe(run.step);
-  expect((await store.getBest(run.id))?.value).toBe(run.best!.loss);
+  const best = await store.getBest(run.id);
+  expect(best?.value).toBe(run.best!.loss);
+  expect(best?.checkpoint).toBe(checkpoints.find(({ kind }) => kind === 'best')!.file);
   expect((await store.checkpoints(run.id)).length).toBe(4);
 });
 
@@ -231,14 +234,17 @@ describe('with many runs', () => {
   function counted(keeperStore: StateStore) {
     const records: string[] = [];
     const checkpoints: string[] = [];
-    const put = (name: 'putRun' | 'putEarlyStopping' | 'recordBest' | 'publishCheckpoint') => ({
-      [name]: (token: number, run: { id: string } | string, ...more: never[]) => {
-        records.push(typeof run === 'string' ? run : run.id);
-        return (keeperStore[name] as (...all: unknown[]) => unknown)(token, run, ...more);
-      },
-    });
+    const put = (name: 'putRun' | 'putEarlyStopping' | 'recordBest' | 'publishCheckpoint') => {
+      const original = keeperStore[name] as (...all: unknown[]) => unknown;
+      return {
+        [name]: (token: number, run: { id: string } | string, ...more: never[]) => {
+          records.push(typeof run === 'string' ? run : run.id);
+          return original.call(keeperStore, token, run, ...more);
+        },
+      };
+    };
     const names = ['putRun', 'putEarlyStopping', 'recordBest', 'publishCheckpoint'] as const;
-    const store = Object.assign({ ...keeperStore }, ...names.map(put)) as StateStore;
+    const store = Object.assign(keeperStore, ...names.map(put)) as StateStore;
     const writer = {
       ...directWriter,
       write(path: string, input: CheckpointInput) {

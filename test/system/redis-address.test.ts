@@ -56,7 +56,6 @@ async function useAll(store: StateStore): Promise<void> {
   const best = { step: 1, value: 0.5, checkpoint: 'c' };
   expect(await store.recordBest(token, 'r', best)).toEqual({ kept: true, best });
   expect(await store.getBest('r')).toEqual(best);
-  await store.resetBest(token, 'r');
   await store.putEarlyStopping(token, 'r', { evaluations: 1 });
   expect(await store.getEarlyStopping('r')).toEqual({ evaluations: 1 });
   await store.forgetCheckpoints(token, 'r', ['c']);

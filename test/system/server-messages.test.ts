@@ -9,7 +9,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { checkFromShardControl, checkToShardControl } from '../../server/shards/protocol.ts';
 import { checkFromStandby, checkToStandby } from '../../server/standby/protocol.ts';
-import { openFileStore } from '../../server/store/state-store.ts';
+import { openFileStore } from '../../server/store/file-store.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
 import { VERSION } from '../../shared/version.ts';

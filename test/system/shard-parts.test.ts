@@ -6,7 +6,7 @@ import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest
 import { checkpointFolder, newestValidCheckpoint } from '../../files/checkpoint.ts';
 import { type Serving, serve } from '../../server/main.ts';
 import { serveShard } from '../../server/shards/server.ts';
-import { openFileStore } from '../../server/store/state-store.ts';
+import { openFileStore } from '../../server/store/file-store.ts';
 import { createLayout } from '../../shared/layout.ts';
 import { partition } from '../../shared/partition.ts';
 import type { Join } from '../../shared/protocol.ts';

@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline';
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { checkpointFolder, newestValidCheckpoint } from '../../files/checkpoint.ts';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
-import { openFileStore } from '../../server/store/state-store.ts';
+import { openFileStore } from '../../server/store/file-store.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import type { Health, RunDetail } from '../../shared/rest.ts';
 import { createRestClient } from '../../shared/rest-client.ts';

@@ -4,7 +4,8 @@ import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { serve } from '../../server/main.ts';
 import { standBy } from '../../server/standby/standby.ts';
-import { openFileStore, type StateStore } from '../../server/store/state-store.ts';
+import { openFileStore } from '../../server/store/file-store.ts';
+import type { StateStore } from '../../server/store/state-store.ts';
 
 test('a standby whose own store answers late never takes over beside a primary that lives', async () => {
   const root = await mkdtemp(join(tmpdir(), 'downpour-standby-store-'));

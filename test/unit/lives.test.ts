@@ -7,7 +7,7 @@ import { checkpointFolder, listCheckpoints, removeCheckpoint } from '../../files
 import { Keeper } from '../../server/checkpoints/keeper.ts';
 import { nextLife, noteProgress, readProgress } from '../../server/checkpoints/lives.ts';
 import { Run, type RunState } from '../../server/core/run.ts';
-import { openFileStore } from '../../server/store/state-store.ts';
+import { openFileStore } from '../../server/store/file-store.ts';
 import { createProblem, createRun, TENSORS, VirtualWorker } from '../support/regression.ts';
 
 /** What a server that died had applied after its last checkpoint is counted, once. */

@@ -8,7 +8,7 @@ import { keepable, losslessJson } from '../../files/atomic-file.ts';
 import { newestValidCheckpoint, writeCheckpoint } from '../../files/checkpoint.ts';
 import { Keeper } from '../../server/checkpoints/keeper.ts';
 import type { Run } from '../../server/core/run.ts';
-import { openFileStore } from '../../server/store/state-store.ts';
+import { openFileStore } from '../../server/store/file-store.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import * as protocol from '../../shared/protocol.ts';

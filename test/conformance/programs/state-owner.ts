@@ -1,7 +1,7 @@
 import { createInterface } from 'node:readline';
+import { openFileStore } from '../../../server/store/file-store.ts';
 import { journaled } from '../../../server/store/journal.ts';
 import { openRedisStore } from '../../../server/store/redis.ts';
-import { openFileStore } from '../../../server/store/state-store.ts';
 import { errorCode, errorText } from '../../../shared/errors.ts';
 
 // An owner in a process of its own, for the tests to stop and to kill. Arguments: kind, place (URL and
