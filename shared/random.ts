@@ -9,6 +9,7 @@ export const STREAMS = {
   split: 2,
   minibatch: 3,
   bootstrap: 4,
+  test: 5,
   /** Plus the epoch: the order of the examples in that epoch. */
   epoch: 0x1000_0000,
 } as const;

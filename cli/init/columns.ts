@@ -1,9 +1,13 @@
+import { DATE_ORDERS, type DateOrder } from '../../worker/data/tables/date-column.ts';
 import type { Cell, ColumnProfile, Form } from '../../worker/data/tables/table-profile.ts';
 import { groups } from '../output/progress.ts';
 
 /** What a column of a table is good for, decided by counting its cells. */
 
-/** `count`: counts the rows. `odd`: left out for what is wrong with some or all of its cells. */
+/**
+ * `count`: counts the rows. `odd`: left out for what is wrong with some or all of its cells. `date`: all are dates that can be
+ * read. `words`: texts of many kinds, of several words each. `sparse`: nearly all values are missing.
+ */
 export type ColumnKind =
   | 'numbers'
   | 'category'
@@ -12,8 +16,9 @@ export type ColumnKind =
   | 'constant'
   | 'date'
   | 'odd'
+  | 'words'
   | 'text'
-  | 'missing'
+  | 'sparse'
   | 'empty';
 
 export interface Judged {
@@ -37,6 +42,12 @@ const SHUFFLED_MIN = 20;
 /** Share of the cells that makes a column one of numbers, though some are none. */
 const NUMBERS_SHARE = 0.5;
 const DATES_SHARE = 0.9;
+/** Of missing values, above which a column says too little. */
+const SPARSE_SHARE = 0.9;
+/** Texts with fewer words than this, as a mean, are rather names or codes. */
+const WORDS_MIN = 3;
+/** Fewer rows cannot tell what a word means. */
+const WORDS_ROWS_MIN = 200;
 /** Kinds of numbers beside which a text that comes again and again may be one more kind: 0, 1, 2, 3+. */
 const NUMBER_KINDS_FEW = 10;
 const ODD_SHARE = 0.02;
@@ -50,38 +61,60 @@ export function judge(profile: ColumnProfile): Judged {
   if (given === 0) return judged('empty', 'it has no values');
   if (profile.isUnnamed)
     return judged('unnamed', 'the header has no name for it', 'add a name to the header');
-  if (missing > 0) {
-    const first = firstMissing!;
+  if (missing > SPARSE_SHARE * count) {
     return judged(
-      'missing',
-      `${groups(missing)} of ${groups(count)} values are missing, the first in line ${first.line}`,
-      'fill them in, or remove those lines',
+      'sparse',
+      `${groups(missing)} of ${groups(count)} values are missing, the first in line ${firstMissing!.line}`,
+      'fill them in',
     );
   }
-  if (kinds?.size === 1 && count > 1) {
+  if (kinds?.size === 1 && missing === 0 && count > 1) {
     const [only] = kinds.keys();
     return judged('constant', `every row has ${shown(only!)}`);
   }
   if (numberCount === given) return judgeNumbers(judged, profile);
   const dates = formCount(profile, 'date');
-  if (dates >= DATES_SHARE * given)
-    return judged('date', `it has dates or times (${example(profile, 'date')})`, DATES);
+  if (dates >= DATES_SHARE * given) {
+    const canBeRead = dates === given && dateOrderOf(profile) !== null;
+    const reason = `it has dates or times (${example(profile, 'date')})`;
+    return judged(canBeRead ? 'date' : 'odd', reason, DATES);
+  }
   return judgeText(judged, profile, given);
 }
 
 const DATES =
-  'convert them to numbers first, such as days since the first date, the month or the hour';
+  'write all of them as 2024-12-31 or 2024-12-31T18:30, or convert them to numbers, such as the hour';
+
+/**
+ * In which order day and month stand in a column of dates; undefined: it needs none; null: some cells are no dates, or
+ * nobody can tell.
+ */
+export function dateOrderOf({
+  dates,
+  count,
+  missing,
+}: ColumnProfile): DateOrder | null | undefined {
+  const given = count - missing;
+  if (dates.anyOrder === given) return undefined;
+  const fits = DATE_ORDERS.filter((order) => dates[order] === given);
+  return fits.length === 1 ? fits[0]! : null;
+}
 
 type Judge = (kind: ColumnKind, reason?: string, remedy?: string, mayBeKinds?: boolean) => Judged;
 
 function judgeNumbers(judged: Judge, profile: ColumnProfile): Judged {
-  const { values, name } = profile;
+  const { name } = profile;
+  const values = numbersOf(profile);
   const counted = countsRows(values, name);
   if (counted !== null) return judged('count', counted, '');
-  if (isDays(values)) {
+  if (isDays(values))
     return judged('date', `it has dates written as numbers (${values[0]})`, DATES);
-  }
   return judged('numbers');
+}
+
+/** Those that are there. */
+export function numbersOf({ values, missing }: ColumnProfile): Float64Array {
+  return missing === 0 ? values : values.filter((value) => !Number.isNaN(value));
 }
 
 function judgeText(judged: Judge, profile: ColumnProfile, given: number): Judged {
@@ -114,13 +147,24 @@ function judgeText(judged: Judge, profile: ColumnProfile, given: number): Judged
   if (numberCount > 0 && numberCount + dressed + units >= NUMBERS_SHARE * given) {
     return judged('odd', ...slips(profile, given), isCategory);
   }
+  const as = hasWords(profile, given) ? 'words' : 'text';
   const many = kinds === null ? 'more than 1,000' : groups(kinds.size);
   return kinds?.size === given
-    ? judged('text', 'it has a different text in each row, such as names')
+    ? judged(as, 'it has a different text in each row, such as names')
     : judged(
-        'text',
+        as,
         `it has too many different texts (${many} in ${groups(given)} rows), such as names`,
       );
+}
+
+/** Whether the texts share words from which something can be learnt: each stands there twice or more, as a mean. */
+function hasWords({ words, forms }: ColumnProfile, given: number): boolean {
+  return (
+    given >= WORDS_ROWS_MIN &&
+    (forms.get('text') ?? 0) >= DATES_SHARE * given &&
+    words.count >= WORDS_MIN * given &&
+    words.count >= 2 * words.kinds
+  );
 }
 
 /** Whether texts of so many kinds are a category in so many rows. */

@@ -30,3 +30,9 @@ export function codeList(texts: readonly string[], indent: string): string {
   if (line.length <= 70) return line;
   return `[\n${items.map((item) => `${indent}  ${item},\n`).join('')}${indent}]`;
 }
+
+/** A property's name in an object literal. */
+export function key(name: string): string {
+  // Without brackets it would set the prototype.
+  return name === '__proto__' ? `[${code(name)}]` : code(name);
+}

@@ -3,6 +3,7 @@ import { nearest } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { corrupt } from '../../worker/data/files.ts';
 import { lookalikes } from '../../worker/data/tables/cells.ts';
+import type { DateOrder } from '../../worker/data/tables/date-column.ts';
 import {
   type ColumnProfile,
   type ProfileOptions,
@@ -13,9 +14,9 @@ import { summarise } from '../../worker/data/tables/table-summary.ts';
 import { withOptions } from '../data/table-options.ts';
 import { groups } from '../output/progress.ts';
 import type { Answers } from './ask.ts';
-import { firstOdd, type Judged, judge, shown } from './columns.ts';
-import { isSame, targetInDisguise } from './relations.ts';
-import { code, codeList, comment } from './source.ts';
+import { dateOrderOf, firstOdd, type Judged, judge, numbersOf, shown } from './columns.ts';
+import { isNumeric, isSame, targetInDisguise } from './relations.ts';
+import { code, codeList, comment, key } from './source.ts';
 
 /** The experiment for a table: what to predict, from which columns, by which network. */
 
@@ -71,18 +72,33 @@ export async function tableDraft(request: TableRequest, answers: Answers): Promi
     guessed,
     (text) => checkTask(text, target, data),
   );
+  const given = table.count - target.profile.missing;
+  if (given < 2) {
+    throw corrupt(
+      data,
+      `only ${given} of its rows has a value in column '${target.profile.name}', which is to be predicted; at least two are needed`,
+    );
+  }
   const { inputs, notes: inputNotes } = chooseInputs(table, target.profile, data);
   const notes = [
     `${data}: ${groups(table.count)} examples; predicts ${target.profile.name} (${task})${taskNote(target.profile, task, request)}`,
     ...(task === 'classification' ? classNotes(target.profile, data) : []),
     ...readingNotes,
+    ...targetGapNotes(target.profile),
     ...inputNotes,
-    ...sizeNotes(table.count),
+    ...sizeNotes(table.count - target.profile.missing),
   ];
   return {
     source: tableSource({ request, reading, table, target: target.profile, task, inputs }),
     notes,
   };
+}
+
+function targetGapNotes({ name, missing }: ColumnProfile): string[] {
+  if (missing === 0) return [];
+  return [
+    `leaves out ${missing === 1 ? '1 row' : `${groups(missing)} rows`} whose ${name} is missing`,
+  ];
 }
 
 /** Finds out how the file is written, as far as that can be known. */
@@ -107,8 +123,6 @@ function hasDecimalCommas({ columns }: TableProfile): boolean {
 }
 
 // What is predicted.
-
-const isNumeric = ({ numberCount, count }: ColumnProfile) => numberCount === count;
 
 function findTarget({ columns }: TableProfile, name: string, request: TableRequest): Judged {
   const { data, task } = request;
@@ -142,12 +156,15 @@ function findTarget({ columns }: TableProfile, name: string, request: TableReque
       `${remedy}${mayBeKinds ? ', or --task classification if these are classes' : ''}`,
     );
   }
-  if (kind === 'missing') refuse(reason, `${remedy}, or ${other}`);
+  if (kind === 'sparse') refuse(reason, `${remedy}, or ${other}`);
   if (kind === 'date') refuse(reason, `${remedy}; or ${other}`);
   if (kind === 'constant') refuse(`${reason}, so there is nothing to learn`, other);
+  if (profile.names?.names.length === 1) {
+    refuse(`each row that has a value has ${shown(profile.names.names[0]!)}`, other);
+  }
   if (kind === 'count' && !isMeant)
     refuse(reason, `${other}; if it is a quantity, give both --target and --task regression`);
-  if (kind === 'empty' || kind === 'text') refuse(reason, other);
+  if (kind === 'empty' || kind === 'text' || kind === 'words') refuse(reason, other);
   if (kind === 'unnamed') refuse(reason, `${remedy}, or ${other}`);
   return target;
 }
@@ -165,9 +182,9 @@ function taskOf(profile: ColumnProfile): Task {
 }
 
 /** Different numbers, at most twice `CLASSES_FEW`; null: more. */
-function numberKinds({ values }: ColumnProfile): number[] | null {
+function numberKinds(profile: ColumnProfile): number[] | null {
   const kinds = new Set<number>();
-  for (const value of values) {
+  for (const value of numbersOf(profile)) {
     kinds.add(value);
     if (kinds.size > 2 * CLASSES_FEW) return null;
   }
@@ -256,6 +273,11 @@ function spellings({ name, names }: ColumnProfile): string[] {
 interface Inputs {
   readonly numbers: readonly ColumnProfile[];
   readonly categories: readonly ColumnProfile[];
+  readonly dates: readonly ColumnProfile[];
+  readonly dateOrder: DateOrder | undefined;
+  readonly texts: readonly ColumnProfile[];
+  /** Of each of `texts`. */
+  readonly hashSize: number;
   readonly ignored: readonly { readonly profile: ColumnProfile; readonly why: string }[];
 }
 
@@ -266,6 +288,9 @@ function chooseInputs(
 ): { inputs: Inputs; notes: string[] } {
   const numbers: ColumnProfile[] = [];
   const categories: ColumnProfile[] = [];
+  const dates: ColumnProfile[] = [];
+  let dateOrder: DateOrder | undefined;
+  const texts: ColumnProfile[] = [];
   const ignored: { profile: ColumnProfile; why: string; more: string; isSoft: boolean }[] = [];
   for (const profile of table.columns) {
     if (profile === target) continue;
@@ -273,7 +298,7 @@ function chooseInputs(
     const leave = (why: string, more = '', isSoft = false) => {
       ignored.push({ profile, why, more, isSoft });
     };
-    if (kind !== 'numbers' && kind !== 'category' && kind !== 'count') {
+    if (!USABLE.has(kind)) {
       const asKinds = mayBeKinds
         ? '; if these are categories, move the column from `ignore` to `categorical`'
         : '';
@@ -281,17 +306,26 @@ function chooseInputs(
       continue;
     }
     const disguise = targetInDisguise(profile, target);
-    const twin = [...numbers, ...categories].find((other) => isSame(other, profile));
+    const twin = [...numbers, ...categories, ...dates, ...texts].find((other) =>
+      isSame(other, profile),
+    );
     const keep = '; if its values are known when the model is used, remove it from `ignore`';
     if (disguise !== null) leave(disguise, keep, isNumeric(profile) && !isSame(profile, target));
     else if (kind === 'count')
       leave(reason, '; if it means more than that, remove it from `ignore`', true);
     else if (twin) leave(`it equals column ${shown(twin.name)}`);
     else if (kind === 'numbers') numbers.push(profile);
-    else categories.push(profile);
+    else if (kind === 'words') texts.push(profile);
+    else if (kind === 'date') {
+      const order = dateOrderOf(profile) ?? undefined;
+      if (order !== undefined && dateOrder !== undefined && order !== dateOrder) {
+        leave('its dates have day and month in another order than those of another column');
+      } else dates.push(profile);
+      dateOrder ??= order;
+    } else categories.push(profile);
   }
   const notes: string[] = [];
-  if (numbers.length + categories.length === 0) {
+  if (numbers.length + categories.length + dates.length + texts.length === 0) {
     // Nothing better is there: a line y = 2x + 1 may be learnt.
     const kept = ignored.findIndex(({ isSoft }) => isSoft);
     const left = ignored.map(({ profile, why }) => `${shown(profile.name)} (${why})`).join(', ');
@@ -316,11 +350,49 @@ function chooseInputs(
     );
     notes.push(...spellings(profile));
   }
-  return { inputs: { numbers, categories, ignored }, notes };
+  const hashSize = hashSizeOf(table.count);
+  for (const { name } of dates) {
+    notes.push(`column ${shown(name)} has dates, which become year, month, day and weekday`);
+  }
+  for (const { name } of texts) {
+    notes.push(
+      `column ${shown(name)} has texts, whose words are hashed to ${hashSize} inputs; if they say nothing, move it to \`ignore\``,
+    );
+  }
+  const inputs = { numbers, categories, dates, dateOrder, texts, hashSize, ignored };
+  return { inputs, notes: [...notes, ...gapNotes(inputs, table.count)] };
+}
+
+/** Kinds of columns that a model can be given. */
+const USABLE: ReadonlySet<string> = new Set(['numbers', 'category', 'count', 'date', 'words']);
+
+/** Inputs for the words of a column: a tenth of the rows, rounded down to a power of two, from 16 to 256. */
+function hashSizeOf(rows: number): number {
+  return Math.max(16, Math.min(256, 2 ** Math.floor(Math.log2(rows / 10))));
+}
+
+const usedOf = ({ numbers, categories, dates, texts }: Inputs) => [
+  ...numbers,
+  ...categories,
+  ...dates,
+  ...texts,
+];
+
+function gapNotes(inputs: Inputs, count: number): string[] {
+  return usedOf(inputs)
+    .filter(({ missing }) => missing > 0)
+    .map(
+      ({ name, missing }) =>
+        `column ${shown(name)} lacks ${groups(missing)} of ${groups(count)} values: the mean stands there, and an input of its own says where`,
+    );
 }
 
 // What is written.
 
+/** Set apart for the test, where there are enough rows. */
+const TEST_SHARE = 0.15;
+const TEST_ROWS_MIN = 200;
+export const hasTestPart = (rows: number) => rows >= TEST_ROWS_MIN;
 /** Below so many rows one hold-out fifth says little. */
 const ROWS_FEW = 50;
 const VALIDATION_SHARE = 0.2;
@@ -369,7 +441,7 @@ ${isClasses ? LOGITS : quantityLayers(target)}
 ${isClasses ? `  loss: 'softmaxCrossEntropy',` : `  loss: 'meanSquaredError',\n  // In the unit of ${name}.\n  error: (targets, predictions) => targets.sub(predictions).abs().mean(),`}
 
   config: {
-    minibatchSize: ${minibatchSize(table.count)},
+    minibatchSize: ${minibatchSize(trainableRows(table.count - target.missing))},
     learningRate: 0.005,
 ${isClasses ? CLASS_RULES : QUANTITY_RULES}
     epochsMax: 200,
@@ -390,18 +462,34 @@ const QUANTITY_RULES = `    optimizer: { kind: 'adamw' },
     weightDecay: { rate: 1 },
     earlyStopping: { patience: 20, metric: 'loss' },`;
 
+const trainableRows = (rows: number) =>
+  hasTestPart(rows) ? rows - Math.round(rows * TEST_SHARE) : rows;
+
 /** @param validates other examples do */
 export function minibatchSize(count: number, validates = false): number {
   const trains = validates ? count : count - Math.max(1, Math.round(count * VALIDATION_SHARE));
   return Math.max(1, Math.min(count < 2_000 ? 16 : 64, trains));
 }
 
-function loadOptions({ reading, target, task, inputs }: TableParts): string[] {
+function loadOptions({ reading, table, target, task, inputs }: TableParts): string[] {
   const names = (columns: readonly ColumnProfile[]) => columns.map(({ name }) => name);
   const lines = [`targets: [${code(target.name)}],`];
   if (task === 'classification') lines.push(`task: 'classification',`);
   if (inputs.categories.length > 0) {
     lines.push(`categorical: ${codeList(names(inputs.categories), '      ')},`);
+  }
+  if (inputs.dates.length > 0) lines.push(`dates: ${codeList(names(inputs.dates), '      ')},`);
+  if (inputs.dateOrder) lines.push(`dateOrder: '${inputs.dateOrder}',`);
+  if (inputs.texts.length > 0) {
+    const sizes = names(inputs.texts).map((name) => `${key(name)}: ${inputs.hashSize}`);
+    lines.push(`hashed: { ${sizes.join(', ')} },`);
+  }
+  if ([target, ...usedOf(inputs)].some(({ missing }) => missing > 0)) {
+    lines.push('// The mean of the training part stands for a missing number.', "missing: 'mean',");
+  }
+  if (hasTestPart(table.count - target.missing)) {
+    lines.push('// Set apart for `downpour test`: the same rows in every run.');
+    lines.push(`testFraction: ${TEST_SHARE},`);
   }
   if (inputs.ignored.length > 0) {
     const ignored = inputs.ignored.map(
@@ -418,7 +506,7 @@ export const LOGITS = `        // Logits: the softmax is in the loss.
 
 /** Learnt in deviations from the mean, since a step of the optimizer is of the size of the learning rate. */
 function quantityLayers(target: ColumnProfile): string {
-  const { mean, deviation } = summarise(target.values);
+  const { mean, deviation } = summarise(numbersOf(target));
   const initial = (value: number) =>
     `args.tf.initializers.constant({ value: ${Number(value.toPrecision(3))} })`;
   return `        args.tf.layers.dense({ units: 1 }),

@@ -130,9 +130,11 @@ describe('CSV', () => {
     const target = (text: string) => failure(`x,y\n1,${text}\n`, { targets: ['y'] });
     expect(target('yes')).toMatch(/set `task: 'classification'` if the column holds classes$/);
     expect(target('True')).toMatch(/write 1 and 0, or set `task: 'classification'`/);
-    expect(target('')).toMatch(/fill it in, or remove the line$/);
+    expect(target('')).toMatch(
+      /fill it in, or set `missing: 'drop'`, which leaves such lines out$/,
+    );
     expect(failure('x,y\n1,?\n', { targets: ['y'], task: 'classification' })).toMatch(
-      /fill it in, or remove the line; if '\?' is a category, set the option `missing` to the texts that mean a missing value$/,
+      /fill it in, or set `missing: 'drop'`, which leaves such lines out; if '\?' is a category, set the option `missingTexts` to the texts that mean a missing value$/,
     );
   });
 
@@ -252,7 +254,7 @@ describe('CSV', () => {
     const countries = 'c,y\nNA,1\nDE,2\nNone,3\n';
     const options: CsvOptions = { targets: ['y'], categorical: ['c'] };
     expect(failure(countries, options)).toContain(
-      "line 2, column 'c': the value is missing ('NA'); fill it in, remove the line, or name the column in `ignore`; if 'NA' is a category, set the option `missing` to the texts that mean a missing value",
+      "line 2, column 'c': the value is missing ('NA'); fill it in; or set `missing: 'mean'`, which puts the mean of the column there, or `missing: 'drop'`, which leaves such lines out; or name the column in `ignore`; if 'NA' is a category, set the option `missingTexts` to the texts that mean a missing value",
     );
     expect(parse(countries, { ...options, missing: ['?'] }).inputNames).toEqual([
       'c=DE',

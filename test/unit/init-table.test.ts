@@ -247,38 +247,15 @@ describe('init on columns that say nothing, or too much', () => {
     ['is constant', () => 7, `every row has '7'`],
     ['is constant text', () => 'DE', `every row has 'DE'`],
     ['is empty', () => '', 'it has no values'],
-    [
-      'lacks values',
-      (row) => (row % 8 === 2 ? '' : noise(5)(row)),
-      '8 of 60 values are missing, the first in line 4',
-    ],
     ['holds names', (row) => `Ann ${row}`, 'a different text in each row'],
     [
       'holds too many kinds',
       (row) => `Ann ${row % 40}`,
       'too many different texts (40 in 60 rows)',
     ],
-    ['holds days', (row) => `2024-01-${String((row % 28) + 1).padStart(2, '0')}`, 'dates or times'],
-    [
-      'holds days of America',
-      (row) => `${(row % 12) + 1}/${(row % 28) + 1}/2024`,
-      'dates or times',
-    ],
-    [
-      'holds days of Germany',
-      (row) => `${(row % 28) + 1}.${(row % 12) + 1}.2024`,
-      'dates or times',
-    ],
-    [
-      'holds times with a zone',
-      (row) => `2024-01-01T10:${10 + (row % 50)}:00+02:00`,
-      'dates or times',
-    ],
-    ['holds times of UTC', (row) => `2024-01-01 10:${10 + (row % 50)}:00 UTC`, 'dates or times'],
     ['holds times of day', (row) => `${row % 12}:${10 + (row % 50)} pm`, 'dates or times'],
     ['holds named months', (row) => `Jan ${(row % 28) + 1}, 2024`, 'dates or times'],
     ['holds few days', (row) => `2024-0${(row % 3) + 1}`, 'dates or times'],
-    ['holds days as numbers', (row) => 20_240_101 + (row % 28), 'dates written as numbers'],
     ['equals another column', (row) => noise(1)(row), `it equals column 'x'`],
     ['equals the target', (row) => quantity.price(row), 'it equals the target'],
     [
@@ -294,6 +271,63 @@ describe('init on columns that say nothing, or too much', () => {
     expect(said).toContain(why);
     // In the file, too.
     expect(said).toMatch(/ignore: \[\n\s+\/\/ .+\n\s+'odd',\n\s+\],/);
+  });
+
+  test.each<[string, (row: number) => unknown, RegExp]>([
+    ['days', (row) => `2024-01-${String((row % 28) + 1).padStart(2, '0')}`, /dates: \['odd'\],\n/],
+    [
+      'days of America',
+      (row) => `${(row % 12) + 1}/${(row % 28) + 1}/2024`,
+      /dates: \['odd'\],\n\s+dateOrder: 'monthFirst',/,
+    ],
+    ['days of Germany', (row) => `${(row % 28) + 1}.${(row % 12) + 1}.2024`, /dates: \['odd'\],\n/],
+    [
+      'times with a zone',
+      (row) => `2024-01-01T10:${10 + (row % 50)}:00+02:00`,
+      /dates: \['odd'\],\n/,
+    ],
+    ['times of UTC', (row) => `2024-01-01 10:${10 + (row % 50)}:00 UTC`, /dates: \['odd'\],\n/],
+    ['days as numbers', (row) => 20_240_101 + (row % 28), /dates: \['odd'\],\n/],
+    ['gaps', (row) => (row % 8 === 2 ? '' : noise(5)(row)), /missing: 'mean',\n/],
+    ['kinds with gaps', (row) => (row % 8 === 2 ? 'NA' : 'abc'[row % 3]), /missing: 'mean',\n/],
+  ])('uses a column of %s', async (_, at, option) => {
+    const said = await init(
+      table({ x: quantity.x, z: quantity.z, odd: at, price: quantity.price }),
+    );
+    expect(said).not.toContain(left('odd'));
+    expect(said).toMatch(option);
+    expect(said.includes('lacks 8 of 60 values')).toBe(String(option).includes('missing'));
+  });
+
+  test('leaves a column out that nearly always lacks its value, and days in no clear order', async () => {
+    const sparse = await init(
+      table({ x: quantity.x, odd: (row) => (row === 5 ? 1 : ''), price: quantity.price }),
+    );
+    expect(sparse).toContain(`${left('odd')}59 of 60 values are missing, the first in line 2`);
+    const unclear = await init(
+      table({
+        x: quantity.x,
+        odd: (row) => `${(row % 12) + 1}/${(row % 12) + 1}/2024`,
+        price: quantity.price,
+      }),
+    );
+    expect(unclear).toContain(`${left('odd')}it has dates or times`);
+  });
+
+  test('hashes the words of texts that share them, not names or codes', async () => {
+    const words = ['red', 'large', 'old', 'house', 'garden', 'cheap', 'new', 'small'];
+    const text = (row: number) =>
+      [1, 3, 5, 7].map((k) => words[(row * k + k) % 8]).join(` ${row % 31} `);
+    const many = { text, name: (row: number) => `Ann ${row}`, ...quantity };
+    const said = await init(table(many, 400));
+    expect(said).toContain("hashed: { 'text': 32 },");
+    expect(said).toContain(left('name'));
+    expect(await init(table(many, 100))).toContain(left('text'));
+  });
+
+  test('sets a test part aside where there are rows enough', async () => {
+    expect(await init(table(quantity, 400))).toContain('testFraction: 0.15,');
+    expect(await init(table(quantity, 100))).not.toContain('testFraction');
   });
 
   test('leaves out the target under other names, but no kind that agrees by chance', async () => {
@@ -364,13 +398,22 @@ describe('init on a target', () => {
     expect(await init(halves)).not.toContain('--task');
   });
 
+  test('leaves out rows without a target', async () => {
+    const said = await init(table({ ...quantity, y: (row) => (row === 7 ? 'NA' : row % 2) }));
+    expect(said).toContain('leaves out 1 row whose y is missing');
+    expect(said).toContain("missing: 'mean',");
+    const floats = table({ ...quantity, y: (row) => (row === 7 ? '' : `${row % 2}.0`) });
+    expect(await init(floats)).toContain('predicts y (classification)');
+    expect(await init(table({ ...quantity, y: (row) => (row < 2 ? '' : 'a') }))).toMatch(
+      /^DP_USAGE .*each row that has a value has 'a'/,
+    );
+    expect(await init(table({ ...quantity, y: (row) => (row > 0 ? '' : row) }))).toMatch(
+      /^DP_USAGE .*59 of 60 values are missing/,
+    );
+  });
+
   test.each<[string, (row: number) => unknown, RegExp]>([
     ['one class only', () => 'yes', /every row has 'yes', so there is nothing to learn/],
-    [
-      'missing values',
-      (row) => (row === 7 ? 'NA' : row % 2),
-      /1 of 60 values are missing, the first in line 9; fill/,
-    ],
     [
       'a count of the rows',
       (row) => row + 1,

@@ -9,6 +9,11 @@ export interface Column {
   readonly names?: readonly string[];
   /** Of targets that are classes: the name of class 0, 1, … */
   readonly classes?: readonly string[];
+  /**
+   * Of inputs: NaN is a missing number. `standardise: 'feature'` puts the mean of its feature in its place, measured
+   * on the training part: after standardisation that is 0.
+   */
+  readonly missing?: 'mean';
 }
 
 export type Kind = 'uint8' | 'int32' | 'float32' | 'float64';

@@ -15,7 +15,7 @@ export type GivenNumbers =
   | readonly GivenNumbers[];
 
 /** A column that an experiment may return. */
-export interface GivenColumn extends Pick<Column, 'names' | 'classes'> {
+export interface GivenColumn extends Pick<Column, 'names' | 'classes' | 'missing'> {
   readonly values: GivenNumbers;
   /** Needed for a typed array. For nested arrays the default is their nesting. */
   readonly shape?: readonly number[];
@@ -46,7 +46,7 @@ const ALIASES: Readonly<Record<string, string>> = {
 };
 const DATA_FIELDS = [...PARTS, 'classCount', 'classes', 'source'];
 const EXAMPLES_FIELDS = ['count', 'inputs', 'targets'];
-const COLUMN_FIELDS = ['values', 'shape', 'names', 'classes'];
+const COLUMN_FIELDS = ['values', 'shape', 'names', 'classes', 'missing'];
 
 /**
  * Converts what `data` returned.
@@ -118,6 +118,11 @@ function examplesOf(part: string, given: unknown): Examples {
   const wanted = count as number | undefined;
   const inputs = columnOf(given.inputs, `inputs of ${name}`, wanted);
   const targets = columnOf(given.targets, `targets of ${name}`, wanted ?? inputs.shape[0]!);
+  if (targets.missing !== undefined) {
+    throw invalid(
+      `targets of ${name}: \`missing\` is only for inputs; remove the rows whose target is missing`,
+    );
+  }
   return { count: inputs.shape[0]!, inputs, targets };
 }
 
@@ -136,7 +141,7 @@ export function columnOf(given: unknown, where: string, count?: number): Column 
     throw invalid(`${where} are ${describe(given)}; ${advice}`);
   }
   mustKnow(where, given, COLUMN_FIELDS);
-  const { values: numbers, names, classes } = given;
+  const { values: numbers, names, classes, missing } = given;
   const shape = given.shape === undefined ? null : shapeOf(given.shape, where);
   const read = numbersOf(numbers, shape, where, count);
   const { values } = read;
@@ -165,6 +170,12 @@ export function columnOf(given: unknown, where: string, count?: number): Column 
     }
   }
   if (!isAbsent(classes)) column.classes = classesOf(classes, `classes of ${where}`);
+  if (!isAbsent(missing)) {
+    if (missing !== 'mean') {
+      throw invalid(`missing of ${where}: ${describe(missing)}; allowed: 'mean'`);
+    }
+    column.missing = missing;
+  }
   return column;
 }
 

@@ -29,9 +29,10 @@ export function agreeing(data: ExperimentData): ExperimentData {
   const classes = classesOf(data, columns('targets'));
   const inputs = ofOneKind(columns('inputs'), inputsKind);
   const targets = ofOneKind(columns('targets'), targetsKind);
+  const missing = inputs.some((column) => column.missing) ? ({ missing: 'mean' } as const) : {};
   const agreed = parts.map(([name, { count }], i) => [
     name,
-    { count, inputs: inputs[i]!, targets: targets[i]! },
+    { count, inputs: { ...inputs[i]!, ...missing }, targets: targets[i]! },
   ]);
   return {
     ...data,

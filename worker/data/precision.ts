@@ -27,8 +27,9 @@ interface Part {
 export function mustBeFinite(where: string, column: Column): void {
   const { values } = column;
   if (!isFloat(values)) return;
+  const isGap = column.missing !== undefined;
   for (let i = 0; i < values.length; i++) {
-    if (Number.isFinite(values[i]!)) continue;
+    if (Number.isFinite(values[i]!) || (isGap && Number.isNaN(values[i]!))) continue;
     throw new DownpourError(
       'DP_DATA_CORRUPT',
       `${where}, ${elementAt(column, i)}: the value ${values[i]} is not a finite number; remove the row or fill it in`,
@@ -131,7 +132,7 @@ function roundingOf(column: Column, { scale, mean, inverse }: Lines, where: stri
   const squares = new Float64Array(size);
   for (let i = 0, f = 0; i < values.length; i++) {
     const exact = (values[i]! * scale - mean[f]!) * inverse[f]!;
-    const error = Math.fround(exact) - exact;
+    const error = Number.isNaN(exact) ? 0 : Math.fround(exact) - exact;
     if (!Number.isFinite(error)) {
       const after = exact === values[i] ? '' : `, ${short(exact)} after standardisation,`;
       throw new DownpourError(

@@ -102,6 +102,32 @@ function byClass(order: Int32Array, { train, classCount }: ExperimentData): Int3
   return Int32Array.from(Array.from(order).sort((a, b) => classes[a]! - classes[b]!));
 }
 
+/**
+ * Sets examples apart for the test part. They are chosen by the count alone, so that runs with other seeds, and trials of a
+ * study, never train on them (Deep Learning §5.3).
+ * @param fraction of them, in [0, 1); at least one is kept and, above 0, at least one is set apart.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: there is only one example.
+ */
+export function holdOut(
+  examples: Examples,
+  fraction = 0,
+): { readonly train: Examples; readonly test: Examples | null } {
+  const n = examples.count;
+  if (fraction === 0) return { train: examples, test: null };
+  if (n < 2) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `testFraction is ${fraction}, but ${n} example cannot be split; give more, or leave testFraction out`,
+    );
+  }
+  const count = Math.min(n - 1, Math.max(1, Math.round(n * fraction)));
+  const order = permutation(0, STREAMS.test, n);
+  return {
+    train: takeExamples(examples, order.slice(count).sort()),
+    test: takeExamples(examples, order.slice(0, count).sort()),
+  };
+}
+
 /** Copies whole examples. */
 export function takeExamples(examples: Examples, rows: Int32Array | readonly number[]): Examples {
   return {

@@ -8,6 +8,12 @@ export type InputTransform = Transform;
 
 /** Measures the transform on the inputs of the training part. */
 export function fitTransform(inputs: Column, kind: InputTransform['kind']): InputTransform {
+  if (inputs.missing === 'mean' && kind !== 'feature') {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `the inputs have missing numbers, which the mean of their column replaces; that needs standardise: 'feature', but the experiment has standardise: '${kind}'`,
+    );
+  }
   const scale = inputs.values instanceof Uint8Array ? 1 / 255 : 1;
   if (kind === 'none') return { kind, scale, mean: [], deviation: [] };
   const moments = momentsOf(inputs.values, kind === 'global' ? 1 : rowSize(inputs));
@@ -31,31 +37,41 @@ export function fitTransform(inputs: Column, kind: InputTransform['kind']): Inpu
 
 /**
  * Mean and standard deviation (of the population) of each of `size` interleaved features, in two
- * passes of float64. A feature that never varies has deviation 0 exactly. Sums are of differences
- * from the first value: a million times in ms, 1.7e12 each, would add up to more than float64 counts.
+ * passes of float64. NaN is a missing number and is not counted; a feature with no number has mean 0. A feature that
+ * never varies has deviation 0 exactly. Sums are of differences from the first value: a million times in ms, 1.7e12
+ * each, would add up to more than float64 counts.
  */
 export function momentsOf(
   values: ArrayLike<number>,
   size: number,
 ): { mean: number[]; deviation: number[] } {
-  const rows = values.length / size;
   const mean = new Float64Array(size);
   const squares = new Float64Array(size);
+  const counts = new Float64Array(size);
+  const first = new Float64Array(size);
   for (let i = 0, f = 0; i < values.length; i++) {
-    mean[f]! += values[i]! - values[f]!;
+    const value = values[i]!;
+    if (!Number.isNaN(value)) {
+      if (counts[f]!++ === 0) first[f] = value;
+      mean[f]! += value - first[f]!;
+    }
     if (++f === size) f = 0;
   }
-  for (let f = 0; f < size; f++) mean[f] = values[f]! + mean[f]! / rows;
+  for (let f = 0; f < size; f++) {
+    if (counts[f]! > 0) mean[f] = first[f]! + mean[f]! / counts[f]!;
+  }
   // The rounding of the mean would leave a constant feature a tiny deviation to divide by.
   const varies = new Uint8Array(size);
   for (let i = 0, f = 0; i < values.length; i++) {
     const value = values[i]!;
-    const d = value - mean[f]!;
-    squares[f]! += d * d;
-    if (value !== values[f]) varies[f] = 1;
+    if (!Number.isNaN(value)) {
+      const d = value - mean[f]!;
+      squares[f]! += d * d;
+      if (value !== first[f]) varies[f] = 1;
+    }
     if (++f === size) f = 0;
   }
-  const deviation = Array.from(squares, (sum, f) => (varies[f] ? Math.sqrt(sum / rows) : 0));
+  const deviation = Array.from(squares, (sum, f) => (varies[f] ? Math.sqrt(sum / counts[f]!) : 0));
   return { mean: Array.from(mean), deviation };
 }
 
@@ -87,7 +103,7 @@ export function scalerOf(transform: InputTransform): Scaler {
   return scaler;
 }
 
-/** Transforms `size` numbers. */
+/** Transforms `size` numbers. A missing one (NaN) becomes 0, which is the mean. */
 export function copyScaled(
   { identity, scale, mean, inverse }: Scaler,
   source: Column['values'],
@@ -101,10 +117,14 @@ export function copyScaled(
   } else if (mean.length === 1) {
     const m = mean[0]!;
     const factor = inverse[0]!;
-    for (let j = 0; j < size; j++) target[at + j] = (source[start + j]! * scale - m) * factor;
+    for (let j = 0; j < size; j++) {
+      const number = (source[start + j]! * scale - m) * factor;
+      target[at + j] = Number.isNaN(number) ? 0 : number;
+    }
   } else {
     for (let j = 0; j < size; j++) {
-      target[at + j] = (source[start + j]! * scale - mean[j]!) * inverse[j]!;
+      const number = (source[start + j]! * scale - mean[j]!) * inverse[j]!;
+      target[at + j] = Number.isNaN(number) ? 0 : number;
     }
   }
 }

@@ -2,7 +2,14 @@ import { nearest } from '../../../shared/config.ts';
 import { DownpourError } from '../../../shared/errors.ts';
 import { givenNames, nameOf, shown } from './cells.ts';
 import type { CsvOptions } from './csv-options.ts';
-import { CategoryColumn, type CellColumn, NumberColumn } from './table-columns.ts';
+import { DateColumn } from './date-column.ts';
+import { HashedColumn } from './hashed-column.ts';
+import {
+  CategoryColumn,
+  type CellOptions,
+  type InputColumn,
+  NumberColumn,
+} from './table-columns.ts';
 import type { TableHeader } from './table-rows.ts';
 
 /** Which columns of a table are inputs and targets, by the options of `loadCsv`, and what they hold. */
@@ -11,23 +18,33 @@ import type { TableHeader } from './table-rows.ts';
 const SHOWN_MAX = 30;
 
 /** Options with names of columns as a header has them. */
-export function named(options: CsvOptions): CsvOptions {
-  const { targets, inputs, ignore, categorical, categories } = options;
+export interface NamedOptions extends Omit<CsvOptions, 'missing'>, CellOptions {
+  readonly gaps: 'refuse' | 'drop' | 'mean';
+}
+
+export type TargetColumn = NumberColumn | CategoryColumn;
+
+export function named({ missing, ...options }: CsvOptions): NamedOptions {
+  const { targets, inputs, ignore, categorical, categories, dates, hashed } = options;
+  const texts = options.missingTexts ?? (typeof missing === 'string' ? undefined : missing);
+  const gaps = typeof missing === 'string' ? missing : 'refuse';
   return {
     ...options,
+    gaps,
+    hasGaps: gaps === 'mean',
+    ...(texts ? { missingTexts: texts } : {}),
     targets: targets.map(nameOf),
     ...(inputs ? { inputs: inputs.map(nameOf) } : {}),
     ...(ignore ? { ignore: ignore.map(nameOf) } : {}),
     ...(categorical ? { categorical: categorical.map(nameOf) } : {}),
-    ...(categories
-      ? {
-          categories: Object.fromEntries(
-            Object.entries(categories).map(([name, list]) => [nameOf(name), list]),
-          ),
-        }
-      : {}),
+    ...(dates ? { dates: dates.map(nameOf) } : {}),
+    ...(categories ? { categories: byName(categories) } : {}),
+    ...(hashed ? { hashed: byName(hashed) } : {}),
   };
 }
+
+const byName = <T>(columns: Readonly<Record<string, T>>): Record<string, T> =>
+  Object.fromEntries(Object.entries(columns).map(([name, value]) => [nameOf(name), value]));
 
 export function lacks(
   file: string,
@@ -62,14 +79,16 @@ function shownNames(names: readonly string[]): string {
 export function chooseColumns(
   header: TableHeader,
   file: string,
-  options: CsvOptions,
+  options: NamedOptions,
   alone: boolean,
-) {
+): { inputs: InputColumn[]; targets: TargetColumn[] } {
   const {
     targets,
     ignore = [],
     categorical = [],
     categories = {},
+    dates = [],
+    hashed = {},
     task,
     labels,
     classes,
@@ -82,15 +101,25 @@ export function chooseColumns(
   const isIgnored = new Set(ignore);
   const isCategorical = new Set(categorical);
   const isListed = new Set(listed);
+  const isDate = new Set(dates);
+  const isHashed = new Set(Object.keys(hashed));
+  const isNamed = (name: string) =>
+    [isCategorical, isListed, isDate, isHashed].some((set) => set.has(name));
   const inputs =
     options.inputs ??
     names.filter(
       (name, i) =>
-        !isTarget.has(name) &&
-        !isIgnored.has(name) &&
-        (!header.unnamed.has(i) || isCategorical.has(name) || isListed.has(name)),
+        !isTarget.has(name) && !isIgnored.has(name) && (!header.unnamed.has(i) || isNamed(name)),
     );
-  const needed = [...targets, ...inputs, ...categorical, ...listed, ...(alone ? ignore : [])];
+  const needed = [
+    ...targets,
+    ...inputs,
+    ...categorical,
+    ...listed,
+    ...dates,
+    ...isHashed,
+    ...(alone ? ignore : []),
+  ];
   for (const column of needed) if (!has.has(column)) throw lacks(file, column, names);
   const invalid = (what: string) => new DownpourError('DP_EXPERIMENT_INVALID', `${file}: ${what}`);
   if (task === 'classification' ? targets.length !== 1 : targets.length === 0) {
@@ -111,6 +140,19 @@ export function chooseColumns(
   }
   const both = inputs.find((column) => isTarget.has(column));
   if (both !== undefined) throw invalid(`column '${both}' is both an input and a target`);
+  for (const column of dates) {
+    const other = isHashed.has(column) ? 'hashed' : isListed.has(column) ? 'categories' : null;
+    const also = other ?? (isCategorical.has(column) ? 'categorical' : null);
+    if (also) throw invalid(`column '${column}' is both in \`dates\` and in \`${also}\``);
+  }
+  for (const column of isHashed) {
+    const also = isListed.has(column)
+      ? 'categories'
+      : isCategorical.has(column)
+        ? 'categorical'
+        : null;
+    if (also) throw invalid(`column '${column}' is both in \`hashed\` and in \`${also}\``);
+  }
   const lists: [string, readonly string[]][] = Object.entries(categories);
   for (const [what, list] of classes ? [...lists, [targets[0]!, classes] as const] : lists) {
     const wrong = wrongName(list);
@@ -119,16 +161,21 @@ export function chooseColumns(
   if (options.thousands !== undefined && options.thousands === (options.decimal ?? '.')) {
     throw invalid(`\`thousands\` and \`decimal\` are both '${options.thousands}'`);
   }
-  const input = (column: string): CellColumn =>
-    isListed.has(column)
-      ? new CategoryColumn(column, options, 'input', categories[column])
-      : isCategorical.has(column)
-        ? new CategoryColumn(column, options, 'input')
-        : new NumberColumn(column, options, 'input');
-  const target = (column: string): CellColumn =>
+  const input = (column: string): InputColumn => {
+    if (isListed.has(column)) {
+      return new CategoryColumn(column, options, 'input', categories[column]);
+    }
+    if (isCategorical.has(column)) return new CategoryColumn(column, options, 'input');
+    if (isDate.has(column)) return new DateColumn(column, options, options.dateOrder);
+    if (isHashed.has(column)) return new HashedColumn(column, options, hashed[column]!);
+    return new NumberColumn(column, options, 'input');
+  };
+  // A row without a target is left out before.
+  const whole = { ...options, hasGaps: false };
+  const target = (column: string): TargetColumn =>
     task === 'classification'
-      ? new CategoryColumn(column, options, 'target', classes)
-      : new NumberColumn(column, options, 'target');
+      ? new CategoryColumn(column, whole, 'target', classes)
+      : new NumberColumn(column, whole, 'target');
   return { inputs: inputs.map(input), targets: targets.map(target) };
 }
 

@@ -4,13 +4,19 @@ import type { Column } from '../columns.ts';
 import { type Examples, type ExperimentData, PARTS, type PartName } from '../examples.ts';
 import { corrupt } from '../files.ts';
 import { checkOptions, checkPath, isText, optional } from '../reader-options.ts';
-import { chooseColumns, lacks, named } from './csv-columns.ts';
+import { holdOut } from '../split.ts';
+import {
+  chooseColumns,
+  lacks,
+  type NamedOptions,
+  named,
+  type TargetColumn,
+} from './csv-columns.ts';
 import { CSV_FIELDS, type CsvOptions } from './csv-options.ts';
 import {
   CategoryColumn,
   type CellColumn,
-  type Feature,
-  NumberColumn,
+  type InputColumn,
   tableOf,
   UnnamedColumn,
 } from './table-columns.ts';
@@ -52,7 +58,8 @@ const TABLE_BYTES_MAX = 4 * 2 ** 30;
  *
  * @throws DownpourError DP_DATA_MISSING; DP_EXPERIMENT_INVALID for a wrong option and a missing or additional
  * column; DP_DATA_CORRUPT with line and column for a missing value, a cell that is not a number, a line with
- * too few or too many cells, and bytes that are not text; DP_DATA_LABEL for a class that is not in `classes`.
+ * too few or too many cells, a date that does not exist, and bytes that are not text; DP_DATA_LABEL for a class that is
+ * not in `classes`.
  */
 export async function loadCsv(files: string | CsvParts, options: CsvOptions): Promise<CsvData> {
   const parts = partsOf(files);
@@ -108,13 +115,18 @@ function partsOf(given: string | CsvParts): PartFile[] {
   });
 }
 
+interface UsedCell {
+  readonly column: CellColumn;
+  readonly index: number;
+}
+
 /** The columns of all files while they are read. */
 class Table {
-  readonly #options: CsvOptions;
+  readonly #options: NamedOptions;
   readonly #parts: readonly PartFile[];
-  #columns: { inputs: CellColumn[]; targets: CellColumn[] } | undefined;
+  #columns: { inputs: InputColumn[]; targets: TargetColumn[] } | undefined;
   /** Of the file being read: which column each cell belongs to; undefined before its header. */
-  #cells: { readonly column: CellColumn; readonly index: number }[] | undefined;
+  #cells: UsedCell[] | undefined;
   #unnamed: UnnamedColumn[] = [];
   #place: { file: string; line: number } = { file: '', line: 0 };
   #part: PartName = 'train';
@@ -122,11 +134,20 @@ class Table {
   readonly #names = new Set<string>();
   readonly #counts: Record<PartName, number> = { train: 0, validation: 0, test: 0 };
   #count = 0;
+  /** Rows left out since a value is missing. */
+  readonly #dropped = { input: 0, target: 0 };
   readonly #notes: string[] = [];
 
   constructor(options: CsvOptions, parts: readonly PartFile[]) {
     this.#options = named(options);
     this.#parts = parts;
+    const test = parts.find(({ part }) => part === 'test');
+    if (test && this.#options.testFraction) {
+      throw new DownpourError(
+        'DP_EXPERIMENT_INVALID',
+        `loadCsv: \`testFraction\` is ${this.#options.testFraction}, but ${test.file} is the test part already; leave one of them out`,
+      );
+    }
   }
 
   begin(part: PartName, file: string): void {
@@ -139,6 +160,7 @@ class Table {
   row(cells: readonly string[], line: number, header: TableHeader): void {
     this.#cells ??= this.#open(header);
     this.#place.line = line;
+    if (this.#isLeftOut(cells)) return;
     // A category keeps the place where it was first seen.
     const place = { ...this.#place };
     for (const { column, index } of this.#cells) column.add(cells[index]!, place);
@@ -147,9 +169,27 @@ class Table {
     this.#mustFit(this.#columns!.inputs.length);
   }
 
+  /** Whether a value is missing that nothing can stand for. */
+  #isLeftOut(cells: readonly string[]): boolean {
+    const { gaps } = this.#options;
+    if (gaps === 'refuse') return false;
+    const isMissing = ({ column, index }: UsedCell) => column.lacks(cells[index]!);
+    const { targets } = this.#columns!;
+    const isTarget = ({ column }: UsedCell) => targets.includes(column as TargetColumn);
+    const role = this.#cells!.some((used) => isTarget(used) && isMissing(used))
+      ? 'target'
+      : gaps === 'drop' && this.#cells!.some(isMissing)
+        ? 'input'
+        : null;
+    if (role === null) return false;
+    this.#dropped[role]++;
+    return true;
+  }
+
   end({ count, notes }: TableFacts): void {
     const { file } = this.#place;
     if (count === 0) throw corrupt(file, 'it has no line after the header');
+    if (this.#count === 0) throw corrupt(file, 'a value is missing in each of its lines');
     const all = [...notes, ...this.#unnamed.map((column) => column.end())];
     this.#notes.push(...all.map((note) => (this.#parts.length > 1 ? `${file}: ${note}` : note)));
   }
@@ -160,15 +200,17 @@ class Table {
     for (const name of ignore) {
       if (!this.#names.has(name)) throw lacks(this.#first!.file, name, [...this.#names]);
     }
-    const inputs = featuresOf(inputColumns);
+    const inputs = inputColumns.flatMap((column) => column.features());
     this.#mustFit(inputs.length);
+    this.#noteGaps(inputColumns);
     const target = targetColumns[0] as CategoryColumn;
     const classes = task === 'classification' ? target.list().names : null;
     for (const column of [...inputColumns, ...targetColumns]) {
       if (column instanceof CategoryColumn) this.#notes.push(...column.notes());
     }
+    const hasGaps = inputColumns.some((column) => column.gaps.count > 0);
     const byIndex = classes !== null && labels !== 'oneHot';
-    const targets = byIndex ? null : featuresOf(targetColumns);
+    const targets = byIndex ? null : targetColumns.flatMap((column) => column.features());
     const numberOf = byIndex ? target.numbers() : null;
     let from = 0;
     const examples = (part: PartName): Examples => {
@@ -183,23 +225,42 @@ class Table {
           };
       const result = {
         count,
-        inputs: tableOf(inputs, from, to),
+        inputs: { ...tableOf(inputs, from, to), ...(hasGaps ? { missing: 'mean' as const } : {}) },
         targets: classes ? { ...column, classes } : column,
       };
       from = to;
       return result;
     };
-    const train = examples('train');
+    const { train, test: heldOut } = holdOut(examples('train'), this.#options.testFraction);
+    const test = heldOut ?? (this.#counts.test > 0 ? examples('test') : null);
     return {
       train,
       ...(this.#counts.validation > 0 ? { validation: examples('validation') } : {}),
-      ...(this.#counts.test > 0 ? { test: examples('test') } : {}),
+      ...(test ? { test } : {}),
       ...(classes ? { classCount: classes.length } : {}),
       source: this.#source(inputs.length),
       inputNames: train.inputs.names!,
       targetNames: train.targets.names!,
       classes,
     };
+  }
+
+  #noteGaps(inputs: readonly InputColumn[]): void {
+    const { input, target } = this.#dropped;
+    const rows = (count: number) => (count === 1 ? '1 row is' : `${count} rows are`);
+    if (target > 0) this.#notes.push(`${rows(target)} left out: the target is missing`);
+    if (input > 0) this.#notes.push(`${rows(input)} left out: an input is missing`);
+    for (const { name, gaps } of inputs) {
+      if (gaps.count === this.#count) {
+        throw new DownpourError(
+          'DP_EXPERIMENT_INVALID',
+          `column '${name}' has no value in any row; name it in \`ignore\``,
+        );
+      }
+      if (gaps.count === 0) continue;
+      const values = gaps.count === 1 ? '1 value' : `${gaps.count} values`;
+      this.#notes.push(`column '${name}' lacks ${values}: its mean stands there`);
+    }
   }
 
   #source(inputCount: number): string {
@@ -232,7 +293,7 @@ class Table {
     const first = this.#first;
     this.#first ??= { part: this.#part, file, header };
     const indices = new Map(header.names.map((name, i) => [name, i]));
-    const used = columns.map((column) => {
+    const used: UsedCell[] = columns.map((column) => {
       const index = indices.get(column.name);
       if (index !== undefined) return { column, index };
       throw lacks(file, column.name, header.names, ` as ${first!.file} has`);
@@ -253,10 +314,4 @@ class Table {
     }
     return used;
   }
-}
-
-function featuresOf(columns: readonly CellColumn[]): Feature[] {
-  return columns.flatMap((column) =>
-    column instanceof CategoryColumn || column instanceof NumberColumn ? column.features() : [],
-  );
 }

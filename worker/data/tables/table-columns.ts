@@ -27,29 +27,77 @@ export interface Place {
 }
 
 export interface CellOptions extends NumberForm {
-  readonly missing?: readonly string[];
+  /** Texts that mean a missing value, beside an empty cell. Default: ?, NA, N/A, NaN, null in upper or lower case. */
+  readonly missingTexts?: readonly string[];
+  /** Whether an input may lack values. Default: a missing value is an error. */
+  readonly hasGaps?: boolean;
 }
 
-type Role = 'input' | 'target';
+export type Role = 'input' | 'target';
 
 export interface CellColumn {
   readonly name: string;
   /** @throws DownpourError DP_DATA_CORRUPT: the cell is missing, or not what the column holds */
   add(cell: string, place: Place): void;
+  /** Whether the value is missing in this cell. */
+  lacks(cell: string): boolean;
 }
 
-export class NumberColumn implements CellColumn {
+/** An input whose cells become numbers. */
+export interface InputColumn extends CellColumn {
+  /** Rows that lack a value. */
+  readonly gaps: Gaps;
+  /** One or more numbers of every row. Asked for when all cells are there. */
+  features(): Feature[];
+}
+
+/** Which rows of a column lack a value. */
+export class Gaps {
+  readonly #name: string;
+  readonly #rows = new Set<number>();
+
+  constructor(name: string) {
+    this.#name = name;
+  }
+
+  get count(): number {
+    return this.#rows.size;
+  }
+
+  add(row: number): void {
+    this.#rows.add(row);
+  }
+
+  has(row: number): boolean {
+    return this.#rows.has(row);
+  }
+
+  /** 1 where the value is missing; none where it never is. */
+  features(): Feature[] {
+    if (this.#rows.size === 0) return [];
+    return [{ name: `${this.#name} is missing`, at: (row) => (this.#rows.has(row) ? 1 : 0) }];
+  }
+}
+
+export class NumberColumn implements InputColumn {
   readonly name: string;
   readonly #options: CellOptions;
   readonly #read: ReadNumber;
   readonly #role: Role;
   readonly #numbers = new NumberList();
+  readonly gaps: Gaps;
 
   constructor(name: string, options: CellOptions, role: Role) {
     this.name = name;
     this.#role = role;
     this.#options = options;
     this.#read = numberReader(options);
+    this.gaps = new Gaps(name);
+  }
+
+  lacks(cell: string): boolean {
+    const text = cell.trim();
+    return Number.isNaN(this.#read(text)) && isMissing(text, this.#options.missingTexts);
   }
 
   add(cell: string, place: Place): void {
@@ -59,7 +107,12 @@ export class NumberColumn implements CellColumn {
       this.#numbers.push(value);
       return;
     }
-    if (isMissing(text, this.#options.missing)) throw missing(this.name, text, place, this.#role);
+    if (isMissing(text, this.#options.missingTexts)) {
+      if (!this.#options.hasGaps) throw missing(this.name, text, place, this.#role);
+      this.gaps.add(this.#numbers.length);
+      this.#numbers.push(Number.NaN);
+      return;
+    }
     throw corrupt(
       place.file,
       `line ${place.line}, column '${this.name}': ${numberProblem(text, this.#options, this.#role)}`,
@@ -67,11 +120,11 @@ export class NumberColumn implements CellColumn {
   }
 
   features(): Feature[] {
-    return [{ name: this.name, at: (row) => this.#numbers.at(row) }];
+    return [{ name: this.name, at: (row) => this.#numbers.at(row) }, ...this.gaps.features()];
   }
 }
 
-export class CategoryColumn implements CellColumn {
+export class CategoryColumn implements InputColumn {
   readonly name: string;
   readonly #options: CellOptions;
   readonly #read: ReadNumber;
@@ -81,6 +134,7 @@ export class CategoryColumn implements CellColumn {
   readonly #codes = new NumberList();
   #list: NameList | undefined;
   readonly #role: Role;
+  readonly gaps: Gaps;
 
   /** @param given the names, where they are fixed beforehand */
   constructor(name: string, options: CellOptions, role: Role, given?: readonly string[]) {
@@ -89,10 +143,23 @@ export class CategoryColumn implements CellColumn {
     this.#options = options;
     this.#read = numberReader(options);
     this.#given = given === undefined ? null : givenNames(given, this.#read);
+    this.gaps = new Gaps(name);
+  }
+
+  /** A name that was given is never missing. */
+  lacks(cell: string): boolean {
+    const text = nameOf(cell);
+    if (this.#given !== null && this.#given.indexOf(text) >= 0) return false;
+    return isMissing(text, this.#options.missingTexts);
   }
 
   add(cell: string, place: Place): void {
     const text = nameOf(cell);
+    if (this.#options.hasGaps && this.lacks(cell)) {
+      this.gaps.add(this.#codes.length);
+      this.#codes.push(-1);
+      return;
+    }
     let seen = this.#texts.get(text);
     if (seen === undefined) {
       this.#check(text, place);
@@ -105,13 +172,12 @@ export class CategoryColumn implements CellColumn {
 
   #check(text: string, { file, line }: Place): void {
     const where = `line ${line}, column '${this.name}'`;
-    // A name that was given is never missing.
     if (this.#given !== null && this.#given.indexOf(text) >= 0) return;
-    if (isMissing(text, this.#options.missing)) {
+    if (this.lacks(text)) {
       const way =
         text === ''
           ? ''
-          : `; if '${text}' is a category, set the option \`missing\` to the texts that mean a missing value`;
+          : `; if '${text}' is a category, set the option \`missingTexts\` to the texts that mean a missing value`;
       throw missing(this.name, text, { file, line }, this.#role, way);
     }
     if (this.#given !== null) {
@@ -147,16 +213,17 @@ export class CategoryColumn implements CellColumn {
   numbers(): (row: number) => number {
     const list = this.list();
     const numbers = Int32Array.from(this.#texts.keys(), (text) => list.indexOf(text));
-    return (row) => numbers[this.#codes.at(row)]!;
+    return (row) => numbers[this.#codes.at(row)] ?? -1;
   }
 
   /** One 0/1 a name. */
   features(): Feature[] {
     const at = this.numbers();
-    return this.list().names.map((name, i) => ({
+    const kinds = this.list().names.map((name, i) => ({
       name: `${this.name}=${name}`,
-      at: (row) => (at(row) === i ? 1 : 0),
+      at: (row: number) => (at(row) === i ? 1 : 0),
     }));
+    return [...kinds, ...this.gaps.features()];
   }
 
   /** What somebody should look at. */
@@ -186,6 +253,10 @@ export class UnnamedColumn implements CellColumn {
 
   constructor(name: string) {
     this.name = name;
+  }
+
+  lacks(): boolean {
+    return false;
   }
 
   add(cell: string, place: Place): void {
@@ -224,11 +295,11 @@ export class UnnamedColumn implements CellColumn {
   }
 }
 
-function missing(column: string, text: string, { file, line }: Place, role: Role, way = '') {
+export function missing(column: string, text: string, { file, line }: Place, role: Role, way = '') {
   const what =
     role === 'target'
-      ? 'fill it in, or remove the line'
-      : 'fill it in, remove the line, or name the column in `ignore`';
+      ? "fill it in, or set `missing: 'drop'`, which leaves such lines out"
+      : "fill it in; or set `missing: 'mean'`, which puts the mean of the column there, or `missing: 'drop'`, which leaves such lines out; or name the column in `ignore`";
   return corrupt(
     file,
     `line ${line}, column '${column}': the value is missing ('${text}'); ${what}${way}`,
@@ -256,7 +327,7 @@ const CHUNK_BITS = 16;
 const CHUNK = 2 ** CHUNK_BITS;
 
 /** Numbers that come one by one, in more of them than an array of JavaScript's holds well. */
-class NumberList {
+export class NumberList {
   readonly #chunks: Float64Array[] = [new Float64Array(64)];
   length = 0;
 

@@ -8,6 +8,8 @@ import {
   numberReader,
   type ReadNumber,
 } from './cells.ts';
+import { DATE_ORDERS, type DateOrder, dateParts } from './date-column.ts';
+import { wordsOf } from './hashed-column.ts';
 import { readRows, type TableOptions } from './table-rows.ts';
 
 /** What stands in the columns of a table, cell by cell, before anybody decides what it means. */
@@ -45,6 +47,10 @@ export interface ColumnProfile {
   readonly numberCount: number;
   /** Numbers with a point in them. */
   readonly pointCount: number;
+  /** Cells that are dates as `loadCsv` reads them: in any order of day and month, and by each. */
+  readonly dates: { readonly anyOrder: number } & Readonly<Record<DateOrder, number>>;
+  /** Words of the cells that are text, and how many different ones; at most `WORD_KINDS_MAX` are told apart. */
+  readonly words: { readonly count: number; readonly kinds: number };
   /** Cells that are neither missing nor numbers, by form. */
   readonly forms: ReadonlyMap<Form, number>;
   /** The first of each form. */
@@ -68,6 +74,7 @@ export interface TableProfile {
   readonly notes: readonly string[];
 }
 
+const WORD_KINDS_MAX = 100_000;
 /** Texts of a column that are told apart. */
 const KINDS_MAX = 1000;
 /** A zip code or the like, no quantity, though it can be read as one. Two digits may be an hour. */
@@ -107,6 +114,9 @@ class Collector {
   readonly #forms = new Map<Form, number>();
   readonly #firsts = new Map<Form, Cell>();
   #pointCount = 0;
+  readonly #dates = { anyOrder: 0, dayFirst: 0, monthFirst: 0 };
+  #wordCount = 0;
+  readonly #words = new Set<string>();
 
   constructor(read: ReadNumber) {
     this.#read = read;
@@ -129,9 +139,23 @@ class Collector {
       const form = Math.abs(value) <= FLOAT32_MAX ? 'code' : formOf(text);
       this.#forms.set(form, (this.#forms.get(form) ?? 0) + 1);
       if (!this.#firsts.has(form)) this.#firsts.set(form, { line, text });
+      if (form === 'date') this.#countDate(text);
+      else if (form === 'text') this.#countWords(text);
       this.#values.push(Number.NaN);
     }
     this.#count(text);
+  }
+
+  #countDate(text: string): void {
+    if (dateParts(text)) this.#dates.anyOrder++;
+    for (const order of DATE_ORDERS) if (dateParts(text, order)) this.#dates[order]++;
+  }
+
+  #countWords(text: string): void {
+    for (const word of wordsOf(text)) {
+      this.#wordCount++;
+      if (this.#words.size < WORD_KINDS_MAX) this.#words.add(Buffer.from(word).toString());
+    }
   }
 
   #count(text: string): void {
@@ -163,6 +187,8 @@ class Collector {
       values,
       numberCount: this.#numberCount,
       pointCount: this.#pointCount,
+      dates: this.#dates,
+      words: { count: this.#wordCount, kinds: this.#words.size },
       forms: this.#forms,
       firsts: this.#firsts,
       kinds:

@@ -1,0 +1,95 @@
+import { isMissing, nameOf } from './cells.ts';
+import {
+  type CellOptions,
+  type Feature,
+  Gaps,
+  type InputColumn,
+  missing,
+  NumberList,
+  type Place,
+} from './table-columns.ts';
+
+/**
+ * An input column of texts of many kinds, by feature hashing (Weinberger et al. 2009): each word adds 1 or −1 to one of a
+ * fixed number of inputs. Nothing is learnt from the data, so texts that were never seen can be read.
+ */
+
+/** The words of a text: runs of letters and digits, in lower case. */
+export function wordsOf(text: string): string[] {
+  return (
+    nameOf(text)
+      .toLowerCase()
+      .match(/[\p{L}\p{N}]+/gu) ?? []
+  );
+}
+
+/** FNV-1a over UTF-16 code units, 32 bits. */
+function hashOf(word: string): number {
+  let hash = 0x811c9dc5;
+  for (let i = 0; i < word.length; i++) {
+    hash = Math.imul(hash ^ word.charCodeAt(i), 0x01000193);
+  }
+  // The lowest bits of FNV are weak: all of them are mixed once more.
+  hash ^= hash >>> 16;
+  hash = Math.imul(hash, 0x85ebca6b);
+  return (hash ^ (hash >>> 13)) >>> 0;
+}
+
+/** Which of `size` inputs a word adds to, and what. */
+export function placeOfWord(word: string, size: number): { input: number; sign: 1 | -1 } {
+  const hash = hashOf(word);
+  return { input: (hash >>> 1) % size, sign: (hash & 1) === 0 ? 1 : -1 };
+}
+
+export class HashedColumn implements InputColumn {
+  readonly name: string;
+  readonly size: number;
+  readonly #options: CellOptions;
+  /** Of all rows one after the other: 2 · input, and 1 more where the word counts −1. */
+  readonly #words = new NumberList();
+  /** Where each row's words end. */
+  readonly #ends = new NumberList();
+  readonly gaps: Gaps;
+
+  constructor(name: string, options: CellOptions, size: number) {
+    this.name = name;
+    this.size = size;
+    this.#options = options;
+    this.gaps = new Gaps(name);
+  }
+
+  lacks(cell: string): boolean {
+    return isMissing(nameOf(cell), this.#options.missingTexts);
+  }
+
+  add(cell: string, place: Place): void {
+    if (this.lacks(cell)) {
+      if (!this.#options.hasGaps) throw missing(this.name, nameOf(cell), place, 'input');
+      this.gaps.add(this.#ends.length);
+    } else {
+      for (const word of wordsOf(cell)) {
+        const { input, sign } = placeOfWord(word, this.size);
+        this.#words.push(2 * input + (sign < 0 ? 1 : 0));
+      }
+    }
+    this.#ends.push(this.#words.length);
+  }
+
+  features(): Feature[] {
+    const features: Feature[] = Array.from({ length: this.size }, (_, input) => ({
+      name: `${this.name}#${input}`,
+      at: (row) => this.#at(row, input),
+    }));
+    return [...features, ...this.gaps.features()];
+  }
+
+  #at(row: number, input: number): number {
+    const end = this.#ends.at(row);
+    let sum = 0;
+    for (let i = row === 0 ? 0 : this.#ends.at(row - 1); i < end; i++) {
+      const word = this.#words.at(i);
+      if (word >> 1 === input) sum += (word & 1) === 0 ? 1 : -1;
+    }
+    return sum;
+  }
+}
