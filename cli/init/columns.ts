@@ -1,4 +1,4 @@
-import { DATE_ORDERS, type DateOrder } from '../../worker/data/tables/date-column.ts';
+import { DATE_ORDERS, type DateOrder } from '../../worker/data/tables/dates.ts';
 import type { Cell, ColumnProfile, Form } from '../../worker/data/tables/table-profile.ts';
 import { groups } from '../output/progress.ts';
 

@@ -3,7 +3,7 @@ import { nearest } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { corrupt } from '../../worker/data/files.ts';
 import { lookalikes } from '../../worker/data/tables/cells.ts';
-import type { DateOrder } from '../../worker/data/tables/date-column.ts';
+import type { DateOrder } from '../../worker/data/tables/dates.ts';
 import {
   type ColumnProfile,
   type ProfileOptions,
@@ -392,7 +392,7 @@ function gapNotes(inputs: Inputs, count: number): string[] {
 /** Set apart for the test, where there are enough rows. */
 const TEST_SHARE = 0.15;
 const TEST_ROWS_MIN = 200;
-export const hasTestPart = (rows: number) => rows >= TEST_ROWS_MIN;
+const hasTestPart = (rows: number) => rows >= TEST_ROWS_MIN;
 /** Below so many rows one hold-out fifth says little. */
 const ROWS_FEW = 50;
 const VALIDATION_SHARE = 0.2;

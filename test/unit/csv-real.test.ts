@@ -6,8 +6,8 @@ import { dataOf } from '../../worker/data/given.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { parseCsv } from '../../worker/data/tables/csv.ts';
 import type { CsvOptions } from '../../worker/data/tables/csv-options.ts';
-import { dateParts } from '../../worker/data/tables/date-column.ts';
-import { placeOfWord, wordsOf } from '../../worker/data/tables/hashed-column.ts';
+import { dateParts } from '../../worker/data/tables/dates.ts';
+import { placeOfWord, wordsOf } from '../../worker/data/tables/words.ts';
 
 /** Tables as people have them: with gaps, dates, and texts of many kinds. */
 

@@ -1,7 +1,7 @@
 import { type Fields, isRecord } from '../../fields.ts';
 import { isText, isTexts, oneOf, optional, TEST_FRACTION } from '../reader-options.ts';
 import type { NumberForm } from './cells.ts';
-import type { DateOrder } from './date-column.ts';
+import type { DateOrder } from './dates.ts';
 import { TABLE_FIELDS, type TableOptions } from './table-rows.ts';
 
 /** How a table is to be read as examples. */

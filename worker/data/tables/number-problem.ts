@@ -45,7 +45,7 @@ const PROBLEMS: Readonly<Record<Form, (text: string, otherwise: string) => strin
   date: () =>
     'is not a number but a date or a time; convert the column to numbers, such as days since the first date',
   absent: (text, otherwise) =>
-    `is not a number; if it means a missing value, fill it in or remove the line (\`missing: ['${shown(text)}']\` reads every such cell as missing); else ${otherwise}`,
+    `is not a number; if it means a missing value, fill it in, or set \`missingTexts: ['${shown(text)}']\` and \`missing: 'mean'\`; else ${otherwise}`,
   text: (text, otherwise) => {
     if (/^[+-]?0[xbo][\da-f]+$/i.test(text))
       return 'is not a decimal number; write it as a decimal';

@@ -8,9 +8,9 @@ import {
   numberReader,
   type ReadNumber,
 } from './cells.ts';
-import { DATE_ORDERS, type DateOrder, dateParts } from './date-column.ts';
-import { wordsOf } from './hashed-column.ts';
+import { DATE_ORDERS, type DateOrder, dateParts } from './dates.ts';
 import { readRows, type TableOptions } from './table-rows.ts';
+import { wordsOf } from './words.ts';
 
 /** What stands in the columns of a table, cell by cell, before anybody decides what it means. */
 
