@@ -1,42 +1,10 @@
-import { DownpourError } from '../shared/errors.ts';
 import type { ErrorMeasure } from '../shared/protocol.ts';
-import { isFloat, sizeOf } from './data/columns.ts';
-import type { PreparedData } from './data/examples.ts';
+import { sizeOf } from './data/columns.ts';
 import type { Experiment, Hyperparameters, LossName, Measure } from './experiment.ts';
+import { type DataShape, invalid } from './model/data-shape.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /** The losses and the error that are built in. Each is the mean over the examples of a minibatch. */
-
-export const invalid = (message: string, cause?: unknown) =>
-  new DownpourError('DP_EXPERIMENT_INVALID', message, cause === undefined ? {} : { cause });
-
-/** What a model needs to know about the data. */
-export interface DataShape {
-  /** Of one example. */
-  readonly inputShape: readonly number[];
-  /** Of one example's target; [] for one class or one number. */
-  readonly targetShape: readonly number[];
-  /** 0 where targets are numbers. */
-  readonly classCount: number;
-  /** Targets are probabilities of each class, not labels. */
-  readonly shares: boolean;
-  /** Targets are whole numbers, tensors of int32. */
-  readonly integers: boolean;
-}
-
-/** Shapes and kinds are looked at; there need be no example. */
-export type ModelData = Pick<PreparedData, 'train' | 'classCount'>;
-
-export function dataShape({ train, classCount }: ModelData): DataShape {
-  const targetShape = train.targets.shape.slice(1);
-  return {
-    inputShape: train.inputs.shape.slice(1),
-    targetShape,
-    classCount: classCount ?? 0,
-    shares: isFloat(train.targets.values) && targetShape.at(-1) === classCount,
-    integers: !isFloat(train.targets.values),
-  };
-}
 
 /** Of labels: a share ε of certainty is spread evenly over all classes (Deep Learning §7.5.1). */
 export function smoothingOf(

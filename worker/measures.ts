@@ -3,14 +3,8 @@ import { type DownpourError, errorText } from '../shared/errors.ts';
 import { sizeOf } from './data/columns.ts';
 import type { Experiment, Measure } from './experiment.ts';
 import { describe } from './fields.ts';
-import {
-  type DataShape,
-  errorMeasureOf,
-  invalid,
-  misclassification,
-  namedLoss,
-  smoothingOf,
-} from './losses.ts';
+import { errorMeasureOf, misclassification, namedLoss, smoothingOf } from './losses.ts';
+import { type DataShape, invalid } from './model/data-shape.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /**

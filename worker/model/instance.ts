@@ -1,0 +1,47 @@
+import type { Layout, PlacedTensor, TensorSpec } from '../../shared/layout.ts';
+import type { NoiseSource } from '../noise.ts';
+import type { LayersModel, Scalar, Tensor, Variable } from '../tf.ts';
+import { invalid } from './data-shape.ts';
+
+/** One tensor of the model and how it takes part. */
+export interface Weight extends TensorSpec {
+  readonly variable: Variable;
+}
+
+/** A built model, whatever form the user gave it. */
+export interface Instance {
+  readonly weights: readonly Weight[];
+  /** @param noise where layers of dropout and noise get theirs, in training. */
+  predict(inputs: Tensor, training: boolean, noise?: NoiseSource): Tensor;
+  /** Losses of regularised layers. */
+  penalties(): Scalar[];
+  readonly layersModel: LayersModel | null;
+  /** Of one example's predictions. */
+  readonly outputShape: readonly number[];
+  /** Code of others takes part in a step: what it does may change from one to the next. */
+  readonly foreign: boolean;
+}
+
+/** Before its predictions have been looked at. */
+export type OwnInstance = Omit<Instance, 'outputShape'>;
+
+/** A tensor of the model, and its place in the flat vector. */
+export type PlacedWeight = PlacedTensor & Weight;
+
+/** The weights in the order of the layout, each with its place. */
+export function placeWeights(layout: Layout, weights: readonly Weight[]): PlacedWeight[] {
+  const byName = new Map(weights.map((weight) => [weight.name, weight]));
+  return layout.tensors.map((tensor) => {
+    const weight = byName.get(tensor.name);
+    if (!weight || String(weight.shape) !== String(tensor.shape)) {
+      throw invalid(
+        `when the model is built again, its tensor '${tensor.name}' is different: model() must build the same tensors for every seed`,
+      );
+    }
+    return { ...tensor, variable: weight.variable };
+  });
+}
+
+export function disposeInstance({ weights }: Pick<Instance, 'weights'>): void {
+  for (const { variable } of weights) if (!variable.isDisposed) variable.dispose();
+}

@@ -1,0 +1,227 @@
+import { isNoisy } from '../layers.ts';
+import { drawNoise, type NoiseSource } from '../noise.ts';
+import { isLibraryClass, type LayersModel, type Tensor, tf, type Variable } from '../tf.ts';
+import { type DataShape, invalid } from './data-shape.ts';
+import type { OwnInstance, Weight } from './instance.ts';
+
+/** A LayersModel of tfjs as training needs it: names that stay, noise from elsewhere, normalisation put right. */
+
+type Layer = LayersModel['layers'][number];
+type LayerWeight = Layer['weights'][number];
+
+export function layersInstance(model: LayersModel, { inputShape }: DataShape): OwnInstance {
+  if (model.inputs.length !== 1 || model.outputs.length !== 1) {
+    throw invalid(
+      `the model has ${model.inputs.length} inputs and ${model.outputs.length} outputs; allowed: one of each`,
+    );
+  }
+  const taken = model.inputs[0]!.shape.slice(1);
+  const fits =
+    taken.length === inputShape.length && taken.every((d, i) => d === null || d === inputShape[i]);
+  if (!fits) {
+    throw invalid(
+      `the model takes inputs of shape [n,${taken}], but the data have [n,${inputShape}]: pass inputShape to the first layer`,
+    );
+  }
+  const weights: Weight[] = [];
+  const seen = new Set<LayerWeight>();
+  const names = new Set<string>();
+  const trainableWeights = new Set(model.trainableWeights);
+  const source: { noise: NoiseSource } = { noise: drawNoise };
+  const foreign = isForeign(model);
+  for (const { layer, outer, path } of walkLayers(model)) {
+    if (isLibraryClass(layer)) adaptNoise(layer, source);
+    if (outer !== layer) adaptNoise(outer, source);
+    const normalises = layer.getClassName() === 'BatchNormalization';
+    if (normalises) adaptNormalisation(layer, path, trainableWeights);
+    for (const weight of layer.weights) {
+      if (seen.has(weight)) continue;
+      seen.add(weight);
+      if (weight.constraint != null) {
+        throw invalid(
+          `layer '${path}' has a weight constraint (${weight.constraint.getClassName()}); parameters are the server's: use maxNorm of the configuration, weightDecay or a regularizer`,
+        );
+      }
+      const name = uniqueName(`${path}/${weight.originalName.split('/').at(-1)}`, names);
+      const variable = weight.read() as Variable;
+      const spec = { name, shape: variable.shape, variable };
+      const { momentum } = layer as unknown as { momentum: number };
+      if (trainableWeights.has(weight)) weights.push({ ...spec, role: 'trainable' });
+      else if (normalises && isActive(layer)) {
+        weights.push({ ...spec, role: 'statistics', momentum });
+      } else weights.push({ ...spec, role: 'frozen' });
+    }
+  }
+  return {
+    weights,
+    predict: (inputs, training, noise = drawNoise) => {
+      source.noise = noise;
+      return model.apply(inputs, { training }) as Tensor;
+    },
+    penalties: () => model.calculateLosses(),
+    layersModel: model,
+    foreign,
+  };
+}
+
+/** Of a class of the user's, with a `call` of the user's, or with a state from step to step. */
+function isForeign(layer: Layer): boolean {
+  if (!isLibraryClass(layer) || Object.hasOwn(layer, 'call') || layer.stateful) return true;
+  const { layers, layer: wrapped, forwardLayer, backwardLayer, cell, cells } = layer as Nested;
+  const inner = [wrapped, forwardLayer, backwardLayer, cell, ...(layers ?? []), ...(cells ?? [])];
+  return inner.some((each) => each !== undefined && isForeign(each));
+}
+
+/** Where layers keep other layers: models, wrappers, recurrent ones. */
+type Nested = Layer &
+  Partial<Record<'layer' | 'forwardLayer' | 'backwardLayer' | 'cell', Layer>> &
+  Partial<Record<'layers' | 'cells', readonly Layer[]>>;
+
+/** Takes the noise from elsewhere: cheaper, and one that a recorded step can be fed. */
+function adaptNoise(layer: Layer, source: { noise: NoiseSource }): void {
+  if (isNoisy(layer)) layer.noise = (request) => source.noise(request);
+  const kind = layer.getClassName();
+  const adapted = NOISES[kind]?.(layer, source);
+  if (!adapted) return;
+  layer.call = (inputs, kwargs) => {
+    const x = Array.isArray(inputs) ? inputs[0]! : inputs;
+    return kwargs.training === true ? adapted(x) : x;
+  };
+}
+
+/** tfjs-layers' own, by class: what they do in training. */
+const NOISES: Readonly<
+  Record<string, (layer: Layer, source: { noise: NoiseSource }) => (x: Tensor) => Tensor>
+> = {
+  Dropout(layer, source) {
+    const { rate, noiseShape, seed } = layer as unknown as {
+      rate: number;
+      noiseShape?: readonly (number | null)[];
+      seed?: number;
+    };
+    return (x) => {
+      if (!(rate > 0 && rate < 1)) return x;
+      const shape = x.shape.map((size, i) => noiseShape?.[i] ?? size);
+      return tf.mul(x, source.noise({ kind: 'dropout', shape, rate, seed }));
+    };
+  },
+  GaussianNoise(layer, source) {
+    const { stddev } = layer as unknown as { stddev: number };
+    return (x) => tf.add(x, tf.mul(source.noise({ kind: 'normal', shape: x.shape }), stddev));
+  },
+};
+
+/** Batch normalisation that takes part in training: it has trained weights of its own. */
+function isActive(layer: Layer): boolean {
+  return activeNormalisations.has(layer);
+}
+const activeNormalisations = new WeakSet<Layer>();
+
+/**
+ * A frozen normalisation must use its averages and leave them alone, also in training mode, where
+ * tfjs would normalise by the minibatch and go on averaging.
+ */
+function adaptNormalisation(layer: Layer, path: string, trained: Set<LayerWeight>): void {
+  const { center, scale, momentum } = layer as unknown as {
+    center: boolean;
+    scale: boolean;
+    momentum: number;
+  };
+  if (layer.weights.some((weight) => trained.has(weight))) {
+    if (!center || !scale) {
+      throw invalid(
+        `layer '${path}': batch normalisation without ${center ? 'scale' : 'center'} cannot be trained by TensorFlow.js 4.22 (it reads the missing weight): leave it on`,
+      );
+    }
+    if (!(momentum >= 0 && momentum < 1)) {
+      throw invalid(`layer '${path}' has momentum ${momentum}; allowed: from 0, below 1`);
+    }
+    activeNormalisations.add(layer);
+    return;
+  }
+  const call = layer.call.bind(layer);
+  layer.call = (inputs, kwargs) => call(inputs, { ...kwargs, training: false });
+}
+
+/**
+ * The layers that hold weights, innermost first found, each with a stable path. tfjs numbers layers
+ * over the life of the process (`dense_Dense7`); here they are numbered within their model
+ * (`dense_1`), so that every worker and every rebuild has the same names.
+ */
+function* walkLayers(model: LayersModel, prefix = ''): Generator<Walked> {
+  const given = new Set(model.layers.filter((l) => generatedKind(l) === null).map((l) => l.name));
+  const counts = new Map<string, number>();
+  for (const layer of model.layers) {
+    let name = layer.name;
+    const kind = generatedKind(layer);
+    if (kind !== null) {
+      do {
+        const count = (counts.get(kind) ?? 0) + 1;
+        counts.set(kind, count);
+        name = `${kind}_${count}`;
+      } while (given.has(name));
+    }
+    const path = prefix + name;
+    if (layer instanceof tf.LayersModel) yield* walkLayers(layer, `${path}/`);
+    else yield { layer: innermost(layer), outer: layer, path };
+  }
+}
+
+interface Walked {
+  readonly layer: Layer;
+  /** The wrapper around it, or itself. */
+  readonly outer: Layer;
+  readonly path: string;
+}
+
+/** The layers on the model's way from input to output whose output is one tensor. */
+export function observableLayers(model: LayersModel) {
+  const paths = new Map([...walkLayers(model)].map(({ layer, path }) => [layer, path]));
+  return model.layers.flatMap((layer) => {
+    const kind = layer.getClassName();
+    // A layer that is used twice has no single output.
+    if (kind === 'InputLayer' || layer.inboundNodes.length !== 1) return [];
+    const { output } = layer;
+    if (Array.isArray(output)) return [];
+    const { activation } = layer as unknown as { activation?: { getClassName?(): string } };
+    const own = activation?.getClassName?.() ?? ACTIVATION_LAYERS[kind] ?? null;
+    const path = paths.get(innermost(layer)) ?? layer.name;
+    return [{ layer: path, kind, output, activation: own === 'linear' ? null : own }];
+  });
+}
+
+/** Layers that are an activation and nothing else. */
+const ACTIVATION_LAYERS: Readonly<Record<string, string>> = {
+  ...{ ReLU: 'relu', LeakyReLU: 'leakyrelu', ELU: 'elu', PReLU: 'prelu', Softmax: 'softmax' },
+  NoisyReLU: 'relu',
+};
+
+/** Wrappers that leave the one layer inside them as it is. */
+const WRAPPERS = ['TimeDistributed', 'WeightNoise'];
+
+/** Inside wrappers with one layer, that layer. */
+function innermost(layer: Layer): Layer {
+  const wrapped = (layer as unknown as { layer?: Layer }).layer;
+  return wrapped instanceof Object && WRAPPERS.includes(layer.getClassName())
+    ? innermost(wrapped)
+    : layer;
+}
+
+/** What a name that tfjs made up begins with (`dense` of `dense_Dense7`); null: the user's own. */
+function generatedKind(layer: Layer): string | null {
+  const type = layer.getClassName();
+  if (layer instanceof tf.LayersModel) {
+    const kind = type.toLowerCase();
+    return new RegExp(`^${kind}_?\\d+$`).test(layer.name) ? kind : null;
+  }
+  const [, kind] = new RegExp(`^(.+)_${type}\\d+$`).exec(layer.name) ?? [];
+  return kind ?? null;
+}
+
+/** Both directions of a bidirectional layer have a `kernel`. */
+function uniqueName(name: string, names: Set<string>): string {
+  let unique = name;
+  for (let i = 2; names.has(unique); i++) unique = `${name}_${i}`;
+  names.add(unique);
+  return unique;
+}

@@ -1,0 +1,173 @@
+import type { Layout } from '../../shared/layout.ts';
+import { sizeOf } from '../data/columns.ts';
+import type { Minibatch } from '../data/examples.ts';
+import { discard } from '../discard.ts';
+import type { Measure } from '../experiment.ts';
+import type { Fed, Graphs, Opened } from '../graph.ts';
+import { drawNoise, type NoiseSource, withSeed } from '../noise.ts';
+import { type Scalar, type Tensor, tf } from '../tf.ts';
+import type { DataShape } from './data-shape.ts';
+import type { Instance, PlacedWeight } from './instance.ts';
+import type { LoadedParameters } from './loaded.ts';
+import { flatten, read, tensorsOf } from './tensors.ts';
+
+export interface Step {
+  /** Mean over the minibatch, without regularisation; may be NaN or infinite. */
+  readonly loss: number;
+  /** Gradient of the loss with regularisation, then statistics: shape [layout.exchangedSize]. */
+  readonly gradient: Float32Array;
+  /** Gives its memory back before the garbage collector would; it must not be used afterwards. */
+  discard(): void;
+}
+
+export interface StepsOptions {
+  readonly layout: Layout;
+  readonly data: DataShape;
+  readonly parameters: LoadedParameters;
+  readonly trainingLoss: Measure;
+  /** Null: operation by operation. */
+  readonly graphs: Graphs | null;
+}
+
+/** Gradients of minibatches at the parameters loaded. Nothing else calls `variableGrads`. */
+export class Steps {
+  readonly #layout: Layout;
+  readonly #data: DataShape;
+  readonly #parameters: LoadedParameters;
+  readonly #trainingLoss: Measure;
+  readonly #graphs: Graphs | null;
+  readonly #zeros = new Zeros();
+  /** The engines whose tensors do not share their memory with what is read of them. */
+  readonly #readsCopies = ['tensorflow', 'wasm'].includes(tf.getBackend());
+
+  constructor({ layout, data, parameters, trainingLoss, graphs }: StepsOptions) {
+    this.#layout = layout;
+    this.#data = data;
+    this.#parameters = parameters;
+    this.#trainingLoss = trainingLoss;
+    this.#graphs = graphs;
+  }
+
+  /** @param minibatch borrowed until the promise resolves. @param seed of dropout and other noise. */
+  async step(instance: Instance, minibatch: Minibatch, seed: number): Promise<Step> {
+    // Not given back by the tidy, which would look for tensors in every element.
+    let computed: Float32Array | null = null;
+    const flat = withSeed(seed, () =>
+      tf.tidy(() => {
+        const graphs = this.#graphs;
+        const fed = graphs ? this.#feedsOf(minibatch) : null;
+        if (!graphs || !fed) return this.#open(instance, minibatch).compute(drawNoise);
+        const open = () => this.#open(instance, minibatch);
+        computed = graphs.run(String(fed[0]!.shape), fed, open);
+        return null as never;
+      }),
+    );
+    const values = computed ?? (await read(flat));
+    const gradient = values.subarray(0, this.#layout.exchangedSize);
+    for (const { role, offset, size, momentum } of this.#parameters.weights) {
+      if (role !== 'statistics') continue;
+      // What a function of variables assigns is the minibatch's value already.
+      const share = instance.layersModel === null ? 1 : 1 - momentum!;
+      for (let i = offset; i < offset + size; i++) gradient[i]! /= share;
+    }
+    return {
+      loss: values[this.#layout.exchangedSize]!,
+      gradient,
+      discard: () => {
+        if (this.#readsCopies) discard(values);
+      },
+    };
+  }
+
+  dispose(): void {
+    this.#graphs?.dispose();
+    this.#zeros.dispose();
+  }
+
+  /** What is fed to a step besides the minibatch: weights, and zeros of these shapes for statistics. */
+  #given(): readonly PlacedWeight[] {
+    return this.#parameters.weights.filter(({ role }) => role !== 'statistics');
+  }
+
+  #zeroShapes(): (readonly number[])[] {
+    const statistics = this.#parameters.weights.filter(({ role }) => role === 'statistics');
+    return [...new Map(statistics.map(({ shape }) => [String(shape), shape])).values()];
+  }
+
+  /** All that a step depends on; null when not all of it is known. */
+  #feedsOf({ inputs, targets }: Minibatch): Fed[] | null {
+    const { inputShape, targetShape } = this.#data;
+    const count = inputs.length / sizeOf(inputShape);
+    const fed = [
+      { values: inputs, shape: [count, ...inputShape] },
+      { values: targets, shape: [count, ...targetShape] },
+      ...this.#given().map((weight) => ({
+        values: this.#parameters.valuesOf(weight),
+        shape: weight.shape,
+      })),
+      ...this.#zeroShapes().map((shape) => this.#zeros.of(shape).fed),
+    ];
+    return fed.every(({ values }) => values !== null) ? (fed as Fed[]) : null;
+  }
+
+  /** A step, with tensors of what `#feedsOf` gives, in the same order. */
+  #open(instance: Instance, minibatch: Minibatch): Opened {
+    this.#parameters.upload();
+    const { inputs, targets } = tensorsOf(minibatch, this.#data);
+    const variables = this.#given().map(({ variable }) => variable);
+    const zeros = this.#zeroShapes().map((shape) => this.#zeros.of(shape).tensor);
+    return {
+      feeds: [inputs, targets, ...variables, ...zeros],
+      compute: (noise) => this.#gradientOf(instance, inputs, targets, noise),
+    };
+  }
+
+  /** Gradient, statistics and loss behind each other, shape [layout.exchangedSize + 1]. */
+  #gradientOf(instance: Instance, inputs: Tensor, targets: Tensor, noise: NoiseSource): Tensor {
+    return tf.tidy(() => {
+      const { weights } = this.#parameters;
+      const trained = weights.filter(({ role }) => role === 'trainable');
+      const statistics = weights.filter(({ role }) => role === 'statistics');
+      // From 0, one update leaves (1 − momentum) times the minibatch's own value.
+      for (const { variable, shape } of statistics) variable.assign(this.#zeros.of(shape).tensor);
+      let mean: Tensor | null = null;
+      const { value, grads } = tf.variableGrads(
+        () => {
+          const data = this.#trainingLoss(targets, instance.predict(inputs, true, noise));
+          const penalties = instance.penalties();
+          if (penalties.length === 0) return data as Scalar;
+          mean = tf.keep(data.clone());
+          return tf.addN([data, ...penalties.map((p) => tf.reshape(p, []))]) as Scalar;
+        },
+        trained.map(({ variable }) => variable),
+      );
+      const parts = trained.map(({ variable, shape }) =>
+        flatten(grads[variable.name] ?? this.#zeros.of(shape).tensor),
+      );
+      for (const { variable } of statistics) parts.push(flatten(variable));
+      const result = tf.concat1d([...parts, flatten(mean ?? value)]);
+      (mean as Tensor | null)?.dispose();
+      this.#parameters.restoreStatistics();
+      return result;
+    });
+  }
+}
+
+/** Zeros, one tensor of each shape, kept: assigning one to a variable costs no operation. */
+class Zeros {
+  readonly #known = new Map<string, { readonly tensor: Tensor; readonly fed: Fed }>();
+
+  of(shape: readonly number[]): { readonly tensor: Tensor; readonly fed: Fed } {
+    let known = this.#known.get(String(shape));
+    if (!known) {
+      const fed = { values: new Float32Array(sizeOf(shape)), shape };
+      known = { tensor: tf.keep(tf.zeros([...shape])), fed };
+      this.#known.set(String(shape), known);
+    }
+    return known;
+  }
+
+  dispose(): void {
+    for (const { tensor } of this.#known.values()) tensor.dispose();
+  }
+}
