@@ -11,14 +11,13 @@ import {
   type Push,
   type Work,
 } from '../shared/protocol.ts';
-import { mix, permutation, STREAMS } from '../shared/random.ts';
 import type { Landing } from '../wire/connection.ts';
-import { createCompressor, type Settle } from './compressor.ts';
-import type { Minibatch, PreparedData } from './data/examples.ts';
-import { gather } from './data/gather.ts';
-import { evaluate, partCount } from './evaluate.ts';
+import { type Compressor, createCompressor, type Settle } from './compressor.ts';
+import type { PreparedData } from './data/examples.ts';
+import { evaluate } from './evaluate.ts';
+import { Minibatches, minibatchSeed } from './minibatches.ts';
 import type { Model } from './model.ts';
-import { createObserver } from './observer.ts';
+import { createObserver, type Observer } from './observer.ts';
 import { nextTurn } from './turn.ts';
 
 /** What the trainer needs of the connection; `Client` has it. */
@@ -80,184 +79,194 @@ export interface Trainer {
   close(): void;
 }
 
-/** Which examples a lease means: the order of an epoch is the same on every worker. */
-export function createOrders(seed: number, prepared: PreparedData) {
-  const orders = new Map<string, Int32Array>();
-  return (lease: Lease): Int32Array => {
-    const key = `${lease.part} ${lease.epoch}`;
-    let order = orders.get(key);
-    if (!order) {
-      // Epochs overlap by a few minibatches, so that of the last one is still needed.
-      for (const old of [...orders.keys()].slice(0, -1)) orders.delete(old);
-      order = permutation(seed, STREAMS.epoch + lease.epoch, partCount(prepared, lease.part));
-      orders.set(key, order);
-    }
-    return order.subarray(lease.start, lease.start + lease.count);
-  };
-}
-
-/** Of the dropout of one minibatch: the same whichever worker computes it, and however often. */
-export function minibatchSeed(seed: number, lease: Pick<Lease, 'epoch' | 'start'>): number {
-  return mix(seed >>> 0, mix(lease.epoch, lease.start));
-}
-
 const NOTHING_OBSERVED = { everySteps: null, costMax: 0.02 };
 
 /** Computes gradients of leased minibatches for one run. */
 export function createTrainer(options: TrainerOptions): Trainer {
-  const { run, config, model, prepared, exchange, signal } = options;
-  const { depth } = config.consistency;
-  const now = options.now ?? (() => performance.now());
-  const examplesOf = createOrders(config.seed, prepared);
-  const compressor = createCompressor(config.compression, model.layout, options.ranges);
+  return new RunTrainer(options);
+}
+
+/** Parameters that gradients are computed at. */
+interface Pulled {
+  readonly values: Float32Array;
+  readonly step: number;
+  readonly generation: number;
+}
+
+class RunTrainer implements Trainer {
+  readonly #options: TrainerOptions;
+  readonly #now: () => number;
+  readonly #minibatches: Minibatches;
+  readonly #compressor: Compressor;
+  readonly #observer: Observer | null;
   /** Of the pushes under way whose payloads were written, by sequence. */
-  const settles = new Map<number, { readonly settle: Settle; discard(): void }>();
-  /** The parameters that gradients are computed at. */
-  let current: { values: Float32Array; step: number; generation: number } | null = null;
-  const observer = createObserver({
-    ...{ run, model, now, config: config.observe ?? NOTHING_OBSERVED },
-    send: (message) => exchange.send(message),
-  });
-  /** Payloads not released yet: `current`, and what the model was loaded with last. */
-  const payloads = new Map<Float32Array, () => void>();
-  const releaseUnused = () => {
-    for (const [values, release] of payloads) {
-      if (values === current?.values || values === model.loaded) continue;
-      payloads.delete(values);
-      release();
-    }
-  };
-  let resend = false;
+  readonly #settles = new Map<number, { readonly settle: Settle; discard(): void }>();
+  /** The newest parameters. */
+  #current: Pulled | null = null;
+  /** Payloads not released yet: `#current`, and what the model was loaded with last. */
+  readonly #payloads = new Map<Float32Array, () => void>();
+  #mustResend = false;
   /** The last result, and whether it has been sent: with several pushes under way each answer asks for it. */
-  let evaluated: Evaluated | null = null;
-  let isTold = false;
-  /** Two, by turns: a tensor may share the memory of the minibatch it was made from. */
-  const rooms: (Minibatch | undefined)[] = [undefined, undefined];
-  let turn = 0;
-  let ready: { lease: number; minibatch: Minibatch } | null = null;
+  #evaluated: Evaluated | null = null;
+  #isTold = false;
 
-  const minibatchOf = (lease: Lease): Minibatch => {
-    if (ready?.lease === lease.id) return ready.minibatch;
-    turn = 1 - turn;
-    const minibatch = gather(prepared, lease.part, examplesOf(lease), rooms[turn]);
-    // The last minibatch of an epoch is smaller, a view of the room: the room stays.
-    const room = rooms[turn];
-    if (!room || room.inputs.length < minibatch.inputs.length) rooms[turn] = minibatch;
-    return minibatch;
-  };
-  const waiting = (leases: readonly Lease[]): Lease | undefined =>
-    leases.find(({ id }) => !exchange.unacknowledged.some(({ lease }) => lease === id));
+  constructor(options: TrainerOptions) {
+    const { run, config, model, prepared, exchange } = options;
+    this.#options = options;
+    this.#now = options.now ?? (() => performance.now());
+    this.#minibatches = new Minibatches(config.seed, prepared);
+    this.#compressor = createCompressor(config.compression, model.layout, options.ranges);
+    this.#observer = createObserver({
+      ...{ run, model, now: this.#now, config: config.observe ?? NOTHING_OBSERVED },
+      send: (message) => exchange.send(message),
+    });
+  }
 
-  const settlePushes = ({ sequence, outcome }: Acknowledgement) => {
-    settles.get(sequence)?.settle(outcome);
-    for (const [earlier, { discard }] of settles) {
+  rejoined(): void {
+    this.#mustResend = true;
+    // The result may have been lost with the connection: it is told once more when it is asked for.
+    this.#isTold = false;
+  }
+
+  async work(message: Work, received: Float32Array, release?: () => void): Promise<void> {
+    const { evaluation } = message;
+    const payload = this.#receive(message, received, release);
+    this.#acknowledge(message.acknowledgements);
+    if (this.#mustResend) {
+      this.#mustResend = false;
+      this.#options.exchange.resend(this.#options.run);
+    }
+    if (evaluation) return this.#evaluate(evaluation, payload);
+    this.#pull(message, payload);
+    if (this.#current) await this.#pushGradients(message);
+  }
+
+  close(): void {
+    for (const release of this.#payloads.values()) release();
+    this.#payloads.clear();
+    this.#current = null;
+  }
+
+  /** @returns the payload without padding: an odd number of elements in bf16 comes with one more. */
+  #receive({ encoding }: Work, received: Float32Array, release?: () => void): Float32Array {
+    const { exchangedSize } = this.#options.model.layout;
+    const isPadded = encoding !== 'f32' && received.length === exchangedSize + 1;
+    const payload = isPadded ? received.subarray(0, exchangedSize) : received;
+    if (release && payload.length > 0) this.#payloads.set(payload, release);
+    else release?.();
+    return payload;
+  }
+
+  #acknowledge(acknowledgements: readonly Acknowledgement[]): void {
+    const { exchange, onAcknowledged, log } = this.#options;
+    for (const acknowledgement of acknowledgements) this.#settle(acknowledgement);
+    const newest = acknowledgements.at(-1);
+    if (newest) exchange.acknowledge(newest);
+    for (const acknowledgement of acknowledgements) {
+      onAcknowledged?.(acknowledgement);
+      tellRejection(acknowledgement, log);
+    }
+  }
+
+  #settle({ sequence, outcome }: Acknowledgement): void {
+    this.#settles.get(sequence)?.settle(outcome);
+    for (const [earlier, { discard }] of this.#settles) {
       if (earlier > sequence) continue;
-      settles.delete(earlier);
+      this.#settles.delete(earlier);
       discard();
     }
-  };
+  }
 
-  async function pushGradient(lease: Lease, phase: Phase): Promise<void> {
-    const { values, step, generation } = current!;
-    const minibatch = minibatchOf(lease);
-    ready = null;
-    const start = now();
+  async #evaluate(
+    { id, part }: NonNullable<Work['evaluation']>,
+    payload: Float32Array,
+  ): Promise<void> {
+    const { run, config, model, prepared, exchange, signal } = this.#options;
+    if (id !== this.#evaluated?.evaluation) {
+      const alsoTraining = part === 'validation' ? config.evaluateTraining : 0;
+      const result = await evaluate(model, payload, prepared, part, { signal, alsoTraining });
+      this.#evaluated = { type: 'evaluated', run, evaluation: id, ...result };
+      this.#isTold = false;
+    }
+    this.#releaseUnused();
+    if (!this.#isTold) exchange.send(this.#evaluated!);
+    this.#isTold = true;
+  }
+
+  /** Without a payload, the parameters that came last are still the newest. */
+  #pull({ step, generation, encoding }: Work, payload: Float32Array): void {
+    if (generation !== this.#current?.generation) this.#compressor.reset();
+    if (payload.length > 0) {
+      this.#current = { values: payload, step, generation };
+      this.#observer?.pulled(payload, step, generation, encoding === 'f32');
+    }
+    this.#releaseUnused();
+  }
+
+  async #pushGradients({ leases, phase }: Work): Promise<void> {
+    const { exchange, config } = this.#options;
+    const { depth } = config.consistency;
+    while (exchange.unacknowledged.length < depth) {
+      const lease = this.#waiting(leases);
+      if (!lease) return;
+      if (depth > 1) {
+        // A step holds the process up; what has arrived meanwhile is read in one turn of the event
+        // loop. It will call again, and the gradient is then computed at those newer parameters.
+        await nextTurn();
+        if (exchange.hasReceived) return;
+      }
+      await this.#pushGradient(lease, phase, this.#current!);
+    }
+    // While the push is on its way: the examples of the next minibatch.
+    const next = this.#waiting(leases);
+    if (next) this.#minibatches.prepare(next);
+  }
+
+  #waiting(leases: readonly Lease[]): Lease | undefined {
+    const { unacknowledged } = this.#options.exchange;
+    return leases.find(({ id }) => !unacknowledged.some(({ lease }) => lease === id));
+  }
+
+  async #pushGradient(lease: Lease, phase: Phase, current: Pulled): Promise<void> {
+    const { run, config, model, exchange } = this.#options;
+    const { values, step, generation } = current;
+    const minibatch = this.#minibatches.take(lease);
+    const start = this.#now();
     if (model.loaded !== values) {
       model.load(values);
-      releaseUnused();
+      this.#releaseUnused();
     }
     const seed = minibatchSeed(config.seed, lease);
     const { loss, gradient, discard } = await model.step(minibatch, seed);
-    const computeMs = now() - start;
+    const computeMs = this.#now() - start;
     const told = measuredOf(loss);
-    const { encoding } = compressor;
+    const { encoding } = this.#compressor;
     const push = { run, lease: lease.id, step, generation, loss: told, computeMs, encoding };
-    const whole = compressor.asItStands(gradient);
+    const whole = this.#compressor.asItStands(gradient);
     if (whole) exchange.pushReady(push, [{ bytes: whole, release: discard }]);
     else {
       let settle: Settle | null = null;
-      const sequence = exchange.push(push, compressor.payloadBytes(lease.epoch), (payloads) => {
-        settle = compressor.write(gradient, lease.epoch, payloads);
+      const bytes = this.#compressor.payloadBytes(lease.epoch);
+      const sequence = exchange.push(push, bytes, (payloads) => {
+        settle = this.#compressor.write(gradient, lease.epoch, payloads);
       });
-      settles.set(sequence, { settle: settle!, discard });
+      this.#settles.set(sequence, { settle: settle!, discard });
     }
-    options.onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
+    const { onProgress } = this.#options;
+    onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
     // While the push travels: nobody waits for a sample but the next gradient.
     const computed = { lease, minibatch, values, gradient, step, generation, computeMs };
-    if (told !== null) await observer?.computed(computed);
+    if (told !== null) await this.#observer?.computed(computed);
   }
 
-  return {
-    rejoined() {
-      resend = true;
-      // The result may have been lost with the connection: it is told once more when it is asked for.
-      isTold = false;
-    },
-
-    async work(message, received, release) {
-      // An odd number of elements in bf16 comes with one of padding.
-      const { exchangedSize } = model.layout;
-      const padded = message.encoding !== 'f32' && received.length === exchangedSize + 1;
-      const payload = padded ? received.subarray(0, exchangedSize) : received;
-      if (release && payload.length > 0) payloads.set(payload, release);
-      else release?.();
-      const { acknowledgements, leases, evaluation, step, generation, phase } = message;
-      for (const acknowledgement of acknowledgements) settlePushes(acknowledgement);
-      const newest = acknowledgements.at(-1);
-      if (newest) exchange.acknowledge(newest);
-      for (const acknowledgement of acknowledgements) {
-        options.onAcknowledged?.(acknowledgement);
-        tellRejection(acknowledgement, options.log);
-      }
-      if (resend) {
-        resend = false;
-        exchange.resend(run);
-      }
-      if (evaluation) {
-        if (evaluation.id !== evaluated?.evaluation) {
-          const { id, part } = evaluation;
-          const alsoTraining = part === 'validation' ? config.evaluateTraining : 0;
-          const result = await evaluate(model, payload, prepared, part, { signal, alsoTraining });
-          evaluated = { type: 'evaluated', run, evaluation: id, ...result };
-          isTold = false;
-        }
-        releaseUnused();
-        if (!isTold) exchange.send(evaluated);
-        isTold = true;
-        return;
-      }
-      // Without a payload, those that came last are still the newest.
-      if (generation !== current?.generation) compressor.reset();
-      if (payload.length > 0) {
-        current = { values: payload, step, generation };
-        observer?.pulled(payload, step, generation, message.encoding === 'f32');
-      }
-      releaseUnused();
-      if (!current) return;
-      while (exchange.unacknowledged.length < depth) {
-        const lease = waiting(leases);
-        if (!lease) return;
-        if (depth > 1) {
-          // A step holds the process up; what has arrived meanwhile is read in one turn of the event
-          // loop. It will call again, and the gradient is then computed at those newer parameters.
-          await nextTurn();
-          if (exchange.hasReceived) return;
-        }
-        await pushGradient(lease, phase);
-      }
-      // While the push is on its way: the examples of the next minibatch.
-      const next = waiting(leases);
-      if (next && ready?.lease !== next.id) {
-        ready = { lease: next.id, minibatch: minibatchOf(next) };
-      }
-    },
-
-    close() {
-      for (const release of payloads.values()) release();
-      payloads.clear();
-      current = null;
-    },
-  };
+  #releaseUnused(): void {
+    const { model } = this.#options;
+    for (const [values, release] of this.#payloads) {
+      if (values === this.#current?.values || values === model.loaded) continue;
+      this.#payloads.delete(values);
+      release();
+    }
+  }
 }
 
 /** Ordinary under asynchrony, and counted by the server. */

@@ -15,7 +15,7 @@ import { gather } from '../../worker/data/gather.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { split } from '../../worker/data/split.ts';
 import { hashExperiment } from '../../worker/experiment.ts';
-import { createOrders } from '../../worker/trainer.ts';
+import { createOrders } from '../../worker/minibatches.ts';
 
 /**
  * What of docs/protocol.md is no message, as vectors: each is computed by the code that trains, from what is written

@@ -7,10 +7,10 @@ import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
 import { type Experiment, loadExperiment, type Measure } from '../../worker/experiment.ts';
 import { errorMeasureOf, misclassification, namedLoss } from '../../worker/losses.ts';
+import { createOrders } from '../../worker/minibatches.ts';
 import { buildModel } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
 import { tf } from '../../worker/tf.ts';
-import { createOrders } from '../../worker/trainer.ts';
 import { columnOf, shorter, splitFields, times } from './vector-facts.ts';
 
 /** Losses and gradients among the vectors for workers in other languages, as TensorFlow.js computes them. */

@@ -23,9 +23,9 @@ import {
   loadExperiment,
 } from '../../worker/experiment.ts';
 import { vectorOf } from '../../worker/layers-format.ts';
+import { minibatchSeed } from '../../worker/minibatches.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { type LoadedData, loadData, prepareOptions } from '../../worker/prepare.ts';
-import { minibatchSeed } from '../../worker/trainer.ts';
 import type { Session } from '../embedded.ts';
 import { tell } from '../options.ts';
 import {

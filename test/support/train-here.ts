@@ -9,8 +9,8 @@ import { gather } from '../../worker/data/gather.ts';
 import { loadMnist } from '../../worker/data/mnist.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import type { Experiment } from '../../worker/experiment.ts';
+import { minibatchSeed } from '../../worker/minibatches.ts';
 import { buildModel } from '../../worker/model.ts';
-import { minibatchSeed } from '../../worker/trainer.ts';
 
 /**
  * A training by the server's own core and a worker's own model in this process, without wire or clock:

@@ -9,8 +9,9 @@ import { gather } from '../../worker/data/gather.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
+import { minibatchSeed } from '../../worker/minibatches.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
-import { createTrainer, type Exchange, minibatchSeed } from '../../worker/trainer.ts';
+import { createTrainer, type Exchange } from '../../worker/trainer.ts';
 
 const SEED = 5;
 const COUNT = 50;
