@@ -1,7 +1,8 @@
 import Type, { type Static } from 'typebox';
 import Value from 'typebox/value';
-import { nearest, resolveConfig } from './config.ts';
+import { resolveConfig } from './config.ts';
 import { DownpourError, errorText } from './errors.ts';
+import { nearest } from './spelling.ts';
 
 /**
  * Where a search looks: for each field of the configuration that it varies, by its path

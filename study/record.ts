@@ -1,30 +1,21 @@
-import { randomUUID } from 'node:crypto';
-import { mkdir, open, readFile, rename, rm } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { makeFolder, writeFileAtomic } from '../files/atomic-file.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 
 /** What a study writes: its record, which a crash must not tear, and its results. */
 
-/** Shows all of the new content or what was there before, whenever the process or machine dies. */
+/**
+ * Shows all of the new content or what was there before, whenever the process or machine dies.
+ * @throws DownpourError DP_DISK.
+ */
 export async function writeWhole(path: string, text: string): Promise<void> {
-  const temporary = `${path}.${randomUUID().slice(0, 8)}.tmp`;
   try {
-    await mkdir(dirname(path), { recursive: true });
-    const handle = await open(temporary, 'wx');
-    try {
-      await handle.writeFile(text);
-      await handle.sync();
-    } finally {
-      await handle.close();
-    }
-    await rename(temporary, path);
-  } catch (error) {
-    await rm(temporary, { force: true }).catch(() => {});
-    throw new DownpourError(
-      'DP_DISK',
-      `cannot write ${path}: ${errorText(error)}; free some space, or choose another folder by --out`,
-      { cause: error },
-    );
+    await makeFolder(dirname(path));
+    await writeFileAtomic(path, (handle) => handle.writeFile(text));
+  } catch (cause) {
+    if (!(cause instanceof DownpourError)) throw cause;
+    throw new DownpourError(cause.code, `${cause.message}; --out names another folder`, { cause });
   }
 }
 

@@ -1,4 +1,4 @@
-import { nearest } from '../shared/config.ts';
+import { nearest } from '../shared/spelling.ts';
 
 /** Checking the fields of an object that a user wrote: no unknown one, each of the right kind. */
 

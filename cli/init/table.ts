@@ -1,6 +1,6 @@
 import { basename } from 'node:path';
-import { nearest } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { nearest } from '../../shared/spelling.ts';
 import { corrupt } from '../../worker/data/files.ts';
 import { lookalikes } from '../../worker/data/tables/cells.ts';
 import type { DateOrder } from '../../worker/data/tables/dates.ts';

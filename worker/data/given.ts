@@ -1,5 +1,5 @@
-import { nearest } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { nearest } from '../../shared/spelling.ts';
 import { type Column, elementAt, sizeOf } from './columns.ts';
 import { type Examples, type ExperimentData, PARTS } from './examples.ts';
 

@@ -1,6 +1,6 @@
 import { realpath } from 'node:fs/promises';
-import { nearest } from '../../../shared/config.ts';
 import { DownpourError } from '../../../shared/errors.ts';
+import { nearest } from '../../../shared/spelling.ts';
 import { PARTS, type PartName } from '../examples.ts';
 import { unreadable } from '../files.ts';
 import { sortNames } from '../tables/cells.ts';

@@ -1,5 +1,5 @@
-import { nearest } from '../../../shared/config.ts';
 import { DownpourError } from '../../../shared/errors.ts';
+import { nearest } from '../../../shared/spelling.ts';
 import { givenNames, nameOf, shown } from './cells.ts';
 import type { CsvOptions } from './csv-options.ts';
 import { DateColumn } from './date-column.ts';
