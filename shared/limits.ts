@@ -5,6 +5,8 @@ export const LIMITS = {
   headerBytesMax: 2 ** 20,
   /** Of what a run keeps of its data: 224 · 224 · 3 features, each with a mean and a deviation, take 3.2 MB. */
   factsBytesMax: 2 ** 26,
+  /** Of all facts that are on their way to a server, together. */
+  factsAtOnceBytesMax: 2 ** 26,
   bodyBytesMax: 2 ** 20,
   tensorCountMax: 10_000,
   rankMax: 8,
@@ -72,6 +74,12 @@ export const LIMITS = {
   refusalsPerSecondMax: 20,
   /** Workers connected with one token; `--connections-max`. */
   connectionsPerTokenMax: 1_000,
+  /**
+   * Handshakes of workers with one token in a second, without tokens of one address; `--handshakes-max`. After a pause there
+   * may be as many at once as connections. A connection that ended for a fault of its own counts as several.
+   */
+  handshakesPerSecondMax: 20,
+  handshakesPerFault: 10,
   tokenCountMax: 1_000,
   /**
    * Of the time of the thread that all pushes wait for: what one token may take with messages that the server has not

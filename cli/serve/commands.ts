@@ -128,6 +128,13 @@ function registerServe(program: Command): void {
         LIMITS.connectionsPerTokenMax,
       ),
     )
+    .addOption(
+      limitOption(
+        '--handshakes-max <n>',
+        'of workers in a second with one token, after as many at once as it may have connections',
+        LIMITS.handshakesPerSecondMax,
+      ),
+    )
     .addOption(limitOption('--runs-max <n>', 'that the server holds', LIMITS.runCountMax))
     .addOption(logOption())
     .addOption(jsonOption());

@@ -50,6 +50,7 @@ export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFi
   readonly leaseSeconds: number;
   readonly requestsMax: number;
   readonly connectionsMax: number;
+  readonly handshakesMax: number;
   readonly runsMax: number;
   readonly log?: LogFormat;
   readonly json?: boolean;
@@ -74,6 +75,7 @@ export interface ShardOptions
     | 'leaseSeconds'
     | 'requestsMax'
     | 'connectionsMax'
+    | 'handshakesMax'
     | 'runsMax'
   > {
   readonly advertise?: string;
@@ -180,8 +182,9 @@ function untilStopped(
 const filesOf = ({ redisCa: ca, redisCert: cert, redisKey: key }: RedisFileOptions) =>
   redisFilesOf({ ca, cert, key });
 
-const limitsOf = ({ requestsMax, connectionsMax, runsMax }: ServeOptions) => ({
+const limitsOf = ({ requestsMax, connectionsMax, handshakesMax, runsMax }: ServeOptions) => ({
   requestsPerSecondMax: requestsMax,
   connectionsPerTokenMax: connectionsMax,
+  handshakesPerSecondMax: handshakesMax,
   runCountMax: runsMax,
 });

@@ -292,9 +292,16 @@ export const portLimits = {
   handshakeTimeout: LIMITS.tlsHandshakeMs,
 };
 
-export function refuse(socket: Duplex, code: ErrorCode, message: string): void {
+/** @param retryAfterSeconds null: it is not known when to come back, or of no use. */
+export function refuse(
+  socket: Duplex,
+  code: ErrorCode,
+  message: string,
+  retryAfterSeconds: number | null = null,
+): void {
   const body = JSON.stringify({ code, message });
   const { http } = ERRORS[code];
+  const again = retryAfterSeconds === null ? '' : `retry-after: ${retryAfterSeconds}\r\n`;
   // Whoever is refused may not stay: a socket that is only half closed counts as one.
   socket.once('finish', () => socket.destroy());
   // Nor one that takes no answer.
@@ -302,7 +309,7 @@ export function refuse(socket: Duplex, code: ErrorCode, message: string): void {
   timer.unref();
   socket.once('close', () => clearTimeout(timer));
   socket.end(
-    `HTTP/1.1 ${http} ${code}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
+    `HTTP/1.1 ${http} ${code}\r\nconnection: close\r\n${again}content-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
   );
 }
 
@@ -323,31 +330,53 @@ export class LimitError extends DownpourError {
   }
 }
 
+/** A holder's debt is paid off in so much time at the most. */
+const DEBT_SECONDS = 10;
+
 /**
- * So many a second for each holder, and as many at once after a pause (a token bucket). Holders beyond
+ * So many a second for each holder, and a number at once after a pause (a token bucket). Holders beyond
  * the limit of memory push out those that have asked least recently.
  */
 export class Rate {
   readonly #perSecond: number;
+  readonly #atOnce: number;
   readonly #buckets = new Map<string, { left: number; at: number }>();
 
-  constructor(perSecond: number) {
+  /** @param atOnce after a pause; default: as many as in a second. */
+  constructor(perSecond: number, atOnce = perSecond) {
     this.#perSecond = perSecond;
+    this.#atOnce = atOnce;
   }
 
   /** @param now monotonic ms. @returns whether one more is allowed; if so it is counted. */
   take(holder: string, now: number): boolean {
-    const most = this.#perSecond;
-    const bucket = this.#buckets.get(holder) ?? { left: most, at: now };
-    bucket.left = Math.min(most, bucket.left + ((now - bucket.at) / 1000) * most);
+    const bucket = this.#filled(holder, now);
+    if (bucket.left < 1) return false;
+    bucket.left--;
+    return true;
+  }
+
+  /** Counts what has happened already: there may be a debt then, of some seconds. */
+  charge(holder: string, count: number, now: number): void {
+    const bucket = this.#filled(holder, now);
+    bucket.left = Math.max(bucket.left - count, -DEBT_SECONDS * this.#perSecond);
+  }
+
+  /** Seconds until one more is allowed. */
+  waitSeconds(holder: string, now: number): number {
+    return Math.max(0, (1 - this.#filled(holder, now).left) / this.#perSecond);
+  }
+
+  #filled(holder: string, now: number): { left: number; at: number } {
+    const bucket = this.#buckets.get(holder) ?? { left: this.#atOnce, at: now };
+    const more = ((now - bucket.at) / 1000) * this.#perSecond;
+    bucket.left = Math.min(this.#atOnce, bucket.left + more);
     bucket.at = now;
     this.#buckets.delete(holder);
     this.#buckets.set(holder, bucket);
     if (this.#buckets.size > LIMITS.holderCountMax) {
       this.#buckets.delete(this.#buckets.keys().next().value!);
     }
-    if (bucket.left < 1) return false;
-    bucket.left--;
-    return true;
+    return bucket;
   }
 }

@@ -169,8 +169,15 @@ export class Meter {
     this.#pendingMs = 0;
   }
 
-  /** It was for something else. */
-  charge(): void {
+  /** What reading took beside the time that is measured. */
+  add(ms: number): void {
+    this.#pendingMs += ms;
+  }
+
+  /** It was for something else. @param freeMs of it, which are no more than everybody takes once. */
+  charge(freeMs = 0): void {
+    this.#note();
+    this.#pendingMs = Math.max(0, this.#pendingMs - freeMs);
     this.settle();
     if (this.#stands || this.#budget.hasTime) return;
     this.#stands = true;

@@ -33,6 +33,7 @@ const SPARE_MS = 10_000;
 
 export class MemoryBudget {
   readonly bytesMax: number;
+  readonly what: string;
   #bytes = 0;
   #closed = 0;
   #closedAt: number | null = null;
@@ -49,8 +50,10 @@ export class MemoryBudget {
   /** Set: called when there is more again. */
   freed: (() => void) | null = null;
 
-  constructor(now: () => number, bytesMax: number = defaultBytesMax()) {
+  /** @param what takes it, for messages. */
+  constructor(now: () => number, bytesMax: number = defaultBytesMax(), what = 'connections take') {
     this.bytesMax = bytesMax;
+    this.what = what;
     this.#now = now;
   }
 
@@ -214,7 +217,7 @@ export class MemoryBudget {
   #tooMuch(account: Account): DownpourError {
     return new DownpourError(
       'DP_LIMIT',
-      `connections take ${this.#bytes} bytes of this server beside the memory of its runs; at most ${this.bytesMax} are allowed, and this one takes the most, ${usedBy(account)}: read answers as they come, send what a message needs and no more, and connect again`,
+      `${this.what} ${this.#bytes} bytes of this server beside the memory of its runs; at most ${this.bytesMax} are allowed, and this one takes the most, ${usedBy(account)}: read answers as they come, send what a message needs and no more, and connect again`,
     );
   }
 }

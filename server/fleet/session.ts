@@ -73,6 +73,16 @@ function hasExperiment({ experiments }: Hello, { options }: Run): boolean {
   return hash !== undefined && (hash === options.experimentHash || hash === options.bundle);
 }
 
+/**
+ * Bytes that nobody asked for cost as much as to read so many of them: to copy them out of the kernel and into memory
+ * that grows is not seen by who measures what is done with them.
+ */
+const UNASKED_BYTES_PER_MS = 2 ** 19;
+/** Each of what a worker says when it comes may take so long, ms, at nobody's charge. */
+const ENTRY_MS = 1;
+/** Close codes of a connection whose messages are none, or not what the protocol has there. */
+const FAULTS: ReadonlySet<number> = new Set([1002, 1007, 1009]);
+
 /** Between a worker and one run; another run may have the same. */
 const DIFFERENT: readonly ErrorCode[] = ['DP_LAYOUT_MISMATCH', 'DP_DATA_MISMATCH'];
 
@@ -106,6 +116,12 @@ export class Session {
   readonly #refused = new Set<string>();
   #lastSeen: number;
   #lastError: WorkerSummary['lastError'] = null;
+  #isAtFault = false;
+  readonly #entered = new Set<string>();
+  /** It was told to go, and may still send. */
+  #isClosing = false;
+  /** All that had come when it was last read past. */
+  #receivedBytes = 0;
   #quarantine: string | null = null;
   #closed = false;
   /** Shards know the worker by it. */
@@ -173,10 +189,13 @@ export class Session {
     reading: () => this.#meter.begin(),
     read: (begun) => {
       if (begun) this.#meter.begun();
+      else if (this.#isClosing) this.#readPast();
       else this.#meter.forgive();
     },
     control: () => this.#meter.charge(),
     broken: (error) => {
+      this.#isAtFault = true;
+      this.#letGo();
       this.#wentWrong(error);
       this.#coordinator.countError(error.code);
     },
@@ -276,6 +295,11 @@ export class Session {
     return this.#lastError;
   }
 
+  /** It ends, or has ended, for what it has sent. */
+  get isAtFault(): boolean {
+    return this.#isAtFault;
+  }
+
   #wentWrong({ code, message }: { readonly code: string; readonly message: string }): void {
     this.#lastError = { code, message, at: new Date().toISOString() };
   }
@@ -307,7 +331,18 @@ export class Session {
     // Of a browser's fragments the length is not known before the end.
     const bytes = payloadBytes ?? Math.max(1, bytesMax);
     mustFit(header, bytes, bytesMax);
-    return this.#desk.own(bytes, bytesMax);
+    const isFacts = header.type === 'join';
+    const place = this.#desk.own(bytes, { bytesMax, isFacts });
+    if (isFacts && place !== 'wait') this.#meter.add(bytes / UNASKED_BYTES_PER_MS);
+    return place;
+  }
+
+  /** What still comes to a connection that is being closed is for nothing. */
+  #readPast(): void {
+    const { received } = this.#connection.bytes;
+    this.#meter.add((received - this.#receivedBytes) / UNASKED_BYTES_PER_MS);
+    this.#receivedBytes = received;
+    this.#meter.charge();
   }
 
   /** What is of no use, since its run is another one or no push of it is so large, is read past. */
@@ -345,9 +380,17 @@ export class Session {
       if (this.#asked) this.#meter.forgive();
       else {
         this.#coordinator.unasked++;
-        this.#meter.charge();
+        this.#meter.charge(this.#isEntering(header) ? ENTRY_MS : 0);
       }
     }
+  }
+
+  /** Its first `hello` and `join`: how often those come is limited by handshakes, and a whole cluster sends them at once. */
+  #isEntering({ type }: Header): boolean {
+    if (type !== 'hello' && type !== 'join') return false;
+    if (this.#entered.has(type)) return false;
+    this.#entered.add(type);
+    return true;
   }
 
   /** @returns whether the landing is in use. */
@@ -819,7 +862,15 @@ export class Session {
     this.#answer();
     if (this.#connection.open) this.#connection.send({ type: 'error', code, message });
     const { close } = ERRORS[code];
-    if (close !== null) this.close(close, code);
+    if (close === null) return;
+    this.#isAtFault ||= FAULTS.has(close);
+    this.close(close, code);
+  }
+
+  #letGo(): void {
+    if (this.#isClosing) return;
+    this.#isClosing = true;
+    this.#receivedBytes = this.#connection.bytes.received;
   }
 
   ping(): void {
@@ -828,6 +879,7 @@ export class Session {
 
   close(code: number, reason: string): void {
     this.#acknowledge();
+    this.#letGo();
     this.#connection.close(code, reason);
   }
 

@@ -63,6 +63,8 @@ export interface AppOptions extends RoutesOptions {
 export interface AccessLimits {
   readonly requestsPerSecondMax: number;
   readonly connectionsPerTokenMax: number;
+  /** Of workers with one token, or from one address; as many at once as there may be connections. */
+  readonly handshakesPerSecondMax: number;
   /** Of one address, without a token or with a wrong one. */
   readonly refusalsPerSecondMax: number;
   /** In which the headers of a request must have come. */
@@ -225,6 +227,8 @@ class Door implements PageDoor {
   readonly #limits: AccessLimits;
   readonly #rate: Rate;
   readonly #refusals: Rate;
+  readonly #handshakes: Rate;
+  readonly #handshakesAtOnceMax: number;
   readonly #connections = new Map<string, number>();
   readonly #underWay = new Map<string, number>();
   readonly #messages: Budgets;
@@ -238,6 +242,10 @@ class Door implements PageDoor {
     this.#limits = limits;
     this.#rate = new Rate(this.#limits.requestsPerSecondMax);
     this.#refusals = new Rate(this.#limits.refusalsPerSecondMax);
+    const { handshakesPerSecondMax, connectionsPerTokenMax } = this.#limits;
+    // All that may be connected may come back at once.
+    this.#handshakesAtOnceMax = Math.max(handshakesPerSecondMax, connectionsPerTokenMax);
+    this.#handshakes = new Rate(handshakesPerSecondMax, this.#handshakesAtOnceMax);
     const { messageTimeShareMax: share, messageTimeBurstMs: burstMs } = this.#limits;
     const now = () => performance.now();
     this.#messages = new Budgets({ share, burstMs }, now, LIMITS.holderCountMax);
@@ -377,11 +385,29 @@ class Door implements PageDoor {
         ? () => this.#access.grant(authorization)
         : this.#tickets.redeem(ticket, performance.now());
     const grant = this.#admit(request, look?.() ?? null, 'worker');
+    this.#mayConnect(grant);
     const stillIn = () => {
       const now = look?.() ?? null;
       return now !== null && mayDo(now, 'worker');
     };
     return { grant, stillIn, byTicket: ticket !== null };
+  }
+
+  /** @throws LimitError: its workers connect too often. */
+  #mayConnect({ holder }: Grant): void {
+    const now = performance.now();
+    if (this.#handshakes.take(holder, now)) return;
+    const { handshakesPerSecondMax: most } = this.#limits;
+    const seconds = Math.max(1, Math.ceil(this.#handshakes.waitSeconds(holder, now)));
+    throw new LimitError(
+      `workers of one token may connect ${most} times a second, and ${this.#handshakesAtOnceMax} times at once after a pause: connect again in ${seconds} s, and stay connected; a connection that ends for a fault of its own counts ${LIMITS.handshakesPerFault} times`,
+      seconds,
+    );
+  }
+
+  /** A connection has ended for a fault of its own: so it counts for more. */
+  blame({ holder }: Grant): void {
+    this.#handshakes.charge(holder, LIMITS.handshakesPerFault - 1, performance.now());
   }
 
   /** Lets a standby in, by an operator's token. @throws DownpourError as `enterWorker`. */
@@ -582,7 +608,8 @@ function acceptWorkers(
       gone = door.connect(entered.grant);
     } catch (error) {
       coordinator.countError(errorCode(error));
-      return refuse(socket, errorCode(error), errorText(error));
+      const again = error instanceof LimitError ? error.retryAfterSeconds : null;
+      return refuse(socket, errorCode(error), errorText(error), again);
     }
     places.vouch(socket);
     socket.once('close', gone);
@@ -599,14 +626,16 @@ function acceptWorkers(
     const budget = door.budgetOf(grant);
     const begin = () => {
       if (socket.destroyed) return;
-      const from = performance.now();
       const holder = door.isOpen ? null : grant.holder;
       const connection = accept(request, socket, { protocol });
       const connectedAt = new Date().toISOString();
       const accepts = request.headers[BUNDLE_HEADER];
       const session = new Session(connection, coordinator, connectedAt, holder, budget, accepts);
       sessions.set(session, stillIn);
-      socket.once('close', () => sessions.delete(session));
+      socket.once('close', () => {
+        sessions.delete(session);
+        if (session.isAtFault) door.blame(grant);
+      });
       try {
         coordinator.mustBeOpen();
         if (!stillIn()) throw unauthorized();
@@ -615,7 +644,6 @@ function acceptWorkers(
         session.fail(error);
       }
       connection.start(session.events, head);
-      budget.charge(performance.now() - from);
     };
     if (budget.hasTime) begin();
     else {

@@ -2,7 +2,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { ConnectionFacts } from '../../shared/rest.ts';
 import type { Coming, Connection, Landing } from '../../wire/connection.ts';
-import type { Account, Holder, MemoryBudget } from '../access/memory.ts';
+import { type Account, type Holder, MemoryBudget } from '../access/memory.ts';
 
 /**
  * Where payloads land. A run has rooms for some pushes at once, whose payloads are read straight to where they are
@@ -25,6 +25,8 @@ const GREED_MS = 5_000;
 /** What connections share: the order in which they get rooms, and memory. */
 export class WaitingLine {
   readonly memory: MemoryBudget;
+  /** Of it, what facts may take that are on their way: little, since a run needs them once. */
+  readonly factsMemory: MemoryBudget;
   readonly now: () => number;
   readonly #desks = new Set<LandingDesk>();
   readonly #waiting = new Set<LandingDesk>();
@@ -35,8 +37,9 @@ export class WaitingLine {
 
   constructor(memory: MemoryBudget, now: () => number) {
     this.memory = memory;
+    this.factsMemory = new MemoryBudget(now, LIMITS.factsAtOnceBytesMax, 'facts on their way take');
     this.now = now;
-    memory.freed = () => {
+    memory.freed = this.factsMemory.freed = () => {
       if (this.#waiting.size > 0) queueMicrotask(() => this.#moreMemory());
     };
   }
@@ -48,7 +51,13 @@ export class WaitingLine {
 
   facts(): ConnectionFacts {
     const { bytes, bytesMax, closed, closedSecondsAgo } = this.memory;
-    return { bytes, bytesMax, closed, closedSecondsAgo, moved: this.#moved };
+    const since = [closedSecondsAgo, this.factsMemory.closedSecondsAgo].filter(
+      (each) => each !== null,
+    );
+    return {
+      ...{ bytes, bytesMax, closed: closed + this.factsMemory.closed, moved: this.#moved },
+      closedSecondsAgo: since.length === 0 ? null : Math.min(...since),
+    };
   }
 
   /** Somebody had to wait for a room lately: those who have not shown yet that they are quick get none. */
@@ -89,7 +98,9 @@ export class WaitingLine {
   }
 
   #moreMemory(): void {
-    for (const desk of [...this.#waiting].sort((a, b) => a.account.bytes - b.account.bytes)) {
+    const next = (a: LandingDesk, b: LandingDesk) =>
+      a.account.bytes - b.account.bytes || a.wantedBytes - b.wantedBytes;
+    for (const desk of [...this.#waiting].sort(next)) {
       if (desk.waits === 'memory') this.#retry(desk);
     }
   }
@@ -152,27 +163,27 @@ export class WaitingLine {
   }
 
   #makeMemory(desk: LandingDesk, waitedMs: number, now: number): void {
-    const { memory } = this;
+    const memory = desk.wants;
     if (waitedMs >= LIMITS.memoryWaitMs) {
       this.#waiting.delete(desk);
       memory.close(
-        desk.account,
+        desk.accountOf(memory),
         new DownpourError(
           'DP_LIMIT',
-          `this message has waited ${Math.round(waitedMs / 1000)} s for memory; at most ${LIMITS.memoryWaitMs / 1000} s are allowed, and connections take ${memory.bytes} of ${memory.bytesMax} bytes: try again later, or give the server more memory`,
+          `this message has waited ${Math.round(waitedMs / 1000)} s for memory; at most ${LIMITS.memoryWaitMs / 1000} s are allowed, and ${memory.what} ${memory.bytes} of ${memory.bytesMax} bytes: try again later, or give the server more memory`,
         ),
       );
       return;
     }
     if (waitedMs < STALL_MS) {
       // What sends nothing is known by then.
-      for (const other of this.#desks) other.isStalled(now);
+      for (const other of this.#desks) other.isStalled(now, memory);
       return;
     }
-    const stalled = [...this.#desks].filter((other) => other.isStalled(now));
-    for (const other of stalled) memory.close(other.account, other.tooSlow(now));
+    const stalled = [...this.#desks].filter((other) => other.isStalled(now, memory));
+    for (const other of stalled) memory.close(other.accountOf(memory), other.tooSlow(now));
     if (stalled.length > 0 || waitedMs < GREED_MS) return;
-    const greedy = memory.greedy(desk.account);
+    const greedy = memory.greedy(desk.accountOf(memory));
     if (greedy) memory.close(greedy);
   }
 }
@@ -244,6 +255,7 @@ export class LandingDesk {
   readonly line: WaitingLine;
   readonly holder: Holder;
   readonly account: Account;
+  readonly #facts: Account;
   readonly #name: string | null;
   readonly #connection: Desk;
   /** The run that its connection, which stands still until then, wants room of. */
@@ -251,6 +263,9 @@ export class LandingDesk {
   /** What it waits for; null: it does not. */
   waits: 'room' | 'memory' | null = null;
   waitsSince = 0;
+  /** Which memory it waits for, and how much of it. */
+  wants: MemoryBudget;
+  wantedBytes = 0;
   /** Until then it does without a room where there is none at once. */
   impatientUntil = Number.NEGATIVE_INFINITY;
   // Of the receiver's memory: reserved, taken, and counted.
@@ -284,6 +299,12 @@ export class LandingDesk {
       setTimeout(() => connection.terminate(), LAST_WORDS_MS).unref();
     };
     this.account = line.memory.open(this.holder, { unsent, close });
+    this.#facts = line.factsMemory.open(this.holder, { unsent: () => 0, close });
+    this.wants = line.memory;
+  }
+
+  accountOf(memory: MemoryBudget): Account {
+    return memory === this.line.factsMemory ? this.#facts : this.account;
   }
 
   /** For a push. */
@@ -310,21 +331,44 @@ export class LandingDesk {
     const landing = bytes > roomBytes ? null : take(bytes);
     if (landing) return this.#landed(landing, room, bytesMax);
     if (this.waits !== 'memory') this.#wait('memory', room, line.now());
+    this.wants = line.memory;
+    this.wantedBytes = bytes;
     line.await(this);
     return 'wait';
   }
 
-  /** For another message: memory of the receiver's, which grows as bytes come. */
-  own(bytes: number, bytesMax: number): Landing | 'wait' {
+  /**
+   * For another message: memory of the receiver's, which grows as bytes come.
+   * @param isFacts of them few are received at once.
+   */
+  own(
+    bytes: number,
+    { bytesMax, isFacts }: { bytesMax: number; isFacts: boolean },
+  ): Landing | 'wait' {
     const { line, account } = this;
+    const facts = isFacts && bytes > FEW_BYTES ? bytes : 0;
+    if (facts > 0 && !line.factsMemory.take(this.#facts, facts))
+      return this.#awaitFor(line.factsMemory, bytes);
     const more = Math.max(0, bytes - this.#ownBytes);
-    if (line.memory.take(account, more)) {
-      this.waits = null;
-      this.#reserved += bytes;
-      this.#counted += more;
-      return { bytes: NOTHING, bytesMax, release: () => this.#count(-bytes, 0) };
+    if (!line.memory.take(account, more)) {
+      line.factsMemory.change(this.#facts, -facts);
+      return this.#awaitFor(line.memory, bytes);
     }
-    if (this.waits !== 'memory') this.#wait('memory', null, line.now());
+    this.waits = null;
+    this.#reserved += bytes;
+    this.#counted += more;
+    const release = () => {
+      this.#count(-bytes, 0);
+      line.factsMemory.change(this.#facts, -facts);
+    };
+    return { bytes: NOTHING, bytesMax, release };
+  }
+
+  #awaitFor(memory: MemoryBudget, bytes: number): 'wait' {
+    const { line } = this;
+    if (this.waits !== 'memory' || this.wants !== memory) this.#wait('memory', null, line.now());
+    this.wants = memory;
+    this.wantedBytes = bytes;
     line.await(this);
     return 'wait';
   }
@@ -400,9 +444,10 @@ export class LandingDesk {
   }
 
   /** Whether a payload that takes memory comes more slowly than any may. */
-  isStalled(now: number): boolean {
+  isStalled(now: number, memory: MemoryBudget): boolean {
     const { coming } = this.#connection;
-    if (!coming || this.account.closing || this.account.bytes === 0) return false;
+    const account = this.accountOf(memory);
+    if (!coming || account.closing || account.bytes === 0) return false;
     this.#look(coming, now);
     const rate = rateOf(coming, this.#inMemory, { now, windowMs: 0.9 * STALL_MS });
     return rate !== null && rate < LIMITS.payloadBytesPerSecondMin;
@@ -463,10 +508,13 @@ export class LandingDesk {
   leave(): void {
     this.line.leave(this, this.#name);
     this.line.memory.end(this.account);
+    this.line.factsMemory.end(this.#facts);
   }
 }
 
 const NOTHING = new Uint8Array();
+/** A receiver has as much in any case. */
+const FEW_BYTES = 2 ** 16;
 
 /**
  * Bytes a second of a payload over a window.

@@ -1,5 +1,6 @@
 import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from 'vitest';
+import { FloodClient } from '../../bench/floods/client.ts';
 import type { ServeOptions } from '../../server/main.ts';
 import { encodeFrame } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
@@ -123,6 +124,42 @@ describe('a worker that goes on and on with', () => {
     expect(await seriesOf(client, 'downpour_throttled_connections')).toBe(1);
     const told = lines.filter((line) => line.includes('read less often'));
     expect(told).toEqual([expect.stringContaining('worker flood of token ')]);
+  });
+});
+
+const join = {
+  ...{ type: 'join', run: 'r', experimentHash: 'hash', tensors: [] },
+  data: { trainCount: 1, validationCount: 1, testCount: 0, fingerprint: '', source: '' },
+};
+
+describe('a connection that was told to go and goes on with', () => {
+  test.each([
+    ['a join for which there was no assignment', message(join)],
+    ['what is no message', message({ type: 'nonsense' })],
+    ['broken frames', Buffer.from([0xff, 0x80, 0, 0, 0, 0])],
+  ])('%s is read no more often than its token may take time', async (_, again) => {
+    const limits = { ...ONCE, messageTimeBurstMs: 300 };
+    const { url, client, enter } = await start({}, { limits });
+    const honest = await enter('honest');
+    const flood = await FloodClient.open(url, { token: TOKEN });
+    cleanUps.push(() => flood.destroy());
+    // It does not see that it is told to go.
+    flood.deafen();
+    const block = Buffer.concat(Array(Math.ceil(BLOCK_BYTES / again.length)).fill(again));
+    let sent = 0;
+    while ((await seriesOf(client, 'downpour_throttled_connections')) === 0) {
+      for (let i = 0; i < 64; i++) {
+        if (flood.unsentBytes < 16 * BLOCK_BYTES) {
+          flood.write(block);
+          sent += block.length;
+        }
+        await turn();
+      }
+      expect(flood.ended).toBe(null);
+      expect(sent).toBeLessThan(FLOOD_BYTES_MAX);
+    }
+    const at = await honest.worker.trainTo(problem, honest.work, honest.work.step + 200);
+    expect(at.step).toBeGreaterThanOrEqual(200);
   });
 });
 

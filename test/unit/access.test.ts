@@ -215,6 +215,28 @@ describe('a rate', () => {
     expect(taken('a', 9e6)).toEqual([true, true, true, false]);
   });
 
+  test('lets more through at once than in a second', () => {
+    const rate = new Rate(2, 5);
+    const taken = (now: number) => [1, 2, 3, 4, 5, 6].filter(() => rate.take('a', now)).length;
+    expect(rate.waitSeconds('a', 0)).toBe(0);
+    expect(taken(0)).toBe(5);
+    expect(rate.waitSeconds('a', 0)).toBe(0.5);
+    expect(taken(499)).toBe(0);
+    expect(taken(1000)).toBe(2);
+    expect(taken(9e6)).toBe(5);
+  });
+
+  test('may run into a debt, which ten seconds pay off', () => {
+    const rate = new Rate(2, 5);
+    rate.charge('a', 5, 0);
+    expect(rate.take('a', 0)).toBe(false);
+    rate.charge('a', 1e9, 0);
+    expect(rate.waitSeconds('a', 0)).toBe(10.5);
+    expect(rate.take('b', 0)).toBe(true);
+    expect(rate.take('a', 10_499)).toBe(false);
+    expect(rate.take('a', 10_501)).toBe(true);
+  });
+
   test('remembers a bounded number of holders', () => {
     const rate = new Rate(1);
     for (let i = 0; i < LIMITS.holderCountMax; i++) expect(rate.take(`a${i}`, 0)).toBe(true);

@@ -86,6 +86,12 @@ class Client {
     this.#again();
   }
 
+  /** Begins another message. */
+  own(...of: Parameters<LandingDesk['own']>): void {
+    this.#ask = () => this.desk.own(...of);
+    this.#again();
+  }
+
   /** The push is whole, and dealt with. */
   end(): void {
     this.desk.arrived(this.landing);
@@ -253,6 +259,64 @@ describe('how slowly answers may be read', () => {
     });
     client.leftBytes = 1;
     expect(client.desk.problem(now, WINDOW_MS)).toBe(null);
+  });
+});
+
+describe('facts of data', () => {
+  const MIB = 2 ** 20;
+  const bytesMax = 2 ** 26 + 3;
+  const isFacts = true;
+
+  test('of all connections take a memory of their own, and the smallest goes first', async () => {
+    line = new WaitingLine(new MemoryBudget(() => now, 1e9), () => now);
+    const [first, large, small] = [new Client(), new Client(), new Client()];
+    const half = LIMITS.factsAtOnceBytesMax / 2;
+    first.own(half, { bytesMax, isFacts });
+    new Client().own(half, { bytesMax, isFacts });
+    large.own(40 * MIB, { bytesMax, isFacts });
+    small.own(MIB, { bytesMax, isFacts });
+    expect([large.landing, small.landing]).toEqual([null, null]);
+    expect(line.memory.bytes).toBe(LIMITS.factsAtOnceBytesMax);
+    // Other messages do not wait for them, nor do those that a receiver has memory for in any case.
+    const [other, few] = [new Client(), new Client()];
+    other.own(100 * MIB, { bytesMax: 100 * MIB, isFacts: false });
+    few.own(2 ** 16, { bytesMax, isFacts });
+    expect([other.landing, few.landing]).not.toContain(null);
+    first.end();
+    await pass(LOOK_MS);
+    expect(small.landing).not.toBe(null);
+    expect(large.landing).toBe(null);
+  });
+
+  test('that have stopped give their memory to those that wait', async () => {
+    line = new WaitingLine(new MemoryBudget(() => now, 1e9), () => now);
+    const [stopped, honest, push] = [new Client(), new Client(), new Client()];
+    stopped.own(LIMITS.factsAtOnceBytesMax, { bytesMax, isFacts });
+    // Of what nobody waits for, nothing is taken.
+    push.push(run(0));
+    await pass(4 * LOOK_MS);
+    expect(push.isElsewhere).toBe(true);
+    honest.own(MIB, { bytesMax, isFacts });
+    await pass(1_500);
+    expect([stopped.errors, honest.errors, push.errors]).toEqual([['DP_SLOW_SENDER'], [], []]);
+    stopped.landing!.release();
+    await pass(LOOK_MS);
+    expect(honest.landing).not.toBe(null);
+  });
+
+  test('that fit into theirs and not into that of all connections are not counted', () => {
+    line = new WaitingLine(new MemoryBudget(() => now, 10 * MIB), () => now);
+    const [push, facts] = [new Client(), new Client()];
+    push.push(run(0), { bytes: 9 * MIB, bytesMax: 9 * MIB });
+    facts.own(2 * MIB, { bytesMax, isFacts });
+    expect(facts.landing).toBe(null);
+    expect(line.factsMemory.bytes).toBe(0);
+    push.end();
+    line.memory.tick();
+    facts.retry();
+    expect(line.factsMemory.bytes).toBe(2 * MIB);
+    facts.end();
+    expect([line.factsMemory.bytes]).toEqual([0]);
   });
 });
 
