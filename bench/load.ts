@@ -38,6 +38,7 @@ export interface ServerEnd {
   readonly transport: 'tcp' | 'unix';
   readonly elements: number;
   readonly push: PushCompression['kind'];
+  readonly token?: string;
 }
 export interface PlainEnd {
   readonly plain: NetConnectOpts;
@@ -156,7 +157,7 @@ class Simulated {
 
 /** A worker of the real protocol. Resolves when it has joined and holds minibatches. */
 function openClient(to: ServerEnd, worker: string, answered: Answered): Promise<Link> {
-  const { url, run, transport, elements, push } = to;
+  const { url, run, transport, elements, push, token } = to;
   const gradient = gradientOf(elements);
   const tensors = [{ name: 'weights', shape: [elements], role: 'trainable' as const }];
   const payloadOf = (values: Float32Array): Landing => {
@@ -173,6 +174,7 @@ function openClient(to: ServerEnd, worker: string, answered: Answered): Promise<
     },
     signal: new AbortController().signal,
     log: () => {},
+    ...(token === undefined ? {} : { token }),
     localSocket: transport === 'unix',
     localSocketBytesMin: transport === 'unix' ? 0 : Number.POSITIVE_INFINITY,
   });

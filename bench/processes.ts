@@ -1,6 +1,6 @@
 import { type ChildProcess, fork, type StdioOptions, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -73,6 +73,12 @@ export interface ServerProcess {
   close(): Promise<void>;
 }
 
+/** Of a server with tokens: limits count for each of them by itself. */
+export const TOKENS = {
+  ...{ operator: 'bench-operator', observer: 'bench-observer' },
+  ...{ honest: 'bench-honest', hostile: 'bench-hostile' },
+} as const;
+
 /**
  * Starts `downpour serve` as a user would, on a free port. @param state its folder; default: one of its own, which
  * goes with it.
@@ -80,13 +86,28 @@ export interface ServerProcess {
 export async function startServer({
   shards = 1,
   state,
+  tokens = false,
 }: {
   readonly shards?: number;
   readonly state?: string;
+  /** It asks for `TOKENS`. */
+  readonly tokens?: boolean;
 } = {}): Promise<ServerProcess> {
   const folder = temporaryFolder();
   const args = ['serve', '--port', '0', '--state', state ?? join(folder.path, 'state'), '--json'];
   if (shards > 1) args.push('--shards', String(shards));
+  if (tokens) {
+    const file = join(folder.path, 'tokens');
+    const { operator, observer, honest, hostile } = TOKENS;
+    const roles = [
+      ['operator', operator],
+      ['observer', observer],
+      ['worker', honest],
+      ['worker', hostile],
+    ];
+    writeFileSync(file, roles.map((words) => words.join(' ')).join('\n'));
+    args.push('--tokens', file);
+  }
   const child = runProgram(folder.path, args);
   const close = async () => {
     await end(child);
@@ -95,7 +116,10 @@ export async function startServer({
   try {
     const url = await listening(child);
     // The answer of a server that copies 100 MB at that moment takes longer than usual.
-    const client = createRestClient({ server: url, timeoutMs: 60_000 });
+    const client = createRestClient({
+      ...{ server: url, timeoutMs: 60_000 },
+      ...(tokens ? { token: TOKENS.operator } : {}),
+    });
     return { pid: child.pid!, url, client, close };
   } catch (error) {
     await close();

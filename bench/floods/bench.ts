@@ -2,7 +2,7 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { medianOf } from '../../shared/quantile.ts';
 import { createRun, RUN } from '../exchange.ts';
 import { EXPERIMENT, MLP_PARAMETERS, runTogether, type ServerEnd, startLoad } from '../load.ts';
-import { startServer } from '../processes.ts';
+import { startServer, TOKENS } from '../processes.ts';
 import type { Table, Target } from '../report.ts';
 import { ATTACKS, type Attack, startAttacker } from './attacks.ts';
 
@@ -51,7 +51,7 @@ async function benchFlood(
   attack: Attack,
   { workers, repetitions, seconds }: { workers: number; repetitions: number; seconds: number },
 ): Promise<FloodRow> {
-  const server = await startServer();
+  const server = await startServer({ tokens: true });
   const load = startLoad();
   const attacker = startAttacker();
   const { url } = server;
@@ -65,6 +65,7 @@ async function benchFlood(
       transport: 'tcp',
       elements: MLP_PARAMETERS,
       push: 'f32',
+      token: TOKENS.honest,
     };
     await load.open({ count: workers, to });
     await runTogether([load], seconds);
@@ -74,7 +75,7 @@ async function benchFlood(
     const codes: Record<string, number> = {};
     for (let i = 0; i < repetitions; i++) {
       const { roundTripsPerSecond: without } = await runTogether([load], seconds);
-      await attacker.start(attack.name, { url, ...run });
+      await attacker.start(attack.name, { url, token: TOKENS.hostile, ...run });
       let watching = true;
       const watch = async () => {
         while (watching) {

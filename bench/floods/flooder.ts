@@ -6,7 +6,7 @@ import { type RawData, WebSocket } from 'ws';
 import { decodeFrame, encodeFrame } from '../../shared/codec.ts';
 import type { ServerMessage } from '../../shared/protocol.ts';
 import { EXPERIMENT } from '../load.ts';
-import { obey, startTold, type Told } from '../processes.ts';
+import { obey, startTold, TOKENS, type Told } from '../processes.ts';
 
 /**
  * A client that means no good, in a process of its own: it sends one kind of message, or asks one question, as often
@@ -152,7 +152,10 @@ async function floodMessages(options: MessageFloodOptions, index: number): Promi
 /** Says hello and joins as any worker does. @returns the socket below. */
 async function enter(options: MessageFloodOptions, worker: string): Promise<Socket> {
   const { url, run, elements } = options;
-  const webSocket = new WebSocket(`${url.replace(/^http/, 'ws')}/ws`, { perMessageDeflate: false });
+  const webSocket = new WebSocket(`${url.replace(/^http/, 'ws')}/ws`, {
+    perMessageDeflate: false,
+    headers: { authorization: `Bearer ${TOKENS.hostile}` },
+  });
   try {
     await new Promise<void>((resolve, reject) => {
       webSocket.on('error', reject);
@@ -211,15 +214,19 @@ async function read({ url, paths }: ReadFloodOptions): Promise<void> {
 /** @returns whether it was answered with what was asked for. */
 function ask(url: string, agent: Agent): Promise<boolean> {
   return new Promise((resolve, reject) => {
-    const asked = request(url, { agent }, (response) => {
-      const isStream = response.headers['content-type'] === 'text/event-stream';
-      response.on('data', () => {
-        // Of the feed its first event, which has all.
-        if (isStream) asked.destroy();
-      });
-      response.on('close', () => resolve(response.statusCode === 200));
-      response.on('error', () => resolve(isStream));
-    });
+    const asked = request(
+      url,
+      { agent, headers: { authorization: `Bearer ${TOKENS.observer}` } },
+      (response) => {
+        const isStream = response.headers['content-type'] === 'text/event-stream';
+        response.on('data', () => {
+          // Of the feed its first event, which has all.
+          if (isStream) asked.destroy();
+        });
+        response.on('close', () => resolve(response.statusCode === 200));
+        response.on('error', () => resolve(isStream));
+      },
+    );
     asked.on('error', reject);
     asked.end();
   });

@@ -2,7 +2,7 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { medianOf } from '../../shared/quantile.ts';
 import { createRun, RUN } from '../exchange.ts';
 import { EXPERIMENT, type Load, startLoad } from '../load.ts';
-import { type ServerProcess, startServer } from '../processes.ts';
+import { type ServerProcess, startServer, TOKENS } from '../processes.ts';
 import type { Table, Target } from '../report.ts';
 import {
   type Flooder,
@@ -80,7 +80,7 @@ export async function benchRates(options: FloodOptions): Promise<FloodRow[]> {
       [wanted(reads), runs],
     ] as const) {
       if (floods.length === 0) continue;
-      const server = await startServer();
+      const server = await startServer({ tokens: true });
       try {
         await createRun(server, { consistency: { depth: HONEST.inFlight } });
         options.progress?.(`${count} runs are made`);
@@ -138,7 +138,14 @@ async function turn(
     readonly flooder: Flooder;
   },
 ) {
-  const end = { url, run: RUN, transport: 'tcp', elements: ELEMENTS, push: 'f32' } as const;
+  const end = {
+    url,
+    run: RUN,
+    transport: 'tcp',
+    elements: ELEMENTS,
+    push: 'f32',
+    token: TOKENS.honest,
+  } as const;
   await load.open({ ...HONEST, to: end });
   try {
     await load.run(seconds / 3);

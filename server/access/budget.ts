@@ -169,9 +169,9 @@ export class Meter {
     this.#pendingMs = 0;
   }
 
-  /** What reading took beside the time that is measured. */
-  add(ms: number): void {
-    this.#pendingMs += ms;
+  /** What reading takes beside the time that is measured, whatever it is for. */
+  owe(ms: number): void {
+    this.#budget.charge(ms);
   }
 
   /** It was for something else. @param freeMs of it, which are no more than everybody takes once. */

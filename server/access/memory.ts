@@ -83,6 +83,12 @@ export class MemoryBudget {
     this.#accounts.delete(account);
   }
 
+  /** `take` would say so. */
+  has(bytes: number): boolean {
+    const used = this.#bytes - this.#spareBytes;
+    return used === 0 || used + bytes <= this.bytesMax;
+  }
+
   /** @returns whether so much may be taken; then it is counted. One message of a run is always allowed, alone. */
   take(account: Account, bytes: number): boolean {
     if (this.#bytes + bytes > this.bytesMax) this.#dropSpare();

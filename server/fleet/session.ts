@@ -332,15 +332,15 @@ export class Session {
     const bytes = payloadBytes ?? Math.max(1, bytesMax);
     mustFit(header, bytes, bytesMax);
     const isFacts = header.type === 'join';
-    const place = this.#desk.own(bytes, { bytesMax, isFacts });
-    if (isFacts && place !== 'wait') this.#meter.add(bytes / UNASKED_BYTES_PER_MS);
+    const place = isFacts ? this.#desk.landFacts(bytes, bytesMax) : this.#desk.own(bytes, bytesMax);
+    if (isFacts && place !== 'wait') this.#meter.owe(bytes / UNASKED_BYTES_PER_MS);
     return place;
   }
 
   /** What still comes to a connection that is being closed is for nothing. */
   #readPast(): void {
     const { received } = this.#connection.bytes;
-    this.#meter.add((received - this.#receivedBytes) / UNASKED_BYTES_PER_MS);
+    this.#meter.owe((received - this.#receivedBytes) / UNASKED_BYTES_PER_MS);
     this.#receivedBytes = received;
     this.#meter.charge();
   }

@@ -134,6 +134,7 @@ export class WaitingLine {
   tick(): void {
     this.look();
     this.memory.tick();
+    this.factsMemory.tick();
   }
 
   /** Takes rooms from pushes that are slow, and from holders that have more than their share of them. */
@@ -337,31 +338,33 @@ export class LandingDesk {
     return 'wait';
   }
 
-  /**
-   * For another message: memory of the receiver's, which grows as bytes come.
-   * @param isFacts of them few are received at once.
-   */
-  own(
-    bytes: number,
-    { bytesMax, isFacts }: { bytesMax: number; isFacts: boolean },
-  ): Landing | 'wait' {
+  /** For facts: few are received at once. */
+  landFacts(bytes: number, bytesMax: number): Landing | 'wait' {
+    // A receiver has so much in any case.
+    if (bytes <= FEW_BYTES) return this.own(bytes, bytesMax);
     const { line, account } = this;
-    const facts = isFacts && bytes > FEW_BYTES ? bytes : 0;
-    if (facts > 0 && !line.factsMemory.take(this.#facts, facts))
-      return this.#awaitFor(line.factsMemory, bytes);
+    const { factsMemory } = line;
+    // What is given back at once would have all who wait ask again, without end.
+    if (!factsMemory.has(bytes)) return this.#awaitFor(factsMemory, bytes);
+    if (!line.memory.take(account, bytes)) return this.#awaitFor(line.memory, bytes);
+    const memory = factsMemory.borrow(this.#facts, bytes)!;
+    this.waits = null;
+    const release = () => {
+      factsMemory.giveBack(this.#facts, memory);
+      line.memory.change(account, -bytes);
+    };
+    return { bytes: memory, bytesMax, release };
+  }
+
+  /** For another message: memory of the receiver's, which grows as bytes come. */
+  own(bytes: number, bytesMax: number): Landing | 'wait' {
+    const { line, account } = this;
     const more = Math.max(0, bytes - this.#ownBytes);
-    if (!line.memory.take(account, more)) {
-      line.factsMemory.change(this.#facts, -facts);
-      return this.#awaitFor(line.memory, bytes);
-    }
+    if (!line.memory.take(account, more)) return this.#awaitFor(line.memory, bytes);
     this.waits = null;
     this.#reserved += bytes;
     this.#counted += more;
-    const release = () => {
-      this.#count(-bytes, 0);
-      line.factsMemory.change(this.#facts, -facts);
-    };
-    return { bytes: NOTHING, bytesMax, release };
+    return { bytes: NOTHING, bytesMax, release: () => this.#count(-bytes, 0) };
   }
 
   #awaitFor(memory: MemoryBudget, bytes: number): 'wait' {

@@ -90,7 +90,7 @@ export class SequenceBench {
       ...{ host: '127.0.0.1', port: 0, state: join(folder, 'state'), localSocket: false },
       ...{ token: TOKENS.token, workerToken: TOKENS.workerToken, tokensFile },
       // Sequences come one right after the other.
-      limits: { requestsPerSecondMax: 1e9, refusalsPerSecondMax: 1e9 },
+      limits: { requestsPerSecondMax: 1e9, refusalsPerSecondMax: 1e9, handshakesPerSecondMax: 1e9 },
       signal: stop.signal,
       log: (line) => {
         if (line.startsWith('defect')) defects.push(line);

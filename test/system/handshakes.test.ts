@@ -148,11 +148,6 @@ test('as many workers as a server may have join at once', { timeout: 120_000 }, 
     await worker.enter(RUN);
     return worker;
   });
-  const workers = await Promise.all(others);
+  await Promise.all(others);
   expect((await client.status()).workers.length).toBe(LIMITS.workerCountMax);
-  // All of them once more is more than a token may.
-  for (const worker of workers) worker.destroy();
-  const again = await Promise.all(Array.from({ length: 200 }, () => shake(url, 'w')));
-  expect(again.some((answer) => answer !== 'opened' && answer.status === 429)).toBe(true);
-  expect(await shake(url, 'o')).toBe('opened');
 });

@@ -86,9 +86,15 @@ class Client {
     this.#again();
   }
 
+  /** Begins a join with facts. */
+  facts(bytes: number): void {
+    this.#ask = () => this.desk.landFacts(bytes, 2 ** 26 + 3);
+    this.#again();
+  }
+
   /** Begins another message. */
-  own(...of: Parameters<LandingDesk['own']>): void {
-    this.#ask = () => this.desk.own(...of);
+  own(bytes: number): void {
+    this.#ask = () => this.desk.own(bytes, bytes);
     this.#again();
   }
 
@@ -264,23 +270,24 @@ describe('how slowly answers may be read', () => {
 
 describe('facts of data', () => {
   const MIB = 2 ** 20;
-  const bytesMax = 2 ** 26 + 3;
-  const isFacts = true;
+  const MAX = LIMITS.factsAtOnceBytesMax;
+  beforeEach(() => {
+    line = new WaitingLine(new MemoryBudget(() => now, 1e9), () => now);
+  });
 
   test('of all connections take a memory of their own, and the smallest goes first', async () => {
-    line = new WaitingLine(new MemoryBudget(() => now, 1e9), () => now);
-    const [first, large, small] = [new Client(), new Client(), new Client()];
-    const half = LIMITS.factsAtOnceBytesMax / 2;
-    first.own(half, { bytesMax, isFacts });
-    new Client().own(half, { bytesMax, isFacts });
-    large.own(40 * MIB, { bytesMax, isFacts });
-    small.own(MIB, { bytesMax, isFacts });
+    const [first, second, large, small] = [new Client(), new Client(), new Client(), new Client()];
+    first.facts(MAX / 2);
+    second.facts(MAX / 2);
+    expect([first.landing?.bytes.length, second.landing?.bytes.length]).toEqual([MAX / 2, MAX / 2]);
+    large.facts(40 * MIB);
+    small.facts(MIB);
     expect([large.landing, small.landing]).toEqual([null, null]);
-    expect(line.memory.bytes).toBe(LIMITS.factsAtOnceBytesMax);
+    expect(line.memory.bytes).toBe(MAX);
     // Other messages do not wait for them, nor do those that a receiver has memory for in any case.
     const [other, few] = [new Client(), new Client()];
-    other.own(100 * MIB, { bytesMax: 100 * MIB, isFacts: false });
-    few.own(2 ** 16, { bytesMax, isFacts });
+    other.own(100 * MIB);
+    few.facts(2 ** 16);
     expect([other.landing, few.landing]).not.toContain(null);
     first.end();
     await pass(LOOK_MS);
@@ -289,14 +296,13 @@ describe('facts of data', () => {
   });
 
   test('that have stopped give their memory to those that wait', async () => {
-    line = new WaitingLine(new MemoryBudget(() => now, 1e9), () => now);
     const [stopped, honest, push] = [new Client(), new Client(), new Client()];
-    stopped.own(LIMITS.factsAtOnceBytesMax, { bytesMax, isFacts });
+    stopped.facts(MAX);
     // Of what nobody waits for, nothing is taken.
     push.push(run(0));
     await pass(4 * LOOK_MS);
     expect(push.isElsewhere).toBe(true);
-    honest.own(MIB, { bytesMax, isFacts });
+    honest.facts(MIB);
     await pass(1_500);
     expect([stopped.errors, honest.errors, push.errors]).toEqual([['DP_SLOW_SENDER'], [], []]);
     stopped.landing!.release();
@@ -304,19 +310,24 @@ describe('facts of data', () => {
     expect(honest.landing).not.toBe(null);
   });
 
-  test('that fit into theirs and not into that of all connections are not counted', () => {
+  test('wait for the memory of all connections too, and take nothing meanwhile', async () => {
     line = new WaitingLine(new MemoryBudget(() => now, 10 * MIB), () => now);
-    const [push, facts] = [new Client(), new Client()];
+    const [push, facts, others] = [new Client(), new Client(), new Client()];
     push.push(run(0), { bytes: 9 * MIB, bytesMax: 9 * MIB });
-    facts.own(2 * MIB, { bytesMax, isFacts });
-    expect(facts.landing).toBe(null);
+    await pass(4 * LOOK_MS);
+    facts.facts(2 * MIB);
+    others.facts(2 * MIB);
+    await pass(LOOK_MS);
+    expect([facts.landing, others.landing]).toEqual([null, null]);
     expect(line.factsMemory.bytes).toBe(0);
     push.end();
-    line.memory.tick();
-    facts.retry();
-    expect(line.factsMemory.bytes).toBe(2 * MIB);
+    await pass(LOOK_MS);
+    expect(line.factsMemory.bytes).toBe(4 * MIB);
     facts.end();
-    expect([line.factsMemory.bytes]).toEqual([0]);
+    others.end();
+    now += 11_000;
+    line.tick();
+    expect([line.factsMemory.bytes, line.memory.bytes]).toEqual([0, 0]);
   });
 });
 
