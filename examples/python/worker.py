@@ -25,6 +25,12 @@ def may_connect_again(close, code):
     return not lasting and code != "DP_STATE_FENCED"
 
 
+def wait_asked_for(lost):
+    """Seconds for which the server wants to hear nothing; it says so when workers of a token connect too often."""
+    asked = lost.response.headers.get("Retry-After", "") if isinstance(lost, InvalidStatus) else ""
+    return min(int(asked), 600) if asked.isdigit() else 0
+
+
 class Worker:
     """One connection after another, until it is stopped or the run that it was started for has ended."""
 
@@ -59,7 +65,7 @@ class Worker:
                 refused = isinstance(lost, InvalidStatus) and lost.response.status_code not in (429, 503)
                 if refused or (closed and not may_connect_again(closed.code, closed.reason)):
                     raise SystemExit(f"the server refuses this worker: {lost}") from lost
-                pause, attempt = random.random() * min(15, 0.25 * 2**attempt), attempt + 1
+                pause, attempt = random.random() * min(15, 0.25 * 2**attempt) + wait_asked_for(lost), attempt + 1
                 print(f"no connection ({lost}); the next attempt is in {pause:.1f} s", flush=True)
                 self.stop.wait(pause)
 
