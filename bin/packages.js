@@ -12,7 +12,7 @@ const WORKER = [
 ];
 const STUDIES = ['search', 'lr-find', 'folds', 'stopping', 'curve', 'ablate', 'ensemble'];
 export const SERVERS = ['serve', 'train', 'resume', 'check', ...STUDIES];
-export const WORKERS = ['work', 'check', 'look', 'refuse', 'ensemble', 'doctor'];
+export const WORKERS = ['work', 'check', 'simulate', 'look', 'refuse', 'ensemble', 'doctor'];
 
 /** @param {string | undefined} command */
 export const packagesOf = (command) => [

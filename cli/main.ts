@@ -7,6 +7,7 @@ import { registerInit } from './init/commands.ts';
 import { EXIT, EXIT_HELP, exitCodeOf, type Outcome, tellError } from './options.ts';
 import { registerRunCommands } from './runs/commands.ts';
 import { registerServeCommands } from './serve/commands.ts';
+import { registerSimulateCommands } from './simulate/commands.ts';
 import { registerCheck, registerStudyCommands } from './study/commands.ts';
 import { registerExport, registerLookCommands } from './trained/commands.ts';
 import { registerWork } from './workers/commands.ts';
@@ -42,6 +43,7 @@ export function createProgram(outcome: Outcome): Command {
   registerCompletion(program);
   registerCheck(program, outcome);
   registerStudyCommands(program, outcome);
+  registerSimulateCommands(program, outcome);
   registerLookCommands(program);
   registerEngineCommands(program);
   registerDataCommands(program);

@@ -543,7 +543,8 @@ export function workerConfig(config: RunConfig): RunConfig {
 export function resolveConfig(...layers: readonly unknown[]): RunConfig {
   let merged: unknown = {};
   for (const layer of layers) if (layer !== undefined) merged = merge(merged, layer);
-  const filled = Value.Default(RunConfigSchema, merged);
+  // A copy: defaults are written into what they are given, and layers are of others.
+  const filled = Value.Default(RunConfigSchema, copied(merged));
   const problems = configProblems(filled);
   if (problems.length > 0) {
     throw new DownpourError(
@@ -620,6 +621,12 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
 
 function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function copied(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(copied);
+  if (!isObject(value)) return value;
+  return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, copied(each)]));
 }
 
 function merge(weak: unknown, strong: unknown): unknown {

@@ -30,6 +30,8 @@ export const LIMITS = {
   /** Velocities of workers that a run keeps for look-ahead, and what they take on each shard; then several share one. */
   velocityCountMax: 64,
   velocityBytesMax: 2 ** 30,
+  /** Gradients of the virtual workers of `downpour simulate`, all together. */
+  simulatedBytesMax: 2 ** 32,
   /** Minibatch leases one worker may hold. */
   leasesPerWorkerMax: 64,
   /** Bytes waiting to be sent to one worker before it is disconnected as a slow reader. */

@@ -1,240 +1,491 @@
-import { Run, type RunOptions } from '../../server/core/run.ts';
-import { bytesOf, floatsOf } from '../../shared/codec.ts';
-import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
-import type { DataSummary, Join, Lease, Part } from '../../shared/protocol.ts';
-import { type Random, random } from '../../shared/random.ts';
+import { setImmediate as turn } from 'node:timers/promises';
+import { bytesOf } from '../../shared/codec.ts';
+import type { PartialConfig } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
+import type { Acknowledgement, DataSummary, Join, Lease, Part } from '../../shared/protocol.ts';
+import { mix, type Random, random } from '../../shared/random.ts';
+import { type Compressor, createCompressor, type Settle } from '../../worker/compressor.ts';
+import { EventQueue, Line, SharedCores } from './events.ts';
+import type { ComputeLaw } from './laws.ts';
+import { VirtualServer, type VirtualWork } from './virtual-server.ts';
+import { type Change, type Failures, type Network, NO_NETWORK, transferMs } from './world.ts';
 
 /**
- * A run with any number of workers in virtual time: the server's own `Run` with its kernels, real gradients at the
+ * A run with any number of workers in virtual time: the server's own run with its kernels, real gradients at the
  * parameters that each worker was sent, and a clock that jumps from one event to the next. Equal to the bit for
- * equal options.
+ * equal options, as far as the problem's gradients are.
  */
 
 /** What the virtual workers train. */
 export interface VirtualProblem {
   readonly tensors: Join['tensors'];
   readonly data: DataSummary;
+  readonly errorMeasure?: Join['errorMeasure'];
   /** Initial parameters, shape [layout.size]. */
-  initialise(seed: number): Float32Array;
+  initialise(seed: number): Float32Array | Promise<Float32Array>;
   /**
    * @param parameters shape [exchangedSize], to be read during the call only.
    * @param payload where gradient and statistics go, shape [exchangedSize].
-   * @param seed of this minibatch: dropout draws from it. @returns the loss.
+   * @param seed another one for each call: noise may draw from it. @returns the loss.
    */
-  gradient(lease: Lease, parameters: Float32Array, payload: Float32Array, seed: number): number;
-  evaluate(part: Part, parameters: Float32Array): { loss: number; error: number };
+  gradient(
+    lease: Lease,
+    parameters: Float32Array,
+    payload: Float32Array,
+    seed: number,
+  ): number | Promise<number>;
+  evaluate(part: Part, parameters: Float32Array): Evaluated | Promise<Evaluated>;
+}
+
+export interface Evaluated {
+  readonly loss: number | null;
+  readonly error: number | null;
+  readonly metrics?: Readonly<Record<string, number | null>>;
 }
 
 export interface VirtualClusterOptions {
   readonly problem: VirtualProblem;
   readonly config: PartialConfig;
   readonly workers: number;
-  /** How long one minibatch takes a worker, ms. */
-  readonly computeMs: (draw: Random, worker: number) => number;
+  readonly compute: ComputeLaw;
+  readonly network?: Network;
+  /** Of the server's one thread, for each push, ms. */
+  readonly serviceMs?: number;
+  /** All workers share so many; absent: each has one of its own. */
+  readonly cores?: number;
   /** How long an evaluation takes, ms. */
   readonly evaluationMs?: number;
-  /** Of the compute times; the run has its own. */
+  readonly failures?: Failures;
+  readonly changes?: readonly Change[];
+  /** Of the times; the run has its own. */
   readonly seed: number;
-  /** Is called after each applied update. */
-  readonly onStep?: (run: Run, nowMs: number) => void;
+  /** Ends it earlier, between two events. */
+  readonly until?: (now: { readonly step: number; readonly ms: number }) => boolean;
+  /** After each applied update. */
+  readonly onStep?: (step: AppliedStep) => void;
+  /** Now and then. @param step updates so far. @param stepsMax null: nobody knows. */
+  readonly onProgress?: (step: number, nowMs: number, stepsMax: number | null) => void;
+  readonly signal?: AbortSignal;
 }
 
-/** Γ(100) with this mean: what like machines need for like work, CV 0.1. */
-export const gammaMs =
-  (meanMs: number, shape = 100) =>
-  (draw: Random): number => {
-    let sum = 0;
-    for (let i = 0; i < shape; i++) sum -= Math.log(1 - draw.uniform());
-    return (sum * meanMs) / shape;
-  };
+export interface AppliedStep {
+  readonly step: number;
+  readonly nowMs: number;
+  readonly worker: number;
+  readonly staleness: number;
+  /** At the parameters that the worker was sent. */
+  readonly loss: number;
+}
 
-/** Memoryless, CV 1: shared machines that are interrupted at any moment. */
-export const exponentialMs =
-  (meanMs: number) =>
-  (draw: Random): number =>
-    -meanMs * Math.log(1 - draw.uniform());
+export interface VirtualOutcome {
+  readonly server: VirtualServer;
+  /** When it ended. */
+  readonly nowMs: number;
+  /** [i]: pushes applied with staleness i. */
+  readonly staleness: readonly number[];
+  readonly applied: number;
+  /** Gradients that were computed and not used: rejected, lost with their worker, or for a phase that was over. */
+  readonly unused: number;
+  readonly failures: number;
+  /** Of all messages, in both directions. */
+  readonly bytes: number;
+  /** Share of the time that the server's thread works; null: its work takes no time. */
+  readonly serverBusy: number | null;
+  /** Share of the time that workers are there in which they compute. */
+  readonly computing: number;
+  readonly events: number;
+}
 
 interface VirtualWorker {
-  readonly key: string;
   readonly index: number;
-  /** Shape [exchangedSize]. */
-  readonly payload: Float32Array;
+  /** Of the process: one more each time that it comes back. */
+  incarnation: number;
+  key: string;
+  /** Shape [exchangedSize]; made when it is needed first. */
+  payload: Float32Array | null;
+  compressor: Compressor | null;
+  readonly computeMs: () => number;
+  readonly fate: Random;
   sequence: number;
-  /** What it will say when the time has come; null: it has nothing to do. */
-  act: ((nowMs: number) => void) | null;
+  state: 'here' | 'away' | 'gone';
+  computingMs: number;
+  joinedMs: number;
+  presentMs: number;
+}
+
+interface Happening {
+  /** Null: of nobody in particular. */
+  readonly worker: VirtualWorker | null;
+  /** It is over when its worker is another process by then. */
+  readonly incarnation: number;
+  readonly act: (nowMs: number) => void | Promise<void>;
 }
 
 const TICK_MS = 1_000;
-/** Ends a simulation in which nothing happens any more. */
-const STREAM = 77;
+const FATE_STREAM = 0x5000_0000;
+/** The rest of the process gets a turn so often. */
+const TURN_MS = 50;
+/** The world's clock is looked at once in so many events. */
+const LOOK_EVENTS = 16;
 
-/** Trains to the end. @returns the run and how long it took, in virtual ms. */
-export function simulateRun(options: VirtualClusterOptions): { run: Run; nowMs: number } {
-  const { problem, computeMs, evaluationMs = 0 } = options;
-  const config = resolveConfig(options.config);
-  const told: RunOptions = {
-    id: 'virtual',
-    experiment: 'virtual',
-    experimentHash: 'virtual',
-    config,
-    createdAt: '2026-01-01T00:00:00.000Z',
-  };
-  const run = new Run(told);
-  const draw = random(options.seed, STREAM);
-  const exchanged = problem.tensors
-    .filter(({ role }) => role !== 'frozen')
-    .reduce((sum, { shape }) => sum + shape.reduce((product, d) => product * d, 1), 0);
-  const workers = Array.from({ length: options.workers }, (_, index): VirtualWorker => {
-    const payload = new Float32Array(exchanged);
-    return { key: `w${index}/1`, index, payload, sequence: 0, act: null };
-  });
-  const queue = new EventQueue<VirtualWorker>();
-  const idle = new Set<VirtualWorker>();
-  let nowMs = 0;
+/** Trains to the end. @throws DownpourError DP_USAGE: too many workers for the memory; the signal's reason. */
+export function simulateRun(options: VirtualClusterOptions): Promise<VirtualOutcome> {
+  return new VirtualCluster(options).run();
+}
 
-  const begin = (worker: VirtualWorker): void => {
-    const assignment = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: nowMs });
-    if (assignment.kind === 'end') return;
-    if (assignment.kind === 'wait') {
-      idle.add(worker);
-      return;
-    }
-    if (assignment.kind === 'initialise') {
-      const { grant, seed } = assignment;
-      worker.act = (now) =>
-        run.call(
-          { call: 'initialised', worker: worker.key, grant, now },
-          bytesOf(problem.initialise(seed)),
-        );
-      queue.push(nowMs, worker);
-      return;
-    }
-    const { evaluation, step } = assignment;
-    const parameters = floatsOf(assignment.payload.bytes);
-    if (evaluation) {
-      const { id, part } = evaluation;
-      const { loss, error } = problem.evaluate(part, parameters);
-      const { trainCount, validationCount, testCount } = problem.data;
-      const counts = { train: trainCount, validation: validationCount, test: testCount };
-      const examples = { ...counts, trainAndValidation: trainCount + validationCount }[part];
-      worker.act = (now) =>
-        run.call({
-          call: 'evaluated',
-          worker: worker.key,
-          result: {
-            type: 'evaluated',
-            run: run.id,
-            evaluation: id,
-            loss,
-            error,
-            examples,
-            metrics: {},
-          },
-          now,
-        });
-      queue.push(nowMs + evaluationMs, worker);
-      return;
-    }
-    const lease = assignment.leases[0]!;
-    const { generation } = run;
-    const seed = (worker.index + 1) * 1_000_003 + worker.sequence;
-    const loss = problem.gradient(lease, parameters, worker.payload, seed);
-    const duration = computeMs(draw, worker.index);
-    worker.act = (now) => {
-      const before = run.step;
-      run.call(
-        {
-          call: 'push',
-          worker: worker.key,
-          push: {
-            type: 'push',
-            run: run.id,
-            sequence: ++worker.sequence,
-            lease: lease.id,
-            step,
-            generation,
-            loss: Number.isFinite(loss) ? loss : null,
-            computeMs: duration,
-            encoding: 'f32',
-          },
-          now,
-        },
-        bytesOf(worker.payload),
+class VirtualCluster {
+  readonly #options: VirtualClusterOptions;
+  readonly #server: VirtualServer;
+  readonly #network: Network;
+  readonly #queue = new EventQueue<Happening>();
+  readonly #cores: SharedCores<Happening> | null;
+  readonly #thread = new Line();
+  readonly #in = new Line();
+  readonly #out = new Line();
+  readonly #workers: VirtualWorker[] = [];
+  readonly #idle = new Set<VirtualWorker>();
+  readonly #staleness: number[] = [];
+  #applied = 0;
+  #computed = 0;
+  #failures = 0;
+  #bytes = 0;
+  #events = 0;
+  #nowMs = 0;
+
+  constructor(options: VirtualClusterOptions) {
+    this.#options = options;
+    const { tensors, data, errorMeasure } = options.problem;
+    this.#server = new VirtualServer(options.config, {
+      ...{ tensors, data },
+      ...(errorMeasure === undefined ? {} : { errorMeasure }),
+    });
+    this.#network = options.network ?? NO_NETWORK;
+    this.#cores = options.cores === undefined ? null : new SharedCores(options.cores);
+  }
+
+  async run(): Promise<VirtualOutcome> {
+    const { workers, changes = [], until, onProgress, signal } = this.#options;
+    const server = this.#server;
+    this.#mustFit(Math.max(workers, ...totals(workers, changes)));
+    await this.#come(workers);
+    for (const change of changes) {
+      this.#happens(1_000 * change.atSeconds, () =>
+        change.workers > 0 ? this.#come(change.workers) : this.#go(-change.workers),
       );
-      if (run.step > before) options.onStep?.(run, now);
-    };
-    queue.push(nowMs + duration, worker);
-  };
+    }
+    let ticked = 0;
+    let turned = performance.now();
+    while (!server.over) {
+      const at = Math.min(this.#queue.next?.at ?? Infinity, this.#cores?.nextMs ?? Infinity);
+      if (at === Infinity) {
+        throw new DownpourError(
+          'DP_RUN_UNFINISHED',
+          `no worker has anything left to do, and the run is ${server.phase} at step ${server.step}: nobody is left, or the configuration waits for more workers (workersMin ${server.config.workersMin}, here ${this.#here}); let workers come back or stay`,
+        );
+      }
+      this.#nowMs = at;
+      for (; ticked + TICK_MS <= at; ticked += TICK_MS) server.tick(ticked + TICK_MS);
+      const ends = (this.#cores?.nextMs ?? Infinity) <= (this.#queue.next?.at ?? Infinity);
+      const { worker, incarnation, act } = ends ? this.#cores!.pop() : this.#queue.pop()!.item;
+      // A process that is no more does nothing.
+      if (worker === null || worker.incarnation === incarnation) {
+        const acted = act(at);
+        if (acted) await acted;
+      }
+      if (server.takeWake()) await this.#wake();
+      if (++this.#events % LOOK_EVENTS === 0 && performance.now() - turned >= TURN_MS) {
+        onProgress?.(server.step, at, server.stepsMax);
+        await turn();
+        signal?.throwIfAborted();
+        turned = performance.now();
+      }
+      if (until?.({ step: server.step, ms: at })) break;
+    }
+    return this.#outcome();
+  }
 
-  for (const { key } of workers) {
-    const { tensors, data } = problem;
-    run.call({
-      call: 'join',
-      worker: key,
-      join: { experimentHash: 'virtual', tensors, data },
-      now: 0,
+  #outcome(): VirtualOutcome {
+    const nowMs = this.#nowMs;
+    let present = 0;
+    let computing = 0;
+    for (const worker of this.#workers) {
+      present += worker.presentMs + (worker.state === 'here' ? nowMs - worker.joinedMs : 0);
+      computing += worker.computingMs;
+    }
+    return {
+      ...{ server: this.#server, nowMs, staleness: this.#staleness, applied: this.#applied },
+      ...{ unused: this.#computed - this.#applied, failures: this.#failures },
+      ...{ bytes: this.#bytes, events: this.#events },
+      serverBusy:
+        this.#options.serviceMs === undefined || nowMs === 0 ? null : this.#thread.busyMs / nowMs,
+      computing: present > 0 ? computing / present : 0,
+    };
+  }
+
+  get #here(): number {
+    return this.#workers.filter(({ state }) => state === 'here').length;
+  }
+
+  /** Each worker's gradient is kept until it has arrived. */
+  #mustFit(workers: number): void {
+    const numbers = this.#options.problem.tensors
+      .filter(({ role }) => role !== 'frozen')
+      .reduce((sum, { shape }) => sum + shape.reduce((product, d) => product * d, 1), 0);
+    const bytes = 4 * numbers * workers;
+    const most = LIMITS.simulatedBytesMax;
+    if (bytes > most) {
+      const mib = (value: number) => Math.ceil(value / 2 ** 20);
+      throw new DownpourError(
+        'DP_USAGE',
+        `${workers} virtual workers with gradients of ${numbers} numbers take ${mib(bytes)} MiB; at most ${mib(most)} MiB are allowed: simulate at most ${Math.floor(most / (4 * numbers))} workers, or a smaller model`,
+      );
+    }
+  }
+
+  // Who is there.
+
+  async #come(count: number): Promise<void> {
+    const { seed, compute } = this.#options;
+    const fresh: VirtualWorker[] = [];
+    for (let i = 0; i < count; i++) {
+      const index = this.#workers.length;
+      const worker: VirtualWorker = {
+        ...{ index, incarnation: 1, key: `w${index}/1`, payload: null, compressor: null },
+        computeMs: compute.worker(index, seed),
+        fate: random(seed, FATE_STREAM + index),
+        ...{ sequence: 0, state: 'here', computingMs: 0, joinedMs: this.#nowMs, presentMs: 0 },
+      };
+      this.#workers.push(worker);
+      fresh.push(worker);
+      this.#server.join(worker.key, this.#nowMs);
+      this.#mayFail(worker);
+    }
+    for (const worker of fresh) await this.#begin(worker, this.#nowMs);
+  }
+
+  #go(count: number): void {
+    const here = this.#workers.filter(({ state }) => state !== 'gone');
+    for (const worker of here.slice(-count)) {
+      this.#depart(worker, this.#nowMs, 'gone');
+      this.#server.leave(worker.key);
+    }
+  }
+
+  #depart(worker: VirtualWorker, nowMs: number, to: 'away' | 'gone'): void {
+    if (worker.state === 'here') worker.presentMs += nowMs - worker.joinedMs;
+    worker.state = to;
+    worker.incarnation++;
+    worker.payload = null;
+    worker.compressor = null;
+    this.#idle.delete(worker);
+  }
+
+  #mayFail(worker: VirtualWorker): void {
+    const { failures } = this.#options;
+    if (!failures) return;
+    const after = (seconds: number) => -1_000 * seconds * Math.log(1 - worker.fate.uniform());
+    this.#happens(
+      this.#nowMs + after(failures.everySeconds),
+      (nowMs) => {
+        this.#failures++;
+        this.#server.detach(worker.key, nowMs);
+        this.#depart(worker, nowMs, 'away');
+        this.#happens(
+          nowMs + after(failures.awaySeconds),
+          async (backMs) => {
+            worker.state = 'here';
+            worker.joinedMs = backMs;
+            worker.key = `w${worker.index}/${worker.incarnation}`;
+            worker.sequence = 0;
+            this.#server.join(worker.key, backMs);
+            this.#mayFail(worker);
+            await this.#begin(worker, backMs);
+          },
+          worker,
+        );
+      },
+      worker,
+    );
+  }
+
+  #happens(atMs: number, act: Happening['act'], worker: VirtualWorker | null = null): void {
+    this.#queue.push(atMs, { worker, incarnation: worker?.incarnation ?? 0, act });
+  }
+
+  async #wake(): Promise<void> {
+    const waiting = [...this.#idle];
+    this.#idle.clear();
+    for (const worker of waiting) await this.#begin(worker, this.#nowMs);
+  }
+
+  // What workers do.
+
+  /** Asks the server for work; what is computed from it is computed at once, and ends when its time has come. */
+  async #begin(worker: VirtualWorker, nowMs: number): Promise<void> {
+    const { problem } = this.#options;
+    const work = this.#server.assign(worker.key, nowMs);
+    if (work.kind === 'end') return;
+    if (work.kind === 'wait') {
+      this.#idle.add(worker);
+      return;
+    }
+    if (work.kind === 'initialise') {
+      const { grant, seed } = work;
+      const values = await problem.initialise(seed);
+      this.#happens(
+        nowMs,
+        (now) => {
+          this.#server.initialised(worker.key, grant, values, now);
+          return this.#begin(worker, now);
+        },
+        worker,
+      );
+      return;
+    }
+    const hereMs = this.#carried(this.#out, work.bytes, nowMs) + this.#onTheWay(work.bytes);
+    if (work.kind === 'evaluation') await this.#evaluate(worker, work, hereMs);
+    else await this.#compute(worker, work, hereMs);
+  }
+
+  async #evaluate(
+    worker: VirtualWorker,
+    { id, part, parameters }: Extract<VirtualWork, { kind: 'evaluation' }>,
+    hereMs: number,
+  ): Promise<void> {
+    const { problem, evaluationMs = 0 } = this.#options;
+    const { loss, error, metrics = {} } = await problem.evaluate(part, parameters);
+    const known = (value: number | null) =>
+      value !== null && Number.isFinite(value) ? value : null;
+    const result = { part, evaluation: id, loss: known(loss), error: known(error), metrics };
+    this.#occupies(worker, hereMs, evaluationMs, (endMs) =>
+      this.#happens(
+        endMs + this.#network.latencyMs,
+        (now) => {
+          this.#server.evaluated(worker.key, result, now);
+          return this.#begin(worker, now);
+        },
+        worker,
+      ),
+    );
+  }
+
+  async #compute(
+    worker: VirtualWorker,
+    { lease, step, generation, parameters }: Extract<VirtualWork, { kind: 'gradient' }>,
+    hereMs: number,
+  ): Promise<void> {
+    const { problem, seed: own } = this.#options;
+    const { exchangedSize } = this.#server;
+    worker.payload ??= new Float32Array(exchangedSize);
+    const { payload } = worker;
+    const seed = mix(mix(own, worker.index), mix(worker.incarnation, worker.sequence));
+    const exchanged = parameters.subarray(0, exchangedSize);
+    const given = problem.gradient(lease, exchanged, payload, seed);
+    const loss = typeof given === 'number' ? given : await given;
+    this.#computed++;
+    const { bytes, encoding, settle } = this.#encoded(worker, payload, lease);
+    const computeMs = worker.computeMs();
+    worker.computingMs += computeMs;
+    this.#occupies(worker, hereMs, computeMs, (endMs) => {
+      const apply = (nowMs: number) => {
+        const push = {
+          ...{ sequence: ++worker.sequence, lease: lease.id, step, generation, computeMs },
+          ...{ loss: Number.isFinite(loss) ? loss : null, encoding },
+        };
+        const before = this.#server.step;
+        const answer = this.#server.push(worker.key, push, bytes, nowMs);
+        settle?.(answer.outcome);
+        if (this.#server.step > before) this.#stepped(worker, answer, loss, nowMs);
+        return this.#begin(worker, nowMs);
+      };
+      this.#happens(
+        endMs + this.#onTheWay(bytes.length),
+        (now) => {
+          const hasItMs = this.#carried(this.#in, bytes.length, now);
+          // It is applied when the server's thread has come to it.
+          const appliedMs = this.#thread.serve(hasItMs, this.#options.serviceMs ?? 0);
+          if (appliedMs === now) return apply(now);
+          this.#happens(appliedMs, apply, worker);
+        },
+        worker,
+      );
     });
   }
-  for (const worker of workers) begin(worker);
-  let ticked = 0;
-  while (!run.over) {
-    const next = queue.pop();
-    if (!next) throw new Error(`nothing happens any more in phase ${run.phase}`);
-    const { at, item: worker } = next;
-    nowMs = at;
-    for (; ticked + TICK_MS <= nowMs; ticked += TICK_MS)
-      run.call({ call: 'tick', now: ticked + TICK_MS });
-    worker.act?.(nowMs);
-    worker.act = null;
-    const woken = run.takeEvents().some(({ kind }) => kind === 'wake');
-    begin(worker);
-    if (!woken) continue;
-    const waiting = [...idle];
-    idle.clear();
-    for (const other of waiting)
-      if (other !== worker) begin(other);
-      else idle.add(other);
+
+  #stepped(
+    worker: VirtualWorker,
+    { staleness }: Acknowledgement,
+    loss: number,
+    nowMs: number,
+  ): void {
+    this.#applied++;
+    while (this.#staleness.length <= staleness) this.#staleness.push(0);
+    this.#staleness[staleness]!++;
+    const { onStep } = this.#options;
+    onStep?.({ step: this.#server.step, nowMs, worker: worker.index, staleness, loss });
   }
-  return { run, nowMs };
+
+  /** As the production worker would write it. */
+  #encoded(
+    worker: VirtualWorker,
+    payload: Float32Array,
+    lease: Lease,
+  ): { bytes: Uint8Array; encoding: Compressor['encoding']; settle: Settle | null } {
+    const { compression } = this.#server.config;
+    if (compression.push.kind === 'f32') {
+      return { bytes: bytesOf(payload), encoding: 'f32', settle: null };
+    }
+    const { trainableSize, exchangedSize } = this.#server;
+    worker.compressor ??= createCompressor(compression, { trainableSize, exchangedSize });
+    const [length] = worker.compressor.payloadBytes(lease.epoch);
+    const bytes = new Uint8Array(length!);
+    const settle = worker.compressor.write(payload, lease.epoch, [bytes]);
+    return { bytes, encoding: worker.compressor.encoding, settle };
+  }
+
+  /** Takes a worker's processor, or its share of one. */
+  #occupies(
+    worker: VirtualWorker,
+    fromMs: number,
+    cpuMs: number,
+    then: (endMs: number) => void,
+  ): void {
+    const cores = this.#cores;
+    if (!cores) {
+      // Nobody else can be in the way, so that what follows is known already.
+      then(fromMs + cpuMs);
+      return;
+    }
+    const { incarnation } = worker;
+    this.#happens(
+      fromMs,
+      (now) => cores.add({ worker, incarnation, act: then }, cpuMs, now),
+      worker,
+    );
+  }
+
+  // The network.
+
+  /** Through the server's line, which all share, one after the other. @returns when it is through. */
+  #carried(line: Line, bytes: number, nowMs: number): number {
+    this.#bytes += bytes;
+    return line.serve(nowMs, transferMs(bytes, this.#network.serverBandwidth));
+  }
+
+  /** Through the rest of the network, ms: no faster than the worker's own line. */
+  #onTheWay(bytes: number): number {
+    const { latencyMs, bandwidth, serverBandwidth } = this.#network;
+    const shared = transferMs(bytes, serverBandwidth);
+    return Math.max(0, transferMs(bytes, bandwidth) - shared) + latencyMs;
+  }
 }
 
-/** Earliest first; of those at one time, the one that came first. */
-class EventQueue<T> {
-  readonly #items: { readonly at: number; readonly order: number; readonly item: T }[] = [];
-  #order = 0;
-
-  push(at: number, item: T): void {
-    const items = this.#items;
-    const entry = { at, order: this.#order++, item };
-    let i = items.push(entry) - 1;
-    while (i > 0) {
-      const parent = (i - 1) >> 1;
-      if (!isBefore(entry, items[parent]!)) break;
-      items[i] = items[parent]!;
-      i = parent;
-    }
-    items[i] = entry;
-  }
-
-  pop(): { readonly at: number; readonly item: T } | undefined {
-    const items = this.#items;
-    const first = items[0];
-    const last = items.pop();
-    if (!first || !last || items.length === 0) return first;
-    let i = 0;
-    for (;;) {
-      let child = 2 * i + 1;
-      if (child >= items.length) break;
-      const right = items[child + 1];
-      if (right && isBefore(right, items[child]!)) child++;
-      if (!isBefore(items[child]!, last)) break;
-      items[i] = items[child]!;
-      i = child;
-    }
-    items[i] = last;
-    return first;
-  }
+/** Workers after each change. */
+function totals(workers: number, changes: readonly Change[]): number[] {
+  let total = workers;
+  return changes.map((change) => {
+    total += Math.max(0, change.workers);
+    return total;
+  });
 }
-
-type Timed = { readonly at: number; readonly order: number };
-const isBefore = (a: Timed, b: Timed) => a.at < b.at || (a.at === b.at && a.order < b.order);

@@ -1969,16 +1969,16 @@ export class Run {
     if (!record) {
       record = newRecord();
       this.#workers.set(worker, record);
-      this.#forgetOldWorkers();
+      this.#forgetOldWorkers(worker);
     }
     return record;
   }
 
   /** Of workers that have gone, the latest are remembered, so that months of coming and going cost nothing. */
-  #forgetOldWorkers(): void {
+  #forgetOldWorkers(newest: string): void {
     for (const [key, record] of this.#workers) {
       if (this.#workers.size <= LIMITS.workerCountMax) return;
-      if (!record.attached) this.#workers.delete(key);
+      if (!record.attached && key !== newest) this.#workers.delete(key);
     }
   }
 }

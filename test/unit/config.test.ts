@@ -23,6 +23,16 @@ test('an empty configuration is complete and valid', () => {
   expect(resolveConfig(config)).toEqual(config);
 });
 
+test('layers stay as they were given', () => {
+  const layer = { consistency: { correction: 'none' }, optimizer: { kind: 'momentum' } };
+  const before = structuredClone(layer);
+  resolveConfig({}, layer);
+  expect(layer).toEqual(before);
+  // A layer that defaults had been written into would take back what weaker ones say.
+  const bounded = resolveConfig({ consistency: { stalenessMax: 4 } }, layer);
+  expect(bounded.consistency).toMatchObject({ stalenessMax: 4, correction: 'none' });
+});
+
 test('later layers win field by field, but another kind replaces the whole object', () => {
   const config = resolveConfig(
     { optimizer: { kind: 'adam', beta1: 0.8 }, clip: { norm: 1 } },

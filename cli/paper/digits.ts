@@ -1,15 +1,15 @@
-import type { VirtualProblem } from '../../cli/simulate/virtual-cluster.ts';
 import { bytesOfBase64 } from '../../shared/base64.ts';
 import { Memory, regionBytes } from '../../shared/memory.ts';
 import type { Part } from '../../shared/protocol.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
 import type { Examples } from '../../worker/data/examples.ts';
 import { loadMnist } from '../../worker/data/mnist.ts';
+import type { VirtualProblem } from '../simulate/virtual-cluster.ts';
 import { BINARY } from './kernels/binary.ts';
 
 /**
  * The network of examples/mnist-mlp.ts on MNIST with gradients by hand (kernels/assembly), about 2 ms a
- * minibatch of 64: many workers in virtual time would take hours with a tensor library.
+ * minibatch of 64: hundreds of trainings in virtual time would take hours with a tensor library.
  */
 
 interface DigitKernels {

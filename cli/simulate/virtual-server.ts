@@ -1,0 +1,164 @@
+import { Run } from '../../server/core/run.ts';
+import { bytesOf, floatsOf } from '../../shared/codec.ts';
+import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
+import type {
+  Acknowledgement,
+  DataSummary,
+  Evaluated,
+  Join,
+  Lease,
+  Part,
+  Push,
+} from '../../shared/protocol.ts';
+import type { Metrics, RunSummary } from '../../shared/rest.ts';
+import { createDecoder } from '../../worker/compressor.ts';
+
+/**
+ * The server of a simulation: the production run with its kernels, and nothing between it and the virtual workers
+ * but this file.
+ */
+
+/** What a worker is to do next. Parameters are to be read before anything else happens. */
+export type VirtualWork =
+  | { readonly kind: 'initialise'; readonly grant: number; readonly seed: number }
+  | {
+      readonly kind: 'gradient';
+      readonly lease: Lease;
+      readonly step: number;
+      readonly generation: number;
+      /** Shape [exchangedSize] or, with frozen tensors, [size]. */
+      readonly parameters: Float32Array;
+      /** On the wire. */
+      readonly bytes: number;
+    }
+  | {
+      readonly kind: 'evaluation';
+      readonly id: number;
+      readonly part: Part;
+      readonly parameters: Float32Array;
+      readonly bytes: number;
+    }
+  | { readonly kind: 'wait' }
+  | { readonly kind: 'end' };
+
+type Agreement = Pick<Join, 'tensors' | 'data' | 'errorMeasure'>;
+
+export class VirtualServer {
+  readonly #run: Run;
+  readonly #agreement: Agreement;
+  /** Where parameters that travel in two bytes each are spread out. */
+  #decoded = new Float32Array(0);
+  readonly #decoder = createDecoder();
+
+  constructor(config: PartialConfig, agreement: Agreement) {
+    this.#agreement = agreement;
+    this.#run = new Run({
+      ...{ id: 'virtual', experiment: 'virtual', experimentHash: 'virtual' },
+      config: resolveConfig(config),
+      createdAt: '2026-01-01T00:00:00.000Z',
+    });
+  }
+
+  get step(): number {
+    return this.#run.step;
+  }
+  get over(): boolean {
+    return this.#run.over;
+  }
+  get phase(): string {
+    return this.#run.phase;
+  }
+  get config() {
+    return this.#run.config;
+  }
+  /** Of what each push and pull holds; only after the first worker has joined. */
+  get exchangedSize(): number {
+    return this.#run.layout!.exchangedSize;
+  }
+  get trainableSize(): number {
+    return this.#run.layout!.trainableSize;
+  }
+  get stepsMax(): number | null {
+    return this.#run.summary(0).stepsMax;
+  }
+  get data(): DataSummary {
+    return this.#agreement.data;
+  }
+
+  join(worker: string, nowMs: number): void {
+    const join = { experimentHash: 'virtual', ...this.#agreement };
+    this.#run.call({ call: 'join', worker, join, now: nowMs });
+  }
+
+  /** Its connection is lost; it may come back. */
+  detach(worker: string, nowMs: number): void {
+    this.#run.call({ call: 'detach', worker, now: nowMs });
+  }
+
+  leave(worker: string): void {
+    this.#run.call({ call: 'leave', worker });
+  }
+
+  tick(nowMs: number): void {
+    this.#run.call({ call: 'tick', now: nowMs });
+  }
+
+  assign(worker: string, nowMs: number): VirtualWork {
+    const assignment = this.#run.call({ call: 'assign', worker, ahead: 1, now: nowMs });
+    if (assignment.kind !== 'work') return assignment;
+    const { payload, evaluation, leases, step } = assignment;
+    const bytes = payload.bytes.length;
+    let parameters: Float32Array;
+    if (payload.encoding === 'f32') parameters = floatsOf(payload.bytes);
+    else {
+      const { exchangedSize } = this;
+      if (this.#decoded.length < exchangedSize) this.#decoded = new Float32Array(exchangedSize);
+      parameters = this.#decoded.subarray(0, exchangedSize);
+      this.#decoder.decode(payload.bytes, parameters);
+    }
+    payload.release();
+    if (evaluation) return { kind: 'evaluation', ...evaluation, parameters, bytes };
+    const [lease] = leases;
+    if (!lease) return { kind: 'wait' };
+    return { kind: 'gradient', lease, step, generation: this.#run.generation, parameters, bytes };
+  }
+
+  initialised(worker: string, grant: number, values: Float32Array, nowMs: number): void {
+    this.#run.call({ call: 'initialised', worker, grant, now: nowMs }, bytesOf(values));
+  }
+
+  push(
+    worker: string,
+    push: Omit<Push, 'type' | 'run'>,
+    payload: Uint8Array,
+    nowMs: number,
+  ): Acknowledgement {
+    const whole: Push = { type: 'push', run: this.#run.id, ...push };
+    return this.#run.call({ call: 'push', worker, push: whole, now: nowMs }, payload);
+  }
+
+  evaluated(
+    worker: string,
+    result: Omit<Evaluated, 'type' | 'run' | 'examples'> & { readonly part: Part },
+    nowMs: number,
+  ): void {
+    const { part, ...rest } = result;
+    const { trainCount: train, validationCount: validation, testCount: test } = this.data;
+    const examples = { train, validation, test, trainAndValidation: train + validation }[part];
+    const whole: Evaluated = { type: 'evaluated', run: this.#run.id, examples, ...rest };
+    this.#run.call({ call: 'evaluated', worker, result: whole, now: nowMs });
+  }
+
+  /** Those that had nothing to do may have something now. */
+  takeWake(): boolean {
+    return this.#run.takeEvents().some(({ kind }) => kind === 'wake');
+  }
+
+  summary(nowMs: number): Omit<RunSummary, 'checkpoint' | 'unwritten'> {
+    return this.#run.summary(nowMs);
+  }
+
+  metrics(pointsMax?: number): Metrics {
+    return this.#run.metrics(pointsMax);
+  }
+}
