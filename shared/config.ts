@@ -1,6 +1,7 @@
 import Type, { type Static, type TSchema } from 'typebox';
 import Value from 'typebox/value';
 import { DownpourError } from './errors.ts';
+import type { JsonSchema } from './json-schema.ts';
 import { nearest } from './spelling.ts';
 
 /**
@@ -643,14 +644,6 @@ function merge(weak: unknown, strong: unknown): unknown {
 /** One line for each wrong field; empty when all is well. */
 function configProblems(value: unknown): string[] {
   return problemsOf(RunConfigSchema as unknown as JsonSchema, value, '');
-}
-
-/** The parts of JSON schema that the configuration uses. */
-interface JsonSchema {
-  readonly anyOf?: readonly JsonSchema[];
-  readonly type?: string;
-  readonly const?: unknown;
-  readonly properties?: Readonly<Record<string, JsonSchema>>;
 }
 
 function problemsOf(schema: JsonSchema, value: unknown, path: string): string[] {

@@ -1,23 +1,9 @@
 import { RunConfigSchema } from '../../shared/config.ts';
+import type { JsonSchema } from '../../shared/json-schema.ts';
 
 /** docs/configuration.md, from the schema that checks and completes every configuration. */
 
 export const CONFIG_PAGE = new URL('../../docs/configuration.md', import.meta.url);
-
-/** The parts of JSON schema that the configuration uses. */
-interface Schema {
-  readonly type?: string;
-  readonly const?: unknown;
-  readonly anyOf?: readonly Schema[];
-  readonly items?: Schema;
-  readonly properties?: Readonly<Record<string, Schema>>;
-  readonly description?: string;
-  readonly default?: unknown;
-  readonly minimum?: number;
-  readonly maximum?: number;
-  readonly exclusiveMinimum?: number;
-  readonly exclusiveMaximum?: number;
-}
 
 export function configPage(): string {
   const lines = [
@@ -29,12 +15,12 @@ export function configPage(): string {
     '',
     '| field | allowed | default | what it does |',
     '|---|---|---|---|',
-    ...rowsOf(RunConfigSchema as unknown as Schema, ''),
+    ...rowsOf(RunConfigSchema as unknown as JsonSchema, ''),
   ];
   return `${lines.join('\n')}\n`;
 }
 
-function rowsOf(schema: Schema, path: string): string[] {
+function rowsOf(schema: JsonSchema, path: string): string[] {
   return Object.entries(schema.properties ?? {}).flatMap(([name, field]) => {
     const full = path === '' ? name : `${path}.${name}`;
     const kinds = (field.anyOf ?? []).filter((branch) => branch.properties?.kind);
@@ -46,7 +32,7 @@ function rowsOf(schema: Schema, path: string): string[] {
 }
 
 /** A choice of `kind`, then the fields of each. */
-function kindRows(field: Schema, kinds: readonly Schema[], path: string): string[] {
+function kindRows(field: JsonSchema, kinds: readonly JsonSchema[], path: string): string[] {
   const names = kinds.map((kind) => `\`${kind.properties?.kind?.const}\``).join(', ');
   const preset = (field.default as { kind?: string } | undefined)?.kind;
   const head = `| \`${path}.kind\` | ${names} | \`${preset}\` | ${field.description ?? ''} |`;
@@ -58,7 +44,7 @@ function kindRows(field: Schema, kinds: readonly Schema[], path: string): string
   return [head, ...rest];
 }
 
-function allowed(schema: Schema): string {
+function allowed(schema: JsonSchema): string {
   if (schema.anyOf) return schema.anyOf.map(allowed).join(', ');
   if ('const' in schema) return `\`${JSON.stringify(schema.const)}\``;
   if (schema.type === 'array') return `list of ${allowed(schema.items ?? {})}`;
@@ -77,6 +63,6 @@ function allowed(schema: Schema): string {
   return [type ?? schema.type ?? 'anything', ...limits].join(' ');
 }
 
-function standard(schema: Schema): string {
+function standard(schema: JsonSchema): string {
   return schema.default === undefined ? '' : `\`${JSON.stringify(schema.default)}\``;
 }

@@ -1,4 +1,5 @@
 import { DataFactsSchema } from '../../shared/data-facts.ts';
+import type { JsonSchema } from '../../shared/json-schema.ts';
 import {
   AcknowledgementSchema,
   DataSummarySchema,
@@ -15,27 +16,6 @@ import {
 /** docs/protocol-messages.md: the fields of every message, from the schemas that check them. */
 
 export const MESSAGES_PAGE = new URL('../../docs/protocol-messages.md', import.meta.url);
-
-/** The parts of JSON schema that messages use. */
-interface Schema {
-  readonly type?: string;
-  readonly const?: unknown;
-  readonly anyOf?: readonly Schema[];
-  readonly items?: Schema;
-  readonly properties?: Readonly<Record<string, Schema>>;
-  readonly patternProperties?: Readonly<Record<string, Schema>>;
-  readonly required?: readonly string[];
-  readonly description?: string;
-  readonly pattern?: string;
-  readonly minLength?: number;
-  readonly maxLength?: number;
-  readonly minItems?: number;
-  readonly maxItems?: number;
-  readonly maxProperties?: number;
-  readonly minimum?: number;
-  readonly maximum?: number;
-  readonly exclusiveMaximum?: number;
-}
 
 /** Shapes that have a table of their own. */
 const SHAPES = [
@@ -63,9 +43,9 @@ export function messagesPage(): string {
     const schemas = Object.entries(MESSAGES[direction as keyof typeof MESSAGES]);
     // The same as the server's.
     const own = schemas.filter(([type]) => direction === 'fromServer' || type !== 'error');
-    return [`## ${title}`, ...own.flatMap(([type, schema]) => section(type, schema as Schema))];
+    return [`## ${title}`, ...own.flatMap(([type, schema]) => section(type, schema as JsonSchema))];
   });
-  const shapes = SHAPES.flatMap(({ title, schema }) => section(title, schema as Schema));
+  const shapes = SHAPES.flatMap(({ title, schema }) => section(title, schema as JsonSchema));
   return `${[
     '# Messages of the protocol',
     'Written by `npm run docs` from the schemas in `shared/protocol.ts` and `shared/data-facts.ts`; change those, not this page. [protocol.md](protocol.md) says when each message is sent, and what to do with it.',
@@ -76,7 +56,7 @@ export function messagesPage(): string {
   ].join('\n\n')}\n`;
 }
 
-function section(title: string, schema: Schema): string[] {
+function section(title: string, schema: JsonSchema): string[] {
   const rows = rowsOf(schema, '');
   const table = ['| field | type | range | what |', '|---|---|---|---|', ...rows].join('\n');
   return [
@@ -86,7 +66,7 @@ function section(title: string, schema: Schema): string[] {
   ];
 }
 
-function rowsOf(schema: Schema, path: string): string[] {
+function rowsOf(schema: JsonSchema, path: string): string[] {
   return Object.entries(schema.properties ?? {}).flatMap(([name, field]) => {
     if (name === 'type' && path === '') return [];
     const full = path === '' ? name : `${path}.${name}`;
@@ -105,22 +85,22 @@ function rowsOf(schema: Schema, path: string): string[] {
 }
 
 /** Of a schema that may be null: the other branch. */
-function notNull(schema: Schema): Schema {
+function notNull(schema: JsonSchema): JsonSchema {
   const others = schema.anyOf?.filter(({ type }) => type !== 'null');
   return others?.length === 1 ? others[0]! : schema;
 }
 
-const mayBeNull = ({ anyOf }: Schema) => anyOf?.some(({ type }) => type === 'null') ?? false;
+const mayBeNull = ({ anyOf }: JsonSchema) => anyOf?.some(({ type }) => type === 'null') ?? false;
 
-function titleOf(schema: Schema): string | undefined {
+function titleOf(schema: JsonSchema): string | undefined {
   const key = JSON.stringify(schema);
   return SHAPES.find((shape) => JSON.stringify(shape.schema) === key)?.title;
 }
 
 /** Of a run: it has a page. */
-const isConfig = ({ properties }: Schema) => properties?.minibatchSize !== undefined;
+const isConfig = ({ properties }: JsonSchema) => properties?.minibatchSize !== undefined;
 
-function typeOf(schema: Schema, many = false): string {
+function typeOf(schema: JsonSchema, many = false): string {
   const inner = notNull(schema);
   const or = mayBeNull(schema) ? ' or null' : '';
   const s = many ? 's' : '';
@@ -139,9 +119,9 @@ function typeOf(schema: Schema, many = false): string {
   return `${base}${inner.type === 'object' ? '' : s}${or}`;
 }
 
-const literal = ({ const: value }: Schema) => `\`${String(value)}\``;
+const literal = ({ const: value }: JsonSchema) => `\`${String(value)}\``;
 
-function rangeOf(schema: Schema): string {
+function rangeOf(schema: JsonSchema): string {
   const inner = notNull(schema);
   if (inner.items) {
     const { minItems = 0, maxItems } = inner;
@@ -149,7 +129,7 @@ function rangeOf(schema: Schema): string {
     return [...entries, ...each(inner.items)].join('; ');
   }
   if (inner.patternProperties) {
-    const [[pattern, value]] = Object.entries(inner.patternProperties) as [[string, Schema]];
+    const [[pattern, value]] = Object.entries(inner.patternProperties) as [[string, JsonSchema]];
     const entries =
       inner.maxProperties === undefined ? [] : [`0 to ${inner.maxProperties} entries`];
     return [...entries, `names \`${pattern}\``, ...each(value)].join('; ');
@@ -167,7 +147,7 @@ function rangeOf(schema: Schema): string {
     : `${numberText(minimum)} to ${numberText(maximum)}`;
 }
 
-function each(schema: Schema): string[] {
+function each(schema: JsonSchema): string[] {
   const range = titleOf(schema) ? '' : rangeOf(schema);
   return range === '' ? [] : [`each ${range}`];
 }

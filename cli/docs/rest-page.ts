@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { roleFor } from '../../server/http/app.ts';
 import { serve } from '../../server/main.ts';
 import { RunConfigSchema } from '../../shared/config.ts';
+import type { JsonSchema } from '../../shared/json-schema.ts';
 import { DataSummarySchema } from '../../shared/protocol.ts';
 import * as rest from '../../shared/rest.ts';
 
@@ -12,20 +13,8 @@ import * as rest from '../../shared/rest.ts';
 export const REST_PAGE = new URL('../../docs/rest.md', import.meta.url);
 const SOURCE = new URL('../../shared/rest.ts', import.meta.url);
 
-/** The parts of JSON schema and OpenAPI that the interface uses. */
-interface Schema {
-  readonly type?: string;
-  readonly nullable?: boolean;
-  readonly enum?: readonly unknown[];
-  readonly const?: unknown;
-  readonly anyOf?: readonly Schema[];
-  readonly items?: Schema;
-  readonly properties?: Readonly<Record<string, Schema>>;
-  readonly required?: readonly string[];
-  readonly patternProperties?: Readonly<Record<string, Schema>>;
-  readonly additionalProperties?: unknown;
-}
-type Content = Readonly<Record<string, { readonly schema?: Schema }>>;
+/** The parts of OpenAPI that the interface uses. */
+type Content = Readonly<Record<string, { readonly schema?: JsonSchema }>>;
 interface Operation {
   readonly summary?: string;
   readonly parameters?: readonly { readonly name: string; readonly in: string }[];
@@ -39,11 +28,14 @@ interface OpenApi {
 /** The exports `…Schema`: shapes that have a name. */
 const SHAPES = Object.entries(rest)
   .filter(([name]) => name.endsWith('Schema'))
-  .map(([name, schema]) => ({ name: name.replace(/Schema$/, ''), schema: schema as Schema }));
+  .map(([name, schema]) => ({
+    name: name.replace(/Schema$/, ''),
+    schema: schema as JsonSchema,
+  }));
 const NAMED = [
   ...SHAPES,
-  { name: 'RunConfig', schema: RunConfigSchema as Schema },
-  { name: 'DataSummary', schema: DataSummarySchema as Schema },
+  { name: 'RunConfig', schema: RunConfigSchema as JsonSchema },
+  { name: 'DataSummary', schema: DataSummarySchema as JsonSchema },
 ];
 
 export async function restPage(): Promise<string> {
@@ -127,7 +119,7 @@ function commentsOf(source: string, name: string): Map<string, string> {
 }
 
 /** A shape, as what it adds to the largest other one that it holds whole. */
-function extended(schema: Schema, comments: ReadonlyMap<string, string>): string {
+function extended(schema: JsonSchema, comments: ReadonlyMap<string, string>): string {
   const own = schema.properties ?? {};
   const held = NAMED.filter(({ schema: other }) => {
     const fields = Object.entries(other.properties ?? {});
@@ -137,7 +129,7 @@ function extended(schema: Schema, comments: ReadonlyMap<string, string>): string
       fields.every(([name, field]) => own[name] && signatureOf(own[name]) === signatureOf(field))
     );
   });
-  const sizeOf = ({ schema: { properties = {} } }: { schema: Schema }) =>
+  const sizeOf = ({ schema: { properties = {} } }: { schema: JsonSchema }) =>
     Object.keys(properties).length;
   const largest = held.sort((a, b) => sizeOf(b) - sizeOf(a))[0];
   const inherited = largest?.schema.properties ?? {};
@@ -154,7 +146,7 @@ interface Look {
 }
 
 /** A schema as a TypeScript type. */
-function typeOf(schema: Schema, { comments, root, indent = '' }: Look): string {
+function typeOf(schema: JsonSchema, { comments, root, indent = '' }: Look): string {
   const inner = { comments, root: false, indent };
   if (schema.nullable && !isNull(schema)) {
     const { nullable: _, ...rest } = schema;
@@ -201,10 +193,10 @@ function typeOf(schema: Schema, { comments, root, indent = '' }: Look): string {
 }
 
 /** OpenAPI has no type for it, and tells it of the others. */
-const isNull = ({ type, enum: values }: Schema) => type === 'null' || values?.[0] === null;
+const isNull = ({ type, enum: values }: JsonSchema) => type === 'null' || values?.[0] === null;
 
 /** The same for a schema and for what OpenAPI makes of it: names of fields, and theirs. */
-function signatureOf(schema: Schema): string {
+function signatureOf(schema: JsonSchema): string {
   const { properties, anyOf, items } = schema;
   if (properties) {
     return `{${Object.entries(properties)

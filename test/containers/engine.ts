@@ -1,11 +1,8 @@
-import { spawn } from 'node:child_process';
 import {
-  closeSync,
   cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
-  openSync,
   readdirSync,
   readFileSync,
   rmSync,
@@ -15,6 +12,8 @@ import {
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
+import { errorText } from '../../shared/errors.ts';
+import { startProgram } from '../support/program.ts';
 import { attempt, run } from './shell.ts';
 
 /** A real Docker engine and real Compose, on a machine that has Debian's packages and no registry of images. */
@@ -156,58 +155,32 @@ async function startOwn(
   const config = join(folder, 'daemon.json');
   const builder = { gc: { enabled: true, defaultKeepStorage: '8GB' } };
   writeFileSync(config, JSON.stringify({ builder, 'log-level': 'warn' }));
-  const output = openSync(join(folder, 'log'), 'w');
-  const child = spawn(
-    'dockerd',
-    [
+  const daemon = startProgram({
+    ...{ folder, name: 'dockerd', file: 'dockerd', startMs: START_MS, stopMs: STOP_MS },
+    args: [
       ...['--config-file', config, '--host', env.DOCKER_HOST, '--data-root', DATA],
       ...['--exec-root', join(folder, 'exec'), '--pidfile', join(folder, 'pid')],
     ],
-    {
-      stdio: ['ignore', output, output],
-      // Ctrl-C is ours to pass on, after the containers have ended.
-      detached: true,
-    },
-  );
-  closeSync(output);
-  let ended = '';
-  const end = new Promise<void>((done) => {
-    child.on('error', (error) => {
-      ended = error.message;
-      done();
-    });
-    child.on('close', (code, signal) => {
-      ended ||= `it ended with ${code ?? signal}`;
-      done();
-    });
-  });
-  const answers = async () =>
-    (await attempt(['docker', 'info'], { env, timeoutMs: 20_000 })).code === 0;
-  const stop = async () => {
-    if (ended === '') await removeAll(env).catch((error: Error) => log(error.message));
-    child.kill('SIGTERM');
-    await Promise.race([end, wait(STOP_MS, undefined, { ref: false })]);
-    if (ended === '') {
+    onKilled() {
       log(`the engine does not end: killed; its log is in ${folder}`);
-      child.kill('SIGKILL');
       killQuietly(join(folder, 'exec/containerd/containerd.pid'));
-      await end;
-    }
+    },
+  });
+  const stop = async () => {
+    // Containers end before their engine.
+    if (!daemon.hasEnded) await removeAll(env).catch((error: Error) => log(error.message));
+    await daemon.stop();
     await restoreHost(before);
     rmSync(folder, { recursive: true, force: true });
     unlock();
   };
   const start = performance.now();
-  while (ended === '' && !(await answers())) {
-    if (performance.now() - start > START_MS) ended = `no answer in ${START_MS / 1000} s`;
-    await wait(100);
-  }
-  if (ended !== '') {
-    const tail = readFileSync(join(folder, 'log'), 'utf8').trim().split('\n').slice(-8).join('\n');
-    const why = ended;
-    ended = child.exitCode === null && child.pid !== undefined ? '' : ended;
+  try {
+    const ask = () => attempt(['docker', 'info'], { env, timeoutMs: 20_000 });
+    await daemon.until('answers', async () => (await ask()).code === 0);
+  } catch (cause) {
     await stop();
-    throw new Error(`no Docker engine can be started here: dockerd: ${why}\n${tail}`);
+    throw new Error(`no Docker engine can be started here: ${errorText(cause)}`, { cause });
   }
   log(`started a Docker engine in ${((performance.now() - start) / 1000).toFixed(1)} s`);
   // Of a run that was killed.

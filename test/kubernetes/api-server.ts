@@ -1,6 +1,6 @@
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { Agent, request } from 'node:https';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -8,14 +8,13 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { parse } from 'yaml';
 import { freePort } from '../redis-server.ts';
 import { createAuthority } from '../support/certificates.ts';
+import { type Program, startProgram } from '../support/program.ts';
 import { programAt } from './programs.ts';
 
 // A real API server of Kubernetes with a real etcd, on free ports of this machine, in a folder of its own.
 
 /** How long a program may take until it answers, on a slow, busy machine. */
 const START_MS = 120_000;
-const STOP_MS = 20_000;
-const LINES_SHOWN = 12;
 
 /** Whatever the API server has or says; what a test reads of it. */
 export interface KubeObject {
@@ -126,12 +125,17 @@ async function startEtcd(folder: string, running: Program[]): Promise<string> {
   const [own, peer] = [await freePort(), await freePort()].map(
     (port) => `http://127.0.0.1:${port}`,
   );
-  const program = startProgram(folder, 'etcd', 'etcd', [
-    ...['--data-dir', join(folder, 'etcd'), '--log-level', 'warn'],
-    ...['--listen-client-urls', own!, '--advertise-client-urls', own!],
-    ...['--listen-peer-urls', peer!, '--initial-advertise-peer-urls', peer!],
-    ...['--initial-cluster', `default=${peer}`],
-  ]);
+  const program = startProgram({
+    folder,
+    name: 'etcd',
+    file: 'etcd',
+    args: [
+      ...['--data-dir', join(folder, 'etcd'), '--log-level', 'warn'],
+      ...['--listen-client-urls', own!, '--advertise-client-urls', own!],
+      ...['--listen-peer-urls', peer!, '--initial-advertise-peer-urls', peer!],
+      ...['--initial-cluster', `default=${peer}`],
+    ],
+  });
   running.push(program);
   await program.until('answers', async () => (await fetch(`${own}/health`)).ok);
   return own!;
@@ -149,16 +153,21 @@ async function startServer(
   writeFileSync(tokens, `${token},admin,admin,system:masters\n`, { mode: 0o600 });
   const port = await freePort();
   const url = `https://127.0.0.1:${port}`;
-  const program = startProgram(folder, 'kube-apiserver', programAt('kube-apiserver'), [
-    ...['--etcd-servers', etcd, '--bind-address', '127.0.0.1', '--secure-port', String(port)],
-    // Nobody asks for it by that address: the service `kubernetes` has no endpoint.
-    ...['--advertise-address', '127.0.0.1', '--endpoint-reconciler-type', 'none'],
-    ...['--tls-cert-file', cert, '--tls-private-key-file', key, '--token-auth-file', tokens],
-    ...['--service-account-issuer', 'https://kubernetes.default.svc'],
-    ...['--service-account-key-file', cert, '--service-account-signing-key-file', key],
-    ...['--service-cluster-ip-range', '10.96.0.0/16', '--authorization-mode', 'Node,RBAC'],
-    ...more,
-  ]);
+  const program = startProgram({
+    folder,
+    name: 'kube-apiserver',
+    file: programAt('kube-apiserver'),
+    args: [
+      ...['--etcd-servers', etcd, '--bind-address', '127.0.0.1', '--secure-port', String(port)],
+      // Nobody asks for it by that address: the service `kubernetes` has no endpoint.
+      ...['--advertise-address', '127.0.0.1', '--endpoint-reconciler-type', 'none'],
+      ...['--tls-cert-file', cert, '--tls-private-key-file', key, '--token-auth-file', tokens],
+      ...['--service-account-issuer', 'https://kubernetes.default.svc'],
+      ...['--service-account-key-file', cert, '--service-account-signing-key-file', key],
+      ...['--service-cluster-ip-range', '10.96.0.0/16', '--authorization-mode', 'Node,RBAC'],
+      ...more,
+    ],
+  });
   running.push(program);
   const agent = new Agent({ ca: readFileSync(ca) });
   await program.until(
@@ -233,61 +242,4 @@ async function define(apply: ApiServer['apply'], file: string): Promise<void> {
     if (performance.now() - start > START_MS) throw new Error(`${file}: ${JSON.stringify(body)}`);
     await wait(100);
   }
-}
-
-/** One that goes on until it is stopped, with its log in a file. */
-export interface Program {
-  /** @throws Error with the end of its log when it ends, or takes too long. */
-  until(what: string, look: () => Promise<boolean>): Promise<void>;
-  stop(): Promise<void>;
-}
-
-export function startProgram(
-  folder: string,
-  name: string,
-  file: string,
-  args: readonly string[],
-): Program {
-  const log = join(folder, `${name}.log`);
-  const output = openSync(log, 'a');
-  // Ctrl-C is for us to pass on.
-  const child: ChildProcess = spawn(file, args, {
-    cwd: folder,
-    stdio: ['ignore', output, output],
-    detached: true,
-  });
-  closeSync(output);
-  let ended = '';
-  const end = new Promise<void>((done) => {
-    child.on('error', (error) => {
-      ended = error.message;
-      done();
-    });
-    child.on('close', (code, signal) => {
-      ended ||= `it ended with ${code ?? signal}`;
-      done();
-    });
-  });
-  return {
-    async until(what, look) {
-      const start = performance.now();
-      for (;;) {
-        if (await look().catch(() => false)) return;
-        const late = performance.now() - start > START_MS;
-        if (ended !== '' || late) {
-          const tail = readFileSync(log, 'utf8').trim().split('\n').slice(-LINES_SHOWN).join('\n');
-          const why = ended || `not in ${START_MS / 1000} s`;
-          throw new Error(`${name}: waited until it ${what}: ${why}\n${tail}`);
-        }
-        await wait(100);
-      }
-    },
-    async stop() {
-      if (ended !== '') return;
-      child.kill('SIGTERM');
-      const stuck = setTimeout(() => child.kill('SIGKILL'), STOP_MS);
-      await end;
-      clearTimeout(stuck);
-    },
-  };
 }

@@ -3,7 +3,8 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { run } from '../containers/shell.ts';
 import { ip } from '../support/addresses.ts';
-import { type ApiServer, type Program, startApiServer, startProgram } from './api-server.ts';
+import { type Program, startProgram } from '../support/program.ts';
+import { type ApiServer, startApiServer } from './api-server.ts';
 import { programAt } from './programs.ts';
 
 // A cluster with one node: all that is Kubernetes, containerd and CoreDNS, in the namespaces of `inside.sh`, where the
@@ -87,16 +88,17 @@ async function startAll(
   );
   const { kubeconfig } = api;
   const start = (name: Parameters<typeof programAt>[0], args: readonly string[]) => {
-    const program = startProgram(folder, name, programAt(name), args);
+    const program = startProgram({ folder, name, file: programAt(name), args });
     running.push(program);
     return program;
   };
   const isReady = (url: string) => async () => (await fetch(url)).ok;
 
   const socket = join(folder, 'containerd.sock');
-  const containerd = startProgram(folder, 'containerd', 'containerd', [
-    ...['--config', writeContainerd(folder, socket)],
-  ]);
+  const containerd = startProgram({
+    ...{ folder, name: 'containerd', file: 'containerd' },
+    args: ['--config', writeContainerd(folder, socket)],
+  });
   running.push(containerd);
   const ctr = ['ctr', '--address', socket, '--namespace', 'k8s.io'];
   await containerd.until('answers', async () => (await run([...ctr, 'version'])) !== '');

@@ -1,7 +1,7 @@
-import { setTimeout as wait } from 'node:timers/promises';
 import { expect } from 'vitest';
 import type { RunDetail, Status } from '../../shared/rest.ts';
 import { attempt, run } from '../containers/shell.ts';
+import { until as untilTrue } from '../support/until.ts';
 import type { KubeObject } from './api-server.ts';
 
 // What an operator does with a cluster and with Downpour in it: by kubectl, as docs/cluster.md says.
@@ -36,21 +36,8 @@ export const downpour = (...words: string[]) => kubectl('exec', SERVER, '--', 'd
 export const read = async <T>(...words: string[]) => JSON.parse(await kubectl(...words)) as T;
 
 /** Asks until `look` gives something; a server that is away is asked again. */
-export async function until<T>(what: string, look: () => Promise<T | null | undefined | false>) {
-  const start = performance.now();
-  let why = '';
-  for (;;) {
-    const seen = await look().catch((error: Error) => {
-      why = error.message;
-      return null;
-    });
-    if (seen) return seen;
-    if (performance.now() - start > LONG_MS) {
-      throw new Error(`waited in vain until ${what}: ${why}\n${await troubles()}`);
-    }
-    await wait(500);
-  }
-}
+export const until: typeof untilTrue = (what, look) =>
+  untilTrue(what, look, { withinMs: LONG_MS, everyMs: 500, logs: troubles });
 
 /** What the cluster says of itself when something does not come. */
 async function troubles(): Promise<string> {

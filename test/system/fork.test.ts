@@ -1,12 +1,12 @@
 import { createHash } from 'node:crypto';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as wait } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { errorCode } from '../../shared/errors.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { hashExperiment } from '../../worker/experiment.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
+import { until } from '../support/until.ts';
 
 // A run that begins with the parameters of another one, which must not notice.
 
@@ -16,11 +16,6 @@ beforeAll(async () => {
   cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
 });
 afterAll(() => cluster.close());
-
-/** Looks again until it is so; the test's own time limit ends it. */
-async function until(look: () => Promise<boolean>): Promise<void> {
-  while (!(await look())) await wait(10);
-}
 
 const short = { stepsMax: 30, evaluateEverySteps: 10, testAtEnd: false, learningRate: 0.05 };
 
@@ -95,11 +90,12 @@ test('a live run that is forked ends as one that was not', async () => {
   await cluster.work('alone', 'one').done;
   await cluster.createRun('live', DIGITS, { ...config, pauseAfter: [] });
   const worker = cluster.work('live', 'two');
-  await until(async () => (await cluster.client.run('live')).step > 5);
+  const isTraining = async () => (await cluster.client.run('live')).step > 5;
+  await until('the run is under way', isTraining, { everyMs: 10 });
   await fork('branch', 'live', { ...short, stepsMax: 5 });
   await worker.done;
   expect((await cluster.client.run('branch')).step).toBe(0);
-  await until(async () =>
+  await until('it has its final checkpoint', async () =>
     (await cluster.client.checkpoints('live')).some((c) => c.kind === 'final'),
   );
   expect(await tensorsOf('live', 'final')).toBe(await tensorsOf('alone', 'final'));
@@ -122,7 +118,7 @@ test('a fork outlives the server that made it, and what cannot be forked is refu
 test('no minibatch is given out before workersMin workers have joined', async () => {
   await cluster.createRun('both', DIGITS, { ...short, workersMin: 2, stepsMax: 40 });
   const one = cluster.work('both', 'one');
-  await until(async () =>
+  await until('the first one waits', async () =>
     (await cluster.client.workers('both')).some((w) => w.state === 'waiting'),
   );
   expect((await cluster.client.run('both')).step).toBe(0);

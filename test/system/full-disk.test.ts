@@ -1,11 +1,11 @@
 import { join } from 'node:path';
-import { setTimeout as wait } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { checkpointFolder, listCheckpoints } from '../../files/checkpoint.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { type ServerProcess, startServerProcess } from '../support/server-process.ts';
 import { mountSmallDisk, type SmallDisk, smallDiskMissing } from '../support/small-disk.ts';
+import { until } from '../support/until.ts';
 
 /** The state of a real server on a small file system of its own, which others fill up. */
 
@@ -23,14 +23,7 @@ afterEach(async () => {
   disk.remove();
 });
 
-async function until(what: () => boolean | Promise<boolean>): Promise<void> {
-  for (let i = 0; i < 300; i++) {
-    if (await what()) return;
-    await wait(50);
-  }
-  throw new Error(`it did not come true: ${what}; the server said:\n${server?.log()}`);
-}
-
+const said = { logs: () => server?.log() ?? '' };
 const state = () => join(disk.path, 'state');
 const newest = async () => (await listCheckpoints(checkpointFolder(state(), 'r'))).at(-1)?.step;
 
@@ -47,19 +40,23 @@ describe.skipIf(missing !== '')(`on a disk that is full${missing}`, () => {
     const worker = await ProtocolWorker.connect(server.url);
     let work = await worker.trainTo(problem, await worker.enter(problem), 10);
     // The next is due 10 steps after the last, so at 30 at the latest.
-    await until(async () => (await newest()) !== undefined);
+    await until('there is a checkpoint', async () => (await newest()) !== undefined, said);
     const before = await newest();
     expect(before).toBeLessThanOrEqual(10);
 
     const free = disk.fill();
     work = await worker.trainTo(problem, work, 40);
-    await until(() => /run r: last not written, trying again: DP_DISK .*full/.test(server!.log()));
+    await until(
+      'it says why there is no newer one',
+      () => /run r: last not written, trying again: DP_DISK .*full/.test(server!.log()),
+      said,
+    );
     expect(await newest()).toBe(before);
     const { phase, step } = await server.client.run('r');
     expect({ phase, step }).toEqual({ phase: 'training', step: 40 });
 
     free();
-    await until(async () => (await newest()) === 40);
+    await until('the newest one is of step 40', async () => (await newest()) === 40, said);
     await worker.trainTo(problem, work, 45);
     await server.kill();
     server = await startServerProcess(state(), 0);

@@ -16,6 +16,7 @@ import { VERSION } from '../../shared/version.ts';
 import type { Connection, ConnectionEvents } from '../../wire/connection.ts';
 import { accept, dial } from '../../wire/handshake.ts';
 import { shardHere } from '../support/shard-server.ts';
+import { until } from '../support/until.ts';
 
 /** What servers say to each other, with anything changed in it, from those who have an operator's token. */
 
@@ -200,13 +201,6 @@ async function listen(path: string, opened: (connection: Connection) => Connecti
 }
 
 const listening = { land: () => null, malformed() {}, broken() {}, alive() {}, closed() {} };
-
-async function until(what: string, look: () => boolean | Promise<boolean>): Promise<void> {
-  for (const began = performance.now(); !(await look()); ) {
-    if (performance.now() - began > 30_000) throw new Error(`waited in vain until ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-}
 
 const RUNS = { numRuns: 150, seed: 7 };
 
