@@ -322,7 +322,7 @@ async function activate(
         runs: () => coordinator.runs,
         bundle: (sha256) => bundles.content(sha256),
         confirm: () => lease.renew(),
-        changed: () => coordinator.tellStandby(),
+        changed: () => coordinator.workers.tellStandby(),
         ...(timeoutMs === undefined ? {} : { timeoutMs }),
       });
     }
@@ -330,7 +330,7 @@ async function activate(
     await clearDebris(state, log);
     for (const run of await keeper.recover(replicas)) coordinator.adopt(run);
     const bundles = await Bundles.open(state, { log, named: keeper.bundles });
-    coordinator.bundles = bundles;
+    coordinator.experiments.keepIn(bundles);
     await copier?.catchUp(coordinator.runs.map(({ id }) => id));
     const obstacle = await tryStraight();
     if (obstacle) log(`payloads are copied once more, not read into place: ${obstacle}`);

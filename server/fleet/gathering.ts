@@ -86,21 +86,27 @@ export class Gathering {
 
   /**
    * What waits grows older by one look. Call about once a second.
-   * @returns of what has waited for the most looks, and how many; null: nothing waits.
+   * @param windowMs in which all parts of a push must have come.
+   * @returns why the worker must be closed; null: nothing waits for so long.
    */
-  look(): { readonly what: string; readonly looks: number } | null {
-    let oldest: { what: string; looks: number } | null = null;
+  look(windowMs: number): DownpourError | null {
+    let oldest = { what: '', looks: 0 };
     for (const [sequence, gathered] of this.#pushes) {
       const looks = ++gathered.looks;
-      if (oldest && looks <= oldest.looks) continue;
+      if (looks <= oldest.looks) continue;
       const missing = gathered.push ? 'some of its parts' : 'the push itself';
       oldest = { what: `push ${sequence} waits for ${missing}`, looks };
     }
     const initial = this.#initial;
-    if (initial && ++initial.looks > (oldest?.looks ?? 0)) {
+    if (initial && ++initial.looks > oldest.looks) {
       oldest = { what: 'initial parameters wait for some of their parts', looks: initial.looks };
     }
-    return oldest;
+    if (1000 * (oldest.looks - 1) <= windowMs) return null;
+    const seconds = windowMs / 1000;
+    return new DownpourError(
+      'DP_SLOW_SENDER',
+      `${oldest.what} for more than ${seconds} s: parts of a push go to all shards at once; connect again and send it once more`,
+    );
   }
 
   #of(sequence: number, most: number): Gathered {

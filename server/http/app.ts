@@ -122,7 +122,9 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   // Serializers made of the schemas compile at the first answer of each route, for 0.1 to 0.4 s in which no push
   // is answered; what we answer is of these types anyway.
   app.setSerializerCompiler(() => (answer) => JSON.stringify(answer));
-  const places = new Places(app.server, limits.sockets, () => coordinator.countError('DP_LIMIT'));
+  const places = new Places(app.server, limits.sockets, () =>
+    coordinator.reports.countError('DP_LIMIT'),
+  );
   const headers = { ...SECURITY_HEADERS, ...(tls ? STRICT_TRANSPORT : {}) };
   app.setErrorHandler((error: FastifyError | DownpourError, request, reply) => {
     const { code, message } = describeError(error, request.routeOptions.bodyLimit);
@@ -131,7 +133,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
         ...{ level: 'error', code, kind: kindOfDefect(error) },
       });
     }
-    coordinator.countError(code);
+    coordinator.reports.countError(code);
     if (error instanceof LimitError) reply.header('retry-after', error.retryAfterSeconds);
     // Who is refused may go on sending its body, drop by drop: nobody waits for the rest.
     if (!request.raw.complete) reply.header('connection', 'close');
@@ -607,7 +609,7 @@ function acceptWorkers(
       if (path === '/standby') mustReplicate(coordinator).mustHaveRoom();
       gone = door.connect(entered.grant);
     } catch (error) {
-      coordinator.countError(errorCode(error));
+      coordinator.reports.countError(errorCode(error));
       const again = error instanceof LimitError ? error.retryAfterSeconds : null;
       return refuse(socket, errorCode(error), errorText(error), again);
     }
@@ -639,7 +641,7 @@ function acceptWorkers(
       try {
         coordinator.mustBeOpen();
         if (!stillIn()) throw unauthorized();
-        coordinator.opened(session);
+        coordinator.workers.opened(session);
       } catch (error) {
         session.fail(error);
       }

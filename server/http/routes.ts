@@ -46,7 +46,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
   app.get(
     '/timeline',
     schema('What the workers did in the last ten minutes', { 200: TimelineSchema }),
-    () => coordinator.timeline(),
+    () => coordinator.workers.timeline(),
   );
   addRunRoutes(app, coordinator, checkpointFolder);
   addStudyRoutes(app, studies);
@@ -87,7 +87,7 @@ function factsOf({
         connections: coordinator.line.facts(),
       };
     },
-    workers: () => coordinator.workers(null),
+    workers: () => coordinator.workers.summaries(null),
   };
 }
 
@@ -136,15 +136,15 @@ function addMetrics(app: FastifyInstance, coordinator: Coordinator, facts: FeedS
   const Text = { content: { 'text/plain': { schema: Type.String() } } };
   app.get('/metrics', schema('The same for Prometheus', { 200: Text }), (_request, reply) => {
     coordinator.listing.refresh();
-    const { runs, phases } = coordinator.prometheusFacts();
+    const { runs, phases } = coordinator.reports.prometheusFacts();
     const { user, system } = process.cpuUsage();
     const { active } = performance.eventLoopUtilization();
     const page = exposition({
       server: facts.server(),
       ...{ runs, phases },
       workers: facts.workers(),
-      errors: coordinator.errorCounts,
-      unasked: coordinator.unaskedFacts,
+      errors: coordinator.reports.errorCounts,
+      unasked: coordinator.workers.unaskedFacts,
       process: {
         startedSeconds: performance.timeOrigin / 1000,
         cpuSeconds: (user + system) / 1e6,

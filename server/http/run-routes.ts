@@ -76,7 +76,7 @@ function addListing(app: FastifyInstance, coordinator: Coordinator): void {
     ),
     async (request, reply) => {
       const run = await coordinator.create(request.body);
-      return reply.code(201).send(coordinator.runSummary(run));
+      return reply.code(201).send(coordinator.reports.summary(run));
     },
   );
 
@@ -103,7 +103,7 @@ function addReads(app: FastifyInstance, coordinator: Coordinator): void {
   app.get<ById>(
     '/runs/:id',
     schema('One run, with its configuration', { 200: RunDetailSchema }, { params: Id }),
-    (request) => coordinator.runDetail(coordinator.mustFind(request.params.id)),
+    (request) => coordinator.reports.detail(coordinator.mustFind(request.params.id)),
   );
 
   app.get<ById>(
@@ -130,13 +130,13 @@ function addCommands(app: FastifyInstance, coordinator: Coordinator): void {
       { 200: RunSummarySchema },
       { params: Id },
     ),
-    async (request) => coordinator.runSummary(await coordinator.stop(request.params.id)),
+    async (request) => coordinator.reports.summary(await coordinator.stop(request.params.id)),
   );
 
   app.post<ById>(
     '/runs/:id/resume',
     schema('Go on with a stopped run', { 200: RunSummarySchema }, { params: Id }),
-    async (request) => coordinator.runSummary(await coordinator.resume(request.params.id)),
+    async (request) => coordinator.reports.summary(await coordinator.resume(request.params.id)),
   );
 
   app.post<ById>(
@@ -146,13 +146,13 @@ function addCommands(app: FastifyInstance, coordinator: Coordinator): void {
       { 200: RunSummarySchema },
       { params: Id },
     ),
-    async (request) => coordinator.runSummary(await coordinator.test(request.params.id)),
+    async (request) => coordinator.reports.summary(await coordinator.test(request.params.id)),
   );
 
   app.post<ById>(
     '/runs/:id/checkpoint',
     schema('Write a checkpoint now', { 200: RunSummarySchema }, { params: Id }),
-    async (request) => coordinator.runSummary(await coordinator.checkpoint(request.params.id)),
+    async (request) => coordinator.reports.summary(await coordinator.checkpoint(request.params.id)),
   );
 }
 
@@ -182,7 +182,9 @@ function addCurves(app: FastifyInstance, coordinator: Coordinator): void {
   app.get<ById>(
     '/runs/:id/workers',
     schema('The workers of a run', { 200: Workers }, { params: Id }),
-    (request) => ({ workers: coordinator.workers(coordinator.mustFind(request.params.id)) }),
+    (request) => ({
+      workers: coordinator.workers.summaries(coordinator.mustFind(request.params.id)),
+    }),
   );
 }
 
@@ -196,7 +198,9 @@ function addCheckpoints(
     '/runs/:id/checkpoints',
     schema('The checkpoints of a run, oldest first', { 200: Checkpoints }, { params: Id }),
     async (request) => ({
-      checkpoints: [...(await coordinator.checkpoints(coordinator.mustFind(request.params.id)))],
+      checkpoints: [
+        ...(await coordinator.reports.checkpoints(coordinator.mustFind(request.params.id))),
+      ],
     }),
   );
 
@@ -213,7 +217,7 @@ function addCheckpoints(
       const { id } = request.params;
       const run = coordinator.mustFind(id);
       const kind = request.params.kind === 'model' ? kindOfModel(run) : request.params.kind;
-      const checkpoints = await coordinator.checkpoints(run);
+      const checkpoints = await coordinator.reports.checkpoints(run);
       const newest = checkpoints.findLast((checkpoint) => checkpoint.kind === kind);
       if (!newest) {
         throw new DownpourError(

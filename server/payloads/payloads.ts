@@ -1,13 +1,77 @@
+import { encodingOf } from '../../shared/compression.ts';
 import { type DataFacts, encodeFacts } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import type { Header } from '../../wire/connection.ts';
+import type { Acknowledgement } from '../../shared/protocol.ts';
+import type { Header, Place } from '../../wire/connection.ts';
+import { payloadLimits } from '../core/parameters.ts';
 import type { Run } from '../core/run.ts';
+import type { LandingDesk } from './landings.ts';
 
 /**
  * Which messages of a worker may have a payload, and of what size: as large as the run's, and no larger. A push's is
  * the landing desk's.
  */
+
+/** Decides where the payloads of one worker's messages land, before they have come. */
+export class Payloads {
+  readonly #desk: LandingDesk;
+  /** Bytes of a push that is larger than any of its run: it was read past. */
+  #tooLarge: number | null = null;
+
+  constructor(desk: LandingDesk) {
+    this.#desk = desk;
+  }
+
+  /**
+   * Where a payload is to be.
+   * @param payloadBytes null: not known yet.
+   * @param run that the worker was assigned to. @param key of the worker, null: it has not joined.
+   * @throws DownpourError DP_FRAME_MALFORMED: it may have none; DP_FRAME_TOO_LARGE.
+   */
+  place(header: Header, payloadBytes: number | null, run: Run | null, key: string | null): Place {
+    if (header.type === 'push')
+      return this.#placePush(header, payloadBytes, key === null ? null : run);
+    const bytesMax = payloadMax(header, run, key);
+    if (bytesMax === 'nowhere') return 'nowhere';
+    // Of a browser's fragments the length is not known before the end.
+    const bytes = payloadBytes ?? Math.max(1, bytesMax);
+    mustFit(header, bytes, bytesMax);
+    if (header.type === 'join') return this.#desk.landFacts(bytes, bytesMax);
+    return this.#desk.own(bytes, bytesMax);
+  }
+
+  /** What is of no use, since its run is another one or no push of it is so large, is read past. */
+  #placePush(header: Header, payloadBytes: number | null, run: Run | null): Place {
+    if (!run?.partLayout || header.run !== run.id) return 'nowhere';
+    const { roomBytes, bytesMax } = payloadLimits(run.partLayout);
+    const bytes = payloadBytes ?? roomBytes;
+    this.#tooLarge = null;
+    if (bytes > bytesMax) {
+      this.#tooLarge = bytes;
+      return 'nowhere';
+    }
+    return this.#desk.land({
+      room: run,
+      bytes,
+      roomBytes,
+      bytesMax,
+      // One with a name of its own would be named anew by the loader, for each push.
+      take: (size) => run.land(size, encodingOf(header)),
+    });
+  }
+
+  /** Of a payload that was read past, the run has seen nothing. */
+  explained(run: Run, acknowledgement: Acknowledgement): Acknowledgement {
+    const bytes = this.#tooLarge;
+    if (bytes === null) return acknowledgement;
+    this.#tooLarge = null;
+    if (acknowledgement.code !== 'DP_TENSOR_SIZE') return acknowledgement;
+    const { bytesMax } = payloadLimits(run.partLayout!);
+    const message = `the push has a payload of ${bytes} bytes; the largest of this run's layout has ${bytesMax}: send gradients of the model that the run has`;
+    return { ...acknowledgement, message };
+  }
+}
 
 /** Of a run whose facts are known, those of other workers may be so much longer, or so many times. */
 const FACTS_BYTES_MORE = 2 ** 20;
@@ -18,7 +82,7 @@ const FACTS_TIMES = 2;
  * nobody has asked for it, and its payload is read past.
  * @param run that the worker was assigned to. @param key of the worker, null: it has not joined.
  */
-export function payloadMax(
+function payloadMax(
   { type, run: named, facts }: Header,
   run: Run | null,
   key: string | null,

@@ -314,7 +314,7 @@ class SimulatedConnection {
     const end = this.serverEnd as unknown as Connection;
     this.session = new Session(end, coordinator!, '', null, budget);
     try {
-      coordinator!.opened(this.session);
+      coordinator!.workers.opened(this.session);
     } catch (error) {
       this.session.fail(error);
     }

@@ -96,7 +96,7 @@ describe('what REST has answered is on disk', () => {
       /^run r is stopped, but that is not on disk yet, .*: the disk is full; the server tries again$/,
     );
     expect(run.phase).toBe('stopped');
-    expect(coordinator.runSummary(run).unwritten).toBe('DP_DISK the disk is full');
+    expect(coordinator.reports.summary(run).unwritten).toBe('DP_DISK the disk is full');
   });
 });
 

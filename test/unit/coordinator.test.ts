@@ -36,7 +36,7 @@ function connect(leaseSeconds: number | null) {
     standsStill: false,
     look() {},
   };
-  coordinator.opened(session as unknown as Session);
+  coordinator.workers.opened(session as unknown as Session);
   return { calls, session };
 }
 

@@ -230,13 +230,14 @@ test('a run with workersMax is given no more workers, another takes the rest', (
         this.idled = true;
       },
     };
-    coordinator.opened(session as unknown as Session);
-    coordinator.employ(session as unknown as Session);
+    coordinator.workers.opened(session as unknown as Session);
+    coordinator.workers.employ(session as unknown as Session);
     return session;
   });
   expect(assigned.map(({ run }) => run?.id ?? null)).toEqual(['narrow', 'narrow', null, null]);
   expect(assigned[3]!.idled).toBe(true);
   coordinator.adopt(createRun({}, 'wide'));
-  for (const session of assigned.slice(2)) coordinator.employ(session as unknown as Session);
+  for (const session of assigned.slice(2))
+    coordinator.workers.employ(session as unknown as Session);
   expect(assigned.map(({ run }) => run?.id)).toEqual(['narrow', 'narrow', 'wide', 'wide']);
 });

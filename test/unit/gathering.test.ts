@@ -18,7 +18,8 @@ describe('parts of one worker, at the server', () => {
     expect(gathering.take(1, 3)).toBeNull();
     gathering.landed(1, landed(1), 4);
     expect(gathering.take(1, 3)).toMatchObject({ others: { session: 's', squares: 2 } });
-    expect(gathering.look()).toBeNull();
+    expect(gathering.look(0)).toBeNull();
+    expect(gathering.look(0)).toBeNull();
   });
 
   test('wait for so many pushes and no more, whichever part comes first', () => {
@@ -35,18 +36,23 @@ describe('parts of one worker, at the server', () => {
   test('grow older, and what has waited the longest is named', () => {
     const gathering = new Gathering('s');
     gathering.landed(1, landed(7), 4);
-    gathering.look();
+    expect(gathering.look(0)).toBeNull();
     gathering.push(push(8), NOTHING, null, 4);
-    expect(gathering.look()).toEqual({ what: 'push 7 waits for the push itself', looks: 2 });
+    // Within the window nobody is blamed.
+    expect(gathering.look(1000)).toBeNull();
+    expect(gathering.look(1000)?.message).toMatch(
+      /^push 7 waits for the push itself for more than 1 s/,
+    );
     gathering.push(push(7), NOTHING, null, 4);
     expect(gathering.take(7, 2)).not.toBeNull();
-    expect(gathering.look()).toEqual({ what: 'push 8 waits for some of its parts', looks: 2 });
+    expect(gathering.look(1000)?.message).toMatch(/^push 8 waits for some of its parts/);
     gathering.clear();
     gathering.initialLanded(1, 3, true);
     expect(gathering.awaitsInitial).toBe(true);
-    expect(gathering.look()).toEqual({
-      ...{ what: 'initial parameters wait for some of their parts', looks: 1 },
-    });
+    expect(gathering.look(0)).toBeNull();
+    const problem = gathering.look(0);
+    expect(problem?.code).toBe('DP_SLOW_SENDER');
+    expect(problem?.message).toMatch(/^initial parameters wait for some of their parts/);
   });
 });
 

@@ -1,0 +1,149 @@
+import { DownpourError } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
+import type { Acknowledgement, ServerMessage, Work } from '../../shared/protocol.ts';
+import type { Connection } from '../../wire/connection.ts';
+import type { Assignment } from '../core/run/calls.ts';
+import type { Run } from '../core/run.ts';
+import type { WaitingLine } from '../payloads/landings.ts';
+import type { Replication } from '../standby/replication.ts';
+
+type Assigned = Extract<Assignment, { kind: 'work' }>;
+
+/** What the answers to a worker go through. */
+export interface Outlet {
+  readonly line: WaitingLine;
+  /** Null: no standby may follow. */
+  readonly replication: Pick<Replication, 'whenSafe'> | null;
+}
+
+/** What one worker is sent: answers to its pushes with work and parameters, and all other messages. */
+export class Answers {
+  readonly #connection: Connection;
+  readonly #outlet: Outlet;
+  readonly #session: string;
+  readonly #fail: (error: DownpourError) => void;
+  /** Pushes that were decided on and not answered: with the next one, which is here already. */
+  #decided: { readonly run: Run; readonly acknowledgements: Acknowledgement[] } | null = null;
+  /** The (generation, step) of the parameters it was sent last. */
+  #sent: { generation: number; step: number } | null = null;
+  /** Of the largest answer so far. */
+  #answerBytes = 0;
+  #pulls = 0;
+
+  /** @param session by which shards know the worker. @param fail closes it: it does not read. */
+  constructor(
+    connection: Connection,
+    outlet: Outlet,
+    session: string,
+    fail: (error: DownpourError) => void,
+  ) {
+    this.#connection = connection;
+    this.#outlet = outlet;
+    this.#session = session;
+    this.#fail = fail;
+  }
+
+  /** The run has decided on a push; `taken` or `acknowledge` follows. @returns how many wait to be answered. */
+  add(run: Run, acknowledgement: Acknowledgement): number {
+    this.#decided ??= { run, acknowledgements: [] };
+    return this.#decided.acknowledgements.push(acknowledgement);
+  }
+
+  /** Some pushes are decided on and not answered. */
+  get waits(): boolean {
+    return this.#decided !== null;
+  }
+
+  /** Of the pushes that are decided on and not answered; the caller answers them. */
+  taken(): Acknowledgement[] {
+    const acknowledgements = this.#decided?.acknowledgements ?? [];
+    this.#decided = null;
+    return acknowledgements;
+  }
+
+  /** Tells what became of pushes, and nothing else: the worker may have left the run meanwhile. */
+  acknowledge(): void {
+    if (!this.#decided) return;
+    const { run } = this.#decided;
+    this.work(run, this.taken(), null);
+  }
+
+  /** The worker has no parameters of a run yet. */
+  begin(): void {
+    this.#sent = null;
+  }
+
+  /** What became of pushes, and what to do next. @param work null: nothing. */
+  work(run: Run, acknowledgements: Acknowledgement[], work: Assigned | null): void {
+    const payload = work && !this.#isKnown(run, work) ? work.payload : null;
+    const pull = payload && run.parts > 1 ? ++this.#pulls : null;
+    const header: Work = {
+      type: 'work',
+      run: run.id,
+      phase: run.phase,
+      step: work?.step ?? run.step,
+      generation: run.generation,
+      acknowledgements,
+      leases: work?.leases ?? [],
+      evaluation: work?.evaluation ?? null,
+      encoding: payload?.encoding ?? 'f32',
+      pull,
+    };
+    if (!payload) {
+      this.send(header);
+      return;
+    }
+    if (pull !== null) run.sendParts(this.#session, pull, work!.parts);
+    // Header and shared payload are never joined in memory.
+    const { memory } = this.#outlet.line;
+    payload.hold();
+    memory.send(payload);
+    this.#answerBytes = Math.max(this.#answerBytes, payload.bytes.length);
+    this.send(header, [payload.bytes], () => {
+      payload.release();
+      memory.sent(payload);
+    });
+  }
+
+  /** Whether the worker has these parameters; it has them from now on. */
+  #isKnown({ generation }: Run, { step, evaluation, shared }: Assigned): boolean {
+    const sent = this.#sent;
+    this.#sent = evaluation === null ? { generation, step } : null;
+    return shared && sent?.generation === generation && sent.step === step;
+  }
+
+  /**
+   * Now, or when the standby has what this tells.
+   * @param gone called once: the parts have left, or never will.
+   */
+  send(message: ServerMessage, parts: readonly Uint8Array[] = [], gone?: () => void): void {
+    this.acknowledge();
+    const { replication } = this.#outlet;
+    if (replication) replication.whenSafe(() => this.#sendNow(message, parts, gone));
+    else this.#sendNow(message, parts, gone);
+  }
+
+  #sendNow(message: ServerMessage, parts: readonly Uint8Array[], gone?: () => void): void {
+    if (!this.#connection.open) {
+      gone?.();
+      return;
+    }
+    this.#connection.send(message, parts, gone);
+    const { bufferedBytes } = this.#connection;
+    // Who does not read answers does not get more of them: nothing that asks for one is read.
+    if (bufferedBytes > 2 * this.#answerBytes + LIMITS.unreadBytesMax) this.#connection.hold();
+    if (bufferedBytes > LIMITS.bufferedBytesMax) {
+      this.#fail(
+        new DownpourError(
+          'DP_SLOW_READER',
+          `${bufferedBytes} bytes wait for this worker; at most ${LIMITS.bufferedBytesMax} may`,
+        ),
+      );
+    }
+  }
+
+  /** Nothing more is answered. */
+  drop(): void {
+    this.#decided = null;
+  }
+}

@@ -1,0 +1,80 @@
+import { createHash } from 'node:crypto';
+import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
+import type { Hello } from '../../shared/protocol.ts';
+import type { Bundle } from '../../shared/rest.ts';
+import { hashDifference } from '../core/agreement.ts';
+import type { Run } from '../core/run.ts';
+
+/** Which runs a worker can serve, by what its `hello` says. */
+
+/** What tells a worker's pushes from all others': its name, its process, and whose token it has, if there are tokens. */
+export function keyOf({ worker, incarnation }: Hello, holder: string | null): string {
+  if (holder === null) return `${worker}/${incarnation}`;
+  return `${worker}/${incarnation}/${createHash('sha256').update(holder).digest('hex').slice(0, 16)}`;
+}
+
+/** What an experiment of a `hello` takes beside its letters. */
+const ENTRY_BYTES = 100;
+
+/** What a `hello` takes in memory. */
+export function helloBytes({ experiments }: Hello): number {
+  let bytes = 0;
+  for (const [name, hash] of Object.entries(experiments)) {
+    bytes += name.length + hash.length + ENTRY_BYTES;
+  }
+  return bytes;
+}
+
+/** Whether the worker has the experiment: its files, or the bundle that they were sent as. */
+export function hasExperiment({ experiments }: Hello, { options }: Run): boolean {
+  const hash = experiments[options.experiment];
+  return hash !== undefined && (hash === options.experimentHash || hash === options.bundle);
+}
+
+/**
+ * A worker without the experiment may also be one that fetches it: it is told by `idle` what it misses.
+ * @param wasSent the server has the bundle. @param fetches bundles.
+ * @throws DownpourError DP_EXPERIMENT_UNKNOWN, DP_EXPERIMENT_MISMATCH.
+ */
+export function mustHaveExperiment(
+  hello: Hello,
+  run: Run,
+  { wasSent, fetches }: { readonly wasSent: boolean; readonly fetches: boolean },
+): void {
+  if (hasExperiment(hello, run) || (wasSent && fetches)) return;
+  const { experiment } = run.options;
+  const hash = hello.experiments[experiment];
+  const other = wasSent ? '; or start it with --accept-experiments: the experiment was sent' : '';
+  if (hash === undefined) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_UNKNOWN',
+      `run '${run.id}' needs experiment '${experiment}', which this worker does not have: add its folder with --experiments${other}`,
+    );
+  }
+  throw new DownpourError('DP_EXPERIMENT_MISMATCH', hashDifference(run.options, hash) + other);
+}
+
+/** What an `idle` says of runs that this worker could serve if it had their experiments. @param bundleOf what it may fetch. */
+export function missingExperiments(
+  hello: Hello,
+  unfinished: readonly Run[],
+  bundleOf: (run: Run) => Bundle | null,
+) {
+  return unfinished
+    .filter((run) => (hello.run === null || hello.run === run.id) && !hasExperiment(hello, run))
+    .slice(-LIMITS.missingToldMax)
+    .map((run) => {
+      const { experiment, experimentHash } = run.options;
+      const bundle = bundleOf(run);
+      return { run: run.id, experiment, experimentHash, ...(bundle && { bundle }) };
+    });
+}
+
+/** What may be wrong between a worker and one run, while another run may have the worker's model and data. */
+const DIFFERENT: readonly ErrorCode[] = ['DP_LAYOUT_MISMATCH', 'DP_DATA_MISMATCH'];
+
+/** Whether a worker that could not join may still serve another run. */
+export function mayServeOthers(error: unknown, hello: Hello): error is DownpourError {
+  return error instanceof DownpourError && DIFFERENT.includes(error.code) && hello.run === null;
+}
