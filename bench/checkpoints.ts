@@ -10,9 +10,9 @@ import { formatBytes, type Table, type Target } from './report.ts';
  */
 
 export interface CheckpointRow {
-  /** Of the parameters, and of a push. */
+  /** The bytes of the parameters, and of a push. */
   readonly bytes: number;
-  /** Of one checkpoint: parameters and velocity. */
+  /** The bytes of one checkpoint: parameters and velocity. */
   readonly fileBytes: number;
   readonly checkpointsPerSecond: number;
   readonly p50Ms: number;
@@ -26,7 +26,7 @@ export interface CheckpointRow {
 export interface CheckpointOptions {
   readonly sizes: readonly number[];
   readonly repetitions: number;
-  /** Of one measurement, at least, and in which this many pushes are measured at least. */
+  /** The least time of one measurement, and in which this many pushes are measured at least. */
   readonly seconds: number;
   readonly progress?: (what: string) => void;
 }
@@ -90,7 +90,7 @@ function push(server: ServerProcess, load: Load, bytes: number, seconds: number)
   });
 }
 
-/** Of the newest checkpoint: they are counted in their names. */
+/** The number of the newest checkpoint: they are counted in their names. */
 async function sequence(server: ServerProcess): Promise<number> {
   const { checkpoint } = await server.client.run(RUN);
   return Number(/-(\d+)\.safetensors$/.exec(checkpoint?.file ?? '')?.[1] ?? 0);

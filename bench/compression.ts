@@ -16,14 +16,14 @@ import type { Table } from './report.ts';
 export interface CompressionCase {
   readonly push: 'f32' | 'bf16' | 'int8' | 'topk';
   readonly pull: 'f32' | 'bf16';
-  /** Of topk: share of the elements that are sent. */
+  /** The share of the elements that are sent. */
   readonly density?: number;
 }
 
 export interface CompressionRow extends CompressionCase {
   readonly pushBytes: number;
   readonly pullBytes: number;
-  /** Of the test part, after the same number of steps. */
+  /** The accuracy on the test part, after the same number of steps. */
   readonly accuracy: number;
   readonly steps: number;
   readonly data: string;

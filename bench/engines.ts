@@ -45,7 +45,7 @@ export interface EngineRow {
 
 export interface EnginesOptions {
   readonly engines?: readonly BenchEngine[];
-  /** Of each path; a CNN takes a quarter of them. */
+  /** Steps of each path; a CNN takes a quarter of them. */
   readonly steps?: number;
   readonly onRow?: (row: EngineRow) => void;
   readonly log?: (line: string) => void;

@@ -13,7 +13,7 @@ import { formatBytes, type Table, type Target } from './report.ts';
  */
 
 export interface ExchangeRow {
-  /** Of one payload; a round trip carries two. */
+  /** The bytes of one payload; a round trip carries two. */
   readonly bytes: number;
   readonly workers: number;
   readonly inFlight: number;
@@ -35,7 +35,7 @@ export interface ExchangeOptions {
   readonly workers: readonly number[];
   readonly transports?: readonly ('tcp' | 'unix')[];
   readonly repetitions: number;
-  /** Of one measurement, at least. */
+  /** The least time of one measurement. */
   readonly seconds: number;
   readonly progress?: (what: string) => void;
 }

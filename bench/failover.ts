@@ -37,7 +37,7 @@ const { values } = parseArgs({
     engine: { type: 'string' },
     /** Turns of each mode. */
     turns: { type: 'string', default: '5' },
-    /** Of one turn. */
+    /** How long one turn lasts. */
     seconds: { type: 'string', default: '2' },
     write: { type: 'boolean', default: false },
   },

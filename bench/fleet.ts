@@ -29,14 +29,14 @@ export interface FleetRow {
   readonly p99Ms: number;
   /** Updates of the worker with the fewest, over those of the one with the most. */
   readonly fairness: number;
-  /** Of an update; null where there is no /proc. */
+  /** The server's CPU time of an update; null where there is no /proc. */
   readonly serverCpuMs: number | null;
   readonly serverRssMegabytes: number;
 }
 
 export interface Fleet {
   readonly rows: readonly FleetRow[];
-  /** Of the server's resident memory, for one more worker that is connected and idle. */
+  /** The server's resident memory for one more worker that is connected and idle. */
   readonly idleKilobytes: number;
   /** And for one more that pushes: room for its push, what waits to be sent to it. */
   readonly busyKilobytes: number;

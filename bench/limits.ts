@@ -98,7 +98,7 @@ export const page = (bytes: number) => new Memories(1).take(bytes).bytes.fill(1)
 /** The other end of plain sockets: a process that reads `up` bytes into place and answers `down`. */
 export interface PlainPeer {
   readonly addresses: Readonly<Record<'tcp' | 'unix', NetConnectOpts>>;
-  /** Of the connections that are opened from now on. */
+  /** What the connections that are opened from now on exchange. */
   set(exchange: Exchange): Promise<void>;
   close(): Promise<void>;
 }

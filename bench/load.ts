@@ -20,13 +20,13 @@ import { obey, startTold, type Told } from './processes.ts';
 /** The experiment that runs of the benchmark claim to train. */
 export const EXPERIMENT = { experiment: 'bench', experimentHash: 'simulated' } as const;
 
-/** Of the MLP 784-256-10. */
+/** The parameters of the MLP 784-256-10. */
 export const MLP_PARAMETERS = 203_530;
 
 export interface LoadOptions {
   /** How many in this process. */
   readonly count: number;
-  /** Of the first one; the others count up. */
+  /** The number of the first one; the others count up. */
   readonly index?: number;
   /** Round trips that one worker has under way. */
   readonly inFlight?: number;
@@ -48,11 +48,11 @@ export interface PlainEnd {
 export interface LoadResult {
   /** Answers with parameters: fewer than pushes where several are answered with one pull. */
   readonly pulls: number;
-  /** Of all workers of the process. */
+  /** Round trips of all workers of the process together. */
   readonly roundTripsPerSecond: number;
   /** Round trips of each worker. */
   readonly counts: readonly number[];
-  /** Of each round trip, ms. */
+  /** How long each round trip took, ms. */
   readonly latencies: Float64Array;
 }
 

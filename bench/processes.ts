@@ -12,7 +12,7 @@ import { createRestClient, type RestClient } from '../shared/rest-client.ts';
 
 export const ROOT = join(import.meta.dirname, '..');
 export const PROGRAM = join(ROOT, 'bin', 'downpour.js');
-/** Of this machine's own processes alone: no Redis, no token. */
+/** For this machine's own processes alone: no Redis, no token. */
 export const ENVIRONMENT = { ...process.env, DOWNPOUR_REDIS_URL: '', DOWNPOUR_TOKEN: '' };
 
 const children = new Set<ChildProcess>();
@@ -73,7 +73,7 @@ export interface ServerProcess {
   close(): Promise<void>;
 }
 
-/** Of a server with tokens: limits count for each of them by itself. */
+/** The tokens of a server: limits count for each of them by itself. */
 export const TOKENS = {
   ...{ operator: 'bench-operator', observer: 'bench-observer' },
   ...{ honest: 'bench-honest', hostile: 'bench-hostile' },

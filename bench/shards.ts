@@ -7,7 +7,7 @@ import { formatBytes, type Table } from './report.ts';
 /** Push and pull through a server with 1, 2 and 4 shards in threads, by turns. */
 
 export interface ShardsRow {
-  /** Of one payload, over all shards; a round trip carries two. */
+  /** The bytes of one payload, over all shards; a round trip carries two. */
   readonly bytes: number;
   readonly workers: number;
   readonly shards: number;
@@ -26,7 +26,7 @@ export interface ShardsOptions {
   readonly sizes: readonly number[];
   readonly workers: readonly number[];
   readonly repetitions: number;
-  /** Of one measurement, at least. */
+  /** The least time of one measurement. */
   readonly seconds: number;
   readonly progress?: (what: string) => void;
 }

@@ -54,7 +54,7 @@ function interval(numbers: readonly number[]): { mean: number; half: number } {
   return { mean: m, half: (T95[n - 1] ?? 1.96) * Math.sqrt(variance / n) };
 }
 
-/** Of scikit-learn, that which is compared: the network of classes, ridge of quantities. */
+/** What of scikit-learn is compared: the network of classes, ridge of quantities. */
 const rival = ({ task, mlp, ridge }: SklearnResult) => (task === 'classification' ? mlp : ridge);
 
 const COLUMNS: Column[] = [

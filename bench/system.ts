@@ -38,9 +38,9 @@ export interface SystemCase {
   readonly workers: number;
   /** `consistency.depth`. */
   readonly depth: number;
-  /** Of gradients. */
+  /** How gradients are encoded. */
   readonly push: 'f32' | 'bf16' | 'int8';
-  /** Of parameters. */
+  /** How parameters are encoded. */
   readonly pull: 'f32' | 'bf16';
 }
 
@@ -58,7 +58,7 @@ export interface SystemRow extends SystemCase {
 
 export interface SystemOptions {
   readonly cases?: readonly SystemCase[];
-  /** Of measuring, after the warm-up. */
+  /** Windows that are measured after the warm-up. */
   readonly windows?: number;
   readonly windowMs?: number;
   readonly onRow?: (row: SystemRow) => void;

@@ -16,9 +16,9 @@ export interface UpdateRow {
   readonly optimizer: string;
   readonly encoding: Decoding | 'twin';
   readonly ms: number;
-  /** Of parameters and state, read and written, and the gradient, read. */
+  /** The bytes of parameters and state, read and written, and the gradient, read. */
   readonly gigabytesPerSecond: number;
-  /** Of what the triad reached in the same turn. */
+  /** The share of what the triad reached in the same turn. */
   readonly share: number;
 }
 

@@ -34,7 +34,7 @@ export type Mode = 'push' | 'pull' | 'push+pull';
 export interface WireRow {
   readonly transport: Transport;
   readonly mode: Mode;
-  /** Of one payload. */
+  /** The bytes of one payload. */
   readonly bytes: number;
   /** Requests that are under way at once. */
   readonly inFlight: number;
@@ -49,7 +49,7 @@ export interface WireOptions {
   readonly modes?: readonly Mode[];
   readonly transports?: readonly Transport[];
   readonly repetitions?: number;
-  /** Of one measurement, about. */
+  /** The time of one measurement, about. */
   readonly seconds?: number;
   readonly onRow?: (row: WireRow) => void;
 }

@@ -63,7 +63,7 @@ const valuesOf = (option: Option): 'none' | 'any' | readonly string[] =>
     ? 'none'
     : (option.argChoices ?? 'any');
 
-/** Of the server that is asked when nothing else is said; nothing when there is none. */
+/** The runs of the server that is asked when nothing else is said; nothing when there is none. */
 const RUNS = `downpour status --json 2>/dev/null | sed -n 's/^ *"id": "\\([^"]*\\)".*/\\1/p'`;
 
 /** The longest path of commands that the words before the cursor begin with. */

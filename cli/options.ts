@@ -97,7 +97,7 @@ export const stateOption = () =>
   new Option('--state <folder>', 'where runs and checkpoints are kept')
     .env('DOWNPOUR_STATE')
     .default(DEFAULT_STATE);
-/** Of commands that bring a server of their own unless they are given one. */
+/** For commands that bring a server of their own unless they are given one. */
 export const usedServerOption = () =>
   new Option('--server <address>', 'use this running server instead of an own one').env(
     'DOWNPOUR_SERVER',
@@ -161,7 +161,7 @@ export interface ServerTokenOptions {
   readonly tokens?: string;
 }
 
-/** Of `serve` and `shard`. */
+/** Tokens and certificates of `serve` and `shard`. */
 export function addServerTokenOptions(command: Command): Command {
   return addTokens(command)
     .addOption(
@@ -403,7 +403,7 @@ export function tellError(error: unknown): void {
 
 export type LogFormat = 'text' | 'pretty' | 'json';
 
-/** Of commands that run for long and say what goes on. */
+/** For commands that run for long and say what goes on. */
 export const logOption = () =>
   new Option(
     '--log <format>',

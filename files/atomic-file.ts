@@ -217,7 +217,7 @@ function sealShort(value: unknown, bytesMax: number): Buffer | null {
     const bytes = seal(value);
     return bytes.length > bytesMax ? null : bytes;
   } catch (error) {
-    // Of a text that is longer than V8 can hold.
+    // The text is longer than V8 can hold.
     if (error instanceof RangeError) return null;
     throw error;
   }

@@ -70,7 +70,7 @@ export interface CheckpointManifest {
   readonly file: string;
   /** Size of the tensor file. */
   readonly bytes: number;
-  /** Of the tensor file, hexadecimal. */
+  /** The SHA-256 of the tensor file, hexadecimal. */
   readonly sha256: string;
   readonly layoutHash: string;
   /** All that is not a tensor: sequences, leases, schedule, random state, configuration. JSON. */
@@ -192,7 +192,7 @@ export async function newestValidCheckpoint(
     readonly load?: boolean;
     /** Others are passed over without a word. */
     readonly isFit?: (manifest: CheckpointManifest) => boolean;
-    /** Of the folder, when they have been listed just now. */
+    /** The manifests of the folder, when they have been listed just now. */
     readonly manifests?: readonly CheckpointManifest[];
   } = {},
 ): Promise<Checkpoint | null> {
@@ -491,7 +491,7 @@ async function readManifest(path: string): Promise<CheckpointManifest> {
   try {
     const found = await stat(path);
     const { size } = found;
-    // Of a pipe there would be no end.
+    // A pipe would have no end.
     if (!found.isFile()) throw corrupt(path, 'it is no file', NOT_READ);
     if (size > MANIFEST_BYTES_MAX) {
       throw corrupt(

@@ -15,7 +15,7 @@ const Text = Type.String({ maxLength: 300 });
 const Count = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
 const Token = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
 const LeaseMs = Type.Number({ minimum: 0, maximum: LIMITS.leaseMsMax });
-/** Of a file that lies beside its record. */
+/** The name of a file that lies beside its record. */
 const FileName = Type.String({ pattern: '^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$' });
 const orNull = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()]);
 
@@ -43,7 +43,7 @@ export const CheckpointSummarySchema = Type.Object({
   file: FileName,
   /** Size of the tensor file. */
   bytes: Count,
-  /** Of the tensor file, hexadecimal. */
+  /** The SHA-256 of the tensor file, hexadecimal. */
   sha256: Text,
   layoutHash: Text,
 });
@@ -63,7 +63,7 @@ export const RegistrySchema = Type.Object({
 
 export const BestRecordSchema = Type.Object({
   step: Count,
-  /** Of the validation metric; lower is better. */
+  /** The value of the validation metric; lower is better. */
   value: Type.Number(),
   /** The tensor file of the checkpoint; empty: not on disk yet. */
   checkpoint: Text,
@@ -72,7 +72,7 @@ export type BestRecord = Readonly<Static<typeof BestRecordSchema>>;
 
 /** A shard that waits for a coordinator, or has one. */
 export const ShardRecordSchema = Type.Object({
-  /** In the order of these a coordinator takes them. */
+  /** A coordinator takes them in the order of their ids. */
   id: Name,
   /** Where workers and the coordinator reach it. */
   host: Type.String({ minLength: 1, maxLength: 300 }),
@@ -103,7 +103,7 @@ export const HolderSchema = Type.Object({
 
 /** What a state folder says of a standby of its owner. */
 export const FollowedSchema = Type.Object({
-  /** Of the owner that is followed: with a higher one, somebody has taken over. */
+  /** The token of the owner that is followed: with a higher one, somebody has taken over. */
   token: Token,
   /** The standby's address. */
   by: Text,

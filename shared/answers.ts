@@ -9,7 +9,7 @@ export interface Answers {
   readonly outputs: Float32Array;
   /** Classes, or 0 and 1, shape [count]; of numbers the values, shape [count, width]. */
   readonly truths: Int32Array | Float32Array;
-  /** Of each answer; NaN where it was not computed. */
+  /** The loss of each answer; NaN where it was not computed. */
   readonly losses: Float64Array;
   /** Answers that one example has: more than 1 for sequences. Answer i is of example ⌊i / perExample⌋. */
   readonly perExample: number;

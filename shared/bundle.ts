@@ -22,7 +22,7 @@ export const FROM_DOWNPOUR = 'downpour:';
 /** What the first line of a bundle says. */
 export interface BundleHead {
   readonly experiment: string;
-  /** Of the experiment's files, as workers that have them compute it. */
+  /** The hash of the experiment's files, as workers that have them compute it. */
   readonly experimentHash: string;
 }
 

@@ -8,7 +8,7 @@
 const UNSAFE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu;
 const SHORT: Readonly<Record<string, string>> = { '\n': '\\n', '\r': '\\r', '\t': '\\t' };
 
-/** In one line, with nothing that a terminal obeys: `\n`, `\u001b`. */
+/** The text in one line, with nothing that a terminal obeys: `\n`, `\u001b`. */
 export function clean(text: string): string {
   return text.replace(UNSAFE, (character) => SHORT[character] ?? unicodeEscape(character));
 }

@@ -514,7 +514,7 @@ type DeepPartial<T> = T extends readonly unknown[]
     ? { [K in keyof T]?: DeepPartial<T[K]> }
     : T;
 
-/** Of a server, unless it is told otherwise. */
+/** What a server does unless its options say otherwise. */
 export const SERVER_DEFAULTS = {
   /** Not heard of for so long, it may be replaced. */
   leaseSeconds: 10,

@@ -83,7 +83,7 @@ export interface Transform {
   readonly kind: 'none' | 'global' | 'feature';
   /** 1/255 for bytes, else 1. */
   readonly scale: number;
-  /** Of x · scale in the training part. Length: none 0, global 1, feature one a feature of an example. */
+  /** The mean of x · scale in the training part. Length: none 0, global 1, feature one a feature of an example. */
   readonly mean: readonly number[];
   /** As `mean`; 1 where a feature never varies. */
   readonly deviation: readonly number[];

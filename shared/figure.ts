@@ -12,7 +12,7 @@ const Text = Type.String({ maxLength: 500 });
 const Value = orNull(Type.Number());
 
 export const FIGURE_LIMITS = {
-  /** Of a report; more points of a chart, examples of a gallery and so on are not told. */
+  /** The most figures of a report; more points of a chart, examples of a gallery and so on are not told. */
   figures: 48,
   series: 200,
   points: 2_000,

@@ -4,9 +4,9 @@ import type { Evaluation, Metrics } from './rest.ts';
 
 export interface Moment {
   readonly step: number;
-  /** Of training before it. */
+  /** Seconds of training before it. */
   readonly seconds: number;
-  /** By names like `train/loss`. */
+  /** The values by names like `train/loss`. */
   readonly values: Readonly<Record<string, number>>;
 }
 

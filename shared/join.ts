@@ -5,7 +5,7 @@ export const JOIN_PATHS = {
   page: '/join',
   /** Its script, without anything of the experiments. */
   script: '/join.js',
-  /** Of tickets for the WebSocket. */
+  /** Where a page gets a ticket for the WebSocket. */
   ticket: '/join/ticket',
   /** What a worker in a page is made of, by name: for workers alone. */
   files: '/join/files/',
@@ -67,13 +67,13 @@ export interface JoinProgress {
   readonly run: string;
   readonly phase: string;
   readonly step: number;
-  /** Of the newest minibatch; null: not finite. */
+  /** The loss of the newest minibatch; null: not finite. */
   readonly loss: number | null;
   /** Since the start: gradients sent, and what the server did with them. */
   readonly pushes: number;
   readonly applied: number;
   readonly rejected: number;
-  /** Of the newest push that was answered. */
+  /** The staleness of the newest push that was answered. */
   readonly staleness: number | null;
   readonly minibatchesPerSecond: number;
   readonly examples: number;

@@ -22,12 +22,12 @@ export interface TensorSpec {
   readonly name: string;
   readonly shape: readonly number[];
   readonly role: Role;
-  /** Of statistics: the share of the old value that one merge keeps, in [0, 1). */
+  /** The share of the old value of statistics that one merge keeps, in [0, 1). */
   readonly momentum?: number;
 }
 
 export interface PlacedTensor extends TensorSpec {
-  /** Of its first element in the flat vector. */
+  /** The place of its first element in the flat vector. */
   readonly offset: number;
   /** Elements. */
   readonly size: number;

@@ -3,9 +3,9 @@ export const LIMITS = {
   /** One WebSocket message. 25 million parameters take 100 MB. */
   frameBytesMax: 2 ** 30,
   headerBytesMax: 2 ** 20,
-  /** Of what a run keeps of its data: 224 · 224 · 3 features, each with a mean and a deviation, take 3.2 MB. */
+  /** What a run keeps of its data: 224 · 224 · 3 features, each with a mean and a deviation, take 3.2 MB. */
   factsBytesMax: 2 ** 26,
-  /** Of all facts that are on their way to a server, together. */
+  /** All facts that are on their way to a server, together. */
   factsAtOnceBytesMax: 2 ** 26,
   bodyBytesMax: 2 ** 20,
   tensorCountMax: 10_000,
@@ -14,16 +14,16 @@ export const LIMITS = {
   runCountMax: 10_000,
   workerCountMax: 1_000,
   shardCountMax: 64,
-  /** Of one server. */
+  /** The standbys of one server. */
   standbyCountMax: 1,
   /** Runs that a worker without one is told of, for lack of their experiments: the newest. */
   missingToldMax: 20,
   /** Tensors and layers of one sample, each. */
   observedMax: 64,
   histogramBinsMax: 64,
-  /** Of an evaluation: an experiment's own, and two that are measured on the training part. */
+  /** The metrics of an evaluation: an experiment's own, and two that are measured on the training part. */
   metricCountMax: 66,
-  /** Of what workers measure: a float32 ends at 3.4e38, and sums of so large numbers stay finite. */
+  /** The most that workers may measure: a float32 ends at 3.4e38, and sums of so large numbers stay finite. */
   measuredMax: 1e100,
   /** A gradient, or samples, of 30 years. */
   durationMsMax: 1e12,
@@ -38,7 +38,7 @@ export const LIMITS = {
   bufferedBytesMax: 2 ** 31 + 2 ** 26,
   /** Beside two answers with parameters: beyond, a connection is not read until all of it has left. */
   unreadBytesMax: 2 ** 20,
-  /** Of a payload, on average over the time that a worker may be silent: 100 MB in 26 minutes. */
+  /** The least speed of a payload, on average over the time that a worker may be silent: 100 MB in 26 minutes. */
   payloadBytesPerSecondMin: 2 ** 16,
   /** What connections take beside the memory of runs: a share of what the process may have, within bounds. */
   connectionMemoryShare: 1 / 8,
@@ -55,14 +55,14 @@ export const LIMITS = {
   /** How often a shard and its server say that they live; after so long a shard that says nothing is lost. */
   shardBeatMs: 1_000,
   shardSilenceMs: 10_000,
-  /** In which a worker must have said to a shard who it is, and the server that it knows it. */
+  /** The time in which a worker must have said to a shard who it is, and the server that it knows it. */
   attachMs: 10_000,
-  /** Of a request to the server, all headers together. */
+  /** All headers of a request to the server together. */
   requestHeaderBytesMax: 16 * 1024,
-  /** In which the headers of a request, and all of it, must have come. */
+  /** The time in which the headers of a request, and all of it, must have come. */
   requestHeaderMs: 10_000,
   requestMs: 60_000,
-  /** In which a client must have agreed on encryption. */
+  /** The time in which a client must have agreed on encryption. */
   tlsHandshakeMs: 10_000,
   /** Between two requests on one connection: an idle one takes a socket from those who work. */
   keepAliveMs: 10_000,
@@ -72,7 +72,7 @@ export const LIMITS = {
   requestsUnderWayMax: 1_000,
   /** Requests and handshakes of one token in a second, without tokens of one address; `--requests-max`. */
   requestsPerSecondMax: 1_000,
-  /** Of one address whose token was missing or wrong. */
+  /** The requests of one address whose token was missing or wrong. */
   refusalsPerSecondMax: 20,
   /** Workers connected with one token; `--connections-max`. */
   connectionsPerTokenMax: 1_000,
@@ -84,8 +84,8 @@ export const LIMITS = {
   handshakesPerFault: 10,
   tokenCountMax: 1_000,
   /**
-   * Of the time of the thread that all pushes wait for: what one token may take with messages that the server has not
-   * asked for, and with requests, as a share of all time and at once after a pause. Without tokens of one address.
+   * How much of the thread that all pushes wait for one token may take with messages that the server has not asked for, and
+   * with requests: as a share of all time, and at once after a pause. Where there are no tokens it is one address.
    */
   messageTimeShareMax: 0.1,
   messageTimeBurstMs: 1_000,
@@ -100,7 +100,7 @@ export const LIMITS = {
   feedBytesPerSecondMax: 2 ** 16,
   /** That `/metrics` tells of one by one: those at work, then the newest. */
   scrapedRunsMax: 200,
-  /** Of a curve that is asked for. */
+  /** The fewest points of a curve that is asked for. */
   curvePointsMin: 10,
   curvePointsMax: 2_000,
   /** Studies that a server keeps, and one of them as JSON. */
@@ -111,19 +111,19 @@ export const LIMITS = {
   /** How soon a page must show its ticket, and how many may wait for that. */
   ticketSeconds: 30,
   ticketCountMax: 1_000,
-  /** Of one experiment, for pages. */
+  /** The data of one experiment for pages. */
   joinDataBytesMax: 2 ** 30,
-  /** Of one experiment that is sent to workers as a bundle; those that a server keeps, and all of them together. */
+  /** One experiment that is sent to workers as a bundle; the bundles that a server keeps, and all of them together. */
   bundleBytesMax: 2 ** 24,
   bundleCountMax: 1_000,
   bundlesBytesMax: 2 ** 30,
-  /** Of the bundles that the workers of a machine keep. */
+  /** All bundles that the workers of a machine keep, together. */
   bundleCacheBytesMax: 2 ** 28,
-  /** In which a worker must have fetched one. */
+  /** The time in which a worker must have fetched a bundle. */
   bundleFetchMs: 300_000,
-  /** Of records that wait for a Redis that is away. */
+  /** All records that wait for a Redis that is away, together. */
   journalBytesMax: 2 ** 26,
-  /** Of a record in Redis or in the state folder; of what lists all checkpoints of a run. */
+  /** A record in Redis or in the state folder, and the list of all checkpoints of a run. */
   recordBytesMax: 2 ** 22,
   registryBytesMax: 2 ** 26,
   /** How long a server that is not heard of may keep its state: `--lease-seconds`. */

@@ -9,7 +9,7 @@ export interface LogFacts {
   readonly code?: ErrorCode | string;
   readonly step?: number;
   /**
-   * Of lines that somebody else can cause: those of one kind are counted together when they come too often. Default: the
+   * The kind of lines that somebody else can cause: those of one kind are counted together when they come too often. Default: the
    * line without its numbers. Not written.
    */
   readonly kind?: string;

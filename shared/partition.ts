@@ -14,7 +14,7 @@ export interface Range {
 /** A tensor, or the part of it that lies in one range. */
 export interface Piece {
   readonly tensor: PlacedTensor;
-  /** Of its first element in the flat vector. */
+  /** The place of its first element in the flat vector. */
   readonly start: number;
   /** Elements. */
   readonly size: number;

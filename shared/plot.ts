@@ -12,7 +12,7 @@ export interface Look {
   readonly ink: string;
   readonly pale: string;
   readonly surface: string;
-  /** By index, which may be any. */
+  /** The colour of a series by its index, which may be any. */
   readonly color: (index: number) => string;
   /** From 0, the best, to 1, the worst. */
   readonly heat: (rank: number) => string;
@@ -287,7 +287,7 @@ function scaleOf(
     [low, high] = log ? [low / 2, high * 2] : [low - sizeOf(low) / 2, high + sizeOf(high) / 2];
   }
   const room = 0.05 * (map(high) - map(low));
-  // On a logarithmic scale within what a double can hold: below it lies 0, which has no logarithm.
+  // A logarithmic scale stays within what a double can hold: below it lies 0, which has no logarithm.
   const [start, end] = [
     log ? Math.max(LOG_MIN, map(low) - room) : map(low) - room,
     log ? Math.min(-LOG_MIN, map(high) + room) : map(high) + room,
@@ -334,7 +334,7 @@ function frame(xs: Scale, ys: Scale, x: Axis, y: Axis, box: Box, look: Look): st
   return parts.join('');
 }
 
-/** In the corner where it hides least. */
+/** The legend in the corner where it hides least. */
 function legend(
   named: readonly { name: string; color: string }[],
   drawn: readonly { x: number; y: number }[],

@@ -36,10 +36,10 @@ const oneOf = <L extends string>(names: readonly L[], description: string) =>
     ),
   );
 
-// Of messages that are no part of the protocol of workers, without descriptions.
+// These are also in messages that are no part of the protocol of workers, and have no descriptions.
 export const Name = Type.String({ pattern: NAME_PATTERN });
 export const Natural = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
-/** Of a worker's push: counts up from 1 over the life of an incarnation. */
+/** The number of a worker's push: counts up from 1 over the life of an incarnation. */
 export const Sequence = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
 export const Text = Type.String({ maxLength: 2000 });
 /** Drawn by the server for each connection of a worker. */
@@ -171,7 +171,7 @@ export const PhaseSchema = Type.Union(
     /** Evaluates the final parameters on the test part. */
     Type.Literal('testing'),
     Type.Literal('finished'),
-    /** By a user; `resume` goes on. */
+    /** Stopped by a user; `resume` goes on. */
     Type.Literal('stopped'),
     Type.Literal('failed'),
   ],
@@ -195,7 +195,7 @@ export const ShardAddressSchema = Type.Object(
   about('Where another process of the server listens.'),
 );
 export type ShardAddress = Static<typeof ShardAddressSchema>;
-/** Of a standby: the same, with the primary in the server's place. */
+/** The address of a standby: the same, with the primary in the server's place. */
 export type ServerAddress = ShardAddress;
 
 // From worker to server.

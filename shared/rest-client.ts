@@ -28,7 +28,7 @@ export type * from './rest.ts';
  * no answer in time, DP_INTERNAL when the answer is not one of a Downpour server.
  */
 export interface RestClient {
-  /** Of the server that is asked now, without a slash at the end. */
+  /** The address of the server that is asked now, without a slash at the end. */
   readonly url: string;
   /** Its interface, as OpenAPI. */
   openapi(): Promise<OpenApi>;
@@ -72,7 +72,7 @@ export interface RestClient {
   removeStudy(name: string): Promise<void>;
 }
 
-/** Of a longer list: a server answers pushes between the pages. */
+/** Runs in one page of a longer list: a server answers pushes between the pages. */
 const RUNS_AT_ONCE = 500;
 
 /** As far as everybody needs it. */
@@ -103,7 +103,7 @@ const isBytes = (body: unknown): body is Uint8Array<ArrayBuffer> => body instanc
 export function createRestClient(options: RestClientOptions): RestClient {
   const { token, timeoutMs = 10_000, signal, fetch = globalThis.fetch } = options;
   const urls = httpAddresses(options.server);
-  /** Of the server that answered last: the first one to be asked. */
+  /** The index of the server that answered last: the first one to be asked. */
   let at = 0;
 
   type Method = 'GET' | 'POST' | 'PUT' | 'DELETE';
@@ -275,7 +275,7 @@ function isForAnother(error: unknown, method: string): boolean {
   return method === 'GET' || /ECONNREFUSED/.test(errorText(error));
 }
 
-/** Of each server of a list with commas. @throws DownpourError DP_USAGE. */
+/** The address of each server of a list with commas. @throws DownpourError DP_USAGE. */
 export function httpAddresses(servers: string): string[] {
   return servers.split(',').map((server) => httpAddress(server.trim()));
 }

@@ -72,7 +72,7 @@ export const RollbackSchema = Type.Object({
   step: N,
   /** The step of the best evaluation whose parameters it took; null: fresh initial ones. */
   to: orNull(N),
-  /** Of the next update. */
+  /** The learning rate of the next update. */
   learningRate: N,
   reason: Type.String(),
 });
@@ -139,7 +139,7 @@ export const RunSummarySchema = Type.Object({
     target: orNull(N),
     refitSteps: orNull(N),
   }),
-  /** Of all applied pushes, as `stalenessHistogram` of the metrics counts them; null: none yet. */
+  /** The staleness of all applied pushes, as `stalenessHistogram` of the metrics counts them; null: none yet. */
   staleness: orNull(Type.Object({ p50: N, p95: N, max: N })),
   gradientNorm: orNull(N),
   /** Absent: an older server. */
@@ -154,7 +154,7 @@ export const RunSummarySchema = Type.Object({
   /** Why something of it cannot be written down; it is tried again. Null: all is. Absent: an older server. */
   unwritten: Type.Optional(orNull(Type.String())),
   data: orNull(DataSummarySchema),
-  /** Of a fork. Set: its validation examples may be among those that its first parameters were trained on. */
+  /** Set in a fork: its validation examples may be among those that its first parameters were trained on. */
   dataNote: orNull(Type.String()),
   /** What `error` is in all evaluations of the run; null: no worker has said. */
   errorMeasure: orNull(ErrorMeasureSchema),
@@ -168,7 +168,7 @@ export const RunDetailSchema = Type.Object({
   bundle: Type.Optional(orNull(Type.String())),
   config: RunConfigSchema,
   layoutHash: orNull(Type.String()),
-  /** Of one example; null: not known. */
+  /** The shape of one example; null: not known. */
   inputShape: orNull(Type.Array(N)),
   /** Names of the classes, the first 100; null: the data have none. All: `GET /runs/:id/data`. */
   classes: orNull(Type.Array(Type.String())),
@@ -202,7 +202,7 @@ export const WorkerSummarySchema = Type.Object({
   lastSeenSecondsAgo: N,
   leases: N,
   pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),
-  /** Of its applied pushes to its run; null: none. */
+  /** The mean staleness of its applied pushes to its run; null: none. */
   stalenessMean: orNull(N),
   computeMsMean: orNull(N),
   /** Smoothed over about its last 20; null: none. */
@@ -210,7 +210,7 @@ export const WorkerSummarySchema = Type.Object({
   examples: N,
   /** Over the last ten seconds; null: not known yet. */
   examplesPerSecond: orNull(N),
-  /** Of its connection, headers and all. */
+  /** The bytes of its connection, headers and all. */
   bytes: Type.Object({ received: N, sent: N }),
   /** What it was told last that went wrong, and when (ISO 8601); null: nothing, or a push was applied since. */
   lastError: orNull(
@@ -239,11 +239,11 @@ export const MetricsSchema = Type.Object({
   training: Type.Object({
     step: Type.Array(N),
     seconds: Type.Array(N),
-    /** Of all applied pushes so far; null in points of older releases, as `minibatchLoss` and `momentum`. */
+    /** The examples of all applied pushes so far; null in points of older releases, as `minibatchLoss` and `momentum`. */
     examples: Type.Array(orNull(N)),
     /** Smoothed, as `trainingLoss` of a run. */
     loss: Type.Array(orNull(N)),
-    /** Of the minibatch alone. */
+    /** The loss of the minibatch alone. */
     minibatchLoss: Type.Array(orNull(N)),
     learningRate: Type.Array(N),
     /** Null also where the update rule has none. */
@@ -329,7 +329,7 @@ export const StandbyFactsSchema = Type.Object({
 });
 export type StandbyFacts = Static<typeof StandbyFactsSchema>;
 
-/** Of `--checkpoint-copy`: what became of checkpoints that were to be copied into a bucket. */
+/** What became of checkpoints that `--checkpoint-copy` was to copy into a bucket. */
 export const CopyFactsSchema = Type.Object({
   /** `s3://bucket/prefix` */
   to: Type.String(),
@@ -349,7 +349,7 @@ export const CopyFactsSchema = Type.Object({
 });
 export type CopyFacts = Static<typeof CopyFactsSchema>;
 
-/** Of what connections take beside the memory of runs. */
+/** The memory that connections take beside that of runs. */
 export const ConnectionFactsSchema = Type.Object({
   /** Now, and at most. */
   bytes: N,
@@ -394,7 +394,7 @@ export type ServerFacts = Static<typeof ServerFactsSchema>;
 
 export const StatusSchema = Type.Object({
   ...ServerFactsSchema.properties,
-  /** In the order of creation. */
+  /** The runs in the order of creation. */
   runs: Type.Array(RunSummarySchema),
   /** How many there are; absent in answers of older releases, which told all. */
   runCount: Type.Optional(N),
@@ -403,7 +403,7 @@ export const StatusSchema = Type.Object({
 export type Status = Static<typeof StatusSchema>;
 
 export const RunPageSchema = Type.Object({
-  /** In the order of creation. */
+  /** The runs in the order of creation. */
   runs: Type.Array(RunSummarySchema),
   /** Set: there are more, which `after` with this value tells. Absent in answers of older releases, which told all. */
   next: Type.Optional(orNull(Type.String())),
@@ -424,7 +424,7 @@ const studyFacts = {
   /** Whose parameters were looked at; null: it is no look at one model. */
   run: orNull(Name),
   title: Type.String({ maxLength: 500 }),
-  /** Of its trials; null: it has none. */
+  /** How many of its trials have ended; null: it has none. */
   trials: orNull(Type.Object({ ended: Type.Integer(), of: Type.Integer() }, closed)),
 };
 
@@ -519,7 +519,7 @@ export type Login = Static<typeof LoginSchema>;
 export const TicketSchema = Type.Object({
   /** For one handshake. */
   ticket: Type.String(),
-  /** In which it must begin. */
+  /** The seconds within which it must begin. */
   seconds: Type.Number(),
 });
 export type Ticket = Static<typeof TicketSchema>;

@@ -40,7 +40,7 @@ export interface StoredTensor {
 }
 
 export interface SafetensorsHeader {
-  /** In the order of their data. */
+  /** The tensors in the order of their data. */
   readonly tensors: readonly StoredTensor[];
   readonly metadata: Readonly<Record<string, string>>;
   /** Where the data starts in the file, in bytes: length, header and padding. */

@@ -35,7 +35,7 @@ const DimensionSchema = Type.Union([
 export type Dimension = Static<typeof DimensionSchema>;
 export type SpaceValue = Static<typeof Scalar>;
 
-/** By path; an order that conditions follow: a dimension may depend on those before it. */
+/** The dimensions by path, in an order that conditions follow: a dimension may depend on those before it. */
 export type Space = Readonly<Record<string, Dimension>>;
 
 /** One value for each dimension that counts at this point. */

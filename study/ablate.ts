@@ -88,7 +88,7 @@ interface VariantResult {
   /** To the baseline, seed by seed; null for the baseline itself. */
   readonly difference: Estimate | null;
   readonly parameters: number | null;
-  /** At the best evaluation, mean. */
+  /** The mean number of updates at the best evaluation. */
   readonly steps: number;
   readonly seconds: number;
   readonly failed: number;
@@ -181,7 +181,7 @@ function resultsOf(
 const course = ({ evaluations }: Trial) =>
   evaluations.map(({ step, loss }) => `${step}:${loss}`).join(' ');
 
-/** With the half of its 95 % interval. */
+/** The mean with the half of its 95 % interval. */
 function spread(value: Estimate | null, format: Format): string {
   if (value === null || value.distinct < 2) return spreadText(value, format);
   return `${format(value.mean)} ± ${format(value.high - value.mean)}`;

@@ -22,18 +22,18 @@ export interface CombineSettings {
   readonly combinations: readonly Combination[];
   /** What accuracy may be lost for a lower cost, as a share of the answers. */
   readonly tolerance: number;
-  /** Of a cascade, instead of what `tolerance` leaves of the second one's; null: that. */
+  /** The accuracy of a cascade; null: what `tolerance` leaves of the second one's. */
   readonly accuracy: number | null;
-  /** Of a cascade of yes and no. */
+  /** The recall that a cascade of yes and no must reach. */
   readonly recall: number;
   readonly seed: number;
 }
 
 /** What was fitted or chosen: enough to use each combination. Plain JSON. */
 export interface Fitted {
-  /** Of each member; none of numbers. */
+  /** The temperature of each member; empty where answers are numbers. */
   readonly temperatures: readonly number[];
-  /** Of the mean of their probabilities after those, which alone is not sure enough (Rahaman and Thiery 2021). */
+  /** The temperature of the mean of their probabilities after those, which alone is not sure enough (Rahaman and Thiery 2021). */
   readonly pooled: number;
   /** Index of the member with the lowest log loss, or squared error. */
   readonly best: number;
@@ -147,7 +147,7 @@ export function combine(
   const outcomes = [
     ...members.map((member) => alone(member, 'member')),
     ...averages.map((member) => ({ ...alone(member, 'average'), raw: member.raw })),
-    // With its own temperature: what the others are held against is as good as it can be made.
+    // It gets its own temperature: what the others are held against is as good as it can be made.
     alone(
       members[best]!,
       'best',
@@ -442,7 +442,7 @@ export function squaredErrorsOfMeans(members: readonly Member[]): number[] {
   });
 }
 
-/** Of each output: what is answered less what is true; of classes, of each probability. */
+/** What is answered less what is true, for each output; for each probability where answers are classes. */
 function errorsOf(answers: Answers): Float64Array {
   const errors = sharesOf(answers);
   const { truths, count } = answers;

@@ -161,11 +161,11 @@ export function curveReport(
 interface MeasuredTrial {
   readonly n: number;
   readonly seed: number;
-  /** With an error. */
+  /** An evaluation that has an error. */
   readonly best: Evaluation;
 }
 
-/** Of few examples, two shares can be the same ones: one seed's training on them counts once. */
+/** Two shares of few examples can be the same ones: one seed's training on them counts once. */
 function distinctOf(trials: readonly Trial[]): MeasuredTrial[] {
   const known = new Map<string, MeasuredTrial>();
   for (const trial of trials) {

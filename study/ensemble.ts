@@ -50,11 +50,11 @@ export interface Measured {
   readonly way: Outcome['way'];
   /** Share of wrong answers, or mean squared error; with its 95 % interval over the examples. */
   readonly error: Estimate;
-  /** Of the error to that of the best single one, example by example; null: it is that. */
+  /** The difference of the error to that of the best single one, example by example; null: it is that one. */
   readonly difference: Estimate | null;
   /** To the mean error of the members; null: of one of them. */
   readonly toMembers: Estimate | null;
-  /** Of averaged parameters: to those of the same training without. */
+  /** The difference of averaged parameters to those of the same training without. */
   readonly toRaw: Estimate | null;
   /** Log loss, or squared error; null: it gives no probabilities. */
   readonly loss: Estimate | null;
@@ -62,13 +62,13 @@ export interface Measured {
   readonly calibrationError: number | null;
   readonly cost: number;
   readonly share: number | null;
-  /** Of yes and no: of those that are yes, and of the yes that was said. */
+  /** Where answers are yes and no: the share of those that are yes that was found, and of the yes that was said that is right. */
   readonly recall: number | null;
   readonly precision: number | null;
 }
 
 export interface EnsembleReport extends Report {
-  /** On all of the validation part: what there is to use. */
+  /** Fitted on all of the validation part, for use. */
   readonly fitted: Fitted;
   readonly use: Measured;
   readonly validation: readonly Measured[];

@@ -4,15 +4,15 @@ import type { Answers } from '../shared/answers.ts';
 
 /** A model and its answers to examples that it has not learnt from. */
 export interface Member {
-  /** Of the run. */
+  /** The name of its run. */
   readonly name: string;
   readonly label: string;
-  /** Of one answer, where the cheapest member's is 1. */
+  /** The cost of one answer, where the cheapest member's is 1. */
   readonly cost: number;
   /** Trained elements. */
   readonly parameters: number;
   readonly answers: Answers;
-  /** Of an average in training: the member that is the same training without it. */
+  /** For an average in training, the index of the member that is the same training without it. */
   readonly raw?: number;
 }
 

@@ -14,7 +14,7 @@ export interface Gater {
   readonly inputs: number;
   readonly hidden: number;
   readonly members: number;
-  /** Of each input, in the examples that it was trained on. */
+  /** The mean of each input, in the examples that it was trained on. */
   readonly mean: readonly number[];
   readonly deviation: readonly number[];
   /** Shape [hidden, inputs + 1], then [members, hidden + 1]; the last of each row is the bias. */
@@ -38,7 +38,7 @@ const EPOCHS = 40;
 const UPDATES_MAX = 4000;
 const RATE = 0.005;
 const DECAY = 1e-3;
-/** Of the examples: the rest chooses λ. */
+/** The share of the examples that it is trained on: the rest chooses λ. */
 const TRAINED_SHARE = 2 / 3;
 
 /** One answer an example. Costs a few seconds for thousands of examples. */
@@ -226,7 +226,7 @@ function costWeightOf(
 }
 
 /**
- * Of one pick, in answers of the cheapest member. A member multiplies by each of its parameters at least
+ * The cost of one pick, in answers of the cheapest member. A member multiplies by each of its parameters at least
  * once an answer, so this is no less than what the controller costs.
  */
 export function gaterCost({ weights }: Gater, members: readonly Member[]): number {

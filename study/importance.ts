@@ -93,7 +93,7 @@ function bestSplit(
   const total = rows.reduce((sum, row) => sum + values[row]!, 0);
   const n = rows.length;
   let best: { dimension: number; at: number } | null = null;
-  // Of the sums of squares around the two means only this part depends on the split.
+  // Only this part of the sums of squares around the two means depends on the split.
   let bestGain = (total * total) / n + 1e-12 * Math.abs(total);
   for (const dimension of tried) {
     const sorted = [...rows].sort((a, b) => places[a]![dimension]! - places[b]![dimension]!);

@@ -24,7 +24,7 @@ export interface LearningRateSettings {
   /** Ends of the range test. */
   readonly low: number;
   readonly high: number;
-  /** Of the range test. */
+  /** Updates of the range test. */
   readonly steps: number;
   /** Updates of a training at a constant rate. */
   readonly probeSteps: number;
@@ -43,7 +43,7 @@ const PROBES = [1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2] as const;
 export function learningRatePlan(settings: LearningRateSettings): Plan & { trialCount: number } {
   const { low, high, steps, probeSteps, seeds, workers, fork, base } = settings;
   const { seed, splitSeed } = resolveConfig(...base);
-  // Of a fork all seeds validate on what the run validated on: the rest its parameters have seen.
+  // All seeds of a fork validate on what the run validated on: its parameters have seen the rest.
   const split = fork ? { splitSeed: splitSeed ?? seed } : {};
   const counts = workers > 1 ? [1, workers] : [1];
   const own = Array.from({ length: seeds }, (_, i) => seed + i);
@@ -107,7 +107,7 @@ export interface RangeTest {
   readonly rates: readonly number[];
   /** Smoothed over neighbouring updates, without lag. */
   readonly losses: readonly number[];
-  /** Of the first updates. */
+  /** The mean loss of the first updates. */
   readonly initial: number;
   readonly lowest: { readonly rate: number; readonly loss: number };
   /** Where half of what had been learnt was lost again, or the run failed; null: not within the range. */
@@ -117,7 +117,7 @@ export interface RangeTest {
 
 /** Updates to each side that a smoothed loss looks at, as a share of the range test. */
 const SMOOTHING = 0.02;
-/** Of the fall of the loss, that must be lost again, and for good, to count as unstable … */
+/** The share of the fall of the loss that must be lost again, and for good, to count as unstable … */
 const LOST = 0.5;
 /** … and so many standard deviations of the smoothed loss: after some training it hardly falls any more. */
 const NOISES = 4;
@@ -133,7 +133,7 @@ export function analyseRange(curve: Curve, failed: boolean, workers: number): Ra
   const rates = curve.learningRate.slice(0, count);
   const reach = Math.max(1, Math.round(SMOOTHING * count));
   const losses = raw.map((_, i) => meanOf(raw.slice(Math.max(0, i - reach), i + reach + 1)));
-  // At the lowest rates nothing moves: their mean is the loss at the start.
+  // Nothing moves at the lowest rates: their mean is the loss at the start.
   const initial = meanOf(raw.slice(0, Math.max(5, Math.round(count / 20))));
   const lowest = losses.indexOf(Math.min(...losses));
   const quarter = raw.slice(0, Math.max(5, Math.ceil(count / 4)));
@@ -202,7 +202,7 @@ export function suggest(probes: readonly Probe[], limit: number | null): Suggest
   return { learningRate, best, unstable: Number.isFinite(unstable) ? unstable : null };
 }
 
-/** Of which every seed has a loss: what is the mean of those that were lucky says nothing of a rate. */
+/** Rates at which every seed has a loss: the mean of those that were lucky says nothing of a rate. */
 const steadyOf = (probes: readonly Probe[]) =>
   probes.filter(({ unstable, loss }) => unstable === 0 && loss !== null);
 
@@ -244,7 +244,7 @@ function probesOf(trials: readonly Trial[], ranges: readonly RangeTest[]): Probe
     });
 }
 
-/** Of a training at a constant rate, its end. */
+/** The last share of a training at a constant rate. */
 const LATE = 0.25;
 
 /**

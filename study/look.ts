@@ -27,7 +27,7 @@ export interface Looked {
   readonly rows: Int32Array;
   /** An example by its index in the part. */
   readonly show: (row: number) => Shown;
-  /** Of class 0, 1, …; null: they have none. */
+  /** The name of class 0, 1, …; null: they have none. */
   readonly classes?: readonly string[] | null;
 }
 
@@ -46,7 +46,7 @@ const CLASSES_MAX = 40;
 
 export function lookReport(settings: LookSettings, looked: Looked): Report {
   const { answers, rows, show } = looked;
-  // Of several questions an example, each yes or no, classes are the questions.
+  // With several questions an example, each yes or no, classes are the questions.
   const isOne = answers.kind !== 'binary' || answers.perExample === 1;
   const isNamed = isOne && looked.classes?.length === classCountOf(answers);
   const classes = isNamed ? looked.classes! : null;
@@ -148,7 +148,7 @@ function confusionOf(answers: Answers): number[][] | null {
   return counts;
 }
 
-/** Of losses in falling order: what share the first ones have. */
+/** What share the first of losses in falling order have. */
 function concentration(losses: readonly number[], total: number) {
   const points: { x: number; y: number }[] = [];
   let sum = 0;
@@ -163,7 +163,7 @@ function concentration(losses: readonly number[], total: number) {
 
 /** Fewer have no worst hundredth. */
 const HUNDREDTH_MIN = 100;
-/** Of the loss, where the worst 1 % would have 1 % if all were alike. */
+/** A share of the loss; the worst 1 % would have 1 % if all were alike. */
 const CONCENTRATED = 0.05;
 
 interface Findings {

@@ -13,11 +13,11 @@ import { numberText } from './report.ts';
  * units, and parameters that are rarely updated.
  */
 
-/** Of a tensor's weights, one update should move about so much: healthy from a tenth of it. */
+/** The share of a tensor's weights that one update should move, about; healthy from a tenth of it. */
 const MARK = 0.01;
 /** Fewer samples say nothing of how training went. */
 const SAMPLES_MIN = 6;
-/** Of the highest learning rate: what is sampled at less, as when a schedule has ended, says nothing against it. */
+/** A share of the highest learning rate: what is sampled at less, as when a schedule has ended, says nothing against it. */
 const FULL_RATE = 0.5;
 /** Below this share of its first gradient norm a tensor has arrived. */
 const ARRIVED = 0.01;
@@ -37,10 +37,10 @@ export interface ObservationsReport {
 
 /** What is known of the run besides; absent: not known. */
 export interface SampledRun {
-  /** Of its course, in the order of steps. */
+  /** The rates of its course, in the order of steps. */
   readonly rates?: readonly { readonly step: number; readonly learningRate: number }[];
   readonly optimizer?: string;
-  /** Of its best evaluation. */
+  /** The error of its best evaluation. */
   readonly error?: number | null;
 }
 
@@ -171,7 +171,7 @@ function courseOf(
   };
 }
 
-/** Of the last point up to a step, else of the first one. */
+/** The rate of the last point up to a step, else of the first one. */
 function rateAt(rates: NonNullable<SampledRun['rates']>, step: number): number | null {
   return (rates.findLast((point) => point.step <= step) ?? rates[0])?.learningRate ?? null;
 }

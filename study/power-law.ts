@@ -23,7 +23,7 @@ export interface Extrapolation {
 
 /** Two sizes are a line through two points: nothing tells how far it can be believed. */
 export const SIZES_MIN = 3;
-/** Of fewer sizes a floor is whatever the noise makes of it. */
+/** With fewer sizes a floor is whatever the noise makes of it. */
 const FLOOR_SIZES_MIN = 4;
 
 export interface Measured {

@@ -23,11 +23,11 @@ import { shareInterval } from './statistics.ts';
 export interface RefuseSettings {
   readonly name: string;
   readonly part: string;
-  /** Of the answers that are given, from 0 to 1. */
+  /** The accuracies wanted of the answers that are given, from 0 to 1. */
   readonly accuracies: readonly number[];
   /** Shares of the examples that are answered. */
   readonly coverages: readonly number[];
-  /** Of the halves. */
+  /** The seed that divides the examples into halves. */
   readonly seed: number;
 }
 
@@ -186,7 +186,7 @@ function ranked(answers: Answers, temperature: number): Ranked {
   return rank(decisions, answers.truths);
 }
 
-/** Of two halves in one order. */
+/** The answers of two halves in one order. */
 function merged(parts: readonly Ranked[]): Ranked {
   const all = parts.flatMap(({ confidence, right }) =>
     Array.from(confidence, (value, i) => ({ value, right: right[i]! })),
@@ -217,7 +217,7 @@ function crossed([first, second]: readonly [Answers, Answers], fit: (half: Answe
       { own: ranked(first, one), other: ranked(second, one) },
       { own: ranked(second, two), other: ranked(first, two) },
     ],
-    /** Of all answers, each by the other half's temperature. */
+    /** The log loss of all answers, each by the other half's temperature. */
     logLoss:
       (logLoss(second, one) * second.count + logLoss(first, two) * first.count) /
       (first.count + second.count),

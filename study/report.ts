@@ -14,7 +14,7 @@ export interface Report {
   readonly rows: readonly (readonly string[])[];
   /** One paragraph. */
   readonly advice: string;
-  /** By file name of the SVG that is written. */
+  /** The plots, by the file name of the SVG that is written. */
   readonly plots: Readonly<Record<string, Plot>>;
   /** All of it for programs. */
   readonly facts: Readonly<Record<string, unknown>>;

@@ -19,7 +19,7 @@ interface OfData {
 export function mustShareData(trials: readonly OfData[]): void {
   const first = new Map<string, OfData>();
   for (const trial of trials) {
-    // Of a worker of an older release nothing is known but what it trained on.
+    // A worker of an older release tells nothing but what it trained on.
     if (trial.data?.rawFingerprint === undefined) continue;
     const key = canonical(settingsOf(trial.config, trial.data.depends ?? []));
     const known = first.get(key);

@@ -18,7 +18,7 @@ export interface ScaledRun {
   readonly reason: string;
   readonly step: number;
   readonly seconds: number;
-  /** Of the validation part, oldest first. */
+  /** The evaluations of the validation part, oldest first. */
   readonly evaluations: readonly Evaluation[];
   readonly test: Evaluation | null;
   /** [i]: pushes applied with staleness i. */
@@ -40,7 +40,7 @@ export interface ScaleSettings {
   readonly format: Format;
 }
 
-/** Of all seeds of one number of workers and one mode. */
+/** What all seeds of one number of workers and one mode gave. */
 export interface ScaleRow {
   readonly workers: number;
   readonly mode: string;
@@ -67,7 +67,7 @@ export interface StalenessFacts {
   readonly max: number;
 }
 
-/** Of a histogram; null: it is empty. @param counts [i]: how often i. */
+/** The mean of a histogram; null: it is empty. @param counts [i]: how often i. */
 export function stalenessFacts(counts: readonly number[]): StalenessFacts | null {
   let n = 0;
   let sum = 0;
@@ -237,7 +237,7 @@ function adviceOf(
   }
   const time = ({ secondsToTarget }: ScaleRow) => secondsToTarget!.mean;
   const fastest = ended.reduce((a, b) => (time(b) < time(a) ? b : a));
-  // Of those that are about as fast the one that needs the fewest workers.
+  // Among those that are about as fast, the one that needs the fewest workers.
   const choice = ended
     .filter((row) => time(row) <= WORTH * time(fastest))
     .reduce((a, b) => (b.workers < a.workers ? b : a));
@@ -287,7 +287,7 @@ function listOf(rows: readonly ScaleRow[]): string {
   return `${counts.join(', ')} workers`;
 }
 
-/** Of independent seeds: their intervals must be apart. */
+/** The seeds are independent: their intervals must be apart. */
 function differenceText(a: ScaleRow, b: ScaleRow, format: Format): string {
   const gap = signed(a.value!.mean - b.value!.mean, format);
   if (a.value!.distinct < 2 || b.value!.distinct < 2) return `${gap} (one seed)`;

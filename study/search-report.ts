@@ -29,9 +29,9 @@ const IMPORTANCE_TRIALS_EACH = 3;
 const IDLE_TRIALS_MIN = 20;
 /** Nearer to an end of its range than this share of it, the best value asks for another range. */
 const BORDER = 0.05;
-/** Of a range: what is as good so far inside tells against the best lying beyond the end. */
+/** A share of a range: what is as good so far inside tells against the best lying beyond the end. */
 const FAR = 0.25;
-/** Of the best value: what is no more above it counts as good as it. */
+/** A share of the best value: what is no more above it counts as good as it. */
 const TIED = 0.02;
 
 /** Table, plots and advice of a search. @param command how the best trial is trained and tested. */
@@ -128,7 +128,7 @@ function sharesOf(
   }
   if (dimensions < 2) return '';
   const positive = finite.filter((value) => value > 0);
-  // Of logarithms: twice the error is twice as bad wherever one is. 0 counts as half of the least that is above it.
+  // Logarithms are compared: twice the error is twice as bad wherever one is. 0 counts as half of the least that is above it.
   const isLog = least >= 0 && positive.length > 0;
   const floor = Math.min(...positive) / 2;
   const places = trials.map(({ point }) => placesOf(space, point));

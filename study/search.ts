@@ -19,7 +19,7 @@ export interface SearchSettings {
   readonly method: 'random' | 'grid' | 'sobol';
   /** Exactly so many results; of a grid at most. */
   readonly trials: number;
-  /** Of the points; the runs' own seed is in their configuration. */
+  /** The seed of the points; the runs' own seed is in their configuration. */
   readonly seed: number;
   readonly metric: Metric;
   /** Above 1: each round after the first halves the ranges around the best so far. */
@@ -35,7 +35,7 @@ export interface SearchSettings {
 }
 
 const LEARNING_RATE = 'learningRate';
-/** Of the learning rate's range, around the best, that the trials after `learningRateFirst` look at. */
+/** The share of the learning rate's range, around the best, that the trials after `learningRateFirst` look at. */
 const LEARNING_RATE_WIDTH = 0.25;
 
 /**

@@ -32,7 +32,7 @@ const DIRECTIONS: readonly (readonly [a: number, ...m: number[]])[] = [
 
 export const SOBOL_DIMENSIONS_MAX = DIRECTIONS.length + 1;
 
-/** Of the study's seed: the shift of a dimension. */
+/** The stream of the study's seed for the shift of a dimension. */
 const SHIFT_STREAM = 0x2100_0000;
 
 /**

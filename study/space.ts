@@ -11,7 +11,7 @@ import { SOBOL_DIMENSIONS_MAX, sobolPoint } from './sobol.ts';
 
 /** Points of a search space: between values and the unit cube, and three ways to choose them. */
 
-/** Of the study's seed: the trial of index i draws from stream RANDOM_STREAM + i. */
+/** The trial of index i draws from stream RANDOM_STREAM + i of the study's seed. */
 const RANDOM_STREAM = 0x2000_0000;
 /** A grid above this many dimensions is refused. */
 const GRID_DIMENSIONS_MAX = 4;

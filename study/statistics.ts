@@ -5,9 +5,9 @@ export interface Estimate {
   /** Different values, to twelve digits: of fewer than two nothing is known about how they scatter. */
   readonly distinct: number;
   readonly mean: number;
-  /** Of the mean; NaN for fewer than two different values. */
+  /** The standard error of the mean; NaN for fewer than two different values. */
   readonly standardError: number;
-  /** Of the mean, by Student's t; NaN for fewer than two different values. */
+  /** The lower end of the interval of the mean, by Student's t; NaN for fewer than two different values. */
   readonly low: number;
   readonly high: number;
   /** The share of such intervals that hold the true mean, e.g. 0.95. */
@@ -29,13 +29,13 @@ export function estimate(values: readonly number[], level = 0.95): Estimate {
   return { count, distinct, mean, standardError, low: mean - half, high: mean + half, level };
 }
 
-/** With its interval within what a share can be. */
+/** The same with its interval within what a share can be. */
 export function asShare(value: Estimate): Estimate {
   const within = (end: number) => Math.min(1, Math.max(0, end));
   return { ...value, low: within(value.low), high: within(value.high) };
 }
 
-/** Of a share that was seen in so many cases: Wilson's score interval. Both NaN for none. */
+/** Wilson's score interval of a share that was seen in so many cases. Both NaN for none. */
 export function shareInterval(
   count: number,
   of: number,

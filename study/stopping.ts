@@ -58,7 +58,7 @@ interface WayResult {
   readonly loss: Estimate | null;
   readonly steps: number;
   readonly seconds: number;
-  /** Of the test error to restore's, seed by seed. */
+  /** The difference of the test error to restore's, seed by seed. */
   readonly difference: Estimate | null;
 }
 

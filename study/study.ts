@@ -31,7 +31,7 @@ export interface Fork {
 /** Training as it went, update by update, of a study that asks for it by `keepCurves`. */
 export interface Curve {
   readonly learningRate: readonly number[];
-  /** Of each minibatch. */
+  /** The loss of each minibatch. */
   readonly loss: readonly (number | null)[];
   readonly staleness: readonly number[];
 }
@@ -39,7 +39,7 @@ export interface Curve {
 export interface TrialEnd {
   readonly kind: 'finished' | 'killed' | 'failed';
   readonly reason: string;
-  /** Of the error for which no worker could do it, in words of `shared/errors.ts`. */
+  /** The code of the error for which no worker could do it, in words of `shared/errors.ts`. */
   readonly code?: string;
 }
 
@@ -47,7 +47,7 @@ export interface TrialEnd {
 export interface Trial {
   /** From 0, in the order of the study. */
   readonly index: number;
-  /** Of the run on the server. */
+  /** The id of the run on the server. */
   readonly id: string;
   /** For people: what is special about it. */
   readonly label: string;
@@ -63,7 +63,7 @@ export interface Trial {
   level: number;
   end: TrialEnd | null;
   phase: Phase | 'missing';
-  /** Of the validation part while training, oldest first. */
+  /** The evaluations of the validation part while training, oldest first. */
   evaluations: readonly Evaluation[];
   best: Evaluation | null;
   test: Evaluation | null;

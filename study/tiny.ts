@@ -13,7 +13,7 @@ export interface TinySettings {
   readonly steps: number;
   /** One trial for each. */
   readonly workers: readonly number[];
-  /** Of the data, before anything is set apart: those that are trained and validated on. */
+  /** The examples to train and validate on, before anything is set apart. */
   readonly available: number;
   /** The data have a validation part of their own. */
   readonly ownValidation: boolean;
@@ -43,7 +43,7 @@ export interface TinyResult {
   readonly reason: string;
 }
 
-/** Of the examples that validate: hardly looked at, so few are enough. */
+/** How many examples validate: hardly looked at, so few are enough. */
 const VALIDATION = 64;
 
 export function tinyTrials(settings: TinySettings): readonly NewTrial[] {

@@ -4,19 +4,19 @@ import { DownpourError } from '../shared/errors.ts';
 
 /** What `downpour ablate` compares: named parts of a configuration, the first of them the baseline. */
 
-/** By name, in order. */
+/** The variants by name, in order. */
 export type Variants = Readonly<Record<string, PartialConfig>>;
 
 /** What the baseline's runs have told. */
 export interface Facts {
-  /** Of the baseline. */
+  /** How many the baseline has. */
   readonly parameters: number;
   readonly trainCount: number;
 }
 
 export interface VariantSet {
   readonly baseline: string;
-  /** Of `of`, the baseline first. */
+  /** The names of `of`, the baseline first. */
   readonly names: readonly string[];
   /** @param base completed. */
   of(facts: Facts, base: RunConfig): Variants;

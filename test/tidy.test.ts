@@ -179,6 +179,23 @@ describe('layers', () => {
   });
 });
 
+describe('comments', () => {
+  test('are sentences, or name their subject: none only ends one with "of …"', () => {
+    // The server, the wire and the simulation are still to be gone through.
+    const folders = ['files', 'shared', 'worker', 'study', 'cli', 'web', 'bench'];
+    const wrong = folders
+      .flatMap((folder) => sources(join(ROOT, folder)))
+      .filter((path) => !/\/cli\/(simulate|paper)\//.test(path))
+      .flatMap((path) => {
+        const found = readFileSync(path, 'utf8').match(
+          /(?:\/\*\*|\/\/|^ *\/\*\*\n *\*) Of [\w`'].*/gm,
+        );
+        return (found ?? []).map((comment) => `${relative(ROOT, path)}: ${comment}`);
+      });
+    expect(wrong).toEqual([]);
+  });
+});
+
 describe('exports', () => {
   test('are values that another file takes, and schemas beside their types', () => {
     const all = [...LAYERS, 'bench', 'examples', 'scripts', 'test'].flatMap((folder) =>

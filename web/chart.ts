@@ -29,7 +29,7 @@ export interface Content {
   readonly yLabel: string;
   readonly xLog?: boolean;
   readonly yLog?: boolean;
-  /** Of values in the legend, and of ticks. */
+  /** How values of the legend and ticks are written. */
   readonly formatY?: (value: number) => string;
   readonly formatTick?: (value: number) => string;
   readonly formatX?: (value: number) => string;
@@ -215,7 +215,7 @@ export class Chart {
           'aria-hidden': 'true',
         }),
         h('span', {}, curve.label),
-        // Of a bar there is no last value.
+        // A bar has no last value.
         curve.draw !== 'bars' && this.#values[i],
       ),
     );
@@ -357,7 +357,7 @@ class Drawing {
     cancelAnimationFrame(this.#frame);
   }
 
-  /** At once. */
+  /** Draws at once what is waiting. */
   finish(): void {
     this.stop();
     this.#draw(Infinity);
@@ -394,7 +394,7 @@ class Drawing {
       const value = y[i];
       if (value == null) continue;
       const top = this.#plot.valToPos(value, 'y', true);
-      // Of what is not above 0 there is no logarithm.
+      // What is not above 0 has no logarithm.
       if (!Number.isFinite(top)) continue;
       if (drawn) ctx.lineTo(this.#left[i]!, top);
       else ctx.moveTo(this.#left[i]!, top);

@@ -34,7 +34,7 @@ const XS: readonly (readonly [X, string])[] = [
 ];
 /** Rows of the table at first: a hundred take longer to lay out than to draw their curves. */
 const ROWS_FIRST = 20;
-/** At once, so that a hundred runs do not hold up the training. */
+/** How many are read at once, so that a hundred runs do not hold up the training. */
 const READERS = 4;
 const READ_MS = 3_000;
 
@@ -298,7 +298,7 @@ function curveOf(
   return { x, y, points: false };
 }
 
-/** On the line between the points beside it. */
+/** The examples on the line between the points beside a step. */
 function examplesAt({ step, examples }: Metrics['training'], at: number): number {
   const i = step.findIndex((each) => each >= at);
   if (i < 0) return examples.at(-1) ?? at;

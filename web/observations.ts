@@ -9,7 +9,7 @@ import { saveButtons } from './save.ts';
 
 /** What workers sampled of a run: the size of updates, units that are dead or saturated, histograms over time. */
 
-/** Of a tensor's size, one update should move so much (Deep Learning §11.5: about 1 %). */
+/** The share of a tensor's size that one update should move (Deep Learning §11.5: about 1 %). */
 const BAND = { low: 1e-3, high: 1e-2 } as const;
 
 type What = 'weights' | 'gradients' | 'updates' | 'activations';

@@ -116,7 +116,7 @@ export function emptyState(title: string, text: string, command?: string): HTMLE
   );
 }
 
-/** Of several values one. */
+/** A choice of one of several values. */
 export function select(
   label: string,
   options: readonly (readonly [value: string, text: string])[],
@@ -145,7 +145,7 @@ export function slider(
   { max, step, value }: { max: number; step: number; value: number },
   onChange: (value: number) => void,
 ): HTMLElement {
-  // By name: else the label would be the output's, which comes first in it.
+  // The label names its field: else it would be the output's, which comes first in it.
   const id = `slider-${label.toLowerCase()}`;
   const output = h('output', { for: id }, String(value));
   const input = h('input', {

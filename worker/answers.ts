@@ -14,7 +14,7 @@ import { nextTurn } from './turn.ts';
 
 export interface AnswersOptions {
   readonly part: 'train' | 'validation' | 'test';
-  /** At most so many examples, evenly spaced. */
+  /** The most examples to answer, evenly spaced. */
   readonly examplesMax?: number;
   readonly signal?: AbortSignal;
 }

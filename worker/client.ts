@@ -519,7 +519,7 @@ export class Client {
           return;
         }
         this.#refusal = refusalOfStatus(status, this.#url);
-        // Of several addresses that were tried, there is only the code.
+        // Where several addresses were tried, there is only the code.
         const text = errorText(error) || (error as NodeJS.ErrnoException).code;
         this.#lost(1006, text ?? 'connection closed');
       },
@@ -715,7 +715,7 @@ export class Client {
     this.#heartbeat = setInterval(() => this.#beat(connection), this.#patience().beatMs);
   }
 
-  /** Of a server that stands still: less where there is another one. */
+  /** How long a server that stands still is waited for: less where there is another one. */
   #patience(): { beatMs: number; silenceMs: number; handshakeMs: number } {
     if (this.#others().length === 0) {
       const { heartbeatMs: beatMs, silenceMs } = LIMITS;

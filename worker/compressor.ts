@@ -93,7 +93,7 @@ interface Rule {
 const nothingKept: Settle = () => {};
 const nothing = () => {};
 
-/** Of a range without trainable elements: no bytes, or a count of none. */
+/** What a range without trainable elements sends: no bytes, or a count of none. */
 const nothingToSend: Rule = {
   count: () => 0,
   encode(_, __, out) {
@@ -171,7 +171,7 @@ function int8(n: number): Rule {
         const sent = new Float32Array(n);
         decodeGradient('int8', out, sent);
         for (let i = 0; i < n; i++) {
-          // Of a block that was not finite nothing was taken.
+          // Nothing was taken of a block that was not finite.
           if (!Number.isNaN(sent[i]!)) residual.values[i]! += sent[i]! - gradient[i]!;
         }
       };

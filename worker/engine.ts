@@ -197,7 +197,7 @@ async function loadBinding(
   process.env.TF_CPP_MIN_LOG_LEVEL ??= '2';
   if (options.threads !== undefined) {
     process.env.TF_NUM_INTRAOP_THREADS = String(options.threads);
-    // Of a graph: more threads than that only hand its small operations to and fro, 10 % of a step.
+    // More threads than that only hand the small operations of a graph to and fro, 10 % of a step.
     process.env.TF_NUM_INTEROP_THREADS = String(options.threads);
   }
   if (variant === 'gpu') {

@@ -71,7 +71,7 @@ export interface ModelArguments {
   readonly tf: Tf;
   readonly seed: number;
   readonly hyperparameters: Hyperparameters;
-  /** Of one example, without the minibatch. */
+  /** The shape of one example, without the minibatch. */
   readonly inputShape: number[];
   /** Classes of the targets; 0 where they are numbers. */
   readonly classCount: number;
@@ -193,7 +193,7 @@ const FIELDS: Fields<keyof Experiment> = {
   },
 };
 
-/** Of evaluations themselves, and of JavaScript's objects. */
+/** Names that evaluations themselves and JavaScript's objects have. */
 const RESERVED = ['loss', 'error', 'trainingLoss', 'trainingError', '__proto__'];
 /** Evaluations of the training part add two of their own. */
 const METRICS_MAX = LIMITS.metricCountMax - 2;

@@ -79,7 +79,7 @@ interface Attr {
 
 /** Constants of a graph, bytes: they go through a file. */
 const CONSTANT_BYTES_MAX = 64 * 2 ** 20;
-/** Of TensorFlow's graph format; 2.15 writes 1645 and reads all from 0. */
+/** The version of TensorFlow's graph format; 2.15 writes 1645 and reads all from 0. */
 const GRAPH_PRODUCER = 1087;
 const OUTPUT = 'output';
 
@@ -107,7 +107,7 @@ export function record(
   const backend = tf.backend() as unknown as NativeBackend;
   const { binding } = backend;
   const nodes: Bytes[] = [];
-  /** By the binding's number of a tensor: where in the graph it comes from. */
+  /** Where in the graph a tensor comes from, by the binding's number of it. */
   const sources = new Map<number, string>();
   const fed: string[] = [];
   let constantBytes = 0;

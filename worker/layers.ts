@@ -271,7 +271,7 @@ const invalid = (message: string) => new DownpourError('DP_EXPERIMENT_INVALID', 
 export interface HiddenKnobs {
   /** Hidden layers. */
   readonly layers?: number;
-  /** Of each hidden layer. */
+  /** How many units each hidden layer has. */
   readonly units?: number;
   /** What the units are multiplied by. */
   readonly unitsTimes?: number;
@@ -296,7 +296,7 @@ export interface HiddenKnobs {
 }
 
 export interface HiddenOptions {
-  /** Of the layer that follows; counted with `parameters`. Default: classCount, or 1. */
+  /** The units of the layer that follows; counted with `parameters`. Default: classCount, or 1. */
   readonly outputs?: number;
 }
 

@@ -6,7 +6,7 @@ import { type Tensor, tf } from './tf.ts';
 
 /** The losses and the error that are built in. Each is the mean over the examples of a minibatch. */
 
-/** Of labels: a share ε of certainty is spread evenly over all classes (Deep Learning §7.5.1). */
+/** The smoothing of labels: a share ε of certainty is spread evenly over all classes (Deep Learning §7.5.1). */
 export function smoothingOf(
   { labelSmoothing, loss }: Experiment,
   hyperparameters: Hyperparameters,
@@ -62,7 +62,7 @@ const difference: Measure = (targets, predictions) =>
 
 /** A built-in loss. */
 export function namedLoss(loss: LossName, data: DataShape, smoothing = 0): Measure {
-  // Of logits, so that nothing overflows.
+  // It takes logits, so that nothing overflows.
   if (loss === 'softmaxCrossEntropy') return crossEntropyOf(tf.logSoftmax, data, smoothing);
   if (loss === 'negativeLogLikelihood') return crossEntropyOf((logs) => logs, data, smoothing);
   if (loss === 'sigmoidCrossEntropy') return sigmoidCrossEntropy(smoothing);

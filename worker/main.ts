@@ -41,12 +41,12 @@ export interface WorkerOptions {
   readonly token?: string | (() => string | null);
   /** For `wss://`: whom to trust, and our own certificate. */
   readonly tls?: ConnectionOptions;
-  /** By name, or one that is open already. */
+  /** The name of an engine, or one that is open already. */
   readonly engine?: EngineName | 'auto' | Engine;
   readonly threads?: number;
   /** Where experiments lie. */
   readonly folders: readonly string[];
-  /** Of experiments that operators have sent; null: they are not run. Absent: it knows nothing of them. */
+  /** The source of experiments that operators have sent; null: they are not run. Absent: it knows nothing of them. */
   readonly bundles?: BundleSource | null;
   /** Where data lies, absolute. */
   readonly dataFolder: string;
@@ -67,7 +67,7 @@ export interface WorkerOptions {
 }
 
 export interface WorkerResult {
-  /** Of the runs that ended while this worker had them, oldest first. */
+  /** The ends of the runs that this worker had then, oldest first. */
   readonly ended: readonly Omit<End, 'type'>[];
 }
 
@@ -75,7 +75,7 @@ export interface WorkerResult {
 interface Assignment {
   readonly assign: Assign;
   readonly summary: DataSummary;
-  /** Of its data, as `join` has them. */
+  /** The facts of its data, as `join` has them. */
   readonly facts: Uint8Array;
   readonly model: Model;
   readonly trainer: Trainer;
@@ -157,7 +157,7 @@ class Worker {
         if (this.#options.once || this.#options.run !== null) return { ended: this.ended };
       } else {
         const assignment = this.#assignment;
-        // Of a run that has been left meanwhile.
+        // The message is for a run that has been left meanwhile.
         if (assignment?.assign.run !== message.run) {
           if (message.type === 'work') release?.();
           continue;

@@ -15,7 +15,7 @@ import { type Tensor, tf } from './tf.ts';
 
 export interface Measures {
   readonly loss: Measure;
-  /** With label smoothing. */
+  /** The loss with label smoothing. */
   readonly trainingLoss: Measure;
   readonly error: Measure;
   readonly metrics: readonly (readonly [name: string, measure: Measure])[];
@@ -118,7 +118,7 @@ interface Trial {
 
 function tryOut(what: string, measure: Measure, shapes: Shapes, count: number): Trial {
   let spread: Trial['spread'] = null;
-  /** By tensor: 1, of targets; 2, of predictions; 3, of both. */
+  /** What each tensor is made of: 1, targets; 2, predictions; 3, both. */
   const origins = new Map<number, number>();
   const originOf = (tensors: readonly Tensor[]) =>
     tensors.reduce((origin, { id }) => origin | (origins.get(id) ?? 0), 0);

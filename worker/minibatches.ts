@@ -56,7 +56,7 @@ export function createOrders(seed: number, prepared: PreparedData) {
   };
 }
 
-/** Of the dropout of one minibatch: the same whichever worker computes it, and however often. */
+/** The seed of the dropout of one minibatch: the same whichever worker computes it, and however often. */
 export function minibatchSeed(seed: number, lease: Pick<Lease, 'epoch' | 'start'>): number {
   return mix(seed >>> 0, mix(lease.epoch, lease.start));
 }

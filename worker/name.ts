@@ -1,6 +1,6 @@
 import { hostname } from 'node:os';
 
-/** Of this worker, made of the host and the process. Fits `NAME_PATTERN`. */
+/** The name of this worker, made of the host and the process. Fits `NAME_PATTERN`. */
 export function defaultName(): string {
   const host = hostname()
     .toLowerCase()

@@ -50,7 +50,7 @@ interface Pending {
   readonly step: number;
   readonly generation: number;
   readonly exact: boolean;
-  /** Of the elements looked at, tensor by tensor. */
+  /** The weights of the elements looked at, tensor by tensor. */
   readonly weights: readonly Float32Array[];
   readonly tensors: readonly TensorObservation[];
   readonly layers: LayerObservation[];

@@ -19,9 +19,9 @@ import { createDecoder } from './compressor.ts';
  */
 
 export interface ShardLinksOptions {
-  /** Of shards 1, 2, …; more than the layout has ranges are left alone. */
+  /** The addresses of shards 1, 2, …; more than the layout has ranges are left alone. */
   readonly shards: readonly ShardAddress[];
-  /** Of the server, for shards on its host. */
+  /** The address of the server, for shards on its host. */
   readonly server: string;
   readonly session: string;
   readonly layout: Layout;

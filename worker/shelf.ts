@@ -35,7 +35,7 @@ export class Shelf {
   readonly #sent = new Map<string, MissingExperiment>();
   /** Runs that this process could not take part in. */
   readonly #refused = new Set<string>();
-  /** Of bundles that could not be fetched: when to try again, monotonic ms. */
+  /** When to try again to fetch a bundle that could not be fetched, monotonic ms. */
   readonly #failures = new Map<string, { readonly count: number; readonly againMs: number }>();
 
   constructor(folders: readonly string[], log: Log, bundles: BundleSource | null = null) {

@@ -42,7 +42,7 @@ export interface TrainerOptions {
     Partial<Pick<RunConfig, 'evaluateTraining' | 'observe'>>;
   readonly model: Model;
   readonly prepared: PreparedData;
-  /** Of the shards that get the parts of each push; absent: one gets all. */
+  /** The ranges of the shards that get the parts of each push; absent: one gets all. */
   readonly ranges?: readonly Range[];
   readonly exchange: Exchange;
   readonly signal: AbortSignal;
@@ -58,7 +58,7 @@ export interface TrainerProgress {
   readonly run: string;
   readonly phase: Phase;
   readonly step: number;
-  /** Of the minibatch. */
+  /** The loss of the minibatch. */
   readonly loss: number | null;
   readonly examples: number;
   readonly computeMs: number;
@@ -99,7 +99,7 @@ class RunTrainer implements Trainer {
   readonly #minibatches: Minibatches;
   readonly #compressor: Compressor;
   readonly #observer: Observer | null;
-  /** Of the pushes under way whose payloads were written, by sequence. */
+  /** What to do when the pushes under way are answered, by sequence; for those whose payloads were written. */
   readonly #settles = new Map<number, { readonly settle: Settle; discard(): void }>();
   /** The newest parameters. */
   #current: Pulled | null = null;

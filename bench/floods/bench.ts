@@ -18,7 +18,7 @@ export interface FloodRow {
   readonly with: number;
   /** Median of the ratios of each turn. */
   readonly share: number;
-  /** Of the server's resident memory while it lasts, MB; null where there is no /proc. */
+  /** The server's resident memory while it lasts, MB; null where there is no /proc. */
   readonly rssMegabytes: number;
   readonly rssBefore: number;
   /** Close codes of the flooders, and how often. */

@@ -220,7 +220,7 @@ function ask(url: string, agent: Agent): Promise<boolean> {
       (response) => {
         const isStream = response.headers['content-type'] === 'text/event-stream';
         response.on('data', () => {
-          // Of the feed its first event, which has all.
+          // The first event of the feed has all.
           if (isStream) asked.destroy();
         });
         response.on('close', () => resolve(response.statusCode === 200));

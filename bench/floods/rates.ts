@@ -26,7 +26,7 @@ export interface FloodRow {
   readonly with: number;
   /** Median of the shares of each turn. */
   readonly share: number;
-  /** Of the flood: MB/s that the server took, or answers/s. */
+  /** What the flood reached: MB/s that the server took, or answers/s. */
   readonly taken: number;
 }
 
@@ -34,7 +34,7 @@ export interface FloodOptions {
   /** Beside which readers ask. */
   readonly runs: number;
   readonly repetitions: number;
-  /** Of a turn; the flood has begun before. */
+  /** Seconds of a turn; the flood has begun before. */
   readonly seconds: number;
   /** How long the flood has lasted when the turn begins: what may be spent at once is spent. */
   readonly leadSeconds: number;
@@ -56,7 +56,7 @@ const READS: readonly (readonly [name: string, paths: readonly string[]])[] = [
   ['GET /runs/:id/workers', [`/runs/${RUN}/workers`]],
   ['GET /feed, opened anew', ['/feed']],
 ];
-/** Of runs that are made beside the one that is trained, at the same time. */
+/** Runs that are made at the same time, beside the one that is trained. */
 const CREATED_AT_ONCE = 16;
 
 export async function benchRates(options: FloodOptions): Promise<FloodRow[]> {

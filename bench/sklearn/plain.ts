@@ -65,7 +65,7 @@ export function errorOf({ outputs, targets, facts }: Predictions): number {
   const { classes } = facts;
   const wrong = outputs.map((output, i) => {
     if (classes === null) return Math.abs(output[0]! - Number(targets[i]));
-    // Of numbers, 1 and 1.0 are one class.
+    // The numbers 1 and 1.0 are one class.
     const name = classes[output.indexOf(Math.max(...output))]!;
     return name === targets[i] || Number(name) === Number(targets[i]) ? 0 : 1;
   });

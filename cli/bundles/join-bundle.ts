@@ -30,7 +30,7 @@ import { bundleModule, OWN_IMPORT, type Plugin, ROOT } from './bundler.ts';
  */
 
 export interface BundleOptions {
-  /** Of experiments, or folders of them; absolute. */
+  /** Absolute paths of experiments, or of folders with experiments. */
   readonly paths: readonly string[];
   /** Where data lie, absolute. */
   readonly dataFolder: string;
@@ -40,7 +40,7 @@ export interface BundleOptions {
 
 export interface BundleManifest {
   readonly experiments: readonly string[];
-  /** By name. */
+  /** The files by name. */
   readonly files: Readonly<Record<string, JoinFile>>;
 }
 

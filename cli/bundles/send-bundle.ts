@@ -29,7 +29,7 @@ import {
 
 export interface ExperimentBundle {
   readonly experiment: string;
-  /** Of its files: workers that have them agree with those that are sent the bundle. */
+  /** The hash of its files: workers that have them agree with those that are sent the bundle. */
   readonly experimentHash: string;
   readonly sha256: string;
   readonly content: Buffer;
@@ -45,7 +45,7 @@ export interface ExperimentBundle {
 const MARK = '__downpour_refused__';
 const MARKED = ['import.meta', '__dirname', '__filename', 'require.resolve'] as const;
 const DEFINE = Object.fromEntries(MARKED.map((expression) => [expression, MARK]));
-/** Of esbuild: an import whose name is computed when it runs. */
+/** What esbuild calls an import whose name is computed when it runs. */
 const COMPUTED = ['unsupported-dynamic-import', 'unsupported-require-call'];
 /** CommonJS packages ask for modules of Node by `require`. */
 const REQUIRE = `import { createRequire as __createRequire } from 'node:module';
@@ -88,7 +88,7 @@ export async function bundleExperiment(file: string): Promise<ExperimentBundle> 
   if (content.includes(MARK)) problems.push(...(await inputs.marked()));
   problems.push(...inputs.ofDownpour());
   if (problems.length > 0) {
-    // Of a package the first is enough.
+    // One line for each package is enough.
     const lines = new Map<string, string>();
     for (const { file: where, text } of problems.toReversed()) lines.set(inputs.chain(where), text);
     const text = [...lines].map(([chain, why]) => `  ${chain}: ${why}`).join('\n');
@@ -210,7 +210,7 @@ class Inputs {
     return [...new Set(paths.map((path) => this.nameOf(path)))].sort();
   }
 
-  /** Of a package its name, else the path from the experiment's folder. */
+  /** A package's name, else the path from the experiment's folder. */
   nameOf(path: string): string {
     const at = path.lastIndexOf(MODULES);
     if (at >= 0) return packageOf(path.slice(at + MODULES.length));

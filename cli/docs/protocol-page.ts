@@ -84,7 +84,7 @@ function rowsOf(schema: JsonSchema, path: string): string[] {
   });
 }
 
-/** Of a schema that may be null: the other branch. */
+/** The other branch of a schema that may be null. */
 function notNull(schema: JsonSchema): JsonSchema {
   const others = schema.anyOf?.filter(({ type }) => type !== 'null');
   return others?.length === 1 ? others[0]! : schema;
@@ -97,7 +97,7 @@ function titleOf(schema: JsonSchema): string | undefined {
   return SHAPES.find((shape) => JSON.stringify(shape.schema) === key)?.title;
 }
 
-/** Of a run: it has a page. */
+/** Whether this is the configuration of a run, which has a page. */
 const isConfig = ({ properties }: JsonSchema) => properties?.minibatchSize !== undefined;
 
 function typeOf(schema: JsonSchema, many = false): string {

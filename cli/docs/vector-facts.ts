@@ -63,7 +63,7 @@ function randomVectors() {
       const from = random(seed, stream);
       return times(count, () => draw(from));
     };
-    // Of the second bound half of all draws are too large, and are drawn again.
+    // Half of all draws are too large for the second bound, and are drawn again.
     const below = [10, 2 ** 31 + 1].map((bound) => ({
       ...{ bound, numbers: drawn(8, (from) => from.below(bound)) },
     }));
@@ -121,7 +121,7 @@ function leaseVectors() {
 /** Which rows of the training examples train and which validate. */
 function splitVectors() {
   const count = 20;
-  // Of class 0 there are ten.
+  // Ten examples are of class 0.
   const classes = times(count, (i) => (i % 2 === 0 ? 0 : 1 + (i % 3)));
   const data: ExperimentData = {
     train: {

@@ -42,7 +42,7 @@ const SHUFFLED_MIN = 20;
 /** Share of the cells that makes a column one of numbers, though some are none. */
 const NUMBERS_SHARE = 0.5;
 const DATES_SHARE = 0.9;
-/** Of missing values, above which a column says too little. */
+/** The share of missing values above which a column says too little. */
 const SPARSE_SHARE = 0.9;
 /** Texts with fewer words than this, as a mean, are rather names or codes. */
 const WORDS_MIN = 3;

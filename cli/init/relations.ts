@@ -2,7 +2,7 @@ import type { ColumnProfile } from '../../worker/data/tables/table-profile.ts';
 
 /** Columns that say the same as another one. */
 
-/** Of its variance, what a straight line may leave unexplained where two columns are the same quantity. */
+/** The share of its variance that a straight line may leave unexplained where two columns are the same quantity. */
 const LINE_REST = 1e-6;
 /** Different values that must lie on the line before it is one. */
 const LINE_POINTS = 5;

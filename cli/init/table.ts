@@ -276,7 +276,7 @@ interface Inputs {
   readonly dates: readonly ColumnProfile[];
   readonly dateOrder: DateOrder | undefined;
   readonly texts: readonly ColumnProfile[];
-  /** Of each of `texts`. */
+  /** How many inputs each of `texts` becomes. */
   readonly hashSize: number;
   readonly ignored: readonly { readonly profile: ColumnProfile; readonly why: string }[];
 }

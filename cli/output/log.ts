@@ -31,7 +31,7 @@ function structured(): Log {
       // A line ends with its own line break, which stays.
       hooks: { streamWrite: cleanJsonText },
     },
-    // At once: what a process said before it was killed is there.
+    // Written at once, so that the last words of a process that is killed are there.
     pino.destination({ dest: 2, sync: true }),
   );
   return (line, { level = 'info', ...facts } = {}) => logger[level](facts, line);

@@ -41,7 +41,7 @@ const REDRAW_MS = 100;
 /** Between two plain lines, where nothing else is new than time. */
 const PLAIN_MS = 5_000;
 
-/** On a terminal, unless NO_COLOR is set; a log of CI is read as text. */
+/** Colours on a terminal, unless NO_COLOR is set; a log of CI is read as text. */
 export function colorsOf(screen: Screen) {
   return pc.createColors(pc.isColorSupported && screen.isTTY === true);
 }

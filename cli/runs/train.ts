@@ -87,7 +87,7 @@ export async function trainCommand(file: string, options: TrainOptions): Promise
     return client.createRun({
       ...(options.run === undefined ? {} : { id: options.run }),
       experiment: experimentName(file),
-      // Of the files that were bundled.
+      // The hash of the files that were bundled.
       experimentHash: bundle?.experimentHash ?? experimentHash,
       ...(bundle && { bundle: bundle.sha256 }),
       config,
@@ -414,7 +414,7 @@ function report(
   for (const line of lines) print(line);
 }
 
-/** Of an own server the path as seen from here, else the name that the server has for it. */
+/** The path as seen from here for an own server, else the name that the server has for it. */
 function checkpointPath(
   checkpoint: CheckpointSummary,
   run: string,

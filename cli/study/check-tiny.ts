@@ -25,10 +25,10 @@ import type { Pool } from '../workers/pool.ts';
 /** Whether a few examples can be learnt by heart, with everything that training has. */
 
 const TINY_EXAMPLES = 32;
-/** Of fewer in all, too few would be left to learn. */
+/** With fewer examples in all, too few would be left to learn. */
 const TINY_MIN = 8;
 const TINY_STEPS = 300;
-/** Of what the best constant answer costs, or of the loss before training where nobody knows that. */
+/** The share of what the best constant answer costs, or of the loss before training where nobody knows that. */
 const TINY_LOSS = 0.1;
 
 interface TinyOptions {

@@ -44,7 +44,7 @@ export interface MemberSource {
   readonly label: string;
   /** An average stands for itself. */
   readonly role: 'member' | 'average';
-  /** Of an average in training: the member that is the same training without it. */
+  /** For an average in training, the index of the member that is the same training without it. */
   readonly raw?: number;
 }
 
@@ -55,7 +55,7 @@ export interface ExamineOptions {
   readonly folder: string;
   readonly data?: string;
   readonly engine?: string;
-  /** Of each source, instead of what was measured. */
+  /** The cost of each source, instead of what was measured. */
   readonly costs?: readonly number[];
   /** The mean of the members' parameters as one more average. */
   readonly weights: boolean;

@@ -79,7 +79,7 @@ export interface StudyDefinition {
 /** For reports that need more than what the trials have told. */
 export interface ReportContext {
   readonly session: Session;
-  /** Of the results. */
+  /** Where the results are written. */
   readonly folder: string;
   readonly signal: AbortSignal;
 }

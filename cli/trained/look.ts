@@ -120,7 +120,7 @@ export async function tellReport(
   options: TellOptions,
 ): Promise<void> {
   const paths = await writeReport(resolve(options.out), report);
-  // Of a file nobody knows whose it is.
+  // Nobody knows which run a file is of.
   if (options.checkpoint === undefined) {
     const session = await openSession({ ...options, run });
     try {

@@ -48,7 +48,7 @@ export interface Trained {
   readonly model: Model;
   /** What was sampled while it was trained; null: the checkpoint is a file, or nothing was. */
   readonly observed: Observations | null;
-  /** Of the run, beside what was sampled; null: the checkpoint is a file. */
+  /** What is known of the run, beside what was sampled; null: the checkpoint is a file. */
   readonly sampledRun: SampledRun | null;
 }
 
@@ -145,7 +145,7 @@ async function copyOf(
     ]);
     const learningRate = (i: number) => training.learningRate[i]!;
     const rates = training.step.map((step, i) => ({ step, learningRate: learningRate(i) }));
-    // Of an error of the user's own 0 need not be the end.
+    // An error of the user's own may go below 0.
     const error = errorMeasure === 'own' ? null : (best?.error ?? null);
     return { ...copied, observed, sampledRun: { rates, optimizer: config.optimizer.kind, error } };
   } finally {
@@ -153,11 +153,11 @@ async function copyOf(
   }
 }
 
-/** Of a checkpoint that an older release wrote. */
+/** What to say of a checkpoint that an older release wrote. */
 export const standardisedAnew = (run: string) =>
   `run ${run} was made by a release that kept nothing about its data: the standardisation is computed again from the current data`;
 
-/** Of training or validation examples. The test part is looked at by `downpour test` alone. */
+/** The answers to training or validation examples. The test part is looked at by `downpour test` alone. */
 export function answersOfPart(
   { model, experiment, prepared }: Trained,
   part: 'train' | 'validation',

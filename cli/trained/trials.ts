@@ -6,7 +6,7 @@ import type { RestClient } from '../../shared/rest-client.ts';
 export interface RunsAndTrials {
   /** Oldest first, as all of them. */
   readonly own: readonly RunSummary[];
-  /** Of studies. */
+  /** The runs of studies. */
   readonly trials: readonly RunSummary[];
 }
 

@@ -93,7 +93,7 @@ export function chooseGpus<T extends { readonly index: number }>(
   return present.filter(({ index }) => indices.includes(String(index)));
 }
 
-/** Of `downpour work` for one of them; secrets go by the environment. */
+/** The arguments of `downpour work` for one GPU; secrets go by the environment. */
 function argumentsOf(options: WorkOptions): string[] {
   const given = (name: string, value: string | number | undefined) =>
     value === undefined ? [] : [`--${name}`, String(value)];

@@ -13,7 +13,7 @@ type Original = typeof import('../experiment.ts');
 
 export interface BundledExperiment {
   readonly experiment: Experiment;
-  /** Of its files, as every worker computes it. */
+  /** The hash of its files, as every worker computes it. */
   readonly hash: string;
   /** Name of the file of its data. */
   readonly data: string;
@@ -26,7 +26,7 @@ export function setBundle(given: Readonly<Record<string, BundledExperiment>>): v
   bundle = given;
 }
 
-/** By name; that is also their path. */
+/** The experiments by name, which is also their path. */
 export const findExperiments: Original['findExperiments'] = async () =>
   new Map(
     Object.entries(bundle).map(([name, { hash }]): [string, FoundExperiment] => [

@@ -90,7 +90,7 @@ function checkScale(prepared: PreparedData): Finding {
     return finding('scale', 'problem', `${text} No feature ever varies.`, next, numbers);
   }
   const apart = isTable ? ratio : 1;
-  // By each feature they are as near to 1 as they can be made.
+  // Standardised by each feature they are as near to 1 as they can be made.
   const isDone = prepared.transform.kind === 'feature';
   const bad = rms > 10 || rms < 0.01 || apart > 1000;
   if (isDone || !(bad || rms > 3 || rms < 0.1 || apart > 30)) {

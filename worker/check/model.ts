@@ -10,7 +10,7 @@ import { type Finding, finding, norm, percent, short, tooFew } from './finding.t
 const GRADIENT_EXAMPLES = 16;
 /** Enough that a unit which is silent on all of them is silent on nearly all there are. */
 const ACTIVATION_EXAMPLES = 256;
-/** On fewer a healthy unit is silent by chance. */
+/** On fewer examples a healthy unit is silent by chance. */
 const ACTIVATIONS_MIN = 8;
 const LOSS_EXAMPLES = 512;
 
@@ -188,7 +188,7 @@ export interface InitialLoss {
 export function judgeInitialLoss(given: InitialLoss): Finding {
   const { loss, measured, classCount, priors, constant } = given;
   const isYesNo = loss === 'sigmoidCrossEntropy';
-  // Of a loss of the experiment's own nobody knows what guessing costs.
+  // Nobody knows what guessing costs by a loss of the experiment's own.
   const isCross = loss === 'softmaxCrossEntropy' || loss === 'negativeLogLikelihood';
   const expected = isYesNo
     ? Math.LN2
@@ -458,7 +458,7 @@ export const PASSIVE = [
   'AveragePooling2D',
 ];
 
-/** Of the values that a layer gives. */
+/** What the values that a layer gives say of its state. */
 export function stateOf({ layer, activation, values, shape }: LayerOutput): LayerState {
   const units = shape.at(-1) ?? 1;
   const rows = values.length / units;

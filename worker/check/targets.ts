@@ -29,7 +29,7 @@ function checkCopies(prepared: PreparedData): Finding | null {
   const constant = Array.from({ length: size }, (_, t) => t).filter((t) =>
     rows.every((row) => at(targets.values, row, size, t) === targets.values[t]),
   );
-  // Of classes `classes` says it.
+  // Where targets are classes, `classes` says it.
   if (constant.length === size && classesOf(prepared) === null) {
     return finding(
       'targets',
@@ -101,7 +101,7 @@ function checkParts(prepared: PreparedData): Finding | null {
   );
 }
 
-/** Of n draws none is of a class with the share p: (1 − p)ⁿ. The share is from a few draws too (Laplace). */
+/** How likely none of n draws is of a class with the share p: (1 − p)ⁿ. The share is from a few draws too (Laplace). */
 function isNoChance(counts: readonly number[], c: number, draws: number): boolean {
   const all = counts.reduce((sum, count) => sum + count, 0);
   return counts[c]! > 0 && (1 - (counts[c]! + 1) / (all + counts.length)) ** draws < CHANCE;

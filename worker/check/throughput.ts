@@ -22,9 +22,9 @@ const TIMED_MS = 150;
 const TIMED_STEPS = 3;
 /** Beyond it larger sizes take long to look at, and are of no use. */
 const STEP_MS_MAX = 1000;
-/** Of the memory that is free, one more doubling may take. */
+/** The share of the memory that is free that one more doubling may take. */
 const MEMORY_SHARE = 0.4;
-/** Of the best speed among 32 … 256, that a smaller size must reach to be chosen. */
+/** The share of the best speed among 32 … 256 that a smaller size must reach to be chosen. */
 const ENOUGH = 0.8;
 
 /**

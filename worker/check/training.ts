@@ -27,7 +27,7 @@ export interface TrialOptions {
   readonly model: Model;
   readonly config: Pick<RunConfig, 'seed' | 'minibatchSize' | 'learningRate'>;
   readonly updater: Updater;
-  /** At most; an epoch at most as well. */
+  /** The most updates; an epoch at most as well. */
   readonly steps: number;
   readonly signal?: AbortSignal;
 }
@@ -42,7 +42,7 @@ export interface Ratio {
   readonly ratio: number;
   readonly largest: number;
   readonly moved: boolean;
-  /** Of the gradient, first and last. */
+  /** The norm of the gradient, first and last. */
   readonly gradientNorm: readonly [number, number];
 }
 
@@ -313,7 +313,7 @@ export function checkRatios({ ratios, diverged }: Trained): Finding {
 
 /** Statistics of a minibatch of fewer are not those of others. */
 const MODES_MIN = 8;
-/** Of the loss: evaluations may differ from training by noise and dropout, not by so much. */
+/** A factor of the loss: evaluations may differ from training by noise and dropout, not by so much. */
 const MODES = 1.5;
 
 function checkModes({ modes, diverged, losses }: Trained, { layout }: Model): Finding {

@@ -7,10 +7,10 @@ export interface Column {
   readonly shape: readonly number[];
   /** One for each number of an example. */
   readonly names?: readonly string[];
-  /** Of targets that are classes: the name of class 0, 1, … */
+  /** The name of class 0, 1, …, for targets that are classes. */
   readonly classes?: readonly string[];
   /**
-   * Of inputs: NaN is a missing number. `standardise: 'feature'` puts the mean of its feature in its place, measured
+   * NaN is a missing number of inputs. `standardise: 'feature'` puts the mean of its feature in its place, measured
    * on the training part: after standardisation that is 0.
    */
   readonly missing?: 'mean';

@@ -51,7 +51,7 @@ export interface PreparedData {
 
 export interface PrepareOptions {
   readonly seed: number;
-  /** Of the split, where it is not `seed`. */
+  /** The seed of the split, where it is not `seed`. */
   readonly splitSeed?: number | null;
   /** Share of the training examples set apart when the data has no validation part, in [0, 1). */
   readonly validationFraction: number;
@@ -68,7 +68,7 @@ export interface PrepareOptions {
   /** As many examples as are kept, drawn from them by `seed` with replacement (Deep Learning §7.11). */
   readonly bootstrap?: boolean;
   readonly standardise: 'none' | 'global' | 'feature';
-  /** Of a run whose parameters are used: its transform, instead of one that is measured. */
+  /** The facts of a run whose parameters are used: its transform, instead of one that is measured. */
   readonly facts?: DataFacts | null;
   /** Name of the experiment's loss, which the targets must suit; null or none: a function of its own. */
   readonly loss?: string | null;

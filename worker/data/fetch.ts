@@ -18,7 +18,7 @@ const MNIST_MIRRORS = [
 
 export interface RemoteFile {
   readonly name: string;
-  /** Of the content without compression, since mirrors pack it differently. */
+  /** The size of the content without compression, since mirrors pack it differently. */
   readonly bytes: number;
   readonly sha256: string;
 }

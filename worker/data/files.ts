@@ -5,7 +5,7 @@ import { DownpourError, errorText } from '../../shared/errors.ts';
 
 /** Reading whole files of data, gzip or not, with the errors that a user can act on. */
 
-/** Of a data file, decompressed; more than Node holds in one buffer safely is never useful. */
+/** The most bytes of a data file, decompressed; more than Node holds in one buffer safely is never useful. */
 const DATA_FILE_BYTES_MAX = 4 * 2 ** 30 - 1;
 
 /** Read at once. */
@@ -29,7 +29,7 @@ export async function readDataFile(path: string, options: ReadOptions = {}): Pro
   try {
     const { size } = await file.stat();
     if (size > bytesMax) throw tooLarge(path, bytesMax);
-    // Of a pipe the size is not known: it is read in pieces, as what is decompressed.
+    // The size of a pipe is not known: it is read in pieces, as what is decompressed.
     const head = await readInto(file, Buffer.alloc(Math.min(size, 2)));
     if (size > 0 && !isGzip(head)) {
       const bytes = Buffer.allocUnsafeSlow(size);

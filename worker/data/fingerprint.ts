@@ -12,7 +12,7 @@ const VERSION = '2:';
 const text = (value: unknown) => new TextEncoder().encode(JSON.stringify(value));
 
 /**
- * Of all inputs and targets of all parts, with their types, shapes, names and classes, before split and transform:
+ * A hash of all inputs and targets of all parts, with their types, shapes, names and classes, before split and transform:
  * the same on every machine, another where one element differs.
  */
 export function rawFingerprint(data: ExperimentData): string {
@@ -28,13 +28,13 @@ export function rawFingerprint(data: ExperimentData): string {
 
 /** Rows of the data's training part, as the split chose them. */
 export interface ChosenRows {
-  /** In the order of the training part; null: all, as they are. */
+  /** The rows in the order of the training part; null: all, as they are. */
   readonly train: Int32Array | null;
   /** Null: the data have a validation part of their own. */
   readonly validation: Int32Array | null;
 }
 
-/** Of the same, with the split and what is done to inputs. @param raw of `rawFingerprint` */
+/** A hash of the same, with the split and what is done to inputs. @param raw of `rawFingerprint` */
 export function fingerprint(
   raw: string,
   { train, validation }: ChosenRows,

@@ -391,7 +391,7 @@ function mustKnow(where: string, given: Record<string, unknown>, fields: readonl
     if (fields.includes(key)) continue;
     const lower = key.toLowerCase();
     const alias = fields.find((field) => field.toLowerCase() === (ALIASES[lower] ?? lower));
-    // Of short words too many are near: `text` is no misspelt `test`.
+    // Too many words are near to a short one: `text` is no misspelt `test`.
     const meant = alias ?? (key.length < 5 ? null : nearest(key, fields));
     if (meant === null || given[meant] !== undefined) continue;
     throw invalid(`${where} has an unknown field '${key}'; did you mean '${meant}'?`);
@@ -409,7 +409,7 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
 const isBuffer = (value: unknown) =>
   /^\[object (Shared)?ArrayBuffer\]$/.test(Object.prototype.toString.call(value));
 
-/** Of any copy of TensorFlow.js. */
+/** Whether it is a tensor of any copy of TensorFlow.js. */
 const isTensor = (value: unknown) =>
   typeof value === 'object' &&
   value !== null &&

@@ -25,7 +25,7 @@ export const MNIST_FILES = {
 
 type MnistPaths = Record<keyof typeof MNIST_FILES, string>;
 
-/** Of one file, decompressed; all of MNIST's training images are 47 MB. */
+/** The most bytes of one file, decompressed; all of MNIST's training images are 47 MB. */
 const IDX_BYTES_MAX = 1 << 30;
 const SIDE = 28;
 const CLASS_COUNT = 10;
@@ -173,7 +173,7 @@ async function readPart(imagesPath: string, labelsPath: string): Promise<Example
   };
 }
 
-/** Of each class, the share that is set apart for testing. */
+/** The share of each class that is set apart for testing. */
 const PACKAGED_TEST_SHARE = 0.2;
 /** Fixed, whatever the run's seed: a test set that changes would compare nothing. */
 const PACKAGED_SEED = 20_150_601;

@@ -58,7 +58,7 @@ function mustHaveOneShape(of: string, [first, ...others]: readonly Told[]): void
   }
 }
 
-/** Of those parts that have a list. */
+/** All parts that have a list must have the same one. */
 function mustHaveOneList(of: string, list: 'names' | 'classes', all: readonly Told[]): void {
   const [first, ...others] = all.filter(({ column }) => column[list] !== undefined);
   for (const { part, column } of others) {
@@ -120,7 +120,7 @@ function ofOneKind(all: readonly Told[], choose: (all: readonly Told[]) => Kind)
 /** Whole numbers up to this are float32 numbers too. */
 const FLOAT32_WHOLE_MAX = 2 ** 24;
 
-/** Of columns of different kinds. */
+/** The kind that holds inputs of different kinds. */
 function inputsKind(all: readonly Told[]): Kind {
   const kinds = all.map(({ column }) => kindOf(column.values));
   const bytes = all[kinds.indexOf('uint8')];

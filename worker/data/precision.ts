@@ -69,7 +69,7 @@ export function mustFitFloat32(parts: readonly Part[], transform: InputTransform
   }
 }
 
-/** Of float32 that was rounded to a few steps. */
+/** Refuses float32 that was rounded to a few steps. */
 function mustNotBeRounded(where: string, column: Column): void {
   const lost = roundedColumns(column).find(({ share }) => share > LOST_SHARE);
   if (lost === undefined) return;
@@ -155,14 +155,14 @@ export interface RoundedColumn {
   readonly like: number;
   /** From one float32 of this size to the next. */
   readonly spacing: number;
-  /** Of rounding, as a share of the standard deviation. */
+  /** The rounding, as a share of the standard deviation. */
   readonly share: number;
 }
 
 /** Rows that are looked at: enough for a deviation. */
 const ROWS = 2000;
 
-/** Of tables and lists of float32: columns whose numbers are so large, and so near each other, that float32 has no digits for it. */
+/** Columns of tables and lists of float32 whose numbers are so large, and so near each other, that float32 has no digits for it. */
 export function roundedColumns(column: Column): RoundedColumn[] {
   const { values, shape } = column;
   const size = rowSize(column);

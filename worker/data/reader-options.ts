@@ -21,7 +21,7 @@ export const oneOf = (...values: readonly (string | boolean)[]): Field => ({
   test: (value) => values.includes(value as string),
 });
 
-/** Of the examples, for the test part. */
+/** The share of the examples for the test part. */
 export const TEST_FRACTION = optional({
   allowed: 'a number from 0 to below 1',
   test: (value) => typeof value === 'number' && value >= 0 && value < 1,

@@ -48,7 +48,7 @@ export function windows3D(info: backend_util.Conv3DInfo): Windows {
   };
 }
 
-/** Of the gradient of a pooling, by its attributes; two dimensions or three, as the input's shape says. */
+/** The windows of the gradient of a pooling, by its attributes; two dimensions or three, as the input's shape says. */
 export function poolingWindows(shape: readonly number[], attrs: NamedAttrMap): Windows {
   const { filterSize, strides, pad, dimRoundingMode } = attrs as unknown as AvgPool3DGradAttrs;
   if (shape.length === 4) {

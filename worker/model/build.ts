@@ -123,7 +123,7 @@ function predictedShape(
   return found.shape.slice(1);
 }
 
-/** Of some training examples: what is NaN before any update no learning rate will mend. */
+/** Tries some training examples: what is NaN before any update no learning rate will mend. */
 export async function checkNumbers(
   instance: Instance,
   prepared: PreparedData,

@@ -7,11 +7,11 @@ import type { PreparedData } from '../data/examples.ts';
 export const invalid = (message: string, cause?: unknown) =>
   new DownpourError('DP_EXPERIMENT_INVALID', message, cause === undefined ? {} : { cause });
 
-/** Of the data that a model is built for. */
+/** The shapes and kinds of the data that a model is built for. */
 export interface DataShape {
-  /** Of one example. */
+  /** The shape of one example's input. */
   readonly inputShape: readonly number[];
-  /** Of one example's target; [] for one class or one number. */
+  /** The shape of one example's target; [] for one class or one number. */
   readonly targetShape: readonly number[];
   /** 0 where targets are numbers. */
   readonly classCount: number;

@@ -16,7 +16,7 @@ export interface Instance {
   /** Losses of regularised layers. */
   penalties(): Scalar[];
   readonly layersModel: LayersModel | null;
-  /** Of one example's predictions. */
+  /** The shape of one example's predictions. */
   readonly outputShape: readonly number[];
   /** Code of others takes part in a step: what it does may change from one to the next. */
   readonly foreign: boolean;

@@ -64,7 +64,7 @@ export function layersInstance(model: LayersModel, { inputShape }: DataShape): O
   };
 }
 
-/** Of a class of the user's, with a `call` of the user's, or with a state from step to step. */
+/** Whether the layer is of a class of the user's, has a `call` of the user's, or a state from step to step. */
 function isForeign(layer: Layer): boolean {
   if (!isLibraryClass(layer) || Object.hasOwn(layer, 'call') || layer.stateful) return true;
   const { layers, layer: wrapped, forwardLayer, backwardLayer, cell, cells } = layer as Nested;

@@ -24,7 +24,7 @@ export class LoadedParameters {
     this.#holdStatistics();
   }
 
-  /** In the order of the layout. */
+  /** The weights in the order of the layout. */
   get weights(): readonly PlacedWeight[] {
     return this.#weights;
   }

@@ -17,7 +17,7 @@ export interface Folder {
   readonly folders: readonly Folder[];
 }
 
-/** Of one, of several. */
+/** What one and several of them are called. */
 const KINDS = {
   system: ['hidden or system file', 'hidden or system files'],
   other: ['file that is not a picture', 'files that are not pictures'],

@@ -178,7 +178,7 @@ function notesOf(
 
 // Reading.
 
-/** Of all pictures that are decoded at a time. */
+/** The most bytes of all pictures that are decoded at a time. */
 const DECODING_BYTES_MAX = 256 * 2 ** 20;
 const DECODING_MAX = 8;
 const BROKEN_MAX = 10;
@@ -243,7 +243,7 @@ function copyPixels(
     if (alpha > alphaMax) alphaMax = alpha;
     if (alpha !== 255) {
       isOpaque = false;
-      // In integers, rounded: the same everywhere.
+      // Integers, rounded, are the same everywhere.
       const rest = 255 - alpha;
       r = Math.floor((r * alpha + red * rest + 127) / 255);
       g = Math.floor((g * alpha + green * rest + 127) / 255);

@@ -4,7 +4,7 @@
  * (`jdsample.c`, the triangle filter). On strong colours that makes 10 of 255 on average.
  */
 
-/** Of a component, how many pixels one sample stands for: across, down. */
+/** How many pixels one sample of a component stands for: across, down. */
 export type Spread = readonly [number, number];
 
 /**
@@ -20,7 +20,7 @@ export function interpolate(
 ): void {
   const isFiltered = (across === 2 && down <= 2) || (across === 1 && down === 2);
   const columns = Math.ceil(width / across);
-  // Of two columns or one, libjpeg repeats the samples.
+  // libjpeg repeats the samples of two columns or one.
   if (!isFiltered || (across === 2 && columns <= 2)) return;
   const rows = Math.ceil(height / down);
   const samples = new Uint8Array(columns * rows);

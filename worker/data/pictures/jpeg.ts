@@ -21,10 +21,10 @@ interface Markers {
   readonly height: number;
   /** Their identifiers. */
   readonly components: readonly number[];
-  /** Of each component, samples across and down in a block of all of them. */
+  /** For each component, samples across and down in a block of all of them. */
   readonly sampling: readonly (readonly [number, number])[];
   readonly isJfif: boolean;
-  /** Of Adobe's marker: 0 none, 1 YCbCr, 2 YCCK. */
+  /** What Adobe's marker says: 0 none, 1 YCbCr, 2 YCCK. */
   readonly adobeTransform: number | null;
   /** Where the byte of that stands. */
   readonly adobeAt: readonly number[];
@@ -73,7 +73,7 @@ function decode(bytes: Buffer, markers: Markers): Uint8Array {
   return data;
 }
 
-/** Of three components, as libjpeg and so every viewer decides it. */
+/** Whether three components are YCbCr, as libjpeg and so every viewer decides it. */
 function isYCbCr({ isJfif, adobeTransform, components }: Markers): boolean {
   if (isJfif) return true;
   if (adobeTransform !== null) return adobeTransform !== 0;

@@ -28,7 +28,7 @@ export interface SizeOf {
   readonly height: number;
 }
 
-/** Of one file. */
+/** The most bytes of one file. */
 const FILE_BYTES_MAX = 64 * 2 ** 20;
 const PIXELS_MAX = 50_000_000;
 
@@ -112,7 +112,7 @@ async function open(bytes: Buffer, path: string): Promise<StoredPicture | string
 
 /** What decoders say, some of them in many lines, some in words of their own. */
 function reasonOf(error: unknown): string {
-  // Of a decoder that had not thought of such a file.
+  // Thrown by a decoder that had not thought of such a file.
   if (error instanceof TypeError || error instanceof RangeError) return 'its data are damaged';
   const [reason = ''] = errorText(error).split('\n');
   if (/marker was not found|read requests|end of GIF|bad seek/.test(reason)) {
@@ -123,7 +123,7 @@ function reasonOf(error: unknown): string {
 
 const BY_SHARP = ['GIF', 'WebP', 'TIFF', 'AVIF'];
 
-/** By the first bytes; null: of no kind known here. */
+/** The format by the first bytes; null: of no kind known here. */
 function formatOf(bytes: Buffer): string | null {
   const text = bytes.toString('latin1', 0, 256);
   if (text.startsWith('RIFF') && text.startsWith('WEBP', 8)) return 'WebP';

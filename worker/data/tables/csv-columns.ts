@@ -14,7 +14,7 @@ import type { TableHeader } from './table-rows.ts';
 
 /** Which columns of a table are inputs and targets, by the options of `loadCsv`, and what they hold. */
 
-/** Of names in a message. */
+/** The most names in a message. */
 const SHOWN_MAX = 30;
 
 /** Options with names of columns as a header has them. */
@@ -52,7 +52,7 @@ export function lacks(
   has: readonly string[],
   as = '',
 ): DownpourError {
-  // Of names of one or two letters each is near to any other.
+  // Each name of one or two letters is near to any other.
   const same = has.find((name) => name.toLowerCase() === column.toLowerCase());
   const near = same ?? (column.length > 3 ? nearest(column, has) : null);
   const allNumbers = has.every((name) => name !== '' && Number.isFinite(Number(name)));

@@ -43,7 +43,7 @@ export interface CsvData extends ExperimentData {
   readonly classes: readonly string[] | null;
 }
 
-/** Of the inputs as float64. */
+/** The most bytes of the inputs as float64. */
 const TABLE_BYTES_MAX = 4 * 2 ** 30;
 
 /**
@@ -125,7 +125,7 @@ class Table {
   readonly #options: NamedOptions;
   readonly #parts: readonly PartFile[];
   #columns: { inputs: InputColumn[]; targets: TargetColumn[] } | undefined;
-  /** Of the file being read: which column each cell belongs to; undefined before its header. */
+  /** Which column each cell of the file being read belongs to; undefined before its header. */
   #cells: UsedCell[] | undefined;
   #unnamed: UnnamedColumn[] = [];
   #place: { file: string; line: number } = { file: '', line: 0 };

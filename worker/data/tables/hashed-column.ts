@@ -19,7 +19,7 @@ export class HashedColumn implements InputColumn {
   readonly name: string;
   readonly size: number;
   readonly #options: CellOptions;
-  /** Of all rows one after the other: 2 · input, and 1 more where the word counts −1. */
+  /** The words of all rows one after the other: 2 · input, and 1 more where the word counts −1. */
   readonly #words = new NumberList();
   /** Where each row's words end. */
   readonly #ends = new NumberList();

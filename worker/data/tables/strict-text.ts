@@ -3,12 +3,12 @@ import { corrupt } from '../files.ts';
 
 /** Bytes to text, in pieces of whole lines: what is not text in the encoding is an error with its line. */
 
-/** Of one line, or of a file without line ends. */
+/** The most bytes of one line, or of a file without line ends. */
 const LINE_BYTES_MAX = 64 * 2 ** 20;
 /** Enough to know the encoding by. */
 const HEAD_BYTES = 4096;
 
-/** Of the bytes 80 … 9f: what Node's decoder, which takes them for Latin-1, leaves out. Spaces: none. */
+/** The characters of the bytes 80 … 9f, which Node's decoder takes for Latin-1. Spaces: none. */
 const WINDOWS_1252 = '€ ‚ƒ„…†‡ˆ‰Š‹Œ Ž  ‘’“”•–—˜™š›œ žŸ';
 
 const MARKS: readonly (readonly [encoding: string, bytes: readonly number[]])[] = [
@@ -28,7 +28,7 @@ export function isEncoding(label: unknown): label is string {
 
 export class StrictText {
   readonly #name: string;
-  /** Of TextDecoder, as it spells it; undefined until the first bytes are there. */
+  /** The encoding as TextDecoder spells it; undefined until the first bytes are there. */
   #encoding: string | undefined;
   #carry: Buffer = Buffer.alloc(0);
   /** Where `#carry` begins in the file. */

@@ -129,7 +129,7 @@ export class CategoryColumn implements InputColumn {
   readonly #options: CellOptions;
   readonly #read: ReadNumber;
   readonly #given: NameList | null;
-  /** Of each text: its code, by appearance, and where it was first seen. */
+  /** For each text its code, by appearance, and where it was first seen. */
   readonly #texts = new Map<string, { readonly code: number; readonly place: Place }>();
   readonly #codes = new NumberList();
   #list: NameList | undefined;

@@ -29,7 +29,7 @@ export type Form =
   | 'text';
 
 export interface Cell {
-  /** Of the file, from 1. */
+  /** The line of the file, from 1. */
   readonly line: number;
   readonly text: string;
 }

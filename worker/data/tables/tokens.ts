@@ -13,7 +13,7 @@ export interface Dialect {
   readonly comment: string | null;
 }
 
-/** Of a cell in quotes; a quote that is never closed would take in the rest of the file. */
+/** The most characters of a cell in quotes; a quote that is never closed would take in the rest of the file. */
 const QUOTED_CHARACTERS_MAX = 2 ** 20;
 
 const LF = 10;
