@@ -6,7 +6,7 @@ import {
   readCheckpoint,
   writeCheckpoint,
 } from '../files/checkpoint.ts';
-import type { RunState } from '../server/core/run.ts';
+import type { RunState } from '../server/core/run/state.ts';
 import { medianOf } from '../shared/quantile.ts';
 import { findBrowser } from '../test/support/browser.ts';
 import { launch, type Page } from '../test/support/dashboard.ts';

@@ -10,7 +10,7 @@ import {
   checkpointFolder,
   readCheckpoint,
 } from '../../files/checkpoint.ts';
-import type { ForkOrigin } from '../../server/core/run.ts';
+import type { ForkOrigin } from '../../server/core/run/state.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { type DataFacts, forkNote, unpackTransform } from '../../shared/data-facts.ts';
 import { DownpourError, errorCode } from '../../shared/errors.ts';

@@ -2,7 +2,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { readCheckpoint } from '../../files/checkpoint.ts';
 import { Observations } from '../../server/core/observations.ts';
-import type { RunState } from '../../server/core/run.ts';
+import type { RunState } from '../../server/core/run/state.ts';
 import { EventStream } from '../../server/watch/tensorboard.ts';
 import { evaluationMoment, type Moment, secondsOf, trainingMoments } from '../../shared/history.ts';
 import type { Metrics, Observations as Observed, RunDetail } from '../../shared/rest.ts';

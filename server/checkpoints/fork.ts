@@ -7,7 +7,8 @@ import {
 } from '../../files/checkpoint.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { CreateRun } from '../../shared/rest.ts';
-import { Run, type RunOptions, type RunState } from '../core/run.ts';
+import type { RunOptions, RunState } from '../core/run/state.ts';
+import { Run } from '../core/run.ts';
 import type { StateStore } from '../store/state-store.ts';
 
 /**

@@ -6,7 +6,8 @@ import {
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { CheckpointSummary, CreateRun, RunSummary } from '../../shared/rest.ts';
-import type { Run, RunOptions } from '../core/run.ts';
+import type { RunOptions } from '../core/run/state.ts';
+import type { Run } from '../core/run.ts';
 import type { ShardPool } from '../shards/pool.ts';
 import type { StateStore } from '../store/state-store.ts';
 import type { WriteCounts } from '../watch/counts.ts';

@@ -1,6 +1,7 @@
 import { resolveConfig } from '../../shared/config.ts';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
-import type { Run, RunOptions } from '../core/run.ts';
+import type { RunOptions } from '../core/run/state.ts';
+import type { Run } from '../core/run.ts';
 import type { RunRecord, StateStore } from '../store/state-store.ts';
 
 /** The records of runs in the state store, and what is known of them while the store is away. */

@@ -23,9 +23,13 @@ export class EarlyStopping {
   readonly #config: RunConfig['earlyStopping'];
   #state: EarlyStoppingState;
 
-  constructor(config: RunConfig['earlyStopping'], state?: EarlyStoppingState) {
+  constructor(config: RunConfig['earlyStopping']) {
     this.#config = config;
-    this.#state = state ?? { sinceBest: 0, best: null, evaluations: 0 };
+    this.#state = { sinceBest: 0, best: null, evaluations: 0 };
+  }
+
+  restore(state: EarlyStoppingState): void {
+    this.#state = state;
   }
 
   get state(): EarlyStoppingState {

@@ -93,7 +93,7 @@ export class Answers {
       this.send(header);
       return;
     }
-    if (pull !== null) run.sendParts(this.#session, pull, work!.parts);
+    if (pull !== null) run.vector.sendParts(this.#session, pull, work!.parts);
     // Header and shared payload are never joined in memory.
     const { memory } = this.#outlet.line;
     payload.hold();

@@ -632,7 +632,7 @@ export class Session {
     if (acknowledgements.length > 0) this.#answers.work(run, acknowledgements, null);
     if (assignment.kind === 'initialise') {
       const { grant, seed } = assignment;
-      run.grantParts(this.id, grant);
+      run.vector.grantParts(this.id, grant);
       this.#answers.send({ type: 'initialise', run: run.id, grant, seed });
     } else if (assignment.kind === 'end') {
       this.end(run);
@@ -731,7 +731,7 @@ export class Session {
 
   /** It leaves the run, not the shards: what it sent them for it is dropped there. */
   #forgetParts(run: Run): void {
-    if (this.#gathering.awaitsInitial) run.revokeParts(this.id);
-    for (const sequence of this.#gathering.clear()) run.dropParts(this.id, sequence);
+    if (this.#gathering.awaitsInitial) run.vector.revokeParts(this.id);
+    for (const sequence of this.#gathering.clear()) run.vector.dropParts(this.id, sequence);
   }
 }

@@ -2,7 +2,9 @@ import { type OpenTensors, openTensors, type StreamedTensor } from '../../files/
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { partLayout, type Range } from '../../shared/partition.ts';
 import { type Copy, type NamedTensor, VECTOR, vectorSizes } from '../core/parameters.ts';
-import { RESTORED_BEST, type Run, type RunState } from '../core/run.ts';
+import type { RunState } from '../core/run/state.ts';
+import { RESTORED_BEST } from '../core/run/vector.ts';
+import type { Run } from '../core/run.ts';
 import { BEST, rangesOf } from '../core/shard.ts';
 import type { SaveKind } from '../core/shard-command.ts';
 import type { ShardPool } from './pool.ts';
@@ -31,7 +33,7 @@ export function saveShards(
 
   /** Elements [start, end) of a vector that begins with the layout's, from all shards. */
   async function* pieces(name: string, start: number, end: number) {
-    for (const [index, range] of run.ranges.entries()) {
+    for (const [index, range] of run.vector.ranges.entries()) {
       const to = Math.min(end, range.end);
       for (let at = Math.max(start, range.start); at < to; ) {
         const count = Math.min(PIECE_ELEMENTS, to - at);
@@ -55,7 +57,7 @@ export function saveShards(
     const size = sizes.get(name)!;
     tensors.push({ name, shape: [size], pieces: () => pieces(name, 0, size) });
   }
-  return { tensors, done: () => run.saved(id) };
+  return { tensors, done: () => run.vector.saved(id) };
 }
 
 /**

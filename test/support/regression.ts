@@ -1,4 +1,5 @@
-import { Run, type RunOptions } from '../../server/core/run.ts';
+import type { RunOptions } from '../../server/core/run/state.ts';
+import { Run } from '../../server/core/run.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { encodeFacts, packTransform } from '../../shared/data-facts.ts';

@@ -1,6 +1,7 @@
 import type { NamedTensor } from '../../server/core/parameters.ts';
 import type { Assignment, PartsLanded } from '../../server/core/run/calls.ts';
-import { Run, type RunState } from '../../server/core/run.ts';
+import type { RunState } from '../../server/core/run/state.ts';
+import { Run } from '../../server/core/run.ts';
 import { type RunShards, Shard } from '../../server/core/shard.ts';
 import type { ShardCommand } from '../../server/core/shard-command.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
@@ -172,7 +173,7 @@ export class ShardedRun {
       if (name !== '@parameters') file.push({ name, shape: [], values: vector(name) });
     }
     const state = JSON.parse(JSON.stringify(this.run.state(0)));
-    this.run.saved(7);
+    this.run.vector.saved(7);
     return { state, file };
   }
 
@@ -194,7 +195,7 @@ export class ShardedRun {
     const assignment = this.run.call({ call: 'assign', worker: this.#key, ahead: 2, now: 0 });
     const session = 's';
     if (assignment.kind === 'initialise') {
-      this.run.grantParts(session, assignment.grant);
+      this.run.vector.grantParts(session, assignment.grant);
       const draw = random(assignment.seed, 1);
       const values = Float32Array.from({ length: LAYOUT.size }, () => draw.normal());
       this.#landed.finite = true;
@@ -292,7 +293,7 @@ export class ShardedRun {
   #pull(assignment: Extract<Assignment, { kind: 'work' }>): Float32Array {
     this.#sent = [];
     const pull = ++this.#pulls;
-    this.run.sendParts('s', pull, assignment.parts);
+    this.run.vector.sendParts('s', pull, assignment.parts);
     const { bytes, encoding } = assignment.payload;
     const parts = [this.#decode(0, { bytes, encoding }), ...this.#sent.map(({ values }) => values)];
     return concat(parts);

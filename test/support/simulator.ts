@@ -1,5 +1,6 @@
 import { Budget } from '../../server/access/budget.ts';
-import { Run, type RunState } from '../../server/core/run.ts';
+import type { RunState } from '../../server/core/run/state.ts';
+import { Run } from '../../server/core/run.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
 import { Session } from '../../server/fleet/session.ts';
 import { checkToStandby, type ToStandby } from '../../server/standby/protocol.ts';

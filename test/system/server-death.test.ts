@@ -5,7 +5,7 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { checkpointFolder, newestValidCheckpoint } from '../../files/checkpoint.ts';
 import { readProgress } from '../../server/checkpoints/lives.ts';
-import type { RunState } from '../../server/core/run.ts';
+import type { RunState } from '../../server/core/run/state.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import type { Assign, Work } from '../../shared/protocol.ts';
 import { freePort } from '../redis-server.ts';

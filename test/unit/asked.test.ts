@@ -16,7 +16,7 @@ const result = (run: Run, evaluation: number, examples: number, loss = 1e-9): Ev
 
 /** Works until an evaluation is to be done in this phase. @returns it. */
 function untilEvaluation(run: Run, worker: VirtualWorker, phase: Phase) {
-  const due = () => run.phase === phase && run.replica().evaluation !== null;
+  const due = () => run.phase === phase && run.replica().fields.evaluation !== null;
   worker.train(due);
   expect(due(), `${phase} of ${run.phase}`).toBe(true);
   const assignment = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 });
@@ -216,13 +216,14 @@ test('nothing that a worker sends without having been asked changes what a run c
           else if (what < 5) worker.pull();
           else if (what < 7) worker.push();
           const stranger = [joined.key, 'unknown/1', 's/2', 'a/2'][which]!;
-          const { evaluation, grant, leases } = run.replica();
+          const { fields, parts } = run.replica();
+          const { evaluation, grant } = fields;
           const asked = evaluation?.worker ?? grant?.worker;
           // Whoever has been asked may answer; of a run that is over, nobody.
           if (!run.over) expect(asked).not.toBe(stranger);
           const from = run.over && asked ? asked : stranger;
           const before = lasting(run);
-          const lease = leases?.held[0]?.lease.id ?? 1;
+          const lease = parts.leases?.held[0]?.lease.id ?? 1;
           const push: Push = {
             ...{ type: 'push', run: run.id, sequence: 1000 + run.step, lease, step: run.step },
             ...{ generation: run.generation, loss: 0, computeMs: 1, encoding: 'f32' },

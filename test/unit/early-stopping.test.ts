@@ -68,7 +68,8 @@ describe('Algorithm 7.1', () => {
       const first = new EarlyStopping(config({ patience: 3 }));
       for (const [i, value] of values.slice(0, cut).entries()) first.observe(value, i);
       const state = JSON.parse(JSON.stringify(first.state));
-      const second = new EarlyStopping(config({ patience: 3 }), state);
+      const second = new EarlyStopping(config({ patience: 3 }));
+      second.restore(state);
       let stop = false;
       for (const [i, value] of values.slice(cut).entries())
         stop = second.observe(value, cut + i).stop;

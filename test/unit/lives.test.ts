@@ -6,7 +6,8 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { checkpointFolder, listCheckpoints, removeCheckpoint } from '../../files/checkpoint.ts';
 import { Keeper } from '../../server/checkpoints/keeper.ts';
 import { nextLife, noteProgress, readProgress } from '../../server/checkpoints/lives.ts';
-import { Run, type RunState } from '../../server/core/run.ts';
+import type { RunState } from '../../server/core/run/state.ts';
+import { Run } from '../../server/core/run.ts';
 import { openFileStore } from '../../server/store/file-store.ts';
 import { createProblem, createRun, TENSORS, VirtualWorker } from '../support/regression.ts';
 

@@ -3,7 +3,8 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { newestValidCheckpoint } from '../../files/checkpoint.ts';
-import { Run, type RunState } from '../../server/core/run.ts';
+import type { RunState } from '../../server/core/run/state.ts';
+import { Run } from '../../server/core/run.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import { createProblem, parametersOf, VirtualWorker } from '../support/regression.ts';
 

@@ -10,7 +10,7 @@ import {
 import { DownpourError, errorCode, errorText } from '../../../shared/errors.ts';
 import type { Log } from '../../../shared/log.ts';
 import type { CopyFacts } from '../../../shared/rest.ts';
-import type { RunState } from '../../core/run.ts';
+import type { RunState } from '../../core/run/state.ts';
 import { BUNDLE_FOLDER } from '../../fleet/bundles.ts';
 import {
   type Copy,

@@ -1,6 +1,6 @@
 import { basename } from 'node:path';
 import type { CheckpointKind, CheckpointManifest } from '../../../files/checkpoint.ts';
-import type { RunState } from '../../core/run.ts';
+import type { RunState } from '../../core/run/state.ts';
 import type { S3Object } from './s3.ts';
 
 // A copy of a checkpoint is two objects, `RUN/checkpoints/life-00003/step-000001234-last-0007`, `.safetensors` and `.json`,

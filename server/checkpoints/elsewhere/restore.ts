@@ -18,7 +18,7 @@ import { NAME_PATTERN } from '../../../shared/config.ts';
 import { DownpourError, errorText } from '../../../shared/errors.ts';
 import { LIMITS } from '../../../shared/limits.ts';
 import type { Log } from '../../../shared/log.ts';
-import type { RunState } from '../../core/run.ts';
+import type { RunState } from '../../core/run/state.ts';
 import { BUNDLE_FOLDER } from '../../fleet/bundles.ts';
 import { type Copy, copiesAmong, MANIFEST, placeOfBundle, TENSORS } from './places.ts';
 import type { Bucket } from './s3.ts';

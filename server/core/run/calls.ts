@@ -5,8 +5,10 @@ import type {
   Lease,
   Observed,
   Part,
+  Phase,
   Push,
 } from '../../../shared/protocol.ts';
+import type { Evaluation, Rollback } from '../../../shared/rest.ts';
 import type { Snapshot } from '../snapshot.ts';
 
 /**
@@ -258,3 +260,17 @@ export interface LostNote {
   /** All that are lost, in all lives. */
   readonly total: number;
 }
+
+/** What the surroundings must do about a run. */
+export type RunEvent =
+  | { readonly kind: 'phase'; readonly from: Phase; readonly to: Phase }
+  /** A better validation value: `best` has changed. */
+  | { readonly kind: 'best' }
+  | { readonly kind: 'evaluated'; readonly evaluation: Evaluation }
+  | { readonly kind: 'rollback'; readonly rollback: Rollback }
+  /** More is known of what was lost with earlier lives of the server. */
+  | { readonly kind: 'lost'; readonly steps: number; readonly restored: number }
+  /** What is done about the number of workers has changed: a line for the user. */
+  | { readonly kind: 'correction'; readonly text: string }
+  /** Workers that had nothing to do may have something now. */
+  | { readonly kind: 'wake' };

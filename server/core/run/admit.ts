@@ -1,0 +1,85 @@
+import type { RunConfig } from '../../../shared/config.ts';
+import type { ErrorCode } from '../../../shared/errors.ts';
+import type { Lease, Push } from '../../../shared/protocol.ts';
+import { type Admission, admit } from '../consistency.ts';
+import { isTraining } from './course.ts';
+import type { Worker } from './roster.ts';
+import type { Fields } from './state.ts';
+
+/**
+ * Whether a push may be applied, from what is known without its numbers. Pure: a push and facts in, a judgement out;
+ * nothing is changed, so that each rule can be tried by itself and another consistency mode is another function.
+ */
+
+/** What a push is judged by. */
+export interface Facts {
+  readonly config: Pick<RunConfig, 'consistency' | 'leaseSeconds'>;
+  readonly fields: Pick<Fields, 'phase' | 'ending' | 'grant' | 'step' | 'generation'>;
+  /** There are parameters, and minibatches are given out. */
+  isReady: boolean;
+  /** Who sends it. */
+  worker: Worker;
+  /** Why nothing is taken from it any more; null: it is trusted. */
+  quarantine: string | null;
+  /** What is wrong with the payload; null: nothing. */
+  problem: Problem | null;
+  /** Of the push, if the worker may push it still. */
+  lease: Lease | null;
+}
+
+export interface Problem {
+  readonly code: ErrorCode;
+  readonly message: string;
+}
+
+export interface Rejection extends Problem {
+  readonly kind: 'reject';
+  /** 0 where it was not looked at. */
+  readonly staleness: number;
+  /** The worker has the minibatch still and tries it again: its time begins anew. */
+  readonly retry: boolean;
+}
+
+export type Refusal = { readonly kind: 'duplicate' } | Rejection;
+export type Judgement = Refusal | Extract<Admission, { kind: 'apply' }>;
+
+const DUPLICATE = { kind: 'duplicate' } as const;
+
+/** Before the payload is looked at. @returns null: look at it. */
+export function judgeSender(push: Push, facts: Facts): Refusal | null {
+  const { fields, worker, quarantine, isReady } = facts;
+  if (push.sequence <= worker.lastSequence) return DUPLICATE;
+  if (quarantine !== null) return reject('DP_QUARANTINED', quarantine);
+  if (isReady && isTraining(fields) && !fields.grant && fields.ending === null) return null;
+  const message = `the run is ${fields.ending ?? fields.phase}: this minibatch is not needed any more`;
+  return reject('DP_PUSH_PHASE', message);
+}
+
+/** With the payload, its numbers aside. Call where `judgeSender` has nothing against the push. */
+export function judge(push: Push, facts: Facts): Judgement {
+  const { config, fields, worker, problem, lease } = facts;
+  if (problem) return reject(problem.code, problem.message);
+  if (!lease) {
+    const message = `minibatch lease ${push.lease} is not this worker's any more: it was not pushed within leaseSeconds ${config.leaseSeconds} or its connection was lost, and it went to another worker`;
+    return reject('DP_PUSH_LEASE_LOST', message);
+  }
+  const { step, generation } = fields;
+  if (push.generation !== generation) {
+    const message = `push read step ${push.step} of generation ${push.generation}, server is at ${step} of generation ${generation}: these parameters are no more; pull, then retry`;
+    return reject('DP_PUSH_STALE', message, true);
+  }
+  const sentStep = worker.sentGeneration === generation ? worker.sentStep : -1;
+  if (push.step > sentStep) {
+    const sent = sentStep < 0 ? 'none of this generation' : `none after step ${sentStep}`;
+    const message = `push read step ${push.step}, and this worker was sent ${sent}: name the step of the parameters that the gradient was computed at; pull, then retry`;
+    return reject('DP_PUSH_STALE', message, true);
+  }
+  const staleness = step - push.step;
+  const admission = admit(config.consistency, { staleness, readStep: push.step, serverStep: step });
+  if (admission.kind === 'apply') return admission;
+  return reject('DP_PUSH_STALE', admission.message, true, staleness);
+}
+
+function reject(code: ErrorCode, message: string, retry = false, staleness = 0): Rejection {
+  return { kind: 'reject', code, message, retry, staleness };
+}

@@ -1,0 +1,84 @@
+import { checkAgreement, type Joining } from '../agreement.ts';
+import { giveBack } from './evaluations.ts';
+import type { Fields, Inside } from './state.ts';
+
+/** Workers come and go, and what they have is taken back in time. Where others may have work then, it is told. */
+
+/** A worker whose connection is lost has so long to come back before its work is given away. */
+const GRACE_MS = 5_000;
+
+/** @throws DownpourError of `checkAgreement`. */
+export function mustAgree({ options, fields, parts }: Inside, worker: Joining): void {
+  const { experiment, experimentHash, fork } = options;
+  const { data, facts, originData } = fields;
+  const origin = fork ? { run: fork.run, data: originData } : null;
+  const takesOtherData = fork?.data === 'other';
+  const own = { experiment, experimentHash, layout: parts.vector.layout };
+  checkAgreement({ ...own, data, facts, origin, takesOtherData }, worker);
+}
+
+/** It is here, perhaps again. @param now see `RunCall`. */
+export function attend({ fields, parts }: Inside, worker: string, now: number): void {
+  const record = parts.roster.of(worker);
+  record.attached = true;
+  record.generation = -1;
+  parts.correction.arrived(worker);
+  parts.leases?.extend(worker, now);
+  const { evaluation } = fields;
+  if (evaluation?.worker === worker) evaluation.deadline = null;
+}
+
+/** @returns whether others may have work. */
+export function detach({ fields, parts }: Inside, worker: string, now: number): boolean {
+  const { evaluation } = fields;
+  parts.roster.detach(worker);
+  parts.robust.left(worker);
+  parts.correction.departed(worker, now);
+  parts.leases?.hasten(worker, now + GRACE_MS);
+  if (evaluation?.worker === worker) evaluation.deadline = now + GRACE_MS;
+  return takeGrant(fields, worker);
+}
+
+/** @returns whether others may have work. */
+export function leave({ fields, parts }: Inside, worker: string): boolean {
+  parts.roster.detach(worker);
+  parts.robust.left(worker);
+  parts.correction.left(worker);
+  const leases = parts.leases?.release(worker) ?? 0;
+  const hadEvaluation = giveBack(fields, worker);
+  return takeGrant(fields, worker) || hadEvaluation || leases > 0;
+}
+
+/** Another one may make the initial parameters. @returns whether this one was asked for them. */
+function takeGrant({ grant }: Fields, worker: string): boolean {
+  if (grant?.worker !== worker) return false;
+  grant.worker = null;
+  return true;
+}
+
+/** Nobody's time ran. */
+export function postpone({ fields, parts }: Inside, ms: number): void {
+  parts.leases?.postpone(ms);
+  if (fields.evaluation?.deadline != null) fields.evaluation.deadline += ms;
+}
+
+/** @returns whether others may have work. */
+export function tick({ fields, parts }: Inside, now: number): boolean {
+  const { evaluation } = fields;
+  parts.correction.tick(now);
+  let freed = parts.leases?.expire(now) ?? 0;
+  if (evaluation?.deadline != null && evaluation.deadline <= now) {
+    evaluation.worker = null;
+    evaluation.deadline = null;
+    freed++;
+  }
+  return freed > 0;
+}
+
+/** All work is taken back; those that had it are here still. */
+export function pause({ fields, parts }: Inside): void {
+  const { evaluation, grant } = fields;
+  for (const worker of parts.roster.keys()) parts.leases?.release(worker);
+  if (evaluation) evaluation.worker = null;
+  if (grant) grant.worker = null;
+}

@@ -1,0 +1,85 @@
+import { momentumAt } from '../schedule.ts';
+import type { Fields, Inside } from './state.ts';
+
+/** Where a run is in its course: what follows from its fields and its parts, and is written down nowhere. */
+
+/** Nothing more will happen unless somebody resumes it. */
+export function isOver({ phase }: Pick<Fields, 'phase'>): boolean {
+  return phase === 'finished' || phase === 'stopped' || phase === 'failed';
+}
+
+/** Minibatches are given out and pushed. */
+export function isTraining({ phase }: Pick<Fields, 'phase'>): boolean {
+  return phase === 'training' || phase === 'refitting';
+}
+
+/** Updates of the present phase. */
+export function phaseStepOf({ step, phaseStart }: Fields): number {
+  return step - phaseStart;
+}
+
+/** Updates that schedules count. */
+export function scheduleStepOf(fields: Fields): number {
+  return phaseStepOf(fields) + fields.scheduleOffset;
+}
+
+/** Of the next update, before damping. */
+export function learningRateOf({ fields, parts }: Inside): number {
+  return parts.schedule.rate(scheduleStepOf(fields)) * fields.rateFactor;
+}
+
+/** Of the update rule where no schedule changes it; null: it has none. */
+export function ownMomentumOf({ options }: Inside): number | null {
+  const { optimizer } = options.config;
+  return 'momentum' in optimizer ? optimizer.momentum : null;
+}
+
+/** Of the next update. */
+export function momentumOf(inside: Inside): number | null {
+  const { momentumSchedule } = inside.options.config;
+  const scheduled = momentumAt(momentumSchedule, scheduleStepOf(inside.fields));
+  return scheduled ?? ownMomentumOf(inside);
+}
+
+export function epochOf({ fields, parts }: Inside): number {
+  const { leases, observations } = parts;
+  return leases?.epoch ?? fields.epochAtEnd ?? observations.evaluations.at(-1)?.epoch ?? 0;
+}
+
+/** Updates between two evaluations. */
+export function evaluateEveryOf({ options, parts }: Inside): number {
+  return options.config.evaluateEverySteps ?? parts.leases!.perEpoch;
+}
+
+/** `retrain` trains on the validation data too, so there is nothing to validate on. */
+export function validates({ options, fields }: Inside): boolean {
+  return fields.phase !== 'refitting' || options.config.earlyStopping.afterStop === 'continue';
+}
+
+/** Updates that a refit has at most. */
+export function refitStepsMaxOf({ options, fields }: Inside): number {
+  const { afterStop, continueStepsMax } = options.config.earlyStopping;
+  const best = fields.best!.phaseStep;
+  return afterStop === 'retrain' ? best : (continueStepsMax ?? best);
+}
+
+/** Of all phases; null: nothing limits them. */
+export function stepsMaxOf(inside: Inside): number | null {
+  const { options, fields } = inside;
+  const { stepsMax, epochsMax, minibatchSize } = options.config;
+  // A refit begins after the first phase, and its limit is the run's to the end.
+  if (fields.phaseStart > 0 && fields.best) return fields.phaseStart + refitStepsMaxOf(inside);
+  const byEpochs =
+    epochsMax !== null && fields.data
+      ? epochsMax * Math.ceil(fields.data.trainCount / minibatchSize)
+      : Infinity;
+  const limit = Math.min(stepsMax ?? Infinity, byEpochs);
+  return Number.isFinite(limit) ? limit : null;
+}
+
+/** Before the first update: so many more must come before it begins. */
+export function workersMissingOf({ options, fields, parts }: Inside): number {
+  const { workersMin } = options.config;
+  if (workersMin === 1 || fields.step > 0 || isOver(fields)) return 0;
+  return Math.max(0, workersMin - parts.roster.attached);
+}

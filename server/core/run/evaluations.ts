@@ -1,0 +1,137 @@
+import { DownpourError } from '../../../shared/errors.ts';
+import type { DataSummary, Evaluated, Part } from '../../../shared/protocol.ts';
+import type { Evaluation } from '../../../shared/rest.ts';
+import type { Observations } from '../observations.ts';
+import { epochOf, learningRateOf, phaseStepOf } from './course.ts';
+import { type Best, type Fields, type Inside, type PendingEvaluation, secondsOf } from './state.ts';
+import type { InUse } from './vector.ts';
+
+/** Evaluations: the one that is under way, what becomes of its result, and the best so far. */
+
+export function examplesOf(data: DataSummary, part: Part): number {
+  const { trainCount, validationCount, testCount } = data;
+  if (part === 'trainAndValidation') return trainCount + validationCount;
+  return { train: trainCount, validation: validationCount, test: testCount }[part];
+}
+
+/** @param step that the captured parameters belong to. */
+export function beginEvaluation(
+  inside: Inside,
+  purpose: PendingEvaluation['purpose'],
+  part: Part,
+  capture: number,
+  step = inside.fields.step,
+): void {
+  const { fields } = inside;
+  fields.evaluation = {
+    id: ++fields.evaluationsGiven,
+    purpose,
+    part,
+    step,
+    phaseStep: phaseStepOf(fields),
+    epoch: epochOf(inside),
+    generation: fields.generation,
+    capture,
+    worker: null,
+    deadline: null,
+  };
+}
+
+/** Somebody else may have it. @returns whether it was this worker's. */
+export function giveBack({ evaluation }: Fields, worker: string): boolean {
+  if (evaluation?.worker !== worker) return false;
+  evaluation.worker = null;
+  return true;
+}
+
+/** @throws DownpourError DP_DATA_MISMATCH. */
+export function mustBeOfAll(
+  { options, fields }: Inside,
+  { part }: PendingEvaluation,
+  { examples }: Evaluated,
+): void {
+  const all = examplesOf(fields.data!, part);
+  if (examples === all) return;
+  throw new DownpourError(
+    'DP_DATA_MISMATCH',
+    `an evaluation of ${examples} examples; the part '${part}' of run ${options.id} has ${all}: evaluate all of them, once each`,
+  );
+}
+
+export function evaluationFrom(
+  inside: Inside,
+  pending: PendingEvaluation,
+  { loss, error, examples, metrics }: Evaluated,
+  now: number,
+): Evaluation {
+  return {
+    step: pending.step,
+    epoch: pending.epoch,
+    seconds: secondsOf(inside.fields, now),
+    part: pending.part,
+    loss,
+    error,
+    examples,
+    metrics,
+    learningRate: learningRateOf(inside),
+    trainingLoss: inside.parts.observations.trainingLoss,
+  };
+}
+
+/** Of captures, those that are the best or under evaluation. */
+export function capturesInUse({ best, evaluation }: Fields): InUse {
+  return { best: best?.capture ?? null, evaluated: evaluation?.capture ?? null };
+}
+
+/** Where training diverges from the start, an evaluation may be finite and yet worthless. */
+export function isGood(best: Best | null, { initialLoss }: Fields): best is Best {
+  const loss = best?.evaluation.loss ?? Infinity;
+  return initialLoss !== null && loss <= initialLoss;
+}
+
+/** Of the training so far, those of validation. */
+export function validationCount({ evaluations }: Observations): number {
+  return evaluations.filter(({ part }) => part === 'validation').length;
+}
+
+/** Nothing was ever good enough to be the best. */
+export function nothingFinite({ fields, parts }: Inside, reason: string): string {
+  const { trainingLoss } = parts.observations;
+  const trains = trainingLoss !== null && fields.rollbacks.length === 0;
+  const next = trains
+    ? `the training loss is ${Number(trainingLoss.toPrecision(4))}, so look at the values of the validation part and at what is measured there`
+    : 'lower learningRate';
+  return `no evaluation gave a finite validation value (${reason}): ${next}`;
+}
+
+/** @throws DownpourError DP_CHECKPOINT_MISSING, DP_RUN_UNFINISHED, DP_RUN_FAILED, DP_TEST_SEEN or DP_DATA_MISSING. */
+export function mustBeTestable({ options: { id }, fields }: Inside): void {
+  const { phase, reason, test, testedAt, data } = fields;
+  if (fields.initialisations === 0) {
+    throw new DownpourError(
+      'DP_CHECKPOINT_MISSING',
+      `run ${id} has no parameters yet, so there is nothing to test`,
+    );
+  }
+  if (phase === 'failed') {
+    throw new DownpourError('DP_RUN_FAILED', `run ${id} has failed: ${reason}`);
+  }
+  if (phase !== 'finished') {
+    throw new DownpourError(
+      'DP_RUN_UNFINISHED',
+      `run ${id} is ${phase}: the test part is for the final parameters, so let it finish first`,
+    );
+  }
+  if (test) {
+    throw new DownpourError(
+      'DP_TEST_SEEN',
+      `the test part was looked at for run ${id}${testedAt === null ? '' : ` on ${testedAt}`}: loss ${test.loss}, error ${test.error}; it counts once`,
+    );
+  }
+  if (data!.testCount === 0) {
+    throw new DownpourError(
+      'DP_DATA_MISSING',
+      `the data of run ${id} (${data!.source}) have no test part`,
+    );
+  }
+}

@@ -1,0 +1,90 @@
+import { createLayout } from '../../../shared/layout.ts';
+import type { NamedTensor } from '../parameters.ts';
+import type { RunShards } from '../shard.ts';
+import { capturesInUse } from './evaluations.ts';
+import { GENERATIONS_A_LIFE, passLives } from './lives.ts';
+import {
+  type Inside,
+  newFields,
+  openFields,
+  openParts,
+  Parts,
+  type RunOptions,
+  type RunReplica,
+  type RunState,
+  replicateParts,
+} from './state.ts';
+import { RESTORED_BEST } from './vector.ts';
+
+/** How a run begins: as new, with the parameters of another one, from a checkpoint, or as the replica of another one. */
+
+/**
+ * @param shards that share the vector; null: all of it is here.
+ * @param life of the server. @param lives that have passed since the run was made, and of which nothing is left.
+ */
+export function openNew(
+  options: RunOptions,
+  shards: RunShards | null,
+  life: number,
+  lives: number,
+): Inside {
+  const fields = newFields();
+  fields.life = life;
+  passLives(fields, lives);
+  return { options, fields, parts: new Parts(options, shards) };
+}
+
+/** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
+export function openFork(
+  { fields, parts }: Inside,
+  source: Pick<RunState, 'tensors' | 'parameters' | 'data' | 'facts' | 'originData'>,
+  tensors: readonly NamedTensor[],
+): void {
+  const { vector, correction } = parts;
+  // Its parameters belong to inputs that are standardised as they were.
+  fields.facts = source.facts ?? null;
+  // Of a fork that nobody has worked for its own is not known.
+  fields.originData = source.data ?? source.originData ?? null;
+  correction.place(vector.place(createLayout(source.tensors ?? [])));
+  vector.mustParameters.adopt(source.parameters, tensors);
+  fields.initialisations = 1;
+}
+
+/** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
+export function openCheckpoint(
+  { fields, parts }: Inside,
+  state: RunState,
+  tensors: readonly NamedTensor[],
+): void {
+  const { life } = fields;
+  const { vector, correction } = parts;
+  // Of several lives since the checkpoint each has numbers of its own.
+  const lives = Math.max(1, life - (state.life ?? life - 1));
+  const { step, generation, firstGeneration = 0 } = state;
+  Object.assign(fields, openFields(state), { life });
+  fields.restored = { step, generation, firstGeneration };
+  passLives(fields, lives);
+  // The result of an evaluation that was given out in a lost time is not one of now.
+  fields.evaluationsGiven += lives * GENERATIONS_A_LIFE;
+  openParts(parts, state, lives);
+  if (!state.tensors || !state.parameters || state.initialisations === 0) return;
+  correction.place(vector.place(createLayout(state.tensors)));
+  vector.restore(state.parameters, tensors, state.best !== null);
+  fields.captures = RESTORED_BEST;
+  if (state.best) fields.best = { ...state.best, capture: RESTORED_BEST };
+}
+
+/** @throws DownpourError DP_CHECKPOINT_CORRUPT when a vector has another size. */
+export function openReplica(
+  { fields, parts }: Inside,
+  replica: RunReplica,
+  vectors: ReadonlyMap<string, Float32Array>,
+): void {
+  Object.assign(fields, structuredClone(replica.fields));
+  replicateParts(parts, replica);
+  const { tensors, parameters } = replica;
+  if (!tensors) return;
+  const hasParameters = fields.initialisations > 0;
+  const inUse = { ...capturesInUse(fields), hasParameters };
+  parts.correction.place(parts.vector.replicate(tensors, parameters, vectors, inUse));
+}

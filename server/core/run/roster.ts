@@ -1,0 +1,152 @@
+import { LIMITS } from '../../../shared/limits.ts';
+import type { Lease, Push } from '../../../shared/protocol.ts';
+import { sumOf } from '../observations.ts';
+
+/** The workers of a run: who is there, what each was sent, and what it has done. */
+
+export type Tally = { applied: number; damped: number; duplicate: number; rejected: number };
+export const emptyTally = (): Tally => ({ applied: 0, damped: 0, duplicate: 0, rejected: 0 });
+
+/** What a worker has done for the run. Absent in checkpoints of older releases. */
+const newDeeds = () => ({
+  pushes: emptyTally(),
+  /** Over its applied pushes. */
+  stalenessSum: 0,
+  computeMsSum: 0,
+  /** Exponentially smoothed; null: none yet. */
+  computeMsRecent: null as number | null,
+  examples: 0,
+});
+type Deeds = ReturnType<typeof newDeeds>;
+
+export const newWorker = () => ({
+  /** Of its pushes, the last one that was applied. */
+  lastSequence: 0,
+  // The rest a checkpoint leaves out, but for its deeds.
+  attached: false,
+  /** The generation of the whole vector that it was sent, -1: none. */
+  generation: -1,
+  /** The newest parameters that it was sent for a minibatch: a push names these or older ones. */
+  sentGeneration: -1,
+  sentStep: -1,
+  /** Samples that its leases have asked it for, and that have not come. */
+  samplesDue: 0,
+  ...newDeeds(),
+});
+export type Worker = ReturnType<typeof newWorker>;
+
+/** Last sequence of each, and its deeds. */
+export type RosterState = readonly (readonly [key: string, lastSequence: number, deeds?: Deeds])[];
+export type RosterReplica = readonly (readonly [key: string, worker: Worker])[];
+
+/** Weight of the past in what a gradient takes a worker of late: about its last 20 count. */
+const RECENT = 0.95;
+
+export class Roster {
+  readonly #workers = new Map<string, Worker>();
+
+  keys(): Iterable<string> {
+    return this.#workers.keys();
+  }
+
+  /** It may be new here. */
+  of(key: string): Worker {
+    let worker = this.#workers.get(key);
+    if (!worker) {
+      worker = newWorker();
+      this.#workers.set(key, worker);
+      this.#forgetOld(key);
+    }
+    return worker;
+  }
+
+  find(key: string): Worker | undefined {
+    return this.#workers.get(key);
+  }
+
+  /** That are connected. */
+  get attached(): number {
+    let count = 0;
+    for (const { attached } of this.#workers.values()) if (attached) count++;
+    return count;
+  }
+
+  /** Its connection is lost, or it goes. */
+  detach(key: string): void {
+    const worker = this.#workers.get(key);
+    if (worker) worker.attached = false;
+  }
+
+  /** Of those that have gone, the latest are remembered, so that months of coming and going cost nothing. */
+  #forgetOld(newest: string): void {
+    for (const [key, { attached }] of this.#workers) {
+      if (this.#workers.size <= LIMITS.workerCountMax) return;
+      if (!attached && key !== newest) this.#workers.delete(key);
+    }
+  }
+
+  /** What one worker did for this run. */
+  deedsOf(key: string) {
+    // Looking must not change anything: a replica is not looked at.
+    const { pushes, stalenessSum, computeMsSum, computeMsRecent, examples } =
+      this.#workers.get(key) ?? newWorker();
+    const applied = pushes.applied + pushes.damped;
+    return {
+      pushes: { ...pushes },
+      stalenessMean: applied === 0 ? null : stalenessSum / applied,
+      computeMsMean: applied === 0 ? null : computeMsSum / applied,
+      computeMsRecent,
+      examples,
+    };
+  }
+
+  state(): RosterState {
+    return [...this.#workers].map(([key, worker]) => {
+      const deeds = newDeeds();
+      for (const deed of Object.keys(deeds))
+        Object.assign(deeds, { [deed]: worker[deed as keyof Deeds] });
+      return [key, worker.lastSequence, structuredClone(deeds)];
+    });
+  }
+
+  restore(state: RosterState): void {
+    for (const [key, lastSequence, deeds] of state) {
+      Object.assign(this.of(key), { lastSequence }, deeds && structuredClone(deeds));
+    }
+  }
+
+  replica(): RosterReplica {
+    return [...this.#workers];
+  }
+
+  replicate(replica: RosterReplica): void {
+    for (const [key, worker] of replica) this.#workers.set(key, { ...worker });
+  }
+}
+
+/** A push of it was applied. */
+export function credit(worker: Worker, push: Push, staleness: number, lease: Lease): void {
+  worker.lastSequence = push.sequence;
+  worker.stalenessSum += staleness;
+  worker.computeMsSum = sumOf(worker.computeMsSum, push.computeMs);
+  const before = worker.computeMsRecent ?? push.computeMs;
+  worker.computeMsRecent = RECENT * before + (1 - RECENT) * push.computeMs;
+  worker.examples += lease.count;
+}
+
+/**
+ * Its leases may ask it for samples: those whose number says so; of one that had been another worker's before, again.
+ * @param leases that it holds. @param from the first new one.
+ */
+export function askForSamples(
+  worker: Worker,
+  leases: readonly Lease[],
+  from: number,
+  everySteps: number | null,
+): void {
+  if (everySteps === null) return;
+  const asked = leases.filter(({ id }) => (id - 1) % everySteps === 0);
+  const isNew = asked.some(({ id }) => id >= from);
+  // A worker may put a sample off, and takes it once then, however many leases have asked for it.
+  if (isNew || (asked.length > 0 && worker.samplesDue === 0)) worker.samplesDue = 1;
+}

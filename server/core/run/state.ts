@@ -1,0 +1,372 @@
+import type { RunConfig } from '../../../shared/config.ts';
+import type { DataFacts } from '../../../shared/data-facts.ts';
+import { layoutSpecs, type TensorSpec } from '../../../shared/layout.ts';
+import type { DataSummary, ErrorMeasure, Part, Phase } from '../../../shared/protocol.ts';
+import type { Evaluation, Rollback } from '../../../shared/rest.ts';
+import { Correction } from '../correction.ts';
+import { EarlyStopping } from '../early-stopping.ts';
+import { Leases } from '../leases.ts';
+import { Observations } from '../observations.ts';
+import type { ParametersState } from '../parameters.ts';
+import { Robust } from '../robust.ts';
+import { createSchedule, type Schedule, type ScheduleState } from '../schedule.ts';
+import type { RunShards } from '../shard.ts';
+import type { Seen } from './calls.ts';
+import { emptyTally, Roster } from './roster.ts';
+import { Vector } from './vector.ts';
+
+/**
+ * What a run is at one moment. Each field stands once, in the group that says what a checkpoint does with it; checkpoint,
+ * restoring, replica and the types of all of them are derived. What decides by numbers of its own is a part, and
+ * each part stands once in `PARTS`.
+ */
+
+export interface RunOptions {
+  readonly id: string;
+  readonly experiment: string;
+  readonly experimentHash: string;
+  readonly config: RunConfig;
+  readonly createdAt: string;
+  /** Whose parameters it began with. */
+  readonly fork?: ForkOrigin;
+  /** Whose trial it is. */
+  readonly study?: string;
+  /** SHA-256 of the bundle that its experiment was sent as. */
+  readonly bundle?: string;
+}
+
+export interface ForkOrigin {
+  readonly run: string;
+  readonly step: number;
+  /** The tensor file of the checkpoint. */
+  readonly checkpoint: string;
+  /** Absent: `same`. */
+  readonly data?: 'same' | 'other';
+}
+
+export interface PendingEvaluation {
+  readonly id: number;
+  readonly purpose: 'validation' | 'target' | 'test';
+  readonly part: Part;
+  readonly step: number;
+  readonly phaseStep: number;
+  readonly epoch: number;
+  readonly generation: number;
+  /** Number of the captured parameters. */
+  readonly capture: number;
+  worker: string | null;
+  deadline: number | null;
+}
+
+export interface Best {
+  readonly evaluation: Evaluation;
+  /** i* of Algorithm 7.1, in updates since the phase began. */
+  readonly phaseStep: number;
+  readonly schedule: ScheduleState;
+  /** Number of the captured parameters; in a checkpoint they have a name. */
+  readonly capture: number;
+}
+
+// Fields.
+
+/** Every checkpoint has them. */
+const kept = () => ({
+  phase: 'waiting' as Phase,
+  resumePhase: 'waiting' as Phase,
+  reason: 'waiting for a worker to create the parameters',
+  data: null as DataSummary | null,
+  step: 0,
+  /** The step at which the present phase began: its own updates count from there. */
+  phaseStart: 0,
+  /** Added to the phase's updates for the schedule: `continue` goes on where the best was. */
+  scheduleOffset: 0,
+  generation: 1,
+  /** How often fresh parameters were made: training, and `retrain`. */
+  initialisations: 0,
+  evaluationDue: false,
+  /** In updates of the phase. */
+  nextEvaluation: 0,
+  evaluationsGiven: 0,
+  /** Set: no more minibatches in this phase, and why. */
+  ending: null as string | null,
+  /** Training time up to `startedMs`, in a checkpoint up to its own moment. */
+  seconds: 0,
+  nonFiniteInRow: 0,
+  stoppedAt: null as number | null,
+  target: null as number | null,
+  lastEvaluatedStep: -1,
+  pushes: emptyTally(),
+  best: null as Best | null,
+  test: null as Evaluation | null,
+});
+
+/** They came later. @param older a checkpoint that lacks some, to take these for them; null: a run begins. */
+const later = (older: { readonly phaseStart: number } | null) => ({
+  /** What the parameters must be used with; null: no worker has told. */
+  facts: null as DataFacts | null,
+  /** Of a fork: what the run that it began with was trained on. */
+  originData: null as DataSummary | null,
+  errorMeasure: null as ErrorMeasure | null,
+  /** When the test part was looked at, ISO 8601; null: not yet, or by an older release. */
+  testedAt: null as string | null,
+  /** Which life of the server it is, counted over all that have held the state. */
+  life: 1,
+  /** Lower generations belong to earlier lives. */
+  firstGeneration: older ? 0 : 1,
+  /** With lives before this one, in a checkpoint with all. */
+  stepsLost: 0,
+  rollbacks: [] as readonly Rollback[],
+  /** Of the first minibatch, at the initial parameters. Of an older release: its best has been good enough so far. */
+  initialLoss: (older ? Number.MAX_VALUE : null) as number | null,
+  /** What divergence has left of the learning rate. */
+  rateFactor: 1,
+  /** The step at which the optimizer's state began. */
+  optimizerStart: older?.phaseStart ?? 0,
+  /** Of a run that is finished: a refit that is not evaluated has epochs too. */
+  epochAtEnd: null as number | null,
+  /** Diverged before there was a best: the same initial parameters are asked for again. */
+  startingAnew: false,
+});
+
+/** A checkpoint leaves them out; a replica has them. */
+const passing = () => ({
+  /** Who is asked for initial parameters. */
+  grant: null as { readonly id: number; worker: string | null } | null,
+  grantsGiven: 0,
+  evaluation: null as PendingEvaluation | null,
+  captures: 0,
+  /** What this life began with: the newest checkpoint. */
+  restored: { step: 0, generation: 1, firstGeneration: 0 } as Seen & {
+    readonly firstGeneration: number;
+  },
+  /** Steps after the checkpoint, by the life since then that applied them. */
+  lost: [] as readonly (readonly [life: number, steps: number])[],
+  /** Since when its time runs; null: it stands still. */
+  startedMs: null as number | null,
+  /** The latest that was told. */
+  nowMs: 0,
+});
+
+type Kept = ReturnType<typeof kept>;
+type Later = ReturnType<typeof later>;
+export type Fields = Kept & Later & ReturnType<typeof passing>;
+const SAVED = Object.keys({ ...kept(), ...later(null) }) as (keyof Kept | keyof Later)[];
+
+export const newFields = (): Fields => ({ ...kept(), ...later(null), ...passing() });
+
+/** Of its moment: those that are changed in place are copied. */
+function copyOf<T>(value: T): T {
+  if (typeof value !== 'object' || value === null) return value;
+  return (Array.isArray(value) ? [...value] : { ...value }) as T;
+}
+
+function savedFields(fields: Fields, now: number): SavedFields {
+  const saved = Object.fromEntries(SAVED.map((name) => [name, copyOf(fields[name])]));
+  const { best, evaluation } = fields;
+  return {
+    ...(saved as Kept & Later),
+    // An evaluation that is under way is asked for again.
+    evaluationDue: fields.evaluationDue || evaluation?.purpose === 'validation',
+    seconds: secondsOf(fields, now),
+    stepsLost: stepsLost(fields),
+    best: best && withoutCapture(best),
+  };
+}
+
+function withoutCapture({ capture: _, ...best }: Best): Omit<Best, 'capture'> {
+  return best;
+}
+
+/** Without the best, whose parameters come beside it. */
+export function openFields(state: RunState): Fields {
+  const fields: Fields = { ...kept(), ...later(state), ...passing() };
+  for (const name of SAVED) {
+    const value = state[name];
+    if (value !== undefined) Object.assign(fields, { [name]: copyOf(value) });
+  }
+  fields.best = null;
+  return fields;
+}
+
+/** Training time, over all processes that have held the run, while it was not over. */
+export function secondsOf({ seconds, startedMs }: Fields, now: number): number {
+  return seconds + (startedMs === null ? 0 : (now - startedMs) / 1000);
+}
+
+/** Updates that were applied and are gone, with crashes of the server, as far as is known. */
+export function stepsLost({ stepsLost, lost }: Fields): number {
+  let steps = stepsLost;
+  for (const [, more] of lost) steps += more;
+  return steps;
+}
+
+// Parts.
+
+/** What decides by numbers of its own. */
+export class Parts {
+  schedule: Schedule;
+  /** Null: there is nothing to give out. */
+  leases: Leases | null = null;
+  earlyStopping: EarlyStopping;
+  observations = new Observations();
+  readonly robust: Robust;
+  readonly correction: Correction;
+  readonly roster = new Roster();
+  readonly vector: Vector;
+
+  constructor({ id, config }: RunOptions, shards: RunShards | null) {
+    this.schedule = createSchedule(config.schedule, config);
+    this.earlyStopping = new EarlyStopping(config.earlyStopping);
+    this.robust = new Robust(config);
+    this.correction = new Correction(config);
+    this.vector = new Vector(id, config, shards);
+  }
+}
+
+/** How a part is written down and opened: in a checkpoint, and in a replica where that keeps more. */
+interface Kind<S, R> {
+  readonly save: (parts: Parts) => S;
+  /** @param lives of the server since it was saved. */
+  readonly open: (parts: Parts, saved: S, lives: number) => void;
+  readonly replica: (parts: Parts) => R;
+  readonly replicate: (parts: Parts, replica: R) => void;
+}
+const kindOf = <S, R>(kind: Kind<S, R>): Kind<S, R> => kind;
+const alike = <S>(
+  save: Kind<S, S>['save'],
+  open: (parts: Parts, saved: S) => void,
+): Kind<S, S> => ({
+  ...{ save, open },
+  ...{ replica: save, replicate: open },
+});
+
+const PARTS = {
+  schedule: alike(
+    ({ schedule }) => schedule.state(),
+    ({ schedule }, saved) => schedule.restore(saved),
+  ),
+  leases: kindOf({
+    save: ({ leases }) => leases?.state() ?? null,
+    open: (parts, saved, lives) => {
+      parts.leases = saved && Leases.restore(saved, lives);
+    },
+    replica: ({ leases }) => leases?.replica() ?? null,
+    replicate: (parts, replica) => {
+      parts.leases = replica && Leases.replicate(replica);
+    },
+  }),
+  earlyStopping: alike(
+    ({ earlyStopping }) => earlyStopping.state,
+    ({ earlyStopping }, saved) => earlyStopping.restore(saved),
+  ),
+  observations: alike(
+    ({ observations }) => observations.state(),
+    (parts, saved) => {
+      parts.observations = new Observations(saved);
+    },
+  ),
+  workers: kindOf({
+    save: ({ roster }) => roster.state(),
+    open: ({ roster }, saved) => roster.restore(saved),
+    replica: ({ roster }) => roster.replica(),
+    replicate: ({ roster }, replica) => roster.replicate(replica),
+  }),
+  correction: kindOf({
+    save: ({ correction }) => correction.state(),
+    open: ({ correction }, saved) => correction.restore(saved),
+    replica: ({ correction }) => correction.replica(),
+    replicate: ({ correction }, replica) => correction.replicate(replica),
+  }),
+};
+/** A checkpoint leaves it out. */
+const PASSING_PARTS = {
+  robust: {
+    replica: ({ robust }: Parts) => robust.state(),
+    replicate: ({ robust }: Parts, replica: ReturnType<Robust['state']>) => robust.restore(replica),
+  },
+};
+const REPLICATED = { ...PARTS, ...PASSING_PARTS };
+
+type Saved<P> = {
+  readonly [K in keyof P]: P[K] extends { save: (parts: Parts) => infer S } ? S : never;
+};
+type Replicated<P> = {
+  readonly [K in keyof P]: P[K] extends { replica: (parts: Parts) => infer R } ? R : never;
+};
+
+function writtenBy<K extends string>(
+  kinds: Readonly<Record<string, Readonly<Partial<Record<K, (parts: Parts) => unknown>>>>>,
+  how: K,
+  parts: Parts,
+): unknown {
+  return Object.fromEntries(Object.entries(kinds).map(([name, kind]) => [name, kind[how]!(parts)]));
+}
+
+/** Absent parts stay as they are: an older release had none. */
+export function openParts(parts: Parts, state: RunState, lives: number): void {
+  for (const [name, { open }] of Object.entries(PARTS) as [
+    keyof typeof PARTS,
+    Kind<unknown, unknown>,
+  ][]) {
+    if (state[name] !== undefined) open(parts, state[name], lives);
+  }
+}
+
+// Checkpoint and replica.
+
+type SavedFields = Omit<Kept, 'best'> & { best: Omit<Best, 'capture'> | null } & Later;
+
+/** The JSON half of a checkpoint; the other half are the tensors. */
+export type RunState = {
+  readonly version: 1;
+  readonly options: RunOptions;
+  readonly tensors: readonly TensorSpec[] | null;
+  readonly parameters: ParametersState | null;
+} & Readonly<Omit<SavedFields, keyof Later>> &
+  Readonly<Partial<Later>> &
+  Omit<Saved<typeof PARTS>, 'correction'> &
+  Partial<Pick<Saved<typeof PARTS>, 'correction'>>;
+
+/** All that a run is, with what a checkpoint leaves out; the vectors come beside it. */
+export interface RunReplica {
+  readonly options: RunOptions;
+  readonly fields: Fields;
+  readonly parts: Replicated<typeof REPLICATED>;
+  readonly tensors: readonly TensorSpec[] | null;
+  readonly parameters: ParametersState | null;
+}
+
+/** A run, as those see it who decide nothing by themselves. */
+export interface Inside {
+  readonly options: RunOptions;
+  readonly fields: Fields;
+  readonly parts: Parts;
+}
+
+const ofVector = ({ layout, parameters }: Vector) => ({
+  tensors: layout && layoutSpecs(layout),
+  parameters: parameters?.state() ?? null,
+});
+
+export function stateOf({ options, fields, parts }: Inside, now: number): RunState {
+  return {
+    version: 1,
+    options,
+    ...savedFields(fields, now),
+    ...ofVector(parts.vector),
+    ...(writtenBy(PARTS, 'save', parts) as Saved<typeof PARTS>),
+  };
+}
+
+/** What a worker's payloads and numbers are made of is not copied. */
+export function replicaOf({ options, fields, parts }: Inside): RunReplica {
+  const replicas = writtenBy(REPLICATED, 'replica', parts) as RunReplica['parts'];
+  return { options, fields: { ...fields }, parts: replicas, ...ofVector(parts.vector) };
+}
+
+export function replicateParts(parts: Parts, replica: RunReplica): void {
+  for (const [name, kind] of Object.entries(REPLICATED)) {
+    const { replicate } = kind as Pick<Kind<unknown, unknown>, 'replicate'>;
+    replicate(parts, replica.parts[name as keyof RunReplica['parts']]);
+  }
+}

@@ -1,0 +1,271 @@
+import { bytesOf } from '../../../shared/codec.ts';
+import type { Encoding } from '../../../shared/compression.ts';
+import type { RunConfig } from '../../../shared/config.ts';
+import { createLayout, type Layout, type TensorSpec } from '../../../shared/layout.ts';
+import { partLayout, type Range } from '../../../shared/partition.ts';
+import type { Clip } from '../fused.ts';
+import { normBounds } from '../max-norm.ts';
+import type { StepOptions } from '../optimizer.ts';
+import {
+  type Copy,
+  flatTensor,
+  type NamedTensor,
+  Parameters,
+  type ParametersState,
+  type Room,
+  slice,
+  takeTensor,
+  velocityCount,
+} from '../parameters.ts';
+import { BEST, type RunShards, rangesOf, saveVectors } from '../shard.ts';
+import type { SaveKind, ShardCommand } from '../shard-command.ts';
+import { Snapshot } from '../snapshot.ts';
+import type { InitialLanded, PartsLanded } from './calls.ts';
+
+/**
+ * The vector of a run, wherever its ranges lie: the first one is here, as a rule all of it, and the shards that have the
+ * others are told what is decided. Copies of a moment (captures) have the same number on all of them.
+ */
+
+/** What is under evaluation, among the vectors of a replica. */
+const EVALUATED = '@evaluated';
+/** The number of the best parameters of a run that has been restored. */
+export const RESTORED_BEST = 1;
+
+/** Captures that are in use. */
+export interface InUse {
+  readonly best: number | null;
+  readonly evaluated: number | null;
+}
+
+export class Vector {
+  readonly #run: string;
+  readonly #config: RunConfig;
+  readonly #shards: RunShards | null;
+  /** Of the whole model. */
+  #layout: Layout | null = null;
+  #ranges: readonly Range[] = [];
+  #parameters: Parameters | null = null;
+  readonly #captures = new Map<number, Float32Array>();
+
+  /** @param shards that share the vector; null: all of it is here. */
+  constructor(run: string, config: RunConfig, shards: RunShards | null) {
+    this.#run = run;
+    this.#config = config;
+    this.#shards = shards;
+  }
+
+  get layout(): Layout | null {
+    return this.#layout;
+  }
+
+  /** One for each shard, fewer of a small model. */
+  get ranges(): readonly Range[] {
+    return this.#ranges;
+  }
+
+  /** Of the first range; null: no worker has told the model. */
+  get parameters(): Parameters | null {
+    return this.#parameters;
+  }
+
+  get mustParameters(): Parameters {
+    if (!this.#parameters) throw new Error(`run ${this.#run} has no parameters yet`);
+    return this.#parameters;
+  }
+
+  #tell(command: ShardCommand): void {
+    if (this.#ranges.length > 1) this.#shards!.tell(this.#ranges.length, command);
+  }
+
+  /**
+   * Cuts the vector into ranges and makes room for the first one.
+   * @returns the velocities of workers that there is room for.
+   * @throws DownpourError DP_LAYOUT_INVALID.
+   */
+  place(layout: Layout): number {
+    const ranges = rangesOf(layout, this.#shards?.count ?? 1);
+    // Here, where a worker is told, not on the other shards.
+    for (const range of ranges) normBounds(this.#config.maxNorm, partLayout(layout, range).tensors);
+    const velocities = velocityCount(this.#config, layout);
+    this.#parameters = new Parameters(partLayout(layout, ranges[0]!), this.#config, velocities);
+    this.#layout = layout;
+    this.#ranges = ranges;
+    return velocities;
+  }
+
+  /** The other shards make room for theirs. */
+  createParts(tensors: readonly TensorSpec[]): void {
+    this.#tell({ kind: 'create', run: this.#run, tensors, config: this.#config });
+  }
+
+  // What a worker sends and is sent.
+
+  /** Room for a push's payload, as of `Parameters.land`. */
+  land(byteLength: number, encoding: Encoding | null): Room | null {
+    return this.#parameters?.land(byteLength, encoding) ?? null;
+  }
+
+  /** Nobody will decide about this push: the other shards let go of their parts, if they have them. */
+  dropParts(session: string, sequence: number): void {
+    this.#tell({ kind: 'drop', run: this.#run, session, sequence });
+  }
+
+  /** The other shards take initial parameters from this worker, and from nobody else. */
+  grantParts(session: string, grant: number): void {
+    this.#tell({ kind: 'grant', run: this.#run, session, grant });
+  }
+
+  /** They take none from it any more. */
+  revokeParts(session: string): void {
+    this.#tell({ kind: 'revoke', run: this.#run, session });
+  }
+
+  /** Has the other shards send a worker what belongs to an assignment, under the number of a pull. */
+  sendParts(
+    session: string,
+    pull: number,
+    parts: { readonly capture: number | null; readonly whole: boolean },
+  ): void {
+    this.#tell({ kind: 'send', run: this.#run, session, pull, ...parts });
+  }
+
+  // What the run decides.
+
+  /** @param values of the first range, shape [size]. */
+  initialise(values: Float32Array, others: InitialLanded | null): void {
+    this.mustParameters.initialise(values);
+    if (others) this.#tell({ kind: 'initialise', run: this.#run, session: others.session });
+  }
+
+  /** An update that was made here, of a push in parts. */
+  applyParts(
+    { session }: PartsLanded,
+    what: {
+      readonly worker: string;
+      readonly sequence: number;
+      readonly clip: Clip;
+      readonly options: StepOptions;
+      readonly generation: number;
+    },
+  ): void {
+    this.#tell({ kind: 'apply', run: this.#run, session, ...what });
+  }
+
+  /** Other values for trainable and statistics: captured ones, or what is evaluated now. */
+  replace(by: number | 'evaluated'): void {
+    const parameters = this.mustParameters;
+    parameters.replace(by === 'evaluated' ? parameters.evaluated() : this.captured(by));
+    this.#tell({ kind: 'replace', run: this.#run, by });
+  }
+
+  resetOptimizer(): void {
+    this.mustParameters.resetOptimizer();
+    this.#tell({ kind: 'resetOptimizer', run: this.#run });
+  }
+
+  // Captures.
+
+  /** Keeps a copy of this moment. @param id that no other capture of this life of the server has. */
+  capture(id: number, what: 'evaluated' | 'exchanged'): void {
+    this.#tell({ kind: 'capture', run: this.#run, id, what });
+    this.#captures.set(id, this.mustParameters[what]());
+  }
+
+  /** Shape [exchangedSize] of the first range. */
+  captured(id: number): Float32Array {
+    const values = this.#captures.get(id);
+    if (!values) throw new Error(`run ${this.#run} has no capture ${id}`);
+    return values;
+  }
+
+  /** Nobody needs it any more, unless it is in use. */
+  forget(id: number, { best, evaluated }: InUse): void {
+    if (id === best || id === evaluated) return;
+    this.#captures.delete(id);
+    this.#tell({ kind: 'forget', run: this.#run, id });
+  }
+
+  // Checkpoints.
+
+  /**
+   * Has all shards keep copies of this moment for a checkpoint.
+   * @param id under which the others give theirs. @param best its capture.
+   * @returns those of the first range; see `saveVectors`.
+   */
+  save(id: number, what: SaveKind, best: number | null, copy: Copy): Map<string, Float32Array> {
+    const kept = what === 'final' ? null : best;
+    this.#tell({ kind: 'save', run: this.#run, id, what, best: kept });
+    const values = kept === null ? null : this.captured(kept);
+    return saveVectors(this.mustParameters, what, values, copy);
+  }
+
+  /** The other shards need the copies no more. */
+  saved(id: number): void {
+    this.#tell({ kind: 'saved', run: this.#run, id });
+  }
+
+  /**
+   * Private copies of what a checkpoint keeps: parameters by their names, optimizer state as `@optimizer.<symbol>`, that
+   * of the average as `@average.<symbol>`, the best parameters: flat.
+   */
+  tensors(best: number | null, copy: Copy): NamedTensor[] {
+    const tensors = this.mustParameters.tensors(copy);
+    if (best !== null) tensors.push(flatTensor(BEST, copy(this.captured(best))));
+    return tensors;
+  }
+
+  /** Parameters by their names. @param best its capture; null: the present ones. */
+  named(best: number | null, copy: Copy = slice): NamedTensor[] {
+    return this.mustParameters.named(best === null ? undefined : this.captured(best), copy);
+  }
+
+  /**
+   * Goes on from a checkpoint.
+   * @param hasBest its best parameters are among the tensors; they get the number `RESTORED_BEST`.
+   * @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size.
+   */
+  restore(state: ParametersState, tensors: readonly NamedTensor[], hasBest: boolean): void {
+    const parameters = this.mustParameters;
+    parameters.restore(state, tensors);
+    if (!hasBest) return;
+    const { exchangedSize } = parameters.layout;
+    this.#captures.set(RESTORED_BEST, takeTensor(tensors, BEST, exchangedSize));
+  }
+
+  // A replica.
+
+  /** The live vectors by name: those of the parameters, and the captures that are in use. */
+  vectors({ best, evaluated }: InUse): (readonly [name: string, values: Float32Array])[] {
+    const vectors = [...this.mustParameters.vectors()];
+    if (best !== null) vectors.push([BEST, this.captured(best)]);
+    if (evaluated !== null && evaluated !== best)
+      vectors.push([EVALUATED, this.captured(evaluated)]);
+    return vectors;
+  }
+
+  /**
+   * Takes over another run's vectors; those that were captured are this one's own from now on.
+   * @throws DownpourError DP_CHECKPOINT_CORRUPT when a vector has another size.
+   */
+  replicate(
+    tensors: readonly TensorSpec[],
+    state: ParametersState | null,
+    vectors: ReadonlyMap<string, Float32Array>,
+    { best, evaluated, hasParameters }: InUse & { readonly hasParameters: boolean },
+  ): number {
+    const velocities = this.place(createLayout(tensors));
+    const parameters = this.mustParameters;
+    const taken = (name: string) => vectors.get(name) ?? new Float32Array();
+    if (state) parameters.restoreState(state);
+    for (const [name] of hasParameters ? parameters.vectors() : []) {
+      parameters.write(name, 0, taken(name));
+    }
+    if (best !== null) this.#captures.set(best, taken(BEST));
+    if (evaluated !== null && evaluated !== best) this.#captures.set(evaluated, taken(EVALUATED));
+    return velocities;
+  }
+}
+
+/** A payload for one worker: nobody writes to these numbers. */
+export const payloadOf = (values: Float32Array) => new Snapshot(bytesOf(values), 'f32');

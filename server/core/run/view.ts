@@ -1,0 +1,393 @@
+import type { Encoding } from '../../../shared/compression.ts';
+import type { RunConfig } from '../../../shared/config.ts';
+import { type DataFacts, forkNote } from '../../../shared/data-facts.ts';
+import { DownpourError } from '../../../shared/errors.ts';
+import type { Layout } from '../../../shared/layout.ts';
+import type { DataSummary, Phase } from '../../../shared/protocol.ts';
+import type {
+  Evaluation,
+  Metrics,
+  RunDetail,
+  RunSummary,
+  Observations as SampledObservations,
+} from '../../../shared/rest.ts';
+import type { EarlyStoppingState } from '../early-stopping.ts';
+import { type Copy, type NamedTensor, type Room, slice } from '../parameters.ts';
+import type { SaveKind } from '../shard-command.ts';
+import { troubleText } from '../trouble.ts';
+import type { LostNote, Seen } from './calls.ts';
+import {
+  epochOf,
+  evaluateEveryOf,
+  isOver,
+  learningRateOf,
+  momentumOf,
+  phaseStepOf,
+  stepsMaxOf,
+  workersMissingOf,
+} from './course.ts';
+import { capturesInUse } from './evaluations.ts';
+import { progressOf, stepsBehind } from './lives.ts';
+import {
+  type Inside,
+  type RunOptions,
+  type RunReplica,
+  type RunState,
+  replicaOf,
+  secondsOf,
+  stateOf,
+  stepsLost,
+} from './state.ts';
+import type { Vector } from './vector.ts';
+
+/** What is told of a run: to lists, to pages, to the command line, to checkpoints. Looking changes nothing. */
+
+/** In the detail of a run. */
+const CLASSES_TOLD = 100;
+
+/** A run, for those who look. */
+export class RunView {
+  readonly options: RunOptions;
+  protected readonly inside: Inside;
+
+  constructor(inside: Inside) {
+    this.options = inside.options;
+    this.inside = inside;
+  }
+
+  get id(): string {
+    return this.options.id;
+  }
+
+  get config(): RunConfig {
+    return this.options.config;
+  }
+
+  get phase(): Phase {
+    return this.inside.fields.phase;
+  }
+
+  get reason(): string {
+    return this.inside.fields.reason;
+  }
+
+  get step(): number {
+    return this.inside.fields.step;
+  }
+
+  get generation(): number {
+    return this.inside.fields.generation;
+  }
+
+  get epoch(): number {
+    return epochOf(this.inside);
+  }
+
+  /** Of the next update, before damping. */
+  get learningRate(): number {
+    return learningRateOf(this.inside);
+  }
+
+  /** Training time, over all processes that have held the run, while it was not over. */
+  seconds(now: number): number {
+    return secondsOf(this.inside.fields, now);
+  }
+
+  /** When the test part was looked at, ISO 8601; null: not yet, or by an older release. */
+  get testedAt(): string | null {
+    return this.inside.fields.testedAt;
+  }
+
+  get layout(): Layout | null {
+    return this.inside.parts.vector.layout;
+  }
+
+  /** Of the first range: what lands here and is sent from here. */
+  get partLayout(): Layout | null {
+    return this.inside.parts.vector.parameters?.layout ?? null;
+  }
+
+  /** Into how many ranges the vector is cut. */
+  get parts(): number {
+    return this.inside.parts.vector.ranges.length;
+  }
+
+  /** Where the vector lies, and what the shards that have it are to do beside the decisions of the run. */
+  get vector(): Pick<
+    Vector,
+    'ranges' | 'dropParts' | 'grantParts' | 'revokeParts' | 'sendParts' | 'saved'
+  > {
+    return this.inside.parts.vector;
+  }
+
+  /** Room for a push's payload, as of `Parameters.land`. */
+  land(byteLength: number, encoding: Encoding | null): Room | null {
+    return this.inside.parts.vector.land(byteLength, encoding);
+  }
+
+  /** Of the server. */
+  get life(): number {
+    return this.inside.fields.life;
+  }
+
+  /** Updates that were applied and are gone, with crashes of the server, as far as is known. */
+  get stepsLost(): number {
+    return stepsLost(this.inside.fields);
+  }
+
+  /** Of the lost ones, those that this life has not made up for yet. */
+  get stepsBehind(): number {
+    return stepsBehind(this.inside.fields);
+  }
+
+  /** How far it has come, and all that it knows of lost steps: what the next life must not forget. */
+  get progress(): Seen & LostNote {
+    return progressOf(this.inside.fields);
+  }
+
+  /** It has parameters. */
+  get hasParameters(): boolean {
+    return this.inside.fields.initialisations > 0;
+  }
+
+  /** Nothing more will happen unless somebody resumes it. */
+  get over(): boolean {
+    return isOver(this.inside.fields);
+  }
+
+  /** Its time runs: what is told of it changes without a call. */
+  get moving(): boolean {
+    return this.inside.fields.startedMs !== null;
+  }
+
+  /** The best evaluation so far. */
+  get best(): Evaluation | null {
+    return this.inside.fields.best?.evaluation ?? null;
+  }
+
+  get earlyStoppingState(): EarlyStoppingState & {
+    stoppedAt: number | null;
+    target: number | null;
+  } {
+    const { stoppedAt, target } = this.inside.fields;
+    return { ...this.inside.parts.earlyStopping.state, stoppedAt, target };
+  }
+
+  /** What the worker's data must be standardised by; null: by themselves. */
+  get givenFacts(): DataFacts | null {
+    return this.options.fork ? this.inside.fields.facts : null;
+  }
+
+  get data(): DataSummary | null {
+    return this.inside.fields.data;
+  }
+
+  /** Null: no worker has told. */
+  get facts(): DataFacts | null {
+    return this.inside.fields.facts;
+  }
+
+  /** Why a worker's pushes are not taken any more; null: they are. */
+  quarantine(worker: string): string | null {
+    return this.inside.parts.robust.quarantine(worker);
+  }
+
+  /** @throws DownpourError DP_QUARANTINED. */
+  mustBeTrusted(worker: string): void {
+    const reason = this.quarantine(worker);
+    if (reason === null) return;
+    throw new DownpourError(
+      'DP_QUARANTINED',
+      `run ${this.id} takes nothing from this worker any more: ${reason}; mend it, then stop and resume the run`,
+    );
+  }
+
+  /** It was asked for the initial parameters. */
+  awaitsInitial(worker: string): boolean {
+    return this.inside.fields.grant?.worker === worker;
+  }
+
+  /** A worker may push this minibatch. */
+  isLeased(lease: number, worker: string): boolean {
+    return this.inside.parts.leases?.find(lease, worker) != null;
+  }
+
+  /** Before the first update: so many more must come before it begins. */
+  get workersMissing(): number {
+    return workersMissingOf(this.inside);
+  }
+
+  summary(now: number): Omit<RunSummary, 'checkpoint' | 'unwritten'> {
+    return summaryOf(this.inside, now);
+  }
+
+  detail(now: number): Omit<RunDetail, 'checkpoint' | 'unwritten'> {
+    return detailOf(this.inside, now);
+  }
+
+  /** @param pointsMax of each curve, at least 2. */
+  metrics(pointsMax?: number): Metrics {
+    return this.inside.parts.observations.metrics(pointsMax);
+  }
+
+  get observed(): SampledObservations {
+    const { everySteps } = this.config.observe;
+    return { everySteps, ...this.inside.parts.observations.observed() };
+  }
+
+  /** Between two evaluations at the mean speed so far, s; null: unknown. */
+  evaluationSeconds(now: number): number | null {
+    return evaluationSecondsOf(this.inside, now);
+  }
+
+  /** What one worker did for this run. */
+  workerTally(worker: string): ReturnType<typeof workerTallyOf> {
+    return workerTallyOf(this.inside, worker);
+  }
+
+  // Checkpoints.
+
+  /** The JSON half of a checkpoint at this step. */
+  state(now: number): RunState {
+    return stateOf(this.inside, now);
+  }
+
+  /** The other half: see `Vector.tensors`. */
+  tensors(copy: Copy = slice): NamedTensor[] {
+    return this.hasParameters ? this.inside.parts.vector.tensors(this.bestCapture, copy) : [];
+  }
+
+  /** The best parameters by their names, for a checkpoint of their own. */
+  bestTensors(copy: Copy = slice): NamedTensor[] {
+    return this.inside.parts.vector.named(this.bestCapture, copy);
+  }
+
+  /** The parameters by their names. */
+  finalTensors(copy: Copy = slice): NamedTensor[] {
+    return this.inside.parts.vector.named(null, copy);
+  }
+
+  /** Has all shards keep copies of this moment for a checkpoint: see `Vector.save`. */
+  save(id: number, what: SaveKind, copy: Copy = slice): Map<string, Float32Array> {
+    return this.inside.parts.vector.save(id, what, this.bestCapture, copy);
+  }
+
+  protected get bestCapture(): number | null {
+    return this.inside.fields.best?.capture ?? null;
+  }
+
+  /** Of the last call that told it, in the monotonic ms of whoever called. */
+  get nowMs(): number {
+    return this.inside.fields.nowMs;
+  }
+
+  /** Of this moment. */
+  replica(): RunReplica {
+    return replicaOf(this.inside);
+  }
+
+  /** The live vectors that belong to `replica`, by name. */
+  replicaVectors(): (readonly [name: string, values: Float32Array])[] {
+    if (!this.hasParameters) return [];
+    return this.inside.parts.vector.vectors(capturesInUse(this.inside.fields));
+  }
+}
+
+function summaryOf(inside: Inside, now: number): Omit<RunSummary, 'checkpoint' | 'unwritten'> {
+  const { options, fields, parts } = inside;
+  const { observations, vector } = parts;
+  const seconds = secondsOf(fields, now);
+  const speed = isOver(fields) ? null : observations.speed(seconds);
+  const stepsMax = stepsMaxOf(inside);
+  const { enabled, metric, patience, afterStop } = options.config.earlyStopping;
+  return {
+    id: options.id,
+    experiment: options.experiment,
+    study: options.study ?? null,
+    phase: fields.phase,
+    reason: fields.reason,
+    createdAt: options.createdAt,
+    step: fields.step,
+    epoch: epochOf(inside),
+    examples: observations.examples,
+    stepsMax,
+    workers: parts.roster.attached,
+    parameters: vector.layout?.trainableSize ?? null,
+    learningRate: learningRateOf(inside),
+    momentum: momentumOf(inside),
+    examplesPerSecond: speed?.examplesPerSecond ?? null,
+    secondsLeft:
+      stepsMax === null || !speed || speed.stepsPerSecond === 0
+        ? null
+        : Math.max(0, stepsMax - fields.step) / speed.stepsPerSecond,
+    seconds,
+    trainingLoss: observations.trainingLoss,
+    sparkline: observations.sparkline(),
+    validation: observations.evaluations.findLast((e) => e.part === 'validation') ?? null,
+    best: fields.best?.evaluation ?? null,
+    test: fields.test,
+    testedAt: fields.testedAt,
+    earlyStopping: {
+      enabled,
+      metric,
+      patience,
+      patienceLeft: parts.earlyStopping.patienceLeft,
+      afterStop,
+      stoppedAt: fields.stoppedAt,
+      target: fields.target,
+      refitSteps: fields.phase === 'refitting' ? phaseStepOf(fields) : null,
+    },
+    staleness: observations.staleness(),
+    gradientNorm: observations.gradientNorm,
+    correction: parts.correction.told,
+    hint: hintOf(inside),
+    pushes: { ...fields.pushes },
+    rollbacks: [...fields.rollbacks],
+    stepsLost: stepsLost(fields),
+    data: fields.data,
+    dataNote: forkNote(options.fork, fields.originData, fields.data),
+    errorMeasure: fields.errorMeasure,
+  };
+}
+
+function hintOf(inside: Inside): string | null {
+  const { options, fields, parts } = inside;
+  const { trouble } = parts.observations;
+  // A refit begins anew or goes on from the best: neither is judged by the course so far.
+  const { afterStop } = options.config.earlyStopping;
+  const judged = fields.phase === 'training' || afterStop === 'restore';
+  const many = fields.phase === 'training' ? parts.correction.hint(momentumOf(inside)) : null;
+  if (many !== null || !trouble || !judged) return many;
+  return troubleText(trouble, (parts.vector.layout?.statisticsSize ?? 0) > 0);
+}
+
+function detailOf(inside: Inside, now: number): Omit<RunDetail, 'checkpoint' | 'unwritten'> {
+  const { options, fields, parts } = inside;
+  return {
+    ...summaryOf(inside, now),
+    experimentHash: options.experimentHash,
+    bundle: options.bundle ?? null,
+    config: options.config,
+    layoutHash: parts.vector.layout?.hash ?? null,
+    inputShape: fields.facts?.inputs.shape ?? null,
+    classes: fields.facts?.classes?.slice(0, CLASSES_TOLD) ?? null,
+  };
+}
+
+/** What one worker did for this run, and does. */
+function workerTallyOf({ fields, parts }: Inside, worker: string) {
+  const { pushes, ...means } = parts.roster.deedsOf(worker);
+  return {
+    leases: parts.leases?.heldBy(worker).length ?? 0,
+    evaluating: fields.evaluation?.worker === worker,
+    pushes,
+    ...means,
+  };
+}
+
+/** Between two evaluations at the mean speed so far, s; null: unknown. */
+function evaluationSecondsOf(inside: Inside, now: number): number | null {
+  const { fields, parts } = inside;
+  if (fields.step === 0 || !parts.leases) return null;
+  return (evaluateEveryOf(inside) * secondsOf(fields, now)) / fields.step;
+}
