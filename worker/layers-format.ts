@@ -19,7 +19,7 @@ export interface NamedValues {
   readonly values: Float32Array;
 }
 
-export interface LayersFormatOptions {
+export interface TrainedModelOptions {
   readonly experiment: Experiment;
   readonly config: RunConfig;
   readonly tensors: readonly NamedValues[];
@@ -27,45 +27,56 @@ export interface LayersFormatOptions {
   readonly facts: DataFacts;
   /** Where data lie, absolute: they are read only for a model that takes its shapes from what `data()` has left. */
   readonly dataFolder: string;
-  /** Exists. */
-  readonly to: string;
   readonly log: (line: string) => void;
 }
 
+export interface LayersFormatOptions extends TrainedModelOptions {
+  /** A folder that exists. */
+  readonly to: string;
+}
+
 /**
- * Builds the experiment's model, gives it the parameters and statistics of a checkpoint, and writes
- * it. An engine must be open.
- * @throws DownpourError DP_USAGE: a function of variables has no such format; DP_LAYOUT_MISMATCH:
- *   the checkpoint is of another model; what the experiment's model throws.
+ * Builds the experiment's model and gives it the parameters and statistics of a checkpoint. An engine must be open.
+ * @returns what `tf.loadLayersModel` reads; null: the model is a function of variables, which has no such form.
+ * @throws DownpourError DP_LAYOUT_MISMATCH: the checkpoint is of another model; what the experiment's model throws.
  */
-export async function writeLayersModel(options: LayersFormatOptions): Promise<void> {
-  const { to } = options;
+export async function layersArtifacts(
+  options: TrainedModelOptions,
+): Promise<io.ModelArtifacts | null> {
   const model = await trainedModel(options);
   try {
-    const artifacts = (await model.topology()) as io.ModelArtifacts | null;
-    if (artifacts === null) {
-      throw new DownpourError(
-        'DP_USAGE',
-        'the model is a function of variables, which tf.loadLayersModel cannot open: export it with --format safetensors',
-      );
-    }
-    const { modelTopology, weightSpecs = [], weightData = new ArrayBuffer(0) } = artifacts;
-    const json: io.ModelJSON = {
-      format: 'layers-model',
-      generatedBy: `TensorFlow.js ${tf.version_core}`,
-      convertedBy: null,
-      modelTopology: modelTopology!,
-      weightsManifest: [{ paths: ['weights.bin'], weights: weightSpecs }],
-    };
-    const weights = tf.io.CompositeArrayBuffer.join(weightData);
-    await writeFile(join(to, 'weights.bin'), new Uint8Array(weights));
-    await writeFile(join(to, 'model.json'), JSON.stringify(json));
+    return (await model.topology()) as io.ModelArtifacts | null;
   } finally {
     model.dispose();
   }
 }
 
-async function trainedModel(options: LayersFormatOptions): Promise<Model> {
+/**
+ * Writes it.
+ * @throws DownpourError DP_USAGE: a function of variables has no such format; what `layersArtifacts` throws.
+ */
+export async function writeLayersModel({ to, ...options }: LayersFormatOptions): Promise<void> {
+  const artifacts = await layersArtifacts(options);
+  if (artifacts === null) {
+    throw new DownpourError(
+      'DP_USAGE',
+      'the model is a function of variables, which tf.loadLayersModel cannot open: export it with --format safetensors',
+    );
+  }
+  const { modelTopology, weightSpecs = [], weightData = new ArrayBuffer(0) } = artifacts;
+  const json: io.ModelJSON = {
+    format: 'layers-model',
+    generatedBy: `TensorFlow.js ${tf.version_core}`,
+    convertedBy: null,
+    modelTopology: modelTopology!,
+    weightsManifest: [{ paths: ['weights.bin'], weights: weightSpecs }],
+  };
+  const weights = tf.io.CompositeArrayBuffer.join(weightData);
+  await writeFile(join(to, 'weights.bin'), new Uint8Array(weights));
+  await writeFile(join(to, 'model.json'), JSON.stringify(json));
+}
+
+async function trainedModel(options: TrainedModelOptions): Promise<Model> {
   const { experiment, config, tensors, facts, dataFolder: folder, log } = options;
   const build = async () => {
     const model = await buildModel(experiment, config, examplesLike(facts));

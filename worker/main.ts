@@ -17,12 +17,11 @@ import type {
 import { Client } from './client.ts';
 import { factsOf, summaryOf } from './data/facts.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
-import { loadExperiment } from './experiment.ts';
 import { buildModel, type Model } from './model.ts';
 import { defaultName } from './name.ts';
 import { prepareExperiment } from './prepare.ts';
 import { rangesFor } from './shard-links.ts';
-import { type BundleSource, Shelf } from './shelf.ts';
+import { type BundleSource, type GivenExperiment, Shelf } from './shelf.ts';
 import { createTrainer, type Trainer, type TrainerProgress } from './trainer.ts';
 
 /** How often a worker without a run looks for an experiment that one waits for. */
@@ -46,6 +45,8 @@ export interface WorkerOptions {
   readonly threads?: number;
   /** Where experiments lie. */
   readonly folders: readonly string[];
+  /** Experiments that this process has already, by name; they come before those of the folders. */
+  readonly experiments?: Readonly<Record<string, GivenExperiment>>;
   /** The source of experiments that operators have sent; null: they are not run. Absent: it knows nothing of them. */
   readonly bundles?: BundleSource | null;
   /** Where data lies, absolute. */
@@ -87,8 +88,8 @@ interface Assignment {
  * @throws DownpourError with a code of `retry: 'never'`, after having told the server.
  */
 export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
-  const { run, signal, log, bundles } = options;
-  const shelf = new Shelf(options.folders, log, bundles ?? null);
+  const { run, signal, log, bundles, folders, experiments } = options;
+  const shelf = new Shelf({ folders, log, bundles: bundles ?? null, given: experiments ?? {} });
   await shelf.look();
   const { engine = 'auto', threads } = options;
   const opened =
@@ -216,8 +217,7 @@ class Worker {
   async #prepare(assign: Assign, facts: DataFacts | null): Promise<Assignment> {
     const { run, config } = assign;
     const { dataFolder, log, signal, onProgress, onAcknowledged } = this.#options;
-    const path = await this.#shelf.take(assign, this.#client.server, signal);
-    const experiment = await loadExperiment(path);
+    const experiment = await this.#shelf.load(assign, this.#client.server, signal);
     const { prepared, depends } = await prepareExperiment(assign.experiment, experiment, config, {
       ...{ folder: dataFolder, log, facts },
     });

@@ -1,7 +1,21 @@
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
 import type { Assign, MissingExperiment } from '../shared/protocol.ts';
-import { type FoundExperiment, findExperiments, hashExperiment, sourcesOf } from './experiment.ts';
+import {
+  type Experiment,
+  type FoundExperiment,
+  findExperiments,
+  hashExperiment,
+  loadExperiment,
+  sourcesOf,
+} from './experiment.ts';
+
+/** An experiment that no file need be read for. */
+export interface GivenExperiment {
+  readonly experiment: Experiment;
+  /** As that of an experiment's files: two that are not the same have not the same. */
+  readonly hash: string;
+}
 
 /** Experiments that operators have sent to a server. */
 export interface BundleSource {
@@ -38,16 +52,30 @@ export class Shelf {
   /** When to try again to fetch a bundle that could not be fetched, monotonic ms. */
   readonly #failures = new Map<string, { readonly count: number; readonly againMs: number }>();
 
-  constructor(folders: readonly string[], log: Log, bundles: BundleSource | null = null) {
+  readonly #given: ReadonlyMap<string, GivenExperiment>;
+
+  constructor({
+    folders,
+    log,
+    bundles = null,
+    given = {},
+  }: {
+    readonly folders: readonly string[];
+    readonly log: Log;
+    readonly bundles?: BundleSource | null;
+    readonly given?: Readonly<Record<string, GivenExperiment>>;
+  }) {
     this.#folders = folders;
     this.#log = log;
     this.#bundles = bundles;
+    this.#given = new Map(Object.entries(given));
   }
 
   /** Content hashes by name, as `hello` has them: of a bundle its own. */
   get hashes(): Record<string, string> {
     const hashes = Object.fromEntries([...this.#found].map(([name, { hash }]) => [name, hash]));
     for (const [name, { bundle }] of this.#sent) hashes[name] = bundle!.sha256;
+    for (const [name, { hash }] of this.#given) hashes[name] = hash;
     return hashes;
   }
 
@@ -132,11 +160,22 @@ export class Shelf {
   }
 
   /**
+   * The experiment that a run needs.
+   * @param server that has assigned it.
+   * @throws DownpourError as `#take` and `loadExperiment`.
+   */
+  async load(assign: Assign, server: string, signal: AbortSignal): Promise<Experiment> {
+    const given = this.#given.get(assign.experiment);
+    if (given?.hash === assign.experimentHash) return given.experiment;
+    return loadExperiment(await this.#take(assign, server, signal));
+  }
+
+  /**
    * The file of the experiment that a run needs, which is going to be imported.
    * @param server that has assigned it.
    * @throws DownpourError DP_EXPERIMENT_UNKNOWN, DP_EXPERIMENT_MISMATCH, what the fetching of a bundle throws.
    */
-  async take(
+  async #take(
     { experiment, experimentHash }: Assign,
     server: string,
     signal: AbortSignal,
