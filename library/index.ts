@@ -1,4 +1,5 @@
 import type { train as Train } from './train.ts';
+import type { trainOn as TrainOn } from './train-on.ts';
 
 /** What experiments and programs import as `downpour`. */
 
@@ -31,6 +32,7 @@ export {
   type Variable,
 } from '../worker/experiment.ts';
 export type { TrainedTensor, TrainingProgress, TrainingResult, TrainOptions } from './train.ts';
+export type { DataOn, ExamplesOn, Numbers, TrainOnOptions } from './train-on.ts';
 
 // An experiment needs none of what follows, and each worker loads one.
 
@@ -42,3 +44,11 @@ export type { TrainedTensor, TrainingProgress, TrainingResult, TrainOptions } fr
  */
 export const train: typeof Train = async (experiment, options) =>
   (await import('./train.ts')).train(experiment, options);
+
+/**
+ * Trains a compiled `LayersModel`, beginning with the weights that it has: its loss and its optimizer are those of
+ * `model.compile`. Its weights are the trained ones afterwards.
+ * @throws DownpourError DP_USAGE: the model is not compiled, or has what a worker could not have.
+ */
+export const trainOn: typeof TrainOn = async (model, data, options) =>
+  (await import('./train-on.ts')).trainOn(model, data, options);

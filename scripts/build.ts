@@ -21,9 +21,12 @@ const ENTRIES: Readonly<Record<string, string>> = {
   index: 'library/index.ts',
   client: 'shared/rest-client.ts',
   layers: 'worker/layers.ts',
+  server: 'library/server.ts',
+  worker: 'library/worker.ts',
   // Loaded by the command, by a thread, by a process.
   cli: 'cli/main.ts',
   engine: 'worker/engine.ts',
+  fitted: 'worker/fitted.ts',
   'shard-thread': 'server/shards/thread.js',
   'checkpoint-thread': 'server/checkpoints/thread.js',
   'join-program': 'cli/bundles/join-program.js',
