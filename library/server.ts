@@ -45,6 +45,8 @@ export interface StartedServer {
   close(): Promise<void>;
 }
 
+export { type DownpourPluginOptions, downpour, downpour as default, type Role } from './plugin.ts';
+
 /** Starts a parameter server, as `downpour serve` does. @throws DownpourError as `serve`. */
 export async function startServer(options: StartServerOptions = {}): Promise<StartedServer> {
   const { host = DEFAULT_HOST, port = DEFAULT_PORT, state = DEFAULT_STATE, signal } = options;

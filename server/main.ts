@@ -29,7 +29,7 @@ import { Keeper } from './checkpoints/keeper.ts';
 import { ThreadedWriter } from './checkpoints/writer.ts';
 import { Bundles } from './fleet/bundles.ts';
 import { Coordinator, warning } from './fleet/coordinator.ts';
-import { type AccessLimits, createApp } from './http/app.ts';
+import { type AccessLimits, type AppOptions, createApp } from './http/app.ts';
 import type { JoinFiles } from './http/join.ts';
 import { Studies } from './http/studies.ts';
 import { LOOK_MS } from './payloads/landings.ts';
@@ -107,13 +107,15 @@ export interface ServeOptions extends TokenSources {
   readonly copyGraceMs?: number;
   /** What browsers that open `/join` may train; absent: nothing. */
   readonly join?: JoinFiles;
+  /** Puts the server into an app of somebody else, which listens. Then there are no port, no TLS and no unix socket of ours. */
+  readonly mount?: (options: AppOptions) => Promise<void>;
   readonly log?: Log;
   /** Stops the server, with a checkpoint of every run. */
   readonly signal: AbortSignal;
 }
 
 export interface Serving {
-  /** `http://host:port` */
+  /** `http://host:port`; empty: an app of somebody else listens. */
   readonly url: string;
   /** Resolves when it takes work: at once, but for a standby; never when it was stopped before. */
   readonly active: Promise<void>;
@@ -334,7 +336,7 @@ async function activate(
     await copier?.catchUp(coordinator.runs.map(({ id }) => id));
     const obstacle = await tryStraight();
     if (obstacle) log(`payloads are copied once more, not read into place: ${obstacle}`);
-    const app = await createApp({
+    const appOptions: AppOptions = {
       coordinator,
       version: VERSION,
       stateStore: store,
@@ -348,25 +350,31 @@ async function activate(
       localSocket: () => local?.path ?? null,
       join: options.join ?? null,
       log,
-    });
-    tls?.keep(app.server as unknown as TlsServer);
-    // Who asks for encryption gets no way around it.
-    const beside = !tls && localSocketWanted(options.localSocket);
-    if (beside) {
-      const listener = await listenBeside(app.server);
-      if ('path' in listener) local = listener;
-      else {
-        log(`no unix socket for workers on this machine, they use TCP: ${listener.problem}`);
+    };
+    let app: Awaited<ReturnType<typeof createApp>> | null = null;
+    let url = '';
+    if (options.mount) await options.mount(appOptions);
+    else {
+      app = await createApp(appOptions);
+      tls?.keep(app.server as unknown as TlsServer);
+      // Who asks for encryption gets no way around it.
+      const beside = !tls && localSocketWanted(options.localSocket);
+      if (beside) {
+        const listener = await listenBeside(app.server);
+        if ('path' in listener) local = listener;
+        else {
+          log(`no unix socket for workers on this machine, they use TCP: ${listener.problem}`);
+        }
       }
+      const { socketCountMax } = socketLimits();
+      if (socketCountMax < LIMITS.socketCountMax) {
+        log(
+          `this process may open few files at a time: at most ${socketCountMax} sockets a port, ${LIMITS.socketCountMax} wanted; raise \`ulimit -n\``,
+          { level: 'warn' },
+        );
+      }
+      url = await listen(app, host, port);
     }
-    const { socketCountMax } = socketLimits();
-    if (socketCountMax < LIMITS.socketCountMax) {
-      log(
-        `this process may open few files at a time: at most ${socketCountMax} sockets a port, ${LIMITS.socketCountMax} wanted; raise \`ulimit -n\``,
-        { level: 'warn' },
-      );
-    }
-    const url = await listen(app, host, port);
     const { tensorboard } = options;
     const board =
       tensorboard === undefined ? null : new TensorBoard({ folder: tensorboard, now, log });
@@ -390,7 +398,7 @@ async function activate(
       // Another server's copies are its own.
       await copier?.close(failure.error ? 0 : graceMs);
       await local?.close();
-      await app.close();
+      await app?.close();
       await pool?.close();
       await writer.close();
       pushLog?.close();

@@ -1,6 +1,7 @@
 import type { Timeline, WorkerSummary } from '../shared/rest.ts';
 import { percent } from '../shared/text.ts';
 import { alertList } from './alerts.ts';
+import { BASE } from './base.ts';
 import { ago, bytes, count, duration, plural, short } from './format.ts';
 import { arrange, fill, fillNew, h, svg } from './html.ts';
 import { badge, card, emptyState, Tile, type View } from './parts.ts';
@@ -66,7 +67,7 @@ export function clusterView(): View {
   const none = emptyState(
     'No worker yet',
     'Any machine that reaches this server and has the experiment can be one, at any time:',
-    `npx downpour work --server ${location.origin.replace(/^http/, 'ws')}`,
+    `npx downpour work --server ${BASE.replace(/^http/, 'ws')}`,
   );
   none.classList.add('inside');
   const lanes = h('div', { class: 'lanes' });

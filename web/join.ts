@@ -1,5 +1,6 @@
 import type { FromJoinWorker, JoinEngine, JoinProgress, ToJoinWorker } from '../shared/join.ts';
 import { JOIN_ENGINES, JOIN_PATHS, JOIN_WORKER } from '../shared/join.ts';
+import { BASE } from './base.ts';
 import { count, short } from './format.ts';
 import { brand, themeButton } from './head.ts';
 import { fill, fillNew, h, setText } from './html.ts';
@@ -128,7 +129,7 @@ async function start(): Promise<void> {
   fill(problem);
   fill(notes);
   show();
-  const script = JOIN_PATHS.files + JOIN_WORKER;
+  const script = BASE + JOIN_PATHS.files + JOIN_WORKER;
   // A worker that cannot be loaded does not say why.
   const answer = await fetch(script).catch(() => null);
   if (!answer?.ok) {
@@ -246,7 +247,7 @@ function begin(): void {
       h(
         'div',
         { class: 'bar-inner' },
-        brand('/', 'Downpour: the dashboard'),
+        brand('.', 'Downpour: the dashboard'),
         h('div', { class: 'corner' }, who, themeButton()),
       ),
     ),

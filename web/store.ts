@@ -6,11 +6,12 @@ import type {
   WorkerSummary,
 } from '../shared/rest.ts';
 import { createRestClient } from '../shared/rest-client.ts';
+import { BASE } from './base.ts';
 import { emptyState } from './parts.ts';
 
 /** What the page knows: who looks, and the server's state as its feed tells it. */
 
-export const client = createRestClient({ server: location.origin });
+export const client = createRestClient({ server: BASE });
 
 export type Link = 'connecting' | 'live' | 'lost';
 
@@ -83,7 +84,7 @@ export function follow(onRefused: () => void): void {
     source?.close();
     clearTimeout(silence);
     let first = true;
-    const mine = new EventSource('/feed');
+    const mine = new EventSource(`${BASE}/feed`);
     source = mine;
     mine.onopen = () => {
       first = true;
@@ -154,7 +155,7 @@ function take(update: FeedUpdate): void {
 
 /** Asks the server who this browser is. @throws TypeError when there is no answer. */
 async function lookWho(): Promise<void> {
-  const response = await fetch('/session');
+  const response = await fetch(`${BASE}/session`);
   if (!response.ok) throw new TypeError(`GET /session answered ${response.status}`);
   state.session = (await response.json()) as SessionFacts;
 }
@@ -173,7 +174,7 @@ export async function learnWho(away: (words: HTMLElement) => void): Promise<void
 
 /** @param work to train in pages, not to look. @throws Error with the server's words. */
 export async function logIn(token: string, work = false): Promise<void> {
-  const response = await fetch('/session', {
+  const response = await fetch(`${BASE}/session`, {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
     body: JSON.stringify(work ? { token, work } : { token }),
@@ -184,7 +185,7 @@ export async function logIn(token: string, work = false): Promise<void> {
 
 export async function logOut(): Promise<void> {
   unfollow();
-  await fetch('/session', { method: 'DELETE' });
+  await fetch(`${BASE}/session`, { method: 'DELETE' });
   state.session = { role: null, open: false, works: false };
   forget();
 }

@@ -1,4 +1,5 @@
 import type { StudyDetail, StudySummary } from '../shared/rest.ts';
+import { BASE } from './base.ts';
 import { figureOf, type Shown } from './figures.ts';
 import { ago, count, plural } from './format.ts';
 import { fill, fillNew, h, setText } from './html.ts';
@@ -24,7 +25,7 @@ export function studiesView(): View {
   const empty = emptyState(
     'No studies yet',
     'Searches, learning-rate tests, folds and looks at a trained model appear here as soon as they are begun with this server:',
-    `npx downpour search my.ts --server ${location.origin}`,
+    `npx downpour search my.ts --server ${BASE}`,
   );
   const element = h('div', {}, h('h1', {}, 'Studies'), list, empty);
   empty.hidden = true;

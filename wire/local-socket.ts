@@ -127,9 +127,9 @@ export function isFromHere({ remoteAddress, localAddress }: Socket): boolean {
  * @param url `ws://…` @returns null when it is another machine, or has no such socket for this user.
  */
 export async function findLocalSocket(url: string): Promise<string | null> {
-  const { protocol, hostname, host } = new URL(url);
+  const { protocol, hostname, host, pathname } = new URL(url);
   if (protocol !== 'ws:' || !isOwnAddress(hostname)) return null;
-  const path = await askForPath(`http://${host}/health`);
+  const path = await askForPath(`http://${host}${pathname.replace(/\/(ws)?$/, '')}/health`);
   if (path === null) return null;
   try {
     // A token goes out on it: nobody else may have put it there.

@@ -35,7 +35,7 @@ import { type Pull, rangesFor, ShardLinks } from './shard-links.ts';
 
 export interface ClientOptions {
   /**
-   * `ws://host:port` or `wss://…`; the path `/ws` is added where there is none. Of several, with commas between
+   * `ws://host:port` or `wss://…`; the path ends in `/ws`, which is added where it is missing. Of several, with commas between
    * them, the first that takes work is served.
    */
   readonly server: string;
@@ -110,7 +110,8 @@ export function socketUrl(server: string): string {
   if (url.protocol === 'http:') url.protocol = 'ws:';
   if (url.protocol === 'https:') url.protocol = 'wss:';
   if (url.protocol !== 'ws:' && url.protocol !== 'wss:') throw badAddress(server);
-  if (url.pathname === '/') url.pathname = '/ws';
+  // What stands before it is of an app that the server is part of, or of a proxy.
+  if (!url.pathname.endsWith('/ws')) url.pathname = `${url.pathname.replace(/\/$/, '')}/ws`;
   return url.href;
 }
 

@@ -2,10 +2,13 @@ import type { IncomingMessage } from 'node:http';
 import type { Socket } from 'node:net';
 import { performance } from 'node:perf_hooks';
 import type { Duplex } from 'node:stream';
+import type { TLSSocket } from 'node:tls';
+import AjvCompiler from '@fastify/ajv-compiler';
 import swagger from '@fastify/swagger';
 import Fastify, {
   type FastifyError,
   type FastifyInstance,
+  type FastifyRequest,
   type FastifyServerOptions,
 } from 'fastify';
 import { BUNDLE_HEADER } from '../../shared/bundle.ts';
@@ -45,6 +48,7 @@ import { BUNDLE_ROUTE } from './bundle-routes.ts';
 import type { JoinFiles } from './join.ts';
 import { addPages, FOR_ANYBODY, type PageDoor, sessionOf } from './pages.ts';
 import { RequestCosts } from './request-cost.ts';
+import { OPENAPI } from './route.ts';
 import { addRoutes, type RoutesOptions } from './routes.ts';
 
 export interface AppOptions extends RoutesOptions {
@@ -57,6 +61,14 @@ export interface AppOptions extends RoutesOptions {
   /** What pages may train; null: nothing. */
   readonly join?: JoinFiles | null;
   readonly log: Log;
+}
+
+/** What an app of somebody else decides that has a parameter server in it. */
+export interface HostApp {
+  /** Of all our paths, without a slash at its end: '' or `/train`. */
+  readonly prefix: string;
+  /** Null: our own tokens say who may do what. */
+  readonly authorize: ((request: FastifyRequest) => Role | null | Promise<Role | null>) | null;
 }
 
 /** Those that may be other than `LIMITS`; the first two of one token, or of one address where there are no tokens. */
@@ -98,8 +110,8 @@ const STRICT_TRANSPORT = { 'strict-transport-security': 'max-age=31536000' } as 
 
 /** REST and the WebSocket for workers, on one port. */
 export async function createApp(options: AppOptions): Promise<FastifyInstance> {
-  const { coordinator, version, log, tls = null } = options;
-  const limits: AccessLimits = { ...LIMITS, sockets: socketLimits(), ...options.limits };
+  const { coordinator, tls = null } = options;
+  const limits = limitsOf(options);
   const { requestHeaderMs: headersTimeout, requestMs: requestTimeout } = limits;
   const connectionsCheckingInterval = headersTimeout / 4;
   const inside = { ...portLimits, headersTimeout, requestTimeout, connectionsCheckingInterval };
@@ -116,15 +128,52 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     keepAliveTimeout: LIMITS.keepAliveMs,
     forceCloseConnections: true,
     clientErrorHandler: answerBroken,
-    // By default unknown keys are removed in silence, and "5" becomes 5: a mistyped field would pass.
-    ajv: { customOptions: { removeAdditional: false, coerceTypes: false, useDefaults: false } },
   });
-  // Serializers made of the schemas compile at the first answer of each route, for 0.1 to 0.4 s in which no push
-  // is answered; what we answer is of these types anyway.
-  app.setSerializerCompiler(() => (answer) => JSON.stringify(answer));
   const places = new Places(app.server, limits.sockets, () =>
     coordinator.reports.countError('DP_LIMIT'),
   );
+  const upgrade = await addParameterServer(app, options, { places });
+  app.server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
+    if (isWebSocket(request)) upgrade(request, socket, head);
+    else serveAsItIs(app.server, request, socket, head);
+  });
+  return app;
+}
+
+const limitsOf = (options: AppOptions): AccessLimits => ({
+  ...LIMITS,
+  sockets: socketLimits(),
+  ...options.limits,
+});
+
+/** Opens the WebSocket of a worker or of a standby, or refuses it. */
+export type Upgrade = (request: IncomingMessage, socket: Socket, head: Buffer) => void;
+
+/** By default unknown keys are removed in silence, and "5" becomes 5: a mistyped field would pass. */
+const STRICT = { removeAdditional: false, coerceTypes: false, useDefaults: false } as const;
+
+/**
+ * All routes, hooks and answers of a parameter server, in an app or in a scope of one.
+ * @param places null: the sockets are the app's own business. @param host null: the app has nothing but this.
+ */
+export async function addParameterServer(
+  app: FastifyInstance,
+  options: AppOptions,
+  {
+    places = null,
+    host = null,
+  }: { readonly places?: Places | null; readonly host?: HostApp | null },
+): Promise<Upgrade> {
+  const { coordinator, version, log, tls = null } = options;
+  const limits = limitsOf(options);
+  const compile = AjvCompiler()({}, { customOptions: STRICT });
+  app.setValidatorCompiler(({ schema }) => compile({ schema }));
+  // Serializers made of the schemas compile at the first answer of each route, for 0.1 to 0.4 s in which no push
+  // is answered; what we answer is of these types anyway.
+  app.setSerializerCompiler(() => (answer) => JSON.stringify(answer));
+  app.addHook('onRoute', (route) => {
+    route.bodyLimit ??= LIMITS.bodyBytesMax;
+  });
   const headers = { ...SECURITY_HEADERS, ...(tls ? STRICT_TRANSPORT : {}) };
   app.setErrorHandler((error: FastifyError | DownpourError, request, reply) => {
     const { code, message } = describeError(error, request.routeOptions.bodyLimit);
@@ -140,6 +189,8 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     return reply.code(ERRORS[code].http).send({ code, message });
   });
   const parse = app.getDefaultJsonParser('error', 'error');
+  // An app may have one of its own.
+  if (host) app.removeContentTypeParser('application/json');
   app.addContentTypeParser<string>(
     'application/json',
     { parseAs: 'string' },
@@ -153,20 +204,21 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     const message = `no ${request.method} ${request.url.slice(0, 200)}; GET /openapi.json lists what there is`;
     return reply.code(404).send({ code: 'DP_NOT_FOUND', message });
   });
-  const door = new Door(options, limits);
+  const door = new Door(options, limits, host);
   const costs = new RequestCosts(app);
   app.addHook('onRequest', async (request, reply) => {
     reply.headers(headers);
     const doubled = hostProblem(request.raw);
     if (doubled !== null) throw new DownpourError('DP_BODY_INVALID', doubled);
-    const { url } = request.routeOptions;
-    if (url === '/health') return;
+    await door.ask(request);
+    const url = pathOf(request, host);
+    if (url === '/health' || (url !== undefined && url in SOCKETS)) return;
     const needed = roleFor(request.method, url);
     if (needed === null) return door.mustBeOurs(request.raw);
     const grant = door.enter(request.raw, needed);
     request.holder = grant.holder;
     const done = door.begin(grant);
-    const release = places.vouch(request.raw.socket);
+    const release = places?.vouch(request.raw.socket) ?? (() => {});
     reply.raw.once('close', () => {
       done();
       release();
@@ -176,6 +228,8 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   });
   app.decorateRequest('holder', null);
   await app.register(swagger, {
+    // An app may have one of its own, of all its routes.
+    decorator: OPENAPI,
     openapi: {
       // The first whose schemas are those of JSON Schema: unions with null, constants.
       openapi: '3.1.0',
@@ -186,8 +240,15 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     const source = addRoutes(scope, options);
     addPages(scope, door, source, options.join ?? null);
   });
-  acceptWorkers(app, coordinator, door, places);
-  return app;
+  return acceptWorkers(coordinator, door, places, host);
+}
+
+/** Where WebSockets connect to. */
+export const SOCKETS = { '/ws': 'worker', '/standby': 'standby' } as const;
+
+/** Of a route, as it is called without the prefix of the app. */
+function pathOf({ routeOptions: { url } }: FastifyRequest, host: HostApp | null) {
+  return url === undefined ? url : url.slice(host?.prefix.length ?? 0) || '/';
 }
 
 /** What checks a body calls itself for each list within a list. */
@@ -224,7 +285,6 @@ export function roleFor(method: string, url: string | undefined): Role | null {
 /** Lets requests and handshakes in, or throws why not. */
 class Door implements PageDoor {
   readonly #access: Access;
-  readonly #encrypted: boolean;
   readonly #loopbackOnly: boolean;
   readonly #limits: AccessLimits;
   readonly #rate: Rate;
@@ -236,10 +296,17 @@ class Door implements PageDoor {
   readonly #messages: Budgets;
   readonly #requests: Budgets;
   readonly #tickets = new Tickets();
+  readonly #authorize: HostApp['authorize'];
+  /** What the app has said of requests that are under way. */
+  readonly #told = new WeakMap<IncomingMessage, Grant | null>();
 
-  constructor({ access, tls = null, loopbackOnly = false }: AppOptions, limits: AccessLimits) {
+  constructor(
+    { access, loopbackOnly = false }: AppOptions,
+    limits: AccessLimits,
+    host: HostApp | null,
+  ) {
     this.#access = access;
-    this.#encrypted = tls !== null;
+    this.#authorize = host?.authorize ?? null;
     this.#loopbackOnly = loopbackOnly;
     this.#limits = limits;
     this.#rate = new Rate(this.#limits.requestsPerSecondMax);
@@ -259,6 +326,13 @@ class Door implements PageDoor {
   /** There are no tokens. */
   get isOpen(): boolean {
     return this.#access.open;
+  }
+
+  /** Asks the app who this is, where that is its business. */
+  async ask(request: FastifyRequest): Promise<void> {
+    if (!this.#authorize) return;
+    const role = await this.#authorize(request);
+    this.#told.set(request.raw, role === null ? null : { role, holder: addressOf(request.raw) });
   }
 
   /** By a token or a login. @throws DownpourError DP_UNAUTHORIZED, DP_FORBIDDEN or DP_LIMIT. */
@@ -302,6 +376,12 @@ class Door implements PageDoor {
     needed: 'observer' | 'worker',
   ): { grant: Grant; cookie: string } {
     mustBeSameOrigin(request);
+    if (this.#authorize) {
+      throw new DownpourError(
+        'DP_FORBIDDEN',
+        'who may use this server is the business of the app that it is part of: log in there',
+      );
+    }
     const grant = this.#access.grant(`Bearer ${token}`);
     if (!grant) throw this.#refusal(request);
     if (!mayDo(grant, needed)) throw forbidden(grant.role, needed);
@@ -339,6 +419,7 @@ class Door implements PageDoor {
 
   /** Whose a request is by now. */
   #grantOf(request: IncomingMessage): Grant | null {
+    if (this.#authorize) return this.#told.get(request) ?? null;
     return this.#access.grant(request.headers.authorization) ?? this.#loggedIn(request);
   }
 
@@ -354,9 +435,9 @@ class Door implements PageDoor {
   }
 
   /** Several servers of one machine have one jar, so each has a name of its own. */
-  #cookieName({ headers }: IncomingMessage): string {
+  #cookieName({ headers, socket }: IncomingMessage): string {
     const port = /:(\d+)$/.exec(headers.host ?? '')?.[1] ?? 'default';
-    return `${this.#encrypted ? '__Host-' : ''}downpour-${port}`;
+    return `${isEncrypted(socket) ? '__Host-' : ''}downpour-${port}`;
   }
 
   #cookie(request: IncomingMessage): string | null {
@@ -366,7 +447,7 @@ class Door implements PageDoor {
   }
 
   #setCookie(request: IncomingMessage, value: string, seconds: number): string {
-    const secure = this.#encrypted ? '; Secure' : '';
+    const secure = isEncrypted(request.socket) ? '; Secure' : '';
     return `${this.#cookieName(request)}=${value}; Path=/; Max-Age=${seconds}; HttpOnly; SameSite=Strict${secure}`;
   }
 
@@ -384,7 +465,7 @@ class Door implements PageDoor {
     const { authorization } = request.headers;
     const look =
       ticket === null
-        ? () => this.#access.grant(authorization)
+        ? () => this.#lookOf(request, authorization)
         : this.#tickets.redeem(ticket, performance.now());
     const grant = this.#admit(request, look?.() ?? null, 'worker');
     this.#mayConnect(grant);
@@ -412,9 +493,14 @@ class Door implements PageDoor {
     this.#handshakes.charge(holder, LIMITS.handshakesPerFault - 1, performance.now());
   }
 
+  /** By a header: a WebSocket of a program has no login. */
+  #lookOf(request: IncomingMessage, authorization: string | undefined): Grant | null {
+    return this.#authorize ? this.#grantOf(request) : this.#access.grant(authorization);
+  }
+
   /** Lets a standby in, by an operator's token. @throws DownpourError as `enterWorker`. */
   enterStandby(request: IncomingMessage): ReturnType<Door['enterWorker']> {
-    const look = () => this.#access.grant(request.headers.authorization);
+    const look = () => this.#lookOf(request, request.headers.authorization);
     const grant = this.#admit(request, look(), 'operator');
     const stillIn = () => {
       const now = look();
@@ -548,7 +634,9 @@ function answerBroken(error: Error & { code?: string }, socket: Duplex): void {
   } else refuse(socket, 'DP_BODY_INVALID', 'the request is not HTTP/1.1');
 }
 
-const isWebSocket = ({ headers }: IncomingMessage) =>
+const isEncrypted = (socket: Socket) => (socket as Partial<TLSSocket>).encrypted === true;
+
+export const isWebSocket = ({ headers }: IncomingMessage) =>
   headers.upgrade?.toLowerCase().includes('websocket') ?? false;
 
 /**
@@ -556,7 +644,7 @@ const isWebSocket = ({ headers }: IncomingMessage) =>
  * HTTP/1.1 to a server that does not (RFC 9110, 7.8). Node has taken its parser away by now: it is read once more,
  * without the offer.
  */
-function serveAsItIs(
+export function serveAsItIs(
   server: FastifyInstance['server'],
   { method, url, httpVersion, headers, rawHeaders }: IncomingMessage,
   socket: Socket,
@@ -575,11 +663,11 @@ function serveAsItIs(
 }
 
 function acceptWorkers(
-  app: FastifyInstance,
   coordinator: Coordinator,
   door: Door,
-  places: Places,
-): void {
+  places: Places | null,
+  host: HostApp | null,
+): Upgrade {
   const sessions = new Map<Session, () => boolean>();
   const standbys = new Map<Connection, () => boolean>();
   door.onChange(() => {
@@ -588,13 +676,9 @@ function acceptWorkers(
       if (!stillIn()) standby.close(4401, 'DP_UNAUTHORIZED');
     }
   });
-  app.server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
-    if (!isWebSocket(request)) {
-      serveAsItIs(app.server, request, socket, head);
-      return;
-    }
+  return (request, socket, head) => {
     socket.on('error', () => socket.destroy());
-    const path = request.url?.split('?', 1)[0];
+    const path = request.url?.split('?', 1)[0]?.slice(host?.prefix.length ?? 0);
     if (path !== '/ws' && path !== '/standby') {
       return refuse(socket, 'DP_NOT_FOUND', 'workers connect to /ws, a standby to /standby');
     }
@@ -613,7 +697,7 @@ function acceptWorkers(
       const again = error instanceof LimitError ? error.retryAfterSeconds : null;
       return refuse(socket, errorCode(error), errorText(error), again);
     }
-    places.vouch(socket);
+    places?.vouch(socket);
     socket.once('close', gone);
     const { grant, stillIn, byTicket } = entered;
     const protocol = byTicket ? TICKET_PROTOCOL : null;
@@ -653,7 +737,7 @@ function acceptWorkers(
       budget.await(begin);
       socket.once('close', () => budget.leave(begin));
     }
-  });
+  };
 }
 
 /** @throws DownpourError DP_USAGE. */

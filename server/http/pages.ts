@@ -57,6 +57,9 @@ export function addPages(
 ): void {
   for (const path of DASHBOARD_PATHS) {
     app.get(path, { schema: { hide: true } }, async (request, reply) => {
+      // The page names its files as beside it. A prefix alone is a path without a slash at its end.
+      const [own] = request.url.split('?', 1);
+      if (path === '/' && !own!.endsWith('/')) return reply.redirect(`${own}/`);
       const { type, bytes, gzipped, tag } = (await dashboard()).get(path)!;
       reply
         .type(type)

@@ -43,3 +43,6 @@ export function numberIn(name: string, text: string, least: number, most: number
     `${name} is '${text.slice(0, 20)}'; it must be a whole number from ${least} to ${most}`,
   );
 }
+
+/** The function of an app that gives our interface as OpenAPI. */
+export const OPENAPI = 'downpourOpenApi';

@@ -9,7 +9,7 @@ import { Lag } from '../watch/counts.ts';
 import { EXPOSITION_TYPE, exposition } from '../watch/prometheus.ts';
 import { addBundleRoutes } from './bundle-routes.ts';
 import type { FeedSource } from './feed.ts';
-import { JSON_TYPE, Limit, limitWanted, schema, textOf } from './route.ts';
+import { JSON_TYPE, Limit, limitWanted, OPENAPI, schema, textOf } from './route.ts';
 import { addRunRoutes } from './run-routes.ts';
 import type { Studies } from './studies.ts';
 import { addStudyRoutes } from './study-routes.ts';
@@ -52,7 +52,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
   addStudyRoutes(app, studies);
   addBundleRoutes(app, coordinator);
   app.get('/openapi.json', { schema: { summary: 'This interface, as OpenAPI' } }, () =>
-    app.swagger(),
+    (app as unknown as Record<typeof OPENAPI, () => object>)[OPENAPI](),
   );
   return facts;
 }

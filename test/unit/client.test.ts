@@ -435,6 +435,8 @@ describe('the address of a server', () => {
     ['http://a:1', 'ws://a:1/ws'],
     ['https://a', 'wss://a/ws'],
     ['wss://a/deep/ws', 'wss://a/deep/ws'],
+    ['http://a:1/training', 'ws://a:1/training/ws'],
+    ['http://a:1/training/', 'ws://a:1/training/ws'],
   ])('%s is %s', (given, url) => {
     expect(socketUrl(given)).toBe(url);
   });
