@@ -97,7 +97,7 @@ for (const [i, contents] of (await bundleDashboard()).entries()) {
 await writeFile(join(DIST, 'licences.txt'), await licencesOf(metafile!));
 if (!process.argv.includes('--without-types')) await declare();
 
-/** Of the packages that are part of our files. */
+/** The licences of the packages that are part of our files. */
 async function licencesOf({ inputs }: Metafile): Promise<string> {
   const names = new Set<string>();
   for (const path of Object.keys(inputs)) {

@@ -33,6 +33,6 @@ export function fittedExperiment({ loss, data, model, weights }: Fitted): Experi
   };
 }
 
-/** Of its own, so that arrays of any type begin where they may. */
+/** A copy in memory of its own, where arrays of any type begin at a multiple of their element size. */
 const memoryOf = ({ buffer, byteOffset, byteLength }: Buffer) =>
   buffer.slice(byteOffset, byteOffset + byteLength) as ArrayBuffer;

@@ -65,7 +65,7 @@ export interface AppOptions extends RoutesOptions {
 
 /** What an app of somebody else decides that has a parameter server in it. */
 export interface HostApp {
-  /** Of all our paths, without a slash at its end: '' or `/train`. */
+  /** The prefix of all our paths, without a slash at its end: '' or `/train`. */
   readonly prefix: string;
   /** Null: our own tokens say who may do what. */
   readonly authorize: ((request: FastifyRequest) => Role | null | Promise<Role | null>) | null;
