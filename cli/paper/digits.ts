@@ -24,8 +24,9 @@ export interface DigitsOptions {
   /** Of the order of examples and the split, as in a run. */
   readonly seed: number;
   readonly minibatchMax: number;
-  /** Of each part; null: all. Every second pixel of every second row where there are fewer. */
+  /** Of the examples to learn from and to validate on; null: all. */
   readonly trainMax?: number | null;
+  /** 14 × 14 pixels, each the mean of four. */
   readonly small?: boolean;
 }
 
@@ -45,8 +46,9 @@ export async function createDigits(options: DigitsOptions): Promise<VirtualProbl
   const pixels = [bytesIn(data.train.inputs), bytesIn(test.inputs)];
   const labelsOf = [bytesIn(data.train.targets), bytesIn(test.targets)];
   const order = permutation(seed, STREAMS.split, allTrain);
-  const validationCount = Math.round(0.2 * (options.trainMax ?? allTrain));
-  const trainCount = (options.trainMax ?? allTrain) - validationCount;
+  const given = Math.min(options.trainMax ?? allTrain, allTrain);
+  const validationCount = Math.round(0.2 * given);
+  const trainCount = given - validationCount;
   const rows = [
     ...Array.from(order.subarray(0, trainCount + validationCount), (row) => [0, row] as const),
     ...Array.from({ length: test.count }, (_, row) => [1, row] as const),

@@ -90,6 +90,8 @@ export interface VirtualOutcome {
   readonly failures: number;
   /** Of all messages, in both directions. */
   readonly bytes: number;
+  /** Of pushes alone. */
+  readonly pushedBytes: number;
   /** Share of the time that the server's thread works; null: its work takes no time. */
   readonly serverBusy: number | null;
   /** Share of the time that workers are there in which they compute. */
@@ -150,6 +152,7 @@ class VirtualCluster {
   #computed = 0;
   #failures = 0;
   #bytes = 0;
+  #pushedBytes = 0;
   #events = 0;
   #nowMs = 0;
 
@@ -216,7 +219,7 @@ class VirtualCluster {
     return {
       ...{ server: this.#server, nowMs, staleness: this.#staleness, applied: this.#applied },
       ...{ unused: this.#computed - this.#applied, failures: this.#failures },
-      ...{ bytes: this.#bytes, events: this.#events },
+      ...{ bytes: this.#bytes, pushedBytes: this.#pushedBytes, events: this.#events },
       serverBusy:
         this.#options.serviceMs === undefined || nowMs === 0 ? null : this.#thread.busyMs / nowMs,
       computing: present > 0 ? computing / present : 0,
@@ -402,6 +405,7 @@ class VirtualCluster {
       this.#happens(
         endMs + this.#onTheWay(bytes.length),
         (now) => {
+          this.#pushedBytes += bytes.length;
           const hasItMs = this.#carried(this.#in, bytes.length, now);
           // It is applied when the server's thread has come to it.
           const appliedMs = this.#thread.serve(hasItMs, this.#options.serviceMs ?? 0);
