@@ -52,6 +52,15 @@ const KNOWN_LONELY: readonly string[] = [
   'worker/fitted.ts: fittedExperiment',
 ];
 
+const SERVER_LINES_MAX = 700;
+/** Made by `npm run kernels`. */
+const GENERATED: readonly string[] = ['server/kernels/binary.ts'];
+/** Files that are still longer, and the lines that they may have: no more than now. */
+const STILL_LONG: Readonly<Record<string, number>> = {
+  'server/core/run.ts': 898,
+  'server/kernels/assembly/index.ts': 734,
+};
+
 interface Import {
   readonly file: string;
   readonly target: string;
@@ -171,6 +180,26 @@ describe('layers', () => {
     const entries = readdirSync(join(ROOT, 'cli'));
     expect(entries).toContain('main.ts');
     expect(entries.length).toBeLessThanOrEqual(20);
+  });
+
+  test('the listing of the server is a table of contents', () => {
+    const entries = readdirSync(join(ROOT, 'server'));
+    expect(entries).toContain('main.ts');
+    expect(entries.length).toBeLessThanOrEqual(12);
+  });
+
+  test('no file of the server has more lines than one reads in one go', () => {
+    const long = sources(join(ROOT, 'server'))
+      .map((path) => ({
+        file: relative(ROOT, path),
+        // The last line ends too.
+        lines: readFileSync(path, 'utf8').split('\n').length - 1,
+      }))
+      .filter(({ file, lines }) => lines > SERVER_LINES_MAX && !GENERATED.includes(file));
+    expect(long.filter(({ file, lines }) => lines > (STILL_LONG[file] ?? 0))).toEqual([]);
+    // What has been cut is on the list no longer.
+    const files = long.map(({ file }) => file);
+    expect(Object.keys(STILL_LONG).filter((file) => !files.includes(file))).toEqual([]);
   });
 
   test('relative imports spell the ending', () => {

@@ -1,6 +1,5 @@
 import { bytesOf } from '../../shared/codec.ts';
 import {
-  BLOCK,
   decodeGradient,
   decodeTopk,
   type Encoding,
@@ -13,29 +12,45 @@ import {
 } from '../../shared/compression-kernels.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
-import { LIMITS } from '../../shared/limits.ts';
+import type { Layout } from '../../shared/layout.ts';
 import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from '../../shared/memory.ts';
-import {
-  type Average,
-  type AverageState,
-  averageBytes,
-  averageSymbols,
-  createAverage,
-} from './averaging.ts';
+import { type Average, type AverageState, averageBytes, createAverage } from './averaging.ts';
 import {
   type Clip,
   createFusedOptimizer,
   type FusedOptimizer,
   optimizerBytes,
-  optimizerSymbols,
-  type Staged,
   sumOfSquares,
 } from './fused.ts';
-import { createKernels, type Decoding, type Kernels } from './kernels.ts';
+import { createKernels, type Kernels } from './kernels.ts';
+import {
+  BYTES,
+  gradientAt,
+  LandingRoom,
+  Measured,
+  type Room,
+  type StagedPush,
+  scaleBytes,
+  type Vector,
+  vectorAt,
+} from './landing-rooms.ts';
 import { type NormBound, normBounds, project } from './max-norm.ts';
-import { decayRanges, normAndFinite, type StepOptions, velocitySymbol } from './optimizer.ts';
+import { decayRanges, normAndFinite, type StepOptions } from './optimizer.ts';
 import { Snapshot, SnapshotPool } from './snapshot.ts';
+import {
+  type Copy,
+  flatTensor,
+  LANDINGS_MIN,
+  type NamedTensor,
+  type Owner,
+  payloadLimits,
+  roomCount,
+  slice,
+  stateName,
+  takeTensor,
+  VECTOR,
+  VELOCITY,
+} from './vectors.ts';
 
 /**
  * The numbers of a run: one flat vector with all that moves it (optimizer, merging of statistics) and
@@ -499,168 +514,17 @@ export class Parameters {
   }
 }
 
-/** The parameters among the `vectors`. */
-export const VECTOR = `${STATE_PREFIX}parameters`;
-
-type Owner = 'optimizer' | 'velocity' | 'average';
-const stateName = (owner: Owner, symbol: string) => `${STATE_PREFIX}${owner}.${symbol}`;
-/** Before the slot in the name of a worker's velocity. */
-const VELOCITY = stateName('velocity', '');
-
-/**
- * For so many velocities of workers there is room, the same on all shards of a run.
- * @param layout of the whole model.
- */
-export function velocityCount(
-  { optimizer, averaging, consistency }: Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency'>,
-  { size, trainableSize, exchangedSize }: Layout,
-): number {
-  const { correction } = consistency;
-  const wanted = correction === 'auto' || correction === 'lookahead';
-  if (!wanted || velocitySymbol(optimizer.kind) === null) return 0;
-  const others =
-    regionBytes(4 * size) +
-    optimizerBytes(optimizer, trainableSize) +
-    averageBytes(averaging, exchangedSize) +
-    // The payload, and room for a few pushes and answers.
-    (1 + 2 * ROOMS_FEW) * regionBytes(4 * exchangedSize);
-  const bytes = Math.min(LIMITS.velocityBytesMax, MEMORY_BYTES_MAX - others);
-  const count = Math.floor(bytes / regionBytes(4 * trainableSize));
-  // One for all would be no other than the common one.
-  return count < 2 ? 0 : Math.min(LIMITS.velocityCountMax, count);
-}
-
-/** The `vectors` of a run that is not here: their names and elements. @param velocities in use. */
-export function vectorSizes(
-  { optimizer, averaging }: Pick<RunConfig, 'optimizer' | 'averaging'>,
-  { size, trainableSize, exchangedSize }: Layout,
-  velocities: readonly number[] = [],
-): Map<string, number> {
-  const sizes = new Map([[VECTOR, size]]);
-  for (const symbol of optimizerSymbols(optimizer)) {
-    sizes.set(stateName('optimizer', symbol), trainableSize);
-  }
-  for (const slot of velocities) sizes.set(stateName('velocity', String(slot)), trainableSize);
-  for (const symbol of averageSymbols(averaging)) {
-    sizes.set(stateName('average', symbol), exchangedSize);
-  }
-  return sizes;
-}
-
-/** Of a push: what a room holds, any dense encoding, and what the largest of the encodings takes. */
-export function payloadLimits({
-  exchangedSize,
-  trainableSize,
-}: Pick<Layout, 'exchangedSize' | 'trainableSize'>): { roomBytes: number; bytesMax: number } {
-  return { roomBytes: 4 * exchangedSize, bytesMax: 4 * (exchangedSize + trainableSize + 1) };
-}
-
-/** A push's payload in the run's memory. */
-export interface StagedPush {
-  readonly measured: Measured;
-  /** Of the minibatch, shape [statisticsSize]. */
-  readonly statistics: Float32Array;
-  /** That it lies in. */
-  readonly room: LandingRoom | null;
-}
-
-/** The run's vector, or where the next one is made. */
-interface Vector {
-  readonly address: number;
-  /** Shape [layout.size]: trainable, statistics, frozen. */
-  readonly values: Float32Array;
-  readonly statistics: Float32Array;
-  /** Of trainable and statistics. */
-  readonly bytes: Uint8Array;
-  /** Who has the place for a payload now. */
-  room: LandingRoom | null;
-  /** Of the last one that landed there. */
-  payload: Uint8Array;
-}
-
-/** @param size elements, without frozen ones where it is only for payloads. */
-function vectorAt(
-  memory: Memory,
-  address: number,
-  { trainableSize, exchangedSize }: Layout,
-  size: number,
-): Vector {
-  const values = memory.floats(address, size);
-  const statistics = values.subarray(trainableSize, exchangedSize);
-  const bytes = memory.bytes(address, 4 * exchangedSize);
-  return { address, values, statistics, bytes, room: null, payload: bytes };
+export interface ParametersState {
+  readonly merges: number;
+  readonly average: AverageState | null;
+  /** Slots of velocities of workers that are in use; absent: none. */
+  readonly velocities?: number[];
 }
 
 /** A place for the vector in bf16. */
 interface Half {
   readonly address: number;
   readonly bytes: Uint8Array;
-}
-
-/** Where a payload is read into. */
-export interface Room {
-  readonly bytes: Uint8Array;
-  /** So many bytes of it are there. */
-  came(bytes: number): void;
-  release(): void;
-}
-
-/** Room for the payload of one push after another. */
-class LandingRoom implements Room {
-  readonly #came: (measured: Measured, bytes: number) => void;
-  readonly #left: (room: LandingRoom) => void;
-  bytes: Uint8Array = new Uint8Array();
-  /** Null: the run's vector is there now. */
-  place: Vector | null = null;
-  /** Null: nothing is known of the gradient before all of it is there. */
-  measured: Measured | null = null;
-
-  constructor(
-    came: (measured: Measured, bytes: number) => void,
-    left: (room: LandingRoom) => void,
-  ) {
-    this.#came = came;
-    this.#left = left;
-  }
-
-  came(bytes: number): void {
-    if (this.measured) this.#came(this.measured, bytes);
-  }
-
-  release(): void {
-    this.#left(this);
-  }
-}
-
-/** How far a gradient has been looked at. */
-class Measured {
-  readonly gradient: Staged;
-  /** So many elements at its beginning were. */
-  #elements = 0;
-  /** Of their squares, as they were added up in f32. */
-  sum = 0;
-
-  constructor(gradient: Staged) {
-    this.gradient = gradient;
-  }
-
-  /** @param end a multiple of the kernels' blocks, or all of them. */
-  go(kernels: Kernels, end: number): void {
-    const { decoding, address, scales } = this.gradient;
-    if (end <= this.#elements) return;
-    this.sum = kernels[`squares_${decoding}`](address, scales, this.#elements, end, this.sum);
-    this.#elements = end;
-  }
-}
-
-const BYTES: Readonly<Record<Decoding, number>> = { f32: 4, bf16: 2, int8: 1 };
-
-/** Of a gradient in int8 the scales come first. */
-const scaleBytes = (decoding: Decoding, n: number) =>
-  decoding === 'int8' ? 4 * Math.ceil(n / BLOCK) : 0;
-
-function gradientAt(decoding: Decoding, address: number, n: number): Staged {
-  return { decoding, address: address + scaleBytes(decoding, n), scales: address };
 }
 
 const NO_STATISTICS = new Float32Array();
@@ -670,54 +534,8 @@ const NO_STATISTICS = new Float32Array();
  */
 const BLOCK_ELEMENTS = 2 ** 13;
 
-const LANDINGS_MIN = 2;
-const ROOMS_MAX = 64;
-/** Rooms take no more, unless `ROOMS_FEW` of them do. */
-const ROOM_BYTES = 2 ** 28;
-const ROOMS_FEW = 4;
-
-/** As many as pushes may arrive, or answers be under way, at once; the others wait, or are copied. */
-function roomCount(bytes: number, bytesLeft: number): number {
-  const wanted = Math.max(ROOMS_FEW, Math.floor(ROOM_BYTES / bytes));
-  return Math.min(ROOMS_MAX, wanted, Math.floor(bytesLeft / bytes));
-}
-
 function aligned(bytes: Uint8Array): Float32Array {
   const copy = new Float32Array(bytes.length / 4);
   bytesOf(copy).set(bytes);
   return copy;
-}
-
-export interface ParametersState {
-  readonly merges: number;
-  readonly average: AverageState | null;
-  /** Slots of velocities of workers that are in use; absent: none. */
-  readonly velocities?: number[];
-}
-
-export interface NamedTensor {
-  readonly name: string;
-  readonly shape: readonly number[];
-  readonly values: Float32Array;
-}
-
-/** A vector under a name. */
-export function flatTensor(name: string, values: Float32Array): NamedTensor {
-  return { name, shape: [values.length], values };
-}
-
-/** Makes a private copy. */
-export type Copy = (values: Float32Array) => Float32Array;
-export const slice: Copy = (values) => values.slice();
-
-/** @throws DownpourError DP_CHECKPOINT_CORRUPT when it is missing or has another size. */
-export function takeTensor(
-  tensors: readonly NamedTensor[],
-  name: string,
-  size: number,
-): Float32Array {
-  const values = tensors.find((tensor) => tensor.name === name)?.values;
-  if (values?.length === size) return values;
-  const seen = values ? `has ${values.length} elements, not ${size}` : 'is missing';
-  throw new DownpourError('DP_CHECKPOINT_CORRUPT', `checkpoint tensor '${name}' ${seen}`);
 }

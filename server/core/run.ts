@@ -13,10 +13,10 @@ import type {
 } from '../../shared/protocol.ts';
 import type { Evaluation } from '../../shared/rest.ts';
 import { limitedNorm, type Plan } from './correction.ts';
+import type { StagedPush } from './landing-rooms.ts';
 import { Leases } from './leases.ts';
 import type { Applied } from './observations.ts';
 import { normAndFinite, type StepOptions } from './optimizer.ts';
-import type { NamedTensor, StagedPush } from './parameters.ts';
 import { type Facts, judge, judgeSender, type Refusal } from './run/admit.ts';
 import { attend, detach, leave, mustAgree, pause, postpone, tick } from './run/attendance.ts';
 import {
@@ -69,6 +69,7 @@ import { RunView } from './run/view.ts';
 import { workFor } from './run/work.ts';
 import { createSchedule, momentumAt } from './schedule.ts';
 import type { RunShards } from './shard.ts';
+import type { NamedTensor } from './vectors.ts';
 
 /**
  * One training: its parameters, its clock, and every decision about them. Does no I/O, reads no

@@ -5,18 +5,12 @@ import { DownpourError, errorText } from '../../shared/errors.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { partition, partLayout, type Range } from '../../shared/partition.ts';
+import type { Room } from './landing-rooms.ts';
 import { normAndFinite } from './optimizer.ts';
-import {
-  type Copy,
-  Parameters,
-  payloadLimits,
-  type Room,
-  slice,
-  VECTOR,
-  velocityCount,
-} from './parameters.ts';
+import { Parameters } from './parameters.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
 import { Snapshot } from './snapshot.ts';
+import { type Copy, payloadLimits, slice, VECTOR, velocityCount } from './vectors.ts';
 
 /**
  * A shard: it holds a range of the vector of each run, and does with it what the coordinator has decided,

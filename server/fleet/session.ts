@@ -26,7 +26,7 @@ import type {
   Landing,
   Place,
 } from '../../wire/connection.ts';
-import { type Budget, Meter } from '../access/budget.ts';
+import type { Budget } from '../access/budget.ts';
 import { AssignCall, type InitialLanded, type PartsLanded, PushCall } from '../core/run/calls.ts';
 import type { Run } from '../core/run.ts';
 import { partsMax } from '../core/shard.ts';
@@ -34,6 +34,7 @@ import { keep, LandingDesk } from '../payloads/landings.ts';
 import { Payloads } from '../payloads/payloads.ts';
 import type { Replication } from '../standby/replication.ts';
 import { Answers, type Outlet } from './answers.ts';
+import { Charges } from './charges.ts';
 import { Gathering, type PartReport } from './gathering.ts';
 import type { Reports } from './reports.ts';
 import { Retries } from './retries.ts';
@@ -75,16 +76,6 @@ export interface Fleet extends Outlet {
 }
 
 /**
- * Bytes that nobody asked for cost as much as to read so many of them: to copy them out of the kernel and into memory
- * that grows is not seen by who measures what is done with them.
- */
-const UNASKED_BYTES_PER_MS = 2 ** 19;
-/** Each of what a worker says when it comes may take so long, ms, at nobody's charge. */
-const ENTRY_MS = 1;
-/** Close codes of a connection whose messages are none, or not what the protocol has there. */
-const FAULTS: ReadonlySet<number> = new Set([1002, 1007, 1009]);
-
-/**
  * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
  * mathematics; every answer is made in the same turn as the message that asked for it.
  */
@@ -109,19 +100,13 @@ export class Session {
   readonly #refused = new Set<string>();
   #lastSeen: number;
   #lastError: WorkerSummary['lastError'] = null;
-  #isAtFault = false;
-  readonly #entered = new Set<string>();
-  /** It was told to go, and may still send. */
-  #isClosing = false;
-  /** All that had come when it was last read past. */
-  #receivedBytes = 0;
   #quarantine: string | null = null;
   #closed = false;
   /** Shards know the worker by it. */
   readonly id = randomBytes(8).toString('hex');
   readonly #gathering = new Gathering(this.id);
   readonly #desk: LandingDesk;
-  readonly #meter: Meter;
+  readonly #charges: Charges;
   /** What is dealt with now is work that the server asked for. */
   #asked = false;
   readonly #retries = new Retries();
@@ -160,7 +145,7 @@ export class Session {
       this.fail(error);
     });
     this.#payloads = new Payloads(this.#desk);
-    this.#meter = new Meter({
+    this.#charges = new Charges({
       ...{ budget, connection, now: fleet.now },
       halted: () => fleet.workers.throttled(this),
     });
@@ -173,18 +158,13 @@ export class Session {
     message: (header, payload, landing, more) => this.#receive(header, payload, landing, more),
     malformed: (error) => {
       this.fail(error);
-      this.#meter.charge();
+      this.#charges.other();
     },
-    reading: () => this.#meter.begin(),
-    read: (begun) => {
-      if (begun) this.#meter.begun();
-      else if (this.#isClosing) this.#readPast();
-      else this.#meter.forgive();
-    },
-    control: () => this.#meter.charge(),
+    reading: () => this.#charges.begin(),
+    read: (begun) => this.#charges.read(begun),
+    control: () => this.#charges.other(),
     broken: (error) => {
-      this.#isAtFault = true;
-      this.#letGo();
+      this.#charges.broken();
       this.#wentWrong(error);
       this.#fleet.reports.countError(error.code);
     },
@@ -193,9 +173,9 @@ export class Session {
     },
     drained: () => this.#answer(),
     closed: () => {
-      this.#meter.begin();
+      this.#charges.begin();
       this.#gone();
-      this.#meter.settle();
+      this.#charges.end();
     },
   };
 
@@ -239,12 +219,12 @@ export class Session {
 
   /** It is not read for a while, since its messages have taken more time than its token may. */
   get stands(): boolean {
-    return this.#meter.stands;
+    return this.#charges.stands;
   }
 
   /** The same, or it waits for a place, or has not read its answers. */
   get standsStill(): boolean {
-    return this.#meter.stands || this.#connection.waiting || this.#connection.holding;
+    return this.#charges.stands || this.#connection.waiting || this.#connection.holding;
   }
 
   /** Closes it where it sends, or reads, too slowly. @param windowMs in which it must get on. */
@@ -279,7 +259,7 @@ export class Session {
 
   /** It ends, or has ended, for what it has sent. */
   get isAtFault(): boolean {
-    return this.#isAtFault;
+    return this.#charges.isAtFault;
   }
 
   #wentWrong({ code, message }: { readonly code: string; readonly message: string }): void {
@@ -310,17 +290,9 @@ export class Session {
     const key = this.#joined ? this.#key : null;
     const place = this.#payloads.place(header, payloadBytes, this.#run, key);
     if (header.type === 'join' && place !== null && typeof place === 'object') {
-      this.#meter.owe((payloadBytes ?? place.bytesMax ?? 0) / UNASKED_BYTES_PER_MS);
+      this.#charges.facts(payloadBytes ?? place.bytesMax ?? 0);
     }
     return place;
-  }
-
-  /** What still comes to a connection that is being closed is for nothing. */
-  #readPast(): void {
-    const { received } = this.#connection.bytes;
-    this.#meter.owe((received - this.#receivedBytes) / UNASKED_BYTES_PER_MS);
-    this.#receivedBytes = received;
-    this.#meter.charge();
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null, more = false): void {
@@ -334,20 +306,12 @@ export class Session {
     } finally {
       if (!kept) landing?.release();
       this.#more = false;
-      if (this.#asked) this.#meter.forgive();
+      if (this.#asked) this.#charges.forgive();
       else {
         this.#fleet.workers.unasked++;
-        this.#meter.charge(this.#isEntering(header) ? ENTRY_MS : 0);
+        this.#charges.message(header);
       }
     }
-  }
-
-  /** Its first `hello` and `join`: how often those come is limited by handshakes, and a whole cluster sends them at once. */
-  #isEntering({ type }: Header): boolean {
-    if (type !== 'hello' && type !== 'join') return false;
-    if (this.#entered.has(type)) return false;
-    this.#entered.add(type);
-    return true;
   }
 
   /** @returns whether the landing is in use. */
@@ -659,14 +623,8 @@ export class Session {
     if (this.#connection.open) this.#connection.send({ type: 'error', code, message });
     const { close } = ERRORS[code];
     if (close === null) return;
-    this.#isAtFault ||= FAULTS.has(close);
+    this.#charges.closing(close);
     this.close(close, code);
-  }
-
-  #letGo(): void {
-    if (this.#isClosing) return;
-    this.#isClosing = true;
-    this.#receivedBytes = this.#connection.bytes.received;
   }
 
   ping(): void {
@@ -675,7 +633,7 @@ export class Session {
 
   close(code: number, reason: string): void {
     this.#answers.acknowledge();
-    this.#letGo();
+    this.#charges.closing();
     this.#connection.close(code, reason);
   }
 
@@ -719,7 +677,7 @@ export class Session {
     this.#answers.drop();
     const run = this.#run;
     this.#desk.leave();
-    this.#meter.leave();
+    this.#charges.leave();
     this.#fleet.line.memory.change(null, -this.#helloBytes);
     this.#gathering.clear();
     if (run && this.#joined) {

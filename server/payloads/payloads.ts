@@ -4,8 +4,8 @@ import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Acknowledgement } from '../../shared/protocol.ts';
 import type { Header, Place } from '../../wire/connection.ts';
-import { payloadLimits } from '../core/parameters.ts';
 import type { Run } from '../core/run.ts';
+import { payloadLimits } from '../core/vectors.ts';
 import type { LandingDesk } from './landings.ts';
 
 /**

@@ -1,12 +1,12 @@
 import { type OpenTensors, openTensors, type StreamedTensor } from '../../files/checkpoint.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { partLayout, type Range } from '../../shared/partition.ts';
-import { type Copy, type NamedTensor, VECTOR, vectorSizes } from '../core/parameters.ts';
 import type { RunState } from '../core/run/state.ts';
 import { RESTORED_BEST } from '../core/run/vector.ts';
 import type { Run } from '../core/run.ts';
 import { BEST, rangesOf } from '../core/shard.ts';
 import type { SaveKind } from '../core/shard-command.ts';
+import { type Copy, type NamedTensor, VECTOR, vectorSizes } from '../core/vectors.ts';
 import type { ShardPool } from './pool.ts';
 
 /**

@@ -1,9 +1,9 @@
-import type { NamedTensor } from '../../server/core/parameters.ts';
 import type { Assignment, PartsLanded } from '../../server/core/run/calls.ts';
 import type { RunState } from '../../server/core/run/state.ts';
 import { Run } from '../../server/core/run.ts';
 import { type RunShards, Shard } from '../../server/core/shard.ts';
 import type { ShardCommand } from '../../server/core/shard-command.ts';
+import type { NamedTensor } from '../../server/core/vectors.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';

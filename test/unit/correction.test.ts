@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import { velocityCount } from '../../server/core/parameters.ts';
 import { Run } from '../../server/core/run.ts';
+import { velocityCount } from '../../server/core/vectors.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';

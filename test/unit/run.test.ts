@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import type { NamedTensor } from '../../server/core/parameters.ts';
 import type { RunState } from '../../server/core/run/state.ts';
 import { Run } from '../../server/core/run.ts';
+import type { NamedTensor } from '../../server/core/vectors.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';

@@ -1,9 +1,10 @@
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { Leases } from '../../server/core/leases.ts';
-import { Parameters, VECTOR } from '../../server/core/parameters.ts';
+import { Parameters } from '../../server/core/parameters.ts';
 import type { RunCall } from '../../server/core/run/calls.ts';
 import { Run } from '../../server/core/run.ts';
 import { Snapshot } from '../../server/core/snapshot.ts';
+import { VECTOR } from '../../server/core/vectors.ts';
 import { Replication } from '../../server/standby/replication.ts';
 import { type Sabotage, simulate, Violation } from '../support/simulator.ts';
 

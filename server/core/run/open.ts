@@ -1,6 +1,6 @@
 import { createLayout } from '../../../shared/layout.ts';
-import type { NamedTensor } from '../parameters.ts';
 import type { RunShards } from '../shard.ts';
+import type { NamedTensor } from '../vectors.ts';
 import { capturesInUse } from './evaluations.ts';
 import { GENERATIONS_A_LIFE, passLives } from './lives.ts';
 import {

@@ -4,22 +4,21 @@ import type { RunConfig } from '../../../shared/config.ts';
 import { createLayout, type Layout, type TensorSpec } from '../../../shared/layout.ts';
 import { partLayout, type Range } from '../../../shared/partition.ts';
 import type { Clip } from '../fused.ts';
+import type { Room } from '../landing-rooms.ts';
 import { normBounds } from '../max-norm.ts';
 import type { StepOptions } from '../optimizer.ts';
+import { Parameters, type ParametersState } from '../parameters.ts';
+import { BEST, type RunShards, rangesOf, saveVectors } from '../shard.ts';
+import type { SaveKind, ShardCommand } from '../shard-command.ts';
+import { Snapshot } from '../snapshot.ts';
 import {
   type Copy,
   flatTensor,
   type NamedTensor,
-  Parameters,
-  type ParametersState,
-  type Room,
   slice,
   takeTensor,
   velocityCount,
-} from '../parameters.ts';
-import { BEST, type RunShards, rangesOf, saveVectors } from '../shard.ts';
-import type { SaveKind, ShardCommand } from '../shard-command.ts';
-import { Snapshot } from '../snapshot.ts';
+} from '../vectors.ts';
 import type { InitialLanded, PartsLanded } from './calls.ts';
 
 /**

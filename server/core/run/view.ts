@@ -12,9 +12,10 @@ import type {
   Observations as SampledObservations,
 } from '../../../shared/rest.ts';
 import type { EarlyStoppingState } from '../early-stopping.ts';
-import { type Copy, type NamedTensor, type Room, slice } from '../parameters.ts';
+import type { Room } from '../landing-rooms.ts';
 import type { SaveKind } from '../shard-command.ts';
 import { troubleText } from '../trouble.ts';
+import { type Copy, type NamedTensor, slice } from '../vectors.ts';
 import type { LostNote, Seen } from './calls.ts';
 import {
   epochOf,

@@ -1,0 +1,109 @@
+import { BLOCK } from '../../shared/compression.ts';
+import type { Layout } from '../../shared/layout.ts';
+import type { Memory } from '../../shared/memory.ts';
+import type { Staged } from './fused.ts';
+import type { Decoding, Kernels } from './kernels.ts';
+
+/** The places of a run's memory: where pushes land, and where the run's vector is or is made next. */
+
+/** Where a payload is read into. */
+export interface Room {
+  readonly bytes: Uint8Array;
+  /** So many bytes of it are there. */
+  came(bytes: number): void;
+  release(): void;
+}
+
+/** Room for the payload of one push after another. */
+export class LandingRoom implements Room {
+  readonly #came: (measured: Measured, bytes: number) => void;
+  readonly #left: (room: LandingRoom) => void;
+  bytes: Uint8Array = new Uint8Array();
+  /** Null: the run's vector is there now. */
+  place: Vector | null = null;
+  /** Null: nothing is known of the gradient before all of it is there. */
+  measured: Measured | null = null;
+
+  constructor(
+    came: (measured: Measured, bytes: number) => void,
+    left: (room: LandingRoom) => void,
+  ) {
+    this.#came = came;
+    this.#left = left;
+  }
+
+  came(bytes: number): void {
+    if (this.measured) this.#came(this.measured, bytes);
+  }
+
+  release(): void {
+    this.#left(this);
+  }
+}
+
+/** A push's payload in the run's memory. */
+export interface StagedPush {
+  readonly measured: Measured;
+  /** Of the minibatch, shape [statisticsSize]. */
+  readonly statistics: Float32Array;
+  /** That it lies in. */
+  readonly room: LandingRoom | null;
+}
+
+/** The run's vector, or where the next one is made. */
+export interface Vector {
+  readonly address: number;
+  /** Shape [layout.size]: trainable, statistics, frozen. */
+  readonly values: Float32Array;
+  readonly statistics: Float32Array;
+  /** Of trainable and statistics. */
+  readonly bytes: Uint8Array;
+  /** Who has the place for a payload now. */
+  room: LandingRoom | null;
+  /** Of the last one that landed there. */
+  payload: Uint8Array;
+}
+
+/** @param size elements, without frozen ones where it is only for payloads. */
+export function vectorAt(
+  memory: Memory,
+  address: number,
+  { trainableSize, exchangedSize }: Layout,
+  size: number,
+): Vector {
+  const values = memory.floats(address, size);
+  const statistics = values.subarray(trainableSize, exchangedSize);
+  const bytes = memory.bytes(address, 4 * exchangedSize);
+  return { address, values, statistics, bytes, room: null, payload: bytes };
+}
+
+/** How far a gradient has been looked at. */
+export class Measured {
+  readonly gradient: Staged;
+  /** So many elements at its beginning were. */
+  #elements = 0;
+  /** Of their squares, as they were added up in f32. */
+  sum = 0;
+
+  constructor(gradient: Staged) {
+    this.gradient = gradient;
+  }
+
+  /** @param end a multiple of the kernels' blocks, or all of them. */
+  go(kernels: Kernels, end: number): void {
+    const { decoding, address, scales } = this.gradient;
+    if (end <= this.#elements) return;
+    this.sum = kernels[`squares_${decoding}`](address, scales, this.#elements, end, this.sum);
+    this.#elements = end;
+  }
+}
+
+export const BYTES: Readonly<Record<Decoding, number>> = { f32: 4, bf16: 2, int8: 1 };
+
+/** Of a gradient in int8 the scales come first. */
+export const scaleBytes = (decoding: Decoding, n: number) =>
+  decoding === 'int8' ? 4 * Math.ceil(n / BLOCK) : 0;
+
+export function gradientAt(decoding: Decoding, address: number, n: number): Staged {
+  return { decoding, address: address + scaleBytes(decoding, n), scales: address };
+}
