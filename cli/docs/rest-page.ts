@@ -1,7 +1,7 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { roleFor } from '../../server/http/app.ts';
+import { roleFor } from '../../server/http/door.ts';
 import { serve } from '../../server/main.ts';
 import { RunConfigSchema } from '../../shared/config.ts';
 import type { JsonSchema } from '../../shared/json-schema.ts';

@@ -2,15 +2,9 @@ import { type IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { FastifyInstance } from 'fastify';
 import { DownpourError } from '../../shared/errors.ts';
-import {
-  type AppOptions,
-  addParameterServer,
-  type HostApp,
-  isWebSocket,
-  SOCKETS,
-  serveAsItIs,
-  type Upgrade,
-} from './app.ts';
+import { type AppOptions, addParameterServer } from './app.ts';
+import type { HostApp } from './door.ts';
+import { isWebSocket, SOCKETS, serveAsItIs, type Upgrade } from './upgrade.ts';
 
 /**
  * Puts a parameter server into an app of somebody else. The app's hooks run before ours, for WebSockets too; what we set
