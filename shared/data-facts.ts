@@ -54,7 +54,7 @@ export const DataFactsSchema = Type.Object(
         deviation: doubles('As `mean`: standard deviations. Each is above 0.'),
       },
       closed(
-        'What is done to each number x of the inputs: (x · scale − mean) / deviation. For `none` it is x · scale.',
+        'What is done to each number x of the inputs: (x · scale − mean) / deviation. For `none` it is x · scale. A missing number (NaN) becomes 0, the mean.',
       ),
     ),
     inputs: ColumnFactsSchema,

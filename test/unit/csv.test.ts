@@ -99,8 +99,8 @@ describe('CSV', () => {
       $120: 'is not a number; take the currency out',
       '120 €': 'is not a number; take the currency out',
       True: 'is not a number; write 1 and 0',
-      '2024-01-05': 'is not a number but a date or a time; convert the column to numbers',
-      '-': "is not a number; if it means a missing value, fill it in or remove the line (`missing: ['-']` reads every such cell as missing); else name the column in `categorical`",
+      '2024-01-05': 'is not a number but a date or a time; name the column in `dates`',
+      '-': "is not a number; if it means a missing value, fill it in, or set `missingTexts: ['-']` and `missing: 'mean'`; else name the column in `categorical`",
       "'5'": 'is not a number; `quote: "\'"` removes the quotes',
     };
     for (const [word, problem] of Object.entries(words)) {

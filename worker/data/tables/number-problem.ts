@@ -43,7 +43,7 @@ const PROBLEMS: Readonly<Record<Form, (text: string, otherwise: string) => strin
   decimalComma: correct,
   code: correct,
   date: () =>
-    'is not a number but a date or a time; convert the column to numbers, such as days since the first date',
+    'is not a number but a date or a time; name the column in `dates`, or convert it to numbers, such as the hour',
   absent: (text, otherwise) =>
     `is not a number; if it means a missing value, fill it in, or set \`missingTexts: ['${shown(text)}']\` and \`missing: 'mean'\`; else ${otherwise}`,
   text: (text, otherwise) => {
