@@ -9,7 +9,7 @@ import { registerRunCommands } from './runs/commands.ts';
 import { registerServeCommands } from './serve/commands.ts';
 import { registerSimulateCommands } from './simulate/commands.ts';
 import { registerCheck, registerStudyCommands } from './study/commands.ts';
-import { registerExport, registerLookCommands } from './trained/commands.ts';
+import { registerExport, registerLookCommands, registerPredict } from './trained/commands.ts';
 import { registerWork } from './workers/commands.ts';
 
 /**
@@ -39,6 +39,7 @@ export function createProgram(outcome: Outcome): Command {
   registerWork(program);
   registerRunCommands(program, outcome);
   registerExport(program);
+  registerPredict(program);
   registerInit(program);
   registerCompletion(program);
   registerCheck(program, outcome);

@@ -70,6 +70,12 @@ export const DataFactsSchema = Type.Object(
     targetNames: names(
       'One name for each number of the target of an example. Null: there are none.',
     ),
+    reading: Type.Optional(
+      Type.String({
+        description:
+          'How the inputs were read from files, as JSON; see [data.md](data.md#how-data-were-read). Absent: they were not, or the worker is of an older release.',
+      }),
+    ),
   },
   closed('What a run keeps about its data, so that its parameters can be used.'),
 );
@@ -90,6 +96,11 @@ export interface Transform {
 }
 
 const validator = Compile(DataFactsSchema);
+
+/** For workers, which need it not, and do not know it if they are of an older release. */
+export function withoutReading({ reading: _, ...facts }: DataFacts): DataFacts {
+  return facts;
+}
 
 /** As a payload: JSON in UTF-8, spaces up to a multiple of 4 bytes. @throws DownpourError DP_EXPERIMENT_INVALID: too long. */
 export function encodeFacts(facts: DataFacts): Uint8Array {

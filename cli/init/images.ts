@@ -1,7 +1,8 @@
 import { loadImageFolder } from '../../worker/data/pictures/images.ts';
+import { pictureSizes } from '../../worker/data/pictures/sizes.ts';
 import { groups } from '../output/progress.ts';
 import { comment } from './source.ts';
-import { type Draft, LOGITS, minibatchSize } from './table.ts';
+import { type Draft, LOGITS, minibatchSize, TEST_SHARE } from './table.ts';
 
 /** Experiments for pictures. */
 
@@ -13,6 +14,18 @@ const CLASSES_SHOWN = 10;
 const PICTURES_FEW = 10;
 /** Numbers of one picture from which a dense layer on all of them has too many weights. */
 const DENSE_INPUTS_MAX = 12_000;
+/** Pixels of a side that pictures of different sizes are brought to, at most: a CNN on 2 cores learns them in minutes. */
+const SIZE_MAX = 64;
+/** With fewer pictures no test part is set apart. */
+const TEST_PICTURES_MIN = 200;
+
+/** Of three channels. */
+const isGrey = (values: ArrayLike<number>): boolean => {
+  for (let i = 0; i < values.length; i += 3) {
+    if (values[i] !== values[i + 1] || values[i] !== values[i + 2]) return false;
+  }
+  return true;
+};
 
 /**
  * @param data as the user named it. @param place source code that gives the path
@@ -23,9 +36,21 @@ export async function imagesDraft(
   place: string,
   choose: (fitting: ModelKind) => Promise<ModelKind>,
 ): Promise<Draft> {
-  const { train, validation, test, classes, notes } = await loadImageFolder(data);
+  const sizes = await pictureSizes(data);
+  const size = sizes.isOne ? undefined : Math.min(SIZE_MAX, sizes.shorter);
+  const loaded = await loadImageFolder(data, size === undefined ? {} : { size });
+  const { train, validation, test, classes, notes } = loaded;
   const [, height = 0, width = 0, channels = 0] = train.inputs.shape;
-  const model = await choose(height * width * channels > DENSE_INPUTS_MAX ? 'cnn' : 'mlp');
+  const grey = [train, validation, test].every((part) => !part || isGrey(part.inputs.values));
+  const isLarge = height * width * channels > DENSE_INPUTS_MAX;
+  const model = await choose(isLarge || !grey ? 'cnn' : 'mlp');
+  const setsApart = test === undefined && train.count >= TEST_PICTURES_MIN;
+  const options = [
+    ...(grey ? ['channels: 1'] : []),
+    ...(size === undefined ? [] : [`size: ${size}`]),
+    ...(setsApart ? [`testFraction: ${TEST_SHARE}`] : []),
+    'log',
+  ];
   const counts = new Array<number>(classes.length).fill(0);
   for (const label of train.targets.values) counts[label]!++;
   const told = (named: (name: string, i: number) => string) => {
@@ -40,6 +65,9 @@ export async function imagesDraft(
     notes: [
       `${data}: ${groups(train.count)} images of ${width} × ${height}${others.length > 0 ? `, ${others.join(', ')}` : ''}; classes ${told((name, i) => `${name} (${groups(counts[i]!)})`)}`,
       ...notes.map((note) => `${data}: ${note}`),
+      ...(setsApart
+        ? [`sets ${100 * TEST_SHARE} % of the images apart for \`downpour test\``]
+        : []),
       ...(rare.length > 0
         ? [
             `${rare.length === 1 ? 'class' : 'classes'} ${rare
@@ -52,9 +80,12 @@ export async function imagesDraft(
     source: imageSource({
       title: `The class of an image: ${told((name) => name)}.`,
       imports: `import { resolve } from 'node:path';\nimport { defineExperiment, loadImageFolder } from 'downpour';`,
-      load: `({ log }) => loadImageFolder(${place}, { log })`,
+      load: `({ log }) => loadImageFolder(${place}, { ${options.join(', ')} })`,
       model: model === 'cnn' ? cnn(Math.min(height, width)) : MLP,
-      minibatch: minibatchSize(train.count, validation !== undefined),
+      minibatch: minibatchSize(
+        Math.round(train.count * (setsApart ? 1 - TEST_SHARE : 1)),
+        validation !== undefined,
+      ),
     }),
   };
 }

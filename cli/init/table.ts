@@ -390,7 +390,7 @@ function gapNotes(inputs: Inputs, count: number): string[] {
 // What is written.
 
 /** Set apart for the test, where there are enough rows. */
-const TEST_SHARE = 0.15;
+export const TEST_SHARE = 0.15;
 const TEST_ROWS_MIN = 200;
 const hasTestPart = (rows: number) => rows >= TEST_ROWS_MIN;
 /** Below so many rows one hold-out fifth says little. */

@@ -15,11 +15,13 @@ import type { RunConfig } from '../../shared/config.ts';
 import { type DataFacts, forkNote, unpackTransform } from '../../shared/data-facts.ts';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
 import type { DataSummary, Phase } from '../../shared/protocol.ts';
+import { parseReading } from '../../shared/reading.ts';
 import type { CheckpointSummary, Evaluation, RunData, RunDetail } from '../../shared/rest.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
 import { type CheckpointKind, kindOfModel, measurementsOf } from '../../shared/trained-last.ts';
 import type { KnownData } from '../../worker/data/facts.ts';
 import type { Session } from '../embedded.ts';
+import { DEFAULT_EXPERIMENTS, tell } from '../options.ts';
 
 /** A checkpoint for a command that reads one: from a file, from a state folder, or over the network. */
 
@@ -54,14 +56,39 @@ export interface Copied {
 export function aboutModel({ facts, data }: Copied): Record<string, unknown> {
   const { summary } = data;
   if (!data.facts) return { ...facts, data: summary };
-  const { transform, inputs, targets, classCount, classes, inputNames, targetNames } = data.facts;
+  const { transform, inputs, targets, classCount, classes, inputNames, targetNames, reading } =
+    data.facts;
   return {
     ...facts,
     data: summary,
     inputTransform: unpackTransform(transform),
     ...{ inputShape: inputs.shape, targetShape: targets.shape },
     ...{ classCount, classes, inputNames, targetNames },
+    ...(reading === undefined ? {} : { reading: parseReading(reading) }),
   };
+}
+
+/**
+ * The file of the experiment whose model the parameters are of; one that has changed is used, and said.
+ * @param folders given; default: those of all commands. @throws DownpourError DP_EXPERIMENT_UNKNOWN.
+ */
+export async function experimentOf(
+  { experiment, experimentHash }: CheckpointFacts,
+  folders: readonly string[] = DEFAULT_EXPERIMENTS,
+): Promise<string> {
+  const { experimentFolders, findExperiments } = await import('../../worker/experiment.ts');
+  const searched = experimentFolders([...folders]);
+  const found = (await findExperiments(searched)).get(experiment);
+  if (!found) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_UNKNOWN',
+      `the model is made by the experiment '${experiment}', which is in none of ${searched.join(', ')}: name its folder by --experiments`,
+    );
+  }
+  if (found.hash !== experimentHash) {
+    tell(`${found.path} has changed since the run; the current model is used`);
+  }
+  return found.path;
 }
 
 /** The part of a manifest's state that an export tells. */

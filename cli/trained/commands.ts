@@ -13,6 +13,7 @@ import {
 } from '../options.ts';
 import type { ExportOptions } from './export.ts';
 import type { LookOptions } from './look.ts';
+import type { PredictOptions } from './predict.ts';
 import type { RefuseOptions } from './refuse.ts';
 
 /** Names, options and help of the commands that read a trained model. */
@@ -61,6 +62,46 @@ export function registerExport(program: Command): void {
     .action(async (what: string, options: ExportOptions) => {
       const { exportCommand } = await import('./export.ts');
       await exportCommand(what, { ...options, stateGiven: isStateGiven(command) });
+    });
+}
+
+/** `predict`. */
+export function registerPredict(program: Command): void {
+  const command = program
+    .command('predict')
+    .description(
+      'answer to new data: a table like the one of the training, a picture, a folder of pictures',
+    )
+    .argument('<run or file>', 'name of a run, or a checkpoint file')
+    .argument(
+      '<data>',
+      'a file or folder like those that the run was trained on; targets need not be there',
+    )
+    .option('--out <file>', 'CSV file to write (default: print)')
+    .addOption(
+      new Option(
+        '--kind <kind>',
+        'which checkpoint of the run (default: final if it has finished, else best)',
+      ).choices(['best', 'last', 'final']),
+    )
+    .addOption(experimentsOption())
+    .addOption(serverOption())
+    .addOption(stateOption())
+    .addOption(engineOption())
+    .addOption(jsonOption());
+  addTokenOptions(command)
+    .addHelpText(
+      'after',
+      `
+The run knows how its data were read (columns, categories, dates, missing values, sizes of pictures) and how its
+inputs were standardised. New data are read in the same way; a cell that does not fit is an error with its line and column.
+Each row has the line or the file, the answer, and for classes the confidence and the probability of each class.
+With --json each row is a JSON object on a line of its own.
+${examples('downpour predict penguins-3f2a1c new-penguins.csv --out answers.csv', 'downpour predict birds-9c01de photos/')}`,
+    )
+    .action(async (what: string, data: string, options: PredictOptions) => {
+      const { predictCommand } = await import('./predict.ts');
+      await predictCommand(what, data, { ...options, stateGiven: isStateGiven(command) });
     });
 }
 

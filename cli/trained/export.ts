@@ -6,9 +6,15 @@ import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import type { Experiment } from '../../worker/experiment.ts';
 import { openSession } from '../embedded.ts';
-import { DEFAULT_EXPERIMENTS, print, printJson, type RunOptions, tell } from '../options.ts';
+import { print, printJson, type RunOptions, tell } from '../options.ts';
 import { groups } from '../output/progress.ts';
-import { aboutModel, type Copied, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
+import {
+  aboutModel,
+  type Copied,
+  copyFromFile,
+  copyFromRun,
+  experimentOf,
+} from './checkpoint-copy.ts';
 import {
   type Course,
   courseOfFile,
@@ -106,25 +112,13 @@ async function writeTfjs(
   options: ExportOptions,
 ): Promise<Copied> {
   const { facts } = copied;
-  const { experimentFolders, loadExperiment, findExperiments } = await import(
-    '../../worker/experiment.ts'
-  );
+  const { loadExperiment } = await import('../../worker/experiment.ts');
   const { openEngine } = await import('../../worker/engine.ts');
   const { writeLayersModel } = await import('../../worker/layers-format.ts');
-  const folders = experimentFolders(options.experiments ?? DEFAULT_EXPERIMENTS);
-  const found = (await findExperiments(folders)).get(facts.experiment);
-  if (!found) {
-    throw new DownpourError(
-      'DP_EXPERIMENT_UNKNOWN',
-      `the model is made by the experiment '${facts.experiment}', which is in none of ${folders.join(', ')}: name its folder by --experiments`,
-    );
-  }
-  if (found.hash !== facts.experimentHash) {
-    tell(`${found.path} has changed since the run; the current model is used`);
-  }
+  const path = await experimentOf(facts, options.experiments);
   // Only shapes are computed: an engine that is always there does.
   await openEngine({ engine: 'wasm' });
-  const experiment = await loadExperiment(found.path);
+  const experiment = await loadExperiment(path);
   const dataFolder = resolve(options.data ?? 'data');
   const known = copied.data.facts ?? (await factsOfNow(copied, experiment, dataFolder));
   const { config } = facts;

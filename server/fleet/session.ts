@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { workerConfig } from '../../shared/config.ts';
-import { encodeFacts } from '../../shared/data-facts.ts';
+import { encodeFacts, withoutReading } from '../../shared/data-facts.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { kindOfDefect, type Log } from '../../shared/log.ts';
@@ -550,7 +550,7 @@ export class Session {
       session: this.id,
       shards: this.#fleet.shardAddresses(),
     };
-    if (facts) this.#answers.send({ ...assign, facts: 'json' }, [encodeFacts(facts)]);
+    if (facts) this.#answers.send({ ...assign, facts: 'json' }, [encodeFacts(withoutReading(facts))]);
     else this.#answers.send(assign);
   }
 

@@ -76,7 +76,7 @@ describe('folders of pictures', () => {
     await expect(loadImageFolder(folder)).rejects.toMatchObject({
       code: 'DP_DATA_CORRUPT',
       message: expect.stringMatching(
-        /odd\.jpg: the picture is 8×4, but .*1\.png is 4×4; all must have the same size: resize/,
+        /odd\.jpg: the picture is 8×4, but .*1\.png is 4×4; all must have the same size: set the option `size`/,
       ),
     });
   });

@@ -1,3 +1,5 @@
+import type { Reading } from '../../shared/reading.ts';
+
 /** The numbers of examples, in typed arrays of four kinds. */
 
 /** Numbers of one kind for every example: shape[0] is the example count. */
@@ -14,6 +16,8 @@ export interface Column {
    * on the training part: after standardisation that is 0.
    */
   readonly missing?: 'mean';
+  /** Of inputs that a reader has read from files: how. */
+  readonly reading?: Reading;
 }
 
 export type Kind = 'uint8' | 'int32' | 'float32' | 'float64';

@@ -6,6 +6,7 @@ import {
 } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { DataSummary } from '../../shared/protocol.ts';
+import { inputNamesOf } from '../../shared/reading.ts';
 import { ARRAYS, type Column, kindOf } from './columns.ts';
 import type { PreparedData } from './examples.ts';
 import type { InputTransform } from './transform.ts';
@@ -28,7 +29,18 @@ export function factsOf(prepared: PreparedData): DataFacts {
     classes: list(classes),
     inputNames: list(inputNames),
     targetNames: list(targetNames),
+    ...readingFacts(train.inputs),
   };
+}
+
+/** How the inputs were read, where that is known and they are what was read. */
+function readingFacts({ reading, names, shape }: Column): Pick<DataFacts, 'reading'> {
+  if (!reading) return {};
+  const isAsRead =
+    reading.kind === 'table'
+      ? JSON.stringify(inputNamesOf(reading)) === JSON.stringify(names)
+      : String(shape.slice(1)) === String([reading.height, reading.width, reading.channels]);
+  return isAsRead ? { reading: JSON.stringify(reading) } : {};
 }
 
 /** @param depends fields of the configuration that `data()` has read. */

@@ -1,5 +1,8 @@
 import { DownpourError } from '../../shared/errors.ts';
+
+import type { Reading } from '../../shared/reading.ts';
 import { nearest } from '../../shared/spelling.ts';
+
 import { type Column, elementAt, sizeOf } from './columns.ts';
 import { type Examples, type ExperimentData, PARTS } from './examples.ts';
 
@@ -15,7 +18,7 @@ export type GivenNumbers =
   | readonly GivenNumbers[];
 
 /** A column that an experiment may return. */
-export interface GivenColumn extends Pick<Column, 'names' | 'classes' | 'missing'> {
+export interface GivenColumn extends Pick<Column, 'names' | 'classes' | 'missing' | 'reading'> {
   readonly values: GivenNumbers;
   /** Needed for a typed array. For nested arrays the default is their nesting. */
   readonly shape?: readonly number[];
@@ -46,7 +49,7 @@ const ALIASES: Readonly<Record<string, string>> = {
 };
 const DATA_FIELDS = [...PARTS, 'classCount', 'classes', 'source'];
 const EXAMPLES_FIELDS = ['count', 'inputs', 'targets'];
-const COLUMN_FIELDS = ['values', 'shape', 'names', 'classes', 'missing'];
+const COLUMN_FIELDS = ['values', 'shape', 'names', 'classes', 'missing', 'reading'];
 
 /**
  * Converts what `data` returned.
@@ -141,7 +144,7 @@ export function columnOf(given: unknown, where: string, count?: number): Column 
     throw invalid(`${where} are ${describe(given)}; ${advice}`);
   }
   mustKnow(where, given, COLUMN_FIELDS);
-  const { values: numbers, names, classes, missing } = given;
+  const { values: numbers, names, classes, missing, reading } = given;
   const shape = given.shape === undefined ? null : shapeOf(given.shape, where);
   const read = numbersOf(numbers, shape, where, count);
   const { values } = read;
@@ -176,6 +179,8 @@ export function columnOf(given: unknown, where: string, count?: number): Column 
     }
     column.missing = missing;
   }
+  // Only readers set it; where somebody has changed the names of the inputs, it does not fit any more.
+  if (isRecord(reading)) column.reading = reading as unknown as Reading;
   return column;
 }
 

@@ -1,17 +1,38 @@
 import { DownpourError } from '../../../shared/errors.ts';
+import type { ImageReading } from '../../../shared/reading.ts';
 import { isRecord } from '../../fields.ts';
 import type { Examples, ExperimentData } from '../examples.ts';
 import { corrupt } from '../files.ts';
-import { checkOptions, checkPath, isTexts, optional } from '../reader-options.ts';
+import {
+  checkOptions,
+  checkPath,
+  isTexts,
+  oneOf,
+  optional,
+  TEST_FRACTION,
+} from '../reader-options.ts';
+import { holdOut } from '../split.ts';
 import { PassedOver, someOf } from './image-files.ts';
-import { findImages, type ImageParts, type LabelledFile } from './image-parts.ts';
+import { findImages, type ImageParts } from './image-parts.ts';
+import { paint } from './paint.ts';
 import { type Picture, readPicture } from './pictures.ts';
+import { readAll } from './read-all.ts';
 
 /** Folders of pictures, one folder a class, as bytes of shape [n, height, width, channels]. */
 
 export interface ImageFolderOptions {
   /** 1: grey, 3: red, green, blue. Default 3. */
   readonly channels?: 1 | 3;
+  /** Height and width, or one number for both, that all pictures are brought to. Default: they must have one size. */
+  readonly size?: number | readonly [number, number];
+  /**
+   * How they are brought to `size`. `crop` (default) scales a picture until it covers the size, and cuts off what sticks out on
+   * both sides alike. `pad` scales it until it fits in, and fills the rest with the background. `stretch` scales height and
+   * width each by itself.
+   */
+  readonly fit?: 'crop' | 'pad' | 'stretch';
+  /** Share of the pictures that becomes the test part, where no folder does: the same in every run. Default: 0. */
+  readonly testFraction?: number;
   /** The colour behind transparent pixels: red, green, blue, 0 … 255. Default white. */
   readonly background?: readonly [number, number, number];
   /** Names of all classes, in their order; default: the names of the folders, sorted. */
@@ -36,8 +57,18 @@ const WHITE = [255, 255, 255] as const;
 const isByte = (value: unknown): boolean =>
   Number.isInteger(value) && (value as number) >= 0 && (value as number) <= 255;
 
+const isSide = (value: unknown): boolean =>
+  Number.isInteger(value) && (value as number) >= 1 && (value as number) <= 10_000;
+
 const FIELDS = {
   channels: optional({ allowed: '1, 3', test: (value) => value === 1 || value === 3 }),
+  size: optional({
+    allowed: 'a whole number of pixels from 1 to 10000, or two: [height, width]',
+    test: (value) =>
+      isSide(value) || (Array.isArray(value) && value.length === 2 && value.every(isSide)),
+  }),
+  fit: optional(oneOf('crop', 'pad', 'stretch')),
+  testFraction: TEST_FRACTION,
   background: optional({
     allowed: 'red, green and blue as whole numbers 0 … 255: [255, 255, 255]',
     test: (value) => Array.isArray(value) && value.length === 3 && value.every(isByte),
@@ -56,7 +87,7 @@ const FIELDS = {
 /**
  * Reads the pictures of `folder/CLASS`, with all folders in it; of `folder/train/CLASS`,
  * `folder/validation/CLASS` and `folder/test/CLASS`; or of one folder for each part. All pictures
- * must have the same size. docs/data.md lists the formats and what is refused.
+ * must have the same size, unless `size` is given. docs/data.md lists the formats and what is refused.
  *
  *     loadImageFolder({ train: 'birds/train', test: 'birds/test' }, { channels: 1, log })
  *
@@ -80,7 +111,18 @@ export async function loadImageFolder(
   const files = parts.flatMap((part) => part.files);
 
   const first = { path: files[0]!.path, ...(await readPicture(files[0]!.path)) };
-  const { width, height } = first;
+  const given = options.size;
+  const [height, width] =
+    given === undefined
+      ? [first.height, first.width]
+      : typeof given === 'number'
+        ? [given, given]
+        : given;
+  const fit = given === undefined ? {} : { fit: options.fit ?? 'crop' };
+  const reading: ImageReading = {
+    ...{ kind: 'images', height, width, channels },
+    ...{ background: [...background], ...fit },
+  };
   const size = width * height * channels;
   if (files.length * size > bytesMax) {
     throw corrupt(
@@ -89,15 +131,16 @@ export async function loadImageFolder(
     );
   }
   const values = new Uint8Array(files.length * size);
-  const counts = { transparent: 0, vanished: [] as string[], frames: 0 };
-  const paint = (picture: Picture, i: number) => {
+  const counts = { resized: 0, transparent: 0, vanished: [] as string[], frames: 0 };
+  const put = (picture: Picture, i: number) => {
     const pixels = values.subarray(i * size, (i + 1) * size);
-    const kind = copyPixels(picture.rgba, pixels, channels, background);
+    const kind = paint(picture, pixels, reading);
+    if (picture.width !== width || picture.height !== height) counts.resized++;
     if (kind !== 'opaque') counts.transparent++;
     if (kind === 'vanished') counts.vanished.push(files[i]!.path);
     if (picture.frames > 1) counts.frames++;
   };
-  await readAll(files, first, paint, log);
+  await readAll(files, first, given === undefined ? first : null, put, log);
 
   let at = 0;
   const examples = parts.map(({ name, files: own }): [string, Examples] => {
@@ -111,6 +154,7 @@ export async function loadImageFolder(
         inputs: {
           values: values.subarray(from * size, to * size),
           shape: [own.length, height, width, channels],
+          reading,
         },
         targets: {
           values: classes.length > 256 ? Int32Array.from(labels) : Uint8Array.from(labels),
@@ -120,7 +164,11 @@ export async function loadImageFolder(
       },
     ];
   });
-  const notes = [...found.notes, ...notesOf(counts, found.nested, background)];
+  const resized =
+    counts.resized > 0
+      ? [`${counts.resized} brought to ${width}×${height} (${WORDS[reading.fit!]})`]
+      : [];
+  const notes = [...found.notes, ...resized, ...notesOf(counts, found.nested, background)];
   const over = passed.text(root);
   if (over) notes.push(over);
   for (const note of notes) log?.(`${root}: ${note}`);
@@ -128,18 +176,33 @@ export async function loadImageFolder(
     parts.length > 1
       ? ` (${parts.map((part) => `${part.files.length} ${part.name}`).join(', ')})`
       : '';
+  const all = Object.fromEntries(examples) as {
+    readonly train: Examples;
+    readonly validation?: Examples;
+    readonly test?: Examples;
+  };
+  if (all.test && options.testFraction) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `loadImageFolder: \`testFraction\` is ${options.testFraction}, but ${origin} has a folder for the test part already; leave it out`,
+    );
+  }
+  const { train, test } = holdOut(all.train, options.testFraction);
   return {
-    ...(Object.fromEntries(examples) as {
-      train: Examples;
-      validation?: Examples;
-      test?: Examples;
-    }),
+    ...{ ...all, train },
+    ...(test ? { test } : {}),
     classCount: classes.length,
     source: `${files.length} pictures of ${width}×${height}${spread} in ${classes.length} classes from ${origin}${notes.map((note) => `; ${note}`).join('')}`,
     classes,
     notes,
   };
 }
+
+const WORDS = {
+  crop: 'scaled and cropped',
+  pad: 'scaled and padded',
+  stretch: 'stretched',
+} as const;
 
 function checkFolder(folder: unknown): asserts folder is string | ImageParts {
   if (!isRecord(folder)) {
@@ -174,91 +237,4 @@ function notesOf(
       : []),
     ...(frames > 0 ? [`${frames} with several frames or pages (only the first is read)`] : []),
   ];
-}
-
-// Reading.
-
-/** The most bytes of all pictures that are decoded at a time. */
-const DECODING_BYTES_MAX = 256 * 2 ** 20;
-const DECODING_MAX = 8;
-const BROKEN_MAX = 10;
-const TELL_AFTER_MS = 2_000;
-const TELL_EVERY_MS = 5_000;
-
-/** @throws DownpourError naming the files that cannot be read; it looks no further after BROKEN_MAX */
-async function readAll(
-  files: readonly LabelledFile[],
-  first: Picture & { readonly path: string },
-  paint: (picture: Picture, i: number) => void,
-  log: ImageFolderOptions['log'],
-): Promise<void> {
-  const bytes = first.width * first.height * 4;
-  const together = Math.max(1, Math.min(DECODING_MAX, Math.floor(DECODING_BYTES_MAX / bytes)));
-  const broken: { path: string; error: DownpourError }[] = [];
-  const began = performance.now();
-  let told = began + TELL_AFTER_MS - TELL_EVERY_MS;
-  paint(first, 0);
-  for (let from = 1; from < files.length && broken.length < BROKEN_MAX; from += together) {
-    const some = files.slice(from, from + together);
-    const read = await Promise.allSettled(some.map(({ path }) => readPicture(path, first)));
-    for (const [i, result] of read.entries()) {
-      if (result.status === 'fulfilled') paint(result.value, from + i);
-      else if (result.reason instanceof DownpourError) {
-        broken.push({ path: some[i]!.path, error: result.reason });
-      } else throw result.reason;
-    }
-    const now = performance.now();
-    if (now - told < TELL_EVERY_MS) continue;
-    told = now;
-    log?.(`${Math.min(files.length, from + together)} of ${files.length} pictures read`);
-  }
-  const [worst, ...others] = broken;
-  if (worst === undefined) return;
-  if (others.length === 0) throw worst.error;
-  const { code, message } = worst.error;
-  const more = broken.length >= BROKEN_MAX ? 'at least ' : '';
-  const names = someOf(others.map(({ path }) => path));
-  throw new DownpourError(
-    code,
-    `${message}. Also refused: ${more}${others.length} other pictures (${names})`,
-    { cause: worst.error },
-  );
-}
-
-/** @returns whether something was transparent, and whether nothing can be seen because of that */
-function copyPixels(
-  rgba: Uint8Array,
-  target: Uint8Array,
-  channels: 1 | 3,
-  [red, green, blue]: readonly [number, number, number],
-): 'opaque' | 'transparent' | 'vanished' {
-  let isOpaque = true;
-  let [alphaMin, alphaMax] = [255, 0];
-  for (let at = 0, to = 0; at < rgba.length; at += 4) {
-    const alpha = rgba[at + 3]!;
-    let r = rgba[at]!;
-    let g = rgba[at + 1]!;
-    let b = rgba[at + 2]!;
-    if (alpha < alphaMin) alphaMin = alpha;
-    if (alpha > alphaMax) alphaMax = alpha;
-    if (alpha !== 255) {
-      isOpaque = false;
-      // Integers, rounded, are the same everywhere.
-      const rest = 255 - alpha;
-      r = Math.floor((r * alpha + red * rest + 127) / 255);
-      g = Math.floor((g * alpha + green * rest + 127) / 255);
-      b = Math.floor((b * alpha + blue * rest + 127) / 255);
-    }
-    if (channels === 1) {
-      // Luma of ITU-R BT.601, in integers: grey stays exactly what it was.
-      target[to++] = (299 * r + 587 * g + 114 * b + 500) / 1000;
-    } else {
-      target[to++] = r;
-      target[to++] = g;
-      target[to++] = b;
-    }
-  }
-  if (isOpaque) return 'opaque';
-  const isFlat = target.every((value, i) => value === target[i % channels]);
-  return isFlat && alphaMin !== alphaMax ? 'vanished' : 'transparent';
 }

@@ -55,20 +55,26 @@ export async function readPicture(path: string, like?: SizeOf): Promise<Picture>
   return pictureOf(await readDataFile(path, { bytesMax: FILE_BYTES_MAX }), path, like);
 }
 
+/** Width and height as a viewer shows it: no pixel is decoded. @throws DownpourError as `readPicture`. */
+export async function pictureSize(path: string): Promise<readonly [number, number]> {
+  const stored = await openStored(await readDataFile(path, { bytesMax: FILE_BYTES_MAX }), path);
+  return sizeShown(stored);
+}
+
+function sizeShown({ width, height, orientation }: StoredPicture): readonly [number, number] {
+  return isTurned(orientation) ? [height, width] : [width, height];
+}
+
 /** The same of the bytes of a file. */
 export async function pictureOf(bytes: Buffer, path: string, like?: SizeOf): Promise<Picture> {
-  const stored = await open(bytes, path);
-  if (stored === null) throw corrupt(path, 'its header is damaged');
-  if (typeof stored === 'string') throw corrupt(path, `it is ${stored}; ${CONVERT}`);
+  const stored = await openStored(bytes, path);
   const { orientation, frames } = stored;
-  const [width, height] = isTurned(orientation)
-    ? [stored.height, stored.width]
-    : [stored.width, stored.height];
+  const [width, height] = sizeShown(stored);
   // All of this is known before any pixel is decoded or memory taken.
   if (like && (width !== like.width || height !== like.height)) {
     throw corrupt(
       path,
-      `the picture is ${width}×${height}, but ${like.path} is ${like.width}×${like.height}; all must have the same size: resize them, for example with ImageMagick: magick mogrify -auto-orient -resize ${like.width}x${like.height}! *.jpg`,
+      `the picture is ${width}×${height}, but ${like.path} is ${like.width}×${like.height}; all must have the same size: set the option \`size\`, such as size: 64, which resizes them`,
     );
   }
   if (width === 0 || height === 0 || width * height > PIXELS_MAX) {
@@ -87,6 +93,13 @@ export async function pictureOf(bytes: Buffer, path: string, like?: SizeOf): Pro
   } catch (error) {
     throw corrupt(path, `the picture cannot be decoded: ${reasonOf(error)}`, error);
   }
+}
+
+async function openStored(bytes: Buffer, path: string): Promise<StoredPicture> {
+  const stored = await open(bytes, path);
+  if (stored === null) throw corrupt(path, 'its header is damaged');
+  if (typeof stored === 'string') throw corrupt(path, `it is ${stored}; ${CONVERT}`);
+  return stored;
 }
 
 async function open(bytes: Buffer, path: string): Promise<StoredPicture | string | null> {

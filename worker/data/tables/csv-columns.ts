@@ -166,8 +166,8 @@ export function chooseColumns(
       return new CategoryColumn(column, options, 'input', categories[column]);
     }
     if (isCategorical.has(column)) return new CategoryColumn(column, options, 'input');
-    if (isDate.has(column)) return new DateColumn(column, options, options.dateOrder);
-    if (isHashed.has(column)) return new HashedColumn(column, options, hashed[column]!);
+    if (isDate.has(column)) return new DateColumn(column, options, 'input', options.dateOrder);
+    if (isHashed.has(column)) return new HashedColumn(column, options, 'input', hashed[column]!);
     return new NumberColumn(column, options, 'input');
   };
   // A row without a target is left out before.

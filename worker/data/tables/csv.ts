@@ -13,9 +13,11 @@ import {
   type TargetColumn,
 } from './csv-columns.ts';
 import { CSV_FIELDS, type CsvOptions } from './csv-options.ts';
+import { readingOf } from './read-inputs.ts';
 import {
   CategoryColumn,
   type CellColumn,
+  featuresOf,
   type InputColumn,
   tableOf,
   UnnamedColumn,
@@ -200,7 +202,7 @@ class Table {
     for (const name of ignore) {
       if (!this.#names.has(name)) throw lacks(this.#first!.file, name, [...this.#names]);
     }
-    const inputs = inputColumns.flatMap((column) => column.features());
+    const inputs = inputColumns.flatMap((column) => featuresOf(column));
     this.#mustFit(inputs.length);
     this.#noteGaps(inputColumns);
     const target = targetColumns[0] as CategoryColumn;
@@ -209,8 +211,9 @@ class Table {
       if (column instanceof CategoryColumn) this.#notes.push(...column.notes());
     }
     const hasGaps = inputColumns.some((column) => column.gaps.count > 0);
+    const reading = readingOf(this.#options, inputColumns);
     const byIndex = classes !== null && labels !== 'oneHot';
-    const targets = byIndex ? null : targetColumns.flatMap((column) => column.features());
+    const targets = byIndex ? null : targetColumns.flatMap((column) => featuresOf(column));
     const numberOf = byIndex ? target.numbers() : null;
     let from = 0;
     const examples = (part: PartName): Examples => {
@@ -225,17 +228,22 @@ class Table {
           };
       const result = {
         count,
-        inputs: { ...tableOf(inputs, from, to), ...(hasGaps ? { missing: 'mean' as const } : {}) },
+        inputs: {
+          ...tableOf(inputs, from, to),
+          ...(hasGaps ? { missing: 'mean' as const } : {}),
+          reading,
+        },
         targets: classes ? { ...column, classes } : column,
       };
       from = to;
       return result;
     };
     const { train, test: heldOut } = holdOut(examples('train'), this.#options.testFraction);
+    const validation = this.#counts.validation > 0 ? examples('validation') : null;
     const test = heldOut ?? (this.#counts.test > 0 ? examples('test') : null);
     return {
       train,
-      ...(this.#counts.validation > 0 ? { validation: examples('validation') } : {}),
+      ...(validation ? { validation } : {}),
       ...(test ? { test } : {}),
       ...(classes ? { classCount: classes.length } : {}),
       source: this.#source(inputs.length),

@@ -1,3 +1,4 @@
+import { type ColumnReading, DATE_PARTS } from '../../../shared/reading.ts';
 import { corrupt } from '../files.ts';
 import { isMissing, nameOf, shown } from './cells.ts';
 import { type DateOrder, type DateParts, dateParts, YEAR_LAST } from './dates.ts';
@@ -9,6 +10,7 @@ import {
   missing,
   NumberList,
   type Place,
+  type Role,
 } from './table-columns.ts';
 
 /**
@@ -16,19 +18,22 @@ import {
  * They are those that stand in the cell: no time zone is applied.
  */
 
-const PARTS = ['year', 'month', 'day', 'weekday'] as const;
+type DateReading = Extract<ColumnReading, { as: 'date' }>;
 
 export class DateColumn implements InputColumn {
   readonly name: string;
   readonly #options: CellOptions;
   readonly #order: DateOrder | undefined;
-  readonly #lists = PARTS.map(() => new NumberList());
+  readonly #lists = DATE_PARTS.map(() => new NumberList());
   readonly #hours = new NumberList();
   #hasHours = false;
   readonly gaps: Gaps;
 
-  constructor(name: string, options: CellOptions, order?: DateOrder) {
+  readonly #role: Role;
+
+  constructor(name: string, options: CellOptions, role: Role, order?: DateOrder) {
     this.name = name;
+    this.#role = role;
     this.#options = options;
     this.#order = order;
     this.gaps = new Gaps(name);
@@ -41,7 +46,7 @@ export class DateColumn implements InputColumn {
   add(cell: string, place: Place): void {
     const text = nameOf(cell);
     if (this.lacks(cell)) {
-      if (!this.#options.hasGaps) throw missing(this.name, text, place, 'input');
+      if (!this.#options.hasGaps) throw missing(this.name, text, place, this.#role);
       this.gaps.add(this.#hours.length);
       this.#push(null);
       return;
@@ -52,7 +57,7 @@ export class DateColumn implements InputColumn {
   }
 
   #push(parts: DateParts | null): void {
-    PARTS.forEach((part, i) => {
+    DATE_PARTS.forEach((part, i) => {
       this.#lists[i]!.push(parts ? parts[part] : Number.NaN);
     });
     this.#hours.push(parts ? (parts.hour ?? 0) : Number.NaN);
@@ -67,18 +72,25 @@ export class DateColumn implements InputColumn {
     return `${where} is not a date that exists, such as 2024-12-31 or 2024-12-31T18:30; correct it, or name the column in \`ignore\``;
   }
 
-  /** Whether any cell has a time. */
-  get hasHours(): boolean {
-    return this.#hasHours;
+  reading(): DateReading {
+    const order = this.#order === undefined ? {} : { order: this.#order };
+    return {
+      name: this.name,
+      as: 'date',
+      time: this.#hasHours,
+      gap: this.gaps.count > 0,
+      ...order,
+    };
   }
 
-  features(): Feature[] {
-    const parts: Feature[] = PARTS.map((part, i) => ({
+  features(reading: ColumnReading): Feature[] {
+    const parts: Feature[] = DATE_PARTS.map((part, i) => ({
       name: `${this.name}: ${part}`,
       at: (row) => this.#lists[i]!.at(row),
     }));
-    if (this.#hasHours)
+    if (reading.as === 'date' && reading.time) {
       parts.push({ name: `${this.name}: hour`, at: (row) => this.#hours.at(row) });
-    return [...parts, ...this.gaps.features()];
+    }
+    return parts;
   }
 }

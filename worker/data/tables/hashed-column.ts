@@ -1,3 +1,4 @@
+import type { ColumnReading } from '../../../shared/reading.ts';
 import { isMissing, nameOf } from './cells.ts';
 import {
   type CellOptions,
@@ -7,6 +8,7 @@ import {
   missing,
   NumberList,
   type Place,
+  type Role,
 } from './table-columns.ts';
 import { placeOfWord, wordsOf } from './words.ts';
 
@@ -18,6 +20,7 @@ import { placeOfWord, wordsOf } from './words.ts';
 export class HashedColumn implements InputColumn {
   readonly name: string;
   readonly size: number;
+  readonly #role: Role;
   readonly #options: CellOptions;
   /** The words of all rows one after the other: 2 · input, and 1 more where the word counts −1. */
   readonly #words = new NumberList();
@@ -25,8 +28,9 @@ export class HashedColumn implements InputColumn {
   readonly #ends = new NumberList();
   readonly gaps: Gaps;
 
-  constructor(name: string, options: CellOptions, size: number) {
+  constructor(name: string, options: CellOptions, role: Role, size: number) {
     this.name = name;
+    this.#role = role;
     this.size = size;
     this.#options = options;
     this.gaps = new Gaps(name);
@@ -38,7 +42,7 @@ export class HashedColumn implements InputColumn {
 
   add(cell: string, place: Place): void {
     if (this.lacks(cell)) {
-      if (!this.#options.hasGaps) throw missing(this.name, nameOf(cell), place, 'input');
+      if (!this.#options.hasGaps) throw missing(this.name, nameOf(cell), place, this.#role);
       this.gaps.add(this.#ends.length);
     } else {
       for (const word of wordsOf(cell)) {
@@ -49,12 +53,15 @@ export class HashedColumn implements InputColumn {
     this.#ends.push(this.#words.length);
   }
 
+  reading(): ColumnReading {
+    return { name: this.name, as: 'hashed', size: this.size, gap: this.gaps.count > 0 };
+  }
+
   features(): Feature[] {
-    const features: Feature[] = Array.from({ length: this.size }, (_, input) => ({
+    return Array.from({ length: this.size }, (_, input) => ({
       name: `${this.name}#${input}`,
       at: (row) => this.#at(row, input),
     }));
-    return [...features, ...this.gaps.features()];
   }
 
   #at(row: number, input: number): number {

@@ -5,7 +5,7 @@ import { type Form, formOf } from './table-profile.ts';
 export function numberProblem(
   text: string,
   form: NumberForm = {},
-  role: 'input' | 'target' = 'input',
+  role: keyof typeof OTHERWISE = 'input',
 ): string {
   const seen = `'${shown(text)}'`;
   const forms: NumberForm[] = [
@@ -29,6 +29,7 @@ export function numberProblem(
 const OTHERWISE = {
   input: 'name the column in `categorical` or `ignore`',
   target: "set `task: 'classification'` if the column holds classes",
+  new: 'give the data in the form that the model was trained on',
 };
 
 const correct = (_: string, otherwise: string) => `is not a number; correct it, or ${otherwise}`;

@@ -1,4 +1,5 @@
 import { DownpourError } from '../../../shared/errors.ts';
+import type { ColumnReading } from '../../../shared/reading.ts';
 import type { Column } from '../columns.ts';
 import { corrupt } from '../files.ts';
 import {
@@ -33,7 +34,8 @@ export interface CellOptions extends NumberForm {
   readonly hasGaps?: boolean;
 }
 
-export type Role = 'input' | 'target';
+/** `new`: of data that a trained model is to answer to. */
+export type Role = 'input' | 'target' | 'new';
 
 export interface CellColumn {
   readonly name: string;
@@ -47,8 +49,15 @@ export interface CellColumn {
 export interface InputColumn extends CellColumn {
   /** Rows that lack a value. */
   readonly gaps: Gaps;
-  /** One or more numbers of every row. Asked for when all cells are there. */
-  features(): Feature[];
+  /** How its cells were read. Asked for when all cells are there. */
+  reading(): ColumnReading;
+  /** The numbers of every row that `reading` says, without that of gaps. */
+  features(reading: ColumnReading): Feature[];
+}
+
+/** All numbers of every row: the name of each is as `inputNamesOf` has it. */
+export function featuresOf(column: InputColumn, reading = column.reading()): Feature[] {
+  return [...column.features(reading), ...(reading.gap ? [column.gaps.feature()] : [])];
 }
 
 /** Which rows of a column lack a value. */
@@ -72,10 +81,9 @@ export class Gaps {
     return this.#rows.has(row);
   }
 
-  /** 1 where the value is missing; none where it never is. */
-  features(): Feature[] {
-    if (this.#rows.size === 0) return [];
-    return [{ name: `${this.#name} is missing`, at: (row) => (this.#rows.has(row) ? 1 : 0) }];
+  /** 1 where the value is missing. */
+  feature(): Feature {
+    return { name: `${this.#name} is missing`, at: (row) => (this.#rows.has(row) ? 1 : 0) };
   }
 }
 
@@ -119,8 +127,12 @@ export class NumberColumn implements InputColumn {
     );
   }
 
+  reading(): ColumnReading {
+    return { name: this.name, as: 'number', gap: this.gaps.count > 0 };
+  }
+
   features(): Feature[] {
-    return [{ name: this.name, at: (row) => this.#numbers.at(row) }, ...this.gaps.features()];
+    return [{ name: this.name, at: (row) => this.#numbers.at(row) }];
   }
 }
 
@@ -216,14 +228,18 @@ export class CategoryColumn implements InputColumn {
     return (row) => numbers[this.#codes.at(row)] ?? -1;
   }
 
+  reading(): ColumnReading {
+    const names = [...this.list().names];
+    return { name: this.name, as: 'category', names, gap: this.gaps.count > 0 };
+  }
+
   /** One 0/1 a name. */
   features(): Feature[] {
     const at = this.numbers();
-    const kinds = this.list().names.map((name, i) => ({
+    return this.list().names.map((name, i) => ({
       name: `${this.name}=${name}`,
-      at: (row: number) => (at(row) === i ? 1 : 0),
+      at: (row) => (at(row) === i ? 1 : 0),
     }));
-    return [...kinds, ...this.gaps.features()];
   }
 
   /** What somebody should look at. */
@@ -295,14 +311,17 @@ export class UnnamedColumn implements CellColumn {
   }
 }
 
+const WAYS: Readonly<Record<Role, string>> = {
+  target: "fill it in, or set `missing: 'drop'`, which leaves such lines out",
+  input:
+    "fill it in; or set `missing: 'mean'`, which puts the mean of the column there, or `missing: 'drop'`, which leaves such lines out; or name the column in `ignore`",
+  new: 'fill it in: the model was trained on data that never lacked it',
+};
+
 export function missing(column: string, text: string, { file, line }: Place, role: Role, way = '') {
-  const what =
-    role === 'target'
-      ? "fill it in, or set `missing: 'drop'`, which leaves such lines out"
-      : "fill it in; or set `missing: 'mean'`, which puts the mean of the column there, or `missing: 'drop'`, which leaves such lines out; or name the column in `ignore`";
   return corrupt(
     file,
-    `line ${line}, column '${column}': the value is missing ('${text}'); ${what}${way}`,
+    `line ${line}, column '${column}': the value is missing ('${text}'); ${WAYS[role]}${way}`,
   );
 }
 
