@@ -9,7 +9,12 @@ import { registerRunCommands } from './runs/commands.ts';
 import { registerServeCommands } from './serve/commands.ts';
 import { registerSimulateCommands } from './simulate/commands.ts';
 import { registerCheck, registerStudyCommands } from './study/commands.ts';
-import { registerExport, registerLookCommands, registerPredict } from './trained/commands.ts';
+import {
+  registerExport,
+  registerLookCommands,
+  registerPredict,
+  registerServeModel,
+} from './trained/commands.ts';
 import { registerWork } from './workers/commands.ts';
 
 /**
@@ -40,6 +45,7 @@ export function createProgram(outcome: Outcome): Command {
   registerRunCommands(program, outcome);
   registerExport(program);
   registerPredict(program);
+  registerServeModel(program);
   registerInit(program);
   registerCompletion(program);
   registerCheck(program, outcome);

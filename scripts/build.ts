@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type BuildOptions, build, type Metafile, type Plugin } from 'esbuild';
 import { PAGE_MODULES, twins } from '../cli/bundles/join-bundle.ts';
+import { BUILT_MODEL_SCRIPT, bundleModelScript } from '../cli/bundles/model-script.ts';
 import { bundleDashboard, FILES } from '../server/http/dashboard.ts';
 import { ROOT } from '../shared/own-files.ts';
 
@@ -91,6 +92,7 @@ await build({
   plugins: [twins],
   ...{ outdir: 'dist/page', platform: 'browser', target: 'es2022', packages: 'external' },
 });
+await writeFile(join(root, BUILT_MODEL_SCRIPT), await bundleModelScript());
 for (const [i, contents] of (await bundleDashboard()).entries()) {
   await writeFile(join(DIST, 'web', FILES[i]!), contents);
 }

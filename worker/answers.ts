@@ -1,4 +1,5 @@
 import type { Answers } from '../shared/answers.ts';
+import { answerKind } from '../shared/prediction.ts';
 import { rowSize } from './data/columns.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import { gather } from './data/gather.ts';
@@ -49,6 +50,9 @@ export async function answersOf(
   return { answers, rows };
 }
 
+/** Its outputs are taken for logits where they may be. */
+const OWN_LOSS = 'own';
+
 function assemble(
   { loss }: Experiment,
   { classCount, train }: PreparedData,
@@ -57,10 +61,10 @@ function assemble(
   outputs: Float32Array,
   targets: readonly (Float32Array | Int32Array)[],
 ): Answers {
-  const classes = classCount !== null && lastWidth === classCount && classCount > 1;
+  const answered = answerKind(typeof loss === 'string' ? loss : OWN_LOSS, classCount, lastWidth);
   const targetSize = rowSize(train.targets);
-  if (loss === 'sigmoidCrossEntropy' || !classes) {
-    const isBinary = loss === 'sigmoidCrossEntropy';
+  if (answered !== 'classes') {
+    const isBinary = answered === 'binary';
     const width = isBinary ? 1 : outputs.length / examples;
     const count = outputs.length / width;
     const values = Float32Array.from(targets.flatMap((part) => [...part]));
@@ -77,18 +81,19 @@ function assemble(
     const kind = isBinary ? 'binary' : 'numbers';
     return { kind, count, width, outputs, truths, losses, perExample: count / examples };
   }
-  const count = outputs.length / classCount;
-  const truths = labelsOf(targets, count, classCount);
+  const width = classCount!;
+  const count = outputs.length / width;
+  const truths = labelsOf(targets, count, width);
   const losses = new Float64Array(count);
   for (let i = 0; i < count; i++) {
-    const row = outputs.subarray(i * classCount, (i + 1) * classCount);
+    const row = outputs.subarray(i * width, (i + 1) * width);
     const most = row.reduce((a, b) => Math.max(a, b), -Infinity);
     let sum = 0;
     for (const logit of row) sum += Math.exp(logit - most);
     losses[i] = most + Math.log(sum) - row[truths[i]!]!;
   }
   return {
-    ...{ kind: 'classes', count, width: classCount, outputs, truths, losses },
+    ...{ kind: 'classes', count, width, outputs, truths, losses },
     perExample: count / examples,
   };
 }

@@ -15,6 +15,7 @@ import type { ExportOptions } from './export.ts';
 import type { LookOptions } from './look.ts';
 import type { PredictOptions } from './predict.ts';
 import type { RefuseOptions } from './refuse.ts';
+import type { ServeModelOptions } from './serve-model.ts';
 
 /** Names, options and help of the commands that read a trained model. */
 
@@ -102,6 +103,40 @@ ${examples('downpour predict penguins-3f2a1c new-penguins.csv --out answers.csv'
     .action(async (what: string, data: string, options: PredictOptions) => {
       const { predictCommand } = await import('./predict.ts');
       await predictCommand(what, data, { ...options, stateGiven: isStateGiven(command) });
+    });
+}
+
+/** `serve-model`. */
+export function registerServeModel(program: Command): void {
+  const command = program
+    .command('serve-model')
+    .description('answer to examples over HTTP: POST /predict')
+    .argument('<run or file>', 'name of a run, or a checkpoint file')
+    .option('--host <host>', 'address to listen on', '127.0.0.1')
+    .option('--port <port>', 'port to listen on; 0 takes a free one', whole(0, 65_535), 7430)
+    .addOption(
+      new Option(
+        '--kind <kind>',
+        'which checkpoint of the run (default: final if it has finished, else best)',
+      ).choices(['best', 'last', 'final']),
+    )
+    .addOption(experimentsOption())
+    .addOption(serverOption())
+    .addOption(stateOption())
+    .addOption(engineOption());
+  addTokenOptions(command)
+    .addHelpText(
+      'after',
+      `
+POST /predict takes { "examples": […] }: rows of a table as objects by column, pictures as { "picture": "<base64 of a file>" }.
+It answers with a prediction for each, and for classes with confidence and probabilities. Requests that come at the same
+time are computed together. GET / tells what the model is, GET /openapi.json describes the interface. There are no tokens and
+no TLS: beyond this machine, put a proxy before it that has them.
+${examples('downpour serve-model penguins-3f2a1c', 'downpour serve-model model/checkpoints/step-000001190-final-0011.safetensors --port 8080')}`,
+    )
+    .action(async (what: string, options: ServeModelOptions) => {
+      const { serveModelCommand } = await import('./serve-model.ts');
+      await serveModelCommand(what, { ...options, stateGiven: isStateGiven(command) });
     });
 }
 

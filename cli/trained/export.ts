@@ -5,6 +5,7 @@ import { readTensors } from '../../files/checkpoint.ts';
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import type { Experiment } from '../../worker/experiment.ts';
+import { modelScript } from '../bundles/model-script.ts';
 import { openSession } from '../embedded.ts';
 import { print, printJson, type RunOptions, tell } from '../options.ts';
 import { groups } from '../output/progress.ts';
@@ -22,6 +23,7 @@ import {
   writeEventFile,
   writeHistory,
 } from './export-course.ts';
+import { readme } from './export-readme.ts';
 
 export interface ExportOptions extends RunOptions {
   readonly to: string;
@@ -51,8 +53,11 @@ export async function exportCommand(what: string, options: ExportOptions): Promi
   // Written under another name first: a copy that breaks off leaves nothing that looks whole.
   const partial = join(to, `.${process.pid}.part`);
   try {
-    let copied = isFile ? await copyFromFile(what, partial) : await fromRun(what, partial, options);
+    const copied = isFile
+      ? await copyFromFile(what, partial)
+      : await fromRun(what, partial, options);
     const { facts } = copied;
+    let about = aboutModel(copied);
     const files: string[] = [];
     if (options.format === 'safetensors') {
       const file = `${facts.run}.safetensors`;
@@ -60,11 +65,12 @@ export async function exportCommand(what: string, options: ExportOptions): Promi
       files.push(file);
     } else {
       const { tensors } = await readTensors(partial);
-      copied = await writeTfjs(copied, tensors, to, options);
-      files.push('model.json', 'weights.bin');
+      about = await writeTfjs(copied, tensors, to, options);
+      files.push('model.json', 'weights.bin', 'predict.js', 'README.md');
+      await writeFile(join(to, 'predict.js'), await modelScript());
+      await writeFile(join(to, 'README.md'), readme(about));
     }
-    const about = JSON.stringify(aboutModel(copied), null, 2);
-    await writeFile(join(to, 'downpour.json'), `${about}\n`);
+    await writeFile(join(to, 'downpour.json'), `${JSON.stringify(about, null, 2)}\n`);
     files.push('downpour.json');
     tellFiles(facts, `${facts.kind} parameters of step ${groups(facts.step)}`, to, {
       files,
@@ -104,13 +110,13 @@ async function fromRun(id: string, partial: string, options: ExportOptions): Pro
   }
 }
 
-/** @returns the same; with facts of the data as they are now, where an older release kept none. */
+/** @returns what `downpour.json` says; of the data as they are now, where an older release kept nothing of them. */
 async function writeTfjs(
   copied: Copied,
   tensors: Awaited<ReturnType<typeof readTensors>>['tensors'],
   to: string,
   options: ExportOptions,
-): Promise<Copied> {
+): Promise<Record<string, unknown>> {
   const { facts } = copied;
   const { loadExperiment } = await import('../../worker/experiment.ts');
   const { openEngine } = await import('../../worker/engine.ts');
@@ -123,7 +129,8 @@ async function writeTfjs(
   const known = copied.data.facts ?? (await factsOfNow(copied, experiment, dataFolder));
   const { config } = facts;
   await writeLayersModel({ experiment, config, tensors, facts: known, dataFolder, to, log: tell });
-  return { ...copied, data: { ...copied.data, facts: known } };
+  const loss = typeof experiment.loss === 'string' ? experiment.loss : null;
+  return { ...aboutModel({ ...copied, data: { ...copied.data, facts: known } }), loss };
 }
 
 /** @throws DownpourError DP_DATA_MISMATCH: there are more or fewer examples than the run had. */

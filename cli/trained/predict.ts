@@ -2,37 +2,20 @@ import { once } from 'node:events';
 import { createWriteStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { readTensors } from '../../files/checkpoint.ts';
-import { type Answers, decide, probabilitiesOf } from '../../shared/answers.ts';
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
-import { parseReading } from '../../shared/reading.ts';
-import { answersOf } from '../../worker/answers.ts';
+import type { Prediction } from '../../shared/prediction.ts';
+import type { Reading } from '../../shared/reading.ts';
 import type { Column } from '../../worker/data/columns.ts';
-import type { PreparedData } from '../../worker/data/examples.ts';
-import { examplesLike, transformFor } from '../../worker/data/facts.ts';
 import { unreadable } from '../../worker/data/files.ts';
 import { readNewImages } from '../../worker/data/pictures/new-images.ts';
 import { mustBeFinite } from '../../worker/data/precision.ts';
 import { readNewTable } from '../../worker/data/tables/read-inputs.ts';
-import { openEngine } from '../../worker/engine.ts';
-import type { Experiment } from '../../worker/experiment.ts';
-import { loadExperiment } from '../../worker/experiment.ts';
-import { vectorOf } from '../../worker/layers-format.ts';
-import { buildModel } from '../../worker/model.ts';
-import { openSession } from '../embedded.ts';
-import { print, type ServerOptions, tell } from '../options.ts';
+import { print, tell } from '../options.ts';
 import { groups } from '../output/progress.ts';
-import { openScratch } from '../scratch.ts';
-import { engineOf } from '../workers/options.ts';
-import { copyFromFile, copyFromRun, experimentOf } from './checkpoint-copy.ts';
+import { openPredictor, type PredictorOptions } from './predictor.ts';
 
-export interface PredictOptions extends ServerOptions {
-  readonly state: string;
-  readonly stateGiven: boolean;
-  readonly kind?: 'best' | 'last' | 'final';
-  readonly experiments?: string[];
-  readonly engine?: string;
+export interface PredictOptions extends PredictorOptions {
   readonly out?: string;
   readonly json?: boolean;
 }
@@ -43,47 +26,18 @@ export async function predictCommand(
   data: string,
   options: PredictOptions,
 ): Promise<void> {
-  const { folder, remove } = await openScratch('trained');
+  const predictor = await openPredictor(what, options);
   try {
-    const copy = `${folder}/parameters`;
-    const { facts, data: known } = await (/\.(safetensors|json)$/.test(what)
-      ? copyFromFile(what, copy)
-      : fromRun(what, copy, options));
-    const { facts: dataFacts } = known;
-    if (!dataFacts?.reading) throw notRead(facts.run);
-    const examples = await readExamples(data, dataFacts);
-    const path = await experimentOf(facts, options.experiments);
-    await openEngine(options.engine === undefined ? {} : { engine: engineOf(options.engine) });
-    const experiment = await loadExperiment(path);
-    const model = await buildModel(experiment, facts.config, examplesLike(dataFacts));
-    try {
-      const { tensors } = await readTensors(copy);
-      model.load(vectorOf(model.layout, tensors));
-      const prepared = preparedFrom(dataFacts, examples.inputs);
-      // Nothing is compared with targets here, by no loss of the user's either.
-      const kind = typeof experiment.loss === 'string' ? experiment.loss : 'meanSquaredError';
-      const { answers } = await answersOf(model, { ...experiment, loss: kind }, prepared, {
-        part: 'train',
-      });
-      const table = predictionsOf(answers, experiment, dataFacts, examples.names.length);
-      await write(table, examples, options);
-      const rows = groups(examples.names.length);
-      if (options.out !== undefined)
-        tell(`${rows} predictions of run ${facts.run} in ${options.out}`);
-    } finally {
-      model.dispose();
-    }
+    const { facts, reading } = predictor;
+    if (!reading) throw notRead(facts.run);
+    const examples = await readExamples(data, reading);
+    const told = await predictor.predictColumn(examples.inputs);
+    await write(told, predictor.data, examples, options);
+    const rows = groups(examples.names.length);
+    if (options.out !== undefined)
+      tell(`${rows} predictions of run ${facts.run} in ${options.out}`);
   } finally {
-    await remove();
-  }
-}
-
-async function fromRun(id: string, copy: string, options: PredictOptions) {
-  const session = await openSession({ ...options, run: id });
-  try {
-    return await copyFromRun(session, id, options.kind ?? null, copy);
-  } finally {
-    await session.close();
+    predictor.close();
   }
 }
 
@@ -100,8 +54,7 @@ interface NewExamples {
   readonly names: readonly (string | number)[];
 }
 
-async function readExamples(data: string, { reading }: DataFacts): Promise<NewExamples> {
-  const how = parseReading(reading!);
+async function readExamples(data: string, how: Reading): Promise<NewExamples> {
   const entry = await stat(data).catch((error) => {
     throw unreadable(data, error);
   });
@@ -120,91 +73,19 @@ async function readExamples(data: string, { reading }: DataFacts): Promise<NewEx
   return { inputs, heading: 'line', names: lines };
 }
 
-/** As data that were split and standardised, without targets. */
-function preparedFrom(facts: DataFacts, inputs: Column): PreparedData {
-  const { train, classCount } = examplesLike(facts);
-  const count = inputs.shape[0]!;
-  const { shape } = train.targets;
-  const width = shape.slice(1).reduce((product, size) => product * size, 1);
-  const targets = { values: new Float32Array(count * width), shape: [count, ...shape.slice(1)] };
-  const none = { ...train, count: 0 };
-  return {
-    train: { count, inputs, targets },
-    validation: none,
-    test: null,
-    fingerprint: '',
-    rawFingerprint: '',
-    source: '',
-    classCount,
-    classes: facts.classes,
-    inputNames: facts.inputNames,
-    targetNames: facts.targetNames,
-    transform: transformFor(facts, inputs),
-  };
-}
-
-interface Predictions {
-  readonly headings: readonly string[];
-  /** Of each example. */
-  row(example: number): (string | number)[];
-}
-
-/** What is told of each example: a class with its probabilities, or the numbers. */
-function predictionsOf(
-  answers: Answers,
-  { loss }: Experiment,
-  facts: DataFacts,
-  examples: number,
-): Predictions {
-  const { kind, outputs, width, perExample } = answers;
-  const names = facts.targetNames ?? [];
-  const isOwn = typeof loss === 'function';
-  if (kind === 'numbers' || isOwn) {
-    const each = outputs.length / examples;
-    const headings = Array.from({ length: each }, (_, i) => names[i] ?? `output ${i}`);
-    return {
-      headings,
-      row: (example) => Array.from(outputs.subarray(example * each, (example + 1) * each)),
-    };
-  }
-  const shares = probabilitiesOf(answers);
-  const count = kind === 'binary' ? 2 : width;
-  const { classes, confidence } = decide(shares, count);
-  const nameOf = (c: number) => facts.classes?.[c] ?? String(c);
-  const headings = Array.from({ length: perExample }, (_, k) => {
-    const place = perExample === 1 ? '' : ` ${kind === 'binary' && names[k] ? names[k] : k}`;
-    const target = kind === 'binary' && perExample > 1 ? 'prediction' : (names[0] ?? 'prediction');
-    const kinds = Array.from({ length: count }, (_, c) => `probability of ${nameOf(c)}${place}`);
-    return [`${target}${place}`, `confidence${place}`, ...kinds];
-  }).flat();
-  return {
-    headings,
-    row: (example) =>
-      Array.from({ length: perExample }, (_, k) => {
-        const i = example * perExample + k;
-        return [
-          nameOf(classes[i]!),
-          confidence[i]!,
-          ...shares.subarray(i * count, (i + 1) * count),
-        ];
-      }).flat(),
-  };
-}
-
 async function write(
-  { headings, row }: Predictions,
+  told: readonly Prediction[],
+  { targetNames }: DataFacts,
   { heading, names }: NewExamples,
   { out, json = false }: PredictOptions,
 ): Promise<void> {
+  const target = targetNames?.length === 1 ? targetNames[0]! : 'prediction';
   const lines = function* () {
-    if (!json) yield csvLine([heading, ...headings]);
+    if (!json) yield csvLine([heading, ...cellsOf(told[0]!, target).map(([name]) => name)]);
     for (const [i, name] of names.entries()) {
-      const cells = [name, ...row(i)];
       yield json
-        ? JSON.stringify(
-            Object.fromEntries([heading, ...headings].map((key, k) => [key, cells[k]])),
-          )
-        : csvLine(cells);
+        ? JSON.stringify({ [heading]: name, ...told[i]! })
+        : csvLine([name, ...cellsOf(told[i]!, target).map(([, cell]) => cell)]);
     }
   };
   if (out === undefined) {
@@ -222,11 +103,31 @@ async function write(
   }
 }
 
+type Headed = readonly [string, string | number];
+
+/** The cells of a row, each with its heading. */
+function cellsOf(told: Prediction, target: string): Headed[] {
+  const { prediction, confidence, probabilities } = told;
+  if (Array.isArray(prediction)) {
+    return prediction.flatMap((each, k) => {
+      const [own, shares] = [confidence, probabilities].map((list) => (list as unknown[])[k]);
+      const one = { prediction: each, confidence: own, probabilities: shares } as Prediction;
+      return cellsOf(one, target).map(([name, cell]): Headed => [`${name} ${k}`, cell]);
+    });
+  }
+  if (typeof prediction === 'object') return Object.entries(prediction as Record<string, number>);
+  const cells: Headed[] = [[target, prediction as string | number]];
+  if (confidence !== undefined) cells.push(['confidence', confidence as number]);
+  for (const [name, share] of Object.entries(probabilities ?? {})) {
+    cells.push([`probability of ${name}`, share as number]);
+  }
+  return cells;
+}
+
 function csvLine(cells: readonly (string | number)[]): string {
   return cells
     .map((cell) => {
-      // Of float32, the shortest text that is the same number.
-      const text = typeof cell === 'number' ? String(Number(cell.toPrecision(7))) : cell;
+      const text = String(cell);
       return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
     })
     .join(',');

@@ -550,7 +550,8 @@ export class Session {
       session: this.id,
       shards: this.#fleet.shardAddresses(),
     };
-    if (facts) this.#answers.send({ ...assign, facts: 'json' }, [encodeFacts(withoutReading(facts))]);
+    if (facts)
+      this.#answers.send({ ...assign, facts: 'json' }, [encodeFacts(withoutReading(facts))]);
     else this.#answers.send(assign);
   }
 

@@ -9,13 +9,14 @@ import Fastify, {
   type FastifyRequest,
   type FastifyServerOptions,
 } from 'fastify';
-import { DownpourError, ERRORS, type ErrorCode, errorText } from '../../shared/errors.ts';
+import { DownpourError, ERRORS } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { kindOfDefect, type Log } from '../../shared/log.ts';
 import { hostProblem } from '../../wire/handshake.ts';
 import { type Access, LimitError, portLimits, refuse } from '../access/access.ts';
 import { Places, socketLimits } from '../access/sockets.ts';
 import type { TlsMaterial } from '../access/tls.ts';
+import { describeError } from './describe-error.ts';
 import { type AccessLimits, Door, type HostApp, isRead, roleFor } from './door.ts';
 import type { JoinFiles } from './join.ts';
 import { addPages } from './pages.ts';
@@ -246,29 +247,4 @@ function answerBroken(error: Error & { code?: string }, socket: Duplex): void {
     const most = `headers may take ${requestHeaderMs / 1000} s, all of it ${requestMs / 1000} s`;
     refuse(socket, 'DP_REQUEST_TIMEOUT', `the request came too slowly: its ${most}`);
   } else refuse(socket, 'DP_BODY_INVALID', 'the request is not HTTP/1.1');
-}
-
-function describeError(
-  error: FastifyError | DownpourError,
-  bodyBytesMax: number = LIMITS.bodyBytesMax,
-): { code: ErrorCode; message: string } {
-  if (error instanceof DownpourError) return { code: error.code, message: error.message };
-  if ('validation' in error && error.validation) {
-    const lines = error.validation.map(({ instancePath, message, params }) => {
-      const extra = (params as { additionalProperty?: string }).additionalProperty;
-      return `${error.validationContext ?? 'body'}${instancePath.replaceAll('/', '.')} ${message}${extra ? `: '${extra}'` : ''}`;
-    });
-    return { code: 'DP_BODY_INVALID', message: lines.join('; ') };
-  }
-  if (error.code === 'FST_ERR_CTP_BODY_TOO_LARGE') {
-    return {
-      code: 'DP_FRAME_TOO_LARGE',
-      message: `the body is too large; at most ${bodyBytesMax} bytes are allowed`,
-    };
-  }
-  const { statusCode } = error;
-  if (statusCode !== undefined && statusCode < 500) {
-    return { code: 'DP_BODY_INVALID', message: errorText(error) };
-  }
-  return { code: 'DP_INTERNAL', message: 'internal error; see the server log' };
 }

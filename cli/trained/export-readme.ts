@@ -1,0 +1,126 @@
+import type { ColumnReading, Reading } from '../../shared/reading.ts';
+
+/** `README.md` beside an exported model: what a stranger needs to use it. */
+
+interface Told {
+  readonly run?: string;
+  readonly experiment?: string;
+  readonly step?: number;
+  readonly classes?: readonly string[] | null;
+  readonly targetNames?: readonly string[] | null;
+  readonly inputShape?: readonly number[];
+  readonly reading?: Reading;
+}
+
+/** @param about what `downpour.json` has. */
+export function readme(about: Told): string {
+  const { run, experiment, step, classes, targetNames, reading } = about;
+  const answer = classes
+    ? `one of ${classes.length} classes: ${listed(classes)}`
+    : targetNames && targetNames.length > 0
+      ? `the number${targetNames.length === 1 ? '' : 's'} ${listed(targetNames)}`
+      : 'numbers';
+  return `# A model for TensorFlow.js
+
+Trained by Downpour: experiment \`${experiment}\`, run \`${run}\`, step ${step}. It answers with ${answer}.
+
+${inputsText(about, reading)}
+
+## In Node.js
+
+\`\`\`sh
+npm install @tensorflow/tfjs
+\`\`\`
+
+\`\`\`js
+import * as tf from '@tensorflow/tfjs';
+import { openModel } from './predict.js';
+
+const model = await openModel(tf);
+console.log(await model.predict([${exampleOf(about, reading)}]));
+\`\`\`
+
+\`tfjs-node\` is not needed; with it the same code is faster. Save the program as an ES module: a \`.mjs\` file, or
+\`"type": "module"\` in \`package.json\`.
+
+## In a browser
+
+Put this folder on a web server, and import \`predict.js\` from a module script:
+
+\`\`\`html
+<script src="https://cdn.jsdelivr.net/npm/@tensorflow/tfjs"></script>
+<script type="module">
+  import { openModel } from './predict.js';
+  const model = await openModel(tf);
+</script>
+\`\`\`
+
+## Files
+
+- \`model.json\`, \`weights.bin\`: the model, for \`tf.loadLayersModel\`. It takes standardised inputs; \`predict.js\` standardises them.
+- \`downpour.json\`: names of classes and inputs, how the data were read, the standardisation, the configuration, the errors measured.
+- \`predict.js\`: reads examples as the training did, and says what the outputs mean.
+`;
+}
+
+function inputsText({ inputShape }: Told, reading: Reading | undefined): string {
+  if (!reading) return `An example is an array of numbers, of shape [${inputShape}].`;
+  if (reading.kind === 'images') {
+    const { width, height, channels, fit } = reading;
+    const sizes = fit ? `brought to ${width}×${height}` : `which must be ${width}×${height}`;
+    return `An example is a picture, ${sizes}, in ${channels === 1 ? 'grey' : 'colour'}: \`{ width, height, data }\`, as \`getImageData\` of a canvas gives it.`;
+  }
+  const rows = reading.columns.map(
+    (column) =>
+      `| ${column.name.replaceAll('|', '\\|')} | ${kindOf(column)} | ${column.gap ? 'yes' : 'no'} |`,
+  );
+  return `An example is an object with these columns:
+
+| column | is | may be missing |
+|---|---|---|
+${rows.join('\n')}`;
+}
+
+function kindOf(column: ColumnReading): string {
+  switch (column.as) {
+    case 'number':
+      return 'a number';
+    case 'category':
+      return `one of ${listed(column.names)}`.replaceAll('|', '\\|');
+    case 'date':
+      return column.time ? 'a date with a time' : 'a date';
+    case 'hashed':
+      return 'a text';
+  }
+}
+
+const SHOWN_MAX = 12;
+
+function listed(names: readonly string[]): string {
+  const shown = names.slice(0, SHOWN_MAX).join(', ');
+  return names.length > SHOWN_MAX
+    ? `${shown}, … (${names.length} in all; see \`downpour.json\`)`
+    : shown;
+}
+
+function exampleOf({ inputShape = [] }: Told, reading: Reading | undefined): string {
+  if (reading?.kind === 'images') return 'picture';
+  if (!reading) return `[/* ${inputShape.reduce((a, b) => a * b, 1)} numbers */]`;
+  const values = reading.columns.map(
+    (column) => `${JSON.stringify(column.name)}: ${JSON.stringify(sampleOf(column))}`,
+  );
+  return `{ ${values.join(', ')} }`;
+}
+
+function sampleOf(column: ColumnReading): string | number {
+  switch (column.as) {
+    case 'number':
+      return 0;
+    case 'category':
+      return column.names[0]!;
+    case 'date':
+      return column.time ? '2024-12-31T18:30' : '2024-12-31';
+    case 'hashed':
+      return 'some words';
+  }
+}

@@ -1,0 +1,81 @@
+import { type Answers, classCountOf, decide, probabilitiesOf } from './answers.ts';
+
+/** What a trained model says to one example, as `predict`, `serve-model` and exported models tell it. */
+
+export interface Prediction {
+  /** The name of a class; or a number; or, of several targets, each by its name. Of a sequence a list. */
+  readonly prediction: Told | readonly Told[];
+  /** The probability of the class. Absent: it is no class. */
+  readonly confidence?: number | readonly number[];
+  /** Of each class, by its name. */
+  readonly probabilities?: Shares | readonly Shares[];
+}
+type Told = string | number | Shares;
+type Shares = Readonly<Record<string, number>>;
+
+export interface PredictionNames {
+  /** Of class 0, 1, …; null: their numbers. */
+  readonly classes: readonly string[] | null;
+  readonly targetNames: readonly string[] | null;
+}
+
+/**
+ * What the outputs mean, by the loss that the model was trained with: logits of classes, of yes and no, or numbers.
+ * @param loss its name; null: of the user's own, whose outputs are told as they are. @param width of their last axis.
+ */
+export function answerKind(
+  loss: string | null,
+  classCount: number | null,
+  width: number,
+): Answers['kind'] {
+  if (loss === null) return 'numbers';
+  if (loss === 'sigmoidCrossEntropy') return 'binary';
+  return classCount !== null && classCount > 1 && width === classCount ? 'classes' : 'numbers';
+}
+
+/** @param answers of `examples` examples in order. */
+export function predictionsOf(
+  answers: Pick<Answers, 'kind' | 'count' | 'width' | 'outputs'>,
+  examples: number,
+  { classes, targetNames }: PredictionNames,
+): Prediction[] {
+  const { kind, outputs, count: answerCount } = answers;
+  if (kind === 'numbers') {
+    const each = outputs.length / examples;
+    const nameOf = (k: number) => targetNames?.[k] ?? String(k);
+    return Array.from({ length: examples }, (_, i) => {
+      const values = Array.from(outputs.subarray(i * each, (i + 1) * each), shortest);
+      if (each === 1) return { prediction: values[0]! };
+      return { prediction: Object.fromEntries(values.map((value, k) => [nameOf(k), value])) };
+    });
+  }
+  const perExample = answerCount / examples;
+  const whole: Answers = {
+    ...{ ...answers, perExample },
+    ...{ truths: new Int32Array(answerCount), losses: new Float64Array(answerCount) },
+  };
+  const shares = probabilitiesOf(whole);
+  const count = classCountOf(whole);
+  const decided = decide(shares, count);
+  const nameOf = (c: number) => classes?.[c] ?? String(c);
+  const tell = (at: number) => {
+    const own = Array.from(shares.subarray(at * count, (at + 1) * count), shortest);
+    return {
+      prediction: nameOf(decided.classes[at]!),
+      confidence: shortest(decided.confidence[at]!),
+      probabilities: Object.fromEntries(own.map((share, c) => [nameOf(c), share])),
+    };
+  };
+  return Array.from({ length: examples }, (_, i) => {
+    if (perExample === 1) return tell(i);
+    const each = Array.from({ length: perExample }, (_, k) => tell(i * perExample + k));
+    return {
+      prediction: each.map(({ prediction }) => prediction),
+      confidence: each.map(({ confidence }) => confidence),
+      probabilities: each.map(({ probabilities }) => probabilities),
+    };
+  });
+}
+
+/** Of float32, seven digits say all there is. */
+const shortest = (value: number) => Number(value.toPrecision(7));

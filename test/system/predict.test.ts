@@ -1,0 +1,280 @@
+import { execFile } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { openPredictor, type Predictor } from '../../cli/trained/predictor.ts';
+import { modelApp } from '../../cli/trained/serve-model.ts';
+import type { Prediction } from '../../shared/prediction.ts';
+import { inputsOf } from '../../worker/serving/exported-model.ts';
+import { outputOf } from '../support/command.ts';
+import { png } from '../support/pictures.ts';
+import { startCommand } from '../support/worker-process.ts';
+
+/**
+ * From a table with gaps, dates, categories and texts, and from pictures of mixed sizes, to answers: by commands alone, and equal by
+ * `predict`, by the exported model in plain TensorFlow.js, and over HTTP.
+ */
+
+const run = promisify(execFile);
+const folder = mkdtempSync(join(tmpdir(), 'downpour-predict-'));
+const state = join(folder, 'state');
+const at = (name: string) => join(folder, name);
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+/** The id of the run that `train` made. */
+async function trained(experiment: string, ...settings: string[]): Promise<string> {
+  const out = await outputOf(
+    ...['train', experiment, '--state', state, '--workers', '1', '--engine', 'wasm', '--json'],
+    ...settings.flatMap((setting) => ['--set', setting]),
+  );
+  const last = out.trim().split('\n').at(-1)!;
+  return (JSON.parse(last) as { id?: string; run?: { id: string } }).id ?? JSON.parse(last).run.id;
+}
+
+/** What a program of plain TensorFlow.js says, which knows nothing of Downpour. */
+async function byPlainTfjs(exported: string, examples: readonly unknown[]): Promise<Prediction[]> {
+  const own = (name: string) => JSON.stringify(import.meta.resolve(name));
+  const program = join(exported, 'program.mjs');
+  await writeFile(
+    program,
+    `import * as core from ${own('@tensorflow/tfjs-core')};
+import * as layers from ${own('@tensorflow/tfjs-layers')};
+import ${own('@tensorflow/tfjs-backend-cpu')};
+import { openModel } from './predict.js';
+const examples = JSON.parse(process.argv[2]).map((each) => each.data ? { ...each, data: Uint8Array.from(each.data) } : each);
+const model = await openModel({ ...core, ...layers });
+console.log(JSON.stringify(await model.predict(examples)));
+model.dispose();
+`,
+  );
+  const { stdout } = await run(process.execPath, [program, JSON.stringify(examples)]);
+  return JSON.parse(stdout.trim().split('\n').at(-1)!);
+}
+
+async function overHttp(predictor: Predictor, examples: readonly unknown[]) {
+  const app = await modelApp(predictor);
+  try {
+    const answer = await app.inject({ method: 'POST', url: '/predict', payload: { examples } });
+    return { status: answer.statusCode, body: answer.json() };
+  } finally {
+    await app.close();
+  }
+}
+
+/** Engines round in other places. */
+function near(seen: readonly Prediction[], expected: readonly Prediction[]): void {
+  expect(seen.length).toBe(expected.length);
+  for (const [i, { prediction, probabilities }] of expected.entries()) {
+    if (typeof prediction === 'number') expect(seen[i]!.prediction).toBeCloseTo(prediction, 3);
+    else expect(seen[i]!.prediction).toBe(prediction);
+    for (const [name, share] of Object.entries(probabilities ?? {})) {
+      expect((seen[i]!.probabilities as Record<string, number>)[name]).toBeCloseTo(share, 4);
+    }
+  }
+}
+
+describe('a table', () => {
+  let id: string;
+  let predictor: Predictor;
+  const rows = Array.from({ length: 400 }, (_, i) => {
+    const size = ((i * 7919) % 1009) / 100;
+    const island = ['Biscoe', 'Dream', 'Torgersen'][i % 3]!;
+    const kind = size + 2 * (i % 3) > 7 ? 'Gentoo' : 'Adelie';
+    return {
+      size: i % 43 === 5 ? '' : size.toFixed(2),
+      island: i % 37 === 2 ? 'NA' : island,
+      seen: `2023-${String((i % 12) + 1).padStart(2, '0')}-${String((i % 28) + 1).padStart(2, '0')}`,
+      note: `a ${['small', 'large', 'old', 'young'][i % 4]} bird by the ${['sea', 'rock'][i % 2]}, number ${i}`,
+      species: i % 50 === 9 ? '' : kind,
+    };
+  });
+  const csv = (some: readonly Record<string, string>[]) =>
+    `${[Object.keys(some[0]!), ...some.map(Object.values)].map((line) => line.join(',')).join('\n')}\n`;
+  const news = rows.slice(360).map(({ species: _, ...inputs }) => inputs);
+
+  beforeAll(async () => {
+    await writeFile(at('birds.csv'), csv(rows.slice(0, 360)));
+    await writeFile(at('new.csv'), csv(news));
+    await outputOf('init', at('birds.ts'), '--data', at('birds.csv'), '--yes');
+    id = await trained(at('birds.ts'), 'epochsMax=12', 'earlyStopping.patience=20');
+    predictor = await openPredictor(id, {
+      ...{ state, stateGiven: true, experiments: [folder], engine: 'wasm' },
+    });
+  });
+  afterAll(() => predictor?.close());
+
+  const predict = async (file: string, ...options: string[]) =>
+    outputOf(
+      ...['predict', id, file, '--state', state, '--experiments', folder, '--engine', 'wasm'],
+      ...options,
+    );
+
+  test('init writes all that the columns need, with no line by hand', () => {
+    const source = readFileSync(at('birds.ts'), 'utf8');
+    for (const option of [
+      "missing: 'mean'",
+      "dates: ['seen']",
+      "hashed: { 'note': 32 }",
+      'testFraction: 0.15',
+    ]) {
+      expect(source).toContain(option);
+    }
+  });
+
+  test('is answered to by predict, in its order, with names', async () => {
+    const lines = (await predict(at('new.csv'))).trim().split('\n');
+    expect(lines[0]).toBe('line,species,confidence,probability of Adelie,probability of Gentoo');
+    expect(lines.length).toBe(41);
+    const right = rows
+      .slice(360)
+      .filter(({ species }, i) => lines[i + 1]!.split(',')[1] === species);
+    const known = rows.slice(360).filter(({ species }) => species !== '').length;
+    // It has learnt the rule, so the columns were not mixed up.
+    expect(right.length).toBeGreaterThan(0.85 * known);
+    await predict(at('new.csv'), '--out', at('answers.csv'));
+    expect(readFileSync(at('answers.csv'), 'utf8').trim().split('\n')).toEqual(lines);
+  });
+
+  test('has the same answers from predict, plain TensorFlow.js and HTTP', async () => {
+    const told = (await predict(at('new.csv'), '--json'))
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line) as Prediction & { line: number });
+    expect(told.map(({ line }) => line)).toEqual(news.map((_, i) => i + 2));
+    await outputOf(
+      ...['export', id, '--to', at('exported'), '--format', 'tfjs'],
+      ...['--state', state, '--experiments', folder],
+    );
+    near(await byPlainTfjs(at('exported'), news), told);
+    const { status, body } = await overHttp(predictor, news);
+    expect(status).toBe(200);
+    near(body.predictions, told);
+    const readme = readFileSync(join(at('exported'), 'README.md'), 'utf8');
+    expect(readme).toContain('| island | one of Biscoe, Dream, Torgersen | yes |');
+  });
+
+  test('requests at the same time are computed together, each with its own answers', async () => {
+    const app = await modelApp(predictor);
+    try {
+      const ask = (examples: unknown[]) =>
+        app.inject({ method: 'POST', url: '/predict', payload: { examples } });
+      const alone = (await ask(news)).json().predictions;
+      const all = await Promise.all(news.map((row) => ask([row])));
+      near(
+        all.map((answer) => answer.json().predictions[0]),
+        alone,
+      );
+      expect((await ask([])).json().predictions).toEqual([]);
+      const api = (await app.inject('/openapi.json')).json();
+      expect(Object.keys(api.paths)).toEqual(expect.arrayContaining(['/predict', '/health']));
+    } finally {
+      await app.close();
+    }
+  });
+
+  test('what does not fit is refused, with its place', async () => {
+    const bad = async (change: Record<string, unknown>) =>
+      (await overHttp(predictor, [news[0], { ...news[1], ...change }])).body;
+    expect(await bad({ island: 'Mars' })).toMatchObject({
+      code: 'DP_BODY_INVALID',
+      message: expect.stringMatching(/example 1: 'island' is 'Mars': it is none of Biscoe/),
+    });
+    expect((await bad({ seen: '2023-02-30' })).message).toMatch(/not a date that exists/);
+    expect((await bad({ note: null })).message).toMatch(/'note' is missing/);
+    expect((await bad({ size: [1] })).message).toMatch(/neither a number nor a text/);
+    await writeFile(at('mars.csv'), csv([{ ...news[0]!, island: 'Mars' }]));
+    await expect(predict(at('mars.csv'))).rejects.toThrow();
+    await writeFile(at('lacks.csv'), csv(news.map(({ size: _, ...rest }) => rest)));
+    await expect(predict(at('lacks.csv'))).rejects.toThrow();
+  });
+
+  test('numbers given as numbers are those of the text', () => {
+    const row = { ...news[0]!, size: 3.25 };
+    expect(inputsOf(predictor.about, [row])).toEqual(
+      inputsOf(predictor.about, [{ ...row, size: '3.25' }]),
+    );
+  });
+
+  test('serve-model answers over a socket, and ends when it is asked to', async () => {
+    const server = startCommand(
+      [
+        ...['serve-model', id, '--port', '0', '--state', state, '--experiments', folder],
+        ...['--engine', 'wasm'],
+      ],
+      { cwd: folder },
+    );
+    await server.said(/answers at \S+\/predict/);
+    const [, url] = /answers at (\S+)\/predict/.exec(server.text())!;
+    const answer = await fetch(`${url}/predict`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ examples: news.slice(0, 1) }),
+    });
+    expect(answer.status).toBe(200);
+    await server.stop();
+    expect(await server.closed).toBe(0);
+  });
+});
+
+test('photos of mixed sizes, in folders of parts, are learnt and answered to', async () => {
+  const photo = (i: number, red: boolean) => {
+    const [width, height] = [20 + (i % 7) * 3, 16 + (i % 5) * 4];
+    return png(width, height, (x, y) =>
+      red ? [200, (x * 9 + i) % 90, (y * 7) % 60] : [(x * 9 + i) % 90, (y * 7) % 60, 200],
+    );
+  };
+  for (const [part, count] of [
+    ['train', 24],
+    ['test', 6],
+  ] as const) {
+    for (const red of [true, false]) {
+      const own = join(folder, 'photos', part, red ? 'red' : 'blue');
+      await mkdir(own, { recursive: true });
+      for (let i = 0; i < count; i++) await writeFile(join(own, `${i}.png`), photo(i, red));
+    }
+  }
+  await outputOf('init', at('photos.ts'), '--data', at('photos'), '--yes');
+  const source = readFileSync(at('photos.ts'), 'utf8');
+  expect(source).toMatch(/size: \d+, log/);
+  expect(source).toContain('conv2d');
+  const id = await trained(at('photos.ts'), 'epochsMax=6', 'minibatchSize=8');
+  const out = await outputOf(
+    ...['predict', id, join(folder, 'photos', 'test'), '--json'],
+    ...['--state', state, '--experiments', folder, '--engine', 'wasm'],
+  );
+  const told = out
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as Prediction & { file: string });
+  expect(told.length).toBe(12);
+  for (const { file, prediction } of told) expect(file).toContain(String(prediction));
+
+  await outputOf(
+    ...['export', id, '--to', at('photo-model'), '--format', 'tfjs'],
+    ...['--state', state, '--experiments', folder],
+  );
+  const { PNG } = await import('pngjs');
+  const examples = told.map(({ file }) => {
+    const { width, height, data } = PNG.sync.read(
+      readFileSync(join(folder, 'photos', 'test', file)),
+    );
+    return { width, height, data: [...data] };
+  });
+  near(await byPlainTfjs(at('photo-model'), examples), told);
+  const predictor = await openPredictor(id, {
+    ...{ state, stateGiven: true, experiments: [folder], engine: 'wasm' },
+  });
+  try {
+    const pictures = told.map(({ file }) => ({
+      picture: readFileSync(join(folder, 'photos', 'test', file)).toString('base64'),
+    }));
+    near((await overHttp(predictor, pictures)).body.predictions, told);
+    const bad = await overHttp(predictor, [{ picture: 'bm8=' }]);
+    expect([bad.status, bad.body.message]).toEqual([422, expect.stringContaining('example 0')]);
+  } finally {
+    predictor.close();
+  }
+});

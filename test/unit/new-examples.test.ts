@@ -1,0 +1,188 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { afterAll, describe, expect, test } from 'vitest';
+import { encodeFacts, withoutReading } from '../../shared/data-facts.ts';
+import { inputNamesOf, parseReading, type TableReading } from '../../shared/reading.ts';
+import { factsOf } from '../../worker/data/facts.ts';
+import { dataOf } from '../../worker/data/given.ts';
+import { type Canvas, paint } from '../../worker/data/pictures/paint.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
+import { parseCsv } from '../../worker/data/tables/csv.ts';
+import type { CsvOptions } from '../../worker/data/tables/csv-options.ts';
+import { readNewTable } from '../../worker/data/tables/read-inputs.ts';
+import { BadExample, encoderOf } from '../../worker/serving/encode.ts';
+
+/** New examples are read as those were that a model was trained on: from files, and one by one. */
+
+const folder = mkdtempSync(join(tmpdir(), 'downpour-new-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const TEXT = `size,kind,day,note,y
+1.5,red,2024-01-31T06:30,a big house,1
+,blue,2024-02-29,the small house,2
+-3,,2023-12-31,,3
+4e2,red,2020-06-15T23:59,old,4
+`;
+const OPTIONS: CsvOptions = {
+  ...{ targets: ['y'], categorical: ['kind'], dates: ['day'], hashed: { note: 4 } },
+  missing: 'mean',
+};
+const data = parseCsv(Buffer.from(TEXT), 'x.csv', OPTIONS);
+const reading = data.train.inputs.reading as TableReading;
+
+test('a table says how it was read, and its input names follow', () => {
+  expect(parseReading(JSON.stringify(reading))).toEqual(reading);
+  expect(inputNamesOf(reading)).toEqual(data.inputNames);
+  expect(() => parseReading('{"kind":"table"}')).toThrow('cannot be understood');
+  expect(() => parseReading('no JSON')).toThrow('cannot be understood');
+});
+
+test('a run keeps it with its facts, workers are not sent it, and changed inputs lose it', () => {
+  const prepare = (given: unknown) =>
+    prepareData(dataOf(given), { seed: 1, validationFraction: 0, standardise: 'feature' });
+  const facts = factsOf(prepare(data));
+  expect(parseReading(facts.reading!)).toEqual(reading);
+  expect(withoutReading(facts)).not.toHaveProperty('reading');
+  expect(encodeFacts(facts).length).toBeGreaterThan(encodeFacts(withoutReading(facts)).length);
+  const { inputs, targets } = data.train;
+  const renamed = { ...inputs, names: data.inputNames.map((name) => `${name}²`) };
+  expect(factsOf(prepare({ train: { inputs: renamed, targets } }))).not.toHaveProperty('reading');
+  const own = { values: inputs.values, shape: inputs.shape, missing: 'mean' };
+  expect(factsOf(prepare({ train: { inputs: own, targets } }))).not.toHaveProperty('reading');
+});
+
+test('the same file gives the same numbers, without its targets and in any order of columns', async () => {
+  const rows = TEXT.trim()
+    .split('\n')
+    .map((line) => line.split(','));
+  const path = join(folder, 'new.csv');
+  writeFileSync(
+    path,
+    `${rows.map(([a, b, c, d]) => [d, 'x', c, b, a].join(',')).join('\n')}\n`.replace(
+      'note,x',
+      'note,other',
+    ),
+  );
+  const { inputs, lines } = await readNewTable(path, reading);
+  expect(inputs.values).toEqual(data.train.inputs.values);
+  expect(lines).toEqual([2, 3, 4, 5]);
+});
+
+test('a record gives the same numbers as a line of a file', async () => {
+  const cell = {
+    size: fc.oneof(
+      fc.double({ noNaN: true, noDefaultInfinity: true }).map(String),
+      fc.constant(''),
+    ),
+    kind: fc.constantFrom('red', 'blue', '', 'NA', ' red '),
+    day: fc.constantFrom('2024-02-29', '2023-01-01T05:06', '20200131'),
+    note: fc.constantFrom('Big  HOUSE', 'house-house', '', 'x'),
+  };
+  const encoder = encoderOf(reading);
+  const path = join(folder, 'property.csv');
+  await fc.assert(
+    fc.asyncProperty(fc.array(fc.record(cell), { minLength: 1, maxLength: 5 }), async (rows) => {
+      // A line of nothing but empty cells at the end is none.
+      fc.pre(Object.values(rows.at(-1)!).some((text) => text.trim() !== ''));
+      const lines = rows.map(({ size, kind, day, note }) => [size, kind, day, note].join(','));
+      writeFileSync(path, `size,kind,day,note\n${lines.join('\n')}\n`);
+      const { inputs } = await readNewTable(path, reading);
+      const target = new Float64Array(encoder.size * rows.length);
+      for (const [i, row] of rows.entries()) encoder.encode(row, target, i * encoder.size);
+      expect(target).toEqual(inputs.values);
+    }),
+    { numRuns: 60 },
+  );
+});
+
+test('what does not fit is refused by both', async () => {
+  const encoder = encoderOf({
+    ...reading,
+    columns: reading.columns.map((each) => ({ ...each, gap: false })),
+  });
+  const row = { size: 1, kind: 'red', day: '2024-01-01', note: '' };
+  const encode = (change: object) =>
+    encoder.encode({ ...row, note: 'a', ...change }, new Float64Array(encoder.size), 0);
+  expect(() => encode({})).not.toThrow();
+  for (const change of [
+    { size: 'x' },
+    { size: null },
+    { kind: 'green' },
+    { day: '2024-13-01' },
+    { note: '' },
+    { size: {} },
+  ]) {
+    expect(() => encode(change)).toThrow(BadExample);
+  }
+  expect(() => encoder.encode(7, new Float64Array(encoder.size), 0)).toThrow(BadExample);
+  const path = join(folder, 'odd.csv');
+  writeFileSync(path, 'size,kind,day,note\n1,green,2024-01-01,a\n');
+  await expect(readNewTable(path, reading)).rejects.toThrow(
+    "line 2, column 'kind': 'green' is not one of",
+  );
+});
+
+describe('a picture of another size', () => {
+  const canvas = (change: Partial<Canvas>): Canvas => ({
+    ...{ height: 4, width: 4, channels: 1, background: [255, 255, 255], fit: 'crop' },
+    ...change,
+  });
+  const painted = (
+    [width, height]: readonly [number, number],
+    grey: (x: number, y: number) => number,
+    on: Canvas,
+  ) => {
+    const rgba = new Uint8Array(width * height * 4);
+    for (let i = 0; i < width * height; i++) {
+      const value = grey(i % width, Math.floor(i / width));
+      rgba.set([value, value, value, 255], 4 * i);
+    }
+    const target = new Uint8Array(on.width * on.height * on.channels);
+    paint({ width, height, rgba, frames: 1 }, target, on);
+    return [...target];
+  };
+
+  test.each(['crop', 'pad', 'stretch'] as const)('keeps one colour: %s', (fit) => {
+    for (const size of [
+      [4, 4],
+      [8, 8],
+      [2, 2],
+      [3, 3],
+      [17, 17],
+    ] as const) {
+      expect(new Set(painted(size, () => 77, canvas({ fit, channels: 3 })))).toEqual(new Set([77]));
+    }
+  });
+
+  test('is cropped in the middle', () => {
+    // 12×4: columns 4 to 7 stay.
+    const seen = painted([12, 4], (x) => 10 * x, canvas({}));
+    expect(seen.slice(0, 4)).toEqual([40, 50, 60, 70]);
+    expect(painted([4, 12], (_, y) => 10 * y, canvas({})).filter((_, i) => i % 4 === 0)).toEqual([
+      40, 50, 60, 70,
+    ]);
+  });
+
+  test('is padded with the background', () => {
+    const seen = painted([8, 4], () => 10, canvas({ fit: 'pad', background: [200, 200, 200] }));
+    expect(seen).toEqual([...Array(4).fill(200), ...Array(8).fill(10), ...Array(4).fill(200)]);
+  });
+
+  test('a half is the weighted mean of four columns; the mean of all stays', () => {
+    const seen = painted([8, 8], (x) => (x % 2 === 0 ? 0 : 200), canvas({}));
+    // Of a triangle over 4 pixels: 1/8, 3/8, 3/8, 1/8. At the edge the outer one is missing.
+    expect(seen.slice(0, 4)).toEqual([
+      Math.round((200 * (3 + 0)) / 7),
+      100,
+      100,
+      Math.round((200 * 4) / 7),
+    ]);
+  });
+
+  test('what has the size is not touched', () => {
+    const seen = painted([4, 4], (x, y) => 16 * x + y, canvas({}));
+    expect(seen).toEqual(Array.from({ length: 16 }, (_, i) => 16 * (i % 4) + Math.floor(i / 4)));
+  });
+});

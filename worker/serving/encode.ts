@@ -1,0 +1,173 @@
+import type { ColumnReading, ImageReading, Reading, TableReading } from '../../shared/reading.ts';
+import { paint } from '../data/pictures/paint.ts';
+import { givenNames, isMissing, nameOf, numberReader } from '../data/tables/cells.ts';
+import { dateParts } from '../data/tables/dates.ts';
+import { placeOfWord, wordsOf } from '../data/tables/words.ts';
+
+/**
+ * Single examples as the numbers that a model takes: for programs that have records and pictures rather than files. It needs
+ * nothing of Node, so that it runs in browsers and in the file that `export` writes. The same cells give the same numbers as
+ * `readNewTable`, which a test compares.
+ */
+
+export interface Encoder {
+  /** Numbers of one example. */
+  readonly size: number;
+  /**
+   * Writes them, before standardisation; NaN: missing.
+   * @param example a row of a table by its columns, or a picture as a canvas has it. @throws BadExample.
+   */
+  encode(example: unknown, target: Float64Array, at: number): void;
+}
+
+/** An example that is not what the model was trained on. */
+export class BadExample extends Error {}
+
+export function encoderOf(reading: Reading): Encoder {
+  return reading.kind === 'table' ? tableEncoder(reading) : imageEncoder(reading);
+}
+
+interface ColumnEncoder {
+  /** Without that of the gap. */
+  readonly size: number;
+  /** What stands in each number where the value is missing. */
+  readonly filler: number;
+  isMissing(text: string): boolean;
+  /** @returns what is wrong; null: nothing. */
+  write(text: string, target: Float64Array, at: number): string | null;
+}
+
+function tableEncoder(reading: TableReading): Encoder {
+  const columns = reading.columns.map((column) => ({
+    column,
+    own: columnEncoder(column, reading),
+  }));
+  return {
+    size: columns.reduce((sum, { column, own }) => sum + own.size + (column.gap ? 1 : 0), 0),
+    encode(example, target, start) {
+      if (typeof example !== 'object' || example === null || Array.isArray(example)) {
+        const names = reading.columns.map(({ name }) => `'${name}'`).join(', ');
+        throw new BadExample(`it must be an object with the columns ${names}`);
+      }
+      let at = start;
+      for (const { column, own } of columns) {
+        const { name, gap } = column;
+        const text = textOf((example as Record<string, unknown>)[name], name);
+        const lacks = own.isMissing(text);
+        if (lacks && !gap) {
+          throw new BadExample(
+            `'${name}' is missing; give a value: the model was trained on data that never lacked it`,
+          );
+        }
+        const problem = lacks ? null : own.write(text, target, at);
+        if (problem !== null)
+          throw new BadExample(`'${name}' is '${text.slice(0, 40)}': ${problem}`);
+        if (lacks) target.fill(own.filler, at, at + own.size);
+        at += own.size;
+        if (gap) target[at++] = lacks ? 1 : 0;
+      }
+    },
+  };
+}
+
+function textOf(value: unknown, name: string): string {
+  if (value === undefined || value === null) return '';
+  if (typeof value === 'number') return Number.isNaN(value) ? '' : String(value);
+  if (typeof value === 'string') return nameOf(value);
+  if (typeof value === 'boolean') return String(value);
+  throw new BadExample(`'${name}' is neither a number nor a text`);
+}
+
+function columnEncoder(column: ColumnReading, reading: TableReading): ColumnEncoder {
+  const lacks = (text: string) => isMissing(text, reading.missingTexts);
+  const read = numberReader(reading);
+  switch (column.as) {
+    case 'number': {
+      // A number of JavaScript has a point, however numbers are written in the file.
+      const plain = numberReader();
+      return {
+        ...{ size: 1, filler: Number.NaN },
+        isMissing: (text) => Number.isNaN(read(text)) && lacks(text),
+        write: (text, target, at) => {
+          const value = read(text);
+          target[at] = Number.isNaN(value) ? plain(text) : value;
+          return Number.isNaN(target[at]) ? 'it is not a number' : null;
+        },
+      };
+    }
+    case 'category': {
+      const { names } = column;
+      const list = givenNames(names, read);
+      return {
+        ...{ size: names.length, filler: 0 },
+        isMissing: (text) => list.indexOf(text) < 0 && lacks(text),
+        write: (text, target, at) => {
+          target.fill(0, at, at + names.length);
+          const index = list.indexOf(text);
+          if (index < 0) {
+            return `it is none of ${names.slice(0, 20).join(', ')}${names.length > 20 ? ', …' : ''}`;
+          }
+          target[at + index] = 1;
+          return null;
+        },
+      };
+    }
+    case 'date':
+      return {
+        ...{ size: column.time ? 5 : 4, filler: Number.NaN, isMissing: lacks },
+        write: (text, target, at) => {
+          const parts = dateParts(text, column.order);
+          if (!parts) return 'it is not a date that exists, such as 2024-12-31';
+          const { year, month, day, weekday, hour } = parts;
+          target.set([year, month, day, weekday, ...(column.time ? [hour ?? 0] : [])], at);
+          return null;
+        },
+      };
+    case 'hashed':
+      return {
+        ...{ size: column.size, filler: 0, isMissing: lacks },
+        write: (text, target, at) => {
+          target.fill(0, at, at + column.size);
+          for (const word of wordsOf(text)) {
+            const { input, sign } = placeOfWord(word, column.size);
+            target[at + input]! += sign;
+          }
+          return null;
+        },
+      };
+  }
+}
+
+function imageEncoder(reading: ImageReading): Encoder {
+  const { width, height, channels, fit } = reading;
+  const size = width * height * channels;
+  const bytes = new Uint8Array(size);
+  return {
+    size,
+    encode(example, target, at) {
+      const picture = (example ?? {}) as { width?: unknown; height?: unknown; data?: unknown };
+      const [own, rows, data] = [Number(picture.width), Number(picture.height), picture.data];
+      if (!Number.isInteger(own) || !Number.isInteger(rows) || !isBytes(data)) {
+        throw new BadExample(
+          'it must be a picture { width, height, data }: data are bytes of red, green, blue and opacity, row by row, as a canvas gives them',
+        );
+      }
+      if (data.length !== own * rows * 4 || data.length === 0) {
+        throw new BadExample(
+          `a picture of ${own}×${rows} has ${own * rows * 4} bytes, not ${data.length}`,
+        );
+      }
+      if (fit === undefined && (own !== width || rows !== height)) {
+        throw new BadExample(
+          `the picture is ${own}×${rows}, but the model takes ${width}×${height}`,
+        );
+      }
+      const rgba = new Uint8Array(data.buffer, data.byteOffset, data.length);
+      paint({ width: own, height: rows, rgba, frames: 1 }, bytes, reading);
+      target.set(bytes, at);
+    },
+  };
+}
+
+const isBytes = (value: unknown): value is Uint8Array | Uint8ClampedArray =>
+  value instanceof Uint8Array || value instanceof Uint8ClampedArray;

@@ -1,0 +1,179 @@
+import { answerKind, type Prediction, predictionsOf } from '../../shared/prediction.ts';
+import type { Reading } from '../../shared/reading.ts';
+import { BadExample, type Encoder, encoderOf } from './encode.ts';
+
+/**
+ * Opens a model that `downpour export --format tfjs` wrote, with plain TensorFlow.js, in Node and in browsers. `export` bundles
+ * this file as `predict.js` beside the model.
+ */
+
+/** What of `downpour.json` is used. */
+export interface About {
+  readonly run: string;
+  /** Null: of the user's own. */
+  readonly loss: string | null;
+  readonly inputTransform: {
+    readonly scale: number;
+    readonly mean: readonly number[];
+    readonly deviation: readonly number[];
+  };
+  readonly inputShape: readonly number[];
+  readonly classCount: number | null;
+  readonly classes: readonly string[] | null;
+  readonly targetNames: readonly string[] | null;
+  readonly reading?: Reading;
+}
+
+/** The part of TensorFlow.js that is used: of `@tensorflow/tfjs`, of `tfjs-node`, or of tfjs-core with tfjs-layers. */
+export interface Tfjs {
+  loadLayersModel(from: unknown): Promise<TfjsModel>;
+  tensor(values: Float32Array, shape: number[]): TfjsTensor;
+}
+interface TfjsModel {
+  predict(inputs: TfjsTensor): TfjsTensor;
+  dispose(): unknown;
+}
+interface TfjsTensor {
+  readonly shape: number[];
+  data(): Promise<ArrayLike<number>>;
+  dispose(): void;
+}
+
+export interface OpenedModel {
+  /** What `downpour.json` has: names, shapes, the standardisation. */
+  readonly about: About;
+  /** The tfjs model: it takes standardised inputs. */
+  readonly model: TfjsModel;
+  /**
+   * @param examples rows of a table as objects by column; pictures as `{ width, height, data }`; or, where the model does not
+   * know how its data were read, the numbers of each example.
+   * @throws Error that names the example and what is wrong with it.
+   */
+  predict(examples: readonly unknown[]): Promise<Prediction[]>;
+  dispose(): void;
+}
+
+/** Inputs of examples, standardised, shape [examples, …inputShape]. @throws BadExample. */
+export function inputsOf(about: About, examples: readonly unknown[]): Float32Array {
+  const { inputTransform, inputShape, reading } = about;
+  const size = inputShape.reduce((product, each) => product * each, 1);
+  const encoder = reading ? encoderOf(reading) : numbersEncoder(size);
+  const raw = new Float64Array(size);
+  const inputs = new Float32Array(examples.length * size);
+  const { scale, mean, deviation } = inputTransform;
+  for (const [i, example] of examples.entries()) {
+    try {
+      encoder.encode(example, raw, 0);
+    } catch (error) {
+      throw error instanceof BadExample ? new BadExample(`example ${i}: ${error.message}`) : error;
+    }
+    for (let f = 0; f < size; f++) {
+      const at = mean.length === 1 ? 0 : f;
+      // As in training: a missing number is the mean.
+      const value = (raw[f]! * scale - (mean[at] ?? 0)) * (1 / (deviation[at] ?? 1));
+      inputs[i * size + f] = Number.isNaN(value) ? 0 : value;
+    }
+  }
+  return inputs;
+}
+
+function numbersEncoder(size: number): Encoder {
+  return {
+    size,
+    encode(example, target, at) {
+      const numbers = Array.isArray(example) ? example.flat(Infinity) : example;
+      const isList = Array.isArray(numbers) || ArrayBuffer.isView(numbers);
+      const list = isList ? Array.from(numbers as ArrayLike<unknown>) : [];
+      if (list.length !== size || !list.every((value) => Number.isFinite(value))) {
+        throw new BadExample(`it must be ${size} numbers`);
+      }
+      target.set(list as number[], at);
+    },
+  };
+}
+
+/** @param shape of the outputs of all examples. */
+export function predictionsFrom(
+  about: About,
+  outputs: Float32Array,
+  shape: readonly number[],
+): Prediction[] {
+  const last = shape.length > 1 ? shape.at(-1)! : 1;
+  const kind = answerKind(about.loss, about.classCount, last);
+  const width = kind === 'binary' ? 1 : last;
+  return predictionsOf({ kind, width, outputs, count: outputs.length / width }, shape[0]!, about);
+}
+
+/** @param tf TensorFlow.js. @param from the folder with `model.json`: a URL, or in Node a path; default: where this file is. */
+export async function openModel(
+  tf: Tfjs,
+  from: string | URL = new URL('.', import.meta.url),
+): Promise<OpenedModel> {
+  const read = await readerOf(from);
+  const about = JSON.parse(textOf(await read('downpour.json'))) as About;
+  const model = await tf.loadLayersModel({ load: () => artifactsOf(read) });
+  return {
+    about,
+    model,
+    async predict(examples) {
+      if (examples.length === 0) return [];
+      const inputs = tf.tensor(inputsOf(about, examples), [examples.length, ...about.inputShape]);
+      const outputs = model.predict(inputs);
+      try {
+        return predictionsFrom(about, Float32Array.from(await outputs.data()), outputs.shape);
+      } finally {
+        inputs.dispose();
+        outputs.dispose();
+      }
+    },
+    dispose: () => void model.dispose(),
+  };
+}
+
+const textOf = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+
+type Read = (file: string) => Promise<Uint8Array>;
+
+interface ModelFile {
+  readonly modelTopology: unknown;
+  readonly weightsManifest: readonly {
+    readonly paths: readonly string[];
+    readonly weights: readonly unknown[];
+  }[];
+}
+
+/** As `tf.io` wants it, so that `loadLayersModel` needs neither tfjs-node nor a server. */
+async function artifactsOf(read: Read) {
+  const { modelTopology, weightsManifest } = JSON.parse(
+    textOf(await read('model.json')),
+  ) as ModelFile;
+  const weightSpecs = weightsManifest.flatMap(({ weights }) => weights);
+  const parts = await Promise.all(weightsManifest.flatMap(({ paths }) => paths.map(read)));
+  const weightData = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    weightData.set(part, at);
+    at += part.length;
+  }
+  return { modelTopology, weightSpecs, weightData: weightData.buffer };
+}
+
+async function readerOf(from: string | URL): Promise<Read> {
+  const text = String(from);
+  const isFile = text.startsWith('file:') || !/^[a-z]+:\/\//i.test(text);
+  if (isFile && typeof process === 'object' && process.versions?.node) {
+    const [{ readFile }, { join }, { fileURLToPath }] = await Promise.all([
+      import('node:fs/promises'),
+      import('node:path'),
+      import('node:url'),
+    ]);
+    const folder = text.startsWith('file:') ? fileURLToPath(text) : text;
+    return (file) => readFile(join(folder, file));
+  }
+  const base = new URL(text.endsWith('/') ? text : `${text}/`, globalThis.location?.href);
+  return async (file) => {
+    const answer = await fetch(new URL(file, base));
+    if (!answer.ok) throw new Error(`${answer.url}: ${answer.status} ${answer.statusText}`);
+    return new Uint8Array(await answer.arrayBuffer());
+  };
+}
