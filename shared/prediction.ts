@@ -7,14 +7,14 @@ export interface Prediction {
   readonly prediction: Told | readonly Told[];
   /** The probability of the class. Absent: it is no class. */
   readonly confidence?: number | readonly number[];
-  /** Of each class, by its name. */
+  /** The probability of each class, by its name. */
   readonly probabilities?: Shares | readonly Shares[];
 }
 type Told = string | number | Shares;
 type Shares = Readonly<Record<string, number>>;
 
 export interface PredictionNames {
-  /** Of class 0, 1, …; null: their numbers. */
+  /** The names of class 0, 1, …; null: their numbers are told. */
   readonly classes: readonly string[] | null;
   readonly targetNames: readonly string[] | null;
 }
@@ -77,5 +77,5 @@ export function predictionsOf(
   });
 }
 
-/** Of float32, seven digits say all there is. */
+/** Seven digits say all there is in a float32. */
 const shortest = (value: number) => Number(value.toPrecision(7));

@@ -115,5 +115,5 @@ function partsOf(column: ColumnReading): string[] {
   }
 }
 
-/** Of a date, beside the hour. */
+/** What a date becomes, beside the hour. */
 export const DATE_PARTS = ['year', 'month', 'day', 'weekday'] as const;

@@ -19,7 +19,7 @@ const SIZE_MAX = 64;
 /** With fewer pictures no test part is set apart. */
 const TEST_PICTURES_MIN = 200;
 
-/** Of three channels. */
+/** @param values of three channels. */
 const isGrey = (values: ArrayLike<number>): boolean => {
   for (let i = 0; i < values.length; i += 3) {
     if (values[i] !== values[i + 1] || values[i] !== values[i + 2]) return false;

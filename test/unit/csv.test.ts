@@ -27,7 +27,7 @@ describe('CSV', () => {
   it('reads a regression: named targets, categories as one 0/1 input each, in sorted order', () => {
     const data = parse(CARS, { targets: ['kg'], categorical: ['colour'], ignore: ['fast'] });
     expect(data.inputNames).toEqual(['colour=blue', 'colour=red', 'doors']);
-    expect(data.train.inputs).toEqual({
+    expect(data.train.inputs).toMatchObject({
       values: Float64Array.of(0, 1, 3, 1, 0, 5, 0, 1, 5),
       names: ['colour=blue', 'colour=red', 'doors'],
       shape: [3, 3],

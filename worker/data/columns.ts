@@ -16,7 +16,7 @@ export interface Column {
    * on the training part: after standardisation that is 0.
    */
   readonly missing?: 'mean';
-  /** Of inputs that a reader has read from files: how. */
+  /** How a reader has read these inputs from files. */
   readonly reading?: Reading;
 }
 

@@ -16,7 +16,7 @@ const BYTES_MAX = 2 * 2 ** 30;
 export interface NewImages {
   /** Bytes, shape [pictures, height, width, channels]. */
   readonly inputs: Column;
-  /** Of each picture: as named, or as seen from the folder. */
+  /** The path of each picture, as named or as seen from the folder. */
   readonly files: readonly string[];
 }
 

@@ -96,7 +96,7 @@ function groundOf(background: readonly number[], channels: 1 | 3, c: number): nu
   return channels === 3 ? background[c]! : luma(background[0]!, background[1]!, background[2]!);
 }
 
-/** Of ITU-R BT.601, in integers: grey stays exactly what it was. */
+/** The luma of ITU-R BT.601, in integers: grey stays exactly what it was. */
 const luma = (r: number, g: number, b: number) =>
   Math.floor((299 * r + 587 * g + 114 * b + 500) / 1000);
 

@@ -38,7 +38,7 @@ export function readingOf(options: NamedOptions, columns: readonly InputColumn[]
 export interface NewTable {
   /** Float64, shape [rows, inputs], raw: as `inputs` of training examples are before standardisation. */
   readonly inputs: Column;
-  /** Of each row, in the file, from 1. */
+  /** The line of each row in the file, from 1. */
   readonly lines: readonly number[];
 }
 
