@@ -1,31 +1,26 @@
 import { floatsOf } from '../../shared/codec.ts';
 import { decodeFacts, isOfOlderRelease } from '../../shared/data-facts.ts';
-import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
+import { DownpourError } from '../../shared/errors.ts';
 import { createLayout } from '../../shared/layout.ts';
-import type {
-  Acknowledgement,
-  Evaluated,
-  Lease,
-  Observed,
-  Part,
-  Phase,
-  Push,
-} from '../../shared/protocol.ts';
+import type { Evaluated, Part, Phase } from '../../shared/protocol.ts';
 import type { Evaluation } from '../../shared/rest.ts';
-import { limitedNorm, type Plan } from './correction.ts';
-import type { StagedPush } from './landing-rooms.ts';
-import { Leases } from './leases.ts';
-import type { Applied } from './observations.ts';
-import { normAndFinite, type StepOptions } from './optimizer.ts';
-import { type Facts, judge, judgeSender, type Refusal } from './run/admit.ts';
-import { attend, detach, leave, mustAgree, pause, postpone, tick } from './run/attendance.ts';
+import { normAndFinite } from './optimizer.ts';
+import {
+  attend,
+  detach,
+  leave,
+  mustAgree,
+  pause,
+  postpone,
+  takeSample,
+  tick,
+} from './run/attendance.ts';
 import {
   type Answer,
   type AnswerOf,
   type Assignment,
   type CallOf,
   hasPayload,
-  type PartsLanded,
   type RunCall,
   type RunEvent,
   type RunFollower,
@@ -36,27 +31,25 @@ import {
   epochOf,
   evaluateEveryOf,
   isTraining,
-  ownMomentumOf,
+  leasesOf,
   phaseStepOf,
   refitStepsMaxOf,
-  scheduleStepOf,
   validates,
 } from './run/course.ts';
 import {
   beginEvaluation,
   capturesInUse,
   evaluationFrom,
-  examplesOf,
   giveBack,
   isGood,
   mustBeOfAll,
   mustBeTestable,
-  nothingFinite,
   validationCount,
 } from './run/evaluations.ts';
 import { isBelievable, learnLost, recallLost } from './run/lives.ts';
 import { openCheckpoint, openFork, openNew, openReplica } from './run/open.ts';
-import { credit, newWorker } from './run/roster.ts';
+import { Pushes } from './run/push.ts';
+import { nonFiniteText, nothingFiniteText, overflowText } from './run/reasons.ts';
 import type {
   Fields,
   Parts,
@@ -67,7 +60,7 @@ import type {
 } from './run/state.ts';
 import { RunView } from './run/view.ts';
 import { workFor } from './run/work.ts';
-import { createSchedule, momentumAt } from './schedule.ts';
+import { createSchedule } from './schedule.ts';
 import type { RunShards } from './shard.ts';
 import type { NamedTensor } from './vectors.ts';
 
@@ -87,8 +80,7 @@ const END = { kind: 'end' } as const;
 export class Run extends RunView {
   readonly #fields: Fields;
   readonly #parts: Parts;
-  /** Of the push that is dealt with: one object for all of them. */
-  readonly #facts: Facts;
+  readonly #pushes: Pushes;
   #events: RunEvent[] = [];
   #follower: RunFollower | null = null;
 
@@ -105,10 +97,12 @@ export class Run extends RunView {
     const { fields, parts } = this.inside;
     this.#fields = fields;
     this.#parts = parts;
-    this.#facts = {
-      ...{ config: options.config, fields, isReady: false, worker: newWorker() },
-      ...{ quarantine: null, problem: null, lease: null },
-    };
+    this.#pushes = new Pushes(this.inside, {
+      stepped: () => this.#afterStep(),
+      corrected: (text) => void this.#events.push({ kind: 'correction', text }),
+      nonFinite: (readStep) => this.#nonFinite(readStep),
+      diverged: (reason) => this.#diverged(reason),
+    });
   }
 
   /**
@@ -124,7 +118,8 @@ export class Run extends RunView {
   #carryOut(call: RunCall, payload: Uint8Array): Answer | undefined {
     switch (call.call) {
       case 'push':
-        return this.#push(call.worker, call.push, payload, call.now, call.others ?? null);
+        this.#goesOn(call.now);
+        return this.#pushes.take(call, payload);
       case 'assign':
         return this.#assign(call.worker, call.ahead, call.now);
       case 'join':
@@ -147,7 +142,7 @@ export class Run extends RunView {
       case 'evaluated':
         return this.#evaluated(call.worker, call.result, call.now);
       case 'sampled':
-        return this.#sampled(call.worker, call.observed, call.now);
+        return takeSample(this.inside, call.worker, call.observed, call.now);
       case 'overflowed':
         this.#overflowed(call.generation);
         break;
@@ -263,158 +258,13 @@ export class Run extends RunView {
     return true;
   }
 
-  // A push.
-
-  /** Everything between the check of a push and the update happens here, without a pause. */
-  #push(
-    worker: string,
-    push: Push,
-    payload: Uint8Array,
-    now: number,
-    others: PartsLanded | null,
-  ): Acknowledgement {
-    this.#goesOn(now);
-    const acknowledgement = this.#decide(worker, push, payload, now, others);
-    const { outcome } = acknowledgement;
-    this.#fields.pushes[outcome]++;
-    this.#facts.worker.pushes[outcome]++;
-    if (others && (outcome === 'rejected' || outcome === 'duplicate')) {
-      this.#parts.vector.dropParts(others.session, push.sequence);
-    }
-    return acknowledgement;
-  }
-
-  #decide(
-    worker: string,
-    push: Push,
-    payload: Uint8Array,
-    now: number,
-    others: PartsLanded | null,
-  ): Acknowledgement {
-    const facts = this.#facts;
-    const { leases, vector, roster, robust } = this.#parts;
-    const { parameters } = vector;
-    facts.worker = roster.of(worker);
-    facts.quarantine = robust.quarantine(worker);
-    facts.isReady = parameters !== null && leases !== null;
-    const early = judgeSender(push, facts);
-    if (early) return this.#refuse(push, early, now);
-    let staged: StagedPush | null = null;
-    facts.problem = null;
-    try {
-      staged = parameters!.stage(payload, push.encoding);
-      const problem = others?.problem ?? null;
-      if (problem !== null) facts.problem = { code: 'DP_TENSOR_SIZE', message: problem };
-    } catch (error) {
-      if (!(error instanceof DownpourError)) throw error;
-      facts.problem = error;
-    }
-    facts.lease = leases!.find(push.lease, worker);
-    const judgement = judge(push, facts);
-    if (judgement.kind !== 'apply') return this.#refuse(push, judgement, now);
-    return this.#apply(worker, push, staged!, judgement.scale, now, others);
-  }
-
-  #refuse(push: Push, judgement: Refusal, now: number): Acknowledgement {
-    if (judgement.kind === 'duplicate') return answer(push, 'duplicate', 0);
-    const { code, message, staleness, retry } = judgement;
-    if (retry) this.#parts.leases!.retry(this.#facts.lease!.id, now);
-    return answer(push, 'rejected', staleness, code, message);
-  }
-
-  /** @param scale of the learning rate. */
-  #apply(
-    worker: string,
-    push: Push,
-    staged: StagedPush,
-    scale: number,
-    now: number,
-    others: PartsLanded | null,
-  ): Acknowledgement {
-    const fields = this.#fields;
-    const { vector, leases, correction, robust } = this.#parts;
-    const parameters = vector.mustParameters;
-    const staleness = fields.step - push.step;
-    const { clip } = this.config;
-    const limit = clip.value ?? Infinity;
-    const { loss } = push;
-    const step = fields.step - fields.optimizerStart + 1;
-    const plan = correction.plan(worker, staleness);
-    const learningRate = this.learningRate * scale * (plan?.scale ?? 1);
-    const momentum = momentumAt(this.config.momentumSchedule, scheduleStepOf(fields));
-    const options: StepOptions = {
-      ...{ step, learningRate },
-      ...(momentum !== undefined && { momentum }),
-      ...(plan?.velocity && { velocity: plan.velocity }),
-    };
-    const given = Math.sqrt(parameters.squares(staged, limit) + (others?.squares ?? 0));
-    const lease = this.#facts.lease!;
-    if (loss === null || !Number.isFinite(given)) {
-      leases!.retry(lease.id, now);
-      const message = this.#nonFinite(push.step);
-      robust.bad(worker, message);
-      return answer(push, 'rejected', staleness, 'DP_GRADIENT_NOT_FINITE', message);
-    }
-    const refusal = robust.refuse(worker, given, now);
-    if (refusal) {
-      leases!.retry(lease.id, now);
-      const { code, message } = refusal;
-      if (code === 'DP_GRADIENT_TOO_LARGE') robust.bad(worker, message);
-      return answer(push, 'rejected', staleness, code, message);
-    }
-    const norm = Math.min(limitedNorm(given, plan?.normMax ?? Infinity), clip.norm ?? Infinity);
-    const factor = norm < given ? norm / given : 1;
-    if (!parameters.update(staged, { limit, factor }, options)) {
-      const message = overflowMessage(fields.step + 1, learningRate, norm, clip.norm);
-      leases!.retry(lease.id, now);
-      this.#diverged(message);
-      return answer(push, 'rejected', staleness, 'DP_DIVERGED', message);
-    }
-    if (others) {
-      const { sequence } = push;
-      const what = { worker, sequence, clip: { limit, factor }, options };
-      vector.applyParts(others, { generation: fields.generation, ...what });
-    }
-    fields.step++;
-    this.#applied(worker, push, lease, plan, {
-      step: fields.step,
-      seconds: this.seconds(now),
-      loss,
-      learningRate,
-      momentum: momentum ?? ownMomentumOf(this.inside),
-      gradientNorm: norm,
-      staleness,
-      examples: lease.count,
-    });
-    return answer(push, scale < 1 ? 'damped' : 'applied', staleness);
-  }
-
-  /** An update was made: what is remembered of it, and what is due. */
-  #applied(worker: string, push: Push, lease: Lease, plan: Plan | null, update: Applied): void {
-    const fields = this.#fields;
-    const { leases, robust, correction, observations } = this.#parts;
-    const { gradientNorm: norm, staleness, loss } = update;
-    leases!.complete(lease.id);
-    credit(this.#facts.worker, push, staleness, lease);
-    fields.nonFiniteInRow = 0;
-    robust.applied(worker, fields.nowMs);
-    correction.applied(worker, plan, { norm, staleness, loss });
-    const news = correction.takeNews();
-    if (news !== null) this.#events.push({ kind: 'correction', text: news });
-    fields.initialLoss ??= loss;
-    observations.applied(update);
-    if (this.config.observe.everySteps !== null) observations.computed(push.computeMs);
-    this.#afterStep();
-  }
-
   /** An update that was admitted made the parameters of another shard overflow. @param generation of it. */
   #overflowed(generation: number): void {
     const { step } = this.#fields;
     // Several updates may have been under way when the first was told.
     if (this.over || generation !== this.#fields.generation) return;
     const { gradientNorm } = this.#parts.observations;
-    const { norm } = this.config.clip;
-    this.#diverged(overflowMessage(step, this.learningRate, gradientNorm, norm));
+    this.#diverged(overflowText(this.inside, step, this.learningRate, gradientNorm));
   }
 
   // Divergence.
@@ -423,12 +273,8 @@ export class Run extends RunView {
     const fields = this.#fields;
     fields.nonFiniteInRow++;
     const { nonFiniteMax } = this.config;
-    const count = `${fields.nonFiniteInRow} in a row, the run counts as diverged at ${nonFiniteMax}`;
     const atStart = fields.initialLoss === null;
-    const clip = this.config.clip.norm === null ? 'set clip.norm' : 'lower clip.norm';
-    const message = atStart
-      ? `the loss or gradient is NaN or infinite at the initial parameters, before any update (${count}): learningRate has no part in it; look for bad or far too large values in the data, at the loss, and at the model's initialisers`
-      : `the loss or gradient at step ${readStep} is NaN or infinite (${count}): lower learningRate, ${clip}, or look for bad values in the data`;
+    const message = nonFiniteText(this.inside, readStep);
     if (fields.nonFiniteInRow < nonFiniteMax) return message;
     const last = fields.rollbacks.at(-1);
     // The same parameters once more would give the same.
@@ -617,24 +463,6 @@ export class Run extends RunView {
     } else this.#proceed();
   }
 
-  #sampled(worker: string, observed: Observed, now: number): boolean {
-    const { roster, observations } = this.#parts;
-    const record = roster.find(worker);
-    if (this.over || !this.layout || !record || record.samplesDue === 0) return false;
-    if (this.quarantine(worker) !== null) return false;
-    record.samplesDue--;
-    const known = new Set(this.layout.tensors.map(({ name }) => name));
-    const strange = observed.tensors.find(({ name }) => !known.has(name));
-    if (strange) {
-      throw new DownpourError(
-        'DP_LAYOUT_MISMATCH',
-        `a sample is of tensor '${strange.name}', which run ${this.id} does not have`,
-      );
-    }
-    observations.sampled(observed, this.seconds(now));
-    return true;
-  }
-
   // From phase to phase.
 
   /** There are parameters, and it is known what the data are. */
@@ -648,20 +476,11 @@ export class Run extends RunView {
     options: { part: Part; epochs: number | null; reason: string },
   ): void {
     const fields = this.#fields;
-    const { leases } = this.#parts;
     fields.phaseStart = fields.step;
     fields.optimizerStart = fields.step;
     fields.ending = null;
     fields.evaluationDue = false;
-    this.#parts.leases = new Leases({
-      part: options.part,
-      exampleCount: examplesOf(fields.data!, options.part),
-      minibatchSize: this.config.minibatchSize,
-      epochStart: leases ? leases.epoch + 1 : 0,
-      epochs: options.epochs,
-      leaseMs: this.config.leaseSeconds * 1000,
-      idStart: leases?.nextId ?? 1,
-    });
+    this.#parts.leases = leasesOf(this.inside, options.part, options.epochs);
     fields.nextEvaluation = evaluateEveryOf(this.inside);
     this.#setPhase(phase, options.reason);
   }
@@ -672,7 +491,7 @@ export class Run extends RunView {
     fields.stoppedAt = fields.step;
     const { best } = fields;
     if (!best) {
-      this.#fail(nothingFinite(this.inside, reason));
+      this.#fail(nothingFiniteText(this.inside, reason));
       return;
     }
     const { afterStop } = this.config.earlyStopping;
@@ -878,21 +697,3 @@ export class Run extends RunView {
     return run;
   }
 }
-
-function answer(
-  { sequence }: Push,
-  outcome: Acknowledgement['outcome'],
-  staleness: number,
-  code: ErrorCode | null = null,
-  message: string | null = null,
-): Acknowledgement {
-  return { sequence, outcome, staleness, code, message };
-}
-
-const overflowMessage = (
-  step: number,
-  learningRate: number,
-  norm: number | null,
-  clip: number | null,
-) =>
-  `the update at step ${step} made the parameters overflow with learning rate ${learningRate} and gradient norm ${norm}: lower learningRate, or clip.norm (now ${clip ?? 'none'})`;

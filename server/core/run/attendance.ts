@@ -1,6 +1,9 @@
+import { DownpourError } from '../../../shared/errors.ts';
+import type { Observed } from '../../../shared/protocol.ts';
 import { checkAgreement, type Joining } from '../agreement.ts';
+import { isOver } from './course.ts';
 import { giveBack } from './evaluations.ts';
-import type { Fields, Inside } from './state.ts';
+import { type Fields, type Inside, secondsOf } from './state.ts';
 
 /** Workers come and go, and what they have is taken back in time. Where others may have work then, it is told. */
 
@@ -81,4 +84,31 @@ export function pause({ fields, parts }: Inside): void {
   for (const worker of parts.roster.keys()) parts.leases?.release(worker);
   if (evaluation) evaluation.worker = null;
   if (grant) grant.worker = null;
+}
+
+/**
+ * Keeps what a worker has sampled, where one of its leases has asked for it.
+ * @returns whether one has. @throws DownpourError DP_LAYOUT_MISMATCH.
+ */
+export function takeSample(
+  { options, fields, parts }: Inside,
+  worker: string,
+  observed: Observed,
+  now: number,
+): boolean {
+  const { roster, observations, vector, robust } = parts;
+  const record = roster.find(worker);
+  if (isOver(fields) || !vector.layout || !record || record.samplesDue === 0) return false;
+  if (robust.quarantine(worker) !== null) return false;
+  record.samplesDue--;
+  const known = new Set(vector.layout.tensors.map(({ name }) => name));
+  const strange = observed.tensors.find(({ name }) => !known.has(name));
+  if (strange) {
+    throw new DownpourError(
+      'DP_LAYOUT_MISMATCH',
+      `a sample is of tensor '${strange.name}', which run ${options.id} does not have`,
+    );
+  }
+  observations.sampled(observed, secondsOf(fields, now));
+  return true;
 }

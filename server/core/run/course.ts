@@ -1,3 +1,5 @@
+import type { DataSummary, Part } from '../../../shared/protocol.ts';
+import { Leases } from '../leases.ts';
 import { momentumAt } from '../schedule.ts';
 import type { Fields, Inside } from './state.ts';
 
@@ -49,6 +51,30 @@ export function epochOf({ fields, parts }: Inside): number {
 /** Updates between two evaluations. */
 export function evaluateEveryOf({ options, parts }: Inside): number {
   return options.config.evaluateEverySteps ?? parts.leases!.perEpoch;
+}
+
+export function examplesOf(data: DataSummary, part: Part): number {
+  const { trainCount, validationCount, testCount } = data;
+  if (part === 'trainAndValidation') return trainCount + validationCount;
+  return { train: trainCount, validation: validationCount, test: testCount }[part];
+}
+
+/** Minibatches of a phase that begins. @param epochs that it has; null: no end. */
+export function leasesOf(
+  { options, fields, parts }: Inside,
+  part: Part,
+  epochs: number | null,
+): Leases {
+  const { minibatchSize, leaseSeconds } = options.config;
+  return new Leases({
+    part,
+    exampleCount: examplesOf(fields.data!, part),
+    minibatchSize,
+    epochStart: parts.leases ? parts.leases.epoch + 1 : 0,
+    epochs,
+    leaseMs: leaseSeconds * 1000,
+    idStart: parts.leases?.nextId ?? 1,
+  });
 }
 
 /** `retrain` trains on the validation data too, so there is nothing to validate on. */

@@ -1,18 +1,12 @@
 import { DownpourError } from '../../../shared/errors.ts';
-import type { DataSummary, Evaluated, Part } from '../../../shared/protocol.ts';
+import type { Evaluated, Part } from '../../../shared/protocol.ts';
 import type { Evaluation } from '../../../shared/rest.ts';
 import type { Observations } from '../observations.ts';
-import { epochOf, learningRateOf, phaseStepOf } from './course.ts';
+import { epochOf, examplesOf, learningRateOf, phaseStepOf } from './course.ts';
 import { type Best, type Fields, type Inside, type PendingEvaluation, secondsOf } from './state.ts';
 import type { InUse } from './vector.ts';
 
 /** Evaluations: the one that is under way, what becomes of its result, and the best so far. */
-
-export function examplesOf(data: DataSummary, part: Part): number {
-  const { trainCount, validationCount, testCount } = data;
-  if (part === 'trainAndValidation') return trainCount + validationCount;
-  return { train: trainCount, validation: validationCount, test: testCount }[part];
-}
 
 /** @param step that the captured parameters belong to. */
 export function beginEvaluation(
@@ -92,16 +86,6 @@ export function isGood(best: Best | null, { initialLoss }: Fields): best is Best
 /** Of the training so far, those of validation. */
 export function validationCount({ evaluations }: Observations): number {
   return evaluations.filter(({ part }) => part === 'validation').length;
-}
-
-/** Nothing was ever good enough to be the best. */
-export function nothingFinite({ fields, parts }: Inside, reason: string): string {
-  const { trainingLoss } = parts.observations;
-  const trains = trainingLoss !== null && fields.rollbacks.length === 0;
-  const next = trains
-    ? `the training loss is ${Number(trainingLoss.toPrecision(4))}, so look at the values of the validation part and at what is measured there`
-    : 'lower learningRate';
-  return `no evaluation gave a finite validation value (${reason}): ${next}`;
 }
 
 /** @throws DownpourError DP_CHECKPOINT_MISSING, DP_RUN_UNFINISHED, DP_RUN_FAILED, DP_TEST_SEEN or DP_DATA_MISSING. */
