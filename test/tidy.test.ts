@@ -58,7 +58,6 @@ const SERVER_LINES_MAX = 700;
 const GENERATED: readonly string[] = ['server/kernels/binary.ts'];
 /** Files that are still longer, and the lines that they may have: no more than now. */
 const STILL_LONG: Readonly<Record<string, number>> = {
-  'server/core/run.ts': 898,
   'server/kernels/assembly/index.ts': 734,
 };
 
