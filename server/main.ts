@@ -3,24 +3,17 @@ import { mkdir } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Server as TlsServer } from 'node:tls';
-import { type CheckpointManifest, checkpointFolder } from '../files/checkpoint.ts';
+import { checkpointFolder } from '../files/checkpoint.ts';
 import { SERVER_DEFAULTS } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
-import { LIMITS } from '../shared/limits.ts';
 import type { Log } from '../shared/log.ts';
 import { webSocketAddress } from '../shared/rest-client.ts';
 import { VERSION } from '../shared/version.ts';
-import {
-  isLoopback,
-  type LocalListener,
-  listenBeside,
-  localSocketWanted,
-} from '../wire/local-socket.ts';
+import { isLoopback, localSocketWanted } from '../wire/local-socket.ts';
 import { tryStraight } from '../wire/node-sockets.ts';
 import { Access, mustBeGuarded, type TokenSources, tokenSources } from './access/access.ts';
 import { defaultBytesMax } from './access/memory.ts';
-import { PORTS, socketLimits } from './access/sockets.ts';
+import { PORTS } from './access/sockets.ts';
 import { type TlsFiles, TlsMaterial } from './access/tls.ts';
 import { Copier } from './checkpoints/elsewhere/copier.ts';
 import { restoreInto } from './checkpoints/elsewhere/restore.ts';
@@ -29,9 +22,10 @@ import { Keeper } from './checkpoints/keeper.ts';
 import { ThreadedWriter } from './checkpoints/writer.ts';
 import { Bundles } from './fleet/bundles.ts';
 import { Coordinator, warning } from './fleet/coordinator.ts';
-import { type AppOptions, createApp } from './http/app.ts';
+import type { AppOptions } from './http/app.ts';
 import type { AccessLimits } from './http/door.ts';
 import type { JoinFiles } from './http/join.ts';
+import { type OpenPort, openPort } from './http/listen.ts';
 import { Studies } from './http/studies.ts';
 import { LOOK_MS } from './payloads/landings.ts';
 import { ShardPool } from './shards/pool.ts';
@@ -262,69 +256,153 @@ function openState(options: ServeOptions, log: Log): Pick<Ground, 'store' | 'tol
   return { store, told };
 }
 
-/** The owner of the state begins to serve. */
+/** The owner of the state begins to serve. @param replicas that a standby inherits. */
 async function activate(
   options: ServeOptions,
-  { store, told, access, tls, unguard, log }: Ground,
+  ground: Ground,
   { lease, replicas }: Pick<Inheritance, 'lease'> & { replicas: Inheritance['replicas'] | null },
 ): Promise<Omit<Serving, 'active'>> {
-  const { host, port, state, insecure, signal } = options;
-  const now = () => performance.now();
-  const ending = new AbortController();
-  const failure: { error: DownpourError | null } = { error: null };
-  const lose = (error: DownpourError) => {
-    failure.error ??= error;
-    ending.abort();
-  };
-  let local: LocalListener | null = null;
-  let pool: ShardPool | null = null;
-  let pushLog: PushLog | null = null;
-  let anew: ReturnType<typeof beginAnewWhenLost> | null = null;
-  const writer = new ThreadedWriter();
+  const server = new ActiveServer(options, ground, lease);
   try {
-    const onLost = () =>
-      lose(
-        new DownpourError(
-          'DP_STATE_FENCED',
-          `this server lost the ownership of its state and must not write any more: ${errorText(lease.lost.reason)}`,
-        ),
-      );
-    if (lease.lost.aborted) onLost();
-    lease.lost.addEventListener('abort', onLost);
-    pool = createPool(options, { store, access, tls, token: lease.token, now });
-    await pool?.open();
-    const write = { root: state, store, token: lease.token };
-    const copier = createCopier(options, { mayWrite: () => store.mayWrite(lease.token), now, log });
-    // What a standby inherits is newer than any copy.
-    if (copier && !replicas) await restoreInto(state, copier.bucket, log, signal);
-    const onWritten = (manifest: CheckpointManifest) => copier?.written(manifest);
-    const keeper = new Keeper({
-      ...{ ...write, shards: pool, writer, now, log },
-      ...{ onFenced: lose, onWritten },
+    return await server.begin(replicas);
+  } catch (error) {
+    await server.giveUp();
+    throw await whatToFree(options.state, error);
+  }
+}
+
+/** A server that owns its state: what it is made of, and the order in which that begins and ends. */
+class ActiveServer {
+  readonly #options: ServeOptions;
+  readonly #ground: Ground;
+  readonly #lease: OwnerLease;
+  readonly #now = () => performance.now();
+  readonly #writer = new ThreadedWriter();
+  readonly #followed: FollowedNote;
+  /** Aborted when another server owns the state; `#failure` says so. */
+  readonly #lost = new AbortController();
+  #failure: DownpourError | null = null;
+  #port: OpenPort | null = null;
+  #pool: ShardPool | null = null;
+  #pushLog: PushLog | null = null;
+
+  constructor(options: ServeOptions, ground: Ground, lease: OwnerLease) {
+    this.#options = options;
+    this.#ground = ground;
+    this.#lease = lease;
+    this.#followed = new FollowedNote(options.state, {
+      token: lease.token,
+      leaseMs: this.#leaseMs,
     });
-    pushLog = options.pushLog === undefined ? null : openPushLog(options.pushLog);
-    const { runCountMax } = options.limits ?? {};
-    const limits = {
-      ...(runCountMax === undefined ? {} : { runCountMax }),
-      memoryBytesMax: memoryOf(options),
-    };
-    const coordinator = new Coordinator({ keeper, shards: pool, pushLog, now, log, ...limits });
+  }
+
+  get #leaseMs(): number {
+    return this.#options.ownerTtlMs ?? OWNER_TTL_MS;
+  }
+
+  async begin(replicas: Inheritance['replicas'] | null): Promise<Omit<Serving, 'active'>> {
+    const { signal } = this.#options;
+    const { store, access, tls } = this.#ground;
+    this.#watchLease();
+    const { token } = this.#lease;
+    this.#pool = createPool(this.#options, { store, access, tls, token, now: this.#now });
+    await this.#pool?.open();
+    const copier = await this.#openCopier(replicas !== null);
+    const keeper = this.#createKeeper(copier);
+    const coordinator = this.#createCoordinator(keeper);
     coordinator.copier = copier;
     coordinator.tls = tls;
-    const leaseMs = options.ownerTtlMs ?? OWNER_TTL_MS;
-    const followed = new FollowedNote(state, { token: lease.token, leaseMs });
-    await followed.set(null);
-    if (pool) {
-      const until = AbortSignal.any([signal, ending.signal]);
-      anew = beginAnewWhenLost(pool, { keeper, coordinator, lease, signal: until });
-    } else {
-      const { standbyTimeoutMs: timeoutMs } = options;
+    await this.#followed.set(null);
+    const stop = AbortSignal.any([signal, this.#lost.signal]);
+    const anew = this.#pool
+      ? beginAnewWhenLost(this.#pool, { keeper, coordinator, lease: this.#lease, signal: stop })
+      : null;
+    await this.#openRuns(keeper, coordinator, replicas);
+    await copier?.catchUp(coordinator.runs.map(({ id }) => id));
+    const obstacle = await tryStraight();
+    if (obstacle) {
+      this.#ground.log(`payloads are copied once more, not read into place: ${obstacle}`);
+    }
+    const url = await this.#open(coordinator);
+    const stand = this.#keepTime(coordinator);
+    const close = async () => {
+      if (!stop.aborted) await once(stop, 'abort');
+      await stand(() => anew?.ended());
+      // Another server's copies are its own.
+      await copier?.close(this.#failure ? 0 : this.#copyGraceMs);
+      await this.#end();
+    };
+    return { url, closed: close() };
+  }
+
+  get #copyGraceMs(): number {
+    return this.#options.copyGraceMs ?? 1_000 * SERVER_DEFAULTS.copyGraceSeconds;
+  }
+
+  #lose(error: DownpourError): void {
+    this.#failure ??= error;
+    this.#lost.abort();
+  }
+
+  #watchLease(): void {
+    const { lost } = this.#lease;
+    const onLost = () =>
+      this.#lose(
+        new DownpourError(
+          'DP_STATE_FENCED',
+          `this server lost the ownership of its state and must not write any more: ${errorText(lost.reason)}`,
+        ),
+      );
+    if (lost.aborted) onLost();
+    lost.addEventListener('abort', onLost);
+  }
+
+  /** @param inherits from a primary: that is newer than any copy. */
+  async #openCopier(inherits: boolean): Promise<Copier | null> {
+    const { store, log } = this.#ground;
+    const mayWrite = () => store.mayWrite(this.#lease.token);
+    const copier = createCopier(this.#options, { mayWrite, now: this.#now, log });
+    const { state, signal } = this.#options;
+    if (copier && !inherits) await restoreInto(state, copier.bucket, log, signal);
+    return copier;
+  }
+
+  #createKeeper(copier: Copier | null): Keeper {
+    const { store, log } = this.#ground;
+    return new Keeper({
+      ...{ root: this.#options.state, store, token: this.#lease.token },
+      ...{ shards: this.#pool, writer: this.#writer, now: this.#now, log },
+      onFenced: (error) => this.#lose(error),
+      onWritten: (manifest) => copier?.written(manifest),
+    });
+  }
+
+  #createCoordinator(keeper: Keeper): Coordinator {
+    const { pushLog, limits } = this.#options;
+    this.#pushLog = pushLog === undefined ? null : openPushLog(pushLog);
+    return new Coordinator({
+      ...{ keeper, shards: this.#pool, pushLog: this.#pushLog },
+      ...{ now: this.#now, log: this.#ground.log },
+      ...(limits?.runCountMax === undefined ? {} : { runCountMax: limits.runCountMax }),
+      memoryBytesMax: memoryOf(this.#options),
+    });
+  }
+
+  /** Continues the runs of the state, and lets a standby follow them. */
+  async #openRuns(
+    keeper: Keeper,
+    coordinator: Coordinator,
+    replicas: Inheritance['replicas'] | null,
+  ): Promise<void> {
+    const { state, standbyTimeoutMs: timeoutMs } = this.#options;
+    const { told, log } = this.#ground;
+    if (!this.#pool) {
       coordinator.replication = new Replication({
-        ...{ token: lease.token, leaseMs, now, log },
-        note: (by) => followed.set(by),
+        ...{ token: this.#lease.token, leaseMs: this.#leaseMs, now: this.#now, log },
+        note: (by) => this.#followed.set(by),
         runs: () => coordinator.runs,
         bundle: (sha256) => bundles.content(sha256),
-        confirm: () => lease.renew(),
+        confirm: () => this.#lease.renew(),
         changed: () => coordinator.workers.tellStandby(),
         ...(timeoutMs === undefined ? {} : { timeoutMs }),
       });
@@ -334,10 +412,13 @@ async function activate(
     for (const run of await keeper.recover(replicas)) coordinator.adopt(run);
     const bundles = await Bundles.open(state, { log, named: keeper.bundles });
     coordinator.experiments.keepIn(bundles);
-    await copier?.catchUp(coordinator.runs.map(({ id }) => id));
-    const obstacle = await tryStraight();
-    if (obstacle) log(`payloads are copied once more, not read into place: ${obstacle}`);
-    const appOptions: AppOptions = {
+  }
+
+  /** @returns the address; empty: an app of somebody else listens. */
+  async #open(coordinator: Coordinator): Promise<string> {
+    const { state, host, port, insecure, localSocket, mount } = this.#options;
+    const { store, access, tls, log } = this.#ground;
+    const app: AppOptions = {
       coordinator,
       version: VERSION,
       stateStore: store,
@@ -347,80 +428,71 @@ async function activate(
       access,
       tls,
       loopbackOnly: access.open && !insecure,
-      limits: options.limits ?? {},
-      localSocket: () => local?.path ?? null,
-      join: options.join ?? null,
+      limits: this.#options.limits ?? {},
+      localSocket: () => this.#port?.localPath ?? null,
+      join: this.#options.join ?? null,
       log,
     };
-    let app: Awaited<ReturnType<typeof createApp>> | null = null;
-    let url = '';
-    if (options.mount) await options.mount(appOptions);
-    else {
-      app = await createApp(appOptions);
-      tls?.keep(app.server as unknown as TlsServer);
-      // Who asks for encryption gets no way around it.
-      const beside = !tls && localSocketWanted(options.localSocket);
-      if (beside) {
-        const listener = await listenBeside(app.server);
-        if ('path' in listener) local = listener;
-        else {
-          log(`no unix socket for workers on this machine, they use TCP: ${listener.problem}`);
-        }
-      }
-      const { socketCountMax } = socketLimits();
-      if (socketCountMax < LIMITS.socketCountMax) {
-        log(
-          `this process may open few files at a time: at most ${socketCountMax} sockets a port, ${LIMITS.socketCountMax} wanted; raise \`ulimit -n\``,
-          { level: 'warn' },
-        );
-      }
-      url = await listen(app, host, port);
+    if (mount) {
+      await mount(app);
+      return '';
     }
-    const { tensorboard } = options;
-    const board =
-      tensorboard === undefined ? null : new TensorBoard({ folder: tensorboard, now, log });
+    this.#port = await openPort(app, { host, port, localSocket });
+    return this.#port.url;
+  }
+
+  /**
+   * What happens again and again.
+   * @returns ends it: leaves a checkpoint of every run and closes the connections. `interrupted` resolves when
+   *   nothing is begun anew any more.
+   */
+  #keepTime(
+    coordinator: Coordinator,
+  ): (interrupted: () => Promise<void> | undefined) => Promise<void> {
+    const { tensorboard: folder } = this.#options;
+    const { log } = this.#ground;
+    const board = folder === undefined ? null : new TensorBoard({ folder, now: this.#now, log });
     const timer = setInterval(() => {
       coordinator.tick();
       board?.tick(coordinator.runs);
     }, TICK_MS);
     const look = setInterval(() => coordinator.line.look(), LOOK_MS);
     const beat = setInterval(() => coordinator.replication?.tick(), BEAT_MS);
-    const close = async () => {
-      const stop = AbortSignal.any([signal, ending.signal]);
-      if (!stop.aborted) await once(stop, 'abort');
+    return async (interrupted) => {
       clearInterval(timer);
       clearInterval(look);
-      if (failure.error) coordinator.tellLost();
-      await anew?.ended();
+      if (this.#failure) coordinator.tellLost();
+      await interrupted();
       await coordinator.close();
       await board?.close(coordinator.runs);
       clearInterval(beat);
-      const graceMs = options.copyGraceMs ?? 1_000 * SERVER_DEFAULTS.copyGraceSeconds;
-      // Another server's copies are its own.
-      await copier?.close(failure.error ? 0 : graceMs);
-      await local?.close();
-      await app?.close();
-      await pool?.close();
-      await writer.close();
-      pushLog?.close();
-      await followed.passOn().catch((error: unknown) => log(errorText(error), { level: 'warn' }));
-      await lease
-        .release()
-        .catch((error: unknown) =>
-          log(`the state was not released: ${errorText(error)}`, { level: 'warn' }),
-        );
-      await store.close();
-      unguard();
-      if (failure.error) throw failure.error;
     };
-    return { url, closed: close() };
-  } catch (error) {
-    await local?.close();
-    await pool?.close();
-    await writer.close();
+  }
+
+  /** Closes all that is open and gives the state back. @throws DownpourError DP_STATE_FENCED: it was lost before. */
+  async #end(): Promise<void> {
+    const { store, unguard, log } = this.#ground;
+    await this.#port?.close();
+    await this.#pool?.close();
+    await this.#writer.close();
+    this.#pushLog?.close();
+    const warn = (text: string) => log(text, { level: 'warn' });
+    await this.#followed.passOn().catch((error: unknown) => warn(errorText(error)));
+    await this.#lease
+      .release()
+      .catch((error: unknown) => warn(`the state was not released: ${errorText(error)}`));
     await store.close();
     unguard();
-    throw await whatToFree(state, error);
+    if (this.#failure) throw this.#failure;
+  }
+
+  /** It could not begin. */
+  async giveUp(): Promise<void> {
+    await this.#port?.close();
+    await this.#pool?.close();
+    await this.#writer.close();
+    await this.#ground.store.close();
+    this.#ground.unguard();
   }
 }
 
@@ -569,23 +641,5 @@ async function own(
       ...{ level: 'warn', code: errorCode(error) },
     });
     return store.acquire(owner, { ttlMs, waitMs: OWNER_WAIT_MS, signal });
-  }
-}
-
-/** @throws DownpourError DP_USAGE when the address is taken, not allowed or not this machine's. */
-async function listen(
-  app: Awaited<ReturnType<typeof createApp>>,
-  host: string,
-  port: number,
-): Promise<string> {
-  try {
-    return await app.listen({ host, port });
-  } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
-    const why =
-      code === 'EADDRINUSE'
-        ? 'another program listens there; choose another port with --port or DOWNPOUR_PORT'
-        : `${errorText(cause)}; choose another address with --host and --port`;
-    throw new DownpourError('DP_USAGE', `cannot listen on ${host} port ${port}: ${why}`, { cause });
   }
 }

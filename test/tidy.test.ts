@@ -30,7 +30,7 @@ const DOORS: Record<string, RegExp> = {
   // The tests and the benchmark speak with it; the layers speak the protocol themselves.
   ws: /^wire\//,
   fastify:
-    /^(server\/http\/(app|describe-error|door|mount|pages|upgrade|request-cost|[a-z-]*routes)|library\/plugin|cli\/trained\/serve-model)\.ts$/,
+    /^(server\/http\/(app|describe-error|door|listen|mount|pages|upgrade|request-cost|[a-z-]*routes)|library\/plugin|cli\/trained\/serve-model)\.ts$/,
   '@fastify/swagger': /^(server\/http\/app|cli\/trained\/serve-model)\.ts$/,
   esbuild: /^(server\/http\/dashboard|cli\/bundles\/bundler)\.ts$/,
   uplot: /^web\/chart\.ts$/,
