@@ -9,6 +9,7 @@ import {
   PREFIX_BYTES,
   type SafetensorsHeader,
 } from '../shared/safetensors.ts';
+import type { CheckpointKind } from '../shared/trained-last.ts';
 import {
   diskError,
   errnoOf,
@@ -28,8 +29,6 @@ import { checkOf, ManifestSchema } from './records.ts';
 // tensors, `.json` is the manifest that holds the rest and the checksums of both. The last number
 // counts the folder's checkpoints, so that no file is ever written over: whatever dies at whatever
 // byte, older checkpoints stand as they were. A tensor file without a manifest is not a checkpoint.
-
-export type CheckpointKind = 'last' | 'best' | 'final';
 
 export interface CheckpointTensor {
   readonly name: string;

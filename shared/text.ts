@@ -2,7 +2,8 @@ import type { ErrorMeasure } from './protocol.ts';
 
 /** Figures as people read them, in the terminal, in reports and on the dashboard. */
 
-type Format = (value: number | null | undefined) => string;
+/** How a figure is written; a dash for nothing. */
+export type Format = (value: number | null | undefined) => string;
 
 /** A share as a percentage with two decimals: `2.35 %`; a dash for nothing. */
 export function percent(share: number | null | undefined): string {

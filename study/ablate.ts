@@ -1,11 +1,11 @@
 import { resolveConfig } from '../shared/config.ts';
 import type { ChartFigure } from '../shared/figure.ts';
+import type { Format } from '../shared/text.ts';
 import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
 import {
   errorFormatOf,
   errorName,
-  type Format,
   fewText,
   intervalText,
   numberText,
@@ -22,7 +22,7 @@ import {
   type Trial,
   trialValue,
 } from './study.ts';
-import type { Facts, VariantSet } from './variants.ts';
+import type { BaselineFacts, VariantSet } from './variants.ts';
 
 /**
  * An ablation: the same experiment with one thing different at a time, several seeds each, compared seed by
@@ -72,9 +72,9 @@ export function ablationPlan(settings: AblationSettings): Plan & { trialCount: n
 }
 
 /** For sets that do not look at them, and for the baseline, which follows from none. */
-const NOT_ASKED_FOR: Facts = { parameters: 1, trainCount: 1 };
+const NOT_ASKED_FOR: BaselineFacts = { parameters: 1, trainCount: 1 };
 
-function factsOf(baseline: readonly Trial[]): Facts | null {
+function factsOf(baseline: readonly Trial[]): BaselineFacts | null {
   for (const { data, parameters } of baseline) {
     if (data && parameters != null) return { parameters, trainCount: data.trainCount };
   }

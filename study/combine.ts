@@ -56,7 +56,7 @@ export interface Cascade {
 }
 
 /** The answers that a way gives. */
-export interface Outcome {
+export interface CombinedAnswers {
   readonly name: string;
   readonly way: 'member' | 'average' | 'best' | Combination;
   /** Probabilities, shape [answers, classes], or values, shape [answers, width]; null: only decisions. */
@@ -122,15 +122,15 @@ export function combine(
   { members, averages, features }: Examined,
   { temperatures, pooled, best, gater, cascades }: Fitted,
   { combinations }: Pick<CombineSettings, 'combinations'>,
-): Outcome[] {
+): CombinedAnswers[] {
   const wants = (way: Combination) => combinations.includes(way);
   const all = members.reduce((sum, { cost }) => sum + cost, 0);
   const alone = (
     member: Member,
-    way: Outcome['way'],
+    way: CombinedAnswers['way'],
     name = member.label,
     temperature = 1,
-  ): Outcome => {
+  ): CombinedAnswers => {
     const outputs = sharesOf(member.answers, temperature);
     return {
       name,
@@ -171,7 +171,7 @@ export function combine(
 }
 
 /** Two outcomes of one way, on different examples, as one. */
-export function joined(a: Outcome, b: Outcome): Outcome {
+export function concatenated(a: CombinedAnswers, b: CombinedAnswers): CombinedAnswers {
   const concat = (x: Float64Array, y: Float64Array) => {
     const all = new Float64Array(x.length + y.length);
     all.set(x);
@@ -228,7 +228,7 @@ export function meanArray(arrays: readonly Float64Array[]): Float64Array {
 }
 
 /** The class that most members say; among equals the one that they find likelier on average. */
-function vote(shares: readonly Float64Array[], classCount: number): Omit<Outcome, 'cost'> {
+function vote(shares: readonly Float64Array[], classCount: number): Omit<CombinedAnswers, 'cost'> {
   const mean = meanArray(shares);
   const votes = new Float64Array(mean.length);
   for (const own of shares) {
@@ -253,7 +253,7 @@ function controlled(
   shares: readonly Float64Array[],
   gater: Gater,
   features: Features,
-): Outcome {
+): CombinedAnswers {
   const { answers } = members[0]!;
   const classCount = classCountOf(answers);
   const picks = picksOf(gater, members, features);
@@ -364,7 +364,7 @@ export function detectorOf(
 function cascaded(
   { members, shares, all }: Calibrated,
   { first, second, threshold, acceptance }: Cascade,
-): Outcome {
+): CombinedAnswers {
   const { answers } = members[0]!;
   const classCount = classCountOf(answers);
   const own = decide(shares[first]!, classCount);

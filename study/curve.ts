@@ -1,19 +1,11 @@
 import { resolveConfig } from '../shared/config.ts';
 import type { ChartFigure } from '../shared/figure.ts';
 import type { Evaluation } from '../shared/rest.ts';
-import { percent } from '../shared/text.ts';
+import { type Format, percent } from '../shared/text.ts';
 import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
 import { type Extrapolation, extrapolate, SIZES_MIN } from './power-law.ts';
-import {
-  errorFormatOf,
-  errorName,
-  type Format,
-  fewText,
-  type Report,
-  signed,
-  spreadText,
-} from './report.ts';
+import { errorFormatOf, errorName, fewText, type Report, signed, spreadText } from './report.ts';
 import { asShare, type Estimate, estimate } from './statistics.ts';
 import { bestEvaluation, type NewTrial, type Plan, type Trial } from './study.ts';
 

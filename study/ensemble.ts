@@ -1,19 +1,19 @@
 import type { Answers } from '../shared/answers.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { ChartFigure, PlotPoint } from '../shared/figure.ts';
-import { percent } from '../shared/text.ts';
+import { type Format, percent } from '../shared/text.ts';
 import {
+  type CombinedAnswers,
   type CombineSettings,
   combine,
+  concatenated,
   examinedAt,
   expectedSquaredError,
   type Fitted,
   fitCombinations,
-  joined,
   type Moments,
   meanArray,
   momentsOf,
-  type Outcome,
   squaredErrors,
   squaredErrorsOfMeans,
 } from './combine.ts';
@@ -45,9 +45,9 @@ export interface Tested {
 }
 
 /** A way, measured. */
-export interface Measured {
+export interface MeasuredOutcome {
   readonly name: string;
-  readonly way: Outcome['way'];
+  readonly way: CombinedAnswers['way'];
   /** Share of wrong answers, or mean squared error; with its 95 % interval over the examples. */
   readonly error: Estimate;
   /** The difference of the error to that of the best single one, example by example; null: it is that one. */
@@ -70,9 +70,9 @@ export interface Measured {
 export interface EnsembleReport extends Report {
   /** Fitted on all of the validation part, for use. */
   readonly fitted: Fitted;
-  readonly use: Measured;
-  readonly validation: readonly Measured[];
-  readonly test: readonly Measured[] | null;
+  readonly use: MeasuredOutcome;
+  readonly validation: readonly MeasuredOutcome[];
+  readonly test: readonly MeasuredOutcome[] | null;
 }
 
 /** @throws DownpourError DP_EXPERIMENT_INVALID: there are too few examples to measure by. */
@@ -95,7 +95,7 @@ export function ensembleReport(
   const fits = parts.map((part) => fitCombinations(part, settings));
   const [a, b] = [combine(parts[1], fits[0]!, settings), combine(parts[0], fits[1]!, settings)];
   const order = Int32Array.from([...halves[1], ...halves[0]]);
-  const outcomes = a.map((outcome, i) => joined(outcome, b[i]!));
+  const outcomes = a.map((outcome, i) => concatenated(outcome, b[i]!));
   const validation = measure(outcomes, answersOfExamples(answers, order));
   const fitted = fitCombinations(examined, settings);
   const test = tested && testOf(tested.examined, fitted, settings);
@@ -149,11 +149,11 @@ export function ensembleReport(
   };
 }
 
-function testOf(examined: Examined, fitted: Fitted, settings: CombineSettings): Measured[] {
+function testOf(examined: Examined, fitted: Fitted, settings: CombineSettings): MeasuredOutcome[] {
   return measure(combine(examined, fitted, settings), examined.members[0]!.answers);
 }
 
-function measure(outcomes: readonly Outcome[], answers: Answers): Measured[] {
+function measure(outcomes: readonly CombinedAnswers[], answers: Answers): MeasuredOutcome[] {
   const errors = outcomes.map((outcome) => errorsOf(outcome, answers));
   const losses = outcomes.map(({ outputs }) =>
     outputs === null
@@ -189,7 +189,7 @@ function bounded(error: Estimate, isShare: boolean): Estimate {
   return { ...error, ...shareInterval(error.mean * error.count, error.count, error.level) };
 }
 
-function errorsOf({ decisions, outputs }: Outcome, answers: Answers): Float64Array {
+function errorsOf({ decisions, outputs }: CombinedAnswers, answers: Answers): Float64Array {
   if (!decisions) return squaredErrors(outputs!, answers);
   return Float64Array.from(decisions.classes, (said, i) => (said === answers.truths[i] ? 0 : 1));
 }
@@ -217,7 +217,7 @@ function detection(said: Int32Array, truths: ArrayLike<number>) {
 }
 
 /** The lowest loss of those whose loss or error is below the best single one's beyond chance; else that one. */
-function choice(measured: readonly Measured[]): Measured {
+function choice(measured: readonly MeasuredOutcome[]): MeasuredOutcome {
   const best = measured.find(({ way }) => way === 'best')!;
   const better = measured
     .filter(({ way }) => ['average', 'mean', 'calibrated'].includes(way))
@@ -227,8 +227,6 @@ function choice(measured: readonly Measured[]): Measured {
     .sort((a, b) => a.loss!.mean - b.loss!.mean);
   return better[0] ?? best;
 }
-
-type Format = (value: number) => string;
 
 const capital = (text: string) => text[0]!.toUpperCase() + text.slice(1);
 
@@ -240,17 +238,17 @@ function differenceText(difference: Estimate | null, format: Format): string {
 }
 
 function adviceOf(
-  measured: readonly Measured[],
-  use: Measured,
+  measured: readonly MeasuredOutcome[],
+  use: MeasuredOutcome,
   { tolerance, recall, accuracy }: EnsembleReportSettings,
   format: Format,
 ): string[] {
-  const of = (way: Outcome['way']) => measured.filter((m) => m.way === way);
+  const of = (way: CombinedAnswers['way']) => measured.filter((m) => m.way === way);
   const [best, mean, calibrated, controller] = (
     ['best', 'mean', 'calibrated', 'controller'] as const
   ).map((way) => of(way)[0]);
   const members = of('member');
-  const error = (m: Measured) => format(m.error.mean);
+  const error = (m: MeasuredOutcome) => format(m.error.mean);
   const average = members.reduce((sum, m) => sum + m.error.mean / members.length, 0);
   const parts = [
     `${members.length} members err by ${format(average)} on average, the best single one, chosen on other examples, by ${error(best!)}.`,
@@ -275,7 +273,7 @@ function adviceOf(
     );
   }
   const all = mean ?? calibrated;
-  const saved = (m: Measured, whole: number) => percent(1 - m.cost / whole);
+  const saved = (m: MeasuredOutcome, whole: number) => percent(1 - m.cost / whole);
   const whole = all?.cost ?? members.reduce((sum, { cost }) => sum + cost, 0);
   if (controller) {
     parts.push(
@@ -309,8 +307,8 @@ function momentsText(moments: Moments, means: readonly number[]): string {
 
 function testText(
   { at }: Tested,
-  test: readonly Measured[],
-  use: Measured,
+  test: readonly MeasuredOutcome[],
+  use: MeasuredOutcome,
   format: Format,
 ): string {
   const best = test.find(({ way }) => way === 'best')!;
@@ -318,8 +316,8 @@ function testText(
   return `The test part was looked at on ${at}: '${used.name}' errs by ${format(used.error.mean)}${used === best ? '' : `, the best single one by ${format(best.error.mean)} (difference ${differenceText(used.difference, format)})`}. Do not use this result to choose anything.`;
 }
 
-function costPlot(measured: readonly Measured[], isNumbers: boolean): ChartFigure {
-  const point = ({ cost, error }: Measured): PlotPoint => ({
+function costPlot(measured: readonly MeasuredOutcome[], isNumbers: boolean): ChartFigure {
+  const point = ({ cost, error }: MeasuredOutcome): PlotPoint => ({
     ...{ x: cost, y: error.mean, low: error.low, high: error.high },
   });
   const members = measured.filter(({ way }) => way === 'member');

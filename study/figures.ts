@@ -5,7 +5,7 @@ import { escapeXml, PAPER, svg } from '../shared/plot.ts';
 /** Figures of a model: pictures with captions, a matrix of counts, thresholds, histograms over time. */
 
 /** How an example is shown. */
-export type Shown =
+export type ExampleView =
   | {
       readonly kind: 'image';
       readonly width: number;
@@ -16,8 +16,8 @@ export type Shown =
     }
   | { readonly kind: 'text'; readonly text: string };
 
-export interface Card {
-  readonly shown: Shown;
+export interface SheetCard {
+  readonly shown: ExampleView;
   /** Lines below it. */
   readonly caption: readonly string[];
   /** Framed in another colour. */
@@ -28,10 +28,10 @@ export interface Card {
 export interface Gallery {
   readonly kind: 'gallery';
   readonly title: string;
-  readonly cards: readonly Card[];
+  readonly cards: readonly SheetCard[];
 }
 
-export const contactSheet = (title: string, cards: readonly Card[]): Gallery => ({
+export const contactSheet = (title: string, cards: readonly SheetCard[]): Gallery => ({
   ...{ kind: 'gallery', title, cards },
 });
 
@@ -60,7 +60,7 @@ export function galleryPicture({ title, cards }: Gallery): string {
   });
 }
 
-function drawn(shown: Shown, x: number, y: number): string {
+function drawn(shown: ExampleView, x: number, y: number): string {
   if (shown.kind === 'image') {
     const href = `data:image/png;base64,${pngOf(shown).toString('base64')}`;
     const at = `x="${x + (CARD.width - CARD.image) / 2}" y="${y + 3}" width="${CARD.image}" height="${CARD.image - 6}"`;
@@ -77,7 +77,7 @@ function drawn(shown: Shown, x: number, y: number): string {
 }
 
 /** Encoded, with the size that it has. */
-export function pngOf(shown: Extract<Shown, { kind: 'image' }>): Buffer {
+export function pngOf(shown: Extract<ExampleView, { kind: 'image' }>): Buffer {
   const { width, height, channels, pixels } = shown;
   const png = new PNG({ width, height });
   for (let i = 0; i < width * height; i++) {

@@ -1,7 +1,7 @@
 import { type Answers, classCountOf, decide, probabilitiesOf } from '../shared/answers.ts';
 import { permutation } from '../shared/random.ts';
 import { percent } from '../shared/text.ts';
-import { type Card, contactSheet, matrixFigure, type Shown } from './figures.ts';
+import { contactSheet, type ExampleView, matrixFigure, type SheetCard } from './figures.ts';
 import { chart } from './plot.ts';
 import { numberText, type Report } from './report.ts';
 import { meanOf } from './statistics.ts';
@@ -26,7 +26,7 @@ export interface Looked {
   /** Examples of the part that were asked about. */
   readonly rows: Int32Array;
   /** An example by its index in the part. */
-  readonly show: (row: number) => Shown;
+  readonly show: (row: number) => ExampleView;
   /** The name of class 0, 1, …; null: they have none. */
   readonly classes?: readonly string[] | null;
 }
@@ -57,7 +57,7 @@ export function lookReport(settings: LookSettings, looked: Looked): Report {
   const order = permutation(settings.seed, 0, lines.length);
   const random = Array.from(order.subarray(0, settings.random), (i) => lines[i]!);
   const confusion = confusionOf(answers);
-  const card = (line: Line): Card => ({
+  const card = (line: Line): SheetCard => ({
     shown: show(line.row),
     caption: [
       `is ${line.truth}, said ${line.answer}`,

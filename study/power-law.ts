@@ -26,7 +26,7 @@ export const SIZES_MIN = 3;
 /** With fewer sizes a floor is whatever the noise makes of it. */
 const FLOOR_SIZES_MIN = 4;
 
-export interface Measured {
+export interface ErrorAtSize {
   readonly n: number;
   readonly error: number;
 }
@@ -42,7 +42,7 @@ const STREAM = 0x2300_0000;
  * Least squares of log error: for each c of a grid, a line through log(error − c) over log n.
  * @param points positive errors at two sizes or more. @returns null when there are fewer.
  */
-export function fitPowerLaw(points: readonly Measured[]): PowerLaw | null {
+export function fitPowerLaw(points: readonly ErrorAtSize[]): PowerLaw | null {
   const usable = points.filter(({ n, error }) => n > 0 && error > 0 && Number.isFinite(error));
   const sizes = new Set(usable.map(({ n }) => n)).size;
   if (sizes < 2) return null;
@@ -62,13 +62,13 @@ export function fitPowerLaw(points: readonly Measured[]): PowerLaw | null {
   return best.law;
 }
 
-function tried(points: readonly Measured[], c: number): { law: PowerLaw; residual: number } {
+function tried(points: readonly ErrorAtSize[], c: number): { law: PowerLaw; residual: number } {
   const law = lawWithFloor(points, c);
   const residual = points.reduce((sum, { n, error }) => sum + Math.log(error / law.at(n)) ** 2, 0);
   return { law, residual };
 }
 
-function lawWithFloor(points: readonly Measured[], c: number): PowerLaw {
+function lawWithFloor(points: readonly ErrorAtSize[], c: number): PowerLaw {
   const xs = points.map(({ n }) => Math.log(n));
   const ys = points.map(({ error }) => Math.log(error - c));
   const mean = (values: readonly number[]) => values.reduce((s, v) => s + v, 0) / values.length;
@@ -85,7 +85,7 @@ function lawWithFloor(points: readonly Measured[], c: number): PowerLaw {
  * Fits, then fits again to resampled residuals (a bootstrap). @returns null for fewer than `SIZES_MIN` sizes, and
  * where an error is 0 or below, which has no logarithm: to leave such points out would make the rest look worse.
  */
-export function extrapolate(points: readonly Measured[], seed = 1): Extrapolation | null {
+export function extrapolate(points: readonly ErrorAtSize[], seed = 1): Extrapolation | null {
   const usable = points.filter(({ n, error }) => n > 0 && error > LEAST && Number.isFinite(error));
   if (usable.length < points.length) return null;
   if (new Set(usable.map(({ n }) => n)).size < SIZES_MIN) return null;

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import type { ErrorCode } from '../shared/errors.ts';
 import type { Evaluation } from '../shared/rest.ts';
-import { errorFormat } from '../shared/text.ts';
+import { errorFormat, type Format } from '../shared/text.ts';
 import { type Plot, pictureOf } from './plot.ts';
 import { writeWhole } from './record.ts';
 import type { Estimate } from './statistics.ts';
@@ -77,8 +77,6 @@ export function errorName(trials: readonly Trial[]): string | null {
 
 const measureOf = (trials: readonly Trial[]) =>
   trials.find(({ errorMeasure }) => errorMeasure)?.errorMeasure;
-
-export type Format = (value: number | null | undefined) => string;
 
 /** One more wrong answer of fewer changes the error by more than a twentieth. */
 const FEW = 20;

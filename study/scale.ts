@@ -1,6 +1,7 @@
 import type { Evaluation } from '../shared/rest.ts';
+import type { Format } from '../shared/text.ts';
 import { chart, type Plot } from './plot.ts';
-import { type Format, numberText, type Report, signed, spreadText } from './report.ts';
+import { numberText, type Report, signed, spreadText } from './report.ts';
 import { type Estimate, estimate, meanOf } from './statistics.ts';
 
 /**

@@ -1,14 +1,7 @@
-import { percent } from '../shared/text.ts';
+import { type Format, percent } from '../shared/text.ts';
 import { failureOf, failuresText } from './failures.ts';
 import { importance } from './importance.ts';
-import {
-  errorFormatOf,
-  errorName,
-  type Format,
-  fewText,
-  numberText,
-  type Report,
-} from './report.ts';
+import { errorFormatOf, errorName, fewText, numberText, type Report } from './report.ts';
 import { ranked, type SearchSettings, valueText } from './search.ts';
 import {
   curvesPlot,

@@ -10,7 +10,7 @@ import {
 } from '../shared/figure.ts';
 import { LIMITS } from '../shared/limits.ts';
 import type { StudyReport, StudySummary } from '../shared/rest.ts';
-import type { Shown } from './figures.ts';
+import type { ExampleView } from './figures.ts';
 import type { Plot } from './plot.ts';
 import { numberText, type Report } from './report.ts';
 import { bestEvaluation, type Trial } from './study.ts';
@@ -141,7 +141,7 @@ function pointOf({ x, y, low, high, label }: PlotPoint): PlotPoint {
 const tidy = (value: number | null | undefined) =>
   value == null || !Number.isFinite(value) ? null : Number(value.toPrecision(7));
 
-function shownOf(shown: Shown): GalleryFigure['cards'][number]['shown'] {
+function shownOf(shown: ExampleView): GalleryFigure['cards'][number]['shown'] {
   if (shown.kind === 'text') return { kind: 'text', text: cut(shown.text, 500) };
   const { width, height, channels, pixels } = shrunk(shown);
   return { ...{ kind: 'image', width, height, channels }, pixels: base64Of(pixels) };
@@ -150,7 +150,7 @@ function shownOf(shown: Shown): GalleryFigure['cards'][number]['shown'] {
 const base64Of = (bytes: Uint8Array) => Buffer.from(bytes).toString('base64');
 
 /** Means over squares of pixels, where a side has more than `FIGURE_LIMITS.imageSide`. */
-export function shrunk(image: Extract<Shown, { kind: 'image' }>): typeof image {
+export function shrunk(image: Extract<ExampleView, { kind: 'image' }>): typeof image {
   const { width, height, channels, pixels } = image;
   const scale = Math.max(width, height) / MANY.imageSide;
   if (scale <= 1) return image;

@@ -8,7 +8,7 @@ import { DownpourError } from '../shared/errors.ts';
 export type Variants = Readonly<Record<string, PartialConfig>>;
 
 /** What the baseline's runs have told. */
-export interface Facts {
+export interface BaselineFacts {
   /** How many the baseline has. */
   readonly parameters: number;
   readonly trainCount: number;
@@ -19,7 +19,7 @@ export interface VariantSet {
   /** The names of `of`, the baseline first. */
   readonly names: readonly string[];
   /** @param base completed. */
-  of(facts: Facts, base: RunConfig): Variants;
+  of(facts: BaselineFacts, base: RunConfig): Variants;
   /** `of` looks at the facts: the baseline must run first. */
   readonly needsFacts: boolean;
   /** What must be read by the model, for a variant that changes nothing. */
@@ -53,7 +53,7 @@ const regularisation: Variants = {
   both: { hyperparameters: { ...DROPOUT, batchNorm: true }, weightDecay: NO_DECAY },
 };
 
-const capacity = ({ parameters }: Facts): Variants => ({
+const capacity = ({ parameters }: BaselineFacts): Variants => ({
   'as it is': {},
   'units doubled': { hyperparameters: { unitsTimes: 2 } },
   'units halved': { hyperparameters: { unitsTimes: 0.5 } },
@@ -62,13 +62,13 @@ const capacity = ({ parameters }: Facts): Variants => ({
 });
 
 /** Updates that a run makes at most, as far as it says; else those of 20 epochs. */
-function updatesOf({ trainCount }: Facts, config: RunConfig): number {
+function updatesOf({ trainCount }: BaselineFacts, config: RunConfig): number {
   const perEpoch = Math.ceil(trainCount / config.minibatchSize);
   const { stepsMax, epochsMax } = config;
   return Math.max(1, Math.min(stepsMax ?? Infinity, (epochsMax ?? 20) * perEpoch));
 }
 
-function optimisers(facts: Facts, config: RunConfig): Variants {
+function optimisers(facts: BaselineFacts, config: RunConfig): Variants {
   const updates = updatesOf(facts, config);
   const share = (of: number) => Math.max(1, Math.round(of * updates));
   const constant = { schedule: { kind: 'constant' }, momentumSchedule: null } as const;
@@ -107,7 +107,7 @@ function optimisers(facts: Facts, config: RunConfig): Variants {
   };
 }
 
-function schedules(facts: Facts, config: RunConfig): Variants {
+function schedules(facts: BaselineFacts, config: RunConfig): Variants {
   const steps = updatesOf(facts, config);
   const { enabled, patience } = config.earlyStopping;
   const plateau = {
@@ -172,7 +172,7 @@ const SETS: Readonly<Record<string, { of: VariantSet['of']; needsFacts: boolean;
 /** Names of the built-in sets. */
 export const VARIANT_SETS: readonly string[] = Object.keys(SETS);
 
-const ANY: Facts = { parameters: 10_000, trainCount: 10_000 };
+const ANY: BaselineFacts = { parameters: 10_000, trainCount: 10_000 };
 
 /** A built-in set by its name; null: there is none. @param base completed configuration of the experiment. */
 export function builtInVariants(name: string, base: RunConfig): VariantSet | null {

@@ -17,7 +17,7 @@ import { csvText, picturesOf } from './save.ts';
 /** Figures of studies and looks, drawn in the size and the colours of the page. */
 
 /** A figure on the page; `destroy` when it goes. */
-export interface Shown {
+export interface FigureView {
   readonly element: HTMLElement;
   /** Buttons that save it; null: there is nothing to be saved but the picture itself. */
   readonly tools: HTMLElement | null;
@@ -34,7 +34,7 @@ const lookOf = (width: number, height: number): Look => ({
   titled: false,
 });
 
-export function figureOf(figure: Figure): Shown {
+export function figureOf(figure: Figure): FigureView {
   switch (figure.kind) {
     case 'chart':
       return drawn(figure, (width) => chartSvg(figure, lookOf(width, 300)));
@@ -85,7 +85,7 @@ function drawn(
   figure: ChartFigure | MatrixFigure | ParallelFigure,
   draw: (width: number) => string,
   widthMin?: number,
-): Shown {
+): FigureView {
   const drawing = new Drawing(draw, widthMin);
   return {
     element: drawing.element,
@@ -129,7 +129,7 @@ function csvOf(figure: ChartFigure | MatrixFigure | ParallelFigure): string {
 }
 
 /** On a phone its axes need more room than there is. */
-function parallelOf(figure: ParallelFigure): Shown {
+function parallelOf(figure: ParallelFigure): FigureView {
   const least = 90 * figure.axes.length;
   const shown = drawn(figure, (width) => parallelSvg(figure, lookOf(width, 360)), least);
   const element = h(
@@ -142,7 +142,7 @@ function parallelOf(figure: ParallelFigure): Shown {
 
 // Examples.
 
-function galleryOf({ title, cards }: GalleryFigure): Shown {
+function galleryOf({ title, cards }: GalleryFigure): FigureView {
   const element = h(
     'ul',
     { class: 'gallery', 'aria-label': title },
@@ -179,7 +179,7 @@ function exampleOf({ shown, caption }: Card): HTMLElement {
 // Coverage and accuracy.
 
 /** The curve, and a slider along it that reads out what a threshold gives. */
-function thresholdsOf(figure: ThresholdsFigure): Shown {
+function thresholdsOf(figure: ThresholdsFigure): FigureView {
   const { points, choices, title } = figure;
   let at = points.length - 1;
   const chart = (here = points[at]): ChartFigure => ({

@@ -8,7 +8,7 @@ import { loginView } from './login.ts';
 import { emptyState, type View } from './parts.ts';
 import { runView } from './run.ts';
 import { runsView } from './runs.ts';
-import { changed, follow, learnWho, logOut, state, subscribe } from './store.ts';
+import { drawSoon, follow, learnWho, logOut, state, subscribe } from './store.ts';
 import { studiesView, studyView } from './studies.ts';
 import { initTheme } from './theme.ts';
 
@@ -152,7 +152,7 @@ async function begin(): Promise<void> {
   await learnWho((words) => fill(main, words));
   if (isLoggedOut()) show();
   else start();
-  changed();
+  drawSoon();
 }
 
 void begin();

@@ -43,7 +43,7 @@ export async function lookForRun(id: string): Promise<void> {
   const run = await client.run(id).catch(() => null);
   if (!run || state.runs.has(id)) return;
   state.runs.set(id, run);
-  changed();
+  drawSoon();
 }
 
 /** Newest first. */
@@ -59,7 +59,7 @@ export function subscribe(listener: () => void): () => void {
   return () => listeners.delete(listener);
 }
 
-export function changed(): void {
+export function drawSoon(): void {
   if (drawing) return;
   drawing = true;
   requestAnimationFrame(() => {
@@ -133,7 +133,7 @@ function unfollow(): void {
 function setLink(link: Link): void {
   if (state.link === link) return;
   state.link = link;
-  changed();
+  drawSoon();
 }
 
 function forget(): void {
@@ -150,7 +150,7 @@ function take(update: FeedUpdate): void {
   }
   for (const id of update.gone.runs) state.runs.delete(id);
   for (const key of update.gone.workers) state.workers.delete(key);
-  changed();
+  drawSoon();
 }
 
 /** Asks the server who this browser is. @throws TypeError when there is no answer. */

@@ -1,6 +1,6 @@
 import type { StudyDetail, StudySummary } from '../shared/rest.ts';
 import { BASE } from './base.ts';
-import { figureOf, type Shown } from './figures.ts';
+import { type FigureView, figureOf } from './figures.ts';
 import { ago, count, plural } from './format.ts';
 import { fill, fillNew, h, setText } from './html.ts';
 import { badge, card, confirm, emptyState, notify, tableOf, type View } from './parts.ts';
@@ -108,7 +108,7 @@ export function studyView(name: string): View {
   missing.hidden = true;
   page.hidden = true;
   const element = h('div', {}, page, missing);
-  let shown: Shown[] = [];
+  let shown: FigureView[] = [];
   let version = -1;
   let reading = false;
   let ended = false;

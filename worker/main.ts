@@ -151,7 +151,7 @@ class Worker {
         message.type === 'assign' && message.facts ? decodeFacts(bytesOf(payload)) : null;
       if (message.type !== 'work') release?.();
       if (message.type === 'assign' || message.type === 'idle') this.#lookNoMore();
-      if (message.type === 'assign') await this.#assigned(message, facts);
+      if (message.type === 'assign') await this.#assign(message, facts);
       else if (message.type === 'idle') this.#idle(message);
       else if (message.type === 'end') {
         this.#end(message);
@@ -170,7 +170,7 @@ class Worker {
   }
 
   /** @param facts of the run that a fork began with. */
-  async #assigned(assign: Assign, facts: DataFacts | null): Promise<void> {
+  async #assign(assign: Assign, facts: DataFacts | null): Promise<void> {
     try {
       if (!this.#holds(assign)) {
         this.release();
@@ -200,7 +200,7 @@ class Worker {
       seen: this.#client.seen(assign.run) ?? null,
     };
     this.#client.send(join, own);
-    trainer.rejoined();
+    trainer.noteRejoin();
   }
 
   /** The connection was lost and the same run is assigned again: nothing need be loaded. */

@@ -109,15 +109,15 @@ async function ownMeasure(what: string, own: Measure, shapes: Shapes): Promise<M
   return measure;
 }
 
-interface Trial {
+interface TrialCall {
   readonly value: Tensor | null;
   readonly problem: DownpourError | null;
   /** Shapes of targets and predictions, as many numbers each, that were combined each with each. */
   readonly spread: readonly (readonly number[])[] | null;
 }
 
-function tryOut(what: string, measure: Measure, shapes: Shapes, count: number): Trial {
-  let spread: Trial['spread'] = null;
+function tryOut(what: string, measure: Measure, shapes: Shapes, count: number): TrialCall {
+  let spread: TrialCall['spread'] = null;
   /** What each tensor is made of: 1, targets; 2, predictions; 3, both. */
   const origins = new Map<number, number>();
   const originOf = (tensors: readonly Tensor[]) =>
@@ -195,7 +195,7 @@ function watchKernels(watcher: Watcher): () => void {
   };
 }
 
-async function agree(trials: readonly Trial[], others: readonly Trial[]): Promise<boolean> {
+async function agree(trials: readonly TrialCall[], others: readonly TrialCall[]): Promise<boolean> {
   for (const [i, { value }] of trials.entries()) {
     const other = others[i]!.value;
     if (!value || !other) return false;
@@ -206,7 +206,7 @@ async function agree(trials: readonly Trial[], others: readonly Trial[]): Promis
   return true;
 }
 
-function spreadError(what: string, { spread }: Trial): DownpourError {
+function spreadError(what: string, { spread }: TrialCall): DownpourError {
   const [a, b] = spread ?? [];
   return invalid(
     `${what} broadcasts shape [${a}] with shape [${b}], so it compares targets with the predictions of other examples: give both the same shape, for example with targets.reshape(predictions.shape)`,
@@ -214,7 +214,7 @@ function spreadError(what: string, { spread }: Trial): DownpourError {
 }
 
 /** A loss must have a gradient, and must not be the sum over the examples. */
-async function checkLoss(measure: Measure, shapes: Shapes, whole: Trial): Promise<void> {
+async function checkLoss(measure: Measure, shapes: Shapes, whole: TrialCall): Promise<void> {
   const count = COUNTS[1];
   try {
     tf.tidy(() => {

@@ -21,7 +21,7 @@ import { type Tensor, tf } from './tf.ts';
  */
 
 /** Means over the examples of one minibatch. */
-export interface Measured {
+export interface MinibatchMeasures {
   readonly loss: number;
   readonly error: number;
   readonly metrics: Readonly<Record<string, number>>;
@@ -65,7 +65,7 @@ export interface Model {
    */
   step(minibatch: Minibatch, seed: number): Promise<Step>;
   /** Loss, error and metrics at the parameters loaded, training mode off. */
-  measure(minibatch: Minibatch): Promise<Measured>;
+  measure(minibatch: Minibatch): Promise<MinibatchMeasures>;
   /** Losses of regularised layers at the parameters loaded: what a step's gradient has beside its loss. */
   penalty(): Promise<number>;
   /** Training mode off. */
@@ -186,7 +186,7 @@ class BuiltModel implements Model {
     return this.#steps.step(this.#instance, minibatch, seed);
   }
 
-  async measure(minibatch: Minibatch): Promise<Measured> {
+  async measure(minibatch: Minibatch): Promise<MinibatchMeasures> {
     this.#parameters.upload();
     const { loss, error, metrics } = this.#measures;
     const flat = tf.tidy(() => {

@@ -24,9 +24,9 @@ import type { Model } from './model.ts';
 
 export interface Observer {
   /** Newer parameters, shape [≥ trainableSize], borrowed. @param exact f32 all the way. */
-  pulled(values: Float32Array, step: number, generation: number, exact: boolean): void;
+  notePull(values: Float32Array, step: number, generation: number, exact: boolean): void;
   /** A gradient was computed, at parameters that the model still holds. */
-  computed(sample: {
+  noteGradient(sample: {
     readonly lease: Lease;
     readonly minibatch: Minibatch;
     readonly values: Float32Array;
@@ -84,7 +84,7 @@ export function createObserver(options: ObserverOptions): Observer | null {
   const spent = { costMs: 0, computeMs: 0 };
   let toldMs = 0;
 
-  async function sample(given: Parameters<Observer['computed']>[0]): Promise<void> {
+  async function sample(given: Parameters<Observer['noteGradient']>[0]): Promise<void> {
     const { minibatch, values, gradient, step, generation } = given;
     samples++;
     const weights = elements.map((of) => Float32Array.from(of, (i) => values[i]!));
@@ -144,7 +144,7 @@ export function createObserver(options: ObserverOptions): Observer | null {
   }
 
   return {
-    pulled(values, step, generation, exact) {
+    notePull(values, step, generation, exact) {
       exactNow = exact;
       if (!pending || (pending.generation === generation && step <= pending.step)) return;
       const start = now();
@@ -153,7 +153,7 @@ export function createObserver(options: ObserverOptions): Observer | null {
       spent.costMs += now() - start;
     },
 
-    async computed(given) {
+    async noteGradient(given) {
       spent.computeMs += given.computeMs;
       if ((given.lease.id - 1) % everySteps === 0) due = true;
       // The first one is free: until then nobody knows what it costs.

@@ -127,7 +127,7 @@ export class Shelf {
       if (changed.has(name) || isHere || this.#refused.has(run)) continue;
       if (this.#found.get(name)?.hash === experimentHash) {
         if (this.#sent.delete(name)) changed.add(name);
-      } else if (await this.#fetched(wanted, server, signal)) {
+      } else if (await this.#fetch(wanted, server, signal)) {
         this.#sent.set(name, wanted);
         changed.add(name);
       }
@@ -135,7 +135,7 @@ export class Shelf {
     return changed.size > 0;
   }
 
-  async #fetched(wanted: MissingExperiment, server: string, signal: AbortSignal): Promise<boolean> {
+  async #fetch(wanted: MissingExperiment, server: string, signal: AbortSignal): Promise<boolean> {
     const { run, experiment, bundle } = wanted;
     if (!bundle || !this.#bundles) return false;
     const { sha256, bytes } = bundle;

@@ -66,7 +66,7 @@ export interface TrainerProgress {
 
 export interface Trainer {
   /** The connection is new and `join` has been sent: what was not acknowledged goes out again. */
-  rejoined(): void;
+  noteRejoin(): void;
   /**
    * Does what the server asks for, and answers it.
    * @param payload the trainer's from now: nobody may write to it until `release` is called.
@@ -122,7 +122,7 @@ class RunTrainer implements Trainer {
     });
   }
 
-  rejoined(): void {
+  noteRejoin(): void {
     this.#mustResend = true;
     // The result may have been lost with the connection: it is told once more when it is asked for.
     this.#isTold = false;
@@ -198,7 +198,7 @@ class RunTrainer implements Trainer {
     if (generation !== this.#current?.generation) this.#compressor.reset();
     if (payload.length > 0) {
       this.#current = { values: payload, step, generation };
-      this.#observer?.pulled(payload, step, generation, encoding === 'f32');
+      this.#observer?.notePull(payload, step, generation, encoding === 'f32');
     }
     this.#releaseUnused();
   }
@@ -256,7 +256,7 @@ class RunTrainer implements Trainer {
     onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
     // While the push travels: nobody waits for a sample but the next gradient.
     const computed = { lease, minibatch, values, gradient, step, generation, computeMs };
-    if (told !== null) await this.#observer?.computed(computed);
+    if (told !== null) await this.#observer?.noteGradient(computed);
   }
 
   #releaseUnused(): void {

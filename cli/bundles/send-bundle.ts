@@ -85,7 +85,7 @@ export async function bundleExperiment(file: string): Promise<ExperimentBundle> 
       text: `line ${location.line} imports what it computes the name of when it runs, as packages with native code do: a bundle cannot hold that`,
     });
   }
-  if (content.includes(MARK)) problems.push(...(await inputs.marked()));
+  if (content.includes(MARK)) problems.push(...(await inputs.findPlaceDependence()));
   problems.push(...inputs.ofDownpour());
   if (problems.length > 0) {
     // One line for each package is enough.
@@ -239,7 +239,7 @@ class Inputs {
   }
 
   /** Where expressions are whose value depends on where their file lies. */
-  async marked(): Promise<Problem[]> {
+  async findPlaceDependence(): Promise<Problem[]> {
     const problems: Problem[] = [];
     for (const file of this.#paths) {
       const source = await readFile(file, 'utf8');

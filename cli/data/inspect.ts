@@ -32,7 +32,7 @@ export interface ColumnFacts {
   readonly classes: Readonly<Record<string, number>> | null;
 }
 
-export interface DataFacts {
+export interface Inspection {
   readonly source: string;
   readonly columns: readonly (ColumnFacts | ColumnSummary)[];
 }
@@ -57,7 +57,7 @@ export async function inspectCommand(
 export async function inspectData(
   path?: string,
   options: GivenTableOptions = {},
-): Promise<DataFacts> {
+): Promise<Inspection> {
   if (path === undefined) return examplesFacts(await loadMnist());
   const entry = await stat(path).catch((error) => {
     throw unreadable(path, error);
@@ -88,7 +88,7 @@ async function holdsMnist(folder: string): Promise<boolean> {
   return names.some((name) => /^(train|t10k)-(images|labels)-idx/.test(name));
 }
 
-function examplesFacts(data: ExperimentData): DataFacts {
+function examplesFacts(data: ExperimentData): Inspection {
   const columns: ColumnFacts[] = [];
   for (const part of ['train', 'validation', 'test'] as const) {
     const examples = data[part];
@@ -99,7 +99,7 @@ function examplesFacts(data: ExperimentData): DataFacts {
   return { source: data.source, columns };
 }
 
-function fileFacts(path: string, column: Column): DataFacts {
+function fileFacts(path: string, column: Column): Inspection {
   const { shape, values } = column;
   // NumPy saves labels as float64 where they went through a table.
   const labels = shape.length === 1 && (!isFloat(values) || values.every(isLabel));

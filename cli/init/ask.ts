@@ -7,7 +7,7 @@ import { DownpourError, errorText } from '../../shared/errors.ts';
 /** @returns what somebody answers; nothing said: `fallback`. */
 type Question = (question: string, fallback: string) => Promise<string>;
 
-export interface Answers {
+export interface Interview {
   /**
    * A value that is given by an option, else asked for, else the default.
    * @param read makes the value of its text and throws a DownpourError for a wrong one: somebody who was
@@ -27,14 +27,14 @@ export interface Answers {
 export class Interrupted extends Error {}
 
 /** Takes the options and the defaults, asks nothing. */
-export const unasked: Answers = {
+export const unasked: Interview = {
   isAsking: false,
   answer: async (given, _question, fallback, read) => read(given ?? fallback),
   close() {},
 };
 
 /** @param terminal whether lines can be edited */
-export function askAt(input: Readable, output: Writable, terminal = true): Answers {
+export function askAt(input: Readable, output: Writable, terminal = true): Interview {
   const lines = createInterface({ input, output, terminal });
   const over = new AbortController();
   lines.on('SIGINT', () => {

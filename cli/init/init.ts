@@ -6,7 +6,7 @@ import { unreadable } from '../../worker/data/files.ts';
 import { experimentName } from '../../worker/experiment.ts';
 import { type GivenTableOptions, tableOptionsOf } from '../data/table-options.ts';
 import { EXIT, print, printJson } from '../options.ts';
-import { type Answers, askAt, Interrupted, unasked } from './ask.ts';
+import { askAt, Interrupted, type Interview, unasked } from './ask.ts';
 import { imagesDraft, type ModelKind, mnistDraft } from './images.ts';
 import { code } from './source.ts';
 import { type Draft, type Task, tableDraft } from './table.ts';
@@ -43,7 +43,7 @@ export async function initCommand(file: string | undefined, options: InitOptions
 async function init(
   file: string | undefined,
   options: InitOptions,
-  answers: Answers,
+  answers: Interview,
 ): Promise<void> {
   const path = await answers.answer(file, 'Name of the file?', DEFAULT_FILE, (text) =>
     pathFor(text, options.force === true),
@@ -130,7 +130,7 @@ async function draftFor(
   data: string,
   isFolder: boolean,
   options: InitOptions,
-  answers: Answers,
+  answers: Interview,
 ): Promise<Draft> {
   const { target, task } = options;
   const reading = tableOptionsOf(options);

@@ -13,7 +13,7 @@ import {
 import { summarise } from '../../worker/data/tables/table-summary.ts';
 import { withOptions } from '../data/table-options.ts';
 import { groups } from '../output/progress.ts';
-import type { Answers } from './ask.ts';
+import type { Interview } from './ask.ts';
 import { dateOrderOf, firstOdd, type Judged, judge, numbersOf, shown } from './columns.ts';
 import { isNumeric, isSame, targetInDisguise } from './relations.ts';
 import { code, codeList, comment, key } from './source.ts';
@@ -45,7 +45,7 @@ const CLASSES_FEW = 10;
 const SHOWN_MAX = 8;
 
 /** @throws DownpourError DP_USAGE, DP_DATA_MISSING, DP_DATA_CORRUPT */
-export async function tableDraft(request: TableRequest, answers: Answers): Promise<Draft> {
+export async function tableDraft(request: TableRequest, answers: Interview): Promise<Draft> {
   const { data } = request;
   const { table, reading, notes: readingNotes } = await readTable(request);
   if (table.count === 0)

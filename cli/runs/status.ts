@@ -1,7 +1,6 @@
 import { setTimeout as wait } from 'node:timers/promises';
 import type { CopyFacts, WorkerSummary } from '../../shared/rest.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
-import { openSession, type Session } from '../embedded.ts';
 import {
   clientOf,
   errorLine,
@@ -22,6 +21,7 @@ import {
   table,
   workerLine,
 } from '../output/progress.ts';
+import { openUsedServer, type UsedServer } from '../used-server.ts';
 
 export interface StatusOptions extends RunOptions {
   /** Seconds between two looks. */
@@ -37,12 +37,12 @@ export async function statusCommand(
   options: StatusOptions,
 ): Promise<void> {
   if (options.watch !== undefined) return watch(run, options, options.watch);
-  const session = await openSession({ ...options, run });
+  const usedServer = await openUsedServer({ ...options, run });
   try {
-    if (options.json) printJson(await factsFor(session.client, run));
-    else for (const line of await linesFor(session, run)) print(line);
+    if (options.json) printJson(await factsFor(usedServer.client, run));
+    else for (const line of await linesFor(usedServer, run)) print(line);
   } finally {
-    await session.close();
+    await usedServer.close();
   }
 }
 
@@ -81,7 +81,7 @@ async function factsFor(client: RestClient, run: string | undefined): Promise<ob
 }
 
 async function linesFor(
-  { client, state }: Pick<Session, 'client' | 'state'>,
+  { client, state }: Pick<UsedServer, 'client' | 'state'>,
   run: string | undefined,
 ): Promise<string[]> {
   if (run !== undefined) {

@@ -15,7 +15,6 @@ import {
   loadExperiment,
 } from '../../worker/experiment.ts';
 import type { ExperimentBundle } from '../bundles/send-bundle.ts';
-import { type Session, startOwnServer } from '../embedded.ts';
 import {
   type ConfigOptions,
   clientOf,
@@ -39,6 +38,7 @@ import {
 } from '../output/progress.ts';
 import { writtenCheckpoints } from '../trained/checkpoint-copy.ts';
 import { runsAndTrials } from '../trained/trials.ts';
+import { startOwnServer, type UsedServer } from '../used-server.ts';
 import { startLocalWorkers } from '../workers/local-workers.ts';
 import type { Pool } from '../workers/pool.ts';
 import { follow } from './follow.ts';
@@ -203,27 +203,27 @@ async function conduct(
     progress.note('stopping with a checkpoint; Ctrl-C once more to stop at once'),
   );
   const log = options.verbose ? tell : () => {};
-  let session: Session | null = null;
+  let usedServer: UsedServer | null = null;
   let pool: Pool | null = null;
   try {
-    session = await openServer(options, log);
-    const { id } = await begin(session.client, progress);
+    usedServer = await openServer(options, log);
+    const { id } = await begin(usedServer.client, progress);
     if (options.detach) {
-      progress.note(`run ${id} waits for workers: downpour work --server ${session.client.url}`);
-      progress.event('started', { run: id, url: session.client.url });
+      progress.note(`run ${id} waits for workers: downpour work --server ${usedServer.client.url}`);
+      progress.event('started', { run: id, url: usedServer.client.url });
       return EXIT.ok;
     }
-    progress.event('started', { run: id, url: session.client.url });
-    progress.note(`run ${id}, to be watched at ${session.client.url}/#/runs/${id}`);
-    if (session.state !== null) {
+    progress.event('started', { run: id, url: usedServer.client.url });
+    progress.note(`run ${id}, to be watched at ${usedServer.client.url}/#/runs/${id}`);
+    if (usedServer.state !== null) {
       progress.note(
         `Ctrl-C stops with a checkpoint; \`${commandLine('resume', id, options)}\` goes on`,
       );
     }
-    const { client } = session;
+    const { client } = usedServer;
     if (options.workers > 0)
       pool = startLocalWorkers({
-        ...{ run: id, options, session, log, folders: foldersOf(options) },
+        ...{ run: id, options, usedServer, log, folders: foldersOf(options) },
         note: (line) => progress.note(line),
         isOver: async () =>
           interruption.signal.aborted ||
@@ -232,23 +232,26 @@ async function conduct(
             () => false,
           )),
       });
-    const { run, cut } = await follow(session.client, id, progress, pool, interruption.signal);
+    const { run, cut } = await follow(usedServer.client, id, progress, pool, interruption.signal);
     await pool?.stop();
     pool = null;
     progress.end();
-    const checkpoints = await writtenCheckpoints(session.client, run);
+    const checkpoints = await writtenCheckpoints(usedServer.client, run);
     progress.event('ended', { run, checkpoints });
     if (!options.json) report(run, checkpoints, options);
     return cut && run.phase === 'finished' ? EXIT.interrupted : exitCodeOfRun(run);
   } finally {
     progress.end();
     await pool?.stop();
-    await session?.close();
+    await usedServer?.close();
     interruption.dispose();
   }
 }
 
-async function openServer(options: FollowOptions, log: (line: string) => void): Promise<Session> {
+async function openServer(
+  options: FollowOptions,
+  log: (line: string) => void,
+): Promise<UsedServer> {
   if (options.server === undefined) {
     if (options.detach) {
       throw new DownpourError(

@@ -16,9 +16,9 @@ import type { Examples, ExperimentData, PreparedData } from '../../worker/data/e
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { type Experiment, experimentName, hashExperiment } from '../../worker/experiment.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
-import { startOwnServer } from '../embedded.ts';
 import { tell } from '../options.ts';
 import { openScratch } from '../scratch.ts';
+import { startOwnServer } from '../used-server.ts';
 import { type LocalWorkersOptions, startLocalWorkers } from '../workers/local-workers.ts';
 import type { Pool } from '../workers/pool.ts';
 
@@ -84,16 +84,16 @@ export async function checkTiny(given: TinyOptions): Promise<Finding> {
   };
   const { folder, remove } = await openScratch('check');
   let pool: Pool | null = null;
-  const session = await startOwnServer({ state: join(folder, 'state'), port: 0, log });
+  const usedServer = await startOwnServer({ state: join(folder, 'state'), port: 0, log });
   let over = false;
   try {
     const note = options.json ? log : tell;
     pool = startLocalWorkers({
-      ...{ run: null, options, session, log, note, folders: [dirname(resolve(file))] },
+      ...{ run: null, options, usedServer, log, note, folders: [dirname(resolve(file))] },
       isOver: async () => over || signal.aborted,
     });
     const { trials, done } = await conductStudy({
-      ...{ client: session.client, name: 'check', folder, settings: 'tiny', signal },
+      ...{ client: usedServer.client, name: 'check', folder, settings: 'tiny', signal },
       experiment: experimentName(file),
       experimentHash: await hashExperiment(file),
       plan: tinyPlan(settings),
@@ -105,7 +105,7 @@ export async function checkTiny(given: TinyOptions): Promise<Finding> {
   } finally {
     over = true;
     await pool?.stop();
-    await session.close();
+    await usedServer.close();
     await remove();
   }
 }

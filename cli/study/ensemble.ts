@@ -11,9 +11,9 @@ import type { Trial } from '../../study/study.ts';
 import { toldReport, trialsReport } from '../../study/telling.ts';
 import { experimentName, loadExperiment } from '../../worker/experiment.ts';
 import { loadData } from '../../worker/prepare.ts';
-import { openSession, type Session } from '../embedded.ts';
 import { configOf, EXIT, tell } from '../options.ts';
 import { showReport } from '../output/report.ts';
+import { openUsedServer, type UsedServer } from '../used-server.ts';
 import { type Examination, examineMembers, type MemberSource, noTestPart } from './members.ts';
 import { defaultName, type StudyCommandOptions, studyCommand } from './study.ts';
 import { Teller } from './tell.ts';
@@ -74,23 +74,23 @@ async function ofRuns(
   }
   const name = options.name ?? defaultName('ensemble', file, runs);
   const folder = resolve(options.out ?? join('studies', name));
-  const session = await openSession({ ...options, run: runs[0] });
+  const usedServer = await openUsedServer({ ...options, run: runs[0] });
   try {
     const sources = runs.map((run): MemberSource => ({ run, label: run, role: 'member' }));
     const what = { file, kind: null, sources, notes: [] };
-    const report = await reportOf(name, what, options, { session, folder });
+    const report = await reportOf(name, what, options, { usedServer, folder });
     const paths = await writeReport(folder, report);
     const own = { kind: 'ensemble', state: 'ended', experiment: experimentName(file) } as const;
     const facts = { ...own, run: null, trials: null, runs };
-    await new Teller(session.client, name, tell).last(toldReport(facts, report));
+    await new Teller(usedServer.client, name, tell).last(toldReport(facts, report));
     showReport(report, paths, options.json);
     return EXIT.ok;
   } finally {
-    await session.close();
+    await usedServer.close();
   }
 }
 
-interface Asked {
+interface AskedEnsemble {
   readonly file: string;
   /** Null: runs of the user's. */
   readonly kind: MemberKind | null;
@@ -99,7 +99,7 @@ interface Asked {
 }
 
 /** @throws DownpourError DP_RUN_FAILED, or why no worker could train one: fewer than two members were trained. */
-function sourcesOf(trials: readonly Trial[]): Pick<Asked, 'sources' | 'notes'> {
+function sourcesOf(trials: readonly Trial[]): Pick<AskedEnsemble, 'sources' | 'notes'> {
   const ended = trials.filter(({ end }) => end?.kind === 'finished');
   const sources = ended.map(({ id, label, point }): MemberSource => {
     if (!('average' in point)) return { run: id, label, role: 'member' };
@@ -157,15 +157,15 @@ function onlyNumbers(ways: readonly Way[]): DownpourError {
 
 async function reportOf(
   name: string,
-  { file, kind, sources, notes }: Asked,
+  { file, kind, sources, notes }: AskedEnsemble,
   options: EnsembleOptions,
-  { session, folder, signal }: { session: Session; folder: string; signal?: AbortSignal },
+  { usedServer, folder, signal }: { usedServer: UsedServer; folder: string; signal?: AbortSignal },
 ): Promise<EnsembleReport> {
   const { combine, tolerance, accuracy = null, recall, halfSeed: seed, test = false } = options;
   const { data, engine, costs } = options;
   if (!options.quiet)
     tell(`asking ${sources.length} models about the validation${test ? ' and the test' : ''} part`);
-  const examination = await examineMembers(session, sources, {
+  const examination = await examineMembers(usedServer, sources, {
     ...{ file, folder, test, features: combine?.includes('controller') ?? true },
     weights: combine ? combine.includes('weights') : kind === 'snapshots',
     ...(data === undefined ? {} : { data }),

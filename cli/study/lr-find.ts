@@ -80,19 +80,19 @@ async function openSource(
   options: LearningRateOptions,
 ): Promise<EarlySession & { readonly fork: Fork }> {
   const { checkpoint } = options;
-  const session = await openServer(options, options.verbose ? tell : () => {});
+  const usedServer = await openServer(options, options.verbose ? tell : () => {});
   try {
-    const { client } = session;
+    const { client } = usedServer;
     const { phase, step, config } = await client.run(run);
     const isLive = !OVER.includes(phase);
-    if (session.state !== null && isLive) {
+    if (usedServer.state !== null && isLive) {
       throw new DownpourError(
         'DP_USAGE',
         `run ${run} is not over (${phase}), and this command's own server would train it on: end it by \`downpour stop ${run}\`, or name the server that has it by --server`,
       );
     }
     if (isLive && checkpoint === 'last')
-      return { session, config, fork: { run, checkpoint, step } };
+      return { usedServer, config, fork: { run, checkpoint, step } };
     const known = await client.checkpoints(run);
     const found = known.findLast(({ kind, file }) => kind === checkpoint || file === checkpoint);
     if (!found) {
@@ -101,9 +101,9 @@ async function openSource(
         `run ${run} has no checkpoint '${checkpoint}'; it has: ${known.map(({ file }) => file).join(', ') || 'none'}`,
       );
     }
-    return { session, config, fork: { run, checkpoint: found.file, step: found.step } };
+    return { usedServer, config, fork: { run, checkpoint: found.file, step: found.step } };
   } catch (error) {
-    await session.close();
+    await usedServer.close();
     throw error;
   }
 }

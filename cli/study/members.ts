@@ -26,7 +26,6 @@ import { vectorOf } from '../../worker/layers-format.ts';
 import { minibatchSeed } from '../../worker/minibatches.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { type LoadedData, loadData, prepareOptions } from '../../worker/prepare.ts';
-import type { Session } from '../embedded.ts';
 import { tell } from '../options.ts';
 import {
   aboutModel,
@@ -35,9 +34,10 @@ import {
   copyFromRun,
 } from '../trained/checkpoint-copy.ts';
 import { standardisedAnew } from '../trained/trained.ts';
+import type { UsedServer } from '../used-server.ts';
 import { engineOf } from '../workers/options.ts';
 
-/** Trained runs as members of an ensemble: their parameters, and their answers to the same examples. */
+/** TrainedModel runs as members of an ensemble: their parameters, and their answers to the same examples. */
 
 export interface MemberSource {
   readonly run: string;
@@ -81,7 +81,7 @@ export interface Examination {
 }
 
 /** A member while it is looked at. */
-interface Asked {
+interface AskedMember {
   readonly record: Omit<MemberRecord, 'cost'>;
   readonly copied: Copied;
   readonly role: MemberSource['role'];
@@ -101,20 +101,20 @@ interface Asked {
  *   what reading a checkpoint, an experiment or its data throws.
  */
 export async function examineMembers(
-  session: Session,
+  usedServer: UsedServer,
   sources: readonly MemberSource[],
   options: ExamineOptions,
 ): Promise<Examination> {
   await openEngine(options.engine === undefined ? {} : { engine: engineOf(options.engine) });
   const experiments = new Experiments(options);
-  const asked: Asked[] = [];
+  const asked: AskedMember[] = [];
   let features: { validation: Features | null; test: Features | null } = {
     validation: null,
     test: null,
   };
   for (const source of sources) {
     options.signal?.throwIfAborted();
-    const { record, copied } = await keepMember(session, source, options.folder);
+    const { record, copied } = await keepMember(usedServer, source, options.folder);
     const opened = await experiments.open(copied);
     try {
       const { tensors } = await readTensors(join(options.folder, record.file));
@@ -137,7 +137,7 @@ export async function examineMembers(
 }
 
 function examinationOf(
-  asked: readonly Asked[],
+  asked: readonly AskedMember[],
   features: { readonly validation: Features | null; readonly test: Features | null },
   { costs, test }: ExamineOptions,
 ): Examination {
@@ -171,14 +171,14 @@ function examinationOf(
 
 /** Copies a run's parameters to where the ensemble keeps them, as `downpour export` writes them. */
 async function keepMember(
-  session: Session,
+  usedServer: UsedServer,
   { run, label }: MemberSource,
   folder: string,
 ): Promise<{ readonly record: Omit<MemberRecord, 'cost'>; readonly copied: Copied }> {
   const own = join('members', run);
   await mkdir(join(folder, own), { recursive: true });
   const file = join(own, `${run}.safetensors`);
-  const copied = await copyFromRun(session, run, null, join(folder, file));
+  const copied = await copyFromRun(usedServer, run, null, join(folder, file));
   const { facts } = copied;
   if (facts.learntValidation) {
     const { afterStop } = facts.config.earlyStopping;
@@ -192,7 +192,7 @@ async function keepMember(
   return { record: { ...facts, label, file }, copied };
 }
 
-interface Opened {
+interface OpenedModel {
   readonly experiment: Experiment;
   readonly prepared: PreparedData;
   readonly model: Model;
@@ -208,7 +208,7 @@ class Experiments {
     this.#options = options;
   }
 
-  async open({ facts, data }: Copied): Promise<Opened> {
+  async open({ facts, data }: Copied): Promise<OpenedModel> {
     const { experiment: name, experimentHash, config } = facts;
     const path = await this.#pathOf(name);
     let loading = this.#loaded.get(path);
@@ -264,10 +264,10 @@ class Experiments {
 }
 
 async function ask(
-  { experiment, prepared, model }: Opened,
-  own: Pick<Asked, 'record' | 'copied' | 'role' | 'raw' | 'vector'>,
+  { experiment, prepared, model }: OpenedModel,
+  own: Pick<AskedMember, 'record' | 'copied' | 'role' | 'raw' | 'vector'>,
   { test, signal }: ExamineOptions,
-): Promise<Asked> {
+): Promise<AskedMember> {
   if (test && prepared.test === null) throw noTestPart();
   const { layout } = model;
   model.load(own.vector);
@@ -299,7 +299,7 @@ export function noTestPart(): DownpourError {
 const TIMED = 1000;
 
 /** @throws DownpourError DP_USAGE: the answers are not to the same examples. */
-function checkSame(first: Asked | undefined, other: Asked): void {
+function checkSame(first: AskedMember | undefined, other: AskedMember): void {
   if (!first) return;
   const [a, b] = [first.validation, other.validation];
   const alike = a.kind === b.kind && a.width === b.width && a.perExample === b.perExample;
@@ -319,10 +319,10 @@ const STATISTICS_MINIBATCHES = 200;
  * statistics of batch normalisation computed anew, since those of the members are of other activations.
  */
 async function askMean(
-  asked: readonly Asked[],
+  asked: readonly AskedMember[],
   experiments: Experiments,
   options: ExamineOptions,
-): Promise<Asked> {
+): Promise<AskedMember> {
   const members = asked.filter(({ role }) => role === 'member');
   const { layout, layoutText, record, copied } = members[0]!;
   if (members.some((member) => member.layoutText !== layoutText)) {
@@ -331,7 +331,7 @@ async function askMean(
       'the members have different tensors: there is no mean of their parameters; leave weights out of --combine',
     );
   }
-  const frozen = ({ vector }: Asked) => vector.subarray(layout.exchangedSize);
+  const frozen = ({ vector }: AskedMember) => vector.subarray(layout.exchangedSize);
   if (members.some((member) => frozen(member).some((v, i) => v !== frozen(members[0]!)[i]))) {
     throw new DownpourError(
       'DP_USAGE',
@@ -364,7 +364,7 @@ async function askMean(
 
 /** Writes the mean statistics of training minibatches at these parameters into the vector. */
 async function renewStatistics(
-  { model, prepared }: Opened,
+  { model, prepared }: OpenedModel,
   vector: Float32Array,
   { seed, minibatchSize }: RunConfig,
 ): Promise<void> {

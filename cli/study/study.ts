@@ -22,7 +22,6 @@ import {
   hashExperiment,
   loadExperiment,
 } from '../../worker/experiment.ts';
-import { type Session, startOwnServer } from '../embedded.ts';
 import {
   type ConfigOptions,
   clientOf,
@@ -35,6 +34,7 @@ import {
 } from '../options.ts';
 import { createProgress, errorOf, groups, type Progress, short } from '../output/progress.ts';
 import { showReport } from '../output/report.ts';
+import { startOwnServer, type UsedServer } from '../used-server.ts';
 import { startLocalWorkers } from '../workers/local-workers.ts';
 import type { Pool } from '../workers/pool.ts';
 import { Teller } from './tell.ts';
@@ -78,7 +78,7 @@ export interface StudyDefinition {
 
 /** For reports that need more than what the trials have told. */
 export interface ReportContext {
-  readonly session: Session;
+  readonly usedServer: UsedServer;
   /** Where the results are written. */
   readonly folder: string;
   readonly signal: AbortSignal;
@@ -107,7 +107,7 @@ function studyBase(options: StudyCommandOptions): Record<string, unknown> {
 
 /** A server that had to be open before the study could be defined; the study closes it in the end. */
 export interface EarlySession {
-  readonly session: Session;
+  readonly usedServer: UsedServer;
   /** Stands in for the configuration of the experiment. */
   readonly config: unknown;
 }
@@ -138,22 +138,22 @@ export async function studyCommand(
     progress.note('stopping the trials with a checkpoint each; Ctrl-C once more to stop at once'),
   );
   const log = options.verbose ? tell : () => {};
-  let session: Session | null = null;
+  let usedServer: UsedServer | null = null;
   let pool: Pool | null = null;
   let over = false;
   try {
-    const opened = early?.session ?? (await openServer(options, log));
-    session = opened;
+    const opened = early?.usedServer ?? (await openServer(options, log));
+    usedServer = opened;
     const { client } = opened;
     await definition.prepare?.(client, name);
     if (options.workers > 0) {
       pool = startLocalWorkers({
-        ...{ run: null, options, session, log, folders: [dirname(resolve(file))] },
+        ...{ run: null, options, usedServer, log, folders: [dirname(resolve(file))] },
         note: (line) => progress.note(line),
         isOver: async () => over || interruption.signal.aborted,
       });
     }
-    const parallel = options.parallel ?? (await parallelOf(options, session));
+    const parallel = options.parallel ?? (await parallelOf(options, usedServer));
     progress.event('started', { study: name, folder, url: client.url, parallel });
     progress.note(
       `study ${name}: ${definition.trialCount} trials, ${parallel} at a time; status at ${client.url}/status`,
@@ -204,7 +204,7 @@ export async function studyCommand(
     const report = done
       ? await unlessAborted(signal, async () =>
           definition.conclude
-            ? definition.conclude(name, trials, { session: opened, folder, signal })
+            ? definition.conclude(name, trials, { usedServer: opened, folder, signal })
             : definition.report(name, trials),
         )
       : null;
@@ -234,7 +234,7 @@ export async function studyCommand(
     over = true;
     progress.end();
     await pool?.stop();
-    await session?.close();
+    await usedServer?.close();
     interruption.dispose();
   }
 }
@@ -269,7 +269,7 @@ export function defaultName(kind: string, file: string, what: unknown): string {
 export async function openServer(
   options: StudyCommandOptions,
   log: (line: string) => void,
-): Promise<Session> {
+): Promise<UsedServer> {
   if (options.server === undefined) {
     return startOwnServer({ state: options.state, port: options.port, log });
   }
@@ -281,7 +281,7 @@ export async function openServer(
 /** As many trials at a time as there are workers for. */
 async function parallelOf(
   { workers, workersPerTrial }: StudyCommandOptions,
-  { client, state }: Session,
+  { client, state }: UsedServer,
 ): Promise<number> {
   const others =
     state === null

@@ -20,8 +20,8 @@ import type { CheckpointSummary, Evaluation, RunData, RunDetail } from '../../sh
 import type { RestClient } from '../../shared/rest-client.ts';
 import { type CheckpointKind, kindOfModel, measurementsOf } from '../../shared/trained-last.ts';
 import type { KnownData } from '../../worker/data/facts.ts';
-import type { Session } from '../embedded.ts';
 import { DEFAULT_EXPERIMENTS, tell } from '../options.ts';
+import type { UsedServer } from '../used-server.ts';
 
 /** A checkpoint for a command that reads one: from a file, from a state folder, or over the network. */
 
@@ -163,7 +163,7 @@ export async function writtenCheckpoints(
  * @throws DownpourError DP_CHECKPOINT_MISSING, DP_CHECKPOINT_CORRUPT or what the server says.
  */
 export async function copyFromRun(
-  { client, state }: Session,
+  { client, state }: UsedServer,
   id: string,
   kind: CheckpointKind | null,
   partial: string,

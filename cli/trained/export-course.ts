@@ -6,7 +6,7 @@ import type { RunState } from '../../server/core/run/state.ts';
 import { EventStream } from '../../server/watch/tensorboard.ts';
 import { evaluationMoment, type Moment, secondsOf, trainingMoments } from '../../shared/history.ts';
 import type { Metrics, Observations as Observed, RunDetail } from '../../shared/rest.ts';
-import type { Session } from '../embedded.ts';
+import type { UsedServer } from '../used-server.ts';
 
 /** What happened in a run, for programs that draw curves: `downpour export --format tensorboard | jsonl`. */
 
@@ -22,7 +22,7 @@ export interface Course {
   readonly observed: Pick<Observed, 'samples'>;
 }
 
-export async function courseOfRun({ client }: Session, id: string): Promise<Course> {
+export async function courseOfRun({ client }: UsedServer, id: string): Promise<Course> {
   const [detail, metrics, observed] = await Promise.all([
     client.run(id),
     client.metrics(id),

@@ -6,9 +6,9 @@ import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import type { Experiment } from '../../worker/experiment.ts';
 import { modelScript } from '../bundles/model-script.ts';
-import { openSession } from '../embedded.ts';
 import { print, printJson, type RunOptions, tell } from '../options.ts';
 import { groups } from '../output/progress.ts';
+import { openUsedServer } from '../used-server.ts';
 import {
   aboutModel,
   type Copied,
@@ -93,20 +93,20 @@ function tellFiles(
 }
 
 async function courseFrom(id: string, options: ExportOptions): Promise<Course> {
-  const session = await openSession({ ...options, run: id });
+  const usedServer = await openUsedServer({ ...options, run: id });
   try {
-    return await courseOfRun(session, id);
+    return await courseOfRun(usedServer, id);
   } finally {
-    await session.close();
+    await usedServer.close();
   }
 }
 
 async function fromRun(id: string, partial: string, options: ExportOptions): Promise<Copied> {
-  const session = await openSession({ ...options, run: id });
+  const usedServer = await openUsedServer({ ...options, run: id });
   try {
-    return await copyFromRun(session, id, options.kind ?? null, partial);
+    return await copyFromRun(usedServer, id, options.kind ?? null, partial);
   } finally {
-    await session.close();
+    await usedServer.close();
   }
 }
 

@@ -2,17 +2,17 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { fileVersion, pictures } from '../../files/event-file.ts';
 import { secondsOf } from '../../shared/history.ts';
-import { pngOf, type Shown } from '../../study/figures.ts';
+import { type ExampleView, pngOf } from '../../study/figures.ts';
 import { lookReport } from '../../study/look.ts';
 import { observationsReport } from '../../study/observations.ts';
 import { type Report, writeReport } from '../../study/report.ts';
 import { lookName, toldReport } from '../../study/telling.ts';
 import type { Examples, PreparedData } from '../../worker/data/examples.ts';
-import { openSession } from '../embedded.ts';
 import { tell } from '../options.ts';
 import { showReport } from '../output/report.ts';
 import { Teller } from '../study/tell.ts';
-import { answersOfPart, openTrained, type Trained, type TrainedOptions } from './trained.ts';
+import { openUsedServer } from '../used-server.ts';
+import { answersOfPart, openTrained, type TrainedModel, type TrainedOptions } from './trained.ts';
 
 export interface LookOptions extends TrainedOptions {
   readonly part: 'train' | 'validation';
@@ -56,7 +56,7 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
 async function writePictures(
   folder: string,
   { facts }: Report,
-  show: (row: number) => Shown,
+  show: (row: number) => ExampleView,
   step: number,
 ): Promise<void> {
   const wallTime = secondsOf(new Date().toISOString());
@@ -79,7 +79,7 @@ async function writePictures(
 /** The validation part is not always apart from what was learnt. */
 function withCaution(
   report: Report,
-  { facts, note, config }: Trained,
+  { facts, note, config }: TrainedModel,
   part: LookOptions['part'],
 ): Report {
   if (part !== 'validation') return report;
@@ -96,7 +96,7 @@ function withCaution(
 }
 
 /** What was sampled while training, behind what the answers show. */
-function withObserved(report: Report, { observed, sampledRun, facts }: Trained): Report {
+function withObserved(report: Report, { observed, sampledRun, facts }: TrainedModel): Report {
   const { run, kind, step } = facts;
   const more = observed ? observationsReport(observed, sampledRun ?? {}) : null;
   return {
@@ -116,18 +116,18 @@ export interface TellOptions extends TrainedOptions {
 export async function tellReport(
   kind: string,
   report: Report,
-  { facts: { run, experiment } }: Trained,
+  { facts: { run, experiment } }: TrainedModel,
   options: TellOptions,
 ): Promise<void> {
   const paths = await writeReport(resolve(options.out), report);
   // Nobody knows which run a file is of.
   if (options.checkpoint === undefined) {
-    const session = await openSession({ ...options, run });
+    const usedServer = await openUsedServer({ ...options, run });
     try {
       const own = { kind, state: 'ended' as const, experiment, run, trials: null, runs: [run] };
-      await new Teller(session.client, lookName(kind, run), tell).last(toldReport(own, report));
+      await new Teller(usedServer.client, lookName(kind, run), tell).last(toldReport(own, report));
     } finally {
-      await session.close();
+      await usedServer.close();
     }
   }
   showReport(report, paths, options.json);
@@ -137,7 +137,7 @@ export async function tellReport(
 export function showerOf(
   prepared: PreparedData,
   part: 'train' | 'validation',
-): (row: number) => Shown {
+): (row: number) => ExampleView {
   const examples: Examples = prepared[part];
   const { values, shape } = examples.inputs;
   const [, height = 0, width = 0, channels = 1] = shape;

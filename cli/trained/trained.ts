@@ -19,9 +19,9 @@ import {
 import { vectorOf } from '../../worker/layers-format.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { prepareExperiment } from '../../worker/prepare.ts';
-import { openSession } from '../embedded.ts';
 import { type ServerOptions, tell } from '../options.ts';
 import { openScratch } from '../scratch.ts';
+import { openUsedServer } from '../used-server.ts';
 import { engineOf } from '../workers/options.ts';
 import { type CheckpointFacts, type Copied, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
 import { runsAndTrials } from './trials.ts';
@@ -38,7 +38,7 @@ export interface TrainedOptions extends ServerOptions {
   readonly engine?: string;
 }
 
-export interface Trained {
+export interface TrainedModel {
   readonly facts: CheckpointFacts;
   /** As `dataNote` of a run. */
   readonly note: string | null;
@@ -91,7 +91,7 @@ export async function findRun(
  * Without `kind`: those that stand for the run.
  * @throws DownpourError DP_EXPERIMENT_MISMATCH: the checkpoint is of another experiment; or what reading throws.
  */
-export async function openTrained(file: string, options: TrainedOptions): Promise<Trained> {
+export async function openTrained(file: string, options: TrainedOptions): Promise<TrainedModel> {
   const experiment = await loadExperiment(file);
   const name = experimentName(file);
   const { folder, remove } = await openScratch('trained');
@@ -129,19 +129,19 @@ async function copyOf(
   file: string,
   to: string,
   options: TrainedOptions,
-): Promise<Copied & Pick<Trained, 'observed' | 'sampledRun'>> {
+): Promise<Copied & Pick<TrainedModel, 'observed' | 'sampledRun'>> {
   if (options.checkpoint !== undefined) {
     return { ...(await copyFromFile(options.checkpoint, to)), observed: null, sampledRun: null };
   }
-  const session = await openSession({ ...options, run: options.run });
+  const usedServer = await openUsedServer({ ...options, run: options.run });
   try {
-    const id = await findRun(session, file, options.run);
-    const copied = await copyFromRun(session, id, options.kind ?? null, to);
-    const observed = await session.client.observations(id);
+    const id = await findRun(usedServer, file, options.run);
+    const copied = await copyFromRun(usedServer, id, options.kind ?? null, to);
+    const observed = await usedServer.client.observations(id);
     if (observed.samples.length === 0) return { ...copied, observed: null, sampledRun: null };
     const [{ training }, { best, config, errorMeasure }] = await Promise.all([
-      session.client.metrics(id),
-      session.client.run(id),
+      usedServer.client.metrics(id),
+      usedServer.client.run(id),
     ]);
     const learningRate = (i: number) => training.learningRate[i]!;
     const rates = training.step.map((step, i) => ({ step, learningRate: learningRate(i) }));
@@ -149,7 +149,7 @@ async function copyOf(
     const error = errorMeasure === 'own' ? null : (best?.error ?? null);
     return { ...copied, observed, sampledRun: { rates, optimizer: config.optimizer.kind, error } };
   } finally {
-    await session.close();
+    await usedServer.close();
   }
 }
 
@@ -159,7 +159,7 @@ export const standardisedAnew = (run: string) =>
 
 /** The answers to training or validation examples. The test part is looked at by `downpour test` alone. */
 export function answersOfPart(
-  { model, experiment, prepared }: Trained,
+  { model, experiment, prepared }: TrainedModel,
   part: 'train' | 'validation',
   examplesMax = Infinity,
 ): Promise<{ readonly answers: Answers; readonly rows: Int32Array }> {

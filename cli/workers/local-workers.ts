@@ -1,8 +1,8 @@
 import { availableParallelism, hostname } from 'node:os';
 import { resolve } from 'node:path';
 import { webSocketAddress } from '../../shared/rest-client.ts';
-import type { Session } from '../embedded.ts';
 import { type ServerOptions, tokenOf } from '../options.ts';
+import type { UsedServer } from '../used-server.ts';
 import { type Pool, startPool } from './pool.ts';
 
 /** The workers that a command starts on this machine, for one run or for all of a study. */
@@ -15,7 +15,7 @@ export interface LocalWorkersOptions {
     readonly data?: string;
     readonly engine?: string;
   };
-  readonly session: Session;
+  readonly usedServer: UsedServer;
   /** Where experiments lie, absolute. */
   readonly folders: readonly string[];
   readonly note: (line: string) => void;
@@ -25,16 +25,16 @@ export interface LocalWorkersOptions {
 }
 
 export function startLocalWorkers(given: LocalWorkersOptions): Pool {
-  const { run, options, session, folders, note, log, isOver } = given;
+  const { run, options, usedServer, folders, note, log, isOver } = given;
   const threads = Math.max(1, Math.floor(availableParallelism() / options.workers));
-  const token = session.state === null ? tokenOf(options) : undefined;
+  const token = usedServer.state === null ? tokenOf(options) : undefined;
   // Names are unique among all workers of a server; an own server has none but ours.
   const host = hostname()
     .toLowerCase()
     .replace(/[^a-z0-9]+/g, '-')
     .replace(/^-+|-+$/g, '');
   const prefix =
-    session.state === null ? `${host.slice(0, 40) || 'host'}-${process.pid}` : 'worker';
+    usedServer.state === null ? `${host.slice(0, 40) || 'host'}-${process.pid}` : 'worker';
   const env = { ...process.env };
   delete env.DOWNPOUR_SERVER;
   delete env.DOWNPOUR_TOKEN_FILE;
@@ -52,7 +52,7 @@ export function startLocalWorkers(given: LocalWorkersOptions): Pool {
   return startPool({
     names: Array.from({ length: options.workers }, (_, i) => `${prefix}-${i + 1}`),
     args: [
-      ...['--server', webSocketAddress(session.client.url)],
+      ...['--server', webSocketAddress(usedServer.client.url)],
       ...(run === null ? [] : ['--run', run, '--once']),
       ...['--threads', String(threads)],
       ...['--experiments', ...folders],

@@ -1,5 +1,4 @@
 import {
-  type CheckpointKind,
   type CheckpointManifest,
   checkpointFolder,
   listCheckpoints,
@@ -7,6 +6,7 @@ import {
 } from '../../files/checkpoint.ts';
 import { errorCode } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
+import type { CheckpointKind } from '../../shared/trained-last.ts';
 import type { Run } from '../core/run.ts';
 import { saveShards } from '../shards/checkpoint.ts';
 import type { ShardPool } from '../shards/pool.ts';

@@ -7,7 +7,7 @@ import { main } from '../../cli/main.ts';
 import { readTensors } from '../../files/checkpoint.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { expectedSquaredError, type Moments } from '../../study/combine.ts';
-import type { Measured } from '../../study/ensemble.ts';
+import type { MeasuredOutcome } from '../../study/ensemble.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
 import { workForAll } from '../support/study.ts';
@@ -29,11 +29,11 @@ afterAll(async () => {
 });
 
 interface Facts {
-  readonly validation: readonly Measured[];
-  readonly use: Measured;
+  readonly validation: readonly MeasuredOutcome[];
+  readonly use: MeasuredOutcome;
   readonly moments: Moments;
   readonly squaredErrorsOfMeans: readonly number[];
-  readonly test: { readonly at: string; readonly measured: readonly Measured[] } | null;
+  readonly test: { readonly at: string; readonly measured: readonly MeasuredOutcome[] } | null;
   readonly advice: string;
 }
 
@@ -61,7 +61,7 @@ async function ensemble(file: string, folder: string, ...args: string[]) {
   const facts = (
     args.includes('--runs') ? JSON.parse(text) : JSON.parse(text.trim().split('\n').at(-1)!)
   ) as Facts;
-  const of = (way: Measured['way']) => facts.validation.find((m) => m.way === way)!;
+  const of = (way: MeasuredOutcome['way']) => facts.validation.find((m) => m.way === way)!;
   return { code, errors, facts, of };
 }
 

@@ -3,6 +3,7 @@
  * differences, the others with the cpu engine. `DOWNPOUR_CONFORMANCE_ENGINES=wasm,native` names the
  * engines to check; without it those that npm installs.
  */
+import { readFileSync } from 'node:fs';
 import * as tf from '@tensorflow/tfjs-core';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { type EngineName, openEngine } from '../../worker/engine.ts';
@@ -42,6 +43,12 @@ const references = new Map<string, Promise<Gradients>>();
 
 test('names of cases are unique', () => {
   expect(new Set(GRADIENT_CASES.map(({ name }) => name)).size).toBe(GRADIENT_CASES.length);
+});
+
+test('README.md says how many cases there are', () => {
+  const text = readFileSync(new URL('../../README.md', import.meta.url), 'utf8');
+  const [, said] = /checked by (\d+) cases/.exec(text)!;
+  expect(Number(said)).toBe(GRADIENT_CASES.length);
 });
 
 describe.each(ENGINES)('gradients on %s', (name) => {

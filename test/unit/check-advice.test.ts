@@ -14,7 +14,7 @@ import {
   checkDirection,
   checkProgress,
   checkRatios,
-  type Trained,
+  type ShortTraining,
 } from '../../worker/check/training.ts';
 import type { ExperimentData } from '../../worker/data/examples.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
@@ -227,7 +227,7 @@ describe('the output', () => {
 
 describe('the short trial', () => {
   const measured = (loss: number, error: number) => ({ loss, error, metrics: {} });
-  const trained = (more: Partial<Trained>): Trained => ({
+  const trained = (more: Partial<ShortTraining>): ShortTraining => ({
     ...{ steps: 100, losses: [1], diverged: null, modes: { training: 1, evaluation: 1 } },
     ...{ before: measured(1, 0.5), after: measured(0.5, 0.2) },
     ...{ validationBefore: measured(1, 0.5), validation: measured(0.5, 0.2) },

@@ -7,7 +7,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { inspectData } from '../../cli/data/inspect.ts';
 import { showerOf } from '../../cli/trained/look.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import { pngOf, type Shown } from '../../study/figures.ts';
+import { type ExampleView, pngOf } from '../../study/figures.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
 import { loadImageFolder } from '../../worker/data/pictures/images.ts';
 import { jpg, png, type Rgb, rgbaOf, withChunk } from '../support/pictures.ts';
@@ -262,7 +262,7 @@ describe('folders of pictures', () => {
     await put('10/notes.txt', Buffer.from('x'));
     const { train } = await loadImageFolder(folder);
     const shown = showerOf({ train } as PreparedData, 'train')(0);
-    const drawn = PNG.sync.read(pngOf(shown as Extract<Shown, { kind: 'image' }>));
+    const drawn = PNG.sync.read(pngOf(shown as Extract<ExampleView, { kind: 'image' }>));
     expect(drawn.data).toEqual(rgbaOf(5, 4, gradient));
     const { source, columns } = await inspectData(folder);
     expect(source).toMatch(/in 2 classes from .*; skipped: 1 file that is not a picture/);

@@ -42,9 +42,9 @@ async function steps(
 ): Promise<void> {
   for (let step = 0; step < count; step++) {
     const values = at(step);
-    observer!.pulled(values, step, 1, exact);
+    observer!.notePull(values, step, 1, exact);
     const given = { minibatch, values, gradient, step, generation: 1, computeMs };
-    await observer!.computed({ lease: lease(step + 1), ...given });
+    await observer!.noteGradient({ lease: lease(step + 1), ...given });
   }
 }
 
@@ -78,7 +78,7 @@ test('parameters that come in bf16 or begin anew tell nothing of one update', as
   expect(rough.sent[0]!.tensors[0]).toMatchObject({ updates: null, updateRatio: null });
   const anew = observing({ everySteps: 1, costMax: 1 }, 0);
   await steps(anew, 1);
-  anew.observer!.pulled(at(9), 9, 2, true);
+  anew.observer!.notePull(at(9), 9, 2, true);
   expect(anew.sent[0]).toMatchObject({ step: 0, updateSteps: 0 });
   expect(anew.sent[0]!.tensors[0]!.updateRatio).toBeNull();
 });

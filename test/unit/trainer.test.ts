@@ -275,7 +275,7 @@ describe('a push', () => {
   test('goes out again after a new connection, before anything else is computed', async () => {
     const { exchange, trainer } = setUp();
     await trainer.work(work(0, [lease(1, 0, 8)]), theta(1));
-    trainer.rejoined();
+    trainer.noteRejoin();
     await trainer.work(work(0, [lease(1, 0, 8), lease(2, 8, 8)]), theta(1));
     expect(exchange.resent).toBe(1);
     expect(exchange.pushes.length).toBe(1);
@@ -342,7 +342,7 @@ describe('an evaluation', () => {
     }
     expect(exchange.evaluated.length).toBe(1);
     expect(released).toEqual(['reply 1', 'reply 2']);
-    trainer.rejoined();
+    trainer.noteRejoin();
     await trainer.work(work(1, [], { evaluation }), theta(2));
     expect(exchange.evaluated.length).toBe(2);
   });

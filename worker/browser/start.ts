@@ -48,8 +48,8 @@ async function work(
         teller.flush();
         tell({ type: 'log', line });
       },
-      onProgress: (progress) => teller.pushed(progress),
-      onAcknowledged: (acknowledgement) => teller.acknowledged(acknowledgement),
+      onProgress: (progress) => teller.notePush(progress),
+      onAcknowledged: (acknowledgement) => teller.noteAcknowledgement(acknowledgement),
     });
     teller.flush();
     tell({ type: 'stopped' });
@@ -70,7 +70,7 @@ class ProgressTeller {
   readonly #sums = { pushes: 0, applied: 0, rejected: 0, examples: 0 };
   #staleness: number | null = null;
 
-  pushed(progress: TrainerProgress): void {
+  notePush(progress: TrainerProgress): void {
     this.#newest = progress;
     this.#sums.pushes++;
     this.#sums.examples += progress.examples;
@@ -79,7 +79,7 @@ class ProgressTeller {
     if (now - this.#told >= TELL_MS) this.flush();
   }
 
-  acknowledged({ outcome, staleness }: Acknowledgement): void {
+  noteAcknowledgement({ outcome, staleness }: Acknowledgement): void {
     this.#staleness = staleness;
     if (outcome === 'applied' || outcome === 'damped') this.#sums.applied++;
     else if (outcome === 'rejected') this.#sums.rejected++;

@@ -4,7 +4,7 @@ import { permutation, STREAMS } from '../../shared/random.ts';
 import type { PreparedData } from '../data/examples.ts';
 import { gather } from '../data/gather.ts';
 import { minibatchSeed } from '../minibatches.ts';
-import type { Measured, Model } from '../model.ts';
+import type { MinibatchMeasures, Model } from '../model.ts';
 import { classesOf, sampleOf } from './data.ts';
 import { type Finding, finding, mean, norm, percent, short, tooFew } from './finding.ts';
 import { checkActivations } from './model.ts';
@@ -46,13 +46,13 @@ export interface Ratio {
   readonly gradientNorm: readonly [number, number];
 }
 
-export interface Trained {
+export interface ShortTraining {
   readonly steps: number;
   readonly losses: readonly number[];
-  readonly before: Measured;
-  readonly after: Measured;
-  readonly validationBefore: Measured;
-  readonly validation: Measured;
+  readonly before: MinibatchMeasures;
+  readonly after: MinibatchMeasures;
+  readonly validationBefore: MinibatchMeasures;
+  readonly validation: MinibatchMeasures;
   /** That `before` and `after` were measured on. */
   readonly examples: { readonly training: number; readonly validation: number };
   /** Why it ended early. */
@@ -77,7 +77,7 @@ export async function checkTraining(options: TrialOptions): Promise<Finding[]> {
   ];
 }
 
-async function trainShortly(options: TrialOptions): Promise<Trained> {
+async function trainShortly(options: TrialOptions): Promise<ShortTraining> {
   const { prepared, model, config, updater, signal } = options;
   const { seed, minibatchSize } = config;
   const sample = sampleOf(prepared, 'train', SAMPLE);
@@ -156,7 +156,7 @@ const FALL = 0.05;
 /** A loss that falls, but by less, is not judged after fewer updates. */
 const ENOUGH_UPDATES = 50;
 
-export function checkProgress(trained: Trained, learningRate: number): Finding {
+export function checkProgress(trained: ShortTraining, learningRate: number): Finding {
   const { before, after, validation, steps, diverged, ratios } = trained;
   const fall = (before.loss - after.loss) / Math.max(1e-12, Math.abs(before.loss));
   const largest = Math.max(0, ...ratios.map((ratio) => ratio.largest));
@@ -240,7 +240,7 @@ function majorityOf(prepared: PreparedData): number | null {
 
 /** Does a lower loss mean a lower error? @param majority share of the largest class; null: there are none. */
 export function checkDirection(
-  trained: Trained,
+  trained: ShortTraining,
   measure: ErrorMeasure,
   majority: number | null,
 ): Finding {
@@ -290,7 +290,7 @@ export function checkDirection(
 }
 
 /** The 1 % mark: updates of about a hundredth to a thousandth of their tensor (Deep Learning §11.5). */
-export function checkRatios({ ratios, diverged }: Trained): Finding {
+export function checkRatios({ ratios, diverged }: ShortTraining): Finding {
   const table = ratios.map(({ tensor, ratio }) => `${tensor} ${percent(ratio)}`).join(', ');
   const text = `An update is, of its tensor: ${table || 'no tensor of rank 2 or more'}; about 0.1 % to 1 % is usual.`;
   const numbers = { ratios };
@@ -316,7 +316,7 @@ const MODES_MIN = 8;
 /** A factor of the loss: evaluations may differ from training by noise and dropout, not by so much. */
 const MODES = 1.5;
 
-function checkModes({ modes, diverged, losses }: Trained, { layout }: Model): Finding {
+function checkModes({ modes, diverged, losses }: ShortTraining, { layout }: Model): Finding {
   const { training, evaluation } = modes;
   const hasStatistics = layout.tensors.some(({ role }) => role === 'statistics');
   const text = `On the same examples the loss is ${short(training)} in training mode and ${short(evaluation)} in evaluation mode.`;

@@ -12,8 +12,8 @@ export interface Examples {
 }
 
 /** The parts of a data set, in the order in which they are read and told. */
-export const PARTS = ['train', 'validation', 'test'] as const;
-export type PartName = (typeof PARTS)[number];
+export const DATA_PARTS = ['train', 'validation', 'test'] as const;
+export type DataPart = (typeof DATA_PARTS)[number];
 
 /** What an experiment's `data` returns. Without `validation`, it is split from `train` by the run's seed. */
 export interface ExperimentData {
@@ -83,6 +83,3 @@ export interface Minibatch {
   readonly targets: Float32Array | Int32Array;
   readonly targetShape: readonly number[];
 }
-
-/** What examples are taken from: a part, or training and validation part together. */
-export type Part = PartName | 'trainAndValidation';

@@ -1,6 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
+import type { Part } from '../../shared/protocol.ts';
 import { isFloat, rowSize } from './columns.ts';
-import type { Examples, Minibatch, Part, PreparedData } from './examples.ts';
+import type { Examples, Minibatch, PreparedData } from './examples.ts';
 import { lookUpInto } from './lookup.ts';
 import { copy, copyScaled, scalerOf } from './transform.ts';
 

@@ -4,7 +4,7 @@ import type { Reading } from '../../shared/reading.ts';
 import { nearest } from '../../shared/spelling.ts';
 
 import { type Column, elementAt, sizeOf } from './columns.ts';
-import { type Examples, type ExperimentData, PARTS } from './examples.ts';
+import { DATA_PARTS, type Examples, type ExperimentData } from './examples.ts';
 
 /**
  * What an experiment's `data` may return. All of it is converted here: numbers of any type become one of four
@@ -47,7 +47,7 @@ const ALIASES: Readonly<Record<string, string>> = {
   ...{ x: 'inputs', xs: 'inputs', features: 'inputs', data: 'values' },
   ...{ y: 'targets', ys: 'targets', labels: 'targets', label: 'targets', outputs: 'targets' },
 };
-const DATA_FIELDS = [...PARTS, 'classCount', 'classes', 'source'];
+const DATA_FIELDS = [...DATA_PARTS, 'classCount', 'classes', 'source'];
 const EXAMPLES_FIELDS = ['count', 'inputs', 'targets'];
 const COLUMN_FIELDS = ['values', 'shape', 'names', 'classes', 'missing', 'reading'];
 

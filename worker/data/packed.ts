@@ -1,7 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { DTYPE_BYTES, type Dtype, decodeHeader, encodeHeader } from '../../shared/safetensors.ts';
 import { type Column, kindOf } from './columns.ts';
-import { type ExperimentData, PARTS, type PartName } from './examples.ts';
+import { DATA_PARTS, type DataPart, type ExperimentData } from './examples.ts';
 
 /** The data of an experiment as one safetensors file: how a page gets them, which has no disk to read them from. */
 
@@ -12,7 +12,7 @@ const COLUMNS = ['inputs', 'targets'] as const;
 /** @returns pieces of the file, the columns as views of the data. */
 export function packData(data: ExperimentData): Uint8Array[] {
   const columns: { name: string; dtype: Dtype; column: Column }[] = [];
-  for (const part of PARTS) {
+  for (const part of DATA_PARTS) {
     const examples = data[part];
     if (!examples) continue;
     for (const each of COLUMNS) {
@@ -65,12 +65,12 @@ export function unpackData(file: Uint8Array): ExperimentData {
     );
     columns.set(name, { values, shape, ...textsOf(metadata[name]) });
   }
-  const examplesOf = (part: PartName) => {
+  const examplesOf = (part: DataPart) => {
     const inputs = columns.get(`${part}.inputs`);
     const targets = columns.get(`${part}.targets`);
     return inputs && targets ? { count: inputs.shape[0]!, inputs, targets } : null;
   };
-  const [train, validation, test] = PARTS.map(examplesOf);
+  const [train, validation, test] = DATA_PARTS.map(examplesOf);
   if (!train) throw corrupt('it has no training part');
   return {
     train,

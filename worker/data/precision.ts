@@ -18,7 +18,7 @@ const LOST_SHARE = 0.1;
 /** Differences of a few float64 roundings (0.1 + 0.2 and 0.3) are none. */
 const NOISE = 2 ** -48;
 
-interface Part {
+interface NamedExamples {
   readonly name: string;
   readonly examples: Examples;
 }
@@ -42,7 +42,7 @@ export function mustBeFinite(where: string, column: Column): void {
  * @throws DownpourError DP_DATA_CORRUPT with part, row and column of a number beyond float32, or the
  *   column that would lose its differences.
  */
-export function mustFitFloat32(parts: readonly Part[], transform: InputTransform): void {
+export function mustFitFloat32(parts: readonly NamedExamples[], transform: InputTransform): void {
   const inputs = parts.map(({ name, examples }) => ({ name, column: examples.inputs }));
   const targets = parts.map(({ name, examples }) => ({ name, column: examples.targets }));
   mustNotBeRounded('inputs of the train part', inputs[0]!.column);

@@ -1,5 +1,6 @@
 import { basename } from 'node:path';
-import type { CheckpointKind, CheckpointManifest } from '../../../files/checkpoint.ts';
+import type { CheckpointManifest } from '../../../files/checkpoint.ts';
+import type { CheckpointKind } from '../../../shared/trained-last.ts';
 import type { RunState } from '../../core/run/state.ts';
 import type { S3Object } from './s3.ts';
 

@@ -1,7 +1,7 @@
 import { realpath } from 'node:fs/promises';
 import { DownpourError } from '../../../shared/errors.ts';
 import { nearest } from '../../../shared/spelling.ts';
-import { PARTS, type PartName } from '../examples.ts';
+import { DATA_PARTS, type DataPart } from '../examples.ts';
 import { unreadable } from '../files.ts';
 import { sortNames } from '../tables/cells.ts';
 import { allPictures, type Folder, type PassedOver, readFolder, someOf } from './image-files.ts';
@@ -23,7 +23,7 @@ export interface LabelledFile {
 export interface FoundImages {
   readonly classes: readonly string[];
   /** Those that there are, training first. */
-  readonly parts: readonly { readonly name: PartName; readonly files: readonly LabelledFile[] }[];
+  readonly parts: readonly { readonly name: DataPart; readonly files: readonly LabelledFile[] }[];
   /** Pictures in folders within the folder of a class. */
   readonly nested: number;
   /** Sentences that the user should read. */
@@ -31,7 +31,7 @@ export interface FoundImages {
 }
 
 /** Names that folders of parts have. */
-const CONVENTIONAL: Readonly<Record<string, PartName>> = {
+const CONVENTIONAL: Readonly<Record<string, DataPart>> = {
   ...{ train: 'train', training: 'train' },
   ...{ validation: 'validation', valid: 'validation', val: 'validation' },
   ...{ test: 'test', testing: 'test' },
@@ -48,14 +48,14 @@ export async function findImages(
   given: readonly string[] | undefined,
   passed: PassedOver,
 ): Promise<FoundImages> {
-  const parts: [PartName, Folder][] = [];
+  const parts: [DataPart, Folder][] = [];
   if (typeof source === 'string') {
     const root = await readFolder(source, passed);
     parts.push(...(partsOf(root, given) ?? ([['train', root]] as const)));
     if (parts[0]![1] !== root) for (const path of root.pictures) passed.add('beside', path);
   } else {
     await mustDiffer(source);
-    for (const name of PARTS) {
+    for (const name of DATA_PARTS) {
       const folder = source[name];
       if (folder !== undefined) parts.push([name, await readFolder(folder, passed)]);
     }
@@ -68,7 +68,7 @@ export async function findImages(
 }
 
 function labelled(
-  parts: readonly [PartName, Folder][],
+  parts: readonly [DataPart, Folder][],
   given: readonly string[] | undefined,
 ): FoundImages {
   const classes = classesOf(parts, given);
@@ -89,7 +89,7 @@ function labelled(
 
 /** The classes of all parts; a class that has no picture anywhere is an error. */
 function classesOf(
-  parts: readonly [PartName, Folder][],
+  parts: readonly [DataPart, Folder][],
   given: readonly string[] | undefined,
 ): readonly string[] {
   const where = new Map<string, Folder[]>();
@@ -126,7 +126,7 @@ function classesOf(
 function mustBeUnlike(
   names: readonly string[],
   where: ReadonlyMap<string, readonly Folder[]>,
-  parts: readonly [PartName, Folder][],
+  parts: readonly [DataPart, Folder][],
 ): void {
   const seen = new Map<string, string>();
   for (const name of names) {
@@ -165,7 +165,7 @@ function mustBeAmong(
 /** What is to be said of classes that a part lacks: training cannot learn what it never sees. */
 function missingClasses(
   classes: readonly string[],
-  parts: readonly { readonly name: PartName; readonly files: readonly LabelledFile[] }[],
+  parts: readonly { readonly name: DataPart; readonly files: readonly LabelledFile[] }[],
 ): string[] {
   return parts.flatMap(({ name, files }) => {
     const has = new Set(files.map(({ label }) => label));
@@ -179,7 +179,7 @@ function missingClasses(
 // Layouts.
 
 /** Parts by the names of the folders: `train/CLASS`, `test/CLASS`. Null: the folders are classes. */
-function partsOf(root: Folder, given: readonly string[] | undefined): [PartName, Folder][] | null {
+function partsOf(root: Folder, given: readonly string[] | undefined): [DataPart, Folder][] | null {
   // With a list of classes, the folders are what it names.
   if (
     given?.some((name) =>
@@ -188,7 +188,7 @@ function partsOf(root: Folder, given: readonly string[] | undefined): [PartName,
   ) {
     return null;
   }
-  const found: [PartName, Folder][] = [];
+  const found: [DataPart, Folder][] = [];
   for (const folder of root.folders) {
     const part = CONVENTIONAL[folder.name.toLowerCase()];
     if (part !== undefined && holdsClasses(folder)) found.push([part, folder]);
@@ -199,7 +199,7 @@ function partsOf(root: Folder, given: readonly string[] | undefined): [PartName,
     !isTwice &&
     found.some(([part]) => part === 'train')
   ) {
-    return PARTS.flatMap((name) => found.filter(([part]) => part === name));
+    return DATA_PARTS.flatMap((name) => found.filter(([part]) => part === name));
   }
   return null;
 }
@@ -209,7 +209,7 @@ const holdsClasses = ({ pictures, folders }: Folder): boolean =>
   pictures.length === 0 && folders.some((folder) => allPictures(folder).length > 0);
 
 /** A part by a word within a folder's name: `training_set`, `seg_test`. */
-function partIn(name: string): PartName | undefined {
+function partIn(name: string): DataPart | undefined {
   for (const word of name.toLowerCase().split(/[^a-z]+/)) {
     const part = CONVENTIONAL[word];
     if (part !== undefined) return part;
@@ -294,8 +294,8 @@ function tooFew(folder: Folder): DownpourError {
 }
 
 async function mustDiffer(source: ImageParts): Promise<void> {
-  const seen = new Map<string, PartName>();
-  for (const name of PARTS) {
+  const seen = new Map<string, DataPart>();
+  for (const name of DATA_PARTS) {
     const folder = source[name];
     if (folder === undefined) continue;
     const real = await realpath(folder).catch((error) => {

@@ -1,7 +1,7 @@
 import { DownpourError } from '../../../shared/errors.ts';
 import { isRecord } from '../../fields.ts';
 import type { Column } from '../columns.ts';
-import { type Examples, type ExperimentData, PARTS, type PartName } from '../examples.ts';
+import { DATA_PARTS, type DataPart, type Examples, type ExperimentData } from '../examples.ts';
 import { corrupt } from '../files.ts';
 import { checkOptions, checkPath, isText, optional } from '../reader-options.ts';
 import { holdOut } from '../split.ts';
@@ -88,7 +88,7 @@ export function parseCsv(bytes: Uint8Array, name: string, options: CsvOptions): 
 }
 
 interface PartFile {
-  readonly part: PartName;
+  readonly part: DataPart;
   readonly file: string;
 }
 
@@ -111,7 +111,7 @@ function partsOf(given: string | CsvParts): PartFile[] {
     validation: optional(files),
     test: optional(files),
   });
-  return PARTS.flatMap((part) => {
+  return DATA_PARTS.flatMap((part) => {
     const named = given[part] ?? [];
     return [named].flat().map((file) => ({ part, file: file as string }));
   });
@@ -131,10 +131,10 @@ class Table {
   #cells: UsedCell[] | undefined;
   #unnamed: UnnamedColumn[] = [];
   #place: { file: string; line: number } = { file: '', line: 0 };
-  #part: PartName = 'train';
+  #part: DataPart = 'train';
   #first: (PartFile & { header: TableHeader }) | undefined;
   readonly #names = new Set<string>();
-  readonly #counts: Record<PartName, number> = { train: 0, validation: 0, test: 0 };
+  readonly #counts: Record<DataPart, number> = { train: 0, validation: 0, test: 0 };
   #count = 0;
   /** Rows left out since a value is missing. */
   readonly #dropped = { input: 0, target: 0 };
@@ -152,7 +152,7 @@ class Table {
     }
   }
 
-  begin(part: PartName, file: string): void {
+  begin(part: DataPart, file: string): void {
     this.#part = part;
     this.#place = { file, line: 0 };
     this.#cells = undefined;
@@ -216,7 +216,7 @@ class Table {
     const targets = byIndex ? null : targetColumns.flatMap((column) => featuresOf(column));
     const numberOf = byIndex ? target.numbers() : null;
     let from = 0;
-    const examples = (part: PartName): Examples => {
+    const examples = (part: DataPart): Examples => {
       const count = this.#counts[part];
       const to = from + count;
       const column: Column = targets
@@ -273,7 +273,7 @@ class Table {
 
   #source(inputCount: number): string {
     const one = this.#parts.every(({ part }) => part === 'train');
-    const counts = PARTS.filter((part) => this.#counts[part] > 0)
+    const counts = DATA_PARTS.filter((part) => this.#counts[part] > 0)
       .map((part) => (one ? this.#counts[part] : `${this.#counts[part]} ${part}`))
       .join(', ');
     const files = this.#parts.map(({ file }) => file).join(', ');

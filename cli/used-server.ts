@@ -6,7 +6,7 @@ import { createRestClient, type RestClient } from '../shared/rest-client.ts';
 import { clientOf, DEFAULT_HOST, DEFAULT_PORT, type ServerOptions } from './options.ts';
 
 /** A server that a command talks to: one that runs already, or its own on a state folder. */
-export interface Session {
+export interface UsedServer {
   readonly client: RestClient;
   /** The state folder when the server is this command's own, null: somebody else's. */
   readonly state: string | null;
@@ -22,7 +22,7 @@ export interface OwnServerOptions {
 }
 
 /** Starts a server in this process, for this machine only, on a state folder. */
-export async function startOwnServer(options: OwnServerOptions): Promise<Session> {
+export async function startOwnServer(options: OwnServerOptions): Promise<UsedServer> {
   const { serve } = await import('../server/main.ts');
   const controller = new AbortController();
   const state = resolve(options.state);
@@ -43,7 +43,7 @@ export async function startOwnServer(options: OwnServerOptions): Promise<Session
   };
 }
 
-export interface SessionOptions extends ServerOptions {
+export interface UsedServerOptions extends ServerOptions {
   readonly state: string;
   /** True when the user named the folder on the command line. */
   readonly stateGiven: boolean;
@@ -56,8 +56,8 @@ export interface SessionOptions extends ServerOptions {
  * at the default address, if one runs and knows the run; else the default state folder.
  * @throws DownpourError DP_SERVER_UNREACHABLE when there is none of them.
  */
-export async function openSession(options: SessionOptions): Promise<Session> {
-  const running = async (): Promise<Session> => {
+export async function openUsedServer(options: UsedServerOptions): Promise<UsedServer> {
+  const running = async (): Promise<UsedServer> => {
     const client = clientOf(options);
     await client.health();
     return { client, state: null, close: async () => {} };
@@ -71,9 +71,9 @@ export async function openSession(options: SessionOptions): Promise<Session> {
     );
   }
   try {
-    const session = await running();
-    if (options.run !== undefined) await session.client.run(options.run);
-    return session;
+    const usedServer = await running();
+    if (options.run !== undefined) await usedServer.client.run(options.run);
+    return usedServer;
   } catch (error) {
     const code = errorCode(error);
     // Who listens at the default address may have nothing to do with the runs of this folder.
