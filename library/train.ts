@@ -1,11 +1,11 @@
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { type Session, startOwnServer } from '../cli/embedded.ts';
 import { DEFAULT_STATE } from '../cli/options.ts';
 import { isOver } from '../cli/output/progress.ts';
 import { follow } from '../cli/runs/follow.ts';
 import { openScratch } from '../cli/scratch.ts';
 import { type Copied, copyFromRun } from '../cli/trained/checkpoint-copy.ts';
+import { startOwnServer, type UsedServer } from '../cli/used-server.ts';
 import { startLocalWorkers } from '../cli/workers/local-workers.ts';
 import type { Pool } from '../cli/workers/pool.ts';
 import { readTensors } from '../files/checkpoint.ts';
@@ -94,15 +94,15 @@ export async function train(
   const subject = await subjectOf(given, options);
   const { name, experiment, hash: experimentHash } = subject;
   const config = resolveConfig(experiment.config, options.config);
-  const session = await openSession(options);
+  const usedServer = await openUsedServer(options);
   let pool: Pool | null = null;
   try {
-    const { client } = session;
+    const { client } = usedServer;
     const { run: id } = options;
     const run = await client.createRun({
       ...{ ...(id === undefined ? {} : { id }), experiment: name, experimentHash, config },
     });
-    pool = await startWorkers(subject, run.id, session, options, signal, log);
+    pool = await startWorkers(subject, run.id, usedServer, options, signal, log);
     const progress = {
       note: log,
       update: (newest: RunSummary, workers: readonly WorkerSummary[]) =>
@@ -112,10 +112,10 @@ export async function train(
     await pool?.stop();
     pool = null;
     signal.throwIfAborted();
-    return await resultOf(ended.run, subject, session, options);
+    return await resultOf(ended.run, subject, usedServer, options);
   } finally {
     await pool?.stop();
-    await session.close();
+    await usedServer.close();
   }
 }
 
@@ -150,12 +150,12 @@ async function subjectOf(
   return { experiment, name, hash, file: null };
 }
 
-async function openSession({
+async function openUsedServer({
   server,
   token,
   state = DEFAULT_STATE,
   workers,
-}: TrainOptions): Promise<Session> {
+}: TrainOptions): Promise<UsedServer> {
   if (server === undefined) {
     if (workers === 0) {
       throw new DownpourError(
@@ -173,7 +173,7 @@ async function openSession({
 async function startWorkers(
   { file, name, experiment, hash }: Subject,
   run: string,
-  session: Session,
+  usedServer: UsedServer,
   options: TrainOptions,
   signal: AbortSignal,
   log: (line: string) => void,
@@ -184,7 +184,7 @@ async function startWorkers(
   if (file === null) {
     return poolOf(
       startWorker({
-        ...{ server: session.client.url, run, once: true },
+        ...{ server: usedServer.client.url, run, once: true },
         ...{ experiments: { [name]: { experiment, hash } } },
         ...(token === undefined ? {} : { token }),
         ...(data === undefined ? {} : { data }),
@@ -195,11 +195,11 @@ async function startWorkers(
   const own = { server, token, data, engine };
   const given = Object.fromEntries(Object.entries(own).filter(([, value]) => value !== undefined));
   return startLocalWorkers({
-    ...{ run, session, options: { workers, ...given }, folders: [dirname(file)] },
+    ...{ run, usedServer, options: { workers, ...given }, folders: [dirname(file)] },
     ...{ note: log, log: () => {} },
     isOver: async () =>
       signal.aborted ||
-      (await session.client.run(run).then(
+      (await usedServer.client.run(run).then(
         ({ phase }) => isOver(phase),
         () => false,
       )),
@@ -224,7 +224,7 @@ function poolOf(worker: { readonly ended: Promise<unknown>; stop(): Promise<void
 async function resultOf(
   run: RunDetail,
   { experiment }: Subject,
-  session: Session,
+  usedServer: UsedServer,
   { data = process.env.DOWNPOUR_DATA ?? 'data', log = () => {} }: TrainOptions,
 ): Promise<TrainingResult> {
   if (run.phase !== 'finished') {
@@ -236,7 +236,7 @@ async function resultOf(
   let tensors: Awaited<ReturnType<typeof readTensors>>['tensors'];
   try {
     const file = join(folder, 'parameters');
-    copied = await copyFromRun(session, run.id, null, file);
+    copied = await copyFromRun(usedServer, run.id, null, file);
     ({ tensors } = await readTensors(file));
   } finally {
     await remove();
