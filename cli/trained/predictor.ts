@@ -12,9 +12,9 @@ import { loadExperiment } from '../../worker/experiment.ts';
 import { vectorOf } from '../../worker/layers-format.ts';
 import { buildModel } from '../../worker/model.ts';
 import { type About, predictionsFrom } from '../../worker/serving/exported-model.ts';
-import { openSession } from '../embedded.ts';
 import type { ServerOptions } from '../options.ts';
 import { openScratch } from '../scratch.ts';
+import { openUsedServer } from '../used-server.ts';
 import { engineOf } from '../workers/options.ts';
 import {
   aboutModel,
@@ -100,11 +100,11 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
 }
 
 async function copyOfRun(id: string, copy: string, options: PredictorOptions) {
-  const session = await openSession({ ...options, run: id });
+  const usedServer = await openUsedServer({ ...options, run: id });
   try {
-    return await copyFromRun(session, id, options.kind ?? null, copy);
+    return await copyFromRun(usedServer, id, options.kind ?? null, copy);
   } finally {
-    await session.close();
+    await usedServer.close();
   }
 }
 
