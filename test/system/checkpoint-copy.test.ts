@@ -6,13 +6,17 @@ import { join } from 'node:path';
 import { setImmediate as turn, setTimeout as wait } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { sha256Of } from '../../files/atomic-file.ts';
-import { checkpointFolder, newestValidCheckpoint, writeCheckpoint } from '../../files/checkpoint.ts';
-import type { CheckpointKind } from '../../shared/trained-last.ts';
+import {
+  checkpointFolder,
+  newestValidCheckpoint,
+  writeCheckpoint,
+} from '../../files/checkpoint.ts';
 import { Copier } from '../../server/checkpoints/elsewhere/copier.ts';
 import { restoreInto } from '../../server/checkpoints/elsewhere/restore.ts';
 import { Bucket, type S3Place } from '../../server/checkpoints/elsewhere/s3.ts';
 import { BUNDLE_FOLDER } from '../../server/fleet/bundles.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import type { CheckpointKind } from '../../shared/trained-last.ts';
 import { freePort } from '../redis-server.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { startProxy } from '../support/proxy.ts';

@@ -4,9 +4,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { listCheckpoints, newestValidCheckpoint, pruneCheckpoints, readCheckpoint, writeCheckpoint } from '../../files/checkpoint.ts';
-import type { CheckpointKind } from '../../shared/trained-last.ts';
+import {
+  listCheckpoints,
+  newestValidCheckpoint,
+  pruneCheckpoints,
+  readCheckpoint,
+  writeCheckpoint,
+} from '../../files/checkpoint.ts';
 import { type DownpourError, errorCode } from '../../shared/errors.ts';
+import type { CheckpointKind } from '../../shared/trained-last.ts';
 
 /** How many more operations on files succeed, and how the next one fails. */
 const fault = vi.hoisted(() => ({ after: Number.POSITIVE_INFINITY, errno: '', crashed: false }));
