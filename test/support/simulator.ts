@@ -332,6 +332,7 @@ class SimulatedConnection {
   readonly serverEnd = {
     transport: 'tcp' as const,
     ...{ bufferedBytes: 0, leftBytes: 0, coming: null, waiting: false },
+    bytes: { received: 0, sent: 0 },
     isOpen: () => this.#serverOpen,
     get open(): boolean {
       return (this as { isOpen(): boolean }).isOpen();
