@@ -1,3 +1,4 @@
+import type { RunConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import { random } from '../shared/random.ts';
 import {
@@ -9,7 +10,7 @@ import {
 } from '../shared/space.ts';
 import { SOBOL_DIMENSIONS_MAX, sobolPoint } from './sobol.ts';
 
-/** Points of a search space: between values and the unit cube, and three ways to choose them. */
+/** Points of a search space: between values and the unit cube, and three ways to choose them; and a space for want of one. */
 
 /** The trial of index i draws from stream RANDOM_STREAM + i of the study's seed. */
 const RANDOM_STREAM = 0x2000_0000;
@@ -208,4 +209,33 @@ function scalarOf(text: string): SpaceValue {
   const trimmed = text.trim();
   if (trimmed === 'true' || trimmed === 'false') return trimmed === 'true';
   return trimmed !== '' && Number.isFinite(Number(trimmed)) ? Number(trimmed) : trimmed;
+}
+
+/**
+ * What to search over where nobody has said it: the learning rate, by factors around the configured one, weight decay where
+ * there is some, and the hyperparameters that the configuration names, each within a factor of four (Deep Learning §11.4.1: the
+ * learning rate matters most). A share, such as that of dropout, goes from 0 to 0.8.
+ */
+export function defaultSpace({ learningRate, weightDecay, hyperparameters }: RunConfig): Space {
+  const space: Record<string, Dimension> = { learningRate: around(learningRate, 30, 10) };
+  if (weightDecay.rate > 0) space['weightDecay.rate'] = around(weightDecay.rate, 100, 100);
+  for (const [name, value] of Object.entries(hyperparameters)) {
+    const path = `hyperparameters.${name}`;
+    if (typeof value === 'boolean') space[path] = { kind: 'choice', values: [false, true] };
+    else if (typeof value !== 'number' || value < 0) continue;
+    else if (Number.isInteger(value) && value > 1) {
+      space[path] = {
+        kind: 'logInteger',
+        low: Math.max(1, Math.round(value / 4)),
+        high: 4 * value,
+      };
+    } else if (value < 1) space[path] = { kind: 'uniform', low: 0, high: 0.8 };
+    else space[path] = around(value, 4, 4);
+  }
+  return space;
+}
+
+function around(value: number, below: number, above: number): Dimension {
+  const round = (number: number) => Number(number.toPrecision(2));
+  return { kind: 'log', low: round(value / below), high: round(value * above) };
 }

@@ -2,7 +2,7 @@ import { loadImageFolder } from '../../worker/data/pictures/images.ts';
 import { pictureSizes } from '../../worker/data/pictures/sizes.ts';
 import { groups } from '../output/progress.ts';
 import { comment } from './source.ts';
-import { type Draft, LOGITS, minibatchSize, TEST_SHARE } from './table.ts';
+import { type Draft, LOGITS, minibatchSize, SEARCH, TEST_SHARE } from './table.ts';
 
 /** Experiments for pictures. */
 
@@ -132,9 +132,17 @@ ${model}
     earlyStopping: { patience: 3 },
     epochsMax: 30,
   },
-});
+
+${usesLayers ? SEARCH : CNN_SEARCH}});
 `;
 }
+
+const CNN_SEARCH = `  // Where \`downpour search\` looks for better values.
+  search: {
+    learningRate: { kind: 'log', low: 0.0001, high: 0.01 },
+    'hyperparameters.dropout': { kind: 'uniform', low: 0, high: 0.6 },
+  },
+`;
 
 const MLP = `  model: (args) =>
     args.tf.sequential({
@@ -147,12 +155,12 @@ ${LOGITS}
 /** @param side pixels of the shorter side, which each pooling halves */
 function cnn(side: number): string {
   const blocks = [16, 32].slice(0, Math.max(1, Math.min(2, Math.floor(Math.log2(side)))));
-  return `  model: ({ tf, inputShape, classCount }) =>
+  return `  model: ({ tf, inputShape, classCount, hyperparameters }) =>
     tf.sequential({
       layers: [
 ${blocks.map((filters, i) => convolution(filters, i === 0, side > 1)).join('\n')}
         tf.layers.flatten(),
-        tf.layers.dropout({ rate: 0.3 }),
+        tf.layers.dropout({ rate: Number(hyperparameters.dropout ?? 0.3) }),
         // Logits: the softmax is in the loss.
         tf.layers.dense({ units: classCount }),
       ],

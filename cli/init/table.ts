@@ -446,9 +446,19 @@ ${isClasses ? `  loss: 'softmaxCrossEntropy',` : `  loss: 'meanSquaredError',\n 
 ${isClasses ? CLASS_RULES : QUANTITY_RULES}
     epochsMax: 200,
   },
-});
+
+${SEARCH}});
 `;
 }
+
+/** For `downpour search`; `layers.hidden` reads the hyperparameters. */
+export const SEARCH = `  // Where \`downpour search\` looks for better values.
+  search: {
+    learningRate: { kind: 'log', low: 0.0003, high: 0.03 },
+    'hyperparameters.units': { kind: 'logInteger', low: 16, high: 256 },
+    'hyperparameters.dropout': { kind: 'uniform', low: 0, high: 0.5 },
+  },
+`;
 
 const CLASS_RULES = `    optimizer: { kind: 'adam' },
     weightDecay: { rate: 0.0001 },

@@ -179,7 +179,8 @@ function registerSearch(program: Command, outcome: Outcome): void {
 A trial is an ordinary run; the test part is not looked at. Results: table and advice on the screen,
 report.md, report.json and plots in the folder of the study, and the same on the server's dashboard, while it
 runs too. Called again with the same settings it goes on where it was; of a plain random or Sobol search
---trials may be raised.
+--trials may be raised. Without ranges (--space, --space-file, the experiment's field search) the learning rate is searched,
+weight decay if there is some, and the hyperparameters that the configuration names.
 ${examples(
   "downpour search examples/mnist-mlp.ts --trials 20 --epochs 9 --kill asha --space 'learningRate=log:0.001..1' 'hyperparameters.units=logInteger:16..512'",
   "downpour search my.ts --space 'optimizer.kind=choice:sgd,momentum' 'optimizer.momentum=uniform:0..0.99 when optimizer.kind=momentum'",

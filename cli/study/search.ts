@@ -1,13 +1,14 @@
 import { readFile } from 'node:fs/promises';
 import { relative } from 'node:path';
+import { resolveConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { pathArgument, shellCommand } from '../../shared/shell.ts';
 import { checkSpace, type Space } from '../../shared/space.ts';
 import { createSearchPlan, ranked, type SearchSettings } from '../../study/search.ts';
 import { searchReport } from '../../study/search-report.ts';
-import { parseDimension } from '../../study/space.ts';
+import { defaultSpace, parseDimension } from '../../study/space.ts';
 import type { Metric, Trial } from '../../study/study.ts';
-import { configOf } from '../options.ts';
+import { configOf, tell } from '../options.ts';
 import { type StudyCommandOptions, studyCommand } from './study.ts';
 
 export interface SearchOptions extends StudyCommandOptions {
@@ -28,7 +29,7 @@ export interface SearchOptions extends StudyCommandOptions {
 export async function searchCommand(file: string, options: SearchOptions): Promise<number> {
   const fromFile = options.spaceFile === undefined ? null : await readSpace(options.spaceFile);
   return studyCommand('search', file, options, ({ experiment, base, config }) => {
-    const space = spaceOf(experiment.search, fromFile, options.space);
+    const space = spaceOf(experiment.search, fromFile, options.space) ?? ownSpace(base);
     const { trials, method, metric, rounds, kill, eta, first } = options;
     const settings: SearchSettings = {
       ...{ space, method, trials, metric, rounds, kill, eta, first, base },
@@ -88,19 +89,28 @@ function spaceOf(
   own: Space | undefined,
   fromFile: Space | null,
   flags: readonly string[] | undefined,
-): Space {
+): Space | null {
   const space: Record<string, unknown> = { ...(fromFile ?? (flags ? {} : own)) };
   for (const text of flags ?? []) {
     const { path, dimension } = parseDimension(text);
     space[path] = dimension;
   }
-  if (Object.keys(space).length === 0) {
-    throw new DownpourError(
-      'DP_USAGE',
-      'there is nothing to search over: give the experiment a field search, or name ranges by --space learningRate=log:0.001..1, or a JSON file by --space-file',
-    );
-  }
-  return checkSpace(space);
+  const isGiven = own !== undefined || fromFile !== null || flags !== undefined;
+  return isGiven ? checkSpace(space) : null;
+}
+
+/** For an experiment without a field `search`; the user is told what it is. */
+function ownSpace(base: readonly unknown[]): Space {
+  const space = defaultSpace(resolveConfig(...base));
+  const ranges = Object.entries(space).map(([path, dimension]) =>
+    dimension.kind === 'choice'
+      ? `${path} among ${dimension.values.join(', ')}`
+      : `${path} from ${dimension.low} to ${dimension.high}`,
+  );
+  tell(
+    `the experiment has no field search, so it is searched over ${ranges.join('; ')}. --space names other ranges`,
+  );
+  return space;
 }
 
 async function readSpace(path: string): Promise<Space> {

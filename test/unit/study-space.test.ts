@@ -1,8 +1,10 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { resolveConfig } from '../../shared/config.ts';
 import { checkSpace, type Dimension, pointConfig, type Space } from '../../shared/space.ts';
 import { SOBOL_DIMENSIONS_MAX, sobolPoint } from '../../study/sobol.ts';
 import {
+  defaultSpace,
   gridPoints,
   parseDimension,
   placeOf,
@@ -30,6 +32,30 @@ const space: Space = {
     when: { 'optimizer.kind': 'momentum' },
   },
 };
+
+test('without a space, the learning rate is searched, and what the configuration names', () => {
+  const config = resolveConfig({
+    learningRate: 0.005,
+    hyperparameters: {
+      units: 64,
+      dropout: 0.2,
+      scale: 2.5,
+      batchNorm: true,
+      kind: 'relu',
+      off: -1,
+    },
+  });
+  expect(defaultSpace(config)).toEqual({
+    learningRate: { kind: 'log', low: 0.00017, high: 0.05 },
+    'hyperparameters.units': { kind: 'logInteger', low: 16, high: 256 },
+    'hyperparameters.dropout': { kind: 'uniform', low: 0, high: 0.8 },
+    'hyperparameters.scale': { kind: 'log', low: 0.63, high: 10 },
+    'hyperparameters.batchNorm': { kind: 'choice', values: [false, true] },
+  });
+  const decayed = defaultSpace(resolveConfig({ weightDecay: { rate: 0.001 } }));
+  expect(decayed['weightDecay.rate']).toEqual({ kind: 'log', low: 1e-5, high: 0.1 });
+  expect(() => checkSpace(defaultSpace(config))).not.toThrow();
+});
 
 describe('a dimension', () => {
   test.each(Object.entries(dimensions))(
