@@ -11,13 +11,15 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer, type IncomingMessage } from 'node:http';
-import { type AddressInfo, createServer as createNetServer, type Socket } from 'node:net';
+import { type AddressInfo, connect, createServer as createNetServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { type ClientOptions, type RawData, WebSocket, WebSocketServer } from 'ws';
+import { encodeHeader } from '../shared/codec.ts';
 import { medianOf } from '../shared/quantile.ts';
 import type { ConnectionEvents } from '../wire/connection.ts';
+import { FRAME_HEAD_MAX, OPCODES, writeFrameHead } from '../wire/frames.ts';
 import { accept, dial } from '../wire/handshake.ts';
 import { openInto, readInto } from '../wire/node-sockets.ts';
 import { counting, page } from './limits.ts';
@@ -25,9 +27,19 @@ import { keep, temporaryFolder } from './processes.ts';
 
 /**
  * `net`: plain sockets; `copied`: our connection without undocumented parts of Node; `ws`: the package as
- * it comes; `ws-zero`: with masks of zeros.
+ * it comes; `ws-zero`: with masks of zeros. `pieces` and `ws-pieces`: to our connection and to the package, in fragments
+ * with masks as browsers send them, which are made beforehand.
  */
-const TRANSPORTS = ['net', 'tcp', 'unix', 'copied', 'ws-zero', 'ws'] as const;
+const TRANSPORTS = [
+  'net',
+  'tcp',
+  'unix',
+  'copied',
+  'pieces',
+  'ws-zero',
+  'ws',
+  'ws-pieces',
+] as const;
 export type Transport = (typeof TRANSPORTS)[number];
 export type Mode = 'push' | 'pull' | 'push+pull';
 
@@ -172,6 +184,9 @@ const LINKS: Record<Transport, Open> = {
   'ws-zero': (address, work, answered) =>
     openWs(address, work, answered, { generateMask: (mask) => mask.fill(0) }),
   ws: (address, work, answered) => openWs(address, work, answered, {}),
+  pieces: ({ wire }, work, answered) =>
+    openPieces(wire, encodeHeader({ type: 'push' }), work, answered),
+  'ws-pieces': ({ ws }, work, answered) => openPieces(ws, new Uint8Array(), work, answered),
 };
 
 async function openWs(
@@ -189,6 +204,43 @@ async function openWs(
     answered();
   });
   return { ask: () => socket.send(request), close: () => socket.terminate() };
+}
+
+/** Chromium's fragments have so many. */
+const PIECE_BYTES = 131_000;
+const MASK = Uint8Array.of(0x9e, 0x37, 0x79, 0xb9);
+
+/** As a page does: all that is sent is in fragments, under masks. */
+async function openPieces(
+  port: number,
+  header: Uint8Array,
+  { up, down }: Work,
+  answered: () => void,
+): Promise<Link> {
+  const message = Buffer.concat([header, page(up)]);
+  const pieces: Uint8Array[] = [];
+  for (let at = 0; at < message.length; at += PIECE_BYTES) {
+    const piece = message.subarray(at, at + PIECE_BYTES);
+    for (let i = 0; i < piece.length; i++) piece[i]! ^= MASK[i % MASK.length]!;
+    const head = new Uint8Array(FRAME_HEAD_MAX);
+    const opcode = at === 0 ? OPCODES.binary : OPCODES.continuation;
+    const start = writeFrameHead(head, FRAME_HEAD_MAX, {
+      ...{ opcode, length: piece.length, masked: true },
+    });
+    if (at + PIECE_BYTES < message.length) head[start]! &= 0x7f;
+    head.set(MASK, FRAME_HEAD_MAX - MASK.length);
+    pieces.push(head.subarray(start), piece);
+  }
+  const request = Buffer.concat(pieces);
+  const target = page(down);
+  const raw = connect(port, '127.0.0.1');
+  const socket = new WebSocket(`ws://127.0.0.1:${port}`, { createConnection: () => raw });
+  await once(socket, 'open');
+  socket.on('message', (data: Buffer) => {
+    target.set(data.subarray(data.length - down));
+    answered();
+  });
+  return { ask: () => raw.write(request), close: () => socket.terminate() };
 }
 
 function openWire(
@@ -292,13 +344,13 @@ async function serve(folder: string): Promise<void> {
   const wire = (way: 'straight' | 'copied') => {
     const server = createServer();
     server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
-      const connection = accept(request, socket, { way });
+      const connection = accept(request, socket, head, { way })!;
       const events: ConnectionEvents = {
         ...QUIET,
         land: () => land,
         message: () => connection.send({ type: 'work' }, [answer]),
       };
-      connection.start(events, head);
+      connection.start(events);
     });
     return server;
   };
@@ -328,7 +380,7 @@ async function serve(folder: string): Promise<void> {
 
 const format = (row: WireRow) =>
   [
-    row.transport.padEnd(8),
+    row.transport.padEnd(9),
     row.mode.padEnd(10),
     `${row.bytes / 1000} KB`.padStart(11),
     `×${row.inFlight}`.padStart(4),

@@ -27,8 +27,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
 const DOORS: Record<string, RegExp> = {
   ioredis: /^server\/store\/redis-connection\.ts$/,
   msgpackr: /^shared\/codec\.ts$/,
-  // The tests and the benchmark speak with it; the layers speak the protocol themselves.
-  ws: /^wire\//,
+  ws: /^wire\/(connection|handshake)\.ts$/,
   fastify:
     /^(server\/http\/(app|describe-error|door|listen|mount|pages|upgrade|request-cost|[a-z-]*routes)|library\/plugin|cli\/trained\/serve-model)\.ts$/,
   '@fastify/swagger': /^(server\/http\/app|cli\/trained\/serve-model)\.ts$/,

@@ -1,6 +1,7 @@
 import type { Socket } from 'node:net';
+import { WebSocket } from 'ws';
 import { encodeHeader, writeHeader } from '../shared/codec.ts';
-import type { DownpourError } from '../shared/errors.ts';
+import { DownpourError } from '../shared/errors.ts';
 import { CONTROL_BYTES_MAX, FRAME_HEAD_MAX, OPCODES, writeFrameHead } from './frames.ts';
 import { readElsewhere, readInto, type Sink, type Way } from './node-sockets.ts';
 import { type Coming, type Header, type Landing, type Place, Receiver } from './receiver.ts';
@@ -9,9 +10,9 @@ export type { Way } from './node-sockets.ts';
 export type { Coming, Header, Landing, Place } from './receiver.ts';
 
 /**
- * One end of a Downpour connection, server's or worker's, after the handshake: whole frames come in,
- * their payloads in memory that the owner names, and frames of several pieces go out without being
- * joined. Everything else of the WebSocket protocol happens in here.
+ * One end of a Downpour connection, server's or worker's, after the handshake: whole frames come in, their payloads in
+ * memory that the owner names, and frames of several pieces go out without being joined. The receiver stands before
+ * `ws` at the socket and takes the binary messages; all else of the WebSocket protocol, closing among it, is `ws`'s.
  */
 
 export interface ConnectionEvents {
@@ -23,7 +24,7 @@ export interface ConnectionEvents {
   message(header: Header, payload: Uint8Array, landing: Landing | null, more?: boolean): void;
   /** A message was no Downpour frame. The connection stays open unless you close it. */
   malformed(error: DownpourError): void;
-  /** The WebSocket protocol was broken; the connection closes by itself. */
+  /** The WebSocket protocol was broken; `ws` closes the connection. */
   broken(error: DownpourError): void;
   /** Bytes came: the other end lives. Called often. */
   alive(): void;
@@ -75,6 +76,7 @@ const CLOSE_MS = 5_000;
 const PONGS_MAX = 64;
 
 export class Connection {
+  readonly #ws: WebSocket;
   readonly #socket: Socket;
   readonly #options: ConnectionOptions;
   readonly #receiver: Receiver;
@@ -82,20 +84,18 @@ export class Connection {
   /** Written in this turn; leaves at its end. */
   #queue: Piece[] = [];
   #queuedBytes = 0;
-  /** Handed over by `send` since the connection was opened. */
+  /** Bytes of all frames since the connection was opened. */
   #enqueuedBytes = 0;
   // Why nothing is told and read: see `halt` and `hold`.
   #halted = false;
   #holding = false;
   /** Who waits to hear that what was copied is of no more use. */
   #copied: (() => void)[] = [];
-  #closeSent = false;
-  /** The other end's close frame. */
-  #close: { code: number; reason: string } | null = null;
   #error = '';
   #timer: NodeJS.Timeout | null = null;
   /** `drained` is told then. */
   #drain: NodeJS.Immediate | null = null;
+  #texts = 0;
   #pongs = 0;
   #lastPing: Uint8Array | null = null;
   #way: Way | null = null;
@@ -105,11 +105,17 @@ export class Connection {
   /** For whoever reads the socket; see `start`. */
   readonly sink: Sink;
 
-  constructor(socket: Socket, options: ConnectionOptions) {
+  /**
+   * @internal
+   * @param ws open, on this socket, from which nothing has been read since.
+   */
+  constructor(ws: WebSocket, socket: Socket, options: ConnectionOptions) {
+    this.#ws = ws;
     this.#socket = socket;
     this.#options = options;
     this.transport = socket.remotePort === undefined ? 'unix' : 'tcp';
     const { role, frameBytesMax } = options;
+    const toWs = standBefore(socket);
     const receiver = new Receiver({
       fromClient: role === 'server',
       ...(frameBytesMax === undefined ? {} : { frameBytesMax }),
@@ -119,16 +125,14 @@ export class Connection {
         message: (header, payload, landing, more) =>
           this.#events!.message(header, payload, landing, more),
         malformed: (error) => this.#events!.malformed(error),
-        ping: (payload) => {
-          this.#answer(payload);
-          this.#events!.control?.();
-        },
-        pong: () => this.#events!.control?.(),
-        close: (code, reason) => this.#closedByOther(code, reason),
-        broken: (code, error) => {
-          this.#events!.broken(error);
-          this.close(code);
-          this.#end();
+        pass: (bytes, endsText) => {
+          const texts = this.#texts;
+          // What was sent before leaves before what `ws` answers.
+          this.#flush();
+          toWs(bytes);
+          if (ws.readyState !== WebSocket.OPEN) this.#end();
+          // It says what is wrong with it a little later.
+          else if (endsText && this.#texts === texts) receiver.stop();
         },
       },
     });
@@ -145,32 +149,51 @@ export class Connection {
         this.#came(false, chunk.length);
       },
     };
-    socket.setTimeout(0);
-    socket.setNoDelay(true);
     socket.on('error', (error) => {
       this.#error ||= error.message;
     });
     socket.on('drain', () => this.#left());
-    // Half open: nothing more can be asked of the other end.
-    socket.on('end', () => this.#end());
-    socket.on('close', () => {
+    // Half open: nothing more can be asked of the other end. `ws` ends it then, when what was sent has left.
+    socket.prependListener('end', () => {
+      this.#flush();
+      this.#end();
+    });
+    ws.pause();
+    ws.on('ping', (payload: Buffer) => {
+      this.#answer(payload);
+      this.#events!.control?.();
+    });
+    ws.on('pong', () => this.#events!.control?.());
+    ws.on('message', () => {
+      this.#texts++;
+      this.#events!.malformed(
+        new DownpourError(
+          'DP_FRAME_MALFORMED',
+          'malformed frame: a text message; frames are binary',
+        ),
+      );
+    });
+    ws.on('error', (error) => this.#broken(error));
+    ws.on('close', (code, reason) => {
       if (this.#timer) clearTimeout(this.#timer);
       receiver.end();
-      const { code = 1006, reason = this.#error || 'connection lost' } = this.#close ?? {};
-      this.#events?.closed(code, reason);
+      this.#flush();
+      const why = code === 1006 ? this.#error || 'connection lost' : reason.toString();
+      this.#events?.closed(code, why);
     });
   }
 
   /**
    * Reads from now on.
-   * @param head what has been read beyond the handshake.
    * @param way of a socket that gives what it reads to `sink` already; else it is made to.
    */
-  start(events: ConnectionEvents, head: Uint8Array, way?: Way): void {
+  start(events: ConnectionEvents, way?: Way): void {
     this.#events = events;
-    if (head.length > 0) this.sink.feed(head);
+    // What came with the handshake, `ws` has put back.
+    const head = this.#socket.readableLength > 0 ? (this.#socket.read() as Buffer | null) : null;
+    if (head) this.sink.feed(head);
     this.#way = way ?? readInto(this.#socket, this.sink, this.#options.way);
-    if (!this.#receiver.standing) this.#socket.resume();
+    if (!this.#receiver.standing) this.#ws.resume();
   }
 
   get way(): Way | null {
@@ -184,7 +207,7 @@ export class Connection {
 
   /** Messages can be sent. */
   get open(): boolean {
-    return !this.#closeSent && !this.#socket.destroyed && this.#socket.writable;
+    return this.#ws.readyState === WebSocket.OPEN && this.#socket.writable;
   }
 
   /** Reading stands still until there is a landing. */
@@ -286,16 +309,15 @@ export class Connection {
   }
 
   ping(): void {
-    if (this.open) this.#sendControl(OPCODES.ping, new Uint8Array());
+    if (!this.open) return;
+    this.#flush();
+    this.#countControl(0);
+    this.#ws.ping();
   }
 
-  #sendControl(opcode: number, payload: Uint8Array, gone?: () => void): void {
-    const { length } = payload;
-    const frame = new Uint8Array(FRAME_HEAD_MAX + length);
-    const masked = this.#options.role === 'client';
-    const start = writeFrameHead(frame, FRAME_HEAD_MAX, { opcode, length, masked });
-    frame.set(payload, FRAME_HEAD_MAX);
-    this.#write(frame.subarray(start), gone);
+  /** `ws` sends a control frame. @param bytes of its payload. */
+  #countControl(bytes: number): void {
+    this.#enqueuedBytes += 2 + (this.#options.role === 'client' ? 4 : 0) + bytes;
   }
 
   #write(bytes: Uint8Array, gone?: () => void): void {
@@ -316,12 +338,15 @@ export class Connection {
     this.#queue = [];
     this.#queuedBytes = 0;
     const socket = this.#socket;
-    const joins = queue.length > 1;
-    if (joins) socket.cork();
-    for (const { bytes, start, end, gone } of queue) {
-      socket.write(end - start === bytes.length ? bytes : bytes.subarray(start, end), gone);
-    }
-    if (joins) socket.uncork();
+    // After its closing frame none may follow.
+    if (this.open) {
+      const joins = queue.length > 1;
+      if (joins) socket.cork();
+      for (const { bytes, start, end, gone } of queue) {
+        socket.write(end - start === bytes.length ? bytes : bytes.subarray(start, end), gone);
+      }
+      if (joins) socket.uncork();
+    } else for (const { gone } of queue) gone?.();
     if (this.#holding && !socket.writableNeedDrain) this.#left();
     const copied = this.#copied;
     if (copied.length === 0) return;
@@ -347,7 +372,7 @@ export class Connection {
     const landed = this.#receiver.landedBytes - this.#landedBytes;
     this.#landedBytes += landed;
     events.read?.(!this.#receiver.between && 2 * landed < bytes);
-    if (this.#receiver.standing) this.#socket.pause();
+    if (this.#receiver.standing) this.#ws.pause();
   }
 
   /** After `land` said 'wait': asks again. */
@@ -371,11 +396,11 @@ export class Connection {
 
   /** To be called within an event: no other message is told, and nothing is read, until all that was sent has left. */
   hold(): void {
-    if (this.#holding || this.#closeSent) return;
+    if (this.#holding || !this.open) return;
     this.#holding = true;
     this.#receiver.halt();
     // The event may be none of a message.
-    this.#socket.pause();
+    this.#ws.pause();
   }
 
   #left(): void {
@@ -395,7 +420,7 @@ export class Connection {
     this.#events?.drained?.();
     this.#events?.read?.(!this.#receiver.between);
     // What was told last may have halted it.
-    if (goesOn && !this.#receiver.standing) this.#socket.resume();
+    if (goesOn && !this.#receiver.standing) this.#ws.resume();
   }
 
   /**
@@ -412,16 +437,30 @@ export class Connection {
   #answer(ping: Uint8Array): void {
     if (!this.open) return;
     if (this.#pongs >= PONGS_MAX) {
-      this.#lastPing = ping.slice();
+      this.#lastPing = ping;
       return;
     }
     this.#pongs++;
-    this.#sendControl(OPCODES.pong, ping, () => {
+    this.#countControl(ping.length);
+    this.#ws.pong(ping, undefined, () => {
       this.#pongs--;
       const last = this.#lastPing;
       this.#lastPing = null;
       if (last) this.#answer(last);
     });
+  }
+
+  /** `ws` has found what breaks the protocol, and closes the connection. */
+  #broken(error: Error & { code?: string }): void {
+    this.#receiver.stop();
+    const { excess } = this.#receiver;
+    const what = error.message.replace('Invalid WebSocket frame: ', '');
+    this.#events!.broken(
+      excess === null
+        ? new DownpourError('DP_FRAME_MALFORMED', `malformed frame: ${what}`)
+        : new DownpourError('DP_FRAME_TOO_LARGE', excess),
+    );
+    this.#end();
   }
 
   // Closing.
@@ -431,45 +470,33 @@ export class Connection {
    * @param reason of at most 123 bytes.
    */
   close(code: number, reason = ''): void {
-    if (this.#closeSent || this.#socket.destroyed) return;
+    if (!this.open) return;
+    this.#flush();
     const text = Buffer.from(reason).subarray(0, CONTROL_BYTES_MAX - 2);
-    const payload = code === 1005 ? new Uint8Array() : new Uint8Array(2 + text.length);
-    if (code !== 1005) {
-      new DataView(payload.buffer).setUint16(0, code);
-      payload.set(text, 2);
-    }
-    if (this.#socket.writable) this.#sendControl(OPCODES.close, payload);
-    this.#closeSent = true;
-    this.#receiver.deaf = true;
-    this.#limit();
-    this.#left();
-    this.retry();
+    if (code === 1005) this.#ws.close();
+    else this.#ws.close(code, text);
+    this.#end();
   }
 
   /** Ends at once, without the closing handshake. */
   terminate(): void {
-    this.#socket.destroy();
+    this.#ws.terminate();
   }
 
-  #closedByOther(code: number, reason: string): void {
-    this.#close = { code, reason };
-    this.close(code, reason);
-    // The server hangs up first (RFC 6455, section 7.1.1); a worker that waits is not left hanging.
-    if (this.#options.role === 'server') this.#end();
-  }
-
-  /** Nothing more is sent; the socket is gone soon, whatever the other end does. */
+  /** It is closing: nothing more is told, and the socket is gone soon, whatever the other end does. */
   #end(): void {
-    this.#closeSent = true;
     this.#receiver.deaf = true;
-    this.#limit();
-    this.#flush();
-    this.#socket.end();
+    this.#timer ??= setTimeout(() => this.#socket.destroy(), this.#options.closeMs ?? CLOSE_MS);
     this.#left();
     this.retry();
   }
+}
 
-  #limit(): void {
-    this.#timer ??= setTimeout(() => this.#socket.destroy(), this.#options.closeMs ?? CLOSE_MS);
-  }
+/** Takes the place of those who listen to what a socket reads. @returns what hands bytes on to them. */
+function standBefore(socket: Socket): (bytes: Buffer) => void {
+  const listeners = socket.listeners('data') as ((bytes: Buffer) => void)[];
+  for (const listener of listeners) socket.off('data', listener);
+  return (bytes) => {
+    for (const listener of listeners) listener.call(socket, bytes);
+  };
 }

@@ -1,5 +1,6 @@
 /**
- * The bytes of WebSocket frames (RFC 6455, section 5.2), without any state.
+ * The bytes of WebSocket frames (RFC 6455, section 5.2), without any state: what is needed to find binary messages in
+ * a stream, and to write one. The rest of the protocol is `ws`'s.
  *
  *     fin · 3 reserved · 4 opcode | masked · 7 length | length of 16 or 64 bits | 4 mask | payload
  */
@@ -86,10 +87,4 @@ export function unmask(bytes: Uint8Array, mask: number, position: number): void 
     for (let i = 0; i < count; i++) words[i]! ^= rotated;
   }
   for (let i = start + 4 * count; i < length; i++) byte(i);
-}
-
-/** Whether a code may stand in a close frame (RFC 6455, section 7.4, and the IANA registry). */
-export function isCloseCode(code: number): boolean {
-  if (code >= 3000 && code <= 4999) return true;
-  return code >= 1000 && code <= 1014 && ![1004, 1005, 1006].includes(code);
 }

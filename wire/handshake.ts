@@ -1,35 +1,45 @@
-import { createHash, randomBytes } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import { createConnection, isIP, type Socket } from 'node:net';
 import { connect as connectTls, type ConnectionOptions as TlsOptions } from 'node:tls';
+import { WebSocket, WebSocketServer } from 'ws';
+import { DownpourError } from '../shared/errors.ts';
+import { TICKET_PROTOCOL, ticketOf } from '../shared/join.ts';
 import { Connection, type ConnectionEvents, type ConnectionOptions } from './connection.ts';
 import { copiesOnly, openInto, type Sink, type Way } from './node-sockets.ts';
+import { TEXT_BYTES_MAX } from './receiver.ts';
 
-/** The opening handshake of a WebSocket (RFC 6455, section 4), both ends. No extension is agreed on. */
+/** The opening handshake of a WebSocket (RFC 6455, section 4), both ends, by `ws`. No extension is agreed on. */
 
-const GUID = '258EAFA5-E914-47DA-95CA-C5AB0DC85B11';
-const acceptOf = (key: string) =>
-  createHash('sha1')
-    .update(key + GUID)
-    .digest('base64');
+/** Binary messages never reach `ws`; these are for the rest. */
+const PROTOCOL = {
+  perMessageDeflate: false,
+  autoPong: false,
+  maxPayload: TEXT_BYTES_MAX,
+  maxFragments: 256,
+  maxBufferedChunks: 1_024,
+} as const;
 
 // The server's end.
 
-/** What keeps a request from becoming a WebSocket, in words; or null. */
-export function upgradeProblem(request: IncomingMessage): string | null {
-  const { method, headers, httpVersion } = request;
-  if (method !== 'GET') return `a WebSocket begins with GET, not ${method}`;
+const upgrades = new WebSocketServer({
+  ...PROTOCOL,
+  noServer: true,
+  clientTracking: false,
+  handleProtocols: (_, { headers }) =>
+    ticketOf(headers['sec-websocket-protocol']) === null ? false : TICKET_PROTOCOL,
+});
+upgrades.on('wsClientError', ({ message }) => {
+  throw new DownpourError('DP_BODY_INVALID', `the request is no WebSocket's: ${message}`);
+});
+
+/** What keeps a request from becoming a WebSocket, beside what `ws` looks at, in words; or null. */
+function upgradeProblem(request: IncomingMessage): string | null {
+  const { headers, httpVersion } = request;
   if (httpVersion !== '1.1') return `a WebSocket begins with HTTP/1.1, not ${httpVersion}`;
   const doubled = hostProblem(request);
   if (doubled !== null) return doubled;
-  if (headers.upgrade?.toLowerCase() !== 'websocket') {
-    return `Upgrade is '${headers.upgrade}'; only 'websocket' is served`;
-  }
   const version = headers['sec-websocket-version'];
   if (version !== '13') return `Sec-WebSocket-Version is '${version}'; only 13 is served`;
-  if (!/^[A-Za-z0-9+/]{22}==$/.test(headers['sec-websocket-key'] ?? '')) {
-    return 'Sec-WebSocket-Key is not the base64 of 16 bytes';
-  }
   return null;
 }
 
@@ -40,21 +50,24 @@ export function hostProblem({ rawHeaders }: IncomingMessage): string | null {
   return count > 1 ? `the request has ${count} Host headers; one is allowed` : null;
 }
 
-/** Answers a request that has no `upgradeProblem`. `start` the connection with what came behind it. */
+/**
+ * Makes a connection of a request for one.
+ * @param head what has been read behind it.
+ * @returns null: its client has hung up. @throws DownpourError DP_BODY_INVALID: it is no WebSocket's; not answered yet.
+ */
 export function accept(
   request: IncomingMessage,
   socket: Socket,
-  options: Omit<ConnectionOptions, 'role'> & {
-    /** Of those that it offers; null: none. */
-    readonly protocol?: string | null;
-  } = {},
-): Connection {
-  const protocol = options.protocol ? `Sec-WebSocket-Protocol: ${options.protocol}\r\n` : '';
-  socket.write(
-    'HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n' +
-      `Sec-WebSocket-Accept: ${acceptOf(request.headers['sec-websocket-key']!)}\r\n${protocol}\r\n`,
-  );
-  return new Connection(socket, { ...options, role: 'server' });
+  head: Buffer,
+  options: Omit<ConnectionOptions, 'role'> = {},
+): Connection | null {
+  const problem = upgradeProblem(request);
+  if (problem !== null) throw new DownpourError('DP_BODY_INVALID', problem);
+  let connection: Connection | null = null;
+  upgrades.handleUpgrade(request, socket, head, (ws) => {
+    connection = new Connection(ws, socket, { ...options, role: 'server' });
+  });
+  return connection;
 }
 
 // The worker's end.
@@ -73,69 +86,63 @@ export interface DialOptions extends Omit<ConnectionOptions, 'role'> {
   failed(error: Error, status: number | null): void;
 }
 
-const ANSWER_BYTES_MAX = 16 * 1024;
+/** The answer to a handshake comes through here, of all connections one after another. */
+const ANSWER = Buffer.allocUnsafeSlow(16 * 1024);
 
 /** Opens a connection to a server. Either `opened` or `failed` is called, once. */
 export function dial(options: DialOptions): { abort(): void } {
   const url = new URL(options.url);
-  const key = randomBytes(16).toString('base64');
-  const memory = Buffer.alloc(ANSWER_BYTES_MAX);
-  let length = 0;
+  let opened: { readonly socket: Socket; readonly way: Way } | null = null;
   let settled = false;
-  const fail = (error: Error, status: number | null = null) => {
-    if (settled) return;
-    settled = true;
+  const settle = () => {
     clearTimeout(timer);
-    socket.destroy();
+    const first = !settled;
+    settled = true;
+    return first;
+  };
+  const fail = (error: Error, status: number | null = null) => {
+    if (!settle()) return;
+    ws.terminate();
     options.failed(error, status);
   };
-  const read = () => {
-    const end = memory.subarray(0, length).indexOf('\r\n\r\n');
-    if (end < 0) {
-      if (length === memory.length) fail(new Error('the answer is not that of a WebSocket server'));
-      return;
-    }
-    const { status, problem } = readAnswer(memory.toString('latin1', 0, end), key);
-    if (problem !== null) {
-      fail(new Error(problem), status);
-      return;
-    }
-    settled = true;
-    clearTimeout(timer);
-    const connection = new Connection(socket, { ...options, role: 'client' });
-    sink = connection.sink;
-    connection.start(options.opened(connection), memory.subarray(end + 4, length), way);
+  // Until the handshake is done, `ws` is given all that the socket reads.
+  let sink: Sink = {
+    next: () => ANSWER,
+    filled: (bytes) => opened!.socket.emit('data', Buffer.from(ANSWER.subarray(0, bytes))),
+    feed() {},
   };
-  const answer: Sink = {
-    next: () => memory.subarray(length),
-    filled(bytes) {
-      length += bytes;
-      if (!settled) read();
+  const ws = new WebSocket(url, {
+    ...PROTOCOL,
+    ...(options.headers ? { headers: options.headers } : {}),
+    createConnection: () => {
+      opened = openSocket(url, options, {
+        next: () => sink.next(),
+        filled: (bytes) => sink.filled(bytes),
+        feed: (chunk) => sink.feed(chunk),
+      });
+      return opened.socket;
     },
-    feed(chunk) {
-      if (settled) return;
-      const fits = Math.min(chunk.length, memory.length - length);
-      memory.set(chunk.subarray(0, fits), length);
-      length += fits;
-      read();
-      if (fits < chunk.length) sink.feed(chunk.subarray(fits));
-    },
-  };
-  let sink = answer;
-  const { socket, way } = openSocket(url, options, {
-    next: () => sink.next(),
-    filled: (bytes) => sink.filled(bytes),
-    feed: (chunk) => sink.feed(chunk),
   });
+  ws.on('open', () => {
+    if (!settle()) return;
+    const { socket, way } = opened!;
+    const connection = new Connection(ws, socket, { ...options, role: 'client' });
+    sink = connection.sink;
+    connection.start(options.opened(connection), way === 'straight' ? way : undefined);
+  });
+  ws.on('unexpected-response', (_, { statusCode = 0 }) =>
+    fail(new Error(`HTTP status ${statusCode}`), statusCode),
+  );
+  ws.on('error', (error) => fail(isNoHttp(error) ? noHttp(error) : error));
   const timer = setTimeout(
     () => fail(new Error(`no answer to the handshake within ${options.handshakeMs / 1000} s`)),
     options.handshakeMs,
   );
-  socket.on('error', (error) => fail(error));
-  socket.on('close', () => fail(new Error('connection closed')));
-  socket.write(requestOf(url, key, options.headers));
   return { abort: () => fail(new Error('aborted')) };
 }
+
+const isNoHttp = ({ code }: NodeJS.ErrnoException) => code?.startsWith('HPE_') ?? false;
+const noHttp = (cause: Error) => new Error(`the answer is not HTTP: ${cause.message}`, { cause });
 
 function openSocket(url: URL, options: DialOptions, sink: Sink): { socket: Socket; way: Way } {
   const secure = url.protocol === 'wss:';
@@ -149,37 +156,5 @@ function openSocket(url: URL, options: DialOptions, sink: Sink): { socket: Socke
   const socket = secure
     ? connectTls({ host, port, ...(isIP(host) ? {} : { servername: host }), ...options.tls })
     : createConnection(address);
-  socket.on('data', (chunk: Buffer) => sink.feed(chunk));
   return { socket, way: 'copied' };
-}
-
-function requestOf(url: URL, key: string, headers: DialOptions['headers'] = {}): string {
-  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
-  if (lines.some((line) => /[\r\n]/.test(line.slice(0, -2)))) {
-    throw new TypeError('a header with a line break');
-  }
-  return (
-    `GET ${url.pathname}${url.search} HTTP/1.1\r\nHost: ${url.host}\r\nUpgrade: websocket\r\n` +
-    `Connection: Upgrade\r\nSec-WebSocket-Key: ${key}\r\nSec-WebSocket-Version: 13\r\n` +
-    `${lines.join('')}\r\n`
-  );
-}
-
-/** @param text of the answer, without the empty line at its end. */
-function readAnswer(text: string, key: string): { status: number; problem: string | null } {
-  const [first = '', ...lines] = text.split('\r\n');
-  const status = Number(/^HTTP\/1\.[01] (\d{3})/.exec(first)?.[1] ?? 0);
-  if (status !== 101) {
-    return { status, problem: status === 0 ? 'the answer is not HTTP' : `HTTP status ${status}` };
-  }
-  const headers = new Map<string, string>();
-  for (const line of lines) {
-    const colon = line.indexOf(':');
-    headers.set(line.slice(0, colon).toLowerCase(), line.slice(colon + 1).trim());
-  }
-  let problem: string | null = null;
-  if (headers.get('upgrade')?.toLowerCase() !== 'websocket') problem = 'no `Upgrade: websocket`';
-  else if (headers.get('sec-websocket-accept') !== acceptOf(key)) problem = 'a wrong accept key';
-  else if (headers.has('sec-websocket-extensions')) problem = 'an extension nobody asked for';
-  return { status, problem: problem && `the answer to the handshake has ${problem}` };
 }

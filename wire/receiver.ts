@@ -1,4 +1,3 @@
-import { isUtf8 } from 'node:buffer';
 import {
   checkPayloadLength,
   cutShort,
@@ -17,15 +16,15 @@ import {
   frameHeadLength,
   frameLength,
   frameMask,
-  isCloseCode,
   OPCODES,
   unmask,
 } from './frames.ts';
 
 /**
- * Turns the bytes of one WebSocket connection into Downpour frames. Heads and headers come through a
- * small memory that all connections share; a payload is read where it is to be. Does no I/O: who
- * owns the socket reads into `next()` and says so with `filled`, or hands over chunks with `feed`.
+ * Takes the binary messages of one WebSocket connection to their place in memory, and leaves all else to `ws`: control
+ * frames, text, and whatever breaks the protocol. Heads and headers come through a small memory that all connections
+ * share; a payload is read where it is to be. Does no I/O: who owns the socket reads into `next()` and says so with
+ * `filled`, or hands over chunks with `feed`.
  */
 
 export type Header = Frame['header'];
@@ -62,13 +61,12 @@ export interface ReceiverEvents {
   message(header: Header, payload: Uint8Array, landing: Landing | null, more: boolean): void;
   /** A message that is no Downpour frame: it is skipped. */
   malformed(error: DownpourError): void;
-  /** @param payload to be used until return. */
-  ping(payload: Uint8Array): void;
-  pong(payload: Uint8Array): void;
-  /** The other end closes; 1005: it gave no code. Nothing more is read. */
-  close(code: number, reason: string): void;
-  /** The other end broke the WebSocket protocol. Nothing more is read. */
-  broken(closeCode: 1002 | 1007 | 1009, error: DownpourError): void;
+  /**
+   * Bytes that `ws` reads, as they came: of no binary message, or of what only `ws` can judge. Never of two frames,
+   * unless the protocol is broken, and in memory of their own.
+   * @param endsText a text message is whole now, if it is right.
+   */
+  pass(bytes: Buffer, endsText: boolean): void;
 }
 
 /** The receiver uses up what it reads at once, so one memory does for all connections. */
@@ -86,8 +84,8 @@ const OWN_BYTES_MIN = 64 * 1024;
 const OWN_BYTES_KEPT = 2 ** 16;
 /** The same of memory for headers. */
 const PREFIX_BYTES_KEPT = 2 ** 14;
-/** There are no text messages in the protocol; a long one is not even collected. */
-const TEXT_BYTES_MAX = 2 ** 16;
+/** There are no text messages in the protocol; a long one is not even collected by `ws`. */
+export const TEXT_BYTES_MAX = 2 ** 16;
 const EMPTY = new Uint8Array();
 
 export interface ReceiverOptions {
@@ -99,7 +97,7 @@ export interface ReceiverOptions {
 }
 
 /** Where in a binary message it is: `pending`, the header is whole, but is there a payload? */
-type Stage = 'none' | 'text' | 'header' | 'pending' | 'payload' | 'skip';
+type Stage = 'none' | 'header' | 'pending' | 'payload' | 'skip';
 
 /** A payload that is being read. */
 export interface Coming {
@@ -115,9 +113,12 @@ export class Receiver {
   readonly #events: ReceiverEvents;
   readonly #fromClient: boolean;
   readonly #frameBytesMax: number;
-  /** Messages are not delivered any more; control frames are. */
+  /** Messages are not delivered any more; control frames are passed on. */
   deaf = false;
   #dead = false;
+  /** The protocol is broken, and `ws` says how: all that comes is passed on. */
+  #odd = false;
+  #excess: string | null = null;
 
   // The frame.
   readonly #head = new Uint8Array(FRAME_HEAD_MAX);
@@ -128,12 +129,14 @@ export class Receiver {
   #length = 0;
   #left = 0;
   #mask = 0;
+  /** It is for `ws`. */
+  #passes = false;
 
-  // A control frame, which may come between the fragments of a message.
-  readonly #control = new Uint8Array(CONTROL_BYTES_MAX);
-  #controlBytes = 0;
+  // A text message, which `ws` collects.
+  #inText = false;
+  #textBytes = 0;
 
-  // The message.
+  // A binary message.
   #stage: Stage = 'none';
   #messageBytes = 0;
   #prefix = new Uint8Array(256);
@@ -175,6 +178,7 @@ export class Receiver {
   /** A payload that has begun and not ended; null: there is none. */
   get coming(): Coming | null {
     if (this.#stage !== 'payload' || this.#header === null || this.#nowhere) return null;
+    if (this.#odd || this.#dead) return null;
     const of = this.#final ? this.#memoryBytes + this.#left : null;
     return { number: this.#payloads, bytes: this.#memoryBytes, of, landing: this.#landing };
   }
@@ -197,7 +201,18 @@ export class Receiver {
 
   /** All that came was of whole messages. */
   get between(): boolean {
-    return this.#stage === 'none' && !this.#inFrame && this.#headBytes === 0;
+    const inMessage = this.#stage !== 'none' || this.#inText;
+    return !inMessage && !this.#inFrame && this.#headBytes === 0;
+  }
+
+  /** Why a message is too large, where one was: `ws` closes the connection. */
+  get excess(): string | null {
+    return this.#excess;
+  }
+
+  /** Nothing that comes is looked at any more. */
+  stop(): void {
+    this.#dead = true;
   }
 
   /** Of all payloads so far, bytes that were read into landings. */
@@ -230,7 +245,7 @@ export class Receiver {
   #readsInPlace(): boolean {
     if (this.#stage !== 'payload' || this.#nowhere) return false;
     if (this.#dead || this.deaf || this.standing) return false;
-    return this.#inFrame && this.#opcode < OPCODES.close && this.#left >= STRAIGHT_BYTES_MIN;
+    return this.#inFrame && !this.#passes && this.#left >= STRAIGHT_BYTES_MIN;
   }
 
   /**
@@ -267,16 +282,28 @@ export class Receiver {
     let at = 0;
     while (!this.#dead) {
       if (this.#waiting || this.#halted) {
-        const rest = chunk.subarray(at);
-        this.#held = own ? rest : new Uint8Array(rest);
-        this.#heldClear = Math.max(0, clear - at);
+        this.#hold(chunk.subarray(at), Math.max(0, clear - at), own);
+        return;
+      }
+      if (this.#odd) {
+        if (at < chunk.length) this.#events.pass(Buffer.from(chunk.subarray(at)), false);
         return;
       }
       if (!this.#inFrame) {
         at = this.#beginFrame(chunk, at);
+        if (this.#odd) continue;
         if (!this.#inFrame) return;
       }
-      if (this.#stage === 'pending' && this.#opcode < OPCODES.close) {
+      if (this.#passes) {
+        const available = Math.min(this.#left, chunk.length - at);
+        this.#left -= available;
+        this.#passOn(chunk.subarray(at, at + available));
+        if (this.#left > 0) return;
+        at += available;
+        this.#endFrame();
+        continue;
+      }
+      if (this.#stage === 'pending') {
         this.#beginPayload();
         if (this.#waiting) continue;
       }
@@ -311,6 +338,17 @@ export class Receiver {
     return !this.standing;
   }
 
+  /** @param clear so many bytes at the beginning are unmasked. @param own they may be kept. */
+  #hold(bytes: Uint8Array, clear: number, own: boolean): void {
+    if (this.#held.length > 0) {
+      // A socket that was about to be read has given once more.
+      this.#held = Buffer.concat([this.#held, bytes]);
+      return;
+    }
+    this.#held = own ? bytes : new Uint8Array(bytes);
+    this.#heldClear = clear;
+  }
+
   #feedHeld(): void {
     const held = this.#held;
     this.#held = EMPTY;
@@ -324,11 +362,12 @@ export class Receiver {
     this.#held = EMPTY;
     this.#reset();
     this.#own = this.#prefix = EMPTY;
+    this.#textBytes = 0;
     this.#tell();
   }
 
   #tell(): void {
-    const bytes = this.#own.length + this.#prefix.length;
+    const bytes = this.#own.length + this.#prefix.length + this.#textBytes;
     if (bytes === this.#told) return;
     const change = bytes - this.#told;
     this.#told = bytes;
@@ -337,76 +376,95 @@ export class Receiver {
 
   // Frames.
 
-  /** @returns where its payload begins; at the end of the chunk when the head is not whole. */
+  /**
+   * @returns where its payload begins, or, where `ws` is to have all of the frame, the frame; at the end of the chunk when
+   *   the head is not whole.
+   */
   #beginFrame(chunk: Uint8Array, at: number): number {
     const available = chunk.length - at;
     if (this.#headBytes === 0 && available >= 2) {
       const length = frameHeadLength(chunk[at + 1]!);
       if (available >= length) {
         this.#readHead(chunk, at);
-        return at + length;
+        if (!this.#passes) return this.#odd ? at : at + length;
+        this.#left += length;
+        return at;
       }
     }
     while (at < chunk.length) {
       this.#head[this.#headBytes++] = chunk[at++]!;
-      if (this.#headBytes < 2) continue;
-      // Refused before the rest of the head has come, and before its length can be believed.
-      if (this.#headBytes === 2 && !this.#checkStart(this.#head, 0)) return chunk.length;
-      if (this.#headBytes < frameHeadLength(this.#head[1]!)) continue;
+      if (this.#headBytes < 2 || this.#headBytes < frameHeadLength(this.#head[1]!)) continue;
+      const head = this.#head.subarray(0, this.#headBytes);
       this.#headBytes = 0;
-      this.#readHead(this.#head, 0);
+      this.#readHead(head, 0);
+      if (this.#odd || this.#passes) this.#passOn(head);
       return at;
     }
     return at;
   }
 
-  /** Whether the first two bytes of a frame's head may stand here. */
-  #checkStart(head: Uint8Array, at: number): boolean {
+  /** Whether a frame that begins so must not stand here: `ws` knows what is wrong with it. */
+  #isOdd(head: Uint8Array, at: number): boolean {
     const first = head[at]!;
     const second = head[at + 1]!;
     const opcode = first & 0x0f;
-    const inMessage = this.#stage !== 'none';
-    let problem = '';
-    if ((first & 0x70) !== 0) problem = 'a reserved bit is set; no extension was agreed on';
-    else if (((second & 0x80) !== 0) !== this.#fromClient) {
-      problem = this.#fromClient ? 'a frame without a mask' : 'a masked frame';
-    } else if (opcode >= OPCODES.close) {
-      if (opcode > OPCODES.pong) problem = `opcode ${opcode}`;
-      else if ((first & 0x80) === 0) problem = 'a control frame in fragments';
-      else if ((second & 0x7f) > CONTROL_BYTES_MAX) {
-        problem = `a control frame of more than ${CONTROL_BYTES_MAX} bytes`;
-      }
-    } else if (opcode > OPCODES.binary) problem = `opcode ${opcode}`;
-    else if (opcode === OPCODES.continuation && !inMessage) {
-      problem = 'a continuation of no message';
-    } else if (opcode !== OPCODES.continuation && inMessage) {
-      problem = 'a new message within another';
+    if ((first & 0x70) !== 0 || ((second & 0x80) !== 0) !== this.#fromClient) return true;
+    if (opcode >= OPCODES.close) {
+      const isSmall = (second & 0x7f) <= CONTROL_BYTES_MAX;
+      return opcode > OPCODES.pong || (first & 0x80) === 0 || !isSmall;
     }
-    if (problem !== '') this.#break(1002, problem);
-    return problem === '';
+    const inMessage = this.#stage !== 'none' || this.#inText;
+    return opcode > OPCODES.binary || (opcode === OPCODES.continuation) !== inMessage;
   }
 
   #readHead(head: Uint8Array, at: number): void {
-    if (!this.#checkStart(head, at)) return;
-    this.#inFrame = true;
+    this.#passes = false;
+    if (this.#isOdd(head, at)) {
+      this.#odd = true;
+      // Of a binary message that is not whole, `ws` has seen nothing: it is told that there is one.
+      if (this.#stage !== 'none') {
+        this.#passOn(
+          Uint8Array.of(OPCODES.binary, ...(this.#fromClient ? [0x80, 0, 0, 0, 0] : [0])),
+        );
+      }
+      return;
+    }
     this.#opcode = head[at]! & 0x0f;
     this.#length = this.#left = frameLength(head, at);
     this.#mask = frameMask(head, at);
     if (this.#opcode >= OPCODES.close) {
-      this.#controlBytes = 0;
+      this.#inFrame = this.#passes = true;
       return;
     }
     this.#final = (head[at]! & 0x80) !== 0;
-    this.#messageBytes += this.#length;
-    if (this.#opcode !== OPCODES.continuation) {
-      this.#stage = this.#opcode === OPCODES.text ? 'text' : this.deaf ? 'skip' : 'header';
-    }
-    const most = this.#stage === 'text' ? TEXT_BYTES_MAX : this.#frameBytesMax;
-    if (this.#messageBytes > most) {
-      this.#break(1009, `a message of ${this.#messageBytes} bytes; at most ${most} are allowed`);
+    if (this.#opcode === OPCODES.text) this.#inText = true;
+    const bytes = (this.#inText ? this.#textBytes : this.#messageBytes) + this.#length;
+    const most = this.#inText ? TEXT_BYTES_MAX : this.#frameBytesMax;
+    if (bytes > most && this.#stage === 'none') {
+      this.#excess = `a message of ${bytes} bytes; at most ${most} are allowed`;
+      this.#odd = true;
       return;
     }
-    this.#checkFragment();
+    this.#inFrame = true;
+    if (this.#inText) {
+      this.#passes = true;
+      this.#textBytes = bytes;
+      this.#tell();
+      return;
+    }
+    this.#messageBytes = bytes;
+    if (this.#opcode === OPCODES.binary) this.#stage = this.deaf ? 'skip' : 'header';
+    if (bytes > most && this.#stage !== 'skip') {
+      const what = `a message of ${bytes} bytes; at most ${most} are allowed`;
+      this.#refuse(new DownpourError('DP_FRAME_TOO_LARGE', what));
+    } else this.#checkFragment();
+  }
+
+  /** Hands bytes of the present frame to `ws`. */
+  #passOn(bytes: Uint8Array): void {
+    const isText = !this.#odd && this.#opcode < OPCODES.close;
+    if (bytes.length === 0 || (this.deaf && isText)) return;
+    this.#events.pass(Buffer.from(bytes), isText && this.#final && this.#left === 0);
   }
 
   /** Of a payload whose length was not known: how long it is by now. */
@@ -425,52 +483,25 @@ export class Receiver {
 
   #endFrame(): void {
     this.#inFrame = false;
-    if (this.#opcode >= OPCODES.close) this.#endControl();
-    else if (this.#final) this.#endMessage();
-  }
-
-  #endControl(): void {
-    const payload = this.#control.subarray(0, this.#controlBytes);
-    if (this.#opcode === OPCODES.ping) this.#events.ping(payload);
-    else if (this.#opcode === OPCODES.pong) this.#events.pong(payload);
-    else this.#endConnection(payload);
-  }
-
-  #endConnection(payload: Uint8Array): void {
-    const code = payload.length < 2 ? 1005 : payload[0]! * 256 + payload[1]!;
-    const reason = payload.subarray(2);
-    if (payload.length === 1 || (payload.length > 1 && !isCloseCode(code))) {
-      const seen = payload.length === 1 ? 'one byte' : `code ${code}`;
-      this.#break(1002, `a close frame with ${seen}`);
-    } else if (!isUtf8(reason)) this.#break(1007, 'a reason for closing that is not UTF-8');
-    else {
-      this.#dead = true;
-      this.#events.close(code, Buffer.from(reason).toString());
+    if (this.#opcode === OPCODES.close) this.#dead = true;
+    // A control frame may stand between the fragments of a message.
+    if (this.#opcode >= OPCODES.close || !this.#final) return;
+    if (!this.#inText) {
+      this.#endMessage();
+      return;
     }
-  }
-
-  #break(closeCode: 1002 | 1007 | 1009, what: string): void {
-    this.#dead = true;
-    this.#inFrame = false;
-    const error =
-      closeCode === 1009
-        ? new DownpourError('DP_FRAME_TOO_LARGE', what)
-        : new DownpourError('DP_FRAME_MALFORMED', `malformed frame: ${what}`);
-    this.#events.broken(closeCode, error);
+    this.#inText = false;
+    this.#textBytes = 0;
+    this.#tell();
   }
 
   // Messages.
 
   /** Uses some of the `available` bytes of the present frame. @returns how many. */
   #take(chunk: Uint8Array, at: number, available: number): number {
-    if (this.#opcode >= OPCODES.close) {
-      this.#control.set(chunk.subarray(at, at + available), this.#controlBytes);
-      this.#controlBytes += available;
-      return available;
-    }
     if (this.#stage === 'header') return this.#takeHeader(chunk, at, available);
     if (this.#nowhere || this.deaf) return available;
-    if (this.#stage === 'payload' || this.#stage === 'text') {
+    if (this.#stage === 'payload') {
       const needed = this.#memoryBytes + available;
       if (needed > this.#memory.length) this.#grow(needed);
       this.#memory.set(chunk.subarray(at, at + available), this.#memoryBytes);
@@ -576,14 +607,12 @@ export class Receiver {
   }
 
   #endMessage(): void {
-    const stage = this.#stage;
-    if (stage === 'payload' && !this.deaf) {
+    if (this.#stage === 'payload' && !this.deaf) {
       this.#deliver();
       return;
     }
-    const text = this.#memory.subarray(0, this.#memoryBytes);
     try {
-      if (stage === 'header') {
+      if (this.#stage === 'header') {
         // Complete all the same when only the zeros that pad the header are missing.
         if (this.#prefixBytes < PREFIX_BYTES) throw tooShort(this.#prefixBytes);
         this.#header = this.#keptHeader();
@@ -593,18 +622,6 @@ export class Receiver {
       }
     } catch (error) {
       this.#refuse(error);
-    }
-    if (stage === 'text') {
-      if (!isUtf8(text)) {
-        this.#break(1007, 'a text that is not UTF-8');
-        return;
-      }
-      this.#refuse(
-        new DownpourError(
-          'DP_FRAME_MALFORMED',
-          'malformed frame: a text message; frames are binary',
-        ),
-      );
     }
     this.#reset();
   }

@@ -12,6 +12,8 @@ import { type Header, Receiver } from '../../wire/receiver.ts';
 export class FloodClient {
   readonly #socket: Socket;
   readonly #messages: Header[] = [];
+  /** The beginning of a control frame. */
+  #control = Buffer.alloc(0);
   #wake: (() => void) | null = null;
   #ended: { code: number; reason: string } | null = null;
   readonly name: string;
@@ -62,13 +64,7 @@ export class FloodClient {
           this.#wake?.();
         },
         malformed: (error) => socket.destroy(error),
-        ping: () => this.#write(OPCODES.pong, new Uint8Array()),
-        pong: () => {},
-        close: (code, reason) => {
-          this.#ended = { code, reason };
-          socket.end();
-        },
-        broken: (_, error) => socket.destroy(error),
+        pass: (bytes) => this.#heard(bytes),
       },
     });
     return new Promise((resolve, reject) => {
@@ -90,6 +86,23 @@ export class FloodClient {
       socket.on('data', onHead);
       socket.once('close', () => reject(new Error('the server closed the connection')));
     });
+  }
+
+  /** Bytes of control frames. */
+  #heard(bytes: Buffer): void {
+    let rest = Buffer.concat([this.#control, bytes]);
+    while (rest.length >= 2 && rest.length >= 2 + rest[1]!) {
+      const opcode = rest[0]! & 0x0f;
+      const payload = rest.subarray(2, 2 + rest[1]!);
+      if (opcode === OPCODES.ping) this.#write(OPCODES.pong, new Uint8Array());
+      if (opcode === OPCODES.close) {
+        const code = payload.length < 2 ? 1005 : payload.readUInt16BE(0);
+        this.#ended = { code, reason: payload.toString('utf8', 2) };
+        this.#socket.end();
+      }
+      rest = rest.subarray(2 + rest[1]!);
+    }
+    this.#control = rest;
   }
 
   /** Null: it is open. */

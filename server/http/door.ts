@@ -248,7 +248,6 @@ export class Door implements PageDoor {
   enterWorker(request: IncomingMessage): {
     readonly grant: Grant;
     readonly stillIn: () => boolean;
-    readonly byTicket: boolean;
   } {
     const ticket = ticketOf(request.headers['sec-websocket-protocol']);
     if (ticket !== null) mustBeSameOrigin(request);
@@ -263,7 +262,7 @@ export class Door implements PageDoor {
       const now = look?.() ?? null;
       return now !== null && mayDo(now, 'worker');
     };
-    return { grant, stillIn, byTicket: ticket !== null };
+    return { grant, stillIn };
   }
 
   /** @throws LimitError: its workers connect too often. */
@@ -296,7 +295,7 @@ export class Door implements PageDoor {
       const now = look();
       return now !== null && mayDo(now, 'operator');
     };
-    return { grant, stillIn, byTicket: false };
+    return { grant, stillIn };
   }
 
   /** What a token's reads have taken is paid off, or it waits for its turn. @throws LimitError. */

@@ -3,9 +3,8 @@ import type { Socket } from 'node:net';
 import type { FastifyInstance } from 'fastify';
 import { BUNDLE_HEADER } from '../../shared/bundle.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
-import { TICKET_PROTOCOL } from '../../shared/join.ts';
 import type { Connection } from '../../wire/connection.ts';
-import { accept, upgradeProblem } from '../../wire/handshake.ts';
+import { accept } from '../../wire/handshake.ts';
 import { LimitError, refuse, unauthorized } from '../access/access.ts';
 import type { Places } from '../access/sockets.ts';
 import type { Coordinator } from '../fleet/coordinator.ts';
@@ -65,38 +64,48 @@ export function acceptWorkers(
     if (path !== '/ws' && path !== '/standby') {
       return refuse(socket, 'DP_NOT_FOUND', 'workers connect to /ws, a standby to /standby');
     }
+    const decline = (error: unknown) => {
+      coordinator.reports.countError(errorCode(error));
+      const again = error instanceof LimitError ? error.retryAfterSeconds : null;
+      refuse(socket, errorCode(error), errorText(error), again);
+    };
+    const upgrade = () => {
+      try {
+        return accept(request, socket, head);
+      } catch (error) {
+        decline(error);
+        return null;
+      }
+    };
     let gone: () => void;
     let entered: ReturnType<Door['enterWorker']>;
     try {
       door.mustBeOurs(request);
       entered = path === '/ws' ? door.enterWorker(request) : door.enterStandby(request);
-      const problem = upgradeProblem(request);
-      if (problem !== null) throw new DownpourError('DP_BODY_INVALID', problem);
       coordinator.mustBeOpen();
       if (path === '/standby') mustReplicate(coordinator).mustHaveRoom();
       gone = door.connect(entered.grant);
     } catch (error) {
-      coordinator.reports.countError(errorCode(error));
-      const again = error instanceof LimitError ? error.retryAfterSeconds : null;
-      return refuse(socket, errorCode(error), errorText(error), again);
+      return decline(error);
     }
     places?.vouch(socket);
     socket.once('close', gone);
-    const { grant, stillIn, byTicket } = entered;
-    const protocol = byTicket ? TICKET_PROTOCOL : null;
+    const { grant, stillIn } = entered;
     if (path === '/standby') {
-      const connection = accept(request, socket, { protocol });
+      const connection = upgrade();
+      if (!connection) return;
       standbys.set(connection, stillIn);
       socket.once('close', () => standbys.delete(connection));
       const events = mustReplicate(coordinator).accept(connection, addressOf(request));
-      connection.start(events, head);
+      connection.start(events);
       return;
     }
     const budget = door.budgetOf(grant);
     const begin = () => {
       if (socket.destroyed) return;
       const holder = door.isOpen ? null : grant.holder;
-      const connection = accept(request, socket, { protocol });
+      const connection = upgrade();
+      if (!connection) return;
       const connectedAt = new Date().toISOString();
       const accepts = request.headers[BUNDLE_HEADER];
       const session = new Session(connection, coordinator, connectedAt, holder, budget, accepts);
@@ -112,7 +121,7 @@ export function acceptWorkers(
       } catch (error) {
         session.fail(error);
       }
-      connection.start(session.events, head);
+      connection.start(session.events);
     };
     if (budget.hasTime) begin();
     else {

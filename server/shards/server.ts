@@ -15,7 +15,7 @@ import type {
   Landing,
   Place,
 } from '../../wire/connection.ts';
-import { accept, upgradeProblem } from '../../wire/handshake.ts';
+import { accept } from '../../wire/handshake.ts';
 import { isFromHere, type LocalListener, listenBeside } from '../../wire/local-socket.ts';
 import {
   Access,
@@ -102,13 +102,16 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
     else if (!mayDo(grant, needed)) {
       refuse(socket, 'DP_FORBIDDEN', `${path} of a shard takes an ${needed}'s token`);
     } else {
-      const problem = upgradeProblem(request);
-      if (problem !== null) refuse(socket, 'DP_BODY_INVALID', problem);
-      else {
-        places.vouch(socket);
-        const holder = access.open ? null : grant.holder;
-        state.accept(path, accept(request, socket), head, holder);
+      let connection: Connection | null;
+      try {
+        connection = accept(request, socket, head);
+      } catch (error) {
+        refuse(socket, errorCode(error), errorText(error));
+        return;
       }
+      if (!connection) return;
+      places.vouch(socket);
+      state.accept(path, connection, access.open ? null : grant.holder);
     }
   });
   await listen(server, host, port);
@@ -184,19 +187,14 @@ class ShardServer {
   }
 
   /** @param holder of the token that it came with; null: there are no tokens. */
-  accept(
-    path: '/ws' | '/control',
-    connection: Connection,
-    head: Buffer,
-    holder: string | null,
-  ): void {
+  accept(path: '/ws' | '/control', connection: Connection, holder: string | null): void {
     if (path === '/control') {
-      connection.start(this.#controlled(connection), head);
+      connection.start(this.#controlled(connection));
       return;
     }
     const session = new ShardSession(connection, this, holder);
     this.#workers.add(session);
-    connection.start(session.events, head);
+    connection.start(session.events);
     if (this.#workers.size > LIMITS.workerCountMax) {
       session.fail(new DownpourError('DP_LIMIT', `${LIMITS.workerCountMax} workers are connected`));
     }

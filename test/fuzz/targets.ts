@@ -30,10 +30,10 @@ import {
 } from '../../shared/protocol.ts';
 import { decodeHeader, encodeHeader } from '../../shared/safetensors.ts';
 import { FRAME_HEAD_MAX, OPCODES, writeFrameHead } from '../../wire/frames.ts';
-import { Receiver } from '../../wire/receiver.ts';
 import { parseIdx } from '../../worker/data/idx.ts';
 import { parseNpy } from '../../worker/data/npy.ts';
 import { parseCsv } from '../../worker/data/tables/csv.ts';
+import { acceptSilent } from '../support/silent-socket.ts';
 
 /** All that reads bytes of others: what is put in, and real examples that are damaged for it. */
 export interface Target {
@@ -217,47 +217,50 @@ streams.push(
   Buffer.concat([asSent(frames[0]!, 1), frameOf(OPCODES.close, Buffer.from([3, 232]), true)]),
 );
 
-/** @throws what the receiver said last, if it was a refusal. */
-function receive(bytes: Uint8Array, pieces: readonly number[]): void {
+/** @throws what the connection, receiver and `ws`, said last, if it was a refusal. */
+async function receive(bytes: Uint8Array, pieces: readonly number[]): Promise<void> {
   let refusal: Error | null = null;
   let waits = 2;
-  const receiver = new Receiver({
-    fromClient: true,
-    frameBytesMax: 2 ** 24,
-    events: {
-      land: (_, payloadBytes) => {
-        if (payloadBytes !== null && payloadBytes % 3 === 0 && waits-- > 0) return 'wait';
-        if (payloadBytes === null || payloadBytes > 4096) return null;
-        return { bytes: new Uint8Array(payloadBytes), release: () => {} };
+  const { connection } = acceptSilent({ frameBytesMax: 2 ** 24 });
+  const closed = new Promise<void>((resolve) =>
+    connection.start(
+      {
+        land: (_, payloadBytes) => {
+          if (payloadBytes !== null && payloadBytes % 3 === 0 && waits-- > 0) return 'wait';
+          if (payloadBytes === null || payloadBytes > 4096) return null;
+          return { bytes: new Uint8Array(payloadBytes), release: () => {} };
+        },
+        message: (header, _, landing) => {
+          landing?.release();
+          try {
+            checkWorkerMessage(header);
+          } catch (error) {
+            refusal = error as Error;
+          }
+        },
+        malformed: (error) => {
+          refusal = error;
+        },
+        broken: (error) => {
+          refusal = error;
+        },
+        alive() {},
+        closed: () => resolve(),
       },
-      message: (header, _, landing) => {
-        landing?.release();
-        try {
-          checkWorkerMessage(header);
-        } catch (error) {
-          refusal = error as Error;
-        }
-      },
-      malformed: (error) => {
-        refusal = error;
-      },
-      ping: () => {},
-      pong: () => {},
-      close: () => {},
-      broken: (_, error) => {
-        refusal = error;
-      },
-    },
-  });
+      'straight',
+    ),
+  );
   const cuts = pieces.map((share) => Math.floor(share * bytes.length)).sort((a, b) => a - b);
   let from = 0;
   for (const to of [...cuts, bytes.length]) {
     // Masks are undone where the bytes are.
-    receiver.feed(bytes.slice(from, to));
-    for (let tries = 0; receiver.waiting && tries < 5; tries++) receiver.retry();
+    connection.sink.feed(bytes.slice(from, to));
+    for (let tries = 0; connection.waiting && tries < 5; tries++) connection.retry();
     from = to;
   }
-  receiver.end();
+  await new Promise(setImmediate);
+  connection.terminate();
+  await closed;
   if (refusal) throw refusal;
 }
 

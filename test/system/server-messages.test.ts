@@ -188,8 +188,8 @@ async function listen(path: string, opened: (connection: Connection) => Connecti
     sockets.add(socket);
     socket.on('error', () => socket.destroy());
     expect(request.url).toBe(path);
-    const connection = accept(request, socket);
-    connection.start(opened(connection), head);
+    const connection = accept(request, socket, head)!;
+    connection.start(opened(connection));
   });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');

@@ -58,8 +58,8 @@ async function accepting(events: (connection: Connection) => ConnectionEvents): 
   const server = createServer();
   server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
     cleanUps.push(() => socket.destroy());
-    const connection = accept(request, socket);
-    connection.start(events(connection), head);
+    const connection = accept(request, socket, head)!;
+    connection.start(events(connection));
   });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
