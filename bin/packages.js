@@ -10,7 +10,7 @@ const WORKER = [
   '@tensorflow/tfjs-core/dist/public/chained_ops/register_all_chained_ops.js',
   '@tensorflow/tfjs-layers',
 ];
-const STUDIES = ['search', 'lr-find', 'folds', 'stopping', 'curve', 'ablate', 'ensemble'];
+const STUDIES = ['search', 'lr-find', 'folds', 'stopping', 'curve', 'ablate', 'ensemble', 'scale'];
 export const SERVERS = ['serve', 'train', 'resume', 'check', ...STUDIES];
 export const WORKERS = ['work', 'check', 'simulate', 'look', 'refuse', 'ensemble', 'doctor'];
 

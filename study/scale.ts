@@ -166,6 +166,8 @@ export function scaleReport(
   const { rows, target } = scaleRows(runs, settings);
   const modes = [...new Set(rows.map(({ mode }) => mode))];
   const hasTest = rows.some(({ test }) => test);
+  const knowsUsed = rows.some(({ used }) => used !== null);
+  const knowsBusy = rows.some(({ serverBusy }) => serverBusy !== null);
   const clockName = clock === 'virtual' ? 'virtual time' : 'time';
   return {
     title: `Workers ${name}`,
@@ -178,8 +180,8 @@ export function scaleReport(
       `to ${target === null ? 'the target' : format(target)}`,
       'updates/s',
       'staleness (deviation, p95)',
-      'gradients used',
-      'server busy',
+      ...(knowsUsed ? ['gradients used'] : []),
+      ...(knowsBusy ? ['server busy'] : []),
     ],
     rows: rows.map((row) => [
       String(row.workers),
@@ -196,8 +198,8 @@ export function scaleReport(
       row.staleness
         ? `${row.staleness.mean.toFixed(1)} (${row.staleness.deviation.toFixed(1)}, ${row.staleness.p95})`
         : '–',
-      row.used === null ? '–' : `${(100 * row.used).toFixed(1)} %`,
-      row.serverBusy === null ? '–' : `${(100 * row.serverBusy).toFixed(0)} %`,
+      ...(knowsUsed ? [shareText(row.used, 1)] : []),
+      ...(knowsBusy ? [shareText(row.serverBusy, 0)] : []),
     ]),
     advice: adviceOf(rows, target, settings),
     plots: plotsOf(runs, rows, modes, settings),
@@ -208,6 +210,9 @@ export function scaleReport(
         : null,
   };
 }
+
+const shareText = (share: number | null, digits: number) =>
+  share === null ? '–' : `${(100 * share).toFixed(digits)} %`;
 
 const failureText = (rows: readonly ScaleRow[]) =>
   rows.flatMap(({ failed }) => failed)[0] ?? 'none was evaluated; train for longer';

@@ -1,23 +1,29 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import {
   addConfigOptions,
+  addTokenOptions,
   dataOption,
   engineOption,
   examples,
   jsonOption,
   type Outcome,
+  ownPortOption,
   positive,
+  stateOption,
+  usedServerOption,
   whole,
 } from '../options.ts';
 import type { PaperOptions } from '../paper/paper.ts';
 import { LAWS_HELP } from './laws.ts';
+import type { ScaleOptions } from './scale.ts';
 import type { SimulateOptions } from './simulate.ts';
 
 /** Names, options and help of the commands that ask what many workers would do. */
 
-/** `simulate`, `paper`. */
+/** `simulate`, `scale`, `paper`. */
 export function registerSimulateCommands(program: Command, outcome: Outcome): void {
   registerSimulate(program, outcome);
+  registerScale(program, outcome);
   registerPaper(program, outcome);
 }
 
@@ -38,7 +44,7 @@ function addWorldOptions(command: Command): Command {
   return command
     .option(
       '--compute <law>',
-      'how long a minibatch takes a worker; see below (default: gamma:100)',
+      'how long a minibatch takes a worker; `downpour simulate --help` has the laws (default: gamma:100)',
     )
     .option(
       '--network <pairs>',
@@ -63,21 +69,15 @@ function addWorldOptions(command: Command): Command {
     );
 }
 
-function registerSimulate(program: Command, outcome: Outcome): void {
-  const command = addConfigOptions(
-    program
-      .command('simulate')
-      .description(
-        'train with any number of virtual workers: what would a thousand do to this run?',
-      )
-      .argument('<experiment>', 'file of the experiment'),
-  )
-    .option('-w, --workers <list>', 'numbers of workers, with commas', counts, [1, 4, 16])
+/** What `simulate` and `scale` compare. */
+function addArmOptions(command: Command, workers: readonly number[], seeds: number): Command {
+  return addConfigOptions(command)
+    .option('-w, --workers <list>', 'numbers of workers, with commas', counts, workers)
     .option(
       '--modes <list>',
       'values of consistency.mode and consistency.correction to compare, and bound=staleness, with commas (default: as configured)',
     )
-    .option('--seeds <n>', 'of each, from --seed on', whole(1, 100), 1)
+    .option('--seeds <n>', 'of each, from --seed on', whole(1, 100), seeds)
     .option(
       '--target <value>',
       'validation value that the time is taken to (default: 1.1 times what the fewest workers reach)',
@@ -87,12 +87,24 @@ function registerSimulate(program: Command, outcome: Outcome): void {
       new Option('--metric <metric>', 'validation value to compare')
         .choices(['error', 'loss'])
         .default('error'),
-    )
-    .option(
-      '--times <updates>',
-      'no gradients: so many updates, for times and staleness alone',
-      whole(1, 100_000_000),
     );
+}
+
+function registerSimulate(program: Command, outcome: Outcome): void {
+  const command = addArmOptions(
+    program
+      .command('simulate')
+      .description(
+        'train with any number of virtual workers: what would a thousand do to this run?',
+      )
+      .argument('<experiment>', 'file of the experiment'),
+    [1, 4, 16],
+    1,
+  ).option(
+    '--times <updates>',
+    'no gradients: so many updates, for times and staleness alone',
+    whole(1, 100_000_000),
+  );
   addWorldOptions(command)
     .option('--name <name>', 'of the study (default: made of the settings)')
     .option('--out <folder>', 'for table and plots (default: ./studies/<name>)')
@@ -120,6 +132,48 @@ ${examples(
     .action(async (file: string, options: SimulateOptions) => {
       const { simulateCommand } = await import('./simulate.ts');
       outcome.exitCode = await simulateCommand(file, options);
+    });
+}
+
+function registerScale(program: Command, outcome: Outcome): void {
+  const command = addArmOptions(
+    program
+      .command('scale')
+      .description('accuracy and time against workers, mode and staleness, for your own experiment')
+      .argument('<experiment>', 'file of the experiment'),
+    [1, 2, 4, 8],
+    3,
+  ).option('--simulated', 'by virtual workers, as `downpour simulate` does, instead of real ones');
+  addTokenOptions(
+    addWorldOptions(command)
+      .option('--name <name>', 'of the study (default: made of the settings; the same go on)')
+      .option('--out <folder>', 'for record, table and plots (default: ./studies/<name>)')
+      .addOption(stateOption())
+      .addOption(usedServerOption())
+      .addOption(ownPortOption())
+      .addOption(dataOption())
+      .addOption(engineOption())
+      .option('--verbose', 'print what server and workers log')
+      .option('--quiet', 'print the result only')
+      .addOption(jsonOption()),
+  )
+    .addHelpText(
+      'after',
+      `
+Trains with each number of workers and each mode, one after the other, as many seeds as you say, and ends in one table,
+one plot of each kind, and a sentence of advice from the numbers. Real workers are processes on this machine: from as many
+as it has cores on they only share it, so time says little beyond; staleness and accuracy are as real. Called again with the
+same settings it goes on where it was. With --simulated the workers are virtual, and --compute, --network, --service,
+--cores, --slow, --failures, --change and --evaluation say what they live in (see \`downpour simulate --help\`). The test part is
+not looked at.
+${examples(
+  'downpour scale examples/mnist-mlp.ts --workers 1,2,4 --epochs 3',
+  'downpour scale my.ts --workers 1,8,64 --modes auto,none,inverse --simulated --compute exponential:80',
+)}`,
+    )
+    .action(async (file: string, options: ScaleOptions) => {
+      const { scaleCommand } = await import('./scale.ts');
+      outcome.exitCode = await scaleCommand(file, options);
     });
 }
 

@@ -56,7 +56,6 @@ const COMPUTE_DEFAULT = 'gamma:100';
 export async function simulateCommand(file: string, options: SimulateOptions): Promise<number> {
   const experiment = await loadExperiment(file);
   const experimentHash = await hashExperiment(file);
-  // Laid over by what the user writes, since a schedule of the experiment may be his own.
   const base = [experiment.config ?? {}, configOf(options), timesConfig(options.times)];
   const config = resolveConfig(...base);
   const modes = parseModes(options.modes ?? config.consistency.correction ?? 'none', base);

@@ -1,0 +1,55 @@
+import { type PartialConfig, resolveConfig } from '../shared/config.ts';
+import type { ScaledRun } from './scale.ts';
+import type { NewTrial, Plan, Trial } from './study.ts';
+
+/** Real workers in different numbers: the trials of `downpour scale`, and what they tell. */
+
+export interface ScalePlanSettings {
+  readonly workers: readonly number[];
+  /** Parts of a configuration, by name. */
+  readonly modes: Readonly<Record<string, PartialConfig>>;
+  readonly seeds: readonly number[];
+  /** Parts of a configuration, weakest first. */
+  readonly base: readonly unknown[];
+}
+
+/** One after the other, each with its own number of workers; those that are too many wait. */
+export function scalePlan(settings: ScalePlanSettings): Plan & { readonly trialCount: number } {
+  const { workers, modes, seeds, base } = settings;
+  const all: NewTrial[] = seeds.flatMap((seed) =>
+    Object.entries(modes).flatMap(([mode, config], m) =>
+      workers.map((count) => ({
+        key: `${count}-${m}-${seed}`,
+        label: `${count} worker${count === 1 ? '' : 's'}, ${mode}, seed ${seed}`,
+        point: { workers: count, mode },
+        config: resolveConfig(...base, config, { seed, workersMin: count, workersMax: count }),
+      })),
+    ),
+  );
+  return {
+    trialCount: all.length,
+    decide(trials, room) {
+      const start = all.slice(trials.length, trials.length + Math.max(0, room));
+      return { start, change: [], done: trials.length >= all.length };
+    },
+  };
+}
+
+export function scaledTrials(trials: readonly Trial[]): ScaledRun[] {
+  return trials.flatMap((trial) => {
+    const { point, config, end, phase, step, seconds, evaluations, test, curve } = trial;
+    if (end === null) return [];
+    const staleness: number[] = [];
+    for (const value of curve?.staleness ?? []) {
+      while (staleness.length <= value) staleness.push(0);
+      staleness[value]!++;
+    }
+    return [
+      {
+        ...{ workers: Number(point.workers), mode: String(point.mode), seed: config.seed },
+        ...{ phase: end.kind === 'failed' ? 'failed' : phase, reason: end.reason },
+        ...{ step, seconds, evaluations, test, staleness, used: null, serverBusy: null },
+      },
+    ];
+  });
+}
