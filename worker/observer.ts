@@ -67,30 +67,69 @@ export interface ObserverOptions {
 
 /** Null: nothing is to be sampled. */
 export function createObserver(options: ObserverOptions): Observer | null {
-  const { run, config, model, send, now } = options;
-  const { everySteps, costMax } = config;
-  if (everySteps === null) return null;
-  const tensors = model.layout.tensors
-    .filter(({ role, size }) => role === 'trainable' && size > 0)
-    .slice(0, LIMITS.observedMax);
-  const most = Math.min(TENSOR_ELEMENTS, Math.floor(ALL_ELEMENTS / tensors.length));
-  const elements = tensors.map((tensor) => elementsOf(tensor, most));
-  /** In how many samples each element had a gradient. */
-  const seen = elements.map((of) => new Uint32Array(of.length));
-  let samples = 0;
-  let due = false;
-  let pending: Pending | null = null;
-  let exactNow = true;
-  const spent = { costMs: 0, computeMs: 0 };
-  let toldMs = 0;
+  const { everySteps } = options.config;
+  return everySteps === null ? null : new RunObserver(options, everySteps);
+}
 
-  async function sample(given: Parameters<Observer['noteGradient']>[0]): Promise<void> {
-    const { minibatch, values, gradient, step, generation } = given;
-    samples++;
-    const weights = elements.map((of) => Float32Array.from(of, (i) => values[i]!));
-    const parts = tensors.map((tensor, t): TensorObservation => {
-      const taken = Float32Array.from(elements[t]!, (i) => gradient[i]!);
-      const counts = seen[t]!;
+type GradientSample = Parameters<Observer['noteGradient']>[0];
+
+class RunObserver implements Observer {
+  readonly #options: ObserverOptions;
+  readonly #everySteps: number;
+  readonly #tensors: readonly PlacedTensor[];
+  /** The places of the elements looked at, tensor by tensor. */
+  readonly #elements: readonly Int32Array[];
+  /** In how many samples each element had a gradient. */
+  readonly #seen: readonly Uint32Array[];
+  #samples = 0;
+  #isDue = false;
+  #pending: Pending | null = null;
+  #isExact = true;
+  readonly #spent = { costMs: 0, computeMs: 0 };
+  #toldMs = 0;
+
+  constructor(options: ObserverOptions, everySteps: number) {
+    this.#options = options;
+    this.#everySteps = everySteps;
+    const tensors = options.model.layout.tensors
+      .filter(({ role, size }) => role === 'trainable' && size > 0)
+      .slice(0, LIMITS.observedMax);
+    const most = Math.min(TENSOR_ELEMENTS, Math.floor(ALL_ELEMENTS / tensors.length));
+    this.#tensors = tensors;
+    this.#elements = tensors.map((tensor) => elementsOf(tensor, most));
+    this.#seen = this.#elements.map((of) => new Uint32Array(of.length));
+  }
+
+  notePull(values: Float32Array, step: number, generation: number, exact: boolean): void {
+    this.#isExact = exact;
+    const pending = this.#pending;
+    if (!pending || (pending.generation === generation && step <= pending.step)) return;
+    const start = this.#options.now();
+    const comparable = pending.generation === generation && exact && pending.exact;
+    this.#finish(pending, comparable ? values : null, step - pending.step);
+    this.#spent.costMs += this.#options.now() - start;
+  }
+
+  async noteGradient(given: GradientSample): Promise<void> {
+    const { costMax } = this.#options.config;
+    const spent = this.#spent;
+    spent.computeMs += given.computeMs;
+    if ((given.lease.id - 1) % this.#everySteps === 0) this.#isDue = true;
+    // The first one is free: until then nobody knows what it costs.
+    const isCheap = this.#samples === 0 || spent.costMs <= costMax * spent.computeMs;
+    if (!this.#isDue || !isCheap || this.#pending) return;
+    this.#isDue = false;
+    const start = this.#options.now();
+    await this.#sample(given);
+    spent.costMs += this.#options.now() - start;
+  }
+
+  async #sample({ minibatch, values, gradient, step, generation }: GradientSample): Promise<void> {
+    this.#samples++;
+    const weights = this.#elements.map((of) => Float32Array.from(of, (i) => values[i]!));
+    const tensors = this.#tensors.map((tensor, t): TensorObservation => {
+      const taken = Float32Array.from(this.#elements[t]!, (i) => gradient[i]!);
+      const counts = this.#seen[t]!;
       let squares = 0;
       for (let i = 0; i < taken.length; i++) {
         squares += taken[i]! ** 2;
@@ -103,11 +142,16 @@ export function createObserver(options: ObserverOptions): Observer | null {
         ...{ updates: null, updateRatio: null, elements: taken.length },
         gradientNorm: finite(Math.sqrt((squares * tensor.size) / taken.length)),
         never: counts.filter((count) => count === 0).length,
-        rare: counts.filter((count) => count > 0 && count * RARE < samples).length,
+        rare: counts.filter((count) => count > 0 && count * RARE < this.#samples).length,
       };
     });
-    const outputs = await model.activations(firstExamples(minibatch, EXAMPLES));
-    const layers = outputs
+    const layers = await this.#layersAt(minibatch);
+    this.#pending = { step, generation, exact: this.#isExact, weights, tensors, layers };
+  }
+
+  async #layersAt(minibatch: Minibatch): Promise<LayerObservation[]> {
+    const outputs = await this.#options.model.activations(firstExamples(minibatch, EXAMPLES));
+    return outputs
       .filter(({ kind }) => !PASSIVE.includes(kind))
       .slice(0, LIMITS.observedMax)
       .map((output): LayerObservation => {
@@ -117,54 +161,31 @@ export function createObserver(options: ObserverOptions): Observer | null {
           values: histogramOf(output.values),
         };
       });
-    pending = { step, generation, exact: exactNow, weights, tensors: parts, layers };
   }
 
-  /** Sends what waited for its update. */
-  function finish(values: Float32Array | null, updateSteps: number): void {
-    const { step, weights, tensors: parts, layers } = pending!;
-    pending = null;
-    const updated = parts.map((part, t): TensorObservation => {
-      if (!values) return part;
+  /** Sends what waited for its update. @param values after it; null: not comparable. */
+  #finish(pending: Pending, values: Float32Array | null, updateSteps: number): void {
+    const { step, weights, tensors, layers } = pending;
+    const { run, send } = this.#options;
+    this.#pending = null;
+    const updated = tensors.map((tensor, t): TensorObservation => {
+      if (!values) return tensor;
       const old = weights[t]!;
       const update = Float32Array.from(
-        elements[t]!,
+        this.#elements[t]!,
         (i, j) => (values[i]! - old[j]!) / updateSteps,
       );
       const size = norm(old);
       const ratio = size === 0 ? null : measuredOf(norm(update) / size);
-      return { ...part, updates: histogramOf(update), updateRatio: ratio };
+      return { ...tensor, updates: histogramOf(update), updateRatio: ratio };
     });
-    const costMs = spent.costMs - toldMs;
-    toldMs = spent.costMs;
+    const costMs = this.#spent.costMs - this.#toldMs;
+    this.#toldMs = this.#spent.costMs;
     send({
-      ...{ type: 'observed', run, step, updateSteps: values ? updateSteps : 0, samples },
-      ...{ costMs, tensors: updated, layers },
+      ...{ type: 'observed', run, step, updateSteps: values ? updateSteps : 0 },
+      ...{ samples: this.#samples, costMs, tensors: updated, layers },
     });
   }
-
-  return {
-    notePull(values, step, generation, exact) {
-      exactNow = exact;
-      if (!pending || (pending.generation === generation && step <= pending.step)) return;
-      const start = now();
-      const comparable = pending.generation === generation && exact && pending.exact;
-      finish(comparable ? values : null, step - pending.step);
-      spent.costMs += now() - start;
-    },
-
-    async noteGradient(given) {
-      spent.computeMs += given.computeMs;
-      if ((given.lease.id - 1) % everySteps === 0) due = true;
-      // The first one is free: until then nobody knows what it costs.
-      const isCheap = samples === 0 || spent.costMs <= costMax * spent.computeMs;
-      if (!due || !isCheap || pending) return;
-      due = false;
-      const start = now();
-      await sample(given);
-      spent.costMs += now() - start;
-    },
-  };
 }
 
 /** Evenly spaced places of a tensor's elements in the flat vector. */
