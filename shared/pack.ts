@@ -1,7 +1,8 @@
 /**
  * Messagepack for what headers are made of: maps, arrays, short ASCII strings, numbers, booleans and null. It
- * writes straight to where the bytes are sent from, which takes a third of the time that msgpackr and a copy
- * take; the bytes are the same, and tests compare them.
+ * writes straight to where the bytes are sent from, which takes half of the time that msgpackr and a copy take, and
+ * two thirds of that of msgpackr with `useBuffer`, which begins at the beginning of its buffer only; the bytes are the
+ * same, and tests compare them.
  */
 
 /** For the bytes of a float. */

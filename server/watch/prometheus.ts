@@ -56,7 +56,12 @@ type Sample = readonly [Labels, number | null];
 export function exposition(facts: PrometheusFacts): string {
   const page = new Page();
   aboutServer(page, facts);
+  aboutOthers(page, facts.server);
+  aboutMemory(page, facts.server);
+  aboutProcess(page, facts.process, facts.server.memoryBytes.rss);
   aboutRuns(page, facts);
+  aboutWriting(page, facts.runs);
+  aboutPushes(page, facts.runs);
   aboutWorkers(
     page,
     facts.workers.filter(({ state }) => state !== 'gone'),
@@ -64,10 +69,10 @@ export function exposition(facts: PrometheusFacts): string {
   return page.text();
 }
 
-function aboutServer(page: Page, { server, errors, unasked, process }: PrometheusFacts): void {
-  const { version, stateStore, stateStoreAway, shards, standby, copies, alerts } = server;
-  const { memoryBytes, connections } = server;
-  const one = (value: number): Sample[] => [[{}, value]];
+const one = (value: number): Sample[] => [[{}, value]];
+
+function aboutServer(page: Page, { server, errors, unasked }: PrometheusFacts): void {
+  const { version, stateStore, alerts } = server;
   page.gauge('downpour_info', 'Release and kind of state store; always 1.', [
     [{ version, state_store: stateStore }, 1],
   ]);
@@ -98,6 +103,11 @@ function aboutServer(page: Page, { server, errors, unasked, process }: Prometheu
     'Workers that are not read now for that reason.',
     one(unasked.throttled),
   );
+}
+
+/** Redis, the standby, the shards and the bucket. */
+function aboutOthers(page: Page, server: PrometheusFacts['server']): void {
+  const { stateStoreAway, shards, standby, copies } = server;
   page.gauge(
     'downpour_state_store_away_seconds',
     'Since when Redis has not answered; 0: it does.',
@@ -143,6 +153,9 @@ function aboutServer(page: Page, { server, errors, unasked, process }: Prometheu
     'Of the newest copy of a run.',
     (copies?.runs ?? []).map(({ run, step }): Sample => [{ run }, step]),
   );
+}
+
+function aboutMemory(page: Page, { memoryBytes, connections }: PrometheusFacts['server']): void {
   page.gauge('downpour_heap_used_bytes', 'Of JavaScript.', one(memoryBytes.heap));
   page.gauge('downpour_array_buffers_bytes', 'Outside the heap.', one(memoryBytes.arrayBuffers));
   page.gauge(
@@ -165,6 +178,10 @@ function aboutServer(page: Page, { server, errors, unasked, process }: Prometheu
     'That came slowly and lost their room to others; they go on in memory of their own.',
     one(connections.moved),
   );
+}
+
+/** @param residentBytes resident memory. */
+function aboutProcess(page: Page, process: ProcessFacts, residentBytes: number): void {
   page.histogram(
     'downpour_event_loop_lag_seconds',
     'How late a timer was that looks four times a second: as late is all else.',
@@ -185,16 +202,24 @@ function aboutServer(page: Page, { server, errors, unasked, process }: Prometheu
     'User and system, all threads.',
     one(process.cpuSeconds),
   );
-  page.gauge('process_resident_memory_bytes', 'Resident memory.', one(memoryBytes.rss));
+  page.gauge('process_resident_memory_bytes', 'Resident memory.', one(residentBytes));
 }
 
-function aboutRuns(page: Page, { phases, runs }: PrometheusFacts): void {
-  const each = (name: string, help: string, of: (run: RunSummary) => number | null) =>
+/** A gauge of each run. */
+function eachRun(
+  page: Page,
+  runs: readonly RunFacts[],
+): (name: string, help: string, of: (run: RunSummary) => number | null) => void {
+  return (name, help, of) =>
     page.gauge(
       `downpour_run_${name}`,
       help,
       runs.map(({ summary }): Sample => [{ run: summary.id }, of(summary)]),
     );
+}
+
+function aboutRuns(page: Page, { phases, runs }: PrometheusFacts): void {
+  const each = eachRun(page, runs);
   page.gauge(
     'downpour_runs',
     'All of them, by phase.',
@@ -230,6 +255,10 @@ function aboutRuns(page: Page, { phases, runs }: PrometheusFacts): void {
   );
   each('rollbacks', 'How often it diverged and went back.', (r) => r.rollbacks.length);
   each('lost_steps', 'Applied, and gone with crashes of the server.', (r) => r.stepsLost);
+}
+
+function aboutWriting(page: Page, runs: readonly RunFacts[]): void {
+  const each = eachRun(page, runs);
   each('checkpoint_step', 'Of the newest checkpoint.', (r) => r.checkpoint?.step ?? null);
   each('checkpoint_timestamp_seconds', 'When the newest checkpoint was taken, since 1970.', (r) =>
     r.checkpoint ? secondsOf(r.checkpoint.at) : null,
@@ -244,6 +273,9 @@ function aboutRuns(page: Page, { phases, runs }: PrometheusFacts): void {
     '1: something of the run could not be written and is tried again; the log says why.',
     runs.map(({ summary, unwritten }): Sample => [{ run: summary.id }, unwritten === null ? 0 : 1]),
   );
+}
+
+function aboutPushes(page: Page, runs: readonly RunFacts[]): void {
   const counted = runs.flatMap(({ summary: { id }, pushes, writes }) => ({ id, pushes, writes }));
   page.counter(
     'downpour_pushes_total',
