@@ -2,7 +2,7 @@ import { floatsOf } from '../../shared/codec.ts';
 import { decodeFacts, isOfOlderRelease } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { createLayout } from '../../shared/layout.ts';
-import type { Evaluated, Part, Phase } from '../../shared/protocol.ts';
+import type { Part, Phase } from '../../shared/protocol.ts';
 import type { Evaluation } from '../../shared/rest.ts';
 import { normAndFinite } from './optimizer.ts';
 import {
@@ -140,7 +140,7 @@ export class Run extends RunView {
       case 'initialised':
         return this.#initialised(call, payload);
       case 'evaluated':
-        return this.#evaluated(call.worker, call.result, call.now);
+        return this.#evaluated(call);
       case 'sampled':
         return takeSample(this.inside, call.worker, call.observed, call.now);
       case 'overflowed':
@@ -159,9 +159,6 @@ export class Run extends RunView {
         mustBeTestable(this.inside);
         this.#setPhase('testing', this.#fields.reason);
         this.#evaluateTest();
-        break;
-      case 'tested':
-        this.#fields.testedAt = call.at;
         break;
       case 'resume':
         this.#resume();
@@ -399,7 +396,7 @@ export class Run extends RunView {
     this.#evaluate('test', 'test', this.#capture('exchanged'), of);
   }
 
-  #evaluated(worker: string, result: Evaluated, now: number): boolean {
+  #evaluated({ worker, result, now, at }: CallOf<'evaluated'>): boolean {
     const fields = this.#fields;
     const pending = fields.evaluation;
     if (this.over || pending?.id !== result.evaluation || pending.worker !== worker) return false;
@@ -418,6 +415,7 @@ export class Run extends RunView {
     this.#events.push({ kind: 'evaluated', evaluation }, { kind: 'wake' });
     if (pending.purpose === 'test') {
       fields.test = evaluation;
+      fields.testedAt = at ?? null;
       this.#finish();
     } else if (pending.purpose === 'target') this.#continueFromBest(evaluation);
     else this.#validated(pending, evaluation);

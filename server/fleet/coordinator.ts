@@ -297,12 +297,7 @@ export class Coordinator {
           { level: 'warn', run: run.id, step: restored },
         );
         this.#keeper.lost(run);
-      } else {
-        if (event.evaluation.part === 'test') {
-          run.call({ call: 'tested', at: new Date().toISOString() });
-        }
-        this.#keeper.evaluated(run);
-      }
+      } else this.#keeper.evaluated(run);
     }
     if (touched) this.#keeper.stepped(run, this.now());
     if (!wake) return;

@@ -355,7 +355,8 @@ export class Session {
     }
     if (message.type === 'evaluated') {
       const [worker, now] = [this.key, this.#fleet.now()];
-      this.#asked = run.call({ call: 'evaluated', worker, result: message, now });
+      const at = new Date().toISOString();
+      this.#asked = run.call({ call: 'evaluated', worker, result: message, now, at });
       this.proceed();
     } else if (message.type === 'push') {
       this.#desk.arrived(landing);

@@ -74,7 +74,7 @@ const calls = compile({
   assign: callOf({ ...worker, ahead: Natural, ...now }),
   initialised: callOf({ ...worker, grant: Natural, ...now }),
   push: callOf({ ...worker, push: PushSchema, ...now }),
-  evaluated: callOf({ ...worker, result: EvaluatedSchema, ...now }),
+  evaluated: callOf({ ...worker, result: EvaluatedSchema, ...now, at: Type.Optional(Text) }),
   sampled: callOf({ ...worker, observed: ObservedSchema, ...now }),
   overflowed: callOf({ generation: Natural }),
   learnLost: callOf({ seen: Seen }),
@@ -85,7 +85,6 @@ const calls = compile({
   }),
   stop: callOf({ reason: Text }),
   test: callOf(),
-  tested: callOf({ at: Text }),
   resume: callOf(),
 } satisfies Record<CallKind, unknown>);
 

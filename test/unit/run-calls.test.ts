@@ -88,7 +88,6 @@ const CASES: Readonly<Record<CallKind, Case>> = {
   },
   stop: { before: training, call: only({ call: 'stop', reason: 'by a user' }) },
   test: { before: finished, call: only({ call: 'test' }) },
-  tested: { before: finished, call: only({ call: 'tested', at: '2026-01-01T00:00:00.000Z' }) },
   resume: {
     before: (run, worker) => {
       training(run, worker);

@@ -79,6 +79,8 @@ export type RunCall =
       readonly worker: string;
       readonly result: Evaluated;
       readonly now: number;
+      /** ISO 8601, since the core has no clock; absent: not known. It is kept of the test part. */
+      readonly at?: string;
     }
   /**
    * What a worker has sampled, kept where one of its leases has asked for it.
@@ -107,8 +109,6 @@ export type RunCall =
    * @throws DownpourError DP_CHECKPOINT_MISSING, DP_RUN_UNFINISHED, DP_RUN_FAILED, DP_TEST_SEEN or DP_DATA_MISSING.
    */
   | { readonly call: 'test' }
-  /** The test part was looked at. @param at ISO 8601: the core has no clock. */
-  | { readonly call: 'tested'; readonly at: string }
   /** @throws DownpourError DP_RUN_ENDED or DP_RUN_FAILED: there is nothing to go on with. */
   | { readonly call: 'resume' };
 
@@ -141,7 +141,7 @@ export const CALLS: Readonly<Record<CallKind, { readonly payload?: true; readonl
     evaluated: {},
     sampled: { large: true },
     ...{ overflowed: {}, learnLost: {}, recallLost: {} },
-    ...{ stop: {}, test: {}, tested: {}, resume: {} },
+    ...{ stop: {}, test: {}, resume: {} },
   };
 
 /** A payload comes with this one. */
