@@ -22,9 +22,35 @@ import { registerWork } from './workers/commands.ts';
  * `--help` answers at once and loads no TensorFlow.
  */
 
+/** Commander suggests what is misspelt; this one also what was cut short: `--redis` for `--redis-url`. */
+class OwnCommand extends Command {
+  override createCommand(name?: string): Command {
+    return new OwnCommand(name);
+  }
+
+  /** Commander's own, which it calls; its types leave it out. */
+  unknownOption(flag: string): void {
+    const all = this.options.flatMap(({ long }) => long ?? []);
+    const longer = flag.length > 3 ? all.filter((option) => option.startsWith(`${flag}-`)) : [];
+    if (longer.length === 0) {
+      (Command.prototype as unknown as { unknownOption(flag: string): void }).unknownOption.call(
+        this,
+        flag,
+      );
+      return;
+    }
+    this.error(
+      `error: unknown option '${flag}'\n(Did you mean ${longer.slice(0, 3).join(', ')}?)`,
+      {
+        code: 'commander.unknownOption',
+      },
+    );
+  }
+}
+
 /** The whole program, before parsing. @param outcome where commands leave their exit code. */
 export function createProgram(outcome: Outcome): Command {
-  const program = new Command('downpour')
+  const program = new OwnCommand('downpour')
     .description('Trains TensorFlow.js models asynchronously through a parameter server.')
     .version(VERSION, '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print help')

@@ -1,3 +1,4 @@
+import { networkInterfaces } from 'node:os';
 import { resolve } from 'node:path';
 import { placeOf } from '../../server/checkpoints/elsewhere/s3.ts';
 import { serve } from '../../server/main.ts';
@@ -16,6 +17,7 @@ import {
   untilInterrupted,
 } from '../options.ts';
 import { withLog } from '../output/log.ts';
+import { addressesFor } from './addresses.ts';
 
 /** Certificates for a Redis over TLS. */
 export interface RedisFileOptions {
@@ -171,9 +173,11 @@ function untilStopped(
   return withLog(options.log, async ({ format, log }) => {
     const interruption = untilInterrupted(() => log(`${says.stopping}; once more to stop at once`));
     const { url, closed } = await start(interruption.signal, log);
+    const others = addressesFor(url, networkInterfaces());
+    const at = others.length > 0 ? `; other machines reach it at ${others.join(', ')}` : '';
     if (options.json) printJson({ event: 'listening', url }, 0);
-    else if (format === 'json') log(`${says.listens} ${url}`);
-    else print(`${says.listens} ${url}`);
+    else if (format === 'json') log(`${says.listens} ${url}${at}`);
+    else print(`${says.listens} ${url}${at}`);
     await closed;
     interruption.dispose();
   });

@@ -42,8 +42,6 @@ export async function checkCommand(file: string, options: CheckCommandOptions): 
   const config = resolveConfig(...base);
   const name = experimentName(file);
   const log = options.verbose ? tell : () => {};
-  const interruption = untilInterrupted();
-  const { signal } = interruption;
   const findings: Finding[] = [];
   const add = (found: Finding) => {
     const accepted = found.verdict === 'problem' && accept.includes(found.check);
@@ -51,30 +49,34 @@ export async function checkCommand(file: string, options: CheckCommandOptions): 
     findings.push(told);
     if (!json) show(told);
   };
-  try {
-    const engine = await openEngine(
-      options.engine === undefined ? {} : { engine: engineOf(options.engine) },
-    );
-    const folder = resolve(options.data ?? 'data');
-    const { data, prepared } = await prepareExperiment(name, experiment, config, { folder, log });
-    if (!json) print(`${name}: ${prepared.source}; engine ${engine.name}`);
-    await checkExperiment({
-      ...{ experiment, config, prepared, steps, signal, onFinding: add },
-      updater: (layout, initial) => createUpdater(layout, config, initial),
-    });
-    if (options.throughput) add(await checkThroughput(experiment, config, prepared, signal));
-    if (options.tiny) {
-      const initial = findings.find(({ check }) => check === 'initial-loss');
-      const loss = Number(initial?.numbers.loss);
-      const initialLoss = Number.isFinite(loss) ? loss : 0;
+  // Nothing is under way that must be ended in good order: Ctrl-C ends the process at once, also within a long computation,
+  // which would let no handler of ours run.
+  const engine = await openEngine(
+    options.engine === undefined ? {} : { engine: engineOf(options.engine) },
+  );
+  const folder = resolve(options.data ?? 'data');
+  const { data, prepared } = await prepareExperiment(name, experiment, config, { folder, log });
+  if (!json) print(`${name}: ${prepared.source}; engine ${engine.name}`);
+  await checkExperiment({
+    ...{ experiment, config, prepared, steps, onFinding: add },
+    updater: (layout, initial) => createUpdater(layout, config, initial),
+  });
+  if (options.throughput) add(await checkThroughput(experiment, config, prepared));
+  if (options.tiny) {
+    const initial = findings.find(({ check }) => check === 'initial-loss');
+    const loss = Number(initial?.numbers.loss);
+    const initialLoss = Number.isFinite(loss) ? loss : 0;
+    const interruption = untilInterrupted();
+    const { signal } = interruption;
+    try {
       const what = { file, experiment, base, config, data, prepared, initialLoss };
       add(await checkTiny({ ...what, options, signal, log }));
+    } catch (error) {
+      if (signal.aborted) return EXIT.interrupted;
+      throw error;
+    } finally {
+      interruption.dispose();
     }
-  } catch (error) {
-    if (signal.aborted) return EXIT.interrupted;
-    throw error;
-  } finally {
-    interruption.dispose();
   }
   const known = findings.map(({ check }) => check);
   const unknown = accept.filter((check) => !known.includes(check));

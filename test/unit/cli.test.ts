@@ -311,3 +311,11 @@ describe('the REST client', () => {
     ]);
   });
 });
+
+test('an option that was cut short is completed, and a misspelt one still corrected', async () => {
+  expect((await run('serve', '--redis', 'x')).err).toContain('--redis-url');
+  expect((await run('serve', '--prot', '1')).err).toContain('--port');
+  const { code, err } = await run('serve', '--nothing-like-it');
+  expect(code).toBe(EXIT.usage);
+  expect(err).not.toContain('Did you mean');
+});

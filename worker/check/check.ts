@@ -18,7 +18,6 @@ export interface CheckOptions {
   /** The server's update rule from these parameters, shape [layout.size]. */
   readonly updater: (layout: Layout, initial: Float32Array) => Updater;
   readonly onFinding?: (finding: Finding) => void;
-  readonly signal?: AbortSignal;
 }
 
 /**
@@ -27,7 +26,7 @@ export interface CheckOptions {
  * @throws DownpourError of `buildModel`.
  */
 export async function checkExperiment(options: CheckOptions): Promise<Finding[]> {
-  const { experiment, config, prepared, steps, updater, onFinding, signal } = options;
+  const { experiment, config, prepared, steps, updater, onFinding } = options;
   const findings: Finding[] = [];
   const tell = (found: readonly Finding[]) => {
     findings.push(...found);
@@ -44,14 +43,11 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
   try {
     const embedding = embeddingRows(model.layout);
     tell([...checkData(prepared, embedding), ...checkTargets(prepared)]);
-    signal?.throwIfAborted();
     tell(await checkModel(experiment, prepared, model, config.seed));
-    signal?.throwIfAborted();
     const own = updater(model.layout, (await model.initialise(config.seed)).slice());
     tell(
       await checkTraining({
         ...{ prepared, model, config, steps, updater: own },
-        ...(signal ? { signal } : {}),
       }),
     );
   } finally {

@@ -35,12 +35,10 @@ export async function checkThroughput(
   experiment: Experiment,
   config: RunConfig,
   prepared: PreparedData,
-  signal?: AbortSignal,
 ): Promise<Finding> {
   const timings: SizeTiming[] = [];
   let why = `larger than ${LARGEST} was not tried`;
   for (let size = FIRST; size <= LARGEST; size *= 2) {
-    signal?.throwIfAborted();
     if (size > prepared.train.count) {
       why = `there are ${prepared.train.count} training examples`;
       break;

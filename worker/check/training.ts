@@ -29,7 +29,6 @@ export interface TrialOptions {
   readonly updater: Updater;
   /** The most updates; an epoch at most as well. */
   readonly steps: number;
-  readonly signal?: AbortSignal;
 }
 
 const SAMPLE = 512;
@@ -78,7 +77,7 @@ export async function checkTraining(options: TrialOptions): Promise<Finding[]> {
 }
 
 async function trainShortly(options: TrialOptions): Promise<ShortTraining> {
-  const { prepared, model, config, updater, signal } = options;
+  const { prepared, model, config, updater } = options;
   const { seed, minibatchSize } = config;
   const sample = sampleOf(prepared, 'train', SAMPLE);
   const held = sampleOf(prepared, 'validation', SAMPLE);
@@ -97,7 +96,6 @@ async function trainShortly(options: TrialOptions): Promise<ShortTraining> {
   model.load(updater.parameters);
   const before = await measure();
   for (let step = 1; step <= steps && diverged === null; step++) {
-    signal?.throwIfAborted();
     const start = ((step - 1) % perEpoch) * minibatchSize;
     const rows = order.subarray(start, start + minibatchSize);
     const minibatch = gather(prepared, 'train', rows);
