@@ -9,13 +9,28 @@ import { ownModule } from '../shared/own-files.ts';
 import { dataOf, type GivenColumn, type GivenNumbers } from '../worker/data/given.ts';
 import { packData } from '../worker/data/packed.ts';
 import { experimentName, type LossName } from '../worker/experiment.ts';
-import { isLibraryClass, type LayersModel, type Tensor, tf } from '../worker/tf.ts';
+import { isLibraryClass, type LayersModel, tf } from '../worker/tf.ts';
 import { type TrainingResult, type TrainOptions, train } from './train.ts';
 
 /** For programs that have a compiled model and arrays: what `model.fit` would train, by many workers. */
 
+/** A compiled `LayersModel`, by whichever declarations of TensorFlow.js a program has. */
+export interface CompiledModel {
+  readonly name: string;
+  readonly optimizer: object;
+  readonly layers: readonly object[];
+  getWeights(): readonly object[];
+}
+
+/** A tensor, by whichever declarations. */
+export interface GivenTensor {
+  readonly shape: readonly number[];
+  readonly rankType: unknown;
+  dataSync(): NodeJS.TypedArray;
+}
+
 /** A tensor; an array whose nesting gives its shape; or numbers and their shape. The first size is that of the examples. */
-export type Numbers = Tensor | GivenNumbers | GivenColumn;
+export type Numbers = GivenTensor | GivenNumbers | GivenColumn;
 
 export interface ExamplesOn {
   readonly inputs: Numbers;
@@ -55,12 +70,12 @@ const LOSSES: Readonly<Record<string, { loss: LossName; end: 'softmax' | 'sigmoi
  *   own. Write an experiment then.
  */
 export async function trainOn(
-  model: LayersModel,
+  given: CompiledModel,
   data: DataOn,
   options: TrainOnOptions = {},
 ): Promise<TrainingResult> {
   const { epochs, batchSize = 32, validationSplit, config = {}, ...rest } = options;
-  mustBeOurs(model);
+  const model = ours(given);
   const { name: lossName, loss, end } = lossOf(model);
   const { modelTopology, weightSpecs, weightData } = await artifactsOf(model);
   if (end !== null) openEnd(modelTopology as Topology, end, lossName);
@@ -86,7 +101,7 @@ export async function trainOn(
     const trained = await result.model();
     model.setWeights(trained.getWeights());
     trained.dispose();
-    return { ...result, model: async () => model };
+    return { ...result, model: async <Model>() => model as Model };
   } finally {
     await remove();
   }
@@ -116,7 +131,7 @@ function nameOf({ name }: LayersModel): string {
 const wrong = (text: string) => new DownpourError('DP_USAGE', text);
 const EXPERIMENT = 'write an experiment instead (docs/getting-started.md), and `train` it';
 
-function mustBeOurs(model: LayersModel): void {
+function ours(model: CompiledModel): LayersModel {
   if (!(model instanceof tf.LayersModel)) {
     throw wrong(
       `the model is no LayersModel of the TensorFlow.js ${tf.version_core} that Downpour uses: install one version of TensorFlow.js (\`npm ls @tensorflow/tfjs-core\` shows all)`,
@@ -133,6 +148,7 @@ function mustBeOurs(model: LayersModel): void {
       `layer '${foreign.name}' is a ${foreign.getClassName()}, a class of your own, which workers do not have: ${EXPERIMENT}`,
     );
   }
+  return model;
 }
 
 function lossOf({ loss, optimizer }: LayersModel) {

@@ -74,9 +74,10 @@ export interface TrainingResult {
   /**
    * The model with these parameters, made when it is asked for, on the backend of TensorFlow.js that is set (else wasm). It
    * ends as the experiment's does, so in logits where its loss is of logits.
+   * TypeScript: the declarations of this package have a copy of TensorFlow.js's own; `model<tf.LayersModel>()` is of yours.
    * @throws DownpourError DP_USAGE: the model is a function of variables.
    */
-  model(): Promise<LayersModel>;
+  model<Model = LayersModel>(): Promise<Model>;
 }
 
 /**
@@ -249,7 +250,7 @@ async function resultOf(
         .filter(({ name }) => !name.startsWith('@'))
         .map(({ name, shape, values }) => [name, { shape, values }]),
     ),
-    async model() {
+    async model<Model>() {
       const { layersArtifacts } = await import('../worker/layers-format.ts');
       const { tf } = await import('../worker/tf.ts');
       if (!tf.getBackend())
@@ -258,7 +259,7 @@ async function resultOf(
         ...{ experiment, config: run.config, tensors, facts: facts! },
         ...{ dataFolder: resolve(data), log },
       });
-      if (artifacts) return tf.loadLayersModel(tf.io.fromMemory(artifacts));
+      if (artifacts) return (await tf.loadLayersModel(tf.io.fromMemory(artifacts))) as Model;
       throw new DownpourError(
         'DP_USAGE',
         'the model is a function of variables, and no LayersModel: use `parameters`',

@@ -1,4 +1,3 @@
-import { spawnSync } from 'node:child_process';
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -7,10 +6,11 @@ import { PAGE_MODULES, twins } from '../cli/bundles/join-bundle.ts';
 import { BUILT_MODEL_SCRIPT, bundleModelScript } from '../cli/bundles/model-script.ts';
 import { bundleDashboard, FILES } from '../server/http/dashboard.ts';
 import { ROOT } from '../shared/own-files.ts';
+import { declare } from './declarations.ts';
 
 /**
- * `npm run build [-- --without-types]`: makes `dist/`, which the package consists of. JavaScript in few files, since Node takes longer for many;
- * each lies directly in `dist/`, as `shared/own-files.ts` says. Declarations lie in `dist/types/`, in the folders of their
+ * `npm run build [-- --without-types]`: makes `dist/`, which the package consists of. JavaScript in few
+ * files, since Node takes longer for many; each lies directly in `dist/`, as `shared/own-files.ts` says. Declarations lie in `dist/types/`, in the folders of their
  * sources.
  */
 
@@ -97,7 +97,12 @@ for (const [i, contents] of (await bundleDashboard()).entries()) {
   await writeFile(join(DIST, 'web', FILES[i]!), contents);
 }
 await writeFile(join(DIST, 'licences.txt'), await licencesOf(metafile!));
-if (!process.argv.includes('--without-types')) await declare();
+if (!process.argv.includes('--without-types')) {
+  const exported = ['index', 'client', 'layers', 'server', 'worker'].map((name) => ENTRIES[name]!);
+  const sources = [...exported, ...studies.map((name) => `study/${name}.ts`)];
+  const entries = sources.map((source) => source.replace(/\.ts$/, '.d.ts'));
+  await declare(root, join(DIST, 'types'), entries);
+}
 
 /** The licences of the packages that are part of our files. */
 async function licencesOf({ inputs }: Metafile): Promise<string> {
@@ -114,19 +119,4 @@ async function licencesOf({ inputs }: Metafile): Promise<string> {
     texts.push(`${name}\n\n${await readFile(join(folder, file), 'utf8')}`);
   }
   return texts.join(`\n${'-'.repeat(80)}\n\n`);
-}
-
-/** In declarations TypeScript leaves the endings of imports as they are written, and `.ts` is none that a user has. */
-async function declare(): Promise<void> {
-  const tsc = join(root, 'node_modules/typescript/bin/tsc');
-  const { status } = spawnSync(process.execPath, [tsc, '--project', 'tsconfig.build.json'], {
-    ...{ cwd: root, stdio: 'inherit' },
-  });
-  if (status !== 0) throw new Error('no declarations: see above');
-  const types = join(DIST, 'types');
-  for (const file of await readdir(types, { recursive: true })) {
-    if (!file.endsWith('.d.ts')) continue;
-    const text = await readFile(join(types, file), 'utf8');
-    await writeFile(join(types, file), text.replace(/(['"]\.{1,2}\/[^'"]*)\.ts(['"])/g, '$1.js$2'));
-  }
 }

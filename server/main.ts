@@ -102,7 +102,10 @@ export interface ServeOptions extends TokenSources {
   readonly copyGraceMs?: number;
   /** What browsers that open `/join` may train; absent: nothing. */
   readonly join?: JoinFiles;
-  /** Puts the server into an app of somebody else, which listens. Then there are no port, no TLS and no unix socket of ours. */
+  /**
+   * Puts the server into an app of somebody else, which listens. Then there are no port, no TLS and no unix socket of ours.
+   * @internal
+   */
   readonly mount?: (options: AppOptions) => Promise<void>;
   readonly log?: Log;
   /** Stops the server, with a checkpoint of every run. */
