@@ -25,7 +25,10 @@ const REPAIRS: readonly (readonly [RegExp, string])[] = [
     /\b(WebGLTexture|WebGLContextAttributes|WebGLRenderingContext|WebGL2RenderingContext)\b/g,
     'object',
   ],
-  [/\b(IDBFactory|ImageData|ImageBitmap|HTML\w+Element|OffscreenCanvas|GPUBuffer)\b/g, 'object'],
+  [
+    /\b(IDBFactory|Navigator|ImageData|ImageBitmap|HTML\w+Element|OffscreenCanvas|GPUBuffer)\b/g,
+    'object',
+  ],
 ];
 const PACKAGES = ['tfjs-core', 'tfjs-layers'] as const;
 
