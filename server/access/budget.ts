@@ -163,7 +163,7 @@ export class Meter {
   }
 
   /** It was for something else, and nothing else comes. */
-  settle(): void {
+  end(): void {
     this.#note();
     this.#budget.charge(this.#pendingMs);
     this.#pendingMs = 0;
@@ -178,7 +178,7 @@ export class Meter {
   charge(freeMs = 0): void {
     this.#note();
     this.#pendingMs = Math.max(0, this.#pendingMs - freeMs);
-    this.settle();
+    this.end();
     if (this.#stands || this.#budget.hasTime) return;
     this.#stands = true;
     this.#connection.halt();

@@ -25,7 +25,7 @@ export interface LeasesOptions {
   readonly idStart: number;
 }
 
-interface Held {
+interface HeldLease {
   readonly lease: Lease;
   readonly worker: string;
   deadline: number;
@@ -43,7 +43,7 @@ export interface LeasesState {
 
 /** With what is out, and until when. */
 export interface LeasesReplica extends LeasesState {
-  readonly held: readonly Readonly<Held>[];
+  readonly held: readonly Readonly<HeldLease>[];
 }
 
 export class Leases {
@@ -54,9 +54,9 @@ export class Leases {
   #completed = 0;
   /** In the order they are given out again: by id, so oldest first. */
   #returned: { lease: Lease; worker: string }[] = [];
-  readonly #held = new Map<number, Held>();
+  readonly #held = new Map<number, HeldLease>();
   /** The same by who holds them, so that a push costs the same however many workers there are. */
-  readonly #byWorker = new Map<string, Held[]>();
+  readonly #byWorker = new Map<string, HeldLease[]>();
 
   constructor(options: LeasesOptions) {
     this.options = options;
@@ -114,7 +114,7 @@ export class Leases {
     return leases;
   }
 
-  #hold(held: Held): void {
+  #hold(held: HeldLease): void {
     const { lease, worker } = held;
     this.#held.set(lease.id, held);
     const own = this.#byWorker.get(worker);
@@ -122,7 +122,7 @@ export class Leases {
     else this.#byWorker.set(worker, [held]);
   }
 
-  #letGo(held: Held): void {
+  #letGo(held: HeldLease): void {
     const { lease, worker } = held;
     this.#held.delete(lease.id);
     const own = this.#byWorker.get(worker)!;
@@ -198,7 +198,7 @@ export class Leases {
     for (const held of this.#held.values()) held.deadline += ms;
   }
 
-  #takeBack(lost: readonly Held[]): number {
+  #takeBack(lost: readonly HeldLease[]): number {
     for (const held of lost) {
       this.#letGo(held);
       this.#returned.push({ lease: held.lease, worker: held.worker });

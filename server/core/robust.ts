@@ -25,7 +25,8 @@ const NONE: RunConfig['robust'] = {
   quarantineAfter: null,
 };
 
-interface Record {
+/** What the pushes of one worker were like. */
+interface WorkerConduct {
   /** Bad pushes since its last good one. */
   bad: number;
   /** A push of another worker was applied since the first of them: it is not the run that is bad. */
@@ -37,7 +38,7 @@ export interface RobustState {
   readonly norms: readonly number[];
   readonly applied: readonly string[];
   readonly lastAppliedAt: readonly (readonly [string, number])[];
-  readonly records: readonly (readonly [string, Readonly<Record>])[];
+  readonly records: readonly (readonly [string, Readonly<WorkerConduct>])[];
   readonly quarantined: readonly (readonly [string, string])[];
 }
 
@@ -49,7 +50,7 @@ export class Robust {
   /** Who the last applied pushes were from. */
   readonly #applied: string[] = [];
   readonly #lastAppliedAt = new Map<string, number>();
-  readonly #records = new Map<string, Record>();
+  readonly #records = new Map<string, WorkerConduct>();
   readonly #quarantined = new Map<string, string>();
 
   constructor(config: Pick<RunConfig, 'robust' | 'leaseSeconds'>) {

@@ -66,24 +66,29 @@ export interface PartName {
   readonly sequence: number;
 }
 
-interface Landed {
+interface LandedPart {
   readonly payload: Uint8Array;
   readonly encoding: Encoding;
   readonly release: () => void;
 }
 
-interface Held {
+interface HeldRun {
   readonly layout: Layout;
   readonly config: RunConfig;
   readonly parameters: Parameters;
   readonly captures: Map<number, Float32Array>;
   readonly saved: Map<number, ReadonlyMap<string, Float32Array>>;
   /** Parts of pushes that wait for a decision, by session and sequence. */
-  readonly landed: Map<string, Map<number, Landed>>;
+  readonly landed: Map<string, Map<number, LandedPart>>;
   /** Of the worker that is asked for initial parameters; null: nobody is. */
-  granted: { readonly session: string; readonly grant: number; part: Landed | null } | null;
+  granted: { readonly session: string; readonly grant: number; part: LandedPart | null } | null;
   /** Initial parameters that came before it was told who is asked for them; and how often that was looked at. */
-  early: { readonly session: string; readonly grant: number; part: Landed; looks: number } | null;
+  early: {
+    readonly session: string;
+    readonly grant: number;
+    part: LandedPart;
+    looks: number;
+  } | null;
   /** Of each worker: no sequence is applied twice, whatever the coordinator says. */
   readonly applied: Map<string, number>;
   best: Float32Array | null;
@@ -93,7 +98,7 @@ export class Shard {
   readonly #index: number;
   readonly #count: number;
   readonly #events: ShardEvents;
-  readonly #runs = new Map<string, Held>();
+  readonly #runs = new Map<string, HeldRun>();
 
   /** @param index from 1: 0 is the coordinator. @param count of all shards. */
   constructor(index: number, count: number, events: ShardEvents) {
@@ -129,13 +134,13 @@ export class Shard {
    * @param part that stays as it is until its `release`, which is called exactly once.
    * @throws DownpourError DP_LIMIT: too many of this worker are here already; the part stays the caller's.
    */
-  part(of: PartName, part: Landed): void {
+  part(of: PartName, part: LandedPart): void {
     const held = this.#runs.get(of.run);
     if (!held) {
       part.release();
       return;
     }
-    const ofSession = held.landed.get(of.session) ?? new Map<number, Landed>();
+    const ofSession = held.landed.get(of.session) ?? new Map<number, LandedPart>();
     held.landed.set(of.session, ofSession);
     if (ofSession.has(of.sequence)) {
       // Sent again over the same connection: the first one counts.
@@ -162,7 +167,7 @@ export class Shard {
   }
 
   /** @param part in f32, as in `part`. */
-  initialPart(run: string, session: string, grant: number, part: Landed): void {
+  initialPart(run: string, session: string, grant: number, part: LandedPart): void {
     const held = this.#runs.get(run);
     const fits = part.payload.length === 4 * (held?.layout.size ?? 0);
     if (!held || !fits) part.release();
@@ -302,7 +307,7 @@ export class Shard {
     });
   }
 
-  #apply(held: Held, command: Extract<ShardCommand, { kind: 'apply' }>): void {
+  #apply(held: HeldRun, command: Extract<ShardCommand, { kind: 'apply' }>): void {
     const part = take(held, command);
     if (!part) throw new Error(`push ${command.sequence} was applied without its part`);
     try {
@@ -323,7 +328,7 @@ export class Shard {
   }
 }
 
-function grant(held: Held, { session, grant }: { session: string; grant: number }): void {
+function grant(held: HeldRun, { session, grant }: { session: string; grant: number }): void {
   const { granted, early } = held;
   // Asked once more, it may have answered already.
   if (granted?.session === session && granted.grant === grant) return;
@@ -335,31 +340,31 @@ function grant(held: Held, { session, grant }: { session: string; grant: number 
 }
 
 /** Nobody asks it for initial parameters any more. */
-function revoke(held: Held, session: string): void {
+function revoke(held: HeldRun, session: string): void {
   if (held.granted?.session !== session) return;
   held.granted.part?.release();
   held.granted = null;
 }
 
-function dropEarly(held: Held): void {
+function dropEarly(held: HeldRun): void {
   held.early?.part.release();
   held.early = null;
 }
 
-function take(held: Held, { session, sequence }: PartName): Landed | undefined {
+function take(held: HeldRun, { session, sequence }: PartName): LandedPart | undefined {
   const ofSession = held.landed.get(session);
   const part = ofSession?.get(sequence);
   ofSession?.delete(sequence);
   return part;
 }
 
-function captured(held: Held, id: number): Float32Array {
+function captured(held: HeldRun, id: number): Float32Array {
   const values = held.captures.get(id);
   if (!values) throw new Error(`capture ${id} is not there`);
   return values;
 }
 
-function payloadOf(held: Held, command: Extract<ShardCommand, { kind: 'send' }>): Snapshot {
+function payloadOf(held: HeldRun, command: Extract<ShardCommand, { kind: 'send' }>): Snapshot {
   const { parameters, config } = held;
   const values = command.capture === null ? undefined : captured(held, command.capture);
   if (command.whole) return new Snapshot(bytesOf(parameters.whole(values)), 'f32');

@@ -107,7 +107,7 @@ export class Charges {
 
   /** The connection is gone. */
   end(): void {
-    this.#meter.settle();
+    this.#meter.end();
   }
 
   /** Nobody waits for its turn any more. */

@@ -190,7 +190,7 @@ export class WaitingLine {
 }
 
 /** A push's room: who waits for one is told when it is free. */
-class Landed implements Landing {
+class RoomLanding implements Landing {
   readonly bytes: Uint8Array;
   readonly bytesMax: number;
   readonly room: unknown;
@@ -398,7 +398,7 @@ export class LandingDesk {
 
   #landed(landing: Landing, room: unknown, bytesMax: number): Landing {
     this.waits = null;
-    return new Landed(landing, this, room, bytesMax);
+    return new RoomLanding(landing, this, room, bytesMax);
   }
 
   #borrow(bytes: number, bytesMax: number): Landing | null {
@@ -415,19 +415,19 @@ export class LandingDesk {
 
   /** A push is there. @param landing where it came to. */
   arrived(landing: Landing | null): void {
-    if (landing instanceof Landed) this.#isProven = true;
+    if (landing instanceof RoomLanding) this.#isProven = true;
   }
 
   /** The run whose room a push is coming into; null: into none. */
   get comingInto(): unknown {
     const landing = this.#connection.coming?.landing;
-    return landing instanceof Landed ? landing.room : null;
+    return landing instanceof RoomLanding ? landing.room : null;
   }
 
   /** Gives the room of the push that is coming away, and goes on elsewhere. @returns whether it could. */
   move(): boolean {
     const coming = this.#connection.coming;
-    if (!(coming?.landing instanceof Landed) || coming.of === null) return false;
+    if (!(coming?.landing instanceof RoomLanding) || coming.of === null) return false;
     const to = this.#borrow(coming.of, coming.landing.bytesMax);
     if (!to) return false;
     if (!this.#connection.move(to)) {

@@ -107,7 +107,7 @@ export class EventStream {
   }
 }
 
-interface Entry {
+interface RunEvents {
   /** Another one of the same name: all runs went back to their checkpoints. */
   readonly run: Run;
   stream: EventStream;
@@ -132,7 +132,7 @@ const OURS = /^events\.out\.tfevents\.\d+\.\d+\.downpour$/;
 
 export class TensorBoard {
   readonly #options: TensorBoardOptions;
-  readonly #entries = new Map<string, Entry>();
+  readonly #entries = new Map<string, RunEvents>();
   #passing: Promise<void> | null = null;
   #retryAt = 0;
   #failing = false;
