@@ -6,7 +6,7 @@ import { type Column, formatTable, writeBetween } from './report.ts';
 import { exportSets, type Journey, SETS, type SklearnResult, travel } from './sklearn/journey.ts';
 
 /**
- * `npx tsx bench/sklearn.ts`: the public data of scikit-learn, as pandas writes them, through `init`, `check`,
+ * `npx tsx bench/sklearn.ts`: the public data of scikit-learn, as pandas writes them, through `init` (without a test part: it has one), `check`,
  * `train` and `export` with nothing changed, against scikit-learn's own models on the same rows. Writes what came
  * out between the marks of docs/results.md. Needs scikit-learn and pandas in python3 or in DOWNPOUR_PYTHON_TOOLS.
  */

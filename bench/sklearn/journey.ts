@@ -63,7 +63,10 @@ export interface Journey {
 /** init, check, train, export; then predictions by a program that knows nothing of Downpour. */
 export async function travel(home: string, { engine }: { engine: string }): Promise<Journey> {
   const use = `--engine ${engine}`;
-  const said = await downpour(home, 'init x.ts --data train.csv --target target --json');
+  const said = await downpour(
+    home,
+    'init x.ts --data train.csv --target target --test-fraction 0 --json',
+  );
   const { notes } = JSON.parse(said.join('\n')) as { notes: string[] };
   // Iris has two flowers with the same measures, which the split may part.
   const check = 'check x.ts --no-throughput --no-tiny';

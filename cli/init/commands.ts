@@ -1,4 +1,4 @@
-import { type Command, Option } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import { addTableOptions } from '../data/table-options.ts';
 import { examples, jsonOption } from '../options.ts';
 import type { InitOptions } from './init.ts';
@@ -19,6 +19,11 @@ export function registerInit(program: Command): void {
     )
     .addOption(new Option('--model <model>', 'of images').choices(['mlp', 'cnn']));
   addTableOptions(init)
+    .option(
+      '--test-fraction <share>',
+      'share of the examples to set apart for `downpour test`; 0: none (default: 0.15 where there are 200 examples or more)',
+      share,
+    )
     .option('--force', 'write over a file that is there')
     .option('-y, --yes', 'ask nothing, take the defaults')
     .addOption(jsonOption())
@@ -26,9 +31,11 @@ export function registerInit(program: Command): void {
       'after',
       `
 For a table, init looks at the cells of each column. Numbers become inputs. Text with few different values becomes one
-0/1 input for each value. init leaves out columns that count the rows, equal another column, are constant, have dates,
-names, codes or missing values, are the target under another name, or have a mistyped number. It gives the reason for each,
-and the first bad line. A target with few whole numbers from 0 or 1 on, or with two different values, is read as
+0/1 input for each value. Dates become year, month, day and weekday. Texts that share words become inputs by hashing. Where
+values are missing, the mean of the column stands in for them. init leaves out columns that count the rows, equal another
+column, are constant, have names or codes, lack nearly all values, are the target under another name, or have a mistyped
+number. It gives the reason for each, and the first bad line. Rows without a target are left out. Photos of
+different sizes are scaled and cropped to one size. A target with few whole numbers from 0 or 1 on, or with two different values, is read as
 classes; other numbers as a quantity. --task overrides this.
 ${examples(
   'downpour init',
@@ -41,4 +48,10 @@ ${examples(
       const { initCommand } = await import('./init.ts');
       await initCommand(file, options);
     });
+}
+
+function share(text: string): number {
+  const value = Number(text);
+  if (value >= 0 && value < 1 && text.trim() !== '') return value;
+  throw new InvalidArgumentError('Write a share from 0 to below 1, like 0.15.');
 }

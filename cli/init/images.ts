@@ -2,7 +2,7 @@ import { loadImageFolder } from '../../worker/data/pictures/images.ts';
 import { pictureSizes } from '../../worker/data/pictures/sizes.ts';
 import { groups } from '../output/progress.ts';
 import { comment } from './source.ts';
-import { type Draft, LOGITS, minibatchSize, SEARCH, TEST_SHARE } from './table.ts';
+import { type Draft, LOGITS, minibatchSize, SEARCH, testShare } from './table.ts';
 
 /** Experiments for pictures. */
 
@@ -16,8 +16,6 @@ const PICTURES_FEW = 10;
 const DENSE_INPUTS_MAX = 12_000;
 /** Pixels of a side that pictures of different sizes are brought to, at most: a CNN on 2 cores learns them in minutes. */
 const SIZE_MAX = 64;
-/** With fewer pictures no test part is set apart. */
-const TEST_PICTURES_MIN = 200;
 
 /** @param values of three channels. */
 const isGrey = (values: ArrayLike<number>): boolean => {
@@ -35,6 +33,7 @@ export async function imagesDraft(
   data: string,
   place: string,
   choose: (fitting: ModelKind) => Promise<ModelKind>,
+  testFraction?: number,
 ): Promise<Draft> {
   const sizes = await pictureSizes(data);
   const size = sizes.isOne ? undefined : Math.min(SIZE_MAX, sizes.shorter);
@@ -44,11 +43,11 @@ export async function imagesDraft(
   const grey = [train, validation, test].every((part) => !part || isGrey(part.inputs.values));
   const isLarge = height * width * channels > DENSE_INPUTS_MAX;
   const model = await choose(isLarge || !grey ? 'cnn' : 'mlp');
-  const setsApart = test === undefined && train.count >= TEST_PICTURES_MIN;
+  const share = test === undefined ? testShare(train.count, testFraction) : 0;
   const options = [
     ...(grey ? ['channels: 1'] : []),
     ...(size === undefined ? [] : [`size: ${size}`]),
-    ...(setsApart ? [`testFraction: ${TEST_SHARE}`] : []),
+    ...(share > 0 ? [`testFraction: ${share}`] : []),
     'log',
   ];
   const counts = new Array<number>(classes.length).fill(0);
@@ -65,9 +64,7 @@ export async function imagesDraft(
     notes: [
       `${data}: ${groups(train.count)} images of ${width} × ${height}${others.length > 0 ? `, ${others.join(', ')}` : ''}; classes ${told((name, i) => `${name} (${groups(counts[i]!)})`)}`,
       ...notes.map((note) => `${data}: ${note}`),
-      ...(setsApart
-        ? [`sets ${100 * TEST_SHARE} % of the images apart for \`downpour test\``]
-        : []),
+      ...(share > 0 ? [`sets ${100 * share} % of the images apart for \`downpour test\``] : []),
       ...(rare.length > 0
         ? [
             `${rare.length === 1 ? 'class' : 'classes'} ${rare
@@ -82,10 +79,7 @@ export async function imagesDraft(
       imports: `import { resolve } from 'node:path';\nimport { defineExperiment, loadImageFolder } from 'downpour';`,
       load: `({ log }) => loadImageFolder(${place}, { ${options.join(', ')} })`,
       model: model === 'cnn' ? cnn(Math.min(height, width)) : MLP,
-      minibatch: minibatchSize(
-        Math.round(train.count * (setsApart ? 1 - TEST_SHARE : 1)),
-        validation !== undefined,
-      ),
+      minibatch: minibatchSize(Math.round(train.count * (1 - share)), validation !== undefined),
     }),
   };
 }

@@ -18,6 +18,7 @@ export interface InitOptions extends GivenTableOptions {
   readonly target?: string;
   readonly task?: Task;
   readonly model?: ModelKind;
+  readonly testFraction?: number;
   readonly force?: boolean;
   readonly yes?: boolean;
   readonly json?: boolean;
@@ -147,7 +148,7 @@ async function draftFor(
     const choose = (fitting: ModelKind) =>
       answers.answer(options.model, 'Model (mlp, cnn)?', fitting, modelOf);
     if (data === MNIST) return mnistDraft(await choose('mlp'));
-    return imagesDraft(data, await placeOf(path, data), choose);
+    return imagesDraft(data, await placeOf(path, data), choose, options.testFraction);
   }
   if (options.model === 'cnn') {
     throw new DownpourError(
@@ -155,7 +156,12 @@ async function draftFor(
       `--model cnn is only for images, but ${data} is a table: use mlp`,
     );
   }
-  const given = { ...(target === undefined ? {} : { target }), ...(task ? { task } : {}) };
+  const { testFraction } = options;
+  const given = {
+    ...(target === undefined ? {} : { target }),
+    ...(task ? { task } : {}),
+    ...(testFraction === undefined ? {} : { testFraction }),
+  };
   return tableDraft({ data, place: await placeOf(path, data), ...given, reading }, answers);
 }
 

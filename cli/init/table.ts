@@ -35,6 +35,8 @@ export interface TableRequest {
   readonly place: string;
   readonly target?: string;
   readonly task?: Task;
+  /** For the test part; default: where there are enough rows. */
+  readonly testFraction?: number;
   /** How the file is written, where that is not found in it. */
   readonly reading?: ProfileOptions;
 }
@@ -389,10 +391,12 @@ function gapNotes(inputs: Inputs, count: number): string[] {
 
 // What is written.
 
-/** Set apart for the test, where there are enough rows. */
-export const TEST_SHARE = 0.15;
-const TEST_ROWS_MIN = 200;
-const hasTestPart = (rows: number) => rows >= TEST_ROWS_MIN;
+/** The share of the examples that is set apart for the test part, where there are enough of them. */
+const TEST_SHARE = 0.15;
+const TEST_EXAMPLES_MIN = 200;
+/** @param given by the user. */
+export const testShare = (examples: number, given?: number): number =>
+  given ?? (examples >= TEST_EXAMPLES_MIN ? TEST_SHARE : 0);
 /** Below so many rows one hold-out fifth says little. */
 const ROWS_FEW = 50;
 const VALIDATION_SHARE = 0.2;
@@ -441,7 +445,7 @@ ${isClasses ? LOGITS : quantityLayers(target)}
 ${isClasses ? `  loss: 'softmaxCrossEntropy',` : `  loss: 'meanSquaredError',\n  // In the unit of ${name}.\n  error: (targets, predictions) => targets.sub(predictions).abs().mean(),`}
 
   config: {
-    minibatchSize: ${minibatchSize(trainableRows(table.count - target.missing))},
+    minibatchSize: ${minibatchSize(trainableRows(table.count - target.missing, request))},
     learningRate: 0.005,
 ${isClasses ? CLASS_RULES : QUANTITY_RULES}
     epochsMax: 200,
@@ -472,8 +476,8 @@ const QUANTITY_RULES = `    optimizer: { kind: 'adamw' },
     weightDecay: { rate: 1 },
     earlyStopping: { patience: 20, metric: 'loss' },`;
 
-const trainableRows = (rows: number) =>
-  hasTestPart(rows) ? rows - Math.round(rows * TEST_SHARE) : rows;
+const trainableRows = (rows: number, { testFraction }: TableRequest) =>
+  rows - Math.round(rows * testShare(rows, testFraction));
 
 /** @param validates other examples do */
 export function minibatchSize(count: number, validates = false): number {
@@ -481,7 +485,7 @@ export function minibatchSize(count: number, validates = false): number {
   return Math.max(1, Math.min(count < 2_000 ? 16 : 64, trains));
 }
 
-function loadOptions({ reading, table, target, task, inputs }: TableParts): string[] {
+function loadOptions({ request, reading, table, target, task, inputs }: TableParts): string[] {
   const names = (columns: readonly ColumnProfile[]) => columns.map(({ name }) => name);
   const lines = [`targets: [${code(target.name)}],`];
   if (task === 'classification') lines.push(`task: 'classification',`);
@@ -497,9 +501,10 @@ function loadOptions({ reading, table, target, task, inputs }: TableParts): stri
   if ([target, ...usedOf(inputs)].some(({ missing }) => missing > 0)) {
     lines.push('// The mean of the training part stands for a missing number.', "missing: 'mean',");
   }
-  if (hasTestPart(table.count - target.missing)) {
+  const share = testShare(table.count - target.missing, request.testFraction);
+  if (share > 0) {
     lines.push('// Set apart for `downpour test`: the same rows in every run.');
-    lines.push(`testFraction: ${TEST_SHARE},`);
+    lines.push(`testFraction: ${share},`);
   }
   if (inputs.ignored.length > 0) {
     const ignored = inputs.ignored.map(

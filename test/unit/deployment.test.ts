@@ -228,8 +228,10 @@ describe('the images', () => {
       const targets = sources.flatMap((file) =>
         [...importsOf(join(ROOT, file))].map((target) => join(file, '..', target)),
       );
+      // A folder's own address is no file: `new URL('../', …)`.
+      const missing = targets.filter((target) => !target.endsWith('/') && !files.includes(target));
       expect(targets.length).toBeGreaterThan(20);
-      expect(targets.filter((target) => !files.includes(target))).toEqual([]);
+      expect(missing).toEqual([]);
       // Without any program on its path it loads all of itself, and says what it lacks.
       symlinkSync(join(ROOT, 'node_modules'), join(folder, 'node_modules'));
       const install = run(join(folder, 'scripts/engine-install.js'), [], {

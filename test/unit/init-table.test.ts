@@ -328,6 +328,8 @@ describe('init on columns that say nothing, or too much', () => {
   test('sets a test part aside where there are rows enough', async () => {
     expect(await init(table(quantity, 400))).toContain('testFraction: 0.15,');
     expect(await init(table(quantity, 100))).not.toContain('testFraction');
+    expect(await init(table(quantity, 100), { testFraction: 0.3 })).toContain('testFraction: 0.3,');
+    expect(await init(table(quantity, 400), { testFraction: 0 })).not.toContain('testFraction');
   });
 
   test('leaves out the target under other names, but no kind that agrees by chance', async () => {

@@ -1,5 +1,6 @@
 import type { CheckpointSummary, RunDetail, RunSummary, WorkerSummary } from '../../shared/rest.ts';
 import { stoppingText } from '../../shared/stopping.ts';
+import { BASE } from '../base.ts';
 import { ago, bytes, count, errorOf, plural, short } from '../format.ts';
 import { h } from '../html.ts';
 import { badge, isActive, tableOf } from '../parts.ts';
@@ -154,7 +155,7 @@ export function checkpointTable(
             'a',
             {
               class: 'quiet',
-              href: `/runs/${id}/checkpoints/${kind}/file`,
+              href: `${BASE}/runs/${id}/checkpoints/${kind}/file`,
               download: '',
               'aria-label': `Export the ${kind} checkpoint of step ${step}`,
             },
