@@ -128,7 +128,7 @@ export class Keeper {
   }
 
   /** More is known of lost steps: on disk before the worker that told it is answered, since it then forgets it. */
-  lost(run: Run): void {
+  onLost(run: Run): void {
     this.#stateOf(run).notes++;
     try {
       noteProgressNow(this.#options.root, run.id, run.progress);
@@ -138,25 +138,25 @@ export class Keeper {
     this.#want(run, 'record', 'last');
   }
 
-  rolledBack(run: Run): void {
+  onRollback(run: Run): void {
     this.#want(run, 'record', 'last', 'earlyStopping');
   }
 
-  phaseChanged(run: Run): void {
+  onPhase(run: Run): void {
     this.#want(run, 'record', 'last', 'earlyStopping');
     if (run.phase === 'finished') this.#want(run, 'final');
   }
 
-  bestChanged(run: Run): void {
+  onBest(run: Run): void {
     this.#want(run, 'last', 'best', 'earlyStopping');
   }
 
-  evaluated(run: Run): void {
+  onEvaluation(run: Run): void {
     this.#want(run, 'earlyStopping');
   }
 
   /** After anything has happened to a run: a checkpoint when enough steps or seconds have gone by. */
-  stepped(run: Run, now: number): void {
+  onStep(run: Run, now: number): void {
     const state = this.#stateOf(run);
     state.touched = true;
     this.#due(run, state, now);

@@ -278,8 +278,8 @@ export class Coordinator {
         this.log(line, { run: run.id, step: run.step, ...bad });
         if (run.over) this.#unfinished.delete(run);
         else if (this.#runs.get(run.id) === run) this.#unfinished.add(run);
-        this.#keeper.phaseChanged(run);
-      } else if (event.kind === 'best') this.#keeper.bestChanged(run);
+        this.#keeper.onPhase(run);
+      } else if (event.kind === 'best') this.#keeper.onBest(run);
       else if (event.kind === 'rollback') {
         const { step, to, learningRate, reason } = event.rollback;
         const where = to === null ? 'its initial parameters' : `the best ones, of step ${to}`;
@@ -287,7 +287,7 @@ export class Coordinator {
           `run ${run.id} diverged at step ${step} and goes back to ${where}, with learning rate ${learningRate}: ${reason}`,
           { level: 'warn', run: run.id, step, code: 'DP_DIVERGED' },
         );
-        this.#keeper.rolledBack(run);
+        this.#keeper.onRollback(run);
       } else if (event.kind === 'correction') {
         this.log(`run ${run.id}: ${event.text}`, { run: run.id, step: run.step });
       } else if (event.kind === 'lost') {
@@ -296,10 +296,10 @@ export class Coordinator {
           `run ${run.id}: ${steps} steps after step ${restored} are lost with an earlier life of the server, ${run.stepsLost} in all`,
           { level: 'warn', run: run.id, step: restored },
         );
-        this.#keeper.lost(run);
-      } else this.#keeper.evaluated(run);
+        this.#keeper.onLost(run);
+      } else this.#keeper.onEvaluation(run);
     }
-    if (touched) this.#keeper.stepped(run, this.now());
+    if (touched) this.#keeper.onStep(run, this.now());
     if (!wake) return;
     this.workers.wake(run);
   }

@@ -590,11 +590,11 @@ class SimulatedServer {
     const keeper = {
       life,
       register: async () => {},
-      phaseChanged: write,
-      bestChanged: write,
-      lost: write,
-      evaluated: () => {},
-      stepped: (run: Run) => {
+      onPhase: write,
+      onBest: write,
+      onLost: write,
+      onEvaluation: () => {},
+      onStep: (run: Run) => {
         if (simulation.now - this.#savedAt > 1_500) write(run);
       },
       tick: () => {},

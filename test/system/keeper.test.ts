@@ -46,11 +46,11 @@ function createKeeper(): Keeper {
 /** What the coordinator does after each event. */
 function settle(keeper: Keeper, run: Run): void {
   for (const event of run.takeEvents()) {
-    if (event.kind === 'phase') keeper.phaseChanged(run);
-    else if (event.kind === 'best') keeper.bestChanged(run);
-    else if (event.kind === 'evaluated') keeper.evaluated(run);
+    if (event.kind === 'phase') keeper.onPhase(run);
+    else if (event.kind === 'best') keeper.onBest(run);
+    else if (event.kind === 'evaluated') keeper.onEvaluation(run);
   }
-  keeper.stepped(run, now);
+  keeper.onStep(run, now);
 }
 
 function train(keeper: Keeper, run: Run, steps: number): void {

@@ -11,8 +11,8 @@ let now: number;
 let coordinator: Coordinator;
 const keeper = {
   tick() {},
-  stepped() {},
-  phaseChanged() {},
+  onStep() {},
+  onPhase() {},
   register: async () => {},
   mustKeep: async () => {},
 } as unknown as Keeper;

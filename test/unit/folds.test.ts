@@ -214,7 +214,7 @@ describe('trainFraction', () => {
 });
 
 test('a run with workersMax is given no more workers, another takes the rest', () => {
-  const keeper = { tick() {}, stepped() {}, register: async () => {} } as unknown as Keeper;
+  const keeper = { tick() {}, onStep() {}, register: async () => {} } as unknown as Keeper;
   const coordinator = new Coordinator({ keeper, now: () => 0, log: () => {} });
   coordinator.adopt(createRun({ workersMax: 2 }, 'narrow'));
   const assigned = Array.from({ length: 4 }, () => {

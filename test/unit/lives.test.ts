@@ -250,7 +250,7 @@ describe('on disk', () => {
       rejoin(restored!, seen, `w/${life}`);
       expect(restored!.stepsLost).toBe(lost);
       // As the coordinator does, and then the process is killed.
-      if (lostEvents(restored!).length > 0) again.lost(restored!);
+      if (lostEvents(restored!).length > 0) again.onLost(restored!);
       expect(await readProgress(root, run.id)).toMatchObject({ total: lost });
       await again.abandon();
       const folder = checkpointFolder(root, run.id);
