@@ -19,9 +19,11 @@ import { Copier } from './checkpoints/elsewhere/copier.ts';
 import { restoreInto } from './checkpoints/elsewhere/restore.ts';
 import { Bucket, type S3Place } from './checkpoints/elsewhere/s3.ts';
 import { Keeper } from './checkpoints/keeper.ts';
+import { type KnownRun, progressOf } from './checkpoints/recovery.ts';
 import { ThreadedWriter } from './checkpoints/writer.ts';
 import { Bundles } from './fleet/bundles.ts';
 import { Coordinator, warning } from './fleet/coordinator.ts';
+import { RunLoader } from './fleet/run-loader.ts';
 import type { AppOptions } from './http/app.ts';
 import type { AccessLimits } from './http/door.ts';
 import type { JoinFiles } from './http/join.ts';
@@ -321,12 +323,14 @@ class ActiveServer {
       ? beginAnewWhenLost(this.#pool, { keeper, coordinator, lease: this.#lease, signal: stop })
       : null;
     await this.#openRuns(keeper, coordinator, replicas);
-    await copier?.catchUp(coordinator.runs.map(({ id }) => id));
     const obstacle = await tryStraight();
     if (obstacle) {
       this.#ground.log(`payloads are copied once more, not read into place: ${obstacle}`);
     }
-    const url = await this.#open(coordinator);
+    const url = await this.#open(coordinator).catch(async (error: unknown) => {
+      await coordinator.stopReading();
+      throw error;
+    });
     const stand = this.#keepTime(coordinator);
     const close = async () => {
       if (!stop.aborted) await once(stop, 'abort');
@@ -412,9 +416,16 @@ class ActiveServer {
     }
     told.keeper = keeper;
     await clearDebris(state, log);
-    for (const run of await keeper.recover(replicas)) coordinator.adopt(run);
+    const isReadLater = !this.#pool && !replicas;
+    const known = isReadLater ? await keeper.known() : [];
+    if (!isReadLater) for (const run of await keeper.recover(replicas)) coordinator.adopt(run);
     const bundles = await Bundles.open(state, { log, named: keeper.bundles });
     coordinator.experiments.keepIn(bundles);
+    const { done } = readBehind(known, {
+      ...{ keeper, coordinator, now: this.#now, log },
+      onDefect: (error) => this.#lose(error),
+    });
+    if (known.length <= READ_BEFORE) await done;
   }
 
   /** @returns the address; empty: an app of somebody else listens. */
@@ -555,6 +566,45 @@ function beginAnewWhenLost(
       await beginning;
     },
   };
+}
+
+/** So few are read before the server listens. */
+const READ_BEFORE = 32;
+
+/** Reads runs while the server listens; then their newest checkpoints are copied, where they are not yet. */
+function readBehind(
+  known: readonly KnownRun[],
+  options: {
+    readonly keeper: Keeper;
+    readonly coordinator: Coordinator;
+    readonly now: () => number;
+    readonly log: Log;
+    readonly onDefect: (error: DownpourError) => void;
+  },
+): RunLoader<KnownRun> {
+  const { keeper, coordinator, log } = options;
+  const told = progressOf(known.length, options);
+  let done = 0;
+  const loader = new RunLoader({
+    known,
+    read(run) {
+      told(done++);
+      return keeper.read(run);
+    },
+    adopt: (run) => coordinator.adoptLate(run),
+  });
+  const created = known.flatMap(({ record }) => record?.createdAt ?? []);
+  coordinator.load(loader, created);
+  const catchUp = async () => {
+    await loader.done;
+    if (loader.left > 0) return;
+    const ids = coordinator.runs.map(({ id }) => id);
+    await coordinator.copier?.catchUp(ids).catch((error: unknown) => {
+      log(warning('not all checkpoints are copied', error), { level: 'warn' });
+    });
+  };
+  catchUp().catch(options.onDefect);
+  return loader;
 }
 
 /** Null: checkpoints are copied nowhere. */

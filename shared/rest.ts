@@ -363,6 +363,10 @@ export const ConnectionFactsSchema = Type.Object({
 });
 export type ConnectionFacts = Static<typeof ConnectionFactsSchema>;
 
+/** Of the runs of a state folder. Of the others only the name is known, and who asks for one waits for it. */
+export const RunsReadSchema = Type.Object({ done: N, of: N });
+export type RunsRead = Static<typeof RunsReadSchema>;
+
 /** What is known of the server itself. */
 export const ServerFactsSchema = Type.Object({
   version: Type.String(),
@@ -385,6 +389,8 @@ export const ServerFactsSchema = Type.Object({
   standby: orNull(StandbyFactsSchema),
   /** Null: checkpoints are copied nowhere. */
   copies: orNull(CopyFactsSchema),
+  /** Set: the server has begun not long ago and still reads the runs of its state folder, so many of so many are here. */
+  runsRead: Type.Optional(orNull(RunsReadSchema)),
   /** The worst first. */
   alerts: Type.Array(AlertSchema),
   /** Another number whenever a study was told of or removed. */

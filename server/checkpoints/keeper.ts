@@ -3,6 +3,7 @@ import {
   checkpointFolder,
   listCheckpoints,
 } from '../../files/checkpoint.ts';
+import { eachOf } from '../../shared/each-of.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { CheckpointSummary, CreateRun, RunSummary } from '../../shared/rest.ts';
@@ -13,7 +14,7 @@ import type { StateStore } from '../store/state-store.ts';
 import type { WriteCounts } from '../watch/counts.ts';
 import { beginFork } from './fork.ts';
 import { noteProgress, noteProgressNow } from './lives.ts';
-import { eachOf, Recovery } from './recovery.ts';
+import { type KnownRun, Recovery } from './recovery.ts';
 import { RunRecords, recordOf } from './run-records.ts';
 import { CheckpointSaver } from './saver.ts';
 import { newWriteState, WRITE_ORDER, type WriteState, type WriteTask } from './write-state.ts';
@@ -52,6 +53,8 @@ export class Keeper {
   readonly #states = new Map<string, WriteState>();
   readonly #runs = new Map<string, Run>();
   #closing = false;
+  /** The store has come back empty: what is read later is entered anew, too. */
+  #hasForgotten = false;
   #closed = false;
   /** What is written of a run, or why it is not, may be another. */
   changed: (run: Run) => void = () => {};
@@ -78,6 +81,18 @@ export class Keeper {
   async register(run: Run): Promise<void> {
     this.#stateOf(run);
     await this.#records.put(run);
+  }
+
+  /** All runs that there are, the oldest first, to be read one by one. Begins a life of the server. */
+  known(): Promise<KnownRun[]> {
+    return this.#recovery.known();
+  }
+
+  /** Of `known`. @returns null: it cannot be read, which is told, or its folder holds no run. */
+  async read(known: KnownRun): Promise<Run | null> {
+    const run = await this.#recovery.read(known);
+    if (run && this.#hasForgotten) this.#want(run, 'record', 'registry', 'earlyStopping');
+    return run;
   }
 
   /**
@@ -107,13 +122,14 @@ export class Keeper {
     const { fork, manifest } = await beginFork(source, from, options, { ...this.#options, life });
     await this.#records.put(fork);
     this.#options.onWritten?.(manifest);
-    const run = await this.#recovery.recoverOne(recordOf(fork));
+    const run = await this.#recovery.recoverOne(recordOf(fork), true);
     this.#want(run, 'registry');
     return run;
   }
 
   /** The store has forgotten all: writes all of it again. */
   rebuild(): void {
+    this.#hasForgotten = true;
     this.#options.log('the registry came back empty or old: entering all runs again', {
       level: 'warn',
     });

@@ -24,21 +24,25 @@ const PROGRESS = 'progress.json';
 /**
  * Counts a new life of a state folder, on disk before anything of it is seen by others.
  * @param atLeast the count is above this, whatever the file says.
- * @param onDamaged the file is damaged: the checkpoints know a lower bound.
+ * @param onMissing the file is not there (null) or damaged: what the checkpoints know of lives.
  *
  * Throws DP_DISK.
  */
 export async function nextLife(
   root: string,
   atLeast: number,
-  onDamaged: OnDamagedRecord = () => {},
+  onMissing: (error: DownpourError | null) => number | Promise<number> = () => 0,
 ): Promise<number> {
-  const known = await unlessDamaged(onDamaged, async () => {
+  let damage: DownpourError | null = null;
+  const note = (error: DownpourError) => {
+    damage = error;
+  };
+  const known = await unlessDamaged(note, async () => {
     const path = join(root, LIVES);
     const value = await readSealed(path, LIMITS.recordBytesMax);
     return value === undefined ? null : checkLives(path, value);
   });
-  const before = known?.lives ?? 0;
+  const before = known?.lives ?? (await onMissing(damage));
   const lives = Math.max(before, atLeast) + 1;
   await makeFolder(root);
   await writeSealed(root, LIVES, { lives });

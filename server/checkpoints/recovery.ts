@@ -9,6 +9,7 @@ import {
   newestValidCheckpoint,
 } from '../../files/checkpoint.ts';
 import { NAME_PATTERN } from '../../shared/config.ts';
+import { eachOf } from '../../shared/each-of.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
@@ -24,7 +25,6 @@ import { summaryOf, type WriteState, type WriteTask } from './write-state.ts';
 
 /** Between two lines that say how far the reading is. */
 const PROGRESS_MS = 2_000;
-const AT_ONCE = 16;
 
 export interface RecoveryOptions {
   readonly root: string;
@@ -38,10 +38,24 @@ export interface RecoveryOptions {
   readonly want: (run: Run, ...tasks: WriteTask[]) => void;
 }
 
+/** A run that there is, as far as it is known without reading its checkpoints. */
+export interface KnownRun {
+  readonly id: string;
+  /** Null: the store has none, only a folder has its name. */
+  readonly record: RunRecord | null;
+  /** No worker is needed for it. */
+  readonly isOver: boolean;
+  /** The bundle that its experiment was sent as. */
+  readonly bundle: string | null;
+}
+
+const OVER: readonly string[] = ['finished', 'stopped', 'failed'];
+
 /** Makes the runs of a state folder anew: from checkpoints, from the registry, from a standby's replicas. */
 export class Recovery {
   readonly #options: RecoveryOptions;
   #life = 1;
+  #lives: Promise<void> = Promise.resolve();
 
   constructor(options: RecoveryOptions) {
     this.#options = options;
@@ -57,59 +71,67 @@ export class Recovery {
    * @param replicas that a standby inherits: of each, the newer of it and the checkpoint. Not used any more.
    */
   async recover(replicas: ReadonlyMap<string, Run> | null = null): Promise<Run[]> {
-    const { root, log } = this.#options;
+    const all = await this.known(replicas);
     const runs: Run[] = [];
+    const told = progressOf(all.length, this.#options);
+    for (const known of all) {
+      told(runs.length);
+      const run = await this.read(known, replicas);
+      if (run) runs.push(run);
+    }
+    return runs;
+  }
+
+  /** All runs that there are, the oldest first; they are not read yet. Begins a life of the server. */
+  async known(replicas: ReadonlyMap<string, Run> | null = null): Promise<KnownRun[]> {
+    const { root } = this.#options;
     const registered = await this.#options.records.list();
     // What the registry has forgotten, or was not told any more.
     const only = [...(replicas?.values() ?? [])].filter(
       (replica) => !registered.some(({ id }) => id === replica.id),
     );
     const records = [...registered, ...only.map(recordOf)];
-    const ids = [...records.map(({ id }) => id), ...(await this.#unregistered(records))];
+    const unregistered = await this.#unregistered(records);
     let life = 0;
     for (const replica of replicas?.values() ?? []) life = Math.max(life, replica.life);
-    await eachOf(ids, async (id) => {
-      life = Math.max(life, await this.#lifeOf(id));
+    for (const record of records) if (isLife(record.life)) life = Math.max(life, record.life);
+    this.#life = await nextLife(root, life, async (error) => {
+      if (error) this.#passedOver(error);
+      const ids = [...records.map(({ id }) => id), ...unregistered];
+      await eachOf(ids, async (id) => {
+        life = Math.max(life, await this.#lifeOf(id));
+      });
+      return life;
     });
-    this.#life = await nextLife(root, life, this.#passedOver);
-    const told = this.#progress(ids.length);
-    for (const known of records) {
-      told(runs.length);
-      try {
-        const run = replicas
-          ? await this.#inherit(known, replicas.get(known.id) ?? null)
-          : await this.recoverOne(known);
-        this.#options.stateOf(run);
-        runs.push(run);
-      } catch (error) {
-        log(`run ${known.id} cannot be continued: ${errorCode(error)} ${errorText(error)}`, {
-          ...{ level: 'error', run: known.id, code: errorCode(error) },
-        });
-      }
-    }
-    for (const id of ids.slice(records.length)) {
-      told(runs.length);
-      try {
-        const run = await this.#recoverFromDisk(id);
-        if (run) runs.push(run);
-      } catch (error) {
-        log(`run ${id} cannot be rebuilt: ${errorCode(error)} ${errorText(error)}`, {
-          ...{ level: 'error', run: id, code: errorCode(error) },
-        });
-      }
-    }
-    return runs;
+    const ofRecord = (record: RunRecord): KnownRun => {
+      const { id, phase, bundle } = record;
+      const isOver = OVER.includes(phase);
+      return { id, record, isOver, bundle: typeof bundle === 'string' ? bundle : null };
+    };
+    const ofFolder = (id: string): KnownRun => ({ id, record: null, isOver: false, bundle: null });
+    return [...records.map(ofRecord), ...unregistered.map(ofFolder)];
   }
 
-  /** Says how far it is, where it takes long. */
-  #progress(count: number): (done: number) => void {
-    const { now, log } = this.#options;
-    let at = now();
-    return (done) => {
-      if (now() - at < PROGRESS_MS) return;
-      at = now();
-      log(`${done} of ${count} runs are read from their checkpoints`, { kind: 'reading' });
-    };
+  /** @returns null: it cannot be read, which is told, or its folder holds no run. */
+  async read(
+    { id, record }: KnownRun,
+    replicas: ReadonlyMap<string, Run> | null = null,
+  ): Promise<Run | null> {
+    const { log, stateOf } = this.#options;
+    try {
+      if (!record) return await this.#recoverFromDisk(id);
+      const run = replicas
+        ? await this.#inherit(record, replicas.get(id) ?? null)
+        : await this.recoverOne(record);
+      stateOf(run);
+      return run;
+    } catch (error) {
+      const what = record ? 'continued' : 'rebuilt';
+      log(`run ${id} cannot be ${what}: ${errorCode(error)} ${errorText(error)}`, {
+        ...{ level: 'error', run: id, code: errorCode(error) },
+      });
+      return null;
+    }
   }
 
   /** Runs that the state folder has and the registry lacks: Redis came back empty, a record is damaged. */
@@ -198,7 +220,8 @@ export class Recovery {
     return run;
   }
 
-  async recoverOne(known: RunRecord): Promise<Run> {
+  /** @param isOwn its checkpoint was written in this life. */
+  async recoverOne(known: RunRecord, isOwn = false): Promise<Run> {
     const { root, log, shards = null } = this.#options;
     const folder = checkpointFolder(root, known.id);
     const passOver = (error: DownpourError) =>
@@ -220,6 +243,7 @@ export class Recovery {
       });
       if (!checkpoint) break;
       try {
+        if (!isOwn) await this.#outlive(checkpoint.manifest);
         run = await this.#restore(known.id, folder, checkpoint);
       } catch (error) {
         if (error instanceof DownpourError && error.code !== 'DP_CHECKPOINT_CORRUPT') throw error;
@@ -279,6 +303,17 @@ export class Recovery {
     return Run.restore(state, first, shards, this.#life);
   }
 
+  /** A checkpoint may come from another folder, or the count of lives from an older copy of this one. */
+  #outlive({ state }: CheckpointManifest): Promise<void> {
+    const { root } = this.#options;
+    const { life } = Object(state) as Partial<RunState>;
+    const later = this.#lives.then(async () => {
+      if (isLife(life) && life >= this.#life) this.#life = await nextLife(root, life);
+    });
+    this.#lives = later.catch(() => {});
+    return later;
+  }
+
   /** What is known here of what came after the checkpoint; the workers may know of more. */
   async #learnLost(run: Run): Promise<void> {
     const { root, store } = this.#options;
@@ -305,16 +340,17 @@ export class Recovery {
   }
 }
 
-/** A few at a time, so that neither descriptors nor memory run out. */
-export async function eachOf<T>(
-  all: readonly T[],
-  action: (one: T) => Promise<unknown>,
-): Promise<void> {
-  const rest = all.values();
-  const one = async () => {
-    for (const next of rest) await action(next);
+/** Says how far the reading of so many is, where it takes long. */
+export function progressOf(
+  count: number,
+  { now, log }: { readonly now: () => number; readonly log: Log },
+): (done: number) => void {
+  let at = now();
+  return (done) => {
+    if (now() - at < PROGRESS_MS) return;
+    at = now();
+    log(`${done} of ${count} runs are read from their checkpoints`, { kind: 'reading' });
   };
-  await Promise.all(Array.from({ length: AT_ONCE }, one));
 }
 
 const isLife = (value: unknown): value is number =>

@@ -4,7 +4,7 @@ import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
 import type { ShardAddress } from '../../shared/protocol.ts';
-import type { Alert, Bundle, CreateRun, ServerFacts } from '../../shared/rest.ts';
+import type { Alert, Bundle, CreateRun, RunsRead, ServerFacts } from '../../shared/rest.ts';
 import { MemoryBudget } from '../access/memory.ts';
 import type { TlsMaterial } from '../access/tls.ts';
 import type { Copier } from '../checkpoints/elsewhere/copier.ts';
@@ -19,6 +19,7 @@ import { type AlertFacts, alertsOf } from '../watch/alerts.ts';
 import type { PushLog } from '../watch/push-log.ts';
 import type { Listing } from './listing.ts';
 import { Reports } from './reports.ts';
+import type { RunsToCome } from './run-loader.ts';
 import { SentExperiments } from './sent-experiments.ts';
 import { Workers } from './workers.ts';
 
@@ -53,6 +54,8 @@ export class Coordinator {
   copier: Copier | null = null;
   /** Null: in the clear. */
   tls: TlsMaterial | null = null;
+  /** Null: all runs of the state folder are read. */
+  #loader: RunsToCome | null = null;
   #tickedAt: number;
   readonly #runCountMax: number;
   /** Names of runs that are being made from others. */
@@ -85,7 +88,8 @@ export class Coordinator {
       runs: { find, unfinished: this.#unfinished },
     });
     this.reports = new Reports({ now, log, keeper, find, pushLog });
-    this.experiments = new SentExperiments(log, () => this.runs);
+    const bundlesToCome = () => this.#loader?.bundles ?? [];
+    this.experiments = new SentExperiments({ log, runs: () => this.runs, bundlesToCome });
     keeper.changed = (run) => this.listing.touch(run);
     this.line = new WaitingLine(new MemoryBudget(options.now, options.memoryBytesMax), options.now);
     this.#tickedAt = options.now();
@@ -100,6 +104,40 @@ export class Coordinator {
 
   get runs(): readonly Run[] {
     return [...this.#runs.values()];
+  }
+
+  /** Runs that are read while the server listens. @param created when they were, ISO 8601. */
+  load(loader: RunsToCome, created: readonly string[]): void {
+    this.#loader = loader;
+    for (const each of created) {
+      const at = Date.parse(each);
+      if (at > this.#newestAt) this.#newestAt = at;
+    }
+    const end = () => {
+      if (loader.left === 0) this.#loader = null;
+    };
+    // What went wrong is told by who has made it.
+    loader.done.then(end, () => {});
+  }
+
+  /** What is not read yet stays on disk. */
+  async stopReading(): Promise<void> {
+    await this.#loader?.stop().catch(() => {});
+  }
+
+  /** It is being read; resolves when it has been. Null: it is here, or there is none. */
+  reading(id: string): Promise<void> | null {
+    return this.#loader?.want(id) ?? null;
+  }
+
+  /** Resolves when all runs that workers are needed for are here; null: they are. */
+  get readingUnfinished(): Promise<void> | null {
+    return this.#loader?.unfinished ?? null;
+  }
+
+  /** How many of the runs of the state folder are here; null: all. */
+  get runsRead(): RunsRead | null {
+    return this.#loader?.facts ?? null;
   }
 
   find(id: string): Run | null {
@@ -130,11 +168,12 @@ export class Coordinator {
   async create(body: CreateRun): Promise<Run> {
     this.mustBeOpen();
     const config = resolveConfig(body.config);
-    if (this.#runs.size >= this.#runCountMax) {
-      throw new DownpourError('DP_LIMIT', `${this.#runs.size} runs; at most ${this.#runCountMax}`);
+    const count = this.#runs.size + (this.#loader?.left ?? 0);
+    if (count >= this.#runCountMax) {
+      throw new DownpourError('DP_LIMIT', `${count} runs; at most ${this.#runCountMax}`);
     }
     const id = body.id ?? `${body.experiment.slice(0, 50)}-${randomBytes(3).toString('hex')}`;
-    if (this.#runs.has(id)) {
+    if (this.#runs.has(id) || this.#loader?.has(id)) {
       throw new DownpourError('DP_RUN_EXISTS', `run '${id}' exists already: choose another id`);
     }
     const { experiment, experimentHash, study, bundle } = body;
@@ -173,6 +212,7 @@ export class Coordinator {
     options: Omit<RunOptions, 'fork'>,
   ): Promise<Run> {
     const { id } = options;
+    await this.reading(of);
     const source = this.mustFind(of);
     if (this.#forking.has(id)) {
       throw new DownpourError('DP_RUN_EXISTS', `run '${id}' is being made already`);
@@ -208,6 +248,13 @@ export class Coordinator {
     this.reports.began(run);
     this.#enter(run);
     this.replication?.began(run);
+  }
+
+  /** The same of one that was read while the server listens. */
+  adoptLate(run: Run): void {
+    this.adopt(run);
+    this.experiments.sayMissing(run);
+    if (!run.over && !this.readingUnfinished) this.workers.employAll();
   }
 
   /** @throws DownpourError DP_RUN_UNKNOWN, DP_SERVER_STOPPING, or what the disk or the store throws. */
@@ -345,6 +392,7 @@ export class Coordinator {
     const sessions = this.workers.sessions;
     // Nothing that comes in from now on is looked at: it would change runs that are being written.
     for (const session of sessions) session.dismissed(1012, 'server stops');
+    await this.stopReading();
     await this.#keeper.close([...this.#runs.values()]);
     await this.replication?.settled();
     this.replication?.close();
@@ -457,6 +505,7 @@ export class Coordinator {
       connections: this.line.facts(),
       ...{ runs: alarming, waiting },
       workers: this.workers.summaries(null),
+      runsRead: this.runsRead,
       ...this.reports.alertFacts,
     });
   }

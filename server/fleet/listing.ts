@@ -26,6 +26,7 @@ export interface Entry<L extends Listed = Listed> {
 
 interface Kept<L extends Listed> extends Entry<L> {
   index: number;
+  readonly createdAt: string;
   summary: RunSummary;
   text: string;
   phase: Phase | null;
@@ -41,6 +42,8 @@ export interface Changes<L extends Listed> {
 }
 
 export interface ListingOptions<L extends Listed> {
+  /** When it was created, as text that sorts. Default: each one is newer than those before. */
+  readonly createdAt?: (run: L) => string;
   readonly summaryOf: (run: L) => RunSummary;
   /** There is something to say of it in the alerts. */
   readonly alarms: (summary: RunSummary) => boolean;
@@ -74,15 +77,20 @@ export class Listing<L extends Listed> {
     return this.#entries.length;
   }
 
-  /** Newer than all others. */
+  /** As a rule it is newer than all others. */
   add(run: L): void {
     this.remove(run.id);
     const nothing = null as unknown as RunSummary;
+    const createdAt = this.#options.createdAt?.(run) ?? '';
+    const entries = this.#entries;
+    let index = entries.length;
+    while (index > 0 && entries[index - 1]!.createdAt > createdAt) index--;
     const entry: Kept<L> = {
-      ...{ run, index: this.#entries.length, summary: nothing, text: '', phase: null },
+      ...{ run, index, createdAt, summary: nothing, text: '', phase: null },
       over: run.over,
     };
-    this.#entries.push(entry);
+    entries.splice(index, 0, entry);
+    for (let i = index + 1; i < entries.length; i++) entries[i]!.index = i;
     this.#byId.set(run.id, entry);
     this.#atWork = null;
     this.#touched.add(entry);

@@ -38,6 +38,7 @@ export class Reports {
     this.#find = options.find;
     this.#pushLog = options.pushLog;
     this.listing = new Listing({
+      createdAt: ({ id, options: { createdAt } }) => `${createdAt} ${id}`,
       summaryOf: (run) => this.summary(run),
       alarms: (summary) => isAlarming(summary, this.alertFacts),
       waits: waitsForWorker,

@@ -9,31 +9,40 @@ import type { Bundles } from './bundles.ts';
 export class SentExperiments {
   readonly #log: Log;
   readonly #runs: () => readonly Run[];
+  readonly #bundlesToCome: () => readonly string[];
   /** Null: none can be sent. */
   #bundles: Bundles | null = null;
 
-  /** @param runs all that the server has. */
-  constructor(log: Log, runs: () => readonly Run[]) {
-    this.#log = log;
-    this.#runs = runs;
+  /** @param options.runs all that the server has. @param options.bundlesToCome of those that are not read yet. */
+  constructor(options: {
+    readonly log: Log;
+    readonly runs: () => readonly Run[];
+    readonly bundlesToCome: () => readonly string[];
+  }) {
+    this.#log = options.log;
+    this.#runs = options.runs;
+    this.#bundlesToCome = options.bundlesToCome;
   }
 
   /** From now on bundles are kept there. */
   keepIn(bundles: Bundles): void {
     this.#bundles = bundles;
-    for (const { id, over, options } of this.#runs()) {
-      if (over || options.bundle === undefined || bundles.find(options.bundle)) continue;
-      this.#log(
-        `run ${id}: its experiment was sent as bundle ${options.bundle}, which is not in the state folder: workers without its files wait until it is sent again, or copied to them`,
-        { level: 'warn', run: id },
-      );
-    }
+    for (const run of this.#runs()) this.sayMissing(run);
     // What a finished or failed run named is of use to nobody but a late `test`.
     const isOver = ({ phase }: Run) => phase === 'finished' || phase === 'failed';
     bundles.needed = () => {
       const open = this.#runs().filter((run) => !isOver(run));
-      return new Set(open.flatMap(({ options }) => options.bundle ?? []));
+      const named = open.flatMap(({ options }) => options.bundle ?? []);
+      return new Set([...named, ...this.#bundlesToCome()]);
     };
+  }
+
+  sayMissing({ id, over, options: { bundle } }: Run): void {
+    if (over || bundle === undefined || !this.#bundles || this.#bundles.find(bundle)) return;
+    this.#log(
+      `run ${id}: its experiment was sent as bundle ${bundle}, which is not in the state folder: workers without its files wait until it is sent again, or copied to them`,
+      { level: 'warn', run: id },
+    );
   }
 
   /** @throws DownpourError of `Bundles.mustHave`, DP_USAGE. */

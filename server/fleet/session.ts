@@ -54,6 +54,10 @@ export interface Fleet extends Outlet {
   readonly log: Log;
   readonly replication: Pick<Replication, 'whenSafe' | 'addresses'> | null;
   find(run: string): Run | null;
+  /** It is being read; null: it is here, or there is none. */
+  reading(run: string): Promise<void> | null;
+  /** Runs are being read that workers are needed for; null: all are here. */
+  readonly readingUnfinished: Promise<void> | null;
   /** Runs that workers may be needed for. */
   readonly unfinished: readonly Run[];
   /** After anything that may have changed a run. */
@@ -100,6 +104,8 @@ export class Session {
   readonly #refused = new Set<string>();
   #lastSeen: number;
   #lastError: WorkerSummary['lastError'] = null;
+  /** Runs are being read, among which there may be one for it. */
+  #toBePlaced = false;
   #quarantine: string | null = null;
   #closed = false;
   /** Shards know the worker by it. */
@@ -271,6 +277,10 @@ export class Session {
     return this.#key;
   }
 
+  get isToBePlaced(): boolean {
+    return this.#toBePlaced;
+  }
+
   canServe(run: Run): boolean {
     return this.isFit(run) && run.quarantine(this.key) === null;
   }
@@ -430,6 +440,27 @@ export class Session {
     this.#assignCall = new AssignCall(this.#key);
     this.#fleet.workers.welcome(this);
     this.tellStandby();
+    // Which run it gets is known when those are here that it may get.
+    const reading =
+      hello.run === null ? this.#fleet.readingUnfinished : this.#fleet.reading(hello.run);
+    if (reading) {
+      this.#toBePlaced = true;
+      void reading.then(() => this.#placeLate(hello));
+    } else this.#place(hello);
+  }
+
+  #placeLate(hello: Hello): void {
+    this.#toBePlaced = false;
+    if (this.#closed || !this.connected) return;
+    try {
+      this.#place(hello);
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  /** Gives it work, or says why it has none. */
+  #place(hello: Hello): void {
     if (hello.run !== null) {
       const run = this.#fleet.find(hello.run);
       // Which others there are is not for a worker to know.

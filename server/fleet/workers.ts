@@ -186,7 +186,7 @@ export class Workers {
 
   employAll(): void {
     for (const session of this.#sessions) {
-      if (session.hello && !session.run) this.employ(session);
+      if (session.hello && !session.run && !session.isToBePlaced) this.employ(session);
     }
   }
 

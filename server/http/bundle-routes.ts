@@ -43,6 +43,7 @@ export function addBundleRoutes(app: FastifyInstance, coordinator: Coordinator):
       },
     },
     async (request, reply) => {
+      await coordinator.readingUnfinished;
       const { bytes, content } = await coordinator.experiments.read(request.params.sha256);
       return reply.type(BYTES_TYPE).header('content-length', bytes).send(content);
     },

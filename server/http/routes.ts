@@ -81,6 +81,7 @@ function factsOf({
         shards: coordinator.shards,
         standby: coordinator.replication?.facts() ?? null,
         copies: coordinator.copier?.facts() ?? null,
+        runsRead: coordinator.runsRead,
         alerts: coordinator.alerts(stateStoreAway),
         studiesVersion: studies.version,
         memoryBytes: { rss, heap: heapUsed, arrayBuffers },

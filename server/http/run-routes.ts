@@ -58,6 +58,11 @@ export function addRunRoutes(
   coordinator: Coordinator,
   checkpointFolder: (run: string) => string,
 ): void {
+  // A run that is not read yet is waited for.
+  app.addHook('preHandler', async ({ params }) => {
+    const { id } = Object(params) as { id?: string };
+    if (id !== undefined) await coordinator.reading(id);
+  });
   addListing(app, coordinator);
   addReads(app, coordinator);
   addCommands(app, coordinator);

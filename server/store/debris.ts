@@ -2,6 +2,7 @@ import { readdir, rm, stat, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { errnoOf } from '../../files/atomic-file.ts';
 import { NAME_PATTERN } from '../../shared/config.ts';
+import { eachOf } from '../../shared/each-of.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { isGone } from './alive.ts';
@@ -37,12 +38,13 @@ export async function clearDebris(state: string, log: Log): Promise<number> {
   };
   const names = await namesIn(state);
   await clear(state, names);
-  for (const run of names.filter((name) => NAME.test(name))) {
+  const runs = names.filter((name) => NAME.test(name));
+  await eachOf(runs, async (run) => {
     const inside = await namesIn(join(state, run));
     await clear(join(state, run), inside);
     const checkpoints = join(state, run, 'checkpoints');
     if (inside.includes('checkpoints')) await clear(checkpoints, await namesIn(checkpoints));
-  }
+  });
   if (files > 0) {
     log(
       `${files} temporary files (${bytes} bytes) of a server that was killed are removed from ${state}`,

@@ -15,6 +15,7 @@ import {
   toldOnce,
 } from '../../files/records.ts';
 import { NAME_PATTERN } from '../../shared/config.ts';
+import { eachOf } from '../../shared/each-of.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import {
@@ -165,8 +166,9 @@ class FileStore implements StateStore {
 
   async listRuns(): Promise<readonly RunRecord[]> {
     const runs: RunRecord[] = [];
-    for (const id of await namesIn(this.#folder)) {
-      if (!new RegExp(NAME_PATTERN).test(id)) continue;
+    const isName = new RegExp(NAME_PATTERN);
+    const ids = (await namesIn(this.#folder)).filter((name) => isName.test(name));
+    await eachOf(ids, async (id) => {
       try {
         const record = await this.#read<RunRecord>(id, 'run');
         if (record !== null) runs.push(record);
@@ -175,7 +177,7 @@ class FileStore implements StateStore {
         if (!(error instanceof DownpourError)) throw error;
         this.#onDamaged(error);
       }
-    }
+    });
     return inOrderOfCreation(runs);
   }
 

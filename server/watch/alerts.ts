@@ -1,5 +1,5 @@
 import { medianOf } from '../../shared/quantile.ts';
-import type { Alert, RunSummary, ServerFacts, WorkerSummary } from '../../shared/rest.ts';
+import type { Alert, RunSummary, RunsRead, ServerFacts, WorkerSummary } from '../../shared/rest.ts';
 import { certificateProblem, type Validity } from '../access/tls.ts';
 
 /** What a person should look at, in words, from what the server knows anyway. */
@@ -22,6 +22,8 @@ export interface AlertFacts extends RunAlertFacts {
   /** Runs that have work and no worker: how many, and one of them. */
   readonly waiting: { readonly count: number; readonly one: string | null };
   readonly workers: readonly WorkerSummary[];
+  /** Of the runs of the state folder, how many the server has read; null: all. */
+  readonly runsRead?: RunsRead | null;
 }
 
 /** What is asked of a run beside its summary. */
@@ -75,6 +77,13 @@ export function alertsOf(facts: AlertFacts): Alert[] {
   if (standby) aboutStandby(standby, add);
   const certificate = facts.certificate && certificateProblem(facts.certificate, facts.wallMs);
   if (certificate) add(certificate.severity, certificate.text);
+  if (facts.runsRead) {
+    const { done, of } = facts.runsRead;
+    add(
+      'info',
+      `the server has just started: ${done} of the ${of} runs of its state folder are here, the others follow; a run that you ask for is read at once`,
+    );
+  }
   if (facts.copies) aboutCopies(facts.copies, add);
   aboutConnections(facts.connections, add);
   const connected = facts.workers.filter(({ state }) => state !== 'gone');

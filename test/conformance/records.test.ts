@@ -150,7 +150,12 @@ describe('in the state folder', () => {
         expect((await Studies.open(folder, (line) => lines.push(line))).list()).toEqual([]);
         expect(lines.filter((line) => line.includes(paths.study))).toHaveLength(1);
         expect(await readProgress(folder, 'r', onDamaged)).toBeNull();
-        expect(await nextLife(folder, 4, onDamaged)).toBe(5);
+        expect(
+          await nextLife(folder, 4, (error) => {
+            if (error) onDamaged(error);
+            return 0;
+          }),
+        ).toBe(5);
         const log = (line: string) => lines.push(line);
         expect(await letHeirBegin(folder, store, { log, signal })).toBe(false);
         for (const path of [paths.shard, paths.progress, paths.lives]) {

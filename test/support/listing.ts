@@ -18,8 +18,12 @@ export const fakeRun = (id: string): FakeRun => ({
 });
 
 /** A reason to look at a run is one to give an alarm. */
-export function listingOf(runs: readonly FakeRun[]): Listing<FakeRun> {
+export function listingOf(
+  runs: readonly FakeRun[],
+  createdAt: (run: FakeRun) => string = () => '',
+): Listing<FakeRun> {
   const listing = new Listing<FakeRun>({
+    createdAt,
     summaryOf: (run) => ({ ...run }) as unknown as RunSummary,
     alarms: ({ reason }) => reason.startsWith('alarm'),
     waits: waitsForWorker,

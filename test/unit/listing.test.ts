@@ -49,6 +49,19 @@ describe('a listing', () => {
     expect(listing.page('late', 10)).toEqual({ entries: [], next: null });
   });
 
+  test('is in the order of creation, whenever a run is read', () => {
+    const ids = ['d', 'b', 'e', 'a', 'c'];
+    const listing = listingOf([], ({ id }) => id);
+    for (const id of ids) listing.add(fakeRun(id));
+    listing.refresh();
+    expect(idsOf(listing.page(null, 10)!.entries)).toEqual([...ids].sort());
+    expect(ids.map((_, i) => listing.at(i)!.index)).toEqual([0, 1, 2, 3, 4]);
+    listing.remove('c');
+    listing.add(fakeRun('c'));
+    listing.refresh();
+    expect(idsOf(listing.page('b', 10)!.entries)).toEqual(['c', 'd', 'e']);
+  });
+
   test('gives those at work first, then the newest', () => {
     const runs = many(300);
     for (const run of runs.slice(1)) end(run);
