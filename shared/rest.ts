@@ -363,7 +363,7 @@ export const ConnectionFactsSchema = Type.Object({
 });
 export type ConnectionFacts = Static<typeof ConnectionFactsSchema>;
 
-/** Of the runs of a state folder. Of the others only the name is known, and who asks for one waits for it. */
+/** How many of the runs of a state folder the server has read. A request for another one waits for it. */
 export const RunsReadSchema = Type.Object({ done: N, of: N });
 export type RunsRead = Static<typeof RunsReadSchema>;
 
