@@ -44,6 +44,8 @@ export interface RestClient {
   run(id: string): Promise<RunDetail>;
   stop(id: string): Promise<RunSummary>;
   resume(id: string): Promise<RunSummary>;
+  /** Removes a run with its files. @param force also one that is being trained. */
+  removeRun(id: string, force?: boolean): Promise<void>;
   /** Resolves when a checkpoint of this moment is on disk. */
   checkpoint(id: string): Promise<RunSummary>;
   /** Begins the one look at the test part of a finished run. */
@@ -257,6 +259,9 @@ export function createRestClient(options: RestClientOptions): RestClient {
     studies: async () => (await json<{ studies: StudySummary[] }>('GET', '/studies')).studies,
     study: (name) => json('GET', `/studies/${encodeURIComponent(name)}`),
     tellStudy: (name, report) => json('PUT', `/studies/${encodeURIComponent(name)}`, report),
+    async removeRun(id, force = false) {
+      await send('DELETE', of(id, force ? '?force=true' : ''));
+    },
     async removeStudy(name) {
       await send('DELETE', `/studies/${encodeURIComponent(name)}`);
     },

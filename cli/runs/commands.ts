@@ -29,6 +29,7 @@ export function registerRunCommands(program: Command, outcome: Outcome): void {
   registerTest(program, outcome);
   registerStatus(program);
   registerStop(program);
+  registerRemove(program);
 }
 
 /** What `train`, `resume` and `test` share. */
@@ -152,6 +153,30 @@ function registerStatus(program: Command): void {
       const { statusCommand } = await import('./status.ts');
       await statusCommand(run, { ...options, stateGiven: isStateGiven(command) });
     });
+}
+
+function registerRemove(program: Command): void {
+  const command = program
+    .command('remove')
+    .description('remove a run with its checkpoints, for good')
+    .argument('<run>', 'its name')
+    .option('--force', 'also one that is being trained: it is stopped first')
+    .addOption(serverOption())
+    .addOption(jsonOption());
+  addTokenOptions(command)
+    .addHelpText(
+      'after',
+      examples('downpour remove mnist-mlp-1', 'downpour remove tries-7 --force'),
+    )
+    .action(
+      async (
+        run: string,
+        options: ServerOptions & { readonly force?: boolean; readonly json?: boolean },
+      ) => {
+        const { removeCommand } = await import('./status.ts');
+        await removeCommand(run, options);
+      },
+    );
 }
 
 function registerStop(program: Command): void {

@@ -147,6 +147,16 @@ export function copyLine({ to, copied, waiting, failed, away, refused }: CopyFac
 const workerLines = (workers: readonly WorkerSummary[]) =>
   workers.length === 0 ? [] : ['workers:', ...workers.map(workerLine)];
 
+/** `downpour remove <run>` */
+export async function removeCommand(
+  run: string,
+  options: ServerOptions & { readonly force?: boolean; readonly json?: boolean },
+): Promise<void> {
+  await clientOf(options).removeRun(run, options.force);
+  if (options.json) return printJson({ removed: run });
+  print(`${run} is removed, with its checkpoints`);
+}
+
 /** `downpour stop <run>` */
 export async function stopCommand(
   run: string,

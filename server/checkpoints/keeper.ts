@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import {
   type CheckpointManifest,
   checkpointFolder,
@@ -15,6 +16,7 @@ import type { WriteCounts } from '../watch/counts.ts';
 import { beginFork } from './fork.ts';
 import { noteProgress, noteProgressNow } from './lives.ts';
 import { type KnownRun, Recovery } from './recovery.ts';
+import { Removals } from './removal.ts';
 import { RunRecords, recordOf } from './run-records.ts';
 import { CheckpointSaver } from './saver.ts';
 import { newWriteState, WRITE_ORDER, type WriteState, type WriteTask } from './write-state.ts';
@@ -50,6 +52,9 @@ export class Keeper {
   readonly #saver: CheckpointSaver;
   readonly #records: RunRecords;
   readonly #recovery: Recovery;
+  readonly #removals: Removals;
+  /** No sooner what is left of removed runs is tried to be cleared again. */
+  #clearAt = 0;
   readonly #states = new Map<string, WriteState>();
   readonly #runs = new Map<string, Run>();
   #closing = false;
@@ -65,8 +70,10 @@ export class Keeper {
     const onWritten = options.onWritten ?? (() => {});
     this.#saver = new CheckpointSaver({ root, store, token, shards, writer, now, log, onWritten });
     this.#records = new RunRecords(store, token);
+    const removals = new Removals(root, store, token);
+    this.#removals = removals;
     this.#recovery = new Recovery({
-      ...{ root, store, records: this.#records, shards, now, log },
+      ...{ root, store, records: this.#records, removals, shards, now, log },
       stateOf: (run) => this.#stateOf(run),
       want: (run, ...tasks) => this.#want(run, ...tasks),
     });
@@ -125,6 +132,45 @@ export class Keeper {
     const run = await this.#recovery.recoverOne(recordOf(fork), true);
     this.#want(run, 'registry');
     return run;
+  }
+
+  /** Something of a removed run of this name is still there. */
+  isBeingRemoved(id: string): boolean {
+    return this.#removals.has(id);
+  }
+
+  /**
+   * Removes a run that nothing happens to any more, with its files and records. When the promise resolves there is no such run,
+   * also after a crash; what could not be cleared is cleared later, and told.
+   * @throws DownpourError DP_DISK, DP_STATE_FENCED: it stays as it was.
+   */
+  async remove(run: Run): Promise<void> {
+    const { id } = run;
+    const state = this.#stateOf(run);
+    state.tasks.clear();
+    const why = new DownpourError('DP_RUN_UNKNOWN', `run '${id}' is removed`);
+    for (const { reject } of state.waiting.splice(0)) reject(why);
+    await state.writing;
+    // A note that is being written would make its folder anew.
+    while (state.noting) await delay(1);
+    await this.#removals.begin(id);
+    this.#states.delete(id);
+    this.#runs.delete(id);
+    this.#records.forget(id);
+    await this.#clear(id);
+  }
+
+  async #clear(id: string): Promise<void> {
+    const { log, now } = this.#options;
+    try {
+      await this.#removals.finish(id);
+    } catch (error) {
+      this.#clearAt = now() + RETRY_MS;
+      log(
+        `run ${id} is removed, and not all of it is cleared yet, trying again: ${errorCode(error)} ${errorText(error)}`,
+        { level: 'warn', run: id, code: errorCode(error), kind: 'clearing' },
+      );
+    }
   }
 
   /** The store has forgotten all: writes all of it again. */
@@ -186,6 +232,10 @@ export class Keeper {
   }
 
   tick(now: number): void {
+    if (now >= this.#clearAt && this.#removals.begun.length > 0 && !this.#closing) {
+      this.#clearAt = now + RETRY_MS;
+      for (const id of this.#removals.begun) void this.#clear(id);
+    }
     for (const [id, state] of this.#states) {
       const run = this.#runs.get(id)!;
       this.#due(run, state, now);

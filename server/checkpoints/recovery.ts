@@ -19,6 +19,7 @@ import { restoreShards } from '../shards/checkpoint.ts';
 import type { ShardPool } from '../shards/pool.ts';
 import type { RunRecord, StateStore } from '../store/state-store.ts';
 import { nextLife, noteProgress, readProgress } from './lives.ts';
+import type { Removals } from './removal.ts';
 import { optionsOf, type RunRecords, recordOf } from './run-records.ts';
 import { bestAmong } from './saver.ts';
 import { summaryOf, type WriteState, type WriteTask } from './write-state.ts';
@@ -30,6 +31,7 @@ export interface RecoveryOptions {
   readonly root: string;
   readonly store: StateStore;
   readonly records: RunRecords;
+  readonly removals: Removals;
   readonly shards: ShardPool | null;
   readonly now: () => number;
   readonly log: Log;
@@ -84,8 +86,10 @@ export class Recovery {
 
   /** All runs that there are, the oldest first; they are not read yet. Begins a life of the server. */
   async known(replicas: ReadonlyMap<string, Run> | null = null): Promise<KnownRun[]> {
-    const { root } = this.#options;
-    const registered = await this.#options.records.list();
+    const { root, removals } = this.#options;
+    await removals.find();
+    const inStore = await this.#options.records.list();
+    const registered = inStore.filter(({ id }) => !removals.has(id));
     // What the registry has forgotten, or was not told any more.
     const only = [...(replicas?.values() ?? [])].filter(
       (replica) => !registered.some(({ id }) => id === replica.id),

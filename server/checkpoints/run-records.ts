@@ -36,6 +36,10 @@ export class RunRecords {
     }
   }
 
+  forget(id: string): void {
+    this.#known.delete(id);
+  }
+
   get known(): Iterable<RunRecord> {
     return this.#known.values();
   }

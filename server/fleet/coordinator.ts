@@ -60,6 +60,9 @@ export class Coordinator {
   readonly #runCountMax: number;
   /** Names of runs that are being made from others. */
   readonly #forking = new Set<string>();
+  readonly #leaving = new Set<string>();
+  /** Names of removed runs, the latest. */
+  readonly #removed = new Set<string>();
   /** Nobody is let in any more, and nothing begun. */
   #closing = false;
   /** A shard is lost: the runs go on from their checkpoints later. */
@@ -173,7 +176,7 @@ export class Coordinator {
       throw new DownpourError('DP_LIMIT', `${count} runs; at most ${this.#runCountMax}`);
     }
     const id = body.id ?? `${body.experiment.slice(0, 50)}-${randomBytes(3).toString('hex')}`;
-    if (this.#runs.has(id) || this.#loader?.has(id)) {
+    if (this.#runs.has(id) || this.#loader?.has(id) || this.#isLeaving(id)) {
       throw new DownpourError('DP_RUN_EXISTS', `run '${id}' exists already: choose another id`);
     }
     const { experiment, experimentHash, study, bundle } = body;
@@ -293,6 +296,62 @@ export class Coordinator {
       this.workers.employAll();
     }
     return run;
+  }
+
+  /**
+   * Removes a run with its files; one that is not over is stopped first.
+   * @param force also one that workers are at.
+   * @throws DownpourError DP_RUN_UNKNOWN, DP_RUN_UNFINISHED, DP_SERVER_STOPPING, or what the disk or the store throws.
+   */
+  async remove(id: string, force: boolean): Promise<void> {
+    this.mustBeOpen();
+    const run = this.mustFind(id);
+    if (!run.over) {
+      if (run.phase !== 'waiting' && !force) {
+        throw new DownpourError(
+          'DP_RUN_UNFINISHED',
+          `run '${id}' is in phase '${run.phase}' at step ${run.step}: stop it first with \`downpour stop ${id}\`, or remove it with --force (?force=true)`,
+        );
+      }
+      run.call({ call: 'stop', reason: 'removed by a user' });
+      this.settle(run);
+    }
+    this.#leave(run);
+    try {
+      await this.#keeper.remove(run);
+    } catch (error) {
+      this.#enter(run);
+      this.replication?.began(run);
+      throw error;
+    } finally {
+      this.#leaving.delete(id);
+    }
+    this.log(`run ${id} is removed with its files`, { run: id });
+  }
+
+  /** From now on nobody finds it. */
+  #leave(run: Run): void {
+    const { id } = run;
+    this.#leaving.add(id);
+    this.#runs.delete(id);
+    this.#unfinished.delete(run);
+    this.listing.remove(id);
+    this.replication?.forget(run);
+    this.#removed.delete(id);
+    this.#removed.add(id);
+    if (this.#removed.size > LIMITS.runCountMax) {
+      this.#removed.delete(this.#removed.keys().next().value!);
+    }
+  }
+
+  /** It is being removed, or something of it is still there. */
+  #isLeaving(id: string): boolean {
+    return this.#leaving.has(id) || this.#keeper.isBeingRemoved(id);
+  }
+
+  /** Workers may not know yet that there is no such run any more. */
+  wasRemoved(id: string): boolean {
+    return this.#removed.has(id);
   }
 
   /** @throws DownpourError of the call `test`, DP_SERVER_STOPPING. */

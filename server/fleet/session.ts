@@ -54,6 +54,8 @@ export interface Fleet extends Outlet {
   readonly log: Log;
   readonly replication: Pick<Replication, 'whenSafe' | 'addresses'> | null;
   find(run: string): Run | null;
+  /** There was such a run. */
+  wasRemoved(run: string): boolean;
   /** It is being read; null: it is here, or there is none. */
   reading(run: string): Promise<void> | null;
   /** Runs are being read that workers are needed for; null: all are here. */
@@ -357,7 +359,7 @@ export class Session {
       // It took long, and the connection may be a new one that has not joined yet: it is asked for once more.
       if (message.type === 'evaluated') return false;
       // It crossed the end of its run on the wire: the worker knows by now.
-      if (this.#fleet.find(message.run)?.over) return false;
+      if (this.#fleet.find(message.run)?.over || this.#fleet.wasRemoved(message.run)) return false;
       throw new DownpourError(
         'DP_PROTOCOL_ORDER',
         `'${message.type}' for run '${message.run}', which this worker has not joined: join it first`,

@@ -41,6 +41,10 @@ const Points = Type.Object(
   { points: Type.Optional(Type.String()) },
   { additionalProperties: false },
 );
+const Force = Type.Object(
+  { force: Type.Optional(Type.Union([Type.Literal('true'), Type.Literal('false')])) },
+  { additionalProperties: false },
+);
 const IdAndKind = Type.Object({
   id: Type.String({ pattern: NAME_PATTERN }),
   /** `model`: what stands for the run. */
@@ -136,6 +140,19 @@ function addCommands(app: FastifyInstance, coordinator: Coordinator): void {
       { params: Id },
     ),
     async (request) => coordinator.reports.summary(await coordinator.stop(request.params.id)),
+  );
+
+  app.delete<ById & { Querystring: { force?: 'true' | 'false' } }>(
+    '/runs/:id',
+    schema(
+      'Remove a run with its checkpoints and records; `force=true`: also one that is being trained',
+      { 204: Type.Null() },
+      { params: Id, querystring: Force },
+    ),
+    async (request, reply) => {
+      await coordinator.remove(request.params.id, request.query.force === 'true');
+      return reply.code(204).send(null);
+    },
   );
 
   app.post<ById>(

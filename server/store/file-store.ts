@@ -160,6 +160,12 @@ class FileStore implements StateStore {
     return this.#put(token, record.id, 'run', record);
   }
 
+  /** Its records are in its folder, and have gone with it. */
+  removeRun(token: number, id: string): Promise<void> {
+    checkName(id);
+    return this.mayWrite(token);
+  }
+
   getRun(id: string): Promise<RunRecord | null> {
     return this.#read<RunRecord>(id, 'run');
   }

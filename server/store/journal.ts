@@ -223,6 +223,12 @@ class JournaledStore implements StateStore {
     await this.#write(token, operation, () => this.#store.putRun(token, record));
   }
 
+  /** What waits is of runs that there are: so it is written first. Throws DP_REDIS_UNAVAILABLE, unlike other writes. */
+  async removeRun(token: number, id: string): Promise<void> {
+    if (this.#queue.size > 0) await this.#replay();
+    await this.#store.removeRun(token, id);
+  }
+
   getRun(id: string): Promise<RunRecord | null> {
     return this.#store.getRun(id);
   }

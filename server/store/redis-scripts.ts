@@ -101,3 +101,9 @@ else
   redis.call('HDEL', KEYS[4], ARGV[2])
 end
 return {1}`;
+
+// KEYS: …, the run's checkpoints, the pointers of all runs, hashes with a record of each run. ARGV: token, run.
+export const REMOVE = `${FENCE}
+redis.call('DEL', KEYS[3])
+for i = 4, #KEYS do redis.call('HDEL', KEYS[i], ARGV[2]) end
+return {1}`;

@@ -17,7 +17,7 @@ import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { keepLease, untilFree } from './lease.ts';
 import type { RedisFiles } from './redis-address.ts';
 import { RedisConnection } from './redis-connection.ts';
-import { ACQUIRE, BEST, FORGET, PUBLISH, PUT, RELEASE, RENEW } from './redis-scripts.ts';
+import { ACQUIRE, BEST, FORGET, PUBLISH, PUT, RELEASE, REMOVE, RENEW } from './redis-scripts.ts';
 import {
   type AcquireOptions,
   byId,
@@ -164,6 +164,12 @@ class RedisStore implements StateStore {
   async putRun(token: number, record: RunRecord): Promise<void> {
     const args = [checkName(record.id), losslessJson(record)];
     await this.#write(token, PUT, [this.#redis.key('runs')], args);
+  }
+
+  async removeRun(token: number, id: string): Promise<void> {
+    const [checkpoints, last] = this.#checkpointKeys(id);
+    const names = ['runs', 'best', 'early-stopping'].map((name) => this.#redis.key(name));
+    await this.#write(token, REMOVE, [checkpoints, last, ...names], [id]);
   }
 
   async getRun(id: string): Promise<RunRecord | null> {

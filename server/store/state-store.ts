@@ -71,6 +71,9 @@ export interface StateStore {
   /** In order of creation. Damaged records are passed over, and told to `onDamaged`. */
   listRuns(): Promise<readonly RunRecord[]>;
 
+  /** Forgets all records of a run, whose folder is not where it was any more. May be repeated. */
+  removeRun(token: number, id: string): Promise<void>;
+
   /**
    * Enters a checkpoint in the registry and, in the same instant, makes it the one to resume from,
    * unless it is of kind `best` or of an older step than the one that this token published before.

@@ -520,6 +520,7 @@ async function expectFenced(store: StateStore, token: number): Promise<void> {
     () => store.forgetCheckpoints(token, 'r1', ['x']),
     () => store.recordBest(token, 'r1', { step: 1, value: -1, checkpoint: 'stale' }),
     () => store.putEarlyStopping(token, 'r1', {}),
+    () => store.removeRun(token, 'r1'),
   ];
   for (const write of writes) expect(await codeOf(write())).toBe('DP_STATE_FENCED');
 }

@@ -166,6 +166,7 @@ describe('roles', () => {
     // Whose token it is stands in its body, and there it is an observer's.
     ['POST', '/session', anybody],
     ['DELETE', '/session', [204, 204, 204, 204, 204]],
+    ['DELETE', '/runs/:id', change],
     ['POST', '/runs/:id/stop', change],
     ['POST', '/runs/:id/resume', change],
     ['GET', '/studies', read],

@@ -139,7 +139,7 @@ describe('a folder with 1,000 runs', () => {
   });
 
   test('outlives kills and stops while they are read', { timeout: 300_000 }, async () => {
-    await make(960, 40);
+    await make(200, 40);
     const { client, end } = await start();
     const before = (await readAll(client)).map(kept);
     await end();

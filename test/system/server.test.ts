@@ -765,6 +765,7 @@ describe('REST', () => {
       study: () => client.study('s'),
       tellStudy: () => client.tellStudy('s', {} as StudyReport),
       removeStudy: () => client.removeStudy('s'),
+      removeRun: () => client.removeRun('r'),
     };
     for (const call of Object.values(calls)) {
       // The run is new: what it cannot do yet has been asked for all the same.
