@@ -21,6 +21,8 @@ import type { Listing } from './listing.ts';
 import { Reports } from './reports.ts';
 import type { RunsToCome } from './run-loader.ts';
 import { SentExperiments } from './sent-experiments.ts';
+import type { Session } from './session.ts';
+import { mustHaveExperiment } from './suitability.ts';
 import { Workers } from './workers.ts';
 
 /** Between two ticks, which come every second: longer means that the whole process was held up … */
@@ -136,6 +138,41 @@ export class Coordinator {
   /** Resolves when all runs that workers are needed for are here; null: they are. */
   get readingUnfinished(): Promise<void> | null {
     return this.#loader?.unfinished ?? null;
+  }
+
+  /** Gives a worker work after its `hello`, when the runs are here that it may get: as a rule they are. */
+  place(session: Session): void {
+    const { run } = session.hello!;
+    const reading = run === null ? this.readingUnfinished : this.reading(run);
+    if (!reading) {
+      this.#placeNow(session);
+      return;
+    }
+    this.workers.toBePlaced.add(session);
+    void reading.then(() => {
+      this.workers.toBePlaced.delete(session);
+      try {
+        if (session.connected) this.#placeNow(session);
+      } catch (error) {
+        session.fail(error);
+      }
+    });
+  }
+
+  #placeNow(session: Session): void {
+    const hello = session.hello!;
+    if (hello.run !== null) {
+      const run = this.find(hello.run);
+      // Which others there are is not for a worker to know.
+      if (!run) throw new DownpourError('DP_RUN_UNKNOWN', `no run '${hello.run}' on this server`);
+      if (!run.over) {
+        run.mustBeTrusted(session.key);
+        const wasSent = this.experiments.of(run) !== null;
+        mustHaveExperiment(hello, run, { wasSent, fetches: session.fetches });
+      }
+    }
+    this.workers.mustNotBeQuarantined(session);
+    this.workers.employ(session);
   }
 
   /** How many of the runs of the state folder are here; null: all. */

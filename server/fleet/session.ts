@@ -44,7 +44,6 @@ import {
   keyOf,
   mayServeOthers,
   missingExperiments,
-  mustHaveExperiment,
 } from './suitability.ts';
 
 /** What a session needs of the server. */
@@ -56,10 +55,8 @@ export interface Fleet extends Outlet {
   find(run: string): Run | null;
   /** There was such a run. */
   wasRemoved(run: string): boolean;
-  /** It is being read; null: it is here, or there is none. */
-  reading(run: string): Promise<void> | null;
-  /** Runs are being read that workers are needed for; null: all are here. */
-  readonly readingUnfinished: Promise<void> | null;
+  /** Gives it work after its `hello`, or says why it has none. */
+  place(session: Session): void;
   /** Runs that workers may be needed for. */
   readonly unfinished: readonly Run[];
   /** After anything that may have changed a run. */
@@ -76,7 +73,6 @@ export interface Fleet extends Outlet {
     throttled(session: Session): void;
     admit(session: Session): void;
     employ(session: Session): void;
-    mustNotBeQuarantined(session: Session): void;
     farewell(session: Session): void;
   };
 }
@@ -106,8 +102,6 @@ export class Session {
   readonly #refused = new Set<string>();
   #lastSeen: number;
   #lastError: WorkerSummary['lastError'] = null;
-  /** Runs are being read, among which there may be one for it. */
-  #toBePlaced = false;
   #quarantine: string | null = null;
   #closed = false;
   /** Shards know the worker by it. */
@@ -279,8 +273,9 @@ export class Session {
     return this.#key;
   }
 
-  get isToBePlaced(): boolean {
-    return this.#toBePlaced;
+  /** It fetches experiments that were sent. */
+  get fetches(): boolean {
+    return this.#acceptsBundles === true;
   }
 
   canServe(run: Run): boolean {
@@ -442,39 +437,7 @@ export class Session {
     this.#assignCall = new AssignCall(this.#key);
     this.#fleet.workers.welcome(this);
     this.tellStandby();
-    // Which run it gets is known when those are here that it may get.
-    const reading =
-      hello.run === null ? this.#fleet.readingUnfinished : this.#fleet.reading(hello.run);
-    if (reading) {
-      this.#toBePlaced = true;
-      void reading.then(() => this.#placeLate(hello));
-    } else this.#place(hello);
-  }
-
-  #placeLate(hello: Hello): void {
-    this.#toBePlaced = false;
-    if (this.#closed || !this.connected) return;
-    try {
-      this.#place(hello);
-    } catch (error) {
-      this.fail(error);
-    }
-  }
-
-  /** Gives it work, or says why it has none. */
-  #place(hello: Hello): void {
-    if (hello.run !== null) {
-      const run = this.#fleet.find(hello.run);
-      // Which others there are is not for a worker to know.
-      if (!run) throw new DownpourError('DP_RUN_UNKNOWN', `no run '${hello.run}' on this server`);
-      if (!run.over) {
-        run.mustBeTrusted(this.key);
-        const wasSent = this.#fleet.experiments.of(run) !== null;
-        mustHaveExperiment(hello, run, { wasSent, fetches: this.#acceptsBundles === true });
-      }
-    }
-    this.#fleet.workers.mustNotBeQuarantined(this);
-    this.#fleet.workers.employ(this);
+    this.#fleet.place(this);
   }
 
   #onJoin(join: Join, payload: Uint8Array): void {

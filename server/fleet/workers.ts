@@ -27,6 +27,8 @@ export class Workers {
   readonly #log: Log;
   readonly #runs: Runs;
   readonly #shards: ShardPool | null;
+  /** Those that wait for runs that are being read. */
+  readonly toBePlaced = new WeakSet<Session>();
   readonly #sessions = new Set<Session>();
   readonly #byId = new Map<string, Session>();
   /** Sessions that the shards know. */
@@ -186,7 +188,7 @@ export class Workers {
 
   employAll(): void {
     for (const session of this.#sessions) {
-      if (session.hello && !session.run && !session.isToBePlaced) this.employ(session);
+      if (session.hello && !session.run && !this.toBePlaced.has(session)) this.employ(session);
     }
   }
 

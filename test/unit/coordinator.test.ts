@@ -15,6 +15,7 @@ const keeper = {
   onPhase() {},
   register: async () => {},
   mustKeep: async () => {},
+  isBeingRemoved: () => false,
 } as unknown as Keeper;
 
 beforeEach(() => {
