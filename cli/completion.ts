@@ -13,8 +13,8 @@ export type Shell = (typeof SHELLS)[number];
 export function registerCompletion(program: Command): void {
   program
     .command('completion')
-    .description('print what completes commands and options in your shell')
-    .addArgument(new Argument('<shell>', 'which one').choices(SHELLS))
+    .description('print a script that completes commands and options in your shell')
+    .addArgument(new Argument('<shell>', 'name of the shell').choices(SHELLS))
     .addHelpText(
       'after',
       examples('downpour completion fish | source', 'source <(downpour completion bash)'),

@@ -13,12 +13,14 @@ const REDIS_TIMEOUT_MS = 2_000;
 export function registerEngineCommands(program: Command): void {
   program
     .command('doctor')
-    .description('say which engine would train here, and why not a better one')
-    .option('--json', 'print JSON, for programs')
+    .description(
+      'show which compute engine training would use here, and why the better ones do not work',
+    )
+    .option('--json', 'print JSON')
     .action(doctor)
     .addHelpText(
       'after',
-      '\nTries every engine in a process of its own. Exit code 0: at least one works.\n' +
+      '\nTries each engine in a separate process. The exit code is 0 if at least one works.\n' +
         '\nExample:\n  $ downpour doctor\n  $ downpour doctor --json',
     );
 
@@ -28,26 +30,26 @@ export function registerEngineCommands(program: Command): void {
     .addHelpText('after', '\nExample:\n  $ downpour engine install');
   engine
     .command('install')
-    .description("build the native engine over the TensorFlow library of PyPI's wheel")
-    .option('--gpu', 'with CUDA 12, for NVIDIA GPUs (Linux on x86-64, 10 GB of disk)')
-    .option('--json', 'print JSON, for programs')
+    .description("build the native engine on the TensorFlow library from PyPI's wheel")
+    .option('--gpu', 'build with CUDA 12 for NVIDIA GPUs (Linux on x86-64, needs 10 GB of disk)')
+    .option('--json', 'print JSON')
     .action(install)
     .addHelpText(
       'after',
-      '\nNeeds python3 with pip, g++, make and 1.2 GB of disk; takes about a minute. It goes to\n' +
-        'DOWNPOUR_ENGINE_DIR, by default ~/.cache/downpour/engines, so that `npm ci` leaves it alone.\n' +
+      '\nNeeds python3 with pip, g++, make and 1.2 GB of disk, and takes about a minute. The engine is installed in\n' +
+        'DOWNPOUR_ENGINE_DIR (default: ~/.cache/downpour/engines), where `npm ci` does not remove it.\n' +
         '\nExample:\n  $ downpour engine install',
     );
   engine
     .command('remove')
     .description('remove the native engine')
-    .option('--gpu', 'the one with CUDA')
+    .option('--gpu', 'remove the engine with CUDA')
     .action(remove)
     .addHelpText('after', '\nExample:\n  $ downpour engine remove');
   engine
     .command('list')
-    .description('list the native engines that are installed')
-    .option('--json', 'print JSON, for programs')
+    .description('list the installed native engines')
+    .option('--json', 'print JSON')
     .action(list)
     .addHelpText('after', '\nExample:\n  $ downpour engine list');
 }

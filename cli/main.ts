@@ -51,7 +51,7 @@ class OwnCommand extends Command {
 /** The whole program, before parsing. @param outcome where commands leave their exit code. */
 export function createProgram(outcome: Outcome): Command {
   const program = new OwnCommand('downpour')
-    .description('Trains TensorFlow.js models asynchronously through a parameter server.')
+    .description('Train TensorFlow.js models with asynchronous SGD through a parameter server.')
     .version(VERSION, '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print help')
     .helpCommand('help [command]', 'print the help of a command')

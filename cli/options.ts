@@ -90,69 +90,78 @@ export function positiveUpTo(max: number): (text: string) => number {
 }
 
 export const serverOption = () =>
-  new Option('--server <address>', `of a running server (default: ${DEFAULT_SERVER})`).env(
+  new Option('--server <address>', `address of a running server (default: ${DEFAULT_SERVER})`).env(
     'DOWNPOUR_SERVER',
   );
 export const stateOption = () =>
-  new Option('--state <folder>', 'where runs and checkpoints are kept')
+  new Option('--state <folder>', 'folder for runs and checkpoints')
     .env('DOWNPOUR_STATE')
     .default(DEFAULT_STATE);
 /** For commands that bring a server of their own unless they are given one. */
 export const usedServerOption = () =>
-  new Option('--server <address>', 'use this running server instead of an own one').env(
+  new Option('--server <address>', 'use this running server instead of starting one').env(
     'DOWNPOUR_SERVER',
   );
 export const ownPortOption = () =>
-  new Option('--port <n>', `of the own server (default: ${DEFAULT_PORT}, or a free one)`).argParser(
-    whole(0, 65_535),
-  );
+  new Option(
+    '--port <n>',
+    `port of the server that this command starts (default: ${DEFAULT_PORT}, or a free one)`,
+  ).argParser(whole(0, 65_535));
 export const dataOption = () =>
-  new Option('--data <folder>', 'where data sets lie').env('DOWNPOUR_DATA');
+  new Option('--data <folder>', 'folder of the data sets').env('DOWNPOUR_DATA');
 export const engineOption = () =>
-  new Option('--engine <name>', 'instead of the best one there is; see `downpour doctor`').env(
-    'DOWNPOUR_ENGINE',
-  );
+  new Option(
+    '--engine <name>',
+    'compute engine (default: the best available; see `downpour doctor`)',
+  ).env('DOWNPOUR_ENGINE');
 export const experimentsOption = () =>
   new Option(
     '--experiments <folder...>',
-    `where experiments lie (default: ${DEFAULT_EXPERIMENTS.map((f) => (f === '.' ? 'this folder' : `./${f}`)).join(', ')}; those of Downpour come last)`,
+    `folders to search for experiments (default: ${DEFAULT_EXPERIMENTS.map((f) => (f === '.' ? 'this folder' : `./${f}`)).join(', ')}, then the examples of Downpour)`,
   );
-export const jsonOption = () => new Option('--json', 'print JSON, for programs');
+export const jsonOption = () => new Option('--json', 'print JSON');
 
 export interface TokenOptions {
   readonly token?: string;
   readonly tokenFile?: string;
 }
 
-/** How commands get into a server: `--token`, `--token-file`, and whom they trust over TLS. */
-export function addTokenOptions(command: Command): Command {
-  return addTokens(command)
-    .addOption(
-      new Option(
-        '--tls-ca <file>',
-        'for https:// and wss://, PEM of the authority that signed the certificate (default: those that Node.js trusts)',
-      ).env('DOWNPOUR_TLS_CA'),
-    )
-    .addOption(
-      new Option('--tls-cert <file>', 'PEM of our certificate, where the server asks for one').env(
-        'DOWNPOUR_TLS_CERT',
-      ),
-    )
-    .addOption(new Option('--tls-key <file>', 'PEM of its key').env('DOWNPOUR_TLS_KEY'));
+/** Headings in `--help`. docs/cli.md has these options once, not in the section of each command. */
+export const CONNECTION_OPTIONS = 'Connection options:';
+export const ACCESS_OPTIONS = 'Access and TLS options:';
+
+/** Adds options under a heading of their own. */
+export function addUnder(heading: string, command: Command, options: readonly Option[]): Command {
+  for (const option of options) command.addOption(option.helpGroup(heading));
+  return command;
 }
 
-function addTokens(command: Command): Command {
-  return command
-    .addOption(
-      new Option(
-        '--token <token>',
-        'shared secret of server and workers; others on this machine see it, so prefer the environment or a file',
-      ).env('DOWNPOUR_TOKEN'),
-    )
-    .addOption(
-      new Option('--token-file <file>', 'the token is its first line').env('DOWNPOUR_TOKEN_FILE'),
-    );
+/** How commands get into a server: `--token`, `--token-file`, and whom they trust over TLS. */
+export function addTokenOptions(command: Command): Command {
+  return addUnder(CONNECTION_OPTIONS, command, [
+    ...tokenOptions(),
+    new Option(
+      '--tls-ca <file>',
+      'CA certificate (PEM) to verify a server at https:// or wss:// (default: the CAs that Node.js trusts)',
+    ).env('DOWNPOUR_TLS_CA'),
+    new Option('--tls-cert <file>', 'client certificate (PEM), if the server requires one').env(
+      'DOWNPOUR_TLS_CERT',
+    ),
+    new Option('--tls-key <file>', 'private key (PEM) of the client certificate').env(
+      'DOWNPOUR_TLS_KEY',
+    ),
+  ]);
 }
+
+const tokenOptions = () => [
+  new Option(
+    '--token <token>',
+    'access token; other users of this machine can see it, so prefer the environment variable or --token-file',
+  ).env('DOWNPOUR_TOKEN'),
+  new Option('--token-file <file>', 'file with the access token in its first line').env(
+    'DOWNPOUR_TOKEN_FILE',
+  ),
+];
 
 /** What a server is told of tokens with roles, beside the operators' own. */
 export interface ServerTokenOptions {
@@ -163,39 +172,32 @@ export interface ServerTokenOptions {
 
 /** Tokens and certificates of `serve` and `shard`. */
 export function addServerTokenOptions(command: Command): Command {
-  return addTokens(command)
-    .addOption(
-      new Option('--tls-cert <file>', 'serve https:// and wss://: PEM of the certificate').env(
-        'DOWNPOUR_TLS_CERT',
-      ),
-    )
-    .addOption(
-      new Option('--tls-key <file>', 'PEM of its key; both are read again when they change').env(
-        'DOWNPOUR_TLS_KEY',
-      ),
-    )
-    .addOption(
-      new Option(
-        '--tls-ca <file>',
-        'let in only who has a certificate of this authority, PEM, beside the token',
-      ).env('DOWNPOUR_TLS_CA'),
-    )
-    .addOption(
-      new Option('--worker-token <token>', 'that lets workers in and does nothing else').env(
-        'DOWNPOUR_WORKER_TOKEN',
-      ),
-    )
-    .addOption(
-      new Option('--observer-token <token>', 'that reads runs and changes nothing').env(
-        'DOWNPOUR_OBSERVER_TOKEN',
-      ),
-    )
-    .addOption(
-      new Option(
-        '--tokens <file>',
-        'file with one token in each line: role (operator, worker, observer), token and optionally a name; or a folder with one file of tokens for each role; read again when it changes',
-      ).env('DOWNPOUR_TOKENS'),
-    );
+  return addUnder(ACCESS_OPTIONS, command, [
+    ...tokenOptions(),
+    new Option(
+      '--worker-token <token>',
+      'token that lets workers join and allows nothing else',
+    ).env('DOWNPOUR_WORKER_TOKEN'),
+    new Option('--observer-token <token>', 'token that allows reading runs and nothing else').env(
+      'DOWNPOUR_OBSERVER_TOKEN',
+    ),
+    new Option(
+      '--tokens <file>',
+      'file with one token per line: role (operator, worker or observer), token, and optionally a name; or a folder with one token file per role; changes take effect without a restart',
+    ).env('DOWNPOUR_TOKENS'),
+    new Option(
+      '--tls-cert <file>',
+      'certificate (PEM) of this server; turns on https:// and wss://',
+    ).env('DOWNPOUR_TLS_CERT'),
+    new Option(
+      '--tls-key <file>',
+      'private key (PEM) of the certificate; changes to both files take effect without a restart',
+    ).env('DOWNPOUR_TLS_KEY'),
+    new Option(
+      '--tls-ca <file>',
+      'require client certificates signed by this CA (PEM), in addition to the token',
+    ).env('DOWNPOUR_TLS_CA'),
+  ]);
 }
 
 /** A file is left to the server, which reads it again when it changes. */
@@ -237,7 +239,7 @@ export function tokenOf(options: TokenOptions): string | undefined {
   return token;
 }
 
-/** Certificates: of a server, or of whoever asks one. */
+/** Certificates of a server or of a client. */
 export interface TlsFileOptions {
   readonly tlsCa?: string;
   readonly tlsCert?: string;
@@ -266,7 +268,7 @@ export function trustFor(server: string, options: TlsFileOptions) {
 }
 
 /** Help of `--no-local-socket`. */
-export const localSocketHelp = (what: string) => `${what}; so does DOWNPOUR_LOCAL_SOCKET=0`;
+export const localSocketHelp = (what: string) => `${what}; DOWNPOUR_LOCAL_SOCKET=0 does the same`;
 
 /** True when `--state` was written on the command line. */
 export const isStateGiven = (command: Command): boolean =>
@@ -347,13 +349,25 @@ export interface ConfigOptions {
 /** `--set` and the short ways to write the settings that are changed most. */
 export function addConfigOptions(command: Command): Command {
   return command
-    .option('--seed <n>', 'of parameters, split and order', whole(0, Number.MAX_SAFE_INTEGER))
-    .option('--minibatch-size <n>', 'examples a gradient', whole(1, 1_000_000))
-    .option('--learning-rate <rate>', 'before the schedule', positive)
-    .option('--epochs <n>', 'at most; early stopping may end it sooner', whole(1, 1_000_000_000))
-    .option('--patience <n>', 'evaluations without improvement before it stops', whole(1, 1e9))
+    .option(
+      '--seed <n>',
+      'random seed for initial parameters, data split and example order',
+      whole(0, Number.MAX_SAFE_INTEGER),
+    )
+    .option('--minibatch-size <n>', 'examples in each minibatch', whole(1, 1_000_000))
+    .option('--learning-rate <rate>', 'initial learning rate, before the schedule', positive)
+    .option(
+      '--epochs <n>',
+      'maximum number of epochs; early stopping may end training sooner',
+      whole(1, 1_000_000_000),
+    )
+    .option(
+      '--patience <n>',
+      'evaluations without improvement before training stops',
+      whole(1, 1e9),
+    )
     .addOption(
-      new Option('--after-stop <what>', 'what follows early stopping').choices([
+      new Option('--after-stop <what>', 'what to do after early stopping').choices([
         'restore',
         'retrain',
         'continue',
@@ -361,7 +375,7 @@ export function addConfigOptions(command: Command): Command {
     )
     .option(
       '--set <key.path=value>',
-      'any field of the configuration, e.g. optimizer.kind=adam; may be repeated',
+      'set any configuration field, e.g. optimizer.kind=adam; repeat it for more fields',
       (text: string, previous: Record<string, unknown> | undefined) => parseSet(text, previous),
     );
 }
@@ -407,7 +421,7 @@ export type LogFormat = 'text' | 'pretty' | 'json';
 export const logOption = () =>
   new Option(
     '--log <format>',
-    'text: lines; pretty: with times and colours; json: an object a line, with level, time, run, worker, code (default: pretty in a terminal, else text)',
+    'log format. text: plain lines; pretty: with times and colours; json: one object per line with level, time, run, worker and code (default: pretty in a terminal, otherwise text)',
   )
     .env('DOWNPOUR_LOG')
     .choices(['text', 'pretty', 'json']);

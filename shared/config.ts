@@ -30,17 +30,23 @@ const choice = <const L extends readonly string[]>(
       { default: fallback, description },
     ),
   );
-const epsilon = (fallback: number) => positive('added to the denominator', fallback);
+const epsilon = (fallback: number) => positive('small constant added to the denominator', fallback);
 
 export const OptimizerSchema = Type.Union(
   [
     Type.Object({ kind: Type.Literal('sgd') }, closed),
     Type.Object(
-      { kind: Type.Literal('momentum'), momentum: share('share of the velocity kept', 0.9) },
+      {
+        kind: Type.Literal('momentum'),
+        momentum: share('share of the velocity that each step keeps', 0.9),
+      },
       closed,
     ),
     Type.Object(
-      { kind: Type.Literal('nesterov'), momentum: share('share of the velocity kept', 0.9) },
+      {
+        kind: Type.Literal('nesterov'),
+        momentum: share('share of the velocity that each step keeps', 0.9),
+      },
       closed,
     ),
     Type.Object(
@@ -49,7 +55,7 @@ export const OptimizerSchema = Type.Union(
         initialAccumulator: Type.Number({
           minimum: 0,
           default: 0.1,
-          description: 'first value of the sum of squared gradients',
+          description: 'initial value of the sum of squared gradients',
         }),
         epsilon: epsilon(1e-7),
       },
@@ -58,8 +64,8 @@ export const OptimizerSchema = Type.Union(
     Type.Object(
       {
         kind: Type.Literal('rmsprop'),
-        decay: share('decay of the mean of squared gradients', 0.9),
-        momentum: share('share of the velocity kept; 0: plain RMSProp', 0),
+        decay: share('decay rate of the mean of squared gradients', 0.9),
+        momentum: share('share of the velocity that each step keeps; 0: plain RMSProp', 0),
         epsilon: epsilon(1e-7),
       },
       closed,
@@ -67,7 +73,7 @@ export const OptimizerSchema = Type.Union(
     Type.Object(
       {
         kind: Type.Literal('adadelta'),
-        decay: share('decay of both means of squares', 0.95),
+        decay: share('decay rate of both running means of squares', 0.95),
         epsilon: epsilon(1e-6),
       },
       closed,
@@ -75,8 +81,8 @@ export const OptimizerSchema = Type.Union(
     Type.Object(
       {
         kind: Type.Literal('adam'),
-        beta1: share('decay of the first moment', 0.9),
-        beta2: share('decay of the second moment', 0.999),
+        beta1: share('decay rate of the first moment estimate', 0.9),
+        beta2: share('decay rate of the second moment estimate', 0.999),
         epsilon: epsilon(1e-8),
       },
       closed,
@@ -84,8 +90,8 @@ export const OptimizerSchema = Type.Union(
     Type.Object(
       {
         kind: Type.Literal('adamw'),
-        beta1: share('decay of the first moment', 0.9),
-        beta2: share('decay of the second moment', 0.999),
+        beta1: share('decay rate of the first moment estimate', 0.9),
+        beta2: share('decay rate of the second moment estimate', 0.999),
         epsilon: epsilon(1e-8),
       },
       closed,
@@ -101,23 +107,31 @@ const ScheduleSchema = Type.Union(
     Type.Object(
       {
         kind: Type.Literal('linear'),
-        steps: Type.Integer({ minimum: 1, default: 10_000, description: 'length of the decay' }),
-        floor: share('the fixed small rate at the end, as a share of learningRate', 0.01),
+        steps: Type.Integer({
+          minimum: 1,
+          default: 10_000,
+          description: 'number of steps over which the rate decays',
+        }),
+        floor: share('constant rate after the decay, as a share of learningRate', 0.01),
       },
       closed,
     ),
     Type.Object(
       {
         kind: Type.Literal('exponential'),
-        factor: share('what the rate is multiplied by every `steps` steps, smoothly', 0.5),
-        steps: Type.Integer({ minimum: 1, default: 10_000, description: 'steps per factor' }),
+        factor: share('factor applied to the rate over every `steps` steps, continuously', 0.5),
+        steps: Type.Integer({
+          minimum: 1,
+          default: 10_000,
+          description: 'steps over which `factor` is applied once',
+        }),
       },
       closed,
     ),
     Type.Object(
       {
         kind: Type.Literal('step'),
-        factor: share('what the rate is multiplied by at each drop', 0.1),
+        factor: share('factor applied to the rate at each drop', 0.1),
         steps: Type.Integer({ minimum: 1, default: 10_000, description: 'steps between drops' }),
       },
       closed,
@@ -125,8 +139,12 @@ const ScheduleSchema = Type.Union(
     Type.Object(
       {
         kind: Type.Literal('cosine'),
-        steps: Type.Integer({ minimum: 1, default: 10_000, description: 'length of the decay' }),
-        floor: share('the rate at the end, as a share of learningRate', 0),
+        steps: Type.Integer({
+          minimum: 1,
+          default: 10_000,
+          description: 'number of steps over which the rate decays',
+        }),
+        floor: share('rate at the end, as a share of learningRate', 0),
       },
       closed,
     ),
@@ -136,9 +154,14 @@ const ScheduleSchema = Type.Union(
         factor: Type.Number({
           exclusiveMinimum: 1,
           default: 1000,
-          description: 'the rate at the end over that at the start; between them it grows evenly',
+          description:
+            'ratio of the last rate to the first; the rate grows exponentially between them',
         }),
-        steps: Type.Integer({ minimum: 1, default: 200, description: 'length of the range test' }),
+        steps: Type.Integer({
+          minimum: 1,
+          default: 200,
+          description: 'number of steps of the range test',
+        }),
       },
       closed,
     ),
@@ -149,7 +172,8 @@ const ScheduleSchema = Type.Union(
           minimum: 1.1,
           maximum: 100,
           default: 5,
-          description: 'divisor when the validation value stops improving (2 to 10 is usual)',
+          description:
+            'divisor of the rate when the validation value stops improving; 2 to 10 is usual',
         }),
         patience: Type.Integer({
           minimum: 1,
@@ -159,14 +183,14 @@ const ScheduleSchema = Type.Union(
         minImprovement: Type.Number({
           minimum: 0,
           default: 0,
-          description: 'a smaller improvement counts as none; absolute',
+          description: 'smallest absolute change that counts as an improvement',
         }),
-        floor: share('smallest rate, as a share of learningRate', 0.001),
+        floor: share('lowest rate, as a share of learningRate', 0.001),
       },
       closed,
     ),
   ],
-  { default: { kind: 'constant' }, description: 'how the learning rate changes over steps' },
+  { default: { kind: 'constant' }, description: 'learning-rate schedule over steps' },
 );
 export type ScheduleConfig = Static<typeof ScheduleSchema>;
 
@@ -182,17 +206,22 @@ const PushCompressionSchema = Type.Union(
           exclusiveMinimum: 0,
           maximum: 1,
           default: 0.01,
-          description: 'share of the elements that a push sends, the largest ones',
+          description:
+            'share of the gradient elements that a push sends: those with the largest absolute values',
         }),
-        warmupEpochs: count('epochs over which the density falls from 0.25', 4),
-        momentum: share('kept by the worker (momentum correction); optimizer must be sgd', 0),
+        warmupEpochs: count('epochs over which the density falls from 0.25 to `density`', 4),
+        momentum: share(
+          'momentum that the worker applies before it selects elements (momentum correction); requires the optimizer sgd',
+          0,
+        ),
       },
       closed,
     ),
   ],
   {
     default: { kind: 'f32' },
-    description: 'how workers write gradients; int8 and topk send later what they leave out',
+    description:
+      'number format of gradients in pushes; int8 and topk keep the compression error and add it to later pushes',
   },
 );
 export type PushCompression = Static<typeof PushCompressionSchema>;
@@ -203,22 +232,25 @@ export const RunConfigSchema = Type.Object(
       minimum: 0,
       maximum: Number.MAX_SAFE_INTEGER,
       default: 1,
-      description: 'of the initial parameters, the split, the order of examples and dropout',
+      description: 'random seed for initial parameters, data split, example order and dropout',
     }),
     splitSeed: orNone(
       Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER }),
-      'of the data and their split, where runs of different seeds must validate on the same examples (ensembles); null: seed',
+      'random seed for the data and their split; set it to let runs with different seeds validate on the same examples (ensembles); null: same as `seed`',
     ),
     minibatchSize: Type.Integer({
       minimum: 1,
       maximum: 1_000_000,
       default: 64,
-      description: 'examples of one gradient; 32 to 256 is usual',
+      description: 'examples in each minibatch; 32 to 256 is usual',
     }),
-    learningRate: positive('before the schedule', 0.01),
+    learningRate: positive('initial learning rate, before the schedule', 0.01),
     optimizer: OptimizerSchema,
     schedule: ScheduleSchema,
-    warmupSteps: count('steps over which the rate rises linearly from 0; 0: none', 0),
+    warmupSteps: count(
+      'steps over which the learning rate rises linearly from 0; 0: no warm-up',
+      0,
+    ),
     momentumSchedule: orNone(
       Type.Object(
         {
@@ -227,19 +259,19 @@ export const RunConfigSchema = Type.Object(
         },
         closed,
       ),
-      'momentum rises through `values`, changing at `steps` (one fewer): 0.5, 0.9, 0.99',
+      'momentum values in order, such as 0.5, 0.9, 0.99, and the steps at which the next value starts; `steps` has one element fewer than `values`',
     ),
     weightDecay: Type.Object(
       {
         rate: Type.Number({
           minimum: 0,
           default: 0,
-          description: 'on every tensor of rank 2 or more (weights, not biases)',
+          description: 'L2 weight decay of every tensor of rank 2 or more (weights, not biases)',
         }),
         l1: Type.Number({
           minimum: 0,
           default: 0,
-          description: 'the same by the sign of each weight (L1) instead of its size',
+          description: 'L1 weight decay of the same tensors',
         }),
         rules: Type.Array(
           Type.Object(
@@ -253,7 +285,7 @@ export const RunConfigSchema = Type.Object(
           {
             default: [],
             description:
-              'tensor name pattern (`*` matches any text); the first hit wins, over both rates above',
+              'rates for tensors by name pattern (`*` matches any text); the first match replaces both rates above',
           },
         ),
       },
@@ -263,7 +295,7 @@ export const RunConfigSchema = Type.Object(
       {
         value: orNone(
           Type.Number({ exclusiveMinimum: 0 }),
-          'largest L2 norm of the incoming weights of each unit, on every tensor of rank 2 or more, kept to after each update; 2 to 4 is usual',
+          'maximum L2 norm of the incoming weights of each unit, enforced after each update on every tensor of rank 2 or more; 2 to 4 is usual; null: no limit',
         ),
         rules: Type.Array(
           Type.Object(
@@ -273,35 +305,45 @@ export const RunConfigSchema = Type.Object(
             },
             closed,
           ),
-          { default: [], description: 'by tensor name pattern; first hit wins; null: none' },
+          {
+            default: [],
+            description:
+              'limits for tensors by name pattern (`*` matches any text); the first match wins; a `value` of null means no limit',
+          },
         ),
       },
       { ...closed, default: {} },
     ),
     clip: Type.Object(
       {
-        norm: orNone(Type.Number({ exclusiveMinimum: 0 }), 'largest L2 norm of a gradient'),
-        value: orNone(Type.Number({ exclusiveMinimum: 0 }), 'largest size of one element'),
+        norm: orNone(
+          Type.Number({ exclusiveMinimum: 0 }),
+          'maximum L2 norm of a gradient; a larger gradient is scaled down; null: no clipping',
+        ),
+        value: orNone(
+          Type.Number({ exclusiveMinimum: 0 }),
+          'maximum absolute value of a gradient element; larger elements are clipped; null: no clipping',
+        ),
       },
       { ...closed, default: {} },
     ),
     consistency: Type.Object(
       {
-        mode: choice(['async'], 'every push is applied the moment it is admitted', 'async'),
+        mode: choice(['async'], 'async: every push is applied as soon as it is admitted', 'async'),
         stalenessMax: orNone(
           Type.Integer({ minimum: 0 }),
-          'a push staler than this is rejected; null: no bound',
+          'maximum staleness of a push; a staler push is rejected; null: no limit',
         ),
         damping: choice(
           ['none', 'inverse'],
-          'inverse: the learning rate of a push is divided by its staleness (if above 1)',
+          'inverse: the learning rate of a push is divided by its staleness if that is above 1; none: it is not',
           'none',
         ),
         // Optional: workers are not told of it, since older ones know no such field, and runs of older releases have none.
         correction: Type.Optional(
           choice(
             ['auto', 'none', 'inverse', 'lookahead'],
-            'what is done about many workers. auto: look-ahead from the third worker on, and large gradients are scaled down from the eighth on (unless clip is set), nothing where damping or stalenessMax is set; inverse: as damping; lookahead: a momentum for each worker, and parameters are sent where the updates under way will have taken them (DANA)',
+            'correction for staleness. lookahead: each worker has its own momentum, and the server sends parameters extrapolated over the updates that are still in progress (DANA). inverse: same as damping. auto: lookahead with three or more workers, and with eight or more large gradients are also scaled down (unless clip is set); no correction if damping or stalenessMax is set',
             'auto',
           ),
         ),
@@ -310,7 +352,7 @@ export const RunConfigSchema = Type.Object(
           maximum: 8,
           default: 1,
           description:
-            'pushes a worker may have under way; 2: computes while the last one travels, each push is a step staler',
+            'minibatches that a worker may have in progress; with 2 it computes the next gradient while the last push is sent, and each push is one step staler',
         }),
       },
       { ...closed, default: {} },
@@ -318,7 +360,11 @@ export const RunConfigSchema = Type.Object(
     compression: Type.Object(
       {
         push: PushCompressionSchema,
-        pull: choice(['f32', 'bf16'], 'how the server writes parameters', 'f32'),
+        pull: choice(
+          ['f32', 'bf16'],
+          'number format of the parameters that the server sends',
+          'f32',
+        ),
       },
       { ...closed, default: {} },
     ),
@@ -326,11 +372,11 @@ export const RunConfigSchema = Type.Object(
       {
         kind: choice(
           ['none', 'ema', 'polyak'],
-          'evaluate an average of the parameters over steps',
+          'average of the parameters over steps, which evaluations use',
           'none',
         ),
-        decay: share('of the exponential average', 0.999),
-        startStep: count('first step that the Polyak average counts', 0),
+        decay: share('decay rate of the exponential moving average (ema)', 0.999),
+        startStep: count('first step of the Polyak average', 0),
       },
       { ...closed, default: {} },
     ),
@@ -339,22 +385,23 @@ export const RunConfigSchema = Type.Object(
       maximum: 0.9,
       default: 0.2,
       description:
-        'of the training examples, set apart by the seed, where the data has no own part',
+        'share of the training examples to hold out for validation, chosen by the seed; used if the data have no validation part',
     }),
     validation: Type.Object(
       {
         folds: orNone(
           Type.Integer({ minimum: 2, maximum: 1000 }),
-          'cut the training examples into so many parts, of which one validates (k-fold); null: validationFraction is set apart',
+          'number of folds (k-fold cross-validation); one fold validates and the others train; null: use validationFraction',
         ),
-        fold: count('which of the folds validates, from 0', 0),
+        fold: count('index of the fold that validates, counted from 0', 0),
         stratified: Type.Boolean({
           default: false,
-          description: 'each fold has the same shares of the classes, to one example',
+          description:
+            'keep the number of examples per class equal in all folds, to within one example',
         }),
         apart: orNone(
           Type.Integer({ minimum: 0 }),
-          'a fold that neither trains nor validates, kept to measure several runs on; null: none',
+          'index of a fold that neither trains nor validates; use it to compare several runs; null: none',
         ),
       },
       { ...closed, default: {} },
@@ -364,25 +411,25 @@ export const RunConfigSchema = Type.Object(
       maximum: 1,
       default: 1,
       description:
-        'share of the training part that is used, chosen by the seed; a smaller share lies within a larger one',
+        'share of the training part to train on, chosen by the seed; a larger share contains every smaller one',
     }),
     bootstrap: Type.Boolean({
       default: false,
-      description:
-        'draw the training part anew from itself by the seed, with replacement (bagging)',
+      description: 'resample the training part with replacement, by the seed (bagging)',
     }),
-    evaluateEverySteps: orNone(steps, 'null: once an epoch'),
+    evaluateEverySteps: orNone(steps, 'steps between evaluations; null: one evaluation per epoch'),
     evaluateTraining: count(
-      'training examples that each validation measures as well, as metrics trainingLoss and trainingError; 0: none',
+      'number of training examples to measure in each evaluation, as the metrics trainingLoss and trainingError; 0: none',
       0,
     ),
     earlyStopping: Type.Object(
       {
         enabled: Type.Boolean({
           default: true,
-          description: 'false: train up to epochsMax or stepsMax; the best is kept all the same',
+          description:
+            'stop early; false: train until epochsMax or stepsMax, and still keep the best parameters',
         }),
-        metric: choice(['loss', 'error'], 'the validation value that must improve', 'loss'),
+        metric: choice(['loss', 'error'], 'validation value that must improve', 'loss'),
         patience: Type.Integer({
           minimum: 1,
           default: 5,
@@ -391,16 +438,16 @@ export const RunConfigSchema = Type.Object(
         minImprovement: Type.Number({
           minimum: 0,
           default: 0,
-          description: 'a smaller improvement counts as none; absolute',
+          description: 'smallest absolute change that counts as an improvement',
         }),
         afterStop: choice(
           ['restore', 'retrain', 'continue'],
-          'after the stop: keep the best; retrain on all data for the best step count; or continue from the best on all data',
+          'action after early stopping. restore: keep the best parameters; retrain: train again on all data, for the best number of steps; continue: train on from the best parameters, on all data',
           'restore',
         ),
         continueStepsMax: orNone(
           steps,
-          'limit of `continue`, which may never reach its target; null: the best step count',
+          'maximum steps of `continue`, because it may never reach its target loss; null: the best number of steps',
         ),
       },
       { ...closed, default: {} },
@@ -408,38 +455,48 @@ export const RunConfigSchema = Type.Object(
     pauseAfter: Type.Array(steps, {
       default: [],
       description:
-        'numbers of evaluations after which the run stops by itself until it is resumed; searches compare there',
+        'evaluation counts at which the run stops until it is resumed; searches compare trials at these points',
     }),
-    epochsMax: orNone(steps, 'null: until early stopping or stepsMax'),
-    stepsMax: orNone(steps, 'null: until early stopping or epochsMax'),
+    epochsMax: orNone(
+      steps,
+      'maximum number of epochs; null: train until early stopping or stepsMax',
+    ),
+    stepsMax: orNone(
+      steps,
+      'maximum number of steps; null: train until early stopping or epochsMax',
+    ),
     testAtEnd: Type.Boolean({
       default: true,
-      description: 'evaluate the best parameters on the test part, once, when training has ended',
+      description: 'evaluate the final parameters on the test part once, when training has ended',
     }),
     observe: Type.Object(
       {
         everySteps: orNone(
           steps,
-          'updates between samples of weights, activations, gradients and updates, for histograms over time; 100 is usual; null: none',
+          'steps between samples of weights, activations, gradients and updates, for histograms over time; 100 is usual; null: no samples',
         ),
         costMax: Type.Number({
           exclusiveMinimum: 0,
           maximum: 1,
           default: 0.02,
           description:
-            'share of its compute time that a worker may spend on samples; beyond, they wait',
+            'maximum share of its compute time that a worker spends on samples; further samples wait',
         }),
       },
       { ...closed, default: {} },
     ),
     checkpoint: Type.Object(
       {
-        everySeconds: positive('between checkpoints', 30),
-        everySteps: orNone(steps, 'between checkpoints as well; null: by time alone'),
+        everySeconds: positive('seconds between checkpoints', 30),
+        everySteps: orNone(
+          steps,
+          'maximum steps between checkpoints, in addition to everySeconds; null: only the time counts',
+        ),
         keepLast: Type.Integer({
           minimum: 1,
           default: 3,
-          description: 'older ones are removed; the best and the final one stay',
+          description:
+            'number of recent checkpoints to keep; the best and the final one are always kept',
         }),
       },
       { ...closed, default: {} },
@@ -448,14 +505,20 @@ export const RunConfigSchema = Type.Object(
       minimum: 1,
       maximum: 1000,
       default: 1,
-      description: 'workers that must have joined before the first minibatch is given out',
+      description: 'workers that must join before training starts',
     }),
-    workersMax: orNone(steps, 'workers that the server gives this run at the same time; null: any'),
-    leaseSeconds: positive('after which an unpushed minibatch goes to another worker', 60),
+    workersMax: orNone(
+      steps,
+      'maximum number of workers that train this run at the same time; null: no limit',
+    ),
+    leaseSeconds: positive(
+      'seconds that a worker has to push a minibatch before another worker gets it',
+      60,
+    ),
     nonFiniteMax: Type.Integer({
       minimum: 1,
       default: 10,
-      description: 'non-finite losses or gradients in a row that count as divergence',
+      description: 'consecutive non-finite losses or gradients that count as divergence',
     }),
     divergence: Type.Object(
       {
@@ -464,13 +527,14 @@ export const RunConfigSchema = Type.Object(
           maximum: 100,
           default: 5,
           description:
-            'times that a run that diverges goes back to its best parameters, or its initial ones, with a lower learning rate; then it fails; 0: at once',
+            'number of times that a diverged run returns to its best parameters (or initial ones, if there is no best) with a lower learning rate; after that it fails; 0: fail at the first divergence',
         }),
         factor: Type.Number({
           exclusiveMinimum: 0,
           maximum: 1,
           default: 0.25,
-          description: 'what the learning rate is multiplied by at each, for the rest of the run',
+          description:
+            'factor applied to the learning rate at each rollback, for the rest of the run',
         }),
       },
       { ...closed, default: {} },
@@ -479,20 +543,20 @@ export const RunConfigSchema = Type.Object(
       {
         normMax: orNone(
           Type.Number({ exclusiveMinimum: 0 }),
-          'a push whose gradient has a larger L2 norm is rejected, before any clipping',
+          'maximum L2 norm of a pushed gradient, before clipping; a push above it is rejected; null: no limit',
         ),
         normMedianMax: orNone(
           Type.Number({ exclusiveMinimum: 1 }),
-          'so is one of more than so many times the median norm of the last 100; 10 is usual',
+          'maximum norm of a pushed gradient as a multiple of the median of the last 100; a push above it is rejected; 10 is usual; null: no limit',
         ),
         shareMax: orNone(
           Type.Number({ minimum: 0.01, maximum: 1 }),
-          'largest share of one worker in the last 100 updates while others push, or an equal share if that is more; beyond, it is rejected',
+          'maximum share of one worker in the last 100 updates, or an equal share of all workers if that is larger; its pushes above it are rejected while other workers push; null: no limit',
         ),
         quarantineAfter: Type.Union([steps, Type.Null()], {
           default: 5,
           description:
-            'non-finite or too large pushes in a row after which a worker is shut out, if those of others are well; null: never',
+            'consecutive non-finite or too large pushes after which a worker is excluded, if the pushes of other workers are accepted; null: never',
         }),
       },
       { ...closed, default: {} },
@@ -500,10 +564,13 @@ export const RunConfigSchema = Type.Object(
     hyperparameters: Type.Record(
       Type.String({ pattern: '^[A-Za-z][A-Za-z0-9_]{0,63}$' }),
       Type.Union([Type.Number(), Type.String({ maxLength: 1000 }), Type.Boolean()]),
-      { default: {}, description: "the experiment's own, handed to its model and data" },
+      {
+        default: {},
+        description: 'hyperparameters of the experiment, passed to its model and data functions',
+      },
     ),
   },
-  { ...closed, description: 'How the run trains: every field, with its value.' },
+  { ...closed, description: 'Configuration of a run: every field with its value.' },
 );
 export type RunConfig = Static<typeof RunConfigSchema>;
 /** What a user writes: any part of a `RunConfig`, at any depth. */
@@ -516,9 +583,9 @@ type DeepPartial<T> = T extends readonly unknown[]
 
 /** What a server does unless its options say otherwise. */
 export const SERVER_DEFAULTS = {
-  /** Not heard of for so long, it may be replaced. */
+  /** Seconds of silence before another server may take over. */
   leaseSeconds: 10,
-  /** Pushes that an `async` standby may lack. */
+  /** Pushes by which an `async` standby may lag. */
   lagMax: 100,
   /** Checkpoints of kind `last` that a bucket keeps of each run. */
   copiesKept: 2,
@@ -529,7 +596,7 @@ export const SERVER_DEFAULTS = {
 /** Run and experiment names: they become file names and Redis keys, so nothing else is let in. */
 export const NAME_PATTERN = '^[a-z0-9][a-z0-9_-]{0,63}$';
 
-/** As workers are told it: older ones refuse `correction`, which they do not know, and it matters to none. */
+/** What workers receive: older ones refuse the unknown field `correction`, and no worker needs it. */
 export function workerConfig(config: RunConfig): RunConfig {
   const { correction, ...consistency } = config.consistency;
   return { ...config, consistency };

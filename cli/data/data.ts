@@ -19,16 +19,18 @@ interface MnistCommandOptions {
 export function registerDataCommands(program: Command): void {
   const data = program
     .command('data')
-    .description('fetch data sets, or look at one')
+    .description('download data sets, or inspect one')
     .addHelpText(
       'after',
       examples('downpour data mnist', 'downpour data inspect measurements.csv'),
     );
   data
     .command('mnist')
-    .description('fetch the 70,000 handwritten digits (12 MB), or what is missing of them')
-    .option('--to <folder>', 'where to put the four files (default: ~/.cache/downpour/data/mnist)')
-    .option('--mirror <url...>', 'folders on the web that hold them, tried in order')
+    .description(
+      'download the 70,000 handwritten digits of MNIST (12 MB), or only the missing files',
+    )
+    .option('--to <folder>', 'folder for the four files (default: ~/.cache/downpour/data/mnist)')
+    .option('--mirror <url...>', 'web folders that hold the files, tried in order')
     .addOption(jsonOption())
     .addHelpText(
       'after',
@@ -40,13 +42,13 @@ export function registerDataCommands(program: Command): void {
     .action(mnistCommand);
   const inspect = data
     .command('inspect')
-    .description('print shapes, counts a class, mean, standard deviation and extremes')
-    .argument('[path]', 'a CSV, IDX or .npy file, or a folder of MNIST or of pictures');
+    .description('print shapes, examples per class, mean, standard deviation, minimum and maximum')
+    .argument('[path]', 'a CSV, IDX or .npy file, or a folder with MNIST files or pictures');
   addTableOptions(inspect)
     .addOption(jsonOption())
     .addHelpText(
       'after',
-      `\nWithout a path: the MNIST digits that training would use.\n${examples(
+      `\nWithout a path it inspects the MNIST digits that training would use.\n${examples(
         'downpour data inspect',
         'downpour data inspect examples/data/auto-mpg.csv',
         'downpour data inspect train-images-idx3-ubyte.gz --json',
@@ -73,7 +75,7 @@ async function mnistCommand(options: MnistCommandOptions): Promise<void> {
     else print(`MNIST is complete in ${folder}`);
   } catch (error) {
     if (!interrupted.signal.aborted) throw error;
-    process.stderr.write('\nstopped; what came so far is kept, and the same command goes on\n');
+    process.stderr.write('\nstopped; the same command continues the download\n');
     process.exitCode = EXIT.interrupted;
   } finally {
     interrupted.dispose();

@@ -14,18 +14,18 @@ export function addTableOptions(command: Command): Command {
   return command
     .option(
       '--delimiter <character>',
-      'text between the cells of a CSV file, \\t for a tab (default: found in the file)',
+      'separator of the cells in a CSV file, \\t for a tab (default: detected)',
       oneCharacter,
     )
     .addOption(
       new Option(
         '--decimal <mark>',
-        'decimal mark of a CSV file, such as the comma in 1,5',
+        'decimal mark in a CSV file, such as the comma in 1,5',
       ).choices(['.', ',']),
     )
     .option(
       '--thousands <mark>',
-      'mark between thousands in a CSV file, such as the comma in 1,234',
+      'thousands separator in a CSV file, such as the comma in 1,234',
       oneCharacter,
     )
     .option(
@@ -33,7 +33,7 @@ export function addTableOptions(command: Command): Command {
       'encoding of a CSV file, such as windows-1252 (default: UTF-8)',
       knownEncoding,
     )
-    .option('--comment <text>', 'leave out lines of a CSV file that begin with this text');
+    .option('--comment <text>', 'skip lines of a CSV file that start with this text');
 }
 
 /** Those that were given. */

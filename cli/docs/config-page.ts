@@ -9,9 +9,10 @@ export function configPage(): string {
   const lines = [
     '# Configuration of a run',
     '',
-    'Written by `npm run docs` from the schema in `shared/config.ts`; change that, not this page. Any field can',
-    "be set in an experiment's `config`, in the body of `POST /runs`, and on the command line:",
-    '`--set optimizer.kind=adam --set earlyStopping.patience=8`. An unknown field is refused.',
+    'You can set any field in the `config` of an experiment, on the command line',
+    '(`--set optimizer.kind=adam --set earlyStopping.patience=8`) or in the body of `POST /runs`. An unknown field is refused.',
+    '',
+    '`npm run docs` writes this page from the schema in `shared/config.ts`. To change it, change the schema.',
     '',
     '| field | allowed | default | what it does |',
     '|---|---|---|---|',

@@ -7,36 +7,39 @@ import type { InitOptions } from './init.ts';
 export function registerInit(program: Command): void {
   const init = program
     .command('init')
-    .description('write a new experiment that runs at once, from your data and a few answers')
-    .argument('[file]', 'to write (default: asks; experiment.ts)')
-    .option('--data <what>', 'a CSV file, a folder of images (one folder a class), or mnist')
-    .option('--target <column>', 'of a CSV file: what to predict (default: asks; the last one)')
-    .addOption(
-      new Option('--task <task>', 'default: by what the column holds').choices([
-        'classification',
-        'regression',
-      ]),
+    .description('write a new experiment, ready to run, from your data and a few answers')
+    .argument('[file]', 'file to write (default: asks; suggests experiment.ts)')
+    .option('--data <what>', 'a CSV file, a folder of images (one subfolder per class), or mnist')
+    .option(
+      '--target <column>',
+      'column of a CSV file to predict (default: asks; suggests the last one)',
     )
-    .addOption(new Option('--model <model>', 'of images').choices(['mlp', 'cnn']));
+    .addOption(
+      new Option(
+        '--task <task>',
+        'kind of prediction (default: from the values of the column)',
+      ).choices(['classification', 'regression']),
+    )
+    .addOption(new Option('--model <model>', 'model for images').choices(['mlp', 'cnn']));
   addTableOptions(init)
     .option(
       '--test-fraction <share>',
-      'share of the examples to set apart for `downpour test`; 0: none (default: 0.15 where there are 200 examples or more)',
+      'share of the examples to hold out for `downpour test`; 0: none (default: 0.15 with 200 or more examples)',
       share,
     )
-    .option('--force', 'write over a file that is there')
-    .option('-y, --yes', 'ask nothing, take the defaults')
+    .option('--force', 'overwrite an existing file')
+    .option('-y, --yes', 'ask nothing and use the defaults')
     .addOption(jsonOption())
     .addHelpText(
       'after',
       `
 For a table, init looks at the cells of each column. Numbers become inputs. Text with few different values becomes one
-0/1 input for each value. Dates become year, month, day and weekday. Texts that share words become inputs by hashing. Where
-values are missing, the mean of the column stands in for them. init leaves out columns that count the rows, equal another
-column, are constant, have names or codes, lack nearly all values, are the target under another name, or have a mistyped
-number. It gives the reason for each, and the first bad line. Rows without a target are left out. Photos of
-different sizes are scaled and cropped to one size. A target with few whole numbers from 0 or 1 on, or with two different values, is read as
-classes; other numbers as a quantity. --task overrides this.
+0/1 input for each value. Dates become year, month, day and weekday. Longer texts that share words become inputs by hashing.
+A missing value is replaced by the mean of its column. init leaves out a column that counts the rows, equals another column,
+is constant, holds names or codes, is almost empty, is the target under another name, or has a mistyped number. For each it
+gives the reason and the first bad line. It also leaves out rows without a target. Photos of different sizes are scaled and
+cropped to one size. A target with two different values, or with few whole numbers that start at 0 or 1, is treated as
+classes. Other numbers are treated as a quantity. --task overrides this.
 ${examples(
   'downpour init',
   'downpour init cars.ts --data examples/data/auto-mpg.csv --target mpg',

@@ -38,7 +38,7 @@ function addFollowOptions(command: Command, workers = 2): Command {
     command
       .option(
         '-w, --workers <n>',
-        'worker processes on this machine; 0: others do the work',
+        'worker processes to start on this machine; 0: only workers started elsewhere train',
         whole(0, 1000),
         workers,
       )
@@ -47,29 +47,30 @@ function addFollowOptions(command: Command, workers = 2): Command {
       .addOption(ownPortOption())
       .addOption(dataOption())
       .addOption(engineOption())
-      .option('--detach', 'with --server: do not wait for the end; starts no workers')
-      .option('--verbose', 'print what server and workers log')
-      .option('--quiet', 'print the result only')
-      .option('--json', 'print one JSON object a line: events and progress'),
+      .option('--detach', 'with --server: return at once, without starting workers')
+      .option('--verbose', 'print the logs of the server and the workers')
+      .option('--quiet', 'print only the result')
+      .option('--json', 'print events and progress as JSON, one object per line'),
   );
 }
 
 function registerTrain(program: Command, outcome: Outcome): void {
   const command = program
     .command('train')
-    .description('train an experiment: server and workers on this machine, until it is done')
+    .description('train an experiment to the end, with a server and workers on this machine')
     .argument('<experiment>', 'file of the experiment')
-    .option('--run <name>', 'of the run (default: the server makes one)')
+    .option('--run <name>', 'name of the run (default: chosen by the server)')
     .option(
       '--send',
-      'with --server: send the experiment to workers that were started with --accept-experiments',
+      'with --server: send the experiment to workers started with --accept-experiments',
     );
   addFollowOptions(addConfigOptions(command))
     .addHelpText(
       'after',
       `
---send makes one file of the experiment, its own imports and the packages that it uses, and gives it to the server for its
-workers; this takes an operator's token. Data are not sent: each worker reads its own, in the folder that data() is given.
+--send bundles the experiment, the files it imports and the packages it uses into one file. The server passes this file to
+its workers. Sending requires an operator's token. Data are not sent: each worker reads its own copy from the folder that
+data() receives.
 ${examples(
   'downpour train examples/mnist-mlp.ts --workers 2',
   'downpour train my.ts --workers 4 --learning-rate 0.05 --set optimizer.kind=momentum',
@@ -89,8 +90,8 @@ ${examples(
 function registerResume(program: Command, outcome: Outcome): void {
   const command = program
     .command('resume')
-    .description('go on with a stopped or interrupted run, from its last checkpoint')
-    .argument('[run]', 'its name (default: the newest that has not finished)')
+    .description('continue a stopped or interrupted run from its last checkpoint')
+    .argument('[run]', 'name of the run (default: the newest unfinished run)')
     .addOption(experimentsOption());
   addFollowOptions(command)
     .addHelpText(
@@ -109,15 +110,15 @@ function registerResume(program: Command, outcome: Outcome): void {
 function registerTest(program: Command, outcome: Outcome): void {
   const command = program
     .command('test')
-    .description('look at the test part, once, with the final parameters of a finished run')
-    .argument('<run>', 'its name')
+    .description('evaluate a finished run on the test part, once, with its final parameters')
+    .argument('<run>', 'name of the run')
     .addOption(experimentsOption());
   addFollowOptions(command, 1)
     .addHelpText(
       'after',
       `
-For a run that was trained without it (\`testAtEnd\` false, as the trials of studies are). The result and its day are
-kept with the run, and no second look is taken: who chooses among runs by the test part has none any more.
+For a run that was trained with \`testAtEnd\` false, such as a trial of a study. The result and its date are kept with the
+run, and a second evaluation is refused: a test part that is used to choose among runs no longer measures generalisation.
 ${examples('downpour test mnist-mlp-1')}`,
     )
     .action(async (run: string, options: FollowOptions) => {
@@ -129,10 +130,10 @@ ${examples('downpour test mnist-mlp-1')}`,
 function registerStatus(program: Command): void {
   const command = program
     .command('status')
-    .description('print what the server does, or all about one run')
-    .argument('[run]', 'its name (default: all runs)')
+    .description('print the state of a server, or the details of one run')
+    .argument('[run]', 'name of the run (default: all runs)')
     .addOption(
-      new Option('--watch [seconds]', 'again and again, until Ctrl-C (default: every second)')
+      new Option('--watch [seconds]', 'repeat until Ctrl-C (default: every second)')
         // Parsed like one that is written.
         .preset('1')
         .argParser(positive),
@@ -182,8 +183,8 @@ function registerRemove(program: Command): void {
 function registerStop(program: Command): void {
   const command = program
     .command('stop')
-    .description('stop a run with a checkpoint; `downpour resume` goes on')
-    .argument('<run>', 'its name')
+    .description('stop a run and write a checkpoint; `downpour resume` continues it')
+    .argument('<run>', 'name of the run')
     .addOption(serverOption())
     .addOption(jsonOption());
   addTokenOptions(command)

@@ -2,7 +2,9 @@ import { type Command, Option } from 'commander';
 import { SERVER_DEFAULTS } from '../../shared/config.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import {
+  ACCESS_OPTIONS,
   addServerTokenOptions,
+  addUnder,
   DEFAULT_HOST,
   DEFAULT_PORT,
   dataOption,
@@ -28,117 +30,130 @@ export function registerServeCommands(program: Command): void {
 function registerServe(program: Command): void {
   const command = program
     .command('serve')
-    .description('start a server: it holds the parameters of runs and applies gradients')
+    .description('start a server, which holds the parameters of runs and applies gradients')
     .addOption(hostOption())
     .addOption(portOption(DEFAULT_PORT))
     .addOption(stateOption())
     .addOption(
       new Option(
         '--redis-url <url>',
-        'keep the registry of runs in Redis, for several servers',
+        'keep the registry of runs in this Redis; needed for several servers',
       ).env('DOWNPOUR_REDIS_URL'),
     )
     .addOption(insecureOption())
     .addOption(noLocalSocketOption())
     .addOption(
-      new Option(
-        '--shards <n>',
-        'share the parameters among so many shards, this server one of them',
-      )
+      new Option('--shards <n>', 'number of shards that hold the parameters, including this server')
         .default(1)
         .argParser(whole(1, LIMITS.shardCountMax)),
     )
     .option(
       '--shards-elsewhere',
-      'the others are processes of their own, found in the state store: `downpour shard`; else threads',
+      'use processes started with `downpour shard` as the other shards, found through Redis or the state folder (default: threads of this server)',
     )
-    .option('--push-log <file>', 'write down each applied push, to be checked afterwards')
+    .option('--push-log <file>', 'log every applied push to this file, to check them afterwards')
     .option(
       '--join <experiments...>',
-      'let browsers that open /join train these: files, or folders whose experiments say `browser: true`',
+      'experiments that browsers may train at /join: files, or folders whose experiments have `browser: true`',
     )
     .addOption(dataOption())
     .addOption(
       new Option(
         '--tensorboard <folder>',
-        'write event files for TensorBoard, a folder a run: curves, histograms',
+        'write TensorBoard event files with curves and histograms, one folder per run',
       ).env('DOWNPOUR_TENSORBOARD'),
     )
     .addOption(
       new Option(
         '--checkpoint-copy <url>',
-        'copy each checkpoint to s3://bucket/prefix, and fill an empty state folder from there; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and DOWNPOUR_S3_ENDPOINT for another S3 than that of AWS',
+        'copy each checkpoint to s3://bucket/prefix, and restore an empty state folder from there; uses AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and DOWNPOUR_S3_ENDPOINT if the S3 service is not AWS',
       ).env('DOWNPOUR_CHECKPOINT_COPY'),
     )
     .addOption(
-      new Option('--checkpoint-copies <n>', 'of kind last that stay there of each run')
+      new Option(
+        '--checkpoint-copies <n>',
+        'number of `last` checkpoints to keep in the bucket for each run',
+      )
         .env('DOWNPOUR_CHECKPOINT_COPIES')
         .default(SERVER_DEFAULTS.copiesKept)
         .argParser(whole(1, 1_000)),
     )
     .addOption(
-      new Option('--copy-grace <s>', 'that a stopping server waits for its last copies')
+      new Option(
+        '--copy-grace <s>',
+        'seconds that a stopping server waits for its last checkpoint copies',
+      )
         .env('DOWNPOUR_COPY_GRACE')
         .default(SERVER_DEFAULTS.copyGraceSeconds)
         .argParser(positive),
     )
     .option(
       '--standby-of <address>',
-      'follow this server with copies of its runs, and take over when it is gone',
+      'act as the hot standby of this server: replicate its runs, and take over if it fails',
     )
     .addOption(
       new Option(
         '--peer <address>',
-        'the other of two servers: the one that owned the state last begins, the other follows it',
+        'address of the other server of a pair: the last owner of the state starts as the primary, and the other becomes its standby',
       ).env('DOWNPOUR_PEER'),
     )
     .addOption(
       new Option(
         '--replication <mode>',
-        'of a standby: sync, no push is answered before it has it; async, it may lack --lag-max',
+        'replication to a standby. sync: a push is answered only after the standby has it; async: the standby may lag by up to --lag-max pushes',
       )
         .choices(['sync', 'async'])
         .default('sync'),
     )
     .addOption(
-      new Option('--lag-max <n>', 'pushes that an async standby may lack')
+      new Option('--lag-max <n>', 'maximum number of pushes by which an async standby may lag')
         .default(SERVER_DEFAULTS.lagMax)
         .argParser(whole(1, 1_000_000)),
     )
     .option(
       '--advertise <host>',
-      'at which workers reach a standby (default: --host, or where it comes from)',
+      'host name or address at which workers reach this standby (default: --host, or the address it connects from)',
     )
     .addOption(
       new Option(
         '--lease-seconds <s>',
-        'not heard of for so long, this server may be replaced; 2 where it has a standby',
+        'seconds of silence before another server may take over; 2 is usual with a standby',
       )
         .env('DOWNPOUR_LEASE_SECONDS')
         .default(SERVER_DEFAULTS.leaseSeconds)
         .argParser(positiveUpTo(LIMITS.leaseMsMax / 1_000)),
     )
     .addOption(
-      limitOption('--requests-max <n>', 'in a second with one token', LIMITS.requestsPerSecondMax),
+      limitOption(
+        '--requests-max <n>',
+        'maximum requests per second with one token',
+        LIMITS.requestsPerSecondMax,
+      ),
     )
     .addOption(
       limitOption(
         '--connections-max <n>',
-        'of workers with one token',
+        'maximum worker connections with one token',
         LIMITS.connectionsPerTokenMax,
       ),
     )
     .addOption(
       limitOption(
         '--handshakes-max <n>',
-        'of workers in a second with one token, after as many at once as it may have connections',
+        'maximum worker connections per second with one token, after an initial burst of up to --connections-max',
         LIMITS.handshakesPerSecondMax,
       ),
     )
-    .addOption(limitOption('--runs-max <n>', 'that the server holds', LIMITS.runCountMax))
+    .addOption(
+      limitOption(
+        '--runs-max <n>',
+        'maximum number of runs that the server holds',
+        LIMITS.runCountMax,
+      ),
+    )
     .addOption(logOption())
     .addOption(jsonOption());
-  addServerTokenOptions(addRedisFileOptions(command))
+  addRedisFileOptions(addServerTokenOptions(command))
     .addHelpText(
       'after',
       examples(
@@ -162,21 +177,25 @@ function registerServe(program: Command): void {
 function registerShard(program: Command): void {
   const command = program
     .command('shard')
-    .description('start a shard on this machine: it holds a part of the parameters for a server')
+    .description('start a shard, which holds part of the parameters for a server')
     .addOption(hostOption())
     .addOption(portOption(0))
-    .option('--advertise <host>', 'at which workers and the server reach it (default: --host)')
+    .option(
+      '--advertise <host>',
+      'host name or address at which workers and the server reach this shard (default: --host)',
+    )
     .addOption(stateOption())
     .addOption(
-      new Option('--redis-url <url>', 'where it says that it is there, as the server').env(
-        'DOWNPOUR_REDIS_URL',
-      ),
+      new Option(
+        '--redis-url <url>',
+        'Redis through which the server finds this shard; same URL as for the server',
+      ).env('DOWNPOUR_REDIS_URL'),
     )
     .addOption(insecureOption())
     .addOption(noLocalSocketOption())
     .addOption(logOption())
     .addOption(jsonOption());
-  addServerTokenOptions(addRedisFileOptions(command))
+  addRedisFileOptions(addServerTokenOptions(command))
     .addHelpText(
       'after',
       examples(
@@ -191,40 +210,39 @@ function registerShard(program: Command): void {
 }
 
 function addRedisFileOptions(command: Command): Command {
-  return command
-    .addOption(
-      new Option(
-        '--redis-ca <file>',
-        "PEM of the authority that signed Redis's certificate (default: those that Node.js trusts)",
-      ).env('DOWNPOUR_REDIS_CA'),
-    )
-    .addOption(
-      new Option('--redis-cert <file>', 'PEM of our certificate, where Redis asks for one').env(
-        'DOWNPOUR_REDIS_CERT',
-      ),
-    )
-    .addOption(new Option('--redis-key <file>', 'PEM of its key').env('DOWNPOUR_REDIS_KEY'));
+  return addUnder(ACCESS_OPTIONS, command, [
+    new Option(
+      '--redis-ca <file>',
+      'CA certificate (PEM) to verify Redis (default: the CAs that Node.js trusts)',
+    ).env('DOWNPOUR_REDIS_CA'),
+    new Option('--redis-cert <file>', 'client certificate (PEM), if Redis requires one').env(
+      'DOWNPOUR_REDIS_CERT',
+    ),
+    new Option('--redis-key <file>', 'private key (PEM) of that client certificate').env(
+      'DOWNPOUR_REDIS_KEY',
+    ),
+  ]);
 }
 
 const hostOption = () =>
-  new Option('--host <address>', 'to listen on; beyond this machine it needs a token')
+  new Option('--host <address>', 'address to listen on; any address but loopback requires a token')
     .env('DOWNPOUR_HOST')
     .default(DEFAULT_HOST);
 
 const portOption = (free: number) =>
-  new Option('--port <n>', 'to listen on; 0: any free one')
+  new Option('--port <n>', 'port to listen on; 0 takes a free one')
     .env('DOWNPOUR_PORT')
     .default(free)
     .argParser(whole(0, 65_535));
 
 const insecureOption = () =>
-  new Option(
-    '--insecure',
-    'let anyone in who can reach a host beyond this machine, without a token',
-  );
+  new Option('--insecure', 'allow access from other machines without a token');
 
 const noLocalSocketOption = () =>
-  new Option('--no-local-socket', localSocketHelp('no unix socket for workers on this machine'));
+  new Option(
+    '--no-local-socket',
+    localSocketHelp('do not open a Unix socket for workers on this machine'),
+  );
 
 const limitOption = (flags: string, help: string, most: number) =>
   new Option(flags, help).default(most).argParser(whole(1, most));

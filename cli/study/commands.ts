@@ -39,27 +39,28 @@ export function registerCheck(program: Command, outcome: Outcome): void {
   addConfigOptions(
     program
       .command('check')
-      .description('look for defects in an experiment before training: data, model, a short trial')
+      .description('check an experiment for defects before training: data, model, a short trial')
       .argument('<experiment>', 'file of the experiment'),
   )
-    .option('-w, --workers <n>', 'that learn a tiny set by heart together', whole(1, 64), 2)
-    .option('--steps <n>', 'updates of the short trial; an epoch at most', whole(5, 10_000), 100)
-    .option('--accept <check...>', 'problems that are meant: they count as advice')
-    .option('--no-tiny', 'leave out the tiny set, and with it server and workers')
-    .option('--no-throughput', 'leave out how fast each size of minibatch is')
+    .option('-w, --workers <n>', 'workers that together memorise a tiny data set', whole(1, 64), 2)
+    .option('--steps <n>', 'updates of the short trial; at most one epoch', whole(5, 10_000), 100)
+    .option('--accept <check...>', 'checks whose problems you accept; they are reported as advice')
+    .option('--no-tiny', 'skip the check with a tiny data set, which starts a server and workers')
+    .option('--no-throughput', 'skip measuring the speed of each minibatch size')
     .addOption(dataOption())
     .addOption(engineOption())
-    .option('--verbose', 'print what server and workers log')
+    .option('--verbose', 'print the logs of the server and the workers')
     .addOption(jsonOption())
     .addHelpText(
       'after',
       `
-Each check has a verdict (ok, advice, problem), the numbers behind it and the next step: the scale of the
-inputs, classes, how many examples, duplicates across the parts, whether labels follow the inputs, frozen
-tensors, gradients against finite differences, the loss before training, the output's form, activations, a
-short trial with the server's update rule (learning rate, updates, batch normalisation), the speed of each size
-of minibatch, and whether one and several workers can learn 32 examples by heart. Nothing is kept. The exit
-code is 5 when there is a problem that is not accepted.
+Each check prints a verdict (ok, advice or problem), the numbers behind it and the next step. The checks cover:
+- the data: scale of the inputs, classes, number of examples, duplicates across the parts, whether labels depend on inputs
+- the model: frozen tensors, gradients against finite differences, loss before training, form of the output, activations
+- a short trial with the server's update rule: learning rate, updates, batch normalisation
+- the speed of each minibatch size
+- whether one worker, and several workers, can memorise 32 examples
+Nothing is saved. The exit code is 5 if there is a problem that you have not accepted.
 ${examples('downpour check examples/mnist-mlp.ts', 'downpour check my.ts --json --no-throughput --accept frozen')}`,
     )
     .action(async (file: string, options: CheckCommandOptions) => {
@@ -74,25 +75,31 @@ function addStudyOptions(command: Command): Command {
     addConfigOptions(command)
       .option(
         '-w, --workers <n>',
-        'worker processes on this machine; 0: others do the work',
+        'worker processes to start on this machine; 0: only workers started elsewhere train',
         whole(0, 1000),
         2,
       )
-      .option('--workers-per-trial <n>', 'workers that share a trial', whole(1, 1000), 1)
+      .option('--workers-per-trial <n>', 'workers that train one trial together', whole(1, 1000), 1)
       .option(
         '--parallel <n>',
-        'trials at a time (default: as many as there are workers for)',
+        'trials that train at the same time (default: as many as the workers allow)',
         whole(1, 1000),
       )
-      .option('--name <name>', 'of the study (default: made of the settings; the same go on)')
-      .option('--out <folder>', 'for record, table and plots (default: ./studies/<name>)')
+      .option(
+        '--name <name>',
+        'name of the study (default: derived from the settings, so that the same settings continue it)',
+      )
+      .option(
+        '--out <folder>',
+        'folder for the record, table and plots (default: ./studies/<name>)',
+      )
       .addOption(stateOption())
       .addOption(usedServerOption())
       .addOption(ownPortOption())
       .addOption(dataOption())
       .addOption(engineOption())
-      .option('--verbose', 'print what server and workers log')
-      .option('--quiet', 'print the result only')
+      .option('--verbose', 'print the logs of the server and the workers')
+      .option('--quiet', 'print only the result')
       .addOption(jsonOption()),
   );
 }
@@ -105,27 +112,32 @@ const metricOption = () =>
 function registerLearningRate(program: Command, outcome: Outcome): void {
   const command = program
     .command('lr-find')
-    .description('find the learning rate: a range test, then short trainings at constant rates')
+    .description('find the learning rate with a range test and short trainings at constant rates')
     .argument('<experiment>', 'file of the experiment')
     .option(
       '--fork <run>',
-      'begin with the parameters of this run and its configuration; it is left as it is',
+      'start from the parameters and configuration of this run; the run itself does not change',
     )
-    .option('--checkpoint <which>', 'of that run: last, best, final or a file', 'last')
-    .option('--new-data', 'continue from that run although the data have changed since')
-    .option('--low <rate>', 'lower end of the range test', positive, 1e-5)
-    .option('--high <rate>', 'upper end', positive, 10)
-    .option('--steps <n>', 'updates of the range test', whole(20, 2000), 200)
-    .option('--probe-steps <n>', 'updates at each constant rate', whole(5, 2000), 100)
-    .option('--seeds <n>', 'repetitions of everything', whole(1, 100), 3);
+    .option('--checkpoint <which>', 'checkpoint of that run: last, best, final or a file', 'last')
+    .option('--new-data', 'allow --fork although the data have changed since that run')
+    .option('--low <rate>', 'lowest learning rate of the range test', positive, 1e-5)
+    .option('--high <rate>', 'highest learning rate of the range test', positive, 10)
+    .option('--steps <n>', 'updates in the range test', whole(20, 2000), 200)
+    .option('--probe-steps <n>', 'updates at each constant learning rate', whole(5, 2000), 100)
+    .option(
+      '--seeds <n>',
+      'repetitions of the whole procedure, with different seeds',
+      whole(1, 100),
+      3,
+    );
   addStudyOptions(command)
     .addHelpText(
       'after',
       `
-The suggestion is above the rate that is best after the first 100 updates or so, and below instability
-(Deep Learning, sections 8.3.1 and 11.4.1). With --workers-per-trial above 1 the range test is done with one
-worker as well, and shows how staleness moves the limit. The test part is not looked at. Without --fork every
-seed has initial parameters of its own. An unfinished run in --state must be stopped before it is forked.
+The suggested rate is above the rate that is best after about the first 100 updates, and below the rates at which training
+becomes unstable (Deep Learning, sections 8.3.1 and 11.4.1). With --workers-per-trial above 1, the range test also runs with
+one worker, to show how staleness moves the limit. The test part is not used. Without --fork each seed has its own initial
+parameters. Stop an unfinished run in --state before you fork it.
 ${examples('downpour lr-find examples/mnist-mlp.ts', 'downpour lr-find examples/mnist-mlp.ts --workers-per-trial 2', 'downpour lr-find examples/mnist-mlp.ts --fork mnist-mlp-3f2a1c --checkpoint best')}`,
     )
     .action(async (file: string, options: LearningRateOptions) => {
@@ -137,50 +149,58 @@ ${examples('downpour lr-find examples/mnist-mlp.ts', 'downpour lr-find examples/
 function registerSearch(program: Command, outcome: Outcome): void {
   const command = program
     .command('search')
-    .description('search for hyperparameters: many trials that share the workers')
+    .description('search for good hyperparameters with many trials that share the workers')
     .argument('<experiment>', 'file of the experiment')
-    .option('-n, --trials <n>', 'trials in all; of a grid at most', whole(1, 5000), 20)
+    .option('-n, --trials <n>', 'number of trials; for a grid, the maximum', whole(1, 5000), 20)
     .addOption(
-      new Option('--method <method>', 'how trials are chosen')
+      new Option('--method <method>', 'how to choose the trials')
         .choices(['random', 'sobol', 'grid'])
         .default('random'),
     )
     .option(
       '--space <path=kind:range...>',
-      'a range of a field: uniform, log, integer or logInteger, written low..high, or choice; instead of those of the experiment',
+      'search range of a field: uniform, log, integer or logInteger as low..high, or choice; replaces the ranges of the experiment',
     )
     .option(
       '--space-file <file>',
-      'ranges as JSON: {"learningRate": {"kind": "log", "low": 0.001, "high": 1}}',
+      'JSON file with search ranges: {"learningRate": {"kind": "log", "low": 0.001, "high": 1}}',
     )
-    .option('--search-seed <n>', 'of the choice of trials', whole(0, Number.MAX_SAFE_INTEGER), 1)
+    .option(
+      '--search-seed <n>',
+      'random seed for choosing the trials',
+      whole(0, Number.MAX_SAFE_INTEGER),
+      1,
+    )
     .addOption(metricOption())
     .option(
       '--rounds <n>',
-      'above 1: each round halves the ranges around the best so far',
+      'number of rounds; each round after the first halves the ranges around the best values so far',
       whole(1, 20),
       1,
     )
     .option(
       '--learning-rate-first',
-      'a third of the trials for the learning rate alone, then the rest near the best',
+      'use a third of the trials for the learning rate alone, and the rest near the best rate',
     )
     .addOption(
-      new Option('--kill <rule>', 'end bad trials early: successive halving, or the median rule')
+      new Option(
+        '--kill <rule>',
+        'how to end bad trials early. asha: successive halving; median: the median rule',
+      )
         .choices(['none', 'asha', 'median'])
         .default('none'),
     )
-    .option('--eta <n>', 'asha: one of so many goes on', whole(2, 100), 3)
-    .option('--first <n>', 'evaluations before a trial may be ended', whole(1, 1_000_000), 1);
+    .option('--eta <n>', 'asha: one in this many trials continues', whole(2, 100), 3)
+    .option('--first <n>', 'evaluations of a trial before it may be ended', whole(1, 1_000_000), 1);
   addStudyOptions(command)
     .addHelpText(
       'after',
       `
-A trial is an ordinary run; the test part is not looked at. Results: table and advice on the screen,
-report.md, report.json and plots in the folder of the study, and the same on the server's dashboard, while it
-runs too. Called again with the same settings it goes on where it was; of a plain random or Sobol search
---trials may be raised. Without ranges (--space, --space-file, the experiment's field search) the learning rate is searched,
-weight decay if there is some, and the hyperparameters that the configuration names.
+A trial is an ordinary run. The test part is not used. The command prints a table and advice, and writes report.md,
+report.json and plots to the folder of the study. The server's dashboard shows the same, also while the study runs. The same
+command with the same settings continues the study; a plain random or Sobol search can be continued with more --trials.
+If no ranges are given (--space, --space-file or the field search of the experiment), the search covers the learning rate,
+the weight decay if it is not 0, and the hyperparameters in the configuration.
 ${examples(
   "downpour search examples/mnist-mlp.ts --trials 20 --epochs 9 --kill asha --space 'learningRate=log:0.001..1' 'hyperparameters.units=logInteger:16..512'",
   "downpour search my.ts --space 'optimizer.kind=choice:sgd,momentum' 'optimizer.momentum=uniform:0..0.99 when optimizer.kind=momentum'",
@@ -195,17 +215,17 @@ ${examples(
 function registerFolds(program: Command, outcome: Outcome): void {
   const command = program
     .command('folds')
-    .description('k-fold cross-validation: each example validates once')
+    .description('run k-fold cross-validation: each example is used once for validation')
     .argument('<experiment>', 'file of the experiment')
-    .option('-k, --folds <n>', 'parts, of which each validates once', whole(2, 1000), 5)
-    .option('--stratified', 'each fold has the same shares of the classes')
-    .option('--repeats <n>', 'times that all is done, each with another seed', whole(1, 100), 1);
+    .option('-k, --folds <n>', 'number of folds', whole(2, 1000), 5)
+    .option('--stratified', 'keep the class proportions the same in each fold')
+    .option('--repeats <n>', 'number of repetitions, each with a different seed', whole(1, 100), 1);
   addStudyOptions(command)
     .addHelpText(
       'after',
       `
-Mean, standard error and confidence interval (Student's t) of the validation error; the test part is
-not looked at. Called again with the same settings it goes on where it was.
+Reports the mean, standard error and confidence interval (Student's t) of the validation error. The test part is not used.
+The same command with the same settings continues an interrupted study.
 ${examples('downpour folds examples/csv-regression.ts --folds 5', 'downpour folds my.ts --folds 10 --stratified --repeats 3')}`,
     )
     .action(async (file: string, options: FoldsOptions) => {
@@ -217,15 +237,20 @@ ${examples('downpour folds examples/csv-regression.ts --folds 5', 'downpour fold
 function registerStopping(program: Command, outcome: Outcome): void {
   const command = program
     .command('stopping')
-    .description('compare what can follow early stopping: restore, retrain, continue')
+    .description('compare the three actions after early stopping: restore, retrain, continue')
     .argument('<experiment>', 'file of the experiment')
-    .option('--repeats <n>', 'seeds, the same for all three', whole(1, 100), 3);
+    .option(
+      '--repeats <n>',
+      'number of seeds; all three actions use the same ones',
+      whole(1, 100),
+      3,
+    );
   addStudyOptions(command)
     .addHelpText(
       'after',
       `
-Tabulates test error, updates and time. This looks at the test part, once a run: choose by it how to
-train, and no hyperparameters.
+Prints a table of test error, updates and time. This command evaluates the test part once per run. Use the result to choose
+the action after early stopping, but do not tune hyperparameters with it.
 ${examples('downpour stopping examples/mnist-mlp.ts --repeats 3')}`,
     )
     .action(async (file: string, options: StoppingOptions) => {
@@ -237,22 +262,24 @@ ${examples('downpour stopping examples/mnist-mlp.ts --repeats 3')}`,
 function registerCurve(program: Command, outcome: Outcome): void {
   const command = program
     .command('curve')
-    .description('error over training-set size: more data, or a bigger model?')
+    .description(
+      'plot error against training-set size, to decide between more data and a bigger model',
+    )
     .argument('<experiment>', 'file of the experiment')
     .option(
       '--fractions <list>',
-      'shares of the training part, with commas',
+      'fractions of the training part to train on, separated by commas',
       fractions,
       [0.0625, 0.125, 0.25, 0.5, 1],
     )
-    .option('--repeats <n>', 'seeds of each share', whole(1, 100), 3)
-    .option('--target <error>', 'the error that would do, like 0.02', positive);
+    .option('--repeats <n>', 'number of seeds per fraction', whole(1, 100), 3)
+    .option('--target <error>', 'error that you need to reach, like 0.02', positive);
   addStudyOptions(command)
     .addHelpText(
       'after',
       `
-Training and validation error on logarithmic axes, continued beyond the data by a power law, and what
-to do next by the procedure of Deep Learning, section 11.3.
+Plots training and validation error on logarithmic axes, extrapolates them with a power law, and recommends the next step by
+the procedure of Deep Learning, section 11.3.
 ${examples('downpour curve examples/mnist-mlp.ts --target 0.015', 'downpour curve my.ts --fractions 0.1,0.3,1 --repeats 5')}`,
     )
     .action(async (file: string, options: CurveOptions) => {
@@ -265,24 +292,23 @@ function registerAblate(program: Command, outcome: Outcome): void {
   const command = program
     .command('ablate')
     .description(
-      'compare variants of an experiment: capacity, regularisation, optimisers, your own',
+      'compare variants of an experiment: capacity, regularisation, optimisers, or your own',
     )
     .argument('<experiment>', 'file of the experiment')
     .option(
       '--variants <set>',
-      'capacity, regularisation, optimisers, schedules, activations, initial-values, or a JSON file (default: the field ablate of the experiment)',
+      'set of variants: capacity, regularisation, optimisers, schedules, activations, initial-values, or a JSON file (default: the field ablate of the experiment)',
     )
-    .option('--repeats <n>', 'seeds of each variant', whole(1, 100), 3)
+    .option('--repeats <n>', 'number of seeds per variant', whole(1, 100), 3)
     .addOption(metricOption());
   addStudyOptions(command)
     .addHelpText(
       'after',
       `
-A variant is a part of a configuration; the first of a set is the baseline. The table has the mean over the
-seeds with its 95 % confidence interval, and the difference to the baseline seed by seed. Sets of capacity,
-regularisation, activations and initial values turn hyperparameters that the model must read: those of
-layers.hidden (docs/layers.md). The test part is not looked at. Called again with the same settings it goes
-on where it was.
+A variant is a partial configuration. The first variant of a set is the baseline. The table shows the mean over the seeds
+with its 95 % confidence interval, and the difference to the baseline seed by seed. The sets capacity, regularisation,
+activations and initial-values change hyperparameters that the model must read: those of layers.hidden (docs/layers.md).
+The test part is not used. The same command with the same settings continues an interrupted study.
 ${examples('downpour ablate examples/mnist-mlp.ts --variants regularisation --epochs 15', 'downpour ablate examples/mnist-mlp.ts --variants capacity --repeats 5', 'downpour ablate my.ts --variants variants.json')}`,
     )
     .action(async (file: string, options: AblateOptions) => {
@@ -294,45 +320,66 @@ ${examples('downpour ablate examples/mnist-mlp.ts --variants regularisation --ep
 function registerEnsemble(program: Command, outcome: Outcome): void {
   const command = program
     .command('ensemble')
-    .description('train several models and combine them: mean, vote, controller, cascade')
+    .description('train several models and combine them by mean, vote, controller or cascade')
     .argument('<experiment>', 'file of the experiment')
-    .option('--members <kind:n>', 'seeds, bagging, folds or snapshots, and how many', 'seeds:5')
-    .option('--runs <list>', 'runs that are trained already, with commas, instead', names)
-    .option('--cycle-epochs <n>', 'of each snapshot after the first', whole(1, 100_000), 4)
+    .option(
+      '--members <kind:n>',
+      'how members differ (seeds, bagging, folds or snapshots), and how many',
+      'seeds:5',
+    )
+    .option(
+      '--runs <list>',
+      'use these trained runs as members instead, separated by commas',
+      names,
+    )
+    .option('--cycle-epochs <n>', 'epochs of each snapshot after the first', whole(1, 100_000), 4)
     .option(
       '--averages',
-      'also the first member with averaged parameters (EMA, Polyak), or without where it has them',
+      'also measure the first member with averaged parameters (EMA, Polyak), or without them if it averages already',
     )
     .option(
       '--combine <list>',
-      'mean, vote, calibrated, controller, cascade, weights, with commas (default: all that fit)',
+      'combinations to compare, separated by commas: mean, vote, calibrated, controller, cascade, weights (default: all that apply)',
       ways,
     )
     .option(
       '--tolerance <share>',
-      'accuracy that controller and cascade may lose for a lower cost',
+      'accuracy that a controller or cascade may lose to lower the cost',
       share,
       0.005,
     )
-    .option('--accuracy <share>', 'of a cascade, instead of the tolerance', share)
-    .option('--recall <share>', 'of a cascade of yes and no', share, 0.99)
+    .option('--accuracy <share>', 'accuracy that a cascade must reach; replaces --tolerance', share)
+    .option(
+      '--recall <share>',
+      'recall that a cascade must reach in binary classification',
+      share,
+      0.99,
+    )
     .option(
       '--costs <list>',
-      'of an answer of each of --runs (default: measured where their tensors differ)',
+      'cost of one prediction for each of --runs, separated by commas (default: measured if their tensors differ)',
       costs,
     )
-    .option('--half-seed <n>', 'of the halves', whole(0, Number.MAX_SAFE_INTEGER), 1)
-    .option('--test', 'look at the test part, too');
+    .option(
+      '--half-seed <n>',
+      'random seed that splits the validation examples into halves',
+      whole(0, Number.MAX_SAFE_INTEGER),
+      1,
+    )
+    .option('--test', 'also evaluate the test part');
   addStudyOptions(command)
     .addHelpText(
       'after',
       `
-Members: seeds differ in initial parameters and in the order of examples; bagging also in the resample of the
-training part that they learn from (Deep Learning, section 7.11); folds leave out a different fold each, and one is
-held out of all; snapshots go on from each other, the learning rate falling again from its start to 0. All answer the
-same validation examples, which none has learnt from. What a combination fits (temperatures, thresholds, the
-controller) is fitted on one half of them and measured on the other, in turn. Beside the report, ensemble.json and
-members/ hold all that it takes to use the ensemble. Called again with the same settings it goes on where it was.
+Members made by
+- seeds differ in initial parameters and in the order of examples
+- bagging also differ in their resample of the training part (Deep Learning, section 7.11)
+- folds each leave out a different fold; one more fold is held out from all of them
+- snapshots continue from each other; for each, the learning rate falls again from its initial value to 0
+All members predict the same validation examples, and no member was trained on them. Temperatures, thresholds and the
+controller are fitted on one half of these examples and measured on the other half, and then the other way round.
+ensemble.json and members/, next to the report, hold everything needed to use the ensemble. The same command with the same
+settings continues an interrupted study.
 ${examples('downpour ensemble examples/mnist-mlp.ts --members seeds:5 --averages', 'downpour ensemble examples/mnist-mlp.ts --members snapshots:5 --cycle-epochs 3 --test', 'downpour ensemble examples/mnist-mlp.ts --runs mnist-mlp-1,mnist-cnn-1 --combine mean,cascade')}`,
     )
     .action(async (file: string, options: EnsembleOptions) => {

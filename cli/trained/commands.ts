@@ -29,13 +29,13 @@ export function registerLookCommands(program: Command): void {
 export function registerExport(program: Command): void {
   const command = program
     .command('export')
-    .description('write trained parameters, or the course of a run, for other programs')
+    .description('write trained parameters, or the training history, for other programs')
     .argument('<run or file>', 'name of a run, or a checkpoint file')
-    .requiredOption('--to <folder>', 'to write to; made when it is missing')
+    .requiredOption('--to <folder>', 'folder to write to; created if missing')
     .addOption(
       new Option(
         '--format <format>',
-        'parameters as safetensors, or as tfjs: model.json and weights.bin; the course as tensorboard: an event file, or as jsonl: a line a step, like those of Weights & Biases',
+        'safetensors: parameters; tfjs: model.json and weights.bin; tensorboard: training history as an event file; jsonl: training history with one line per step, as Weights & Biases has it',
       )
         .choices(['safetensors', 'tfjs', 'tensorboard', 'jsonl'])
         .default('safetensors'),
@@ -43,7 +43,7 @@ export function registerExport(program: Command): void {
     .addOption(
       new Option(
         '--kind <kind>',
-        'which checkpoint of the run, for its parameters (default: final if it has finished, else best)',
+        'checkpoint to take the parameters from (default: final if the run has finished, otherwise best)',
       ).choices(['best', 'last', 'final']),
     )
     .addOption(experimentsOption())
@@ -71,18 +71,18 @@ export function registerPredict(program: Command): void {
   const command = program
     .command('predict')
     .description(
-      'answer to new data: a table like the one of the training, a picture, a folder of pictures',
+      'predict for new data: a table with the training columns, a picture, or a folder of pictures',
     )
     .argument('<run or file>', 'name of a run, or a checkpoint file')
     .argument(
       '<data>',
-      'a file or folder like those that the run was trained on; targets need not be there',
+      'file or folder of the same kind as the training data; targets are optional',
     )
-    .option('--out <file>', 'CSV file to write (default: print)')
+    .option('--out <file>', 'CSV file to write (default: print the predictions)')
     .addOption(
       new Option(
         '--kind <kind>',
-        'which checkpoint of the run (default: final if it has finished, else best)',
+        'checkpoint of the run (default: final if the run has finished, otherwise best)',
       ).choices(['best', 'last', 'final']),
     )
     .addOption(experimentsOption())
@@ -94,10 +94,10 @@ export function registerPredict(program: Command): void {
     .addHelpText(
       'after',
       `
-The run knows how its data were read (columns, categories, dates, missing values, sizes of pictures) and how its
-inputs were standardised. New data are read in the same way; a cell that does not fit is an error with its line and column.
-Each row has the line or the file, the answer, and for classes the confidence and the probability of each class.
-With --json each row is a JSON object on a line of its own.
+A run stores how its data were read (columns, categories, dates, missing values, picture sizes) and how its inputs were
+standardised. predict reads new data in the same way. A cell that does not fit is an error that names its line and column.
+Each output row has the input line or file and the prediction; for classes also the confidence and the probability of each
+class. With --json each row is a JSON object on its own line.
 ${examples('downpour predict penguins-3f2a1c new-penguins.csv --out answers.csv', 'downpour predict birds-9c01de photos/')}`,
     )
     .action(async (what: string, data: string, options: PredictOptions) => {
@@ -110,14 +110,14 @@ ${examples('downpour predict penguins-3f2a1c new-penguins.csv --out answers.csv'
 export function registerServeModel(program: Command): void {
   const command = program
     .command('serve-model')
-    .description('answer to examples over HTTP: POST /predict')
+    .description('serve predictions over HTTP: POST /predict')
     .argument('<run or file>', 'name of a run, or a checkpoint file')
     .option('--host <host>', 'address to listen on', '127.0.0.1')
     .option('--port <port>', 'port to listen on; 0 takes a free one', whole(0, 65_535), 7430)
     .addOption(
       new Option(
         '--kind <kind>',
-        'which checkpoint of the run (default: final if it has finished, else best)',
+        'checkpoint of the run (default: final if the run has finished, otherwise best)',
       ).choices(['best', 'last', 'final']),
     )
     .addOption(experimentsOption())
@@ -128,10 +128,10 @@ export function registerServeModel(program: Command): void {
     .addHelpText(
       'after',
       `
-POST /predict takes { "examples": […] }: rows of a table as objects by column, pictures as { "picture": "<base64 of a file>" }.
-It answers with a prediction for each, and for classes with confidence and probabilities. Requests that come at the same
-time are computed together. GET / tells what the model is, GET /openapi.json describes the interface. There are no tokens and
-no TLS: beyond this machine, put a proxy before it that has them.
+POST /predict takes { "examples": […] }. A table row is an object with one field per column. A picture is
+{ "picture": "<base64 of a file>" }. The answer has one prediction per example; for classes also confidence and probabilities.
+Requests that arrive at the same time are computed together. GET / describes the model, and GET /openapi.json the interface.
+There are no tokens and no TLS: for access from other machines, put a proxy with both in front of it.
 ${examples('downpour serve-model penguins-3f2a1c', 'downpour serve-model model/checkpoints/step-000001190-final-0011.safetensors --port 8080')}`,
     )
     .action(async (what: string, options: ServeModelOptions) => {
@@ -146,16 +146,16 @@ function addTrainedOptions(command: Command): Command {
     command
       .option(
         '--run <run>',
-        'run whose parameters to use (default: the newest run of the experiment, without trials of studies)',
+        'run to take the parameters from (default: the newest run of the experiment that is not a trial of a study)',
       )
       .addOption(
         new Option(
           '--kind <kind>',
-          'which of its checkpoints (default: final if it has finished, else best)',
+          'checkpoint of the run (default: final if the run has finished, otherwise best)',
         ).choices(['best', 'last', 'final']),
       )
-      .option('--checkpoint <file>', 'a checkpoint file instead of a run')
-      .option('--out <folder>', 'for report and figures')
+      .option('--checkpoint <file>', 'use this checkpoint file instead of a run')
+      .option('--out <folder>', 'folder for the report and the figures')
       .addOption(serverOption())
       .addOption(stateOption())
       .addOption(dataOption())
@@ -167,27 +167,36 @@ function addTrainedOptions(command: Command): Command {
 function registerLook(program: Command): void {
   const command = program
     .command('look')
-    .description(
-      'look at a trained model: worst errors, a random sample, which classes it confuses',
-    )
+    .description('inspect a trained model: worst errors, a random sample, confused classes')
     .argument('<experiment>', 'file of the experiment')
     .addOption(
-      new Option('--part <part>', 'which examples; the test part is for `downpour test`')
+      new Option(
+        '--part <part>',
+        'part of the data to take examples from; for the test part use `downpour test`',
+      )
         .choices(['train', 'validation'])
         .default('validation'),
     )
-    .option('--worst <n>', 'examples of the highest loss', whole(1, 1000), 40)
-    .option('--random <n>', 'examples at random', whole(1, 1000), 40)
-    .option('--sample-seed <n>', 'of these', whole(0, Number.MAX_SAFE_INTEGER), 1)
-    .option('--tensorboard <folder>', 'write the examples there too, for its tab of images');
+    .option('--worst <n>', 'number of examples with the highest loss', whole(1, 1000), 40)
+    .option('--random <n>', 'number of random examples', whole(1, 1000), 40)
+    .option(
+      '--sample-seed <n>',
+      'random seed for choosing the random examples',
+      whole(0, Number.MAX_SAFE_INTEGER),
+      1,
+    )
+    .option(
+      '--tensorboard <folder>',
+      'also write the examples to this TensorBoard folder, as images',
+    );
   addTrainedOptions(command)
     .addHelpText(
       'after',
       `
-Writes report.md, report.json and figures to --out (default: ./looks/<run>): contact sheets of the examples with
-the highest loss and of a random sample, the confusion matrix, how much of the loss the worst examples have. Of a
-run that was trained with --set observe.everySteps=100 also histograms of weights, gradients, updates and
-activations over time, gradient norms, and update ratios. The server that has the run shows it on its dashboard.
+Writes report.md, report.json and figures to --out (default: ./looks/<run>): contact sheets of the examples with the highest
+loss and of a random sample, the confusion matrix, and the share of the loss that comes from the worst examples. If the run
+was trained with --set observe.everySteps=100, there are also histograms of weights, gradients, updates and activations over
+time, gradient norms and update ratios. The dashboard of the run's server shows the same.
 ${examples('downpour look examples/mnist-mlp.ts', 'downpour look my.ts --run my-3f2a1c --part train --worst 100')}`,
     )
     .action(async (file: string, options: LookOptions) => {
@@ -199,20 +208,37 @@ ${examples('downpour look examples/mnist-mlp.ts', 'downpour look my.ts --run my-
 function registerRefuse(program: Command): void {
   const command = program
     .command('refuse')
-    .description('from which confidence to answer: coverage against accuracy, calibration')
-    .argument('<experiment>', 'file of the experiment; of classes, or of yes and no')
-    .option('--accuracy <list>', 'of the answers given, with commas', shares, [0.99])
-    .option('--coverage <list>', 'shares of the examples to answer', shares, [0.9, 0.95])
-    .option('--half-seed <n>', 'of the halves', whole(0, Number.MAX_SAFE_INTEGER), 1);
+    .description(
+      'choose the confidence below which to refuse an answer: coverage, accuracy, calibration',
+    )
+    .argument('<experiment>', 'file of the experiment; it must be a classification')
+    .option(
+      '--accuracy <list>',
+      'accuracies that the given answers should reach, separated by commas',
+      shares,
+      [0.99],
+    )
+    .option(
+      '--coverage <list>',
+      'fractions of the examples to answer, separated by commas',
+      shares,
+      [0.9, 0.95],
+    )
+    .option(
+      '--half-seed <n>',
+      'random seed that splits the validation examples into halves',
+      whole(0, Number.MAX_SAFE_INTEGER),
+      1,
+    );
   addTrainedOptions(command)
     .addHelpText(
       'after',
       `
-A model that leaves the examples it is unsure of to somebody else answers the others better (Deep Learning,
-section 11.1). Fits a temperature on the validation part, and chooses thresholds of confidence there: all
-numbers are of examples that the temperature and the threshold were not chosen on. Writes to --out (default:
-./refusals/<run>) the curve of accuracy over coverage, and confidence against accuracy before and after; the
-server that has the run shows them on its dashboard.
+A model that refuses to answer when it is unsure is more accurate on the examples that it does answer (Deep Learning,
+section 11.1). This command fits a temperature and chooses confidence thresholds on the validation part. Every number it
+reports comes from examples that were not used to choose the temperature or the threshold. It writes two plots to --out
+(default: ./refusals/<run>): accuracy against coverage, and confidence against accuracy before and after calibration. The
+dashboard of the run's server shows them too.
 ${examples('downpour refuse examples/mnist-mlp.ts --accuracy 0.99,0.999', 'downpour refuse my.ts --run my-3f2a1c --coverage 0.8')}`,
     )
     .action(async (file: string, options: RefuseOptions) => {

@@ -17,30 +17,30 @@ import type { WorkOptions } from './options.ts';
 export function registerWork(program: Command): void {
   const command = program
     .command('work')
-    .description('start a worker: it computes gradients for the runs of a server')
+    .description('start a worker, which computes gradients for the runs of a server')
     .addOption(serverOption())
     .option('--run <run>', 'work for this run only (default: any)')
-    .option('--name <name>', 'of this worker (default: host and process)')
+    .option('--name <name>', 'name of this worker (default: host name and process id)')
     .addOption(engineOption())
-    .option('--threads <n>', 'of the engine (default: all)', whole(1, 1024))
+    .option('--threads <n>', 'CPU threads of the engine (default: all)', whole(1, 1024))
     .option(
       '--gpus <which>',
-      'start one worker for each GPU of this machine: all, or numbers such as 0,2; uses engine native-gpu unless --engine is given',
+      'start one worker per GPU of this machine: all, or GPU numbers such as 0,2; uses the engine native-gpu unless --engine is given',
     )
     .addOption(experimentsOption())
     .option(
       '--accept-experiments',
-      'run experiments that operators send by `train --send`: code of theirs, as this user; so does DOWNPOUR_ACCEPT_EXPERIMENTS=1',
+      'run experiments that operators send with `train --send`; their code runs with the rights of this user; DOWNPOUR_ACCEPT_EXPERIMENTS=1 does the same',
     )
     .addOption(dataOption())
-    .option('--once', 'end when the run has ended, instead of waiting for the next')
+    .option('--once', 'exit when the run ends instead of waiting for the next one')
     .addOption(
       new Option(
         '--alive-file <file>',
-        'touch this file every 10 s while the process does not stand still: for probes; with --gpus one more for each GPU',
+        'touch this file every 10 s while the process is responsive, for liveness probes; with --gpus there is one more file per GPU',
       ).env('DOWNPOUR_ALIVE_FILE'),
     )
-    .option('--no-local-socket', localSocketHelp('TCP also to a server on this machine'))
+    .option('--no-local-socket', localSocketHelp('use TCP even for a server on this machine'))
     .addOption(logOption())
     .addOption(jsonOption());
   addTokenOptions(command)
