@@ -73,34 +73,34 @@ const one = (value: number): Sample[] => [[{}, value]];
 
 function aboutServer(page: Page, { server, errors, unasked }: PrometheusFacts): void {
   const { version, stateStore, alerts } = server;
-  page.gauge('downpour_info', 'Release and kind of state store; always 1.', [
+  page.gauge('downpour_info', 'Version of the server and the kind of its state store. Always 1.', [
     [{ version, state_store: stateStore }, 1],
   ]);
   page.gauge(
     'downpour_alerts',
-    'What a person should look at; /status has the words.',
+    'Alerts that a person should look at. GET /status has their text.',
     (['critical', 'warning', 'info'] as const).map((severity): Sample => {
       return [{ severity }, alerts.filter((alert) => alert.severity === severity).length];
     }),
   );
   page.counter(
     'downpour_errors_total',
-    'Errors answered to workers and clients, by code of docs/errors.md.',
+    'Errors sent to workers and clients, by code of docs/errors.md.',
     ERROR_CODES.map((code): Sample => [{ code }, errors.get(code) ?? 0]),
   );
   page.counter(
     'downpour_unasked_messages_total',
-    'Of workers: what they send without being asked. hello, join and leave are among them.',
+    'Messages that workers sent without being asked, such as hello, join and leave.',
     one(unasked.messages),
   );
   page.counter(
     'downpour_throttles_total',
-    'How often a connection was not read for a while, since such messages took too much time.',
+    'Times that the server paused reading a connection because its unasked messages took too much time.',
     one(unasked.throttles),
   );
   page.gauge(
     'downpour_throttled_connections',
-    'Workers that are not read now for that reason.',
+    'Workers that the server is not reading now, for the same reason.',
     one(unasked.throttled),
   );
 }
@@ -110,72 +110,86 @@ function aboutOthers(page: Page, server: PrometheusFacts['server']): void {
   const { stateStoreAway, shards, standby, copies } = server;
   page.gauge(
     'downpour_state_store_away_seconds',
-    'Since when Redis has not answered; 0: it does.',
+    'Seconds since Redis last answered. 0: Redis answers.',
     one(stateStoreAway?.seconds ?? 0),
   );
   page.gauge(
     'downpour_state_store_waiting_records',
-    'That wait on disk for Redis.',
+    'Records that wait on disk until Redis is back.',
     one(stateStoreAway?.records ?? 0),
   );
   page.gauge('downpour_standby_following', '1: a hot standby has all runs and follows.', [
     [{}, standby?.state === 'following' ? 1 : 0],
   ]);
-  page.gauge('downpour_standby_behind_pushes', 'That the standby has not carried out yet.', [
+  page.gauge('downpour_standby_behind_pushes', 'Pushes that the standby has not applied yet.', [
     [{}, standby?.behind.pushes ?? 0],
   ]);
-  page.gauge('downpour_shards', 'That hold the parameters, this server one of them.', [
+  page.gauge('downpour_shards', 'Shards that hold the parameters. This server is one of them.', [
     [{}, shards?.count ?? 1],
   ]);
-  page.gauge('downpour_shards_whole', '1: all of them are there.', [
+  page.gauge('downpour_shards_whole', '1: all shards are connected.', [
     [{}, shards === null || shards.whole ? 1 : 0],
   ]);
   const copied = (count: number | undefined): Sample[] => [[{}, count ?? null]];
   page.counter(
     'downpour_copies_total',
-    'Checkpoints that arrived in the bucket of --checkpoint-copy.',
+    'Checkpoints copied to the bucket of --checkpoint-copy.',
     copied(copies?.copied),
   );
-  page.counter('downpour_copied_bytes_total', 'Of these.', copied(copies?.bytes));
+  page.counter(
+    'downpour_copied_bytes_total',
+    'Bytes of the checkpoints copied to the bucket.',
+    copied(copies?.bytes),
+  );
   page.counter(
     'downpour_copy_failures_total',
-    'Copies that failed; each is tried again, or a newer one is.',
+    'Copies that failed. The server tries each again, or copies a newer checkpoint.',
     copied(copies?.failed),
   );
   page.gauge('downpour_copies_waiting', 'Checkpoints that are not copied yet.', [
     [{}, copies?.waiting ?? null],
   ]);
-  page.gauge('downpour_copy_away_seconds', 'Since when no copy has gone well; 0: the last did.', [
-    [{}, copies ? (copies.away?.seconds ?? 0) : null],
-  ]);
+  page.gauge(
+    'downpour_copy_away_seconds',
+    'Seconds since a copy last succeeded, while copies fail. 0: the last one succeeded.',
+    [[{}, copies ? (copies.away?.seconds ?? 0) : null]],
+  );
   page.gauge(
     'downpour_run_copied_step',
-    'Of the newest copy of a run.',
+    'Step of the newest copy of a run.',
     (copies?.runs ?? []).map(({ run, step }): Sample => [{ run }, step]),
   );
 }
 
 function aboutMemory(page: Page, { memoryBytes, connections }: PrometheusFacts['server']): void {
-  page.gauge('downpour_heap_used_bytes', 'Of JavaScript.', one(memoryBytes.heap));
-  page.gauge('downpour_array_buffers_bytes', 'Outside the heap.', one(memoryBytes.arrayBuffers));
+  page.gauge(
+    'downpour_heap_used_bytes',
+    'Used bytes of the JavaScript heap.',
+    one(memoryBytes.heap),
+  );
+  page.gauge(
+    'downpour_array_buffers_bytes',
+    'Bytes of array buffers, which are outside the heap.',
+    one(memoryBytes.arrayBuffers),
+  );
   page.gauge(
     'downpour_connection_memory_bytes',
-    'What connections take beside the memory of runs.',
+    'Memory that connections use in addition to the memory of runs.',
     one(connections.bytes),
   );
   page.gauge(
     'downpour_connection_memory_max_bytes',
-    'The most of it that is allowed.',
+    'Limit of the memory that connections use.',
     one(connections.bytesMax),
   );
   page.counter(
     'downpour_connections_closed_total',
-    'For the memory that they took, or since they sent or read too slowly.',
+    'Connections closed because they used too much memory, or sent or read too slowly.',
     one(connections.closed),
   );
   page.counter(
     'downpour_pushes_moved_total',
-    'That came slowly and lost their room to others; they go on in memory of their own.',
+    'Slow pushes that gave their place in memory to others and continued in memory of their own.',
     one(connections.moved),
   );
 }
@@ -184,25 +198,29 @@ function aboutMemory(page: Page, { memoryBytes, connections }: PrometheusFacts['
 function aboutProcess(page: Page, process: ProcessFacts, residentBytes: number): void {
   page.histogram(
     'downpour_event_loop_lag_seconds',
-    'How late a timer was that looks four times a second: as late is all else.',
+    'How late a timer fires that runs four times a second. All other work is as late.',
     [[{}, process.lag]],
   );
   page.counter(
     'downpour_event_loop_busy_seconds_total',
-    'Spent outside of waiting; 1 a second: the thread is full.',
+    'Seconds that the event loop was busy. At a rate of 1 per second the thread is full.',
     one(process.busySeconds),
   );
   page.gauge(
     'process_start_time_seconds',
-    'Start of the process since 1970.',
+    'Start time of the process, in seconds since 1970.',
     one(process.startedSeconds),
   );
   page.counter(
     'process_cpu_seconds_total',
-    'User and system, all threads.',
+    'User and system CPU time of all threads.',
     one(process.cpuSeconds),
   );
-  page.gauge('process_resident_memory_bytes', 'Resident memory.', one(residentBytes));
+  page.gauge(
+    'process_resident_memory_bytes',
+    'Resident memory of the process.',
+    one(residentBytes),
+  );
 }
 
 /** A gauge of each run. */
@@ -222,46 +240,86 @@ function aboutRuns(page: Page, { phases, runs }: PrometheusFacts): void {
   const each = eachRun(page, runs);
   page.gauge(
     'downpour_runs',
-    'All of them, by phase.',
+    'Number of runs in each phase.',
     PhaseSchema.anyOf.map(({ const: phase }): Sample => [{ phase }, phases.get(phase) ?? 0]),
   );
   page.gauge(
     'downpour_run_info',
-    'Experiment and phase of a run; always 1.',
+    'Experiment and phase of a run. Always 1.',
     runs.map(
       ({ summary: { id: run, experiment, phase } }): Sample => [{ run, experiment, phase }, 1],
     ),
   );
-  each('step', 'Updates applied so far; goes back with a restart after a crash.', (r) => r.step);
-  each('epoch', 'Passes over the training part.', (r) => r.epoch);
-  each('examples', 'Of all applied pushes.', (r) => r.examples);
-  each('examples_per_second', 'Over the last ten seconds.', (r) => r.examplesPerSecond);
-  each('training_seconds', 'Time of training so far.', (r) => r.seconds);
-  each('remaining_seconds', 'Until its last step at the present speed.', (r) => r.secondsLeft);
-  each('workers', 'That take part.', (r) => r.workers);
-  each('parameters', 'Trainable numbers of the model.', (r) => r.parameters);
-  each('learning_rate', 'Of the next update.', (r) => r.learningRate);
-  each('momentum', 'Of the next update.', (r) => r.momentum);
-  each('gradient_norm', 'Of the last update, after clipping.', (r) => r.gradientNorm);
-  each('training_loss', 'Smoothed over about 50 pushes.', (r) => r.trainingLoss);
-  each('validation_loss', 'Of the last evaluation.', (r) => r.validation?.loss ?? null);
-  each('validation_error', 'Of the last evaluation.', (r) => r.validation?.error ?? null);
-  each('best_validation_loss', 'Of the best evaluation.', (r) => r.best?.loss ?? null);
-  each('best_validation_error', 'Of the best evaluation.', (r) => r.best?.error ?? null);
-  each('test_loss', 'At the end of the run.', (r) => r.test?.loss ?? null);
-  each('test_error', 'At the end of the run.', (r) => r.test?.error ?? null);
-  each('patience_left_evaluations', 'Until early stopping, without an improvement.', (r) =>
-    r.earlyStopping.enabled ? r.earlyStopping.patienceLeft : null,
+  each(
+    'step',
+    'Updates applied so far. Goes back when the server restarts after a crash.',
+    (r) => r.step,
   );
-  each('rollbacks', 'How often it diverged and went back.', (r) => r.rollbacks.length);
-  each('lost_steps', 'Applied, and gone with crashes of the server.', (r) => r.stepsLost);
+  each('epoch', 'Passes over the training part so far.', (r) => r.epoch);
+  each('examples', 'Examples in all applied pushes.', (r) => r.examples);
+  each(
+    'examples_per_second',
+    'Examples per second, over the last ten seconds.',
+    (r) => r.examplesPerSecond,
+  );
+  each('training_seconds', 'Training time so far.', (r) => r.seconds);
+  each(
+    'remaining_seconds',
+    'Time left until the last step, at the present speed.',
+    (r) => r.secondsLeft,
+  );
+  each('workers', 'Workers that take part in the run.', (r) => r.workers);
+  each('parameters', 'Number of trainable parameters of the model.', (r) => r.parameters);
+  each('learning_rate', 'Learning rate of the next update.', (r) => r.learningRate);
+  each('momentum', 'Momentum of the next update.', (r) => r.momentum);
+  each(
+    'gradient_norm',
+    'Norm of the gradient of the last update, after clipping.',
+    (r) => r.gradientNorm,
+  );
+  each('training_loss', 'Training loss, smoothed over about 50 pushes.', (r) => r.trainingLoss);
+  each(
+    'validation_loss',
+    'Validation loss of the last evaluation.',
+    (r) => r.validation?.loss ?? null,
+  );
+  each(
+    'validation_error',
+    'Validation error of the last evaluation.',
+    (r) => r.validation?.error ?? null,
+  );
+  each(
+    'best_validation_loss',
+    'Validation loss of the best evaluation.',
+    (r) => r.best?.loss ?? null,
+  );
+  each(
+    'best_validation_error',
+    'Validation error of the best evaluation.',
+    (r) => r.best?.error ?? null,
+  );
+  each('test_loss', 'Test loss at the end of the run.', (r) => r.test?.loss ?? null);
+  each('test_error', 'Test error at the end of the run.', (r) => r.test?.error ?? null);
+  each(
+    'patience_left_evaluations',
+    'Evaluations without an improvement that are left before early stopping ends training.',
+    (r) => (r.earlyStopping.enabled ? r.earlyStopping.patienceLeft : null),
+  );
+  each(
+    'rollbacks',
+    'Times that the run diverged and went back to good parameters.',
+    (r) => r.rollbacks.length,
+  );
+  each('lost_steps', 'Applied updates that crashes of the server took back.', (r) => r.stepsLost);
 }
 
 function aboutWriting(page: Page, runs: readonly RunFacts[]): void {
   const each = eachRun(page, runs);
-  each('checkpoint_step', 'Of the newest checkpoint.', (r) => r.checkpoint?.step ?? null);
-  each('checkpoint_timestamp_seconds', 'When the newest checkpoint was taken, since 1970.', (r) =>
-    r.checkpoint ? secondsOf(r.checkpoint.at) : null,
+  each('checkpoint_step', 'Step of the newest checkpoint.', (r) => r.checkpoint?.step ?? null);
+  each(
+    'checkpoint_timestamp_seconds',
+    'Time when the newest checkpoint was taken, in seconds since 1970.',
+    (r) => (r.checkpoint ? secondsOf(r.checkpoint.at) : null),
   );
   page.gauge(
     'downpour_run_checkpoint_bytes',
@@ -270,7 +328,7 @@ function aboutWriting(page: Page, runs: readonly RunFacts[]): void {
   );
   page.gauge(
     'downpour_run_unwritten',
-    '1: something of the run could not be written and is tried again; the log says why.',
+    '1: the server could not write something of the run and tries again. The log has the reason.',
     runs.map(({ summary, unwritten }): Sample => [{ run: summary.id }, unwritten === null ? 0 : 1]),
   );
 }
@@ -279,7 +337,7 @@ function aboutPushes(page: Page, runs: readonly RunFacts[]): void {
   const counted = runs.flatMap(({ summary: { id }, pushes, writes }) => ({ id, pushes, writes }));
   page.counter(
     'downpour_pushes_total',
-    'Gradients answered since the server started, by outcome.',
+    'Pushes answered since the server started, by outcome.',
     counted.flatMap(({ id: run, pushes }) =>
       Object.entries(pushes.outcomes).map(([outcome, n]): Sample => [{ run, outcome }, n]),
     ),
@@ -299,27 +357,27 @@ function aboutPushes(page: Page, runs: readonly RunFacts[]): void {
     );
   histogram(
     'downpour_push_staleness_steps',
-    'Updates between the parameters that a gradient was computed at and those it was applied to.',
+    'Staleness of pushes: updates between the parameters that a gradient was computed at and those it was applied to.',
     ({ pushes }) => pushes.staleness,
   );
   histogram(
     'downpour_gradient_seconds',
-    'What a gradient took its worker.',
+    'Time that a worker took to compute a gradient.',
     ({ pushes }) => pushes.gradientSeconds,
   );
   histogram(
     'downpour_push_apply_seconds',
-    'From a whole push to its answer; all else waits meanwhile.',
+    'Time from a complete push to its answer. All other work waits during this time.',
     ({ pushes }) => pushes.applySeconds,
   );
   histogram(
     'downpour_checkpoint_write_seconds',
-    'From the copy of a moment until all of it is on disk.',
+    'Time from the copy in memory until the whole checkpoint is on disk.',
     ({ writes }) => writes?.seconds,
   );
   page.counter(
     'downpour_write_failures_total',
-    'Checkpoints and records that could not be written; each is tried again.',
+    'Checkpoints and records that could not be written. The server tries each again.',
     counted.flatMap(({ id: run, writes }): Sample[] => (writes ? [[{ run }, writes.failed]] : [])),
   );
 }
@@ -340,12 +398,12 @@ function aboutWorkers(page: Page, workers: readonly WorkerSummary[]): void {
   const states = ['idle', 'joining', 'training', 'evaluating', 'waiting'];
   page.gauge(
     'downpour_workers',
-    'Connected ones, by what they do.',
+    'Connected workers, by what they are doing.',
     states.map((state): Sample => [{ state }, workers.filter((w) => w.state === state).length]),
   );
   page.gauge(
     'downpour_worker_info',
-    'Run, engine, device and transport of a worker; always 1.',
+    'Run, engine, device and transport of a worker. Always 1.',
     workers.map(
       ({ worker, run, engine, device, transport }): Sample => [
         { worker, run: run ?? '', engine, device, transport },
@@ -355,22 +413,49 @@ function aboutWorkers(page: Page, workers: readonly WorkerSummary[]): void {
   );
   page.counter(
     'downpour_worker_pushes_total',
-    'Gradients of a worker for its present run, by outcome.',
+    'Pushes of a worker for its present run, by outcome.',
     workers.flatMap(({ worker, pushes }) =>
       Object.entries(pushes).map(([outcome, n]): Sample => [{ worker, outcome }, n]),
     ),
   );
-  each('counter', 'examples_total', 'Of its applied pushes.', (w) => w.examples);
-  each('gauge', 'examples_per_second', 'Over the last ten seconds.', (w) => w.examplesPerSecond);
-  each('gauge', 'gradient_mean_seconds', 'What a gradient takes it.', (w) =>
+  each('counter', 'examples_total', "Examples in the worker's applied pushes.", (w) => w.examples);
+  each(
+    'gauge',
+    'examples_per_second',
+    'Examples per second of the worker, over the last ten seconds.',
+    (w) => w.examplesPerSecond,
+  );
+  each('gauge', 'gradient_mean_seconds', 'Mean time that the worker takes for a gradient.', (w) =>
     w.computeMsMean === null ? null : w.computeMsMean / 1e3,
   );
-  each('gauge', 'staleness_mean_steps', 'Of its applied pushes.', (w) => w.stalenessMean);
-  each('gauge', 'leases', 'Minibatches that it holds.', (w) => w.leases);
-  each('gauge', 'silent_seconds', 'Since it was last heard of.', (w) => w.lastSeenSecondsAgo);
-  each('counter', 'received_bytes_total', 'From it, on this connection.', (w) => w.bytes.received);
-  each('counter', 'sent_bytes_total', 'To it, on this connection.', (w) => w.bytes.sent);
-  each('gauge', 'quarantined', '1: its run takes nothing from it.', (w) => (w.quarantine ? 1 : 0));
+  each(
+    'gauge',
+    'staleness_mean_steps',
+    "Mean staleness of the worker's applied pushes.",
+    (w) => w.stalenessMean,
+  );
+  each('gauge', 'leases', 'Minibatches that the worker holds now.', (w) => w.leases);
+  each(
+    'gauge',
+    'silent_seconds',
+    'Seconds since the server last heard from the worker.',
+    (w) => w.lastSeenSecondsAgo,
+  );
+  each(
+    'counter',
+    'received_bytes_total',
+    'Bytes received from the worker on this connection.',
+    (w) => w.bytes.received,
+  );
+  each(
+    'counter',
+    'sent_bytes_total',
+    'Bytes sent to the worker on this connection.',
+    (w) => w.bytes.sent,
+  );
+  each('gauge', 'quarantined', "1: the worker's run rejects all its pushes.", (w) =>
+    w.quarantine ? 1 : 0,
+  );
 }
 
 class Page {

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
 import { Counted, PushCounts } from '../../server/watch/counts.ts';
 import { exposition, type PrometheusFacts } from '../../server/watch/prometheus.ts';
@@ -76,4 +77,22 @@ test('a push that was not applied counts as answered, not in staleness', () => {
   expect(counts.outcomes).toEqual({ applied: 1, damped: 0, duplicate: 0, rejected: 1 });
   expect([counts.staleness.sum, counts.gradientSeconds.sum]).toEqual([3, 0.5]);
   expect(counts.applySeconds.counts.reduce((a, b) => a + b)).toBe(2);
+});
+
+test('docs/operations.md describes each metric in the words of the page that Prometheus reads', () => {
+  const page = exposition(facts());
+  const help = new Map(
+    [...page.matchAll(/^# HELP (\w+) (.+)$/gm)].map(([, name, text]) => [name!, text!]),
+  );
+  const operations = readFileSync(new URL('../../docs/operations.md', import.meta.url), 'utf8');
+  const rows = [
+    ...operations.matchAll(/^\| `((?:downpour|process)_\w+)` \|[^|]*\|[^|]*\| (.+) \|$/gm),
+  ].map(([, name, text]) => [name!, text!] as const);
+  expect(help.size).toBeGreaterThan(70);
+  expect(rows.filter(([name, text]) => help.get(name) !== text)).toEqual([]);
+  // A description is a sentence of its own: it needs no name before it.
+  expect([...help.values()].filter((text) => !/^[A-Z01].*\.$/.test(text))).toEqual([]);
+  expect(
+    [...help.values()].filter((text) => /^(Of|That|Since|From|To|Until)\b/.test(text)),
+  ).toEqual([]);
 });
