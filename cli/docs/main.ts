@@ -4,11 +4,12 @@ import { type Command, Help, type Option } from 'commander';
 import { createProgram } from '../main.ts';
 import { ACCESS_OPTIONS, CONNECTION_OPTIONS } from '../options.ts';
 import { CONFIG_PAGE, configPage } from './config-page.ts';
+import { writeGlossaryLinks } from './glossary.ts';
 import { MESSAGES_PAGE, messagesPage } from './protocol-page.ts';
 import { REST_PAGE, restPage } from './rest-page.ts';
 import { VECTORS, vectorsPage } from './vectors.ts';
 
-/** Writes the pages of docs/ that are made from the code: `npm run docs`. */
+/** `npm run docs`: writes the pages of docs/ that are made from the code, and links the glossary in all others. */
 
 const PAGE = new URL('../../docs/cli.md', import.meta.url);
 
@@ -102,4 +103,5 @@ if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
   writeFileSync(VECTORS, await vectorsPage());
   writeFileSync(MESSAGES_PAGE, messagesPage());
   writeFileSync(REST_PAGE, await restPage());
+  writeGlossaryLinks();
 }

@@ -2,6 +2,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import type { Command } from 'commander';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { glossaryPages, glossaryTerms, linkGlossary } from '../../cli/docs/glossary.ts';
 import { createProgram } from '../../cli/main.ts';
 
 const ROOT = resolve(import.meta.dirname, '../..');
@@ -136,5 +137,68 @@ describe('docs/architecture.md', () => {
       const [, path] = /^`([^`]+)`/.exec(answer!) ?? [];
       expect(existsSync(join(ROOT, path ?? 'missing')), `${question} ${answer}`).toBe(true);
     }
+  });
+});
+
+describe('the glossary of docs/concepts.md', () => {
+  const terms = glossaryTerms();
+
+  test('has the words that a stranger does not know, in the order of the alphabet', () => {
+    const needed = ['lease', 'staleness', 'generation', 'incarnation', 'life', 'phase', 'refit'];
+    for (const term of [...needed, 'shard', 'standby']) expect(terms).toContain(term);
+    expect(terms).toEqual([...terms].sort());
+  });
+
+  test('is linked where prose first uses a word, once, and not in code or another link', () => {
+    const page = '# Lease\n\n`lease`, [the lease](x.md), Leases and a lease.\n\n    stale\n';
+    const linked = page.replace('Leases', '[Leases](concepts.md#lease)');
+    expect(linkGlossary(page, 'docs/a.md')).toBe(linked);
+    expect(linkGlossary(linked, 'docs/a.md')).toBe(linked);
+    const late = page.replace('a lease', 'a [lease](concepts.md#lease)');
+    expect(linkGlossary(late, 'docs/a.md')).toBe(linked);
+    expect(linkGlossary('A push.', 'README.md')).toBe('A [push](docs/concepts.md#push).');
+  });
+
+  test.each(glossaryPages())(
+    'is linked at the first use of its words in %s; `npm run docs` links them',
+    (page) => {
+      const text = readFileSync(join(ROOT, page), 'utf8');
+      expect(linkGlossary(text, page, terms)).toBe(text);
+    },
+  );
+});
+
+describe('a newcomer', () => {
+  const read = (page: string) => readFileSync(join(ROOT, page), 'utf8');
+  const linksOf = (page: string) =>
+    [...read(page).matchAll(/\]\(([^)#\s]+)(?:#[^)]*)?\)/g)]
+      .map(([, target]) => target!)
+      .filter((target) => /\.md$/.test(target) && !/^https?:/.test(target))
+      .map((target) => join(dirname(page), target));
+  const [, asked] = /\n(\| question[\s\S]*?)\n\n|$/.exec(`${read('docs/questions.md')}\n\n`)!;
+  const rows = (asked ?? '').split('\n').slice(2);
+
+  test('asks ten questions', () => {
+    expect(rows).toHaveLength(10);
+    for (const row of rows) expect(row).toMatch(/^\| .+\? \| .+\. \| \[.+\]\(.+\) \|$/);
+  });
+
+  test('is at most two clicks from each answer', () => {
+    const first = linksOf('README.md');
+    const second = new Set([...first, ...first.flatMap(linksOf)]);
+    const answers = rows.map((row) => /\]\(([^)#]+)[^)]*\) \|$/.exec(row)![1]!);
+    expect(first).toContain('docs/questions.md');
+    expect(answers.filter((page) => !second.has(join('docs', page)))).toEqual([]);
+  });
+
+  test('finds every page of the documentation by two clicks', () => {
+    const first = linksOf('README.md');
+    const second = new Set(['README.md', ...first, ...first.flatMap(linksOf)]);
+    expect(pages.filter((page) => !second.has(page) && !/decisions/.test(page))).toEqual([]);
+  });
+
+  test('reads the README on a screen and a half', () => {
+    expect(read('README.md').split('\n').length).toBeLessThanOrEqual(105);
+    expect(read('README.md').indexOf('## More')).toBeGreaterThan(0);
   });
 });
