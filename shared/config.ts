@@ -1,5 +1,7 @@
 import Type, { type Static, type TSchema } from 'typebox';
 import Value from 'typebox/value';
+import { choice, closed, count, epsilon, orNone, positive, share, steps } from './config-fields.ts';
+import { ConsistencySchema, consistencyProblem } from './consistency.ts';
 import { DownpourError } from './errors.ts';
 import type { JsonSchema } from './json-schema.ts';
 import { nearest } from './spelling.ts';
@@ -8,29 +10,6 @@ import { nearest } from './spelling.ts';
  * The configuration of a run: one schema that is the type, the validation, the defaults, the help
  * of the command line, the REST body and the reference page (`docs/configuration.md`).
  */
-
-const closed = { additionalProperties: false } as const;
-const count = (description: string, fallback: number) =>
-  Type.Integer({ minimum: 0, default: fallback, description });
-const positive = (description: string, fallback: number) =>
-  Type.Number({ exclusiveMinimum: 0, default: fallback, description });
-const share = (description: string, fallback: number) =>
-  Type.Number({ minimum: 0, exclusiveMaximum: 1, default: fallback, description });
-const orNone = <S extends TSchema>(schema: S, description: string) =>
-  Type.Union([schema, Type.Null()], { default: null, description });
-const steps = Type.Integer({ minimum: 1 });
-const choice = <const L extends readonly string[]>(
-  values: L,
-  description: string,
-  fallback: L[number],
-) =>
-  Type.Unsafe<L[number]>(
-    Type.Union(
-      values.map((value) => Type.Literal(value)),
-      { default: fallback, description },
-    ),
-  );
-const epsilon = (fallback: number) => positive('small constant added to the denominator', fallback);
 
 export const OptimizerSchema = Type.Union(
   [
@@ -327,36 +306,7 @@ export const RunConfigSchema = Type.Object(
       },
       { ...closed, default: {} },
     ),
-    consistency: Type.Object(
-      {
-        mode: choice(['async'], 'async: every push is applied as soon as it is admitted', 'async'),
-        stalenessMax: orNone(
-          Type.Integer({ minimum: 0 }),
-          'maximum staleness of a push; a staler push is rejected; null: no limit',
-        ),
-        damping: choice(
-          ['none', 'inverse'],
-          'inverse: the learning rate of a push is divided by its staleness if that is above 1; none: it is not',
-          'none',
-        ),
-        // Optional: workers are not told of it, since older ones know no such field, and runs of older releases have none.
-        correction: Type.Optional(
-          choice(
-            ['auto', 'none', 'inverse', 'lookahead'],
-            'correction for staleness. lookahead: each worker has its own momentum, and the server sends parameters extrapolated over the updates that are still in progress (DANA). inverse: same as damping. auto: lookahead with three or more workers, and with eight or more large gradients are also scaled down (unless clip is set); no correction if damping or stalenessMax is set',
-            'auto',
-          ),
-        ),
-        depth: Type.Integer({
-          minimum: 1,
-          maximum: 8,
-          default: 1,
-          description:
-            'minibatches that a worker may have in progress; with 2 it computes the next gradient while the last push is sent, and each push is one step staler',
-        }),
-      },
-      { ...closed, default: {} },
-    ),
+    consistency: ConsistencySchema,
     compression: Type.Object(
       {
         push: PushCompressionSchema,
@@ -596,10 +546,11 @@ export const SERVER_DEFAULTS = {
 /** Run and experiment names: they become file names and Redis keys, so nothing else is let in. */
 export const NAME_PATTERN = '^[a-z0-9][a-z0-9_-]{0,63}$';
 
-/** What workers receive: older ones refuse the unknown field `correction`, and no worker needs it. */
+/** What workers receive: older ones refuse unknown fields of `consistency`, and no worker needs them. */
 export function workerConfig(config: RunConfig): RunConfig {
-  const { correction, ...consistency } = config.consistency;
-  return { ...config, consistency };
+  const { stalenessMax, damping, depth } = config.consistency;
+  const known = damping === 'root' ? 'none' : damping;
+  return { ...config, consistency: { mode: 'async', stalenessMax, damping: known, depth } };
 }
 
 /**
@@ -647,6 +598,8 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
       `compression.push.momentum ${push.momentum} replaces the optimizer's own; optimizer.kind is '${config.optimizer.kind}': use sgd, or momentum 0`,
     );
   }
+  const inconsistent = consistencyProblem(config);
+  if (inconsistent !== null) throw new DownpourError('DP_CONFIG_INVALID', inconsistent);
   const { folds, fold, stratified, apart } = config.validation;
   if (folds === null ? fold > 0 || stratified || apart !== null : fold >= folds) {
     throw new DownpourError(

@@ -32,6 +32,12 @@ export const LIMITS = {
   velocityBytesMax: 2 ** 30,
   /** Gradients of the virtual workers of `downpour simulate`, all together. */
   simulatedBytesMax: 2 ** 32,
+  /** Pushes of one step that are kept one by one, for aggregates other than the mean, and what they take on each shard. */
+  collectedCountMax: 64,
+  collectedBytesMax: 2 ** 30,
+  /** Workers whose parameters are kept as they were sent, for `gap` and `compensated`, and what they take on each shard. */
+  sentCountMax: 64,
+  sentBytesMax: 2 ** 30,
   /** Minibatch leases one worker may hold. */
   leasesPerWorkerMax: 64,
   /** Bytes waiting to be sent to one worker before it is disconnected as a slow reader. */

@@ -180,15 +180,25 @@ class VirtualCluster {
     let ticked = 0;
     let turned = performance.now();
     while (!server.over) {
-      const at = Math.min(this.#queue.next?.at ?? Infinity, this.#cores?.nextMs ?? Infinity);
+      const happensAt = Math.min(this.#queue.next?.at ?? Infinity, this.#cores?.nextMs ?? Infinity);
+      // A step may wait for its time, and nobody else for anything.
+      const at = Math.min(happensAt, server.deadline ?? Infinity);
       if (at === Infinity) {
         throw new DownpourError(
           'DP_RUN_UNFINISHED',
           `no worker has anything left to do, and the run is ${server.phase} at step ${server.step}: nobody is left, or the configuration waits for more workers (workersMin ${server.config.workersMin}, here ${this.#here}); let workers come back or stay`,
         );
       }
+      const isTick = ticked + TICK_MS <= at;
+      if (isTick) ticked += TICK_MS;
+      if (isTick || at < happensAt) {
+        // Who has been away for too long is waited for no more.
+        this.#nowMs = isTick ? ticked : at;
+        server.tick(this.#nowMs);
+        while (server.takeWake()) await this.#wake();
+        continue;
+      }
       this.#nowMs = at;
-      for (; ticked + TICK_MS <= at; ticked += TICK_MS) server.tick(ticked + TICK_MS);
       const ends = (this.#cores?.nextMs ?? Infinity) <= (this.#queue.next?.at ?? Infinity);
       const { worker, incarnation, act } = ends ? this.#cores!.pop() : this.#queue.pop()!.item;
       // A process that is no more does nothing.
@@ -196,7 +206,8 @@ class VirtualCluster {
         const acted = act(at);
         if (acted) await acted;
       }
-      if (server.takeWake()) await this.#wake();
+      // One for whom there is nothing may have been the last that a step waited for.
+      while (server.takeWake()) await this.#wake();
       if (++this.#events % LOOK_EVENTS === 0 && performance.now() - turned >= TURN_MS) {
         onProgress?.(server.step, at, server.stepsMax);
         await turn();

@@ -71,6 +71,10 @@ export class VirtualServer {
   get config() {
     return this.#run.config;
   }
+  /** When it is to be called again, though nothing happens; null: it need not. */
+  get deadline(): number | null {
+    return this.#run.deadline;
+  }
   /** Of what each push and pull holds; only after the first worker has joined. */
   get exchangedSize(): number {
     return this.#run.layout!.exchangedSize;

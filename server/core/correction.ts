@@ -1,4 +1,5 @@
 import type { RunConfig } from '../../shared/config.ts';
+import { collects } from '../../shared/consistency.ts';
 import type { Correction as Told } from '../../shared/rest.ts';
 import { type VelocityUse, velocitySymbol } from './optimizer.ts';
 import { StalenessWatch, type WatchState } from './staleness-watch.ts';
@@ -97,8 +98,10 @@ export class Correction {
     // Absent in runs of older releases, which go on as they began.
     const { correction, damping, stalenessMax } = consistency as Partial<RunConfig['consistency']>;
     const own = damping !== 'none' || stalenessMax !== null;
-    this.#damped = damping !== 'none' || correction === 'inverse';
-    const wanted = correction === 'lookahead' || (correction === 'auto' && !own);
+    this.#damped =
+      damping !== 'none' || !['auto', 'none', 'lookahead', undefined].includes(correction);
+    const mayLookAhead = correction === 'lookahead' || (correction === 'auto' && !own);
+    const wanted = mayLookAhead && !collects(consistency);
     this.#able = velocitySymbol(optimizer.kind) !== null;
     this.#kind = wanted && this.#able ? (correction as Kind) : 'none';
     this.#limits = this.#kind === 'auto' && clip.norm === null && clip.value === null;
@@ -155,6 +158,11 @@ export class Correction {
     if (owners.size > 0) return;
     this.#slots.delete(slot);
     this.#freed.push(slot);
+  }
+
+  /** Workers that take part. */
+  get crowd(): number {
+    return this.#crowd;
   }
 
   get #crowd(): number {

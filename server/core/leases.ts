@@ -38,7 +38,15 @@ export interface LeasesState {
   readonly nextId: number;
   readonly completed: number;
   /** Not given to anybody now, first to go out. With whoever had it before. */
-  readonly returned: readonly { readonly lease: Lease; readonly worker: string }[];
+  readonly returned: readonly Returned[];
+}
+
+interface Returned {
+  readonly lease: Lease;
+  /** Who had it last. */
+  readonly worker: string;
+  /** It was too slow with it: another one gets it, if there is any that asks. */
+  readonly tooSlow?: true;
 }
 
 /** With what is out, and until when. */
@@ -53,7 +61,7 @@ export class Leases {
   #nextId: number;
   #completed = 0;
   /** In the order they are given out again: by id, so oldest first. */
-  #returned: { lease: Lease; worker: string }[] = [];
+  #returned: Returned[] = [];
   readonly #held = new Map<number, HeldLease>();
   /** The same by who holds them, so that a push costs the same however many workers there are. */
   readonly #byWorker = new Map<string, HeldLease[]>();
@@ -106,12 +114,19 @@ export class Leases {
   grant(worker: string, count: number, now: number): Lease[] {
     const leases = this.heldBy(worker);
     while (leases.length < count) {
-      const lease = this.#returned.shift()?.lease ?? this.#draw();
+      const again = this.#returned.length > 0 ? this.#again(worker) : null;
+      const lease = again ?? this.#draw() ?? this.#returned.shift()?.lease;
       if (!lease) break;
       this.#hold({ lease, worker, deadline: now + this.options.leaseMs });
       leases.push(lease);
     }
     return leases;
+  }
+
+  /** Of those that were given back the first that this worker was not too slow with. */
+  #again(worker: string): Lease | null {
+    const at = this.#returned.findIndex((one) => one.tooSlow !== true || one.worker !== worker);
+    return at < 0 ? null : this.#returned.splice(at, 1)[0]!.lease;
   }
 
   #hold(held: HeldLease): void {
@@ -169,14 +184,29 @@ export class Leases {
     if (held) held.deadline = now + this.options.leaseMs;
   }
 
+  /** A push of this lease came too late for its step: another worker computes the minibatch again. */
+  giveBack(id: number): void {
+    const held = this.#held.get(id);
+    if (held) this.#takeBack([held], true);
+  }
+
+  /** A minibatch that was completed is to be used after all. */
+  undo(lease: Lease): void {
+    this.#completed--;
+    this.#returned.push({ lease, worker: '' });
+    this.#returned.sort((a, b) => a.lease.id - b.lease.id);
+  }
+
   /** Takes back all that a worker holds. @returns how many. */
   release(worker: string): number {
     return this.#takeBack([...(this.#byWorker.get(worker) ?? [])]);
   }
 
-  /** Takes back what is out of time. @returns how many. */
-  expire(now: number): number {
-    return this.#takeBack([...this.#held.values()].filter((held) => held.deadline <= now));
+  /** Takes back what is out of time. @param late is told whose it was. @returns how many. */
+  expire(now: number, late?: (worker: string) => void): number {
+    const expired = [...this.#held.values()].filter((held) => held.deadline <= now);
+    if (late) for (const { worker } of expired) late(worker);
+    return this.#takeBack(expired);
   }
 
   /** Brings the deadlines of a worker forward: it is away, and has until then to come back. */
@@ -198,10 +228,11 @@ export class Leases {
     for (const held of this.#held.values()) held.deadline += ms;
   }
 
-  #takeBack(lost: readonly HeldLease[]): number {
+  #takeBack(lost: readonly HeldLease[], tooSlow = false): number {
     for (const held of lost) {
       this.#letGo(held);
-      this.#returned.push({ lease: held.lease, worker: held.worker });
+      const { lease, worker } = held;
+      this.#returned.push({ lease, worker, ...(tooSlow && { tooSlow }) });
     }
     if (lost.length > 0) this.#returned.sort((a, b) => a.lease.id - b.lease.id);
     return lost.length;

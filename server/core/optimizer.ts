@@ -1,4 +1,5 @@
 import type { OptimizerConfig, RunConfig } from '../../shared/config.ts';
+import type { CompensationUse } from './compensation.ts';
 
 /**
  * The update rules in plain TypeScript: the reference that the kernels of fused.ts, which run, are
@@ -18,6 +19,8 @@ export interface StepOptions {
   readonly momentum?: number;
   /** Absent: the common one. */
   readonly velocity?: VelocityUse;
+  /** Absent: the gradient is used as it is. */
+  readonly compensation?: CompensationUse;
 }
 
 /**

@@ -15,13 +15,16 @@ import { DownpourError } from '../../shared/errors.ts';
 import type { Layout } from '../../shared/layout.ts';
 import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from '../../shared/memory.ts';
 import { type Average, type AverageState, averageBytes, createAverage } from './averaging.ts';
+import type { CompensationUse } from './compensation.ts';
 import {
   type Clip,
   createFusedOptimizer,
   type FusedOptimizer,
   optimizerBytes,
+  type Staged,
   sumOfSquares,
 } from './fused.ts';
+import { Collected, gatheredBytes, isAdaptive, Sent, type Weight } from './gathered.ts';
 import { createKernels, type Kernels } from './kernels.ts';
 import {
   BYTES,
@@ -40,16 +43,18 @@ import { Snapshot, SnapshotPool } from './snapshot.ts';
 import {
   type Copy,
   flatTensor,
+  type InUse,
   LANDINGS_MIN,
   type NamedTensor,
-  type Owner,
+  NO_PLACES,
+  named,
+  type Places,
   payloadLimits,
   roomCount,
   slice,
   stateName,
   takeTensor,
   VECTOR,
-  VELOCITY,
 } from './vectors.ts';
 
 /**
@@ -86,21 +91,25 @@ export class Parameters {
   /** Elements of gradients are cut before: the norm that can be measured while one arrives is another one. */
   readonly #cuts: boolean;
   #merges = 0;
+  /** Pushes that wait for their update; null: each push is one. */
+  readonly #collected: Collected | null;
+  /** What workers were sent; null: nobody asks. */
+  readonly #sent: Sent | null;
   readonly #pool = new SnapshotPool();
   /** Of this step, made when first asked for. */
   readonly #snapshots: { f32: Snapshot | null; bf16: Snapshot | null } = { f32: null, bf16: null };
 
   /**
-   * @param velocities of workers that there is to be room for, as of `velocityCount`.
+   * @param places that there are to be, as of `placesOf`.
    * @throws DownpourError DP_LAYOUT_INVALID: too large for one memory; of `normBounds`.
    */
   constructor(
     layout: Layout,
     config: Pick<
       RunConfig,
-      'optimizer' | 'weightDecay' | 'clip' | 'maxNorm' | 'averaging' | 'compression'
+      'optimizer' | 'weightDecay' | 'clip' | 'maxNorm' | 'averaging' | 'compression' | 'consistency'
     >,
-    velocities = 0,
+    { velocities, collected, sent }: Places = NO_PLACES,
   ) {
     const { trainableSize, exchangedSize, size, tensors, frozenSize } = layout;
     this.layout = layout;
@@ -111,15 +120,16 @@ export class Parameters {
       regionBytes(4 * size) +
       optimizerBytes(config.optimizer, trainableSize, velocities) +
       averageBytes(config.averaging, exchangedSize) +
+      gatheredBytes({ collected, sent }, config.consistency, layout) +
       payload;
     checkMemoryBytes(fixed + LANDINGS_MIN * payload);
     const landings = roomCount(payload, MEMORY_BYTES_MAX - fixed);
     // Frozen tensors would have to be in each vector.
     const isHalf = config.compression.pull === 'bf16';
-    const sent = isHalf ? encodedBytes('bf16', exchangedSize) : frozenSize > 0 ? 0 : 4 * size;
+    const lent = isHalf ? encodedBytes('bf16', exchangedSize) : frozenSize > 0 ? 0 : 4 * size;
     const taken = fixed + landings * payload;
-    const rooms = sent === 0 ? 0 : roomCount(regionBytes(sent), MEMORY_BYTES_MAX - taken);
-    const memory = new Memory(taken + rooms * regionBytes(sent));
+    const rooms = lent === 0 ? 0 : roomCount(regionBytes(lent), MEMORY_BYTES_MAX - taken);
+    const memory = new Memory(taken + rooms * regionBytes(lent));
     const kernels = createKernels(memory.memory);
     this.#memory = memory;
     this.#kernels = kernels;
@@ -135,6 +145,10 @@ export class Parameters {
       velocities,
     );
     this.#average = createAverage(config.averaging, exchangedSize, room);
+    const gathered = { memory, kernels, layout };
+    const { aggregate = 'mean' } = config.consistency;
+    this.#collected = collected > 0 ? new Collected(gathered, aggregate, collected) : null;
+    this.#sent = sent > 0 ? new Sent(gathered, sent, isAdaptive(config.consistency)) : null;
     this.#scratch = memory.take(4 * exchangedSize);
     this.#lentMax = isHalf ? 0 : rooms;
     this.#free = Array.from({ length: landings + this.#lentMax }, () =>
@@ -143,8 +157,8 @@ export class Parameters {
     for (const place of [this.#now, ...this.#free]) this.#places.set(place.address, place);
     for (let i = 0; i < landings; i++) this.#rooms.push(new LandingRoom(this.#came, this.#left));
     this.#halves = Array.from({ length: isHalf ? rooms : 0 }, () => {
-      const address = memory.take(sent);
-      return { address, bytes: memory.bytes(address, sent) };
+      const address = memory.take(lent);
+      return { address, bytes: memory.bytes(address, lent) };
     });
     this.#ranges = tensors
       .filter((tensor) => tensor.role === 'statistics')
@@ -300,6 +314,42 @@ export class Parameters {
   resetOptimizer(): void {
     this.#optimizer.reset();
     this.#average?.reset();
+    this.#sent?.reset();
+  }
+
+  /** A worker is sent the parameters as they are. @param fresh the slot was another worker's before. */
+  remember(slot: number, fresh: boolean): void {
+    this.#sent!.remember(slot, this.#now.values, fresh);
+  }
+
+  /**
+   * Keeps a push until `combine` makes an update of several.
+   * @param compensation null: its gradient is used as it is.
+   */
+  collect(push: StagedPush, weight: Weight, compensation: CompensationUse | null): void {
+    const { measured, statistics } = push;
+    const gradient = compensation
+      ? this.#compensated(measured.gradient, NO_CLIP, compensation)
+      : measured.gradient;
+    this.#collected!.take(gradient, statistics, weight);
+  }
+
+  /** @param shares of all of them, added up. @returns one push made of those that were collected. */
+  combine(shares: number, faulty: number): StagedPush {
+    const { address, values } = this.#collected!.combine(shares, faulty);
+    const n = this.layout.trainableSize;
+    const measured = new Measured(gradientAt('f32', address, n));
+    return { measured, statistics: values.subarray(n), room: null };
+  }
+
+  /** Those that were collected are of no more use. */
+  discard(): void {
+    this.#collected?.clear();
+  }
+
+  #compensated(gradient: Staged, clip: Clip, use: CompensationUse): Staged {
+    const address = this.#sent!.compensated(gradient, clip, use, this.#now.values);
+    return gradientAt('f32', address, this.layout.trainableSize);
   }
 
   /**
@@ -347,11 +397,15 @@ export class Parameters {
    * @returns false when a parameter overflowed: all of them are as before, or as workers saw them in
    *   bf16; optimizer and average are spoilt.
    */
-  update(push: StagedPush, clip: Clip, options: StepOptions): boolean {
+  update(push: StagedPush, clipped: Clip, options: StepOptions): boolean {
     const from = this.#now;
-    const { gradient } = push.measured;
+    const { compensation } = options;
+    const gradient = compensation
+      ? this.#compensated(push.measured.gradient, clipped, compensation)
+      : push.measured.gradient;
+    const clip = compensation ? NO_CLIP : clipped;
     // Of numbers of the same size, each is read right before its place is written to.
-    const isAlike = gradient.decoding === 'f32' && this.layout.frozenSize === 0;
+    const isAlike = gradient.decoding === 'f32' && this.layout.frozenSize === 0 && !compensation;
     const landed = isAlike ? (push.room?.place ?? null) : null;
     const spare = this.#lentMax > 0 ? this.#free.at(-1) : undefined;
     const to = landed ?? spare ?? from;
@@ -444,12 +498,15 @@ export class Parameters {
     return [[VECTOR, this.#now.values], ...this.#state()];
   }
 
+  /** What a standby must keep besides: what workers were sent. */
+  sentVectors(): readonly (readonly [name: string, values: Float32Array])[] {
+    return named('sent', Object.fromEntries(this.#sent?.sent ?? []));
+  }
+
   /** Overwrites a piece of one of the `vectors`. */
   write(name: string, start: number, values: Float32Array): void {
     this.#own();
-    // Of velocities only those in use are among the vectors.
-    if (name.startsWith(VELOCITY)) this.#optimizer.velocity(Number(name.slice(VELOCITY.length)));
-    const vector = this.vectors().find(([known]) => known === name)?.[1];
+    const vector = this.#vectorOf(name);
     if (!vector || start + values.length > vector.length) {
       throw new DownpourError(
         'DP_CHECKPOINT_CORRUPT',
@@ -460,26 +517,45 @@ export class Parameters {
     this.#changed();
   }
 
+  /** Of those that have numbers only the ones in use are among the vectors. */
+  #vectorOf(name: string): Float32Array | undefined {
+    for (const [prefix, of] of this.#numbered) {
+      if (name.startsWith(prefix)) return of(Number(name.slice(prefix.length)));
+    }
+    return this.vectors().find(([known]) => known === name)?.[1];
+  }
+
+  readonly #numbered: readonly (readonly [
+    prefix: string,
+    of: (number: number) => Float32Array | undefined,
+  ])[] = [
+    [stateName('velocity', ''), (slot) => this.#optimizer.velocity(slot)],
+    [stateName('collected', ''), (place) => this.#collected?.at(place)],
+    [stateName('squares', ''), (slot) => this.#sent?.squaresOf(slot)],
+    [stateName('sent', ''), (slot) => this.#sent?.sentOf(slot)],
+  ];
+
   /** The live vectors of optimizer and average by their names in a checkpoint. */
   #state(): [string, Float32Array][] {
-    const named = (owner: Owner, slots: Readonly<Record<string, Float32Array>>) =>
-      Object.entries(slots).map(([symbol, values]): [string, Float32Array] => [
-        stateName(owner, symbol),
-        values,
-      ]);
     return [
       ...named('optimizer', this.#optimizer.slots),
       ...named('velocity', Object.fromEntries(this.#optimizer.velocities)),
       ...named('average', this.#average?.slots ?? {}),
+      ...named('collected', this.#collected?.slots ?? {}),
+      ...named('squares', Object.fromEntries(this.#sent?.squares ?? [])),
     ];
   }
 
   state(): ParametersState {
     const velocities = [...this.#optimizer.velocities.keys()].sort((a, b) => a - b);
+    const collected = this.#collected?.count ?? 0;
+    const squares = [...(this.#sent?.squares.keys() ?? [])].sort((a, b) => a - b);
     return {
       merges: this.#merges,
       average: this.#average?.state() ?? null,
       ...(velocities.length > 0 && { velocities }),
+      ...(collected > 0 && { collected }),
+      ...(squares.length > 0 && { squares }),
     };
   }
 
@@ -508,17 +584,17 @@ export class Parameters {
   /** Continues from a checkpoint; the numbers of the `vectors` come before or after. */
   restoreState(state: ParametersState): void {
     for (const slot of state.velocities ?? []) this.#optimizer.velocity(slot);
+    this.#collected?.restore(state.collected ?? 0);
+    for (const slot of state.squares ?? []) this.#sent?.squaresOf(slot);
     if (state.average) this.#average?.restore(state.average);
     this.#merges = state.merges;
     this.#changed();
   }
 }
 
-export interface ParametersState {
+export interface ParametersState extends InUse {
   readonly merges: number;
   readonly average: AverageState | null;
-  /** Slots of velocities of workers that are in use; absent: none. */
-  readonly velocities?: number[];
 }
 
 /** A place for the vector in bf16. */
@@ -527,6 +603,7 @@ interface Half {
   readonly bytes: Uint8Array;
 }
 
+const NO_CLIP: Clip = { limit: Infinity, factor: 1 };
 const NO_STATISTICS = new Float32Array();
 /**
  * Of each vector that an update touches so many elements are worked on, by one kernel after another, before

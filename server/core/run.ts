@@ -28,12 +28,12 @@ import {
   toFollow,
 } from './run/calls.ts';
 import {
+  endingOf,
   epochOf,
   evaluateEveryOf,
+  evaluationStepOf,
   isTraining,
   leasesOf,
-  phaseStepOf,
-  refitStepsMaxOf,
   validates,
 } from './run/course.ts';
 import {
@@ -47,7 +47,7 @@ import {
   validationCount,
 } from './run/evaluations.ts';
 import { isBelievable, learnLost, recallLost } from './run/lives.ts';
-import { openCheckpoint, openFork, openNew, openReplica } from './run/open.ts';
+import { openCheckpoint, openFork, openNew, openReplica, takePlaces } from './run/open.ts';
 import { Pushes } from './run/push.ts';
 import { nonFiniteText, nothingFiniteText, overflowText } from './run/reasons.ts';
 import type {
@@ -58,6 +58,7 @@ import type {
   RunReplica,
   RunState,
 } from './run/state.ts';
+import type { Steps } from './run/steps.ts';
 import { RunView } from './run/view.ts';
 import { workFor } from './run/work.ts';
 import { createSchedule } from './schedule.ts';
@@ -81,6 +82,7 @@ export class Run extends RunView {
   readonly #fields: Fields;
   readonly #parts: Parts;
   readonly #pushes: Pushes;
+  readonly #steps: Steps;
   #events: RunEvent[] = [];
   #follower: RunFollower | null = null;
 
@@ -99,10 +101,12 @@ export class Run extends RunView {
     this.#parts = parts;
     this.#pushes = new Pushes(this.inside, {
       stepped: () => this.#afterStep(),
+      woken: () => this.#wake(),
       corrected: (text) => void this.#events.push({ kind: 'correction', text }),
       nonFinite: (readStep) => this.#nonFinite(readStep),
       diverged: (reason) => this.#diverged(reason),
     });
+    this.#steps = this.#pushes.steps;
   }
 
   /**
@@ -130,12 +134,14 @@ export class Run extends RunView {
         break;
       case 'leave':
         if (leave(this.inside, call.worker)) this.#wake();
+        this.#steps.look(this.#fields.nowMs);
         break;
       case 'postpone':
         postpone(this.inside, call.ms);
         break;
       case 'tick':
         if (tick(this.inside, call.now)) this.#wake();
+        this.#steps.look(call.now);
         break;
       case 'initialised':
         return this.#initialised(call, payload);
@@ -184,7 +190,7 @@ export class Run extends RunView {
   #join({ worker, join, now }: CallOf<'join'>, payload: Uint8Array): void {
     const { experimentHash, data, errorMeasure } = join;
     const fields = this.#fields;
-    const { vector, correction } = this.#parts;
+    const { vector } = this.#parts;
     this.mustBeTrusted(worker);
     const layout = createLayout(join.tensors);
     const facts = join.facts ? decodeFacts(payload) : null;
@@ -195,7 +201,7 @@ export class Run extends RunView {
     fields.facts ??= facts;
     fields.errorMeasure ??= errorMeasure ?? null;
     if (!vector.parameters) {
-      correction.place(vector.place(layout));
+      takePlaces(this.inside, vector.place(layout));
       vector.createParts(join.tensors);
     }
     if (fields.phase === 'waiting' && !fields.grant) {
@@ -217,7 +223,10 @@ export class Run extends RunView {
     this.#parts.roster.of(worker);
     if (this.over) return END;
     this.#goesOn(now);
-    return workFor(this.inside, worker, ahead, now);
+    const work = workFor(this.inside, worker, ahead, now);
+    // One for whom there is nothing, or that evaluates, may have been the last that a step waited for.
+    if (work.kind !== 'work' || work.evaluation) this.#steps.look(now);
+    return work;
   }
 
   #initialised(
@@ -244,6 +253,7 @@ export class Run extends RunView {
     }
     vector.initialise(values, others);
     correction.reset();
+    this.#steps.discard();
     fields.grant = null;
     fields.initialLoss = null;
     if (!fields.startingAnew) fields.initialisations++;
@@ -311,6 +321,7 @@ export class Run extends RunView {
       this.#resetOptimizer();
     } else {
       fields.startingAnew = true;
+      this.#steps.discard();
       fields.generation++;
       this.#requestParameters();
     }
@@ -331,24 +342,12 @@ export class Run extends RunView {
 
   /** What is due after an applied push: an evaluation, the end of a phase. */
   #afterStep(): void {
-    const { config } = this;
     const fields = this.#fields;
-    const phaseStep = phaseStepOf(fields);
-    if (fields.phase === 'refitting') {
-      if (phaseStep >= refitStepsMaxOf(this.inside)) {
-        const isAgain = config.earlyStopping.afterStop === 'retrain';
-        fields.ending = isAgain
-          ? 'refitted for the best step count'
-          : 'continued up to its limit of steps';
-      }
-    } else if (config.stepsMax !== null && phaseStep >= config.stepsMax) {
-      fields.ending = `reached stepsMax ${config.stepsMax}`;
-    } else if (this.#parts.leases!.exhausted) {
-      fields.ending = `reached epochsMax ${config.epochsMax}`;
-    }
-    if (phaseStep >= fields.nextEvaluation) {
+    fields.ending = endingOf(this.inside) ?? fields.ending;
+    const at = evaluationStepOf(this.inside);
+    if (at >= fields.nextEvaluation) {
       const every = evaluateEveryOf(this.inside);
-      fields.nextEvaluation = (Math.floor(phaseStep / every) + 1) * every;
+      fields.nextEvaluation = (Math.floor(at / every) + 1) * every;
       fields.evaluationDue = validates(this.inside);
     }
     this.#proceed();
@@ -474,6 +473,7 @@ export class Run extends RunView {
     options: { part: Part; epochs: number | null; reason: string },
   ): void {
     const fields = this.#fields;
+    this.#steps.discard();
     fields.phaseStart = fields.step;
     fields.optimizerStart = fields.step;
     fields.ending = null;
@@ -534,6 +534,7 @@ export class Run extends RunView {
   }
 
   #setParameters(by: number | 'evaluated'): void {
+    this.#steps.discard();
     this.#parts.vector.replace(by);
     this.#fields.generation++;
   }

@@ -37,6 +37,42 @@ const SaveKindSchema = Type.Union([
 export type SaveKind = Static<typeof SaveKindSchema>;
 
 const ofRun = { run: Name };
+/** See `Clip`. */
+const ClipSchema = Type.Object({ limit: Float, factor: Type.Number() }, closed);
+const slot = { slot: Natural };
+/** See `CompensationUse`. */
+const CompensationSchema = Type.Union([
+  Type.Object({ kind: Type.Literal('constant'), ...slot, lambda: Type.Number() }, closed),
+  Type.Object(
+    {
+      kind: Type.Literal('adaptive'),
+      ...slot,
+      ...{ lambda: Type.Number(), decay: Type.Number() },
+    },
+    closed,
+  ),
+  Type.Object({ kind: Type.Literal('gap'), ...slot, typical: Type.Number() }, closed),
+]);
+/** See `StepOptions`. */
+const StepOptionsSchema = Type.Object(
+  {
+    step: Natural,
+    learningRate: Type.Number(),
+    momentum: Type.Optional(Type.Number()),
+    velocity: Type.Optional(
+      Type.Object(
+        {
+          slot: Natural,
+          from: Type.Optional(Type.Integer({ minimum: -1 })),
+          freed: Type.Optional(Type.Array(Natural)),
+        },
+        closed,
+      ),
+    ),
+    compensation: Type.Optional(CompensationSchema),
+  },
+  closed,
+);
 
 const commands = [
   Type.Object(
@@ -69,30 +105,43 @@ const commands = [
       sequence: Sequence,
       /** Of the parameters that it is for. */
       generation: Natural,
-      /** See `Clip`. */
-      clip: Type.Object({ limit: Float, factor: Type.Number() }, closed),
-      /** See `StepOptions`. */
-      options: Type.Object(
-        {
-          step: Natural,
-          learningRate: Type.Number(),
-          momentum: Type.Optional(Type.Number()),
-          velocity: Type.Optional(
-            Type.Object(
-              {
-                slot: Natural,
-                from: Type.Optional(Type.Integer({ minimum: -1 })),
-                freed: Type.Optional(Type.Array(Natural)),
-              },
-              closed,
-            ),
-          ),
-        },
-        closed,
-      ),
+      clip: ClipSchema,
+      options: StepOptionsSchema,
     },
     closed,
   ),
+  /** Keeps the part of a push that has landed, for a step of several. */
+  Type.Object(
+    {
+      kind: Type.Literal('collect'),
+      ...ofRun,
+      session: SessionId,
+      worker: WorkerKey,
+      sequence: Sequence,
+      /** See `Weight`. */
+      weight: Type.Object({ scale: Type.Number(), share: Type.Number() }, closed),
+      compensation: orNull(CompensationSchema),
+    },
+    closed,
+  ),
+  /** Makes one update of those that were collected. */
+  Type.Object(
+    {
+      kind: Type.Literal('combine'),
+      ...ofRun,
+      generation: Natural,
+      /** Of all of them, added up. */
+      shares: Type.Number(),
+      faulty: Natural,
+      clip: ClipSchema,
+      options: StepOptionsSchema,
+    },
+    closed,
+  ),
+  /** Those that were collected are of no more use. */
+  Type.Object({ kind: Type.Literal('discard'), ...ofRun }, closed),
+  /** A worker is sent the parameters as they are now: they are kept for its push. `fresh`: the slot was another one's. */
+  Type.Object({ kind: Type.Literal('remember'), ...ofRun, ...slot, fresh: Type.Boolean() }, closed),
   /** Lets go of it. */
   Type.Object(
     { kind: Type.Literal('drop'), ...ofRun, session: SessionId, sequence: Sequence },
@@ -159,6 +208,8 @@ const commands = [
           merges: Natural,
           average: orNull(Type.Object({ count: Natural }, closed)),
           velocities: Type.Optional(Type.Array(Natural)),
+          collected: Type.Optional(Natural),
+          squares: Type.Optional(Type.Array(Natural)),
         },
         closed,
       ),

@@ -10,7 +10,7 @@ import { normAndFinite } from './optimizer.ts';
 import { Parameters } from './parameters.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
 import { Snapshot } from './snapshot.ts';
-import { type Copy, payloadLimits, slice, VECTOR, velocityCount } from './vectors.ts';
+import { type Copy, payloadLimits, placesOf, slice, VECTOR } from './vectors.ts';
 
 /**
  * A shard: it holds a range of the vector of each run, and does with it what the coordinator has decided,
@@ -233,6 +233,22 @@ export class Shard {
       case 'apply':
         this.#apply(held, command);
         break;
+      case 'collect':
+        this.#collect(held, command);
+        break;
+      case 'combine': {
+        const { shares, faulty, clip, options } = command;
+        if (!parameters.update(parameters.combine(shares, faulty), clip, options)) {
+          this.#events.overflowed(command.run, command.generation);
+        }
+        break;
+      }
+      case 'discard':
+        parameters.discard();
+        break;
+      case 'remember':
+        parameters.remember(command.slot, command.fresh);
+        break;
       case 'drop':
         take(held, command)?.release();
         break;
@@ -297,7 +313,7 @@ export class Shard {
     this.#runs.set(run, {
       layout,
       config,
-      parameters: new Parameters(layout, config, velocityCount(config, whole)),
+      parameters: new Parameters(layout, config, placesOf(config, whole)),
       captures: new Map(),
       saved: new Map(),
       landed: new Map(),
@@ -308,16 +324,8 @@ export class Shard {
   }
 
   #apply(held: HeldRun, command: Extract<ShardCommand, { kind: 'apply' }>): void {
-    const part = take(held, command);
-    if (!part) throw new Error(`push ${command.sequence} was applied without its part`);
+    const part = takeOnce(held, command);
     try {
-      const last = held.applied.get(command.worker) ?? 0;
-      if (command.sequence <= last) throw new Error(`push ${command.sequence} was applied twice`);
-      held.applied.delete(command.worker);
-      held.applied.set(command.worker, command.sequence);
-      if (held.applied.size > 2 * LIMITS.workerCountMax) {
-        held.applied.delete(held.applied.keys().next().value!);
-      }
       const staged = held.parameters.stage(part.payload, part.encoding);
       if (!held.parameters.update(staged, command.clip, command.options)) {
         this.#events.overflowed(command.run, command.generation);
@@ -326,6 +334,33 @@ export class Shard {
       part.release();
     }
   }
+
+  #collect(held: HeldRun, command: Extract<ShardCommand, { kind: 'collect' }>): void {
+    const part = takeOnce(held, command);
+    try {
+      const staged = held.parameters.stage(part.payload, part.encoding);
+      held.parameters.collect(staged, command.weight, command.compensation);
+    } finally {
+      part.release();
+    }
+  }
+}
+
+/** A part that counts. Its release is the caller's. */
+function takeOnce(held: HeldRun, of: PartName & { readonly worker: string }): LandedPart {
+  const part = take(held, of);
+  if (!part) throw new Error(`push ${of.sequence} was applied without its part`);
+  const last = held.applied.get(of.worker) ?? 0;
+  if (of.sequence <= last) {
+    part.release();
+    throw new Error(`push ${of.sequence} was applied twice`);
+  }
+  held.applied.delete(of.worker);
+  held.applied.set(of.worker, of.sequence);
+  if (held.applied.size > 2 * LIMITS.workerCountMax) {
+    held.applied.delete(held.applied.keys().next().value!);
+  }
+  return part;
 }
 
 function grant(held: HeldRun, { session, grant }: { session: string; grant: number }): void {

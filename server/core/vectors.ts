@@ -1,10 +1,12 @@
 import type { RunConfig } from '../../shared/config.ts';
+import { collects, keepsEach, keepsSent, pushesMin } from '../../shared/consistency.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { MEMORY_BYTES_MAX, regionBytes } from '../../shared/memory.ts';
 import { averageBytes, averageSymbols } from './averaging.ts';
 import { optimizerBytes, optimizerSymbols } from './fused.ts';
+import { placesUsed, vectorsPerSlot } from './gathered.ts';
 import { velocitySymbol } from './optimizer.ts';
 
 /** The vectors of a run: their names in a checkpoint, their sizes, and what they and payloads take. */
@@ -12,39 +14,113 @@ import { velocitySymbol } from './optimizer.ts';
 /** The parameters among the `vectors`. */
 export const VECTOR = `${STATE_PREFIX}parameters`;
 
-export type Owner = 'optimizer' | 'velocity' | 'average';
+type Owner = 'optimizer' | 'velocity' | 'average' | 'collected' | 'squares' | 'sent';
 export const stateName = (owner: Owner, symbol: string) => `${STATE_PREFIX}${owner}.${symbol}`;
-/** Before the slot in the name of a worker's velocity. */
-export const VELOCITY = stateName('velocity', '');
+
+/** One of those that only a standby must keep: what workers were sent. */
+export const isSent = (name: string): boolean => name.startsWith(stateName('sent', ''));
+
+export const named = (owner: Owner, slots: Readonly<Record<string, Float32Array>>) =>
+  Object.entries(slots).map(([symbol, values]): [string, Float32Array] => [
+    stateName(owner, symbol),
+    values,
+  ]);
+
+/** Vectors beside the parameters that a run needs room for. */
+export interface Places {
+  /** Of workers. */
+  readonly velocities: number;
+  /** Pushes that are collected: 1 for their sum. */
+  readonly collected: number;
+  /** Workers whose parameters are kept as they were sent. */
+  readonly sent: number;
+}
+export const NO_PLACES: Places = { velocities: 0, collected: 0, sent: 0 };
 
 /**
- * For so many velocities of workers there is room, the same on all shards of a run.
- * @param layout of the whole model.
+ * The same on all shards of a run. @param layout of the whole model.
+ * @throws DownpourError DP_LAYOUT_INVALID: it is too large for an aggregate that keeps each push.
  */
-export function velocityCount(
-  { optimizer, averaging, consistency }: Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency'>,
+export function placesOf(
+  config: Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency'>,
+  layout: Layout,
+): Places {
+  const { consistency } = config;
+  const velocities = velocityCount(config, layout);
+  const left = bytesLeft(config, layout);
+  const slotBytes = vectorsPerSlot(consistency) * regionBytes(4 * layout.trainableSize);
+  const sent = keepsSent(consistency)
+    ? Math.min(
+        LIMITS.sentCountMax,
+        Math.floor(Math.min(LIMITS.sentBytesMax, left - slotBytes) / slotBytes),
+      )
+    : 0;
+  if (!collects(consistency)) return { velocities, collected: 0, sent: Math.max(0, sent) };
+  if (!keepsEach(consistency)) return { velocities, collected: 1, sent: Math.max(0, sent) };
+  const pushBytes = regionBytes(4 * layout.exchangedSize);
+  const bytes = Math.min(LIMITS.collectedBytesMax, left - sent * slotBytes);
+  const collected = Math.min(LIMITS.collectedCountMax, Math.floor(bytes / pushBytes));
+  const { mode, aggregate = 'mean', faultyMax = 1, bufferSize = 10, quorum } = consistency;
+  const needed = Math.max(
+    pushesMin(aggregate, faultyMax),
+    mode === 'buffered' ? bufferSize : (quorum ?? 0),
+  );
+  if (collected < needed) {
+    throw new DownpourError(
+      'DP_LAYOUT_INVALID',
+      `aggregate '${aggregate}' keeps each push of a step; there is room for ${Math.max(0, collected)} of this model's, and ${needed} are needed: use aggregate mean, a smaller step, or more shards`,
+    );
+  }
+  return { velocities, collected, sent: Math.max(0, sent) };
+}
+
+/** For vectors beside those that every run has. */
+function bytesLeft(
+  { optimizer, averaging }: Pick<RunConfig, 'optimizer' | 'averaging'>,
   { size, trainableSize, exchangedSize }: Layout,
 ): number {
-  const { correction } = consistency;
-  const wanted = correction === 'auto' || correction === 'lookahead';
-  if (!wanted || velocitySymbol(optimizer.kind) === null) return 0;
   const others =
     regionBytes(4 * size) +
     optimizerBytes(optimizer, trainableSize) +
     averageBytes(averaging, exchangedSize) +
     // The payload, and room for a few pushes and answers.
     (1 + 2 * ROOMS_FEW) * regionBytes(4 * exchangedSize);
-  const bytes = Math.min(LIMITS.velocityBytesMax, MEMORY_BYTES_MAX - others);
-  const count = Math.floor(bytes / regionBytes(4 * trainableSize));
+  return MEMORY_BYTES_MAX - others;
+}
+
+/**
+ * For so many velocities of workers there is room, the same on all shards of a run.
+ * @param layout of the whole model.
+ */
+export function velocityCount(
+  config: Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency'>,
+  layout: Layout,
+): number {
+  const { correction } = config.consistency;
+  const isUsed = correction === 'auto' || correction === 'lookahead';
+  if (!isUsed || collects(config.consistency)) return 0;
+  if (velocitySymbol(config.optimizer.kind) === null) return 0;
+  const bytes = Math.min(LIMITS.velocityBytesMax, bytesLeft(config, layout));
+  const count = Math.floor(bytes / regionBytes(4 * layout.trainableSize));
   // One for all would be no other than the common one.
   return count < 2 ? 0 : Math.min(LIMITS.velocityCountMax, count);
 }
 
-/** The `vectors` of a run that is not here: their names and elements. @param velocities in use. */
+/** Which of the vectors that have numbers are in use. */
+export interface InUse {
+  /** Slots of velocities of workers; absent: none. */
+  readonly velocities?: number[];
+  /** Pushes that wait for their update; absent: none. */
+  readonly collected?: number;
+  /** Slots of workers' running means of squares; absent: none. */
+  readonly squares?: number[];
+}
+
+/** The `vectors` of a run that is not here: their names and elements. @param state says which of them are in use. */
 export function vectorSizes(
-  { optimizer, averaging }: Pick<RunConfig, 'optimizer' | 'averaging'>,
+  { optimizer, averaging, consistency }: Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency'>,
   { size, trainableSize, exchangedSize }: Layout,
-  velocities: readonly number[] = [],
+  { velocities = [], collected = 0, squares = [] }: InUse,
 ): Map<string, number> {
   const sizes = new Map([[VECTOR, size]]);
   for (const symbol of optimizerSymbols(optimizer)) {
@@ -54,6 +130,10 @@ export function vectorSizes(
   for (const symbol of averageSymbols(averaging)) {
     sizes.set(stateName('average', symbol), exchangedSize);
   }
+  for (let i = 0; i < placesUsed(consistency.aggregate ?? 'mean', collected); i++) {
+    sizes.set(stateName('collected', String(i)), exchangedSize);
+  }
+  for (const slot of squares) sizes.set(stateName('squares', String(slot)), trainableSize);
   return sizes;
 }
 

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { resolveConfig } from '../../shared/config.ts';
+import { shardsProblem } from '../../shared/consistency.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
@@ -65,6 +66,9 @@ export class Coordinator {
   readonly #leaving = new Set<string>();
   /** Names of removed runs, the latest. */
   readonly #removed = new Set<string>();
+  /** For what modes of consistency wait for, one of a run. */
+  readonly #alarms = new WeakMap<Run, { readonly at: number }>();
+  readonly #later: (ms: number, act: () => void) => void;
   /** Nobody is let in any more, and nothing begun. */
   #closing = false;
   /** A shard is lost: the runs go on from their checkpoints later. */
@@ -80,11 +84,14 @@ export class Coordinator {
     runCountMax?: number;
     /** For connections; default: a share of the memory that there is. */
     memoryBytesMax?: number;
+    /** Calls back after so many ms; default: by a timer. */
+    later?: (ms: number, act: () => void) => void;
   }) {
     this.#keeper = options.keeper;
     this.#shards = options.shards ?? null;
     if (this.#shards) this.#shards.report = (index, report) => this.#onShard(index, report);
     this.now = options.now;
+    this.#later = options.later ?? ((ms, act) => void setTimeout(act, ms).unref());
     this.log = options.log;
     const { keeper, now, log, pushLog = null } = options;
     const find = (id: string) => this.find(id);
@@ -208,6 +215,8 @@ export class Coordinator {
   async create(body: CreateRun): Promise<Run> {
     this.mustBeOpen();
     const config = resolveConfig(body.config);
+    const unfit = this.#shards && this.#shards.count > 1 ? shardsProblem(config) : null;
+    if (unfit !== null) throw new DownpourError('DP_CONFIG_INVALID', unfit);
     const count = this.#runs.size + (this.#loader?.left ?? 0);
     if (count >= this.#runCountMax) {
       throw new DownpourError('DP_LIMIT', `${count} runs; at most ${this.#runCountMax}`);
@@ -443,8 +452,27 @@ export class Coordinator {
       } else this.#keeper.onEvaluation(run);
     }
     if (touched) this.#keeper.onStep(run, this.now());
+    this.#setAlarm(run);
     if (!wake) return;
     this.workers.wake(run);
+    // One for whom there was nothing may have been the last that a step waited for.
+    this.settle(run, false);
+  }
+
+  /** The run is called at the moment that its mode waits for. */
+  #setAlarm(run: Run): void {
+    const { deadline } = run;
+    if (deadline === null || this.#alarms.get(run)?.at === deadline) return;
+    const alarm = { at: deadline };
+    this.#alarms.set(run, alarm);
+    // Timers may ring a moment early.
+    this.#later(Math.max(0, Math.ceil(deadline - this.now()) + 1), () => {
+      if (this.#alarms.get(run) !== alarm || this.#runs.get(run.id) !== run) return;
+      this.#alarms.delete(run);
+      if (run.deadline === null || this.#closing) return;
+      run.call({ call: 'tick', now: this.now() });
+      this.settle(run);
+    });
   }
 
   /** Once a second: what is out of time, who is silent, what is due to be written. */

@@ -28,8 +28,8 @@ export function saveShards(
   const id = ++saves;
   const own = run.save(id, what, copy);
   const layout = run.layout!;
-  const { velocities } = run.state(run.nowMs).parameters ?? {};
-  const sizes = vectorSizes(run.config, layout, velocities).set(BEST, layout.exchangedSize);
+  const state = run.state(run.nowMs).parameters ?? {};
+  const sizes = vectorSizes(run.config, layout, state).set(BEST, layout.exchangedSize);
 
   /** Elements [start, end) of a vector that begins with the layout's, from all shards. */
   async function* pieces(name: string, start: number, end: number) {
@@ -76,7 +76,7 @@ export async function restoreShards(
     const { id: run, config } = state.options;
     const layout = createLayout(state.tensors);
     const ranges = rangesOf(layout, pool.count);
-    const sizes = vectorSizes(config, layout, state.parameters.velocities);
+    const sizes = vectorSizes(config, layout, state.parameters);
     if (state.best) sizes.set(BEST, layout.exchangedSize);
     for (let index = 1; index < ranges.length; index++) {
       const range = ranges[index]!;

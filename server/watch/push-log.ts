@@ -1,10 +1,12 @@
 import { closeSync, openSync, writeSync } from 'node:fs';
+import { collects } from '../../shared/consistency.ts';
 import type { Run } from '../core/run.ts';
 
 /**
  * Writes down each applied push, so that somebody else can check afterwards that none was applied twice: a
  * line `push <life> <run> <step> <worker>/<incarnation> <sequence>`, and when a server begins,
- * `begin <life> <run> <step>` for each run that it goes on with. Lines are written at once, not buffered: what was
+ * `begin <life> <run> <step>` for each run that it goes on with. Where several pushes make a step, the line is
+ * `take …` with the step that the push is part of, and `begin` ends with how many of the next step are there, if any. Lines are written at once, not buffered: what was
  * applied before a kill is there.
  */
 export interface PushLog {
@@ -17,9 +19,16 @@ export interface PushLog {
 export function openPushLog(path: string): PushLog {
   const file = openSync(path, 'a');
   return {
-    began: (run) => void writeSync(file, `begin ${run.life} ${run.id} ${run.step}\n`),
-    applied: (run, worker, sequence) =>
-      void writeSync(file, `push ${run.life} ${run.id} ${run.step} ${worker} ${sequence}\n`),
+    began: (run) =>
+      void writeSync(
+        file,
+        `begin ${run.life} ${run.id} ${run.step}${run.collected > 0 ? ` ${run.collected}` : ''}\n`,
+      ),
+    applied: (run, worker, sequence) => {
+      const kind = collects(run.config.consistency) ? 'take' : 'push';
+      const step = run.step + (run.collected > 0 ? 1 : 0);
+      writeSync(file, `${kind} ${run.life} ${run.id} ${step} ${worker} ${sequence}\n`);
+    },
     close: () => closeSync(file),
   };
 }
@@ -40,7 +49,7 @@ export interface PushLogReport {
 
 /** Checks a push log, offline. */
 export function checkPushLog(text: string): PushLogReport {
-  const histories = new Map<string, { step: number; push: string }[]>();
+  const histories = new Map<string, { kind: string; step: number; push: string }[]>();
   const lives = new Map<string, number>();
   let lost = 0;
   for (const line of text.split('\n')) {
@@ -48,13 +57,16 @@ export function checkPushLog(text: string): PushLogReport {
     if (!run) continue;
     const history = histories.get(run) ?? [];
     if (kind === 'begin') {
-      const kept = history.filter((entry) => entry.step <= Number(step));
+      let next = Number(line.split(' ')[4] ?? 0);
+      const kept = history.filter(
+        (entry) => entry.step <= Number(step) || (entry.step === Number(step) + 1 && next-- > 0),
+      );
       lost += history.length - kept.length;
       histories.set(run, kept);
       lives.set(run, Number(life));
     } else if (Number(life) < (lives.get(run) ?? 0)) lost++;
     else {
-      history.push({ step: Number(step), push: `${run} ${worker} ${sequence}` });
+      history.push({ kind: kind!, step: Number(step), push: `${run} ${worker} ${sequence}` });
       histories.set(run, history);
     }
   }
@@ -64,10 +76,13 @@ export function checkPushLog(text: string): PushLogReport {
   for (const [run, history] of histories) {
     applied += history.length;
     const seen = new Set<string>();
-    for (const [i, { step, push }] of history.entries()) {
+    let last = 0;
+    for (const { kind, step, push } of history) {
       if (seen.has(push)) twice.push(push);
       seen.add(push);
-      if (step !== i + 1) steps.push(`${run} ${step}`);
+      const isNext = step === last + 1 || (kind === 'take' && step === last && last > 0);
+      if (!isNext) steps.push(`${run} ${step}`);
+      last = kind === 'take' ? step : last + 1;
     }
   }
   return { applied, lost, twice, steps };

@@ -7,7 +7,8 @@ import { checkToStandby, type ToStandby } from '../../server/standby/protocol.ts
 import { Replication } from '../../server/standby/replication.ts';
 import { Replicas } from '../../server/standby/standby.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
-import type { PartialConfig } from '../../shared/config.ts';
+import { type PartialConfig, type RunConfig, resolveConfig } from '../../shared/config.ts';
+import { collects, isInRounds } from '../../shared/consistency.ts';
 import type { DownpourError } from '../../shared/errors.ts';
 import { createLayout } from '../../shared/layout.ts';
 import type { Acknowledgement, Lease, Push, ServerMessage, Work } from '../../shared/protocol.ts';
@@ -86,13 +87,29 @@ export interface Summary {
 
 const problem = createProblem();
 const LAYOUT = createLayout(TENSORS);
+/** What clusters are of besides asynchronous ones, as many of which there are. */
+const MODES: readonly NonNullable<PartialConfig['consistency']>[] = [
+  { mode: 'bounded', aheadMax: 0 },
+  { mode: 'bounded', aheadMax: 2, correction: 'lookahead' },
+  { mode: 'synchronous' },
+  { mode: 'synchronous', aggregate: 'trimmedMean' },
+  { mode: 'backup' },
+  { mode: 'backup', quorum: 2, graceMs: 400, aggregate: 'median' },
+  { mode: 'buffered', bufferSize: 3, damping: 'root', correction: 'compensated' },
+  { mode: 'buffered', bufferSize: 2, stalenessMax: 0 },
+  { mode: 'async', correction: 'delay' },
+  { mode: 'async', correction: 'compensated' },
+];
+const IN_ROUNDS = { stalenessMax: null, damping: 'none', correction: 'none', depth: 1 } as const;
 /** Nothing takes longer when nobody disturbs. */
 const PATIENCE_SECONDS = 7_200;
 
 interface Applied {
   readonly key: string;
   readonly sequence: number;
+  /** That it is part of; where several pushes make a step, it may be the next one. */
   readonly step: number;
+  readonly lease: number;
   readonly minibatch: string;
   /** A worker was told. */
   acknowledged?: boolean;
@@ -111,7 +128,7 @@ class Simulation {
   readonly draw: Random;
   readonly options: SimulationOptions;
   readonly config: PartialConfig;
-  readonly stalenessMax: number | null;
+  readonly consistency: RunConfig['consistency'];
   /** Null: there is no standby. */
   readonly follow: Follow | null;
   /** Whether another push may follow one at once. */
@@ -134,8 +151,11 @@ class Simulation {
     this.seed = seed;
     this.options = options;
     this.draw = random(seed, 1);
-    this.stalenessMax = this.pick([null, null, 0, 2, 5]);
-    this.config = {
+    const stalenessMax = this.pick([null, null, 0, 2, 5]);
+    const modes = random(seed, 6);
+    const mode = MODES[modes.below(2 * MODES.length)] ?? null;
+    const inRounds = mode?.mode === 'synchronous' || mode?.mode === 'backup';
+    const config: PartialConfig = {
       minibatchSize: 4,
       learningRate: 0.03,
       epochsMax: this.pick([2, 6, 20]),
@@ -144,10 +164,13 @@ class Simulation {
       optimizer: { kind: this.pick(['sgd', 'momentum', 'adam'] as const) },
       averaging: this.pick([{ kind: 'none' }, { kind: 'ema', decay: 0.9 }] as const),
       consistency: {
-        stalenessMax: this.stalenessMax,
+        stalenessMax,
         damping: this.pick(['none', 'inverse']),
         correction: random(seed, 5).below(2) === 0 ? 'auto' : 'none',
         depth: random(seed, 4).below(3) === 0 ? 2 : 1,
+        ...(mode && { damping: 'none', depth: 1 }),
+        ...(inRounds && IN_ROUNDS),
+        ...mode,
       },
       nonFiniteMax: 1_000,
       earlyStopping: {
@@ -156,6 +179,8 @@ class Simulation {
         continueStepsMax: 20,
       },
     };
+    this.config = config;
+    this.consistency = resolveConfig(config).consistency;
     // Of streams of their own, so that a cluster's other faults are what they were without them.
     this.together = random(seed, 3);
     const follows = [{ mode: 'sync', lagMax: 0 } as const, { mode: 'async', lagMax: 2 } as const];
@@ -331,8 +356,8 @@ class SimulatedConnection {
 
   readonly serverEnd = {
     transport: 'tcp' as const,
-    ...{ bufferedBytes: 0, leftBytes: 0, coming: null, waiting: false },
     bytes: { received: 0, sent: 0 },
+    ...{ bufferedBytes: 0, leftBytes: 0, coming: null, waiting: false },
     isOpen: () => this.#serverOpen,
     get open(): boolean {
       return (this as { isOpen(): boolean }).isOpen();
@@ -491,12 +516,17 @@ class SimulatedConnection {
     const place = isThere ? landing.bytes.subarray(0, payload.length) : payload.slice();
     this.answers = [];
     const before = server.step;
+    const { key } = this.session;
+    const counted = server.sequenceOf(key);
     if (header.type === 'push') server.lookUp(header as unknown as Push);
     // Another may follow at once; then this one is answered with it, or when there is none after all.
     const more = this.#simulation.together.uniform() < 0.3;
     this.#events.message(header, place, landing, more);
     if (more) this.#events.drained?.();
-    if (header.type === 'push') server.judge(this, header as unknown as Push, before);
+    if (header.type !== 'push') return;
+    const push = header as unknown as Push;
+    const counts = counted < push.sequence && server.sequenceOf(key) >= push.sequence;
+    server.judge(this, push, before, counts);
   }
 }
 
@@ -611,6 +641,7 @@ class SimulatedServer {
       log: (line) => {
         if (line.startsWith('defect')) simulation.violate(6, line);
       },
+      later: (ms, act) => simulation.at(ms, () => this.enter(() => life === this.#life && act())),
     });
     this.#replicate(life);
     if (!saved) return;
@@ -693,7 +724,7 @@ class SimulatedServer {
 
   /** The standby was told all runs, and lives: no acknowledged push is lost but those that may be. */
   #mustHaveKept(before: readonly Applied[]): void {
-    const lost = before.filter(({ acknowledged, step }) => acknowledged && step > this.step);
+    const lost = before.filter((entry) => entry.acknowledged && !this.log.includes(entry));
     const { lagMax, mode } = this.#simulation.follow!;
     if (lost.length <= lagMax) return;
     this.#simulation.violate(
@@ -727,7 +758,12 @@ class SimulatedServer {
     }
     this.#stepSeen = run.step;
     this.#bestSeen = saved.state.best?.evaluation.loss ?? Infinity;
-    this.log = this.log.filter(({ step }) => step <= run.step);
+    const collected = run.state(simulation.now).collected ?? [];
+    this.log = this.log.filter(
+      (entry) =>
+        entry.step <= run.step ||
+        collected.some(({ worker, lease }) => worker === entry.key && lease.id === entry.lease),
+    );
     this.#vectors.clear();
     this.#leases.clear();
   }
@@ -766,7 +802,7 @@ class SimulatedServer {
   }
 
   /** Right after a push was dealt with. */
-  judge(connection: SimulatedConnection, push: Push, before: number): void {
+  judge(connection: SimulatedConnection, push: Push, before: number, counts: boolean): void {
     const simulation = this.#simulation;
     const { answers } = connection;
     const told = answers
@@ -774,10 +810,13 @@ class SimulatedServer {
       .find(({ sequence }) => sequence === push.sequence);
     const outcome: Acknowledgement['outcome'] | null = told?.outcome ?? null;
     const steps = this.step - before;
+    const { consistency } = simulation;
+    const several = collects(consistency);
     // The standby has to have it first: what the worker will be told is seen when it is.
-    const later = !told && this.#replication !== null && steps === 1;
+    const later = !told && this.#replication !== null && counts;
     const applied = later || outcome === 'applied' || outcome === 'damped';
-    if (steps !== (applied ? 1 : 0)) {
+    // Of several that make a step it may be the last, and so may one be for whom there is no more work.
+    if (several ? steps > 1 : steps !== (applied ? 1 : 0)) {
       simulation.violate(1, `push ${push.sequence} was ${outcome}, and the step rose by ${steps}`);
     }
     if (!applied) {
@@ -790,8 +829,11 @@ class SimulatedServer {
       }
       return;
     }
-    const { stalenessMax } = simulation;
+    const { stalenessMax } = consistency;
     const staleness = before - push.step;
+    if (isInRounds(consistency) && staleness > 0) {
+      simulation.violate(4, `a push of staleness ${staleness} is in a step of another round`);
+    }
     if (stalenessMax !== null && staleness > stalenessMax) {
       simulation.violate(4, `a push of staleness ${staleness} was applied; ${stalenessMax} may be`);
     }
@@ -808,7 +850,21 @@ class SimulatedServer {
       simulation.violate(8, `minibatch ${minibatch} was used twice`);
     }
     const acknowledged = this.#acknowledged === `${key} ${push.sequence}`;
-    this.log.push({ key, sequence: push.sequence, step: this.step, minibatch, acknowledged });
+    const step = this.step + (several && this.#run!.collected > 0 ? 1 : 0);
+    if (
+      isInRounds(consistency) &&
+      this.log.some((each) => each.step === step && each.key === key)
+    ) {
+      simulation.violate(4, `step ${step} is of two pushes of ${key}`);
+    }
+    const { sequence } = push;
+    this.log.push({ key, sequence, step, lease: push.lease, minibatch, acknowledged });
+  }
+
+  /** The last sequence of a worker's that counts. */
+  sequenceOf(key: string): number {
+    const { workers } = this.#run?.state(this.#simulation.now) ?? { workers: [] };
+    return workers.find(([worker]) => worker === key)?.[1] ?? 0;
   }
 
   /** A lease that was granted on a connection that was lost at that moment: the worker was never told. */
@@ -849,6 +905,13 @@ class SimulatedServer {
       simulation.violate(5, `the best went from ${this.#bestSeen} to ${best}`);
     }
     this.#bestSeen = best;
+    if (run.collected === 0) {
+      // Those of a step that was never made are computed again, or needed no more.
+      if (this.log.some(({ step }) => step > run.step)) {
+        this.log = this.log.filter(({ step }) => step <= run.step);
+      }
+    }
+    this.#checkClocks(run);
     if (!run.hasParameters) return;
     const vector = run
       .finalTensors()
@@ -864,6 +927,20 @@ class SimulatedServer {
     else if (known !== now) {
       simulation.violate(3, `the parameters changed within step ${run.step}`);
     }
+  }
+
+  /** No worker has begun a minibatch further ahead of the slowest than it may: clocks count those that ended. */
+  #checkClocks(run: Run): void {
+    const simulation = this.#simulation;
+    const { mode, aheadMax = 3 } = simulation.consistency;
+    if (mode !== 'bounded') return;
+    const members = run.state(simulation.now).mode?.members ?? [];
+    const clocks = members
+      .filter(([, , standing]) => standing === 'ready')
+      .map(([, clock]) => clock);
+    const apart = Math.max(...clocks) - Math.min(...clocks);
+    if (apart <= aheadMax + 1) return;
+    simulation.violate(4, `the clocks of workers are ${apart} apart; aheadMax is ${aheadMax}`);
   }
 
   checkEnd(): void {

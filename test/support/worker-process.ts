@@ -14,6 +14,8 @@ export interface CommandProcess {
   said(what: RegExp): Promise<void>;
   /** SIGTERM. */
   stop(): Promise<void>;
+  /** SIGKILL. */
+  kill(): Promise<void>;
   /** Its exit code, when all that it said has come. */
   readonly closed: Promise<number | null>;
 }
@@ -46,6 +48,10 @@ export function startCommand(
     },
     async stop() {
       child.kill('SIGTERM');
+      await closed;
+    },
+    async kill() {
+      child.kill('SIGKILL');
       await closed;
     },
   };

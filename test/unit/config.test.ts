@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { resolveConfig } from '../../shared/config.ts';
+import { resolveConfig, workerConfig } from '../../shared/config.ts';
 
 test('an empty configuration is complete and valid', () => {
   const config = resolveConfig({});
@@ -18,6 +18,9 @@ test('an empty configuration is complete and valid', () => {
     stalenessMax: null,
     damping: 'none',
     correction: 'auto',
+    compensation: { adaptive: true, lambda: null, decay: 0.95 },
+    ...{ aheadMax: 3, quorum: null, spares: 1, graceMs: 0, bufferSize: 10 },
+    ...{ aggregate: 'mean', faultyMax: 1 },
     depth: 1,
   });
   expect(resolveConfig(config)).toEqual(config);
@@ -69,4 +72,57 @@ test.each([
   [{ schedule: { kind: 'plateau', patience: 5 } }, /stop before the rate is ever divided/],
 ])('%j is refused, and the message names the field', (layer, message) => {
   expect(() => resolveConfig(layer)).toThrow(message);
+});
+
+test.each([
+  [{ mode: 'sync' }, /consistency.mode is "sync"; allowed: "async", "bounded"/],
+  [
+    { mode: 'synchronous', damping: 'inverse' },
+    /damping is 'inverse'; in mode 'synchronous' .* none is stale: set none/,
+  ],
+  [{ mode: 'backup', stalenessMax: 3 }, /stalenessMax is 3; in mode 'backup'/],
+  [{ mode: 'synchronous', correction: 'delay' }, /correction is 'delay'; in mode 'synchronous'/],
+  [{ mode: 'synchronous', correction: 'lookahead' }, /correction is 'lookahead'/],
+  [{ mode: 'backup', depth: 2 }, /depth is 2; in mode 'backup' a worker waits/],
+  [{ mode: 'buffered', correction: 'lookahead' }, /an update is of several workers/],
+  [{ mode: 'bounded', aheadMax: 0, depth: 2 }, /set aheadMax to 1 or more/],
+  [{ correction: 'delay', damping: 'root' }, /both lower the rate of a stale push/],
+  [{ correction: 'gap', depth: 2 }, /parameters that the worker was sent last: set 1/],
+  [{ correction: 'compensated', depth: 2 }, /set 1/],
+  [{ mode: 'async', quorum: 3 }, /quorum is 3 in mode 'async'; it belongs to mode 'backup'/],
+  [{ mode: 'synchronous', graceMs: 3 }, /graceMs is 3 in mode 'synchronous'/],
+  [{ aggregate: 'median' }, /aggregate is 'median' in mode 'async', where each push is an update/],
+  [{ mode: 'backup', quorum: 4, aggregate: 'krum' }, /quorum is 4; .* needs at least 5 pushes/],
+  [{ mode: 'buffered', bufferSize: 4, aggregate: 'trimmedMean', faultyMax: 2 }, /needs at least 5/],
+  [{ mode: 'buffered', bufferSize: 65, aggregate: 'median' }, /keeps each push, at most 64/],
+] as const)('consistency %j is refused in words', (consistency, message) => {
+  expect(() => resolveConfig({ consistency })).toThrow(message);
+});
+
+test.each([
+  { mode: 'bounded', aheadMax: 1, depth: 2, correction: 'lookahead', stalenessMax: 9 },
+  { mode: 'synchronous', aggregate: 'krum' },
+  { mode: 'backup', quorum: 5, graceMs: 10, aggregate: 'krum' },
+  { mode: 'buffered', bufferSize: 64, aggregate: 'median', damping: 'root', stalenessMax: 0 },
+  { mode: 'buffered', correction: 'compensated', damping: 'inverse' },
+] as const)('consistency %j is taken', (consistency) => {
+  expect(resolveConfig({ consistency }).consistency).toMatchObject(consistency);
+});
+
+test('what workers are told of consistency is what older ones know', () => {
+  const config = resolveConfig({
+    consistency: { mode: 'buffered', damping: 'root', correction: 'gap', stalenessMax: 4 },
+  });
+  expect(workerConfig(config)).toEqual({
+    ...config,
+    consistency: { mode: 'async', stalenessMax: 4, damping: 'none', depth: 1 },
+  });
+});
+
+test('gap takes an optimizer whose steps grow with the gradient', () => {
+  const consistency = { correction: 'gap' } as const;
+  expect(() => resolveConfig({ consistency, optimizer: { kind: 'adam' } })).toThrow(
+    /optimizer.kind is 'adam'; correction 'gap' .* use sgd, momentum, nesterov/,
+  );
+  resolveConfig({ consistency, optimizer: { kind: 'nesterov' } });
 });

@@ -81,11 +81,12 @@ describe('Algorithm 7.1', () => {
 });
 
 describe('admission of a push', () => {
-  const at = (staleness: number, change: object) =>
+  const at = (staleness: number, change: object, workers = 1) =>
     admit(resolveConfig({ consistency: change }).consistency, {
       staleness,
       readStep: 100 - staleness,
       serverStep: 100,
+      workers,
     });
 
   test('without a bound everything is applied in full', () => {
@@ -102,5 +103,15 @@ describe('admission of a push', () => {
   test('damping divides by the staleness from 2 on', () => {
     const scales = [0, 1, 2, 4, 10].map((staleness) => at(staleness, { damping: 'inverse' }));
     expect(scales.map((a) => a.kind === 'apply' && a.scale)).toEqual([1, 1, 0.5, 0.25, 0.1]);
+  });
+
+  test('root divides by √(1 + staleness)', () => {
+    const scales = [0, 3, 8].map((staleness) => at(staleness, { damping: 'root' }));
+    expect(scales.map((a) => a.kind === 'apply' && a.scale)).toEqual([1, 1 / 2, 1 / 3]);
+  });
+
+  test('delay lowers the rate of what is staler than there are workers: M / max(M, τ)', () => {
+    const scales = [0, 1, 4, 5, 16].map((staleness) => at(staleness, { correction: 'delay' }, 4));
+    expect(scales.map((a) => a.kind === 'apply' && a.scale)).toEqual([1, 1, 1, 4 / 5, 1 / 4]);
   });
 });

@@ -50,6 +50,16 @@ test('what a server applies that was halted while another one took over is in no
   expect(checkPushLog(log.join('\n'))).toEqual({ applied: 4, lost: 2, twice: [], steps: [] });
 });
 
+test('where several pushes make a step it is there for each of them, and a checkpoint may have some of the next', () => {
+  const first = ['begin 1 r 0', 'take 1 r 1 a/1 1', 'take 1 r 1 b/1 1', 'take 1 r 2 a/1 2'];
+  const more = [...first, 'take 1 r 2 b/1 2', 'take 1 r 3 a/1 3'];
+  expect(checkPushLog(more.join('\n'))).toEqual({ applied: 5, lost: 0, twice: [], steps: [] });
+  const again = [...more, 'begin 2 r 1 1', 'take 2 r 2 c/1 1', 'take 2 r 3 c/1 2'];
+  expect(checkPushLog(again.join('\n'))).toEqual({ applied: 5, lost: 2, twice: [], steps: [] });
+  const twice = [...more, 'begin 2 r 1 1', 'take 2 r 2 a/1 2', 'take 2 r 4 a/1 3'];
+  expect(checkPushLog(twice.join('\n'))).toMatchObject({ twice: ['r a/1 2'], steps: ['r 4'] });
+});
+
 test('a step that is missing, or that is there twice, is told', () => {
   const log = ['begin 1 r 0', 'push 1 r 1 a/1 1', 'push 1 r 3 a/1 2', 'push 1 r 3 a/1 3'];
   expect(checkPushLog(log.join('\n')).steps).toEqual(['r 3']);

@@ -37,6 +37,31 @@ const CONFIGS: readonly PartialConfig[] = [
     robust: { normMedianMax: 5, shareMax: 0.6, quarantineAfter: 2 },
     ...{ epochsMax: 10, evaluateEverySteps: 4, divergence: { rollbacksMax: 3 }, nonFiniteMax: 3 },
   },
+  {
+    ...{ consistency: { mode: 'bounded', aheadMax: 1 }, optimizer: { kind: 'momentum' } },
+    ...{ epochsMax: 8, evaluateEverySteps: 5, leaseSeconds: 1 },
+  },
+  {
+    ...{ consistency: { mode: 'synchronous' }, optimizer: { kind: 'adam' }, learningRate: 0.02 },
+    ...{ epochsMax: 8, leaseSeconds: 1, divergence: { rollbacksMax: 3 }, nonFiniteMax: 3 },
+  },
+  {
+    consistency: { mode: 'backup', quorum: 2, graceMs: 400, aggregate: 'median' },
+    ...{ epochsMax: 8, evaluateEverySteps: 3, leaseSeconds: 1 },
+    earlyStopping: { patience: 1, afterStop: 'continue', continueStepsMax: 6 },
+  },
+  {
+    consistency: { mode: 'buffered', bufferSize: 3, correction: 'compensated', damping: 'root' },
+    ...{
+      epochsMax: 8,
+      evaluateEverySteps: 2,
+      earlyStopping: { patience: 2, afterStop: 'retrain' },
+    },
+  },
+  {
+    ...{ consistency: { correction: 'gap' }, optimizer: { kind: 'momentum' } },
+    ...{ epochsMax: 8, evaluateEverySteps: 5, divergence: { rollbacksMax: 3 }, nonFiniteMax: 3 },
+  },
 ];
 
 /** Some workers do one thing after another, in an order drawn by a seed; some of it is wrong. */
@@ -119,6 +144,9 @@ describe('a replica', () => {
       // As after a failover: restored, with numbers of a new life.
       const heir = Run.restore(replica.state(replica.nowMs), replica.tensors(), null, 2);
       const original = Run.restore(run.state(run.nowMs), run.tensors(), null, 2);
+      // The worker that was there is waited for no more.
+      for (const each of [heir, original])
+        for (const now of [0, 10_000]) each.call({ call: 'tick', now: now });
       new VirtualWorker(heir, problem, 'w/2').train();
       new VirtualWorker(original, problem, 'w/2').train();
       expect(heir.step).toBe(original.step);

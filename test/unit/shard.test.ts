@@ -67,6 +67,32 @@ describe('a run on several shards is the same run as on one, to the bit', () => 
       { optimizer: { kind: 'adam' }, consistency: { correction: 'auto' }, epochsMax: 8 },
       24,
     ],
+    [
+      'bounded, compensated',
+      {
+        consistency: { mode: 'bounded', aheadMax: 1, correction: 'compensated' },
+        ...{ optimizer: { kind: 'momentum' }, learningRate: 0.01, epochsMax: 8 },
+      },
+      3,
+    ],
+    [
+      'synchronous, clipped by value',
+      { consistency: { mode: 'synchronous' }, clip: { value: 0.5 }, epochsMax: 8 },
+      4,
+    ],
+    [
+      'backup workers, by the median',
+      { consistency: { mode: 'backup', aggregate: 'median' }, epochsMax: 8 },
+      4,
+    ],
+    [
+      'buffered, gap-aware',
+      {
+        consistency: { mode: 'buffered', bufferSize: 3, correction: 'gap', damping: 'root' },
+        epochsMax: 8,
+      },
+      4,
+    ],
     ['bf16 both ways', { compression: { push: { kind: 'bf16' }, pull: 'bf16' } }],
   ];
   test.each(configs)('%s', (_, config, workers) => {
@@ -244,6 +270,42 @@ describe('a checkpoint', () => {
       }
     }
   }, 20_000);
+
+  test.each([
+    [{ mode: 'buffered', bufferSize: 4, correction: 'compensated' }, '@collected.', 1],
+    [{ mode: 'backup', quorum: 4, aggregate: 'trimmedMean' }, '@collected.', 3],
+    [{ correction: 'compensated' }, '@squares.', 5],
+  ] as const)('has what %j keeps of pushes', (consistency, prefix, vectors) => {
+    const many: PartialConfig = { consistency, learningRate: 0.01, epochsMax: 4 };
+    const first = new ShardedRun(4, many, undefined, 5);
+    first.train(
+      () =>
+        first.run.step >= (vectors === 5 ? 12 : 3) &&
+        (prefix !== '@collected.' || first.run.collected === 3),
+    );
+    const saved = first.save();
+    expect(saved.file.filter(({ name }) => name.startsWith(prefix)).length).toBe(vectors);
+    const [one, two] = [1, 3].map((count) => new ShardedRun(count, many, saved, 5, first.turn));
+    one!.train();
+    two!.train();
+    expect(one!.run.phase).toBe('finished');
+    expect(two!.parameters).toEqual(one!.parameters);
+    const session = '0123456789abcdef';
+    for (const command of [...first.told, ...two!.told]) {
+      const told: ShardCommand = 'session' in command ? { ...command, session } : command;
+      checkCommand(told);
+    }
+    const state = saved.state.parameters!;
+    checkCommand({ kind: 'restore', run: 'r', state, best: null, workers: [] } as ShardCommand);
+  });
+
+  test.each([
+    [{ consistency: { mode: 'synchronous' }, clip: { norm: 1 } }, /clip.norm is 1 in mode 'synchr/],
+    [{ consistency: { mode: 'synchronous', aggregate: 'krum' } }, /compares whole gradients/],
+  ] as const)('refuses in words what no shard can know: %j', (config, message) => {
+    expect(() => new ShardedRun(2, config)).toThrow(message);
+    new ShardedRun(1, config);
+  });
 
   test('has the velocities of all workers, and shards take what they are told of them', () => {
     const many: PartialConfig = {

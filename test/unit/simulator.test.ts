@@ -1,5 +1,8 @@
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { Leases } from '../../server/core/leases.ts';
+import { Bounded } from '../../server/core/modes/bounded.ts';
+import { Crowd } from '../../server/core/modes/crowd.ts';
+import { Rounds } from '../../server/core/modes/rounds.ts';
 import { Parameters } from '../../server/core/parameters.ts';
 import type { RunCall } from '../../server/core/run/calls.ts';
 import { Run } from '../../server/core/run.ts';
@@ -91,6 +94,19 @@ describe('a broken server is caught:', () => {
     expect(violation.invariant).toBe(4);
   });
 
+  test('4, it takes pushes into a step of which they are not', async () => {
+    vi.spyOn(Rounds.prototype, 'refuse').mockReturnValue(null);
+    expect((await caught()).invariant).toBe(4);
+  });
+
+  test('4, it lets workers run ahead of the slowest', async () => {
+    vi.spyOn(Bounded.prototype, 'mayPull').mockReturnValue(true);
+    vi.spyOn(Bounded.prototype, 'refuse').mockReturnValue(null);
+    const violation = await caught();
+    expect(violation.invariant).toBe(4);
+    expect(violation.message).toContain('the clocks of workers are');
+  });
+
   test('5, it forgets the best over a restart', async () => {
     const violation = await caught({
       restored: (saved) =>
@@ -135,6 +151,21 @@ describe('a broken server is caught:', () => {
     const violation = await caught({}, 1_500);
     expect(violation.invariant).toBe(9);
     expect(violation.message).toContain('acknowledged pushes are lost');
+  }, 120_000);
+
+  test('8, it forgets the pushes of a step when it goes on from a checkpoint', async () => {
+    const restored: Sabotage['restored'] = (saved) => {
+      const { collected: _, ...state } = saved.state;
+      const { collected: __, ...parameters } = state.parameters ?? { merges: 0, average: null };
+      return { ...saved, state: { ...state, parameters } };
+    };
+    expect((await caught({ restored }, 1_000)).invariant).toBe(8);
+  }, 120_000);
+
+  test('8, it waits for workers that have gone', async () => {
+    vi.spyOn(Crowd.prototype, 'left').mockImplementation(() => {});
+    vi.spyOn(Crowd.prototype, 'tick').mockImplementation(() => {});
+    expect((await caught()).invariant).toBe(8);
   }, 120_000);
 
   test('8, it loses the minibatches of workers that go', async () => {

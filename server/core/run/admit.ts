@@ -2,6 +2,7 @@ import type { RunConfig } from '../../../shared/config.ts';
 import type { ErrorCode } from '../../../shared/errors.ts';
 import type { Lease, Push } from '../../../shared/protocol.ts';
 import { type Admission, admit } from '../consistency.ts';
+import type { Mode } from '../modes/mode.ts';
 import { isTraining } from './course.ts';
 import type { Worker } from './roster.ts';
 import type { Fields } from './state.ts';
@@ -19,6 +20,11 @@ export interface Facts {
   isReady: boolean;
   /** Who sends it. */
   worker: Worker;
+  key: string;
+  /** Of the run; null: asynchronous. */
+  readonly mode: Pick<Mode, 'refuse'> | null;
+  /** That take part. */
+  workers: number;
   /** Why nothing is taken from it any more; null: it is trusted. */
   quarantine: string | null;
   /** What is wrong with the payload; null: nothing. */
@@ -38,6 +44,8 @@ export interface Rejection extends Problem {
   readonly staleness: number;
   /** The worker has the minibatch still and tries it again: its time begins anew. */
   readonly retry: boolean;
+  /** The worker was too slow for its step: another one computes the minibatch. */
+  readonly passOn?: true;
 }
 
 export type Refusal = { readonly kind: 'duplicate' } | Rejection;
@@ -75,7 +83,15 @@ export function judge(push: Push, facts: Facts): Judgement {
     return reject('DP_PUSH_STALE', message, true);
   }
   const staleness = step - push.step;
-  const admission = admit(config.consistency, { staleness, readStep: push.step, serverStep: step });
+  const untimely = facts.mode?.refuse(facts.key, { staleness, serverStep: step }) ?? null;
+  if (untimely !== null) {
+    const isLate = staleness > 0;
+    const rejection = reject('DP_PUSH_STALE', untimely, !isLate, staleness);
+    return isLate ? { ...rejection, passOn: true } : rejection;
+  }
+  const { workers } = facts;
+  const read = { staleness, readStep: push.step, serverStep: step, workers };
+  const admission = admit(config.consistency, read);
   if (admission.kind === 'apply') return admission;
   return reject('DP_PUSH_STALE', admission.message, true, staleness);
 }

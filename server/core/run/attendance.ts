@@ -26,6 +26,7 @@ export function attend({ fields, parts }: Inside, worker: string, now: number): 
   record.attached = true;
   record.generation = -1;
   parts.correction.arrived(worker);
+  parts.mode?.arrived(worker);
   parts.leases?.extend(worker, now);
   const { evaluation } = fields;
   if (evaluation?.worker === worker) evaluation.deadline = null;
@@ -37,6 +38,7 @@ export function detach({ fields, parts }: Inside, worker: string, now: number): 
   parts.roster.detach(worker);
   parts.robust.left(worker);
   parts.correction.departed(worker, now);
+  parts.mode?.departed(worker, now);
   parts.leases?.hasten(worker, now + GRACE_MS);
   if (evaluation?.worker === worker) evaluation.deadline = now + GRACE_MS;
   return takeGrant(fields, worker);
@@ -47,6 +49,7 @@ export function leave({ fields, parts }: Inside, worker: string): boolean {
   parts.roster.detach(worker);
   parts.robust.left(worker);
   parts.correction.left(worker);
+  parts.mode?.left(worker);
   const leases = parts.leases?.release(worker) ?? 0;
   const hadEvaluation = giveBack(fields, worker);
   return takeGrant(fields, worker) || hadEvaluation || leases > 0;
@@ -62,14 +65,17 @@ function takeGrant({ grant }: Fields, worker: string): boolean {
 /** Nobody's time ran. */
 export function postpone({ fields, parts }: Inside, ms: number): void {
   parts.leases?.postpone(ms);
+  parts.mode?.postpone(ms);
   if (fields.evaluation?.deadline != null) fields.evaluation.deadline += ms;
 }
 
 /** @returns whether others may have work. */
 export function tick({ fields, parts }: Inside, now: number): boolean {
   const { evaluation } = fields;
+  const { mode } = parts;
   parts.correction.tick(now);
-  let freed = parts.leases?.expire(now) ?? 0;
+  mode?.tick(now);
+  let freed = parts.leases?.expire(now, mode ? (worker) => mode.late(worker) : undefined) ?? 0;
   if (evaluation?.deadline != null && evaluation.deadline <= now) {
     evaluation.worker = null;
     evaluation.deadline = null;

@@ -48,7 +48,45 @@ export function epochOf({ fields, parts }: Inside): number {
   return leases?.epoch ?? fields.epochAtEnd ?? observations.evaluations.at(-1)?.epoch ?? 0;
 }
 
-/** Updates between two evaluations. */
+/** Why the phase ends with the update that was made; null: it goes on. */
+export function endingOf(inside: Inside): string | null {
+  const { options, fields, parts } = inside;
+  const { stepsMax, epochsMax, earlyStopping } = options.config;
+  const phaseStep = phaseStepOf(fields);
+  if (fields.phase === 'refitting') {
+    if (phaseStep < refitStepsMaxOf(inside)) return null;
+    return earlyStopping.afterStop === 'retrain'
+      ? 'refitted for the best step count'
+      : 'continued up to its limit of steps';
+  }
+  if (stepsMax !== null && phaseStep >= stepsMax) return `reached stepsMax ${stepsMax}`;
+  return parts.leases!.exhausted ? `reached epochsMax ${epochsMax}` : null;
+}
+
+/** Counted like `evaluateEveryOf`: an epoch is of so many minibatches, however many make an update. */
+export function evaluationStepOf({ options, fields, parts }: Inside): number {
+  const isByEpochs = options.config.evaluateEverySteps === null;
+  return isByEpochs ? parts.leases!.completed : phaseStepOf(fields);
+}
+
+/** Pushes that made an update in this phase, on average. */
+function pushesPerStepOf({ fields, parts }: Inside): number {
+  const { mode, leases, collection } = parts;
+  const steps = phaseStepOf(fields);
+  if (!mode?.collects || !leases || steps === 0) return 1;
+  return Math.max(1, (leases.completed - collection.count) / steps);
+}
+
+/** Between two evaluations at the mean speed so far, s; null: unknown. */
+export function evaluationSecondsOf(inside: Inside, seconds: number): number | null {
+  const { options, fields, parts } = inside;
+  if (fields.step === 0 || !parts.leases) return null;
+  const isByEpochs = options.config.evaluateEverySteps === null;
+  const steps = evaluateEveryOf(inside) / (isByEpochs ? pushesPerStepOf(inside) : 1);
+  return (steps * seconds) / fields.step;
+}
+
+/** Updates between two evaluations, or minibatches of an epoch. */
 export function evaluateEveryOf({ options, parts }: Inside): number {
   return options.config.evaluateEverySteps ?? parts.leases!.perEpoch;
 }
@@ -83,7 +121,7 @@ export function validates({ options, fields }: Inside): boolean {
 }
 
 /** Updates that a refit has at most. */
-export function refitStepsMaxOf({ options, fields }: Inside): number {
+function refitStepsMaxOf({ options, fields }: Inside): number {
   const { afterStop, continueStepsMax } = options.config.earlyStopping;
   const best = fields.best!.phaseStep;
   return afterStop === 'retrain' ? best : (continueStepsMax ?? best);
@@ -97,7 +135,9 @@ export function stepsMaxOf(inside: Inside): number | null {
   if (fields.phaseStart > 0 && fields.best) return fields.phaseStart + refitStepsMaxOf(inside);
   const byEpochs =
     epochsMax !== null && fields.data
-      ? epochsMax * Math.ceil(fields.data.trainCount / minibatchSize)
+      ? Math.ceil(
+          (epochsMax * Math.ceil(fields.data.trainCount / minibatchSize)) / pushesPerStepOf(inside),
+        )
       : Infinity;
   const limit = Math.min(stepsMax ?? Infinity, byEpochs);
   return Number.isFinite(limit) ? limit : null;

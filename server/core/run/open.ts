@@ -1,6 +1,7 @@
+import { keepsEach } from '../../../shared/consistency.ts';
 import { createLayout } from '../../../shared/layout.ts';
 import type { RunShards } from '../shard.ts';
-import type { NamedTensor } from '../vectors.ts';
+import type { NamedTensor, Places } from '../vectors.ts';
 import { capturesInUse } from './evaluations.ts';
 import { GENERATIONS_A_LIFE, passLives } from './lives.ts';
 import {
@@ -36,28 +37,30 @@ export function openNew(
 
 /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
 export function openFork(
-  { fields, parts }: Inside,
+  inside: Inside,
   source: Pick<RunState, 'tensors' | 'parameters' | 'data' | 'facts' | 'originData'>,
   tensors: readonly NamedTensor[],
 ): void {
-  const { vector, correction } = parts;
+  const { fields, parts } = inside;
+  const { vector } = parts;
   // Its parameters belong to inputs that are standardised as they were.
   fields.facts = source.facts ?? null;
   // Of a fork that nobody has worked for its own is not known.
   fields.originData = source.data ?? source.originData ?? null;
-  correction.place(vector.place(createLayout(source.tensors ?? [])));
+  takePlaces(inside, vector.place(createLayout(source.tensors ?? [])));
   vector.mustParameters.adopt(source.parameters, tensors);
   fields.initialisations = 1;
 }
 
 /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
 export function openCheckpoint(
-  { fields, parts }: Inside,
+  inside: Inside,
   state: RunState,
   tensors: readonly NamedTensor[],
 ): void {
+  const { fields, parts } = inside;
   const { life } = fields;
-  const { vector, correction } = parts;
+  const { vector } = parts;
   // Of several lives since the checkpoint each has numbers of its own.
   const lives = Math.max(1, life - (state.life ?? life - 1));
   const { step, generation, firstGeneration = 0 } = state;
@@ -68,7 +71,7 @@ export function openCheckpoint(
   fields.evaluationsGiven += lives * GENERATIONS_A_LIFE;
   openParts(parts, state, lives);
   if (!state.tensors || !state.parameters || state.initialisations === 0) return;
-  correction.place(vector.place(createLayout(state.tensors)));
+  takePlaces(inside, vector.place(createLayout(state.tensors)));
   vector.restore(state.parameters, tensors, state.best !== null);
   fields.captures = RESTORED_BEST;
   if (state.best) fields.best = { ...state.best, capture: RESTORED_BEST };
@@ -76,15 +79,23 @@ export function openCheckpoint(
 
 /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a vector has another size. */
 export function openReplica(
-  { fields, parts }: Inside,
+  inside: Inside,
   replica: RunReplica,
   vectors: ReadonlyMap<string, Float32Array>,
 ): void {
+  const { fields, parts } = inside;
   Object.assign(fields, structuredClone(replica.fields));
   replicateParts(parts, replica);
   const { tensors, parameters } = replica;
   if (!tensors) return;
   const hasParameters = fields.initialisations > 0;
   const inUse = { ...capturesInUse(fields), hasParameters };
-  parts.correction.place(parts.vector.replicate(tensors, parameters, vectors, inUse));
+  takePlaces(inside, parts.vector.replicate(tensors, parameters, vectors, inUse));
+}
+
+/** The vector has its places: so much may be kept of workers and of their pushes. */
+export function takePlaces({ options, parts }: Inside, places: Places): void {
+  parts.correction.place(places.velocities);
+  parts.sent.place(places.sent);
+  if (keepsEach(options.config.consistency)) parts.mode?.place(places.collected);
 }

@@ -1,5 +1,6 @@
 import { DownpourError, type ErrorCode } from '../../../shared/errors.ts';
 import type { Acknowledgement, Push } from '../../../shared/protocol.ts';
+import type { CompensationUse } from '../compensation.ts';
 import { limitedNorm, type Plan } from '../correction.ts';
 import type { StagedPush } from '../landing-rooms.ts';
 import type { Applied } from '../observations.ts';
@@ -7,10 +8,11 @@ import type { StepOptions } from '../optimizer.ts';
 import { momentumAt } from '../schedule.ts';
 import { type Facts, judge, judgeSender, type Refusal } from './admit.ts';
 import type { CallOf } from './calls.ts';
-import { learningRateOf, ownMomentumOf, scheduleStepOf } from './course.ts';
+import { learningRateOf, momentumOf, ownMomentumOf, scheduleStepOf } from './course.ts';
 import { overflowText } from './reasons.ts';
 import { credit, newWorker } from './roster.ts';
 import { type Inside, secondsOf } from './state.ts';
+import { type StepConsequences, Steps } from './steps.ts';
 
 /**
  * The way of a push: it is judged, measured and applied in one stretch, and answered. A push makes no garbage beyond its
@@ -18,14 +20,9 @@ import { type Inside, secondsOf } from './state.ts';
  */
 
 /** What follows from a push for the course of its run. */
-export interface Consequences {
-  /** An update was made. */
-  stepped(): void;
-  /** What is done about the number of workers has changed. */
-  corrected(text: string): void;
+export interface Consequences extends StepConsequences {
   /** A loss or gradient is not finite. @param readStep of its parameters. @returns what the worker is told. */
   nonFinite(readStep: number): string;
-  diverged(reason: string): void;
 }
 
 export class Pushes {
@@ -33,6 +30,7 @@ export class Pushes {
   readonly #then: Consequences;
   /** Of the push that is dealt with: one object for all of them. */
   readonly #facts: Facts;
+  readonly steps: Steps;
 
   constructor(inside: Inside, then: Consequences) {
     const { fields } = inside;
@@ -41,7 +39,9 @@ export class Pushes {
     this.#facts = {
       ...{ config: inside.options.config, fields, isReady: false, worker: newWorker() },
       ...{ quarantine: null, problem: null, lease: null },
+      ...{ key: '', mode: inside.parts.mode, workers: 0 },
     };
+    this.steps = new Steps(inside, then);
   }
 
   /** @param payload see `RunCall`. */
@@ -60,8 +60,10 @@ export class Pushes {
   #decide(call: CallOf<'push'>, payload: Uint8Array): Acknowledgement {
     const { worker, push, now, others } = call;
     const facts = this.#facts;
-    const { leases, vector, roster, robust } = this.#inside.parts;
+    const { leases, vector, roster, robust, correction } = this.#inside.parts;
     const { parameters } = vector;
+    facts.key = worker;
+    facts.workers = correction.crowd;
     facts.worker = roster.of(worker);
     facts.quarantine = robust.quarantine(worker);
     facts.isReady = parameters !== null && leases !== null;
@@ -85,8 +87,12 @@ export class Pushes {
 
   #refuse(push: Push, judgement: Refusal, now: number): Acknowledgement {
     if (judgement.kind === 'duplicate') return answer(push, 'duplicate', 0);
-    const { code, message, staleness, retry } = judgement;
+    const { code, message, staleness, retry, passOn } = judgement;
     if (retry) this.#retry(now);
+    if (passOn) {
+      this.#inside.parts.leases!.giveBack(this.#facts.lease!.id);
+      this.#then.woken();
+    }
     return answer(push, 'rejected', staleness, code, message);
   }
 
@@ -96,13 +102,10 @@ export class Pushes {
   }
 
   /** @param scale of the learning rate. */
-  #apply(
-    { worker, push, now, others }: CallOf<'push'>,
-    staged: StagedPush,
-    scale: number,
-  ): Acknowledgement {
+  #apply(call: CallOf<'push'>, staged: StagedPush, scale: number): Acknowledgement {
+    const { worker, push, now, others } = call;
     const { options: of, fields, parts } = this.#inside;
-    const { vector, correction, robust } = parts;
+    const { vector, correction, robust, mode, sent } = parts;
     const parameters = vector.mustParameters;
     const staleness = fields.step - push.step;
     const { clip, momentumSchedule } = of.config;
@@ -112,11 +115,6 @@ export class Pushes {
     const plan = correction.plan(worker, staleness);
     const learningRate = learningRateOf(this.#inside) * scale * (plan?.scale ?? 1);
     const momentum = momentumAt(momentumSchedule, scheduleStepOf(fields));
-    const options: StepOptions = {
-      ...{ step, learningRate },
-      ...(momentum !== undefined && { momentum }),
-      ...(plan?.velocity && { velocity: plan.velocity }),
-    };
     const given = Math.sqrt(parameters.squares(staged, limit) + (others?.squares ?? 0));
     if (loss === null || !Number.isFinite(given)) {
       this.#retry(now);
@@ -131,8 +129,17 @@ export class Pushes {
       if (code === 'DP_GRADIENT_TOO_LARGE') robust.bad(worker, message);
       return answer(push, 'rejected', staleness, code, message);
     }
+    const compensation = sent.isUsed ? this.#compensation(worker, push, given, learningRate) : null;
+    if (mode?.collects) {
+      this.#collect(call, staged, { scale, loss, norm: given, compensation });
+      return answer(push, scale < 1 ? 'damped' : 'applied', staleness);
+    }
     const norm = Math.min(limitedNorm(given, plan?.normMax ?? Infinity), clip.norm ?? Infinity);
     const factor = norm < given ? norm / given : 1;
+    let options: StepOptions = { step, learningRate };
+    if (momentum !== undefined) options = { ...options, momentum };
+    if (plan?.velocity) options = { ...options, velocity: plan.velocity };
+    if (compensation) options = { ...options, compensation };
     if (!parameters.update(staged, { limit, factor }, options)) {
       const message = overflowText(this.#inside, fields.step + 1, learningRate, norm);
       this.#retry(now);
@@ -145,7 +152,8 @@ export class Pushes {
       vector.applyParts(others, { generation: fields.generation, ...what });
     }
     fields.step++;
-    this.#applied(worker, push, plan, {
+    this.#counts(worker, push, staleness, loss, given);
+    this.#updated(worker, plan, {
       step: fields.step,
       seconds: secondsOf(fields, now),
       loss,
@@ -155,26 +163,78 @@ export class Pushes {
       staleness,
       examples: this.#facts.lease!.count,
     });
+    if (mode) {
+      mode.pushed(worker, 0, now);
+      this.steps.look(now);
+    }
     return answer(push, scale < 1 ? 'damped' : 'applied', staleness);
   }
 
-  /** An update was made: what is remembered of it, and what is due. */
-  #applied(worker: string, push: Push, plan: Plan | null, update: Applied): void {
+  /** A push counts: what is remembered of it. Its numbers one by one: there are thousands a second. */
+  #counts(worker: string, push: Push, staleness: number, loss: number, norm: number): void {
     const { options, fields, parts } = this.#inside;
-    const { robust, correction, observations } = parts;
-    const { gradientNorm: norm, staleness, loss } = update;
+    const { robust, observations, sent } = parts;
     const lease = this.#facts.lease!;
     parts.leases!.complete(lease.id);
     credit(this.#facts.worker, push, staleness, lease);
     fields.nonFiniteInRow = 0;
     robust.applied(worker, fields.nowMs);
+    fields.initialLoss ??= loss;
+    if (options.config.observe.everySteps !== null) observations.computed(push.computeMs);
+    if (!sent.isUsed) return;
+    sent.counted(norm);
+    const news = sent.takeNews();
+    if (news !== null) this.#then.corrected(news);
+  }
+
+  /** An update was made: what is remembered of it, and what is due. */
+  #updated(worker: string, plan: Plan | null, update: Applied): void {
+    const { correction, observations } = this.#inside.parts;
+    const { gradientNorm: norm, staleness, loss } = update;
     correction.applied(worker, plan, { norm, staleness, loss });
     const news = correction.takeNews();
     if (news !== null) this.#then.corrected(news);
-    fields.initialLoss ??= loss;
     observations.applied(update);
-    if (options.config.observe.everySteps !== null) observations.computed(push.computeMs);
     this.#then.stepped();
+  }
+
+  /** Keeps an admitted push for a step of several. */
+  #collect(
+    { worker, push, now, others = null }: CallOf<'push'>,
+    staged: StagedPush,
+    it: {
+      readonly scale: number;
+      readonly loss: number;
+      readonly norm: number;
+      readonly compensation: CompensationUse | null;
+    },
+  ): void {
+    const { options, fields, parts } = this.#inside;
+    const { vector, mode, collection } = parts;
+    const { scale, loss, norm, compensation } = it;
+    const lease = this.#facts.lease!;
+    const staleness = fields.step - push.step;
+    const share = lease.count / options.config.minibatchSize;
+    const { sequence } = push;
+    vector.collect(staged, others, { worker, sequence, weight: { scale, share }, compensation });
+    this.#counts(worker, push, staleness, loss, norm);
+    collection.add({ worker, lease, loss, staleness, norm, share });
+    mode!.pushed(worker, collection.count, now);
+    this.steps.look(now);
+  }
+
+  /** How the gradient of a push is put right for the way of the parameters since its worker read them; null: not. */
+  #compensation(
+    worker: string,
+    { step, generation }: Push,
+    norm: number,
+    rate: number,
+  ): CompensationUse | null {
+    const { fields, parts } = this.#inside;
+    const read = { step, generation, staleness: fields.step - step };
+    const momentum = momentumOf(this.#inside) ?? 0;
+    const size = parts.vector.layout!.trainableSize;
+    return parts.sent.use(worker, read, { norm, rate, momentum, size });
   }
 }
 

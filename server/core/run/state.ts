@@ -6,10 +6,14 @@ import type { Evaluation, Rollback } from '../../../shared/rest.ts';
 import { Correction } from '../correction.ts';
 import { EarlyStopping } from '../early-stopping.ts';
 import { Leases } from '../leases.ts';
+import { Collection } from '../modes/collection.ts';
+import { createMode } from '../modes/create.ts';
+import type { Mode } from '../modes/mode.ts';
 import { Observations } from '../observations.ts';
 import type { ParametersState } from '../parameters.ts';
 import { Robust } from '../robust.ts';
 import { createSchedule, type Schedule, type ScheduleState } from '../schedule.ts';
+import { SentSlots } from '../sent-slots.ts';
 import type { RunShards } from '../shard.ts';
 import type { Seen } from './calls.ts';
 import { emptyTally, Roster } from './roster.ts';
@@ -211,6 +215,11 @@ export class Parts {
   observations = new Observations();
   readonly robust: Robust;
   readonly correction: Correction;
+  /** Null: each push is applied the moment it is admitted. */
+  readonly mode: Mode | null;
+  /** Pushes that wait for their update. */
+  readonly collection = new Collection();
+  readonly sent: SentSlots;
   readonly roster = new Roster();
   readonly vector: Vector;
 
@@ -219,6 +228,8 @@ export class Parts {
     this.earlyStopping = new EarlyStopping(config.earlyStopping);
     this.robust = new Robust(config);
     this.correction = new Correction(config);
+    this.mode = createMode(config.consistency);
+    this.sent = new SentSlots(config.consistency);
     this.vector = new Vector(id, config, shards);
   }
 }
@@ -277,6 +288,28 @@ const PARTS = {
     replica: ({ correction }) => correction.replica(),
     replicate: ({ correction }, replica) => correction.replicate(replica),
   }),
+  mode: kindOf({
+    save: ({ mode }) => mode?.state(),
+    open: ({ mode }, saved) => {
+      if (saved) mode?.restore(saved);
+    },
+    replica: ({ mode }) => mode?.replica() ?? null,
+    replicate: ({ mode }, replica) => {
+      if (replica) mode?.replicate(replica);
+    },
+  }),
+  collected: alike(
+    ({ collection }) => (collection.count > 0 ? collection.state() : undefined),
+    ({ collection }, saved) => collection.restore(saved ?? []),
+  ),
+  sent: kindOf({
+    save: ({ sent }) => (sent.isUsed ? sent.state() : undefined),
+    open: ({ sent }, saved) => {
+      if (saved) sent.restore(saved);
+    },
+    replica: ({ sent }) => sent.replica(),
+    replicate: ({ sent }, replica) => sent.replicate(replica),
+  }),
 };
 /** A checkpoint leaves it out. */
 const PASSING_PARTS = {
@@ -324,8 +357,10 @@ export type RunState = {
   readonly parameters: ParametersState | null;
 } & Readonly<Omit<SavedFields, keyof Later>> &
   Readonly<Partial<Later>> &
-  Omit<Saved<typeof PARTS>, 'correction'> &
-  Partial<Pick<Saved<typeof PARTS>, 'correction'>>;
+  Omit<Saved<typeof PARTS>, LaterPart> &
+  Partial<Pick<Saved<typeof PARTS>, LaterPart>>;
+/** Checkpoints of older releases lack them. */
+type LaterPart = 'correction' | 'mode' | 'collected' | 'sent';
 
 /** All that a run is, with what a checkpoint leaves out; the vectors come beside it. */
 export interface RunReplica {

@@ -1,10 +1,14 @@
 import { bytesOf } from '../../../shared/codec.ts';
 import type { Encoding } from '../../../shared/compression.ts';
 import type { RunConfig } from '../../../shared/config.ts';
+import { shardsProblem } from '../../../shared/consistency.ts';
+import { DownpourError } from '../../../shared/errors.ts';
 import { createLayout, type Layout, type TensorSpec } from '../../../shared/layout.ts';
 import { partLayout, type Range } from '../../../shared/partition.ts';
+import type { CompensationUse } from '../compensation.ts';
 import type { Clip } from '../fused.ts';
-import type { Room } from '../landing-rooms.ts';
+import type { Weight } from '../gathered.ts';
+import type { Room, StagedPush } from '../landing-rooms.ts';
 import { normBounds } from '../max-norm.ts';
 import type { StepOptions } from '../optimizer.ts';
 import { Parameters, type ParametersState } from '../parameters.ts';
@@ -14,10 +18,12 @@ import { Snapshot } from '../snapshot.ts';
 import {
   type Copy,
   flatTensor,
+  isSent,
   type NamedTensor,
+  type Places,
+  placesOf,
   slice,
   takeTensor,
-  velocityCount,
 } from '../vectors.ts';
 import type { InitialLanded, PartsLanded } from './calls.ts';
 
@@ -79,18 +85,20 @@ export class Vector {
 
   /**
    * Cuts the vector into ranges and makes room for the first one.
-   * @returns the velocities of workers that there is room for.
-   * @throws DownpourError DP_LAYOUT_INVALID.
+   * @returns what there is room for besides.
+   * @throws DownpourError DP_LAYOUT_INVALID, DP_CONFIG_INVALID.
    */
-  place(layout: Layout): number {
+  place(layout: Layout): Places {
     const ranges = rangesOf(layout, this.#shards?.count ?? 1);
     // Here, where a worker is told, not on the other shards.
     for (const range of ranges) normBounds(this.#config.maxNorm, partLayout(layout, range).tensors);
-    const velocities = velocityCount(this.#config, layout);
-    this.#parameters = new Parameters(partLayout(layout, ranges[0]!), this.#config, velocities);
+    const unfit = ranges.length > 1 ? shardsProblem(this.#config) : null;
+    if (unfit !== null) throw new DownpourError('DP_CONFIG_INVALID', unfit);
+    const places = placesOf(this.#config, layout);
+    this.#parameters = new Parameters(partLayout(layout, ranges[0]!), this.#config, places);
     this.#layout = layout;
     this.#ranges = ranges;
-    return velocities;
+    return places;
   }
 
   /** The other shards make room for theirs. */
@@ -149,6 +157,45 @@ export class Vector {
     },
   ): void {
     this.#tell({ kind: 'apply', run: this.#run, session, ...what });
+  }
+
+  /** Keeps a push for a step of several. @param others where its other parts lie. */
+  collect(
+    staged: StagedPush,
+    others: PartsLanded | null,
+    what: {
+      readonly worker: string;
+      readonly sequence: number;
+      readonly weight: Weight;
+      readonly compensation: CompensationUse | null;
+    },
+  ): void {
+    this.mustParameters.collect(staged, what.weight, what.compensation);
+    if (!others) return;
+    this.#tell({ kind: 'collect', run: this.#run, session: others.session, ...what });
+  }
+
+  /** A step of several was made here. */
+  combineParts(what: {
+    readonly generation: number;
+    readonly shares: number;
+    readonly faulty: number;
+    readonly clip: Clip;
+    readonly options: StepOptions;
+  }): void {
+    this.#tell({ kind: 'combine', run: this.#run, ...what });
+  }
+
+  /** The pushes that were collected are of no more use. */
+  discard(): void {
+    this.mustParameters.discard();
+    this.#tell({ kind: 'discard', run: this.#run });
+  }
+
+  /** A worker is sent the parameters as they are: they are kept for its push. @param fresh the slot was another one's. */
+  remember({ slot, fresh }: { readonly slot: number; readonly fresh: boolean }): void {
+    this.mustParameters.remember(slot, fresh);
+    this.#tell({ kind: 'remember', run: this.#run, slot, fresh });
   }
 
   /** Other values for trainable and statistics: captured ones, or what is evaluated now. */
@@ -236,7 +283,7 @@ export class Vector {
 
   /** The live vectors by name: those of the parameters, and the captures that are in use. */
   vectors({ best, evaluated }: InUse): (readonly [name: string, values: Float32Array])[] {
-    const vectors = [...this.mustParameters.vectors()];
+    const vectors = [...this.mustParameters.vectors(), ...this.mustParameters.sentVectors()];
     if (best !== null) vectors.push([BEST, this.captured(best)]);
     if (evaluated !== null && evaluated !== best)
       vectors.push([EVALUATED, this.captured(evaluated)]);
@@ -252,17 +299,18 @@ export class Vector {
     state: ParametersState | null,
     vectors: ReadonlyMap<string, Float32Array>,
     { best, evaluated, hasParameters }: InUse & { readonly hasParameters: boolean },
-  ): number {
-    const velocities = this.place(createLayout(tensors));
+  ): Places {
+    const places = this.place(createLayout(tensors));
     const parameters = this.mustParameters;
     const taken = (name: string) => vectors.get(name) ?? new Float32Array();
     if (state) parameters.restoreState(state);
     for (const [name] of hasParameters ? parameters.vectors() : []) {
       parameters.write(name, 0, taken(name));
     }
+    for (const [name, values] of vectors) if (isSent(name)) parameters.write(name, 0, values);
     if (best !== null) this.#captures.set(best, taken(BEST));
     if (evaluated !== null && evaluated !== best) this.#captures.set(evaluated, taken(EVALUATED));
-    return velocities;
+    return places;
   }
 }
 

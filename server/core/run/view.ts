@@ -19,7 +19,7 @@ import { type Copy, type NamedTensor, slice } from '../vectors.ts';
 import type { LostNote, Seen } from './calls.ts';
 import {
   epochOf,
-  evaluateEveryOf,
+  evaluationSecondsOf,
   isOver,
   learningRateOf,
   momentumOf,
@@ -156,6 +156,16 @@ export class RunView {
     return isOver(this.inside.fields);
   }
 
+  /** Its mode waits for this moment, monotonic ms: call `tick` then. Null: it does not. */
+  get deadline(): number | null {
+    return this.inside.parts.mode?.deadline ?? null;
+  }
+
+  /** Pushes that wait for their update. */
+  get collected(): number {
+    return this.inside.parts.collection.count;
+  }
+
   /** Its time runs: what is told of it changes without a call. */
   get moving(): boolean {
     return this.inside.fields.startedMs !== null;
@@ -238,7 +248,7 @@ export class RunView {
 
   /** Between two evaluations at the mean speed so far, s; null: unknown. */
   evaluationSeconds(now: number): number | null {
-    return evaluationSecondsOf(this.inside, now);
+    return evaluationSecondsOf(this.inside, this.seconds(now));
   }
 
   /** What one worker did for this run. */
@@ -384,11 +394,4 @@ function workerTallyOf({ fields, parts }: Inside, worker: string) {
     pushes,
     ...means,
   };
-}
-
-/** Between two evaluations at the mean speed so far, s; null: unknown. */
-function evaluationSecondsOf(inside: Inside, now: number): number | null {
-  const { fields, parts } = inside;
-  if (fields.step === 0 || !parts.leases) return null;
-  return (evaluateEveryOf(inside) * secondsOf(fields, now)) / fields.step;
 }

@@ -12,7 +12,7 @@ const WAIT = { kind: 'wait' } as const;
 /** @param ahead minibatches that it may hold at once. */
 export function workFor(inside: Inside, key: string, ahead: number, now: number): Assignment {
   const { options, fields, parts } = inside;
-  const { leases, vector } = parts;
+  const { leases, vector, mode, sent } = parts;
   const { grant, evaluation } = fields;
   const worker = parts.roster.of(key);
   if (grant) {
@@ -28,9 +28,19 @@ export function workFor(inside: Inside, key: string, ahead: number, now: number)
   }
   if (!isTraining(fields) || fields.ending !== null || !leases) return WAIT;
   if (fields.step === 0 && workersMissingOf(inside) > 0) return WAIT;
+  if (mode?.mayPull(key) === false) return WAIT;
   const { nextId } = leases;
   const given = leases.grant(key, Math.min(ahead, LIMITS.leasesPerWorkerMax), now);
-  if (given.length === 0) return WAIT;
+  if (given.length === 0) {
+    mode?.idle(key);
+    return WAIT;
+  }
+  if (mode) {
+    mode.given(key);
+    // It may have waited for longer than a minibatch takes.
+    leases.extend(key, now);
+  }
+  if (sent.isUsed) keepSent(inside, key);
   askForSamples(worker, given, nextId, options.config.observe.everySteps);
   worker.sentGeneration = fields.generation;
   worker.sentStep = fields.step;
@@ -52,8 +62,9 @@ function evaluationFor(
   worker: Worker,
   evaluation: PendingEvaluation,
 ): Assignment {
-  const { leases, vector } = inside.parts;
+  const { leases, vector, mode } = inside.parts;
   const { id, part, step, capture } = evaluation;
+  mode?.idle(key);
   evaluation.worker = key;
   evaluation.deadline = null;
   const values = vector.captured(capture);
@@ -67,6 +78,14 @@ function evaluationFor(
     step,
     parts: { capture, whole: whole !== null },
   };
+}
+
+/** The worker is sent the parameters as they are: they are kept for its push. */
+function keepSent({ fields, parts }: Inside, key: string): void {
+  const { step, generation } = fields;
+  const isHere = (other: string) => parts.roster.find(other)?.attached === true;
+  const kept = parts.sent.send(key, { step, generation }, isHere);
+  if (kept) parts.vector.remember(kept);
 }
 
 /**

@@ -1,0 +1,72 @@
+import type { Lease } from '../../../shared/protocol.ts';
+
+/** The pushes of the step that is being made: whose they are, and what is told of the update that they become. */
+
+/** A push that waits for its update. */
+export interface Collected {
+  readonly worker: string;
+  readonly lease: Lease;
+  readonly loss: number;
+  readonly staleness: number;
+  /** L2 norm of its gradient. */
+  readonly norm: number;
+  /** Its examples, in minibatches. */
+  readonly share: number;
+}
+
+export class Collection {
+  #pushes: Collected[] = [];
+
+  get count(): number {
+    return this.#pushes.length;
+  }
+
+  add(push: Collected): void {
+    this.#pushes.push(push);
+  }
+
+  /** Of all of them, added up. */
+  get shares(): number {
+    return this.#pushes.reduce((sum, { share }) => sum + share, 0);
+  }
+
+  get examples(): number {
+    return this.#pushes.reduce((sum, { lease }) => sum + lease.count, 0);
+  }
+
+  /** Over their examples. */
+  get loss(): number {
+    return this.#pushes.reduce((sum, { loss, share }) => sum + loss * share, 0) / this.shares;
+  }
+
+  /** The mean, rounded: updates are counted by it. */
+  get staleness(): number {
+    const sum = this.#pushes.reduce((total, { staleness }) => total + staleness, 0);
+    return Math.round(sum / Math.max(1, this.count));
+  }
+
+  /** The mean of their norms: no less than that of their mean. */
+  get norm(): number {
+    return this.#pushes.reduce((sum, { norm, share }) => sum + norm * share, 0) / this.shares;
+  }
+
+  /** The worker of the last one. */
+  get last(): string | null {
+    return this.#pushes.at(-1)?.worker ?? null;
+  }
+
+  /** None is left. @returns those that were there. */
+  take(): readonly Collected[] {
+    const pushes = this.#pushes;
+    this.#pushes = [];
+    return pushes;
+  }
+
+  state(): readonly Collected[] {
+    return [...this.#pushes];
+  }
+
+  restore(pushes: readonly Collected[]): void {
+    this.#pushes = [...pushes];
+  }
+}
