@@ -250,6 +250,8 @@ export const MetricsSchema = Type.Object({
     momentum: Type.Array(orNull(N)),
     gradientNorm: Type.Array(orNull(N)),
     staleness: Type.Array(N),
+    /** Compute time of the minibatch as its worker measured it, ms; null in points of older releases. Absent: an older server. */
+    computeMs: Type.Optional(Type.Array(orNull(N))),
   }),
   evaluations: Type.Array(EvaluationSchema),
   /** count[i]: pushes applied with staleness i; the last one counts all beyond. */

@@ -39,6 +39,8 @@ export interface ScaleSettings {
   /** Said before the advice: what was simulated, or measured. */
   readonly about: string;
   readonly format: Format;
+  /** Nothing was learnt: times and staleness alone are told. */
+  readonly timesOnly?: boolean;
 }
 
 /** What all seeds of one number of workers and one mode gave. */
@@ -103,7 +105,7 @@ function bestValue(run: ScaledRun, metric: 'error' | 'loss'): number | null {
 }
 
 /** Seconds until it was reached first; null: never. */
-function secondsTo(run: ScaledRun, metric: 'error' | 'loss', target: number): number | null {
+export function secondsTo(run: ScaledRun, metric: 'error' | 'loss', target: number): number | null {
   return valuesOf(run, metric).find(({ value }) => value <= target)?.seconds ?? null;
 }
 
@@ -162,7 +164,7 @@ export function scaleReport(
   runs: readonly ScaledRun[],
   settings: ScaleSettings,
 ): Report {
-  const { metric, format, clock } = settings;
+  const { metric, format, clock, timesOnly = false } = settings;
   const { rows, target } = scaleRows(runs, settings);
   const modes = [...new Set(rows.map(({ mode }) => mode))];
   const hasTest = rows.some(({ test }) => test);
@@ -174,10 +176,10 @@ export function scaleReport(
     headings: [
       'workers',
       'mode',
-      `validation ${metric}`,
+      ...(timesOnly ? [] : [`validation ${metric}`]),
       ...(hasTest ? [`test ${metric}`] : []),
       clockName,
-      `to ${target === null ? 'the target' : format(target)}`,
+      ...(timesOnly ? [] : [`to ${target === null ? 'the target' : format(target)}`]),
       'updates/s',
       'staleness (deviation, p95)',
       ...(knowsUsed ? ['gradients used'] : []),
@@ -186,14 +188,10 @@ export function scaleReport(
     rows: rows.map((row) => [
       String(row.workers),
       row.mode,
-      row.value
-        ? spreadText(row.value, format)
-        : row.failed.length > 0
-          ? 'failed'
-          : 'none was finite',
+      ...(timesOnly ? [] : [valueText(row, format)]),
       ...(hasTest ? [spreadText(row.test, format)] : []),
       seconds(row.seconds),
-      toTarget(row),
+      ...(timesOnly ? [] : [toTarget(row)]),
       numberText(row.updatesPerSecond),
       row.staleness
         ? `${row.staleness.mean.toFixed(1)} (${row.staleness.deviation.toFixed(1)}, ${row.staleness.p95})`
@@ -202,13 +200,20 @@ export function scaleReport(
       ...(knowsBusy ? [shareText(row.serverBusy, 0)] : []),
     ]),
     advice: adviceOf(rows, target, settings),
-    plots: plotsOf(runs, rows, modes, settings),
+    plots: timesOnly
+      ? stalenessPlot(runs, modes)
+      : { ...plotsOf(runs, rows, modes, settings), ...stalenessPlot(runs, modes) },
     facts: { study: name, target, metric, clock, rows, runs },
     failure:
-      rows.length > 0 && rows.every(({ value }) => value === null)
+      !timesOnly && rows.length > 0 && rows.every(({ value }) => value === null)
         ? { code: 'DP_RUN_FAILED', message: `no run has a finite ${metric}: ${failureText(rows)}` }
         : null,
   };
+}
+
+function valueText({ value, failed }: ScaleRow, format: Format): string {
+  if (value) return spreadText(value, format);
+  return failed.length > 0 ? 'failed' : 'none was finite';
 }
 
 const shareText = (share: number | null, digits: number) =>
@@ -229,9 +234,16 @@ const WORTH = 1.15;
 function adviceOf(
   rows: readonly ScaleRow[],
   target: number | null,
-  { format, about, metric }: ScaleSettings,
+  { format, about, metric, timesOnly }: ScaleSettings,
 ): string {
   const parts = [about];
+  if (timesOnly) {
+    const most = rows.reduce((a, b) => (b.updatesPerSecond > a.updatesPerSecond ? b : a));
+    parts.push(
+      `Most updates a second, ${numberText(most.updatesPerSecond)}, come with ${plural(most.workers)}; whether they learn was not asked.`,
+    );
+    return [...parts, ...serverText(rows)].join(' ');
+  }
   const ended = rows.filter(({ secondsToTarget }) => secondsToTarget !== null);
   if (target === null || ended.length === 0) {
     const why =
@@ -272,17 +284,20 @@ function adviceOf(
       `Its best ${metric} differs from that of ${plural(reference.workers)} by ${differenceText(choice, reference, format)}.`,
     );
   }
-  const busy = rows.filter(({ serverBusy }) => (serverBusy ?? 0) > 0.9);
-  if (busy.length > 0) {
-    parts.push(
-      `With ${listOf(busy)} the server's thread works all the time: more workers only wait. Larger minibatches, or more shards, help.`,
-    );
-  }
+  parts.push(...serverText(rows));
   const wasted = rows.filter(({ used }) => used !== null && used < 0.9);
   if (wasted.length > 0) {
     parts.push(`More than a tenth of the gradients is thrown away with ${listOf(wasted)}.`);
   }
   return parts.filter((part) => part !== '').join(' ');
+}
+
+function serverText(rows: readonly ScaleRow[]): string[] {
+  const busy = rows.filter(({ serverBusy }) => (serverBusy ?? 0) > 0.9);
+  if (busy.length === 0) return [];
+  return [
+    `With ${listOf(busy)} the server's thread works all the time: more workers only wait. Larger minibatches, or more shards, help.`,
+  ];
 }
 
 const plural = (workers: number) => `${workers} worker${workers === 1 ? '' : 's'}`;
@@ -314,7 +329,7 @@ function plotsOf(
 ): Record<string, Plot> {
   const of = (mode: string) =>
     rows.filter((row) => row.mode === mode).sort((a, b) => a.workers - b.workers);
-  const plots: Record<string, Plot> = {
+  return {
     'workers.svg': chart({
       title: `Best validation ${metric} against workers`,
       x: { label: 'workers', log: true },
@@ -357,9 +372,13 @@ function plotsOf(
         })),
     }),
   };
+}
+
+function stalenessPlot(runs: readonly ScaledRun[], modes: readonly string[]): Record<string, Plot> {
   const stale = firstSeeds(runs).filter(({ staleness }) => staleness.length > 1);
-  if (stale.length > 0) {
-    plots['staleness.svg'] = chart({
+  if (stale.length === 0) return {};
+  return {
+    'staleness.svg': chart({
       title: 'Staleness of the gradients that were applied',
       x: { label: 'updates between pull and push' },
       y: { label: 'share' },
@@ -368,9 +387,8 @@ function plotsOf(
         style: 'curve' as const,
         points: sharesOf(staleness),
       })),
-    });
-  }
-  return plots;
+    }),
+  };
 }
 
 /** One run of each group. */

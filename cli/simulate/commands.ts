@@ -5,10 +5,12 @@ import {
   dataOption,
   engineOption,
   examples,
+  isStateGiven,
   jsonOption,
   type Outcome,
   ownPortOption,
   positive,
+  serverOption,
   stateOption,
   usedServerOption,
   whole,
@@ -105,9 +107,16 @@ function registerSimulate(program: Command, outcome: Outcome): void {
     'no gradients: so many updates, for times and staleness alone',
     whole(1, 100_000_000),
   );
-  addWorldOptions(command)
+  addTokenOptions(addWorldOptions(command))
+    .option(
+      '--from <run>',
+      'fit the law to the times of this real run, with its configuration; say --cores where its workers share a machine',
+    )
+    .option('--against <runs...>', 'hold the predictions against these real runs, too')
     .option('--name <name>', 'of the study (default: made of the settings)')
     .option('--out <folder>', 'for table and plots (default: ./studies/<name>)')
+    .addOption(serverOption())
+    .addOption(stateOption())
     .addOption(dataOption())
     .addOption(engineOption())
     .option('--quiet', 'print the result only')
@@ -121,17 +130,25 @@ simulation takes as long as one worker would take for the same updates, however 
 seeds give the same result to the bit on one machine and engine. Nothing is said of what this machine cannot
 know: caches, TCP, other users.
 
+--from takes the compute times that a real run has kept, and what its rounds took beyond them, and predicts updates a second,
+staleness and time for other numbers of workers. How far the prediction is from that run itself, and from those of --against, is
+said. Workers that share a machine with c cores need --cores c: the more there are, the slower each is.
+
 Laws of compute times (--compute), all by their mean in ms:
 ${LAWS_HELP}
 ${examples(
   'downpour simulate examples/mnist-mlp.ts --workers 1,16,64 --epochs 4',
   'downpour simulate my.ts --workers 32 --modes auto,none,inverse --seeds 5 --compute exponential:80',
+  'downpour simulate my.ts --from my-3f2a1c --workers 8,16,32',
   'downpour simulate my.ts --workers 10,100,1000 --times 20000 --service 0.8 --network latency=20,bandwidth=100',
 )}`,
     )
     .action(async (file: string, options: SimulateOptions) => {
       const { simulateCommand } = await import('./simulate.ts');
-      outcome.exitCode = await simulateCommand(file, options);
+      outcome.exitCode = await simulateCommand(file, {
+        ...options,
+        stateGiven: isStateGiven(command),
+      });
     });
 }
 
@@ -173,7 +190,10 @@ ${examples(
     )
     .action(async (file: string, options: ScaleOptions) => {
       const { scaleCommand } = await import('./scale.ts');
-      outcome.exitCode = await scaleCommand(file, options);
+      outcome.exitCode = await scaleCommand(file, {
+        ...options,
+        stateGiven: isStateGiven(command),
+      });
     });
 }
 

@@ -3,8 +3,8 @@ import { join, resolve } from 'node:path';
 import { type RunConfig, resolveConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { errorFormat } from '../../shared/text.ts';
-import { numberText, writeReport } from '../../study/report.ts';
-import { type ScaleSettings, scaleReport } from '../../study/scale.ts';
+import { numberText, type Report, writeReport } from '../../study/report.ts';
+import { type ScaledRun, type ScaleSettings, scaleReport } from '../../study/scale.ts';
 import { experimentName, hashExperiment, loadExperiment } from '../../worker/experiment.ts';
 import {
   type ConfigOptions,
@@ -17,10 +17,19 @@ import {
 } from '../options.ts';
 import { showReport } from '../output/report.ts';
 import { defaultName } from '../study/study.ts';
+import { openUsedServer } from '../used-server.ts';
 import { conductSimulations, showArms } from './conduct.ts';
 import { type ExperimentProblem, openExperimentProblem } from './experiment-problem.ts';
 import { type ComputeLaw, parseLaw, slowed } from './laws.ts';
 import { parseModes } from './modes.ts';
+import {
+  errorsText,
+  type FittedWorld,
+  fitWorld,
+  predictionErrors,
+  type Recorded,
+  readRecorded,
+} from './prediction.ts';
 import { parseChanges, parseFailures, parseNetwork } from './world.ts';
 
 /** What virtual workers live in, on the command line. */
@@ -42,6 +51,10 @@ export interface SimulateOptions extends WorldOptions, ConfigOptions, ServerOpti
   readonly target?: number;
   readonly metric: 'error' | 'loss';
   readonly times?: number;
+  readonly from?: string;
+  readonly against?: readonly string[];
+  readonly state: string;
+  readonly stateGiven: boolean;
   readonly data?: string;
   readonly engine?: string;
   readonly name?: string;
@@ -56,12 +69,22 @@ const COMPUTE_DEFAULT = 'gamma:100';
 export async function simulateCommand(file: string, options: SimulateOptions): Promise<number> {
   const experiment = await loadExperiment(file);
   const experimentHash = await hashExperiment(file);
-  const base = [experiment.config ?? {}, configOf(options), timesConfig(options.times)];
+  const recorded = await readAll(options);
+  const base = [
+    recorded[0]?.config ?? experiment.config ?? {},
+    // As many as there are, not as many as that run had.
+    recorded.length > 0 ? { workersMin: 1, workersMax: null } : {},
+    configOf(options),
+    timesConfig(options.times),
+  ];
   const config = resolveConfig(...base);
   const modes = parseModes(options.modes ?? config.consistency.correction ?? 'none', base);
-  const world = worldOf(options);
-  const { workers, seeds, times, metric } = options;
-  const settings = { workers, seeds, times, config, modes, world: worldText(options) };
+  const world = worldOf(options, recorded[0] ? fitWorld(recorded[0], options.cores) : null);
+  const { seeds, times, metric, from } = options;
+  const workers = [...new Set([...options.workers, ...recorded.map((each) => each.workers)])].sort(
+    (a, b) => a - b,
+  );
+  const settings = { workers, seeds, times, from, config, modes, world: worldText(options) };
   const name = options.name ?? defaultName('simulate', file, { experimentHash, settings });
   const folder = resolve(options.out ?? join('studies', name));
   const quiet = options.quiet === true || options.json === true;
@@ -91,9 +114,11 @@ export async function simulateCommand(file: string, options: SimulateOptions): P
         clock: 'virtual',
         about: aboutOf(options, world),
       },
+      ...(times === undefined ? {} : { timesOnly: true }),
       format: metric === 'loss' ? numberText : errorFormat(problems.measure, numberText),
     };
-    const report = scaleReport(name, runs, told);
+    const plain = scaleReport(name, runs, told);
+    const report = from === undefined ? plain : withErrors(plain, recorded, runs, told);
     const paths = await writeReport(folder, report);
     if (report.failure) throw new DownpourError(report.failure.code, report.failure.message);
     if (!quiet) print();
@@ -160,8 +185,45 @@ const timesConfig = (updates: number | undefined) =>
         earlyStopping: { enabled: false, afterStop: 'restore' },
       };
 
+/** The run that the law is of, then those that predictions are held against; none: nothing is fitted. */
+async function readAll(options: SimulateOptions): Promise<Recorded[]> {
+  const { from, against = [] } = options;
+  if (from === undefined) {
+    if (against.length === 0) return [];
+    throw new DownpourError(
+      'DP_USAGE',
+      '--against needs --from: the run that the law is fitted to',
+    );
+  }
+  const server = await openUsedServer({ ...options, run: from });
+  try {
+    const recorded: Recorded[] = [];
+    for (const run of [from, ...against]) recorded.push(await readRecorded(server.client, run));
+    return recorded;
+  } finally {
+    await server.close();
+  }
+}
+
+/** With how far the predictions are from what real runs have shown. */
+function withErrors(
+  report: Report,
+  recorded: readonly Recorded[],
+  runs: readonly ScaledRun[],
+  { metric, timesOnly }: ScaleSettings,
+): Report {
+  const target = timesOnly ? null : (report.facts.target as number | null);
+  const errors = predictionErrors(recorded, runs, { metric, target });
+  const text = errorsText(errors, recorded[0]!.run);
+  return {
+    ...report,
+    advice: `${report.advice} ${text}`,
+    facts: { ...report.facts, prediction: { from: recorded[0]!.run, errors } },
+  };
+}
+
 /** @throws DownpourError DP_USAGE. */
-function worldOf(options: WorldOptions, fitted: ComputeLaw | null = null) {
+function worldOf(options: WorldOptions, fitted: FittedWorld | null = null) {
   const readTrace = (path: string) => {
     try {
       return readFileSync(path, 'utf8');
@@ -176,7 +238,7 @@ function worldOf(options: WorldOptions, fitted: ComputeLaw | null = null) {
   const { service, cores, slow, evaluation } = options;
   let compute =
     options.compute === undefined && fitted
-      ? fitted
+      ? fitted.compute
       : parseLaw(options.compute ?? COMPUTE_DEFAULT, readTrace);
   if (slow !== undefined) {
     const match = /^(\d+):(\d+(?:\.\d+)?)$/.exec(slow);
@@ -190,7 +252,9 @@ function worldOf(options: WorldOptions, fitted: ComputeLaw | null = null) {
   }
   return {
     compute,
-    ...(options.network === undefined ? {} : { network: parseNetwork(options.network) }),
+    ...(options.network === undefined
+      ? fitted && { network: fitted.network }
+      : { network: parseNetwork(options.network) }),
     ...(service === undefined ? {} : { serviceMs: service }),
     ...(cores === undefined ? {} : { cores }),
     ...(options.failures === undefined ? {} : { failures: parseFailures(options.failures) }),

@@ -45,6 +45,8 @@ export interface Applied {
   readonly gradientNorm: number;
   readonly staleness: number;
   readonly examples: number;
+  /** As its worker measured it; absent in points of older releases. */
+  readonly computeMs?: number;
   /** Of all pushes up to this one; absent in points of older releases. */
   readonly examplesSoFar?: number;
 }
@@ -285,6 +287,7 @@ export class Observations {
         momentum: points.map((p) => p.momentum ?? null),
         gradientNorm: points.map((p) => p.gradientNorm),
         staleness: points.map((p) => p.staleness),
+        computeMs: points.map((p) => p.computeMs ?? null),
       },
       evaluations: [...evaluations],
       stalenessHistogram: foldedAt(HISTOGRAM_BINS, this.#histogram),

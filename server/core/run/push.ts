@@ -162,6 +162,7 @@ export class Pushes {
       gradientNorm: norm,
       staleness,
       examples: this.#facts.lease!.count,
+      computeMs: push.computeMs,
     });
     if (mode) {
       mode.pushed(worker, 0, now);
