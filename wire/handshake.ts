@@ -82,8 +82,11 @@ export interface DialOptions extends Omit<ConnectionOptions, 'role'> {
   readonly tls?: TlsOptions;
   /** The connection is open: what is sent now goes out first. */
   opened(connection: Connection): ConnectionEvents;
-  /** There is none. @param status of HTTP, when the server answered something else. */
-  failed(error: Error, status: number | null): void;
+  /**
+   * There is none. @param status of HTTP, when the server answered something else.
+   * @param retryAfterSeconds before which the server wants to hear nothing; 0: it does not say.
+   */
+  failed(error: Error, status: number | null, retryAfterSeconds: number): void;
 }
 
 /** The answer to a handshake comes through here, of all connections one after another. */
@@ -100,10 +103,10 @@ export function dial(options: DialOptions): { abort(): void } {
     settled = true;
     return first;
   };
-  const fail = (error: Error, status: number | null = null) => {
+  const fail = (error: Error, status: number | null = null, retryAfterSeconds = 0) => {
     if (!settle()) return;
     ws.terminate();
-    options.failed(error, status);
+    options.failed(error, status, retryAfterSeconds);
   };
   // Until the handshake is done, `ws` is given all that the socket reads.
   let sink: Sink = {
@@ -130,8 +133,8 @@ export function dial(options: DialOptions): { abort(): void } {
     sink = connection.sink;
     connection.start(options.opened(connection), way === 'straight' ? way : undefined);
   });
-  ws.on('unexpected-response', (_, { statusCode = 0 }) =>
-    fail(new Error(`HTTP status ${statusCode}`), statusCode),
+  ws.on('unexpected-response', (_, { statusCode = 0, headers }) =>
+    fail(new Error(`HTTP status ${statusCode}`), statusCode, retryAfterOf(headers['retry-after'])),
   );
   ws.on('error', (error) => fail(isNoHttp(error) ? noHttp(error) : error));
   const timer = setTimeout(
@@ -139,6 +142,14 @@ export function dial(options: DialOptions): { abort(): void } {
     options.handshakeMs,
   );
   return { abort: () => fail(new Error('aborted')) };
+}
+
+const RETRY_AFTER_MAX = 600;
+
+/** Seconds; of a date, or of what is more than any server of ours says, as many as it may be. 0: there is none. */
+export function retryAfterOf(header: string | null | undefined): number {
+  if (!header) return 0;
+  return /^\d{1,9}$/.test(header) ? Math.min(Number(header), RETRY_AFTER_MAX) : RETRY_AFTER_MAX;
 }
 
 const isNoHttp = ({ code }: NodeJS.ErrnoException) => code?.startsWith('HPE_') ?? false;

@@ -512,7 +512,7 @@ export class Client {
       headers: { ...this.#authorization(), ...this.#bundles() },
       ...(tls ? { tls } : {}),
       opened: (connection) => this.#opened(connection, path),
-      failed: (error, status) => {
+      failed: (error, status, retryAfterSeconds) => {
         this.#dialing = null;
         if (path !== null && status === null && !this.#closing) {
           this.#options.log(`${path} does not answer (${error.message}); trying TCP`);
@@ -522,7 +522,7 @@ export class Client {
         this.#refusal = refusalOfStatus(status, this.#url);
         // Where several addresses were tried, there is only the code.
         const text = errorText(error) || (error as NodeJS.ErrnoException).code;
-        this.#lost(1006, text ?? 'connection closed');
+        this.#lost(1006, text ?? 'connection closed', 1000 * retryAfterSeconds);
       },
     });
   }
@@ -655,7 +655,8 @@ export class Client {
     } else this.#refusal = error;
   }
 
-  #lost(code: number, reason: string): void {
+  /** @param notBeforeMs that the server wants to hear nothing for. */
+  #lost(code: number, reason: string, notBeforeMs = 0): void {
     if (this.#heartbeat) clearInterval(this.#heartbeat);
     this.#heartbeat = null;
     for (const { release } of this.#received) release?.();
@@ -694,7 +695,7 @@ export class Client {
     }
     this.#asked = 0;
     const awayMs = this.#now() - this.#awaySince;
-    const pause = backoffMs(this.#attempt++, this.#random, awayMs);
+    const pause = notBeforeMs + backoffMs(this.#attempt++, this.#random, awayMs);
     const why = refusal ? `${refusal.code} ${refusal.message}` : reason;
     // The first failures and then ever fewer, not a line a second.
     if ((this.#attempt & (this.#attempt - 1)) === 0) {

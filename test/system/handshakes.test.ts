@@ -4,6 +4,7 @@ import { FloodClient, type FloodRun, helloOf, joinOf } from '../../bench/floods/
 import type { ServeOptions } from '../../server/main.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
+import { Client } from '../../worker/client.ts';
 import { openTestServer } from '../support/open-server.ts';
 
 /** How often workers may connect: who comes back again and again is refused, a cluster that comes at once is not. */
@@ -150,4 +151,25 @@ test('as many workers as a server may have join at once', { timeout: 120_000 }, 
   });
   await Promise.all(others);
   expect((await client.status()).workers.length).toBe(LIMITS.workerCountMax);
+});
+
+test('a worker that is refused waits as long as it is told', { timeout: 60_000 }, async () => {
+  const { url } = await start({ limits: { ...FEW, handshakesPerSecondMax: 0.2 } });
+  const rest = createRestClient({ server: url });
+  for (let i = 0; i < HANDSHAKES; i++) await comeAndGo(url);
+  const stop = new AbortController();
+  const client = new Client({
+    server: url,
+    hello: { worker: 'w', run: null, experiments: {}, engine: 'none', device: 'none' },
+    signal: stop.signal,
+    localSocket: false,
+    log: () => {},
+  });
+  await expect.poll(() => client.connected, { timeout: 50_000 }).toBe(true);
+  const line = (await rest.prometheus())
+    .split('\n')
+    .find((each) => each.startsWith('downpour_errors_total{code="DP_LIMIT"}'));
+  // Asking ever more rarely from a quarter of a second on, it would have been refused several times in the 5 seconds.
+  expect(Number(line!.split(' ')[1])).toBeLessThanOrEqual(1);
+  await client.close();
 });

@@ -20,10 +20,10 @@ export function dial(options: DialOptions): { abort(): void } {
     clearTimeout(timer);
     return true;
   };
-  const fail = (error: Error, status: number | null = null) => {
+  const fail = (error: Error, status: number | null = null, retryAfterSeconds = 0) => {
     if (!settle()) return;
     socket?.close();
-    options.failed(error, status);
+    options.failed(error, status, retryAfterSeconds);
   };
   const timer = setTimeout(
     () => fail(new Error(`no answer to the handshake within ${options.handshakeMs / 1000} s`)),
@@ -33,7 +33,7 @@ export function dial(options: DialOptions): { abort(): void } {
     .then((ticket) => {
       if (settled) return;
       if (typeof ticket !== 'string') {
-        fail(new Error(ticket.message), ticket.status);
+        fail(new Error(ticket.message), ticket.status, ticket.retryAfterSeconds);
         return;
       }
       const opening = new WebSocket(options.url, ticketProtocols(ticket));
@@ -53,11 +53,15 @@ export function dial(options: DialOptions): { abort(): void } {
 /** @returns why there is none, where the server says so. @throws TypeError: it does not answer. */
 async function askForTicket(
   url: string,
-): Promise<string | { readonly status: number; readonly message: string }> {
+): Promise<
+  string | { readonly status: number; readonly message: string; readonly retryAfterSeconds: number }
+> {
   const answer = await fetch(httpUrl(url, JOIN_PATHS.ticket), { method: 'POST' });
   if (answer.ok) return ((await answer.json()) as Ticket).ticket;
   const { message } = (await answer.json()) as { message: string };
-  return { status: answer.status, message };
+  // A server of ours says whole seconds, and a page is of such a server.
+  const retryAfterSeconds = Number(answer.headers.get('retry-after') ?? 0);
+  return { status: answer.status, message, retryAfterSeconds };
 }
 
 function httpUrl(url: string, path: string): URL {
