@@ -147,7 +147,7 @@ export function dial(options: DialOptions): { abort(): void } {
 const RETRY_AFTER_MAX = 600;
 
 /** Seconds; of a date, or of what is more than any server of ours says, as many as it may be. 0: there is none. */
-export function retryAfterOf(header: string | null | undefined): number {
+function retryAfterOf(header: string | null | undefined): number {
   if (!header) return 0;
   return /^\d{1,9}$/.test(header) ? Math.min(Number(header), RETRY_AFTER_MAX) : RETRY_AFTER_MAX;
 }
