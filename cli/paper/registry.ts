@@ -2,9 +2,18 @@ import type { Result } from './result.ts';
 import { dana } from './results/dana.ts';
 import { manyWorkers } from './results/many-workers.ts';
 import { momentum } from './results/momentum.ts';
+import { ringmaster } from './results/ringmaster.ts';
 import { stability } from './results/stability.ts';
 import { staleness } from './results/staleness.ts';
 import { topk } from './results/topk.ts';
 
 /** All results that can be repeated, one file each: add yours here. */
-export const RESULTS: readonly Result[] = [staleness, momentum, stability, dana, topk, manyWorkers];
+export const RESULTS: readonly Result[] = [
+  staleness,
+  momentum,
+  stability,
+  dana,
+  topk,
+  ringmaster,
+  manyWorkers,
+];
