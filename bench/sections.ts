@@ -10,6 +10,7 @@ import { limitsTable, memoryLimits, startPlainPeer } from './limits.ts';
 import { MLP_PARAMETERS, runTogether, startLoad } from './load.ts';
 import { formatBytes, type Table, type Target } from './report.ts';
 import { benchShards, shardsTable } from './shards.ts';
+import { benchStart, startTable, startTargets } from './start.ts';
 import { benchSystem, SYSTEM_CASES, type SystemCase, type SystemRow } from './system.ts';
 import { benchUpdates, type UpdateRow } from './updates.ts';
 import { benchWire, type Transport, type WireRow } from './wire.ts';
@@ -77,6 +78,13 @@ export const SECTIONS: readonly Section[] = [
       const windows = quick ? { windows: 1, windowMs: 1000 } : { windows: 3, windowMs: 1500 };
       const rows = await withLimits(cases, windows, progress);
       return { tables: [systemTable(rows)], targets: systemTargets(rows) };
+    },
+  },
+  {
+    name: 'start',
+    async run({ quick, progress }) {
+      const rows = await benchStart({ repetitions: quick ? 3 : 9, progress });
+      return { tables: [startTable(rows)], targets: startTargets(rows) };
     },
   },
   {
