@@ -2,7 +2,6 @@ import { networkInterfaces } from 'node:os';
 import { resolve } from 'node:path';
 import { placeOf } from '../../server/checkpoints/elsewhere/s3.ts';
 import { serve } from '../../server/main.ts';
-import { runShard } from '../../server/shards/main.ts';
 import { redisFilesOf } from '../../server/store/redis-address.ts';
 import type { Log } from '../../shared/log.ts';
 import { type JoinBundle, makeJoinBundle } from '../bundles/join.ts';
@@ -125,8 +124,8 @@ export function shardCommand(options: ShardOptions): Promise<void> {
   return untilStopped(
     options,
     { listens: 'a shard of Downpour listens on', stopping: 'stopping' },
-    (signal, log) =>
-      runShard({
+    async (signal, log) =>
+      (await import('../../server/shards/main.ts')).runShard({
         ...listenerOf(options, signal, log),
         ...(advertise === undefined ? {} : { advertise }),
       }),
