@@ -36,11 +36,11 @@ import { beginOfTwo } from './standby/pair.ts';
 import type { ReplicationMode } from './standby/protocol.ts';
 import { BEAT_MS, Replication } from './standby/replication.ts';
 import { type Inheritance, standBy } from './standby/standby.ts';
+import { openAway } from './store/away.ts';
 import { clearDebris, clearDebrisOfDead, isFull, whatToFree } from './store/debris.ts';
 import { openFileStore } from './store/file-store.ts';
 import { FollowedNote, letHeirBegin } from './store/followed.ts';
-import { journaled } from './store/journal.ts';
-import { parseRedisAddress, type RedisFiles } from './store/redis-address.ts';
+import type { RedisFiles } from './store/redis-address.ts';
 import type { OwnerLease, StateStore } from './store/state-store.ts';
 import { openPushLog, type PushLog } from './watch/push-log.ts';
 import { TensorBoard } from './watch/tensorboard.ts';
@@ -661,24 +661,6 @@ function createPool(
 function memoryOf({ limits, shards = 1, shardsFrom = 'threads' }: ServeOptions): number {
   const bytes = limits?.memoryBytesMax ?? defaultBytesMax();
   return shardsFrom === 'threads' ? Math.floor(bytes / shards) : bytes;
-}
-
-/** Redis, whose records wait in the state folder while it is away. */
-async function openAway(
-  options: Pick<ServeOptions, 'state' | 'redisFiles'> & {
-    readonly redis: string;
-    readonly log: Log;
-    readonly onDamaged: (error: DownpourError) => void;
-    readonly onForgotten: () => void;
-  },
-): Promise<StateStore> {
-  const { redis: url, state: folder, redisFiles: files = {}, log } = options;
-  const { onDamaged, onForgotten } = options;
-  const { place } = parseRedisAddress(url, files);
-  // Files need no client of Redis, which takes a tenth of a server's start.
-  const { openRedisStore } = await import('./store/redis.ts');
-  const store = openRedisStore({ url, files, onDamaged, onForgotten });
-  return journaled(store, { folder, id: place, log });
 }
 
 /**
