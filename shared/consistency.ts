@@ -185,7 +185,7 @@ export function consistencyProblem({
   return null;
 }
 
-/** The same of a run whose parameters are on several shards, of which none sees all of a gradient. */
+/** What is wrong for a run whose parameters are on several shards, of which none sees all of a gradient; null: nothing. */
 export function shardsProblem({
   consistency,
   clip,

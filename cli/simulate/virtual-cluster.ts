@@ -3,7 +3,7 @@ import { bytesOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import type { Acknowledgement, DataSummary, Join, Lease, Part } from '../../shared/protocol.ts';
+import type { DataSummary, Join, Lease, Part } from '../../shared/protocol.ts';
 import { mix, type Random, random } from '../../shared/random.ts';
 import { type Compressor, createCompressor, type Settle } from '../../worker/compressor.ts';
 import { EventQueue, Line, SharedCores } from './events.ts';
@@ -410,7 +410,12 @@ class VirtualCluster {
         const before = this.#server.step;
         const answer = this.#server.push(worker.key, push, bytes, nowMs);
         settle?.(answer.outcome);
-        if (this.#server.step > before) this.#stepped(worker, answer, loss, nowMs);
+        const { outcome, staleness } = answer;
+        if (outcome === 'applied' || outcome === 'damped') this.#counts(staleness);
+        const { step: now } = this.#server;
+        if (now > before) {
+          this.#options.onStep?.({ step: now, nowMs, worker: worker.index, staleness, loss });
+        }
         return this.#begin(worker, nowMs);
       };
       this.#happens(
@@ -428,17 +433,11 @@ class VirtualCluster {
     });
   }
 
-  #stepped(
-    worker: VirtualWorker,
-    { staleness }: Acknowledgement,
-    loss: number,
-    nowMs: number,
-  ): void {
+  /** A gradient is used, for an update of its own or of several. */
+  #counts(staleness: number): void {
     this.#applied++;
     while (this.#staleness.length <= staleness) this.#staleness.push(0);
     this.#staleness[staleness]!++;
-    const { onStep } = this.#options;
-    onStep?.({ step: this.#server.step, nowMs, worker: worker.index, staleness, loss });
   }
 
   /** As the production worker would write it. */

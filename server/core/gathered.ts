@@ -30,7 +30,7 @@ function add(
   kernel(out, out, 0, 0, address, scales, 0, n, limit, factor, 0, 0, -weight, 0, 1, 0, 1, 0, 1);
 }
 
-/** Of a push in a step. */
+/** How much a push counts in a step. */
 export interface Weight {
   /** Its gradient is multiplied by it, for its staleness. */
   readonly scale: number;
@@ -73,7 +73,7 @@ export class Collected {
     return this.#values[place];
   }
 
-  /** The same by their places. */
+  /** The vectors in use by their places. */
   get slots(): Readonly<Record<string, Float32Array>> {
     return Object.fromEntries(this.vectors.entries());
   }
@@ -196,7 +196,7 @@ export function gatheredBytes(
   return collected * regionBytes(4 * exchangedSize) + own * regionBytes(4 * trainableSize);
 }
 
-/** Of a worker whose parameters are kept as they were sent. */
+/** How many vectors one slot takes. */
 export function vectorsPerSlot(consistency: Partial<RunConfig['consistency']>): number {
   return isAdaptive(consistency) ? 2 : 1;
 }

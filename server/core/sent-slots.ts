@@ -13,7 +13,7 @@ export interface SentSlotsState {
 }
 
 export interface SentSlotsReplica extends SentSlotsState {
-  /** Of each owner, which parameters it was sent last. */
+  /** Which parameters each owner was sent last. */
   readonly sent: readonly (readonly [worker: string, step: number, generation: number])[];
   readonly isTold: boolean;
 }

@@ -28,7 +28,7 @@ export const named = (owner: Owner, slots: Readonly<Record<string, Float32Array>
 
 /** Vectors beside the parameters that a run needs room for. */
 export interface Places {
-  /** Of workers. */
+  /** Velocities of workers. */
   readonly velocities: number;
   /** Pushes that are collected: 1 for their sum. */
   readonly collected: number;

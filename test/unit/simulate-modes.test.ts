@@ -52,13 +52,15 @@ describe('bounded', () => {
 
 describe('synchronous', () => {
   test('a round takes as long as the slowest of its workers: H₃₂ of exponential ones', async () => {
-    const { step, seconds, summary } = await simulate({
+    const { step, seconds, summary, applied, unused } = await simulate({
       ...{ consistency: { mode: 'synchronous' }, law: 'exponential:1000', steps: 600 },
     });
     const harmonic = Array.from({ length: 32 }, (_, i) => 1 / (i + 1)).reduce((a, b) => a + b, 0);
     // A standard error of 0.05.
     expect(Math.abs(seconds / step - harmonic)).toBeLessThan(0.16);
     expect(summary.examples).toBe(32 * step);
+    expect(applied).toBe(32 * step);
+    expect(unused).toBeLessThanOrEqual(32);
     expect(summary.staleness!.max).toBe(0);
   });
 
@@ -109,5 +111,6 @@ describe('buffered', () => {
     expect(buffered.seconds / plain.seconds).toBeGreaterThan(0.95);
     expect(buffered.seconds / plain.seconds).toBeLessThan(1.05);
     expect(buffered.summary.examples).toBe(6_000);
+    expect(buffered.applied).toBe(6_000);
   });
 });

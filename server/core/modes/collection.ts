@@ -25,7 +25,7 @@ export class Collection {
     this.#pushes.push(push);
   }
 
-  /** Of all of them, added up. */
+  /** The sum of the shares of all pushes. */
   get shares(): number {
     return this.#pushes.reduce((sum, { share }) => sum + share, 0);
   }

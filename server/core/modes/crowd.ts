@@ -31,7 +31,7 @@ export interface CrowdState {
 
 export class Crowd {
   readonly #members = new Map<string, Member>();
-  /** Of the members that are waited for: how many have each clock. */
+  /** How many of the members that are waited for have each clock. */
   readonly #waitedFor = new Map<number, number>();
   #floor = Infinity;
   #away = 0;
@@ -145,7 +145,7 @@ export class Crowd {
     this.#count(member, 1);
   }
 
-  /** Of those that are waited for, else of all. */
+  /** The clock that a newcomer begins with: the lowest of those that are waited for, else the highest of all. */
   #lowest(): number {
     if (this.#floor !== Infinity) return this.#floor;
     let highest = 0;
@@ -187,7 +187,7 @@ export class Crowd {
     }
   }
 
-  /** The same after a restart of the server: whoever was there may come back. */
+  /** Continues after a restart of the server: members may come back. */
   restore(state: CrowdState): void {
     this.replicate({
       members: state.members.map(([worker, clock, standing]) => [worker, clock, standing, null]),
