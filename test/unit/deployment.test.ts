@@ -356,7 +356,7 @@ describe('the manifests of Kubernetes', () => {
 
   test('the server has the memory that docs/operations.md asks for', () => {
     const text = readFileSync(join(ROOT, 'docs/operations.md'), 'utf8');
-    const [, base, factor] = /Plan (\d+) MB, [\s\S]*? or (\d+) \(Adam with EMA\)/.exec(text)!;
+    const [, base, factor] = /Plan\s(\d+)\sMB,\s[\s\S]*? or (\d+)\s\(Adam\swith\sEMA\)/.exec(text)!;
     const manifest = readFileSync(join(MANIFESTS, 'base/server.yaml'), 'utf8');
     const stated = /# (\d+) MB, and (\d+) times .* (\d+) million parameters in all runs/.exec(
       manifest,
