@@ -52,7 +52,7 @@ async function repeat(lab: Lab): Promise<Finding> {
   const workers = lab.quick ? 100 : 1_000;
   const arms: Arm[] = [
     ...CORRECTIONS.filter(({ name }) => name !== 'clip'),
-    ...(lab.quick ? [10] : [5, 20, 80]).map(bound),
+    ...(lab.quick ? [10] : [1, 2, 5, 20, 80]).map(bound),
   ];
   const runs: Record<string, string | number | null>[] = [];
   const results: { readonly arm: Arm; readonly rate: number; readonly times: number[] }[] = [];
