@@ -12,7 +12,7 @@ import {
   TensorObservationSchema,
 } from './protocol.ts';
 
-/** What REST takes and gives: the bodies of `server/http/routes.ts`, the types of every client. */
+/** Bodies of REST requests and answers: the schemas of `server/http/routes.ts` and the types of every client. */
 
 const closed = { additionalProperties: false } as const;
 const Name = Type.String({ pattern: NAME_PATTERN });
@@ -23,26 +23,26 @@ export const CreateRunSchema = Type.Object(
   {
     id: Type.Optional(Name),
     experiment: Name,
-    /** SHA-256 of the experiment's files; every worker's must be the same. */
+    /** SHA-256 of the experiment's files. Workers must have the same hash. */
     experimentHash: Type.String({ minLength: 1, maxLength: 128 }),
-    /** A part of a configuration; what is missing takes its default. */
+    /** Any configuration fields; the others take their defaults. */
     config: Type.Optional(Type.Unsafe<unknown>({ type: 'object' })),
-    /** Begins with the parameters of another run; optimizer, schedule and steps begin anew. */
+    /** Start from the parameters of another run. Optimizer state, schedule and step count start from 0. */
     fork: Type.Optional(
       Type.Object(
         {
           run: Name,
-          /** Newest of a kind, or a file of `GET /runs/:id/checkpoints`. `last`: of this moment. */
+          /** A kind (its newest checkpoint), or a file from `GET /runs/:id/checkpoints`. `last`: the current parameters. */
           checkpoint: Type.String({ minLength: 1, maxLength: 200, default: 'last' }),
-          /** `other`: data that differ from those of the other run are taken, with its standardisation. */
+          /** `other`: accept data that differ from the data of the other run; its standardisation is kept. */
           data: Type.Optional(Type.Union([Type.Literal('same'), Type.Literal('other')])),
         },
         closed,
       ),
     ),
-    /** The study whose trial it is: commands that choose a run by themselves leave it out. */
+    /** The study that this run is a trial of. Commands that choose a run by default skip trials. */
     study: Type.Optional(Name),
-    /** SHA-256 of a bundle of its experiment (`PUT /bundles/:sha256`), for workers that accept experiments. */
+    /** SHA-256 of a bundle of the experiment (`PUT /bundles/:sha256`), for workers that accept experiments. */
     bundle: Type.Optional(Type.String({ pattern: BUNDLE_HASH })),
   },
   closed,
@@ -53,43 +53,43 @@ export type CreateRun = Static<typeof CreateRunSchema>;
 export const EvaluationSchema = Type.Object({
   step: N,
   epoch: N,
-  /** Seconds of training before it, over all sessions of the run. */
+  /** Seconds of training before this evaluation, over all restarts of the run. */
   seconds: N,
   part: Type.String(),
   loss: orNull(N),
   error: orNull(N),
   examples: N,
-  /** The experiment's own; null: not finite for some minibatch of the evaluation. */
+  /** Metrics of the experiment; null: not finite for at least one minibatch of the evaluation. */
   metrics: Type.Record(Type.String(), orNull(N)),
   learningRate: N,
-  /** Smoothed, at the time of the evaluation. */
+  /** Smoothed training loss at the time of the evaluation. */
   trainingLoss: orNull(N),
 });
 export type Evaluation = Static<typeof EvaluationSchema>;
 
-/** A run that diverged went back to good parameters, with a lower learning rate. */
+/** A diverged run returned to good parameters, with a lower learning rate. */
 export const RollbackSchema = Type.Object({
   step: N,
-  /** The step of the best evaluation whose parameters it took; null: fresh initial ones. */
+  /** Step of the best evaluation, whose parameters were restored; null: new initial parameters. */
   to: orNull(N),
-  /** The learning rate of the next update. */
+  /** Learning rate of the next update. */
   learningRate: N,
   reason: Type.String(),
 });
 export type Rollback = Static<typeof RollbackSchema>;
 
-/** What a run does about its workers' number: `consistency.correction`. */
+/** Correction for staleness that a run applies: `consistency.correction`. */
 export const CorrectionSchema = Type.Object({
-  /** What it may do: as configured, or none where that leaves nothing. */
+  /** The configured correction; `none` if the configuration leaves nothing to correct. */
   kind: Type.Union([Type.Literal('none'), Type.Literal('auto'), Type.Literal('lookahead')]),
-  /** Those that it counts: connected, or away for a few seconds. */
+  /** Workers that count: connected, or disconnected for only a few seconds. */
   workers: N,
   lookahead: Type.Boolean(),
-  /** Fewer than workers: for lack of room several workers share one. */
+  /** Number of velocities. If it is below `workers`, some workers share one to save memory. */
   velocities: N,
-  /** The largest norm of a gradient now, larger ones are scaled down to it; null: any. */
+  /** Current maximum gradient norm; larger gradients are scaled down to it; null: no limit. */
   normMax: orNull(N),
-  /** In words, as soon as nobody has come or gone for a push of each worker; null: all is as with one worker. */
+  /** Description in words, once every worker has pushed since the last one joined or left; null: no correction. */
   text: orNull(Type.String()),
 });
 export type Correction = Static<typeof CorrectionSchema>;
@@ -97,7 +97,7 @@ export type Correction = Static<typeof CorrectionSchema>;
 export const RunSummarySchema = Type.Object({
   id: Type.String(),
   experiment: Type.String(),
-  /** Whose trial it is; null: a run of its own, or of release 0.1.0, which kept none. */
+  /** Study that this run is a trial of; null: none, or a run of release 0.1.0, which did not record it. */
   study: orNull(Type.String()),
   phase: PhaseSchema,
   /** Why the run is in this phase, in words. */
@@ -105,58 +105,58 @@ export const RunSummarySchema = Type.Object({
   createdAt: Type.String(),
   step: N,
   epoch: N,
-  /** Examples of the applied pushes. */
+  /** Number of examples in all applied pushes. */
   examples: N,
-  /** Upper limits from the configuration; early stopping usually ends sooner. */
+  /** Upper limit from the configuration; early stopping usually ends the run sooner. */
   stepsMax: orNull(N),
   workers: N,
   parameters: orNull(N),
   learningRate: N,
   momentum: orNull(N),
-  /** Over the last ten seconds; null: it is over, or this server has seen too few pushes to know. */
+  /** Speed over the last ten seconds; null: the run has ended, or there were too few pushes to measure it. */
   examplesPerSecond: orNull(N),
-  /** Until stepsMax at the present speed, null: unknown. */
+  /** Seconds until stepsMax at the current speed; null: unknown. */
   secondsLeft: orNull(N),
   seconds: N,
-  /** Exponentially smoothed over pushes, bias corrected. */
+  /** Exponential moving average over pushes, with bias correction. */
   trainingLoss: orNull(N),
-  /** The same at up to 40 steps from the first to now, at equal distances. */
+  /** The training loss at up to 40 evenly spaced steps, from the first to the current one. */
   sparkline: Type.Array(N),
   validation: orNull(EvaluationSchema),
   best: orNull(EvaluationSchema),
-  /** The final parameters on the test part, which is looked at once; and when, ISO 8601. */
+  /** Evaluation of the final parameters on the test part, made once, and its time (ISO 8601). */
   test: orNull(EvaluationSchema),
   testedAt: orNull(Type.String()),
   earlyStopping: Type.Object({
-    /** False: training ends at its last step alone; what follows is the same. */
+    /** False: training ends only at its last step; `afterStop` still applies. */
     enabled: Type.Boolean(),
     metric: Type.String(),
     patience: N,
     patienceLeft: N,
     afterStop: Type.String(),
     stoppedAt: orNull(N),
-    /** `continue`: the training loss at the stop. */
+    /** `continue`: the training loss at the stop, which validation must reach. */
     target: orNull(N),
     refitSteps: orNull(N),
   }),
-  /** The staleness of all applied pushes, as `stalenessHistogram` of the metrics counts them; null: none yet. */
+  /** Staleness of all applied pushes, from `stalenessHistogram` of the metrics; null: none yet. */
   staleness: orNull(Type.Object({ p50: N, p95: N, max: N })),
   gradientNorm: orNull(N),
-  /** Absent: an older server. */
+  /** Absent in answers of older servers. */
   correction: Type.Optional(CorrectionSchema),
-  /** Set: the optimisation seems to be in trouble, and what to try. */
+  /** A likely problem of the optimisation and what to try; null: none. */
   hint: orNull(Type.String()),
   pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),
   rollbacks: Type.Array(RollbackSchema),
-  /** Updates that were applied and are gone, with crashes of the server, as far as is known. */
+  /** Known number of applied updates that were lost in crashes of the server. */
   stepsLost: N,
   checkpoint: orNull(Type.Object({ step: N, file: Type.String(), at: Type.String() })),
-  /** Why something of it cannot be written down; it is tried again. Null: all is. Absent: an older server. */
+  /** Why a record of the run cannot be written; the server retries. Null: all are written. Absent in answers of older servers. */
   unwritten: Type.Optional(orNull(Type.String())),
   data: orNull(DataSummarySchema),
-  /** Set in a fork: its validation examples may be among those that its first parameters were trained on. */
+  /** Set in a fork whose initial parameters may have been trained on its validation examples. */
   dataNote: orNull(Type.String()),
-  /** What `error` is in all evaluations of the run; null: no worker has said. */
+  /** Meaning of `error` in all evaluations of the run; null: no worker has reported it. */
   errorMeasure: orNull(ErrorMeasureSchema),
 });
 export type RunSummary = Static<typeof RunSummarySchema>;
@@ -164,18 +164,18 @@ export type RunSummary = Static<typeof RunSummarySchema>;
 export const RunDetailSchema = Type.Object({
   ...RunSummarySchema.properties,
   experimentHash: Type.String(),
-  /** SHA-256 of the bundle that workers which accept experiments fetch; null: none was sent. Absent: an older server. */
+  /** SHA-256 of the bundle for workers that accept experiments; null: none was sent. Absent in answers of older servers. */
   bundle: Type.Optional(orNull(Type.String())),
   config: RunConfigSchema,
   layoutHash: orNull(Type.String()),
-  /** The shape of one example; null: not known. */
+  /** Shape of one example; null: unknown. */
   inputShape: orNull(Type.Array(N)),
-  /** Names of the classes, the first 100; null: the data have none. All: `GET /runs/:id/data`. */
+  /** Names of the first 100 classes; null: the data have no classes. `GET /runs/:id/data` has all. */
   classes: orNull(Type.Array(Type.String())),
 });
 export type RunDetail = Static<typeof RunDetailSchema>;
 
-/** What a run keeps of its data; null: no worker has said. */
+/** Facts about the data that a run keeps; null: no worker has reported them. */
 export const RunDataSchema = Type.Object({
   summary: orNull(DataSummarySchema),
   facts: orNull(DataFactsSchema),
@@ -197,26 +197,26 @@ export const WorkerSummarySchema = Type.Object({
   engine: Type.String(),
   device: Type.String(),
   connectedAt: Type.String(),
-  /** `unix`: the socket for workers on the server's machine. */
+  /** `unix`: the Unix socket for workers on the server's machine. */
   transport: Type.Union([Type.Literal('tcp'), Type.Literal('unix')]),
   lastSeenSecondsAgo: N,
   leases: N,
   pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),
-  /** The mean staleness of its applied pushes to its run; null: none. */
+  /** Mean staleness of the worker's applied pushes to this run; null: none. */
   stalenessMean: orNull(N),
   computeMsMean: orNull(N),
-  /** Smoothed over about its last 20; null: none. */
+  /** Compute time smoothed over about the last 20 minibatches; null: none. */
   computeMsRecent: orNull(N),
   examples: N,
-  /** Over the last ten seconds; null: not known yet. */
+  /** Speed over the last ten seconds; null: not known yet. */
   examplesPerSecond: orNull(N),
-  /** The bytes of its connection, headers and all. */
+  /** Bytes of the worker's connection, including headers. */
   bytes: Type.Object({ received: N, sent: N }),
-  /** What it was told last that went wrong, and when (ISO 8601); null: nothing, or a push was applied since. */
+  /** Last error that was sent to the worker, and its time (ISO 8601); null: none, or a push was applied since. */
   lastError: orNull(
     Type.Object({ code: Type.String(), message: Type.String(), at: Type.String() }),
   ),
-  /** Set: its run takes nothing from it any more, and why. */
+  /** Why the run rejects everything from this worker; null: it does not. */
   quarantine: orNull(Type.String()),
 });
 export type WorkerSummary = Static<typeof WorkerSummarySchema>;
@@ -232,21 +232,21 @@ export const CheckpointSummarySchema = Type.Object({
 export type CheckpointSummary = Static<typeof CheckpointSummarySchema>;
 
 /**
- * Columns of equal length, thinned to at most 2,000 points a column, whatever the length of the run; to fewer
- * by `?points=`, which keeps those that show the shape.
+ * Columns of equal length. A long run is thinned to at most 2,000 points per column. `?points=` asks for fewer and
+ * keeps the points that preserve the shape of the curve.
  */
 export const MetricsSchema = Type.Object({
   training: Type.Object({
     step: Type.Array(N),
     seconds: Type.Array(N),
-    /** The examples of all applied pushes so far; null in points of older releases, as `minibatchLoss` and `momentum`. */
+    /** Examples in all applied pushes so far; null in points of older releases, like `minibatchLoss` and `momentum`. */
     examples: Type.Array(orNull(N)),
-    /** Smoothed, as `trainingLoss` of a run. */
+    /** Smoothed training loss, like `trainingLoss` of a run. */
     loss: Type.Array(orNull(N)),
-    /** The loss of the minibatch alone. */
+    /** Loss of this minibatch only. */
     minibatchLoss: Type.Array(orNull(N)),
     learningRate: Type.Array(N),
-    /** Null also where the update rule has none. */
+    /** Null also if the update rule has no momentum. */
     momentum: Type.Array(orNull(N)),
     gradientNorm: Type.Array(orNull(N)),
     staleness: Type.Array(N),
@@ -254,63 +254,63 @@ export const MetricsSchema = Type.Object({
     computeMs: Type.Optional(Type.Array(orNull(N))),
   }),
   evaluations: Type.Array(EvaluationSchema),
-  /** count[i]: pushes applied with staleness i; the last one counts all beyond. */
+  /** Entry i is the number of pushes applied with staleness i; the last entry also counts all larger values. */
   stalenessHistogram: Type.Array(N),
 });
 export type Metrics = Static<typeof MetricsSchema>;
 
-/** What workers sampled of weights, gradients, updates and activations, thinned as it grows. */
+/** Samples of weights, gradients, updates and activations that workers took; thinned as they accumulate. */
 export const ObservationsSchema = Type.Object({
-  /** As configured; null: nothing is sampled. */
+  /** Configured interval; null: nothing is sampled. */
   everySteps: orNull(N),
   samples: Type.Array(
     Type.Object({
       step: N,
       seconds: N,
-      /** Updates that `updates` and `updateRatio` are means over. */
+      /** Number of updates that `updates` and `updateRatio` average over. */
       updateSteps: N,
-      /** Samples that `never` and `rare` of the tensors count over. */
+      /** Number of samples behind `never` and `rare` of the tensors. */
       samples: N,
       tensors: Type.Array(TensorObservationSchema),
       layers: Type.Array(LayerObservationSchema),
     }),
   ),
-  /** All that were taken, the time they took, and its share of all compute time. */
+  /** Number of samples taken, the time they took, and its share of all compute time. */
   cost: Type.Object({ samples: N, ms: N, share: orNull(N) }),
 });
 export type Observations = Static<typeof ObservationsSchema>;
 export type ObservedSample = Observations['samples'][number];
 
-/** An experiment that was sent, as one file of JavaScript. */
+/** An experiment that was sent as one JavaScript file. */
 export const BundleSchema = Type.Object({ sha256: Type.String(), bytes: N });
 export type Bundle = Static<typeof BundleSchema>;
 
 export const HealthSchema = Type.Object({
-  /** `standby`: it takes no work before it has taken over; `degraded`: it answers, and its runs wait. */
+  /** `standby`: a standby that has not taken over, and accepts no work; `degraded`: the server answers, but its runs wait. */
   status: Type.Union([Type.Literal('ok'), Type.Literal('degraded'), Type.Literal('standby')]),
-  /** What its runs wait for; null: nothing. */
+  /** What the runs wait for; null: nothing. */
   problem: orNull(Type.String()),
   version: Type.String(),
   stateStore: Type.String(),
   uptimeSeconds: N,
-  /** Path of the unix socket, told to callers on the server's machine only. */
+  /** Path of the Unix socket; only callers on the server's machine see it. */
   localSocket: orNull(Type.String()),
 });
 export type Health = Static<typeof HealthSchema>;
 
-/** What a person should look at. */
+/** A condition that needs attention. */
 export const AlertSchema = Type.Object({
   severity: Type.Union([Type.Literal('critical'), Type.Literal('warning'), Type.Literal('info')]),
-  /** The run and the worker that it is about, if any. */
+  /** The run and the worker concerned, if any. */
   run: orNull(Type.String()),
   worker: orNull(Type.String()),
   text: Type.String(),
 });
 export type Alert = Static<typeof AlertSchema>;
 
-/** The hot standby of a server, or what became of it. */
+/** State of the hot standby of a server. */
 export const StandbyFactsSchema = Type.Object({
-  /** `joining`: it is told all runs; `parting`: it was lost, and the store is asked who owns the state. */
+  /** `joining`: it receives all runs; `parting`: it was lost, and the server checks in the store that it still owns the state. */
   state: Type.Union([
     Type.Literal('joining'),
     Type.Literal('following'),
@@ -318,49 +318,49 @@ export const StandbyFactsSchema = Type.Object({
     Type.Literal('lost'),
   ]),
   address: Type.String(),
-  /** Null: it is lost. */
+  /** Null: the standby is lost. */
   mode: orNull(Type.Union([Type.Literal('sync'), Type.Literal('async')])),
-  /** Pushes that it may lack. */
+  /** Maximum number of pushes by which it may lag. */
   lagMax: orNull(N),
-  /** Since it came, or was lost. */
+  /** Seconds since it joined or was lost. */
   seconds: N,
-  /** Why it was lost. */
+  /** Reason for its loss. */
   reason: orNull(Type.String()),
-  /** What it has not carried out yet. */
+  /** Pushes and bytes that it has not processed yet. */
   behind: Type.Object({ pushes: N, bytes: N }),
 });
 export type StandbyFacts = Static<typeof StandbyFactsSchema>;
 
-/** What became of checkpoints that `--checkpoint-copy` was to copy into a bucket. */
+/** State of the checkpoint copies of `--checkpoint-copy`. */
 export const CopyFactsSchema = Type.Object({
   /** `s3://bucket/prefix` */
   to: Type.String(),
-  /** The newest of each run and kind that are not there yet. */
+  /** Number of checkpoints (the newest per run and kind) that are not copied yet. */
   waiting: N,
-  /** Since the server began: checkpoints and bytes that arrived, attempts that failed, old copies removed. */
+  /** Counts since the server started: checkpoints and bytes copied, failed attempts, old copies removed. */
   copied: N,
   bytes: N,
   failed: N,
   removed: N,
-  /** Set: the last attempt failed, and since when none has gone well. */
+  /** Seconds since the last success, and the error, if the last attempt failed; null: it succeeded. */
   away: orNull(Type.Object({ seconds: N, why: Type.String() })),
-  /** Runs whose newest checkpoint cannot be copied, and is not tried again. */
+  /** Runs whose newest checkpoint cannot be copied; the server does not retry it. */
   refused: Type.Array(Type.Object({ run: Type.String(), why: Type.String() })),
   /** Step of the newest copy of each run. */
   runs: Type.Array(Type.Object({ run: Type.String(), step: N })),
 });
 export type CopyFacts = Static<typeof CopyFactsSchema>;
 
-/** The memory that connections take beside that of runs. */
+/** Memory of connections, in addition to that of runs. */
 export const ConnectionFactsSchema = Type.Object({
-  /** Now, and at most. */
+  /** Current size and maximum. */
   bytes: N,
   bytesMax: N,
-  /** Connections closed for what they took, or for payloads and answers that got on too slowly. */
+  /** Connections closed because they used too much memory, or sent or received too slowly. */
   closed: N,
-  /** Since the last of them; null: there was none. */
+  /** Seconds since the last one was closed; null: none was. */
   closedSecondsAgo: orNull(N),
-  /** Pushes that came slowly and lost their room to others. */
+  /** Slow pushes whose buffer was given to others. */
   moved: N,
 });
 export type ConnectionFacts = Static<typeof ConnectionFactsSchema>;
@@ -369,58 +369,58 @@ export type ConnectionFacts = Static<typeof ConnectionFactsSchema>;
 export const RunsReadSchema = Type.Object({ done: N, of: N });
 export type RunsRead = Static<typeof RunsReadSchema>;
 
-/** What is known of the server itself. */
+/** Facts about the server itself. */
 export const ServerFactsSchema = Type.Object({
   version: Type.String(),
   startedAt: Type.String(),
   stateStore: Type.String(),
-  /** Set: Redis cannot be reached, and so many records wait for it on disk. */
+  /** Set while Redis is unreachable: since how long, and how many records wait on disk. */
   stateStoreAway: orNull(Type.Object({ seconds: N, records: N })),
   memoryBytes: Type.Object({ rss: N, heap: N, arrayBuffers: N }),
   connections: ConnectionFactsSchema,
-  /** Set: the vectors of runs are shared among so many; `whole`: all of them are there. */
+  /** Set if parameters are sharded: the number of shards, and whether all of them are up (`whole`). */
   shards: orNull(
     Type.Object({
       count: N,
       whole: Type.Boolean(),
-      /** Set: this one, counted from 1 after the server itself, has gone or is silent, for so many seconds. */
+      /** Set if a shard is gone or silent: its number (the first after the server is 1), and for how many seconds. */
       lost: orNull(Type.Object({ index: N, url: Type.String(), why: Type.String(), seconds: N })),
     }),
   ),
-  /** Null: there has been none since this server began. */
+  /** Null: there has been no standby since this server started. */
   standby: orNull(StandbyFactsSchema),
-  /** Null: checkpoints are copied nowhere. */
+  /** Null: checkpoints are not copied. */
   copies: orNull(CopyFactsSchema),
   /** Set: the server has begun not long ago and still reads the runs of its state folder, so many of so many are here. */
   runsRead: Type.Optional(orNull(RunsReadSchema)),
-  /** The worst first. */
+  /** Alerts, the most severe first. */
   alerts: Type.Array(AlertSchema),
-  /** Another number whenever a study was told of or removed. */
+  /** Changes whenever a study is reported or removed. */
   studiesVersion: N,
 });
 export type ServerFacts = Static<typeof ServerFactsSchema>;
 
 export const StatusSchema = Type.Object({
   ...ServerFactsSchema.properties,
-  /** The runs in the order of creation. */
+  /** Runs in order of creation. */
   runs: Type.Array(RunSummarySchema),
-  /** How many there are; absent in answers of older releases, which told all. */
+  /** Number of all runs. Absent in answers of older releases, which listed all runs. */
   runCount: Type.Optional(N),
   workers: Type.Array(WorkerSummarySchema),
 });
 export type Status = Static<typeof StatusSchema>;
 
 export const RunPageSchema = Type.Object({
-  /** The runs in the order of creation. */
+  /** Runs in order of creation. */
   runs: Type.Array(RunSummarySchema),
-  /** Set: there are more, which `after` with this value tells. Absent in answers of older releases, which told all. */
+  /** If there are more runs, the value of `after` for the next page; null: none. Absent in answers of older releases, which listed all runs. */
   next: Type.Optional(orNull(Type.String())),
 });
 export type RunPage = Static<typeof RunPageSchema>;
 
 const Line = Type.String({ maxLength: 1_000 });
 const studyFacts = {
-  /** `search`, `lr`, `folds`, `look` and so on: any that a command knows. */
+  /** Kind of the study, such as `search`, `lr`, `folds` or `look`. */
   kind: Name,
   state: Type.Union([
     Type.Literal('running'),
@@ -429,28 +429,28 @@ const studyFacts = {
     Type.Literal('failed'),
   ]),
   experiment: Name,
-  /** Whose parameters were looked at; null: it is no look at one model. */
+  /** Run whose model was inspected; null: the study does not inspect a single model. */
   run: orNull(Name),
   title: Type.String({ maxLength: 500 }),
-  /** How many of its trials have ended; null: it has none. */
+  /** Number of ended trials and of all trials; null: the study has no trials. */
   trials: orNull(Type.Object({ ended: Type.Integer(), of: Type.Integer() }, closed)),
 };
 
 /**
- * What a study, or a look at a model, has found so far: a table, advice and figures. Commands tell it to the server
- * that has the runs (`PUT /studies/:name`), as often as it has changed.
+ * Results of a study, or of a look at a model, so far: a table, advice and figures. Commands send it to the server of
+ * the runs (`PUT /studies/:name`) whenever it changes.
  */
 export const StudyReportSchema = Type.Object(
   {
     ...studyFacts,
     headings: Type.Array(Line, { maxItems: 64 }),
     rows: Type.Array(Type.Array(Line, { maxItems: 64 }), { maxItems: 2_000 }),
-    /** One paragraph; empty while it runs. */
+    /** One paragraph of advice; empty while the study runs. */
     advice: Type.String({ maxLength: 20_000 }),
     figures: Type.Array(FigureSchema, { maxItems: FIGURE_LIMITS.figures }),
-    /** Rows and figures that were left out since they are too many or too large. */
+    /** Number of rows and figures that were left out because there are too many or they are too large. */
     omitted: Type.Integer({ minimum: 0 }),
-    /** Its runs on this server. */
+    /** Runs of the study on this server. */
     runs: Type.Array(Name, { maxItems: LIMITS.runCountMax }),
   },
   closed,
@@ -471,15 +471,15 @@ export const StudyDetailSchema = Type.Object({
 });
 export type StudyDetail = Static<typeof StudyDetailSchema>;
 
-/** What the workers did of late, looked at once a second. */
+/** Recent states of the workers, sampled once a second. */
 export const TimelineSchema = Type.Object({
-  /** How far back it goes. */
+  /** Length of the period in seconds. */
   seconds: N,
   workers: Type.Array(
     Type.Object({
       worker: Type.String(),
       incarnation: Type.String(),
-      /** Each began so long ago and lasted until the next one. */
+      /** Each state began `secondsAgo` and lasted until the next one. */
       states: Type.Array(
         Type.Object({ state: WorkerSummarySchema.properties.state, secondsAgo: N }),
       ),
@@ -489,26 +489,26 @@ export const TimelineSchema = Type.Object({
 export type Timeline = Static<typeof TimelineSchema>;
 
 /**
- * An event of `GET /feed`: what has changed since the one before. The first ones after a connection tell all: runs at work
- * and the newest at once, the others little by little.
+ * An event of `GET /feed`: the changes since the last event. After a connection, the first event has the active and the
+ * newest runs, and further events add the others step by step.
  */
 export interface FeedUpdate {
   readonly server: ServerFacts;
   readonly runs: readonly RunSummary[];
   readonly workers: readonly WorkerSummary[];
-  /** Runs that are still to be told of. Absent in those of older releases, whose first event had all. */
+  /** Number of runs still to come. Absent in events of older releases, whose first event had all runs. */
   readonly rest?: number;
-  /** Names of runs, and `worker/incarnation`, that the server knows no more. */
+  /** Names of runs, and `worker/incarnation`, that the server no longer has. */
   readonly gone: { readonly runs: readonly string[]; readonly workers: readonly string[] };
 }
 
-/** Who looks, as `GET /session` says. */
+/** Identity of the caller: answer of `GET /session`. */
 export const SessionSchema = Type.Object({
-  /** Null: nobody yet; a token must be given. */
+  /** Null: not logged in; a token is needed. */
   role: orNull(Type.Union([Type.Literal('observer'), Type.Literal('operator')])),
-  /** The server has no tokens: whoever reaches it is an operator. */
+  /** True: the server has no tokens, and everyone who can reach it is an operator. */
   open: Type.Boolean(),
-  /** A worker's login, or an operator's: pages of this browser may train. */
+  /** True: pages of this browser may train (login with a worker's or an operator's token). */
   works: Type.Boolean(),
 });
 export type SessionFacts = Static<typeof SessionSchema>;
@@ -516,18 +516,18 @@ export type SessionFacts = Static<typeof SessionSchema>;
 export const LoginSchema = Type.Object(
   {
     token: Type.String({ minLength: 1, maxLength: 4096 }),
-    /** To work, as `/join` does, and not to look. */
+    /** Log in to train at `/join`, not to read runs. */
     work: Type.Optional(Type.Boolean()),
   },
   closed,
 );
 export type Login = Static<typeof LoginSchema>;
 
-/** For a page's WebSocket: `POST /join/ticket`. */
+/** Ticket for the WebSocket of a page: `POST /join/ticket`. */
 export const TicketSchema = Type.Object({
-  /** For one handshake. */
+  /** Valid for one handshake. */
   ticket: Type.String(),
-  /** The seconds within which it must begin. */
+  /** Seconds until the ticket expires. */
   seconds: Type.Number(),
 });
 export type Ticket = Static<typeof TicketSchema>;

@@ -55,16 +55,17 @@ export async function restPage(): Promise<string> {
     });
   return `${[
     '# REST',
-    'Written by `npm run docs` from a server and from `shared/rest.ts`; change those, not this page. The same as OpenAPI is at `GET /openapi.json` of every server. In TypeScript `downpour/client` is a client of it, with types ([export.md](export.md#programs-of-your-own)).',
-    'A server with tokens wants one as `Authorization: Bearer …`; *who* is the least role that is let in, and an operator may do all ([SECURITY.md](../SECURITY.md)). An error is `{ code, message }` with a status of [errors.md](errors.md). Unknown fields are refused. Times are in seconds, sizes in bytes, shares from 0 to 1; `null` is unknown or not there.',
+    'Programs read and control runs through this interface. Try it: `curl http://127.0.0.1:7420/status`. In TypeScript, `downpour/client` is a typed client ([export.md](export.md#programs-of-your-own)). Every server describes the interface as OpenAPI at `GET /openapi.json`.',
+    'If the server has tokens, send one in the header `Authorization: Bearer …`. The column *role* has the lowest role that a route requires; an operator may use every route ([SECURITY.md](../SECURITY.md)). An error is `{ code, message }` with an HTTP status from [errors.md](errors.md). Unknown fields are refused. Times are in seconds, sizes in bytes, and shares from 0 to 1. `null` means unknown or absent.',
+    '`npm run docs` writes this page from a server and from `shared/rest.ts`. To change it, change those.',
     '## Routes',
     [
-      '| route | who | what | query | body | answer |',
+      '| route | role | what it does | query | body | answer |',
       '|---|---|---|---|---|---|',
       ...rows.map((row) => `| ${row.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`),
     ].join('\n'),
     '## Shapes',
-    'As types of TypeScript. `RunConfig`: [configuration.md](configuration.md). `DataSummary`: the counts of the parts of the data, fingerprints, and where they are from. `DataFacts`: [data.md](data.md#when-the-data-change).',
+    'The shapes are TypeScript types. [configuration.md](configuration.md) describes `RunConfig`. `DataSummary` has the number of examples in each part of the data, the fingerprints and the source. [data.md](data.md#when-the-data-change) describes `DataFacts`.',
     ...shapes,
   ].join('\n\n')}\n`;
 }
@@ -91,7 +92,7 @@ function rowOf(path: string, method: string, operation: Operation): string[] {
   const body = requestBody && shapeOf(requestBody.content);
   const answer = ok?.[1].content && shapeOf(ok[1].content);
   const url = path.replace(/\{(\w+)\}/g, ':$1');
-  const who = roleFor(method.toUpperCase(), url) ?? 'anybody';
+  const who = roleFor(method.toUpperCase(), url) ?? 'none';
   return [
     `\`${method.toUpperCase()} ${url}\``,
     who,

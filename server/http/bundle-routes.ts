@@ -20,7 +20,7 @@ export function addBundleRoutes(app: FastifyInstance, coordinator: Coordinator):
     BUNDLE_ROUTE,
     {
       ...schema(
-        'Send an experiment as one file of JavaScript, for workers that accept experiments; runs name it as `bundle`',
+        'Upload an experiment as one JavaScript file, for workers that accept experiments; runs refer to it by `bundle`',
         { 200: BundleSchema },
         { params: BundleHash, body: { content: { [BYTES_TYPE]: { schema: {} } } } },
       ),
@@ -38,7 +38,7 @@ export function addBundleRoutes(app: FastifyInstance, coordinator: Coordinator):
     BUNDLE_ROUTE,
     {
       schema: {
-        summary: 'The bundle of a run that is not over, as it was sent',
+        summary: 'Download the bundle of an unfinished run',
         params: BundleHash,
       },
     },

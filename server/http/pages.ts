@@ -73,14 +73,14 @@ export function addPages(
 
   app.get(
     '/session',
-    { schema: { summary: 'Who am I, by this token or cookie?', response: { 200: SessionSchema } } },
+    { schema: { summary: 'Role of this token or cookie', response: { 200: SessionSchema } } },
     (request) => door.look(request.raw),
   );
   app.post<{ Body: Login }>(
     '/session',
     {
       schema: {
-        summary: 'Exchange a token for a cookie that scripts cannot read',
+        summary: 'Log in: exchange a token for an HttpOnly cookie',
         body: LoginSchema,
         response: { 200: SessionSchema },
       },
@@ -94,7 +94,7 @@ export function addPages(
   );
   app.delete(
     '/session',
-    { schema: { summary: 'Take the cookie back', response: { 204: Type.Null() } } },
+    { schema: { summary: 'Log out: delete the cookie', response: { 204: Type.Null() } } },
     (request, reply) => reply.header('set-cookie', door.logout(request.raw)).code(204).send(null),
   );
 
@@ -109,7 +109,7 @@ export function addPages(
   app.get(
     '/feed',
     {
-      schema: { summary: 'What changes, as server-sent events; see FeedUpdate in shared/rest.ts' },
+      schema: { summary: 'Stream changes as server-sent events; see FeedUpdate in shared/rest.ts' },
     },
     (request, reply) => {
       // Who asks for the head alone would wait for an end that never comes.
@@ -142,7 +142,7 @@ function addJoin(app: FastifyInstance, door: PageDoor, join: JoinFiles | null): 
     JOIN_PATHS.ticket,
     {
       schema: {
-        summary: 'Get a ticket that a page shows in its WebSocket handshake, once and soon',
+        summary: 'Get a short-lived, single-use ticket for the WebSocket handshake of a page',
         response: { 200: TicketSchema },
       },
     },
@@ -152,7 +152,7 @@ function addJoin(app: FastifyInstance, door: PageDoor, join: JoinFiles | null): 
     `${JOIN_PATHS.files}:name`,
     {
       schema: {
-        summary: 'A part of the worker that runs in pages: its code, an engine, the data',
+        summary: 'Get a file of the browser worker: code, an engine or data',
         params: Type.Object({ name: Type.String({ maxLength: 200 }) }),
       },
     },

@@ -45,13 +45,13 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
   addMetrics(app, coordinator, facts);
   app.get(
     '/timeline',
-    schema('What the workers did in the last ten minutes', { 200: TimelineSchema }),
+    schema('Get the states of the workers in the last ten minutes', { 200: TimelineSchema }),
     () => coordinator.workers.timeline(),
   );
   addRunRoutes(app, coordinator, checkpointFolder);
   addStudyRoutes(app, studies);
   addBundleRoutes(app, coordinator);
-  app.get('/openapi.json', { schema: { summary: 'This interface, as OpenAPI' } }, () =>
+  app.get('/openapi.json', { schema: { summary: 'Describe this interface as OpenAPI' } }, () =>
     (app as unknown as Record<typeof OPENAPI, () => object>)[OPENAPI](),
   );
   return facts;
@@ -100,13 +100,17 @@ function healthOf({ problem }: Coordinator): Pick<Health, 'status' | 'problem'> 
 function addHealth(app: FastifyInstance, options: RoutesOptions): void {
   const { coordinator, version, stateStore } = options;
   const startedMs = performance.now();
-  app.get('/health', schema('Is the server up?', { 200: HealthSchema }), (request) => ({
-    ...healthOf(coordinator),
-    version,
-    stateStore: stateStore.kind,
-    uptimeSeconds: (performance.now() - startedMs) / 1000,
-    localSocket: isFromHere(request.socket) ? options.localSocket() : null,
-  }));
+  app.get(
+    '/health',
+    schema('Check whether the server is up', { 200: HealthSchema }),
+    (request) => ({
+      ...healthOf(coordinator),
+      version,
+      stateStore: stateStore.kind,
+      uptimeSeconds: (performance.now() - startedMs) / 1000,
+      localSocket: isFromHere(request.socket) ? options.localSocket() : null,
+    }),
+  );
 }
 
 function addStatus(app: FastifyInstance, coordinator: Coordinator, facts: FeedSource): void {
@@ -114,7 +118,7 @@ function addStatus(app: FastifyInstance, coordinator: Coordinator, facts: FeedSo
   app.get<{ Querystring: { limit?: string } }>(
     '/status',
     schema(
-      'Runs and workers, and what to look at; `limit`: at most so many runs, those at work first, then the newest',
+      'Get runs, workers and alerts; `limit`: maximum number of runs, active ones first, then the newest',
       { 200: StatusSchema },
       { querystring: Limit },
     ),
@@ -135,24 +139,28 @@ function addMetrics(app: FastifyInstance, coordinator: Coordinator, facts: FeedS
   const lag = new Lag(() => performance.now());
   app.addHook('preClose', async () => lag.close());
   const Text = { content: { 'text/plain': { schema: Type.String() } } };
-  app.get('/metrics', schema('The same for Prometheus', { 200: Text }), (_request, reply) => {
-    coordinator.listing.refresh();
-    const { runs, phases } = coordinator.reports.prometheusFacts();
-    const { user, system } = process.cpuUsage();
-    const { active } = performance.eventLoopUtilization();
-    const page = exposition({
-      server: facts.server(),
-      ...{ runs, phases },
-      workers: facts.workers(),
-      errors: coordinator.reports.errorCounts,
-      unasked: coordinator.workers.unaskedFacts,
-      process: {
-        startedSeconds: performance.timeOrigin / 1000,
-        cpuSeconds: (user + system) / 1e6,
-        lag: lag.seconds,
-        busySeconds: active / 1000,
-      },
-    });
-    return reply.type(EXPOSITION_TYPE).send(page);
-  });
+  app.get(
+    '/metrics',
+    schema('Get the status as Prometheus metrics', { 200: Text }),
+    (_request, reply) => {
+      coordinator.listing.refresh();
+      const { runs, phases } = coordinator.reports.prometheusFacts();
+      const { user, system } = process.cpuUsage();
+      const { active } = performance.eventLoopUtilization();
+      const page = exposition({
+        server: facts.server(),
+        ...{ runs, phases },
+        workers: facts.workers(),
+        errors: coordinator.reports.errorCounts,
+        unasked: coordinator.workers.unaskedFacts,
+        process: {
+          startedSeconds: performance.timeOrigin / 1000,
+          cpuSeconds: (user + system) / 1e6,
+          lag: lag.seconds,
+          busySeconds: active / 1000,
+        },
+      });
+      return reply.type(EXPOSITION_TYPE).send(page);
+    },
+  );
 }

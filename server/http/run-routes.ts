@@ -79,7 +79,7 @@ function addListing(app: FastifyInstance, coordinator: Coordinator): void {
   app.post<{ Body: CreateRun }>(
     '/runs',
     schema(
-      'Create a run; workers that have its experiment begin at once',
+      'Create a run; workers that have its experiment start at once',
       { 201: RunSummarySchema },
       { body: CreateRunSchema },
     ),
@@ -92,7 +92,7 @@ function addListing(app: FastifyInstance, coordinator: Coordinator): void {
   app.get<{ Querystring: { limit?: string; after?: string } }>(
     '/runs',
     schema(
-      'Runs, oldest first; `limit`: at most so many, all by default; `after`: those created after this one, as `next` says',
+      'List runs, oldest first; `limit`: maximum number (default: all); `after`: only runs created after this one, as given by `next`',
       { 200: RunPageSchema },
       { querystring: Page },
     ),
@@ -111,14 +111,14 @@ function addListing(app: FastifyInstance, coordinator: Coordinator): void {
 function addReads(app: FastifyInstance, coordinator: Coordinator): void {
   app.get<ById>(
     '/runs/:id',
-    schema('One run, with its configuration', { 200: RunDetailSchema }, { params: Id }),
+    schema('Get one run with its configuration', { 200: RunDetailSchema }, { params: Id }),
     (request) => coordinator.reports.detail(coordinator.mustFind(request.params.id)),
   );
 
   app.get<ById>(
     '/runs/:id/data',
     schema(
-      'What a run keeps of its data: how inputs are standardised, shapes, names, classes',
+      'Get facts about the data of a run: standardisation, shapes, names, classes',
       { 200: RunDataSchema },
       { params: Id },
     ),
@@ -135,7 +135,7 @@ function addCommands(app: FastifyInstance, coordinator: Coordinator): void {
   app.post<ById>(
     '/runs/:id/stop',
     schema(
-      'Stop a run; it leaves a checkpoint and can be resumed',
+      'Stop a run and write a checkpoint; it can be resumed',
       { 200: RunSummarySchema },
       { params: Id },
     ),
@@ -157,14 +157,14 @@ function addCommands(app: FastifyInstance, coordinator: Coordinator): void {
 
   app.post<ById>(
     '/runs/:id/resume',
-    schema('Go on with a stopped run', { 200: RunSummarySchema }, { params: Id }),
+    schema('Resume a stopped run', { 200: RunSummarySchema }, { params: Id }),
     async (request) => coordinator.reports.summary(await coordinator.resume(request.params.id)),
   );
 
   app.post<ById>(
     '/runs/:id/test',
     schema(
-      'Evaluate a finished run on the test part, which counts once',
+      'Evaluate a finished run on the test part; allowed once per run',
       { 200: RunSummarySchema },
       { params: Id },
     ),
@@ -183,7 +183,7 @@ function addCurves(app: FastifyInstance, coordinator: Coordinator): void {
   app.get<ById & { Querystring: { points?: string } }>(
     '/runs/:id/metrics',
     schema(
-      'Curves of a run; `points`: at most so many of each, chosen so that the shape stays',
+      'Get the curves of a run; `points`: maximum number of points per curve, chosen to preserve its shape',
       { 200: MetricsSchema },
       { params: Id, querystring: Points },
     ),
@@ -193,7 +193,7 @@ function addCurves(app: FastifyInstance, coordinator: Coordinator): void {
   app.get<ById>(
     '/runs/:id/observations',
     schema(
-      'Histograms over time, where the configuration has them sampled',
+      'Get histograms over time, if the configuration samples them',
       { 200: ObservationsSchema },
       { params: Id },
     ),
@@ -203,7 +203,7 @@ function addCurves(app: FastifyInstance, coordinator: Coordinator): void {
   const Workers = Type.Object({ workers: Type.Array(WorkerSummarySchema) });
   app.get<ById>(
     '/runs/:id/workers',
-    schema('The workers of a run', { 200: Workers }, { params: Id }),
+    schema('List the workers of a run', { 200: Workers }, { params: Id }),
     (request) => ({
       workers: coordinator.workers.summaries(coordinator.mustFind(request.params.id)),
     }),
@@ -218,7 +218,7 @@ function addCheckpoints(
   const Checkpoints = Type.Object({ checkpoints: Type.Array(CheckpointSummarySchema) });
   app.get<ById>(
     '/runs/:id/checkpoints',
-    schema('The checkpoints of a run, oldest first', { 200: Checkpoints }, { params: Id }),
+    schema('List the checkpoints of a run, oldest first', { 200: Checkpoints }, { params: Id }),
     async (request) => ({
       checkpoints: [
         ...(await coordinator.reports.checkpoints(coordinator.mustFind(request.params.id))),
@@ -231,7 +231,7 @@ function addCheckpoints(
     {
       schema: {
         summary:
-          'The newest checkpoint of a kind, as safetensors; `model`: the final one of a finished run, else the best',
+          'Download the newest checkpoint of a kind as safetensors; `model`: the final one of a finished run, otherwise the best',
         params: IdAndKind,
       },
     },

@@ -18,12 +18,12 @@ export function addStudyRoutes(app: FastifyInstance, studies: Studies): void {
   const StudyList = Type.Object({ studies: Type.Array(StudySummarySchema) });
   app.get(
     '/studies',
-    schema('Studies and looks at models, those told of last first', { 200: StudyList }),
+    schema('List studies and looks at models, the last updated first', { 200: StudyList }),
     () => ({ studies: [...studies.list()] }),
   );
   app.get<ByName>(
     '/studies/:name',
-    schema('What one study has found', { 200: StudyDetailSchema }, { params: StudyName }),
+    schema('Get the report of one study', { 200: StudyDetailSchema }, { params: StudyName }),
     // As it was checked when it came in: text is sent as it is.
     async (request, reply) =>
       reply.type(JSON_TYPE).send(JSON.stringify(await studies.read(request.params.name))),
@@ -32,7 +32,7 @@ export function addStudyRoutes(app: FastifyInstance, studies: Studies): void {
     '/studies/:name',
     {
       ...schema(
-        'Tell what a study has found so far, in the place of what it told before',
+        'Create or replace the report of a study',
         { 200: StudySummarySchema },
         { params: StudyName, body: StudyReportSchema },
       ),
@@ -42,7 +42,11 @@ export function addStudyRoutes(app: FastifyInstance, studies: Studies): void {
   );
   app.delete<ByName>(
     '/studies/:name',
-    schema('Remove what a study told; its runs stay', { 204: Type.Null() }, { params: StudyName }),
+    schema(
+      'Delete the report of a study; its runs stay',
+      { 204: Type.Null() },
+      { params: StudyName },
+    ),
     async (request, reply) => {
       await studies.remove(request.params.name);
       return reply.code(204).send(null);
