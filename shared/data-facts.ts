@@ -61,15 +61,11 @@ export const DataFactsSchema = Type.Object(
     targets: ColumnFactsSchema,
     classCount: orNull(
       natural('Count.'),
-      'Classes of the targets. Null: the targets are no classes.',
+      'Classes of the targets. Null: the targets are not classes.',
     ),
     classes: names('Name of class 0, 1, …. Null: classes have no names.'),
-    inputNames: names(
-      'One name for each number of the inputs of an example. Null: there are none.',
-    ),
-    targetNames: names(
-      'One name for each number of the target of an example. Null: there are none.',
-    ),
+    inputNames: names('One name for each number of the inputs of an example. Null: no names.'),
+    targetNames: names('One name for each number of the target of an example. Null: no names.'),
     reading: Type.Optional(
       Type.String({
         description:

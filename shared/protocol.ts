@@ -146,7 +146,7 @@ export type Part = Static<typeof PartSchema>;
 /** One minibatch: positions [start, start + count) of the epoch's permutation of the part. */
 export const LeaseSchema = Type.Object(
   {
-    id: natural('Names the lease in a push.'),
+    id: natural('Id of the lease, repeated in a push.'),
     epoch: natural('Which order of the examples; counts from 0.'),
     start: natural('The first position in that order; counts from 0.'),
     count: Type.Integer({
@@ -249,7 +249,7 @@ export const JoinSchema = Type.Object(
     seen: Type.Optional(
       orNull(
         Type.Object(
-          { step: natural('Of that `work`.'), generation: natural('Of that `work`.') },
+          { step: natural('Value in that `work`.'), generation: natural('Value in that `work`.') },
           about('Step and generation.'),
         ),
         'Step and generation of the newest `work` of this run that the worker has ever got. Null or absent: none. A server that was killed learns from it how many steps are lost.',
@@ -290,7 +290,7 @@ export const PushSchema = Type.Object(
       measured('Loss.'),
       'Mean loss over the minibatch, without weight decay. Null: it is not finite.',
     ),
-    computeMs: durationMs('Time that the gradient took, in ms.'),
+    computeMs: durationMs('Time to compute the gradient, in ms.'),
     encoding: encoding('How the gradient in the payload is [encoded](protocol.md#encodings).'),
   },
   about(
@@ -317,7 +317,7 @@ export const EvaluatedSchema = Type.Object(
         additionalProperties: false,
         maxProperties: LIMITS.metricCountMax,
         description:
-          'Further means by name, for people. `trainingLoss` and `trainingError` are asked for by `evaluateTraining`.',
+          'Further means by name, for people. `evaluateTraining` asks for `trainingLoss` and `trainingError`.',
       },
     ),
   },
@@ -348,12 +348,12 @@ export const TensorObservationSchema = Type.Object(
     gradients: HistogramSchema,
     updates: orNull(
       HistogramSchema,
-      'Of one update: the mean over `updateSteps`. Null: it is not known, since parameters come in bf16 or have begun anew.',
+      'Mean of one update over `updateSteps`. Null: unknown, because parameters come in bf16 or were initialised again.',
     ),
     gradientNorm: size('L2 norm of the gradient of the whole tensor.'),
     updateRatio: orNull(
       size('Ratio.'),
-      'L2 norm of one update over that of the weights. Null: it is not known, or the weights are 0.',
+      'L2 norm of one update over that of the weights. Null: unknown, or the weights are 0.',
     ),
     elements: natural('Elements that were looked at, evenly spaced in the tensor.'),
     never: natural('Elements whose gradient was 0 in all samples.'),
@@ -363,7 +363,7 @@ export const TensorObservationSchema = Type.Object(
 );
 export type TensorObservation = Static<typeof TensorObservationSchema>;
 
-/** What a layer gives for some examples of the minibatch. */
+/** The output of a layer for some examples of the minibatch. */
 export const LayerObservationSchema = Type.Object(
   {
     layer: Type.String({ maxLength: LIMITS.nameLengthMax, description: 'Name of the layer.' }),
@@ -378,7 +378,7 @@ export const LayerObservationSchema = Type.Object(
     ),
     dead: share('Share of the units that gave the same value for all examples.'),
   },
-  about('What a layer gives for some examples of the minibatch.'),
+  about('The output of a layer for some examples of the minibatch.'),
 );
 export type LayerObservation = Static<typeof LayerObservationSchema>;
 
@@ -387,7 +387,7 @@ export const ObservedSchema = Type.Object(
   {
     type: Type.Literal('observed'),
     run: run(),
-    step: natural('The step of the parameters that the sample is of.'),
+    step: natural('The step of the sampled parameters.'),
     updateSteps: natural('Updates, of all workers, between the two pulls that `updates` compares.'),
     samples: natural('Samples of this worker so far: what `never` and `rare` count over.'),
     costMs: durationMs('Time spent on samples since the last one was sent, in ms.'),
@@ -442,7 +442,7 @@ export const AssignSchema = Type.Object(
       'Hash of the version of the experiment. The worker has said that it has it.',
     ),
     config: RunConfigSchema,
-    session: session('Names this connection to shards.'),
+    session: session('Id of this connection for shards.'),
     shards: Type.Array(ShardAddressSchema, {
       maxItems: LIMITS.shardCountMax,
       description:
@@ -467,7 +467,7 @@ export const StandbySchema = Type.Object(
     type: Type.Literal('standby'),
     servers: Type.Array(ShardAddressSchema, {
       maxItems: LIMITS.standbyCountMax,
-      description: 'Where the standby listens. Empty: there is none any more.',
+      description: 'Where the standby listens. Empty: there is no standby.',
     }),
   },
   about('Where to go when this server cannot be reached. It may come at any time.'),
@@ -491,7 +491,7 @@ const MissingExperimentSchema = Type.Object(
           }),
         },
         about(
-          'The [bundle](protocol.md#bundles) that its experiment was sent as. Only a worker whose handshake says that it knows of bundles is told.',
+          'The [bundle](protocol.md#bundles) of the experiment, if it was sent. Only workers that announce support for bundles in their handshake get it.',
         ),
       ),
     ),
@@ -522,8 +522,8 @@ export const InitialiseSchema = Type.Object(
   {
     type: Type.Literal('initialise'),
     run: run(),
-    grant: natural('Names this request.'),
-    seed: natural('Of the random initial values: another seed means other values.'),
+    grant: natural('Id of this request.'),
+    seed: natural('Random seed of the initial values: another seed gives other values.'),
   },
   about('Make initial parameters, and send them as `initialised`.'),
 );
@@ -532,7 +532,7 @@ export type Initialise = Static<typeof InitialiseSchema>;
 /** What became of a push. */
 export const AcknowledgementSchema = Type.Object(
   {
-    sequence: natural('Of the push.'),
+    sequence: natural('Sequence of the push.'),
     outcome: oneOf(
       ['applied', 'damped', 'duplicate', 'rejected'],
       '`applied`. `damped`: applied with a smaller learning rate. `duplicate`: it had been applied before, and was not applied again. `rejected`: not applied.',
@@ -546,7 +546,7 @@ export const AcknowledgementSchema = Type.Object(
     ),
     message: orNull(text('Message.'), 'The same in words. Else null.'),
   },
-  about('What became of a push.'),
+  about('The outcome of a push.'),
 );
 export type Acknowledgement = Static<typeof AcknowledgementSchema>;
 
@@ -560,22 +560,22 @@ export const WorkSchema = Type.Object(
     type: Type.Literal('work'),
     run: run(),
     phase: PhaseSchema,
-    step: natural('Updates that the parameters of the payload have had.'),
+    step: natural('Number of updates applied to the parameters in the payload.'),
     generation: natural(
-      'It grows when the parameters go back to earlier ones or begin anew. A push names step and generation.',
+      'The generation grows when the parameters return to earlier ones or are initialised again. A push names step and generation.',
     ),
     acknowledgements: Type.Array(AcknowledgementSchema, {
       maxItems: LIMITS.leasesPerWorkerMax,
-      description: 'What became of pushes, in the order in which they came. Often none or one.',
+      description: 'Outcomes of pushes, in the order of the pushes. Often none or one.',
     }),
     leases: Type.Array(LeaseSchema, {
       maxItems: LIMITS.leasesPerWorkerMax,
       description:
-        'All minibatches that the worker holds now, the oldest first. It has lost those that are not in the list any more.',
+        'All minibatches that the worker holds now, the oldest first. A lease that is no longer in the list is lost.',
     }),
     evaluation: orNull(
       Type.Object(
-        { id: natural('Names the evaluation in the answer.'), part: PartSchema },
+        { id: natural('Id of the evaluation, repeated in the answer.'), part: PartSchema },
         about('An evaluation.'),
       ),
       'Evaluate the parameters of this payload on this part, and answer `evaluated`, before any lease. Null: there is nothing to evaluate.',
@@ -589,7 +589,7 @@ export const WorkSchema = Type.Object(
     ),
   },
   about(
-    'What to do next. Payload: the newest trainable tensors and statistics; the first one after a `join`, or after the parameters began anew, has the frozen tensors too. No payload: nothing has changed since the last one.',
+    'What to do next. Payload: the newest trainable tensors and statistics; the first one after a `join`, or after the parameters were initialised again, has the frozen tensors too. No payload: nothing has changed since the last one.',
   ),
 );
 export type Work = Static<typeof WorkSchema>;

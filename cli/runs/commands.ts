@@ -159,9 +159,9 @@ function registerStatus(program: Command): void {
 function registerRemove(program: Command): void {
   const command = program
     .command('remove')
-    .description('remove a run with its checkpoints, for good')
-    .argument('<run>', 'its name')
-    .option('--force', 'also one that is being trained: it is stopped first')
+    .description('remove a run and its checkpoints permanently')
+    .argument('<run>', 'name of the run')
+    .option('--force', 'also remove a run that is being trained; it is stopped first')
     .addOption(serverOption())
     .addOption(jsonOption());
   addTokenOptions(command)

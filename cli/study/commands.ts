@@ -149,7 +149,7 @@ ${examples('downpour lr-find examples/mnist-mlp.ts', 'downpour lr-find examples/
 function registerSearch(program: Command, outcome: Outcome): void {
   const command = program
     .command('search')
-    .description('search for good hyperparameters with many trials that share the workers')
+    .description('search hyperparameters with many trials that share the workers')
     .argument('<experiment>', 'file of the experiment')
     .option('-n, --trials <n>', 'number of trials; for a grid, the maximum', whole(1, 5000), 20)
     .addOption(

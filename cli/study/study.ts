@@ -213,7 +213,7 @@ export async function studyCommand(
     await teller.last(told(state, trials, report));
     if (!report) {
       progress.event('interrupted', { study: name });
-      progress.note('stopped; the same command goes on');
+      progress.note('stopped; the same command continues the study');
       return EXIT.interrupted;
     }
     const paths = await writeReport(folder, report);

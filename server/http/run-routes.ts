@@ -145,7 +145,7 @@ function addCommands(app: FastifyInstance, coordinator: Coordinator): void {
   app.delete<ById & { Querystring: { force?: 'true' | 'false' } }>(
     '/runs/:id',
     schema(
-      'Remove a run with its checkpoints and records; `force=true`: also one that is being trained',
+      'Remove a run with its checkpoints and records; `force=true`: also a run that is being trained',
       { 204: Type.Null() },
       { params: Id, querystring: Force },
     ),

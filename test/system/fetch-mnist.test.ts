@@ -251,7 +251,7 @@ describe('downpour data mnist', () => {
     await sent;
     child.kill('SIGINT');
     expect(await exit).toEqual([130, null]);
-    expect(output.err).toContain('the same command goes on');
+    expect(output.err).toContain('the same command continues');
   });
 
   it('draws a bar on a terminal and one line a file elsewhere', () => {
