@@ -632,6 +632,7 @@ class SimulatedServer {
       mustKeep: async () => {},
       close: async () => {},
       latest: () => null,
+      isBeingRemoved: () => false,
       checkpoints: async () => [],
       publishedStep: () => 0,
     };
