@@ -34,6 +34,10 @@ const LASTING: Readonly<Record<string, RegExp>> = {
   work: /connected to/,
 };
 
+/** Whether the page stops this training; otherwise the next one needs its state folder, and waits for its end. */
+const isStoppedNext = (later: readonly string[]) =>
+  / stop /.test(later.find((line) => /downpour (train|stop) /.test(line)) ?? '');
+
 /** Those of studies are run by docs-studies.test.ts. */
 const OURS = PAGES.filter(({ page }) => !STUDY_PAGES.includes(page));
 
@@ -150,7 +154,7 @@ describe.skipIf(missing)(
         if (says) {
           await last(line, says);
           if (command === 'serve') await answers(line);
-        } else if (command === 'train' && /downpour stop/.test(lines.slice(i).join('\n'))) {
+        } else if (command === 'train' && isStoppedNext(lines.slice(i + 1))) {
           const training = await last(line, /step [1-9]/);
           run = /run ([\w-]+)/.exec(training.text())![1]!;
         } else {
@@ -212,6 +216,7 @@ function fill(home: string): void {
     mkdirSync(folder, { recursive: true });
     writeFileSync(join(folder, 'houses.ts'), houses!);
     writeFileSync(join(folder, 'houses.csv'), `area,age,price\n${rows.join('\n')}\n`);
+    writeFileSync(join(folder, 'new-houses.csv'), 'area,age\n120,30\n75,60\n');
   }
   const [, yours] = /```ts\n\/\/ yours\.ts\n([\s\S]*?)```/.exec(
     readFileSync(join(ROOT, 'docs/join.md'), 'utf8'),
