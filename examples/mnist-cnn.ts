@@ -12,12 +12,12 @@ export default defineExperiment({
         filters: Math.round(filters * Number(unitsTimes)),
         kernelSize: 5,
         padding: 'same',
-        // The normalisation has an offset of its own.
+        // No bias: the batch normalisation has its own offset.
         useBias: batchNorm !== true,
         kernelInitializer: 'heNormal',
         ...(shape ? { inputShape: shape } : {}),
       }),
-      // Pooled first, there is a quarter left to normalise.
+      // Pool first: that leaves a quarter of the values to normalise.
       tf.layers.maxPooling2d({ poolSize: 2 }),
       ...(batchNorm === true ? [tf.layers.batchNormalization({ momentum: 0.9 })] : []),
       tf.layers.reLU(),
@@ -28,7 +28,7 @@ export default defineExperiment({
         ...convolution(32),
         tf.layers.flatten(),
         tf.layers.dropout({ rate: Number(dropout) }),
-        // Logits: the softmax is in the loss.
+        // No softmax here: the loss applies it to these logits.
         tf.layers.dense({ units: classCount }),
       ],
     });

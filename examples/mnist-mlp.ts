@@ -8,14 +8,14 @@ export default defineExperiment({
   model: (args) =>
     args.tf.sequential({
       layers: [
-        // A layer of ReLUs, as long as no hyperparameter wants another: docs/layers.md.
+        // One layer of ReLUs, unless a hyperparameter changes it: docs/layers.md.
         ...layers.hidden(args, { units: 256, dropout: 0.2 }),
-        // Logits: the softmax is in the loss.
+        // No softmax here: the loss applies it to these logits.
         args.tf.layers.dense({ units: args.classCount }),
       ],
     }),
   loss: 'softmaxCrossEntropy',
-  // Also by those who open /join: docs/join.md.
+  // Browsers that open /join may train this experiment too: docs/join.md.
   browser: true,
 
   config: {

@@ -276,7 +276,7 @@ class Inputs {
       .filter((path) => layers.some((layer) => path.startsWith(join(ROOT, layer, sep))))
       .map((file) => ({
         file,
-        text: `it is a file of Downpour itself, of which a worker has its own: import 'downpour' or 'downpour/layers'`,
+        text: `it is a file of Downpour itself, and a worker uses its own copy: import 'downpour' or 'downpour/layers'`,
       }));
   }
 }

@@ -104,7 +104,7 @@ export function bounded(
       if (left === 1) write(last, facts);
       if (left <= 1) continue;
       const what = mixed ? 'more lines of other kinds' : 'more lines like this';
-      const line = `… ${groups(left)} ${what} in the last ${seconds} s, of which this is the last: ${last}`;
+      const line = `… ${groups(left)} ${what} in the last ${seconds} s; the last one is: ${last}`;
       write(short(line), { ...facts, repeated: left });
     }
   }

@@ -94,7 +94,7 @@ async function bundleToSend(file: string, { server }: TrainOptions): Promise<Exp
   if (server === undefined) {
     throw new DownpourError(
       'DP_USAGE',
-      '--send needs --server: workers of an own server are on this machine and have the experiment',
+      '--send needs --server: without it, the workers run on this machine and have the experiment',
     );
   }
   const { bundleExperiment } = await import('../bundles/send-bundle.ts');
@@ -182,7 +182,7 @@ export async function newestUnfinished(
     : '';
   throw new DownpourError(
     'DP_NOT_FOUND',
-    `there is no run to go on with: all have ended${trials}; \`downpour status\` lists them, \`downpour train\` starts one`,
+    `there is no run to resume: all have ended${trials}; \`downpour status\` lists them, \`downpour train\` starts one`,
   );
 }
 

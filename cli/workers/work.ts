@@ -87,7 +87,7 @@ async function acceptExperiments(
 ): Promise<BundleCache> {
   const cache = await BundleCache.open(options);
   log(
-    `experiments are accepted: whoever is an operator of ${server} runs code here, as this user`,
+    `experiments are accepted: every operator of ${server} can run code here, with the rights of this user`,
     { level: 'warn' },
   );
   const inClear = httpAddresses(server).filter((address) => {

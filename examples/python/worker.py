@@ -150,7 +150,7 @@ if __name__ == "__main__":
     arguments.add_argument("--server", default=os.environ.get("DOWNPOUR_SERVER", "ws://127.0.0.1:7420"))
     arguments.add_argument("--run", help="this run alone, and then end; default: any run of " + EXPERIMENT)
     arguments.add_argument("--name", default=f"numpy-{os.getpid()}", help="unique among the workers of the server")
-    arguments.add_argument("--hash", default=EXPERIMENT_HASH, help="of the version of the experiment to take part in")
+    arguments.add_argument("--hash", default=EXPERIMENT_HASH, help="hash of the experiment version to train")
     worker = Worker(arguments.parse_args())
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, lambda *_: worker.stop.set())

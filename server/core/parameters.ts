@@ -510,7 +510,7 @@ export class Parameters {
     if (!vector || start + values.length > vector.length) {
       throw new DownpourError(
         'DP_CHECKPOINT_CORRUPT',
-        `there is no '${name}' of ${start + values.length} elements in this run: its configuration is another one`,
+        `there is no '${name}' of ${start + values.length} elements in this run: the configuration of the run is different`,
       );
     }
     vector.set(values, start);

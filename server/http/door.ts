@@ -169,7 +169,7 @@ export class Door implements PageDoor {
     if (this.#authorize) {
       throw new DownpourError(
         'DP_FORBIDDEN',
-        'who may use this server is the business of the app that it is part of: log in there',
+        'the app that this server is part of decides who may use it: log in there',
       );
     }
     const grant = this.#access.grant(`Bearer ${token}`);
@@ -345,7 +345,7 @@ export class Door implements PageDoor {
     if (this.#loopbackOnly && host !== undefined && !isLoopback(hostnameOf(`http://${host}`))) {
       throw new DownpourError(
         'DP_FORBIDDEN',
-        `this server, which has no token, is asked as '${host.slice(0, 100)}': ask it as 127.0.0.1, or give it a token`,
+        `this server has no token and was addressed as '${host.slice(0, 100)}': use the address 127.0.0.1, or give the server a token`,
       );
     }
     if (origin === undefined || isLoopback(hostnameOf(origin))) return;

@@ -163,7 +163,7 @@ function addJoin(app: FastifyInstance, door: PageDoor, join: JoinFiles | null): 
         throw new DownpourError(
           'DP_NOT_FOUND',
           join
-            ? 'pages are made of no such file: load the page anew'
+            ? 'the browser worker has no such file: reload the page'
             : 'this server lets no pages train: start it with --join and the experiments they may',
         );
       }

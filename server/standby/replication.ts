@@ -367,7 +367,7 @@ export class Replication {
     this.#standby = standby;
     this.#state = 'joining';
     this.#missing = null;
-    log(`a standby has come: ${standby.from}; it is told all runs`);
+    log(`a standby has connected from ${standby.from}; it is receiving all runs`);
     this.#introduceAll(standby);
     changed();
     return standby;

@@ -314,7 +314,7 @@ class Follower {
           }
         } catch (error) {
           lost = `defect: ${error instanceof Error ? error.stack : String(error)}`;
-          this.#options.log(`${lost}; all is asked for anew`);
+          this.#options.log(`${lost}; it asks for all runs again`);
           connection.terminate();
         } finally {
           landing?.release();

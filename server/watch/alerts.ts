@@ -185,7 +185,7 @@ function aboutStandby(
       `the standby ${address} is lost for ${inWords(seconds)} (${reason}), and the state store does not say who owns the state: workers wait for their answers`,
     );
   } else if (state === 'joining') {
-    add('info', `the standby ${address} is told all runs, for ${inWords(seconds)} now`);
+    add('info', `the standby ${address} has been receiving the runs for ${inWords(seconds)}`);
   }
 }
 

@@ -158,7 +158,7 @@ describe('an experiment that is sent', () => {
     );
     for (const each of [first, second]) {
       expect(each.text()).toMatch(
-        /experiments are accepted: whoever is an operator of .* runs code/,
+        /experiments are accepted: every operator of .* can run code/,
       );
       expect(each.text()).toMatch(told);
     }

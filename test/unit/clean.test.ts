@@ -81,7 +81,7 @@ describe('a log', () => {
     expect(lines).toHaveLength(LIMITS.logRepeatsMax);
     flush();
     expect(lines.at(-1)).toEqual([
-      '… 1,234 more lines like this in the last 1 s, of which this is the last: worker w1244 has gone',
+      '… 1,234 more lines like this in the last 1 s; the last one is: worker w1244 has gone',
       { worker: 'w1244', repeated: 1_234 },
     ]);
     flush();

@@ -43,6 +43,8 @@ const FINDINGS: readonly Finding[] = [
   { phrase: 'an own', hint: '"its own", "a separate"' },
   { phrase: 'mend(s|ed)?', hint: '"fix", "correct", "repair"' },
   { phrase: 'and who \\w+', hint: 'name the person' },
+  { phrase: 'wants an? (token|host|address)', hint: '"requires"' },
+  { phrase: 'in the place where', hint: '"where"' },
 ];
 
 /** A description that begins like this leans on the name of its option or field. */

@@ -68,7 +68,7 @@ test('a worker whose pushes are bad again and again is shut out, however it is s
     expect(run.quarantine('good/1')).toBeNull();
     expect(turn(bad)).toMatchObject({ outcome: 'rejected', code: 'DP_QUARANTINED' });
     expect(() => new VirtualWorker(run, problem, 'bad/2')).toThrow(
-      'takes nothing from this worker',
+      'rejects everything from this worker',
     );
     expect(run.phase).toBe('training');
     expect(run.summary(0).rollbacks).toEqual([]);

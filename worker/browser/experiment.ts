@@ -61,7 +61,7 @@ async function download(file: string): Promise<Uint8Array> {
   if (!answer.ok) {
     throw new DownpourError(
       'DP_DATA_MISSING',
-      `the server answers ${answer.status} when asked for ${file}: load the page anew`,
+      `the server answers ${answer.status} to a request for ${file}: reload the page`,
     );
   }
   return new Uint8Array(await answer.arrayBuffer());

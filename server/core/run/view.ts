@@ -209,7 +209,7 @@ export class RunView {
     if (reason === null) return;
     throw new DownpourError(
       'DP_QUARANTINED',
-      `run ${this.id} takes nothing from this worker any more: ${reason}; mend it, then stop and resume the run`,
+      `run ${this.id} rejects everything from this worker: ${reason}; fix the worker, then stop and resume the run`,
     );
   }
 
