@@ -157,9 +157,7 @@ describe('an experiment that is sent', () => {
       `run mpg: experiment 'cars' was sent .* bundle ${run.bundle} \\(\\d+ bytes\\)`,
     );
     for (const each of [first, second]) {
-      expect(each.text()).toMatch(
-        /experiments are accepted: every operator of .* can run code/,
-      );
+      expect(each.text()).toMatch(/experiments are accepted: every operator of .* can run code/);
       expect(each.text()).toMatch(told);
     }
     expect(refusing.text()).toMatch(
