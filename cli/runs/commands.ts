@@ -133,7 +133,7 @@ function registerStatus(program: Command): void {
     .description('print the state of a server, or the details of one run')
     .argument('[run]', 'name of the run (default: all runs)')
     .addOption(
-      new Option('--watch [seconds]', 'repeat until Ctrl-C (default: every second)')
+      new Option('--watch [seconds]', 'repeat until Ctrl-C; seconds between updates')
         // Parsed like one that is written.
         .preset('1')
         .argParser(positive),

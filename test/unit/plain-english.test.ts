@@ -66,8 +66,8 @@ const pages = [
 
 /** How many finds a page still has. Lower the number when you rewrite a page; a page that is not here has none. */
 const REMAINING: Readonly<Record<string, number>> = {
-  'docs/architecture.md': 6,
-  'docs/asynchrony.md': 3,
+  'docs/architecture.md': 5,
+  'docs/asynchrony.md': 1,
   'docs/benchmarks.md': 1,
   'docs/cli.md': 5,
   'docs/concepts.md': 1,
