@@ -88,6 +88,10 @@ export const LIMITS = {
    */
   handshakesPerSecondMax: 20,
   handshakesPerFault: 10,
+  /** A handshake that came too soon is answered after this time, so that who comes back at once does not come oftener … */
+  refusalHeldMs: 1_000,
+  /** … for as many sockets at a time; others are refused at once. */
+  refusalsHeldMax: 256,
   tokenCountMax: 1_000,
   /**
    * How much of the thread that all pushes wait for one token may take with messages that the server has not asked for, and

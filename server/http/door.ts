@@ -38,6 +38,8 @@ export interface AccessLimits {
   readonly connectionsPerTokenMax: number;
   /** Of workers with one token, or from one address; as many at once as there may be connections. */
   readonly handshakesPerSecondMax: number;
+  /** How long the refusal of a handshake that came too soon is kept back. */
+  readonly refusalHeldMs: number;
   /** Of one address, without a token or with a wrong one. */
   readonly refusalsPerSecondMax: number;
   /** In which the headers of a request must have come. */
@@ -275,6 +277,10 @@ export class Door implements PageDoor {
       `workers of one token may connect ${most} times a second, and ${this.#handshakesAtOnceMax} times at once after a pause: connect again in ${seconds} s, and stay connected; a connection that ends for a fault of its own counts ${LIMITS.handshakesPerFault} times`,
       seconds,
     );
+  }
+
+  get refusalHeldMs(): number {
+    return this.#limits.refusalHeldMs;
   }
 
   /** A connection has ended for a fault of its own: so it counts for more. */

@@ -3,6 +3,7 @@ import type { Socket } from 'node:net';
 import type { FastifyInstance } from 'fastify';
 import { BUNDLE_HEADER } from '../../shared/bundle.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import type { Connection } from '../../wire/connection.ts';
 import { accept } from '../../wire/handshake.ts';
 import { LimitError, refuse, unauthorized } from '../access/access.ts';
@@ -52,6 +53,8 @@ export function acceptWorkers(
 ): Upgrade {
   const sessions = new Map<Session, () => boolean>();
   const standbys = new Map<Connection, () => boolean>();
+  /** Sockets that came too soon, and are refused a little later. */
+  const held = new Set<Socket>();
   door.onChange(() => {
     for (const [session, stillIn] of sessions) if (!stillIn()) session.fail(unauthorized());
     for (const [standby, stillIn] of standbys) {
@@ -67,7 +70,9 @@ export function acceptWorkers(
     const decline = (error: unknown) => {
       coordinator.reports.countError(errorCode(error));
       const again = error instanceof LimitError ? error.retryAfterSeconds : null;
-      refuse(socket, errorCode(error), errorText(error), again);
+      const answer = () => refuse(socket, errorCode(error), errorText(error), again);
+      if (again === null || held.size >= LIMITS.refusalsHeldMax) answer();
+      else hold(held, socket, door.refusalHeldMs, answer);
     };
     const upgrade = () => {
       try {
@@ -130,6 +135,17 @@ export function acceptWorkers(
       socket.once('close', () => budget.leave(begin));
     }
   };
+}
+
+/** Nothing of the socket is read meanwhile; one that is closed has nothing to hear. */
+function hold(held: Set<Socket>, socket: Socket, ms: number, answer: () => void): void {
+  held.add(socket);
+  socket.pause();
+  const timer = setTimeout(answer, ms);
+  socket.once('close', () => {
+    clearTimeout(timer);
+    held.delete(socket);
+  });
 }
 
 /** @throws DownpourError DP_USAGE. */

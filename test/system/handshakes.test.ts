@@ -86,6 +86,31 @@ test('a token that connects too often is told when to come again; all others go 
   await createRestClient({ server: url, token: 'o' }).status();
 });
 
+test('who comes too soon waits for the answer, but nobody else does, and few wait at a time', async () => {
+  const { url } = await start({
+    token: 'o',
+    workerToken: 'w',
+    limits: { ...FEW, connectionsPerTokenMax: 1, refusalHeldMs: 5_000 },
+  });
+  await comeAndGo(url, 'w');
+  const answers: string[] = [];
+  const note = (what: string) => () => void answers.push(what);
+  const waiting = Array.from({ length: LIMITS.refusalsHeldMax }, () =>
+    shake(url, 'w').then(note('held')),
+  );
+  const refusals = async () => {
+    const headers = { authorization: 'Bearer o' };
+    const text = await (await fetch(`${url}/metrics`, { headers })).text();
+    return Number(/downpour_errors_total\{code="DP_LIMIT"\} (\d+)/.exec(text)?.[1] ?? 0);
+  };
+  await expect.poll(refusals, { timeout: 4_000, interval: 20 }).toBe(LIMITS.refusalsHeldMax);
+  expect(answers).toEqual([]);
+  await shake(url, 'w').then(note('one too many'));
+  expect(answers[0]).toBe('one too many');
+  await Promise.all(waiting);
+  expect(answers.length).toBe(LIMITS.refusalsHeldMax + 1);
+});
+
 test('without tokens they are counted by address', async () => {
   const { url } = await start({ limits: FEW });
   for (let i = 0; i < HANDSHAKES; i++) await comeAndGo(url);
