@@ -66,6 +66,23 @@ export function registerExport(program: Command): void {
     });
 }
 
+/** Where the model of `predict` and `serve-model` comes from. */
+function addModelOptions(command: Command): Command {
+  return addTokenOptions(
+    command
+      .addOption(
+        new Option(
+          '--kind <kind>',
+          'checkpoint of the run (default: final if the run has finished, otherwise best)',
+        ).choices(['best', 'last', 'final']),
+      )
+      .addOption(experimentsOption())
+      .addOption(serverOption())
+      .addOption(stateOption())
+      .addOption(engineOption()),
+  );
+}
+
 /** `predict`. */
 export function registerPredict(program: Command): void {
   const command = program
@@ -78,19 +95,9 @@ export function registerPredict(program: Command): void {
       '<data>',
       'file or folder of the same kind as the training data; targets are optional',
     )
-    .option('--out <file>', 'CSV file to write (default: print the predictions)')
-    .addOption(
-      new Option(
-        '--kind <kind>',
-        'checkpoint of the run (default: final if the run has finished, otherwise best)',
-      ).choices(['best', 'last', 'final']),
-    )
-    .addOption(experimentsOption())
-    .addOption(serverOption())
-    .addOption(stateOption())
-    .addOption(engineOption())
-    .addOption(jsonOption());
-  addTokenOptions(command)
+    .option('--out <file>', 'CSV file to write (default: print the predictions)');
+  addModelOptions(command)
+    .addOption(jsonOption())
     .addHelpText(
       'after',
       `
@@ -113,18 +120,8 @@ export function registerServeModel(program: Command): void {
     .description('serve predictions over HTTP: POST /predict')
     .argument('<run or file>', 'name of a run, or a checkpoint file')
     .option('--host <host>', 'address to listen on', '127.0.0.1')
-    .option('--port <port>', 'port to listen on; 0 takes a free one', whole(0, 65_535), 7430)
-    .addOption(
-      new Option(
-        '--kind <kind>',
-        'checkpoint of the run (default: final if the run has finished, otherwise best)',
-      ).choices(['best', 'last', 'final']),
-    )
-    .addOption(experimentsOption())
-    .addOption(serverOption())
-    .addOption(stateOption())
-    .addOption(engineOption());
-  addTokenOptions(command)
+    .option('--port <port>', 'port to listen on; 0 takes a free one', whole(0, 65_535), 7430);
+  addModelOptions(command)
     .addHelpText(
       'after',
       `
