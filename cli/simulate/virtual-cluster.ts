@@ -1,6 +1,6 @@
 import { setImmediate as turn } from 'node:timers/promises';
 import { bytesOf } from '../../shared/codec.ts';
-import type { PartialConfig } from '../../shared/config.ts';
+import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { DataSummary, Join, Lease, Part } from '../../shared/protocol.ts';
@@ -131,9 +131,19 @@ const TURN_MS = 50;
 /** The world's clock is looked at once in so many events. */
 const LOOK_EVENTS = 16;
 
-/** Trains to the end. @throws DownpourError DP_USAGE: too many workers for the memory; the signal's reason. */
+/** Trains to the end. @throws DownpourError DP_USAGE: too many workers for the memory, `consistency.depth` above 1; the signal's reason. */
 export function simulateRun(options: VirtualClusterOptions): Promise<VirtualOutcome> {
   return new VirtualCluster(options).run();
+}
+
+/** A virtual worker waits for the answer to its push before it computes the next gradient. */
+function mustHaveOnePush(config: PartialConfig): void {
+  const { depth } = resolveConfig(config).consistency;
+  if (depth === 1) return;
+  throw new DownpourError(
+    'DP_USAGE',
+    `consistency.depth is ${depth}, but virtual workers have one push under way at a time: simulate with --set consistency.depth=1`,
+  );
 }
 
 class VirtualCluster {
@@ -158,6 +168,7 @@ class VirtualCluster {
 
   constructor(options: VirtualClusterOptions) {
     this.#options = options;
+    mustHaveOnePush(options.config);
     const { tensors, data, errorMeasure } = options.problem;
     this.#server = new VirtualServer(options.config, {
       ...{ tensors, data },

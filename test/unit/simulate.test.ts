@@ -330,6 +330,13 @@ test('compressed pushes and pulls are those of the production worker, and lighte
   expect(topk.loss).toBeLessThan(0.05);
 });
 
+test('several pushes under way are refused, not simulated as one', async () => {
+  const config = { consistency: { depth: 2 } } as PartialConfig;
+  await expect(async () => simulate({ workers: 2, steps: 10, config })).rejects.toThrow(
+    'consistency.depth is 2',
+  );
+});
+
 test('modes are those that the configuration has', () => {
   expect(Object.keys(MODES)).toEqual(
     expect.arrayContaining(['async', 'auto', 'none', 'lookahead']),
