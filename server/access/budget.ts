@@ -18,6 +18,12 @@ const WAKE_MS = 1;
 const TIMER_MS_MAX = 60_000;
 
 /** What one holder has left: a token bucket of milliseconds that may run into debt. */
+/**
+ * Nothing that anybody asks for takes the thread for longer at a time: then the whole process has stood still (a halted
+ * process, a machine that slept), which nobody is to pay for.
+ */
+const STOOD_STILL_MS = 1_000;
+
 export class Budget {
   readonly #terms: BudgetTerms;
   readonly #now: () => number;
@@ -38,7 +44,7 @@ export class Budget {
   /** May be called of what has taken long already: then there is a debt. */
   charge(ms: number): void {
     this.#refill();
-    this.#leftMs -= ms;
+    this.#leftMs -= Math.min(ms, STOOD_STILL_MS);
   }
 
   /** Time is left. */

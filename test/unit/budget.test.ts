@@ -30,6 +30,12 @@ describe('a budget', () => {
     expect(budget.hasTime).toBe(true);
   });
 
+  test('does not pay for a process that stood still', () => {
+    const budget = new Budget(TERMS, now);
+    budget.charge(3_600_000);
+    expect(budget.waitMs).toBeLessThanOrEqual(10_000);
+  });
+
   test('is never more than its burst, however long nothing is taken', () => {
     const budget = new Budget(TERMS, now);
     takes(3_600_000);
