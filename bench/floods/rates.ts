@@ -54,7 +54,7 @@ const READS: readonly (readonly [name: string, paths: readonly string[]])[] = [
   ['GET /metrics', ['/metrics']],
   ['GET /runs/:id/metrics', [`/runs/${RUN}/metrics`]],
   ['GET /runs/:id/workers', [`/runs/${RUN}/workers`]],
-  ['GET /feed, opened anew', ['/feed']],
+  ['GET /feed, opened again', ['/feed']],
 ];
 /** Runs that are made at the same time, beside the one that is trained. */
 const CREATED_AT_ONCE = 16;

@@ -218,7 +218,7 @@ describe('a lost connection', () => {
     await expect.poll(() => released).toBe(1);
   });
 
-  test('is opened anew with the same incarnation, and what was not acknowledged is sent again', async () => {
+  test('is opened again with the same incarnation, and what was not acknowledged is sent again', async () => {
     const client = connect();
     const first = await server.connection();
     const hello = await first.frame();
@@ -272,7 +272,7 @@ describe('a lost connection', () => {
     expect((await client.next()).message).toEqual(IDLE);
   });
 
-  test('is opened anew after a server that was away', async () => {
+  test('is opened again after a server that was away', async () => {
     const client = connect({ random: () => 0.001 });
     const first = await server.connection();
     await first.frame();
