@@ -7,7 +7,6 @@ import {
   type Feature,
   Gaps,
   type InputColumn,
-  missing,
   NumberList,
   type Place,
   type Role,
@@ -29,14 +28,11 @@ export class DateColumn implements InputColumn {
   #hasHours = false;
   readonly gaps: Gaps;
 
-  readonly #role: Role;
-
   constructor(name: string, options: CellOptions, role: Role, order?: DateOrder) {
     this.name = name;
-    this.#role = role;
     this.#options = options;
     this.#order = order;
-    this.gaps = new Gaps(name);
+    this.gaps = new Gaps(name, options, role);
   }
 
   lacks(cell: string): boolean {
@@ -46,8 +42,7 @@ export class DateColumn implements InputColumn {
   add(cell: string, place: Place): void {
     const text = nameOf(cell);
     if (this.lacks(cell)) {
-      if (!this.#options.hasGaps) throw missing(this.name, text, place, this.#role);
-      this.gaps.add(this.#hours.length);
+      this.gaps.add(this.#hours.length, text, place);
       this.#push(null);
       return;
     }

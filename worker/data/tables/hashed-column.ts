@@ -5,7 +5,6 @@ import {
   type Feature,
   Gaps,
   type InputColumn,
-  missing,
   NumberList,
   type Place,
   type Role,
@@ -20,7 +19,6 @@ import { placeOfWord, wordsOf } from './words.ts';
 export class HashedColumn implements InputColumn {
   readonly name: string;
   readonly size: number;
-  readonly #role: Role;
   readonly #options: CellOptions;
   /** The words of all rows one after the other: 2 · input, and 1 more where the word counts −1. */
   readonly #words = new NumberList();
@@ -30,10 +28,9 @@ export class HashedColumn implements InputColumn {
 
   constructor(name: string, options: CellOptions, role: Role, size: number) {
     this.name = name;
-    this.#role = role;
     this.size = size;
     this.#options = options;
-    this.gaps = new Gaps(name);
+    this.gaps = new Gaps(name, options, role);
   }
 
   lacks(cell: string): boolean {
@@ -42,8 +39,7 @@ export class HashedColumn implements InputColumn {
 
   add(cell: string, place: Place): void {
     if (this.lacks(cell)) {
-      if (!this.#options.hasGaps) throw missing(this.name, nameOf(cell), place, this.#role);
-      this.gaps.add(this.#ends.length);
+      this.gaps.add(this.#ends.length, nameOf(cell), place);
     } else {
       for (const word of wordsOf(cell)) {
         const { input, sign } = placeOfWord(word, this.size);

@@ -63,17 +63,26 @@ export function featuresOf(column: InputColumn, reading = column.reading()): Fea
 /** Which rows of a column lack a value. */
 export class Gaps {
   readonly #name: string;
+  readonly #isAllowed: boolean;
+  readonly #role: Role;
   readonly #rows = new Set<number>();
 
-  constructor(name: string) {
+  constructor(name: string, { hasGaps = false }: CellOptions, role: Role) {
     this.#name = name;
+    this.#isAllowed = hasGaps;
+    this.#role = role;
   }
 
   get count(): number {
     return this.#rows.size;
   }
 
-  add(row: number): void {
+  /**
+   * A row whose cell says that its value is missing. @param way what else may be done about it.
+   * @throws DownpourError DP_DATA_CORRUPT: the column may lack none.
+   */
+  add(row: number, text: string, place: Place, way = ''): void {
+    if (!this.#isAllowed) throw missing(this.#name, text, place, this.#role, way);
     this.#rows.add(row);
   }
 
@@ -100,7 +109,7 @@ export class NumberColumn implements InputColumn {
     this.#role = role;
     this.#options = options;
     this.#read = numberReader(options);
-    this.gaps = new Gaps(name);
+    this.gaps = new Gaps(name, options, role);
   }
 
   lacks(cell: string): boolean {
@@ -116,8 +125,7 @@ export class NumberColumn implements InputColumn {
       return;
     }
     if (isMissing(text, this.#options.missingTexts)) {
-      if (!this.#options.hasGaps) throw missing(this.name, text, place, this.#role);
-      this.gaps.add(this.#numbers.length);
+      this.gaps.add(this.#numbers.length, text, place);
       this.#numbers.push(Number.NaN);
       return;
     }
@@ -155,7 +163,7 @@ export class CategoryColumn implements InputColumn {
     this.#options = options;
     this.#read = numberReader(options);
     this.#given = given === undefined ? null : givenNames(given, this.#read);
-    this.gaps = new Gaps(name);
+    this.gaps = new Gaps(name, options, role);
   }
 
   /** A name that was given is never missing. */
@@ -167,13 +175,17 @@ export class CategoryColumn implements InputColumn {
 
   add(cell: string, place: Place): void {
     const text = nameOf(cell);
-    if (this.#options.hasGaps && this.lacks(cell)) {
-      this.gaps.add(this.#codes.length);
-      this.#codes.push(-1);
-      return;
-    }
     let seen = this.#texts.get(text);
     if (seen === undefined) {
+      if (this.lacks(text)) {
+        const way =
+          text === ''
+            ? ''
+            : `; if '${text}' is a category, set the option \`missingTexts\` to the texts that mean a missing value`;
+        this.gaps.add(this.#codes.length, text, place, way);
+        this.#codes.push(-1);
+        return;
+      }
       this.#check(text, place);
       seen = { code: this.#texts.size, place };
       // A piece of a long text would keep all of it in memory.
@@ -185,13 +197,6 @@ export class CategoryColumn implements InputColumn {
   #check(text: string, { file, line }: Place): void {
     const where = `line ${line}, column '${this.name}'`;
     if (this.#given !== null && this.#given.indexOf(text) >= 0) return;
-    if (this.lacks(text)) {
-      const way =
-        text === ''
-          ? ''
-          : `; if '${text}' is a category, set the option \`missingTexts\` to the texts that mean a missing value`;
-      throw missing(this.name, text, { file, line }, this.#role, way);
-    }
     if (this.#given !== null) {
       const names = this.#given.names.slice(0, 20).map((name) => `'${shown(name)}'`);
       throw new DownpourError(
@@ -318,7 +323,7 @@ const WAYS: Readonly<Record<Role, string>> = {
   new: 'fill it in: the model was trained on data that never lacked it',
 };
 
-export function missing(column: string, text: string, { file, line }: Place, role: Role, way = '') {
+function missing(column: string, text: string, { file, line }: Place, role: Role, way = '') {
   return corrupt(
     file,
     `line ${line}, column '${column}': the value is missing ('${text}'); ${WAYS[role]}${way}`,
