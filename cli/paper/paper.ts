@@ -1,4 +1,5 @@
 import { join, resolve } from 'node:path';
+import { csvLine } from '../../shared/csv.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { writeWhole } from '../../study/record.ts';
 import { type Report, writeReport } from '../../study/report.ts';
@@ -101,12 +102,8 @@ function reportOf(result: Result, finding: Finding, { seeds, quick }: Lab): Repo
 /** With the names of the columns first; empty for null. */
 function csvOf(runs: Finding['runs']): string {
   const columns = [...new Set(runs.flatMap((run) => Object.keys(run)))];
-  const cell = (value: string | number | null | undefined) => {
-    const text = value == null ? '' : String(value);
-    return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  };
   const lines = [columns, ...runs.map((run) => columns.map((column) => run[column]))];
-  return `${lines.map((line) => line.map(cell).join(',')).join('\n')}\n`;
+  return `${lines.map(csvLine).join('\n')}\n`;
 }
 
 /** Between two drawings, ms; between two lines where nothing is drawn. */

@@ -20,8 +20,8 @@ import type { CheckpointSummary, Evaluation, RunData, RunDetail } from '../../sh
 import type { RestClient } from '../../shared/rest-client.ts';
 import { type CheckpointKind, kindOfModel, measurementsOf } from '../../shared/trained-last.ts';
 import type { KnownData } from '../../worker/data/facts.ts';
-import { DEFAULT_EXPERIMENTS, tell } from '../options.ts';
-import type { UsedServer } from '../used-server.ts';
+import { DEFAULT_EXPERIMENTS, type RunOptions, tell } from '../options.ts';
+import { openUsedServer, type UsedServer } from '../used-server.ts';
 
 /** A checkpoint for a command that reads one: from a file, from a state folder, or over the network. */
 
@@ -154,6 +154,20 @@ export async function writtenCheckpoints(
       (phase !== 'finished' || checkpoints.some((c) => c.kind === 'final'));
     if (!over || complete || waited >= WRITING_MS) return checkpoints;
     await wait(POLL_MS);
+  }
+}
+
+/** `copyFromRun`, of the server or the state folder that the options name. */
+export async function copyOfRun(
+  id: string,
+  partial: string,
+  options: RunOptions & { readonly kind?: CheckpointKind },
+): Promise<Copied> {
+  const usedServer = await openUsedServer({ ...options, run: id });
+  try {
+    return await copyFromRun(usedServer, id, options.kind ?? null, partial);
+  } finally {
+    await usedServer.close();
   }
 }
 

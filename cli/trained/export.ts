@@ -13,7 +13,7 @@ import {
   aboutModel,
   type Copied,
   copyFromFile,
-  copyFromRun,
+  copyOfRun,
   experimentOf,
 } from './checkpoint-copy.ts';
 import {
@@ -55,7 +55,7 @@ export async function exportCommand(what: string, options: ExportOptions): Promi
   try {
     const copied = isFile
       ? await copyFromFile(what, partial)
-      : await fromRun(what, partial, options);
+      : await copyOfRun(what, partial, options);
     const { facts } = copied;
     let about = aboutModel(copied);
     const files: string[] = [];
@@ -96,15 +96,6 @@ async function courseFrom(id: string, options: ExportOptions): Promise<Course> {
   const usedServer = await openUsedServer({ ...options, run: id });
   try {
     return await courseOfRun(usedServer, id);
-  } finally {
-    await usedServer.close();
-  }
-}
-
-async function fromRun(id: string, partial: string, options: ExportOptions): Promise<Copied> {
-  const usedServer = await openUsedServer({ ...options, run: id });
-  try {
-    return await copyFromRun(usedServer, id, options.kind ?? null, partial);
   } finally {
     await usedServer.close();
   }

@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { createWriteStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
+import { csvLine } from '../../shared/csv.ts';
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import type { Prediction } from '../../shared/prediction.ts';
@@ -122,13 +123,4 @@ function cellsOf(told: Prediction, target: string): Headed[] {
     cells.push([`probability of ${name}`, share as number]);
   }
   return cells;
-}
-
-function csvLine(cells: readonly (string | number)[]): string {
-  return cells
-    .map((cell) => {
-      const text = String(cell);
-      return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-    })
-    .join(',');
 }

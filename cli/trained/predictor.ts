@@ -14,13 +14,12 @@ import { buildModel } from '../../worker/model.ts';
 import { type About, predictionsFrom } from '../../worker/serving/exported-model.ts';
 import type { ServerOptions } from '../options.ts';
 import { openScratch } from '../scratch.ts';
-import { openUsedServer } from '../used-server.ts';
 import { engineOf } from '../workers/options.ts';
 import {
   aboutModel,
   type CheckpointFacts,
   copyFromFile,
-  copyFromRun,
+  copyOfRun,
   experimentOf,
 } from './checkpoint-copy.ts';
 
@@ -96,15 +95,6 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
     };
   } finally {
     await remove();
-  }
-}
-
-async function copyOfRun(id: string, copy: string, options: PredictorOptions) {
-  const usedServer = await openUsedServer({ ...options, run: id });
-  try {
-    return await copyFromRun(usedServer, id, options.kind ?? null, copy);
-  } finally {
-    await usedServer.close();
   }
 }
 

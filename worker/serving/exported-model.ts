@@ -1,5 +1,7 @@
+import type { Transform } from '../../shared/data-facts.ts';
 import { answerKind, type Prediction, predictionsOf } from '../../shared/prediction.ts';
 import type { Reading } from '../../shared/reading.ts';
+import { copyScaled, scalerOf } from '../data/transform.ts';
 import { BadExample, type Encoder, encoderOf } from './encode.ts';
 
 /**
@@ -12,11 +14,7 @@ export interface About {
   readonly run: string;
   /** Null: of the user's own. */
   readonly loss: string | null;
-  readonly inputTransform: {
-    readonly scale: number;
-    readonly mean: readonly number[];
-    readonly deviation: readonly number[];
-  };
+  readonly inputTransform: Transform;
   readonly inputShape: readonly number[];
   readonly classCount: number | null;
   readonly classes: readonly string[] | null;
@@ -60,19 +58,14 @@ export function inputsOf(about: About, examples: readonly unknown[]): Float32Arr
   const encoder = reading ? encoderOf(reading) : numbersEncoder(size);
   const raw = new Float64Array(size);
   const inputs = new Float32Array(examples.length * size);
-  const { scale, mean, deviation } = inputTransform;
+  const scaler = scalerOf(inputTransform);
   for (const [i, example] of examples.entries()) {
     try {
       encoder.encode(example, raw, 0);
     } catch (error) {
       throw error instanceof BadExample ? new BadExample(`example ${i}: ${error.message}`) : error;
     }
-    for (let f = 0; f < size; f++) {
-      const at = mean.length === 1 ? 0 : f;
-      // As in training: a missing number is the mean.
-      const value = (raw[f]! * scale - (mean[at] ?? 0)) * (1 / (deviation[at] ?? 1));
-      inputs[i * size + f] = Number.isNaN(value) ? 0 : value;
-    }
+    copyScaled(scaler, raw, 0, inputs, i * size, size);
   }
   return inputs;
 }
