@@ -44,6 +44,8 @@ export interface RunAlertFacts {
 
 /** So many times slower than the median of the others that one worker holds up what waits for it. */
 const SLOWER = 2;
+/** A smaller difference a gradient is what an operating system's turns do to equal workers that share cores. */
+const SLOWER_MS = 10;
 /** Of its own pushes before anything is said of its speed: the first ones record and compile. */
 const PUSHES = 10;
 /** That a connection was closed is told for so long. */
@@ -241,7 +243,7 @@ function slowness(worker: WorkerSummary, all: readonly WorkerSummary[]): string 
   const median = medianOf(others);
   if (!(median > 0)) return null;
   const times = own / median;
-  if (times < SLOWER) return null;
+  if (times < SLOWER || own - median < SLOWER_MS) return null;
   return `worker ${worker.worker} is ${times.toFixed(1)} times slower than the median of ${worker.run}: ${inMs(own)} a gradient beside ${inMs(median)}`;
 }
 

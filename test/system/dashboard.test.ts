@@ -273,7 +273,7 @@ describe.skipIf(skipped)('the dashboard', () => {
   test('shows the workers, what they did, and the server, as REST tells them', async () => {
     await page.goto(`${cluster.url}/#/cluster`);
     await page.waitForSelector('tr[data-worker="grace"]');
-    const { workers, alerts } = await cluster.client.status();
+    const { workers } = await cluster.client.status();
     for (const worker of workers.filter(({ state }) => state !== 'gone')) {
       const row = page.locator(`tr[data-worker="${worker.worker}"]`).first();
       const shown = (await row.textContent())!;
@@ -292,8 +292,15 @@ describe.skipIf(skipped)('the dashboard', () => {
     await expect.poll(lanesAmiss).toBe(0);
     const lane = await page.locator('.lane-bar').last().getAttribute('aria-label');
     expect(lane).toMatch(/computing \d+\.\d\d %/);
-    expect(alerts).toEqual([]);
-    await page.getByText('Nothing needs to be looked at').waitFor();
+    // A busy machine may hold one of the two up: then the page says that.
+    const alertsAmiss = async () => {
+      const { alerts } = await cluster.client.status();
+      const wanted = alerts.map((alert) => alert.text);
+      if (wanted.length === 0) wanted.push('Nothing needs to be looked at.');
+      const shown = await text('[aria-labelledby="card-alerts"]');
+      return wanted.filter((line) => !shown.includes(line));
+    };
+    await expect.poll(alertsAmiss).toEqual([]);
     await picture(page, 'cluster');
     // Once they have gone, their sums stand still.
     await cluster.stopWorkers();

@@ -127,6 +127,15 @@ describe('alerts', () => {
         text: 'worker c is 3.7 times slower than the median of digits: 41 ms a gradient beside 11 ms',
       },
     ]);
+    // Gradients of a few milliseconds: two equal workers on a busy machine differ so much by chance.
+    const small = [worker('a', { computeMsRecent: 1.4 }), worker('b', { computeMsRecent: 2.9 })];
+    expect(texts({ workers: small })).toEqual([]);
+    const apart = (ms: number) => [
+      worker('a', { computeMsRecent: 5 }),
+      worker('b', { computeMsRecent: ms }),
+    ];
+    expect(texts({ workers: apart(14.9) })).toEqual([]);
+    expect(texts({ workers: apart(15) })).toHaveLength(1);
     // Another run has another experiment; who has gone or has hardly begun says nothing.
     for (const changes of [
       { run: 'other' },
