@@ -1,4 +1,5 @@
 import type { Axis, ChartFigure, MatrixFigure, ParallelFigure, PlotPoint } from './figure.ts';
+import { dashesOf, mixed, tintOf } from './palette.ts';
 
 /**
  * Figures as SVG text, drawn here: no browser, no library; readable in any viewer, light in bytes. The command line
@@ -14,6 +15,8 @@ export interface Look {
   readonly surface: string;
   /** The colour of a series by its index, which may be any. */
   readonly color: (index: number) => string;
+  /** Lengths of dashes and gaps of its line, where colours alone do not tell it from others. */
+  readonly dashes: (index: number) => readonly number[];
   /** From 0, the best, to 1, the worst. */
   readonly heat: (rank: number) => string;
   /** Whether the title stands in the picture: a page has it above. */
@@ -26,7 +29,12 @@ const COLORS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00'
 /** For files. */
 export const PAPER: Look = {
   ...{ width: 760, height: 460, ink: '#222222', pale: '#dddddd', surface: '#ffffff', titled: true },
-  color: (index) => COLORS[index % COLORS.length]!,
+  color: (index) => {
+    const base = COLORS[index % COLORS.length]!;
+    const round = Math.floor(index / COLORS.length);
+    return round === 0 ? base : mixed(base, '#bbbbbb', tintOf(round));
+  },
+  dashes: (index) => dashesOf(Math.floor(index / COLORS.length)),
   heat: (rank) => {
     const from = [0, 60, 130];
     const to = [245, 190, 120];
@@ -98,7 +106,8 @@ export function chartSvg({ title, x, y, series, marks = [] }: ChartFigure, look 
       return;
     }
     if (style === 'line' || style === 'curve' || style === 'dashed') {
-      const dash = style === 'dashed' ? ' stroke-dasharray="6 4"' : '';
+      const dashes = style === 'dashed' ? [6, 4] : look.dashes(color ?? i);
+      const dash = dashes.length === 0 ? '' : ` stroke-dasharray="${dashes.join(' ')}"`;
       parts.push(
         `<polyline points="${shown.map((point) => at(point, point.y)).join(' ')}" fill="none" stroke="${stroke}" stroke-width="2"${dash}/>`,
       );
@@ -136,7 +145,10 @@ export function chartSvg({ title, x, y, series, marks = [] }: ChartFigure, look 
     );
   }
   const named = series
-    .map(({ name, color }, i) => ({ name, color: look.color(color ?? i) }))
+    .map(({ name, color, style }, i) => ({
+      ...{ name, color: look.color(color ?? i) },
+      dashes: style === 'dashed' ? [6, 4] : look.dashes(color ?? i),
+    }))
     .filter(({ name }) => name !== '');
   return svg(title, [...parts, legend(named, drawn, box, look)], look);
 }
@@ -336,7 +348,7 @@ function frame(xs: Scale, ys: Scale, x: Axis, y: Axis, box: Box, look: Look): st
 
 /** The legend in the corner where it hides least. */
 function legend(
-  named: readonly { name: string; color: string }[],
+  named: readonly { name: string; color: string; dashes: readonly number[] }[],
   drawn: readonly { x: number; y: number }[],
   box: Box,
   look: Look,
@@ -355,8 +367,8 @@ function legend(
     ).length;
   const { x, y } = corners.reduce((a, b) => (hidden(b) < hidden(a) ? b : a));
   const rows = named.map(
-    ({ name, color }, i) =>
-      `<path d="M${x + 8} ${y + 13 + 18 * i}h14" stroke="${color}" stroke-width="3"/>` +
+    ({ name, color, dashes }, i) =>
+      `<path d="M${x + 8} ${y + 13 + 18 * i}h14" stroke="${color}" stroke-width="3" stroke-dasharray="${dashes.join(' ')}"/>` +
       `<text x="${x + 28}" y="${y + 17 + 18 * i}">${escapeXml(name)}</text>`,
   );
   const back = `<rect x="${x}" y="${y}" width="${width}" height="${height}" fill="${look.surface}" fill-opacity="0.85" stroke="${look.pale}"/>`;
@@ -367,7 +379,7 @@ function legend(
 export function svg(
   title: string,
   parts: readonly string[],
-  { width, height, ink, surface, titled }: Omit<Look, 'color' | 'heat' | 'pale'> = PAPER,
+  { width, height, ink, surface, titled }: Omit<Look, 'color' | 'dashes' | 'heat' | 'pale'> = PAPER,
 ): string {
   const words = escapeXml(title);
   const head = titled

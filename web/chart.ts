@@ -1,16 +1,21 @@
 import uPlot from 'uplot';
 import { compact, short } from './format.ts';
 import { fill, h, setText } from './html.ts';
+import { lastOf, nearest, readAt } from './lines.ts';
+import { type Color, colorIn, lineDashesOf, styledColorOf } from './palette.ts';
+import { swatch } from './parts.ts';
 
 /** Curves on a plot: one wrapper around uPlot, with a legend, a theme and files to save. */
 
 export interface Curve {
   readonly label: string;
-  /** Index into the palette, or the name of a colour of the style sheet. */
-  readonly color: number | 'muted';
+  readonly color: Color;
   /** Ascending. */
   readonly x: readonly number[];
   readonly y: readonly (number | null)[];
+  /** A band around the curve, at the same places. Many curves are drawn without theirs. */
+  readonly low?: readonly (number | null)[];
+  readonly high?: readonly (number | null)[];
   /** Default: a line. */
   readonly draw?: 'line' | 'faint' | 'points' | 'steps' | 'bars';
   readonly dashed?: boolean;
@@ -53,22 +58,14 @@ const MANY = 24;
 const SLICE_MS = 6;
 /** Names in the legend: more than can be read say nothing. */
 const NAMED = 12;
-const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
-
-/** The name of a colour of the style sheet; there are eight, then they begin again, dashed. */
-const variableOf = (color: Curve['color']) =>
-  color === 'muted' ? '--muted' : `--series-${color % 8}`;
-
-/** For elements, which follow the theme by themselves. */
-export const styledColorOf = (color: Curve['color']) => `var(${variableOf(color)})`;
-
 /** Asking for a colour makes the browser bring the page's style up to date, which a hundred curves would do in turn. */
 const colors = new Map<string, string>();
 document.addEventListener('theme', () => colors.clear());
 
 /** For pictures: as it is now. */
-export function colorOf(color: Curve['color']): string {
-  const name = variableOf(color);
+export const colorOf = (color: Color): string => colorIn(styleOf, color);
+
+function styleOf(name: string): string {
   let value = colors.get(name);
   if (value === undefined) {
     value = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -77,10 +74,10 @@ export function colorOf(color: Curve['color']): string {
   return value;
 }
 
-export const dashOf = (curve: Curve): number[] =>
-  curve.dashed
-    ? DASHES[1]!
-    : DASHES[typeof curve.color === 'number' ? Math.floor(curve.color / 8) % 4 : 0]!;
+const DASHED = [7, 4];
+
+export const dashOf = (curve: Pick<Curve, 'color' | 'dashed'>): number[] =>
+  curve.dashed ? DASHED : lineDashesOf(curve.color);
 
 export class Chart {
   readonly element: HTMLElement;
@@ -209,11 +206,7 @@ export class Chart {
       h(
         'span',
         { class: 'legend-item' },
-        h('span', {
-          class: `swatch ${curve.draw ?? 'line'}${dashOf(curve).length > 0 ? ' dashed' : ''}`,
-          style: { color: styledColorOf(curve.color) },
-          'aria-hidden': 'true',
-        }),
+        swatch(styledColorOf(curve.color), dashOf(curve), curve.draw),
         h('span', {}, curve.label),
         // A bar has no last value.
         curve.draw !== 'bars' && this.#values[i],
@@ -289,7 +282,8 @@ export class Chart {
           values: (_, splits) => splits.map((v) => (v === null ? '' : formatTick(v))),
         },
       ],
-      series: [{}, ...curves.map((curve) => seriesOf(curve, isMany))],
+      series: [{}, ...curves.map((curve) => seriesOf(curve, isMany)), ...edgesOf(curves)],
+      bands: bandsOf(curves),
       hooks: {
         setCursor: [({ cursor }) => this.#tell(cursor.idx ?? null)],
         drawClear: [(plot) => drawBand(plot, this.#content?.band)],
@@ -304,6 +298,21 @@ export class Chart {
     };
   }
 }
+
+/** Curves that have a band, unless there are too many to tell bands apart. */
+const withBand = (curves: readonly Curve[]) =>
+  curves.length > MANY ? [] : curves.filter(({ low, high }) => low && high);
+
+/** The invisible ends of bands, after all curves. */
+const edgesOf = (curves: readonly Curve[]): uPlot.Series[] =>
+  withBand(curves).flatMap(() => [EDGE, EDGE]);
+const EDGE: uPlot.Series = { width: 0, points: { show: false }, spanGaps: true, stroke: '#0000' };
+
+const bandsOf = (curves: readonly Curve[]): uPlot.Band[] =>
+  withBand(curves).map(({ color }, i) => {
+    const low = 1 + curves.length + 2 * i;
+    return { series: [low + 1, low], fill: `${colorOf(color)}2e` };
+  });
 
 function seriesOf(curve: Curve, isMany: boolean): uPlot.Series {
   const stroke = colorOf(curve.color);
@@ -464,7 +473,12 @@ function drawMarks({ ctx, valToPos, bbox }: uPlot, marks: readonly Mark[]): void
  * One table with a column for each curve, as uPlot wants it. Where that would be too large, each curve is
  * read at equal distances of x, on the line between its points.
  */
-function aligned(curves: readonly Curve[]): uPlot.AlignedData {
+function aligned(given: readonly Curve[]): uPlot.AlignedData {
+  const edges = withBand(given).flatMap(({ x, low, high }) => [
+    { x, y: low! },
+    { x, y: high! },
+  ]);
+  const curves: readonly Pick<Curve, 'x' | 'y'>[] = [...given, ...edges];
   const points = curves.reduce((sum, { x }) => sum + x.length, 0);
   if (points * curves.length <= CELLS_MAX) {
     const tables = curves.map(({ x, y }) => [x, y] as unknown as uPlot.AlignedData);
@@ -477,51 +491,7 @@ function aligned(curves: readonly Curve[]): uPlot.AlignedData {
     low = Math.min(low, x[0]!);
     high = Math.max(high, x.at(-1)!);
   }
-  const count = curves.length > MANY ? GRID_POINTS_MANY : GRID_POINTS;
+  const count = given.length > MANY ? GRID_POINTS_MANY : GRID_POINTS;
   const grid = Array.from({ length: count }, (_, i) => low + ((high - low) * i) / (count - 1));
   return [grid, ...curves.map((curve) => readAt(curve, grid))] as uPlot.AlignedData;
-}
-
-/** @returns null outside of the curve. */
-function readAt({ x, y }: Curve, at: readonly number[]): (number | null)[] {
-  let i = 0;
-  return at.map((value) => {
-    while (i < x.length - 1 && x[i + 1]! < value) i++;
-    if (x.length === 0 || value < x[0]! || value > x.at(-1)!) return null;
-    const a = y[i];
-    const b = y[i + 1];
-    if (a == null || b == null) return a ?? null;
-    const share = (value - x[i]!) / (x[i + 1]! - x[i]!);
-    return a + (b - a) * Math.min(1, share);
-  });
-}
-
-function lastOf(y: readonly (number | null | undefined)[]): number | null {
-  for (let i = y.length - 1; i >= 0; i--) if (y[i] != null) return y[i]!;
-  return null;
-}
-
-/** In a joined table most cells of a curve are empty. */
-function nearest(y: readonly (number | null | undefined)[], index: number): number | null {
-  for (let d = 0; d < y.length; d++) {
-    if (y[index - d] != null) return y[index - d]!;
-    if (y[index + d] != null) return y[index + d]!;
-  }
-  return null;
-}
-
-/**
- * A mean that forgets the past evenly, bias corrected, so that it begins at the first value.
- * @param weight of the past, 0 to below 1; 0: as it is.
- */
-export function smoothed(y: readonly (number | null)[], weight: number): (number | null)[] {
-  if (weight === 0) return [...y];
-  let sum = 0;
-  let total = 0;
-  return y.map((value) => {
-    if (value === null || !Number.isFinite(value)) return null;
-    sum = weight * sum + (1 - weight) * value;
-    total = weight * total + (1 - weight);
-    return sum / total;
-  });
 }

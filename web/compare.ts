@@ -1,335 +1,339 @@
-import type { Metrics, RunSummary } from '../shared/rest.ts';
+import type { Metrics, RunDetail, RunSummary } from '../shared/rest.ts';
 import { percent } from '../shared/text.ts';
-import { Chart, type Curve, smoothed, styledColorOf } from './chart.ts';
-import { compact, count, duration, errorOf, plural, roundPercent, short } from './format.ts';
+import { Chart, type Curve } from './chart.ts';
+import {
+  curveOf,
+  isLogByDefault,
+  labelOfY,
+  metricNames,
+  metricY,
+  type RunCurve,
+  type X,
+  XS,
+  type Y,
+  YS,
+} from './compare/curves.ts';
+import {
+  type Compared,
+  differences,
+  type Group,
+  type GroupBy,
+  groupsOf,
+} from './compare/groups.ts';
+import { differencesTable, GROUPS_SHOWN, RUN_HEADINGS, runRow } from './compare/tables.ts';
+import { compact, duration, errorOf, plural, roundPercent } from './format.ts';
 import { fillNew, h, setText } from './html.ts';
-import { badge, card, emptyState, select, slider, toggle, type View } from './parts.ts';
+import { meanLine, smoothed, spansDecades } from './lines.ts';
+import { card, emptyState, Select, slider, Toggle, type View } from './parts.ts';
 import { selected } from './runs.ts';
 import { saveButtons } from './save.ts';
 import { client, state } from './store.ts';
 
-/** Curves of several runs on one plot. */
+/** Curves of several runs on one plot: one for each run, or the mean of each group with its band. */
 
-type Y =
-  | 'validationError'
-  | 'validationLoss'
-  | 'trainingLoss'
-  | 'gradientNorm'
-  | 'learningRate'
-  | 'staleness';
-type X = 'step' | 'examples' | 'seconds';
-
-const YS: readonly (readonly [Y, string])[] = [
-  ['trainingLoss', 'Training loss'],
-  ['validationLoss', 'Validation loss'],
-  ['validationError', 'Validation error'],
-  ['gradientNorm', 'Gradient norm'],
-  ['learningRate', 'Learning rate'],
-  ['staleness', 'Staleness'],
-];
-const XS: readonly (readonly [X, string])[] = [
-  ['step', 'Step'],
-  ['examples', 'Examples'],
-  ['seconds', 'Time'],
+const GROUPS: readonly (readonly [GroupBy, string])[] = [
+  ['configuration', 'Configuration, all seeds'],
+  ['run', 'Nothing: each run'],
+  ['study', 'Study'],
+  ['experiment', 'Experiment'],
 ];
 /** Rows of the table at first: a hundred take longer to lay out than to draw their curves. */
 const ROWS_FIRST = 20;
 /** How many are read at once, so that a hundred runs do not hold up the training. */
 const READERS = 4;
 const READ_MS = 3_000;
+/** Places at which groups are averaged. */
+const MEAN_POINTS = 400;
 
 export function compareView(): View {
-  const ids = [...selected];
-  const metrics = new Map<string, Metrics>();
-  const steps = new Map<string, number>();
-  let y: Y = 'trainingLoss';
-  let x: X = 'step';
-  let weight = 0;
-  let xLog = false;
-  let yLog = false;
-  let ended = false;
-  let reading = false;
-  let timer: ReturnType<typeof setTimeout> | undefined;
+  return new CompareView([...selected]);
+}
 
-  const chart = new Chart('Comparison', { height: 420, empty: 'Reading the curves …' });
-  const progress = h('p', { class: 'muted', role: 'status' });
-  const table = h('tbody');
-  const redraw =
-    <T>(set: (value: T) => void) =>
-    (value: T) => {
-      set(value);
-      draw();
+class CompareView implements View {
+  readonly title = 'Compare';
+  readonly element: HTMLElement;
+  readonly #ids: readonly string[];
+  readonly #metrics = new Map<string, Metrics>();
+  readonly #details = new Map<string, RunDetail>();
+  /** What has been read of each run: its step, and that of its last evaluation. */
+  readonly #stamps = new Map<string, number>();
+  /** Curves for the axes that are shown: made when a run is read, not all of them in the frame that draws them. */
+  readonly #chosen = new WeakMap<Metrics, { axes: string; curve: RunCurve }>();
+
+  #y: Y = 'trainingLoss';
+  #x: X = 'step';
+  #by: GroupBy = 'configuration';
+  #smoothing = 0;
+  #xLog = false;
+  /** Null: as the values suggest. */
+  #yLog: boolean | null = null;
+  #showsAll = false;
+  #isReading = false;
+  #isEnded = false;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+
+  readonly #chart = new Chart('Comparison', { height: 420, empty: 'Reading the curves …' });
+  readonly #progress = h('p', { class: 'muted', role: 'status' });
+  readonly #note = h('p', { class: 'muted' });
+  readonly #value = new Select('Value', YS, this.#y, (value) => {
+    this.#y = value as Y;
+    this.#draw();
+  });
+  readonly #logarithmic = new Toggle('Logarithmic y', false, (on) => {
+    this.#yLog = on;
+    this.#draw();
+  });
+  readonly #rows = h('tbody');
+  readonly #more: HTMLElement;
+  readonly #differences = h('div', {});
+
+  constructor(ids: readonly string[]) {
+    this.#ids = ids;
+    const onClick = () => {
+      this.#showsAll = true;
+      this.update();
     };
-  const controls = h(
-    'div',
-    { class: 'tools' },
-    select(
-      'Value',
-      YS,
-      y,
-      redraw((value) => {
-        y = value as Y;
-      }),
-    ),
-    select(
-      'Over',
-      XS,
-      x,
-      redraw((value) => {
-        x = value as X;
-      }),
-    ),
-    slider(
-      'Smoothing',
-      { max: 0.99, step: 0.01, value: 0 },
-      redraw((value: number) => {
-        weight = value;
-      }),
-    ),
-    toggle(
-      'Logarithmic x',
-      xLog,
-      redraw((on: boolean) => {
-        xLog = on;
-      }),
-    ),
-    toggle(
-      'Logarithmic y',
-      yLog,
-      redraw((on: boolean) => {
-        yLog = on;
-      }),
-    ),
-    saveButtons(chart),
-  );
-  let all = false;
-  const more = h(
-    'button',
-    {
-      type: 'button',
-      class: 'button',
-      onClick: () => {
-        all = true;
-        update();
-      },
-    },
-    `Show all ${ids.length} runs`,
-  );
-  const rows = card(
-    'Runs',
-    h(
-      'div',
-      { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Compared runs' },
-      h(
-        'table',
-        {},
-        h(
-          'thead',
-          {},
-          h(
-            'tr',
-            {},
-            ...['Run', 'State', 'Step', 'Training loss', 'Best loss', 'Best error', 'Time'].map(
-              (title, i) => h('th', { scope: 'col', class: i > 1 ? 'number' : '' }, title),
-            ),
-          ),
-        ),
-        table,
-      ),
-    ),
-    more,
-  );
-  const element = h(
-    'div',
-    {},
-    h(
-      'nav',
-      { class: 'crumbs', 'aria-label': 'Breadcrumb' },
-      h('a', { href: '#/' }, 'Runs'),
-      ' / ',
-    ),
-    h('h1', {}, 'Compare'),
-    ...(ids.length === 0
-      ? [
-          emptyState(
-            'Nothing selected',
-            'Tick the runs to compare in the table of runs, then press Compare.',
-          ),
-        ]
-      : [card('Curves', controls, chart.element, progress), rows]),
-  );
-
-  function update(): void {
-    if (ids.length === 0) return;
-    const shown = all ? ids : ids.slice(0, ROWS_FIRST);
-    more.hidden = shown.length === ids.length;
-    const facts = shown.map((id) => state.runs.get(id));
-    fillNew(table, facts, () => shown.map(rowOf));
-    void read();
+    const words = `Show all ${ids.length} runs`;
+    this.#more = h('button', { type: 'button', class: 'button', onClick }, words);
+    this.element = this.#build();
+    this.update();
   }
 
-  /** Those whose step has moved, a few at a time. */
-  async function read(): Promise<void> {
-    if (reading || ended) return;
-    const due = ids.filter((id) => {
+  update(): void {
+    if (this.#ids.length === 0) return;
+    this.#showTables();
+    void this.#read();
+  }
+
+  destroy(): void {
+    this.#isEnded = true;
+    clearTimeout(this.#timer);
+    this.#chart.destroy();
+  }
+
+  #build(): HTMLElement {
+    const runs = h('a', { href: '#/' }, 'Runs');
+    const crumbs = h('nav', { class: 'crumbs', 'aria-label': 'Breadcrumb' }, runs, ' / ');
+    const parts =
+      this.#ids.length === 0
+        ? [
+            emptyState(
+              'Nothing selected',
+              'Tick the runs to compare in the table of runs, then press Compare.',
+            ),
+          ]
+        : [
+            card('Curves', this.#controls(), this.#chart.element, this.#note, this.#progress),
+            card('What differs', this.#differences),
+            card('Runs', this.#table(), this.#more),
+          ];
+    return h('div', {}, crumbs, h('h1', {}, 'Compare'), ...parts);
+  }
+
+  #controls(): HTMLElement {
+    const over = new Select('Over', XS, this.#x, (value) => {
+      this.#x = value as X;
+      this.#draw();
+    });
+    const group = new Select('Group by', GROUPS, this.#by, (value) => {
+      this.#by = value as GroupBy;
+      this.update();
+      this.#draw();
+    });
+    const smoothing = slider('Smoothing', { max: 0.99, step: 0.01, value: 0 }, (value) => {
+      this.#smoothing = value;
+      this.#draw();
+    });
+    const xLog = new Toggle('Logarithmic x', false, (on) => {
+      this.#xLog = on;
+      this.#draw();
+    });
+    return h(
+      'div',
+      { class: 'tools' },
+      ...[this.#value.element, over.element, group.element, smoothing],
+      ...[xLog.element, this.#logarithmic.element],
+      saveButtons(this.#chart),
+    );
+  }
+
+  #table(): HTMLElement {
+    const headings = RUN_HEADINGS.map((title, i) =>
+      h('th', { scope: 'col', class: i > 2 ? 'number' : '' }, title),
+    );
+    return h(
+      'div',
+      { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Compared runs' },
+      h('table', {}, h('thead', {}, h('tr', {}, ...headings)), this.#rows),
+    );
+  }
+
+  /** Those runs that the server has told of. */
+  #compared(): Compared[] {
+    return this.#ids.flatMap((id) => {
       const run = state.runs.get(id);
-      return run !== undefined && steps.get(id) !== stampOf(run);
+      if (!run) return [];
+      const { experiment, study } = run;
+      return [{ id, experiment, study, tags: [], detail: this.#details.get(id) ?? null }];
+    });
+  }
+
+  #showTables(): void {
+    const compared = this.#compared();
+    const groups = groupsOf(compared, this.#by);
+    const of = new Map(groups.flatMap((group, i) => group.runs.map((id) => [id, i] as const)));
+    const ids = groups.flatMap((group) => group.runs);
+    const shown = this.#showsAll ? ids : ids.slice(0, ROWS_FIRST);
+    this.#more.hidden = shown.length === ids.length;
+    const facts = shown.map((id) => [state.runs.get(id), groups[of.get(id)!]!.label]);
+    fillNew(this.#rows, facts, () =>
+      shown.map((id) => runRow(state.runs.get(id)!, groups[of.get(id)!]!, of.get(id)!)),
+    );
+    const isRead = compared.every(({ detail }) => detail !== null);
+    const facts2 = [isRead, groups];
+    fillNew(this.#differences, facts2, () => this.#differencesOf(groups, compared, isRead));
+  }
+
+  #differencesOf(groups: readonly Group[], compared: readonly Compared[], isRead: boolean) {
+    const byId = new Map(compared.map((run) => [run.id, run]));
+    const members = groups.map(({ runs }) => runs.map((id) => byId.get(id)!));
+    const found = differences(members);
+    if (found.length > 0) {
+      const more = groups.length - GROUPS_SHOWN;
+      return [
+        differencesTable(groups, found),
+        more > 0 && h('p', { class: 'muted' }, `and ${plural(more, 'more group')}`),
+      ];
+    }
+    const words = !isRead
+      ? 'Reading the configurations …'
+      : compared.length === 1
+        ? 'One run differs from nothing: choose several.'
+        : 'Nothing: all have the same configuration.';
+    return [h('p', { class: 'muted' }, words)];
+  }
+
+  /** Those runs whose step has moved, a few at a time. */
+  async #read(): Promise<void> {
+    if (this.#isReading || this.#isEnded) return;
+    const due = this.#ids.filter((id) => {
+      const run = state.runs.get(id);
+      return run !== undefined && this.#stamps.get(id) !== stampOf(run);
     });
     if (due.length === 0) return;
-    reading = true;
-    // What is many is drawn in fewer points each.
-    const points = Math.max(100, Math.min(600, Math.floor(20_000 / ids.length)));
-    let done = 0;
+    this.#isReading = true;
+    let isNew = false;
     const next = async (): Promise<void> => {
-      for (let id = due.shift(); id !== undefined && !ended; id = due.shift()) {
-        const run = state.runs.get(id);
-        const found = await client.metrics(id, points).catch(() => null);
-        if (!found || !run) continue;
-        metrics.set(id, found);
-        chosenOf(found);
-        steps.set(id, stampOf(run));
-        done++;
-        if (metrics.size < ids.length)
-          setText(progress, `${metrics.size} of ${plural(ids.length, 'run')} read`);
+      for (let id = due.shift(); id !== undefined && !this.#isEnded; id = due.shift()) {
+        isNew = (await this.#readRun(id)) || isNew;
       }
     };
     await Promise.all(Array.from({ length: READERS }, next));
-    reading = false;
-    if (ended) return;
-    setText(progress, '');
-    if (done > 0) draw();
-    clearTimeout(timer);
-    timer = setTimeout(() => void read(), READ_MS);
+    this.#isReading = false;
+    if (this.#isEnded) return;
+    setText(this.#progress, '');
+    if (isNew) {
+      this.#showTables();
+      this.#draw();
+    }
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => void this.#read(), READ_MS);
   }
 
-  /** As it is read, not all of them in the frame that draws them. */
-  const chosen = new WeakMap<Metrics, { axes: string; curve: ReturnType<typeof curveOf> }>();
-  function chosenOf(of: Metrics): ReturnType<typeof curveOf> {
-    const axes = `${x} ${y}`;
-    const known = chosen.get(of);
+  /** @returns whether there is something new. */
+  async #readRun(id: string): Promise<boolean> {
+    const run = state.runs.get(id);
+    // What is many is drawn in fewer points each.
+    const points = Math.max(100, Math.min(600, Math.floor(20_000 / this.#ids.length)));
+    const [metrics, detail] = await Promise.all([
+      client.metrics(id, points).catch(() => null),
+      this.#details.get(id) ?? client.run(id).catch(() => null),
+    ]);
+    if (detail) this.#details.set(id, detail);
+    if (!metrics || !run) return false;
+    this.#metrics.set(id, metrics);
+    this.#curveOf(metrics);
+    this.#stamps.set(id, stampOf(run));
+    if (this.#metrics.size < this.#ids.length) {
+      setText(this.#progress, `${this.#metrics.size} of ${plural(this.#ids.length, 'run')} read`);
+    }
+    return true;
+  }
+
+  #curveOf(of: Metrics): RunCurve {
+    const axes = `${this.#x} ${this.#y}`;
+    const known = this.#chosen.get(of);
     if (known?.axes === axes) return known.curve;
-    const curve = curveOf(of, x, y);
-    chosen.set(of, { axes, curve });
+    const curve = curveOf(of, this.#x, this.#y);
+    this.#chosen.set(of, { axes, curve });
     return curve;
   }
-  const allShares = () =>
-    ids.every((id) => {
-      const run = state.runs.get(id);
-      return !run || errorOf(run) === percent;
-    });
 
-  function draw(): void {
-    const curves = ids.flatMap((id, i) => {
-      const found = metrics.get(id);
-      const curve = found ? chosenOf(found) : null;
-      if (!curve || curve.x.length === 0) return [];
+  #curves(): Curve[] {
+    const groups = groupsOf(this.#compared(), this.#by);
+    return groups.flatMap(({ label, runs }, color): Curve[] => {
+      const lines = runs.flatMap((id) => {
+        const metrics = this.#metrics.get(id);
+        const curve = metrics ? this.#curveOf(metrics) : null;
+        if (!curve?.y.some((value) => value !== null)) return [];
+        return [{ ...curve, y: smoothed(curve.y, this.#smoothing) }];
+      });
+      const [first] = lines;
+      if (!first) return [];
+      if (runs.length === 1) {
+        const { x, y, points } = first;
+        return [{ label, color, x, y, ...(points ? { draw: 'points' as const } : {}) }];
+      }
       return [
-        {
-          label: id,
-          color: i,
-          x: curve.x,
-          y: smoothed(curve.y, weight),
-          ...(curve.points ? { draw: 'points' as const } : {}),
-        } satisfies Curve,
+        { label: `${label}: mean of ${lines.length}`, color, ...meanLine(lines, MEAN_POINTS) },
       ];
     });
-    const yLabel = YS.find(([value]) => value === y)![1];
-    chart.show({
-      curves: xLog ? curves.map(positiveX) : curves,
-      xLabel: x === 'seconds' ? 'training time' : x,
-      yLabel: yLabel.toLowerCase(),
-      xLog,
+  }
+
+  #draw(): void {
+    const metrics = metricNames(this.#metrics.values());
+    this.#value.offer([...YS, ...metrics.map((name) => [metricY(name), name] as const)]);
+    const curves = this.#curves();
+    const isAuto = isLogByDefault(this.#y) && spansDecades(curves.flatMap(({ y }) => y));
+    const yLog = this.#yLog ?? isAuto;
+    this.#logarithmic.show(yLog);
+    const hasBands = curves.some(({ low }) => low?.some((value) => value !== null));
+    setText(
+      this.#note,
+      hasBands ? 'Bands reach one standard deviation of the runs to both sides of their mean.' : '',
+    );
+    this.#chart.show({
+      curves: this.#xLog ? curves.map(positiveX) : curves,
+      xLabel: this.#x === 'seconds' ? 'training time' : this.#x,
+      yLabel: labelOfY(this.#y),
+      xLog: this.#xLog,
       yLog,
-      formatX: x === 'seconds' ? duration : compact,
-      ...(y === 'validationError' && allShares()
+      formatX: this.#x === 'seconds' ? duration : compact,
+      ...(this.#y === 'validationError' && this.#areShares()
         ? { formatY: percent, formatTick: roundPercent }
         : {}),
     });
-    element.dataset.curves = String(curves.length);
+    this.element.dataset.curves = String(curves.length);
   }
 
-  update();
-  return {
-    title: 'Compare',
-    element,
-    update,
-    destroy() {
-      ended = true;
-      clearTimeout(timer);
-      chart.destroy();
-    },
-  };
+  /** All errors are shares of the examples. */
+  #areShares(): boolean {
+    return this.#ids.every((id) => {
+      const run = state.runs.get(id);
+      return !run || errorOf(run) === percent;
+    });
+  }
 }
 
 const stampOf = (run: RunSummary) => run.step + (run.validation?.step ?? 0) * 1e-9;
 
-const positiveX = (curve: Curve): Curve => {
+function positiveX(curve: Curve): Curve {
   const from = curve.x.findIndex((value) => value > 0);
-  return from <= 0 ? curve : { ...curve, x: curve.x.slice(from), y: curve.y.slice(from) };
-};
-
-/** What is on no axis at all is left out: steps of older releases have no count of examples. */
-function curveOf(
-  { training, evaluations }: Metrics,
-  over: X,
-  what: Y,
-): { x: number[]; y: (number | null)[]; points: boolean } | null {
-  if (what === 'validationLoss' || what === 'validationError') {
-    const validation = evaluations.filter(({ part }) => part === 'validation');
-    const y = validation.map(({ loss, error }) => (what === 'validationLoss' ? loss : error));
-    const x = validation.map(({ step, seconds }) =>
-      over === 'step' ? step : over === 'seconds' ? seconds : examplesAt(training, step),
-    );
-    return { x, y, points: x.length <= 40 };
-  }
-  const column = {
-    trainingLoss: 'loss',
-    gradientNorm: 'gradientNorm',
-    learningRate: 'learningRate',
-    staleness: 'staleness',
-  } as const;
-  const y: (number | null)[] = [];
-  const x: number[] = [];
-  for (const [i, at] of training[over].entries()) {
-    if (at === null) continue;
-    x.push(at);
-    y.push(training[column[what]][i]!);
-  }
-  return { x, y, points: false };
-}
-
-/** The examples on the line between the points beside a step. */
-function examplesAt({ step, examples }: Metrics['training'], at: number): number {
-  const i = step.findIndex((each) => each >= at);
-  if (i < 0) return examples.at(-1) ?? at;
-  if (i === 0) return ((examples[0] ?? at) * at) / (step[0] || 1);
-  const [a, b] = [examples[i - 1] ?? 0, examples[i] ?? 0];
-  return a + ((b - a) * (at - step[i - 1]!)) / (step[i]! - step[i - 1]!);
-}
-
-function rowOf(id: string, index: number): HTMLElement | null {
-  const run = state.runs.get(id);
-  if (!run) return null;
-  const { best } = run;
-  return h(
-    'tr',
-    { 'data-run': id },
-    h(
-      'td',
-      {},
-      h('span', {
-        class: 'swatch line',
-        style: { color: styledColorOf(index) },
-        'aria-hidden': 'true',
-      }),
-      ' ',
-      h('a', { class: 'run-name inline', href: `#/runs/${id}` }, id),
-    ),
-    h('td', {}, badge(run.phase)),
-    h('td', { class: 'number' }, count(run.step)),
-    h('td', { class: 'number' }, short(run.trainingLoss)),
-    h('td', { class: 'number' }, short(best?.loss)),
-    h('td', { class: 'number' }, errorOf(run)(best?.error)),
-    h('td', { class: 'number' }, duration(run.seconds)),
-  );
+  if (from <= 0) return curve;
+  const { x, y, low, high } = curve;
+  return {
+    ...curve,
+    ...{ x: x.slice(from), y: y.slice(from) },
+    ...(low && high ? { low: low.slice(from), high: high.slice(from) } : {}),
+  };
 }

@@ -12,6 +12,7 @@ import { chartSvg, type Look, matrixSvg, PAPER, parallelSvg } from '../shared/pl
 import { percent } from '../shared/text.ts';
 import { short } from './format.ts';
 import { h, setText, svg } from './html.ts';
+import { lineDashesOf, styledColorOf } from './palette.ts';
 import { csvText, picturesOf } from './save.ts';
 
 /** Figures of studies and looks, drawn in the size and the colours of the page. */
@@ -28,7 +29,8 @@ export interface FigureView {
 /** The dashboard's own colours: they follow its theme by themselves. */
 const lookOf = (width: number, height: number): Look => ({
   ...{ width, height, ink: 'var(--text)', pale: 'var(--grid)', surface: 'var(--surface)' },
-  color: (index) => `var(--series-${index % 8})`,
+  color: styledColorOf,
+  dashes: lineDashesOf,
   heat: (rank) =>
     `color-mix(in oklab, var(--series-0) ${Math.round(100 * (1 - Math.min(1, rank)))}%, var(--series-1))`,
   titled: false,

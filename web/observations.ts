@@ -4,7 +4,7 @@ import { Chart, type Curve } from './chart.ts';
 import { type HistogramsAt, heatmap } from './figures.ts';
 import { count, roundPercent, short } from './format.ts';
 import { fill, fillNew, h } from './html.ts';
-import { card, select, tableOf } from './parts.ts';
+import { card, Select, tableOf } from './parts.ts';
 import { saveButtons } from './save.ts';
 
 /** What workers sampled of a run: the size of updates, units that are dead or saturated, histograms over time. */
@@ -59,11 +59,11 @@ export function observationsCards(): ObservationsCards {
 
   fill(
     chooseWhat,
-    select('Of', WHATS, what, (value) => {
+    new Select('Of', WHATS, what, (value) => {
       what = value as What;
       which = null;
       draw();
-    }),
+    }).element,
   );
 
   function show(observed: Observations): void {
@@ -117,7 +117,7 @@ export function observationsCards(): ObservationsCards {
         : newest.tensors.map(({ name }) => name);
     if (which === null || !names.includes(which)) which = names[0] ?? null;
     fillNew(chooseWhich, [what, names], () => [
-      select(
+      new Select(
         what === 'activations' ? 'Layer' : 'Tensor',
         names.map((name) => [name, name] as const),
         which ?? '',
@@ -125,7 +125,7 @@ export function observationsCards(): ObservationsCards {
           which = value;
           draw();
         },
-      ),
+      ).element,
     ]);
     const shown = which === null ? [] : histogramsOf(samples, what, which);
     fillNew(picture, [what, which, shown.at(-1)?.step, shown.length], () => [

@@ -1,6 +1,6 @@
 import type { RunSummary } from '../shared/rest.ts';
 import { short } from './format.ts';
-import { h, svg } from './html.ts';
+import { fillNew, h, svg } from './html.ts';
 
 /** Small pieces that several views show. */
 
@@ -116,28 +116,59 @@ export function emptyState(title: string, text: string, command?: string): HTMLE
   );
 }
 
-/** A choice of one of several values. */
-export function select(
-  label: string,
-  options: readonly (readonly [value: string, text: string])[],
-  chosen: string,
-  onChange: (value: string) => void,
-): HTMLElement {
-  const element = h(
-    'select',
-    { onChange: (event) => onChange((event.target as HTMLSelectElement).value) },
-    ...options.map(([value, text]) => h('option', { value, selected: value === chosen }, text)),
+/** How a curve looks, beside its name. @param dashes of its line, pixels. */
+export function swatch(color: string, dashes: readonly number[] = [], draw = 'line'): Element {
+  const style = { color };
+  if (draw === 'points' || draw === 'bars') {
+    return h('span', { class: `swatch ${draw}`, style, 'aria-hidden': 'true' });
+  }
+  // Wide enough for one round of its dashes.
+  const width = Math.max(18, ...[dashes.reduce((sum, length) => sum + length, 0)]);
+  return svg(
+    'svg',
+    { class: `swatch ${draw}`, style, width, height: 4, 'aria-hidden': 'true' },
+    svg('line', { x1: 0, x2: width, y1: 2, y2: 2, 'stroke-dasharray': dashes.join(' ') }),
   );
-  return h('label', { class: 'field' }, h('span', {}, label), element);
 }
 
-export function toggle(label: string, on: boolean, onChange: (on: boolean) => void): HTMLElement {
-  const input = h('input', {
-    type: 'checkbox',
-    checked: on,
-    onChange: (event) => onChange((event.target as HTMLInputElement).checked),
-  });
-  return h('label', { class: 'check' }, input, h('span', {}, label));
+type Options = readonly (readonly [value: string, text: string])[];
+
+/** A choice of one of several values. */
+export class Select {
+  readonly element: HTMLElement;
+  readonly #field: HTMLSelectElement;
+
+  constructor(label: string, options: Options, chosen: string, onChange: (value: string) => void) {
+    this.#field = h('select', { onChange: () => onChange(this.#field.value) });
+    this.element = h('label', { class: 'field' }, h('span', {}, label), this.#field);
+    this.offer(options);
+    this.#field.value = chosen;
+  }
+
+  /** Other values from now on; what is chosen stays, where it is one of them. */
+  offer(options: Options): void {
+    const { value } = this.#field;
+    fillNew(this.#field, options, () =>
+      options.map(([each, text]) => h('option', { value: each }, text)),
+    );
+    if (options.some(([each]) => each === value)) this.#field.value = value;
+  }
+}
+
+/** A switch. */
+export class Toggle {
+  readonly element: HTMLElement;
+  readonly #box: HTMLInputElement;
+
+  constructor(label: string, on: boolean, onChange: (on: boolean) => void) {
+    this.#box = h('input', { type: 'checkbox', onChange: () => onChange(this.#box.checked) });
+    this.#box.checked = on;
+    this.element = h('label', { class: 'check' }, this.#box, h('span', {}, label));
+  }
+
+  show(on: boolean): void {
+    this.#box.checked = on;
+  }
 }
 
 export function slider(

@@ -3,7 +3,7 @@ import type { Chart } from './chart.ts';
 import { ago } from './format.ts';
 import { fill, fillNew, h, setText } from './html.ts';
 import { observationsCards } from './observations.ts';
-import { badge, card, emptyState, isActive, toggle, type View } from './parts.ts';
+import { badge, card, emptyState, isActive, type View } from './parts.ts';
 import { actionsOf, fork } from './run/actions.ts';
 import {
   checkpointTable,
@@ -114,10 +114,6 @@ class RunView implements View {
 
   #build(): HTMLElement {
     const { loss, error, rate, norm, speed, staleness } = this.#charts;
-    const logarithmic = toggle('Logarithmic', this.#charts.isLogarithmic, (on) => {
-      this.#charts.isLogarithmic = on;
-      this.#draw();
-    });
     const runs = h('a', { href: '#/' }, 'Runs');
     return h(
       'div',
@@ -129,7 +125,7 @@ class RunView implements View {
       h(
         'div',
         { class: 'cards' },
-        withClass(chartCard(loss, logarithmic), 'wide'),
+        withClass(chartCard(loss, this.#charts.logarithmic.element), 'wide'),
         withClass(card('Early stopping', this.#stopping), 'narrow'),
         ...[error, rate, norm, speed, staleness].map((chart) => chartCard(chart)),
         ...this.#observations.plots,

@@ -75,9 +75,12 @@ function download(blob: Blob, name: string): void {
 
 /** One line for each point: the curve, x, y. All points that the page has, not those of the picture. */
 function csvOf({ curves, xLabel, yLabel }: Content): string {
+  const hasBands = curves.some(({ low }) => low);
   return csvText([
-    ['curve', xLabel, yLabel],
-    ...curves.flatMap(({ label, x, y }) => x.map((each, i) => [label, each, y[i]])),
+    ['curve', xLabel, yLabel, ...(hasBands ? ['low', 'high'] : [])],
+    ...curves.flatMap(({ label, x, y, low, high }) =>
+      x.map((each, i) => [label, each, y[i], ...(hasBands ? [low?.[i], high?.[i]] : [])]),
+    ),
   ]);
 }
 
@@ -106,7 +109,9 @@ function svgOf(content: Content, title: string): string {
     [BOX.left, WIDTH - BOX.right],
   );
   const y = scaleOf(
-    drawn.flatMap((curve) => curve.y.filter((value) => value !== null)),
+    drawn.flatMap(({ y: middle, low = [], high = [] }) =>
+      [...middle, ...low, ...high].filter((value) => value !== null),
+    ),
     content.yLog ?? false,
     [HEIGHT - BOX.bottom, BOX.top],
   );
@@ -147,6 +152,7 @@ function svgOf(content: Content, title: string): string {
         'text-anchor': 'middle',
       }),
     ),
+    ...drawn.flatMap((curve) => bandOf(curve, x.at, y.at) ?? []),
     ...drawn.map((curve) => pathOf(curve, x.at, y.at)),
     ...marks.flatMap((mark) => [
       svg('circle', { cx: x.at(mark.x), cy: y.at(mark.y), r: 5, fill: colorOf(2) }),
@@ -160,6 +166,23 @@ function svgOf(content: Content, title: string): string {
     ),
   );
   return root.outerHTML;
+}
+
+function bandOf(
+  { color, x, low, high }: Curve,
+  toX: (v: number) => number,
+  toY: (v: number) => number,
+): SVGElement | null {
+  if (!low || !high) return null;
+  const edge = (values: readonly (number | null)[]) =>
+    x.flatMap((value, i) => {
+      const at = values[i] == null ? Number.NaN : toY(values[i]!);
+      return Number.isFinite(at) && Number.isFinite(toX(value))
+        ? [`${toX(value).toFixed(1)},${at.toFixed(1)}`]
+        : [];
+    });
+  const points = [...edge(high), ...edge(low).reverse()].join(' ');
+  return svg('polygon', { points, fill: colorOf(color), 'fill-opacity': 0.18 });
 }
 
 function pathOf(curve: Curve, toX: (v: number) => number, toY: (v: number) => number): SVGElement {

@@ -35,6 +35,9 @@ beforeAll(async () => {
   const common = { minibatchSize: 32, evaluateEverySteps: 13, hyperparameters: { count: 600 } };
   await cluster.createRun('digits-plain', DIGITS, { ...common, learningRate: 0.1, epochsMax: 6 });
   await cluster.work('digits-plain', 'ada').done;
+  const other = { ...common, learningRate: 0.1, epochsMax: 6, seed: 2 };
+  await cluster.createRun('digits-seed-2', DIGITS, other);
+  await cluster.work('digits-seed-2', 'ada').done;
   await cluster.createRun('digits-momentum', DIGITS, {
     ...common,
     learningRate: 0.05,
@@ -129,7 +132,7 @@ describe.skipIf(skipped)('the dashboard', () => {
     expect(await page.locator('tr[data-run]').count()).toBe(1);
     await page.getByLabel('Filter runs').fill('');
     await page.getByRole('button', { name: 'Ended' }).click();
-    expect(await page.locator('tr[data-run]').count()).toBe(2);
+    expect(await page.locator('tr[data-run]').count()).toBe(3);
     await page.getByRole('button', { name: 'All' }).click();
     await page.getByRole('button', { name: 'Training loss' }).click();
     const names = await page
@@ -267,6 +270,37 @@ describe.skipIf(skipped)('the dashboard', () => {
       );
     await page.getByLabel('Value').selectOption('trainingLoss');
     await page.getByLabel('Logarithmic x').uncheck();
+  });
+
+  test('compares the mean of all seeds with other configurations, and says what differs', async () => {
+    await page.goto(`${cluster.url}/#/`);
+    await page.getByLabel('Select digits-seed-2').check();
+    await page.getByRole('link', { name: 'Compare' }).click();
+    await page.waitForSelector('[data-curves="2"]');
+    const label = () => page.locator('[aria-label^="Comparison: "]').getAttribute('aria-label');
+    await expect.poll(label).toContain('digits-plain and 1 more: mean of 2');
+    const ids = ['digits-plain', 'digits-seed-2'];
+    const [first, second] = await Promise.all(ids.map((id) => cluster.client.metrics(id, 600)));
+    await page.getByLabel('Value').selectOption('validationLoss');
+    const last = (of: typeof first) =>
+      of!.evaluations.findLast(({ part }) => part === 'validation')!.loss!;
+    const mean = (last(first) + last(second)) / 2;
+    await expect.poll(label).toContain(`mean of 2 ${Number(mean.toPrecision(4))}`);
+    await page.getByText('one standard deviation').waitFor();
+    const rows = page.getByRole('region', { name: 'Differences' }).locator('tr[data-field]');
+    const fields = await rows.evaluateAll((all) =>
+      all.map((row) => (row as HTMLElement).dataset.field),
+    );
+    expect(fields).toEqual(
+      expect.arrayContaining(['learningRate', 'optimizer.kind', 'earlyStopping.patience', 'seed']),
+    );
+    expect(fields).not.toContain('minibatchSize');
+    const rates = page.locator('tr[data-field="learningRate"] code');
+    expect(await rates.allTextContents()).toEqual(['0.1', '0.05']);
+    await page.getByLabel('Group by').selectOption('run');
+    await page.waitForSelector('[data-curves="3"]');
+    await page.getByLabel('Group by').selectOption('configuration');
+    await page.getByLabel('Value').selectOption('trainingLoss');
     await picture(page, 'compare');
   });
 

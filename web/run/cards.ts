@@ -1,6 +1,7 @@
 import type { CheckpointSummary, RunDetail, RunSummary, WorkerSummary } from '../../shared/rest.ts';
 import { stoppingText } from '../../shared/stopping.ts';
 import { BASE } from '../base.ts';
+import { fieldsOf } from '../fields.ts';
 import { ago, bytes, count, errorOf, plural, short } from '../format.ts';
 import { h } from '../html.ts';
 import { badge, isActive, tableOf } from '../parts.ts';
@@ -202,7 +203,7 @@ export function configurationOf(run: RunDetail): HTMLElement {
       ? ([['inputs', `[${run.inputShape.join(', ')}]`]] as [string, string][])
       : []),
     ...(run.classes ? ([['classes', run.classes.join(', ')]] as [string, string][]) : []),
-    ...flat(run.config),
+    ...fieldsOf(run.config),
   ];
   return h(
     'details',
@@ -213,15 +214,5 @@ export function configurationOf(run: RunDetail): HTMLElement {
       { class: 'pairs columns' },
       ...lines.flatMap(([name, value]) => pair(name, h('code', {}, value))),
     ),
-  );
-}
-
-/** Nested fields by their dotted names. */
-function flat(value: unknown, prefix = ''): [string, string][] {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    return [[prefix, typeof value === 'string' ? value : JSON.stringify(value)]];
-  }
-  return Object.entries(value).flatMap(([key, inner]) =>
-    flat(inner, prefix === '' ? key : `${prefix}.${key}`),
   );
 }

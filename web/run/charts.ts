@@ -2,6 +2,8 @@ import type { Evaluation, Metrics, RunSummary } from '../../shared/rest.ts';
 import { percent } from '../../shared/text.ts';
 import { Chart, type Content, type Curve, type Mark } from '../chart.ts';
 import { compact, count, errorOf, roundPercent, short } from '../format.ts';
+import { spansDecades } from '../lines.ts';
+import { Toggle } from '../parts.ts';
 
 /** The curves of one run. */
 export class RunCharts {
@@ -16,10 +18,16 @@ export class RunCharts {
   readonly norm = new Chart('Gradient norm');
   readonly speed = new Chart('Throughput');
   readonly staleness = new Chart('Staleness');
-  /** The loss over a logarithmic axis. */
-  isLogarithmic = false;
+  readonly logarithmic = new Toggle('Logarithmic', false, (on) => {
+    this.#isLogarithmic = on;
+    if (this.#last) this.show(...this.#last);
+  });
+  /** The loss over a logarithmic axis; null: where it spans two decades. */
+  #isLogarithmic: boolean | null = null;
+  #last: [RunSummary, Metrics] | null = null;
 
   show(run: RunSummary, metrics: Metrics): void {
+    this.#last = [run, metrics];
     const { evaluations } = metrics;
     const validation = evaluations.filter(({ part }) => part === 'validation');
     const measured = evaluations.filter(({ part }) => part === 'train');
@@ -46,6 +54,9 @@ export class RunCharts {
     if (best?.loss != null) {
       marks.push({ x: best.step, y: best.loss, text: `best: step ${count(best.step)}` });
     }
+    const losses = [training.loss, validation.map(({ loss }) => loss)].flat();
+    const yLog = this.#isLogarithmic ?? spansDecades(losses);
+    this.logarithmic.show(yLog);
     this.loss.show({
       ...STEPS,
       curves: [
@@ -58,7 +69,7 @@ export class RunCharts {
       ],
       marks,
       yLabel: 'loss',
-      yLog: this.isLogarithmic,
+      yLog,
     });
   }
 
