@@ -20,7 +20,7 @@ import {
   type GroupBy,
   groupsOf,
 } from './compare/groups.ts';
-import { differencesTable, GROUPS_SHOWN, RUN_HEADINGS, runRow } from './compare/tables.ts';
+import { differencesTable, GROUPS_SHOWN, runHeadings, runRow } from './compare/tables.ts';
 import { compact, duration, errorOf, plural, roundPercent } from './format.ts';
 import { fillNew, h, setText } from './html.ts';
 import { meanLine, smoothed, spansDecades } from './lines.ts';
@@ -158,13 +158,10 @@ class CompareView implements View {
   }
 
   #table(): HTMLElement {
-    const headings = RUN_HEADINGS.map((title, i) =>
-      h('th', { scope: 'col', class: i > 2 ? 'number' : '' }, title),
-    );
     return h(
       'div',
       { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Compared runs' },
-      h('table', {}, h('thead', {}, h('tr', {}, ...headings)), this.#rows),
+      h('table', {}, h('thead', {}, h('tr', {}, ...runHeadings())), this.#rows),
     );
   }
 

@@ -7,9 +7,25 @@ import type { Difference, Group } from './groups.ts';
 
 /** The tables below compared curves: the runs, and what their configurations differ in. */
 
-export const RUN_HEADINGS = [
-  ...['Run', 'Group', 'State', 'Step', 'Training loss', 'Best loss', 'Best error', 'Time'],
+const RUN_COLUMNS: readonly (readonly [title: string, kind: string])[] = [
+  ...([
+    ['Run', ''],
+    ['Group', 'col-group'],
+    ['State', ''],
+  ] as const),
+  ...([
+    ['Step', 'number'],
+    ['Training loss', 'number'],
+    ['Best loss', 'number'],
+  ] as const),
+  ...([
+    ['Best error', 'number'],
+    ['Time', 'number'],
+  ] as const),
 ];
+
+export const runHeadings = () =>
+  RUN_COLUMNS.map(([title, kind]) => h('th', { scope: 'col', class: kind }, title));
 
 /** @param group of the run, and its place among the groups. */
 export function runRow(run: RunSummary, group: Group, index: number): HTMLElement {
@@ -25,7 +41,7 @@ export function runRow(run: RunSummary, group: Group, index: number): HTMLElemen
       ' ',
       h('a', { class: 'run-name inline', href: `#/runs/${run.id}` }, run.id),
     ),
-    h('td', { class: 'long' }, group.label === run.id ? '' : group.label),
+    h('td', { class: 'long col-group' }, group.label === run.id ? '' : group.label),
     h('td', {}, badge(run.phase)),
     h('td', { class: 'number' }, count(run.step)),
     h('td', { class: 'number' }, short(run.trainingLoss)),
