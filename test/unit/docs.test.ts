@@ -2,6 +2,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import type { Command } from 'commander';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { anchorOf } from '../../cli/docs/anchors.ts';
 import { glossaryPages, glossaryTerms, linkGlossary } from '../../cli/docs/glossary.ts';
 import { createProgram } from '../../cli/main.ts';
 
@@ -27,16 +28,12 @@ function in_(folder: string): string[] {
 /** How the program is called, with variables before it. */
 const COMMAND = /^(\w+=\S+\s+)*(npx\s+|node\s+)?(bin\/downpour\.js|downpour)\s+/;
 
-/** As GitHub makes them of headings; a heading that comes again gets a number. */
+/** The ids of a page's headings. A heading that comes again gets a number. */
 function anchorsOf(markdown: string): Set<string> {
   const anchors = new Set<string>();
   const withoutCode = markdown.replace(/^```[\s\S]*?^```/gm, '');
   for (const [, heading] of withoutCode.matchAll(/^#{1,6} (.+)$/gm)) {
-    const slug = heading!
-      .replace(/\[([^\]]*)\]\([^)]*\)/g, '$1')
-      .toLowerCase()
-      .replace(/[^\p{Letter}\p{Number} _-]/gu, '')
-      .replaceAll(' ', '-');
+    const slug = anchorOf(heading!);
     let anchor = slug;
     for (let i = 1; anchors.has(anchor); i++) anchor = `${slug}-${i}`;
     anchors.add(anchor);
