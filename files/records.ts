@@ -121,6 +121,9 @@ export const ProgressSchema = Type.Object({
   total: Type.Optional(Count),
 });
 
+/** The file of a run's labels, beside its checkpoints. */
+export const LABELS_FILE = 'labels.json';
+
 export const LivesSchema = Type.Object({
   lives: Type.Integer({ minimum: 0, maximum: LIMITS.livesMax }),
 });

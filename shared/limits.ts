@@ -12,6 +12,11 @@ export const LIMITS = {
   rankMax: 8,
   nameLengthMax: 200,
   runCountMax: 10_000,
+  /** Labels of a run: characters of its name, of one tag and of its note; the number of its tags. */
+  labelNameLengthMax: 100,
+  labelTagLengthMax: 40,
+  labelTagCountMax: 20,
+  labelNoteLengthMax: 4_000,
   workerCountMax: 1_000,
   shardCountMax: 64,
   /** The standbys of one server. */

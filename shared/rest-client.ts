@@ -4,6 +4,7 @@ import type {
   Bundle,
   CheckpointSummary,
   CreateRun,
+  EditRun,
   ErrorBody,
   Health,
   Metrics,
@@ -36,14 +37,16 @@ export interface RestClient {
   prometheus(): Promise<string>;
   health(): Promise<Health>;
   /** @param limit at most so many runs: those at work, then the newest. */
-  status(limit?: number): Promise<Status>;
+  status(limit?: number, which?: WhichRuns & { readonly fold?: 'studies' }): Promise<Status>;
   timeline(): Promise<Timeline>;
   createRun(run: CreateRun): Promise<RunSummary>;
-  /** All runs, as the server orders them. */
-  runs(): Promise<RunSummary[]>;
+  /** All runs but archived ones, as the server orders them. */
+  runs(which?: WhichRuns): Promise<RunSummary[]>;
   run(id: string): Promise<RunDetail>;
   stop(id: string): Promise<RunSummary>;
   resume(id: string): Promise<RunSummary>;
+  /** Names, tags, notes or archives a run. */
+  editRun(id: string, edit: EditRun): Promise<RunSummary>;
   /** Removes a run with its files. @param force also one that is being trained. */
   removeRun(id: string, force?: boolean): Promise<void>;
   /** Resolves when a checkpoint of this moment is on disk. */
@@ -72,6 +75,14 @@ export interface RestClient {
   /** What a study has found so far, in the place of what it told before. */
   tellStudy(name: string, report: StudyReport): Promise<StudySummary>;
   removeStudy(name: string): Promise<void>;
+}
+
+/** Which runs a list has; absent: all but archived ones. A server of an older release refuses these fields. */
+export interface WhichRuns {
+  readonly archived?: boolean | 'all';
+  readonly tag?: string;
+  /** Trials of this study. */
+  readonly study?: string;
 }
 
 /** Runs in one page of a longer list: a server answers pushes between the pages. */
@@ -108,7 +119,7 @@ export function createRestClient(options: RestClientOptions): RestClient {
   /** The index of the server that answered last: the first one to be asked. */
   let at = 0;
 
-  type Method = 'GET' | 'POST' | 'PUT' | 'DELETE';
+  type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
   /** Each server at most once. Several requests may do so at the same time, so each counts for itself. */
   async function inTurn<T>(method: Method, ask: (url: string) => Promise<T>): Promise<T> {
     for (let asked = 1, own = at; ; asked++, own = (own + 1) % urls.length) {
@@ -231,16 +242,17 @@ export function createRestClient(options: RestClientOptions): RestClient {
     openapi: () => json('GET', '/openapi.json'),
     prometheus: async () => (await send('GET', '/metrics')).text(),
     health: () => json('GET', '/health'),
-    status: (limit) => json('GET', `/status${limit === undefined ? '' : `?limit=${limit}`}`),
+    status: (limit, which = {}) => json('GET', `/status${query({ limit, ...which })}`),
     timeline: () => json('GET', '/timeline'),
     createRun: (run) => json('POST', '/runs', run),
-    async runs() {
+    async runs(which = {}) {
       const runs: RunSummary[] = [];
-      for (let after = ''; ; ) {
-        const page = await json<RunPage>('GET', `/runs?limit=${RUNS_AT_ONCE}${after}`);
+      for (let after: string | undefined; ; ) {
+        const asked = query({ limit: RUNS_AT_ONCE, after, ...which });
+        const page = await json<RunPage>('GET', `/runs${asked}`);
         runs.push(...page.runs);
         if (page.next == null) return runs;
-        after = `&after=${encodeURIComponent(page.next)}`;
+        after = page.next;
       }
     },
     run: (id) => json('GET', of(id)),
@@ -259,6 +271,7 @@ export function createRestClient(options: RestClientOptions): RestClient {
     studies: async () => (await json<{ studies: StudySummary[] }>('GET', '/studies')).studies,
     study: (name) => json('GET', `/studies/${encodeURIComponent(name)}`),
     tellStudy: (name, report) => json('PUT', `/studies/${encodeURIComponent(name)}`, report),
+    editRun: (id, edit) => json('PATCH', of(id), edit),
     async removeRun(id, force = false) {
       await send('DELETE', of(id, force ? '?force=true' : ''));
     },
@@ -270,6 +283,13 @@ export function createRestClient(options: RestClientOptions): RestClient {
     sendBundle: (sha256, content) => json('PUT', `/bundles/${sha256}`, content),
     bundle: (sha256) => inTurn('GET', (url) => file(url, `/bundles/${sha256}`)),
   };
+}
+
+/** With what is defined; empty: nothing is. */
+function query(fields: Readonly<Record<string, string | number | boolean | undefined>>): string {
+  const given = Object.entries(fields).filter(([, value]) => value !== undefined);
+  if (given.length === 0) return '';
+  return `?${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}`;
 }
 
 /** Nothing has been done yet, or it can be asked twice. */

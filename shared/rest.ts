@@ -3,6 +3,7 @@ import { BUNDLE_HASH } from './bundle.ts';
 import { NAME_PATTERN, RunConfigSchema } from './config.ts';
 import { DataFactsSchema } from './data-facts.ts';
 import { FIGURE_LIMITS, FigureSchema } from './figure.ts';
+import { Note, ShownName, Tags } from './labels.ts';
 import { LIMITS } from './limits.ts';
 import {
   DataSummarySchema,
@@ -48,6 +49,24 @@ export const CreateRunSchema = Type.Object(
   closed,
 );
 export type CreateRun = Static<typeof CreateRunSchema>;
+
+/** Changes what users say of a run. Absent fields stay as they are; training does not depend on any of them. */
+export const EditRunSchema = Type.Object(
+  {
+    /** Name for people, in one line of at most 100 characters; the id of the run stays. Null: none. */
+    name: Type.Optional(ShownName),
+    /** All tags: at most 20, each of at most 40 characters without spaces and commas. */
+    tags: Type.Optional(Tags),
+    addTags: Type.Optional(Tags),
+    removeTags: Type.Optional(Tags),
+    /** At most 4,000 characters. Null: none. */
+    note: Type.Optional(Note),
+    /** True: lists leave the run out unless they are asked for it, and it cannot be continued; its files stay. Only for a run that has ended or is stopped. */
+    archived: Type.Optional(Type.Boolean()),
+  },
+  closed,
+);
+export type EditRun = Static<typeof EditRunSchema>;
 
 /** One evaluation of a snapshot on one part of the data. */
 export const EvaluationSchema = Type.Object({
@@ -96,6 +115,12 @@ export type Correction = Static<typeof CorrectionSchema>;
 
 export const RunSummarySchema = Type.Object({
   id: Type.String(),
+  /** Name for people; null: none. Absent in answers of older servers, like the next three. */
+  name: Type.Optional(orNull(Type.String())),
+  tags: Type.Optional(Type.Array(Type.String())),
+  note: Type.Optional(orNull(Type.String())),
+  /** Lists leave an archived run out unless they are asked for it. It cannot be continued; its files stay. */
+  archived: Type.Optional(Type.Boolean()),
   experiment: Type.String(),
   /** Study that this run is a trial of; null: none, or a run of release 0.1.0, which did not record it. */
   study: orNull(Type.String()),
@@ -400,12 +425,46 @@ export const ServerFactsSchema = Type.Object({
 });
 export type ServerFacts = Static<typeof ServerFactsSchema>;
 
+/** The trials of one study among the runs of the server. */
+export const StudyFoldSchema = Type.Object({
+  study: Type.String(),
+  /** From the report of the study (`GET /studies/:name`); null: the server has none. */
+  kind: orNull(Type.String()),
+  state: orNull(Type.String()),
+  title: orNull(Type.String()),
+  /** Number of ended trials and of all trials that the study plans; null: unknown. */
+  trials: orNull(Type.Object({ ended: N, of: N })),
+  experiment: Type.String(),
+  /** Of its first and of its last trial. */
+  createdAt: Type.String(),
+  newestAt: Type.String(),
+  /** Number of its runs on this server, in total and by phase. */
+  runs: N,
+  phases: Type.Record(Type.String(), N),
+  workers: N,
+  examplesPerSecond: orNull(N),
+  /** The trial with the lowest validation value of the metric of its early stopping; null: none is evaluated. */
+  best: orNull(
+    Type.Object({
+      run: Type.String(),
+      metric: Type.String(),
+      value: N,
+      errorMeasure: orNull(ErrorMeasureSchema),
+    }),
+  ),
+});
+export type StudyFold = Static<typeof StudyFoldSchema>;
+
 export const StatusSchema = Type.Object({
   ...ServerFactsSchema.properties,
   /** Runs in order of creation. */
   runs: Type.Array(RunSummarySchema),
   /** Number of all runs. Absent in answers of older releases, which listed all runs. */
   runCount: Type.Optional(N),
+  /** Number of archived runs. Absent in answers of older releases, like `studies`. */
+  archivedCount: Type.Optional(N),
+  /** With `fold=studies`: the trials of each study in one entry, and `runs` has the other runs only. */
+  studies: Type.Optional(Type.Array(StudyFoldSchema)),
   workers: Type.Array(WorkerSummarySchema),
 });
 export type Status = Static<typeof StatusSchema>;
@@ -415,6 +474,8 @@ export const RunPageSchema = Type.Object({
   runs: Type.Array(RunSummarySchema),
   /** If there are more runs, the value of `after` for the next page; null: none. Absent in answers of older releases, which listed all runs. */
   next: Type.Optional(orNull(Type.String())),
+  /** Number of archived runs, which are left out unless `archived` asks for them. Absent in answers of older releases. */
+  archivedCount: Type.Optional(N),
 });
 export type RunPage = Static<typeof RunPageSchema>;
 

@@ -45,6 +45,8 @@ export interface KeeperOptions {
   readonly onFenced: (error: DownpourError) => void;
   /** A checkpoint is on disk, and this server's. */
   readonly onWritten?: (manifest: CheckpointManifest) => void;
+  /** The labels of a run have changed, and are on disk. */
+  readonly onLabelled?: (run: Run) => void;
 }
 
 export class Keeper {
@@ -58,6 +60,8 @@ export class Keeper {
   readonly #states = new Map<string, WriteState>();
   readonly #runs = new Map<string, Run>();
   #closing = false;
+  /** Records that are being written, beside `WriteState.writing`, and the run of each. */
+  readonly #registering = new Map<Promise<void>, string>();
   /** The store has come back empty: what is read later is entered anew, too. */
   #hasForgotten = false;
   #closed = false;
@@ -69,7 +73,7 @@ export class Keeper {
     this.#options = options;
     const onWritten = options.onWritten ?? (() => {});
     this.#saver = new CheckpointSaver({ root, store, token, shards, writer, now, log, onWritten });
-    this.#records = new RunRecords(store, token);
+    this.#records = new RunRecords(root, store, token);
     const removals = new Removals(root, store, token);
     this.#removals = removals;
     this.#recovery = new Recovery({
@@ -87,7 +91,9 @@ export class Keeper {
   /** Makes a new or resumed run known. @throws what the state store throws. */
   async register(run: Run): Promise<void> {
     this.#stateOf(run);
-    await this.#records.put(run);
+    const writing = this.#records.put(run).finally(() => this.#registering.delete(writing));
+    this.#registering.set(writing, run.id);
+    await writing;
   }
 
   /** All runs that there are, the oldest first, to be read one by one. Begins a life of the server. */
@@ -151,7 +157,9 @@ export class Keeper {
     const why = new DownpourError('DP_RUN_UNKNOWN', `run '${id}' is removed`);
     for (const { reject } of state.waiting.splice(0)) reject(why);
     await state.writing;
-    // A note that is being written would make its folder anew.
+    // A note or a record that is being written would make its folder anew.
+    const records = [...this.#registering].filter(([, of]) => of === id);
+    await Promise.allSettled(records.map(([writing]) => writing));
     while (state.noting) await delay(1);
     await this.#removals.begin(id);
     this.#states.delete(id);
@@ -296,6 +304,26 @@ export class Keeper {
       const text = `run ${run.id} ${done}, but that is not on disk yet, and a restart would forget it: ${error.message}; the server tries again`;
       throw new DownpourError(error.code, text, { cause: error });
     }
+  }
+
+  /**
+   * The labels of a run are on disk and in the store when the promise resolves.
+   * @throws DownpourError what the disk or the state store throws; it is tried again all the same.
+   */
+  async mustLabel(run: Run): Promise<void> {
+    try {
+      await this.register(run);
+    } catch (error) {
+      this.#want(run, 'record');
+      if (!(error instanceof DownpourError)) throw error;
+      throw new DownpourError(
+        error.code,
+        `run ${run.id} is labelled, but that is not on disk yet, and a restart would forget it: ${error.message}; the server tries again`,
+        { cause: error },
+      );
+    }
+    this.changed(run);
+    this.#options.onLabelled?.(run);
   }
 
   /** Forgets all runs, after what is being written has been, or has failed. */

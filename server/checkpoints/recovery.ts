@@ -47,6 +47,8 @@ export interface KnownRun {
   readonly record: RunRecord | null;
   /** No worker is needed for it. */
   readonly isOver: boolean;
+  /** As far as its record says. */
+  readonly isArchived: boolean;
   /** The bundle that its experiment was sent as. */
   readonly bundle: string | null;
 }
@@ -110,9 +112,12 @@ export class Recovery {
     const ofRecord = (record: RunRecord): KnownRun => {
       const { id, phase, bundle } = record;
       const isOver = OVER.includes(phase);
-      return { id, record, isOver, bundle: typeof bundle === 'string' ? bundle : null };
+      const isArchived = Object(record.labels).archived === true;
+      const sentAs = typeof bundle === 'string' ? bundle : null;
+      return { id, record, isOver, isArchived, bundle: sentAs };
     };
-    const ofFolder = (id: string): KnownRun => ({ id, record: null, isOver: false, bundle: null });
+    const unknown = { record: null, isOver: false, isArchived: false, bundle: null };
+    const ofFolder = (id: string): KnownRun => ({ id, ...unknown });
     return [...records.map(ofRecord), ...unregistered.map(ofFolder)];
   }
 
@@ -221,6 +226,7 @@ export class Recovery {
     if (run.phase === 'finished') this.#options.want(run, 'final');
     if (!run.over) log(`run ${run.id} continues from its replica at step ${run.step}`);
     await this.#learnLost(run);
+    await this.#learnLabels(run, known);
     return run;
   }
 
@@ -274,6 +280,7 @@ export class Recovery {
       const since = typeof known.life === 'number' ? known.life : this.#life - 1;
       const fresh = new Run(optionsOf(known), shards, { life: this.#life, since });
       await this.#learnLost(fresh);
+      await this.#learnLabels(fresh, known);
       if (known.phase === 'stopped') {
         fresh.call({ call: 'stop', reason: 'stopped by a user; `downpour resume` goes on' });
       }
@@ -294,7 +301,16 @@ export class Recovery {
       });
     }
     await this.#learnLost(run);
+    await this.#learnLabels(run, known);
     return run;
+  }
+
+  /** A checkpoint has those of its moment. */
+  async #learnLabels(run: Run, known: RunRecord): Promise<void> {
+    const { newest, agree } = await this.#options.records.labels(known, this.#passedOver);
+    if (newest.edits > run.labels.edits) run.call({ call: 'label', labels: newest });
+    // A Redis that has forgotten, or the folder of another server: what is behind is written again.
+    if (!agree || newest.edits < run.labels.edits) this.#options.want(run, 'record');
   }
 
   /** @throws DownpourError DP_CHECKPOINT_CORRUPT; anything else that a state which is none makes fail. */

@@ -169,6 +169,9 @@ export class Run extends RunView {
       case 'resume':
         this.#resume();
         break;
+      case 'label':
+        this.#fields.labels = call.labels;
+        break;
     }
     return undefined;
   }

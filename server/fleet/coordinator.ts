@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { resolveConfig } from '../../shared/config.ts';
 import { shardsProblem } from '../../shared/consistency.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
+import { edited, type LabelsEdit } from '../../shared/labels.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
 import type { ShardAddress } from '../../shared/protocol.ts';
@@ -334,6 +335,7 @@ export class Coordinator {
   async resume(id: string): Promise<Run> {
     this.mustBeOpen();
     const run = this.mustFind(id);
+    this.#mustNotBeArchived(run);
     run.call({ call: 'resume' });
     this.settle(run);
     try {
@@ -342,6 +344,38 @@ export class Coordinator {
       this.workers.employAll();
     }
     return run;
+  }
+
+  /**
+   * Changes what users say of a run; it is on disk when the promise resolves.
+   * @throws DownpourError DP_RUN_UNKNOWN, DP_RUN_UNFINISHED, DP_BODY_INVALID, DP_SERVER_STOPPING, or what the disk or the
+   *   store throws.
+   */
+  async edit(id: string, edit: LabelsEdit): Promise<Run> {
+    this.mustBeOpen();
+    const run = this.mustFind(id);
+    const labels = edited(run.labels, edit);
+    if (labels.archived && !run.over) {
+      throw new DownpourError(
+        'DP_RUN_UNFINISHED',
+        `run '${id}' is in phase '${run.phase}' at step ${run.step}: only a run that has ended or is stopped can be archived; stop it first with \`downpour stop ${id}\``,
+      );
+    }
+    if (labels !== run.labels) {
+      run.call({ call: 'label', labels });
+      this.settle(run);
+    }
+    await this.#keeper.mustLabel(run);
+    return run;
+  }
+
+  /** @throws DownpourError DP_RUN_ENDED. */
+  #mustNotBeArchived({ id, labels }: Run): void {
+    if (!labels.archived) return;
+    throw new DownpourError(
+      'DP_RUN_ENDED',
+      `run '${id}' is archived, so workers do not train or test it: \`downpour edit ${id} --unarchive\` first`,
+    );
   }
 
   /**
@@ -404,6 +438,7 @@ export class Coordinator {
   async test(id: string): Promise<Run> {
     this.mustBeOpen();
     const run = this.mustFind(id);
+    this.#mustNotBeArchived(run);
     run.call({ call: 'test' });
     this.settle(run);
     try {

@@ -1,5 +1,5 @@
 import type { Phase } from '../../shared/protocol.ts';
-import type { RunSummary } from '../../shared/rest.ts';
+import type { RunSummary, StudyFold } from '../../shared/rest.ts';
 
 /**
  * All runs as REST tells them, kept ready: a server has up to 10,000, and most of them stand still. What stands still
@@ -33,6 +33,25 @@ interface Kept<L extends Listed> extends Entry<L> {
   over: boolean;
 }
 
+/** Which runs a list has; absent: all but archived ones. */
+export interface Wanted {
+  readonly archived?: boolean | 'all';
+  readonly tag?: string;
+  readonly study?: string;
+  /** Without trials of studies. */
+  readonly noTrials?: boolean;
+}
+
+/** The trials of one study. */
+interface Group<L extends Listed> {
+  readonly entries: Set<Kept<L>>;
+  /** Null: something has happened to one of them since. */
+  fold: Fold | null;
+}
+
+/** What the server knows of a study by its runs alone. */
+export type Fold = Omit<StudyFold, 'kind' | 'state' | 'title' | 'trials'>;
+
 /** What has happened since it was looked at last. */
 export interface Changes<L extends Listed> {
   readonly changed: Set<Entry<L>>;
@@ -61,13 +80,17 @@ export class Listing<L extends Listed> {
   readonly #touched = new Set<Kept<L>>();
   readonly #alarming = new Set<Kept<L>>();
   readonly #waiting = new Set<Kept<L>>();
+  readonly #archived = new Set<Kept<L>>();
   readonly #phases = new Map<Phase, number>();
+  /** By the name of the study. */
+  readonly #groups = new Map<string, Group<L>>();
   /** Those that are not over, in the order of creation; null: some have begun or ended. */
   #atWork: Kept<L>[] | null = null;
   readonly #watchers = new Set<Changes<L>>();
   #isFrozen = false;
-  /** Summaries that were made, for tests. */
+  /** Summaries that were made, and those looked at to fold studies, for tests. */
   reads = 0;
+  folded = 0;
 
   constructor(options: ListingOptions<L>) {
     this.#options = options;
@@ -75,6 +98,10 @@ export class Listing<L extends Listed> {
 
   get size(): number {
     return this.#entries.length;
+  }
+
+  get #sets(): Set<Kept<L>>[] {
+    return [this.#moving, this.#touched, this.#alarming, this.#waiting, this.#archived];
   }
 
   /** As a rule it is newer than all others. */
@@ -102,10 +129,11 @@ export class Listing<L extends Listed> {
     this.#byId.delete(id);
     this.#entries.splice(entry.index, 1);
     for (let i = entry.index; i < this.#entries.length; i++) this.#entries[i]!.index = i;
-    for (const set of [this.#moving, this.#touched, this.#alarming, this.#waiting]) {
+    for (const set of this.#sets) {
       set.delete(entry);
     }
     this.#count(entry.phase, -1);
+    this.#ungroup(entry);
     this.#atWork = null;
     for (const { changed, gone } of this.#watchers) {
       changed.delete(entry);
@@ -124,8 +152,9 @@ export class Listing<L extends Listed> {
     this.#isFrozen = false;
     this.#entries = [];
     this.#byId.clear();
-    for (const set of [this.#moving, this.#touched, this.#alarming, this.#waiting]) set.clear();
+    for (const set of this.#sets) set.clear();
     this.#phases.clear();
+    this.#groups.clear();
     for (const run of runs) this.add(run);
     for (const watcher of this.#watchers) {
       watcher.changed.clear();
@@ -171,13 +200,33 @@ export class Listing<L extends Listed> {
       this.#count(summary.phase, 1);
       entry.phase = summary.phase;
     }
+    put(this.#archived, entry, summary.archived ?? false);
     if (text === entry.text) return;
     entry.summary = summary;
     entry.text = text;
+    this.#group(entry);
     for (const { changed, gone } of this.#watchers) {
       changed.add(entry);
       gone.delete(run.id);
     }
+  }
+
+  #group(entry: Kept<L>): void {
+    const { study } = entry.summary;
+    if (study == null) return;
+    const group = this.#groups.get(study) ?? { entries: new Set(), fold: null };
+    this.#groups.set(study, group);
+    group.entries.add(entry);
+    group.fold = null;
+  }
+
+  #ungroup(entry: Kept<L>): void {
+    const study = (entry.summary as RunSummary | null)?.study ?? null;
+    const group = study === null ? null : this.#groups.get(study);
+    if (!group) return;
+    group.entries.delete(entry);
+    group.fold = null;
+    if (group.entries.size === 0) this.#groups.delete(study!);
   }
 
   #count(phase: Phase | null, by: number): void {
@@ -204,23 +253,51 @@ export class Listing<L extends Listed> {
   page(
     after: string | null,
     limit: number,
+    wanted: Wanted = {},
   ): { readonly entries: readonly Entry<L>[]; readonly next: string | null } | null {
     const before = after === null ? null : this.#byId.get(after);
     if (before === undefined) return null;
-    const from = before === null ? 0 : before.index + 1;
-    const entries = this.#entries.slice(from, from + limit);
-    const isLast = from + entries.length >= this.#entries.length;
-    return { entries, next: isLast ? null : entries.at(-1)!.run.id };
+    const entries: Kept<L>[] = [];
+    for (let i = before === null ? 0 : before.index + 1; i < this.#entries.length; i++) {
+      const entry = this.#entries[i]!;
+      if (!isWanted(entry, wanted)) continue;
+      if (entries.length === limit) return { entries, next: entries.at(-1)!.run.id };
+      entries.push(entry);
+    }
+    return { entries, next: null };
   }
 
   /** So many, those at work first, then the newest. In that order. */
-  newest(count: number): Entry<L>[] {
+  newest(count: number, wanted: Wanted = {}): Entry<L>[] {
     this.#atWork ??= this.#entries.filter(({ over }) => !over);
-    const chosen = this.#atWork.slice(-count).reverse();
-    for (let i = this.#entries.length - 1; i >= 0 && chosen.length < count; i--) {
-      if (this.#entries[i]!.over) chosen.push(this.#entries[i]!);
+    const chosen: Kept<L>[] = [];
+    for (const ones of [this.#atWork, this.#entries]) {
+      for (let i = ones.length - 1; i >= 0 && chosen.length < count; i--) {
+        const entry = ones[i]!;
+        if ((ones === this.#atWork || entry.over) && isWanted(entry, wanted)) chosen.push(entry);
+      }
     }
     return chosen;
+  }
+
+  get archivedCount(): number {
+    return this.#archived.size;
+  }
+
+  /** Each study with the trials that are wanted, in the order of their first ones. Costs what has changed. */
+  folds(wanted: Wanted = {}): Fold[] {
+    const isPlain = wanted.archived === undefined && wanted.tag === undefined;
+    const folds = [...this.#groups.values()].map((group) => {
+      if (isPlain && group.fold) return group.fold;
+      const trials = [...group.entries].filter((entry) => isWanted(entry, wanted));
+      this.folded += trials.length;
+      const fold = foldOf(trials);
+      if (isPlain) group.fold = fold;
+      return fold;
+    });
+    return folds
+      .filter(({ runs }) => runs > 0)
+      .sort((a, b) => (a.createdAt < b.createdAt ? -1 : 1));
   }
 
   /** There is something to say of them, in the order of creation. */
@@ -238,6 +315,42 @@ export class Listing<L extends Listed> {
   get phases(): ReadonlyMap<string, number> {
     return this.#phases;
   }
+}
+
+function isWanted<L extends Listed>({ summary }: Kept<L>, wanted: Wanted): boolean {
+  const { archived = false, tag, study, noTrials = false } = wanted;
+  if (archived !== 'all' && (summary.archived ?? false) !== archived) return false;
+  if (noTrials && summary.study != null) return false;
+  if (study !== undefined && summary.study !== study) return false;
+  return tag === undefined || (summary.tags ?? []).includes(tag);
+}
+
+/** @param trials of one study. */
+function foldOf(trials: readonly { readonly summary: RunSummary }[]): Fold {
+  const summaries = trials
+    .map(({ summary }) => summary)
+    .sort((a, b) => (a.createdAt < b.createdAt ? -1 : 1));
+  const phases: Record<string, number> = {};
+  let workers = 0;
+  let examplesPerSecond: number | null = null;
+  let best: Fold['best'] = null;
+  for (const { id, phase, workers: own, examplesPerSecond: speed, ...summary } of summaries) {
+    phases[phase] = (phases[phase] ?? 0) + 1;
+    workers += own;
+    if (speed !== null) examplesPerSecond = (examplesPerSecond ?? 0) + speed;
+    const { metric } = summary.earlyStopping;
+    const value = summary.best?.[metric === 'loss' ? 'loss' : 'error'] ?? null;
+    if (value === null || (best !== null && value >= best.value)) continue;
+    best = { run: id, metric, value, errorMeasure: summary.errorMeasure };
+  }
+  const first = summaries[0];
+  return {
+    study: first?.study ?? '',
+    experiment: first?.experiment ?? '',
+    createdAt: first?.createdAt ?? '',
+    newestAt: summaries.at(-1)?.createdAt ?? '',
+    ...{ runs: summaries.length, phases, workers, examplesPerSecond, best },
+  };
 }
 
 function put<E>(set: Set<E>, element: E, isIn: boolean): void {

@@ -3,7 +3,7 @@ import type { Run } from '../core/run.ts';
 
 /**
  * Runs of a state folder are read behind the server that listens already: first those that are asked for, then those
- * that workers are needed for, then those that are over, the newest first.
+ * that workers are needed for, then those that are over, the newest first, archived ones last.
  */
 
 /** A run that is known and not read yet. */
@@ -11,6 +11,8 @@ export interface Known {
   readonly id: string;
   /** Whether no worker is needed for it, as far as its record says. */
   readonly isOver: boolean;
+  /** Nobody wants to see it: it is read last. */
+  readonly isArchived?: boolean;
   readonly bundle: string | null;
 }
 
@@ -56,10 +58,11 @@ export class RunLoader<K extends Known = Known> {
   constructor(options: RunLoaderOptions<K>) {
     this.#options = options;
     const newestFirst = options.known.toReversed();
-    const [open, over] = [false, true].map((isOver) =>
-      newestFirst.filter((known) => known.isOver === isOver),
-    ) as [K[], K[]];
-    for (const known of [...open, ...over]) this.#left.set(known.id, entryOf(known));
+    const open = newestFirst.filter(({ isOver }) => !isOver);
+    const rest = newestFirst.filter(({ isOver }) => isOver);
+    const over = rest.filter(({ isArchived = false }) => !isArchived);
+    const archived = rest.filter(({ isArchived = false }) => isArchived);
+    for (const known of [...open, ...over, ...archived]) this.#left.set(known.id, entryOf(known));
     this.#order = [...this.#left.values()].values();
     this.#count = this.#left.size;
     this.#unfinished = open.length;

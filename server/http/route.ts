@@ -1,9 +1,10 @@
-import Type from 'typebox';
+import Type, { type Static } from 'typebox';
 import { NAME_PATTERN } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { Tag } from '../../shared/labels.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { ErrorBodySchema } from '../../shared/rest.ts';
-import type { Entry } from '../fleet/listing.ts';
+import type { Entry, Wanted } from '../fleet/listing.ts';
 
 /** What the routes of REST have in common. */
 
@@ -17,6 +18,28 @@ export const Limit = Type.Object(
   { limit: Type.Optional(Type.String()) },
   { additionalProperties: false },
 );
+
+/** Which runs a list has. */
+export const Which = Type.Object(
+  {
+    ...Limit.properties,
+    archived: Type.Optional(
+      Type.Union([Type.Literal('true'), Type.Literal('false'), Type.Literal('all')]),
+    ),
+    tag: Type.Optional(Tag),
+    study: Type.Optional(Type.String({ pattern: NAME_PATTERN })),
+  },
+  { additionalProperties: false },
+);
+export type WhichQuery = Static<typeof Which>;
+
+export function wantedBy({ archived = 'false', tag, study }: WhichQuery): Wanted {
+  return {
+    archived: archived === 'all' ? archived : archived === 'true',
+    ...(tag !== undefined && { tag }),
+    ...(study !== undefined && { study }),
+  };
+}
 
 /** @param response by status; @param more of the request: `params`, `querystring`, `body`. */
 export function schema(summary: string, response: object, more: object = {}) {

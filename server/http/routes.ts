@@ -1,15 +1,31 @@
 import { performance } from 'node:perf_hooks';
 import type { FastifyInstance } from 'fastify';
 import Type from 'typebox';
-import { type Health, HealthSchema, StatusSchema, TimelineSchema } from '../../shared/rest.ts';
+import {
+  type Health,
+  HealthSchema,
+  StatusSchema,
+  type StudyFold,
+  TimelineSchema,
+} from '../../shared/rest.ts';
 import { isFromHere } from '../../wire/local-socket.ts';
 import type { Coordinator } from '../fleet/coordinator.ts';
+import type { Fold } from '../fleet/listing.ts';
 import type { StateStore } from '../store/state-store.ts';
 import { Lag } from '../watch/counts.ts';
 import { EXPOSITION_TYPE, exposition } from '../watch/prometheus.ts';
 import { addBundleRoutes } from './bundle-routes.ts';
 import type { FeedSource } from './feed.ts';
-import { JSON_TYPE, Limit, limitWanted, OPENAPI, schema, textOf } from './route.ts';
+import {
+  JSON_TYPE,
+  limitWanted,
+  OPENAPI,
+  schema,
+  textOf,
+  Which,
+  type WhichQuery,
+  wantedBy,
+} from './route.ts';
 import { addRunRoutes } from './run-routes.ts';
 import type { Studies } from './studies.ts';
 import { addStudyRoutes } from './study-routes.ts';
@@ -41,7 +57,7 @@ export function addRoutes(app: FastifyInstance, options: RoutesOptions): FeedSou
   const { coordinator, studies, checkpointFolder } = options;
   const facts = factsOf(options);
   addHealth(app, options);
-  addStatus(app, coordinator, facts);
+  addStatus(app, coordinator, studies, facts);
   addMetrics(app, coordinator, facts);
   app.get(
     '/timeline',
@@ -113,23 +129,53 @@ function addHealth(app: FastifyInstance, options: RoutesOptions): void {
   );
 }
 
-function addStatus(app: FastifyInstance, coordinator: Coordinator, facts: FeedSource): void {
+const Folded = Type.Object(
+  { ...Which.properties, fold: Type.Optional(Type.Literal('studies')) },
+  { additionalProperties: false },
+);
+
+/** With what the reports of the studies say. */
+function foldsTold(folds: readonly Fold[], studies: Studies): StudyFold[] {
+  return folds.map((fold) => {
+    const { kind, state, title, trials } = studies.find(fold.study) ?? {};
+    return {
+      ...fold,
+      ...{ kind: kind ?? null, state: state ?? null, title: title ?? null, trials: trials ?? null },
+    };
+  });
+}
+
+function addStatus(
+  app: FastifyInstance,
+  coordinator: Coordinator,
+  studies: Studies,
+  facts: FeedSource,
+): void {
   const { listing } = coordinator;
-  app.get<{ Querystring: { limit?: string } }>(
+  app.get<{ Querystring: WhichQuery & { fold?: 'studies' } }>(
     '/status',
     schema(
-      'Get runs, workers and alerts; `limit`: maximum number of runs, active ones first, then the newest',
+      'Get runs, workers and alerts; `limit`: maximum number of runs, active ones first, then the newest; `archived`, `tag`, `study` as for `GET /runs`; `fold=studies`: one entry for each study instead of its trials',
       { 200: StatusSchema },
-      { querystring: Limit },
+      { querystring: Folded },
     ),
     ({ query }, reply) => {
       listing.refresh();
       const limit = limitWanted(query.limit);
+      const isFolded = query.fold === 'studies';
+      const wanted = { ...wantedBy(query), noTrials: isFolded };
       const chosen =
-        limit < listing.size ? listing.newest(limit) : listing.page(null, limit)!.entries;
+        limit < listing.size
+          ? listing.newest(limit, wanted)
+          : listing.page(null, limit, wanted)!.entries;
       const inOrder = [...chosen].sort((a, b) => a.index - b.index);
-      const { size: runCount } = listing;
-      const rest = JSON.stringify({ ...facts.server(), runCount, workers: facts.workers() });
+      const { size: runCount, archivedCount } = listing;
+      const folds = isFolded && { studies: foldsTold(listing.folds(wantedBy(query)), studies) };
+      const rest = JSON.stringify({
+        ...facts.server(),
+        ...{ runCount, archivedCount, ...folds },
+        workers: facts.workers(),
+      });
       return reply.type(JSON_TYPE).send(`{"runs":${textOf(inOrder)},${rest.slice(1)}`);
     },
   );

@@ -10,6 +10,8 @@ import {
   CheckpointSummarySchema,
   type CreateRun,
   CreateRunSchema,
+  type EditRun,
+  EditRunSchema,
   MetricsSchema,
   ObservationsSchema,
   RunDataSchema,
@@ -25,15 +27,17 @@ import {
   type ById,
   Id,
   JSON_TYPE,
-  Limit,
   limitWanted,
   numberIn,
   schema,
   textOf,
+  Which,
+  type WhichQuery,
+  wantedBy,
 } from './route.ts';
 
 const Page = Type.Object(
-  { ...Limit.properties, after: Type.Optional(Type.String({ pattern: NAME_PATTERN })) },
+  { ...Which.properties, after: Type.Optional(Type.String({ pattern: NAME_PATTERN })) },
   { additionalProperties: false },
 );
 /** Text, since nothing of a request is converted in silence. */
@@ -89,21 +93,25 @@ function addListing(app: FastifyInstance, coordinator: Coordinator): void {
     },
   );
 
-  app.get<{ Querystring: { limit?: string; after?: string } }>(
+  app.get<{ Querystring: WhichQuery & { after?: string } }>(
     '/runs',
     schema(
-      'List runs, oldest first; `limit`: maximum number (default: all); `after`: only runs created after this one, as given by `next`',
+      'List runs, oldest first; `limit`: maximum number (default: all); `after`: only runs created after this one, as given by `next`; `archived`: `true` (archived runs only), `false` (default: none of them) or `all`; `tag`, `study`: only runs with this tag, or trials of this study',
       { 200: RunPageSchema },
       { querystring: Page },
     ),
-    ({ query: { limit, after = null } }, reply) => {
+    ({ query }, reply) => {
       const { listing } = coordinator;
+      const { limit, after = null } = query;
       listing.refresh();
-      const page = listing.page(after, limitWanted(limit));
+      const page = listing.page(after, limitWanted(limit), wantedBy(query));
       // The error names some.
       if (!page) throw coordinator.unknown(after!);
       const next = JSON.stringify(page.next);
-      return reply.type(JSON_TYPE).send(`{"runs":${textOf(page.entries)},"next":${next}}`);
+      const { archivedCount } = listing;
+      return reply
+        .type(JSON_TYPE)
+        .send(`{"runs":${textOf(page.entries)},"next":${next},"archivedCount":${archivedCount}}`);
     },
   );
 }
@@ -153,6 +161,17 @@ function addCommands(app: FastifyInstance, coordinator: Coordinator): void {
       await coordinator.remove(request.params.id, request.query.force === 'true');
       return reply.code(204).send(null);
     },
+  );
+
+  app.patch<ById & { Body: EditRun }>(
+    '/runs/:id',
+    schema(
+      'Name, tag, note or archive a run',
+      { 200: RunSummarySchema },
+      { params: Id, body: EditRunSchema },
+    ),
+    async (request) =>
+      coordinator.reports.summary(await coordinator.edit(request.params.id, request.body)),
   );
 
   app.post<ById>(

@@ -69,6 +69,10 @@ export class Studies {
     return [...this.#known.values()].sort((a, b) => (a.updatedAt < b.updatedAt ? 1 : -1));
   }
 
+  find(name: string): StudySummary | null {
+    return this.#known.get(name) ?? null;
+  }
+
   /** @throws DownpourError DP_NOT_FOUND. */
   async read(name: string): Promise<StudyDetail> {
     this.#mustKnow(name);

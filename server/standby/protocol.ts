@@ -1,5 +1,6 @@
 import Type, { type Static } from 'typebox';
 import { BUNDLE_HASH } from '../../shared/bundle.ts';
+import { LabelsSchema } from '../../shared/labels.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import {
   check,
@@ -86,6 +87,7 @@ const calls = compile({
   stop: callOf({ reason: Text }),
   test: callOf(),
   resume: callOf(),
+  label: callOf({ labels: LabelsSchema }),
 } satisfies Record<CallKind, unknown>);
 
 /** `leading` comes first and is not counted among the frames. */

@@ -765,6 +765,7 @@ describe('REST', () => {
       study: () => client.study('s'),
       tellStudy: () => client.tellStudy('s', {} as StudyReport),
       removeStudy: () => client.removeStudy('s'),
+      editRun: () => client.editRun('r', { tags: ['x'] }),
       removeRun: () => client.removeRun('r'),
     };
     for (const call of Object.values(calls)) {

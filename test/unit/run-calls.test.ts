@@ -95,6 +95,12 @@ const CASES: Readonly<Record<CallKind, Case>> = {
     },
     call: only({ call: 'resume' }),
   },
+  label: {
+    call: only({
+      call: 'label',
+      labels: { name: 'Best', tags: ['good'], note: 'of May', archived: true, edits: 3 },
+    }),
+  },
 };
 
 test.each(Object.keys(CALLS) as CallKind[])(

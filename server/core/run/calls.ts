@@ -1,3 +1,4 @@
+import type { Labels } from '../../../shared/labels.ts';
 import type {
   Acknowledgement,
   Evaluated,
@@ -110,7 +111,9 @@ export type RunCall =
    */
   | { readonly call: 'test' }
   /** @throws DownpourError DP_RUN_ENDED or DP_RUN_FAILED: there is nothing to go on with. */
-  | { readonly call: 'resume' };
+  | { readonly call: 'resume' }
+  /** What users say of it now. */
+  | { readonly call: 'label'; readonly labels: Labels };
 
 export type CallKind = RunCall['call'];
 export type CallOf<K extends CallKind> = Extract<RunCall, { readonly call: K }>;
@@ -141,7 +144,7 @@ export const CALLS: Readonly<Record<CallKind, { readonly payload?: true; readonl
     evaluated: {},
     sampled: { large: true },
     ...{ overflowed: {}, learnLost: {}, recallLost: {} },
-    ...{ stop: {}, test: {}, resume: {} },
+    ...{ stop: {}, test: {}, resume: {}, label: {} },
   };
 
 /** A payload comes with this one. */

@@ -1,5 +1,6 @@
 import type { RunConfig } from '../../../shared/config.ts';
 import type { DataFacts } from '../../../shared/data-facts.ts';
+import { type Labels, NO_LABELS } from '../../../shared/labels.ts';
 import { layoutSpecs, type TensorSpec } from '../../../shared/layout.ts';
 import type { DataSummary, ErrorMeasure, Part, Phase } from '../../../shared/protocol.ts';
 import type { Evaluation, Rollback } from '../../../shared/rest.ts';
@@ -130,6 +131,7 @@ const later = (older: { readonly phaseStart: number } | null) => ({
   epochAtEnd: null as number | null,
   /** Diverged before there was a best: the same initial parameters are asked for again. */
   startingAnew: false,
+  labels: NO_LABELS as Labels,
 });
 
 /** A checkpoint leaves them out; a replica has them. */
@@ -167,6 +169,8 @@ function copyOf<T>(value: T): T {
 function savedFields(fields: Fields, now: number): SavedFields {
   const saved = Object.fromEntries(SAVED.map((name) => [name, copyOf(fields[name])]));
   const { best, evaluation } = fields;
+  // Of a run that nobody has labelled there are none.
+  if (fields.labels.edits === 0) delete saved.labels;
   return {
     ...(saved as Kept & Later),
     // An evaluation that is under way is asked for again.

@@ -2,6 +2,7 @@ import type { Encoding } from '../../../shared/compression.ts';
 import type { RunConfig } from '../../../shared/config.ts';
 import { type DataFacts, forkNote } from '../../../shared/data-facts.ts';
 import { DownpourError } from '../../../shared/errors.ts';
+import type { Labels } from '../../../shared/labels.ts';
 import type { Layout } from '../../../shared/layout.ts';
 import type { DataSummary, Phase } from '../../../shared/protocol.ts';
 import type {
@@ -66,6 +67,11 @@ export class RunView {
 
   get phase(): Phase {
     return this.inside.fields.phase;
+  }
+
+  /** What users say of it. */
+  get labels(): Labels {
+    return this.inside.fields.labels;
   }
 
   get reason(): string {
@@ -311,8 +317,10 @@ function summaryOf(inside: Inside, now: number): Omit<RunSummary, 'checkpoint' |
   const speed = isOver(fields) ? null : observations.speed(seconds);
   const stepsMax = stepsMaxOf(inside);
   const { enabled, metric, patience, afterStop } = options.config.earlyStopping;
+  const { edits: _, ...labels } = fields.labels;
   return {
     id: options.id,
+    ...labels,
     experiment: options.experiment,
     study: options.study ?? null,
     phase: fields.phase,
