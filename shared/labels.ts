@@ -29,7 +29,7 @@ export const LabelsSchema = Type.Object(
 );
 export type Labels = Readonly<Static<typeof LabelsSchema>>;
 
-/** Of a run that nobody has labelled. */
+/** What a run has that nobody has labelled. */
 export const NO_LABELS: Labels = { name: null, tags: [], note: null, archived: false, edits: 0 };
 
 /** What is to be changed; absent fields stay as they are. */

@@ -435,7 +435,7 @@ export const StudyFoldSchema = Type.Object({
   /** Number of ended trials and of all trials that the study plans; null: unknown. */
   trials: orNull(Type.Object({ ended: N, of: N })),
   experiment: Type.String(),
-  /** Of its first and of its last trial. */
+  /** When its first and its last trial were created. */
   createdAt: Type.String(),
   newestAt: Type.String(),
   /** Number of its runs on this server, in total and by phase. */

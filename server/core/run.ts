@@ -270,11 +270,10 @@ export class Run extends RunView {
 
   /** An update that was admitted made the parameters of another shard overflow. @param generation of it. */
   #overflowed(generation: number): void {
-    const { step } = this.#fields;
     // Several updates may have been under way when the first was told.
     if (this.over || generation !== this.#fields.generation) return;
     const { gradientNorm } = this.#parts.observations;
-    this.#diverged(overflowText(this.inside, step, this.learningRate, gradientNorm));
+    this.#diverged(overflowText(this.inside, this.step, this.learningRate, gradientNorm));
   }
 
   // Divergence.

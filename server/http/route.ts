@@ -13,16 +13,11 @@ export const BYTES_TYPE = 'application/octet-stream';
 
 export const Id = Type.Object({ id: Type.String({ pattern: NAME_PATTERN }) });
 export type ById = { Params: { id: string } };
-/** Text, since nothing of a request is converted in silence. */
-export const Limit = Type.Object(
-  { limit: Type.Optional(Type.String()) },
-  { additionalProperties: false },
-);
-
 /** Which runs a list has. */
 export const Which = Type.Object(
   {
-    ...Limit.properties,
+    /** Text, since nothing of a request is converted in silence. */
+    limit: Type.Optional(Type.String()),
     archived: Type.Optional(
       Type.Union([Type.Literal('true'), Type.Literal('false'), Type.Literal('all')]),
     ),
