@@ -4,15 +4,20 @@ import type { trainOn as TrainOn } from './train-on.ts';
 /** What experiments and programs import as `downpour`. */
 
 export {
+  type Batch,
+  type BatchArguments,
+  type BatchFunction,
   type CsvData,
   type CsvOptions,
   type CsvParts,
   type DataArguments,
+  type Draws,
   defineExperiment,
   type Experiment,
   type ExperimentData,
   // What programs that conduct studies need of an experiment.
   experimentName,
+  type FieldTensors,
   type FunctionModel,
   type GivenData,
   type Hyperparameters,

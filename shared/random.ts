@@ -10,6 +10,7 @@ export const STREAMS = {
   minibatch: 3,
   bootstrap: 4,
   test: 5,
+  batch: 6,
   /** Plus the epoch: the order of the examples in that epoch. */
   epoch: 0x1000_0000,
 } as const;

@@ -1,4 +1,5 @@
 import { measuredOf, type Part } from '../shared/protocol.ts';
+import { mix } from '../shared/random.ts';
 import { rowSize } from './data/columns.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import { gather } from './data/gather.ts';
@@ -54,6 +55,11 @@ export async function evaluate(
   }
 }
 
+/** So that an experiment which draws random numbers in evaluations draws the same ones in each. */
+const PART_SEEDS: Readonly<Record<Part, number>> = {
+  ...{ train: 1, validation: 2, test: 3, trainAndValidation: 4 },
+};
+
 /** Means over `examples` of a part's rows, evenly spaced. */
 async function measure(
   model: Model,
@@ -74,7 +80,7 @@ async function measure(
       Math.floor(((start + i) * all) / examples),
     );
     batch = gather(prepared, part, rows, batch);
-    const measured = await model.measure(batch);
+    const measured = await model.measure(batch, mix(PART_SEEDS[part], start));
     sums.loss += measured.loss * count;
     sums.error += measured.error * count;
     for (const [name, value] of Object.entries(measured.metrics)) {

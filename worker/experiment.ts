@@ -11,8 +11,10 @@ import type { Role } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
 import { IS_BUILT, ownModule, ROOT } from '../shared/own-files.ts';
 import type { Space } from '../shared/space.ts';
+import type { Batch, BatchArguments, BatchFunction, FieldTensors } from './batch.ts';
 import type { ExperimentData } from './data/examples.ts';
 import type { GivenData } from './data/given.ts';
+import type { Draws } from './draws.ts';
 import { type Fields, fieldProblems, isRecord } from './fields.ts';
 import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
 
@@ -42,7 +44,12 @@ export { loadImageFolder } from './data/pictures/images.ts';
 export { type CsvData, type CsvParts, loadCsv } from './data/tables/csv.ts';
 export type { CsvOptions } from './data/tables/csv-options.ts';
 export type {
+  Batch,
+  BatchArguments,
+  BatchFunction,
+  Draws,
   ExperimentData,
+  FieldTensors,
   GivenData,
   LayersModel,
   PartialConfig,
@@ -112,6 +119,11 @@ export type Measure = (targets: Tensor, predictions: Tensor) => Tensor;
 /** An experiment. Its name is that of its file: `mnist-mlp.ts` is `mnist-mlp`. */
 export interface Experiment {
   readonly data: (args: DataArguments) => GivenData | Promise<GivenData>;
+  /**
+   * Changes each training minibatch before the model sees it: augmentation, noise, masks. Fields in, fields out. With
+   * `{ change, evaluation: true }` evaluations and predictions are changed as well.
+   */
+  readonly batch?: Batch;
   /** Ends in logits: no softmax or sigmoid at its end, the losses have them inside. */
   readonly model: (
     args: ModelArguments,
@@ -158,9 +170,20 @@ const LOSSES: readonly string[] = [
 
 const isFunction = (value: unknown) => typeof value === 'function';
 
+const isBatch = (value: unknown) =>
+  isRecord(value) &&
+  isFunction(value.change) &&
+  typeof value.evaluation === 'boolean' &&
+  Object.keys(value).length === 2;
+
 const FIELDS: Fields<keyof Experiment> = {
   data: { allowed: 'a function that gives the examples', test: isFunction },
   model: { allowed: 'a function that gives the model', test: isFunction },
+  batch: {
+    allowed:
+      'a function (fields, { random, training, tf, hyperparameters }), or { change: function, evaluation: true }',
+    test: (v) => v === undefined || isFunction(v) || isBatch(v),
+  },
   loss: {
     allowed: `a function (targets, predictions) or one of ${LOSSES.join(', ')}`,
     test: (v) => isFunction(v) || LOSSES.includes(v as string),

@@ -5,6 +5,7 @@ import {
   drawNoise,
   type NoiseRequest,
   type NoiseSource,
+  noiseTensor,
   noiseValues,
   seededDraws,
 } from './noise.ts';
@@ -327,7 +328,7 @@ export class Graphs {
       compute((request) => {
         const noise = fedNoise(request);
         noises.push(noise);
-        return tf.tensor(noise.values, [...noise.shape], 'float32');
+        return noiseTensor(noise.values, request);
       }),
     );
     let distance = Number.POSITIVE_INFINITY;

@@ -5,6 +5,7 @@ import type { RunConfig } from '../shared/config.ts';
 import type { DataFacts } from '../shared/data-facts.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { Layout } from '../shared/layout.ts';
+import { isForEvaluations } from './batch.ts';
 import { examplesLike } from './data/facts.ts';
 import type { Experiment } from './experiment.ts';
 import { buildModel, type Model } from './model.ts';
@@ -53,9 +54,16 @@ export async function layersArtifacts(
 
 /**
  * Writes it.
- * @throws DownpourError DP_USAGE: a function of variables has no such format; what `layersArtifacts` throws.
+ * @throws DownpourError DP_USAGE: a function of variables has no such format, nor has a `batch` that evaluations apply;
+ *   what `layersArtifacts` throws.
  */
 export async function writeLayersModel({ to, ...options }: LayersFormatOptions): Promise<void> {
+  if (isForEvaluations(options.experiment.batch)) {
+    throw new DownpourError(
+      'DP_USAGE',
+      "the experiment's batch has evaluation: true, so its model needs inputs that batch() has changed, and a file for tf.loadLayersModel has no batch(): make that change a layer of the model, or export with --format safetensors",
+    );
+  }
   const artifacts = await layersArtifacts(options);
   if (artifacts === null) {
     throw new DownpourError(

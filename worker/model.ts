@@ -1,12 +1,15 @@
 import type { RunConfig } from '../shared/config.ts';
 import { createLayout, type Layout } from '../shared/layout.ts';
 import type { ErrorMeasure } from '../shared/protocol.ts';
+import { type ChangeOptions, changed, isForEvaluations, shapeAfter } from './batch.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
+import { gather } from './data/gather.ts';
 import type { Experiment } from './experiment.ts';
 import { canRecord, Graphs } from './graph.ts';
+import { mustBeIds } from './ids.ts';
 import { errorMeasureOf } from './losses.ts';
 import { type Measures, measuresOf } from './measures.ts';
-import { buildInstance, checkNumbers } from './model/build.ts';
+import { buildInstance, checkNumbers, spreadRows } from './model/build.ts';
 import { type DataShape, dataShape, type ModelData } from './model/data-shape.ts';
 import { disposeInstance, type Instance, placeWeights } from './model/instance.ts';
 import { observableLayers } from './model/layers-model.ts';
@@ -64,8 +67,11 @@ export interface Model {
    * @param minibatch borrowed until the promise resolves. @param seed of dropout and other noise.
    */
   step(minibatch: Minibatch, seed: number): Promise<Step>;
-  /** Loss, error and metrics at the parameters loaded, training mode off. */
-  measure(minibatch: Minibatch): Promise<MinibatchMeasures>;
+  /**
+   * Loss, error and metrics at the parameters loaded, training mode off.
+   * @param seed of random numbers that an experiment draws in evaluations: the same for the same examples.
+   */
+  measure(minibatch: Minibatch, seed?: number): Promise<MinibatchMeasures>;
   /** Losses of regularised layers at the parameters loaded: what a step's gradient has beside its loss. */
   penalty(): Promise<number>;
   /** Training mode off. */
@@ -95,14 +101,26 @@ export async function buildModel(
   prepared: ModelData | PreparedData,
   { record = true }: ModelOptions = {},
 ): Promise<Model> {
-  const data = dataShape(prepared);
+  const given = dataShape(prepared);
+  const { hyperparameters } = config;
+  const changes = experiment.batch ? { batch: experiment.batch, hyperparameters } : null;
+  const data =
+    changes && isForEvaluations(changes.batch) ? await shapeAfter(given, changes) : given;
   const build = (seed: number) => buildInstance(experiment, config, data, seed);
   const instance = await build(config.seed);
   try {
     const layout = createLayout(instance.weights.map(({ variable: _, ...spec }) => spec));
     const measures = await measuresOf(experiment, config, data, instance.outputShape);
     if ('transform' in prepared && prepared.train.count > 0) {
-      await checkNumbers(instance, prepared, data);
+      const rows = spreadRows(prepared.train.count);
+      const sample = gather(prepared, 'train', rows);
+      if (instance.layersModel) mustBeIds(instance.layersModel, prepared);
+      // What training would stop at is told before it begins.
+      if (changes) await changed(sample, given, data, { ...changes, training: true, seed: 0 });
+      const seen = isForEvaluations(changes?.batch)
+        ? await changed(sample, given, data, { ...changes!, training: false, seed: 0 })
+        : sample;
+      await checkNumbers(instance, seen, rows, data);
     }
     const isForeign = instance.foreign || typeof experiment.loss === 'function';
     const errorMeasure = errorMeasureOf(experiment);
@@ -110,6 +128,8 @@ export async function buildModel(
       layout,
       instance,
       build,
+      changes,
+      given,
       data,
       measures,
       errorMeasure,
@@ -127,6 +147,10 @@ interface BuiltModelOptions {
   readonly instance: Instance;
   /** The same model with the initial parameters of another seed. */
   readonly build: (seed: number) => Promise<Instance>;
+  /** What is done to minibatches before the model sees them; null: nothing. */
+  readonly changes: Omit<ChangeOptions, 'training' | 'seed'> | null;
+  /** The data's shapes before that, and after it. */
+  readonly given: DataShape;
   readonly data: DataShape;
   readonly measures: Measures;
   readonly errorMeasure: ErrorMeasure;
@@ -139,6 +163,8 @@ class BuiltModel implements Model {
   readonly layout: Layout;
   readonly errorMeasure: ErrorMeasure;
   readonly #build: (seed: number) => Promise<Instance>;
+  readonly #changes: BuiltModelOptions['changes'];
+  readonly #given: DataShape;
   readonly #data: DataShape;
   readonly #measures: Measures;
   readonly #isForeign: boolean;
@@ -153,6 +179,8 @@ class BuiltModel implements Model {
     this.errorMeasure = options.errorMeasure;
     this.#build = options.build;
     this.#instance = instance;
+    this.#changes = options.changes;
+    this.#given = options.given;
     this.#data = data;
     this.#measures = measures;
     this.#isForeign = isForeign;
@@ -182,11 +210,13 @@ class BuiltModel implements Model {
     this.#parameters.load(parameters);
   }
 
-  step(minibatch: Minibatch, seed: number): Promise<Step> {
-    return this.#steps.step(this.#instance, minibatch, seed);
+  async step(minibatch: Minibatch, seed: number): Promise<Step> {
+    const seen = this.#changes ? await this.#change(minibatch, true, seed) : minibatch;
+    return this.#steps.step(this.#instance, seen, seed);
   }
 
-  async measure(minibatch: Minibatch): Promise<MinibatchMeasures> {
+  async measure(given: Minibatch, seed = 0): Promise<MinibatchMeasures> {
+    const minibatch = await this.#evaluated(given, seed);
     this.#parameters.upload();
     const { loss, error, metrics } = this.#measures;
     const flat = tf.tidy(() => {
@@ -215,7 +245,19 @@ class BuiltModel implements Model {
     return (await read(total))[0]!;
   }
 
-  async predict(minibatch: Minibatch): Promise<Output> {
+  /** A minibatch as evaluations see it. */
+  async #evaluated(minibatch: Minibatch, seed = 0): Promise<Minibatch> {
+    return isForEvaluations(this.#changes?.batch)
+      ? this.#change(minibatch, false, seed)
+      : minibatch;
+  }
+
+  #change(minibatch: Minibatch, training: boolean, seed: number): Promise<Minibatch> {
+    return changed(minibatch, this.#given, this.#data, { ...this.#changes!, training, seed });
+  }
+
+  async predict(given: Minibatch): Promise<Output> {
+    const minibatch = await this.#evaluated(given);
     this.#parameters.upload();
     const output = tf.tidy(() => {
       const { inputs } = tensorsOf(minibatch, this.#data);
@@ -225,9 +267,10 @@ class BuiltModel implements Model {
     return { values: (await read(output)).slice(), shape };
   }
 
-  async activations(minibatch: Minibatch): Promise<readonly LayerOutput[]> {
+  async activations(given: Minibatch): Promise<readonly LayerOutput[]> {
     const { layersModel } = this.#instance;
     if (!layersModel) return [];
+    const minibatch = await this.#evaluated(given);
     this.#parameters.upload();
     const layers = observableLayers(layersModel);
     const outputs = tf.tidy(() => {

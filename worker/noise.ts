@@ -1,4 +1,4 @@
-import { random, STREAMS } from '../shared/random.ts';
+import { permutation, type Random, random, STREAMS } from '../shared/random.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /** Seeded randomness of a model: its fresh parameters, its dropout and other noise. */
@@ -15,8 +15,8 @@ export const seededDraws = (): number => drawn;
  * a seed: initialisers, dropout (which with a fixed seed would repeat one mask for ever), Gaussian
  * noise, which takes none. So every layer of every model is reproducible without knowing it.
  */
-export function withSeed<T>(seed: number, f: () => T): T {
-  const release = seedRandom(seed, STREAMS.minibatch);
+export function withSeed<T>(seed: number, f: () => T, stream: number = STREAMS.minibatch): T {
+  const release = seedRandom(seed, stream);
   try {
     return f();
   } finally {
@@ -48,24 +48,48 @@ export type NoiseRequest =
       readonly rate: number;
       readonly seed: number | undefined;
     }
-  /** Standard normal numbers. */
-  | { readonly kind: 'normal'; readonly shape: readonly number[]; readonly seed?: undefined };
+  /** Standard normal numbers; uniform ones from 0, below 1; 0 … n − 1 in random order, shape [n]. */
+  | {
+      readonly kind: 'normal' | 'uniform' | 'permutation';
+      readonly shape: readonly number[];
+      readonly seed?: undefined;
+    }
+  /** Whole numbers from 0, below `bound`. */
+  | {
+      readonly kind: 'integers';
+      readonly shape: readonly number[];
+      readonly bound: number;
+      readonly seed?: undefined;
+    };
 
 /** Where layers take their noise from: a recorded step is fed it. */
 export type NoiseSource = (request: NoiseRequest) => Tensor;
 
 /** Draws it as a tensor. */
-export const drawNoise: NoiseSource = (request) =>
-  tf.tensor(noiseValues(request), [...request.shape], 'float32');
+export const drawNoise: NoiseSource = (request) => noiseTensor(noiseValues(request), request);
+
+/** @param values of `noiseValues` */
+export const noiseTensor = (values: Float32Array | Int32Array, { shape }: NoiseRequest): Tensor =>
+  tf.tensor(values, [...shape], values instanceof Int32Array ? 'int32' : 'float32');
 
 /** Draws it: exactly one number of `Math.random` for a request without a seed. */
-export function noiseValues(request: NoiseRequest): Float32Array {
+export function noiseValues(request: NoiseRequest): Float32Array | Int32Array {
   if (request.kind === 'dropout') return dropoutMask(request);
-  const draw = random(Math.floor(Math.random() * 2 ** 32), STREAMS.minibatch);
-  const values = new Float32Array(request.shape.reduce((product, d) => product * d, 1));
-  for (let i = 0; i < values.length; i++) values[i] = draw.normal();
+  const seed = Math.floor(Math.random() * 2 ** 32);
+  const size = request.shape.reduce((product, d) => product * d, 1);
+  if (request.kind === 'permutation') return permutation(seed, STREAMS.minibatch, size);
+  const draw = random(seed, STREAMS.minibatch);
+  if (request.kind === 'integers') {
+    return Int32Array.from({ length: size }, () => draw.below(request.bound));
+  }
+  const values = new Float32Array(size);
+  const isNormal = request.kind === 'normal';
+  for (let i = 0; i < size; i++) values[i] = isNormal ? draw.normal() : uniform24(draw);
   return values;
 }
+
+/** 24 bits fine: 32 would round to 1 as float32. */
+const uniform24 = (draw: Random): number => (draw.bits() >>> 8) / 2 ** 24;
 
 /**
  * What dropout multiplies its input with: 0, or 1 / (1 − rate) with probability 1 − rate. To the bit

@@ -45,6 +45,7 @@ const sidebar = [
       page('From a program', 'programs'),
       page('Data', 'data'),
       page('Training well', 'methodology'),
+      page('Experiments', 'experiments'),
       page('Layers and losses', 'layers'),
       page('Predict and export', 'export'),
       page('A cluster', 'cluster'),

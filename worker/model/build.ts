@@ -2,10 +2,8 @@ import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { STREAMS } from '../../shared/random.ts';
 import { sizeOf } from '../data/columns.ts';
-import type { PreparedData } from '../data/examples.ts';
-import { gather } from '../data/gather.ts';
+import type { Minibatch } from '../data/examples.ts';
 import type { Experiment, FunctionModel } from '../experiment.ts';
-import { mustBeIds } from '../ids.ts';
 import { described } from '../measures.ts';
 import { seedRandom } from '../noise.ts';
 import { type LayersModel, tf } from '../tf.ts';
@@ -123,16 +121,18 @@ function predictedShape(
   return found.shape.slice(1);
 }
 
-/** Tries some training examples: what is NaN before any update no learning rate will mend. */
+/** A few training examples, evenly spaced. */
+export const spreadRows = (count: number): number[] => [
+  ...new Set([0, 0.25, 0.5, 0.75].map((share) => Math.floor(share * count))),
+];
+
+/** Tries some training examples: what is NaN before any update no learning rate will mend. @param rows that they are. */
 export async function checkNumbers(
   instance: Instance,
-  prepared: PreparedData,
+  minibatch: Minibatch,
+  rows: readonly number[],
   data: DataShape,
 ): Promise<void> {
-  if (instance.layersModel) mustBeIds(instance.layersModel, prepared);
-  const { count } = prepared.train;
-  const rows = [...new Set([0, 0.25, 0.5, 0.75].map((share) => Math.floor(share * count)))];
-  const minibatch = gather(prepared, 'train', rows);
   const values = await read(
     tf.tidy(() => instance.predict(tensorsOf(minibatch, data).inputs, false)),
   );
