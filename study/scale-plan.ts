@@ -11,18 +11,23 @@ export interface ScalePlanSettings {
   readonly seeds: readonly number[];
   /** Parts of a configuration, weakest first. */
   readonly base: readonly unknown[];
+  /** Evaluate the test part at the end of each run. */
+  readonly test?: boolean;
 }
 
 /** One after the other, each with its own number of workers; those that are too many wait. */
 export function scalePlan(settings: ScalePlanSettings): Plan & { readonly trialCount: number } {
-  const { workers, modes, seeds, base } = settings;
+  const { workers, modes, seeds, base, test = false } = settings;
   const all: NewTrial[] = seeds.flatMap((seed) =>
     Object.entries(modes).flatMap(([mode, config], m) =>
       workers.map((count) => ({
         key: `${count}-${m}-${seed}`,
         label: `${count} worker${count === 1 ? '' : 's'}, ${mode}, seed ${seed}`,
         point: { workers: count, mode },
-        config: resolveConfig(...base, config, { seed, workersMin: count, workersMax: count }),
+        config: resolveConfig(...base, config, {
+          ...{ seed, workersMin: count, workersMax: count },
+          ...(test ? { testAtEnd: true } : {}),
+        }),
       })),
     ),
   );
@@ -37,18 +42,20 @@ export function scalePlan(settings: ScalePlanSettings): Plan & { readonly trialC
 
 export function scaledTrials(trials: readonly Trial[]): ScaledRun[] {
   return trials.flatMap((trial) => {
-    const { point, config, end, phase, step, seconds, evaluations, test, curve } = trial;
+    const { point, config, end, phase, step, seconds, evaluations, test, curve, pushes } = trial;
     if (end === null) return [];
     const staleness: number[] = [];
     for (const value of curve?.staleness ?? []) {
       while (staleness.length <= value) staleness.push(0);
       staleness[value]!++;
     }
+    const applied = pushes ? pushes.applied + pushes.damped : 0;
+    const used = pushes && applied > 0 ? applied / (applied + pushes.rejected) : null;
     return [
       {
         ...{ workers: Number(point.workers), mode: String(point.mode), seed: config.seed },
         ...{ phase: end.kind === 'failed' ? 'failed' : phase, reason: end.reason },
-        ...{ step, seconds, evaluations, test, staleness, used: null, serverBusy: null },
+        ...{ step, seconds, evaluations, test, staleness, used, serverBusy: null },
       },
     ];
   });

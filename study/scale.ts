@@ -50,6 +50,8 @@ export interface ScaleRow {
   /** Best validation value, of the seeds that have one. */
   readonly value: Estimate | null;
   readonly test: Estimate | null;
+  /** Mean difference by seed from the fewest workers of the mode: of the test part if it was evaluated. Null: nothing to compare. */
+  readonly difference: Estimate | null;
   readonly seeds: number;
   readonly seconds: number;
   /** Until the target was reached; null: some seed did not. */
@@ -127,8 +129,20 @@ function scaleRows(
   };
   const fewest = Math.min(...runs.map(({ workers }) => workers));
   const first = runs.filter(({ workers }) => workers === fewest);
+  const hasTest = runs.some(({ test }) => test !== null);
   const reference = known(first.map((run) => bestValue(run, metric)));
   const target = given ?? (reference ? TARGET_ABOVE * reference.mean : null);
+  const judged = (run: ScaledRun) => (hasTest ? run.test?.[metric] : bestValue(run, metric));
+  const difference = (own: readonly ScaledRun[]) =>
+    own[0]!.workers === fewest
+      ? null
+      : known(
+          own.map((run) => {
+            const one = first.find(({ mode, seed }) => mode === run.mode && seed === run.seed);
+            const [value, other] = [judged(run), one && judged(one)];
+            return value == null || other == null ? null : value - other;
+          }),
+        );
   const rows = [...groups.values()].map((own): ScaleRow => {
     const times = own.map((run) => (target === null ? null : secondsTo(run, metric, target)));
     const counts: number[] = [];
@@ -145,6 +159,7 @@ function scaleRows(
       ...{ workers: own[0]!.workers, mode: own[0]!.mode, seeds: own.length, reached },
       value: known(own.map((run) => bestValue(run, metric))),
       test: known(own.map(({ test }) => test?.[metric])),
+      difference: difference(own),
       seconds: meanOf(own.map(({ seconds }) => seconds)),
       secondsToTarget: reached === own.length ? known(times) : null,
       updatesPerSecond: meanOf(own.map(({ step, seconds }) => (seconds > 0 ? step / seconds : 0))),
@@ -168,6 +183,8 @@ export function scaleReport(
   const { rows, target } = scaleRows(runs, settings);
   const modes = [...new Set(rows.map(({ mode }) => mode))];
   const hasTest = rows.some(({ test }) => test);
+  const fewest = Math.min(...rows.map(({ workers }) => workers));
+  const compares = rows.some(({ difference }) => difference !== null);
   const knowsUsed = rows.some(({ used }) => used !== null);
   const knowsBusy = rows.some(({ serverBusy }) => serverBusy !== null);
   const clockName = clock === 'virtual' ? 'virtual time' : 'time';
@@ -178,6 +195,7 @@ export function scaleReport(
       'mode',
       ...(timesOnly ? [] : [`validation ${metric}`]),
       ...(hasTest ? [`test ${metric}`] : []),
+      ...(compares ? [`against ${plural(fewest)}`] : []),
       clockName,
       ...(timesOnly ? [] : [`to ${target === null ? 'the target' : format(target)}`]),
       'updates/s',
@@ -190,6 +208,7 @@ export function scaleReport(
       row.mode,
       ...(timesOnly ? [] : [valueText(row, format)]),
       ...(hasTest ? [spreadText(row.test, format)] : []),
+      ...(compares ? [row.difference ? differenceOf(row.difference, format) : ''] : []),
       seconds(row.seconds),
       ...(timesOnly ? [] : [toTarget(row)]),
       numberText(row.updatesPerSecond),
@@ -214,6 +233,12 @@ export function scaleReport(
 function valueText({ value, failed }: ScaleRow, format: Format): string {
   if (value) return spreadText(value, format);
   return failed.length > 0 ? 'failed' : 'none was finite';
+}
+
+/** Signed, with its interval where several seeds give one. */
+function differenceOf({ mean, low, high, distinct }: Estimate, format: Format): string {
+  const gap = signed(mean, format);
+  return distinct < 2 ? gap : `${gap} ± ${format((high - low) / 2)}`;
 }
 
 const shareText = (share: number | null, digits: number) =>

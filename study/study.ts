@@ -76,6 +76,8 @@ export interface Trial {
   parameters?: number | null;
   /** What the server noticed of its optimisation. */
   hint?: string | null;
+  /** What became of the gradients; absent in records of older releases. */
+  pushes?: RunSummary['pushes'];
 }
 
 export interface NewTrial {
@@ -290,6 +292,7 @@ class Conductor {
     trial.errorMeasure = run.errorMeasure;
     trial.parameters = run.parameters;
     trial.hint = run.hint;
+    trial.pushes = run.pushes;
     const isOver = run.phase === 'finished' || run.phase === 'failed';
     const last = trial.evaluations.at(-1)?.step ?? -1;
     const hasEvaluated = run.validation !== null && run.validation.step !== last;

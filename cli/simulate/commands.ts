@@ -46,27 +46,37 @@ function addWorldOptions(command: Command): Command {
   return command
     .option(
       '--compute <law>',
-      'how long a minibatch takes a worker; `downpour simulate --help` has the laws (default: gamma:100)',
+      'law of the compute times: how long a worker needs for a minibatch; `downpour simulate --help` lists the laws (default: gamma:100)',
     )
     .option(
       '--network <pairs>',
-      'latency in ms one way, and bandwidth of each worker and of the server in Mbit/s: latency=20,bandwidth=100,server=1000 (default: takes no time)',
+      'one-way latency in ms, bandwidth of each worker and bandwidth of the server in Mbit/s, like latency=20,bandwidth=100,server=1000 (default: messages take no time)',
     )
     .option(
       '--service <ms>',
-      'of the server for each push, one after the other (default: 0)',
+      'time that the server needs for each push, in ms; it handles one push after the other (default: 0)',
       positive,
     )
-    .option('--cores <n>', 'that all workers share, as processes of one machine do', positive)
-    .option('--slow <workers:factor>', 'some take longer for good, like 1:5')
+    .option(
+      '--cores <n>',
+      'number of cores that all workers share, like processes on one machine (default: one core for each worker)',
+      positive,
+    )
+    .option(
+      '--slow <workers:factor>',
+      'make some workers permanently slower: 1:5 means that one worker needs 5 times as long',
+    )
     .option(
       '--failures <pairs>',
-      'each worker is lost with its gradient every so many seconds on average, and away for some: every=600,away=30',
+      'mean time in seconds between two failures of a worker, and mean time until it comes back, like every=600,away=30; a failure loses the gradient in progress',
     )
-    .option('--change <list>', 'workers that come and go, by second: 60:+16,120:-8')
+    .option(
+      '--change <list>',
+      'workers that join and leave: 60:+16,120:-8 means that 16 join after 60 seconds and 8 leave after 120 seconds',
+    )
     .option(
       '--evaluation <ms>',
-      'that an evaluation takes (default: a third of its minibatches)',
+      'time of an evaluation in ms (default: a third of the compute time of its minibatches)',
       positive,
     );
 }
@@ -74,15 +84,25 @@ function addWorldOptions(command: Command): Command {
 /** What `simulate` and `scale` compare. */
 function addArmOptions(command: Command, workers: readonly number[], seeds: number): Command {
   return addConfigOptions(command)
-    .option('-w, --workers <list>', 'numbers of workers, with commas', counts, workers)
+    .option(
+      '-w, --workers <list>',
+      'numbers of workers to compare, separated by commas',
+      counts,
+      workers,
+    )
     .option(
       '--modes <list>',
-      'values of consistency.mode and consistency.correction to compare, and bound=staleness, with commas (default: as configured)',
+      'modes and corrections to compare, separated by commas: values of consistency.mode and consistency.correction, or bound=N for stalenessMax N (default: as configured)',
     )
-    .option('--seeds <n>', 'of each, from --seed on', whole(1, 100), seeds)
+    .option(
+      '--seeds <n>',
+      'number of seeds for each row; the first is --seed',
+      whole(1, 100),
+      seeds,
+    )
     .option(
       '--target <value>',
-      'validation value that the time is taken to (default: 1.1 times what the fewest workers reach)',
+      'validation value for the column "time to" (default: 1.1 times the value of the smallest number of workers)',
       positive,
     )
     .addOption(
@@ -97,24 +117,24 @@ function registerSimulate(program: Command, outcome: Outcome): void {
     program
       .command('simulate')
       .description(
-        'train with any number of virtual workers: what would a thousand do to this run?',
+        'train with any number of virtual workers, to see what a thousand workers would do to a run',
       )
       .argument('<experiment>', 'file of the experiment'),
     [1, 4, 16],
     1,
   ).option(
     '--times <updates>',
-    'no gradients: so many updates, for times and staleness alone',
+    'simulate this number of updates without gradients, to see times and staleness only',
     whole(1, 100_000_000),
   );
   addTokenOptions(addWorldOptions(command))
     .option(
       '--from <run>',
-      'fit the law to the times of this real run, with its configuration; say --cores where its workers share a machine',
+      'take compute times and configuration from this real run; add --cores if its workers shared a machine',
     )
-    .option('--against <runs...>', 'hold the predictions against these real runs, too')
-    .option('--name <name>', 'of the study (default: made of the settings)')
-    .option('--out <folder>', 'for table and plots (default: ./studies/<name>)')
+    .option('--against <runs...>', 'also compare the predictions with these real runs')
+    .option('--name <name>', 'name of the study (default: made from the settings)')
+    .option('--out <folder>', 'folder for the table and the plots (default: ./studies/<name>)')
     .addOption(serverOption())
     .addOption(stateOption())
     .addOption(dataOption())
@@ -124,17 +144,16 @@ function registerSimulate(program: Command, outcome: Outcome): void {
     .addHelpText(
       'after',
       `
-The gradients are real: each is computed at the parameters that its worker was sent, by the experiment's own model,
-and applied by the server's own run and kernels. Only time is virtual: a clock jumps from one event to the next. So a
-simulation takes as long as one worker would take for the same updates, however many workers there are, and the same
-seeds give the same result to the bit on one machine and engine. Nothing is said of what this machine cannot
-know: caches, TCP, other users.
+The gradients are real. The experiment's own model computes each gradient at the parameters that its worker received, and the
+server's own code applies it. Only time is virtual: the clock jumps from one event to the next. A simulation therefore takes
+as long as one worker would take for the same updates, for any number of workers. The same seeds give the same result to
+the bit on one machine and engine. A simulation does not know caches, TCP or other users of a machine.
 
---from takes the compute times that a real run has kept, and what its rounds took beyond them, and predicts updates a second,
-staleness and time for other numbers of workers. How far the prediction is from that run itself, and from those of --against, is
-said. Workers that share a machine with c cores need --cores c: the more there are, the slower each is.
+--from uses the compute times that a real run has recorded, and the time that its rounds took in addition. It predicts
+updates a second, staleness and time for other numbers of workers, and shows the error of the prediction for that run and
+for the runs of --against. If the workers share a machine with C cores, add --cores C: more workers then slow each other down.
 
-Laws of compute times (--compute), all by their mean in ms:
+Laws of compute times (--compute); the first number is the mean in ms:
 ${LAWS_HELP}
 ${examples(
   'downpour simulate examples/mnist-mlp.ts --workers 1,16,64 --epochs 4',
@@ -156,15 +175,28 @@ function registerScale(program: Command, outcome: Outcome): void {
   const command = addArmOptions(
     program
       .command('scale')
-      .description('accuracy and time against workers, mode and staleness, for your own experiment')
+      .description(
+        'measure accuracy, time and staleness of your experiment for several numbers of workers and modes',
+      )
       .argument('<experiment>', 'file of the experiment'),
     [1, 2, 4, 8],
     3,
-  ).option('--simulated', 'by virtual workers, as `downpour simulate` does, instead of real ones');
+  )
+    .option(
+      '--simulated',
+      'use virtual workers instead of real worker processes, as `downpour simulate` does',
+    )
+    .option('--test', 'also evaluate the test part, once at the end of each run');
   addTokenOptions(
     addWorldOptions(command)
-      .option('--name <name>', 'of the study (default: made of the settings; the same go on)')
-      .option('--out <folder>', 'for record, table and plots (default: ./studies/<name>)')
+      .option(
+        '--name <name>',
+        'name of the study (default: made from the settings; the same settings continue the study)',
+      )
+      .option(
+        '--out <folder>',
+        'folder for the record, the table and the plots (default: ./studies/<name>)',
+      )
       .addOption(stateOption())
       .addOption(usedServerOption())
       .addOption(ownPortOption())
@@ -177,12 +209,12 @@ function registerScale(program: Command, outcome: Outcome): void {
     .addHelpText(
       'after',
       `
-Trains with each number of workers and each mode, one after the other, as many seeds as you say, and ends in one table,
-one plot of each kind, and a sentence of advice from the numbers. Real workers are processes on this machine: from as many
-as it has cores on they only share it, so time says little beyond; staleness and accuracy are as real. Called again with the
-same settings it goes on where it was. With --simulated the workers are virtual, and --compute, --network, --service,
---cores, --slow, --failures, --change and --evaluation say what they live in (see \`downpour simulate --help\`). The test part is
-not looked at.
+Trains with each number of workers and each mode, one training after the other, and repeats this for each seed. The result is
+one table, plots, and advice that follows from the numbers. Real workers are processes on this machine. If there are more
+workers than cores, they share the cores, so the measured time is longer than it would be on machines of their own; staleness and
+accuracy stay meaningful. The same command continues an interrupted study. With --simulated the workers are virtual; the options
+--compute, --network, --service, --cores, --slow, --failures, --change and --evaluation describe them (see \`downpour simulate --help\`).
+Only --test evaluates the test part.
 ${examples(
   'downpour scale examples/mnist-mlp.ts --workers 1,2,4 --epochs 3',
   'downpour scale my.ts --workers 1,8,64 --modes auto,none,inverse --simulated --compute exponential:80',
@@ -200,22 +232,32 @@ ${examples(
 function registerPaper(program: Command, outcome: Outcome): void {
   program
     .command('paper')
-    .description('repeat a result about asynchronous training: what the paper says, what comes out')
-    .argument('[name]', 'of the result; without one all are listed')
-    .option('--list', 'list all results, with how long each takes')
-    .option('--seeds <n>', 'of each arm (default: as the list says)', whole(1, 10_000))
-    .option('--first-seed <n>', 'the others follow', whole(0, Number.MAX_SAFE_INTEGER), 1)
-    .option('--quick', 'a small form of it, to see that it works; it proves nothing')
-    .option('--out <folder>', 'for table, plots and single runs (default: ./papers/<name>)')
+    .description(
+      'repeat a published result about asynchronous training, and compare it with the claim of the paper',
+    )
+    .argument('[name]', 'name of the result; without a name, all results are listed')
+    .option('--list', 'list all results with the time that each takes')
+    .option('--seeds <n>', 'number of seeds for each row (default: see the list)', whole(1, 10_000))
+    .option(
+      '--first-seed <n>',
+      'first seed; the others are the next whole numbers',
+      whole(0, Number.MAX_SAFE_INTEGER),
+      1,
+    )
+    .option('--quick', 'run a small form of the result, to see that it works; it proves nothing')
+    .option(
+      '--out <folder>',
+      'folder for the table, the plots and the single runs (default: ./papers/<name>)',
+    )
     .option('--quiet', 'print the result only')
     .addOption(jsonOption())
     .addHelpText(
       'after',
       `
-Each result trains virtual workers through the server's own run and kernels, as \`downpour simulate\` does, tunes
-what the paper tunes (a grid whose best value is at its edge is extended), and says what the paper claims, what came
-out, with 95 % intervals over the seeds, and whether it holds here. Where intervals overlap it says "not separated".
-Writes report.md, report.json, plots (SVG) and runs.csv with every single run.
+Each result trains virtual workers with the server's own code, as \`downpour simulate\` does. It tunes what the paper tunes; if the
+best value is at the edge of a grid, the grid is extended. The report has the claim of the paper, the result with 95 % intervals
+over the seeds, and a verdict. If intervals overlap, it says "not separated". The command writes report.md, report.json, plots (SVG)
+and runs.csv, which has every single run.
 ${examples('downpour paper --list', 'downpour paper staleness', 'downpour paper stability --seeds 10 --out papers/stability-10')}`,
     )
     .action(async (name: string | undefined, options: PaperOptions) => {

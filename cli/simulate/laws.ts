@@ -47,27 +47,31 @@ export const LAWS: Readonly<Record<string, LawForm>> = {
     make: () => ({ each: () => 1 }),
   },
   gamma: {
-    ...{ more: ',cv', moreMax: 1, help: 'like machines, cv 0.1 by default; 0.6 for unlike ones' },
+    ...{
+      more: ',cv',
+      moreMax: 1,
+      help: 'similar machines; coefficient of variation 0.1 by default, 0.6 for dissimilar machines',
+    },
     make: ([cv = NARROW_CV]) => ({ each: gamma(1 / cv ** 2) }),
     problem: above(0, 'the coefficient of variation'),
   },
   exponential: {
-    ...{ more: '', moreMax: 0, help: 'interrupted at any moment' },
+    ...{ more: '', moreMax: 0, help: 'often short, sometimes long, as if interrupted at random' },
     make: () => ({ each: exponential }),
   },
   halfnormal: {
-    ...{ more: '', moreMax: 0, help: 'the size of a normal number' },
+    ...{ more: '', moreMax: 0, help: 'the absolute value of a normally distributed number' },
     make: () => ({ each: (draw) => Math.abs(draw.normal()) * Math.sqrt(Math.PI / 2) }),
   },
   pareto: {
-    ...{ more: ',tail', moreMax: 1, help: 'now and then very long; tail 2.5 by default' },
+    ...{ more: ',tail', moreMax: 1, help: 'sometimes very long; tail 2.5 by default' },
     make: ([tail = 2.5]) => ({
       each: (draw) => ((tail - 1) / tail) * (1 - draw.uniform()) ** (-1 / tail),
     }),
     problem: above(1, 'the tail'),
   },
   lognormal: {
-    ...{ more: ',sigma', moreMax: 1, help: 'workers of unlike speeds; sigma 0.6 by default' },
+    ...{ more: ',sigma', moreMax: 1, help: 'workers with different speeds; sigma 0.6 by default' },
     make: ([sigma = 0.6]) => ({
       speed: (_, draw) => Math.exp(sigma * draw.normal() - sigma ** 2 / 2),
       each: gamma(1 / NARROW_CV ** 2),
@@ -75,11 +79,15 @@ export const LAWS: Readonly<Record<string, LawForm>> = {
     problem: above(0, 'sigma'),
   },
   ladder: {
-    ...{ more: '', moreMax: 0, help: 'worker i takes i times as long, from 1' },
+    ...{ more: '', moreMax: 0, help: 'worker i needs i times as long as worker 1' },
     make: () => ({ speed: (index) => index + 1, each: () => 1 }),
   },
   speeds: {
-    ...{ more: ',s1,s2,…', moreMax: 1_000, help: 'how many times faster each worker is, by turns' },
+    ...{
+      more: ',s1,s2,…',
+      moreMax: 1_000,
+      help: 'speed of each worker relative to the mean; the list repeats',
+    },
     make: (more) => ({
       speed: (index) => 1 / (more[index % more.length] ?? 1),
       each: gamma(1 / NARROW_CV ** 2),
@@ -91,7 +99,7 @@ export const LAWS: Readonly<Record<string, LawForm>> = {
 /** One line for each law, for help. */
 export const LAWS_HELP = [
   ...Object.entries(LAWS).map(([name, { more, help }]) => [`${name}:ms${more}`, help]),
-  ['trace:file', 'drawn from times of a real run, ms, one a line'],
+  ['trace:file', 'times drawn from a file with the times of a real run in ms, one per line'],
 ]
   .map(([form, help]) => `  ${form!.padEnd(20)} ${help}`)
   .join('\n');

@@ -20,8 +20,8 @@ const WORLD = [
 
 /** `downpour scale <experiment>`. @returns the exit code. */
 export async function scaleCommand(file: string, options: ScaleOptions): Promise<number> {
-  if (options.simulated) return simulateCommand(file, options);
-  const { workers, seeds, metric, target = null } = options;
+  const { workers, seeds, metric, target = null, test = false } = options;
+  if (options.simulated) return simulateCommand(file, { ...options, test });
   const most = Math.max(...workers);
   const virtual = WORLD.filter((name) => options[name] !== undefined);
   if (virtual.length > 0) {
@@ -41,9 +41,9 @@ export async function scaleCommand(file: string, options: ScaleOptions): Promise
   return studyCommand('scale', file, study, ({ base, config }) => {
     const modes = parseModes(options.modes ?? config.consistency.correction ?? 'none', base);
     const own = Array.from({ length: seeds }, (_, i) => config.seed + i);
-    const plan = scalePlan({ workers, modes, seeds: own, base });
+    const plan = scalePlan({ workers, modes, seeds: own, base, test });
     return {
-      settings: { workers, modes, seeds },
+      settings: { workers, modes, seeds, ...(test ? { test } : {}) },
       plan,
       trialCount: plan.trialCount,
       keepCurves: true,

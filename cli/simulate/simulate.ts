@@ -50,6 +50,8 @@ export interface SimulateOptions extends WorldOptions, ConfigOptions, ServerOpti
   readonly seeds: number;
   readonly target?: number;
   readonly metric: 'error' | 'loss';
+  /** The test part is evaluated, too, at the end of each run; absent: as configured. */
+  readonly test?: boolean;
   readonly times?: number;
   readonly from?: string;
   readonly against?: readonly string[];
@@ -75,6 +77,7 @@ export async function simulateCommand(file: string, options: SimulateOptions): P
     // As many as there are, not as many as that run had.
     recorded.length > 0 ? { workersMin: 1, workersMax: null } : {},
     configOf(options),
+    options.test === undefined ? {} : { testAtEnd: options.test },
     timesConfig(options.times),
   ];
   const config = resolveConfig(...base);

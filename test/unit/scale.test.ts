@@ -69,6 +69,40 @@ test('differences of overlapping seeds are not separated', () => {
   expect(advice).toMatch(/differs from that of 1 worker by \+0.00\d+ ± 0.0\d+, not separated/);
 });
 
+test('each number of workers is compared with the fewest by seed, on the test part if it was evaluated', () => {
+  const tested = (workers: number, seed: number, test: number) =>
+    run(workers, [0.5], { seed, test: evaluation(1, test) });
+  const runs = [
+    ...[tested(1, 1, 0.1), tested(1, 2, 0.2)],
+    ...[tested(4, 1, 0.125), tested(4, 2, 0.235)],
+    // Its seed has no partner.
+    tested(8, 3, 0.1),
+  ];
+  const { headings, rows } = scaleReport('x', runs, { ...settings, target: 0.6 });
+  const at = headings.indexOf('against 1 worker');
+  expect(rows.map((row) => row[at])).toEqual(['', expect.stringMatching(/^\+0\.03 ± 0\.06/), '']);
+  const { headings: plain, rows: own } = scaleReport(
+    'x',
+    [run(1, [0.5]), run(2, [0.25])],
+    settings,
+  );
+  expect(own[1]![plain.indexOf('against 1 worker')]).toBe('−0.25');
+});
+
+test('a real trial tells the share of its gradients that were used', () => {
+  const plan = scalePlan({ workers: [2], seeds: [1], base: [], modes: { auto: {} }, test: true });
+  const [start] = plan.decide([], 1).start;
+  expect(start!.config.testAtEnd).toBe(true);
+  const trial = {
+    ...{ point: { workers: 2, mode: 'auto' }, config: start!.config, phase: 'finished' },
+    ...{ end: { kind: 'finished', reason: '' }, step: 9, seconds: 3, evaluations: [], test: null },
+    pushes: { applied: 8, damped: 1, duplicate: 5, rejected: 3 },
+  } as unknown as Trial;
+  expect(scaledTrials([trial])[0]!.used).toBeCloseTo(0.75, 12);
+  const { pushes: _, ...older } = trial;
+  expect(scaledTrials([older])[0]!.used).toBeNull();
+});
+
 test('no run with a finite value is a failure, with the reason of the first', () => {
   const { failure } = scaleReport(
     'x',
