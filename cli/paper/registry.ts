@@ -1,8 +1,11 @@
 import type { Result } from './result.ts';
+import { backup } from './results/backup.ts';
 import { dana } from './results/dana.ts';
+import { laws } from './results/laws.ts';
 import { manyWorkers } from './results/many-workers.ts';
 import { momentum } from './results/momentum.ts';
 import { ringmaster } from './results/ringmaster.ts';
+import { ssp } from './results/ssp.ts';
 import { stability } from './results/stability.ts';
 import { staleness } from './results/staleness.ts';
 import { topk } from './results/topk.ts';
@@ -14,6 +17,9 @@ export const RESULTS: readonly Result[] = [
   stability,
   dana,
   topk,
+  laws,
+  ssp,
+  backup,
   ringmaster,
   manyWorkers,
 ];

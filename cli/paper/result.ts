@@ -1,7 +1,7 @@
 import type { PartialConfig } from '../../shared/config.ts';
 import type { Plot } from '../../study/plot.ts';
 import type { Estimate } from '../../study/statistics.ts';
-import { parseLaw } from '../simulate/laws.ts';
+import { type ComputeLaw, parseLaw } from '../simulate/laws.ts';
 import {
   simulateRun,
   type VirtualClusterOptions,
@@ -72,10 +72,13 @@ export function separated({ low, high }: Estimate): -1 | 0 | 1 {
 /** One simulation of a laboratory. @throws the signal's reason. */
 export function trial(
   lab: Lab,
-  options: Omit<VirtualClusterOptions, 'compute' | 'signal'> & { readonly law: string },
+  options: Omit<VirtualClusterOptions, 'compute' | 'signal'> & {
+    readonly law: string | ComputeLaw;
+  },
 ): Promise<VirtualOutcome> {
   const { law, ...rest } = options;
-  return simulateRun({ ...rest, compute: parseLaw(law), signal: lab.signal });
+  const compute = typeof law === 'string' ? parseLaw(law) : law;
+  return simulateRun({ ...rest, compute, signal: lab.signal });
 }
 
 /** Does one after the other, and says how far it is. */

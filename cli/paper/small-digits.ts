@@ -1,4 +1,5 @@
 import type { PartialConfig } from '../../shared/config.ts';
+import type { ComputeLaw } from '../simulate/laws.ts';
 import type { VirtualOutcome, VirtualProblem } from '../simulate/virtual-cluster.ts';
 import { createDigits } from './digits.ts';
 import { type Lab, trial, updates } from './result.ts';
@@ -29,8 +30,10 @@ function smallDigits(lab: Lab, seed: number): Promise<VirtualProblem> {
 export interface SmallTrial {
   readonly workers: number;
   readonly seed: number;
-  readonly law: string;
+  readonly law: string | ComputeLaw;
   readonly config: PartialConfig;
+  /** Gradients in an update; default: 1. */
+  readonly updateOf?: number;
 }
 
 export interface SmallResult {
@@ -42,12 +45,12 @@ export interface SmallResult {
 
 export async function trainSmall(
   lab: Lab,
-  { workers, seed, law, config }: SmallTrial,
+  { workers, seed, law, config, updateOf = 1 }: SmallTrial,
 ): Promise<SmallResult> {
   const outcome = await trial(lab, {
     ...{ problem: await smallDigits(lab, seed), workers, seed, law },
     config: {
-      ...updates(lab.quick ? 400 : GRADIENTS),
+      ...updates(Math.round((lab.quick ? 400 : GRADIENTS) / updateOf)),
       ...{ minibatchSize: 16, divergence: { rollbacksMax: 0 }, nonFiniteMax: 3, seed },
       ...config,
     },

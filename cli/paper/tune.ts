@@ -7,6 +7,7 @@ export interface Tuned {
 }
 
 const STEP = 2;
+const COUNT_STEP = 4;
 /** The grid is extended so often on each side. */
 const EXTENSIONS_MAX = 8;
 
@@ -18,27 +19,55 @@ export async function tuneRate(
   start: number,
   evaluate: (rate: number) => Promise<number>,
 ): Promise<Tuned> {
+  const { at, tried } = await bestPower(evaluate, (power) => start * STEP ** power);
+  return { rate: at, tried: tried.map(({ at: rate, value }) => ({ rate, value })) };
+}
+
+export interface TunedCount {
+  readonly count: number;
+  readonly tried: readonly { readonly count: number; readonly value: number }[];
+}
+
+/** As `tuneRate`, for a whole number such as the size of a buffer, in steps of 4. A limit of the number is no edge. */
+export async function tuneCount(
+  { start, least, most }: { readonly start: number; readonly least: number; readonly most: number },
+  evaluate: (count: number) => Promise<number>,
+): Promise<TunedCount> {
+  const { at, tried } = await bestPower(evaluate, (power) =>
+    Math.min(most, Math.max(least, Math.round(start * COUNT_STEP ** power))),
+  );
+  return { count: at, tried: tried.map(({ at: count, value }) => ({ count, value })) };
+}
+
+interface Best {
+  readonly at: number;
+  readonly tried: readonly { readonly at: number; readonly value: number }[];
+}
+
+async function bestPower(
+  evaluate: (value: number) => Promise<number>,
+  ofPower: (power: number) => number,
+): Promise<Best> {
   const values = new Map<number, number>();
-  const at = async (power: number) => {
-    const known = values.get(power);
+  const valueAt = async (power: number) => {
+    const at = ofPower(power);
+    const known = values.get(at);
     if (known !== undefined) return known;
-    const value = await evaluate(start * STEP ** power);
+    const value = await evaluate(at);
     const finite = Number.isFinite(value) ? value : Number.NEGATIVE_INFINITY;
-    values.set(power, finite);
+    values.set(at, finite);
     return finite;
   };
   let best = 0;
-  for (const power of [-1, 0, 1]) if ((await at(power)) > (await at(best))) best = power;
+  for (const power of [-1, 0, 1]) if ((await valueAt(power)) > (await valueAt(best))) best = power;
   for (let i = 0; i < EXTENSIONS_MAX; i++) {
     const before = best;
     for (const power of [best - 1, best + 1])
-      if ((await at(power)) > (await at(best))) best = power;
+      if ((await valueAt(power)) > (await valueAt(best))) best = power;
     if (best === before) break;
   }
-  const tried = [...values]
-    .map(([power, value]) => ({ rate: start * STEP ** power, value }))
-    .sort((a, b) => a.rate - b.rate);
-  return { rate: start * STEP ** best, tried };
+  const tried = [...values].map(([at, value]) => ({ at, value })).sort((a, b) => a.at - b.at);
+  return { at: ofPower(best), tried };
 }
 
 /**

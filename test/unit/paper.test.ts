@@ -1,7 +1,8 @@
 import { describe, expect, test } from 'vitest';
+import { raceTo } from '../../cli/paper/race.ts';
 import { RESULTS } from '../../cli/paper/registry.ts';
 import { type Lab, separated } from '../../cli/paper/result.ts';
-import { largestStable, tuneRate } from '../../cli/paper/tune.ts';
+import { largestStable, tuneCount, tuneRate } from '../../cli/paper/tune.ts';
 import { estimate } from '../../study/statistics.ts';
 
 /** Results of papers: what they are compared by, and that the quick ones come out. */
@@ -57,6 +58,48 @@ describe('a learning rate', () => {
     expect(await largestStable(0.1, below(0.03))).toBeCloseTo(0.025, 8);
     expect(await largestStable(0.1, below(0))).toBeNull();
   });
+});
+
+describe('a count that is tuned', () => {
+  const near = (best: number) => async (count: number) => -Math.abs(Math.log(count / best));
+
+  test.each([
+    [1, 1],
+    [256, 256],
+    [1_000, 1_000],
+    // The nearest of 16 · 4ⁿ.
+    [90, 64],
+  ])('is found up to its limits: %i', async (best, found) => {
+    const { count, tried } = await tuneCount({ start: 16, least: 1, most: 1_000 }, near(best));
+    expect(count).toBe(found);
+    expect(new Set(tried.map(({ count }) => count)).size).toBe(tried.length);
+    expect(Math.min(...tried.map(({ count }) => count))).toBeGreaterThanOrEqual(1);
+  });
+});
+
+test('a race ends at its share, and one that does not get there tells how far it came', async () => {
+  const quadratic = { curvatures: [1, 0.5], noise: 0, start: 1 };
+  const race = (learningRate: number) =>
+    raceTo(lab([1]), {
+      ...{ quadratic, share: 0.1, capMs: 30, workers: 2, law: 'constant:1', seed: 1 },
+      config: { learningRate, consistency: { correction: 'none' } },
+    });
+  const fast = await race(0.4);
+  expect(fast.ms).toBeGreaterThan(0);
+  expect(fast.ms).toBeLessThan(30);
+  expect(fast.score).toBe(-fast.ms!);
+  const [slow, slower] = [await race(1e-3), await race(1e-4)];
+  expect([slow.ms, slower.ms]).toEqual([null, null]);
+  expect(fast.score).toBeGreaterThan(slow.score);
+  expect(slow.score).toBeGreaterThan(slower.score);
+});
+
+test('backup workers save the time that order statistics say', async () => {
+  const { rows } = await resultOf('backup').repeat(lab([1]));
+  for (const [, , measured, theory] of rows) {
+    // 200 updates: a standard error of 2 %.
+    expect(Math.abs(Number(measured!.split(' ')[0]) / Number(theory) - 1)).toBeLessThan(0.1);
+  }
 });
 
 test('arms are told apart only where the interval of their difference has no 0', () => {
