@@ -110,7 +110,9 @@ export class VirtualServer {
   assign(worker: string, nowMs: number): VirtualWork {
     const assignment = this.#run.call({ call: 'assign', worker, ahead: 1, now: nowMs });
     if (assignment.kind !== 'work') return assignment;
-    const { payload, evaluation, leases, step } = assignment;
+    const { evaluation, leases, step } = assignment;
+    // It is sent whole each time: the run is not told what the worker has.
+    const payload = assignment.payload!;
     const bytes = payload.bytes.length;
     let parameters: Float32Array;
     if (payload.encoding === 'f32') parameters = floatsOf(payload.bytes);

@@ -6,16 +6,8 @@ import type { Decoding, Kernels } from './kernels.ts';
 
 /** The places of a run's memory: where pushes land, and where the run's vector is or is made next. */
 
-/** Where a payload is read into. */
-export interface Room {
-  readonly bytes: Uint8Array;
-  /** So many bytes of it are there. */
-  came(bytes: number): void;
-  release(): void;
-}
-
-/** Room for the payload of one push after another. */
-export class LandingRoom implements Room {
+/** Where the payload of a push is read into; used again for the next push. */
+export class LandingRoom {
   readonly #came: (measured: Measured, bytes: number) => void;
   readonly #left: (room: LandingRoom) => void;
   bytes: Uint8Array = new Uint8Array();
@@ -32,6 +24,7 @@ export class LandingRoom implements Room {
     this.#left = left;
   }
 
+  /** @param bytes of the payload that are there. */
   came(bytes: number): void {
     if (this.measured) this.#came(this.measured, bytes);
   }
@@ -44,9 +37,9 @@ export class LandingRoom implements Room {
 /** A push's payload in the run's memory. */
 export interface StagedPush {
   readonly measured: Measured;
-  /** Of the minibatch, shape [statisticsSize]. */
+  /** Statistics of the minibatch, shape [statisticsSize]. */
   readonly statistics: Float32Array;
-  /** That it lies in. */
+  /** Where the payload lies; null: not where it came in. */
   readonly room: LandingRoom | null;
 }
 
@@ -58,9 +51,7 @@ export interface Vector {
   readonly statistics: Float32Array;
   /** Of trainable and statistics. */
   readonly bytes: Uint8Array;
-  /** Who has the place for a payload now. */
-  room: LandingRoom | null;
-  /** Of the last one that landed there. */
+  /** The last payload that landed there. */
   payload: Uint8Array;
 }
 
@@ -74,7 +65,7 @@ export function vectorAt(
   const values = memory.floats(address, size);
   const statistics = values.subarray(trainableSize, exchangedSize);
   const bytes = memory.bytes(address, 4 * exchangedSize);
-  return { address, values, statistics, bytes, room: null, payload: bytes };
+  return { address, values, statistics, bytes, payload: bytes };
 }
 
 /** How far a gradient has been looked at. */

@@ -31,7 +31,6 @@ import {
   gradientAt,
   LandingRoom,
   Measured,
-  type Room,
   type StagedPush,
   scaleBytes,
   type Vector,
@@ -72,8 +71,6 @@ export class Parameters {
   #lent = false;
   /** Places that hold nothing now, the last one used first; at least one is there while the vector is lent. */
   readonly #free: Vector[];
-  /** The vector may be in any of them. */
-  readonly #places = new Map<number, Vector>();
   /** So many vectors may be lent at once; the others are copied. */
   readonly #lentMax: number;
   #lentCount = 0;
@@ -154,7 +151,6 @@ export class Parameters {
     this.#free = Array.from({ length: landings + this.#lentMax }, () =>
       vectorAt(memory, memory.take(4 * exchangedSize), layout, exchangedSize),
     );
-    for (const place of [this.#now, ...this.#free]) this.#places.set(place.address, place);
     for (let i = 0; i < landings; i++) this.#rooms.push(new LandingRoom(this.#came, this.#left));
     this.#halves = Array.from({ length: isHalf ? rooms : 0 }, () => {
       const address = memory.take(lent);
@@ -174,7 +170,7 @@ export class Parameters {
    * @param encoding of its gradient, to measure it while it arrives; null: not known.
    * @returns null: larger than any dense payload of this layout, or all rooms are taken.
    */
-  land(byteLength: number, encoding: Encoding | null): Room | null {
+  land(byteLength: number, encoding: Encoding | null): LandingRoom | null {
     if (byteLength > payloadLimits(this.layout).roomBytes) return null;
     const room = this.#rooms.pop();
     if (!room) return null;
@@ -190,7 +186,6 @@ export class Parameters {
     }
     room.bytes = place.payload;
     room.place = place;
-    place.room = room;
     return room;
   }
 
@@ -204,17 +199,10 @@ export class Parameters {
   };
 
   readonly #left = (room: LandingRoom): void => {
-    const { place } = room;
-    if (place) this.#free.push(place);
-    this.#leave(room);
+    if (room.place) this.#free.push(room.place);
+    room.place = null;
     this.#rooms.push(room);
   };
-
-  /** Its place is used for something else from now on. */
-  #leave(room: LandingRoom): void {
-    if (room.place) room.place.room = null;
-    room.place = null;
-  }
 
   /** Trainable and statistics as they are now, encoded. Hold it to use it after the next change. */
   snapshot(encoding: 'f32' | 'bf16' = 'f32'): Snapshot {
@@ -355,9 +343,10 @@ export class Parameters {
   /**
    * Takes a push's payload in: the gradient where it has landed, or copied there; `topk` spread out.
    * It must be used before anything else is asked of the parameters, whose next vector may take its place.
+   * @param room that `land` gave for the payload; null: the payload came to other memory.
    * @throws DownpourError DP_TENSOR_SIZE: not a payload of this layout.
    */
-  stage(payload: Uint8Array, encoding: Encoding): StagedPush {
+  stage(payload: Uint8Array, encoding: Encoding, room: LandingRoom | null = null): StagedPush {
     const { trainableSize: n, statisticsSize } = this.layout;
     const bytes = gradientBytes(encoding, payload, n, 4 * statisticsSize);
     if (encoding === 'topk') {
@@ -367,17 +356,16 @@ export class Parameters {
       const measured = new Measured(gradientAt('f32', this.#scratch, n));
       return { measured, statistics: aligned(payload.subarray(bytes)), room: null };
     }
-    let { byteOffset: address } = payload;
-    if (payload.buffer !== this.#memory.memory.buffer || address % 16 !== 0) {
-      address = this.#scratch;
-      this.#memory.bytes(address, payload.length).set(payload);
-    }
-    const room = this.#places.get(address)?.room ?? null;
+    // A payload that was moved while it came lies elsewhere.
+    const isHere = payload.buffer === this.#memory.memory.buffer;
+    const landed = isHere && payload.byteOffset === room?.place?.address ? room : null;
+    const address = landed ? payload.byteOffset : this.#scratch;
+    if (!landed) this.#memory.bytes(address, payload.length).set(payload);
     const statistics =
       statisticsSize === 0 ? NO_STATISTICS : this.#memory.floats(address + bytes, statisticsSize);
-    const begun = room?.measured?.gradient.decoding === encoding ? room.measured : null;
+    const begun = landed?.measured?.gradient.decoding === encoding ? landed.measured : null;
     const measured = begun ?? new Measured(gradientAt(encoding, address, n));
-    return { measured, statistics, room };
+    return { measured, statistics, room: landed };
   }
 
   /**
@@ -444,7 +432,7 @@ export class Parameters {
     average?.take(to.values, taken, this.layout.exchangedSize);
     if (half) this.#encodeInto(half, to, taken, this.layout.exchangedSize);
     if (to !== from) {
-      if (landed) this.#leave(push.room!);
+      if (landed) push.room!.place = null;
       else this.#free.pop();
       if (!this.#lent) this.#free.push(from);
       this.#lent = false;

@@ -125,7 +125,7 @@ export class Run extends RunView {
         this.#goesOn(call.now);
         return this.#pushes.take(call, payload);
       case 'assign':
-        return this.#assign(call.worker, call.ahead, call.now);
+        return this.#assign(call);
       case 'join':
         this.#join(call, payload);
         break;
@@ -221,12 +221,12 @@ export class Run extends RunView {
     if (news) this.#events.push(news);
   }
 
-  #assign(worker: string, ahead: number, now: number): Assignment {
+  #assign({ worker, ahead, now, to }: CallOf<'assign'>): Assignment {
     // Whoever asks is known from now on.
     this.#parts.roster.of(worker);
     if (this.over) return END;
     this.#goesOn(now);
-    const work = workFor(this.inside, worker, ahead, now);
+    const work = workFor(this.inside, worker, ahead, now, to ?? null);
     // One for whom there is nothing, or that evaluates, may have been the last that a step waited for.
     if (work.kind !== 'work' || work.evaluation) this.#steps.look(now);
     return work;

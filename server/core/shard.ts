@@ -5,7 +5,7 @@ import { DownpourError, errorText } from '../../shared/errors.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { partition, partLayout, type Range } from '../../shared/partition.ts';
-import type { Room } from './landing-rooms.ts';
+import type { LandingRoom } from './landing-rooms.ts';
 import { normAndFinite } from './optimizer.ts';
 import { Parameters } from './parameters.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
@@ -69,6 +69,8 @@ export interface PartName {
 interface LandedPart {
   readonly payload: Uint8Array;
   readonly encoding: Encoding;
+  /** That it came into; null or absent: into other memory. */
+  readonly room?: LandingRoom | null;
   readonly release: () => void;
 }
 
@@ -120,7 +122,7 @@ export class Shard {
   // What workers send.
 
   /** Room for a part; see `Parameters.land`. */
-  land(run: string, byteLength: number, encoding: Encoding | null): Room | null {
+  land(run: string, byteLength: number, encoding: Encoding | null): LandingRoom | null {
     return this.#runs.get(run)?.parameters.land(byteLength, encoding) ?? null;
   }
 
@@ -158,7 +160,7 @@ export class Shard {
     let squares = Number.NaN;
     let problem: string | null = null;
     try {
-      const staged = held.parameters.stage(part.payload, part.encoding);
+      const staged = held.parameters.stage(part.payload, part.encoding, part.room);
       squares = held.parameters.squares(staged, held.config.clip.value ?? Infinity);
     } catch (error) {
       problem = errorText(error);
@@ -326,7 +328,7 @@ export class Shard {
   #apply(held: HeldRun, command: Extract<ShardCommand, { kind: 'apply' }>): void {
     const part = takeOnce(held, command);
     try {
-      const staged = held.parameters.stage(part.payload, part.encoding);
+      const staged = held.parameters.stage(part.payload, part.encoding, part.room);
       if (!held.parameters.update(staged, command.clip, command.options)) {
         this.#events.overflowed(command.run, command.generation);
       }
@@ -338,7 +340,7 @@ export class Shard {
   #collect(held: HeldRun, command: Extract<ShardCommand, { kind: 'collect' }>): void {
     const part = takeOnce(held, command);
     try {
-      const staged = held.parameters.stage(part.payload, part.encoding);
+      const staged = held.parameters.stage(part.payload, part.encoding, part.room);
       held.parameters.collect(staged, command.weight, command.compensation);
     } finally {
       part.release();

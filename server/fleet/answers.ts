@@ -2,12 +2,13 @@ import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Acknowledgement, ServerMessage, Work } from '../../shared/protocol.ts';
 import type { Connection } from '../../wire/connection.ts';
-import type { Assignment } from '../core/run/calls.ts';
+import type { Assignment, SentTo } from '../core/run/calls.ts';
 import type { Run } from '../core/run.ts';
 import type { WaitingLine } from '../payloads/landings.ts';
 import type { Replication } from '../standby/replication.ts';
 
 type Assigned = Extract<Assignment, { kind: 'work' }>;
+type Writable<T> = { -readonly [K in keyof T]: T[K] };
 
 /** What the answers to a worker go through. */
 export interface Outlet {
@@ -20,15 +21,13 @@ export interface Outlet {
 export class Answers {
   readonly #connection: Connection;
   readonly #outlet: Outlet;
-  readonly #session: string;
   readonly #fail: (error: DownpourError) => void;
   /** Pushes that were decided on and not answered: with the next one, which is here already. */
   #decided: { readonly run: Run; readonly acknowledgements: Acknowledgement[] } | null = null;
-  /** The (generation, step) of the parameters it was sent last. */
-  #sent: { generation: number; step: number } | null = null;
-  /** Of the largest answer so far. */
+  /** What the run must know to send no parameters twice. */
+  readonly sent: Writable<SentTo>;
+  /** Length of the largest payload so far. */
   #answerBytes = 0;
-  #pulls = 0;
 
   /** @param session by which shards know the worker. @param fail closes it: it does not read. */
   constructor(
@@ -39,7 +38,7 @@ export class Answers {
   ) {
     this.#connection = connection;
     this.#outlet = outlet;
-    this.#session = session;
+    this.sent = { session, generation: -1, step: -1, pulls: 0 };
     this.#fail = fail;
   }
 
@@ -70,13 +69,13 @@ export class Answers {
 
   /** The worker has no parameters of a run yet. */
   begin(): void {
-    this.#sent = null;
+    this.sent.generation = this.sent.step = -1;
   }
 
   /** What became of pushes, and what to do next. @param work null: nothing. */
   work(run: Run, acknowledgements: Acknowledgement[], work: Assigned | null): void {
-    const payload = work && !this.#isKnown(run, work) ? work.payload : null;
-    const pull = payload && run.parts > 1 ? ++this.#pulls : null;
+    const payload = work?.payload ?? null;
+    if (work) this.#sends(run, work);
     const header: Work = {
       type: 'work',
       run: run.id,
@@ -87,13 +86,12 @@ export class Answers {
       leases: work?.leases ?? [],
       evaluation: work?.evaluation ?? null,
       encoding: payload?.encoding ?? 'f32',
-      pull,
+      pull: work?.pull ?? null,
     };
     if (!payload) {
       this.send(header);
       return;
     }
-    if (pull !== null) run.vector.sendParts(this.#session, pull, work!.parts);
     // Header and shared payload are never joined in memory.
     const { memory } = this.#outlet.line;
     payload.hold();
@@ -105,11 +103,12 @@ export class Answers {
     });
   }
 
-  /** Whether the worker has these parameters; it has them from now on. */
-  #isKnown({ generation }: Run, { step, evaluation, shared }: Assigned): boolean {
-    const sent = this.#sent;
-    this.#sent = evaluation === null ? { generation, step } : null;
-    return shared && sent?.generation === generation && sent.step === step;
+  /** Notes what the worker has from now on. */
+  #sends({ generation }: Run, { step, evaluation, pull }: Assigned): void {
+    const { sent } = this;
+    sent.generation = evaluation === null ? generation : -1;
+    sent.step = evaluation === null ? step : -1;
+    if (pull !== null) sent.pulls = pull;
   }
 
   /**

@@ -1,6 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
 import type { Push } from '../../shared/protocol.ts';
 import type { Landing } from '../../wire/connection.ts';
+import type { LandingRoom } from '../core/landing-rooms.ts';
 import type { InitialLanded, PartsLanded } from '../core/run/calls.ts';
 
 /**
@@ -20,14 +21,19 @@ export class Gathering {
    * The first part, with the message.
    * @param most pushes that may wait. @throws DownpourError DP_LIMIT: there are more; the landing stays the caller's.
    */
-  push(push: Push, payload: Uint8Array, landing: Landing | null, most: number): void {
+  push(
+    push: Push,
+    payload: Uint8Array,
+    { landing, room }: { readonly landing: Landing | null; readonly room: LandingRoom | null },
+    most: number,
+  ): void {
     const gathered = this.#of(push.sequence, most);
     if (gathered.push) {
       // Sent again over the same connection: the first one counts.
       landing?.release();
       return;
     }
-    Object.assign(gathered, { push, payload, landing });
+    Object.assign(gathered, { push, payload, landing, room });
   }
 
   /** Another part has landed on its shard. @param most as in `push`. @throws DownpourError DP_LIMIT. */
@@ -44,8 +50,8 @@ export class Gathering {
     const gathered = this.#pushes.get(sequence);
     if (!gathered?.push || !gathered.payload || gathered.shards.size < parts - 1) return null;
     this.#pushes.delete(sequence);
-    const { push, payload, landing, squares, problem } = gathered;
-    return { push, payload, landing, others: { session: this.#session, squares, problem } };
+    const { push, payload, landing, room, squares, problem } = gathered;
+    return { push, payload, landing, room, others: { session: this.#session, squares, problem } };
   }
 
   /** The first part of initial parameters; copied. */
@@ -119,7 +125,7 @@ export class Gathering {
         );
       }
       gathered = {
-        ...{ push: null, payload: null, landing: null, looks: 0 },
+        ...{ push: null, payload: null, landing: null, room: null, looks: 0 },
         ...{ shards: new Set(), squares: 0, problem: null },
       };
       this.#pushes.set(sequence, gathered);
@@ -139,6 +145,7 @@ interface Gathered {
   push: Push | null;
   payload: Uint8Array | null;
   landing: Landing | null;
+  room: LandingRoom | null;
   /** On which parts have landed. */
   readonly shards: Set<number>;
   squares: number;
@@ -166,5 +173,6 @@ export interface Whole {
   readonly push: Push;
   readonly payload: Uint8Array;
   readonly landing: Landing | null;
+  readonly room: LandingRoom | null;
   readonly others: PartsLanded;
 }

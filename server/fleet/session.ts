@@ -27,6 +27,7 @@ import type {
   Place,
 } from '../../wire/connection.ts';
 import type { Budget } from '../access/budget.ts';
+import type { LandingRoom } from '../core/landing-rooms.ts';
 import { AssignCall, type InitialLanded, type PartsLanded, PushCall } from '../core/run/calls.ts';
 import type { Run } from '../core/run.ts';
 import { partsMax } from '../core/shard.ts';
@@ -91,7 +92,7 @@ export class Session {
   #hello: Hello | null = null;
   #key = '';
   #pushCall = new PushCall('');
-  #assignCall = new AssignCall('');
+  #assignCall: AssignCall;
   /** The run that it was assigned to, and whether it has joined. */
   #run: Run | null = null;
   #served: Run | null = null;
@@ -138,6 +139,7 @@ export class Session {
     this.connectedAt = connectedAt;
     this.#lastSeen = fleet.now();
     this.#answers = new Answers(connection, fleet, this.id, (error) => this.fail(error));
+    this.#assignCall = new AssignCall('', this.#answers.sent);
     this.#desk = new LandingDesk(fleet.line, connection, holder, (error) => {
       const who = this.#hello ? `worker ${this.#hello.worker}` : 'a connection';
       fleet.log(`${who} is closed: ${error.code} ${error.message}`, {
@@ -366,15 +368,15 @@ export class Session {
       this.#asked = run.call({ call: 'evaluated', worker, result: message, now, at });
       this.proceed();
     } else if (message.type === 'push') {
-      this.#desk.arrived(landing);
+      const room = this.#desk.arrived(landing);
       if (run.parts > 1) {
         this.#asked = run.isLeased(message.lease, this.key);
         const kept = keep(payload, landing);
-        this.#gathering.push(message, kept, landing, partsMax(run.config));
+        this.#gathering.push(message, kept, { landing, room }, partsMax(run.config));
         this.#gathered(run, message.sequence);
         return true;
       }
-      this.#onPush(run, message, payload);
+      this.#onPush(run, message, payload, room);
     } else if (run.parts > 1) {
       this.#gathering.initialised(message.grant, floatsOf(payload));
       this.#initialGathered(run, message.grant);
@@ -405,7 +407,7 @@ export class Session {
     const whole = this.#gathering.take(sequence, run.parts);
     if (!whole) return;
     try {
-      this.#onPush(run, whole.push, whole.payload, whole.others);
+      this.#onPush(run, whole.push, whole.payload, whole.room, whole.others);
       this.#fleet.settle(run);
     } finally {
       whole.landing?.release();
@@ -434,7 +436,7 @@ export class Session {
     this.#fleet.line.memory.change(this.#desk.account, this.#helloBytes);
     this.#key = keyOf(hello, this.holder);
     this.#pushCall = new PushCall(this.#key);
-    this.#assignCall = new AssignCall(this.#key);
+    this.#assignCall = new AssignCall(this.#key, this.#answers.sent);
     this.#fleet.workers.welcome(this);
     this.tellStandby();
     this.#fleet.place(this);
@@ -502,9 +504,15 @@ export class Session {
     this.proceed();
   }
 
-  #onPush(run: Run, push: Push, payload: Uint8Array, others: PartsLanded | null = null): void {
+  #onPush(
+    run: Run,
+    push: Push,
+    payload: Uint8Array,
+    room: LandingRoom | null,
+    others: PartsLanded | null = null,
+  ): void {
     const now = this.#fleet.now();
-    const answer = run.call(this.#pushCall.of(push, now, others), payload);
+    const answer = run.call(this.#pushCall.of(push, now, room, others), payload);
     const acknowledgement = this.#payloads.explained(run, answer);
     const seconds = (this.#fleet.now() - now) / 1000;
     this.#fleet.reports.pushed(run, this.key, push, acknowledgement, seconds);

@@ -3,6 +3,7 @@ import { LIMITS } from '../../shared/limits.ts';
 import type { ConnectionFacts } from '../../shared/rest.ts';
 import type { Coming, Connection, Landing } from '../../wire/connection.ts';
 import { type Account, type Holder, MemoryBudget } from '../access/memory.ts';
+import type { LandingRoom } from '../core/landing-rooms.ts';
 
 /**
  * Where payloads land. A run has rooms for some pushes at once, whose payloads are read straight to where they are
@@ -86,12 +87,12 @@ export class WaitingLine {
     this.#waiting.add(desk);
   }
 
-  /** There is room for one more push: of who waits, it is for the one whose holder has the fewest. */
-  freed(room: unknown): void {
+  /** A run has room for one more push: of who waits, it is for the one whose holder has the fewest. */
+  freed(run: unknown): void {
     if (this.#waiting.size === 0) return;
     let next: LandingDesk | null = null;
     for (const desk of this.#waiting) {
-      if (desk.room !== room) continue;
+      if (desk.run !== run) continue;
       if (!next || desk.holder.rooms < next.holder.rooms) next = desk;
     }
     if (next) this.#retry(next);
@@ -120,9 +121,9 @@ export class WaitingLine {
   look(): void {
     if (this.#waiting.size === 0) return;
     const now = this.now();
-    const rooms = new Set<unknown>();
-    for (const { room, waits } of this.#waiting) if (waits === 'room') rooms.add(room);
-    if (rooms.size > 0) this.#makeRoom(rooms, now);
+    const runs = new Set<unknown>();
+    for (const { run, waits } of this.#waiting) if (waits === 'room') runs.add(run);
+    if (runs.size > 0) this.#makeRoom(runs, now);
     for (const desk of [...this.#waiting]) {
       const waitedMs = now - desk.waitsSince;
       if (desk.waits === 'memory') this.#makeMemory(desk, waitedMs, now);
@@ -141,20 +142,20 @@ export class WaitingLine {
   #makeRoom(wanted: ReadonlySet<unknown>, now: number): void {
     const inRooms: LandingDesk[] = [];
     const shares = new Map<unknown, { rooms: number; holders: Set<Holder> }>();
-    const shareOf = (room: unknown) => {
-      const share = shares.get(room) ?? { rooms: 0, holders: new Set<Holder>() };
-      shares.set(room, share);
+    const shareOf = (run: unknown) => {
+      const share = shares.get(run) ?? { rooms: 0, holders: new Set<Holder>() };
+      shares.set(run, share);
       return share;
     };
     for (const desk of this.#desks) {
-      const room = desk.comingInto;
-      if (room === null || !wanted.has(room)) continue;
+      const run = desk.comingInto;
+      if (run === null || !wanted.has(run)) continue;
       inRooms.push(desk);
-      const share = shareOf(room);
+      const share = shareOf(run);
       share.rooms++;
       share.holders.add(desk.holder);
     }
-    for (const desk of this.#waiting) shareOf(desk.room).holders.add(desk.holder);
+    for (const desk of this.#waiting) shareOf(desk.run).holders.add(desk.holder);
     for (const desk of inRooms) {
       const { rooms, holders } = shareOf(desk.comingInto);
       const isGreedy = desk.holder.rooms > Math.ceil(rooms / holders.size);
@@ -193,41 +194,40 @@ export class WaitingLine {
 class RoomLanding implements Landing {
   readonly bytes: Uint8Array;
   readonly bytesMax: number;
-  readonly room: unknown;
-  readonly #landing: Landing;
+  readonly room: LandingRoom;
+  readonly run: unknown;
   readonly #desk: LandingDesk;
 
-  constructor(landing: Landing, desk: LandingDesk, room: unknown, bytesMax: number) {
-    this.bytes = landing.bytes;
+  constructor(room: LandingRoom, desk: LandingDesk, run: unknown, bytesMax: number) {
+    this.bytes = room.bytes;
     this.bytesMax = bytesMax;
     this.room = room;
-    this.#landing = landing;
+    this.run = run;
     this.#desk = desk;
     desk.holder.rooms++;
   }
 
   came(bytes: number): void {
-    this.#landing.came?.(bytes);
+    this.room.came(bytes);
   }
 
   release(): void {
-    this.#landing.release();
+    this.room.release();
     this.#desk.holder.rooms--;
-    this.#desk.line.freed(this.room);
+    this.#desk.line.freed(this.run);
   }
 }
 
 export interface LandingAsk {
-  /** The run. */
-  readonly room: unknown;
-  /** Of the payload; of one whose length is not known what a room has. */
+  readonly run: unknown;
+  /** Length of the payload; what a room has, where the length is not known. */
   readonly bytes: number;
-  /** Of a room: what is larger need not wait for one. */
+  /** Length of a room: what is larger need not wait for one. */
   readonly roomBytes: number;
-  /** Of the largest payload of the run. */
+  /** Length of the largest payload of the run. */
   readonly bytesMax: number;
-  /** A room of it; null: there is none now. */
-  take(bytes: number): Landing | null;
+  /** A room of the run; null: there is none now. */
+  take(bytes: number): LandingRoom | null;
 }
 
 type Desk = Pick<
@@ -260,7 +260,7 @@ export class LandingDesk {
   readonly #name: string | null;
   readonly #connection: Desk;
   /** The run that its connection, which stands still until then, wants room of. */
-  room: unknown = null;
+  run: unknown = null;
   /** What it waits for; null: it does not. */
   waits: 'room' | 'memory' | null = null;
   waitsSince = 0;
@@ -310,14 +310,14 @@ export class LandingDesk {
 
   /** For a push. */
   land(ask: LandingAsk): Landing | 'wait' {
-    const { room, bytes, roomBytes, bytesMax, take } = ask;
+    const { run, bytes, roomBytes, bytesMax, take } = ask;
     const { line } = this;
     const isBorrower = bytes > roomBytes || (!this.#isProven && line.isPressed);
     if (!isBorrower) {
-      const landing = take(bytes);
-      if (landing) return this.#landed(landing, room, bytesMax);
+      const room = take(bytes);
+      if (room) return this.#landed(room, run, bytesMax);
       const now = line.now();
-      if (this.waits === null) this.#wait('room', room, now);
+      if (this.waits === null) this.#wait('room', run, now);
       const isPatient = now >= this.impatientUntil && now - this.waitsSince < PATIENCE_MS;
       if (this.waits === 'room' && isPatient) {
         line.await(this);
@@ -329,9 +329,9 @@ export class LandingDesk {
       this.waits = null;
       return borrowed;
     }
-    const landing = bytes > roomBytes ? null : take(bytes);
-    if (landing) return this.#landed(landing, room, bytesMax);
-    if (this.waits !== 'memory') this.#wait('memory', room, line.now());
+    const room = bytes > roomBytes ? null : take(bytes);
+    if (room) return this.#landed(room, run, bytesMax);
+    if (this.waits !== 'memory') this.#wait('memory', run, line.now());
     this.wants = line.memory;
     this.wantedBytes = bytes;
     line.await(this);
@@ -390,15 +390,15 @@ export class LandingDesk {
     this.line.memory.change(this.account, change);
   }
 
-  #wait(what: 'room' | 'memory', room: unknown, now: number): void {
+  #wait(what: 'room' | 'memory', run: unknown, now: number): void {
     this.waits = what;
-    this.room = room;
+    this.run = run;
     this.waitsSince = now;
   }
 
-  #landed(landing: Landing, room: unknown, bytesMax: number): Landing {
+  #landed(room: LandingRoom, run: unknown, bytesMax: number): Landing {
     this.waits = null;
-    return new RoomLanding(landing, this, room, bytesMax);
+    return new RoomLanding(room, this, run, bytesMax);
   }
 
   #borrow(bytes: number, bytesMax: number): Landing | null {
@@ -413,15 +413,17 @@ export class LandingDesk {
     this.#connection.retry();
   }
 
-  /** A push is there. @param landing where it came to. */
-  arrived(landing: Landing | null): void {
-    if (landing instanceof RoomLanding) this.#isProven = true;
+  /** A push is there. @param landing where it came to. @returns the room of its run; null: it is not in one. */
+  arrived(landing: Landing | null): LandingRoom | null {
+    if (!(landing instanceof RoomLanding)) return null;
+    this.#isProven = true;
+    return landing.room;
   }
 
   /** The run whose room a push is coming into; null: into none. */
   get comingInto(): unknown {
     const landing = this.#connection.coming?.landing;
-    return landing instanceof RoomLanding ? landing.room : null;
+    return landing instanceof RoomLanding ? landing.run : null;
   }
 
   /** Gives the room of the push that is coming away, and goes on elsewhere. @returns whether it could. */

@@ -52,7 +52,7 @@ export class Payloads {
       return 'nowhere';
     }
     return this.#desk.land({
-      room: run,
+      run,
       bytes,
       roomBytes,
       bytesMax,

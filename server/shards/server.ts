@@ -412,7 +412,7 @@ class ShardSession {
     const bytes = payloadBytes ?? Math.min(roomBytes, bytesMax);
     mustFit(header, bytes, bytesMax);
     const take = (size: number) => shard!.land(run, size, encodingOf(header));
-    return this.#desk.land({ room: run, bytes, roomBytes, bytesMax, take });
+    return this.#desk.land({ run, bytes, roomBytes, bytesMax, take });
   }
 
   #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
@@ -449,15 +449,15 @@ class ShardSession {
     const { shard } = this.#server;
     if (!shard) return false;
     const { run } = message;
-    this.#desk.arrived(landing);
+    const room = this.#desk.arrived(landing);
     const bytes = keep(payload, landing);
     const release = () => landing?.release();
     if (message.type === 'initialPart') {
-      const part = { payload: bytes, encoding: 'f32', release } as const;
+      const part = { payload: bytes, encoding: 'f32', room, release } as const;
       shard.initialPart(run, session, message.grant, part);
     } else {
       const { sequence, encoding } = message;
-      shard.part({ run, session, sequence }, { payload: bytes, encoding, release });
+      shard.part({ run, session, sequence }, { payload: bytes, encoding, room, release });
     }
     return true;
   }

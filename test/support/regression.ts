@@ -164,7 +164,7 @@ export class VirtualWorker {
     if (assignment.kind !== 'work') return false;
     if (assignment.evaluation) {
       const { id, part } = assignment.evaluation;
-      const loss = measuredOf(lossOf(this.#problem, part, floatsOf(assignment.payload.bytes)));
+      const loss = measuredOf(lossOf(this.#problem, part, floatsOf(assignment.payload!.bytes)));
       const examples = range(this.#problem, part).count;
       this.#run.call({
         call: 'evaluated',
@@ -185,7 +185,7 @@ export class VirtualWorker {
     this.#read = {
       step: assignment.step,
       generation: this.#run.generation,
-      theta: floatsOf(assignment.payload.bytes).slice(),
+      theta: floatsOf(assignment.payload!.bytes).slice(),
     };
     this.#leases = assignment.leases;
     return true;

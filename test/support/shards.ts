@@ -192,8 +192,11 @@ export class ShardedRun {
     cut?: (part: Uint8Array) => Uint8Array,
   ): Acknowledgement | null {
     this.turn = (this.turn + 1) % this.#keys.length;
-    const assignment = this.run.call({ call: 'assign', worker: this.#key, ahead: 2, now: 0 });
     const session = 's';
+    this.#sent = [];
+    const to = { session, generation: -1, step: -1, pulls: this.#pulls };
+    const asked = { call: 'assign', worker: this.#key, ahead: 2, now: 0, to } as const;
+    const assignment = this.run.call(asked);
     if (assignment.kind === 'initialise') {
       this.run.vector.grantParts(session, assignment.grant);
       const draw = random(assignment.seed, 1);
@@ -265,7 +268,7 @@ export class ShardedRun {
       const room = this.shards[k]!.land('r', outs[k]!.length, 'f32');
       room?.bytes.set(outs[k]!);
       const release = () => room?.release();
-      const part = { payload: cut(room?.bytes ?? outs[k]!), encoding, release };
+      const part = { payload: cut(room?.bytes ?? outs[k]!), encoding, room, release };
       this.shards[k]!.part({ run: 'r', session: 's', sequence }, part);
     }
     const { squares, problem } = this.#landed;
@@ -291,10 +294,8 @@ export class ShardedRun {
   }
 
   #pull(assignment: Extract<Assignment, { kind: 'work' }>): Float32Array {
-    this.#sent = [];
-    const pull = ++this.#pulls;
-    this.run.vector.sendParts('s', pull, assignment.parts);
-    const { bytes, encoding } = assignment.payload;
+    if (assignment.pull !== null) this.#pulls = assignment.pull;
+    const { bytes, encoding } = assignment.payload!;
     const parts = [this.#decode(0, { bytes, encoding }), ...this.#sent.map(({ values }) => values)];
     return concat(parts);
   }

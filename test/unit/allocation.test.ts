@@ -46,17 +46,20 @@ test.each([
       const assignment = run.call({ call: 'assign', worker: 'a/1', ahead: 2, now: 0 });
       if (assignment.kind !== 'work') throw new Error(assignment.kind);
       const { payload, step, leases } = assignment;
-      payload.hold();
+      payload!.hold();
       const landing = run.land(encodedBytes(push as Encoding, SIZE), push as Encoding)!;
       const message: Push = {
         ...{ type: 'push', run: 'r', sequence: ++sequence, lease: leases[0]!.id, step },
         ...{ generation: run.generation, loss: 1, computeMs: 1, encoding: push },
       };
       expect(
-        run.call({ call: 'push', worker: 'a/1', push: message, now: 0 }, landing.bytes).outcome,
+        run.call(
+          { call: 'push', worker: 'a/1', push: message, now: 0, room: landing },
+          landing.bytes,
+        ).outcome,
       ).toBe('applied');
       landing.release();
-      payload.release();
+      payload!.release();
       run.takeEvents();
     }
   };

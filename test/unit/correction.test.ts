@@ -83,7 +83,7 @@ test('several workers are sent θ + α Σ v, each v being of one worker: DANA', 
     const leases = workers.map((worker) => {
       const assignment = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 });
       if (assignment.kind !== 'work') throw new Error(assignment.kind);
-      const parameters = floatsOf(assignment.payload.bytes).slice();
+      const parameters = floatsOf(assignment.payload!.bytes).slice();
       return { lease: assignment.leases[0]!, step: assignment.step, parameters };
     });
     // The later ones are the staler.

@@ -9,12 +9,13 @@ import { LAYOUT, TENSORS } from '../support/shards.ts';
 const push = (sequence: number) => ({ type: 'push', sequence }) as Push;
 const landed = (sequence: number) => ({ sequence, squares: 1, problem: null });
 const NOTHING = new Uint8Array();
+const NOWHERE = { landing: null, room: null };
 
 describe('parts of one worker, at the server', () => {
   test('are a push when all are there, in any order', () => {
     const gathering = new Gathering('s');
     gathering.landed(2, landed(1), 4);
-    gathering.push(push(1), NOTHING, null, 4);
+    gathering.push(push(1), NOTHING, NOWHERE, 4);
     expect(gathering.take(1, 3)).toBeNull();
     gathering.landed(1, landed(1), 4);
     expect(gathering.take(1, 3)).toMatchObject({ others: { session: 's', squares: 2 } });
@@ -24,26 +25,26 @@ describe('parts of one worker, at the server', () => {
 
   test('wait for so many pushes and no more, whichever part comes first', () => {
     const gathering = new Gathering('s');
-    gathering.push(push(1), NOTHING, null, 2);
+    gathering.push(push(1), NOTHING, NOWHERE, 2);
     gathering.landed(1, landed(2), 2);
-    expect(() => gathering.push(push(3), NOTHING, null, 2)).toThrow(/2 pushes .* at most 2 may/);
+    expect(() => gathering.push(push(3), NOTHING, NOWHERE, 2)).toThrow(/2 pushes .* at most 2 may/);
     expect(() => gathering.landed(1, landed(3), 2)).toThrow(/2 pushes .* at most 2 may/);
     // More parts of those that are known are no more pushes.
     gathering.landed(1, landed(1), 2);
-    gathering.push(push(2), NOTHING, null, 2);
+    gathering.push(push(2), NOTHING, NOWHERE, 2);
   });
 
   test('grow older, and what has waited the longest is named', () => {
     const gathering = new Gathering('s');
     gathering.landed(1, landed(7), 4);
     expect(gathering.look(0)).toBeNull();
-    gathering.push(push(8), NOTHING, null, 4);
+    gathering.push(push(8), NOTHING, NOWHERE, 4);
     // Within the window nobody is blamed.
     expect(gathering.look(1000)).toBeNull();
     expect(gathering.look(1000)?.message).toMatch(
       /^push 7 waits for the push itself for more than 1 s/,
     );
-    gathering.push(push(7), NOTHING, null, 4);
+    gathering.push(push(7), NOTHING, NOWHERE, 4);
     expect(gathering.take(7, 2)).not.toBeNull();
     expect(gathering.look(1000)?.message).toMatch(/^push 8 waits for some of its parts/);
     gathering.clear();

@@ -1,5 +1,6 @@
 import { beforeEach, describe, expect, test } from 'vitest';
 import { MemoryBudget } from '../../server/access/memory.ts';
+import { LandingRoom } from '../../server/core/landing-rooms.ts';
 import { Snapshot } from '../../server/core/snapshot.ts';
 import { LandingDesk, LOOK_MS, WaitingLine } from '../../server/payloads/landings.ts';
 import type { DownpourError } from '../../shared/errors.ts';
@@ -24,11 +25,16 @@ beforeEach(() => {
 function run(count: number) {
   rooms = count;
   return {
-    room: 'run',
-    take: (bytes: number): Landing | null => {
+    run: 'run',
+    take: (bytes: number): LandingRoom | null => {
       if (rooms === 0) return null;
       rooms--;
-      return { bytes: new Uint8Array(bytes), release: () => void rooms++ };
+      const room = new LandingRoom(
+        () => {},
+        () => void rooms++,
+      );
+      room.bytes = new Uint8Array(bytes);
+      return room;
     },
   };
 }

@@ -106,7 +106,7 @@ test('an update gives the same whether parameters are sent meanwhile, copied or 
               came = end;
               lands.came(came);
             }
-            const push = parameters.stage(lands ? lands.bytes : payload, encoding);
+            const push = parameters.stage(lands ? lands.bytes : payload, encoding, lands || null);
             const norm = parameters.squares(push, Infinity);
             expect(parameters.update(push, clip, options)).toBe(true);
             if (lands) lands.release();
@@ -200,7 +200,7 @@ test('an overflow leaves the parameters as they were, with frozen ones and witho
         const payload = payloadOf('f32', size, 3, 5);
         const room = lands ? parameters.land(payload.length, 'f32')! : null;
         room?.bytes.set(payload);
-        const push = parameters.stage(room?.bytes ?? payload, 'f32');
+        const push = parameters.stage(room?.bytes ?? payload, 'f32', room);
         parameters.squares(push, Infinity);
         expect(parameters.update(push, { limit: Infinity, factor: 1 }, options)).toBe(false);
         room?.release();
@@ -223,13 +223,13 @@ test('a gradient that is measured and not applied changes nothing', () => {
     return room;
   };
   const bad = land(5);
-  parameters.squares(parameters.stage(bad.bytes, 'f32'), Infinity);
+  parameters.squares(parameters.stage(bad.bytes, 'f32', bad), Infinity);
   bad.release();
   expect(isEqual(parameters.exchanged(), before)).toBe(true);
   expect(isSame(parameters.snapshot().bytes, bytesOf(before))).toBe(true);
   // The next one, in the same room, is not mistaken for it.
   const good = land(6);
-  const push = parameters.stage(good.bytes, 'f32');
+  const push = parameters.stage(good.bytes, 'f32', good);
   const gradient = normal(size, 6);
   const squares = gradient.reduce((sum, x) => sum + x * x, 0);
   expect(parameters.squares(push, Infinity) / squares).toBeCloseTo(1, 5);
@@ -238,6 +238,59 @@ test('a gradient that is measured and not applied changes nothing', () => {
   const seen = parameters.exchanged();
   for (const i of [0, 4_000, size - 1]) {
     expect(seen[i]).toBeCloseTo(before[i]! - 0.1 * gradient[i]!, 5);
+  }
+});
+
+test('a payload is used in its place only with the room that it came into', () => {
+  const size = 9_000;
+  const options = { step: 1, learningRate: 0.1 };
+  const clip = { limit: Infinity, factor: 1 };
+  const create = () => {
+    const parameters = new Parameters(
+      layoutOf(size),
+      resolveConfig({ optimizer: { kind: 'sgd' } }),
+    );
+    parameters.initialise(normal(size, 1));
+    return parameters;
+  };
+  const payload = payloadOf('f32', size, 0, 5);
+  const landed = (parameters: Parameters) => {
+    const room = parameters.land(payload.length, 'f32')!;
+    room.bytes.set(payload);
+    return room;
+  };
+  const wanted = create();
+  wanted.update(wanted.stage(payload, 'f32'), clip, options);
+  const other = create();
+  const cases = [
+    // Of this memory, and its room: the next vector takes its place.
+    (parameters: Parameters) => {
+      const room = landed(parameters);
+      return { room, bytes: room.bytes, isInPlace: true };
+    },
+    // Moved while it came.
+    (parameters: Parameters) => ({ room: landed(parameters), bytes: payload, isInPlace: false }),
+    // Of other memory, at the same address.
+    () => {
+      const room = landed(other);
+      return { room, bytes: room.bytes, isInPlace: false };
+    },
+    // Without its room.
+    (parameters: Parameters) => ({
+      ...{ room: null, bytes: landed(parameters).bytes },
+      isInPlace: false,
+    }),
+  ];
+  for (const each of cases) {
+    const parameters = create();
+    const { room, bytes, isInPlace } = each(parameters);
+    const push = parameters.stage(bytes, 'f32', room);
+    expect(push.room).toBe(isInPlace ? room : null);
+    parameters.squares(push, Infinity);
+    expect(parameters.update(push, clip, options)).toBe(true);
+    expect(isEqual(parameters.exchanged(), wanted.exchanged())).toBe(true);
+    expect(isSame(bytes, payload) || isInPlace).toBe(true);
+    room?.release();
   }
 });
 
@@ -259,7 +312,7 @@ test('as many pushes as there are rooms land at once, whatever is being sent', (
     const payload = payloadOf('f32', size, 0, step);
     const room = parameters.land(payload.length, 'f32')!;
     room.bytes.set(payload);
-    parameters.update(parameters.stage(room.bytes, 'f32'), clip, options);
+    parameters.update(parameters.stage(room.bytes, 'f32', room), clip, options);
     room.release();
     const snapshot = parameters.snapshot();
     snapshot.hold();

@@ -469,8 +469,28 @@ describe('joining', () => {
     worker.pull();
     const first = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 });
     const second = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 });
-    expect(first.kind === 'work' && first.payload.bytes.length).toBe(4 * (EXCHANGED + 1));
-    expect(second.kind === 'work' && second.payload.bytes.length).toBe(4 * EXCHANGED);
+    expect(first.kind === 'work' && first.payload!.bytes.length).toBe(4 * (EXCHANGED + 1));
+    expect(second.kind === 'work' && second.payload!.bytes.length).toBe(4 * EXCHANGED);
+  });
+
+  test('a worker that has the parameters of a step is sent them no more', () => {
+    const run = createRun({});
+    const worker = new VirtualWorker(run, problem);
+    worker.pull();
+    worker.pull();
+    const { step, generation } = run;
+    const sent = (to: { generation: number; step: number }) => {
+      const connection = { session: 's', pulls: 0, ...to };
+      const work = run.call({
+        ...{ call: 'assign', worker: worker.key, ahead: 1, now: 0, to: connection },
+      });
+      return work.kind === 'work' ? work.payload !== null : null;
+    };
+    expect(sent({ generation, step })).toBe(false);
+    expect(sent({ generation, step: step - 1 })).toBe(true);
+    expect(sent({ generation: generation - 1, step })).toBe(true);
+    // A new connection has nothing.
+    expect(sent({ generation: -1, step: -1 })).toBe(true);
   });
 });
 

@@ -10,6 +10,7 @@ import type {
   Push,
 } from '../../../shared/protocol.ts';
 import type { Evaluation, Rollback } from '../../../shared/rest.ts';
+import type { LandingRoom } from '../landing-rooms.ts';
 import type { Snapshot } from '../snapshot.ts';
 
 /**
@@ -46,6 +47,8 @@ export type RunCall =
       readonly worker: string;
       readonly ahead: number;
       readonly now: number;
+      /** Who is sent the answer; absent: it is sent to nobody. */
+      readonly to?: SentTo;
     }
   /**
    * The answer to an `initialise`. The payload: the whole vector in f32, shape [partLayout.size]. A late answer is
@@ -68,6 +71,8 @@ export type RunCall =
       readonly worker: string;
       readonly push: Push;
       readonly now: number;
+      /** That the payload came into; null or absent: into other memory, and it is copied. */
+      readonly room?: LandingRoom | null;
       readonly others?: PartsLanded | null;
     }
   /**
@@ -169,8 +174,16 @@ export function toFollow(call: RunCall): RunCall {
     };
     return { ...call, join };
   }
-  if (call.call === 'push' || call.call === 'initialised') {
+  if (call.call === 'push') {
+    const { others: _, room: __, ...told } = call;
+    return told;
+  }
+  if (call.call === 'initialised') {
     const { others: _, ...told } = call;
+    return told;
+  }
+  if (call.call === 'assign') {
+    const { to: _, ...told } = call;
     return told;
   }
   return { ...call };
@@ -182,15 +195,17 @@ export class PushCall {
   readonly worker: string;
   push!: Push;
   now = 0;
+  room: LandingRoom | null = null;
   others: PartsLanded | null = null;
 
   constructor(worker: string) {
     this.worker = worker;
   }
 
-  of(push: Push, now: number, others: PartsLanded | null): this {
+  of(push: Push, now: number, room: LandingRoom | null, others: PartsLanded | null): this {
     this.push = push;
     this.now = now;
+    this.room = room;
     this.others = others;
     return this;
   }
@@ -200,11 +215,13 @@ export class PushCall {
 export class AssignCall {
   readonly call = 'assign';
   readonly worker: string;
+  readonly to: SentTo;
   ahead = 0;
   now = 0;
 
-  constructor(worker: string) {
+  constructor(worker: string, to: SentTo) {
     this.worker = worker;
+    this.to = to;
   }
 
   of(ahead: number, now: number): this {
@@ -214,6 +231,17 @@ export class AssignCall {
   }
 }
 
+/** What one connection of a worker was sent. */
+export interface SentTo {
+  /** Shards know the worker by it. */
+  readonly session: string;
+  /** The newest parameters that it has; -1: none, or those of an evaluation. */
+  readonly generation: number;
+  readonly step: number;
+  /** How often several shards have sent it parameters together. */
+  readonly pulls: number;
+}
+
 /** What a worker is to do next. */
 export type Assignment =
   | { readonly kind: 'initialise'; readonly grant: number; readonly seed: number }
@@ -221,13 +249,11 @@ export type Assignment =
       readonly kind: 'work';
       readonly leases: Lease[];
       readonly evaluation: { readonly id: number; readonly part: Part } | null;
-      /** To be sent as it is: hold it until it has gone. */
-      readonly payload: Snapshot;
-      /** Anybody's at this step: trainable and statistics as they are. Else the payload is for this worker alone. */
-      readonly shared: boolean;
+      /** To be sent as it is: hold it until it has gone. Null: the worker has these parameters. */
+      readonly payload: Snapshot | null;
       readonly step: number;
-      /** What the other shards are to send it with this. */
-      readonly parts: { readonly capture: number | null; readonly whole: boolean };
+      /** The other shards send theirs under this number; null: they send nothing. */
+      readonly pull: number | null;
     }
   /** Nothing now: a `wake` comes. */
   | { readonly kind: 'wait' }

@@ -58,7 +58,7 @@ export class Pushes {
   }
 
   #decide(call: CallOf<'push'>, payload: Uint8Array): Acknowledgement {
-    const { worker, push, now, others } = call;
+    const { worker, push, now, room, others } = call;
     const facts = this.#facts;
     const { leases, vector, roster, robust, correction } = this.#inside.parts;
     const { parameters } = vector;
@@ -72,7 +72,7 @@ export class Pushes {
     let staged: StagedPush | null = null;
     facts.problem = null;
     try {
-      staged = parameters!.stage(payload, push.encoding);
+      staged = parameters!.stage(payload, push.encoding, room);
       const problem = others?.problem ?? null;
       if (problem !== null) facts.problem = { code: 'DP_TENSOR_SIZE', message: problem };
     } catch (error) {

@@ -8,7 +8,7 @@ import { partLayout, type Range } from '../../../shared/partition.ts';
 import type { CompensationUse } from '../compensation.ts';
 import type { Clip } from '../fused.ts';
 import type { Weight } from '../gathered.ts';
-import type { Room, StagedPush } from '../landing-rooms.ts';
+import type { LandingRoom, StagedPush } from '../landing-rooms.ts';
 import { normBounds } from '../max-norm.ts';
 import type { StepOptions } from '../optimizer.ts';
 import { Parameters, type ParametersState } from '../parameters.ts';
@@ -25,7 +25,7 @@ import {
   slice,
   takeTensor,
 } from '../vectors.ts';
-import type { InitialLanded, PartsLanded } from './calls.ts';
+import type { InitialLanded, PartsLanded, SentTo } from './calls.ts';
 
 /**
  * The vector of a run, wherever its ranges lie: the first one is here, as a rule all of it, and the shards that have the
@@ -109,7 +109,7 @@ export class Vector {
   // What a worker sends and is sent.
 
   /** Room for a push's payload, as of `Parameters.land`. */
-  land(byteLength: number, encoding: Encoding | null): Room | null {
+  land(byteLength: number, encoding: Encoding | null): LandingRoom | null {
     return this.#parameters?.land(byteLength, encoding) ?? null;
   }
 
@@ -128,13 +128,20 @@ export class Vector {
     this.#tell({ kind: 'revoke', run: this.#run, session });
   }
 
-  /** Has the other shards send a worker what belongs to an assignment, under the number of a pull. */
+  /**
+   * Has the other shards send a worker what belongs to an assignment.
+   * @param capture that is evaluated; null: the present parameters. @param whole with the frozen tensors.
+   * @returns the number that they send it under; null: nobody else has anything to send.
+   */
   sendParts(
-    session: string,
-    pull: number,
-    parts: { readonly capture: number | null; readonly whole: boolean },
-  ): void {
-    this.#tell({ kind: 'send', run: this.#run, session, pull, ...parts });
+    to: SentTo | null,
+    { capture, whole }: { readonly capture: number | null; readonly whole: boolean },
+  ): number | null {
+    if (!to || this.#ranges.length === 1) return null;
+    const { session } = to;
+    const pull = to.pulls + 1;
+    this.#tell({ kind: 'send', run: this.#run, session, pull, capture, whole });
+    return pull;
   }
 
   // What the run decides.

@@ -13,7 +13,7 @@ import type {
   Observations as SampledObservations,
 } from '../../../shared/rest.ts';
 import type { EarlyStoppingState } from '../early-stopping.ts';
-import type { Room } from '../landing-rooms.ts';
+import type { LandingRoom } from '../landing-rooms.ts';
 import type { SaveKind } from '../shard-command.ts';
 import { troubleText } from '../trouble.ts';
 import { type Copy, type NamedTensor, slice } from '../vectors.ts';
@@ -120,15 +120,12 @@ export class RunView {
   }
 
   /** Where the vector lies, and what the shards that have it are to do beside the decisions of the run. */
-  get vector(): Pick<
-    Vector,
-    'ranges' | 'dropParts' | 'grantParts' | 'revokeParts' | 'sendParts' | 'saved'
-  > {
+  get vector(): Pick<Vector, 'ranges' | 'dropParts' | 'grantParts' | 'revokeParts' | 'saved'> {
     return this.inside.parts.vector;
   }
 
   /** Room for a push's payload, as of `Parameters.land`. */
-  land(byteLength: number, encoding: Encoding | null): Room | null {
+  land(byteLength: number, encoding: Encoding | null): LandingRoom | null {
     return this.inside.parts.vector.land(byteLength, encoding);
   }
 

@@ -1,5 +1,5 @@
 import { LIMITS } from '../../../shared/limits.ts';
-import type { Assignment } from './calls.ts';
+import type { Assignment, SentTo } from './calls.ts';
 import { isTraining, workersMissingOf } from './course.ts';
 import { askForSamples, type Worker } from './roster.ts';
 import type { Inside, PendingEvaluation } from './state.ts';
@@ -9,8 +9,14 @@ import { payloadOf } from './vector.ts';
 
 const WAIT = { kind: 'wait' } as const;
 
-/** @param ahead minibatches that it may hold at once. */
-export function workFor(inside: Inside, key: string, ahead: number, now: number): Assignment {
+/** @param ahead minibatches that it may hold at once. @param to its connection; null: nobody is sent the work. */
+export function workFor(
+  inside: Inside,
+  key: string,
+  ahead: number,
+  now: number,
+  to: SentTo | null,
+): Assignment {
   const { options, fields, parts } = inside;
   const { leases, vector, mode, sent } = parts;
   const { grant, evaluation } = fields;
@@ -24,7 +30,7 @@ export function workFor(inside: Inside, key: string, ahead: number, now: number)
   }
   if (!vector.parameters) return WAIT;
   if (evaluation && (evaluation.worker === null || evaluation.worker === key)) {
-    return evaluationFor(inside, key, worker, evaluation);
+    return evaluationFor(inside, worker, evaluation, key, to);
   }
   if (!isTraining(fields) || fields.ending !== null || !leases) return WAIT;
   if (fields.step === 0 && workersMissingOf(inside) > 0) return WAIT;
@@ -44,23 +50,25 @@ export function workFor(inside: Inside, key: string, ahead: number, now: number)
   askForSamples(worker, given, nextId, options.config.observe.everySteps);
   worker.sentGeneration = fields.generation;
   worker.sentStep = fields.step;
+  const { step, generation } = fields;
+  const work = { kind: 'work', leases: given, evaluation: null, step } as const;
   const whole = wholeFor(inside, worker);
-  return {
-    kind: 'work',
-    leases: given,
-    evaluation: null,
-    payload: whole ? payloadOf(whole) : vector.parameters.snapshot(options.config.compression.pull),
-    shared: whole === null,
-    step: fields.step,
-    parts: { capture: null, whole: whole !== null },
-  };
+  if (whole) {
+    const pull = vector.sendParts(to, { capture: null, whole: true });
+    return { ...work, payload: payloadOf(whole), pull };
+  }
+  if (to?.generation === generation && to.step === step)
+    return { ...work, payload: null, pull: null };
+  const pull = vector.sendParts(to, { capture: null, whole: false });
+  return { ...work, payload: vector.parameters.snapshot(options.config.compression.pull), pull };
 }
 
 function evaluationFor(
   inside: Inside,
-  key: string,
   worker: Worker,
   evaluation: PendingEvaluation,
+  key: string,
+  to: SentTo | null,
 ): Assignment {
   const { leases, vector, mode } = inside.parts;
   const { id, part, step, capture } = evaluation;
@@ -74,9 +82,8 @@ function evaluationFor(
     leases: leases?.heldBy(key) ?? [],
     evaluation: { id, part },
     payload: payloadOf(whole ?? values),
-    shared: false,
     step,
-    parts: { capture, whole: whole !== null },
+    pull: vector.sendParts(to, { capture, whole: whole !== null }),
   };
 }
 
