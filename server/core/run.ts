@@ -368,7 +368,7 @@ export class Run extends RunView {
       this.#evaluate('validation', 'validation', this.#capture('evaluated'));
     } else if (ending !== null) {
       if (fields.phase === 'training') this.#stopTraining(ending);
-      else this.#settle(ending);
+      else this.#conclude(ending);
     }
   }
 
@@ -433,7 +433,9 @@ export class Run extends RunView {
       const { target } = fields;
       if (loss === null || target === null || loss >= target) this.#proceed();
       else {
-        this.#settle(`validation loss ${loss} fell below the training loss at the stop ${target}`);
+        this.#conclude(
+          `validation loss ${loss} fell below the training loss at the stop ${target}`,
+        );
       }
       return;
     }
@@ -498,7 +500,7 @@ export class Run extends RunView {
     fields.ending = reason;
     if (afterStop === 'restore') {
       this.#setParameters(best.capture);
-      this.#settle(reason);
+      this.#conclude(reason);
     } else if (afterStop === 'continue') {
       this.#setPhase('measuring', `${reason}; measuring the training loss at the best step`);
       this.#evaluate('target', 'train', best.capture, best.evaluation.step);
@@ -547,7 +549,7 @@ export class Run extends RunView {
   }
 
   /** The parameters are the final ones; the test part is looked at once. */
-  #settle(reason: string): void {
+  #conclude(reason: string): void {
     const fields = this.#fields;
     if (fields.phase === 'refitting') this.#setParameters('evaluated');
     fields.ending = reason;

@@ -161,7 +161,7 @@ export class Bundles {
   }
 
   /** All that was to be kept is on disk, or has failed. */
-  async settled(): Promise<void> {
+  async whenIdle(): Promise<void> {
     await this.#queue;
   }
 

@@ -312,7 +312,7 @@ export class Coordinator {
     this.mustBeOpen();
     const run = this.mustFind(id);
     run.call({ call: 'stop', reason: 'stopped by a user; `downpour resume` goes on' });
-    this.settle(run);
+    this.followUp(run);
     await this.#keeper.mustKeep(run, 'is stopped');
     return run;
   }
@@ -337,7 +337,7 @@ export class Coordinator {
     const run = this.mustFind(id);
     this.#mustNotBeArchived(run);
     run.call({ call: 'resume' });
-    this.settle(run);
+    this.followUp(run);
     try {
       await this.#keeper.mustKeep(run, 'goes on');
     } finally {
@@ -394,7 +394,7 @@ export class Coordinator {
         );
       }
       run.call({ call: 'stop', reason: 'removed by a user' });
-      this.settle(run);
+      this.followUp(run);
     }
     this.#leave(run);
     try {
@@ -440,7 +440,7 @@ export class Coordinator {
     const run = this.mustFind(id);
     this.#mustNotBeArchived(run);
     run.call({ call: 'test' });
-    this.settle(run);
+    this.followUp(run);
     try {
       await this.#keeper.mustKeep(run, 'is tested');
     } finally {
@@ -450,10 +450,10 @@ export class Coordinator {
   }
 
   /**
-   * After anything that may have changed a run: writes down what must be, wakes who may have work.
+   * Carries out what follows from calls of a run, once they are answered: writes down what must be, wakes who may have work.
    * @param touched false: time alone has gone by.
    */
-  settle(run: Run, touched = true): void {
+  followUp(run: Run, touched = true): void {
     const events = run.takeEvents();
     if (touched || events.length > 0) this.listing.touch(run);
     let wake = false;
@@ -491,7 +491,7 @@ export class Coordinator {
     if (!wake) return;
     this.workers.wake(run);
     // One for whom there was nothing may have been the last that a step waited for.
-    this.settle(run, false);
+    this.followUp(run, false);
   }
 
   /** The run is called at the moment that its mode waits for. */
@@ -506,7 +506,7 @@ export class Coordinator {
       this.#alarms.delete(run);
       if (run.deadline === null || this.#closing) return;
       run.call({ call: 'tick', now: this.now() });
-      this.settle(run);
+      this.followUp(run);
     });
   }
 
@@ -526,7 +526,7 @@ export class Coordinator {
     }
     for (const run of this.#unfinished) {
       run.call({ call: 'tick', now });
-      this.settle(run, false);
+      this.followUp(run, false);
     }
     this.workers.look(now);
     this.line.tick();
@@ -553,7 +553,7 @@ export class Coordinator {
     for (const session of sessions) session.dismissed(1012, 'server stops');
     await this.stopReading();
     await this.#keeper.close([...this.#runs.values()]);
-    await this.replication?.settled();
+    await this.replication?.whenIdle();
     this.replication?.close();
     for (const session of sessions) session.terminate();
   }
@@ -597,7 +597,7 @@ export class Coordinator {
     if (!run) return;
     if (report.type === 'overflowed') {
       run.call({ call: 'overflowed', generation: report.generation });
-      this.settle(run);
+      this.followUp(run);
       return;
     }
     const session = this.workers.find(report.session);

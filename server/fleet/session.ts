@@ -60,8 +60,8 @@ export interface Fleet extends Outlet {
   place(session: Session): void;
   /** Runs that workers may be needed for. */
   readonly unfinished: readonly Run[];
-  /** After anything that may have changed a run. */
-  settle(run: Run): void;
+  /** Carries out what follows from calls of a run, after they are answered (docs/decisions/0003-one-stretch.md). */
+  followUp(run: Run): void;
   /** Of all shards but the first, which is this server. */
   shardAddresses(): ShardAddress[];
   readonly experiments: { of(run: Run): Bundle | null };
@@ -381,7 +381,7 @@ export class Session {
       this.#gathering.initialised(message.grant, floatsOf(payload));
       this.#initialGathered(run, message.grant);
     } else this.#onInitialised(run, message.grant, payload);
-    this.#fleet.settle(run);
+    this.#fleet.followUp(run);
     return false;
   }
 
@@ -408,7 +408,7 @@ export class Session {
     if (!whole) return;
     try {
       this.#onPush(run, whole.push, whole.payload, whole.room, whole.others);
-      this.#fleet.settle(run);
+      this.#fleet.followUp(run);
     } finally {
       whole.landing?.release();
     }
@@ -419,7 +419,7 @@ export class Session {
     if (!whole) return;
     try {
       this.#onInitialised(run, grant, bytesOf(whole.values), whole.others);
-      this.#fleet.settle(run);
+      this.#fleet.followUp(run);
     } catch (error) {
       this.fail(error);
     }
@@ -467,9 +467,9 @@ export class Session {
     this.#joined = true;
     this.#answers.begin();
     // First what the worker has told: once it is answered, it remembers the new life alone.
-    this.#fleet.settle(run);
+    this.#fleet.followUp(run);
     this.proceed();
-    this.#fleet.settle(run);
+    this.#fleet.followUp(run);
   }
 
   #unsuited(run: Run, { code, message }: DownpourError): void {
@@ -674,7 +674,7 @@ export class Session {
     if (!run) return;
     this.#forgetParts(run);
     run.call({ call: 'leave', worker: this.key });
-    this.#fleet.settle(run);
+    this.#fleet.followUp(run);
   }
 
   #gone(): void {
@@ -688,7 +688,7 @@ export class Session {
     this.#gathering.clear();
     if (run && this.#joined) {
       run.call({ call: 'detach', worker: this.key, now: this.#fleet.now() });
-      this.#fleet.settle(run);
+      this.#fleet.followUp(run);
     }
     this.#fleet.workers.farewell(this);
   }

@@ -242,7 +242,7 @@ export class Replication {
   }
 
   /** Resolves when the standby has all that was told so far, or is lost. */
-  async settled(): Promise<void> {
+  async whenIdle(): Promise<void> {
     this.#flush();
     const { frames = 0 } = this.#standby ?? {};
     const standby = this.#standby;

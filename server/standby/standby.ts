@@ -229,7 +229,7 @@ class Follower {
       this.#connection?.terminate();
     }
     // The server that this becomes finds them on disk.
-    await this.#options.bundles?.settled();
+    await this.#options.bundles?.whenIdle();
     const steps = [...this.#replicas.runs.values()].map(({ id, step }) => `${id} at step ${step}`);
     log(
       `the primary's lease has lapsed: this standby takes over ${steps.length} runs (${steps.slice(0, 5).join(', ')})`,

@@ -76,7 +76,7 @@ describe('what REST has answered is on disk', () => {
     await keeper.register(run);
     coordinator.adopt(run);
     new VirtualWorker(run, problem).train();
-    coordinator.settle(run);
+    coordinator.followUp(run);
     expect(run.phase).toBe('finished');
     await coordinator.test(run.id);
     expect((await afterKill()).phase).toBe('testing');

@@ -123,7 +123,7 @@ describe('bundles of a server', () => {
     const bundles = await open();
     await bundles.keep(hashOf('one'), bytesOf('one'));
     void bundles.keep(hashOf('two'), bytesOf('two'));
-    await bundles.settled();
+    await bundles.whenIdle();
     const following = await Bundles.open(state, { log: () => {}, named: null });
     expect(await names()).toEqual([hashOf('one'), hashOf('two')].sort());
     expect((await following.content(hashOf('two'))).toString()).toBe('two');

@@ -133,10 +133,7 @@ export class Vector {
    * @param capture that is evaluated; null: the present parameters. @param whole with the frozen tensors.
    * @returns the number that they send it under; null: nobody else has anything to send.
    */
-  sendParts(
-    to: SentTo | null,
-    { capture, whole }: { readonly capture: number | null; readonly whole: boolean },
-  ): number | null {
+  sendParts(to: SentTo | null, capture: number | null, whole: boolean): number | null {
     if (!to || this.#ranges.length === 1) return null;
     const { session } = to;
     const pull = to.pulls + 1;

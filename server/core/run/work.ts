@@ -1,4 +1,5 @@
 import { LIMITS } from '../../../shared/limits.ts';
+import type { Snapshot } from '../snapshot.ts';
 import type { Assignment, SentTo } from './calls.ts';
 import { isTraining, workersMissingOf } from './course.ts';
 import { askForSamples, type Worker } from './roster.ts';
@@ -51,16 +52,16 @@ export function workFor(
   worker.sentGeneration = fields.generation;
   worker.sentStep = fields.step;
   const { step, generation } = fields;
-  const work = { kind: 'work', leases: given, evaluation: null, step } as const;
   const whole = wholeFor(inside, worker);
-  if (whole) {
-    const pull = vector.sendParts(to, { capture: null, whole: true });
-    return { ...work, payload: payloadOf(whole), pull };
+  const isKnown = whole === null && to?.generation === generation && to.step === step;
+  let payload: Snapshot | null = null;
+  let pull: number | null = null;
+  if (!isKnown) {
+    const { pull: encoding } = options.config.compression;
+    payload = whole ? payloadOf(whole) : vector.parameters.snapshot(encoding);
+    pull = vector.sendParts(to, null, whole !== null);
   }
-  if (to?.generation === generation && to.step === step)
-    return { ...work, payload: null, pull: null };
-  const pull = vector.sendParts(to, { capture: null, whole: false });
-  return { ...work, payload: vector.parameters.snapshot(options.config.compression.pull), pull };
+  return { kind: 'work', leases: given, evaluation: null, payload, step, pull };
 }
 
 function evaluationFor(
@@ -83,7 +84,7 @@ function evaluationFor(
     evaluation: { id, part },
     payload: payloadOf(whole ?? values),
     step,
-    pull: vector.sendParts(to, { capture, whole: whole !== null }),
+    pull: vector.sendParts(to, capture, whole !== null),
   };
 }
 
