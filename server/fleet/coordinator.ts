@@ -363,7 +363,7 @@ export class Coordinator {
     }
     if (labels !== run.labels) {
       run.call({ call: 'label', labels });
-      this.settle(run);
+      this.followUp(run);
     }
     await this.#keeper.mustLabel(run);
     return run;
