@@ -42,6 +42,7 @@ import {
   evaluationFrom,
   giveBack,
   isGood,
+  mayRollBack,
   mustBeOfAll,
   mustBeTestable,
   validationCount,
@@ -333,13 +334,6 @@ export class Run extends RunView {
     this.#events.push({ kind: 'rollback', rollback }, { kind: 'wake' });
   }
 
-  /** There is something to go back for: this phase goes on, and with the parameters that were evaluated. */
-  #mayRollBack(pending: PendingEvaluation): boolean {
-    const { rollbacks, ending, generation } = this.#fields;
-    const left = this.config.divergence.rollbacksMax - rollbacks.length;
-    return left > 0 && ending === null && pending.generation === generation;
-  }
-
   // Evaluations.
 
   /** What is due after an applied push: an evaluation, the end of a phase. */
@@ -441,7 +435,7 @@ export class Run extends RunView {
     }
     const { metric, patience } = this.config.earlyStopping;
     const value = (metric === 'loss' ? loss : error) ?? Number.NaN;
-    if (!Number.isFinite(value) && this.#mayRollBack(pending)) {
+    if (!Number.isFinite(value) && mayRollBack(this.inside, pending)) {
       this.#diverged(`the validation ${metric} at step ${pending.step} is NaN or infinite`);
       return;
     }

@@ -485,10 +485,9 @@ export class Session {
     const { code, message } = failure;
     this.#wentWrong(failure);
     this.#refused.add(run.id);
-    const worker = this.#hello?.worker;
+    const { worker } = this.#hello!;
     this.#fleet.log(`worker ${worker} cannot take part in run ${run.id}: ${code} ${message}`, {
-      ...{ level: 'warn', run: run.id, code, kind: `cannot take part ${code}` },
-      ...(worker === undefined ? {} : { worker }),
+      ...{ level: 'warn', run: run.id, code, kind: `cannot take part ${code}`, worker },
     });
   }
 

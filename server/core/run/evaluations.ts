@@ -119,3 +119,10 @@ export function mustBeTestable({ options: { id }, fields }: Inside): void {
     );
   }
 }
+
+/** There is something to go back for: this phase goes on, and with the parameters that were evaluated. */
+export function mayRollBack({ options, fields }: Inside, pending: PendingEvaluation): boolean {
+  const { rollbacks, ending, generation } = fields;
+  const left = options.config.divergence.rollbacksMax - rollbacks.length;
+  return left > 0 && ending === null && pending.generation === generation;
+}
