@@ -99,7 +99,7 @@ async function sequence(server: ServerProcess): Promise<number> {
 export function checkpointsTable(rows: readonly CheckpointRow[]): Table {
   return {
     name: 'checkpoints',
-    question: 'What does a checkpoint cost the pushes that come meanwhile?',
+    question: 'How much does a checkpoint slow down the pushes that arrive meanwhile?',
     columns: [
       { key: 'size', title: 'push' },
       { key: 'file', title: 'checkpoint' },
@@ -115,7 +115,7 @@ export function checkpointsTable(rows: readonly CheckpointRow[]): Table {
       size: formatBytes(row.bytes),
       file: formatBytes(row.fileBytes),
     })),
-    note: 'One worker over TCP with one push under way. During: checkpoints are written one right after the other, all the time.',
+    note: 'One worker over TCP with one push in flight. During: checkpoints are written one after the other without a pause.',
   };
 }
 

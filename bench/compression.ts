@@ -135,6 +135,6 @@ export function compressionTable(rows: readonly CompressionRow[]): Table {
       accuracy: 100 * row.accuracy,
       difference: plain ? 100 * (row.accuracy - plain.accuracy) : null,
     })),
-    note: `${data}; ${steps} steps of 64 examples, one worker, one seed. Payload of one step; of topk after its warm-up of one epoch.`,
+    note: `${data}; ${steps} steps of 64 examples, one worker, one seed. The payload is that of one step. For topk it is measured after the warm-up of one epoch.`,
   };
 }

@@ -329,7 +329,7 @@ export function dashboardTable(
 ): Table {
   return {
     name: 'dashboard',
-    question: `How soon does the dashboard show something, and what does it cost, with ${runs} runs of ${steps} updates?`,
+    question: `How soon does the dashboard show a run, and what does it cost, with ${runs} runs of ${steps} updates?`,
     columns: [
       { key: 'what', title: 'what' },
       { key: 'value', title: 'median' },
@@ -338,7 +338,7 @@ export function dashboardTable(
       { key: 'unit', title: 'unit' },
     ],
     rows: rows.map((row) => ({ ...row })),
-    note: 'Headless Chromium on the same cores, an empty cache each time, no GPU. A frame: the longest task of the page’s thread, in CPU time, which does not depend on what else the machine does. Costs: one simulated worker pushes the MLP in f32 as fast as it is answered, in turns with and without a page, medians of ratios; drawn on the same cores, the browser takes its share of them, so the last two rows are what the server itself spends on a page.',
+    note: 'Headless Chromium on the same cores, an empty cache each time, no GPU. A frame: the longest task of the page’s thread, in CPU time, which does not depend on other work on the machine. Costs: one simulated worker pushes the MLP in f32 as fast as it gets answers, in turns with and without a page; medians of ratios. The browser draws on the same cores and takes its share of them. So the last two rows show what the server itself spends on a page.',
   };
 }
 

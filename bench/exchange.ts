@@ -202,7 +202,7 @@ export function exchangeTable(rows: readonly ExchangeRow[]): Table {
       { key: 'cpuSecondsPerGigabyte', title: 'server CPU s/GB pushed', digits: 2 },
     ],
     rows: rows.map((row) => ({ ...row, size: formatBytes(row.bytes) })),
-    note: 'GB/s counts the payload of both ways; each push is applied by SGD. Plain sockets read into place, know all sizes beforehand and compute nothing; they took turns with the server. `in flight`: pushes that each worker has under way; those that are read at once are answered together, with one pull, and GB/s counts what was carried. CPU: all that the server does for a GB pushed, its update and the GB of its answer included.',
+    note: 'GB/s counts the payload in both directions. SGD applies each push. Plain sockets receive straight into the final buffer, know all sizes beforehand and compute nothing. They were measured in turns with the server. `in flight`: unanswered pushes per worker. The server answers pushes that it reads together with one pull, and GB/s counts the bytes that were really sent. CPU: all work of the server for one GB of pushes, including the update and the GB of the answer.',
   };
 }
 

@@ -171,6 +171,6 @@ export function fleetTable({ rows, idleKilobytes, busyKilobytes }: Fleet): Table
       { key: 'serverRssMegabytes', title: 'server MB', digits: 0 },
     ],
     rows: rows.map((row) => ({ ...row })),
-    note: `The MLP 784-256-10: 0.81 MB each way in f32, over TCP. Idle workers have joined, hold minibatches and push nothing. Server: resident memory, of which one more idle worker takes ${formatCell(idleKilobytes)} KB and one more busy worker ${formatCell(busyKilobytes)} KB.`,
+    note: `The MLP 784-256-10: 0.81 MB each way in f32, over TCP. Idle workers have joined, hold minibatches and push nothing. Server: resident memory. One more idle worker takes ${formatCell(idleKilobytes)} KB and one more busy worker ${formatCell(busyKilobytes)} KB.`,
   };
 }

@@ -207,7 +207,7 @@ function wireTable(rows: readonly WireRow[]): Table {
         cpu: tcp.serverCpuSecondsPerGigabyte,
       };
     }),
-    note: 'One worker; no update and no checks. `ws`: the npm package as it comes, and one copy to the place. CPU: of the process that a push goes to, for a GB of payload, both ways counted.',
+    note: 'One worker, without update and checks. `ws`: the unmodified npm package, and one copy to the final buffer. CPU: time of the process that receives the pushes, per GB of payload in both directions.',
   };
 }
 
@@ -263,7 +263,7 @@ function updatesTable(rows: readonly UpdateRow[]): Table {
       { key: 'share', title: 'share of the triad', digits: 2 },
     ],
     rows: rows.map((row) => ({ ...row })),
-    note: 'GB/s of what the rule must at least read and write. `twin`: the same in TypeScript. The triad took turns with them.',
+    note: 'GB/s counts the bytes that the rule must at least read and write. `twin`: the same rule in TypeScript. The triad was measured in turns with them.',
   };
 }
 
@@ -352,7 +352,7 @@ function systemTable(rows: readonly LimitedRow[]): Table {
       share: row.updatesPerSecond / row.plainPerSecond,
       staleness: `${row.stalenessP50} / ${row.stalenessP95}`,
     })),
-    note: 'The MLP 784-256-10 (203,530 parameters), minibatch 64, one server. `simulated` workers push one ready gradient, applied by SGD without an average; the others compute real ones from real digits, applied as the example says: momentum and an average. Plain sockets: the same bytes and number of workers, nothing computed.',
+    note: 'The MLP 784-256-10 (203,530 parameters), minibatch 64, one server. `simulated` workers push one precomputed gradient, which SGD applies, without an average. The others compute gradients from real digits, and the server applies them with momentum and an average, as in the example. Plain sockets: the same bytes and number of workers, without any computation.',
   };
 }
 

@@ -98,7 +98,7 @@ function summarise(
 export function shardsTable(rows: readonly ShardsRow[]): Table {
   return {
     name: 'shards',
-    question: 'What do shards cost, and bring?',
+    question: 'What do shards cost, and what do they gain?',
     columns: [
       { key: 'size', title: 'payload each way' },
       { key: 'workers', title: 'workers', digits: 0 },
@@ -111,6 +111,6 @@ export function shardsTable(rows: readonly ShardsRow[]): Table {
       { key: 'cpuSecondsPerGigabyte', title: 'CPU s/GB pushed, all shards', digits: 2 },
     ],
     rows: rows.map((row) => ({ ...row, size: formatBytes(row.bytes) })),
-    note: 'Shards are threads of one server, over TCP, one push under way for each worker, applied by SGD. A push waits for the slowest shard and for the decision, so that small ones get slower; shards are for models that one memory, one core or one network card cannot carry.',
+    note: 'Shards are threads of one server, over TCP, with one push in flight per worker, applied by SGD. A push waits for the slowest shard and for the coordinator, so small pushes get slower. Shards are for models that are too large for one memory, one core or one network card.',
   };
 }

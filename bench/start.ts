@@ -133,14 +133,14 @@ async function seconds(
 export function startTable(rows: readonly StartRow[]): Table {
   return {
     name: 'start',
-    question: 'How long does a command take until it does what it was called for?',
+    question: 'How long does a command take to start?',
     columns: [
       { key: 'what', title: 'command' },
       { key: 'packageSeconds', title: 'package s', digits: 2 },
       { key: 'checkoutSeconds', title: 'checkout s', digits: 2 },
     ],
     rows: rows.map((row) => ({ ...row })),
-    note: 'medians; the package is what `npm run build` makes, the checkout reads its TypeScript each time',
+    note: 'Medians. The package is the output of `npm run build`. The checkout reads its TypeScript each time.',
   };
 }
 

@@ -111,7 +111,7 @@ async function benchFlood(
 export function floodsTable(rows: readonly FloodRow[]): Table {
   return {
     name: 'floods',
-    question: 'What do hostile clients take from honest workers?',
+    question: 'How much do hostile clients slow down honest workers?',
     columns: [
       { key: 'flood', title: 'flood' },
       { key: 'connections', title: 'connections', digits: 0 },
@@ -123,7 +123,7 @@ export function floodsTable(rows: readonly FloodRow[]): Table {
       { key: 'closed', title: 'connections closed, by code' },
     ],
     rows: rows.map((row) => ({ ...row })),
-    note: 'Four workers of the MLP 784-256-10 (0.81 MB each way in f32) over TCP, flooders in a process of their own, with the least priority, that opens each connection again when the server closes it. `refused`: there was no handshake. All share the machine’s cores, so a flood that sends much takes from the workers what it takes from the processor.',
+    note: 'Four workers of the MLP 784-256-10 (0.81 MB each way in f32) over TCP, flooders in a separate process with the lowest priority, which reopens each connection when the server closes it. `refused`: the handshake failed. All share the machine’s cores, so a flood that sends much also takes processor time from the workers.',
   };
 }
 

@@ -170,7 +170,7 @@ async function turn(
 export function ratesTable(rows: readonly FloodRow[]): Table {
   return {
     name: 'rates',
-    question: 'What does an honest worker keep while somebody floods the server?',
+    question: 'What share of its updates does an honest worker keep during a flood?',
     columns: [
       { key: 'flood', title: 'flood' },
       { key: 'runs', title: 'runs', digits: 0 },
@@ -180,7 +180,7 @@ export function ratesTable(rows: readonly FloodRow[]): Table {
       { key: 'taken', title: 'flood, MB/s or answers/s' },
     ],
     rows: rows.map((row) => ({ ...row })),
-    note: `One worker with ${HONEST.inFlight} pushes of ${ELEMENTS} numbers under way. The flooder has the rights of a worker, or two connections with those of an observer, and sends as fast as the server takes it; all three have the cores of one machine.`,
+    note: `One worker with ${HONEST.inFlight} pushes of ${ELEMENTS} numbers in flight. The flooder has the token of a worker, or two connections with the token of an observer, and sends as fast as the server accepts. All three share the cores of one machine.`,
   };
 }
 

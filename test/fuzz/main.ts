@@ -45,7 +45,7 @@ for (const target of targets) target.close?.();
 
 console.log(`seed ${seed}\n`);
 console.log(
-  '| reader | inputs | taken | refused, each with a code | most allocated, MB | slowest, ms |',
+  '| reader | inputs | accepted | refused, each with a code | most allocated, MB | slowest, ms |',
 );
 console.log('|---|---:|---:|---|---:|---:|');
 for (const { target, inputs, accepted, rejected, allocatedBytesMax, slowestMs } of rows) {

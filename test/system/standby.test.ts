@@ -254,7 +254,7 @@ describe.skipIf(missing !== null)(`a hot standby${missing ?? ''}`, () => {
     await until('it is alone', alone);
     const { alerts } = await primary.client.status();
     expect(alerts.map(({ text }) => text).join()).toMatch(/the standby .* is lost .*goes on alone/);
-    await said(primary, /going on alone/);
+    await said(primary, /continuing alone/);
     const { step } = await primary.client.run('r');
     await atStep(primary, step + 20);
     const second = await follow(primary, 'shared');
