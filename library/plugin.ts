@@ -80,7 +80,7 @@ function mustBeGuarded({ authorize, ...sources }: DownpourPluginOptions): void {
   if (authorize || !open) return;
   throw new DownpourError(
     'DP_USAGE',
-    "nothing says who may use the server: give the plugin a token, or `authorize: (request) => 'operator'` where the app's own hooks let nobody else in",
+    "the plugin has no access control: give it a token, or `authorize: (request) => 'operator'` if the app's own hooks keep everybody else out",
   );
 }
 

@@ -229,7 +229,7 @@ async function resultOf(
   { data = process.env.DOWNPOUR_DATA ?? 'data', log = () => {} }: TrainOptions,
 ): Promise<TrainingResult> {
   if (run.phase !== 'finished') {
-    const what = run.phase === 'failed' ? 'failed' : 'was stopped by somebody else';
+    const what = run.phase === 'failed' ? 'failed' : 'was stopped by another user';
     throw new DownpourError('DP_RUN_FAILED', `run ${run.id} ${what}: ${run.reason}`);
   }
   const { folder, remove } = await openScratch('trained');

@@ -362,7 +362,7 @@ class ActiveServer {
       this.#lose(
         new DownpourError(
           'DP_STATE_FENCED',
-          `this server lost the ownership of its state and must not write any more: ${errorText(lost.reason)}`,
+          `this server no longer owns its state and must not write to it: ${errorText(lost.reason)}`,
         ),
       );
     if (lost.aborted) onLost();

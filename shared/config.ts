@@ -612,7 +612,7 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
   if (folds !== null && apart !== null && (apart === fold || apart >= folds || folds < 3)) {
     throw new DownpourError(
       'DP_CONFIG_INVALID',
-      `validation.apart is ${apart}, validation.fold ${fold}, with ${folds} folds: it takes three folds or more, and another one than the one that validates, 0 to ${folds - 1}`,
+      `validation.apart is ${apart}, validation.fold ${fold}, with ${folds} folds: use three folds or more, and a fold other than validation.fold, 0 to ${folds - 1}`,
     );
   }
   if (config.workersMax !== null && config.workersMin > config.workersMax) {

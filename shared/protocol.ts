@@ -177,7 +177,7 @@ export const PhaseSchema = Type.Union(
   ],
   {
     description:
-      'What the run does now. A worker need not look at it: leases and evaluations say what there is to do.',
+      'What the run does now. A worker can ignore it: leases and evaluations say what to do.',
   },
 );
 export type Phase = Static<typeof PhaseSchema>;

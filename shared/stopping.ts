@@ -9,13 +9,13 @@ const THEN: Readonly<Record<string, string>> = {
   retrain:
     'then it retrains on training and validation examples, for as many updates as the best had',
   continue:
-    'then it goes on from the best parameters on all examples, until the validation loss meets the target',
+    'then it continues from the best parameters on all examples, until the validation loss meets the target',
 };
 
 const AFTERWARDS: Readonly<Record<string, string>> = {
   restore: 'the best parameters were restored',
   retrain: 'it was retrained on training and validation examples',
-  continue: 'it went on from the best parameters on all examples',
+  continue: 'it continued from the best parameters on all examples',
 };
 
 /** @param groups how whole numbers are told. @returns one sentence, without its full stop. */

@@ -40,7 +40,7 @@ const failed = (trials: readonly Trial[]) => trials.filter(({ end }) => end?.kin
 function reasonsText(trials: readonly Trial[]): string {
   const counts = new Map<string, number>();
   for (const { end } of failed(trials)) {
-    const reason = end!.reason.replace(/[.\s]+$/, '') || 'no reason was told';
+    const reason = end!.reason.replace(/[.\s]+$/, '') || 'no reason was given';
     counts.set(reason, (counts.get(reason) ?? 0) + 1);
   }
   const sorted = [...counts].sort(([, a], [, b]) => b - a);

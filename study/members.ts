@@ -37,7 +37,7 @@ export function parseMembers(text: string): MemberSpec {
   if (kind && Number.isInteger(count) && count >= 2 && count <= MEMBERS_MAX) return { kind, count };
   throw new DownpourError(
     'DP_USAGE',
-    `members are '${text}'; allowed: ${MEMBER_KINDS.join(', ')}, with a number from 2 to ${MEMBERS_MAX} behind a colon, like seeds:5`,
+    `members are '${text}'; allowed: ${MEMBER_KINDS.join(', ')}, with a number from 2 to ${MEMBERS_MAX} after a colon, like seeds:5`,
   );
 }
 

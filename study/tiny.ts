@@ -77,7 +77,7 @@ export function tinyPlan(settings: TinySettings): Plan {
     decide(trials, room) {
       const change: Change[] = trials.flatMap((trial) =>
         trial.end === null && resultOf(trial, settings).learnt
-          ? [{ index: trial.index, to: 'kill', reason: 'learnt by heart' }]
+          ? [{ index: trial.index, to: 'kill', reason: 'memorised' }]
           : [],
       );
       const start = all.slice(trials.length, trials.length + Math.max(0, room));

@@ -70,7 +70,7 @@ const training = h(
   h(
     'p',
     { class: 'muted join-words' },
-    'This page computes gradients for the runs of this server, like any other worker. Close it whenever you like: what it has not computed goes to others, and nothing is lost.',
+    'This page computes gradients for the runs of this server, like any other worker. Close it whenever you like: other workers compute its unfinished minibatches, and nothing is lost.',
   ),
   problem,
   h('dl', { class: 'tiles join-tiles' }, ...Object.values(tiles).map(({ element }) => element)),
@@ -203,7 +203,8 @@ button.addEventListener('click', () => {
 
 // Who it is.
 
-const TO_WORK = 'This server wants a token: a worker’s to train in this browser, or an operator’s.';
+const TO_WORK =
+  'This server requires a token: a worker’s to train in this browser, or an operator’s.';
 
 async function askWho(): Promise<void> {
   worker?.terminate();

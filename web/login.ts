@@ -3,7 +3,7 @@ import type { View } from './parts.ts';
 import { logIn } from './store.ts';
 
 const TO_LOOK =
-  'This server wants a token: an observer’s to look, an operator’s to stop and resume runs as well.';
+  'This server requires a token: an observer’s to read, an operator’s to stop and resume runs as well.';
 
 /** Asks for a token, once; from then on the browser has a cookie that no script can read. */
 export function loginView(onDone: () => void, { words = TO_LOOK, work = false } = {}): View {

@@ -24,7 +24,7 @@ export function studiesView(): View {
   const list = h('div', { class: 'section card' });
   const empty = emptyState(
     'No studies yet',
-    'Searches, learning-rate tests, folds and looks at a trained model appear here as soon as they are begun with this server:',
+    'Searches, learning-rate tests, folds and inspections of a trained model appear here as soon as they start on this server:',
     `npx downpour search my.ts --server ${BASE}`,
   );
   const element = h('div', {}, h('h1', {}, 'Studies'), list, empty);
@@ -194,7 +194,7 @@ export function studyView(name: string): View {
   async function remove(): Promise<void> {
     const sure = await confirm(
       `Remove ${name}?`,
-      'What it found goes from this server. Its runs stay, and so do the files that the command wrote.',
+      'This removes its results from this server. Its runs stay, and so do the files that the command wrote.',
       'Remove the study',
     );
     if (!sure) return;

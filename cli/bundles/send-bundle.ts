@@ -82,7 +82,7 @@ export async function bundleExperiment(file: string): Promise<ExperimentBundle> 
     if (!COMPUTED.includes(id) || !location) continue;
     problems.push({
       file: resolve(folder, location.file),
-      text: `line ${location.line} imports what it computes the name of when it runs, as packages with native code do: a bundle cannot hold that`,
+      text: `line ${location.line} imports a module whose name it computes at run time, as packages with native code do: a bundle cannot contain such a module`,
     });
   }
   if (content.includes(MARK)) problems.push(...(await inputs.findPlaceDependence()));
@@ -252,7 +252,7 @@ class Inputs {
         const line = source.slice(0, source.indexOf(expression)).split('\n').length;
         problems.push({
           file,
-          text: `${expression} (line ${line}) says where its file lies, and a sent experiment is one file in another folder with nothing beside it: read data from the \`folder\` that data() is given`,
+          text: `${expression} (line ${line}) uses the folder of its file, and a sent experiment is a single file in another folder: read data from the \`folder\` that data() is given`,
         });
       }
     }

@@ -385,7 +385,7 @@ function gapNotes(inputs: Inputs, count: number): string[] {
     .filter(({ missing }) => missing > 0)
     .map(
       ({ name, missing }) =>
-        `column ${shown(name)} lacks ${groups(missing)} of ${groups(count)} values: the mean stands there, and an input of its own says where`,
+        `column ${shown(name)} lacks ${groups(missing)} of ${groups(count)} values: the mean replaces them, and an additional input marks them`,
     );
 }
 
@@ -499,11 +499,11 @@ function loadOptions({ request, reading, table, target, task, inputs }: TablePar
     lines.push(`hashed: { ${sizes.join(', ')} },`);
   }
   if ([target, ...usedOf(inputs)].some(({ missing }) => missing > 0)) {
-    lines.push('// The mean of the training part stands for a missing number.', "missing: 'mean',");
+    lines.push('// The mean of the training part replaces a missing number.', "missing: 'mean',");
   }
   const share = testShare(table.count - target.missing, request.testFraction);
   if (share > 0) {
-    lines.push('// Set apart for `downpour test`: the same rows in every run.');
+    lines.push('// Held out for `downpour test`: the same rows in every run.');
     lines.push(`testFraction: ${share},`);
   }
   if (inputs.ignored.length > 0) {

@@ -105,7 +105,7 @@ async function linesFor(
   if (status.stateStoreAway) {
     const { seconds, records } = status.stateStoreAway;
     lines.push(
-      `Redis is away for ${duration(seconds)}: ${groups(records)} records wait on disk, training goes on`,
+      `Redis is away for ${duration(seconds)}: ${groups(records)} records wait on disk; training continues`,
     );
   }
   if (status.copies) lines.push(copyLine(status.copies));

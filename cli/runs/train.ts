@@ -178,7 +178,7 @@ export async function newestUnfinished(
   const newest = own.findLast(isOpen);
   if (newest) return newest.id;
   const trials = others.some(isOpen)
-    ? '; trials of a study go on when its command is called again'
+    ? '; to continue the trials of a study, call its command again'
     : '';
   throw new DownpourError(
     'DP_NOT_FOUND',
@@ -214,7 +214,7 @@ async function conduct(
       return EXIT.ok;
     }
     progress.event('started', { run: id, url: usedServer.client.url });
-    progress.note(`run ${id}, to be watched at ${usedServer.client.url}/#/runs/${id}`);
+    progress.note(`run ${id}: watch it at ${usedServer.client.url}/#/runs/${id}`);
     if (usedServer.state !== null) {
       progress.note(
         `Ctrl-C stops with a checkpoint; \`${commandLine('resume', id, options)}\` goes on`,
@@ -256,7 +256,7 @@ async function openServer(
     if (options.detach) {
       throw new DownpourError(
         'DP_USAGE',
-        '--detach needs --server: an own server ends with this command',
+        '--detach needs --server: the server that this command starts ends with the command',
       );
     }
     return startOwnServer({ state: options.state, port: options.port, log });
@@ -308,7 +308,7 @@ function report(
   }
   const model = checkpoints.findLast((one) => one.kind === kind);
   if (model) lines.push(`${kind} checkpoint: ${checkpointPath(model, run.id, options)}`);
-  lines.push('', 'how to go on:');
+  lines.push('', 'how to continue:');
   if (run.phase === 'stopped') lines.push(`  ${commandLine('resume', run.id, options)}`);
   lines.push(`  ${commandLine('status', run.id, options)}`);
   if (model) {

@@ -232,7 +232,7 @@ class Experiments {
     if (found) return found.path;
     throw new DownpourError(
       'DP_EXPERIMENT_UNKNOWN',
-      `a member is of the experiment '${name}', which is not in ${folder}: put it beside ${file}`,
+      `a member belongs to the experiment '${name}', which is not in ${folder}: put its file next to ${file}`,
     );
   }
 

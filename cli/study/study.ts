@@ -158,7 +158,7 @@ export async function studyCommand(
     progress.note(
       `study ${name}: ${definition.trialCount} trials, ${parallel} at a time; status at ${client.url}/status`,
     );
-    progress.note('Ctrl-C leaves a checkpoint of each trial; the same command goes on');
+    progress.note('Ctrl-C leaves a checkpoint of each trial; the same command continues the study');
     const teller = new Teller(client, name, (line) => progress.note(line));
     const told = (
       state: StudyReport['state'],

@@ -51,7 +51,7 @@ export async function runGpuWorkers(
     });
   });
   const interruption = untilInterrupted(() =>
-    log('the workers hand back what is not computed; once more to stop at once'),
+    log('the workers return their unfinished minibatches; press Ctrl-C again to stop at once'),
   );
   try {
     await Promise.race([

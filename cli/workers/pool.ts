@@ -101,7 +101,7 @@ async function keepRunning(
     crashes++;
     const { code, message } = end.failure ?? {
       code: 'DP_INTERNAL',
-      message: 'ended although its run goes on',
+      message: 'ended although its run continues',
     };
     const error = new DownpourError(
       code in ERRORS ? (code as ErrorCode) : 'DP_INTERNAL',

@@ -47,7 +47,7 @@ async function work(options: WorkOptions, log: Log): Promise<void> {
       })
     : null;
   const interruption = untilInterrupted(() =>
-    log('handing back what is not computed; once more to stop at once'),
+    log('returning unfinished minibatches; press Ctrl-C again to stop at once'),
   );
   // Started by `downpour train`: when that ends, in whatever way, there is nothing left to work for.
   const orphaned = new AbortController();

@@ -35,7 +35,7 @@ export class Tickets {
       if (own + 1 >= count) {
         throw new DownpourError(
           'DP_LIMIT',
-          `${own} tickets of this token wait to be used, and all ${LIMITS.ticketCountMax} of the server are given out: wait ${LIMITS.ticketSeconds} s`,
+          `${own} tickets of this token wait to be used, and all ${LIMITS.ticketCountMax} of the server are issued: wait ${LIMITS.ticketSeconds} s`,
         );
       }
       for (const [key, ticket] of this.#known) {

@@ -150,7 +150,7 @@ export function certificateProblem(
 ): { readonly severity: 'critical' | 'warning'; readonly text: string } | null {
   const left = Date.parse(expiresAt) - now;
   const renew =
-    'put a new one and its key in the place of the files; they are read again by themselves';
+    'replace the files with a new certificate and its key; the server reads them without a restart';
   if (left <= 0) {
     return {
       severity: 'critical',

@@ -329,7 +329,7 @@ export class Keeper {
   /** Forgets all runs, after what is being written has been, or has failed. */
   async abandon(): Promise<void> {
     const states = [...this.#states.values()];
-    const why = new DownpourError('DP_SHARD_LOST', 'all runs go on from their last checkpoints');
+    const why = new DownpourError('DP_SHARD_LOST', 'all runs continue from their last checkpoints');
     for (const { tasks, waiting } of states) {
       tasks.clear();
       for (const { reject } of waiting.splice(0)) reject(why);
@@ -493,7 +493,7 @@ export class Keeper {
     state.spoiltRetryAt = now() + RETRY_MS;
     this.changed(run);
     if (told === error.message) return;
-    log(`run ${run.id}: not entered in the state store, training goes on: ${error.message}`, {
+    log(`run ${run.id}: not entered in the state store; training continues: ${error.message}`, {
       ...{ level: 'error', run: run.id, code: error.code },
     });
   }

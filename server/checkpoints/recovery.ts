@@ -202,7 +202,7 @@ export class Recovery {
       if (!elsewhere) return this.recoverOne(known);
       throw new DownpourError(
         'DP_CHECKPOINT_MISSING',
-        `this standby was not told of it, and its checkpoint ${elsewhere.file} is in the folder of the old primary: start a server there`,
+        `this standby has no record of it, and its checkpoint ${elsewhere.file} is in the folder of the old primary: start a server there`,
       );
     }
     if (state && isNewer(state, replica)) {
@@ -282,7 +282,7 @@ export class Recovery {
       await this.#learnLost(fresh);
       await this.#learnLabels(fresh, known);
       if (known.phase === 'stopped') {
-        fresh.call({ call: 'stop', reason: 'stopped by a user; `downpour resume` goes on' });
+        fresh.call({ call: 'stop', reason: 'stopped by a user; `downpour resume` continues it' });
       }
       return fresh;
     }

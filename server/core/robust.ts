@@ -168,7 +168,7 @@ export class Robust {
       this.#records.delete(this.#records.keys().next().value!);
     }
     if (record.bad < quarantineAfter || !record.othersWell) return null;
-    const reason = `${record.bad} bad pushes in a row while those of others were applied; the last: ${what}`;
+    const reason = `${record.bad} bad pushes in a row, while pushes of other workers were applied; the last: ${what}`;
     this.#quarantined.set(name, reason);
     this.#records.delete(name);
     return reason;

@@ -311,7 +311,7 @@ export class Coordinator {
   async stop(id: string): Promise<Run> {
     this.mustBeOpen();
     const run = this.mustFind(id);
-    run.call({ call: 'stop', reason: 'stopped by a user; `downpour resume` goes on' });
+    run.call({ call: 'stop', reason: 'stopped by a user; `downpour resume` continues it' });
     this.followUp(run);
     await this.#keeper.mustKeep(run, 'is stopped');
     return run;

@@ -118,7 +118,7 @@ export class Workers {
     const who = worker === undefined ? 'a connection' : `worker ${worker}`;
     const whose = session.holder === null ? '' : ` of token ${session.holder}`;
     this.#log(
-      `${who}${whose} sends messages that nobody asked for, or the same again; they may take ${100 * messageTimeShareMax} % of the time of this server, so its connection is read less often`,
+      `${who}${whose} sends messages without a request, or the same ones again; they may take ${100 * messageTimeShareMax} % of the time of this server, so its connection is read less often`,
       { level: 'warn', ...(worker === undefined ? {} : { worker }) },
     );
   }

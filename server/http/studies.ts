@@ -138,7 +138,7 @@ async function read(folder: string, name: string): Promise<StudyDetail> {
   const path = join(folder, `${name}.json`);
   const value = await readSealed(path, STUDY_FILE_BYTES_MAX);
   if (value === undefined) {
-    throw new DownpourError('DP_NOT_FOUND', `${path} no longer exists: somebody removed it`);
+    throw new DownpourError('DP_NOT_FOUND', `${path} no longer exists: it was removed`);
   }
   const study = checkStudy(path, value);
   if (study.name !== name) throw damaged(path, `it is of study '${study.name}'`);

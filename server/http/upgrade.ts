@@ -153,6 +153,6 @@ function mustReplicate({ replication }: Coordinator): Replication {
   if (replication) return replication;
   throw new DownpourError(
     'DP_USAGE',
-    'a server with shards has no standby: when a shard is lost its runs go on from their checkpoints',
+    'a server with shards has no standby: when a shard is lost, its runs continue from their checkpoints',
   );
 }

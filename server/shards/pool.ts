@@ -243,7 +243,7 @@ export class ShardPool implements RunShards {
       if (pauseMs > this.#silenceMs / 2) link.heardMs = now;
       link.connection.ping();
       if (now - link.heardMs <= this.#silenceMs) continue;
-      link.why = `it has said nothing for ${this.#silenceMs / 1000} s`;
+      link.why = `no message from it for ${this.#silenceMs / 1000} s`;
       link.connection.terminate();
     }
   }

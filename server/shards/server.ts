@@ -213,7 +213,7 @@ class ShardServer {
     // What has come during a pause of our own has not been read yet.
     if (pauseMs > LIMITS.silenceMs / 2) control.heardMs = now;
     if (now - control.heardMs > LIMITS.silenceMs) {
-      this.#log(`the coordinator has said nothing for ${LIMITS.silenceMs / 1000} s`);
+      this.#log(`no message from the coordinator for ${LIMITS.silenceMs / 1000} s`);
       control.connection.terminate();
     }
   }

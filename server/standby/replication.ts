@@ -202,7 +202,7 @@ export class Replication {
     const joining = this.#state === 'joining';
     const silenceMs = joining ? SLOW * this.#timeoutMs : this.#timeoutMs;
     if (now - standby.heardMs > silenceMs) {
-      this.#lose(standby, `it has said nothing for ${silenceMs / 1000} s`);
+      this.#lose(standby, `no message from it for ${silenceMs / 1000} s`);
       return;
     }
     const [oldest] = standby.uncarried;
@@ -487,7 +487,7 @@ export class Replication {
     if (frames > standby.frames) {
       throw new DownpourError(
         'DP_PROTOCOL_ORDER',
-        `${frames} frames are said to be carried out; ${standby.frames} were sent`,
+        `${frames} frames were reported as processed; ${standby.frames} were sent`,
       );
     }
     if (frames > standby.carried) standby.progressMs = this.#options.now();
@@ -526,7 +526,7 @@ export class Replication {
     const what =
       follow.mode === 'sync'
         ? 'no push is answered before it has it'
-        : `it may lack ${follow.lagMax} pushes`;
+        : `it may lag by up to ${follow.lagMax} pushes`;
     this.#options.log(`the standby ${from} has all runs; ${what}`);
   }
 
@@ -560,7 +560,7 @@ export class Replication {
         this.#state = 'alone';
         // Where it stays, who starts again waits in vain, and no more.
         this.#options.note?.(null).catch((error: unknown) => this.#options.log(errorText(error)));
-        this.#options.log('going on alone: what is applied from now on is in no other server');
+        this.#options.log('continuing alone: no other server has the updates from now on');
         this.#release();
       },
       (error: unknown) => {

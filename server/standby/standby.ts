@@ -374,7 +374,7 @@ class Follower {
   }
 }
 
-const STANDING_BY = `# HELP downpour_standing_by 1: this server is a standby. It follows another server and gives out no work.
+const STANDING_BY = `# HELP downpour_standing_by 1: this server is a standby. It follows another server and assigns no work.
 # TYPE downpour_standing_by gauge
 downpour_standing_by 1
 `;

@@ -259,7 +259,7 @@ async function refuseIfAlive(
     'DP_STATE_LOCKED',
     `${folder} belongs to ${who}, last seen ${Math.max(0, Math.round(ageMs))} ms ago: ` +
       'stop that server, choose another folder, or give several servers a Redis; ' +
-      `if it is dead, its hold ends by itself after ${leaseMs} ms`,
+      `if it is dead, its lease expires after ${leaseMs} ms`,
   );
 }
 

@@ -104,7 +104,7 @@ class JournaledStore implements StateStore {
   #sayAway(error: unknown): void {
     if (this.#awaySince !== null) return;
     const { log, folder } = this.#options;
-    log(`${errorText(error)}; training goes on, records wait in ${folder}`, {
+    log(`${errorText(error)}; training continues, and records wait in ${folder}`, {
       ...{ level: 'warn', code: errorCode(error) },
     });
     this.#awaySince = performance.now();

@@ -142,7 +142,7 @@ function unavailable(place: string, error: unknown, lastError: Error | null): Do
     ? 'check the user and password in its address, and what they may do'
     : /certificate/i.test(both)
       ? 'name the authority of its certificate with --redis-ca, and ours with --redis-cert and --redis-key'
-      : 'check that it runs and can be reached; the connection comes back by itself';
+      : 'check that it runs and can be reached; the server reconnects by itself';
   return new DownpourError('DP_REDIS_UNAVAILABLE', `Redis at ${place}: ${text}${why}; ${advice}`, {
     cause: error,
   });

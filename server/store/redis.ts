@@ -307,6 +307,6 @@ function lockedBy(place: string, [owner, since, leftMs]: readonly unknown[]): Do
   return new DownpourError(
     'DP_STATE_LOCKED',
     `${place} belongs to ${owner}, since ${since}: stop that server, or give this one another prefix; ` +
-      `if it is dead, its hold ends by itself in ${leftMs} ms`,
+      `if it is dead, its lease expires in ${leftMs} ms`,
   );
 }

@@ -158,6 +158,6 @@ export function fenced(token: number, newest: number, owner?: string): DownpourE
   const by = owner === undefined ? '' : ` (${owner})`;
   return new DownpourError(
     'DP_STATE_FENCED',
-    `token ${token} may not write any more, the newest is ${newest}${by}: this server lost its lease; stop it, or let it acquire again and resume from the last checkpoint`,
+    `token ${token} may no longer write; the newest is ${newest}${by}: this server lost its lease; stop it, or let it acquire again and resume from the last checkpoint`,
   );
 }

@@ -66,7 +66,7 @@ export function alertsOf(facts: AlertFacts): Alert[] {
     const { seconds, records } = stateStoreAway;
     add(
       'warning',
-      `Redis is away for ${inWords(seconds)}: ${records} records wait on disk, training goes on`,
+      `Redis is away for ${inWords(seconds)}: ${records} records wait on disk; training continues`,
     );
   }
   if (shards?.lost) {
@@ -132,7 +132,7 @@ function aboutRun(
   if (spoilt !== null) {
     add(
       'warning',
-      `${run.id} is not entered in the state store, training goes on and its checkpoints are on disk: ${spoilt}`,
+      `${run.id} is not entered in the state store; training continues, and its checkpoints are on disk: ${spoilt}`,
     );
   }
   const leftOut = facts.leftOut(run.id);
@@ -159,7 +159,7 @@ function aboutRun(
     const times = run.rollbacks.length === 1 ? 'once' : `${run.rollbacks.length} times`;
     add(
       'warning',
-      `${run.id} has diverged ${times}, last at step ${last.step}; it goes on with learning rate ${Number(last.learningRate.toPrecision(3))}`,
+      `${run.id} has diverged ${times}, last at step ${last.step}; it continues with learning rate ${Number(last.learningRate.toPrecision(3))}`,
     );
   }
   if (run.hint !== null) add('warning', `${run.id}: ${run.hint}`);
@@ -167,7 +167,7 @@ function aboutRun(
   if (behind > 0) {
     add(
       'info',
-      `${run.id} has lost ${run.stepsLost} steps with crashes of the server, and makes up for ${behind} of them now`,
+      `${run.id} has lost ${run.stepsLost} steps in crashes of the server, and has ${behind} of them left to repeat`,
     );
   }
 }
@@ -179,7 +179,7 @@ function aboutStandby(
   if (state === 'lost') {
     add(
       'warning',
-      `the standby ${address} is lost for ${inWords(seconds)} (${reason}): this server goes on alone, start another with \`downpour serve --standby-of\``,
+      `the standby ${address} is lost for ${inWords(seconds)} (${reason}): this server continues alone; start another with \`downpour serve --standby-of\``,
     );
   } else if (state === 'parting') {
     add(
@@ -213,7 +213,7 @@ function aboutCopies(
     const what = waiting === 1 ? 'one checkpoint waits' : `${waiting} checkpoints wait`;
     add(
       'warning',
-      `nothing is copied to ${to} for ${inWords(away.seconds)}: ${what}, training goes on; ${away.why}`,
+      `nothing is copied to ${to} for ${inWords(away.seconds)}: ${what}; training continues; ${away.why}`,
     );
   }
   for (const { run, why } of refused) {

@@ -78,7 +78,7 @@ function aboutServer(page: Page, { server, errors, unasked }: PrometheusFacts): 
   ]);
   page.gauge(
     'downpour_alerts',
-    'Alerts that a person should look at. GET /status has their text.',
+    'Alerts that need attention. GET /status has their text.',
     (['critical', 'warning', 'info'] as const).map((severity): Sample => {
       return [{ severity }, alerts.filter((alert) => alert.severity === severity).length];
     }),

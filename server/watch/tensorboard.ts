@@ -172,7 +172,7 @@ export class TensorBoard {
     if (this.#failing) return;
     this.#failing = true;
     log(
-      `the event files in ${folder} are not written for ${problems.length} runs, trying again, training goes on: ${problems[0]}`,
+      `the event files in ${folder} are not written for ${problems.length} runs, trying again; training continues: ${problems[0]}`,
       { level: 'warn' },
     );
   }

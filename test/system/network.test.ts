@@ -188,7 +188,7 @@ describe.skipIf(missing)(`machines of their own${missing}`, { timeout: 400_000 }
 
     // No FIN, no RST, and by the shared folder the shard still says that it is there.
     const isSilent = (address: string) => (line: string) =>
-      line.includes(`ws://${address}:7421 has gone (it has said nothing for 10 s)`);
+      line.includes(`ws://${address}:7421 has gone (no message from it for 10 s)`);
     const isTaken = (address: string) => (line: string) =>
       line.includes(`2 shards: this server, ws://${address}:7421`);
     ip('-n', SWITCH, 'link', 'set', 'port1', 'down');

@@ -174,7 +174,7 @@ describe('a parameter server in an app', () => {
 
   test('is refused where nothing says who may use it, or two things do', async () => {
     await expect(Fastify().register(downpour, { prefix: '/training', state })).rejects.toThrow(
-      'nothing says who may use the server',
+      'the plugin has no access control',
     );
     await expect(
       Fastify().register(downpour, { prefix: '/a', state, token: 'x', authorize: () => null }),

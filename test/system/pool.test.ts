@@ -70,7 +70,7 @@ test('a worker that ends in good order while its run goes on is started again', 
   const { pool, notes } = start('', { isOver: async () => ++asked > 2 });
   await pool.ended;
   expect(lives('worker-1')).toBe(3);
-  expect(notes[0]).toBe('worker-1 ended although its run goes on; starting it again in 0.005 s');
+  expect(notes[0]).toBe('worker-1 ended although its run continues; starting it again in 0.005 s');
 });
 
 test('an error that nobody caught is told, not what Node writes behind it', async () => {

@@ -111,7 +111,7 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
       const { stateStoreAway } = await server.client.status();
       return (stateStoreAway?.records ?? 0) >= 10;
     });
-    expect(server.log()).toMatch(/training goes on, records wait in/);
+    expect(server.log()).toMatch(/training continues, and records wait in/);
 
     await redis.restart();
     const store = open();

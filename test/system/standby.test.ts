@@ -233,7 +233,7 @@ describe.skipIf(missing !== null)(`a hot standby${missing ?? ''}`, () => {
     primary.child.kill('SIGCONT');
     const [code] = await ended;
     expect(code).toBe(1);
-    await said(primary, /DP_STATE_FENCED: this server lost the ownership of its state/);
+    await said(primary, /DP_STATE_FENCED: this server no longer owns its state/);
     await inPhase(standby, 'finished');
     const run = await standby.client.run('r');
     expect(run).toMatchObject({ step: 2_000, examples: 8_000, stepsLost: 0 });
@@ -253,7 +253,9 @@ describe.skipIf(missing !== null)(`a hot standby${missing ?? ''}`, () => {
     const alone = async () => (await primary.client.status()).standby?.state === 'lost';
     await until('it is alone', alone);
     const { alerts } = await primary.client.status();
-    expect(alerts.map(({ text }) => text).join()).toMatch(/the standby .* is lost .*goes on alone/);
+    expect(alerts.map(({ text }) => text).join()).toMatch(
+      /the standby .* is lost .*continues alone/,
+    );
     await said(primary, /continuing alone/);
     const { step } = await primary.client.run('r');
     await atStep(primary, step + 20);

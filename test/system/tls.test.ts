@@ -133,7 +133,7 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
     };
     await copy(authority.issue('ends', 3));
     const { url } = await start({ tls: files });
-    const text = /short\.pem expires in 2 days, on .*: put a new one/;
+    const text = /short\.pem expires in 2 days, on .*: replace the files/;
     expect(lines.filter((line) => text.test(line))).toHaveLength(1);
     const alerts = async () => (await rest(url, { ca: authority.ca }).status()).alerts;
     expect(await alerts()).toMatchObject([

@@ -96,7 +96,7 @@ describe('alerts', () => {
     expect(look({ copies: { ...copies, waiting: 2 } })).toEqual([]);
     const away = { seconds: 240, why: 'DP_S3_UNAVAILABLE no' };
     expect(texts({ copies: { ...copies, waiting: 2, away } })).toEqual([
-      'nothing is copied to s3://b/p for 4 min: 2 checkpoints wait, training goes on; DP_S3_UNAVAILABLE no',
+      'nothing is copied to s3://b/p for 4 min: 2 checkpoints wait; training continues; DP_S3_UNAVAILABLE no',
     ]);
     const refused = [{ run: 'digits', why: 'DP_RUN_EXISTS other' }];
     expect(look({ copies: { ...copies, refused } })).toMatchObject([
@@ -208,10 +208,10 @@ describe('alerts', () => {
       "shard 2 at ws://192.0.2.3:7421 is lost for 20 s (connection lost): all runs wait until it, or another one, is there; \`downpour shard\` starts one
       digits cannot be written down, trying again: a restart would go back from step 90 to step 40; DP_DISK no space left on device
       worker a is in quarantine: five bad pushes in a row
-      Redis is away for 3 min: 12 records wait on disk, training goes on
-      digits has diverged once, last at step 70; it goes on with learning rate 0.025
+      Redis is away for 3 min: 12 records wait on disk; training continues
+      digits has diverged once, last at step 70; it continues with learning rate 0.025
       digits: try less
-      digits has lost 9 steps with crashes of the server, and makes up for 4 of them now"
+      digits has lost 9 steps in crashes of the server, and has 4 of them left to repeat"
     `);
   });
 

@@ -46,7 +46,7 @@ describe('missing values', () => {
       [3, 0, 0, 0, 1],
     ]);
     expect(data.source).toBe(
-      "3 examples with 5 inputs from real.csv; 1 row is left out: the target is missing; column 'a' lacks 1 value: its mean stands there; column 'kind' lacks 1 value: its mean stands there",
+      "3 examples with 5 inputs from real.csv; 1 row is left out: the target is missing; column 'a' lacks 1 value: its mean replaces them; column 'kind' lacks 1 value: its mean replaces them",
     );
   });
 

@@ -123,7 +123,7 @@ test('what is written while the store is away is there when it is back, newest s
   expect(await inner.lastCheckpoint('r')).toEqual(checkpoint(2));
   expect(await inner.getEarlyStopping('r')).toEqual({ evaluations: 2 });
   expect(await journals()).toEqual([]);
-  expect(lines[0]).toContain('it is away; training goes on');
+  expect(lines[0]).toContain('it is away; training continues');
   expect(lines.at(-1)).toMatch(/Redis is back after .* 4 records that waited are written/);
 });
 

@@ -291,7 +291,7 @@ describe('what is for workers waits', () => {
     await turn();
     expect(told).toEqual([2, 3]);
     expect(replication.facts()).toMatchObject({ state: 'lost' });
-    expect(log()).toContain('going on alone');
+    expect(log()).toContain('continuing alone');
     // Alone nothing waits.
     await push();
     expect(told).toEqual([2, 3, 4]);
@@ -320,7 +320,7 @@ describe('what is for workers waits', () => {
     expect(told).toEqual([]);
     replication.tick();
     await turn();
-    expect(log()).toContain('it has said nothing for 1 s');
+    expect(log()).toContain('no message from it for 1 s');
     expect(told).toEqual([2]);
     expect(link.open).toBe(false);
   });

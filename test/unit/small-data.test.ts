@@ -88,7 +88,7 @@ describe('data of 1 to 10 rows', () => {
       4,
       { validation: { folds: 2, fold: 0, apart: 1, stratified: false } },
       'DP_CONFIG_INVALID',
-      'one of 2 folds validates and one is set apart, so none is left to train on',
+      'one of 2 folds validates and one is held out, so none is left to train on',
     ],
   ])('%i rows, %o: %s', (rows, more, code, message) => {
     const error = told(() =>

@@ -34,7 +34,7 @@ test('of what has stopped nothing is told as if it were still to come', () => {
     'Training stopped at step 40; the best parameters were restored',
   );
   expect(text({ phase: 'refitting' }, { stoppedAt: 40, afterStop: 'continue' })).toMatch(
-    /^Training stopped at step 40; then it goes on from the best/,
+    /^Training stopped at step 40; then it continues from the best/,
   );
   expect(text({ phase: 'failed' })).not.toMatch(/left|then/);
 });

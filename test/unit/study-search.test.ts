@@ -295,7 +295,7 @@ test('`downpour resume` leaves the trials of a study to the study', async () => 
     });
   await make('b-trial', { workersMax: 1, epochsMax: 9 }, 'b');
   await server.client.stop('b-trial');
-  await expect(newestUnfinished(server.client)).rejects.toThrow('its command is called again');
+  await expect(newestUnfinished(server.client)).rejects.toThrow('call its command again');
   // The number of its workers makes no run a trial.
   await make('a-run', { epochsMax: 9, workersMax: 2 });
   expect(await newestUnfinished(server.client)).toBe('a-run');

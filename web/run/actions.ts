@@ -68,7 +68,7 @@ export function fork(run: RunSummary) {
   return async ({ file, step, kind }: CheckpointSummary) => {
     const sure = await confirm(
       'Begin a new run from this checkpoint?',
-      `It begins with the ${kind === 'last' ? 'newest' : kind} parameters of ${run.id} at step ${count(step)}, with the same configuration; optimizer, schedule and steps begin anew. ${run.id} stays as it is.`,
+      `It begins with the ${kind === 'last' ? 'newest' : kind} parameters of ${run.id} at step ${count(step)}, with the same configuration; optimizer, schedule and steps start from the beginning. ${run.id} stays as it is.`,
       'Begin',
     );
     if (!sure) return;

@@ -345,7 +345,7 @@ function checkLabels(prepared: PreparedData, classes: Int32Array, areIds: boolea
     return finding(
       'labels',
       'ok',
-      `Whether labels follow the inputs cannot be told: ${why}.`,
+      `It is not possible to say whether labels follow the inputs: ${why}.`,
       null,
       numbers,
     );

@@ -52,7 +52,7 @@ export function split(
     if (trains.length === 0) {
       throw new DownpourError(
         'DP_CONFIG_INVALID',
-        `one of ${folds} folds validates and one is set apart, so none is left to train on; use 3 folds or more`,
+        `one of ${folds} folds validates and one is held out, so none is left to train on; use 3 folds or more`,
       );
     }
   } else if (!given && validationFraction > 0) {

@@ -107,7 +107,7 @@ async function download(run: string, oldestFirst: readonly Copy[], source: Sourc
     if (kind === 'last' && whole === 0) {
       throw new DownpourError(
         'DP_CHECKPOINT_CORRUPT',
-        `${bucket.name}/${run} has copies of checkpoints and no whole one of kind 'last': the server does not begin beside them; move them away, or start it without --checkpoint-copy`,
+        `${bucket.name}/${run} has copies of checkpoints and no complete one of kind 'last': the server does not start new runs next to them; move them away, or start it without --checkpoint-copy`,
       );
     }
   }

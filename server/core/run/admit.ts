@@ -59,7 +59,7 @@ export function judgeSender(push: Push, facts: Facts): Refusal | null {
   if (push.sequence <= worker.lastSequence) return DUPLICATE;
   if (quarantine !== null) return reject('DP_QUARANTINED', quarantine);
   if (isReady && isTraining(fields) && !fields.grant && fields.ending === null) return null;
-  const message = `the run is ${fields.ending ?? fields.phase}: this minibatch is not needed any more`;
+  const message = `the run is ${fields.ending ?? fields.phase}: this minibatch is no longer needed`;
   return reject('DP_PUSH_PHASE', message);
 }
 
@@ -68,7 +68,7 @@ export function judge(push: Push, facts: Facts): Judgement {
   const { config, fields, worker, problem, lease } = facts;
   if (problem) return reject(problem.code, problem.message);
   if (!lease) {
-    const message = `minibatch lease ${push.lease} is not this worker's any more: it was not pushed within leaseSeconds ${config.leaseSeconds} or its connection was lost, and it went to another worker`;
+    const message = `minibatch lease ${push.lease} no longer belongs to this worker: it was not pushed within leaseSeconds ${config.leaseSeconds} or its connection was lost, and it went to another worker`;
     return reject('DP_PUSH_LEASE_LOST', message);
   }
   const { step, generation } = fields;

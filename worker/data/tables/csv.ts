@@ -267,7 +267,7 @@ class Table {
       }
       if (gaps.count === 0) continue;
       const values = gaps.count === 1 ? '1 value' : `${gaps.count} values`;
-      this.#notes.push(`column '${name}' lacks ${values}: its mean stands there`);
+      this.#notes.push(`column '${name}' lacks ${values}: its mean replaces them`);
     }
   }
 
