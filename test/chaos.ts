@@ -1,12 +1,14 @@
 /**
- * Real faults in one training: MNIST, a server with Redis, worker processes behind a proxy; processes are
+ * Real faults in training: MNIST, a server with Redis, worker processes behind a proxy; processes are
  * killed and halted, connections cut in the middle of a frame or slowed down, the disk filled, Redis killed and
- * started again. Afterwards the server's log of applied pushes is checked, and the accuracy told.
+ * started again. A training that ends before all faults have come is followed by another one. Afterwards the server's log
+ * of applied pushes is checked, and the accuracies told.
  *
  *     npm run chaos -- --faults 200            # about ten minutes on 2 cores
  *     npm run chaos -- --faults 0              # the same without faults, to compare with
  *     npm run chaos -- --faults 200 --seed 7   # other faults
  *     npm run chaos -- --faults 200 --refit    # with early stopping's retrain after it
+ *     npm run chaos -- --faults 100 --mode synchronous  # several pushes make an update
  *     npm run chaos -- --faults 100 --standby  # with a second server, which takes over when one is killed or halted
  */
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -21,7 +23,10 @@ import { parseArgs } from 'node:util';
 import { TEMPORARY } from '../files/atomic-file.ts';
 import { checkpointFolder } from '../files/checkpoint.ts';
 import { checkPushLog } from '../server/watch/push-log.ts';
+import { resolveConfig } from '../shared/config.ts';
+import { collects } from '../shared/consistency.ts';
 import { type Random, random } from '../shared/random.ts';
+import type { RunDetail } from '../shared/rest.ts';
 import { createRestClient } from '../shared/rest-client.ts';
 import { hashExperiment } from '../worker/experiment.ts';
 import { freePort, startRedis } from './redis-server.ts';
@@ -30,13 +35,17 @@ import { mountSmallDisk, smallDiskMissing } from './support/small-disk.ts';
 
 const ROOT = join(import.meta.dirname, '..');
 const PROGRAM = join(ROOT, 'bin', 'downpour.js');
-const RUN = 'chaos';
 
 const { values } = parseArgs({
   options: {
     faults: { type: 'string', default: '200' },
     workers: { type: 'string', default: '4' },
+    /** Of each training. */
     epochs: { type: 'string', default: '30' },
+    /** `consistency.mode` of each training. */
+    mode: { type: 'string', default: 'async' },
+    /** Faults come for as long at most. By default enough for a machine that is ten times as slow. */
+    minutes: { type: 'string' },
     seed: { type: 'string', default: '1' },
     engine: { type: 'string', default: 'auto' },
     /** Early stopping's `retrain` follows, with faults of its own. */
@@ -48,6 +57,9 @@ const { values } = parseArgs({
   },
 });
 const faultsMax = Number(values.faults);
+const minutesMax = Number(values.minutes ?? 10 + (faultsMax * Number(values.every)) / 6);
+/** Wrong options are refused before anything is started. */
+const config = resolveConfig({ consistency: { mode: values.mode } });
 const draw: Random = random(Number(values.seed), 1);
 const pick = <T>(from: readonly T[]): T => from[draw.below(from.length)]!;
 const began = performance.now();
@@ -164,33 +176,42 @@ const servers = ports.map(
     }),
 );
 const client = createRestClient({ server: ports.map(urlOf).join(), timeoutMs: 30_000 });
-const look = () => client.run(RUN).catch(() => null);
-for (;;) {
-  const created = await client
-    .createRun({
-      id: RUN,
-      experiment: 'mnist-mlp',
-      experimentHash: await hashExperiment(join(ROOT, 'examples', 'mnist-mlp.ts')),
-      config: {
-        ...{ minibatchSize: 64, learningRate: 0.02, leaseSeconds: 15 },
-        optimizer: { kind: 'momentum', momentum: 0.9 },
-        averaging: { kind: 'ema', decay: 0.999 },
-        epochsMax: Number(values.epochs),
-        // Afterwards again as many updates, on all examples.
-        earlyStopping: { patience: 1_000, ...(values.refit ? { afterStop: 'retrain' } : {}) },
-        checkpoint: { everySeconds: 2 },
-      },
-    })
-    .catch(() => null);
-  if (created) break;
-  await delay(300);
+/** The trainings, one after another; the last one is under way. */
+const names: string[] = [];
+const look = () => client.run(names.at(-1)!).catch(() => null);
+/** Creates the next training, whatever happens to the server meanwhile. */
+async function createTraining(): Promise<void> {
+  const id = `chaos-${names.length + 1}`;
+  names.push(id);
+  const options = {
+    id,
+    experiment: 'mnist-mlp',
+    experimentHash: await hashExperiment(join(ROOT, 'examples', 'mnist-mlp.ts')),
+    config: {
+      ...{ minibatchSize: 64, learningRate: 0.02, leaseSeconds: 15 },
+      optimizer: { kind: 'momentum', momentum: 0.9 },
+      averaging: { kind: 'ema', decay: 0.999 },
+      consistency: { mode: values.mode },
+      epochsMax: Number(values.epochs),
+      // Afterwards again as many updates, on all examples.
+      earlyStopping: { patience: 1_000, ...(values.refit ? { afterStop: 'retrain' } : {}) },
+      checkpoint: { everySeconds: 2 },
+    },
+  };
+  for (;;) {
+    // The answer to a request that was carried out may be lost.
+    const created = await client.createRun(options).catch(() => look());
+    if (created) return;
+    await delay(300);
+  }
 }
+await createTraining();
 const workers = Array.from(
   { length: Number(values.workers) },
   (_, i) =>
     new Service(`worker ${i}`, () => [
       ...['work', '--server', proxies.map(({ port }) => `ws://127.0.0.1:${port}`).join()],
-      ...['--run', RUN, '--name', `w-${i}`],
+      ...['--name', `w-${i}`],
       ...['--engine', values.engine, '--threads', '1', '--experiments', join(ROOT, 'examples')],
     ]),
 );
@@ -242,9 +263,9 @@ const KINDS = Object.keys(FAULTS);
 
 /** What the run is doing, as far as can be seen from outside. */
 async function moment(): Promise<string> {
-  const [run, seen] = await Promise.all([look(), client.workers(RUN).catch(() => null)]);
+  const [run, seen] = await Promise.all([look(), client.workers(names.at(-1)!).catch(() => null)]);
   if (!run) return 'the server away';
-  const files = await readdir(checkpointFolder(state, RUN)).catch(() => []);
+  const files = await readdir(checkpointFolder(state, names.at(-1)!)).catch(() => []);
   if (files.some((name) => name.endsWith(TEMPORARY)))
     return `${run.phase}, a checkpoint being written`;
   if (seen?.some((worker) => worker.state === 'evaluating')) return `${run.phase}, an evaluation`;
@@ -255,8 +276,15 @@ let last = await look();
 for (;;) {
   const run = await look();
   if (run) last = run;
-  if (run && ['testing', 'finished', 'failed', 'stopped'].includes(run.phase)) break;
-  if (made < faultsMax) {
+  const isLate = performance.now() - began > 60_000 * minutesMax;
+  if (run && ['testing', 'finished', 'failed', 'stopped'].includes(run.phase)) {
+    if (made === faultsMax || isLate || run.phase === 'failed' || run.phase === 'stopped') break;
+    if (run.phase === 'finished') {
+      say(`${names.at(-1)} is finished after ${made} of ${faultsMax} faults: another one begins`);
+      await createTraining();
+    }
+  }
+  if (made < faultsMax && !isLate) {
     const kind = pick(KINDS);
     count(moments, await moment());
     // Of two kinds at once there are plenty: a halted process is killed, or its connection cut.
@@ -272,36 +300,53 @@ for (;;) {
   }
 }
 const seconds = (performance.now() - began) / 1000;
-let run = await look();
-while (run?.phase !== 'finished' && run?.phase !== 'failed') {
-  await delay(300);
-  run = await look();
+const runs: RunDetail[] = [];
+for (const name of names) {
+  let run: RunDetail | null = null;
+  while (run?.phase !== 'finished' && run?.phase !== 'failed') {
+    if (run) await delay(300);
+    run = await client.run(name).catch(() => null);
+    if (performance.now() - began > 60_000 * (minutesMax + 30)) {
+      throw new Error(`${name} is not over 30 minutes after the last fault: ${run?.phase}`);
+    }
+  }
+  runs.push(run);
 }
-const report = checkPushLog(readFileSync(pushLog, 'utf8'));
+const log = readFileSync(pushLog, 'utf8');
 for (const service of [...workers, ...servers.reverse()]) await service.end();
 for (const proxy of proxies) await proxy.close();
 await redis.stop();
-const examples = (run.data?.trainCount ?? 0) * Number(values.epochs);
+const reports = runs.map((run) => {
+  const lines = log.split('\n').filter((line) => line.split(' ')[2] === run.id);
+  const report = checkPushLog(lines.join('\n'));
+  const wanted = (run.data?.trainCount ?? 0) * Number(values.epochs);
+  const counted = run.pushes.applied + run.pushes.damped;
+  const isSound =
+    run.phase === 'finished' &&
+    report.twice.length === 0 &&
+    report.steps.length === 0 &&
+    report.applied === counted &&
+    // Where several pushes make a step, there are fewer steps than pushes.
+    (collects(config.consistency) ? counted >= run.step : counted === run.step) &&
+    (values.refit || run.examples === wanted);
+  return {
+    ...{ run: run.id, isSound, phase: run.phase, reason: run.reason },
+    ...{ steps: run.step, stepsLost: run.stepsLost },
+    accuracy: run.test?.error == null ? null : 100 * (1 - run.test.error),
+    pushes: { ...run.pushes, inTheLog: report.applied, takenBack: report.lost },
+    ...{ appliedTwice: report.twice.length, stepsOutOfOrder: report.steps.length },
+    examples: { used: run.examples, wanted: values.refit ? null : wanted },
+  };
+});
 console.log(
   JSON.stringify(
     {
-      ...{ faults: made, kinds: Object.fromEntries(counts), moments: Object.fromEntries(moments) },
-      seconds: Math.round(seconds),
-      ...{ phase: run.phase, reason: run.reason, steps: run.step, stepsLost: run.stepsLost },
-      accuracy: run.test?.error == null ? null : 100 * (1 - run.test.error),
-      pushes: { ...run.pushes, inTheLog: report.applied, takenBack: report.lost },
-      appliedTwice: report.twice.length,
-      stepsOutOfOrder: report.steps.length,
-      examples: { used: run.examples, wanted: examples },
+      ...{ mode: values.mode, faults: { made, wanted: faultsMax } },
+      ...{ kinds: Object.fromEntries(counts), moments: Object.fromEntries(moments) },
+      ...{ seconds: Math.round(seconds), runs: reports },
     },
     null,
     2,
   ),
 );
-const sound =
-  run.phase === 'finished' &&
-  report.twice.length === 0 &&
-  report.steps.length === 0 &&
-  report.applied === run.step &&
-  (values.refit || run.examples === examples);
-process.exit(sound ? 0 : 1);
+process.exit(made === faultsMax && reports.every(({ isSound }) => isSound) ? 0 : 1);
