@@ -73,7 +73,7 @@ export function piecesOf({ tensors }: Pick<Layout, 'tensors'>, { start, end }: R
  * The layout of one range by itself: tensors and parts of tensors, with offsets within the range. A part
  * keeps the name, role and shape of its whole tensor, and has its own size.
  */
-export function partLayout(layout: Layout, range: Range): Layout {
+export function rangeLayout(layout: Layout, range: Range): Layout {
   const { start, end } = range;
   if (start === 0 && end === layout.size) return layout;
   const { trainableSize, exchangedSize } = layout;

@@ -1,11 +1,11 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { readCheckpoint } from '../../files/checkpoint.ts';
-import { Observations } from '../../server/core/observations.ts';
+import { Curves } from '../../server/core/curves.ts';
 import type { RunState } from '../../server/core/run/state.ts';
 import { EventStream } from '../../server/watch/tensorboard.ts';
 import { evaluationMoment, type Moment, secondsOf, trainingMoments } from '../../shared/history.ts';
-import type { Metrics, Observations as Observed, RunDetail } from '../../shared/rest.ts';
+import type { Metrics, Observations, RunDetail } from '../../shared/rest.ts';
 import type { UsedServer } from '../used-server.ts';
 
 /** What happened in a run, for programs that draw curves: `downpour export --format tensorboard | jsonl`. */
@@ -19,7 +19,7 @@ export interface Course {
   /** Facts for whom the numbers are not enough. */
   readonly facts: Readonly<Record<string, unknown>>;
   readonly metrics: Metrics;
-  readonly observed: Pick<Observed, 'samples'>;
+  readonly observed: Pick<Observations, 'samples'>;
 }
 
 export async function courseOfRun({ client }: UsedServer, id: string): Promise<Course> {
@@ -39,7 +39,7 @@ export async function courseOfFile(path: string): Promise<Course> {
   const { options, phase, reason, step, seconds, data, best, test, observations } =
     manifest.state as RunState;
   const { id: run, experiment, experimentHash, createdAt, config } = options;
-  const course = new Observations(observations);
+  const course = new Curves(observations);
   return {
     ...{ run, step, createdAt, config },
     facts: {

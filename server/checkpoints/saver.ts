@@ -131,7 +131,7 @@ export class CheckpointSaver {
     const { shards } = this.#options;
     const { make } = copies;
     const written = () => copies.written({ keep: !run.over });
-    if (shards && run.parts > 1) {
+    if (shards && run.rangeCount > 1) {
       const { tensors, done } = saveShards(shards, run, kind, make);
       return {
         tensors,

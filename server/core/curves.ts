@@ -1,11 +1,6 @@
 import { pickPoints } from '../../shared/downsample.ts';
 import type { Observed } from '../../shared/protocol.ts';
-import type {
-  Evaluation,
-  Metrics,
-  ObservedSample,
-  Observations as SampledObservations,
-} from '../../shared/rest.ts';
+import type { Evaluation, Metrics, Observations, ObservedSample } from '../../shared/rest.ts';
 import { type Trouble, troubleIn } from './trouble.ts';
 
 /**
@@ -77,7 +72,7 @@ interface Sampled {
   readonly samples: readonly ObservedSample[];
 }
 
-export class Observations {
+export class Curves {
   #smoothed = { sum: 0, weight: 0 };
   #stride = 1;
   #points: Applied[] = [];
@@ -206,7 +201,7 @@ export class Observations {
     this.#sampled = { ...this.#sampled, computeMs: sumOf(this.#sampled.computeMs, ms) };
   }
 
-  observed(): Omit<SampledObservations, 'everySteps'> {
+  observed(): Omit<Observations, 'everySteps'> {
     const { samples, count, costMs, computeMs } = this.#sampled;
     const share = count === 0 ? null : costMs / Math.max(costMs + computeMs, 1e-9);
     return { samples: [...samples], cost: { samples: count, ms: costMs, share } };

@@ -8,16 +8,16 @@ import type { Decoding, Kernels } from './kernels.ts';
 
 /** Where the payload of a push is read into; used again for the next push. */
 export class LandingRoom {
-  readonly #came: (measured: Measured, bytes: number) => void;
+  readonly #came: (scan: GradientScan, bytes: number) => void;
   readonly #left: (room: LandingRoom) => void;
   bytes: Uint8Array = new Uint8Array();
   /** Null: the run's vector is there now. */
-  place: Vector | null = null;
+  place: VectorPlace | null = null;
   /** Null: nothing is known of the gradient before all of it is there. */
-  measured: Measured | null = null;
+  scan: GradientScan | null = null;
 
   constructor(
-    came: (measured: Measured, bytes: number) => void,
+    came: (scan: GradientScan, bytes: number) => void,
     left: (room: LandingRoom) => void,
   ) {
     this.#came = came;
@@ -26,7 +26,7 @@ export class LandingRoom {
 
   /** @param bytes of the payload that are there. */
   came(bytes: number): void {
-    if (this.measured) this.#came(this.measured, bytes);
+    if (this.scan) this.#came(this.scan, bytes);
   }
 
   release(): void {
@@ -36,7 +36,7 @@ export class LandingRoom {
 
 /** A push's payload in the run's memory. */
 export interface StagedPush {
-  readonly measured: Measured;
+  readonly scan: GradientScan;
   /** Statistics of the minibatch, shape [statisticsSize]. */
   readonly statistics: Float32Array;
   /** Where the payload lies; null: not where it came in. */
@@ -44,7 +44,7 @@ export interface StagedPush {
 }
 
 /** The run's vector, or where the next one is made. */
-export interface Vector {
+export interface VectorPlace {
   readonly address: number;
   /** Shape [layout.size]: trainable, statistics, frozen. */
   readonly values: Float32Array;
@@ -61,7 +61,7 @@ export function vectorAt(
   address: number,
   { trainableSize, exchangedSize }: Layout,
   size: number,
-): Vector {
+): VectorPlace {
   const values = memory.floats(address, size);
   const statistics = values.subarray(trainableSize, exchangedSize);
   const bytes = memory.bytes(address, 4 * exchangedSize);
@@ -69,7 +69,7 @@ export function vectorAt(
 }
 
 /** How far a gradient has been looked at. */
-export class Measured {
+export class GradientScan {
   readonly gradient: Staged;
   /** So many elements at its beginning were. */
   #elements = 0;

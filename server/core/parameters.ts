@@ -28,12 +28,12 @@ import { Collected, gatheredBytes, isAdaptive, Sent, type Weight } from './gathe
 import { createKernels, type Kernels } from './kernels.ts';
 import {
   BYTES,
+  GradientScan,
   gradientAt,
   LandingRoom,
-  Measured,
   type StagedPush,
   scaleBytes,
-  type Vector,
+  type VectorPlace,
   vectorAt,
 } from './landing-rooms.ts';
 import { type NormBound, normBounds, project } from './max-norm.ts';
@@ -66,11 +66,11 @@ export class Parameters {
   readonly #kernels: Kernels;
   readonly #encoders: CompressionKernels;
   /** As it is now. Never leaves this file but to be read, and is not written to while it is lent. */
-  #now: Vector;
+  #now: VectorPlace;
   /** A snapshot shows the vector itself, not a copy. */
   #lent = false;
   /** Places that hold nothing now, the last one used first; at least one is there while the vector is lent. */
-  readonly #free: Vector[];
+  readonly #free: VectorPlace[];
   /** So many vectors may be lent at once; the others are copied. */
   readonly #lentMax: number;
   #lentCount = 0;
@@ -178,8 +178,8 @@ export class Parameters {
     const { trainableSize: n } = this.layout;
     const dense =
       encoding !== null && encoding !== 'topk' && byteLength >= encodedBytes(encoding, n);
-    room.measured =
-      dense && !this.#cuts ? new Measured(gradientAt(encoding, place.address, n)) : null;
+    room.scan =
+      dense && !this.#cuts ? new GradientScan(gradientAt(encoding, place.address, n)) : null;
     // Pushes of one run are of one size, as a rule: then the view of the last one does.
     if (place.payload.length !== byteLength) {
       place.payload = this.#memory.bytes(place.address, byteLength);
@@ -190,12 +190,12 @@ export class Parameters {
   }
 
   /** More of a payload is there: it is looked at while a core has it in its cache. */
-  readonly #came = (measured: Measured, bytes: number): void => {
-    const { decoding } = measured.gradient;
+  readonly #came = (scan: GradientScan, bytes: number): void => {
+    const { decoding } = scan.gradient;
     const { trainableSize: n } = this.layout;
     const numbers = Math.max(0, bytes - scaleBytes(decoding, n));
     const elements = Math.min(n, Math.floor(numbers / BYTES[decoding]));
-    measured.go(this.#kernels, elements - (elements % BLOCK_ELEMENTS));
+    scan.go(this.#kernels, elements - (elements % BLOCK_ELEMENTS));
   };
 
   readonly #left = (room: LandingRoom): void => {
@@ -315,10 +315,10 @@ export class Parameters {
    * @param compensation null: its gradient is used as it is.
    */
   collect(push: StagedPush, weight: Weight, compensation: CompensationUse | null): void {
-    const { measured, statistics } = push;
+    const { scan, statistics } = push;
     const gradient = compensation
-      ? this.#compensated(measured.gradient, NO_CLIP, compensation)
-      : measured.gradient;
+      ? this.#compensated(scan.gradient, NO_CLIP, compensation)
+      : scan.gradient;
     this.#collected!.take(gradient, statistics, weight);
   }
 
@@ -326,8 +326,8 @@ export class Parameters {
   combine(shares: number, faulty: number): StagedPush {
     const { address, values } = this.#collected!.combine(shares, faulty);
     const n = this.layout.trainableSize;
-    const measured = new Measured(gradientAt('f32', address, n));
-    return { measured, statistics: values.subarray(n), room: null };
+    const scan = new GradientScan(gradientAt('f32', address, n));
+    return { scan, statistics: values.subarray(n), room: null };
   }
 
   /** Those that were collected are of no more use. */
@@ -353,8 +353,8 @@ export class Parameters {
       // Pushes of this kind are short, wherever they lie.
       const spread = this.#memory.floats(this.#scratch, n);
       decodeTopk(payload.subarray(0, bytes), spread);
-      const measured = new Measured(gradientAt('f32', this.#scratch, n));
-      return { measured, statistics: aligned(payload.subarray(bytes)), room: null };
+      const scan = new GradientScan(gradientAt('f32', this.#scratch, n));
+      return { scan, statistics: aligned(payload.subarray(bytes)), room: null };
     }
     // A payload that was moved while it came lies elsewhere.
     const isHere = payload.buffer === this.#memory.memory.buffer;
@@ -363,21 +363,21 @@ export class Parameters {
     if (!landed) this.#memory.bytes(address, payload.length).set(payload);
     const statistics =
       statisticsSize === 0 ? NO_STATISTICS : this.#memory.floats(address + bytes, statisticsSize);
-    const begun = landed?.measured?.gradient.decoding === encoding ? landed.measured : null;
-    const measured = begun ?? new Measured(gradientAt(encoding, address, n));
-    return { measured, statistics, room: landed };
+    const begun = landed?.scan?.gradient.decoding === encoding ? landed.scan : null;
+    const scan = begun ?? new GradientScan(gradientAt(encoding, address, n));
+    return { scan, statistics, room: landed };
   }
 
   /**
    * The squared L2 norm of a gradient whose elements are cut to ±limit first; NaN as soon as an element
    * of it or of the statistics is not finite.
    */
-  squares({ measured, statistics }: StagedPush, limit: number): number {
+  squares({ scan, statistics }: StagedPush, limit: number): number {
     if (!Number.isFinite(normAndFinite(statistics))) return Number.NaN;
     const n = this.layout.trainableSize;
-    if (limit !== Infinity) return sumOfSquares(this.#kernels, measured.gradient, n, limit);
-    measured.go(this.#kernels, n);
-    return sumOfSquares(this.#kernels, measured.gradient, n, limit, measured.sum);
+    if (limit !== Infinity) return sumOfSquares(this.#kernels, scan.gradient, n, limit);
+    scan.go(this.#kernels, n);
+    return sumOfSquares(this.#kernels, scan.gradient, n, limit, scan.sum);
   }
 
   /**
@@ -389,8 +389,8 @@ export class Parameters {
     const from = this.#now;
     const { compensation } = options;
     const gradient = compensation
-      ? this.#compensated(push.measured.gradient, clipped, compensation)
-      : push.measured.gradient;
+      ? this.#compensated(push.scan.gradient, clipped, compensation)
+      : push.scan.gradient;
     const clip = compensation ? NO_CLIP : clipped;
     // Of numbers of the same size, each is read right before its place is written to.
     const isAlike = gradient.decoding === 'f32' && this.layout.frozenSize === 0 && !compensation;
@@ -444,7 +444,7 @@ export class Parameters {
   }
 
   /** Elements [start, end) of the vector in bf16; both are multiples of 8, or `end` is the last. */
-  #encodeInto({ address }: Half, of: Vector, start: number, end: number): void {
+  #encodeInto({ address }: Half, of: VectorPlace, start: number, end: number): void {
     this.#encoders.encode_bf16(of.address + 4 * start, end - start, address + 2 * start);
   }
 

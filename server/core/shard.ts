@@ -4,7 +4,7 @@ import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import { partition, partLayout, type Range } from '../../shared/partition.ts';
+import { partition, type Range, rangeLayout } from '../../shared/partition.ts';
 import type { LandingRoom } from './landing-rooms.ts';
 import { normAndFinite } from './optimizer.ts';
 import { Parameters } from './parameters.ts';
@@ -311,7 +311,7 @@ export class Shard {
 
   #create({ run, tensors, config }: Extract<ShardCommand, { kind: 'create' }>): void {
     const whole = createLayout(tensors);
-    const layout = partLayout(whole, rangesOf(whole, this.#count)[this.#index]!);
+    const layout = rangeLayout(whole, rangesOf(whole, this.#count)[this.#index]!);
     this.#runs.set(run, {
       layout,
       config,

@@ -369,7 +369,7 @@ export class Session {
       this.proceed();
     } else if (message.type === 'push') {
       const room = this.#desk.arrived(landing);
-      if (run.parts > 1) {
+      if (run.rangeCount > 1) {
         this.#asked = run.isLeased(message.lease, this.key);
         const kept = keep(payload, landing);
         this.#gathering.push(message, kept, { landing, room }, partsMax(run.config));
@@ -377,7 +377,7 @@ export class Session {
         return true;
       }
       this.#onPush(run, message, payload, room);
-    } else if (run.parts > 1) {
+    } else if (run.rangeCount > 1) {
       this.#gathering.initialised(message.grant, floatsOf(payload));
       this.#initialGathered(run, message.grant);
     } else this.#onInitialised(run, message.grant, payload);
@@ -404,7 +404,7 @@ export class Session {
   }
 
   #gathered(run: Run, sequence: number): void {
-    const whole = this.#gathering.take(sequence, run.parts);
+    const whole = this.#gathering.take(sequence, run.rangeCount);
     if (!whole) return;
     try {
       this.#onPush(run, whole.push, whole.payload, whole.room, whole.others);
@@ -415,7 +415,7 @@ export class Session {
   }
 
   #initialGathered(run: Run, grant: number): void {
-    const whole = this.#gathering.takeInitial(grant, run.parts);
+    const whole = this.#gathering.takeInitial(grant, run.rangeCount);
     if (!whole) return;
     try {
       this.#onInitialised(run, grant, bytesOf(whole.values), whole.others);

@@ -43,8 +43,8 @@ export class Payloads {
 
   /** What is of no use, since its run is another one or no push of it is so large, is read past. */
   #placePush(header: Header, payloadBytes: number | null, run: Run | null): Place {
-    if (!run?.partLayout || header.run !== run.id) return 'nowhere';
-    const { roomBytes, bytesMax } = payloadLimits(run.partLayout);
+    if (!run?.rangeLayout || header.run !== run.id) return 'nowhere';
+    const { roomBytes, bytesMax } = payloadLimits(run.rangeLayout);
     const bytes = payloadBytes ?? roomBytes;
     this.#tooLarge = null;
     if (bytes > bytesMax) {
@@ -67,7 +67,7 @@ export class Payloads {
     if (bytes === null) return acknowledgement;
     this.#tooLarge = null;
     if (acknowledgement.code !== 'DP_TENSOR_SIZE') return acknowledgement;
-    const { bytesMax } = payloadLimits(run.partLayout!);
+    const { bytesMax } = payloadLimits(run.rangeLayout!);
     const message = `the push has a payload of ${bytes} bytes; the largest of this run's layout has ${bytesMax}: send gradients of the model that the run has`;
     return { ...acknowledgement, message };
   }
@@ -90,8 +90,8 @@ function payloadMax(
   if (type !== 'join' && type !== 'initialised') return 0;
   if (!run || run.id !== named) return 'nowhere';
   if (type === 'join') return facts === 'json' ? factsMax(run.facts) : 0;
-  const { partLayout } = run;
-  return key !== null && partLayout && run.awaitsInitial(key) ? 4 * partLayout.size : 'nowhere';
+  const { rangeLayout } = run;
+  return key !== null && rangeLayout && run.awaitsInitial(key) ? 4 * rangeLayout.size : 'nowhere';
 }
 
 /** @throws DownpourError DP_FRAME_MALFORMED: it may have none; DP_FRAME_TOO_LARGE. */

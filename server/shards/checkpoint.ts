@@ -1,6 +1,6 @@
 import { type OpenTensors, openTensors, type StreamedTensor } from '../../files/checkpoint.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
-import { partLayout, type Range } from '../../shared/partition.ts';
+import { type Range, rangeLayout } from '../../shared/partition.ts';
 import type { RunState } from '../core/run/state.ts';
 import { RESTORED_BEST } from '../core/run/vector.ts';
 import type { Run } from '../core/run.ts';
@@ -133,7 +133,7 @@ async function ownTensors(
   range: Range,
 ): Promise<NamedTensor[]> {
   const tensors: NamedTensor[] = [];
-  for (const { name, shape, size, offset } of partLayout(layout, range).tensors) {
+  for (const { name, shape, size, offset } of rangeLayout(layout, range).tensors) {
     const first = layout.tensors.find((tensor) => tensor.name === name)!.offset;
     tensors.push({
       name,

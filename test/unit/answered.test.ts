@@ -12,7 +12,7 @@ import {
 } from '../../files/checkpoint.ts';
 import { Keeper } from '../../server/checkpoints/keeper.ts';
 import { directWriter } from '../../server/checkpoints/writer.ts';
-import { Observations, type ObservationsState } from '../../server/core/observations.ts';
+import { Curves, type ObservationsState } from '../../server/core/curves.ts';
 import type { Run } from '../../server/core/run.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
 import { openFileStore } from '../../server/store/file-store.ts';
@@ -159,14 +159,14 @@ describe('a manifest', () => {
         ...{ step, epoch: 1, seconds: 1, part: 'validation', loss: 1 / 3, error: 1 / 3 },
         metrics,
       }) as Evaluation;
-    const observations = new Observations();
+    const observations = new Curves();
     for (let step = 1; step <= 4000; step++) observations.evaluated(evaluation(step));
     const { evaluations } = observations;
     expect(evaluations.length * LIMITS.metricCountMax).toBeLessThanOrEqual(150_000);
     expect([evaluations[0]!.step, evaluations.at(-1)!.step]).toEqual([1, 4000]);
     const state: ObservationsState = observations.state();
     expect(JSON.stringify(state).length).toBeLessThan(MANIFEST_BYTES_MAX / 3);
-    const later = new Observations(state);
+    const later = new Curves(state);
     later.evaluated(evaluation(4001));
     expect(later.evaluations.length).toBe(evaluations.length);
   });

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { type Applied, Observations } from '../../server/core/observations.ts';
+import { type Applied, Curves } from '../../server/core/curves.ts';
 
 const push = (step: number, change: Partial<Applied> = {}): Applied => ({
   step,
@@ -16,9 +16,9 @@ const push = (step: number, change: Partial<Applied> = {}): Applied => ({
 test('curves stay thin, even and complete however long the run', () => {
   fc.assert(
     fc.property(fc.integer({ min: 1, max: 30_000 }), (steps) => {
-      const observations = new Observations();
-      for (let step = 1; step <= steps; step++) observations.applied(push(step));
-      const { training } = observations.metrics();
+      const curves = new Curves();
+      for (let step = 1; step <= steps; step++) curves.applied(push(step));
+      const { training } = curves.metrics();
       expect(training.step.length).toBeLessThanOrEqual(2000);
       expect(training.step.length).toBeGreaterThanOrEqual(Math.min(steps, 1000) - 1);
       const gaps = new Set(training.step.slice(1).map((step, i) => step - training.step[i]!));
@@ -31,27 +31,27 @@ test('curves stay thin, even and complete however long the run', () => {
 });
 
 test('the training loss is an exponential mean, corrected for its start', () => {
-  const observations = new Observations();
+  const curves = new Curves();
   const losses = [4, 2, 8, 1, 3];
-  expect(observations.trainingLoss).toBeNull();
-  for (const [i, loss] of losses.entries()) observations.applied(push(i + 1, { loss }));
+  expect(curves.trainingLoss).toBeNull();
+  for (const [i, loss] of losses.entries()) curves.applied(push(i + 1, { loss }));
   // Σ wᵢ lossᵢ / Σ wᵢ with wᵢ = 0.98^(age): no weight is left to an initial value.
   const weights = losses.map((_, i) => 0.98 ** (losses.length - 1 - i));
   const sum = (values: number[]) => values.reduce((a, b) => a + b, 0);
   const expected = sum(losses.map((loss, i) => loss * weights[i]!)) / sum(weights);
-  expect(observations.trainingLoss).toBeCloseTo(expected, 12);
-  observations.restartSmoothing();
-  observations.applied(push(6, { loss: 7 }));
-  expect(observations.trainingLoss).toBeCloseTo(7, 12);
+  expect(curves.trainingLoss).toBeCloseTo(expected, 12);
+  curves.restartSmoothing();
+  curves.applied(push(6, { loss: 7 }));
+  expect(curves.trainingLoss).toBeCloseTo(7, 12);
 });
 
 test('staleness is that of all pushes, by the histogram', () => {
-  const observations = new Observations();
-  expect(observations.staleness()).toBeNull();
-  for (let step = 1; step <= 500; step++) observations.applied(push(step, { staleness: 300 }));
-  for (let i = 0; i < 1500; i++) observations.applied(push(501 + i, { staleness: i % 100 }));
-  expect(observations.staleness()).toEqual({ p50: 66, p95: 300, max: 300 });
-  const { stalenessHistogram } = observations.metrics();
+  const curves = new Curves();
+  expect(curves.staleness()).toBeNull();
+  for (let step = 1; step <= 500; step++) curves.applied(push(step, { staleness: 300 }));
+  for (let i = 0; i < 1500; i++) curves.applied(push(501 + i, { staleness: i % 100 }));
+  expect(curves.staleness()).toEqual({ p50: 66, p95: 300, max: 300 });
+  const { stalenessHistogram } = curves.metrics();
   expect(stalenessHistogram).toHaveLength(129);
   expect(stalenessHistogram[7]).toBe(15);
   expect(stalenessHistogram.at(-1)).toBe(500);
@@ -62,62 +62,61 @@ test('staleness is the same from what is saved, and agrees with sorting', () => 
   const values = fc.array(fc.nat({ max: 200 }), { minLength: 1, maxLength: 200 });
   fc.assert(
     fc.property(values, (staleness) => {
-      const observations = new Observations();
-      for (const [i, each] of staleness.entries())
-        observations.applied(push(i + 1, { staleness: each }));
+      const curves = new Curves();
+      for (const [i, each] of staleness.entries()) curves.applied(push(i + 1, { staleness: each }));
       const sorted = staleness.toSorted((a, b) => a - b);
       const at = (share: number) =>
         sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
       const told = { p50: at(0.5), p95: at(0.95), max: sorted.at(-1) };
-      expect(observations.staleness()).toEqual(told);
-      const again = new Observations(JSON.parse(JSON.stringify(observations.state())));
+      expect(curves.staleness()).toEqual(told);
+      const again = new Curves(JSON.parse(JSON.stringify(curves.state())));
       expect(again.staleness()).toEqual(told);
-      expect(again.gradientNorm).toBe(observations.gradientNorm);
-      expect(again.metrics()).toEqual(observations.metrics());
+      expect(again.gradientNorm).toBe(curves.gradientNorm);
+      expect(again.metrics()).toEqual(curves.metrics());
     }),
   );
 });
 
 test('a state of release 0.1.0 tells its staleness and the norm of its last point', () => {
-  const observations = new Observations();
-  for (let step = 1; step <= 20; step++) observations.applied(push(step, { staleness: 1 }));
-  const { gradientNorm: _, histogram, ...older } = observations.state();
+  const curves = new Curves();
+  for (let step = 1; step <= 20; step++) curves.applied(push(step, { staleness: 1 }));
+  const { gradientNorm: _, histogram, ...older } = curves.state();
   const full = [...histogram, ...new Array<number>(129 - histogram.length).fill(0)];
-  const again = new Observations({ ...older, histogram: full });
+  const again = new Curves({ ...older, histogram: full });
   expect(again.staleness()).toEqual({ p50: 1, p95: 1, max: 1 });
   expect(again.gradientNorm).toBe(2);
 });
 
 test('the speed is that of the last ten seconds', () => {
-  const observations = new Observations();
-  expect(observations.speed(0)).toBeNull();
+  const curves = new Curves();
+  expect(curves.speed(0)).toBeNull();
   // 10 steps a second, then 2 a second for 10 seconds.
-  for (let step = 1; step <= 200; step++) observations.applied(push(step));
-  for (let i = 1; i <= 20; i++) observations.applied(push(200 + i, { seconds: 20 + i / 2 }));
-  const { stepsPerSecond, examplesPerSecond } = observations.speed(30)!;
+  for (let step = 1; step <= 200; step++) curves.applied(push(step));
+  for (let i = 1; i <= 20; i++) curves.applied(push(200 + i, { seconds: 20 + i / 2 }));
+  const { stepsPerSecond, examplesPerSecond } = curves.speed(30)!;
   expect(stepsPerSecond).toBeCloseTo(2, 1);
   expect(examplesPerSecond).toBeCloseTo(128, 0);
-  expect(observations.speed(60)).toEqual({ examplesPerSecond: 0, stepsPerSecond: 0 });
+  expect(curves.speed(60)).toEqual({ examplesPerSecond: 0, stepsPerSecond: 0 });
 });
 
 test('a gradient that takes longer than ten seconds has a speed, too', () => {
-  const observations = new Observations();
-  observations.applied(push(1, { seconds: 20 }));
-  expect(observations.speed(25)).toBeNull();
-  observations.applied(push(2, { seconds: 40 }));
-  expect(observations.speed(40)!.examplesPerSecond).toBeCloseTo(64 / 20, 6);
-  expect(observations.speed(60)!.examplesPerSecond).toBeCloseTo(64 / 40, 6);
-  expect(observations.speed(101)!.examplesPerSecond).toBe(0);
+  const curves = new Curves();
+  curves.applied(push(1, { seconds: 20 }));
+  expect(curves.speed(25)).toBeNull();
+  curves.applied(push(2, { seconds: 40 }));
+  expect(curves.speed(40)!.examplesPerSecond).toBeCloseTo(64 / 20, 6);
+  expect(curves.speed(60)!.examplesPerSecond).toBeCloseTo(64 / 40, 6);
+  expect(curves.speed(101)!.examplesPerSecond).toBe(0);
 });
 
 test('its state continues through JSON', () => {
-  const first = new Observations();
-  const whole = new Observations();
+  const first = new Curves();
+  const whole = new Curves();
   for (let step = 1; step <= 3000; step++) {
     first.applied(push(step));
     whole.applied(push(step));
   }
-  const second = new Observations(JSON.parse(JSON.stringify(first.state())));
+  const second = new Curves(JSON.parse(JSON.stringify(first.state())));
   for (let step = 3001; step <= 5000; step++) {
     second.applied(push(step));
     whole.applied(push(step));
@@ -128,15 +127,15 @@ test('its state continues through JSON', () => {
 });
 
 test('curves in fewer points keep their peaks, their ends and the count of examples', () => {
-  const observations = new Observations();
+  const curves = new Curves();
   for (let step = 1; step <= 1500; step++) {
-    observations.applied(push(step, { gradientNorm: step === 777 ? 500 : 2 }));
+    curves.applied(push(step, { gradientNorm: step === 777 ? 500 : 2 }));
   }
-  const { training } = observations.metrics(100);
+  const { training } = curves.metrics(100);
   expect(training.step).toHaveLength(100);
   expect(training.step).toContain(777);
   expect([training.step[0], training.step.at(-1)]).toEqual([1, 1500]);
   expect(training.examples).toEqual(training.step.map((step) => 64 * step));
-  expect(observations.sparkline()).toHaveLength(40);
-  expect(observations.sparkline().at(-1)).toBe(Number(observations.trainingLoss!.toPrecision(4)));
+  expect(curves.sparkline()).toHaveLength(40);
+  expect(curves.sparkline().at(-1)).toBe(Number(curves.trainingLoss!.toPrecision(4)));
 });

@@ -4,7 +4,7 @@ import { Parameters } from '../../server/core/parameters.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';
-import { partition, partLayout } from '../../shared/partition.ts';
+import { partition, rangeLayout } from '../../shared/partition.ts';
 import { random } from '../../shared/random.ts';
 
 const layout = createLayout([
@@ -83,7 +83,7 @@ describe('maxNorm', () => {
   test('is refused where shards split a tensor that it bounds, with what to do', () => {
     const large = createLayout([{ name: 'large/kernel', shape: [400, 100], role: 'trainable' }]);
     const [range] = partition(large, 2);
-    const { tensors } = partLayout(large, range!);
+    const { tensors } = rangeLayout(large, range!);
     const { maxNorm } = resolveConfig({ maxNorm: { value: 3 } });
     expect(() => normBounds(maxNorm, tensors)).toThrow(/'large\/kernel'.*--shards/);
     const rules = [{ pattern: 'large/*', value: null }];

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { Observations } from '../../server/core/observations.ts';
+import { Curves } from '../../server/core/curves.ts';
 import { createLayout } from '../../shared/layout.ts';
 import type { Lease, Observed } from '../../shared/protocol.ts';
 import type { Model } from '../../worker/model.ts';
@@ -97,13 +97,13 @@ test('a histogram holds all finite values', () => {
 test('what the server keeps of a long run stays bounded and even', async () => {
   const observed = observing({ everySteps: 1, costMax: 1 }, 0);
   await steps(observed, 2);
-  const kept = new Observations();
+  const kept = new Curves();
   for (let i = 0; i < 5000; i++) kept.sampled({ ...observed.sent[0]!, step: i }, i);
   const { samples, cost } = kept.observed();
   expect(samples.length).toBeLessThanOrEqual(120);
   expect(samples.length).toBeGreaterThan(50);
   expect(new Set(samples.slice(1).map(({ step }, i) => step - samples[i]!.step)).size).toBe(1);
   expect(cost.samples).toBe(5000);
-  const again = new Observations(JSON.parse(JSON.stringify(kept.state())));
+  const again = new Curves(JSON.parse(JSON.stringify(kept.state())));
   expect(again.observed()).toEqual(kept.observed());
 });

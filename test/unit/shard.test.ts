@@ -101,7 +101,7 @@ describe('a run on several shards is the same run as on one, to the bit', () => 
     expect(one.run.phase).toBe('finished');
     for (const count of [2, 3, 4]) {
       const several = new ShardedRun(count, config, undefined, workers);
-      expect(several.run.parts).toBe(count);
+      expect(several.run.rangeCount).toBe(count);
       several.train();
       expect(several.run.phase).toBe('finished');
       expect(several.run.step).toBe(one.run.step);

@@ -51,7 +51,7 @@ export type RunCall =
       readonly to?: SentTo;
     }
   /**
-   * The answer to an `initialise`. The payload: the whole vector in f32, shape [partLayout.size]. A late answer is
+   * The answer to an `initialise`. The payload: the whole vector in f32, shape [rangeLayout.size]. A late answer is
    * ignored, and that of a worker that was not asked.
    * @throws DownpourError DP_TENSOR_SIZE or DP_GRADIENT_NOT_FINITE.
    */

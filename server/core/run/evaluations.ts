@@ -1,7 +1,7 @@
 import { DownpourError } from '../../../shared/errors.ts';
 import type { Evaluated, Part } from '../../../shared/protocol.ts';
 import type { Evaluation } from '../../../shared/rest.ts';
-import type { Observations } from '../observations.ts';
+import type { Curves } from '../curves.ts';
 import { epochOf, examplesOf, learningRateOf, phaseStepOf } from './course.ts';
 import { type Best, type Fields, type Inside, type PendingEvaluation, secondsOf } from './state.ts';
 import type { InUse } from './vector.ts';
@@ -84,7 +84,7 @@ export function isGood(best: Best | null, { initialLoss }: Fields): best is Best
 }
 
 /** Of the training so far, those of validation. */
-export function validationCount({ evaluations }: Observations): number {
+export function validationCount({ evaluations }: Curves): number {
   return evaluations.filter(({ part }) => part === 'validation').length;
 }
 

@@ -1,6 +1,6 @@
 import { LIMITS } from '../../../shared/limits.ts';
 import type { Lease, Push } from '../../../shared/protocol.ts';
-import { sumOf } from '../observations.ts';
+import { sumOf } from '../curves.ts';
 
 /** The workers of a run: who is there, what each was sent, and what it has done. */
 

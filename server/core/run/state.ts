@@ -5,12 +5,12 @@ import { layoutSpecs, type TensorSpec } from '../../../shared/layout.ts';
 import type { DataSummary, ErrorMeasure, Part, Phase } from '../../../shared/protocol.ts';
 import type { Evaluation, Rollback } from '../../../shared/rest.ts';
 import { Correction } from '../correction.ts';
+import { Curves } from '../curves.ts';
 import { EarlyStopping } from '../early-stopping.ts';
 import { Leases } from '../leases.ts';
 import { Collection } from '../modes/collection.ts';
 import { createMode } from '../modes/create.ts';
 import type { Mode } from '../modes/mode.ts';
-import { Observations } from '../observations.ts';
 import type { ParametersState } from '../parameters.ts';
 import { Robust } from '../robust.ts';
 import { createSchedule, type Schedule, type ScheduleState } from '../schedule.ts';
@@ -216,7 +216,7 @@ export class Parts {
   /** Null: there is nothing to give out. */
   leases: Leases | null = null;
   earlyStopping: EarlyStopping;
-  observations = new Observations();
+  observations = new Curves();
   readonly robust: Robust;
   readonly correction: Correction;
   /** Null: each push is applied the moment it is admitted. */
@@ -277,7 +277,7 @@ const PARTS = {
   observations: alike(
     ({ observations }) => observations.state(),
     (parts, saved) => {
-      parts.observations = new Observations(saved);
+      parts.observations = new Curves(saved);
     },
   ),
   workers: kindOf({

@@ -4,7 +4,7 @@ import type { RunConfig } from '../../../shared/config.ts';
 import { shardsProblem } from '../../../shared/consistency.ts';
 import { DownpourError } from '../../../shared/errors.ts';
 import { createLayout, type Layout, type TensorSpec } from '../../../shared/layout.ts';
-import { partLayout, type Range } from '../../../shared/partition.ts';
+import { type Range, rangeLayout } from '../../../shared/partition.ts';
 import type { CompensationUse } from '../compensation.ts';
 import type { Clip } from '../fused.ts';
 import type { Weight } from '../gathered.ts';
@@ -91,11 +91,12 @@ export class Vector {
   place(layout: Layout): Places {
     const ranges = rangesOf(layout, this.#shards?.count ?? 1);
     // Here, where a worker is told, not on the other shards.
-    for (const range of ranges) normBounds(this.#config.maxNorm, partLayout(layout, range).tensors);
+    for (const range of ranges)
+      normBounds(this.#config.maxNorm, rangeLayout(layout, range).tensors);
     const unfit = ranges.length > 1 ? shardsProblem(this.#config) : null;
     if (unfit !== null) throw new DownpourError('DP_CONFIG_INVALID', unfit);
     const places = placesOf(this.#config, layout);
-    this.#parameters = new Parameters(partLayout(layout, ranges[0]!), this.#config, places);
+    this.#parameters = new Parameters(rangeLayout(layout, ranges[0]!), this.#config, places);
     this.#layout = layout;
     this.#ranges = ranges;
     return places;

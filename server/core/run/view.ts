@@ -8,9 +8,9 @@ import type { DataSummary, Phase } from '../../../shared/protocol.ts';
 import type {
   Evaluation,
   Metrics,
+  Observations,
   RunDetail,
   RunSummary,
-  Observations as SampledObservations,
 } from '../../../shared/rest.ts';
 import type { EarlyStoppingState } from '../early-stopping.ts';
 import type { LandingRoom } from '../landing-rooms.ts';
@@ -110,12 +110,12 @@ export class RunView {
   }
 
   /** Of the first range: what lands here and is sent from here. */
-  get partLayout(): Layout | null {
+  get rangeLayout(): Layout | null {
     return this.inside.parts.vector.parameters?.layout ?? null;
   }
 
   /** Into how many ranges the vector is cut. */
-  get parts(): number {
+  get rangeCount(): number {
     return this.inside.parts.vector.ranges.length;
   }
 
@@ -244,7 +244,7 @@ export class RunView {
     return this.inside.parts.observations.metrics(pointsMax);
   }
 
-  get observed(): SampledObservations {
+  get observed(): Observations {
     const { everySteps } = this.config.observe;
     return { everySteps, ...this.inside.parts.observations.observed() };
   }
