@@ -1,15 +1,20 @@
 import { existsSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join, resolve } from 'node:path';
-import { DownpourError, errorCode } from '../shared/errors.ts';
+import { setTimeout as delay } from 'node:timers/promises';
+import { ownerOf } from '../server/store/owner-address.ts';
+import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
 import { clientOf, DEFAULT_HOST, DEFAULT_PORT, type ServerOptions } from './options.ts';
+import { studyNamed } from './trained/trials.ts';
 
 /** A server that a command talks to: one that runs already, or its own on a state folder. */
 export interface UsedServer {
   readonly client: RestClient;
   /** The state folder when the server is this command's own, null: somebody else's. */
   readonly state: string | null;
+  /** What to tell the user about a server that was found in the state folder; absent: nothing. */
+  readonly joined?: string;
   /** Ends an own server, after a checkpoint of each run that goes on; leaves another's alone. */
   close(): Promise<void>;
 }
@@ -30,6 +35,7 @@ export async function startOwnServer(options: OwnServerOptions): Promise<UsedSer
     host: DEFAULT_HOST,
     port: options.port ?? ((await isFree(DEFAULT_PORT)) ? DEFAULT_PORT : 0),
     state,
+    endsWithCommand: true,
     signal: controller.signal,
     ...(options.log ? { log: options.log } : {}),
   });
@@ -43,6 +49,119 @@ export async function startOwnServer(options: OwnServerOptions): Promise<UsedSer
   };
 }
 
+export interface TrainServerOptions extends ServerOptions {
+  readonly state: string;
+  readonly port?: number | undefined;
+}
+
+/** How long a server that has taken the folder may need before it listens. */
+const BEGIN_MS = 20_000;
+const LOOK_MS = 250;
+
+/**
+ * The server of a command that trains: the one at `--server`; else the one that runs on the state folder; else its own.
+ * @throws DownpourError DP_SERVER_UNREACHABLE, DP_UNAUTHORIZED or DP_FORBIDDEN of the one that is joined; DP_STATE_LOCKED
+ *   where the folder is held by one that cannot be found.
+ */
+export async function openTrainServer(
+  options: TrainServerOptions,
+  log: (line: string) => void,
+): Promise<UsedServer> {
+  if (options.server !== undefined) return running(options, options.server);
+  const { state, port } = options;
+  for (const since = performance.now(); ; await delay(LOOK_MS)) {
+    const url = await urlOfFolder(state);
+    if (url !== null) return joinAt(options, url, log);
+    try {
+      return await startOwnServer({ state, port, log });
+    } catch (error) {
+      // Another command may have begun in the same moment, and its server listens soon.
+      const isEarly = errorCode(error) === 'DP_STATE_LOCKED';
+      if (!isEarly || performance.now() - since > BEGIN_MS) throw error;
+    }
+  }
+}
+
+/** Somebody else's. @throws DownpourError DP_SERVER_UNREACHABLE. */
+async function running(options: ServerOptions, server?: string): Promise<UsedServer> {
+  const client = clientOf(server === undefined ? options : { ...options, server });
+  await client.health();
+  return { client, state: null, close: async () => {} };
+}
+
+/** The address of the server that runs on a state folder, as its lock has it; null: none does, or it tells no address. */
+export async function urlOfFolder(state: string): Promise<string | null> {
+  if (!existsSync(state)) return null;
+  const owner = await ownerOf(state);
+  return owner.kind === 'held' ? (owner.address?.url ?? null) : null;
+}
+
+/**
+ * Joins the server that runs on the state folder. One that belongs to another command ends with it: then this command goes
+ * on with a server of its own at the same address, from the checkpoints that the other one left.
+ */
+async function joinAt(
+  options: TrainServerOptions,
+  url: string,
+  log: (line: string) => void,
+): Promise<UsedServer> {
+  const { state } = options;
+  const server = await running(options, url);
+  try {
+    // Health is told to everybody.
+    await server.client.status(1);
+  } catch (error) {
+    const code = errorCode(error);
+    if (code !== 'DP_UNAUTHORIZED' && code !== 'DP_FORBIDDEN') throw error;
+    throw new DownpourError(
+      code,
+      `the server of ${state} runs at ${url} and takes this command with an operator's token only: set DOWNPOUR_TOKEN or --token-file, or train in another folder with --state (${errorText(error)})`,
+      { cause: error },
+    );
+  }
+  const owner = await ownerOf(state);
+  const isBrief = owner.kind === 'held' && owner.address?.endsWithCommand === true;
+  const heir = isBrief ? new Heir(state, url, log) : null;
+  return {
+    ...server,
+    joined: `a server runs in ${state} already: this command joins it at ${url}; Ctrl-C ends only what this command began`,
+    close: async () => heir?.close(),
+  };
+}
+
+/** Waits for the end of a server that belongs to another command, and takes its place. */
+class Heir {
+  readonly #ending = new AbortController();
+  readonly #watching: Promise<void>;
+  #own: UsedServer | null = null;
+
+  constructor(state: string, url: string, log: (line: string) => void) {
+    this.#watching = this.#watch(state, url, log);
+  }
+
+  async #watch(state: string, url: string, log: (line: string) => void): Promise<void> {
+    const { signal } = this.#ending;
+    const port = Number(new URL(url).port);
+    while (!signal.aborted && !this.#own) {
+      await delay(LOOK_MS, undefined, { signal }).catch(() => {});
+      if (signal.aborted || (await ownerOf(state)).kind === 'held') continue;
+      try {
+        this.#own = await startOwnServer({ state, port, log });
+        log(`the command whose server this was has ended: this one serves ${state} now`);
+      } catch (error) {
+        // Another one that has joined was first, or the port is not free yet.
+        log(`${state} is not taken over: ${errorText(error)}; trying again`);
+      }
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#ending.abort();
+    await this.#watching;
+    await this.#own?.close();
+  }
+}
+
 export interface UsedServerOptions extends ServerOptions {
   readonly state: string;
   /** True when the user named the folder on the command line. */
@@ -52,38 +171,50 @@ export interface UsedServerOptions extends ServerOptions {
 }
 
 /**
- * The server that the user means: the one at `--server`; else the runs in `--state`; else the server
- * at the default address, if one runs and knows the run; else the default state folder.
+ * The server that the user means: the one at `--server`; else the one that runs on the state folder; else one at the
+ * default address, if it knows the run; else an own one on the folder, whose runs are read from their checkpoints.
+ * @param ownToo false: only one that runs already.
  * @throws DownpourError DP_SERVER_UNREACHABLE when there is none of them.
  */
-export async function openUsedServer(options: UsedServerOptions): Promise<UsedServer> {
-  const running = async (): Promise<UsedServer> => {
-    const client = clientOf(options);
-    await client.health();
-    return { client, state: null, close: async () => {} };
-  };
-  if (options.server !== undefined) return running();
-  if (options.stateGiven) {
-    if (existsSync(options.state)) return startOwnServer({ state: options.state, port: 0 });
+export async function openUsedServer(
+  options: UsedServerOptions,
+  ownToo = true,
+): Promise<UsedServer> {
+  const { state, run } = options;
+  if (options.server !== undefined) return running(options);
+  if (options.stateGiven && !existsSync(state)) {
     throw new DownpourError(
       'DP_USAGE',
-      `there is no state folder ${resolve(options.state)}; \`downpour train\` and \`downpour serve\` make one`,
+      `there is no state folder ${resolve(state)}; \`downpour train\` and \`downpour serve\` make one`,
     );
   }
+  const url = await urlOfFolder(state);
+  const knowing = async (server?: string): Promise<UsedServer> => {
+    const used = await running(options, server);
+    // A study has a name too.
+    if (run !== undefined && !(await studyNamed(used.client, run))) await used.client.run(run);
+    return used;
+  };
+  if (url !== null) {
+    try {
+      return await knowing(url);
+    } catch (error) {
+      const isAnother = ['DP_RUN_UNKNOWN', 'DP_SERVER_UNREACHABLE'].includes(errorCode(error));
+      if (options.stateGiven || !isAnother) throw error;
+    }
+  } else if (options.stateGiven && ownToo) return startOwnServer({ state, port: 0 });
   try {
-    const usedServer = await running();
-    if (options.run !== undefined) await usedServer.client.run(options.run);
-    return usedServer;
+    return await knowing();
   } catch (error) {
     const code = errorCode(error);
     // Who listens at the default address may have nothing to do with the runs of this folder.
     const isHere =
-      (code === 'DP_SERVER_UNREACHABLE' && existsSync(options.state)) ||
+      (code === 'DP_SERVER_UNREACHABLE' && existsSync(state)) ||
       (['DP_RUN_UNKNOWN', 'DP_UNAUTHORIZED'].includes(code) &&
-        options.run !== undefined &&
-        existsSync(join(options.state, options.run)));
-    if (!isHere) throw error;
-    return startOwnServer({ state: options.state, port: 0 });
+        run !== undefined &&
+        existsSync(join(state, run)));
+    if (!isHere || url !== null || !ownToo) throw error;
+    return startOwnServer({ state, port: 0 });
   }
 }
 

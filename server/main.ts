@@ -40,6 +40,7 @@ import { openAway } from './store/away.ts';
 import { clearDebris, clearDebrisOfDead, isFull, whatToFree } from './store/debris.ts';
 import { openFileStore } from './store/file-store.ts';
 import { FollowedNote, letHeirBegin } from './store/followed.ts';
+import { noteAddress } from './store/owner-address.ts';
 import type { RedisFiles } from './store/redis-address.ts';
 import type { OwnerLease, StateStore } from './store/state-store.ts';
 import { openPushLog, type PushLog } from './watch/push-log.ts';
@@ -101,6 +102,8 @@ export interface ServeOptions extends TokenSources {
   readonly copiesKept?: number;
   /** How long a stopping server waits for the last copies. Default: 20,000. */
   readonly copyGraceMs?: number;
+  /** It belongs to a command, and ends with it: another command that has joined it may go on in its place. */
+  readonly endsWithCommand?: boolean;
   /** What browsers that open `/join` may train; absent: nothing. */
   readonly join?: JoinFiles;
   /**
@@ -457,7 +460,14 @@ class ActiveServer {
       return '';
     }
     this.#port = await openPort(app, { host, port, localSocket });
-    return this.#port.url;
+    const { url } = this.#port;
+    const { endsWithCommand = false } = this.#options;
+    await noteAddress(state, { token: this.#lease.token, url, endsWithCommand }).catch((error) =>
+      log(warning('commands in this folder do not find this server by themselves', error), {
+        level: 'warn',
+      }),
+    );
+    return url;
   }
 
   /**

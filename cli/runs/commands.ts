@@ -11,24 +11,24 @@ import {
   type Outcome,
   ownPortOption,
   positive,
-  type ServerOptions,
   serverOption,
   stateOption,
   usedServerOption,
   whole,
 } from '../options.ts';
-import type { StatusOptions } from './status.ts';
+import type { EditOptions, OneRunOptions, StatusOptions } from './status.ts';
 import type { FollowOptions, TrainOptions } from './train.ts';
 
 /** Names, options and help of the commands that train a run, follow it and stop it. */
 
-/** `train`, `resume`, `test`, `status`, `stop`. */
+/** `train`, `resume`, `test`, `status`, `stop`, `edit`, `remove`. */
 export function registerRunCommands(program: Command, outcome: Outcome): void {
   registerTrain(program, outcome);
   registerResume(program, outcome);
   registerTest(program, outcome);
   registerStatus(program);
   registerStop(program);
+  registerEdit(program);
   registerRemove(program);
 }
 
@@ -47,7 +47,10 @@ function addFollowOptions(command: Command, workers = 2): Command {
       .addOption(ownPortOption())
       .addOption(dataOption())
       .addOption(engineOption())
-      .option('--detach', 'with --server: return at once, without starting workers')
+      .option(
+        '--detach',
+        'with a server that runs already: return at once, without starting workers',
+      )
       .option('--verbose', 'print the logs of the server and the workers')
       .option('--quiet', 'print only the result')
       .option('--json', 'print events and progress as JSON, one object per line'),
@@ -131,7 +134,9 @@ function registerStatus(program: Command): void {
   const command = program
     .command('status')
     .description('print the state of a server, or the details of one run')
-    .argument('[run]', 'name of the run (default: all runs)')
+    .argument('[run]', 'name of the run, or of a study to list its runs (default: all runs)')
+    .option('--all', 'also list archived runs')
+    .option('--tag <tag>', 'list only runs with this tag')
     .addOption(
       new Option('--watch [seconds]', 'repeat until Ctrl-C; seconds between updates')
         // Parsed like one that is written.
@@ -148,6 +153,8 @@ function registerStatus(program: Command): void {
         'downpour status',
         'downpour status mnist-mlp-1 --json',
         'downpour status mnist-mlp-1 --watch',
+        'downpour status search-mnist-mlp-3f2a1c',
+        'downpour status --tag paper --all',
       ),
     )
     .action(async (run: string | undefined, options: StatusOptions) => {
@@ -163,21 +170,45 @@ function registerRemove(program: Command): void {
     .argument('<run>', 'name of the run')
     .option('--force', 'also remove a run that is being trained; it is stopped first')
     .addOption(serverOption())
+    .addOption(stateOption())
     .addOption(jsonOption());
   addTokenOptions(command)
     .addHelpText(
       'after',
       examples('downpour remove mnist-mlp-1', 'downpour remove tries-7 --force'),
     )
-    .action(
-      async (
-        run: string,
-        options: ServerOptions & { readonly force?: boolean; readonly json?: boolean },
-      ) => {
-        const { removeCommand } = await import('./status.ts');
-        await removeCommand(run, options);
-      },
-    );
+    .action(async (run: string, options: OneRunOptions & { readonly force?: boolean }) => {
+      const { removeCommand } = await import('./status.ts');
+      await removeCommand(run, { ...options, stateGiven: isStateGiven(command) });
+    });
+}
+
+function registerEdit(program: Command): void {
+  const command = program
+    .command('edit')
+    .description('name, tag, note or archive a run')
+    .argument('<run>', 'name of the run')
+    .option('--name <text>', "name for people, in one line; '' removes it; the run keeps its id")
+    .option('--tag <tags...>', 'add tags')
+    .option('--untag <tags...>', 'remove tags')
+    .option('--note <text>', "note; '' removes it")
+    .option('--archive', 'leave the run out of lists; it cannot be continued, and its files stay')
+    .option('--unarchive', 'undo --archive')
+    .addOption(serverOption())
+    .addOption(stateOption())
+    .addOption(jsonOption());
+  addTokenOptions(command)
+    .addHelpText(
+      'after',
+      examples(
+        'downpour edit mnist-mlp-1 --name "Wide, with dropout" --tag paper',
+        'downpour edit mnist-mlp-2 --archive --note "learning rate too high"',
+      ),
+    )
+    .action(async (run: string, options: EditOptions) => {
+      const { editCommand } = await import('./status.ts');
+      await editCommand(run, { ...options, stateGiven: isStateGiven(command) });
+    });
 }
 
 function registerStop(program: Command): void {
@@ -186,11 +217,12 @@ function registerStop(program: Command): void {
     .description('stop a run and write a checkpoint; `downpour resume` continues it')
     .argument('<run>', 'name of the run')
     .addOption(serverOption())
+    .addOption(stateOption())
     .addOption(jsonOption());
   addTokenOptions(command)
     .addHelpText('after', examples('downpour stop mnist-mlp-1'))
-    .action(async (run: string, options: ServerOptions & { readonly json?: boolean }) => {
+    .action(async (run: string, options: OneRunOptions) => {
       const { stopCommand } = await import('./status.ts');
-      await stopCommand(run, options);
+      await stopCommand(run, { ...options, stateGiven: isStateGiven(command) });
     });
 }

@@ -17,7 +17,6 @@ import {
 import type { ExperimentBundle } from '../bundles/send-bundle.ts';
 import {
   type ConfigOptions,
-  clientOf,
   configOf,
   DEFAULT_EXPERIMENTS,
   DEFAULT_STATE,
@@ -38,7 +37,7 @@ import {
 } from '../output/progress.ts';
 import { writtenCheckpoints } from '../trained/checkpoint-copy.ts';
 import { runsAndTrials } from '../trained/trials.ts';
-import { startOwnServer, type UsedServer } from '../used-server.ts';
+import { openTrainServer, type UsedServer, urlOfFolder } from '../used-server.ts';
 import { startLocalWorkers } from '../workers/local-workers.ts';
 import type { Pool } from '../workers/pool.ts';
 import { follow } from './follow.ts';
@@ -206,7 +205,14 @@ async function conduct(
   let usedServer: UsedServer | null = null;
   let pool: Pool | null = null;
   try {
-    usedServer = await openServer(options, log);
+    if (options.detach && options.server === undefined && !(await urlOfFolder(options.state))) {
+      throw new DownpourError(
+        'DP_USAGE',
+        '--detach needs a server that runs already, since the server that this command starts ends with the command: name one by --server',
+      );
+    }
+    usedServer = await openTrainServer(options, log);
+    if (usedServer.joined !== undefined) progress.note(usedServer.joined);
     const { id } = await begin(usedServer.client, progress);
     if (options.detach) {
       progress.note(`run ${id} waits for workers: downpour work --server ${usedServer.client.url}`);
@@ -215,7 +221,7 @@ async function conduct(
     }
     progress.event('started', { run: id, url: usedServer.client.url });
     progress.note(`run ${id}: watch it at ${usedServer.client.url}/#/runs/${id}`);
-    if (usedServer.state !== null) {
+    if (options.server === undefined) {
       progress.note(
         `Ctrl-C stops with a checkpoint; \`${commandLine('resume', id, options)}\` goes on`,
       );
@@ -238,7 +244,11 @@ async function conduct(
     progress.end();
     const checkpoints = await writtenCheckpoints(usedServer.client, run);
     progress.event('ended', { run, checkpoints });
-    if (!options.json) report(run, checkpoints, options);
+    if (!options.json) {
+      // Only what a reader of ours has read can be read again the same way.
+      const { facts } = await usedServer.client.runData(run.id).catch(() => ({ facts: null }));
+      report(run, checkpoints, options, facts?.reading !== undefined);
+    }
     return cut && run.phase === 'finished' ? EXIT.interrupted : exitCodeOfRun(run);
   } finally {
     progress.end();
@@ -246,24 +256,6 @@ async function conduct(
     await usedServer?.close();
     interruption.dispose();
   }
-}
-
-async function openServer(
-  options: FollowOptions,
-  log: (line: string) => void,
-): Promise<UsedServer> {
-  if (options.server === undefined) {
-    if (options.detach) {
-      throw new DownpourError(
-        'DP_USAGE',
-        '--detach needs --server: the server that this command starts ends with the command',
-      );
-    }
-    return startOwnServer({ state: options.state, port: options.port, log });
-  }
-  const client = clientOf(options);
-  await client.health();
-  return { client, state: null, close: async () => {} };
 }
 
 /** Folders of experiments, absolute. */
@@ -283,6 +275,7 @@ function report(
   run: RunDetail,
   checkpoints: readonly CheckpointSummary[],
   options: FollowOptions,
+  predicts: boolean,
 ): void {
   const lines = [
     '',
@@ -312,6 +305,7 @@ function report(
   if (run.phase === 'stopped') lines.push(`  ${commandLine('resume', run.id, options)}`);
   lines.push(`  ${commandLine('status', run.id, options)}`);
   if (model) {
+    if (predicts) lines.push(`  ${commandLine('predict', run.id, options, [NEW_DATA])}`);
     lines.push(`  ${commandLine('export', run.id, options)} --to exported --format tfjs`);
   }
   for (const line of lines) print(line);
@@ -330,9 +324,17 @@ function checkpointPath(
   );
 }
 
+/** Stands for a file or a folder of the user's. */
+const NEW_DATA = 'NEW-DATA';
+
 /** The command as the user would write it here. */
-function commandLine(command: string, run: string, options: FollowOptions): string {
-  const words = ['npx', 'downpour', command, run];
+function commandLine(
+  command: string,
+  run: string,
+  options: FollowOptions,
+  more: readonly string[] = [],
+): string {
+  const words = ['npx', 'downpour', command, run, ...more];
   if (options.server !== undefined) words.push('--server', options.server);
   else if (options.state !== DEFAULT_STATE) words.push('--state', pathArgument(options.state));
   const { experiments = [] } = options;

@@ -10,7 +10,8 @@ import {
 import type { Fork } from '../../study/study.ts';
 import { experimentName, hashExperiment } from '../../worker/experiment.ts';
 import { tell } from '../options.ts';
-import { type EarlySession, openServer, type StudyCommandOptions, studyCommand } from './study.ts';
+import { openTrainServer } from '../used-server.ts';
+import { type EarlySession, type StudyCommandOptions, studyCommand } from './study.ts';
 
 export interface LearningRateOptions extends StudyCommandOptions {
   readonly fork?: string;
@@ -80,7 +81,7 @@ async function openSource(
   options: LearningRateOptions,
 ): Promise<EarlySession & { readonly fork: Fork }> {
   const { checkpoint } = options;
-  const usedServer = await openServer(options, options.verbose ? tell : () => {});
+  const usedServer = await openTrainServer(options, options.verbose ? tell : () => {});
   try {
     const { client } = usedServer;
     const { phase, step, config } = await client.run(run);

@@ -24,7 +24,6 @@ import {
 } from '../../worker/experiment.ts';
 import {
   type ConfigOptions,
-  clientOf,
   configOf,
   EXIT,
   print,
@@ -34,7 +33,7 @@ import {
 } from '../options.ts';
 import { createProgress, errorOf, groups, type Progress, short } from '../output/progress.ts';
 import { showReport } from '../output/report.ts';
-import { startOwnServer, type UsedServer } from '../used-server.ts';
+import { openTrainServer, type UsedServer } from '../used-server.ts';
 import { startLocalWorkers } from '../workers/local-workers.ts';
 import type { Pool } from '../workers/pool.ts';
 import { Teller } from './tell.ts';
@@ -142,9 +141,10 @@ export async function studyCommand(
   let pool: Pool | null = null;
   let over = false;
   try {
-    const opened = early?.usedServer ?? (await openServer(options, log));
+    const opened = early?.usedServer ?? (await openTrainServer(options, log));
     usedServer = opened;
     const { client } = opened;
+    if (opened.joined !== undefined) progress.note(opened.joined);
     await definition.prepare?.(client, name);
     if (options.workers > 0) {
       pool = startLocalWorkers({
@@ -264,18 +264,6 @@ async function unlessAborted<T>(signal: AbortSignal, work: () => Promise<T>): Pr
 export function defaultName(kind: string, file: string, what: unknown): string {
   const hash = digestText(canonical(what)).slice(0, 6);
   return `${kind}-${experimentName(file).slice(0, 30)}-${hash}`;
-}
-
-export async function openServer(
-  options: StudyCommandOptions,
-  log: (line: string) => void,
-): Promise<UsedServer> {
-  if (options.server === undefined) {
-    return startOwnServer({ state: options.state, port: options.port, log });
-  }
-  const client = clientOf(options);
-  await client.health();
-  return { client, state: null, close: async () => {} };
 }
 
 /** As many trials at a time as there are workers for. */

@@ -1,3 +1,4 @@
+import { errorCode } from '../../shared/errors.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
 
@@ -23,4 +24,20 @@ export async function runsAndTrials(
     own: runs.filter((run) => !isTrial(run)),
     trials: runs.filter(isTrial),
   };
+}
+
+/** All trials of a study, archived ones too; null: the server has a run of that name, or no such study. */
+export async function studyNamed(
+  client: Pick<RestClient, 'run' | 'runs'>,
+  name: string,
+): Promise<RunSummary[] | null> {
+  try {
+    await client.run(name);
+    return null;
+  } catch (error) {
+    if (errorCode(error) !== 'DP_RUN_UNKNOWN') throw error;
+  }
+  // An older server does not know the question.
+  const trials = await client.runs({ study: name, archived: 'all' }).catch(() => []);
+  return trials.length > 0 ? trials : null;
 }

@@ -1,7 +1,9 @@
+import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type ServeOptions, serve } from '../../server/main.ts';
 import type { RunSummary } from '../../shared/rest.ts';
@@ -14,6 +16,8 @@ import { startServerProcess } from '../support/server-process.ts';
 
 /** Names, tags, notes and archived runs: what lists make of them, and that they outlive servers. */
 
+const run = promisify(execFile);
+const PROGRAM = join(import.meta.dirname, '..', '..', 'bin', 'downpour.js');
 const problem = createProblem();
 const EXPERIMENT = { experiment: 'regression', experimentHash: 'hash' };
 const CONFIG = {
@@ -106,6 +110,18 @@ describe('the labels of a run', () => {
       ...{ runs: [], runCount: 2, archivedCount: 1 },
       studies: [{ study: 'search-1', runs: 1, phases: { waiting: 1 }, best: null, kind: null }],
     });
+    const downpour = async (...args: string[]) =>
+      (await run(process.execPath, [PROGRAM, ...args, '--server', again.url])).stdout;
+    const [all, trials, edit] = await Promise.all([
+      downpour('status'),
+      downpour('status', 'search-1'),
+      downpour('edit', 'a', '--untag', 'good', '--tag', 'paper', 'may', '--note', ''),
+    ]);
+    expect(all).toContain('1 archived run is left out; --all shows it');
+    expect(all).toMatch(/^search-1 +1 +1 waiting +0$/m);
+    expect(all).not.toMatch(/^[ab] /m);
+    expect(trials).toMatch(/^study search-1: 1 runs\n.*\nb +waiting/);
+    expect(edit).toBe('a: Best of May (archived)\n  tags           paper, may\n');
     // What it was trained for can still be had.
     const bytes = await new Response(await again.client.checkpointFile('a', 'model')).bytes();
     expect(bytes.length).toBeGreaterThan(100);

@@ -1,0 +1,54 @@
+import { join } from 'node:path';
+import Type from 'typebox';
+import { writeSealed } from '../../files/atomic-file.ts';
+import { checkOf, readSealed } from '../../files/records.ts';
+import { LIMITS } from '../../shared/limits.ts';
+import { isGone } from './alive.ts';
+import { newestToken, OWNER_FOLDER, readHolder } from './folder-lock.ts';
+
+/** Where the server of a state folder listens: a file beside its lock, so that commands in the same folder find it. */
+
+const FILE = 'address.json';
+
+const AddressSchema = Type.Object({
+  /** The token of the owner that listens there. */
+  token: Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER }),
+  url: Type.String({ pattern: '^https?://', maxLength: 500 }),
+  /** The server belongs to a command such as `train`, and ends with it. */
+  endsWithCommand: Type.Boolean(),
+});
+export type OwnerAddress = Type.Static<typeof AddressSchema>;
+const checkAddress = checkOf<OwnerAddress>(AddressSchema);
+
+/** Throws DP_DISK. */
+export async function noteAddress(state: string, address: OwnerAddress): Promise<void> {
+  await writeSealed(join(state, OWNER_FOLDER), FILE, address);
+}
+
+/**
+ * Who owns a state folder now. `free`: nobody, or a process of this machine that has ended. `held` without an address: its
+ * server does not listen yet, belongs to the app of a program, or is of an older release.
+ */
+export async function ownerOf(
+  state: string,
+): Promise<
+  | { readonly kind: 'free' }
+  | { readonly kind: 'held'; readonly address: OwnerAddress | null; readonly by: string }
+> {
+  const folder = join(state, OWNER_FOLDER);
+  const token = await newestToken(folder);
+  if (token === 0) return { kind: 'free' };
+  const holder = await readHolder(folder, token);
+  if (!holder || holder.released || (await isGone(holder))) return { kind: 'free' };
+  const path = join(folder, FILE);
+  // What is damaged says nothing.
+  const value = await readSealed(path, LIMITS.recordBytesMax).catch(() => undefined);
+  let address: OwnerAddress | null = null;
+  try {
+    if (value !== undefined) address = checkAddress(path, value);
+  } catch {
+    address = null;
+  }
+  const by = `process ${holder.pid} on ${holder.host}`;
+  return { kind: 'held', address: address?.token === token ? address : null, by };
+}

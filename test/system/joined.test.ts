@@ -1,0 +1,111 @@
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { openTrainServer, openUsedServer, urlOfFolder } from '../../cli/used-server.ts';
+import { serve } from '../../server/main.ts';
+import { ownerOf } from '../../server/store/owner-address.ts';
+import { ProtocolWorker } from '../support/protocol-worker.ts';
+import { createProblem } from '../support/regression.ts';
+
+/** Several commands in one folder: the first brings the server, the others find it and join it. */
+
+const problem = createProblem();
+const EXPERIMENT = { experiment: 'regression', experimentHash: 'hash' };
+
+let state: string;
+const cleanUps: (() => unknown)[] = [];
+beforeEach(async () => {
+  state = await mkdtemp(join(tmpdir(), 'downpour-joined-'));
+});
+afterEach(async () => {
+  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+  await rm(state, { recursive: true, force: true });
+});
+
+async function open(more: object = {}) {
+  const used = await openTrainServer({ state, port: 0, ...more }, () => {});
+  cleanUps.push(() => used.close());
+  return used;
+}
+const named = () => openUsedServer({ state, stateGiven: true });
+const idsOf = async ({ client }: Awaited<ReturnType<typeof open>>) =>
+  (await client.runs()).map(({ id }) => id);
+
+test('a second command joins, and goes on when the first one ends', {
+  timeout: 60_000,
+}, async () => {
+  // At the same time: one of them has the folder, and the other one waits until that one listens.
+  const both = await Promise.all([open(), open()]);
+  const [first, second] = both.sort((a, b) => Number(a.state === null) - Number(b.state === null));
+  const { url } = first!.client;
+  expect(first).toMatchObject({ state });
+  expect(second).toMatchObject({ state: null, joined: expect.stringContaining(url) });
+  expect(second!.client.url).toBe(url);
+  await first!.client.createRun({ id: 'a', ...EXPERIMENT });
+  await second!.client.createRun({ id: 'b', ...EXPERIMENT, config: { minibatchSize: 4 } });
+  const worker = await ProtocolWorker.connect(url);
+  cleanUps.push(() => worker.terminate());
+  worker.hello('hash', 'b');
+  worker.join(await worker.expect('assign'), problem);
+  worker.initialise(await worker.expect('initialise'));
+  const work = await worker.expect('work');
+  await worker.trainTo(problem, work, work.step + 3);
+  // `status` and the others find the same one.
+  const found = await named();
+  expect([found.client.url, found.state]).toEqual([url, null]);
+  await found.close();
+  // One that joined and ends leaves the server alone.
+  const third = await open();
+  await third.close();
+  expect(await idsOf(first!)).toEqual(['a', 'b']);
+  // The one whose server it was ends: the other one has all of it, at the same address.
+  await first!.close();
+  await expect
+    .poll(() => second!.client.run('b').catch(() => null), { timeout: 20_000 })
+    .toMatchObject({ step: 3, stepsLost: 0 });
+  expect(await idsOf(second!)).toEqual(['a', 'b']);
+  expect(await urlOfFolder(state)).toBe(url);
+  await second!.close();
+  expect(await urlOfFolder(state)).toBe(null);
+  const own = await named();
+  expect(own).toMatchObject({ state });
+  await own.close();
+});
+
+test('a server with tokens is joined with an operator’s, and not replaced when it ends', async () => {
+  const controller = new AbortController();
+  const serving = await serve({
+    ...{ host: '127.0.0.1', port: 0, state, localSocket: false, token: 'secret' },
+    signal: controller.signal,
+  });
+  cleanUps.push(() => controller.abort());
+  await expect(open()).rejects.toMatchObject({
+    code: 'DP_UNAUTHORIZED',
+    message: expect.stringContaining(`the server of ${state} runs at ${serving.url}`),
+  });
+  await expect(open({ token: 'wrong' })).rejects.toMatchObject({ code: 'DP_UNAUTHORIZED' });
+  const joined = await open({ token: 'secret' });
+  await joined.client.createRun({ id: 'a', ...EXPERIMENT });
+  expect(await ownerOf(state)).toMatchObject({ address: { endsWithCommand: false } });
+  await joined.close();
+  controller.abort();
+  await serving.closed;
+  expect(await ownerOf(state)).toEqual({ kind: 'free' });
+});
+
+test('the address of an earlier server is not believed', async () => {
+  const first = await open();
+  const { url } = first.client;
+  await first.close();
+  // Another program listens there now.
+  const other = createServer((_, response) => response.end('{}'));
+  await new Promise<void>((resolve) => other.listen(Number(new URL(url).port), resolve));
+  cleanUps.push(() => other.close());
+  expect(await readdir(join(state, '.owner'))).toContain('address.json');
+  expect(await urlOfFolder(state)).toBe(null);
+  const second = await open();
+  expect(second.client.url).not.toBe(url);
+  expect(await second.client.health()).toMatchObject({ status: 'ok' });
+});
