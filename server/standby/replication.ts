@@ -566,7 +566,7 @@ export class Replication {
       (error: unknown) => {
         // Who is told that it is the owner no more ends.
         if (errorCode(error) === 'DP_STATE_FENCED') return;
-        this.#options.log(`who owns the state is not known, answers wait: ${errorText(error)}`);
+        this.#options.log(`the owner of the state is unknown; answers wait: ${errorText(error)}`);
         this.#later(CONFIRM_RETRY_MS, () => this.#part());
       },
     );

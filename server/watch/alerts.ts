@@ -184,7 +184,7 @@ function aboutStandby(
   } else if (state === 'parting') {
     add(
       'critical',
-      `the standby ${address} is lost for ${inWords(seconds)} (${reason}), and the state store does not say who owns the state: workers wait for their answers`,
+      `the standby ${address} is lost for ${inWords(seconds)} (${reason}), and the state store does not say which server owns the state: workers wait for their answers`,
     );
   } else if (state === 'joining') {
     add('info', `the standby ${address} has been receiving the runs for ${inWords(seconds)}`);
