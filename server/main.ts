@@ -61,7 +61,7 @@ export interface ServeOptions extends TokenSources {
   readonly tls?: TlsFiles;
   readonly limits?: Partial<AccessLimits> & {
     readonly runCountMax?: number;
-    /** Of connections beside the memory of runs; default: see `LIMITS.connectionMemoryShare`. */
+    /** Memory of connections beside that of runs; default: see `LIMITS.connectionMemoryShare`. */
     readonly memoryBytesMax?: number;
   };
   /** False: no unix socket for workers on this machine. */
@@ -75,12 +75,12 @@ export interface ServeOptions extends TokenSources {
   /** How long a server that is not heard of keeps its state. Default: 10,000. */
   readonly ownerTtlMs?: number;
   /**
-   * Of the primary, `http://host:port`: this server follows it with replicas of its runs, takes no work, and takes
+   * Address of the primary, `http://host:port`: this server follows it with replicas of its runs, takes no work, and takes
    * over when it is gone. Not with shards.
    */
   readonly standbyOf?: string;
   /**
-   * Of the other of two servers, `http://host:port`: the one that owned the state last begins, and the other is its
+   * Address of the other of two servers, `http://host:port`: the one that owned the state last begins, and the other is its
    * standby. Each has a folder of its own, and both have one Redis.
    */
   readonly peer?: string;
@@ -98,7 +98,7 @@ export interface ServeOptions extends TokenSources {
   readonly tensorboard?: string;
   /** Where checkpoints are copied, and an empty state folder is filled from. */
   readonly copyTo?: S3Place;
-  /** Of kind `last`, that stay there of each run. Default: 2. */
+  /** Checkpoints of kind `last` that stay there for each run. Default: 2. */
   readonly copiesKept?: number;
   /** How long a stopping server waits for the last copies. Default: 20,000. */
   readonly copyGraceMs?: number;

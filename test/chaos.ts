@@ -40,7 +40,7 @@ const { values } = parseArgs({
   options: {
     faults: { type: 'string', default: '200' },
     workers: { type: 'string', default: '4' },
-    /** Of each training. */
+    /** Epochs of each training. */
     epochs: { type: 'string', default: '30' },
     /** `consistency.mode` of each training. */
     mode: { type: 'string', default: 'async' },
@@ -287,7 +287,7 @@ for (;;) {
   if (made < faultsMax && !isLate) {
     const kind = pick(KINDS);
     count(moments, await moment());
-    // Of two kinds at once there are plenty: a halted process is killed, or its connection cut.
+    // Two kinds often come at once: a halted process is killed, or its connection cut.
     const fault = Promise.resolve(FAULTS[kind]!()).catch((error: unknown) => say(String(error)));
     if (draw.uniform() < 0.5) await fault;
     made++;

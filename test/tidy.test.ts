@@ -211,11 +211,8 @@ describe('layers', () => {
 
 describe('comments', () => {
   test('are sentences, or name their subject: none only ends one with "of …"', () => {
-    // The server, the wire and the simulation are still to be gone through.
-    const folders = ['files', 'shared', 'worker', 'study', 'cli', 'web', 'bench'];
-    const wrong = folders
+    const wrong = [...LAYERS, 'bench', 'examples', 'scripts']
       .flatMap((folder) => sources(join(ROOT, folder)))
-      .filter((path) => !/\/cli\/(simulate|paper)\//.test(path))
       .flatMap((path) => {
         const found = readFileSync(path, 'utf8').match(
           /(?:\/\*\*|\/\/|^ *\/\*\*\n *\*) Of [\w`'].*/gm,

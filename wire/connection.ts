@@ -49,7 +49,7 @@ export interface ConnectionOptions {
   readonly way?: Way;
   /** How long the other end may take over the closing handshake, ms. */
   readonly closeMs?: number;
-  /** Of one message. */
+  /** Size of one message. */
   readonly frameBytesMax?: number;
 }
 
@@ -99,7 +99,7 @@ export class Connection {
   #pongs = 0;
   #lastPing: Uint8Array | null = null;
   #way: Way | null = null;
-  /** Of payloads that were read into landings, in all reads but the last. */
+  /** Bytes of payloads that were read into landings, in all reads but the last. */
   #landedBytes = 0;
   #events: ConnectionEvents | null = null;
   /** For whoever reads the socket; see `start`. */

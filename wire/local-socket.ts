@@ -12,7 +12,7 @@ import { errorText } from '../shared/errors.ts';
  * that whoever finds it under the name that the server tells reaches that server and no other.
  */
 
-/** Of the path in a socket's address, without its end: 104 bytes on macOS, 108 on Linux. */
+/** Length of the path in a socket's address, without its end: 104 bytes on macOS, 108 on Linux. */
 const PATH_BYTES_MAX = process.platform === 'linux' ? 107 : 103;
 const HEALTH_MS = 1_000;
 const HEALTH_BYTES_MAX = 10_000;

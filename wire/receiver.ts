@@ -33,7 +33,7 @@ export type Header = Frame['header'];
 export interface Landing {
   /** As long as the payload, or longer when its length was not known. What does not fit goes on in the receiver's memory. */
   readonly bytes: Uint8Array;
-  /** Of the payload, where its length is not known before its end: more of it is refused. Default: as a frame has. */
+  /** Size of the payload, where its length is not known before its end: more of it is refused. Default: as a frame has. */
   readonly bytesMax?: number;
   /** So many bytes are there, but not all of them. Called now and then. */
   came?(bytes: number): void;
@@ -76,7 +76,7 @@ const SMALL = SCRATCH.subarray(0, 4 * 1024);
 const LARGE_BYTES = 256 * 1024;
 /** From so many missing bytes on, a payload is read in place instead of being copied there. */
 const STRAIGHT_BYTES_MIN = 8 * 1024;
-/** Of a payload no more is read at once, so that a core's cache still has it when its landing is told. */
+/** No more of a payload is read at once, so that a core's cache still has it when its landing is told. */
 const READ_BYTES_MAX = 256 * 1024;
 /** The first size of the receiver's own memory; it is doubled while bytes come, not when announced. */
 const OWN_BYTES_MIN = 64 * 1024;
@@ -92,7 +92,7 @@ export interface ReceiverOptions {
   /** Frames must be masked when they come from a client, and must not when from a server. */
   readonly fromClient: boolean;
   readonly events: ReceiverEvents;
-  /** Of one message. */
+  /** Size of one message. */
   readonly frameBytesMax?: number;
 }
 
@@ -215,7 +215,7 @@ export class Receiver {
     this.#dead = true;
   }
 
-  /** Of all payloads so far, bytes that were read into landings. */
+  /** Bytes of all payloads so far that were read into landings. */
   get landedBytes(): number {
     return this.#landedBytes;
   }
@@ -421,7 +421,7 @@ export class Receiver {
     this.#passes = false;
     if (this.#isOdd(head, at)) {
       this.#odd = true;
-      // Of a binary message that is not whole, `ws` has seen nothing: it is told that there is one.
+      // `ws` has seen nothing of a binary message that is not whole: it is told that there is one.
       if (this.#stage !== 'none') {
         this.#passOn(
           Uint8Array.of(OPCODES.binary, ...(this.#fromClient ? [0x80, 0, 0, 0, 0] : [0])),
@@ -467,7 +467,7 @@ export class Receiver {
     this.#events.pass(Buffer.from(bytes), isText && this.#final && this.#left === 0);
   }
 
-  /** Of a payload whose length was not known: how long it is by now. */
+  /** Checks how long a payload is by now whose length was not known. */
   #checkFragment(): void {
     const bytesMax = this.#landing?.bytesMax;
     if (this.#stage !== 'payload' || bytesMax === undefined) return;

@@ -23,7 +23,7 @@ const ALL: readonly Correction[] = [
     ...{ name: 'clip', paper: 'gradients of norm 1 at most' },
     config: { consistency: { correction: 'none' }, clip: { norm: 1 } },
   },
-  // Of releases that have them: the schema knows.
+  // Fields that only some releases have: the schema knows.
   ...(
     [
       ['delay', 'delay-adaptive, arXiv:2206.07638'],

@@ -21,10 +21,10 @@ export interface DigitsOptions {
   readonly hidden: number;
   /** Share of hidden units that are left out in training. */
   readonly dropout: number;
-  /** Of the order of examples and the split, as in a run. */
+  /** Seed of the order of examples and the split, as in a run. */
   readonly seed: number;
   readonly minibatchMax: number;
-  /** Of the examples to learn from and to validate on; null: all. */
+  /** Number of examples to learn from and to validate on; null: all. */
   readonly trainMax?: number | null;
   /** 14 × 14 pixels, each the mean of four. */
   readonly small?: boolean;

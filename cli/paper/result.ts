@@ -42,7 +42,7 @@ export interface Finding {
 
 /** What a repetition is given. */
 export interface Lab {
-  /** Of each arm. */
+  /** Seeds of each arm. */
   readonly seeds: readonly number[];
   /** Smaller than the paper's comparison needs: shows that it works, and nothing else. */
   readonly quick: boolean;
@@ -53,7 +53,7 @@ export interface Lab {
   progress(share: number, text: string): void;
 }
 
-/** Of a mean by seed, with its 95 % interval; one seed has none. */
+/** Text of a mean by seed, with its 95 % interval; one seed has none. */
 export function spread(value: Estimate, digits = 2): string {
   const mean = value.mean.toFixed(digits);
   if (value.distinct < 2) return mean;

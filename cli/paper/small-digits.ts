@@ -37,7 +37,7 @@ export interface SmallTrial {
 }
 
 export interface SmallResult {
-  /** Of the test part, %; that of a guess where it diverged. */
+  /** Accuracy on the test part, %; that of a guess where the run diverged. */
   readonly accuracy: number;
   readonly diverged: boolean;
   readonly outcome: VirtualOutcome;

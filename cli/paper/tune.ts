@@ -2,7 +2,7 @@
 
 export interface Tuned {
   readonly rate: number;
-  /** Of each rate that was tried, ascending. */
+  /** Results of each rate that was tried, ascending. */
   readonly tried: readonly { readonly rate: number; readonly value: number }[];
 }
 

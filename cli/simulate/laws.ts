@@ -8,17 +8,17 @@ import { type Random, random } from '../../shared/random.ts';
 export interface ComputeLaw {
   /** As it was written. */
   readonly text: string;
-  /** Of a worker of ordinary speed, ms. */
+  /** Mean time of a worker of ordinary speed, ms. */
   readonly meanMs: number;
   /** Times of one worker, ms: each worker draws from a stream of its own, so others do not change them. */
   worker(index: number, seed: number): () => number;
 }
 
-/** Of the compute times of worker i: this plus i. Far from what runs and experiments use. */
+/** Stream of the compute times of worker i: this plus i. Far from what runs and experiments use. */
 const COMPUTE_STREAM = 0x4000_0000;
 const SPEED_STREAM = 0x4800_0000;
 
-/** Of a machine that does nothing else: Γ with shape 100. */
+/** Times on a machine that does nothing else: Γ with shape 100. */
 const NARROW_CV = 0.1;
 
 type Draw = (draw: Random) => number;
@@ -28,7 +28,7 @@ interface LawForm {
   readonly more: string;
   readonly moreMax: number;
   readonly help: string;
-  /** Of mean 1. @param more numbers after the mean. */
+  /** A law of mean 1. @param more numbers after the mean. */
   readonly make: (more: readonly number[]) => {
     speed?: (index: number, draw: Random) => number;
   } & {
@@ -175,7 +175,7 @@ export function slowed(law: ComputeLaw, count: number, factor: number): ComputeL
 
 const exponential: Draw = (draw) => -Math.log(1 - draw.uniform());
 
-/** Of mean 1 (Marsaglia and Tsang 2000). */
+/** A Γ number of mean 1 (Marsaglia and Tsang 2000). */
 function gamma(shape: number): Draw {
   if (shape < 1) {
     const higher = gamma(shape + 1);

@@ -8,7 +8,7 @@ import { DownpourError } from '../../shared/errors.ts';
 
 const { correction, mode } = RunConfigSchema.properties.consistency.properties;
 
-/** Of a choice of words. */
+/** Values of a choice of words. */
 function valuesOf(choice: unknown): string[] {
   const { anyOf = [] } = choice as { readonly anyOf?: readonly { readonly const?: unknown }[] };
   return anyOf.flatMap((each) => (typeof each.const === 'string' ? [each.const] : []));

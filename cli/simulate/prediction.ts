@@ -12,7 +12,7 @@ import { type Network, NO_NETWORK } from './world.ts';
 export interface Recorded extends ScaledRun {
   readonly run: string;
   readonly config: RunConfig;
-  /** Of a sample of its pushes, as the workers measured them, ms. */
+  /** Compute times of a sample of its pushes, as the workers measured them, ms. */
   readonly computeMs: readonly number[];
   readonly updatesPerSecond: number;
   readonly stalenessMean: number;
@@ -89,7 +89,7 @@ export interface PredictionError {
   readonly error: number;
 }
 
-/** Of each real run, against the prediction for as many workers. */
+/** Compares each real run with the prediction for as many workers. */
 export function predictionErrors(
   real: readonly Recorded[],
   predicted: readonly ScaledRun[],

@@ -266,7 +266,7 @@ function worldOf(options: WorldOptions, fitted: FittedWorld | null = null) {
   };
 }
 
-/** Of a minibatch, forward alone: about a third of what a gradient takes. */
+/** Time of a minibatch, forward alone: about a third of what a gradient takes. */
 const FORWARD = 1 / 3;
 
 const ownEvaluationMs = ({ minibatches }: ExperimentProblem, { meanMs }: ComputeLaw) =>

@@ -50,7 +50,7 @@ export interface VirtualClusterOptions {
   readonly workers: number;
   readonly compute: ComputeLaw;
   readonly network?: Network;
-  /** Of the server's one thread, for each push, ms. */
+  /** Time of the server's one thread for each push, ms. */
   readonly serviceMs?: number;
   /** All workers share so many; absent: each has one of its own. */
   readonly cores?: number;
@@ -58,7 +58,7 @@ export interface VirtualClusterOptions {
   readonly evaluationMs?: number;
   readonly failures?: Failures;
   readonly changes?: readonly Change[];
-  /** Of the times; the run has its own. */
+  /** Seed of the times; the run has its own. */
   readonly seed: number;
   /** Ends it earlier, between two events. */
   readonly until?: (now: { readonly step: number; readonly ms: number }) => boolean;
@@ -88,9 +88,9 @@ export interface VirtualOutcome {
   /** Gradients that were computed and not used: rejected, lost with their worker, or for a phase that was over. */
   readonly unused: number;
   readonly failures: number;
-  /** Of all messages, in both directions. */
+  /** Bytes of all messages, in both directions. */
   readonly bytes: number;
-  /** Of pushes alone. */
+  /** Bytes of pushes alone. */
   readonly pushedBytes: number;
   /** Share of the time that the server's thread works; null: its work takes no time. */
   readonly serverBusy: number | null;
@@ -101,7 +101,7 @@ export interface VirtualOutcome {
 
 interface VirtualWorker {
   readonly index: number;
-  /** Of the process: one more each time that it comes back. */
+  /** Incarnation of the process: one more each time that it comes back. */
   incarnation: number;
   key: string;
   /** Shape [exchangedSize]; made when it is needed first. */

@@ -75,7 +75,7 @@ export class VirtualServer {
   get deadline(): number | null {
     return this.#run.deadline;
   }
-  /** Of what each push and pull holds; only after the first worker has joined. */
+  /** Size of what each push and pull holds; only after the first worker has joined. */
   get exchangedSize(): number {
     return this.#run.layout!.exchangedSize;
   }

@@ -3,11 +3,11 @@ import { DownpourError } from '../../shared/errors.ts';
 /** What lies between virtual workers and their server, and who comes and goes when. */
 
 export interface Network {
-  /** Of each message, one way, ms. */
+  /** Latency of each message, one way, ms. */
   readonly latencyMs: number;
-  /** Of each worker's own line, in each direction, Mbit/s; Infinity: nothing takes time. */
+  /** Bandwidth of each worker's own line, in each direction, Mbit/s; Infinity: nothing takes time. */
   readonly bandwidth: number;
-  /** Of the line that the server has for all of them, in each direction, Mbit/s. */
+  /** Bandwidth of the line that the server has for all of them, in each direction, Mbit/s. */
   readonly serverBandwidth: number;
 }
 
@@ -31,7 +31,7 @@ export interface Change {
   readonly workers: number;
 }
 
-/** Of a message, on a line. */
+/** Time of a message on a line. */
 export const transferMs = (bytes: number, mbitPerSecond: number): number =>
   (8 * bytes) / (1_000 * mbitPerSecond);
 

@@ -288,7 +288,7 @@ export const portLimits = {
   requestTimeout: LIMITS.requestMs,
   keepAliveTimeout: LIMITS.keepAliveMs,
   connectionsCheckingInterval: LIMITS.requestHeaderMs / 4,
-  /** Of TLS; by default Node waits two minutes. */
+  /** Time for the TLS handshake; by default Node waits two minutes. */
   handshakeTimeout: LIMITS.tlsHandshakeMs,
 };
 

@@ -6,7 +6,7 @@ import type { Connection } from '../../wire/connection.ts';
  */
 
 export interface BudgetTerms {
-  /** Of all time, 0 to 1. */
+  /** Share of all time, 0 to 1. */
   readonly share: number;
   /** At once, after a pause. */
   readonly burstMs: number;

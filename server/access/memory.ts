@@ -113,7 +113,7 @@ export class MemoryBudget {
 
   // Memory for pushes.
 
-  /** Of exactly so many bytes, with anything in it; null: there is not so much left. */
+  /** Memory of exactly so many bytes, with anything in it; null: there is not so much left. */
   borrow(account: Account, bytes: number): Uint8Array | null {
     const memory = this.#spare.get(bytes)?.pop();
     if (memory) {
@@ -233,7 +233,7 @@ const usedBy = (account: Account): number => account.bytes + account.unsent();
 /** A share of the memory that this process may use, within bounds. */
 export function defaultBytesMax(): number {
   const { connectionMemoryShare: share, connectionBytesMin, connectionBytesMax } = LIMITS;
-  // Of a container; 0 or more than the machine has: there is no such limit.
+  // The limit of a container; 0 or more than the machine has: there is no such limit.
   const constrained = process.constrainedMemory();
   const bytes = constrained > 0 ? Math.min(constrained, totalmem()) : totalmem();
   return Math.min(connectionBytesMax, Math.max(connectionBytesMin, Math.floor(share * bytes)));

@@ -8,7 +8,7 @@ import { LIMITS } from '../../shared/limits.ts';
 export const PORTS = 2;
 /** Node needs some for itself: files, Redis, the clients of shards, threads. */
 const DESCRIPTORS_KEPT = 512;
-/** Of a port's sockets, for all together that have shown no token. */
+/** Share of a port's sockets for all who have shown no token, together. */
 const SHARE_OF_STRANGERS = 1 / 4;
 
 /** Sockets that one port may have at a time, and how many of them without a token. */

@@ -27,7 +27,7 @@ export interface Material {
   readonly rejectUnauthorized?: boolean;
 }
 
-/** Of the certificate of ours, of an authority between or of clients, that ends first. */
+/** Validity of the certificate that ends first: ours, one of an authority between, or one of clients. */
 export interface Validity {
   readonly file: string;
   /** ISO 8601. */

@@ -101,7 +101,7 @@ export class Keeper {
     return this.#recovery.known();
   }
 
-  /** Of `known`. @returns null: it cannot be read, which is told, or its folder holds no run. */
+  /** Reads one of the `known` runs. @returns null: it cannot be read, and the log says so, or its folder holds no run. */
   async read(known: KnownRun): Promise<Run | null> {
     const run = await this.#recovery.read(known);
     if (run && this.#hasForgotten) this.#want(run, 'record', 'registry', 'earlyStopping');
@@ -347,7 +347,7 @@ export class Keeper {
       run.over || !this.#stateOf(run).touched ? this.#flush(run) : this.saveNow(run),
     );
     this.#closed = true;
-    // Of runs that were being recovered, too.
+    // Runs that were being recovered are among them.
     await Promise.all([...this.#states.values()].map(({ writing }) => writing));
     for (const run of runs) this.#sayUnwritten(run);
   }

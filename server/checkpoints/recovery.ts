@@ -36,7 +36,7 @@ export interface RecoveryOptions {
   readonly now: () => number;
   readonly log: Log;
   readonly stateOf: (run: Run) => WriteState;
-  /** Of a recovered run, what its folder or the store lacks. */
+  /** Writes what the folder or the store of a recovered run lacks. */
   readonly want: (run: Run, ...tasks: WriteTask[]) => void;
 }
 
@@ -389,7 +389,7 @@ function notOf(id: string, folder: string, { file }: CheckpointManifest): Downpo
   );
 }
 
-/** Of one life the generation and the step rise; each life has generations of its own, above the older ones. */
+/** Within one life the generation and the step rise; each life has generations of its own, above the older ones. */
 function isNewer(state: Pick<RunState, 'generation' | 'step'>, { generation, step }: Run): boolean {
   if (state.generation !== generation) return state.generation > generation;
   return state.step > step;

@@ -19,7 +19,7 @@ export interface WriteState {
   /** The writing that is under way. */
   writing: Promise<void> | null;
   retryAt: number;
-  /** Of the newest checkpoint of kind `last`: its step, and when it was taken. */
+  /** Step and time of the newest checkpoint of kind `last`. */
   lastStep: number;
   lastAt: number;
   /** Something has happened to the run that its newest checkpoint does not hold. */

@@ -41,7 +41,7 @@ export interface AverageRoom {
   readonly kernels: Kernels;
 }
 
-/** Of the `slots` of an average. */
+/** Symbols of the `slots` of an average. */
 export function averageSymbols({ kind }: RunConfig['averaging']): readonly string[] {
   return { none: [], ema: ['a'], polyak: ['a', 'c'] }[kind];
 }

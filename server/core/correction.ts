@@ -364,7 +364,7 @@ export class Correction {
   }
 }
 
-/** Of a gradient, once it is limited. */
+/** Norm of a gradient once it is limited. */
 export function limitedNorm(norm: number, normMax: number): number {
   const seen = coarse(norm);
   return seen > normMax ? norm * (normMax / seen) : norm;

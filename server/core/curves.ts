@@ -11,7 +11,7 @@ import { type Trouble, troubleIn } from './trouble.ts';
 
 const POINTS_MAX = 2000;
 const EVALUATIONS_MAX = 10_000;
-/** Of all evaluations together: with names of 64 characters they take up to 60 MB of a checkpoint's manifest. */
+/** Metrics of all evaluations together: with names of 64 characters they take up to 60 MB of a checkpoint's manifest. */
 const METRICS_MAX = 150_000;
 /** Pushes that are remembered for the present speed. */
 const WINDOW = 1000;
@@ -32,17 +32,17 @@ export interface Applied {
   readonly step: number;
   readonly seconds: number;
   readonly loss: number;
-  /** Of the minibatch alone, where `loss` is smoothed; absent in points of older releases. */
+  /** Loss of the minibatch alone, where `loss` is smoothed; absent in points of older releases. */
   readonly minibatchLoss?: number;
   readonly learningRate: number;
-  /** Of the update rule; null: it has none. Absent in points of older releases. */
+  /** Momentum of the update rule; null: it has none. Absent in points of older releases. */
   readonly momentum?: number | null;
   readonly gradientNorm: number;
   readonly staleness: number;
   readonly examples: number;
   /** As its worker measured it; absent in points of older releases. */
   readonly computeMs?: number;
-  /** Of all pushes up to this one; absent in points of older releases. */
+  /** Examples of all pushes up to this one; absent in points of older releases. */
   readonly examplesSoFar?: number;
 }
 
@@ -54,7 +54,7 @@ export interface ObservationsState {
   /** [i]: pushes applied with staleness i. Of release 0.1.0: 129 numbers, the last one of 128 and more. */
   readonly histogram: readonly number[];
   readonly examples: number;
-  /** Of the last update; absent in checkpoints of release 0.1.0. */
+  /** Norm of the last update's gradient; absent in checkpoints of release 0.1.0. */
   readonly gradientNorm?: number | null;
   /** Sums over the first updates; absent in checkpoints of older releases. */
   readonly first?: { readonly count: number; readonly loss: number; readonly gradientNorm: number };
@@ -67,7 +67,7 @@ interface Sampled {
   readonly stride: number;
   readonly count: number;
   readonly costMs: number;
-  /** Of all applied pushes. */
+  /** Compute time of all applied pushes. */
   readonly computeMs: number;
   readonly samples: readonly ObservedSample[];
 }
@@ -116,7 +116,7 @@ export class Curves {
     return this.#gradientNorm;
   }
 
-  /** Of the optimisation, as of the last evaluation. */
+  /** What is wrong with the optimisation, as of the last evaluation. */
   get trouble(): Trouble | null {
     return this.#trouble;
   }
@@ -212,7 +212,7 @@ export class Curves {
     this.#smoothed = { sum: 0, weight: 0 };
   }
 
-  /** Of all applied pushes, by the histogram; null before the first. */
+  /** Staleness of all applied pushes, by the histogram; null before the first. */
   staleness(): { p50: number; p95: number; max: number } | null {
     const count = this.#histogram.reduce((sum, n) => sum + n, 0);
     if (count === 0) return null;

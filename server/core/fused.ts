@@ -19,7 +19,7 @@ import {
 export interface Staged {
   readonly decoding: Decoding;
   readonly address: number;
-  /** Of the scales of `int8`. */
+  /** Address of the scales of `int8`. */
   readonly scales: number;
 }
 
@@ -84,7 +84,7 @@ const SLOTS: Readonly<Record<OptimizerConfig['kind'], readonly string[]>> = {
   adamw: ['m', 'v'],
 };
 
-/** Of the `slots` of an optimizer. */
+/** Symbols of the `slots` of an optimizer. */
 export const optimizerSymbols = ({ kind }: OptimizerConfig): readonly string[] => SLOTS[kind];
 
 /** What `createFusedOptimizer` takes of the memory. @param velocities of workers. */
@@ -148,7 +148,7 @@ export function createFusedOptimizer(
   };
 }
 
-/** Of rules with momentum, what they are with look-ahead. */
+/** Rules with momentum, and the same rules with look-ahead. */
 const AHEAD: Partial<Record<Rule, Rule>> = {
   momentum: 'nesterov',
   nesterov: 'nesterov',
@@ -186,7 +186,7 @@ function createVelocities(
   };
   return {
     used,
-    /** Of the optimizer's state with the velocity in use. */
+    /** Addresses of the optimizer's state with the velocity in use. */
     addresses: (use: VelocityUse | undefined): readonly number[] => states[use?.slot ?? 0]!,
     begin({ slot, from, freed }: VelocityUse, { start, end }: Where): void {
       if (freed && start === 0) for (const other of freed) used.delete(other);

@@ -49,7 +49,7 @@ export interface VectorPlace {
   /** Shape [layout.size]: trainable, statistics, frozen. */
   readonly values: Float32Array;
   readonly statistics: Float32Array;
-  /** Of trainable and statistics. */
+  /** Bytes of trainable and statistics. */
   readonly bytes: Uint8Array;
   /** The last payload that landed there. */
   payload: Uint8Array;
@@ -73,7 +73,7 @@ export class GradientScan {
   readonly gradient: Staged;
   /** So many elements at its beginning were. */
   #elements = 0;
-  /** Of their squares, as they were added up in f32. */
+  /** Sum of their squares, as they were added up in f32. */
   sum = 0;
 
   constructor(gradient: Staged) {
@@ -91,7 +91,7 @@ export class GradientScan {
 
 export const BYTES: Readonly<Record<Decoding, number>> = { f32: 4, bf16: 2, int8: 1 };
 
-/** Of a gradient in int8 the scales come first. */
+/** The scales of a gradient in int8 come first. */
 export const scaleBytes = (decoding: Decoding, n: number) =>
   decoding === 'int8' ? 4 * Math.ceil(n / BLOCK) : 0;
 

@@ -123,7 +123,7 @@ export class Leases {
     return leases;
   }
 
-  /** Of those that were given back the first that this worker was not too slow with. */
+  /** The first lease that was given back and that this worker was not too slow with. */
   #again(worker: string): Lease | null {
     const at = this.#returned.findIndex((one) => one.tooSlow !== true || one.worker !== worker);
     return at < 0 ? null : this.#returned.splice(at, 1)[0]!.lease;
@@ -251,7 +251,7 @@ export class Leases {
     };
   }
 
-  /** Of this moment: `returned` is what nobody holds. */
+  /** The leases of this moment: `returned` is what nobody holds. */
   replica(): LeasesReplica {
     const held = [...this.#held.values()].map((each) => ({ ...each }));
     return { ...this.state(), returned: [...this.#returned], held };

@@ -40,7 +40,7 @@ export interface VelocityUse {
   readonly freed?: number[];
 }
 
-/** Of the state that `VelocityUse` is about; null: the optimizer has no momentum. */
+/** Symbol of the state that `VelocityUse` is about; null: the optimizer has no momentum. */
 export function velocitySymbol(kind: OptimizerConfig['kind']): 'v' | 'm' | null {
   if (kind === 'adam' || kind === 'adamw') return 'm';
   return kind === 'momentum' || kind === 'nesterov' || kind === 'rmsprop' ? 'v' : null;

@@ -93,7 +93,7 @@ export class Parameters {
   /** What workers were sent; null: nobody asks. */
   readonly #sent: Sent | null;
   readonly #pool = new SnapshotPool();
-  /** Of this step, made when first asked for. */
+  /** Snapshots of this step, made when first asked for. */
   readonly #snapshots: { f32: Snapshot | null; bf16: Snapshot | null } = { f32: null, bf16: null };
 
   /**
@@ -392,7 +392,7 @@ export class Parameters {
       ? this.#compensated(push.scan.gradient, clipped, compensation)
       : push.scan.gradient;
     const clip = compensation ? NO_CLIP : clipped;
-    // Of numbers of the same size, each is read right before its place is written to.
+    // Where the numbers have the same size, each is read right before its place is written to.
     const isAlike = gradient.decoding === 'f32' && this.layout.frozenSize === 0 && !compensation;
     const landed = isAlike ? (push.room?.place ?? null) : null;
     const spare = this.#lentMax > 0 ? this.#free.at(-1) : undefined;
@@ -505,7 +505,7 @@ export class Parameters {
     this.#changed();
   }
 
-  /** Of those that have numbers only the ones in use are among the vectors. */
+  /** Finds a vector; `vectors` has only those numbered ones that are in use. */
   #vectorOf(name: string): Float32Array | undefined {
     for (const [prefix, of] of this.#numbered) {
       if (name.startsWith(prefix)) return of(Number(name.slice(prefix.length)));
@@ -594,7 +594,7 @@ interface Half {
 const NO_CLIP: Clip = { limit: Infinity, factor: 1 };
 const NO_STATISTICS = new Float32Array();
 /**
- * Of each vector that an update touches so many elements are worked on, by one kernel after another, before
+ * So many elements of each vector that an update touches are worked on, by one kernel after another, before
  * the next ones: all of them stay in the cache of a core. A multiple of the blocks of every kernel.
  */
 const BLOCK_ELEMENTS = 2 ** 13;

@@ -45,7 +45,7 @@ export interface RobustState {
 export class Robust {
   readonly #config: RunConfig['robust'];
   readonly #leaseMs: number;
-  /** Of the last finite gradients, those too large among them: if all grow, the median follows. */
+  /** Norms of the last finite gradients, those too large among them: if all grow, the median follows. */
   readonly #norms: number[] = [];
   /** Who the last applied pushes were from. */
   readonly #applied: string[] = [];

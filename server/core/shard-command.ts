@@ -24,7 +24,7 @@ export const Float = Type.Unsafe<number>(
     () => 'must be a number',
   ),
 );
-/** Of a vector, as in `Parameters.vectors`. */
+/** Name of a vector, as in `Parameters.vectors`. */
 export const VectorName = Type.String({ minLength: 1, maxLength: LIMITS.nameLengthMax });
 /** Name and incarnation of a worker, and whose token it has: with `sequence` the name of a push. */
 export const WorkerKey = Type.String({ minLength: 1, maxLength: LIMITS.nameLengthMax });
@@ -103,7 +103,7 @@ const commands = [
       session: SessionId,
       worker: WorkerKey,
       sequence: Sequence,
-      /** Of the parameters that it is for. */
+      /** Generation of the parameters that the update is for. */
       generation: Natural,
       clip: ClipSchema,
       options: StepOptionsSchema,
@@ -130,7 +130,7 @@ const commands = [
       kind: Type.Literal('combine'),
       ...ofRun,
       generation: Natural,
-      /** Of all of them, added up. */
+      /** Shares of all pushes of the step, added up. */
       shares: Type.Number(),
       faulty: Natural,
       clip: ClipSchema,

@@ -82,7 +82,7 @@ interface HeldRun {
   readonly saved: Map<number, ReadonlyMap<string, Float32Array>>;
   /** Parts of pushes that wait for a decision, by session and sequence. */
   readonly landed: Map<string, Map<number, LandedPart>>;
-  /** Of the worker that is asked for initial parameters; null: nobody is. */
+  /** The worker that is asked for initial parameters; null: nobody is. */
   granted: { readonly session: string; readonly grant: number; part: LandedPart | null } | null;
   /** Initial parameters that came before it was told who is asked for them; and how often that was looked at. */
   early: {
@@ -91,7 +91,7 @@ interface HeldRun {
     part: LandedPart;
     looks: number;
   } | null;
-  /** Of each worker: no sequence is applied twice, whatever the coordinator says. */
+  /** Last sequence of each worker: none is applied twice, whatever the coordinator says. */
   readonly applied: Map<string, number>;
   best: Float32Array | null;
 }
@@ -126,7 +126,7 @@ export class Shard {
     return this.#runs.get(run)?.parameters.land(byteLength, encoding) ?? null;
   }
 
-  /** Of the parts of a run, and of its initial parameters; null: there is no such run here. */
+  /** Limits of the parts of a run, and of its initial parameters; null: there is no such run here. */
   partLimits(run: string): (ReturnType<typeof payloadLimits> & { initialBytes: number }) | null {
     const layout = this.#runs.get(run)?.layout;
     return layout ? { ...payloadLimits(layout), initialBytes: 4 * layout.size } : null;

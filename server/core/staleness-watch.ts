@@ -44,7 +44,7 @@ export interface WatchFacts {
 
 /** Fewer are a pair: staleness is 1, and was never seen to matter. */
 const WORKERS_MIN = 3;
-/** Of the stable rate with one worker. With momentum 0.9 it is 1/109 at staleness 3, and 1/241 at 7, where accuracy goes. */
+/** Share of the stable rate with one worker. With momentum 0.9 it is 1/109 at staleness 3, and 1/241 at 7, where accuracy goes. */
 const SHARE_MIN = 1 / 150;
 /** The first loss is the mean over so many updates. */
 const FIRST_UPDATES = 20;
@@ -114,7 +114,7 @@ export class StalenessWatch {
     return `${workers} workers, whose ${stale}${by}: the largest learning rate that is stable is about 1/${Math.round(1 / share)} of one worker's; ${next}.`;
   }
 
-  /** Of the largest stable learning rate of one worker, what is left. */
+  /** How much of one worker's largest stable learning rate is left. */
   danger(momentum: number | null): { readonly staleness: number; readonly share: number } {
     const of = momentum ?? 0;
     return {

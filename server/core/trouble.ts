@@ -14,7 +14,7 @@ export interface Progress {
 export interface Trouble {
   /** `rises`: the loss is higher than before; `stalls`: it does not fall any more, and is still high. */
   readonly kind: 'rises' | 'stalls';
-  /** Of the first updates, of the middle third of all, and of the last third. */
+  /** Progress in the first updates, in the middle third of all, and in the last third. */
   readonly first: Progress;
   readonly middle: Progress;
   readonly last: Progress;
@@ -30,7 +30,7 @@ const POINTS_MIN = 30;
 const FALL = 0.01;
 /** Below this share of the first loss a training that stands still has arrived, as far as one can tell. */
 const LEARNT = 0.5;
-/** Of the highest learning rate: with less, a schedule has ended, and little is to be expected of updates. */
+/** Share of the highest learning rate: with less, a schedule has ended, and little is to be expected of updates. */
 const DECAYED = 0.1;
 
 /**

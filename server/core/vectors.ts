@@ -137,7 +137,7 @@ export function vectorSizes(
   return sizes;
 }
 
-/** Of a push: what a room holds, any dense encoding, and what the largest of the encodings takes. */
+/** Limits of a push's payload: what a room holds, any dense encoding, and what the largest of the encodings takes. */
 export function payloadLimits({
   exchangedSize,
   trainableSize,

@@ -53,7 +53,7 @@ export class Answers {
     return this.#decided !== null;
   }
 
-  /** Of the pushes that are decided on and not answered; the caller answers them. */
+  /** Takes the acknowledgements of pushes that are decided on and not answered; the caller answers them. */
   taken(): Acknowledgement[] {
     const acknowledgements = this.#decided?.acknowledgements ?? [];
     this.#decided = null;

@@ -587,7 +587,7 @@ export class Coordinator {
 
   // Shards.
 
-  /** Of all shards but the first, which is this server. */
+  /** Addresses of all shards but the first, which is this server. */
   shardAddresses(): ShardAddress[] {
     return this.#shards?.addresses ?? [];
   }

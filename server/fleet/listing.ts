@@ -240,7 +240,7 @@ export class Listing<L extends Listed> {
     return this.#entries[index] ?? null;
   }
 
-  /** Of these the summaries change with time alone. */
+  /** Entries whose summaries change with time alone. */
   get moving(): Iterable<Entry<L>> {
     return this.#moving;
   }

@@ -21,7 +21,7 @@ export class Reports {
   /** As runs are told. While a shard is lost: as they were, until they go on from their checkpoints. */
   readonly listing: Listing<Run>;
   readonly #errors = new Map<ErrorCode, number>();
-  /** Of each run since this process has it. */
+  /** Pushes of each run since this process has it. */
   readonly #pushCounts = new WeakMap<Run, PushCounts>();
 
   /** @param options.now monotonic, ms. */
@@ -110,7 +110,7 @@ export class Reports {
     return this.#keeper.checkpoints(run.id);
   }
 
-  /** Of the runs that Prometheus is told of, and how many there are in each phase. */
+  /** Facts of the runs that Prometheus is told of, and how many runs there are in each phase. */
   prometheusFacts(): { readonly runs: RunFacts[]; readonly phases: ReadonlyMap<string, number> } {
     const runs = this.listing.newest(LIMITS.scrapedRunsMax).map(({ run, summary }) => ({
       summary,

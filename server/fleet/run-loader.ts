@@ -22,7 +22,7 @@ export interface RunLoaderOptions<K extends Known> {
   /** @returns null: it can't be read, which has been told. */
   readonly read: (known: K) => Promise<Run | null>;
   readonly adopt: (run: Run) => void;
-  /** Of all that are read together. */
+  /** Runs that are read together. */
   readonly atOnce?: number;
 }
 

@@ -62,7 +62,7 @@ export interface Fleet extends Outlet {
   readonly unfinished: readonly Run[];
   /** Carries out what follows from calls of a run, after they are answered (docs/decisions/0003-one-stretch.md). */
   followUp(run: Run): void;
-  /** Of all shards but the first, which is this server. */
+  /** Addresses of all shards but the first, which is this server. */
   shardAddresses(): ShardAddress[];
   readonly experiments: { of(run: Run): Bundle | null };
   readonly reports: Pick<Reports, 'pushed' | 'countError'>;
@@ -338,7 +338,7 @@ export class Session {
     return false;
   }
 
-  /** Of a run that it has left, a sample is of no more use. */
+  /** A sample for a run that the worker has left is of no more use. */
   #onObserved(observed: Observed): void {
     if (this.#joined && this.#run?.id === observed.run) {
       const now = this.#fleet.now();

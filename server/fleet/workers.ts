@@ -11,7 +11,7 @@ import type { Session } from './session.ts';
 /** Workers that are gone and still told of. */
 const GONE_MAX = 100;
 
-/** Of one token the log is not told more often that it is throttled. */
+/** The log is not told more often that one token is throttled. */
 const THROTTLE_TOLD_MS = 60_000;
 
 /** The runs that workers work for. */
@@ -123,7 +123,7 @@ export class Workers {
     );
   }
 
-  /** Of messages that nobody asked for, how often a connection was throttled for them, and how many are now. */
+  /** Messages that nobody asked for, how often a connection was throttled for them, and how many are throttled now. */
   get unaskedFacts(): {
     readonly messages: number;
     readonly throttles: number;

@@ -47,7 +47,7 @@ const SECURITY_HEADERS = {
   'cross-origin-resource-policy': 'same-origin',
   'cache-control': 'no-store',
 } as const;
-/** Of HTTP over TLS: browsers shall never ask in the clear again. */
+/** Header of HTTP over TLS: browsers shall never ask in the clear again. */
 const STRICT_TRANSPORT = { 'strict-transport-security': 'max-age=31536000' } as const;
 
 /** REST and the WebSocket for workers, on one port. */
@@ -224,7 +224,7 @@ function letIn(
   app.decorateRequest('holder', null);
 }
 
-/** Of a route, as it is called without the prefix of the app. */
+/** Path of a route without the prefix of the app. */
 function pathOf({ routeOptions: { url } }: FastifyRequest, host: HostApp | null) {
   return url === undefined ? url : url.slice(host?.prefix.length ?? 0) || '/';
 }

@@ -36,22 +36,22 @@ export interface HostApp {
 export interface AccessLimits {
   readonly requestsPerSecondMax: number;
   readonly connectionsPerTokenMax: number;
-  /** Of workers with one token, or from one address; as many at once as there may be connections. */
+  /** Handshakes of workers with one token, or from one address; as many at once as there may be connections. */
   readonly handshakesPerSecondMax: number;
   /** How long the refusal of a handshake that came too soon is kept back. */
   readonly refusalHeldMs: number;
-  /** Of one address, without a token or with a wrong one. */
+  /** Requests of one address without a token or with a wrong one. */
   readonly refusalsPerSecondMax: number;
   /** In which the headers of a request must have come. */
   readonly requestHeaderMs: number;
   /** In which all of it must have come. */
   readonly requestMs: number;
   readonly tlsHandshakeMs: number;
-  /** Of this port. */
+  /** Limits of the sockets of this port. */
   readonly sockets: SocketLimits;
-  /** Of one token, that are not answered yet. */
+  /** Requests of one token that are not answered yet. */
   readonly requestsUnderWayMax: number;
-  /** Of one token, or address: see `LIMITS`. */
+  /** Share of time of one token, or address: see `LIMITS`. */
   readonly messageTimeShareMax: number;
   readonly messageTimeBurstMs: number;
   readonly requestTimeShareMax: number;
@@ -149,7 +149,7 @@ export class Door implements PageDoor {
     return tooMany(`${this.#limits.refusalsPerSecondMax} requests a second without a token`);
   }
 
-  // Of pages.
+  // Pages.
 
   look(request: IncomingMessage): SessionFacts {
     const { open } = this.#access;

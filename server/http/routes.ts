@@ -35,7 +35,7 @@ export interface RoutesOptions {
   readonly version: string;
   readonly stateStore: Pick<StateStore, 'kind' | 'away'>;
   readonly startedAt: Date;
-  /** Of the server on this machine, if it listens on one. */
+  /** Path of the server's Unix socket on this machine; null: it has none. */
   readonly localSocket: () => string | null;
   readonly studies: Studies;
   /** Where the checkpoints of a run lie. */
@@ -44,7 +44,7 @@ export interface RoutesOptions {
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** Of the token that it was let in by. */
+    /** Name of the token that let the request in. */
     holder: string | null;
   }
 }

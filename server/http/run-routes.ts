@@ -130,7 +130,7 @@ function addReads(app: FastifyInstance, coordinator: Coordinator): void {
       { 200: RunDataSchema },
       { params: Id },
     ),
-    // Of many features it is long: text is sent as it is.
+    // The answer is long where there are many features: text is sent as it is.
     async (request, reply) => {
       const { data: summary, facts } = coordinator.mustFind(request.params.id);
       return reply.type(JSON_TYPE).send(JSON.stringify({ summary, facts }));

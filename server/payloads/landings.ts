@@ -26,7 +26,7 @@ const GREED_MS = 5_000;
 /** What connections share: the order in which they get rooms, and memory. */
 export class WaitingLine {
   readonly memory: MemoryBudget;
-  /** Of it, what facts may take that are on their way: little, since a run needs them once. */
+  /** The share of it that facts on their way may take: little, since a run needs them once. */
   readonly factsMemory: MemoryBudget;
   readonly now: () => number;
   readonly #desks = new Set<LandingDesk>();
@@ -269,7 +269,7 @@ export class LandingDesk {
   wantedBytes = 0;
   /** Until then it does without a room where there is none at once. */
   impatientUntil = Number.NEGATIVE_INFINITY;
-  // Of the receiver's memory: reserved, taken, and counted.
+  // Bytes of the receiver's memory: reserved, taken, and counted.
   #reserved = 0;
   #ownBytes = 0;
   #counted = 0;
@@ -381,7 +381,7 @@ export class LandingDesk {
     this.#count(0, bytes);
   }
 
-  /** Of what is reserved for its memory, and what that has taken, the larger counts. */
+  /** The larger counts: what is reserved for the receiver's memory, or what it has taken. */
   #count(reserved: number, own: number): void {
     this.#reserved += reserved;
     this.#ownBytes += own;

@@ -34,7 +34,7 @@ export class Payloads {
       return this.#placePush(header, payloadBytes, key === null ? null : run);
     const bytesMax = payloadMax(header, run, key);
     if (bytesMax === 'nowhere') return 'nowhere';
-    // Of a browser's fragments the length is not known before the end.
+    // The length of a browser's fragments is not known before the end.
     const bytes = payloadBytes ?? Math.max(1, bytesMax);
     mustFit(header, bytes, bytesMax);
     if (header.type === 'join') return this.#desk.landFacts(bytes, bytesMax);
@@ -61,7 +61,7 @@ export class Payloads {
     });
   }
 
-  /** Of a payload that was read past, the run has seen nothing. */
+  /** Explains the answer where the payload was read past: the run has seen nothing of it. */
   explained(run: Run, acknowledgement: Acknowledgement): Acknowledgement {
     const bytes = this.#tooLarge;
     if (bytes === null) return acknowledgement;
@@ -73,7 +73,7 @@ export class Payloads {
   }
 }
 
-/** Of a run whose facts are known, those of other workers may be so much longer, or so many times. */
+/** Where a run's facts are known, those of other workers may be so much longer, or so many times as long. */
 const FACTS_BYTES_MORE = 2 ** 20;
 const FACTS_TIMES = 2;
 

@@ -29,7 +29,7 @@ export interface ShardPoolOptions {
   /** All of them, the coordinator's own among them: at least 2. */
   readonly count: number;
   readonly source: ShardSource;
-  /** Of the owner's lease. */
+  /** Token of the owner's lease. */
   readonly token: number;
   /** An operator's, as it is now. */
   readonly access: () => string | null;

@@ -33,7 +33,7 @@ const TakeSchema = Type.Object(
     type: Type.Literal('take'),
     index: Type.Integer({ minimum: 1, maximum: LIMITS.shardCountMax - 1 }),
     count: Type.Integer({ minimum: 2, maximum: LIMITS.shardCountMax }),
-    /** Of the owner's lease: one with a lower token takes no shard away from one with a higher. */
+    /** Token of the owner's lease: one with a lower token takes no shard away from one with a higher. */
     token: Natural,
   },
   closed,
@@ -78,7 +78,7 @@ const LandedSchema = Type.Object(
     run: Name,
     session: SessionId,
     sequence: Sequence,
-    /** Of the gradient's elements; NaN: not finite. */
+    /** Sum of the squares of the gradient's elements; NaN: not finite. */
     squares: Float,
     /** With the part itself. */
     problem: orNull(Text),

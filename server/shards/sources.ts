@@ -37,9 +37,9 @@ export function threadSource(options: {
   readonly tokens: TokenSources;
   readonly tls: TlsFiles | null;
   readonly localSocket: boolean;
-  /** Of this process, all shards together. */
+  /** Ports of this process, all shards together. */
   readonly ports: number;
-  /** Of each shard, for connections. */
+  /** Memory of each shard for connections. */
   readonly memoryBytesMax: number;
   readonly log: (line: string) => void;
 }): ShardSource {

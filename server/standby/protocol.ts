@@ -141,7 +141,7 @@ const CallsSchema = Type.Object(
     calls: Type.Unsafe<readonly RunCall[]>(
       Type.Array(Type.Object({ call: Type.String() }), { minItems: 1, maxItems: CALLS_MAX }),
     ),
-    /** Of the run after them: a replica that does not agree is asked for anew. */
+    /** Step of the run after the calls: a replica that does not agree is asked for anew. */
     step: Natural,
     generation: Natural,
   },

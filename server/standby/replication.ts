@@ -64,10 +64,10 @@ export interface ReplicationOptions {
   readonly later?: (ms: number, act: () => void) => void;
 }
 
-/** Of a frame that has not been carried out yet. */
+/** A frame that has not been carried out yet. */
 interface Uncarried {
   readonly pushes: number;
-  /** Of pushes: those that training makes faster than they are carried out. */
+  /** Bytes of pushes: training can make them faster than they are carried out. */
   readonly bytes: number;
   readonly atMs: number;
 }
@@ -110,7 +110,7 @@ export class Replication {
   #pushes = 0;
   #carriedPushes = 0;
   #uncarriedBytes = 0;
-  /** Of one run, in the order they were made, to be sent at the end of this turn. */
+  /** Calls of one run, in the order they were made, to be sent at the end of this turn. */
   #batch: { run: Run; calls: RunCall[]; payload: ReturnType<Memories['take']> | null } | null =
     null;
   #flushing = false;
@@ -431,7 +431,7 @@ export class Replication {
 
   #called(run: Run, call: RunCall, payload: Uint8Array): void {
     const batch = this.#batch;
-    // Of calls that are large, or have a payload, a frame has one at most.
+    // A frame has at most one call that is large or has a payload.
     const { large = false, payload: isCarrier = false } = CALLS[call.call];
     const isFull = batch !== null && (batch.run !== run || batch.calls.length >= CALLS_MAX);
     if (isFull || large || isCarrier) this.#flush();

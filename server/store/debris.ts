@@ -11,7 +11,7 @@ import { newestToken, OWNER_FOLDER, readHolder } from './folder-lock.ts';
 // What servers that were killed leave in a state folder, and what a person can free when its disk is full.
 
 const NAME = new RegExp(NAME_PATTERN);
-/** Of `writeFileAtomic`, and of the notes of how far runs have come. */
+/** Temporary files of `writeFileAtomic`, and of the notes of how far runs have come. */
 const TEMPORARY = /\.[0-9a-f]{8}\.tmp$|^progress\.json(\.now)?\.tmp$/;
 
 /**
@@ -71,7 +71,7 @@ export function isFull(error: unknown): boolean {
 const START_BYTES = 65_536;
 const LARGEST = 3;
 
-/** Of a start for which there is no room: how much there is, how much it needs, and what takes the most. */
+/** Says of a start for which the disk has no room how much there is, how much it needs, and what takes the most. */
 export async function whatToFree(state: string, error: unknown): Promise<unknown> {
   if (!isFull(error)) return error;
   const { bavail, bsize, ffree } = await statfs(state);

@@ -15,7 +15,7 @@ import type { StateStore } from './state-store.ts';
 // who starts on it gives that one the time to take over. See docs/decisions/0011-standby.md.
 
 interface Followed {
-  /** Of the owner that is followed: with a higher one, somebody has taken over. */
+  /** Token of the owner that is followed: a higher one means that somebody has taken over. */
   readonly token: number;
   /** The standby's address. */
   readonly by: string;

@@ -15,7 +15,7 @@ import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
 import type { CheckpointSummary, RunRecord } from './state-store.ts';
 
-// Of a record that is written again while it waits only the newest is kept, at its new place; a checkpoint
+// A record that is written again while it waits is kept once, the newest, at its new place; a checkpoint
 // that is forgotten before Redis heard of it is not told. So what waits is bounded by the number of runs
 // and of checkpoints kept, however long Redis stays away.
 
@@ -245,7 +245,7 @@ interface ReadJournal {
   readonly operations: readonly (readonly [Operation, number])[];
   /** Its last line was being written when its server died. */
   readonly cut: boolean;
-  /** Of what was passed over: DP_STATE_CORRUPT. */
+  /** Why records were passed over: DP_STATE_CORRUPT. */
   readonly problems: readonly DownpourError[];
 }
 

@@ -5,7 +5,7 @@ import { DownpourError, errorText } from '../../shared/errors.ts';
 
 /** Paths of PEM files. */
 export interface RedisFiles {
-  /** Of the authority that signed Redis's certificate; absent: those that Node.js trusts. */
+  /** Certificate of the authority that signed Redis's; absent: the authorities that Node.js trusts. */
   readonly ca?: string;
   /** Ours, with its key, where Redis asks for one. */
   readonly cert?: string;

@@ -43,7 +43,7 @@ export interface RedisStoreOptions {
   /** See `parseRedisAddress`; `files` are its certificates. */
   readonly url: string;
   readonly files?: RedisFiles;
-  /** Of all keys, `downpour:` unless given. */
+  /** Prefix of all keys; `downpour:` by default. */
   readonly prefix?: string;
   readonly timeoutMs?: number;
   readonly onDamaged?: OnDamagedRecord;

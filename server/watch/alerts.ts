@@ -14,7 +14,7 @@ export interface AlertFacts extends RunAlertFacts {
   readonly copies: ServerFacts['copies'];
   /** Null: the server does not encrypt. */
   readonly certificate: Validity | null;
-  /** Of the clock on the wall, ms. */
+  /** Time by the clock on the wall, ms. */
   readonly wallMs: number;
   readonly connections: ServerFacts['connections'];
   /** Those that there may be something to say of. */
@@ -22,7 +22,7 @@ export interface AlertFacts extends RunAlertFacts {
   /** Runs that have work and no worker: how many, and one of them. */
   readonly waiting: { readonly count: number; readonly one: string | null };
   readonly workers: readonly WorkerSummary[];
-  /** Of the runs of the state folder, how many the server has read; null: all. */
+  /** How many runs of the state folder the server has read; null: all. */
   readonly runsRead?: RunsRead | null;
 }
 
@@ -46,7 +46,7 @@ export interface RunAlertFacts {
 const SLOWER = 2;
 /** A smaller difference a gradient is what an operating system's turns do to equal workers that share cores. */
 const SLOWER_MS = 10;
-/** Of its own pushes before anything is said of its speed: the first ones record and compile. */
+/** Pushes of a worker before anything is said of its speed: the first ones record and compile. */
 const PUSHES = 10;
 /** That a connection was closed is told for so long. */
 const CLOSED_SECONDS = 600;

@@ -9,7 +9,7 @@ import type { Acknowledgement, Push } from '../../shared/protocol.ts';
 export class Counted {
   /** Rising; beyond the last there is one more count. */
   readonly bounds: readonly number[];
-  /** Of values at most the bound and above the one before it. */
+  /** Entry i counts the values at most bound i and above the bound before it. */
   readonly counts: number[];
   sum = 0;
 
@@ -36,7 +36,7 @@ const APPLY = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 const WRITE = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120];
 const LAG = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
 
-/** Of the pushes of one run. */
+/** Counts the pushes of one run. */
 export class PushCounts {
   readonly outcomes = { applied: 0, damped: 0, duplicate: 0, rejected: 0 };
   /** Steps, of those applied. */
@@ -55,7 +55,7 @@ export class PushCounts {
   }
 }
 
-/** Of the checkpoints of one run. */
+/** Counts the checkpoints of one run. */
 export class WriteCounts {
   /** From the copy of the moment until all of it is on disk. */
   readonly seconds = new Counted(WRITE);

@@ -33,7 +33,7 @@ export interface RunFacts {
   readonly summary: RunSummary;
   readonly pushes: PushCounts;
   readonly writes: WriteCounts | null;
-  /** Of the newest checkpoint; null: none, or not known. */
+  /** Size of the newest checkpoint; null: there is none, or it is not known. */
   readonly checkpointBytes: number | null;
   /** Why something of the run is not written; null: all is. */
   readonly unwritten: string | null;
@@ -43,7 +43,7 @@ export interface ProcessFacts {
   readonly startedSeconds: number;
   readonly cpuSeconds: number;
   readonly lag: Counted;
-  /** Of the event loop since the process began. */
+  /** Time that the event loop was busy since the process began. */
   readonly busySeconds: number;
 }
 
@@ -382,7 +382,7 @@ function aboutPushes(page: Page, runs: readonly RunFacts[]): void {
   );
 }
 
-/** Of those that are connected: gone ones leave no series behind. */
+/** Only connected workers have series: those that are gone leave none behind. */
 function aboutWorkers(page: Page, workers: readonly WorkerSummary[]): void {
   const each = (
     kind: 'gauge' | 'counter',
@@ -503,7 +503,7 @@ class Page {
   }
 }
 
-/** Of a label's value. */
+/** Escapes the value of a label. */
 const escaped = (text: string) =>
   text.replace(/[\\"\n]/g, (each) => (each === '\n' ? '\\n' : `\\${each}`));
 

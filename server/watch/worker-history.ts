@@ -8,14 +8,14 @@ interface Past {
   readonly worker: string;
   /** When each state began, ms, ascending. */
   readonly states: { state: State; at: number }[];
-  /** Of the last seconds. */
+  /** Counts of the last seconds. */
   readonly examples: { examples: number; at: number }[];
   seenAt: number;
 }
 
 const KEPT_MS = 600_000;
 const SPEED_MS = 10_000;
-/** Of one worker: one that goes to and fro each second would have 600. */
+/** States that are kept of one worker. A worker that changes each second would have 600. */
 const STATES_MAX = 300;
 
 export class WorkerHistory {

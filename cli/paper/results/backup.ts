@@ -51,7 +51,7 @@ interface Measured {
   readonly law: string;
   readonly spares: number;
   readonly rate: number;
-  /** Of an update, ms, by seed. */
+  /** Time of an update, ms, by seed. */
   readonly updateMs: readonly number[];
   /** To the accuracy, ms, by seed. */
   readonly times: readonly number[];

@@ -38,7 +38,7 @@ export interface CopierOptions {
   readonly bucket: Bucket;
   /** The state folder. */
   readonly root: string;
-  /** Of kind `last`, of each run. */
+  /** Checkpoints of kind `last` that stay for each run. */
   readonly keepLast: number;
   /** @throws DownpourError DP_STATE_FENCED when another server owns the state now. */
   readonly mayWrite: () => Promise<void>;
@@ -51,7 +51,7 @@ interface Wanted {
   readonly copy: Copy;
   readonly file: string;
   readonly sha256: string;
-  /** Of the run: another run may have had its name. */
+  /** When the run was created: another run may have had its name. */
   readonly createdAt: string | null;
   /** That its experiment was sent as. */
   readonly bundle: string | null;
@@ -64,7 +64,7 @@ export class Copier {
   readonly #known = new Map<string, Copy[]>();
   /** Bundles that are there, or that the disk has lost. */
   readonly #bundles = new Set<string>();
-  /** Of the newest copy of each run. */
+  /** Step of the newest copy of each run. */
   readonly #steps = new Map<string, number>();
   /** Why the newest checkpoint of a run is not copied, where trying again does not help. */
   readonly #refused = new Map<string, string>();
@@ -229,7 +229,7 @@ export class Copier {
     await this.#prune(copy.run, known, signal);
   }
 
-  /** Of each run once. One that the disk has lost or damaged is said, and its checkpoints are copied all the same. */
+  /** Copies the bundle of a run, once. If the disk has lost or damaged the bundle, the log says so, and checkpoints are copied all the same. */
   async #copyBundle(run: string, sha256: string, signal: AbortSignal): Promise<void> {
     const { bucket, root, log } = this.#options;
     const key = placeOfBundle(run, sha256);

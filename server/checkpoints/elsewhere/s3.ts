@@ -28,7 +28,7 @@ export interface S3Object {
 }
 
 export interface S3Limits {
-  /** Of a part; S3 allows no less than 5 MiB. */
+  /** Size of a part; S3 allows no less than 5 MiB. */
   readonly partBytes: number;
   /** For one request. */
   readonly requestMs: number;
@@ -42,7 +42,7 @@ const LIMITS: S3Limits = { partBytes: 8 * 2 ** 20, requestMs: 120_000, retryMs: 
 const PARTS_MAX = 10_000;
 /** Hashed at once: half a millisecond of a core. */
 const PIECE_BYTES = 256 * 1024;
-/** Of a listing: far above what any retention leaves. */
+/** Objects in a listing: far above what any retention leaves. */
 const OBJECTS_MAX = 200_000;
 const URL_PATTERN =
   /^s3:\/\/([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:\/([A-Za-z0-9_][A-Za-z0-9._/-]*)?)?$/;
@@ -162,7 +162,7 @@ export class Bucket {
     return true;
   }
 
-  /** Of an object that is small. @throws as `put`. */
+  /** Reads a small object. @throws as `put`. */
   async read(key: string, signal?: AbortSignal): Promise<Buffer> {
     return (await this.#ask('GET', key, { signal })).bytes;
   }
@@ -441,7 +441,7 @@ class Parts {
 /** @returns what was expected. @throws DownpourError where the ETag is made of MD5, and of another file's. */
 function matching({ headers }: Answer, expected: string, key: string): string {
   const etag = headers.get('etag')?.replaceAll('"', '') ?? '';
-  // Of objects that are encrypted with a key of KMS or the customer, it is made of something else.
+  // Where an object is encrypted with a key of KMS or of the customer, its ETag is made of something else.
   const encryption = headers.get('x-amz-server-side-encryption') ?? '';
   const customer = headers.has('x-amz-server-side-encryption-customer-algorithm');
   const isMd5 = /^[0-9a-f]{32}(-\d+)?$/.test(etag) && !/kms/.test(encryption) && !customer;

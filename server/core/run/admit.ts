@@ -21,7 +21,7 @@ export interface Facts {
   /** Who sends it. */
   worker: Worker;
   key: string;
-  /** Of the run; null: asynchronous. */
+  /** Mode of the run; null: asynchronous. */
   readonly mode: Pick<Mode, 'refuse'> | null;
   /** That take part. */
   workers: number;
@@ -29,7 +29,7 @@ export interface Facts {
   quarantine: string | null;
   /** What is wrong with the payload; null: nothing. */
   problem: Problem | null;
-  /** Of the push, if the worker may push it still. */
+  /** Lease of the push, if the worker may still push it. */
   lease: Lease | null;
 }
 

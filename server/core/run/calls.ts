@@ -139,7 +139,7 @@ export type AnswerOf<C extends RunCall> = C['call'] extends keyof Answers
   ? Answers[C['call']]
   : undefined;
 
-/** Of each kind of call: `payload`, where one may come with it; `large`, where the call alone may be. */
+/** For each kind of call: `payload`, where one may come with it; `large`, where the call alone may be large. */
 export const CALLS: Readonly<Record<CallKind, { readonly payload?: true; readonly large?: true }>> =
   {
     join: { payload: true, large: true },
@@ -259,10 +259,10 @@ export type Assignment =
   | { readonly kind: 'wait' }
   | { readonly kind: 'end' };
 
-/** Of a push that went to several shards, what the other ones have said. They hold the parts until it is decided. */
+/** What the other shards have said of a push that went to several. They hold the parts until it is decided. */
 export interface PartsLanded {
   readonly session: string;
-  /** Of the parts' gradients, NaN: not finite. */
+  /** Sum of the squares of the parts' gradients; NaN: not finite. */
   readonly squares: number;
   /** With a part itself. */
   readonly problem: string | null;

@@ -25,18 +25,18 @@ export function scheduleStepOf(fields: Fields): number {
   return phaseStepOf(fields) + fields.scheduleOffset;
 }
 
-/** Of the next update, before damping. */
+/** Learning rate of the next update, before damping. */
 export function learningRateOf({ fields, parts }: Inside): number {
   return parts.schedule.rate(scheduleStepOf(fields)) * fields.rateFactor;
 }
 
-/** Of the update rule where no schedule changes it; null: it has none. */
+/** Momentum of the update rule where no schedule changes it; null: it has none. */
 export function ownMomentumOf({ options }: Inside): number | null {
   const { optimizer } = options.config;
   return 'momentum' in optimizer ? optimizer.momentum : null;
 }
 
-/** Of the next update. */
+/** Momentum of the next update. */
 export function momentumOf(inside: Inside): number | null {
   const { momentumSchedule } = inside.options.config;
   const scheduled = momentumAt(momentumSchedule, scheduleStepOf(inside.fields));
@@ -127,7 +127,7 @@ function refitStepsMaxOf({ options, fields }: Inside): number {
   return afterStop === 'retrain' ? best : (continueStepsMax ?? best);
 }
 
-/** Of all phases; null: nothing limits them. */
+/** Steps of all phases; null: nothing limits them. */
 export function stepsMaxOf(inside: Inside): number | null {
   const { options, fields } = inside;
   const { stepsMax, epochsMax, minibatchSize } = options.config;

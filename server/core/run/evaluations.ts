@@ -72,7 +72,7 @@ export function evaluationFrom(
   };
 }
 
-/** Of captures, those that are the best or under evaluation. */
+/** Captures that are the best or under evaluation. */
 export function capturesInUse({ best, evaluation }: Fields): InUse {
   return { best: best?.capture ?? null, evaluated: evaluation?.capture ?? null };
 }
@@ -83,7 +83,7 @@ export function isGood(best: Best | null, { initialLoss }: Fields): best is Best
   return initialLoss !== null && loss <= initialLoss;
 }
 
-/** Of the training so far, those of validation. */
+/** How many evaluations of the training so far were of validation. */
 export function validationCount({ evaluations }: Curves): number {
   return evaluations.filter(({ part }) => part === 'validation').length;
 }

@@ -26,7 +26,7 @@ export function isBelievable({ restored }: Fields, seen: Seen): boolean {
 /** @returns what is news in it; null: nothing. */
 export function learnLost(fields: Fields, seen: Seen): RunEvent | null {
   const { step, generation, firstGeneration } = fields.restored;
-  // Of lives before the checkpoint was written: what they lost was counted by those after them.
+  // Lives before the checkpoint was written: what they lost was counted by those after them.
   if (seen.generation < firstGeneration || seen.generation >= fields.firstGeneration) return null;
   const life = Math.max(0, Math.floor((seen.generation - generation) / GENERATIONS_A_LIFE));
   const steps = seen.step - step;
@@ -55,7 +55,7 @@ function setLost(fields: Fields, life: number, steps: number): void {
     : [...fields.lost, [life, steps]];
 }
 
-/** Of the lost steps, those that this life has not made up for yet. */
+/** Lost steps that this life has not made up for yet. */
 export function stepsBehind({ lost, restored, step }: Fields): number {
   const ahead = Math.max(0, ...lost.map(([, steps]) => steps));
   return Math.max(0, restored.step + ahead - step);

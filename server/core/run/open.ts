@@ -45,7 +45,7 @@ export function openFork(
   const { vector } = parts;
   // Its parameters belong to inputs that are standardised as they were.
   fields.facts = source.facts ?? null;
-  // Of a fork that nobody has worked for its own is not known.
+  // A fork that nobody has worked for does not know its own data.
   fields.originData = source.data ?? source.originData ?? null;
   takePlaces(inside, vector.place(createLayout(source.tensors ?? [])));
   vector.mustParameters.adopt(source.parameters, tensors);
@@ -61,7 +61,7 @@ export function openCheckpoint(
   const { fields, parts } = inside;
   const { life } = fields;
   const { vector } = parts;
-  // Of several lives since the checkpoint each has numbers of its own.
+  // Each of several lives since the checkpoint has numbers of its own.
   const lives = Math.max(1, life - (state.life ?? life - 1));
   const { step, generation, firstGeneration = 0 } = state;
   Object.assign(fields, openFields(state), { life });

@@ -28,7 +28,7 @@ export interface Consequences extends StepConsequences {
 export class Pushes {
   readonly #inside: Inside;
   readonly #then: Consequences;
-  /** Of the push that is dealt with: one object for all of them. */
+  /** Facts of the push that is dealt with: one object for all pushes. */
   readonly #facts: Facts;
   readonly steps: Steps;
 

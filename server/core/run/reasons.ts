@@ -13,7 +13,7 @@ export function overflowText(
   return `the update at step ${step} made the parameters overflow with learning rate ${learningRate} and gradient norm ${norm}: lower learningRate, or clip.norm (now ${clip})`;
 }
 
-/** Of a loss or gradient at the parameters of step `readStep`, the latest of `nonFiniteInRow`. */
+/** Text about a loss or gradient at the parameters of step `readStep`, the latest of `nonFiniteInRow`. */
 export function nonFiniteText({ options, fields }: Inside, readStep: number): string {
   const { nonFiniteMax, clip } = options.config;
   const count = `${fields.nonFiniteInRow} in a row, the run counts as diverged at ${nonFiniteMax}`;

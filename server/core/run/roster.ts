@@ -20,7 +20,7 @@ const newDeeds = () => ({
 type Deeds = ReturnType<typeof newDeeds>;
 
 export const newWorker = () => ({
-  /** Of its pushes, the last one that was applied. */
+  /** The last of its pushes that was applied. */
   lastSequence: 0,
   // The rest a checkpoint leaves out, but for its deeds.
   attached: false,
@@ -77,7 +77,7 @@ export class Roster {
     if (worker) worker.attached = false;
   }
 
-  /** Of those that have gone, the latest are remembered, so that months of coming and going cost nothing. */
+  /** The latest of the workers that have gone are remembered, so that months of coming and going cost nothing. */
   #forgetOld(newest: string): void {
     for (const [key, { attached }] of this.#workers) {
       if (this.#workers.size <= LIMITS.workerCountMax) return;

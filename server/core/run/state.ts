@@ -109,7 +109,7 @@ const kept = () => ({
 const later = (older: { readonly phaseStart: number } | null) => ({
   /** What the parameters must be used with; null: no worker has told. */
   facts: null as DataFacts | null,
-  /** Of a fork: what the run that it began with was trained on. */
+  /** For a fork: what the run that it began with was trained on. */
   originData: null as DataSummary | null,
   errorMeasure: null as ErrorMeasure | null,
   /** When the test part was looked at, ISO 8601; null: not yet, or by an older release. */
@@ -121,13 +121,13 @@ const later = (older: { readonly phaseStart: number } | null) => ({
   /** With lives before this one, in a checkpoint with all. */
   stepsLost: 0,
   rollbacks: [] as readonly Rollback[],
-  /** Of the first minibatch, at the initial parameters. Of an older release: its best has been good enough so far. */
+  /** Loss of the first minibatch, at the initial parameters. In a checkpoint of an older release: its best has been good enough so far. */
   initialLoss: (older ? Number.MAX_VALUE : null) as number | null,
   /** What divergence has left of the learning rate. */
   rateFactor: 1,
   /** The step at which the optimizer's state began. */
   optimizerStart: older?.phaseStart ?? 0,
-  /** Of a run that is finished: a refit that is not evaluated has epochs too. */
+  /** Epoch at which the run finished: a refit that is not evaluated has epochs too. */
   epochAtEnd: null as number | null,
   /** Diverged before there was a best: the same initial parameters are asked for again. */
   startingAnew: false,
@@ -160,7 +160,7 @@ const SAVED = Object.keys({ ...kept(), ...later(null) }) as (keyof Kept | keyof 
 
 export const newFields = (): Fields => ({ ...kept(), ...later(null), ...passing() });
 
-/** Of its moment: those that are changed in place are copied. */
+/** The value at its moment: those that are changed in place are copied. */
 function copyOf<T>(value: T): T {
   if (typeof value !== 'object' || value === null) return value;
   return (Array.isArray(value) ? [...value] : { ...value }) as T;
@@ -169,7 +169,7 @@ function copyOf<T>(value: T): T {
 function savedFields(fields: Fields, now: number): SavedFields {
   const saved = Object.fromEntries(SAVED.map((name) => [name, copyOf(fields[name])]));
   const { best, evaluation } = fields;
-  // Of a run that nobody has labelled there are none.
+  // A run that nobody has labelled has none.
   if (fields.labels.edits === 0) delete saved.labels;
   return {
     ...(saved as Kept & Later),

@@ -47,7 +47,7 @@ export class Vector {
   readonly #run: string;
   readonly #config: RunConfig;
   readonly #shards: RunShards | null;
-  /** Of the whole model. */
+  /** Layout of the whole model. */
   #layout: Layout | null = null;
   #ranges: readonly Range[] = [];
   #parameters: Parameters | null = null;
@@ -69,7 +69,7 @@ export class Vector {
     return this.#ranges;
   }
 
-  /** Of the first range; null: no worker has told the model. */
+  /** Parameters of the first range; null: no worker has told the model. */
   get parameters(): Parameters | null {
     return this.#parameters;
   }

@@ -90,7 +90,7 @@ export class RunView {
     return epochOf(this.inside);
   }
 
-  /** Of the next update, before damping. */
+  /** Learning rate of the next update, before damping. */
   get learningRate(): number {
     return learningRateOf(this.inside);
   }
@@ -109,7 +109,7 @@ export class RunView {
     return this.inside.parts.vector.layout;
   }
 
-  /** Of the first range: what lands here and is sent from here. */
+  /** Layout of the first range, which lands here and is sent from here. */
   get rangeLayout(): Layout | null {
     return this.inside.parts.vector.parameters?.layout ?? null;
   }
@@ -129,7 +129,7 @@ export class RunView {
     return this.inside.parts.vector.land(byteLength, encoding);
   }
 
-  /** Of the server. */
+  /** Life of the server. */
   get life(): number {
     return this.inside.fields.life;
   }
@@ -139,7 +139,7 @@ export class RunView {
     return stepsLost(this.inside.fields);
   }
 
-  /** Of the lost ones, those that this life has not made up for yet. */
+  /** Lost steps that this life has not made up for yet. */
   get stepsBehind(): number {
     return stepsBehind(this.inside.fields);
   }
@@ -290,12 +290,12 @@ export class RunView {
     return this.inside.fields.best?.capture ?? null;
   }
 
-  /** Of the last call that told it, in the monotonic ms of whoever called. */
+  /** Time of the last call that told it, in the caller's monotonic ms. */
   get nowMs(): number {
     return this.inside.fields.nowMs;
   }
 
-  /** Of this moment. */
+  /** The run at this moment. */
   replica(): RunReplica {
     return replicaOf(this.inside);
   }
