@@ -44,6 +44,7 @@ import { noteAddress } from './store/owner-address.ts';
 import type { RedisFiles } from './store/redis-address.ts';
 import type { OwnerLease, StateStore } from './store/state-store.ts';
 import { openPushLog, type PushLog } from './watch/push-log.ts';
+import { RunLog } from './watch/run-log.ts';
 import { TensorBoard } from './watch/tensorboard.ts';
 
 export interface ServeOptions extends TokenSources {
@@ -139,7 +140,8 @@ const SHARDS_RETRY_MS = 1_000;
  */
 export async function serve(options: ServeOptions): Promise<Serving> {
   const { host, state, insecure, signal, peer } = options;
-  const log = options.log ?? (() => {});
+  const runLog = new RunLog();
+  const log = runLog.beside(options.log ?? (() => {}));
   const other = options.standbyOf ?? peer;
   if (other !== undefined) mustBeAbleToFollow(options);
   const access = new Access(options, log);
@@ -165,7 +167,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
       { cause },
     );
   }
-  const ground: Ground = { ...(await openState(options, log)), access, tls, unguard, log };
+  const ground: Ground = { ...(await openState(options, log)), access, tls, unguard, log, runLog };
   const { store } = ground;
   const ttlMs = options.ownerTtlMs ?? OWNER_TTL_MS;
   const end = async (error: unknown): Promise<never> => {
@@ -250,6 +252,7 @@ interface Ground {
   readonly tls: TlsMaterial | null;
   readonly unguard: () => void;
   readonly log: Log;
+  readonly runLog: RunLog;
 }
 
 async function openState(options: ServeOptions, log: Log): Promise<Pick<Ground, 'store' | 'told'>> {
@@ -397,7 +400,7 @@ class ActiveServer {
     this.#pushLog = pushLog === undefined ? null : openPushLog(pushLog);
     return new Coordinator({
       ...{ keeper, shards: this.#pool, pushLog: this.#pushLog },
-      ...{ now: this.#now, log: this.#ground.log },
+      ...{ now: this.#now, log: this.#ground.log, runLog: this.#ground.runLog },
       ...(limits?.runCountMax === undefined ? {} : { runCountMax: limits.runCountMax }),
       memoryBytesMax: memoryOf(this.#options),
     });

@@ -4,6 +4,7 @@ import { choice, closed, count, epsilon, orNone, positive, share, steps } from '
 import { ConsistencySchema, consistencyProblem } from './consistency.ts';
 import { DownpourError } from './errors.ts';
 import type { JsonSchema } from './json-schema.ts';
+import { LIMITS } from './limits.ts';
 import { nearest } from './spelling.ts';
 
 /**
@@ -432,6 +433,16 @@ export const RunConfigSchema = Type.Object(
           description:
             'maximum share of its compute time that a worker spends on samples; further samples wait',
         }),
+        // Optional, since workers of older releases refuse what they do not know: the default is not sent.
+        examples: Type.Optional(
+          Type.Integer({
+            minimum: 0,
+            maximum: LIMITS.shownExamplesMax,
+            default: LIMITS.shownExamplesDefault,
+            description:
+              'examples of the validation part that a worker sends to the server with each evaluation, with their predictions, for the dashboard; 0: no example leaves the worker',
+          }),
+        ),
       },
       { ...closed, default: {} },
     ),
@@ -550,7 +561,10 @@ export const NAME_PATTERN = '^[a-z0-9][a-z0-9_-]{0,63}$';
 export function workerConfig(config: RunConfig): RunConfig {
   const { stalenessMax, damping, depth } = config.consistency;
   const known = damping === 'root' ? 'none' : damping;
-  return { ...config, consistency: { mode: 'async', stalenessMax, damping: known, depth } };
+  const { examples, ...observe } = config.observe;
+  const isUsual = examples === undefined || examples === LIMITS.shownExamplesDefault;
+  const sent = { ...config, observe: isUsual ? observe : { ...observe, examples } };
+  return { ...sent, consistency: { mode: 'async', stalenessMax, damping: known, depth } };
 }
 
 /**

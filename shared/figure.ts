@@ -158,29 +158,29 @@ const ShownSchema = Type.Union([
   Type.Object({ kind: Type.Literal('text'), text: Text }, closed),
 ]);
 
+/** An example with what a model says of it. */
+export const CardSchema = Type.Object(
+  {
+    shown: ShownSchema,
+    /** Lines below it. */
+    caption: Type.Array(Text, { maxItems: 6 }),
+    /** Framed in another colour. */
+    wrong: Type.Boolean(),
+  },
+  closed,
+);
+export type Card = Static<typeof CardSchema>;
+
 /** Examples with what a model says of them. */
 const GalleryFigureSchema = Type.Object(
   {
     kind: Type.Literal('gallery'),
     title: Text,
-    cards: Type.Array(
-      Type.Object(
-        {
-          shown: ShownSchema,
-          /** Lines below it. */
-          caption: Type.Array(Text, { maxItems: 6 }),
-          /** Framed in another colour. */
-          wrong: Type.Boolean(),
-        },
-        closed,
-      ),
-      { maxItems: FIGURE_LIMITS.cards },
-    ),
+    cards: Type.Array(CardSchema, { maxItems: FIGURE_LIMITS.cards }),
   },
   closed,
 );
 export type GalleryFigure = Static<typeof GalleryFigureSchema>;
-export type Card = GalleryFigure['cards'][number];
 
 /** What each threshold of confidence gives: shares of the examples that are answered, and of those that are right. */
 const ThresholdsFigureSchema = Type.Object(

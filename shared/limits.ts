@@ -30,6 +30,13 @@ export const LIMITS = {
   metricCountMax: 66,
   /** The most that workers may measure: a float32 ends at 3.4e38, and sums of so large numbers stay finite. */
   measuredMax: 1e100,
+  /** Examples with predictions that an evaluation may come with, and the runs whose latest ones a server keeps. */
+  shownExamplesMax: 12,
+  shownExamplesDefault: 8,
+  shownRunsMax: 100,
+  /** Between two reports of a worker about its machine; of what comes sooner the server takes nothing. */
+  machineMs: 10_000,
+  machineMsMin: 5_000,
   /** A gradient, or samples, of 30 years. */
   durationMsMax: 1e12,
   /** Velocities of workers that a run keeps for look-ahead, and what they take on each shard; then several share one. */
@@ -152,4 +159,8 @@ export const LIMITS = {
   logKindsMax: 1_000,
   logLinesMax: 2_000,
   logLineCharactersMax: 8_192,
+  /** Lines of the log that a server keeps of each run, the length of one, and the length of all of them together. */
+  runLogLinesMax: 200,
+  runLogCharactersMax: 1_000,
+  runLogsCharactersMax: 2 ** 24,
 } as const;

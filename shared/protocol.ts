@@ -1,5 +1,6 @@
 import Type, { type Static, type TSchema } from 'typebox';
 import { Compile } from 'typebox/compile';
+import { machineFields, ShownExamplesSchema } from './asides.ts';
 import { BUNDLE_HASH } from './bundle.ts';
 import { ENCODINGS, type Encoding as EncodingName } from './compression.ts';
 import { NAME_PATTERN, RunConfigSchema } from './config.ts';
@@ -21,6 +22,7 @@ import { LIMITS } from './limits.ts';
  *                      ◀───────────────────    work +θ, with what became of the push
  *     evaluated        ───────────────────▶    (when the work was an evaluation)
  *     observed         ───────────────────▶    (now and then, where the configuration asks for it)
+ *     machine          ───────────────────▶    (every 10 s, where the server takes it)
  *                      ◀───────────────────    end, when the run is over; then assign | idle
  */
 
@@ -320,6 +322,7 @@ export const EvaluatedSchema = Type.Object(
           'Further means by name, for people. `evaluateTraining` asks for `trainingLoss` and `trainingError`.',
       },
     ),
+    shown: Type.Optional(ShownExamplesSchema),
   },
   about('The result of the evaluation that a `work` asked for.'),
 );
@@ -406,6 +409,14 @@ export const ObservedSchema = Type.Object(
 );
 export type Observed = Static<typeof ObservedSchema>;
 
+export const MachineSchema = Type.Object(
+  { type: Type.Literal('machine'), ...machineFields },
+  about(
+    "How busy the worker's machine is, for people: at most every 5 s. The server does not answer it. A worker sends it only to a server whose handshake takes it ([asides](protocol.md#asides)).",
+  ),
+);
+export type Machine = Static<typeof MachineSchema>;
+
 /** The worker goes, or cannot take part in the run: its leases go back at once. */
 export const LeaveSchema = Type.Object(
   {
@@ -425,7 +436,15 @@ export const LeaveSchema = Type.Object(
 );
 export type Leave = Static<typeof LeaveSchema>;
 
-export type WorkerMessage = Hello | Join | Initialised | Push | Evaluated | Observed | Leave;
+export type WorkerMessage =
+  | Hello
+  | Join
+  | Initialised
+  | Push
+  | Evaluated
+  | Observed
+  | Machine
+  | Leave;
 
 // From server to worker.
 
@@ -688,6 +707,7 @@ export const MESSAGES = {
     push: PushSchema,
     evaluated: EvaluatedSchema,
     observed: ObservedSchema,
+    machine: MachineSchema,
     leave: LeaveSchema,
   },
   fromServer: {

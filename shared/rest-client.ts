@@ -11,6 +11,8 @@ import type {
   Observations,
   RunData,
   RunDetail,
+  RunExamples,
+  RunLogLines,
   RunPage,
   RunSummary,
   Status,
@@ -56,6 +58,10 @@ export interface RestClient {
   /** @param points at most so many of each curve. */
   metrics(id: string, points?: number): Promise<Metrics>;
   observations(id: string): Promise<Observations>;
+  /** The latest examples with their predictions. */
+  examples(id: string): Promise<RunExamples>;
+  /** The last lines of the log about a run. */
+  runLog(id: string, lines?: number): Promise<RunLogLines>;
   /** How inputs are standardised, names and classes. */
   runData(id: string): Promise<RunData>;
   workers(id: string): Promise<WorkerSummary[]>;
@@ -263,6 +269,9 @@ export function createRestClient(options: RestClientOptions): RestClient {
     metrics: (id, points) =>
       json('GET', of(id, `/metrics${points === undefined ? '' : `?points=${points}`}`)),
     observations: (id) => json('GET', of(id, '/observations')),
+    examples: (id) => json('GET', of(id, '/examples')),
+    runLog: (id, lines) =>
+      json('GET', of(id, `/log${lines === undefined ? '' : `?lines=${lines}`}`)),
     runData: (id) => json('GET', of(id, '/data')),
     workers: async (id) =>
       (await json<{ workers: WorkerSummary[] }>('GET', of(id, '/workers'))).workers,

@@ -1,4 +1,5 @@
 import Type, { type Static, type TSchema } from 'typebox';
+import { machineFields, ShownExamplesSchema } from './asides.ts';
 import { BUNDLE_HASH } from './bundle.ts';
 import { NAME_PATTERN, RunConfigSchema } from './config.ts';
 import { DataFactsSchema } from './data-facts.ts';
@@ -207,6 +208,10 @@ export const RunDataSchema = Type.Object({
 });
 export type RunData = Static<typeof RunDataSchema>;
 
+/** Load of a worker's machine and process. */
+export const MachineFactsSchema = Type.Object(machineFields);
+export type MachineFacts = Static<typeof MachineFactsSchema>;
+
 export const WorkerSummarySchema = Type.Object({
   worker: Type.String(),
   incarnation: Type.String(),
@@ -243,6 +248,8 @@ export const WorkerSummarySchema = Type.Object({
   ),
   /** Why the run rejects everything from this worker; null: it does not. */
   quarantine: orNull(Type.String()),
+  /** Load of the worker's machine, reported every 10 s; null: not reported. Absent in answers of older servers. */
+  machine: Type.Optional(orNull(MachineFactsSchema)),
 });
 export type WorkerSummary = Static<typeof WorkerSummarySchema>;
 
@@ -283,6 +290,36 @@ export const MetricsSchema = Type.Object({
   stalenessHistogram: Type.Array(N),
 });
 export type Metrics = Static<typeof MetricsSchema>;
+
+/** The latest examples of the validation part with their predictions. */
+export const RunExamplesSchema = Type.Object({
+  /** Step of the evaluated parameters; null: no worker has reported examples since the server started. */
+  step: orNull(N),
+  at: orNull(Type.String()),
+  examples: ShownExamplesSchema,
+});
+export type RunExamples = Static<typeof RunExamplesSchema>;
+
+export const LogLineSchema = Type.Object({
+  at: Type.String(),
+  level: Type.Union([Type.Literal('info'), Type.Literal('warn'), Type.Literal('error')]),
+  text: Type.String(),
+  worker: orNull(Type.String()),
+  code: orNull(Type.String()),
+  step: orNull(N),
+  /** Number of similar lines just before this one, which are not listed. */
+  repeated: N,
+});
+export type LogLine = Static<typeof LogLineSchema>;
+
+/** The last lines of the server's log about a run, since the server started. */
+export const RunLogSchema = Type.Object({
+  /** Oldest first. */
+  lines: Type.Array(LogLineSchema),
+  /** Number of older lines that are not listed. */
+  dropped: N,
+});
+export type RunLogLines = Static<typeof RunLogSchema>;
 
 /** Samples of weights, gradients, updates and activations that workers took; thinned as they accumulate. */
 export const ObservationsSchema = Type.Object({

@@ -1,20 +1,9 @@
 import { PNG } from 'pngjs';
+import type { ExampleView } from '../shared/example-view.ts';
 import type { ChartFigure, MatrixFigure, ThresholdsFigure } from '../shared/figure.ts';
 import { escapeXml, PAPER, svg } from '../shared/plot.ts';
 
 /** Figures of a model: pictures with captions, a matrix of counts, thresholds, histograms over time. */
-
-/** How an example is shown. */
-export type ExampleView =
-  | {
-      readonly kind: 'image';
-      readonly width: number;
-      readonly height: number;
-      readonly channels: 1 | 3 | 4;
-      /** Row by row, 0 … 255. */
-      readonly pixels: Uint8Array;
-    }
-  | { readonly kind: 'text'; readonly text: string };
 
 export interface SheetCard {
   readonly shown: ExampleView;

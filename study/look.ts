@@ -1,7 +1,16 @@
+import {
+  type AnswerLine,
+  type AnswerNames,
+  answerLines,
+  captionOf,
+  classesOf,
+  className,
+} from '../shared/answer-lines.ts';
 import { type Answers, classCountOf, decide, probabilitiesOf } from '../shared/answers.ts';
+import type { ExampleView } from '../shared/example-view.ts';
 import { permutation } from '../shared/random.ts';
 import { percent } from '../shared/text.ts';
-import { contactSheet, type ExampleView, matrixFigure, type SheetCard } from './figures.ts';
+import { contactSheet, matrixFigure, type SheetCard } from './figures.ts';
 import { chart } from './plot.ts';
 import { numberText, type Report } from './report.ts';
 import { meanOf } from './statistics.ts';
@@ -21,24 +30,12 @@ export interface LookSettings {
 }
 
 /** Answers with what they are of. */
-export interface Looked {
+export interface Looked extends AnswerNames {
   readonly answers: Answers;
   /** Examples of the part that were asked about. */
   readonly rows: Int32Array;
   /** An example by its index in the part. */
   readonly show: (row: number) => ExampleView;
-  /** The name of class 0, 1, …; null: they have none. */
-  readonly classes?: readonly string[] | null;
-}
-
-interface Line {
-  readonly index: number;
-  readonly row: number;
-  readonly truth: string;
-  readonly answer: string;
-  readonly confidence: number | null;
-  readonly loss: number;
-  readonly wrong: boolean;
 }
 
 /** More classes than this make a matrix that nobody can read. */
@@ -46,24 +43,17 @@ const CLASSES_MAX = 40;
 
 export function lookReport(settings: LookSettings, looked: Looked): Report {
   const { answers, rows, show } = looked;
-  // With several questions an example, each yes or no, classes are the questions.
-  const isOne = answers.kind !== 'binary' || answers.perExample === 1;
-  const isNamed = isOne && looked.classes?.length === classCountOf(answers);
-  const classes = isNamed ? looked.classes! : null;
+  const classes = classesOf(answers, looked);
   const { name, part } = settings;
-  const lines = linesOf(answers, rows, classes);
+  const lines = answerLines(answers, rows, looked, numberText);
   const known = lines.filter(({ loss }) => Number.isFinite(loss));
   const worst = [...known].sort((a, b) => b.loss - a.loss).slice(0, settings.worst);
   const order = permutation(settings.seed, 0, lines.length);
   const random = Array.from(order.subarray(0, settings.random), (i) => lines[i]!);
   const confusion = confusionOf(answers);
-  const card = (line: Line): SheetCard => ({
+  const card = (line: AnswerLine): SheetCard => ({
     shown: show(line.row),
-    caption: [
-      `is ${line.truth}, said ${line.answer}`,
-      `${line.confidence === null ? '' : `${Math.round(line.confidence * 100)} % sure, `}loss ${numberText(line.loss)}`,
-      `${part} ${line.row}`,
-    ],
+    caption: captionOf(line, numberText, `${part} ${line.row}`),
     wrong: line.wrong,
   });
   const losses = known.map(({ loss }) => loss).sort((a, b) => b - a);
@@ -105,37 +95,6 @@ export function lookReport(settings: LookSettings, looked: Looked): Report {
   };
 }
 
-/** A name of any length fits neither a card nor a matrix. */
-const NAME_CHARACTERS = 40;
-
-function className(index: number, classes: readonly string[] | null): string {
-  const name = classes?.[index] ?? String(index);
-  return name.length <= NAME_CHARACTERS ? name : `${name.slice(0, NAME_CHARACTERS - 1)}…`;
-}
-
-function linesOf(answers: Answers, rows: Int32Array, names: readonly string[] | null): Line[] {
-  const { count, kind, width, outputs, truths, losses, perExample } = answers;
-  const row = (i: number) => rows[Math.floor(i / perExample)]!;
-  if (kind === 'numbers') {
-    const list = (values: ArrayLike<number>, i: number, size: number) =>
-      Array.from({ length: Math.min(size, 3) }, (_, j) => numberText(values[i * size + j])).join(
-        ', ',
-      );
-    const size = Math.max(1, Math.round(truths.length / count));
-    return Array.from({ length: count }, (_, i) => ({
-      ...{ index: i, row: row(i), loss: losses[i]!, confidence: null, wrong: false },
-      ...{ truth: list(truths, i, size), answer: list(outputs, i, width) },
-    }));
-  }
-  const { classes, confidence } = decide(probabilitiesOf(answers), classCountOf(answers));
-  return Array.from({ length: count }, (_, i) => ({
-    ...{ index: i, row: row(i), loss: losses[i]!, confidence: confidence[i]! },
-    truth: className(truths[i]!, names),
-    answer: className(classes[i]!, names),
-    wrong: classes[i] !== truths[i],
-  }));
-}
-
 /** Counts by true class and answer; null for numbers. */
 function confusionOf(answers: Answers): number[][] | null {
   if (answers.kind === 'numbers') return null;
@@ -168,7 +127,7 @@ const CONCENTRATED = 0.05;
 
 interface Findings {
   readonly answers: Answers;
-  readonly lines: readonly Line[];
+  readonly lines: readonly AnswerLine[];
   /** Finite ones, falling. */
   readonly losses: readonly number[];
   readonly total: number;
@@ -245,7 +204,7 @@ function classAdvice(
       'Look at the confident errors first: they reveal wrong labels, bad preprocessing and cropped or rotated examples (Deep Learning §11.5).',
     );
   }
-  const confidenceOf = (list: readonly Line[]) =>
+  const confidenceOf = (list: readonly AnswerLine[]) =>
     meanOf(list.map(({ confidence }) => confidence ?? Number.NaN));
   const [ofWrong, ofRight] = [confidenceOf(wrong), confidenceOf(lines.filter((l) => !l.wrong))];
   parts.push(

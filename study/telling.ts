@@ -1,5 +1,6 @@
 import { digestText } from '../shared/digest.ts';
 import { pickPoints } from '../shared/downsample.ts';
+import { cut, toldView } from '../shared/example-view.ts';
 import {
   type ChartFigure,
   FIGURE_LIMITS,
@@ -10,7 +11,6 @@ import {
 } from '../shared/figure.ts';
 import { LIMITS } from '../shared/limits.ts';
 import type { StudyReport, StudySummary } from '../shared/rest.ts';
-import type { ExampleView } from './figures.ts';
 import type { Plot } from './plot.ts';
 import { numberText, type Report } from './report.ts';
 import { bestEvaluation, type Trial } from './study.ts';
@@ -68,9 +68,6 @@ function fitted(report: StudyReport): StudyReport {
   }
 }
 
-const cut = (text: string, most = 1_000) =>
-  text.length <= most ? text : `${text.slice(0, most - 1)}…`;
-
 /** Null: what a run shows by itself (histograms over time). */
 function figureOf(plot: Plot): { figure: Figure; omitted: number } | null {
   switch (plot.kind) {
@@ -99,7 +96,7 @@ function figureOf(plot: Plot): { figure: Figure; omitted: number } | null {
     }
     case 'gallery': {
       const cards = plot.cards.slice(0, MANY.cards).map(({ shown, caption, wrong }) => ({
-        ...{ shown: shownOf(shown), wrong },
+        ...{ shown: toldView(shown), wrong },
         caption: caption.slice(0, 6).map((line) => cut(line, 500)),
       }));
       const figure: GalleryFigure = { kind: 'gallery', title: cut(plot.title, 500), cards };
@@ -140,40 +137,6 @@ function pointOf({ x, y, low, high, label }: PlotPoint): PlotPoint {
 /** As many digits as a picture shows; JSON knows no infinity. */
 const tidy = (value: number | null | undefined) =>
   value == null || !Number.isFinite(value) ? null : Number(value.toPrecision(7));
-
-function shownOf(shown: ExampleView): GalleryFigure['cards'][number]['shown'] {
-  if (shown.kind === 'text') return { kind: 'text', text: cut(shown.text, 500) };
-  const { width, height, channels, pixels } = shrunk(shown);
-  return { ...{ kind: 'image', width, height, channels }, pixels: base64Of(pixels) };
-}
-
-const base64Of = (bytes: Uint8Array) => Buffer.from(bytes).toString('base64');
-
-/** Means over squares of pixels, where a side has more than `FIGURE_LIMITS.imageSide`. */
-export function shrunk(image: Extract<ExampleView, { kind: 'image' }>): typeof image {
-  const { width, height, channels, pixels } = image;
-  const scale = Math.max(width, height) / MANY.imageSide;
-  if (scale <= 1) return image;
-  const [w, h] = [width, height].map((side) => Math.max(1, Math.floor(side / scale))) as [
-    number,
-    number,
-  ];
-  const small = new Uint8Array(w * h * channels);
-  for (let y = 0; y < h; y++) {
-    const [top, bottom] = [Math.floor((y * height) / h), Math.floor(((y + 1) * height) / h)];
-    for (let x = 0; x < w; x++) {
-      const [left, right] = [Math.floor((x * width) / w), Math.floor(((x + 1) * width) / w)];
-      for (let c = 0; c < channels; c++) {
-        let sum = 0;
-        for (let i = top; i < bottom; i++) {
-          for (let j = left; j < right; j++) sum += pixels[(i * width + j) * channels + c]!;
-        }
-        small[(y * w + x) * channels + c] = sum / ((bottom - top) * (right - left));
-      }
-    }
-  }
-  return { ...image, width: w, height: h, pixels: small };
-}
 
 /** What a study shows before it has a result: where each of its trials stands. */
 export function trialsReport(title: string, trials: readonly Trial[]): Report {

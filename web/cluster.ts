@@ -1,41 +1,25 @@
-import type { Timeline, WorkerSummary } from '../shared/rest.ts';
-import { percent } from '../shared/text.ts';
+import type { ServerFacts, WorkerSummary } from '../shared/rest.ts';
 import { alertList } from './alerts.ts';
 import { BASE } from './base.ts';
-import { ago, bytes, count, duration, plural, short } from './format.ts';
-import { arrange, fill, fillNew, h, svg } from './html.ts';
-import { badge, card, emptyState, Tile, type View } from './parts.ts';
+import { Lanes } from './cluster/lanes.ts';
+import { WORKER_COLUMNS, workerCells } from './cluster/workers.ts';
+import { ago, bytes, count, duration, plural } from './format.ts';
+import { arrange, fillNew, h } from './html.ts';
+import { card, emptyState, Tile, type View } from './parts.ts';
 import { client, state } from './store.ts';
 
 /** Who computes, how fast, for whom, and what is wrong. */
 
-const COLUMNS: readonly (readonly [title: string, kind: string])[] = [
-  ['Worker', ''],
-  ['State', ''],
-  ['Run', ''],
-  ['Examples/s', 'number'],
-  ['Gradient', 'number'],
-  ['Pushes', 'number'],
-  ['Staleness', 'number'],
-  ['Received', 'number'],
-  ['Sent', 'number'],
-  ['Last error', ''],
-];
 const READ_MS = 3_000;
 
-/** The states of a worker as the picture has them. */
-const LANES: Readonly<Record<WorkerSummary['state'], string>> = {
-  training: 'computing',
-  evaluating: 'evaluating',
-  waiting: 'waiting',
-  joining: 'waiting',
-  idle: 'idle',
-  gone: 'gone',
-};
-const LANE_NAMES = ['computing', 'evaluating', 'waiting', 'idle', 'gone'];
-
 export function clusterView(): View {
-  const tiles = {
+  return new ClusterView();
+}
+
+class ClusterView implements View {
+  readonly title = 'Cluster';
+  readonly element: HTMLElement;
+  readonly #tiles = {
     workers: new Tile('Workers'),
     speed: new Tile('Throughput'),
     store: new Tile('State'),
@@ -43,224 +27,114 @@ export function clusterView(): View {
     memory: new Tile('Memory'),
     server: new Tile('Server'),
   };
-  const alerts = h('div', {});
-  const body = h('tbody');
-  const rows = new Map<string, HTMLElement>();
-  const table = h(
-    'div',
-    { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Workers' },
-    h(
-      'table',
-      { class: 'workers' },
-      h(
-        'thead',
-        {},
-        h(
-          'tr',
-          {},
-          ...COLUMNS.map(([title, kind]) => h('th', { scope: 'col', class: kind }, title)),
-        ),
-      ),
-      body,
-    ),
-  );
-  const none = emptyState(
+  readonly #alerts = h('div', {});
+  readonly #body = h('tbody');
+  readonly #rows = new Map<string, HTMLElement>();
+  readonly #table = workerTable(this.#body);
+  readonly #none = emptyState(
     'No worker yet',
     'Any machine that reaches this server and has the experiment can be one, at any time:',
     `npx downpour work --server ${BASE.replace(/^http/, 'ws')}`,
   );
-  none.classList.add('inside');
-  const lanes = h('div', { class: 'lanes' });
-  const timeline = card(
-    'What they did of late',
-    h(
+  readonly #lanes = new Lanes();
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #isEnded = false;
+
+  constructor() {
+    this.#none.classList.add('inside');
+    const tiles = Object.values(this.#tiles).map((tile) => tile.element);
+    this.element = h(
       'div',
-      { class: 'legend', 'aria-hidden': 'true' },
-      ...LANE_NAMES.map((name) =>
-        h(
-          'span',
-          { class: 'legend-item' },
-          h('span', { class: 'lane-swatch', 'data-lane': name }),
-          name,
-        ),
-      ),
-    ),
-    lanes,
-  );
-  const element = h(
-    'div',
-    {},
-    h('h1', {}, 'Cluster'),
-    h('dl', { class: 'tiles' }, ...Object.values(tiles).map((tile) => tile.element)),
-    card('Alerts', alerts),
-    card('Workers', table, none),
-    timeline,
-  );
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  let ended = false;
-
-  async function read(): Promise<void> {
-    const found = document.hidden ? null : await client.timeline().catch(() => null);
-    if (ended) return;
-    if (found) draw(found);
-    timer = setTimeout(() => void read(), READ_MS);
+      {},
+      h('h1', {}, 'Cluster'),
+      h('dl', { class: 'tiles' }, ...tiles),
+      card('Alerts', this.#alerts),
+      card('Workers', this.#table, this.#none),
+      this.#lanes.element,
+    );
+    this.update();
+    void this.#read();
   }
 
-  function draw({ seconds, workers }: Timeline): void {
-    timeline.hidden = workers.length === 0;
-    // As long as anybody is known, so that the first minute of a cluster is not a sliver.
-    const oldest = Math.max(60, ...workers.map(({ states }) => states[0]?.secondsAgo ?? 0));
-    const span = Math.min(seconds, oldest);
-    fill(lanes, ...workers.map((each) => laneOf(each, span)), axisOf(span));
-  }
-
-  function update(): void {
+  update(): void {
     const workers = [...state.workers.values()].sort(order);
     const connected = workers.filter((worker) => worker.state !== 'gone');
+    this.#showWorkers(connected);
+    if (state.server) this.#showServer(state.server);
+    this.#none.hidden = workers.length > 0;
+    this.#table.hidden = workers.length === 0;
+    arrange(
+      this.#body,
+      workers.map((worker) => {
+        const key = `${worker.worker}/${worker.incarnation}`;
+        const row = this.#rows.get(key) ?? h('tr', { 'data-worker': worker.worker });
+        this.#rows.set(key, row);
+        fillNew(row, { ...worker, lastSeenSecondsAgo: 0 }, () => workerCells(worker));
+        return row;
+      }),
+    );
+  }
+
+  destroy(): void {
+    this.#isEnded = true;
+    clearTimeout(this.#timer);
+  }
+
+  #showWorkers(connected: readonly WorkerSummary[]): void {
     const of = (what: WorkerSummary['state']) =>
       connected.filter((worker) => worker.state === what).length;
     const busy = of('training') + of('evaluating');
-    tiles.workers.show(
+    this.#tiles.workers.show(
       count(connected.length),
       connected.length === 0
         ? ''
         : `${busy} busy, ${of('waiting')} waiting, ${of('idle') + of('joining')} idle`,
     );
     const speed = connected.reduce((sum, worker) => sum + (worker.examplesPerSecond ?? 0), 0);
-    tiles.speed.show(count(speed), 'examples a second');
-    const { server } = state;
-    if (server) {
-      const { stateStore, stateStoreAway: away, shards, memoryBytes, version, startedAt } = server;
-      tiles.store.show(
-        stateStore === 'redis' ? 'Redis' : 'Files',
-        away
-          ? `away for ${duration(away.seconds)}, ${plural(away.records, 'record')} wait`
-          : 'all is written as it comes',
-      );
-      tiles.shards.show(
-        shards ? count(shards.count) : '1',
-        shards === null
-          ? 'all parameters in one process'
-          : shards.whole
-            ? 'all are there'
-            : 'one is lost',
-      );
-      tiles.memory.show(
-        bytes(memoryBytes.rss),
-        `${bytes(memoryBytes.arrayBuffers)} of it payloads`,
-      );
-      tiles.server.show(version, `started ${ago(startedAt)}`);
-      fillNew(alerts, server.alerts, () => [alertList(server.alerts)]);
-    }
-    none.hidden = workers.length > 0;
-    table.hidden = workers.length === 0;
-    arrange(
-      body,
-      workers.map((worker) => {
-        const key = `${worker.worker}/${worker.incarnation}`;
-        const row = rows.get(key) ?? h('tr', { 'data-worker': worker.worker });
-        rows.set(key, row);
-        fillNew(row, { ...worker, lastSeenSecondsAgo: 0 }, () => cellsOf(worker));
-        return row;
-      }),
-    );
+    this.#tiles.speed.show(count(speed), 'examples a second');
   }
 
-  update();
-  void read();
-  return {
-    title: 'Cluster',
-    element,
-    update,
-    destroy() {
-      ended = true;
-      clearTimeout(timer);
-    },
-  };
+  #showServer(server: ServerFacts): void {
+    const { stateStore, stateStoreAway: away, shards, memoryBytes, version, startedAt } = server;
+    const tiles = this.#tiles;
+    tiles.store.show(
+      stateStore === 'redis' ? 'Redis' : 'Files',
+      away
+        ? `away for ${duration(away.seconds)}, ${plural(away.records, 'record')} wait`
+        : 'all is written as it comes',
+    );
+    tiles.shards.show(
+      shards ? count(shards.count) : '1',
+      shards === null
+        ? 'all parameters in one process'
+        : shards.whole
+          ? 'all are there'
+          : 'one is lost',
+    );
+    tiles.memory.show(bytes(memoryBytes.rss), `${bytes(memoryBytes.arrayBuffers)} of it payloads`);
+    tiles.server.show(version, `started ${ago(startedAt)}`);
+    fillNew(this.#alerts, server.alerts, () => [alertList(server.alerts)]);
+  }
+
+  async #read(): Promise<void> {
+    const found = document.hidden ? null : await client.timeline().catch(() => null);
+    if (this.#isEnded) return;
+    if (found) this.#lanes.show(found);
+    this.#timer = setTimeout(() => void this.#read(), READ_MS);
+  }
+}
+
+function workerTable(body: HTMLElement): HTMLElement {
+  const headings = WORKER_COLUMNS.map(([title, kind]) =>
+    h('th', { scope: 'col', class: kind }, title),
+  );
+  return h(
+    'div',
+    { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Workers' },
+    h('table', { class: 'workers' }, h('thead', {}, h('tr', {}, ...headings)), body),
+  );
 }
 
 /** Those that have gone come last. */
 const order = (a: WorkerSummary, b: WorkerSummary) =>
   Number(a.state === 'gone') - Number(b.state === 'gone') || (a.worker < b.worker ? -1 : 1);
-
-function cellsOf(worker: WorkerSummary): HTMLElement[] {
-  const { applied, damped, duplicate, rejected } = worker.pushes;
-  const more = [
-    damped > 0 && `${count(damped)} damped`,
-    rejected > 0 && `${count(rejected)} rejected`,
-    duplicate > 0 && `${count(duplicate)} duplicate`,
-  ].filter((text) => text !== false);
-  const { lastError, quarantine } = worker;
-  const cell = (kind: string, ...children: (Node | string | null | false)[]) =>
-    h('td', { class: kind }, ...children);
-  return [
-    cell(
-      '',
-      h('strong', {}, worker.worker),
-      h(
-        'span',
-        { class: 'sub' },
-        `${worker.engine} on ${worker.device}${worker.transport === 'unix' ? ', unix socket' : ''}`,
-      ),
-    ),
-    cell('', badge(quarantine === null ? worker.state : 'quarantined')),
-    cell(
-      '',
-      worker.run !== null &&
-        h('a', { class: 'run-name', href: `#/runs/${worker.run}` }, worker.run),
-    ),
-    cell('number', worker.examplesPerSecond ? count(worker.examplesPerSecond) : '–'),
-    cell(
-      'number',
-      worker.computeMsMean ? `${short(Number(worker.computeMsMean.toPrecision(3)))} ms` : '–',
-    ),
-    cell(
-      'number',
-      count(applied + damped),
-      more.length > 0 && h('span', { class: 'sub' }, more.join(', ')),
-    ),
-    cell(
-      'number',
-      worker.stalenessMean === null ? '–' : short(Number(worker.stalenessMean.toPrecision(3))),
-    ),
-    cell('number', bytes(worker.bytes.received)),
-    cell('number', bytes(worker.bytes.sent)),
-    cell(
-      'error',
-      quarantine ?? lastError?.message ?? '–',
-      lastError !== null && h('span', { class: 'sub' }, `${lastError.code}, ${ago(lastError.at)}`),
-    ),
-  ];
-}
-
-const axisOf = (span: number) =>
-  h(
-    'div',
-    { class: 'lane axis', 'aria-hidden': 'true' },
-    h('span', {}),
-    h('span', {}, h('span', {}, `${duration(span)} ago`), h('span', {}, 'now')),
-  );
-
-/** One worker's time as a bar, and in words for those who do not see it. */
-function laneOf({ worker, states }: Timeline['workers'][number], seconds: number): HTMLElement {
-  const shares = new Map<string, number>();
-  const bars = states.map(({ state: what, secondsAgo }, i) => {
-    const end = states[i + 1]?.secondsAgo ?? 0;
-    const lane = LANES[what];
-    shares.set(lane, (shares.get(lane) ?? 0) + secondsAgo - end);
-    return svg('rect', {
-      x: `${100 * (1 - secondsAgo / seconds)}%`,
-      width: `${(100 * (secondsAgo - end)) / seconds}%`,
-      height: '100%',
-      'data-lane': lane,
-    });
-  });
-  const known = states[0]?.secondsAgo || 1;
-  const words = [...shares].map(([lane, time]) => `${lane} ${percent(time / known)}`).join(', ');
-  return h(
-    'div',
-    { class: 'lane' },
-    h('span', { class: 'lane-name' }, worker),
-    svg('svg', { class: 'lane-bar', role: 'img', 'aria-label': `${worker}: ${words}` }, ...bars),
-  );
-}

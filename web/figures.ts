@@ -145,20 +145,23 @@ function parallelOf(figure: ParallelFigure): FigureView {
 // Examples.
 
 function galleryOf({ title, cards }: GalleryFigure): FigureView {
-  const element = h(
+  return { element: cardsOf(title, cards), tools: null, wide: true, destroy: () => {} };
+}
+
+/** Examples with their captions. */
+export const cardsOf = (title: string, cards: readonly Card[]): HTMLElement =>
+  h(
     'ul',
     { class: 'gallery', 'aria-label': title },
     ...cards.map((card) =>
       h(
         'li',
-        { class: card.wrong ? 'wrong' : '' },
+        { class: `${card.shown.kind}${card.wrong ? ' wrong' : ''}` },
         exampleOf(card),
         ...card.caption.map((line, i) => h('span', { class: i === 0 ? 'line' : 'sub' }, line)),
       ),
     ),
   );
-  return { element, tools: null, wide: true, destroy: () => {} };
-}
 
 function exampleOf({ shown, caption }: Card): HTMLElement {
   if (shown.kind === 'text') return h('pre', {}, shown.text);

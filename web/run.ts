@@ -1,6 +1,7 @@
 import type { Metrics, RunDetail, RunSummary } from '../shared/rest.ts';
 import type { Chart } from './chart.ts';
-import { ago } from './format.ts';
+import { cardsOf } from './figures.ts';
+import { ago, count } from './format.ts';
 import { fill, fillNew, h, setText } from './html.ts';
 import { observationsCards } from './observations.ts';
 import { badge, card, emptyState, isActive, type View } from './parts.ts';
@@ -14,6 +15,7 @@ import {
   workersOf,
 } from './run/cards.ts';
 import { RunCharts } from './run/charts.ts';
+import { logOf } from './run/log.ts';
 import { RunTiles } from './run/tiles.ts';
 import { saveButtons } from './save.ts';
 import { client, isOperator, knowsAllRuns, lookForRun, state } from './store.ts';
@@ -46,6 +48,9 @@ class RunView implements View {
   readonly #workers = h('div', {});
   readonly #events = h('div', {});
   readonly #configuration = h('div', {});
+  readonly #examples = h('div', {});
+  readonly #examplesCard = withClass(card('Predictions', this.#examples), 'full');
+  readonly #log = h('div', {});
   readonly #looks = h('section', { class: 'card full', 'aria-label': 'Looks at this model' });
   readonly #sampling = samplingCard();
   readonly #page: HTMLElement;
@@ -67,11 +72,15 @@ class RunView implements View {
   #observedStep = -1;
   #observedPhase = '';
   #looksVersion = -1;
+  #examplesStep: number | null = null;
+  #logStamp = '';
+  #logAt = Number.NEGATIVE_INFINITY;
   #shownCheckpoint: string | null | undefined;
 
   constructor(id: string) {
     this.title = id;
     this.#looks.hidden = true;
+    this.#examplesCard.hidden = true;
     this.#page = this.#build();
     this.#missing = emptyState(
       'No such run',
@@ -103,6 +112,8 @@ class RunView implements View {
     if (!this.#detail) void this.#readDetail();
     void this.#readObservations(run);
     void this.#readLooks();
+    void this.#readExamples(run);
+    void this.#readLog(run);
   }
 
   destroy(): void {
@@ -128,6 +139,7 @@ class RunView implements View {
         withClass(chartCard(loss, this.#charts.logarithmic.element), 'wide'),
         withClass(card('Early stopping', this.#stopping), 'narrow'),
         ...[error, rate, norm, speed, staleness].map((chart) => chartCard(chart)),
+        this.#examplesCard,
         ...this.#observations.plots,
         card('Checkpoints', this.#checkpoints),
         ...this.#observations.tables,
@@ -135,6 +147,7 @@ class RunView implements View {
         this.#looks,
         withClass(card('Workers of this run', this.#workers), 'full'),
         this.#events,
+        withClass(card('Log', this.#log), 'full'),
         withClass(card('Configuration', this.#configuration), 'full'),
       ),
     );
@@ -231,6 +244,39 @@ class RunView implements View {
       ),
     );
     fill(this.#looks, h('h2', {}, 'Looks at this model'), h('ul', { class: 'plain' }, ...items));
+  }
+
+  /** They are new with each evaluation of the validation part. */
+  async #readExamples({ validation }: RunSummary): Promise<void> {
+    const step = validation?.step ?? null;
+    if (step === null || step === this.#examplesStep) return;
+    this.#examplesStep = step;
+    const found = await client.examples(this.title).catch(() => null);
+    if (!found || this.#isEnded) return;
+    this.#examplesCard.hidden = found.examples.length === 0;
+    fillNew(this.#examples, found, () => [
+      h(
+        'p',
+        { class: 'muted' },
+        `Examples of the validation part at step ${count(found.step ?? 0)}; wrong answers have a frame.`,
+      ),
+      cardsOf('Predictions', found.examples),
+    ]);
+  }
+
+  /** When something may have happened to the run, and not more often than its curves. */
+  async #readLog(run: RunSummary): Promise<void> {
+    const { phase, validation, workers, rollbacks, checkpoint } = run;
+    const facts = [phase, validation?.step, workers, rollbacks.length, checkpoint?.file];
+    const stamp = JSON.stringify(facts);
+    const now = performance.now();
+    if (stamp === this.#logStamp || now - this.#logAt < READ_MS) return;
+    this.#logStamp = stamp;
+    this.#logAt = now;
+    // A server of an older release has none.
+    const found = await client.runLog(this.title).catch(() => null);
+    if (!found || this.#isEnded) return;
+    fillNew(this.#log, found, () => [logOf(this.title, found)]);
   }
 
   async #readDetail(): Promise<void> {

@@ -2,6 +2,7 @@ import type { IncomingMessage } from 'node:http';
 import { createConnection, isIP, type Socket } from 'node:net';
 import { connect as connectTls, type ConnectionOptions as TlsOptions } from 'node:tls';
 import { WebSocket, WebSocketServer } from 'ws';
+import { ASIDES, type Aside, asidesOf, TAKES_HEADER } from '../shared/asides.ts';
 import { DownpourError } from '../shared/errors.ts';
 import { TICKET_PROTOCOL, ticketOf } from '../shared/join.ts';
 import { Connection, type ConnectionEvents, type ConnectionOptions } from './connection.ts';
@@ -28,6 +29,7 @@ const upgrades = new WebSocketServer({
   handleProtocols: (_, { headers }) =>
     ticketOf(headers['sec-websocket-protocol']) === null ? false : TICKET_PROTOCOL,
 });
+upgrades.on('headers', (headers) => headers.push(`${TAKES_HEADER}: ${ASIDES.join(' ')}`));
 upgrades.on('wsClientError', ({ message }) => {
   throw new DownpourError('DP_BODY_INVALID', `the request is no WebSocket's: ${message}`);
 });
@@ -80,8 +82,8 @@ export interface DialOptions extends Omit<ConnectionOptions, 'role'> {
   readonly headers?: Readonly<Record<string, string>>;
   readonly handshakeMs: number;
   readonly tls?: TlsOptions;
-  /** The connection is open: what is sent now goes out first. */
-  opened(connection: Connection): ConnectionEvents;
+  /** The connection is open: what is sent now goes out first. @param takes asides that the server takes. */
+  opened(connection: Connection, takes: ReadonlySet<Aside>): ConnectionEvents;
   /**
    * There is none. @param status of HTTP, when the server answered something else.
    * @param retryAfterSeconds before which the server wants to hear nothing; 0: it does not say.
@@ -126,12 +128,17 @@ export function dial(options: DialOptions): { abort(): void } {
       return opened.socket;
     },
   });
+  let takes: ReadonlySet<Aside> = new Set();
+  ws.on('upgrade', ({ headers }) => {
+    const named = headers[TAKES_HEADER];
+    takes = asidesOf(typeof named === 'string' ? named : undefined);
+  });
   ws.on('open', () => {
     if (!settle()) return;
     const { socket, way } = opened!;
     const connection = new Connection(ws, socket, { ...options, role: 'client' });
     sink = connection.sink;
-    connection.start(options.opened(connection), way === 'straight' ? way : undefined);
+    connection.start(options.opened(connection, takes), way === 'straight' ? way : undefined);
   });
   ws.on('unexpected-response', (_, { statusCode = 0, headers }) =>
     fail(new Error(`HTTP status ${statusCode}`), statusCode, retryAfterOf(headers['retry-after'])),

@@ -1,4 +1,5 @@
 import type { ConnectionOptions } from 'node:tls';
+import type { Aside } from '../shared/asides.ts';
 import { BUNDLE_HEADER } from '../shared/bundle.ts';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
@@ -151,6 +152,9 @@ export class Client {
   readonly #random: () => number;
   readonly #startedAt: number;
   #connection: Connection | null = null;
+  /** What its server takes beside work. */
+  #takes: ReadonlySet<Aside> = new Set();
+  #connections = 0;
   /** The handshake under way. */
   #dialing: { abort(): void } | null = null;
   #sequence = 0;
@@ -224,6 +228,16 @@ export class Client {
 
   get connected(): boolean {
     return this.#connection?.open === true;
+  }
+
+  /** How often it has been connected. */
+  get connections(): number {
+    return this.#connections;
+  }
+
+  /** The server that it is connected to takes this beside work. */
+  takes(aside: Aside): boolean {
+    return this.connected && this.#takes.has(aside);
   }
 
   /** The pushes that the server has not answered yet, oldest first. */
@@ -511,7 +525,11 @@ export class Client {
       closeMs: CLOSE_MS,
       headers: { ...this.#authorization(), ...this.#bundles() },
       ...(tls ? { tls } : {}),
-      opened: (connection) => this.#opened(connection, path),
+      opened: (connection, takes) => {
+        this.#takes = takes;
+        this.#connections++;
+        return this.#opened(connection, path);
+      },
       failed: (error, status, retryAfterSeconds) => {
         this.#dialing = null;
         if (path !== null && status === null && !this.#closing) {

@@ -76,6 +76,48 @@ export async function listGpus(
   );
 }
 
+/** What a GPU is doing; null: unknown. */
+export interface GpuLoad {
+  /** Share of the driver's last period, 0 to 1. */
+  readonly share: number | null;
+  readonly memoryBytes: number | null;
+  readonly memoryBytesMax: number | null;
+}
+
+/**
+ * The load of the GPU that this process sees first.
+ * @throws Error: there is no `nvidia-smi`, or it does not answer.
+ */
+export async function nvidiaLoad(
+  run: (file: string, args: readonly string[]) => Promise<string> = runProgram,
+  env: NodeJS.ProcessEnv = process.env,
+): Promise<GpuLoad> {
+  const output = await run('nvidia-smi', [
+    '--query-gpu=index,uuid,utilization.gpu,memory.used,memory.total',
+    '--format=csv,noheader,nounits',
+  ]);
+  const rows = output
+    .trim()
+    .split('\n')
+    .map((line) => line.split(',').map((cell) => cell.trim()));
+  const [visible = ''] = (env.CUDA_VISIBLE_DEVICES ?? '').split(',');
+  const own = rows.find(
+    ([index, uuid]) => visible !== '' && (index === visible || uuid === visible),
+  );
+  const [, , busy, used, total] = own ?? rows[0] ?? [];
+  // A card without such a counter says "[N/A]".
+  const number = (text: string | undefined, factor: number) => {
+    const value = Number.parseFloat(text ?? '');
+    return Number.isFinite(value) && value >= 0 ? value * factor : null;
+  };
+  const share = number(busy, 1 / 100);
+  return {
+    share: share === null ? null : Math.min(1, share),
+    memoryBytes: number(used, 2 ** 20),
+    memoryBytesMax: number(total, 2 ** 20),
+  };
+}
+
 /** Why no CUDA engine can run here, with what to do; null when driver, library and GPU are all there. */
 export function whyNoNvidia(survey: NvidiaSurvey): string | null {
   if (survey.libcuda !== null && survey.gpus.length > 0) return null;

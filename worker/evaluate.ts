@@ -26,6 +26,8 @@ export interface EvaluateOptions {
    * training mode off: metrics `trainingLoss` and `trainingError`.
    */
   readonly alsoTraining?: number | undefined;
+  /** Called while the model holds the parameters. */
+  readonly meanwhile?: () => Promise<void>;
 }
 
 /**
@@ -39,12 +41,13 @@ export async function evaluate(
   parameters: Float32Array,
   prepared: PreparedData,
   part: Part,
-  { signal, alsoTraining = 0 }: EvaluateOptions = {},
+  { signal, alsoTraining = 0, meanwhile }: EvaluateOptions = {},
 ): Promise<EvaluationResult> {
   const before = model.loaded;
   model.load(parameters);
   try {
     const result = await measure(model, prepared, part, partCount(prepared, part), signal);
+    await meanwhile?.();
     if (alsoTraining === 0) return result;
     const count = Math.min(alsoTraining, prepared.train.count);
     const { loss, error } = await measure(model, prepared, 'train', count, signal);

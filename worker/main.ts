@@ -3,6 +3,7 @@ import { bytesOf } from '../shared/codec.ts';
 import { type DataFacts, decodeFacts, encodeFacts } from '../shared/data-facts.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { layoutSpecs } from '../shared/layout.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { Log } from '../shared/log.ts';
 import type {
   Acknowledgement,
@@ -17,11 +18,13 @@ import type {
 import { Client } from './client.ts';
 import { factsOf, summaryOf } from './data/facts.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
+import { reportMachine } from './machine.ts';
 import { buildModel, type Model } from './model.ts';
 import { defaultName } from './name.ts';
 import { prepareExperiment } from './prepare.ts';
 import { rangesFor } from './shard-links.ts';
 import { type BundleSource, type GivenExperiment, Shelf } from './shelf.ts';
+import { shownExamples } from './shown-examples.ts';
 import { createTrainer, type Trainer, type TrainerProgress } from './trainer.ts';
 
 /** How often a worker without a run looks for an experiment that one waits for. */
@@ -116,6 +119,7 @@ export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
     localSocket: options.localSocket !== false,
     ...(bundles === undefined ? {} : { acceptsBundles: bundles !== null }),
   });
+  reportMachine(client, opened.name, signal);
   const worker = new Worker(options, client, shelf);
   try {
     return await worker.work();
@@ -237,9 +241,11 @@ class Worker {
         `the parameters of run ${run} are on ${ranges.length} shards, and this worker reaches its server alone: use downpour work`,
       );
     }
+    const examplesMax = config.observe.examples ?? LIMITS.shownExamplesDefault;
+    const show = () => shownExamples(model, experiment, prepared, examplesMax);
     const trainer = createTrainer({
       ...{ run, config, model, prepared, ranges, exchange, signal, log },
-      ...{ onProgress, onAcknowledged },
+      ...{ onProgress, onAcknowledged, show },
     });
     return { assign, summary, facts: encoded, model, trainer };
   }

@@ -1,5 +1,6 @@
+import type { Aside, ShownExamples } from '../shared/asides.ts';
 import type { RunConfig } from '../shared/config.ts';
-import { DownpourError } from '../shared/errors.ts';
+import { DownpourError, errorText } from '../shared/errors.ts';
 import type { Range } from '../shared/partition.ts';
 import {
   type Acknowledgement,
@@ -33,6 +34,8 @@ export interface Exchange {
   pushReady(push: Omit<Push, 'type' | 'sequence'>, payloads: readonly Landing[]): number;
   send(message: Evaluated | Observed): void;
   acknowledge(acknowledgement: Acknowledgement): void;
+  /** Whether the server takes this beside work; absent: it takes nothing. */
+  takes?(aside: Aside): boolean;
   resend(run: string): number;
 }
 
@@ -42,6 +45,8 @@ export interface TrainerOptions {
     Partial<Pick<RunConfig, 'evaluateTraining' | 'observe'>>;
   readonly model: Model;
   readonly prepared: PreparedData;
+  /** Examples with what the model says of them now; absent: none are shown. */
+  readonly show?: () => Promise<ShownExamples>;
   /** The ranges of the shards that get the parts of each push; absent: one gets all. */
   readonly ranges?: readonly Range[];
   readonly exchange: Exchange;
@@ -109,6 +114,7 @@ class RunTrainer implements Trainer {
   /** The last result, and whether it has been sent: with several pushes under way each answer asks for it. */
   #evaluated: Evaluated | null = null;
   #isTold = false;
+  #isShowingInVain = false;
 
   constructor(options: TrainerOptions) {
     const { run, config, model, prepared, exchange } = options;
@@ -184,13 +190,32 @@ class RunTrainer implements Trainer {
     const { run, config, model, prepared, exchange, signal } = this.#options;
     if (id !== this.#evaluated?.evaluation) {
       const alsoTraining = part === 'validation' ? config.evaluateTraining : 0;
-      const result = await evaluate(model, payload, prepared, part, { signal, alsoTraining });
-      this.#evaluated = { type: 'evaluated', run, evaluation: id, ...result };
+      let shown: ShownExamples = [];
+      const meanwhile = async () => {
+        if (part === 'validation' && exchange.takes?.('examples')) shown = await this.#show();
+      };
+      const options = { signal, alsoTraining, meanwhile };
+      const result = await evaluate(model, payload, prepared, part, options);
+      const more = shown.length > 0 ? { shown } : {};
+      this.#evaluated = { type: 'evaluated', run, evaluation: id, ...result, ...more };
       this.#isTold = false;
     }
     this.#releaseUnused();
     if (!this.#isTold) exchange.send(this.#evaluated!);
     this.#isTold = true;
+  }
+
+  /** They are for people: an evaluation does not fail for lack of them. */
+  async #show(): Promise<ShownExamples> {
+    const { show, log } = this.#options;
+    if (!show || this.#isShowingInVain) return [];
+    try {
+      return await show();
+    } catch (error) {
+      this.#isShowingInVain = true;
+      log(`no examples are shown with their predictions: ${errorText(error)}`);
+      return [];
+    }
   }
 
   /** Without a payload, the parameters that came last are still the newest. */

@@ -201,6 +201,10 @@ export function protocolVectors() {
     ],
     layers: [{ layer: 'dense', activation: 'relu', values, saturated: null, dead: 0.5 }],
   });
+  add('how busy its machine is', 'worker', {
+    ...{ type: 'machine', cores: 8, cpuCores: 1.5, memoryBytes: 3e8, memoryBytesMax: 16e9 },
+    ...{ tensorBytes: 1e6, gpuShare: null, gpuMemoryBytes: null, gpuMemoryBytesMax: null },
+  });
   add('it cannot go on', 'worker', {
     ...{ type: 'leave', failure: { code: 'DP_DATA_MISSING', message: 'no such file' } },
   });

@@ -250,12 +250,27 @@ export function workerLine(worker: WorkerSummary): string {
     `${short(worker.computeMsMean)} ms a minibatch`,
     `staleness ${short(worker.stalenessMean)}`,
   );
+  parts.push(...machineParts(worker));
   if (worker.quarantine) parts.push('in quarantine');
   if (worker.lastError) {
     const { code, message, at } = worker.lastError;
     parts.push(`${code} at ${at.slice(0, 19)}Z: ${message}`);
   }
   return parts.join('  ');
+}
+
+/** How busy its machine is, as far as it is known. */
+function machineParts({ machine }: WorkerSummary): string[] {
+  if (!machine) return [];
+  const { cpuCores, cores, memoryBytes, tensorBytes, gpuShare, gpuMemoryBytes } = machine;
+  const gigabytes = (bytes: number) => `${short(bytes / 1e9)} GB`;
+  return [
+    ...(cpuCores === null ? [] : [`${short(cpuCores)} of ${cores ?? '?'} cores`]),
+    ...(memoryBytes === null ? [] : [`${gigabytes(memoryBytes)} memory`]),
+    ...(tensorBytes === null ? [] : [`${gigabytes(tensorBytes)} tensors`]),
+    ...(gpuShare === null ? [] : [`GPU ${Math.round(100 * gpuShare)} %`]),
+    ...(gpuMemoryBytes === null ? [] : [`${gigabytes(gpuMemoryBytes)} GPU memory`]),
+  ];
 }
 
 /** Nothing happens any more unless somebody resumes it. */

@@ -1,13 +1,14 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { fileVersion, pictures } from '../../files/event-file.ts';
+import type { ExampleView } from '../../shared/example-view.ts';
 import { secondsOf } from '../../shared/history.ts';
-import { type ExampleView, pngOf } from '../../study/figures.ts';
+import { pngOf } from '../../study/figures.ts';
 import { lookReport } from '../../study/look.ts';
 import { observationsReport } from '../../study/observations.ts';
 import { type Report, writeReport } from '../../study/report.ts';
 import { lookName, toldReport } from '../../study/telling.ts';
-import type { Examples, PreparedData } from '../../worker/data/examples.ts';
+import { viewerOf } from '../../worker/data/views.ts';
 import { tell } from '../options.ts';
 import { showReport } from '../output/report.ts';
 import { Teller } from '../study/tell.ts';
@@ -31,10 +32,11 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
     const { part, worst, random, sampleSeed: seed } = options;
     const { answers, rows } = await answersOfPart(trained, part);
     const settings = { name: trained.facts.run, part, worst, random, seed };
-    const show = showerOf(trained.prepared, part);
+    const show = viewerOf(trained.prepared, part);
+    const { classes, targetNames } = trained.prepared;
     const report = withObserved(
       withCaution(
-        lookReport(settings, { answers, rows, show, classes: trained.prepared.classes }),
+        lookReport(settings, { answers, rows, show, classes, targetNames }),
         trained,
         part,
       ),
@@ -131,44 +133,4 @@ export async function tellReport(
     }
   }
   showReport(report, paths, options.json);
-}
-
-/** Pictures of examples whose inputs are pictures; the first numbers of others. */
-export function showerOf(
-  prepared: PreparedData,
-  part: 'train' | 'validation',
-): (row: number) => ExampleView {
-  const examples: Examples = prepared[part];
-  const { values, shape } = examples.inputs;
-  const [, height = 0, width = 0, channels = 1] = shape;
-  const size = shape.slice(1).reduce((a, b) => a * b, 1);
-  const isImage =
-    (shape.length === 3 || (shape.length === 4 && [1, 3, 4].includes(channels))) &&
-    Math.min(height, width) >= 4;
-  return (row) => {
-    const own = values.subarray(row * size, (row + 1) * size);
-    if (!isImage) {
-      const text = Array.from(own.subarray(0, 12), (value) => Number(value.toPrecision(3)));
-      return { kind: 'text', text: linesOf(text) };
-    }
-    const pixels = own instanceof Uint8Array ? own : brightness(own);
-    return { kind: 'image', width, height, channels: channels as 1 | 3 | 4, pixels };
-  };
-}
-
-function linesOf(numbers: readonly number[]): string {
-  const lines: string[] = [];
-  for (let i = 0; i < numbers.length; i += 3) lines.push(numbers.slice(i, i + 3).join(' '));
-  return lines.join('\n');
-}
-
-/** From black, the least of an image's numbers, to white. */
-function brightness(values: ArrayLike<number>): Uint8Array {
-  let [low, high] = [Infinity, -Infinity];
-  for (let i = 0; i < values.length; i++) {
-    low = Math.min(low, values[i]!);
-    high = Math.max(high, values[i]!);
-  }
-  const scale = high > low ? 255 / (high - low) : 0;
-  return Uint8Array.from({ length: values.length }, (_, i) => (values[i]! - low) * scale);
 }

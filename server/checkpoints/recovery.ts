@@ -206,7 +206,9 @@ export class Recovery {
       );
     }
     if (state && isNewer(state, replica)) {
-      log(`run ${known.id}: its checkpoint at step ${state.step} is newer than the replica`);
+      log(`run ${known.id}: its checkpoint at step ${state.step} is newer than the replica`, {
+        ...{ run: known.id, step: state.step },
+      });
       return this.recoverOne(known);
     }
     const run = Run.restore(
@@ -224,7 +226,11 @@ export class Recovery {
       ...(run.best ? (['best'] as const) : []),
     );
     if (run.phase === 'finished') this.#options.want(run, 'final');
-    if (!run.over) log(`run ${run.id} continues from its replica at step ${run.step}`);
+    if (!run.over) {
+      log(`run ${run.id} continues from its replica at step ${run.step}`, {
+        ...{ run: run.id, step: run.step },
+      });
+    }
     await this.#learnLost(run);
     await this.#learnLabels(run, known);
     return run;

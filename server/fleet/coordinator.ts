@@ -19,6 +19,8 @@ import type { ShardReport } from '../shards/protocol.ts';
 import type { Replication } from '../standby/replication.ts';
 import { type AlertFacts, alertsOf } from '../watch/alerts.ts';
 import type { PushLog } from '../watch/push-log.ts';
+import type { RunLog } from '../watch/run-log.ts';
+import { RunAsides } from './asides.ts';
 import type { Listing } from './listing.ts';
 import { Reports } from './reports.ts';
 import type { RunsToCome } from './run-loader.ts';
@@ -40,6 +42,7 @@ export class Coordinator {
   /** Monotonic, ms. */
   readonly now: () => number;
   readonly log: Log;
+  readonly asides: RunAsides;
   readonly #keeper: Keeper;
   readonly #runs = new Map<string, Run>();
   /** Those of them that are not over. */
@@ -79,6 +82,8 @@ export class Coordinator {
     keeper: Keeper;
     shards?: ShardPool | null;
     pushLog?: PushLog | null;
+    /** What `log` keeps of each run; default: nothing. */
+    runLog?: RunLog;
     now: () => number;
     log: Log;
     /** Fewer than `LIMITS` allow. */
@@ -94,6 +99,7 @@ export class Coordinator {
     this.now = options.now;
     this.#later = options.later ?? ((ms, act) => void setTimeout(act, ms).unref());
     this.log = options.log;
+    this.asides = new RunAsides(options.runLog);
     const { keeper, now, log, pushLog = null } = options;
     const find = (id: string) => this.find(id);
     this.workers = new Workers({
@@ -407,6 +413,7 @@ export class Coordinator {
       this.#leaving.delete(id);
     }
     this.log(`run ${id} is removed with its files`, { run: id });
+    this.asides.forget(id);
   }
 
   /** From now on nobody finds it. */
@@ -484,7 +491,10 @@ export class Coordinator {
           { level: 'warn', run: run.id, step: restored },
         );
         this.#keeper.onLost(run);
-      } else this.#keeper.onEvaluation(run);
+      } else {
+        this.asides.evaluated(run.id, event.evaluation);
+        this.#keeper.onEvaluation(run);
+      }
     }
     if (touched) this.#keeper.onStep(run, this.now());
     this.#setAlarm(run);

@@ -35,6 +35,7 @@ import { keep, LandingDesk } from '../payloads/landings.ts';
 import { Payloads } from '../payloads/payloads.ts';
 import type { Replication } from '../standby/replication.ts';
 import { Answers, type Outlet } from './answers.ts';
+import { MachineReport, type RunAsides } from './asides.ts';
 import { Charges } from './charges.ts';
 import { Gathering, type PartReport } from './gathering.ts';
 import type { Reports } from './reports.ts';
@@ -66,6 +67,7 @@ export interface Fleet extends Outlet {
   shardAddresses(): ShardAddress[];
   readonly experiments: { of(run: Run): Bundle | null };
   readonly reports: Pick<Reports, 'pushed' | 'countError'>;
+  readonly asides: Pick<RunAsides, 'joined' | 'offer'>;
   readonly workers: {
     /** Messages that the server had not asked for. */
     unasked: number;
@@ -103,6 +105,7 @@ export class Session {
   readonly #refused = new Set<string>();
   #lastSeen: number;
   #lastError: WorkerSummary['lastError'] = null;
+  readonly machine = new MachineReport();
   #quarantine: string | null = null;
   #closed = false;
   /** Shards know the worker by it. */
@@ -205,12 +208,8 @@ export class Session {
     return this.#joined;
   }
 
-  get transport(): 'tcp' | 'unix' {
-    return this.#connection.transport;
-  }
-
-  get bytes(): { received: number; sent: number } {
-    return this.#connection.bytes;
+  get wire(): Pick<Connection, 'transport' | 'bytes'> {
+    return this.#connection;
   }
 
   get waiting(): boolean {
@@ -221,9 +220,9 @@ export class Session {
     return this.#lastSeen;
   }
 
-  /** It is not read for a while, since its messages have taken more time than its token may. */
-  get stands(): boolean {
-    return this.#charges.stands;
+  /** Whether it stands still for what it has sent, or ends for that. */
+  get charges(): Pick<Charges, 'stands' | 'isAtFault'> {
+    return this.#charges;
   }
 
   /** The same, or it waits for a place, or has not read its answers. */
@@ -259,11 +258,6 @@ export class Session {
   /** Null again once a push was applied: what held it up is past. */
   get lastError(): WorkerSummary['lastError'] {
     return this.#lastError;
-  }
-
-  /** It ends, or has ended, for what it has sent. */
-  get isAtFault(): boolean {
-    return this.#charges.isAtFault;
   }
 
   #wentWrong({ code, message }: { readonly code: string; readonly message: string }): void {
@@ -334,7 +328,9 @@ export class Session {
     } else if (message.type === 'leave') this.#onLeave(message);
     else if (message.type === 'join') this.#onJoin(message, payload);
     else if (message.type === 'observed') this.#onObserved(message);
-    else return this.#work(message, payload, landing);
+    else if (message.type === 'machine') {
+      this.#asked = this.machine.take(message, this.#fleet.now());
+    } else return this.#work(message, payload, landing);
     return false;
   }
 
@@ -365,7 +361,9 @@ export class Session {
     if (message.type === 'evaluated') {
       const [worker, now] = [this.key, this.#fleet.now()];
       const at = new Date().toISOString();
-      this.#asked = run.call({ call: 'evaluated', worker, result: message, now, at });
+      const { shown, ...result } = message;
+      this.#asked = run.call({ call: 'evaluated', worker, result, now, at });
+      if (this.#asked) this.#fleet.asides.offer(run.id, shown);
       this.proceed();
     } else if (message.type === 'push') {
       const room = this.#desk.arrived(landing);
@@ -465,6 +463,7 @@ export class Session {
       return;
     }
     this.#joined = true;
+    this.#fleet.asides.joined(run.id, this.#hello!);
     this.#answers.begin();
     // First what the worker has told: once it is answered, it remembers the new life alone.
     this.#fleet.followUp(run);

@@ -130,7 +130,7 @@ export class Workers {
     readonly throttled: number;
   } {
     let throttled = 0;
-    for (const session of this.#sessions) if (session.stands) throttled++;
+    for (const session of this.#sessions) if (session.charges.stands) throttled++;
     return { messages: this.unasked, throttles: this.#throttles, throttled };
   }
 
@@ -151,7 +151,11 @@ export class Workers {
     this.#shards?.leave(session.id);
     if (!this.#sessions.delete(session) || !session.hello) return;
     const { worker } = session.hello;
-    this.#log(`worker ${worker} has gone`, { worker, kind: 'gone' });
+    const run = session.served?.id;
+    this.#log(`worker ${worker} has gone`, {
+      ...{ worker, kind: 'gone' },
+      ...(run === undefined ? {} : { run }),
+    });
     const summary = { ...this.#workerSummary(session), examplesPerSecond: 0, leases: 0 };
     this.#gone.set(session.key, { summary, at: this.#now() });
     if (this.#gone.size > GONE_MAX) this.#gone.delete(this.#gone.keys().next().value!);
@@ -214,7 +218,7 @@ export class Workers {
       session.lookAtParts(silenceMs);
       // What it has sent is not read, so it cannot answer; whether it is there still, writing tells.
       if (session.standsStill) session.excuse();
-      if (session.stands) session.ping();
+      if (session.charges.stands) session.ping();
       session.look(now, silenceMs);
       if (now - session.lastSeen > silenceMs) session.terminate();
       else if (now - session.lastSeen > LIMITS.heartbeatMs) session.ping();
@@ -255,7 +259,7 @@ export class Workers {
       engine: hello.engine,
       device: hello.device,
       connectedAt: session.connectedAt,
-      transport: session.transport,
+      transport: session.wire.transport,
       lastSeenSecondsAgo: Math.max(0, (this.#now() - session.lastSeen) / 1000),
       leases: tally?.leases ?? 0,
       pushes: tally?.pushes ?? { applied: 0, damped: 0, duplicate: 0, rejected: 0 },
@@ -264,9 +268,10 @@ export class Workers {
       computeMsRecent: tally?.computeMsRecent ?? null,
       examples: tally?.examples ?? 0,
       examplesPerSecond: this.#history.speed(hello),
-      bytes: session.bytes,
+      bytes: session.wire.bytes,
       lastError: session.lastError,
       quarantine: session.quarantine,
+      machine: session.machine.facts,
     };
   }
 

@@ -16,6 +16,8 @@ import {
   ObservationsSchema,
   RunDataSchema,
   RunDetailSchema,
+  RunExamplesSchema,
+  RunLogSchema,
   RunPageSchema,
   RunSummarySchema,
   WorkerSummarySchema,
@@ -45,6 +47,7 @@ const Points = Type.Object(
   { points: Type.Optional(Type.String()) },
   { additionalProperties: false },
 );
+const Lines = Type.Object({ lines: Type.Optional(Type.String()) }, { additionalProperties: false });
 const Force = Type.Object(
   { force: Type.Optional(Type.Union([Type.Literal('true'), Type.Literal('false')])) },
   { additionalProperties: false },
@@ -217,6 +220,30 @@ function addCurves(app: FastifyInstance, coordinator: Coordinator): void {
       { params: Id },
     ),
     (request) => coordinator.mustFind(request.params.id).observed,
+  );
+
+  app.get<ById>(
+    '/runs/:id/examples',
+    schema(
+      'Get the latest examples of the validation part with their predictions',
+      { 200: RunExamplesSchema },
+      { params: Id },
+    ),
+    (request) => coordinator.asides.examples(coordinator.mustFind(request.params.id).id),
+  );
+
+  app.get<ById & { Querystring: { lines?: string } }>(
+    '/runs/:id/log',
+    schema(
+      'Get the last lines of the log about a run; `lines`: maximum number',
+      { 200: RunLogSchema },
+      { params: Id, querystring: Lines },
+    ),
+    ({ params, query: { lines } }) => {
+      const most = LIMITS.runLogLinesMax;
+      const limit = lines === undefined ? most : numberIn('lines', lines, 1, most);
+      return coordinator.asides.log.of(coordinator.mustFind(params.id).id, limit);
+    },
   );
 
   const Workers = Type.Object({ workers: Type.Array(WorkerSummarySchema) });

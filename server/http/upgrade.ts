@@ -117,7 +117,7 @@ export function acceptWorkers(
       sessions.set(session, stillIn);
       socket.once('close', () => {
         sessions.delete(session);
-        if (session.isAtFault) door.blame(grant);
+        if (session.charges.isAtFault) door.blame(grant);
       });
       try {
         coordinator.mustBeOpen();

@@ -1,7 +1,7 @@
 import { ERRORS, type ErrorCode } from '../../shared/errors.ts';
 import { secondsOf } from '../../shared/history.ts';
 import { PhaseSchema } from '../../shared/protocol.ts';
-import type { RunSummary, ServerFacts, WorkerSummary } from '../../shared/rest.ts';
+import type { MachineFacts, RunSummary, ServerFacts, WorkerSummary } from '../../shared/rest.ts';
 import type { Counted, PushCounts, WriteCounts } from './counts.ts';
 
 /**
@@ -453,6 +453,14 @@ function aboutWorkers(page: Page, workers: readonly WorkerSummary[]): void {
     'Bytes sent to the worker on this connection.',
     (w) => w.bytes.sent,
   );
+  const machine = (name: string, help: string, of: (facts: MachineFacts) => number | null) =>
+    each('gauge', name, help, (w) => (w.machine ? of(w.machine) : null));
+  machine('cpu_cores', 'Processor cores that the worker keeps busy.', (m) => m.cpuCores);
+  machine('cpu_cores_max', 'Processor cores that the worker may use.', (m) => m.cores);
+  machine('memory_bytes', "Memory of the worker's process.", (m) => m.memoryBytes);
+  machine('tensor_bytes', "Memory of the worker's tensors.", (m) => m.tensorBytes);
+  machine('gpu_busy_ratio', "Share of the time that the worker's GPU is busy.", (m) => m.gpuShare);
+  machine('gpu_memory_bytes', "Memory in use on the worker's GPU.", (m) => m.gpuMemoryBytes);
   each('gauge', 'quarantined', "1: the worker's run rejects all its pushes.", (w) =>
     w.quarantine ? 1 : 0,
   );

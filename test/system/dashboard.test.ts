@@ -159,6 +159,17 @@ describe.skipIf(skipped)('the dashboard', () => {
     await expect
       .poll(() => page.locator('[aria-label^="Loss: "]').getAttribute('aria-label'))
       .toContain('validation 0.');
+    // Examples of the validation part, with what the model says of them, and what the log says of the run.
+    const gallery = page.locator('.gallery[aria-label="Predictions"] li');
+    await expect.poll(() => gallery.count()).toBe(8);
+    const { examples } = await cluster.client.examples('digits-live');
+    const { shown } = examples[0]!;
+    expect(shown).toMatchObject({ kind: 'image', width: 28, height: 28, channels: 1 });
+    const caption = await gallery.first().locator('.line').textContent();
+    expect(caption).toMatch(/^is \d, said \d$/);
+    const log = page.getByRole('region', { name: 'Lines of the log' });
+    await expect.poll(() => log.textContent()).toMatch(/worker grace takes part/);
+    expect(await log.textContent()).toContain('created: few-digits');
     await picture(page, 'run-live');
     await page.goto(`${cluster.url}/#/`);
     await page.waitForSelector('tr[data-run]');
@@ -316,6 +327,11 @@ describe.skipIf(skipped)('the dashboard', () => {
       expect(shown).toMatch(/training|evaluating|waiting/);
     }
     expect(await page.locator('tr[data-worker]').count()).toBe(workers.length);
+    // They work in this process, and tell how busy it is.
+    const machine = page.locator('tr[data-worker="grace"] .machine');
+    await expect.poll(() => machine.first().textContent()).toMatch(/of \d+ cores.*memory .* of /);
+    const prometheus = await cluster.client.prometheus();
+    expect(prometheus).toMatch(/^downpour_worker_memory_bytes\{worker="grace"\} \d{8,}/m);
     const received = (await cluster.client.status()).workers.map(({ bytes }) => bytes.received);
     expect(Math.min(...received)).toBeGreaterThan(1000);
     await expect.poll(() => text('.tiles')).toMatch(/Throughput[1-9]/);

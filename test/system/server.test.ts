@@ -24,6 +24,8 @@ import {
   type RunData,
   RunDataSchema,
   RunDetailSchema,
+  RunExamplesSchema,
+  RunLogSchema,
   type RunSummary,
   type Status,
   StatusSchema,
@@ -678,6 +680,8 @@ describe('REST', () => {
       '/runs/{id}/checkpoint',
       '/runs/{id}/checkpoints',
       '/runs/{id}/checkpoints/{kind}/file',
+      '/runs/{id}/examples',
+      '/runs/{id}/log',
       '/runs/{id}/data',
       '/runs/{id}/metrics',
       '/runs/{id}/observations',
@@ -693,6 +697,65 @@ describe('REST', () => {
     ]);
   });
 
+  test('keeps what workers tell beside work: of the one that evaluates, and not too often', async () => {
+    const { url } = await start(await folder());
+    const id = await createRun(url);
+    const worker = await ProtocolWorker.connect(url);
+    const machine = {
+      ...{ type: 'machine', cores: 2, cpuCores: 0.5, memoryBytes: 1e8, memoryBytesMax: 1e9 },
+      ...{ tensorBytes: 1e6, gpuShare: null, gpuMemoryBytes: null, gpuMemoryBytesMax: null },
+    };
+    const first = await worker.enter(problem);
+    worker.send(machine);
+    // Too soon after the last one.
+    worker.send({ ...machine, ...{ cpuCores: 2 } });
+    const shown = [
+      {
+        shown: { kind: 'text', text: 'x: 1' },
+        caption: ['is <b>1</b>, said 2'],
+        wrong: true,
+      },
+    ] as const;
+    const evaluated = {
+      ...{ type: 'evaluated', run: id, evaluation: 1e6, loss: 1, error: 1, examples: 1 },
+      ...{ metrics: {}, shown },
+    };
+    // Nobody has asked this worker.
+    worker.send(evaluated);
+    const client = createRestClient({ server: url });
+    await vi.waitFor(async () =>
+      expect((await client.workers(id))[0]?.machine).toMatchObject({ cpuCores: 0.5 }),
+    );
+    expect(await client.examples(id)).toEqual({ step: null, at: null, examples: [] });
+    const asked: number[] = [];
+    const { send } = worker;
+    worker.send = (message: { type: string }, ...more) => {
+      const isAnswer = message.type === 'evaluated';
+      if (isAnswer) asked.push((message as unknown as { evaluation: number }).evaluation);
+      send.call(worker, isAnswer ? { ...message, shown } : message, ...more);
+    };
+    await worker.work(problem, first);
+    expect(asked.length).toBeGreaterThan(0);
+    const { step, examples } = await client.examples(id);
+    expect(examples).toEqual(shown);
+    const { evaluations } = await client.metrics(id);
+    expect(step).toBe(evaluations.findLast(({ part }) => part === 'validation')!.step);
+    const { lines } = await client.runLog(id);
+    const texts = lines.map(({ text }) => text);
+    expect(texts[0]).toContain(`run ${id} created`);
+    expect(texts.some((text) => text.includes(`${worker.name} takes part`))).toBe(true);
+    expect(texts.some((text) => text.includes('→ finished'))).toBe(true);
+    expect((await client.runLog(id, 1)).lines).toHaveLength(1);
+    const refused = await request('GET', `${url}/runs/${id}/log?lines=201`);
+    expect(refused.status).toBe(400);
+    // More than a dozen are no message of the protocol.
+    const other = await ProtocolWorker.connect(url);
+    other.send({ ...evaluated, ...{ shown: new Array(13).fill(shown[0]) } });
+    const { message } = (await other.next()) as { message: { type: string; code: string } };
+    expect(message).toMatchObject({ type: 'error', code: 'DP_FRAME_MALFORMED' });
+    other.close();
+  });
+
   test('answers are of the shapes that the schemas say, and nothing more', async () => {
     const { url } = await start(await folder());
     const id = await createRun(url);
@@ -706,6 +769,8 @@ describe('REST', () => {
       [`/runs/${id}/data`, RunDataSchema],
       [`/runs/${id}/metrics`, MetricsSchema],
       [`/runs/${id}/observations`, ObservationsSchema],
+      [`/runs/${id}/examples`, RunExamplesSchema],
+      [`/runs/${id}/log`, RunLogSchema],
       [`/runs/${id}/workers`, Type.Object({ workers: Type.Array(WorkerSummarySchema) })],
       [
         `/runs/${id}/checkpoints`,
@@ -755,6 +820,8 @@ describe('REST', () => {
       test: () => client.test('r'),
       metrics: () => client.metrics('r'),
       observations: () => client.observations('r'),
+      examples: () => client.examples('r'),
+      runLog: () => client.runLog('r'),
       runData: () => client.runData('r'),
       workers: () => client.workers('r'),
       checkpoints: () => client.checkpoints('r'),

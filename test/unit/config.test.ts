@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest';
 import { resolveConfig, workerConfig } from '../../shared/config.ts';
+import { LIMITS } from '../../shared/limits.ts';
 
 test('an empty configuration is complete and valid', () => {
   const config = resolveConfig({});
@@ -113,10 +114,20 @@ test('what workers are told of consistency is what older ones know', () => {
   const config = resolveConfig({
     consistency: { mode: 'buffered', damping: 'root', correction: 'gap', stalenessMax: 4 },
   });
+  const { examples: _, ...observe } = config.observe;
   expect(workerConfig(config)).toEqual({
     ...config,
+    observe,
     consistency: { mode: 'async', stalenessMax: 4, damping: 'none', depth: 1 },
   });
+});
+
+test('workers are told how many examples are shown where it is not the usual number', () => {
+  const sent = (examples: number) => workerConfig(resolveConfig({ observe: { examples } })).observe;
+  expect(sent(0)).toMatchObject({ examples: 0 });
+  expect(sent(LIMITS.shownExamplesMax)).toMatchObject({ examples: LIMITS.shownExamplesMax });
+  expect(sent(LIMITS.shownExamplesDefault)).not.toHaveProperty('examples');
+  expect(() => sent(LIMITS.shownExamplesMax + 1)).toThrow(/observe.examples/);
 });
 
 test('gap takes an optimizer whose steps grow with the gradient', () => {

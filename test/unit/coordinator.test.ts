@@ -35,6 +35,7 @@ function connect(leaseSeconds: number | null) {
       this.lastSeen = now;
     },
     standsStill: false,
+    charges: { stands: false },
     look() {},
   };
   coordinator.workers.opened(session as unknown as Session);

@@ -5,11 +5,13 @@ import fc from 'fast-check';
 import { PNG } from 'pngjs';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { inspectData } from '../../cli/data/inspect.ts';
-import { showerOf } from '../../cli/trained/look.ts';
+
 import { DownpourError } from '../../shared/errors.ts';
-import { type ExampleView, pngOf } from '../../study/figures.ts';
+import type { ExampleView } from '../../shared/example-view.ts';
+import { pngOf } from '../../study/figures.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
 import { loadImageFolder } from '../../worker/data/pictures/images.ts';
+import { viewerOf } from '../../worker/data/views.ts';
 import { jpg, png, type Rgb, rgbaOf, withChunk } from '../support/pictures.ts';
 
 let folder: string;
@@ -261,7 +263,7 @@ describe('folders of pictures', () => {
     );
     await put('10/notes.txt', Buffer.from('x'));
     const { train } = await loadImageFolder(folder);
-    const shown = showerOf({ train } as PreparedData, 'train')(0);
+    const shown = viewerOf({ train } as PreparedData, 'train')(0);
     const drawn = PNG.sync.read(pngOf(shown as Extract<ExampleView, { kind: 'image' }>));
     expect(drawn.data).toEqual(rgbaOf(5, 4, gradient));
     const { source, columns } = await inspectData(folder);

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import Value from 'typebox/value';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Studies } from '../../server/http/studies.ts';
+import { shrunk } from '../../shared/example-view.ts';
 import { FIGURE_LIMITS } from '../../shared/figure.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { type StudyReport, StudyReportSchema } from '../../shared/rest.ts';
@@ -18,13 +19,7 @@ import { createSearchPlan, type SearchSettings } from '../../study/search.ts';
 import { searchReport } from '../../study/search-report.ts';
 import { stoppingPlan, stoppingReport } from '../../study/stopping.ts';
 import { conductStudy, type Plan, type Trial } from '../../study/study.ts';
-import {
-  lookName,
-  shrunk,
-  type TellingFacts,
-  toldReport,
-  trialsReport,
-} from '../../study/telling.ts';
+import { lookName, type TellingFacts, toldReport, trialsReport } from '../../study/telling.ts';
 import { ownVariants } from '../../study/variants.ts';
 import { FakeServer } from '../support/fake-server.ts';
 

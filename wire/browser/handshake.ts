@@ -84,7 +84,8 @@ class PageConnection implements Page {
     this.#socket.onmessage = ({ data }: MessageEvent<unknown>) => this.#receive(data);
     this.#socket.onclose = ({ code, reason }) => this.#closed(code, reason);
     // Client and ShardLinks use nothing of a connection but what a page has.
-    this.#events = options.opened(this as unknown as Connection);
+    // A page cannot read the header that names what the server takes beside work.
+    this.#events = options.opened(this as unknown as Connection, new Set());
   }
 
   get open(): boolean {

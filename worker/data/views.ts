@@ -1,0 +1,119 @@
+import type { ExampleView } from '../../shared/example-view.ts';
+import {
+  type ColumnReading,
+  DATE_PARTS,
+  inputNamesOf,
+  type TableReading,
+} from '../../shared/reading.ts';
+import type { Examples, PreparedData } from './examples.ts';
+
+/** Examples as people see them: pictures, columns of a table with their values, or the first numbers. */
+
+/** Columns of a table, or numbers, that are shown of an example. */
+const SHOWN = 12;
+
+/** @returns shows an example by its index in the part. */
+export function viewerOf(
+  prepared: PreparedData,
+  part: 'train' | 'validation',
+): (row: number) => ExampleView {
+  const examples: Examples = prepared[part];
+  const { values, shape } = examples.inputs;
+  const [, height = 0, width = 0, channels = 1] = shape;
+  const size = shape.slice(1).reduce((a, b) => a * b, 1);
+  const isImage =
+    (shape.length === 3 || (shape.length === 4 && [1, 3, 4].includes(channels))) &&
+    Math.min(height, width) >= 4;
+  const table = tableOf(prepared);
+  return (row) => {
+    const own = values.subarray(row * size, (row + 1) * size);
+    if (isImage) {
+      const pixels = own instanceof Uint8Array ? own : brightness(own);
+      return { kind: 'image', width, height, channels: channels as 1 | 3 | 4, pixels };
+    }
+    if (table) return { kind: 'text', text: linesOfTable(table, own) };
+    const names = prepared.inputNames;
+    if (names?.length === size) return { kind: 'text', text: linesOfNames(names, own) };
+    const text = Array.from(own.subarray(0, SHOWN), (value) => Number(value.toPrecision(3)));
+    return { kind: 'text', text: linesOf(text) };
+  };
+}
+
+/** @returns how the inputs were read from a table; null: they were not, or are not as they were read. */
+function tableOf({ train, inputNames }: PreparedData): TableReading | null {
+  const { reading } = train.inputs;
+  if (reading?.kind !== 'table') return null;
+  return JSON.stringify(inputNamesOf(reading)) === JSON.stringify(inputNames) ? reading : null;
+}
+
+/** One line for each column of the file, though a column may have become many inputs. */
+function linesOfTable({ columns }: TableReading, values: ArrayLike<number>): string {
+  const lines: string[] = [];
+  let at = 0;
+  for (const column of columns) {
+    const width = widthOf(column);
+    const own = Array.from({ length: width }, (_, i) => values[at + i]!);
+    at += width;
+    const isMissing = column.gap && values[at++] === 1;
+    lines.push(`${column.name}: ${isMissing ? '–' : textOf(column, own)}`);
+  }
+  return shortened(lines);
+}
+
+function widthOf(column: ColumnReading): number {
+  switch (column.as) {
+    case 'number':
+      return 1;
+    case 'category':
+      return column.names.length;
+    case 'date':
+      return DATE_PARTS.length + (column.time ? 1 : 0);
+    case 'hashed':
+      return column.size;
+  }
+}
+
+function textOf(column: ColumnReading, values: readonly number[]): string {
+  switch (column.as) {
+    case 'number':
+      return numberText(values[0]!);
+    case 'category':
+      // A kind that was not in the training part has no input.
+      return column.names[values.indexOf(1)] ?? 'other';
+    case 'date': {
+      const [year, month, day, , hour] = values;
+      const date = [year, month, day].map((part) => String(part ?? '').padStart(2, '0')).join('-');
+      return hour === undefined ? date : `${date} ${hour} h`;
+    }
+    case 'hashed':
+      return `text of ${values.filter((value) => value !== 0).length} words`;
+  }
+}
+
+const linesOfNames = (names: readonly string[], values: ArrayLike<number>) =>
+  shortened(names.map((name, i) => `${name}: ${numberText(values[i]!)}`));
+
+function shortened(lines: readonly string[]): string {
+  const more = lines.length - SHOWN;
+  return [...lines.slice(0, SHOWN), ...(more > 0 ? [`and ${more} more`] : [])].join('\n');
+}
+
+const numberText = (value: number) =>
+  Number.isFinite(value) ? String(Number(value.toPrecision(4))) : '–';
+
+function linesOf(numbers: readonly number[]): string {
+  const lines: string[] = [];
+  for (let i = 0; i < numbers.length; i += 3) lines.push(numbers.slice(i, i + 3).join(' '));
+  return lines.join('\n');
+}
+
+/** From black, the least of an image's numbers, to white. */
+function brightness(values: ArrayLike<number>): Uint8Array {
+  let [low, high] = [Infinity, -Infinity];
+  for (let i = 0; i < values.length; i++) {
+    low = Math.min(low, values[i]!);
+    high = Math.max(high, values[i]!);
+  }
+  const scale = high > low ? 255 / (high - low) : 0;
+  return Uint8Array.from({ length: values.length }, (_, i) => (values[i]! - low) * scale);
+}
