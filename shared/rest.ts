@@ -170,6 +170,19 @@ export const RunSummarySchema = Type.Object({
   gradientNorm: orNull(N),
   /** Absent in answers of older servers. */
   correction: Type.Optional(CorrectionSchema),
+  /** Mode in which several pushes make an update: the next one. Null: each push is an update, or the run is over. Absent in answers of older servers. */
+  collecting: Type.Optional(
+    orNull(
+      Type.Object({
+        /** Pushes that wait for the update. */
+        pushes: N,
+        /** Pushes that the update needs, with the workers of this moment; null: unknown. */
+        of: orNull(N),
+        /** Seconds that the update still waits for more pushes than it needs; null: it does not wait. */
+        secondsLeft: orNull(N),
+      }),
+    ),
+  ),
   /** A likely problem of the optimisation and what to try; null: none. */
   hint: orNull(Type.String()),
   pushes: Type.Object({ applied: N, damped: N, duplicate: N, rejected: N }),

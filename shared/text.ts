@@ -1,4 +1,5 @@
 import type { ErrorMeasure } from './protocol.ts';
+import type { RunSummary } from './rest.ts';
 
 /** Figures as people read them, in the terminal, in reports and on the dashboard. */
 
@@ -18,4 +19,14 @@ export function errorFormat(measure: ErrorMeasure | null | undefined, number: Fo
   if (measure === 'misclassification') return percent;
   if (measure != null) return number;
   return (error) => (error != null && error > 1 ? number(error) : percent(error));
+}
+
+/** How far the next update of several pushes is: `5 of 16 pushes`. */
+export function collectingText({
+  pushes,
+  of,
+  secondsLeft,
+}: NonNullable<RunSummary['collecting']>): string {
+  const wait = secondsLeft === null ? '' : `, made in ${secondsLeft.toFixed(1)} s at the latest`;
+  return `${pushes}${of === null ? '' : ` of ${of}`} push${(of ?? pushes) === 1 ? '' : 'es'}${wait}`;
 }

@@ -3,7 +3,7 @@ import { clean, cleanJson } from '../../shared/clean.ts';
 import type { ErrorMeasure, Phase } from '../../shared/protocol.ts';
 import type { Rollback, RunDetail, RunSummary, WorkerSummary } from '../../shared/rest.ts';
 import { stoppingText } from '../../shared/stopping.ts';
-import { errorFormat } from '../../shared/text.ts';
+import { collectingText, errorFormat } from '../../shared/text.ts';
 import { isRefitted } from '../../shared/trained-last.ts';
 
 /** Shows how a run gets on: live lines on a terminal, plain lines elsewhere, JSON for programs. */
@@ -322,6 +322,7 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
     `  staleness      ${staleness === null ? '– (no push was applied yet)' : `p50 ${short(staleness.p50)}, p95 ${short(staleness.p95)}, max ${staleness.max}`}`,
     `  pushes         ${groups(pushes.applied)} applied, ${groups(pushes.damped)} damped, ${groups(pushes.duplicate)} duplicate, ${groups(pushes.rejected)} rejected`,
   );
+  if (run.collecting) lines.push(`  next update    ${collectingText(run.collecting)}`);
   if (run.correction?.text) lines.push(`  correction     ${run.correction.text}`);
   if (run.hint) lines.push(`  hint           ${run.hint}`);
   for (const rollback of run.rollbacks) lines.push(`  diverged       ${rollbackLine(rollback)}`);

@@ -238,7 +238,7 @@ export class Run extends RunView {
     payload: Uint8Array,
   ): boolean {
     const fields = this.#fields;
-    const { vector, correction } = this.#parts;
+    const { vector, correction, rateWatch } = this.#parts;
     const { size } = vector.mustParameters.layout;
     if (this.over || fields.grant?.id !== grant || fields.grant.worker !== worker) return false;
     if (payload.length !== 4 * size) {
@@ -257,6 +257,7 @@ export class Run extends RunView {
     }
     vector.initialise(values, others);
     correction.reset();
+    rateWatch.reset();
     this.#steps.discard();
     fields.grant = null;
     fields.initialLoss = null;
@@ -540,6 +541,7 @@ export class Run extends RunView {
   #resetOptimizer(): void {
     this.#parts.vector.resetOptimizer();
     this.#parts.correction.reset();
+    this.#parts.rateWatch.reset();
   }
 
   /** The parameters are the final ones; the test part is looked at once. */

@@ -300,3 +300,19 @@ test('a table has columns as wide as their widest cell', () => {
     'a-long-name  1',
   ]);
 });
+
+test('status shows how far the next update of several pushes is, and nothing where each push is one', () => {
+  const lines = (collecting: RunSummary['collecting']) =>
+    runFacts({ ...RUN, ...(collecting === undefined ? {} : { collecting }) }).filter((line) =>
+      line.includes('next update'),
+    );
+  expect(lines({ pushes: 5, of: 16, secondsLeft: null })).toEqual([
+    '  next update    5 of 16 pushes',
+  ]);
+  expect(lines({ pushes: 3, of: 3, secondsLeft: 0.42 })).toEqual([
+    '  next update    3 of 3 pushes, made in 0.4 s at the latest',
+  ]);
+  expect(lines({ pushes: 1, of: null, secondsLeft: null })).toEqual(['  next update    1 push']);
+  expect(lines(null)).toEqual([]);
+  expect(lines(undefined)).toEqual([]);
+});

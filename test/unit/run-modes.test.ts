@@ -72,6 +72,19 @@ describe('synchronous', () => {
     expect(a!.pull()).toBe(true);
   });
 
+  test('what waits for the next update is told, and one of its compute times is kept', () => {
+    const { run, workers } = begun({ consistency: { mode: 'synchronous' } }, 3);
+    expect(run.summary(0).collecting).toEqual({ pushes: 0, of: 3, secondsLeft: null });
+    for (const worker of workers) worker.pull();
+    workers[0]!.push();
+    workers[1]!.push();
+    expect(run.summary(0).collecting).toEqual({ pushes: 2, of: 3, secondsLeft: null });
+    workers[2]!.push();
+    expect(run.summary(0).collecting).toMatchObject({ pushes: 0 });
+    expect(run.metrics().training.computeMs).toEqual([expect.any(Number)]);
+    expect(begun({}, 1).run.summary(0).collecting).toBeNull();
+  });
+
   test.each([
     ['leaves', (run: Run) => run.call({ call: 'leave', worker: 'w1/1' })],
     [

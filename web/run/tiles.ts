@@ -1,4 +1,5 @@
 import type { RunSummary } from '../../shared/rest.ts';
+import { collectingText } from '../../shared/text.ts';
 import { isRefitted } from '../../shared/trained-last.ts';
 import { count, duration, errorOf, plural, short } from '../format.ts';
 import { Tile } from '../parts.ts';
@@ -51,7 +52,7 @@ export class RunTiles {
       staleness === null ? '–' : count(staleness.p95),
       staleness === null
         ? 'no push was applied yet'
-        : `median ${count(staleness.p50)}, most ${count(staleness.max)}`,
+        : `median ${count(staleness.p50)}, most ${count(staleness.max)}${run.collecting ? `; next update: ${collectingText(run.collecting)}` : ''}`,
     );
   }
 }

@@ -8,6 +8,7 @@ import type { Mode, ModeReplica, ModeState } from './mode.ts';
 export class Bounded implements Mode {
   readonly collects = false;
   readonly deadline = null;
+  readonly wanted = null;
   readonly #aheadMax: number;
   /** Pushes that a worker may have under way when it pulls. */
   readonly #more: number;

@@ -22,6 +22,10 @@ export class Buffered implements Mode {
   tick(): void {}
   postpone(): void {}
 
+  get wanted(): number {
+    return this.#size;
+  }
+
   mayPull(): boolean {
     return true;
   }

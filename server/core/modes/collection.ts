@@ -12,6 +12,8 @@ export interface Collected {
   readonly norm: number;
   /** Its examples, in minibatches. */
   readonly share: number;
+  /** Of its worker for the gradient; absent in checkpoints of older releases. */
+  readonly computeMs?: number;
 }
 
 export class Collection {
@@ -48,6 +50,19 @@ export class Collection {
   /** The mean of their norms: no less than that of their mean. */
   get norm(): number {
     return this.#pushes.reduce((sum, { norm, share }) => sum + norm * share, 0) / this.shares;
+  }
+
+  /** The mean of the squares of their norms. */
+  get squares(): number {
+    return this.#pushes.reduce((sum, { norm, share }) => sum + norm ** 2 * share, 0) / this.shares;
+  }
+
+  /**
+   * The time of one of them, by turns in the order of arrival: times of many updates are spread like those of single pushes,
+   * which the mean or the last one would not be.
+   */
+  computeMs(step: number): number | undefined {
+    return this.#pushes[step % Math.max(1, this.count)]?.computeMs;
   }
 
   /** The worker of the last one. */

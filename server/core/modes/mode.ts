@@ -45,6 +45,8 @@ export interface Mode {
   ): string | null;
   /** Its push counts. @param collected pushes that wait for their update, this one among them. */
   pushed(worker: string, collected: number, now: number): void;
+  /** Pushes that the next update is to have, with the workers of this moment; null: each push is an update. */
+  readonly wanted: number | null;
   /** Those that were collected become an update now. */
   isComplete(collected: number, now: number): boolean;
   /** They have, or were thrown away. */

@@ -117,9 +117,13 @@ export class Rounds implements Mode {
   #look(collected: number, now: number): void {
     const { quorum, spares, graceMs } = this.#options;
     if (this.#completeAt !== null || (quorum === null && spares === 0)) return;
+    if (collected >= this.wanted) this.#completeAt = now + graceMs;
+  }
+
+  get wanted(): number {
+    const { quorum, spares } = this.#options;
     // Those that have pushed are among the ready ones.
-    const enough = quorum ?? Math.max(1, this.#crowd.ready - spares);
-    if (collected >= enough) this.#completeAt = now + graceMs;
+    return quorum ?? Math.max(1, this.#crowd.ready - spares);
   }
 
   stepped(): void {

@@ -216,10 +216,10 @@ export class Pushes {
     const lease = this.#facts.lease!;
     const staleness = fields.step - push.step;
     const share = lease.count / options.config.minibatchSize;
-    const { sequence } = push;
+    const { sequence, computeMs } = push;
     vector.collect(staged, others, { worker, sequence, weight: { scale, share }, compensation });
     this.#counts(worker, push, staleness, loss, norm);
-    collection.add({ worker, lease, loss, staleness, norm, share });
+    collection.add({ worker, lease, loss, staleness, norm, share, computeMs });
     mode!.pushed(worker, collection.count, now);
     this.steps.look(now);
   }

@@ -11,6 +11,7 @@ import { Leases } from '../leases.ts';
 import { Collection } from '../modes/collection.ts';
 import { createMode } from '../modes/create.ts';
 import type { Mode } from '../modes/mode.ts';
+import { RateWatch } from '../modes/rate-watch.ts';
 import type { ParametersState } from '../parameters.ts';
 import { Robust } from '../robust.ts';
 import { createSchedule, type Schedule, type ScheduleState } from '../schedule.ts';
@@ -223,6 +224,7 @@ export class Parts {
   readonly mode: Mode | null;
   /** Pushes that wait for their update. */
   readonly collection = new Collection();
+  readonly rateWatch: RateWatch;
   readonly sent: SentSlots;
   readonly roster = new Roster();
   readonly vector: Vector;
@@ -233,6 +235,7 @@ export class Parts {
     this.robust = new Robust(config);
     this.correction = new Correction(config);
     this.mode = createMode(config.consistency);
+    this.rateWatch = new RateWatch(config);
     this.sent = new SentSlots(config.consistency);
     this.vector = new Vector(id, config, shards);
   }

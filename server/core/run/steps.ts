@@ -42,9 +42,11 @@ export class Steps {
   /** Makes one update of the pushes that were collected. */
   #combine(now: number): void {
     const { options: of, fields, parts } = this.#inside;
-    const { vector, mode, collection, correction, observations } = parts;
+    const { vector, mode, collection, correction, observations, rateWatch } = parts;
     const parameters = vector.mustParameters;
     const { shares, examples, loss, staleness, norm: normOfEach, last: worker } = collection;
+    const { count: pushes, squares } = collection;
+    const computeMs = collection.computeMs(fields.step);
     const { clip, consistency, momentumSchedule } = of.config;
     fields.nowMs = now;
     const learningRate = learningRateOf(this.#inside);
@@ -72,15 +74,22 @@ export class Steps {
     correction.applied(worker!, null, { norm, staleness, loss });
     const news = correction.takeNews();
     if (news !== null) this.#then.corrected(news);
+    const used = momentum ?? ownMomentumOf(this.#inside);
+    if (vector.ranges.length === 1) {
+      rateWatch.updated({
+        ...{ pushes, squares, squareOfMean: own ** 2, loss, learningRate, momentum: used },
+      });
+    }
     observations.applied({
       step: fields.step,
       seconds: secondsOf(fields, now),
       loss,
       learningRate,
-      momentum: momentum ?? ownMomentumOf(this.#inside),
+      momentum: used,
       gradientNorm: norm,
       staleness,
       examples,
+      ...(computeMs === undefined ? {} : { computeMs }),
     });
     this.#then.stepped();
   }

@@ -356,6 +356,7 @@ function summaryOf(inside: Inside, now: number): Omit<RunSummary, 'checkpoint' |
     staleness: observations.staleness(),
     gradientNorm: observations.gradientNorm,
     correction: parts.correction.told,
+    collecting: collectingOf(inside, now),
     hint: hintOf(inside),
     pushes: { ...fields.pushes },
     rollbacks: [...fields.rollbacks],
@@ -366,6 +367,21 @@ function summaryOf(inside: Inside, now: number): Omit<RunSummary, 'checkpoint' |
   };
 }
 
+/** The update that a mode collects pushes for; null: each push is an update, or the run is over. */
+function collectingOf(
+  { fields, parts }: Inside,
+  now: number,
+): NonNullable<RunSummary['collecting']> | null {
+  const { mode, collection } = parts;
+  if (!mode?.collects || isOver(fields)) return null;
+  const { deadline } = mode;
+  return {
+    pushes: collection.count,
+    of: mode.wanted,
+    secondsLeft: deadline === null ? null : Math.max(0, deadline - now) / 1_000,
+  };
+}
+
 function hintOf(inside: Inside): string | null {
   const { options, fields, parts } = inside;
   const { trouble } = parts.observations;
@@ -373,7 +389,10 @@ function hintOf(inside: Inside): string | null {
   const { afterStop } = options.config.earlyStopping;
   const judged = fields.phase === 'training' || afterStop === 'restore';
   const many = fields.phase === 'training' ? parts.correction.hint(momentumOf(inside)) : null;
-  if (many !== null || !trouble || !judged) return many;
+  if (many !== null) return many;
+  if (!trouble || !judged) {
+    return fields.phase === 'training' ? parts.rateWatch.hint(learningRateOf(inside)) : null;
+  }
   return troubleText(trouble, (parts.vector.layout?.statisticsSize ?? 0) > 0);
 }
 
