@@ -31,6 +31,29 @@ test.skipIf(findBrowser() === null && !process.env.CI)(
       for (const value of reported.ends) expect(value).toBeCloseTo(1 - 0.9 ** 40, 5);
       const run = (await (await fetch(`${serving.url}/runs/${id}`)).json()) as RunDetail;
       expect(run.pushes).toEqual({ applied: 40, damped: 0, duplicate: 0, rejected: 0 });
+
+      // Two in one page wait for each other: an update is the mean of a push of each.
+      const rounds = { ...config, workersMin: 2, consistency: { mode: 'synchronous' } };
+      const second = await fetch(`${serving.url}/runs`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({
+          ...{ experiment: 'quadratic', experimentHash: 'hash', config: rounds },
+        }),
+      });
+      const { id: other } = (await second.json()) as { id: string };
+      const both = (await runInBrowser(entry, { url, size: SIZE, workers: 2 })) as {
+        phase: string;
+        pushes: number;
+      }[];
+      expect(both.map(({ phase, pushes }) => [phase, pushes])).toEqual([
+        ['finished', 20],
+        ['finished', 20],
+      ]);
+      const waited = (await (await fetch(`${serving.url}/runs/${other}`)).json()) as RunDetail;
+      expect(waited.step).toBe(20);
+      expect(waited.staleness).toEqual({ p50: 0, p95: 0, max: 0 });
+      expect(waited.validation!.loss).toBeCloseTo(0.9 ** 40 / 2, 6);
     } finally {
       controller.abort();
       await serving.closed;
