@@ -29,7 +29,7 @@ export interface CollectedUpdate {
   /** Mean loss of their minibatches, at the parameters before the update. */
   readonly loss: number;
   readonly learningRate: number;
-  /** Of the optimizer; null: it has none. */
+  /** Momentum of the optimizer; null: it has none. */
   readonly momentum: number | null;
 }
 
