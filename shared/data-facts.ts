@@ -40,23 +40,41 @@ const ColumnFactsSchema = Type.Object(
   closed('The numbers of the inputs, or of the targets.'),
 );
 
+const TransformSchema = Type.Object(
+  {
+    kind: Type.Union([Type.Literal('none'), Type.Literal('global'), Type.Literal('feature')], {
+      description: 'No mean and deviation, one for all numbers, or one for each number.',
+    }),
+    scale: Type.Number({ description: '1/255 for inputs of kind `uint8`, else 1.' }),
+    mean: doubles(
+      'Of x · scale in the training part: no number, one, or one for each number of an example, as base64 of little-endian float64.',
+    ),
+    deviation: doubles('As `mean`: standard deviations. Each is above 0.'),
+  },
+  closed(
+    'What is done to each number x of the inputs: (x · scale − mean) / deviation. For `none` it is x · scale. A missing number (NaN) becomes 0, the mean.',
+  ),
+);
+
+const FieldFactsSchema = Type.Object(
+  {
+    name: Type.String({ minLength: 1, maxLength: 64, description: 'Name.' }),
+    role: Type.Union([Type.Literal('input'), Type.Literal('mask'), Type.Literal('target')], {
+      description: '`mask`: 1 where the field before it has numbers, 0 where it was padded.',
+    }),
+    column: ColumnFactsSchema,
+    transform: orNull(TransformSchema, 'For a field with the role `input`; else null.'),
+    classCount: orNull(natural('Count.'), 'As `classCount` of the data.'),
+    classes: names('As `classes` of the data.'),
+    names: names('One name for each number of the field of an example. Null: no names.'),
+  },
+  closed('What a run keeps about one field.'),
+);
+export type FieldFacts = Static<typeof FieldFactsSchema>;
+
 export const DataFactsSchema = Type.Object(
   {
-    transform: Type.Object(
-      {
-        kind: Type.Union([Type.Literal('none'), Type.Literal('global'), Type.Literal('feature')], {
-          description: 'No mean and deviation, one for all numbers, or one for each number.',
-        }),
-        scale: Type.Number({ description: '1/255 for inputs of kind `uint8`, else 1.' }),
-        mean: doubles(
-          'Of x · scale in the training part: no number, one, or one for each number of an example, as base64 of little-endian float64.',
-        ),
-        deviation: doubles('As `mean`: standard deviations. Each is above 0.'),
-      },
-      closed(
-        'What is done to each number x of the inputs: (x · scale − mean) / deviation. For `none` it is x · scale. A missing number (NaN) becomes 0, the mean.',
-      ),
-    ),
+    transform: TransformSchema,
     inputs: ColumnFactsSchema,
     targets: ColumnFactsSchema,
     classCount: orNull(
@@ -66,6 +84,13 @@ export const DataFactsSchema = Type.Object(
     classes: names('Name of class 0, 1, …. Null: classes have no names.'),
     inputNames: names('One name for each number of the inputs of an example. Null: no names.'),
     targetNames: names('One name for each number of the target of an example. Null: no names.'),
+    fields: Type.Optional(
+      Type.Array(FieldFactsSchema, {
+        maxItems: LIMITS.fieldsMax,
+        description:
+          'Several inputs or several targets, in their order; `inputs` and `targets` then have the shape `[0]`. Absent: there is one input and one target.',
+      }),
+    ),
     reading: Type.Optional(
       Type.String({
         description:
@@ -142,8 +167,8 @@ export function decodeFacts(payload: Uint8Array): DataFacts {
   return checked;
 }
 
-/** Facts have a dozen: of millions the parser would make objects that take far more room than the text. */
-const BRACKETS_MAX = 100;
+/** Facts have a dozen, and 7 for each field: of millions the parser would make objects that take far more room than the text. */
+const BRACKETS_MAX = 100 + 7 * LIMITS.fieldsMax;
 
 /** That open an object or a list, outside of texts. */
 function bracketsOf(text: Uint8Array): number {
@@ -159,16 +184,18 @@ function bracketsOf(text: Uint8Array): number {
 }
 
 function contradiction(facts: DataFacts): string | null {
-  const { kind } = facts.transform;
   const size = sizeOf(facts.inputs.shape);
-  const count = kind === 'none' ? 0 : kind === 'global' ? 1 : size;
-  for (const each of ['mean', 'deviation'] as const) {
-    const values = doublesOf(facts.transform[each]);
-    if (values.length !== count) {
-      return `have ${values.length} numbers as ${each}; '${kind}' of inputs of shape [${facts.inputs.shape}] needs ${count}`;
+  const wrong = transformContradiction(facts.transform, facts.inputs.shape);
+  if (wrong) return wrong;
+  for (const { name, column, transform, classes, classCount, names } of facts.fields ?? []) {
+    const own = transform && transformContradiction(transform, column.shape);
+    if (own) return `have a field '${name}' whose facts ${own}`;
+    const elements = sizeOf(column.shape);
+    if (names && names.length !== elements) {
+      return `have ${names.length} names of the field '${name}'; there are ${elements}`;
     }
-    if (!values.every((value) => Number.isFinite(value) && (each === 'mean' || value > 0))) {
-      return `have a ${each} that is not ${each === 'mean' ? 'finite' : 'above 0'}`;
+    if (classes && classes.length !== classCount) {
+      return `have ${classes.length} classes of the field '${name}'; there are ${classCount}`;
     }
   }
   const lists = [
@@ -180,6 +207,24 @@ function contradiction(facts: DataFacts): string | null {
     const length = facts[name]?.length;
     if (length !== undefined && wanted !== null && length !== wanted) {
       return `have ${length} ${name}; there are ${wanted}`;
+    }
+  }
+  return null;
+}
+
+function transformContradiction(
+  transform: DataFacts['transform'],
+  shape: readonly number[],
+): string | null {
+  const { kind } = transform;
+  const count = kind === 'none' ? 0 : kind === 'global' ? 1 : sizeOf(shape);
+  for (const each of ['mean', 'deviation'] as const) {
+    const values = doublesOf(transform[each]);
+    if (values.length !== count) {
+      return `have ${values.length} numbers as ${each}; '${kind}' of inputs of shape [${shape}] needs ${count}`;
+    }
+    if (!values.every((value) => Number.isFinite(value) && (each === 'mean' || value > 0))) {
+      return `have a ${each} that is not ${each === 'mean' ? 'finite' : 'above 0'}`;
     }
   }
   return null;
@@ -231,6 +276,11 @@ function factsDifference(run: DataFacts, other: DataFacts): string | null {
   if (run.classCount !== other.classCount) {
     return `${other.classCount ?? 'no'} classes, but the run has ${run.classCount ?? 'none'}`;
   }
+  const [own, others] = [run.fields ?? [], other.fields ?? []];
+  for (let i = 0; i < Math.max(own.length, others.length); i++) {
+    const [a, b] = [own[i], others[i]].map((field) => field && describeField(field));
+    if (a !== b) return `${b ? `${b} as a field` : 'fewer fields'}, but the run has ${a ?? 'none'}`;
+  }
   for (const name of ['classes', 'inputNames', 'targetNames'] as const) {
     const [a, b] = [run[name], other[name]];
     if (a === null || b === null) {
@@ -244,6 +294,9 @@ function factsDifference(run: DataFacts, other: DataFacts): string | null {
   }
   return null;
 }
+
+const describeField = ({ name, role, column, classes, classCount }: FieldFacts) =>
+  `'${name}' (${role}, ${column.kind} of shape [${column.shape}]${classCount === null ? '' : `, ${classes?.join(', ') ?? `${classCount} classes`}`})`;
 
 const LISTS = {
   classes: 'names of classes',

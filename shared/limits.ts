@@ -8,6 +8,8 @@ export const LIMITS = {
   /** All facts that are on their way to a server, together. */
   factsAtOnceBytesMax: 2 ** 26,
   bodyBytesMax: 2 ** 20,
+  /** Fields of an example, masks included. */
+  fieldsMax: 64,
   tensorCountMax: 10_000,
   rankMax: 8,
   nameLengthMax: 200,

@@ -2,6 +2,7 @@ import type { Answers } from '../shared/answers.ts';
 import { answerKind } from '../shared/prediction.ts';
 import { rowSize } from './data/columns.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
+import { mustBePlain } from './data/fields.ts';
 import { gather } from './data/gather.ts';
 import { batchSizeOf, partCount } from './evaluate.ts';
 import type { Experiment } from './experiment.ts';
@@ -27,6 +28,7 @@ export async function answersOf(
   prepared: PreparedData,
   { part, examplesMax = Infinity, signal }: AnswersOptions,
 ): Promise<{ readonly answers: Answers; readonly rows: Int32Array }> {
+  mustBePlain('telling answers one by one', prepared.train);
   const all = partCount(prepared, part);
   const examples = Math.min(all, examplesMax);
   const rows = Int32Array.from({ length: examples }, (_, i) => Math.floor((i * all) / examples));

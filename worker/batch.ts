@@ -3,11 +3,11 @@ import { DownpourError, errorText } from '../shared/errors.ts';
 import { STREAMS } from '../shared/random.ts';
 import { nearest } from '../shared/spelling.ts';
 import { sizeOf } from './data/columns.ts';
-import type { Minibatch } from './data/examples.ts';
+import type { FieldRows, Minibatch } from './data/examples.ts';
 import { type Draws, drawsOf } from './draws.ts';
 import { describe, isRecord } from './fields.ts';
 import { type DataShape, invalid } from './model/data-shape.ts';
-import { tensorsOf } from './model/tensors.ts';
+import { fieldsOf } from './model/tensors.ts';
 import { withSeed } from './noise.ts';
 import { type Tensor, type Tf, tf } from './tf.ts';
 
@@ -69,7 +69,7 @@ export async function changed(
 ): Promise<Minibatch> {
   const run = () =>
     tf.tidy(() => {
-      const fields = { ...tensorsOf(minibatch, given) };
+      const fields = fieldsOf(minibatch, given) as Record<string, Tensor> & FieldTensors;
       let result: unknown;
       try {
         result = changeOf(batch)(fields, { tf, random: drawsOf(), training, hyperparameters });
@@ -79,7 +79,7 @@ export async function changed(
       }
       return checkedFields(result, fields, wanted) as never;
     });
-  const { inputs, targets } = withSeed(seed, run, STREAMS.batch) as unknown as Checked;
+  const after = withSeed(seed, run, STREAMS.batch) as unknown as Readonly<Record<string, Tensor>>;
   const values = async (tensor: Tensor, name: string) => {
     const read = (await tensor.data()) as Float32Array | Int32Array;
     tensor.dispose();
@@ -90,18 +90,19 @@ export async function changed(
       `batch() gave ${read[at]} in field '${name}', example ${Math.floor((at * tensor.shape[0]!) / read.length)} of the minibatch; allowed: finite numbers. Check its divisions, roots and logarithms`,
     );
   };
+  const rows: Record<string, FieldRows> = {};
+  for (const [name, tensor] of Object.entries(after)) {
+    rows[name] = { values: await values(tensor, name), shape: tensor.shape.slice(1) };
+  }
+  const { inputs = NONE, targets = NONE, ...fields } = rows;
   return {
-    inputs: (await values(inputs, 'inputs')) as Float32Array,
-    inputShape: inputs.shape.slice(1),
-    targets: await values(targets, 'targets'),
-    targetShape: targets.shape.slice(1),
+    ...{ inputs: inputs.values as Float32Array, inputShape: inputs.shape },
+    ...{ targets: targets.values, targetShape: targets.shape },
+    ...{ fields, count: Object.values(after)[0]!.shape[0]! },
   };
 }
 
-interface Checked {
-  readonly inputs: Tensor;
-  readonly targets: Tensor;
-}
+const NONE: FieldRows = { values: new Float32Array(0), shape: [0] };
 
 function checkedFields(
   result: unknown,
@@ -169,7 +170,13 @@ function checkedField(
       `batch() returned field '${name}' as float32, but the data have whole numbers there: use tf.cast(…, 'int32'); to mix classes, give the data one row for each example with the probability of each class`,
     );
   }
-  const shapeWanted = name === 'targets' ? before.shape.slice(1) : wanted?.inputShape;
+  const isTarget =
+    name === 'targets' || wanted?.fields.some((f) => f.name === name && f.role === 'target');
+  const shapeWanted = isTarget
+    ? before.shape.slice(1)
+    : name === 'inputs'
+      ? wanted?.inputShape
+      : wanted?.fields.find((field) => field.name === name)?.shape;
   if (shapeWanted && String(shape.slice(1)) !== String(shapeWanted)) {
     throw invalid(
       `batch() returned field '${name}' of shape [n${listed(shape.slice(1))}], but the model is built for [n${listed(shapeWanted)}]. If evaluations are to be changed in the same way (cropped, say), write batch: { change: function, evaluation: true }; else keep the shape`,
@@ -187,10 +194,18 @@ export async function shapeAfter(
   options: Omit<ChangeOptions, 'training' | 'seed'>,
 ): Promise<DataShape> {
   const { inputShape, targetShape, integers } = data;
+  const rowsOf = (shape: readonly number[], isWhole: boolean) => ({
+    values: new (isWhole ? Int32Array : Float32Array)(2 * sizeOf(shape)),
+    shape,
+  });
   const zeros: Minibatch = {
-    ...{ inputs: new Float32Array(2 * sizeOf(inputShape)), inputShape, targetShape },
-    targets: new (integers ? Int32Array : Float32Array)(2 * sizeOf(targetShape)),
+    ...{ inputs: new Float32Array(2 * sizeOf(inputShape)), inputShape, targetShape, count: 2 },
+    targets: rowsOf(targetShape, integers).values,
+    fields: Object.fromEntries(data.fields.map((f) => [f.name, rowsOf(f.shape, f.integers)])),
   };
   const after = await changed(zeros, data, null, { ...options, training: false, seed: 0 });
-  return { ...data, inputShape: after.inputShape };
+  return {
+    ...{ ...data, inputShape: after.inputShape, targetShape: after.targetShape },
+    fields: data.fields.map((field) => ({ ...field, shape: after.fields![field.name]!.shape })),
+  };
 }

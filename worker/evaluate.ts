@@ -103,7 +103,9 @@ async function measure(
 
 /** Examples that an evaluation puts through the model at once. */
 export function batchSizeOf(prepared: PreparedData): number {
-  const size = Math.max(1, rowSize(prepared.train.inputs));
+  const { inputs, fields = {} } = prepared.train;
+  const all = [inputs, ...Object.values(fields)].reduce((sum, each) => sum + rowSize(each), 0);
+  const size = Math.max(1, prepared.train.fields ? all : rowSize(inputs));
   return Math.min(BATCH_EXAMPLES, Math.max(16, Math.floor(BATCH_NUMBERS / size)));
 }
 

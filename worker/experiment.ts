@@ -12,7 +12,7 @@ import { LIMITS } from '../shared/limits.ts';
 import { IS_BUILT, ownModule, ROOT } from '../shared/own-files.ts';
 import type { Space } from '../shared/space.ts';
 import type { Batch, BatchArguments, BatchFunction, FieldTensors } from './batch.ts';
-import type { ExperimentData } from './data/examples.ts';
+import type { ExperimentData, Standardise } from './data/examples.ts';
 import type { GivenData } from './data/given.ts';
 import type { Draws } from './draws.ts';
 import { type Fields, fieldProblems, isRecord } from './fields.ts';
@@ -94,8 +94,14 @@ export interface FunctionModel {
   readonly variables: Readonly<
     Record<string, Variable | { variable: Variable; role: Role; momentum?: number }>
   >;
-  /** @param inputs shape [n, ...inputShape]. @returns logits or values, n first. */
-  predict(inputs: Tensor, mode: { readonly training: boolean }): Tensor;
+  /**
+   * @param inputs shape [n, ...inputShape]; where the data have several, an object of them by name. @returns logits or
+   *   values, n first; where the data have several targets, an object of them by name.
+   */
+  predict(
+    inputs: Tensor,
+    mode: { readonly training: boolean },
+  ): Tensor | Readonly<Record<string, Tensor>>;
 }
 
 export type LossName =
@@ -128,21 +134,27 @@ export interface Experiment {
   readonly model: (
     args: ModelArguments,
   ) => LayersModel | FunctionModel | Promise<LayersModel | FunctionModel>;
-  readonly loss: LossName | Measure;
+  readonly loss: LossName | Measure | Readonly<Record<string, LossName | Measure>>;
+  /** What each output's loss is multiplied with before they are added up; default 1. */
+  readonly lossWeights?: Readonly<Record<string, number>>;
   /**
    * Share ε of the targets' certainty that is spread over all classes while training, 0.1 as a rule;
    * evaluations have the targets as they are. A function of the hyperparameters makes it searchable.
    */
   readonly labelSmoothing?: number | ((hyperparameters: Hyperparameters) => number);
   /** Reported by evaluations, by name. */
-  readonly metrics?: Readonly<Record<string, Measure>>;
+  readonly metrics?: Readonly<Record<string, Measure | Readonly<Record<string, Measure>>>>;
   /**
    * What an evaluation reports as the error, better when lower. Default: the share of examples
    * answered wrongly for the cross-entropies, else the loss.
    */
-  readonly error?: 'misclassification' | 'loss' | Measure;
+  readonly error?:
+    | 'misclassification'
+    | 'loss'
+    | Measure
+    | Readonly<Record<string, 'misclassification' | 'loss' | Measure>>;
   /** Inputs are brought to mean 0 and deviation 1, by numbers from the training part alone. */
-  readonly standardise?: 'none' | 'global' | 'feature';
+  readonly standardise?: Standardise | Readonly<Record<string, Standardise>>;
   /** Defaults of the configuration, weaker than what the command line says. */
   readonly config?: PartialConfig;
   /** Where `downpour search` looks: by the path of a field of the configuration, its range. */
@@ -170,6 +182,13 @@ const LOSSES: readonly string[] = [
 
 const isFunction = (value: unknown) => typeof value === 'function';
 
+const isLoss = (value: unknown) => isFunction(value) || LOSSES.includes(value as string);
+const isError = (value: unknown) =>
+  isFunction(value) || value === 'misclassification' || value === 'loss';
+const isStandardise = (value: unknown) => ['none', 'global', 'feature'].includes(value as string);
+const isByName = (value: unknown, test: (each: unknown) => boolean) =>
+  isRecord(value) && Object.keys(value).length > 0 && Object.values(value).every(test);
+
 const isBatch = (value: unknown) =>
   isRecord(value) &&
   isFunction(value.change) &&
@@ -185,8 +204,14 @@ const FIELDS: Fields<keyof Experiment> = {
     test: (v) => v === undefined || isFunction(v) || isBatch(v),
   },
   loss: {
-    allowed: `a function (targets, predictions) or one of ${LOSSES.join(', ')}`,
-    test: (v) => isFunction(v) || LOSSES.includes(v as string),
+    allowed: `a function (targets, predictions), one of ${LOSSES.join(', ')}, or an object with one of these for each output`,
+    test: (v) => isLoss(v) || isByName(v, isLoss),
+  },
+  lossWeights: {
+    allowed: 'an object with a number above 0 for each output',
+    test: (v) =>
+      v === undefined ||
+      isByName(v, (weight) => typeof weight === 'number' && weight > 0 && Number.isFinite(weight)),
   },
   labelSmoothing: {
     allowed: 'a number from 0, below 1, or a function of the hyperparameters',
@@ -194,15 +219,22 @@ const FIELDS: Fields<keyof Experiment> = {
   },
   metrics: {
     allowed: 'an object of functions (targets, predictions)',
-    test: (v) => v === undefined || (isRecord(v) && Object.values(v).every(isFunction)),
+    test: (v) =>
+      v === undefined ||
+      (isRecord(v) &&
+        Object.values(v).every((each) => isFunction(each) || isByName(each, isFunction))),
   },
   error: {
-    allowed: "'misclassification', 'loss' or a function (targets, predictions)",
-    test: (v) => v === undefined || isFunction(v) || v === 'misclassification' || v === 'loss',
+    allowed:
+      "'misclassification', 'loss', a function (targets, predictions), or an object with one of these for one output",
+    test: (v) =>
+      v === undefined ||
+      isError(v) ||
+      (isByName(v, isError) && Object.keys(v as object).length === 1),
   },
   standardise: {
-    allowed: "'none', 'global' or 'feature'",
-    test: (v) => v === undefined || ['none', 'global', 'feature'].includes(v as string),
+    allowed: "'none', 'global' or 'feature', or an object with one of these for each input",
+    test: (v) => v === undefined || isStandardise(v) || isByName(v, isStandardise),
   },
   config: { allowed: 'an object', test: (v) => v === undefined || isRecord(v) },
   search: { allowed: 'an object of ranges', test: (v) => v === undefined || isRecord(v) },

@@ -1,6 +1,7 @@
 import { DownpourError } from '../shared/errors.ts';
 import { elementAt } from './data/columns.ts';
 import type { PreparedData } from './data/examples.ts';
+import { ofField, viewOf } from './data/fields.ts';
 import { type LayersModel, tf } from './tf.ts';
 
 /**
@@ -17,8 +18,11 @@ const MOVES: readonly string[] = [
 ];
 
 /** Embeddings that are given the model's own inputs. */
-function embeddingsOf(model: LayersModel): { name: string; rows: number }[] {
-  const untouched = new Set(model.inputs.map(({ id }) => id));
+function embeddingsOf(
+  model: LayersModel,
+  inputs: LayersModel['inputs'] = model.inputs,
+): { name: string; rows: number }[] {
+  const untouched = new Set(inputs.map(({ id }) => id));
   const found: { name: string; rows: number }[] = [];
   for (const layer of model.layers) {
     for (const { inputTensors, outputTensors } of layer.inboundNodes) {
@@ -37,7 +41,29 @@ function embeddingsOf(model: LayersModel): { name: string; rows: number }[] {
 
 /** @throws DownpourError DP_EXPERIMENT_INVALID with part, row and value: an id that an embedding has no row for. */
 export function mustBeIds(model: LayersModel, prepared: PreparedData): void {
-  const [embedding] = embeddingsOf(model).sort((a, b) => a.rows - b.rows);
+  const { train, validation, test, source, transforms = {} } = prepared;
+  if (!train.fields) {
+    mustBeIdsOf(embeddingsOf(model), prepared);
+    return;
+  }
+  model.inputNames.forEach((name, i) => {
+    const transform = transforms[name];
+    if (!transform) return;
+    const own = embeddingsOf(model, [model.inputs[i]!]);
+    const view = viewOf({ train, validation, ...(test ? { test } : {}), source }, name);
+    ofField(name, () =>
+      mustBeIdsOf(own, {
+        ...{ ...view, validation: view.validation!, test: view.test ?? null },
+        transform,
+      }),
+    );
+  });
+}
+
+type Looked = Pick<PreparedData, 'train' | 'validation' | 'test' | 'transform'>;
+
+function mustBeIdsOf(embeddings: { name: string; rows: number }[], prepared: Looked): void {
+  const [embedding] = embeddings.sort((a, b) => a.rows - b.rows);
   if (embedding === undefined) return;
   const { name, rows } = embedding;
   const layer = `the embedding '${name}'`;
@@ -71,7 +97,7 @@ export function mustBeIds(model: LayersModel, prepared: PreparedData): void {
   }
 }
 
-function highest({ train, validation, test }: PreparedData): number {
+function highest({ train, validation, test }: Looked): number {
   let max = 0;
   for (const part of [train, validation, test]) {
     for (const value of part?.inputs.values ?? []) max = Math.max(max, value);

@@ -1,10 +1,39 @@
 import type { ErrorMeasure } from '../shared/protocol.ts';
+import { nearest } from '../shared/spelling.ts';
 import { sizeOf } from './data/columns.ts';
 import type { Experiment, Hyperparameters, LossName, Measure } from './experiment.ts';
-import { type DataShape, invalid } from './model/data-shape.ts';
+import { isRecord } from './fields.ts';
+import { type DataShape, invalid, targetsOf } from './model/data-shape.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /** The losses and the error that are built in. Each is the mean over the examples of a minibatch. */
+
+/** The loss of one target. */
+export type OneLoss = LossName | Measure;
+
+/**
+ * The loss of each target that has a name.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: a target has none, or a loss is of no target.
+ */
+export function lossesOf({ loss }: Experiment, data: DataShape): Record<string, OneLoss> {
+  const targets = targetsOf(data).map(({ name }) => name);
+  const list = targets.map((name) => `'${name}'`).join(', ');
+  const example = `loss: { ${targets.map((name) => `${name}: …`).join(', ')} }`;
+  if (!isRecord(loss)) {
+    if (targets.length === 1) return { [targets[0]!]: loss as OneLoss };
+    throw invalid(`the data have the targets ${list}: give each its loss, ${example}`);
+  }
+  for (const name of Object.keys(loss)) {
+    if (targets.includes(name)) continue;
+    const near = nearest(name, targets);
+    throw invalid(
+      `loss names '${name}', which is no target of the data; ${near ? `did you mean '${near}'?` : targets.length > 0 ? `targets: ${list}` : 'their targets have no names: give one loss'}`,
+    );
+  }
+  const missing = targets.find((name) => !(name in loss));
+  if (missing === undefined) return loss as Record<string, OneLoss>;
+  throw invalid(`loss has none for the target '${missing}' of the data: ${example}`);
+}
 
 /** The smoothing of labels: a share ε of certainty is spread evenly over all classes (Deep Learning §7.5.1). */
 export function smoothingOf(
@@ -17,13 +46,14 @@ export function smoothingOf(
   if (!(share >= 0 && share < 1)) {
     throw invalid(`labelSmoothing is ${share}; it must be at least 0 and below 1`);
   }
-  if (share > 0 && (typeof loss === 'function' || !SMOOTHED.includes(loss))) {
+  const losses = isRecord(loss) ? Object.values(loss) : [loss];
+  if (share > 0 && !losses.some((each) => (SMOOTHED as readonly unknown[]).includes(each))) {
     const allowed = SMOOTHED.join(', ');
     throw invalid(`labelSmoothing ${share} needs one of these losses: ${allowed}`);
   }
   return share;
 }
-const SMOOTHED: readonly LossName[] = [
+export const SMOOTHED: readonly LossName[] = [
   'softmaxCrossEntropy',
   'sigmoidCrossEntropy',
   'negativeLogLikelihood',
@@ -70,10 +100,14 @@ export function namedLoss(loss: LossName, data: DataShape, smoothing = 0): Measu
   return (t, p) => tf.mean(tf.abs(difference(t, p)));
 }
 
-export function errorMeasureOf({ error, loss }: Experiment): ErrorMeasure {
+export function errorMeasureOf({ error, loss }: Pick<Experiment, 'error' | 'loss'>): ErrorMeasure {
+  if (isRecord(error))
+    return Object.values(error)[0] === 'misclassification' ? 'misclassification' : 'own';
   if (typeof error === 'function') return 'own';
   const counts = (SMOOTHED as readonly unknown[]).includes(loss);
-  return error ?? (counts ? 'misclassification' : 'loss');
+  return (
+    (error as 'misclassification' | 'loss' | undefined) ?? (counts ? 'misclassification' : 'loss')
+  );
 }
 
 /**
@@ -81,7 +115,7 @@ export function errorMeasureOf({ error, loss }: Experiment): ErrorMeasure {
  * @throws DownpourError DP_EXPERIMENT_INVALID: the predictions or the targets are not classes.
  */
 export function misclassification(
-  { loss }: Experiment,
+  loss: unknown,
   { classCount, shares, targetShape }: DataShape,
   outputShape: readonly number[],
 ): Measure {

@@ -1,10 +1,22 @@
 import type { RunConfig } from '../shared/config.ts';
 import { type DownpourError, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
+import { nearest } from '../shared/spelling.ts';
 import { sizeOf } from './data/columns.ts';
 import type { Experiment, Measure } from './experiment.ts';
-import { describe } from './fields.ts';
-import { errorMeasureOf, misclassification, namedLoss, smoothingOf } from './losses.ts';
-import { type DataShape, invalid } from './model/data-shape.ts';
+import { describe, isRecord } from './fields.ts';
+import {
+  errorMeasureOf,
+  lossesOf,
+  misclassification,
+  namedLoss,
+  type OneLoss,
+  SMOOTHED,
+  smoothingOf,
+} from './losses.ts';
+import { type DataShape, invalid, targetLike, targetsOf } from './model/data-shape.ts';
+import type { Instance } from './model/instance.ts';
+import type { Tensors } from './model/tensors.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /**
@@ -14,41 +26,165 @@ import { type Tensor, tf } from './tf.ts';
  */
 
 export interface Measures {
-  readonly loss: Measure;
+  readonly loss: InnerMeasure;
   /** The loss with label smoothing. */
-  readonly trainingLoss: Measure;
-  readonly error: Measure;
-  readonly metrics: readonly (readonly [name: string, measure: Measure])[];
+  readonly trainingLoss: InnerMeasure;
+  readonly error: InnerMeasure;
+  readonly metrics: readonly (readonly [name: string, measure: InnerMeasure])[];
 }
 
+/** Like `Measure`; targets and predictions of several outputs are by name. */
+export type InnerMeasure = (targets: Tensors, predictions: Tensors) => Tensor;
+
 /**
- * @param outputShape of one example's predictions.
+ * @param outputShape of one example's predictions; of several outputs, by name.
  * @throws DownpourError DP_EXPERIMENT_INVALID: a function fails, does not return a number, or compares targets with the
  *   predictions of other examples.
  */
 export async function measuresOf(
   experiment: Experiment,
-  { hyperparameters }: Pick<RunConfig, 'hyperparameters'>,
+  config: Pick<RunConfig, 'hyperparameters'>,
+  data: DataShape,
+  outputShape: Instance['outputShape'],
+): Promise<Measures> {
+  const smoothing = smoothingOf(experiment, config.hyperparameters);
+  const { loss, error, metrics, lossWeights } = experiment;
+  const targets = targetsOf(data);
+  if (targets.length > 0) {
+    return measuresOfOutputs(experiment, data, outputShape as Shapes2, smoothing);
+  }
+  if (isRecord(loss)) lossesOf(experiment, data);
+  if (isRecord(error) || lossWeights) {
+    throw invalid(
+      `${lossWeights ? 'lossWeights' : 'error'} names outputs, but the targets of the data have no names`,
+    );
+  }
+  const nested = Object.entries(metrics ?? {}).find(([, metric]) => isRecord(metric));
+  if (nested) {
+    throw invalid(
+      `metrics has an object for '${nested[0]}', as for an output, but the targets of the data have no names`,
+    );
+  }
+  const one = { loss: loss as OneLoss, error: error as OneError, metrics: metrics as OwnMetrics };
+  return measuresOfOne(one, data, outputShape as readonly number[], smoothing);
+}
+
+type OneError = Exclude<Experiment['error'], Readonly<Record<string, unknown>>>;
+type OwnMetrics = Readonly<Record<string, Measure>> | undefined;
+type Shapes2 = Readonly<Record<string, readonly number[]>>;
+
+interface OneOutput {
+  readonly loss: OneLoss;
+  readonly error: OneError;
+  readonly metrics: OwnMetrics;
+}
+
+/** @param where goes before the names of functions in messages. */
+async function measuresOfOne(
+  { loss: given, error: wanted, metrics = {} }: OneOutput,
   data: DataShape,
   outputShape: readonly number[],
+  smoothing: number,
+  where = '',
 ): Promise<Measures> {
   const shapes = { data, outputShape };
-  const smoothing = smoothingOf(experiment, hyperparameters);
-  const { loss: given, error: wanted, metrics = {} } = experiment;
   const isOwn = typeof given === 'function';
-  const loss = isOwn ? await ownMeasure('loss', given, shapes) : namedLoss(given, data);
+  const loss = isOwn ? await ownMeasure(`${where}loss`, given, shapes) : namedLoss(given, data);
   const trainingLoss = isOwn || smoothing === 0 ? loss : namedLoss(given, data, smoothing);
   const error =
     typeof wanted === 'function'
-      ? await ownMeasure('error', wanted, shapes)
-      : errorMeasureOf(experiment) === 'loss'
+      ? await ownMeasure(`${where}error`, wanted, shapes)
+      : errorMeasureOf({ loss: given, ...(wanted ? { error: wanted } : {}) }) === 'loss'
         ? loss
-        : misclassification(experiment, data, outputShape);
+        : misclassification(given, data, outputShape);
   const own: [string, Measure][] = [];
   for (const [name, metric] of Object.entries(metrics)) {
-    own.push([name, await ownMeasure(`metric '${name}'`, metric, shapes)]);
+    own.push([name, await ownMeasure(`${where}metric '${name}'`, metric, shapes)]);
   }
-  return { loss, trainingLoss, error, metrics: own };
+  return { loss, trainingLoss, error, metrics: own } as unknown as Measures;
+}
+
+/** The loss is the weighted sum of those of the outputs, which are metrics by their own. */
+async function measuresOfOutputs(
+  experiment: Experiment,
+  data: DataShape,
+  outputShapes: Shapes2,
+  smoothing: number,
+): Promise<Measures> {
+  const { error, metrics = {}, lossWeights = {} } = experiment;
+  const targets = targetsOf(data);
+  const losses = lossesOf(experiment, data);
+  const names = targets.map(({ name }) => name);
+  const named = { metrics, lossWeights, ...(isRecord(error) ? { error } : {}) };
+  for (const [field, value] of Object.entries(named)) {
+    for (const name of Object.keys(value)) mustBeTarget(field, name, names);
+  }
+  const parts: { name: string; weight: number; own: Measures; counts: boolean }[] = [];
+  const all: [string, InnerMeasure][] = [];
+  for (const target of targets) {
+    const { name } = target;
+    const loss = losses[name]!;
+    const isClasses = (SMOOTHED as readonly unknown[]).includes(loss);
+    const given = metrics[name];
+    if (given !== undefined && !isRecord(given)) {
+      throw invalid(
+        `metrics has a function for the output '${name}'; give an object: metrics: { ${name}: { name: (targets, predictions) => … } }`,
+      );
+    }
+    const asked = isRecord(error) ? (error as Record<string, OneError>)[name] : undefined;
+    const one = { loss, error: asked, metrics: given as OwnMetrics };
+    const own = await measuresOfOne(
+      ...([one, targetLike(target), outputShapes[name]!] as const),
+      ...([isClasses ? smoothing : 0, `output '${name}': `] as const),
+    );
+    parts.push({ name, weight: lossWeights[name] ?? 1, own, counts: isClasses });
+    const at = (measure: InnerMeasure): InnerMeasure => {
+      return (all, predictions) => measure(sideOf(all, name), sideOf(predictions, name));
+    };
+    all.push([`${name}/loss`, at(own.loss)]);
+    if (own.error !== own.loss) all.push([`${name}/error`, at(own.error)]);
+    for (const [metric, measure] of own.metrics) all.push([`${name}/${metric}`, at(measure)]);
+  }
+  const tooLong = all.find(([name]) => name.length > 64);
+  if (tooLong || all.length > METRICS_MAX) {
+    throw invalid(
+      `the outputs have ${all.length} metrics, of which the longest name is '${(tooLong ?? all[0]!)[0]}'; at most ${METRICS_MAX} metrics with names of 64 characters are allowed: each output has its loss, its error and its own`,
+    );
+  }
+  const sum = (of: 'loss' | 'trainingLoss'): InnerMeasure => {
+    return (targets, predictions) =>
+      parts
+        .map(({ name, weight, own }) => {
+          const value = own[of](sideOf(targets, name), sideOf(predictions, name));
+          return weight === 1 ? value : tf.mul(value, weight);
+        })
+        .reduce((a, b) => tf.add(a, b));
+  };
+  const loss = sum('loss');
+  const [chosen] = isRecord(error) ? Object.keys(error) : [];
+  return {
+    ...{ loss, trainingLoss: sum('trainingLoss'), metrics: all },
+    error:
+      chosen === undefined
+        ? loss
+        : (targets, predictions) =>
+            parts
+              .find(({ name }) => name === chosen)!
+              .own.error(sideOf(targets, chosen), sideOf(predictions, chosen)),
+  };
+}
+
+/** Evaluations of the training part add two of their own. */
+const METRICS_MAX = LIMITS.metricCountMax - 2;
+
+const sideOf = (all: Tensors, name: string): Tensor => (all as Record<string, Tensor>)[name]!;
+
+function mustBeTarget(field: string, name: string, targets: readonly string[]): void {
+  if (targets.includes(name)) return;
+  const near = nearest(name, targets);
+  throw invalid(
+    `${field} names '${name}', which is no target of the data; ${near ? `did you mean '${near}'?` : `targets: ${targets.join(', ')}`}`,
+  );
 }
 
 interface Shapes {
@@ -76,7 +212,7 @@ async function ownMeasure(what: string, own: Measure, shapes: Shapes): Promise<M
   const alike = String(targetShape) === String(outputShape);
   const many = sizeOf(targetShape) === sizeOf(outputShape);
   const forms = many && !alike ? [asTheyAre, likePredictions] : [asTheyAre];
-  const isLoss = what === 'loss';
+  const isLoss = /(^|: )loss$/.test(what);
   const measures = forms.map((form): Measure => {
     return (targets, predictions) =>
       meanOf(what, own(form(targets, predictions), predictions), predictions.shape[0]!, isLoss);

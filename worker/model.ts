@@ -5,6 +5,7 @@ import { type ChangeOptions, changed, isForEvaluations, shapeAfter } from './bat
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import { gather } from './data/gather.ts';
 import type { Experiment } from './experiment.ts';
+import { isRecord } from './fields.ts';
 import { canRecord, Graphs } from './graph.ts';
 import { mustBeIds } from './ids.ts';
 import { errorMeasureOf } from './losses.ts';
@@ -15,7 +16,7 @@ import { disposeInstance, type Instance, placeWeights } from './model/instance.t
 import { observableLayers } from './model/layers-model.ts';
 import { LoadedParameters } from './model/loaded.ts';
 import { type Step, Steps } from './model/steps.ts';
-import { read, tensorsOf } from './model/tensors.ts';
+import { asRows, countOf, read, tensorsOf } from './model/tensors.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /**
@@ -74,7 +75,7 @@ export interface Model {
   measure(minibatch: Minibatch, seed?: number): Promise<MinibatchMeasures>;
   /** Losses of regularised layers at the parameters loaded: what a step's gradient has beside its loss. */
   penalty(): Promise<number>;
-  /** Training mode off. */
+  /** Training mode off. Of several outputs, those of each example stand behind each other. */
   predict(minibatch: Minibatch): Promise<Output>;
   /** What each layer gives, training mode off; empty for a function of variables. */
   activations(minibatch: Minibatch): Promise<readonly LayerOutput[]>;
@@ -122,7 +123,8 @@ export async function buildModel(
         : sample;
       await checkNumbers(instance, seen, rows, data);
     }
-    const isForeign = instance.foreign || typeof experiment.loss === 'function';
+    const losses = isRecord(experiment.loss) ? Object.values(experiment.loss) : [experiment.loss];
+    const isForeign = instance.foreign || losses.some((loss) => typeof loss === 'function');
     const errorMeasure = errorMeasureOf(experiment);
     return new BuiltModel({
       layout,
@@ -261,7 +263,7 @@ class BuiltModel implements Model {
     this.#parameters.upload();
     const output = tf.tidy(() => {
       const { inputs } = tensorsOf(minibatch, this.#data);
-      return tf.cast(this.#instance.predict(inputs, false), 'float32');
+      return asRows(this.#instance.predict(inputs, false), countOf(minibatch, this.#data));
     });
     const { shape } = output;
     return { values: (await read(output)).slice(), shape };
@@ -279,7 +281,9 @@ class BuiltModel implements Model {
         outputs: layers.map(({ output }) => output),
       });
       const { inputs } = tensorsOf(minibatch, this.#data);
-      return [probe.apply(inputs, { training: false })].flat() as Tensor[];
+      const given =
+        inputs instanceof tf.Tensor ? inputs : layersModel.inputNames.map((name) => inputs[name]!);
+      return [probe.apply(given, { training: false })].flat() as Tensor[];
     });
     const results: LayerOutput[] = [];
     for (const [i, { layer, kind, activation }] of layers.entries()) {

@@ -11,6 +11,7 @@ import {
 } from '../shared/protocol.ts';
 import { PASSIVE, stateOf } from './check/model.ts';
 import type { Minibatch } from './data/examples.ts';
+import { examplesOf } from './data/gather.ts';
 import type { Model } from './model.ts';
 
 /**
@@ -150,7 +151,7 @@ class RunObserver implements Observer {
   }
 
   async #layersAt(minibatch: Minibatch): Promise<LayerObservation[]> {
-    const outputs = await this.#options.model.activations(firstExamples(minibatch, EXAMPLES));
+    const outputs = await this.#options.model.activations(examplesOf(minibatch, 0, EXAMPLES));
     return outputs
       .filter(({ kind }) => !PASSIVE.includes(kind))
       .slice(0, LIMITS.observedMax)
@@ -210,16 +211,6 @@ export function histogramOf(values: Float32Array): Histogram {
     if (Number.isFinite(value)) counts[Math.min(BINS - 1, Math.floor((value - low) * scale))]!++;
   }
   return { low, high, counts };
-}
-
-function firstExamples(minibatch: Minibatch, most: number): Minibatch {
-  const { inputs, targets, inputShape, targetShape } = minibatch;
-  const size = (shape: readonly number[]) => shape.reduce((a, b) => a * b, 1);
-  return {
-    ...minibatch,
-    inputs: inputs.slice(0, most * size(inputShape)),
-    targets: targets.slice(0, most * size(targetShape)),
-  };
 }
 
 function norm(values: Float32Array): number {

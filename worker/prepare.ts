@@ -7,6 +7,7 @@ import { dataOf } from './data/given.ts';
 import { roundedColumns, roundedText } from './data/precision.ts';
 import { prepareData } from './data/prepare-data.ts';
 import type { Experiment } from './experiment.ts';
+import { isRecord } from './fields.ts';
 
 /**
  * The data of an experiment, split and standardised as a run's configuration says.
@@ -74,6 +75,11 @@ export function dataSettings({ seed, splitSeed, hyperparameters }: RunConfig) {
 export function prepareOptions(experiment: Experiment, config: RunConfig): PrepareOptions {
   const { seed, splitSeed, validationFraction, validation, trainFraction, bootstrap } = config;
   const parts = { validationFraction, validation, trainFraction, bootstrap };
-  const loss = typeof experiment.loss === 'string' ? experiment.loss : null;
-  return { seed, splitSeed, ...parts, standardise: experiment.standardise ?? 'none', loss };
+  const { loss: given } = experiment;
+  const nameOf = (loss: unknown) => (typeof loss === 'string' ? loss : null);
+  const losses = isRecord(given)
+    ? Object.fromEntries(Object.entries(given).map(([name, loss]) => [name, nameOf(loss)]))
+    : {};
+  const targets = { loss: nameOf(given), losses };
+  return { seed, splitSeed, ...parts, standardise: experiment.standardise ?? 'none', ...targets };
 }

@@ -47,7 +47,8 @@ function lossVectors() {
     const { loss, labelSmoothing, targets, predictions } = each;
     const integers = !loss.startsWith('mean');
     const classCount = !integers ? 0 : loss === 'sigmoidCrossEntropy' ? 2 : 3;
-    const shape = { inputShape: [1], targetShape: [], classCount, shares: false, integers };
+    const ofTargets = { targetShape: [], classCount, shares: false, integers };
+    const shape = { inputShape: [1], ...ofTargets, fields: [] };
     const measured = (measure: Measure) =>
       tf.tidy(() => {
         const truth = tf.tensor1d([...targets], integers ? 'int32' : 'float32');
@@ -58,7 +59,7 @@ function lossVectors() {
     const outputShape = [predictions[0]!.length];
     const experiment = { loss } as Experiment;
     const counts = errorMeasureOf(experiment) === 'misclassification';
-    const error = counts ? measured(misclassification(experiment, shape, outputShape)) : value;
+    const error = counts ? measured(misclassification(loss, shape, outputShape)) : value;
     return { ...each, classCount, value, error };
   });
 }

@@ -12,7 +12,12 @@ import { rowHashes, sampleOf } from '../../worker/check/data.ts';
 import { type Finding, finding, percent, short, tooFew } from '../../worker/check/finding.ts';
 import { constantLoss } from '../../worker/check/model.ts';
 import { rowSize } from '../../worker/data/columns.ts';
-import type { Examples, ExperimentData, PreparedData } from '../../worker/data/examples.ts';
+import {
+  type Examples,
+  type ExperimentData,
+  isPlain,
+  type PreparedData,
+} from '../../worker/data/examples.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { type Experiment, experimentName, hashExperiment } from '../../worker/experiment.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
@@ -77,7 +82,7 @@ export async function checkTiny(given: TinyOptions): Promise<Finding> {
   };
   const [trial] = tinyTrials(plain);
   const { train } = prepareData(data, prepareOptions(experiment, trial!.config));
-  const unlearnable = contradictions(train, prepared.classCount);
+  const unlearnable = isPlain(train) ? contradictions(train, prepared.classCount) : 0;
   const settings: TinySettings = {
     ...{ ...plain, examples: train.count, unlearnable },
     ...(byError ? { target: unlearnable / train.count } : {}),

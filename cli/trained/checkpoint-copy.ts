@@ -56,14 +56,29 @@ export interface Copied {
 export function aboutModel({ facts, data }: Copied): Record<string, unknown> {
   const { summary } = data;
   if (!data.facts) return { ...facts, data: summary };
-  const { transform, inputs, targets, classCount, classes, inputNames, targetNames, reading } =
-    data.facts;
+  const {
+    transform,
+    inputs,
+    targets,
+    classCount,
+    classes,
+    inputNames,
+    targetNames,
+    reading,
+    fields,
+  } = data.facts;
   return {
     ...facts,
     data: summary,
     inputTransform: unpackTransform(transform),
     ...{ inputShape: inputs.shape, targetShape: targets.shape },
     ...{ classCount, classes, inputNames, targetNames },
+    ...(fields && {
+      fields: fields.map(({ transform, column, ...field }) => ({
+        ...{ ...field, ...column },
+        ...(transform ? { inputTransform: unpackTransform(transform) } : {}),
+      })),
+    }),
     ...(reading === undefined ? {} : { reading: parseReading(reading) }),
   };
 }

@@ -66,9 +66,17 @@ export async function exportCommand(what: string, options: ExportOptions): Promi
     } else {
       const { tensors } = await readTensors(partial);
       about = await writeTfjs(copied, tensors, to, options);
-      files.push('model.json', 'weights.bin', 'predict.js', 'README.md');
-      await writeFile(join(to, 'predict.js'), await modelScript());
-      await writeFile(join(to, 'README.md'), readme(about));
+      files.push('model.json', 'weights.bin');
+      // Both read one input and tell one output.
+      if (!about.fields) {
+        files.push('predict.js', 'README.md');
+        await writeFile(join(to, 'predict.js'), await modelScript());
+        await writeFile(join(to, 'README.md'), readme(about));
+      } else if (!options.json) {
+        tell(
+          'downpour.json tells the fields; predict.js and README.md are for models with one input and one target',
+        );
+      }
     }
     await writeFile(join(to, 'downpour.json'), `${JSON.stringify(about, null, 2)}\n`);
     files.push('downpour.json');

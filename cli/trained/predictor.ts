@@ -6,6 +6,7 @@ import type { Prediction } from '../../shared/prediction.ts';
 import type { Reading } from '../../shared/reading.ts';
 import { type Column, rowSize, sizeOf } from '../../worker/data/columns.ts';
 import { examplesLike, transformFor } from '../../worker/data/facts.ts';
+import { mustBePlain } from '../../worker/data/fields.ts';
 import { copyScaled, scalerOf } from '../../worker/data/transform.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
@@ -68,7 +69,9 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
     const path = await experimentOf(facts, options.experiments);
     await openEngine(options.engine === undefined ? {} : { engine: engineOf(options.engine) });
     const experiment = await loadExperiment(path);
-    const model = await buildModel(experiment, facts.config, examplesLike(data));
+    const like = examplesLike(data);
+    mustBePlain('predicting', like.train);
+    const model = await buildModel(experiment, facts.config, like);
     model.load(vectorOf(model.layout, (await readTensors(copy)).tensors));
     const loss = typeof experiment.loss === 'string' ? experiment.loss : null;
     const about = { ...aboutModel(copied), loss } as unknown as Predictor['about'];

@@ -204,7 +204,7 @@ describe('any typed array', () => {
       if (kind === 'global' && rank > 2) break;
       const [exact, own] = [columns(rows, f), columns(raw, f)];
       const { deviation } = momentsOf(own);
-      const slope = { none: 1, global: all.deviation, feature: deviation }[kind] || 1;
+      const slope = { none: 1, global: all.deviation, feature: deviation }[kind as string] || 1;
       const error = Math.sqrt(
         exact.reduce((sum, x) => sum + (Math.fround(x) - x) ** 2, 0) / exact.length,
       );
@@ -353,12 +353,7 @@ describe('anything else that data() gives is refused by name', () => {
     [{ train, Test: train }, "field 'Test'; did you mean 'test'?"],
     [{ train, clasCount: 2 }, "field 'clasCount'; did you mean 'classCount'?"],
     [{ train: [x, x] }, 'train of what data() returned is an array'],
-    [
-      { train: { inputs: x } },
-      "the train part of what data() returned has no targets; it has 'inputs'",
-    ],
     [{ train: { x, y: x } }, "the train part has an unknown field 'x'; did you mean 'inputs'?"],
-    [{ train, test: { inputs: x } }, 'the test part of what data() returned has no targets'],
     [
       { train, test: 5 },
       'the test part of what data() returned is 5; it must be { inputs, targets }',

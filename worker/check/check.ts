@@ -1,10 +1,10 @@
 import type { RunConfig } from '../../shared/config.ts';
 import type { Layout } from '../../shared/layout.ts';
-import type { PreparedData } from '../data/examples.ts';
+import { isPlain, type PreparedData } from '../data/examples.ts';
 import type { Experiment } from '../experiment.ts';
 import { buildModel } from '../model.ts';
 import { checkData, embeddingRows } from './data.ts';
-import type { Finding } from './finding.ts';
+import { type Finding, finding } from './finding.ts';
 import { checkModel } from './model.ts';
 import { checkTargets } from './targets.ts';
 import { checkTraining, type Updater } from './training.ts';
@@ -36,13 +36,17 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
   const model = await buildModel(experiment, config, prepared, { record: false }).catch(
     (error: unknown) => {
       // What is wrong with the data may be why.
-      tell([...checkData(prepared), ...checkTargets(prepared)]);
+      tell(isPlain(prepared.train) ? [...checkData(prepared), ...checkTargets(prepared)] : []);
       throw error;
     },
   );
   try {
     const embedding = embeddingRows(model.layout);
-    tell([...checkData(prepared, embedding), ...checkTargets(prepared)]);
+    tell(
+      isPlain(prepared.train)
+        ? [...checkData(prepared, embedding), ...checkTargets(prepared)]
+        : [notPlain(prepared)],
+    );
     tell(await checkModel(experiment, prepared, model, config.seed));
     const own = updater(model.layout, (await model.initialise(config.seed)).slice());
     tell(
@@ -54,4 +58,16 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
     model.dispose();
   }
   return findings;
+}
+
+/** What is not looked at is said. */
+function notPlain({ train, validation, test }: PreparedData): Finding {
+  const names = Object.entries(train.fields ?? {}).map(([name, { role }]) => `${name} (${role})`);
+  return finding(
+    'fields',
+    'advice',
+    `${train.count} training, ${validation.count} validation, ${test?.count ?? 0} test examples; fields: ${names.join(', ') || 'inputs'}. The checks of scale, classes, labels, duplicates and copied targets were not made: they look at data with one input and one target.`,
+    'look at each field in data()',
+    { fields: names },
+  );
 }

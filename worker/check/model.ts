@@ -1,5 +1,6 @@
 import { random } from '../../shared/random.ts';
 import type { Minibatch, PreparedData } from '../data/examples.ts';
+import { examplesOf } from '../data/gather.ts';
 import type { Experiment } from '../experiment.ts';
 import type { LayerOutput, Model, Output } from '../model.ts';
 import { classesOf, sampleOf } from './data.ts';
@@ -203,7 +204,7 @@ export function judgeInitialLoss(given: InitialLoss): Finding {
     return finding('initial-loss', 'problem', text, next, numbers);
   }
   if (measured.loss < 0) {
-    const isDensity = classCount === null && typeof loss === 'function';
+    const isDensity = classCount === null && typeof loss !== 'string';
     return isDensity
       ? finding(
           'initial-loss',
@@ -356,17 +357,11 @@ async function checkIndependence(prepared: PreparedData, model: Model): Promise<
   }
   const together = sampleOf(prepared, 'train', count);
   const all = await model.predict(together);
-  const inputSize = together.inputs.length / count;
-  const targetSize = together.targets.length / count;
   const outputSize = all.values.length / count;
   const scale = Math.max(1e-6, norm(all.values) / Math.sqrt(all.values.length));
   let worst = 0;
   for (let i = 0; i < count; i++) {
-    const { values } = await model.predict({
-      ...together,
-      inputs: together.inputs.slice(i * inputSize, (i + 1) * inputSize),
-      targets: together.targets.slice(i * targetSize, (i + 1) * targetSize),
-    });
+    const { values } = await model.predict(examplesOf(together, i, i + 1));
     for (let j = 0; j < outputSize; j++) {
       const difference = Math.abs(values[j]! - all.values[i * outputSize + j]!) / scale;
       if (!(difference <= worst)) worst = difference;

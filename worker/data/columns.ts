@@ -16,6 +16,8 @@ export interface Column {
    * on the training part: after standardisation that is 0.
    */
   readonly missing?: 'mean';
+  /** Classes of targets that are a field by name; `classes` says it too. */
+  readonly classCount?: number;
   /** How a reader has read these inputs from files. */
   readonly reading?: Reading;
 }
@@ -94,3 +96,9 @@ export function takeRows(column: Column, rows: Int32Array | readonly number[]): 
 function emptyLike(values: Column['values'], length: number): Column['values'] {
   return new ARRAYS[kindOf(values)](length);
 }
+
+/** A column of no numbers: inputs or targets that the data do not have, or have as fields by name. */
+export const emptyColumn = (count: number): Column => ({
+  values: new Float32Array(0),
+  shape: [count, 0],
+});

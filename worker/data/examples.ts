@@ -1,5 +1,5 @@
 import type { DataFacts } from '../../shared/data-facts.ts';
-import type { Column } from './columns.ts';
+import { type Column, rowSize } from './columns.ts';
 import type { InputTransform } from './transform.ts';
 
 /** Examples in plain typed arrays, as an experiment gives them and as training takes them. Nothing here knows of tensors or files. */
@@ -7,9 +7,20 @@ import type { InputTransform } from './transform.ts';
 /** Inputs and targets that belong together, row by row. Bytes stay bytes until they are gathered. */
 export interface Examples {
   readonly count: number;
+  /** The shape is [count, 0] where the inputs are fields by name; the same for targets, which may also be absent. */
   readonly inputs: Column;
   readonly targets: Column;
+  /** Fields by name, in their order. */
+  readonly fields?: Readonly<Record<string, Field>>;
 }
+
+/** Several inputs or several targets: each is a field. */
+export interface Field extends Column {
+  readonly role: FieldRole;
+}
+
+/** `mask`: 1 where the field before it has numbers, 0 where it was padded. */
+export type FieldRole = 'input' | 'mask' | 'target';
 
 /** The parts of a data set, in the order in which they are read and told. */
 export const DATA_PARTS = ['train', 'validation', 'test'] as const;
@@ -47,6 +58,8 @@ export interface PreparedData {
   /** One for each number of an example's target. */
   readonly targetNames: readonly string[] | null;
   readonly transform: InputTransform;
+  /** The same for each field that is an input. */
+  readonly transforms?: Readonly<Record<string, InputTransform>>;
 }
 
 export interface PrepareOptions {
@@ -67,12 +80,18 @@ export interface PrepareOptions {
   readonly trainFraction?: number;
   /** As many examples as are kept, drawn from them by `seed` with replacement (Deep Learning §7.11). */
   readonly bootstrap?: boolean;
-  readonly standardise: 'none' | 'global' | 'feature';
+  readonly standardise: Standardise | Readonly<Record<string, Standardise>>;
   /** The facts of a run whose parameters are used: its transform, instead of one that is measured. */
   readonly facts?: DataFacts | null;
   /** Name of the experiment's loss, which the targets must suit; null or none: a function of its own. */
   readonly loss?: string | null;
+  /** The same for each target that is a field. */
+  readonly losses?: Readonly<Record<string, string | null>>;
+  /** There need be no targets: an objective is given the fields that there are. */
+  readonly targetsOptional?: boolean;
 }
+
+export type Standardise = InputTransform['kind'];
 
 /** Rows of a part, ready for a tensor. `inputShape` and `targetShape` are of one example. */
 export interface Minibatch {
@@ -82,4 +101,18 @@ export interface Minibatch {
   /** Shape [n, ...targetShape]; Int32Array when the column holds bytes or integers. */
   readonly targets: Float32Array | Int32Array;
   readonly targetShape: readonly number[];
+  /** Fields by name. */
+  readonly fields?: Readonly<Record<string, FieldRows>>;
+  /** Examples; absent: as the inputs have it. */
+  readonly count?: number;
 }
+
+/** Rows of one field; `shape` is that of one example. */
+export interface FieldRows {
+  readonly values: Float32Array | Int32Array;
+  readonly shape: readonly number[];
+}
+
+/** Whether there is one input and one target, as those commands need that look at these. */
+export const isPlain = ({ inputs, targets, fields }: Examples): boolean =>
+  fields === undefined && rowSize(inputs) > 0 && rowSize(targets) > 0;

@@ -1,6 +1,7 @@
 import {
   type DataFacts,
   dataDifference,
+  type FieldFacts,
   packTransform,
   unpackTransform,
 } from '../../shared/data-facts.ts';
@@ -8,7 +9,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import type { DataSummary } from '../../shared/protocol.ts';
 import { inputNamesOf } from '../../shared/reading.ts';
 import { ARRAYS, type Column, kindOf } from './columns.ts';
-import type { PreparedData } from './examples.ts';
+import type { Field, PreparedData } from './examples.ts';
 import type { InputTransform } from './transform.ts';
 
 /** Makes what a run keeps about its data, and compares it with data that are read later. */
@@ -16,11 +17,6 @@ import type { InputTransform } from './transform.ts';
 /** @throws DownpourError DP_DATA_CORRUPT: inputs that are too large to be standardised. */
 export function factsOf(prepared: PreparedData): DataFacts {
   const { train, transform, classCount, classes, inputNames, targetNames } = prepared;
-  const column = ({ values, shape }: Column) => ({
-    kind: kindOf(values),
-    shape: shape.slice(1),
-  });
-  const list = (names: readonly string[] | null) => names && [...names];
   return {
     transform: packTransform(transform),
     inputs: column(train.inputs),
@@ -29,8 +25,25 @@ export function factsOf(prepared: PreparedData): DataFacts {
     classes: list(classes),
     inputNames: list(inputNames),
     targetNames: list(targetNames),
+    ...(train.fields && { fields: fieldFacts(train.fields, prepared.transforms ?? {}) }),
     ...readingFacts(train.inputs),
   };
+}
+
+const column = ({ values, shape }: Column) => ({ kind: kindOf(values), shape: shape.slice(1) });
+const list = (names: readonly string[] | null) => names && [...names];
+
+function fieldFacts(
+  fields: Readonly<Record<string, Field>>,
+  transforms: Readonly<Record<string, InputTransform>>,
+): FieldFacts[] {
+  return Object.entries(fields).map(([name, field]) => ({
+    ...{ name, role: field.role, column: column(field) },
+    transform: transforms[name] ? packTransform(transforms[name]) : null,
+    classCount: field.classes?.length ?? field.classCount ?? null,
+    classes: list(field.classes ?? null),
+    names: list(field.names ?? null),
+  }));
 }
 
 /** How the inputs were read, where that is known and they are what was read. */
@@ -62,12 +75,26 @@ export function examplesLike({
   inputs,
   targets,
   classCount,
-}: DataFacts): Pick<PreparedData, 'train' | 'classCount'> {
+  fields,
+}: DataFacts): Pick<PreparedData, 'train' | 'classCount' | 'transforms'> {
   const empty = ({ kind, shape }: DataFacts['inputs']): Column => ({
     values: new ARRAYS[kind](0),
     shape: [0, ...shape],
   });
-  return { train: { count: 0, inputs: empty(inputs), targets: empty(targets) }, classCount };
+  const named = fields?.map((facts): [string, Field] => {
+    const { name, role, column, classes } = facts;
+    const known = facts.classCount === null ? {} : { classCount: facts.classCount };
+    return [name, { ...empty(column), role, ...known, ...(classes ? { classes } : {}) }];
+  });
+  const train = { count: 0, inputs: empty(inputs), targets: empty(targets) };
+  if (!fields || !named) return { train, classCount };
+  const transforms = fields.flatMap(({ name, transform }) =>
+    transform ? [[name, unpackTransform(transform)] as const] : [],
+  );
+  return {
+    ...{ train: { ...train, fields: Object.fromEntries(named) }, classCount },
+    transforms: Object.fromEntries(transforms),
+  };
 }
 
 /**
@@ -84,6 +111,18 @@ export function transformFor(facts: DataFacts, inputs: Column): InputTransform {
     );
   }
   return unpackTransform(facts.transform);
+}
+
+/** The same of a field. @throws DownpourError DP_DATA_MISMATCH: the run has no such field, or of another kind or shape. */
+export function fieldTransformFor(facts: DataFacts, name: string, field: Column): InputTransform {
+  const known = facts.fields?.find((each) => each.name === name);
+  if (!known?.transform) {
+    throw new DownpourError(
+      'DP_DATA_MISMATCH',
+      `the run's data have no input of this name; they have ${facts.fields?.map((each) => each.name).join(', ') || 'one input and one target'}: restore the old data, or train a new run on these`,
+    );
+  }
+  return transformFor({ ...facts, inputs: known.column, transform: known.transform }, field);
 }
 
 /** What a run knows about its data. */

@@ -18,9 +18,15 @@ const text = (value: unknown) => new TextEncoder().encode(JSON.stringify(value))
 export function rawFingerprint(data: ExperimentData): string {
   const sum = dataDigest();
   sum.update(text([data.classCount ?? null, data.classes ?? null]));
-  for (const [part, { inputs, targets }] of partsOf(data)) {
+  for (const [part, examples] of partsOf(data)) {
+    const { inputs, targets } = examples;
     for (const { values, shape, names = null, classes = null } of [inputs, targets]) {
       sum.update(text([part, kindOf(values), shape, names, classes])).update(values);
+    }
+    for (const [name, field] of Object.entries(examples.fields ?? {})) {
+      const { values, shape, role, names = null, classes = null, classCount = null } = field;
+      const what = [part, name, role, kindOf(values), shape, names, classes, classCount];
+      sum.update(text(what)).update(values);
     }
   }
   return VERSION + sum.hex();
@@ -39,8 +45,10 @@ export function fingerprint(
   raw: string,
   { train, validation }: ChosenRows,
   { kind, scale }: InputTransform,
+  transforms?: Readonly<Record<string, InputTransform>>,
 ): string {
-  const sum = dataDigest().update(text([raw, kind, scale]));
+  const own = Object.entries(transforms ?? {}).map(([name, each]) => [name, each.kind, each.scale]);
+  const sum = dataDigest().update(text([raw, kind, scale, ...own]));
   for (const rows of [train, validation]) {
     sum.update(text(rows === null ? null : 'rows')).update(rows ?? new Int32Array());
   }

@@ -1,7 +1,8 @@
 import { DownpourError } from '../../shared/errors.ts';
 import type { Part } from '../../shared/protocol.ts';
-import { isFloat, rowSize } from './columns.ts';
-import type { Examples, Minibatch, PreparedData } from './examples.ts';
+import { isFloat, rowSize, sizeOf } from './columns.ts';
+import type { Examples, Field, FieldRows, Minibatch, PreparedData } from './examples.ts';
+import { isWhole, mapFields } from './fields.ts';
 import { lookUpInto } from './lookup.ts';
 import { copy, copyScaled, scalerOf } from './transform.ts';
 
@@ -31,7 +32,7 @@ export function gather(
   const n = indices.length;
   const inputSize = rowSize(first.inputs);
   const targetSize = rowSize(first.targets);
-  const batch = room(first, n, into);
+  const batch = room(first, prepared.transforms, n, into);
   const scaler = scalerOf(prepared.transform);
   const lookup = scaler.table === null ? null : lookUpInto(batch.inputs, scaler.table);
   for (let i = 0; i < n; i++) {
@@ -53,14 +54,50 @@ export function gather(
     copy(from.targets.values, row * targetSize, batch.targets, i * targetSize, targetSize);
   }
   lookup?.flush();
+  for (const [name, rows] of Object.entries(batch.fields ?? {})) {
+    gatherField(prepared, { name, first, second, indices, rows });
+  }
   return batch;
 }
 
-function room(like: Examples, n: number, into: Minibatch | undefined): Minibatch {
+interface FieldRequest {
+  readonly name: string;
+  readonly first: Examples;
+  readonly second: Examples | null;
+  readonly indices: Int32Array | readonly number[];
+  /** Written to. */
+  readonly rows: FieldRows;
+}
+
+/** @param request indices that have been checked. */
+function gatherField({ transforms }: PreparedData, request: FieldRequest): void {
+  const { name, first, second, indices, rows } = request;
+  const transform = transforms?.[name];
+  const size = sizeOf(rows.shape);
+  const isScaled = transform !== undefined && rows.values instanceof Float32Array;
+  const scaler = isScaled ? scalerOf(transform) : null;
+  for (let i = 0; i < indices.length; i++) {
+    const index = indices[i]!;
+    const isFirst = index < first.count;
+    const { values } = (isFirst ? first : second!).fields![name]!;
+    const start = (isFirst ? index : index - first.count) * size;
+    if (scaler) {
+      copyScaled(scaler, values, start, rows.values as Float32Array, i * size, size);
+    } else copy(values, start, rows.values, i * size, size);
+  }
+}
+
+function room(
+  like: Examples,
+  transforms: PreparedData['transforms'],
+  n: number,
+  into: Minibatch | undefined,
+): Minibatch {
   const inputLength = n * rowSize(like.inputs);
   const targetLength = n * rowSize(like.targets);
   const Targets = isFloat(like.targets.values) ? Float32Array : Int32Array;
-  const fits = into?.targets instanceof Targets;
+  // Fields have no room that is used again: there may be many, of kinds of their own.
+  const fits = into?.targets instanceof Targets && !like.fields && inputLength > 0;
   if (fits && into.inputs.length === inputLength && into.targets.length === targetLength) {
     return into;
   }
@@ -70,5 +107,38 @@ function room(like: Examples, n: number, into: Minibatch | undefined): Minibatch
     inputShape: like.inputs.shape.slice(1),
     targets: enough ? into.targets.subarray(0, targetLength) : new Targets(targetLength),
     targetShape: like.targets.shape.slice(1),
+    ...(like.fields || inputLength === 0 ? { count: n } : {}),
+    ...(like.fields && { fields: fieldRooms(like.fields, transforms, n) }),
+  };
+}
+
+function fieldRooms(
+  fields: Readonly<Record<string, Field>>,
+  transforms: PreparedData['transforms'],
+  n: number,
+): NonNullable<Minibatch['fields']> {
+  return mapFields(fields, (field, name) => {
+    const Rows = isWhole(field, transforms?.[name]) ? Int32Array : Float32Array;
+    return { values: new Rows(n * rowSize(field)), shape: field.shape.slice(1) };
+  });
+}
+
+/** Some of the examples of a minibatch, as copies. */
+export function examplesOf(minibatch: Minibatch, start: number, end: number): Minibatch {
+  const { inputs, targets, inputShape, targetShape, fields, count } = minibatch;
+  const rowsOf = <V extends Float32Array | Int32Array>(values: V, shape: readonly number[]) =>
+    values.slice(start * sizeOf(shape), end * sizeOf(shape)) as V;
+  return {
+    ...minibatch,
+    ...{ inputs: rowsOf(inputs, inputShape), targets: rowsOf(targets, targetShape) },
+    ...(count === undefined ? {} : { count: Math.min(end, count) - start }),
+    ...(fields && {
+      fields: Object.fromEntries(
+        Object.entries(fields).map(([name, { values, shape }]) => [
+          name,
+          { values: rowsOf(values, shape), shape },
+        ]),
+      ),
+    }),
   };
 }

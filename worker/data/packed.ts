@@ -1,13 +1,23 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { DTYPE_BYTES, type Dtype, decodeHeader, encodeHeader } from '../../shared/safetensors.ts';
 import { type Column, kindOf } from './columns.ts';
-import { DATA_PARTS, type DataPart, type ExperimentData } from './examples.ts';
+import { DATA_PARTS, type DataPart, type ExperimentData, type Field } from './examples.ts';
 
 /** The data of an experiment as one safetensors file: how a page gets them, which has no disk to read them from. */
 
 const DTYPES = { float64: 'F64', float32: 'F32', int32: 'I32', uint8: 'U8' } as const;
 const ARRAYS = { F64: Float64Array, F32: Float32Array, I32: Int32Array, U8: Uint8Array } as const;
 const COLUMNS = ['inputs', 'targets'] as const;
+
+/** Before the name of a field: no field can be taken for `inputs`. */
+const FIELD = 'field.';
+
+/** What a field has beside its numbers and texts, in the order of the fields. */
+const rolesOf = (fields: Readonly<Record<string, Field>>) =>
+  Object.entries(fields).map(
+    ([name, { role, classCount }]) =>
+      [name, { role, ...(classCount === undefined ? {} : { classCount }) }] as const,
+  );
 
 /** @returns pieces of the file, the columns as views of the data. */
 export function packData(data: ExperimentData): Uint8Array[] {
@@ -18,6 +28,13 @@ export function packData(data: ExperimentData): Uint8Array[] {
     for (const each of COLUMNS) {
       const column = examples[each];
       columns.push({ name: `${part}.${each}`, dtype: DTYPES[kindOf(column.values)], column });
+    }
+    for (const [name, column] of Object.entries(examples.fields ?? {})) {
+      columns.push({
+        name: `${part}.${FIELD}${name}`,
+        dtype: DTYPES[kindOf(column.values)],
+        column,
+      });
     }
   }
   // The widest first: each column then begins at a multiple of its element's size.
@@ -36,6 +53,7 @@ export function packData(data: ExperimentData): Uint8Array[] {
           names || classes ? [[name, JSON.stringify({ names, classes })]] : [],
         ),
       ),
+      ...(data.train.fields && { fields: JSON.stringify(rolesOf(data.train.fields)) }),
     },
   );
   return [
@@ -68,7 +86,16 @@ export function unpackData(file: Uint8Array): ExperimentData {
   const examplesOf = (part: DataPart) => {
     const inputs = columns.get(`${part}.inputs`);
     const targets = columns.get(`${part}.targets`);
-    return inputs && targets ? { count: inputs.shape[0]!, inputs, targets } : null;
+    if (!inputs || !targets) return null;
+    const examples = { count: inputs.shape[0]!, inputs, targets };
+    if (!('fields' in metadata)) return examples;
+    const roles = parsed(metadata.fields!) as ReturnType<typeof rolesOf>;
+    const fields = roles.map(([name, told]): [string, Field] => {
+      const column = columns.get(`${part}.${FIELD}${name}`);
+      if (!column) throw corrupt(`it has no field '${name}' in the ${part} part`);
+      return [name, { ...column, ...told }];
+    });
+    return { ...examples, fields: Object.fromEntries(fields) };
   };
   const [train, validation, test] = DATA_PARTS.map(examplesOf);
   if (!train) throw corrupt('it has no training part');

@@ -30,9 +30,9 @@ export function agreeing(data: ExperimentData): ExperimentData {
   const inputs = ofOneKind(columns('inputs'), inputsKind);
   const targets = ofOneKind(columns('targets'), targetsKind);
   const missing = inputs.some((column) => column.missing) ? ({ missing: 'mean' } as const) : {};
-  const agreed = parts.map(([name, { count }], i) => [
+  const agreed = parts.map(([name, examples], i) => [
     name,
-    { count, inputs: { ...inputs[i]!, ...missing }, targets: targets[i]! },
+    { ...examples, inputs: { ...inputs[i]!, ...missing }, targets: targets[i]! },
   ]);
   return {
     ...data,

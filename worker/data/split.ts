@@ -2,6 +2,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
 import { isFloat, rowSize, takeRows } from './columns.ts';
 import type { Examples, ExperimentData, PrepareOptions } from './examples.ts';
+import { mapFields } from './fields.ts';
 import type { ChosenRows } from './fingerprint.ts';
 
 /**
@@ -134,5 +135,8 @@ export function takeExamples(examples: Examples, rows: Int32Array | readonly num
     count: rows.length,
     inputs: takeRows(examples.inputs, rows),
     targets: takeRows(examples.targets, rows),
+    ...(examples.fields && {
+      fields: mapFields(examples.fields, (field) => ({ ...field, ...takeRows(field, rows) })),
+    }),
   };
 }

@@ -4,13 +4,14 @@ import { STREAMS } from '../../shared/random.ts';
 import { sizeOf } from '../data/columns.ts';
 import type { Minibatch } from '../data/examples.ts';
 import type { Experiment, FunctionModel } from '../experiment.ts';
+import { lossesOf, type OneLoss } from '../losses.ts';
 import { described } from '../measures.ts';
 import { seedRandom } from '../noise.ts';
-import { type LayersModel, tf } from '../tf.ts';
-import { type DataShape, invalid } from './data-shape.ts';
+import { type LayersModel, type Tensor, tf } from '../tf.ts';
+import { type DataShape, inputsOf, invalid, targetLike, targetsOf } from './data-shape.ts';
 import { disposeInstance, type Instance, type OwnInstance, type Weight } from './instance.ts';
 import { layersInstance } from './layers-model.ts';
-import { read, tensorsOf } from './tensors.ts';
+import { asRows, read, sidesOf, type Tensors, tensorsOf, zerosOf } from './tensors.ts';
 
 /** Calls the user's `model()`, and checks that training can use what it gives. */
 
@@ -42,7 +43,7 @@ export async function buildInstance(
     release();
   }
   const own =
-    built instanceof tf.LayersModel ? layersInstance(built, data) : functionInstance(built);
+    built instanceof tf.LayersModel ? layersInstance(built, data) : functionInstance(built, data);
   for (const { variable, name } of own.weights) {
     if (variable.dtype === 'float32') continue;
     throw invalid(`tensor '${name}' of the model is ${variable.dtype}; all must be float32`);
@@ -57,26 +58,41 @@ export async function buildInstance(
 
 /**
  * Zeros through the model: shapes that do not fit are told before any training.
- * @returns the shape of one example's predictions.
+ * @returns the shape of one example's predictions, by output where there are several.
  */
 function checkPredictions(
-  { loss }: Experiment,
+  experiment: Experiment,
   instance: OwnInstance,
   data: DataShape,
-): readonly number[] {
-  const shape = predictedShape(instance, data, 2);
+): Instance['outputShape'] {
+  const shapes = predictedShapes(instance, data, 2);
   // A first size of 2 may be a constant of the model's.
-  predictedShape(instance, data, 3);
-  if (typeof loss === 'function') return shape;
+  predictedShapes(instance, data, 3);
+  const targets = targetsOf(data);
+  if (targets.length === 0) {
+    const shape = shapes as readonly number[];
+    checkShape(experiment.loss as OneLoss, shape, data, '');
+    return shape;
+  }
+  const losses = lossesOf(experiment, data);
+  for (const target of targets) {
+    const shape = (shapes as Record<string, readonly number[]>)[target.name]!;
+    checkShape(losses[target.name]!, shape, targetLike(target), ` of output '${target.name}'`);
+  }
+  return shapes;
+}
+
+function checkShape(loss: OneLoss, shape: readonly number[], data: DataShape, where: string): void {
+  if (typeof loss === 'function') return;
   const classes = loss === 'softmaxCrossEntropy' || loss === 'negativeLogLikelihood';
   if (classes && data.classCount === 0) {
-    throw invalid(`loss '${loss}' needs classes, but the targets are numbers`);
+    throw invalid(`loss '${loss}'${where} needs classes, but the targets are numbers`);
   }
   const wanted =
     classes && !data.shares ? [...data.targetShape, data.classCount] : data.targetShape;
-  if (isSameOrder(shape, wanted)) return shape;
+  if (isSameOrder(shape, wanted)) return;
   throw invalid(
-    `the model's predictions have shape [n,${shape}]; loss '${loss}' on this data needs [n${wanted.length > 0 ? `,${wanted}` : ''}], or as many elements in one row`,
+    `the model's predictions${where} have shape [n,${shape}]; loss '${loss}' on this data needs [n${wanted.length > 0 ? `,${wanted}` : ''}], or as many elements in one row`,
   );
 }
 
@@ -87,38 +103,56 @@ function isSameOrder(shape: readonly number[], wanted: readonly number[]): boole
   return a!.length <= 1 || b!.length <= 1 || String(a) === String(b);
 }
 
-function predictedShape(
+function predictedShapes(
   instance: OwnInstance,
-  { inputShape }: DataShape,
+  data: DataShape,
   count: number,
-): readonly number[] {
+): Instance['outputShape'] {
+  const names = targetsOf(data).map(({ name }) => name);
   const run = () => {
-    const given: unknown = instance.predict(tf.zeros([count, ...inputShape]), false);
-    if (given instanceof tf.Tensor) return { shape: given.shape, dtype: given.dtype };
-    throw new Error(
-      `it returned ${described(given)}; it must return one tensor whose first axis counts the examples`,
-    );
+    const { inputs } = sidesOf(zerosOf(data, count), data);
+    const given: unknown = instance.predict(inputs, false);
+    if (names.length === 0) {
+      if (given instanceof tf.Tensor) return [['', given.shape, given.dtype]];
+      throw new Error(
+        `it returned ${described(given)}; it must return one tensor whose first axis counts the examples`,
+      );
+    }
+    return names.map((name) => {
+      const output = (given as Record<string, unknown> | null)?.[name];
+      if (output instanceof tf.Tensor) return [name, output.shape, output.dtype];
+      throw new Error(
+        `it returned ${described(output)} as the output '${name}'; it must return one tensor for each target (${names.join(', ')}), whose first axis counts the examples`,
+      );
+    });
   };
-  let found: { readonly shape: number[]; readonly dtype: string };
+  let found: readonly [name: string, shape: number[], dtype: string][];
   try {
     found = tf.tidy(run as () => never) as unknown as typeof found;
   } catch (cause) {
-    throw invalid(
-      `the model fails on inputs of shape [n,${inputShape}]: ${errorText(cause)}`,
-      cause,
-    );
+    const shapes =
+      data.fields.length === 0
+        ? `[n,${data.inputShape}]`
+        : inputsOf(data)
+            .map(({ name, shape }) => `[n${shape.map((d) => `,${d}`).join('')}] (${name})`)
+            .join(', ');
+    throw invalid(`the model fails on inputs of shape ${shapes}: ${errorText(cause)}`, cause);
   }
-  if (found.dtype !== 'float32') {
-    throw invalid(
-      `the model's predictions are ${found.dtype}, which has no gradient; they must be float32`,
-    );
+  for (const [name, shape, dtype] of found) {
+    const where = name === '' ? '' : ` of output '${name}'`;
+    if (dtype !== 'float32') {
+      throw invalid(
+        `the model's predictions${where} are ${dtype}, which has no gradient; they must be float32`,
+      );
+    }
+    if (shape[0] !== count) {
+      throw invalid(
+        `the model's predictions${where} for ${count} examples have shape [${shape}]; the first size must be ${count}: one prediction for each example`,
+      );
+    }
   }
-  if (found.shape[0] !== count) {
-    throw invalid(
-      `the model's predictions for ${count} examples have shape [${found.shape}]; the first size must be ${count}: one prediction for each example`,
-    );
-  }
-  return found.shape.slice(1);
+  if (names.length === 0) return found[0]![1].slice(1);
+  return Object.fromEntries(found.map(([name, shape]) => [name, shape.slice(1)]));
 }
 
 /** A few training examples, evenly spaced. */
@@ -134,7 +168,7 @@ export async function checkNumbers(
   data: DataShape,
 ): Promise<void> {
   const values = await read(
-    tf.tidy(() => instance.predict(tensorsOf(minibatch, data).inputs, false)),
+    tf.tidy(() => asRows(instance.predict(tensorsOf(minibatch, data).inputs, false), rows.length)),
   );
   const at = values.findIndex(Number.isNaN);
   if (at < 0) return;
@@ -143,7 +177,9 @@ export async function checkNumbers(
   );
 }
 
-function functionInstance(model: FunctionModel): OwnInstance {
+function functionInstance(model: FunctionModel, data: DataShape): OwnInstance {
+  const targets = targetsOf(data);
+  const only = targets.length === 1 ? targets[0]!.name : null;
   const variables: unknown = (model as Partial<FunctionModel> | null | undefined)?.variables;
   if (typeof variables !== 'object' || variables === null || typeof model.predict !== 'function') {
     throw invalid(
@@ -163,7 +199,11 @@ function functionInstance(model: FunctionModel): OwnInstance {
   });
   return {
     weights,
-    predict: (inputs, training) => model.predict(inputs, { training }),
+    predict: (inputs, training) => {
+      const told = model.predict(inputs as Tensor, { training }) as Tensors;
+      // One target that has a name, and an output that has none.
+      return only !== null && told instanceof tf.Tensor ? { [only]: told } : told;
+    },
     penalties: () => [],
     layersModel: null,
     foreign: true,

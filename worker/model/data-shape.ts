@@ -1,6 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { isFloat } from '../data/columns.ts';
-import type { PreparedData } from '../data/examples.ts';
+import type { FieldRole, PreparedData } from '../data/examples.ts';
+import { isWhole } from '../data/fields.ts';
 
 /** What a model and its losses need to know about the data, and how they refuse them. */
 
@@ -19,14 +20,34 @@ export interface DataShape {
   readonly shares: boolean;
   /** Targets are whole numbers, tensors of int32. */
   readonly integers: boolean;
+  /** Several inputs or several targets. */
+  readonly fields: readonly FieldShape[];
+}
+
+/** One field, as `DataShape` has the one target. */
+export interface FieldShape {
+  readonly name: string;
+  readonly role: FieldRole;
+  readonly shape: readonly number[];
+  readonly classCount: number;
+  readonly shares: boolean;
+  readonly integers: boolean;
 }
 
 /** Shapes and kinds are looked at; there need be no example. */
-export type ModelData = Pick<PreparedData, 'train' | 'classCount'>;
+export type ModelData = Pick<PreparedData, 'train' | 'classCount' | 'transforms'>;
 
-export function dataShape({ train, classCount }: ModelData): DataShape {
+export function dataShape({ train, classCount, transforms }: ModelData): DataShape {
   const targetShape = train.targets.shape.slice(1);
   return {
+    fields: Object.entries(train.fields ?? {}).map(([name, field]): FieldShape => {
+      const { role, values } = field;
+      const shape = field.shape.slice(1);
+      const classCount = field.classes?.length ?? field.classCount ?? 0;
+      const shares = isFloat(values) && classCount > 0 && shape.at(-1) === classCount;
+      const integers = isWhole(field, transforms?.[name]);
+      return { name, role, shape, classCount, shares, integers };
+    }),
     inputShape: train.inputs.shape.slice(1),
     targetShape,
     classCount: classCount ?? 0,
@@ -34,3 +55,20 @@ export function dataShape({ train, classCount }: ModelData): DataShape {
     integers: !isFloat(train.targets.values),
   };
 }
+
+/** A field as if it were the one target: what losses need to know. */
+export const targetLike = ({ shape, classCount, shares, integers }: FieldShape): DataShape => ({
+  ...{ inputShape: [], targetShape: shape, classCount, shares, integers, fields: [] },
+});
+
+/** Targets by name; empty: there is one, or none. */
+export const targetsOf = ({ fields }: DataShape): readonly FieldShape[] =>
+  fields.filter(({ role }) => role === 'target');
+
+/** Inputs by name, with masks; empty: there is one. */
+export const inputsOf = ({ fields }: DataShape): readonly FieldShape[] =>
+  fields.filter(({ role }) => role !== 'target');
+
+/** Whether the data have the field `inputs`, and `targets`. */
+export const hasInputs = ({ inputShape }: DataShape): boolean => inputShape[0] !== 0;
+export const hasTargets = ({ targetShape }: DataShape): boolean => targetShape[0] !== 0;

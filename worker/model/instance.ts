@@ -1,7 +1,8 @@
 import type { Layout, PlacedTensor, TensorSpec } from '../../shared/layout.ts';
 import type { NoiseSource } from '../noise.ts';
-import type { LayersModel, Scalar, Tensor, Variable } from '../tf.ts';
+import type { LayersModel, Scalar, Variable } from '../tf.ts';
 import { invalid } from './data-shape.ts';
+import type { Tensors } from './tensors.ts';
 
 /** One tensor of the model and how it takes part. */
 export interface Weight extends TensorSpec {
@@ -12,12 +13,12 @@ export interface Weight extends TensorSpec {
 export interface Instance {
   readonly weights: readonly Weight[];
   /** @param noise where layers of dropout and noise get theirs, in training. */
-  predict(inputs: Tensor, training: boolean, noise?: NoiseSource): Tensor;
+  predict(inputs: Tensors, training: boolean, noise?: NoiseSource): Tensors;
   /** Losses of regularised layers. */
   penalties(): Scalar[];
   readonly layersModel: LayersModel | null;
-  /** The shape of one example's predictions. */
-  readonly outputShape: readonly number[];
+  /** The shape of one example's predictions; of several outputs, by name. */
+  readonly outputShape: readonly number[] | Readonly<Record<string, readonly number[]>>;
   /** Code of others takes part in a step: what it does may change from one to the next. */
   readonly foreign: boolean;
 }

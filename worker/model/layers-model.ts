@@ -1,7 +1,8 @@
+import { nearest } from '../../shared/spelling.ts';
 import { isNoisy } from '../layers.ts';
 import { drawNoise, type NoiseSource } from '../noise.ts';
 import { isLibraryClass, type LayersModel, type Tensor, tf, type Variable } from '../tf.ts';
-import { type DataShape, invalid } from './data-shape.ts';
+import { type DataShape, inputsOf, invalid, targetsOf } from './data-shape.ts';
 import type { OwnInstance, Weight } from './instance.ts';
 
 /** A LayersModel of tfjs as training needs it: names that stay, noise from elsewhere, normalisation put right. */
@@ -9,20 +10,9 @@ import type { OwnInstance, Weight } from './instance.ts';
 type Layer = LayersModel['layers'][number];
 type LayerWeight = Layer['weights'][number];
 
-export function layersInstance(model: LayersModel, { inputShape }: DataShape): OwnInstance {
-  if (model.inputs.length !== 1 || model.outputs.length !== 1) {
-    throw invalid(
-      `the model has ${model.inputs.length} inputs and ${model.outputs.length} outputs; allowed: one of each`,
-    );
-  }
-  const taken = model.inputs[0]!.shape.slice(1);
-  const fits =
-    taken.length === inputShape.length && taken.every((d, i) => d === null || d === inputShape[i]);
-  if (!fits) {
-    throw invalid(
-      `the model takes inputs of shape [n,${taken}], but the data have [n,${inputShape}]: pass inputShape to the first layer`,
-    );
-  }
+export function layersInstance(model: LayersModel, data: DataShape): OwnInstance {
+  mustTakeInputs(model, data);
+  const outputNames = outputsOf(model, data);
   const weights: Weight[] = [];
   const seen = new Set<LayerWeight>();
   const names = new Set<string>();
@@ -56,12 +46,80 @@ export function layersInstance(model: LayersModel, { inputShape }: DataShape): O
     weights,
     predict: (inputs, training, noise = drawNoise) => {
       source.noise = noise;
-      return model.apply(inputs, { training }) as Tensor;
+      const given =
+        inputs instanceof tf.Tensor ? inputs : model.inputNames.map((name) => inputs[name]!);
+      const told = model.apply(given, { training }) as Tensor | Tensor[];
+      if (outputNames === null) return [told].flat()[0]!;
+      return Object.fromEntries([told].flat().map((output, i) => [outputNames[i]!, output]));
     },
     penalties: () => model.calculateLosses(),
     layersModel: model,
     foreign,
   };
+}
+
+/** @throws DownpourError DP_EXPERIMENT_INVALID: the model's inputs are not those of the data. */
+function mustTakeInputs(model: LayersModel, data: DataShape): void {
+  const fields = inputsOf(data);
+  const fits = (taken: readonly (number | null)[], shape: readonly number[]) =>
+    taken.length === shape.length && taken.every((d, i) => d === null || d === shape[i]);
+  if (fields.length === 0) {
+    const { inputShape } = data;
+    if (model.inputs.length !== 1) {
+      throw invalid(
+        `the model has ${model.inputs.length} inputs (${model.inputNames.join(', ')}) and the data have one: give inputs by name, inputs: { ${model.inputNames[0]}: { values, shape }, … }`,
+      );
+    }
+    const taken = model.inputs[0]!.shape.slice(1);
+    if (fits(taken, inputShape)) return;
+    throw invalid(
+      `the model takes inputs of shape [n,${taken}], but the data have [n,${inputShape}]: pass inputShape to the first layer`,
+    );
+  }
+  const known = fields.map(({ name }) => name);
+  const list = known.map((name) => `'${name}'`).join(', ');
+  model.inputNames.forEach((name, i) => {
+    const field = fields.find((each) => each.name === name);
+    if (!field) {
+      const near = nearest(name, known);
+      throw invalid(
+        `the model has an input '${name}', and the data have no such field; ${near ? `did you mean '${near}'?` : `they have ${list}`}: name each input by tf.input({ shape, name })`,
+      );
+    }
+    const taken = model.inputs[i]!.shape.slice(1);
+    if (fits(taken, field.shape)) return;
+    throw invalid(
+      `the model takes the input '${name}' of shape [n,${taken}], but the data have [n${field.shape.map((d) => `,${d}`).join('')}] in this field`,
+    );
+  });
+  // A mask need not be looked at.
+  const unused = fields.find(
+    ({ name, role }) => role === 'input' && !model.inputNames.includes(name),
+  );
+  if (!unused) return;
+  throw invalid(
+    `the data have a field '${unused.name}', and no input of the model has this name (its inputs: ${model.inputNames.join(', ')}): add tf.input({ shape, name: '${unused.name}' }), or leave the field out of the data`,
+  );
+}
+
+/** The names of the outputs in their order; null: the data have one target without a name. */
+function outputsOf(model: LayersModel, data: DataShape): readonly string[] | null {
+  const targets = targetsOf(data).map(({ name }) => name);
+  const { outputNames } = model;
+  if (targets.length === 0) {
+    if (outputNames.length === 1) return null;
+    throw invalid(
+      `the model has ${outputNames.length} outputs (${outputNames.join(', ')}), and the data do not name their targets: give targets: { ${outputNames[0]}: { values, shape }, … }`,
+    );
+  }
+  if (targets.length === 1 && outputNames.length === 1) return targets;
+  const lonely =
+    targets.find((name) => !outputNames.includes(name)) ??
+    outputNames.find((name) => !targets.includes(name));
+  if (lonely === undefined) return outputNames;
+  throw invalid(
+    `the model's outputs are ${outputNames.join(', ')}, and the targets of the data are ${targets.join(', ')}; '${lonely}' is not among both: give the last layer of each output the name of its target`,
+  );
 }
 
 /** Whether the layer is of a class of the user's, has a `call` of the user's, or a state from step to step. */

@@ -2,14 +2,14 @@ import type { Layout } from '../../shared/layout.ts';
 import { sizeOf } from '../data/columns.ts';
 import type { Minibatch } from '../data/examples.ts';
 import { discard } from '../discard.ts';
-import type { Measure } from '../experiment.ts';
 import type { Fed, Graphs, Opened } from '../graph.ts';
+import type { InnerMeasure } from '../measures.ts';
 import { drawNoise, type NoiseSource, withSeed } from '../noise.ts';
 import { type Scalar, type Tensor, tf } from '../tf.ts';
-import type { DataShape } from './data-shape.ts';
+import { type DataShape, hasInputs, hasTargets } from './data-shape.ts';
 import type { Instance, PlacedWeight } from './instance.ts';
 import type { LoadedParameters } from './loaded.ts';
-import { flatten, read, tensorsOf } from './tensors.ts';
+import { countOf, fieldsOf, flatten, read, sidesOf, type Tensors } from './tensors.ts';
 
 export interface Step {
   /** Mean over the minibatch, without regularisation; may be NaN or infinite. */
@@ -24,7 +24,7 @@ export interface StepsOptions {
   readonly layout: Layout;
   readonly data: DataShape;
   readonly parameters: LoadedParameters;
-  readonly trainingLoss: Measure;
+  readonly trainingLoss: InnerMeasure;
   /** Null: operation by operation. */
   readonly graphs: Graphs | null;
 }
@@ -34,7 +34,7 @@ export class Steps {
   readonly #layout: Layout;
   readonly #data: DataShape;
   readonly #parameters: LoadedParameters;
-  readonly #trainingLoss: Measure;
+  readonly #trainingLoss: InnerMeasure;
   readonly #graphs: Graphs | null;
   readonly #zeros = new Zeros();
   /** The engines whose tensors do not share their memory with what is read of them. */
@@ -58,7 +58,8 @@ export class Steps {
         const fed = graphs ? this.#feedsOf(minibatch) : null;
         if (!graphs || !fed) return this.#open(instance, minibatch).compute(drawNoise);
         const open = () => this.#open(instance, minibatch);
-        computed = graphs.run(String(fed[0]!.shape), fed, open);
+        const key = String(fed[0]!.shape);
+        computed = graphs.run(key, fed, open);
         return null as never;
       }),
     );
@@ -95,12 +96,17 @@ export class Steps {
   }
 
   /** All that a step depends on; null when not all of it is known. */
-  #feedsOf({ inputs, targets }: Minibatch): Fed[] | null {
+  #feedsOf(minibatch: Minibatch): Fed[] | null {
+    const { inputs, targets, fields = {} } = minibatch;
     const { inputShape, targetShape } = this.#data;
-    const count = inputs.length / sizeOf(inputShape);
+    const count = countOf(minibatch, this.#data);
     const fed = [
-      { values: inputs, shape: [count, ...inputShape] },
-      { values: targets, shape: [count, ...targetShape] },
+      ...(hasInputs(this.#data) ? [{ values: inputs, shape: [count, ...inputShape] }] : []),
+      ...(hasTargets(this.#data) ? [{ values: targets, shape: [count, ...targetShape] }] : []),
+      ...this.#data.fields.map(({ name }) => {
+        const { values, shape } = fields[name]!;
+        return { values, shape: [count, ...shape] };
+      }),
       ...this.#given().map((weight) => ({
         values: this.#parameters.valuesOf(weight),
         shape: weight.shape,
@@ -113,17 +119,18 @@ export class Steps {
   /** A step, with tensors of what `#feedsOf` gives, in the same order. */
   #open(instance: Instance, minibatch: Minibatch): Opened {
     this.#parameters.upload();
-    const { inputs, targets } = tensorsOf(minibatch, this.#data);
+    const fields = fieldsOf(minibatch, this.#data);
+    const { inputs, targets } = sidesOf(fields, this.#data);
     const variables = this.#given().map(({ variable }) => variable);
     const zeros = this.#zeroShapes().map((shape) => this.#zeros.of(shape).tensor);
     return {
-      feeds: [inputs, targets, ...variables, ...zeros],
+      feeds: [...Object.values(fields), ...variables, ...zeros],
       compute: (noise) => this.#gradientOf(instance, inputs, targets, noise),
     };
   }
 
   /** Gradient, statistics and loss behind each other, shape [layout.exchangedSize + 1]. */
-  #gradientOf(instance: Instance, inputs: Tensor, targets: Tensor, noise: NoiseSource): Tensor {
+  #gradientOf(instance: Instance, inputs: Tensors, targets: Tensors, noise: NoiseSource): Tensor {
     return tf.tidy(() => {
       const { weights } = this.#parameters;
       const trained = weights.filter(({ role }) => role === 'trainable');

@@ -1,20 +1,53 @@
 import { sizeOf } from '../data/columns.ts';
 import type { Minibatch } from '../data/examples.ts';
 import { type Tensor, type Tensor1D, tf } from '../tf.ts';
-import type { DataShape } from './data-shape.ts';
+import { type DataShape, hasInputs, hasTargets, inputsOf, targetsOf } from './data-shape.ts';
 
 /** Minibatches as tensors, and tensors as numbers. */
 
-/** Inputs of shape [n, ...inputShape] and targets of shape [n, ...targetShape], the caller's to dispose of. */
+/** One tensor, or several by name. */
+export type Tensors = Tensor | Readonly<Record<string, Tensor>>;
+
+/** Examples of a minibatch. */
+export const countOf = ({ count, inputs }: Minibatch, { inputShape }: DataShape): number =>
+  count ?? inputs.length / sizeOf(inputShape);
+
+/** All fields by name, the caller's to dispose of: `inputs` of shape [n, ...inputShape], `targets`, and the others. */
+export function fieldsOf(minibatch: Minibatch, data: DataShape): Record<string, Tensor> {
+  const { inputs, targets, fields = {} } = minibatch;
+  const count = countOf(minibatch, data);
+  const dtypeOf = (values: Float32Array | Int32Array) =>
+    values instanceof Int32Array ? 'int32' : 'float32';
+  const own: Record<string, Tensor> = {};
+  if (hasInputs(data)) own.inputs = tf.tensor(inputs, [count, ...data.inputShape], 'float32');
+  if (hasTargets(data)) {
+    own.targets = tf.tensor(targets, [count, ...data.targetShape], dtypeOf(targets));
+  }
+  for (const { name } of data.fields) {
+    const { values, shape } = fields[name]!;
+    own[name] = tf.tensor(values, [count, ...shape], dtypeOf(values));
+  }
+  return own;
+}
+
+/** What the model predicts from, and what predictions are compared with. */
 export function tensorsOf(
-  { inputs, targets }: Minibatch,
-  { inputShape, targetShape }: DataShape,
-): { readonly inputs: Tensor; readonly targets: Tensor } {
-  const count = inputs.length / sizeOf(inputShape);
-  const dtype = targets instanceof Int32Array ? 'int32' : 'float32';
+  minibatch: Minibatch,
+  data: DataShape,
+): { readonly inputs: Tensors; readonly targets: Tensors } {
+  return sidesOf(fieldsOf(minibatch, data), data);
+}
+
+/** @param fields of `fieldsOf` */
+export function sidesOf(fields: Readonly<Record<string, Tensor>>, data: DataShape) {
+  const side = (own: Tensor | undefined, names: readonly { readonly name: string }[]): Tensors => {
+    if (own && names.length === 0) return own;
+    const named = Object.fromEntries(names.map(({ name }) => [name, fields[name]!]));
+    return own ? { ...named, inputs: own } : named;
+  };
   return {
-    inputs: tf.tensor(inputs, [count, ...inputShape], 'float32'),
-    targets: tf.tensor(targets, [count, ...targetShape], dtype),
+    inputs: side(fields.inputs, inputsOf(data)),
+    targets: fields.targets ?? side(undefined, targetsOf(data)),
   };
 }
 
@@ -26,3 +59,26 @@ export async function read(tensor: Tensor): Promise<Float32Array> {
 }
 
 export const flatten = (tensor: Tensor): Tensor1D => tf.reshape(tensor, [tensor.size]);
+
+/** Zeros as fields of some examples. */
+export function zerosOf(data: DataShape, count: number): Record<string, Tensor> {
+  const zeros: Record<string, Tensor> = {};
+  if (hasInputs(data)) zeros.inputs = tf.zeros([count, ...data.inputShape]);
+  const { integers, targetShape } = data;
+  if (hasTargets(data)) {
+    zeros.targets = tf.zeros([count, ...targetShape], integers ? 'int32' : 'float32');
+  }
+  for (const { name, shape, integers } of data.fields) {
+    zeros[name] = tf.zeros([count, ...shape], integers ? 'int32' : 'float32');
+  }
+  return zeros;
+}
+
+/** Predictions as one float32 tensor: as they are, or the outputs of each example behind each other. */
+export function asRows(predictions: Tensors, count: number): Tensor {
+  if (predictions instanceof tf.Tensor) return tf.cast(predictions, 'float32');
+  const rows = Object.values(predictions).map((output) =>
+    tf.cast(tf.reshape(output, [count, output.size / count]), 'float32'),
+  );
+  return tf.concat(rows, 1);
+}
