@@ -49,7 +49,7 @@ export type { DataOn, ExamplesOn, Numbers, TrainOnOptions } from './train-on.ts'
  * Trains an experiment: starts a server and workers on this machine, and ends them when the run has ended.
  * @param experiment its file (a path, or a `file:` URL), or the experiment itself.
  * @throws DownpourError DP_RUN_FAILED: the run has failed; what loading the experiment and starting a server throws; the
- *   reason of `signal`.
+ *   reason of `signal`; what `onProgress` or `log` has thrown, which stop the run as `signal` does.
  */
 export const train: typeof Train = async (experiment, options) =>
   (await import('./train.ts')).train(experiment, options);

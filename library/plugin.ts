@@ -4,28 +4,16 @@ import fastifyPlugin from 'fastify-plugin';
 import { DEFAULT_STATE } from '../cli/options.ts';
 import { Access, type Role } from '../server/access/access.ts';
 import { mountApp } from '../server/http/mount.ts';
-import { type ServeOptions, serve } from '../server/main.ts';
+import { serve } from '../server/main.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
+import { mustBeOptions, OF_SERVE, SHARED_OPTIONS, type SharedOptions } from './options.ts';
 
 /** A parameter server as a plugin of Fastify: `await app.register(downpour, { prefix: '/training', … })`. */
 
 export type { Role };
 
-export interface DownpourPluginOptions
-  extends Pick<
-    ServeOptions,
-    | 'token'
-    | 'tokenFile'
-    | 'workerToken'
-    | 'observerToken'
-    | 'tokensFile'
-    | 'redis'
-    | 'redisFiles'
-    | 'limits'
-    | 'pushLog'
-    | 'tensorboard'
-  > {
+export interface DownpourPluginOptions extends SharedOptions {
   /** Folder of records and checkpoints. Default: `.downpour` in the working folder. */
   readonly state?: string;
   /**
@@ -35,13 +23,32 @@ export interface DownpourPluginOptions
   readonly authorize?: (request: FastifyRequest) => Role | null | Promise<Role | null>;
 }
 
+/** The last three are Fastify's own. */
+const OPTIONS = [
+  ...[...SHARED_OPTIONS, 'state', 'authorize'],
+  ...['prefix', 'logLevel', 'logSerializers'],
+];
+
+const LISTENS = 'the app listens, so give it to `Fastify` or `app.listen`';
+const STARTS = '`startServer` has it, or `downpour serve`';
+
+const ELSEWHERE: Readonly<Record<string, string>> = {
+  ...OF_SERVE,
+  ...{ host: LISTENS, port: LISTENS, tls: LISTENS },
+  ...{ localSocket: STARTS, shards: STARTS },
+  insecure: "give `authorize: () => 'operator'` for an app that nobody else reaches",
+  signal: '`app.close()` stops the server',
+  log: "the app's log is used",
+};
+
 /**
  * Its routes, hooks, parsers and answers are of its own scope: they change nothing for the app's other routes. The app's
  * hooks run for its routes and WebSockets, and its log is the app's. It begins to serve when the app is ready, and closes
  * with the app, after a checkpoint of each run.
- * @throws DownpourError DP_USAGE: nothing says who may use it; and as `serve`.
+ * @throws DownpourError DP_USAGE: nothing says who may use it, or an option is none of it; and as `serve`.
  */
 const plugin: FastifyPluginAsync<DownpourPluginOptions> = async (scope, options) => {
+  mustBeOptions('the plugin', options, OPTIONS, ELSEWHERE);
   const { authorize = null, state = DEFAULT_STATE, ...rest } = options;
   const log = logOf(scope);
   mustBeGuarded(options);

@@ -2,28 +2,17 @@ import { resolve } from 'node:path';
 import { DEFAULT_HOST, DEFAULT_PORT, DEFAULT_STATE } from '../cli/options.ts';
 import { type ServeOptions, serve } from '../server/main.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
+import { mustBeOptions, OF_SERVE, SHARED_OPTIONS, type SharedOptions } from './options.ts';
 
 /** What programs import as `downpour/server`: a parameter server in their own process. */
 
+/** What the plugin does not have, since there the app listens. */
+const LISTENING = ['tls', 'insecure', 'localSocket', 'shards', 'log'] as const;
+const OPTIONS = [...SHARED_OPTIONS, ...LISTENING, 'host', 'port', 'state', 'signal'];
+
 export interface StartServerOptions
-  extends Pick<
-    ServeOptions,
-    | 'token'
-    | 'tokenFile'
-    | 'workerToken'
-    | 'observerToken'
-    | 'tokensFile'
-    | 'redis'
-    | 'redisFiles'
-    | 'tls'
-    | 'insecure'
-    | 'limits'
-    | 'localSocket'
-    | 'shards'
-    | 'pushLog'
-    | 'tensorboard'
-    | 'log'
-  > {
+  extends SharedOptions,
+    Pick<ServeOptions, (typeof LISTENING)[number]> {
   /** Default: this machine alone. */
   readonly host?: string;
   /** Default: 7420; 0: any free one. */
@@ -47,8 +36,13 @@ export interface StartedServer {
 
 export { type DownpourPluginOptions, downpour, downpour as default, type Role } from './plugin.ts';
 
-/** Starts a parameter server, as `downpour serve` does. @throws DownpourError as `serve`. */
+/**
+ * Starts a parameter server, as `downpour serve` does.
+ * @throws DownpourError DP_USAGE: an option is none of it; and as `serve`. The reason of a `signal` that is aborted already.
+ */
 export async function startServer(options: StartServerOptions = {}): Promise<StartedServer> {
+  mustBeOptions('startServer', options, OPTIONS, OF_SERVE);
+  options.signal?.throwIfAborted();
   const { host = DEFAULT_HOST, port = DEFAULT_PORT, state = DEFAULT_STATE, signal } = options;
   const stopping = new AbortController();
   const { url, closed } = await serve({

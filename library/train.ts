@@ -11,6 +11,7 @@ import type { Pool } from '../cli/workers/pool.ts';
 import { readTensors } from '../files/checkpoint.ts';
 import { type PartialConfig, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { RunDetail, RunSummary, WorkerSummary } from '../shared/rest.ts';
 import { createRestClient } from '../shared/rest-client.ts';
 import type { EngineName } from '../worker/engine.ts';
@@ -21,7 +22,9 @@ import {
   hashExperiment,
   loadExperiment,
 } from '../worker/experiment.ts';
+import { describe } from '../worker/fields.ts';
 import type { LayersModel } from '../worker/tf.ts';
+import { mustBeOptions } from './options.ts';
 import { startWorker, withHash } from './worker.ts';
 
 /** A training from its start to its end, in one call of a program. */
@@ -55,6 +58,11 @@ export interface TrainOptions {
   readonly engine?: EngineName;
 }
 
+const OPTIONS = [
+  ...['workers', 'config', 'signal', 'onProgress', 'log', 'run', 'name'],
+  ...['state', 'server', 'token', 'data', 'engine'],
+];
+
 export interface TrainingProgress {
   readonly run: RunSummary;
   readonly workers: readonly WorkerSummary[];
@@ -84,14 +92,23 @@ export interface TrainingResult {
  * Trains an experiment: starts a server and workers on this machine, and ends them when the run has ended.
  * @param given its file (a path, or a `file:` URL), or the experiment itself.
  * @throws DownpourError DP_RUN_FAILED: the run has failed; what loading the experiment and starting a server throws; the
- *   reason of `signal`.
+ *   reason of `signal`; what `onProgress` or `log` has thrown, which stop the run as `signal` does.
  */
 export async function train(
   given: string | URL | Experiment,
   options: TrainOptions = {},
 ): Promise<TrainingResult> {
-  const { signal = new AbortController().signal, log = () => {} } = options;
-  signal.throwIfAborted();
+  const { workers = 0 } = options;
+  mustBeOptions('train', options, OPTIONS);
+  if (!Number.isInteger(workers) || workers < 0 || workers > LIMITS.workerCountMax) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `workers is ${describe(workers)}; allowed: a whole number from 0 to ${LIMITS.workerCountMax}`,
+    );
+  }
+  options.signal?.throwIfAborted();
+  const caller = callsOf(options);
+  const { signal, log } = caller;
   const subject = await subjectOf(given, options);
   const { name, experiment, hash: experimentHash } = subject;
   const config = resolveConfig(experiment.config, options.config);
@@ -104,11 +121,7 @@ export async function train(
       ...{ ...(id === undefined ? {} : { id }), experiment: name, experimentHash, config },
     });
     pool = await startWorkers(subject, run.id, usedServer, options, signal, log);
-    const progress = {
-      note: log,
-      update: (newest: RunSummary, workers: readonly WorkerSummary[]) =>
-        options.onProgress?.({ run: newest, workers }),
-    };
+    const progress = { note: log, update: caller.update };
     const ended = await follow(client, run.id, progress, pool, signal);
     await pool?.stop();
     pool = null;
@@ -118,6 +131,26 @@ export async function train(
     await pool?.stop();
     await usedServer.close();
   }
+}
+
+/** The caller's functions, whose errors end the training as `signal` does: then nothing goes on that nobody follows. */
+function callsOf(options: TrainOptions) {
+  const failed = new AbortController();
+  const guard = (call: () => unknown) => {
+    const fail = (error: unknown) => failed.abort(error);
+    try {
+      // TypeScript takes a function that returns a promise too.
+      void Promise.resolve(call()).catch(fail);
+    } catch (error) {
+      fail(error);
+    }
+  };
+  return {
+    signal: options.signal ? AbortSignal.any([options.signal, failed.signal]) : failed.signal,
+    log: (line: string) => guard(() => options.log?.(line)),
+    update: (run: RunSummary, workers: readonly WorkerSummary[]) =>
+      guard(() => options.onProgress?.({ run, workers })),
+  };
 }
 
 /** What is trained. */

@@ -6,6 +6,7 @@ import { webSocketAddress } from '../shared/rest-client.ts';
 import { checkExperiment, type Experiment, experimentFolders } from '../worker/experiment.ts';
 import { runWorker, type WorkerOptions, type WorkerResult } from '../worker/main.ts';
 import type { GivenExperiment } from '../worker/shelf.ts';
+import { mustBeOptions } from './options.ts';
 
 /** What programs import as `downpour/worker`: a worker in their own process. */
 
@@ -45,8 +46,19 @@ export interface StartedWorker {
   stop(): Promise<void>;
 }
 
+const OPTIONS = [
+  ...['name', 'token', 'tls', 'engine', 'threads', 'once', 'localSocket', 'onProgress'],
+  ...['server', 'run', 'experiments', 'data', 'signal', 'log'],
+];
+
+const ELSEWHERE: Readonly<Record<string, string>> = {
+  bundles: '`downpour work --accept-experiments` has it',
+  workers: 'a worker computes on this thread: start more processes, or use `downpour work`',
+};
+
 /** Starts a worker in this process, which computes on this thread: between two gradients others have their turn. */
 export function startWorker(options: StartWorkerOptions = {}): StartedWorker {
+  mustBeOptions('startWorker', options, OPTIONS, ELSEWHERE);
   const { server = DEFAULT_SERVER, run = null, experiments = [], signal, ...rest } = options;
   const { data = process.env.DOWNPOUR_DATA ?? 'data', log = () => {}, ...more } = rest;
   const stopping = new AbortController();
