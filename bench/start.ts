@@ -1,18 +1,10 @@
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cpSync, mkdirSync, symlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
+import { installed } from '../scripts/installed.ts';
 import { medianOf } from '../shared/quantile.ts';
-import {
-  ENVIRONMENT,
-  end,
-  keep,
-  PROGRAM,
-  ROOT,
-  startServer,
-  temporaryFolder,
-} from './processes.ts';
+import { ENVIRONMENT, end, keep, PROGRAM, startServer, temporaryFolder } from './processes.ts';
 import type { Table, Target } from './report.ts';
 
 /** How long a command takes until it does what it was called for: of the built package, and of the sources of a checkout. */
@@ -79,20 +71,6 @@ export async function benchStart(options: {
     await server.close();
     folder.remove();
   }
-}
-
-/** As npm would install it, but for the packages that it needs: those are this checkout's. @returns the program's path. */
-function installed(folder: string): string {
-  const build = ['--import', 'tsx', 'scripts/build.ts', '--without-types'];
-  const { status } = spawnSync(process.execPath, build, { cwd: ROOT, stdio: 'inherit' });
-  if (status !== 0) throw new Error('the package could not be built');
-  const home = join(folder, 'downpour');
-  mkdirSync(home);
-  for (const name of ['bin', 'dist', 'package.json']) {
-    cpSync(join(ROOT, name), join(home, name), { recursive: true });
-  }
-  symlinkSync(join(ROOT, 'node_modules'), join(home, 'node_modules'));
-  return join(home, 'bin', 'downpour.js');
 }
 
 async function seconds(

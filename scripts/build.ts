@@ -1,6 +1,7 @@
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
 import { type BuildOptions, build, type Metafile, type Plugin } from 'esbuild';
 import { PAGE_MODULES, twins } from '../cli/bundles/join-bundle.ts';
 import { BUILT_MODEL_SCRIPT, bundleModelScript } from '../cli/bundles/model-script.ts';
@@ -9,13 +10,20 @@ import { ROOT } from '../shared/own-files.ts';
 import { declare } from './declarations.ts';
 
 /**
- * `npm run build [-- --without-types]`: makes `dist/`, which the package consists of. JavaScript in few
- * files, since Node takes longer for many; each lies directly in `dist/`, as `shared/own-files.ts` says. Declarations lie in `dist/types/`, in the folders of their
- * sources.
+ * `npm run build [-- --without-types] [-- --to <folder>]`: makes `dist/`, which the package consists of. JavaScript in few
+ * files, since Node takes longer for many; each lies directly in `dist/`, as `shared/own-files.ts` says. Declarations lie in
+ * `dist/types/`, in the folders of their sources.
  */
 
 const root = fileURLToPath(ROOT);
-const DIST = join(root, 'dist');
+const { to, 'without-types': withoutTypes } = parseArgs({
+  options: {
+    /** Another folder of the package, which `dist/` is made in. */
+    to: { type: 'string', default: root },
+    'without-types': { type: 'boolean', default: false },
+  },
+}).values;
+const DIST = join(to, 'dist');
 
 /** By the name of the file in `dist/`. The first ones are what the package exports. */
 const ENTRIES: Readonly<Record<string, string>> = {
@@ -66,7 +74,6 @@ const SHARED: BuildOptions = {
   bundle: true,
   splitting: true,
   format: 'esm',
-  sourcemap: 'linked',
   metafile: true,
   logLevel: 'warning',
 };
@@ -83,21 +90,23 @@ const { metafile } = await build({
     ...Object.fromEntries(studies.map((name) => [`study-${name}`, `study/${name}.ts`])),
   },
   plugins: [noTypeScript, external],
-  ...{ outdir: 'dist', platform: 'node', target: 'node20.11', minifySyntax: true },
+  ...{ outdir: DIST, platform: 'node', target: 'node20.11', minifySyntax: true },
   chunkNames: 'part-[hash]',
+  // `node --enable-source-maps` names our files and lines. Their text would be 4 MB, half of the package.
+  ...{ sourcemap: 'linked', sourcesContent: false },
 });
 await build({
   ...SHARED,
   entryPoints: PAGE_MODULES,
   plugins: [twins],
-  ...{ outdir: 'dist/page', platform: 'browser', target: 'es2022', packages: 'external' },
+  ...{ outdir: join(DIST, 'page'), platform: 'browser', target: 'es2022', packages: 'external' },
 });
-await writeFile(join(root, BUILT_MODEL_SCRIPT), await bundleModelScript());
+await writeFile(join(to, BUILT_MODEL_SCRIPT), await bundleModelScript());
 for (const [i, contents] of (await bundleDashboard()).entries()) {
   await writeFile(join(DIST, 'web', FILES[i]!), contents);
 }
 await writeFile(join(DIST, 'licences.txt'), await licencesOf(metafile!));
-if (!process.argv.includes('--without-types')) {
+if (!withoutTypes) {
   const exported = ['index', 'client', 'layers', 'server', 'worker'].map((name) => ENTRIES[name]!);
   const sources = [...exported, ...studies.map((name) => `study/${name}.ts`)];
   const entries = sources.map((source) => source.replace(/\.ts$/, '.d.ts'));

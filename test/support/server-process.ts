@@ -1,10 +1,8 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { inject } from 'vitest';
 import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
-
-const PROGRAM = join(import.meta.dirname, '..', '..', 'bin', 'downpour.js');
 
 /** `downpour serve` as a process of its own, to be killed and halted. */
 export interface ServerProcess {
@@ -28,7 +26,7 @@ export async function startServerProcess(
   const env: NodeJS.ProcessEnv = { ...process.env, NO_COLOR: '1' };
   for (const name of Object.keys(env)) if (name.startsWith('DOWNPOUR_')) delete env[name];
   const args = ['serve', '--port', String(port), '--state', state, '--no-local-socket', '--json'];
-  const child = spawn(process.execPath, [PROGRAM, ...args, ...more], {
+  const child = spawn(process.execPath, [inject('program'), ...args, ...more], {
     env,
     stdio: ['ignore', 'pipe', 'pipe'],
   });

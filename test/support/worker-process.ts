@@ -1,10 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { vi } from 'vitest';
-
-const PROGRAM = join(import.meta.dirname, '..', '..', 'bin', 'downpour.js');
+import { inject, vi } from 'vitest';
 
 /** A command of ours as a process of its own. */
 export interface CommandProcess {
@@ -26,7 +23,7 @@ export function startCommand(
   { cwd, env = {} }: { cwd: string; env?: NodeJS.ProcessEnv },
 ): CommandProcess {
   const clean = Object.entries(process.env).filter(([name]) => !name.startsWith('DOWNPOUR_'));
-  const child = spawn(process.execPath, [PROGRAM, ...args], {
+  const child = spawn(process.execPath, [inject('program'), ...args], {
     ...{ cwd, env: { ...Object.fromEntries(clean), NO_COLOR: '1', ...env } },
     stdio: ['ignore', 'pipe', 'pipe'],
   });

@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSyn
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, test } from 'vitest';
 import { random } from '../../shared/random.ts';
 import type { Status } from '../../shared/rest.ts';
 import { enginesFolder } from '../../worker/engine-folder.ts';
@@ -201,7 +201,8 @@ describe.skipIf(missing)(
 function fill(home: string): void {
   const bin = join(home, 'bin');
   mkdirSync(bin);
-  const npx = `#!/bin/sh\n[ "$1" = downpour ] || exit 9\nshift\nexec '${process.execPath}' '${join(ROOT, 'bin/downpour.js')}' "$@"\n`;
+  // As installed: of a command that is started again and again, a checkout would read the TypeScript each time.
+  const npx = `#!/bin/sh\n[ "$1" = downpour ] || exit 9\nshift\nexec '${process.execPath}' '${inject('program')}' "$@"\n`;
   writeFileSync(join(bin, 'npx'), npx, { mode: 0o755 });
   for (const name of ['examples', 'test']) symlinkSync(join(ROOT, name), join(home, name));
   const [, houses] = /```ts\n(import [\s\S]*?houses\.csv[\s\S]*?)```/.exec(

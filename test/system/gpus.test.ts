@@ -2,12 +2,11 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { afterEach, beforeEach, expect, inject, test, vi } from 'vitest';
 import { chooseGpus } from '../../cli/workers/gpus.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { listGpus } from '../../worker/engine-nvidia.ts';
 import { Cluster } from '../support/cluster.ts';
-import { ROOT } from '../support/deployment.ts';
 
 // `downpour work --gpus` on a machine whose driver says that it has two; the engine is another one.
 
@@ -37,7 +36,7 @@ function work(gpus: string, driver?: string) {
   const alive = ['--alive-file', join(cluster.folder, 'alive')];
   child = spawn(
     process.execPath,
-    [join(ROOT, 'bin/downpour.js'), 'work', '--gpus', gpus, '--name', 'host', ...server, ...alive],
+    [inject('program'), 'work', '--gpus', gpus, '--name', 'host', ...server, ...alive],
     { env: { ...process.env, PATH: `${bin}:/usr/bin:/bin` }, stdio: ['ignore', 'pipe', 'pipe'] },
   );
   let text = '';

@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest';
 import type { RunDetail } from '../../shared/rest.ts';
 import { enginesFolder } from '../../worker/engine-folder.ts';
 import { ip, namespacesMissing } from '../support/addresses.ts';
@@ -58,7 +58,7 @@ let folder: string;
 
 /** `downpour …` on one of the machines. */
 function downpour(host: Host, ...args: string[]) {
-  const command = [process.execPath, join(ROOT, 'bin/downpour.js'), ...args];
+  const command = [process.execPath, inject('program'), ...args];
   // `ip netns exec` becomes the command: its process is ours to signal.
   const child = spawn('ip', inside(namespace(host), ...command), {
     cwd: ROOT,

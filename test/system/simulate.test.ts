@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, expect, test } from 'vitest';
+import { afterEach, expect, inject, test } from 'vitest';
 
 /** `downpour simulate` and `downpour paper` as processes. */
 
@@ -19,7 +19,7 @@ async function scratch(): Promise<string> {
 }
 
 function start(args: readonly string[]) {
-  const child = spawn(process.execPath, [join(ROOT, 'bin/downpour.js'), ...args], { cwd: ROOT });
+  const child = spawn(process.execPath, [inject('program'), ...args], { cwd: ROOT });
   let out = '';
   const heard = new Map<string, () => void>();
   const hear = (chunk: Buffer) => {

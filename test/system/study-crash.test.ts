@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, inject, test } from 'vitest';
 import { createRestClient } from '../../shared/rest-client.ts';
 import type { Trial } from '../../study/study.ts';
 
@@ -12,7 +12,7 @@ import type { Trial } from '../../study/study.ts';
 // killed with SIGKILL in turn. It goes on, and ends with exactly 20 results.
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
-const PROGRAM = join(ROOT, 'bin/downpour.js');
+const PROGRAM = inject('program');
 const EXAMPLE = join(ROOT, 'examples/csv-regression.ts');
 const TRIALS = 20;
 const EPOCHS = 4;
