@@ -6,6 +6,7 @@ import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { Newcomer, newcomerFollowsThePage, newcomerTrains } from '../support/newcomer.ts';
 
 // What somebody has who installs the package in an empty folder: nothing of this folder but the file that npm makes of it.
 // In CI npm installs it from the registry, and each line of Node.js that is supported runs it. Elsewhere the packages that it
@@ -149,6 +150,18 @@ describe.each(NODES)('installed, with %s', (node) => {
     await downpour('export', id!, ...where);
     const model = JSON.parse(await readFile(join(folder, 'exported/model.json'), 'utf8'));
     expect(model.format).toBe('layers-model');
+  });
+
+  // With the Node.js that runs this, newcomer.test.ts does so in a checkout.
+  describe.skipIf(node === process.execPath)('a newcomer', () => {
+    let newcomer: Newcomer;
+    beforeAll(async () => {
+      newcomer = new Newcomer({ folder, node, program: join(home, command) });
+      await downpour('init', 'digits.ts', '--data', 'mnist', '--yes');
+    });
+    afterAll(() => newcomer?.kill());
+    newcomerTrains(() => ({ newcomer, experiment: 'digits.ts' }));
+    newcomerFollowsThePage(() => newcomer);
   });
 
   test('the server has the dashboard and what browsers train with', TIMEOUT, async () => {
