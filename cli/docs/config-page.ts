@@ -9,8 +9,11 @@ export function configPage(): string {
   const lines = [
     '# Configuration of a run',
     '',
-    'You can set any field in the `config` of an experiment, on the command line',
-    '(`--set optimizer.kind=adam --set earlyStopping.patience=8`) or in the body of `POST /runs`. An unknown field is refused.',
+    'This page lists every setting of a run, such as the learning rate, the optimizer and early stopping. Set a field on the command line:',
+    '',
+    '    npx downpour train examples/mnist-mlp.ts --set optimizer.kind=adam --set earlyStopping.patience=8',
+    '',
+    'You can also set it in the `config` of an experiment, or in the body of `POST /runs`. An unknown field is refused.',
     '',
     '`npm run docs` writes this page from the schema in `shared/config.ts`. To change it, change the schema.',
     '',

@@ -48,7 +48,9 @@ export function messagesPage(): string {
   const shapes = SHAPES.flatMap(({ title, schema }) => section(title, schema as JsonSchema));
   return `${[
     '# Messages of the protocol',
-    'This page lists the fields of every message. [protocol.md](protocol.md) says when each message is sent and what to do with it. `npm run docs` writes this page from the schemas in `shared/protocol.ts` and `shared/data-facts.ts`. To change it, change the schemas.',
+    'This page lists the fields of every message. [protocol.md](protocol.md) says when each message is sent and what to do with it. A worker begins with a `hello` such as this, as a msgpack map:',
+    '    { type: "hello", worker: "my-worker", incarnation: "0123456789abcdef", run: null, … }',
+    '`npm run docs` writes this page from the schemas in `shared/protocol.ts` and `shared/data-facts.ts`. To change it, change the schemas.',
     'Every header has the field `type`, with the name of the message. Every message is checked: a field that is missing, unknown, of another type or out of range is `DP_FRAME_MALFORMED`, and the error names the field. A field may be left out only where the table says *optional*. Lengths of text are in UTF-16 code units.',
     ...groups,
     '## Shapes within messages',

@@ -55,8 +55,10 @@ export async function restPage(): Promise<string> {
     });
   return `${[
     '# REST',
-    'Programs read and control runs through this interface. Try it: `curl http://127.0.0.1:7420/status`. In TypeScript, `downpour/client` is a typed client ([export.md](export.md#programs-of-your-own)). Every server describes the interface as OpenAPI at `GET /openapi.json`.',
-    'If the server has tokens, send one in the header `Authorization: Bearer …`. The column *role* has the lowest role that a route requires; an operator may use every route ([SECURITY.md](../SECURITY.md)). An error is `{ code, message }` with an HTTP status from [errors.md](errors.md). Unknown fields are refused. Times are in seconds, sizes in bytes, and shares from 0 to 1. `null` means unknown or absent.',
+    'Programs read and control runs through this interface. Try it with a running server:',
+    '    curl http://127.0.0.1:7420/status',
+    'In TypeScript, `downpour/client` is a typed client ([export.md](export.md#programs-of-your-own)). Every server describes the interface as OpenAPI at `GET /openapi.json`.',
+    'If the server has tokens, send one in the header `Authorization: Bearer …`. The column *role* has the lowest role that a route requires; an operator can use every route ([SECURITY.md](../SECURITY.md)). An error is `{ code, message }` with an HTTP status from [errors.md](errors.md). Unknown fields are refused. Times are in seconds, sizes in bytes, and shares from 0 to 1. `null` means unknown or absent.',
     '`npm run docs` writes this page from a server and from `shared/rest.ts`. To change it, change those.',
     '## Routes',
     [

@@ -1,5 +1,5 @@
 import { copyFileSync, mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs';
-import { basename, dirname, join, relative } from 'node:path';
+import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { defineConfig, type MarkdownOptions } from 'vitepress';
 import { anchorOf } from '../../cli/docs/anchors.ts';
@@ -17,13 +17,18 @@ const linked = new Set<string>();
 /** Browsers show a file that ends in .txt, and download most other ones. */
 const copyOf = (file: string) => `source/${file}${/\.png$/.test(file) ? '' : '.txt'}`;
 
-const DECISIONS = join(ROOT, 'docs/decisions');
-const decisions = readdirSync(DECISIONS)
-  .sort()
-  .map((name) => {
-    const [, text = name] = /^# (.+)$/m.exec(readFileSync(join(DECISIONS, name), 'utf8')) ?? [];
-    return page(text, `decisions/${basename(name, '.md')}`);
-  });
+/** The pages of a folder in docs/, named by their first heading. */
+function pagesIn(folder: string) {
+  return readdirSync(join(ROOT, 'docs', folder))
+    .filter((name) => name.endsWith('.md'))
+    .sort()
+    .map((name) => {
+      const path = join(folder, name);
+      const [, text = name] =
+        /^# (.+)$/m.exec(readFileSync(join(ROOT, 'docs', path), 'utf8')) ?? [];
+      return page(text, path.replace(/\.md$/, ''));
+    });
+}
 
 function page(text: string, name: string) {
   return { text, link: `/docs/${name}` };
@@ -76,12 +81,17 @@ const sidebar = [
       page('Reliability', 'reliability'),
       page('Benchmarks', 'benchmarks'),
       page('Results', 'results'),
-      { text: 'Decisions', collapsed: true, items: decisions },
+      { text: 'Decisions', collapsed: true, items: pagesIn('decisions') },
       { text: 'Code style', link: '/STYLE' },
       { text: 'Changes', link: '/CHANGELOG' },
     ],
   },
 ];
+
+const listed = sidebar.flatMap(({ items }) => items.map((item) => 'link' in item && item.link));
+/** A page that the sidebar does not have yet is at the end of the guides. */
+const guides = sidebar.find(({ text }) => text === 'Guides')?.items;
+guides?.push(...pagesIn('.').filter(({ link }) => !listed.includes(link)));
 
 /** Adapts the links of a page: the README is the site's first page, and other files are copies. */
 const adaptLinks: MarkdownOptions['config'] = (md) => {
