@@ -2,10 +2,11 @@ import { performance } from 'node:perf_hooks';
 import { pathToFileURL } from 'node:url';
 import { createFusedOptimizer, optimizerBytes } from '../server/core/fused.ts';
 import { createKernels, type Decoding } from '../server/core/kernels.ts';
-import { createOptimizer } from '../server/core/optimizer.ts';
 import { BLOCK } from '../shared/compression.ts';
-import { type OptimizerConfig, resolveConfig } from '../shared/config.ts';
+import { resolveConfig } from '../shared/config.ts';
 import { Memory, regionBytes } from '../shared/memory.ts';
+import { createOptimizer } from '../shared/optimizer.ts';
+import type { OptimizerConfig } from '../shared/optimizer-config.ts';
 import { medianOf } from '../shared/quantile.ts';
 
 /**

@@ -1,7 +1,7 @@
 import type { RunConfig } from '../../shared/config.ts';
 import { collects } from '../../shared/consistency.ts';
+import { type VelocityUse, velocitySymbol } from '../../shared/optimizer.ts';
 import type { Correction as Told } from '../../shared/rest.ts';
-import { type VelocityUse, velocitySymbol } from './optimizer.ts';
 import { StalenessWatch, type WatchState } from './staleness-watch.ts';
 
 /**

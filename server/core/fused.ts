@@ -1,16 +1,16 @@
-import type { OptimizerConfig } from '../../shared/config.ts';
 import { type Memory, regionBytes } from '../../shared/memory.ts';
-import type { Decoding, Kernels, Rule } from './kernels.ts';
 import {
   type DecayRange,
-  type StepOptions,
   spansOf,
   type VelocityUse,
   velocitySymbol,
-} from './optimizer.ts';
+} from '../../shared/optimizer.ts';
+import type { OptimizerConfig } from '../../shared/optimizer-config.ts';
+import type { Decoding, Kernels, Rule } from './kernels.ts';
+import type { StepOptions } from './step-options.ts';
 
 /**
- * The optimizers of optimizer.ts in one pass over memory: the gradient is decoded, clipped, applied and
+ * The optimizers of shared/optimizer.ts in one pass over memory: the gradient is decoded, clipped, applied and
  * the result checked on the way. Arithmetic is in float32, four at a time; tests compare with the
  * float64 twins.
  */

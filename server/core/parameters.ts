@@ -14,6 +14,7 @@ import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Layout } from '../../shared/layout.ts';
 import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from '../../shared/memory.ts';
+import { decayRanges, normAndFinite } from '../../shared/optimizer.ts';
 import { type Average, type AverageState, averageBytes, createAverage } from './averaging.ts';
 import type { CompensationUse } from './compensation.ts';
 import {
@@ -37,8 +38,8 @@ import {
   vectorAt,
 } from './landing-rooms.ts';
 import { type NormBound, normBounds, project } from './max-norm.ts';
-import { decayRanges, normAndFinite, type StepOptions } from './optimizer.ts';
 import { Snapshot, SnapshotPool } from './snapshot.ts';
+import type { StepOptions } from './step-options.ts';
 import {
   type Copy,
   flatTensor,

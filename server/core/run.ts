@@ -2,9 +2,9 @@ import { floatsOf } from '../../shared/codec.ts';
 import { decodeFacts, isOfOlderRelease } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { createLayout } from '../../shared/layout.ts';
+import { normAndFinite } from '../../shared/optimizer.ts';
 import type { Part, Phase } from '../../shared/protocol.ts';
 import type { Evaluation } from '../../shared/rest.ts';
-import { normAndFinite } from './optimizer.ts';
 import {
   attend,
   detach,

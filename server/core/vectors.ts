@@ -4,10 +4,10 @@ import { DownpourError } from '../../shared/errors.ts';
 import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { MEMORY_BYTES_MAX, regionBytes } from '../../shared/memory.ts';
+import { velocitySymbol } from '../../shared/optimizer.ts';
 import { averageBytes, averageSymbols } from './averaging.ts';
 import { optimizerBytes, optimizerSymbols } from './fused.ts';
 import { placesUsed, vectorsPerSlot } from './gathered.ts';
-import { velocitySymbol } from './optimizer.ts';
 
 /** The vectors of a run: their names in a checkpoint, their sizes, and what they and payloads take. */
 

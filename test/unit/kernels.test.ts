@@ -11,13 +11,7 @@ import {
   sumOfSquares,
 } from '../../server/core/fused.ts';
 import { createKernels } from '../../server/core/kernels.ts';
-import {
-  createOptimizer,
-  normAndFinite,
-  type StepOptions,
-  type VelocityUse,
-  velocitySymbol,
-} from '../../server/core/optimizer.ts';
+import type { StepOptions } from '../../server/core/step-options.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import {
   BLOCK,
@@ -29,8 +23,14 @@ import {
   encodeTopk,
 } from '../../shared/compression.ts';
 import { createCompressionKernels } from '../../shared/compression-kernels.ts';
-import { type OptimizerConfig, OptimizerSchema } from '../../shared/config.ts';
 import { Memory, regionBytes } from '../../shared/memory.ts';
+import {
+  createOptimizer,
+  normAndFinite,
+  type VelocityUse,
+  velocitySymbol,
+} from '../../shared/optimizer.ts';
+import { type OptimizerConfig, OptimizerSchema } from '../../shared/optimizer-config.ts';
 import { random } from '../../shared/random.ts';
 
 /** Sixty updates in float32 against float64; each rounds by 2⁻²⁴. */

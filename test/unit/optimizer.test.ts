@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import { afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { resolveConfig } from '../../shared/config.ts';
 import {
   clipByNorm,
   clipByValue,
@@ -8,8 +9,8 @@ import {
   decayRanges,
   matchesPattern,
   normAndFinite,
-} from '../../server/core/optimizer.ts';
-import { type OptimizerConfig, resolveConfig } from '../../shared/config.ts';
+} from '../../shared/optimizer.ts';
+import type { OptimizerConfig } from '../../shared/optimizer-config.ts';
 import { random } from '../../shared/random.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { tf } from '../../worker/tf.ts';

@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import type { StepOptions } from '../../server/core/optimizer.ts';
 import { Parameters } from '../../server/core/parameters.ts';
 import type { Snapshot } from '../../server/core/snapshot.ts';
+import type { StepOptions } from '../../server/core/step-options.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import { encodeBf16, encodedBytes, encodeInt8 } from '../../shared/compression.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';

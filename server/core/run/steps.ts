@@ -1,5 +1,5 @@
-import type { StepOptions } from '../optimizer.ts';
 import { momentumAt } from '../schedule.ts';
+import type { StepOptions } from '../step-options.ts';
 import { isTraining, learningRateOf, ownMomentumOf, scheduleStepOf } from './course.ts';
 import { overflowText } from './reasons.ts';
 import { type Inside, secondsOf } from './state.ts';

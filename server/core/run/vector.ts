@@ -10,11 +10,11 @@ import type { Clip } from '../fused.ts';
 import type { Weight } from '../gathered.ts';
 import type { LandingRoom, StagedPush } from '../landing-rooms.ts';
 import { normBounds } from '../max-norm.ts';
-import type { StepOptions } from '../optimizer.ts';
 import { Parameters, type ParametersState } from '../parameters.ts';
 import { BEST, type RunShards, rangesOf, saveVectors } from '../shard.ts';
 import type { SaveKind, ShardCommand } from '../shard-command.ts';
 import { Snapshot } from '../snapshot.ts';
+import type { StepOptions } from '../step-options.ts';
 import {
   type Copy,
   flatTensor,

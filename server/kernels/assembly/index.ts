@@ -1,5 +1,5 @@
 // Update kernels in AssemblyScript, compiled to WASM SIMD by `npm run kernels`. The reference twins are
-// in server/core/optimizer.ts and averaging.ts; symbols are theirs. All arrays begin at multiples of 16
+// in shared/optimizer.ts and server/core/averaging.ts; symbols are theirs. All arrays begin at multiples of 16
 // bytes; lengths are free: vectors that reach beyond a span are computed whole and stored masked.
 
 // How the gradient is written; see shared/compression.ts.

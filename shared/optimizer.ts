@@ -1,16 +1,16 @@
-import type { OptimizerConfig, RunConfig } from '../../shared/config.ts';
-import type { CompensationUse } from './compensation.ts';
+import type { RunConfig } from './config.ts';
+import type { OptimizerConfig } from './optimizer-config.ts';
 
 /**
- * The update rules in plain TypeScript: the reference that the kernels of fused.ts, which run, are
- * tested against. Arithmetic is in float64, as everywhere in JavaScript; state and parameters are
+ * The update rules in plain TypeScript: those of workers that take local steps, and the reference that the kernels of
+ * the server (fused.ts) are tested against. Arithmetic is in float64, as everywhere in JavaScript; state and parameters are
  * rounded to float32 when they are stored.
  *
  * Symbols: θ parameters, g gradient, ε the learning rate of this step, λ the rate of weight decay, l1 that of L1,
  * δ the small `epsilon` of the configuration, as in Deep Learning ch. 8.
  */
 
-export interface StepOptions {
+export interface RuleOptions {
   /** The number of this update, from 1: bias corrections use it. */
   readonly step: number;
   /** ε, after schedule and damping. */
@@ -19,8 +19,6 @@ export interface StepOptions {
   readonly momentum?: number;
   /** Absent: the common one. */
   readonly velocity?: VelocityUse;
-  /** Absent: the gradient is used as it is. */
-  readonly compensation?: CompensationUse;
 }
 
 /**
@@ -51,7 +49,7 @@ export interface Optimizer {
    * Applies one gradient in place.
    * @param parameters shape [n]. @param gradient shape [n]; may be overwritten.
    */
-  apply(parameters: Float32Array, gradient: Float32Array, options: StepOptions): void;
+  apply(parameters: Float32Array, gradient: Float32Array, options: RuleOptions): void;
   /** Live state by symbol, each of shape [n]: exactly what a checkpoint must keep. */
   readonly slots: Readonly<Record<string, Float32Array>>;
   /** Velocities of workers, by slot from 1; shape [n] each. */
@@ -191,7 +189,7 @@ interface Rule {
     theta: Float32Array,
     g: Float32Array,
     span: DecayRange,
-    options: StepOptions,
+    options: RuleOptions,
     own: Float32Array | null,
   ): void;
 }
