@@ -5,6 +5,7 @@ import { ConsistencySchema, consistencyProblem } from './consistency.ts';
 import { DownpourError } from './errors.ts';
 import type { JsonSchema } from './json-schema.ts';
 import { LIMITS } from './limits.ts';
+import { LocalSchema, localOf, localOptimizer, localProblem, OuterSchema } from './local-steps.ts';
 import { OptimizerSchema } from './optimizer-config.ts';
 import { nearest } from './spelling.ts';
 
@@ -240,6 +241,9 @@ export const RunConfigSchema = Type.Object(
       { ...closed, default: {} },
     ),
     consistency: ConsistencySchema,
+    // These are optional, as the newer fields of `consistency`.
+    local: Type.Optional(LocalSchema),
+    outer: Type.Optional(OuterSchema),
     compression: Type.Object(
       {
         push: PushCompressionSchema,
@@ -489,14 +493,18 @@ export const SERVER_DEFAULTS = {
 /** Run and experiment names: they become file names and Redis keys, so nothing else is let in. */
 export const NAME_PATTERN = '^[a-z0-9][a-z0-9_-]{0,63}$';
 
-/** What workers receive: older ones refuse unknown fields of `consistency`, and no worker needs them. */
-export function workerConfig(config: RunConfig): RunConfig {
+/**
+ * What workers receive: older ones refuse unknown fields, and no worker needs those of `consistency` and `outer`. Runs with
+ * local steps are only for workers that announce them, and these know `local`.
+ */
+export function workerConfig({ local, outer: _, ...config }: RunConfig): RunConfig {
   const { stalenessMax, damping, depth } = config.consistency;
   const known = damping === 'root' ? 'none' : damping;
   const { examples, ...observe } = config.observe;
   const isUsual = examples === undefined || examples === LIMITS.shownExamplesDefault;
   const sent = { ...config, observe: isUsual ? observe : { ...observe, examples } };
-  return { ...sent, consistency: { mode: 'async', stalenessMax, damping: known, depth } };
+  const consistency = { mode: 'async', stalenessMax, damping: known, depth } as const;
+  return { ...sent, consistency, ...(localOf({ local }) && { local }) };
 }
 
 /**
@@ -531,10 +539,11 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
       `momentumSchedule.steps is ${show(momentumSchedule.steps)}; each must be above the one before`,
     );
   }
-  if (momentumSchedule && !('momentum' in config.optimizer)) {
+  const stepping = localOptimizer(config);
+  if (momentumSchedule && !('momentum' in stepping)) {
     throw new DownpourError(
       'DP_CONFIG_INVALID',
-      `momentumSchedule needs an optimizer with momentum; optimizer.kind is '${config.optimizer.kind}': use momentum, nesterov or rmsprop`,
+      `momentumSchedule needs an optimizer with momentum; optimizer.kind is '${stepping.kind}': use momentum, nesterov or rmsprop`,
     );
   }
   const { push } = config.compression;
@@ -544,7 +553,7 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
       `compression.push.momentum ${push.momentum} replaces the optimizer's own; optimizer.kind is '${config.optimizer.kind}': use sgd, or momentum 0`,
     );
   }
-  const inconsistent = consistencyProblem(config);
+  const inconsistent = consistencyProblem(config) ?? localProblem(config);
   if (inconsistent !== null) throw new DownpourError('DP_CONFIG_INVALID', inconsistent);
   const { folds, fold, stratified, apart } = config.validation;
   if (folds === null ? fold > 0 || stratified || apart !== null : fold >= folds) {

@@ -189,16 +189,20 @@ export function consistencyProblem({
 export function shardsProblem({
   consistency,
   clip,
+  local,
 }: {
   readonly consistency: Consistency;
   readonly clip: { readonly norm: number | null };
+  readonly local?: { readonly steps: number | null; readonly after: number } | undefined;
 }): string | null {
   if (!collects(consistency)) return null;
   const { mode, aggregate } = consistency;
   if (aggregate === 'krum') {
     return `consistency.aggregate is 'krum', which compares whole gradients; a server with shards has parts of them: use median or trimmedMean, or a server without shards`;
   }
-  if (clip.norm !== null) {
+  // With local steps workers clip the gradients of theirs.
+  const isLocal = local?.steps != null && local.after === 0;
+  if (clip.norm !== null && !isLocal) {
     return `clip.norm is ${clip.norm} in mode '${mode}': on a server with shards the norm of a step's mean is not known: use clip.value, or a server without shards`;
   }
   return null;

@@ -52,6 +52,8 @@ export const LIMITS = {
   /** Workers whose parameters are kept as they were sent, for `gap` and `compensated`, and what they take on each shard. */
   sentCountMax: 64,
   sentBytesMax: 2 ** 30,
+  /** Minibatches that a worker trains on between two exchanges. */
+  localStepsMax: 10_000,
   /** Minibatch leases one worker may hold. */
   leasesPerWorkerMax: 64,
   /** Bytes waiting to be sent to one worker before it is disconnected as a slow reader. */

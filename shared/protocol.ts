@@ -6,6 +6,7 @@ import { ENCODINGS, type Encoding as EncodingName } from './compression.ts';
 import { NAME_PATTERN, RunConfigSchema } from './config.ts';
 import { DownpourError, ERRORS, type ErrorCode } from './errors.ts';
 import { LIMITS } from './limits.ts';
+import { PUSH_KINDS } from './local-steps.ts';
 
 /**
  * What workers and the server say to each other. `docs/protocol.md` tells the order; `npm run docs` makes the tables of
@@ -274,6 +275,15 @@ export type Initialised = Static<typeof InitialisedSchema>;
 /** How numbers of a payload are written; `shared/compression.ts` has the bytes of each. */
 const encoding = (description: string) => oneOf<EncodingName>(ENCODINGS, description);
 
+/** What a push holds. A worker that takes no local steps sends no such field. */
+const pushKind = () =>
+  Type.Optional(
+    oneOf(
+      PUSH_KINDS,
+      'What the payload holds. `gradient`, or absent: the gradient of one minibatch. `delta`: after [local steps](protocol.md#local-steps), the parameters that they began with minus those after them. `elastic`: the parameters of the worker after local steps.',
+    ),
+  );
+
 /**
  * Payload: the gradient, shape [layout.trainableSize], in its encoding, then the minibatch's
  * statistics in f32, shape [layout.statisticsSize].
@@ -292,8 +302,9 @@ export const PushSchema = Type.Object(
       measured('Loss.'),
       'Mean loss over the minibatch, without weight decay. Null: it is not finite.',
     ),
-    computeMs: durationMs('Time to compute the gradient, in ms.'),
+    computeMs: durationMs('Time to compute the gradient, or to take all local steps, in ms.'),
     encoding: encoding('How the gradient in the payload is [encoded](protocol.md#encodings).'),
+    kind: pushKind(),
   },
   about(
     'The gradient of one minibatch. Payload: the gradient of the trainable tensors, then the statistics of the minibatch in f32.',
@@ -569,6 +580,41 @@ export const AcknowledgementSchema = Type.Object(
 );
 export type Acknowledgement = Static<typeof AcknowledgementSchema>;
 
+/** How a worker takes local steps with the leases of a `work`. */
+export const LocalWorkSchema = Type.Object(
+  {
+    push: oneOf(['delta', 'elastic'], 'Kind of the push after the steps.'),
+    learningRate: Type.Number({
+      minimum: 0,
+      description: 'Learning rate of the steps, after the schedule.',
+    }),
+    momentum: Type.Optional(
+      Type.Number({
+        minimum: 0,
+        exclusiveMaximum: 1,
+        description:
+          'Momentum of the steps, from `momentumSchedule`. Absent: that of the optimizer.',
+      }),
+    ),
+    movingRate: Type.Optional(
+      Type.Number({
+        exclusiveMinimum: 0,
+        exclusiveMaximum: 1,
+        description:
+          '`elastic`: α; the parameters of the worker move by α times their difference to those of the server.',
+      }),
+    ),
+    center: Type.Optional(
+      oneOf(
+        ['before', 'after'],
+        '`elastic`: which parameters of the server the worker moves towards. `before`: those that the steps began with. `after`: those in the answer to its push, which have moved by α towards the worker already.',
+      ),
+    ),
+  },
+  about('Local steps: one for each minibatch of a lease.'),
+);
+export type LocalWork = Static<typeof LocalWorkSchema>;
+
 /**
  * The newest parameters and what to do with them. Payload: trainable and statistics, shape
  * [layout.exchangedSize]; the first one after a `join` and after new initial parameters carries
@@ -602,6 +648,7 @@ export const WorkSchema = Type.Object(
     encoding: encoding(
       'How the payload is encoded: `f32` or `bf16`. With frozen tensors, and for an evaluation, it is `f32`.',
     ),
+    local: Type.Optional(LocalWorkSchema),
     pull: orNull(
       natural('Number.'),
       'The payload is the first part of the parameters: the [shards](protocol.md#shards) send theirs under this number. Null: the payload is all.',
@@ -664,6 +711,7 @@ export const PartMessageSchema = Type.Object(
     run: run(),
     sequence: sequence('As in `push`.'),
     encoding: encoding('As in `push`.'),
+    kind: pushKind(),
   },
   about("A shard's part of a push. Payload: the gradient in its range, then the statistics there."),
 );

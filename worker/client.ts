@@ -5,6 +5,7 @@ import { bytesOf, floatsOf } from '../shared/codec.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
 import type { Layout } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
+import { LOCAL_STEPS_HEADER } from '../shared/local-steps.ts';
 import type { Log } from '../shared/log.ts';
 import {
   type Acknowledgement,
@@ -359,9 +360,9 @@ export class Client {
    */
   pushReady(push: Omit<Push, 'type' | 'sequence'>, payloads: readonly Landing[]): number {
     const sequence = ++this.#sequence;
-    const { run, lease, step, generation, loss, computeMs, encoding } = push;
+    const { run, lease, step, generation, loss, computeMs, encoding, kind } = push;
     // Field by field: to copy an object takes V8 ten times as long, a microsecond for each push.
-    const header: Push = {
+    const gradient: Push = {
       type: 'push',
       run,
       lease,
@@ -372,6 +373,7 @@ export class Client {
       encoding,
       sequence,
     };
+    const header = kind === undefined ? gradient : { ...gradient, kind };
     const kept: Unacknowledged = {
       header,
       run,
@@ -395,7 +397,8 @@ export class Client {
     push.sending += payloads.length;
     this.#connection!.send(header, [payloads[0]!.bytes], gone);
     for (let k = 1; k < payloads.length; k++) {
-      const part = { type: 'part', run, sequence, encoding: header.encoding } as const;
+      const { encoding, kind } = header;
+      const part = { type: 'part', run, sequence, encoding, ...(kind && { kind }) } as const;
       if (this.#links) this.#links.send(k, part, payloads[k]!.bytes, gone);
       else gone();
     }
@@ -492,9 +495,13 @@ export class Client {
     else void this.#findLocalSocket().then((path) => this.#closing || this.#dial(path));
   }
 
-  #bundles(): Record<string, string> {
+  /** What this worker can do that those of older releases cannot. */
+  #announced(): Record<string, string> {
     const { acceptsBundles } = this.#options;
-    return acceptsBundles === undefined ? {} : { [BUNDLE_HEADER]: acceptsBundles ? 'yes' : 'no' };
+    return {
+      [LOCAL_STEPS_HEADER]: 'yes',
+      ...(acceptsBundles !== undefined && { [BUNDLE_HEADER]: acceptsBundles ? 'yes' : 'no' }),
+    };
   }
 
   #authorization(): Record<string, string> {
@@ -523,7 +530,7 @@ export class Client {
       path,
       handshakeMs: this.#patience().handshakeMs,
       closeMs: CLOSE_MS,
-      headers: { ...this.#authorization(), ...this.#bundles() },
+      headers: { ...this.#authorization(), ...this.#announced() },
       ...(tls ? { tls } : {}),
       opened: (connection, takes) => {
         this.#takes = takes;

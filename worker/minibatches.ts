@@ -11,7 +11,7 @@ export class Minibatches {
   /** Two, by turns: a tensor may share the memory of the minibatch it was made from. */
   readonly #rooms: (Minibatch | undefined)[] = [undefined, undefined];
   #turn = 0;
-  #ready: { readonly lease: number; readonly minibatch: Minibatch } | null = null;
+  #ready: { readonly lease: Lease; readonly minibatch: Minibatch } | null = null;
 
   constructor(seed: number, prepared: PreparedData) {
     this.#prepared = prepared;
@@ -20,14 +20,20 @@ export class Minibatches {
 
   /** Gathers ahead of time. */
   prepare(lease: Lease): void {
-    if (this.#ready?.lease === lease.id) return;
-    this.#ready = { lease: lease.id, minibatch: this.#gather(lease) };
+    if (this.#isReady(lease)) return;
+    this.#ready = { lease, minibatch: this.#gather(lease) };
   }
 
   take(lease: Lease): Minibatch {
-    const ready = this.#ready;
+    const ready = this.#isReady(lease) ? this.#ready : null;
     this.#ready = null;
-    return ready?.lease === lease.id ? ready.minibatch : this.#gather(lease);
+    return ready?.minibatch ?? this.#gather(lease);
+  }
+
+  /** With local steps a lease is of several minibatches. */
+  #isReady({ id, start, count }: Lease): boolean {
+    const lease = this.#ready?.lease;
+    return lease?.id === id && lease.start === start && lease.count === count;
   }
 
   #gather(lease: Lease): Minibatch {

@@ -1,11 +1,13 @@
 import type { Aside, ShownExamples } from '../shared/asides.ts';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { localOf } from '../shared/local-steps.ts';
 import type { Range } from '../shared/partition.ts';
 import {
   type Acknowledgement,
   type Evaluated,
   type Lease,
+  type LocalWork,
   measuredOf,
   type Observed,
   type Phase,
@@ -16,6 +18,7 @@ import type { Landing } from '../wire/connection.ts';
 import { type Compressor, createCompressor, type Settle } from './compressor.ts';
 import type { PreparedData } from './data/examples.ts';
 import { evaluate } from './evaluate.ts';
+import { type LocalGradient, LocalSteps } from './local-steps.ts';
 import { Minibatches, minibatchSeed } from './minibatches.ts';
 import type { Model } from './model.ts';
 import { createObserver, type Observer } from './observer.ts';
@@ -41,7 +44,17 @@ export interface Exchange {
 
 export interface TrainerOptions {
   readonly run: string;
-  readonly config: Pick<RunConfig, 'seed' | 'compression' | 'consistency'> &
+  readonly config: Pick<
+    RunConfig,
+    | 'seed'
+    | 'compression'
+    | 'consistency'
+    | 'minibatchSize'
+    | 'optimizer'
+    | 'weightDecay'
+    | 'clip'
+    | 'local'
+  > &
     Partial<Pick<RunConfig, 'evaluateTraining' | 'observe'>>;
   readonly model: Model;
   readonly prepared: PreparedData;
@@ -103,6 +116,8 @@ class RunTrainer implements Trainer {
   readonly #now: () => number;
   readonly #minibatches: Minibatches;
   readonly #compressor: Compressor;
+  /** Null: the run takes no local steps. */
+  readonly #local: LocalSteps | null;
   readonly #observer: Observer | null;
   /** What to do when the pushes under way are answered, by sequence; for those whose payloads were written. */
   readonly #settles = new Map<number, { readonly settle: Settle; discard(): void }>();
@@ -122,6 +137,7 @@ class RunTrainer implements Trainer {
     this.#now = options.now ?? (() => performance.now());
     this.#minibatches = new Minibatches(config.seed, prepared);
     this.#compressor = createCompressor(config.compression, model.layout, options.ranges);
+    this.#local = localOf(config) ? new LocalSteps(config, model.layout) : null;
     this.#observer = createObserver({
       ...{ run, model, now: this.#now, config: config.observe ?? NOTHING_OBSERVED },
       send: (message) => exchange.send(message),
@@ -175,6 +191,7 @@ class RunTrainer implements Trainer {
   }
 
   #settle({ sequence, outcome }: Acknowledgement): void {
+    this.#local?.settled(outcome);
     this.#settles.get(sequence)?.settle(outcome);
     for (const [earlier, { discard }] of this.#settles) {
       if (earlier > sequence) continue;
@@ -220,7 +237,10 @@ class RunTrainer implements Trainer {
 
   /** Without a payload, the parameters that came last are still the newest. */
   #pull({ step, generation, encoding }: Work, payload: Float32Array): void {
-    if (generation !== this.#current?.generation) this.#compressor.reset();
+    if (generation !== this.#current?.generation) {
+      this.#compressor.reset();
+      this.#local?.reset();
+    }
     if (payload.length > 0) {
       this.#current = { values: payload, step, generation };
       this.#observer?.notePull(payload, step, generation, encoding === 'f32');
@@ -228,7 +248,7 @@ class RunTrainer implements Trainer {
     this.#releaseUnused();
   }
 
-  async #pushGradients({ leases, phase }: Work): Promise<void> {
+  async #pushGradients({ leases, phase, local }: Work): Promise<void> {
     const { exchange, config } = this.#options;
     const { depth } = config.consistency;
     while (exchange.unacknowledged.length < depth) {
@@ -240,11 +260,13 @@ class RunTrainer implements Trainer {
         await nextTurn();
         if (exchange.hasReceived) return;
       }
-      await this.#pushGradient(lease, phase, this.#current!);
+      if (local) await this.#pushLocal(lease, phase, this.#current!, local);
+      else await this.#pushGradient(lease, phase, this.#current!);
+      if (this.#options.signal.aborted) return;
     }
     // While the push is on its way: the examples of the next minibatch.
     const next = this.#waiting(leases);
-    if (next) this.#minibatches.prepare(next);
+    if (next && !local) this.#minibatches.prepare(next);
   }
 
   #waiting(leases: readonly Lease[]): Lease | undefined {
@@ -253,35 +275,90 @@ class RunTrainer implements Trainer {
   }
 
   async #pushGradient(lease: Lease, phase: Phase, current: Pulled): Promise<void> {
-    const { run, config, model, exchange } = this.#options;
+    const { run, config, model } = this.#options;
     const { values, step, generation } = current;
     const minibatch = this.#minibatches.take(lease);
     const start = this.#now();
-    if (model.loaded !== values) {
-      model.load(values);
-      this.#releaseUnused();
-    }
+    this.#load(values);
     const seed = minibatchSeed(config.seed, lease);
     const { loss, gradient, discard } = await model.step(minibatch, seed);
     const computeMs = this.#now() - start;
     const told = measuredOf(loss);
     const { encoding } = this.#compressor;
     const push = { run, lease: lease.id, step, generation, loss: told, computeMs, encoding };
-    const whole = this.#compressor.asItStands(gradient);
-    if (whole) exchange.pushReady(push, [{ bytes: whole, release: discard }]);
-    else {
-      let settle: Settle | null = null;
-      const bytes = this.#compressor.payloadBytes(lease.epoch);
-      const sequence = exchange.push(push, bytes, (payloads) => {
-        settle = this.#compressor.write(gradient, lease.epoch, payloads);
-      });
-      this.#settles.set(sequence, { settle: settle!, discard });
-    }
+    this.#send(push, lease, { values: gradient, discard });
     const { onProgress } = this.#options;
     onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
     // While the push travels: nobody waits for a sample but the next gradient.
     const computed = { lease, minibatch, values, gradient, step, generation, computeMs };
     if (told !== null) await this.#observer?.noteGradient(computed);
+  }
+
+  /** Trains on all minibatches of a lease, and pushes what came of it. */
+  async #pushLocal(lease: Lease, phase: Phase, current: Pulled, work: LocalWork): Promise<void> {
+    const { run, onProgress } = this.#options;
+    const { values, step, generation } = current;
+    const start = this.#now();
+    const result = await this.#local!.take(lease, values, work, (minibatch, at) =>
+      this.#gradientOf(minibatch, at, current),
+    );
+    if (!result) return;
+    const computeMs = this.#now() - start;
+    const { loss, payload, discard } = result;
+    const told = measuredOf(loss);
+    const { encoding } = this.#compressor;
+    const { push: kind } = work;
+    const push = { run, lease: lease.id, step, generation, loss: told, computeMs, encoding, kind };
+    this.#send(push, lease, { values: payload, discard });
+    onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
+  }
+
+  /** @param at where the worker is after its steps so far. @returns null: the worker ends. */
+  async #gradientOf(
+    lease: Lease,
+    at: Float32Array,
+    { values, step, generation }: Pulled,
+  ): Promise<LocalGradient | null> {
+    const { config, model, signal } = this.#options;
+    // A lease takes long: meanwhile the connection is to be answered, and the worker to hear that it ends.
+    await nextTurn();
+    if (signal.aborted) return null;
+    const minibatch = this.#minibatches.take(lease);
+    const start = this.#now();
+    this.#load(at);
+    const given = await model.step(minibatch, minibatchSeed(config.seed, lease));
+    if (at !== values || measuredOf(given.loss) === null) return given;
+    const { gradient } = given;
+    const computeMs = this.#now() - start;
+    const computed = { lease, minibatch, values, gradient, step, generation, computeMs };
+    await this.#observer?.noteGradient(computed);
+    return given;
+  }
+
+  #load(values: Float32Array): void {
+    const { model } = this.#options;
+    if (model.loaded === values) return;
+    model.load(values);
+    this.#releaseUnused();
+  }
+
+  #send(
+    push: Omit<Push, 'type' | 'sequence'>,
+    { epoch }: Lease,
+    { values, discard }: { readonly values: Float32Array; discard(): void },
+  ): void {
+    const { exchange } = this.#options;
+    const whole = this.#compressor.asItStands(values);
+    if (whole) {
+      exchange.pushReady(push, [{ bytes: whole, release: discard }]);
+      return;
+    }
+    let settle: Settle | null = null;
+    const bytes = this.#compressor.payloadBytes(epoch);
+    const sequence = exchange.push(push, bytes, (payloads) => {
+      settle = this.#compressor.write(values, epoch, payloads);
+    });
+    this.#settles.set(sequence, { settle: settle!, discard });
   }
 
   #releaseUnused(): void {

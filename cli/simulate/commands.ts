@@ -92,7 +92,7 @@ function addArmOptions(command: Command, workers: readonly number[], seeds: numb
     )
     .option(
       '--modes <list>',
-      'modes and corrections to compare, separated by commas: values of consistency.mode and consistency.correction, or bound=N for stalenessMax N (default: as configured)',
+      'modes and corrections to compare, separated by commas: values of consistency.mode and consistency.correction, bound=N for stalenessMax N, or local=N, diloco=N, elastic=N for N local steps (default: as configured)',
     )
     .option(
       '--seeds <n>',

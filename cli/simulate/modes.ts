@@ -27,23 +27,36 @@ export const MODES: Readonly<Record<string, PartialConfig>> = {
   ),
 };
 
+/** Those with a number. */
+const NUMBERED: Readonly<Record<string, (value: number) => PartialConfig>> = {
+  bound: (stalenessMax) => ({ consistency: { stalenessMax } }),
+  // With the momentum on the workers; the mean of what they changed, or with the outer optimizer of DiLoCo.
+  local: (steps) => ({ local: { steps } }),
+  diloco: (steps) => ({
+    local: { steps },
+    outer: { learningRate: 0.7, momentum: 0.9, nesterov: true },
+  }),
+  elastic: (steps) => ({ local: { steps, push: 'elastic' } }),
+};
+
 /**
- * Reads `auto,none,bound=4`: names of `MODES`, or `bound=` with a largest staleness.
+ * Reads `auto,none,bound=4,local=100`: names of `MODES`, or one of `NUMBERED` with its number: the largest staleness, or
+ * the local steps between two exchanges.
  * @param base what they are laid over. @throws DownpourError DP_USAGE, DP_CONFIG_INVALID.
  */
 export function parseModes(text: string, base: readonly unknown[]): Record<string, PartialConfig> {
   const chosen: Record<string, PartialConfig> = {};
   for (const name of text.split(',').map((part) => part.trim())) {
-    const bound = /^bound=(\d+)$/.exec(name);
-    const config = bound
-      ? { consistency: { stalenessMax: Number(bound[1]) } }
+    const [, kind = '', value] = /^([a-z]+)=(\d{1,9})$/.exec(name) ?? [];
+    const config = Object.hasOwn(NUMBERED, kind)
+      ? NUMBERED[kind]!(Number(value))
       : Object.hasOwn(MODES, name)
         ? MODES[name]!
         : null;
     if (config === null) {
       throw new DownpourError(
         'DP_USAGE',
-        `--modes has '${name}'; allowed: ${Object.keys(MODES).join(', ')}, bound=staleness, with commas`,
+        `--modes has '${name}'; allowed: ${Object.keys(MODES).join(', ')}, bound=staleness, local=steps, diloco=steps, elastic=steps, with commas`,
       );
     }
     resolveConfig(...base, config);

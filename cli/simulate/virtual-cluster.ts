@@ -3,9 +3,10 @@ import { bytesOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import type { DataSummary, Join, Lease, Part } from '../../shared/protocol.ts';
+import type { DataSummary, Join, Lease, LocalWork, Part } from '../../shared/protocol.ts';
 import { mix, type Random, random } from '../../shared/random.ts';
 import { type Compressor, createCompressor, type Settle } from '../../worker/compressor.ts';
+import { LocalSteps } from '../../worker/local-steps.ts';
 import { EventQueue, Line, SharedCores } from './events.ts';
 import type { ComputeLaw } from './laws.ts';
 import { VirtualServer, type VirtualWork } from './virtual-server.ts';
@@ -107,9 +108,13 @@ interface VirtualWorker {
   /** Shape [exchangedSize]; made when it is needed first. */
   payload: Float32Array | null;
   compressor: Compressor | null;
+  /** Made when it is needed first. */
+  local: LocalSteps | null;
   readonly computeMs: () => number;
   readonly fate: Random;
   sequence: number;
+  /** Generation of the parameters that it was sent last for local steps. */
+  generation: number;
   state: 'here' | 'away' | 'gone';
   computingMs: number;
   joinedMs: number;
@@ -252,7 +257,7 @@ class VirtualCluster {
     return this.#workers.filter(({ state }) => state === 'here').length;
   }
 
-  /** Each worker's gradient is kept until it has arrived. */
+  /** Each worker's gradient, with local steps also its parameters and its optimizer's state, is kept until it has arrived. */
   #mustFit(workers: number): void {
     const numbers = this.#options.problem.tensors
       .filter(({ role }) => role !== 'frozen')
@@ -276,10 +281,24 @@ class VirtualCluster {
     for (let i = 0; i < count; i++) {
       const index = this.#workers.length;
       const worker: VirtualWorker = {
-        ...{ index, incarnation: 1, key: `w${index}/1`, payload: null, compressor: null },
+        ...{
+          index,
+          incarnation: 1,
+          key: `w${index}/1`,
+          payload: null,
+          compressor: null,
+          local: null,
+        },
         computeMs: compute.worker(index, seed),
         fate: random(seed, FATE_STREAM + index),
-        ...{ sequence: 0, state: 'here', computingMs: 0, joinedMs: this.#nowMs, presentMs: 0 },
+        ...{
+          sequence: 0,
+          generation: 0,
+          state: 'here',
+          computingMs: 0,
+          joinedMs: this.#nowMs,
+          presentMs: 0,
+        },
       };
       this.#workers.push(worker);
       fresh.push(worker);
@@ -303,6 +322,7 @@ class VirtualCluster {
     worker.incarnation++;
     worker.payload = null;
     worker.compressor = null;
+    worker.local = null;
     this.#idle.delete(worker);
   }
 
@@ -397,30 +417,28 @@ class VirtualCluster {
 
   async #compute(
     worker: VirtualWorker,
-    { lease, step, generation, parameters }: Extract<VirtualWork, { kind: 'gradient' }>,
+    work: Extract<VirtualWork, { kind: 'gradient' }>,
     hereMs: number,
   ): Promise<void> {
-    const { problem, seed: own } = this.#options;
-    const { exchangedSize } = this.#server;
-    worker.payload ??= new Float32Array(exchangedSize);
-    const { payload } = worker;
-    const seed = mix(mix(own, worker.index), mix(worker.incarnation, worker.sequence));
-    const exchanged = parameters.subarray(0, exchangedSize);
-    const given = problem.gradient(lease, exchanged, payload, seed);
-    const loss = typeof given === 'number' ? given : await given;
+    const { lease, local, step, generation } = work;
+    const computed = local
+      ? await this.#takesSteps(worker, work, local)
+      : await this.#gradientOf(worker, work);
+    const { loss, payload, computeMs } = computed;
     this.#computed++;
     const { bytes, encoding, settle } = this.#encoded(worker, payload, lease);
-    const computeMs = worker.computeMs();
     worker.computingMs += computeMs;
     this.#occupies(worker, hereMs, computeMs, (endMs) => {
       const apply = (nowMs: number) => {
         const push = {
           ...{ sequence: ++worker.sequence, lease: lease.id, step, generation, computeMs },
           ...{ loss: Number.isFinite(loss) ? loss : null, encoding },
+          ...(local && { kind: local.push }),
         };
         const before = this.#server.step;
         const answer = this.#server.push(worker.key, push, bytes, nowMs);
         settle?.(answer.outcome);
+        worker.local?.settled(answer.outcome);
         const { outcome, staleness } = answer;
         if (outcome === 'applied' || outcome === 'damped') this.#counts(staleness);
         const { step: now } = this.#server;
@@ -442,6 +460,52 @@ class VirtualCluster {
         worker,
       );
     });
+  }
+
+  async #gradientOf(
+    worker: VirtualWorker,
+    { lease, parameters }: Extract<VirtualWork, { kind: 'gradient' }>,
+  ): Promise<{ loss: number; payload: Float32Array; computeMs: number }> {
+    const { problem } = this.#options;
+    const { exchangedSize } = this.#server;
+    worker.payload ??= new Float32Array(exchangedSize);
+    const { payload } = worker;
+    const exchanged = parameters.subarray(0, exchangedSize);
+    const given = problem.gradient(lease, exchanged, payload, this.#seedOf(worker));
+    const loss = typeof given === 'number' ? given : await given;
+    return { loss, payload, computeMs: worker.computeMs() };
+  }
+
+  /** Steps of the worker's own, by the code of real workers; each takes as long as a gradient. */
+  async #takesSteps(
+    worker: VirtualWorker,
+    { lease, parameters, generation }: Extract<VirtualWork, { kind: 'gradient' }>,
+    local: LocalWork,
+  ): Promise<{ loss: number; payload: Float32Array; computeMs: number }> {
+    const { problem } = this.#options;
+    const { exchangedSize, config, layout } = this.#server;
+    worker.payload ??= new Float32Array(exchangedSize);
+    worker.local ??= new LocalSteps(config, layout);
+    if (generation !== worker.generation) worker.local.reset();
+    worker.generation = generation;
+    const gradient = new Float32Array(exchangedSize);
+    const seed = this.#seedOf(worker);
+    let computeMs = 0;
+    const pulled = parameters.subarray(0, exchangedSize);
+    const result = await worker.local.take(lease, pulled, local, async (minibatch, at) => {
+      computeMs += worker.computeMs();
+      const from = at.subarray(0, exchangedSize);
+      const loss = await problem.gradient(minibatch, from, gradient, mix(seed, minibatch.start));
+      return { loss, gradient, discard: () => {} };
+    });
+    const { loss, payload, discard } = result!;
+    worker.payload.set(payload);
+    discard();
+    return { loss, payload: worker.payload, computeMs };
+  }
+
+  #seedOf({ index, incarnation, sequence }: VirtualWorker): number {
+    return mix(mix(this.#options.seed, index), mix(incarnation, sequence));
   }
 
   /** A gradient is used, for an update of its own or of several. */

@@ -1,12 +1,14 @@
 import { Run } from '../../server/core/run.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
+import type { Layout } from '../../shared/layout.ts';
 import type {
   Acknowledgement,
   DataSummary,
   Evaluated,
   Join,
   Lease,
+  LocalWork,
   Part,
   Push,
 } from '../../shared/protocol.ts';
@@ -24,6 +26,8 @@ export type VirtualWork =
   | {
       readonly kind: 'gradient';
       readonly lease: Lease;
+      /** How to take local steps; null: one gradient is pushed. */
+      readonly local: LocalWork | null;
       readonly step: number;
       readonly generation: number;
       /** Shape [exchangedSize] or, with frozen tensors, [size]. */
@@ -75,6 +79,9 @@ export class VirtualServer {
   get deadline(): number | null {
     return this.#run.deadline;
   }
+  get layout(): Layout {
+    return this.#run.layout!;
+  }
   /** Size of what each push and pull holds; only after the first worker has joined. */
   get exchangedSize(): number {
     return this.#run.layout!.exchangedSize;
@@ -110,7 +117,7 @@ export class VirtualServer {
   assign(worker: string, nowMs: number): VirtualWork {
     const assignment = this.#run.call({ call: 'assign', worker, ahead: 1, now: nowMs });
     if (assignment.kind !== 'work') return assignment;
-    const { evaluation, leases, step } = assignment;
+    const { evaluation, leases, step, local } = assignment;
     // It is sent whole each time: the run is not told what the worker has.
     const payload = assignment.payload!;
     const bytes = payload.bytes.length;
@@ -126,7 +133,8 @@ export class VirtualServer {
     if (evaluation) return { kind: 'evaluation', ...evaluation, parameters, bytes };
     const [lease] = leases;
     if (!lease) return { kind: 'wait' };
-    return { kind: 'gradient', lease, step, generation: this.#run.generation, parameters, bytes };
+    const { generation } = this.#run;
+    return { kind: 'gradient', lease, local, step, generation, parameters, bytes };
   }
 
   initialised(worker: string, grant: number, values: Float32Array, nowMs: number): void {

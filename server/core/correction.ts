@@ -1,5 +1,6 @@
 import type { RunConfig } from '../../shared/config.ts';
 import { collects } from '../../shared/consistency.ts';
+import { localOf } from '../../shared/local-steps.ts';
 import { type VelocityUse, velocitySymbol } from '../../shared/optimizer.ts';
 import type { Correction as Told } from '../../shared/rest.ts';
 import { StalenessWatch, type WatchState } from './staleness-watch.ts';
@@ -94,15 +95,17 @@ export class Correction {
     optimizer,
     consistency,
     clip,
-  }: Pick<RunConfig, 'optimizer' | 'consistency' | 'clip'>) {
+    local,
+  }: Pick<RunConfig, 'optimizer' | 'consistency' | 'clip' | 'local'>) {
     // Absent in runs of older releases, which go on as they began.
     const { correction, damping, stalenessMax } = consistency as Partial<RunConfig['consistency']>;
     const own = damping !== 'none' || stalenessMax !== null;
     this.#damped =
       damping !== 'none' || !['auto', 'none', 'lookahead', undefined].includes(correction);
     const mayLookAhead = correction === 'lookahead' || (correction === 'auto' && !own);
-    const wanted = mayLookAhead && !collects(consistency);
-    this.#able = velocitySymbol(optimizer.kind) !== null;
+    // With local steps a push is no gradient, and workers have the momentum.
+    const wanted = mayLookAhead && !collects(consistency) && !localOf({ local });
+    this.#able = velocitySymbol(optimizer.kind) !== null && !localOf({ local });
     this.#kind = wanted && this.#able ? (correction as Kind) : 'none';
     this.#limits = this.#kind === 'auto' && clip.norm === null && clip.value === null;
   }

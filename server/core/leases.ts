@@ -19,7 +19,7 @@ export interface LeasesOptions {
   readonly epochStart: number;
   /** Epochs to lease, null: no end. */
   readonly epochs: number | null;
-  /** How long a lease lasts, ms. */
+  /** How long a lease lasts for each of its minibatches, ms. */
   readonly leaseMs: number;
   /** First id, above all that were ever given. */
   readonly idStart: number;
@@ -77,7 +77,7 @@ export class Leases {
     return this.#epoch;
   }
 
-  /** Minibatches pushed and applied. */
+  /** Minibatches pushed and applied; a lease of several counts as several. */
   get completed(): number {
     return this.#completed;
   }
@@ -110,14 +110,17 @@ export class Leases {
     return this.#byWorker.get(worker)?.map(({ lease }) => lease) ?? [];
   }
 
-  /** Gives leases to a worker until it holds `count`, as far as there are any. */
-  grant(worker: string, count: number, now: number): Lease[] {
+  /**
+   * Gives leases to a worker until it holds `count`, as far as there are any.
+   * @param minibatches in a new one, unless the epoch ends before; those given out again stay as they are.
+   */
+  grant(worker: string, count: number, now: number, minibatches = 1): Lease[] {
     const leases = this.heldBy(worker);
     while (leases.length < count) {
       const again = this.#returned.length > 0 ? this.#again(worker) : null;
-      const lease = again ?? this.#draw() ?? this.#returned.shift()?.lease;
+      const lease = again ?? this.#draw(minibatches) ?? this.#returned.shift()?.lease;
       if (!lease) break;
-      this.#hold({ lease, worker, deadline: now + this.options.leaseMs });
+      this.#hold({ lease, worker, deadline: now + this.#lastsMs(lease) });
       leases.push(lease);
     }
     return leases;
@@ -145,11 +148,19 @@ export class Leases {
     else own.splice(own.indexOf(held), 1);
   }
 
-  #draw(): Lease | null {
+  #lastsMs(lease: Lease): number {
+    return this.#minibatchesOf(lease) * this.options.leaseMs;
+  }
+
+  #minibatchesOf({ count }: Lease): number {
+    return Math.ceil(count / this.options.minibatchSize);
+  }
+
+  #draw(minibatches: number): Lease | null {
     if (this.#ended) return null;
     const { exampleCount, minibatchSize, part } = this.options;
     const start = this.#position;
-    const count = Math.min(minibatchSize, exampleCount - start);
+    const count = Math.min(minibatches * minibatchSize, exampleCount - start);
     const lease = { id: this.#nextId++, epoch: this.#epoch, start, count, part };
     this.#position += count;
     if (this.#position >= exampleCount) {
@@ -171,17 +182,17 @@ export class Leases {
   }
 
   /** The minibatch of this lease has been applied. Call only after `find` found it. */
-  complete(id: number): void {
-    const held = this.#held.get(id);
+  complete(lease: Lease): void {
+    const held = this.#held.get(lease.id);
     if (held) this.#letGo(held);
-    else this.#returned = this.#returned.filter((r) => r.lease.id !== id);
-    this.#completed++;
+    else this.#returned = this.#returned.filter((r) => r.lease.id !== lease.id);
+    this.#completed += this.#minibatchesOf(lease);
   }
 
   /** A push of this lease was refused but may be tried again: its time begins anew. */
   retry(id: number, now: number): void {
     const held = this.#held.get(id);
-    if (held) held.deadline = now + this.options.leaseMs;
+    if (held) held.deadline = now + this.#lastsMs(held.lease);
   }
 
   /** A push of this lease came too late for its step: another worker computes the minibatch again. */
@@ -192,7 +203,7 @@ export class Leases {
 
   /** A minibatch that was completed is to be used after all. */
   undo(lease: Lease): void {
-    this.#completed--;
+    this.#completed -= this.#minibatchesOf(lease);
     this.#returned.push({ lease, worker: '' });
     this.#returned.sort((a, b) => a.lease.id - b.lease.id);
   }
@@ -219,7 +230,7 @@ export class Leases {
   /** The worker is back: its leases last their full time again. */
   extend(worker: string, now: number): void {
     for (const held of this.#byWorker.get(worker) ?? []) {
-      held.deadline = now + this.options.leaseMs;
+      held.deadline = now + this.#lastsMs(held.lease);
     }
   }
 

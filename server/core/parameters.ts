@@ -26,7 +26,7 @@ import {
   sumOfSquares,
 } from './fused.ts';
 import { Collected, gatheredBytes, isAdaptive, Sent, type Weight } from './gathered.ts';
-import { createKernels, type Kernels } from './kernels.ts';
+import { createKernels, type Decoding, type Kernels } from './kernels.ts';
 import {
   BYTES,
   GradientScan,
@@ -38,6 +38,7 @@ import {
   vectorAt,
 } from './landing-rooms.ts';
 import { type NormBound, normBounds, project } from './max-norm.ts';
+import { createOuter, gradientRule, outerBytes } from './outer.ts';
 import { Snapshot, SnapshotPool } from './snapshot.ts';
 import type { StepOptions } from './step-options.ts';
 import {
@@ -78,6 +79,8 @@ export class Parameters {
   /** Where it is encoded, when workers are sent it in bf16. */
   readonly #halves: Half[];
   readonly #optimizer: FusedOptimizer;
+  /** For the results of local steps; null: workers take none. */
+  readonly #outer: FusedOptimizer | null;
   readonly #bounds: readonly NormBound[];
   readonly #average: Average | null;
   /** The momentum of each statistics tensor, with its place in `#statistics`. */
@@ -105,7 +108,15 @@ export class Parameters {
     layout: Layout,
     config: Pick<
       RunConfig,
-      'optimizer' | 'weightDecay' | 'clip' | 'maxNorm' | 'averaging' | 'compression' | 'consistency'
+      | 'optimizer'
+      | 'weightDecay'
+      | 'clip'
+      | 'maxNorm'
+      | 'averaging'
+      | 'compression'
+      | 'consistency'
+      | 'local'
+      | 'outer'
     >,
     { velocities, collected, sent }: Places = NO_PLACES,
   ) {
@@ -116,7 +127,8 @@ export class Parameters {
     const payload = regionBytes(4 * exchangedSize);
     const fixed =
       regionBytes(4 * size) +
-      optimizerBytes(config.optimizer, trainableSize, velocities) +
+      optimizerBytes(gradientRule(config), trainableSize, velocities) +
+      outerBytes(config, trainableSize) +
       averageBytes(config.averaging, exchangedSize) +
       gatheredBytes({ collected, sent }, config.consistency, layout) +
       payload;
@@ -136,12 +148,13 @@ export class Parameters {
     const decay = decayRanges(config.weightDecay, tensors);
     const room = { memory, kernels, theta: this.#now.address };
     this.#optimizer = createFusedOptimizer(
-      config.optimizer,
+      gradientRule(config),
       trainableSize,
       decay,
       room,
       velocities,
     );
+    this.#outer = createOuter(config, trainableSize, room);
     this.#average = createAverage(config.averaging, exchangedSize, room);
     const gathered = { memory, kernels, layout };
     const { aggregate = 'mean' } = config.consistency;
@@ -302,6 +315,7 @@ export class Parameters {
   /** Forgets the optimizer's state and the average. */
   resetOptimizer(): void {
     this.#optimizer.reset();
+    this.#outer?.reset();
     this.#average?.reset();
     this.#sent?.reset();
   }
@@ -370,6 +384,31 @@ export class Parameters {
   }
 
   /**
+   * Makes a gradient of a push that holds the parameters x of a worker: θ − x at this moment, where x was.
+   * @throws DownpourError DP_TENSOR_SIZE: they are not in f32.
+   */
+  elastic(push: StagedPush): StagedPush {
+    const { decoding, address } = push.scan.gradient;
+    mustBeWhole(decoding);
+    const n = this.layout.trainableSize;
+    const x = this.#memory.floats(address, n);
+    const { values: theta } = this.#now;
+    for (let i = 0; i < n; i++) x[i] = theta[i]! - x[i]!;
+    return { ...push, scan: new GradientScan(gradientAt('f32', address, n)) };
+  }
+
+  /** Σ (θ − x)² of such a push at this moment, which stays as it is; NaN: not all of it is finite. */
+  elasticSquares({ scan, statistics }: StagedPush): number {
+    const { decoding, address } = scan.gradient;
+    mustBeWhole(decoding);
+    const x = this.#memory.floats(address, this.layout.trainableSize);
+    const { values: theta } = this.#now;
+    let sum = normAndFinite(statistics) * 0;
+    for (let i = 0; i < x.length; i++) sum += (theta[i]! - x[i]!) ** 2;
+    return sum;
+  }
+
+  /**
    * The squared L2 norm of a gradient whose elements are cut to ±limit first; NaN as soon as an element
    * of it or of the statistics is not finite.
    */
@@ -389,6 +428,7 @@ export class Parameters {
   update(push: StagedPush, clipped: Clip, options: StepOptions): boolean {
     const from = this.#now;
     const { compensation } = options;
+    const optimizer = options.outer ? this.#outer! : this.#optimizer;
     const gradient = compensation
       ? this.#compensated(push.scan.gradient, clipped, compensation)
       : push.scan.gradient;
@@ -414,7 +454,7 @@ export class Parameters {
     for (let start = 0; start === 0 || start < n; start += blocks) {
       const end = Math.min(n, start + blocks);
       const where = { from: from.address, to: to.address, start, end };
-      if (!this.#optimizer.apply(gradient, clip, options, where)) finite = false;
+      if (!optimizer.apply(gradient, clip, options, where)) finite = false;
       if (blocks === n) break;
       // What is left of a last vector of numbers waits for the statistics behind it.
       taken = end & ~15;
@@ -528,6 +568,7 @@ export class Parameters {
   #state(): [string, Float32Array][] {
     return [
       ...named('optimizer', this.#optimizer.slots),
+      ...named('outer', this.#outer?.slots ?? {}),
       ...named('velocity', Object.fromEntries(this.#optimizer.velocities)),
       ...named('average', this.#average?.slots ?? {}),
       ...named('collected', this.#collected?.slots ?? {}),
@@ -593,6 +634,13 @@ interface Half {
 }
 
 const NO_CLIP: Clip = { limit: Infinity, factor: 1 };
+function mustBeWhole(decoding: Decoding): void {
+  if (decoding === 'f32') return;
+  throw new DownpourError(
+    'DP_TENSOR_SIZE',
+    `an elastic push holds parameters, which are sent in f32; this one is in ${decoding}`,
+  );
+}
 const NO_STATISTICS = new Float32Array();
 /**
  * So many elements of each vector that an update touches are worked on, by one kernel after another, before

@@ -2,6 +2,7 @@ import Type, { type Static } from 'typebox';
 import { RunConfigSchema } from '../../shared/config.ts';
 import type { TensorSpec } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import { PUSH_KINDS, type PushKind } from '../../shared/local-steps.ts';
 import {
   check,
   closed,
@@ -40,6 +41,10 @@ const ofRun = { run: Name };
 /** See `Clip`. */
 const ClipSchema = Type.Object({ limit: Float, factor: Type.Number() }, closed);
 const slot = { slot: Natural };
+/** What the push holds. */
+const kind = {
+  kindOfPush: Type.Unsafe<PushKind>(Type.Union(PUSH_KINDS.map((each) => Type.Literal(each)))),
+};
 /** See `CompensationUse`. */
 const CompensationSchema = Type.Union([
   Type.Object({ kind: Type.Literal('constant'), ...slot, lambda: Type.Number() }, closed),
@@ -70,6 +75,7 @@ const StepOptionsSchema = Type.Object(
       ),
     ),
     compensation: Type.Optional(CompensationSchema),
+    outer: Type.Optional(Type.Boolean()),
   },
   closed,
 );
@@ -103,6 +109,7 @@ const commands = [
       session: SessionId,
       worker: WorkerKey,
       sequence: Sequence,
+      ...kind,
       /** Generation of the parameters that the update is for. */
       generation: Natural,
       clip: ClipSchema,
@@ -118,6 +125,7 @@ const commands = [
       session: SessionId,
       worker: WorkerKey,
       sequence: Sequence,
+      ...kind,
       /** See `Weight`. */
       weight: Type.Object({ scale: Type.Number(), share: Type.Number() }, closed),
       compensation: orNull(CompensationSchema),

@@ -4,9 +4,10 @@ import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import type { PushKind } from '../../shared/local-steps.ts';
 import { normAndFinite } from '../../shared/optimizer.ts';
 import { partition, type Range, rangeLayout } from '../../shared/partition.ts';
-import type { LandingRoom } from './landing-rooms.ts';
+import type { LandingRoom, StagedPush } from './landing-rooms.ts';
 import { Parameters } from './parameters.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
 import { Snapshot } from './snapshot.ts';
@@ -69,6 +70,8 @@ export interface PartName {
 interface LandedPart {
   readonly payload: Uint8Array;
   readonly encoding: Encoding;
+  /** Absent: a gradient. */
+  readonly kind?: PushKind | undefined;
   /** That it came into; null or absent: into other memory. */
   readonly room?: LandingRoom | null;
   readonly release: () => void;
@@ -161,7 +164,11 @@ export class Shard {
     let problem: string | null = null;
     try {
       const staged = held.parameters.stage(part.payload, part.encoding, part.room);
-      squares = held.parameters.squares(staged, held.config.clip.value ?? Infinity);
+      // Parameters are measured by how far off they are now: what moves until they are used is little beside that.
+      squares =
+        part.kind === 'elastic'
+          ? held.parameters.elasticSquares(staged)
+          : held.parameters.squares(staged, limitOf(held.config, part.kind));
     } catch (error) {
       problem = errorText(error);
     }
@@ -328,7 +335,7 @@ export class Shard {
   #apply(held: HeldRun, command: Extract<ShardCommand, { kind: 'apply' }>): void {
     const part = takeOnce(held, command);
     try {
-      const staged = held.parameters.stage(part.payload, part.encoding, part.room);
+      const staged = stagedOf(held, part, command);
       if (!held.parameters.update(staged, command.clip, command.options)) {
         this.#events.overflowed(command.run, command.generation);
       }
@@ -340,12 +347,26 @@ export class Shard {
   #collect(held: HeldRun, command: Extract<ShardCommand, { kind: 'collect' }>): void {
     const part = takeOnce(held, command);
     try {
-      const staged = held.parameters.stage(part.payload, part.encoding, part.room);
+      const staged = stagedOf(held, part, command);
       held.parameters.collect(staged, command.weight, command.compensation);
     } finally {
       part.release();
     }
   }
+}
+
+/** With local steps workers have clipped their gradients. */
+function limitOf({ clip }: RunConfig, kind: PushKind = 'gradient'): number {
+  return kind === 'gradient' ? (clip.value ?? Infinity) : Infinity;
+}
+
+function stagedOf(
+  { parameters }: HeldRun,
+  { payload, encoding, room }: LandedPart,
+  { kindOfPush }: { readonly kindOfPush: PushKind },
+): StagedPush {
+  const staged = parameters.stage(payload, encoding, room);
+  return kindOfPush === 'elastic' ? parameters.elastic(staged) : staged;
 }
 
 /** A part that counts. Its release is the caller's. */

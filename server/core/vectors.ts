@@ -3,18 +3,20 @@ import { collects, keepsEach, keepsSent, pushesMin } from '../../shared/consiste
 import { DownpourError } from '../../shared/errors.ts';
 import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import { localOf } from '../../shared/local-steps.ts';
 import { MEMORY_BYTES_MAX, regionBytes } from '../../shared/memory.ts';
 import { velocitySymbol } from '../../shared/optimizer.ts';
 import { averageBytes, averageSymbols } from './averaging.ts';
 import { optimizerBytes, optimizerSymbols } from './fused.ts';
 import { placesUsed, vectorsPerSlot } from './gathered.ts';
+import { gradientRule, outerBytes, outerSymbols } from './outer.ts';
 
 /** The vectors of a run: their names in a checkpoint, their sizes, and what they and payloads take. */
 
 /** The parameters among the `vectors`. */
 export const VECTOR = `${STATE_PREFIX}parameters`;
 
-type Owner = 'optimizer' | 'velocity' | 'average' | 'collected' | 'squares' | 'sent';
+type Owner = 'optimizer' | 'outer' | 'velocity' | 'average' | 'collected' | 'squares' | 'sent';
 export const stateName = (owner: Owner, symbol: string) => `${STATE_PREFIX}${owner}.${symbol}`;
 
 /** One of those that only a standby must keep: what workers were sent. */
@@ -25,6 +27,9 @@ export const named = (owner: Owner, slots: Readonly<Record<string, Float32Array>
     stateName(owner, symbol),
     values,
   ]);
+
+/** What of a configuration says which vectors there are. */
+type VectorConfig = Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency' | 'local' | 'outer'>;
 
 /** Vectors beside the parameters that a run needs room for. */
 export interface Places {
@@ -41,10 +46,7 @@ export const NO_PLACES: Places = { velocities: 0, collected: 0, sent: 0 };
  * The same on all shards of a run. @param layout of the whole model.
  * @throws DownpourError DP_LAYOUT_INVALID: it is too large for an aggregate that keeps each push.
  */
-export function placesOf(
-  config: Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency'>,
-  layout: Layout,
-): Places {
+export function placesOf(config: VectorConfig, layout: Layout): Places {
   const { consistency } = config;
   const velocities = velocityCount(config, layout);
   const left = bytesLeft(config, layout);
@@ -76,13 +78,14 @@ export function placesOf(
 
 /** For vectors beside those that every run has. */
 function bytesLeft(
-  { optimizer, averaging }: Pick<RunConfig, 'optimizer' | 'averaging'>,
+  config: Omit<VectorConfig, 'consistency'>,
   { size, trainableSize, exchangedSize }: Layout,
 ): number {
   const others =
     regionBytes(4 * size) +
-    optimizerBytes(optimizer, trainableSize) +
-    averageBytes(averaging, exchangedSize) +
+    optimizerBytes(gradientRule(config), trainableSize) +
+    outerBytes(config, trainableSize) +
+    averageBytes(config.averaging, exchangedSize) +
     // The payload, and room for a few pushes and answers.
     (1 + 2 * ROOMS_FEW) * regionBytes(4 * exchangedSize);
   return MEMORY_BYTES_MAX - others;
@@ -92,13 +95,11 @@ function bytesLeft(
  * For so many velocities of workers there is room, the same on all shards of a run.
  * @param layout of the whole model.
  */
-export function velocityCount(
-  config: Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency'>,
-  layout: Layout,
-): number {
+export function velocityCount(config: VectorConfig, layout: Layout): number {
   const { correction } = config.consistency;
   const isUsed = correction === 'auto' || correction === 'lookahead';
-  if (!isUsed || collects(config.consistency)) return 0;
+  // With local steps momentum stays on the workers.
+  if (!isUsed || localOf(config) || collects(config.consistency)) return 0;
   if (velocitySymbol(config.optimizer.kind) === null) return 0;
   const bytes = Math.min(LIMITS.velocityBytesMax, bytesLeft(config, layout));
   const count = Math.floor(bytes / regionBytes(4 * layout.trainableSize));
@@ -118,14 +119,16 @@ export interface InUse {
 
 /** The `vectors` of a run that is not here: their names and elements. @param state says which of them are in use. */
 export function vectorSizes(
-  { optimizer, averaging, consistency }: Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency'>,
+  config: VectorConfig,
   { size, trainableSize, exchangedSize }: Layout,
   { velocities = [], collected = 0, squares = [] }: InUse,
 ): Map<string, number> {
+  const { averaging, consistency } = config;
   const sizes = new Map([[VECTOR, size]]);
-  for (const symbol of optimizerSymbols(optimizer)) {
+  for (const symbol of optimizerSymbols(gradientRule(config))) {
     sizes.set(stateName('optimizer', symbol), trainableSize);
   }
+  for (const symbol of outerSymbols(config)) sizes.set(stateName('outer', symbol), trainableSize);
   for (const slot of velocities) sizes.set(stateName('velocity', String(slot)), trainableSize);
   for (const symbol of averageSymbols(averaging)) {
     sizes.set(stateName('average', symbol), exchangedSize);

@@ -86,6 +86,7 @@ export class Answers {
       leases: work?.leases ?? [],
       evaluation: work?.evaluation ?? null,
       encoding: payload?.encoding ?? 'f32',
+      ...(work?.local && { local: work.local }),
       pull: work?.pull ?? null,
     };
     if (!payload) {

@@ -26,7 +26,7 @@ import { Reports } from './reports.ts';
 import type { RunsToCome } from './run-loader.ts';
 import { SentExperiments } from './sent-experiments.ts';
 import type { Session } from './session.ts';
-import { mustHaveExperiment } from './suitability.ts';
+import { lackOf, mustHaveExperiment } from './suitability.ts';
 import { Workers } from './workers.ts';
 
 /** Between two ticks, which come every second: longer means that the whole process was held up … */
@@ -182,7 +182,9 @@ export class Coordinator {
       if (!run.over) {
         run.mustBeTrusted(session.key);
         const wasSent = this.experiments.of(run) !== null;
-        mustHaveExperiment(hello, run, { wasSent, fetches: session.fetches });
+        mustHaveExperiment(hello, run, { wasSent, fetches: session.able.bundles === true });
+        const lack = lackOf(session.able, run);
+        if (lack) throw lack;
       }
     }
     this.workers.mustNotBeQuarantined(session);

@@ -41,6 +41,9 @@ import { Gathering, type PartReport } from './gathering.ts';
 import type { Reports } from './reports.ts';
 import { Retries } from './retries.ts';
 import {
+  type Abilities,
+  abilitiesOf,
+  aheadOf,
   hasExperiment,
   helloBytes,
   keyOf,
@@ -89,8 +92,8 @@ export class Session {
   readonly #fleet: Fleet;
   readonly connectedAt: string;
   readonly holder: string | null;
-  /** Whether it fetches experiments that were sent; null: it knows nothing of them. */
-  readonly #acceptsBundles: boolean | null;
+  /** What it can do that workers of older releases cannot. */
+  readonly able: Abilities;
   #hello: Hello | null = null;
   #key = '';
   #pushCall = new PushCall('');
@@ -125,7 +128,7 @@ export class Session {
   /**
    * @param holder of the token that it came with; null: the server has no tokens.
    * @param budget of the holder, for messages that nobody asked for.
-   * @param accepts what its handshake says in `BUNDLE_HEADER`.
+   * @param headers of its handshake.
    */
   constructor(
     connection: Connection,
@@ -133,10 +136,10 @@ export class Session {
     connectedAt: string,
     holder: string | null,
     budget: Budget,
-    accepts?: string | string[],
+    headers: Parameters<typeof abilitiesOf>[0] = {},
   ) {
     this.holder = holder;
-    this.#acceptsBundles = accepts === undefined ? null : accepts === 'yes';
+    this.able = abilitiesOf(headers);
     this.#connection = connection;
     this.#fleet = fleet;
     this.connectedAt = connectedAt;
@@ -267,11 +270,6 @@ export class Session {
   /** Names this worker's pushes together with their sequence. */
   get key(): string {
     return this.#key;
-  }
-
-  /** It fetches experiments that were sent. */
-  get fetches(): boolean {
-    return this.#acceptsBundles === true;
   }
 
   canServe(run: Run): boolean {
@@ -473,14 +471,15 @@ export class Session {
 
   #unsuited(run: Run, { code, message }: DownpourError): void {
     this.#fleet.reports.countError(code);
-    this.#cannotServe(run, { code, message });
+    this.cannotServe(run, { code, message });
     const reason = `not for this worker: ${code} ${message}`.slice(0, 2000);
     this.#answers.send({ type: 'end', run: run.id, phase: run.phase, reason });
     this.#dismiss();
     this.#fleet.workers.employ(this);
   }
 
-  #cannotServe(run: Run, failure: { readonly code: string; readonly message: string }): void {
+  /** It is not assigned to this run any more; it is told to people. */
+  cannotServe(run: Run, failure: { readonly code: string; readonly message: string }): void {
     const { code, message } = failure;
     this.#wentWrong(failure);
     this.#refused.add(run.id);
@@ -529,7 +528,7 @@ export class Session {
   }
 
   #onLeave(leave: Leave): void {
-    if (leave.failure && this.#run) this.#cannotServe(this.#run, leave.failure);
+    if (leave.failure && this.#run) this.cannotServe(this.#run, leave.failure);
     this.#dismiss();
     if (leave.failure) this.#fleet.workers.employ(this);
   }
@@ -573,7 +572,7 @@ export class Session {
 
   idle(): void {
     const missing = missingExperiments(this.#hello!, this.#fleet.unfinished, (run) =>
-      this.#acceptsBundles === null ? null : this.#fleet.experiments.of(run),
+      this.able.bundles === null ? null : this.#fleet.experiments.of(run),
     );
     this.#answers.send({ type: 'idle', ...(missing.length > 0 ? { missing } : {}) });
   }
@@ -589,9 +588,7 @@ export class Session {
     const run = this.#run;
     if (!run || !this.#joined || this.#closed) return;
     const acknowledgements = this.#answers.taken();
-    // Minibatches a worker holds: those under way and the one whose data it prepares.
-    const ahead = run.config.consistency.depth + 1;
-    const assignment = run.call(this.#assignCall.of(ahead, now));
+    const assignment = run.call(this.#assignCall.of(aheadOf(run.config), now));
     this.#waiting = assignment.kind === 'wait';
     if (assignment.kind === 'work') {
       this.#answers.work(run, acknowledgements, assignment);

@@ -1,6 +1,9 @@
 import { createHash } from 'node:crypto';
+import { BUNDLE_HEADER } from '../../shared/bundle.ts';
+import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import { LOCAL_STEPS_HEADER, localOf } from '../../shared/local-steps.ts';
 import type { Hello } from '../../shared/protocol.ts';
 import type { Bundle } from '../../shared/rest.ts';
 import { hashDifference } from '../core/agreement.ts';
@@ -53,6 +56,45 @@ export function mustHaveExperiment(
     );
   }
   throw new DownpourError('DP_EXPERIMENT_MISMATCH', hashDifference(run.options, hash) + other);
+}
+
+/** What a worker says in its handshake that it can do. */
+export interface Abilities {
+  /** Whether it fetches experiments that were sent; null: it knows nothing of them. */
+  readonly bundles: boolean | null;
+  /** It takes several steps between two exchanges. */
+  readonly localSteps: boolean;
+}
+
+/** @param headers of the handshake. */
+export function abilitiesOf(
+  headers: Readonly<Record<string, string | string[] | undefined>>,
+): Abilities {
+  const bundles = headers[BUNDLE_HEADER];
+  return {
+    bundles: bundles === undefined ? null : bundles === 'yes',
+    localSteps: headers[LOCAL_STEPS_HEADER] === 'yes',
+  };
+}
+
+/** What a worker cannot do that the run needs; null: it can do all. */
+export function lackOf(
+  { localSteps }: Abilities,
+  { id, config }: Pick<Run, 'id' | 'config'>,
+): DownpourError | null {
+  const local = localOf(config);
+  if (!local || localSteps) return null;
+  return new DownpourError(
+    'DP_PROTOCOL_VERSION',
+    `run '${id}' has local.steps ${local.steps}, and this worker cannot take steps between two exchanges: it is in a browser, of an older release or of another program; start \`downpour work\` of this release, or create the run without local.steps`,
+  );
+}
+
+/** Leases that a worker may hold: those under way, and the one whose examples it prepares. */
+export function aheadOf(config: RunConfig): number {
+  const { depth } = config.consistency;
+  // One with local steps is long, and its first examples are there in no time.
+  return localOf(config) ? depth : depth + 1;
 }
 
 /** What an `idle` says of runs that this worker could serve if it had their experiments. @param bundleOf what it may fetch. */

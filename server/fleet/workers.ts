@@ -7,6 +7,7 @@ import type { Run } from '../core/run.ts';
 import type { ShardPool } from '../shards/pool.ts';
 import { WorkerHistory } from '../watch/worker-history.ts';
 import type { Session } from './session.ts';
+import { lackOf } from './suitability.ts';
 
 /** Workers that are gone and still told of. */
 const GONE_MAX = 100;
@@ -170,6 +171,11 @@ export class Workers {
     let chosen: Run | null = null;
     for (const run of this.#runs.unfinished) {
       if (!session.canServe(run)) continue;
+      const lack = lackOf(session.able, run);
+      if (lack) {
+        session.cannotServe(run, lack);
+        continue;
+      }
       if ((counts.get(run) ?? 0) >= (run.config.workersMax ?? Infinity)) continue;
       if (!chosen || (counts.get(run) ?? 0) < (counts.get(chosen) ?? 0)) chosen = run;
     }

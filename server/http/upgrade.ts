@@ -1,7 +1,6 @@
 import type { IncomingMessage } from 'node:http';
 import type { Socket } from 'node:net';
 import type { FastifyInstance } from 'fastify';
-import { BUNDLE_HEADER } from '../../shared/bundle.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Connection } from '../../wire/connection.ts';
@@ -112,8 +111,8 @@ export function acceptWorkers(
       const connection = upgrade();
       if (!connection) return;
       const connectedAt = new Date().toISOString();
-      const accepts = request.headers[BUNDLE_HEADER];
-      const session = new Session(connection, coordinator, connectedAt, holder, budget, accepts);
+      const { headers } = request;
+      const session = new Session(connection, coordinator, connectedAt, holder, budget, headers);
       sessions.set(session, stillIn);
       socket.once('close', () => {
         sessions.delete(session);

@@ -456,8 +456,9 @@ class ShardSession {
       const part = { payload: bytes, encoding: 'f32', room, release } as const;
       shard.initialPart(run, session, message.grant, part);
     } else {
-      const { sequence, encoding } = message;
-      shard.part({ run, session, sequence }, { payload: bytes, encoding, room, release });
+      const { sequence, encoding, kind } = message;
+      const part = { payload: bytes, encoding, kind, room, release };
+      shard.part({ run, session, sequence }, part);
     }
     return true;
   }

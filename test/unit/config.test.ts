@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { resolveConfig, workerConfig } from '../../shared/config.ts';
+import { type PartialConfig, resolveConfig, workerConfig } from '../../shared/config.ts';
 import { LIMITS } from '../../shared/limits.ts';
 
 test('an empty configuration is complete and valid', () => {
@@ -114,9 +114,10 @@ test('what workers are told of consistency is what older ones know', () => {
   const config = resolveConfig({
     consistency: { mode: 'buffered', damping: 'root', correction: 'gap', stalenessMax: 4 },
   });
-  const { examples: _, ...observe } = config.observe;
+  const { local: _, outer: __, ...known } = config;
+  const { examples: ___, ...observe } = config.observe;
   expect(workerConfig(config)).toEqual({
-    ...config,
+    ...known,
     observe,
     consistency: { mode: 'async', stalenessMax: 4, damping: 'none', depth: 1 },
   });
@@ -128,6 +129,58 @@ test('workers are told how many examples are shown where it is not the usual num
   expect(sent(LIMITS.shownExamplesMax)).toMatchObject({ examples: LIMITS.shownExamplesMax });
   expect(sent(LIMITS.shownExamplesDefault)).not.toHaveProperty('examples');
   expect(() => sent(LIMITS.shownExamplesMax + 1)).toThrow(/observe.examples/);
+});
+
+test('workers are told of local steps where there are any, and never of the outer optimizer', () => {
+  const local = { steps: 10, optimizer: { kind: 'adamw' } } as const;
+  const told = workerConfig(resolveConfig({ local, outer: { momentum: 0.9 } }));
+  expect(told.local).toMatchObject(local);
+  expect('outer' in told).toBe(false);
+});
+
+test.each([
+  [{ local: { push: 'elastic' } }, /local.steps is null, so the other fields of local do nothing/],
+  [{ outer: { momentum: 0.9 } }, /local.steps is null, so the other fields of outer do nothing/],
+  [{ local: { steps: 10_001 } }, /local.steps is 10001; it must be <= 10000/],
+  [{ local: { steps: 0 } }, /local.steps is 0; it must be >= 1/],
+  [
+    { local: { steps: 2 }, consistency: { correction: 'lookahead' } },
+    /correction is 'lookahead' and local.steps is 2; .* set auto, none, inverse or delay/,
+  ],
+  [
+    { local: { steps: 2 }, compression: { push: { kind: 'topk', momentum: 0.9 } } },
+    /compression.push.momentum is 0.9 and local.steps is 2/,
+  ],
+  [{ local: { steps: 2 }, outer: { delayed: 4 } }, /outer.delayed is 4 without Nesterov momentum/],
+  [
+    {
+      ...{ local: { steps: 2 }, outer: { delayed: 4, momentum: 0.9 } },
+      consistency: { mode: 'synchronous' },
+    },
+    /outer.delayed is 4 in mode 'synchronous'/,
+  ],
+  [
+    { local: { steps: 2, push: 'elastic' }, outer: { learningRate: 0.7 } },
+    /outer.learningRate is 0.7 with local.push 'elastic'/,
+  ],
+  [
+    { local: { steps: 2, push: 'elastic' }, compression: { push: { kind: 'int8' } } },
+    /compression.push.kind is 'int8' with local.push 'elastic'/,
+  ],
+  [{ local: { steps: 2, push: 'elastic' }, consistency: { depth: 2 } }, /consistency.depth is 2/],
+  [
+    { local: { steps: 2, push: 'elastic' }, consistency: { mode: 'buffered' } },
+    /consistency.mode is 'buffered' with local.push 'elastic'/,
+  ],
+  [
+    {
+      local: { steps: 2, push: 'elastic' },
+      consistency: { mode: 'synchronous', aggregate: 'median' },
+    },
+    /consistency.aggregate is 'median' with local.push 'elastic'/,
+  ],
+] as const)('local steps of %j are refused in words', (config, words) => {
+  expect(() => resolveConfig(config as PartialConfig)).toThrow(words);
 });
 
 test('gap takes an optimizer whose steps grow with the gradient', () => {

@@ -26,7 +26,7 @@ test('an epoch is cut into minibatches, the last one smaller, and the next follo
     [1, 8, 2],
   ]);
   expect(leases.exhausted).toBe(false);
-  for (const { id } of granted) leases.complete(id);
+  for (const lease of granted) leases.complete(lease);
   expect(leases.exhausted).toBe(true);
   expect(leases.grant('a', 1, 0)).toEqual([]);
 });
@@ -46,7 +46,7 @@ test('a late push of a lease that nobody has taken meanwhile still counts, once'
   const leases = new Leases(options);
   const [lease] = leases.grant('slow', 1, 0);
   leases.expire(5000);
-  leases.complete(lease!.id);
+  leases.complete(lease!);
   expect(leases.find(lease!.id, 'slow')).toBeNull();
   expect(leases.grant('quick', 1, 5001)[0]?.start).toBe(4);
 });
@@ -100,7 +100,7 @@ describe('every example is used exactly once an epoch', () => {
           const beliefs: Lease[][] = [[], [], [], []];
           const complete = (worker: number, lease: Lease): void => {
             if (!leases.find(lease.id, `w${worker}`)) return;
-            leases.complete(lease.id);
+            leases.complete(lease);
             for (let i = lease.start; i < lease.start + lease.count; i++) {
               const key = `${lease.epoch}:${i}`;
               uses.set(key, (uses.get(key) ?? 0) + 1);

@@ -101,8 +101,7 @@ const theta = (w: number) => Float32Array.of(w);
 const none = new Float32Array(0);
 
 function setUp(depth = 1) {
-  const { compression, consistency } = resolveConfig({ consistency: { depth } });
-  const config = { seed: SEED, compression, consistency };
+  const config = { ...resolveConfig({ consistency: { depth } }), seed: SEED };
   const exchange = new FakeExchange();
   const lines: string[] = [];
   const trainer = createTrainer({

@@ -1,5 +1,6 @@
 import type { RunConfig } from '../../../shared/config.ts';
 import type { ErrorCode } from '../../../shared/errors.ts';
+import type { PushKind } from '../../../shared/local-steps.ts';
 import type { Lease, Push } from '../../../shared/protocol.ts';
 import { type Admission, admit } from '../consistency.ts';
 import type { Mode } from '../modes/mode.ts';
@@ -27,6 +28,8 @@ export interface Facts {
   workers: number;
   /** Why nothing is taken from it any more; null: it is trusted. */
   quarantine: string | null;
+  /** What pushes of this step hold. */
+  kind: PushKind;
   /** What is wrong with the payload; null: nothing. */
   problem: Problem | null;
   /** Lease of the push, if the worker may still push it. */
@@ -83,6 +86,11 @@ export function judge(push: Push, facts: Facts): Judgement {
     return reject('DP_PUSH_STALE', message, true);
   }
   const staleness = step - push.step;
+  const kind = push.kind ?? 'gradient';
+  if (kind !== facts.kind) {
+    const message = `the push is a ${kind}, and at step ${step} the run takes pushes of kind ${facts.kind}: pull, then compute the minibatch anew`;
+    return reject('DP_PUSH_STALE', message, true, staleness);
+  }
   const untimely = facts.mode?.refuse(facts.key, { staleness, serverStep: step }) ?? null;
   if (untimely !== null) {
     const isLate = staleness > 0;

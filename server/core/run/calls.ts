@@ -4,6 +4,7 @@ import type {
   Evaluated,
   Join,
   Lease,
+  LocalWork,
   Observed,
   Part,
   Phase,
@@ -252,6 +253,8 @@ export type Assignment =
       /** To be sent as it is: hold it until it has gone. Null: the worker has these parameters. */
       readonly payload: Snapshot | null;
       readonly step: number;
+      /** How to take local steps with the leases; null: push gradients. */
+      readonly local: LocalWork | null;
       /** The other shards send theirs under this number; null: they send nothing. */
       readonly pull: number | null;
     }

@@ -1,3 +1,4 @@
+import { localOf, localOptimizer } from '../../../shared/local-steps.ts';
 import type { DataSummary, Part } from '../../../shared/protocol.ts';
 import { Leases } from '../leases.ts';
 import { momentumAt } from '../schedule.ts';
@@ -30,9 +31,9 @@ export function learningRateOf({ fields, parts }: Inside): number {
   return parts.schedule.rate(scheduleStepOf(fields)) * fields.rateFactor;
 }
 
-/** Momentum of the update rule where no schedule changes it; null: it has none. */
+/** Momentum of the update rule of gradients where no schedule changes it; null: it has none. */
 export function ownMomentumOf({ options }: Inside): number | null {
-  const { optimizer } = options.config;
+  const optimizer = localOptimizer(options.config);
   return 'momentum' in optimizer ? optimizer.momentum : null;
 }
 
@@ -69,12 +70,13 @@ export function evaluationStepOf({ options, fields, parts }: Inside): number {
   return isByEpochs ? parts.leases!.completed : phaseStepOf(fields);
 }
 
-/** Pushes that made an update in this phase, on average. */
-function pushesPerStepOf({ fields, parts }: Inside): number {
+/** Minibatches that made an update in this phase, on average. */
+function minibatchesPerStepOf({ options, fields, parts }: Inside): number {
   const { mode, leases, collection } = parts;
   const steps = phaseStepOf(fields);
-  if (!mode?.collects || !leases || steps === 0) return 1;
-  return Math.max(1, (leases.completed - collection.count) / steps);
+  const isOne = !mode?.collects && !localOf(options.config);
+  if (isOne || !leases || steps === 0) return 1;
+  return Math.max(1, (leases.completed - collection.shares) / steps);
 }
 
 /** Between two evaluations at the mean speed so far, s; null: unknown. */
@@ -82,7 +84,7 @@ export function evaluationSecondsOf(inside: Inside, seconds: number): number | n
   const { options, fields, parts } = inside;
   if (fields.step === 0 || !parts.leases) return null;
   const isByEpochs = options.config.evaluateEverySteps === null;
-  const steps = evaluateEveryOf(inside) / (isByEpochs ? pushesPerStepOf(inside) : 1);
+  const steps = evaluateEveryOf(inside) / (isByEpochs ? minibatchesPerStepOf(inside) : 1);
   return (steps * seconds) / fields.step;
 }
 
@@ -136,7 +138,8 @@ export function stepsMaxOf(inside: Inside): number | null {
   const byEpochs =
     epochsMax !== null && fields.data
       ? Math.ceil(
-          (epochsMax * Math.ceil(fields.data.trainCount / minibatchSize)) / pushesPerStepOf(inside),
+          (epochsMax * Math.ceil(fields.data.trainCount / minibatchSize)) /
+            minibatchesPerStepOf(inside),
         )
       : Infinity;
   const limit = Math.min(stepsMax ?? Infinity, byEpochs);

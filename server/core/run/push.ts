@@ -9,6 +9,7 @@ import type { StepOptions } from '../step-options.ts';
 import { type Facts, judge, judgeSender, type Refusal } from './admit.ts';
 import type { CallOf } from './calls.ts';
 import { learningRateOf, momentumOf, ownMomentumOf, scheduleStepOf } from './course.ts';
+import { outerRateOf, pushKindOf } from './local.ts';
 import { overflowText } from './reasons.ts';
 import { credit, newWorker } from './roster.ts';
 import { type Inside, secondsOf } from './state.ts';
@@ -39,7 +40,7 @@ export class Pushes {
     this.#facts = {
       ...{ config: inside.options.config, fields, isReady: false, worker: newWorker() },
       ...{ quarantine: null, problem: null, lease: null },
-      ...{ key: '', mode: inside.parts.mode, workers: 0 },
+      ...{ key: '', mode: inside.parts.mode, workers: 0, kind: 'gradient' },
     };
     this.steps = new Steps(inside, then);
   }
@@ -64,6 +65,7 @@ export class Pushes {
     const { parameters } = vector;
     facts.key = worker;
     facts.workers = correction.crowd;
+    facts.kind = pushKindOf(this.#inside);
     facts.worker = roster.of(worker);
     facts.quarantine = robust.quarantine(worker);
     facts.isReady = parameters !== null && leases !== null;
@@ -73,6 +75,7 @@ export class Pushes {
     facts.problem = null;
     try {
       staged = parameters!.stage(payload, push.encoding, room);
+      if (push.kind === 'elastic' && facts.kind === 'elastic') staged = parameters!.elastic(staged);
       const problem = others?.problem ?? null;
       if (problem !== null) facts.problem = { code: 'DP_TENSOR_SIZE', message: problem };
     } catch (error) {
@@ -109,11 +112,16 @@ export class Pushes {
     const parameters = vector.mustParameters;
     const staleness = fields.step - push.step;
     const { clip, momentumSchedule } = of.config;
-    const limit = clip.value ?? Infinity;
+    // With local steps workers have clipped their gradients.
+    const outer = this.#facts.kind !== 'gradient';
+    const limit = outer ? Infinity : (clip.value ?? Infinity);
     const { loss } = push;
     const step = fields.step - fields.optimizerStart + 1;
     const plan = correction.plan(worker, staleness);
-    const learningRate = learningRateOf(this.#inside) * scale * (plan?.scale ?? 1);
+    const rate = learningRateOf(this.#inside);
+    const learningRate = outer
+      ? outerRateOf(this.#inside, this.#facts.worker) * scale
+      : rate * scale * (plan?.scale ?? 1);
     const momentum = momentumAt(momentumSchedule, scheduleStepOf(fields));
     const given = Math.sqrt(parameters.squares(staged, limit) + (others?.squares ?? 0));
     if (loss === null || !Number.isFinite(given)) {
@@ -134,10 +142,12 @@ export class Pushes {
       this.#collect(call, staged, { scale, loss, norm: given, compensation });
       return answer(push, scale < 1 ? 'damped' : 'applied', staleness);
     }
-    const norm = Math.min(limitedNorm(given, plan?.normMax ?? Infinity), clip.norm ?? Infinity);
+    const normMax = outer ? Infinity : (clip.norm ?? Infinity);
+    const norm = Math.min(limitedNorm(given, plan?.normMax ?? Infinity), normMax);
     const factor = norm < given ? norm / given : 1;
     let options: StepOptions = { step, learningRate };
-    if (momentum !== undefined) options = { ...options, momentum };
+    if (outer) options = { ...options, outer };
+    else if (momentum !== undefined) options = { ...options, momentum };
     if (plan?.velocity) options = { ...options, velocity: plan.velocity };
     if (compensation) options = { ...options, compensation };
     if (!parameters.update(staged, { limit, factor }, options)) {
@@ -149,7 +159,11 @@ export class Pushes {
     if (others) {
       const { sequence } = push;
       const what = { worker, sequence, clip: { limit, factor }, options };
-      vector.applyParts(others, { generation: fields.generation, ...what });
+      vector.applyParts(others, {
+        generation: fields.generation,
+        kindOfPush: this.#facts.kind,
+        ...what,
+      });
     }
     fields.step++;
     this.#counts(worker, push, staleness, loss, given);
@@ -157,7 +171,7 @@ export class Pushes {
       step: fields.step,
       seconds: secondsOf(fields, now),
       loss,
-      learningRate,
+      learningRate: outer ? rate : learningRate,
       momentum: momentum ?? ownMomentumOf(this.#inside),
       gradientNorm: norm,
       staleness,
@@ -176,8 +190,9 @@ export class Pushes {
     const { options, fields, parts } = this.#inside;
     const { robust, observations, sent } = parts;
     const lease = this.#facts.lease!;
-    parts.leases!.complete(lease.id);
-    credit(this.#facts.worker, push, staleness, lease);
+    const minibatches = Math.ceil(lease.count / options.config.minibatchSize);
+    parts.leases!.complete(lease);
+    credit(this.#facts.worker, push, staleness, { lease, minibatches });
     fields.nonFiniteInRow = 0;
     robust.applied(worker, fields.nowMs);
     fields.initialLoss ??= loss;
@@ -217,7 +232,9 @@ export class Pushes {
     const staleness = fields.step - push.step;
     const share = lease.count / options.config.minibatchSize;
     const { sequence, computeMs } = push;
-    vector.collect(staged, others, { worker, sequence, weight: { scale, share }, compensation });
+    const { kind: kindOfPush } = this.#facts;
+    const weight = { scale, share };
+    vector.collect(staged, others, { worker, sequence, kindOfPush, weight, compensation });
     this.#counts(worker, push, staleness, loss, norm);
     collection.add({ worker, lease, loss, staleness, norm, share, computeMs });
     mode!.pushed(worker, collection.count, now);

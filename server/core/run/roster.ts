@@ -29,6 +29,10 @@ export const newWorker = () => ({
   /** The newest parameters that it was sent for a minibatch: a push names these or older ones. */
   sentGeneration: -1,
   sentStep: -1,
+  /** What a minibatch takes it with local steps, smoothed, ms; null: not measured in this life of the server. */
+  minibatchMs: null as number | null,
+  /** α that it was told with its lease; null: none. */
+  movingRate: null as number | null,
   /** Samples that its leases have asked it for, and that have not come. */
   samplesDue: 0,
   ...newDeeds(),
@@ -41,6 +45,8 @@ export type RosterReplica = readonly (readonly [key: string, worker: Worker])[];
 
 /** Weight of the past in what a gradient takes a worker of late: about its last 20 count. */
 const RECENT = 0.95;
+/** The same of leases with local steps, which are fewer. */
+const RECENT_LEASES = 0.5;
 
 export class Roster {
   readonly #workers = new Map<string, Worker>();
@@ -58,6 +64,10 @@ export class Roster {
       this.#forgetOld(key);
     }
     return worker;
+  }
+
+  values(): Iterable<Worker> {
+    return this.#workers.values();
   }
 
   find(key: string): Worker | undefined {
@@ -124,14 +134,22 @@ export class Roster {
   }
 }
 
-/** A push of it was applied. */
-export function credit(worker: Worker, push: Push, staleness: number, lease: Lease): void {
+/** A push of it was applied. @param minibatches of its lease. */
+export function credit(
+  worker: Worker,
+  push: Push,
+  staleness: number,
+  { lease, minibatches }: { readonly lease: Lease; readonly minibatches: number },
+): void {
   worker.lastSequence = push.sequence;
   worker.stalenessSum += staleness;
   worker.computeMsSum = sumOf(worker.computeMsSum, push.computeMs);
   const before = worker.computeMsRecent ?? push.computeMs;
   worker.computeMsRecent = RECENT * before + (1 - RECENT) * push.computeMs;
   worker.examples += lease.count;
+  if (push.kind === undefined || push.kind === 'gradient') return;
+  const each = push.computeMs / minibatches;
+  worker.minibatchMs = RECENT_LEASES * (worker.minibatchMs ?? each) + (1 - RECENT_LEASES) * each;
 }
 
 /**

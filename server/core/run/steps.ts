@@ -1,6 +1,7 @@
 import { momentumAt } from '../schedule.ts';
 import type { StepOptions } from '../step-options.ts';
 import { isTraining, learningRateOf, ownMomentumOf, scheduleStepOf } from './course.ts';
+import { outerRateOf, pushKindOf } from './local.ts';
 import { overflowText } from './reasons.ts';
 import { type Inside, secondsOf } from './state.ts';
 
@@ -49,17 +50,21 @@ export class Steps {
     const computeMs = collection.computeMs(fields.step);
     const { clip, consistency, momentumSchedule } = of.config;
     fields.nowMs = now;
-    const learningRate = learningRateOf(this.#inside);
+    const outer = pushKindOf(this.#inside) !== 'gradient';
+    const rate = learningRateOf(this.#inside);
+    const learningRate = outer ? outerRateOf(this.#inside, null) : rate;
     const momentum = momentumAt(momentumSchedule, scheduleStepOf(fields));
     let options: StepOptions = { step: fields.step - fields.optimizerStart + 1, learningRate };
-    if (momentum !== undefined) options = { ...options, momentum };
+    if (outer) options = { ...options, outer };
+    else if (momentum !== undefined) options = { ...options, momentum };
     const faulty = consistency.faultyMax ?? 1;
-    const limit = clip.value ?? Infinity;
+    // With local steps workers have clipped their gradients.
+    const limit = outer ? Infinity : (clip.value ?? Infinity);
     const staged = parameters.combine(shares, faulty);
     const own = Math.sqrt(parameters.squares(staged, limit));
     // That of the mean is known where all of it is; else that of each push, which it does not exceed.
     const given = vector.ranges.length > 1 ? normOfEach : own;
-    const norm = Math.min(given, clip.norm ?? Infinity);
+    const norm = Math.min(given, outer ? Infinity : (clip.norm ?? Infinity));
     const factor = norm < given ? norm / given : 1;
     mode!.stepped();
     if (!Number.isFinite(own) || !parameters.update(staged, { limit, factor }, options)) {
@@ -75,7 +80,7 @@ export class Steps {
     const news = correction.takeNews();
     if (news !== null) this.#then.corrected(news);
     const used = momentum ?? ownMomentumOf(this.#inside);
-    if (vector.ranges.length === 1) {
+    if (vector.ranges.length === 1 && !outer) {
       rateWatch.updated({
         ...{ pushes, squares, squareOfMean: own ** 2, loss, learningRate, momentum: used },
       });
@@ -84,7 +89,7 @@ export class Steps {
       step: fields.step,
       seconds: secondsOf(fields, now),
       loss,
-      learningRate,
+      learningRate: rate,
       momentum: used,
       gradientNorm: norm,
       staleness,

@@ -4,6 +4,7 @@ import type { RunConfig } from '../../../shared/config.ts';
 import { shardsProblem } from '../../../shared/consistency.ts';
 import { DownpourError } from '../../../shared/errors.ts';
 import { createLayout, type Layout, type TensorSpec } from '../../../shared/layout.ts';
+import type { PushKind } from '../../../shared/local-steps.ts';
 import { type Range, rangeLayout } from '../../../shared/partition.ts';
 import type { CompensationUse } from '../compensation.ts';
 import type { Clip } from '../fused.ts';
@@ -156,6 +157,7 @@ export class Vector {
     what: {
       readonly worker: string;
       readonly sequence: number;
+      readonly kindOfPush: PushKind;
       readonly clip: Clip;
       readonly options: StepOptions;
       readonly generation: number;
@@ -171,6 +173,7 @@ export class Vector {
     what: {
       readonly worker: string;
       readonly sequence: number;
+      readonly kindOfPush: PushKind;
       readonly weight: Weight;
       readonly compensation: CompensationUse | null;
     },

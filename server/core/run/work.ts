@@ -2,6 +2,7 @@ import { LIMITS } from '../../../shared/limits.ts';
 import type { Snapshot } from '../snapshot.ts';
 import type { Assignment, SentTo } from './calls.ts';
 import { isTraining, workersMissingOf } from './course.ts';
+import { localWorkFor, minibatchesFor } from './local.ts';
 import { askForSamples, type Worker } from './roster.ts';
 import type { Inside, PendingEvaluation } from './state.ts';
 import { payloadOf } from './vector.ts';
@@ -37,7 +38,8 @@ export function workFor(
   if (fields.step === 0 && workersMissingOf(inside) > 0) return WAIT;
   if (mode?.mayPull(key) === false) return WAIT;
   const { nextId } = leases;
-  const given = leases.grant(key, Math.min(ahead, LIMITS.leasesPerWorkerMax), now);
+  const most = Math.min(ahead, LIMITS.leasesPerWorkerMax);
+  const given = leases.grant(key, most, now, minibatchesFor(inside, worker));
   if (given.length === 0) {
     mode?.idle(key);
     return WAIT;
@@ -61,7 +63,8 @@ export function workFor(
     payload = whole ? payloadOf(whole) : vector.parameters.snapshot(encoding);
     pull = vector.sendParts(to, null, whole !== null);
   }
-  return { kind: 'work', leases: given, evaluation: null, payload, step, pull };
+  const local = localWorkFor(inside, worker);
+  return { kind: 'work', leases: given, evaluation: null, payload, step, local, pull };
 }
 
 function evaluationFor(
@@ -84,6 +87,7 @@ function evaluationFor(
     evaluation: { id, part },
     payload: payloadOf(whole ?? values),
     step,
+    local: null,
     pull: vector.sendParts(to, capture, whole !== null),
   };
 }

@@ -1,0 +1,157 @@
+import Type, { type Static } from 'typebox';
+import { choice, closed, count, orNone, positive, share } from './config-fields.ts';
+import { type Consistency, collects, isInRounds } from './consistency.ts';
+import { LIMITS } from './limits.ts';
+import { type OptimizerConfig, OptimizerSchema } from './optimizer-config.ts';
+
+/**
+ * `local` and `outer` of a run: workers that take several steps by themselves between two exchanges with the server, and
+ * what the server makes of their results. Local SGD (Stich 2019, arXiv:1805.09767), DiLoCo (Douillard et al. 2023,
+ * arXiv:2311.08105), EASGD (Zhang et al. 2015, arXiv:1412.6651).
+ */
+
+/**
+ * A header of the handshake, `yes` from a worker that can take local steps. Others are not assigned to runs that need it:
+ * they would push gradients.
+ */
+export const LOCAL_STEPS_HEADER = 'downpour-local-steps';
+
+export const LocalSchema = Type.Object(
+  {
+    steps: orNone(
+      Type.Integer({ minimum: 1, maximum: LIMITS.localStepsMax }),
+      'local steps: minibatches that a worker trains on between two exchanges with the server (H in the papers); a push is then the result of these steps instead of a gradient; null: no local steps, each push is the gradient of one minibatch',
+    ),
+    push: choice(
+      ['delta', 'elastic'],
+      'what a push holds after local steps. delta: the change of the parameters since the worker read them (local SGD, FedBuff, DiLoCo), which the outer optimizer applies. elastic: the parameters of the worker; the worker keeps its own parameters, and at each exchange they and those of the server move towards each other (EASGD; EAMSGD with a momentum optimizer)',
+      'delta',
+    ),
+    optimizer: Type.Union([OptimizerSchema, Type.Null()], {
+      default: null,
+      description:
+        'update rule of the local steps; its state stays on the worker between exchanges; null: same as `optimizer`',
+    }),
+    dynamic: Type.Boolean({
+      default: false,
+      description:
+        'give slower workers fewer local steps, in proportion to their measured speed, so that all exchange equally often (DyLU); the fastest worker takes `steps`',
+    }),
+    after: count(
+      'step of the server at which local steps begin; before that, pushes are gradients, which `optimizer` applies (post-local SGD)',
+      0,
+    ),
+    movingRate: Type.Number({
+      exclusiveMinimum: 0,
+      exclusiveMaximum: 1,
+      default: 0.9,
+      description:
+        'elastic: β; at each exchange the parameters of a worker and of the server move towards each other by β / workers of their difference',
+    }),
+  },
+  { ...closed, default: {} },
+);
+
+export const OuterSchema = Type.Object(
+  {
+    learningRate: positive(
+      'delta: factor of the changes that workers push, before they are added to the parameters; 1: local SGD; DiLoCo uses 0.7',
+      1,
+    ),
+    momentum: share('delta: momentum of the outer optimizer; 0: none; DiLoCo uses 0.9', 0),
+    nesterov: Type.Boolean({
+      default: true,
+      description: 'delta: Nesterov momentum, as in DiLoCo; false: plain momentum',
+    }),
+    delayed: orNone(
+      Type.Integer({ minimum: 2, maximum: LIMITS.workerCountMax }),
+      'delta: delayed Nesterov momentum for asynchronous workers: each push moves the parameters by learningRate / delayed of its change, and the momentum is updated and applied at every `delayed`-th push; set the number of workers; null: at each update',
+    ),
+  },
+  { ...closed, default: {} },
+);
+
+/** What a push holds. */
+export const PUSH_KINDS = ['gradient', 'delta', 'elastic'] as const;
+export type PushKind = (typeof PUSH_KINDS)[number];
+
+/** `local` of a run whose workers take local steps. */
+export type Local = Static<typeof LocalSchema> & { readonly steps: number };
+export type Outer = Static<typeof OuterSchema>;
+
+/** Runs of older releases have none of these. */
+export interface LocalFields {
+  readonly local?: Static<typeof LocalSchema> | undefined;
+  readonly outer?: Outer | undefined;
+}
+
+/** @returns null: each push is the gradient of one minibatch. */
+export function localOf({ local }: LocalFields): Local | null {
+  return local && local.steps !== null ? (local as Local) : null;
+}
+
+const NO_OUTER: Outer = { learningRate: 1, momentum: 0, nesterov: true, delayed: null };
+export const outerOf = ({ outer }: LocalFields): Outer => outer ?? NO_OUTER;
+
+/** The update rule of the steps that workers take. */
+export function localOptimizer(
+  config: LocalFields & { readonly optimizer: OptimizerConfig },
+): OptimizerConfig {
+  return localOf(config)?.optimizer ?? config.optimizer;
+}
+
+/** Corrections that need gradients, with the staleness that each parameter has seen. */
+const FOR_GRADIENTS = ['lookahead', 'gap', 'compensated'];
+
+/** @returns what does not fit together, the value seen and what to do; null: all is well. */
+export function localProblem(
+  config: LocalFields & {
+    readonly consistency: Consistency;
+    readonly compression: { readonly push: { readonly kind: string; readonly momentum?: number } };
+  },
+): string | null {
+  const local = localOf(config);
+  const outer = outerOf(config);
+  const { consistency, compression } = config;
+  const { mode, correction = 'auto', depth, aggregate = 'mean' } = consistency;
+  const changed = (Object.keys(NO_OUTER) as (keyof Outer)[]).find((k) => outer[k] !== NO_OUTER[k]);
+  if (!local) {
+    const { push, dynamic, after } = config.local ?? {};
+    const set = push === 'elastic' || dynamic || after ? 'local' : changed ? 'outer' : null;
+    if (set === null) return null;
+    return `local.steps is null, so the other fields of ${set} do nothing: set local.steps, the minibatches between two exchanges, or leave ${set} out`;
+  }
+  if (FOR_GRADIENTS.includes(correction)) {
+    return `consistency.correction is '${correction}' and local.steps is ${local.steps}; '${correction}' corrects gradients, and with local steps a push is no gradient: set auto, none, inverse or delay`;
+  }
+  const { kind, momentum = 0 } = compression.push;
+  if (momentum > 0) {
+    return `compression.push.momentum is ${momentum} and local.steps is ${local.steps}; with local steps the momentum is that of local.optimizer: set 0`;
+  }
+  if (outer.delayed !== null) {
+    const why = 'the delayed momentum counts pushes that are applied one by one';
+    if (collects(consistency)) {
+      return `outer.delayed is ${outer.delayed} in mode '${mode}'; ${why}: use mode async or bounded, or set null`;
+    }
+    if (outer.momentum === 0 || !outer.nesterov) {
+      return `outer.delayed is ${outer.delayed} without Nesterov momentum, so there is nothing to delay: set outer.momentum, 0.9 as in DiLoCo, and outer.nesterov, or set outer.delayed to null`;
+    }
+  }
+  if (local.push === 'delta') return null;
+  if (changed) {
+    return `outer.${changed} is ${outer[changed]} with local.push 'elastic', which has no outer optimizer: use local.movingRate, or local.push delta`;
+  }
+  if (kind !== 'f32') {
+    return `compression.push.kind is '${kind}' with local.push 'elastic', which sends whole parameters: set f32, or use local.push delta`;
+  }
+  if (depth > 1) {
+    return `consistency.depth is ${depth} with local.push 'elastic', where a worker moves by the answer to its push: set 1, or use local.push delta`;
+  }
+  if (mode === 'buffered') {
+    return `consistency.mode is 'buffered' with local.push 'elastic', where an exchange moves both sides at once: use async, bounded, synchronous or backup, or local.push delta`;
+  }
+  if (isInRounds(consistency) && aggregate !== 'mean') {
+    return `consistency.aggregate is '${aggregate}' with local.push 'elastic', where the server moves by what all workers move: set mean, or use local.push delta`;
+  }
+  return null;
+}

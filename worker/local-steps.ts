@@ -1,0 +1,188 @@
+import type { RunConfig } from '../shared/config.ts';
+import type { Layout } from '../shared/layout.ts';
+import { localOptimizer } from '../shared/local-steps.ts';
+import {
+  clipByNorm,
+  clipByValue,
+  createOptimizer,
+  decayRanges,
+  normAndFinite,
+  type Optimizer,
+} from '../shared/optimizer.ts';
+import type { Acknowledgement, Lease, LocalWork } from '../shared/protocol.ts';
+
+/**
+ * Local steps: a worker trains on the minibatches of a lease one after the other, with an optimizer of its own whose state
+ * outlives the lease, and pushes what came of it. The server's half is in `server/core/outer.ts`.
+ */
+
+export type LocalConfig = Pick<RunConfig, 'minibatchSize' | 'optimizer' | 'weightDecay' | 'clip'> &
+  Partial<Pick<RunConfig, 'local'>>;
+
+export interface LocalGradient {
+  readonly loss: number;
+  /** Gradient and statistics of the minibatch, shape [exchangedSize]; it may be written to. */
+  readonly gradient: Float32Array;
+  discard(): void;
+}
+
+/**
+ * @param parameters shape [exchangedSize], or longer where they are those that were pulled; nobody writes to them before
+ *   the next call. @returns null: to be given up.
+ */
+export type GradientAt = (
+  minibatch: Lease,
+  parameters: Float32Array,
+) => Promise<LocalGradient | null>;
+
+export interface LocalResult {
+  /** Mean over the examples of the lease, each at the parameters of its step. */
+  readonly loss: number;
+  /** What is pushed, shape [exchangedSize]: delta or parameters, and the mean of the statistics. */
+  readonly payload: Float32Array;
+  /** Gives the memory of the payload back. */
+  discard(): void;
+}
+
+/** The minibatches of a lease, in their order. */
+function minibatchesOf(lease: Lease, size: number): Lease[] {
+  const minibatches: Lease[] = [];
+  for (let at = 0; at < lease.count; at += size) {
+    const count = Math.min(size, lease.count - at);
+    minibatches.push({ ...lease, start: lease.start + at, count });
+  }
+  return minibatches;
+}
+
+export class LocalSteps {
+  readonly #config: LocalConfig;
+  readonly #trainable: number;
+  readonly #exchanged: number;
+  readonly #optimizer: Optimizer;
+  /** Updates of the optimizer since it began: bias corrections use it. */
+  #step = 0;
+  /** By turns: neither the newest parameters are written to nor those that a model has loaded. */
+  readonly #rooms: (Float32Array | undefined)[] = [undefined, undefined, undefined];
+  #turn = 0;
+  /** `elastic`: the worker's own parameters, one of the rooms; null: none yet. */
+  #own: Float32Array | null = null;
+  /** `elastic`: the move towards the server's parameters that its answer to the last push brings; null: none. */
+  #move: { readonly rate: number; isApplied: boolean } | null = null;
+  readonly #payloads: Float32Array[] = [];
+
+  constructor(
+    config: LocalConfig,
+    layout: Pick<Layout, 'trainableSize' | 'exchangedSize'> & {
+      readonly tensors: Parameters<typeof decayRanges>[1];
+    },
+  ) {
+    const { trainableSize, exchangedSize, tensors } = layout;
+    this.#config = config;
+    this.#trainable = trainableSize;
+    this.#exchanged = exchangedSize;
+    const decay = decayRanges(config.weightDecay, tensors);
+    this.#optimizer = createOptimizer(localOptimizer(config), trainableSize, decay);
+  }
+
+  /** The parameters of the server are others now: what was learnt at earlier ones is of no use. */
+  reset(): void {
+    this.#optimizer.reset();
+    this.#step = 0;
+    this.#own = null;
+    this.#move = null;
+  }
+
+  /** What became of the last push. */
+  settled(outcome: Acknowledgement['outcome']): void {
+    if (!this.#move) return;
+    if (outcome === 'rejected') this.#move = null;
+    else this.#move.isApplied = true;
+  }
+
+  /**
+   * @param pulled parameters of the server, shape [≥ exchangedSize]: those of the answer to the last push, or newer ones.
+   * @returns null: it was given up.
+   */
+  async take(
+    lease: Lease,
+    pulled: Float32Array,
+    work: LocalWork,
+    gradientAt: GradientAt,
+  ): Promise<LocalResult | null> {
+    const { minibatchSize } = this.#config;
+    const n = this.#trainable;
+    const isElastic = work.push === 'elastic';
+    let at = isElastic ? this.#begin(pulled) : pulled;
+    const payload = this.#payloads.pop() ?? new Float32Array(this.#exchanged);
+    const statistics = payload.subarray(n);
+    statistics.fill(0);
+    let loss = 0;
+    for (const minibatch of minibatchesOf(lease, minibatchSize)) {
+      const given = await gradientAt(minibatch, at);
+      if (!given) return null;
+      const share = minibatch.count / lease.count;
+      loss += share * given.loss;
+      for (let i = 0; i < statistics.length; i++) {
+        statistics[i]! += share * given.gradient[n + i]!;
+      }
+      at = this.#update(at, given.gradient.subarray(0, n), work);
+      given.discard();
+    }
+    const change = payload.subarray(0, n);
+    if (isElastic) {
+      change.set(at.subarray(0, n));
+      this.#own = at;
+      this.#end(pulled, work);
+    } else for (let i = 0; i < n; i++) change[i] = pulled[i]! - at[i]!;
+    // What is not finite stays in an optimizer's state for good.
+    if (!Number.isFinite(loss) || !Number.isFinite(normAndFinite(change))) this.reset();
+    return { loss, payload, discard: () => void this.#payloads.push(payload) };
+  }
+
+  /** One step of the optimizer. @returns the new parameters, elsewhere than the old ones. */
+  #update(from: Float32Array, gradient: Float32Array, work: LocalWork): Float32Array {
+    const { clip } = this.#config;
+    if (clip.value !== null) clipByValue(gradient, clip.value);
+    if (clip.norm !== null) clipByNorm(gradient, clip.norm, normAndFinite(gradient));
+    const to = this.#room(from);
+    const { learningRate, momentum } = work;
+    const step = ++this.#step;
+    this.#optimizer.apply(to.subarray(0, this.#trainable), gradient, {
+      ...{ step, learningRate },
+      ...(momentum !== undefined && { momentum }),
+    });
+    return to;
+  }
+
+  /** A copy, in a room that is not in use. */
+  #room(from: Float32Array): Float32Array {
+    this.#turn = (this.#turn + 1) % this.#rooms.length;
+    const room = this.#rooms[this.#turn] ?? new Float32Array(this.#exchanged);
+    this.#rooms[this.#turn] = room;
+    room.set(from.subarray(0, this.#exchanged));
+    return room;
+  }
+
+  /** The worker's own parameters, after the move that is due. */
+  #begin(pulled: Float32Array): Float32Array {
+    const own = this.#own;
+    const move = this.#move;
+    this.#move = null;
+    if (!own) return pulled;
+    // x − α (x − x̃) with what the server had before: it has moved by α towards x since, so x − x̃ was 1 / (1 − α) larger.
+    if (move?.isApplied) return this.#towards(own, pulled, move.rate / (1 - move.rate));
+    return own;
+  }
+
+  /** The worker has pushed its own parameters. @param pulled those that the steps began with. */
+  #end(pulled: Float32Array, { movingRate: rate = 0, center }: LocalWork): void {
+    if (center === 'before') this.#own = this.#towards(this.#own!, pulled, rate);
+    else this.#move = { rate, isApplied: false };
+  }
+
+  #towards(own: Float32Array, center: Float32Array, rate: number): Float32Array {
+    const moved = this.#room(own);
+    for (let i = 0; i < this.#trainable; i++) moved[i]! -= rate * (own[i]! - center[i]!);
+    return moved;
+  }
+}
