@@ -1,12 +1,14 @@
 import type { PartialConfig } from '../../shared/config.ts';
 import { MODES } from '../simulate/modes.ts';
 
-/** Corrections of `consistency.correction` that results compare, as far as this release has them. */
+/** Corrections of `consistency.correction` and modes that results compare, as far as this release has them. */
 
 export interface Correction {
   readonly name: string;
   readonly paper: string;
   readonly config: PartialConfig;
+  /** Gradients in an update; absent: one. */
+  readonly updateOf?: number;
 }
 
 const ALL: readonly Correction[] = [
@@ -50,5 +52,26 @@ export const AHEAD: readonly Correction[] = [
   {
     ...{ name: 'auto', paper: 'the default here' },
     config: { consistency: { correction: 'auto' } },
+  },
+];
+
+/** FedBuff's own buffer. */
+const BUFFER = 10;
+
+/** Modes in which several gradients make an update. @param workers that take part. */
+export const together = (workers: number): readonly Correction[] => [
+  {
+    ...{ name: 'synchronous', paper: 'one large minibatch', updateOf: workers },
+    config: { consistency: { mode: 'synchronous' } },
+  },
+  {
+    ...{ name: 'm-synchronous', paper: 'the first half, arXiv:2602.03802', updateOf: workers / 2 },
+    config: { consistency: { mode: 'backup', quorum: workers / 2 } },
+  },
+  {
+    ...{ name: 'buffered', paper: 'FedBuff, arXiv:2106.06639', updateOf: BUFFER },
+    config: {
+      consistency: { mode: 'buffered', bufferSize: BUFFER, damping: 'root', correction: 'none' },
+    },
   },
 ];

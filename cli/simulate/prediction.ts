@@ -1,4 +1,5 @@
 import type { RunConfig } from '../../shared/config.ts';
+import { isInRounds } from '../../shared/consistency.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
 import { type ScaledRun, secondsTo, stalenessFacts } from '../../study/scale.ts';
@@ -15,6 +16,8 @@ export interface Recorded extends ScaledRun {
   /** Compute times of a sample of its pushes, as the workers measured them, ms. */
   readonly computeMs: readonly number[];
   readonly updatesPerSecond: number;
+  /** Gradients that an update is made of, on average. */
+  readonly pushesPerUpdate: number;
   readonly stalenessMean: number;
 }
 
@@ -36,14 +39,21 @@ export async function readRecorded(
     );
   }
   const facts = stalenessFacts(stalenessHistogram)!;
-  const { workersMin, workersMax } = detail.config;
-  // Fixed by the configuration, as `downpour scale` does; else by the law that the mean staleness is N − 1.
-  const workers = workersMin === workersMax ? workersMin : Math.max(1, Math.round(1 + facts.mean));
+  const { workersMin, workersMax, minibatchSize, consistency } = detail.config;
   const [first, last] = [training.step[0]!, training.step.at(-1)!];
+  const examples = (training.examples.at(-1) ?? 0) - (training.examples[0] ?? 0);
+  const pushesPerUpdate = Math.max(1, examples / minibatchSize / Math.max(1, last - first));
+  // Fixed by the configuration, as `downpour scale` does. Else by the law that the mean staleness is N − 1; in rounds, where
+  // nothing is stale, each worker has a push in each update.
+  const likely = isInRounds(consistency)
+    ? pushesPerUpdate + sparesOf(detail.config)
+    : 1 + facts.mean * pushesPerUpdate;
+  const workers = workersMin === workersMax ? workersMin : Math.max(1, Math.round(likely));
   const seconds = training.seconds.at(-1)! - training.seconds[0]!;
   return {
     ...{ run, config: detail.config, computeMs, workers, mode: 'real', seed: detail.config.seed },
     updatesPerSecond: (last - first) / Math.max(seconds, 1e-9),
+    pushesPerUpdate,
     stalenessMean: facts.mean,
     ...{ phase: detail.phase, reason: detail.reason, step: detail.step, seconds: detail.seconds },
     evaluations: evaluations.filter(({ part }) => part === 'validation'),
@@ -56,27 +66,56 @@ export interface FittedWorld {
   readonly network: Network;
 }
 
+/** Workers that an update in rounds does not wait for. */
+const sparesOf = ({ consistency }: RunConfig): number =>
+  consistency.mode === 'backup' && (consistency.quorum ?? null) === null
+    ? (consistency.spares ?? 1)
+    : 0;
+
 /**
  * The law of its compute times is the times themselves. What a worker's round takes beyond them (server, network,
- * waiting for the next turn) is latency. Where all workers share a machine that they keep busy, an update costs what
- * its cores give meanwhile, whoever uses it, and compute times on the clock are those of workers in each other's way.
+ * waiting for the next turn) is latency; in rounds, what a worker waits for others is none, since they wait in the simulation
+ * too. Where all workers share a machine that they keep busy, a gradient costs what its cores give meanwhile, whoever
+ * uses it, and compute times on the clock are those of workers in each other's way.
  * @param cores that they share; absent: each has its own.
  */
-export function fitWorld(
-  { run, workers, computeMs, updatesPerSecond }: Recorded,
-  cores?: number,
-): FittedWorld {
-  const roundMs = (1_000 * workers) / updatesPerSecond;
+export function fitWorld(recorded: Recorded, cores?: number): FittedWorld {
+  const { run, workers, computeMs, updatesPerSecond, pushesPerUpdate, config } = recorded;
+  const pushesPerSecond = updatesPerSecond * pushesPerUpdate;
+  const inRounds = isInRounds(config.consistency);
+  const roundMs = inRounds ? 1_000 / updatesPerSecond : (1_000 * workers) / pushesPerSecond;
   const mean = meanOf(computeMs);
   const isBusy = cores !== undefined && workers >= cores;
-  const demandMs = isBusy ? (1_000 * cores) / updatesPerSecond : Math.min(mean, roundMs);
+  const demandMs = isBusy ? (1_000 * cores) / pushesPerSecond : Math.min(mean, roundMs);
+  const quorum = config.consistency.quorum ?? workers - sparesOf(config);
+  const lastMs = inRounds ? orderStatistic(computeMs, workers, quorum) : demandMs;
   const scale = demandMs / mean;
   return {
     compute: tracedLaw(`of run ${run} (${demandMs.toPrecision(3)} on average)`, [
       computeMs.map((ms) => scale * ms),
     ]),
-    network: { ...NO_NETWORK, latencyMs: isBusy ? 0 : (roundMs - demandMs) / 2 },
+    network: { ...NO_NETWORK, latencyMs: isBusy ? 0 : Math.max(0, roundMs - lastMs) / 2 },
   };
+}
+
+/** Mean time of the k-th of n workers, whose times are drawn from those that were seen, ms. */
+function orderStatistic(times: readonly number[], n: number, k: number): number {
+  const sorted = [...times].sort((a, b) => a - b);
+  const kth = Math.min(n, Math.max(1, k));
+  /** Probability that at least k of n are among the lowest share p. */
+  const atLeast = (p: number) => {
+    let sum = 0;
+    let choose = 1;
+    for (let i = 0; i <= n; i++) {
+      if (i >= kth) sum += choose * p ** i * (1 - p) ** (n - i);
+      choose *= (n - i) / (i + 1);
+    }
+    return sum;
+  };
+  return sorted.reduce((mean, ms, j) => {
+    const count = sorted.length;
+    return mean + ms * (atLeast((j + 1) / count) - atLeast(j / count));
+  }, 0);
 }
 
 export interface PredictionError {

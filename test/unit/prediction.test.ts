@@ -13,7 +13,7 @@ import {
   type VirtualClusterOptions,
   type VirtualOutcome,
 } from '../../cli/simulate/virtual-cluster.ts';
-import { resolveConfig } from '../../shared/config.ts';
+import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import type { RunDetail } from '../../shared/rest.ts';
 import type { ScaledRun } from '../../study/scale.ts';
 
@@ -21,23 +21,37 @@ import type { ScaledRun } from '../../study/scale.ts';
 
 const problem = createQuadratic({ curvatures: [1], noise: 0, start: 1 });
 
-const simulate = (workers: number, world: Partial<VirtualClusterOptions>) =>
+type Mode = NonNullable<PartialConfig['consistency']>;
+const ASYNC: Mode = { correction: 'none' };
+
+/** Updates of a run; of one in rounds fewer, since each takes many gradients. */
+const [UPDATES, ROUNDS] = [3_000, 500];
+
+const simulate = (
+  workers: number,
+  world: Partial<VirtualClusterOptions>,
+  consistency = ASYNC,
+  steps = UPDATES,
+) =>
   simulateRun({
     ...{ problem, workers, seed: 5, compute: parseLaw('gamma:40,0.5'), ...world },
     config: {
-      ...{ learningRate: 0.001, minibatchSize: 1, stepsMax: 3_000, evaluateEverySteps: 3_000 },
-      ...{
-        epochsMax: null,
-        earlyStopping: { enabled: false },
-        consistency: { correction: 'none' },
-      },
+      ...{ learningRate: 0.001, minibatchSize: 1, stepsMax: steps, evaluateEverySteps: steps },
+      ...{ epochsMax: null, earlyStopping: { enabled: false }, consistency },
     },
   });
 
 /** As a server tells of it. */
-const told = ({ server, nowMs }: VirtualOutcome) => ({
+const told = (
+  { server, nowMs }: VirtualOutcome,
+  consistency = ASYNC,
+  config: PartialConfig = {},
+) => ({
   run: async () =>
-    ({ ...server.summary(nowMs), config: resolveConfig({ seed: 1 }) }) as unknown as RunDetail,
+    ({
+      ...server.summary(nowMs),
+      config: resolveConfig({ seed: 1, minibatchSize: 1, consistency }, config),
+    }) as unknown as RunDetail,
   metrics: async () => server.metrics(),
 });
 
@@ -68,6 +82,32 @@ test.each([
   for (const { error } of errors) expect(Math.abs(error)).toBeLessThan(0.1);
 });
 
+const NETWORK = { network: { latencyMs: 15, bandwidth: Infinity, serverBandwidth: Infinity } };
+
+test.each([
+  ['synchronous, a machine each', { mode: 'synchronous' }, NETWORK],
+  ['synchronous, two cores for all', { mode: 'synchronous' }, { cores: 2 }],
+  ['backup, one spare', { mode: 'backup', spares: 1 }, NETWORK],
+  ['buffered', { mode: 'buffered', bufferSize: 4, correction: 'none' }, NETWORK],
+] as const)('updates of several pushes are predicted, too: %s', async (_, mode, world) => {
+  const run = (workers: number, inside: Partial<VirtualClusterOptions>) =>
+    simulate(workers, inside, mode, ROUNDS);
+  // How many take part in rounds is seen; a buffer takes pushes of any.
+  const fixed = mode.mode === 'buffered' ? { workersMin: 4, workersMax: 4 } : {};
+  const recorded = await readRecorded(told(await run(4, world), mode, fixed), 'seen');
+  expect(recorded.workers).toBe(4);
+  const { cores } = world as { readonly cores?: number };
+  const fitted = fitWorld(recorded, cores);
+  const many = { workersMin: 16, workersMax: 16 };
+  const real = await readRecorded(told(await run(16, world), mode, many), 'other');
+  const predicted = await run(16, { ...fitted, ...(cores === undefined ? {} : { cores }) });
+  const [speed] = predictionErrors([real], [asRun(16, predicted)], {
+    ...{ metric: 'error', target: null },
+  });
+  expect(speed!.what).toBe('updates/s');
+  expect(Math.abs(speed!.error)).toBeLessThan(0.1);
+});
+
 test('the error of a prediction is said with both numbers', () => {
   const seen = {
     ...asRun(4, { server: { step: 100 }, nowMs: 10_000, staleness: [0, 0, 0, 5] } as never),
@@ -76,6 +116,7 @@ test('the error of a prediction is said with both numbers', () => {
       config: resolveConfig({}),
       computeMs: [],
       updatesPerSecond: 8,
+      pushesPerUpdate: 1,
       stalenessMean: 3,
     },
   } as Recorded;

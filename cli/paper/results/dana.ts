@@ -1,19 +1,19 @@
 import type { PartialConfig } from '../../../shared/config.ts';
 import { chart } from '../../../study/plot.ts';
 import { type Estimate, estimate, meanOf } from '../../../study/statistics.ts';
-import { AHEAD, CORRECTIONS, type Correction } from '../arms.ts';
+import { AHEAD, CORRECTIONS, type Correction, together } from '../arms.ts';
 import { type Finding, type Lab, type Result, separated, spread } from '../result.ts';
 import { SMALL_DIGITS, trainSmall } from '../small-digits.ts';
 import { type Tuned, tuneRate } from '../tune.ts';
 
 export const dana: Result = {
   name: 'dana',
-  title: 'look-ahead (DANA) against other corrections at 16 and 32 workers, rates tuned',
+  title: 'look-ahead (DANA) against other corrections and modes, 16 and 32 workers, rates tuned',
   paper: 'Hakimi et al. 2019 (arXiv:1907.11612)',
   claim:
     'With a momentum for each worker and parameters sent where the updates under way will have taken them, many workers with momentum 0.9 reach the accuracy of one; other corrections do not.',
   setting: `${SMALL_DIGITS}, momentum 0.9, Γ(100) compute times; each arm's rate is the best of a grid on two other seeds`,
-  minutes: 10,
+  minutes: 14,
   seeds: 5,
   repeat,
 };
@@ -39,7 +39,9 @@ async function repeat(lab: Lab): Promise<Finding> {
   const arms: Arm[] = [
     { correction: CORRECTIONS[0]!, workers: 1 },
     ...counts.flatMap((workers) =>
-      [...CORRECTIONS, ...AHEAD].map((correction) => ({ correction, workers })),
+      [...CORRECTIONS, ...AHEAD, ...together(workers)].map((correction) => ({
+        ...{ correction, workers },
+      })),
     ),
   ];
   const measured: Measured[] = [];
@@ -49,11 +51,13 @@ async function repeat(lab: Lab): Promise<Finding> {
     const train = async (rate: number, seed: number) => {
       lab.progress(i / arms.length, `${correction.name}, ${workers} workers, rate ${rate}`);
       const config = { ...MOMENTUM, ...correction.config, learningRate: rate };
-      const { accuracy } = await trainSmall(lab, { workers, seed, law: LAW, config });
+      const { updateOf = 1 } = correction;
+      const { accuracy } = await trainSmall(lab, { workers, seed, law: LAW, config, updateOf });
       runs.push({ correction: correction.name, workers, rate, seed, accuracy });
       return accuracy;
     };
-    const tuned = await tuneRate(workers === 1 ? 0.02 : 0.01, async (rate) => {
+    const start = workers === 1 ? 0.02 : 0.01 * (correction.updateOf ?? 1);
+    const tuned = await tuneRate(start, async (rate) => {
       const values: number[] = [];
       for (let s = 0; s < TUNING_SEEDS; s++) values.push(await train(rate, TUNING_FROM + s));
       return meanOf(values);
@@ -79,7 +83,11 @@ function findingOf(
     const ahead = of('lookahead', workers);
     const others = CORRECTIONS.map(({ name }) => of(name, workers));
     const best = others.reduce((a, b) => (meanOf(b.accuracies) > meanOf(a.accuracies) ? b : a));
-    return { workers, ahead, best, gain: against(ahead, best), loss: against(ahead, one) };
+    const rounds = of('synchronous', workers);
+    return {
+      ...{ workers, ahead, best, rounds, gain: against(ahead, best), loss: against(ahead, one) },
+      overRounds: against(ahead, rounds),
+    };
   });
   const better = judged.filter(({ gain }) => separated(gain) > 0).length;
   const asOne = judged.filter(({ loss }) => separated(loss) >= 0).length;
@@ -94,8 +102,8 @@ function findingOf(
             : 'no',
     text: `One worker reaches ${spread(estimate(one.accuracies))} %. ${judged
       .map(
-        ({ workers, ahead, best, gain, loss }) =>
-          `${workers} workers: look-ahead ${spread(estimate(ahead.accuracies))} %, ${spread(loss)} points against one worker${separated(loss) === 0 ? ' (not separated)' : ''}, and ${spread(gain)} against the best of the others, '${best.correction.name}'${separated(gain) === 0 ? ' (not separated)' : ''}.`,
+        ({ workers, ahead, best, rounds, gain, loss, overRounds }) =>
+          `${workers} workers: look-ahead ${spread(estimate(ahead.accuracies))} %, ${spread(loss)} points against one worker${separated(loss) === 0 ? ' (not separated)' : ''}, and ${spread(gain)} against the best of the others, '${best.correction.name}'${separated(gain) === 0 ? ' (not separated)' : ''}; synchronous ${spread(estimate(rounds.accuracies))} %, look-ahead against it ${spread(overRounds)}${separated(overRounds) === 0 ? ' (not separated)' : ''}.`,
       )
       .join(' ')}`,
     headings: [
