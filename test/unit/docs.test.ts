@@ -72,6 +72,18 @@ describe.each(pages)('%s', (page) => {
     expect(missing).toEqual([]);
   });
 
+  test('begins with a command or an example, before any long table', () => {
+    // Decisions, the log of changes and the rules of style have nothing to try.
+    if (/decisions|CHANGELOG|STYLE/.test(page)) return;
+    const lines = text.split('\n');
+    const example = lines.findIndex((line) => /^```|^ {4}\S|`npx downpour/.test(line));
+    const isRow = (line: string | undefined) => line?.startsWith('|') ?? false;
+    const longTable = lines.findIndex((_, i) => lines.slice(i, i + 16).every(isRow));
+    expect(example).toBeGreaterThan(-1);
+    expect(example).toBeLessThan(24);
+    if (longTable !== -1) expect(example).toBeLessThan(longTable);
+  });
+
   test('names paths of code that there are', () => {
     // The log of changes tells of what was.
     if (page === 'CHANGELOG.md') return;
