@@ -1,6 +1,6 @@
 """Plots the curves of a run: python3 curve.py RUN [--server http://127.0.0.1:7420] [--out curve.png]
 
-Needs matplotlib; the token, where the server wants one, is in DOWNPOUR_TOKEN.
+Needs matplotlib; if the server requires a token, set DOWNPOUR_TOKEN.
 """
 import argparse, json, os, urllib.request
 

@@ -12,7 +12,7 @@ export interface Progress {
 }
 
 export interface Trouble {
-  /** `rises`: the loss is higher than before; `stalls`: it does not fall any more, and is still high. */
+  /** `rises`: the loss is higher than before; `stalls`: it no longer falls and is still high. */
   readonly kind: 'rises' | 'stalls';
   /** Progress in the first updates, in the middle third of all, and in the last third. */
   readonly first: Progress;
@@ -88,7 +88,7 @@ export function troubleText(
     return `the training loss does not fall (${short(first.loss)} at first, ${short(last.loss)} over the last ${updates} updates), and the first gradients were 0: no parameter moves the loss; look at initial values, at units that are dead from the start and at the loss (\`downpour check\`).`;
   }
   const share = last.gradientNorm / first.gradientNorm;
-  const seen = `the training loss ${kind === 'rises' ? 'rises' : 'does not fall any more'} (${short(first.loss)} at first, ${short(middle.loss)}, then ${short(last.loss)} over the last ${updates} updates)`;
+  const seen = `the training loss ${kind === 'rises' ? 'rises' : 'no longer falls'} (${short(first.loss)} at first, ${short(middle.loss)}, then ${short(last.loss)} over the last ${updates} updates)`;
   const norm =
     share < INSIGNIFICANT
       ? `the gradient norm is ${short(share)} of what it was: a flat region, or units that are saturated or dead`

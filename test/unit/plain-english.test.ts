@@ -49,6 +49,8 @@ const FINDINGS: readonly Finding[] = [
       '(lines?|folders?|files?|counts?|tokens?|objects?|rows?|examples|minutes) an? (run|class|line|gradient|step|minibatch|worker)',
     hint: '"per": one line per step',
   },
+  { phrase: 'beside', hint: '"next to", "in addition to", "with"' },
+  { phrase: 'any more', hint: '"no longer"' },
   { phrase: 'so as to', hint: '"to"' },
   { phrase: 'the ones? that', hint: 'repeat the noun' },
   { phrase: '(is|are) such', hint: 'say what it is' },
