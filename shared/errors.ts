@@ -103,9 +103,9 @@ export function isLasting(code: string): boolean {
   return code in ERRORS && ERRORS[code as ErrorCode].retry === 'never';
 }
 
-/** What a question to a server may meet for a while: nobody answers, or all runs wait for a shard, and it says so. */
+/** What a question to a server may meet for a while: nobody answers, all runs wait for a shard, or it is asked too much, and says so. */
 export function isAway(error: unknown): error is DownpourError {
-  return ['DP_SERVER_UNREACHABLE', 'DP_SHARD_LOST'].includes(errorCode(error));
+  return ['DP_SERVER_UNREACHABLE', 'DP_SHARD_LOST', 'DP_LIMIT'].includes(errorCode(error));
 }
 
 /** The text of anything that was thrown. */

@@ -238,7 +238,8 @@ class Conductor {
         if (!isAway(error) || signal.aborted || this.#failure) throw error;
         const answers = error.code === 'DP_SHARD_LOST';
         if (since === null) {
-          const text = answers ? error.message : 'the server does not answer; trying again';
+          const silent = error.code === 'DP_SERVER_UNREACHABLE';
+          const text = silent ? 'the server does not answer; trying again' : error.message;
           onEvent({ kind: 'note', text });
         }
         since ??= performance.now();

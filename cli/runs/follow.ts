@@ -94,7 +94,8 @@ export async function follow(
       if (!isAway(error) || signal.aborted) throw error;
       const answers = error.code === 'DP_SHARD_LOST';
       if (awaySince === null) {
-        progress.note(answers ? error.message : 'the server does not answer; trying again');
+        const silent = error.code === 'DP_SERVER_UNREACHABLE';
+        progress.note(silent ? 'the server does not answer; trying again' : error.message);
       }
       awaySince ??= performance.now();
       if (!answers && performance.now() - awaySince > PATIENCE_MS) throw error;

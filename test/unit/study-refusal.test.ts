@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { DownpourError } from '../../shared/errors.ts';
 import { foldsPlan, foldsReport } from '../../study/folds.ts';
 import { conductStudy, isHopeless, type Trial } from '../../study/study.ts';
 import { FakeServer } from '../support/fake-server.ts';
@@ -26,6 +27,30 @@ async function conduct(server: FakeServer) {
   expect(done).toBe(true);
   return trials;
 }
+
+test('a server that is asked too much says so, and the study waits and goes on', async () => {
+  const server = new FakeServer(() => 0.1);
+  const { status } = server.client;
+  let refused = 0;
+  const client = {
+    ...server.client,
+    status: () => {
+      if (refused++ < 3) throw new DownpourError('DP_LIMIT', 'ask again in 4 s, and less often');
+      return status();
+    },
+  };
+  const notes: string[] = [];
+  const { done } = await conductStudy({
+    ...{ client, name: 's', folder, experiment: 'e', experimentHash: 'h' },
+    ...{ settings: 1, plan: foldsPlan(settings), parallel: 2, pollMs: 0 },
+    signal: new AbortController().signal,
+    onEvent(event) {
+      if (event.kind === 'note') notes.push(event.text);
+    },
+  });
+  expect(done).toBe(true);
+  expect(notes.filter((note) => note.includes('ask again'))).toHaveLength(1);
+});
 
 describe('a study whose trials every worker refuses', () => {
   test('is not tried to its end, and fails with what the workers said', async () => {
