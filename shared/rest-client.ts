@@ -120,74 +120,155 @@ const isBytes = (body: unknown): body is Uint8Array<ArrayBuffer> => body instanc
 
 /** @throws DownpourError DP_USAGE when `server` is no address. */
 export function createRestClient(options: RestClientOptions): RestClient {
-  const { token, timeoutMs = 10_000, signal, fetch = globalThis.fetch } = options;
-  const urls = httpAddresses(options.server);
-  /** The index of the server that answered last: the first one to be asked. */
-  let at = 0;
+  const requests = new Requests(options);
+  const of = (id: string, rest = '') => `/runs/${encodeURIComponent(id)}${rest}`;
+  return {
+    get url() {
+      return requests.url;
+    },
+    openapi: () => requests.json('GET', '/openapi.json'),
+    prometheus: async () => (await requests.send('GET', '/metrics')).text(),
+    health: () => requests.json('GET', '/health'),
+    status: (limit, which = {}) => requests.json('GET', `/status${query({ limit, ...which })}`),
+    timeline: () => requests.json('GET', '/timeline'),
+    createRun: (run) => requests.json('POST', '/runs', run),
+    async runs(which = {}) {
+      const runs: RunSummary[] = [];
+      for (let after: string | undefined; ; ) {
+        const asked = query({ limit: RUNS_AT_ONCE, after, ...which });
+        const page = await requests.json<RunPage>('GET', `/runs${asked}`);
+        runs.push(...page.runs);
+        if (page.next == null) return runs;
+        after = page.next;
+      }
+    },
+    run: (id) => requests.json('GET', of(id)),
+    stop: (id) => requests.json('POST', of(id, '/stop')),
+    resume: (id) => requests.json('POST', of(id, '/resume')),
+    checkpoint: (id) => requests.json('POST', of(id, '/checkpoint')),
+    test: (id) => requests.json('POST', of(id, '/test')),
+    metrics: (id, points) =>
+      requests.json('GET', of(id, `/metrics${points === undefined ? '' : `?points=${points}`}`)),
+    observations: (id) => requests.json('GET', of(id, '/observations')),
+    examples: (id) => requests.json('GET', of(id, '/examples')),
+    runLog: (id, lines) =>
+      requests.json('GET', of(id, `/log${lines === undefined ? '' : `?lines=${lines}`}`)),
+    runData: (id) => requests.json('GET', of(id, '/data')),
+    workers: async (id) =>
+      (await requests.json<{ workers: WorkerSummary[] }>('GET', of(id, '/workers'))).workers,
+    checkpoints: async (id) =>
+      (await requests.json<{ checkpoints: CheckpointSummary[] }>('GET', of(id, '/checkpoints')))
+        .checkpoints,
+    studies: async () =>
+      (await requests.json<{ studies: StudySummary[] }>('GET', '/studies')).studies,
+    study: (name) => requests.json('GET', `/studies/${encodeURIComponent(name)}`),
+    tellStudy: (name, report) =>
+      requests.json('PUT', `/studies/${encodeURIComponent(name)}`, report),
+    editRun: (id, edit) => requests.json('PATCH', of(id), edit),
+    async removeRun(id, force = false) {
+      await requests.send('DELETE', of(id, force ? '?force=true' : ''));
+    },
+    async removeStudy(name) {
+      await requests.send('DELETE', `/studies/${encodeURIComponent(name)}`);
+    },
+    checkpointFile: (id, kind) =>
+      requests.inTurn('GET', (url) => requests.file(url, of(id, `/checkpoints/${kind}/file`))),
+    sendBundle: (sha256, content) => requests.json('PUT', `/bundles/${sha256}`, content),
+    bundle: (sha256) => requests.inTurn('GET', (url) => requests.file(url, `/bundles/${sha256}`)),
+  };
+}
 
-  type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
+type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
+
+/** Requests to one of several servers: which of them, for how long, and what their failures mean. */
+class Requests {
+  readonly #urls: readonly string[];
+  readonly #token: string | undefined;
+  readonly #timeoutMs: number;
+  readonly #signal: AbortSignal | undefined;
+  readonly #fetch: typeof fetch;
+  /** The index of the server that answered last: the first one to be asked. */
+  #at = 0;
+
+  /** @throws DownpourError DP_USAGE when `server` is no address. */
+  constructor(options: RestClientOptions) {
+    const { token, timeoutMs = 10_000, signal, fetch = globalThis.fetch } = options;
+    this.#urls = httpAddresses(options.server);
+    this.#token = token;
+    this.#timeoutMs = timeoutMs;
+    this.#signal = signal;
+    // Called as a method of another object, a browser's refuses.
+    this.#fetch = (input, init) => fetch(input, init);
+  }
+
+  /** The server that is asked now. */
+  get url(): string {
+    return this.#urls[this.#at]!;
+  }
+
   /** Each server at most once. Several requests may do so at the same time, so each counts for itself. */
-  async function inTurn<T>(method: Method, ask: (url: string) => Promise<T>): Promise<T> {
-    for (let asked = 1, own = at; ; asked++, own = (own + 1) % urls.length) {
+  async inTurn<T>(method: Method, ask: (url: string) => Promise<T>): Promise<T> {
+    for (let asked = 1, own = this.#at; ; asked++, own = (own + 1) % this.#urls.length) {
       try {
-        const answer = await ask(urls[own]!);
-        at = own;
+        const answer = await ask(this.#urls[own]!);
+        this.#at = own;
         return answer;
       } catch (error) {
-        const isLast = asked >= urls.length;
+        const isLast = asked >= this.#urls.length;
         if (!isLast && isForAnother(error, method)) continue;
-        at = own;
+        this.#at = own;
         throw error;
       }
     }
   }
 
-  const send = (method: Method, path: string, body?: unknown) =>
-    inTurn(method, (url) => ask(url, method, path, body));
+  send(method: Method, path: string, body?: unknown): Promise<Response> {
+    return this.inTurn(method, (url) => this.#ask(url, method, path, body));
+  }
 
-  async function ask(url: string, method: Method, path: string, body?: unknown): Promise<Response> {
+  async #ask(url: string, method: Method, path: string, body?: unknown): Promise<Response> {
     // A large body may take as long as the server waits for it.
-    const answerMs = isBytes(body) ? Math.max(timeoutMs, LIMITS.requestMs) : timeoutMs;
+    const answerMs = isBytes(body) ? Math.max(this.#timeoutMs, LIMITS.requestMs) : this.#timeoutMs;
     const asked: RequestInit = {
       method,
       redirect: 'error',
       headers: {
-        ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
+        ...(this.#token === undefined ? {} : { authorization: `Bearer ${this.#token}` }),
         ...(body === undefined ? {} : { 'content-type': TYPES[isBytes(body) ? 'bytes' : 'json'] }),
       },
       ...(body === undefined ? {} : { body: isBytes(body) ? body : JSON.stringify(body) }),
     };
     let response: Response;
     try {
-      response = await patiently(() => {
+      response = await this.#patiently(() => {
         const stopped: AbortSignal[] = [AbortSignal.timeout(answerMs)];
-        if (signal) stopped.push(signal);
-        return fetch(url + path, { ...asked, signal: AbortSignal.any(stopped) });
+        if (this.#signal) stopped.push(this.#signal);
+        return this.#fetch(url + path, { ...asked, signal: AbortSignal.any(stopped) });
       });
     } catch (error) {
-      signal?.throwIfAborted();
-      throw unreachable(url, error);
+      this.#signal?.throwIfAborted();
+      throw this.#unreachable(url, error);
     }
     if (response.ok) return response;
     throw await failure(response, method, path);
   }
 
   /** A server that is asked too much says when to ask again; it has done nothing meanwhile. */
-  async function patiently(ask: () => Promise<Response>): Promise<Response> {
+  async #patiently(ask: () => Promise<Response>): Promise<Response> {
     for (let waitedMs = 0; ; ) {
       const response = await ask();
       const seconds = response.status === 429 ? Number(response.headers.get('retry-after')) : 0;
       waitedMs += 1000 * seconds;
-      if (!(seconds > 0) || waitedMs > timeoutMs) return response;
+      if (!(seconds > 0) || waitedMs > this.#timeoutMs) return response;
       await response.body?.cancel();
       await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
-      signal?.throwIfAborted();
+      this.#signal?.throwIfAborted();
     }
   }
 
-  function unreachable(url: string, error: unknown): DownpourError {
+  #unreachable(url: string, error: unknown): DownpourError {
     const timedOut = error instanceof Error && error.name === 'TimeoutError';
-    const why = timedOut ? `no answer within ${timeoutMs / 1000} s` : reasonOf(error);
+    const why = timedOut ? `no answer within ${this.#timeoutMs / 1000} s` : reasonOf(error);
     return new DownpourError(
       'DP_SERVER_UNREACHABLE',
       `no server at ${url}: ${why}; start one with \`downpour serve\`, or give its address by --server or DOWNPOUR_SERVER`,
@@ -195,21 +276,21 @@ export function createRestClient(options: RestClientOptions): RestClient {
     );
   }
 
-  async function json<T>(method: Method, path: string, body?: unknown): Promise<T> {
-    const response = await send(method, path, body);
+  async json<T>(method: Method, path: string, body?: unknown): Promise<T> {
+    const response = await this.send(method, path, body);
     let text: string;
     try {
       text = await response.text();
     } catch (error) {
-      signal?.throwIfAborted();
-      throw unreachable(urls[at]!, error);
+      this.#signal?.throwIfAborted();
+      throw this.#unreachable(this.url, error);
     }
     try {
       return JSON.parse(text) as T;
     } catch (error) {
       throw new DownpourError(
         'DP_INTERNAL',
-        `${method} ${urls[at]}${path} answered ${JSON.stringify(text.slice(0, 60))}, which is not JSON; is this a Downpour server?`,
+        `${method} ${this.url}${path} answered ${JSON.stringify(text.slice(0, 60))}, which is not JSON; is this a Downpour server?`,
         { cause: error },
       );
     }
@@ -219,79 +300,29 @@ export function createRestClient(options: RestClientOptions): RestClient {
    * The signal of a fetch also ends its body, and a large file on a slow line takes its time:
    * so this request has a time limit of its own that ends with the first byte.
    */
-  async function file(url: string, path: string): Promise<ReadableStream<Uint8Array>> {
+  async file(url: string, path: string): Promise<ReadableStream<Uint8Array>> {
     const started = new AbortController();
-    const timer = setTimeout(() => started.abort(new DOMException('', 'TimeoutError')), timeoutMs);
+    const timer = setTimeout(
+      () => started.abort(new DOMException('', 'TimeoutError')),
+      this.#timeoutMs,
+    );
     try {
-      const response = await fetch(url + path, {
+      const response = await this.#fetch(url + path, {
         redirect: 'error',
-        signal: signal ? AbortSignal.any([started.signal, signal]) : started.signal,
-        headers: token === undefined ? {} : { authorization: `Bearer ${token}` },
+        signal: this.#signal ? AbortSignal.any([started.signal, this.#signal]) : started.signal,
+        headers: this.#token === undefined ? {} : { authorization: `Bearer ${this.#token}` },
       });
       if (!response.ok) throw await failure(response, 'GET', path);
       if (!response.body) throw new DownpourError('DP_INTERNAL', `GET ${path} has no body`);
       return response.body;
     } catch (error) {
       if (error instanceof DownpourError) throw error;
-      signal?.throwIfAborted();
-      throw unreachable(url, error);
+      this.#signal?.throwIfAborted();
+      throw this.#unreachable(url, error);
     } finally {
       clearTimeout(timer);
     }
   }
-
-  const of = (id: string, rest = '') => `/runs/${encodeURIComponent(id)}${rest}`;
-  return {
-    get url() {
-      return urls[at]!;
-    },
-    openapi: () => json('GET', '/openapi.json'),
-    prometheus: async () => (await send('GET', '/metrics')).text(),
-    health: () => json('GET', '/health'),
-    status: (limit, which = {}) => json('GET', `/status${query({ limit, ...which })}`),
-    timeline: () => json('GET', '/timeline'),
-    createRun: (run) => json('POST', '/runs', run),
-    async runs(which = {}) {
-      const runs: RunSummary[] = [];
-      for (let after: string | undefined; ; ) {
-        const asked = query({ limit: RUNS_AT_ONCE, after, ...which });
-        const page = await json<RunPage>('GET', `/runs${asked}`);
-        runs.push(...page.runs);
-        if (page.next == null) return runs;
-        after = page.next;
-      }
-    },
-    run: (id) => json('GET', of(id)),
-    stop: (id) => json('POST', of(id, '/stop')),
-    resume: (id) => json('POST', of(id, '/resume')),
-    checkpoint: (id) => json('POST', of(id, '/checkpoint')),
-    test: (id) => json('POST', of(id, '/test')),
-    metrics: (id, points) =>
-      json('GET', of(id, `/metrics${points === undefined ? '' : `?points=${points}`}`)),
-    observations: (id) => json('GET', of(id, '/observations')),
-    examples: (id) => json('GET', of(id, '/examples')),
-    runLog: (id, lines) =>
-      json('GET', of(id, `/log${lines === undefined ? '' : `?lines=${lines}`}`)),
-    runData: (id) => json('GET', of(id, '/data')),
-    workers: async (id) =>
-      (await json<{ workers: WorkerSummary[] }>('GET', of(id, '/workers'))).workers,
-    checkpoints: async (id) =>
-      (await json<{ checkpoints: CheckpointSummary[] }>('GET', of(id, '/checkpoints'))).checkpoints,
-    studies: async () => (await json<{ studies: StudySummary[] }>('GET', '/studies')).studies,
-    study: (name) => json('GET', `/studies/${encodeURIComponent(name)}`),
-    tellStudy: (name, report) => json('PUT', `/studies/${encodeURIComponent(name)}`, report),
-    editRun: (id, edit) => json('PATCH', of(id), edit),
-    async removeRun(id, force = false) {
-      await send('DELETE', of(id, force ? '?force=true' : ''));
-    },
-    async removeStudy(name) {
-      await send('DELETE', `/studies/${encodeURIComponent(name)}`);
-    },
-    checkpointFile: (id, kind) =>
-      inTurn('GET', (url) => file(url, of(id, `/checkpoints/${kind}/file`))),
-    sendBundle: (sha256, content) => json('PUT', `/bundles/${sha256}`, content),
-    bundle: (sha256) => inTurn('GET', (url) => file(url, `/bundles/${sha256}`)),
-  };
 }
 
 /** With what is defined; empty: nothing is. */

@@ -72,6 +72,55 @@ export function foldsReport(
   const data = trials.find((trial) => trial.data)?.data;
   const examples = data ? data.trainCount + data.validationCount : null;
   const measured = bests.filter((best) => best !== null);
+  const advice = foldsAdvice(trials, { folds, error, loss, measured, examples, command });
+  return {
+    title: `${stratified ? 'Stratified ' : ''}${folds}-fold cross-validation ${name}`,
+    headings: [
+      'trial',
+      'fold',
+      'training examples',
+      'validation examples',
+      'error',
+      'loss',
+      'best step',
+    ],
+    rows,
+    advice,
+    plots: {
+      'folds.svg': foldsChart(trials, errors, error),
+    },
+    facts: {
+      ...{ study: name, folds, stratified, repeats, error, loss, examples },
+      trials: trials.map(({ id, config, data, end }, i) => ({
+        ...{ run: id, fold: config.validation.fold, seed: config.seed, data, end },
+        ...{ error: errors[i], loss: losses[i], step: bests[i]?.step ?? null },
+      })),
+    },
+    failure: failureOf(trials, measured.length),
+  };
+}
+
+/** @param measured folds that have a finite value. @param examples to train and validate on; null: not known. */
+function foldsAdvice(
+  trials: readonly Trial[],
+  {
+    folds,
+    error,
+    loss,
+    measured,
+    examples,
+    command,
+  }: {
+    readonly folds: number;
+    readonly error: Estimate | null;
+    readonly loss: Estimate | null;
+    readonly measured: readonly { readonly step: number }[];
+    readonly examples: number | null;
+    readonly command: (steps: number) => string;
+  },
+): string {
+  const data = trials.find((trial) => trial.data)?.data;
+  const format = errorFormatOf(trials);
   const failed = failuresText(trials);
   const parts: string[] = [];
   if (measured.length === 0) parts.push('No fold has a finite value.');
@@ -113,64 +162,50 @@ export function foldsReport(
         : `The data has ${examples} examples: a hold-out part is large enough, and ${folds} times cheaper.`,
     );
   }
-  return {
-    title: `${stratified ? 'Stratified ' : ''}${folds}-fold cross-validation ${name}`,
-    headings: [
-      'trial',
-      'fold',
-      'training examples',
-      'validation examples',
-      'error',
-      'loss',
-      'best step',
+  return parts.join(' ');
+}
+
+/** @param errors one for each trial. @param error over all of them; null: none is known. */
+function foldsChart(
+  trials: readonly Trial[],
+  errors: readonly (number | null)[],
+  error: Estimate | null,
+) {
+  const format = errorFormatOf(trials);
+  return chart({
+    title: `Validation error of each fold${error ? `; mean ${format(error.mean)}` : ''}`,
+    x: { label: 'fold', names: [...trials.map(foldName), 'mean'] },
+    y: { label: 'validation error' },
+    series: [
+      ...(error && error.distinct > 1
+        ? [
+            {
+              ...{ name: '', style: 'band' as const, color: 1 },
+              points: [-0.5, trials.length + 0.5].map((x) => ({
+                ...{ x, y: error.mean, low: error.low, high: error.high },
+              })),
+            },
+          ]
+        : []),
+      {
+        ...{ name: 'fold', style: 'scatter', color: 0 },
+        points: trials.map((trial, x) => ({
+          ...{ x, y: errors[x] ?? null, label: `${trial.label}: ${format(errors[x])}` },
+        })),
+      },
+      {
+        ...{ name: 'mean and 95 % confidence', style: 'scatter', color: 1 },
+        points: error
+          ? [
+              {
+                ...{ x: trials.length, y: error.mean },
+                ...(error.distinct > 1 ? { low: error.low, high: error.high } : {}),
+              },
+            ]
+          : [],
+      },
     ],
-    rows,
-    advice: parts.join(' '),
-    plots: {
-      'folds.svg': chart({
-        title: `Validation error of each fold${error ? `; mean ${format(error.mean)}` : ''}`,
-        x: { label: 'fold', names: [...trials.map(foldName), 'mean'] },
-        y: { label: 'validation error' },
-        series: [
-          ...(error && error.distinct > 1
-            ? [
-                {
-                  ...{ name: '', style: 'band' as const, color: 1 },
-                  points: [-0.5, trials.length + 0.5].map((x) => ({
-                    ...{ x, y: error.mean, low: error.low, high: error.high },
-                  })),
-                },
-              ]
-            : []),
-          {
-            ...{ name: 'fold', style: 'scatter', color: 0 },
-            points: trials.map((trial, x) => ({
-              ...{ x, y: errors[x] ?? null, label: `${trial.label}: ${format(errors[x])}` },
-            })),
-          },
-          {
-            ...{ name: 'mean and 95 % confidence', style: 'scatter', color: 1 },
-            points: error
-              ? [
-                  {
-                    ...{ x: trials.length, y: error.mean },
-                    ...(error.distinct > 1 ? { low: error.low, high: error.high } : {}),
-                  },
-                ]
-              : [],
-          },
-        ],
-      }),
-    },
-    facts: {
-      ...{ study: name, folds, stratified, repeats, error, loss, examples },
-      trials: trials.map(({ id, config, data, end }, i) => ({
-        ...{ run: id, fold: config.validation.fold, seed: config.seed, data, end },
-        ...{ error: errors[i], loss: losses[i], step: bests[i]?.step ?? null },
-      })),
-    },
-    failure: failureOf(trials, measured.length),
-  };
+  });
 }
 
 const foldName = ({ config }: Trial) => String(config.validation.fold);

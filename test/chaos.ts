@@ -271,6 +271,17 @@ async function moment(): Promise<string> {
   if (seen?.some((worker) => worker.state === 'evaluating')) return `${run.phase}, an evaluation`;
   return run.phase;
 }
+/** Waits until training has got on, for half a minute at most: on a busy machine a server takes that long to start. */
+async function untilItGetsOn(): Promise<void> {
+  const from = await look();
+  const beganMs = performance.now();
+  while (performance.now() - beganMs < 30_000) {
+    await delay(300);
+    const run = await look();
+    if (run && (!from || run.step !== from.step || run.phase !== from.phase)) return;
+  }
+}
+
 let told = 0;
 let last = await look();
 for (;;) {
@@ -289,7 +300,10 @@ for (;;) {
     count(moments, await moment());
     // Two kinds often come at once: a halted process is killed, or its connection cut.
     const fault = Promise.resolve(FAULTS[kind]!()).catch((error: unknown) => say(String(error)));
-    if (draw.uniform() < 0.5) await fault;
+    if (draw.uniform() < 0.5) {
+      await fault;
+      await untilItGetsOn();
+    }
     made++;
     count(counts, kind);
     await delay(-1_000 * Number(values.every) * Math.log(1 - draw.uniform()));

@@ -126,18 +126,7 @@ export async function createDigits(options: DigitsOptions): Promise<VirtualProbl
       fingerprint: 'digits',
       source: data.source,
     },
-    initialise(initial) {
-      const draw = random(initial, STREAMS.parameters);
-      const fresh = new Float32Array(size);
-      // Glorot's uniform, as tfjs-layers begins.
-      const fill = (from: number, rows: number, units: number) => {
-        const limit = Math.sqrt(6 / (rows + units));
-        for (let i = 0; i < rows * units; i++) fresh[from + i] = limit * (2 * draw.uniform() - 1);
-      };
-      fill(0, inputs, hidden);
-      fill(inputs * hidden + hidden, hidden, classes);
-      return fresh;
-    },
+    initialise: (initial) => freshParameters(shape, initial),
     gradient(lease, parameters, payload, mask) {
       const [first] = range(lease.part);
       const order = orderOf(lease.part, lease.epoch);
@@ -159,6 +148,22 @@ export async function createDigits(options: DigitsOptions): Promise<VirtualProbl
       return { loss: loss / n, error: memory.floats(at.room, 1)[0]! / n };
     },
   };
+}
+
+/** Glorot's uniform, as tfjs-layers begins: kernel and bias of the hidden layer, then of the logits. */
+function freshParameters(
+  [inputs, hidden, classes]: readonly [number, number, number],
+  seed: number,
+): Float32Array {
+  const draw = random(seed, STREAMS.parameters);
+  const fresh = new Float32Array(inputs * hidden + hidden + hidden * classes + classes);
+  const fill = (from: number, rows: number, units: number) => {
+    const limit = Math.sqrt(6 / (rows + units));
+    for (let i = 0; i < rows * units; i++) fresh[from + i] = limit * (2 * draw.uniform() - 1);
+  };
+  fill(0, inputs, hidden);
+  fill(inputs * hidden + hidden, hidden, classes);
+  return fresh;
 }
 
 /** Pixels that are not 0, as shares of the brightest; of the small ones each is the mean of four. */

@@ -62,7 +62,35 @@ function registerServe(program: Command): void {
         '--tensorboard <folder>',
         'write TensorBoard event files with curves and histograms, one folder per run',
       ).env('DOWNPOUR_TENSORBOARD'),
+    );
+  addCopyOptions(command);
+  addStandbyOptions(command);
+  addServeLimits(command);
+  command.addOption(logOption()).addOption(jsonOption());
+  addRedisFileOptions(addServerTokenOptions(command))
+    .addHelpText(
+      'after',
+      examples(
+        'downpour serve',
+        'downpour serve --shards 4',
+        'downpour serve --join ./my-experiments',
+        'DOWNPOUR_TOKEN=secret downpour serve --host 0.0.0.0 --redis-url redis://redis:6379',
+        'downpour serve --host 0.0.0.0 --tokens tokens.txt --tls-cert server.pem --tls-key server.key',
+        'downpour serve --redis-url rediss://trainer:secret@redis:6380 --redis-ca ca.pem',
+        'downpour serve --redis-url redis+sentinel://10.0.0.1,10.0.0.2,10.0.0.3/mymaster',
+        'downpour serve --checkpoint-copy s3://backups/downpour',
+        'downpour serve --standby-of http://10.0.0.5:7420 --redis-url redis://10.0.0.9:6379 --lease-seconds 2',
+      ),
     )
+    .action(async (options: ServeOptions) => {
+      const { serveCommand } = await import('./serve.ts');
+      await serveCommand(options);
+    });
+}
+
+/** Options about copies of checkpoints in a bucket. */
+function addCopyOptions(command: Command): void {
+  command
     .addOption(
       new Option(
         '--checkpoint-copy <url>',
@@ -86,7 +114,12 @@ function registerServe(program: Command): void {
         .env('DOWNPOUR_COPY_GRACE')
         .default(SERVER_DEFAULTS.copyGraceSeconds)
         .argParser(positive),
-    )
+    );
+}
+
+/** Options about two servers, one of which follows the other. */
+function addStandbyOptions(command: Command): void {
+  command
     .option(
       '--standby-of <address>',
       'act as the hot standby of this server: replicate its runs, and take over if it fails',
@@ -122,7 +155,12 @@ function registerServe(program: Command): void {
         .env('DOWNPOUR_LEASE_SECONDS')
         .default(SERVER_DEFAULTS.leaseSeconds)
         .argParser(positiveUpTo(LIMITS.leaseMsMax / 1_000)),
-    )
+    );
+}
+
+/** Options about what the server lets in. */
+function addServeLimits(command: Command): void {
+  command
     .addOption(
       limitOption(
         '--requests-max <n>',
@@ -150,28 +188,7 @@ function registerServe(program: Command): void {
         'maximum number of runs that the server holds',
         LIMITS.runCountMax,
       ),
-    )
-    .addOption(logOption())
-    .addOption(jsonOption());
-  addRedisFileOptions(addServerTokenOptions(command))
-    .addHelpText(
-      'after',
-      examples(
-        'downpour serve',
-        'downpour serve --shards 4',
-        'downpour serve --join ./my-experiments',
-        'DOWNPOUR_TOKEN=secret downpour serve --host 0.0.0.0 --redis-url redis://redis:6379',
-        'downpour serve --host 0.0.0.0 --tokens tokens.txt --tls-cert server.pem --tls-key server.key',
-        'downpour serve --redis-url rediss://trainer:secret@redis:6380 --redis-ca ca.pem',
-        'downpour serve --redis-url redis+sentinel://10.0.0.1,10.0.0.2,10.0.0.3/mymaster',
-        'downpour serve --checkpoint-copy s3://backups/downpour',
-        'downpour serve --standby-of http://10.0.0.5:7420 --redis-url redis://10.0.0.9:6379 --lease-seconds 2',
-      ),
-    )
-    .action(async (options: ServeOptions) => {
-      const { serveCommand } = await import('./serve.ts');
-      await serveCommand(options);
-    });
+    );
 }
 
 function registerShard(program: Command): void {

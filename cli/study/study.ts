@@ -211,25 +211,7 @@ export async function studyCommand(
     const failure = report?.failure ?? null;
     const state = failure ? 'failed' : report ? 'ended' : 'interrupted';
     await teller.last(told(state, trials, report));
-    if (!report) {
-      progress.event('interrupted', { study: name });
-      progress.note('stopped; the same command continues the study');
-      return EXIT.interrupted;
-    }
-    const paths = await writeReport(folder, report);
-    progress.event(failure ? 'failed' : 'ended', {
-      study: name,
-      folder,
-      title: report.title,
-      advice: report.advice,
-      ...report.facts,
-    });
-    if (failure) throw new DownpourError(failure.code, failure.message);
-    if (!options.json) {
-      print();
-      showReport(report, paths);
-    }
-    return EXIT.ok;
+    return await showFound(progress, report, { name, folder, json: options.json === true });
   } finally {
     over = true;
     progress.end();
@@ -237,6 +219,35 @@ export async function studyCommand(
     await usedServer?.close();
     interruption.dispose();
   }
+}
+
+/**
+ * Writes and shows what a study has found. @param report null: it was interrupted. @returns the exit code.
+ * @throws DownpourError: it has failed.
+ */
+async function showFound(
+  progress: Progress,
+  report: Report | null,
+  {
+    name,
+    folder,
+    json,
+  }: { readonly name: string; readonly folder: string; readonly json: boolean },
+): Promise<number> {
+  if (!report) {
+    progress.event('interrupted', { study: name });
+    progress.note('stopped; the same command continues the study');
+    return EXIT.interrupted;
+  }
+  const paths = await writeReport(folder, report);
+  const { title, advice, facts, failure } = report;
+  progress.event(failure ? 'failed' : 'ended', { study: name, folder, title, advice, ...facts });
+  if (failure) throw new DownpourError(failure.code, failure.message);
+  if (!json) {
+    print();
+    showReport(report, paths);
+  }
+  return EXIT.ok;
 }
 
 /** The trials as they stand, with the figures of those that have a value. */

@@ -86,10 +86,6 @@ export class Leases {
     return this.#nextId;
   }
 
-  get heldCount(): number {
-    return this.#held.size;
-  }
-
   /** Minibatches of one epoch. */
   get perEpoch(): number {
     return Math.ceil(this.options.exampleCount / this.options.minibatchSize);
