@@ -78,15 +78,32 @@ const FACTS: DataFacts = {
 
 const bytesOf = (numbers: readonly number[]) => new Uint8Array(Float32Array.from(numbers).buffer);
 
+const LEASES: Lease[] = [{ id: 1, epoch: 0, start: 64, count: 64, part: 'train' }];
+const PUSH = {
+  ...({ type: 'push', run: RUN, lease: 1, step: 12, generation: 1 } as const),
+  ...{ loss: 2.25, computeMs: 3.5 },
+};
+const WORK = {
+  ...({ type: 'work', run: RUN, phase: 'training', generation: 1 } as const),
+  leases: LEASES,
+  ...{ evaluation: null, acknowledgements: [], pull: null },
+};
+
+const WHOLE = [...GRADIENT, ...STATISTICS, ...FROZEN];
+const FRESH = { bytes: bytesOf(WHOLE), numbers: WHOLE };
+
+/** Adds a message to the vectors. */
+type Add = (
+  what: string,
+  from: Vector['from'],
+  header: Vector['header'],
+  payload?: { bytes: Uint8Array; numbers?: readonly number[]; text?: string },
+) => void;
+
 /** All vectors, in the order of a conversation. */
 export function protocolVectors() {
   const vectors: Vector[] = [];
-  const add = (
-    what: string,
-    from: Vector['from'],
-    header: Vector['header'],
-    payload?: { bytes: Uint8Array; numbers?: readonly number[]; text?: string },
-  ) => {
+  const add: Add = (what, from, header, payload) => {
     const { buffer, byteOffset, byteLength } = payload?.bytes ?? new Uint8Array();
     const frame = encodeFrame(header, new Float32Array(buffer, byteOffset, byteLength / 4));
     vectors.push({
@@ -96,17 +113,21 @@ export function protocolVectors() {
       frame: Buffer.from(frame).toString('hex'),
     });
   };
-  const leases: Lease[] = [{ id: 1, epoch: 0, start: 64, count: 64, part: 'train' }];
-  const push = {
-    ...({ type: 'push', run: RUN, lease: 1, step: 12, generation: 1 } as const),
-    ...{ loss: 2.25, computeMs: 3.5 },
+  addBeginning(add);
+  addTraining(add);
+  addOthers(add);
+  addShards(add);
+  return {
+    about:
+      'Every message of docs/protocol.md as bytes, and what a worker computes as all others do; written by `npm run docs`. Numbers of payloads are exact in f32; in other encodings the frame holds what is left of them. Losses, gradients and standardised inputs are right to 1e-5.',
+    tensors: TENSORS,
+    layoutHash: createLayout(TENSORS).hash,
+    vectors,
   };
-  const work = {
-    ...({ type: 'work', run: RUN, phase: 'training', generation: 1 } as const),
-    leases,
-    ...{ evaluation: null, acknowledgements: [], pull: null },
-  };
+}
 
+/** A worker comes, joins a run and makes its parameters. */
+function addBeginning(add: Add): void {
   add('who it is, and which experiments it has', 'worker', {
     ...{ type: 'hello', worker: 'w-1', incarnation: '0123456789abcdef', run: null },
     ...{ engine: 'native', device: 'cpu', experiments: { digits: HASH } },
@@ -138,21 +159,23 @@ export function protocolVectors() {
     { bytes: facts, text: new TextDecoder().decode(facts) },
   );
   add('make fresh parameters', 'server', { type: 'initialise', run: RUN, grant: 1, seed: 0 });
-  const whole = [...GRADIENT, ...STATISTICS, ...FROZEN];
-  const fresh = { bytes: bytesOf(whole), numbers: whole };
-  add('all of them, frozen ones too', 'worker', { type: 'initialised', run: RUN, grant: 1 }, fresh);
+  add('all of them, frozen ones too', 'worker', { type: 'initialised', run: RUN, grant: 1 }, FRESH);
+}
+
+/** Pushes, pulls and an evaluation. */
+function addTraining(add: Add): void {
   add(
     'the first parameters, and a minibatch',
     'server',
-    { ...work, step: 12, encoding: 'f32' },
-    fresh,
+    { ...WORK, step: 12, encoding: 'f32' },
+    FRESH,
   );
   for (const [i, encoding] of (['f32', 'bf16', 'int8', 'topk'] as const).entries()) {
     const payload = pushed(encoding);
     add(
       `a gradient as ${encoding}${encoding === 'topk' ? ', its two largest elements' : ''}, and statistics`,
       'worker',
-      { ...push, sequence: i + 1, encoding },
+      { ...PUSH, sequence: i + 1, encoding },
       payload,
     );
   }
@@ -183,11 +206,11 @@ export function protocolVectors() {
   add(
     'what became of a push, and newer parameters as bf16',
     'server',
-    { ...work, step: 13, encoding: 'bf16', acknowledgements: [applied] },
+    { ...WORK, step: 13, encoding: 'bf16', acknowledgements: [applied] },
     { bytes: exchanged, numbers: [...GRADIENT, ...STATISTICS] },
   );
   add('a push that came too late; nothing has changed since', 'server', {
-    ...{ ...work, step: 13, encoding: 'f32' },
+    ...{ ...WORK, step: 13, encoding: 'f32' },
     acknowledgements: [
       {
         ...{ sequence: 2, outcome: 'rejected', staleness: 0 },
@@ -198,13 +221,17 @@ export function protocolVectors() {
   add(
     'parameters to evaluate',
     'server',
-    { ...work, step: 13, encoding: 'f32', leases: [], evaluation: { id: 1, part: 'validation' } },
+    { ...WORK, step: 13, encoding: 'f32', leases: [], evaluation: { id: 1, part: 'validation' } },
     { bytes: bytesOf([...GRADIENT, ...STATISTICS]), numbers: [...GRADIENT, ...STATISTICS] },
   );
   add('how good they are', 'worker', {
     ...{ type: 'evaluated', run: RUN, evaluation: 1, loss: 0.25, error: 0.0625, examples: 200 },
     metrics: {},
   });
+}
+
+/** What is observed, and how work ends. */
+function addOthers(add: Add): void {
   const values = { low: -1, high: 1, counts: [1, 0, 2, 1] };
   add('what a tensor and a layer look like', 'worker', {
     ...{ type: 'observed', run: RUN, step: 13, updateSteps: 10, samples: 2, costMs: 1.5 },
@@ -246,6 +273,10 @@ export function protocolVectors() {
   add('an error', 'server', {
     ...{ type: 'error', code: 'DP_RUN_UNKNOWN', message: "no run 'digits-2' on this server" },
   });
+}
+
+/** What a worker and a shard say to each other. */
+function addShards(add: Add): void {
   add('to a shard: who it is', 'worker', { type: 'attach', session: SESSION });
   add('it may join', 'shard', { type: 'attached' });
   add(
@@ -266,13 +297,6 @@ export function protocolVectors() {
     { type: 'parameters', run: RUN, pull: 1, encoding: 'f32' },
     { bytes: bytesOf(GRADIENT.slice(2)), numbers: GRADIENT.slice(2) },
   );
-  return {
-    about:
-      'Every message of docs/protocol.md as bytes, and what a worker computes as all others do; written by `npm run docs`. Numbers of payloads are exact in f32; in other encodings the frame holds what is left of them. Losses, gradients and standardised inputs are right to 1e-5.',
-    tensors: TENSORS,
-    layoutHash: createLayout(TENSORS).hash,
-    vectors,
-  };
 }
 
 /** The file, a vector a line. */
