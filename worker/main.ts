@@ -175,6 +175,7 @@ class Worker {
 
   /** @param facts of the run that a fork began with. */
   async #assign(assign: Assign, facts: DataFacts | null): Promise<void> {
+    const { connections } = this.#client;
     try {
       if (!this.#holds(assign)) {
         this.release();
@@ -187,9 +188,11 @@ class Worker {
       return;
     }
     const { model, summary, facts: own, trainer } = this.#assignment!;
-    // Over the new connection it is assigned again.
+    // Over a new connection it is assigned again, also where it was lost while data were loaded.
+    if (this.#client.connections !== connections) return;
     if (await this.#client.suit(4 * model.layout.exchangedSize)) return;
     if (!(await this.#client.attach(assign, model.layout))) return;
+    if (this.#client.connections !== connections) return;
     const join: Join = {
       type: 'join',
       run: assign.run,

@@ -183,7 +183,7 @@ function addTraining(add: Add): void {
     'parameters, and a lease of four minibatches for local steps',
     'server',
     {
-      ...{ ...work, step: 12, encoding: 'f32', local: { push: 'delta', learningRate: 0.5 } },
+      ...{ ...WORK, step: 12, encoding: 'f32', local: { push: 'delta', learningRate: 0.5 } },
       leases: [{ id: 2, epoch: 0, start: 128, count: 256, part: 'train' }],
     },
     { bytes: bytesOf([...GRADIENT, ...STATISTICS]), numbers: [...GRADIENT, ...STATISTICS] },
@@ -191,7 +191,7 @@ function addTraining(add: Add): void {
   add(
     'the change of the parameters after local steps',
     'worker',
-    { ...push, lease: 2, sequence: 5, encoding: 'f32', kind: 'delta' },
+    { ...PUSH, lease: 2, sequence: 5, encoding: 'f32', kind: 'delta' },
     pushed('f32'),
   );
   const applied = {

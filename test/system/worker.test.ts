@@ -8,6 +8,7 @@ import type { RunDetail } from '../../shared/rest.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
 import { experimentName, hashExperiment } from '../../worker/experiment.ts';
 import { runWorker, type WorkerOptions, type WorkerResult } from '../../worker/main.ts';
+import { startProxy } from '../support/proxy.ts';
 
 /** Real workers on the cpu engine against a real server, in one process: they meet on the wire. */
 
@@ -127,6 +128,31 @@ describe('workers', () => {
     expect(run.examples).toBe(15 * 314);
     expect(run.best!.loss).toBeLessThan(60);
     expect(run.best!.examples).toBe(78);
+  });
+
+  test('one whose connection is lost while it loads data joins once', async () => {
+    const file = join(EXAMPLES, 'csv-regression.ts');
+    const { default: cars } = await import(file);
+    const proxy = await startProxy(Number(new URL(server.url).port));
+    const connected = () => lines.filter((line) => line.startsWith('late: connected to')).length;
+    const data = async (args: object) => {
+      if (connected() === 1) {
+        proxy.cut();
+        await vi.waitUntil(() => connected() === 2, { timeout: 30_000 });
+        // The second assignment is there before the first is dealt with.
+        await rest('/status');
+      }
+      return cars.data(args);
+    };
+    const hash = await hashExperiment(file);
+    await createRun('cars', { ...FAST, epochsMax: 1 });
+    const experiments = { [experimentName(file)]: { experiment: { ...cars, data }, hash } };
+    const url = `ws://127.0.0.1:${proxy.port}`;
+    await work('late', { server: url, experiments, folders: [], localSocket: false }).done;
+    await proxy.close();
+    expect(connected()).toBe(2);
+    expect(lines.filter((line) => line.includes('DP_'))).toEqual([]);
+    expect((await rest<RunDetail>('/runs/cars')).examples).toBe(314);
   });
 
   test('one may leave and another come, and no minibatch is lost', async () => {
