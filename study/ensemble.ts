@@ -313,7 +313,7 @@ function testText(
 ): string {
   const best = test.find(({ way }) => way === 'best')!;
   const used = test.find(({ name }) => name === use.name)!;
-  return `The test part was looked at on ${at}: '${used.name}' errs by ${format(used.error.mean)}${used === best ? '' : `, the best single one by ${format(best.error.mean)} (difference ${differenceText(used.difference, format)})`}. Do not use this result to choose anything.`;
+  return `The test part was evaluated on ${at}: '${used.name}' errs by ${format(used.error.mean)}${used === best ? '' : `, the best single one by ${format(best.error.mean)} (difference ${differenceText(used.difference, format)})`}. Do not use this result to choose anything.`;
 }
 
 function costPlot(measured: readonly MeasuredOutcome[], isNumbers: boolean): ChartFigure {

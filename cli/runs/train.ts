@@ -294,7 +294,7 @@ function report(
     const { loss, error, examples } = run.test;
     const isShare = run.errorMeasure === 'misclassification' && error !== null;
     const accuracy = isShare ? `, accuracy ${percent(1 - error)}` : '';
-    const day = run.testedAt === null ? '' : `, looked at on ${run.testedAt.slice(0, 10)}`;
+    const day = run.testedAt === null ? '' : `, evaluated on ${run.testedAt.slice(0, 10)}`;
     lines.push(
       `test: error ${errorOf(run)(error)}${accuracy}, loss ${short(loss)}, on ${groups(examples)} examples${day}`,
     );

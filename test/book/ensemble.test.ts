@@ -127,7 +127,7 @@ test('§7.11: "on average, the ensemble will perform at least as well as any of 
   expect((await cluster.client.runs()).length).toBe(before);
   expect(again.of('mean').error.mean).toBe(mean.error.mean);
   expect(again.facts.test!.at).toMatch(/^\d{4}-\d\d-\d\dT/);
-  expect(again.facts.advice).toContain(`The test part was looked at on ${again.facts.test!.at}`);
+  expect(again.facts.advice).toContain(`The test part was evaluated on ${again.facts.test!.at}`);
   expect(again.facts.validation.some(({ way }) => way === 'controller')).toBe(false);
 }, 200_000);
 

@@ -383,7 +383,7 @@ describe('the report', () => {
   test('looks at the test part when it is given, with all that was fitted before, and says when', () => {
     const at = '2026-01-02T03:04:05.000Z';
     const report = ensembleReport(given, noisy(600, 3), { examined: noisy(400, 3, 6), at });
-    expect(report.advice).toContain(`The test part was looked at on ${at}`);
+    expect(report.advice).toContain(`The test part was evaluated on ${at}`);
     expect(report.facts.test).toMatchObject({ at });
     expect(report.test).toHaveLength(report.validation.length);
     expect(report.headings.at(-1)).toBe('test log loss');
