@@ -392,6 +392,8 @@ class ActiveServer {
       ...{ shards: this.#pool, writer: this.#writer, now: this.#now, log },
       onFenced: (error) => this.#lose(error),
       onWritten: (manifest) => copier?.written(manifest),
+      onLabelled: ({ id }) => copier?.labelled(id),
+      ...(copier && { removeCopies: copier.removeRun.bind(copier) }),
     });
   }
 

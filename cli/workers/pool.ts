@@ -18,7 +18,7 @@ const CRASHES_MAX = 5;
 /** Lines that Node writes around an error that nobody caught, and empty ones: the error says more. */
 const ABOUT_CRASH = /^(\s*|\s+at .*|\s*\^+|Node\.js v[\d.]+)$/;
 /** How long workers may take to hand back their leases. */
-const LEAVE_MS = 10_000;
+const LEAVE_MS = 1_000;
 
 /** What a worker process says to the process that started it. */
 export interface WorkerFailure {

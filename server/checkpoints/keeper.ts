@@ -16,7 +16,7 @@ import type { WriteCounts } from '../watch/counts.ts';
 import { beginFork } from './fork.ts';
 import { noteProgress, noteProgressNow } from './lives.ts';
 import { type KnownRun, Recovery } from './recovery.ts';
-import { Removals } from './removal.ts';
+import { Removals, type RemoveCopies } from './removal.ts';
 import { RunRecords, recordOf } from './run-records.ts';
 import { CheckpointSaver } from './saver.ts';
 import { newWriteState, WRITE_ORDER, type WriteState, type WriteTask } from './write-state.ts';
@@ -45,6 +45,8 @@ export interface KeeperOptions {
   readonly onFenced: (error: DownpourError) => void;
   /** A checkpoint is on disk, and this server's. */
   readonly onWritten?: (manifest: CheckpointManifest) => void;
+  /** Absent: checkpoints are copied nowhere. */
+  readonly removeCopies?: RemoveCopies;
   /** The labels of a run have changed, and are on disk. */
   readonly onLabelled?: (run: Run) => void;
 }
@@ -74,7 +76,7 @@ export class Keeper {
     const onWritten = options.onWritten ?? (() => {});
     this.#saver = new CheckpointSaver({ root, store, token, shards, writer, now, log, onWritten });
     this.#records = new RunRecords(root, store, token);
-    const removals = new Removals(root, store, token);
+    const removals = new Removals(root, store, token, options.removeCopies);
     this.#removals = removals;
     this.#recovery = new Recovery({
       ...{ root, store, records: this.#records, removals, shards, now, log },

@@ -1,4 +1,4 @@
-import { type FileHandle, open } from 'node:fs/promises';
+import { type FileHandle, open, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { errnoOf, unseal } from '../../../files/atomic-file.ts';
@@ -7,6 +7,7 @@ import {
   checkpointFolder,
   listCheckpoints,
 } from '../../../files/checkpoint.ts';
+import { LABELS_FILE } from '../../../files/records.ts';
 import { DownpourError, errorCode, errorText } from '../../../shared/errors.ts';
 import type { Log } from '../../../shared/log.ts';
 import type { CopyFacts } from '../../../shared/rest.ts';
@@ -19,6 +20,7 @@ import {
   copyOf,
   MANIFEST,
   placeOfBundle,
+  placeOfLabels,
   placeOfRun,
   TENSORS,
 } from './places.ts';
@@ -62,6 +64,15 @@ export class Copier {
   readonly #waiting = new Map<string, Wanted>();
   /** What is in the bucket, of runs that have been looked at; oldest first. */
   readonly #known = new Map<string, Copy[]>();
+  /** Runs that have been removed, and whose copies go. */
+  readonly #removing = new Map<
+    string,
+    { readonly createdAt: string; readonly gone: () => Promise<void> }
+  >();
+  /** None is tried to be removed sooner. */
+  #removeAt = 0;
+  /** Runs whose labels are to be copied. */
+  readonly #labels = new Set<string>();
   /** Bundles that are there, or that the disk has lost. */
   readonly #bundles = new Set<string>();
   /** Step of the newest copy of each run. */
@@ -94,6 +105,25 @@ export class Copier {
     const { createdAt = null, bundle = null } = options ?? {};
     // One that waits already keeps its place in the line.
     this.#waiting.set(`${copy.run} ${copy.kind}`, { copy, file, sha256, createdAt, bundle });
+    this.#work();
+  }
+
+  /** The labels of a run have changed, and are on disk. They are copied once a checkpoint of the run is. */
+  labelled(run: string): void {
+    if (this.#ending.signal.aborted) return;
+    this.#labels.add(run);
+    this.#work();
+  }
+
+  /** Removes all copies of a run that there is no more, before anything else is copied. Returns at once. */
+  removeRun(run: string, createdAt: string, gone: () => Promise<void>): void {
+    if (this.#ending.signal.aborted) return;
+    for (const kind of ['last', 'best', 'final']) this.#waiting.delete(`${run} ${kind}`);
+    this.#labels.delete(run);
+    this.#known.delete(run);
+    this.#steps.delete(run);
+    this.#refused.delete(run);
+    this.#removing.set(run, { createdAt, gone });
     this.#work();
   }
 
@@ -151,8 +181,19 @@ export class Copier {
   async #drain(): Promise<void> {
     await null;
     while (!this.#ending.signal.aborted) {
+      if (this.#mayRemove) {
+        await this.#removeNext();
+        continue;
+      }
       const [key, wanted] = this.#waiting.entries().next().value ?? [];
-      if (key === undefined || !wanted) return;
+      if (key === undefined || !wanted) {
+        if (!(await this.#copyLabels())) continue;
+        if (this.#removing.size === 0) return;
+        const { signal } = this.#wake;
+        await delay(this.#pause(), null, { signal, ref: false }).catch(() => {});
+        if (this.#closing) return;
+        continue;
+      }
       this.#waiting.delete(key);
       this.#underWay = wanted;
       try {
@@ -169,6 +210,86 @@ export class Copier {
     }
   }
 
+  get #mayRemove(): boolean {
+    return this.#removing.size > 0 && this.#options.now() >= this.#removeAt;
+  }
+
+  /** The copies of one run that has been removed. */
+  async #removeNext(): Promise<void> {
+    const [run, removal] = this.#removing.entries().next().value!;
+    const { bucket, log, now } = this.#options;
+    const { signal } = this.#ending;
+    try {
+      const objects = await bucket.list(`${run}/`, signal);
+      const newest = copiesAmong(objects).copies.at(-1);
+      // Copies of another run of that name are not ours to remove.
+      if (newest) await this.#mustBeTheSame(newest, removal.createdAt, signal);
+      await this.#options.mayWrite();
+      // A copy without its manifest is none, so those go first.
+      const keys = objects.map(({ key }) => key);
+      const inOrder = [
+        ...keys.filter((key) => key.endsWith(MANIFEST)),
+        ...keys.filter((key) => !key.endsWith(MANIFEST)),
+      ];
+      for (const key of inOrder) await bucket.remove(key, signal);
+      if (keys.length > 0) log(`run ${run}: its copies in ${bucket.name} are removed`, { run });
+    } catch (error) {
+      if (signal.aborted) return;
+      const code = errorCode(error);
+      if (code === 'DP_STATE_FENCED') {
+        this.#ending.abort();
+        return;
+      }
+      const lasting = code === 'DP_RUN_EXISTS' || /answered 40[13]/.test(errorText(error));
+      const next = lasting
+        ? `they stay, and would come back into an empty folder: remove ${bucket.name}/${run}/ by hand`
+        : 'trying again';
+      log(`run ${run}: its copies are not removed (${errorText(error)}); ${next}`, {
+        ...{ level: 'warn', run, code, kind: 'copies of a removed run' },
+      });
+      if (!lasting) {
+        // Behind the others. Who closes leaves it to the next start, as its note on disk says.
+        this.#removing.delete(run);
+        if (!this.#closing) this.#removing.set(run, removal);
+        this.#removeAt = now() + this.#pause();
+        return;
+      }
+    }
+    if (this.#removing.get(run) === removal) this.#removing.delete(run);
+    await removal.gone().catch(() => {});
+  }
+
+  /** Those of runs that have a copy. @returns true: nothing is left to be done. */
+  async #copyLabels(): Promise<boolean> {
+    const [run] = this.#labels;
+    if (run === undefined) return true;
+    this.#labels.delete(run);
+    if (!this.#known.get(run)?.length) return false;
+    const { bucket, root, mayWrite, log } = this.#options;
+    const { signal } = this.#ending;
+    const path = join(root, run, LABELS_FILE);
+    // Nobody has labelled it.
+    if (!(await stat(path).catch(() => null))) return false;
+    try {
+      await mayWrite();
+      await bucket.put(placeOfLabels(run), path, null, signal);
+    } catch (error) {
+      if (signal.aborted) return false;
+      log(
+        `run ${run}: its labels are not copied: ${errorText(error)}; the next checkpoint or edit tries again`,
+        {
+          ...{ level: 'warn', run, code: errorCode(error) },
+        },
+      );
+    }
+    return false;
+  }
+
+  #pause(): number {
+    const { retryMs = RETRY_MS } = this.#options;
+    return this.#closing ? RETRY_CLOSING_MS : Math.min(RETRY_MS_MAX, retryMs);
+  }
+
   /** @returns true: there is no sense in going on. */
   async #failed(key: string, wanted: Wanted, error: unknown): Promise<boolean> {
     const { log, now, retryMs = RETRY_MS } = this.#options;
@@ -182,7 +303,11 @@ export class Copier {
       this.#ending.abort();
       return true;
     }
-    if (code === 'DP_CHECKPOINT_CORRUPT' || code === 'DP_RUN_EXISTS') {
+    if (
+      code === 'DP_CHECKPOINT_CORRUPT' ||
+      // The copies of a removed run of that name are still to go.
+      (code === 'DP_RUN_EXISTS' && !this.#removing.has(run))
+    ) {
       this.#refused.set(run, why);
       log(`run ${run}: its checkpoint of step ${step} (${kind}) is not copied: ${why}`, {
         ...{ level: 'error', ...about },
@@ -223,6 +348,7 @@ export class Copier {
       known.push(copy);
       known.sort((a, b) => a.life - b.life || a.sequence - b.sequence);
       this.#counts.copied++;
+      if (known.length === 1) this.#labels.add(copy.run);
     }
     const newest = known.findLast(({ kind }) => kind === 'last') ?? copy;
     this.#steps.set(copy.run, newest.step);
@@ -291,6 +417,7 @@ export class Copier {
     for (const stem of halves) await bucket.remove(stem + TENSORS, signal);
     await bucket.removeUnfinished(placeOfRun(run), signal);
     this.#known.set(run, copies);
+    this.#labels.add(run);
     return copies;
   }
 

@@ -1,5 +1,6 @@
 import { basename } from 'node:path';
 import type { CheckpointManifest } from '../../../files/checkpoint.ts';
+import { LABELS_FILE } from '../../../files/records.ts';
 import type { CheckpointKind } from '../../../shared/trained-last.ts';
 import type { RunState } from '../../core/run/state.ts';
 import type { S3Object } from './s3.ts';
@@ -28,7 +29,10 @@ const KEY =
 /** What the experiment of a run was sent as: beside its checkpoints, so that it goes with them. */
 export const placeOfBundle = (run: string, sha256: string) => `${run}/bundles/${sha256}`;
 
-/** Where all copies of a run are. */
+/** Its name, tags, note and whether it is archived. */
+export const placeOfLabels = (run: string) => `${run}/${LABELS_FILE}`;
+
+/** Where all copies of checkpoints of a run are. */
 export const placeOfRun = (run: string) => `${run}/checkpoints/`;
 
 export function copyOf({ run, step, kind, sequence, file, state }: CheckpointManifest): Copy {

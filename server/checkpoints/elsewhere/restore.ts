@@ -13,6 +13,7 @@ import {
   checkpointFolder,
   readCheckpoint,
 } from '../../../files/checkpoint.ts';
+import { LABELS_FILE } from '../../../files/records.ts';
 import { BUNDLE_HASH } from '../../../shared/bundle.ts';
 import { NAME_PATTERN } from '../../../shared/config.ts';
 import { DownpourError, errorText } from '../../../shared/errors.ts';
@@ -20,7 +21,14 @@ import { LIMITS } from '../../../shared/limits.ts';
 import type { Log } from '../../../shared/log.ts';
 import type { RunState } from '../../core/run/state.ts';
 import { BUNDLE_FOLDER } from '../../fleet/bundles.ts';
-import { type Copy, copiesAmong, MANIFEST, placeOfBundle, TENSORS } from './places.ts';
+import {
+  type Copy,
+  copiesAmong,
+  MANIFEST,
+  placeOfBundle,
+  placeOfLabels,
+  TENSORS,
+} from './places.ts';
 import type { Bucket } from './s3.ts';
 
 /**
@@ -99,7 +107,10 @@ async function download(run: string, oldestFirst: readonly Copy[], source: Sourc
     for (const copy of oldestFirst.filter((one) => one.kind === kind).toReversed()) {
       const manifest = await downloadOne(folder, copy, source);
       if (!manifest) continue;
-      if (kind === 'last') await downloadBundle(manifest, source);
+      if (kind === 'last') {
+        await downloadBundle(manifest, source);
+        await bucket.get(placeOfLabels(run), join(beside, run, LABELS_FILE), source.signal);
+      }
       log(`run ${run}: step ${copy.step} (${kind}) restored`, { run, step: copy.step });
       whole++;
       break;
@@ -181,6 +192,10 @@ async function moveIn(root: string, beside: string, log: Log): Promise<readonly 
     }
     try {
       await mkdir(join(root, run), { recursive: true });
+      await rename(join(beside, run, LABELS_FILE), join(root, run, LABELS_FILE)).catch(
+        // Nobody has labelled it.
+        (error) => errnoOf(error) === 'ENOENT' || Promise.reject(error),
+      );
       await rm(place, { recursive: true, force: true });
       await rename(checkpointFolder(beside, run), place);
       await syncFolder(join(root, run));
