@@ -467,11 +467,7 @@ class ActiveServer {
     this.#port = await openPort(app, { host, port, localSocket });
     const { url } = this.#port;
     const { endsWithCommand = false } = this.#options;
-    await noteAddress(state, { token: this.#lease.token, url, endsWithCommand }).catch((error) =>
-      log(warning('commands in this folder do not find this server by themselves', error), {
-        level: 'warn',
-      }),
-    );
+    await noteAddress(state, { token: this.#lease.token, url, endsWithCommand }, log);
     return url;
   }
 

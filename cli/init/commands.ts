@@ -9,7 +9,10 @@ export function registerInit(program: Command): void {
     .command('init')
     .description('write a new experiment, ready to run, from your data and a few answers')
     .argument('[file]', 'file to write (default: asks; suggests experiment.ts)')
-    .option('--data <what>', 'a CSV file, a folder of images (one subfolder per class), or mnist')
+    .option(
+      '--data <what>',
+      'a CSV file, a folder of CSV files with the same columns, a folder of images (one subfolder per class), or mnist',
+    )
     .option(
       '--target <column>',
       'column of a CSV file to predict (default: asks; suggests the last one)',

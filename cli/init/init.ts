@@ -3,6 +3,7 @@ import { basename, dirname, extname, join, relative, resolve, sep } from 'node:p
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { pathArgument, shellCommand } from '../../shared/shell.ts';
 import { unreadable } from '../../worker/data/files.ts';
+import { isTableFolder } from '../../worker/data/tables/table-files.ts';
 import { experimentName } from '../../worker/experiment.ts';
 import { type GivenTableOptions, tableOptionsOf } from '../data/table-options.ts';
 import { EXIT, print, printJson } from '../options.ts';
@@ -51,7 +52,7 @@ async function init(
   );
   const { data, isFolder } = await answers.answer(
     options.data,
-    `Data: a CSV file, a folder of images, ${MNIST}?`,
+    `Data: a CSV file, a folder of CSV files or of images, ${MNIST}?`,
     MNIST,
     findData,
   );
@@ -122,7 +123,9 @@ async function findData(data: string): Promise<{ data: string; isFolder: boolean
   const entry = await stat(data).catch((error) => {
     throw unreadable(data, error);
   });
-  return { data, isFolder: entry.isDirectory() };
+  // A folder of tables is one table.
+  const isFolder = entry.isDirectory() && !(await isTableFolder(data));
+  return { data, isFolder };
 }
 
 /** @throws DownpourError DP_USAGE, DP_DATA_MISSING or DP_DATA_CORRUPT. */

@@ -2,7 +2,9 @@ import { join } from 'node:path';
 import Type from 'typebox';
 import { writeSealed } from '../../files/atomic-file.ts';
 import { checkOf, readSealed } from '../../files/records.ts';
+import { errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import type { Log } from '../../shared/log.ts';
 import { isGone } from './alive.ts';
 import { newestToken, OWNER_FOLDER, readHolder } from './folder-lock.ts';
 
@@ -20,9 +22,16 @@ const AddressSchema = Type.Object({
 export type OwnerAddress = Type.Static<typeof AddressSchema>;
 const checkAddress = checkOf<OwnerAddress>(AddressSchema);
 
-/** Throws DP_DISK. */
-export async function noteAddress(state: string, address: OwnerAddress): Promise<void> {
-  await writeSealed(join(state, OWNER_FOLDER), FILE, address);
+/** A disk that does not take it is told: the server works, and commands have to be told its address. */
+export async function noteAddress(state: string, address: OwnerAddress, log: Log): Promise<void> {
+  try {
+    await writeSealed(join(state, OWNER_FOLDER), FILE, address);
+  } catch (error) {
+    log(
+      `commands in ${state} do not find this server by themselves, name it by --server ${address.url}: ${errorText(error)}`,
+      { level: 'warn', code: errorCode(error) },
+    );
+  }
 }
 
 /**

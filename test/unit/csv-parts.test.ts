@@ -121,8 +121,8 @@ describe('several files of one data set', () => {
       "tran is not an option; did you mean 'train'?",
     );
     expect(await failure({ test: train }, FRUIT)).toContain('train is missing');
-    await expect(loadCsv(['a.csv', 'b.csv'] as never, FRUIT)).rejects.toThrow(
-      'say which part each belongs to: { train: [ … ] }',
+    await expect(loadCsv([], FRUIT)).rejects.toThrow(
+      'train is []; allowed: a path, or a list of paths',
     );
     await expect(loadCsv(new URL('file:///a.csv') as never, FRUIT)).rejects.toThrow(
       'fileURLToPath',

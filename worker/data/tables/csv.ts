@@ -22,6 +22,7 @@ import {
   tableOf,
   UnnamedColumn,
 } from './table-columns.ts';
+import { tableFiles } from './table-files.ts';
 import { parseRows, readRows, type TableFacts, type TableHeader } from './table-rows.ts';
 
 /**
@@ -54,6 +55,13 @@ const TABLE_BYTES_MAX = 4 * 2 ** 30;
  *
  *     loadCsv('auto-mpg.csv', { targets: ['mpg'], categorical: ['origin'], ignore: ['name'] })
  *
+ * Several files with the same columns are read one after the other as one table: a list, a folder (its .csv and .tsv files,
+ * sorted by name), or a pattern for the name of the file:
+ *
+ *     loadCsv(['2025.csv', '2026.csv'], { targets: ['mpg'] })
+ *     loadCsv('measurements/', { targets: ['mpg'] })
+ *     loadCsv('measurements/2026-*.csv', { targets: ['mpg'] })
+ *
  * If there are files for several parts, columns are found by name. All files share the classes and categories:
  *
  *     loadCsv({ train: 'train.csv', test: 'test.csv' }, { targets: ['kind'], task: 'classification' })
@@ -63,8 +71,14 @@ const TABLE_BYTES_MAX = 4 * 2 ** 30;
  * too few or too many cells, a date that does not exist, and bytes that are not text; DP_DATA_LABEL for a class that is
  * not in `classes`.
  */
-export async function loadCsv(files: string | CsvParts, options: CsvOptions): Promise<CsvData> {
-  const parts = partsOf(files);
+export async function loadCsv(
+  files: string | readonly string[] | CsvParts,
+  options: CsvOptions,
+): Promise<CsvData> {
+  const parts: PartFile[] = [];
+  for (const { part, file } of partsOf(files)) {
+    for (const each of await tableFiles(file)) parts.push({ part, file: each });
+  }
   checkOptions('loadCsv', options, CSV_FIELDS);
   const table = new Table(options, parts);
   for (const { part, file } of parts) {
@@ -92,13 +106,8 @@ interface PartFile {
   readonly file: string;
 }
 
-function partsOf(given: string | CsvParts): PartFile[] {
-  if (Array.isArray(given)) {
-    throw new DownpourError(
-      'DP_EXPERIMENT_INVALID',
-      'loadCsv: for several files, say which part each belongs to: { train: [ … ] }, or { train: …, test: … }',
-    );
-  }
+function partsOf(given: string | readonly string[] | CsvParts): PartFile[] {
+  if (Array.isArray(given)) return partsOf({ train: given });
   if (!isRecord(given) || given instanceof URL) {
     checkPath('loadCsv', given);
     return [{ part: 'train', file: given }];

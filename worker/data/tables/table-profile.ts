@@ -1,3 +1,4 @@
+import { corrupt } from '../files.ts';
 import {
   isMissing,
   isNumber,
@@ -9,7 +10,8 @@ import {
   type ReadNumber,
 } from './cells.ts';
 import { DATE_ORDERS, type DateOrder, dateParts } from './dates.ts';
-import { readRows, type TableOptions } from './table-rows.ts';
+import { tableFiles } from './table-files.ts';
+import { readRows, type TableFacts, type TableOptions } from './table-rows.ts';
 import { wordsOf } from './words.ts';
 
 /** What stands in the columns of a table, cell by cell, before anybody decides what it means. */
@@ -87,19 +89,52 @@ export async function profileTable(
   options: ProfileOptions = {},
 ): Promise<TableProfile> {
   const read = numberReader(options);
-  const collectors: Collector[] = [];
+  const collectors = new Map<string, Collector>();
+  let first: { readonly file: string; readonly facts: TableFacts } | null = null;
   let unnamed: ReadonlySet<number> = new Set();
-  const facts = await readRows(path, options, (cells, line, given) => {
-    unnamed = given.unnamed;
-    for (let i = 0; i < cells.length; i++) {
-      collectors[i] ??= new Collector(read);
-      collectors[i]!.add(nameOf(cells[i]!), line);
-    }
-  });
+  let count = 0;
+  const notes: string[] = [];
+  const files = await tableFiles(path);
+  for (const file of files) {
+    const facts = await readRows(file, options, (cells, line, given) => {
+      if (!first) unnamed = given.unnamed;
+      for (let i = 0; i < cells.length; i++) {
+        const name = given.names[i]!;
+        let collector = collectors.get(name);
+        if (!collector) {
+          collector = new Collector(read);
+          collectors.set(name, collector);
+        }
+        collector.add(nameOf(cells[i]!), line);
+      }
+    });
+    first ??= { file, facts };
+    mustBeAlike(first, file, facts);
+    count += facts.count;
+    notes.push(...facts.notes.map((note) => (files.length > 1 ? `${file}: ${note}` : note)));
+  }
+  const { facts } = first!;
   const columns = facts.header.map((name, i) =>
-    (collectors[i] ?? new Collector(read)).done(name, unnamed.has(i)),
+    (collectors.get(name) ?? new Collector(read)).done(name, unnamed.has(i)),
   );
-  return { ...facts, columns };
+  return { ...facts, count, notes, columns };
+}
+
+/** @throws DownpourError DP_DATA_CORRUPT: a file has other columns than the first one. */
+function mustBeAlike(
+  first: { readonly file: string; readonly facts: TableFacts },
+  file: string,
+  { header }: TableFacts,
+): void {
+  const expected = first.facts.header;
+  const lacking = expected.find((name) => !header.includes(name));
+  const more = header.find((name) => !expected.includes(name));
+  if (lacking === undefined && more === undefined) return;
+  const what =
+    lacking === undefined
+      ? `it has a column '${more}', which ${first.file} does not have`
+      : `it has no column '${lacking}', as ${first.file} has`;
+  throw corrupt(file, `${what}; files of one table have the same columns`);
 }
 
 class Collector {
