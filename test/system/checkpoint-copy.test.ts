@@ -272,49 +272,6 @@ describe.skipIf(isLacking(['moto']))('copies in a bucket', () => {
       await second.close(1_000);
     });
 
-    test('removes the copies of a removed run, and of no other one of that name', async () => {
-      const copier = copierOf();
-      const gone: string[] = [];
-      const remove = (run: string, at: string) =>
-        copier.removeRun(run, at, async () => void gone.push(`${run} ${at}`));
-      for (const run of ['r', 'other']) copier.written(await write(run, 10));
-      await settled(copier);
-      await writeFile(join(state(), 'r', 'labels.json'), '{}');
-      copier.labelled('r');
-      await vi.waitFor(async () => expect(await bucketOf().list('r/labels')).toHaveLength(1));
-      // Made at another time: it is another run.
-      const { state: saved } = (await lastOf('r'))!.manifest;
-      const { createdAt } = (saved as { options: { createdAt: string } }).options;
-      remove('r', '1999-01-01T00:00:00.000Z');
-      await vi.waitFor(() => expect(gone).toHaveLength(1));
-      expect((await bucketOf().list('r/')).length).toBe(3);
-      expect(lines.join('\n')).toMatch(/run r: its copies are not removed .* by hand/);
-      remove('r', createdAt);
-      await vi.waitFor(() => expect(gone).toHaveLength(2));
-      expect(await bucketOf().list('r/')).toEqual([]);
-      expect((await bucketOf().list('other/')).length).toBe(2);
-      await copier.close(1_000);
-    });
-
-    test('removes them once the bucket is back, and copies others before', async () => {
-      const copier = copierOf(bucketOf({}, { tries: 1 }));
-      copier.written(await write('r', 10));
-      await settled(copier);
-      const { state: saved } = (await lastOf('r'))!.manifest;
-      const { createdAt } = (saved as { options: { createdAt: string } }).options;
-      proxy.refusing = true;
-      let gone = false;
-      copier.removeRun('r', createdAt, async () => {
-        gone = true;
-      });
-      await vi.waitFor(() => expect(lines.join('\n')).toMatch(/not removed .*; trying again/));
-      expect(gone).toBe(false);
-      proxy.refusing = false;
-      await vi.waitFor(() => expect(gone).toBe(true), { timeout: 10_000 });
-      expect(await bucketOf().list('r/')).toEqual([]);
-      await copier.close(1_000);
-    });
-
     test('copies nothing that the disk has damaged, and says so', async () => {
       const copier = copierOf();
       const manifest = await write('r', 10);
