@@ -1,5 +1,5 @@
 import Type, { type Static } from 'typebox';
-import { choice, closed, count, orNone, positive, share } from './config-fields.ts';
+import { choice, closed, count, orNone, share } from './config-fields.ts';
 import { type Consistency, collects, isInRounds } from './consistency.ts';
 import { LIMITS } from './limits.ts';
 import { type OptimizerConfig, OptimizerSchema } from './optimizer-config.ts';
@@ -54,9 +54,9 @@ export const LocalSchema = Type.Object(
 
 export const OuterSchema = Type.Object(
   {
-    learningRate: positive(
-      'delta: factor of the changes that workers push, before they are added to the parameters; 1: local SGD; DiLoCo uses 0.7',
-      1,
+    learningRate: orNone(
+      Type.Number({ exclusiveMinimum: 0 }),
+      'delta: factor of the changes that workers push, before they are added to the parameters; DiLoCo uses 0.7; null: 1, or 1 / workers in the modes async and bounded, where each push is an update of its own',
     ),
     momentum: share('delta: momentum of the outer optimizer; 0: none; DiLoCo uses 0.9', 0),
     nesterov: Type.Boolean({
@@ -90,7 +90,7 @@ export function localOf({ local }: LocalFields): Local | null {
   return local && local.steps !== null ? (local as Local) : null;
 }
 
-const NO_OUTER: Outer = { learningRate: 1, momentum: 0, nesterov: true, delayed: null };
+const NO_OUTER: Outer = { learningRate: null, momentum: 0, nesterov: true, delayed: null };
 export const outerOf = ({ outer }: LocalFields): Outer => outer ?? NO_OUTER;
 
 /** The update rule of the steps that workers take. */

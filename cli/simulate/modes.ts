@@ -30,10 +30,11 @@ export const MODES: Readonly<Record<string, PartialConfig>> = {
 /** Those with a number. */
 const NUMBERED: Readonly<Record<string, (value: number) => PartialConfig>> = {
   bound: (stalenessMax) => ({ consistency: { stalenessMax } }),
-  // With the momentum on the workers; the mean of what they changed, or with the outer optimizer of DiLoCo.
-  local: (steps) => ({ local: { steps } }),
+  // In rounds, as in the papers, but for elastic averaging, which has none there.
+  local: (steps) => ({ local: { steps }, consistency: { mode: 'synchronous' } }),
   diloco: (steps) => ({
     local: { steps },
+    consistency: { mode: 'synchronous' },
     outer: { learningRate: 0.7, momentum: 0.9, nesterov: true },
   }),
   elastic: (steps) => ({ local: { steps, push: 'elastic' } }),

@@ -7,6 +7,7 @@ import type { NamedTensor } from '../../server/core/vectors.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
+import type { PushKind } from '../../shared/local-steps.ts';
 import { partition, type Range } from '../../shared/partition.ts';
 import type { Acknowledgement, Join } from '../../shared/protocol.ts';
 import { random } from '../../shared/random.ts';
@@ -57,6 +58,8 @@ export class ShardedRun {
   readonly #keys: readonly string[];
   turn: number;
   #settle: Settle | null = null;
+  /** What its next push holds; absent: a gradient. */
+  #kind: PushKind | undefined;
   #read: { values: Float32Array; step: number; generation: number } | null = null;
 
   constructor(
@@ -242,6 +245,13 @@ export class ShardedRun {
     this.#read = { values, step: assignment.step, generation };
     const gradient = values.slice(0, LAYOUT.exchangedSize);
     change(gradient);
+    const { local } = assignment;
+    this.#kind = local?.push;
+    for (let i = 0; local && i < LAYOUT.trainableSize; i++) {
+      // One step of plain SGD.
+      const step = local.learningRate * gradient[i]!;
+      gradient[i] = local.push === 'delta' ? step : values[i]! - step;
+    }
     return this.push(gradient, assignment.leases[0]!.id, undefined, cut);
   }
 
@@ -268,7 +278,13 @@ export class ShardedRun {
       const room = this.shards[k]!.land('r', outs[k]!.length, 'f32');
       room?.bytes.set(outs[k]!);
       const release = () => room?.release();
-      const part = { payload: cut(room?.bytes ?? outs[k]!), encoding, room, release };
+      const part = {
+        payload: cut(room?.bytes ?? outs[k]!),
+        encoding,
+        room,
+        release,
+        kind: this.#kind,
+      };
       this.shards[k]!.part({ run: 'r', session: 's', sequence }, part);
     }
     const { squares, problem } = this.#landed;
@@ -281,6 +297,7 @@ export class ShardedRun {
         push: {
           ...{ type: 'push', run: 'r', sequence, lease, step, generation },
           ...{ loss: 1, computeMs: 1, encoding },
+          ...(this.#kind && { kind: this.#kind }),
         },
         now: 0,
         others: this.parts(others),

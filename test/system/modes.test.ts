@@ -30,17 +30,22 @@ beforeAll(async () => {
 });
 afterAll(() => rm(folder, { recursive: true, force: true }));
 
-const MODES: readonly NonNullable<PartialConfig['consistency']>[] = [
-  { mode: 'bounded', aheadMax: 1 },
-  { mode: 'synchronous' },
-  { mode: 'backup', quorum: 2, graceMs: 20, aggregate: 'median' },
-  { mode: 'buffered', bufferSize: 3, damping: 'root', correction: 'gap' },
+/** Minibatches of a push. */
+const STEPS = 5;
+
+type Consistency = NonNullable<PartialConfig['consistency']>;
+const MODES: readonly (readonly [Consistency, PartialConfig])[] = [
+  [{ mode: 'bounded', aheadMax: 1 }, {}],
+  [{ mode: 'synchronous' }, {}],
+  [{ mode: 'async' }, { local: { steps: STEPS }, outer: { learningRate: 0.5 } }],
+  [{ mode: 'backup', quorum: 2, graceMs: 20, aggregate: 'median' }, {}],
+  [{ mode: 'buffered', bufferSize: 3, damping: 'root', correction: 'gap' }, {}],
 ];
 
 describe.skipIf(sharedData() === null)('worker processes', () => {
   test.each(MODES)(
-    'in mode %j, with kills and newcomers',
-    async (consistency) => {
+    'in mode %j %j, with kills and newcomers',
+    async (consistency, more) => {
       const state = join(folder, consistency.mode!);
       const pushLog = `${state}.pushes`;
       const port = await freePort();
@@ -69,6 +74,7 @@ describe.skipIf(sharedData() === null)('worker processes', () => {
             ...{ epochsMax: EPOCHS, earlyStopping: { enabled: false }, leaseSeconds: 20 },
             ...{ averaging: { kind: 'ema', decay: 0.99 }, workersMin: 3 },
             ...{ checkpoint: { everySteps: 15 }, hyperparameters: {}, consistency },
+            ...more,
           },
         });
         for (const name of ['a', 'b', 'c']) hire(name);
@@ -84,10 +90,12 @@ describe.skipIf(sharedData() === null)('worker processes', () => {
         expect(run).toMatchObject({ phase: 'finished', reason: `reached epochsMax ${EPOCHS}` });
         expect(run.examples).toBe(EPOCHS * 4_000);
         const log = checkPushLog(readFileSync(pushLog, 'utf8'));
-        expect(log).toMatchObject({ twice: [], steps: [], applied: EPOCHS * 125 });
+        // An epoch is of 125 minibatches.
+        const pushes = (EPOCHS * 125) / (more.local ? STEPS : 1);
+        expect(log).toMatchObject({ twice: [], steps: [], applied: pushes });
         const { staleness, step } = run;
-        if (consistency.mode === 'bounded') expect(step).toBe(EPOCHS * 125);
-        else expect(step).toBeLessThan(EPOCHS * 125 * 0.75);
+        if (consistency.mode === 'bounded' || more.local) expect(step).toBe(pushes);
+        else expect(step).toBeLessThan(pushes * 0.75);
         if (consistency.mode === 'synchronous' || consistency.mode === 'backup') {
           expect(staleness!.max).toBe(0);
         }

@@ -140,7 +140,7 @@ function isNear(seen: Float32Array, wanted: ArrayLike<number>, within: number): 
 
 describe('one local step', () => {
   test.each(['sgd', 'momentum', 'adam', 'adamw'] as const)(
-    'of outer rate 1 without momentum is plain training with one worker, to rounding: %s',
+    'without outer momentum is plain training with one worker, to rounding: %s',
     async (kind) => {
       const config = {
         ...{ optimizer: { kind }, clip: { norm: 3 }, weightDecay: { rate: 0.01 } },
@@ -304,6 +304,26 @@ describe('the outer optimizer', () => {
         await worker.push();
         isNear(trained(run), theta, 1e-4);
       }
+    }
+  });
+
+  test('without a rate of its own moves by the share of one worker where each push is an update', async () => {
+    for (const [mode, share] of [
+      ['async', 1 / 3],
+      ['bounded', 1 / 3],
+      ['buffered', 1],
+    ] as const) {
+      const consistency = { mode, ...(mode === 'buffered' && { bufferSize: 1 }) };
+      const { run, workers } = begun({ local: { steps: H }, consistency }, 3);
+      for (const worker of workers) worker.pull();
+      const theta = trained(run);
+      const delta = deltaOf(workers[0]!);
+      await workers[0]!.push();
+      isNear(
+        trained(run),
+        Array.from(theta, (t, i) => t - share * delta[i]!),
+        1e-5,
+      );
     }
   });
 

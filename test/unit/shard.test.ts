@@ -93,6 +93,22 @@ describe('a run on several shards is the same run as on one, to the bit', () => 
       },
       4,
     ],
+    [
+      'delayed Nesterov of deltas',
+      {
+        ...{ local: { steps: 1 }, outer: { learningRate: 0.7, momentum: 0.9, delayed: 3 } },
+        epochsMax: 4,
+      },
+      3,
+    ],
+    [
+      'elastic, in rounds',
+      {
+        local: { steps: 1, push: 'elastic' },
+        ...{ consistency: { mode: 'synchronous' }, epochsMax: 4 },
+      },
+      3,
+    ],
     ['bf16 both ways', { compression: { push: { kind: 'bf16' }, pull: 'bf16' } }],
   ];
   test.each(configs)('%s', (_, config, workers) => {

@@ -42,9 +42,15 @@ function movingRateOf({ options, parts }: Inside): number {
  * @param worker of the push; null: of several.
  */
 export function outerRateOf(inside: Inside, worker: Worker | null): number {
-  const { config } = inside.options;
+  const { options, parts } = inside;
+  const { config } = options;
   const local = localOf(config)!;
-  if (local.push === 'delta') return outerOf(config).learningRate;
+  if (local.push === 'delta') {
+    const { learningRate, delayed } = outerOf(config);
+    // All workers together move the parameters as far as the mean of a round does.
+    const isOneByOne = worker !== null && delayed === null;
+    return learningRate ?? (isOneByOne ? 1 / Math.max(1, parts.correction.crowd) : 1);
+  }
   // In a round, p workers move by β / p each: the server by β of their mean.
   return worker ? (worker.movingRate ?? movingRateOf(inside)) : local.movingRate;
 }
