@@ -44,7 +44,7 @@ test('downpour test looks at the test part once, and what it saw stays with its 
   expect(looked.code, looked.text()).toBe(EXIT.ok);
   const day = new Date().toISOString().slice(0, 10);
   expect(looked.text()).toMatch(
-    /^test: error [\d.]+ %, accuracy .* looked at on \d{4}-\d\d-\d\d$/m,
+    /^test: error [\d.]+ %, accuracy .* evaluated on \d{4}-\d\d-\d\d$/m,
   );
 
   await cluster.serve();
