@@ -2,12 +2,11 @@
 // Plain JavaScript: an old Node must be able to read this file and say that it is too old.
 import { existsSync } from 'node:fs';
 import nodeModule from 'node:module';
+import { nodeProblem } from './node-lines.js';
 
-const [major, minor] = process.versions.node.split('.').map(Number);
-if (major < 20 || (major === 20 && minor < 11)) {
-  console.error(
-    `error DP_USAGE: Downpour needs Node.js 20.11 or newer; this is ${process.versions.node}. Get a newer one, then try again.`,
-  );
+const problem = nodeProblem();
+if (problem !== null) {
+  console.error(`error DP_USAGE: ${problem}`);
   process.exit(2);
 }
 // From Node.js 22.1 on: what was compiled once is kept for the next time.

@@ -1,6 +1,7 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { cpus, freemem, totalmem } from 'node:os';
 import type { Command } from 'commander';
+import { NODE_LINES_TEXT } from '../bin/node-lines.js';
 import { errorText } from '../shared/errors.ts';
 import { ROOT } from '../shared/own-files.ts';
 import type { EngineSurvey } from '../worker/engine.ts';
@@ -37,7 +38,8 @@ export function registerEngineCommands(program: Command): void {
     .addHelpText(
       'after',
       '\nNeeds python3 with pip, g++, make and 1.2 GB of disk, and takes about a minute. The engine is installed in\n' +
-        'DOWNPOUR_ENGINE_DIR (default: ~/.cache/downpour/engines), where `npm ci` does not remove it.\n' +
+        'DOWNPOUR_ENGINE_DIR (default: ~/.cache/downpour/engines), where `npm ci` does not remove it. An engine is for the line\n' +
+        `of Node.js that installs it. Supported are the lines ${NODE_LINES_TEXT}.\n` +
         '\nExample:\n  $ downpour engine install',
     );
   engine

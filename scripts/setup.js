@@ -2,15 +2,14 @@ import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { nodeProblem } from '../bin/node-lines.js';
 
 /** The project's folder. */
 export const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
 
-const [major, minor] = process.versions.node.split('.').map(Number);
-if (major < 20 || (major === 20 && minor < 11)) {
-  console.error(
-    `Downpour needs Node.js 20.11 or newer; this is ${process.versions.node}. Get a newer one, then try again.`,
-  );
+const problem = nodeProblem();
+if (problem !== null) {
+  console.error(problem);
   process.exit(2);
 }
 

@@ -33,7 +33,6 @@ import { LOOK_MS } from './payloads/landings.ts';
 import { ShardPool } from './shards/pool.ts';
 import { storeSource, threadSource } from './shards/sources.ts';
 import { beginOfTwo } from './standby/pair.ts';
-import type { ReplicationMode } from './standby/protocol.ts';
 import { BEAT_MS, Replication } from './standby/replication.ts';
 import { type Inheritance, standBy } from './standby/standby.ts';
 import { openAway } from './store/away.ts';
@@ -86,7 +85,7 @@ export interface ServeOptions extends TokenSources {
    */
   readonly peer?: string;
   /** `sync`: the primary answers no push before this standby has it. Default: sync. */
-  readonly replication?: ReplicationMode;
+  readonly replication?: 'sync' | 'async';
   /** Pushes that an `async` standby may lack. Default: 100. */
   readonly lagMax?: number;
   /** At which workers reach a standby; default: `host`, or where the primary sees it come from. */

@@ -16,10 +16,10 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   wire: ['shared'],
   files: ['shared'],
   server: ['shared', 'wire', 'files'],
-  worker: ['shared', 'wire'],
+  worker: ['shared', 'wire', 'bin'],
   study: ['shared', 'files'],
   web: ['shared'],
-  cli: ['shared', 'wire', 'files', 'server', 'worker', 'study'],
+  cli: ['shared', 'wire', 'files', 'server', 'worker', 'study', 'bin'],
   library: ['shared', 'wire', 'files', 'server', 'worker', 'study', 'cli'],
 };
 

@@ -13,6 +13,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
+import { engineNote } from '../bin/node-lines.js';
 import { DownpourError } from '../shared/errors.ts';
 import { probe } from './engine.ts';
 import {
@@ -100,7 +101,9 @@ export async function installEngine(
   }
   const parent = dirname(folder);
   mkdirSync(parent, { recursive: true });
-  const steps = new Steps(options.log ?? (() => {}), options.signal);
+  const { log = () => {} } = options;
+  log(engineNote());
+  const steps = new Steps(log, options.signal);
   await requireTools(steps);
   requireSpace(parent, wheel);
   const partial = join(parent, `.partial-${basename(folder)}-${process.pid}`);

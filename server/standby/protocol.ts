@@ -33,7 +33,6 @@ import { VectorName, WorkerKey } from '../core/shard-command.ts';
 export const CALLS_MAX = 32;
 
 const ModeSchema = Type.Union([Type.Literal('sync'), Type.Literal('async')]);
-export type ReplicationMode = Static<typeof ModeSchema>;
 
 /** The standby's first message. */
 const FollowSchema = Type.Object(

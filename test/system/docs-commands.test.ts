@@ -21,7 +21,7 @@ import { copyDigits, PAGES, STUDY_PAGES } from '../support/pages.ts';
 /** What differs because all machines of a page are this one here, or takes too long. */
 const INSTEAD: readonly (readonly [RegExp, string])[] = [
   // Two epochs teach as much as thirty.
-  [/^(npx downpour train examples.*)$/, '$1 --epochs 2'],
+  [/^(npx downpour train (?:examples|digits\.ts).*)$/, '$1 --epochs 2'],
   // Ports that others have here.
   [/--host 0\.0\.0\.0 (--advertise (\S+))/, '--host $2 $1'],
   [/$(?<=--standby-of \S+|--peer http:\/\/192\.0\.2\.10\S+)/, ' --port 7421 --state second'],

@@ -20,6 +20,26 @@ const NODES = [process.execPath, ...(process.env.DOWNPOUR_NODES ?? '').split(del
   (program) => program !== '',
 );
 
+/** Compilers: ours, and the oldest one that is supported. */
+const TYPESCRIPTS = [
+  join(ROOT, 'node_modules/typescript/bin/tsc'),
+  process.env.DOWNPOUR_OLD_TYPESCRIPT ?? '',
+].filter((program) => program !== '');
+
+/** @returns what it has to say against the programs of a folder. */
+async function check(tsc: string, folder: string, more = {}): Promise<string> {
+  const compilerOptions = {
+    ...{ strict: true, module: 'nodenext', target: 'es2022', lib: ['es2023'], noEmit: true },
+    ...{ types: ['node'], skipLibCheck: false, exactOptionalPropertyTypes: true },
+    ...{ noUncheckedIndexedAccess: true, ...more },
+  };
+  await writeFile(join(folder, 'tsconfig.json'), JSON.stringify({ compilerOptions }));
+  const { stdout } = await run(process.execPath, [tsc, '-p', folder], options(folder)).catch(
+    (error: { stdout: string }) => error,
+  );
+  return stdout;
+}
+
 let home: string;
 let tarball: string;
 beforeAll(async () => {
@@ -97,25 +117,48 @@ describe('the package', () => {
     await run(bin('attw'), [tarball, '--profile', 'esm-only'], options(home));
   });
 
-  test('type-checks strictly, libraries too, without the DOM', TIMEOUT, async () => {
-    const folder = join(home, 'typed');
+  test.each(TYPESCRIPTS)(
+    'type-checks strictly, libraries too, without the DOM, with %s',
+    {
+      ...TIMEOUT,
+    },
+    async (tsc) => {
+      const folder = join(home, `typed-${TYPESCRIPTS.indexOf(tsc)}`);
+      await mkdir(folder);
+      const names = Object.keys(
+        JSON.parse(await readFile(join(ROOT, 'package.json'), 'utf8')).exports,
+      )
+        .filter((name) => !name.endsWith('.json'))
+        .map((name) => name.replace('.', 'downpour'));
+      const studies = await readdir(join(ROOT, 'study'));
+      const imports = names.flatMap((name) =>
+        name.endsWith('*')
+          ? studies.map((file) => name.replace('*', file.replace(/\.ts$/, '')))
+          : [name],
+      );
+      expect(imports.length).toBeGreaterThan(20);
+      const all = imports.map((name, i) => `export * as all${i} from '${name}';\n`);
+      await writeFile(join(folder, 'all.ts'), all.join(''));
+      for (const [file, source] of await programs()) {
+        if (file !== 'fit.mjs') await writeFile(join(folder, file.replace('.mjs', '.ts')), source);
+      }
+      expect(await check(tsc, folder)).toBe('');
+    },
+  );
+
+  test("type-checks strictly beside TensorFlow.js's own declarations, which have errors", async () => {
+    const folder = join(home, 'typed-fit');
     await mkdir(folder);
-    for (const [file, source] of await programs()) {
-      // It imports TensorFlow.js's own declarations, which have errors of their own.
-      if (file === 'fit.mjs') continue;
-      await writeFile(join(folder, file.replace('.mjs', '.ts')), source);
-    }
-    const compilerOptions = {
-      ...{ strict: true, module: 'nodenext', target: 'es2022', lib: ['es2023'], noEmit: true },
-      ...{ types: ['node'], skipLibCheck: false, exactOptionalPropertyTypes: true },
-      noUncheckedIndexedAccess: true,
-    };
-    await writeFile(join(folder, 'tsconfig.json'), JSON.stringify({ compilerOptions }));
-    const tsc = join(ROOT, 'node_modules/typescript/bin/tsc');
-    const { stdout } = await run(process.execPath, [tsc, '-p', folder], options(folder)).catch(
-      (error: { stdout: string }) => error,
+    await writeFile(join(folder, 'fit.ts'), (await programs()).get('fit.mjs')!);
+    expect(await check(TYPESCRIPTS[0]!, folder, { skipLibCheck: true })).toBe('');
+  });
+
+  test('is checked by the oldest TypeScript that it says to support, in CI', async () => {
+    const versions = await Promise.all(
+      TYPESCRIPTS.map(async (tsc) => (await run(process.execPath, [tsc, '--version'])).stdout),
     );
-    expect(stdout).toBe('');
+    expect(versions[0]).toMatch(/^Version 7\./);
+    if (process.env.CI) expect(versions.join()).toContain('Version 5.4.');
   });
 
   test('is tried on every line of Node.js that it says to support, in CI', async () => {
