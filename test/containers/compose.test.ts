@@ -127,6 +127,10 @@ describe('docker compose', { timeout: 3 * LONG_MS }, () => {
     expect(stranger.status).toBe(401);
     const [first] = await containersOf('worker');
     expect(await docker('inspect', first!)).not.toContain(TOKEN);
+    // The built package, and none of its sources.
+    expect((await docker('exec', first!, 'ls', '/app')).trim().split('\n').sort()).toEqual([
+      ...['bin', 'dist', 'examples', 'experiments', 'node_modules', 'package.json'],
+    ]);
     // The engine that the image brings is the one that trains.
     expect(await docker('exec', first!, 'downpour', 'doctor')).toMatch(/^engine +native on/);
   });
