@@ -1,6 +1,8 @@
 import type { Result } from './result.ts';
 import { backup } from './results/backup.ts';
 import { dana } from './results/dana.ts';
+import { diloco } from './results/diloco.ts';
+import { easgd } from './results/easgd.ts';
 import { laws } from './results/laws.ts';
 import { manyWorkers } from './results/many-workers.ts';
 import { momentum } from './results/momentum.ts';
@@ -18,6 +20,8 @@ export const RESULTS: readonly Result[] = [
   dana,
   topk,
   laws,
+  easgd,
+  diloco,
   ssp,
   backup,
   ringmaster,
