@@ -148,6 +148,13 @@ class Service {
 
 let made = 0;
 const redis = await startRedis();
+process.once('exit', () => {
+  try {
+    process.kill(redis.pid, 'SIGKILL');
+  } catch {
+    // It has ended, or is away by a fault.
+  }
+});
 let redisAway = false;
 const ports = [await freePort(), ...(values.standby ? [await freePort()] : [])];
 const urlOf = (port: number) => `http://127.0.0.1:${port}`;
