@@ -149,6 +149,15 @@ describe('docs/architecture.md', () => {
   });
 });
 
+test('docs/cli.md has the options for TLS once for clients and once for servers', () => {
+  const text = readFileSync(join(ROOT, 'docs/cli.md'), 'utf8');
+  for (const option of ['--tls-ca', '--tls-cert', '--tls-key', '--token-file']) {
+    const sections = text.split('\n## ').filter((section) => section.includes(`\n  ${option} <`));
+    const titles = sections.map((section) => section.split('\n')[0]);
+    expect(titles, option).toEqual(['Connection options', 'Access and TLS options']);
+  }
+});
+
 describe('the glossary of docs/concepts.md', () => {
   const terms = glossaryTerms();
 
