@@ -13,6 +13,7 @@ import {
   registerExport,
   registerLookCommands,
   registerPredict,
+  registerReport,
   registerServeModel,
 } from './trained/commands.ts';
 import { registerWork } from './workers/commands.ts';
@@ -70,6 +71,7 @@ export function createProgram(outcome: Outcome): Command {
   registerWork(program);
   registerRunCommands(program, outcome);
   registerExport(program);
+  registerReport(program);
   registerPredict(program);
   registerServeModel(program);
   registerInit(program);

@@ -14,7 +14,7 @@ const Value = orNull(Type.Number());
 export const FIGURE_LIMITS = {
   /** The most figures of a report; more points of a chart, examples of a gallery and so on are not told. */
   figures: 48,
-  series: 200,
+  series: 1_000,
   points: 2_000,
   cards: 100,
   axes: 24,
@@ -64,6 +64,8 @@ const AxisSchema = Type.Object(
   {
     label: Text,
     log: Type.Optional(Type.Boolean()),
+    /** Values are shares, and written in percent. */
+    percent: Type.Optional(Type.Boolean()),
     /** The value i stands for the i-th of these words, from 0. */
     names: Type.Optional(Type.Array(Text, { maxItems: 200 })),
   },

@@ -182,15 +182,35 @@ export function parallelSvg({ title, axes, lines }: ParallelFigure, look = PAPER
   return svg(title, parts, look);
 }
 
+/** Letters of a name beside a matrix, and how wide one is at most, in pixels. */
+const NAME_LETTERS = 20;
+const LETTER = 6.8;
+
 /** A matrix of counts: true classes in rows, answers in columns; colour by the share of the row. */
 export function matrixSvg({ title, names, counts }: MatrixFigure, look = PAPER): string {
   const size = counts.length;
-  const [left, top] = [64, look.titled ? 70 : 46];
+  // Names at the left and, where they are wider than a column, upright above.
+  const longest = Math.max(1, ...names.slice(0, size).map((name) => name.length));
+  const nameWidth = Math.min(NAME_LETTERS, longest) * LETTER;
+  const left = Math.max(64, Math.ceil(nameWidth) + 36);
   const room = Math.min(560, look.width - left - 12);
   const cell = Math.max(6, Math.min(46, Math.floor(room / Math.max(1, size))));
+  const isUpright = nameWidth > cell * Math.max(1, Math.ceil(14 / cell)) - 4;
+  const top = (look.titled ? 70 : 46) + (isUpright ? Math.ceil(nameWidth) - 12 : 0);
   const every = Math.max(1, Math.ceil(14 / cell));
+  const shortName = (i: number) => {
+    const name = names[i] ?? String(i);
+    return name.length <= NAME_LETTERS ? name : `${name.slice(0, NAME_LETTERS - 1)}…`;
+  };
+  const above = (i: number) => {
+    const [x, y] = [left + i * cell + cell / 2, top - 8];
+    const how = isUpright
+      ? `transform="rotate(-90 ${x + 4} ${y})" x="${x + 4}"`
+      : `text-anchor="middle" x="${x}"`;
+    return `<text ${how} y="${y}">${escapeXml(shortName(i))}</text>`;
+  };
   const parts = [
-    `<text x="${left + (size * cell) / 2}" y="${top - 26}" text-anchor="middle">answer</text>`,
+    `<text x="${left + (size * cell) / 2}" y="${look.titled ? 44 : 16}" text-anchor="middle">answer</text>`,
     `<text x="16" y="${top + (size * cell) / 2}" text-anchor="middle" transform="rotate(-90 16 ${top + (size * cell) / 2})">true class</text>`,
   ];
   counts.forEach((row, i) => {
@@ -199,8 +219,8 @@ export function matrixSvg({ title, names, counts }: MatrixFigure, look = PAPER):
     const name = names[i] ?? String(i);
     if (i % every === 0) {
       parts.push(
-        `<text x="${left - 6}" y="${y + cell / 2 + 4}" text-anchor="end">${escapeXml(name)}</text>`,
-        `<text x="${left + i * cell + cell / 2}" y="${top - 8}" text-anchor="middle">${escapeXml(name)}</text>`,
+        `<text x="${left - 6}" y="${y + cell / 2 + 4}" text-anchor="end">${escapeXml(shortName(i))}</text>`,
+        above(i),
       );
     }
     row.forEach((count, j) => {
@@ -317,7 +337,7 @@ function frame(xs: Scale, ys: Scale, x: Axis, y: Axis, box: Box, look: Look): st
   const parts: string[] = [];
   let free = Number.NEGATIVE_INFINITY;
   const words = x.names?.map((name, i) => [i, name] as const);
-  for (const [tick, text] of words ?? xs.ticks.map((t) => [t, tickText(t)] as const)) {
+  for (const [tick, text] of words ?? xs.ticks.map((t) => [t, tickOf(x)(t)] as const)) {
     const at = round(xs.at(tick));
     const fits = Math.max(4, Math.floor((right - left) / Math.max(1, words?.length ?? 1) / 6.2));
     const shown = words && text.length > fits ? `${text.slice(0, fits - 1)}…` : text;
@@ -334,7 +354,7 @@ function frame(xs: Scale, ys: Scale, x: Axis, y: Axis, box: Box, look: Look): st
     const at = round(ys.at(tick));
     parts.push(
       `<path d="M${left} ${at}H${right}" stroke="${look.pale}"/>`,
-      `<text x="${left - 8}" y="${at + 4}" text-anchor="end">${tickText(tick)}</text>`,
+      `<text x="${left - 8}" y="${at + 4}" text-anchor="end">${tickOf(y)(tick)}</text>`,
     );
   }
   const middle = (top + bottom) / 2;
@@ -391,6 +411,10 @@ export function svg(
     `${parts.join('\n')}</svg>\n`
   );
 }
+
+/** How the ticks of an axis are written: shares as tables have them. */
+const tickOf = (axis: Axis) => (value: number) =>
+  axis.percent ? `${tickText(Number((100 * value).toPrecision(6)))} %` : tickText(value);
 
 const round = (value: number) => Math.round(value * 10) / 10;
 

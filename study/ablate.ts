@@ -4,6 +4,7 @@ import type { Format } from '../shared/text.ts';
 import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
 import {
+  errorAxis,
   errorFormatOf,
   errorName,
   fewText,
@@ -127,7 +128,7 @@ export function ablationReport(
     ],
     rows,
     advice: adviceOf(results, { set, metric }, trials),
-    plots: { 'ablation.svg': plot(results, metric) },
+    plots: { 'ablation.svg': plot(results, metric, trials) },
     facts: {
       ...{ study: name, baseline: set.baseline, metric },
       variants: results.map(({ trials: own, ...rest }) => ({
@@ -281,11 +282,15 @@ function choiceText(
   return `Stay with '${baseline.name}'.`;
 }
 
-function plot(results: readonly VariantResult[], metric: Metric): ChartFigure {
+function plot(
+  results: readonly VariantResult[],
+  metric: Metric,
+  trials: readonly Trial[],
+): ChartFigure {
   return chart({
     title: `Validation ${metric} by variant, with 95 % confidence`,
     x: { label: 'variant', names: results.map(({ name }) => name) },
-    y: { label: `validation ${metric}` },
+    y: errorAxis(`validation ${metric}`, metric, trials),
     series: [
       {
         name: '',

@@ -28,14 +28,15 @@ const COLUMNS = 8;
 const CARD = { width: 118, image: 84, line: 14, gap: 10 };
 
 export function galleryPicture({ title, cards }: Gallery): string {
-  const lines = Math.max(1, ...cards.map(({ caption }) => caption.length));
+  const captions = cards.map(({ caption }) => caption.flatMap(wrapped));
+  const lines = Math.max(1, ...captions.map(({ length }) => length));
   const cardHeight = CARD.image + lines * CARD.line + 12;
   const columns = Math.min(COLUMNS, Math.max(4, cards.length));
-  const parts = cards.map(({ shown, caption, wrong }, i) => {
+  const parts = cards.map(({ shown, wrong }, i) => {
     const x = CARD.gap + (i % columns) * (CARD.width + CARD.gap);
     const y = 44 + Math.floor(i / columns) * (cardHeight + CARD.gap);
     const frame = `<rect x="${x}" y="${y}" width="${CARD.width}" height="${cardHeight}" fill="none" stroke="${wrong ? '#d55e00' : '#bbbbbb'}"/>`;
-    const text = caption.map(
+    const text = captions[i]!.map(
       (line, l) =>
         `<text x="${x + 6}" y="${y + CARD.image + 14 + l * CARD.line}" font-size="11">${escapeXml(line)}</text>`,
     );
@@ -47,6 +48,24 @@ export function galleryPicture({ title, cards }: Gallery): string {
     width: CARD.gap + columns * (CARD.width + CARD.gap),
     height: 50 + rows * (cardHeight + CARD.gap),
   });
+}
+
+/** Letters of a caption that a card is wide, at 11 pixels. */
+const LINE_LETTERS = 18;
+
+/** A caption in lines that a card has room for; a word that is longer is cut in pieces. */
+function wrapped(caption: string): string[] {
+  const lines: string[] = [];
+  for (const word of caption.split(' ')) {
+    for (let at = 0; at === 0 || at < word.length; at += LINE_LETTERS) {
+      const piece = word.slice(at, at + LINE_LETTERS);
+      const last = lines.at(-1);
+      if (last !== undefined && at === 0 && last.length + 1 + piece.length <= LINE_LETTERS) {
+        lines[lines.length - 1] = `${last} ${piece}`;
+      } else lines.push(piece);
+    }
+  }
+  return lines;
 }
 
 function drawn(shown: ExampleView, x: number, y: number): string {

@@ -1,7 +1,7 @@
 import { resolveConfig } from '../shared/config.ts';
 import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
-import { errorFormatOf, errorName, numberText, type Report } from './report.ts';
+import { errorAxis, errorFormatOf, errorName, numberText, type Report } from './report.ts';
 import { asShare, type Estimate, estimate, meanOf } from './statistics.ts';
 import { bestEvaluation, listPlan, type Plan, type Trial } from './study.ts';
 
@@ -175,7 +175,7 @@ function foldsChart(
   return chart({
     title: `Validation error of each fold${error ? `; mean ${format(error.mean)}` : ''}`,
     x: { label: 'fold', names: [...trials.map(foldName), 'mean'] },
-    y: { label: 'validation error' },
+    y: errorAxis('validation error', 'error', trials),
     series: [
       ...(error && error.distinct > 1
         ? [

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import type { ErrorCode } from '../shared/errors.ts';
 import type { Evaluation } from '../shared/rest.ts';
-import { errorFormat, type Format } from '../shared/text.ts';
+import { errorFormat, type Format, percent } from '../shared/text.ts';
 import { type Plot, pictureOf } from './plot.ts';
 import { writeWhole } from './record.ts';
 import type { Estimate } from './statistics.ts';
@@ -62,6 +62,16 @@ export function errorFormatOf(trials: readonly Trial[]): Format {
   const isNumber =
     measure == null && !trials.every(({ evaluations }) => evaluations.every(isShare));
   return isNumber ? numberText : errorFormat(measure, numberText);
+}
+
+/** The axis of a figure, in the unit of the table. @param label of the error or the loss. */
+export function errorAxis(
+  label: string,
+  metric: 'error' | 'loss',
+  trials: readonly Trial[],
+): { readonly label: string; readonly percent?: boolean } {
+  const isShare = metric === 'error' && errorFormatOf(trials)(0.5) === percent(0.5);
+  return isShare ? { label, percent: true } : { label };
 }
 
 /** What an error of these trials is, in words; null: nobody has said. */

@@ -1,9 +1,15 @@
-import type { ChartFigure, ParallelFigure } from '../shared/figure.ts';
+import {
+  type ChartFigure,
+  FIGURE_LIMITS,
+  type ParallelFigure,
+  type PlotPoint,
+  type Series,
+} from '../shared/figure.ts';
 import { linearTicks, logTicks, tickText } from '../shared/plot.ts';
 import type { Space } from '../shared/space.ts';
 import { percent } from '../shared/text.ts';
 import { chart, type Plot } from './plot.ts';
-import { numberText } from './report.ts';
+import { errorAxis, errorFormatOf, numberText } from './report.ts';
 import { pointText, type SearchSettings } from './search.ts';
 import { placeOf } from './space.ts';
 import { type Trial, trialValue } from './study.ts';
@@ -24,26 +30,50 @@ export function trialsPlot({ metric }: SearchSettings, trials: readonly Trial[])
   return chart({
     title: `Validation ${metric} of each trial`,
     x: { label: 'trial' },
-    y: { label: `validation ${metric}`, log: isWide(points.map(({ y }) => y)) },
+    y: { ...axisOf(metric, trials), log: isWide(points.map(({ y }) => y)) },
     series: [
       { name: 'trial', points, style: 'scatter' },
+      ...withoutValue(points),
       { name: 'best so far', points: bests, style: 'dashed' },
     ],
   });
 }
 
-/** The best, the median and the worst stand out by name; all others are drawn as well. */
+const axisOf = (metric: SearchSettings['metric'], trials: readonly Trial[]) =>
+  errorAxis(`validation ${metric}`, metric, trials);
+
+/** Trials that failed or diverged stand at the upper edge. @param points with y Infinity. */
+function withoutValue(points: readonly PlotPoint[]): Series[] {
+  const hasValue = ({ y }: PlotPoint) => y !== null && Number.isFinite(y);
+  const failed = points.filter((point) => !hasValue(point));
+  if (failed.length === 0) return [];
+  const worst = Math.max(...points.filter(hasValue).map(({ y }) => y!));
+  if (!Number.isFinite(worst)) return [];
+  return [
+    {
+      ...{ name: 'failed or diverged', style: 'scatter', color: 2 },
+      points: failed.map((point) => ({ ...point, y: worst })),
+    },
+  ];
+}
+
+/** Curves that have a name: the best. */
+const NAMED = 5;
+
+/** The best stand out by name; all others are drawn as well. */
 export function curvesPlot({ metric }: SearchSettings, order: readonly Trial[]): ChartFigure {
   const shown = order.filter(({ evaluations }) => evaluations.length > 0);
   const values = shown.flatMap((trial) => trial.evaluations.map((e) => e[metric] ?? Infinity));
   return chart({
     title: `Validation ${metric} over epochs`,
     x: { label: 'evaluation' },
-    y: { label: `validation ${metric}`, log: isWide(values) },
+    y: { ...axisOf(metric, order), log: isWide(values) },
     series: shown
+      // More lines than a figure may have: the worst are left out, not the best.
+      .slice(0, FIGURE_LIMITS.series)
       .map((trial, i) => ({
-        name: i < 5 ? `trial ${trial.index}` : '',
-        color: i < 5 ? i : 4,
+        name: i < NAMED ? `trial ${trial.index}` : '',
+        color: i,
         points: trial.evaluations.map((e, at) => ({ x: at + 1, y: e[metric] ?? Infinity })),
       }))
       .reverse(),
@@ -65,6 +95,7 @@ export function parallelPlot(
   const values = order.map((trial) => resultOf(trial, metric)).filter(Number.isFinite);
   const low = Math.min(...values);
   const high = Math.max(...values);
+  const told = metric === 'error' ? errorFormatOf(order) : numberText;
   const place = (value: number) => (high > low ? (value - low) / (high - low) : 0.5);
   const dimensions = Object.entries(space);
   return {
@@ -81,8 +112,8 @@ export function parallelPlot(
           values.length === 0
             ? []
             : [
-                { place: place(low), text: numberText(low) },
-                { place: place(high), text: numberText(high) },
+                { place: place(low), text: told(low) },
+                { place: place(high), text: told(high) },
               ],
       },
     ],
@@ -133,7 +164,7 @@ export function scatterPlots({ space, metric }: SearchSettings, order: readonly 
         log: dimension.kind.startsWith('log'),
         ...(choices ? { names: choices.map(String) } : {}),
       },
-      y: { label: `validation ${metric}`, log: isWide(values) },
+      y: { ...axisOf(metric, order), log: isWide(values) },
       series: [
         {
           ...{ name: 'trial', style: 'scatter', color: 0 },
@@ -147,6 +178,7 @@ export function scatterPlots({ space, metric }: SearchSettings, order: readonly 
                 points: points(killed),
               },
             ]),
+        ...withoutValue(points(order)),
       ],
     });
   }

@@ -4,6 +4,7 @@ import type { DataSummary } from '../shared/protocol.ts';
 import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
 import {
+  errorAxis,
   errorFormatOf,
   intervalText,
   numberText,
@@ -91,7 +92,7 @@ export function stoppingReport(name: string, trials: readonly Trial[]): Report {
       'stopping.svg': chart({
         title: 'Test error against updates',
         x: { label: 'updates, refit included' },
-        y: { label: 'test error' },
+        y: errorAxis('test error', 'error', trials),
         series: results.map(({ way, trials: own }) => ({
           name: way,
           style: 'scatter',

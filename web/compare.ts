@@ -35,6 +35,7 @@ const GROUPS: readonly (readonly [GroupBy, string])[] = [
   ['configuration', 'Configuration, all seeds'],
   ['run', 'Nothing: each run'],
   ['study', 'Study'],
+  ['tag', 'Tags'],
   ['experiment', 'Experiment'],
 ];
 /** Rows of the table at first: a hundred take longer to lay out than to draw their curves. */
@@ -171,7 +172,9 @@ class CompareView implements View {
       const run = state.runs.get(id);
       if (!run) return [];
       const { experiment, study } = run;
-      return [{ id, experiment, study, tags: [], detail: this.#details.get(id) ?? null }];
+      return [
+        { id, experiment, study, tags: run.tags ?? [], detail: this.#details.get(id) ?? null },
+      ];
     });
   }
 

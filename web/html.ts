@@ -67,6 +67,20 @@ export function fillNew(element: HTMLElement, facts: unknown, make: () => Child[
 }
 const shown = new WeakMap<HTMLElement, string>();
 
+/**
+ * Children in the place of those before, but for those that are the same: what is under the pointer or has the focus
+ * stays. A child that stays keeps its own listeners, which must do the same.
+ */
+export function patch(element: Element, wanted: readonly Child[]): void {
+  const made = [...h('div', {}, ...wanted).childNodes];
+  for (const [i, child] of made.entries()) {
+    const old = element.childNodes[i];
+    if (!old) element.append(child);
+    else if (!old.isEqualNode(child)) old.replaceWith(child);
+  }
+  while (element.childNodes.length > made.length) element.lastChild!.remove();
+}
+
 /** A text that is written only when it has changed, so that a selection in it stays. */
 export function setText(element: Element, text: string): void {
   if (element.textContent !== text) element.textContent = text;

@@ -5,7 +5,7 @@ import { ago, count } from './format.ts';
 import { fill, fillNew, h, setText } from './html.ts';
 import { observationsCards } from './observations.ts';
 import { badge, card, emptyState, isActive, type View } from './parts.ts';
-import { actionsOf, fork } from './run/actions.ts';
+import { actionsOf, fork, reportButton } from './run/actions.ts';
 import {
   checkpointTable,
   configurationOf,
@@ -15,6 +15,7 @@ import {
   workersOf,
 } from './run/cards.ts';
 import { RunCharts } from './run/charts.ts';
+import { labelsOf } from './run/labels.ts';
 import { logOf } from './run/log.ts';
 import { RunTiles } from './run/tiles.ts';
 import { saveButtons } from './save.ts';
@@ -41,6 +42,8 @@ class RunView implements View {
   readonly #tiles = new RunTiles();
   readonly #observations = observationsCards();
   readonly #phase = h('span', {});
+  readonly #name = h('h1', {});
+  readonly #labels = h('div', {});
   readonly #reason = h('p', { class: 'reason' });
   readonly #actions = h('div', { class: 'buttons' });
   readonly #stopping = h('div', {});
@@ -79,6 +82,7 @@ class RunView implements View {
 
   constructor(id: string) {
     this.title = id;
+    setText(this.#name, id);
     this.#looks.hidden = true;
     this.#examplesCard.hidden = true;
     this.#page = this.#build();
@@ -130,7 +134,8 @@ class RunView implements View {
       'div',
       {},
       h('nav', { class: 'crumbs', 'aria-label': 'Breadcrumb' }, runs, ' / '),
-      h('div', { class: 'headline' }, h('h1', {}, this.title), this.#phase, this.#actions),
+      h('div', { class: 'headline' }, this.#name, this.#phase, this.#actions),
+      this.#labels,
       this.#reason,
       h('dl', { class: 'tiles' }, ...this.#tiles.elements),
       h(
@@ -156,7 +161,13 @@ class RunView implements View {
   #show(run: RunSummary): void {
     fillNew(this.#phase, run.phase, () => [badge(run.phase)]);
     setText(this.#reason, run.reason);
-    fillNew(this.#actions, [isOperator(), run.phase], () => (isOperator() ? actionsOf(run) : []));
+    setText(this.#name, run.name ?? run.id);
+    const labels = [isOperator(), run.name, run.tags, run.note, run.archived];
+    fillNew(this.#labels, labels, () => labelsOf(run, isOperator() && run.tags !== undefined));
+    fillNew(this.#actions, [isOperator(), run.phase, run.archived], () => [
+      ...(isOperator() ? actionsOf(run) : []),
+      reportButton(run.id),
+    ]);
     this.#tiles.show(run);
     const { earlyStopping, test, best } = run;
     // Before the configuration is known, as most runs have it.

@@ -1,347 +1,296 @@
 import type { RunSummary } from '../shared/rest.ts';
-import { ago, count, duration, errorOf, plural, short } from './format.ts';
-import { arrange, fill, h, setAttribute, setText } from './html.ts';
-import { badge, emptyState, isActive, sparkline, Tile, type View } from './parts.ts';
-import { knowsAllRuns, runsNewestFirst, state } from './store.ts';
+import { count, plural } from './format.ts';
+import { arrange, fill, fillNew, h, setAttribute, setText } from './html.ts';
+import { emptyState, isActive, notify, Tile, type View } from './parts.ts';
+import { COLUMNS, type Column, METRICS_FIRST, metricColumn, metricNames } from './runs/columns.ts';
+import { type Line, linesOf, type Show } from './runs/fold.ts';
+import { Row } from './runs/rows.ts';
+import { client, isOperator, knowsAllRuns, runsNewestFirst, state } from './store.ts';
 
 /** All runs: what each is doing, and which are to be compared. */
 
-type Show = 'all' | 'active' | 'ended';
 const SHOWS: readonly (readonly [Show, string])[] = [
   ['all', 'All'],
   ['active', 'Active'],
   ['ended', 'Ended'],
+  ['archived', 'Archived'],
 ];
-/** So many rows at first; a search may leave thousands. */
+/** Rows at first; a search may leave thousands of runs. */
 const ROWS = 200;
-
-interface Column {
-  readonly name: string;
-  readonly title: string;
-  /** What it is ordered by; null: at the end, whichever way. */
-  readonly key: (run: RunSummary) => number | string | null;
-  readonly class?: string;
-}
-
-const COLUMNS: readonly Column[] = [
-  { name: 'run', title: 'Run', key: (run) => run.createdAt },
-  { name: 'state', title: 'State', key: (run) => run.phase },
-  { name: 'step', title: 'Step', key: (run) => run.step, class: 'number' },
-  { name: 'loss', title: 'Training loss', key: (run) => run.trainingLoss },
-  {
-    name: 'best',
-    title: 'Best validation',
-    key: (run) => run.best?.error ?? run.best?.loss ?? null,
-    class: 'number',
-  },
-  { name: 'speed', title: 'Throughput', key: (run) => run.examplesPerSecond, class: 'number' },
-  { name: 'time', title: 'Time', key: (run) => run.seconds, class: 'number' },
-];
 
 /** What is chosen outlives the page: from runs to their comparison and back. */
 export const selected = new Set<string>();
+/** Studies whose trials are listed, the same. */
+const open = new Set<string>();
+/** Metrics that have a column; null: the first ones. */
+let chosenMetrics: Set<string> | null = null;
 
 export function runsView(): View {
-  let filter = '';
-  let show: Show = 'all';
-  let order: { column: Column; descending: boolean } = { column: COLUMNS[0]!, descending: true };
-  let rowsMax = ROWS;
-  const rows = new Map<string, Row>();
+  return new RunsView();
+}
 
-  const tiles = {
+class RunsView implements View {
+  readonly title = 'Runs';
+  readonly element: HTMLElement;
+  #filter = '';
+  #show: Show = 'all';
+  #order: { readonly column: string; readonly descending: boolean } = {
+    ...{ column: 'run', descending: true },
+  };
+  #rowsMax = ROWS;
+  #columns: readonly Column[] = [];
+  readonly #rows = new Map<string, Row>();
+
+  readonly #tiles = {
     active: new Tile('Active runs'),
     workers: new Tile('Workers'),
     speed: new Tile('Throughput'),
   };
-  const body = h('tbody');
-  const table = h(
-    'table',
-    { class: 'runs' },
-    h('caption', { class: 'hidden' }, 'Runs'),
-    head(),
-    body,
-  );
-  const scroll = h(
-    'div',
-    { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Runs' },
-    table,
-  );
-  const none = h('p', { class: 'none' }, 'No run matches.');
-  const more = h(
-    'button',
-    { class: 'button', type: 'button', onClick: () => showMore() },
-    'Show more',
-  );
-  const compareText = h('span', {});
-  const compare = h(
-    'div',
-    { class: 'selection', role: 'region', 'aria-label': 'Selected runs' },
-    compareText,
-    h('a', { class: 'button primary', href: '#/compare' }, 'Compare'),
-    h('button', { class: 'button', type: 'button', onClick: () => clear() }, 'Clear'),
-  );
-  const chips = SHOWS.map(([value, text]) =>
-    h(
-      'button',
-      {
-        type: 'button',
-        class: 'chip',
-        'aria-pressed': value === show,
-        'data-show': value,
-        onClick: () => showOnly(value),
-      },
-      text,
-    ),
-  );
-  const tools = h(
-    'div',
-    { class: 'tools' },
-    h('input', {
-      type: 'search',
-      'aria-label': 'Filter runs',
-      placeholder: 'Filter by name, experiment or state',
-      onInput: (event) => showMatching((event.target as HTMLInputElement).value),
-    }),
-    h('div', { class: 'chips', role: 'group', 'aria-label': 'Which runs' }, ...chips),
-  );
-  const empty = emptyState(
+  readonly #head = h('tr');
+  readonly #body = h('tbody');
+  readonly #scroll: HTMLElement;
+  readonly #none = h('p', { class: 'none' }, 'No run matches.');
+  readonly #more: HTMLElement;
+  readonly #chips: readonly HTMLElement[];
+  readonly #search: HTMLInputElement;
+  readonly #metrics = h('div', {});
+  readonly #compareText = h('span', {});
+  readonly #selection: HTMLElement;
+  readonly #archive: HTMLElement;
+  readonly #list: HTMLElement;
+  readonly #empty = emptyState(
     'No runs yet',
     'A run appears here as soon as it is created. To train on handwritten digits:',
     'npx downpour train examples/mnist-mlp.ts',
   );
-  const list = h(
-    'div',
-    {},
-    h('dl', { class: 'tiles' }, tiles.active.element, tiles.workers.element, tiles.speed.element),
-    tools,
-    scroll,
-    none,
-    more,
-    compare,
-  );
-  const element = h('div', {}, h('h1', {}, 'Runs'), list, empty);
 
-  function showMore(): void {
-    rowsMax += ROWS;
-    update();
-  }
-
-  function showOnly(which: Show): void {
-    show = which;
-    update();
-  }
-
-  function showMatching(text: string): void {
-    filter = text.trim().toLowerCase();
-    update();
-  }
-
-  function clear(): void {
-    selected.clear();
-    update();
-  }
-
-  function head(): HTMLElement {
-    const cells = COLUMNS.map((column) =>
+  constructor() {
+    this.#scroll = this.#table();
+    this.#more = button('button', 'Show more', () => {
+      this.#rowsMax += ROWS;
+      this.update();
+    });
+    this.#search = h('input', {
+      ...{ type: 'search', 'aria-label': 'Filter runs' },
+      placeholder: 'Filter by name, tag, note, experiment or state',
+      onInput: () => this.#showMatching(this.#search.value),
+    });
+    this.#chips = SHOWS.map(([value, text]) =>
       h(
-        'th',
+        'button',
         {
-          scope: 'col',
-          class: `${column.class ?? ''} col-${column.name}`,
-          'data-column': column.name,
-        },
-        h(
-          'button',
-          {
-            type: 'button',
-            class: 'sort',
-            onClick: () => {
-              const same = order.column === column;
-              order = { column, descending: same ? !order.descending : column.name !== 'state' };
-              update();
-            },
+          ...{ type: 'button', class: 'chip', 'data-show': value },
+          onClick: () => {
+            this.#show = value;
+            this.update();
           },
-          column.title,
-        ),
+        },
+        text,
       ),
     );
+    this.#archive = button('button', 'Archive', () => void this.#archiveSelected());
+    this.#selection = this.#selectionBar();
+    this.#list = this.#build();
+    this.element = h('div', {}, h('h1', {}, 'Runs'), this.#list, this.#empty);
+    this.update();
+  }
+
+  update(): void {
+    const all = runsNewestFirst();
+    this.#list.hidden = all.length === 0;
+    this.#empty.hidden = all.length > 0 || state.link === 'connecting';
+    this.#showTiles(all);
+    for (const chip of this.#chips) {
+      setAttribute(chip, 'aria-pressed', String(chip.dataset.show === this.#show));
+    }
+    this.#showColumns(all);
+    const column = this.#columns.find(({ name }) => name === this.#order.column) ?? COLUMNS[0]!;
+    const { descending } = this.#order;
+    const wanted = { column, descending, filter: this.#filter, show: this.#show, open, isActive };
+    const lines = linesOf(all, wanted);
+    arrange(
+      this.#body,
+      lines.slice(0, this.#rowsMax).map((line) => this.#rowOf(line)),
+    );
+    this.#none.hidden = lines.length > 0;
+    this.#scroll.hidden = lines.length === 0;
+    this.#more.hidden = lines.length <= this.#rowsMax;
+    for (const id of selected) if (!state.runs.has(id) && knowsAllRuns()) selected.delete(id);
+    this.#selection.hidden = selected.size === 0;
+    this.#archive.hidden = !isOperator() || !this.#archivable().length;
+    setText(this.#archive, this.#show === 'archived' ? 'Take back' : 'Archive');
+    setText(this.#compareText, `${plural(selected.size, 'run')} selected`);
+  }
+
+  #build(): HTMLElement {
+    const { active, workers, speed } = this.#tiles;
+    const tiles = h('dl', { class: 'tiles' }, active.element, workers.element, speed.element);
+    const chips = { class: 'chips', role: 'group', 'aria-label': 'Which runs' };
+    const tools = h(
+      'div',
+      { class: 'tools' },
+      this.#search,
+      h('div', chips, ...this.#chips),
+      this.#metrics,
+    );
+    return h('div', {}, tiles, tools, this.#scroll, this.#none, this.#more, this.#selection);
+  }
+
+  #table(): HTMLElement {
+    const caption = h('caption', { class: 'hidden' }, 'Runs');
+    const table = h('table', { class: 'runs' }, caption, h('thead', {}, this.#head), this.#body);
+    const region = { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Runs' };
+    return h('div', region, table);
+  }
+
+  #selectionBar(): HTMLElement {
     return h(
-      'thead',
-      {},
-      h(
-        'tr',
-        {},
-        h('th', { scope: 'col', class: 'col-select' }, h('span', { class: 'hidden' }, 'Select')),
-        ...cells,
-      ),
+      'div',
+      { class: 'selection', role: 'region', 'aria-label': 'Selected runs' },
+      this.#compareText,
+      h('a', { class: 'button primary', href: '#/compare' }, 'Compare'),
+      this.#archive,
+      button('button', 'Clear', () => {
+        selected.clear();
+        this.update();
+      }),
     );
   }
 
-  function chosen(): RunSummary[] {
-    const wanted = runsNewestFirst().filter((run) => {
-      if (show !== 'all' && isActive(run) !== (show === 'active')) return false;
-      return (
-        filter === '' || [run.id, run.experiment, run.phase].some((text) => text.includes(filter))
-      );
-    });
-    const { key } = order.column;
-    const sign = order.descending ? -1 : 1;
-    return wanted.sort((a, b) => {
-      const [x, y] = [key(a), key(b)];
-      if (x === null || y === null) return x === y ? 0 : x === null ? 1 : -1;
-      return x < y ? -sign : x > y ? sign : 0;
-    });
+  #showMatching(text: string): void {
+    this.#filter = text.trim().toLowerCase();
+    this.update();
   }
 
-  function update(): void {
-    const all = [...state.runs.values()];
-    list.hidden = all.length === 0;
-    empty.hidden = all.length > 0 || state.link === 'connecting';
+  #showTiles(all: readonly RunSummary[]): void {
     const active = all.filter(isActive);
     const workers = [...state.workers.values()].filter((worker) => worker.state !== 'gone');
-    tiles.active.show(count(active.length), `of ${plural(all.length, 'run')}`);
-    tiles.workers.show(
+    this.#tiles.active.show(count(active.length), `of ${plural(all.length, 'run')}`);
+    this.#tiles.workers.show(
       count(workers.length),
       plural(workers.filter((w) => w.state === 'idle').length, 'idle', 'idle'),
     );
-    tiles.speed.show(
+    this.#tiles.speed.show(
       count(active.reduce((sum, run) => sum + (run.examplesPerSecond ?? 0), 0)),
       'examples a second',
     );
-    for (const chip of chips)
-      setAttribute(chip, 'aria-pressed', String(chip.dataset.show === show));
-    for (const cell of table.querySelectorAll<HTMLElement>('th[data-column]')) {
-      const mine = cell.dataset.column === order.column.name;
-      setAttribute(
-        cell,
-        'aria-sort',
-        mine ? (order.descending ? 'descending' : 'ascending') : null,
-      );
-    }
-    const wanted = chosen();
-    const shown = wanted.slice(0, rowsMax);
-    const elements = shown.map((run) => {
-      let row = rows.get(run.id);
-      if (!row) {
-        row = new Row(run.id, update);
-        rows.set(run.id, row);
-      }
-      row.show(run);
-      return row.element;
-    });
-    arrange(body, elements);
-    none.hidden = wanted.length > 0;
-    scroll.hidden = wanted.length === 0;
-    more.hidden = wanted.length <= rowsMax;
-    for (const id of selected) if (!state.runs.has(id) && knowsAllRuns()) selected.delete(id);
-    compare.hidden = selected.size === 0;
-    setText(compareText, `${plural(selected.size, 'run')} selected`);
   }
 
-  update();
-  return { title: 'Runs', element, update };
+  /** Columns of metrics are there where runs have such metrics. */
+  #showColumns(all: readonly RunSummary[]): void {
+    const names = metricNames(all);
+    const isShown = (name: string, i: number) => chosenMetrics?.has(name) ?? i < METRICS_FIRST;
+    const shown = names.filter(isShown);
+    this.#columns = [...COLUMNS, ...shown.map(metricColumn)];
+    fillNew(this.#metrics, [names, shown], () =>
+      names.length === 0 ? [] : [this.#metricChoice(names, shown)],
+    );
+    const facts = [this.#columns.map(({ name }) => name), this.#order];
+    fillNew(this.#head, facts, () => [
+      h('th', { scope: 'col', class: 'col-select' }, h('span', { class: 'hidden' }, 'Select')),
+      ...this.#columns.map((column) => this.#heading(column)),
+    ]);
+  }
+
+  #heading({ name, title, class: kind = '' }: Column): HTMLElement {
+    const { column, descending } = this.#order;
+    const order = column === name ? (descending ? 'descending' : 'ascending') : null;
+    const sort = button('sort', title, () => {
+      const isSame = this.#order.column === name;
+      this.#order = {
+        column: name,
+        descending: isSame ? !this.#order.descending : name !== 'state',
+      };
+      this.update();
+      this.#head.querySelector<HTMLElement>(`[data-column="${CSS.escape(name)}"] button`)?.focus();
+    });
+    return h(
+      'th',
+      { scope: 'col', class: `${kind} col-${name}`, 'data-column': name, 'aria-sort': order },
+      sort,
+    );
+  }
+
+  #metricChoice(names: readonly string[], shown: readonly string[]): HTMLElement {
+    const boxes = names.map((name) => {
+      const box = h('input', {
+        type: 'checkbox',
+        checked: shown.includes(name),
+        onChange: () => {
+          chosenMetrics ??= new Set(shown);
+          if (box.checked) chosenMetrics.add(name);
+          else chosenMetrics.delete(name);
+          this.update();
+          // The list is made anew, and stays open.
+          this.#metrics.querySelector('details')!.open = true;
+        },
+      });
+      return h('label', { class: 'check' }, box, h('span', {}, name));
+    });
+    return h(
+      'details',
+      { class: 'choice' },
+      h('summary', {}, 'Metrics'),
+      h('div', { class: 'choices' }, ...boxes),
+    );
+  }
+
+  #rowOf(line: Line): HTMLElement {
+    const key = line.kind === 'run' ? `run ${line.run.id}` : `study ${line.study}`;
+    let row = this.#rows.get(key);
+    if (!row) {
+      row = new Row(line, {
+        isSelected: (run) => selected.has(run),
+        onSelect: (runs, on) => {
+          for (const id of runs) {
+            if (on) selected.add(id);
+            else selected.delete(id);
+          }
+          this.update();
+        },
+        onOpen: (study) => {
+          if (!open.delete(study)) open.add(study);
+          this.update();
+        },
+        onTag: (tag) => {
+          this.#search.value = tag;
+          this.#showMatching(tag);
+        },
+      });
+      this.#rows.set(key, row);
+    }
+    row.show(line, this.#columns);
+    return row.element;
+  }
+
+  /** Selected runs that may be archived: those that are not at work. */
+  #archivable(): RunSummary[] {
+    return [...selected].flatMap((id) => {
+      const run = state.runs.get(id);
+      const isFit =
+        run && !isActive(run) && (run.archived ?? false) === (this.#show === 'archived');
+      return isFit ? [run] : [];
+    });
+  }
+
+  async #archiveSelected(): Promise<void> {
+    const archived = this.#show !== 'archived';
+    const runs = this.#archivable();
+    try {
+      for (const { id } of runs) {
+        await client.editRun(id, { archived });
+        selected.delete(id);
+      }
+      notify(`${plural(runs.length, 'run')} ${archived ? 'archived' : 'taken back'}`);
+    } catch (error) {
+      notify((error as Error).message, 'error');
+    }
+    this.update();
+  }
 }
 
-class Row {
-  readonly element: HTMLElement;
-  readonly #box: HTMLInputElement;
-  readonly #cells: Record<string, HTMLElement> = {};
-  #text = '';
-
-  constructor(id: string, onSelect: () => void) {
-    this.#box = h('input', {
-      type: 'checkbox',
-      'aria-label': `Select ${id}`,
-      onChange: () => {
-        if (this.#box.checked) selected.add(id);
-        else selected.delete(id);
-        onSelect();
-      },
-    });
-    for (const column of COLUMNS) {
-      this.#cells[column.name] = h('td', { class: `${column.class ?? ''} col-${column.name}` });
-    }
-    this.element = h(
-      'tr',
-      { 'data-run': id },
-      h('td', { class: 'col-select' }, this.#box),
-      ...Object.values(this.#cells),
-    );
-  }
-
-  show(run: RunSummary): void {
-    this.#box.checked = selected.has(run.id);
-    // Times ago go on by themselves, so they are looked at too.
-    const text = JSON.stringify([run, ago(run.createdAt)]);
-    if (text === this.#text) return;
-    this.#text = text;
-    const {
-      run: name,
-      state: phase,
-      step,
-      loss,
-      best,
-      speed,
-      time,
-    } = this.#cells as Record<string, HTMLElement>;
-    if (!name!.firstChild) {
-      fill(
-        name!,
-        h('a', { class: 'run-name', href: `#/runs/${run.id}` }, run.id),
-        h('span', { class: 'sub' }),
-      );
-    }
-    const trial = run.study === null ? '' : ` · trial of ${run.study}`;
-    setText(name!.querySelector('.sub')!, `${run.experiment}${trial} · ${ago(run.createdAt)}`);
-    fill(phase!, badge(run.phase));
-    const share = run.stepsMax ? Math.min(1, run.step / run.stepsMax) : null;
-    fill(
-      step!,
-      h(
-        'span',
-        {},
-        count(run.step),
-        run.stepsMax !== null && h('span', { class: 'muted' }, ` / ${count(run.stepsMax)}`),
-      ),
-      share !== null &&
-        h(
-          'span',
-          { class: 'bar', 'aria-hidden': 'true' },
-          h('span', { style: { width: `${100 * share}%` } }),
-        ),
-      h('span', { class: 'sub' }, `epoch ${count(run.epoch)}`),
-    );
-    fill(
-      loss!,
-      h(
-        'span',
-        { class: 'loss' },
-        sparkline(run.sparkline),
-        h('span', {}, short(run.trainingLoss)),
-      ),
-    );
-    fill(
-      best!,
-      run.best
-        ? h(
-            'span',
-            {},
-            run.best.error === null ? short(run.best.loss) : errorOf(run)(run.best.error),
-          )
-        : '–',
-      run.best &&
-        h('span', { class: 'sub' }, `loss ${short(run.best.loss)} at ${count(run.best.step)}`),
-    );
-    fill(
-      speed!,
-      run.examplesPerSecond ? `${count(run.examplesPerSecond)}/s` : '–',
-      isActive(run) && h('span', { class: 'sub' }, plural(run.workers, 'worker')),
-    );
-    fill(
-      time!,
-      duration(run.seconds),
-      run.secondsLeft !== null &&
-        h('span', { class: 'sub' }, `${duration(run.secondsLeft)} left at most`),
-    );
-  }
+function button(kind: string, text: string, onClick: () => void): HTMLElement {
+  const element = h('button', { type: 'button', class: kind, onClick });
+  fill(element, text);
+  return element;
 }

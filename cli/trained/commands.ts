@@ -15,6 +15,7 @@ import type { ExportOptions } from './export.ts';
 import type { LookOptions } from './look.ts';
 import type { PredictOptions } from './predict.ts';
 import type { RefuseOptions } from './refuse.ts';
+import type { ReportOptions } from './report.ts';
 import type { ServeModelOptions } from './serve-model.ts';
 
 /** Names, options and help of the commands that read a trained model. */
@@ -63,6 +64,24 @@ export function registerExport(program: Command): void {
     .action(async (what: string, options: ExportOptions) => {
       const { exportCommand } = await import('./export.ts');
       await exportCommand(what, { ...options, stateGiven: isStateGiven(command) });
+    });
+}
+
+/** `report`. */
+export function registerReport(program: Command): void {
+  const command = program
+    .command('report')
+    .description('write a report of a run as one HTML file to send: curves, results, configuration')
+    .argument('<run>', 'name of a run')
+    .option('--html <file>', 'file to write (default: the name of the run, ending in .html)')
+    .addOption(serverOption())
+    .addOption(stateOption())
+    .addOption(jsonOption());
+  addTokenOptions(command)
+    .addHelpText('after', examples('downpour report mnist-mlp-1 --html mnist-mlp-1.html'))
+    .action(async (run: string, options: ReportOptions) => {
+      const { reportCommand } = await import('./report.ts');
+      await reportCommand(run, { ...options, stateGiven: isStateGiven(command) });
     });
 }
 

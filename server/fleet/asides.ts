@@ -44,7 +44,8 @@ export class RunAsides {
   }
 
   evaluated(run: string, { part, loss, error, step }: Evaluation): void {
-    const words = `${part}: loss ${loss ?? 'not finite'}, error ${error ?? 'not finite'}`;
+    const [l, e] = [loss, error].map((n) => (n === null ? 'not finite' : Number(n.toPrecision(4))));
+    const words = `${part}: loss ${l}, error ${e}`;
     this.log.note(run, words, { step, kind: `evaluated ${part}` });
     const offered = this.#offered;
     this.#offered = null;

@@ -157,7 +157,17 @@ describe.skipIf(skipped)('studies on the dashboard', () => {
     // Its trials lead to their runs, and to their comparison.
     await page.getByRole('link', { name: 'Compare its runs' }).click();
     await page.waitForSelector(`[data-curves="${runs.length}"]`);
-    await page.goBack();
+    // In the list of runs they are one line, which opens.
+    await page.goto(`${cluster.url}/#/`);
+    const line = page.locator('tr[data-study="a-search"]');
+    expect(await line.textContent()).toContain(`${runs.length} trials`);
+    expect(await page.locator('tr.trial').count()).toBe(0);
+    await picture(page, 'runs-folded');
+    await line.getByRole('button', { name: 'Show the trials of a-search' }).click();
+    await expect.poll(() => page.locator('tr.trial').count()).toBe(runs.length);
+    await picture(page, 'runs-open');
+    await line.getByRole('button', { name: 'Hide the trials of a-search' }).click();
+    await page.goto(`${cluster.url}/#/studies/a-search`);
     await page.waitForSelector('[data-figure="parallel"]');
     await picture(page, 'study-search');
   });

@@ -368,6 +368,64 @@ describe.skipIf(skipped)('the dashboard', () => {
     cluster.work('digits-live', 'ada');
   });
 
+  test('an operator names, tags, notes and archives a run', async () => {
+    await page.goto(`${cluster.url}/#/runs/digits-plain`);
+    await page.getByRole('button', { name: 'Edit name, tags and note' }).click();
+    await page.getByLabel('Name', { exact: true }).fill('The baseline <b>');
+    await page.getByLabel('Tags, with spaces between').fill('paper, plain');
+    await page
+      .getByRole('textbox', { name: 'Note' })
+      .fill('Trained with plain SGD.\n<script>alert(1)</script>');
+    await page.getByRole('button', { name: 'Save', exact: true }).click();
+    await page.getByRole('heading', { name: 'The baseline <b>' }).waitFor();
+    await page.getByText('<script>alert(1)</script>').waitFor();
+    expect(await cluster.client.run('digits-plain')).toMatchObject({
+      ...{ name: 'The baseline <b>', tags: ['paper', 'plain'] },
+      note: 'Trained with plain SGD.\n<script>alert(1)</script>',
+    });
+    await picture(page, 'run-labels');
+    // One file to send: it loads nothing, and what users wrote is text.
+    const [download] = await Promise.all([
+      page.waitForEvent('download'),
+      page.getByRole('button', { name: 'Report', exact: true }).click(),
+    ]);
+    expect(download.suggestedFilename()).toBe('digits-plain.html');
+    const offline = await browser.newContext({ offline: true });
+    const sent = await offline.newPage();
+    const asked: string[] = [];
+    sent.on('request', (each) => asked.push(each.url()));
+    const file = join(cluster.folder, 'report.html');
+    await download.saveAs(file);
+    await sent.goto(`file://${file}`);
+    expect(await sent.title()).toBe('The baseline <b>');
+    expect(await sent.locator('.note').textContent()).toContain('<script>alert(1)</script>');
+    expect(await sent.locator('script').count()).toBe(0);
+    expect(await sent.locator('svg[role="img"]').count()).toBeGreaterThanOrEqual(4);
+    expect(await sent.locator('.gallery img').count()).toBe(8);
+    const drawn = await sent
+      .locator('.gallery img')
+      .first()
+      .evaluate((image: HTMLImageElement) => image.naturalWidth);
+    expect(drawn).toBe(28);
+    expect(asked.filter((url) => !/^(file|data):/.test(url))).toEqual([]);
+    await sent.screenshot({ path: join(OUTPUT, 'report.png'), fullPage: true });
+    await offline.close();
+    await page.goto(`${cluster.url}/#/`);
+    await page.getByRole('button', { name: 'Runs with tag paper' }).click();
+    await expect.poll(() => page.locator('tr[data-run]').count()).toBe(1);
+    await page.getByLabel('Filter runs').fill('');
+    await page.getByLabel('Select digits-seed-2').check();
+    await page.getByRole('button', { name: 'Archive', exact: true }).click();
+    await page.locator('tr[data-run="digits-seed-2"]').waitFor({ state: 'detached' });
+    expect((await cluster.client.run('digits-seed-2')).archived).toBe(true);
+    await page.getByRole('button', { name: 'Archived' }).click();
+    await page.locator('tr[data-run="digits-seed-2"]').waitFor();
+    await page.goto(`${cluster.url}/#/runs/digits-seed-2`);
+    await page.getByRole('button', { name: 'Take back' }).click();
+    await page.getByRole('button', { name: 'Archive', exact: true }).waitFor();
+    expect((await cluster.client.run('digits-seed-2')).archived).toBe(false);
+  });
+
   test('an operator stops a run, and resumes it', async () => {
     await page.goto(`${cluster.url}/#/runs/digits-live`);
     await page.getByRole('button', { name: 'Checkpoint', exact: true }).click();

@@ -15,8 +15,7 @@ export const WORKER_COLUMNS: readonly (readonly [title: string, kind: string])[]
   ['Machine', ''],
   ['Pushes', 'number'],
   ['Staleness', 'number'],
-  ['Received', 'number'],
-  ['Sent', 'number'],
+  ['Traffic', 'number'],
   ['Last error', ''],
 ];
 
@@ -42,8 +41,7 @@ export function workerCells(worker: WorkerSummary): HTMLElement[] {
     cell('machine', ...machineOf(worker.machine ?? null)),
     cell('number', count(applied + damped), more.length > 0 && sub(more.join(', '))),
     cell('number', stalenessMean === null ? '–' : short(Number(stalenessMean.toPrecision(3)))),
-    cell('number', bytes(worker.bytes.received)),
-    cell('number', bytes(worker.bytes.sent)),
+    cell('number', `${bytes(worker.bytes.received)} in`, sub(`${bytes(worker.bytes.sent)} out`)),
     cell('error', ...errorOf(worker)),
   ];
 }

@@ -1,5 +1,5 @@
+import { fieldsOf } from '../../shared/fields.ts';
 import type { RunDetail } from '../../shared/rest.ts';
-import { fieldsOf } from '../fields.ts';
 
 /** Which runs belong together, and what their configurations differ in. */
 

@@ -1,10 +1,26 @@
+import { readRunReport, runReportHtml } from '../../shared/report/run-report.ts';
 import type { CheckpointSummary, RunSummary } from '../../shared/rest.ts';
 import { count } from '../format.ts';
 import { h } from '../html.ts';
 import { confirm, isActive, notify } from '../parts.ts';
+import { download } from '../save.ts';
 import { client } from '../store.ts';
 
 /** What may be done with a run. */
+
+/** One HTML file to send, with all that is known of the run. */
+export function reportButton(id: string): HTMLElement {
+  const save = async () => {
+    try {
+      const facts = await readRunReport(client, id);
+      const html = runReportHtml(facts, new Date().toISOString());
+      download(new Blob([html], { type: 'text/html' }), `${id}.html`);
+    } catch (error) {
+      notify((error as Error).message, 'error');
+    }
+  };
+  return h('button', { class: 'button', type: 'button', onClick: () => void save() }, 'Report');
+}
 
 /** Buttons for what its phase allows. */
 export function actionsOf(run: RunSummary): HTMLElement[] {
@@ -47,7 +63,22 @@ export function actionsOf(run: RunSummary): HTMLElement[] {
       ),
     );
   }
-  if (run.phase === 'stopped') {
+  if (!isActive(run) && run.archived !== undefined) {
+    const archived = !run.archived;
+    list.push(
+      h(
+        'button',
+        {
+          class: 'button',
+          type: 'button',
+          onClick: () =>
+            void act(archived ? 'Archived' : 'Taken back', () => client.editRun(id, { archived })),
+        },
+        archived ? 'Archive' : 'Take back',
+      ),
+    );
+  }
+  if (run.phase === 'stopped' && !run.archived) {
     list.push(
       h(
         'button',

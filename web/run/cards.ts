@@ -1,7 +1,7 @@
+import { fieldsOf } from '../../shared/fields.ts';
 import type { CheckpointSummary, RunDetail, RunSummary, WorkerSummary } from '../../shared/rest.ts';
 import { stoppingText } from '../../shared/stopping.ts';
 import { BASE } from '../base.ts';
-import { fieldsOf } from '../fields.ts';
 import { ago, bytes, count, errorOf, plural, short } from '../format.ts';
 import { h } from '../html.ts';
 import { badge, isActive, tableOf } from '../parts.ts';
