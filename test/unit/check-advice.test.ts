@@ -113,13 +113,13 @@ describe('classes and labels', () => {
     const { classes, labels } = findingsOf(dataOf(200, 2, wave, () => 1, 2));
     expect(classes!.text).toContain('are of class 1 (classes are 0 to 1)');
     expect(labels).toMatchObject({ verdict: 'ok' });
-    expect(labels!.text).toContain('cannot be told');
+    expect(labels!.text).toContain('not possible to say');
   });
 
   test.each([5, 9, 12])('%i random rows do not prove labels wrong', (rows) => {
     const { labels } = findingsOf(dataOf(rows, 2, wave, (row) => row % 2, 2));
     expect(labels!.verdict).toBe('ok');
-    expect(labels!.text).toMatch(/Not enough examples|cannot be told/);
+    expect(labels!.text).toMatch(/Not enough examples|not possible to say/);
   });
 
   test('of a rare class nothing could be beyond chance, and nothing is claimed', () => {
@@ -290,6 +290,22 @@ test('no size of a minibatch is advised that there are no examples for', () => {
   expect(judge([], 4, 'x', 9)).toMatchObject({ verdict: 'ok', numbers: { count: 9, needed: 16 } });
   const timings = [{ size: 16, stepMs: 1, examplesPerSecond: 16_000 }];
   expect(judge(timings, 4, 'there are 20 training examples', 20).verdict).toBe('ok');
+});
+
+test('a size that is four times as fast is advised, where an epoch still has ten updates', () => {
+  const timings = [16, 32, 64, 128, 256].map((size) => ({
+    ...{ size, stepMs: 8, examplesPerSecond: 125 * size },
+  }));
+  const found = judge(timings, 32, 'x', 10_000);
+  expect(found).toMatchObject({ verdict: 'advice', numbers: { faster: 128 } });
+  expect(found.text).toContain('minibatchSize is 32; 128 has 4 times the examples a second');
+  expect(found.next).toContain('try minibatchSize 128');
+  // 128 would leave fewer than ten updates of an epoch, and nothing is four times as fast as 128.
+  expect(judge(timings, 32, 'x', 1_279).verdict).toBe('ok');
+  expect(judge(timings, 32, 'x', 1_280).verdict).toBe('advice');
+  expect(judge(timings, 128, 'x', 10_000).verdict).toBe('ok');
+  const slower = timings.map((each) => ({ ...each, examplesPerSecond: 1_000 + each.size }));
+  expect(judge(slower, 32, 'x', 10_000).verdict).toBe('ok');
 });
 
 describe('a tiny set', () => {

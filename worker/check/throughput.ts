@@ -26,6 +26,10 @@ const STEP_MS_MAX = 1000;
 const MEMORY_SHARE = 0.4;
 /** The share of the best speed among 32 … 256 that a smaller size must reach to be chosen. */
 const ENOUGH = 0.8;
+/** So many times the speed is worth another minibatch size … */
+const MUCH_FASTER = 4;
+/** … as long as an epoch still has so many updates. */
+const UPDATES_MIN = 10;
 
 /**
  * Doubles the size from 16 until a step takes over a second, memory runs short or fails, or there are no
@@ -102,6 +106,17 @@ export function judge(
   }
   // A size that there are not the examples for is no use.
   const unusual = minibatchSize > 256 || (minibatchSize < 16 && examples >= 32);
+  const faster = unusual ? null : muchFaster(timings, minibatchSize, examples);
+  if (faster) {
+    const { size, times } = faster;
+    return finding(
+      'minibatch',
+      'advice',
+      `${text} minibatchSize is ${minibatchSize}; ${size} has ${short(times)} times the examples a second.`,
+      `try minibatchSize ${size}; it makes fewer updates an epoch, so look for the learning rate again with \`downpour lr-find\``,
+      { ...numbers, faster: size },
+    );
+  }
   return finding(
     'minibatch',
     unusual ? 'advice' : 'ok',
@@ -111,4 +126,24 @@ export function judge(
     `try minibatchSize ${chosen ?? 32}`,
     numbers,
   );
+}
+
+/** The smallest larger size that is so much faster; null: there is none. */
+function muchFaster(
+  timings: readonly SizeTiming[],
+  minibatchSize: number,
+  examples: number,
+): { readonly size: number; readonly times: number } | null {
+  // The nearest that was measured; the speed of a size below the smallest one is lower still.
+  const own = timings.findLast(({ size }) => size <= minibatchSize) ?? timings[0];
+  if (!own) return null;
+  const faster = timings.find(
+    ({ size, examplesPerSecond }) =>
+      size > minibatchSize &&
+      size * UPDATES_MIN <= examples &&
+      examplesPerSecond >= MUCH_FASTER * own.examplesPerSecond,
+  );
+  return faster
+    ? { size: faster.size, times: faster.examplesPerSecond / own.examplesPerSecond }
+    : null;
 }
