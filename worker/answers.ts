@@ -1,4 +1,5 @@
 import type { Answers } from '../shared/answers.ts';
+import { DownpourError } from '../shared/errors.ts';
 import { answerKind } from '../shared/prediction.ts';
 import { rowSize } from './data/columns.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
@@ -28,6 +29,12 @@ export async function answersOf(
   prepared: PreparedData,
   { part, examplesMax = Infinity, signal }: AnswersOptions,
 ): Promise<{ readonly answers: Answers; readonly rows: Int32Array }> {
+  if (experiment.objective) {
+    throw new DownpourError(
+      'DP_USAGE',
+      'telling answers one by one needs a loss, but the experiment has an objective: report what matters as metrics of the objective',
+    );
+  }
   mustBePlain('telling answers one by one', prepared.train);
   const all = partCount(prepared, part);
   const examples = Math.min(all, examplesMax);

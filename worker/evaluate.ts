@@ -26,6 +26,8 @@ export interface EvaluateOptions {
    * training mode off: metrics `trainingLoss` and `trainingError`.
    */
   readonly alsoTraining?: number | undefined;
+  /** Updates applied to the parameters. */
+  readonly step?: number;
   /** Called while the model holds the parameters. */
   readonly meanwhile?: () => Promise<void>;
 }
@@ -41,10 +43,10 @@ export async function evaluate(
   parameters: Float32Array,
   prepared: PreparedData,
   part: Part,
-  { signal, alsoTraining = 0, meanwhile }: EvaluateOptions = {},
+  { signal, alsoTraining = 0, step = 0, meanwhile }: EvaluateOptions = {},
 ): Promise<EvaluationResult> {
-  const before = model.loaded;
-  model.load(parameters);
+  const [before, beforeStep] = [model.loaded, model.loadedStep];
+  model.load(parameters, step);
   try {
     const result = await measure(model, prepared, part, partCount(prepared, part), signal);
     await meanwhile?.();
@@ -54,7 +56,7 @@ export async function evaluate(
     const training = { trainingLoss: loss, trainingError: error };
     return { ...result, metrics: { ...result.metrics, ...training } };
   } finally {
-    if (before) model.load(before);
+    if (before) model.load(before, beforeStep);
   }
 }
 

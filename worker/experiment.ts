@@ -16,6 +16,7 @@ import type { ExperimentData, Standardise } from './data/examples.ts';
 import type { GivenData } from './data/given.ts';
 import type { Draws } from './draws.ts';
 import { type Fields, fieldProblems, isRecord } from './fields.ts';
+import type { Objective, ObjectiveArguments, ObjectiveModel } from './objective.ts';
 import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
 
 /**
@@ -52,6 +53,9 @@ export type {
   FieldTensors,
   GivenData,
   LayersModel,
+  Objective,
+  ObjectiveArguments,
+  ObjectiveModel,
   PartialConfig,
   RunConfig,
   Scalar,
@@ -104,6 +108,12 @@ export interface FunctionModel {
   ): Tensor | Readonly<Record<string, Tensor>>;
 }
 
+/** One model; for an objective also several by name. */
+export type GivenModel =
+  | LayersModel
+  | FunctionModel
+  | Readonly<Record<string, LayersModel | FunctionModel>>;
+
 export type LossName =
   /** Classes 0 … k−1 from logits, shape [n, k] (or [n, …, k] with targets [n, …]). */
   | 'softmaxCrossEntropy'
@@ -131,10 +141,10 @@ export interface Experiment {
    */
   readonly batch?: Batch;
   /** Ends in logits: no softmax or sigmoid at its end, the losses have them inside. */
-  readonly model: (
-    args: ModelArguments,
-  ) => LayersModel | FunctionModel | Promise<LayersModel | FunctionModel>;
-  readonly loss: LossName | Measure | Readonly<Record<string, LossName | Measure>>;
+  readonly model: (args: ModelArguments) => GivenModel | Promise<GivenModel>;
+  readonly loss?: LossName | Measure | Readonly<Record<string, LossName | Measure>> | undefined;
+  /** In the place of `loss`, `error` and `metrics`: any computation that gives a loss. Then there need be no targets. */
+  readonly objective?: Objective;
   /** What each output's loss is multiplied with before they are added up; default 1. */
   readonly lossWeights?: Readonly<Record<string, number>>;
   /**
@@ -182,6 +192,12 @@ const LOSSES: readonly string[] = [
 
 const isFunction = (value: unknown) => typeof value === 'function';
 
+/** Beside an objective. */
+const NO_LOSS = {
+  allowed: 'nothing, because objective gives the loss',
+  test: (value: unknown) => value === undefined,
+};
+
 const isLoss = (value: unknown) => isFunction(value) || LOSSES.includes(value as string);
 const isError = (value: unknown) =>
   isFunction(value) || value === 'misclassification' || value === 'loss';
@@ -205,7 +221,13 @@ const FIELDS: Fields<keyof Experiment> = {
   },
   loss: {
     allowed: `a function (targets, predictions), one of ${LOSSES.join(', ')}, or an object with one of these for each output`,
+    // An objective stands in for it; `checkExperiment` sees to that.
     test: (v) => isLoss(v) || isByName(v, isLoss),
+  },
+  objective: {
+    allowed:
+      'a function ({ model, batch, random, training, step, tf, hyperparameters }) that gives the loss',
+    test: (v) => v === undefined || isFunction(v),
   },
   lossWeights: {
     allowed: 'an object with a number above 0 for each output',
@@ -297,7 +319,12 @@ export function checkExperiment(value: unknown, where: string): Experiment {
     );
   }
   const { name, ...fields } = value;
-  const problems = fieldProblems(fields, FIELDS);
+  const known = fields.objective === undefined ? FIELDS : { ...FIELDS, loss: NO_LOSS };
+  const problems = fieldProblems(fields, known);
+  for (const field of ['error', 'metrics', 'lossWeights', 'labelSmoothing']) {
+    if (fields.objective === undefined || fields[field] === undefined) continue;
+    problems.push(`${field} is not allowed beside objective: return it from the objective`);
+  }
   if (name !== undefined) {
     problems.unshift('name is not a field: an experiment is named by its file; leave it out');
   }

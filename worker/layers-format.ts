@@ -68,7 +68,7 @@ export async function writeLayersModel({ to, ...options }: LayersFormatOptions):
   if (artifacts === null) {
     throw new DownpourError(
       'DP_USAGE',
-      'the model is a function of variables, which tf.loadLayersModel cannot open: export it with --format safetensors',
+      'the model is a function of variables, or several models, which tf.loadLayersModel cannot open: export it with --format safetensors',
     );
   }
   const { modelTopology, weightSpecs = [], weightData = new ArrayBuffer(0) } = artifacts;

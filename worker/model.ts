@@ -9,14 +9,17 @@ import { isRecord } from './fields.ts';
 import { canRecord, Graphs } from './graph.ts';
 import { mustBeIds } from './ids.ts';
 import { errorMeasureOf } from './losses.ts';
-import { type Measures, measuresOf } from './measures.ts';
+import { measuresOf } from './measures.ts';
 import { buildInstance, checkNumbers, spreadRows } from './model/build.ts';
 import { type DataShape, dataShape, type ModelData } from './model/data-shape.ts';
+import { type Goal, goalOfMeasures, goalOfObjective } from './model/goal.ts';
 import { disposeInstance, type Instance, placeWeights } from './model/instance.ts';
 import { observableLayers } from './model/layers-model.ts';
 import { LoadedParameters } from './model/loaded.ts';
-import { type Step, Steps } from './model/steps.ts';
-import { asRows, countOf, read, tensorsOf } from './model/tensors.ts';
+import { type Step, Steps, type TrainingLoss } from './model/steps.ts';
+import { asRows, countOf, fieldsOf, read, tensorsOf } from './model/tensors.ts';
+import { drawNoise, withSeed } from './noise.ts';
+import { tryObjective } from './objective.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /**
@@ -59,10 +62,12 @@ export interface Model {
    * Takes parameters; they are put on the device when something is computed there that is no recorded step.
    * @param parameters shape [layout.exchangedSize] or [layout.size]. Not to be written to by anybody
    *   before the next `load` or `dispose` returns: until then a tensor may use this very memory.
+   * @param step updates applied to them, which an objective may ask for.
    */
-  load(parameters: Float32Array): void;
-  /** What was loaded last. */
+  load(parameters: Float32Array, step?: number): void;
+  /** What was loaded last, and the step that was said of it. */
   readonly loaded: Float32Array | null;
+  readonly loadedStep: number;
   /**
    * One gradient at the parameters loaded.
    * @param minibatch borrowed until the promise resolves. @param seed of dropout and other noise.
@@ -75,12 +80,16 @@ export interface Model {
   measure(minibatch: Minibatch, seed?: number): Promise<MinibatchMeasures>;
   /** Losses of regularised layers at the parameters loaded: what a step's gradient has beside its loss. */
   penalty(): Promise<number>;
+  /** Whether it has predictions: an objective over several models has none. */
+  readonly predicts: boolean;
   /** Training mode off. Of several outputs, those of each example stand behind each other. */
   predict(minibatch: Minibatch): Promise<Output>;
   /** What each layer gives, training mode off; empty for a function of variables. */
   activations(minibatch: Minibatch): Promise<readonly LayerOutput[]>;
   /** How steps are computed: `graph`, or `operations`, possibly with why. */
   readonly execution: string;
+  /** Why the steps of an objective are not recorded, as far as is known; null: they are, or there is none. */
+  readonly refusal: string | null;
   /** What `tf.loadLayersModel` reads, with the parameters loaded; null for a function of variables. */
   topology(): Promise<Record<string, unknown> | null>;
   dispose(): void;
@@ -110,22 +119,37 @@ export async function buildModel(
   const build = (seed: number) => buildInstance(experiment, config, data, seed);
   const instance = await build(config.seed);
   try {
-    const layout = createLayout(instance.weights.map(({ variable: _, ...spec }) => spec));
-    const measures = await measuresOf(experiment, config, data, instance.outputShape);
+    const layout = createLayout(
+      instance.weights.map(({ variable: _, calls: __, ...spec }) => spec),
+    );
+    const { objective } = experiment;
+    const measures = objective
+      ? null
+      : await measuresOf(experiment, config, data, instance.outputShape);
+    let trial = { hasError: false };
+    const call = { objective: objective!, hyperparameters, instance };
+    const isEmpty = !('transform' in prepared && prepared.train.count > 0);
+    if (objective && isEmpty) trial = tryObjective(call, data, () => null);
     if ('transform' in prepared && prepared.train.count > 0) {
       const rows = spreadRows(prepared.train.count);
       const sample = gather(prepared, 'train', rows);
       if (instance.layersModel) mustBeIds(instance.layersModel, prepared);
       // What training would stop at is told before it begins.
-      if (changes) await changed(sample, given, data, { ...changes, training: true, seed: 0 });
+      const trained = changes
+        ? await changed(sample, given, data, { ...changes, training: true, seed: 0 })
+        : sample;
       const seen = isForEvaluations(changes?.batch)
         ? await changed(sample, given, data, { ...changes!, training: false, seed: 0 })
         : sample;
-      await checkNumbers(instance, seen, rows, data);
+      if (objective) trial = tryObjective(call, data, () => fieldsOf(trained, data));
+      else await checkNumbers(instance, seen, rows, data);
     }
     const losses = isRecord(experiment.loss) ? Object.values(experiment.loss) : [experiment.loss];
     const isForeign = instance.foreign || losses.some((loss) => typeof loss === 'function');
-    const errorMeasure = errorMeasureOf(experiment);
+    const errorMeasure = objective ? (trial.hasError ? 'own' : 'loss') : errorMeasureOf(experiment);
+    const goal = measures
+      ? goalOfMeasures(measures, data)
+      : goalOfObjective({ objective: objective!, hyperparameters });
     return new BuiltModel({
       layout,
       instance,
@@ -133,7 +157,8 @@ export async function buildModel(
       changes,
       given,
       data,
-      measures,
+      goal,
+      provesAgain: objective !== undefined,
       errorMeasure,
       isForeign,
       record,
@@ -154,7 +179,9 @@ interface BuiltModelOptions {
   /** The data's shapes before that, and after it. */
   readonly given: DataShape;
   readonly data: DataShape;
-  readonly measures: Measures;
+  readonly goal: Goal;
+  /** What the experiment computes is its own, and is recorded all the same. */
+  readonly provesAgain: boolean;
   readonly errorMeasure: ErrorMeasure;
   /** Code of others takes part in a step. */
   readonly isForeign: boolean;
@@ -168,15 +195,16 @@ class BuiltModel implements Model {
   readonly #changes: BuiltModelOptions['changes'];
   readonly #given: DataShape;
   readonly #data: DataShape;
-  readonly #measures: Measures;
+  readonly #goal: Goal;
   readonly #isForeign: boolean;
+  readonly #provesAgain: boolean;
   readonly #graphs: Graphs | null;
   readonly #parameters: LoadedParameters;
   readonly #steps: Steps;
   #instance: Instance;
 
   constructor(options: BuiltModelOptions) {
-    const { layout, instance, data, measures, isForeign, record } = options;
+    const { layout, instance, data, goal, isForeign, record } = options;
     this.layout = layout;
     this.errorMeasure = options.errorMeasure;
     this.#build = options.build;
@@ -184,12 +212,14 @@ class BuiltModel implements Model {
     this.#changes = options.changes;
     this.#given = options.given;
     this.#data = data;
-    this.#measures = measures;
+    this.#goal = goal;
     this.#isForeign = isForeign;
-    this.#graphs = record && !isForeign && canRecord() ? new Graphs() : null;
+    this.#provesAgain = options.provesAgain;
+    this.#graphs = record && !isForeign && canRecord() ? new Graphs(options.provesAgain) : null;
     this.#parameters = new LoadedParameters(layout, placeWeights(layout, instance.weights));
-    const { trainingLoss } = measures;
     const [parameters, graphs] = [this.#parameters, this.#graphs];
+    const trainingLoss: TrainingLoss = (instance, fields, noise, onHost) =>
+      goal.trainingLoss({ instance, fields, noise, onHost, step: parameters.step });
     this.#steps = new Steps({ layout, data, parameters, trainingLoss, graphs });
   }
 
@@ -197,9 +227,22 @@ class BuiltModel implements Model {
     return this.#parameters.values;
   }
 
+  get refusal(): string | null {
+    return this.#provesAgain ? (this.#graphs?.refusal ?? null) : null;
+  }
+
+  get loadedStep(): number {
+    return this.#parameters.step;
+  }
+
   get execution(): string {
     if (this.#graphs) return this.#graphs.execution;
     return this.#isForeign ? 'operations: it has code of others' : 'operations';
+  }
+
+  get predicts(): boolean {
+    const { models } = this.#instance;
+    return models === undefined || models[''] !== undefined;
   }
 
   async initialise(seed: number): Promise<Float32Array> {
@@ -208,8 +251,8 @@ class BuiltModel implements Model {
     return this.#parameters.replace(placeWeights(this.layout, this.#instance.weights));
   }
 
-  load(parameters: Float32Array): void {
-    this.#parameters.load(parameters);
+  load(parameters: Float32Array, step?: number): void {
+    this.#parameters.load(parameters, step);
   }
 
   async step(minibatch: Minibatch, seed: number): Promise<Step> {
@@ -220,21 +263,19 @@ class BuiltModel implements Model {
   async measure(given: Minibatch, seed = 0): Promise<MinibatchMeasures> {
     const minibatch = await this.#evaluated(given, seed);
     this.#parameters.upload();
-    const { loss, error, metrics } = this.#measures;
-    const flat = tf.tidy(() => {
-      const { inputs, targets } = tensorsOf(minibatch, this.#data);
-      const predictions = this.#instance.predict(inputs, false);
-      const value = loss(targets, predictions);
-      const measures = [value, error === loss ? value : error(targets, predictions)];
-      for (const [, metric] of metrics) measures.push(metric(targets, predictions));
-      return tf.stack(measures.map((m) => tf.cast(m, 'float32')));
-    });
-    const values = await read(flat);
-    return {
-      loss: values[0]!,
-      error: values[1]!,
-      metrics: Object.fromEntries(metrics.map(([name], i) => [name, values[2 + i]!])),
-    };
+    let names: readonly string[] = [];
+    const flat = withSeed(seed, () =>
+      tf.tidy(() => {
+        const fields = fieldsOf(minibatch, this.#data);
+        const [instance, { step }] = [this.#instance, this.#parameters];
+        const measured = this.#goal.measure({ instance, fields, noise: drawNoise, step });
+        names = measured.map(([name]) => name);
+        return tf.stack(measured.map(([, value]) => tf.cast(value, 'float32')));
+      }),
+    );
+    const [loss, error, ...metrics] = await read(flat);
+    const named = names.slice(2).map((name, i) => [name, metrics[i]!]);
+    return { loss: loss!, error: error!, metrics: Object.fromEntries(named) };
   }
 
   async penalty(): Promise<number> {

@@ -80,6 +80,7 @@ export function prepareOptions(experiment: Experiment, config: RunConfig): Prepa
   const losses = isRecord(given)
     ? Object.fromEntries(Object.entries(given).map(([name, loss]) => [name, nameOf(loss)]))
     : {};
-  const targets = { loss: nameOf(given), losses };
+  const targetsOptional = experiment.objective !== undefined;
+  const targets = { loss: nameOf(given), losses, targetsOptional };
   return { seed, splitSeed, ...parts, standardise: experiment.standardise ?? 'none', ...targets };
 }

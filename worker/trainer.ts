@@ -121,6 +121,8 @@ class RunTrainer implements Trainer {
   readonly #observer: Observer | null;
   /** What to do when the pushes under way are answered, by sequence; for those whose payloads were written. */
   readonly #settles = new Map<number, { readonly settle: Settle; discard(): void }>();
+  /** Why steps are not recorded, as it was told last. */
+  #refusal: string | null = null;
   /** The newest parameters. */
   #current: Pulled | null = null;
   /** Payloads not released yet: `#current`, and what the model was loaded with last. */
@@ -158,7 +160,7 @@ class RunTrainer implements Trainer {
       this.#mustResend = false;
       this.#options.exchange.resend(this.#options.run);
     }
-    if (evaluation) return this.#evaluate(evaluation, payload);
+    if (evaluation) return this.#evaluate(evaluation, payload, message.step);
     this.#pull(message, payload);
     if (this.#current) await this.#pushGradients(message);
   }
@@ -203,6 +205,7 @@ class RunTrainer implements Trainer {
   async #evaluate(
     { id, part }: NonNullable<Work['evaluation']>,
     payload: Float32Array,
+    step: number,
   ): Promise<void> {
     const { run, config, model, prepared, exchange, signal } = this.#options;
     if (id !== this.#evaluated?.evaluation) {
@@ -211,7 +214,7 @@ class RunTrainer implements Trainer {
       const meanwhile = async () => {
         if (part === 'validation' && exchange.takes?.('examples')) shown = await this.#show();
       };
-      const options = { signal, alsoTraining, meanwhile };
+      const options = { signal, alsoTraining, step, meanwhile };
       const result = await evaluate(model, payload, prepared, part, options);
       const more = shown.length > 0 ? { shown } : {};
       this.#evaluated = { type: 'evaluated', run, evaluation: id, ...result, ...more };
@@ -279,10 +282,11 @@ class RunTrainer implements Trainer {
     const { values, step, generation } = current;
     const minibatch = this.#minibatches.take(lease);
     const start = this.#now();
-    this.#load(values);
+    this.#load(values, step);
     const seed = minibatchSeed(config.seed, lease);
     const { loss, gradient, discard } = await model.step(minibatch, seed);
     const computeMs = this.#now() - start;
+    this.#tellRefusal();
     const told = measuredOf(loss);
     const { encoding } = this.#compressor;
     const push = { run, lease: lease.id, step, generation, loss: told, computeMs, encoding };
@@ -325,8 +329,9 @@ class RunTrainer implements Trainer {
     if (signal.aborted) return null;
     const minibatch = this.#minibatches.take(lease);
     const start = this.#now();
-    this.#load(at);
+    this.#load(at, step);
     const given = await model.step(minibatch, minibatchSeed(config.seed, lease));
+    this.#tellRefusal();
     if (at !== values || measuredOf(given.loss) === null) return given;
     const { gradient } = given;
     const computeMs = this.#now() - start;
@@ -335,10 +340,10 @@ class RunTrainer implements Trainer {
     return given;
   }
 
-  #load(values: Float32Array): void {
+  #load(values: Float32Array, step: number): void {
     const { model } = this.#options;
     if (model.loaded === values) return;
-    model.load(values);
+    model.load(values, step);
     this.#releaseUnused();
   }
 
@@ -359,6 +364,16 @@ class RunTrainer implements Trainer {
       settle = this.#compressor.write(values, epoch, payloads);
     });
     this.#settles.set(sequence, { settle: settle!, discard });
+  }
+
+  /** Once: a step by single operations takes longer, and somebody may want to know why. */
+  #tellRefusal(): void {
+    const { model, log } = this.#options;
+    if (model.refusal === this.#refusal) return;
+    this.#refusal = model.refusal;
+    log(
+      `the objective runs by single operations, which takes longer than a recorded step: ${this.#refusal}`,
+    );
   }
 
   #releaseUnused(): void {

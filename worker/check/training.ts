@@ -124,7 +124,7 @@ async function trainShortly(options: TrialOptions): Promise<ShortTraining> {
         seen[i]!.gradients.push(norm(gradient.subarray(offset, offset + size)));
       });
     }
-    model.load(parameters);
+    model.load(parameters, step);
   }
   const after = await measure();
   const { loss: training } = await model.step(sample, seed);

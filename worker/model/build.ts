@@ -4,13 +4,20 @@ import { STREAMS } from '../../shared/random.ts';
 import { sizeOf } from '../data/columns.ts';
 import type { Minibatch } from '../data/examples.ts';
 import type { Experiment, FunctionModel } from '../experiment.ts';
+import { isRecord } from '../fields.ts';
 import { lossesOf, type OneLoss } from '../losses.ts';
-import { described } from '../measures.ts';
-import { seedRandom } from '../noise.ts';
+import { described } from '../minibatch-value.ts';
+import { drawNoise, seedRandom } from '../noise.ts';
 import { type LayersModel, type Tensor, tf } from '../tf.ts';
 import { type DataShape, inputsOf, invalid, targetLike, targetsOf } from './data-shape.ts';
-import { disposeInstance, type Instance, type OwnInstance, type Weight } from './instance.ts';
-import { layersInstance } from './layers-model.ts';
+import {
+  disposeInstance,
+  type Instance,
+  type ModelPart,
+  type OwnInstance,
+  type Weight,
+} from './instance.ts';
+import { layersInstance, layersPart } from './layers-model.ts';
 import { asRows, read, sidesOf, type Tensors, tensorsOf, zerosOf } from './tensors.ts';
 
 /** Calls the user's `model()`, and checks that training can use what it gives. */
@@ -26,7 +33,7 @@ export async function buildInstance(
   seed: number,
 ): Promise<Instance> {
   const release = seedRandom(seed, STREAMS.parameters);
-  let built: LayersModel | FunctionModel;
+  let built: unknown;
   try {
     built = await experiment.model({
       tf,
@@ -35,20 +42,26 @@ export async function buildInstance(
       inputShape: [...data.inputShape],
       classCount: data.classCount,
     });
-    if (built instanceof tf.LayersModel && !built.built) built.build([null, ...data.inputShape]);
+    if (built instanceof tf.LayersModel && !built.built && !experiment.objective) {
+      built.build([null, ...data.inputShape]);
+    }
   } catch (cause) {
     if (cause instanceof DownpourError) throw cause;
     throw invalid(`model() of the experiment failed: ${errorText(cause)}`, cause);
   } finally {
     release();
   }
-  const own =
-    built instanceof tf.LayersModel ? layersInstance(built, data) : functionInstance(built, data);
+  const own = experiment.objective
+    ? objectiveInstance(built, data)
+    : built instanceof tf.LayersModel
+      ? layersInstance(built, data)
+      : functionInstance(built as FunctionModel, data);
   for (const { variable, name } of own.weights) {
     if (variable.dtype === 'float32') continue;
     throw invalid(`tensor '${name}' of the model is ${variable.dtype}; all must be float32`);
   }
   try {
+    if (experiment.objective) return { ...own, outputShape: [] };
     return { ...own, outputShape: checkPredictions(experiment, own, data) };
   } catch (error) {
     disposeInstance(own);
@@ -177,13 +190,77 @@ export async function checkNumbers(
   );
 }
 
-function functionInstance(model: FunctionModel, data: DataShape): OwnInstance {
+/** One model, or several by name, for an objective: what they take and give is its matter. */
+function objectiveInstance(built: unknown, data: DataShape): OwnInstance {
+  const isOne = built instanceof tf.LayersModel || isFunctionModel(built);
+  if (!isOne && (!isRecord(built) || Object.keys(built).length === 0)) {
+    throw invalid(
+      `model() gave ${described(built)}; with an objective it must give a model, or an object of models by name`,
+    );
+  }
+  const given = isOne ? { '': built } : (built as Record<string, unknown>);
+  const models: Record<string, ModelPart> = {};
+  const weights: Weight[] = [];
+  const layersModels: LayersModel[] = [];
+  let foreign = false;
+  for (const [name, model] of Object.entries(given)) {
+    if (name !== '' && !/^[A-Za-z_][A-Za-z0-9_]{0,49}$/.test(name)) {
+      throw invalid(
+        `model() gave a model with the name '${name.slice(0, 60)}'; allowed: letters, digits and '_', 50 at most`,
+      );
+    }
+    const prefix = name === '' ? '' : `${name}/`;
+    if (model instanceof tf.LayersModel) {
+      // A sequential model is built when its inputs are known.
+      if (!model.built && model.inputs?.length === 1) model.build(model.inputs[0]!.shape);
+      if (!model.built && isOne) model.build([null, ...data.inputShape]);
+      if (!model.built) {
+        throw invalid(
+          `the model${name && ` '${name}'`} does not know the shape of its inputs: give its first layer an inputShape`,
+        );
+      }
+      const own = layersPart(model, prefix, true);
+      models[name] = own.part;
+      weights.push(...own.weights);
+      layersModels.push(model);
+      foreign ||= own.foreign;
+    } else {
+      const own = functionInstance(model as FunctionModel, data, name);
+      weights.push(...own.weights.map((weight) => ({ ...weight, name: prefix + weight.name })));
+      models[name] = {
+        apply: (inputs, training) =>
+          (model as FunctionModel).predict(inputs as Tensor, { training }),
+        variables: () =>
+          Object.fromEntries(own.weights.map(({ name, variable }) => [name, variable])),
+        layersModel: null,
+        resetCalls: () => {},
+      };
+    }
+  }
+  const only = models[''];
+  return {
+    ...{ weights, models, foreign, layersModel: only?.layersModel ?? null },
+    predict(inputs, training, noise = drawNoise) {
+      if (only) return only.apply(inputs, training, noise) as Tensors;
+      throw new DownpourError(
+        'DP_USAGE',
+        `the experiment has an objective over the models ${Object.keys(models).join(', ')}, so there is no one prediction: evaluate by its metrics, or use the exported parameters in a program`,
+      );
+    },
+    penalties: () => layersModels.flatMap((model) => model.calculateLosses()),
+  };
+}
+
+const isFunctionModel = (value: unknown): value is FunctionModel =>
+  isRecord(value) && typeof value.predict === 'function' && isRecord(value.variables);
+
+function functionInstance(model: FunctionModel, data: DataShape, name = ''): OwnInstance {
   const targets = targetsOf(data);
   const only = targets.length === 1 ? targets[0]!.name : null;
   const variables: unknown = (model as Partial<FunctionModel> | null | undefined)?.variables;
   if (typeof variables !== 'object' || variables === null || typeof model.predict !== 'function') {
     throw invalid(
-      'model() gave neither a LayersModel nor { variables, predict }; build it with the `tf` that model() receives, not with another copy of TensorFlow.js',
+      `model()${name && ` gave as '${name}'`}${name ? '' : ' gave'} neither a LayersModel nor { variables, predict }; build it with the \`tf\` that model() receives, not with another copy of TensorFlow.js`,
     );
   }
   const weights = Object.entries(model.variables).map(([name, entry]): Weight => {

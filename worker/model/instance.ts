@@ -1,12 +1,29 @@
 import type { Layout, PlacedTensor, TensorSpec } from '../../shared/layout.ts';
 import type { NoiseSource } from '../noise.ts';
-import type { LayersModel, Scalar, Variable } from '../tf.ts';
+import type { LayersModel, Scalar, Tensor, Variable } from '../tf.ts';
 import { invalid } from './data-shape.ts';
 import type { Tensors } from './tensors.ts';
 
 /** One tensor of the model and how it takes part. */
 export interface Weight extends TensorSpec {
   readonly variable: Variable;
+  /** For statistics of a model that an objective applies: how often it did so in the last step. */
+  readonly calls?: () => number;
+}
+
+/** One model of an experiment with an objective. */
+export interface ModelPart {
+  /** @param noise where layers of dropout and noise get theirs, in training. */
+  apply(
+    inputs: Tensor | Tensor[] | Readonly<Record<string, Tensor>>,
+    training: boolean,
+    noise: NoiseSource,
+  ): Tensor | Tensor[] | Readonly<Record<string, Tensor>>;
+  /** Tensors by the names that the user gave or a layer has. */
+  variables(): Readonly<Record<string, Tensor>>;
+  readonly layersModel: LayersModel | null;
+  /** Before a step. */
+  resetCalls(): void;
 }
 
 /** A built model, whatever form the user gave it. */
@@ -19,6 +36,8 @@ export interface Instance {
   readonly layersModel: LayersModel | null;
   /** The shape of one example's predictions; of several outputs, by name. */
   readonly outputShape: readonly number[] | Readonly<Record<string, readonly number[]>>;
+  /** What an objective computes with, by name; one model has the name ''. Absent: there is no objective. */
+  readonly models?: Readonly<Record<string, ModelPart>>;
   /** Code of others takes part in a step: what it does may change from one to the next. */
   readonly foreign: boolean;
 }
@@ -39,7 +58,8 @@ export function placeWeights(layout: Layout, weights: readonly Weight[]): Placed
         `when the model is built again, its tensor '${tensor.name}' is different: model() must build the same tensors for every seed`,
       );
     }
-    return { ...tensor, variable: weight.variable };
+    const { variable, calls } = weight;
+    return calls ? { ...tensor, variable, calls } : { ...tensor, variable };
   });
 }
 

@@ -3,7 +3,7 @@ import { isNoisy } from '../layers.ts';
 import { drawNoise, type NoiseSource } from '../noise.ts';
 import { isLibraryClass, type LayersModel, type Tensor, tf, type Variable } from '../tf.ts';
 import { type DataShape, inputsOf, invalid, targetsOf } from './data-shape.ts';
-import type { OwnInstance, Weight } from './instance.ts';
+import type { ModelPart, OwnInstance, Weight } from './instance.ts';
 
 /** A LayersModel of tfjs as training needs it: names that stay, noise from elsewhere, normalisation put right. */
 
@@ -13,6 +13,27 @@ type LayerWeight = Layer['weights'][number];
 export function layersInstance(model: LayersModel, data: DataShape): OwnInstance {
   mustTakeInputs(model, data);
   const outputNames = outputsOf(model, data);
+  const { weights, part, foreign } = layersPart(model);
+  return {
+    weights,
+    predict: (inputs, training, noise = drawNoise) => {
+      const told = part.apply(inputs, training, noise) as Tensor | Tensor[];
+      if (outputNames === null) return [told].flat()[0]!;
+      return Object.fromEntries([told].flat().map((output, i) => [outputNames[i]!, output]));
+    },
+    penalties: () => model.calculateLosses(),
+    layersModel: model,
+    foreign,
+  };
+}
+
+/** @param prefix before the names of its tensors. @param counted how often it is applied in a step is counted. */
+export function layersPart(
+  model: LayersModel,
+  prefix = '',
+  counted = false,
+): { readonly weights: Weight[]; readonly part: ModelPart; readonly foreign: boolean } {
+  let calls = 0;
   const weights: Weight[] = [];
   const seen = new Set<LayerWeight>();
   const names = new Set<string>();
@@ -32,30 +53,41 @@ export function layersInstance(model: LayersModel, data: DataShape): OwnInstance
           `layer '${path}' has a weight constraint (${weight.constraint.getClassName()}); parameters are the server's: use maxNorm of the configuration, weightDecay or a regularizer`,
         );
       }
-      const name = uniqueName(`${path}/${weight.originalName.split('/').at(-1)}`, names);
+      const name = uniqueName(`${prefix}${path}/${weight.originalName.split('/').at(-1)}`, names);
       const variable = weight.read() as Variable;
       const spec = { name, shape: variable.shape, variable };
       const { momentum } = layer as unknown as { momentum: number };
       if (trainableWeights.has(weight)) weights.push({ ...spec, role: 'trainable' });
       else if (normalises && isActive(layer)) {
-        weights.push({ ...spec, role: 'statistics', momentum });
+        weights.push({
+          ...spec,
+          role: 'statistics',
+          momentum,
+          ...(counted ? { calls: () => calls } : {}),
+        });
       } else weights.push({ ...spec, role: 'frozen' });
     }
   }
-  return {
-    weights,
-    predict: (inputs, training, noise = drawNoise) => {
+  const part: ModelPart = {
+    apply(inputs, training, noise) {
       source.noise = noise;
-      const given =
-        inputs instanceof tf.Tensor ? inputs : model.inputNames.map((name) => inputs[name]!);
-      const told = model.apply(given, { training }) as Tensor | Tensor[];
-      if (outputNames === null) return [told].flat()[0]!;
-      return Object.fromEntries([told].flat().map((output, i) => [outputNames[i]!, output]));
+      if (training) calls++;
+      const isNamed = !(inputs instanceof tf.Tensor) && !Array.isArray(inputs);
+      const given = isNamed
+        ? model.inputNames.map((name) => (inputs as Record<string, Tensor>)[name]!)
+        : inputs;
+      return model.apply(given, { training }) as Tensor | Tensor[];
     },
-    penalties: () => model.calculateLosses(),
+    variables: () =>
+      Object.fromEntries(
+        weights.map(({ name, variable }) => [name.slice(prefix.length), variable]),
+      ),
     layersModel: model,
-    foreign,
+    resetCalls() {
+      calls = 0;
+    },
   };
+  return { weights, part, foreign };
 }
 
 /** @throws DownpourError DP_EXPERIMENT_INVALID: the model's inputs are not those of the data. */

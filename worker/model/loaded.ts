@@ -9,6 +9,7 @@ export class LoadedParameters {
   readonly #layout: Layout;
   #weights: readonly PlacedWeight[];
   #values: Float32Array | null = null;
+  #step = 0;
   /** What is loaded is on the device. */
   #isUploaded = true;
   /** The statistics loaded, by name: a step moves the model's own, and then puts these back. */
@@ -34,6 +35,11 @@ export class LoadedParameters {
     return this.#values;
   }
 
+  /** Updates that were applied to them; 0 where nobody said. */
+  get step(): number {
+    return this.#step;
+  }
+
   /** Takes a model that was built anew, with its parameters. @returns these, shape [layout.size]. */
   async replace(weights: readonly PlacedWeight[]): Promise<Float32Array> {
     this.#weights = weights;
@@ -49,7 +55,7 @@ export class LoadedParameters {
   }
 
   /** @param parameters shape [layout.exchangedSize] or [layout.size]. @throws DownpourError DP_TENSOR_SIZE. */
-  load(parameters: Float32Array): void {
+  load(parameters: Float32Array, step = 0): void {
     const { exchangedSize, size } = this.#layout;
     const isWhole = parameters.length === size;
     if (!isWhole && parameters.length !== exchangedSize) {
@@ -59,6 +65,7 @@ export class LoadedParameters {
       );
     }
     this.#values = parameters;
+    this.#step = step;
     this.#isUploaded = false;
     if (isWhole) this.#keepFrozen(parameters);
   }

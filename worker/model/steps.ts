@@ -3,13 +3,12 @@ import { sizeOf } from '../data/columns.ts';
 import type { Minibatch } from '../data/examples.ts';
 import { discard } from '../discard.ts';
 import type { Fed, Graphs, Opened } from '../graph.ts';
-import type { InnerMeasure } from '../measures.ts';
 import { drawNoise, type NoiseSource, withSeed } from '../noise.ts';
 import { type Scalar, type Tensor, tf } from '../tf.ts';
 import { type DataShape, hasInputs, hasTargets } from './data-shape.ts';
 import type { Instance, PlacedWeight } from './instance.ts';
 import type { LoadedParameters } from './loaded.ts';
-import { countOf, fieldsOf, flatten, read, sidesOf, type Tensors } from './tensors.ts';
+import { countOf, fieldsOf, flatten, read } from './tensors.ts';
 
 export interface Step {
   /** Mean over the minibatch, without regularisation; may be NaN or infinite. */
@@ -20,11 +19,19 @@ export interface Step {
   discard(): void;
 }
 
+export type TrainingLoss = (
+  instance: Instance,
+  fields: Readonly<Record<string, Tensor>>,
+  noise: NoiseSource,
+  onHost: (why: string) => void,
+) => Tensor;
+
 export interface StepsOptions {
   readonly layout: Layout;
   readonly data: DataShape;
   readonly parameters: LoadedParameters;
-  readonly trainingLoss: InnerMeasure;
+  /** The loss of a minibatch in training, of shape []. @param onHost is told why this step cannot be a graph. */
+  readonly trainingLoss: TrainingLoss;
   /** Null: operation by operation. */
   readonly graphs: Graphs | null;
 }
@@ -34,9 +41,11 @@ export class Steps {
   readonly #layout: Layout;
   readonly #data: DataShape;
   readonly #parameters: LoadedParameters;
-  readonly #trainingLoss: InnerMeasure;
+  readonly #trainingLoss: TrainingLoss;
   readonly #graphs: Graphs | null;
   readonly #zeros = new Zeros();
+  /** What the last step computed by operations did in JavaScript that no graph has; '': nothing. */
+  #hostReads = '';
   /** The engines whose tensors do not share their memory with what is read of them. */
   readonly #readsCopies = ['tensorflow', 'wasm'].includes(tf.getBackend());
 
@@ -65,10 +74,18 @@ export class Steps {
     );
     const values = computed ?? (await read(flat));
     const gradient = values.subarray(0, this.#layout.exchangedSize);
-    for (const { role, offset, size, momentum } of this.#parameters.weights) {
+    for (const weight of this.#parameters.weights) {
+      const { role, offset, size, momentum, calls } = weight;
       if (role !== 'statistics') continue;
+      const times = calls?.() ?? 1;
+      if (times === 0) {
+        // An objective that did not apply the model has not measured it.
+        gradient.set(this.#parameters.valuesOf(weight)!, offset);
+        continue;
+      }
       // What a function of variables assigns is the minibatch's value already.
-      const share = instance.layersModel === null ? 1 : 1 - momentum!;
+      const isLayers = calls !== undefined || (instance.layersModel !== null && !instance.models);
+      const share = isLayers ? 1 - momentum! ** times : 1;
       for (let i = offset; i < offset + size; i++) gradient[i]! /= share;
     }
     return {
@@ -120,17 +137,26 @@ export class Steps {
   #open(instance: Instance, minibatch: Minibatch): Opened {
     this.#parameters.upload();
     const fields = fieldsOf(minibatch, this.#data);
-    const { inputs, targets } = sidesOf(fields, this.#data);
     const variables = this.#given().map(({ variable }) => variable);
     const zeros = this.#zeroShapes().map((shape) => this.#zeros.of(shape).tensor);
     return {
       feeds: [...Object.values(fields), ...variables, ...zeros],
-      compute: (noise) => this.#gradientOf(instance, inputs, targets, noise),
+      compute: (noise) => this.#gradientOf(instance, fields, noise),
+      hostReads: () => this.#hostReads,
     };
   }
 
   /** Gradient, statistics and loss behind each other, shape [layout.exchangedSize + 1]. */
-  #gradientOf(instance: Instance, inputs: Tensors, targets: Tensors, noise: NoiseSource): Tensor {
+  #gradientOf(
+    instance: Instance,
+    fields: Readonly<Record<string, Tensor>>,
+    noise: NoiseSource,
+  ): Tensor {
+    this.#hostReads = '';
+    const onHost = (why: string) => {
+      this.#hostReads = why;
+    };
+    for (const part of Object.values(instance.models ?? {})) part.resetCalls();
     return tf.tidy(() => {
       const { weights } = this.#parameters;
       const trained = weights.filter(({ role }) => role === 'trainable');
@@ -140,7 +166,7 @@ export class Steps {
       let mean: Tensor | null = null;
       const { value, grads } = tf.variableGrads(
         () => {
-          const data = this.#trainingLoss(targets, instance.predict(inputs, true, noise));
+          const data = this.#trainingLoss(instance, fields, noise, onHost);
           const penalties = instance.penalties();
           if (penalties.length === 0) return data as Scalar;
           mean = tf.keep(data.clone());
@@ -149,7 +175,11 @@ export class Steps {
         trained.map(({ variable }) => variable),
       );
       const parts = trained.map(({ variable, shape }) =>
-        flatten(grads[variable.name] ?? this.#zeros.of(shape).tensor),
+        // An objective may leave a model out. Its zeros are made anew: a graph has them as a constant.
+        flatten(
+          grads[variable.name] ??
+            (instance.models ? tf.zeros([...shape]) : this.#zeros.of(shape).tensor),
+        ),
       );
       for (const { variable } of statistics) parts.push(flatten(variable));
       const result = tf.concat1d([...parts, flatten(mean ?? value)]);

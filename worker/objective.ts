@@ -1,0 +1,208 @@
+import type { RunConfig } from '../shared/config.ts';
+import { DownpourError, errorText } from '../shared/errors.ts';
+import { LIMITS } from '../shared/limits.ts';
+import type { FieldTensors } from './batch.ts';
+import { type Draws, drawsOf } from './draws.ts';
+import { isRecord } from './fields.ts';
+import { described, meanOf, tensorOf } from './minibatch-value.ts';
+import { type DataShape, invalid } from './model/data-shape.ts';
+import type { Instance, ModelPart } from './model/instance.ts';
+import { zerosOf } from './model/tensors.ts';
+import { drawNoise, type NoiseSource, withSeed } from './noise.ts';
+import { type LayersModel, type Scalar, type Tensor, type Tf, tf } from './tf.ts';
+
+/** A computation of the user's that gives a loss, in the place of `loss`, `error` and `metrics`. */
+
+/** A model as an objective uses it. */
+export interface ObjectiveModel {
+  /** What the model gives, in the mode of the objective: training or not. Several outputs are an array. */
+  apply(inputs: Tensor | Tensor[] | Readonly<Record<string, Tensor>>): Tensor;
+  /** Its tensors by name. */
+  readonly variables: Readonly<Record<string, Tensor>>;
+  /** Null: the model is a function. */
+  readonly layersModel: LayersModel | null;
+}
+
+export interface ObjectiveArguments {
+  /** The model; of several models, each by its name. */
+  readonly model: ObjectiveModel & Readonly<Record<string, ObjectiveModel>>;
+  /** The fields of the minibatch. */
+  readonly batch: FieldTensors;
+  /** The same numbers for the same lease, on every worker and engine. */
+  readonly random: Draws;
+  readonly training: boolean;
+  /** Updates applied to the parameters. An objective that reads it is not recorded as a graph. */
+  readonly step: number;
+  readonly tf: Tf;
+  readonly hyperparameters: Readonly<RunConfig['hyperparameters']>;
+}
+
+/** One number, the mean over the examples, or one number for each example. */
+type Value = Tensor;
+
+export type Objective = (args: ObjectiveArguments) =>
+  | Value
+  | {
+      /** Several are added up, and each is a metric. */
+      readonly loss: Value | Readonly<Record<string, Value>>;
+      /** Better when lower; default: the loss. */
+      readonly error?: Value | number;
+      readonly metrics?: Readonly<Record<string, Value | number>>;
+    };
+
+/** Values of one minibatch, each of shape []. */
+export interface ObjectiveValues {
+  readonly loss: Tensor;
+  /** Null: none was given. */
+  readonly error: Tensor | null;
+  readonly metrics: readonly (readonly [name: string, value: Tensor])[];
+}
+
+export interface ObjectiveCall {
+  readonly objective: Objective;
+  readonly hyperparameters: ObjectiveArguments['hyperparameters'];
+  readonly instance: Instance;
+  readonly fields: Readonly<Record<string, Tensor>>;
+  readonly noise: NoiseSource;
+  readonly training: boolean;
+  readonly step: number;
+  /** Is told why this call cannot be a graph. */
+  readonly onHost?: (why: string) => void;
+}
+
+/** @throws DownpourError DP_EXPERIMENT_INVALID: it fails, or gives anything but numbers of a minibatch. */
+export function valuesOf(call: ObjectiveCall): ObjectiveValues {
+  const { objective, hyperparameters, instance, fields, noise, training, onHost } = call;
+  const models = instance.models!;
+  const handle = (part: ModelPart): ObjectiveModel => ({
+    apply: (inputs) => part.apply(inputs, training, noise) as Tensor,
+    get variables() {
+      return part.variables();
+    },
+    layersModel: part.layersModel,
+  });
+  const handles = Object.fromEntries(
+    Object.entries(models).map(([name, part]) => [name, handle(part)]),
+  );
+  const count = Object.values(fields)[0]!.shape[0]!;
+  let given: unknown;
+  try {
+    given = objective({
+      ...{ tf, batch: fields as FieldTensors & typeof fields, training, hyperparameters },
+      model: (handles[''] ?? handles) as ObjectiveArguments['model'],
+      random: drawsOf(noise, () => onHost?.('it draws random.number() for JavaScript')),
+      get step() {
+        onHost?.('it reads `step`');
+        return call.step;
+      },
+    });
+  } catch (cause) {
+    if (cause instanceof DownpourError) throw cause;
+    throw invalid(`objective() of the experiment failed: ${errorText(cause)}`, cause);
+  }
+  return checked(given, count);
+}
+
+function checked(given: unknown, count: number): ObjectiveValues {
+  if (given instanceof tf.Tensor) {
+    return { loss: meanOf('objective', given, count, true), error: null, metrics: [] };
+  }
+  if (!isRecord(given) || typeof given.then === 'function' || given.loss === undefined) {
+    throw invalid(
+      `objective() returned ${described(given)}; it must return a tensor, the loss, or { loss, error, metrics }`,
+    );
+  }
+  for (const key of Object.keys(given)) {
+    if (['loss', 'error', 'metrics'].includes(key)) continue;
+    throw invalid(
+      `objective() returned a field '${key}'; allowed: loss, error, metrics. Put what is to be reported into metrics, and several losses into loss: { ${key}: … }`,
+    );
+  }
+  const { loss, error, metrics = {} } = given;
+  if (!isRecord(metrics) || metrics instanceof tf.Tensor) {
+    throw invalid(
+      `objective() returned ${described(metrics)} as metrics; it must be an object of numbers by name`,
+    );
+  }
+  const isOne = loss instanceof tf.Tensor || !isRecord(loss);
+  const losses = isOne
+    ? []
+    : Object.entries(loss).map(
+        ([name, each]) => [name, meanOf(`objective: loss '${name}'`, each, count, true)] as const,
+      );
+  if (!isOne && losses.length === 0) {
+    throw invalid('objective() returned no loss: loss has no names; give at least one');
+  }
+  const own = Object.entries(metrics).map(
+    ([name, each]) =>
+      [name, meanOf(`objective: metric '${name}'`, tensorOf(each), count, false)] as const,
+  );
+  const names = [...losses, ...own].map(([name]) => name);
+  const wrong = names.find((name, i) => !isName(name) || names.indexOf(name) !== i);
+  if (wrong !== undefined || names.length > METRICS_MAX) {
+    throw invalid(
+      `objective() returned ${names.length} losses and metrics${wrong === undefined ? '' : `, one with the name '${wrong.slice(0, 80)}'`}; allowed: ${METRICS_MAX} at most, each with its own name of 1 to 64 characters, and none of ${RESERVED.join(', ')}`,
+    );
+  }
+  return {
+    loss: isOne
+      ? meanOf('objective: loss', loss, count, true)
+      : losses.map(([, each]) => each).reduce((a, b) => tf.add(a, b)),
+    error: error === undefined ? null : meanOf('objective: error', tensorOf(error), count, false),
+    metrics: [...losses, ...own],
+  };
+}
+
+const RESERVED = ['loss', 'error', 'trainingLoss', 'trainingError'];
+/** Evaluations of the training part add two of their own. */
+const METRICS_MAX = LIMITS.metricCountMax - 2;
+const isName = (name: string) =>
+  name.trim() !== '' && name.length <= 64 && !/\p{Cc}/u.test(name) && !RESERVED.includes(name);
+
+export interface ObjectiveTrial {
+  /** It gives an error of its own. */
+  readonly hasError: boolean;
+}
+
+/**
+ * Tries the objective in training and in evaluation: what training would stop at is told before it begins.
+ * @param sample fields of some examples; null: zeros are tried.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: it fails, has no gradient, or is not finite at the initial parameters.
+ */
+export function tryObjective(
+  call: Pick<ObjectiveCall, 'objective' | 'hyperparameters' | 'instance'>,
+  data: DataShape,
+  sample: () => Readonly<Record<string, Tensor>> | null,
+): ObjectiveTrial {
+  let hasError = false;
+  withSeed(0, () =>
+    tf.tidy(() => {
+      const real = sample();
+      const fields = real ?? zerosOf(data, 2);
+      const common = { ...call, fields, noise: drawNoise, step: 0 };
+      const { loss, error } = valuesOf({ ...common, training: false });
+      hasError = error !== null;
+      const value = loss.dataSync()[0]!;
+      if (real && !Number.isFinite(value)) {
+        throw invalid(
+          `objective() gives the loss ${value} for training examples at the initial parameters: check its divisions, roots and logarithms`,
+        );
+      }
+      const trained = call.instance.weights.flatMap(({ role, variable }) =>
+        role === 'trainable' ? [variable] : [],
+      );
+      const run = () => valuesOf({ ...common, training: true }).loss as Scalar;
+      try {
+        tf.variableGrads(run, trained);
+      } catch (cause) {
+        if (cause instanceof DownpourError) throw cause;
+        throw invalid(
+          `the loss of objective() has no gradient with respect to the parameters, so the model cannot learn from it: ${errorText(cause)}`,
+          cause,
+        );
+      }
+      return null as never;
+    }),
+  );
+  return { hasError };
+}
