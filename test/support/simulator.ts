@@ -11,6 +11,7 @@ import { type PartialConfig, type RunConfig, resolveConfig } from '../../shared/
 import { collects, isInRounds } from '../../shared/consistency.ts';
 import type { DownpourError } from '../../shared/errors.ts';
 import { createLayout } from '../../shared/layout.ts';
+import { LOCAL_STEPS_HEADER } from '../../shared/local-steps.ts';
 import type { Acknowledgement, Lease, Push, ServerMessage, Work } from '../../shared/protocol.ts';
 import { type Random, random } from '../../shared/random.ts';
 import { VERSION } from '../../shared/version.ts';
@@ -101,8 +102,22 @@ const MODES: readonly NonNullable<PartialConfig['consistency']>[] = [
   { mode: 'async', correction: 'compensated' },
 ];
 const IN_ROUNDS = { stalenessMax: null, damping: 'none', correction: 'none', depth: 1 } as const;
+/** Workers take local steps in a third of the simulations. */
+const LOCAL: readonly PartialConfig[] = [
+  { local: { steps: 3 }, outer: { momentum: 0.5 } },
+  { local: { steps: 2, after: 4 } },
+];
+
 /** Nothing takes longer when nobody disturbs. */
 const PATIENCE_SECONDS = 7_200;
+
+/** With local steps a lease is of several. */
+function minibatchesOf({ part, epoch, start, count }: Lease): string[] {
+  return Array.from(
+    { length: Math.ceil(count / 4) },
+    (_, i) => `${part} ${epoch} ${start + 4 * i}`,
+  );
+}
 
 interface Applied {
   readonly key: string;
@@ -110,7 +125,7 @@ interface Applied {
   /** That it is part of; where several pushes make a step, it may be the next one. */
   readonly step: number;
   readonly lease: number;
-  readonly minibatch: string;
+  readonly minibatches: readonly string[];
   /** A worker was told. */
   acknowledged?: boolean;
 }
@@ -155,8 +170,13 @@ class Simulation {
     const modes = random(seed, 6);
     const mode = MODES[modes.below(2 * MODES.length)] ?? null;
     const inRounds = mode?.mode === 'synchronous' || mode?.mode === 'backup';
+    const local = LOCAL[random(seed, 7).below(3 * LOCAL.length)];
+    // What is kept of gradients has no meaning for the results of local steps.
+    const isLocal =
+      local !== undefined && !['lookahead', 'compensated'].includes(mode?.correction ?? '');
     const config: PartialConfig = {
       minibatchSize: 4,
+      ...(isLocal && local),
       learningRate: 0.03,
       epochsMax: this.pick([2, 6, 20]),
       leaseSeconds: this.pick([3, 10, 60]),
@@ -338,7 +358,9 @@ class SimulatedConnection {
     // Its clock jumps from event to event: nothing takes time.
     const budget = new Budget({ share: 1, burstMs: Number.POSITIVE_INFINITY }, () => 0);
     const end = this.serverEnd as unknown as Connection;
-    this.session = new Session(end, coordinator!, '', null, budget);
+    this.session = new Session(end, coordinator!, '', null, budget, {
+      [LOCAL_STEPS_HEADER]: 'yes',
+    });
     try {
       coordinator!.workers.opened(this.session);
     } catch (error) {
@@ -846,9 +868,11 @@ class SimulatedServer {
     if (!lease) {
       throw simulation.violation(8, `a push for lease ${push.lease}, never given, was applied`);
     }
-    const minibatch = `${lease.part} ${lease.epoch} ${lease.start}`;
-    if (this.log.some((each) => each.minibatch === minibatch)) {
-      simulation.violate(8, `minibatch ${minibatch} was used twice`);
+    const minibatches = minibatchesOf(lease);
+    for (const minibatch of minibatches) {
+      if (this.log.some((each) => each.minibatches.includes(minibatch))) {
+        simulation.violate(8, `minibatch ${minibatch} was used twice`);
+      }
     }
     const acknowledged = this.#acknowledged === `${key} ${push.sequence}`;
     const step = this.step + (several && this.#run!.collected > 0 ? 1 : 0);
@@ -859,7 +883,7 @@ class SimulatedServer {
       simulation.violate(4, `step ${step} is of two pushes of ${key}`);
     }
     const { sequence } = push;
-    this.log.push({ key, sequence, step, lease: push.lease, minibatch, acknowledged });
+    this.log.push({ key, sequence, step, lease: push.lease, minibatches, acknowledged });
   }
 
   /** The last sequence of a worker's that counts. */
@@ -951,7 +975,8 @@ class SimulatedServer {
     const { epochsMax } = this.#simulation.config;
     for (let epoch = 0; epoch < epochsMax!; epoch++) {
       for (let start = 0; start < trainCount; start += 4) {
-        if (this.log.some(({ minibatch }) => minibatch === `train ${epoch} ${start}`)) continue;
+        const minibatch = `train ${epoch} ${start}`;
+        if (this.log.some(({ minibatches }) => minibatches.includes(minibatch))) continue;
         this.#simulation.violate(8, `minibatch ${start} of epoch ${epoch} was never used`);
       }
     }
@@ -1214,7 +1239,7 @@ class SimulatedWorker {
     const current = this.#current;
     const lease = leases.find(({ id }) => !this.#kept.some(({ push }) => push.lease === id));
     if (!current || !lease || this.#kept.length > 0) return;
-    this.#compute(100, () => this.#push(lease, current));
+    this.#compute(100, () => this.#push(lease, current, message.local));
   }
 
   #compute(usualMs: number, done: () => void): void {
@@ -1226,11 +1251,14 @@ class SimulatedWorker {
     });
   }
 
-  #push(lease: Lease, { theta, step, generation }: Current): void {
+  #push(lease: Lease, { theta, step, generation }: Current, local: Work['local']): void {
     const { payload, loss } = gradientOf(problem, 0, lease, theta);
+    // One large step is as good as several here.
+    for (let i = 0; local && i < EXCHANGED - 1; i++) payload[i]! *= local.learningRate;
     const push: Push = {
       ...{ type: 'push', run: 'r', sequence: ++this.#sequence, lease: lease.id, step, generation },
       ...{ loss: Number.isFinite(loss) ? loss : null, computeMs: 1, encoding: 'f32' },
+      ...(local && { kind: local.push }),
     };
     const kept = { push, payload: bytesOf(payload).slice() };
     this.#kept.push(kept);

@@ -1,8 +1,10 @@
 import { describe, expect, test } from 'vitest';
 import { Run } from '../../server/core/run.ts';
+import { abilitiesOf, lackOf } from '../../server/fleet/suitability.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';
+import { LOCAL_STEPS_HEADER } from '../../shared/local-steps.ts';
 import type { Acknowledgement, Lease, LocalWork, Push } from '../../shared/protocol.ts';
 import { random, STREAMS } from '../../shared/random.ts';
 import { LocalSteps } from '../../worker/local-steps.ts';
@@ -490,6 +492,21 @@ describe('a checkpoint', () => {
     expect(names).toContain('@outer.v');
     expect(names.filter((name) => name.startsWith('@optimizer'))).toEqual([]);
   });
+});
+
+test('workers that do not announce local steps are refused in words, and serve all other runs', () => {
+  const { run } = begun({ local: { steps: 7 } }, 1);
+  const plain = begun({}, 1).run;
+  const old = abilitiesOf({});
+  const able = abilitiesOf({ [LOCAL_STEPS_HEADER]: 'yes' });
+  expect(lackOf(old, run)).toMatchObject({
+    code: 'DP_PROTOCOL_VERSION',
+    message: expect.stringMatching(
+      /run 'r' has local.steps 7, and this worker cannot take steps .* in a browser, of an older release/,
+    ),
+  });
+  expect(lackOf(able, run)).toBeNull();
+  expect(lackOf(old, plain)).toBeNull();
 });
 
 test('a run without local steps refuses the results of such', async () => {
