@@ -49,7 +49,7 @@ export async function setup() {
     return true;
   }
   console.error(
-    `The packages could not be installed (npm ci ended with ${code}, see above). Is the package registry reachable? Try \`npm ci\` by hand.`,
+    `The packages could not be installed: npm ci ended with ${code}, see above. Is the package registry reachable? \`npm config get registry\` shows its address, and \`npm ping\` asks it. Then try again. Without a network, \`npm ci --offline\` installs what npm has in its cache.`,
   );
   return false;
 }

@@ -42,12 +42,14 @@ async function check(tsc: string, folder: string, more = {}): Promise<string> {
 
 let home: string;
 let tarball: string;
+let bytes: number;
 beforeAll(async () => {
   home = await mkdtemp(join(tmpdir(), 'downpour-package-'));
   const { stdout } = await npm(['pack', '--json', '--silent', '--pack-destination', home], ROOT);
   // What the build prints comes first.
-  const [{ filename }] = JSON.parse(stdout.slice(stdout.lastIndexOf('\n[\n') + 1));
+  const [{ filename, unpackedSize }] = JSON.parse(stdout.slice(stdout.lastIndexOf('\n[\n') + 1));
   tarball = join(home, filename);
+  bytes = unpackedSize;
   await install(tarball, home);
 }, TIMEOUT.timeout);
 afterAll(() => rm(home, { recursive: true, force: true }));
@@ -107,6 +109,13 @@ describe('the package', () => {
     expect(
       files.filter((file) => /(?<!\.d)\.ts$/.test(file) && !/\/examples\//.test(file)),
     ).toEqual([]);
+  });
+
+  test('has the size that docs/getting-started.md says', async () => {
+    const page = await readFile(join(ROOT, 'docs/getting-started.md'), 'utf8');
+    const [, megabytes] = /([\d.]+) MB on disk/.exec(page)!;
+    expect(bytes / 1e6 / Number(megabytes)).toBeGreaterThan(0.9);
+    expect(bytes / 1e6 / Number(megabytes)).toBeLessThan(1.1);
   });
 
   test('is what publint and arethetypeswrong have nothing to say against', async () => {
