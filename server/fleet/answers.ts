@@ -42,7 +42,7 @@ export class Answers {
     this.#fail = fail;
   }
 
-  /** The run has decided on a push; `taken` or `acknowledge` follows. @returns how many wait to be answered. */
+  /** The run has decided on a push; `take` or `acknowledge` follows. @returns how many wait to be answered. */
   add(run: Run, acknowledgement: Acknowledgement): number {
     this.#decided ??= { run, acknowledgements: [] };
     return this.#decided.acknowledgements.push(acknowledgement);
@@ -54,7 +54,7 @@ export class Answers {
   }
 
   /** Takes the acknowledgements of pushes that are decided on and not answered; the caller answers them. */
-  taken(): Acknowledgement[] {
+  take(): Acknowledgement[] {
     const acknowledgements = this.#decided?.acknowledgements ?? [];
     this.#decided = null;
     return acknowledgements;
@@ -64,7 +64,7 @@ export class Answers {
   acknowledge(): void {
     if (!this.#decided) return;
     const { run } = this.#decided;
-    this.work(run, this.taken(), null);
+    this.work(run, this.take(), null);
   }
 
   /** The worker has no parameters of a run yet. */

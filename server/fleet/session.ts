@@ -382,7 +382,7 @@ export class Session {
   }
 
   /** Another part of a push has landed on its shard. @returns false: nobody waits for it any more. */
-  landed(run: Run, shard: number, report: PartReport): boolean {
+  onLanded(run: Run, shard: number, report: PartReport): boolean {
     if (this.#run !== run || !this.#joined) return false;
     try {
       this.#gathering.landed(shard, report, partsMax(run.config));
@@ -393,7 +393,7 @@ export class Session {
     return true;
   }
 
-  initialLanded(run: Run, shard: number, grant: number, finite: boolean): void {
+  onInitialLanded(run: Run, shard: number, grant: number, finite: boolean): void {
     if (this.#run !== run || !this.#joined) return;
     this.#gathering.initialLanded(shard, grant, finite);
     this.#initialGathered(run, grant);
@@ -510,7 +510,7 @@ export class Session {
   ): void {
     const now = this.#fleet.now();
     const answer = run.call(this.#pushCall.of(push, now, room, others), payload);
-    const acknowledgement = this.#payloads.explained(run, answer);
+    const acknowledgement = this.#payloads.explain(run, answer);
     const seconds = (this.#fleet.now() - now) / 1000;
     this.#fleet.reports.pushed(run, this.key, push, acknowledgement, seconds);
     const { outcome, code, message } = acknowledgement;
@@ -587,7 +587,7 @@ export class Session {
   proceed(now: number = this.#fleet.now()): void {
     const run = this.#run;
     if (!run || !this.#joined || this.#closed) return;
-    const acknowledgements = this.#answers.taken();
+    const acknowledgements = this.#answers.take();
     const assignment = run.call(this.#assignCall.of(aheadOf(run.config), now));
     this.#waiting = assignment.kind === 'wait';
     if (assignment.kind === 'work') {

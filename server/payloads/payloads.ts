@@ -62,7 +62,7 @@ export class Payloads {
   }
 
   /** Explains the answer where the payload was read past: the run has seen nothing of it. */
-  explained(run: Run, acknowledgement: Acknowledgement): Acknowledgement {
+  explain(run: Run, acknowledgement: Acknowledgement): Acknowledgement {
     const bytes = this.#tooLarge;
     if (bytes === null) return acknowledgement;
     this.#tooLarge = null;

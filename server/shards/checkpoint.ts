@@ -57,7 +57,7 @@ export function saveShards(
     const size = sizes.get(name)!;
     tensors.push({ name, shape: [size], pieces: () => pieces(name, 0, size) });
   }
-  return { tensors, done: () => run.vector.saved(id) };
+  return { tensors, done: () => run.vector.forgetSaved(id) };
 }
 
 /**

@@ -506,13 +506,13 @@ class Page {
   }
 
   #sample(name: string, labels: Labels, value: number): void {
-    const pairs = Object.entries(labels).map(([key, text]) => `${key}="${escaped(text)}"`);
+    const pairs = Object.entries(labels).map(([key, text]) => `${key}="${escapeLabel(text)}"`);
     this.#lines.push(`${name}${pairs.length > 0 ? `{${pairs.join()}}` : ''} ${numeral(value)}`);
   }
 }
 
 /** Escapes the value of a label. */
-const escaped = (text: string) =>
+const escapeLabel = (text: string) =>
   text.replace(/[\\"\n]/g, (each) => (each === '\n' ? '\\n' : `\\${each}`));
 
 function numeral(value: number): string {

@@ -176,7 +176,7 @@ export class ShardedRun {
       if (name !== '@parameters') file.push({ name, shape: [], values: vector(name) });
     }
     const state = JSON.parse(JSON.stringify(this.run.state(0)));
-    this.run.vector.saved(7);
+    this.run.vector.forgetSaved(7);
     return { state, file };
   }
 

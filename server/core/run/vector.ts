@@ -255,7 +255,7 @@ export class Vector {
   }
 
   /** The other shards need the copies no more. */
-  saved(id: number): void {
+  forgetSaved(id: number): void {
     this.#tell({ kind: 'saved', run: this.#run, id });
   }
 

@@ -120,7 +120,10 @@ export class RunView {
   }
 
   /** Where the vector lies, and what the shards that have it are to do beside the decisions of the run. */
-  get vector(): Pick<Vector, 'ranges' | 'dropParts' | 'grantParts' | 'revokeParts' | 'saved'> {
+  get vector(): Pick<
+    Vector,
+    'ranges' | 'dropParts' | 'grantParts' | 'revokeParts' | 'forgetSaved'
+  > {
     return this.inside.parts.vector;
   }
 
