@@ -46,6 +46,8 @@ export interface StatusOptions extends RunOptions {
 
 /** Runs of the table: those at work, then the newest. */
 const ROWS_MAX = 200;
+/** How long the runs of a folder are waited for, where no server had read them before. */
+const READ_MS = 10_000;
 
 /** `downpour status [run]` */
 export async function statusCommand(
@@ -55,11 +57,18 @@ export async function statusCommand(
   if (options.watch !== undefined) return watch(run, options, options.watch);
   const usedServer = await openUsedServer({ ...options, run });
   try {
+    if (usedServer.state !== null && run === undefined) await untilRead(usedServer.client);
     if (options.json) printJson(await factsFor(usedServer.client, run, options));
     else for (const line of await linesFor(usedServer, run, options)) print(line);
   } finally {
     await usedServer.close();
   }
+}
+
+/** A server of this command has just begun: without a while for reading, a large folder would look empty. */
+async function untilRead(client: RestClient): Promise<void> {
+  const since = performance.now();
+  while ((await client.status(1)).runsRead && performance.now() - since < READ_MS) await wait(50);
 }
 
 /** The same again and again, until Ctrl-C: in one place of a terminal, else one after the other. */
