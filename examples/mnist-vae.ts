@@ -40,6 +40,7 @@ export default defineExperiment({
   },
 
   config: {
+    validationFraction: 0.05,
     minibatchSize: 100,
     learningRate: 0.001,
     optimizer: { kind: 'adam' },

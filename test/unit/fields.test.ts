@@ -194,6 +194,17 @@ describe('a model of two inputs and two outputs', () => {
     );
   });
 
+  test('reaches a page without targets, too', () => {
+    const data = dataOf({ train: { inputs: { values: [[1], [2], [3]] } } });
+    const pieces = packData(data);
+    const file = new Uint8Array(pieces.reduce((sum, piece) => sum + piece.length, 0));
+    pieces.reduce((at, piece) => {
+      file.set(piece, at);
+      return at + piece.length;
+    }, 0);
+    expect(dataOf(unpackData(file))).toEqual(data);
+  });
+
   test('may be a function of variables', async () => {
     const { model } = await build({
       model: ({ tf }) => {

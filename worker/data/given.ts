@@ -126,7 +126,7 @@ function examplesOf(part: string, given: unknown): Examples {
     throw invalid(`${name} of the data has ${describe(count)} examples; it needs at least 1`);
   }
   const wanted = count as number | undefined;
-  if (given.fields !== undefined) return examplesAgain(name, given);
+  if (given.fields !== undefined || isEmpty(given.targets)) return examplesAgain(name, given);
   if (areFields(given.inputs) || areFields(given.targets) || given.targets === undefined) {
     return examplesOfFields(name, given, wanted);
   }
@@ -201,13 +201,17 @@ function examplesOfFields(
   };
 }
 
+/** What stands for targets that there are not, after conversion. */
+const isEmpty = (given: unknown): boolean =>
+  isRecord(given) && Array.isArray(given.shape) && given.shape.length === 2 && given.shape[1] === 0;
+
 /** Examples that were converted before, as a page is sent them. */
 function examplesAgain(part: string, given: Record<string, unknown>): Examples {
   const { count, inputs, targets, fields } = given as unknown as Examples;
   const short = { inputs, targets, count };
   for (const each of ['inputs', 'targets'] as const) {
     const known = short[each] as Column | undefined;
-    if (known?.shape?.[1] !== 0) short[each] = columnOf(known, `${each} of ${part}`, count);
+    if (!isEmpty(known)) short[each] = columnOf(known, `${each} of ${part}`, count);
   }
   const converted = Object.entries(fields ?? {}).map(([name, field]): [string, Field] => {
     const where = `field '${name}' of ${part}`;
@@ -218,7 +222,7 @@ function examplesAgain(part: string, given: Record<string, unknown>): Examples {
     const known = classCount === undefined ? {} : { classCount };
     return [name, { ...columnOf(column, where, count), role, ...known }];
   });
-  return { ...short, fields: Object.fromEntries(converted) };
+  return fields ? { ...short, fields: Object.fromEntries(converted) } : short;
 }
 
 function fieldOf(
