@@ -81,89 +81,101 @@ function studyTable(studies: readonly StudySummary[]): HTMLElement {
 }
 
 export function studyView(name: string): View {
-  const phase = h('span', {});
-  const title = h('p', { class: 'reason' });
-  const actions = h('div', { class: 'buttons' });
-  const facts = h('p', { class: 'muted' });
-  const advice = h('div', { class: 'section' });
-  const figures = h('div', { class: 'cards' });
-  const table = h('div', { class: 'section' });
-  const missing = emptyState('No such study', `This server knows no study '${name}'.`);
-  const page = h(
-    'div',
-    {},
-    h(
-      'nav',
-      { class: 'crumbs', 'aria-label': 'Breadcrumb' },
-      h('a', { href: '#/studies' }, 'Studies'),
-      ' / ',
-    ),
-    h('div', { class: 'headline' }, h('h1', {}, name), phase, actions),
-    title,
-    facts,
-    advice,
-    figures,
-    table,
-  );
-  missing.hidden = true;
-  page.hidden = true;
-  const element = h('div', {}, page, missing);
-  let shown: FigureView[] = [];
-  let version = -1;
-  let reading = false;
-  let ended = false;
+  return new StudyView(name);
+}
 
-  async function read(): Promise<void> {
+class StudyView implements View {
+  readonly title: string;
+  readonly element: HTMLElement;
+  readonly #phase = h('span', {});
+  readonly #words = h('p', { class: 'reason' });
+  readonly #actions = h('div', { class: 'buttons' });
+  readonly #facts = h('p', { class: 'muted' });
+  readonly #advice = h('div', { class: 'section' });
+  readonly #figures = h('div', { class: 'cards' });
+  readonly #table = h('div', { class: 'section' });
+  readonly #page: HTMLElement;
+  readonly #missing: HTMLElement;
+  #shown: FigureView[] = [];
+  #version = -1;
+  #isReading = false;
+  #isEnded = false;
+
+  constructor(name: string) {
+    this.title = name;
+    this.#missing = emptyState('No such study', `This server knows no study '${name}'.`);
+    const studies = h('a', { href: '#/studies' }, 'Studies');
+    this.#page = h(
+      'div',
+      {},
+      h('nav', { class: 'crumbs', 'aria-label': 'Breadcrumb' }, studies, ' / '),
+      h('div', { class: 'headline' }, h('h1', {}, name), this.#phase, this.#actions),
+      ...[this.#words, this.#facts, this.#advice, this.#figures, this.#table],
+    );
+    this.#missing.hidden = true;
+    this.#page.hidden = true;
+    this.element = h('div', {}, this.#page, this.#missing);
+    void this.#read();
+  }
+
+  update(): void {
+    void this.#read();
+  }
+
+  destroy(): void {
+    this.#isEnded = true;
+    for (const each of this.#shown) each.destroy();
+  }
+
+  async #read(): Promise<void> {
     const now = state.server?.studiesVersion ?? -1;
-    if (reading || now === version) return;
-    reading = true;
+    if (this.#isReading || now === this.#version) return;
+    this.#isReading = true;
     try {
-      const study = await client.study(name);
-      version = now;
-      if (!ended) show(study);
+      const study = await client.study(this.title);
+      this.#version = now;
+      if (!this.#isEnded) this.#show(study);
     } catch (error) {
       const isGone = (error as { code?: string }).code === 'DP_NOT_FOUND';
-      if (isGone) version = now;
-      missing.hidden = !isGone;
-      page.hidden = isGone;
+      if (isGone) this.#version = now;
+      this.#missing.hidden = !isGone;
+      this.#page.hidden = isGone;
     } finally {
-      reading = false;
+      this.#isReading = false;
     }
   }
 
-  function show(study: StudyDetail): void {
-    missing.hidden = true;
-    page.hidden = false;
-    fillNew(phase, study.state, () => [badge(study.state)]);
-    setText(title, study.title);
-    fill(facts, ...factsOf(study));
-    fillNew(actions, [isOperator(), study.runs], () => buttons(study));
-    fillNew(advice, study.advice, () =>
+  #show(study: StudyDetail): void {
+    this.#missing.hidden = true;
+    this.#page.hidden = false;
+    fillNew(this.#phase, study.state, () => [badge(study.state)]);
+    setText(this.#words, study.title);
+    fill(this.#facts, ...factsOf(study));
+    fillNew(this.#actions, [isOperator(), study.runs], () => this.#buttons(study));
+    fillNew(this.#advice, study.advice, () =>
       study.advice === '' ? [] : [card('What follows', h('p', {}, ...wordsOf(study.advice)))],
     );
-
-    fillNew(figures, study.figures, () => {
-      for (const each of shown) each.destroy();
-      shown = study.figures.map(figureOf);
-      return study.figures.map((figure, i) => {
-        const { element: picture, tools, wide } = shown[i]!;
-        const frame = card(
-          figure.title,
-          tools && h('div', { class: 'card-tools' }, tools),
-          picture,
-        );
-        if (wide) frame.classList.add('full');
-        frame.dataset.figure = figure.kind;
-        return frame;
-      });
-    });
-    figures.hidden = study.figures.length === 0;
-    fillNew(table, [study.headings, study.rows, study.omitted], () =>
+    fillNew(this.#figures, study.figures, () => this.#draw(study.figures));
+    this.#figures.hidden = study.figures.length === 0;
+    fillNew(this.#table, [study.headings, study.rows, study.omitted], () =>
       study.rows.length === 0 ? [] : [card('Results', resultsOf(study))],
     );
   }
 
-  function buttons(study: StudyDetail): (HTMLElement | false)[] {
+  #draw(figures: StudyDetail['figures']): HTMLElement[] {
+    for (const each of this.#shown) each.destroy();
+    this.#shown = figures.map(figureOf);
+    return figures.map((figure, i) => {
+      const { element: picture, tools, wide } = this.#shown[i]!;
+      const buttons = tools && h('div', { class: 'card-tools' }, tools);
+      const frame = card(figure.title, buttons, picture);
+      if (wide) frame.classList.add('full');
+      frame.dataset.figure = figure.kind;
+      return frame;
+    });
+  }
+
+  #buttons(study: StudyDetail): (HTMLElement | false)[] {
     const known = study.runs.filter((id) => state.runs.has(id));
     return [
       known.length > 1 &&
@@ -184,38 +196,27 @@ export function studyView(name: string): View {
           'button',
           {
             ...{ class: 'button danger', type: 'button' },
-            onClick: () => void remove(),
+            onClick: () => void removeStudy(this.title),
           },
           'Remove',
         ),
     ];
   }
+}
 
-  async function remove(): Promise<void> {
-    const sure = await confirm(
-      `Remove ${name}?`,
-      'This removes its results from this server. Its runs stay, and so do the files that the command wrote.',
-      'Remove the study',
-    );
-    if (!sure) return;
-    try {
-      await client.removeStudy(name);
-      location.hash = '#/studies';
-    } catch (error) {
-      notify((error as Error).message, 'error');
-    }
+async function removeStudy(name: string): Promise<void> {
+  const sure = await confirm(
+    `Remove ${name}?`,
+    'What it found goes from this server. Its runs stay, and so do the files that the command wrote.',
+    'Remove the study',
+  );
+  if (!sure) return;
+  try {
+    await client.removeStudy(name);
+    location.hash = '#/studies';
+  } catch (error) {
+    notify((error as Error).message, 'error');
   }
-
-  void read();
-  return {
-    title: name,
-    element,
-    update: () => void read(),
-    destroy() {
-      ended = true;
-      for (const each of shown) each.destroy();
-    },
-  };
 }
 
 function factsOf(study: StudyDetail): (Node | string | false)[] {
