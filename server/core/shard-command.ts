@@ -41,9 +41,11 @@ const ofRun = { run: Name };
 /** See `Clip`. */
 const ClipSchema = Type.Object({ limit: Float, factor: Type.Number() }, closed);
 const slot = { slot: Natural };
-/** What the push holds. */
+/** What the push holds; absent: a gradient. */
 const kind = {
-  kindOfPush: Type.Unsafe<PushKind>(Type.Union(PUSH_KINDS.map((each) => Type.Literal(each)))),
+  kindOfPush: Type.Optional(
+    Type.Unsafe<PushKind>(Type.Union(PUSH_KINDS.map((each) => Type.Literal(each)))),
+  ),
 };
 /** See `CompensationUse`. */
 const CompensationSchema = Type.Union([

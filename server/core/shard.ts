@@ -363,7 +363,7 @@ function limitOf({ clip }: RunConfig, kind: PushKind = 'gradient'): number {
 function stagedOf(
   { parameters }: HeldRun,
   { payload, encoding, room }: LandedPart,
-  { kindOfPush }: { readonly kindOfPush: PushKind },
+  { kindOfPush }: { readonly kindOfPush?: PushKind },
 ): StagedPush {
   const staged = parameters.stage(payload, encoding, room);
   return kindOfPush === 'elastic' ? parameters.elastic(staged) : staged;
