@@ -246,7 +246,7 @@ describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
       });
       const { alerts, shards, runs } = await server.client.status();
       expect(alerts[0]).toMatchObject({ severity: 'critical' });
-      expect(alerts[0]!.text).toMatch(/shard 1 at ws:.* no message from it for 2 s.*all runs wait/);
+      expect(alerts[0]!.text).toMatch(/shard 1 at ws:.*no message from it for 2 s.*all runs wait/);
       expect(shards).toMatchObject({ count: 2, whole: false, lost: { index: 1 } });
       expect(runs.map(({ id }) => id)).toEqual(['b']);
       await expect(server.client.run('b')).rejects.toMatchObject({ code: 'DP_SHARD_LOST' });
