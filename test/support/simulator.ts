@@ -645,6 +645,7 @@ class SimulatedServer {
       onPhase: write,
       onBest: write,
       onLost: write,
+      onRollback: write,
       onEvaluation: () => {},
       onStep: (run: Run) => {
         if (simulation.now - this.#savedAt > 1_500) write(run);
