@@ -2,7 +2,7 @@ import type { Answers } from '../shared/answers.ts';
 import { DownpourError } from '../shared/errors.ts';
 import { answerKind } from '../shared/prediction.ts';
 import { rowSize } from './data/columns.ts';
-import type { Minibatch, PreparedData } from './data/examples.ts';
+import type { Examples, Minibatch, PreparedData } from './data/examples.ts';
 import { mustBePlain } from './data/fields.ts';
 import { gather } from './data/gather.ts';
 import { batchSizeOf, partCount } from './evaluate.ts';
@@ -29,13 +29,7 @@ export async function answersOf(
   prepared: PreparedData,
   { part, examplesMax = Infinity, signal }: AnswersOptions,
 ): Promise<{ readonly answers: Answers; readonly rows: Int32Array }> {
-  if (experiment.objective) {
-    throw new DownpourError(
-      'DP_USAGE',
-      'telling answers one by one needs a loss, but the experiment has an objective: report what matters as metrics of the objective',
-    );
-  }
-  mustBePlain('telling answers one by one', prepared.train);
+  mustHaveAnswers(experiment, prepared.train);
   const all = partCount(prepared, part);
   const examples = Math.min(all, examplesMax);
   const rows = Int32Array.from({ length: examples }, (_, i) => Math.floor((i * all) / examples));
@@ -57,6 +51,17 @@ export async function answersOf(
     await measureLosses(model, prepared, part, rows, answers, signal);
   }
   return { answers, rows };
+}
+
+/** @throws DownpourError DP_USAGE: the experiment has an objective, or other data than one input and one target. */
+export function mustHaveAnswers({ objective }: Experiment, train: Examples): void {
+  if (objective) {
+    throw new DownpourError(
+      'DP_USAGE',
+      'telling answers one by one needs a loss, but the experiment has an objective: report what matters as metrics of the objective',
+    );
+  }
+  mustBePlain('telling answers one by one', train);
 }
 
 /** Its outputs are taken for logits where they may be. */

@@ -9,6 +9,7 @@ import { writeWhole } from '../../study/record.ts';
 import { writeReport } from '../../study/report.ts';
 import type { Trial } from '../../study/study.ts';
 import { toldReport, trialsReport } from '../../study/telling.ts';
+import { mustHaveAnswers } from '../../worker/answers.ts';
 import { experimentName, loadExperiment } from '../../worker/experiment.ts';
 import { loadData } from '../../worker/prepare.ts';
 import { configOf, EXIT, tell } from '../options.ts';
@@ -39,7 +40,7 @@ export interface EnsembleOptions extends StudyCommandOptions {
 /** `downpour ensemble <experiment>`. @returns the exit code. */
 export async function ensembleCommand(file: string, options: EnsembleOptions): Promise<number> {
   const spec = options.runs ? null : parseMembers(options.members);
-  await checkWays(file, options, spec?.kind ?? null);
+  await checkMembers(file, options, spec?.kind ?? null);
   if (!spec) return ofRuns(file, options, options.runs!);
   const { cycleEpochs, averages = false } = options;
   return studyCommand('ensemble', file, options, ({ base }) => {
@@ -117,8 +118,8 @@ function sourcesOf(trials: readonly Trial[]): Pick<AskedEnsemble, 'sources' | 'n
   return { sources, notes: failed === null ? [] : [failed] };
 }
 
-/** @throws DownpourError DP_USAGE for a way that these members or answers do not allow. */
-async function checkWays(
+/** @throws DownpourError DP_USAGE for a way that these members or answers do not allow, or an experiment without answers. */
+async function checkMembers(
   file: string,
   options: EnsembleOptions,
   kind: MemberKind | null,
@@ -137,15 +138,17 @@ async function checkWays(
     );
   }
   const needsClasses = combine.filter((way) => way !== 'mean' && way !== 'weights');
-  if (needsClasses.length === 0) return;
+  // Before members are trained, not after.
+  if (needsClasses.length === 0 && kind === null) return;
   const experiment = await loadExperiment(file);
   const config = resolveConfig(experiment.config ?? {}, configOf(options));
   const { data } = await loadData(experimentName(file), experiment, config, {
     folder: resolve(options.data ?? 'data'),
     log: () => {},
   });
-  if (data.classCount === undefined && experiment.loss !== 'sigmoidCrossEntropy')
-    throw onlyNumbers(needsClasses);
+  mustHaveAnswers(experiment, data.train);
+  const isNumbers = data.classCount === undefined && experiment.loss !== 'sigmoidCrossEntropy';
+  if (isNumbers && needsClasses.length > 0) throw onlyNumbers(needsClasses);
 }
 
 function onlyNumbers(ways: readonly Way[]): DownpourError {
