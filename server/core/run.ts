@@ -52,8 +52,8 @@ import { openCheckpoint, openFork, openNew, openReplica, takePlaces } from './ru
 import { Pushes } from './run/push.ts';
 import { nonFiniteText, nothingFiniteText, overflowText } from './run/reasons.ts';
 import type {
+  Components,
   Fields,
-  Parts,
   PendingEvaluation,
   RunOptions,
   RunReplica,
@@ -81,7 +81,7 @@ const END = { kind: 'end' } as const;
 
 export class Run extends RunView {
   readonly #fields: Fields;
-  readonly #parts: Parts;
+  readonly #components: Components;
   readonly #pushes: Pushes;
   readonly #steps: Steps;
   #events: RunEvent[] = [];
@@ -97,9 +97,9 @@ export class Run extends RunView {
     { life = 1, since = life }: { life?: number; since?: number } = {},
   ) {
     super(openNew(options, shards, life, life - since));
-    const { fields, parts } = this.inside;
+    const { fields, components } = this.inside;
     this.#fields = fields;
-    this.#parts = parts;
+    this.#components = components;
     this.#pushes = new Pushes(this.inside, {
       stepped: () => this.#afterStep(),
       woken: () => this.#wake(),
@@ -194,7 +194,7 @@ export class Run extends RunView {
   #join({ worker, join, now }: CallOf<'join'>, payload: Uint8Array): void {
     const { experimentHash, data, errorMeasure } = join;
     const fields = this.#fields;
-    const { vector } = this.#parts;
+    const { vector } = this.#components;
     this.mustBeTrusted(worker);
     const layout = createLayout(join.tensors);
     const facts = join.facts ? decodeFacts(payload) : null;
@@ -224,7 +224,7 @@ export class Run extends RunView {
 
   #assign({ worker, ahead, now, to }: CallOf<'assign'>): Assignment {
     // Whoever asks is known from now on.
-    this.#parts.roster.of(worker);
+    this.#components.roster.of(worker);
     if (this.over) return END;
     this.#goesOn(now);
     const work = workFor(this.inside, worker, ahead, now, to ?? null);
@@ -238,7 +238,7 @@ export class Run extends RunView {
     payload: Uint8Array,
   ): boolean {
     const fields = this.#fields;
-    const { vector, correction, rateWatch } = this.#parts;
+    const { vector, correction, rateWatch } = this.#components;
     const { size } = vector.mustParameters.layout;
     if (this.over || fields.grant?.id !== grant || fields.grant.worker !== worker) return false;
     if (payload.length !== 4 * size) {
@@ -274,7 +274,7 @@ export class Run extends RunView {
   #overflowed(generation: number): void {
     // Several updates may have been under way when the first was told.
     if (this.over || generation !== this.#fields.generation) return;
-    const { gradientNorm } = this.#parts.observations;
+    const { gradientNorm } = this.#components.observations;
     this.#diverged(overflowText(this.inside, this.step, this.learningRate, gradientNorm));
   }
 
@@ -312,7 +312,7 @@ export class Run extends RunView {
     fields.nonFiniteInRow = 0;
     fields.rateFactor *= factor;
     fields.optimizerStart = fields.step;
-    this.#parts.observations.restartSmoothing();
+    this.#components.observations.restartSmoothing();
     const { afterStop } = this.config.earlyStopping;
     const isAnew = fields.phase === 'refitting' && afterStop === 'retrain';
     const best = isAnew || !isGood(fields.best, fields) ? null : fields.best;
@@ -369,7 +369,7 @@ export class Run extends RunView {
 
   #capture(what: 'evaluated' | 'exchanged'): number {
     const id = ++this.#fields.captures;
-    this.#parts.vector.capture(id, what);
+    this.#components.vector.capture(id, what);
     return id;
   }
 
@@ -407,7 +407,7 @@ export class Run extends RunView {
     this.#goesOn(now);
     fields.evaluation = null;
     const evaluation = evaluationFrom(this.inside, pending, result, now);
-    this.#parts.observations.evaluated(evaluation);
+    this.#components.observations.evaluated(evaluation);
     this.#events.push({ kind: 'evaluated', evaluation }, { kind: 'wake' });
     if (pending.purpose === 'test') {
       fields.test = evaluation;
@@ -415,13 +415,13 @@ export class Run extends RunView {
       this.#finish();
     } else if (pending.purpose === 'target') this.#continueFromBest(evaluation);
     else this.#validated(pending, evaluation);
-    this.#parts.vector.forget(pending.capture, capturesInUse(fields));
+    this.#components.vector.forget(pending.capture, capturesInUse(fields));
     return true;
   }
 
   #validated(pending: PendingEvaluation, evaluation: Evaluation): void {
     const fields = this.#fields;
-    const { schedule, earlyStopping, observations, vector } = this.#parts;
+    const { schedule, earlyStopping, observations, vector } = this.#components;
     const { loss, error } = evaluation;
     fields.lastEvaluatedStep = pending.step;
     if (fields.phase === 'refitting') {
@@ -477,7 +477,7 @@ export class Run extends RunView {
     fields.optimizerStart = fields.step;
     fields.ending = null;
     fields.evaluationDue = false;
-    this.#parts.leases = leasesOf(this.inside, options.part, options.epochs);
+    this.#components.leases = leasesOf(this.inside, options.part, options.epochs);
     fields.nextEvaluation = evaluateEveryOf(this.inside);
     this.#setPhase(phase, options.reason);
   }
@@ -501,8 +501,8 @@ export class Run extends RunView {
       this.#evaluate('target', 'train', best.capture, best.evaluation.step);
     } else {
       fields.scheduleOffset = 0;
-      this.#parts.schedule = createSchedule(this.config.schedule, this.config);
-      this.#parts.observations.restartSmoothing();
+      this.#components.schedule = createSchedule(this.config.schedule, this.config);
+      this.#components.observations.restartSmoothing();
       this.#startPhase('refitting', {
         part: 'trainAndValidation',
         epochs: null,
@@ -523,7 +523,7 @@ export class Run extends RunView {
     fields.target = loss;
     this.#setParameters(best.capture);
     this.#resetOptimizer();
-    this.#parts.schedule.restore(best.schedule);
+    this.#components.schedule.restore(best.schedule);
     fields.scheduleOffset = best.phaseStep;
     this.#startPhase('refitting', {
       part: 'trainAndValidation',
@@ -534,14 +534,14 @@ export class Run extends RunView {
 
   #setParameters(by: number | 'evaluated'): void {
     this.#steps.discard();
-    this.#parts.vector.replace(by);
+    this.#components.vector.replace(by);
     this.#fields.generation++;
   }
 
   #resetOptimizer(): void {
-    this.#parts.vector.resetOptimizer();
-    this.#parts.correction.reset();
-    this.#parts.rateWatch.reset();
+    this.#components.vector.resetOptimizer();
+    this.#components.correction.reset();
+    this.#components.rateWatch.reset();
   }
 
   /** The parameters are the final ones; the test part is looked at once. */
@@ -560,7 +560,7 @@ export class Run extends RunView {
 
   #finish(): void {
     this.#fields.epochAtEnd = epochOf(this.inside);
-    this.#parts.leases = null;
+    this.#components.leases = null;
     this.#setPhase('finished', this.#fields.reason);
   }
 
@@ -591,10 +591,10 @@ export class Run extends RunView {
     const fields = this.#fields;
     if (this.over) return;
     const { evaluation } = fields;
-    if (fields.phase === 'testing' && !this.#parts.leases) {
+    if (fields.phase === 'testing' && !this.#components.leases) {
       // It had finished before somebody asked for the test: it is as it was.
       fields.evaluation = null;
-      if (evaluation) this.#parts.vector.forget(evaluation.capture, capturesInUse(fields));
+      if (evaluation) this.#components.vector.forget(evaluation.capture, capturesInUse(fields));
       this.#setPhase('finished', fields.reason);
       return;
     }
@@ -615,7 +615,7 @@ export class Run extends RunView {
       throw new DownpourError('DP_RUN_ENDED', `run ${this.id} is finished: ${reason}`);
     }
     if (phase !== 'stopped') return;
-    this.#parts.robust.release();
+    this.#components.robust.release();
     this.#setPhase(resumePhase, 'resumed');
   }
 

@@ -11,46 +11,46 @@ import { type Fields, type Inside, secondsOf } from './state.ts';
 const GRACE_MS = 5_000;
 
 /** @throws DownpourError of `checkAgreement`. */
-export function mustAgree({ options, fields, parts }: Inside, worker: Joining): void {
+export function mustAgree({ options, fields, components }: Inside, worker: Joining): void {
   const { experiment, experimentHash, fork } = options;
   const { data, facts, originData } = fields;
   const origin = fork ? { run: fork.run, data: originData } : null;
   const takesOtherData = fork?.data === 'other';
-  const own = { experiment, experimentHash, layout: parts.vector.layout };
+  const own = { experiment, experimentHash, layout: components.vector.layout };
   checkAgreement({ ...own, data, facts, origin, takesOtherData }, worker);
 }
 
 /** It is here, perhaps again. @param now see `RunCall`. */
-export function attend({ fields, parts }: Inside, worker: string, now: number): void {
-  const record = parts.roster.of(worker);
+export function attend({ fields, components }: Inside, worker: string, now: number): void {
+  const record = components.roster.of(worker);
   record.attached = true;
   record.generation = -1;
-  parts.correction.arrived(worker);
-  parts.mode?.arrived(worker);
-  parts.leases?.extend(worker, now);
+  components.correction.arrived(worker);
+  components.mode?.arrived(worker);
+  components.leases?.extend(worker, now);
   const { evaluation } = fields;
   if (evaluation?.worker === worker) evaluation.deadline = null;
 }
 
 /** @returns whether others may have work. */
-export function detach({ fields, parts }: Inside, worker: string, now: number): boolean {
+export function detach({ fields, components }: Inside, worker: string, now: number): boolean {
   const { evaluation } = fields;
-  parts.roster.detach(worker);
-  parts.robust.left(worker);
-  parts.correction.departed(worker, now);
-  parts.mode?.departed(worker, now);
-  parts.leases?.hasten(worker, now + GRACE_MS);
+  components.roster.detach(worker);
+  components.robust.left(worker);
+  components.correction.departed(worker, now);
+  components.mode?.departed(worker, now);
+  components.leases?.hasten(worker, now + GRACE_MS);
   if (evaluation?.worker === worker) evaluation.deadline = now + GRACE_MS;
   return takeGrant(fields, worker);
 }
 
 /** @returns whether others may have work. */
-export function leave({ fields, parts }: Inside, worker: string): boolean {
-  parts.roster.detach(worker);
-  parts.robust.left(worker);
-  parts.correction.left(worker);
-  parts.mode?.left(worker);
-  const leases = parts.leases?.release(worker) ?? 0;
+export function leave({ fields, components }: Inside, worker: string): boolean {
+  components.roster.detach(worker);
+  components.robust.left(worker);
+  components.correction.left(worker);
+  components.mode?.left(worker);
+  const leases = components.leases?.release(worker) ?? 0;
   const hadEvaluation = giveBack(fields, worker);
   return takeGrant(fields, worker) || hadEvaluation || leases > 0;
 }
@@ -63,19 +63,19 @@ function takeGrant({ grant }: Fields, worker: string): boolean {
 }
 
 /** Nobody's time ran. */
-export function postpone({ fields, parts }: Inside, ms: number): void {
-  parts.leases?.postpone(ms);
-  parts.mode?.postpone(ms);
+export function postpone({ fields, components }: Inside, ms: number): void {
+  components.leases?.postpone(ms);
+  components.mode?.postpone(ms);
   if (fields.evaluation?.deadline != null) fields.evaluation.deadline += ms;
 }
 
 /** @returns whether others may have work. */
-export function tick({ fields, parts }: Inside, now: number): boolean {
+export function tick({ fields, components }: Inside, now: number): boolean {
   const { evaluation } = fields;
-  const { mode } = parts;
-  parts.correction.tick(now);
+  const { mode } = components;
+  components.correction.tick(now);
   mode?.tick(now);
-  let freed = parts.leases?.expire(now, mode ? (worker) => mode.late(worker) : undefined) ?? 0;
+  let freed = components.leases?.expire(now, mode ? (worker) => mode.late(worker) : undefined) ?? 0;
   if (evaluation?.deadline != null && evaluation.deadline <= now) {
     evaluation.worker = null;
     evaluation.deadline = null;
@@ -85,9 +85,9 @@ export function tick({ fields, parts }: Inside, now: number): boolean {
 }
 
 /** All work is taken back; those that had it are here still. */
-export function pause({ fields, parts }: Inside): void {
+export function pause({ fields, components }: Inside): void {
   const { evaluation, grant } = fields;
-  for (const worker of parts.roster.keys()) parts.leases?.release(worker);
+  for (const worker of components.roster.keys()) components.leases?.release(worker);
   if (evaluation) evaluation.worker = null;
   if (grant) grant.worker = null;
 }
@@ -97,12 +97,12 @@ export function pause({ fields, parts }: Inside): void {
  * @returns whether one has. @throws DownpourError DP_LAYOUT_MISMATCH.
  */
 export function takeSample(
-  { options, fields, parts }: Inside,
+  { options, fields, components }: Inside,
   worker: string,
   observed: Observed,
   now: number,
 ): boolean {
-  const { roster, observations, vector, robust } = parts;
+  const { roster, observations, vector, robust } = components;
   const record = roster.find(worker);
   if (isOver(fields) || !vector.layout || !record || record.samplesDue === 0) return false;
   if (robust.quarantine(worker) !== null) return false;

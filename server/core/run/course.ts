@@ -4,7 +4,7 @@ import { Leases } from '../leases.ts';
 import { momentumAt } from '../schedule.ts';
 import type { Fields, Inside } from './state.ts';
 
-/** Where a run is in its course: what follows from its fields and its parts, and is written down nowhere. */
+/** Where a run is in its course: what follows from its fields and its components, and is written down nowhere. */
 
 /** Nothing more will happen unless somebody resumes it. */
 export function isOver({ phase }: Pick<Fields, 'phase'>): boolean {
@@ -27,8 +27,8 @@ export function scheduleStepOf(fields: Fields): number {
 }
 
 /** Learning rate of the next update, before damping. */
-export function learningRateOf({ fields, parts }: Inside): number {
-  return parts.schedule.rate(scheduleStepOf(fields)) * fields.rateFactor;
+export function learningRateOf({ fields, components }: Inside): number {
+  return components.schedule.rate(scheduleStepOf(fields)) * fields.rateFactor;
 }
 
 /** Momentum of the update rule of gradients where no schedule changes it; null: it has none. */
@@ -44,14 +44,14 @@ export function momentumOf(inside: Inside): number | null {
   return scheduled ?? ownMomentumOf(inside);
 }
 
-export function epochOf({ fields, parts }: Inside): number {
-  const { leases, observations } = parts;
+export function epochOf({ fields, components }: Inside): number {
+  const { leases, observations } = components;
   return leases?.epoch ?? fields.epochAtEnd ?? observations.evaluations.at(-1)?.epoch ?? 0;
 }
 
 /** Why the phase ends with the update that was made; null: it goes on. */
 export function endingOf(inside: Inside): string | null {
-  const { options, fields, parts } = inside;
+  const { options, fields, components } = inside;
   const { stepsMax, epochsMax, earlyStopping } = options.config;
   const phaseStep = phaseStepOf(fields);
   if (fields.phase === 'refitting') {
@@ -61,18 +61,18 @@ export function endingOf(inside: Inside): string | null {
       : 'continued up to its limit of steps';
   }
   if (stepsMax !== null && phaseStep >= stepsMax) return `reached stepsMax ${stepsMax}`;
-  return parts.leases!.exhausted ? `reached epochsMax ${epochsMax}` : null;
+  return components.leases!.exhausted ? `reached epochsMax ${epochsMax}` : null;
 }
 
 /** Counted like `evaluateEveryOf`: an epoch is of so many minibatches, however many make an update. */
-export function evaluationStepOf({ options, fields, parts }: Inside): number {
+export function evaluationStepOf({ options, fields, components }: Inside): number {
   const isByEpochs = options.config.evaluateEverySteps === null;
-  return isByEpochs ? parts.leases!.completed : phaseStepOf(fields);
+  return isByEpochs ? components.leases!.completed : phaseStepOf(fields);
 }
 
 /** Minibatches that made an update in this phase, on average. */
-function minibatchesPerStepOf({ options, fields, parts }: Inside): number {
-  const { mode, leases, collection } = parts;
+function minibatchesPerStepOf({ options, fields, components }: Inside): number {
+  const { mode, leases, collection } = components;
   const steps = phaseStepOf(fields);
   const isOne = !mode?.collects && !localOf(options.config);
   if (isOne || !leases || steps === 0) return 1;
@@ -81,16 +81,16 @@ function minibatchesPerStepOf({ options, fields, parts }: Inside): number {
 
 /** Between two evaluations at the mean speed so far, s; null: unknown. */
 export function evaluationSecondsOf(inside: Inside, seconds: number): number | null {
-  const { options, fields, parts } = inside;
-  if (fields.step === 0 || !parts.leases) return null;
+  const { options, fields, components } = inside;
+  if (fields.step === 0 || !components.leases) return null;
   const isByEpochs = options.config.evaluateEverySteps === null;
   const steps = evaluateEveryOf(inside) / (isByEpochs ? minibatchesPerStepOf(inside) : 1);
   return (steps * seconds) / fields.step;
 }
 
 /** Updates between two evaluations, or minibatches of an epoch. */
-export function evaluateEveryOf({ options, parts }: Inside): number {
-  return options.config.evaluateEverySteps ?? parts.leases!.perEpoch;
+export function evaluateEveryOf({ options, components }: Inside): number {
+  return options.config.evaluateEverySteps ?? components.leases!.perEpoch;
 }
 
 export function examplesOf(data: DataSummary, part: Part): number {
@@ -101,7 +101,7 @@ export function examplesOf(data: DataSummary, part: Part): number {
 
 /** Minibatches of a phase that begins. @param epochs that it has; null: no end. */
 export function leasesOf(
-  { options, fields, parts }: Inside,
+  { options, fields, components }: Inside,
   part: Part,
   epochs: number | null,
 ): Leases {
@@ -110,10 +110,10 @@ export function leasesOf(
     part,
     exampleCount: examplesOf(fields.data!, part),
     minibatchSize,
-    epochStart: parts.leases ? parts.leases.epoch + 1 : 0,
+    epochStart: components.leases ? components.leases.epoch + 1 : 0,
     epochs,
     leaseMs: leaseSeconds * 1000,
-    idStart: parts.leases?.nextId ?? 1,
+    idStart: components.leases?.nextId ?? 1,
   });
 }
 
@@ -147,8 +147,8 @@ export function stepsMaxOf(inside: Inside): number | null {
 }
 
 /** Before the first update: so many more must come before it begins. */
-export function workersMissingOf({ options, fields, parts }: Inside): number {
+export function workersMissingOf({ options, fields, components }: Inside): number {
   const { workersMin } = options.config;
   if (workersMin === 1 || fields.step > 0 || isOver(fields)) return 0;
-  return Math.max(0, workersMin - parts.roster.attached);
+  return Math.max(0, workersMin - components.roster.attached);
 }

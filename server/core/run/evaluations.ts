@@ -68,7 +68,7 @@ export function evaluationFrom(
     examples,
     metrics,
     learningRate: learningRateOf(inside),
-    trainingLoss: inside.parts.observations.trainingLoss,
+    trainingLoss: inside.components.observations.trainingLoss,
   };
 }
 

@@ -32,9 +32,9 @@ export function localWorkFor(inside: Inside, worker: Worker): LocalWork | null {
 }
 
 /** α = β / workers. */
-function movingRateOf({ options, parts }: Inside): number {
+function movingRateOf({ options, components }: Inside): number {
   const { movingRate } = localOf(options.config)!;
-  return movingRate / Math.max(1, parts.correction.crowd);
+  return movingRate / Math.max(1, components.correction.crowd);
 }
 
 /**
@@ -42,14 +42,14 @@ function movingRateOf({ options, parts }: Inside): number {
  * @param worker of the push; null: of several.
  */
 export function outerRateOf(inside: Inside, worker: Worker | null): number {
-  const { options, parts } = inside;
+  const { options, components } = inside;
   const { config } = options;
   const local = localOf(config)!;
   if (local.push === 'delta') {
     const { learningRate, delayed } = outerOf(config);
     // All workers together move the parameters as far as the mean of a round does.
     const isOneByOne = worker !== null && delayed === null;
-    return learningRate ?? (isOneByOne ? 1 / Math.max(1, parts.correction.crowd) : 1);
+    return learningRate ?? (isOneByOne ? 1 / Math.max(1, components.correction.crowd) : 1);
   }
   // In a round, p workers move by β / p each: the server by β of their mean.
   return worker ? (worker.movingRate ?? movingRateOf(inside)) : local.movingRate;
@@ -65,7 +65,7 @@ export function minibatchesFor(inside: Inside, worker: Worker): number {
   const own = worker.minibatchMs;
   if (!dynamic || !own) return steps;
   let least = own;
-  for (const { attached, minibatchMs } of inside.parts.roster.values()) {
+  for (const { attached, minibatchMs } of inside.components.roster.values()) {
     if (attached && minibatchMs) least = Math.min(least, minibatchMs);
   }
   // A hair above a whole number counts as that.

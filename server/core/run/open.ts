@@ -5,15 +5,15 @@ import type { NamedTensor, Places } from '../vectors.ts';
 import { capturesInUse } from './evaluations.ts';
 import { GENERATIONS_A_LIFE, passLives } from './lives.ts';
 import {
+  Components,
   type Inside,
   newFields,
+  openComponents,
   openFields,
-  openParts,
-  Parts,
   type RunOptions,
   type RunReplica,
   type RunState,
-  replicateParts,
+  replicateComponents,
 } from './state.ts';
 import { RESTORED_BEST } from './vector.ts';
 
@@ -32,7 +32,7 @@ export function openNew(
   const fields = newFields();
   fields.life = life;
   passLives(fields, lives);
-  return { options, fields, parts: new Parts(options, shards) };
+  return { options, fields, components: new Components(options, shards) };
 }
 
 /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
@@ -41,8 +41,8 @@ export function openFork(
   source: Pick<RunState, 'tensors' | 'parameters' | 'data' | 'facts' | 'originData'>,
   tensors: readonly NamedTensor[],
 ): void {
-  const { fields, parts } = inside;
-  const { vector } = parts;
+  const { fields, components } = inside;
+  const { vector } = components;
   // Its parameters belong to inputs that are standardised as they were.
   fields.facts = source.facts ?? null;
   // A fork that nobody has worked for does not know its own data.
@@ -58,9 +58,9 @@ export function openCheckpoint(
   state: RunState,
   tensors: readonly NamedTensor[],
 ): void {
-  const { fields, parts } = inside;
+  const { fields, components } = inside;
   const { life } = fields;
-  const { vector } = parts;
+  const { vector } = components;
   // Each of several lives since the checkpoint has numbers of its own.
   const lives = Math.max(1, life - (state.life ?? life - 1));
   const { step, generation, firstGeneration = 0 } = state;
@@ -69,7 +69,7 @@ export function openCheckpoint(
   passLives(fields, lives);
   // The result of an evaluation that was given out in a lost time is not one of now.
   fields.evaluationsGiven += lives * GENERATIONS_A_LIFE;
-  openParts(parts, state, lives);
+  openComponents(components, state, lives);
   if (!state.tensors || !state.parameters || state.initialisations === 0) return;
   takePlaces(inside, vector.place(createLayout(state.tensors)));
   vector.restore(state.parameters, tensors, state.best !== null);
@@ -83,19 +83,19 @@ export function openReplica(
   replica: RunReplica,
   vectors: ReadonlyMap<string, Float32Array>,
 ): void {
-  const { fields, parts } = inside;
+  const { fields, components } = inside;
   Object.assign(fields, structuredClone(replica.fields));
-  replicateParts(parts, replica);
+  replicateComponents(components, replica);
   const { tensors, parameters } = replica;
   if (!tensors) return;
   const hasParameters = fields.initialisations > 0;
   const inUse = { ...capturesInUse(fields), hasParameters };
-  takePlaces(inside, parts.vector.replicate(tensors, parameters, vectors, inUse));
+  takePlaces(inside, components.vector.replicate(tensors, parameters, vectors, inUse));
 }
 
 /** The vector has its places: so much may be kept of workers and of their pushes. */
-export function takePlaces({ options, parts }: Inside, places: Places): void {
-  parts.correction.place(places.velocities);
-  parts.sent.place(places.sent);
-  if (keepsEach(options.config.consistency)) parts.mode?.place(places.collected);
+export function takePlaces({ options, components }: Inside, places: Places): void {
+  components.correction.place(places.velocities);
+  components.sent.place(places.sent);
+  if (keepsEach(options.config.consistency)) components.mode?.place(places.collected);
 }

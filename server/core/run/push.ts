@@ -40,20 +40,20 @@ export class Pushes {
     this.#facts = {
       ...{ config: inside.options.config, fields, isReady: false, worker: newWorker() },
       ...{ quarantine: null, problem: null, lease: null },
-      ...{ key: '', mode: inside.parts.mode, workers: 0, kind: 'gradient' },
+      ...{ key: '', mode: inside.components.mode, workers: 0, kind: 'gradient' },
     };
     this.steps = new Steps(inside, then);
   }
 
   /** @param payload see `RunCall`. */
   take(call: CallOf<'push'>, payload: Uint8Array): Acknowledgement {
-    const { fields, parts } = this.#inside;
+    const { fields, components } = this.#inside;
     const acknowledgement = this.#decide(call, payload);
     const { outcome } = acknowledgement;
     fields.pushes[outcome]++;
     this.#facts.worker.pushes[outcome]++;
     if (call.others && (outcome === 'rejected' || outcome === 'duplicate')) {
-      parts.vector.dropParts(call.others.session, call.push.sequence);
+      components.vector.dropParts(call.others.session, call.push.sequence);
     }
     return acknowledgement;
   }
@@ -61,7 +61,7 @@ export class Pushes {
   #decide(call: CallOf<'push'>, payload: Uint8Array): Acknowledgement {
     const { worker, push, now, room, others } = call;
     const facts = this.#facts;
-    const { leases, vector, roster, robust, correction } = this.#inside.parts;
+    const { leases, vector, roster, robust, correction } = this.#inside.components;
     const { parameters } = vector;
     facts.key = worker;
     facts.workers = correction.crowd;
@@ -93,7 +93,7 @@ export class Pushes {
     const { code, message, staleness, retry, passOn } = judgement;
     if (retry) this.#retry(now);
     if (passOn) {
-      this.#inside.parts.leases!.giveBack(this.#facts.lease!.id);
+      this.#inside.components.leases!.giveBack(this.#facts.lease!.id);
       this.#then.woken();
     }
     return answer(push, 'rejected', staleness, code, message);
@@ -101,14 +101,14 @@ export class Pushes {
 
   /** The worker computes the minibatch again: its time begins anew. */
   #retry(now: number): void {
-    this.#inside.parts.leases!.retry(this.#facts.lease!.id, now);
+    this.#inside.components.leases!.retry(this.#facts.lease!.id, now);
   }
 
   /** @param scale of the learning rate. */
   #apply(call: CallOf<'push'>, staged: StagedPush, scale: number): Acknowledgement {
     const { worker, push, now, others } = call;
-    const { options: of, fields, parts } = this.#inside;
-    const { vector, correction, robust, mode, sent } = parts;
+    const { options: of, fields, components } = this.#inside;
+    const { vector, correction, robust, mode, sent } = components;
     const parameters = vector.mustParameters;
     const staleness = fields.step - push.step;
     const { clip, momentumSchedule } = of.config;
@@ -187,11 +187,11 @@ export class Pushes {
 
   /** A push counts: what is remembered of it. Its numbers one by one: there are thousands a second. */
   #counts(worker: string, push: Push, staleness: number, loss: number, norm: number): void {
-    const { options, fields, parts } = this.#inside;
-    const { robust, observations, sent } = parts;
+    const { options, fields, components } = this.#inside;
+    const { robust, observations, sent } = components;
     const lease = this.#facts.lease!;
     const minibatches = Math.ceil(lease.count / options.config.minibatchSize);
-    parts.leases!.complete(lease);
+    components.leases!.complete(lease);
     credit(this.#facts.worker, push, staleness, { lease, minibatches });
     fields.nonFiniteInRow = 0;
     robust.applied(worker, fields.nowMs);
@@ -205,7 +205,7 @@ export class Pushes {
 
   /** An update was made: what is remembered of it, and what is due. */
   #updated(worker: string, plan: Plan | null, update: Applied): void {
-    const { correction, observations } = this.#inside.parts;
+    const { correction, observations } = this.#inside.components;
     const { gradientNorm: norm, staleness, loss } = update;
     correction.applied(worker, plan, { norm, staleness, loss });
     const news = correction.takeNews();
@@ -225,8 +225,8 @@ export class Pushes {
       readonly compensation: CompensationUse | null;
     },
   ): void {
-    const { options, fields, parts } = this.#inside;
-    const { vector, mode, collection } = parts;
+    const { options, fields, components } = this.#inside;
+    const { vector, mode, collection } = components;
     const { scale, loss, norm, compensation } = it;
     const lease = this.#facts.lease!;
     const staleness = fields.step - push.step;
@@ -248,11 +248,11 @@ export class Pushes {
     norm: number,
     rate: number,
   ): CompensationUse | null {
-    const { fields, parts } = this.#inside;
+    const { fields, components } = this.#inside;
     const read = { step, generation, staleness: fields.step - step };
     const momentum = momentumOf(this.#inside) ?? 0;
-    const size = parts.vector.layout!.trainableSize;
-    return parts.sent.use(worker, read, { norm, rate, momentum, size });
+    const size = components.vector.layout!.trainableSize;
+    return components.sent.use(worker, read, { norm, rate, momentum, size });
   }
 }
 

@@ -25,8 +25,8 @@ export function nonFiniteText({ options, fields }: Inside, readStep: number): st
 }
 
 /** No evaluation was ever good enough to be the best. */
-export function nothingFiniteText({ fields, parts }: Inside, reason: string): string {
-  const { trainingLoss } = parts.observations;
+export function nothingFiniteText({ fields, components }: Inside, reason: string): string {
+  const { trainingLoss } = components.observations;
   const trains = trainingLoss !== null && fields.rollbacks.length === 0;
   const next = trains
     ? `the training loss is ${Number(trainingLoss.toPrecision(4))}, so look at the values of the validation part and at what is measured there`

@@ -23,8 +23,8 @@ import { Vector } from './vector.ts';
 
 /**
  * What a run is at one moment. Each field stands once, in the group that says what a checkpoint does with it; checkpoint,
- * restoring, replica and the types of all of them are derived. What decides by numbers of its own is a part, and
- * each part stands once in `PARTS`.
+ * restoring, replica and the types of all of them are derived. What decides by numbers of its own is a component, and
+ * each component stands once in `COMPONENTS`.
  */
 
 export interface RunOptions {
@@ -209,10 +209,10 @@ export function stepsLost({ stepsLost, lost }: Fields): number {
   return steps;
 }
 
-// Parts.
+// Components.
 
 /** What decides by numbers of its own. */
-export class Parts {
+export class Components {
   schedule: Schedule;
   /** Null: there is nothing to give out. */
   leases: Leases | null = null;
@@ -241,36 +241,36 @@ export class Parts {
   }
 }
 
-/** How a part is written down and opened: in a checkpoint, and in a replica where that keeps more. */
+/** How a component is written down and opened: in a checkpoint, and in a replica where that keeps more. */
 interface Kind<S, R> {
-  readonly save: (parts: Parts) => S;
+  readonly save: (components: Components) => S;
   /** @param lives of the server since it was saved. */
-  readonly open: (parts: Parts, saved: S, lives: number) => void;
-  readonly replica: (parts: Parts) => R;
-  readonly replicate: (parts: Parts, replica: R) => void;
+  readonly open: (components: Components, saved: S, lives: number) => void;
+  readonly replica: (components: Components) => R;
+  readonly replicate: (components: Components, replica: R) => void;
 }
 const kindOf = <S, R>(kind: Kind<S, R>): Kind<S, R> => kind;
 const alike = <S>(
   save: Kind<S, S>['save'],
-  open: (parts: Parts, saved: S) => void,
+  open: (components: Components, saved: S) => void,
 ): Kind<S, S> => ({
   ...{ save, open },
   ...{ replica: save, replicate: open },
 });
 
-const PARTS = {
+const COMPONENTS = {
   schedule: alike(
     ({ schedule }) => schedule.state(),
     ({ schedule }, saved) => schedule.restore(saved),
   ),
   leases: kindOf({
     save: ({ leases }) => leases?.state() ?? null,
-    open: (parts, saved, lives) => {
-      parts.leases = saved && Leases.restore(saved, lives);
+    open: (components, saved, lives) => {
+      components.leases = saved && Leases.restore(saved, lives);
     },
     replica: ({ leases }) => leases?.replica() ?? null,
-    replicate: (parts, replica) => {
-      parts.leases = replica && Leases.replicate(replica);
+    replicate: (components, replica) => {
+      components.leases = replica && Leases.replicate(replica);
     },
   }),
   earlyStopping: alike(
@@ -279,8 +279,8 @@ const PARTS = {
   ),
   observations: alike(
     ({ observations }) => observations.state(),
-    (parts, saved) => {
-      parts.observations = new Curves(saved);
+    (components, saved) => {
+      components.observations = new Curves(saved);
     },
   ),
   workers: kindOf({
@@ -319,36 +319,43 @@ const PARTS = {
   }),
 };
 /** A checkpoint leaves it out. */
-const PASSING_PARTS = {
+const PASSING_COMPONENTS = {
   robust: {
-    replica: ({ robust }: Parts) => robust.state(),
-    replicate: ({ robust }: Parts, replica: ReturnType<Robust['state']>) => robust.restore(replica),
+    replica: ({ robust }: Components) => robust.state(),
+    replicate: ({ robust }: Components, replica: ReturnType<Robust['state']>) =>
+      robust.restore(replica),
   },
 };
-const REPLICATED = { ...PARTS, ...PASSING_PARTS };
+const REPLICATED = { ...COMPONENTS, ...PASSING_COMPONENTS };
 
 type Saved<P> = {
-  readonly [K in keyof P]: P[K] extends { save: (parts: Parts) => infer S } ? S : never;
+  readonly [K in keyof P]: P[K] extends { save: (components: Components) => infer S } ? S : never;
 };
 type Replicated<P> = {
-  readonly [K in keyof P]: P[K] extends { replica: (parts: Parts) => infer R } ? R : never;
+  readonly [K in keyof P]: P[K] extends { replica: (components: Components) => infer R }
+    ? R
+    : never;
 };
 
 function writtenBy<K extends string>(
-  kinds: Readonly<Record<string, Readonly<Partial<Record<K, (parts: Parts) => unknown>>>>>,
+  kinds: Readonly<
+    Record<string, Readonly<Partial<Record<K, (components: Components) => unknown>>>>
+  >,
   how: K,
-  parts: Parts,
+  components: Components,
 ): unknown {
-  return Object.fromEntries(Object.entries(kinds).map(([name, kind]) => [name, kind[how]!(parts)]));
+  return Object.fromEntries(
+    Object.entries(kinds).map(([name, kind]) => [name, kind[how]!(components)]),
+  );
 }
 
-/** Absent parts stay as they are: an older release had none. */
-export function openParts(parts: Parts, state: RunState, lives: number): void {
-  for (const [name, { open }] of Object.entries(PARTS) as [
-    keyof typeof PARTS,
+/** Absent components stay as they are: an older release had none. */
+export function openComponents(components: Components, state: RunState, lives: number): void {
+  for (const [name, { open }] of Object.entries(COMPONENTS) as [
+    keyof typeof COMPONENTS,
     Kind<unknown, unknown>,
   ][]) {
-    if (state[name] !== undefined) open(parts, state[name], lives);
+    if (state[name] !== undefined) open(components, state[name], lives);
   }
 }
 
@@ -364,15 +371,16 @@ export type RunState = {
   readonly parameters: ParametersState | null;
 } & Readonly<Omit<SavedFields, keyof Later>> &
   Readonly<Partial<Later>> &
-  Omit<Saved<typeof PARTS>, LaterPart> &
-  Partial<Pick<Saved<typeof PARTS>, LaterPart>>;
+  Omit<Saved<typeof COMPONENTS>, LaterComponent> &
+  Partial<Pick<Saved<typeof COMPONENTS>, LaterComponent>>;
 /** Checkpoints of older releases lack them. */
-type LaterPart = 'correction' | 'mode' | 'collected' | 'sent';
+type LaterComponent = 'correction' | 'mode' | 'collected' | 'sent';
 
 /** All that a run is, with what a checkpoint leaves out; the vectors come beside it. */
 export interface RunReplica {
   readonly options: RunOptions;
   readonly fields: Fields;
+  /** The components, under the name that standbys of all releases read. */
   readonly parts: Replicated<typeof REPLICATED>;
   readonly tensors: readonly TensorSpec[] | null;
   readonly parameters: ParametersState | null;
@@ -382,7 +390,7 @@ export interface RunReplica {
 export interface Inside {
   readonly options: RunOptions;
   readonly fields: Fields;
-  readonly parts: Parts;
+  readonly components: Components;
 }
 
 const ofVector = ({ layout, parameters }: Vector) => ({
@@ -390,25 +398,25 @@ const ofVector = ({ layout, parameters }: Vector) => ({
   parameters: parameters?.state() ?? null,
 });
 
-export function stateOf({ options, fields, parts }: Inside, now: number): RunState {
+export function stateOf({ options, fields, components }: Inside, now: number): RunState {
   return {
     version: 1,
     options,
     ...savedFields(fields, now),
-    ...ofVector(parts.vector),
-    ...(writtenBy(PARTS, 'save', parts) as Saved<typeof PARTS>),
+    ...ofVector(components.vector),
+    ...(writtenBy(COMPONENTS, 'save', components) as Saved<typeof COMPONENTS>),
   };
 }
 
 /** What a worker's payloads and numbers are made of is not copied. */
-export function replicaOf({ options, fields, parts }: Inside): RunReplica {
-  const replicas = writtenBy(REPLICATED, 'replica', parts) as RunReplica['parts'];
-  return { options, fields: { ...fields }, parts: replicas, ...ofVector(parts.vector) };
+export function replicaOf({ options, fields, components }: Inside): RunReplica {
+  const replicas = writtenBy(REPLICATED, 'replica', components) as RunReplica['parts'];
+  return { options, fields: { ...fields }, parts: replicas, ...ofVector(components.vector) };
 }
 
-export function replicateParts(parts: Parts, replica: RunReplica): void {
+export function replicateComponents(components: Components, replica: RunReplica): void {
   for (const [name, kind] of Object.entries(REPLICATED)) {
     const { replicate } = kind as Pick<Kind<unknown, unknown>, 'replicate'>;
-    replicate(parts, replica.parts[name as keyof RunReplica['parts']]);
+    replicate(components, replica.parts[name as keyof RunReplica['parts']]);
   }
 }

@@ -29,8 +29,8 @@ export class Steps {
 
   /** Something has happened that the mode may have waited for: a step is made, or the gate opens. */
   look(now: number): void {
-    const { fields, parts } = this.#inside;
-    const { mode, collection, leases } = parts;
+    const { fields, components } = this.#inside;
+    const { mode, collection, leases } = components;
     if (!mode) return;
     const { count } = collection;
     if (count > 0 && isTraining(fields) && !fields.grant && fields.ending === null) {
@@ -42,8 +42,8 @@ export class Steps {
 
   /** Makes one update of the pushes that were collected. */
   #combine(now: number): void {
-    const { options: of, fields, parts } = this.#inside;
-    const { vector, mode, collection, correction, observations, rateWatch } = parts;
+    const { options: of, fields, components } = this.#inside;
+    const { vector, mode, collection, correction, observations, rateWatch } = components;
     const parameters = vector.mustParameters;
     const { shares, examples, loss, staleness, norm: normOfEach, last: worker } = collection;
     const { count: pushes, squares } = collection;
@@ -101,7 +101,7 @@ export class Steps {
 
   /** The pushes that were collected are of no more use: their minibatches are computed again. */
   discard(): void {
-    const { vector, mode, collection } = this.#inside.parts;
+    const { vector, mode, collection } = this.#inside.components;
     if (collection.count === 0) return;
     vector.discard();
     mode!.stepped();
@@ -109,7 +109,7 @@ export class Steps {
   }
 
   #giveBack(): void {
-    const { collection, leases } = this.#inside.parts;
+    const { collection, leases } = this.#inside.components;
     for (const { lease } of collection.take()) leases?.undo(lease);
     this.#then.woken();
   }

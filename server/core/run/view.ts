@@ -106,17 +106,17 @@ export class RunView {
   }
 
   get layout(): Layout | null {
-    return this.inside.parts.vector.layout;
+    return this.inside.components.vector.layout;
   }
 
   /** Layout of the first range, which lands here and is sent from here. */
   get rangeLayout(): Layout | null {
-    return this.inside.parts.vector.parameters?.layout ?? null;
+    return this.inside.components.vector.parameters?.layout ?? null;
   }
 
   /** Into how many ranges the vector is cut. */
   get rangeCount(): number {
-    return this.inside.parts.vector.ranges.length;
+    return this.inside.components.vector.ranges.length;
   }
 
   /** Where the vector lies, and what the shards that have it are to do beside the decisions of the run. */
@@ -124,12 +124,12 @@ export class RunView {
     Vector,
     'ranges' | 'dropParts' | 'grantParts' | 'revokeParts' | 'forgetSaved'
   > {
-    return this.inside.parts.vector;
+    return this.inside.components.vector;
   }
 
   /** Room for a push's payload, as of `Parameters.land`. */
   land(byteLength: number, encoding: Encoding | null): LandingRoom | null {
-    return this.inside.parts.vector.land(byteLength, encoding);
+    return this.inside.components.vector.land(byteLength, encoding);
   }
 
   /** Life of the server. */
@@ -164,12 +164,12 @@ export class RunView {
 
   /** Its mode waits for this moment, monotonic ms: call `tick` then. Null: it does not. */
   get deadline(): number | null {
-    return this.inside.parts.mode?.deadline ?? null;
+    return this.inside.components.mode?.deadline ?? null;
   }
 
   /** Pushes that wait for their update. */
   get collected(): number {
-    return this.inside.parts.collection.count;
+    return this.inside.components.collection.count;
   }
 
   /** Its time runs: what is told of it changes without a call. */
@@ -187,7 +187,7 @@ export class RunView {
     target: number | null;
   } {
     const { stoppedAt, target } = this.inside.fields;
-    return { ...this.inside.parts.earlyStopping.state, stoppedAt, target };
+    return { ...this.inside.components.earlyStopping.state, stoppedAt, target };
   }
 
   /** What the worker's data must be standardised by; null: by themselves. */
@@ -206,7 +206,7 @@ export class RunView {
 
   /** Why a worker's pushes are not taken any more; null: they are. */
   quarantine(worker: string): string | null {
-    return this.inside.parts.robust.quarantine(worker);
+    return this.inside.components.robust.quarantine(worker);
   }
 
   /** @throws DownpourError DP_QUARANTINED. */
@@ -226,7 +226,7 @@ export class RunView {
 
   /** A worker may push this minibatch. */
   isLeased(lease: number, worker: string): boolean {
-    return this.inside.parts.leases?.find(lease, worker) != null;
+    return this.inside.components.leases?.find(lease, worker) != null;
   }
 
   /** Before the first update: so many more must come before it begins. */
@@ -244,12 +244,12 @@ export class RunView {
 
   /** @param pointsMax of each curve, at least 2. */
   metrics(pointsMax?: number): Metrics {
-    return this.inside.parts.observations.metrics(pointsMax);
+    return this.inside.components.observations.metrics(pointsMax);
   }
 
   get observed(): Observations {
     const { everySteps } = this.config.observe;
-    return { everySteps, ...this.inside.parts.observations.observed() };
+    return { everySteps, ...this.inside.components.observations.observed() };
   }
 
   /** Between two evaluations at the mean speed so far, s; null: unknown. */
@@ -271,22 +271,22 @@ export class RunView {
 
   /** The other half: see `Vector.tensors`. */
   tensors(copy: Copy = slice): NamedTensor[] {
-    return this.hasParameters ? this.inside.parts.vector.tensors(this.bestCapture, copy) : [];
+    return this.hasParameters ? this.inside.components.vector.tensors(this.bestCapture, copy) : [];
   }
 
   /** The best parameters by their names, for a checkpoint of their own. */
   bestTensors(copy: Copy = slice): NamedTensor[] {
-    return this.inside.parts.vector.named(this.bestCapture, copy);
+    return this.inside.components.vector.named(this.bestCapture, copy);
   }
 
   /** The parameters by their names. */
   finalTensors(copy: Copy = slice): NamedTensor[] {
-    return this.inside.parts.vector.named(null, copy);
+    return this.inside.components.vector.named(null, copy);
   }
 
   /** Has all shards keep copies of this moment for a checkpoint: see `Vector.save`. */
   save(id: number, what: SaveKind, copy: Copy = slice): Map<string, Float32Array> {
-    return this.inside.parts.vector.save(id, what, this.bestCapture, copy);
+    return this.inside.components.vector.save(id, what, this.bestCapture, copy);
   }
 
   protected get bestCapture(): number | null {
@@ -306,13 +306,13 @@ export class RunView {
   /** The live vectors that belong to `replica`, by name. */
   replicaVectors(): (readonly [name: string, values: Float32Array])[] {
     if (!this.hasParameters) return [];
-    return this.inside.parts.vector.vectors(capturesInUse(this.inside.fields));
+    return this.inside.components.vector.vectors(capturesInUse(this.inside.fields));
   }
 }
 
 function summaryOf(inside: Inside, now: number): Omit<RunSummary, 'checkpoint' | 'unwritten'> {
-  const { options, fields, parts } = inside;
-  const { observations, vector } = parts;
+  const { options, fields, components } = inside;
+  const { observations, vector } = components;
   const seconds = secondsOf(fields, now);
   const speed = isOver(fields) ? null : observations.speed(seconds);
   const stepsMax = stepsMaxOf(inside);
@@ -330,7 +330,7 @@ function summaryOf(inside: Inside, now: number): Omit<RunSummary, 'checkpoint' |
     epoch: epochOf(inside),
     examples: observations.examples,
     stepsMax,
-    workers: parts.roster.attached,
+    workers: components.roster.attached,
     parameters: vector.layout?.trainableSize ?? null,
     learningRate: learningRateOf(inside),
     momentum: momentumOf(inside),
@@ -350,7 +350,7 @@ function summaryOf(inside: Inside, now: number): Omit<RunSummary, 'checkpoint' |
       enabled,
       metric,
       patience,
-      patienceLeft: parts.earlyStopping.patienceLeft,
+      patienceLeft: components.earlyStopping.patienceLeft,
       afterStop,
       stoppedAt: fields.stoppedAt,
       target: fields.target,
@@ -358,7 +358,7 @@ function summaryOf(inside: Inside, now: number): Omit<RunSummary, 'checkpoint' |
     },
     staleness: observations.staleness(),
     gradientNorm: observations.gradientNorm,
-    correction: parts.correction.told,
+    correction: components.correction.told,
     collecting: collectingOf(inside, now),
     hint: hintOf(inside),
     pushes: { ...fields.pushes },
@@ -372,10 +372,10 @@ function summaryOf(inside: Inside, now: number): Omit<RunSummary, 'checkpoint' |
 
 /** The update that a mode collects pushes for; null: each push is an update, or the run is over. */
 function collectingOf(
-  { fields, parts }: Inside,
+  { fields, components }: Inside,
   now: number,
 ): NonNullable<RunSummary['collecting']> | null {
-  const { mode, collection } = parts;
+  const { mode, collection } = components;
   if (!mode?.collects || isOver(fields)) return null;
   const { deadline } = mode;
   return {
@@ -386,37 +386,37 @@ function collectingOf(
 }
 
 function hintOf(inside: Inside): string | null {
-  const { options, fields, parts } = inside;
-  const { trouble } = parts.observations;
+  const { options, fields, components } = inside;
+  const { trouble } = components.observations;
   // A refit begins anew or goes on from the best: neither is judged by the course so far.
   const { afterStop } = options.config.earlyStopping;
   const judged = fields.phase === 'training' || afterStop === 'restore';
-  const many = fields.phase === 'training' ? parts.correction.hint(momentumOf(inside)) : null;
+  const many = fields.phase === 'training' ? components.correction.hint(momentumOf(inside)) : null;
   if (many !== null) return many;
   if (!trouble || !judged) {
-    return fields.phase === 'training' ? parts.rateWatch.hint(learningRateOf(inside)) : null;
+    return fields.phase === 'training' ? components.rateWatch.hint(learningRateOf(inside)) : null;
   }
-  return troubleText(trouble, (parts.vector.layout?.statisticsSize ?? 0) > 0);
+  return troubleText(trouble, (components.vector.layout?.statisticsSize ?? 0) > 0);
 }
 
 function detailOf(inside: Inside, now: number): Omit<RunDetail, 'checkpoint' | 'unwritten'> {
-  const { options, fields, parts } = inside;
+  const { options, fields, components } = inside;
   return {
     ...summaryOf(inside, now),
     experimentHash: options.experimentHash,
     bundle: options.bundle ?? null,
     config: options.config,
-    layoutHash: parts.vector.layout?.hash ?? null,
+    layoutHash: components.vector.layout?.hash ?? null,
     inputShape: fields.facts?.inputs.shape ?? null,
     classes: fields.facts?.classes?.slice(0, CLASSES_TOLD) ?? null,
   };
 }
 
 /** What one worker did for this run, and does. */
-function workerTallyOf({ fields, parts }: Inside, worker: string) {
-  const { pushes, ...means } = parts.roster.deedsOf(worker);
+function workerTallyOf({ fields, components }: Inside, worker: string) {
+  const { pushes, ...means } = components.roster.deedsOf(worker);
   return {
-    leases: parts.leases?.heldBy(worker).length ?? 0,
+    leases: components.leases?.heldBy(worker).length ?? 0,
     evaluating: fields.evaluation?.worker === worker,
     pushes,
     ...means,

@@ -19,10 +19,10 @@ export function workFor(
   now: number,
   to: SentTo | null,
 ): Assignment {
-  const { options, fields, parts } = inside;
-  const { leases, vector, mode, sent } = parts;
+  const { options, fields, components } = inside;
+  const { leases, vector, mode, sent } = components;
   const { grant, evaluation } = fields;
-  const worker = parts.roster.of(key);
+  const worker = components.roster.of(key);
   if (grant) {
     if (grant.worker !== null && grant.worker !== key) return WAIT;
     grant.worker = key;
@@ -74,7 +74,7 @@ function evaluationFor(
   key: string,
   to: SentTo | null,
 ): Assignment {
-  const { leases, vector, mode } = inside.parts;
+  const { leases, vector, mode } = inside.components;
   const { id, part, step, capture } = evaluation;
   mode?.idle(key);
   evaluation.worker = key;
@@ -93,11 +93,11 @@ function evaluationFor(
 }
 
 /** The worker is sent the parameters as they are: they are kept for its push. */
-function keepSent({ fields, parts }: Inside, key: string): void {
+function keepSent({ fields, components }: Inside, key: string): void {
   const { step, generation } = fields;
-  const isHere = (other: string) => parts.roster.find(other)?.attached === true;
-  const kept = parts.sent.send(key, { step, generation }, isHere);
-  if (kept) parts.vector.remember(kept);
+  const isHere = (other: string) => components.roster.find(other)?.attached === true;
+  const kept = components.sent.send(key, { step, generation }, isHere);
+  if (kept) components.vector.remember(kept);
 }
 
 /**
@@ -105,7 +105,7 @@ function keepSent({ fields, parts }: Inside, key: string): void {
  * @returns null: it has them.
  */
 function wholeFor(
-  { fields, parts: { vector } }: Inside,
+  { fields, components: { vector } }: Inside,
   worker: Worker,
   exchanged?: Float32Array,
 ): Float32Array | null {
