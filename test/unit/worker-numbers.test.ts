@@ -23,6 +23,7 @@ type Json = { readonly [key: string]: Json };
 /** Numbers of a schema that have no end on a side, by their paths. */
 function endless(schema: TSchema | Json, path: string): string[] {
   const node = schema as Json;
+  if (node.const !== undefined) return [];
   const type: unknown = node.type;
   if (type === 'number' || type === 'integer') {
     const low = Number(node.minimum ?? node.exclusiveMinimum ?? -Infinity);
