@@ -163,24 +163,36 @@ function registerStatus(program: Command): void {
     });
 }
 
+/** Ends a command about one run: where its server is, and what it does. */
+function aboutOneRun<O extends object>(
+  command: Command,
+  samples: readonly string[],
+  act: (
+    commands: typeof import('./status.ts'),
+    run: string,
+    options: O & { readonly stateGiven: boolean },
+  ) => Promise<unknown>,
+): void {
+  command.addOption(serverOption()).addOption(stateOption()).addOption(jsonOption());
+  addTokenOptions(command)
+    .addHelpText('after', examples(...samples))
+    .action(async (run: string, options: O) => {
+      const given = { ...options, stateGiven: isStateGiven(command) };
+      await act(await import('./status.ts'), run, given);
+    });
+}
+
 function registerRemove(program: Command): void {
   const command = program
     .command('remove')
     .description('remove a run and its checkpoints permanently')
     .argument('<run>', 'name of the run')
-    .option('--force', 'also remove a run that is being trained; it is stopped first')
-    .addOption(serverOption())
-    .addOption(stateOption())
-    .addOption(jsonOption());
-  addTokenOptions(command)
-    .addHelpText(
-      'after',
-      examples('downpour remove mnist-mlp-1', 'downpour remove tries-7 --force'),
-    )
-    .action(async (run: string, options: OneRunOptions & { readonly force?: boolean }) => {
-      const { removeCommand } = await import('./status.ts');
-      await removeCommand(run, { ...options, stateGiven: isStateGiven(command) });
-    });
+    .option('--force', 'also remove a run that is being trained; it is stopped first');
+  aboutOneRun<Omit<OneRunOptions, 'stateGiven'> & { readonly force?: boolean }>(
+    command,
+    ['downpour remove mnist-mlp-1', 'downpour remove tries-7 --force'],
+    ({ removeCommand }, run, options) => removeCommand(run, options),
+  );
 }
 
 function registerEdit(program: Command): void {
@@ -193,36 +205,25 @@ function registerEdit(program: Command): void {
     .option('--untag <tags...>', 'remove tags')
     .option('--note <text>', "note; '' removes it")
     .option('--archive', 'leave the run out of lists; it cannot be continued, and its files stay')
-    .option('--unarchive', 'undo --archive')
-    .addOption(serverOption())
-    .addOption(stateOption())
-    .addOption(jsonOption());
-  addTokenOptions(command)
-    .addHelpText(
-      'after',
-      examples(
-        'downpour edit mnist-mlp-1 --name "Wide, with dropout" --tag paper',
-        'downpour edit mnist-mlp-2 --archive --note "learning rate too high"',
-      ),
-    )
-    .action(async (run: string, options: EditOptions) => {
-      const { editCommand } = await import('./status.ts');
-      await editCommand(run, { ...options, stateGiven: isStateGiven(command) });
-    });
+    .option('--unarchive', 'undo --archive');
+  aboutOneRun<Omit<EditOptions, 'stateGiven'>>(
+    command,
+    [
+      'downpour edit mnist-mlp-1 --name "Wide, with dropout" --tag paper',
+      'downpour edit mnist-mlp-2 --archive --note "learning rate too high"',
+    ],
+    ({ editCommand }, run, options) => editCommand(run, options),
+  );
 }
 
 function registerStop(program: Command): void {
   const command = program
     .command('stop')
     .description('stop a run and write a checkpoint; `downpour resume` continues it')
-    .argument('<run>', 'name of the run')
-    .addOption(serverOption())
-    .addOption(stateOption())
-    .addOption(jsonOption());
-  addTokenOptions(command)
-    .addHelpText('after', examples('downpour stop mnist-mlp-1'))
-    .action(async (run: string, options: OneRunOptions) => {
-      const { stopCommand } = await import('./status.ts');
-      await stopCommand(run, { ...options, stateGiven: isStateGiven(command) });
-    });
+    .argument('<run>', 'name of the run');
+  aboutOneRun<Omit<OneRunOptions, 'stateGiven'>>(
+    command,
+    ['downpour stop mnist-mlp-1'],
+    ({ stopCommand }, run, options) => stopCommand(run, options),
+  );
 }

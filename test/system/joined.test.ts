@@ -1,13 +1,13 @@
-import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { readdir } from 'node:fs/promises';
 import { createServer } from 'node:http';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { expect, test } from 'vitest';
 import { openTrainServer, openUsedServer, urlOfFolder } from '../../cli/used-server.ts';
 import { serve } from '../../server/main.ts';
 import { ownerOf } from '../../server/store/owner-address.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
+import { useStateFolder } from '../support/state-folder.ts';
 
 /** Several commands in one folder: the first brings the server, the others find it and join it. */
 
@@ -15,13 +15,8 @@ const problem = createProblem();
 const EXPERIMENT = { experiment: 'regression', experimentHash: 'hash' };
 
 let state: string;
-const cleanUps: (() => unknown)[] = [];
-beforeEach(async () => {
-  state = await mkdtemp(join(tmpdir(), 'downpour-joined-'));
-});
-afterEach(async () => {
-  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
-  await rm(state, { recursive: true, force: true });
+const cleanUps = useStateFolder('joined', (folder) => {
+  state = folder;
 });
 
 async function open(more: object = {}) {

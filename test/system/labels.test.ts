@@ -4,7 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { type ServeOptions, serve } from '../../server/main.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
@@ -13,6 +13,7 @@ import { copyRun } from '../support/many-runs.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { startServerProcess } from '../support/server-process.ts';
+import { useStateFolder } from '../support/state-folder.ts';
 
 /** Names, tags, notes and archived runs: what lists make of them, and that they outlive servers. */
 
@@ -26,13 +27,8 @@ const CONFIG = {
 };
 
 let state: string;
-const cleanUps: (() => unknown)[] = [];
-beforeEach(async () => {
-  state = await mkdtemp(join(tmpdir(), 'downpour-labels-'));
-});
-afterEach(async () => {
-  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
-  await rm(state, { recursive: true, force: true });
+const cleanUps = useStateFolder('labels', (folder) => {
+  state = folder;
 });
 
 async function start(options: Partial<ServeOptions> = {}) {

@@ -1,8 +1,5 @@
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { type Serving, serve } from '../../server/main.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
@@ -10,6 +7,7 @@ import { copyRun } from '../support/many-runs.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { startServerProcess } from '../support/server-process.ts';
+import { useStateFolder } from '../support/state-folder.ts';
 
 /** A state folder with many runs: the server listens before it has read them, and nothing of them is lost or mistaken. */
 
@@ -20,13 +18,8 @@ const CONFIG = {
 };
 
 let state: string;
-const cleanUps: (() => unknown)[] = [];
-beforeEach(async () => {
-  state = await mkdtemp(join(tmpdir(), 'downpour-many-'));
-});
-afterEach(async () => {
-  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
-  await rm(state, { recursive: true, force: true });
+const cleanUps = useStateFolder('many', (folder) => {
+  state = folder;
 });
 
 interface Server extends Serving {

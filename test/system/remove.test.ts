@@ -1,7 +1,6 @@
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { mkdir, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type ServeOptions, serve } from '../../server/main.ts';
@@ -11,6 +10,7 @@ import { copyRun } from '../support/many-runs.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { startServerProcess } from '../support/server-process.ts';
+import { useStateFolder } from '../support/state-folder.ts';
 
 /** A run that is removed: nothing of it is left, and a server that dies in the midst leaves the run or nothing that shows. */
 
@@ -22,13 +22,8 @@ const CONFIG = {
 };
 
 let state: string;
-const cleanUps: (() => unknown)[] = [];
-beforeEach(async () => {
-  state = await mkdtemp(join(tmpdir(), 'downpour-remove-'));
-});
-afterEach(async () => {
-  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
-  await rm(state, { recursive: true, force: true });
+const cleanUps = useStateFolder('remove', (folder) => {
+  state = folder;
 });
 
 async function start(options: Partial<ServeOptions> = {}) {
