@@ -1,8 +1,6 @@
-import { floatsOf } from '../../shared/codec.ts';
 import { decodeFacts, isOfOlderRelease } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { createLayout } from '../../shared/layout.ts';
-import { normAndFinite } from '../../shared/optimizer.ts';
 import type { Part, Phase } from '../../shared/protocol.ts';
 import type { Evaluation } from '../../shared/rest.ts';
 import {
@@ -12,6 +10,7 @@ import {
   mustAgree,
   pause,
   postpone,
+  takeBackAll,
   takeSample,
   tick,
 } from './run/attendance.ts';
@@ -239,21 +238,15 @@ export class Run extends RunView {
   ): boolean {
     const fields = this.#fields;
     const { vector, correction, rateWatch } = this.#components;
-    const { size } = vector.mustParameters.layout;
     if (this.over || fields.grant?.id !== grant || fields.grant.worker !== worker) return false;
-    if (payload.length !== 4 * size) {
-      throw new DownpourError(
-        'DP_TENSOR_SIZE',
-        `the initial parameters has ${payload.length / 4} elements; this run's layout needs ${size}`,
-      );
-    }
-    const values = floatsOf(payload);
-    if (!Number.isFinite(normAndFinite(values)) || others?.finite === false) {
+    let values: Float32Array;
+    try {
+      values = vector.readInitial(payload, worker, others);
+    } catch (error) {
+      // Another one is asked for them, one that waits.
       fields.grant.worker = null;
-      throw new DownpourError(
-        'DP_GRADIENT_NOT_FINITE',
-        `the initial parameters of worker ${worker} hold NaN or infinity: look at the model's initialisers`,
-      );
+      this.#wake();
+      throw error;
     }
     vector.initialise(values, others);
     correction.reset();
@@ -477,6 +470,7 @@ export class Run extends RunView {
     fields.optimizerStart = fields.step;
     fields.ending = null;
     fields.evaluationDue = false;
+    takeBackAll(this.inside);
     this.#components.leases = leasesOf(this.inside, options.part, options.epochs);
     fields.nextEvaluation = evaluateEveryOf(this.inside);
     this.#setPhase(phase, options.reason);

@@ -143,6 +143,11 @@ export class VirtualWorker {
     );
   }
 
+  /** Minibatches that it has not pushed. */
+  get holds(): number {
+    return this.#leases.length;
+  }
+
   /** Has pushed once before, in another life of the run. */
   skip(): void {
     this.#sequence++;

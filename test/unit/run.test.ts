@@ -447,6 +447,32 @@ describe('joining', () => {
     });
   });
 
+  test.each([
+    ['of the wrong size', new Float32Array(EXCHANGED), 'DP_TENSOR_SIZE'],
+    ['not finite', new Float32Array(EXCHANGED + 1).fill(Number.NaN), 'DP_GRADIENT_NOT_FINITE'],
+  ])(
+    'initial parameters that are %s are refused, and those that wait are woken',
+    (_, values, code) => {
+      const run = createRun({});
+      run.call({ call: 'join', worker: 'a/1', join, now: 0 });
+      run.call({ call: 'join', worker: 'b/2', join, now: 0 });
+      const asked = run.call({ call: 'assign', worker: 'a/1', ahead: 1, now: 0 });
+      if (asked.kind !== 'initialise') throw new Error(asked.kind);
+      expect(run.call({ call: 'assign', worker: 'b/2', ahead: 1, now: 0 })).toEqual({
+        kind: 'wait',
+      });
+      run.takeEvents();
+      const { grant } = asked;
+      expect(() =>
+        run.call({ call: 'initialised', worker: 'a/1', grant, now: 0 }, bytesOf(values)),
+      ).toThrow(expect.objectContaining({ code }));
+      expect(run.takeEvents()).toEqual([{ kind: 'wake' }]);
+      expect(run.call({ call: 'assign', worker: 'b/2', ahead: 1, now: 0 })).toMatchObject({
+        kind: 'initialise',
+      });
+    },
+  );
+
   test('an evaluation passes on when its worker does not come back', () => {
     const run = createRun({ epochsMax: 1 });
     const worker = new VirtualWorker(run, problem);

@@ -9,7 +9,7 @@ export const AWAY_MS = 5_000;
 
 /**
  * `ready`: it computes, or asks for work in a moment. `idle`: there is nothing for it to do, or it evaluates. `late`:
- * it has let its minibatch run out of time. Only those that are ready are waited for.
+ * its minibatch ran out of time, or was taken back while it computed. Only those that are ready are waited for.
  */
 export type Standing = 'ready' | 'idle' | 'late';
 

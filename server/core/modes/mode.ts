@@ -19,7 +19,7 @@ export interface Mode {
   departed(worker: string, now: number): void;
   /** It has gone for good. */
   left(worker: string): void;
-  /** A minibatch that it held has run out of time. */
+  /** A minibatch that it held has run out of time, or was taken back since nobody needs it any more. */
   late(worker: string): void;
   tick(now: number): void;
   /** The server stood still for so long. */

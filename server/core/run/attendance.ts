@@ -84,10 +84,20 @@ export function tick({ fields, components }: Inside, now: number): boolean {
   return freed > 0;
 }
 
+/**
+ * No minibatch is out any more. A lease that is gone has no deadline that could show its worker late: those that compute
+ * one now are not waited for until they ask again, which they may never do.
+ */
+export function takeBackAll({ components: { roster, leases, mode } }: Inside): void {
+  for (const worker of roster.keys()) {
+    if (leases && leases.release(worker) > 0) mode?.late(worker);
+  }
+}
+
 /** All work is taken back; those that had it are here still. */
-export function pause({ fields, components }: Inside): void {
-  const { evaluation, grant } = fields;
-  for (const worker of components.roster.keys()) components.leases?.release(worker);
+export function pause(inside: Inside): void {
+  const { evaluation, grant } = inside.fields;
+  takeBackAll(inside);
   if (evaluation) evaluation.worker = null;
   if (grant) grant.worker = null;
 }

@@ -1,10 +1,11 @@
-import { bytesOf } from '../../../shared/codec.ts';
+import { bytesOf, floatsOf } from '../../../shared/codec.ts';
 import type { Encoding } from '../../../shared/compression.ts';
 import type { RunConfig } from '../../../shared/config.ts';
 import { shardsProblem } from '../../../shared/consistency.ts';
 import { DownpourError } from '../../../shared/errors.ts';
 import { createLayout, type Layout, type TensorSpec } from '../../../shared/layout.ts';
 import type { PushKind } from '../../../shared/local-steps.ts';
+import { normAndFinite } from '../../../shared/optimizer.ts';
 import { type Range, rangeLayout } from '../../../shared/partition.ts';
 import type { CompensationUse } from '../compensation.ts';
 import type { Clip } from '../fused.ts';
@@ -141,6 +142,26 @@ export class Vector {
     const pull = to.pulls + 1;
     this.#tell({ kind: 'send', run: this.#run, session, pull, capture, whole });
     return pull;
+  }
+
+  /**
+   * Initial parameters of a worker.
+   * @param payload in f32, shape [rangeLayout.size]. @throws DownpourError DP_TENSOR_SIZE or DP_GRADIENT_NOT_FINITE.
+   */
+  readInitial(payload: Uint8Array, worker: string, others: InitialLanded | null): Float32Array {
+    const { size } = this.mustParameters.layout;
+    if (payload.length !== 4 * size) {
+      throw new DownpourError(
+        'DP_TENSOR_SIZE',
+        `the initial parameters have ${payload.length / 4} elements; this run's layout needs ${size}`,
+      );
+    }
+    const values = floatsOf(payload);
+    if (Number.isFinite(normAndFinite(values)) && others?.finite !== false) return values;
+    throw new DownpourError(
+      'DP_GRADIENT_NOT_FINITE',
+      `the initial parameters of worker ${worker} hold NaN or infinity: look at the model's initialisers`,
+    );
   }
 
   // What the run decides.
