@@ -48,6 +48,8 @@ async function repeat(lab: Lab): Promise<Finding> {
       const config: PartialConfig = {
         ...{ learningRate, optimizer: { kind: 'sgd' }, consistency: { correction: 'none' } },
         local: { steps: period, push: kind === 'elastic' ? 'elastic' : 'delta' },
+        // The claim is of changes that are added up whole, not shared out among the workers.
+        ...(kind === 'plain' ? { outer: { learningRate: 1 } } : {}),
       };
       const { accuracy } = await trainSmall(lab, {
         ...{ workers: WORKERS, seed, law: LAW, config, updateOf: period },
