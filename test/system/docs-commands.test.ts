@@ -160,6 +160,8 @@ describe.skipIf(missing)(
         } else {
           const { code, text } = start('bash', ['-c', line], variables);
           expect(await code, `${line}\n${text()}`).toBe(0);
+          // A page that trains speaks of its own run.
+          if (command === 'train') run = /run ([\w-]+)/.exec(text())?.[1] ?? run;
           if (command === 'status' && run !== '') expect(text()).toContain(run);
         }
       }
