@@ -36,7 +36,7 @@ import {
  * A deterministic simulation of a cluster: the server's own coordinator, sessions and runs, virtual
  * workers, a virtual network and a virtual clock, all from one seed. Messages are delayed, connections cut
  * in the middle of a payload or noticed late by one end, workers and the server are halted, killed and
- * started again, some workers lie. In every third cluster a standby follows the server, is lost and comes back, and
+ * started again, some workers lie, some never end a minibatch. In every third cluster a standby follows the server, is lost and comes back, and
  * takes over when the server is killed. After each event the invariants are checked; the first that is broken ends
  * the simulation with a `Violation`.
  */
@@ -148,6 +148,8 @@ class Simulation {
   readonly follow: Follow | null;
   /** Whether another push may follow one at once. */
   readonly together: Random;
+  /** Whether a worker hangs, and in which minibatch. */
+  readonly hanging: Random;
   readonly server: SimulatedServer;
   readonly workers: SimulatedWorker[] = [];
   /** That work. */
@@ -203,6 +205,7 @@ class Simulation {
     this.consistency = resolveConfig(config).consistency;
     // Of streams of their own, so that a cluster's other faults are what they were without them.
     this.together = random(seed, 3);
+    this.hanging = random(seed, 8);
     const follows = [{ mode: 'sync', lagMax: 0 } as const, { mode: 'async', lagMax: 2 } as const];
     this.follow = follows[random(seed, 2).below(6)] ?? null;
     this.server = new SimulatedServer(this);
@@ -263,8 +266,12 @@ class Simulation {
   async run(): Promise<Summary> {
     await this.server.begin();
     const count = 1 + this.draw.below(5);
+    // The last one, where others can do its work. A liar is sent evaluations out of turn, which have no time limit.
+    const hangs = count > 1 && this.hanging.below(3) === 0;
     for (let i = 0; i < count; i++) {
-      const worker = new SimulatedWorker(this, `w${i}`, this.chance(0.25));
+      const liar = this.chance(0.25);
+      const isStuck = hangs && i === count - 1 && !liar;
+      const worker = new SimulatedWorker(this, `w${i}`, liar, isStuck);
       this.workers.push(worker);
       this.at(this.delayMs(2_000), () => worker.start());
     }
@@ -344,6 +351,7 @@ class SimulatedConnection {
   #workerOpen = true;
   #lost = false;
   #toServerAt = 0;
+  #leavesAt = 0;
   #toWorkerAt = 0;
   /** Messages for the server in their order: one that waits for room holds up all behind it. */
   readonly #arriving: Sent[] = [];
@@ -395,7 +403,8 @@ class SimulatedConnection {
       if (message.type === 'work') simulation.server.given(message.leases);
       const header = structuredClone(message) as unknown as Header;
       // The bytes are read when they leave, not when they are given: nobody may write to them until then.
-      simulation.at(simulation.delayMs(3), () => {
+      this.#leavesAt = Math.max(this.#leavesAt, simulation.now + simulation.delayMs(3));
+      simulation.at(this.#leavesAt - simulation.now, () => {
         const payload = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
         let at = 0;
         for (const part of parts) {
@@ -1091,6 +1100,7 @@ class SimulatedWorker {
   readonly #simulation: Simulation;
   readonly #name: string;
   readonly #liar: boolean;
+  readonly #hangs: boolean;
   #incarnation = '';
   #sequence = 0;
   #connection: SimulatedConnection | null = null;
@@ -1105,10 +1115,12 @@ class SimulatedWorker {
   #attempt = 0;
   #life = 0;
 
-  constructor(simulation: Simulation, name: string, liar: boolean) {
+  /** @param hangs some of its minibatches never end, while its connection stays. */
+  constructor(simulation: Simulation, name: string, liar: boolean, hangs: boolean) {
     this.#simulation = simulation;
     this.#name = name;
     this.#liar = liar;
+    this.#hangs = hangs;
   }
 
   get responds(): boolean {
@@ -1240,6 +1252,10 @@ class SimulatedWorker {
     const current = this.#current;
     const lease = leases.find(({ id }) => !this.#kept.some(({ push }) => push.lease === id));
     if (!current || !lease || this.#kept.length > 0) return;
+    if (this.#hangs && simulation.hanging.uniform() < 0.1) {
+      this.#busy = true;
+      return;
+    }
     this.#compute(100, () => this.#push(lease, current, message.local));
   }
 

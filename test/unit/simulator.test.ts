@@ -168,6 +168,13 @@ describe('a broken server is caught:', () => {
     expect((await caught()).invariant).toBe(8);
   }, 120_000);
 
+  test('8, it waits for good for a worker whose minibatch ran out of time', async () => {
+    vi.spyOn(Crowd.prototype, 'late').mockImplementation(() => {});
+    const violation = await caught();
+    expect(violation.invariant).toBe(8);
+    expect(violation.message).toContain('the run does not end');
+  }, 120_000);
+
   test('8, it loses the minibatches of workers that go', async () => {
     vi.spyOn(Leases.prototype, 'release').mockReturnValue(0);
     vi.spyOn(Leases.prototype, 'expire').mockReturnValue(0);
