@@ -373,7 +373,7 @@ describe.skipIf(missing !== null)('in Redis', () => {
       const other = openRedisStore({ url: redis.url, prefix });
       const next = await other.acquire('b', LONG);
       expect(next.token).toBeGreaterThan(lease.token);
-      await expect(store.putRun(lease.token, run('good'))).rejects.toThrow('may not write');
+      await expect(store.putRun(lease.token, run('good'))).rejects.toThrow('may no longer write');
       await other.close();
       await client.del(`${prefix}token`, `${prefix}owner`);
       lease = await openAgain();

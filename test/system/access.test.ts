@@ -143,6 +143,9 @@ describe('roles', () => {
     ['GET', '/runs/:id/data', read],
     ['GET', '/runs/:id/observations', read],
     ['GET', '/runs/:id/workers', read],
+    ['GET', '/runs/:id/examples', read],
+    ['GET', '/runs/:id/log', read],
+    ['PATCH', '/runs/:id', change],
     ['GET', '/runs/:id/checkpoints', read],
     ['GET', '/runs/:id/checkpoints/:kind/file', read],
     ['POST', '/runs/:id/checkpoint', change],
@@ -197,6 +200,7 @@ describe('roles', () => {
           .replace(':sha256', 'ab'.repeat(32));
         const bodies: Record<string, object> = {
           ...{ 'POST /runs': RUN, 'POST /session': { token: 'r' }, 'PUT /studies/:name': STUDY },
+          ...{ 'PATCH /runs/:id': { name: 'Wide' } },
         };
         const body = bodies[`${method} ${path}`];
         const origin = path === '/session' ? { origin: url } : {};
