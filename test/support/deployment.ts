@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -151,6 +152,7 @@ function copy(rest: string, app: string): void {
   const to = sources.pop()!;
   if (from !== undefined) {
     if (from === 'packages') linkPackages(join(app, to));
+    if (from === 'package') buildPackage(join(app, to));
     return;
   }
   for (const source of sources) {
@@ -159,6 +161,15 @@ function copy(rest: string, app: string): void {
       const target = to.startsWith('.') ? join(app, entry) : join(app, to);
       cpSync(join(ROOT, entry), target, { recursive: true });
     }
+  }
+}
+
+/** Runs what the stage `package` runs, in this checkout. @param to stands for its folder /package. */
+function buildPackage(to: string): void {
+  const { steps } = readDockerfile().find(({ name }) => name === 'package')!;
+  for (const { word, rest } of steps) {
+    if (word !== 'RUN') continue;
+    execFileSync('bash', ['-ec', rest.replaceAll('/package', to)], { cwd: ROOT });
   }
 }
 
