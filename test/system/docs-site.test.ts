@@ -4,7 +4,7 @@ import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, posix } from 'node:path';
 import { promisify } from 'node:util';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { launch } from '../support/dashboard.ts';
 
 // What `npm run docs:site` builds: every page is there, every link leads somewhere, and a browser that reaches no other
@@ -94,8 +94,16 @@ test('a browser without a network beyond the site finds a word by the search', a
       return existsSync(file) ? route.fulfill({ path: file }) : route.fulfill({ status: 404 });
     });
     await page.goto('http://site.test/');
-    await page.keyboard.press('Control+k');
-    await page.getByRole('searchbox').fill('staleness');
+    // The page listens to keys once its program runs.
+    const box = page.getByRole('searchbox');
+    await vi.waitFor(
+      async () => {
+        await page.keyboard.press('Control+k');
+        await box.waitFor({ timeout: 1000 });
+      },
+      { timeout: 60_000 },
+    );
+    await box.fill('staleness');
     await page.locator('.VPLocalSearchBox .result[href*="concepts"]').first().click();
     // The address changes before the page does.
     await page.getByRole('heading', { level: 1, name: 'Concepts' }).waitFor({ timeout: 60_000 });

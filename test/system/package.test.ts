@@ -151,6 +151,10 @@ describe('the package', () => {
       for (const [file, source] of await programs()) {
         if (file !== 'fit.mjs') await writeFile(join(folder, file.replace('.mjs', '.ts')), source);
       }
+      // As docs/programs.md says: the newest declarations of Node need a newer compiler.
+      if (tsc !== TYPESCRIPTS[0] && process.env.CI) {
+        await npm(['install', '--prefer-offline', '--no-save', '@types/node@20'], home);
+      }
       expect(await check(tsc, folder)).toBe('');
     },
   );
@@ -205,16 +209,18 @@ describe.each(NODES)('installed, with %s', (node) => {
   });
 
   // With the Node.js that runs this, newcomer.test.ts does so in a checkout.
-  describe.skipIf(node === process.execPath)('a newcomer', () => {
-    let newcomer: Newcomer;
-    beforeAll(async () => {
-      newcomer = new Newcomer({ folder, node, program: join(home, command) });
-      await downpour('init', 'digits.ts', '--data', 'mnist', '--yes');
+  if (node !== process.execPath) {
+    describe('a newcomer', () => {
+      let newcomer: Newcomer;
+      beforeAll(async () => {
+        newcomer = new Newcomer({ folder, node, program: join(home, command) });
+        await downpour('init', 'digits.ts', '--data', 'mnist', '--yes');
+      });
+      afterAll(() => newcomer?.kill());
+      newcomerTrains(() => ({ newcomer, experiment: 'digits.ts' }));
+      newcomerFollowsThePage(() => newcomer);
     });
-    afterAll(() => newcomer?.kill());
-    newcomerTrains(() => ({ newcomer, experiment: 'digits.ts' }));
-    newcomerFollowsThePage(() => newcomer);
-  });
+  }
 
   test('the server has the dashboard and what browsers train with', TIMEOUT, async () => {
     const source = `
