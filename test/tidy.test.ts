@@ -61,8 +61,6 @@ const STILL_LONG: Readonly<Record<string, number>> = {
 };
 
 const FUNCTION_LINES_MAX = 120;
-/** Functions that are still longer, and the lines that they may have: no more than now. */
-const STILL_LONG_FUNCTIONS: Readonly<Record<string, number>> = {};
 
 interface Import {
   readonly file: string;
@@ -210,10 +208,7 @@ describe('layers', () => {
       .filter((path) => !/\/kernels\/assembly\//.test(path))
       .flatMap((path) => functionsOf(readFileSync(path, 'utf8'), relative(ROOT, path)))
       .filter(({ lines }) => lines > FUNCTION_LINES_MAX);
-    expect(long.filter(({ name, lines }) => lines > (STILL_LONG_FUNCTIONS[name] ?? 0))).toEqual([]);
-    // What has been cut is on the list no longer.
-    const names = long.map(({ name }) => name);
-    expect(Object.keys(STILL_LONG_FUNCTIONS).filter((name) => !names.includes(name))).toEqual([]);
+    expect(long).toEqual([]);
   });
 
   test('functions are found with their lines, whatever their form', () => {
