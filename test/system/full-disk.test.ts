@@ -51,7 +51,10 @@ describe.skipIf(missing !== '')(`on a disk that is full${missing}`, () => {
       () => /run r: last not written, trying again: DP_DISK .*full/.test(server!.log()),
       said,
     );
-    expect(await newest()).toBe(before);
+    // The one of step 10 may have come before the disk was full.
+    const stands = await newest();
+    expect(stands).toBeGreaterThanOrEqual(before!);
+    expect(stands).toBeLessThanOrEqual(10);
     const { phase, step } = await server.client.run('r');
     expect({ phase, step }).toEqual({ phase: 'training', step: 40 });
 
