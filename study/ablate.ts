@@ -2,7 +2,7 @@ import { resolveConfig } from '../shared/config.ts';
 import type { ChartFigure } from '../shared/figure.ts';
 import type { Format } from '../shared/text.ts';
 import { failureOf, failuresText } from './failures.ts';
-import { chart } from './plot.ts';
+import { chart, pointOf } from './plot.ts';
 import {
   errorAxis,
   errorFormatOf,
@@ -300,8 +300,8 @@ function plot(
             ? []
             : [
                 {
-                  ...{ x, y: value.mean, label: `${name}: ${numberText(value.mean)}` },
-                  ...(value.distinct > 1 ? { low: value.low, high: value.high } : {}),
+                  ...pointOf(x, value),
+                  label: `${name}: ${numberText(value.mean)}`,
                 },
               ],
         ),

@@ -1,6 +1,6 @@
 import { resolveConfig } from '../shared/config.ts';
 import { failureOf, failuresText } from './failures.ts';
-import { chart } from './plot.ts';
+import { chart, pointOf } from './plot.ts';
 import { errorAxis, errorFormatOf, errorName, numberText, type Report } from './report.ts';
 import { asShare, type Estimate, estimate, meanOf } from './statistics.ts';
 import { bestEvaluation, listPlan, type Plan, type Trial } from './study.ts';
@@ -195,14 +195,7 @@ function foldsChart(
       },
       {
         ...{ name: 'mean and 95 % confidence', style: 'scatter', color: 1 },
-        points: error
-          ? [
-              {
-                ...{ x: trials.length, y: error.mean },
-                ...(error.distinct > 1 ? { low: error.low, high: error.high } : {}),
-              },
-            ]
-          : [],
+        points: error ? [pointOf(trials.length, error)] : [],
       },
     ],
   });

@@ -12,6 +12,7 @@ import {
   histogramsPicture,
   thresholdsChart,
 } from './figures.ts';
+import type { Estimate } from './statistics.ts';
 
 /** What reports are illustrated with: figures as data, which become files here and travel to servers. */
 
@@ -27,6 +28,12 @@ export type ChartOptions = Omit<ChartFigure, 'kind'>;
 
 /** Lines, points, bars, error bars and bands over two axes, each linear or logarithmic. */
 export const chart = (options: ChartOptions): ChartFigure => ({ kind: 'chart', ...options });
+
+/** The mean at `x`, with its interval where that is known. */
+export const pointOf = (x: number, { mean, low, high, distinct }: Estimate) => ({
+  ...{ x, y: mean },
+  ...(distinct > 1 ? { low, high } : {}),
+});
 
 /** @returns SVG. */
 export function pictureOf(plot: Plot): string {

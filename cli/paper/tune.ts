@@ -1,4 +1,17 @@
+import { meanOf } from '../../study/statistics.ts';
+
 /** Learning rates that are fair to compare: each arm has its own, and an optimum at the edge of a grid is none. */
+
+/** Seeds that no result is reported of. */
+export const TUNING_SEED = 9_001;
+const TUNING_SEEDS = [TUNING_SEED, TUNING_SEED + 1];
+
+/** What a rate is judged by: the mean over the seeds for tuning. */
+export async function tuningMean(train: (seed: number) => Promise<number>): Promise<number> {
+  const values: number[] = [];
+  for (const seed of TUNING_SEEDS) values.push(await train(seed));
+  return meanOf(values);
+}
 
 export interface Tuned {
   readonly rate: number;

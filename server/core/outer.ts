@@ -1,5 +1,5 @@
 import type { RunConfig } from '../../shared/config.ts';
-import { localOf, outerOf } from '../../shared/local-steps.ts';
+import { localOf, outerOf, type PushKind } from '../../shared/local-steps.ts';
 import { type Memory, regionBytes } from '../../shared/memory.ts';
 import type { OptimizerConfig } from '../../shared/optimizer-config.ts';
 import {
@@ -32,6 +32,11 @@ function outerRule(config: Config): OptimizerConfig | null {
   if (local.push === 'elastic' || momentum === 0) return { kind: 'sgd' };
   return { kind: nesterov ? 'nesterov' : 'momentum', momentum };
 }
+
+/** How a push of this kind is clipped. With local steps workers have clipped their gradients. */
+export const clipOf = ({ clip }: Pick<RunConfig, 'clip'>, kind: PushKind): RunConfig['clip'] =>
+  kind === 'gradient' ? clip : UNCLIPPED;
+const UNCLIPPED: RunConfig['clip'] = { norm: null, value: null };
 
 const isDelayed = (config: Config) => localOf(config) !== null && outerOf(config).delayed !== null;
 

@@ -8,6 +8,7 @@ import type { PushKind } from '../../shared/local-steps.ts';
 import { normAndFinite } from '../../shared/optimizer.ts';
 import { partition, type Range, rangeLayout } from '../../shared/partition.ts';
 import type { LandingRoom, StagedPush } from './landing-rooms.ts';
+import { clipOf } from './outer.ts';
 import { Parameters } from './parameters.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
 import { Snapshot } from './snapshot.ts';
@@ -355,10 +356,9 @@ export class Shard {
   }
 }
 
-/** With local steps workers have clipped their gradients. */
-function limitOf({ clip }: RunConfig, kind: PushKind = 'gradient'): number {
-  return kind === 'gradient' ? (clip.value ?? Infinity) : Infinity;
-}
+/** A command without a kind is of a gradient. */
+const limitOf = (config: RunConfig, kind: PushKind = 'gradient') =>
+  clipOf(config, kind).value ?? Infinity;
 
 function stagedOf(
   { parameters }: HeldRun,

@@ -1,5 +1,5 @@
 import type { PartialConfig } from '../../../shared/config.ts';
-import { chart } from '../../../study/plot.ts';
+import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
 import { createQuadratic, curvatures } from '../../simulate/quadratic.ts';
 import { raceTo } from '../race.ts';
@@ -12,7 +12,7 @@ import {
   trial,
   updates,
 } from '../result.ts';
-import { tuneRate } from '../tune.ts';
+import { TUNING_SEED, tuneRate } from '../tune.ts';
 
 export const backup: Result = {
   name: 'backup',
@@ -38,7 +38,6 @@ const EXPONENTIAL = 'exponential:100';
 const QUADRATIC = { curvatures: curvatures(50, 0.1), noise: 1, start: 1 };
 const SHARE = 0.02;
 const CAP_MS = 200_000;
-const TUNING_SEED = 9_001;
 const RATE_START = 0.2;
 /** A measured time may differ from the law by this share: a late worker's unused gradient is in the way even with few spares. */
 const NEAR = 0.1;
@@ -145,10 +144,9 @@ function findingOf(
         y: { label: 'virtual seconds', log: true },
         series: laws.map((law) => ({
           name: law,
-          points: spares.map((b) => {
-            const { mean, low, high, distinct } = estimate(of(law, b).times.map((ms) => ms / 1e3));
-            return { x: b + 1, y: mean, ...(distinct > 1 ? { low, high } : {}) };
-          }),
+          points: spares.map((b) =>
+            pointOf(b + 1, estimate(of(law, b).times.map((ms) => ms / 1e3))),
+          ),
         })),
       }),
     },

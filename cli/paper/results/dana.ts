@@ -4,7 +4,7 @@ import { type Estimate, estimate, meanOf } from '../../../study/statistics.ts';
 import { AHEAD, CORRECTIONS, type Correction, together } from '../arms.ts';
 import { type Finding, type Lab, type Result, separated, spread } from '../result.ts';
 import { SMALL_DIGITS, trainSmall } from '../small-digits.ts';
-import { type Tuned, tuneRate } from '../tune.ts';
+import { type Tuned, tuneRate, tuningMean } from '../tune.ts';
 
 export const dana: Result = {
   name: 'dana',
@@ -21,8 +21,6 @@ export const dana: Result = {
 const LAW = 'gamma:100';
 const MOMENTUM: PartialConfig = { optimizer: { kind: 'momentum', momentum: 0.9 } };
 /** Rates are chosen on others than those that are told. */
-const TUNING_SEEDS = 2;
-const TUNING_FROM = 9_001;
 
 interface Arm {
   readonly correction: Correction;
@@ -57,11 +55,7 @@ async function repeat(lab: Lab): Promise<Finding> {
       return accuracy;
     };
     const start = workers === 1 ? 0.02 : 0.01 * (correction.updateOf ?? 1);
-    const tuned = await tuneRate(start, async (rate) => {
-      const values: number[] = [];
-      for (let s = 0; s < TUNING_SEEDS; s++) values.push(await train(rate, TUNING_FROM + s));
-      return meanOf(values);
-    });
+    const tuned = await tuneRate(start, (rate) => tuningMean((seed) => train(rate, seed)));
     const accuracies: number[] = [];
     for (const seed of lab.seeds) accuracies.push(await train(tuned.rate, seed));
     measured.push({ ...arm, tuned, accuracies });

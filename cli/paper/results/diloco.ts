@@ -1,9 +1,9 @@
 import type { PartialConfig } from '../../../shared/config.ts';
-import { chart } from '../../../study/plot.ts';
+import { chart, pointOf } from '../../../study/plot.ts';
 import { type Estimate, estimate, meanOf } from '../../../study/statistics.ts';
 import { type Finding, type Lab, type Result, separated, spread } from '../result.ts';
 import { trainSmall } from '../small-digits.ts';
-import { tuneRate } from '../tune.ts';
+import { tuneRate, tuningMean } from '../tune.ts';
 
 export const diloco: Result = {
   name: 'diloco',
@@ -27,8 +27,6 @@ const LAW = 'speeds:100,1.724,1.333,0.662,0.3';
 const ALONE = 'gamma:100';
 const MEAN_MS = 100;
 const NESTEROV = { learningRate: 0.7, momentum: 0.9 };
-const TUNING_FROM = 9_001;
-const TUNING_SEEDS = 2;
 
 interface Arm {
   readonly name: string;
@@ -104,13 +102,9 @@ async function repeat(lab: Lab): Promise<Finding> {
     };
     let outerRate = outer?.learningRate ?? 1;
     if (tunedFrom !== undefined && !lab.quick) {
-      const tuned = await tuneRate(tunedFrom, async (rate) => {
-        const values: number[] = [];
-        for (let s = 0; s < TUNING_SEEDS; s++) {
-          values.push((await train(rate, TUNING_FROM + s)).accuracy);
-        }
-        return meanOf(values);
-      });
+      const tuned = await tuneRate(tunedFrom, (rate) =>
+        tuningMean(async (seed) => (await train(rate, seed)).accuracy),
+      );
       outerRate = tuned.rate;
     }
     const accuracies: number[] = [];
@@ -151,8 +145,7 @@ function findingOf(results: readonly Measured[], runs: Finding['runs']): Finding
         x: { label: 'time, in the mean time of a minibatch' },
         y: { label: 'test accuracy, %' },
         series: results.map(({ arm, accuracies, times }) => {
-          const { mean, low, high, distinct } = estimate(accuracies);
-          const point = { x: meanOf(times), y: mean, ...(distinct > 1 ? { low, high } : {}) };
+          const point = pointOf(meanOf(times), estimate(accuracies));
           return { name: arm.name, style: 'scatter' as const, points: [point] };
         }),
       }),

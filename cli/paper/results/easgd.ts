@@ -1,9 +1,9 @@
 import type { PartialConfig } from '../../../shared/config.ts';
-import { chart } from '../../../study/plot.ts';
-import { type Estimate, estimate, meanOf } from '../../../study/statistics.ts';
+import { chart, pointOf } from '../../../study/plot.ts';
+import { type Estimate, estimate } from '../../../study/statistics.ts';
 import { type Finding, type Lab, type Result, separated, spread } from '../result.ts';
 import { SMALL_DIGITS, trainSmall } from '../small-digits.ts';
-import { tuneRate } from '../tune.ts';
+import { tuneRate, tuningMean } from '../tune.ts';
 
 export const easgd: Result = {
   name: 'easgd',
@@ -21,8 +21,6 @@ const WORKERS = 4;
 const LAW = 'gamma:100';
 const RATE = 0.1;
 const PERIODS = [1, 10, 40];
-const TUNING_FROM = 9_001;
-const TUNING_SEEDS = 2;
 /** Points that EASGD may lose from the shortest period to the longest. */
 const KEPT = 1;
 const KINDS = ['elastic', 'plain'] as const;
@@ -61,11 +59,7 @@ async function repeat(lab: Lab): Promise<Finding> {
     for (const seed of lab.seeds) fixed.push(await train(RATE, seed));
     let rate = RATE;
     if (!lab.quick) {
-      const best = await tuneRate(RATE, async (at) => {
-        const values: number[] = [];
-        for (let s = 0; s < TUNING_SEEDS; s++) values.push(await train(at, TUNING_FROM + s));
-        return meanOf(values);
-      });
+      const best = await tuneRate(RATE, (at) => tuningMean((seed) => train(at, seed)));
       rate = best.rate;
     }
     const tuned: number[] = [];
@@ -111,10 +105,7 @@ function findingOf(
           (['fixed', 'tuned'] as const).map((what) => ({
             name: `${kind}, ${what === 'fixed' ? `rate ${RATE}` : 'rate tuned'}`,
             ...(what === 'tuned' ? { style: 'dashed' as const } : {}),
-            points: periods.map((x) => {
-              const { mean, low, high, distinct } = estimate(of(kind, x)[what]);
-              return { x, y: mean, ...(distinct > 1 ? { low, high } : {}) };
-            }),
+            points: periods.map((x) => pointOf(x, estimate(of(kind, x)[what]))),
           })),
         ),
       }),

@@ -1,4 +1,4 @@
-import { chart } from '../../../study/plot.ts';
+import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
 import { each, type Finding, type Lab, type Result, separated, spread } from '../result.ts';
 import { SMALL_DIGITS, trainSmall } from '../small-digits.ts';
@@ -62,10 +62,7 @@ async function repeat(lab: Lab): Promise<Finding> {
         series: [
           {
             ...{ name: '', style: 'scatter' as const },
-            points: LAWS.map((law, x) => {
-              const { mean, low, high, distinct } = estimate(of(law).map((r) => r.accuracy));
-              return { x, y: mean, ...(distinct > 1 ? { low, high } : {}) };
-            }),
+            points: LAWS.map((law, x) => pointOf(x, estimate(of(law).map((r) => r.accuracy)))),
           },
         ],
       }),

@@ -1,5 +1,5 @@
 import type { PartialConfig } from '../../../shared/config.ts';
-import { chart } from '../../../study/plot.ts';
+import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
 import type { VirtualProblem } from '../../simulate/virtual-cluster.ts';
 import { createDigits } from '../digits.ts';
@@ -164,8 +164,7 @@ function findingOf(results: readonly Trained[], counts: readonly number[]): Find
             points: counts.flatMap((workers) => {
               const own = of(optimizer, correction, workers);
               if (own.length === 0) return [];
-              const { mean, low, high, distinct } = estimate(own.map((r) => r.accuracy));
-              return [{ x: workers, y: mean, ...(distinct > 1 ? { low, high } : {}) }];
+              return [pointOf(workers, estimate(own.map((r) => r.accuracy)))];
             }),
           })),
         ),

@@ -1,5 +1,5 @@
 import { random } from '../../../shared/random.ts';
-import { chart } from '../../../study/plot.ts';
+import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
 import type { VirtualProblem } from '../../simulate/virtual-cluster.ts';
 import { each, type Finding, type Lab, type Result, spread, trial, updates } from '../result.ts';
@@ -71,10 +71,7 @@ async function repeat(lab: Lab): Promise<Finding> {
         series: [
           ...LAWS.map((law) => ({
             name: law,
-            points: counts.map((workers) => {
-              const { mean, low, high, distinct } = of(law, workers);
-              return { x: workers, y: mean, ...(distinct > 1 ? { low, high } : {}) };
-            }),
+            points: counts.map((workers) => pointOf(workers, of(law, workers))),
           })),
           {
             ...{ name: '1 − 1/M', style: 'dashed' as const },

@@ -1,10 +1,10 @@
 import type { PartialConfig } from '../../../shared/config.ts';
-import { chart } from '../../../study/plot.ts';
+import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
 import { curvatures } from '../../simulate/quadratic.ts';
 import { raceTo } from '../race.ts';
 import { type Finding, type Lab, type Result, separated, spread } from '../result.ts';
-import { tuneCount, tuneRate } from '../tune.ts';
+import { TUNING_SEED, tuneCount, tuneRate } from '../tune.ts';
 
 export const ringmaster: Result = {
   name: 'ringmaster',
@@ -25,7 +25,6 @@ const CURVATURES = curvatures(200, 0.1);
 /** Deviation of the noise of each coordinate of a gradient; at the start a gradient's largest is 1. */
 const NOISES = [0.3, 1];
 const SHARE = 0.02;
-const TUNING_SEED = 9_001;
 /** A race that takes longer ends here, virtual ms; the fastest worker needs 1 ms for a gradient. */
 const CAP_MS = 4_000;
 const RATE_START = 0.02;
@@ -169,10 +168,7 @@ function findingOf(
         series: noises.map((noise) => ({
           name: `noise ${noise}`,
           style: 'scatter' as const,
-          points: METHODS.map(({ name }, x) => {
-            const { mean, low, high, distinct } = estimate(of(name, noise).times);
-            return { x, y: mean, ...(distinct > 1 ? { low, high } : {}) };
-          }),
+          points: METHODS.map(({ name }, x) => pointOf(x, estimate(of(name, noise).times))),
         })),
       }),
     },

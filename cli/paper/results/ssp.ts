@@ -1,5 +1,5 @@
 import type { PartialConfig } from '../../../shared/config.ts';
-import { chart } from '../../../study/plot.ts';
+import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
 import { type ComputeLaw, parseLaw, slowed } from '../../simulate/laws.ts';
 import { createQuadratic } from '../../simulate/quadratic.ts';
@@ -13,7 +13,7 @@ import {
   updates,
 } from '../result.ts';
 import { trainSmall } from '../small-digits.ts';
-import { tuneRate } from '../tune.ts';
+import { TUNING_SEED, tuneRate } from '../tune.ts';
 
 export const ssp: Result = {
   name: 'ssp',
@@ -32,7 +32,6 @@ const WORKERS = 32;
 const FACTOR = 5;
 const MEAN_MS = 100;
 const BOUNDS = [0, 3, 10, 100];
-const TUNING_SEED = 9_001;
 const SGD = { optimizer: { kind: 'sgd' } } as const satisfies PartialConfig;
 
 const passing = parseLaw(`exponential:${MEAN_MS}`);
@@ -150,10 +149,7 @@ function findingOf(
         y: { label: 'updates, second half of the run' },
         series: [go, stays].map((stragglers) => ({
           name: `stragglers: ${stragglers}`,
-          points: bounds.map((bound) => {
-            const { mean, low, high, distinct } = estimate(of(stragglers, bound).later);
-            return { x: bound + 1, y: mean, ...(distinct > 1 ? { low, high } : {}) };
-          }),
+          points: bounds.map((bound) => pointOf(bound + 1, estimate(of(stragglers, bound).later))),
         })),
       }),
     },

@@ -1,5 +1,5 @@
 import type { PartialConfig } from '../../../shared/config.ts';
-import { chart } from '../../../study/plot.ts';
+import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
 import { each, type Finding, type Lab, type Result, separated, spread } from '../result.ts';
 import { SMALL_DIGITS, trainSmall } from '../small-digits.ts';
@@ -101,11 +101,10 @@ async function repeat(lab: Lab): Promise<Finding> {
         x: { label: 'bytes pushed', log: true },
         y: { label: 'test accuracy, %' },
         series: ARMS.map(({ name }) => {
-          const { mean, low, high, distinct } = estimate(of(name).map((r) => r.accuracy));
           const x = meanOf(of(name).map((r) => r.pushedBytes));
           return {
             ...{ name, style: 'scatter' as const },
-            points: [{ x, y: mean, ...(distinct > 1 ? { low, high } : {}) }],
+            points: [pointOf(x, estimate(of(name).map((r) => r.accuracy)))],
           };
         }),
       }),

@@ -4,6 +4,7 @@ import type { CompensationUse } from '../compensation.ts';
 import { limitedNorm, type Plan } from '../correction.ts';
 import type { Applied } from '../curves.ts';
 import type { StagedPush } from '../landing-rooms.ts';
+import { clipOf } from '../outer.ts';
 import { momentumAt } from '../schedule.ts';
 import type { StepOptions } from '../step-options.ts';
 import { type Facts, judge, judgeSender, type Refusal } from './admit.ts';
@@ -111,10 +112,11 @@ export class Pushes {
     const { vector, correction, robust, mode, sent } = components;
     const parameters = vector.mustParameters;
     const staleness = fields.step - push.step;
-    const { clip, momentumSchedule } = of.config;
-    // With local steps workers have clipped their gradients.
-    const outer = this.#facts.kind !== 'gradient';
-    const limit = outer ? Infinity : (clip.value ?? Infinity);
+    const { momentumSchedule } = of.config;
+    const { kind } = this.#facts;
+    const outer = kind !== 'gradient';
+    const clip = clipOf(of.config, kind);
+    const limit = clip.value ?? Infinity;
     const { loss } = push;
     const step = fields.step - fields.optimizerStart + 1;
     const plan = correction.plan(worker, staleness);
@@ -142,8 +144,7 @@ export class Pushes {
       this.#collect(call, staged, { scale, loss, norm: given, compensation });
       return answer(push, scale < 1 ? 'damped' : 'applied', staleness);
     }
-    const normMax = outer ? Infinity : (clip.norm ?? Infinity);
-    const norm = Math.min(limitedNorm(given, plan?.normMax ?? Infinity), normMax);
+    const norm = Math.min(limitedNorm(given, plan?.normMax ?? Infinity), clip.norm ?? Infinity);
     const factor = norm < given ? norm / given : 1;
     let options: StepOptions = { step, learningRate };
     if (outer) options = { ...options, outer };
@@ -161,7 +162,7 @@ export class Pushes {
       const what = { worker, sequence, clip: { limit, factor }, options };
       vector.applyParts(others, {
         generation: fields.generation,
-        kindOfPush: this.#facts.kind,
+        kindOfPush: kind,
         ...what,
       });
     }

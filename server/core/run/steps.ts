@@ -1,3 +1,4 @@
+import { clipOf } from '../outer.ts';
 import { momentumAt } from '../schedule.ts';
 import type { StepOptions } from '../step-options.ts';
 import { isTraining, learningRateOf, ownMomentumOf, scheduleStepOf } from './course.ts';
@@ -48,9 +49,11 @@ export class Steps {
     const { shares, examples, loss, staleness, norm: normOfEach, last: worker } = collection;
     const { count: pushes, squares } = collection;
     const computeMs = collection.computeMs(fields.step);
-    const { clip, consistency, momentumSchedule } = of.config;
+    const { consistency, momentumSchedule } = of.config;
     fields.nowMs = now;
-    const outer = pushKindOf(this.#inside) !== 'gradient';
+    const kind = pushKindOf(this.#inside);
+    const outer = kind !== 'gradient';
+    const clip = clipOf(of.config, kind);
     const rate = learningRateOf(this.#inside);
     const learningRate = outer ? outerRateOf(this.#inside, null) : rate;
     const momentum = momentumAt(momentumSchedule, scheduleStepOf(fields));
@@ -58,13 +61,12 @@ export class Steps {
     if (outer) options = { ...options, outer };
     else if (momentum !== undefined) options = { ...options, momentum };
     const faulty = consistency.faultyMax ?? 1;
-    // With local steps workers have clipped their gradients.
-    const limit = outer ? Infinity : (clip.value ?? Infinity);
+    const limit = clip.value ?? Infinity;
     const staged = parameters.combine(shares, faulty);
     const own = Math.sqrt(parameters.squares(staged, limit));
     // That of the mean is known where all of it is; else that of each push, which it does not exceed.
     const given = vector.ranges.length > 1 ? normOfEach : own;
-    const norm = Math.min(given, outer ? Infinity : (clip.norm ?? Infinity));
+    const norm = Math.min(given, clip.norm ?? Infinity);
     const factor = norm < given ? norm / given : 1;
     mode!.stepped();
     if (!Number.isFinite(own) || !parameters.update(staged, { limit, factor }, options)) {
