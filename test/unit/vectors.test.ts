@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { Compile } from 'typebox/compile';
 import { expect, test } from 'vitest';
 import { protocolVectors, VECTORS, vectorsPage } from '../../cli/docs/vectors.ts';
 import { decodeFrame, floatsOf } from '../../shared/codec.ts';
@@ -9,6 +10,8 @@ import {
   checkServerMessage,
   checkToShard,
   checkWorkerMessage,
+  compile,
+  MESSAGES,
 } from '../../shared/protocol.ts';
 
 const { vectors } = protocolVectors();
@@ -67,4 +70,40 @@ test('every type of message has one', () => {
   const types = [...reference.matchAll(/type: Type\.Literal\('(\w+)'\)/g)].map(([, type]) => type);
   expect(types.length).toBeGreaterThan(12);
   expect(new Set(vectors.map(({ header }) => header.type))).toEqual(new Set(types));
+});
+
+/** The same object with one field removed, added or undefined. */
+function mutations(header: Record<string, unknown>): Record<string, unknown>[] {
+  const names = [...Object.keys(header), 'kind', 'local', 'shown', 'toString', 'extra'];
+  return names.flatMap((name) => {
+    const { [name]: value, ...less } = header;
+    return [
+      less,
+      { ...header, [name]: undefined },
+      { ...header, [name]: 'x' },
+      { ...less, other: value },
+    ];
+  });
+}
+
+test('counting the fields of a message finds what a closed schema refuses', () => {
+  const schemas = {
+    ...MESSAGES.fromWorker,
+    ...MESSAGES.toShard,
+    ...MESSAGES.fromShard,
+    ...MESSAGES.fromServer,
+  };
+  const verdicts = { accepted: 0, refused: 0 };
+  for (const [type, schema] of Object.entries(schemas)) {
+    const closed = Compile(schema);
+    const counted = compile({ [type]: schema }).get(type)!;
+    const headers = vectors.flatMap(({ header }) => (header.type === type ? [header] : []));
+    for (const header of headers.flatMap((each) => [each, ...mutations({ ...each })])) {
+      const expected = closed.Check(header);
+      expect(counted.Check(header), JSON.stringify(header)).toBe(expected);
+      verdicts[expected ? 'accepted' : 'refused']++;
+    }
+  }
+  expect(verdicts.accepted).toBeGreaterThan(50);
+  expect(verdicts.refused).toBeGreaterThan(1_000);
 });
