@@ -4,7 +4,8 @@ import { describe, expect, it } from 'vitest';
 import { kindOf } from '../../worker/data/columns.ts';
 import type { PrepareOptions } from '../../worker/data/examples.ts';
 import { gather } from '../../worker/data/gather.ts';
-import { columnOf, dataOf } from '../../worker/data/given.ts';
+import { dataOf } from '../../worker/data/given.ts';
+import { columnOf } from '../../worker/data/given-column.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 
 const ARRAYS = {

@@ -1,0 +1,82 @@
+import type { Reading } from '../../shared/reading.ts';
+import { type Column, sizeOf } from './columns.ts';
+import {
+  classesOf,
+  describe,
+  invalid,
+  isAbsent,
+  isRecord,
+  isTensor,
+  mustKnow,
+  textsOf,
+  typedArrayName,
+} from './described.ts';
+import { numbersOf } from './numbers.ts';
+
+/** One column that a function of an experiment gave. */
+
+const COLUMN_FIELDS = ['values', 'shape', 'names', 'classes', 'missing', 'reading'];
+
+/**
+ * Converts one column.
+ * @param where the column's name for messages: `inputs of the train part`
+ * @param count the number of examples, if it is known.
+ * @throws DownpourError DP_EXPERIMENT_INVALID for anything but numbers and for a shape that does not fit;
+ *   DP_DATA_CORRUPT for a number that cannot be kept without loss.
+ */
+export function columnOf(given: unknown, where: string, count?: number): Column {
+  if (!isRecord(given) || !('values' in given)) {
+    const advice = isTensor(given)
+      ? 'give { values: tensor.dataSync(), shape: tensor.shape }'
+      : 'give { values, shape }: a typed array or an array of numbers, and its shape, which begins with the number of examples';
+    throw invalid(`${where} are ${describe(given)}; ${advice}`);
+  }
+  mustKnow(where, given, COLUMN_FIELDS);
+  const { values: numbers, names, classes, missing, reading } = given;
+  const shape = given.shape === undefined ? null : shapeOf(given.shape, where);
+  const read = numbersOf(numbers, shape, where, count);
+  const { values } = read;
+  const is = `${where}: shape [${read.shape.join(', ')}]`;
+  if (sizeOf(read.shape) !== values.length) {
+    throw invalid(
+      `${is} needs ${sizeOf(read.shape)} numbers, but values has ${values.length}${values.length === 0 ? ' (was its memory handed to another thread?)' : ''}; correct the shape: [examples, numbers of one example, …]`,
+    );
+  }
+  if (read.shape[0] === 0 || values.length === 0) {
+    throw invalid(`${is} has no numbers; at least 1 example of at least 1 number is needed`);
+  }
+  if (count !== undefined && read.shape[0] !== count) {
+    throw invalid(
+      `${is} means ${read.shape[0]} examples, but there are ${count}; inputs and targets need one row for each example`,
+    );
+  }
+  const column: { -readonly [Key in keyof Column]: Column[Key] } = { values, shape: read.shape };
+  if (!isAbsent(names)) {
+    column.names = textsOf(names, `names of ${where}`);
+    const size = sizeOf(read.shape, 1);
+    if (column.names.length !== size) {
+      throw invalid(
+        `names of ${where}: there are ${column.names.length}, but an example has ${size} number${size === 1 ? '' : 's'}; give one name for each`,
+      );
+    }
+  }
+  if (!isAbsent(classes)) column.classes = classesOf(classes, `classes of ${where}`);
+  if (!isAbsent(missing)) {
+    if (missing !== 'mean') {
+      throw invalid(`missing of ${where}: ${describe(missing)}; allowed: 'mean'`);
+    }
+    column.missing = missing;
+  }
+  // Only readers set it; where somebody has changed the names of the inputs, it does not fit any more.
+  if (isRecord(reading)) column.reading = reading as unknown as Reading;
+  return column;
+}
+
+function shapeOf(given: unknown, where: string): readonly number[] {
+  const shape = typedArrayName.call(given) === undefined ? given : Array.from(given as Int32Array);
+  const isShape = Array.isArray(shape) && shape.length > 0;
+  if (isShape && shape.every((size) => Number.isInteger(size) && size >= 0)) return shape;
+  throw invalid(
+    `${where}: the shape is ${describe(given)}; allowed: an array of whole numbers that begins with the number of examples`,
+  );
+}
