@@ -10,6 +10,9 @@ export const LIMITS = {
   bodyBytesMax: 2 ** 20,
   /** Fields of an example, masks included. */
   fieldsMax: 64,
+  /** Seconds that one read of a source of examples may take, and the most that a source may ask for. */
+  readSecondsDefault: 60,
+  readSecondsMax: 3_600,
   tensorCountMax: 10_000,
   rankMax: 8,
   nameLengthMax: 200,

@@ -42,6 +42,7 @@ export { readIdx } from './data/idx.ts';
 export { loadMnist } from './data/mnist.ts';
 export { readNpy } from './data/npy.ts';
 export { loadImageFolder } from './data/pictures/images.ts';
+export type { ExampleSource, ReadOptions, SourceField, SourceRows } from './data/source.ts';
 export { type CsvData, type CsvParts, loadCsv } from './data/tables/csv.ts';
 export type { CsvOptions } from './data/tables/csv-options.ts';
 export type {

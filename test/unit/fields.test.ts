@@ -6,7 +6,7 @@ import { LIMITS } from '../../shared/limits.ts';
 import { checkExperiment as checkAll } from '../../worker/check/check.ts';
 import { examplesLike, factsOf, mustBeDataOf, summaryOf } from '../../worker/data/facts.ts';
 import { gather } from '../../worker/data/gather.ts';
-import { dataOf, type GivenData } from '../../worker/data/given.ts';
+import { dataOf, type GivenData, type GivenExamples } from '../../worker/data/given.ts';
 import { packData, unpackData } from '../../worker/data/packed.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
@@ -21,7 +21,7 @@ const COUNT = 40;
 const rows = <T>(of: (i: number) => T): T[] => Array.from({ length: COUNT }, (_, i) => of(i));
 
 /** A shop: the id of a town, a time in ms and an area; a price, and one of three kinds. */
-const shop = (): GivenData => ({
+const shop = (): GivenData & { readonly train: GivenExamples } => ({
   train: {
     inputs: {
       town: { values: Int32Array.from(rows((i) => i % 5)), shape: [COUNT] },

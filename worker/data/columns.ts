@@ -22,6 +22,9 @@ export interface Column {
   readonly reading?: Reading;
 }
 
+/** `mask`: 1 where the field before it has numbers, 0 where it was padded. */
+export type FieldRole = 'input' | 'mask' | 'target';
+
 export type Kind = 'uint8' | 'int32' | 'float32' | 'float64';
 
 /** The typed array of each kind. */

@@ -1,5 +1,6 @@
 import type { DataFacts } from '../../shared/data-facts.ts';
-import { type Column, rowSize } from './columns.ts';
+import { type Column, type FieldRole, rowSize } from './columns.ts';
+import type { Stored } from './source.ts';
 import type { InputTransform } from './transform.ts';
 
 /** Examples in plain typed arrays, as an experiment gives them and as training takes them. Nothing here knows of tensors or files. */
@@ -12,15 +13,14 @@ export interface Examples {
   readonly targets: Column;
   /** Fields by name, in their order. */
   readonly fields?: Readonly<Record<string, Field>>;
+  /** Where the examples are read from, if they are not in memory: the columns then have no values. */
+  readonly stored?: Stored;
 }
 
 /** Several inputs or several targets: each is a field. */
 export interface Field extends Column {
   readonly role: FieldRole;
 }
-
-/** `mask`: 1 where the field before it has numbers, 0 where it was padded. */
-export type FieldRole = 'input' | 'mask' | 'target';
 
 /** The parts of a data set, in the order in which they are read and told. */
 export const DATA_PARTS = ['train', 'validation', 'test'] as const;

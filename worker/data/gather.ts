@@ -22,10 +22,12 @@ export function gather(
   indices: Int32Array | readonly number[],
   into?: Minibatch,
 ): Minibatch {
-  const first = part === 'trainAndValidation' ? prepared.train : prepared[part];
-  const second = part === 'trainAndValidation' ? prepared.validation : null;
-  if (first === null) {
-    throw new DownpourError('DP_DATA_MISMATCH', 'this data has no test part to take rows from');
+  const { first, second } = partsFor(prepared, part);
+  if (first.stored) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `this needs all examples of the ${part} part in memory, but they are read from a ${first.stored.where}: give arrays, or the first examples alone`,
+    );
   }
   const firstCount = first.count;
   const count = firstCount + (second?.count ?? 0);
@@ -37,12 +39,7 @@ export function gather(
   const lookup = scaler.table === null ? null : lookUpInto(batch.inputs, scaler.table);
   for (let i = 0; i < n; i++) {
     const index = indices[i]!;
-    if (!(index >= 0 && index < count && Number.isInteger(index))) {
-      throw new DownpourError(
-        'DP_DATA_MISMATCH',
-        `example ${index} was requested from the ${part} part, which has only ${count}: this worker's data differ from the run's`,
-      );
-    }
+    mustHaveExample(index, count, part);
     const from = index < firstCount ? first : second!;
     const row = index < firstCount ? index : index - firstCount;
     const { values } = from.inputs;
@@ -58,6 +55,27 @@ export function gather(
     gatherField(prepared, { name, first, second, indices, rows });
   }
   return batch;
+}
+
+/** The part that a lease means, and the one that follows it. @throws DownpourError DP_DATA_MISMATCH: there is no such part. */
+export function partsFor(
+  prepared: PreparedData,
+  part: Part,
+): { readonly first: Examples; readonly second: Examples | null } {
+  const first = part === 'trainAndValidation' ? prepared.train : prepared[part];
+  if (first === null) {
+    throw new DownpourError('DP_DATA_MISMATCH', 'this data has no test part to take rows from');
+  }
+  return { first, second: part === 'trainAndValidation' ? prepared.validation : null };
+}
+
+/** @throws DownpourError DP_DATA_MISMATCH */
+export function mustHaveExample(index: number, count: number, part: Part): void {
+  if (index >= 0 && index < count && Number.isInteger(index)) return;
+  throw new DownpourError(
+    'DP_DATA_MISMATCH',
+    `example ${index} was requested from the ${part} part, which has only ${count}: this worker's data differ from the run's`,
+  );
 }
 
 interface FieldRequest {

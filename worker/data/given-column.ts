@@ -32,7 +32,7 @@ export function columnOf(given: unknown, where: string, count?: number): Column 
     throw invalid(`${where} are ${describe(given)}; ${advice}`);
   }
   mustKnow(where, given, COLUMN_FIELDS);
-  const { values: numbers, names, classes, missing, reading } = given;
+  const { values: numbers } = given;
   const shape = given.shape === undefined ? null : shapeOf(given.shape, where);
   const read = numbersOf(numbers, shape, where, count);
   const { values } = read;
@@ -50,26 +50,34 @@ export function columnOf(given: unknown, where: string, count?: number): Column 
       `${is} means ${read.shape[0]} examples, but there are ${count}; inputs and targets need one row for each example`,
     );
   }
-  const column: { -readonly [Key in keyof Column]: Column[Key] } = { values, shape: read.shape };
+  return { values, shape: read.shape, ...columnTexts(given, where, sizeOf(read.shape, 1)) };
+}
+
+/** What a column has beside its numbers. @param size numbers of one example. */
+export function columnTexts(
+  { names, classes, missing, reading }: Record<string, unknown>,
+  where: string,
+  size: number,
+): Pick<Column, 'names' | 'classes' | 'missing' | 'reading'> {
+  const texts: { -readonly [Key in keyof ReturnType<typeof columnTexts>]: Column[Key] } = {};
   if (!isAbsent(names)) {
-    column.names = textsOf(names, `names of ${where}`);
-    const size = sizeOf(read.shape, 1);
-    if (column.names.length !== size) {
+    texts.names = textsOf(names, `names of ${where}`);
+    if (texts.names.length !== size) {
       throw invalid(
-        `names of ${where}: there are ${column.names.length}, but an example has ${size} number${size === 1 ? '' : 's'}; give one name for each`,
+        `names of ${where}: there are ${texts.names.length}, but an example has ${size} number${size === 1 ? '' : 's'}; give one name for each`,
       );
     }
   }
-  if (!isAbsent(classes)) column.classes = classesOf(classes, `classes of ${where}`);
+  if (!isAbsent(classes)) texts.classes = classesOf(classes, `classes of ${where}`);
   if (!isAbsent(missing)) {
     if (missing !== 'mean') {
       throw invalid(`missing of ${where}: ${describe(missing)}; allowed: 'mean'`);
     }
-    column.missing = missing;
+    texts.missing = missing;
   }
   // Only readers set it; where somebody has changed the names of the inputs, it does not fit any more.
-  if (isRecord(reading)) column.reading = reading as unknown as Reading;
-  return column;
+  if (isRecord(reading)) texts.reading = reading as unknown as Reading;
+  return texts;
 }
 
 function shapeOf(given: unknown, where: string): readonly number[] {

@@ -3,7 +3,9 @@ import { describe, invalid, isAbsent, isRecord, listed, mustKnow, textsOf } from
 import { DATA_PARTS, type Examples, type ExperimentData, type Field } from './examples.ts';
 import { columnOf } from './given-column.ts';
 import { areFields, examplesOfFields } from './given-fields.ts';
+import { examplesOfSource, isSource } from './given-source.ts';
 import type { GivenNumbers } from './numbers.ts';
+import type { ExampleSource } from './source.ts';
 
 /**
  * What an experiment's `data` may return. All of it is converted here: numbers of any type become one of four
@@ -38,9 +40,9 @@ export interface GivenExamples {
 /** What an experiment's `data` may return: like `ExperimentData`, but with numbers of any type. */
 export interface GivenData
   extends Omit<ExperimentData, 'train' | 'validation' | 'test' | 'source'> {
-  readonly train: GivenExamples;
-  readonly validation?: GivenExamples | null;
-  readonly test?: GivenExamples | null;
+  readonly train: GivenExamples | ExampleSource;
+  readonly validation?: GivenExamples | ExampleSource | null;
+  readonly test?: GivenExamples | ExampleSource | null;
   readonly source?: string;
 }
 
@@ -84,10 +86,12 @@ export function dataOf(given: unknown): ExperimentData {
     ...(isAbsent(test) ? {} : { test: examplesOf('test', test) }),
   };
   const count = parts.train.count;
+  // A source says it of its field.
+  const known = isAbsent(classCount) ? parts.train.targets.classCount : classCount;
   return {
     ...rest,
     ...parts,
-    ...(isAbsent(classCount) ? {} : { classCount: classCount as number }),
+    ...(isAbsent(known) ? {} : { classCount: known as number }),
     ...(isAbsent(classes) ? {} : { classes: textsOf(classes, 'classes of what data() returned') }),
     source: source ?? `${count} training example${count === 1 ? '' : 's'}`,
   };
@@ -100,6 +104,7 @@ function examplesOf(part: string, given: unknown): Examples {
       `${name} of what data() returned is ${describe(given)}; it must be { inputs, targets }`,
     );
   }
+  if (isSource(given)) return examplesOfSource(name, given);
   mustKnow(name, given, EXAMPLES_FIELDS);
   if (given.inputs === undefined) {
     throw invalid(

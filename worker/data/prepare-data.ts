@@ -28,6 +28,7 @@ import { fitTransform, type InputTransform } from './transform.ts';
  */
 export function prepareData(given: ExperimentData, options: PrepareOptions): PreparedData {
   mustHaveSameFields(given);
+  mustBeInMemory(given);
   const { loss = null, losses = {}, facts } = options;
   let data = checkedPart(given, rowSize(given.train.targets) === 0 ? null : loss);
   const names = Object.keys(data.train.fields ?? {});
@@ -85,6 +86,15 @@ export function prepareData(given: ExperimentData, options: PrepareOptions): Pre
     transform,
     ...(names.length > 0 ? { transforms } : {}),
   };
+}
+
+function mustBeInMemory(data: ExperimentData): void {
+  const stored = partsOf(data).find(([, examples]) => examples.stored)?.[1].stored;
+  if (!stored) return;
+  throw new DownpourError(
+    'DP_USAGE',
+    `this needs all examples in memory, but there is a ${stored.where}: give arrays`,
+  );
 }
 
 /** Inputs and targets that agree in all parts, are finite and suit the loss. */

@@ -1,6 +1,6 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
-import { isFloat, rowSize, takeRows } from './columns.ts';
+import { type Column, isFloat, rowSize, takeRows } from './columns.ts';
 import type { Examples, ExperimentData, PrepareOptions } from './examples.ts';
 import { mapFields } from './fields.ts';
 import type { ChosenRows } from './fingerprint.ts';
@@ -129,8 +129,22 @@ export function holdOut(
   };
 }
 
-/** Copies whole examples. */
+/** Copies whole examples; of examples that are not in memory, it says which they are. */
 export function takeExamples(examples: Examples, rows: Int32Array | readonly number[]): Examples {
+  const { stored } = examples;
+  if (stored) {
+    const chosen = Int32Array.from(rows, (row) => (stored.rows ? stored.rows[row]! : row));
+    const like = <C extends Column>(column: C): C => ({
+      ...column,
+      shape: [chosen.length, ...column.shape.slice(1)],
+    });
+    const { inputs, targets, fields } = examples;
+    return {
+      ...{ count: chosen.length, inputs: like(inputs), targets: like(targets) },
+      ...(fields && { fields: mapFields(fields, like) }),
+      stored: { ...stored, rows: chosen },
+    };
+  }
   return {
     count: rows.length,
     inputs: takeRows(examples.inputs, rows),

@@ -1,6 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
+import type { FieldRole } from '../data/columns.ts';
 import { isFloat } from '../data/columns.ts';
-import type { FieldRole, PreparedData } from '../data/examples.ts';
+import type { PreparedData } from '../data/examples.ts';
 import { isWhole } from '../data/fields.ts';
 
 /** What a model and its losses need to know about the data, and how they refuse them. */

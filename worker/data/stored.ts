@@ -1,0 +1,95 @@
+import type { Part } from '../../shared/protocol.ts';
+import { ARRAYS, type Column, kindOf, rowSize } from './columns.ts';
+import type { Examples, Field, Minibatch, PreparedData } from './examples.ts';
+import { mapFields } from './fields.ts';
+import { gather, mustHaveExample, partsFor } from './gather.ts';
+import { readRows } from './source.ts';
+import { takeExamples } from './split.ts';
+
+/** Examples of a part, wherever they lie: in memory, or in a source that is asked for them. */
+
+/**
+ * Some examples in memory, in the order of the rows.
+ * @param rows of the part.
+ * @throws DownpourError as `readRows`; the reason of the signal.
+ */
+export async function examplesAt(
+  examples: Examples,
+  rows: Int32Array,
+  signal?: AbortSignal,
+): Promise<Examples> {
+  const { stored, ...part } = examples;
+  if (!stored) return takeExamples(part, rows);
+  const inSource = stored.rows ? rows.map((row) => stored.rows![row]!) : rows;
+  const read = rows.length === 0 ? {} : await readRows(stored, inSource, signal);
+  const filled = <C extends Column>(column: C, name: string): C => {
+    const shape = [rows.length, ...column.shape.slice(1)];
+    const values = read[name];
+    if (values === undefined || rowSize(column) === 0) return { ...column, shape };
+    const kind = kindOf(column.values);
+    // Rows of 0 and 1 for the classes are shares, which are numbers of float32.
+    return {
+      ...column,
+      shape,
+      values: kind === kindOf(values) ? values : ARRAYS[kind].from(values),
+    };
+  };
+  const { inputs, targets, fields } = part;
+  return {
+    count: rows.length,
+    inputs: filled(inputs, 'inputs'),
+    targets: filled(targets, 'targets'),
+    ...(fields && { fields: mapFields(fields, (field: Field, name) => filled(field, name)) }),
+  };
+}
+
+export interface CollectOptions {
+  /** As for `gather`; a part that is read from a source has no use for it. */
+  readonly into?: Minibatch | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * The minibatch of some rows of a part, as `gather` gives it. It is a promise only if the part is read from a source.
+ * @throws DownpourError DP_DATA_MISMATCH for an index that the part lacks; what `readRows` throws.
+ */
+export function collect(
+  prepared: PreparedData,
+  part: Part,
+  indices: Int32Array | readonly number[],
+  { into, signal }: CollectOptions = {},
+): Minibatch | Promise<Minibatch> {
+  if (!prepared.train.stored) return gather(prepared, part, indices, into);
+  return collectStored(prepared, part, Int32Array.from(indices), signal);
+}
+
+async function collectStored(
+  prepared: PreparedData,
+  part: Part,
+  indices: Int32Array,
+  signal: AbortSignal | undefined,
+): Promise<Minibatch> {
+  const { first, second } = partsFor(prepared, part);
+  const count = first.count + (second?.count ?? 0);
+  for (const index of indices) mustHaveExample(index, count, part);
+  const inFirst = indices.filter((index) => index < first.count);
+  const inSecond = indices.filter((index) => index >= first.count);
+  const [train, validation] = await Promise.all([
+    examplesAt(first, inFirst, signal),
+    second &&
+      examplesAt(
+        second,
+        inSecond.map((index) => index - first.count),
+        signal,
+      ),
+  ]);
+  if (!validation)
+    return gather(
+      { ...prepared, train },
+      'train',
+      indices.map((_, i) => i),
+    );
+  let [a, b] = [0, inFirst.length];
+  const places = indices.map((index) => (index < first.count ? a++ : b++));
+  return gather({ ...prepared, train, validation }, 'trainAndValidation', places);
+}
