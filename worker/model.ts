@@ -16,10 +16,10 @@ import { type Goal, goalOfMeasures, goalOfObjective } from './model/goal.ts';
 import { disposeInstance, type Instance, placeWeights } from './model/instance.ts';
 import { observableLayers } from './model/layers-model.ts';
 import { LoadedParameters } from './model/loaded.ts';
-import { type Step, Steps, type TrainingLoss } from './model/steps.ts';
+import { type Step, Steps } from './model/steps.ts';
 import { asRows, countOf, fieldsOf, read, tensorsOf } from './model/tensors.ts';
 import { drawNoise, withSeed } from './noise.ts';
-import { tryObjective } from './objective.ts';
+import { type ObjectiveTrial, tryObjective } from './objective.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /**
@@ -126,7 +126,7 @@ export async function buildModel(
     const measures = objective
       ? null
       : await measuresOf(experiment, config, data, instance.outputShape);
-    let trial = { hasError: false };
+    let trial: ObjectiveTrial = { hasError: false, givesGradients: false };
     const call = { objective: objective!, hyperparameters, instance };
     const isEmpty = !('transform' in prepared && prepared.train.count > 0);
     if (objective && isEmpty) trial = tryObjective(call, data, () => null);
@@ -149,7 +149,7 @@ export async function buildModel(
     const errorMeasure = objective ? (trial.hasError ? 'own' : 'loss') : errorMeasureOf(experiment);
     const goal = measures
       ? goalOfMeasures(measures, data)
-      : goalOfObjective({ objective: objective!, hyperparameters });
+      : goalOfObjective({ objective: objective!, hyperparameters }, trial.givesGradients);
     return new BuiltModel({
       layout,
       instance,
@@ -218,9 +218,7 @@ class BuiltModel implements Model {
     this.#graphs = record && !isForeign && canRecord() ? new Graphs(options.provesAgain) : null;
     this.#parameters = new LoadedParameters(layout, placeWeights(layout, instance.weights));
     const [parameters, graphs] = [this.#parameters, this.#graphs];
-    const trainingLoss: TrainingLoss = (instance, fields, noise, onHost) =>
-      goal.trainingLoss({ instance, fields, noise, onHost, step: parameters.step });
-    this.#steps = new Steps({ layout, data, parameters, trainingLoss, graphs });
+    this.#steps = new Steps({ layout, data, parameters, goal, graphs });
   }
 
   get loaded(): Float32Array | null {

@@ -1,6 +1,7 @@
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { LIMITS } from '../shared/limits.ts';
+import { nearest } from '../shared/spelling.ts';
 import type { FieldTensors } from './batch.ts';
 import { type Draws, drawsOf } from './draws.ts';
 import { isRecord } from './fields.ts';
@@ -11,7 +12,7 @@ import { zerosOf } from './model/tensors.ts';
 import { drawNoise, type NoiseSource, withSeed } from './noise.ts';
 import { type LayersModel, type Scalar, type Tensor, type Tf, tf } from './tf.ts';
 
-/** A computation of the user's that gives a loss, in the place of `loss`, `error` and `metrics`. */
+/** A computation of the user's that gives a loss or gradients, in the place of `loss`, `error` and `metrics`. */
 
 /** A model as an objective uses it. */
 export interface ObjectiveModel {
@@ -40,15 +41,24 @@ export interface ObjectiveArguments {
 /** One number, the mean over the examples, or one number for each example. */
 type Value = Tensor;
 
+interface Reported {
+  /** Better when lower; default: the loss. */
+  readonly error?: Value | number;
+  readonly metrics?: Readonly<Record<string, Value | number>>;
+}
+
 export type Objective = (args: ObjectiveArguments) =>
   | Value
-  | {
+  | (Reported & {
       /** Several are added up, and each is a metric. */
       readonly loss: Value | Readonly<Record<string, Value>>;
-      /** Better when lower; default: the loss. */
-      readonly error?: Value | number;
-      readonly metrics?: Readonly<Record<string, Value | number>>;
-    };
+    })
+  | (Reported & {
+      /** Reported, and not differentiated; default: the error. */
+      readonly loss?: Value | Readonly<Record<string, Value>>;
+      /** In training: what the loss's gradient would be, one for each trained tensor by its name, of its shape. */
+      readonly gradients?: Readonly<Record<string, Tensor>>;
+    });
 
 /** Values of one minibatch, each of shape []. */
 export interface ObjectiveValues {
@@ -56,6 +66,8 @@ export interface ObjectiveValues {
   /** Null: none was given. */
   readonly error: Tensor | null;
   readonly metrics: readonly (readonly [name: string, value: Tensor])[];
+  /** One for each trained tensor, by name; null: they are those of the loss. */
+  readonly gradients: Readonly<Record<string, Tensor>> | null;
 }
 
 export interface ObjectiveCall {
@@ -100,25 +112,39 @@ export function valuesOf(call: ObjectiveCall): ObjectiveValues {
     if (cause instanceof DownpourError) throw cause;
     throw invalid(`objective() of the experiment failed: ${errorText(cause)}`, cause);
   }
-  return checked(given, count);
+  const values = checked(given, count);
+  // Evaluations have no use for them.
+  if (!training || values.gradients === null) return { ...values, gradients: null };
+  return { ...values, gradients: checkedGradients(values.gradients, instance) };
 }
+
+const RETURNED = ['loss', 'error', 'metrics', 'gradients'];
 
 function checked(given: unknown, count: number): ObjectiveValues {
   if (given instanceof tf.Tensor) {
-    return { loss: meanOf('objective', given, count, true), error: null, metrics: [] };
+    const loss = meanOf('objective', given, count, true);
+    return { loss, error: null, metrics: [], gradients: null };
   }
-  if (!isRecord(given) || typeof given.then === 'function' || given.loss === undefined) {
+  const isPlain = isRecord(given) && typeof given.then !== 'function';
+  if (!isPlain || !RETURNED.some((name) => given[name] !== undefined)) {
     throw invalid(
       `objective() returned ${described(given)}; it must return a tensor, the loss, or { loss, error, metrics }`,
     );
   }
   for (const key of Object.keys(given)) {
-    if (['loss', 'error', 'metrics'].includes(key)) continue;
+    if (RETURNED.includes(key)) continue;
+    const near = nearest(key, RETURNED);
     throw invalid(
-      `objective() returned a field '${key}'; allowed: loss, error, metrics. Put what is to be reported into metrics, and several losses into loss: { ${key}: … }`,
+      `objective() returned a field '${key}'; ${near ? `did you mean '${near}'?` : `allowed: ${RETURNED.join(', ')}.`} Put what is to be reported into metrics, and several losses into loss: { ${key}: … }`,
     );
   }
-  const { loss, error, metrics = {} } = given;
+  const { error, metrics = {}, gradients = null } = given;
+  const loss = given.loss ?? (typeof error === 'number' ? tf.scalar(error) : error);
+  if (loss === undefined) {
+    throw invalid(
+      'objective() returned neither loss nor error; return one of them, because evaluations compare the parameters by it. With gradients, it is reported and not differentiated',
+    );
+  }
   if (!isRecord(metrics) || metrics instanceof tf.Tensor) {
     throw invalid(
       `objective() returned ${described(metrics)} as metrics; it must be an object of numbers by name`,
@@ -150,7 +176,51 @@ function checked(given: unknown, count: number): ObjectiveValues {
       : losses.map(([, each]) => each).reduce((a, b) => tf.add(a, b)),
     error: error === undefined ? null : meanOf('objective: error', tensorOf(error), count, false),
     metrics: [...losses, ...own],
+    gradients: gradients as ObjectiveValues['gradients'],
   };
+}
+
+/** @throws DownpourError DP_EXPERIMENT_INVALID: not one gradient for each trained tensor, of its shape. */
+function checkedGradients(given: unknown, { weights }: Instance): Record<string, Tensor> {
+  const trained = weights.filter(({ role }) => role === 'trainable');
+  const names = trained.map(({ name }) => name);
+  const list = names
+    .slice(0, 8)
+    .map((name) => `'${name}'`)
+    .join(', ');
+  if (!isRecord(given) || given instanceof tf.Tensor) {
+    throw invalid(
+      `objective() returned ${described(given)} as gradients; it must be an object with a tensor for each trained tensor: ${list}`,
+    );
+  }
+  for (const name of Object.keys(given)) {
+    if (names.includes(name)) continue;
+    const near = nearest(name, names);
+    throw invalid(
+      `objective() returned a gradient of '${name.slice(0, 80)}', and the model has no such trained tensor; ${near ? `did you mean '${near}'?` : `it has ${list}`}`,
+    );
+  }
+  const gradients = trained.map(({ name, shape }) => {
+    const gradient = given[name];
+    if (gradient === undefined) {
+      throw invalid(
+        `objective() returned no gradient of '${name}'; return one for each trained tensor: zeros (tf.zerosLike) for one that is to stay in this step, or make the tensor with trainable: false`,
+      );
+    }
+    if (!(gradient instanceof tf.Tensor) || gradient.isDisposed) {
+      const seen = gradient instanceof tf.Tensor ? 'a disposed tensor' : described(gradient);
+      throw invalid(
+        `objective() returned ${seen} as the gradient of '${name}'; it must be a tensor`,
+      );
+    }
+    if (gradient.dtype !== 'float32' || String(gradient.shape) !== String(shape)) {
+      throw invalid(
+        `objective() returned ${gradient.dtype} of shape [${gradient.shape}] as the gradient of '${name}'; it must be float32 of shape [${shape}]`,
+      );
+    }
+    return [name, gradient] as const;
+  });
+  return Object.fromEntries(gradients);
 }
 
 const RESERVED = ['loss', 'error', 'trainingLoss', 'trainingError'];
@@ -162,6 +232,8 @@ const isName = (name: string) =>
 export interface ObjectiveTrial {
   /** It gives an error of its own. */
   readonly hasError: boolean;
+  /** It gives gradients in training. */
+  readonly givesGradients: boolean;
 }
 
 /**
@@ -175,6 +247,7 @@ export function tryObjective(
   sample: () => Readonly<Record<string, Tensor>> | null,
 ): ObjectiveTrial {
   let hasError = false;
+  let givesGradients = false;
   withSeed(0, () =>
     tf.tidy(() => {
       const real = sample();
@@ -191,18 +264,35 @@ export function tryObjective(
       const trained = call.instance.weights.flatMap(({ role, variable }) =>
         role === 'trainable' ? [variable] : [],
       );
-      const run = () => valuesOf({ ...common, training: true }).loss as Scalar;
+      const run = () => {
+        const { loss, gradients } = valuesOf({ ...common, training: true });
+        givesGradients = gradients !== null;
+        if (!gradients) return loss as Scalar;
+        if (real) mustBeFinite(gradients);
+        // Any number with a gradient will do.
+        return tf.addN(trained.map((variable) => tf.sum(variable))) as Scalar;
+      };
       try {
         tf.variableGrads(run, trained);
       } catch (cause) {
         if (cause instanceof DownpourError) throw cause;
         throw invalid(
-          `the loss of objective() has no gradient with respect to the parameters, so the model cannot learn from it: ${errorText(cause)}`,
+          `the loss of objective() has no gradient with respect to the parameters, so the model cannot learn from it (an estimator that is not the gradient of a loss returns gradients): ${errorText(cause)}`,
           cause,
         );
       }
       return null as never;
     }),
   );
-  return { hasError };
+  return { hasError, givesGradients };
+}
+
+function mustBeFinite(gradients: Readonly<Record<string, Tensor>>): void {
+  for (const [name, gradient] of Object.entries(gradients)) {
+    const value = tf.sum(tf.mul(gradient, 0)).dataSync()[0]!;
+    if (Number.isFinite(value)) continue;
+    throw invalid(
+      `objective() gives a gradient of '${name}' that is not finite for training examples at the initial parameters: check its divisions, roots and logarithms`,
+    );
+  }
 }

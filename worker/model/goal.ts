@@ -2,16 +2,24 @@ import type { Measures } from '../measures.ts';
 import type { NoiseSource } from '../noise.ts';
 import { type ObjectiveCall, valuesOf } from '../objective.ts';
 import type { Tensor } from '../tf.ts';
-import type { DataShape } from './data-shape.ts';
+import { type DataShape, invalid } from './data-shape.ts';
 import type { Instance } from './instance.ts';
 import { sidesOf } from './tensors.ts';
 
 /** What a model is trained for: measures of targets and predictions, or an objective. */
 export interface Goal {
-  /** The loss in training, of shape []. */
-  trainingLoss(call: GoalCall): Tensor;
+  /** Whether `train` gives gradients, which the loss need not have then. */
+  readonly givesGradients: boolean;
+  train(call: GoalCall): TrainingValues;
   /** Loss and error first, then metrics, each of shape []. */
   measure(call: GoalCall): readonly (readonly [name: string, value: Tensor])[];
+}
+
+export interface TrainingValues {
+  /** Its shape is []. */
+  readonly loss: Tensor;
+  /** One for each trained tensor, by name; null: they are those of the loss. */
+  readonly gradients: Readonly<Record<string, Tensor>> | null;
 }
 
 export interface GoalCall {
@@ -28,9 +36,11 @@ export function goalOfMeasures(
   data: DataShape,
 ): Goal {
   return {
-    trainingLoss({ instance, fields, noise }) {
+    givesGradients: false,
+    train({ instance, fields, noise }) {
       const { inputs, targets } = sidesOf(fields, data);
-      return trainingLoss(targets, instance.predict(inputs, true, noise));
+      const loss = trainingLoss(targets, instance.predict(inputs, true, noise));
+      return { loss, gradients: null };
     },
     measure({ instance, fields }) {
       const { inputs, targets } = sidesOf(fields, data);
@@ -45,9 +55,19 @@ export function goalOfMeasures(
   };
 }
 
-export function goalOfObjective(own: Pick<ObjectiveCall, 'objective' | 'hyperparameters'>): Goal {
+export function goalOfObjective(
+  own: Pick<ObjectiveCall, 'objective' | 'hyperparameters'>,
+  givesGradients: boolean,
+): Goal {
   return {
-    trainingLoss: (call) => valuesOf({ ...own, ...call, training: true }).loss,
+    givesGradients,
+    train(call) {
+      const values = valuesOf({ ...own, ...call, training: true });
+      if ((values.gradients !== null) === givesGradients) return values;
+      throw invalid(
+        `objective() returned ${givesGradients ? 'no gradients, and returned some' : 'gradients, and returned none'} when it was tried before training; return them in each call with training: true, or in none`,
+      );
+    },
     measure(call) {
       const { loss, error, metrics } = valuesOf({ ...own, ...call, training: false });
       return [['loss', loss], ['error', error ?? loss], ...metrics];

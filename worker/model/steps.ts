@@ -6,6 +6,7 @@ import type { Fed, Graphs, Opened } from '../graph.ts';
 import { drawNoise, type NoiseSource, withSeed } from '../noise.ts';
 import { type Scalar, type Tensor, tf } from '../tf.ts';
 import { type DataShape, hasInputs, hasTargets } from './data-shape.ts';
+import type { Goal, TrainingValues } from './goal.ts';
 import type { Instance, PlacedWeight } from './instance.ts';
 import type { LoadedParameters } from './loaded.ts';
 import { countOf, fieldsOf, flatten, read } from './tensors.ts';
@@ -19,19 +20,11 @@ export interface Step {
   discard(): void;
 }
 
-export type TrainingLoss = (
-  instance: Instance,
-  fields: Readonly<Record<string, Tensor>>,
-  noise: NoiseSource,
-  onHost: (why: string) => void,
-) => Tensor;
-
 export interface StepsOptions {
   readonly layout: Layout;
   readonly data: DataShape;
   readonly parameters: LoadedParameters;
-  /** The loss of a minibatch in training, of shape []. @param onHost is told why this step cannot be a graph. */
-  readonly trainingLoss: TrainingLoss;
+  readonly goal: Goal;
   /** Null: operation by operation. */
   readonly graphs: Graphs | null;
 }
@@ -41,7 +34,7 @@ export class Steps {
   readonly #layout: Layout;
   readonly #data: DataShape;
   readonly #parameters: LoadedParameters;
-  readonly #trainingLoss: TrainingLoss;
+  readonly #goal: Goal;
   readonly #graphs: Graphs | null;
   readonly #zeros = new Zeros();
   /** What the last step computed by operations did in JavaScript that no graph has; '': nothing. */
@@ -49,11 +42,11 @@ export class Steps {
   /** The engines whose tensors do not share their memory with what is read of them. */
   readonly #readsCopies = ['tensorflow', 'wasm'].includes(tf.getBackend());
 
-  constructor({ layout, data, parameters, trainingLoss, graphs }: StepsOptions) {
+  constructor({ layout, data, parameters, goal, graphs }: StepsOptions) {
     this.#layout = layout;
     this.#data = data;
     this.#parameters = parameters;
-    this.#trainingLoss = trainingLoss;
+    this.#goal = goal;
     this.#graphs = graphs;
   }
 
@@ -158,22 +151,15 @@ export class Steps {
     };
     for (const part of Object.values(instance.models ?? {})) part.resetCalls();
     return tf.tidy(() => {
-      const { weights } = this.#parameters;
+      const { weights, step } = this.#parameters;
       const trained = weights.filter(({ role }) => role === 'trainable');
       const statistics = weights.filter(({ role }) => role === 'statistics');
       // From 0, one update leaves (1 − momentum) times the minibatch's own value.
       for (const { variable, shape } of statistics) variable.assign(this.#zeros.of(shape).tensor);
-      let mean: Tensor | null = null;
-      const { value, grads } = tf.variableGrads(
-        () => {
-          const data = this.#trainingLoss(instance, fields, noise, onHost);
-          const penalties = instance.penalties();
-          if (penalties.length === 0) return data as Scalar;
-          mean = tf.keep(data.clone());
-          return tf.addN([data, ...penalties.map((p) => tf.reshape(p, []))]) as Scalar;
-        },
-        trained.map(({ variable }) => variable),
-      );
+      const train = () => this.#goal.train({ instance, fields, noise, onHost, step });
+      const { loss, grads } = this.#goal.givesGradients
+        ? givenGradients(train, instance, trained)
+        : lossGradients(train, instance, trained);
       const parts = trained.map(({ variable, shape }) =>
         // An objective may leave a model out. Its zeros are made anew: a graph has them as a constant.
         flatten(
@@ -182,12 +168,60 @@ export class Steps {
         ),
       );
       for (const { variable } of statistics) parts.push(flatten(variable));
-      const result = tf.concat1d([...parts, flatten(mean ?? value)]);
-      (mean as Tensor | null)?.dispose();
+      const result = tf.concat1d([...parts, flatten(loss)]);
+      loss.dispose();
       this.#parameters.restoreStatistics();
       return result;
     });
   }
+}
+
+interface Gradients {
+  /** Without regularisation, of shape []. */
+  readonly loss: Tensor;
+  /** By the names that TensorFlow.js has for the variables; one may be missing. */
+  readonly grads: Readonly<Record<string, Tensor>>;
+}
+
+/** The gradient of the loss and of the losses of regularised layers. */
+function lossGradients(
+  train: () => TrainingValues,
+  instance: Instance,
+  trained: readonly PlacedWeight[],
+): Gradients {
+  let mean: Tensor | null = null;
+  const { value, grads } = tf.variableGrads(
+    () => {
+      const { loss } = train();
+      const penalties = instance.penalties();
+      if (penalties.length === 0) return loss as Scalar;
+      mean = tf.keep(loss.clone());
+      return tf.addN([loss, ...penalties.map((p) => tf.reshape(p, []))]) as Scalar;
+    },
+    trained.map(({ variable }) => variable),
+  );
+  return { loss: mean ?? value, grads };
+}
+
+/** The gradients that an objective gives, and those of the losses of regularised layers. */
+function givenGradients(
+  train: () => TrainingValues,
+  instance: Instance,
+  trained: readonly PlacedWeight[],
+): Gradients {
+  const { loss, gradients } = train();
+  const grads = Object.fromEntries(
+    trained.map(({ name, variable }) => [variable.name, gradients![name]!]),
+  );
+  if (instance.penalties().length === 0) return { loss, grads };
+  const variables = trained.map(({ variable }) => variable);
+  const { grads: more } = tf.variableGrads(() => {
+    const penalties = instance.penalties().map((p) => tf.reshape(p, []));
+    // A regulariser of strength 0 gives a constant, which has no gradient.
+    return tf.addN([...penalties, tf.mul(tf.sum(variables[0]!), 0)]) as Scalar;
+  }, variables);
+  for (const [name, grad] of Object.entries(more)) grads[name] = tf.add(grads[name]!, grad);
+  return { loss, grads };
 }
 
 /** Zeros, one tensor of each shape, kept: assigning one to a variable costs no operation. */
