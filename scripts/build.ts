@@ -29,6 +29,7 @@ const DIST = join(to, 'dist');
 const ENTRIES: Readonly<Record<string, string>> = {
   index: 'library/index.ts',
   client: 'shared/rest-client.ts',
+  images: 'worker/images.ts',
   layers: 'worker/layers.ts',
   server: 'library/server.ts',
   worker: 'library/worker.ts',
@@ -107,7 +108,9 @@ for (const [i, contents] of (await bundleDashboard()).entries()) {
 }
 await writeFile(join(DIST, 'licences.txt'), await licencesOf(metafile!));
 if (!withoutTypes) {
-  const exported = ['index', 'client', 'layers', 'server', 'worker'].map((name) => ENTRIES[name]!);
+  const exported = ['index', 'client', 'images', 'layers', 'server', 'worker'].map(
+    (name) => ENTRIES[name]!,
+  );
   const sources = [...exported, ...studies.map((name) => `study/${name}.ts`)];
   const entries = sources.map((source) => source.replace(/\.ts$/, '.d.ts'));
   await declare(root, join(DIST, 'types'), entries);

@@ -8,6 +8,8 @@ export const LIMITS = {
   /** All facts that are on their way to a server, together. */
   factsAtOnceBytesMax: 2 ** 26,
   bodyBytesMax: 2 ** 20,
+  /** Pixels of a side, for steps that change images. */
+  imageSideMax: 16_384,
   /** Fields of an example, masks included. */
   fieldsMax: 64,
   /** Seconds that one read of a source of examples may take, and the most that a source may ask for. */

@@ -462,6 +462,7 @@ let resolved = false;
 /** What the package exports, by name. */
 const OWN_NAMES: Readonly<Record<string, string>> = {
   downpour: ownModule('index', new URL('../library/index.ts', import.meta.url)).href,
+  'downpour/images': ownModule('images', new URL('images.ts', import.meta.url)).href,
   'downpour/layers': ownModule('layers', new URL('layers.ts', import.meta.url)).href,
 };
 /** Finds what a bundle has behind `FROM_DOWNPOUR`, for CommonJS. */

@@ -173,6 +173,7 @@ export const PAGE_MODULES = {
   start: 'worker/browser/start.ts',
   /** What experiments import as `downpour`. */
   experiment: 'worker/browser/experiment.ts',
+  images: 'worker/images.ts',
   layers: 'worker/layers.ts',
 } as const;
 
@@ -204,7 +205,11 @@ const pages: Plugin = {
   name: 'pages',
   setup({ onResolve, onLoad }) {
     onResolve({ filter: OWN_IMPORT }, ({ path }) => ({
-      path: fileOf(path === 'downpour' ? 'experiment' : 'layers'),
+      path: fileOf(
+        path === 'downpour'
+          ? 'experiment'
+          : (path.slice('downpour/'.length) as 'images' | 'layers'),
+      ),
     }));
     onResolve({ filter: /^[a-z0-9:_/]+$/ }, ({ path, importer }) => {
       const isNode = path.startsWith('node:') || builtinModules.includes(path);
