@@ -15,7 +15,7 @@ import { createLayout } from '../shared/layout.ts';
 import { partition } from '../shared/partition.ts';
 import type { Assign, Initialise, Work } from '../shared/protocol.ts';
 import { webSocketAddress } from '../shared/rest-client.ts';
-import type { Connection, Header } from '../wire/connection.ts';
+import type { Connection, FrameHeader } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { createRun } from './exchange.ts';
 import { EXPERIMENT } from './load.ts';
@@ -41,11 +41,11 @@ const elementsOf = (k: number) => ranges[k]!.end - ranges[k]!.start;
 
 interface Link {
   readonly connection: Connection;
-  next(): Promise<{ header: Header; bytes: number; first: number; last: number }>;
+  next(): Promise<{ header: FrameHeader; bytes: number; first: number; last: number }>;
 }
 
 function open(url: string, first: object): Promise<Link> {
-  const inbox: { header: Header; bytes: number; first: number; last: number }[] = [];
+  const inbox: { header: FrameHeader; bytes: number; first: number; last: number }[] = [];
   let wake = () => {};
   return new Promise((resolve, reject) => {
     dial({

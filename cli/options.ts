@@ -279,7 +279,7 @@ export interface ServerOptions extends TokenOptions, TlsFileOptions {
 }
 
 /** For commands that read a run, of a server or of a state folder. */
-export interface RunOptions extends ServerOptions {
+export interface RunCommandOptions extends ServerOptions {
   readonly state: string;
   /** True when --state was written on the command line. */
   readonly stateGiven: boolean;

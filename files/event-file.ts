@@ -62,7 +62,7 @@ function histogramProto({ low, high, counts }: Histogram): Buffer {
   ]);
 }
 
-export interface Picture {
+export interface EventPicture {
   readonly width: number;
   readonly height: number;
   /** 1: grey, 3: RGB, 4: RGBA. */
@@ -70,7 +70,10 @@ export interface Picture {
   readonly png: Uint8Array;
 }
 
-export function pictures(place: EventPlace, values: Readonly<Record<string, Picture>>): Buffer {
+export function pictures(
+  place: EventPlace,
+  values: Readonly<Record<string, EventPicture>>,
+): Buffer {
   const all = Object.entries(values).map(([tag, { width, height, channels, png }]) => {
     const image = [
       varintField(1, height),

@@ -2,7 +2,7 @@ import { resolve } from 'node:path';
 import type { FastifyInstance, FastifyPluginAsync, FastifyRequest } from 'fastify';
 import fastifyPlugin from 'fastify-plugin';
 import { DEFAULT_STATE } from '../cli/options.ts';
-import { Access, type Role } from '../server/access/access.ts';
+import { Access, type AccessRole } from '../server/access/access.ts';
 import { mountApp } from '../server/http/mount.ts';
 import { serve } from '../server/main.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
@@ -11,7 +11,7 @@ import { mustBeOptions, OF_SERVE, SHARED_OPTIONS, type SharedOptions } from './o
 
 /** A parameter server as a plugin of Fastify: `await app.register(downpour, { prefix: '/training', … })`. */
 
-export type { Role };
+export type { AccessRole as Role };
 
 export interface DownpourPluginOptions extends SharedOptions {
   /** Folder of records and checkpoints. Default: `.downpour` in the working folder. */
@@ -20,7 +20,7 @@ export interface DownpourPluginOptions extends SharedOptions {
    * Instead of tokens: who a request is, by what the app's own `onRequest` hooks have found; null: nobody. WebSockets of
    * workers are asked about as requests are. An operator may do all, an observer read, a worker compute.
    */
-  readonly authorize?: (request: FastifyRequest) => Role | null | Promise<Role | null>;
+  readonly authorize?: (request: FastifyRequest) => AccessRole | null | Promise<AccessRole | null>;
 }
 
 /** The last three are Fastify's own. */

@@ -57,7 +57,7 @@ export interface DataDigest {
 }
 
 export function dataDigest(): DataDigest {
-  let state: State = [0x2b7e1516, 0x28aed2a6, 0xabf71588, 0x09cf4f3c];
+  let state: DigestState = [0x2b7e1516, 0x28aed2a6, 0xabf71588, 0x09cf4f3c];
   let bytesBefore = 0;
   return {
     update({ buffer, byteOffset, byteLength }) {
@@ -74,7 +74,7 @@ export function dataDigest(): DataDigest {
       return this;
     },
     hex() {
-      let [a, b, c, d] = state.map((h) => h ^ bytesBefore) as unknown as State;
+      let [a, b, c, d] = state.map((h) => h ^ bytesBefore) as unknown as DigestState;
       a = (a + b + c + d) | 0;
       [b, c, d] = [(b + a) | 0, (c + a) | 0, (d + a) | 0];
       [a, b, c, d] = [finalise(a, 0), finalise(b, 0), finalise(c, 0), finalise(d, 0)];
@@ -85,10 +85,10 @@ export function dataDigest(): DataDigest {
   };
 }
 
-type State = readonly [number, number, number, number];
+type DigestState = readonly [number, number, number, number];
 
 /** @param words a multiple of 4 of them. */
-function mix(state: State, words: Uint32Array): State {
+function mix(state: DigestState, words: Uint32Array): DigestState {
   let [a, b, c, d] = state;
   for (let i = 0; i < words.length; i += 4) {
     a ^= scramble(words[i]!, 0x239b961b, 15, 0xab0e9789);

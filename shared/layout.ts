@@ -12,8 +12,8 @@ import { LIMITS } from './limits.ts';
  * `trainable`: moved by the optimizer. `statistics`: moving averages, merged by averaging and never
  * optimised. `frozen`: sent once when a worker joins, never pushed.
  */
-export type Role = 'trainable' | 'statistics' | 'frozen';
-const ROLES: readonly Role[] = ['trainable', 'statistics', 'frozen'];
+export type TensorRole = 'trainable' | 'statistics' | 'frozen';
+const ROLES: readonly TensorRole[] = ['trainable', 'statistics', 'frozen'];
 
 /** Begins the names of a server's own tensors in a checkpoint; no tensor of a model may begin so. */
 export const STATE_PREFIX = '@';
@@ -21,7 +21,7 @@ export const STATE_PREFIX = '@';
 export interface TensorSpec {
   readonly name: string;
   readonly shape: readonly number[];
-  readonly role: Role;
+  readonly role: TensorRole;
   /** The share of the old value of statistics that one merge keeps, in [0, 1). */
   readonly momentum?: number;
 }
@@ -79,7 +79,7 @@ export function createLayout(specs: readonly TensorSpec[]): Layout {
     }
   }
   const tensors: PlacedTensor[] = [];
-  const sizes: Record<Role, number> = { trainable: 0, statistics: 0, frozen: 0 };
+  const sizes: Record<TensorRole, number> = { trainable: 0, statistics: 0, frozen: 0 };
   let offset = 0;
   for (const role of ROLES) {
     for (const spec of specs) {

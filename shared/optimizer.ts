@@ -180,7 +180,7 @@ export function spansOf(n: number, decay: readonly DecayRange[]): DecayRange[] {
   return spans;
 }
 
-interface Rule {
+interface OptimizerRule {
   readonly slots: Readonly<Record<string, Float32Array>>;
   /** What all slots begin with; 0 unless given. */
   readonly initial?: number;
@@ -194,7 +194,7 @@ interface Rule {
   ): void;
 }
 
-function createRule(config: OptimizerConfig, n: number): Rule {
+function createRule(config: OptimizerConfig, n: number): OptimizerRule {
   switch (config.kind) {
     case 'sgd':
       return sgd();
@@ -216,7 +216,7 @@ function createRule(config: OptimizerConfig, n: number): Rule {
 }
 
 /** θ ← θ − ε g. Deep Learning, Algorithm 8.1. */
-function sgd(): Rule {
+function sgd(): OptimizerRule {
   return {
     slots: {},
     update(theta, g, { start, end, rate, l1 = 0 }, { learningRate }) {
@@ -232,7 +232,7 @@ function sgd(): Rule {
  * v ← α v − ε g, θ ← θ + v. Deep Learning, Algorithm 8.2, eq. 8.15 and 8.16: ε is inside the velocity, so
  * a change of ε acts on new gradients only. (tfjs keeps it outside: the same while ε is constant.)
  */
-function momentum(alphaDefault: number, n: number): Rule {
+function momentum(alphaDefault: number, n: number): OptimizerRule {
   const v = new Float32Array(n);
   const ahead = nesterov(alphaDefault, n);
   return {
@@ -259,7 +259,7 @@ function momentum(alphaDefault: number, n: number): Rule {
  * they were given, so here those *are* the looked-ahead point φ = θ + α v, and the same method reads
  * v ← α v − ε g, φ ← φ + α v − ε g (Bengio et al. 2012, arXiv:1212.0901; Sutskever et al. 2013).
  */
-function nesterov(alphaDefault: number, n: number): Rule {
+function nesterov(alphaDefault: number, n: number): OptimizerRule {
   const common = new Float32Array(n);
   return {
     slots: { v: common },
@@ -289,7 +289,7 @@ function nesterov(alphaDefault: number, n: number): Rule {
 function adagrad(
   config: { readonly initialAccumulator: number; readonly epsilon: number },
   n: number,
-): Rule {
+): OptimizerRule {
   const { initialAccumulator: initial, epsilon: delta } = config;
   const r = new Float32Array(n);
   return {
@@ -315,7 +315,7 @@ function adagrad(
 function rmsprop(
   config: { readonly decay: number; readonly momentum: number; readonly epsilon: number },
   n: number,
-): Rule {
+): OptimizerRule {
   const { decay: rho, momentum: alphaDefault, epsilon: delta } = config;
   const r = new Float32Array(n);
   const common = new Float32Array(n);
@@ -347,7 +347,10 @@ function rmsprop(
  * r ← ρ r + (1 − ρ) g², Δ = √(u + δ) / √(r + δ) · g, u ← ρ u + (1 − ρ) Δ², θ ← θ − ε Δ. Zeiler 2012,
  * arXiv:1212.5701, where ε = 1.
  */
-function adadelta(config: { readonly decay: number; readonly epsilon: number }, n: number): Rule {
+function adadelta(
+  config: { readonly decay: number; readonly epsilon: number },
+  n: number,
+): OptimizerRule {
   const { decay: rho, epsilon: delta } = config;
   const r = new Float32Array(n);
   const u = new Float32Array(n);
@@ -375,7 +378,7 @@ function adam(
   config: { readonly beta1: number; readonly beta2: number; readonly epsilon: number },
   n: number,
   decoupled: boolean,
-): Rule {
+): OptimizerRule {
   const { beta1, beta2, epsilon: delta } = config;
   const common = new Float32Array(n);
   const v = new Float32Array(n);

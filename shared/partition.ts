@@ -12,7 +12,7 @@ export interface Range {
 }
 
 /** A tensor, or the part of it that lies in one range. */
-export interface Piece {
+export interface TensorPiece {
   readonly tensor: PlacedTensor;
   /** The place of its first element in the flat vector. */
   readonly start: number;
@@ -59,8 +59,11 @@ function boundaryAt({ tensors }: Pick<Layout, 'tensors'>, wanted: number, share:
 }
 
 /** The tensors, or parts of tensors, that lie in a range, in their order. */
-export function piecesOf({ tensors }: Pick<Layout, 'tensors'>, { start, end }: Range): Piece[] {
-  const pieces: Piece[] = [];
+export function piecesOf(
+  { tensors }: Pick<Layout, 'tensors'>,
+  { start, end }: Range,
+): TensorPiece[] {
+  const pieces: TensorPiece[] = [];
   for (const tensor of tensors) {
     const from = Math.max(start, tensor.offset);
     const to = Math.min(end, tensor.offset + tensor.size);

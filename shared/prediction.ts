@@ -4,13 +4,13 @@ import { type Answers, classCountOf, decide, probabilitiesOf } from './answers.t
 
 export interface Prediction {
   /** The name of a class; or a number; or, of several targets, each by its name. Of a sequence a list. */
-  readonly prediction: Told | readonly Told[];
+  readonly prediction: ToldAnswer | readonly ToldAnswer[];
   /** The probability of the class. Absent: it is no class. */
   readonly confidence?: number | readonly number[];
   /** The probability of each class, by its name. */
   readonly probabilities?: Shares | readonly Shares[];
 }
-type Told = string | number | Shares;
+type ToldAnswer = string | number | Shares;
 type Shares = Readonly<Record<string, number>>;
 
 export interface PredictionNames {

@@ -178,7 +178,7 @@ export function createRestClient(options: RestClientOptions): RestClient {
   };
 }
 
-type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
+type HttpMethod = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
 
 /** Requests to one of several servers: which of them, for how long, and what their failures mean. */
 class Requests {
@@ -207,7 +207,7 @@ class Requests {
   }
 
   /** Each server at most once. Several requests may do so at the same time, so each counts for itself. */
-  async inTurn<T>(method: Method, ask: (url: string) => Promise<T>): Promise<T> {
+  async inTurn<T>(method: HttpMethod, ask: (url: string) => Promise<T>): Promise<T> {
     for (let asked = 1, own = this.#at; ; asked++, own = (own + 1) % this.#urls.length) {
       try {
         const answer = await ask(this.#urls[own]!);
@@ -222,11 +222,11 @@ class Requests {
     }
   }
 
-  send(method: Method, path: string, body?: unknown): Promise<Response> {
+  send(method: HttpMethod, path: string, body?: unknown): Promise<Response> {
     return this.inTurn(method, (url) => this.#ask(url, method, path, body));
   }
 
-  async #ask(url: string, method: Method, path: string, body?: unknown): Promise<Response> {
+  async #ask(url: string, method: HttpMethod, path: string, body?: unknown): Promise<Response> {
     // A large body may take as long as the server waits for it.
     const answerMs = isBytes(body) ? Math.max(this.#timeoutMs, LIMITS.requestMs) : this.#timeoutMs;
     const asked: RequestInit = {
@@ -276,7 +276,7 @@ class Requests {
     );
   }
 
-  async json<T>(method: Method, path: string, body?: unknown): Promise<T> {
+  async json<T>(method: HttpMethod, path: string, body?: unknown): Promise<T> {
     const response = await this.send(method, path, body);
     let text: string;
     try {

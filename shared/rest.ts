@@ -112,7 +112,7 @@ export const CorrectionSchema = Type.Object({
   /** Description in words, once every worker has pushed since the last one joined or left; null: no correction. */
   text: orNull(Type.String()),
 });
-export type Correction = Static<typeof CorrectionSchema>;
+export type CorrectionFacts = Static<typeof CorrectionSchema>;
 
 export const RunSummarySchema = Type.Object({
   id: Type.String(),
@@ -622,7 +622,7 @@ export const SessionSchema = Type.Object({
   /** True: pages of this browser may train (login with a worker's or an operator's token). */
   works: Type.Boolean(),
 });
-export type SessionFacts = Static<typeof SessionSchema>;
+export type LoginFacts = Static<typeof SessionSchema>;
 
 export const LoginSchema = Type.Object(
   {

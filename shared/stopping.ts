@@ -2,7 +2,7 @@ import type { RunSummary } from './rest.ts';
 
 /** When a run's training ends, or why it has, and what follows: in words that hold for its configuration. */
 
-type Facts = Pick<RunSummary, 'phase' | 'stepsMax' | 'earlyStopping'>;
+type StoppingFacts = Pick<RunSummary, 'phase' | 'stepsMax' | 'earlyStopping'>;
 
 const THEN: Readonly<Record<string, string>> = {
   restore: 'then the best parameters are restored',
@@ -19,7 +19,7 @@ const AFTERWARDS: Readonly<Record<string, string>> = {
 };
 
 /** @param groups how whole numbers are told. @returns one sentence, without its full stop. */
-export function stoppingText(run: Facts, groups: (value: number) => string): string {
+export function stoppingText(run: StoppingFacts, groups: (value: number) => string): string {
   const { enabled, patience, patienceLeft, metric, afterStop, stoppedAt } = run.earlyStopping;
   const then = THEN[afterStop] ?? afterStop;
   if (stoppedAt !== null) {

@@ -19,7 +19,7 @@ import {
   bestEvaluation,
   type Metric,
   type NewTrial,
-  type Plan,
+  type StudyPlan,
   type Trial,
   trialValue,
 } from './study.ts';
@@ -40,7 +40,7 @@ export interface AblationSettings {
 }
 
 /** The baseline's seeds first; what depends on how large it is waits until it is known. */
-export function ablationPlan(settings: AblationSettings): Plan & { trialCount: number } {
+export function ablationPlan(settings: AblationSettings): StudyPlan & { trialCount: number } {
   const { set, repeats, base } = settings;
   const config = resolveConfig(...base);
   const seeds = Array.from({ length: repeats }, (_, r) => config.seed + r);

@@ -30,7 +30,7 @@ export interface CombineSettings {
 }
 
 /** What was fitted or chosen: enough to use each combination. Plain JSON. */
-export interface Fitted {
+export interface FittedCombinations {
   /** The temperature of each member; empty where answers are numbers. */
   readonly temperatures: readonly number[];
   /** The temperature of the mean of their probabilities after those, which alone is not sure enough (Rahaman and Thiery 2021). */
@@ -93,7 +93,7 @@ export function examinedAt(all: Examined, examples: Int32Array): Examined {
 }
 
 /** Fits and chooses whatever the wanted combinations need. */
-export function fitCombinations(examined: Examined, settings: CombineSettings): Fitted {
+export function fitCombinations(examined: Examined, settings: CombineSettings): FittedCombinations {
   const { members } = examined;
   const isNumbers = members[0]!.answers.kind === 'numbers';
   const losses = members.map(({ answers }) =>
@@ -120,7 +120,7 @@ export function fitCombinations(examined: Examined, settings: CombineSettings): 
 /** What each way answers: members, averages, the best one, then the wanted combinations. */
 export function combine(
   { members, averages, features }: Examined,
-  { temperatures, pooled, best, gater, cascades }: Fitted,
+  { temperatures, pooled, best, gater, cascades }: FittedCombinations,
   { combinations }: Pick<CombineSettings, 'combinations'>,
 ): CombinedAnswers[] {
   const wants = (way: Combination) => combinations.includes(way);

@@ -7,7 +7,7 @@ import { chart } from './plot.ts';
 import { type Extrapolation, extrapolate, SIZES_MIN } from './power-law.ts';
 import { errorFormatOf, errorName, fewText, type Report, signed, spreadText } from './report.ts';
 import { asShare, type Estimate, estimate } from './statistics.ts';
-import { bestEvaluation, type NewTrial, type Plan, type Trial } from './study.ts';
+import { bestEvaluation, type NewTrial, type StudyPlan, type Trial } from './study.ts';
 
 /**
  * More data or a bigger model? Training and validation error over the size of the training set, on
@@ -37,7 +37,7 @@ export function curvePlan({
   fractions,
   repeats,
   base,
-}: CurveSettings): Plan & { trialCount: number } {
+}: CurveSettings): StudyPlan & { trialCount: number } {
   const { seed, evaluateEverySteps, minibatchSize, epochsMax } = resolveConfig(...base);
   const sorted = [...new Set(fractions)].sort((a, b) => b - a);
   const all = sorted.flatMap((fraction) =>
@@ -79,7 +79,7 @@ export function curvePlan({
 const fractionText = (fraction: number) => String(Math.round(fraction * 10_000)).padStart(5, '0');
 const fractionPercent = (fraction: number) => `${Number((100 * fraction).toPrecision(3))} %`;
 
-export interface Size {
+export interface CurvePoint {
   readonly n: number;
   readonly training: Estimate | null;
   readonly validation: Estimate;
@@ -173,7 +173,7 @@ function distinctOf(trials: readonly Trial[]): MeasuredTrial[] {
 function sizesOf(
   measured: readonly MeasuredTrial[],
   within: (value: Estimate) => Estimate,
-): Size[] {
+): CurvePoint[] {
   const counts = [...new Set(measured.map(({ n }) => n))].sort((a, b) => a - b);
   return counts.map((n) => {
     const bests = measured.filter((one) => one.n === n).map(({ best }) => best);
@@ -188,8 +188,8 @@ function sizesOf(
   });
 }
 
-interface Found {
-  readonly sizes: readonly Size[];
+interface CurveFindings {
+  readonly sizes: readonly CurvePoint[];
   /** Null: nothing is to be continued. */
   readonly fit: Extrapolation | null;
   /** There are sizes enough, and the error does not fall over them. */
@@ -197,7 +197,7 @@ interface Found {
   readonly beyond: readonly { times: number; error: number; low: number; high: number }[];
 }
 
-function adviceOf(found: Found, settings: CurveSettings, trials: readonly Trial[]): string {
+function adviceOf(found: CurveFindings, settings: CurveSettings, trials: readonly Trial[]): string {
   const { sizes } = found;
   const last = sizes.at(-1);
   const failed = failuresText(trials);
@@ -213,7 +213,11 @@ function adviceOf(found: Found, settings: CurveSettings, trials: readonly Trial[
   ].join(' ');
 }
 
-function stateText({ n, training, validation }: Size, trials: readonly Trial[], format: Format) {
+function stateText(
+  { n, training, validation }: CurvePoint,
+  trials: readonly Trial[],
+  format: Format,
+) {
   const what = errorName(trials);
   const gap = training && signed(validation.mean - training.mean, format);
   const seeds = validation.count === 1 ? ' (one seed, so the spread is not known)' : '';
@@ -224,7 +228,7 @@ function stateText({ n, training, validation }: Size, trials: readonly Trial[], 
   ];
 }
 
-function perfectText({ training }: Size, trials: readonly Trial[]): string {
+function perfectText({ training }: CurvePoint, trials: readonly Trial[]): string {
   const count = trials.find(({ data }) => data)?.data?.validationCount;
   const of = count === undefined ? '' : ` of ${count} validation examples`;
   const isShare = trials.some(({ errorMeasure }) => errorMeasure === 'misclassification');
@@ -237,7 +241,7 @@ function perfectText({ training }: Size, trials: readonly Trial[]): string {
 
 /** The procedure of Deep Learning §11.3, which begins with the error that would do. */
 function judgedText(
-  { training, validation }: Size,
+  { training, validation }: CurvePoint,
   target: number | null,
   format: Format,
 ): string[] {
@@ -272,7 +276,7 @@ function judgedText(
 const NEXT_TO_NOTHING = 0.97;
 
 function sizesText(
-  { sizes, fit, isFlat, beyond }: Found,
+  { sizes, fit, isFlat, beyond }: CurveFindings,
   { target, fractions }: CurveSettings,
   format: Format,
 ): string[] {
@@ -335,7 +339,7 @@ function neededText(
 }
 
 function plot(
-  sizes: readonly Size[],
+  sizes: readonly CurvePoint[],
   fit: Extrapolation | null,
   target: number | null,
 ): ChartFigure {

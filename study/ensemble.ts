@@ -9,7 +9,7 @@ import {
   concatenated,
   examinedAt,
   expectedSquaredError,
-  type Fitted,
+  type FittedCombinations,
   fitCombinations,
   type Moments,
   meanArray,
@@ -69,7 +69,7 @@ export interface MeasuredOutcome {
 
 export interface EnsembleReport extends Report {
   /** Fitted on all of the validation part, for use. */
-  readonly fitted: Fitted;
+  readonly fitted: FittedCombinations;
   readonly use: MeasuredOutcome;
   readonly validation: readonly MeasuredOutcome[];
   readonly test: readonly MeasuredOutcome[] | null;
@@ -149,7 +149,11 @@ export function ensembleReport(
   };
 }
 
-function testOf(examined: Examined, fitted: Fitted, settings: CombineSettings): MeasuredOutcome[] {
+function testOf(
+  examined: Examined,
+  fitted: FittedCombinations,
+  settings: CombineSettings,
+): MeasuredOutcome[] {
   return measure(combine(examined, fitted, settings), examined.members[0]!.answers);
 }
 

@@ -3,7 +3,7 @@ import { failureOf, failuresText } from './failures.ts';
 import { chart, pointOf } from './plot.ts';
 import { errorAxis, errorFormatOf, errorName, numberText, type Report } from './report.ts';
 import { asShare, type Estimate, estimate, meanOf } from './statistics.ts';
-import { bestEvaluation, listPlan, type Plan, type Trial } from './study.ts';
+import { bestEvaluation, listPlan, type StudyPlan, type Trial } from './study.ts';
 
 /**
  * k-fold cross-validation (Deep Learning §5.3.1, Algorithm 5.1): each example validates once, so a
@@ -19,7 +19,7 @@ export interface FoldsSettings {
   readonly base: readonly unknown[];
 }
 
-export function foldsPlan({ folds, stratified, repeats, base }: FoldsSettings): Plan {
+export function foldsPlan({ folds, stratified, repeats, base }: FoldsSettings): StudyPlan {
   const { seed } = resolveConfig(...base);
   return listPlan(
     Array.from({ length: repeats * folds }, (_, i) => {

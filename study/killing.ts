@@ -1,6 +1,6 @@
 import { medianOf } from '../shared/quantile.ts';
 import { numberText } from './report.ts';
-import { type Change, type Metric, type Trial, trialValue } from './study.ts';
+import { type Metric, type Trial, type TrialChange, trialValue } from './study.ts';
 
 /**
  * Ends bad trials early. A resource is a number of evaluations: an epoch each, unless the
@@ -37,7 +37,7 @@ export function halving(
   options: HalvingOptions,
   room: number,
   ended: boolean,
-): Change[] {
+): TrialChange[] {
   const { metric, eta } = options;
   const at = rungs(options);
   const reached = (trial: Trial, k: number) =>
@@ -53,7 +53,7 @@ export function halving(
     return new Set(order.slice(0, Math.floor(order.length / eta)));
   };
   const tops = at.map((_, k) => top(k));
-  const changes: Change[] = [];
+  const changes: TrialChange[] = [];
   const said = (k: number) => `${at[k]} of ${options.budget} evaluations`;
   for (const trial of trials) {
     const { level } = trial;
@@ -119,8 +119,8 @@ const MEDIAN_TRIALS_MIN = 3;
 export function medianRule(
   trials: readonly Trial[],
   { metric, first }: Pick<HalvingOptions, 'metric' | 'first'>,
-): Change[] {
-  const changes: Change[] = [];
+): TrialChange[] {
+  const changes: TrialChange[] = [];
   for (const trial of trials) {
     const count = trial.evaluations.length;
     if (trial.end || count < first) continue;

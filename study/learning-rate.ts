@@ -5,10 +5,10 @@ import { chart } from './plot.ts';
 import { errorFormatOf, numberText, type Report, spreadText } from './report.ts';
 import { deviationOf, type Estimate, estimate, meanOf } from './statistics.ts';
 import {
-  type Curve,
   type Fork,
   type NewTrial,
-  type Plan,
+  type StudyPlan,
+  type TrainingCurve,
   type Trial,
   trialValue,
 } from './study.ts';
@@ -40,7 +40,9 @@ export interface LearningRateSettings {
 /** Constant rates, as shares of the limit that the range test finds. */
 const PROBES = [1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2] as const;
 
-export function learningRatePlan(settings: LearningRateSettings): Plan & { trialCount: number } {
+export function learningRatePlan(
+  settings: LearningRateSettings,
+): StudyPlan & { trialCount: number } {
   const { low, high, steps, probeSteps, seeds, workers, fork, base } = settings;
   const { seed, splitSeed } = resolveConfig(...base);
   // All seeds of a fork validate on what the run validated on: its parameters have seen the rest.
@@ -125,7 +127,11 @@ const NOISES = 4;
 const LEARNT = 0.05;
 
 /** @param failed the run ended before its last update: it diverged at its last rate. */
-export function analyseRange(curve: Curve, failed: boolean, workers: number): RangeTest | null {
+export function analyseRange(
+  curve: TrainingCurve,
+  failed: boolean,
+  workers: number,
+): RangeTest | null {
   const known = curve.loss.findIndex((loss) => loss === null || !Number.isFinite(loss));
   const count = known < 0 ? curve.loss.length : known;
   if (count < 5) return null;
@@ -325,7 +331,7 @@ function hasLearnt(ranges: readonly RangeTest[], probes: readonly Probe[]): bool
   return ranges.some((range) => fell(range) || (lowest !== undefined && fell(range, lowest)));
 }
 
-interface Findings {
+interface RateFindings {
   readonly ranges: readonly RangeTest[];
   readonly single: readonly RangeTest[];
   readonly probes: readonly Probe[];
@@ -334,7 +340,7 @@ interface Findings {
 
 function adviceOf(
   { workers, probeSteps, fork, low, high, seeds }: LearningRateSettings,
-  { ranges, single, probes, suggestion }: Findings,
+  { ranges, single, probes, suggestion }: RateFindings,
   trials: readonly Trial[],
   command: (learningRate: number) => string,
 ): string {

@@ -125,7 +125,7 @@ const HUNDREDTH_MIN = 100;
 /** A share of the loss; the worst 1 % would have 1 % if all were alike. */
 const CONCENTRATED = 0.05;
 
-interface Findings {
+interface LookFindings {
   readonly answers: Answers;
   readonly lines: readonly AnswerLine[];
   /** Finite ones, falling. */
@@ -136,7 +136,7 @@ interface Findings {
 }
 
 /** What is said, and when it is not: docs/advice.md. */
-function adviceOf(findings: Findings): string {
+function adviceOf(findings: LookFindings): string {
   const { confusion, answers } = findings;
   const parts = concentrationAdvice(findings);
   if (confusion) parts.push(...classAdvice(findings, confusion));
@@ -150,7 +150,7 @@ function adviceOf(findings: Findings): string {
   return parts.join(' ');
 }
 
-function concentrationAdvice({ losses, total }: Findings): string[] {
+function concentrationAdvice({ losses, total }: LookFindings): string[] {
   const least = losses.at(-1);
   if (least === undefined) return [];
   if (losses[0] === 0 && least === 0) return ['The loss is 0 on all of them.'];
@@ -164,7 +164,7 @@ function concentrationAdvice({ losses, total }: Findings): string[] {
 }
 
 function classAdvice(
-  { answers, lines, classes }: Findings,
+  { answers, lines, classes }: LookFindings,
   confusion: readonly (readonly number[])[],
 ): string[] {
   const parts: string[] = [];

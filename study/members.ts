@@ -1,6 +1,6 @@
 import { type PartialConfig, type RunConfig, resolveConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
-import { bestEvaluation, type NewTrial, type Plan, type Trial } from './study.ts';
+import { bestEvaluation, type NewTrial, type StudyPlan, type Trial } from './study.ts';
 
 /**
  * The runs of an ensemble. Its members differ by what is drawn at random (initial parameters, order of
@@ -62,7 +62,7 @@ type AverageKind = keyof typeof AVERAGES;
  * at the start, falling to 0 along half a cosine (Huang et al. 2017, arXiv:1704.00109); the first one is
  * trained as the experiment says.
  */
-export function ensemblePlan(settings: EnsembleSettings): Plan & { trialCount: number } {
+export function ensemblePlan(settings: EnsembleSettings): StudyPlan & { trialCount: number } {
   const { kind, count, averages, base } = settings;
   const own = resolveConfig(...base);
   // Those that the members are not: the first of them is what they are held against.

@@ -27,7 +27,7 @@ const MANY_UNITS = 0.2;
 /** Optimizers that give each element a step of its own. */
 const ADAPTIVE: readonly string[] = ['adagrad', 'adam', 'adamw', 'rmsprop', 'adadelta'];
 
-type Sample = Observations['samples'][number];
+type SampleFacts = Observations['samples'][number];
 
 export interface ObservationsReport {
   readonly advice: string;
@@ -251,7 +251,7 @@ function normAdvice(tensors: readonly TensorFacts[]): string[] {
 
 function rareAdvice(
   tensors: readonly TensorFacts[],
-  last: Sample,
+  last: SampleFacts,
   optimizer: string | undefined,
 ): string[] {
   const parts: string[] = [];
@@ -278,7 +278,7 @@ function rareAdvice(
 }
 
 /** The last layer may well be saturated: so it says what it is sure of. */
-function unitAdvice({ layers }: Sample, isSolved: boolean): string[] {
+function unitAdvice({ layers }: SampleFacts, isSolved: boolean): string[] {
   const bad = layers.flatMap(({ layer, dead, saturated }, i) => {
     const flat = i === layers.length - 1 ? null : saturated;
     if (dead <= MANY_UNITS && (flat ?? 0) <= MANY_UNITS) return [];

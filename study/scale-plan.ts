@@ -1,6 +1,6 @@
 import { type PartialConfig, resolveConfig } from '../shared/config.ts';
 import type { ScaledRun } from './scale.ts';
-import type { NewTrial, Plan, Trial } from './study.ts';
+import type { NewTrial, StudyPlan, Trial } from './study.ts';
 
 /** Real workers in different numbers: the trials of `downpour scale`, and what they tell. */
 
@@ -16,7 +16,9 @@ export interface ScalePlanSettings {
 }
 
 /** One after the other, each with its own number of workers; those that are too many wait. */
-export function scalePlan(settings: ScalePlanSettings): Plan & { readonly trialCount: number } {
+export function scalePlan(
+  settings: ScalePlanSettings,
+): StudyPlan & { readonly trialCount: number } {
   const { workers, modes, seeds, base, test = false } = settings;
   const all: NewTrial[] = seeds.flatMap((seed) =>
     Object.entries(modes).flatMap(([mode, config], m) =>

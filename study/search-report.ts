@@ -144,7 +144,7 @@ function costOf(trials: readonly Trial[]): { used: number; inFull: number | null
   return { used, inFull: full.length === 0 ? null : Math.max(...full) * trials.length };
 }
 
-interface Found {
+interface SearchFindings {
   /** Best first. */
   readonly order: readonly Trial[];
   readonly measured: number;
@@ -155,7 +155,7 @@ interface Found {
 
 function adviceOf(
   settings: SearchSettings,
-  found: Found,
+  found: SearchFindings,
   trials: readonly Trial[],
   command: string,
 ): string {

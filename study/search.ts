@@ -4,11 +4,11 @@ import { checkPoint, type Point, pointConfig, type Space } from '../shared/space
 import { halving, medianRule, rungs } from './killing.ts';
 import { gridPoints, placesFor, pointAt, type Region, regionAround, wholeRegion } from './space.ts';
 import {
-  type Change,
   type Metric,
   type NewTrial,
-  type Plan,
+  type StudyPlan,
   type Trial,
+  type TrialChange,
   trialValue,
 } from './study.ts';
 
@@ -41,7 +41,9 @@ const LEARNING_RATE_WIDTH = 0.25;
 /**
  * @throws DownpourError DP_CONFIG_INVALID or DP_USAGE for settings that cannot be meant.
  */
-export function createSearchPlan(settings: SearchSettings): Plan & { readonly trialCount: number } {
+export function createSearchPlan(
+  settings: SearchSettings,
+): StudyPlan & { readonly trialCount: number } {
   const { space, method, kill, metric, eta, first } = settings;
   const grid = method === 'grid' ? gridPoints(space, settings.trials) : null;
   const trialCount = grid ? grid.length : settings.trials;
@@ -63,7 +65,7 @@ export function createSearchPlan(settings: SearchSettings): Plan & { readonly tr
     decide(trials, room) {
       const start: NewTrial[] = [];
       const ended = trials.length >= trialCount;
-      let change: Change[] = [];
+      let change: TrialChange[] = [];
       if (kill === 'asha') change = halving(trials, { metric, first, budget, eta }, room, ended);
       else if (kill === 'median') change = medianRule(trials, { metric, first });
       if (change.length === 0) {

@@ -13,7 +13,7 @@ import {
   spreadText,
 } from './report.ts';
 import { type Estimate, estimate } from './statistics.ts';
-import { listPlan, type Plan, type Trial } from './study.ts';
+import { listPlan, type StudyPlan, type Trial } from './study.ts';
 
 /**
  * The three ways to go on after early stopping, side by side (Deep Learning §7.8): restore the best
@@ -22,7 +22,7 @@ import { listPlan, type Plan, type Trial } from './study.ts';
  */
 
 export const WAYS = ['restore', 'retrain', 'continue'] as const;
-export type Way = (typeof WAYS)[number];
+export type StoppingWay = (typeof WAYS)[number];
 
 export interface StoppingSettings {
   readonly repeats: number;
@@ -30,7 +30,7 @@ export interface StoppingSettings {
   readonly base: readonly unknown[];
 }
 
-export function stoppingPlan({ repeats, base }: StoppingSettings): Plan {
+export function stoppingPlan({ repeats, base }: StoppingSettings): StudyPlan {
   const { seed } = resolveConfig(...base);
   return listPlan(
     Array.from({ length: repeats }, (_, r) => seed + r).flatMap((s) =>
@@ -53,7 +53,7 @@ export function checkTestPart({ testCount }: DataSummary): void {
 }
 
 interface WayResult {
-  readonly way: Way;
+  readonly way: StoppingWay;
   readonly trials: readonly Trial[];
   readonly error: Estimate | null;
   readonly loss: Estimate | null;
@@ -114,7 +114,8 @@ export function stoppingReport(name: string, trials: readonly Trial[]): Report {
 }
 
 function resultsOf(trials: readonly Trial[]): WayResult[] {
-  const of = (way: Way) => trials.filter(({ config }) => config.earlyStopping.afterStop === way);
+  const of = (way: StoppingWay) =>
+    trials.filter(({ config }) => config.earlyStopping.afterStop === way);
   const restored = new Map(of('restore').map(({ config, test }) => [config.seed, test?.error]));
   const known = (values: readonly (number | null | undefined)[]) => {
     const finite = values.filter((value) => value != null).filter(Number.isFinite);

@@ -29,7 +29,7 @@ export interface Fork {
 }
 
 /** Training as it went, update by update, of a study that asks for it by `keepCurves`. */
-export interface Curve {
+export interface TrainingCurve {
   readonly learningRate: readonly number[];
   /** The loss of each minibatch. */
   readonly loss: readonly (number | null)[];
@@ -56,7 +56,7 @@ export interface Trial {
   readonly config: RunConfig;
   readonly fork?: Fork;
   /** Once it has ended. */
-  curve?: Curve;
+  curve?: TrainingCurve;
   /** What the study wants: an ended trial is left alone. */
   desire: 'run' | 'pause' | 'end';
   /** How far it may go, in the plan's own count. */
@@ -89,7 +89,7 @@ export interface NewTrial {
   readonly fork?: Fork;
 }
 
-export interface Change {
+export interface TrialChange {
   readonly index: number;
   readonly to: 'run' | 'pause' | 'kill';
   readonly level?: number;
@@ -99,13 +99,13 @@ export interface Change {
 
 export interface Decision {
   readonly start: readonly NewTrial[];
-  readonly change: readonly Change[];
+  readonly change: readonly TrialChange[];
   /** Nothing is left to do once the trials that run have ended. */
   readonly done: boolean;
 }
 
 /** What a study does next. Pure: the same trials give the same decision after a crash. */
-export interface Plan {
+export interface StudyPlan {
   /** @param room how many more trials may run at the same time; can be negative. */
   decide(trials: readonly Trial[], room: number): Decision;
 }
@@ -120,7 +120,7 @@ export interface StudyOptions {
   readonly experimentHash: string;
   /** Anything that makes this study another one, besides the experiment. */
   readonly settings: unknown;
-  readonly plan: Plan;
+  readonly plan: StudyPlan;
   /** Trials at the same time. */
   readonly parallel: number;
   /**
@@ -466,7 +466,7 @@ export function isHopeless(trials: readonly Trial[]): boolean {
 }
 
 /** A plan whose trials are all known before: each runs to its end. */
-export function listPlan(trials: readonly NewTrial[]): Plan {
+export function listPlan(trials: readonly NewTrial[]): StudyPlan {
   return {
     decide: (known, room) => ({
       start: trials.slice(known.length, known.length + Math.max(0, room)),

@@ -1,5 +1,5 @@
 import { resolveConfig } from '../shared/config.ts';
-import type { Change, NewTrial, Plan, Trial } from './study.ts';
+import type { NewTrial, StudyPlan, Trial, TrialChange } from './study.ts';
 
 /**
  * Can the model learn a few examples by heart? Deep Learning §11.5, "Fit a tiny dataset": a training
@@ -71,11 +71,11 @@ export function tinyTrials(settings: TinySettings): readonly NewTrial[] {
   }));
 }
 
-export function tinyPlan(settings: TinySettings): Plan {
+export function tinyPlan(settings: TinySettings): StudyPlan {
   const all = tinyTrials(settings);
   return {
     decide(trials, room) {
-      const change: Change[] = trials.flatMap((trial) =>
+      const change: TrialChange[] = trials.flatMap((trial) =>
         trial.end === null && resultOf(trial, settings).learnt
           ? [{ index: trial.index, to: 'kill', reason: 'memorised' }]
           : [],

@@ -44,6 +44,11 @@ const DOORS: Record<string, RegExp> = {
 /** Circles of imports that are still there, each to be opened: the files, sorted. */
 const KNOWN_CIRCLES: readonly string[] = [];
 
+/** Types that stand twice on purpose: a stand-in of a page has the name of the module that it stands in for. */
+const SAME_NAME: Readonly<Record<string, readonly string[]>> = {
+  Graphs: ['worker/browser/graph.ts', 'worker/graph.ts'],
+};
+
 /** Exports that nothing takes yet. */
 const KNOWN_LONELY: readonly string[] = [
   'cli/simulate/virtual-cluster.ts: exponentialMs',
@@ -68,6 +73,7 @@ interface Import {
 }
 
 const IMPORT = /(?:from|import\()\s*'([^']+)'/g;
+const TYPE = /^(?:export )?(?:declare |abstract )*(?:interface|type|class|enum) (\w+)/gm;
 const EXPORT = /^export (?:async )?(?:function\*?|const|let|class) (\w+)/gm;
 
 const files = LAYERS.flatMap((layer) => sources(join(ROOT, layer)));
@@ -246,6 +252,23 @@ describe('comments', () => {
   });
 });
 
+describe('names', () => {
+  test('of types and classes are declared once, exported or not: one word, one idea', () => {
+    const twice = declaredTwice(
+      new Map(files.map((path) => [relative(ROOT, path), readFileSync(path, 'utf8')])),
+    );
+    expect(twice).toEqual(SAME_NAME);
+  });
+
+  test('that two files declare are found; those of methods and comments are not', () => {
+    const texts = new Map([
+      ['a.ts', 'export interface Held {\n}\n// type Session\ntype Way = string;'],
+      ['b.ts', 'class Held {\n  Way = 1;\n}\nexport abstract class Session {}'],
+    ]);
+    expect(declaredTwice(texts)).toEqual({ Held: ['a.ts', 'b.ts'] });
+  });
+});
+
 describe('exports', () => {
   test('are values that another file takes, and schemas beside their types', () => {
     const all = [...LAYERS, 'bench', 'examples', 'scripts', 'test'].flatMap((folder) =>
@@ -311,6 +334,18 @@ function functionsOf(text: string, file: string): { name: string; lines: number 
       )?.[1];
     return [{ name: `${file}: ${name ?? head}`, lines: end - start + 1 }];
   });
+}
+
+/** Names of types that several files declare, each with its files, sorted. */
+function declaredTwice(texts: ReadonlyMap<string, string>): Record<string, string[]> {
+  const declared = new Map<string, string[]>();
+  for (const [file, text] of texts) {
+    for (const name of new Set([...text.matchAll(TYPE)].map(([, name]) => name!))) {
+      declared.set(name, [...(declared.get(name) ?? []), file]);
+    }
+  }
+  const twice = [...declared].filter(([, files]) => files.length > 1);
+  return Object.fromEntries(twice.map(([name, files]) => [name, files.toSorted()]));
 }
 
 /** For each file, the files that it imports. */

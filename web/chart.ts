@@ -27,7 +27,7 @@ export interface Mark {
   readonly text: string;
 }
 
-export interface Content {
+export interface ChartContent {
   readonly curves: readonly Curve[];
   readonly marks?: readonly Mark[];
   readonly xLabel: string;
@@ -91,9 +91,9 @@ export class Chart {
   #values: HTMLElement[] = [];
   #plot: uPlot | null = null;
   /** Set: curves that are still to be drawn. */
-  #drawing: Drawing | null = null;
+  #drawing: LineDrawing | null = null;
   #shape = '';
-  #content: Content | null = null;
+  #content: ChartContent | null = null;
 
   /** @param title names the picture for those who cannot see it, and its files. */
   constructor(title: string, { height = 240, empty = 'Nothing yet' } = {}) {
@@ -109,7 +109,7 @@ export class Chart {
     document.addEventListener('theme', this.#onTheme);
   }
 
-  get content(): Content | null {
+  get content(): ChartContent | null {
     return this.#content;
   }
 
@@ -117,7 +117,7 @@ export class Chart {
     return this.#title;
   }
 
-  show(content: Content): void {
+  show(content: ChartContent): void {
     this.#content = content;
     const curves = content.curves.filter(({ x }) => x.length > 0);
     this.#empty.hidden = curves.length > 0;
@@ -199,7 +199,7 @@ export class Chart {
     this.#tell(null);
   }
 
-  #buildLegend({ curves }: Content): void {
+  #buildLegend({ curves }: ChartContent): void {
     this.#values = curves.map(() => h('span', { class: 'legend-value' }));
     // The selection beside the plot has them all.
     const items = curves.slice(0, NAMED).map((curve, i) =>
@@ -219,7 +219,7 @@ export class Chart {
     );
   }
 
-  #options(content: Content, width: number): uPlot.Options {
+  #options(content: ChartContent, width: number): uPlot.Options {
     const { curves, xLog, yLog, formatX = compact, formatTick = compact } = content;
     const muted = colorOf('muted');
     const style = getComputedStyle(document.documentElement);
@@ -290,7 +290,7 @@ export class Chart {
         draw: [
           (plot) => {
             this.#drawing?.stop();
-            this.#drawing = isMany ? new Drawing(plot) : null;
+            this.#drawing = isMany ? new LineDrawing(plot) : null;
             drawMarks(plot, this.#content?.marks ?? []);
           },
         ],
@@ -341,7 +341,7 @@ function seriesOf(curve: Curve, isMany: boolean): uPlot.Series {
 }
 
 /** Draws all curves of a plot as lines, as many in a frame as take no longer than a slice. */
-class Drawing {
+class LineDrawing {
   readonly #plot: uPlot;
   readonly #left: Float64Array;
   readonly #from: number;
@@ -425,7 +425,7 @@ const rangeWith =
     Math.max(to ?? high, high) * 2,
   ];
 
-function drawBand({ ctx, valToPos, bbox }: uPlot, band: Content['band']): void {
+function drawBand({ ctx, valToPos, bbox }: uPlot, band: ChartContent['band']): void {
   if (!band) return;
   const top = valToPos(band.high, 'y', true);
   const bottom = valToPos(band.low, 'y', true);

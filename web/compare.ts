@@ -16,9 +16,9 @@ import {
 import {
   type Compared,
   differences,
-  type Group,
   type GroupBy,
   groupsOf,
+  type RunGroup,
 } from './compare/groups.ts';
 import { differencesTable, GROUPS_SHOWN, runHeadings, runRow } from './compare/tables.ts';
 import { compact, duration, errorOf, plural, roundPercent } from './format.ts';
@@ -194,7 +194,7 @@ class CompareView implements View {
     fillNew(this.#differences, facts2, () => this.#differencesOf(groups, compared, isRead));
   }
 
-  #differencesOf(groups: readonly Group[], compared: readonly Compared[], isRead: boolean) {
+  #differencesOf(groups: readonly RunGroup[], compared: readonly Compared[], isRead: boolean) {
     const byId = new Map(compared.map((run) => [run.id, run]));
     const members = groups.map(({ runs }) => runs.map((id) => byId.get(id)!));
     const found = differences(members);

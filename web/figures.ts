@@ -52,7 +52,7 @@ export function figureOf(figure: Figure): FigureView {
 }
 
 /** Drawn anew for each width, so that its words stay as large as those of the page. */
-class Drawing {
+class ResponsiveFigure {
   readonly element = h('div', { class: 'figure' });
   readonly #draw: (width: number) => string;
   readonly #observer = new ResizeObserver(() => this.#fit());
@@ -88,7 +88,7 @@ function drawn(
   draw: (width: number) => string,
   widthMin?: number,
 ): FigureView {
-  const drawing = new Drawing(draw, widthMin);
+  const drawing = new ResponsiveFigure(draw, widthMin);
   return {
     element: drawing.element,
     tools: picturesOf(figure.title, { csv: () => csvOf(figure), svg: () => paperOf(figure) }),
@@ -198,7 +198,7 @@ function thresholdsOf(figure: ThresholdsFigure): FigureView {
     ],
     marks: here ? [{ x: here.coverage, text: percent(here.accuracy) }] : [],
   });
-  const drawing = new Drawing((width) => chartSvg(chart(), lookOf(width, 320)));
+  const drawing = new ResponsiveFigure((width) => chartSvg(chart(), lookOf(width, 320)));
   const words = h('output', { class: 'readout', for: 'coverage' });
   const input = h('input', {
     ...{ type: 'range', id: 'coverage', min: 0, max: Math.max(0, points.length - 1), value: at },

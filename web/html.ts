@@ -1,6 +1,7 @@
 /** The few lines that a framework would be here for: elements made, and changed only where they differ. */
 
-type Child = Node | string | number | null | undefined | false;
+/** What stands in an element; what is null, undefined or false is left out. */
+export type Child = Node | string | number | null | undefined | false;
 type Handler = (event: Event) => void;
 export type Props = Readonly<
   Record<

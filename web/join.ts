@@ -80,8 +80,8 @@ const training = h(
 
 // What it knows.
 
-type Stage = 'stopped' | 'starting' | 'working' | 'stopping';
-let stage: Stage = 'stopped';
+type JoinStage = 'stopped' | 'starting' | 'working' | 'stopping';
+let stage: JoinStage = 'stopped';
 let worker: Worker | null = null;
 let name = '';
 let progress: JoinProgress | null = null;

@@ -1,20 +1,20 @@
 /** Numbers of curves: smoothed, read between their points, averaged. */
 
-export interface Line {
+export interface PlotLine {
   /** Ascending. */
   readonly x: readonly number[];
   readonly y: readonly (number | null)[];
 }
 
 /** The mean of several lines, and the band of one standard deviation around it. */
-export interface MeanLine extends Line {
+export interface MeanLine extends PlotLine {
   /** Null where fewer than two of the lines have a value. */
   readonly low: readonly (number | null)[];
   readonly high: readonly (number | null)[];
 }
 
 /** @returns the line at the given places, which ascend; null outside of the line. */
-export function readAt({ x, y }: Line, at: readonly number[]): (number | null)[] {
+export function readAt({ x, y }: PlotLine, at: readonly number[]): (number | null)[] {
   let i = 0;
   return at.map((value) => {
     while (i < x.length - 1 && x[i + 1]! < value) i++;
@@ -49,7 +49,7 @@ export function smoothed(y: readonly (number | null)[], weight: number): (number
  * has no place for it.
  * @param points the most places; fewer if the lines have fewer.
  */
-export function meanLine(lines: readonly Line[], points: number): MeanLine {
+export function meanLine(lines: readonly PlotLine[], points: number): MeanLine {
   const x = placesOf(lines, points);
   const columns = lines.map((line) => readAt(line, x));
   const y: (number | null)[] = [];
@@ -75,7 +75,7 @@ export function meanLine(lines: readonly Line[], points: number): MeanLine {
 }
 
 /** All places where a line has a point, or as many at equal distances. */
-function placesOf(lines: readonly Line[], points: number): number[] {
+function placesOf(lines: readonly PlotLine[], points: number): number[] {
   const all = new Set<number>();
   for (const { x } of lines) for (const place of x) all.add(place);
   const sorted = [...all].sort((a, b) => a - b);

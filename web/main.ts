@@ -14,12 +14,12 @@ import { initTheme } from './theme.ts';
 
 /** The frame of the dashboard: its head, which view is shown, who looks. */
 
-interface Place {
+interface NavigationPlace {
   readonly name: string;
   readonly title: string;
   readonly href: string;
 }
-const PLACES: readonly Place[] = [
+const PLACES: readonly NavigationPlace[] = [
   { name: 'runs', title: 'Runs', href: '#/' },
   { name: 'studies', title: 'Studies', href: '#/studies' },
   { name: 'cluster', title: 'Cluster', href: '#/cluster' },

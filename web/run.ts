@@ -32,10 +32,10 @@ const READ_MS = 2_000;
 const OBSERVE_MS = 10_000;
 
 export function runView(id: string): View {
-  return new RunView(id);
+  return new RunScreen(id);
 }
 
-class RunView implements View {
+class RunScreen implements View {
   readonly title: string;
   readonly element: HTMLElement;
   readonly #charts = new RunCharts();

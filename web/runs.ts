@@ -2,8 +2,14 @@ import type { RunSummary } from '../shared/rest.ts';
 import { count, plural } from './format.ts';
 import { arrange, fill, fillNew, h, setAttribute, setText } from './html.ts';
 import { emptyState, isActive, notify, Tile, type View } from './parts.ts';
-import { COLUMNS, type Column, METRICS_FIRST, metricColumn, metricNames } from './runs/columns.ts';
-import { type Line, linesOf, type Show } from './runs/fold.ts';
+import {
+  COLUMNS,
+  METRICS_FIRST,
+  metricColumn,
+  metricNames,
+  type RunColumn,
+} from './runs/columns.ts';
+import { type ListLine, linesOf, type Show } from './runs/fold.ts';
 import { Row } from './runs/rows.ts';
 import { client, isOperator, knowsAllRuns, runsNewestFirst, state } from './store.ts';
 
@@ -38,7 +44,7 @@ class RunsView implements View {
     ...{ column: 'run', descending: true },
   };
   #rowsMax = ROWS;
-  #columns: readonly Column[] = [];
+  #columns: readonly RunColumn[] = [];
   readonly #rows = new Map<string, Row>();
 
   readonly #tiles = {
@@ -192,7 +198,7 @@ class RunsView implements View {
     ]);
   }
 
-  #heading({ name, title, class: kind = '' }: Column): HTMLElement {
+  #heading({ name, title, class: kind = '' }: RunColumn): HTMLElement {
     const { column, descending } = this.#order;
     const order = column === name ? (descending ? 'descending' : 'ascending') : null;
     const sort = button('sort', title, () => {
@@ -235,7 +241,7 @@ class RunsView implements View {
     );
   }
 
-  #rowOf(line: Line): HTMLElement {
+  #rowOf(line: ListLine): HTMLElement {
     const key = line.kind === 'run' ? `run ${line.run.id}` : `study ${line.study}`;
     let row = this.#rows.get(key);
     if (!row) {

@@ -1,5 +1,5 @@
-import { linearTicks, logTicks } from '../shared/plot.ts';
-import { type Chart, type Content, type Curve, colorOf, dashOf } from './chart.ts';
+import { linearTicks, logTicks, type Scale } from '../shared/plot.ts';
+import { type Chart, type ChartContent, type Curve, colorOf, dashOf } from './chart.ts';
 import { compact } from './format.ts';
 import { h, svg } from './html.ts';
 
@@ -74,7 +74,7 @@ export function download(blob: Blob, name: string): void {
 }
 
 /** One line for each point: the curve, x, y. All points that the page has, not those of the picture. */
-function csvOf({ curves, xLabel, yLabel }: Content): string {
+function csvOf({ curves, xLabel, yLabel }: ChartContent): string {
   const hasBands = curves.some(({ low }) => low);
   return csvText([
     ['curve', xLabel, yLabel, ...(hasBands ? ['low', 'high'] : [])],
@@ -100,7 +100,7 @@ const HEIGHT = 480;
 const BOX = { left: 70, right: 20, top: 44, bottom: 50 };
 
 /** A drawing of its own size, with ticks at round numbers. */
-function svgOf(content: Content, title: string): string {
+function svgOf(content: ChartContent, title: string): string {
   const { curves, marks = [] } = content;
   const drawn = curves.filter(({ x }) => x.length > 0);
   const x = scaleOf(
@@ -222,12 +222,11 @@ function pathOf(curve: Curve, toX: (v: number) => number, toY: (v: number) => nu
   });
 }
 
-interface Scale {
-  readonly ticks: readonly number[];
-  at(value: number): number;
-}
-
-function scaleOf(values: readonly number[], log: boolean, [from, to]: [number, number]): Scale {
+function scaleOf(
+  values: readonly number[],
+  log: boolean,
+  [from, to]: [number, number],
+): Pick<Scale, 'ticks' | 'at'> {
   const forward = (v: number) => (log ? Math.log10(v) : v);
   let low = Infinity;
   let high = -Infinity;

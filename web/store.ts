@@ -1,8 +1,8 @@
 import type {
   FeedUpdate,
+  LoginFacts,
   RunSummary,
   ServerFacts,
-  SessionFacts,
   WorkerSummary,
 } from '../shared/rest.ts';
 import { createRestClient } from '../shared/rest-client.ts';
@@ -13,11 +13,11 @@ import { emptyState } from './parts.ts';
 
 export const client = createRestClient({ server: BASE });
 
-export type Link = 'connecting' | 'live' | 'lost';
+export type LinkState = 'connecting' | 'live' | 'lost';
 
-export interface State {
-  session: SessionFacts;
-  link: Link;
+export interface DashboardState {
+  session: LoginFacts;
+  link: LinkState;
   server: ServerFacts | null;
   readonly runs: Map<string, RunSummary>;
   /** Older runs that the feed has not told of yet. */
@@ -25,7 +25,7 @@ export interface State {
   readonly workers: Map<string, WorkerSummary>;
 }
 
-export const state: State = {
+export const state: DashboardState = {
   session: { role: null, open: false, works: false },
   link: 'connecting',
   server: null,
@@ -130,7 +130,7 @@ function unfollow(): void {
   clearTimeout(silence);
 }
 
-function setLink(link: Link): void {
+function setLink(link: LinkState): void {
   if (state.link === link) return;
   state.link = link;
   drawSoon();
@@ -157,7 +157,7 @@ function take(update: FeedUpdate): void {
 async function lookWho(): Promise<void> {
   const response = await fetch(`${BASE}/session`);
   if (!response.ok) throw new TypeError(`GET /session answered ${response.status}`);
-  state.session = (await response.json()) as SessionFacts;
+  state.session = (await response.json()) as LoginFacts;
 }
 
 /** The same, asked until there is an answer. @param away shows that there is none. */
@@ -180,7 +180,7 @@ export async function logIn(token: string, work = false): Promise<void> {
     body: JSON.stringify(work ? { token, work } : { token }),
   });
   if (!response.ok) throw new Error(((await response.json()) as { message: string }).message);
-  state.session = (await response.json()) as SessionFacts;
+  state.session = (await response.json()) as LoginFacts;
 }
 
 export async function logOut(): Promise<void> {

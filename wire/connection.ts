@@ -3,11 +3,17 @@ import { WebSocket } from 'ws';
 import { encodeHeader, writeHeader } from '../shared/codec.ts';
 import { DownpourError } from '../shared/errors.ts';
 import { CONTROL_BYTES_MAX, FRAME_HEAD_MAX, OPCODES, writeFrameHead } from './frames.ts';
-import { readElsewhere, readInto, type Sink, type Way } from './node-sockets.ts';
-import { type Coming, type Header, type Landing, type Place, Receiver } from './receiver.ts';
+import { type ReadWay, readElsewhere, readInto, type Sink } from './node-sockets.ts';
+import {
+  type Coming,
+  type FrameHeader,
+  type Landing,
+  type PayloadPlace,
+  Receiver,
+} from './receiver.ts';
 
-export type { Way } from './node-sockets.ts';
-export type { Coming, Header, Landing, Place } from './receiver.ts';
+export type { ReadWay } from './node-sockets.ts';
+export type { Coming, FrameHeader, Landing, PayloadPlace } from './receiver.ts';
 
 /**
  * One end of a Downpour connection, server's or worker's, after the handshake: whole frames come in, their payloads in
@@ -17,11 +23,11 @@ export type { Coming, Header, Landing, Place } from './receiver.ts';
 
 export interface ConnectionEvents {
   /** See `ReceiverEvents.land`; after 'wait', `retry` asks again. */
-  land(header: Header, payloadBytes: number | null): Place;
+  land(header: FrameHeader, payloadBytes: number | null): PayloadPlace;
   /** See `ReceiverEvents.memory`. */
   memory?(change: number): void;
   /** See `ReceiverEvents.message`. */
-  message(header: Header, payload: Uint8Array, landing: Landing | null, more?: boolean): void;
+  message(header: FrameHeader, payload: Uint8Array, landing: Landing | null, more?: boolean): void;
   /** A message was no Downpour frame. The connection stays open unless you close it. */
   malformed(error: DownpourError): void;
   /** The WebSocket protocol was broken; `ws` closes the connection. */
@@ -46,7 +52,7 @@ export interface ConnectionEvents {
 export interface ConnectionOptions {
   readonly role: 'server' | 'client';
   /** `copied` does without the parts of Node that are not documented. */
-  readonly way?: Way;
+  readonly way?: ReadWay;
   /** How long the other end may take over the closing handshake, ms. */
   readonly closeMs?: number;
   /** Size of one message. */
@@ -54,7 +60,7 @@ export interface ConnectionOptions {
 }
 
 /** Bytes [start, end) that leave together. */
-interface Piece {
+interface OutgoingPiece {
   readonly bytes: Uint8Array;
   readonly start: number;
   end: number;
@@ -82,7 +88,7 @@ export class Connection {
   readonly #receiver: Receiver;
   readonly transport: 'tcp' | 'unix';
   /** Written in this turn; leaves at its end. */
-  #queue: Piece[] = [];
+  #queue: OutgoingPiece[] = [];
   #queuedBytes = 0;
   /** Bytes of all frames since the connection was opened. */
   #enqueuedBytes = 0;
@@ -98,7 +104,7 @@ export class Connection {
   #texts = 0;
   #pongs = 0;
   #lastPing: Uint8Array | null = null;
-  #way: Way | null = null;
+  #way: ReadWay | null = null;
   /** Bytes of payloads that were read into landings, in all reads but the last. */
   #landedBytes = 0;
   #events: ConnectionEvents | null = null;
@@ -187,7 +193,7 @@ export class Connection {
    * Reads from now on.
    * @param way of a socket that gives what it reads to `sink` already; else it is made to.
    */
-  start(events: ConnectionEvents, way?: Way): void {
+  start(events: ConnectionEvents, way?: ReadWay): void {
     this.#events = events;
     // What came with the handshake, `ws` has put back.
     const head = this.#socket.readableLength > 0 ? (this.#socket.read() as Buffer | null) : null;
@@ -196,7 +202,7 @@ export class Connection {
     if (!this.#receiver.standing) this.#ws.resume();
   }
 
-  get way(): Way | null {
+  get way(): ReadWay | null {
     return this.#way;
   }
 
@@ -324,7 +330,7 @@ export class Connection {
     this.#enqueue({ bytes, start: 0, end: bytes.length, gone });
   }
 
-  #enqueue(piece: Piece): void {
+  #enqueue(piece: OutgoingPiece): void {
     if (this.#queue.length === 0) process.nextTick(this.#flush);
     this.#queue.push(piece);
     this.#queuedBytes += piece.end - piece.start;

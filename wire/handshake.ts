@@ -6,7 +6,7 @@ import { ASIDES, type Aside, asidesOf, TAKES_HEADER } from '../shared/asides.ts'
 import { DownpourError } from '../shared/errors.ts';
 import { TICKET_PROTOCOL, ticketOf } from '../shared/join.ts';
 import { Connection, type ConnectionEvents, type ConnectionOptions } from './connection.ts';
-import { copiesOnly, openInto, type Sink, type Way } from './node-sockets.ts';
+import { copiesOnly, openInto, type ReadWay, type Sink } from './node-sockets.ts';
 import { TEXT_BYTES_MAX } from './receiver.ts';
 
 /** The opening handshake of a WebSocket (RFC 6455, section 4), both ends, by `ws`. No extension is agreed on. */
@@ -97,7 +97,7 @@ const ANSWER = Buffer.allocUnsafeSlow(16 * 1024);
 /** Opens a connection to a server. Either `opened` or `failed` is called, once. */
 export function dial(options: DialOptions): { abort(): void } {
   const url = new URL(options.url);
-  let opened: { readonly socket: Socket; readonly way: Way } | null = null;
+  let opened: { readonly socket: Socket; readonly way: ReadWay } | null = null;
   let settled = false;
   const settle = () => {
     clearTimeout(timer);
@@ -162,7 +162,7 @@ function retryAfterOf(header: string | null | undefined): number {
 const isNoHttp = ({ code }: NodeJS.ErrnoException) => code?.startsWith('HPE_') ?? false;
 const noHttp = (cause: Error) => new Error(`the answer is not HTTP: ${cause.message}`, { cause });
 
-function openSocket(url: URL, options: DialOptions, sink: Sink): { socket: Socket; way: Way } {
+function openSocket(url: URL, options: DialOptions, sink: Sink): { socket: Socket; way: ReadWay } {
   const secure = url.protocol === 'wss:';
   const host = url.hostname.replace(/^\[(.*)\]$/, '$1');
   const port = Number(url.port) || (secure ? 443 : 80);

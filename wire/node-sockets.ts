@@ -17,7 +17,7 @@ export interface Sink {
 }
 
 /** How payloads reach their place: `straight`, read into it, or `copied` from chunks. */
-export type Way = 'straight' | 'copied';
+export type ReadWay = 'straight' | 'copied';
 
 /** The parts of a Node socket that `onread` sets up: named here as in Node's lib/net.js. */
 interface Internals {
@@ -43,7 +43,7 @@ const internals = findInternals();
 let obstacle: string | null = internals ? null : `Node ${process.version} has no such parts`;
 
 /** Gives all that a connected socket reads to the sink, from now on. @returns in which way. */
-export function readInto(socket: Socket, sink: Sink, wanted: Way = 'straight'): Way {
+export function readInto(socket: Socket, sink: Sink, wanted: ReadWay = 'straight'): ReadWay {
   const straight = wanted === 'straight' && obstacle === null && !copiesOnly();
   if (straight && switchBuffer(socket, sink)) return 'straight';
   socket.on('data', (chunk: Buffer) => sink.feed(chunk));

@@ -27,7 +27,7 @@ import {
  * `filled`, or hands over chunks with `feed`.
  */
 
-export type Header = Frame['header'];
+export type FrameHeader = Frame['header'];
 
 /** Memory that a payload is read into. */
 export interface Landing {
@@ -42,7 +42,7 @@ export interface Landing {
 }
 
 /** `wait`: nowhere yet. `nowhere`: it is read past, and its message delivered without it. Null: in memory of the receiver. */
-export type Place = Landing | 'wait' | 'nowhere' | null;
+export type PayloadPlace = Landing | 'wait' | 'nowhere' | null;
 
 export interface ReceiverEvents {
   /**
@@ -50,7 +50,7 @@ export interface ReceiverEvents {
    * @param payloadBytes above 0; null: not known, since the message came in fragments.
    * @throws DownpourError the message is refused before there is memory for its payload.
    */
-  land(header: Header, payloadBytes: number | null): Place;
+  land(header: FrameHeader, payloadBytes: number | null): PayloadPlace;
   /** Memory of the receiver's own that grew by so many bytes, or shrank: what is small is not told. */
   memory?(change: number): void;
   /**
@@ -58,7 +58,7 @@ export interface ReceiverEvents {
    * receiver's, to be used until return.
    * @param more the beginning of another one was read, or may be there to be read at once.
    */
-  message(header: Header, payload: Uint8Array, landing: Landing | null, more: boolean): void;
+  message(header: FrameHeader, payload: Uint8Array, landing: Landing | null, more: boolean): void;
   /** A message that is no Downpour frame: it is skipped. */
   malformed(error: DownpourError): void;
   /**
@@ -97,7 +97,7 @@ export interface ReceiverOptions {
 }
 
 /** Where in a binary message it is: `pending`, the header is whole, but is there a payload? */
-type Stage = 'none' | 'header' | 'pending' | 'payload' | 'skip';
+type ReadStage = 'none' | 'header' | 'pending' | 'payload' | 'skip';
 
 /** A payload that is being read. */
 export interface Coming {
@@ -137,11 +137,11 @@ export class Receiver {
   #textBytes = 0;
 
   // A binary message.
-  #stage: Stage = 'none';
+  #stage: ReadStage = 'none';
   #messageBytes = 0;
   #prefix = new Uint8Array(256);
   #prefixBytes = 0;
-  #header: Header | null = null;
+  #header: FrameHeader | null = null;
   #memory: Uint8Array = EMPTY;
   #memoryBytes = 0;
   #landing: Landing | null = null;
@@ -551,7 +551,7 @@ export class Receiver {
     this.#prefixBytes = needed;
   }
 
-  #keptHeader(): Header {
+  #keptHeader(): FrameHeader {
     const end = PREFIX_BYTES + headerLength(this.#prefix);
     if (this.#prefixBytes < end) throw cutShort(end - PREFIX_BYTES, this.#prefixBytes);
     return decodeHeader(this.#prefix.subarray(PREFIX_BYTES, end));
@@ -577,7 +577,7 @@ export class Receiver {
 
   /** @returns whether the payload may be read now. */
   #findPlace(): boolean {
-    let place: Place;
+    let place: PayloadPlace;
     try {
       place = this.#events.land(this.#header!, this.#final ? this.#left : null);
     } catch (error) {

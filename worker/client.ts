@@ -21,7 +21,7 @@ import {
   type Work,
   type WorkerMessage,
 } from '../shared/protocol.ts';
-import type { Connection, ConnectionEvents, Header, Landing } from '../wire/connection.ts';
+import type { Connection, ConnectionEvents, FrameHeader, Landing } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { findLocalSocket, localSocketWanted } from '../wire/local-socket.ts';
 import { Memories } from '../wire/memories.ts';
@@ -583,7 +583,7 @@ export class Client {
     };
   }
 
-  #land(header: Header, payloadBytes: number | null): Landing | null {
+  #land(header: FrameHeader, payloadBytes: number | null): Landing | null {
     if (payloadBytes === null) return null;
     const { type, pull, encoding } = header;
     if (type === 'work' && typeof pull === 'number' && encoding === 'f32') {
@@ -596,7 +596,7 @@ export class Client {
     return this.#pulled.take(payloadBytes);
   }
 
-  #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
+  #receive(header: FrameHeader, payload: Uint8Array, landing: Landing | null): void {
     try {
       const message = checkServerMessage(header);
       // Only a server that lets the worker in counts as reached; else a refusing one would be

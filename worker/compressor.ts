@@ -33,12 +33,12 @@ export interface Compressor {
 
 export type Settle = (outcome: Acknowledgement['outcome']) => void;
 
-type Sizes = Pick<Layout, 'trainableSize' | 'exchangedSize'>;
+type VectorSizes = Pick<Layout, 'trainableSize' | 'exchangedSize'>;
 
 /** @param ranges of the shards that get the parts; absent: one gets all. */
 export function createCompressor(
   config: RunConfig['compression'],
-  layout: Sizes,
+  layout: VectorSizes,
   ranges: readonly Range[] = [{ start: 0, end: layout.exchangedSize }],
 ): Compressor {
   const parts = ranges.map((range) => createPart(config.push, layout, range));
@@ -61,7 +61,7 @@ export function createCompressor(
 }
 
 /** Encodes what of a gradient lies in one range, and keeps what that leaves out. */
-function createPart(push: PushCompression, layout: Sizes, { start, end }: Range) {
+function createPart(push: PushCompression, layout: VectorSizes, { start, end }: Range) {
   const { trainableSize, exchangedSize } = layout;
   const split = Math.max(start, Math.min(end, trainableSize));
   const statisticsEnd = Math.max(split, Math.min(end, exchangedSize));
@@ -83,7 +83,7 @@ function createPart(push: PushCompression, layout: Sizes, { start, end }: Range)
   };
 }
 
-interface Rule {
+interface CompressionRule {
   /** k of `topk`. */
   count(epoch: number): number;
   encode(gradient: Float32Array, k: number, out: Uint8Array): Settle;
@@ -94,7 +94,7 @@ const nothingKept: Settle = () => {};
 const nothing = () => {};
 
 /** What a range without trainable elements sends: no bytes, or a count of none. */
-const nothingToSend: Rule = {
+const nothingToSend: CompressionRule = {
   count: () => 0,
   encode(_, __, out) {
     out.fill(0);
@@ -103,7 +103,7 @@ const nothingToSend: Rule = {
   reset: nothing,
 };
 
-function createRule(push: PushCompression, n: number): Rule {
+function createRule(push: PushCompression, n: number): CompressionRule {
   switch (push.kind) {
     case 'f32':
       return {
@@ -135,7 +135,7 @@ function createRoom(vectors: number, n: number, outBytes: number, extraBytes = 0
 }
 
 /** Off by a 256th at most, and rounding is not biased: no feedback is needed. */
-function bf16(n: number): Rule {
+function bf16(n: number): CompressionRule {
   const { memory, kernels, vector } = createRoom(1, n, 2 * n);
   const g = vector();
   const encoded = memory.take(2 * n);
@@ -152,7 +152,7 @@ function bf16(n: number): Rule {
   };
 }
 
-function int8(n: number): Rule {
+function int8(n: number): CompressionRule {
   const outBytes = encodedBytes('int8', n);
   const { memory, kernels, vector } = createRoom(2, n, outBytes);
   const g = vector();
@@ -191,7 +191,7 @@ const COUNT_BYTES = 4 * 2 ** 16;
  * accumulation v ← v + u stay on the worker; the k largest of v are sent, and there both begin anew
  * (momentum factor masking). With α = 0, v is plain error feedback.
  */
-function topk(push: Extract<PushCompression, { kind: 'topk' }>, n: number): Rule {
+function topk(push: Extract<PushCompression, { kind: 'topk' }>, n: number): CompressionRule {
   const { density, warmupEpochs, momentum: alpha } = push;
   const outBytes = encodedBytes('topk', n, countAt(0));
   const { memory, kernels, vector } = createRoom(3, n, outBytes, COUNT_BYTES);

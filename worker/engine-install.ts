@@ -103,7 +103,7 @@ export async function installEngine(
   mkdirSync(parent, { recursive: true });
   const { log = () => {} } = options;
   log(engineNote());
-  const steps = new Steps(log, options.signal);
+  const steps = new InstallSteps(log, options.signal);
   await requireTools(steps);
   requireSpace(parent, wheel);
   const partial = join(parent, `.partial-${basename(folder)}-${process.pid}`);
@@ -144,7 +144,11 @@ export async function installEngine(
  * The binding's package, with empty stand-ins for the tfjs packages that it would bring: the worker
  * answers for them with its own (8.7 MB instead of 302, and one tfjs in the process).
  */
-async function installBinding(steps: Steps, folder: string, variant: NativeVariant): Promise<void> {
+async function installBinding(
+  steps: InstallSteps,
+  folder: string,
+  variant: NativeVariant,
+): Promise<void> {
   const name = bindingPackage(variant);
   for (const standIn of ['tfjs', 'tfjs-core']) {
     const at = join(folder, 'stand-ins', standIn);
@@ -176,7 +180,7 @@ async function installBinding(steps: Steps, folder: string, variant: NativeVaria
 }
 
 /** @returns the wheel's file name. Pip itself compares the index's checksum. */
-async function downloadWheel(steps: Steps, wheels: string, wheel: Wheel): Promise<string> {
+async function downloadWheel(steps: InstallSteps, wheels: string, wheel: Wheel): Promise<string> {
   const stem = wheel.requirement.replaceAll('-', '_').replace('==', '-');
   const find = () => readdirSync(wheels).find((file) => file.startsWith(`${stem}-`));
   mkdirSync(wheels, { recursive: true });
@@ -256,7 +260,7 @@ print(json.dumps({'version': version, 'sha256': sums, 'cuda': cuda}))
 `;
 
 async function unpackLibrary(
-  steps: Steps,
+  steps: InstallSteps,
   folder: string,
   variant: NativeVariant,
   wheelFile: string,
@@ -287,7 +291,7 @@ async function unpackLibrary(
 
 /** CUDA's libraries are wheels too; the library's own run path finds them in `deps/nvidia`. */
 async function installCuda(
-  steps: Steps,
+  steps: InstallSteps,
   folder: string,
   wheel: Wheel,
   requirements: readonly string[],
@@ -332,7 +336,11 @@ export function gatherLibraries(folder: string): void {
   }
 }
 
-async function buildBinding(steps: Steps, folder: string, variant: NativeVariant): Promise<void> {
+async function buildBinding(
+  steps: InstallSteps,
+  folder: string,
+  variant: NativeVariant,
+): Promise<void> {
   const binding = join(folder, 'node_modules', bindingPackage(variant));
   // Makes the package's installer build the binding instead of fetching one.
   const custom = { 'tf-lib': 'file-already-in-deps' };
@@ -347,7 +355,7 @@ async function buildBinding(steps: Steps, folder: string, variant: NativeVariant
   });
 }
 
-async function prove(steps: Steps, folder: string): Promise<void> {
+async function prove(steps: InstallSteps, folder: string): Promise<void> {
   const row = await steps.watch('computing a gradient with it', probe('native', { folder }));
   if (!row.available) throw failed(`it was built but does not work: ${row.why}`);
 }
@@ -368,7 +376,7 @@ function putInPlace(partial: string, folder: string): boolean {
 
 // ---------------------------------------------------------------- before it starts
 
-async function requireTools(steps: Steps): Promise<void> {
+async function requireTools(steps: InstallSteps): Promise<void> {
   const tools = [
     { what: 'python3', args: ['--version'], apt: 'python3' },
     { what: 'python3', args: ['-m', 'pip', '--version'], apt: 'python3-pip', name: 'pip' },
@@ -452,7 +460,7 @@ const NO_NETWORK =
   /name resolution|Failed to establish a new connection|Network is unreachable|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|ECONNREFUSED|ProxyError|Read timed out/i;
 
 /** Runs one program after the other, tells how it goes, and ends them when the signal says so. */
-class Steps {
+class InstallSteps {
   readonly log: (line: string) => void;
   private readonly signal: AbortSignal | undefined;
 

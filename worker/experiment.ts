@@ -7,7 +7,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 import { FROM_DOWNPOUR } from '../shared/bundle.ts';
 import { NAME_PATTERN, type PartialConfig, type RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
-import type { Role } from '../shared/layout.ts';
+import type { TensorRole } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
 import { IS_BUILT, ownModule, ROOT } from '../shared/own-files.ts';
 import type { Space } from '../shared/space.ts';
@@ -15,7 +15,7 @@ import type { Batch, BatchArguments, BatchFunction, FieldTensors } from './batch
 import type { ExperimentData, Standardise } from './data/examples.ts';
 import type { GivenData } from './data/given.ts';
 import type { Draws } from './draws.ts';
-import { type Fields, fieldProblems, isRecord } from './fields.ts';
+import { type FieldRules, fieldProblems, isRecord } from './fields.ts';
 import type { Objective, ObjectiveArguments, ObjectiveModel } from './objective.ts';
 import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
 
@@ -97,7 +97,7 @@ export interface FunctionModel {
    * the server averages. Give variables no name in `tf.variable`: the name here is theirs.
    */
   readonly variables: Readonly<
-    Record<string, Variable | { variable: Variable; role: Role; momentum?: number }>
+    Record<string, Variable | { variable: Variable; role: TensorRole; momentum?: number }>
   >;
   /**
    * @param inputs shape [n, ...inputShape]; where the data have several, an object of them by name. @returns logits or
@@ -212,7 +212,7 @@ const isBatch = (value: unknown) =>
   typeof value.evaluation === 'boolean' &&
   Object.keys(value).length === 2;
 
-const FIELDS: Fields<keyof Experiment> = {
+const FIELDS: FieldRules<keyof Experiment> = {
   data: { allowed: 'a function that gives the examples', test: isFunction },
   model: { allowed: 'a function that gives the model', test: isFunction },
   batch: {

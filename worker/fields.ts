@@ -3,7 +3,7 @@ import { nearest } from '../shared/spelling.ts';
 /** Checking the fields of an object that a user wrote: no unknown one, each of the right kind. */
 
 /** Each field: is it right, what is allowed. */
-export type Fields<Key extends string = string> = Readonly<
+export type FieldRules<Key extends string = string> = Readonly<
   Record<Key, { readonly allowed: string; readonly test: (value: unknown) => boolean }>
 >;
 
@@ -13,7 +13,7 @@ export const isRecord = (value: unknown): value is Record<string, unknown> =>
 /** One line for each field that is unknown, missing or wrong. @param noun of a field: `option` */
 export function fieldProblems(
   value: Readonly<Record<string, unknown>>,
-  fields: Fields,
+  fields: FieldRules,
   noun = 'field',
 ): string[] {
   const known = Object.keys(fields);

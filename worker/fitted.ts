@@ -7,7 +7,7 @@ import type { LayersModel } from './tf.ts';
 /** An experiment made of a model and arrays that a program had: both lie in files beside the experiment's own. */
 
 /** What the experiment's file says. */
-export interface Fitted {
+export interface FittedSpec {
   readonly loss: LossName;
   /** `packData` wrote it. */
   readonly data: URL;
@@ -17,7 +17,7 @@ export interface Fitted {
   readonly weights: URL;
 }
 
-export function fittedExperiment({ loss, data, model, weights }: Fitted): Experiment {
+export function fittedExperiment({ loss, data, model, weights }: FittedSpec): Experiment {
   let artifacts: Promise<io.ModelArtifacts> | null = null;
   const read = async (): Promise<io.ModelArtifacts> => {
     const [json, bytes] = await Promise.all([readFile(model, 'utf8'), readFile(weights)]);

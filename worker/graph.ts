@@ -50,9 +50,9 @@ export interface Recording {
 /** What TensorFlow's binding for Node offers; only this file looks inside. */
 interface Binding {
   executeOp(name: string, attrs: Attr[], inputs: number[], outputs: number): { id: number }[];
-  createTensor(shape: number[], dtype: number, values: Values): number;
+  createTensor(shape: number[], dtype: number, values: TensorValues): number;
   deleteTensor(id: number): void;
-  tensorDataSync(id: number): Values;
+  tensorDataSync(id: number): TensorValues;
   loadSavedModel(folder: string, tags: string): number;
   deleteSavedModel(session: number): void;
   runSavedModel(session: number, ids: number[], inputs: string, outputs: string): { id: number }[];
@@ -71,7 +71,7 @@ interface NativeBackend {
   readonly isUsingGpuDevice: boolean;
   getInputTensorIds(tensors: readonly Tensor[]): number[];
 }
-type Values = Float32Array | Int32Array | Uint8Array;
+type TensorValues = Float32Array | Int32Array | Uint8Array;
 interface Attr {
   readonly name: string;
   readonly type: number;
@@ -115,7 +115,7 @@ export function record(
   let feeding = false;
   let why = '';
 
-  const constant = (shape: readonly number[], dtype: number, values: Values): string => {
+  const constant = (shape: readonly number[], dtype: number, values: TensorValues): string => {
     const name = `constant${nodes.length}`;
     constantBytes += values.byteLength;
     if (constantBytes > CONSTANT_BYTES_MAX) why ||= `it has ${constantBytes} bytes of constants`;
@@ -154,7 +154,7 @@ export function record(
       },
     },
     createTensor: {
-      value: (shape: number[], dtype: number, values: Values) => {
+      value: (shape: number[], dtype: number, values: TensorValues) => {
         const id = binding.createTensor(shape, dtype, values);
         if (feeding) return id;
         if (ArrayBuffer.isView(values)) sources.set(id, constant(shape, dtype, values));
@@ -250,7 +250,7 @@ export interface Opened {
   readonly hostReads?: () => string;
 }
 
-interface Plan {
+interface GraphPlan {
   runs: number;
   graph: Graph | null;
   noises: readonly NoiseRequest[];
@@ -271,7 +271,7 @@ const tolerance = (): number => (process.env.NVIDIA_TF32_OVERRIDE === '1' ? 1e-2
  * alone runs from then on; if they don't, something in it was no tensor fed, and no graph ever does.
  */
 export class Graphs {
-  readonly #plans = new Map<string, Plan>();
+  readonly #plans = new Map<string, GraphPlan>();
   #execution = 'operations: none repeated yet';
   readonly #provesAgain: boolean;
 
@@ -314,7 +314,7 @@ export class Graphs {
     this.#plans.clear();
   }
 
-  #plan(key: string): Plan | undefined {
+  #plan(key: string): GraphPlan | undefined {
     let plan = this.#plans.get(key);
     if (!plan && this.#plans.size < PLANS_MAX) {
       plan = { runs: 0, graph: null, noises: [], proved: false, refused: false };
@@ -323,7 +323,7 @@ export class Graphs {
     return plan;
   }
 
-  #record(plan: Plan, { feeds, compute, hostReads }: Opened): Float32Array {
+  #record(plan: GraphPlan, { feeds, compute, hostReads }: Opened): Float32Array {
     const noises: NoiseRequest[] = [];
     const before = seededDraws();
     const { result, graph, why } = record(feeds, (feed) =>
@@ -344,7 +344,7 @@ export class Graphs {
     return readOff(result);
   }
 
-  #prove(plan: Plan, graph: Graph, fed: readonly Fed[], { compute }: Opened): Float32Array {
+  #prove(plan: GraphPlan, graph: Graph, fed: readonly Fed[], { compute }: Opened): Float32Array {
     const noises: Fed[] = [];
     const expected = readOff(
       compute((request) => {
@@ -374,7 +374,7 @@ export class Graphs {
     return expected;
   }
 
-  #refuse(plan: Plan, why: string): void {
+  #refuse(plan: GraphPlan, why: string): void {
     plan.graph?.dispose();
     plan.graph = null;
     plan.refused = true;
@@ -426,7 +426,7 @@ function node(name: string, op: string, inputs: readonly string[], attrs: Bytes[
   ]);
 }
 
-function constantNode(name: string, shape: readonly number[], dtype: number, values: Values) {
+function constantNode(name: string, shape: readonly number[], dtype: number, values: TensorValues) {
   const content = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
   const tensor = concatenate([integer(1, dtype), block(2, shapeBytes(shape)), block(4, content)]);
   const attrs = [attrBytes('dtype', typeValue(dtype)), attrBytes('value', block(8, tensor))];

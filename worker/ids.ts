@@ -2,14 +2,12 @@ import { DownpourError } from '../shared/errors.ts';
 import { elementAt } from './data/columns.ts';
 import type { PreparedData } from './data/examples.ts';
 import { ofField, viewOf } from './data/fields.ts';
-import { type LayersModel, tf } from './tf.ts';
+import { type Layer, type LayersModel, tf } from './tf.ts';
 
 /**
  * Ids of tokens and categories. An embedding looks up one row for each id. If an id has no row, each engine returns
  * something else (zeros, the last row, the memory after it), and none reports an error.
  */
-
-type Layer = LayersModel['layers'][number];
 
 /** Layers that move numbers and leave them as they are. */
 const MOVES: readonly string[] = [
@@ -60,9 +58,9 @@ export function mustBeIds(model: LayersModel, prepared: PreparedData): void {
   });
 }
 
-type Looked = Pick<PreparedData, 'train' | 'validation' | 'test' | 'transform'>;
+type PreparedParts = Pick<PreparedData, 'train' | 'validation' | 'test' | 'transform'>;
 
-function mustBeIdsOf(embeddings: { name: string; rows: number }[], prepared: Looked): void {
+function mustBeIdsOf(embeddings: { name: string; rows: number }[], prepared: PreparedParts): void {
   const [embedding] = embeddings.sort((a, b) => a.rows - b.rows);
   if (embedding === undefined) return;
   const { name, rows } = embedding;
@@ -97,7 +95,7 @@ function mustBeIdsOf(embeddings: { name: string; rows: number }[], prepared: Loo
   }
 }
 
-function highest({ train, validation, test }: Looked): number {
+function highest({ train, validation, test }: PreparedParts): number {
   let max = 0;
   for (const part of [train, validation, test]) {
     for (const value of part?.inputs.values ?? []) max = Math.max(max, value);

@@ -20,11 +20,10 @@ import {
   depthwiseBackpropFilter,
   depthwiseBackpropInput,
   poolingPaddedInNumbers,
+  type Shape5D,
 } from './kernels/wasm-convolution.ts';
 import { batchMatMul } from './kernels/wasm-matmul.ts';
 import { floats, type WasmKernel } from './kernels/wasm-workspace.ts';
-
-type Shape5D = [number, number, number, number, number];
 
 const maxPoolGrad: WasmKernel = ({ inputs, attrs, backend }) => {
   const x = inputs.input!;

@@ -3,7 +3,7 @@ import { DownpourError } from '../shared/errors.ts';
 import { type Random, random, STREAMS } from '../shared/random.ts';
 import type { ModelArguments } from './experiment.ts';
 import { drawNoise, type NoiseSource } from './noise.ts';
-import { registerOwnClass, type Tensor, tf } from './tf.ts';
+import { type Layer, registerOwnClass, type Tensor, tf } from './tf.ts';
 
 /**
  * Layers and initial values of *Deep Learning* that TensorFlow.js lacks:
@@ -14,12 +14,11 @@ import { registerOwnClass, type Tensor, tf } from './tf.ts';
  * imports this module first. What TensorFlow.js has is not here: docs/layers.md lists it.
  */
 
-type Layer = tfl.Layer;
 type LayerArguments = ConstructorParameters<typeof tfl.Layer>[0];
-type Inputs = Tensor | Tensor[];
+type LayerInputs = Tensor | Tensor[];
 type Kwargs = { readonly training?: boolean };
 
-const one = (inputs: Inputs): Tensor => (Array.isArray(inputs) ? inputs[0]! : inputs);
+const one = (inputs: LayerInputs): Tensor => (Array.isArray(inputs) ? inputs[0]! : inputs);
 
 /** A layer that draws noise in training: where from is put in place by the model it is in. */
 export interface Noisy {
@@ -42,7 +41,7 @@ class NoisyReLU extends tf.layers.Layer implements Noisy {
     return inputShape;
   }
 
-  override call(inputs: Inputs, { training }: Kwargs): Tensor {
+  override call(inputs: LayerInputs, { training }: Kwargs): Tensor {
     const x = one(inputs);
     if (training !== true) return tf.relu(x);
     return tf.tidy(() => {
@@ -96,7 +95,7 @@ class WeightNoise extends Wrapper implements Noisy {
     return { ...super.getConfig(), stddev: this.stddev };
   }
 
-  override call(inputs: Inputs, kwargs: Kwargs): Inputs {
+  override call(inputs: LayerInputs, kwargs: Kwargs): LayerInputs {
     if (kwargs.training !== true || this.stddev === 0) return this.layer.call(inputs, kwargs);
     return tf.tidy(() => {
       const noised = this.layer.trainableWeights.filter(({ shape }) => shape.length >= 2);

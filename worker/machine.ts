@@ -14,7 +14,7 @@ const NO_GPU: GpuLoad = { share: null, memoryBytes: null, memoryBytesMax: null }
 /** How often to look whether a report is due. */
 const LOOK_MS = 1_000;
 
-interface Teller {
+interface MachineClient {
   takes(aside: Aside): boolean;
   readonly connections: number;
   send(message: Machine): void;
@@ -24,7 +24,11 @@ interface Teller {
  * Reports the load at once on each connection, then every `LIMITS.machineMs`, until the signal is aborted.
  * @param engine that computes: only a GPU's load is asked for, and only as long as there is an answer.
  */
-export function reportMachine(client: Teller, engine: EngineName, signal: AbortSignal): void {
+export function reportMachine(
+  client: MachineClient,
+  engine: EngineName,
+  signal: AbortSignal,
+): void {
   const meter = new MachineMeter(engine);
   let told = 0;
   let at = Number.NEGATIVE_INFINITY;

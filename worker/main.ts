@@ -76,7 +76,7 @@ export interface WorkerResult {
 }
 
 /** What the worker holds of the run it is assigned to. */
-interface Assignment {
+interface AssignedRun {
   readonly assign: Assign;
   readonly summary: DataSummary;
   /** The facts of its data, as `join` has them. */
@@ -140,7 +140,7 @@ class Worker {
   readonly #shelf: Shelf;
   /** Aborted: it need not look for experiments any more. */
   #looking: AbortController | null = null;
-  #assignment: Assignment | null = null;
+  #assignment: AssignedRun | null = null;
 
   constructor(options: WorkerOptions, client: Client, shelf: Shelf) {
     this.#options = options;
@@ -221,7 +221,7 @@ class Worker {
     );
   }
 
-  async #prepare(assign: Assign, facts: DataFacts | null): Promise<Assignment> {
+  async #prepare(assign: Assign, facts: DataFacts | null): Promise<AssignedRun> {
     const { run, config } = assign;
     const { dataFolder, log, signal, onProgress, onAcknowledged } = this.#options;
     const experiment = await this.#shelf.load(assign, this.#client.server, signal);
@@ -301,7 +301,7 @@ class Worker {
     }
   }
 
-  async #initialise({ model, assign }: Assignment, message: Initialise): Promise<void> {
+  async #initialise({ model, assign }: AssignedRun, message: Initialise): Promise<void> {
     const { grant, seed } = message;
     const parameters = await model.initialise(seed);
     this.#client.initialise({ type: 'initialised', run: assign.run, grant }, parameters);

@@ -194,10 +194,11 @@ interface Shapes {
 }
 
 /** How a function gets the targets. */
-type Form = (targets: Tensor, predictions: Tensor) => Tensor;
+type TargetForm = (targets: Tensor, predictions: Tensor) => Tensor;
 
-const asTheyAre: Form = (targets) => targets;
-const likePredictions: Form = (targets, predictions) => tf.reshape(targets, predictions.shape);
+const asTheyAre: TargetForm = (targets) => targets;
+const likePredictions: TargetForm = (targets, predictions) =>
+  tf.reshape(targets, predictions.shape);
 
 /** Numbers of examples that a function is tried with: what fits both by chance fits no one size. */
 const COUNTS = [2, 3] as const;

@@ -16,7 +16,7 @@ import { type Goal, goalOfMeasures, goalOfObjective } from './model/goal.ts';
 import { disposeInstance, type Instance, placeWeights } from './model/instance.ts';
 import { observableLayers } from './model/layers-model.ts';
 import { LoadedParameters } from './model/loaded.ts';
-import { type Step, Steps } from './model/steps.ts';
+import { ModelSteps, type Step } from './model/steps.ts';
 import { asRows, countOf, fieldsOf, read, tensorsOf } from './model/tensors.ts';
 import { drawNoise, withSeed } from './noise.ts';
 import { type ObjectiveTrial, tryObjective } from './objective.ts';
@@ -200,7 +200,7 @@ class BuiltModel implements Model {
   readonly #provesAgain: boolean;
   readonly #graphs: Graphs | null;
   readonly #parameters: LoadedParameters;
-  readonly #steps: Steps;
+  readonly #steps: ModelSteps;
   #instance: Instance;
 
   constructor(options: BuiltModelOptions) {
@@ -218,7 +218,7 @@ class BuiltModel implements Model {
     this.#graphs = record && !isForeign && canRecord() ? new Graphs(options.provesAgain) : null;
     this.#parameters = new LoadedParameters(layout, placeWeights(layout, instance.weights));
     const [parameters, graphs] = [this.#parameters, this.#graphs];
-    this.#steps = new Steps({ layout, data, parameters, goal, graphs });
+    this.#steps = new ModelSteps({ layout, data, parameters, goal, graphs });
   }
 
   get loaded(): Float32Array | null {

@@ -47,7 +47,7 @@ const EXAMPLES = 32;
 /** A gradient in fewer than one of so many samples is a rare one. */
 const RARE = 20;
 
-interface Pending {
+interface PendingObservation {
   readonly step: number;
   readonly generation: number;
   readonly exact: boolean;
@@ -84,7 +84,7 @@ class RunObserver implements Observer {
   readonly #seen: readonly Uint32Array[];
   #samples = 0;
   #isDue = false;
-  #pending: Pending | null = null;
+  #pending: PendingObservation | null = null;
   #isExact = true;
   readonly #spent = { costMs: 0, computeMs: 0 };
   #toldMs = 0;
@@ -165,7 +165,7 @@ class RunObserver implements Observer {
   }
 
   /** Sends what waited for its update. @param values after it; null: not comparable. */
-  #finish(pending: Pending, values: Float32Array | null, updateSteps: number): void {
+  #finish(pending: PendingObservation, values: Float32Array | null, updateSteps: number): void {
     const { step, weights, tensors, layers } = pending;
     const { run, send } = this.#options;
     this.#pending = null;

@@ -6,7 +6,7 @@ import type { Layout } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
 import { partition, type Range } from '../shared/partition.ts';
 import { checkFromShard, knownCode, type ShardAddress, type ToShard } from '../shared/protocol.ts';
-import type { Connection, Header, Landing } from '../wire/connection.ts';
+import type { Connection, FrameHeader, Landing } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { findLocalSocket } from '../wire/local-socket.ts';
 import { Memories } from '../wire/memories.ts';
@@ -145,7 +145,7 @@ export class ShardLinks {
   // Parameters.
 
   /** Where a part in f32 is to be: its place in the vector of its pull. */
-  #land(index: number, header: Header, bytes: number | null): Landing | null {
+  #land(index: number, header: FrameHeader, bytes: number | null): Landing | null {
     const { type, pull, encoding } = header;
     if (type !== 'parameters' || typeof pull !== 'number' || encoding !== 'f32') return null;
     return bytes === null ? null : this.place(index, pull, bytes);

@@ -11,7 +11,11 @@ import * as layers from '@tensorflow/tfjs-layers';
 export type Tf = Omit<typeof core, keyof typeof layers> & typeof layers;
 export const tf: Tf = { ...core, ...layers };
 export type { Scalar, Tensor, Tensor1D, Variable } from '@tensorflow/tfjs-core';
-export type { LayersModel } from '@tensorflow/tfjs-layers';
+
+import type { LayersModel } from '@tensorflow/tfjs-layers';
+
+export type { LayersModel };
+export type Layer = LayersModel['layers'][number];
 
 /** Taken before any experiment has been loaded and could have registered classes of its own. */
 const libraryClasses = new Set<unknown>(
@@ -43,7 +47,7 @@ const SAME_AS_FUNCTION = `
   sqrt square squaredDifference squeeze step stridedSlice sub sum tan tanh tile topk transpose unique
   unsortedSegmentSum unstack zerosLike`;
 
-type Method = (this: core.Tensor, ...args: never[]) => unknown;
+type TensorMethod = (this: core.Tensor, ...args: never[]) => unknown;
 const listOf = (x: core.Tensor | core.Tensor[]) => (Array.isArray(x) ? x : [x]);
 const reshapeTo = function (this: core.Tensor, ...shape: number[]) {
   return core.reshape(this, shape);
@@ -53,7 +57,7 @@ const castTo = (dtype: core.DataType) =>
     return core.cast(this, dtype);
   };
 
-const methods: Record<string, Method> = {
+const methods: Record<string, TensorMethod> = {
   as1D() {
     return core.reshape(this, [this.size]);
   },
@@ -98,5 +102,5 @@ for (const name of SAME_AS_FUNCTION.trim().split(/\s+/)) {
     return functions[name]!(this, ...args);
   };
 }
-const prototype = core.Tensor.prototype as unknown as Record<string, Method>;
+const prototype = core.Tensor.prototype as unknown as Record<string, TensorMethod>;
 for (const [name, method] of Object.entries(methods)) prototype[name] ??= method;

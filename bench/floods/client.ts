@@ -3,7 +3,7 @@ import { connect, type Socket } from 'node:net';
 import { encodeHeader } from '../../shared/codec.ts';
 import type { ServerMessage } from '../../shared/protocol.ts';
 import { FRAME_HEAD_MAX, OPCODES, writeFrameHead } from '../../wire/frames.ts';
-import { type Header, Receiver } from '../../wire/receiver.ts';
+import { type FrameHeader, Receiver } from '../../wire/receiver.ts';
 
 /**
  * A client for floods and their tests: it writes frames by hand, so that a message may begin and never end, be longer
@@ -11,7 +11,7 @@ import { type Header, Receiver } from '../../wire/receiver.ts';
  */
 export class FloodClient {
   readonly #socket: Socket;
-  readonly #messages: Header[] = [];
+  readonly #messages: FrameHeader[] = [];
   /** The beginning of a control frame. */
   #control = Buffer.alloc(0);
   #wake: (() => void) | null = null;

@@ -15,7 +15,7 @@ export interface JoinBundle {
   dispose(): Promise<void>;
 }
 
-type Answer =
+type BundlerMessage =
   | { readonly log: string }
   | { readonly manifest: BundleManifest }
   | { readonly error: { readonly code: ErrorCode; readonly message: string } };
@@ -51,14 +51,14 @@ async function inProcess(
     env: Object.fromEntries(Object.entries(process.env).filter(([name]) => !tokens.test(name))),
     execArgv: [],
   });
-  let answer: Exclude<Answer, { log: string }> | null = null;
-  child.on('message', (message: Answer) => {
+  let answer: Exclude<BundlerMessage, { log: string }> | null = null;
+  child.on('message', (message: BundlerMessage) => {
     if ('log' in message) log(message.log);
     else answer = message;
   });
   child.send(options);
   const [code, signal] = (await once(child, 'exit')) as [number | null, string | null];
-  const said = answer as Exclude<Answer, { log: string }> | null;
+  const said = answer as Exclude<BundlerMessage, { log: string }> | null;
   if (said === null) {
     const end = signal === null ? `exit code ${code}` : `signal ${signal}`;
     throw new DownpourError('DP_INTERNAL', `the files of /join were not made: ${end}`);

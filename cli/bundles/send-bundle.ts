@@ -63,7 +63,7 @@ export async function bundleExperiment(file: string): Promise<ExperimentBundle> 
   const experimentHash = await hashExperiment(file);
   const root = await realpath(resolve(file));
   const folder = dirname(root);
-  const inside = new Inside(folder);
+  const inside = new BundleScope(folder);
   const entry = `export { default } from ${JSON.stringify(`./${basename(root)}`)};`;
   const { outputFiles, metafile, warnings } = await bundleModule(
     { name: experiment, contents: entry, folder },
@@ -76,7 +76,7 @@ export async function bundleExperiment(file: string): Promise<ExperimentBundle> 
     },
   );
   const content = Buffer.from(outputFiles![0]!.contents);
-  const inputs = new Inputs(folder, metafile!.inputs);
+  const inputs = new BundleInputs(folder, metafile!.inputs);
   const problems = [...inside.refused];
   for (const { id, location } of warnings) {
     if (!COMPUTED.includes(id) || !location) continue;
@@ -135,15 +135,15 @@ async function mustLoad(file: string, name: string, content: Uint8Array): Promis
   }
 }
 
-interface Problem {
+interface BundleProblem {
   /** Absolute. */
   readonly file: string;
   readonly text: string;
 }
 
 /** Says what stays outside of the bundle, and what cannot be in it. */
-class Inside {
-  readonly refused: Problem[] = [];
+class BundleScope {
+  readonly refused: BundleProblem[] = [];
   readonly #shipped: ReadonlySet<string>;
   readonly plugin: Plugin;
 
@@ -187,7 +187,7 @@ function packageOf(specifier: string): string {
 }
 
 /** The files that a bundle was made of. */
-class Inputs {
+class BundleInputs {
   readonly #folder: string;
   readonly #inputs: Metafile['inputs'];
   readonly #paths: readonly string[];
@@ -239,8 +239,8 @@ class Inputs {
   }
 
   /** Where expressions are whose value depends on where their file lies. */
-  async findPlaceDependence(): Promise<Problem[]> {
-    const problems: Problem[] = [];
+  async findPlaceDependence(): Promise<BundleProblem[]> {
+    const problems: BundleProblem[] = [];
     for (const file of this.#paths) {
       const source = await readFile(file, 'utf8');
       for (const expression of MARKED) {
@@ -260,7 +260,7 @@ class Inputs {
   }
 
   /** Downpour's own files would come twice, with another TensorFlow.js. */
-  ofDownpour(): Problem[] {
+  ofDownpour(): BundleProblem[] {
     const layers = [
       'dist',
       'worker',

@@ -14,15 +14,15 @@ export const REST_PAGE = new URL('../../docs/rest.md', import.meta.url);
 const SOURCE = new URL('../../shared/rest.ts', import.meta.url);
 
 /** The parts of OpenAPI that the interface uses. */
-type Content = Readonly<Record<string, { readonly schema?: JsonSchema }>>;
-interface Operation {
+type MediaTypes = Readonly<Record<string, { readonly schema?: JsonSchema }>>;
+interface ApiOperation {
   readonly summary?: string;
   readonly parameters?: readonly { readonly name: string; readonly in: string }[];
-  readonly requestBody?: { readonly content: Content };
-  readonly responses: Readonly<Record<string, { readonly content?: Content }>>;
+  readonly requestBody?: { readonly content: MediaTypes };
+  readonly responses: Readonly<Record<string, { readonly content?: MediaTypes }>>;
 }
-interface OpenApi {
-  readonly paths: Readonly<Record<string, Readonly<Record<string, Operation>>>>;
+interface OpenApiPaths {
+  readonly paths: Readonly<Record<string, Readonly<Record<string, ApiOperation>>>>;
 }
 
 /** The exports `…Schema`: shapes that have a name. */
@@ -73,13 +73,13 @@ export async function restPage(): Promise<string> {
 }
 
 /** As a server without runs tells it. */
-async function openApi(): Promise<OpenApi> {
+async function openApi(): Promise<OpenApiPaths> {
   const state = mkdtempSync(join(tmpdir(), 'downpour-docs-'));
   const stop = new AbortController();
   const log = () => {};
   const server = await serve({ host: '127.0.0.1', port: 0, state, signal: stop.signal, log });
   try {
-    return (await (await fetch(`${server.url}/openapi.json`)).json()) as OpenApi;
+    return (await (await fetch(`${server.url}/openapi.json`)).json()) as OpenApiPaths;
   } finally {
     stop.abort();
     await server.closed;
@@ -87,7 +87,7 @@ async function openApi(): Promise<OpenApi> {
   }
 }
 
-function rowOf(path: string, method: string, operation: Operation): string[] {
+function rowOf(path: string, method: string, operation: ApiOperation): string[] {
   const { summary = '', parameters = [], requestBody, responses } = operation;
   const query = parameters.filter((p) => p.in === 'query').map(({ name }) => `\`${name}\``);
   const ok = Object.entries(responses).find(([status]) => status.startsWith('2'));
@@ -105,7 +105,7 @@ function rowOf(path: string, method: string, operation: Operation): string[] {
   ];
 }
 
-function shapeOf(content: Content): string {
+function shapeOf(content: MediaTypes): string {
   if ('application/octet-stream' in content) return 'bytes';
   const [schema] = Object.values(content).map((media) => media.schema);
   if (!schema) return '';
@@ -141,7 +141,7 @@ function extended(schema: JsonSchema, comments: ReadonlyMap<string, string>): st
   return largest ? `${largest.name} & ${text}` : text;
 }
 
-interface Look {
+interface ShapeOptions {
   readonly comments: ReadonlyMap<string, string>;
   /** The shape itself is written out, not named. */
   readonly root: boolean;
@@ -149,7 +149,7 @@ interface Look {
 }
 
 /** A schema as a TypeScript type. */
-function typeOf(schema: JsonSchema, { comments, root, indent = '' }: Look): string {
+function typeOf(schema: JsonSchema, { comments, root, indent = '' }: ShapeOptions): string {
   const inner = { comments, root: false, indent };
   if (schema.nullable && !isNull(schema)) {
     const { nullable: _, ...rest } = schema;

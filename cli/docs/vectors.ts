@@ -22,7 +22,7 @@ import { modelVectors } from './vector-models.ts';
 
 export const VECTORS = new URL('../../docs/protocol-vectors.json', import.meta.url);
 
-export interface Vector {
+export interface TestVector {
   readonly what: string;
   readonly from: 'worker' | 'server' | 'shard';
   readonly header: WorkerMessage | ServerMessage | ToShard | FromShard;
@@ -95,14 +95,14 @@ const FRESH = { bytes: bytesOf(WHOLE), numbers: WHOLE };
 /** Adds a message to the vectors. */
 type Add = (
   what: string,
-  from: Vector['from'],
-  header: Vector['header'],
+  from: TestVector['from'],
+  header: TestVector['header'],
   payload?: { bytes: Uint8Array; numbers?: readonly number[]; text?: string },
 ) => void;
 
 /** All vectors, in the order of a conversation. */
 export function protocolVectors() {
-  const vectors: Vector[] = [];
+  const vectors: TestVector[] = [];
   const add: Add = (what, from, header, payload) => {
     const { buffer, byteOffset, byteLength } = payload?.bytes ?? new Uint8Array();
     const frame = encodeFrame(header, new Float32Array(buffer, byteOffset, byteLength / 4));

@@ -1,5 +1,5 @@
 import { DATE_ORDERS, type DateOrder } from '../../worker/data/tables/dates.ts';
-import type { Cell, ColumnProfile, Form } from '../../worker/data/tables/table-profile.ts';
+import type { Cell, CellForm, ColumnProfile } from '../../worker/data/tables/table-profile.ts';
 import { groups } from '../output/progress.ts';
 
 /** What a column of a table is good for, decided by counting its cells. */
@@ -173,12 +173,12 @@ function isFew(kinds: number, rows: number): boolean {
   return kinds <= most && 2 * kinds <= rows;
 }
 
-const DRESSED: readonly Form[] = ['money', 'percent', 'grouped', 'decimalComma'];
+const DRESSED: readonly CellForm[] = ['money', 'percent', 'grouped', 'decimalComma'];
 /** Never a kind of its own beside numbers. */
-const NO_KIND: readonly Form[] = [...DRESSED, 'infinite', 'tooLarge', 'absent'];
+const NO_KIND: readonly CellForm[] = [...DRESSED, 'infinite', 'tooLarge', 'absent'];
 
-const formCount = ({ forms }: ColumnProfile, form: Form) => forms.get(form) ?? 0;
-const example = ({ firsts }: ColumnProfile, form: Form) => {
+const formCount = ({ forms }: ColumnProfile, form: CellForm) => forms.get(form) ?? 0;
+const example = ({ firsts }: ColumnProfile, form: CellForm) => {
   const { line, text } = firsts.get(form)!;
   return `line ${line}: ${shown(text)}`;
 };
@@ -213,7 +213,7 @@ function dressedNumbers(profile: ColumnProfile, given: number): [string, string]
   return [reason, `${HINTS[first.form]}write them as 1234.5`];
 }
 
-const HINTS: Readonly<Record<Form, string>> = {
+const HINTS: Readonly<Record<CellForm, string>> = {
   date: '',
   money: 'remove the currency; ',
   percent: 'remove the percent sign; ',
@@ -227,7 +227,7 @@ const HINTS: Readonly<Record<Form, string>> = {
   text: '',
 };
 
-export function firstOdd({ firsts }: ColumnProfile): Cell & { readonly form: Form } {
+export function firstOdd({ firsts }: ColumnProfile): Cell & { readonly form: CellForm } {
   const all = [...firsts].map(([form, cell]) => ({ ...cell, form }));
   return all.reduce((a, b) => (b.line < a.line ? b : a));
 }

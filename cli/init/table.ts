@@ -272,7 +272,7 @@ function spellings({ name, names }: ColumnProfile): string[] {
 
 // What it is predicted from.
 
-interface Inputs {
+interface TableInputs {
   readonly numbers: readonly ColumnProfile[];
   readonly categories: readonly ColumnProfile[];
   readonly dates: readonly ColumnProfile[];
@@ -287,7 +287,7 @@ function chooseInputs(
   table: TableProfile,
   target: ColumnProfile,
   data: string,
-): { inputs: Inputs; notes: string[] } {
+): { inputs: TableInputs; notes: string[] } {
   const numbers: ColumnProfile[] = [];
   const categories: ColumnProfile[] = [];
   const dates: ColumnProfile[] = [];
@@ -373,14 +373,14 @@ function hashSizeOf(rows: number): number {
   return Math.max(16, Math.min(256, 2 ** Math.floor(Math.log2(rows / 10))));
 }
 
-const usedOf = ({ numbers, categories, dates, texts }: Inputs) => [
+const usedOf = ({ numbers, categories, dates, texts }: TableInputs) => [
   ...numbers,
   ...categories,
   ...dates,
   ...texts,
 ];
 
-function gapNotes(inputs: Inputs, count: number): string[] {
+function gapNotes(inputs: TableInputs, count: number): string[] {
   return usedOf(inputs)
     .filter(({ missing }) => missing > 0)
     .map(
@@ -415,7 +415,7 @@ interface TableParts {
   readonly table: TableProfile;
   readonly target: ColumnProfile;
   readonly task: Task;
-  readonly inputs: Inputs;
+  readonly inputs: TableInputs;
 }
 
 function tableSource(parts: TableParts): string {

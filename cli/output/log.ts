@@ -45,7 +45,7 @@ function pretty(line: string, { level = 'info' }: LogFacts = {}): void {
 }
 
 /** What is known of the lines of one kind in a window of time. */
-interface Kind {
+interface LineCount {
   written: number;
   /** That came after those, and the last of them. */
   left: number;
@@ -57,7 +57,7 @@ interface Kind {
 
 /** Errors are counted apart, so that no flood of other lines hides them. */
 class Ledger {
-  readonly kinds = new Map<string, Kind>();
+  readonly kinds = new Map<string, LineCount>();
   lines = 0;
 
   get isFull(): boolean {
@@ -65,7 +65,7 @@ class Ledger {
   }
 
   /** @returns the kind that a line is counted with: when there are too many kinds, or lines, all new ones are one. */
-  of(line: string, facts: LogFacts): Kind {
+  of(line: string, facts: LogFacts): LineCount {
     const full = this.kinds.size >= LIMITS.logKindsMax || this.isFull;
     const name = kindOf(line, facts);
     const mixed = full && !this.kinds.has(name);

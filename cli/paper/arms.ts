@@ -3,7 +3,7 @@ import { MODES } from '../simulate/modes.ts';
 
 /** Corrections of `consistency.correction` and modes that results compare, as far as this release has them. */
 
-export interface Correction {
+export interface CorrectionArm {
   readonly name: string;
   readonly paper: string;
   readonly config: PartialConfig;
@@ -11,7 +11,7 @@ export interface Correction {
   readonly updateOf?: number;
 }
 
-const ALL: readonly Correction[] = [
+const ALL: readonly CorrectionArm[] = [
   {
     name: 'none',
     paper: 'plain asynchronous SGD',
@@ -44,7 +44,7 @@ const ALL: readonly Correction[] = [
 export const CORRECTIONS = ALL;
 
 /** Where there is momentum. */
-export const AHEAD: readonly Correction[] = [
+export const AHEAD: readonly CorrectionArm[] = [
   {
     ...{ name: 'lookahead', paper: 'DANA, arXiv:1907.11612' },
     config: { consistency: { correction: 'lookahead' } },
@@ -59,7 +59,7 @@ export const AHEAD: readonly Correction[] = [
 const BUFFER = 10;
 
 /** Modes in which several gradients make an update. @param workers that take part. */
-export const together = (workers: number): readonly Correction[] => [
+export const together = (workers: number): readonly CorrectionArm[] => [
   {
     ...{ name: 'synchronous', paper: 'one large minibatch', updateOf: workers },
     config: { consistency: { mode: 'synchronous' } },

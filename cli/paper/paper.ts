@@ -7,7 +7,7 @@ import { EXIT, print, printJson, tell, untilInterrupted } from '../options.ts';
 import { bar, colorsOf, createLiveLines, table } from '../output/progress.ts';
 import { showReport } from '../output/report.ts';
 import { RESULTS } from './registry.ts';
-import type { Finding, Lab, Result } from './result.ts';
+import type { Lab, PaperFinding, Result } from './result.ts';
 
 export interface PaperOptions {
   readonly list?: boolean;
@@ -78,7 +78,7 @@ function list(json: boolean): void {
 /** Said of one that is too few to tell anything apart. */
 const SEEDS_LEAST = 5;
 
-function reportOf(result: Result, finding: Finding, { seeds, quick }: Lab): Report {
+function reportOf(result: Result, finding: PaperFinding, { seeds, quick }: Lab): Report {
   const { name, paper, claim, setting } = result;
   const { verdict, text, headings, rows, plots, runs } = finding;
   const verdicts = {
@@ -100,7 +100,7 @@ function reportOf(result: Result, finding: Finding, { seeds, quick }: Lab): Repo
 }
 
 /** With the names of the columns first; empty for null. */
-function csvOf(runs: Finding['runs']): string {
+function csvOf(runs: PaperFinding['runs']): string {
   const columns = [...new Set(runs.flatMap((run) => Object.keys(run)))];
   const lines = [columns, ...runs.map((run) => columns.map((column) => run[column]))];
   return `${lines.map(csvLine).join('\n')}\n`;

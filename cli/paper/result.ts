@@ -23,14 +23,14 @@ export interface Result {
   /** On 2 cores, with the seeds that `seeds` has. */
   readonly minutes: number;
   readonly seeds: number;
-  repeat(lab: Lab): Promise<Finding>;
+  repeat(lab: Lab): Promise<PaperFinding>;
 }
 
 /** `partly` and `no`: the text says what is not so. `not separated`: more seeds would tell. */
-export type Verdict = 'holds' | 'partly' | 'no' | 'not separated';
+export type PaperVerdict = 'holds' | 'partly' | 'no' | 'not separated';
 
-export interface Finding {
-  readonly verdict: Verdict;
+export interface PaperFinding {
+  readonly verdict: PaperVerdict;
   /** What came out, in sentences with numbers. */
   readonly text: string;
   readonly headings: readonly string[];

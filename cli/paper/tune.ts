@@ -52,7 +52,7 @@ export async function tuneCount(
   return { count: at, tried: tried.map(({ at: count, value }) => ({ count, value })) };
 }
 
-interface Best {
+interface BestRate {
   readonly at: number;
   readonly tried: readonly { readonly at: number; readonly value: number }[];
 }
@@ -60,7 +60,7 @@ interface Best {
 async function bestPower(
   evaluate: (value: number) => Promise<number>,
   ofPower: (power: number) => number,
-): Promise<Best> {
+): Promise<BestRate> {
   const values = new Map<number, number>();
   const valueAt = async (power: number) => {
     const at = ofPower(power);

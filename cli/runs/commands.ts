@@ -17,7 +17,7 @@ import {
   whole,
 } from '../options.ts';
 import type { EditOptions, OneRunOptions, StatusOptions } from './status.ts';
-import type { FollowOptions, TrainOptions } from './train.ts';
+import type { FollowOptions, TrainCommandOptions } from './train.ts';
 
 /** Names, options and help of the commands that train a run, follow it and stop it. */
 
@@ -81,7 +81,7 @@ ${examples(
   'downpour train my.ts --server http://10.0.0.5:7420 --workers 0 --send',
 )}`,
     )
-    .action(async (file: string, options: TrainOptions) => {
+    .action(async (file: string, options: TrainCommandOptions) => {
       const { trainCommand } = await import('./train.ts');
       outcome.exitCode = await trainCommand(file, {
         ...options,

@@ -14,7 +14,7 @@ import {
   errorLine,
   print,
   printJson,
-  type RunOptions,
+  type RunCommandOptions,
   untilInterrupted,
 } from '../options.ts';
 import {
@@ -36,7 +36,7 @@ import {
   urlOfFolder,
 } from '../used-server.ts';
 
-export interface StatusOptions extends RunOptions {
+export interface StatusOptions extends RunCommandOptions {
   /** Seconds between two looks. */
   readonly watch?: number;
   /** Archived runs too. */

@@ -59,7 +59,7 @@ export interface FollowOptions extends ServerOptions {
   readonly json?: boolean;
 }
 
-export interface TrainOptions extends FollowOptions, ConfigOptions {
+export interface TrainCommandOptions extends FollowOptions, ConfigOptions {
   readonly run?: string;
   readonly send?: boolean;
 }
@@ -68,7 +68,7 @@ export interface TrainOptions extends FollowOptions, ConfigOptions {
 const MADE_TOLD_MAX = 8;
 
 /** `downpour train <experiment>`. @returns the exit code. */
-export async function trainCommand(file: string, options: TrainOptions): Promise<number> {
+export async function trainCommand(file: string, options: TrainCommandOptions): Promise<number> {
   const experiment = await loadExperiment(file);
   const config = resolveConfig(experiment.config, configOf(options));
   const experimentHash = await hashExperiment(file);
@@ -89,7 +89,10 @@ export async function trainCommand(file: string, options: TrainOptions): Promise
   });
 }
 
-async function bundleToSend(file: string, { server }: TrainOptions): Promise<ExperimentBundle> {
+async function bundleToSend(
+  file: string,
+  { server }: TrainCommandOptions,
+): Promise<ExperimentBundle> {
   if (server === undefined) {
     throw new DownpourError(
       'DP_USAGE',

@@ -17,7 +17,7 @@ import {
   stateOption,
   whole,
 } from '../options.ts';
-import type { ServeOptions, ShardOptions } from './serve.ts';
+import type { ServeCommandOptions, ShardCommandOptions } from './serve.ts';
 
 /** Names, options and help of the commands that listen: `serve` and `shard`. */
 
@@ -82,7 +82,7 @@ function registerServe(program: Command): void {
         'downpour serve --standby-of http://10.0.0.5:7420 --redis-url redis://10.0.0.9:6379 --lease-seconds 2',
       ),
     )
-    .action(async (options: ServeOptions) => {
+    .action(async (options: ServeCommandOptions) => {
       const { serveCommand } = await import('./serve.ts');
       await serveCommand(options);
     });
@@ -220,7 +220,7 @@ function registerShard(program: Command): void {
         'downpour serve --host 10.0.0.5 --redis-url redis://10.0.0.5:6379 --shards 2 --shards-elsewhere',
       ),
     )
-    .action(async (options: ShardOptions) => {
+    .action(async (options: ShardCommandOptions) => {
       const { shardCommand } = await import('./serve.ts');
       await shardCommand(options);
     });

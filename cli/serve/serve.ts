@@ -25,7 +25,7 @@ export interface RedisFileOptions {
   readonly redisKey?: string;
 }
 
-export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFileOptions {
+export interface ServeCommandOptions extends ServerOptions, ServerTokenOptions, RedisFileOptions {
   readonly host: string;
   readonly port: number;
   readonly state: string;
@@ -57,9 +57,9 @@ export interface ServeOptions extends ServerOptions, ServerTokenOptions, RedisFi
   readonly json?: boolean;
 }
 
-export interface ShardOptions
+export interface ShardCommandOptions
   extends Omit<
-    ServeOptions,
+    ServeCommandOptions,
     | 'checkpointCopy'
     | 'checkpointCopies'
     | 'copyGrace'
@@ -83,7 +83,7 @@ export interface ShardOptions
 }
 
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
-export async function serveCommand(options: ServeOptions): Promise<void> {
+export async function serveCommand(options: ServeCommandOptions): Promise<void> {
   const { join: joined, data = 'data' } = options;
   let join: JoinBundle | null = null;
   try {
@@ -115,11 +115,11 @@ export async function serveCommand(options: ServeOptions): Promise<void> {
   }
 }
 
-const saysOf = ({ standbyOf: of }: ServeOptions) =>
+const saysOf = ({ standbyOf: of }: ServeCommandOptions) =>
   of === undefined ? 'Downpour listens on' : `a standby of ${of} listens on`;
 
 /** `downpour shard`: until Ctrl-C or SIGTERM. */
-export function shardCommand(options: ShardOptions): Promise<void> {
+export function shardCommand(options: ShardCommandOptions): Promise<void> {
   const { advertise } = options;
   return untilStopped(
     options,
@@ -132,7 +132,7 @@ export function shardCommand(options: ShardOptions): Promise<void> {
   );
 }
 
-function standbyOf({ standbyOf: of, peer, replication, lagMax, advertise }: ServeOptions) {
+function standbyOf({ standbyOf: of, peer, replication, lagMax, advertise }: ServeCommandOptions) {
   if (of === undefined && peer === undefined) return {};
   const at = advertise === undefined ? {} : { advertise };
   const whose = {
@@ -142,14 +142,18 @@ function standbyOf({ standbyOf: of, peer, replication, lagMax, advertise }: Serv
   return { ...whose, replication, lagMax, ...at };
 }
 
-function copyTo({ checkpointCopy, checkpointCopies, copyGrace }: ServeOptions) {
+function copyTo({ checkpointCopy, checkpointCopies, copyGrace }: ServeCommandOptions) {
   if (checkpointCopy === undefined) return {};
   const place = placeOf(checkpointCopy, process.env);
   return { copyTo: place, copiesKept: checkpointCopies, copyGraceMs: 1_000 * copyGrace };
 }
 
 /** What both listen with. */
-function listenerOf(options: ServeOptions | ShardOptions, signal: AbortSignal, log: Log) {
+function listenerOf(
+  options: ServeCommandOptions | ShardCommandOptions,
+  signal: AbortSignal,
+  log: Log,
+) {
   const { host, port, redisUrl: redis, insecure, localSocket } = options;
   const tls = serverTlsOf(options);
   return {
@@ -185,7 +189,12 @@ function untilStopped(
 const filesOf = ({ redisCa: ca, redisCert: cert, redisKey: key }: RedisFileOptions) =>
   redisFilesOf({ ca, cert, key });
 
-const limitsOf = ({ requestsMax, connectionsMax, handshakesMax, runsMax }: ServeOptions) => ({
+const limitsOf = ({
+  requestsMax,
+  connectionsMax,
+  handshakesMax,
+  runsMax,
+}: ServeCommandOptions) => ({
   requestsPerSecondMax: requestsMax,
   connectionsPerTokenMax: connectionsMax,
   handshakesPerSecondMax: handshakesMax,

@@ -53,7 +53,7 @@ export class EventQueue<T> {
  * One after the other, in the order in which they come: a server's thread, or a cable.
  * @returns when this one has been served.
  */
-export class Line {
+export class ServiceQueue {
   #freeMs = 0;
   #busyMs = 0;
 

@@ -7,10 +7,10 @@ import type { DataSummary, Join, Lease, LocalWork, Part } from '../../shared/pro
 import { mix, type Random, random } from '../../shared/random.ts';
 import { type Compressor, createCompressor, type Settle } from '../../worker/compressor.ts';
 import { LocalSteps } from '../../worker/local-steps.ts';
-import { EventQueue, Line, SharedCores } from './events.ts';
+import { EventQueue, ServiceQueue, SharedCores } from './events.ts';
 import type { ComputeLaw } from './laws.ts';
 import { VirtualServer, type VirtualWork } from './virtual-server.ts';
-import { type Change, type Failures, type Network, NO_NETWORK, transferMs } from './world.ts';
+import { type Failures, type FleetChange, type Network, NO_NETWORK, transferMs } from './world.ts';
 
 /**
  * A run with any number of workers in virtual time: the server's own run with its kernels, real gradients at the
@@ -36,10 +36,10 @@ export interface VirtualProblem {
     payload: Float32Array,
     seed: number,
   ): number | Promise<number>;
-  evaluate(part: Part, parameters: Float32Array): Evaluated | Promise<Evaluated>;
+  evaluate(part: Part, parameters: Float32Array): VirtualEvaluation | Promise<VirtualEvaluation>;
 }
 
-export interface Evaluated {
+export interface VirtualEvaluation {
   readonly loss: number | null;
   readonly error: number | null;
   readonly metrics?: Readonly<Record<string, number | null>>;
@@ -58,7 +58,7 @@ export interface VirtualClusterOptions {
   /** How long an evaluation takes, ms. */
   readonly evaluationMs?: number;
   readonly failures?: Failures;
-  readonly changes?: readonly Change[];
+  readonly changes?: readonly FleetChange[];
   /** Seed of the times; the run has its own. */
   readonly seed: number;
   /** Ends it earlier, between two events. */
@@ -157,9 +157,9 @@ class VirtualCluster {
   readonly #network: Network;
   readonly #queue = new EventQueue<Happening>();
   readonly #cores: SharedCores<Happening> | null;
-  readonly #thread = new Line();
-  readonly #in = new Line();
-  readonly #out = new Line();
+  readonly #thread = new ServiceQueue();
+  readonly #in = new ServiceQueue();
+  readonly #out = new ServiceQueue();
   readonly #workers: VirtualWorker[] = [];
   readonly #idle = new Set<VirtualWorker>();
   readonly #staleness: number[] = [];
@@ -557,7 +557,7 @@ class VirtualCluster {
   // The network.
 
   /** Through the server's line, which all share, one after the other. @returns when it is through. */
-  #carried(line: Line, bytes: number, nowMs: number): number {
+  #carried(line: ServiceQueue, bytes: number, nowMs: number): number {
     this.#bytes += bytes;
     return line.serve(nowMs, transferMs(bytes, this.#network.serverBandwidth));
   }
@@ -571,7 +571,7 @@ class VirtualCluster {
 }
 
 /** Workers after each change. */
-function totals(workers: number, changes: readonly Change[]): number[] {
+function totals(workers: number, changes: readonly FleetChange[]): number[] {
   let total = workers;
   return changes.map((change) => {
     total += Math.max(0, change.workers);

@@ -45,16 +45,16 @@ export type VirtualWork =
   | { readonly kind: 'wait' }
   | { readonly kind: 'end' };
 
-type Agreement = Pick<Join, 'tensors' | 'data' | 'errorMeasure'>;
+type JoinFacts = Pick<Join, 'tensors' | 'data' | 'errorMeasure'>;
 
 export class VirtualServer {
   readonly #run: Run;
-  readonly #agreement: Agreement;
+  readonly #agreement: JoinFacts;
   /** Where parameters that travel in two bytes each are spread out. */
   #decoded = new Float32Array(0);
   readonly #decoder = createDecoder();
 
-  constructor(config: PartialConfig, agreement: Agreement) {
+  constructor(config: PartialConfig, agreement: JoinFacts) {
     this.#agreement = agreement;
     this.#run = new Run({
       ...{ id: 'virtual', experiment: 'virtual', experimentHash: 'virtual' },

@@ -26,7 +26,7 @@ export interface Failures {
 }
 
 /** Workers that come, or go where the number is negative. */
-export interface Change {
+export interface FleetChange {
   readonly atSeconds: number;
   readonly workers: number;
 }
@@ -71,7 +71,7 @@ export function parseFailures(text: string): Failures {
 }
 
 /** Reads `60:+16,120:-8`, seconds and workers. @throws DownpourError DP_USAGE. */
-export function parseChanges(text: string): Change[] {
+export function parseChanges(text: string): FleetChange[] {
   return text
     .split(',')
     .map((part) => {

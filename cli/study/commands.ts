@@ -16,7 +16,7 @@ import {
 } from '../options.ts';
 import type { AblateOptions } from './ablate.ts';
 import type { CheckCommandOptions } from './check.ts';
-import type { EnsembleOptions, Way } from './ensemble.ts';
+import type { CombinationWay, EnsembleOptions } from './ensemble.ts';
 import type { LearningRateOptions } from './lr-find.ts';
 import type { SearchOptions } from './search.ts';
 import type { CurveOptions, FoldsOptions, StoppingOptions } from './validation.ts';
@@ -391,7 +391,7 @@ ${examples('downpour ensemble examples/mnist-mlp.ts --members seeds:5 --averages
 
 const names = (text: string) => text.split(',').map((name) => name.trim());
 
-const WAY_NAMES: readonly Way[] = [
+const WAY_NAMES: readonly CombinationWay[] = [
   'mean',
   'vote',
   'calibrated',
@@ -400,9 +400,10 @@ const WAY_NAMES: readonly Way[] = [
   'weights',
 ];
 
-function ways(text: string): Way[] {
+function ways(text: string): CombinationWay[] {
   const given = names(text);
-  if (given.every((way) => WAY_NAMES.includes(way as Way))) return given as Way[];
+  if (given.every((way) => WAY_NAMES.includes(way as CombinationWay)))
+    return given as CombinationWay[];
   throw new InvalidArgumentError(`Write some of ${WAY_NAMES.join(', ')}, with commas.`);
 }
 

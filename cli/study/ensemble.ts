@@ -20,14 +20,14 @@ import { defaultName, type StudyCommandOptions, studyCommand } from './study.ts'
 import { Teller } from './tell.ts';
 
 /** What `--combine` takes. */
-export type Way = Combination | 'weights';
+export type CombinationWay = Combination | 'weights';
 
 export interface EnsembleOptions extends StudyCommandOptions {
   readonly members: string;
   readonly runs?: readonly string[];
   readonly cycleEpochs: number;
   readonly averages?: boolean;
-  readonly combine?: readonly Way[];
+  readonly combine?: readonly CombinationWay[];
   readonly tolerance: number;
   readonly accuracy?: number;
   readonly recall: number;
@@ -151,7 +151,7 @@ async function checkMembers(
   if (isNumbers && needsClasses.length > 0) throw onlyNumbers(needsClasses);
 }
 
-function onlyNumbers(ways: readonly Way[]): DownpourError {
+function onlyNumbers(ways: readonly CombinationWay[]): DownpourError {
   return new DownpourError(
     'DP_USAGE',
     `the answers of this experiment are numbers, which say nothing of how sure they are: ${ways.join(', ')} need classes, or yes and no; of numbers there is the mean`,

@@ -192,7 +192,7 @@ async function keepMember(
   return { record: { ...facts, label, file }, copied };
 }
 
-interface OpenedModel {
+interface OpenedMember {
   readonly experiment: Experiment;
   readonly prepared: PreparedData;
   readonly model: Model;
@@ -208,7 +208,7 @@ class Experiments {
     this.#options = options;
   }
 
-  async open({ facts, data }: Copied): Promise<OpenedModel> {
+  async open({ facts, data }: Copied): Promise<OpenedMember> {
     const { experiment: name, experimentHash, config } = facts;
     const path = await this.#pathOf(name);
     let loading = this.#loaded.get(path);
@@ -264,7 +264,7 @@ class Experiments {
 }
 
 async function ask(
-  { experiment, prepared, model }: OpenedModel,
+  { experiment, prepared, model }: OpenedMember,
   own: Pick<AskedMember, 'record' | 'copied' | 'role' | 'raw' | 'vector'>,
   { test, signal }: ExamineOptions,
 ): Promise<AskedMember> {
@@ -364,7 +364,7 @@ async function askMean(
 
 /** Writes the mean statistics of training minibatches at these parameters into the vector. */
 async function renewStatistics(
-  { model, prepared }: OpenedModel,
+  { model, prepared }: OpenedMember,
   vector: Float32Array,
   { seed, minibatchSize }: RunConfig,
 ): Promise<void> {

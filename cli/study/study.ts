@@ -11,8 +11,8 @@ import { type Report, writeReport } from '../../study/report.ts';
 import {
   bestEvaluation,
   conductStudy,
-  type Plan,
   type StudyEvent,
+  type StudyPlan,
   type Trial,
 } from '../../study/study.ts';
 import { toldReport, trialsReport } from '../../study/telling.ts';
@@ -59,7 +59,7 @@ export interface StudyCommandOptions extends ServerOptions, ConfigOptions {
 export interface StudyDefinition {
   /** What makes it another study: two command lines with the same go on with the same trials. */
   readonly settings: unknown;
-  readonly plan: Plan;
+  readonly plan: StudyPlan;
   readonly trialCount: number;
   /** Also of a study that has not ended: for those who look on. */
   readonly report: (name: string, trials: readonly Trial[]) => Report;

@@ -20,7 +20,7 @@ import type { CheckpointSummary, Evaluation, RunData, RunDetail } from '../../sh
 import type { RestClient } from '../../shared/rest-client.ts';
 import { type CheckpointKind, kindOfModel, measurementsOf } from '../../shared/trained-last.ts';
 import type { KnownData } from '../../worker/data/facts.ts';
-import { DEFAULT_EXPERIMENTS, type RunOptions, tell } from '../options.ts';
+import { DEFAULT_EXPERIMENTS, type RunCommandOptions, tell } from '../options.ts';
 import { openUsedServer, type UsedServer } from '../used-server.ts';
 
 /** A checkpoint for a command that reads one: from a file, from a state folder, or over the network. */
@@ -176,7 +176,7 @@ export async function writtenCheckpoints(
 export async function copyOfRun(
   id: string,
   partial: string,
-  options: RunOptions & { readonly kind?: CheckpointKind },
+  options: RunCommandOptions & { readonly kind?: CheckpointKind },
 ): Promise<Copied> {
   const usedServer = await openUsedServer({ ...options, run: id });
   try {

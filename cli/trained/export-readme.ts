@@ -2,7 +2,7 @@ import type { ColumnReading, Reading } from '../../shared/reading.ts';
 
 /** `README.md` beside an exported model: what a stranger needs to use it. */
 
-interface Told {
+interface ModelOrigin {
   readonly run?: string;
   readonly experiment?: string;
   readonly step?: number;
@@ -13,7 +13,7 @@ interface Told {
 }
 
 /** @param about what `downpour.json` has. */
-export function readme(about: Told): string {
+export function readme(about: ModelOrigin): string {
   const { run, experiment, step, classes, targetNames, reading } = about;
   const answer = classes
     ? `one of ${classes.length} classes: ${listed(classes)}`
@@ -63,7 +63,7 @@ Put this folder on a web server, and import \`predict.js\` from a module script:
 `;
 }
 
-function inputsText({ inputShape }: Told, reading: Reading | undefined): string {
+function inputsText({ inputShape }: ModelOrigin, reading: Reading | undefined): string {
   if (!reading) return `An example is an array of numbers, of shape [${inputShape}].`;
   if (reading.kind === 'images') {
     const { width, height, channels, fit } = reading;
@@ -103,7 +103,7 @@ function listed(names: readonly string[]): string {
     : shown;
 }
 
-function exampleOf({ inputShape = [] }: Told, reading: Reading | undefined): string {
+function exampleOf({ inputShape = [] }: ModelOrigin, reading: Reading | undefined): string {
   if (reading?.kind === 'images') return 'picture';
   if (!reading) return `[/* ${inputShape.reduce((a, b) => a * b, 1)} numbers */]`;
   const values = reading.columns.map(

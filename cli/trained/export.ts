@@ -6,7 +6,7 @@ import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import type { Experiment } from '../../worker/experiment.ts';
 import { modelScript } from '../bundles/model-script.ts';
-import { print, printJson, type RunOptions, tell } from '../options.ts';
+import { print, printJson, type RunCommandOptions, tell } from '../options.ts';
 import { groups } from '../output/progress.ts';
 import { openUsedServer } from '../used-server.ts';
 import {
@@ -25,7 +25,7 @@ import {
 } from './export-course.ts';
 import { readme } from './export-readme.ts';
 
-export interface ExportOptions extends RunOptions {
+export interface ExportOptions extends RunCommandOptions {
   readonly to: string;
   readonly format: 'safetensors' | 'tfjs' | 'tensorboard' | 'jsonl';
   readonly kind?: 'best' | 'last' | 'final';

@@ -2,10 +2,10 @@ import { writeFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { readRunReport, runReportHtml } from '../../shared/report/run-report.ts';
-import { print, printJson, type RunOptions } from '../options.ts';
+import { print, printJson, type RunCommandOptions } from '../options.ts';
 import { openUsedServer } from '../used-server.ts';
 
-export interface ReportOptions extends RunOptions {
+export interface ReportOptions extends RunCommandOptions {
   readonly html?: string;
 }
 

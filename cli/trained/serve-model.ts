@@ -123,7 +123,7 @@ function described(error: FastifyError | Error) {
   return describeError(error as FastifyError, BODY_BYTES_MAX);
 }
 
-interface Waiting {
+interface WaitingRequest {
   readonly inputs: Float32Array;
   readonly examples: number;
   resolve(predictions: Prediction[]): void;
@@ -132,7 +132,7 @@ interface Waiting {
 
 /** One call of the model for all requests that wait: a minibatch costs little more than one example. */
 function together({ predict }: Predictor): Predictor['predict'] {
-  let waiting: Waiting[] = [];
+  let waiting: WaitingRequest[] = [];
   let isBusy = false;
   const work = async () => {
     isBusy = true;

@@ -14,7 +14,7 @@ import { isLoopback } from '../../wire/local-socket.ts';
  * everything.
  */
 export const ROLES = ['observer', 'worker', 'operator'] as const;
-export type Role = (typeof ROLES)[number];
+export type AccessRole = (typeof ROLES)[number];
 
 export interface TokenSources {
   /** The operators' token. */
@@ -43,12 +43,12 @@ export function tokenSources(options: TokenSources): TokenSources {
 }
 
 export interface Grant {
-  readonly role: Role;
+  readonly role: AccessRole;
   /** Whose limits count: the token's name, or the beginning of its digest. */
   readonly holder: string;
 }
 
-interface Known extends Grant {
+interface KnownToken extends Grant {
   readonly digest: Buffer;
 }
 
@@ -56,7 +56,7 @@ interface Known extends Grant {
 const LOOK_MS = 500;
 const EVERYBODY: Grant = { role: 'operator', holder: 'everybody' };
 
-export function mayDo({ role }: Grant, needed: Role): boolean {
+export function mayDo({ role }: Grant, needed: AccessRole): boolean {
   return role === 'operator' || role === needed;
 }
 
@@ -66,7 +66,7 @@ export class Access {
   readonly #log: Log;
   readonly #files: readonly string[];
   readonly #look = () => this.reload();
-  #known: readonly Known[];
+  #known: readonly KnownToken[];
   #own: string | null = null;
   /** Tokens have come or gone. */
   changed: () => void = () => {};
@@ -170,11 +170,11 @@ export class Access {
     for (const file of this.#files) unwatchFile(file, this.#look);
   }
 
-  #read(): Known[] {
+  #read(): KnownToken[] {
     const { token, tokenFile, workerToken, observerToken, tokensFile } = this.#sources;
-    const known: Known[] = [];
+    const known: KnownToken[] = [];
     let own: string | null = null;
-    const add = (role: Role, text: string, name?: string) => {
+    const add = (role: AccessRole, text: string, name?: string) => {
       const digest = digestOf(text);
       known.push({ role, digest, holder: name ?? `${role}-${digest.toString('hex', 0, 4)}` });
       if (role === 'operator') own ??= text;
@@ -217,13 +217,13 @@ function firstLine(file: string): string {
   return line;
 }
 
-type Line = readonly [role: Role, token: string, name: string | undefined];
+type TokenLine = readonly [role: AccessRole, token: string, name: string | undefined];
 
 const isFolder = (path: string | undefined) =>
   path !== undefined && statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
 
 /** @throws DownpourError DP_USAGE: it has the file of no role, or a line with more than a token. */
-function readFolder(folder: string): Line[] {
+function readFolder(folder: string): TokenLine[] {
   const present = ROLES.filter((role) => existsSync(join(folder, role)));
   if (present.length === 0) {
     throw new DownpourError(
@@ -240,20 +240,20 @@ function readFolder(folder: string): Line[] {
 }
 
 /** @throws DownpourError DP_USAGE that names the line, and never shows what may be a token. */
-export function parseTokens(text: string, file: string): Line[] {
-  const lines: Line[] = [];
+export function parseTokens(text: string, file: string): TokenLine[] {
+  const lines: TokenLine[] = [];
   for (const [i, line] of text.split('\n').entries()) {
     const words = line.trim().split(/\s+/);
     if (words[0] === '' || words[0]!.startsWith('#')) continue;
     const [role, token, name, ...more] = words;
     const at = `line ${i + 1} of ${file}`;
-    if (!ROLES.includes(role as Role)) {
+    if (!ROLES.includes(role as AccessRole)) {
       throw new DownpourError('DP_USAGE', `${at} begins with no role: ${ROLES.join(', ')}`);
     }
     if (token === undefined || more.length > 0) {
       throw new DownpourError('DP_USAGE', `${at} must be a role, a token and at most a name`);
     }
-    lines.push([role as Role, token, name]);
+    lines.push([role as AccessRole, token, name]);
   }
   if (lines.length > LIMITS.tokenCountMax) {
     throw new DownpourError(

@@ -11,14 +11,14 @@ import type { Snapshot } from '../core/snapshot.ts';
  */
 
 /** Whose connections share what there is: those of one token, or of a server without tokens each for itself. */
-export interface Holder {
+export interface MemoryHolder {
   /** Rooms of runs that pushes of its connections are in now. */
   rooms: number;
 }
 
 /** What one connection takes. */
 export interface Account {
-  readonly holder: Holder;
+  readonly holder: MemoryHolder;
   bytes: number;
   /** It is being closed: what it takes comes back soon. */
   closing: boolean;
@@ -72,7 +72,7 @@ export class MemoryBudget {
     return this.#closedAt === null ? null : (this.#now() - this.#closedAt) / 1000;
   }
 
-  open(holder: Holder, of: Pick<Account, 'unsent' | 'close'>): Account {
+  open(holder: MemoryHolder, of: Pick<Account, 'unsent' | 'close'>): Account {
     const account = { holder, bytes: 0, closing: false, ...of };
     this.#accounts.add(account);
     return account;
@@ -202,8 +202,8 @@ export class MemoryBudget {
     return sums.get(largest.holder)! > this.bytesMax / sums.size ? largest : null;
   }
 
-  #sums(): Map<Holder, number> {
-    const sums = new Map<Holder, number>();
+  #sums(): Map<MemoryHolder, number> {
+    const sums = new Map<MemoryHolder, number>();
     for (const account of this.#accounts) {
       const bytes = usedBy(account);
       if (bytes === 0 || account.closing) continue;

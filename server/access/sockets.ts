@@ -39,7 +39,7 @@ function descriptorLimit(): number | null {
 }
 
 /** One socket of a port. */
-interface Place {
+interface SocketPlace {
   readonly socket: Socket;
   readonly address: string;
   /** Times that it was vouched for and not released. */
@@ -51,11 +51,11 @@ interface Place {
  * when what it asked for is done. When strangers have all their places, the newest takes that of the oldest of the
  * address that has most, so a flood from one address displaces its own and a worker's handshake finds a place.
  */
-export class Places {
+export class SocketPlaces {
   readonly limits: SocketLimits;
-  readonly #all = new Map<string, Place>();
+  readonly #all = new Map<string, SocketPlace>();
   /** By address, oldest first. */
-  readonly #strangers = new Map<string, Set<Place>>();
+  readonly #strangers = new Map<string, Set<SocketPlace>>();
   #strangerCount = 0;
   readonly #displaced: () => void;
 
@@ -102,7 +102,7 @@ export class Places {
     this.#add(place);
   }
 
-  #add(place: Place): void {
+  #add(place: SocketPlace): void {
     const own = this.#strangers.get(place.address) ?? new Set();
     this.#strangers.set(place.address, own.add(place));
     this.#strangerCount++;
@@ -115,7 +115,7 @@ export class Places {
     this.#displaced();
   }
 
-  #forget(place: Place): void {
+  #forget(place: SocketPlace): void {
     const own = this.#strangers.get(place.address);
     if (!own?.delete(place)) return;
     this.#strangerCount--;

@@ -3,7 +3,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Grant } from './access.ts';
 
-interface Ticket {
+interface IssuedTicket {
   readonly holder: string;
   readonly until: number;
   readonly look: () => Grant | null;
@@ -15,7 +15,7 @@ interface Ticket {
  */
 export class Tickets {
   /** Oldest first. */
-  readonly #known = new Map<string, Ticket>();
+  readonly #known = new Map<string, IssuedTicket>();
   readonly #counts = new Map<string, number>();
 
   /**
@@ -56,7 +56,7 @@ export class Tickets {
     return found !== undefined && found.until > now ? found.look : null;
   }
 
-  #take(key: string): Ticket | undefined {
+  #take(key: string): IssuedTicket | undefined {
     const found = this.#known.get(key);
     if (!found) return undefined;
     this.#known.delete(key);

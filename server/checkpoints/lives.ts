@@ -50,7 +50,7 @@ export async function nextLife(
 }
 
 /** How far a run has come, and what it knows of steps that are lost. Of an older release: how far it has come alone. */
-export type Progress = Seen & Partial<LostNote>;
+export type RunProgress = Seen & Partial<LostNote>;
 
 /**
  * Notes how far a run has come. Survives the death of the process, but not for certain that of the machine:
@@ -60,7 +60,7 @@ export type Progress = Seen & Partial<LostNote>;
 export async function noteProgress(
   root: string,
   run: string,
-  progress: Progress,
+  progress: RunProgress,
   isNewest: () => boolean = () => true,
 ): Promise<void> {
   const path = join(root, run, PROGRESS);
@@ -78,7 +78,7 @@ export async function noteProgress(
 }
 
 /** The same at once: of what nobody else knows, before anything is answered. */
-export function noteProgressNow(root: string, run: string, progress: Progress): void {
+export function noteProgressNow(root: string, run: string, progress: RunProgress): void {
   const path = join(root, run, PROGRESS);
   const temporary = `${path}.now${TEMPORARY}`;
   mkdirSync(join(root, run), { recursive: true });
@@ -91,7 +91,7 @@ export function readProgress(
   root: string,
   run: string,
   onDamaged: OnDamagedRecord = () => {},
-): Promise<Progress | null> {
+): Promise<RunProgress | null> {
   return unlessDamaged(onDamaged, async () => {
     const path = join(root, run, PROGRESS);
     const bytes = await readRecordFile(path, LIMITS.recordBytesMax);
@@ -107,7 +107,7 @@ export function readProgress(
 }
 
 const checkLives = checkOf<{ readonly lives: number }>(LivesSchema);
-const checkProgress = checkOf<Progress>(ProgressSchema);
+const checkProgress = checkOf<RunProgress>(ProgressSchema);
 
 /** Null: it is damaged or cannot be read, which is told. Training goes on without it. */
 async function unlessDamaged<T>(

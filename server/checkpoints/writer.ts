@@ -35,22 +35,22 @@ export const directWriter: CheckpointWriter = {
 };
 
 /** A tensor as it travels: with its values, or to be asked for. */
-type Sent = CheckpointTensor | Omit<StreamedTensor, 'pieces'>;
-type Question =
+type SentTensor = CheckpointTensor | Omit<StreamedTensor, 'pieces'>;
+type WriterRequest =
   | { readonly id: number; readonly folder: string; readonly write: SentInput }
   | { readonly id: number; readonly folder: string; readonly prune: Pick<Pruned, 'keepLast'> }
   /** The next piece of a streamed tensor; null: there is none. */
   | { readonly id: number; readonly piece: Uint8Array | null }
   /** It cannot be had: the write fails. */
   | { readonly id: number; readonly failed: true };
-type SentInput = Omit<CheckpointInput, 'tensors'> & { readonly tensors: readonly Sent[] };
-type Answer =
+type SentInput = Omit<CheckpointInput, 'tensors'> & { readonly tensors: readonly SentTensor[] };
+type WriterReply =
   | { readonly id: number; readonly done: unknown }
   | { readonly id: number; readonly error: { readonly code: ErrorCode; readonly message: string } }
   /** Wants the next piece of a streamed tensor. */
   | { readonly id: number; readonly next: number };
 
-interface Pending {
+interface PendingWrite {
   readonly tensors: readonly (CheckpointTensor | StreamedTensor)[];
   readonly reading: Map<number, AsyncIterator<Uint8Array>>;
   /** Why a piece could not be had. */
@@ -62,11 +62,11 @@ interface Pending {
 /** Writes in a thread, which begins with the first checkpoint, and anew when it has died. */
 export class ThreadedWriter implements CheckpointWriter {
   #thread: Worker | null = null;
-  readonly #pending = new Map<number, Pending>();
+  readonly #pending = new Map<number, PendingWrite>();
   #asked = 0;
 
   write(folder: string, { tensors, ...input }: CheckpointInput): Promise<CheckpointManifest> {
-    const sent = tensors.map((tensor): Sent => {
+    const sent = tensors.map((tensor): SentTensor => {
       if ('values' in tensor) return tensor;
       const { name, shape } = tensor;
       return { name, shape };
@@ -84,7 +84,7 @@ export class ThreadedWriter implements CheckpointWriter {
   }
 
   #ask<A>(
-    question: (id: number) => Question,
+    question: (id: number) => WriterRequest,
     tensors: readonly (CheckpointTensor | StreamedTensor)[],
   ): Promise<A> {
     const id = ++this.#asked;
@@ -102,7 +102,7 @@ export class ThreadedWriter implements CheckpointWriter {
     const thread = new Worker(THREAD);
     this.#thread = thread;
     let reason = '';
-    thread.on('message', (answer: Answer) => this.#answered(thread, answer));
+    thread.on('message', (answer: WriterReply) => this.#answered(thread, answer));
     thread.on('error', (error) => {
       reason = `: ${errorText(error)}`;
     });
@@ -118,7 +118,7 @@ export class ThreadedWriter implements CheckpointWriter {
     return thread;
   }
 
-  #answered(thread: Worker, answer: Answer): void {
+  #answered(thread: Worker, answer: WriterReply): void {
     const pending = this.#pending.get(answer.id);
     if (!pending) return;
     if ('next' in answer) {
@@ -134,16 +134,21 @@ export class ThreadedWriter implements CheckpointWriter {
     }
   }
 
-  async #sendPiece(thread: Worker, id: number, index: number, pending: Pending): Promise<void> {
+  async #sendPiece(
+    thread: Worker,
+    id: number,
+    index: number,
+    pending: PendingWrite,
+  ): Promise<void> {
     try {
       const tensor = pending.tensors[index] as StreamedTensor;
       const known = pending.reading.get(index) ?? tensor.pieces()[Symbol.asyncIterator]();
       pending.reading.set(index, known);
       const { done, value } = await known.next();
-      thread.postMessage({ id, piece: done ? null : value } satisfies Question);
+      thread.postMessage({ id, piece: done ? null : value } satisfies WriterRequest);
     } catch (error) {
       pending.failure = error;
-      thread.postMessage({ id, failed: true } satisfies Question);
+      thread.postMessage({ id, failed: true } satisfies WriterRequest);
     }
   }
 }
@@ -160,14 +165,14 @@ export function writeWhenAsked(port: MessagePort): void {
     for (;;) {
       const piece = await new Promise<Uint8Array | null>((resolve, reject) => {
         waiting.set(id, { resolve, reject });
-        port.postMessage({ id, next: index } satisfies Answer);
+        port.postMessage({ id, next: index } satisfies WriterReply);
       });
       if (!piece) return;
       yield piece;
     }
   }
 
-  async function answer(question: Exclude<Question, { piece: unknown } | { failed: true }>) {
+  async function answer(question: Exclude<WriterRequest, { piece: unknown } | { failed: true }>) {
     const { id, folder } = question;
     try {
       const done =
@@ -179,14 +184,14 @@ export function writeWhenAsked(port: MessagePort): void {
               ),
             })
           : await directWriter.prune(folder, question.prune);
-      port.postMessage({ id, done } satisfies Answer);
+      port.postMessage({ id, done } satisfies WriterReply);
     } catch (error) {
       const told = { code: errorCode(error), message: errorText(error) };
-      port.postMessage({ id, error: told } satisfies Answer);
+      port.postMessage({ id, error: told } satisfies WriterReply);
     }
   }
 
-  port.on('message', (question: Question) => {
+  port.on('message', (question: WriterRequest) => {
     if ('folder' in question) answer(question);
     else if ('piece' in question) waiting.get(question.id)?.resolve(question.piece);
     else waiting.get(question.id)?.reject(new Error('a piece of the checkpoint cannot be had'));

@@ -2,7 +2,7 @@ import type { RunConfig } from '../../shared/config.ts';
 import { collects } from '../../shared/consistency.ts';
 import { localOf } from '../../shared/local-steps.ts';
 import { type VelocityUse, velocitySymbol } from '../../shared/optimizer.ts';
-import type { Correction as Told } from '../../shared/rest.ts';
+import type { CorrectionFacts as Told } from '../../shared/rest.ts';
 import { StalenessWatch, type WatchState } from './staleness-watch.ts';
 
 /**
@@ -12,7 +12,7 @@ import { StalenessWatch, type WatchState } from './staleness-watch.ts';
  */
 
 /** How a push is to be applied. */
-export interface Plan {
+export interface CorrectionPlan {
   /** The learning rate is multiplied by it. */
   readonly scale: number;
   /** The largest L2 norm of its gradient; Infinity: any. */
@@ -61,10 +61,10 @@ const AWAY_MS = 5_000;
 /** Whose velocity is zeros. */
 const NOBODY = -1;
 
-type Kind = 'none' | 'auto' | 'lookahead';
+type CorrectionKind = 'none' | 'auto' | 'lookahead';
 
 export class Correction {
-  readonly #kind: Kind;
+  readonly #kind: CorrectionKind;
   readonly #limits: boolean;
   /** `auto` would have something to do. */
   readonly #able: boolean;
@@ -106,7 +106,7 @@ export class Correction {
     // With local steps a push is no gradient, and workers have the momentum.
     const wanted = mayLookAhead && !collects(consistency) && !localOf({ local });
     this.#able = velocitySymbol(optimizer.kind) !== null && !localOf({ local });
-    this.#kind = wanted && this.#able ? (correction as Kind) : 'none';
+    this.#kind = wanted && this.#able ? (correction as CorrectionKind) : 'none';
     this.#limits = this.#kind === 'auto' && clip.norm === null && clip.value === null;
   }
 
@@ -193,7 +193,7 @@ export class Correction {
   // How pushes are applied.
 
   /** @returns null: as ever. */
-  plan(worker: string, staleness: number): Plan | null {
+  plan(worker: string, staleness: number): CorrectionPlan | null {
     if (this.#kind === 'none') return null;
     const normMax = this.#normMax;
     const velocity = this.#velocity(worker);
@@ -204,7 +204,7 @@ export class Correction {
   /** A push was applied as planned. @param norm of its gradient as it was applied. */
   applied(
     worker: string,
-    plan: Plan | null,
+    plan: CorrectionPlan | null,
     { norm, staleness, loss }: { norm: number; staleness: number; loss: number },
   ): void {
     this.#watch.applied(this.#crowd, staleness, loss);

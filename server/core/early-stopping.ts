@@ -14,7 +14,7 @@ export interface EarlyStoppingState {
   readonly evaluations: number;
 }
 
-export interface Verdict {
+export interface StoppingVerdict {
   readonly improved: boolean;
   readonly stop: boolean;
 }
@@ -45,7 +45,7 @@ export class EarlyStopping {
    * Takes one evaluation in. A value that is not finite never improves.
    * @param value validation loss or error, lower is better; @param step it was measured at.
    */
-  observe(value: number, step: number): Verdict {
+  observe(value: number, step: number): StoppingVerdict {
     const { best, sinceBest, evaluations } = this.#state;
     const target = best === null ? Infinity : best.value - this.#config.minImprovement;
     const improved = Number.isFinite(value) && value < target;

@@ -6,7 +6,7 @@ import {
   velocitySymbol,
 } from '../../shared/optimizer.ts';
 import type { OptimizerConfig } from '../../shared/optimizer-config.ts';
-import type { Decoding, Kernels, Rule } from './kernels.ts';
+import type { Decoding, Kernels, UpdateRule } from './kernels.ts';
 import type { StepOptions } from './step-options.ts';
 
 /**
@@ -109,7 +109,7 @@ export function createFusedOptimizer(
     SLOTS[config.kind].map((symbol, i) => [symbol, memory.floats(addresses[i]!, n)]),
   );
   const spans = spansOf(n, decay);
-  const plainRule: Rule = config.kind === 'adamw' ? 'adam' : config.kind;
+  const plainRule: UpdateRule = config.kind === 'adamw' ? 'adam' : config.kind;
   /** The others divide by what they make of the gradient. */
   const folds = ['sgd', 'momentum', 'nesterov', 'adam'].includes(plainRule);
   const initial = config.kind === 'adagrad' ? config.initialAccumulator : 0;
@@ -149,7 +149,7 @@ export function createFusedOptimizer(
 }
 
 /** Rules with momentum, and the same rules with look-ahead. */
-const AHEAD: Partial<Record<Rule, Rule>> = {
+const AHEAD: Partial<Record<UpdateRule, UpdateRule>> = {
   momentum: 'nesterov',
   nesterov: 'nesterov',
   rmsprop: 'rmspropAhead',

@@ -31,7 +31,7 @@ function add(
 }
 
 /** How much a push counts in a step. */
-export interface Weight {
+export interface PushWeight {
   /** Its gradient is multiplied by it, for its staleness. */
   readonly scale: number;
   /** Its examples, in minibatches: the mean is weighted by them. */
@@ -41,7 +41,7 @@ export interface Weight {
 const AS_IT_IS: Clip = { limit: Infinity, factor: 1 };
 
 /** Pushes that wait for their update: their sum for the mean, else each by itself. */
-export class Collected {
+export class PushCollection {
   readonly #kernels: Kernels;
   readonly #n: number;
   readonly #aggregate: Aggregate;
@@ -78,7 +78,7 @@ export class Collected {
     return Object.fromEntries(this.vectors.entries());
   }
 
-  take(gradient: Staged, statistics: Float32Array, { scale, share }: Weight): void {
+  take(gradient: Staged, statistics: Float32Array, { scale, share }: PushWeight): void {
     const isMean = this.#aggregate === 'mean';
     const place = isMean ? 0 : this.#count;
     const values = this.#values[place];
@@ -123,7 +123,7 @@ export function placesUsed(kind: Aggregate, count: number): number {
 }
 
 /** The parameters that workers were sent, by slot from 1, and where gradients are put right by them. */
-export class Sent {
+export class SentParameters {
   readonly #kernels: Kernels;
   readonly #memory: Memory;
   readonly #n: number;
@@ -186,7 +186,7 @@ export class Sent {
   }
 }
 
-/** What `Collected` and `Sent` take of a memory. */
+/** What `PushCollection` and `SentParameters` take of a memory. */
 export function gatheredBytes(
   { collected, sent }: { readonly collected: number; readonly sent: number },
   consistency: Partial<RunConfig['consistency']>,

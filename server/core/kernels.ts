@@ -4,7 +4,7 @@ import { BINARY } from '../kernels/binary.ts';
 /** The WASM SIMD kernels of `server/kernels`. Addresses are those of `Memory`, multiples of 16. */
 
 /** `Ahead`: with look-ahead, which that of `momentum` is by `nesterov`. */
-export type Rule =
+export type UpdateRule =
   | 'sgd'
   | 'momentum'
   | 'nesterov'
@@ -42,7 +42,7 @@ type Update = (
 
 export type Kernels = {
   /** `plain`: no limit, no decay, and no factor for rules that divide by the gradient. */
-  readonly [K in `${Rule}_${Decoding}${'' | '_plain'}`]: Update;
+  readonly [K in `${UpdateRule}_${Decoding}${'' | '_plain'}`]: Update;
 } & {
   /** Adds the squares of [start, end) to `total`, in f32; see `sumOfSquares`. */
   readonly [K in `squares_${Decoding}`]: (

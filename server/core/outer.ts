@@ -54,14 +54,14 @@ export function outerBytes(config: Config, n: number): number {
   return rule ? optimizerBytes(rule, n) : 0;
 }
 
-interface Room {
+interface OuterMemory {
   readonly memory: Memory;
   readonly kernels: Kernels;
   readonly theta: number;
 }
 
 /** @returns null: the run takes no local steps. */
-export function createOuter(config: Config, n: number, room: Room): FusedOptimizer | null {
+export function createOuter(config: Config, n: number, room: OuterMemory): FusedOptimizer | null {
   const rule = outerRule(config);
   if (!rule) return null;
   const { momentum, delayed } = outerOf(config);
@@ -77,7 +77,7 @@ const DELAYED_SYMBOLS = ['m', 'sum'] as const;
  * m ← β m + Σ Δ / N, θ ← θ − γ β m, with the sum over the pushes since the last time. So a momentum that is as large as in
  * the synchronous method is applied as often as there.
  */
-function createDelayed(beta: number, every: number, n: number, room: Room): FusedOptimizer {
+function createDelayed(beta: number, every: number, n: number, room: OuterMemory): FusedOptimizer {
   const { memory, kernels, theta } = room;
   const plain = createFusedOptimizer({ kind: 'sgd' }, n, [], room);
   const momentum = memory.take(4 * n);

@@ -25,7 +25,13 @@ import {
   type Staged,
   sumOfSquares,
 } from './fused.ts';
-import { Collected, gatheredBytes, isAdaptive, Sent, type Weight } from './gathered.ts';
+import {
+  gatheredBytes,
+  isAdaptive,
+  PushCollection,
+  type PushWeight,
+  SentParameters,
+} from './gathered.ts';
 import { createKernels, type Decoding, type Kernels } from './kernels.ts';
 import {
   BYTES,
@@ -42,20 +48,20 @@ import { createOuter, gradientRule, outerBytes } from './outer.ts';
 import { Snapshot, SnapshotPool } from './snapshot.ts';
 import type { StepOptions } from './step-options.ts';
 import {
-  type Copy,
+  type CopyVector,
   flatTensor,
-  type InUse,
   LANDINGS_MIN,
   type NamedTensor,
   NO_PLACES,
   named,
-  type Places,
   payloadLimits,
   roomCount,
   slice,
   stateName,
   takeTensor,
   VECTOR,
+  type VectorPlaces,
+  type VectorsInUse,
 } from './vectors.ts';
 
 /**
@@ -93,9 +99,9 @@ export class Parameters {
   readonly #cuts: boolean;
   #merges = 0;
   /** Pushes that wait for their update; null: each push is one. */
-  readonly #collected: Collected | null;
+  readonly #collected: PushCollection | null;
   /** What workers were sent; null: nobody asks. */
-  readonly #sent: Sent | null;
+  readonly #sent: SentParameters | null;
   readonly #pool = new SnapshotPool();
   /** Snapshots of this step, made when first asked for. */
   readonly #snapshots: { f32: Snapshot | null; bf16: Snapshot | null } = { f32: null, bf16: null };
@@ -118,7 +124,7 @@ export class Parameters {
       | 'local'
       | 'outer'
     >,
-    { velocities, collected, sent }: Places = NO_PLACES,
+    { velocities, collected, sent }: VectorPlaces = NO_PLACES,
   ) {
     const { trainableSize, exchangedSize, size, tensors, frozenSize } = layout;
     this.layout = layout;
@@ -158,8 +164,9 @@ export class Parameters {
     this.#average = createAverage(config.averaging, exchangedSize, room);
     const gathered = { memory, kernels, layout };
     const { aggregate = 'mean' } = config.consistency;
-    this.#collected = collected > 0 ? new Collected(gathered, aggregate, collected) : null;
-    this.#sent = sent > 0 ? new Sent(gathered, sent, isAdaptive(config.consistency)) : null;
+    this.#collected = collected > 0 ? new PushCollection(gathered, aggregate, collected) : null;
+    this.#sent =
+      sent > 0 ? new SentParameters(gathered, sent, isAdaptive(config.consistency)) : null;
     this.#scratch = memory.take(4 * exchangedSize);
     this.#lentMax = isHalf ? 0 : rooms;
     this.#free = Array.from({ length: landings + this.#lentMax }, () =>
@@ -292,7 +299,7 @@ export class Parameters {
   }
 
   /** The whole vector with these trainable and statistics values, a copy of shape [layout.size]. */
-  whole(exchanged?: Float32Array, copy: Copy = slice): Float32Array {
+  whole(exchanged?: Float32Array, copy: CopyVector = slice): Float32Array {
     const whole = copy(this.#now.values);
     if (exchanged) whole.set(exchanged);
     return whole;
@@ -329,7 +336,7 @@ export class Parameters {
    * Keeps a push until `combine` makes an update of several.
    * @param compensation null: its gradient is used as it is.
    */
-  collect(push: StagedPush, weight: Weight, compensation: CompensationUse | null): void {
+  collect(push: StagedPush, weight: PushWeight, compensation: CompensationUse | null): void {
     const { scan, statistics } = push;
     const gradient = compensation
       ? this.#compensated(scan.gradient, NO_CLIP, compensation)
@@ -503,7 +510,7 @@ export class Parameters {
   }
 
   /** The parameters by their names: private copies. @param exchanged instead of the present ones. */
-  named(exchanged?: Float32Array, copy: Copy = slice): NamedTensor[] {
+  named(exchanged?: Float32Array, copy: CopyVector = slice): NamedTensor[] {
     const whole = this.whole(exchanged, copy);
     return this.layout.tensors.map(({ name, shape, offset, size }) => ({
       name,
@@ -513,7 +520,7 @@ export class Parameters {
   }
 
   /** All that a checkpoint must keep besides `state()`: private copies. */
-  tensors(copy: Copy = slice): NamedTensor[] {
+  tensors(copy: CopyVector = slice): NamedTensor[] {
     const tensors = this.named(undefined, copy);
     for (const [name, values] of this.#state()) tensors.push(flatTensor(name, copy(values)));
     return tensors;
@@ -622,7 +629,7 @@ export class Parameters {
   }
 }
 
-export interface ParametersState extends InUse {
+export interface ParametersState extends VectorsInUse {
   readonly merges: number;
   readonly average: AverageState | null;
 }

@@ -8,7 +8,8 @@ import { medianOf } from '../../shared/quantile.ts';
  * again. Workers count by name and token: what else tells them apart is theirs to choose.
  */
 
-export interface Refusal {
+/** Why a push is not taken. */
+export interface PushProblem {
   readonly code: ErrorCode;
   readonly message: string;
 }
@@ -95,7 +96,7 @@ export class Robust {
    * @param norm finite, before clipping. Call once a push.
    * @param now monotonic ms.
    */
-  refuse(worker: string, norm: number, now: number): Refusal | null {
+  refuse(worker: string, norm: number, now: number): PushProblem | null {
     const tooLarge = this.#tooLarge(norm);
     if (this.#config.normMedianMax !== null) push(this.#norms, norm);
     if (tooLarge !== null) return { code: 'DP_GRADIENT_TOO_LARGE', message: tooLarge };
@@ -103,7 +104,7 @@ export class Robust {
     return shareMax === null ? null : this.#beyondShare(nameOf(worker), shareMax, now);
   }
 
-  #beyondShare(name: string, shareMax: number, now: number): Refusal | null {
+  #beyondShare(name: string, shareMax: number, now: number): PushProblem | null {
     let pushing = 1;
     for (const [other, at] of this.#lastAppliedAt) {
       if (other !== name && now - at <= this.#leaseMs) pushing++;

@@ -15,9 +15,9 @@ import {
   tick,
 } from './run/attendance.ts';
 import {
-  type Answer,
   type AnswerOf,
   type Assignment,
+  type CallAnswer,
   type CallOf,
   hasPayload,
   type RunCall,
@@ -52,13 +52,13 @@ import { Pushes } from './run/push.ts';
 import { nonFiniteText, nothingFiniteText, overflowText } from './run/reasons.ts';
 import type {
   Components,
-  Fields,
   PendingEvaluation,
+  RunFields,
   RunOptions,
   RunReplica,
   RunState,
 } from './run/state.ts';
-import type { Steps } from './run/steps.ts';
+import type { RunSteps } from './run/steps.ts';
 import { RunView } from './run/view.ts';
 import { workFor } from './run/work.ts';
 import { createSchedule } from './schedule.ts';
@@ -79,10 +79,10 @@ const NO_EVENTS: readonly RunEvent[] = [];
 const END = { kind: 'end' } as const;
 
 export class Run extends RunView {
-  readonly #fields: Fields;
+  readonly #fields: RunFields;
   readonly #components: Components;
   readonly #pushes: Pushes;
-  readonly #steps: Steps;
+  readonly #steps: RunSteps;
   #events: RunEvent[] = [];
   #follower: RunFollower | null = null;
 
@@ -119,7 +119,7 @@ export class Run extends RunView {
     return this.#carryOut(call, payload) as AnswerOf<C>;
   }
 
-  #carryOut(call: RunCall, payload: Uint8Array): Answer | undefined {
+  #carryOut(call: RunCall, payload: Uint8Array): CallAnswer | undefined {
     switch (call.call) {
       case 'push':
         this.#goesOn(call.now);

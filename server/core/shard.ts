@@ -12,7 +12,7 @@ import { clipOf } from './outer.ts';
 import { Parameters } from './parameters.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
 import { Snapshot } from './snapshot.ts';
-import { type Copy, payloadLimits, placesOf, slice, VECTOR } from './vectors.ts';
+import { type CopyVector, payloadLimits, placesOf, slice, VECTOR } from './vectors.ts';
 
 /**
  * A shard: it holds a range of the vector of each run, and does with it what the coordinator has decided,
@@ -438,7 +438,7 @@ export function saveVectors(
   parameters: Parameters,
   what: SaveKind,
   best: Float32Array | null,
-  copy: Copy = slice,
+  copy: CopyVector = slice,
 ): Map<string, Float32Array> {
   if (what !== 'last') {
     const instead = what === 'best' ? (best ?? undefined) : undefined;

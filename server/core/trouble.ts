@@ -6,7 +6,7 @@ import type { Evaluation } from '../../shared/rest.ts';
  */
 
 /** Means over updates. */
-export interface Progress {
+export interface UpdateMeans {
   readonly loss: number;
   readonly gradientNorm: number;
 }
@@ -15,9 +15,9 @@ export interface Trouble {
   /** `rises`: the loss is higher than before; `stalls`: it no longer falls and is still high. */
   readonly kind: 'rises' | 'stalls';
   /** Progress in the first updates, in the middle third of all, and in the last third. */
-  readonly first: Progress;
-  readonly middle: Progress;
-  readonly last: Progress;
+  readonly first: UpdateMeans;
+  readonly middle: UpdateMeans;
+  readonly last: UpdateMeans;
   /** The last third's. */
   readonly updates: number;
 }
@@ -39,8 +39,8 @@ const DECAYED = 0.1;
  * @returns null: all is well, or too early to say.
  */
 export function troubleIn(
-  points: readonly (Progress & { readonly step: number; readonly learningRate: number })[],
-  first: Progress,
+  points: readonly (UpdateMeans & { readonly step: number; readonly learningRate: number })[],
+  first: UpdateMeans,
   evaluations: readonly Pick<Evaluation, 'step' | 'loss' | 'error'>[] = [],
 ): Trouble | null {
   const end = points.at(-1)?.step ?? 0;
@@ -67,7 +67,7 @@ export function troubleIn(
 const rateOf = (points: readonly { readonly learningRate: number }[]) =>
   points.reduce((sum, { learningRate }) => sum + learningRate, 0) / points.length;
 
-function meanOf(points: readonly Progress[]): Progress {
+function meanOf(points: readonly UpdateMeans[]): UpdateMeans {
   const sum = { loss: 0, gradientNorm: 0 };
   for (const { loss, gradientNorm } of points) {
     sum.loss += loss / points.length;

@@ -32,7 +32,7 @@ export const named = (owner: Owner, slots: Readonly<Record<string, Float32Array>
 type VectorConfig = Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency' | 'local' | 'outer'>;
 
 /** Vectors beside the parameters that a run needs room for. */
-export interface Places {
+export interface VectorPlaces {
   /** Velocities of workers. */
   readonly velocities: number;
   /** Pushes that are collected: 1 for their sum. */
@@ -40,13 +40,13 @@ export interface Places {
   /** Workers whose parameters are kept as they were sent. */
   readonly sent: number;
 }
-export const NO_PLACES: Places = { velocities: 0, collected: 0, sent: 0 };
+export const NO_PLACES: VectorPlaces = { velocities: 0, collected: 0, sent: 0 };
 
 /**
  * The same on all shards of a run. @param layout of the whole model.
  * @throws DownpourError DP_LAYOUT_INVALID: it is too large for an aggregate that keeps each push.
  */
-export function placesOf(config: VectorConfig, layout: Layout): Places {
+export function placesOf(config: VectorConfig, layout: Layout): VectorPlaces {
   const { consistency } = config;
   const velocities = velocityCount(config, layout);
   const left = bytesLeft(config, layout);
@@ -108,7 +108,7 @@ export function velocityCount(config: VectorConfig, layout: Layout): number {
 }
 
 /** Which of the vectors that have numbers are in use. */
-export interface InUse {
+export interface VectorsInUse {
   /** Slots of velocities of workers; absent: none. */
   readonly velocities?: number[];
   /** Pushes that wait for their update; absent: none. */
@@ -121,7 +121,7 @@ export interface InUse {
 export function vectorSizes(
   config: VectorConfig,
   { size, trainableSize, exchangedSize }: Layout,
-  { velocities = [], collected = 0, squares = [] }: InUse,
+  { velocities = [], collected = 0, squares = [] }: VectorsInUse,
 ): Map<string, number> {
   const { averaging, consistency } = config;
   const sizes = new Map([[VECTOR, size]]);
@@ -172,8 +172,8 @@ export function flatTensor(name: string, values: Float32Array): NamedTensor {
 }
 
 /** Makes a private copy. */
-export type Copy = (values: Float32Array) => Float32Array;
-export const slice: Copy = (values) => values.slice();
+export type CopyVector = (values: Float32Array) => Float32Array;
+export const slice: CopyVector = (values) => values.slice();
 
 /** @throws DownpourError DP_CHECKPOINT_CORRUPT when it is missing or has another size. */
 export function takeTensor(

@@ -18,7 +18,7 @@ export interface Outlet {
 }
 
 /** What one worker is sent: answers to its pushes with work and parameters, and all other messages. */
-export class Answers {
+export class WorkerAnswers {
   readonly #connection: Connection;
   readonly #outlet: Outlet;
   readonly #fail: (error: DownpourError) => void;

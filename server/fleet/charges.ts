@@ -1,4 +1,4 @@
-import type { Connection, Header } from '../../wire/connection.ts';
+import type { Connection, FrameHeader } from '../../wire/connection.ts';
 import { type Budget, Meter } from '../access/budget.ts';
 
 /**
@@ -69,7 +69,7 @@ export class Charges {
   }
 
   /** It was not. */
-  message(header: Header): void {
+  message(header: FrameHeader): void {
     this.#meter.charge(this.#isEntering(header) ? ENTRY_MS : 0);
   }
 
@@ -84,7 +84,7 @@ export class Charges {
   }
 
   /** Its first `hello` and `join`: how often those come is limited by handshakes, and a whole cluster sends them at once. */
-  #isEntering({ type }: Header): boolean {
+  #isEntering({ type }: FrameHeader): boolean {
     if (type !== 'hello' && type !== 'join') return false;
     if (this.#entered.has(type)) return false;
     this.#entered.add(type);

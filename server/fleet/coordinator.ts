@@ -25,7 +25,7 @@ import type { Listing } from './listing.ts';
 import { Reports } from './reports.ts';
 import type { RunsToCome } from './run-loader.ts';
 import { SentExperiments } from './sent-experiments.ts';
-import type { Session } from './session.ts';
+import type { WorkerSession } from './session.ts';
 import { lackOf, mustHaveExperiment } from './suitability.ts';
 import { Workers } from './workers.ts';
 
@@ -155,7 +155,7 @@ export class Coordinator {
   }
 
   /** Gives a worker work after its `hello`, when the runs are here that it may get: as a rule they are. */
-  place(session: Session): void {
+  place(session: WorkerSession): void {
     const { run } = session.hello!;
     const reading = run === null ? this.readingUnfinished : this.reading(run);
     if (!reading) {
@@ -173,7 +173,7 @@ export class Coordinator {
     });
   }
 
-  #placeNow(session: Session): void {
+  #placeNow(session: WorkerSession): void {
     const hello = session.hello!;
     if (hello.run !== null) {
       const run = this.find(hello.run);

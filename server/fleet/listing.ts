@@ -15,7 +15,7 @@ export interface Listed {
   readonly moving: boolean;
 }
 
-export interface Entry<L extends Listed = Listed> {
+export interface ListEntry<L extends Listed = Listed> {
   readonly run: L;
   /** In the order of creation. */
   readonly index: number;
@@ -24,7 +24,7 @@ export interface Entry<L extends Listed = Listed> {
   readonly text: string;
 }
 
-interface Kept<L extends Listed> extends Entry<L> {
+interface KeptEntry<L extends Listed> extends ListEntry<L> {
   index: number;
   readonly createdAt: string;
   summary: RunSummary;
@@ -34,7 +34,7 @@ interface Kept<L extends Listed> extends Entry<L> {
 }
 
 /** Which runs a list has; absent: all but archived ones. */
-export interface Wanted {
+export interface RunFilter {
   readonly archived?: boolean | 'all';
   readonly tag?: string;
   readonly study?: string;
@@ -43,8 +43,8 @@ export interface Wanted {
 }
 
 /** The trials of one study. */
-interface Group<L extends Listed> {
-  readonly entries: Set<Kept<L>>;
+interface StudyGroup<L extends Listed> {
+  readonly entries: Set<KeptEntry<L>>;
   /** Null: something has happened to one of them since. */
   fold: Fold | null;
 }
@@ -54,7 +54,7 @@ export type Fold = Omit<StudyFold, 'kind' | 'state' | 'title' | 'trials'>;
 
 /** What has happened since it was looked at last. */
 export interface Changes<L extends Listed> {
-  readonly changed: Set<Entry<L>>;
+  readonly changed: Set<ListEntry<L>>;
   readonly gone: Set<string>;
   /** All were read anew, as after the loss of a shard. */
   isReset: boolean;
@@ -73,19 +73,19 @@ export interface ListingOptions<L extends Listed> {
 export class Listing<L extends Listed> {
   readonly #options: ListingOptions<L>;
   /** In the order of creation. */
-  #entries: Kept<L>[] = [];
-  readonly #byId = new Map<string, Kept<L>>();
-  readonly #moving = new Set<Kept<L>>();
+  #entries: KeptEntry<L>[] = [];
+  readonly #byId = new Map<string, KeptEntry<L>>();
+  readonly #moving = new Set<KeptEntry<L>>();
   /** Something has happened to them since they were read. */
-  readonly #touched = new Set<Kept<L>>();
-  readonly #alarming = new Set<Kept<L>>();
-  readonly #waiting = new Set<Kept<L>>();
-  readonly #archived = new Set<Kept<L>>();
+  readonly #touched = new Set<KeptEntry<L>>();
+  readonly #alarming = new Set<KeptEntry<L>>();
+  readonly #waiting = new Set<KeptEntry<L>>();
+  readonly #archived = new Set<KeptEntry<L>>();
   readonly #phases = new Map<Phase, number>();
   /** By the name of the study. */
-  readonly #groups = new Map<string, Group<L>>();
+  readonly #groups = new Map<string, StudyGroup<L>>();
   /** Those that are not over, in the order of creation; null: some have begun or ended. */
-  #atWork: Kept<L>[] | null = null;
+  #atWork: KeptEntry<L>[] | null = null;
   readonly #watchers = new Set<Changes<L>>();
   #isFrozen = false;
   /** Summaries that were made, and those looked at to fold studies, for tests. */
@@ -100,7 +100,7 @@ export class Listing<L extends Listed> {
     return this.#entries.length;
   }
 
-  get #sets(): Set<Kept<L>>[] {
+  get #sets(): Set<KeptEntry<L>>[] {
     return [this.#moving, this.#touched, this.#alarming, this.#waiting, this.#archived];
   }
 
@@ -112,7 +112,7 @@ export class Listing<L extends Listed> {
     const entries = this.#entries;
     let index = entries.length;
     while (index > 0 && entries[index - 1]!.createdAt > createdAt) index--;
-    const entry: Kept<L> = {
+    const entry: KeptEntry<L> = {
       ...{ run, index, createdAt, summary: nothing, text: '', phase: null },
       over: run.over,
     };
@@ -184,7 +184,7 @@ export class Listing<L extends Listed> {
     this.#touched.clear();
   }
 
-  #read(entry: Kept<L>): void {
+  #read(entry: KeptEntry<L>): void {
     const { run } = entry;
     const { summaryOf, alarms, waits } = this.#options;
     const summary = summaryOf(run);
@@ -211,7 +211,7 @@ export class Listing<L extends Listed> {
     }
   }
 
-  #group(entry: Kept<L>): void {
+  #group(entry: KeptEntry<L>): void {
     const { study } = entry.summary;
     if (study == null) return;
     const group = this.#groups.get(study) ?? { entries: new Set(), fold: null };
@@ -220,7 +220,7 @@ export class Listing<L extends Listed> {
     group.fold = null;
   }
 
-  #ungroup(entry: Kept<L>): void {
+  #ungroup(entry: KeptEntry<L>): void {
     const study = (entry.summary as RunSummary | null)?.study ?? null;
     const group = study === null ? null : this.#groups.get(study);
     if (!group) return;
@@ -236,12 +236,12 @@ export class Listing<L extends Listed> {
   // What is told, as of the last `refresh`.
 
   /** In the order of creation. */
-  at(index: number): Entry<L> | null {
+  at(index: number): ListEntry<L> | null {
     return this.#entries[index] ?? null;
   }
 
   /** Entries whose summaries change with time alone. */
-  get moving(): Iterable<Entry<L>> {
+  get moving(): Iterable<ListEntry<L>> {
     return this.#moving;
   }
 
@@ -253,11 +253,11 @@ export class Listing<L extends Listed> {
   page(
     after: string | null,
     limit: number,
-    wanted: Wanted = {},
-  ): { readonly entries: readonly Entry<L>[]; readonly next: string | null } | null {
+    wanted: RunFilter = {},
+  ): { readonly entries: readonly ListEntry<L>[]; readonly next: string | null } | null {
     const before = after === null ? null : this.#byId.get(after);
     if (before === undefined) return null;
-    const entries: Kept<L>[] = [];
+    const entries: KeptEntry<L>[] = [];
     for (let i = before === null ? 0 : before.index + 1; i < this.#entries.length; i++) {
       const entry = this.#entries[i]!;
       if (!isWanted(entry, wanted)) continue;
@@ -268,9 +268,9 @@ export class Listing<L extends Listed> {
   }
 
   /** So many, those at work first, then the newest. In that order. */
-  newest(count: number, wanted: Wanted = {}): Entry<L>[] {
+  newest(count: number, wanted: RunFilter = {}): ListEntry<L>[] {
     this.#atWork ??= this.#entries.filter(({ over }) => !over);
-    const chosen: Kept<L>[] = [];
+    const chosen: KeptEntry<L>[] = [];
     for (const ones of [this.#atWork, this.#entries]) {
       for (let i = ones.length - 1; i >= 0 && chosen.length < count; i--) {
         const entry = ones[i]!;
@@ -285,7 +285,7 @@ export class Listing<L extends Listed> {
   }
 
   /** Each study with the trials that are wanted, in the order of their first ones. Costs what has changed. */
-  folds(wanted: Wanted = {}): Fold[] {
+  folds(wanted: RunFilter = {}): Fold[] {
     const isPlain = wanted.archived === undefined && wanted.tag === undefined;
     const folds = [...this.#groups.values()].map((group) => {
       if (isPlain && group.fold) return group.fold;
@@ -317,7 +317,7 @@ export class Listing<L extends Listed> {
   }
 }
 
-function isWanted<L extends Listed>({ summary }: Kept<L>, wanted: Wanted): boolean {
+function isWanted<L extends Listed>({ summary }: KeptEntry<L>, wanted: RunFilter): boolean {
   const { archived = false, tag, study, noTrials = false } = wanted;
   if (archived !== 'all' && (summary.archived ?? false) !== archived) return false;
   if (noTrials && summary.study != null) return false;

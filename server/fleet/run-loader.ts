@@ -7,7 +7,7 @@ import type { Run } from '../core/run.ts';
  */
 
 /** A run that is known and not read yet. */
-export interface Known {
+export interface UnreadRun {
   readonly id: string;
   /** Whether no worker is needed for it, as far as its record says. */
   readonly isOver: boolean;
@@ -16,7 +16,7 @@ export interface Known {
   readonly bundle: string | null;
 }
 
-export interface RunLoaderOptions<K extends Known> {
+export interface RunLoaderOptions<K extends UnreadRun> {
   /** Oldest first. */
   readonly known: readonly K[];
   /** @returns null: it can't be read, which has been told. */
@@ -35,22 +35,22 @@ export type RunsToCome = Pick<
   'has' | 'left' | 'bundles' | 'facts' | 'want' | 'unfinished' | 'done' | 'stop'
 >;
 
-interface Entry<K> {
+interface LoadEntry<K> {
   readonly known: K;
   readonly done: Promise<void>;
   resolve(): void;
   begun: boolean;
 }
 
-export class RunLoader<K extends Known = Known> {
+export class RunLoader<K extends UnreadRun = UnreadRun> {
   readonly #options: RunLoaderOptions<K>;
   /** In the order in which they are read; without those that are done. */
-  readonly #left = new Map<string, Entry<K>>();
-  readonly #wanted: Entry<K>[] = [];
-  readonly #order: Iterator<Entry<K>>;
+  readonly #left = new Map<string, LoadEntry<K>>();
+  readonly #wanted: LoadEntry<K>[] = [];
+  readonly #order: Iterator<LoadEntry<K>>;
   readonly #count: number;
   #unfinished: number;
-  readonly #unfinishedRead: Entry<null>;
+  readonly #unfinishedRead: LoadEntry<null>;
   #stopped = false;
   /** Resolves when all are read, or `stop` was called and what had begun has ended. */
   readonly done: Promise<void>;
@@ -113,7 +113,7 @@ export class RunLoader<K extends Known = Known> {
     this.#unfinishedRead.resolve();
   }
 
-  #next(): Entry<K> | null {
+  #next(): LoadEntry<K> | null {
     for (;;) {
       const next = this.#wanted.shift() ?? this.#order.next().value;
       if (!next || this.#stopped) return null;
@@ -135,7 +135,7 @@ export class RunLoader<K extends Known = Known> {
   }
 }
 
-function entryOf<K>(known: K): Entry<K> {
+function entryOf<K>(known: K): LoadEntry<K> {
   let resolve = () => {};
   const done = new Promise<void>((done) => {
     resolve = done;

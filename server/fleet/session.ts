@@ -22,9 +22,9 @@ import type { Bundle, WorkerSummary } from '../../shared/rest.ts';
 import type {
   Connection,
   ConnectionEvents,
-  Header,
+  FrameHeader,
   Landing,
-  Place,
+  PayloadPlace,
 } from '../../wire/connection.ts';
 import type { Budget } from '../access/budget.ts';
 import type { LandingRoom } from '../core/landing-rooms.ts';
@@ -34,7 +34,7 @@ import { partsMax } from '../core/shard.ts';
 import { keep, LandingDesk } from '../payloads/landings.ts';
 import { Payloads } from '../payloads/payloads.ts';
 import type { Replication } from '../standby/replication.ts';
-import { Answers, type Outlet } from './answers.ts';
+import { type Outlet, WorkerAnswers } from './answers.ts';
 import { MachineReport, type RunAsides } from './asides.ts';
 import { Charges } from './charges.ts';
 import { Gathering, type PartReport } from './gathering.ts';
@@ -61,7 +61,7 @@ export interface Fleet extends Outlet {
   /** There was such a run. */
   wasRemoved(run: string): boolean;
   /** Gives it work after its `hello`, or says why it has none. */
-  place(session: Session): void;
+  place(session: WorkerSession): void;
   /** Runs that workers may be needed for. */
   readonly unfinished: readonly Run[];
   /** Carries out what follows from calls of a run, after they are answered (docs/decisions/0003-one-stretch.md). */
@@ -75,11 +75,11 @@ export interface Fleet extends Outlet {
     /** Messages that the server had not asked for. */
     unasked: number;
     mustBeItsName(hello: Hello, holder: string | null): void;
-    welcome(session: Session): void;
-    throttled(session: Session): void;
-    admit(session: Session): void;
-    employ(session: Session): void;
-    farewell(session: Session): void;
+    welcome(session: WorkerSession): void;
+    throttled(session: WorkerSession): void;
+    admit(session: WorkerSession): void;
+    employ(session: WorkerSession): void;
+    farewell(session: WorkerSession): void;
   };
 }
 
@@ -87,7 +87,7 @@ export interface Fleet extends Outlet {
  * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
  * mathematics; every answer is made in the same turn as the message that asked for it.
  */
-export class Session {
+export class WorkerSession {
   readonly #connection: Connection;
   readonly #fleet: Fleet;
   readonly connectedAt: string;
@@ -122,7 +122,7 @@ export class Session {
   /** What its `hello` takes, as long as it is connected. */
   #helloBytes = 0;
   readonly #payloads: Payloads;
-  readonly #answers: Answers;
+  readonly #answers: WorkerAnswers;
   #more = false;
 
   /**
@@ -144,7 +144,7 @@ export class Session {
     this.#fleet = fleet;
     this.connectedAt = connectedAt;
     this.#lastSeen = fleet.now();
-    this.#answers = new Answers(connection, fleet, this.id, (error) => this.fail(error));
+    this.#answers = new WorkerAnswers(connection, fleet, this.id, (error) => this.fail(error));
     this.#assignCall = new AssignCall('', this.#answers.sent);
     this.#desk = new LandingDesk(fleet.line, connection, holder, (error) => {
       const who = this.#hello ? `worker ${this.#hello.worker}` : 'a connection';
@@ -287,7 +287,7 @@ export class Session {
   // Receiving.
 
   /** Where a payload is to be. @throws DownpourError: it may not be there, or is too large. */
-  #land(header: Header, payloadBytes: number | null): Place {
+  #land(header: FrameHeader, payloadBytes: number | null): PayloadPlace {
     const key = this.#joined ? this.#key : null;
     const place = this.#payloads.place(header, payloadBytes, this.#run, key);
     if (header.type === 'join' && place !== null && typeof place === 'object') {
@@ -296,7 +296,7 @@ export class Session {
     return place;
   }
 
-  #receive(header: Header, payload: Uint8Array, landing: Landing | null, more = false): void {
+  #receive(header: FrameHeader, payload: Uint8Array, landing: Landing | null, more = false): void {
     let kept = false;
     this.#more = more;
     this.#asked = false;

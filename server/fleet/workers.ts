@@ -6,7 +6,7 @@ import type { Timeline, WorkerSummary } from '../../shared/rest.ts';
 import type { Run } from '../core/run.ts';
 import type { ShardPool } from '../shards/pool.ts';
 import { WorkerHistory } from '../watch/worker-history.ts';
-import type { Session } from './session.ts';
+import type { WorkerSession } from './session.ts';
 import { lackOf } from './suitability.ts';
 
 /** Workers that are gone and still told of. */
@@ -29,11 +29,11 @@ export class Workers {
   readonly #runs: Runs;
   readonly #shards: ShardPool | null;
   /** Those that wait for runs that are being read. */
-  readonly toBePlaced = new WeakSet<Session>();
-  readonly #sessions = new Set<Session>();
-  readonly #byId = new Map<string, Session>();
+  readonly toBePlaced = new WeakSet<WorkerSession>();
+  readonly #sessions = new Set<WorkerSession>();
+  readonly #byId = new Map<string, WorkerSession>();
   /** Sessions that the shards know. */
-  readonly #admitted = new WeakSet<Session>();
+  readonly #admitted = new WeakSet<WorkerSession>();
   /** Joined at least once and gone since, the latest only. */
   readonly #gone = new Map<string, { readonly summary: WorkerSummary; readonly at: number }>();
   readonly #history = new WorkerHistory();
@@ -56,16 +56,16 @@ export class Workers {
     this.#shards = options.shards;
   }
 
-  get sessions(): readonly Session[] {
+  get sessions(): readonly WorkerSession[] {
     return [...this.#sessions];
   }
 
-  find(session: string): Session | null {
+  find(session: string): WorkerSession | null {
     return this.#byId.get(session) ?? null;
   }
 
   /** @throws DownpourError DP_LIMIT. */
-  opened(session: Session): void {
+  opened(session: WorkerSession): void {
     if (this.#sessions.size >= LIMITS.workerCountMax) {
       throw new DownpourError(
         'DP_LIMIT',
@@ -92,7 +92,7 @@ export class Workers {
   }
 
   /** A worker has said who it is; an older connection of the same process is dead. */
-  welcome(session: Session): void {
+  welcome(session: WorkerSession): void {
     const name = session.hello!.worker;
     for (const other of this.#sessions) {
       if (other !== session && other.hello?.worker === name) other.replaced();
@@ -104,7 +104,7 @@ export class Workers {
   }
 
   /** A connection is not read for a while: its messages have taken more time than its token may. */
-  throttled(session: Session): void {
+  throttled(session: WorkerSession): void {
     this.#throttles++;
     const holder = session.holder ?? 'everybody';
     const told = this.#throttlesTold.get(holder) ?? Number.NEGATIVE_INFINITY;
@@ -141,13 +141,13 @@ export class Workers {
   }
 
   /** The session is told its id in a moment, and may go to the shards with it. */
-  admit(session: Session): void {
+  admit(session: WorkerSession): void {
     if (this.#admitted.has(session)) return;
     this.#admitted.add(session);
     this.#shards?.admit(session.id);
   }
 
-  farewell(session: Session): void {
+  farewell(session: WorkerSession): void {
     this.#byId.delete(session.id);
     this.#shards?.leave(session.id);
     if (!this.#sessions.delete(session) || !session.hello) return;
@@ -165,7 +165,7 @@ export class Workers {
   // Work.
 
   /** Gives a worker without a run one that it can serve and that has room: the one with the fewest. */
-  employ(session: Session): void {
+  employ(session: WorkerSession): void {
     const counts = new Map<Run, number>();
     for (const { run } of this.#sessions) if (run) counts.set(run, (counts.get(run) ?? 0) + 1);
     let chosen: Run | null = null;
@@ -190,7 +190,7 @@ export class Workers {
   }
 
   /** One that could work, were it not shut out, is told so instead of being left idle. @throws DownpourError DP_QUARANTINED. */
-  mustNotBeQuarantined(session: Session): void {
+  mustNotBeQuarantined(session: WorkerSession): void {
     const fit = [...this.#runs.unfinished].filter((run) => session.isFit(run));
     if (fit.some((run) => session.canServe(run))) return;
     for (const run of fit) run.mustBeTrusted(session.key);
@@ -249,7 +249,7 @@ export class Workers {
     return summaries;
   }
 
-  #workerSummary(session: Session): WorkerSummary {
+  #workerSummary(session: WorkerSession): WorkerSummary {
     const hello = session.hello!;
     const { run } = session;
     // What a worker did is told after it has left, too.

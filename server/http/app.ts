@@ -15,7 +15,7 @@ import { LIMITS } from '../../shared/limits.ts';
 import { kindOfDefect, type Log } from '../../shared/log.ts';
 import { hostProblem } from '../../wire/handshake.ts';
 import { type Access, LimitError, portLimits, refuse } from '../access/access.ts';
-import { Places, socketLimits } from '../access/sockets.ts';
+import { SocketPlaces, socketLimits } from '../access/sockets.ts';
 import type { TlsMaterial } from '../access/tls.ts';
 import { describeError } from './describe-error.ts';
 import { type AccessLimits, Door, type HostApp, isRead, roleFor } from './door.ts';
@@ -71,7 +71,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     forceCloseConnections: true,
     clientErrorHandler: answerBroken,
   });
-  const places = new Places(app.server, limits.sockets, () =>
+  const places = new SocketPlaces(app.server, limits.sockets, () =>
     coordinator.reports.countError('DP_LIMIT'),
   );
   const upgrade = await addParameterServer(app, options, { places });
@@ -95,7 +95,7 @@ const compile = AjvCompiler()({}, { customOptions: STRICT });
 /** Compiled when it is first needed: all together take half as long as the server needs to listen. */
 function validatorOf(schema: object) {
   let validate: ReturnType<typeof compile> | null = null;
-  const lazy: Validator = (data: unknown) => {
+  const lazy: RouteValidator = (data: unknown) => {
     validate ??= compile({ schema });
     const isValid = validate(data) as boolean;
     lazy.errors = validate.errors ?? null;
@@ -103,7 +103,7 @@ function validatorOf(schema: object) {
   };
   return lazy;
 }
-type Validator = ReturnType<FastifySchemaCompiler<unknown>>;
+type RouteValidator = ReturnType<FastifySchemaCompiler<unknown>>;
 
 /**
  * All routes, hooks and answers of a parameter server, in an app or in a scope of one.
@@ -115,7 +115,7 @@ export async function addParameterServer(
   {
     places = null,
     host = null,
-  }: { readonly places?: Places | null; readonly host?: HostApp | null },
+  }: { readonly places?: SocketPlaces | null; readonly host?: HostApp | null },
 ): Promise<Upgrade> {
   const { coordinator, version, tls = null } = options;
   readBodies(app, host);
@@ -196,7 +196,7 @@ function letIn(
     host,
   }: {
     readonly headers: Readonly<Record<string, string>>;
-    readonly places: Places | null;
+    readonly places: SocketPlaces | null;
     readonly host: HostApp | null;
   },
 ): void {

@@ -6,15 +6,15 @@ import type { FastifyRequest } from 'fastify';
 import { DownpourError } from '../../shared/errors.ts';
 import { JOIN_PATHS, ticketOf } from '../../shared/join.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import type { SessionFacts } from '../../shared/rest.ts';
+import type { LoginFacts } from '../../shared/rest.ts';
 import { isLoopback } from '../../wire/local-socket.ts';
 import {
   type Access,
+  type AccessRole,
   type Grant,
   LimitError,
   mayDo,
   Rate,
-  type Role,
   unauthorized,
 } from '../access/access.ts';
 import { type Budget, Budgets } from '../access/budget.ts';
@@ -29,7 +29,9 @@ export interface HostApp {
   /** The prefix of all our paths, without a slash at its end: '' or `/train`. */
   readonly prefix: string;
   /** Null: our own tokens say who may do what. */
-  readonly authorize: ((request: FastifyRequest) => Role | null | Promise<Role | null>) | null;
+  readonly authorize:
+    | ((request: FastifyRequest) => AccessRole | null | Promise<AccessRole | null>)
+    | null;
 }
 
 /** Those that may be other than `LIMITS`; the first two of one token, or of one address where there are no tokens. */
@@ -67,7 +69,7 @@ const FOR_WORKERS: readonly string[] = [
 ];
 
 /** The least role that a route lets in. @returns null: anybody, since it tells nothing of the runs. */
-export function roleFor(method: string, url: string | undefined): Role | null {
+export function roleFor(method: string, url: string | undefined): AccessRole | null {
   if (url !== undefined && (url === '/health' || FOR_ANYBODY.has(url))) return null;
   const read = isRead(method);
   if (FOR_WORKERS.includes(`${read ? 'GET' : method} ${url}`)) return 'worker';
@@ -128,12 +130,12 @@ export class Door implements PageDoor {
   }
 
   /** By a token or a login. @throws DownpourError DP_UNAUTHORIZED, DP_FORBIDDEN or DP_LIMIT. */
-  enter(request: IncomingMessage, needed: Role): Grant {
+  enter(request: IncomingMessage, needed: AccessRole): Grant {
     this.mustBeOurs(request);
     return this.#admit(request, this.#grantOf(request), needed);
   }
 
-  #admit(request: IncomingMessage, grant: Grant | null, needed: Role): Grant {
+  #admit(request: IncomingMessage, grant: Grant | null, needed: AccessRole): Grant {
     if (!grant) throw this.#refusal(request);
     const holder = this.#holderOf(request, grant);
     if (!this.#rate.take(holder, performance.now())) {
@@ -151,7 +153,7 @@ export class Door implements PageDoor {
 
   // Pages.
 
-  look(request: IncomingMessage): SessionFacts {
+  look(request: IncomingMessage): LoginFacts {
     const { open } = this.#access;
     const grant = this.#grantOf(request);
     if (grant) return { ...sessionOf(grant), open };
@@ -384,7 +386,7 @@ export const isRead = (method: string | undefined) => method === 'GET' || method
 
 export const addressOf = ({ socket }: IncomingMessage) => socket.remoteAddress ?? 'unix';
 
-const forbidden = (role: Role, needed: Role) =>
+const forbidden = (role: AccessRole, needed: AccessRole) =>
   new DownpourError(
     'DP_FORBIDDEN',
     `this token is a${role === 'worker' ? '' : 'n'} ${role}'s; this takes an operator's${needed === 'operator' ? '' : ` or ${needed}'s`} token`,

@@ -1,7 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { FeedUpdate, ServerFacts, WorkerSummary } from '../../shared/rest.ts';
-import type { Changes, Entry, Listed, Listing } from '../fleet/listing.ts';
+import type { Changes, ListEntry, Listed, Listing } from '../fleet/listing.ts';
 
 /** What the feed tells of, as it is now. */
 export interface FeedSource<L extends Listed = Listed> {
@@ -25,7 +25,7 @@ interface Reader {
   readonly sink: FeedSink;
   readonly openedAt: number;
   /** Runs that it is to be told of: they have changed since it was. */
-  readonly changed: Set<Entry>;
+  readonly changed: Set<ListEntry>;
   readonly gone: Set<string>;
   /** Below this index of the listing it was told of none, but for those in `changed`. */
   rest: number;
@@ -38,7 +38,7 @@ interface Reader {
 }
 
 /** One moment, as text: written once, however many look. */
-interface Moment {
+interface FeedMoment {
   readonly server: string;
   readonly workers: ReadonlyMap<string, string>;
 }
@@ -103,7 +103,7 @@ export class Feed {
     if (this.#readers.size === 0) return;
     this.#collect();
     const now = this.#now();
-    let moment: Moment | null = null;
+    let moment: FeedMoment | null = null;
     for (const reader of this.#readers) {
       const { sink } = reader;
       if (!sink.allowed() || now - reader.openedAt > AGE_MS || this.#isStuck(reader, now)) {
@@ -150,7 +150,7 @@ export class Feed {
     changes.gone.clear();
   }
 
-  #moment(): Moment {
+  #moment(): FeedMoment {
     const { server, workers } = this.#source;
     return {
       server: JSON.stringify(server()),
@@ -173,7 +173,7 @@ export class Feed {
     return [...told].sort((a, b) => a.index - b.index).map(({ text }) => text);
   }
 
-  #tell(reader: Reader, moment: Moment, now: number): void {
+  #tell(reader: Reader, moment: FeedMoment, now: number): void {
     const runs = this.#runsFor(reader);
     const workers = news(reader.workers, moment.workers);
     const gone = JSON.stringify({

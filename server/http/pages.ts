@@ -6,8 +6,8 @@ import { JOIN_PATHS } from '../../shared/join.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import {
   type Login,
+  type LoginFacts,
   LoginSchema,
-  type SessionFacts,
   SessionSchema,
   type Ticket,
   TicketSchema,
@@ -20,7 +20,7 @@ import { JOIN_POLICY, type JoinFiles, readJoinFile } from './join.ts';
 /** What pages ask of whoever lets requests in. */
 export interface PageDoor {
   /** Without a token: nobody's grant at a server that has tokens. @throws DownpourError DP_LIMIT. */
-  look(request: IncomingMessage): SessionFacts;
+  look(request: IncomingMessage): LoginFacts;
   /**
    * @returns the cookie that stands for a token from now on.
    * @throws DownpourError DP_UNAUTHORIZED, DP_FORBIDDEN or DP_LIMIT.
@@ -38,7 +38,7 @@ export interface PageDoor {
 }
 
 /** What the login of a grant can be used for. */
-export const sessionOf = (grant: Grant): Pick<SessionFacts, 'role' | 'works'> => ({
+export const sessionOf = (grant: Grant): Pick<LoginFacts, 'role' | 'works'> => ({
   role: grant.role === 'worker' ? null : grant.role,
   works: mayDo(grant, 'worker'),
 });

@@ -4,7 +4,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import { Tag } from '../../shared/labels.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { ErrorBodySchema } from '../../shared/rest.ts';
-import type { Entry, Wanted } from '../fleet/listing.ts';
+import type { ListEntry, RunFilter } from '../fleet/listing.ts';
 
 /** What the routes of REST have in common. */
 
@@ -28,7 +28,7 @@ export const Which = Type.Object(
 );
 export type WhichQuery = Static<typeof Which>;
 
-export function wantedBy({ archived = 'false', tag, study }: WhichQuery): Wanted {
+export function wantedBy({ archived = 'false', tag, study }: WhichQuery): RunFilter {
   return {
     archived: archived === 'all' ? archived : archived === 'true',
     ...(tag !== undefined && { tag }),
@@ -43,7 +43,7 @@ export function schema(summary: string, response: object, more: object = {}) {
 }
 
 /** A JSON array of runs whose texts are ready. */
-export function textOf(entries: readonly Entry[]): string {
+export function textOf(entries: readonly ListEntry[]): string {
   return `[${entries.map(({ text }) => text).join()}]`;
 }
 

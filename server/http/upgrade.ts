@@ -6,9 +6,9 @@ import { LIMITS } from '../../shared/limits.ts';
 import type { Connection } from '../../wire/connection.ts';
 import { accept } from '../../wire/handshake.ts';
 import { LimitError, refuse, unauthorized } from '../access/access.ts';
-import type { Places } from '../access/sockets.ts';
+import type { SocketPlaces } from '../access/sockets.ts';
 import type { Coordinator } from '../fleet/coordinator.ts';
-import { Session } from '../fleet/session.ts';
+import { WorkerSession } from '../fleet/session.ts';
 import type { Replication } from '../standby/replication.ts';
 import { addressOf, type Door, type HostApp } from './door.ts';
 
@@ -47,10 +47,10 @@ export function serveAsItIs(
 export function acceptWorkers(
   coordinator: Coordinator,
   door: Door,
-  places: Places | null,
+  places: SocketPlaces | null,
   host: HostApp | null,
 ): Upgrade {
-  const sessions = new Map<Session, () => boolean>();
+  const sessions = new Map<WorkerSession, () => boolean>();
   const standbys = new Map<Connection, () => boolean>();
   /** Sockets that came too soon, and are refused a little later. */
   const held = new Set<Socket>();
@@ -112,7 +112,14 @@ export function acceptWorkers(
       if (!connection) return;
       const connectedAt = new Date().toISOString();
       const { headers } = request;
-      const session = new Session(connection, coordinator, connectedAt, holder, budget, headers);
+      const session = new WorkerSession(
+        connection,
+        coordinator,
+        connectedAt,
+        holder,
+        budget,
+        headers,
+      );
       sessions.set(session, stillIn);
       socket.once('close', () => {
         sessions.delete(session);

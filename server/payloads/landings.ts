@@ -2,7 +2,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { ConnectionFacts } from '../../shared/rest.ts';
 import type { Coming, Connection, Landing } from '../../wire/connection.ts';
-import { type Account, type Holder, MemoryBudget } from '../access/memory.ts';
+import { type Account, MemoryBudget, type MemoryHolder } from '../access/memory.ts';
 import type { LandingRoom } from '../core/landing-rooms.ts';
 
 /**
@@ -31,7 +31,7 @@ export class WaitingLine {
   readonly now: () => number;
   readonly #desks = new Set<LandingDesk>();
   readonly #waiting = new Set<LandingDesk>();
-  readonly #holders = new Map<string, Holder & { desks: number }>();
+  readonly #holders = new Map<string, MemoryHolder & { desks: number }>();
   /** Until then, somebody has waited not long ago. */
   #pressedUntil = Number.NEGATIVE_INFINITY;
   #moved = 0;
@@ -67,7 +67,7 @@ export class WaitingLine {
   }
 
   /** @param name of the token's holder; null: this connection stands for itself. */
-  enter(desk: LandingDesk, name: string | null): Holder {
+  enter(desk: LandingDesk, name: string | null): MemoryHolder {
     this.#desks.add(desk);
     if (name === null) return { rooms: 0 };
     const holder = this.#holders.get(name) ?? { rooms: 0, desks: 0 };
@@ -141,9 +141,9 @@ export class WaitingLine {
   /** Takes rooms from pushes that are slow, and from holders that have more than their share of them. */
   #makeRoom(wanted: ReadonlySet<unknown>, now: number): void {
     const inRooms: LandingDesk[] = [];
-    const shares = new Map<unknown, { rooms: number; holders: Set<Holder> }>();
+    const shares = new Map<unknown, { rooms: number; holders: Set<MemoryHolder> }>();
     const shareOf = (run: unknown) => {
-      const share = shares.get(run) ?? { rooms: 0, holders: new Set<Holder>() };
+      const share = shares.get(run) ?? { rooms: 0, holders: new Set<MemoryHolder>() };
       shares.set(run, share);
       return share;
     };
@@ -244,17 +244,17 @@ export function keep(payload: Uint8Array, landing: Landing | null): Uint8Array {
 }
 
 /** Since when, and from where on, something is measured. */
-interface Mark {
+interface ProgressMark {
   number: number;
   bytes: number;
   at: number;
 }
-const unmarked = (): Mark => ({ number: -1, bytes: 0, at: 0 });
+const unmarked = (): ProgressMark => ({ number: -1, bytes: 0, at: 0 });
 
 /** Where the payloads of one connection land: a push in its run's memory when there is room. */
 export class LandingDesk {
   readonly line: WaitingLine;
-  readonly holder: Holder;
+  readonly holder: MemoryHolder;
   readonly account: Account;
   readonly #facts: Account;
   readonly #name: string | null;
@@ -528,7 +528,7 @@ const FEW_BYTES = 2 ** 16;
  */
 function rateOf(
   coming: Coming | null,
-  mark: Mark,
+  mark: ProgressMark,
   { now, windowMs }: { now: number; windowMs: number },
 ): number | null {
   if (!coming) {

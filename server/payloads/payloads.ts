@@ -3,7 +3,7 @@ import { type DataFacts, encodeFacts } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Acknowledgement } from '../../shared/protocol.ts';
-import type { Header, Place } from '../../wire/connection.ts';
+import type { FrameHeader, PayloadPlace } from '../../wire/connection.ts';
 import type { Run } from '../core/run.ts';
 import { payloadLimits } from '../core/vectors.ts';
 import type { LandingDesk } from './landings.ts';
@@ -29,7 +29,12 @@ export class Payloads {
    * @param run that the worker was assigned to. @param key of the worker, null: it has not joined.
    * @throws DownpourError DP_FRAME_MALFORMED: it may have none; DP_FRAME_TOO_LARGE.
    */
-  place(header: Header, payloadBytes: number | null, run: Run | null, key: string | null): Place {
+  place(
+    header: FrameHeader,
+    payloadBytes: number | null,
+    run: Run | null,
+    key: string | null,
+  ): PayloadPlace {
     if (header.type === 'push')
       return this.#placePush(header, payloadBytes, key === null ? null : run);
     const bytesMax = payloadMax(header, run, key);
@@ -42,7 +47,7 @@ export class Payloads {
   }
 
   /** What is of no use, since its run is another one or no push of it is so large, is read past. */
-  #placePush(header: Header, payloadBytes: number | null, run: Run | null): Place {
+  #placePush(header: FrameHeader, payloadBytes: number | null, run: Run | null): PayloadPlace {
     if (!run?.rangeLayout || header.run !== run.id) return 'nowhere';
     const { roomBytes, bytesMax } = payloadLimits(run.rangeLayout);
     const bytes = payloadBytes ?? roomBytes;
@@ -83,7 +88,7 @@ const FACTS_TIMES = 2;
  * @param run that the worker was assigned to. @param key of the worker, null: it has not joined.
  */
 function payloadMax(
-  { type, run: named, facts }: Header,
+  { type, run: named, facts }: FrameHeader,
   run: Run | null,
   key: string | null,
 ): number | 'nowhere' {
@@ -95,7 +100,7 @@ function payloadMax(
 }
 
 /** @throws DownpourError DP_FRAME_MALFORMED: it may have none; DP_FRAME_TOO_LARGE. */
-export function mustFit({ type }: Header, bytes: number, bytesMax: number): void {
+export function mustFit({ type }: FrameHeader, bytes: number, bytesMax: number): void {
   if (bytes <= bytesMax) return;
   // Anything may stand there.
   const name = type.slice(0, 40);

@@ -6,7 +6,7 @@ import { RESTORED_BEST } from '../core/run/vector.ts';
 import type { Run } from '../core/run.ts';
 import { BEST, rangesOf } from '../core/shard.ts';
 import type { SaveKind } from '../core/shard-command.ts';
-import { type Copy, type NamedTensor, VECTOR, vectorSizes } from '../core/vectors.ts';
+import { type CopyVector, type NamedTensor, VECTOR, vectorSizes } from '../core/vectors.ts';
 import type { ShardPool } from './pool.ts';
 
 /**
@@ -23,7 +23,7 @@ export function saveShards(
   pool: ShardPool,
   run: Run,
   what: SaveKind,
-  copy: Copy,
+  copy: CopyVector,
 ): { readonly tensors: readonly StreamedTensor[]; done(): void } {
   const id = ++saves;
   const own = run.save(id, what, copy);

@@ -6,7 +6,7 @@ import { LIMITS } from '../../shared/limits.ts';
 import type { ShardAddress } from '../../shared/protocol.ts';
 import type { ServerFacts } from '../../shared/rest.ts';
 import { VERSION } from '../../shared/version.ts';
-import type { Connection, Header } from '../../wire/connection.ts';
+import type { Connection, FrameHeader } from '../../wire/connection.ts';
 import { dial } from '../../wire/handshake.ts';
 import { findLocalSocket } from '../../wire/local-socket.ts';
 import type { RunShards } from '../core/shard.ts';
@@ -53,7 +53,7 @@ interface Lost {
   readonly why: string;
 }
 
-class Link {
+class ShardLink {
   readonly index: number;
   readonly found: FoundShard;
   readonly connection: Connection;
@@ -76,7 +76,7 @@ export class ShardPool implements RunShards {
   readonly #options: ShardPoolOptions;
   readonly #silenceMs: number;
   /** By index − 1, all of them taken; and those that are being opened. */
-  #links: Link[] = [];
+  #links: ShardLink[] = [];
   readonly #opening = new Set<{ end(): void }>();
   readonly #beat: NodeJS.Timeout;
   #beatAt: number;
@@ -160,7 +160,7 @@ export class ShardPool implements RunShards {
     throw new DownpourError('DP_SERVER_STOPPING', 'this server is stopping: it opens no shards');
   }
 
-  async #connect(index: number, found: FoundShard): Promise<Link> {
+  async #connect(index: number, found: FoundShard): Promise<ShardLink> {
     const { access, tls: secure, now, token } = this.#options;
     const given = access();
     const tls = secure();
@@ -188,7 +188,7 @@ export class ShardPool implements RunShards {
         closeMs: CLOSE_MS,
         headers: given === null ? {} : { authorization: `Bearer ${given}` },
         opened: (connection) => {
-          const link = new Link(index, found, connection, now());
+          const link = new ShardLink(index, found, connection, now());
           opening.end = () => connection.terminate();
           // It may take connections and do nothing more: one that is stopped does.
           timer = setTimeout(() => {
@@ -248,7 +248,7 @@ export class ShardPool implements RunShards {
     }
   }
 
-  #lose({ index, found: { url } }: Link, why: string): void {
+  #lose({ index, found: { url } }: ShardLink, why: string): void {
     this.#suspects.add(url);
     if (this.#closing || !this.#whole) return;
     this.#whole = false;
@@ -262,7 +262,7 @@ export class ShardPool implements RunShards {
   }
 
   /** @throws DownpourError DP_FRAME_MALFORMED, or what the shard says went wrong. */
-  #receive(link: Link, header: Header, payload: Uint8Array): void {
+  #receive(link: ShardLink, header: FrameHeader, payload: Uint8Array): void {
     const message: FromShardControl = checkFromShardControl(header);
     if (message.type === 'failed') link.why = `${message.code} ${message.message}`;
     else if (message.type === 'taken') {

@@ -11,9 +11,9 @@ import { VERSION } from '../../shared/version.ts';
 import type {
   Connection,
   ConnectionEvents,
-  Header,
+  FrameHeader,
   Landing,
-  Place,
+  PayloadPlace,
 } from '../../wire/connection.ts';
 import { accept } from '../../wire/handshake.ts';
 import { isFromHere, type LocalListener, listenBeside } from '../../wire/local-socket.ts';
@@ -26,7 +26,7 @@ import {
   unauthorized,
 } from '../access/access.ts';
 import { defaultBytesMax, MemoryBudget } from '../access/memory.ts';
-import { Places, socketLimits } from '../access/sockets.ts';
+import { SocketPlaces, socketLimits } from '../access/sockets.ts';
 import { type TlsFiles, TlsMaterial } from '../access/tls.ts';
 import { Shard } from '../core/shard.ts';
 import type { Snapshot } from '../core/snapshot.ts';
@@ -87,7 +87,7 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
   const server = tls
     ? createTlsServer({ ...portLimits, ...tls.options() }, answer)
     : createServer(portLimits, answer);
-  const places = new Places(server, socketLimits(options.ports));
+  const places = new SocketPlaces(server, socketLimits(options.ports));
   if (tls) tls.keep(server as TlsServer);
   server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
     socket.on('error', () => socket.destroy());
@@ -397,7 +397,7 @@ class ShardSession {
   };
 
   /** @throws DownpourError: it may not be there, or is too large. */
-  #land(header: Header, payloadBytes: number | null): Place {
+  #land(header: FrameHeader, payloadBytes: number | null): PayloadPlace {
     const { type, run } = header;
     const { shard } = this.#server;
     const isPart = type === 'part' || type === 'initialPart';
@@ -415,7 +415,7 @@ class ShardSession {
     return this.#desk.land({ run, bytes, roomBytes, bytesMax, take });
   }
 
-  #receive(header: Header, payload: Uint8Array, landing: Landing | null): void {
+  #receive(header: FrameHeader, payload: Uint8Array, landing: Landing | null): void {
     let kept = false;
     try {
       const message = checkToShard(header);

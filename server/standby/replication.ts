@@ -40,7 +40,10 @@ const CONFIRM_RETRY_MS = 250;
 const INTRODUCE_MS = 20;
 const SETTLE_MS = 10;
 
-type Link = Pick<Connection, 'send' | 'open' | 'close' | 'terminate' | 'ping' | 'bufferedBytes'>;
+type StandbyConnection = Pick<
+  Connection,
+  'send' | 'open' | 'close' | 'terminate' | 'ping' | 'bufferedBytes'
+>;
 
 export interface ReplicationOptions {
   readonly runs: () => readonly Run[];
@@ -73,7 +76,7 @@ interface Uncarried {
 }
 
 interface Standby {
-  readonly link: Link;
+  readonly link: StandbyConnection;
   readonly follow: Follow;
   readonly address: ServerAddress;
   readonly from: string;
@@ -96,13 +99,13 @@ interface Standby {
   buffered: number;
 }
 
-type State = 'alone' | 'joining' | 'following' | 'parting';
+type ReplicationState = 'alone' | 'joining' | 'following' | 'parting';
 
 export class Replication {
   readonly #options: ReplicationOptions;
   readonly #timeoutMs: number;
   readonly #later: (ms: number, act: () => void) => void;
-  #state: State = 'alone';
+  #state: ReplicationState = 'alone';
   #standby: Standby | null = null;
   /** There was one, and it is gone: since when, and why. */
   #missing: { readonly sinceMs: number; readonly why: string; readonly from: string } | null = null;
@@ -124,7 +127,7 @@ export class Replication {
   /** Standbys that got nowhere one after the other, and until when none is let in. */
   #distrust = { times: 0, untilMs: Number.NEGATIVE_INFINITY };
   /** Connections that have not said what they are, and since when. */
-  readonly #strangers = new Map<Link, number>();
+  readonly #strangers = new Map<StandbyConnection, number>();
   #tickedAt: number;
 
   constructor(options: ReplicationOptions) {
@@ -297,7 +300,7 @@ export class Replication {
   }
 
   /** @param from its address, as the socket has it. */
-  accept(link: Link, from: string): ConnectionEvents {
+  accept(link: StandbyConnection, from: string): ConnectionEvents {
     let standby: Standby | null = null;
     let asked = false;
     const take = (message: FromStandby) => {
@@ -344,7 +347,7 @@ export class Replication {
     };
   }
 
-  #attach(link: Link, follow: Follow, from: string): Standby | null {
+  #attach(link: StandbyConnection, follow: Follow, from: string): Standby | null {
     const { now, log, token, leaseMs, changed } = this.#options;
     const refuse = (code: number, why: string) => {
       link.close(code, why);

@@ -13,7 +13,7 @@ import type { Connection } from '../../wire/connection.ts';
 import { dial } from '../../wire/handshake.ts';
 import { Memories } from '../../wire/memories.ts';
 import { portLimits, refuse } from '../access/access.ts';
-import { Places } from '../access/sockets.ts';
+import { SocketPlaces } from '../access/sockets.ts';
 import type { TlsMaterial } from '../access/tls.ts';
 import { hasPayload } from '../core/run/calls.ts';
 import type { RunReplica } from '../core/run/state.ts';
@@ -408,7 +408,7 @@ async function listen({ host, port, tls, primary, store }: StandByOptions): Prom
   const server = tls
     ? createTlsServer({ ...portLimits, ...tls.options() }, answer)
     : createServer(portLimits, answer);
-  new Places(server);
+  new SocketPlaces(server);
   tls?.keep(server as TlsServer);
   server.on('upgrade', (_, socket: Socket) => {
     socket.on('error', () => socket.destroy());

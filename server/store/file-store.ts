@@ -31,7 +31,7 @@ import {
   type AcquireOptions,
   byId,
   bySequence,
-  type CheckpointSummary,
+  type CheckpointRecord,
   checkName,
   fenced,
   inOrderOfCreation,
@@ -64,7 +64,7 @@ const CHECKS: Record<RecordName, (place: string, value: unknown) => unknown> = {
 
 interface Registry {
   readonly last: { readonly token: number; readonly step: number; readonly file: string } | null;
-  readonly checkpoints: readonly CheckpointSummary[];
+  readonly checkpoints: readonly CheckpointRecord[];
 }
 
 /**
@@ -192,7 +192,7 @@ class FileStore implements StateStore {
   publishCheckpoint(
     token: number,
     run: string,
-    manifest: CheckpointSummary,
+    manifest: CheckpointRecord,
   ): Promise<{ readonly moved: boolean }> {
     return this.#change(token, run, 'registry', async () => {
       const { last, checkpoints } = await this.#registry(run);
@@ -208,11 +208,11 @@ class FileStore implements StateStore {
     });
   }
 
-  async checkpoints(run: string): Promise<readonly CheckpointSummary[]> {
+  async checkpoints(run: string): Promise<readonly CheckpointRecord[]> {
     return bySequence((await this.#registry(run)).checkpoints);
   }
 
-  async lastCheckpoint(run: string): Promise<CheckpointSummary | null> {
+  async lastCheckpoint(run: string): Promise<CheckpointRecord | null> {
     const { last, checkpoints } = await this.#registry(run);
     return checkpoints.find((c) => c.file === last?.file) ?? null;
   }

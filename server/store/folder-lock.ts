@@ -36,15 +36,15 @@ import { isGone, thisProcess } from './alive.ts';
 // elsewhere, as between containers that share a volume, by a file that is no longer touched.
 
 /** The content of an owner's file. */
-export type Holder = Readonly<Static<typeof HolderSchema>>;
+export type LockHolder = Readonly<Static<typeof HolderSchema>>;
 
-export type Claimant = Pick<Holder, 'owner' | 'ttlMs' | 'since'>;
+export type Claimant = Pick<LockHolder, 'owner' | 'ttlMs' | 'since'>;
 
 /** Where owners of a state folder are entered. */
 export const OWNER_FOLDER = '.owner';
 const OWNER_FILE = /^(\d{6,16})\.json$/;
 const ATTEMPTS_MAX = 50;
-const checkHolder = checkOf<Holder>(HolderSchema);
+const checkHolder = checkOf<LockHolder>(HolderSchema);
 
 /**
  * Takes the folder and returns the token of its new owner, higher than all before.
@@ -150,7 +150,7 @@ export async function newestToken(folder: string): Promise<number> {
 }
 
 /** The newest owner's file; null when there is none, or it cannot be read. */
-export async function readHolder(folder: string, token: number): Promise<Holder | null> {
+export async function readHolder(folder: string, token: number): Promise<LockHolder | null> {
   try {
     const path = fileOf(folder, token);
     const bytes = await readRecordFile(path, LIMITS.recordBytesMax);
@@ -191,7 +191,7 @@ export async function leaveFolder(folder: string, token: number): Promise<void> 
 
 async function tryTake(
   folder: string,
-  me: Omit<Holder, 'token'>,
+  me: Omit<LockHolder, 'token'>,
   watchMs: number | undefined,
 ): Promise<number | null> {
   const newest = await newestToken(folder);
@@ -278,7 +278,7 @@ async function isUntouched(path: string, mtimeMs: number, forMs: number): Promis
   return true;
 }
 
-async function writeCandidate(folder: string, holder: Holder): Promise<string> {
+async function writeCandidate(folder: string, holder: LockHolder): Promise<string> {
   const path = join(folder, `${randomUUID()}${TEMPORARY}`);
   try {
     const handle = await open(path, 'wx');

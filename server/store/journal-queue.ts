@@ -13,16 +13,16 @@ import { type BestRecord, checkOf, damaged, OperationSchema } from '../../files/
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
-import type { CheckpointSummary, RunRecord } from './state-store.ts';
+import type { CheckpointRecord, RunRecord } from './state-store.ts';
 
 // A record that is written again while it waits is kept once, the newest, at its new place; a checkpoint
 // that is forgotten before Redis heard of it is not told. So what waits is bounded by the number of runs
 // and of checkpoints kept, however long Redis stays away.
 
 /** What is to be written; each can be repeated without harm. */
-export type Operation =
+export type StoreOperation =
   | { readonly op: 'run'; readonly run: string; readonly record: RunRecord }
-  | { readonly op: 'publish'; readonly run: string; readonly manifest: CheckpointSummary }
+  | { readonly op: 'publish'; readonly run: string; readonly manifest: CheckpointRecord }
   | { readonly op: 'forget'; readonly run: string; readonly files: readonly string[] }
   | { readonly op: 'best'; readonly run: string; readonly best: BestRecord }
   | { readonly op: 'earlyStopping'; readonly run: string; readonly record: unknown };
@@ -31,9 +31,9 @@ const JOURNAL = /^journal\.(\d{6,16})\.jsonl$/;
 /** A file that has grown to so much beyond twice of what waits is written anew. */
 const SLACK_BYTES = 2 ** 18;
 
-interface Waiting {
+interface WaitingWrite {
   readonly key: string;
-  readonly operation: Operation;
+  readonly operation: StoreOperation;
   readonly bytes: number;
 }
 
@@ -42,7 +42,7 @@ export class JournalQueue {
   readonly #folder: string;
   readonly #bytesMax: number;
   /** By what an operation replaces, in the order in which they are to be written. */
-  readonly #waiting = new Map<string, Waiting>();
+  readonly #waiting = new Map<string, WaitingWrite>();
   /** Checkpoints that Redis may have: one that has not answered may have heard all the same. */
   readonly #heard = new Set<string>();
   #bytes = 0;
@@ -60,17 +60,17 @@ export class JournalQueue {
     return this.#waiting.size;
   }
 
-  get first(): Waiting | null {
+  get first(): WaitingWrite | null {
     return this.#waiting.values().next().value ?? null;
   }
 
   /** Redis is about to be told. */
-  heard(operation: Operation): void {
+  heard(operation: StoreOperation): void {
     if (operation.op === 'publish') this.#heard.add(keyOf(operation, operation.manifest.file));
   }
 
   /** On disk when the promise resolves. Throws DP_DISK, DP_LIMIT. */
-  add(token: number, operation: Operation): Promise<void> {
+  add(token: number, operation: StoreOperation): Promise<void> {
     return this.#inTurn(async () => {
       const line = lineOf(operation);
       if (this.#bytes + line.length > this.#bytesMax) {
@@ -86,7 +86,7 @@ export class JournalQueue {
   }
 
   /** It has been written. */
-  remove(waiting: Waiting): Promise<void> {
+  remove(waiting: WaitingWrite): Promise<void> {
     return this.#inTurn(async () => {
       // A newer one may have taken its place meanwhile.
       if (this.#waiting.get(waiting.key) === waiting) this.#drop(waiting.key);
@@ -147,7 +147,7 @@ export class JournalQueue {
     return mine;
   }
 
-  #put(operation: Operation, bytes: number): void {
+  #put(operation: StoreOperation, bytes: number): void {
     const { op, run } = operation;
     if (op === 'forget') {
       // One by one, since a name that comes again must stay behind its forgetting.
@@ -167,7 +167,7 @@ export class JournalQueue {
     this.#set(keyOf(operation, op === 'publish' ? operation.manifest.file : ''), operation, bytes);
   }
 
-  #set(key: string, operation: Operation, bytes = lineOf(operation).length): void {
+  #set(key: string, operation: StoreOperation, bytes = lineOf(operation).length): void {
     this.#drop(key);
     this.#waiting.set(key, { key, operation, bytes });
     this.#bytes += bytes;
@@ -221,13 +221,13 @@ export class JournalQueue {
 }
 
 /** What a later operation of the same kind replaces. */
-function keyOf({ op, run }: Pick<Operation, 'op' | 'run'>, file = ''): string {
+function keyOf({ op, run }: Pick<StoreOperation, 'op' | 'run'>, file = ''): string {
   return `${op} ${run} ${file}`;
 }
 
 const SUM_CHARACTERS = 16;
 
-function lineOf(operation: Operation): Buffer {
+function lineOf(operation: StoreOperation): Buffer {
   const text = losslessJson(operation);
   return Buffer.from(`${sumOf(text)} ${text}\n`);
 }
@@ -236,13 +236,13 @@ function sumOf(text: string): string {
   return createHash('sha256').update(text).digest('hex').slice(0, SUM_CHARACTERS);
 }
 
-const checkOperation = checkOf<Operation>(OperationSchema);
+const checkOperation = checkOf<StoreOperation>(OperationSchema);
 const LOUD = { level: 'warn' } as const;
 /** That a file's damage is told in. */
 const PROBLEMS_MAX = 5;
 
 interface ReadJournal {
-  readonly operations: readonly (readonly [Operation, number])[];
+  readonly operations: readonly (readonly [StoreOperation, number])[];
   /** Its last line was being written when its server died. */
   readonly cut: boolean;
   /** Why records were passed over: DP_STATE_CORRUPT. */
@@ -251,7 +251,7 @@ interface ReadJournal {
 
 /** All whole lines with the right checksum that say what is to be written. */
 async function readJournal(path: string): Promise<ReadJournal> {
-  const operations: [Operation, number][] = [];
+  const operations: [StoreOperation, number][] = [];
   const problems: DownpourError[] = [];
   const passOver = (error: DownpourError) => {
     if (problems.length < PROBLEMS_MAX) problems.push(error);

@@ -13,10 +13,10 @@ import {
   refuseHeld,
   touchFolder,
 } from './folder-lock.ts';
-import { JournalQueue, type Operation } from './journal-queue.ts';
+import { JournalQueue, type StoreOperation } from './journal-queue.ts';
 import {
   type AcquireOptions,
-  type CheckpointSummary,
+  type CheckpointRecord,
   checkName,
   fenced,
   type OwnerLease,
@@ -82,7 +82,11 @@ class JournaledStore implements StateStore {
   // Writing now or later.
 
   /** Now, or behind all that waits. @returns what `now` did; null: it waits. */
-  async #write<T>(token: number, operation: Operation, now: () => Promise<T>): Promise<T | null> {
+  async #write<T>(
+    token: number,
+    operation: StoreOperation,
+    now: () => Promise<T>,
+  ): Promise<T | null> {
     if (this.#queue.size === 0) {
       try {
         this.#queue.heard(operation);
@@ -219,7 +223,7 @@ class JournaledStore implements StateStore {
   async putRun(token: number, record: RunRecord): Promise<void> {
     checkName(record.id);
     losslessJson(record);
-    const operation: Operation = { op: 'run', run: record.id, record };
+    const operation: StoreOperation = { op: 'run', run: record.id, record };
     await this.#write(token, operation, () => this.#store.putRun(token, record));
   }
 
@@ -240,24 +244,24 @@ class JournaledStore implements StateStore {
   async publishCheckpoint(
     token: number,
     run: string,
-    given: CheckpointSummary,
+    given: CheckpointRecord,
   ): Promise<{ readonly moved: boolean | null }> {
     const manifest = summaryOf(given);
-    const operation: Operation = { op: 'publish', run: checkName(run), manifest };
+    const operation: StoreOperation = { op: 'publish', run: checkName(run), manifest };
     const now = () => this.#store.publishCheckpoint(token, run, manifest);
     return (await this.#write(token, operation, now)) ?? { moved: null };
   }
 
-  checkpoints(run: string): Promise<readonly CheckpointSummary[]> {
+  checkpoints(run: string): Promise<readonly CheckpointRecord[]> {
     return this.#store.checkpoints(run);
   }
 
-  lastCheckpoint(run: string): Promise<CheckpointSummary | null> {
+  lastCheckpoint(run: string): Promise<CheckpointRecord | null> {
     return this.#store.lastCheckpoint(run);
   }
 
   async forgetCheckpoints(token: number, run: string, files: readonly string[]): Promise<void> {
-    const operation: Operation = { op: 'forget', run: checkName(run), files };
+    const operation: StoreOperation = { op: 'forget', run: checkName(run), files };
     await this.#write(token, operation, () => this.#store.forgetCheckpoints(token, run, files));
   }
 
@@ -267,7 +271,7 @@ class JournaledStore implements StateStore {
     best: BestRecord,
   ): Promise<{ readonly kept: boolean | null; readonly best: BestRecord }> {
     refuseNotFinite(best);
-    const operation: Operation = { op: 'best', run: checkName(run), best };
+    const operation: StoreOperation = { op: 'best', run: checkName(run), best };
     const now = () => this.#store.recordBest(token, run, best);
     return (await this.#write(token, operation, now)) ?? { kept: null, best };
   }
@@ -278,7 +282,7 @@ class JournaledStore implements StateStore {
 
   async putEarlyStopping(token: number, run: string, record: unknown): Promise<void> {
     losslessJson(record);
-    const operation: Operation = { op: 'earlyStopping', run: checkName(run), record };
+    const operation: StoreOperation = { op: 'earlyStopping', run: checkName(run), record };
     await this.#write(token, operation, () => this.#store.putEarlyStopping(token, run, record));
   }
 
@@ -304,7 +308,7 @@ class JournaledStore implements StateStore {
   }
 }
 
-async function perform(store: StateStore, token: number, operation: Operation): Promise<void> {
+async function perform(store: StateStore, token: number, operation: StoreOperation): Promise<void> {
   const { op, run } = operation;
   if (op === 'run') await store.putRun(token, operation.record);
   else if (op === 'publish') await store.publishCheckpoint(token, run, operation.manifest);

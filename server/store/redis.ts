@@ -22,7 +22,7 @@ import {
   type AcquireOptions,
   byId,
   bySequence,
-  type CheckpointSummary,
+  type CheckpointRecord,
   checkName,
   fenced,
   inOrderOfCreation,
@@ -35,7 +35,7 @@ import {
 } from './state-store.ts';
 
 const checkRun = checkOf<RunRecord>(RunRecordSchema);
-const checkSummary = checkOf<CheckpointSummary>(CheckpointSummarySchema);
+const checkSummary = checkOf<CheckpointRecord>(CheckpointSummarySchema);
 const checkBest = checkOf<BestRecord>(BestRecordSchema);
 const checkShard = checkOf<ShardRecord>(ShardRecordSchema);
 
@@ -191,7 +191,7 @@ class RedisStore implements StateStore {
   async publishCheckpoint(
     token: number,
     run: string,
-    manifest: CheckpointSummary,
+    manifest: CheckpointRecord,
   ): Promise<{ readonly moved: boolean }> {
     const { file, step, kind } = manifest;
     const summary = losslessJson(summaryOf(manifest));
@@ -200,13 +200,13 @@ class RedisStore implements StateStore {
     return { moved: moved === 1 };
   }
 
-  async checkpoints(run: string): Promise<readonly CheckpointSummary[]> {
+  async checkpoints(run: string): Promise<readonly CheckpointRecord[]> {
     const [hash] = this.#checkpointKeys(run);
     const summaries = await this.#redis.readAll(hash, checkSummary);
     return bySequence(summaries.map(([, summary]) => summary));
   }
 
-  async lastCheckpoint(run: string): Promise<CheckpointSummary | null> {
+  async lastCheckpoint(run: string): Promise<CheckpointRecord | null> {
     const [hash, last] = this.#checkpointKeys(run);
     const pointer = await this.#redis.ask([last], (redis) => redis.hget(last, run));
     if (pointer === null) return null;

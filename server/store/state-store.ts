@@ -46,7 +46,7 @@ export interface RunRecord {
 }
 
 /** A manifest without the state, which only the checkpoint's own file holds. */
-export type CheckpointSummary = Omit<CheckpointManifest, 'state'>;
+export type CheckpointRecord = Omit<CheckpointManifest, 'state'>;
 
 /**
  * All methods throw DP_REDIS_UNAVAILABLE or DP_DISK when the store cannot be reached, writes also
@@ -82,12 +82,12 @@ export interface StateStore {
   publishCheckpoint(
     token: number,
     run: string,
-    manifest: CheckpointSummary,
+    manifest: CheckpointRecord,
   ): Promise<{ readonly moved: boolean | null }>;
   /** Oldest first. */
-  checkpoints(run: string): Promise<readonly CheckpointSummary[]>;
+  checkpoints(run: string): Promise<readonly CheckpointRecord[]>;
   /** The checkpoint to resume from. */
-  lastCheckpoint(run: string): Promise<CheckpointSummary | null>;
+  lastCheckpoint(run: string): Promise<CheckpointRecord | null>;
   /** Takes pruned checkpoints out of the registry, by tensor file. */
   forgetCheckpoints(token: number, run: string, files: readonly string[]): Promise<void>;
 
@@ -123,12 +123,12 @@ export function checkName(run: string): string {
   throw new DownpourError('DP_CONFIG_INVALID', `run ${shown} must be named like ${NAME_PATTERN}`);
 }
 
-export function summaryOf(manifest: CheckpointSummary): CheckpointSummary {
+export function summaryOf(manifest: CheckpointRecord): CheckpointRecord {
   const { state: _, ...summary } = manifest as CheckpointManifest;
   return summary;
 }
 
-export function bySequence(checkpoints: readonly CheckpointSummary[]): CheckpointSummary[] {
+export function bySequence(checkpoints: readonly CheckpointRecord[]): CheckpointRecord[] {
   return [...checkpoints].sort((a, b) => a.sequence - b.sequence);
 }
 

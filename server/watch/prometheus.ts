@@ -49,12 +49,12 @@ export interface ProcessFacts {
 
 const ERROR_CODES = Object.keys(ERRORS) as ErrorCode[];
 
-type Labels = Readonly<Record<string, string>>;
-type Sample = readonly [Labels, number | null];
+type MetricLabels = Readonly<Record<string, string>>;
+type MetricSample = readonly [MetricLabels, number | null];
 
 /** @returns the whole page. */
 export function exposition(facts: PrometheusFacts): string {
-  const page = new Page();
+  const page = new MetricsPage();
   aboutServer(page, facts);
   aboutOthers(page, facts.server);
   aboutMemory(page, facts.server);
@@ -69,9 +69,9 @@ export function exposition(facts: PrometheusFacts): string {
   return page.text();
 }
 
-const one = (value: number): Sample[] => [[{}, value]];
+const one = (value: number): MetricSample[] => [[{}, value]];
 
-function aboutServer(page: Page, { server, errors, unasked }: PrometheusFacts): void {
+function aboutServer(page: MetricsPage, { server, errors, unasked }: PrometheusFacts): void {
   const { version, stateStore, alerts } = server;
   page.gauge('downpour_info', 'Version of the server and the kind of its state store. Always 1.', [
     [{ version, state_store: stateStore }, 1],
@@ -79,14 +79,14 @@ function aboutServer(page: Page, { server, errors, unasked }: PrometheusFacts): 
   page.gauge(
     'downpour_alerts',
     'Alerts that need attention. GET /status has their text.',
-    (['critical', 'warning', 'info'] as const).map((severity): Sample => {
+    (['critical', 'warning', 'info'] as const).map((severity): MetricSample => {
       return [{ severity }, alerts.filter((alert) => alert.severity === severity).length];
     }),
   );
   page.counter(
     'downpour_errors_total',
     'Errors sent to workers and clients, by code of docs/errors.md.',
-    ERROR_CODES.map((code): Sample => [{ code }, errors.get(code) ?? 0]),
+    ERROR_CODES.map((code): MetricSample => [{ code }, errors.get(code) ?? 0]),
   );
   page.counter(
     'downpour_unasked_messages_total',
@@ -106,7 +106,7 @@ function aboutServer(page: Page, { server, errors, unasked }: PrometheusFacts): 
 }
 
 /** Redis, the standby, the shards and the bucket. */
-function aboutOthers(page: Page, server: PrometheusFacts['server']): void {
+function aboutOthers(page: MetricsPage, server: PrometheusFacts['server']): void {
   const { stateStoreAway, shards, standby, copies } = server;
   page.gauge(
     'downpour_state_store_away_seconds',
@@ -130,7 +130,7 @@ function aboutOthers(page: Page, server: PrometheusFacts['server']): void {
   page.gauge('downpour_shards_whole', '1: all shards are connected.', [
     [{}, shards === null || shards.whole ? 1 : 0],
   ]);
-  const copied = (count: number | undefined): Sample[] => [[{}, count ?? null]];
+  const copied = (count: number | undefined): MetricSample[] => [[{}, count ?? null]];
   page.counter(
     'downpour_copies_total',
     'Checkpoints copied to the bucket of --checkpoint-copy.',
@@ -157,11 +157,14 @@ function aboutOthers(page: Page, server: PrometheusFacts['server']): void {
   page.gauge(
     'downpour_run_copied_step',
     'Step of the newest copy of a run.',
-    (copies?.runs ?? []).map(({ run, step }): Sample => [{ run }, step]),
+    (copies?.runs ?? []).map(({ run, step }): MetricSample => [{ run }, step]),
   );
 }
 
-function aboutMemory(page: Page, { memoryBytes, connections }: PrometheusFacts['server']): void {
+function aboutMemory(
+  page: MetricsPage,
+  { memoryBytes, connections }: PrometheusFacts['server'],
+): void {
   page.gauge(
     'downpour_heap_used_bytes',
     'Used bytes of the JavaScript heap.',
@@ -195,7 +198,7 @@ function aboutMemory(page: Page, { memoryBytes, connections }: PrometheusFacts['
 }
 
 /** @param residentBytes resident memory. */
-function aboutProcess(page: Page, process: ProcessFacts, residentBytes: number): void {
+function aboutProcess(page: MetricsPage, process: ProcessFacts, residentBytes: number): void {
   page.histogram(
     'downpour_event_loop_lag_seconds',
     'How late a timer fires that runs four times a second. All other work is as late.',
@@ -225,29 +228,32 @@ function aboutProcess(page: Page, process: ProcessFacts, residentBytes: number):
 
 /** A gauge of each run. */
 function eachRun(
-  page: Page,
+  page: MetricsPage,
   runs: readonly RunFacts[],
 ): (name: string, help: string, of: (run: RunSummary) => number | null) => void {
   return (name, help, of) =>
     page.gauge(
       `downpour_run_${name}`,
       help,
-      runs.map(({ summary }): Sample => [{ run: summary.id }, of(summary)]),
+      runs.map(({ summary }): MetricSample => [{ run: summary.id }, of(summary)]),
     );
 }
 
-function aboutRuns(page: Page, { phases, runs }: PrometheusFacts): void {
+function aboutRuns(page: MetricsPage, { phases, runs }: PrometheusFacts): void {
   const each = eachRun(page, runs);
   page.gauge(
     'downpour_runs',
     'Number of runs in each phase.',
-    PhaseSchema.anyOf.map(({ const: phase }): Sample => [{ phase }, phases.get(phase) ?? 0]),
+    PhaseSchema.anyOf.map(({ const: phase }): MetricSample => [{ phase }, phases.get(phase) ?? 0]),
   );
   page.gauge(
     'downpour_run_info',
     'Experiment and phase of a run. Always 1.',
     runs.map(
-      ({ summary: { id: run, experiment, phase } }): Sample => [{ run, experiment, phase }, 1],
+      ({ summary: { id: run, experiment, phase } }): MetricSample => [
+        { run, experiment, phase },
+        1,
+      ],
     ),
   );
   each(
@@ -313,7 +319,7 @@ function aboutRuns(page: Page, { phases, runs }: PrometheusFacts): void {
   each('lost_steps', 'Applied updates that crashes of the server took back.', (r) => r.stepsLost);
 }
 
-function aboutWriting(page: Page, runs: readonly RunFacts[]): void {
+function aboutWriting(page: MetricsPage, runs: readonly RunFacts[]): void {
   const each = eachRun(page, runs);
   each('checkpoint_step', 'Step of the newest checkpoint.', (r) => r.checkpoint?.step ?? null);
   each(
@@ -324,22 +330,26 @@ function aboutWriting(page: Page, runs: readonly RunFacts[]): void {
   page.gauge(
     'downpour_run_checkpoint_bytes',
     'Size of the newest checkpoint.',
-    runs.map(({ summary, checkpointBytes }): Sample => [{ run: summary.id }, checkpointBytes]),
+    runs.map(
+      ({ summary, checkpointBytes }): MetricSample => [{ run: summary.id }, checkpointBytes],
+    ),
   );
   page.gauge(
     'downpour_run_unwritten',
     '1: the server could not write something of the run and tries again. The log has the reason.',
-    runs.map(({ summary, unwritten }): Sample => [{ run: summary.id }, unwritten === null ? 0 : 1]),
+    runs.map(
+      ({ summary, unwritten }): MetricSample => [{ run: summary.id }, unwritten === null ? 0 : 1],
+    ),
   );
 }
 
-function aboutPushes(page: Page, runs: readonly RunFacts[]): void {
+function aboutPushes(page: MetricsPage, runs: readonly RunFacts[]): void {
   const counted = runs.flatMap(({ summary: { id }, pushes, writes }) => ({ id, pushes, writes }));
   page.counter(
     'downpour_pushes_total',
     'Pushes answered since the server started, by outcome.',
     counted.flatMap(({ id: run, pushes }) =>
-      Object.entries(pushes.outcomes).map(([outcome, n]): Sample => [{ run, outcome }, n]),
+      Object.entries(pushes.outcomes).map(([outcome, n]): MetricSample => [{ run, outcome }, n]),
     ),
   );
   const histogram = (
@@ -378,12 +388,14 @@ function aboutPushes(page: Page, runs: readonly RunFacts[]): void {
   page.counter(
     'downpour_write_failures_total',
     'Checkpoints and records that could not be written. The server tries each again.',
-    counted.flatMap(({ id: run, writes }): Sample[] => (writes ? [[{ run }, writes.failed]] : [])),
+    counted.flatMap(({ id: run, writes }): MetricSample[] =>
+      writes ? [[{ run }, writes.failed]] : [],
+    ),
   );
 }
 
 /** Only connected workers have series: those that are gone leave none behind. */
-function aboutWorkers(page: Page, workers: readonly WorkerSummary[]): void {
+function aboutWorkers(page: MetricsPage, workers: readonly WorkerSummary[]): void {
   const each = (
     kind: 'gauge' | 'counter',
     name: string,
@@ -393,19 +405,21 @@ function aboutWorkers(page: Page, workers: readonly WorkerSummary[]): void {
     page[kind](
       `downpour_worker_${name}`,
       help,
-      workers.map((worker): Sample => [{ worker: worker.worker }, of(worker)]),
+      workers.map((worker): MetricSample => [{ worker: worker.worker }, of(worker)]),
     );
   const states = ['idle', 'joining', 'training', 'evaluating', 'waiting'];
   page.gauge(
     'downpour_workers',
     'Connected workers, by what they are doing.',
-    states.map((state): Sample => [{ state }, workers.filter((w) => w.state === state).length]),
+    states.map(
+      (state): MetricSample => [{ state }, workers.filter((w) => w.state === state).length],
+    ),
   );
   page.gauge(
     'downpour_worker_info',
     'Run, engine, device and transport of a worker. Always 1.',
     workers.map(
-      ({ worker, run, engine, device, transport }): Sample => [
+      ({ worker, run, engine, device, transport }): MetricSample => [
         { worker, run: run ?? '', engine, device, transport },
         1,
       ],
@@ -415,7 +429,7 @@ function aboutWorkers(page: Page, workers: readonly WorkerSummary[]): void {
     'downpour_worker_pushes_total',
     'Pushes of a worker for its present run, by outcome.',
     workers.flatMap(({ worker, pushes }) =>
-      Object.entries(pushes).map(([outcome, n]): Sample => [{ worker, outcome }, n]),
+      Object.entries(pushes).map(([outcome, n]): MetricSample => [{ worker, outcome }, n]),
     ),
   );
   each('counter', 'examples_total', "Examples in the worker's applied pushes.", (w) => w.examples);
@@ -466,18 +480,22 @@ function aboutWorkers(page: Page, workers: readonly WorkerSummary[]): void {
   );
 }
 
-class Page {
+class MetricsPage {
   readonly #lines: string[] = [];
 
-  gauge(name: string, help: string, samples: readonly Sample[]): void {
+  gauge(name: string, help: string, samples: readonly MetricSample[]): void {
     this.#family(name, 'gauge', help, samples);
   }
 
-  counter(name: string, help: string, samples: readonly Sample[]): void {
+  counter(name: string, help: string, samples: readonly MetricSample[]): void {
     this.#family(name, 'counter', help, samples);
   }
 
-  histogram(name: string, help: string, series: readonly (readonly [Labels, Counted])[]): void {
+  histogram(
+    name: string,
+    help: string,
+    series: readonly (readonly [MetricLabels, Counted])[],
+  ): void {
     this.#head(name, 'histogram', help);
     for (const [labels, { bounds, counts, sum }] of series) {
       let below = 0;
@@ -494,7 +512,7 @@ class Page {
     return `${this.#lines.join('\n')}\n`;
   }
 
-  #family(name: string, type: string, help: string, samples: readonly Sample[]): void {
+  #family(name: string, type: string, help: string, samples: readonly MetricSample[]): void {
     this.#head(name, type, help);
     for (const [labels, value] of samples) {
       if (value !== null) this.#sample(name, labels, value);
@@ -505,7 +523,7 @@ class Page {
     this.#lines.push(`# HELP ${name} ${help}`, `# TYPE ${name} ${type}`);
   }
 
-  #sample(name: string, labels: Labels, value: number): void {
+  #sample(name: string, labels: MetricLabels, value: number): void {
     const pairs = Object.entries(labels).map(([key, text]) => `${key}="${escapeLabel(text)}"`);
     this.#lines.push(`${name}${pairs.length > 0 ? `{${pairs.join()}}` : ''} ${numeral(value)}`);
   }

@@ -4,13 +4,13 @@ import type { LogLine } from '../../shared/rest.ts';
 
 /** The last lines of the log about each run, for its page; they are kept in memory alone, and are gone with the process. */
 
-interface Kept extends LogLine {
+interface KeptLine extends LogLine {
   /** Lines of one kind that follow one another are one. */
   readonly kind: string;
 }
 
 interface RunLines {
-  lines: Kept[];
+  lines: KeptLine[];
   characters: number;
   /** Lines that gave way to newer ones. */
   dropped: number;
@@ -59,7 +59,7 @@ export class RunLog {
     const isSame = last?.kind === kind;
     if (isSame) this.#drop(own, own.lines.length - 1);
     const before = isSame ? last.repeated + 1 : 0;
-    const entry: Kept = {
+    const entry: KeptLine = {
       ...{ at, level, text, worker, code, step, kind },
       repeated: before + repeated,
     };

@@ -2,12 +2,12 @@ import type { Timeline, WorkerSummary } from '../../shared/rest.ts';
 
 /** What each worker did of late, sampled once a second: its states, and how many examples it took. */
 
-type State = WorkerSummary['state'];
+type WorkerState = WorkerSummary['state'];
 
 interface Past {
   readonly worker: string;
   /** When each state began, ms, ascending. */
-  readonly states: { state: State; at: number }[];
+  readonly states: { state: WorkerState; at: number }[];
   /** Counts of the last seconds. */
   readonly examples: { examples: number; at: number }[];
   seenAt: number;

@@ -12,7 +12,7 @@ import type { BestRecord } from '../../files/records.ts';
 import { openFileStore } from '../../server/store/file-store.ts';
 import { journaled } from '../../server/store/journal.ts';
 import { openRedisStore } from '../../server/store/redis.ts';
-import type { CheckpointSummary, StateStore } from '../../server/store/state-store.ts';
+import type { CheckpointRecord, StateStore } from '../../server/store/state-store.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { freePort, redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
 
@@ -117,7 +117,7 @@ function summary(sequence: number, step: number, kind: 'last' | 'best' | 'final'
   return { version: 1, run: 'r1', step, kind, sequence, createdAt, file, ...sums } as const;
 }
 
-const stepsOf = (checkpoints: readonly CheckpointSummary[]) => checkpoints.map((c) => c.step);
+const stepsOf = (checkpoints: readonly CheckpointRecord[]) => checkpoints.map((c) => c.step);
 const codeOf = (promise: Promise<unknown>) => promise.then(() => 'no error', errorCode);
 
 /** Starts an owner in its own process; `say` sends a value to record, `heard` gives its next line. */

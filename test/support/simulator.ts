@@ -2,7 +2,7 @@ import { Budget } from '../../server/access/budget.ts';
 import type { RunState } from '../../server/core/run/state.ts';
 import { Run } from '../../server/core/run.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
-import { Session } from '../../server/fleet/session.ts';
+import { WorkerSession } from '../../server/fleet/session.ts';
 import { checkToStandby, type ToStandby } from '../../server/standby/protocol.ts';
 import { Replication } from '../../server/standby/replication.ts';
 import { Replicas } from '../../server/standby/standby.ts';
@@ -18,9 +18,9 @@ import { VERSION } from '../../shared/version.ts';
 import type {
   Connection,
   ConnectionEvents,
-  Header,
+  FrameHeader,
   Landing,
-  Place,
+  PayloadPlace,
 } from '../../wire/connection.ts';
 import {
   createProblem,
@@ -338,7 +338,7 @@ function before(a: { at: number; order: number }, b: { at: number; order: number
 // The network.
 
 interface Sent {
-  readonly header: Header;
+  readonly header: FrameHeader;
   payload: Uint8Array;
 }
 
@@ -346,7 +346,7 @@ interface Sent {
 class SimulatedConnection {
   readonly #simulation: Simulation;
   readonly #worker: SimulatedWorker;
-  readonly session: Session;
+  readonly session: WorkerSession;
   #serverOpen = true;
   #workerOpen = true;
   #lost = false;
@@ -366,7 +366,7 @@ class SimulatedConnection {
     // Its clock jumps from event to event: nothing takes time.
     const budget = new Budget({ share: 1, burstMs: Number.POSITIVE_INFINITY }, () => 0);
     const end = this.serverEnd as unknown as Connection;
-    this.session = new Session(end, coordinator!, '', null, budget, {
+    this.session = new WorkerSession(end, coordinator!, '', null, budget, {
       [LOCAL_STEPS_HEADER]: 'yes',
     });
     try {
@@ -401,7 +401,7 @@ class SimulatedConnection {
       this.answers.push(message);
       simulation.server.told(this.session.key, message);
       if (message.type === 'work') simulation.server.given(message.leases);
-      const header = structuredClone(message) as unknown as Header;
+      const header = structuredClone(message) as unknown as FrameHeader;
       // The bytes are read when they leave, not when they are given: nobody may write to them until then.
       this.#leavesAt = Math.max(this.#leavesAt, simulation.now + simulation.delayMs(3));
       simulation.at(this.#leavesAt - simulation.now, () => {
@@ -487,7 +487,7 @@ class SimulatedConnection {
   send(header: object, payload: Uint8Array = new Uint8Array()): void {
     if (!this.#workerOpen) return;
     const simulation = this.#simulation;
-    const sent = { header: structuredClone(header) as Header, payload: payload.slice() };
+    const sent = { header: structuredClone(header) as FrameHeader, payload: payload.slice() };
     this.#toServerAt = Math.max(this.#toServerAt, simulation.now + simulation.delayMs(20));
     simulation.at(this.#toServerAt - simulation.now, () =>
       simulation.server.enter(() => {
@@ -511,7 +511,7 @@ class SimulatedConnection {
     if (this.#landing || !this.#serverOpen) return;
     const sent = this.#arriving[0];
     if (!sent) return;
-    let place: Place = null;
+    let place: PayloadPlace = null;
     try {
       if (sent.payload.length > 0) place = this.#events.land(sent.header, sent.payload.length);
     } catch (error) {

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { conductStudy, type Plan, type StudyOptions, type Trial } from '../../study/study.ts';
+import { conductStudy, type StudyOptions, type StudyPlan, type Trial } from '../../study/study.ts';
 import { experimentName, hashExperiment } from '../../worker/experiment.ts';
 import type { Cluster } from './cluster.ts';
 
@@ -8,7 +8,7 @@ export async function studyOn(
   cluster: Cluster,
   name: string,
   file: string,
-  plan: Plan,
+  plan: StudyPlan,
   parallel = 2,
   more: Partial<StudyOptions> = {},
 ): Promise<readonly Trial[]> {

@@ -11,10 +11,10 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { WebSocket, WebSocketServer } from 'ws';
 import { encodeFrame } from '../../shared/codec.ts';
 import { errorText } from '../../shared/errors.ts';
-import type { Connection, ConnectionEvents, Header } from '../../wire/connection.ts';
+import type { Connection, ConnectionEvents, FrameHeader } from '../../wire/connection.ts';
 import { FRAME_HEAD_MAX, writeFrameHead } from '../../wire/frames.ts';
 import { accept, type DialOptions, dial } from '../../wire/handshake.ts';
-import { tryStraight, type Way } from '../../wire/node-sockets.ts';
+import { type ReadWay, tryStraight } from '../../wire/node-sockets.ts';
 import { acceptSilent } from '../support/silent-socket.ts';
 
 /** Both ends of a connection on real sockets, against each other and against the `ws` package. */
@@ -43,7 +43,7 @@ class Inbox {
 }
 
 const sumOf = (payload: Uint8Array) => payload.reduce((sum, value) => (sum + value) >>> 0, 7);
-const shown = (header: Header, payload: Uint8Array) => [
+const shown = (header: FrameHeader, payload: Uint8Array) => [
   header.type,
   payload.length,
   sumOf(payload),
@@ -66,7 +66,7 @@ function collect(inbox: Inbox, more: Partial<ConnectionEvents> = {}): Connection
 
 interface ServerOptions {
   readonly http?: Server;
-  readonly way?: Way;
+  readonly way?: ReadWay;
   readonly closeMs?: number;
   readonly events?: (connection: Connection, inbox: Inbox) => Partial<ConnectionEvents>;
 }
@@ -143,7 +143,7 @@ async function openRaw(port: number): Promise<{ socket: Socket; rest: () => Prom
 
 const floats = (length: number) => Float32Array.from({ length }, (_, i) => Math.sin(i));
 const bytes = (values: Float32Array) => new Uint8Array(values.buffer);
-const WAYS: readonly Way[] = ['straight', 'copied'];
+const WAYS: readonly ReadWay[] = ['straight', 'copied'];
 
 test('this Node reads sockets of the HTTP server straight into place', async () => {
   expect(await tryStraight()).toBe(null);

@@ -11,7 +11,7 @@ import { createLayout } from '../../shared/layout.ts';
 import { partition } from '../../shared/partition.ts';
 import type { Join } from '../../shared/protocol.ts';
 import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
-import type { Connection, Header } from '../../wire/connection.ts';
+import type { Connection, FrameHeader } from '../../wire/connection.ts';
 import { dial } from '../../wire/handshake.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
 import { hashExperiment } from '../../worker/experiment.ts';
@@ -98,7 +98,7 @@ async function train(): Promise<Cluster> {
 
 interface Hostile {
   readonly connection: Connection;
-  readonly said: Header[];
+  readonly said: FrameHeader[];
   /** What it was closed with. */
   closed: string | null;
 }

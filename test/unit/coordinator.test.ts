@@ -1,7 +1,7 @@
 import { beforeEach, expect, test, vi } from 'vitest';
 import type { Keeper } from '../../server/checkpoints/keeper.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
-import type { Session } from '../../server/fleet/session.ts';
+import type { WorkerSession } from '../../server/fleet/session.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 
@@ -38,7 +38,7 @@ function connect(leaseSeconds: number | null) {
     charges: { stands: false },
     look() {},
   };
-  coordinator.workers.opened(session as unknown as Session);
+  coordinator.workers.opened(session as unknown as WorkerSession);
   return { calls, session };
 }
 

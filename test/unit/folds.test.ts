@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import type { Keeper } from '../../server/checkpoints/keeper.ts';
 import type { Run } from '../../server/core/run.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
-import type { Session } from '../../server/fleet/session.ts';
+import type { WorkerSession } from '../../server/fleet/session.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import type { Examples, ExperimentData } from '../../worker/data/examples.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
@@ -231,14 +231,14 @@ test('a run with workersMax is given no more workers, another takes the rest', (
         this.idled = true;
       },
     };
-    coordinator.workers.opened(session as unknown as Session);
-    coordinator.workers.employ(session as unknown as Session);
+    coordinator.workers.opened(session as unknown as WorkerSession);
+    coordinator.workers.employ(session as unknown as WorkerSession);
     return session;
   });
   expect(assigned.map(({ run }) => run?.id ?? null)).toEqual(['narrow', 'narrow', null, null]);
   expect(assigned[3]!.idled).toBe(true);
   coordinator.adopt(createRun({}, 'wide'));
   for (const session of assigned.slice(2))
-    coordinator.workers.employ(session as unknown as Session);
+    coordinator.workers.employ(session as unknown as WorkerSession);
   expect(assigned.map(({ run }) => run?.id)).toEqual(['narrow', 'narrow', 'wide', 'wide']);
 });

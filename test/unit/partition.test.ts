@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { createLayout, type Role } from '../../shared/layout.ts';
+import { createLayout, type TensorRole } from '../../shared/layout.ts';
 import { partition, piecesOf } from '../../shared/partition.ts';
 
 function layoutOf(...sizes: number[]) {
@@ -36,7 +36,7 @@ describe('ranges', () => {
 
   test('cover every element once, in balance, whatever the tensors', () => {
     const sizes = fc.array(fc.integer({ min: 0, max: 60_000 }), { minLength: 1, maxLength: 40 });
-    const roles = fc.array(fc.constantFrom<Role>('trainable', 'statistics', 'frozen'));
+    const roles = fc.array(fc.constantFrom<TensorRole>('trainable', 'statistics', 'frozen'));
     fc.assert(
       fc.property(sizes, roles, fc.integer({ min: 1, max: 9 }), (lengths, kinds, shards) => {
         const layout = createLayout([

@@ -7,7 +7,7 @@ import type { PartialConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { random } from '../../shared/random.ts';
 import { VERSION } from '../../shared/version.ts';
-import type { Header } from '../../wire/connection.ts';
+import type { FrameHeader } from '../../wire/connection.ts';
 import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
 import { createReplication, expectEqual, StandbyLink } from '../support/standby-link.ts';
 
@@ -545,7 +545,7 @@ describe('what a standby must not say', () => {
       terminate: () => void closed.push('terminated'),
     };
     const events = made.replication.accept(link, '192.0.2.9');
-    const say = (message: object) => events.message(message as Header, new Uint8Array(), null);
+    const say = (message: object) => events.message(message as FrameHeader, new Uint8Array(), null);
     return { ...made, closed, say };
   }
 

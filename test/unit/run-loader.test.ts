@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { Run } from '../../server/core/run.ts';
-import { type Known, RunLoader } from '../../server/fleet/run-loader.ts';
+import { RunLoader, type UnreadRun } from '../../server/fleet/run-loader.ts';
 import { resolveConfig } from '../../shared/config.ts';
 
 /** Which run is read when, and who hears of it. */
@@ -17,7 +17,7 @@ function open(known: readonly (readonly [id: string, isOver: boolean])[], atOnce
   const ends = new Map<string, (run: Run | null) => void>();
   const adopted: string[] = [];
   const loader = new RunLoader({
-    known: known.map(([id, isOver]): Known => ({ id, isOver, bundle: `bundle of ${id}` })),
+    known: known.map(([id, isOver]): UnreadRun => ({ id, isOver, bundle: `bundle of ${id}` })),
     read: ({ id }) => {
       begun.push(id);
       return new Promise((resolve) => ends.set(id, resolve));

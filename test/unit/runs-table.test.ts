@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import type { RunSummary } from '../../shared/rest.ts';
 import { COLUMNS, metricColumn, metricNames } from '../../web/runs/columns.ts';
-import { linesOf, type Wanted } from '../../web/runs/fold.ts';
+import { linesOf, type WantedRuns } from '../../web/runs/fold.ts';
 
 /** What the table of runs shows; that pages show it is in test/system/dashboard.test.ts. */
 
@@ -13,12 +13,12 @@ const run = (id: string, more: Partial<RunSummary> = {}) =>
   }) as RunSummary;
 const measured = (metrics: Record<string, number>) => ({ metrics }) as RunSummary['best'];
 
-const wanted = (more: Partial<Wanted> = {}): Wanted => ({
+const wanted = (more: Partial<WantedRuns> = {}): WantedRuns => ({
   ...{ show: 'all', filter: '', column: COLUMNS[0]!, descending: true, open: new Set() },
   isActive: ({ phase }) => phase === 'training',
   ...more,
 });
-const textsOf = (runs: readonly RunSummary[], more?: Partial<Wanted>) =>
+const textsOf = (runs: readonly RunSummary[], more?: Partial<WantedRuns>) =>
   linesOf(runs, wanted(more)).map((line) =>
     line.kind === 'run'
       ? `${line.isTrial ? '  ' : ''}${line.run.id}`

@@ -2,7 +2,7 @@ import { EventEmitter } from 'node:events';
 import type { Server, Socket } from 'node:net';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { Places, socketLimits } from '../../server/access/sockets.ts';
+import { SocketPlaces, socketLimits } from '../../server/access/sockets.ts';
 import { LIMITS } from '../../shared/limits.ts';
 
 class FakeSocket extends EventEmitter {
@@ -26,7 +26,11 @@ class FakeSocket extends EventEmitter {
 function port(strangerCountMax: number) {
   const server = new EventEmitter() as unknown as Server;
   let displaced = 0;
-  const places = new Places(server, { socketCountMax: 100, strangerCountMax }, () => displaced++);
+  const places = new SocketPlaces(
+    server,
+    { socketCountMax: 100, strangerCountMax },
+    () => displaced++,
+  );
   let ports = 1;
   const connect = (address: string) => {
     const socket = new FakeSocket(address, ports++);

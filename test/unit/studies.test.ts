@@ -18,7 +18,7 @@ import type { Report } from '../../study/report.ts';
 import { createSearchPlan, type SearchSettings } from '../../study/search.ts';
 import { searchReport } from '../../study/search-report.ts';
 import { stoppingPlan, stoppingReport } from '../../study/stopping.ts';
-import { conductStudy, type Plan, type Trial } from '../../study/study.ts';
+import { conductStudy, type StudyPlan, type Trial } from '../../study/study.ts';
 import { lookName, type TellingFacts, toldReport, trialsReport } from '../../study/telling.ts';
 import { ownVariants } from '../../study/variants.ts';
 import { FakeServer } from '../support/fake-server.ts';
@@ -167,7 +167,7 @@ describe('a study can be looked at while it runs', () => {
   const ablation = { set, repeats: 2, metric: 'error' as const, base };
   const folds = { folds: 3, stratified: false, repeats: 1, base };
   const curve = { fractions: [0.25, 0.5, 1], repeats: 1, target: null, base };
-  const KINDS: [string, Plan, (trials: readonly Trial[]) => Report][] = [
+  const KINDS: [string, StudyPlan, (trials: readonly Trial[]) => Report][] = [
     ['search', createSearchPlan(search), (trials) => searchReport('s', search, trials, '')],
     ['lr', learningRatePlan(rates), (trials) => learningRateReport('s', rates, trials, () => '')],
     ['ablate', ablationPlan(ablation), (trials) => ablationReport('s', ablation, trials)],

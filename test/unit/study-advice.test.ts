@@ -12,7 +12,7 @@ import type { Report } from '../../study/report.ts';
 import { createSearchPlan, type SearchSettings } from '../../study/search.ts';
 import { searchReport } from '../../study/search-report.ts';
 import { stoppingPlan, stoppingReport } from '../../study/stopping.ts';
-import type { Curve, NewTrial, Plan, Trial, TrialEnd } from '../../study/study.ts';
+import type { NewTrial, StudyPlan, TrainingCurve, Trial, TrialEnd } from '../../study/study.ts';
 import { ownVariants } from '../../study/variants.ts';
 
 // Sentences of studies, most of all where they must not be said (docs/advice.md).
@@ -25,7 +25,7 @@ interface Outcome {
   readonly test?: number | null;
   readonly end?: TrialEnd;
   readonly trainCount?: number | null;
-  readonly curve?: Curve;
+  readonly curve?: TrainingCurve;
   readonly measure?: ErrorMeasure | null;
 }
 
@@ -67,7 +67,11 @@ function trialOf(start: NewTrial, index: number, outcome: Outcome): Trial {
 }
 
 /** Lets a plan run to its end, or to `most` trials, each with the outcome that is drawn for it. */
-function conduct(plan: Plan, outcomes: (start: NewTrial, index: number) => Outcome, most = 40) {
+function conduct(
+  plan: StudyPlan,
+  outcomes: (start: NewTrial, index: number) => Outcome,
+  most = 40,
+) {
   const trials: Trial[] = [];
   while (trials.length < most) {
     const { start, done } = plan.decide(trials, most - trials.length);
@@ -102,7 +106,7 @@ const curving = { fractions: [0.25, 0.5, 1], repeats: 2, target: null as number 
 
 type Kind = readonly [
   string,
-  () => Plan,
+  () => StudyPlan,
   (trials: readonly Trial[], target: number | null) => Report,
   /** Whether the trial alone is a result. */
   (trial: Trial) => boolean,
@@ -342,14 +346,14 @@ describe('a learning curve', () => {
 
 describe('a learning rate', () => {
   /** Falls from 2 to 1 over the range, and is lost from the limit on. */
-  const course = (limit: number): Curve => {
+  const course = (limit: number): TrainingCurve => {
     const learningRate = Array.from({ length: 60 }, (_, i) => 1e-4 * 10 ** (i / 15));
     const loss = learningRate.map((rate, i) => (rate < limit ? 2 - i / 60 : 9));
     return { learningRate, loss, staleness: loss.map(() => 0) };
   };
   const report = (
     probe: (place: number, seed: number) => Outcome,
-    curve: Curve | ((seed: number) => Curve) = course(0.5),
+    curve: TrainingCurve | ((seed: number) => TrainingCurve) = course(0.5),
     seeds = 3,
   ) => {
     const settings = { ...rates, seeds };

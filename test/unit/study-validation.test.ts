@@ -11,7 +11,7 @@ import { pictureOf } from '../../study/plot.ts';
 import { extrapolate, fitPowerLaw } from '../../study/power-law.ts';
 import { writeReport } from '../../study/report.ts';
 import { checkTestPart, stoppingPlan, stoppingReport } from '../../study/stopping.ts';
-import { conductStudy, type Plan } from '../../study/study.ts';
+import { conductStudy, type StudyPlan } from '../../study/study.ts';
 import { FakeServer } from '../support/fake-server.ts';
 
 let folder: string;
@@ -20,7 +20,7 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
-async function conduct(server: FakeServer, plan: Plan) {
+async function conduct(server: FakeServer, plan: StudyPlan) {
   const { done, trials } = await conductStudy({
     ...{ client: server.client, name: 's', folder, experiment: 'e', experimentHash: 'h' },
     ...{ settings: 1, plan, parallel: 3, pollMs: 0, onEvent: () => {} },

@@ -1,7 +1,7 @@
 import { ERRORS } from '../../shared/errors.ts';
 import type { MachineFacts, WorkerSummary } from '../../shared/rest.ts';
 import { ago, bytes, count, short } from '../format.ts';
-import { h } from '../html.ts';
+import { type Child, h } from '../html.ts';
 import { badge } from '../parts.ts';
 
 /** The table of workers: who they are, how fast, how busy, and what went wrong. */
@@ -19,8 +19,7 @@ export const WORKER_COLUMNS: readonly (readonly [title: string, kind: string])[]
   ['Last error', ''],
 ];
 
-type Cell = Node | string | null | false;
-const cell = (kind: string, ...children: Cell[]) => h('td', { class: kind }, ...children);
+const cell = (kind: string, ...children: Child[]) => h('td', { class: kind }, ...children);
 const sub = (text: string) => h('span', { class: 'sub' }, text);
 
 export function workerCells(worker: WorkerSummary): HTMLElement[] {
@@ -51,7 +50,7 @@ const memory = (used: number, most: number | null) =>
 /** To three digits, which is all that is shown. */
 const round = (value: number) => Number(value.toPrecision(3));
 
-function machineOf(machine: MachineFacts | null): Cell[] {
+function machineOf(machine: MachineFacts | null): Child[] {
   if (!machine) return ['–'];
   const { cores, cpuCores, memoryBytes, memoryBytesMax, tensorBytes } = machine;
   const { gpuShare, gpuMemoryBytes, gpuMemoryBytesMax } = machine;
@@ -75,7 +74,7 @@ const NEXT = {
 } as const;
 
 /** When, what, and what to do: messages say what to do behind their first colon or semicolon. */
-function errorOf({ quarantine, lastError }: WorkerSummary): Cell[] {
+function errorOf({ quarantine, lastError }: WorkerSummary): Child[] {
   if (quarantine === null && lastError === null) return ['–'];
   const message = quarantine ?? lastError!.message;
   const [, what = message, rest = ''] = /^(.+?[^:;])(?:[:;]\s+(.+))?$/s.exec(message) ?? [];

@@ -1,5 +1,5 @@
 import type { Metrics } from '../../shared/rest.ts';
-import type { Line } from '../lines.ts';
+import type { PlotLine } from '../lines.ts';
 
 /** One value of a run over steps, examples or time. */
 
@@ -38,7 +38,7 @@ export const labelOfY = (y: Y) =>
 export const isLogByDefault = (y: Y) => y.endsWith('Loss') || y === 'gradientNorm';
 
 /** A curve, and whether its points are few enough to be seen one by one. */
-export interface RunCurve extends Line {
+export interface RunCurve extends PlotLine {
   readonly points: boolean;
 }
 

@@ -14,14 +14,14 @@ export interface Compared {
   readonly detail: Pick<RunDetail, 'config' | 'experimentHash' | 'data'> | null;
 }
 
-export interface Group {
+export interface RunGroup {
   readonly label: string;
   /** Names of runs, in the order in which they were chosen. */
   readonly runs: readonly string[];
 }
 
 /** Runs of equal configuration except the seed are repetitions of one experiment. */
-export function groupsOf(runs: readonly Compared[], by: GroupBy): Group[] {
+export function groupsOf(runs: readonly Compared[], by: GroupBy): RunGroup[] {
   const groups = new Map<string, Compared[]>();
   for (const run of runs) {
     const key = keyOf(run, by);

@@ -3,7 +3,7 @@ import { count, duration, errorOf, short } from '../format.ts';
 import { h } from '../html.ts';
 import { lineDashesOf, styledColorOf } from '../palette.ts';
 import { badge, swatch, tableOf } from '../parts.ts';
-import type { Difference, Group } from './groups.ts';
+import type { Difference, RunGroup } from './groups.ts';
 
 /** The tables below compared curves: the runs, and what their configurations differ in. */
 
@@ -28,7 +28,7 @@ export const runHeadings = () =>
   RUN_COLUMNS.map(([title, kind]) => h('th', { scope: 'col', class: kind }, title));
 
 /** @param group of the run, and its place among the groups. */
-export function runRow(run: RunSummary, group: Group, index: number): HTMLElement {
+export function runRow(run: RunSummary, group: RunGroup, index: number): HTMLElement {
   const { best } = run;
   const color = styledColorOf(index);
   return h(
@@ -55,7 +55,7 @@ export function runRow(run: RunSummary, group: Group, index: number): HTMLElemen
 export const GROUPS_SHOWN = 24;
 
 export function differencesTable(
-  groups: readonly Group[],
+  groups: readonly RunGroup[],
   found: readonly Difference[],
 ): HTMLElement {
   const shown = groups.slice(0, GROUPS_SHOWN);

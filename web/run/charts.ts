@@ -1,6 +1,6 @@
 import type { Evaluation, Metrics, RunSummary } from '../../shared/rest.ts';
 import { percent } from '../../shared/text.ts';
-import { Chart, type Content, type Curve, type Mark } from '../chart.ts';
+import { Chart, type ChartContent, type Curve, type Mark } from '../chart.ts';
 import { compact, count, errorOf, roundPercent, short } from '../format.ts';
 import { spansDecades } from '../lines.ts';
 import { Toggle } from '../parts.ts';
@@ -155,7 +155,7 @@ function evaluationCurve(
 }
 
 /** Examples a second between points that are far enough apart to tell. */
-function throughputOf({ step, seconds, examples }: Metrics['training']): Content {
+function throughputOf({ step, seconds, examples }: Metrics['training']): ChartContent {
   const x: number[] = [];
   const y: number[] = [];
   const whole = (seconds.at(-1) ?? 0) - (seconds[0] ?? 0);
@@ -178,7 +178,10 @@ function throughputOf({ step, seconds, examples }: Metrics['training']): Content
 }
 
 /** Counts of pushes by staleness, as far as there are any. */
-function stalenessOf(histogram: readonly number[], staleness: RunSummary['staleness']): Content {
+function stalenessOf(
+  histogram: readonly number[],
+  staleness: RunSummary['staleness'],
+): ChartContent {
   const last = histogram.findLastIndex((n) => n > 0);
   const counts = last < 0 ? [] : histogram.slice(0, Math.max(last + 1, 5));
   return {

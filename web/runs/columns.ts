@@ -5,7 +5,7 @@ import type { RunSummary } from '../../shared/rest.ts';
 /** What one line is ordered by; null: at the end, whichever way. */
 export type Key = number | string | null;
 
-export interface Column {
+export interface RunColumn {
   readonly name: string;
   readonly title: string;
   readonly key: (run: RunSummary) => Key;
@@ -14,7 +14,7 @@ export interface Column {
   readonly class?: string;
 }
 
-export const COLUMNS: readonly Column[] = [
+export const COLUMNS: readonly RunColumn[] = [
   { name: 'run', title: 'Run', key: (run) => run.createdAt },
   { name: 'state', title: 'State', key: (run) => run.phase },
   { name: 'step', title: 'Step', key: (run) => run.step, class: 'number' },
@@ -48,13 +48,13 @@ export function metricNames(runs: readonly RunSummary[]): string[] {
 export const metricOf = ({ best, validation }: RunSummary, name: string) =>
   (best ?? validation)?.metrics[name] ?? null;
 
-export const metricColumn = (name: string): Column => ({
+export const metricColumn = (name: string): RunColumn => ({
   ...{ name: `metric-${name}`, title: name, class: 'number col-metric' },
   key: (run) => metricOf(run, name),
 });
 
 /** @param runs of one line: a run, or the trials of a study. */
-export function keyOf({ key, fold }: Column, runs: readonly RunSummary[]): Key {
+export function keyOf({ key, fold }: RunColumn, runs: readonly RunSummary[]): Key {
   const keys = runs.map(key).filter((each) => each !== null);
   if (keys.length <= 1) return keys[0] ?? null;
   if (fold === 'sum') return keys.reduce<number>((sum, each) => sum + Number(each), 0);

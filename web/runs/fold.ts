@@ -1,11 +1,11 @@
 import type { RunSummary } from '../../shared/rest.ts';
-import { type Column, keyOf } from './columns.ts';
+import { keyOf, type RunColumn } from './columns.ts';
 
 /** Which lines the table of runs has: runs, and studies that stand for their trials. */
 
 export type Show = 'all' | 'active' | 'ended' | 'archived';
 
-export type Line =
+export type ListLine =
   | { readonly kind: 'run'; readonly run: RunSummary; readonly isTrial: boolean }
   | {
       readonly kind: 'study';
@@ -14,11 +14,11 @@ export type Line =
       readonly isOpen: boolean;
     };
 
-export interface Wanted {
+export interface WantedRuns {
   readonly show: Show;
   /** Lower case; empty: all. */
   readonly filter: string;
-  readonly column: Column;
+  readonly column: RunColumn;
   readonly descending: boolean;
   /** Studies whose trials are listed. */
   readonly open: ReadonlySet<string>;
@@ -26,7 +26,7 @@ export interface Wanted {
 }
 
 /** A filter is for runs: the trials that match are listed, whether their study is open or not. */
-export function linesOf(runs: readonly RunSummary[], wanted: Wanted): Line[] {
+export function linesOf(runs: readonly RunSummary[], wanted: WantedRuns): ListLine[] {
   const { column, descending, filter, open } = wanted;
   const groups = new Map<string, RunSummary[]>();
   for (const run of runs) {
@@ -42,7 +42,7 @@ export function linesOf(runs: readonly RunSummary[], wanted: Wanted): Line[] {
     if (x === null || y === null) return x === y ? 0 : x === null ? 1 : -1;
     return x < y ? -sign : x > y ? sign : 0;
   };
-  return [...groups.values()].sort(compare).flatMap((group): Line[] => {
+  return [...groups.values()].sort(compare).flatMap((group): ListLine[] => {
     const [first] = group;
     const { study } = first!;
     if (study === null || group.length === 1) {
@@ -52,13 +52,13 @@ export function linesOf(runs: readonly RunSummary[], wanted: Wanted): Line[] {
     const trials = isOpen
       ? [...group]
           .sort((a, b) => compare([a], [b]))
-          .map((run): Line => ({ kind: 'run', run, isTrial: true }))
+          .map((run): ListLine => ({ kind: 'run', run, isTrial: true }))
       : [];
     return [{ kind: 'study', study, runs: group, isOpen }, ...trials];
   });
 }
 
-function isWanted(run: RunSummary, { show, filter, isActive }: Wanted): boolean {
+function isWanted(run: RunSummary, { show, filter, isActive }: WantedRuns): boolean {
   if ((run.archived ?? false) !== (show === 'archived')) return false;
   if (show === 'active' || show === 'ended') {
     if (isActive(run) !== (show === 'active')) return false;

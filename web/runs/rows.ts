@@ -1,9 +1,9 @@
 import type { RunSummary } from '../../shared/rest.ts';
 import { ago, count, duration, errorOf, plural, short } from '../format.ts';
-import { arrange, h, patch } from '../html.ts';
+import { arrange, type Child, h, patch } from '../html.ts';
 import { badge, isActive, sparkline } from '../parts.ts';
-import { type Column, metricOf } from './columns.ts';
-import type { Line } from './fold.ts';
+import { metricOf, type RunColumn } from './columns.ts';
+import type { ListLine } from './fold.ts';
 
 /** One line of the table of runs. */
 
@@ -26,7 +26,7 @@ export class Row {
   #runs: readonly string[] = [];
   #text = '';
 
-  constructor(line: Line, events: RowEvents) {
+  constructor(line: ListLine, events: RowEvents) {
     this.#events = events;
     const name = line.kind === 'run' ? line.run.id : `all trials of ${line.study}`;
     this.#box = h('input', {
@@ -41,7 +41,7 @@ export class Row {
     });
   }
 
-  show(line: Line, columns: readonly Column[]): void {
+  show(line: ListLine, columns: readonly RunColumn[]): void {
     const runs = line.kind === 'run' ? [line.run] : line.runs;
     this.#runs = runs.map(({ id }) => id);
     const chosen = this.#runs.filter((id) => this.#events.isSelected(id)).length;
@@ -61,7 +61,7 @@ export class Row {
     }
   }
 
-  #layOut(columns: readonly Column[]): void {
+  #layOut(columns: readonly RunColumn[]): void {
     this.#columns = columns.map(({ name }) => name).join();
     this.#cells.clear();
     for (const { name, class: kind = '' } of columns) {
@@ -70,7 +70,7 @@ export class Row {
     arrange(this.element, [this.#select, ...this.#cells.values()]);
   }
 
-  #runCells({ run, isTrial }: Extract<Line, { kind: 'run' }>): Cells {
+  #runCells({ run, isTrial }: Extract<ListLine, { kind: 'run' }>): Cells {
     const trial = run.study === null || isTrial ? '' : ` · trial of ${run.study}`;
     const id = run.name == null ? '' : `${run.id} · `;
     return {
@@ -101,7 +101,7 @@ export class Row {
     };
   }
 
-  #studyCells({ study, runs, isOpen }: Extract<Line, { kind: 'study' }>): Cells {
+  #studyCells({ study, runs, isOpen }: Extract<ListLine, { kind: 'study' }>): Cells {
     const newest = runs.reduce((a, b) => (a.createdAt < b.createdAt ? b : a));
     const best = bestOf(runs);
     const speed = runs.reduce((sum, run) => sum + (run.examplesPerSecond ?? 0), 0);
@@ -134,15 +134,14 @@ export class Row {
   }
 }
 
-type Content = Node | string | false | null;
-type Cells = Readonly<Record<string, Content | Content[]>>;
+type Cells = Readonly<Record<string, Child | Child[]>>;
 
-function metricCell({ title }: Column, runs: readonly RunSummary[]): string {
+function metricCell({ title }: RunColumn, runs: readonly RunSummary[]): string {
   const [run] = runs;
   return runs.length === 1 ? short(metricOf(run!, title)) : '';
 }
 
-function stepOf(run: RunSummary): Content[] {
+function stepOf(run: RunSummary): Child[] {
   const share = run.stepsMax ? Math.min(1, run.step / run.stepsMax) : null;
   return [
     h(

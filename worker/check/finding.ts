@@ -1,11 +1,11 @@
 /** What a check of an experiment found. */
 
-export type Verdict = 'ok' | 'advice' | 'problem';
+export type CheckVerdict = 'ok' | 'advice' | 'problem';
 
 export interface Finding {
   /** Stable, for scripts: `--accept` takes it. */
   readonly check: string;
-  readonly verdict: Verdict;
+  readonly verdict: CheckVerdict;
   /** One or two sentences with the numbers. */
   readonly text: string;
   /** What to do; null where all is well. */
@@ -15,7 +15,7 @@ export interface Finding {
 
 export function finding(
   check: string,
-  verdict: Verdict,
+  verdict: CheckVerdict,
   text: string,
   next: string | null,
   numbers: Readonly<Record<string, unknown>> = {},

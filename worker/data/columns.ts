@@ -25,7 +25,7 @@ export interface Column {
 /** `mask`: 1 where the field before it has numbers, 0 where it was padded. */
 export type FieldRole = 'input' | 'mask' | 'target';
 
-export type Kind = 'uint8' | 'int32' | 'float32' | 'float64';
+export type NumberKind = 'uint8' | 'int32' | 'float32' | 'float64';
 
 /** The typed array of each kind. */
 export const ARRAYS = {
@@ -36,7 +36,7 @@ export const ARRAYS = {
 } as const;
 
 /** The kind of a column's numbers. A Buffer counts as bytes. */
-export function kindOf(values: Column['values']): Kind {
+export function kindOf(values: Column['values']): NumberKind {
   if (values instanceof Uint8Array) return 'uint8';
   if (values instanceof Int32Array) return 'int32';
   return values instanceof Float32Array ? 'float32' : 'float64';

@@ -12,13 +12,13 @@ export interface Examples {
   readonly inputs: Column;
   readonly targets: Column;
   /** Fields by name, in their order. */
-  readonly fields?: Readonly<Record<string, Field>>;
+  readonly fields?: Readonly<Record<string, ExampleField>>;
   /** Where the examples are read from, if they are not in memory: the columns then have no values. */
   readonly stored?: Stored;
 }
 
 /** Several inputs or several targets: each is a field. */
-export interface Field extends Column {
+export interface ExampleField extends Column {
   readonly role: FieldRole;
 }
 

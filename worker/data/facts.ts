@@ -9,7 +9,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import type { DataSummary } from '../../shared/protocol.ts';
 import { inputNamesOf } from '../../shared/reading.ts';
 import { ARRAYS, type Column, kindOf } from './columns.ts';
-import type { Field, PreparedData } from './examples.ts';
+import type { ExampleField, PreparedData } from './examples.ts';
 import type { InputTransform } from './transform.ts';
 
 /** Makes what a run keeps about its data, and compares it with data that are read later. */
@@ -34,7 +34,7 @@ const column = ({ values, shape }: Column) => ({ kind: kindOf(values), shape: sh
 const list = (names: readonly string[] | null) => names && [...names];
 
 function fieldFacts(
-  fields: Readonly<Record<string, Field>>,
+  fields: Readonly<Record<string, ExampleField>>,
   transforms: Readonly<Record<string, InputTransform>>,
 ): FieldFacts[] {
   return Object.entries(fields).map(([name, field]) => ({
@@ -81,7 +81,7 @@ export function examplesLike({
     values: new ARRAYS[kind](0),
     shape: [0, ...shape],
   });
-  const named = fields?.map((facts): [string, Field] => {
+  const named = fields?.map((facts): [string, ExampleField] => {
     const { name, role, column, classes } = facts;
     const known = facts.classCount === null ? {} : { classCount: facts.classCount };
     return [name, { ...empty(column), role, ...known, ...(classes ? { classes } : {}) }];

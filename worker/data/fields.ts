@@ -1,13 +1,19 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { emptyColumn, isFloat } from './columns.ts';
-import { DATA_PARTS, type Examples, type ExperimentData, type Field, isPlain } from './examples.ts';
+import {
+  DATA_PARTS,
+  type ExampleField,
+  type Examples,
+  type ExperimentData,
+  isPlain,
+} from './examples.ts';
 import type { InputTransform } from './transform.ts';
 
 /** Fields by name: several inputs, several targets. */
 
 export function mapFields<T>(
-  fields: Readonly<Record<string, Field>>,
-  change: (field: Field, name: string) => T,
+  fields: Readonly<Record<string, ExampleField>>,
+  change: (field: ExampleField, name: string) => T,
 ): Record<string, T> {
   return Object.fromEntries(
     Object.entries(fields).map(([name, field]) => [name, change(field, name)]),
@@ -15,7 +21,10 @@ export function mapFields<T>(
 }
 
 /** Ids of an input stay whole numbers up to the model, as do classes; other numbers become float32. */
-export function isWhole({ role, values }: Field, transform: InputTransform | undefined): boolean {
+export function isWhole(
+  { role, values }: ExampleField,
+  transform: InputTransform | undefined,
+): boolean {
   if (role === 'target') return !isFloat(values);
   return role === 'input' && values instanceof Int32Array && (transform?.kind ?? 'none') === 'none';
 }
@@ -58,7 +67,7 @@ export function withField(
     const { inputs, targets } = view[part]!;
     const column = old.role === 'target' ? targets : inputs;
     const classes = view.classes ?? column.classes;
-    const field: Field = {
+    const field: ExampleField = {
       ...{ ...old, ...column },
       ...(old.role === 'target' && classes ? { classes } : {}),
       ...(old.role === 'target' && view.classCount !== undefined

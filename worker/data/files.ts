@@ -13,7 +13,7 @@ export const PIECE_BYTES = 4 * 2 ** 20;
 /** One read of Node's gives at most 2 GiB. */
 const READ_BYTES_MAX = 2 ** 30;
 
-export interface ReadOptions {
+export interface FileReadOptions {
   /** After decompression. */
   readonly bytesMax?: number;
 }
@@ -23,7 +23,7 @@ export interface ReadOptions {
  * @throws DownpourError DP_DATA_MISSING when it is not there or not readable, DP_DATA_CORRUPT for a
  * truncated gzip, a wrong checksum or more than `bytesMax`.
  */
-export async function readDataFile(path: string, options: ReadOptions = {}): Promise<Buffer> {
+export async function readDataFile(path: string, options: FileReadOptions = {}): Promise<Buffer> {
   const bytesMax = options.bytesMax ?? DATA_FILE_BYTES_MAX;
   const file = await openFile(path);
   try {
@@ -57,7 +57,7 @@ export async function readDataFile(path: string, options: ReadOptions = {}): Pro
  */
 export async function* filePieces(
   path: string,
-  options: ReadOptions = {},
+  options: FileReadOptions = {},
 ): AsyncGenerator<Buffer, void> {
   const { bytesMax = Number.POSITIVE_INFINITY } = options;
   const file = await openFile(path);

@@ -1,7 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
 import type { Part } from '../../shared/protocol.ts';
 import { isFloat, rowSize, sizeOf } from './columns.ts';
-import type { Examples, Field, FieldRows, Minibatch, PreparedData } from './examples.ts';
+import type { ExampleField, Examples, FieldRows, Minibatch, PreparedData } from './examples.ts';
 import { isWhole, mapFields } from './fields.ts';
 import { lookUpInto } from './lookup.ts';
 import { copy, copyScaled, scalerOf } from './transform.ts';
@@ -131,7 +131,7 @@ function room(
 }
 
 function fieldRooms(
-  fields: Readonly<Record<string, Field>>,
+  fields: Readonly<Record<string, ExampleField>>,
   transforms: PreparedData['transforms'],
   n: number,
 ): NonNullable<Minibatch['fields']> {

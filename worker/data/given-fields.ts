@@ -1,7 +1,7 @@
 import { LIMITS } from '../../shared/limits.ts';
 import { type Column, emptyColumn } from './columns.ts';
 import { describe, invalid, isAbsent, isRecord, typedArrayName } from './described.ts';
-import type { Examples, Field } from './examples.ts';
+import type { ExampleField, Examples } from './examples.ts';
 import { columnOf } from './given-column.ts';
 
 /** Fields by name that a function of an experiment gave, and sequences of unequal length. */
@@ -21,7 +21,7 @@ export function examplesOfFields(
   wanted: number | undefined,
 ): Examples {
   let count = wanted;
-  const fields: Record<string, Field> = {};
+  const fields: Record<string, ExampleField> = {};
   const short: { inputs?: Column; targets?: Column } = {};
   for (const [each, role] of [
     ['inputs', 'input'],
@@ -72,7 +72,7 @@ function fieldOf(
   role: 'input' | 'target',
   where: string,
   count: number | undefined,
-): { readonly field: Field; readonly mask?: Field } {
+): { readonly field: ExampleField; readonly mask?: ExampleField } {
   const { pad, classCount, ...column } = given;
   if (!isAbsent(classCount) && !(Number.isInteger(classCount) && (classCount as number) >= 1)) {
     throw invalid(

@@ -1,7 +1,7 @@
 import { LIMITS } from '../../shared/limits.ts';
 import { ARRAYS, type Column, emptyColumn, type FieldRole, sizeOf } from './columns.ts';
 import { describe, invalid, isAbsent, isRecord, listed, mustKnow } from './described.ts';
-import type { Examples, Field } from './examples.ts';
+import type { ExampleField, Examples } from './examples.ts';
 import { columnTexts } from './given-column.ts';
 import { FIELD_NAME } from './given-fields.ts';
 import type { ExampleSource, SourceField } from './source.ts';
@@ -28,7 +28,7 @@ export function examplesOfSource(part: string, given: Record<string, unknown>): 
   const source = sourceOf(part, given);
   const where = `source${source.name === undefined ? '' : ` '${source.name}'`} of ${part}`;
   const short: { inputs?: Column; targets?: Column } = {};
-  const named: Record<string, Field> = {};
+  const named: Record<string, ExampleField> = {};
   for (const [name, { role: given, type, shape, ...texts }] of Object.entries(source.fields)) {
     const values = new ARRAYS[type](0);
     const role = given ?? roleOf(name)!;

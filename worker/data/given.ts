@@ -1,6 +1,6 @@
 import type { Column } from './columns.ts';
 import { describe, invalid, isAbsent, isRecord, listed, mustKnow, textsOf } from './described.ts';
-import { DATA_PARTS, type Examples, type ExperimentData, type Field } from './examples.ts';
+import { DATA_PARTS, type ExampleField, type Examples, type ExperimentData } from './examples.ts';
 import { columnOf } from './given-column.ts';
 import { areFields, examplesOfFields } from './given-fields.ts';
 import { examplesOfSource, isSource } from './given-source.ts';
@@ -142,7 +142,7 @@ function examplesAgain(part: string, given: Record<string, unknown>): Examples {
     const known = short[each] as Column | undefined;
     if (!isEmpty(known)) short[each] = columnOf(known, `${each} of ${part}`, count);
   }
-  const converted = Object.entries(fields ?? {}).map(([name, field]): [string, Field] => {
+  const converted = Object.entries(fields ?? {}).map(([name, field]): [string, ExampleField] => {
     const where = `field '${name}' of ${part}`;
     if (!isRecord(field) || !['input', 'mask', 'target'].includes(field.role)) {
       throw invalid(`${where}: ${describe(field)}; give inputs and targets by name instead`);

@@ -1,6 +1,6 @@
 import type { Column } from './columns.ts';
 import { refuseOtherKind } from './file-kinds.ts';
-import { corrupt, type ReadOptions, readDataFile } from './files.ts';
+import { corrupt, type FileReadOptions, readDataFile } from './files.ts';
 import { checkOptions, checkPath, READ_FIELDS } from './reader-options.ts';
 
 /**
@@ -22,7 +22,7 @@ const ELEMENTS: Readonly<Record<number, { bytes: number; name: string }>> = {
  * Float32Array, doubles Float64Array.
  * @throws DownpourError DP_DATA_MISSING, DP_DATA_CORRUPT
  */
-export async function readIdx(path: string, options: ReadOptions = {}): Promise<Column> {
+export async function readIdx(path: string, options: FileReadOptions = {}): Promise<Column> {
   checkPath('readIdx', path);
   checkOptions('readIdx', options, READ_FIELDS);
   return parseIdx(await readDataFile(path, options), path);

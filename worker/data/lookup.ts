@@ -13,7 +13,7 @@ import { Memory, regionBytes } from '../../shared/memory.ts';
 const CHUNK_BYTES = 64 * 1024;
 const TABLE_LENGTH = 256;
 
-interface Room {
+interface LookupMemory {
   readonly kernels: CompressionKernels;
   readonly table: Float32Array;
   readonly tableAt: number;
@@ -23,9 +23,9 @@ interface Room {
   readonly numbersAt: number;
 }
 
-let room: Room | null = null;
+let room: LookupMemory | null = null;
 
-function openRoom(): Room {
+function openRoom(): LookupMemory {
   const memory = new Memory(
     regionBytes(4 * TABLE_LENGTH) + regionBytes(CHUNK_BYTES) + regionBytes(4 * CHUNK_BYTES),
   );

@@ -5,7 +5,7 @@ import { dirname, join, resolve } from 'node:path';
 import { DownpourError } from '../../shared/errors.ts';
 import { permutation } from '../../shared/random.ts';
 import { pathArgument, shellCommand } from '../../shared/shell.ts';
-import type { Fields } from '../fields.ts';
+import type { FieldRules } from '../fields.ts';
 import type { Examples, ExperimentData } from './examples.ts';
 import { corrupt, unreadable } from './files.ts';
 import { readIdx } from './idx.ts';
@@ -40,7 +40,7 @@ export interface MnistOptions {
 }
 
 const any = { allowed: 'anything', test: () => true };
-const FIELDS: Fields = {
+const FIELDS: FieldRules = {
   folder: optional({ allowed: 'the path of a folder', test: isText }),
   // DOWNPOUR_DATA may be empty.
   dataFolder: optional({ allowed: 'the path of a folder', test: (v) => typeof v === 'string' }),

@@ -1,6 +1,6 @@
 import type { Column } from './columns.ts';
 import { refuseOtherKind } from './file-kinds.ts';
-import { corrupt, type ReadOptions, readDataFile } from './files.ts';
+import { corrupt, type FileReadOptions, readDataFile } from './files.ts';
 import { checkOptions, checkPath, READ_FIELDS } from './reader-options.ts';
 
 /**
@@ -34,7 +34,7 @@ const RANK_MAX = 64;
  * @throws DownpourError DP_DATA_MISSING, DP_DATA_CORRUPT; the latter too for elements that are no numbers,
  * and for an integer that float64 would round
  */
-export async function readNpy(path: string, options: ReadOptions = {}): Promise<Column> {
+export async function readNpy(path: string, options: FileReadOptions = {}): Promise<Column> {
   checkPath('readNpy', path);
   checkOptions('readNpy', options, READ_FIELDS);
   return parseNpy(await readDataFile(path, options), path);

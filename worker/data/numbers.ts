@@ -18,7 +18,7 @@ export type GivenNumbers =
   | readonly (number | boolean | bigint)[]
   | readonly GivenNumbers[];
 
-interface Numbers {
+interface FlatNumbers {
   readonly values: Column['values'];
   readonly shape: readonly number[];
 }
@@ -33,7 +33,7 @@ export function numbersOf(
   shape: readonly number[] | null,
   where: string,
   count: number | undefined,
-): Numbers {
+): FlatNumbers {
   const kind = typedArrayName.call(given);
   if (kind !== undefined) {
     const array = given as NodeJS.TypedArray;

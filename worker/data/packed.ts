@@ -1,7 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { DTYPE_BYTES, type Dtype, decodeHeader, encodeHeader } from '../../shared/safetensors.ts';
 import { type Column, kindOf } from './columns.ts';
-import { DATA_PARTS, type DataPart, type ExperimentData, type Field } from './examples.ts';
+import { DATA_PARTS, type DataPart, type ExampleField, type ExperimentData } from './examples.ts';
 
 /** The data of an experiment as one safetensors file: how a page gets them, which has no disk to read them from. */
 
@@ -13,7 +13,7 @@ const COLUMNS = ['inputs', 'targets'] as const;
 const FIELD = 'field.';
 
 /** What a field has beside its numbers and texts, in the order of the fields. */
-const rolesOf = (fields: Readonly<Record<string, Field>>) =>
+const rolesOf = (fields: Readonly<Record<string, ExampleField>>) =>
   Object.entries(fields).map(
     ([name, { role, classCount }]) =>
       [name, { role, ...(classCount === undefined ? {} : { classCount }) }] as const,
@@ -90,7 +90,7 @@ export function unpackData(file: Uint8Array): ExperimentData {
     const examples = { count: inputs.shape[0]!, inputs, targets };
     if (!('fields' in metadata)) return examples;
     const roles = parsed(metadata.fields!) as ReturnType<typeof rolesOf>;
-    const fields = roles.map(([name, told]): [string, Field] => {
+    const fields = roles.map(([name, told]): [string, ExampleField] => {
       const column = columns.get(`${part}.${FIELD}${name}`);
       if (!column) throw corrupt(`it has no field '${name}' in the ${part} part`);
       return [name, { ...column, ...told }];

@@ -1,5 +1,5 @@
 import { DownpourError } from '../../shared/errors.ts';
-import { ARRAYS, type Column, isFloat, type Kind, kindOf } from './columns.ts';
+import { ARRAYS, type Column, isFloat, kindOf, type NumberKind } from './columns.ts';
 import type { Examples, ExperimentData } from './examples.ts';
 
 /** The parts of one data set must agree in shapes, names, classes and types: the same number must mean the same. */
@@ -21,7 +21,9 @@ export function partsOf({ train, validation, test }: ExperimentData): [string, E
 export function agreeing(data: ExperimentData): ExperimentData {
   const parts = partsOf(data);
   const columns = (of: 'inputs' | 'targets') =>
-    parts.map(([name, examples]): Told => ({ part: `the ${name} part`, column: examples[of] }));
+    parts.map(
+      ([name, examples]): StatedPart => ({ part: `the ${name} part`, column: examples[of] }),
+    );
   for (const of of ['inputs', 'targets'] as const) {
     mustHaveOneList(of, 'names', columns(of));
     mustHaveOneShape(of, columns(of));
@@ -41,14 +43,14 @@ export function agreeing(data: ExperimentData): ExperimentData {
   };
 }
 
-interface Told {
+interface StatedPart {
   readonly part: string;
   readonly column: Column;
 }
 
 const disagree = (message: string) => new DownpourError('DP_DATA_MISMATCH', message);
 
-function mustHaveOneShape(of: string, [first, ...others]: readonly Told[]): void {
+function mustHaveOneShape(of: string, [first, ...others]: readonly StatedPart[]): void {
   const shape = (column: Column) => column.shape.slice(1).join(', ');
   for (const { part, column } of others) {
     if (shape(column) === shape(first!.column)) continue;
@@ -59,7 +61,7 @@ function mustHaveOneShape(of: string, [first, ...others]: readonly Told[]): void
 }
 
 /** All parts that have a list must have the same one. */
-function mustHaveOneList(of: string, list: 'names' | 'classes', all: readonly Told[]): void {
+function mustHaveOneList(of: string, list: 'names' | 'classes', all: readonly StatedPart[]): void {
   const [first, ...others] = all.filter(({ column }) => column[list] !== undefined);
   for (const { part, column } of others) {
     const known = first!.column[list]!;
@@ -88,7 +90,7 @@ function differenceOf(a: readonly string[], b: readonly string[]): number | null
 /** The one list of classes: of the data, or of any part. */
 function classesOf(
   { classes, classCount }: ExperimentData,
-  targets: readonly Told[],
+  targets: readonly StatedPart[],
 ): readonly string[] | null {
   const lists = classes
     ? [{ part: 'the data', column: { ...targets[0]!.column, classes } }, ...targets]
@@ -106,7 +108,10 @@ function classesOf(
   return known;
 }
 
-function ofOneKind(all: readonly Told[], choose: (all: readonly Told[]) => Kind): Column[] {
+function ofOneKind(
+  all: readonly StatedPart[],
+  choose: (all: readonly StatedPart[]) => NumberKind,
+): Column[] {
   const kind = all.every(({ column }) => kindOf(column.values) === kindOf(all[0]!.column.values))
     ? null
     : choose(all);
@@ -121,7 +126,7 @@ function ofOneKind(all: readonly Told[], choose: (all: readonly Told[]) => Kind)
 const FLOAT32_WHOLE_MAX = 2 ** 24;
 
 /** The kind that holds inputs of different kinds. */
-function inputsKind(all: readonly Told[]): Kind {
+function inputsKind(all: readonly StatedPart[]): NumberKind {
   const kinds = all.map(({ column }) => kindOf(column.values));
   const bytes = all[kinds.indexOf('uint8')];
   if (bytes) {
@@ -134,15 +139,15 @@ function inputsKind(all: readonly Told[]): Kind {
 }
 
 /** Labels may be of any type; whole numbers stay so where the training part has them. */
-function targetsKind(all: readonly Told[]): Kind {
-  const isWhole = ({ column: { values } }: Told) =>
+function targetsKind(all: readonly StatedPart[]): NumberKind {
+  const isWhole = ({ column: { values } }: StatedPart) =>
     !isFloat(values) || values.every((value) => Object.is(value, value | 0));
   return !isFloat(all[0]!.column.values) && all.every(isWhole) ? 'int32' : floatKind(all);
 }
 
 /** A float kind that has all of their numbers. */
-function floatKind(all: readonly Told[]): Kind {
-  const fits = ({ column: { values } }: Told) =>
+function floatKind(all: readonly StatedPart[]): NumberKind {
+  const fits = ({ column: { values } }: StatedPart) =>
     values instanceof Float64Array
       ? false
       : !(values instanceof Int32Array) ||

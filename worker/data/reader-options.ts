@@ -1,12 +1,12 @@
 import { DownpourError } from '../../shared/errors.ts';
-import { describe, type Fields, fieldProblems, isRecord } from '../fields.ts';
+import { describe, type FieldRules, fieldProblems, isRecord } from '../fields.ts';
 
 /** The options of readers: a misspelt one must not be read past in silence. */
 
-type Field = Fields[string];
+type FieldRule = FieldRules[string];
 
 /** A field that may be absent. */
-export const optional = ({ allowed, test }: Field): Field => ({
+export const optional = ({ allowed, test }: FieldRule): FieldRule => ({
   allowed,
   test: (value) => value === undefined || test(value),
 });
@@ -16,7 +16,7 @@ export const isText = (value: unknown): value is string =>
 export const isTexts = (value: unknown): value is string[] =>
   Array.isArray(value) && value.every((each) => typeof each === 'string');
 
-export const oneOf = (...values: readonly (string | boolean)[]): Field => ({
+export const oneOf = (...values: readonly (string | boolean)[]): FieldRule => ({
   allowed: values.map((value) => (typeof value === 'string' ? `'${value}'` : value)).join(', '),
   test: (value) => values.includes(value as string),
 });
@@ -28,7 +28,7 @@ export const TEST_FRACTION = optional({
 });
 
 /** Options that every reader of files has. */
-export const READ_FIELDS: Fields<'bytesMax'> = {
+export const READ_FIELDS: FieldRules<'bytesMax'> = {
   bytesMax: optional({
     allowed: 'a number of bytes above 0',
     test: (value) => typeof value === 'number' && value > 0,
@@ -39,7 +39,7 @@ export const READ_FIELDS: Fields<'bytesMax'> = {
  * @param reader its name, for the message
  * @throws DownpourError DP_EXPERIMENT_INVALID with a line for each option that is unknown or wrong
  */
-export function checkOptions(reader: string, options: unknown, fields: Fields): void {
+export function checkOptions(reader: string, options: unknown, fields: FieldRules): void {
   const problems = isRecord(options)
     ? fieldProblems(options, fields, 'option')
     : [

@@ -1,7 +1,7 @@
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { nextTurn } from '../turn.ts';
-import { ARRAYS, type Column, type FieldRole, type Kind, sizeOf } from './columns.ts';
+import { ARRAYS, type Column, type FieldRole, type NumberKind, sizeOf } from './columns.ts';
 import { describe, isRecord, listed, typedArrayName } from './described.ts';
 
 /** Examples that are read when they are needed, so that they never lie in memory all at once. */
@@ -13,7 +13,7 @@ export interface SourceField
   readonly role?: FieldRole;
   /** The shape of one example: `[28, 28, 1]`; `[]` is a single number. */
   readonly shape: readonly number[];
-  readonly type: Kind;
+  readonly type: NumberKind;
 }
 
 /** A part of the data that `data()` may give instead of arrays. */

@@ -1,6 +1,6 @@
 import type { Part } from '../../shared/protocol.ts';
 import { ARRAYS, type Column, kindOf, rowSize } from './columns.ts';
-import type { Examples, Field, Minibatch, PreparedData } from './examples.ts';
+import type { ExampleField, Examples, Minibatch, PreparedData } from './examples.ts';
 import { mapFields } from './fields.ts';
 import { gather, mustHaveExample, partsFor } from './gather.ts';
 import { readRows } from './source.ts';
@@ -39,7 +39,9 @@ export async function examplesAt(
     count: rows.length,
     inputs: filled(inputs, 'inputs'),
     targets: filled(targets, 'targets'),
-    ...(fields && { fields: mapFields(fields, (field: Field, name) => filled(field, name)) }),
+    ...(fields && {
+      fields: mapFields(fields, (field: ExampleField, name) => filled(field, name)),
+    }),
   };
 }
 

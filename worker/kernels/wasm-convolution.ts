@@ -26,7 +26,7 @@ import { floats, inWorkspace, type WasmKernel, type Workspace } from './wasm-wor
 const COLUMNS_FLOATS_MAX = 2 ** 21;
 
 type Shape4D = [number, number, number, number];
-type Shape5D = [number, number, number, number, number];
+export type Shape5D = [number, number, number, number, number];
 
 /**
  * Gradient of a convolution with respect to its filter: itself a convolution. Of the input with the

@@ -14,8 +14,8 @@ import {
   disposeInstance,
   type Instance,
   type ModelPart,
+  type ModelWeight,
   type OwnInstance,
-  type Weight,
 } from './instance.ts';
 import { layersInstance, layersPart } from './layers-model.ts';
 import { asRows, read, sidesOf, type Tensors, tensorsOf, zerosOf } from './tensors.ts';
@@ -200,7 +200,7 @@ function objectiveInstance(built: unknown, data: DataShape): OwnInstance {
   }
   const given = isOne ? { '': built } : (built as Record<string, unknown>);
   const models: Record<string, ModelPart> = {};
-  const weights: Weight[] = [];
+  const weights: ModelWeight[] = [];
   const layersModels: LayersModel[] = [];
   let foreign = false;
   for (const [name, model] of Object.entries(given)) {
@@ -263,7 +263,7 @@ function functionInstance(model: FunctionModel, data: DataShape, name = ''): Own
       `model()${name && ` gave as '${name}'`}${name ? '' : ' gave'} neither a LayersModel nor { variables, predict }; build it with the \`tf\` that model() receives, not with another copy of TensorFlow.js`,
     );
   }
-  const weights = Object.entries(model.variables).map(([name, entry]): Weight => {
+  const weights = Object.entries(model.variables).map(([name, entry]): ModelWeight => {
     const { variable, role, momentum } =
       entry instanceof tf.Variable
         ? { variable: entry, role: entry.trainable ? 'trainable' : 'frozen', momentum: undefined }
@@ -271,7 +271,7 @@ function functionInstance(model: FunctionModel, data: DataShape, name = ''): Own
     if (!(variable instanceof tf.Variable)) {
       throw invalid(`model().variables.${name} is not a tf.variable made with the \`tf\` given`);
     }
-    const spec = { name, shape: variable.shape, variable, role: role as Weight['role'] };
+    const spec = { name, shape: variable.shape, variable, role: role as ModelWeight['role'] };
     return momentum === undefined ? spec : { ...spec, momentum };
   });
   return {

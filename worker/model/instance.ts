@@ -5,7 +5,7 @@ import { invalid } from './data-shape.ts';
 import type { Tensors } from './tensors.ts';
 
 /** One tensor of the model and how it takes part. */
-export interface Weight extends TensorSpec {
+export interface ModelWeight extends TensorSpec {
   readonly variable: Variable;
   /** For statistics of a model that an objective applies: how often it did so in the last step. */
   readonly calls?: () => number;
@@ -28,7 +28,7 @@ export interface ModelPart {
 
 /** A built model, whatever form the user gave it. */
 export interface Instance {
-  readonly weights: readonly Weight[];
+  readonly weights: readonly ModelWeight[];
   /** @param noise where layers of dropout and noise get theirs, in training. */
   predict(inputs: Tensors, training: boolean, noise?: NoiseSource): Tensors;
   /** Losses of regularised layers. */
@@ -46,10 +46,10 @@ export interface Instance {
 export type OwnInstance = Omit<Instance, 'outputShape'>;
 
 /** A tensor of the model, and its place in the flat vector. */
-export type PlacedWeight = PlacedTensor & Weight;
+export type PlacedWeight = PlacedTensor & ModelWeight;
 
 /** The weights in the order of the layout, each with its place. */
-export function placeWeights(layout: Layout, weights: readonly Weight[]): PlacedWeight[] {
+export function placeWeights(layout: Layout, weights: readonly ModelWeight[]): PlacedWeight[] {
   const byName = new Map(weights.map((weight) => [weight.name, weight]));
   return layout.tensors.map((tensor) => {
     const weight = byName.get(tensor.name);

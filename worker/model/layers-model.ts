@@ -1,13 +1,19 @@
 import { nearest } from '../../shared/spelling.ts';
 import { isNoisy } from '../layers.ts';
 import { drawNoise, type NoiseSource } from '../noise.ts';
-import { isLibraryClass, type LayersModel, type Tensor, tf, type Variable } from '../tf.ts';
+import {
+  isLibraryClass,
+  type Layer,
+  type LayersModel,
+  type Tensor,
+  tf,
+  type Variable,
+} from '../tf.ts';
 import { type DataShape, inputsOf, invalid, targetsOf } from './data-shape.ts';
-import type { ModelPart, OwnInstance, Weight } from './instance.ts';
+import type { ModelPart, ModelWeight, OwnInstance } from './instance.ts';
 
 /** A LayersModel of tfjs as training needs it: names that stay, noise from elsewhere, normalisation put right. */
 
-type Layer = LayersModel['layers'][number];
 type LayerWeight = Layer['weights'][number];
 
 export function layersInstance(model: LayersModel, data: DataShape): OwnInstance {
@@ -32,9 +38,9 @@ export function layersPart(
   model: LayersModel,
   prefix = '',
   counted = false,
-): { readonly weights: Weight[]; readonly part: ModelPart; readonly foreign: boolean } {
+): { readonly weights: ModelWeight[]; readonly part: ModelPart; readonly foreign: boolean } {
   let calls = 0;
-  const weights: Weight[] = [];
+  const weights: ModelWeight[] = [];
   const seen = new Set<LayerWeight>();
   const names = new Set<string>();
   const trainableWeights = new Set(model.trainableWeights);

@@ -30,7 +30,7 @@ export interface StepsOptions {
 }
 
 /** Gradients of minibatches at the parameters loaded. Nothing else calls `variableGrads`. */
-export class Steps {
+export class ModelSteps {
   readonly #layout: Layout;
   readonly #data: DataShape;
   readonly #parameters: LoadedParameters;

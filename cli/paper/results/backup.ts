@@ -4,8 +4,8 @@ import { estimate, meanOf } from '../../../study/statistics.ts';
 import { createQuadratic, curvatures } from '../../simulate/quadratic.ts';
 import { raceTo } from '../race.ts';
 import {
-  type Finding,
   type Lab,
+  type PaperFinding,
   type Result,
   separated,
   spread,
@@ -49,7 +49,7 @@ const configOf = (spares: number): PartialConfig => ({
   consistency: spares === 0 ? { mode: 'synchronous' } : { mode: 'backup', spares },
 });
 
-interface Measured {
+interface BackupPoint {
   readonly law: string;
   readonly spares: number;
   readonly rate: number;
@@ -59,12 +59,12 @@ interface Measured {
   readonly times: readonly number[];
 }
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const spares = lab.quick ? [0, 4] : SPARES;
   const laws = lab.quick ? [EXPONENTIAL] : LAWS;
   const arms = laws.flatMap((law) => spares.map((b) => ({ law, b })));
   const runs: Record<string, string | number | null>[] = [];
-  const results: Measured[] = [];
+  const results: BackupPoint[] = [];
   for (const { law, b } of arms) {
     const race = async (rate: number, seed: number) => {
       lab.progress(results.length / arms.length, `${law}, ${b} spares, rate ${rate}`);
@@ -107,11 +107,11 @@ function firstOf(n: number, k: number): number {
 }
 
 function findingOf(
-  results: readonly Measured[],
+  results: readonly BackupPoint[],
   laws: readonly string[],
   spares: readonly number[],
-  runs: Finding['runs'],
-): Finding {
+  runs: PaperFinding['runs'],
+): PaperFinding {
   const of = (law: string, b: number) => results.find((r) => r.law === law && r.spares === b)!;
   const theory = (b: number) => MEAN_MS * firstOf(WORKERS, WORKERS - b);
   const above = (b: number) => meanOf(of(EXPONENTIAL, b).updateMs) / theory(b) - 1;

@@ -1,8 +1,8 @@
 import type { PartialConfig } from '../../../shared/config.ts';
 import { chart } from '../../../study/plot.ts';
 import { type Estimate, estimate, meanOf } from '../../../study/statistics.ts';
-import { AHEAD, CORRECTIONS, type Correction, together } from '../arms.ts';
-import { type Finding, type Lab, type Result, separated, spread } from '../result.ts';
+import { AHEAD, CORRECTIONS, type CorrectionArm, together } from '../arms.ts';
+import { type Lab, type PaperFinding, type Result, separated, spread } from '../result.ts';
 import { SMALL_DIGITS, trainSmall } from '../small-digits.ts';
 import { type Tuned, tuneRate, tuningMean } from '../tune.ts';
 
@@ -22,19 +22,19 @@ const LAW = 'gamma:100';
 const MOMENTUM: PartialConfig = { optimizer: { kind: 'momentum', momentum: 0.9 } };
 /** Rates are chosen on others than those that are told. */
 
-interface Arm {
-  readonly correction: Correction;
+interface DanaArm {
+  readonly correction: CorrectionArm;
   readonly workers: number;
 }
 
-interface Measured extends Arm {
+interface DanaPoint extends DanaArm {
   readonly tuned: Tuned;
   readonly accuracies: readonly number[];
 }
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const counts = lab.quick ? [16] : [16, 32];
-  const arms: Arm[] = [
+  const arms: DanaArm[] = [
     { correction: CORRECTIONS[0]!, workers: 1 },
     ...counts.flatMap((workers) =>
       [...CORRECTIONS, ...AHEAD, ...together(workers)].map((correction) => ({
@@ -42,7 +42,7 @@ async function repeat(lab: Lab): Promise<Finding> {
       })),
     ),
   ];
-  const measured: Measured[] = [];
+  const measured: DanaPoint[] = [];
   const runs: Record<string, string | number | null>[] = [];
   for (const [i, arm] of arms.entries()) {
     const { correction, workers } = arm;
@@ -64,14 +64,14 @@ async function repeat(lab: Lab): Promise<Finding> {
 }
 
 function findingOf(
-  measured: readonly Measured[],
+  measured: readonly DanaPoint[],
   counts: readonly number[],
-  runs: Finding['runs'],
-): Finding {
+  runs: PaperFinding['runs'],
+): PaperFinding {
   const of = (name: string, workers: number) =>
     measured.find((m) => m.correction.name === name && m.workers === workers)!;
   const one = of('none', 1);
-  const against = (a: Measured, b: Measured): Estimate =>
+  const against = (a: DanaPoint, b: DanaPoint): Estimate =>
     estimate(a.accuracies.map((accuracy, i) => accuracy - b.accuracies[i]!));
   const judged = counts.map((workers) => {
     const ahead = of('lookahead', workers);

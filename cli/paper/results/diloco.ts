@@ -1,7 +1,7 @@
 import type { PartialConfig } from '../../../shared/config.ts';
 import { chart, pointOf } from '../../../study/plot.ts';
 import { type Estimate, estimate, meanOf } from '../../../study/statistics.ts';
-import { type Finding, type Lab, type Result, separated, spread } from '../result.ts';
+import { type Lab, type PaperFinding, type Result, separated, spread } from '../result.ts';
 import { trainSmall } from '../small-digits.ts';
 import { tuneRate, tuningMean } from '../tune.ts';
 
@@ -28,7 +28,7 @@ const ALONE = 'gamma:100';
 const MEAN_MS = 100;
 const NESTEROV = { learningRate: 0.7, momentum: 0.9 };
 
-interface Arm {
+interface DilocoArm {
   readonly name: string;
   readonly workers: number;
   readonly mode: 'async' | 'synchronous';
@@ -49,7 +49,7 @@ const NAMES = {
   plain: 'one worker, plain',
 } as const;
 
-const ARMS: readonly Arm[] = [
+const ARMS: readonly DilocoArm[] = [
   { name: NAMES.rounds, workers: WORKERS, mode: 'synchronous', outer: NESTEROV },
   { name: NAMES.averages, workers: WORKERS, mode: 'synchronous', outer: {} },
   { name: NAMES.naive, workers: WORKERS, mode: 'async', outer: NESTEROV },
@@ -70,17 +70,17 @@ const ARMS: readonly Arm[] = [
   { name: NAMES.plain, workers: 1, mode: 'async', outer: {} },
 ];
 
-interface Measured {
-  readonly arm: Arm;
+interface DilocoPoint {
+  readonly arm: DilocoArm;
   readonly outerRate: number;
   readonly accuracies: readonly number[];
   /** In the mean time of a minibatch. */
   readonly times: readonly number[];
 }
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const runs: Record<string, string | number | null>[] = [];
-  const results: Measured[] = [];
+  const results: DilocoPoint[] = [];
   for (const arm of ARMS) {
     const { name, workers, mode, outer, tunedFrom } = arm;
     const train = async (learningRate: number, seed: number) => {
@@ -119,7 +119,7 @@ async function repeat(lab: Lab): Promise<Finding> {
   return findingOf(results, runs);
 }
 
-function findingOf(results: readonly Measured[], runs: Finding['runs']): Finding {
+function findingOf(results: readonly DilocoPoint[], runs: PaperFinding['runs']): PaperFinding {
   const of = (key: keyof typeof NAMES) => results.find(({ arm }) => arm.name === NAMES[key])!;
   const by = (a: keyof typeof NAMES, b: keyof typeof NAMES): Estimate =>
     estimate(of(a).accuracies.map((value, i) => value - of(b).accuracies[i]!));

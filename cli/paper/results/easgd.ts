@@ -1,7 +1,7 @@
 import type { PartialConfig } from '../../../shared/config.ts';
 import { chart, pointOf } from '../../../study/plot.ts';
 import { type Estimate, estimate } from '../../../study/statistics.ts';
-import { type Finding, type Lab, type Result, separated, spread } from '../result.ts';
+import { type Lab, type PaperFinding, type Result, separated, spread } from '../result.ts';
 import { SMALL_DIGITS, trainSmall } from '../small-digits.ts';
 import { tuneRate, tuningMean } from '../tune.ts';
 
@@ -25,21 +25,21 @@ const PERIODS = [1, 10, 40];
 const KEPT = 1;
 const KINDS = ['elastic', 'plain'] as const;
 
-type Kind = (typeof KINDS)[number];
+type EasgdKind = (typeof KINDS)[number];
 
-interface Measured {
-  readonly kind: Kind;
+interface EasgdPoint {
+  readonly kind: EasgdKind;
   readonly period: number;
   readonly fixed: readonly number[];
   readonly tuned: readonly number[];
   readonly rate: number;
 }
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const periods = lab.quick ? [1, 10] : PERIODS;
   const arms = KINDS.flatMap((kind) => periods.map((period) => ({ kind, period })));
   const runs: Record<string, string | number | null>[] = [];
-  const results: Measured[] = [];
+  const results: EasgdPoint[] = [];
   for (const { kind, period } of arms) {
     const train = async (learningRate: number, seed: number) => {
       lab.progress(results.length / arms.length, `${kind}, τ = ${period}, rate ${learningRate}`);
@@ -72,11 +72,11 @@ async function repeat(lab: Lab): Promise<Finding> {
 }
 
 function findingOf(
-  results: readonly Measured[],
+  results: readonly EasgdPoint[],
   periods: readonly number[],
-  runs: Finding['runs'],
-): Finding {
-  const of = (kind: Kind, period: number) =>
+  runs: PaperFinding['runs'],
+): PaperFinding {
+  const of = (kind: EasgdKind, period: number) =>
     results.find((r) => r.kind === kind && r.period === period)!;
   const [least, most] = [periods[0]!, periods.at(-1)!];
   const by = (a: readonly number[], b: readonly number[]): Estimate =>
@@ -84,7 +84,7 @@ function findingOf(
   const gain = by(of('elastic', most).fixed, of('plain', most).fixed);
   const kept = by(of('elastic', most).fixed, of('elastic', least).fixed);
   const tuned = by(of('elastic', most).tuned, of('plain', most).tuned);
-  const list = (kind: Kind, what: 'fixed' | 'tuned') =>
+  const list = (kind: EasgdKind, what: 'fixed' | 'tuned') =>
     periods.map((period) => spread(estimate(of(kind, period)[what]), 1)).join(' / ');
   const note = (value: Estimate) => (separated(value) === 0 ? ' (not separated)' : '');
   const better = separated(gain) > 0;

@@ -1,6 +1,6 @@
 import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
-import { each, type Finding, type Lab, type Result, separated, spread } from '../result.ts';
+import { each, type Lab, type PaperFinding, type Result, separated, spread } from '../result.ts';
 import { SMALL_DIGITS, trainSmall } from '../small-digits.ts';
 
 export const laws: Result = {
@@ -19,7 +19,7 @@ export const laws: Result = {
 const LAWS = ['exponential:100', 'lognormal:100', 'gamma:100,0.6', 'gamma:100', 'constant:100'];
 const RATE = 0.1;
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const workers = lab.quick ? 16 : 32;
   const arms = LAWS.flatMap((law) => lab.seeds.map((seed) => ({ law, seed })));
   const results = await each(

@@ -3,7 +3,15 @@ import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
 import type { VirtualProblem } from '../../simulate/virtual-cluster.ts';
 import { createDigits } from '../digits.ts';
-import { each, type Finding, type Lab, type Result, separated, spread, trial } from '../result.ts';
+import {
+  each,
+  type Lab,
+  type PaperFinding,
+  type Result,
+  separated,
+  spread,
+  trial,
+} from '../result.ts';
 
 /** The project's own promise: what was tuned with one worker stays as good, by defaults. */
 export const manyWorkers: Result = {
@@ -37,23 +45,23 @@ const CONFIGS = {
 const FEW_SEEDS = 2;
 const FAR_TOO_MANY = 100;
 
-interface Arm {
+interface ManyWorkersArm {
   readonly optimizer: keyof typeof CONFIGS;
   readonly correction: 'auto' | 'none';
   readonly workers: number;
   readonly seed: number;
 }
 
-interface Trained extends Arm {
+interface Trained extends ManyWorkersArm {
   readonly accuracy: number;
   readonly staleness: number;
   readonly used: number;
   readonly minutes: number;
 }
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const counts = lab.quick ? [1, 16] : [1, 2, 4, 8, 16, 32, 64, 256, 1_024];
-  const arms: Arm[] = lab.seeds.flatMap((seed, i) =>
+  const arms: ManyWorkersArm[] = lab.seeds.flatMap((seed, i) =>
     (lab.quick ? (['momentum'] as const) : (['momentum', 'adam'] as const)).flatMap((optimizer) =>
       counts.flatMap((workers) => [
         ...(workers < FAR_TOO_MANY || i < FEW_SEEDS
@@ -95,7 +103,7 @@ async function repeat(lab: Lab): Promise<Finding> {
   return findingOf(results, counts);
 }
 
-function findingOf(results: readonly Trained[], counts: readonly number[]): Finding {
+function findingOf(results: readonly Trained[], counts: readonly number[]): PaperFinding {
   const of = (optimizer: string, correction: string, workers: number) =>
     results.filter(
       (r) => r.optimizer === optimizer && r.correction === correction && r.workers === workers,

@@ -2,7 +2,15 @@ import { random } from '../../../shared/random.ts';
 import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
 import type { VirtualProblem } from '../../simulate/virtual-cluster.ts';
-import { each, type Finding, type Lab, type Result, spread, trial, updates } from '../result.ts';
+import {
+  each,
+  type Lab,
+  type PaperFinding,
+  type Result,
+  spread,
+  trial,
+  updates,
+} from '../result.ts';
 
 export const momentum: Result = {
   name: 'momentum',
@@ -25,7 +33,7 @@ const NEAR = 0.05;
 const DESCRIBED = 0.1;
 const NOISE_STREAM = 92;
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const counts = lab.quick ? [4] : [2, 4, 8, 16];
   const arms = LAWS.flatMap((law) =>
     counts.flatMap((workers) => lab.seeds.map((seed) => ({ law, workers, seed }))),
@@ -84,13 +92,13 @@ async function repeat(lab: Lab): Promise<Finding> {
   };
 }
 
-interface Arm {
+interface MomentumArm {
   readonly law: string;
   readonly workers: number;
   readonly seed: number;
 }
 
-interface Fitted {
+interface FittedMomentum {
   readonly momentum: number;
   /** What the gradient is multiplied by, over rate / M: 1 where the theory holds. */
   readonly step: number;
@@ -102,7 +110,7 @@ interface Fitted {
  * What a unit of noise in one gradient makes of the parameters k updates later, on average over all updates and
  * coordinates: since all is linear, that is how the mean behaves. Its own jump apart it follows Δ = μ Δ − a x.
  */
-async function momentumOf(lab: Lab, { law, workers, seed }: Arm): Promise<Fitted> {
+async function momentumOf(lab: Lab, { law, workers, seed }: MomentumArm): Promise<FittedMomentum> {
   // Stable for every law, and yet large enough for the mean to swing once in about nine times M updates.
   const rate = 0.5 / workers;
   const span = 8 * workers + 2;

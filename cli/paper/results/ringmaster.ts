@@ -3,7 +3,7 @@ import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
 import { curvatures } from '../../simulate/quadratic.ts';
 import { raceTo } from '../race.ts';
-import { type Finding, type Lab, type Result, separated, spread } from '../result.ts';
+import { type Lab, type PaperFinding, type Result, separated, spread } from '../result.ts';
 import { TUNING_SEED, tuneCount, tuneRate } from '../tune.ts';
 
 export const ringmaster: Result = {
@@ -30,14 +30,14 @@ const CAP_MS = 4_000;
 const RATE_START = 0.02;
 const COUNT_START = 16;
 
-interface Method {
+interface RingmasterMethod {
   readonly name: string;
   /** What the count stands for; null: the method has none. */
   readonly counts: string | null;
   readonly config: (count: number) => PartialConfig;
 }
 
-const METHODS: readonly Method[] = [
+const METHODS: readonly RingmasterMethod[] = [
   {
     ...{ name: 'plain', counts: null },
     config: () => ({ consistency: { correction: 'none' } }),
@@ -66,19 +66,19 @@ const METHODS: readonly Method[] = [
   },
 ];
 
-interface Measured {
-  readonly method: Method;
+interface RingmasterPoint {
+  readonly method: RingmasterMethod;
   readonly noise: number;
   readonly rate: number;
   readonly count: number | null;
   readonly times: readonly number[];
 }
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const workers = lab.quick ? 50 : 1_000;
   const noises = lab.quick ? NOISES.slice(0, 1) : NOISES;
   const runs: Record<string, string | number | null>[] = [];
-  const results: Measured[] = [];
+  const results: RingmasterPoint[] = [];
   const all = noises.length * METHODS.length;
   for (const noise of noises) {
     for (const method of METHODS) {
@@ -120,10 +120,10 @@ async function repeat(lab: Lab): Promise<Finding> {
 }
 
 function findingOf(
-  results: readonly Measured[],
+  results: readonly RingmasterPoint[],
   noises: readonly number[],
-  runs: Finding['runs'],
-): Finding {
+  runs: PaperFinding['runs'],
+): PaperFinding {
   const of = (name: string, noise: number) =>
     results.find((r) => r.method.name === name && r.noise === noise)!;
   const told = (times: readonly number[]) =>

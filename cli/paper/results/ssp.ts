@@ -4,8 +4,8 @@ import { estimate, meanOf } from '../../../study/statistics.ts';
 import { type ComputeLaw, parseLaw, slowed } from '../../simulate/laws.ts';
 import { createQuadratic } from '../../simulate/quadratic.ts';
 import {
-  type Finding,
   type Lab,
+  type PaperFinding,
   type Result,
   separated,
   spread,
@@ -42,7 +42,7 @@ const STRAGGLERS: Readonly<Record<string, ComputeLaw>> = {
 
 const problem = createQuadratic({ curvatures: [1], noise: 0, start: 1 });
 
-interface Measured {
+interface SspPoint {
   readonly stragglers: string;
   readonly bound: number;
   readonly rate: number;
@@ -53,13 +53,13 @@ interface Measured {
   readonly accuracies: readonly number[];
 }
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const bounds = lab.quick ? [0, 10] : BOUNDS;
   const arms = Object.entries(STRAGGLERS).flatMap(([stragglers, law]) =>
     bounds.map((bound) => ({ stragglers, law, bound })),
   );
   const runs: Record<string, string | number | null>[] = [];
-  const results: Measured[] = [];
+  const results: SspPoint[] = [];
   for (const { stragglers, law, bound } of arms) {
     const consistency = { mode: 'bounded', aheadMax: bound, correction: 'none' } as const;
     const learn = async (rate: number, seed: number) => {
@@ -107,10 +107,10 @@ async function speedOf(
 }
 
 function findingOf(
-  results: readonly Measured[],
+  results: readonly SspPoint[],
   bounds: readonly number[],
-  runs: Finding['runs'],
-): Finding {
+  runs: PaperFinding['runs'],
+): PaperFinding {
   const [go, stays] = Object.keys(STRAGGLERS) as [string, string];
   const of = (stragglers: string, bound: number) =>
     results.find((r) => r.stragglers === stragglers && r.bound === bound)!;

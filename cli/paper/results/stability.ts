@@ -1,7 +1,7 @@
 import type { PartialConfig } from '../../../shared/config.ts';
 import { chart } from '../../../study/plot.ts';
-import { AHEAD, CORRECTIONS, type Correction } from '../arms.ts';
-import type { Finding, Lab, Result } from '../result.ts';
+import { AHEAD, CORRECTIONS, type CorrectionArm } from '../arms.ts';
+import type { Lab, PaperFinding, Result } from '../result.ts';
 import { SMALL_DIGITS, trainSmall } from '../small-digits.ts';
 import { largestStable } from '../tune.ts';
 
@@ -33,22 +33,27 @@ const OPTIMIZERS = [
   },
 ];
 
-interface Cell {
+interface StabilityCell {
   readonly optimizer: string;
   readonly correction: string;
   readonly workers: number;
   readonly rate: number | null;
 }
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const counts = lab.quick ? [1, 16] : [1, 4, 16, 32];
   const optimizers = lab.quick ? OPTIMIZERS.slice(0, 1) : OPTIMIZERS;
   const all = optimizers.reduce((sum, o) => sum + o.corrections.length * counts.length, 0);
-  const cells: Cell[] = [];
+  const cells: StabilityCell[] = [];
   const runs: Record<string, string | number | null>[] = [];
   for (const optimizer of optimizers) {
     const reference = new Map<number, number>();
-    const train = async (correction: Correction, workers: number, seed: number, rate: number) => {
+    const train = async (
+      correction: CorrectionArm,
+      workers: number,
+      seed: number,
+      rate: number,
+    ) => {
       lab.progress(
         cells.length / all,
         `${optimizer.name}, ${correction.name}, ${workers} workers, rate ${rate}, seed ${seed}`,
@@ -82,10 +87,10 @@ async function repeat(lab: Lab): Promise<Finding> {
 }
 
 function findingOf(
-  cells: readonly Cell[],
+  cells: readonly StabilityCell[],
   counts: readonly number[],
-  runs: Finding['runs'],
-): Finding {
+  runs: PaperFinding['runs'],
+): PaperFinding {
   const of = (optimizer: string, correction: string, workers: number) =>
     cells.find(
       (c) => c.optimizer === optimizer && c.correction === correction && c.workers === workers,

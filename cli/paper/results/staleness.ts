@@ -2,7 +2,15 @@ import { chart } from '../../../study/plot.ts';
 import { type StalenessFacts, stalenessFacts } from '../../../study/scale.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
 import { createQuadratic } from '../../simulate/quadratic.ts';
-import { each, type Finding, type Lab, type Result, spread, trial, updates } from '../result.ts';
+import {
+  each,
+  type Lab,
+  type PaperFinding,
+  type Result,
+  spread,
+  trial,
+  updates,
+} from '../result.ts';
 
 export const staleness: Result = {
   name: 'staleness',
@@ -19,7 +27,7 @@ export const staleness: Result = {
 const LAWS = ['constant:100', 'gamma:100', 'gamma:100,0.6', 'lognormal:100', 'exponential:100'];
 const problem = createQuadratic({ curvatures: [1], noise: 0, start: 1 });
 
-interface Measured {
+interface StalenessPoint {
   readonly law: string;
   readonly workers: number;
   readonly seed: number;
@@ -31,7 +39,7 @@ interface Measured {
   readonly right: number | null;
 }
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const counts = lab.quick ? [10] : [10, 20, 30, 40, 50, 60];
   const steps = lab.quick ? 4_000 : 20_000;
   const arms = LAWS.flatMap((law) =>
@@ -41,7 +49,7 @@ async function repeat(lab: Lab): Promise<Finding> {
     lab,
     arms,
     ({ law, workers }) => `${law}, ${workers} workers`,
-    async ({ law, workers, seed }): Promise<Measured> => {
+    async ({ law, workers, seed }): Promise<StalenessPoint> => {
       const found: number[] = [];
       await trial(lab, {
         ...{ problem, workers, seed, law },
@@ -63,7 +71,7 @@ async function repeat(lab: Lab): Promise<Finding> {
   const meanGap = Math.max(
     ...results.map(({ facts, workers }) => Math.abs(facts.mean / (workers - 1) - 1)),
   );
-  const straight = (half: 'whole' | 'right', own: readonly Measured[]) => {
+  const straight = (half: 'whole' | 'right', own: readonly StalenessPoint[]) => {
     const values = own.flatMap((r) => r[half] ?? []);
     return values.length === 0 ? null : meanOf(values);
   };

@@ -1,7 +1,7 @@
 import type { PartialConfig } from '../../../shared/config.ts';
 import { chart, pointOf } from '../../../study/plot.ts';
 import { estimate, meanOf } from '../../../study/statistics.ts';
-import { each, type Finding, type Lab, type Result, separated, spread } from '../result.ts';
+import { each, type Lab, type PaperFinding, type Result, separated, spread } from '../result.ts';
 import { SMALL_DIGITS, trainSmall } from '../small-digits.ts';
 
 export const topk: Result = {
@@ -48,7 +48,7 @@ const ARMS: readonly { readonly name: string; readonly config: PartialConfig }[]
   },
 ];
 
-async function repeat(lab: Lab): Promise<Finding> {
+async function repeat(lab: Lab): Promise<PaperFinding> {
   const arms = ARMS.flatMap((arm) => lab.seeds.map((seed) => ({ ...arm, seed })));
   const results = await each(
     lab,

@@ -14,7 +14,7 @@ import type { CopyFacts } from '../../../shared/rest.ts';
 import type { RunState } from '../../core/run/state.ts';
 import { BUNDLE_FOLDER } from '../../fleet/bundles.ts';
 import {
-  type Copy,
+  type CheckpointCopy,
   copiesAmong,
   copiesTooMany,
   copyOf,
@@ -49,8 +49,8 @@ export interface CopierOptions {
   readonly retryMs?: number;
 }
 
-interface Wanted {
-  readonly copy: Copy;
+interface WantedCopy {
+  readonly copy: CheckpointCopy;
   readonly file: string;
   readonly sha256: string;
   /** When the run was created: another run may have had its name. */
@@ -61,9 +61,9 @@ interface Wanted {
 
 export class Copier {
   readonly #options: CopierOptions;
-  readonly #waiting = new Map<string, Wanted>();
+  readonly #waiting = new Map<string, WantedCopy>();
   /** What is in the bucket, of runs that have been looked at; oldest first. */
-  readonly #known = new Map<string, Copy[]>();
+  readonly #known = new Map<string, CheckpointCopy[]>();
   /** Runs that have been removed, and whose copies go. */
   readonly #removing = new Map<
     string,
@@ -80,7 +80,7 @@ export class Copier {
   /** Why the newest checkpoint of a run is not copied, where trying again does not help. */
   readonly #refused = new Map<string, string>();
   readonly #ending = new AbortController();
-  #underWay: Wanted | null = null;
+  #underWay: WantedCopy | null = null;
   #working: Promise<void> | null = null;
   #wake = new AbortController();
   #closing = false;
@@ -291,7 +291,7 @@ export class Copier {
   }
 
   /** @returns true: there is no sense in going on. */
-  async #failed(key: string, wanted: Wanted, error: unknown): Promise<boolean> {
+  async #failed(key: string, wanted: WantedCopy, error: unknown): Promise<boolean> {
     const { log, now, retryMs = RETRY_MS } = this.#options;
     const { run, step, kind } = wanted.copy;
     const code = errorCode(error);
@@ -332,7 +332,7 @@ export class Copier {
     return false;
   }
 
-  async #copy({ copy, file, sha256, createdAt, bundle }: Wanted): Promise<void> {
+  async #copy({ copy, file, sha256, createdAt, bundle }: WantedCopy): Promise<void> {
     const { root, mayWrite } = this.#options;
     const { signal } = this.#ending;
     const folder = checkpointFolder(root, copy.run);
@@ -376,7 +376,7 @@ export class Copier {
 
   /** @param path of its tensors. @returns bytes; null: it is not on disk any more. */
   async #upload(
-    { key }: Copy,
+    { key }: CheckpointCopy,
     path: string,
     sha256: string,
     signal: AbortSignal,
@@ -406,7 +406,11 @@ export class Copier {
   }
 
   /** What the bucket has of a run, and that it is this run; asked once. What was begun and never ended goes. */
-  async #look(run: string, createdAt: string | null, signal: AbortSignal): Promise<Copy[]> {
+  async #look(
+    run: string,
+    createdAt: string | null,
+    signal: AbortSignal,
+  ): Promise<CheckpointCopy[]> {
     const { bucket } = this.#options;
     const before = this.#known.get(run);
     if (before) return before;
@@ -422,7 +426,11 @@ export class Copier {
   }
 
   /** @throws DownpourError DP_RUN_EXISTS: copies of one run would take the place of another's. */
-  async #mustBeTheSame({ run, key }: Copy, createdAt: string, signal: AbortSignal): Promise<void> {
+  async #mustBeTheSame(
+    { run, key }: CheckpointCopy,
+    createdAt: string,
+    signal: AbortSignal,
+  ): Promise<void> {
     const { bucket } = this.#options;
     const bytes = await bucket.read(key + MANIFEST, signal);
     let other: string | undefined;
@@ -438,7 +446,7 @@ export class Copier {
     );
   }
 
-  async #prune(run: string, known: Copy[], signal: AbortSignal): Promise<void> {
+  async #prune(run: string, known: CheckpointCopy[], signal: AbortSignal): Promise<void> {
     const { bucket, keepLast, log } = this.#options;
     for (const { key } of copiesTooMany(known, keepLast)) {
       try {

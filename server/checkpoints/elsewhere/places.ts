@@ -10,7 +10,7 @@ import type { S3Object } from './s3.ts';
 // its checkpoints from 1 again: a later life is newer, and within one the higher count. The manifest comes last and goes
 // first: an object of tensors without one is no copy.
 
-export interface Copy {
+export interface CheckpointCopy {
   readonly run: string;
   readonly life: number;
   readonly step: number;
@@ -35,7 +35,14 @@ export const placeOfLabels = (run: string) => `${run}/${LABELS_FILE}`;
 /** Where all copies of checkpoints of a run are. */
 export const placeOfRun = (run: string) => `${run}/checkpoints/`;
 
-export function copyOf({ run, step, kind, sequence, file, state }: CheckpointManifest): Copy {
+export function copyOf({
+  run,
+  step,
+  kind,
+  sequence,
+  file,
+  state,
+}: CheckpointManifest): CheckpointCopy {
   const life = (state as RunState).life ?? 0;
   const folder = `life-${String(life).padStart(5, '0')}`;
   const key = `${placeOfRun(run)}${folder}/${basename(file, TENSORS)}`;
@@ -44,10 +51,10 @@ export function copyOf({ run, step, kind, sequence, file, state }: CheckpointMan
 
 /** Whole copies, oldest first; and tensors without a manifest. What is no copy of ours is left out. */
 export function copiesAmong(objects: readonly S3Object[]): {
-  readonly copies: Copy[];
+  readonly copies: CheckpointCopy[];
   readonly halves: string[];
 } {
-  const copies: Copy[] = [];
+  const copies: CheckpointCopy[] = [];
   const tensors = new Set<string>();
   for (const { key } of objects) {
     const [, run, life, step, kind, sequence, ending] = KEY.exec(key) ?? [];
@@ -65,7 +72,10 @@ export function copiesAmong(objects: readonly S3Object[]): {
 }
 
 /** Those that go: all but the newest `keep` of kind `last` and the newest of kind `best`. Kind `final` stays. */
-export function copiesTooMany(oldestFirst: readonly Copy[], keep: number): Copy[] {
+export function copiesTooMany(
+  oldestFirst: readonly CheckpointCopy[],
+  keep: number,
+): CheckpointCopy[] {
   const left = { last: keep, best: 1, final: Number.POSITIVE_INFINITY };
   return oldestFirst.toReversed().filter(({ kind }) => left[kind]-- <= 0);
 }

@@ -22,7 +22,7 @@ import type { Log } from '../../../shared/log.ts';
 import type { RunState } from '../../core/run/state.ts';
 import { BUNDLE_FOLDER } from '../../fleet/bundles.ts';
 import {
-  type Copy,
+  type CheckpointCopy,
   copiesAmong,
   MANIFEST,
   placeOfBundle,
@@ -98,7 +98,11 @@ interface Source {
   readonly signal: AbortSignal | undefined;
 }
 
-async function download(run: string, oldestFirst: readonly Copy[], source: Source): Promise<void> {
+async function download(
+  run: string,
+  oldestFirst: readonly CheckpointCopy[],
+  source: Source,
+): Promise<void> {
   const { beside, bucket, log } = source;
   const folder = checkpointFolder(beside, run);
   await makeFolder(folder);
@@ -150,7 +154,7 @@ async function downloadBundle({ run, state }: CheckpointManifest, source: Source
 /** @returns null: it is damaged, which is said in the log. */
 async function downloadOne(
   folder: string,
-  copy: Copy,
+  copy: CheckpointCopy,
   source: Source,
 ): Promise<CheckpointManifest | null> {
   const { bucket, log, signal } = source;

@@ -261,9 +261,9 @@ export class Bucket {
   }
 
   /** One request, tried again where that may help. */
-  #ask(method: string, key: string, asked: Asked & { absent: true }): Promise<Answer | null>;
-  #ask(method: string, key: string, asked: Asked): Promise<Answer>;
-  async #ask(method: string, key: string, asked: Asked): Promise<Answer | null> {
+  #ask(method: string, key: string, asked: Asked & { absent: true }): Promise<S3Response | null>;
+  #ask(method: string, key: string, asked: Asked): Promise<S3Response>;
+  async #ask(method: string, key: string, asked: Asked): Promise<S3Response | null> {
     const { tries = this.#limits.tries, signal } = asked;
     for (let attempt = 1; ; attempt++) {
       let failure: DownpourError;
@@ -285,7 +285,7 @@ export class Bucket {
     }
   }
 
-  async #once(method: string, key: string, asked: Asked): Promise<Answer> {
+  async #once(method: string, key: string, asked: Asked): Promise<S3Response> {
     const { query = {}, part, text, signal } = asked;
     const { endpoint, bucket, prefix } = this.#place;
     // Without a key, the bucket itself is asked.
@@ -356,7 +356,7 @@ export class Bucket {
 interface Asked {
   readonly query?: Readonly<Record<string, string>>;
   readonly headers?: Readonly<Record<string, string>>;
-  readonly part?: Part;
+  readonly part?: UploadPart;
   readonly text?: Buffer;
   /** 404 is an answer: null. */
   readonly absent?: boolean;
@@ -366,13 +366,13 @@ interface Asked {
   readonly signal?: AbortSignal | undefined;
 }
 
-interface Answer {
+interface S3Response {
   readonly status: number;
   readonly headers: Headers;
   readonly bytes: Buffer;
 }
 
-interface Part {
+interface UploadPart {
   readonly bytes: Uint8Array;
   /** Hexadecimal. */
   readonly sha256: string;
@@ -405,7 +405,7 @@ class Parts {
   }
 
   /** In their order. @throws DownpourError DP_CHECKPOINT_CORRUPT at the last one, DP_DISK. */
-  async read(index: number): Promise<Part> {
+  async read(index: number): Promise<UploadPart> {
     const start = index * this.#partBytes;
     const bytes = new Uint8Array(Math.min(this.#partBytes, this.#size - start));
     const md5 = createHash('md5');
@@ -439,7 +439,7 @@ class Parts {
 }
 
 /** @returns what was expected. @throws DownpourError where the ETag is made of MD5, and of another file's. */
-function matching({ headers }: Answer, expected: string, key: string): string {
+function matching({ headers }: S3Response, expected: string, key: string): string {
   const etag = headers.get('etag')?.replaceAll('"', '') ?? '';
   // Where an object is encrypted with a key of KMS or of the customer, its ETag is made of something else.
   const encryption = headers.get('x-amz-server-side-encryption') ?? '';
@@ -452,7 +452,7 @@ function matching({ headers }: Answer, expected: string, key: string): string {
 }
 
 /** A missing object and a missing bucket are both 404. */
-const isWithoutBucket = ({ bytes }: Answer) =>
+const isWithoutBucket = ({ bytes }: S3Response) =>
   element(bytes.toString('utf8'), 'Code') === 'NoSuchBucket';
 
 const unavailable = (text: string) => new DownpourError('DP_S3_UNAVAILABLE', text);

@@ -3,7 +3,7 @@ import type { Lease } from '../../../shared/protocol.ts';
 /** The pushes of the step that is being made: whose they are, and what is told of the update that they become. */
 
 /** A push that waits for its update. */
-export interface Collected {
+export interface CollectedPush {
   readonly worker: string;
   readonly lease: Lease;
   readonly loss: number;
@@ -17,13 +17,13 @@ export interface Collected {
 }
 
 export class Collection {
-  #pushes: Collected[] = [];
+  #pushes: CollectedPush[] = [];
 
   get count(): number {
     return this.#pushes.length;
   }
 
-  add(push: Collected): void {
+  add(push: CollectedPush): void {
     this.#pushes.push(push);
   }
 
@@ -71,17 +71,17 @@ export class Collection {
   }
 
   /** None is left. @returns those that were there. */
-  take(): readonly Collected[] {
+  take(): readonly CollectedPush[] {
     const pushes = this.#pushes;
     this.#pushes = [];
     return pushes;
   }
 
-  state(): readonly Collected[] {
+  state(): readonly CollectedPush[] {
     return [...this.#pushes];
   }
 
-  restore(pushes: readonly Collected[]): void {
+  restore(pushes: readonly CollectedPush[]): void {
     this.#pushes = [...pushes];
   }
 }

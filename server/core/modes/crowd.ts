@@ -13,7 +13,7 @@ export const AWAY_MS = 5_000;
  */
 export type Standing = 'ready' | 'idle' | 'late';
 
-interface Member {
+interface CrowdMember {
   clock: number;
   standing: Standing;
   /** Its connection is lost, since when; `null`: since before this life of the server; absent: it is connected. */
@@ -30,7 +30,7 @@ export interface CrowdState {
 }
 
 export class Crowd {
-  readonly #members = new Map<string, Member>();
+  readonly #members = new Map<string, CrowdMember>();
   /** How many of the members that are waited for have each clock. */
   readonly #waitedFor = new Map<number, number>();
   #floor = Infinity;
@@ -64,7 +64,7 @@ export class Crowd {
       this.#stand(member, 'ready');
       return;
     }
-    const fresh: Member = { clock: this.#lowest(), standing: 'idle' };
+    const fresh: CrowdMember = { clock: this.#lowest(), standing: 'idle' };
     this.#members.set(worker, fresh);
     this.#stand(fresh, 'ready');
   }
@@ -130,14 +130,14 @@ export class Crowd {
     this.#count(member, 1);
   }
 
-  #comeBack(member: Member): void {
+  #comeBack(member: CrowdMember): void {
     if (member.awaySince === undefined) return;
     delete member.awaySince;
     this.#away--;
   }
 
   /** Who was not waited for does not hold the others up for what it has missed. */
-  #stand(member: Member, standing: Standing): void {
+  #stand(member: CrowdMember, standing: Standing): void {
     if (member.standing === standing) return;
     this.#count(member, -1);
     if (standing === 'ready') member.clock = Math.max(member.clock, this.#lowest());
@@ -153,7 +153,7 @@ export class Crowd {
     return highest;
   }
 
-  #count({ clock, standing }: Member, by: 1 | -1): void {
+  #count({ clock, standing }: CrowdMember, by: 1 | -1): void {
     if (standing !== 'ready') return;
     const count = (this.#waitedFor.get(clock) ?? 0) + by;
     if (count > 0) this.#waitedFor.set(clock, count);
@@ -177,7 +177,7 @@ export class Crowd {
   /** To one that is new. */
   replicate(state: CrowdState): void {
     for (const [worker, clock, standing, awaySince] of state.members) {
-      const member: Member = { clock, standing };
+      const member: CrowdMember = { clock, standing };
       if (awaySince !== undefined) {
         member.awaySince = awaySince;
         this.#away++;

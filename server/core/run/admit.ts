@@ -4,9 +4,10 @@ import type { PushKind } from '../../../shared/local-steps.ts';
 import type { Lease, Push } from '../../../shared/protocol.ts';
 import { type Admission, admit } from '../consistency.ts';
 import type { Mode } from '../modes/mode.ts';
+import type { PushProblem } from '../robust.ts';
 import { isTraining } from './course.ts';
-import type { Worker } from './roster.ts';
-import type { Fields } from './state.ts';
+import type { RosterWorker } from './roster.ts';
+import type { RunFields } from './state.ts';
 
 /**
  * Whether a push may be applied, from what is known without its numbers. Pure: a push and facts in, a judgement out;
@@ -14,13 +15,13 @@ import type { Fields } from './state.ts';
  */
 
 /** What a push is judged by. */
-export interface Facts {
+export interface AdmissionFacts {
   readonly config: Pick<RunConfig, 'consistency' | 'leaseSeconds'>;
-  readonly fields: Pick<Fields, 'phase' | 'ending' | 'grant' | 'step' | 'generation'>;
+  readonly fields: Pick<RunFields, 'phase' | 'ending' | 'grant' | 'step' | 'generation'>;
   /** There are parameters, and minibatches are given out. */
   isReady: boolean;
   /** Who sends it. */
-  worker: Worker;
+  worker: RosterWorker;
   key: string;
   /** Mode of the run; null: asynchronous. */
   readonly mode: Pick<Mode, 'refuse'> | null;
@@ -31,17 +32,12 @@ export interface Facts {
   /** What pushes of this step hold. */
   kind: PushKind;
   /** What is wrong with the payload; null: nothing. */
-  problem: Problem | null;
+  problem: PushProblem | null;
   /** Lease of the push, if the worker may still push it. */
   lease: Lease | null;
 }
 
-export interface Problem {
-  readonly code: ErrorCode;
-  readonly message: string;
-}
-
-export interface Rejection extends Problem {
+export interface Rejection extends PushProblem {
   readonly kind: 'reject';
   /** 0 where it was not looked at. */
   readonly staleness: number;
@@ -57,7 +53,7 @@ export type Judgement = Refusal | Extract<Admission, { kind: 'apply' }>;
 const DUPLICATE = { kind: 'duplicate' } as const;
 
 /** Before the payload is looked at. @returns null: look at it. */
-export function judgeSender(push: Push, facts: Facts): Refusal | null {
+export function judgeSender(push: Push, facts: AdmissionFacts): Refusal | null {
   const { fields, worker, quarantine, isReady } = facts;
   if (push.sequence <= worker.lastSequence) return DUPLICATE;
   if (quarantine !== null) return reject('DP_QUARANTINED', quarantine);
@@ -67,7 +63,7 @@ export function judgeSender(push: Push, facts: Facts): Refusal | null {
 }
 
 /** With the payload, its numbers aside. Call where `judgeSender` has nothing against the push. */
-export function judge(push: Push, facts: Facts): Judgement {
+export function judge(push: Push, facts: AdmissionFacts): Judgement {
   const { config, fields, worker, problem, lease } = facts;
   if (problem) return reject(problem.code, problem.message);
   if (!lease) {

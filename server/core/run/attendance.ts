@@ -3,7 +3,7 @@ import type { Observed } from '../../../shared/protocol.ts';
 import { checkAgreement, type Joining } from '../agreement.ts';
 import { isOver } from './course.ts';
 import { giveBack } from './evaluations.ts';
-import { type Fields, type Inside, secondsOf } from './state.ts';
+import { type RunFields, type RunInternals, secondsOf } from './state.ts';
 
 /** Workers come and go, and what they have is taken back in time. Where others may have work then, it is told. */
 
@@ -11,7 +11,7 @@ import { type Fields, type Inside, secondsOf } from './state.ts';
 const GRACE_MS = 5_000;
 
 /** @throws DownpourError of `checkAgreement`. */
-export function mustAgree({ options, fields, components }: Inside, worker: Joining): void {
+export function mustAgree({ options, fields, components }: RunInternals, worker: Joining): void {
   const { experiment, experimentHash, fork } = options;
   const { data, facts, originData } = fields;
   const origin = fork ? { run: fork.run, data: originData } : null;
@@ -21,7 +21,7 @@ export function mustAgree({ options, fields, components }: Inside, worker: Joini
 }
 
 /** It is here, perhaps again. @param now see `RunCall`. */
-export function attend({ fields, components }: Inside, worker: string, now: number): void {
+export function attend({ fields, components }: RunInternals, worker: string, now: number): void {
   const record = components.roster.of(worker);
   record.attached = true;
   record.generation = -1;
@@ -33,7 +33,7 @@ export function attend({ fields, components }: Inside, worker: string, now: numb
 }
 
 /** @returns whether others may have work. */
-export function detach({ fields, components }: Inside, worker: string, now: number): boolean {
+export function detach({ fields, components }: RunInternals, worker: string, now: number): boolean {
   const { evaluation } = fields;
   components.roster.detach(worker);
   components.robust.left(worker);
@@ -45,7 +45,7 @@ export function detach({ fields, components }: Inside, worker: string, now: numb
 }
 
 /** @returns whether others may have work. */
-export function leave({ fields, components }: Inside, worker: string): boolean {
+export function leave({ fields, components }: RunInternals, worker: string): boolean {
   components.roster.detach(worker);
   components.robust.left(worker);
   components.correction.left(worker);
@@ -56,21 +56,21 @@ export function leave({ fields, components }: Inside, worker: string): boolean {
 }
 
 /** Another one may make the initial parameters. @returns whether this one was asked for them. */
-function takeGrant({ grant }: Fields, worker: string): boolean {
+function takeGrant({ grant }: RunFields, worker: string): boolean {
   if (grant?.worker !== worker) return false;
   grant.worker = null;
   return true;
 }
 
 /** Nobody's time ran. */
-export function postpone({ fields, components }: Inside, ms: number): void {
+export function postpone({ fields, components }: RunInternals, ms: number): void {
   components.leases?.postpone(ms);
   components.mode?.postpone(ms);
   if (fields.evaluation?.deadline != null) fields.evaluation.deadline += ms;
 }
 
 /** @returns whether others may have work. */
-export function tick({ fields, components }: Inside, now: number): boolean {
+export function tick({ fields, components }: RunInternals, now: number): boolean {
   const { evaluation } = fields;
   const { mode } = components;
   components.correction.tick(now);
@@ -88,14 +88,14 @@ export function tick({ fields, components }: Inside, now: number): boolean {
  * No minibatch is out any more. A lease that is gone has no deadline that could show its worker late: those that compute
  * one now are not waited for until they ask again, which they may never do.
  */
-export function takeBackAll({ components: { roster, leases, mode } }: Inside): void {
+export function takeBackAll({ components: { roster, leases, mode } }: RunInternals): void {
   for (const worker of roster.keys()) {
     if (leases && leases.release(worker) > 0) mode?.late(worker);
   }
 }
 
 /** All work is taken back; those that had it are here still. */
-export function pause(inside: Inside): void {
+export function pause(inside: RunInternals): void {
   const { evaluation, grant } = inside.fields;
   takeBackAll(inside);
   if (evaluation) evaluation.worker = null;
@@ -107,7 +107,7 @@ export function pause(inside: Inside): void {
  * @returns whether one has. @throws DownpourError DP_LAYOUT_MISMATCH.
  */
 export function takeSample(
-  { options, fields, components }: Inside,
+  { options, fields, components }: RunInternals,
   worker: string,
   observed: Observed,
   now: number,

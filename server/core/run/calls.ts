@@ -125,7 +125,7 @@ export type CallKind = RunCall['call'];
 export type CallOf<K extends CallKind> = Extract<RunCall, { readonly call: K }>;
 
 /** What calls answer; nothing, where their kind is not named. */
-interface Answers {
+interface CallAnswers {
   readonly assign: Assignment;
   /** Whether it was asked for. */
   readonly initialised: boolean;
@@ -135,9 +135,9 @@ interface Answers {
   /** Whether it was asked for. */
   readonly sampled: boolean;
 }
-export type Answer = Answers[keyof Answers];
-export type AnswerOf<C extends RunCall> = C['call'] extends keyof Answers
-  ? Answers[C['call']]
+export type CallAnswer = CallAnswers[keyof CallAnswers];
+export type AnswerOf<C extends RunCall> = C['call'] extends keyof CallAnswers
+  ? CallAnswers[C['call']]
   : undefined;
 
 /** For each kind of call: `payload`, where one may come with it; `large`, where the call alone may be large. */

@@ -2,55 +2,55 @@ import { localOf, localOptimizer } from '../../../shared/local-steps.ts';
 import type { DataSummary, Part } from '../../../shared/protocol.ts';
 import { Leases } from '../leases.ts';
 import { momentumAt } from '../schedule.ts';
-import type { Fields, Inside } from './state.ts';
+import type { RunFields, RunInternals } from './state.ts';
 
 /** Where a run is in its course: what follows from its fields and its components, and is written down nowhere. */
 
 /** Nothing more will happen unless somebody resumes it. */
-export function isOver({ phase }: Pick<Fields, 'phase'>): boolean {
+export function isOver({ phase }: Pick<RunFields, 'phase'>): boolean {
   return phase === 'finished' || phase === 'stopped' || phase === 'failed';
 }
 
 /** Minibatches are given out and pushed. */
-export function isTraining({ phase }: Pick<Fields, 'phase'>): boolean {
+export function isTraining({ phase }: Pick<RunFields, 'phase'>): boolean {
   return phase === 'training' || phase === 'refitting';
 }
 
 /** Updates of the present phase. */
-export function phaseStepOf({ step, phaseStart }: Fields): number {
+export function phaseStepOf({ step, phaseStart }: RunFields): number {
   return step - phaseStart;
 }
 
 /** Updates that schedules count. */
-export function scheduleStepOf(fields: Fields): number {
+export function scheduleStepOf(fields: RunFields): number {
   return phaseStepOf(fields) + fields.scheduleOffset;
 }
 
 /** Learning rate of the next update, before damping. */
-export function learningRateOf({ fields, components }: Inside): number {
+export function learningRateOf({ fields, components }: RunInternals): number {
   return components.schedule.rate(scheduleStepOf(fields)) * fields.rateFactor;
 }
 
 /** Momentum of the update rule of gradients where no schedule changes it; null: it has none. */
-export function ownMomentumOf({ options }: Inside): number | null {
+export function ownMomentumOf({ options }: RunInternals): number | null {
   const optimizer = localOptimizer(options.config);
   return 'momentum' in optimizer ? optimizer.momentum : null;
 }
 
 /** Momentum of the next update. */
-export function momentumOf(inside: Inside): number | null {
+export function momentumOf(inside: RunInternals): number | null {
   const { momentumSchedule } = inside.options.config;
   const scheduled = momentumAt(momentumSchedule, scheduleStepOf(inside.fields));
   return scheduled ?? ownMomentumOf(inside);
 }
 
-export function epochOf({ fields, components }: Inside): number {
+export function epochOf({ fields, components }: RunInternals): number {
   const { leases, observations } = components;
   return leases?.epoch ?? fields.epochAtEnd ?? observations.evaluations.at(-1)?.epoch ?? 0;
 }
 
 /** Why the phase ends with the update that was made; null: it goes on. */
-export function endingOf(inside: Inside): string | null {
+export function endingOf(inside: RunInternals): string | null {
   const { options, fields, components } = inside;
   const { stepsMax, epochsMax, earlyStopping } = options.config;
   const phaseStep = phaseStepOf(fields);
@@ -65,13 +65,13 @@ export function endingOf(inside: Inside): string | null {
 }
 
 /** Counted like `evaluateEveryOf`: an epoch is of so many minibatches, however many make an update. */
-export function evaluationStepOf({ options, fields, components }: Inside): number {
+export function evaluationStepOf({ options, fields, components }: RunInternals): number {
   const isByEpochs = options.config.evaluateEverySteps === null;
   return isByEpochs ? components.leases!.completed : phaseStepOf(fields);
 }
 
 /** Minibatches that made an update in this phase, on average. */
-function minibatchesPerStepOf({ options, fields, components }: Inside): number {
+function minibatchesPerStepOf({ options, fields, components }: RunInternals): number {
   const { mode, leases, collection } = components;
   const steps = phaseStepOf(fields);
   const isOne = !mode?.collects && !localOf(options.config);
@@ -80,7 +80,7 @@ function minibatchesPerStepOf({ options, fields, components }: Inside): number {
 }
 
 /** Between two evaluations at the mean speed so far, s; null: unknown. */
-export function evaluationSecondsOf(inside: Inside, seconds: number): number | null {
+export function evaluationSecondsOf(inside: RunInternals, seconds: number): number | null {
   const { options, fields, components } = inside;
   if (fields.step === 0 || !components.leases) return null;
   const isByEpochs = options.config.evaluateEverySteps === null;
@@ -89,7 +89,7 @@ export function evaluationSecondsOf(inside: Inside, seconds: number): number | n
 }
 
 /** Updates between two evaluations, or minibatches of an epoch. */
-export function evaluateEveryOf({ options, components }: Inside): number {
+export function evaluateEveryOf({ options, components }: RunInternals): number {
   return options.config.evaluateEverySteps ?? components.leases!.perEpoch;
 }
 
@@ -101,7 +101,7 @@ export function examplesOf(data: DataSummary, part: Part): number {
 
 /** Minibatches of a phase that begins. @param epochs that it has; null: no end. */
 export function leasesOf(
-  { options, fields, components }: Inside,
+  { options, fields, components }: RunInternals,
   part: Part,
   epochs: number | null,
 ): Leases {
@@ -118,19 +118,19 @@ export function leasesOf(
 }
 
 /** `retrain` trains on the validation data too, so there is nothing to validate on. */
-export function validates({ options, fields }: Inside): boolean {
+export function validates({ options, fields }: RunInternals): boolean {
   return fields.phase !== 'refitting' || options.config.earlyStopping.afterStop === 'continue';
 }
 
 /** Updates that a refit has at most. */
-function refitStepsMaxOf({ options, fields }: Inside): number {
+function refitStepsMaxOf({ options, fields }: RunInternals): number {
   const { afterStop, continueStepsMax } = options.config.earlyStopping;
   const best = fields.best!.phaseStep;
   return afterStop === 'retrain' ? best : (continueStepsMax ?? best);
 }
 
 /** Steps of all phases; null: nothing limits them. */
-export function stepsMaxOf(inside: Inside): number | null {
+export function stepsMaxOf(inside: RunInternals): number | null {
   const { options, fields } = inside;
   const { stepsMax, epochsMax, minibatchSize } = options.config;
   // A refit begins after the first phase, and its limit is the run's to the end.
@@ -147,7 +147,7 @@ export function stepsMaxOf(inside: Inside): number | null {
 }
 
 /** Before the first update: so many more must come before it begins. */
-export function workersMissingOf({ options, fields, components }: Inside): number {
+export function workersMissingOf({ options, fields, components }: RunInternals): number {
   const { workersMin } = options.config;
   if (workersMin === 1 || fields.step > 0 || isOver(fields)) return 0;
   return Math.max(0, workersMin - components.roster.attached);

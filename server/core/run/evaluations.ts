@@ -3,14 +3,20 @@ import type { Evaluated, Part } from '../../../shared/protocol.ts';
 import type { Evaluation } from '../../../shared/rest.ts';
 import type { Curves } from '../curves.ts';
 import { epochOf, examplesOf, learningRateOf, phaseStepOf } from './course.ts';
-import { type Best, type Fields, type Inside, type PendingEvaluation, secondsOf } from './state.ts';
-import type { InUse } from './vector.ts';
+import {
+  type Best,
+  type PendingEvaluation,
+  type RunFields,
+  type RunInternals,
+  secondsOf,
+} from './state.ts';
+import type { CapturesInUse } from './vector.ts';
 
 /** Evaluations: the one that is under way, what becomes of its result, and the best so far. */
 
 /** @param step that the captured parameters belong to. */
 export function beginEvaluation(
-  inside: Inside,
+  inside: RunInternals,
   purpose: PendingEvaluation['purpose'],
   part: Part,
   capture: number,
@@ -32,7 +38,7 @@ export function beginEvaluation(
 }
 
 /** Somebody else may have it. @returns whether it was this worker's. */
-export function giveBack({ evaluation }: Fields, worker: string): boolean {
+export function giveBack({ evaluation }: RunFields, worker: string): boolean {
   if (evaluation?.worker !== worker) return false;
   evaluation.worker = null;
   return true;
@@ -40,7 +46,7 @@ export function giveBack({ evaluation }: Fields, worker: string): boolean {
 
 /** @throws DownpourError DP_DATA_MISMATCH. */
 export function mustBeOfAll(
-  { options, fields }: Inside,
+  { options, fields }: RunInternals,
   { part }: PendingEvaluation,
   { examples }: Evaluated,
 ): void {
@@ -53,7 +59,7 @@ export function mustBeOfAll(
 }
 
 export function evaluationFrom(
-  inside: Inside,
+  inside: RunInternals,
   pending: PendingEvaluation,
   { loss, error, examples, metrics }: Evaluated,
   now: number,
@@ -73,12 +79,12 @@ export function evaluationFrom(
 }
 
 /** Captures that are the best or under evaluation. */
-export function capturesInUse({ best, evaluation }: Fields): InUse {
+export function capturesInUse({ best, evaluation }: RunFields): CapturesInUse {
   return { best: best?.capture ?? null, evaluated: evaluation?.capture ?? null };
 }
 
 /** Where training diverges from the start, an evaluation may be finite and yet worthless. */
-export function isGood(best: Best | null, { initialLoss }: Fields): best is Best {
+export function isGood(best: Best | null, { initialLoss }: RunFields): best is Best {
   const loss = best?.evaluation.loss ?? Infinity;
   return initialLoss !== null && loss <= initialLoss;
 }
@@ -89,7 +95,7 @@ export function validationCount({ evaluations }: Curves): number {
 }
 
 /** @throws DownpourError DP_CHECKPOINT_MISSING, DP_RUN_UNFINISHED, DP_RUN_FAILED, DP_TEST_SEEN or DP_DATA_MISSING. */
-export function mustBeTestable({ options: { id }, fields }: Inside): void {
+export function mustBeTestable({ options: { id }, fields }: RunInternals): void {
   const { phase, reason, test, testedAt, data } = fields;
   if (fields.initialisations === 0) {
     throw new DownpourError(
@@ -121,7 +127,10 @@ export function mustBeTestable({ options: { id }, fields }: Inside): void {
 }
 
 /** There is something to go back for: this phase goes on, and with the parameters that were evaluated. */
-export function mayRollBack({ options, fields }: Inside, pending: PendingEvaluation): boolean {
+export function mayRollBack(
+  { options, fields }: RunInternals,
+  pending: PendingEvaluation,
+): boolean {
   const { rollbacks, ending, generation } = fields;
   const left = options.config.divergence.rollbacksMax - rollbacks.length;
   return left > 0 && ending === null && pending.generation === generation;

@@ -1,5 +1,5 @@
 import type { LostNote, RunEvent, Seen } from './calls.ts';
-import { type Fields, stepsLost } from './state.ts';
+import { type RunFields, stepsLost } from './state.ts';
 
 /**
  * Lives of the server that have held a run, and what was lost with them: updates that were applied after a checkpoint,
@@ -13,18 +13,18 @@ export const GENERATIONS_A_LIFE = 2 ** 20;
 const SEEN_AHEAD_MAX = 10_000_000;
 
 /** @param lives of the server that have passed. */
-export function passLives(fields: Fields, lives: number): void {
+export function passLives(fields: RunFields, lives: number): void {
   fields.generation += lives * GENERATIONS_A_LIFE;
   fields.firstGeneration = fields.generation;
 }
 
 /** A worker may believe what it likes. */
-export function isBelievable({ restored }: Fields, seen: Seen): boolean {
+export function isBelievable({ restored }: RunFields, seen: Seen): boolean {
   return seen.step - restored.step <= SEEN_AHEAD_MAX;
 }
 
 /** @returns what is news in it; null: nothing. */
-export function learnLost(fields: Fields, seen: Seen): RunEvent | null {
+export function learnLost(fields: RunFields, seen: Seen): RunEvent | null {
   const { step, generation, firstGeneration } = fields.restored;
   // Lives before the checkpoint was written: what they lost was counted by those after them.
   if (seen.generation < firstGeneration || seen.generation >= fields.firstGeneration) return null;
@@ -36,7 +36,7 @@ export function learnLost(fields: Fields, seen: Seen): RunEvent | null {
   return { kind: 'lost', steps, restored: step };
 }
 
-export function recallLost(fields: Fields, { base, lost, total }: LostNote): void {
+export function recallLost(fields: RunFields, { base, lost, total }: LostNote): void {
   const { step, generation } = fields.restored;
   if (base.step === step && base.generation === generation) {
     for (const [life, steps] of lost) {
@@ -48,7 +48,7 @@ export function recallLost(fields: Fields, { base, lost, total }: LostNote): voi
   fields.stepsLost += Math.max(0, total - stepsLost(fields));
 }
 
-function setLost(fields: Fields, life: number, steps: number): void {
+function setLost(fields: RunFields, life: number, steps: number): void {
   const isKnown = fields.lost.some(([other]) => other === life);
   fields.lost = isKnown
     ? fields.lost.map((each) => (each[0] === life ? [life, steps] : each))
@@ -56,13 +56,13 @@ function setLost(fields: Fields, life: number, steps: number): void {
 }
 
 /** Lost steps that this life has not made up for yet. */
-export function stepsBehind({ lost, restored, step }: Fields): number {
+export function stepsBehind({ lost, restored, step }: RunFields): number {
   const ahead = Math.max(0, ...lost.map(([, steps]) => steps));
   return Math.max(0, restored.step + ahead - step);
 }
 
 /** How far a run has come, and all that it knows of lost steps: what the next life must not forget. */
-export function progressOf(fields: Fields): Seen & LostNote {
+export function progressOf(fields: RunFields): Seen & LostNote {
   const { step, generation, restored, lost } = fields;
   const base = { step: restored.step, generation: restored.generation };
   return { step, generation, base, lost, total: stepsLost(fields) };

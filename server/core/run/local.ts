@@ -3,19 +3,19 @@ import { localOf, outerOf, type PushKind } from '../../../shared/local-steps.ts'
 import type { LocalWork } from '../../../shared/protocol.ts';
 import { momentumAt } from '../schedule.ts';
 import { learningRateOf, scheduleStepOf } from './course.ts';
-import type { Worker } from './roster.ts';
-import type { Inside } from './state.ts';
+import type { RosterWorker } from './roster.ts';
+import type { RunInternals } from './state.ts';
 
 /** Local steps of the workers of a run: how many, at what rate, and how the server applies their results. */
 
 /** What pushes hold at this step. */
-export function pushKindOf({ options, fields }: Inside): PushKind {
+export function pushKindOf({ options, fields }: RunInternals): PushKind {
   const local = localOf(options.config);
   return local && scheduleStepOf(fields) >= local.after ? local.push : 'gradient';
 }
 
 /** How the worker takes its steps; null: it pushes a gradient. */
-export function localWorkFor(inside: Inside, worker: Worker): LocalWork | null {
+export function localWorkFor(inside: RunInternals, worker: RosterWorker): LocalWork | null {
   const { options, fields } = inside;
   const push = pushKindOf(inside);
   if (push === 'gradient') return null;
@@ -32,7 +32,7 @@ export function localWorkFor(inside: Inside, worker: Worker): LocalWork | null {
 }
 
 /** α = β / workers. */
-function movingRateOf({ options, components }: Inside): number {
+function movingRateOf({ options, components }: RunInternals): number {
   const { movingRate } = localOf(options.config)!;
   return movingRate / Math.max(1, components.correction.crowd);
 }
@@ -41,7 +41,7 @@ function movingRateOf({ options, components }: Inside): number {
  * The rate at which the outer optimizer applies a push, or the mean of those of a round.
  * @param worker of the push; null: of several.
  */
-export function outerRateOf(inside: Inside, worker: Worker | null): number {
+export function outerRateOf(inside: RunInternals, worker: RosterWorker | null): number {
   const { options, components } = inside;
   const { config } = options;
   const local = localOf(config)!;
@@ -59,7 +59,7 @@ export function outerRateOf(inside: Inside, worker: Worker | null): number {
  * Minibatches of the next lease of a worker: with dynamic steps max(1, ⌊H · v / v_max⌋) by the speeds measured so far
  * (DyLU, Liu et al. 2024, arXiv:2401.09135).
  */
-export function minibatchesFor(inside: Inside, worker: Worker): number {
+export function minibatchesFor(inside: RunInternals, worker: RosterWorker): number {
   if (pushKindOf(inside) === 'gradient') return 1;
   const { steps, dynamic } = localOf(inside.options.config)!;
   const own = worker.minibatchMs;

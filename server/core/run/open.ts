@@ -1,15 +1,15 @@
 import { keepsEach } from '../../../shared/consistency.ts';
 import { createLayout } from '../../../shared/layout.ts';
 import type { RunShards } from '../shard.ts';
-import type { NamedTensor, Places } from '../vectors.ts';
+import type { NamedTensor, VectorPlaces } from '../vectors.ts';
 import { capturesInUse } from './evaluations.ts';
 import { GENERATIONS_A_LIFE, passLives } from './lives.ts';
 import {
   Components,
-  type Inside,
   newFields,
   openComponents,
   openFields,
+  type RunInternals,
   type RunOptions,
   type RunReplica,
   type RunState,
@@ -28,7 +28,7 @@ export function openNew(
   shards: RunShards | null,
   life: number,
   lives: number,
-): Inside {
+): RunInternals {
   const fields = newFields();
   fields.life = life;
   passLives(fields, lives);
@@ -37,7 +37,7 @@ export function openNew(
 
 /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
 export function openFork(
-  inside: Inside,
+  inside: RunInternals,
   source: Pick<RunState, 'tensors' | 'parameters' | 'data' | 'facts' | 'originData'>,
   tensors: readonly NamedTensor[],
 ): void {
@@ -54,7 +54,7 @@ export function openFork(
 
 /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
 export function openCheckpoint(
-  inside: Inside,
+  inside: RunInternals,
   state: RunState,
   tensors: readonly NamedTensor[],
 ): void {
@@ -79,7 +79,7 @@ export function openCheckpoint(
 
 /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a vector has another size. */
 export function openReplica(
-  inside: Inside,
+  inside: RunInternals,
   replica: RunReplica,
   vectors: ReadonlyMap<string, Float32Array>,
 ): void {
@@ -94,7 +94,7 @@ export function openReplica(
 }
 
 /** The vector has its places: so much may be kept of workers and of their pushes. */
-export function takePlaces({ options, components }: Inside, places: Places): void {
+export function takePlaces({ options, components }: RunInternals, places: VectorPlaces): void {
   components.correction.place(places.velocities);
   components.sent.place(places.sent);
   if (keepsEach(options.config.consistency)) components.mode?.place(places.collected);

@@ -1,20 +1,20 @@
 import { DownpourError, type ErrorCode } from '../../../shared/errors.ts';
 import type { Acknowledgement, Push } from '../../../shared/protocol.ts';
 import type { CompensationUse } from '../compensation.ts';
-import { limitedNorm, type Plan } from '../correction.ts';
+import { type CorrectionPlan, limitedNorm } from '../correction.ts';
 import type { Applied } from '../curves.ts';
 import type { StagedPush } from '../landing-rooms.ts';
 import { clipOf } from '../outer.ts';
 import { momentumAt } from '../schedule.ts';
 import type { StepOptions } from '../step-options.ts';
-import { type Facts, judge, judgeSender, type Refusal } from './admit.ts';
+import { type AdmissionFacts, judge, judgeSender, type Refusal } from './admit.ts';
 import type { CallOf } from './calls.ts';
 import { learningRateOf, momentumOf, ownMomentumOf, scheduleStepOf } from './course.ts';
 import { outerRateOf, pushKindOf } from './local.ts';
 import { overflowText } from './reasons.ts';
 import { credit, newWorker } from './roster.ts';
-import { type Inside, secondsOf } from './state.ts';
-import { type StepConsequences, Steps } from './steps.ts';
+import { type RunInternals, secondsOf } from './state.ts';
+import { RunSteps, type StepConsequences } from './steps.ts';
 
 /**
  * The way of a push: it is judged, measured and applied in one stretch, and answered. A push makes no garbage beyond its
@@ -28,13 +28,13 @@ export interface Consequences extends StepConsequences {
 }
 
 export class Pushes {
-  readonly #inside: Inside;
+  readonly #inside: RunInternals;
   readonly #then: Consequences;
   /** Facts of the push that is dealt with: one object for all pushes. */
-  readonly #facts: Facts;
-  readonly steps: Steps;
+  readonly #facts: AdmissionFacts;
+  readonly steps: RunSteps;
 
-  constructor(inside: Inside, then: Consequences) {
+  constructor(inside: RunInternals, then: Consequences) {
     const { fields } = inside;
     this.#inside = inside;
     this.#then = then;
@@ -43,7 +43,7 @@ export class Pushes {
       ...{ quarantine: null, problem: null, lease: null },
       ...{ key: '', mode: inside.components.mode, workers: 0, kind: 'gradient' },
     };
-    this.steps = new Steps(inside, then);
+    this.steps = new RunSteps(inside, then);
   }
 
   /** @param payload see `RunCall`. */
@@ -205,7 +205,7 @@ export class Pushes {
   }
 
   /** An update was made: what is remembered of it, and what is due. */
-  #updated(worker: string, plan: Plan | null, update: Applied): void {
+  #updated(worker: string, plan: CorrectionPlan | null, update: Applied): void {
     const { correction, observations } = this.#inside.components;
     const { gradientNorm: norm, staleness, loss } = update;
     correction.applied(worker, plan, { norm, staleness, loss });

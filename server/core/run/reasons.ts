@@ -1,10 +1,10 @@
-import type { Inside } from './state.ts';
+import type { RunInternals } from './state.ts';
 
 /** What is told of a training that goes wrong: what was seen, and what to do. */
 
 /** @param step that the update makes. @param norm of its gradient, as it was applied. */
 export function overflowText(
-  { options }: Inside,
+  { options }: RunInternals,
   step: number,
   learningRate: number,
   norm: number | null,
@@ -14,7 +14,7 @@ export function overflowText(
 }
 
 /** Text about a loss or gradient at the parameters of step `readStep`, the latest of `nonFiniteInRow`. */
-export function nonFiniteText({ options, fields }: Inside, readStep: number): string {
+export function nonFiniteText({ options, fields }: RunInternals, readStep: number): string {
   const { nonFiniteMax, clip } = options.config;
   const count = `${fields.nonFiniteInRow} in a row, the run counts as diverged at ${nonFiniteMax}`;
   if (fields.initialLoss === null) {
@@ -25,7 +25,7 @@ export function nonFiniteText({ options, fields }: Inside, readStep: number): st
 }
 
 /** No evaluation was ever good enough to be the best. */
-export function nothingFiniteText({ fields, components }: Inside, reason: string): string {
+export function nothingFiniteText({ fields, components }: RunInternals, reason: string): string {
   const { trainingLoss } = components.observations;
   const trains = trainingLoss !== null && fields.rollbacks.length === 0;
   const next = trains

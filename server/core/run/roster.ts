@@ -37,11 +37,11 @@ export const newWorker = () => ({
   samplesDue: 0,
   ...newDeeds(),
 });
-export type Worker = ReturnType<typeof newWorker>;
+export type RosterWorker = ReturnType<typeof newWorker>;
 
 /** Last sequence of each, and its deeds. */
 export type RosterState = readonly (readonly [key: string, lastSequence: number, deeds?: Deeds])[];
-export type RosterReplica = readonly (readonly [key: string, worker: Worker])[];
+export type RosterReplica = readonly (readonly [key: string, worker: RosterWorker])[];
 
 /** Weight of the past in what a gradient takes a worker of late: about its last 20 count. */
 const RECENT = 0.95;
@@ -49,14 +49,14 @@ const RECENT = 0.95;
 const RECENT_LEASES = 0.5;
 
 export class Roster {
-  readonly #workers = new Map<string, Worker>();
+  readonly #workers = new Map<string, RosterWorker>();
 
   keys(): Iterable<string> {
     return this.#workers.keys();
   }
 
   /** It may be new here. */
-  of(key: string): Worker {
+  of(key: string): RosterWorker {
     let worker = this.#workers.get(key);
     if (!worker) {
       worker = newWorker();
@@ -66,11 +66,11 @@ export class Roster {
     return worker;
   }
 
-  values(): Iterable<Worker> {
+  values(): Iterable<RosterWorker> {
     return this.#workers.values();
   }
 
-  find(key: string): Worker | undefined {
+  find(key: string): RosterWorker | undefined {
     return this.#workers.get(key);
   }
 
@@ -136,7 +136,7 @@ export class Roster {
 
 /** A push of it was applied. @param minibatches of its lease. */
 export function credit(
-  worker: Worker,
+  worker: RosterWorker,
   push: Push,
   staleness: number,
   { lease, minibatches }: { readonly lease: Lease; readonly minibatches: number },
@@ -157,7 +157,7 @@ export function credit(
  * @param leases that it holds. @param from the first new one.
  */
 export function askForSamples(
-  worker: Worker,
+  worker: RosterWorker,
   leases: readonly Lease[],
   from: number,
   everySteps: number | null,

@@ -154,12 +154,15 @@ const passing = () => ({
   nowMs: 0,
 });
 
-type Kept = ReturnType<typeof kept>;
-type Later = ReturnType<typeof later>;
-export type Fields = Kept & Later & ReturnType<typeof passing>;
-const SAVED = Object.keys({ ...kept(), ...later(null) }) as (keyof Kept | keyof Later)[];
+type KeptFields = ReturnType<typeof kept>;
+type LaterFields = ReturnType<typeof later>;
+export type RunFields = KeptFields & LaterFields & ReturnType<typeof passing>;
+const SAVED = Object.keys({ ...kept(), ...later(null) }) as (
+  | keyof KeptFields
+  | keyof LaterFields
+)[];
 
-export const newFields = (): Fields => ({ ...kept(), ...later(null), ...passing() });
+export const newFields = (): RunFields => ({ ...kept(), ...later(null), ...passing() });
 
 /** The value at its moment: those that are changed in place are copied. */
 function copyOf<T>(value: T): T {
@@ -167,13 +170,13 @@ function copyOf<T>(value: T): T {
   return (Array.isArray(value) ? [...value] : { ...value }) as T;
 }
 
-function savedFields(fields: Fields, now: number): SavedFields {
+function savedFields(fields: RunFields, now: number): SavedFields {
   const saved = Object.fromEntries(SAVED.map((name) => [name, copyOf(fields[name])]));
   const { best, evaluation } = fields;
   // A run that nobody has labelled has none.
   if (fields.labels.edits === 0) delete saved.labels;
   return {
-    ...(saved as Kept & Later),
+    ...(saved as KeptFields & LaterFields),
     // An evaluation that is under way is asked for again.
     evaluationDue: fields.evaluationDue || evaluation?.purpose === 'validation',
     seconds: secondsOf(fields, now),
@@ -187,8 +190,8 @@ function withoutCapture({ capture: _, ...best }: Best): Omit<Best, 'capture'> {
 }
 
 /** Without the best, whose parameters come beside it. */
-export function openFields(state: RunState): Fields {
-  const fields: Fields = { ...kept(), ...later(state), ...passing() };
+export function openFields(state: RunState): RunFields {
+  const fields: RunFields = { ...kept(), ...later(state), ...passing() };
   for (const name of SAVED) {
     const value = state[name];
     if (value !== undefined) Object.assign(fields, { [name]: copyOf(value) });
@@ -198,12 +201,12 @@ export function openFields(state: RunState): Fields {
 }
 
 /** Training time, over all processes that have held the run, while it was not over. */
-export function secondsOf({ seconds, startedMs }: Fields, now: number): number {
+export function secondsOf({ seconds, startedMs }: RunFields, now: number): number {
   return seconds + (startedMs === null ? 0 : (now - startedMs) / 1000);
 }
 
 /** Updates that were applied and are gone, with crashes of the server, as far as is known. */
-export function stepsLost({ stepsLost, lost }: Fields): number {
+export function stepsLost({ stepsLost, lost }: RunFields): number {
   let steps = stepsLost;
   for (const [, more] of lost) steps += more;
   return steps;
@@ -242,18 +245,18 @@ export class Components {
 }
 
 /** How a component is written down and opened: in a checkpoint, and in a replica where that keeps more. */
-interface Kind<S, R> {
+interface ComponentKind<S, R> {
   readonly save: (components: Components) => S;
   /** @param lives of the server since it was saved. */
   readonly open: (components: Components, saved: S, lives: number) => void;
   readonly replica: (components: Components) => R;
   readonly replicate: (components: Components, replica: R) => void;
 }
-const kindOf = <S, R>(kind: Kind<S, R>): Kind<S, R> => kind;
+const kindOf = <S, R>(kind: ComponentKind<S, R>): ComponentKind<S, R> => kind;
 const alike = <S>(
-  save: Kind<S, S>['save'],
+  save: ComponentKind<S, S>['save'],
   open: (components: Components, saved: S) => void,
-): Kind<S, S> => ({
+): ComponentKind<S, S> => ({
   ...{ save, open },
   ...{ replica: save, replicate: open },
 });
@@ -353,7 +356,7 @@ function writtenBy<K extends string>(
 export function openComponents(components: Components, state: RunState, lives: number): void {
   for (const [name, { open }] of Object.entries(COMPONENTS) as [
     keyof typeof COMPONENTS,
-    Kind<unknown, unknown>,
+    ComponentKind<unknown, unknown>,
   ][]) {
     if (state[name] !== undefined) open(components, state[name], lives);
   }
@@ -361,7 +364,7 @@ export function openComponents(components: Components, state: RunState, lives: n
 
 // Checkpoint and replica.
 
-type SavedFields = Omit<Kept, 'best'> & { best: Omit<Best, 'capture'> | null } & Later;
+type SavedFields = Omit<KeptFields, 'best'> & { best: Omit<Best, 'capture'> | null } & LaterFields;
 
 /** The JSON half of a checkpoint; the other half are the tensors. */
 export type RunState = {
@@ -369,8 +372,8 @@ export type RunState = {
   readonly options: RunOptions;
   readonly tensors: readonly TensorSpec[] | null;
   readonly parameters: ParametersState | null;
-} & Readonly<Omit<SavedFields, keyof Later>> &
-  Readonly<Partial<Later>> &
+} & Readonly<Omit<SavedFields, keyof LaterFields>> &
+  Readonly<Partial<LaterFields>> &
   Omit<Saved<typeof COMPONENTS>, LaterComponent> &
   Partial<Pick<Saved<typeof COMPONENTS>, LaterComponent>>;
 /** Checkpoints of older releases lack them. */
@@ -379,7 +382,7 @@ type LaterComponent = 'correction' | 'mode' | 'collected' | 'sent';
 /** All that a run is, with what a checkpoint leaves out; the vectors come beside it. */
 export interface RunReplica {
   readonly options: RunOptions;
-  readonly fields: Fields;
+  readonly fields: RunFields;
   /** The components, under the name that standbys of all releases read. */
   readonly parts: Replicated<typeof REPLICATED>;
   readonly tensors: readonly TensorSpec[] | null;
@@ -387,9 +390,9 @@ export interface RunReplica {
 }
 
 /** A run, as those see it who decide nothing by themselves. */
-export interface Inside {
+export interface RunInternals {
   readonly options: RunOptions;
-  readonly fields: Fields;
+  readonly fields: RunFields;
   readonly components: Components;
 }
 
@@ -398,7 +401,7 @@ const ofVector = ({ layout, parameters }: Vector) => ({
   parameters: parameters?.state() ?? null,
 });
 
-export function stateOf({ options, fields, components }: Inside, now: number): RunState {
+export function stateOf({ options, fields, components }: RunInternals, now: number): RunState {
   return {
     version: 1,
     options,
@@ -409,14 +412,14 @@ export function stateOf({ options, fields, components }: Inside, now: number): R
 }
 
 /** What a worker's payloads and numbers are made of is not copied. */
-export function replicaOf({ options, fields, components }: Inside): RunReplica {
+export function replicaOf({ options, fields, components }: RunInternals): RunReplica {
   const replicas = writtenBy(REPLICATED, 'replica', components) as RunReplica['parts'];
   return { options, fields: { ...fields }, parts: replicas, ...ofVector(components.vector) };
 }
 
 export function replicateComponents(components: Components, replica: RunReplica): void {
   for (const [name, kind] of Object.entries(REPLICATED)) {
-    const { replicate } = kind as Pick<Kind<unknown, unknown>, 'replicate'>;
+    const { replicate } = kind as Pick<ComponentKind<unknown, unknown>, 'replicate'>;
     replicate(components, replica.parts[name as keyof RunReplica['parts']]);
   }
 }

@@ -4,7 +4,7 @@ import type { StepOptions } from '../step-options.ts';
 import { isTraining, learningRateOf, ownMomentumOf, scheduleStepOf } from './course.ts';
 import { outerRateOf, pushKindOf } from './local.ts';
 import { overflowText } from './reasons.ts';
-import { type Inside, secondsOf } from './state.ts';
+import { type RunInternals, secondsOf } from './state.ts';
 
 /** Steps of several pushes, and the gate at which workers wait for each other. Who has to wait is decided in modes/. */
 
@@ -19,11 +19,11 @@ export interface StepConsequences {
   woken(): void;
 }
 
-export class Steps {
-  readonly #inside: Inside;
+export class RunSteps {
+  readonly #inside: RunInternals;
   readonly #then: StepConsequences;
 
-  constructor(inside: Inside, then: StepConsequences) {
+  constructor(inside: RunInternals, then: StepConsequences) {
     this.#inside = inside;
     this.#then = then;
   }

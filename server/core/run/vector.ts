@@ -9,7 +9,7 @@ import { normAndFinite } from '../../../shared/optimizer.ts';
 import { type Range, rangeLayout } from '../../../shared/partition.ts';
 import type { CompensationUse } from '../compensation.ts';
 import type { Clip } from '../fused.ts';
-import type { Weight } from '../gathered.ts';
+import type { PushWeight } from '../gathered.ts';
 import type { LandingRoom, StagedPush } from '../landing-rooms.ts';
 import { normBounds } from '../max-norm.ts';
 import { Parameters, type ParametersState } from '../parameters.ts';
@@ -18,14 +18,14 @@ import type { SaveKind, ShardCommand } from '../shard-command.ts';
 import { Snapshot } from '../snapshot.ts';
 import type { StepOptions } from '../step-options.ts';
 import {
-  type Copy,
+  type CopyVector,
   flatTensor,
   isSent,
   type NamedTensor,
-  type Places,
   placesOf,
   slice,
   takeTensor,
+  type VectorPlaces,
 } from '../vectors.ts';
 import type { InitialLanded, PartsLanded, SentTo } from './calls.ts';
 
@@ -40,7 +40,7 @@ const EVALUATED = '@evaluated';
 export const RESTORED_BEST = 1;
 
 /** Captures that are in use. */
-export interface InUse {
+export interface CapturesInUse {
   readonly best: number | null;
   readonly evaluated: number | null;
 }
@@ -90,7 +90,7 @@ export class Vector {
    * @returns what there is room for besides.
    * @throws DownpourError DP_LAYOUT_INVALID, DP_CONFIG_INVALID.
    */
-  place(layout: Layout): Places {
+  place(layout: Layout): VectorPlaces {
     const ranges = rangesOf(layout, this.#shards?.count ?? 1);
     // Here, where a worker is told, not on the other shards.
     for (const range of ranges)
@@ -195,7 +195,7 @@ export class Vector {
       readonly worker: string;
       readonly sequence: number;
       readonly kindOfPush: PushKind;
-      readonly weight: Weight;
+      readonly weight: PushWeight;
       readonly compensation: CompensationUse | null;
     },
   ): void {
@@ -255,7 +255,7 @@ export class Vector {
   }
 
   /** Nobody needs it any more, unless it is in use. */
-  forget(id: number, { best, evaluated }: InUse): void {
+  forget(id: number, { best, evaluated }: CapturesInUse): void {
     if (id === best || id === evaluated) return;
     this.#captures.delete(id);
     this.#tell({ kind: 'forget', run: this.#run, id });
@@ -268,7 +268,12 @@ export class Vector {
    * @param id under which the others give theirs. @param best its capture.
    * @returns those of the first range; see `saveVectors`.
    */
-  save(id: number, what: SaveKind, best: number | null, copy: Copy): Map<string, Float32Array> {
+  save(
+    id: number,
+    what: SaveKind,
+    best: number | null,
+    copy: CopyVector,
+  ): Map<string, Float32Array> {
     const kept = what === 'final' ? null : best;
     this.#tell({ kind: 'save', run: this.#run, id, what, best: kept });
     const values = kept === null ? null : this.captured(kept);
@@ -284,14 +289,14 @@ export class Vector {
    * Private copies of what a checkpoint keeps: parameters by their names, optimizer state as `@optimizer.<symbol>`, that
    * of the average as `@average.<symbol>`, the best parameters: flat.
    */
-  tensors(best: number | null, copy: Copy): NamedTensor[] {
+  tensors(best: number | null, copy: CopyVector): NamedTensor[] {
     const tensors = this.mustParameters.tensors(copy);
     if (best !== null) tensors.push(flatTensor(BEST, copy(this.captured(best))));
     return tensors;
   }
 
   /** Parameters by their names. @param best its capture; null: the present ones. */
-  named(best: number | null, copy: Copy = slice): NamedTensor[] {
+  named(best: number | null, copy: CopyVector = slice): NamedTensor[] {
     return this.mustParameters.named(best === null ? undefined : this.captured(best), copy);
   }
 
@@ -311,7 +316,7 @@ export class Vector {
   // A replica.
 
   /** The live vectors by name: those of the parameters, and the captures that are in use. */
-  vectors({ best, evaluated }: InUse): (readonly [name: string, values: Float32Array])[] {
+  vectors({ best, evaluated }: CapturesInUse): (readonly [name: string, values: Float32Array])[] {
     const vectors = [...this.mustParameters.vectors(), ...this.mustParameters.sentVectors()];
     if (best !== null) vectors.push([BEST, this.captured(best)]);
     if (evaluated !== null && evaluated !== best)
@@ -327,8 +332,8 @@ export class Vector {
     tensors: readonly TensorSpec[],
     state: ParametersState | null,
     vectors: ReadonlyMap<string, Float32Array>,
-    { best, evaluated, hasParameters }: InUse & { readonly hasParameters: boolean },
-  ): Places {
+    { best, evaluated, hasParameters }: CapturesInUse & { readonly hasParameters: boolean },
+  ): VectorPlaces {
     const places = this.place(createLayout(tensors));
     const parameters = this.mustParameters;
     const taken = (name: string) => vectors.get(name) ?? new Float32Array();

@@ -16,7 +16,7 @@ import type { EarlyStoppingState } from '../early-stopping.ts';
 import type { LandingRoom } from '../landing-rooms.ts';
 import type { SaveKind } from '../shard-command.ts';
 import { troubleText } from '../trouble.ts';
-import { type Copy, type NamedTensor, slice } from '../vectors.ts';
+import { type CopyVector, type NamedTensor, slice } from '../vectors.ts';
 import type { LostNote, Seen } from './calls.ts';
 import {
   epochOf,
@@ -31,7 +31,7 @@ import {
 import { capturesInUse } from './evaluations.ts';
 import { progressOf, stepsBehind } from './lives.ts';
 import {
-  type Inside,
+  type RunInternals,
   type RunOptions,
   type RunReplica,
   type RunState,
@@ -50,9 +50,9 @@ const CLASSES_TOLD = 100;
 /** A run, for those who look. */
 export class RunView {
   readonly options: RunOptions;
-  protected readonly inside: Inside;
+  protected readonly inside: RunInternals;
 
-  constructor(inside: Inside) {
+  constructor(inside: RunInternals) {
     this.options = inside.options;
     this.inside = inside;
   }
@@ -270,22 +270,22 @@ export class RunView {
   }
 
   /** The other half: see `Vector.tensors`. */
-  tensors(copy: Copy = slice): NamedTensor[] {
+  tensors(copy: CopyVector = slice): NamedTensor[] {
     return this.hasParameters ? this.inside.components.vector.tensors(this.bestCapture, copy) : [];
   }
 
   /** The best parameters by their names, for a checkpoint of their own. */
-  bestTensors(copy: Copy = slice): NamedTensor[] {
+  bestTensors(copy: CopyVector = slice): NamedTensor[] {
     return this.inside.components.vector.named(this.bestCapture, copy);
   }
 
   /** The parameters by their names. */
-  finalTensors(copy: Copy = slice): NamedTensor[] {
+  finalTensors(copy: CopyVector = slice): NamedTensor[] {
     return this.inside.components.vector.named(null, copy);
   }
 
   /** Has all shards keep copies of this moment for a checkpoint: see `Vector.save`. */
-  save(id: number, what: SaveKind, copy: Copy = slice): Map<string, Float32Array> {
+  save(id: number, what: SaveKind, copy: CopyVector = slice): Map<string, Float32Array> {
     return this.inside.components.vector.save(id, what, this.bestCapture, copy);
   }
 
@@ -310,7 +310,10 @@ export class RunView {
   }
 }
 
-function summaryOf(inside: Inside, now: number): Omit<RunSummary, 'checkpoint' | 'unwritten'> {
+function summaryOf(
+  inside: RunInternals,
+  now: number,
+): Omit<RunSummary, 'checkpoint' | 'unwritten'> {
   const { options, fields, components } = inside;
   const { observations, vector } = components;
   const seconds = secondsOf(fields, now);
@@ -372,7 +375,7 @@ function summaryOf(inside: Inside, now: number): Omit<RunSummary, 'checkpoint' |
 
 /** The update that a mode collects pushes for; null: each push is an update, or the run is over. */
 function collectingOf(
-  { fields, components }: Inside,
+  { fields, components }: RunInternals,
   now: number,
 ): NonNullable<RunSummary['collecting']> | null {
   const { mode, collection } = components;
@@ -385,7 +388,7 @@ function collectingOf(
   };
 }
 
-function hintOf(inside: Inside): string | null {
+function hintOf(inside: RunInternals): string | null {
   const { options, fields, components } = inside;
   const { trouble } = components.observations;
   // A refit begins anew or goes on from the best: neither is judged by the course so far.
@@ -399,7 +402,7 @@ function hintOf(inside: Inside): string | null {
   return troubleText(trouble, (components.vector.layout?.statisticsSize ?? 0) > 0);
 }
 
-function detailOf(inside: Inside, now: number): Omit<RunDetail, 'checkpoint' | 'unwritten'> {
+function detailOf(inside: RunInternals, now: number): Omit<RunDetail, 'checkpoint' | 'unwritten'> {
   const { options, fields, components } = inside;
   return {
     ...summaryOf(inside, now),
@@ -413,7 +416,7 @@ function detailOf(inside: Inside, now: number): Omit<RunDetail, 'checkpoint' | '
 }
 
 /** What one worker did for this run, and does. */
-function workerTallyOf({ fields, components }: Inside, worker: string) {
+function workerTallyOf({ fields, components }: RunInternals, worker: string) {
   const { pushes, ...means } = components.roster.deedsOf(worker);
   return {
     leases: components.leases?.heldBy(worker).length ?? 0,

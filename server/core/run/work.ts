@@ -3,8 +3,8 @@ import type { Snapshot } from '../snapshot.ts';
 import type { Assignment, SentTo } from './calls.ts';
 import { isTraining, workersMissingOf } from './course.ts';
 import { localWorkFor, minibatchesFor } from './local.ts';
-import { askForSamples, type Worker } from './roster.ts';
-import type { Inside, PendingEvaluation } from './state.ts';
+import { askForSamples, type RosterWorker } from './roster.ts';
+import type { PendingEvaluation, RunInternals } from './state.ts';
 import { payloadOf } from './vector.ts';
 
 /** What a worker of a run that is not over is to do next. */
@@ -13,7 +13,7 @@ const WAIT = { kind: 'wait' } as const;
 
 /** @param ahead minibatches that it may hold at once. @param to its connection; null: nobody is sent the work. */
 export function workFor(
-  inside: Inside,
+  inside: RunInternals,
   key: string,
   ahead: number,
   now: number,
@@ -68,8 +68,8 @@ export function workFor(
 }
 
 function evaluationFor(
-  inside: Inside,
-  worker: Worker,
+  inside: RunInternals,
+  worker: RosterWorker,
   evaluation: PendingEvaluation,
   key: string,
   to: SentTo | null,
@@ -93,7 +93,7 @@ function evaluationFor(
 }
 
 /** The worker is sent the parameters as they are: they are kept for its push. */
-function keepSent({ fields, components }: Inside, key: string): void {
+function keepSent({ fields, components }: RunInternals, key: string): void {
   const { step, generation } = fields;
   const isHere = (other: string) => components.roster.find(other)?.attached === true;
   const kept = components.sent.send(key, { step, generation }, isHere);
@@ -105,8 +105,8 @@ function keepSent({ fields, components }: Inside, key: string): void {
  * @returns null: it has them.
  */
 function wholeFor(
-  { fields, components: { vector } }: Inside,
-  worker: Worker,
+  { fields, components: { vector } }: RunInternals,
+  worker: RosterWorker,
   exchanged?: Float32Array,
 ): Float32Array | null {
   const isFirst = worker.generation !== fields.generation;

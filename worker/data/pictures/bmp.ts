@@ -12,7 +12,7 @@ export const isBmp = (bytes: Buffer): boolean =>
   bytes.toString('latin1', 0, 2) === 'BM' &&
   HEADERS.includes(bytes.readUInt32LE(14));
 
-interface Header {
+interface BmpHeader {
   readonly width: number;
   readonly height: number;
   /** The first row of the file is the topmost one. */
@@ -48,7 +48,7 @@ export function openBmp(bytes: Buffer): StoredPicture | string | null {
   };
 }
 
-function headerOf(bytes: Buffer): Header | null {
+function headerOf(bytes: Buffer): BmpHeader | null {
   const size = bytes.readUInt32LE(14);
   const end = FILE_HEADER + size;
   if (bytes.length < end) return null;
@@ -77,12 +77,12 @@ function headerOf(bytes: Buffer): Header | null {
 }
 
 /** Rows are filled up to whole words of 4 bytes. */
-const rowBytes = ({ width, bits }: Header): number => Math.ceil((width * bits) / 32) * 4;
+const rowBytes = ({ width, bits }: BmpHeader): number => Math.ceil((width * bits) / 32) * 4;
 
-const rowAt = (header: Header, y: number): number =>
+const rowAt = (header: BmpHeader, y: number): number =>
   header.pixelsAt + rowBytes(header) * (header.isTopDown ? y : header.height - 1 - y);
 
-function indexed(bytes: Buffer, header: Header): Uint8Array {
+function indexed(bytes: Buffer, header: BmpHeader): Uint8Array {
   const { width, height, bits, palette } = header;
   const rgba = new Uint8Array(width * height * 4).fill(255);
   const mask = 2 ** bits - 1;
@@ -104,7 +104,7 @@ function indexed(bytes: Buffer, header: Header): Uint8Array {
 }
 
 /** Red, green, blue, and how opaque; a mask of 0 means that there is no such channel. */
-function masksOf(bytes: Buffer, { bits, end }: Header, isMasked: boolean): number[] {
+function masksOf(bytes: Buffer, { bits, end }: BmpHeader, isMasked: boolean): number[] {
   if (!isMasked) return bits === 16 ? [0x7c00, 0x3e0, 0x1f, 0] : [0xff0000, 0xff00, 0xff, 0];
   const at = FILE_HEADER + 40;
   const size = end - FILE_HEADER;
@@ -112,7 +112,7 @@ function masksOf(bytes: Buffer, { bits, end }: Header, isMasked: boolean): numbe
   return [0, 1, 2, 3].map((c) => (c === 3 && !hasAlpha ? 0 : bytes.readUInt32LE(at + 4 * c)));
 }
 
-function direct(bytes: Buffer, header: Header, isMasked: boolean): Uint8Array {
+function direct(bytes: Buffer, header: BmpHeader, isMasked: boolean): Uint8Array {
   const { width, height, bits } = header;
   const rgba = new Uint8Array(width * height * 4);
   const channels = masksOf(bytes, header, isMasked).map((mask) => {

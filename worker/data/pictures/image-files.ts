@@ -29,13 +29,13 @@ const KINDS = {
   circle: ['link to a folder that contains it', 'links to a folder that contains them'],
   device: ['device or socket', 'devices or sockets'],
 } as const;
-type Kind = keyof typeof KINDS;
+type PassedOverKind = keyof typeof KINDS;
 
 /** What is passed over, by kind. */
 export class PassedOver {
-  private readonly paths = new Map<Kind, string[]>();
+  private readonly paths = new Map<PassedOverKind, string[]>();
 
-  add(kind: Kind, path: string): void {
+  add(kind: PassedOverKind, path: string): void {
     const paths = this.paths.get(kind);
     if (paths) paths.push(path);
     else this.paths.set(kind, [path]);

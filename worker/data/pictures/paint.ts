@@ -22,7 +22,7 @@ export function paint(picture: Picture, target: Uint8Array, canvas: Canvas) {
   return kind;
 }
 
-interface Size {
+interface PixelSize {
   readonly width: number;
   readonly height: number;
 }
@@ -34,7 +34,7 @@ interface Size {
  */
 function resize(
   source: Uint8Array,
-  from: Size,
+  from: PixelSize,
   target: Uint8Array,
   { width, height, channels, background }: Canvas,
   fit: NonNullable<ImageReading['fit']>,

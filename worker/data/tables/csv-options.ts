@@ -1,4 +1,4 @@
-import { type Fields, isRecord } from '../../fields.ts';
+import { type FieldRules, isRecord } from '../../fields.ts';
 import { isText, isTexts, oneOf, optional, TEST_FRACTION } from '../reader-options.ts';
 import type { NumberForm } from './cells.ts';
 import type { DateOrder } from './dates.ts';
@@ -47,7 +47,7 @@ const isHashSize = (value: unknown) =>
 const texts = (allowed: string) => optional({ allowed, test: isTexts });
 
 /** What each option must be. */
-export const CSV_FIELDS: Fields<keyof CsvOptions> = {
+export const CSV_FIELDS: FieldRules<keyof CsvOptions> = {
   ...TABLE_FIELDS,
   targets: { allowed: "a list of column names, such as ['price']", test: isTexts },
   task: optional(oneOf('regression', 'classification')),

@@ -4,12 +4,12 @@ import { isMissing, nameOf, shown } from './cells.ts';
 import { type DateOrder, type DateParts, dateParts, YEAR_LAST } from './dates.ts';
 import {
   type CellOptions,
+  type CellPlace,
+  type ColumnRole,
   type Feature,
   Gaps,
   type InputColumn,
   NumberList,
-  type Place,
-  type Role,
 } from './table-columns.ts';
 
 /**
@@ -28,7 +28,7 @@ export class DateColumn implements InputColumn {
   #hasHours = false;
   readonly gaps: Gaps;
 
-  constructor(name: string, options: CellOptions, role: Role, order?: DateOrder) {
+  constructor(name: string, options: CellOptions, role: ColumnRole, order?: DateOrder) {
     this.name = name;
     this.#options = options;
     this.#order = order;
@@ -39,7 +39,7 @@ export class DateColumn implements InputColumn {
     return isMissing(nameOf(cell), this.#options.missingTexts);
   }
 
-  add(cell: string, place: Place): void {
+  add(cell: string, place: CellPlace): void {
     const text = nameOf(cell);
     if (this.lacks(cell)) {
       this.gaps.add(this.#hours.length, text, place);
@@ -59,7 +59,7 @@ export class DateColumn implements InputColumn {
     if (parts && parts.hour !== null) this.#hasHours = true;
   }
 
-  #problem(text: string, { line }: Place): string {
+  #problem(text: string, { line }: CellPlace): string {
     const where = `line ${line}, column '${this.name}': '${shown(text)}'`;
     if (this.#order === undefined && YEAR_LAST.test(text)) {
       return `${where} may be a day and a month or a month and a day; set \`dateOrder: 'dayFirst'\` or \`dateOrder: 'monthFirst'\``;

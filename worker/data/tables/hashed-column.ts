@@ -2,12 +2,12 @@ import type { ColumnReading } from '../../../shared/reading.ts';
 import { isMissing, nameOf } from './cells.ts';
 import {
   type CellOptions,
+  type CellPlace,
+  type ColumnRole,
   type Feature,
   Gaps,
   type InputColumn,
   NumberList,
-  type Place,
-  type Role,
 } from './table-columns.ts';
 import { placeOfWord, wordsOf } from './words.ts';
 
@@ -26,7 +26,7 @@ export class HashedColumn implements InputColumn {
   readonly #ends = new NumberList();
   readonly gaps: Gaps;
 
-  constructor(name: string, options: CellOptions, role: Role, size: number) {
+  constructor(name: string, options: CellOptions, role: ColumnRole, size: number) {
     this.name = name;
     this.size = size;
     this.#options = options;
@@ -37,7 +37,7 @@ export class HashedColumn implements InputColumn {
     return isMissing(nameOf(cell), this.#options.missingTexts);
   }
 
-  add(cell: string, place: Place): void {
+  add(cell: string, place: CellPlace): void {
     if (this.lacks(cell)) {
       this.gaps.add(this.#ends.length, nameOf(cell), place);
     } else {

@@ -1,5 +1,5 @@
 import { type NumberForm, numberReader, shown } from './cells.ts';
-import { type Form, formOf } from './table-profile.ts';
+import { type CellForm, formOf } from './table-profile.ts';
 
 /** Why a trimmed text is not a number, and what to do. @param role of its column */
 export function numberProblem(
@@ -34,7 +34,7 @@ const OTHERWISE = {
 
 const correct = (_: string, otherwise: string) => `is not a number; correct it, or ${otherwise}`;
 
-const PROBLEMS: Readonly<Record<Form, (text: string, otherwise: string) => string>> = {
+const PROBLEMS: Readonly<Record<CellForm, (text: string, otherwise: string) => string>> = {
   infinite: () => 'is not finite; give a number, or remove the line',
   tooLarge: () => 'is more than a 64-bit number can hold; scale the column',
   percent: () => 'is not a number; take the % out of the column',

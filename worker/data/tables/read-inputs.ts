@@ -1,7 +1,7 @@
 import { DownpourError } from '../../../shared/errors.ts';
 import type { ColumnReading, TableReading } from '../../../shared/reading.ts';
 import type { Column } from '../columns.ts';
-import { corrupt, type ReadOptions } from '../files.ts';
+import { corrupt, type FileReadOptions } from '../files.ts';
 import { lacks, type NamedOptions } from './csv-columns.ts';
 import { DateColumn } from './date-column.ts';
 import { HashedColumn } from './hashed-column.ts';
@@ -50,7 +50,7 @@ export interface NewTable {
 export async function readNewTable(
   file: string,
   reading: TableReading,
-  { bytesMax }: ReadOptions = {},
+  { bytesMax }: FileReadOptions = {},
 ): Promise<NewTable> {
   const columns = reading.columns.map((column) => columnFor(column, reading));
   const lines: number[] = [];

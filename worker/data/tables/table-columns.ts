@@ -22,7 +22,7 @@ import { numberProblem } from './number-problem.ts';
 const CATEGORIES_MAX = 1000;
 
 /** Where a cell stands. */
-export interface Place {
+export interface CellPlace {
   readonly file: string;
   readonly line: number;
 }
@@ -35,12 +35,12 @@ export interface CellOptions extends NumberForm {
 }
 
 /** `new`: of data that a trained model is to answer to. */
-export type Role = 'input' | 'target' | 'new';
+export type ColumnRole = 'input' | 'target' | 'new';
 
 export interface CellColumn {
   readonly name: string;
   /** @throws DownpourError DP_DATA_CORRUPT: the cell is missing, or not what the column holds */
-  add(cell: string, place: Place): void;
+  add(cell: string, place: CellPlace): void;
   /** Whether the value is missing in this cell. */
   lacks(cell: string): boolean;
 }
@@ -64,10 +64,10 @@ export function featuresOf(column: InputColumn, reading = column.reading()): Fea
 export class Gaps {
   readonly #name: string;
   readonly #isAllowed: boolean;
-  readonly #role: Role;
+  readonly #role: ColumnRole;
   readonly #rows = new Set<number>();
 
-  constructor(name: string, { hasGaps = false }: CellOptions, role: Role) {
+  constructor(name: string, { hasGaps = false }: CellOptions, role: ColumnRole) {
     this.#name = name;
     this.#isAllowed = hasGaps;
     this.#role = role;
@@ -81,7 +81,7 @@ export class Gaps {
    * A row whose cell says that its value is missing. @param way what else may be done about it.
    * @throws DownpourError DP_DATA_CORRUPT: the column may lack none.
    */
-  add(row: number, text: string, place: Place, way = ''): void {
+  add(row: number, text: string, place: CellPlace, way = ''): void {
     if (!this.#isAllowed) throw missing(this.#name, text, place, this.#role, way);
     this.#rows.add(row);
   }
@@ -100,11 +100,11 @@ export class NumberColumn implements InputColumn {
   readonly name: string;
   readonly #options: CellOptions;
   readonly #read: ReadNumber;
-  readonly #role: Role;
+  readonly #role: ColumnRole;
   readonly #numbers = new NumberList();
   readonly gaps: Gaps;
 
-  constructor(name: string, options: CellOptions, role: Role) {
+  constructor(name: string, options: CellOptions, role: ColumnRole) {
     this.name = name;
     this.#role = role;
     this.#options = options;
@@ -117,7 +117,7 @@ export class NumberColumn implements InputColumn {
     return Number.isNaN(this.#read(text)) && isMissing(text, this.#options.missingTexts);
   }
 
-  add(cell: string, place: Place): void {
+  add(cell: string, place: CellPlace): void {
     const text = cell.trim();
     const value = this.#read(text);
     if (!Number.isNaN(value)) {
@@ -150,14 +150,14 @@ export class CategoryColumn implements InputColumn {
   readonly #read: ReadNumber;
   readonly #given: NameList | null;
   /** For each text its code, by appearance, and where it was first seen. */
-  readonly #texts = new Map<string, { readonly code: number; readonly place: Place }>();
+  readonly #texts = new Map<string, { readonly code: number; readonly place: CellPlace }>();
   readonly #codes = new NumberList();
   #list: NameList | undefined;
-  readonly #role: Role;
+  readonly #role: ColumnRole;
   readonly gaps: Gaps;
 
   /** @param given the names, where they are fixed beforehand */
-  constructor(name: string, options: CellOptions, role: Role, given?: readonly string[]) {
+  constructor(name: string, options: CellOptions, role: ColumnRole, given?: readonly string[]) {
     this.name = name;
     this.#role = role;
     this.#options = options;
@@ -173,7 +173,7 @@ export class CategoryColumn implements InputColumn {
     return isMissing(text, this.#options.missingTexts);
   }
 
-  add(cell: string, place: Place): void {
+  add(cell: string, place: CellPlace): void {
     const text = nameOf(cell);
     let seen = this.#texts.get(text);
     if (seen === undefined) {
@@ -194,7 +194,7 @@ export class CategoryColumn implements InputColumn {
     this.#codes.push(seen.code);
   }
 
-  #check(text: string, { file, line }: Place): void {
+  #check(text: string, { file, line }: CellPlace): void {
     const where = `line ${line}, column '${this.name}'`;
     if (this.#given !== null && this.#given.indexOf(text) >= 0) return;
     if (this.#given !== null) {
@@ -270,7 +270,7 @@ export class UnnamedColumn implements CellColumn {
   #rising = true;
   /** Numbers seen, once they do not rise. */
   readonly #numbers = new NumberList();
-  #first: Place | undefined;
+  #first: CellPlace | undefined;
 
   constructor(name: string) {
     this.name = name;
@@ -280,7 +280,7 @@ export class UnnamedColumn implements CellColumn {
     return false;
   }
 
-  add(cell: string, place: Place): void {
+  add(cell: string, place: CellPlace): void {
     this.#first ??= place;
     const text = cell.trim();
     if (text !== '') this.#empty = false;
@@ -308,7 +308,7 @@ export class UnnamedColumn implements CellColumn {
     return `${this.name} is left out: it has no name and numbers the rows`;
   }
 
-  #refusal({ file, line }: Place, seen: string) {
+  #refusal({ file, line }: CellPlace, seen: string) {
     return corrupt(
       file,
       `${this.name} has no name in the header, but it holds ${seen} (line ${line}); name it there, or set \`ignore: ['${this.name}']\``,
@@ -316,14 +316,20 @@ export class UnnamedColumn implements CellColumn {
   }
 }
 
-const WAYS: Readonly<Record<Role, string>> = {
+const WAYS: Readonly<Record<ColumnRole, string>> = {
   target: "fill it in, or set `missing: 'drop'`, which leaves such lines out",
   input:
     "fill it in; or set `missing: 'mean'`, which puts the mean of the column there, or `missing: 'drop'`, which leaves such lines out; or name the column in `ignore`",
   new: 'fill it in: the model was trained on data that never lacked it',
 };
 
-function missing(column: string, text: string, { file, line }: Place, role: Role, way = '') {
+function missing(
+  column: string,
+  text: string,
+  { file, line }: CellPlace,
+  role: ColumnRole,
+  way = '',
+) {
   return corrupt(
     file,
     `line ${line}, column '${column}': the value is missing ('${text}'); ${WAYS[role]}${way}`,

@@ -17,7 +17,7 @@ import { wordsOf } from './words.ts';
 /** What stands in the columns of a table, cell by cell, before anybody decides what it means. */
 
 /** A cell that is neither missing nor a plain number, by how it is written. */
-export type Form =
+export type CellForm =
   | 'date'
   | 'money'
   | 'percent'
@@ -54,9 +54,9 @@ export interface ColumnProfile {
   /** Words of the cells that are text, and how many different ones; at most `WORD_KINDS_MAX` are told apart. */
   readonly words: { readonly count: number; readonly kinds: number };
   /** Cells that are neither missing nor numbers, by form. */
-  readonly forms: ReadonlyMap<Form, number>;
+  readonly forms: ReadonlyMap<CellForm, number>;
   /** The first of each form. */
-  readonly firsts: ReadonlyMap<Form, Cell>;
+  readonly firsts: ReadonlyMap<CellForm, Cell>;
   /** Cells by text; null when there are more than `KINDS_MAX` texts. */
   readonly kinds: ReadonlyMap<string, number> | null;
   /** One a row: which of `kinds`, in their order, −1 where the value is missing; null as `kinds`. */
@@ -146,8 +146,8 @@ class Collector {
   #missing = 0;
   #firstMissing: Cell | null = null;
   #numberCount = 0;
-  readonly #forms = new Map<Form, number>();
-  readonly #firsts = new Map<Form, Cell>();
+  readonly #forms = new Map<CellForm, number>();
+  readonly #firsts = new Map<CellForm, Cell>();
   #pointCount = 0;
   readonly #dates = { anyOrder: 0, dayFirst: 0, monthFirst: 0 };
   #wordCount = 0;
@@ -234,10 +234,10 @@ class Collector {
   }
 }
 
-type Numbers = Float64Array | Int32Array;
+type NumberArray = Float64Array | Int32Array;
 
 /** Numbers whose count is not known beforehand. */
-class Growing<A extends Numbers> {
+class Growing<A extends NumberArray> {
   #array: A;
   #length = 0;
   readonly #Type: new (
@@ -292,7 +292,7 @@ const ABSENT =
   /^(?:[-–—_.*#]+|n\.a\.?|n\/d|n\.d\.?|#n\/a|#null!?|#value!|#div\/0!|nil|none|<na>|missing|unknown|undefined|not available|tbd)$/i;
 
 /** @param text trimmed, neither missing nor a number that is kept. */
-export function formOf(text: string): Form {
+export function formOf(text: string): CellForm {
   if (isNumber(text)) return 'tooLarge';
   if (/^[-+−]?(?:inf|infinity|∞)$/i.test(text)) return 'infinite';
   if (ABSENT.test(text)) return 'absent';

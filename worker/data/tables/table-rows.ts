@@ -1,7 +1,7 @@
 import { extname } from 'node:path';
-import type { Fields } from '../../fields.ts';
+import type { FieldRules } from '../../fields.ts';
 import { HEAD_BYTES, refuseOtherKind } from '../file-kinds.ts';
-import { corrupt, filePieces, PIECE_BYTES, type ReadOptions } from '../files.ts';
+import { corrupt, type FileReadOptions, filePieces, PIECE_BYTES } from '../files.ts';
 import { isText, optional, READ_FIELDS } from '../reader-options.ts';
 import { nameOf } from './cells.ts';
 import { isEncoding, StrictText } from './strict-text.ts';
@@ -9,7 +9,7 @@ import { type Dialect, Tokens } from './tokens.ts';
 
 /** The rows of a table as text, with the line of the file that each begins in. */
 
-export interface TableOptions extends ReadOptions {
+export interface TableOptions extends FileReadOptions {
   /** What stands between cells. Default: found in the first lines, of comma, semicolon, tab and |. */
   readonly delimiter?: string;
   /** A label of TextDecoder. Default: UTF-8, or what the byte order mark says. */
@@ -45,7 +45,7 @@ export type OnRow = (cells: readonly string[], line: number, header: TableHeader
 
 const one = (value: unknown) => isText(value) && value.length === 1 && !/[\r\n]/.test(value);
 
-export const TABLE_FIELDS: Fields<keyof TableOptions> = {
+export const TABLE_FIELDS: FieldRules<keyof TableOptions> = {
   ...READ_FIELDS,
   delimiter: optional({
     allowed: "the text between cells, such as ';' or '\\t', without quotes or line ends",
