@@ -4,12 +4,18 @@ import type { trainOn as TrainOn } from './train-on.ts';
 /** What experiments and programs import as `downpour`. */
 
 export {
+  type ArrayField,
+  type ArraySourceOptions,
+  arraySource,
   type Batch,
   type BatchArguments,
   type BatchFunction,
   type CsvData,
   type CsvOptions,
   type CsvParts,
+  type CsvSourceData,
+  type CsvSourceOptions,
+  csvSource,
   type DataArguments,
   type Draws,
   defineExperiment,

@@ -10,6 +10,9 @@ export const LIMITS = {
   bodyBytesMax: 2 ** 20,
   /** Pixels of a side, for steps that change images. */
   imageSideMax: 16_384,
+  /** Neighbours in a file of data that are read at once, and what a source keeps of what it has decoded. */
+  readBytesMax: 2 ** 23,
+  sourceCacheBytes: 2 ** 26,
   /** Fields of an example, masks included. */
   fieldsMax: 64,
   /** Seconds that one read of a source of examples may take, and the most that a source may ask for. */

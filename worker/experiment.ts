@@ -43,8 +43,11 @@ export { loadMnist } from './data/mnist.ts';
 export { readNpy } from './data/npy.ts';
 export { loadImageFolder } from './data/pictures/images.ts';
 export type { ExampleSource, ReadOptions, SourceField, SourceRows } from './data/source.ts';
-export { type CsvData, type CsvParts, loadCsv } from './data/tables/csv.ts';
+export { type ArrayField, type ArraySourceOptions, arraySource } from './data/sources/arrays.ts';
+export { type CsvSourceData, type CsvSourceOptions, csvSource } from './data/sources/csv.ts';
+export { type CsvParts, loadCsv } from './data/tables/csv.ts';
 export type { CsvOptions } from './data/tables/csv-options.ts';
+export type { CsvData } from './data/tables/table.ts';
 export type {
   Batch,
   BatchArguments,

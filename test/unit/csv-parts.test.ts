@@ -4,8 +4,9 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { Examples } from '../../worker/data/examples.ts';
-import { type CsvData, type CsvParts, loadCsv } from '../../worker/data/tables/csv.ts';
+import { type CsvParts, loadCsv } from '../../worker/data/tables/csv.ts';
 import type { CsvOptions } from '../../worker/data/tables/csv-options.ts';
+import type { CsvData } from '../../worker/data/tables/table.ts';
 
 let folder: string;
 beforeAll(async () => {

@@ -1,4 +1,4 @@
-import type { Column } from './columns.ts';
+import type { Column, NumberKind } from './columns.ts';
 import { refuseOtherKind } from './file-kinds.ts';
 import { corrupt, type FileReadOptions, readDataFile } from './files.ts';
 import { checkOptions, checkPath, READ_FIELDS } from './reader-options.ts';
@@ -35,6 +35,24 @@ export function isIdx(bytes: Uint8Array): boolean {
 
 /** @param bytes of the whole file; a column of unsigned bytes is a view of them. @param name for errors */
 export function parseIdx(bytes: Uint8Array, name: string): Column {
+  const { type, shape, start } = idxHeader(bytes, name);
+  return { values: idxElements(bytes.subarray(start), type), shape };
+}
+
+export interface IdxHeader {
+  /** The number that says it in the file. */
+  readonly type: number;
+  readonly elementBytes: number;
+  readonly shape: readonly number[];
+  /** The byte of the first element. */
+  readonly start: number;
+}
+
+/** The most bytes of a header. */
+export const IDX_HEADER_BYTES = 4 + 4 * 255;
+
+/** @param bytes the first ones of the file, all that `IDX_HEADER_BYTES` are. @param fileBytes size of the file */
+export function idxHeader(bytes: Uint8Array, name: string, fileBytes = bytes.length): IdxHeader {
   if (!isIdx(bytes)) {
     refuseOtherKind(bytes, name, 'an IDX file');
     const start = Buffer.from(bytes.subarray(0, 4)).toString('hex') || 'nothing';
@@ -48,47 +66,44 @@ export function parseIdx(bytes: Uint8Array, name: string): Column {
   const start = 4 + 4 * rank;
   if (rank === 0) throw corrupt(name, 'its header has 0 dimensions; at least 1 is needed');
   if (bytes.length < start) {
-    throw corrupt(name, `its header ends early: ${bytes.length} bytes of ${start}`);
+    throw corrupt(name, `its header ends early: ${fileBytes} bytes of ${start}`);
   }
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const shape = Array.from({ length: rank }, (_, i) => view.getUint32(4 + 4 * i));
   // Compared before anything is allocated: a damaged header may ask for any size.
   const length = shape.reduce((product, size) => product * size, 1);
-  if (length * element.bytes !== bytes.length - start) {
+  if (length * element.bytes !== fileBytes - start) {
     throw corrupt(
       name,
-      `its header says ${shape.join(' × ')} elements of type ${element.name}, ${length * element.bytes} bytes; ${bytes.length - start} follow. The file is truncated or damaged: fetch it again`,
+      `its header says ${shape.join(' × ')} elements of type ${element.name}, ${length * element.bytes} bytes; ${fileBytes - start} follow. The file is truncated or damaged: fetch it again`,
     );
   }
-  return { values: elements(bytes, view, start, length), shape };
+  return { type: bytes[2]!, elementBytes: element.bytes, shape, start };
 }
 
-function elements(
-  bytes: Uint8Array,
-  view: DataView,
-  start: number,
-  length: number,
-): Column['values'] {
-  const type = bytes[2]!;
-  if (type === 8) return new Uint8Array(view.buffer, view.byteOffset + start, length);
+/** The kind of numbers that each type of elements becomes. */
+export const idxKind = (type: number): NumberKind =>
+  type === 8 ? 'uint8' : type === 13 ? 'float32' : type === 14 ? 'float64' : 'int32';
+
+/** Some elements of a file, one after the other. */
+export function idxElements(bytes: Uint8Array, type: number): Column['values'] {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const length = bytes.length / ELEMENTS[type]!.bytes;
+  if (type === 8) return new Uint8Array(view.buffer, view.byteOffset, length);
   if (type === 13) {
     const values = new Float32Array(length);
-    for (let i = 0; i < length; i++) values[i] = view.getFloat32(start + 4 * i);
+    for (let i = 0; i < length; i++) values[i] = view.getFloat32(4 * i);
     return values;
   }
   if (type === 14) {
     const values = new Float64Array(length);
-    for (let i = 0; i < length; i++) values[i] = view.getFloat64(start + 8 * i);
+    for (let i = 0; i < length; i++) values[i] = view.getFloat64(8 * i);
     return values;
   }
   const values = new Int32Array(length);
   for (let i = 0; i < length; i++) {
     values[i] =
-      type === 9
-        ? view.getInt8(start + i)
-        : type === 11
-          ? view.getInt16(start + 2 * i)
-          : view.getInt32(start + 4 * i);
+      type === 9 ? view.getInt8(i) : type === 11 ? view.getInt16(2 * i) : view.getInt32(4 * i);
   }
   return values;
 }

@@ -1,4 +1,4 @@
-import type { Column } from './columns.ts';
+import type { Column, NumberKind } from './columns.ts';
 import { refuseOtherKind } from './file-kinds.ts';
 import { corrupt, type FileReadOptions, readDataFile } from './files.ts';
 import { checkOptions, checkPath, READ_FIELDS } from './reader-options.ts';
@@ -47,24 +47,61 @@ export function isNpy(bytes: Uint8Array): boolean {
 
 /** @param bytes of the whole file; the column may be a view of them. @param name for errors */
 export function parseNpy(bytes: Uint8Array, name: string): Column {
-  const { type, bigEndian, fortranOrder, shape, start } = parseHeader(bytes, name);
-  const elementBytes = Number(type[1]);
-  // Compared before anything is allocated: a damaged header may ask for any size.
-  const length = shape.reduce((product, size) => product * size, 1);
-  if (length * elementBytes !== bytes.length - start) {
-    throw corrupt(
-      name,
-      `its header says shape (${shape.join(', ')}) of ${type}, ${length * elementBytes} bytes; ${bytes.length - start} follow. The file is truncated or damaged`,
-    );
-  }
-  const view = new DataView(bytes.buffer, bytes.byteOffset + start, bytes.length - start);
-  const values =
-    viewOf(view, type, !bigEndian, length) ?? readElements(view, type, !bigEndian, length, name);
+  const header = npyHeader(bytes, name);
+  const { fortranOrder, shape, start } = header;
+  const values = npyElements(bytes.subarray(start), header, name);
   if (!fortranOrder || shape.length < 2) return { values, shape };
   return { values: fromFortranOrder(values, shape), shape };
 }
 
-function parseHeader(bytes: Uint8Array, name: string) {
+/**
+ * Some elements of a file, one after the other. @param first the place of the first one in the file, for errors
+ * @param kind of integers; default: int32, and float64 where one of these elements needs more
+ */
+export function npyElements(
+  bytes: Uint8Array,
+  { type, bigEndian }: NpyHeader,
+  name: string,
+  { first = 0, kind }: { first?: number; kind?: NumberKind } = {},
+): Column['values'] {
+  const length = bytes.length / Number(type[1]);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const own = viewOf(view, type, !bigEndian, length);
+  if (own) return own;
+  const floats = type === 'f8' || kind === 'float64';
+  const Values = floats ? Float64Array : type[0] === 'f' ? Float32Array : Int32Array;
+  return readElements(reader(view, type, !bigEndian, name, first), new Values(length));
+}
+
+export interface NpyHeader {
+  readonly type: (typeof TYPES)[number];
+  readonly bigEndian: boolean;
+  readonly fortranOrder: boolean;
+  readonly shape: readonly number[];
+  /** The byte of the first element. */
+  readonly start: number;
+}
+
+/** @param bytes the first ones of the file, all that `NPY_HEADER_BYTES` are. @param fileBytes size of the file */
+export function npyHeader(bytes: Uint8Array, name: string, fileBytes = bytes.length): NpyHeader {
+  const header = parseHeader(bytes, name);
+  const { type, shape, start } = header;
+  const elementBytes = Number(type[1]);
+  // Compared before anything is allocated: a damaged header may ask for any size.
+  const length = shape.reduce((product, size) => product * size, 1);
+  if (length * elementBytes !== fileBytes - start) {
+    throw corrupt(
+      name,
+      `its header says shape (${shape.join(', ')}) of ${type}, ${length * elementBytes} bytes; ${fileBytes - start} follow. The file is truncated or damaged`,
+    );
+  }
+  return header;
+}
+
+/** No header of numbers is longer. */
+export const NPY_HEADER_BYTES = 2 ** 16;
+
+function parseHeader(bytes: Uint8Array, name: string): NpyHeader {
   if (!isNpy(bytes)) {
     refuseOtherKind(bytes, name, 'a .npy file');
     throw corrupt(name, 'it is not a .npy file: it does not begin with \\x93NUMPY');
@@ -133,16 +170,11 @@ function viewOf(
 }
 
 function readElements(
-  view: DataView,
-  type: Type,
-  little: boolean,
-  length: number,
-  name: string,
+  read: (i: number) => number,
+  into: Float32Array | Float64Array | Int32Array,
 ): Float32Array | Float64Array | Int32Array {
-  const Values = type === 'f8' ? Float64Array : type[0] === 'f' ? Float32Array : Int32Array;
-  let values: Float32Array | Float64Array | Int32Array = new Values(length);
-  const read = reader(view, type, little, name);
-  for (let i = 0; i < length; i++) {
+  let values = into;
+  for (let i = 0; i < values.length; i++) {
     const value = read(i);
     if (values instanceof Int32Array && value !== (value | 0)) values = Float64Array.from(values);
     values[i] = value;
@@ -150,7 +182,13 @@ function readElements(
   return values;
 }
 
-function reader(view: DataView, type: Type, little: boolean, name: string): (i: number) => number {
+function reader(
+  view: DataView,
+  type: Type,
+  little: boolean,
+  name: string,
+  first: number,
+): (i: number) => number {
   switch (type) {
     case 'f2':
       return (i) => halfFloat(view.getUint16(2 * i, little));
@@ -184,7 +222,7 @@ function reader(view: DataView, type: Type, little: boolean, name: string): (i: 
           type === 'i8' ? view.getBigInt64(8 * i, little) : view.getBigUint64(8 * i, little);
         throw corrupt(
           name,
-          `element ${i} is ${exact}; float64 holds whole numbers up to 2⁵³ exactly: subtract an offset before saving`,
+          `element ${first + i} is ${exact}; float64 holds whole numbers up to 2⁵³ exactly: subtract an offset before saving`,
         );
       };
   }

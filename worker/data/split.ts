@@ -113,8 +113,17 @@ export function holdOut(
   examples: Examples,
   fraction = 0,
 ): { readonly train: Examples; readonly test: Examples | null } {
-  const n = examples.count;
-  if (fraction === 0) return { train: examples, test: null };
+  const rows = heldOutRows(examples.count, fraction);
+  if (rows === null) return { train: examples, test: null };
+  return { train: takeExamples(examples, rows.train), test: takeExamples(examples, rows.test) };
+}
+
+/** The rows that `holdOut` gives to each part, in their order; null: all are training examples. */
+export function heldOutRows(
+  n: number,
+  fraction = 0,
+): { readonly train: Int32Array; readonly test: Int32Array } | null {
+  if (fraction === 0) return null;
   if (n < 2) {
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',
@@ -123,10 +132,7 @@ export function holdOut(
   }
   const count = Math.min(n - 1, Math.max(1, Math.round(n * fraction)));
   const order = permutation(0, STREAMS.test, n);
-  return {
-    train: takeExamples(examples, order.slice(count).sort()),
-    test: takeExamples(examples, order.slice(0, count).sort()),
-  };
+  return { train: order.slice(count).sort(), test: order.slice(0, count).sort() };
 }
 
 /** Copies whole examples; of examples that are not in memory, it says which they are. */

@@ -67,6 +67,12 @@ export class DateColumn implements InputColumn {
     return `${where} is not a date that exists, such as 2024-12-31 or 2024-12-31T18:30; correct it, or name the column in \`ignore\``;
   }
 
+  forget(): void {
+    for (const list of this.#lists) list.clear();
+    this.#hours.clear();
+    this.gaps.forget();
+  }
+
   reading(): DateReading {
     const order = this.#order === undefined ? {} : { order: this.#order };
     return {

@@ -49,6 +49,12 @@ export class HashedColumn implements InputColumn {
     this.#ends.push(this.#words.length);
   }
 
+  forget(): void {
+    this.#words.clear();
+    this.#ends.clear();
+    this.gaps.forget();
+  }
+
   reading(): ColumnReading {
     return { name: this.name, as: 'hashed', size: this.size, gap: this.gaps.count > 0 };
   }

@@ -72,7 +72,7 @@ export async function readNewTable(
   return { inputs: { ...tableOf(features, 0, lines.length), missing: 'mean' }, lines };
 }
 
-function columnFor(column: ColumnReading, reading: TableReading): InputColumn {
+export function columnFor(column: ColumnReading, reading: TableReading): InputColumn {
   const { name, gap: hasGaps } = column;
   const options: CellOptions = { ...reading, hasGaps };
   switch (column.as) {

@@ -34,6 +34,8 @@ export class StrictText {
   /** Where `#carry` begins in the file. */
   #at = 0;
   readonly #given: string | undefined;
+  /** Bytes of the text that was given out last. */
+  given = 0;
 
   /** @param name of the file, for errors. @param encoding a label that `isEncoding` knows; default: by the byte order mark, else UTF-8 */
   constructor(name: string, encoding?: string) {
@@ -41,8 +43,14 @@ export class StrictText {
     this.#given = encoding;
   }
 
+  /** As TextDecoder spells it. */
   get encoding(): string {
     return this.#encoding ?? 'utf-8';
+  }
+
+  /** Bytes of the file up to the end of all text that was given out. */
+  get position(): number {
+    return this.#at;
   }
 
   /**
@@ -55,6 +63,7 @@ export class StrictText {
     if (this.#encoding === undefined) {
       if (all.length < HEAD_BYTES && !final) {
         this.#carry = all;
+        this.given = 0;
         return '';
       }
       const markBytes = this.#begin(all);
@@ -71,6 +80,7 @@ export class StrictText {
     this.#carry = all.subarray(end);
     const text = this.#decode(all.subarray(0, end), linesBefore);
     this.#at += end;
+    this.given = end;
     return text;
   }
 
@@ -155,7 +165,7 @@ export class StrictText {
 }
 
 /** Null: it is not in this encoding. @param stream true: the last character may be cut off. */
-function decoded(bytes: Buffer, encoding: string, stream = false): string | null {
+export function decoded(bytes: Buffer, encoding: string, stream = false): string | null {
   if (encoding === 'windows-1252') {
     const text = bytes
       .toString('latin1')

@@ -45,8 +45,14 @@ export interface CellColumn {
   lacks(cell: string): boolean;
 }
 
+/** A column whose cells are kept. */
+export interface KeptColumn extends CellColumn {
+  /** Drops all rows and keeps what they taught, such as categories: for tables of which no more is kept. */
+  forget(): void;
+}
+
 /** An input whose cells become numbers. */
-export interface InputColumn extends CellColumn {
+export interface InputColumn extends KeptColumn {
   /** Rows that lack a value. */
   readonly gaps: Gaps;
   /** How its cells were read. Asked for when all cells are there. */
@@ -66,6 +72,7 @@ export class Gaps {
   readonly #isAllowed: boolean;
   readonly #role: ColumnRole;
   readonly #rows = new Set<number>();
+  #forgotten = 0;
 
   constructor(name: string, { hasGaps = false }: CellOptions, role: ColumnRole) {
     this.#name = name;
@@ -73,8 +80,14 @@ export class Gaps {
     this.#role = role;
   }
 
+  /** All that there were, forgotten ones too. */
   get count(): number {
-    return this.#rows.size;
+    return this.#forgotten + this.#rows.size;
+  }
+
+  forget(): void {
+    this.#forgotten += this.#rows.size;
+    this.#rows.clear();
   }
 
   /**
@@ -133,6 +146,11 @@ export class NumberColumn implements InputColumn {
       place.file,
       `line ${place.line}, column '${this.name}': ${numberProblem(text, this.#options, this.#role)}`,
     );
+  }
+
+  forget(): void {
+    this.#numbers.clear();
+    this.gaps.forget();
   }
 
   reading(): ColumnReading {
@@ -231,6 +249,11 @@ export class CategoryColumn implements InputColumn {
     const list = this.list();
     const numbers = Int32Array.from(this.#texts.keys(), (text) => list.indexOf(text));
     return (row) => numbers[this.#codes.at(row)] ?? -1;
+  }
+
+  forget(): void {
+    this.#codes.clear();
+    this.gaps.forget();
   }
 
   reading(): ColumnReading {
@@ -373,6 +396,12 @@ export class NumberList {
     this.#chunks[c] = chunk;
     chunk[at] = value;
     this.length++;
+  }
+
+  /** Keeps the room of the first chunk. */
+  clear(): void {
+    this.#chunks.length = 1;
+    this.length = 0;
   }
 
   at(i: number): number {

@@ -3,8 +3,9 @@ import type { FieldRules } from '../../fields.ts';
 import { HEAD_BYTES, refuseOtherKind } from '../file-kinds.ts';
 import { corrupt, type FileReadOptions, filePieces, PIECE_BYTES } from '../files.ts';
 import { isText, optional, READ_FIELDS } from '../reader-options.ts';
+import { BytePositions } from './byte-positions.ts';
 import { nameOf } from './cells.ts';
-import { isEncoding, StrictText } from './strict-text.ts';
+import { decoded, isEncoding, StrictText } from './strict-text.ts';
 import { type Dialect, Tokens } from './tokens.ts';
 
 /** The rows of a table as text, with the line of the file that each begins in. */
@@ -40,8 +41,16 @@ export interface TableHeader {
   readonly unnamed: ReadonlySet<number>;
 }
 
-/** @param line of the file, from 1. @param header the same for all rows */
-export type OnRow = (cells: readonly string[], line: number, header: TableHeader) => void;
+/**
+ * @param line of the file, from 1. @param header the same for all rows
+ * @param at where the row begins in the file, in bytes; −1 where nobody asked for it
+ */
+export type OnRow = (
+  cells: readonly string[],
+  line: number,
+  header: TableHeader,
+  at: number,
+) => void;
 
 const one = (value: unknown) => isText(value) && value.length === 1 && !/[\r\n]/.test(value);
 
@@ -70,10 +79,62 @@ export async function readRows(
   options: TableOptions,
   onRow: OnRow,
 ): Promise<TableFacts> {
-  const rows = new Rows(path, options, onRow);
+  return (await readAll(new Rows(path, options, onRow), path, options)).facts();
+}
+
+async function readAll(rows: Rows, path: string, options: FileReadOptions): Promise<Rows> {
   for await (const piece of filePieces(path, options)) rows.push(piece, false);
   rows.push(new Uint8Array(0), true);
-  return rows.facts();
+  return rows;
+}
+
+/** How the rows of one file are written: enough to read one of them alone. */
+export interface RowForm {
+  readonly dialect: Dialect;
+  readonly encoding: string;
+  readonly header: TableHeader;
+  /** Each row ends in a delimiter that the header lacks. */
+  readonly trailing: boolean;
+}
+
+/**
+ * As `readRows`, and `onRow` is given the place of each row.
+ * @throws DownpourError also DP_DATA_CORRUPT: the encoding has no such places, or the file is compressed.
+ */
+export async function readRowPlaces(
+  path: string,
+  options: TableOptions,
+  onRow: OnRow,
+): Promise<TableFacts & { readonly form: RowForm }> {
+  const rows = new Rows(path, options, onRow, new BytePositions(path));
+  await readAll(rows, path, options);
+  return { ...rows.facts(), form: rows.form() };
+}
+
+/**
+ * The cells of one row. @param bytes from its beginning to that of the next one, or to the end of the file
+ * @returns null: there is no such row
+ */
+export function parseRow(bytes: Buffer, name: string, form: RowForm): string[] | null {
+  const text = decoded(bytes, form.encoding);
+  if (text === null) return null;
+  const tokens = new Tokens(name, form.dialect);
+  tokens.push(text, true);
+  const cells = tokens.next();
+  if (cells === null) return null;
+  const fitted = fitCells(cells, form.header, form.trailing);
+  return fitted.length === form.header.names.length ? fitted : null;
+}
+
+/** @param trailing whether rows end in a delimiter that the header lacks */
+function fitCells(cells: string[], { names, unnamed }: TableHeader, trailing: boolean): string[] {
+  const width = names.length;
+  if (trailing && cells.length === width + 1 && cells[width]!.trim() === '') {
+    return cells.slice(0, width);
+  }
+  // The header ends in a delimiter that the row lacks.
+  if (cells.length === width - 1 && unnamed.has(width - 1)) return [...cells, ''];
+  return cells;
 }
 
 /** As `readRows`, of bytes. @param name for errors */
@@ -104,12 +165,21 @@ class Rows {
   #header: TableHeader | undefined;
   #count = 0;
   /** Rows of empty cells, which count when another row follows. */
-  #blank: { cells: string[]; line: number }[] = [];
+  #blank: { cells: string[]; line: number; at: number }[] = [];
   /** Each row ends in a delimiter that the header lacks. */
   #trailing: boolean | undefined;
   readonly #notes: string[] = [];
+  readonly #positions: BytePositions | null;
+  /** Characters of the file before those that are taken apart into cells. */
+  #cut = 0;
 
-  constructor(name: string, options: TableOptions, onRow: OnRow) {
+  constructor(
+    name: string,
+    options: TableOptions,
+    onRow: OnRow,
+    positions: BytePositions | null = null,
+  ) {
+    this.#positions = positions;
     this.#name = name;
     this.#options = options;
     this.#onRow = onRow;
@@ -127,6 +197,8 @@ class Rows {
       return;
     }
     const text = this.#text.push(bytes, final, () => this.#tokens?.lineEnds() ?? 0);
+    const { position, given, encoding } = this.#text;
+    this.#positions?.add(text, position - given, given, encoding);
     if (this.#tokens === undefined) {
       this.#waiting += text;
       if (this.#waiting === '' && !final) return;
@@ -136,7 +208,7 @@ class Rows {
     }
     const tokens = this.#tokens!;
     for (let cells = tokens.next(); cells !== null; cells = tokens.next()) {
-      this.#row(cells, tokens.line);
+      this.#row(cells, tokens.line, this.#positions?.at(this.#cut + tokens.begin) ?? -1);
     }
   }
 
@@ -158,6 +230,16 @@ class Rows {
     return { header: header.names, count: this.#count, delimiter, notes: this.#notes };
   }
 
+  /** Asked for after `facts`. */
+  form(): RowForm {
+    return {
+      dialect: this.#dialect!,
+      encoding: this.#text.encoding,
+      header: this.#header!,
+      trailing: this.#trailing ?? false,
+    };
+  }
+
   #begin(final: boolean): void {
     const { quote = '"', comment = null } = this.#options;
     let text = this.#waiting;
@@ -166,7 +248,8 @@ class Rows {
     const said = /^sep=(.)(\r\n|\r|\n)/.exec(text);
     const delimiter = this.#options.delimiter ?? said?.[1] ?? this.#find(text, final);
     // An empty line keeps the count of lines right.
-    if (said) text = text.slice(said[0].length - said[2]!.length);
+    if (said) this.#cut = said[0].length - said[2]!.length;
+    text = text.slice(this.#cut);
     this.#dialect = { delimiter, quote, comment };
     this.#tokens = new Tokens(this.#name, this.#dialect);
     this.#tokens.push(text, final);
@@ -192,34 +275,29 @@ class Rows {
     );
   }
 
-  #row(given: string[], line: number): void {
-    let cells = given;
+  #row(given: string[], line: number, at: number): void {
     if (this.#header === undefined) {
-      this.#header = headerOf(cells, line, this.#name);
+      this.#header = headerOf(given, line, this.#name);
       return;
     }
-    const { names, unnamed } = this.#header;
-    const width = names.length;
-    const ends = cells.length === width + 1 && cells[width]!.trim() === '';
-    this.#trailing ??= ends;
-    if (ends && this.#trailing) cells = cells.slice(0, width);
-    // The header ends in a delimiter that the row lacks.
-    if (cells.length === width - 1 && unnamed.has(width - 1)) cells = [...cells, ''];
+    const width = this.#header.names.length;
+    this.#trailing ??= given.length === width + 1 && given[width]!.trim() === '';
+    const cells = fitCells(given, this.#header, this.#trailing);
     if (cells.length !== width) throw this.#length(given, line);
     if (width > 1 && cells.every((cell) => cell.trim() === '')) {
-      this.#blank.push({ cells, line });
+      this.#blank.push({ cells, line, at });
       return;
     }
     if (this.#blank.length > 0) {
-      for (const blank of this.#blank) this.#give(blank.cells, blank.line);
+      for (const blank of this.#blank) this.#give(blank.cells, blank.line, blank.at);
       this.#blank = [];
     }
-    this.#give(cells, line);
+    this.#give(cells, line, at);
   }
 
-  #give(cells: readonly string[], line: number): void {
+  #give(cells: readonly string[], line: number, at: number): void {
     this.#count++;
-    this.#onRow(cells, line, this.#header!);
+    this.#onRow(cells, line, this.#header!, at);
   }
 
   #length(cells: readonly string[], line: number) {

@@ -26,6 +26,8 @@ export class Tokens {
   readonly #quote: number;
   readonly #delimiter: number;
   #text = '';
+  /** Characters given before `#text`. */
+  #passed = 0;
   #at = 0;
   #final = false;
   /** Line ends passed. */
@@ -44,6 +46,9 @@ export class Tokens {
   /** Line, counted from 1, of the record that `next` gave last. */
   line = 0;
 
+  /** Characters of all text before that record. */
+  begin = 0;
+
   /** Line ends in all text that was given so far. */
   lineEnds(): number {
     let count = this.#lines;
@@ -60,6 +65,7 @@ export class Tokens {
   /** @param final nothing comes after it */
   push(text: string, final: boolean): void {
     this.#text = this.#text.slice(this.#at) + text;
+    this.#passed += this.#at;
     this.#at = 0;
     this.#final = final;
   }
@@ -83,6 +89,7 @@ export class Tokens {
       const begin = this.#at;
       const lines = this.#lines;
       this.line = lines + 1;
+      this.begin = this.#passed + begin;
       const cells = this.#record();
       if (cells === null) {
         this.#at = begin;

@@ -1,0 +1,165 @@
+import { type FileHandle, open } from 'node:fs/promises';
+import { LIMITS } from '../../shared/limits.ts';
+import { corrupt, isGzip, unreadable } from './files.ts';
+
+/**
+ * A file that is read by position: of any size, a few bytes at a time. It is open only while it is read, so nothing needs
+ * to be closed.
+ */
+
+export interface ByteRange {
+  /** Byte of the file. */
+  readonly start: number;
+  /** Bytes; may be 0. */
+  readonly length: number;
+}
+
+/** Ranges nearer to each other are read at once: a read costs as much as this many bytes more. */
+const GAP_BYTES = 16 * 1024;
+/** Reads under way at a time. */
+const TOGETHER = 8;
+
+export class PositionedFile {
+  readonly path: string;
+  readonly size: number;
+  /** Differs where the file has been changed. */
+  readonly version: string;
+
+  private constructor(path: string, size: number, version: string) {
+    this.path = path;
+    this.size = size;
+    this.version = version;
+  }
+
+  /**
+   * @throws DownpourError DP_DATA_MISSING: it is not there, not a file, or not readable; DP_DATA_CORRUPT: it is compressed,
+   * so that nothing in it has a position.
+   */
+  static async open(path: string): Promise<PositionedFile> {
+    return opened(path, async (handle) => {
+      const stats = await handle.stat();
+      if (!stats.isFile()) {
+        const what = stats.isDirectory() ? 'it is a folder; name a file in it' : 'it is not a file';
+        throw unreadable(path, new Error(what));
+      }
+      const { buffer, bytesRead } = await handle.read(Buffer.alloc(2), 0, 2, 0);
+      if (bytesRead === 2 && isGzip(buffer)) {
+        throw corrupt(
+          path,
+          'it is compressed by gzip, so nothing in it can be found by position; unpack it with gunzip',
+        );
+      }
+      return new PositionedFile(path, stats.size, versionOf(stats));
+    });
+  }
+
+  /** Its first bytes, at most `length`. */
+  async head(length: number): Promise<Buffer> {
+    return this.read({ start: 0, length: Math.min(length, this.size) });
+  }
+
+  async read(range: ByteRange, signal?: AbortSignal): Promise<Buffer> {
+    let read: Buffer | undefined;
+    await this.readAll([range], (bytes) => (read = bytes), signal);
+    return read!;
+  }
+
+  /**
+   * Reads some ranges, in any order, neighbours at once.
+   * @param take is given the bytes of range `i`, a view that is overwritten by nobody
+   * @throws DownpourError DP_DATA_CORRUPT: the file has changed since it was opened, or ends before a range does;
+   * DP_DATA_MISSING: it cannot be read any more. @throws what `signal` was aborted with
+   */
+  async readAll(
+    ranges: readonly ByteRange[],
+    take: (bytes: Buffer, i: number) => void,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const spans = spansOf(ranges);
+    await opened(this.path, async (handle) => {
+      this.#mustBeSame(versionOf(await handle.stat()));
+      for (let from = 0; from < spans.length; from += TOGETHER) {
+        signal?.throwIfAborted();
+        await Promise.all(
+          spans.slice(from, from + TOGETHER).map(async ({ start, length, parts }) => {
+            const bytes = await this.#fill(handle, start, length);
+            for (const i of parts) {
+              const at = ranges[i]!.start - start;
+              take(bytes.subarray(at, at + ranges[i]!.length), i);
+            }
+          }),
+        );
+      }
+      this.#mustBeSame(versionOf(await handle.stat()));
+    });
+  }
+
+  async #fill(handle: FileHandle, start: number, length: number): Promise<Buffer> {
+    const bytes = Buffer.allocUnsafeSlow(length);
+    for (let at = 0; at < length; ) {
+      const { bytesRead } = await handle.read(bytes, at, length - at, start + at);
+      if (bytesRead === 0) {
+        throw corrupt(
+          this.path,
+          `it ends at byte ${start + at}, before ${start + length}: it is truncated; fetch it again`,
+        );
+      }
+      at += bytesRead;
+    }
+    return bytes;
+  }
+
+  #mustBeSame(version: string): void {
+    if (version === this.version) return;
+    throw corrupt(
+      this.path,
+      `it has changed since it was opened (size and time of change: ${this.version} then, ${version} now). The examples of a run must stay the same: start the worker again when nothing writes to the file any more`,
+    );
+  }
+}
+
+const versionOf = ({ size, mtimeMs }: { size: number; mtimeMs: number }): string =>
+  `${size} bytes, ${mtimeMs} ms`;
+
+async function opened<T>(path: string, use: (handle: FileHandle) => Promise<T>): Promise<T> {
+  let handle: FileHandle;
+  try {
+    handle = await open(path);
+  } catch (error) {
+    throw unreadable(path, error);
+  }
+  try {
+    return await use(handle);
+  } catch (error) {
+    // What the system says of a read that failed, such as EIO and EISDIR.
+    throw typeof (error as NodeJS.ErrnoException).errno === 'number'
+      ? unreadable(path, error)
+      : error;
+  } finally {
+    await handle.close();
+  }
+}
+
+interface ReadSpan extends ByteRange {
+  /** Indices of the ranges in it. */
+  readonly parts: number[];
+}
+
+function spansOf(ranges: readonly ByteRange[]): ReadSpan[] {
+  const order = ranges.map((_, i) => i).sort((a, b) => ranges[a]!.start - ranges[b]!.start);
+  const spans: { start: number; length: number; parts: number[] }[] = [];
+  for (const i of order) {
+    const { start, length } = ranges[i]!;
+    const last = spans.at(-1);
+    const end = Math.max(last ? last.start + last.length : 0, start + length);
+    if (
+      last &&
+      start - (last.start + last.length) <= GAP_BYTES &&
+      end - last.start <= LIMITS.readBytesMax
+    ) {
+      last.length = end - last.start;
+      last.parts.push(i);
+    } else spans.push({ start, length, parts: [i] });
+  }
+  return spans;
+}
