@@ -20,6 +20,7 @@ import {
 } from './backend.ts';
 import { bindingPackage, engineFolder, type NativeVariant, readEngine } from './engine-folder.ts';
 import { type NvidiaSurvey, surveyNvidia, whyNoGpuDevice, whyNoNvidia } from './engine-nvidia.ts';
+import { repairNativeKernels } from './kernels-native.ts';
 import { repairWebgpuKernels } from './kernels-webgpu.ts';
 // For the methods of tensors, which layers and gradients lean on.
 import './tf.ts';
@@ -211,6 +212,7 @@ async function loadBinding(
   answerWith(require, '@tensorflow/tfjs-core', tf);
   answerWith(require, '@tensorflow/tfjs', { ...tf, ...layers, version: { tfjs: tf.version_core } });
   require(entry);
+  repairNativeKernels();
   if (tf.getBackend() !== 'tensorflow') await setBackend('tensorflow');
 
   const backend = tf.backend() as BindingBackend;

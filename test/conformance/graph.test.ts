@@ -26,6 +26,8 @@ interface Case {
   readonly labelSmoothing?: number;
   readonly inputShape?: readonly number[];
   readonly classCount?: number | null;
+  /** Inputs are whole numbers below this one, for an embedding. */
+  readonly ids?: number;
   /** What `execution` says in the end. */
   readonly execution?: RegExp;
 }
@@ -131,6 +133,18 @@ const CASES: Readonly<Record<string, Case>> = {
       }),
     inputShape: [5, 2],
   },
+  'an embedding of ids, and a GRU': {
+    model: ({ tf, inputShape, classCount }) =>
+      tf.sequential({
+        layers: [
+          tf.layers.embedding({ inputDim: 7, outputDim: 4, inputLength: inputShape[0]! }),
+          tf.layers.gru({ units: 3 }),
+          tf.layers.dense({ units: classCount }),
+        ],
+      }),
+    inputShape: [5],
+    ids: 7,
+  },
   'noise on inputs, on weights and in units': {
     model: ({ tf, inputShape, classCount }) =>
       tf.sequential({
@@ -178,14 +192,16 @@ const CASES: Readonly<Record<string, Case>> = {
   },
 };
 
-function examples({ inputShape = [6], classCount = 3 }: Case): PreparedData {
+function examples({ inputShape = [6], classCount = 3, ids }: Case): PreparedData {
   const draw = random(11, 1);
   const count = 60;
   const size = inputShape.reduce((product, d) => product * d, 1);
   const targets = classCount
     ? Int32Array.from({ length: count }, () => draw.below(classCount))
     : Float32Array.from({ length: count }, () => draw.normal());
-  const inputs = Float32Array.from({ length: count * size }, () => draw.normal());
+  const inputs = Float32Array.from({ length: count * size }, () =>
+    ids === undefined ? draw.normal() : draw.below(ids),
+  );
   return prepareData(
     {
       train: {
@@ -256,6 +272,14 @@ describe.skipIf(!installed)('a recorded step (needs: downpour engine install)', 
     expect(model.execution).toMatch(each.execution ?? /^graph$/);
     model.dispose();
     expect(tf.memory().numTensors).toBe(before);
+  });
+
+  test('an index that a gather lacks is an error, as with the kernels of tfjs-node', () => {
+    const gather = (index: number) => () =>
+      tf.tidy(() => tf.gather(tf.tensor1d([1, 2, 3]), tf.tensor1d([index], 'int32')).dataSync());
+    expect([...gather(2)()]).toEqual([3]);
+    expect(gather(3)).toThrow(/3 is not in \[0, 3\)/);
+    expect(gather(-1)).toThrow(/-1 is not in \[0, 3\)/);
   });
 
   test.each(['mnist-mlp', 'mnist-cnn', 'csv-regression'])('of the example %s', async (name) => {
