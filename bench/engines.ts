@@ -123,6 +123,15 @@ const NETWORKS = {
         tfl.layers.dense({ units: 10 }),
       ],
     }),
+  /** 28 rows of 28 numbers through 64 units. */
+  lstm: () =>
+    tfl.sequential({
+      layers: [
+        tfl.layers.reshape({ targetShape: [28, 28], inputShape: [28, 28, 1] }),
+        tfl.layers.lstm({ units: 64, recurrentInitializer: 'glorotUniform' }),
+        tfl.layers.dense({ units: 10 }),
+      ],
+    }),
 };
 type NetworkName = keyof typeof NETWORKS;
 
@@ -141,7 +150,7 @@ async function benchEngines(options: EnginesOptions = {}): Promise<EngineRow[]> 
       await tf.ready();
     } else await openEngine({ engine });
     for (const network of Object.keys(NETWORKS) as NetworkName[]) {
-      const isCnn = network.startsWith('cnn');
+      const isCnn = network.startsWith('cnn') || network === 'lstm';
       const isWide = network === 'cnn, wide';
       const onGpu = engine === 'webgpu' || engine === 'native-gpu';
       // A CNN step takes minutes there, a wide one seconds.

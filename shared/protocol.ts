@@ -249,6 +249,13 @@ export const JoinSchema = Type.Object(
       'The payload has the [facts](#facts-of-the-data) of the data. Absent: there is no payload.',
     ),
     errorMeasure: Type.Optional(ErrorMeasureSchema),
+    engine: Type.Optional(
+      Type.String({
+        maxLength: 100,
+        description:
+          'What the worker computes this run with, for people. Absent: what it said in `hello`.',
+      }),
+    ),
     seen: Type.Optional(
       orNull(
         Type.Object(

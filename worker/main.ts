@@ -17,7 +17,9 @@ import type {
 } from '../shared/protocol.ts';
 import { Client } from './client.ts';
 import { factsOf, summaryOf } from './data/facts.ts';
+import { gather } from './data/gather.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
+import { FasterEngine } from './faster-engine.ts';
 import { reportMachine } from './machine.ts';
 import { buildModel, type Model } from './model.ts';
 import { defaultName } from './name.ts';
@@ -46,6 +48,11 @@ export interface WorkerOptions {
   /** The name of an engine, or one that is open already. */
   readonly engine?: EngineName | 'auto' | Engine;
   readonly threads?: number;
+  /**
+   * This process is the worker's alone, so each model may get the engine that is faster for it, where `engine` is `auto`.
+   * The function is told which, in one line.
+   */
+  readonly onEngine?: (line: string) => void;
   /** Where experiments lie. */
   readonly folders: readonly string[];
   /** Experiments that this process has already, by name; they come before those of the folders. */
@@ -82,6 +89,8 @@ interface AssignedRun {
   /** The facts of its data, as `join` has them. */
   readonly facts: Uint8Array;
   readonly model: Model;
+  /** Null: the one of `hello`. */
+  readonly engine: EngineName | null;
   readonly trainer: Trainer;
 }
 
@@ -120,7 +129,8 @@ export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
     ...(bundles === undefined ? {} : { acceptsBundles: bundles !== null }),
   });
   reportMachine(client, opened.name, signal);
-  const worker = new Worker(options, client, shelf);
+  const chooses = engine === 'auto' && options.onEngine !== undefined;
+  const worker = new Worker(options, client, shelf, chooses ? new FasterEngine(opened) : null);
   try {
     return await worker.work();
   } catch (error) {
@@ -138,14 +148,17 @@ class Worker {
   readonly #options: WorkerOptions;
   readonly #client: Client;
   readonly #shelf: Shelf;
+  /** Null: every model is computed by the engine that is open. */
+  readonly #faster: FasterEngine | null;
   /** Aborted: it need not look for experiments any more. */
   #looking: AbortController | null = null;
   #assignment: AssignedRun | null = null;
 
-  constructor(options: WorkerOptions, client: Client, shelf: Shelf) {
+  constructor(options: WorkerOptions, client: Client, shelf: Shelf, faster: FasterEngine | null) {
     this.#options = options;
     this.#client = client;
     this.#shelf = shelf;
+    this.#faster = faster;
   }
 
   async work(): Promise<WorkerResult> {
@@ -187,7 +200,7 @@ class Worker {
       await this.#refuse(assign, error);
       return;
     }
-    const { model, summary, facts: own, trainer } = this.#assignment!;
+    const { model, engine, summary, facts: own, trainer } = this.#assignment!;
     // Over a new connection it is assigned again, also where it was lost while data were loaded.
     if (this.#client.connections !== connections) return;
     if (await this.#client.suit(4 * model.layout.exchangedSize)) return;
@@ -204,6 +217,7 @@ class Worker {
       data: summary,
       facts: 'json',
       errorMeasure: model.errorMeasure,
+      ...(engine === null ? {} : { engine }),
       seen: this.#client.seen(assign.run) ?? null,
     };
     this.#client.send(join, own);
@@ -230,7 +244,21 @@ class Worker {
     });
     const summary = summaryOf(prepared, depends);
     const encoded = encodeFacts(factsOf(prepared));
-    const model = await buildModel(experiment, config, prepared);
+    const build = () => buildModel(experiment, config, prepared);
+    const rowCount = Math.min(config.minibatchSize, prepared.train.count);
+    const rows = Int32Array.from({ length: rowCount }, (_, i) => i);
+    const key = JSON.stringify([assign.experimentHash, config.hyperparameters, rowCount]);
+    const {
+      model,
+      engine = null,
+      why = null,
+    } = this.#faster
+      ? await this.#faster.choose(key, build, () => gather(prepared, 'train', rows))
+      : { model: await build() };
+    if (why !== null) {
+      log(`run ${run}: ${why}`, { run });
+      this.#options.onEngine?.(why);
+    }
     log(
       `run ${run}: ${assign.experiment}, ${prepared.source}, ${model.layout.trainableSize} parameters`,
       { run },
@@ -250,7 +278,7 @@ class Worker {
       ...{ run, config, model, prepared, ranges, exchange, signal, log },
       ...{ onProgress, onAcknowledged, show },
     });
-    return { assign, summary, facts: encoded, model, trainer };
+    return { assign, summary, facts: encoded, model, engine, trainer };
   }
 
   #idle({ missing = [] }: Idle): void {

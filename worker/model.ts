@@ -86,6 +86,8 @@ export interface Model {
   predict(minibatch: Minibatch): Promise<Output>;
   /** What each layer gives, training mode off; empty for a function of variables. */
   activations(minibatch: Minibatch): Promise<readonly LayerOutput[]>;
+  /** Whether steps may become a recorded graph. */
+  readonly records: boolean;
   /** How steps are computed: `graph`, or `operations`, possibly with why. */
   readonly execution: string;
   /** Why the steps of an objective are not recorded, as far as is known; null: they are, or there is none. */
@@ -231,6 +233,10 @@ class BuiltModel implements Model {
 
   get loadedStep(): number {
     return this.#parameters.step;
+  }
+
+  get records(): boolean {
+    return this.#graphs !== null;
   }
 
   get execution(): string {

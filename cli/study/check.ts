@@ -1,12 +1,16 @@
 import { resolve } from 'node:path';
 import { clean } from '../../shared/clean.ts';
-import { resolveConfig } from '../../shared/config.ts';
+import { type RunConfig, resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { checkExperiment } from '../../worker/check/check.ts';
 import type { Finding } from '../../worker/check/finding.ts';
 import { checkThroughput } from '../../worker/check/throughput.ts';
-import { openEngine } from '../../worker/engine.ts';
-import { experimentName, loadExperiment } from '../../worker/experiment.ts';
+import type { PreparedData } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
+import { type Engine, openEngine } from '../../worker/engine.ts';
+import { type Experiment, experimentName, loadExperiment } from '../../worker/experiment.ts';
+import { FasterEngine } from '../../worker/faster-engine.ts';
+import { buildModel } from '../../worker/model.ts';
 import { prepareExperiment } from '../../worker/prepare.ts';
 import {
   type ConfigOptions,
@@ -51,12 +55,13 @@ export async function checkCommand(file: string, options: CheckCommandOptions): 
   };
   // Nothing is under way that must be ended in good order: Ctrl-C ends the process at once, also within a long computation,
   // which would let no handler of ours run.
-  const engine = await openEngine(
-    options.engine === undefined ? {} : { engine: engineOf(options.engine) },
-  );
+  const wanted = options.engine === undefined ? 'auto' : engineOf(options.engine);
+  const engine = await openEngine({ engine: wanted });
   const folder = resolve(options.data ?? 'data');
   const { data, prepared } = await prepareExperiment(name, experiment, config, { folder, log });
-  if (!json) print(`${name}: ${prepared.source}; engine ${engine.name}`);
+  const chosen =
+    wanted === 'auto' ? await chosenEngine(engine, experiment, config, prepared) : null;
+  if (!json) print(`${name}: ${prepared.source}; ${chosen ?? `engine ${engine.name}`}`);
   await checkExperiment({
     ...{ experiment, config, prepared, steps, onFinding: add },
     updater: (layout, initial) => createUpdater(layout, config, initial),
@@ -93,6 +98,29 @@ export async function checkCommand(file: string, options: CheckCommandOptions): 
     print(summary(findings));
   }
   return problems.length > 0 ? EXIT.problems : EXIT.ok;
+}
+
+/** Sets the engine that workers would choose. @returns which, and why; null: there is no choice, or no model to choose for. */
+async function chosenEngine(
+  engine: Engine,
+  experiment: Experiment,
+  config: RunConfig,
+  prepared: PreparedData,
+): Promise<string | null> {
+  const rowCount = Math.min(config.minibatchSize, prepared.train.count);
+  const rows = Int32Array.from({ length: rowCount }, (_, i) => i);
+  try {
+    const { model, why } = await new FasterEngine(engine).choose(
+      '',
+      () => buildModel(experiment, config, prepared),
+      () => gather(prepared, 'train', rows),
+    );
+    model.dispose();
+    return why;
+  } catch {
+    // What is wrong with the model is a finding of the checks.
+    return null;
+  }
 }
 
 const verdictOf = (findings: readonly Finding[]) =>

@@ -26,6 +26,12 @@ export interface WorkerFailure {
   readonly message: string;
 }
 
+/** What the user should know, from a worker process to the process that started it. */
+export interface WorkerNote {
+  /** Up to the first colon is what it is about: said once for all workers, whose timings differ. */
+  readonly note: string;
+}
+
 export interface PoolOptions {
   readonly names: readonly string[];
   /** Arguments of `downpour work`, without --name. */
@@ -56,12 +62,20 @@ export interface Pool {
 export function startPool(options: PoolOptions): Pool {
   const stopping = new AbortController();
   const living = new Set<ChildProcess>();
+  const noted = new Set<string>();
+  const noteOnce = (line: string) => {
+    const [about] = line.split(':', 1);
+    if (!noted.has(about!)) options.note(line);
+    noted.add(about!);
+  };
   const killAll = () => {
     for (const child of living) child.kill('SIGKILL');
   };
   process.on('exit', killAll);
 
-  const all = options.names.map((name) => keepRunning(name, options, living, stopping.signal));
+  const all = options.names.map((name) =>
+    keepRunning(name, options, { living, noteOnce }, stopping.signal),
+  );
   const ended = Promise.all(all).then(() => {});
   const failed = new Promise<DownpourError>((resolve) => {
     void Promise.all(all).then((failures) => {
@@ -84,18 +98,23 @@ export function startPool(options: PoolOptions): Pool {
   };
 }
 
+interface PoolState {
+  readonly living: Set<ChildProcess>;
+  readonly noteOnce: (line: string) => void;
+}
+
 /** Runs one worker until the run has ended (null) or it is given up (why). */
 async function keepRunning(
   name: string,
   options: PoolOptions,
-  living: Set<ChildProcess>,
+  pool: PoolState,
   signal: AbortSignal,
 ): Promise<DownpourError | null> {
   const backoff = options.backoffMs ?? BACKOFF_MS;
   let crashes = 0;
   while (!signal.aborted) {
     const started = performance.now();
-    const end = await runOnce(name, options, living);
+    const end = await runOnce(name, options, pool);
     if (signal.aborted || (end.failure === null && (await options.isOver()))) return null;
     if (performance.now() - started > STEADY_MS) crashes = 0;
     crashes++;
@@ -126,7 +145,7 @@ async function keepRunning(
 function runOnce(
   name: string,
   options: PoolOptions,
-  living: Set<ChildProcess>,
+  { living, noteOnce }: PoolState,
 ): Promise<{ failure: WorkerFailure | null; said: boolean }> {
   return new Promise((resolve) => {
     const child = spawn(
@@ -148,7 +167,8 @@ function runOnce(
       });
     }
     child.on('message', (message) => {
-      const { code, message: text } = message as Partial<WorkerFailure>;
+      const { code, message: text, note } = message as Partial<WorkerFailure & WorkerNote>;
+      if (typeof note === 'string') noteOnce(note);
       if (typeof code === 'string' && typeof text === 'string') said = { code, message: text };
     });
     child.on('error', (error) => {

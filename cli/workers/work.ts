@@ -17,7 +17,7 @@ import { withLog } from '../output/log.ts';
 import { keepAlive } from './alive.ts';
 import { runGpuWorkers } from './gpus.ts';
 import { accepts, engineOf, type WorkOptions } from './options.ts';
-import type { WorkerFailure } from './pool.ts';
+import type { WorkerFailure, WorkerNote } from './pool.ts';
 
 /** `downpour work`: until Ctrl-C, or with --once until the run has ended. */
 export function workCommand(options: WorkOptions): Promise<void> {
@@ -68,6 +68,10 @@ async function work(options: WorkOptions, log: Log): Promise<void> {
       localSocket: options.localSocket,
       signal: AbortSignal.any([interruption.signal, orphaned.signal]),
       log,
+      onEngine(line) {
+        const note: WorkerNote = { note: line };
+        if (process.connected) process.send?.(note, () => {});
+      },
     });
   } catch (error) {
     if (process.connected) {

@@ -461,6 +461,7 @@ export class WorkerSession {
       return;
     }
     this.#joined = true;
+    if (join.engine !== undefined) this.#hello = { ...this.#hello!, engine: join.engine };
     this.#fleet.asides.joined(run.id, this.#hello!);
     this.#answers.begin();
     // First what the worker has told: once it is answered, it remembers the new life alone.

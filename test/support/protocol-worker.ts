@@ -165,9 +165,9 @@ export class ProtocolWorker {
   }
 
   /** Says hello, joins, and creates the parameters when asked to. @returns the first work. */
-  async enter(problem: Problem): Promise<Work & { payload: Float32Array }> {
+  async enter(problem: Problem, changes: object = {}): Promise<Work & { payload: Float32Array }> {
     this.hello();
-    this.join(await this.expect('assign'), problem);
+    this.join(await this.expect('assign'), problem, changes);
     const incoming = await this.next();
     if (incoming.kind === 'closed') throw new Error(`closed with ${incoming.code}`);
     if (incoming.message.type === 'initialise') {

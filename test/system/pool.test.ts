@@ -145,3 +145,13 @@ test('stop asks workers to end and waits for them', async () => {
   expect(pool?.pids()).toEqual([]);
   expect(lives('worker-1-left')).toBe(1);
 });
+
+test('what all workers say of one thing is noted once', async () => {
+  const { pool, notes } = start(
+    `process.send({ note: 'engine wasm: a step takes ' + name.length + Math.random() + ' ms' }, () => process.exit(0));`,
+    { names: ['worker-1', 'worker-2', 'worker-3'] },
+  );
+  await pool.ended;
+  expect(notes).toHaveLength(1);
+  expect(notes[0]).toMatch(/^engine wasm: a step takes /);
+});

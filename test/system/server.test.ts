@@ -705,7 +705,7 @@ describe('REST', () => {
       ...{ type: 'machine', cores: 2, cpuCores: 0.5, memoryBytes: 1e8, memoryBytesMax: 1e9 },
       ...{ tensorBytes: 1e6, gpuShare: null, gpuMemoryBytes: null, gpuMemoryBytesMax: null },
     };
-    const first = await worker.enter(problem);
+    const first = await worker.enter(problem, { engine: 'the faster one' });
     worker.send(machine);
     // Too soon after the last one.
     worker.send({ ...machine, ...{ cpuCores: 2 } });
@@ -726,6 +726,8 @@ describe('REST', () => {
     await vi.waitFor(async () =>
       expect((await client.workers(id))[0]?.machine).toMatchObject({ cpuCores: 0.5 }),
     );
+    // What it computes this run with, which `hello` could not say.
+    expect((await client.workers(id))[0]?.engine).toBe('the faster one');
     expect(await client.examples(id)).toEqual({ step: null, at: null, examples: [] });
     const asked: number[] = [];
     const { send } = worker;
