@@ -112,7 +112,7 @@ export const dataOption = () =>
 export const engineOption = () =>
   new Option(
     '--engine <name>',
-    'compute engine (default: the best available, see `downpour doctor`; native or wasm, whichever is faster for the model)',
+    'compute engine (default: the best available, see `downpour doctor`; the faster of native and wasm for the model)',
   ).env('DOWNPOUR_ENGINE');
 export const experimentsOption = () =>
   new Option(

@@ -29,7 +29,7 @@ const STEP_MS_MAX = 1000;
 /** On a busy machine timings differ by as much: the engine that is open stays unless the other is clearly faster. */
 const CLEARLY = 1.25;
 
-/** Of one process, which trains one model at a time. */
+/** For one process, which trains one model at a time. */
 export class FasterEngine {
   readonly #opened: Engine;
   /** What was measured, by what was measured. */
@@ -125,7 +125,7 @@ async function stepMs(model: Model, minibatch: Minibatch): Promise<number> {
     const start = performance.now();
     (await model.step(minibatch, i)).discard();
     const took = performance.now() - start;
-    // Of a slow model the first step is all there is time for.
+    // A slow model has time for its first step only.
     if (i >= WARM_STEPS || took > TIMED_MS_MAX) fastest = Math.min(fastest, took);
     if (performance.now() - began > TIMED_MS_MAX && fastest < Number.POSITIVE_INFINITY) break;
   }

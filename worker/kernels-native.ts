@@ -3,7 +3,7 @@ import { replaceKernel } from './kernels/replace.ts';
 
 /** What keeps a step from being recorded (`graph.ts`) with tfjs-node 4.22's own kernels. */
 
-type NativeBackend = KernelBackend & { readonly isUsingGpuDevice: boolean };
+type GatheringBackend = KernelBackend & { readonly isUsingGpuDevice: boolean };
 
 /**
  * tfjs-node reads the indices of each gather back to compare them with the size, so no model with an embedding
@@ -12,9 +12,9 @@ type NativeBackend = KernelBackend & { readonly isUsingGpuDevice: boolean };
  */
 export function repairNativeKernels(): void {
   replaceKernel('tensorflow', GatherV2, (stock) => (call) => {
-    const backend = call.backend as NativeBackend;
+    const backend = call.backend as GatheringBackend;
     if (backend.isUsingGpuDevice) return stock!(call);
-    const unread = Object.create(backend, { readSync: { value: () => [] } }) as NativeBackend;
+    const unread = Object.create(backend, { readSync: { value: () => [] } }) as GatheringBackend;
     return stock!({ ...call, backend: unread });
   });
 }
