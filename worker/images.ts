@@ -32,6 +32,12 @@ import { type Tensor, tf } from './tf.ts';
  */
 
 export {
+  type GlobalContrastOptions,
+  globalContrast,
+  type LocalContrastOptions,
+  localContrast,
+} from './images/contrast.ts';
+export {
   crop,
   type Fill,
   type FillOptions,

@@ -1,9 +1,22 @@
-import type { layers as tfl } from '@tensorflow/tfjs-layers';
 import { DownpourError } from '../shared/errors.ts';
 import { type Random, random, STREAMS } from '../shared/random.ts';
 import type { ModelArguments } from './experiment.ts';
+import {
+  adaptivePooling,
+  globalContrastLayer,
+  localContrastLayer,
+  rowsAndColumns,
+} from './image-layers.ts';
 import { drawNoise, type NoiseSource } from './noise.ts';
-import { type Layer, registerOwnClass, type Tensor, tf } from './tf.ts';
+import {
+  type Layer,
+  type LayerArguments,
+  type LayerInputs,
+  registerOwnClass,
+  type Tensor,
+  tf,
+  Wrapper,
+} from './tf.ts';
 
 /**
  * Layers and initial values of *Deep Learning* that TensorFlow.js lacks:
@@ -14,8 +27,6 @@ import { type Layer, registerOwnClass, type Tensor, tf } from './tf.ts';
  * imports this module first. What TensorFlow.js has is not here: docs/layers.md lists it.
  */
 
-type LayerArguments = ConstructorParameters<typeof tfl.Layer>[0];
-type LayerInputs = Tensor | Tensor[];
 type Kwargs = { readonly training?: boolean };
 
 const one = (inputs: LayerInputs): Tensor => (Array.isArray(inputs) ? inputs[0]! : inputs);
@@ -52,13 +63,6 @@ class NoisyReLU extends tf.layers.Layer implements Noisy {
   }
 }
 registerOwnClass(NoisyReLU);
-
-/** tfjs-layers' own base class of wrappers, which it does not export. */
-const Wrapper = Object.getPrototypeOf(
-  tf.layers.timeDistributed({ layer: tf.layers.flatten() as never }).constructor,
-) as new (
-  args: LayerArguments & { readonly layer: Layer },
-) => Layer & { readonly layer: Layer };
 
 interface WeightNoiseArguments extends NonNullable<LayerArguments> {
   readonly layer: Layer;
@@ -444,5 +448,8 @@ const noisyReLU = (args: LayerArguments = {}): Layer => new NoisyReLU(args);
 const sparse = (args?: SparseArguments) => new SparseNormal(args);
 const echoState = (args?: EchoStateArguments) => new EchoState(args);
 
-export const layers = { hidden, noisyReLU, weightNoise };
+export const layers = {
+  ...{ hidden, noisyReLU, weightNoise, adaptivePooling, rowsAndColumns },
+  ...{ globalContrast: globalContrastLayer, localContrast: localContrastLayer },
+};
 export const initializers = { sparse, echoState };

@@ -33,6 +33,19 @@ export function isLibraryClass(layer: object): boolean {
   return libraryClasses.has(layer.constructor);
 }
 
+/** What every layer may be given. */
+export type LayerArguments = ConstructorParameters<typeof layers.layers.Layer>[0];
+
+/** What a layer is called with: a tensor, or several. */
+export type LayerInputs = core.Tensor | core.Tensor[];
+
+/** tfjs-layers' own base class of wrappers, which it does not export. */
+export const Wrapper = Object.getPrototypeOf(
+  layers.layers.timeDistributed({ layer: layers.layers.flatten() as never }).constructor,
+) as new (
+  args: NonNullable<LayerArguments> & { readonly layer: Layer },
+) => Layer & { readonly layer: Layer };
+
 // The core's build for Node leaves the methods of tensors out, yet its own layers call them: the
 // orthogonal initialiser of an LSTM fails with "flatten is not a function".
 const SAME_AS_FUNCTION = `

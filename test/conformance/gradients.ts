@@ -453,6 +453,28 @@ const LAYERS: readonly GradientCase[] = [
     SEQUENCE,
     true,
   ),
+  layer('globalContrast', () => own.globalContrast({ lambda: 0.1 }), uniform([2, 4, 3, 2])),
+  layer(
+    'localContrast',
+    () => own.localContrast({ window: 3, epsilon: 0.1 }),
+    uniform([2, 4, 3, 2]),
+  ),
+  layer('adaptivePooling', () => own.adaptivePooling({ size: [2, 3] }), uniform([2, 5, 4, 2])),
+  layer(
+    'adaptivePooling of maxima',
+    () => own.adaptivePooling({ size: [2, 3], kind: 'max' }),
+    apart([2, 5, 4, 2]),
+  ),
+  layer(
+    'an LSTM along the rows of images',
+    () => own.rowsAndColumns({ units: 2, cell: 'lstm' })[0]!,
+    uniform([2, 3, 4, 2]),
+  ),
+  layer(
+    'a GRU along the columns of images',
+    () => own.rowsAndColumns({ units: 2 })[1]!,
+    uniform([2, 3, 4, 2]),
+  ),
   layer(
     'simpleRNN with echo-state initial values',
     () => tfl.simpleRNN({ units: 8, recurrentInitializer: initializers.echoState() }),

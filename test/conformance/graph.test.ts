@@ -157,6 +157,20 @@ const CASES: Readonly<Record<string, Case>> = {
         ],
       }),
   },
+  'layers of images': {
+    model: ({ tf, inputShape, classCount }) =>
+      tf.sequential({
+        layers: [
+          layers.globalContrast({ inputShape, lambda: 0.1 }),
+          layers.localContrast({ window: 3 }),
+          ...layers.rowsAndColumns({ units: 2, cell: 'lstm' }),
+          layers.adaptivePooling({ size: 2 }),
+          tf.layers.flatten(),
+          tf.layers.dense({ units: classCount }),
+        ],
+      }),
+    inputShape: [5, 4, 2],
+  },
   'labels that are smoothed': { model: dense, labelSmoothing: 0.1 },
   'logarithms of probabilities': {
     model: ({ tf, inputShape, classCount }) =>

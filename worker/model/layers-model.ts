@@ -293,7 +293,7 @@ const ACTIVATION_LAYERS: Readonly<Record<string, string>> = {
 };
 
 /** Wrappers that leave the one layer inside them as it is. */
-const WRAPPERS = ['TimeDistributed', 'WeightNoise'];
+const WRAPPERS = ['TimeDistributed', 'WeightNoise', 'AlongAxis'];
 
 /** Inside wrappers with one layer, that layer. */
 function innermost(layer: Layer): Layer {
