@@ -225,7 +225,7 @@ const FIELDS: FieldRules<keyof Experiment> = {
   },
   loss: {
     allowed: `a function (targets, predictions), one of ${LOSSES.join(', ')}, or an object with one of these for each output`,
-    // An objective stands in for it; `checkExperiment` sees to that.
+    // An objective stands in for it; `mustBeExperiment` sees to that.
     test: (v) => isLoss(v) || isByName(v, isLoss),
   },
   objective: {
@@ -311,11 +311,11 @@ export async function loadExperiment(path: string): Promise<Experiment> {
   let experiment = module.default;
   // A CommonJS module's default export arrives one level down.
   if (isRecord(experiment) && 'default' in experiment) experiment = experiment.default;
-  return checkExperiment(experiment, file);
+  return mustBeExperiment(experiment, file);
 }
 
 /** @throws DownpourError DP_EXPERIMENT_INVALID with a line for each wrong field. */
-export function checkExperiment(value: unknown, where: string): Experiment {
+export function mustBeExperiment(value: unknown, where: string): Experiment {
   if (!isRecord(value)) {
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',

@@ -16,7 +16,7 @@ import type {
   MissingExperiment,
 } from '../shared/protocol.ts';
 import { Client } from './client.ts';
-import { factsOf, summaryOf } from './data/facts.ts';
+import { dataSummary, factsOf } from './data/facts.ts';
 import { gather } from './data/gather.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
 import { FasterEngine } from './faster-engine.ts';
@@ -242,7 +242,7 @@ class Worker {
     const { prepared, depends } = await prepareExperiment(assign.experiment, experiment, config, {
       ...{ folder: dataFolder, log, facts },
     });
-    const summary = summaryOf(prepared, depends);
+    const summary = dataSummary(prepared, depends);
     const encoded = encodeFacts(factsOf(prepared));
     const build = () => buildModel(experiment, config, prepared);
     const rowCount = Math.min(config.minibatchSize, prepared.train.count);

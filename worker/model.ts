@@ -17,7 +17,7 @@ import { disposeInstance, type Instance, placeWeights } from './model/instance.t
 import { observableLayers } from './model/layers-model.ts';
 import { LoadedParameters } from './model/loaded.ts';
 import { ModelSteps, type Step } from './model/steps.ts';
-import { asRows, countOf, fieldsOf, read, tensorsOf } from './model/tensors.ts';
+import { asRows, countOf, fieldTensors, read, tensorsOf } from './model/tensors.ts';
 import { drawNoise, withSeed } from './noise.ts';
 import { type ObjectiveTrial, tryObjective } from './objective.ts';
 import { type Tensor, tf } from './tf.ts';
@@ -143,7 +143,7 @@ export async function buildModel(
       const seen = isForEvaluations(changes?.batch)
         ? await changed(sample, given, data, { ...changes!, training: false, seed: 0 })
         : sample;
-      if (objective) trial = tryObjective(call, data, () => fieldsOf(trained, data));
+      if (objective) trial = tryObjective(call, data, () => fieldTensors(trained, data));
       else await checkNumbers(instance, seen, rows, data);
     }
     const losses = isRecord(experiment.loss) ? Object.values(experiment.loss) : [experiment.loss];
@@ -270,7 +270,7 @@ class BuiltModel implements Model {
     let names: readonly string[] = [];
     const flat = withSeed(seed, () =>
       tf.tidy(() => {
-        const fields = fieldsOf(minibatch, this.#data);
+        const fields = fieldTensors(minibatch, this.#data);
         const [instance, { step }] = [this.#instance, this.#parameters];
         const measured = this.#goal.measure({ instance, fields, noise: drawNoise, step });
         names = measured.map(([name]) => name);

@@ -5,7 +5,7 @@ import { nearest } from '../shared/spelling.ts';
 import type { FieldTensors } from './batch.ts';
 import { type Draws, drawsOf } from './draws.ts';
 import { isRecord } from './fields.ts';
-import { described, meanOf, tensorOf } from './minibatch-value.ts';
+import { described, minibatchMean, tensorOf } from './minibatch-value.ts';
 import { type DataShape, invalid } from './model/data-shape.ts';
 import type { Instance, ModelPart } from './model/instance.ts';
 import { zerosOf } from './model/tensors.ts';
@@ -122,7 +122,7 @@ const RETURNED = ['loss', 'error', 'metrics', 'gradients'];
 
 function checked(given: unknown, count: number): ObjectiveValues {
   if (given instanceof tf.Tensor) {
-    const loss = meanOf('objective', given, count, true);
+    const loss = minibatchMean('objective', given, count, true);
     return { loss, error: null, metrics: [], gradients: null };
   }
   const isPlain = isRecord(given) && typeof given.then !== 'function';
@@ -154,14 +154,15 @@ function checked(given: unknown, count: number): ObjectiveValues {
   const losses = isOne
     ? []
     : Object.entries(loss).map(
-        ([name, each]) => [name, meanOf(`objective: loss '${name}'`, each, count, true)] as const,
+        ([name, each]) =>
+          [name, minibatchMean(`objective: loss '${name}'`, each, count, true)] as const,
       );
   if (!isOne && losses.length === 0) {
     throw invalid('objective() returned no loss: loss has no names; give at least one');
   }
   const own = Object.entries(metrics).map(
     ([name, each]) =>
-      [name, meanOf(`objective: metric '${name}'`, tensorOf(each), count, false)] as const,
+      [name, minibatchMean(`objective: metric '${name}'`, tensorOf(each), count, false)] as const,
   );
   const names = [...losses, ...own].map(([name]) => name);
   const wrong = names.find((name, i) => !isName(name) || names.indexOf(name) !== i);
@@ -172,9 +173,10 @@ function checked(given: unknown, count: number): ObjectiveValues {
   }
   return {
     loss: isOne
-      ? meanOf('objective: loss', loss, count, true)
+      ? minibatchMean('objective: loss', loss, count, true)
       : losses.map(([, each]) => each).reduce((a, b) => tf.add(a, b)),
-    error: error === undefined ? null : meanOf('objective: error', tensorOf(error), count, false),
+    error:
+      error === undefined ? null : minibatchMean('objective: error', tensorOf(error), count, false),
     metrics: [...losses, ...own],
     gradients: gradients as ObjectiveValues['gradients'],
   };

@@ -6,7 +6,7 @@ import { prepareData } from '../../worker/data/prepare-data.ts';
 import { type EngineName, openEngine } from '../../worker/engine.ts';
 import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
 import { evaluate } from '../../worker/evaluate.ts';
-import { checkExperiment, type Experiment, type Objective } from '../../worker/experiment.ts';
+import { type Experiment, mustBeExperiment, type Objective } from '../../worker/experiment.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
 
@@ -251,7 +251,7 @@ describe('an objective', () => {
   });
 
   test('stands alone: no loss, no error, no metrics beside it', () => {
-    const check = (changes: object) => () => checkExperiment({ ...autoencoder, ...changes }, 'x');
+    const check = (changes: object) => () => mustBeExperiment({ ...autoencoder, ...changes }, 'x');
     expect(check({})).not.toThrow();
     expect(check({ loss: 'meanSquaredError' })).toThrow(/loss is .*allowed: nothing, because obj/);
     expect(check({ metrics: {} })).toThrow(/metrics is not allowed beside objective/);

@@ -9,7 +9,7 @@ import { type DataShape, hasInputs, hasTargets } from './data-shape.ts';
 import type { Goal, TrainingValues } from './goal.ts';
 import type { Instance, PlacedWeight } from './instance.ts';
 import type { LoadedParameters } from './loaded.ts';
-import { countOf, fieldsOf, flatten, read } from './tensors.ts';
+import { countOf, fieldTensors, flatten, read } from './tensors.ts';
 
 export interface Step {
   /** Mean over the minibatch, without regularisation; may be NaN or infinite. */
@@ -129,7 +129,7 @@ export class ModelSteps {
   /** A step, with tensors of what `#feedsOf` gives, in the same order. */
   #open(instance: Instance, minibatch: Minibatch): Opened {
     this.#parameters.upload();
-    const fields = fieldsOf(minibatch, this.#data);
+    const fields = fieldTensors(minibatch, this.#data);
     const variables = this.#given().map(({ variable }) => variable);
     const zeros = this.#zeroShapes().map((shape) => this.#zeros.of(shape).tensor);
     return {

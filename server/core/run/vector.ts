@@ -22,10 +22,10 @@ import {
   flatTensor,
   isSent,
   type NamedTensor,
-  placesOf,
   slice,
   takeTensor,
   type VectorPlaces,
+  vectorPlaces,
 } from '../vectors.ts';
 import type { InitialLanded, PartsLanded, SentTo } from './calls.ts';
 
@@ -97,7 +97,7 @@ export class Vector {
       normBounds(this.#config.maxNorm, rangeLayout(layout, range).tensors);
     const unfit = ranges.length > 1 ? shardsProblem(this.#config) : null;
     if (unfit !== null) throw new DownpourError('DP_CONFIG_INVALID', unfit);
-    const places = placesOf(this.#config, layout);
+    const places = vectorPlaces(this.#config, layout);
     this.#parameters = new Parameters(rangeLayout(layout, ranges[0]!), this.#config, places);
     this.#layout = layout;
     this.#ranges = ranges;

@@ -4,6 +4,7 @@ import { type DataFacts, forkNote } from '../../../shared/data-facts.ts';
 import { DownpourError } from '../../../shared/errors.ts';
 import type { Labels } from '../../../shared/labels.ts';
 import type { Layout } from '../../../shared/layout.ts';
+import { isOver } from '../../../shared/phases.ts';
 import type { DataSummary, Phase } from '../../../shared/protocol.ts';
 import type {
   Evaluation,
@@ -21,7 +22,6 @@ import type { LostNote, Seen } from './calls.ts';
 import {
   epochOf,
   evaluationSecondsOf,
-  isOver,
   learningRateOf,
   momentumOf,
   phaseStepOf,
@@ -29,15 +29,15 @@ import {
   workersMissingOf,
 } from './course.ts';
 import { capturesInUse } from './evaluations.ts';
-import { progressOf, stepsBehind } from './lives.ts';
+import { runProgress, stepsBehind } from './lives.ts';
 import {
   type RunInternals,
   type RunOptions,
   type RunReplica,
   type RunState,
   replicaOf,
+  runStateOf,
   secondsOf,
-  stateOf,
   stepsLost,
 } from './state.ts';
 import type { Vector } from './vector.ts';
@@ -149,7 +149,7 @@ export class RunView {
 
   /** How far it has come, and all that it knows of lost steps: what the next life must not forget. */
   get progress(): Seen & LostNote {
-    return progressOf(this.inside.fields);
+    return runProgress(this.inside.fields);
   }
 
   /** It has parameters. */
@@ -159,7 +159,7 @@ export class RunView {
 
   /** Nothing more will happen unless somebody resumes it. */
   get over(): boolean {
-    return isOver(this.inside.fields);
+    return isOver(this.inside.fields.phase);
   }
 
   /** Its mode waits for this moment, monotonic ms: call `tick` then. Null: it does not. */
@@ -266,7 +266,7 @@ export class RunView {
 
   /** The JSON half of a checkpoint at this step. */
   state(now: number): RunState {
-    return stateOf(this.inside, now);
+    return runStateOf(this.inside, now);
   }
 
   /** The other half: see `Vector.tensors`. */
@@ -317,7 +317,7 @@ function summaryOf(
   const { options, fields, components } = inside;
   const { observations, vector } = components;
   const seconds = secondsOf(fields, now);
-  const speed = isOver(fields) ? null : observations.speed(seconds);
+  const speed = isOver(fields.phase) ? null : observations.speed(seconds);
   const stepsMax = stepsMaxOf(inside);
   const { enabled, metric, patience, afterStop } = options.config.earlyStopping;
   const { edits: _, ...labels } = fields.labels;
@@ -379,7 +379,7 @@ function collectingOf(
   now: number,
 ): NonNullable<RunSummary['collecting']> | null {
   const { mode, collection } = components;
-  if (!mode?.collects || isOver(fields)) return null;
+  if (!mode?.collects || isOver(fields.phase)) return null;
   const { deadline } = mode;
   return {
     pushes: collection.count,

@@ -8,7 +8,7 @@ import { type CsvParts, partFiles } from '../tables/csv.ts';
 import { CSV_FIELDS, type CsvOptions } from '../tables/csv-options.ts';
 import { columnFor } from '../tables/read-inputs.ts';
 import { classNumbers, Table, type TableSchema } from '../tables/table.ts';
-import { CategoryColumn, featuresOf, NumberColumn, tableOf } from '../tables/table-columns.ts';
+import { CategoryColumn, featuresOf, featureTable, NumberColumn } from '../tables/table-columns.ts';
 import { parseRow, type RowForm, readRowPlaces } from '../tables/table-rows.ts';
 import { Offsets } from './offsets.ts';
 import { holdOutRows, type SourceData } from './parts.ts';
@@ -195,11 +195,11 @@ function numbersOf(
   });
   const wide = inputs.flatMap((column, i) => featuresOf(column, reading.columns[i]!));
   const target = features
-    ? tableOf(
+    ? featureTable(
         targets.flatMap((column) => featuresOf(column)),
         0,
         rows.length,
       )
     : classNumbers(targets[0] as CategoryColumn, 0, rows.length);
-  return { inputs: tableOf(wide, 0, rows.length).values, targets: target.values };
+  return { inputs: featureTable(wide, 0, rows.length).values, targets: target.values };
 }

@@ -366,7 +366,7 @@ export interface Feature {
 }
 
 /** Rows `from` up to `to` of features side by side. */
-export function tableOf(features: readonly Feature[], from: number, to: number): Column {
+export function featureTable(features: readonly Feature[], from: number, to: number): Column {
   const rows = to - from;
   const width = features.length;
   const values = new Float64Array(rows * width);

@@ -18,8 +18,8 @@ import {
   type CellColumn,
   type Feature,
   featuresOf,
+  featureTable,
   type InputColumn,
-  tableOf,
   UnnamedColumn,
 } from './table-columns.ts';
 import type { TableFacts, TableHeader } from './table-rows.ts';
@@ -191,12 +191,12 @@ export class Table {
       const count = this.#counts[part];
       const to = from + count;
       const column = targets
-        ? tableOf(targets, from, to)
+        ? featureTable(targets, from, to)
         : classNumbers(targetColumns[0] as CategoryColumn, from, to);
       const result = {
         count,
         inputs: {
-          ...tableOf(inputs, from, to),
+          ...featureTable(inputs, from, to),
           ...(hasGaps ? { missing: 'mean' as const } : {}),
           reading,
         },
