@@ -27,6 +27,12 @@ export const TEST_FRACTION = optional({
   test: (value) => typeof value === 'number' && value >= 0 && value < 1,
 });
 
+/** Where lines about progress go. */
+export const LOG = optional({
+  allowed: 'a function',
+  test: (value) => typeof value === 'function',
+});
+
 /** Options that every reader of files has. */
 export const READ_FIELDS: FieldRules<'bytesMax'> = {
   bytesMax: optional({
