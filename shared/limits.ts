@@ -21,6 +21,8 @@ export const LIMITS = {
   readSecondsDefault: 60,
   readSecondsMax: 3_600,
   tensorCountMax: 10_000,
+  /** Tensors that an experiment carries from minibatch to minibatch, all together: each push and each pull brings them. */
+  carriedBytesMax: 2 ** 26,
   rankMax: 8,
   nameLengthMax: 200,
   runCountMax: 10_000,

@@ -12,6 +12,7 @@ import { LIMITS } from '../shared/limits.ts';
 import { IS_BUILT, ownModule, ROOT } from '../shared/own-files.ts';
 import type { Space } from '../shared/space.ts';
 import type { Batch, BatchArguments, BatchFunction, FieldTensors } from './batch.ts';
+import type { Carried, CarriedArguments } from './carried.ts';
 import type { ExperimentData, Standardise } from './data/examples.ts';
 import type { GivenData } from './data/given.ts';
 import type { Draws } from './draws.ts';
@@ -54,6 +55,8 @@ export type {
   Batch,
   BatchArguments,
   BatchFunction,
+  Carried,
+  CarriedArguments,
   Draws,
   ExperimentData,
   FieldTensors,
@@ -151,6 +154,11 @@ export interface Experiment {
   readonly loss?: LossName | Measure | Readonly<Record<string, LossName | Measure>> | undefined;
   /** In the place of `loss`, `error` and `metrics`: any computation that gives a loss. Then there need be no targets. */
   readonly objective?: Objective;
+  /**
+   * Beside an objective: tensors that live from minibatch to minibatch, as the first minibatch gets them. See
+   * docs/experiments.md.
+   */
+  readonly carried?: Carried;
   /** What each output's loss is multiplied with before they are added up; default 1. */
   readonly lossWeights?: Readonly<Record<string, number>>;
   /**
@@ -232,7 +240,12 @@ const FIELDS: FieldRules<keyof Experiment> = {
   },
   objective: {
     allowed:
-      'a function ({ model, batch, random, training, step, tf, hyperparameters }) that gives the loss',
+      'a function ({ model, batch, random, training, step, carried, tf, hyperparameters }) that gives the loss',
+    test: (v) => v === undefined || isFunction(v),
+  },
+  carried: {
+    allowed:
+      'a function ({ tf, random, seed, inputShape, hyperparameters }) that gives tensors by name',
     test: (v) => v === undefined || isFunction(v),
   },
   lossWeights: {
@@ -330,6 +343,9 @@ export function mustBeExperiment(value: unknown, where: string): Experiment {
   for (const field of ['error', 'metrics', 'lossWeights', 'labelSmoothing']) {
     if (fields.objective === undefined || fields[field] === undefined) continue;
     problems.push(`${field} is not allowed beside objective: return it from the objective`);
+  }
+  if (fields.objective === undefined && fields.carried !== undefined) {
+    problems.push('carried needs an objective, which gets the tensors and returns the next ones');
   }
   if (name !== undefined) {
     problems.unshift('name is not a field: an experiment is named by its file; leave it out');

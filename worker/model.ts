@@ -63,8 +63,11 @@ export interface Model {
    * @param parameters shape [layout.exchangedSize] or [layout.size]. Not to be written to by anybody
    *   before the next `load` or `dispose` returns: until then a tensor may use this very memory.
    * @param step updates applied to them, which an objective may ask for.
+   * @param carried in the place of the carried tensors that come with the parameters, shape [carriedSize]; as untouchable.
    */
-  load(parameters: Float32Array, step?: number): void;
+  load(parameters: Float32Array, step?: number, carried?: Float32Array | null): void;
+  /** Elements of the tensors that are carried from minibatch to minibatch, the last of `exchangedSize`. */
+  readonly carriedSize: number;
   /** What was loaded last, and the step that was said of it. */
   readonly loaded: Float32Array | null;
   readonly loadedStep: number;
@@ -109,7 +112,7 @@ export interface ModelOptions {
  */
 export async function buildModel(
   experiment: Experiment,
-  config: Pick<RunConfig, 'seed' | 'hyperparameters'>,
+  config: Pick<RunConfig, 'seed' | 'hyperparameters'> & Partial<RunConfig>,
   prepared: ModelData | PreparedData,
   { record = true }: ModelOptions = {},
 ): Promise<Model> {
@@ -122,7 +125,7 @@ export async function buildModel(
   const instance = await build(config.seed);
   try {
     const layout = createLayout(
-      instance.weights.map(({ variable: _, calls: __, ...spec }) => spec),
+      instance.weights.map(({ variable: _, calls: __, isCarried: ___, ...spec }) => spec),
     );
     const { objective } = experiment;
     const measures = objective
@@ -231,6 +234,10 @@ class BuiltModel implements Model {
     return this.#provesAgain ? (this.#graphs?.refusal ?? null) : null;
   }
 
+  get carriedSize(): number {
+    return this.#parameters.carriedSize;
+  }
+
   get loadedStep(): number {
     return this.#parameters.step;
   }
@@ -255,8 +262,8 @@ class BuiltModel implements Model {
     return this.#parameters.replace(placeWeights(this.layout, this.#instance.weights));
   }
 
-  load(parameters: Float32Array, step?: number): void {
-    this.#parameters.load(parameters, step);
+  load(parameters: Float32Array, step?: number, carried?: Float32Array | null): void {
+    this.#parameters.load(parameters, step, carried);
   }
 
   async step(minibatch: Minibatch, seed: number): Promise<Step> {

@@ -299,6 +299,28 @@ describe.skipIf(!readEngine(engineFolder('cpu')))(
       expect(await executionOf({})).toBe('graph');
     });
 
+    test('if it returns gradients, and if it carries tensors', async () => {
+      const execution = await executionOf({
+        carried: ({ tf }) => ({ mean: tf.zeros([3]) }),
+        objective: ({ model, batch, carried, random, training, tf }) => {
+          const mean = carried.mean!.mul(0.9).add(batch.inputs.mean(0).mul(0.1));
+          const code = model.encoder!.apply(batch.inputs.sub(mean));
+          const loss = code.square().mean();
+          if (!training) return { loss };
+          const gradients = Object.fromEntries(
+            ['encoder', 'decoder'].flatMap((name) =>
+              Object.entries(model[name]!.variables).map(([key, value]) => [
+                `${name}/${key}`,
+                tf.mul(value, code.mean()).add(random.normal(value.shape)),
+              ]),
+            ),
+          );
+          return { loss, gradients, carried: { mean } };
+        },
+      });
+      expect(execution).toBe('graph');
+    });
+
     let calls = 0;
     test.each<[string, Objective, RegExp]>([
       [

@@ -20,6 +20,8 @@ export interface TrainingValues {
   readonly loss: Tensor;
   /** One for each trained tensor, by name; null: they are those of the loss. */
   readonly gradients: Readonly<Record<string, Tensor>> | null;
+  /** What the next minibatch gets, in the order of the layout. */
+  readonly carried: readonly Tensor[];
 }
 
 export interface GoalCall {
@@ -40,7 +42,7 @@ export function goalOfMeasures(
     train({ instance, fields, noise }) {
       const { inputs, targets } = sidesOf(fields, data);
       const loss = trainingLoss(targets, instance.predict(inputs, true, noise));
-      return { loss, gradients: null };
+      return { loss, gradients: null, carried: [] };
     },
     measure({ instance, fields }) {
       const { inputs, targets } = sidesOf(fields, data);

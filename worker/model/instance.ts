@@ -9,6 +9,8 @@ export interface ModelWeight extends TensorSpec {
   readonly variable: Variable;
   /** For statistics of a model that an objective applies: how often it did so in the last step. */
   readonly calls?: () => number;
+  /** It is carried from minibatch to minibatch: the last of the statistics. */
+  readonly isCarried?: boolean;
 }
 
 /** One model of an experiment with an objective. */
@@ -58,8 +60,8 @@ export function placeWeights(layout: Layout, weights: readonly ModelWeight[]): P
         `when the model is built again, its tensor '${tensor.name}' is different: model() must build the same tensors for every seed`,
       );
     }
-    const { variable, calls } = weight;
-    return calls ? { ...tensor, variable, calls } : { ...tensor, variable };
+    const { variable, calls, isCarried } = weight;
+    return { ...tensor, variable, ...(calls && { calls }), ...(isCarried && { isCarried }) };
   });
 }
 

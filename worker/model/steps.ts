@@ -69,7 +69,7 @@ export class ModelSteps {
     const gradient = values.subarray(0, this.#layout.exchangedSize);
     for (const weight of this.#parameters.weights) {
       const { role, offset, size, momentum, calls } = weight;
-      if (role !== 'statistics') continue;
+      if (role !== 'statistics' || weight.isCarried) continue;
       const times = calls?.() ?? 1;
       if (times === 0) {
         // An objective that did not apply the model has not measured it.
@@ -95,13 +95,13 @@ export class ModelSteps {
     this.#zeros.dispose();
   }
 
-  /** What is fed to a step besides the minibatch: weights, and zeros of these shapes for statistics. */
+  /** What is fed to a step besides the minibatch: weights, what is carried, and zeros of these shapes for statistics. */
   #given(): readonly PlacedWeight[] {
-    return this.#parameters.weights.filter(({ role }) => role !== 'statistics');
+    return this.#parameters.weights.filter((weight) => !isMeasured(weight));
   }
 
   #zeroShapes(): (readonly number[])[] {
-    const statistics = this.#parameters.weights.filter(({ role }) => role === 'statistics');
+    const statistics = this.#parameters.weights.filter(isMeasured);
     return [...new Map(statistics.map(({ shape }) => [String(shape), shape])).values()];
   }
 
@@ -153,11 +153,11 @@ export class ModelSteps {
     return tf.tidy(() => {
       const { weights, step } = this.#parameters;
       const trained = weights.filter(({ role }) => role === 'trainable');
-      const statistics = weights.filter(({ role }) => role === 'statistics');
+      const statistics = weights.filter(isMeasured);
       // From 0, one update leaves (1 − momentum) times the minibatch's own value.
       for (const { variable, shape } of statistics) variable.assign(this.#zeros.of(shape).tensor);
       const train = () => this.#goal.train({ instance, fields, noise, onHost, step });
-      const { loss, grads } = this.#goal.givesGradients
+      const { loss, grads, carried } = this.#goal.givesGradients
         ? givenGradients(train, instance, trained)
         : lossGradients(train, instance, trained);
       const parts = trained.map(({ variable, shape }) =>
@@ -168,19 +168,26 @@ export class ModelSteps {
         ),
       );
       for (const { variable } of statistics) parts.push(flatten(variable));
+      for (const tensor of carried) parts.push(flatten(tensor));
       const result = tf.concat1d([...parts, flatten(loss)]);
-      loss.dispose();
+      tf.dispose([loss, ...carried]);
       this.#parameters.restoreStatistics();
       return result;
     });
   }
 }
 
+/** What a step measures, unlike what it is given and passes on. */
+const isMeasured = ({ role, isCarried }: PlacedWeight): boolean =>
+  role === 'statistics' && !isCarried;
+
 interface Gradients {
   /** Without regularisation, of shape []. */
   readonly loss: Tensor;
   /** By the names that TensorFlow.js has for the variables; one may be missing. */
   readonly grads: Readonly<Record<string, Tensor>>;
+  /** What the next minibatch gets, in the order of the layout. */
+  readonly carried: readonly Tensor[];
 }
 
 /** The gradient of the loss and of the losses of regularised layers. */
@@ -190,9 +197,11 @@ function lossGradients(
   trained: readonly PlacedWeight[],
 ): Gradients {
   let mean: Tensor | null = null;
+  let next: readonly Tensor[] = [];
   const { value, grads } = tf.variableGrads(
     () => {
-      const { loss } = train();
+      const { loss, carried } = train();
+      next = carried.map((tensor) => tf.keep(tensor.clone()));
       const penalties = instance.penalties();
       if (penalties.length === 0) return loss as Scalar;
       mean = tf.keep(loss.clone());
@@ -200,7 +209,7 @@ function lossGradients(
     },
     trained.map(({ variable }) => variable),
   );
-  return { loss: mean ?? value, grads };
+  return { loss: mean ?? value, grads, carried: next };
 }
 
 /** The gradients that an objective gives, and those of the losses of regularised layers. */
@@ -209,11 +218,11 @@ function givenGradients(
   instance: Instance,
   trained: readonly PlacedWeight[],
 ): Gradients {
-  const { loss, gradients } = train();
+  const { loss, gradients, carried } = train();
   const grads = Object.fromEntries(
     trained.map(({ name, variable }) => [variable.name, gradients![name]!]),
   );
-  if (instance.penalties().length === 0) return { loss, grads };
+  if (instance.penalties().length === 0) return { loss, grads, carried };
   const variables = trained.map(({ variable }) => variable);
   const { grads: more } = tf.variableGrads(() => {
     const penalties = instance.penalties().map((p) => tf.reshape(p, []));
@@ -221,7 +230,7 @@ function givenGradients(
     return tf.addN([...penalties, tf.mul(tf.sum(variables[0]!), 0)]) as Scalar;
   }, variables);
   for (const [name, grad] of Object.entries(more)) grads[name] = tf.add(grads[name]!, grad);
-  return { loss, grads };
+  return { loss, grads, carried };
 }
 
 /** Zeros, one tensor of each shape, kept: assigning one to a variable costs no operation. */
