@@ -1,7 +1,8 @@
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DEFAULT_STATE } from '../cli/options.ts';
-import { followRun } from '../cli/runs/follow.ts';
+import { isOver } from '../cli/output/progress.ts';
+import { follow } from '../cli/runs/follow.ts';
 import { openScratch } from '../cli/scratch.ts';
 import { type Copied, copyFromRun } from '../cli/trained/checkpoint-copy.ts';
 import { startOwnServer, type UsedServer } from '../cli/used-server.ts';
@@ -11,18 +12,17 @@ import { readTensors } from '../files/checkpoint.ts';
 import { type PartialConfig, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { LIMITS } from '../shared/limits.ts';
-import { isOver } from '../shared/phases.ts';
 import type { RunDetail, RunSummary, WorkerSummary } from '../shared/rest.ts';
 import { createRestClient } from '../shared/rest-client.ts';
 import type { EngineName } from '../worker/engine.ts';
 import {
+  checkExperiment,
   type Experiment,
   experimentName,
   hashExperiment,
   loadExperiment,
-  mustBeExperiment,
 } from '../worker/experiment.ts';
-import { fieldText } from '../worker/fields.ts';
+import { describe } from '../worker/fields.ts';
 import type { LayersModel } from '../worker/tf.ts';
 import { mustBeOptions } from './options.ts';
 import { startWorker, withHash } from './worker.ts';
@@ -103,7 +103,7 @@ export async function train(
   if (!Number.isInteger(workers) || workers < 0 || workers > LIMITS.workerCountMax) {
     throw new DownpourError(
       'DP_USAGE',
-      `workers is ${fieldText(workers)}; allowed: a whole number from 0 to ${LIMITS.workerCountMax}`,
+      `workers is ${describe(workers)}; allowed: a whole number from 0 to ${LIMITS.workerCountMax}`,
     );
   }
   options.signal?.throwIfAborted();
@@ -122,7 +122,7 @@ export async function train(
     });
     pool = await startWorkers(subject, run.id, usedServer, options, signal, log);
     const progress = { note: log, update: caller.update };
-    const ended = await followRun(client, run.id, progress, pool, signal);
+    const ended = await follow(client, run.id, progress, pool, signal);
     await pool?.stop();
     pool = null;
     signal.throwIfAborted();
@@ -173,7 +173,7 @@ async function subjectOf(
     return { experiment, name: experimentName(file), hash: await hashExperiment(file), file };
   }
   const name = experimentName(options.name ?? 'experiment');
-  const experiment = mustBeExperiment(given, 'that was given');
+  const experiment = checkExperiment(given, 'that was given');
   if ((options.workers ?? 1) > 1) {
     throw new DownpourError(
       'DP_USAGE',

@@ -3,109 +3,18 @@ import Value from 'typebox/value';
 import { choice, closed, count, orNone, positive, share, steps } from './config-fields.ts';
 import { ConsistencySchema, consistencyProblem } from './consistency.ts';
 import { DownpourError } from './errors.ts';
+import { GroupsSchema, groupsOf, groupsProblem, withGroupDefaults } from './groups.ts';
 import type { JsonSchema } from './json-schema.ts';
 import { LIMITS } from './limits.ts';
 import { LocalSchema, localOf, localOptimizer, localProblem, OuterSchema } from './local-steps.ts';
 import { OptimizerSchema } from './optimizer-config.ts';
+import { ScheduleSchema } from './schedule-config.ts';
 import { nearest } from './spelling.ts';
 
 /**
  * The configuration of a run: one schema that is the type, the validation, the defaults, the help
  * of the command line, the REST body and the reference page (`docs/configuration.md`).
  */
-
-const ScheduleSchema = Type.Union(
-  [
-    Type.Object({ kind: Type.Literal('constant') }, closed),
-    Type.Object(
-      {
-        kind: Type.Literal('linear'),
-        steps: Type.Integer({
-          minimum: 1,
-          default: 10_000,
-          description: 'number of steps over which the rate decays',
-        }),
-        floor: share('constant rate after the decay, as a share of learningRate', 0.01),
-      },
-      closed,
-    ),
-    Type.Object(
-      {
-        kind: Type.Literal('exponential'),
-        factor: share('factor applied to the rate over every `steps` steps, continuously', 0.5),
-        steps: Type.Integer({
-          minimum: 1,
-          default: 10_000,
-          description: 'steps over which `factor` is applied once',
-        }),
-      },
-      closed,
-    ),
-    Type.Object(
-      {
-        kind: Type.Literal('step'),
-        factor: share('factor applied to the rate at each drop', 0.1),
-        steps: Type.Integer({ minimum: 1, default: 10_000, description: 'steps between drops' }),
-      },
-      closed,
-    ),
-    Type.Object(
-      {
-        kind: Type.Literal('cosine'),
-        steps: Type.Integer({
-          minimum: 1,
-          default: 10_000,
-          description: 'number of steps over which the rate decays',
-        }),
-        floor: share('rate at the end, as a share of learningRate', 0),
-      },
-      closed,
-    ),
-    Type.Object(
-      {
-        kind: Type.Literal('rising'),
-        factor: Type.Number({
-          exclusiveMinimum: 1,
-          default: 1000,
-          description:
-            'ratio of the last rate to the first; the rate grows exponentially between them',
-        }),
-        steps: Type.Integer({
-          minimum: 1,
-          default: 200,
-          description: 'number of steps of the range test',
-        }),
-      },
-      closed,
-    ),
-    Type.Object(
-      {
-        kind: Type.Literal('plateau'),
-        divideBy: Type.Number({
-          minimum: 1.1,
-          maximum: 100,
-          default: 5,
-          description:
-            'divisor of the rate when the validation value stops improving; 2 to 10 is usual',
-        }),
-        patience: Type.Integer({
-          minimum: 1,
-          default: 2,
-          description: 'evaluations without improvement before the rate is divided',
-        }),
-        minImprovement: Type.Number({
-          minimum: 0,
-          default: 0,
-          description: 'smallest absolute change that counts as an improvement',
-        }),
-        floor: share('lowest rate, as a share of learningRate', 0.001),
-      },
-      closed,
-    ),
-  ],
-  { default: { kind: 'constant' }, description: 'learning-rate schedule over steps' },
-);
-export type ScheduleConfig = Static<typeof ScheduleSchema>;
 
 const PushCompressionSchema = Type.Union(
   [
@@ -242,6 +151,7 @@ export const RunConfigSchema = Type.Object(
     ),
     consistency: ConsistencySchema,
     // These are optional, as the newer fields of `consistency`.
+    groups: Type.Optional(GroupsSchema),
     local: Type.Optional(LocalSchema),
     outer: Type.Optional(OuterSchema),
     compression: Type.Object(
@@ -495,16 +405,21 @@ export const NAME_PATTERN = '^[a-z0-9][a-z0-9_-]{0,63}$';
 
 /**
  * What workers receive: older ones refuse unknown fields, and no worker needs those of `consistency` and `outer`. Runs with
- * local steps are only for workers that announce them, and these know `local`.
+ * local steps are only for workers that announce them, and these know `local`; `groups` likewise.
  */
-export function workerConfig({ local, outer: _, ...config }: RunConfig): RunConfig {
+export function workerConfig({ local, outer: _, groups, ...config }: RunConfig): RunConfig {
   const { stalenessMax, damping, depth } = config.consistency;
   const known = damping === 'root' ? 'none' : damping;
   const { examples, ...observe } = config.observe;
   const isUsual = examples === undefined || examples === LIMITS.shownExamplesDefault;
   const sent = { ...config, observe: isUsual ? observe : { ...observe, examples } };
   const consistency = { mode: 'async', stalenessMax, damping: known, depth } as const;
-  return { ...sent, consistency, ...(localOf({ local }) && { local }) };
+  return {
+    ...sent,
+    consistency,
+    ...(localOf({ local }) && { local }),
+    ...(groupsOf({ groups }) && { groups }),
+  };
 }
 
 /**
@@ -517,7 +432,7 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
   let merged: unknown = {};
   for (const layer of layers) if (layer !== undefined) merged = merge(merged, layer);
   // A copy: defaults are written into what they are given, and layers are of others.
-  const filled = Value.Default(RunConfigSchema, copied(merged));
+  const filled = withGroupDefaults(Value.Default(RunConfigSchema, copied(merged)));
   const problems = configProblems(filled);
   if (problems.length > 0) {
     throw new DownpourError(
@@ -553,7 +468,7 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
       `compression.push.momentum ${push.momentum} replaces the optimizer's own; optimizer.kind is '${config.optimizer.kind}': use sgd, or momentum 0`,
     );
   }
-  const inconsistent = consistencyProblem(config) ?? localProblem(config);
+  const inconsistent = consistencyProblem(config) ?? localProblem(config) ?? groupsProblem(config);
   if (inconsistent !== null) throw new DownpourError('DP_CONFIG_INVALID', inconsistent);
   const { folds, fold, stratified, apart } = config.validation;
   if (folds === null ? fold > 0 || stratified || apart !== null : fold >= folds) {
@@ -652,6 +567,19 @@ function problemsOf(schema: JsonSchema, value: unknown, path: string): string[] 
     for (const [key, inner] of Object.entries(schema.properties)) {
       lines.push(...problemsOf(inner, value[key], path === '' ? key : `${path}.${key}`));
     }
+    return lines;
+  }
+  const [[pattern, of] = []] = Object.entries(schema.patternProperties ?? {});
+  if (of?.properties && isObject(value)) {
+    const lines = Object.entries(value).flatMap(([key, each]) =>
+      new RegExp(pattern!).test(key)
+        ? problemsOf(of, each, `${path}.${key}`)
+        : `${path}.${key} is no name; allowed: a letter, then up to 63 letters, digits and _`,
+    );
+    const { maxProperties = Infinity } = schema;
+    const count = Object.keys(value).length;
+    if (count > maxProperties)
+      lines.push(`${name} has ${count} entries; allowed: ${maxProperties}`);
     return lines;
   }
   return [...Value.Errors(schema as unknown as TSchema, value)].map(

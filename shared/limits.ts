@@ -13,16 +13,12 @@ export const LIMITS = {
   /** Neighbours in a file of data that are read at once, and what a source keeps of what it has decoded. */
   readBytesMax: 2 ** 23,
   sourceCacheBytes: 2 ** 26,
-  /** A row group of a Parquet file, decoded. */
-  rowGroupBytesMax: 2 ** 29,
   /** Fields of an example, masks included. */
   fieldsMax: 64,
   /** Seconds that one read of a source of examples may take, and the most that a source may ask for. */
   readSecondsDefault: 60,
   readSecondsMax: 3_600,
   tensorCountMax: 10_000,
-  /** Tensors that an experiment carries from minibatch to minibatch, all together: each push and each pull brings them. */
-  carriedBytesMax: 2 ** 26,
   rankMax: 8,
   nameLengthMax: 200,
   runCountMax: 10_000,
@@ -64,6 +60,9 @@ export const LIMITS = {
   /** Workers whose parameters are kept as they were sent, for `gap` and `compensated`, and what they take on each shard. */
   sentCountMax: 64,
   sentBytesMax: 2 ** 30,
+  /** Groups of parameters, and the patterns of one. */
+  groupCountMax: 32,
+  groupPatternsMax: 64,
   /** Minibatches that a worker trains on between two exchanges. */
   localStepsMax: 10_000,
   /** Minibatch leases one worker may hold. */

@@ -554,6 +554,15 @@ export const IdleSchema = Type.Object(
 );
 export type Idle = Static<typeof IdleSchema>;
 
+const frozenGroups = () =>
+  Type.Optional(
+    Type.Array(Type.String({ maxLength: 64, description: 'Name of a group.' }), {
+      maxItems: LIMITS.groupCountMax,
+      description:
+        'The [groups](experiments.md#groups) that are frozen now. Their tensors, statistics too, count as `frozen`: they lie behind all others, and are not in pushes. When the list changes, the generation does, and the next payload is whole. Absent: no group of this run is ever frozen.',
+    }),
+  );
+
 /** Make fresh parameters from this seed and send them as `initialised`. */
 export const InitialiseSchema = Type.Object(
   {
@@ -561,6 +570,7 @@ export const InitialiseSchema = Type.Object(
     run: run(),
     grant: natural('Id of this request.'),
     seed: natural('Random seed of the initial values: another seed gives other values.'),
+    frozen: frozenGroups(),
   },
   about('Make initial parameters, and send them as `initialised`.'),
 );
@@ -656,6 +666,7 @@ export const WorkSchema = Type.Object(
       'How the payload is encoded: `f32` or `bf16`. With frozen tensors, and for an evaluation, it is `f32`.',
     ),
     local: Type.Optional(LocalWorkSchema),
+    frozen: frozenGroups(),
     pull: orNull(
       natural('Number.'),
       'The payload is the first part of the parameters: the [shards](protocol.md#shards) send theirs under this number. Null: the payload is all.',

@@ -1,9 +1,9 @@
 import {
   type AnswerLine,
   type AnswerNames,
-  answerClasses,
   answerLines,
   captionOf,
+  classesOf,
   className,
 } from '../shared/answer-lines.ts';
 import { type Answers, classCountOf, decide, probabilitiesOf } from '../shared/answers.ts';
@@ -43,7 +43,7 @@ const CLASSES_MAX = 40;
 
 export function lookReport(settings: LookSettings, looked: Looked): Report {
   const { answers, rows, show } = looked;
-  const classes = answerClasses(answers, looked);
+  const classes = classesOf(answers, looked);
   const { name, part } = settings;
   const lines = answerLines(answers, rows, looked, numberText);
   const known = lines.filter(({ loss }) => Number.isFinite(loss));

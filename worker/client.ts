@@ -3,6 +3,7 @@ import type { Aside } from '../shared/asides.ts';
 import { BUNDLE_HEADER } from '../shared/bundle.ts';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
+import { GROUPS_HEADER } from '../shared/groups.ts';
 import type { Layout } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
 import { LOCAL_STEPS_HEADER } from '../shared/local-steps.ts';
@@ -500,6 +501,7 @@ export class Client {
     const { acceptsBundles } = this.#options;
     return {
       [LOCAL_STEPS_HEADER]: 'yes',
+      [GROUPS_HEADER]: 'yes',
       ...(acceptsBundles !== undefined && { [BUNDLE_HEADER]: acceptsBundles ? 'yes' : 'no' }),
     };
   }

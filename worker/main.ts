@@ -2,7 +2,6 @@ import type { ConnectionOptions } from 'node:tls';
 import { bytesOf } from '../shared/codec.ts';
 import { type DataFacts, decodeFacts, encodeFacts } from '../shared/data-facts.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
-import { layoutSpecs } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
 import type { Log } from '../shared/log.ts';
 import type {
@@ -16,7 +15,7 @@ import type {
   MissingExperiment,
 } from '../shared/protocol.ts';
 import { Client } from './client.ts';
-import { dataSummary, factsOf } from './data/facts.ts';
+import { factsOf, summaryOf } from './data/facts.ts';
 import { gather } from './data/gather.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
 import { FasterEngine } from './faster-engine.ts';
@@ -210,7 +209,7 @@ class Worker {
       type: 'join',
       run: assign.run,
       experimentHash: assign.experimentHash,
-      tensors: layoutSpecs(model.layout).map(({ shape, ...spec }) => ({
+      tensors: model.specs.map(({ shape, ...spec }) => ({
         ...spec,
         shape: [...shape],
       })),
@@ -242,7 +241,7 @@ class Worker {
     const { prepared, depends } = await prepareExperiment(assign.experiment, experiment, config, {
       ...{ folder: dataFolder, log, facts },
     });
-    const summary = dataSummary(prepared, depends);
+    const summary = summaryOf(prepared, depends);
     const encoded = encodeFacts(factsOf(prepared));
     const build = () => buildModel(experiment, config, prepared);
     const rowCount = Math.min(config.minibatchSize, prepared.train.count);
@@ -329,8 +328,9 @@ class Worker {
     }
   }
 
-  async #initialise({ model, assign }: AssignedRun, message: Initialise): Promise<void> {
-    const { grant, seed } = message;
+  async #initialise({ model, trainer, assign }: AssignedRun, message: Initialise): Promise<void> {
+    const { grant, seed, frozen } = message;
+    trainer.freeze(frozen);
     const parameters = await model.initialise(seed);
     this.#client.initialise({ type: 'initialised', run: assign.run, grant }, parameters);
   }

@@ -1,5 +1,6 @@
 import type { RunConfig } from '../shared/config.ts';
-import { createLayout, type Layout } from '../shared/layout.ts';
+import { frozenAt, groupsOf, layoutWhile, type ParameterGroups } from '../shared/groups.ts';
+import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../shared/layout.ts';
 import type { ErrorMeasure } from '../shared/protocol.ts';
 import { type ChangeOptions, changed, isForEvaluations, shapeAfter } from './batch.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
@@ -17,7 +18,7 @@ import { disposeInstance, type Instance, placeWeights } from './model/instance.t
 import { observableLayers } from './model/layers-model.ts';
 import { LoadedParameters } from './model/loaded.ts';
 import { ModelSteps, type Step } from './model/steps.ts';
-import { asRows, countOf, fieldTensors, read, tensorsOf } from './model/tensors.ts';
+import { asRows, countOf, fieldsOf, read, tensorsOf } from './model/tensors.ts';
 import { drawNoise, withSeed } from './noise.ts';
 import { type ObjectiveTrial, tryObjective } from './objective.ts';
 import { type Tensor, tf } from './tf.ts';
@@ -50,7 +51,15 @@ export interface LayerOutput extends Output {
 }
 
 export interface Model {
+  /** With the groups that are frozen now. */
   readonly layout: Layout;
+  /** The tensors with the roles that the model gives them. */
+  readonly specs: readonly TensorSpec[];
+  /**
+   * Other groups are frozen from now on: the layout changes, and what was loaded is gone.
+   * @param groups by name. @returns whether it changed.
+   */
+  freeze(groups: readonly string[]): boolean;
   /** What `measure` has as the error. */
   readonly errorMeasure: ErrorMeasure;
   /**
@@ -63,11 +72,8 @@ export interface Model {
    * @param parameters shape [layout.exchangedSize] or [layout.size]. Not to be written to by anybody
    *   before the next `load` or `dispose` returns: until then a tensor may use this very memory.
    * @param step updates applied to them, which an objective may ask for.
-   * @param carried in the place of the carried tensors that come with the parameters, shape [carriedSize]; as untouchable.
    */
-  load(parameters: Float32Array, step?: number, carried?: Float32Array | null): void;
-  /** Elements of the tensors that are carried from minibatch to minibatch, the last of `exchangedSize`. */
-  readonly carriedSize: number;
+  load(parameters: Float32Array, step?: number): void;
   /** What was loaded last, and the step that was said of it. */
   readonly loaded: Float32Array | null;
   readonly loadedStep: number;
@@ -112,7 +118,7 @@ export interface ModelOptions {
  */
 export async function buildModel(
   experiment: Experiment,
-  config: Pick<RunConfig, 'seed' | 'hyperparameters'> & Partial<RunConfig>,
+  config: Pick<RunConfig, 'seed' | 'hyperparameters' | 'groups'>,
   prepared: ModelData | PreparedData,
   { record = true }: ModelOptions = {},
 ): Promise<Model> {
@@ -124,9 +130,10 @@ export async function buildModel(
   const build = (seed: number) => buildInstance(experiment, config, data, seed);
   const instance = await build(config.seed);
   try {
-    const layout = createLayout(
-      instance.weights.map(({ variable: _, calls: __, isCarried: ___, ...spec }) => spec),
-    );
+    const specs = layoutSpecs(createLayout(instance.weights.map(specOf)));
+    const groups = groupsOf(config);
+    const frozen = frozenAt(groups, 0);
+    const layout = layoutWhile(specs, groups, frozen);
     const { objective } = experiment;
     const measures = objective
       ? null
@@ -146,7 +153,7 @@ export async function buildModel(
       const seen = isForEvaluations(changes?.batch)
         ? await changed(sample, given, data, { ...changes!, training: false, seed: 0 })
         : sample;
-      if (objective) trial = tryObjective(call, data, () => fieldTensors(trained, data));
+      if (objective) trial = tryObjective(call, data, () => fieldsOf(trained, data));
       else await checkNumbers(instance, seen, rows, data);
     }
     const losses = isRecord(experiment.loss) ? Object.values(experiment.loss) : [experiment.loss];
@@ -156,7 +163,7 @@ export async function buildModel(
       ? goalOfMeasures(measures, data)
       : goalOfObjective({ objective: objective!, hyperparameters }, trial.givesGradients);
     return new BuiltModel({
-      layout,
+      ...{ layout, specs, groups, frozen },
       instance,
       build,
       changes,
@@ -174,8 +181,14 @@ export async function buildModel(
   }
 }
 
+const specOf = ({ name, shape, role, momentum }: TensorSpec): TensorSpec =>
+  momentum === undefined ? { name, shape, role } : { name, shape, role, momentum };
+
 interface BuiltModelOptions {
   readonly layout: Layout;
+  readonly specs: readonly TensorSpec[];
+  readonly groups: ParameterGroups | null;
+  readonly frozen: readonly string[];
   readonly instance: Instance;
   /** The same model with the initial parameters of another seed. */
   readonly build: (seed: number) => Promise<Instance>;
@@ -194,7 +207,10 @@ interface BuiltModelOptions {
 }
 
 class BuiltModel implements Model {
-  readonly layout: Layout;
+  readonly specs: readonly TensorSpec[];
+  readonly #groups: ParameterGroups | null;
+  #frozen: readonly string[];
+  #layout: Layout;
   readonly errorMeasure: ErrorMeasure;
   readonly #build: (seed: number) => Promise<Instance>;
   readonly #changes: BuiltModelOptions['changes'];
@@ -203,14 +219,18 @@ class BuiltModel implements Model {
   readonly #goal: Goal;
   readonly #isForeign: boolean;
   readonly #provesAgain: boolean;
-  readonly #graphs: Graphs | null;
-  readonly #parameters: LoadedParameters;
-  readonly #steps: ModelSteps;
+  readonly #records: boolean;
+  #graphs!: Graphs | null;
+  #parameters!: LoadedParameters;
+  #steps!: ModelSteps;
   #instance: Instance;
 
   constructor(options: BuiltModelOptions) {
-    const { layout, instance, data, goal, isForeign, record } = options;
-    this.layout = layout;
+    const { layout, specs, groups, frozen, instance, data, goal, isForeign, record } = options;
+    this.#layout = layout;
+    this.specs = specs;
+    this.#groups = groups;
+    this.#frozen = frozen;
     this.errorMeasure = options.errorMeasure;
     this.#build = options.build;
     this.#instance = instance;
@@ -220,10 +240,33 @@ class BuiltModel implements Model {
     this.#goal = goal;
     this.#isForeign = isForeign;
     this.#provesAgain = options.provesAgain;
-    this.#graphs = record && !isForeign && canRecord() ? new Graphs(options.provesAgain) : null;
-    this.#parameters = new LoadedParameters(layout, placeWeights(layout, instance.weights));
-    const [parameters, graphs] = [this.#parameters, this.#graphs];
-    this.#steps = new ModelSteps({ layout, data, parameters, goal, graphs });
+    this.#records = record && !isForeign && canRecord();
+    this.#place();
+  }
+
+  /** Makes all that depends on the layout. */
+  #place(): void {
+    const [layout, data, goal, groups] = [this.#layout, this.#data, this.#goal, this.#groups];
+    const graphs = this.#records ? new Graphs(this.#provesAgain) : null;
+    const weights = placeWeights(layout, this.#instance.weights);
+    const parameters = new LoadedParameters(layout, weights);
+    this.#graphs = graphs;
+    this.#parameters = parameters;
+    this.#steps = new ModelSteps({ layout, data, parameters, goal, graphs, groups });
+  }
+
+  get layout(): Layout {
+    return this.#layout;
+  }
+
+  freeze(frozen: readonly string[]): boolean {
+    if (String(frozen) === String(this.#frozen)) return false;
+    this.#steps.dispose();
+    this.#parameters.dispose();
+    this.#frozen = frozen;
+    this.#layout = layoutWhile(this.specs, this.#groups, frozen);
+    this.#place();
+    return true;
   }
 
   get loaded(): Float32Array | null {
@@ -232,10 +275,6 @@ class BuiltModel implements Model {
 
   get refusal(): string | null {
     return this.#provesAgain ? (this.#graphs?.refusal ?? null) : null;
-  }
-
-  get carriedSize(): number {
-    return this.#parameters.carriedSize;
   }
 
   get loadedStep(): number {
@@ -262,8 +301,8 @@ class BuiltModel implements Model {
     return this.#parameters.replace(placeWeights(this.layout, this.#instance.weights));
   }
 
-  load(parameters: Float32Array, step?: number, carried?: Float32Array | null): void {
-    this.#parameters.load(parameters, step, carried);
+  load(parameters: Float32Array, step?: number): void {
+    this.#parameters.load(parameters, step);
   }
 
   async step(minibatch: Minibatch, seed: number): Promise<Step> {
@@ -277,7 +316,7 @@ class BuiltModel implements Model {
     let names: readonly string[] = [];
     const flat = withSeed(seed, () =>
       tf.tidy(() => {
-        const fields = fieldTensors(minibatch, this.#data);
+        const fields = fieldsOf(minibatch, this.#data);
         const [instance, { step }] = [this.#instance, this.#parameters];
         const measured = this.#goal.measure({ instance, fields, noise: drawNoise, step });
         names = measured.map(([name]) => name);

@@ -15,7 +15,6 @@ import {
   type Work,
 } from '../shared/protocol.ts';
 import type { Landing } from '../wire/connection.ts';
-import { CarriedState } from './carried.ts';
 import { type Compressor, createCompressor, type Settle } from './compressor.ts';
 import type { PreparedData } from './data/examples.ts';
 import { evaluate } from './evaluate.ts';
@@ -84,6 +83,8 @@ export interface TrainerProgress {
 }
 
 export interface Trainer {
+  /** Other groups may be frozen now. @param groups by name; absent: none ever is. */
+  freeze(groups: readonly string[] | undefined): void;
   /** The connection is new and `join` has been sent: what was not acknowledged goes out again. */
   noteRejoin(): void;
   /**
@@ -116,12 +117,10 @@ class RunTrainer implements Trainer {
   readonly #options: TrainerOptions;
   readonly #now: () => number;
   readonly #minibatches: Minibatches;
-  readonly #compressor: Compressor;
+  #compressor: Compressor;
   /** Null: the run takes no local steps. */
   readonly #local: LocalSteps | null;
-  /** Null: the experiment carries nothing from minibatch to minibatch. */
-  readonly #carried: CarriedState | null;
-  readonly #observer: Observer | null;
+  #observer: Observer | null;
   /** What to do when the pushes under way are answered, by sequence; for those whose payloads were written. */
   readonly #settles = new Map<number, { readonly settle: Settle; discard(): void }>();
   /** Why steps are not recorded, as it was told last. */
@@ -135,31 +134,59 @@ class RunTrainer implements Trainer {
   #evaluated: Evaluated | null = null;
   #isTold = false;
   #isShowingInVain = false;
+  /** Other groups are frozen than at first. */
+  #isRefitted = false;
 
   constructor(options: TrainerOptions) {
-    const { run, config, model, prepared, exchange } = options;
+    const { config, model, prepared } = options;
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
     this.#minibatches = new Minibatches(config.seed, prepared);
-    this.#compressor = createCompressor(config.compression, model.layout, options.ranges);
+    this.#compressor = this.#newCompressor();
     this.#local = localOf(config) ? new LocalSteps(config, model.layout) : null;
-    const { carriedSize, layout } = model;
-    this.#carried = carriedSize > 0 ? new CarriedState(carriedSize, layout.exchangedSize) : null;
-    this.#observer = createObserver({
+    this.#observer = this.#newObserver();
+  }
+
+  #newCompressor(): Compressor {
+    const { config, model, ranges } = this.#options;
+    return createCompressor(
+      config.compression,
+      model.layout,
+      this.#isRefitted ? undefined : ranges,
+    );
+  }
+
+  #newObserver(): Observer | null {
+    const { run, config, model, exchange } = this.#options;
+    return createObserver({
       ...{ run, model, now: this.#now, config: config.observe ?? NOTHING_OBSERVED },
       send: (message) => exchange.send(message),
     });
   }
 
+  freeze(frozen: readonly string[] | undefined): void {
+    const { model, log } = this.#options;
+    if (!frozen || !model.freeze(frozen)) return;
+    log(frozen.length > 0 ? `frozen now: ${frozen.join(', ')}` : 'no group is frozen any more');
+    // What waits to be sent later belongs to another layout, as the pushes under way do. With several shards no group thaws.
+    this.#isRefitted = true;
+    this.#compressor = this.#newCompressor();
+    this.#observer = this.#newObserver();
+    for (const { discard } of this.#settles.values()) discard();
+    this.#settles.clear();
+    this.#current = null;
+    this.#releaseUnused();
+  }
+
   noteRejoin(): void {
     this.#mustResend = true;
-    this.#carried?.noteRejoin();
     // The result may have been lost with the connection: it is told once more when it is asked for.
     this.#isTold = false;
   }
 
   async work(message: Work, received: Float32Array, release?: () => void): Promise<void> {
     const { evaluation } = message;
+    this.freeze(message.frozen);
     const payload = this.#receive(message, received, release);
     this.#acknowledge(message.acknowledgements);
     if (this.#mustResend) {
@@ -200,7 +227,6 @@ class RunTrainer implements Trainer {
 
   #settle({ sequence, outcome }: Acknowledgement): void {
     this.#local?.settled(outcome);
-    this.#carried?.settled(sequence, outcome);
     this.#settles.get(sequence)?.settle(outcome);
     for (const [earlier, { discard }] of this.#settles) {
       if (earlier > sequence) continue;
@@ -250,7 +276,6 @@ class RunTrainer implements Trainer {
     if (generation !== this.#current?.generation) {
       this.#compressor.reset();
       this.#local?.reset();
-      this.#carried?.reset();
     }
     if (payload.length > 0) {
       this.#current = { values: payload, step, generation };
@@ -290,7 +315,7 @@ class RunTrainer implements Trainer {
     const { values, step, generation } = current;
     const minibatch = this.#minibatches.take(lease);
     const start = this.#now();
-    this.#load(values, step, this.#carried?.next(values));
+    this.#load(values, step);
     const seed = minibatchSeed(config.seed, lease);
     const { loss, gradient, discard } = await model.step(minibatch, seed);
     const computeMs = this.#now() - start;
@@ -298,9 +323,7 @@ class RunTrainer implements Trainer {
     const told = measuredOf(loss);
     const { encoding } = this.#compressor;
     const push = { run, lease: lease.id, step, generation, loss: told, computeMs, encoding };
-    const pushed = this.#carried?.take(gradient);
-    const sequence = this.#send(push, lease, { values: gradient, discard });
-    pushed?.(sequence);
+    this.#send(push, lease, { values: gradient, discard });
     const { onProgress } = this.#options;
     onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
     // While the push travels: nobody waits for a sample but the next gradient.
@@ -350,11 +373,10 @@ class RunTrainer implements Trainer {
     return given;
   }
 
-  /** @param carried absent: nothing is carried from minibatch to minibatch. */
-  #load(values: Float32Array, step: number, carried?: Float32Array): void {
+  #load(values: Float32Array, step: number): void {
     const { model } = this.#options;
-    if (model.loaded === values && !carried) return;
-    model.load(values, step, carried);
+    if (model.loaded === values) return;
+    model.load(values, step);
     this.#releaseUnused();
   }
 
@@ -362,11 +384,12 @@ class RunTrainer implements Trainer {
     push: Omit<Push, 'type' | 'sequence'>,
     { epoch }: Lease,
     { values, discard }: { readonly values: Float32Array; discard(): void },
-  ): number {
+  ): void {
     const { exchange } = this.#options;
     const whole = this.#compressor.asItStands(values);
     if (whole) {
-      return exchange.pushReady(push, [{ bytes: whole, release: discard }]);
+      exchange.pushReady(push, [{ bytes: whole, release: discard }]);
+      return;
     }
     let settle: Settle | null = null;
     const bytes = this.#compressor.payloadBytes(epoch);
@@ -374,7 +397,6 @@ class RunTrainer implements Trainer {
       settle = this.#compressor.write(values, epoch, payloads);
     });
     this.#settles.set(sequence, { settle: settle!, discard });
-    return sequence;
   }
 
   /** Once: a step by single operations takes longer, and somebody may want to know why. */

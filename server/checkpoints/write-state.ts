@@ -78,8 +78,6 @@ export function newWriteState(step: number, now: number): WriteState {
 }
 
 /** As REST tells of it. */
-export function writtenSummary(
-  manifest: CheckpointManifest,
-): NonNullable<RunSummary['checkpoint']> {
+export function summaryOf(manifest: CheckpointManifest): NonNullable<RunSummary['checkpoint']> {
   return { step: manifest.step, file: manifest.file, at: manifest.createdAt };
 }

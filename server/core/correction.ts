@@ -1,8 +1,9 @@
 import type { RunConfig } from '../../shared/config.ts';
 import { collects } from '../../shared/consistency.ts';
 import { localOf } from '../../shared/local-steps.ts';
-import { type VelocityUse, velocitySymbol } from '../../shared/optimizer.ts';
+import type { VelocityUse } from '../../shared/optimizer.ts';
 import type { CorrectionFacts as Told } from '../../shared/rest.ts';
+import { hasMomentum } from './group-rules.ts';
 import { StalenessWatch, type WatchState } from './staleness-watch.ts';
 
 /**
@@ -96,7 +97,8 @@ export class Correction {
     consistency,
     clip,
     local,
-  }: Pick<RunConfig, 'optimizer' | 'consistency' | 'clip' | 'local'>) {
+    groups,
+  }: Pick<RunConfig, 'optimizer' | 'consistency' | 'clip' | 'local' | 'groups'>) {
     // Absent in runs of older releases, which go on as they began.
     const { correction, damping, stalenessMax } = consistency as Partial<RunConfig['consistency']>;
     const own = damping !== 'none' || stalenessMax !== null;
@@ -105,7 +107,7 @@ export class Correction {
     const mayLookAhead = correction === 'lookahead' || (correction === 'auto' && !own);
     // With local steps a push is no gradient, and workers have the momentum.
     const wanted = mayLookAhead && !collects(consistency) && !localOf({ local });
-    this.#able = velocitySymbol(optimizer.kind) !== null && !localOf({ local });
+    this.#able = hasMomentum({ optimizer, groups }) && !localOf({ local });
     this.#kind = wanted && this.#able ? (correction as CorrectionKind) : 'none';
     this.#limits = this.#kind === 'auto' && clip.norm === null && clip.value === null;
   }
@@ -113,6 +115,9 @@ export class Correction {
   /** @param velocities of workers that there is room for. */
   place(velocities: number): void {
     this.#count = velocities;
+    // Another layout may leave less room.
+    if ([...this.#slots.keys()].some((slot) => slot > velocities)) this.reset();
+    if (velocities === 0) this.#on = false;
   }
 
   // Who is there.

@@ -92,9 +92,27 @@ export function optimizerBytes({ kind }: OptimizerConfig, n: number, velocities 
   return (SLOTS[kind].length + velocities) * regionBytes(4 * n);
 }
 
+/** What the rules of several groups of parameters have in common. */
+export interface SharedState {
+  /** Addresses of the state of each symbol, shape [n]. */
+  readonly addressOf: (symbol: string) => number;
+  /** Addresses of the velocities of workers, from slot 1. */
+  readonly velocities: readonly number[];
+  /** Those in use. */
+  readonly used: Map<number, Float32Array>;
+}
+
+/** One of several rules, each for other ranges of the parameters. */
+export interface RulePart {
+  /** Ranges of this rule, rising and disjoint, also those that do not decay. */
+  readonly spans: readonly DecayRange[];
+  readonly state: SharedState;
+}
+
 /**
  * @param theta address of the parameters, shape [n]. @param decay as of `createOptimizer`.
  * @param velocities of workers: slots from 1 to so many may be used.
+ * @param part absent: the rule is that of all parameters.
  */
 export function createFusedOptimizer(
   config: OptimizerConfig,
@@ -102,19 +120,24 @@ export function createFusedOptimizer(
   decay: readonly DecayRange[],
   { memory, kernels, theta }: { memory: Memory; kernels: Kernels; theta: number },
   velocities = 0,
+  part: RulePart | null = null,
 ): FusedOptimizer {
-  const addresses = SLOTS[config.kind].map(() => memory.take(4 * n));
-  const own = createVelocities(config.kind, addresses, n, memory, velocities);
+  const addresses = SLOTS[config.kind].map(
+    (symbol) => part?.state.addressOf(symbol) ?? memory.take(4 * n),
+  );
+  const spans = part?.spans ?? spansOf(n, decay);
+  const own = createVelocities(config.kind, addresses, n, memory, velocities, part);
   const slots = Object.fromEntries(
     SLOTS[config.kind].map((symbol, i) => [symbol, memory.floats(addresses[i]!, n)]),
   );
-  const spans = spansOf(n, decay);
   const plainRule: UpdateRule = config.kind === 'adamw' ? 'adam' : config.kind;
   /** The others divide by what they make of the gradient. */
   const folds = ['sgd', 'momentum', 'nesterov', 'adam'].includes(plainRule);
   const initial = config.kind === 'adagrad' ? config.initialAccumulator : 0;
   const reset = () => {
-    for (const slot of Object.values(slots)) slot.fill(initial);
+    for (const slot of Object.values(slots)) {
+      for (const { start, end } of spans) slot.fill(initial, start, end);
+    }
     own.used.clear();
   };
   reset();
@@ -128,7 +151,8 @@ export function createFusedOptimizer(
       const { velocity } = options;
       if (velocity) own.begin(velocity, where);
       const [slot1 = 0, slot2 = 0] = own.addresses(velocity);
-      const rule = velocity && velocity.slot > 0 ? AHEAD[plainRule]! : plainRule;
+      const ahead = velocity && velocity.slot > 0 ? AHEAD[plainRule] : undefined;
+      const rule = ahead ?? plainRule;
       let spoilt = 0;
       for (const { start: first, end: last, rate: decayRate, l1 = 0 } of spans) {
         const start = Math.max(first, where.start);
@@ -163,17 +187,19 @@ function createVelocities(
   n: number,
   memory: Memory,
   count: number,
+  part: RulePart | null,
 ) {
   const index = SLOTS[kind].indexOf(velocitySymbol(kind) ?? '');
+  const addresses =
+    part?.state.velocities ??
+    Array.from({ length: index < 0 ? 0 : count }, () => memory.take(4 * n));
   const states = [
     common,
-    ...Array.from({ length: index < 0 ? 0 : count }, () => {
-      const address = memory.take(4 * n);
-      return common.map((of, i) => (i === index ? address : of));
-    }),
+    ...addresses.map((address) => common.map((of, i) => (i === index ? address : of))),
   ];
   const views = new Map<number, Float32Array>();
-  const used = new Map<number, Float32Array>();
+  const used = part?.state.used ?? new Map<number, Float32Array>();
+  const copied = part?.spans ?? [{ start: 0, end: n }];
   const view = (slot: number): Float32Array => {
     const address = states[slot]?.[index];
     if (address === undefined) throw new Error(`there is no room for velocity ${slot}`);
@@ -190,10 +216,17 @@ function createVelocities(
     addresses: (use: VelocityUse | undefined): readonly number[] => states[use?.slot ?? 0]!,
     begin({ slot, from, freed }: VelocityUse, { start, end }: Where): void {
       if (freed && start === 0) for (const other of freed) used.delete(other);
+      // One of several rules may have no momentum.
+      if (index < 0) return;
       if (slot > 0 && !used.has(slot)) used.set(slot, view(slot));
       if (from === undefined) return;
-      if (from < 0) view(slot).fill(0, start, end);
-      else view(slot).set(view(from).subarray(start, end), start);
+      for (const span of copied) {
+        const first = Math.max(start, span.start);
+        const last = Math.min(end, span.end);
+        if (first >= last) continue;
+        if (from < 0) view(slot).fill(0, first, last);
+        else view(slot).set(view(from).subarray(first, last), first);
+      }
     },
     restored(slot: number): Float32Array {
       used.set(slot, view(slot));

@@ -1,6 +1,6 @@
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import { matchesPattern } from '../../shared/optimizer.ts';
+import { matchesPattern } from '../../shared/name-pattern.ts';
 
 /**
  * A bound on the norm of each unit's incoming weights (Srebro and Shraibman 2005; Deep Learning §7.2): after an

@@ -14,17 +14,10 @@ import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Layout } from '../../shared/layout.ts';
 import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from '../../shared/memory.ts';
-import { decayRanges, normAndFinite } from '../../shared/optimizer.ts';
+import { normAndFinite } from '../../shared/optimizer.ts';
 import { type Average, type AverageState, averageBytes, createAverage } from './averaging.ts';
 import type { CompensationUse } from './compensation.ts';
-import {
-  type Clip,
-  createFusedOptimizer,
-  type FusedOptimizer,
-  optimizerBytes,
-  type Staged,
-  sumOfSquares,
-} from './fused.ts';
+import { type Clip, type FusedOptimizer, type Staged, sumOfSquares } from './fused.ts';
 import {
   gatheredBytes,
   isAdaptive,
@@ -32,6 +25,7 @@ import {
   type PushWeight,
   SentParameters,
 } from './gathered.ts';
+import { createRules, type GroupRules, rulesBytes } from './group-rules.ts';
 import { createKernels, type Decoding, type Kernels } from './kernels.ts';
 import {
   BYTES,
@@ -44,7 +38,7 @@ import {
   vectorAt,
 } from './landing-rooms.ts';
 import { type NormBound, normBounds, project } from './max-norm.ts';
-import { createOuter, gradientRule, outerBytes } from './outer.ts';
+import { createOuter, outerBytes } from './outer.ts';
 import { Snapshot, SnapshotPool } from './snapshot.ts';
 import type { StepOptions } from './step-options.ts';
 import {
@@ -84,7 +78,7 @@ export class Parameters {
   #lentCount = 0;
   /** Where it is encoded, when workers are sent it in bf16. */
   readonly #halves: Half[];
-  readonly #optimizer: FusedOptimizer;
+  readonly #optimizer: FusedOptimizer & { readonly groups?: GroupRules };
   /** For the results of local steps; null: workers take none. */
   readonly #outer: FusedOptimizer | null;
   readonly #bounds: readonly NormBound[];
@@ -123,6 +117,7 @@ export class Parameters {
       | 'consistency'
       | 'local'
       | 'outer'
+      | 'groups'
     >,
     { velocities, collected, sent }: VectorPlaces = NO_PLACES,
   ) {
@@ -133,7 +128,7 @@ export class Parameters {
     const payload = regionBytes(4 * exchangedSize);
     const fixed =
       regionBytes(4 * size) +
-      optimizerBytes(gradientRule(config), trainableSize, velocities) +
+      rulesBytes(config, trainableSize, velocities) +
       outerBytes(config, trainableSize) +
       averageBytes(config.averaging, exchangedSize) +
       gatheredBytes({ collected, sent }, config.consistency, layout) +
@@ -151,15 +146,8 @@ export class Parameters {
     this.#kernels = kernels;
     this.#encoders = createCompressionKernels(memory.memory);
     this.#now = vectorAt(memory, memory.take(4 * size), layout, size);
-    const decay = decayRanges(config.weightDecay, tensors);
     const room = { memory, kernels, theta: this.#now.address };
-    this.#optimizer = createFusedOptimizer(
-      gradientRule(config),
-      trainableSize,
-      decay,
-      room,
-      velocities,
-    );
+    this.#optimizer = createRules(config, layout, room, velocities);
     this.#outer = createOuter(config, trainableSize, room);
     this.#average = createAverage(config.averaging, exchangedSize, room);
     const gathered = { memory, kernels, layout };
@@ -618,6 +606,31 @@ export class Parameters {
     this.#changed();
   }
 
+  /**
+   * Goes on from parameters of the same model, of which other groups were frozen: all that both have is as it was there.
+   * Nothing may wait for its update. @param places that there are here: what has none is forgotten.
+   */
+  takeOver(before: Parameters, places: VectorPlaces): void {
+    const { layout: from } = before;
+    copyTensors(from, before.#now.values, this.layout, this.#own());
+    const { collected: _, velocities = [], squares = [], ...state } = before.state();
+    // The mean of parameters that did not move is what they are.
+    if (state.average && state.average.count > 0) {
+      const { values } = this.#average!;
+      values.set(this.#now.values.subarray(0, values.length));
+    }
+    this.restoreState({
+      ...state,
+      velocities: velocities.filter((slot) => slot <= places.velocities),
+      squares: squares.filter((slot) => slot <= places.sent),
+    });
+    const vectors = new Map(before.#state());
+    for (const [name, values] of this.#state()) {
+      const old = vectors.get(name);
+      if (old) copyTensors(from, old, this.layout, values);
+    }
+  }
+
   /** Continues from a checkpoint; the numbers of the `vectors` come before or after. */
   restoreState(state: ParametersState): void {
     for (const slot of state.velocities ?? []) this.#optimizer.velocity(slot);
@@ -626,6 +639,21 @@ export class Parameters {
     if (state.average) this.#average?.restore(state.average);
     this.#merges = state.merges;
     this.#changed();
+  }
+}
+
+/** Copies the tensors that two vectors have in common. @param values of prefixes of their layouts. */
+export function copyTensors(
+  from: Layout,
+  values: Float32Array,
+  to: Layout,
+  out: Float32Array,
+): void {
+  const places = new Map(from.tensors.map(({ name, offset }) => [name, offset]));
+  for (const { name, offset, size } of to.tensors) {
+    const start = places.get(name)!;
+    if (start + size > values.length || offset + size > out.length) continue;
+    out.set(values.subarray(start, start + size), offset);
   }
 }
 

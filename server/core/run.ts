@@ -1,6 +1,6 @@
 import { decodeFacts, isOfOlderRelease } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import { createLayout } from '../../shared/layout.ts';
+import { groupsOf, layoutWhile, mayThaw } from '../../shared/groups.ts';
 import type { Part, Phase } from '../../shared/protocol.ts';
 import type { Evaluation } from '../../shared/rest.ts';
 import {
@@ -46,8 +46,9 @@ import {
   mustBeTestable,
   validationCount,
 } from './run/evaluations.ts';
+import { fitGroups, frozenOf, takePlaces } from './run/groups.ts';
 import { isBelievable, learnLost, recallLost } from './run/lives.ts';
-import { openCheckpoint, openFork, openNew, openReplica, takePlaces } from './run/open.ts';
+import { openCheckpoint, openFork, openNew, openReplica } from './run/open.ts';
 import { Pushes } from './run/push.ts';
 import { nonFiniteText, nothingFiniteText, overflowText } from './run/reasons.ts';
 import type {
@@ -83,6 +84,8 @@ export class Run extends RunView {
   readonly #components: Components;
   readonly #pushes: Pushes;
   readonly #steps: RunSteps;
+  /** Some group is frozen up to a step. */
+  readonly #mayThaw: boolean;
   #events: RunEvent[] = [];
   #follower: RunFollower | null = null;
 
@@ -107,6 +110,7 @@ export class Run extends RunView {
       diverged: (reason) => this.#diverged(reason),
     });
     this.#steps = this.#pushes.steps;
+    this.#mayThaw = mayThaw(options.config);
   }
 
   /**
@@ -195,7 +199,8 @@ export class Run extends RunView {
     const fields = this.#fields;
     const { vector } = this.#components;
     this.mustBeTrusted(worker);
-    const layout = createLayout(join.tensors);
+    const frozen = vector.parameters ? vector.frozen : frozenOf(this.inside);
+    const layout = layoutWhile(join.tensors, groupsOf(this.config), frozen);
     const facts = join.facts ? decodeFacts(payload) : null;
     mustAgree(this.inside, { experimentHash, layout, data, facts });
     if (join.seen && isBelievable(fields, join.seen)) this.#learnLost(join.seen);
@@ -204,8 +209,8 @@ export class Run extends RunView {
     fields.facts ??= facts;
     fields.errorMeasure ??= errorMeasure ?? null;
     if (!vector.parameters) {
-      takePlaces(this.inside, vector.place(layout));
-      vector.createParts(join.tensors);
+      takePlaces(this.inside, vector.place(join.tensors, frozenOf(this.inside)));
+      vector.createParts();
     }
     if (fields.phase === 'waiting' && !fields.grant) {
       if (this.hasParameters) this.#begin();
@@ -333,6 +338,7 @@ export class Run extends RunView {
   /** What is due after an applied push: an evaluation, the end of a phase. */
   #afterStep(): void {
     const fields = this.#fields;
+    if (this.#mayThaw && fitGroups(this.inside)) this.#wake();
     fields.ending = endingOf(this.inside) ?? fields.ending;
     const at = evaluationStepOf(this.inside);
     if (at >= fields.nextEvaluation) {
@@ -473,6 +479,7 @@ export class Run extends RunView {
     takeBackAll(this.inside);
     this.#components.leases = leasesOf(this.inside, options.part, options.epochs);
     fields.nextEvaluation = evaluateEveryOf(this.inside);
+    fitGroups(this.inside);
     this.#setPhase(phase, options.reason);
   }
 

@@ -1,4 +1,5 @@
-import type { RunConfig, ScheduleConfig } from '../../shared/config.ts';
+import type { RunConfig } from '../../shared/config.ts';
+import type { ScheduleConfig } from '../../shared/schedule-config.ts';
 
 /** How the learning rate changes over the updates of a phase. */
 export interface Schedule {
@@ -31,10 +32,7 @@ export function createSchedule(
   let state: ScheduleState = { factor: 1, best: null, sinceBest: 0 };
   return {
     rate(step) {
-      // Warm-up multiplies, so that the rate joins its schedule without a jump. Its steps are
-      // numbered from 1: a first step at rate 0 would waste a minibatch.
-      const warm = step < warmupSteps ? (step + 1) / (warmupSteps + 1) : 1;
-      return learningRate * warm * factorAt(config, step, state.factor);
+      return learningRate * warmUpAt(step, warmupSteps) * factorAt(config, step, state.factor);
     },
     observe(value) {
       if (config.kind !== 'plateau') return 'kept';
@@ -59,7 +57,15 @@ export function createSchedule(
   };
 }
 
-function factorAt(config: ScheduleConfig, step: number, plateau: number): number {
+/**
+ * Warm-up multiplies, so that the rate joins its schedule without a jump. Its steps are numbered from 1: a first step at
+ * rate 0 would waste a minibatch.
+ */
+export const warmUpAt = (step: number, warmupSteps: number): number =>
+  step < warmupSteps ? (step + 1) / (warmupSteps + 1) : 1;
+
+/** @param plateau what `plateau` has left of the rate. */
+export function factorAt(config: ScheduleConfig, step: number, plateau: number): number {
   switch (config.kind) {
     case 'constant':
       return 1;

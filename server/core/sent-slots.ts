@@ -52,6 +52,13 @@ export class SentSlots {
   /** @param count of slots that there is room for. */
   place(count: number): void {
     this.#count = count;
+    // Another layout may leave less room.
+    for (const [slot, worker] of this.#ownerOf) {
+      if (slot <= count) continue;
+      this.#ownerOf.delete(slot);
+      this.#slotOf.delete(worker);
+      this.#sent.delete(worker);
+    }
   }
 
   /**

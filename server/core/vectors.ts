@@ -5,11 +5,10 @@ import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { localOf } from '../../shared/local-steps.ts';
 import { MEMORY_BYTES_MAX, regionBytes } from '../../shared/memory.ts';
-import { velocitySymbol } from '../../shared/optimizer.ts';
 import { averageBytes, averageSymbols } from './averaging.ts';
-import { optimizerBytes, optimizerSymbols } from './fused.ts';
 import { placesUsed, vectorsPerSlot } from './gathered.ts';
-import { gradientRule, outerBytes, outerSymbols } from './outer.ts';
+import { hasMomentum, rulesBytes, stateSymbols } from './group-rules.ts';
+import { outerBytes, outerSymbols } from './outer.ts';
 
 /** The vectors of a run: their names in a checkpoint, their sizes, and what they and payloads take. */
 
@@ -29,7 +28,10 @@ export const named = (owner: Owner, slots: Readonly<Record<string, Float32Array>
   ]);
 
 /** What of a configuration says which vectors there are. */
-type VectorConfig = Pick<RunConfig, 'optimizer' | 'averaging' | 'consistency' | 'local' | 'outer'>;
+type VectorConfig = Pick<
+  RunConfig,
+  'optimizer' | 'averaging' | 'consistency' | 'local' | 'outer' | 'groups'
+>;
 
 /** Vectors beside the parameters that a run needs room for. */
 export interface VectorPlaces {
@@ -46,7 +48,7 @@ export const NO_PLACES: VectorPlaces = { velocities: 0, collected: 0, sent: 0 };
  * The same on all shards of a run. @param layout of the whole model.
  * @throws DownpourError DP_LAYOUT_INVALID: it is too large for an aggregate that keeps each push.
  */
-export function vectorPlaces(config: VectorConfig, layout: Layout): VectorPlaces {
+export function placesOf(config: VectorConfig, layout: Layout): VectorPlaces {
   const { consistency } = config;
   const velocities = velocityCount(config, layout);
   const left = bytesLeft(config, layout);
@@ -83,7 +85,7 @@ function bytesLeft(
 ): number {
   const others =
     regionBytes(4 * size) +
-    optimizerBytes(gradientRule(config), trainableSize) +
+    rulesBytes(config, trainableSize) +
     outerBytes(config, trainableSize) +
     averageBytes(config.averaging, exchangedSize) +
     // The payload, and room for a few pushes and answers.
@@ -100,7 +102,7 @@ export function velocityCount(config: VectorConfig, layout: Layout): number {
   const isUsed = correction === 'auto' || correction === 'lookahead';
   // With local steps momentum stays on the workers.
   if (!isUsed || localOf(config) || collects(config.consistency)) return 0;
-  if (velocitySymbol(config.optimizer.kind) === null) return 0;
+  if (!hasMomentum(config)) return 0;
   const bytes = Math.min(LIMITS.velocityBytesMax, bytesLeft(config, layout));
   const count = Math.floor(bytes / regionBytes(4 * layout.trainableSize));
   // One for all would be no other than the common one.
@@ -125,7 +127,7 @@ export function vectorSizes(
 ): Map<string, number> {
   const { averaging, consistency } = config;
   const sizes = new Map([[VECTOR, size]]);
-  for (const symbol of optimizerSymbols(gradientRule(config))) {
+  for (const symbol of stateSymbols(config)) {
     sizes.set(stateName('optimizer', symbol), trainableSize);
   }
   for (const symbol of outerSymbols(config)) sizes.set(stateName('outer', symbol), trainableSize);

@@ -87,6 +87,7 @@ export class WorkerAnswers {
       evaluation: work?.evaluation ?? null,
       encoding: payload?.encoding ?? 'f32',
       ...(work?.local && { local: work.local }),
+      ...(run.frozenGroups && { frozen: [...run.frozenGroups] }),
       pull: work?.pull ?? null,
     };
     if (!payload) {

@@ -46,9 +46,9 @@ import {
   aheadOf,
   hasExperiment,
   helloBytes,
+  keyOf,
   mayServeOthers,
   missingExperiments,
-  workerKey,
 } from './suitability.ts';
 
 /** What a session needs of the server. */
@@ -430,7 +430,7 @@ export class WorkerSession {
     // It is kept as long as the connection lasts.
     this.#helloBytes = helloBytes(hello);
     this.#fleet.line.memory.change(this.#desk.account, this.#helloBytes);
-    this.#key = workerKey(hello, this.holder);
+    this.#key = keyOf(hello, this.holder);
     this.#pushCall = new PushCall(this.#key);
     this.#assignCall = new AssignCall(this.#key, this.#answers.sent);
     this.#fleet.workers.welcome(this);
@@ -599,7 +599,8 @@ export class WorkerSession {
     if (assignment.kind === 'initialise') {
       const { grant, seed } = assignment;
       run.vector.grantParts(this.id, grant);
-      this.#answers.send({ type: 'initialise', run: run.id, grant, seed });
+      const frozen = run.frozenGroups ? { frozen: [...run.frozenGroups] } : {};
+      this.#answers.send({ type: 'initialise', run: run.id, grant, seed, ...frozen });
     } else if (assignment.kind === 'end') {
       this.end(run);
       this.#dismiss();

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import { BUNDLE_HEADER } from '../../shared/bundle.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
+import { GROUPS_HEADER, groupsOf } from '../../shared/groups.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { LOCAL_STEPS_HEADER, localOf } from '../../shared/local-steps.ts';
 import type { Hello } from '../../shared/protocol.ts';
@@ -12,7 +13,7 @@ import type { Run } from '../core/run.ts';
 /** Which runs a worker can serve, by what its `hello` says. */
 
 /** What tells a worker's pushes from all others': its name, its process, and whose token it has, if there are tokens. */
-export function workerKey({ worker, incarnation }: Hello, holder: string | null): string {
+export function keyOf({ worker, incarnation }: Hello, holder: string | null): string {
   if (holder === null) return `${worker}/${incarnation}`;
   return `${worker}/${incarnation}/${createHash('sha256').update(holder).digest('hex').slice(0, 16)}`;
 }
@@ -64,6 +65,8 @@ export interface Abilities {
   readonly bundles: boolean | null;
   /** It takes several steps between two exchanges. */
   readonly localSteps: boolean;
+  /** It knows groups of parameters. */
+  readonly groups: boolean;
 }
 
 /** @param headers of the handshake. */
@@ -74,15 +77,23 @@ export function abilitiesOf(
   return {
     bundles: bundles === undefined ? null : bundles === 'yes',
     localSteps: headers[LOCAL_STEPS_HEADER] === 'yes',
+    groups: headers[GROUPS_HEADER] === 'yes',
   };
 }
 
 /** What a worker cannot do that the run needs; null: it can do all. */
 export function lackOf(
-  { localSteps }: Abilities,
+  { localSteps, groups: knowsGroups }: Abilities,
   { id, config }: Pick<Run, 'id' | 'config'>,
 ): DownpourError | null {
   const local = localOf(config);
+  const groups = groupsOf(config);
+  if (groups && !knowsGroups) {
+    return new DownpourError(
+      'DP_PROTOCOL_VERSION',
+      `run '${id}' has groups of parameters (${Object.keys(groups).join(', ')}), and this worker does not know them: it is in a browser, of an older release or of another program; start \`downpour work\` of this release, or create the run without groups`,
+    );
+  }
   if (!local || localSteps) return null;
   return new DownpourError(
     'DP_PROTOCOL_VERSION',

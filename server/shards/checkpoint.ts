@@ -1,6 +1,7 @@
 import { type OpenTensors, openTensors, type StreamedTensor } from '../../files/checkpoint.ts';
-import { createLayout, type Layout } from '../../shared/layout.ts';
+import { type Layout, layoutSpecs } from '../../shared/layout.ts';
 import { type Range, rangeLayout } from '../../shared/partition.ts';
+import { layoutOfState } from '../core/run/groups.ts';
 import type { RunState } from '../core/run/state.ts';
 import { RESTORED_BEST } from '../core/run/vector.ts';
 import type { Run } from '../core/run.ts';
@@ -74,13 +75,14 @@ export async function restoreShards(
   try {
     if (!state.tensors || !state.parameters || state.initialisations === 0) return [];
     const { id: run, config } = state.options;
-    const layout = createLayout(state.tensors);
+    const layout = layoutOfState(state)!;
+    const tensors = layoutSpecs(layout);
     const ranges = rangesOf(layout, pool.count);
     const sizes = vectorSizes(config, layout, state.parameters);
     if (state.best) sizes.set(BEST, layout.exchangedSize);
     for (let index = 1; index < ranges.length; index++) {
       const range = ranges[index]!;
-      pool.tellOne(index, { kind: 'create', run, tensors: state.tensors, config });
+      pool.tellOne(index, { kind: 'create', run, tensors, config });
       for (const [name, size] of sizes) {
         for await (const { start, values } of readRange(file, layout, name, size, range)) {
           pool.tellOne(index, { kind: 'write', run, name, start: start - range.start }, values);

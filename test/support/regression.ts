@@ -3,6 +3,8 @@ import { Run } from '../../server/core/run.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { encodeFacts, packTransform } from '../../shared/data-facts.ts';
+import { groupsOf, layoutWhile } from '../../shared/groups.ts';
+import { createLayout, type PlacedTensor } from '../../shared/layout.ts';
 import {
   type Acknowledgement,
   type DataSummary,
@@ -126,6 +128,15 @@ export class VirtualWorker {
   readonly #problem: Problem;
   #sequence = 0;
   #read: { step: number; generation: number; theta: Float32Array } | null = null;
+  /** All tensors in the order of `TENSORS`, the frozen ones as they were sent last. */
+  readonly #known = new Float32Array(EXCHANGED + 1);
+  /** Elements of each payload that was pulled, and of each that was pushed. */
+  /** The layout of what it was sent last. */
+  #placed: readonly (PlacedTensor & { readonly own: number })[] = [];
+  #exchangedSize = 0;
+  #placedFor = 'nothing';
+  readonly pulled: number[] = [];
+  readonly pushed: number[] = [];
   #leases: Lease[] = [];
   readonly acknowledgements: Acknowledgement[] = [];
   /** Each minibatch whose push was applied, as `epoch:start:part`. */
@@ -160,16 +171,19 @@ export class VirtualWorker {
     if (assignment.kind === 'initialise') {
       const draw = random(assignment.seed, STREAMS.parameters);
       const values = Float32Array.from({ length: EXCHANGED + 1 }, () => draw.normal() * 0.1);
+      this.#known.set(values);
+      this.#place();
       this.#run.call(
         { call: 'initialised', worker: this.key, grant: assignment.grant, now },
-        bytesOf(values),
+        bytesOf(this.#packed(values, EXCHANGED + 1)),
       );
       return true;
     }
     if (assignment.kind !== 'work') return false;
     if (assignment.evaluation) {
       const { id, part } = assignment.evaluation;
-      const loss = measuredOf(lossOf(this.#problem, part, floatsOf(assignment.payload!.bytes)));
+      const theta = this.#took(floatsOf(assignment.payload!.bytes));
+      const loss = measuredOf(lossOf(this.#problem, part, theta));
       const examples = range(this.#problem, part).count;
       this.#run.call({
         call: 'evaluated',
@@ -190,10 +204,45 @@ export class VirtualWorker {
     this.#read = {
       step: assignment.step,
       generation: this.#run.generation,
-      theta: floatsOf(assignment.payload!.bytes).slice(),
+      theta: this.#took(floatsOf(assignment.payload!.bytes)),
     };
     this.#leases = assignment.leases;
     return true;
+  }
+
+  /** Where each tensor is in what is exchanged, and in the order of `TENSORS`. */
+  #place(): void {
+    const frozen = String(this.#run.frozenGroups);
+    if (frozen === this.#placedFor) return;
+    this.#placedFor = frozen;
+    const groups = groupsOf(this.#run.config);
+    const own = createLayout(TENSORS).tensors;
+    const layout = layoutWhile(TENSORS, groups, this.#run.frozenGroups ?? []);
+    this.#exchangedSize = layout.exchangedSize;
+    this.#placed = layout.tensors.map((tensor) => ({
+      ...tensor,
+      own: own.find(({ name }) => name === tensor.name)!.offset,
+    }));
+  }
+
+  /** @returns trainable tensors and statistics, as a model without groups has them. */
+  #took(payload: Float32Array): Float32Array {
+    this.pulled.push(payload.length);
+    this.#place();
+    for (const { offset, size, own } of this.#placed) {
+      if (offset >= payload.length) continue;
+      this.#known.set(payload.subarray(offset, offset + size), own);
+    }
+    return this.#known.slice(0, EXCHANGED);
+  }
+
+  /** @param size elements of the beginning of the vector. */
+  #packed(values: Float32Array, size: number): Float32Array {
+    const packed = new Float32Array(size);
+    for (const { offset, size: count, own } of this.#placed) {
+      if (offset < size) packed.set(values.subarray(own, own + count), offset);
+    }
+    return packed;
   }
 
   /** Computes and pushes one minibatch at the parameters that were pulled last. */
@@ -202,8 +251,10 @@ export class VirtualWorker {
     const read = this.#read;
     if (!lease || !read) return null;
     const seed = this.#run.config.seed;
-    const { payload, loss } = gradientOf(this.#problem, seed, lease, read.theta);
-    change?.(payload);
+    const { payload: gradient, loss } = gradientOf(this.#problem, seed, lease, read.theta);
+    change?.(gradient);
+    const payload = this.#packed(gradient, this.#exchangedSize);
+    this.pushed.push(payload.length);
     const header = this.tell({
       type: 'push',
       run: this.#run.id,

@@ -1,13 +1,13 @@
 import fc from 'fast-check';
 import { afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { resolveConfig } from '../../shared/config.ts';
+import { matchesPattern } from '../../shared/name-pattern.ts';
 import {
   clipByNorm,
   clipByValue,
   createOptimizer,
   type DecayRange,
   decayRanges,
-  matchesPattern,
   normAndFinite,
 } from '../../shared/optimizer.ts';
 import type { OptimizerConfig } from '../../shared/optimizer-config.ts';

@@ -1,7 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { createSchedule, momentumAt } from '../../server/core/schedule.ts';
-import { resolveConfig, type ScheduleConfig } from '../../shared/config.ts';
+import { resolveConfig } from '../../shared/config.ts';
+import type { ScheduleConfig } from '../../shared/schedule-config.ts';
 
 const at = (config: ScheduleConfig, step: number, warmupSteps = 0) =>
   createSchedule(config, { learningRate: 0.2, warmupSteps }).rate(step);

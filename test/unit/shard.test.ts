@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { rangesOf } from '../../server/core/shard.ts';
-import { checkShardCommand, type ShardCommand } from '../../server/core/shard-command.ts';
+import { checkCommand, type ShardCommand } from '../../server/core/shard-command.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';
 import { partition } from '../../shared/partition.ts';
@@ -309,16 +309,10 @@ describe('a checkpoint', () => {
     const session = '0123456789abcdef';
     for (const command of [...first.told, ...two!.told]) {
       const told: ShardCommand = 'session' in command ? { ...command, session } : command;
-      checkShardCommand(told);
+      checkCommand(told);
     }
     const state = saved.state.parameters!;
-    checkShardCommand({
-      kind: 'restore',
-      run: 'r',
-      state,
-      best: null,
-      workers: [],
-    } as ShardCommand);
+    checkCommand({ kind: 'restore', run: 'r', state, best: null, workers: [] } as ShardCommand);
   });
 
   test.each([
@@ -346,15 +340,9 @@ describe('a checkpoint', () => {
     const session = '0123456789abcdef';
     for (const command of [...first.told, ...second.told]) {
       const told: ShardCommand = 'session' in command ? { ...command, session } : command;
-      checkShardCommand(told);
+      checkCommand(told);
     }
     const state = saved.state.parameters!;
-    checkShardCommand({
-      kind: 'restore',
-      run: 'r',
-      state,
-      best: null,
-      workers: [],
-    } as ShardCommand);
+    checkCommand({ kind: 'restore', run: 'r', state, best: null, workers: [] } as ShardCommand);
   });
 });

@@ -78,11 +78,11 @@ export async function checkThroughput(
       break;
     }
   }
-  return judgeThroughput(timings, config.minibatchSize, why, prepared.train.count);
+  return judge(timings, config.minibatchSize, why, prepared.train.count);
 }
 
 /** @param examples of the training part. */
-export function judgeThroughput(
+export function judge(
   timings: readonly SizeTiming[],
   minibatchSize: number,
   why: string,

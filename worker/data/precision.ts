@@ -1,7 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { type Column, columnName, elementAt, isFloat, rowSize } from './columns.ts';
 import type { Examples } from './examples.ts';
-import { type InputTransform, type Lines, meanAndDeviation, transformLines } from './transform.ts';
+import { type InputTransform, type Lines, linesOf, momentsOf } from './transform.ts';
 
 /**
  * Models compute with float32, which keeps 24 bits of a number. A column is refused if this would remove the
@@ -58,14 +58,14 @@ export function mustFitFloat32(parts: readonly NamedExamples[], transform: Input
     mustKeepDifferences(
       'inputs',
       inputs,
-      transformLines(transform, rowSize(first)),
+      linesOf(transform, rowSize(first)),
       scaled ? null : advice,
     );
   }
   const target = targets[0]!.column;
   if (!isFloat32(target)) {
     const recode = 'in data(), subtract an offset from the target, its mean for example';
-    mustKeepDifferences('targets', targets, transformLines(NOTHING, rowSize(target)), recode);
+    mustKeepDifferences('targets', targets, linesOf(NOTHING, rowSize(target)), recode);
   }
 }
 
@@ -97,9 +97,9 @@ function mustKeepDifferences(
     const rounding = roundingOf(column, lines, where);
     if (advice === null || rounding.every((error) => error === 0)) continue;
     const size = rowSize(train);
-    deviation ??= meanAndDeviation(train.values, size).deviation;
+    deviation ??= momentsOf(train.values, size).deviation;
     // A value of another part may be far outside; it must differ from others there to be lost.
-    const here = column === train ? deviation : meanAndDeviation(column.values, size).deviation;
+    const here = column === train ? deviation : momentsOf(column.values, size).deviation;
     for (const [f, error] of rounding.entries()) {
       if (here[f] === 0) continue;
       const raw = Math.max(deviation[f]!, here[f]!);
@@ -175,7 +175,7 @@ export function roundedColumns(column: Column): RoundedColumn[] {
     const most = some.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
     // Whole numbers up to 2²⁴ are float32 numbers.
     if (most <= 2 ** 24 && some.every(Number.isInteger)) continue;
-    const deviation = meanAndDeviation(some, 1).deviation[0]!;
+    const deviation = momentsOf(some, 1).deviation[0]!;
     const spacing = 2 ** (Math.floor(Math.log2(most)) - 23);
     const share = spacing / Math.sqrt(12) / deviation;
     if (!(deviation > 0 && share > ROUNDING_SHARE)) continue;

@@ -16,7 +16,7 @@ export function fitTransform(inputs: Column, kind: InputTransform['kind']): Inpu
   }
   const scale = inputs.values instanceof Uint8Array ? 1 / 255 : 1;
   if (kind === 'none') return { kind, scale, mean: [], deviation: [] };
-  const moments = meanAndDeviation(inputs.values, kind === 'global' ? 1 : rowSize(inputs));
+  const moments = momentsOf(inputs.values, kind === 'global' ? 1 : rowSize(inputs));
   moments.deviation.forEach((deviation, f) => {
     const mean = moments.mean[f]!;
     const divides = deviation === 0 || Number.isFinite(1 / (deviation * scale));
@@ -41,7 +41,7 @@ export function fitTransform(inputs: Column, kind: InputTransform['kind']): Inpu
  * never varies has deviation 0 exactly. Sums are of differences from the first value: a million times in ms, 1.7e12
  * each, would add up to more than float64 counts.
  */
-export function meanAndDeviation(
+export function momentsOf(
   values: ArrayLike<number>,
   size: number,
 ): { mean: number[]; deviation: number[] } {
@@ -148,7 +148,7 @@ export interface Lines {
 }
 
 /** The transform, told for each of `size` numbers. */
-export function transformLines(transform: InputTransform, size: number): Lines {
+export function linesOf(transform: InputTransform, size: number): Lines {
   const { scale, mean, inverse } = scalerOf(transform);
   const all = (numbers: Float64Array) =>
     numbers.length === size ? numbers : new Float64Array(size).fill(numbers[0]!);

@@ -1,7 +1,6 @@
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { STREAMS } from '../../shared/random.ts';
-import { carriedWeights } from '../carried.ts';
 import { sizeOf } from '../data/columns.ts';
 import type { Minibatch } from '../data/examples.ts';
 import type { Experiment, FunctionModel } from '../experiment.ts';
@@ -29,11 +28,10 @@ import { asRows, read, sidesOf, type Tensors, tensorsOf, zerosOf } from './tenso
  */
 export async function buildInstance(
   experiment: Experiment,
-  config: Pick<RunConfig, 'hyperparameters'> & Partial<RunConfig>,
+  { hyperparameters }: Pick<RunConfig, 'hyperparameters'>,
   data: DataShape,
   seed: number,
 ): Promise<Instance> {
-  const { hyperparameters } = config;
   const release = seedRandom(seed, STREAMS.parameters);
   let built: unknown;
   try {
@@ -63,12 +61,7 @@ export async function buildInstance(
     throw invalid(`tensor '${name}' of the model is ${variable.dtype}; all must be float32`);
   }
   try {
-    if (experiment.objective) {
-      const { carried } = experiment;
-      const args = { seed, hyperparameters, inputShape: [...data.inputShape] };
-      const weights = carried ? carriedWeights(carried, args, config) : [];
-      return { ...own, weights: [...own.weights, ...weights], outputShape: [] };
-    }
+    if (experiment.objective) return { ...own, outputShape: [] };
     return { ...own, outputShape: checkPredictions(experiment, own, data) };
   } catch (error) {
     disposeInstance(own);

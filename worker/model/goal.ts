@@ -20,8 +20,8 @@ export interface TrainingValues {
   readonly loss: Tensor;
   /** One for each trained tensor, by name; null: they are those of the loss. */
   readonly gradients: Readonly<Record<string, Tensor>> | null;
-  /** What the next minibatch gets, in the order of the layout. */
-  readonly carried: readonly Tensor[];
+  /** The losses that `loss` is the sum of, where they have names: one may have the name of a group. */
+  readonly named?: Readonly<Record<string, Tensor>>;
 }
 
 export interface GoalCall {
@@ -42,7 +42,7 @@ export function goalOfMeasures(
     train({ instance, fields, noise }) {
       const { inputs, targets } = sidesOf(fields, data);
       const loss = trainingLoss(targets, instance.predict(inputs, true, noise));
-      return { loss, gradients: null, carried: [] };
+      return { loss, gradients: null };
     },
     measure({ instance, fields }) {
       const { inputs, targets } = sidesOf(fields, data);

@@ -9,8 +9,8 @@ export interface ModelWeight extends TensorSpec {
   readonly variable: Variable;
   /** For statistics of a model that an objective applies: how often it did so in the last step. */
   readonly calls?: () => number;
-  /** It is carried from minibatch to minibatch: the last of the statistics. */
-  readonly isCarried?: boolean;
+  /** Sets, for statistics of a layer, whether it normalises by them in training too, and leaves them alone. */
+  readonly freeze?: (frozen: boolean) => void;
 }
 
 /** One model of an experiment with an objective. */
@@ -60,8 +60,9 @@ export function placeWeights(layout: Layout, weights: readonly ModelWeight[]): P
         `when the model is built again, its tensor '${tensor.name}' is different: model() must build the same tensors for every seed`,
       );
     }
-    const { variable, calls, isCarried } = weight;
-    return { ...tensor, variable, ...(calls && { calls }), ...(isCarried && { isCarried }) };
+    const { variable, calls, freeze } = weight;
+    freeze?.(tensor.role === 'frozen');
+    return calls ? { ...tensor, variable, calls } : { ...tensor, variable };
   });
 }
 

@@ -62,6 +62,10 @@ export function layersPart(
       const name = uniqueName(`${prefix}${path}/${weight.originalName.split('/').at(-1)}`, names);
       const variable = weight.read() as Variable;
       const spec = { name, shape: variable.shape, variable };
+      const freeze = (frozen: boolean) => {
+        if (frozen) frozenByGroup.add(layer);
+        else frozenByGroup.delete(layer);
+      };
       const { momentum } = layer as unknown as { momentum: number };
       if (trainableWeights.has(weight)) weights.push({ ...spec, role: 'trainable' });
       else if (normalises && isActive(layer)) {
@@ -69,6 +73,7 @@ export function layersPart(
           ...spec,
           role: 'statistics',
           momentum,
+          freeze,
           ...(counted ? { calls: () => calls } : {}),
         });
       } else weights.push({ ...spec, role: 'frozen' });
@@ -233,11 +238,16 @@ function adaptNormalisation(layer: Layer, path: string, trained: Set<LayerWeight
       throw invalid(`layer '${path}' has momentum ${momentum}; allowed: from 0, below 1`);
     }
     activeNormalisations.add(layer);
+    const call = layer.call.bind(layer);
+    layer.call = (inputs, kwargs) =>
+      call(inputs, frozenByGroup.has(layer) ? { ...kwargs, training: false } : kwargs);
     return;
   }
   const call = layer.call.bind(layer);
   layer.call = (inputs, kwargs) => call(inputs, { ...kwargs, training: false });
 }
+/** Those whose averages belong to a group that is frozen now. */
+const frozenByGroup = new WeakSet<Layer>();
 
 /**
  * The layers that hold weights, innermost first found, each with a stable path. tfjs numbers layers

@@ -1,3 +1,4 @@
+import { groupOf, type ParameterGroups } from '../../shared/groups.ts';
 import type { Layout } from '../../shared/layout.ts';
 import { sizeOf } from '../data/columns.ts';
 import type { Minibatch } from '../data/examples.ts';
@@ -5,11 +6,11 @@ import { discard } from '../discard.ts';
 import type { Fed, Graphs, Opened } from '../graph.ts';
 import { drawNoise, type NoiseSource, withSeed } from '../noise.ts';
 import { type Scalar, type Tensor, tf } from '../tf.ts';
-import { type DataShape, hasInputs, hasTargets } from './data-shape.ts';
+import { type DataShape, hasInputs, hasTargets, invalid } from './data-shape.ts';
 import type { Goal, TrainingValues } from './goal.ts';
 import type { Instance, PlacedWeight } from './instance.ts';
 import type { LoadedParameters } from './loaded.ts';
-import { countOf, fieldTensors, flatten, read } from './tensors.ts';
+import { countOf, fieldsOf, flatten, read } from './tensors.ts';
 
 export interface Step {
   /** Mean over the minibatch, without regularisation; may be NaN or infinite. */
@@ -27,6 +28,8 @@ export interface StepsOptions {
   readonly goal: Goal;
   /** Null: operation by operation. */
   readonly graphs: Graphs | null;
+  /** Null: the run has none. */
+  readonly groups: ParameterGroups | null;
 }
 
 /** Gradients of minibatches at the parameters loaded. Nothing else calls `variableGrads`. */
@@ -36,13 +39,15 @@ export class ModelSteps {
   readonly #parameters: LoadedParameters;
   readonly #goal: Goal;
   readonly #graphs: Graphs | null;
+  readonly #groups: ParameterGroups | null;
   readonly #zeros = new Zeros();
   /** What the last step computed by operations did in JavaScript that no graph has; '': nothing. */
   #hostReads = '';
   /** The engines whose tensors do not share their memory with what is read of them. */
   readonly #readsCopies = ['tensorflow', 'wasm'].includes(tf.getBackend());
 
-  constructor({ layout, data, parameters, goal, graphs }: StepsOptions) {
+  constructor({ layout, data, parameters, goal, graphs, groups }: StepsOptions) {
+    this.#groups = groups;
     this.#layout = layout;
     this.#data = data;
     this.#parameters = parameters;
@@ -69,7 +74,7 @@ export class ModelSteps {
     const gradient = values.subarray(0, this.#layout.exchangedSize);
     for (const weight of this.#parameters.weights) {
       const { role, offset, size, momentum, calls } = weight;
-      if (role !== 'statistics' || weight.isCarried) continue;
+      if (role !== 'statistics') continue;
       const times = calls?.() ?? 1;
       if (times === 0) {
         // An objective that did not apply the model has not measured it.
@@ -95,13 +100,13 @@ export class ModelSteps {
     this.#zeros.dispose();
   }
 
-  /** What is fed to a step besides the minibatch: weights, what is carried, and zeros of these shapes for statistics. */
+  /** What is fed to a step besides the minibatch: weights, and zeros of these shapes for statistics. */
   #given(): readonly PlacedWeight[] {
-    return this.#parameters.weights.filter((weight) => !isMeasured(weight));
+    return this.#parameters.weights.filter(({ role }) => role !== 'statistics');
   }
 
   #zeroShapes(): (readonly number[])[] {
-    const statistics = this.#parameters.weights.filter(isMeasured);
+    const statistics = this.#parameters.weights.filter(({ role }) => role === 'statistics');
     return [...new Map(statistics.map(({ shape }) => [String(shape), shape])).values()];
   }
 
@@ -129,7 +134,7 @@ export class ModelSteps {
   /** A step, with tensors of what `#feedsOf` gives, in the same order. */
   #open(instance: Instance, minibatch: Minibatch): Opened {
     this.#parameters.upload();
-    const fields = fieldTensors(minibatch, this.#data);
+    const fields = fieldsOf(minibatch, this.#data);
     const variables = this.#given().map(({ variable }) => variable);
     const zeros = this.#zeroShapes().map((shape) => this.#zeros.of(shape).tensor);
     return {
@@ -153,13 +158,15 @@ export class ModelSteps {
     return tf.tidy(() => {
       const { weights, step } = this.#parameters;
       const trained = weights.filter(({ role }) => role === 'trainable');
-      const statistics = weights.filter(isMeasured);
+      const statistics = weights.filter(({ role }) => role === 'statistics');
       // From 0, one update leaves (1 − momentum) times the minibatch's own value.
       for (const { variable, shape } of statistics) variable.assign(this.#zeros.of(shape).tensor);
       const train = () => this.#goal.train({ instance, fields, noise, onHost, step });
-      const { loss, grads, carried } = this.#goal.givesGradients
+      const { loss, grads, kept } = this.#goal.givesGradients
         ? givenGradients(train, instance, trained)
-        : lossGradients(train, instance, trained);
+        : this.#groups
+          ? groupGradients(train, instance, trained, this.#groups)
+          : lossGradients(train, instance, trained);
       const parts = trained.map(({ variable, shape }) =>
         // An objective may leave a model out. Its zeros are made anew: a graph has them as a constant.
         flatten(
@@ -168,26 +175,22 @@ export class ModelSteps {
         ),
       );
       for (const { variable } of statistics) parts.push(flatten(variable));
-      for (const tensor of carried) parts.push(flatten(tensor));
       const result = tf.concat1d([...parts, flatten(loss)]);
-      tf.dispose([loss, ...carried]);
+      loss.dispose();
+      for (const tensor of kept ?? []) tensor.dispose();
       this.#parameters.restoreStatistics();
       return result;
     });
   }
 }
 
-/** What a step measures, unlike what it is given and passes on. */
-const isMeasured = ({ role, isCarried }: PlacedWeight): boolean =>
-  role === 'statistics' && !isCarried;
-
 interface Gradients {
   /** Without regularisation, of shape []. */
   readonly loss: Tensor;
   /** By the names that TensorFlow.js has for the variables; one may be missing. */
   readonly grads: Readonly<Record<string, Tensor>>;
-  /** What the next minibatch gets, in the order of the layout. */
-  readonly carried: readonly Tensor[];
+  /** Those that must be disposed of. */
+  readonly kept?: readonly Tensor[];
 }
 
 /** The gradient of the loss and of the losses of regularised layers. */
@@ -197,11 +200,9 @@ function lossGradients(
   trained: readonly PlacedWeight[],
 ): Gradients {
   let mean: Tensor | null = null;
-  let next: readonly Tensor[] = [];
   const { value, grads } = tf.variableGrads(
     () => {
-      const { loss, carried } = train();
-      next = carried.map((tensor) => tf.keep(tensor.clone()));
+      const { loss } = train();
       const penalties = instance.penalties();
       if (penalties.length === 0) return loss as Scalar;
       mean = tf.keep(loss.clone());
@@ -209,8 +210,66 @@ function lossGradients(
     },
     trained.map(({ variable }) => variable),
   );
-  return { loss: mean ?? value, grads, carried: next };
+  return { loss: mean ?? value, grads };
 }
+
+/**
+ * The same, where a loss that has the name of a group reaches the parameters of this group alone: so a generator and a
+ * discriminator are trained in one step, by one pass forward.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: such a loss does not depend on its group.
+ */
+function groupGradients(
+  train: () => TrainingValues,
+  instance: Instance,
+  trained: readonly PlacedWeight[],
+  groups: ParameterGroups,
+): Gradients {
+  const kept: Tensor[] = [];
+  const grads: Record<string, Tensor> = {};
+  let mean!: Tensor;
+  // While its function runs, the tape of the pass forward is open: each call within goes back over it once.
+  tf.engine().gradients(
+    () => {
+      const { loss, named = {} } = train();
+      mean = tf.keep(loss.clone());
+      const penalties = instance.penalties().map((p) => tf.reshape(p, []));
+      const own = Object.keys(named).filter((name) => Object.hasOwn(groups, name));
+      const others = Object.entries(named).flatMap(([name, each]) =>
+        own.includes(name) ? [] : each,
+      );
+      const common = [...(own.length === 0 ? [loss] : others), ...penalties];
+      const ownerOf = ({ name }: PlacedWeight) => {
+        const group = groupOf(name, groups);
+        return group !== null && own.includes(group) ? group : null;
+      };
+      for (const group of [...own, null]) {
+        const members = trained.filter((weight) => ownerOf(weight) === group);
+        const parts = group === null ? common : [named[group]!, ...common];
+        if (members.length === 0 || parts.length === 0) continue;
+        const variables = members.map(({ variable }) => variable);
+        const given = tf.engine().gradients(() => tf.addN(parts), variables, undefined, true).grads;
+        if (given.every((gradient) => gradient == null)) throw unreached(group, own);
+        for (const [i, gradient] of given.entries()) {
+          if (gradient == null) continue;
+          grads[variables[i]!.name] = tf.keep(gradient);
+          kept.push(gradient);
+        }
+      }
+      return tf.scalar(0);
+    },
+    [trained[0]!.variable],
+    undefined,
+    true,
+  );
+  return { loss: mean, grads, kept };
+}
+
+const unreached = (group: string | null, own: readonly string[]) =>
+  invalid(
+    group === null
+      ? `no loss depends on the parameters that belong to none of the groups with a loss (${own.join(', ')}): freeze them, or add a loss that depends on them`
+      : `the loss '${group}' has the name of a group and does not depend on its parameters: give it the name of another group, or a name that no group has`,
+  );
 
 /** The gradients that an objective gives, and those of the losses of regularised layers. */
 function givenGradients(
@@ -218,11 +277,11 @@ function givenGradients(
   instance: Instance,
   trained: readonly PlacedWeight[],
 ): Gradients {
-  const { loss, gradients, carried } = train();
+  const { loss, gradients } = train();
   const grads = Object.fromEntries(
     trained.map(({ name, variable }) => [variable.name, gradients![name]!]),
   );
-  if (instance.penalties().length === 0) return { loss, grads, carried };
+  if (instance.penalties().length === 0) return { loss, grads };
   const variables = trained.map(({ variable }) => variable);
   const { grads: more } = tf.variableGrads(() => {
     const penalties = instance.penalties().map((p) => tf.reshape(p, []));
@@ -230,7 +289,7 @@ function givenGradients(
     return tf.addN([...penalties, tf.mul(tf.sum(variables[0]!), 0)]) as Scalar;
   }, variables);
   for (const [name, grad] of Object.entries(more)) grads[name] = tf.add(grads[name]!, grad);
-  return { loss, grads, carried };
+  return { loss, grads };
 }
 
 /** Zeros, one tensor of each shape, kept: assigning one to a variable costs no operation. */

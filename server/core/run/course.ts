@@ -1,5 +1,4 @@
 import { localOf, localOptimizer } from '../../../shared/local-steps.ts';
-import { isOver } from '../../../shared/phases.ts';
 import type { DataSummary, Part } from '../../../shared/protocol.ts';
 import { Leases } from '../leases.ts';
 import { momentumAt } from '../schedule.ts';
@@ -7,19 +6,26 @@ import type { RunFields, RunInternals } from './state.ts';
 
 /** Where a run is in its course: what follows from its fields and its components, and is written down nowhere. */
 
+/** Nothing more will happen unless somebody resumes it. */
+export function isOver({ phase }: Pick<RunFields, 'phase'>): boolean {
+  return phase === 'finished' || phase === 'stopped' || phase === 'failed';
+}
+
 /** Minibatches are given out and pushed. */
 export function isTraining({ phase }: Pick<RunFields, 'phase'>): boolean {
   return phase === 'training' || phase === 'refitting';
 }
 
 /** Updates of the present phase. */
-export function phaseStepOf({ step, phaseStart }: RunFields): number {
+export function phaseStepOf({ step, phaseStart }: Pick<RunFields, 'step' | 'phaseStart'>): number {
   return step - phaseStart;
 }
 
 /** Updates that schedules count. */
-export function scheduleStepOf(fields: RunFields): number {
-  return phaseStepOf(fields) + fields.scheduleOffset;
+export function scheduleStepOf(
+  fields: Pick<RunFields, 'step' | 'phaseStart'> & Partial<Pick<RunFields, 'scheduleOffset'>>,
+): number {
+  return phaseStepOf(fields) + (fields.scheduleOffset ?? 0);
 }
 
 /** Learning rate of the next update, before damping. */
@@ -145,6 +151,6 @@ export function stepsMaxOf(inside: RunInternals): number | null {
 /** Before the first update: so many more must come before it begins. */
 export function workersMissingOf({ options, fields, components }: RunInternals): number {
   const { workersMin } = options.config;
-  if (workersMin === 1 || fields.step > 0 || isOver(fields.phase)) return 0;
+  if (workersMin === 1 || fields.step > 0 || isOver(fields)) return 0;
   return Math.max(0, workersMin - components.roster.attached);
 }

@@ -1,8 +1,7 @@
-import { keepsEach } from '../../../shared/consistency.ts';
-import { createLayout } from '../../../shared/layout.ts';
 import type { RunShards } from '../shard.ts';
-import type { NamedTensor, VectorPlaces } from '../vectors.ts';
+import type { NamedTensor } from '../vectors.ts';
 import { capturesInUse } from './evaluations.ts';
+import { frozenOf, takePlaces } from './groups.ts';
 import { GENERATIONS_A_LIFE, passLives } from './lives.ts';
 import {
   Components,
@@ -47,7 +46,7 @@ export function openFork(
   fields.facts = source.facts ?? null;
   // A fork that nobody has worked for does not know its own data.
   fields.originData = source.data ?? source.originData ?? null;
-  takePlaces(inside, vector.place(createLayout(source.tensors ?? [])));
+  takePlaces(inside, vector.place(source.tensors ?? [], frozenOf(inside)));
   vector.mustParameters.adopt(source.parameters, tensors);
   fields.initialisations = 1;
 }
@@ -71,7 +70,7 @@ export function openCheckpoint(
   fields.evaluationsGiven += lives * GENERATIONS_A_LIFE;
   openComponents(components, state, lives);
   if (!state.tensors || !state.parameters || state.initialisations === 0) return;
-  takePlaces(inside, vector.place(createLayout(state.tensors)));
+  takePlaces(inside, vector.place(state.tensors, frozenOf(inside)));
   vector.restore(state.parameters, tensors, state.best !== null);
   fields.captures = RESTORED_BEST;
   if (state.best) fields.best = { ...state.best, capture: RESTORED_BEST };
@@ -89,13 +88,6 @@ export function openReplica(
   const { tensors, parameters } = replica;
   if (!tensors) return;
   const hasParameters = fields.initialisations > 0;
-  const inUse = { ...capturesInUse(fields), hasParameters };
+  const inUse = { ...capturesInUse(fields), hasParameters, frozen: frozenOf(inside) };
   takePlaces(inside, components.vector.replicate(tensors, parameters, vectors, inUse));
-}
-
-/** The vector has its places: so much may be kept of workers and of their pushes. */
-export function takePlaces({ options, components }: RunInternals, places: VectorPlaces): void {
-  components.correction.place(places.velocities);
-  components.sent.place(places.sent);
-  if (keepsEach(options.config.consistency)) components.mode?.place(places.collected);
 }

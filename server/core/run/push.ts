@@ -7,9 +7,10 @@ import type { StagedPush } from '../landing-rooms.ts';
 import { clipOf } from '../outer.ts';
 import { momentumAt } from '../schedule.ts';
 import type { StepOptions } from '../step-options.ts';
-import { type AdmissionFacts, judgePush, judgeSender, type Refusal } from './admit.ts';
+import { type AdmissionFacts, judge, judgeSender, type Refusal } from './admit.ts';
 import type { CallOf } from './calls.ts';
 import { learningRateOf, momentumOf, ownMomentumOf, scheduleStepOf } from './course.ts';
+import { groupStepOf } from './groups.ts';
 import { outerRateOf, pushKindOf } from './local.ts';
 import { overflowText } from './reasons.ts';
 import { credit, newWorker } from './roster.ts';
@@ -75,8 +76,12 @@ export class Pushes {
     let staged: StagedPush | null = null;
     facts.problem = null;
     try {
-      staged = parameters!.stage(payload, push.encoding, room);
-      if (push.kind === 'elastic' && facts.kind === 'elastic') staged = parameters!.elastic(staged);
+      // One for parameters of before may have another size. It is stale, whatever it holds.
+      if (push.generation === facts.fields.generation) {
+        staged = parameters!.stage(payload, push.encoding, room);
+        const isElastic = push.kind === 'elastic' && facts.kind === 'elastic';
+        if (isElastic) staged = parameters!.elastic(staged);
+      }
       const problem = others?.problem ?? null;
       if (problem !== null) facts.problem = { code: 'DP_TENSOR_SIZE', message: problem };
     } catch (error) {
@@ -84,7 +89,7 @@ export class Pushes {
       facts.problem = error;
     }
     facts.lease = leases!.find(push.lease, worker);
-    const judgement = judgePush(push, facts);
+    const judgement = judge(push, facts);
     if (judgement.kind !== 'apply') return this.#refuse(push, judgement, now);
     return this.#apply(call, staged!, judgement.scale);
   }
@@ -151,6 +156,8 @@ export class Pushes {
     else if (momentum !== undefined) options = { ...options, momentum };
     if (plan?.velocity) options = { ...options, velocity: plan.velocity };
     if (compensation) options = { ...options, compensation };
+    const groups = groupStepOf(this.#inside, scale * (plan?.scale ?? 1));
+    if (groups) options = { ...options, groups };
     if (!parameters.update(staged, { limit, factor }, options)) {
       const message = overflowText(this.#inside, fields.step + 1, learningRate, norm);
       this.#retry(now);

@@ -1,7 +1,7 @@
 import type { RunConfig } from '../../../shared/config.ts';
 import type { DataFacts } from '../../../shared/data-facts.ts';
 import { type Labels, NO_LABELS } from '../../../shared/labels.ts';
-import { layoutSpecs, type TensorSpec } from '../../../shared/layout.ts';
+import type { TensorSpec } from '../../../shared/layout.ts';
 import type { DataSummary, ErrorMeasure, Part, Phase } from '../../../shared/protocol.ts';
 import type { Evaluation, Rollback } from '../../../shared/rest.ts';
 import { Correction } from '../correction.ts';
@@ -396,12 +396,12 @@ export interface RunInternals {
   readonly components: Components;
 }
 
-const ofVector = ({ layout, parameters }: Vector) => ({
-  tensors: layout && layoutSpecs(layout),
+const ofVector = ({ specs, parameters }: Vector) => ({
+  tensors: specs,
   parameters: parameters?.state() ?? null,
 });
 
-export function runStateOf({ options, fields, components }: RunInternals, now: number): RunState {
+export function stateOf({ options, fields, components }: RunInternals, now: number): RunState {
   return {
     version: 1,
     options,

@@ -2,6 +2,7 @@ import { clipOf } from '../outer.ts';
 import { momentumAt } from '../schedule.ts';
 import type { StepOptions } from '../step-options.ts';
 import { isTraining, learningRateOf, ownMomentumOf, scheduleStepOf } from './course.ts';
+import { groupStepOf } from './groups.ts';
 import { outerRateOf, pushKindOf } from './local.ts';
 import { overflowText } from './reasons.ts';
 import { type RunInternals, secondsOf } from './state.ts';
@@ -60,6 +61,8 @@ export class RunSteps {
     let options: StepOptions = { step: fields.step - fields.optimizerStart + 1, learningRate };
     if (outer) options = { ...options, outer };
     else if (momentum !== undefined) options = { ...options, momentum };
+    const groups = groupStepOf(this.#inside, 1);
+    if (groups) options = { ...options, groups };
     const faulty = consistency.faultyMax ?? 1;
     const limit = clip.value ?? Infinity;
     const staged = parameters.combine(shares, faulty);

@@ -3,7 +3,8 @@ import type { Encoding } from '../../../shared/compression.ts';
 import type { RunConfig } from '../../../shared/config.ts';
 import { shardsProblem } from '../../../shared/consistency.ts';
 import { DownpourError } from '../../../shared/errors.ts';
-import { createLayout, type Layout, type TensorSpec } from '../../../shared/layout.ts';
+import { groupShardsProblem, groupsOf, layoutWhile } from '../../../shared/groups.ts';
+import { type Layout, layoutSpecs, type TensorSpec } from '../../../shared/layout.ts';
 import type { PushKind } from '../../../shared/local-steps.ts';
 import { normAndFinite } from '../../../shared/optimizer.ts';
 import { type Range, rangeLayout } from '../../../shared/partition.ts';
@@ -12,7 +13,7 @@ import type { Clip } from '../fused.ts';
 import type { PushWeight } from '../gathered.ts';
 import type { LandingRoom, StagedPush } from '../landing-rooms.ts';
 import { normBounds } from '../max-norm.ts';
-import { Parameters, type ParametersState } from '../parameters.ts';
+import { copyTensors, Parameters, type ParametersState } from '../parameters.ts';
 import { BEST, type RunShards, rangesOf, saveVectors } from '../shard.ts';
 import type { SaveKind, ShardCommand } from '../shard-command.ts';
 import { Snapshot } from '../snapshot.ts';
@@ -22,10 +23,10 @@ import {
   flatTensor,
   isSent,
   type NamedTensor,
+  placesOf,
   slice,
   takeTensor,
   type VectorPlaces,
-  vectorPlaces,
 } from '../vectors.ts';
 import type { InitialLanded, PartsLanded, SentTo } from './calls.ts';
 
@@ -49,7 +50,11 @@ export class Vector {
   readonly #run: string;
   readonly #config: RunConfig;
   readonly #shards: RunShards | null;
-  /** Layout of the whole model. */
+  /** The tensors with the roles that the model gives them. */
+  #specs: readonly TensorSpec[] | null = null;
+  /** Groups that are frozen. */
+  #frozen: readonly string[] = [];
+  /** Layout of the whole model, with the frozen groups behind all others. */
   #layout: Layout | null = null;
   #ranges: readonly Range[] = [];
   #parameters: Parameters | null = null;
@@ -64,6 +69,15 @@ export class Vector {
 
   get layout(): Layout | null {
     return this.#layout;
+  }
+
+  get specs(): readonly TensorSpec[] | null {
+    return this.#specs;
+  }
+
+  /** The groups that are frozen in the layout, by name. */
+  get frozen(): readonly string[] {
+    return this.#frozen;
   }
 
   /** One for each shard, fewer of a small model. */
@@ -87,25 +101,47 @@ export class Vector {
 
   /**
    * Cuts the vector into ranges and makes room for the first one.
+   * @param specs with the roles that the model gives them. @param frozen names of groups.
    * @returns what there is room for besides.
    * @throws DownpourError DP_LAYOUT_INVALID, DP_CONFIG_INVALID.
    */
-  place(layout: Layout): VectorPlaces {
+  place(specs: readonly TensorSpec[], frozen: readonly string[]): VectorPlaces {
+    const layout = layoutWhile(specs, groupsOf(this.#config), frozen);
     const ranges = rangesOf(layout, this.#shards?.count ?? 1);
     // Here, where a worker is told, not on the other shards.
     for (const range of ranges)
       normBounds(this.#config.maxNorm, rangeLayout(layout, range).tensors);
-    const unfit = ranges.length > 1 ? shardsProblem(this.#config) : null;
+    const unfit =
+      ranges.length > 1 ? (shardsProblem(this.#config) ?? groupShardsProblem(this.#config)) : null;
     if (unfit !== null) throw new DownpourError('DP_CONFIG_INVALID', unfit);
-    const places = vectorPlaces(this.#config, layout);
+    const places = placesOf(this.#config, layout);
     this.#parameters = new Parameters(rangeLayout(layout, ranges[0]!), this.#config, places);
+    this.#specs = specs;
+    this.#frozen = frozen;
     this.#layout = layout;
     this.#ranges = ranges;
     return places;
   }
 
+  /**
+   * Lays the vector out anew, since other groups are frozen now: parameters, optimizer and average go on as they are, and
+   * state of parameters that were frozen begins. Not with several shards.
+   * @returns what there is room for besides.
+   */
+  refit(frozen: readonly string[]): VectorPlaces {
+    const before = this.mustParameters;
+    const places = this.place(this.#specs!, frozen);
+    const parameters = this.mustParameters;
+    parameters.takeOver(before, places);
+    for (const [id, values] of this.#captures) {
+      this.#captures.set(id, moved(values, before.layout, parameters));
+    }
+    return places;
+  }
+
   /** The other shards make room for theirs. */
-  createParts(tensors: readonly TensorSpec[]): void {
+  createParts(): void {
+    const tensors = layoutSpecs(this.#layout!);
     this.#tell({ kind: 'create', run: this.#run, tensors, config: this.#config });
   }
 
@@ -332,9 +368,14 @@ export class Vector {
     tensors: readonly TensorSpec[],
     state: ParametersState | null,
     vectors: ReadonlyMap<string, Float32Array>,
-    { best, evaluated, hasParameters }: CapturesInUse & { readonly hasParameters: boolean },
+    {
+      best,
+      evaluated,
+      hasParameters,
+      frozen,
+    }: CapturesInUse & { readonly hasParameters: boolean; readonly frozen: readonly string[] },
   ): VectorPlaces {
-    const places = this.place(createLayout(tensors));
+    const places = this.place(tensors, frozen);
     const parameters = this.mustParameters;
     const taken = (name: string) => vectors.get(name) ?? new Float32Array();
     if (state) parameters.restoreState(state);
@@ -346,6 +387,13 @@ export class Vector {
     if (evaluated !== null && evaluated !== best) this.#captures.set(evaluated, taken(EVALUATED));
     return places;
   }
+}
+
+/** Captured values, in a new layout. Those of parameters that were frozen then are what they have been since. */
+function moved(exchanged: Float32Array, from: Layout, parameters: Parameters): Float32Array {
+  const values = parameters.exchanged();
+  copyTensors(from, exchanged, parameters.layout, values);
+  return values;
 }
 
 /** A payload for one worker: nobody writes to these numbers. */

@@ -2,9 +2,9 @@ import type { Encoding } from '../../../shared/compression.ts';
 import type { RunConfig } from '../../../shared/config.ts';
 import { type DataFacts, forkNote } from '../../../shared/data-facts.ts';
 import { DownpourError } from '../../../shared/errors.ts';
+import { groupsOf, mayFreeze } from '../../../shared/groups.ts';
 import type { Labels } from '../../../shared/labels.ts';
 import type { Layout } from '../../../shared/layout.ts';
-import { isOver } from '../../../shared/phases.ts';
 import type { DataSummary, Phase } from '../../../shared/protocol.ts';
 import type {
   Evaluation,
@@ -22,6 +22,7 @@ import type { LostNote, Seen } from './calls.ts';
 import {
   epochOf,
   evaluationSecondsOf,
+  isOver,
   learningRateOf,
   momentumOf,
   phaseStepOf,
@@ -29,15 +30,16 @@ import {
   workersMissingOf,
 } from './course.ts';
 import { capturesInUse } from './evaluations.ts';
-import { runProgress, stepsBehind } from './lives.ts';
+import { frozenOf } from './groups.ts';
+import { progressOf, stepsBehind } from './lives.ts';
 import {
   type RunInternals,
   type RunOptions,
   type RunReplica,
   type RunState,
   replicaOf,
-  runStateOf,
   secondsOf,
+  stateOf,
   stepsLost,
 } from './state.ts';
 import type { Vector } from './vector.ts';
@@ -52,9 +54,12 @@ export class RunView {
   readonly options: RunOptions;
   protected readonly inside: RunInternals;
 
+  readonly #mayFreeze: boolean;
+
   constructor(inside: RunInternals) {
     this.options = inside.options;
     this.inside = inside;
+    this.#mayFreeze = mayFreeze(groupsOf(inside.options.config));
   }
 
   get id(): string {
@@ -109,6 +114,13 @@ export class RunView {
     return this.inside.components.vector.layout;
   }
 
+  /** Names of the groups that are frozen now; null: none ever is. */
+  get frozenGroups(): readonly string[] | null {
+    if (!this.#mayFreeze) return null;
+    const { vector } = this.inside.components;
+    return vector.layout ? vector.frozen : frozenOf(this.inside);
+  }
+
   /** Layout of the first range, which lands here and is sent from here. */
   get rangeLayout(): Layout | null {
     return this.inside.components.vector.parameters?.layout ?? null;
@@ -149,7 +161,7 @@ export class RunView {
 
   /** How far it has come, and all that it knows of lost steps: what the next life must not forget. */
   get progress(): Seen & LostNote {
-    return runProgress(this.inside.fields);
+    return progressOf(this.inside.fields);
   }
 
   /** It has parameters. */
@@ -159,7 +171,7 @@ export class RunView {
 
   /** Nothing more will happen unless somebody resumes it. */
   get over(): boolean {
-    return isOver(this.inside.fields.phase);
+    return isOver(this.inside.fields);
   }
 
   /** Its mode waits for this moment, monotonic ms: call `tick` then. Null: it does not. */
@@ -266,7 +278,7 @@ export class RunView {
 
   /** The JSON half of a checkpoint at this step. */
   state(now: number): RunState {
-    return runStateOf(this.inside, now);
+    return stateOf(this.inside, now);
   }
 
   /** The other half: see `Vector.tensors`. */
@@ -317,7 +329,7 @@ function summaryOf(
   const { options, fields, components } = inside;
   const { observations, vector } = components;
   const seconds = secondsOf(fields, now);
-  const speed = isOver(fields.phase) ? null : observations.speed(seconds);
+  const speed = isOver(fields) ? null : observations.speed(seconds);
   const stepsMax = stepsMaxOf(inside);
   const { enabled, metric, patience, afterStop } = options.config.earlyStopping;
   const { edits: _, ...labels } = fields.labels;
@@ -379,7 +391,7 @@ function collectingOf(
   now: number,
 ): NonNullable<RunSummary['collecting']> | null {
   const { mode, collection } = components;
-  if (!mode?.collects || isOver(fields.phase)) return null;
+  if (!mode?.collects || isOver(fields)) return null;
   const { deadline } = mode;
   return {
     pushes: collection.count,

@@ -4,7 +4,6 @@ import type { Column } from '../columns.ts';
 import { DATA_PARTS, type DataPart, type Examples, type ExperimentData } from '../examples.ts';
 import { corrupt } from '../files.ts';
 import { holdOut } from '../split.ts';
-import type { TableCell } from './cells.ts';
 import {
   chooseColumns,
   lacks,
@@ -19,8 +18,8 @@ import {
   type CellColumn,
   type Feature,
   featuresOf,
-  featureTable,
   type InputColumn,
+  tableOf,
   UnnamedColumn,
 } from './table-columns.ts';
 import type { TableFacts, TableHeader } from './table-rows.ts';
@@ -73,9 +72,7 @@ export class Table {
   /** Which column each cell of the file being read belongs to; undefined before its header. */
   #cells: UsedCell[] | undefined;
   #unnamed: UnnamedColumn[] = [];
-  #place: { file: string; line: number; counts: 'line' | 'row' } = {
-    ...{ file: '', line: 0, counts: 'line' },
-  };
+  #place: { file: string; line: number } = { file: '', line: 0 };
   #part: DataPart = 'train';
   #first: (PartFile & { header: TableHeader }) | undefined;
   readonly #names = new Set<string>();
@@ -108,16 +105,15 @@ export class Table {
     }
   }
 
-  /** @param counts what messages count: `row` where the file has no lines of text */
-  begin(part: DataPart, file: string, counts: 'line' | 'row' = 'line'): void {
+  begin(part: DataPart, file: string): void {
     this.#part = part;
-    this.#place = { file, line: 0, counts };
+    this.#place = { file, line: 0 };
     this.#cells = undefined;
     this.#unnamed = [];
   }
 
   /** @returns whether the row is an example: one that lacks a value may be left out. */
-  row(cells: readonly TableCell[], line: number, header: TableHeader): boolean {
+  row(cells: readonly string[], line: number, header: TableHeader): boolean {
     this.#cells ??= this.#open(header);
     this.#place.line = line;
     if (this.#isLeftOut(cells)) return false;
@@ -136,7 +132,7 @@ export class Table {
   }
 
   /** Whether a value is missing that nothing can stand for. */
-  #isLeftOut(cells: readonly TableCell[]): boolean {
+  #isLeftOut(cells: readonly string[]): boolean {
     const { gaps } = this.#options;
     if (gaps === 'refuse') return false;
     const isMissing = ({ column, index }: UsedCell) => column.lacks(cells[index]!);
@@ -152,11 +148,10 @@ export class Table {
     return true;
   }
 
-  end({ count, notes }: Pick<TableFacts, 'count' | 'notes'>): void {
+  end({ count, notes }: TableFacts): void {
     const { file } = this.#place;
     if (count === 0) throw corrupt(file, 'it has no line after the header');
-    if (this.#count === 0)
-      throw corrupt(file, `a value is missing in each of its ${this.#place.counts}s`);
+    if (this.#count === 0) throw corrupt(file, 'a value is missing in each of its lines');
     const all = [...notes, ...this.#unnamed.map((column) => column.end())];
     this.#notes.push(...all.map((note) => (this.#parts.length > 1 ? `${file}: ${note}` : note)));
   }
@@ -196,12 +191,12 @@ export class Table {
       const count = this.#counts[part];
       const to = from + count;
       const column = targets
-        ? featureTable(targets, from, to)
+        ? tableOf(targets, from, to)
         : classNumbers(targetColumns[0] as CategoryColumn, from, to);
       const result = {
         count,
         inputs: {
-          ...featureTable(inputs, from, to),
+          ...tableOf(inputs, from, to),
           ...(hasGaps ? { missing: 'mean' as const } : {}),
           reading,
         },

@@ -1,0 +1,54 @@
+import { keepsEach } from '../../../shared/consistency.ts';
+import { frozenAt, groupsOf, layoutWhile } from '../../../shared/groups.ts';
+import type { Layout } from '../../../shared/layout.ts';
+import { unscheduledRateOf } from '../group-rules.ts';
+import type { GroupStep } from '../step-options.ts';
+import type { VectorPlaces } from '../vectors.ts';
+import { scheduleStepOf } from './course.ts';
+import type { RunInternals, RunState } from './state.ts';
+
+/** Groups of parameters in the course of a run: their rates, and which of them are frozen. */
+
+/** What groups need of the next update; null: the run has none. @param scale of its learning rate. */
+export function groupStepOf({ options, fields }: RunInternals, scale: number): GroupStep | null {
+  const { config } = options;
+  if (!groupsOf(config)) return null;
+  const scheduleStep = scheduleStepOf(fields);
+  const unscheduledRate = unscheduledRateOf(config, scheduleStep) * fields.rateFactor * scale;
+  return { scheduleStep, unscheduledRate };
+}
+
+/** The groups that are frozen now. */
+export function frozenOf({
+  options,
+  fields,
+}: Pick<RunInternals, 'options' | 'fields'>): readonly string[] {
+  return frozenAt(groupsOf(options.config), scheduleStepOf(fields));
+}
+
+/**
+ * Lays the vector out for the groups that are frozen now: some are up to a step, and again in a phase that begins anew.
+ * Nothing may wait for its update. @returns whether another layout was needed.
+ */
+export function fitGroups(inside: RunInternals): boolean {
+  const { vector } = inside.components;
+  if (!vector.parameters || !groupsOf(inside.options.config)) return false;
+  const frozen = frozenOf(inside);
+  if (String(frozen) === String(vector.frozen)) return false;
+  takePlaces(inside, vector.refit(frozen));
+  inside.fields.generation++;
+  return true;
+}
+
+/** The layout that the vectors of a checkpoint have; null: it has none. */
+export function layoutOfState({ options, tensors, ...state }: RunState): Layout | null {
+  const groups = groupsOf(options.config);
+  return tensors && layoutWhile(tensors, groups, frozenAt(groups, scheduleStepOf(state)));
+}
+
+/** The vector has its places: so much may be kept of workers and of their pushes. */
+export function takePlaces({ options, components }: RunInternals, places: VectorPlaces): void {
+  components.correction.place(places.velocities);
+  components.sent.place(places.sent);
+  if (keepsEach(options.config.consistency)) components.mode?.place(places.collected);
+}
