@@ -129,6 +129,18 @@ async function joinAt(
   };
 }
 
+/** Asks a server that was joined until it answers: it may end with its command in this moment, and is taken over then. */
+export async function patiently<T>({ joined }: UsedServer, ask: () => Promise<T>): Promise<T> {
+  for (const since = performance.now(); ; await delay(LOOK_MS)) {
+    try {
+      return await ask();
+    } catch (error) {
+      const isAway = joined !== undefined && errorCode(error) === 'DP_SERVER_UNREACHABLE';
+      if (!isAway || performance.now() - since > BEGIN_MS) throw error;
+    }
+  }
+}
+
 /** Waits for the end of a server that belongs to another command, and takes its place. */
 class Heir {
   readonly #ending = new AbortController();

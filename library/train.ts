@@ -5,7 +5,7 @@ import { isOver } from '../cli/output/progress.ts';
 import { follow } from '../cli/runs/follow.ts';
 import { openScratch } from '../cli/scratch.ts';
 import { type Copied, copyFromRun } from '../cli/trained/checkpoint-copy.ts';
-import { startOwnServer, type UsedServer } from '../cli/used-server.ts';
+import { openTrainServer, patiently, type UsedServer } from '../cli/used-server.ts';
 import { startLocalWorkers } from '../cli/workers/local-workers.ts';
 import type { Pool } from '../cli/workers/pool.ts';
 import { readTensors } from '../files/checkpoint.ts';
@@ -23,6 +23,7 @@ import {
   loadExperiment,
 } from '../worker/experiment.ts';
 import { describe } from '../worker/fields.ts';
+import { defaultName } from '../worker/name.ts';
 import type { LayersModel } from '../worker/tf.ts';
 import { mustBeOptions } from './options.ts';
 import { startWorker, withHash } from './worker.ts';
@@ -49,7 +50,10 @@ export interface TrainOptions {
   readonly name?: string;
   /** Where the run and its checkpoints are kept. Default: `.downpour` in the working folder, as of the command. */
   readonly state?: string;
-  /** `http://host:port` of a server that runs already. Default: one in this process, for this training. */
+  /**
+   * `http://host:port` of a server that runs already. Default: the one that runs on the state folder; if none does, one in this
+   * process, for this training.
+   */
   readonly server?: string;
   readonly token?: string;
   /** What `data()` is given as `folder`. Default: `DOWNPOUR_DATA`, or `data` in the working folder. */
@@ -89,7 +93,8 @@ export interface TrainingResult {
 }
 
 /**
- * Trains an experiment: starts a server and workers on this machine, and ends them when the run has ended.
+ * Trains an experiment: starts a server and workers on this machine, and ends them when the run has ended. Where a server
+ * runs on the state folder already, the training joins it.
  * @param given its file (a path, or a `file:` URL), or the experiment itself.
  * @throws DownpourError DP_RUN_FAILED: the run has failed; what loading the experiment and starting a server throws; the
  *   reason of `signal`; what `onProgress` or `log` has thrown, which stop the run as `signal` does.
@@ -112,10 +117,11 @@ export async function train(
   const subject = await subjectOf(given, options);
   const { name, experiment, hash: experimentHash } = subject;
   const config = resolveConfig(experiment.config, options.config);
-  const usedServer = await openUsedServer(options);
+  const usedServer = await openUsedServer(options, log);
   let pool: Pool | null = null;
   try {
-    const { client } = usedServer;
+    const { client, joined } = usedServer;
+    if (joined !== undefined) log(joined);
     const { run: id } = options;
     const run = await client.createRun({
       ...{ ...(id === undefined ? {} : { id }), experiment: name, experimentHash, config },
@@ -184,12 +190,10 @@ async function subjectOf(
   return { experiment, name, hash, file: null };
 }
 
-async function openUsedServer({
-  server,
-  token,
-  state = DEFAULT_STATE,
-  workers,
-}: TrainOptions): Promise<UsedServer> {
+async function openUsedServer(
+  { server, token, state = DEFAULT_STATE, workers }: TrainOptions,
+  log: (line: string) => void,
+): Promise<UsedServer> {
   if (server === undefined) {
     if (workers === 0) {
       throw new DownpourError(
@@ -197,7 +201,7 @@ async function openUsedServer({
         'workers is 0, and no server is named: a server of this process alone has no other workers. Name a server, or let workers be 1 or more',
       );
     }
-    return startOwnServer({ state, port: 0 });
+    return openTrainServer({ state, port: 0, ...(token === undefined ? {} : { token }) }, log);
   }
   const client = createRestClient({ server, token });
   await client.health();
@@ -218,7 +222,7 @@ async function startWorkers(
   if (file === null) {
     return poolOf(
       startWorker({
-        ...{ server: usedServer.client.url, run, once: true },
+        ...{ server: usedServer.client.url, run, once: true, name: nameHere() },
         ...{ experiments: { [name]: { experiment, hash } } },
         ...(token === undefined ? {} : { token }),
         ...(data === undefined ? {} : { data }),
@@ -239,6 +243,10 @@ async function startWorkers(
       )),
   });
 }
+
+let namedHere = 0;
+/** Unique among the workers of this process: two trainings may share a server. */
+const nameHere = () => `${defaultName()}-${++namedHere}`;
 
 /** One worker of this process, watched as those of other processes are. */
 function poolOf(worker: { readonly ended: Promise<unknown>; stop(): Promise<void> }): Pool {
@@ -270,7 +278,7 @@ async function resultOf(
   let tensors: Awaited<ReturnType<typeof readTensors>>['tensors'];
   try {
     const file = join(folder, 'parameters');
-    copied = await copyFromRun(usedServer, run.id, null, file);
+    copied = await patiently(usedServer, () => copyFromRun(usedServer, run.id, null, file));
     ({ tensors } = await readTensors(file));
   } finally {
     await remove();

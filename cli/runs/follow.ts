@@ -61,9 +61,10 @@ export async function follow(
           `data: ${source}; ${groups(trainCount)} training, ${groups(validationCount)} validation, ${groups(testCount)} test examples`,
         );
       }
-      if (workers[0] && !toldEngine) {
+      const works = workers.find(({ state }) => state !== 'idle' && state !== 'joining');
+      if (works && !toldEngine && !pool?.hasNamedEngine?.()) {
         toldEngine = true;
-        const { engine, device } = workers[0];
+        const { engine, device } = works;
         const slow = engine === 'wasm' || engine === 'cpu';
         progress.note(
           `engine: ${engine} on ${device}${slow ? '; `npx downpour engine install` brings a faster one' : ''}`,

@@ -46,8 +46,11 @@ export interface StatusOptions extends RunCommandOptions {
 
 /** Runs of the table: those at work, then the newest. */
 const ROWS_MAX = 200;
-/** How long the runs of a folder are waited for, where no server had read them before. */
-const READ_MS = 10_000;
+/**
+ * How long the runs of a folder are waited for, where no server had read them before. A program wants all of them; a
+ * person is shown `ROWS_MAX` at most, and how many are read.
+ */
+const READ_MS = { program: 10_000, person: 2_000 } as const;
 
 /** `downpour status [run]` */
 export async function statusCommand(
@@ -57,7 +60,7 @@ export async function statusCommand(
   if (options.watch !== undefined) return watch(run, options, options.watch);
   const usedServer = await openUsedServer({ ...options, run });
   try {
-    if (usedServer.state !== null && run === undefined) await untilRead(usedServer.client);
+    if (usedServer.state !== null && run === undefined) await untilRead(usedServer.client, options);
     if (options.json) printJson(await factsFor(usedServer.client, run, options));
     else for (const line of await linesFor(usedServer, run, options)) print(line);
   } finally {
@@ -65,10 +68,19 @@ export async function statusCommand(
   }
 }
 
-/** A server of this command has just begun: without a while for reading, a large folder would look empty. */
-async function untilRead(client: RestClient): Promise<void> {
+/**
+ * A server of this command has just begun: without a while for reading, a large folder would look empty. Runs are read
+ * in the order of the table, so the rest can wait.
+ */
+async function untilRead(client: RestClient, { json, all, tag }: StatusOptions): Promise<void> {
+  const limitMs = json ? READ_MS.program : READ_MS.person;
+  const enough = json || all || tag !== undefined ? Number.POSITIVE_INFINITY : ROWS_MAX;
   const since = performance.now();
-  while ((await client.status(1)).runsRead && performance.now() - since < READ_MS) await wait(50);
+  for (;;) {
+    const { runsRead } = await client.status(1);
+    if (!runsRead || runsRead.done >= enough || performance.now() - since > limitMs) return;
+    await wait(50);
+  }
 }
 
 /** The same again and again, until Ctrl-C: in one place of a terminal, else one after the other. */

@@ -37,7 +37,7 @@ import {
 } from '../output/progress.ts';
 import { writtenCheckpoints } from '../trained/checkpoint-copy.ts';
 import { runsAndTrials } from '../trained/trials.ts';
-import { openTrainServer, type UsedServer, urlOfFolder } from '../used-server.ts';
+import { openTrainServer, patiently, type UsedServer, urlOfFolder } from '../used-server.ts';
 import { startLocalWorkers } from '../workers/local-workers.ts';
 import type { Pool } from '../workers/pool.ts';
 import { follow } from './follow.ts';
@@ -245,11 +245,11 @@ async function conduct(
     await pool?.stop();
     pool = null;
     progress.end();
-    const checkpoints = await writtenCheckpoints(usedServer.client, run);
+    const checkpoints = await patiently(usedServer, () => writtenCheckpoints(client, run));
     progress.event('ended', { run, checkpoints });
     if (!options.json) {
       // Only what a reader of ours has read can be read again the same way.
-      const { facts } = await usedServer.client.runData(run.id).catch(() => ({ facts: null }));
+      const { facts } = await client.runData(run.id).catch(() => ({ facts: null }));
       report(run, checkpoints, options, facts?.reading !== undefined);
     }
     return cut && run.phase === 'finished' ? EXIT.interrupted : exitCodeOfRun(run);

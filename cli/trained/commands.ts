@@ -107,12 +107,12 @@ export function registerPredict(program: Command): void {
   const command = program
     .command('predict')
     .description(
-      'predict for new data: a table with the training columns, a picture, or a folder of pictures',
+      'predict for new data: tables with the training columns, pictures, or folders of either',
     )
     .argument('<run or file>', 'name of a run, or a checkpoint file')
     .argument(
-      '<data>',
-      'file or folder of the same kind as the training data; targets are optional',
+      '<data...>',
+      'files and folders of the same kind as the training data; targets are optional',
     )
     .option('--out <file>', 'CSV file to write (default: print the predictions)');
   addModelOptions(command)
@@ -123,10 +123,10 @@ export function registerPredict(program: Command): void {
 A run stores how its data were read (columns, categories, dates, missing values, picture sizes) and how its inputs were
 standardised. predict reads new data in the same way. A cell that does not fit is an error that names its line and column.
 Each output row has the input line or file and the prediction; for classes also the confidence and the probability of each
-class. With --json each row is a JSON object on its own line.
+class. Several files, a folder of .csv and .tsv files, or a pattern such as '2026-*.csv' make one list with the file of each row. With --json each row is a JSON object on its own line.
 ${examples('downpour predict penguins-3f2a1c new-penguins.csv --out answers.csv', 'downpour predict birds-9c01de photos/')}`,
     )
-    .action(async (what: string, data: string, options: PredictOptions) => {
+    .action(async (what: string, data: string[], options: PredictOptions) => {
       const { predictCommand } = await import('./predict.ts');
       await predictCommand(what, data, { ...options, stateGiven: isStateGiven(command) });
     });

@@ -1,17 +1,16 @@
 import { once } from 'node:events';
 import { createWriteStream } from 'node:fs';
-import { stat } from 'node:fs/promises';
-import { resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import { csvLine } from '../../shared/csv.ts';
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import type { Prediction } from '../../shared/prediction.ts';
 import type { Reading } from '../../shared/reading.ts';
 import type { Column } from '../../worker/data/columns.ts';
-import { unreadable } from '../../worker/data/files.ts';
 import { readNewImages } from '../../worker/data/pictures/new-images.ts';
 import { mustBeFinite } from '../../worker/data/precision.ts';
 import { readNewTable } from '../../worker/data/tables/read-inputs.ts';
+import { tableFiles } from '../../worker/data/tables/table-files.ts';
 import { print, tell } from '../options.ts';
 import { groups } from '../output/progress.ts';
 import { openPredictor, type PredictorOptions } from './predictor.ts';
@@ -21,22 +20,28 @@ export interface PredictOptions extends PredictorOptions {
   readonly json?: boolean;
 }
 
-/** `downpour predict <run or checkpoint> <file or folder>` */
+/** `downpour predict <run or checkpoint> <file or folder>…` */
 export async function predictCommand(
   what: string,
-  data: string,
+  data: readonly string[],
   options: PredictOptions,
 ): Promise<void> {
   const predictor = await openPredictor(what, options);
   try {
     const { facts, reading } = predictor;
     if (!reading) throw notRead(facts.run);
-    const examples = await readExamples(data, reading);
-    const told = await predictor.predictColumn(examples.inputs);
-    await write(told, predictor.data, examples, options);
-    const rows = groups(examples.names.length);
+    const files = await filesOf(data, reading);
+    // All are read before the first line is written: an error in the last one leaves no half of an answer.
+    const read: NewExamples[] = [];
+    for (const file of files) read.push(await readExamples(file, reading));
+    const told: Prediction[] = [];
+    for (const { inputs } of read) told.push(...(await predictor.predictColumn(inputs)));
+    const names = read.flatMap((each, i) =>
+      each.names.map((name) => nameOf(name, files[i]!, { among: files.length, reading })),
+    );
+    await write(told, predictor.data, names, options);
     if (options.out !== undefined)
-      tell(`${rows} predictions of run ${facts.run} in ${options.out}`);
+      tell(`${groups(names.length)} predictions of run ${facts.run} in ${options.out}`);
   } finally {
     predictor.close();
   }
@@ -50,43 +55,57 @@ const notRead = (run: string) =>
 
 interface NewExamples {
   readonly inputs: Column;
-  /** What each example is called, and by which heading. */
-  readonly heading: 'line' | 'file';
+  /** The line of each row in its file, or the path of each picture. */
   readonly names: readonly (string | number)[];
 }
 
+/** What an example is called, by heading: the line in its file, the file, or both. */
+type ExampleName = Readonly<Record<string, string | number>>;
+
+function nameOf(
+  name: string | number,
+  file: string,
+  { among, reading }: { readonly among: number; readonly reading: Reading },
+): ExampleName {
+  if (reading.kind === 'table') return among > 1 ? { file, line: name } : { line: name };
+  const isInFolder = among > 1 && name !== file;
+  return { file: isInFolder ? join(file, String(name)) : name };
+}
+
+/** A folder of tables, or a pattern, is several files; a folder of pictures is read as one. */
+async function filesOf(data: readonly string[], how: Reading): Promise<string[]> {
+  const files: string[] = [];
+  for (const each of data) files.push(...(how.kind === 'table' ? await tableFiles(each) : [each]));
+  return files;
+}
+
 async function readExamples(data: string, how: Reading): Promise<NewExamples> {
-  const entry = await stat(data).catch((error) => {
-    throw unreadable(data, error);
-  });
   if (how.kind === 'images') {
     const { inputs, files } = await readNewImages(data, how, tell);
-    return { inputs, heading: 'file', names: files };
-  }
-  if (entry.isDirectory()) {
-    throw new DownpourError(
-      'DP_USAGE',
-      `${data} is a folder, but the model was trained on a table: name a file of rows with the columns ${how.columns.map(({ name }) => `'${name}'`).join(', ')}`,
-    );
+    return { inputs, names: files };
   }
   const { inputs, lines } = await readNewTable(data, how);
   mustBeFinite(`inputs of ${data}`, inputs);
-  return { inputs, heading: 'line', names: lines };
+  return { inputs, names: lines };
 }
 
 async function write(
   told: readonly Prediction[],
   { targetNames }: DataFacts,
-  { heading, names }: NewExamples,
+  names: readonly ExampleName[],
   { out, json = false }: PredictOptions,
 ): Promise<void> {
   const target = targetNames?.length === 1 ? targetNames[0]! : 'prediction';
   const lines = function* () {
-    if (!json) yield csvLine([heading, ...cellsOf(told[0]!, target).map(([name]) => name)]);
+    if (!json)
+      yield csvLine([
+        ...Object.keys(names[0]!),
+        ...cellsOf(told[0]!, target).map(([name]) => name),
+      ]);
     for (const [i, name] of names.entries()) {
       yield json
-        ? JSON.stringify({ [heading]: name, ...told[i]! })
-        : csvLine([name, ...cellsOf(told[i]!, target).map(([, cell]) => cell)]);
+        ? JSON.stringify({ ...name, ...told[i]! })
+        : csvLine([...Object.values(name), ...cellsOf(told[i]!, target).map(([, cell]) => cell)]);
     }
   };
   if (out === undefined) {

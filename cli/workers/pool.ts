@@ -49,6 +49,8 @@ export interface PoolOptions {
 }
 
 export interface Pool {
+  /** Whether a worker has said which engine computes, and why. Absent: workers say nothing of it. */
+  readonly hasNamedEngine?: () => boolean;
   /** Resolves with the last failure once every worker has been given up; else never. */
   readonly failed: Promise<DownpourError>;
   /** Process numbers of the workers that live. */
@@ -84,6 +86,7 @@ export function startPool(options: PoolOptions): Pool {
     });
   });
   return {
+    hasNamedEngine: () => [...noted].some((about) => about.startsWith('engine ')),
     failed,
     ended,
     pids: () => [...living].flatMap((child) => child.pid ?? []),

@@ -153,7 +153,7 @@ describe('train', () => {
     await expect(train(line(), options(wrong))).rejects.toThrow(says);
   });
 
-  test('two at once: each with a state of its own, or the second is refused', async () => {
+  test('two at once: each with a state of its own, or the second joins the server of the first and outlives it', async () => {
     const both = ['one', 'two'].map((name) =>
       train(line(), options({ state: join(folder, name), run: name })),
     );
@@ -172,9 +172,29 @@ describe('train', () => {
       options({ signal: controller.signal, onProgress: () => begun() }),
     );
     await training;
-    await expect(train(line(), options())).rejects.toMatchObject({ code: 'DP_STATE_LOCKED' });
+    const lines: string[] = [];
+    const short = await train(line(), options({ log: (told) => lines.push(told) }));
+    expect(short.run.phase).toBe('finished');
+    expect(short.parameters.size).toBe(2);
+    expect(lines.join()).toContain('a server runs in');
+    // The third goes on with a server of its own, at the same address, when the first one ends.
+    let going = () => {};
+    const underWay = new Promise<void>((done) => {
+      going = done;
+    });
+    const third = train(
+      line({ epochs: 60 }),
+      options({ run: 'third', onProgress: ({ run }) => run.step > 0 && going() }),
+    );
+    await underWay;
     controller.abort(new Error('enough'));
     await expect(first).rejects.toThrow('enough');
+    expect((await third).run.phase).toBe('finished');
+    expect((await runsOf()).map(({ id, phase }) => [id, phase])).toEqual([
+      [expect.stringMatching(/^experiment-/), 'stopped'],
+      [short.run.id, 'finished'],
+      ['third', 'finished'],
+    ]);
   });
 });
 

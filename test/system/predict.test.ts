@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -136,6 +136,16 @@ describe('a table', () => {
     expect(right.length).toBeGreaterThan(0.7 * known);
     await predict(at('new.csv'), '--out', at('answers.csv'));
     expect(readFileSync(at('answers.csv'), 'utf8').trim().split('\n')).toEqual(lines);
+    // Several files, and a folder of them, make one list that names the file of each row.
+    await mkdir(at('more'));
+    await writeFile(at('more/b.csv'), readFileSync(at('new.csv')));
+    await writeFile(at('more/README.txt'), 'no table');
+    const [first, second] = [at('new.csv'), at('more/b.csv')];
+    const all = (await predict(first, at('more'))).trim().split('\n');
+    expect(all).toEqual([
+      `file,${lines[0]}`,
+      ...[first, second].flatMap((file) => lines.slice(1).map((line) => `${file},${line}`)),
+    ]);
   });
 
   test('has the same answers from predict, plain TensorFlow.js and HTTP', async () => {
@@ -241,8 +251,10 @@ test('photos of mixed sizes, in folders of parts, are learnt and answered to', a
   expect(source).toMatch(/size: \d+, log/);
   expect(source).toContain('conv2d');
   const id = await trained(at('photos.ts'), 'epochsMax=6', 'minibatchSize=8');
+  const test = join(folder, 'photos', 'test');
+  const classFolders = readdirSync(test).map((name) => join(test, name));
   const out = await outputOf(
-    ...['predict', id, join(folder, 'photos', 'test'), '--json'],
+    ...['predict', id, ...classFolders, '--json'],
     ...['--state', state, '--experiments', folder, '--engine', 'wasm'],
   );
   const told = out
@@ -258,9 +270,7 @@ test('photos of mixed sizes, in folders of parts, are learnt and answered to', a
   );
   const { PNG } = await import('pngjs');
   const examples = told.map(({ file }) => {
-    const { width, height, data } = PNG.sync.read(
-      readFileSync(join(folder, 'photos', 'test', file)),
-    );
+    const { width, height, data } = PNG.sync.read(readFileSync(file));
     return { width, height, data: [...data] };
   });
   near(await byPlainTfjs(at('photo-model'), examples), told);
@@ -269,7 +279,7 @@ test('photos of mixed sizes, in folders of parts, are learnt and answered to', a
   });
   try {
     const pictures = told.map(({ file }) => ({
-      picture: readFileSync(join(folder, 'photos', 'test', file)).toString('base64'),
+      picture: readFileSync(file).toString('base64'),
     }));
     near((await overHttp(predictor, pictures)).body.predictions, told);
     const bad = await overHttp(predictor, [{ picture: 'bm8=' }]);
