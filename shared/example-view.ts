@@ -13,6 +13,15 @@ export type ExampleView =
     }
   | { readonly kind: 'text'; readonly text: string };
 
+/** One example of a training minibatch, as the model sees it. */
+export interface SeenExample {
+  readonly shown: ExampleView;
+  /** Its index in the training part; null: `batch` gave another number of examples than it got. */
+  readonly row: number | null;
+  /** Its target, as the loss gets it. */
+  readonly target: readonly number[];
+}
+
 const TEXT_MAX = 500;
 
 /** As it travels, within the limits of figures. */

@@ -7,7 +7,7 @@ import {
   className,
 } from '../shared/answer-lines.ts';
 import { type Answers, classCountOf, decide, probabilitiesOf } from '../shared/answers.ts';
-import type { ExampleView } from '../shared/example-view.ts';
+import type { ExampleView, SeenExample } from '../shared/example-view.ts';
 import { permutation } from '../shared/random.ts';
 import { percent } from '../shared/text.ts';
 import { contactSheet, matrixFigure, type SheetCard } from './figures.ts';
@@ -36,14 +36,17 @@ export interface Looked extends AnswerNames {
   readonly rows: Int32Array;
   /** An example by its index in the part. */
   readonly show: (row: number) => ExampleView;
+  /** A training minibatch as the model sees it, where `batch` of the experiment changes it. */
+  readonly minibatch?: readonly SeenExample[];
 }
 
 /** More classes than this make a matrix that nobody can read. */
 const CLASSES_MAX = 40;
 
 export function lookReport(settings: LookSettings, looked: Looked): Report {
-  const { answers, rows, show } = looked;
+  const { answers, rows, show, minibatch = [] } = looked;
   const classes = classesOf(answers, looked);
+  const classCount = answers.kind === 'numbers' ? 0 : classCountOf(answers);
   const { name, part } = settings;
   const lines = answerLines(answers, rows, looked, numberText);
   const known = lines.filter(({ loss }) => Number.isFinite(loss));
@@ -72,6 +75,14 @@ export function lookReport(settings: LookSettings, looked: Looked): Report {
     plots: {
       'worst.svg': contactSheet('Highest losses', worst.map(card)),
       'random.svg': contactSheet('A random sample', random.map(card)),
+      ...(minibatch.length > 0
+        ? {
+            'minibatch.svg': contactSheet(
+              'A training minibatch as the model sees it',
+              minibatch.map((example) => seenCard(example, classCount, classes)),
+            ),
+          }
+        : {}),
       ...(confusion && confusion.length <= CLASSES_MAX
         ? {
             'confusion.svg': matrixFigure(
@@ -93,6 +104,34 @@ export function lookReport(settings: LookSettings, looked: Looked): Report {
       ...{ examples: rows.length, answers: answers.count },
     },
   };
+}
+
+function seenCard(
+  { shown, row, target }: SeenExample,
+  classCount: number,
+  classes: readonly string[] | null,
+): SheetCard {
+  const own = targetText(target, classCount, classes);
+  return { shown, caption: [own, ...(row === null ? [] : [`train ${row}`])], wrong: false };
+}
+
+/** A class, the two most probable classes, or the first numbers. @param classCount 0: targets are numbers. */
+function targetText(
+  target: readonly number[],
+  classCount: number,
+  classes: readonly string[] | null,
+): string {
+  if (classCount > 0 && target.length === 1) return className(target[0]!, classes);
+  if (classCount === 0 || target.length !== classCount) {
+    return target.slice(0, 3).map(numberText).join(' ');
+  }
+  const most = target
+    .map((share, i) => ({ share: Math.round(100 * share), name: className(i, classes) }))
+    .filter(({ share }) => share > 0)
+    .sort((x, y) => y.share - x.share)
+    .slice(0, 2);
+  if (most.length === 1) return most[0]!.name;
+  return most.map(({ share, name }) => `${name} ${share} %`).join(', ');
 }
 
 /** Counts by true class and answer; null for numbers. */

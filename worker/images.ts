@@ -110,6 +110,8 @@ export type Policy = keyof typeof POLICIES;
  * @param steps a policy by name, or steps, applied in this order.
  * @throws DownpourError DP_EXPERIMENT_INVALID: it is neither. The `batch` throws it where the field is no minibatch of images.
  */
+export function augment(policy: Policy, options?: AugmentOptions): BatchFunction;
+export function augment(steps: readonly Augmentation[], options?: AugmentOptions): Batch;
 export function augment(
   steps: Policy | readonly Augmentation[],
   { inputs: name = 'inputs', targets = 'targets' }: AugmentOptions = {},

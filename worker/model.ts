@@ -89,6 +89,11 @@ export interface Model {
   measure(minibatch: Minibatch, seed?: number): Promise<MinibatchMeasures>;
   /** Losses of regularised layers at the parameters loaded: what a step's gradient has beside its loss. */
   penalty(): Promise<number>;
+  /**
+   * A training minibatch as a step sees it: after `batch` of the experiment.
+   * @param seed as for `step`.
+   */
+  seen(minibatch: Minibatch, seed: number): Promise<Minibatch>;
   /** Whether it has predictions: an objective over several models has none. */
   readonly predicts: boolean;
   /** Training mode off. Of several outputs, those of each example stand behind each other. */
@@ -308,6 +313,10 @@ class BuiltModel implements Model {
   async step(minibatch: Minibatch, seed: number): Promise<Step> {
     const seen = this.#changes ? await this.#change(minibatch, true, seed) : minibatch;
     return this.#steps.step(this.#instance, seen, seed);
+  }
+
+  async seen(minibatch: Minibatch, seed: number): Promise<Minibatch> {
+    return this.#changes ? this.#change(minibatch, true, seed) : minibatch;
   }
 
   async measure(given: Minibatch, seed = 0): Promise<MinibatchMeasures> {

@@ -210,7 +210,8 @@ function registerLook(program: Command): void {
       'after',
       `
 Writes report.md, report.json and figures to --out (default: ./looks/<run>): contact sheets of the examples with the highest
-loss and of a random sample, the confusion matrix, and the share of the loss that comes from the worst examples. If the run
+loss and of a random sample, the confusion matrix, and the share of the loss that comes from the worst examples. If the
+experiment has a batch, minibatch.svg shows the first training minibatch as the model sees it. If the run
 was trained with --set observe.everySteps=100, there are also histograms of weights, gradients, updates and activations over
 time, gradient norms and update ratios. The dashboard of the run's server shows the same.
 ${examples('downpour look examples/mnist-mlp.ts', 'downpour look my.ts --run my-3f2a1c --part train --worst 100')}`,

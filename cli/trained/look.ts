@@ -9,6 +9,7 @@ import { observationsReport } from '../../study/observations.ts';
 import { type Report, writeReport } from '../../study/report.ts';
 import { lookName, toldReport } from '../../study/telling.ts';
 import { viewerOf } from '../../worker/data/views.ts';
+import { seenMinibatch } from '../../worker/seen-minibatch.ts';
 import { tell } from '../options.ts';
 import { showReport } from '../output/report.ts';
 import { Teller } from '../study/tell.ts';
@@ -34,9 +35,10 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
     const settings = { name: trained.facts.run, part, worst, random, seed };
     const show = viewerOf(trained.prepared, part);
     const { classes, targetNames } = trained.prepared;
+    const minibatch = await minibatchOf(trained);
     const report = withObserved(
       withCaution(
-        lookReport(settings, { answers, rows, show, classes, targetNames }),
+        lookReport(settings, { answers, rows, show, classes, targetNames, minibatch }),
         trained,
         part,
       ),
@@ -52,6 +54,14 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
   } finally {
     trained.model.dispose();
   }
+}
+
+/** Examples of one training minibatch that are shown: two rows of pictures. */
+const SEEN = 16;
+
+/** A minibatch as the model sees it; empty: the experiment changes none, and the examples themselves show it. */
+async function minibatchOf({ experiment, model, prepared, config }: TrainedModel) {
+  return experiment.batch ? seenMinibatch(model, prepared, config, SEEN) : [];
 }
 
 /** The examples of a report as an event file, those that are pictures. */

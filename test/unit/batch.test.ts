@@ -7,8 +7,9 @@ import { type EngineName, openEngine } from '../../worker/engine.ts';
 import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
 import { evaluate } from '../../worker/evaluate.ts';
 import { type Batch, checkExperiment, type Experiment } from '../../worker/experiment.ts';
-import { minibatchSeed } from '../../worker/minibatches.ts';
+import { createOrders, minibatchSeed } from '../../worker/minibatches.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
+import { seenMinibatch } from '../../worker/seen-minibatch.ts';
 
 const ENGINES = [
   'cpu',
@@ -173,6 +174,43 @@ describe('batch', () => {
     expect(model.layout.tensors[0]!.shape).toEqual([1, 1]);
     expect((await model.predict(minibatch())).shape).toEqual([4, 1]);
     expect(await gradientOf(model)).toHaveLength(1);
+  });
+
+  test('shows the minibatch of which the first step is computed, with the same numbers', async () => {
+    const seen: number[][] = [];
+    const model = await build(({ inputs, targets }, { random, tf }) => {
+      const changed = inputs.add(random.normal(inputs.shape)).mul(random.number());
+      seen.push([...changed.dataSync()]);
+      return { inputs: changed, targets: tf.reverse(targets) };
+    });
+    const config = { seed: 5, minibatchSize: 6 };
+    seen.length = 0;
+    const shown = await seenMinibatch(model, prepared, config, 4);
+    const lease = { id: 9, part: 'train', epoch: 0, start: 0, count: 6 } as const;
+    const rows = createOrders(5, prepared)(lease);
+    await model.step(gather(prepared, 'train', rows), minibatchSeed(5, lease));
+    expect(seen[1]).toEqual(seen[0]);
+    expect(shown.map(({ row }) => row)).toEqual([...rows.subarray(0, 4)]);
+    const of = (row: number) => prepared.train.targets.values[row]!;
+    expect(shown.map(({ target }) => target)).toEqual(
+      [...rows]
+        .toReversed()
+        .slice(0, 4)
+        .map((row) => [of(row)]),
+    );
+    expect(shown[0]!.shown).toEqual({
+      kind: 'text',
+      text: seen[0]!
+        .slice(0, 2)
+        .map((value) => Number(value.toPrecision(3)))
+        .join(' '),
+    });
+    const doubled = await build(({ inputs, targets }, { tf }) => ({
+      inputs: tf.concat([inputs, inputs]),
+      targets: tf.concat([targets, targets]),
+    }));
+    const more = await seenMinibatch(doubled, prepared, config, 20);
+    expect(more.map(({ row }) => row)).toEqual(new Array(12).fill(null));
   });
 
   test('may give more examples than it got', async () => {

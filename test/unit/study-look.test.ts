@@ -58,6 +58,34 @@ describe('a look at answers', () => {
     });
   });
 
+  test('has a picture of a minibatch as the model sees it, with targets that may be mixed', () => {
+    const classes = ['cat', 'dog', 'owl'];
+    const shown = { kind: 'text', text: 'changed' } as const;
+    const settings = { name: 'r', part: 'validation', worst: 5, random: 5, seed: 1 } as const;
+    const looked = {
+      answers: answersOf(right(9)),
+      rows: Int32Array.from({ length: 9 }, (_, i) => i),
+      show: () => ({ kind: 'text', text: 'x' }) as const,
+      classes,
+      minibatch: [
+        { shown, row: 7, target: [2] },
+        { shown, row: null, target: [0.25, 0, 0.75] },
+        { shown, row: 3, target: [0, 1, 0] },
+        { shown, row: 4, target: [0.5, 2] },
+      ],
+    };
+    const { plots } = lookReport(settings, looked);
+    expect(plots['minibatch.svg']).toMatchObject({
+      cards: [
+        { shown, caption: ['owl', 'train 7'] },
+        { shown, caption: ['owl 75 %, cat 25 %'] },
+        { shown, caption: ['dog', 'train 3'] },
+        { shown, caption: ['0.5 2', 'train 4'] },
+      ],
+    });
+    expect(look(answersOf(right(9))).plots).not.toHaveProperty('minibatch.svg');
+  });
+
   test('counts in the matrix by class, also where two have one name', () => {
     const report = look(answersOf([...right(30), ...wrong(2, 6)]), ['a', 'a', 'b']);
     expect(report.facts.confusion).toEqual([

@@ -5,7 +5,8 @@ import {
   inputNamesOf,
   type TableReading,
 } from '../../shared/reading.ts';
-import type { Examples, PreparedData } from './examples.ts';
+import { type Column, sizeOf } from './columns.ts';
+import type { Examples, Minibatch, PreparedData } from './examples.ts';
 
 /** Examples as people see them: pictures, columns of a table with their values, or the first numbers. */
 
@@ -19,24 +20,43 @@ export function viewerOf(
 ): (row: number) => ExampleView {
   const examples: Examples = prepared[part];
   const { values, shape } = examples.inputs;
-  const [, height = 0, width = 0, channels = 1] = shape;
-  const size = shape.slice(1).reduce((a, b) => a * b, 1);
-  const isImage =
-    (shape.length === 3 || (shape.length === 4 && [1, 3, 4].includes(channels))) &&
-    Math.min(height, width) >= 4;
+  const size = sizeOf(shape.slice(1));
   const table = tableOf(prepared);
   return (row) => {
     const own = values.subarray(row * size, (row + 1) * size);
-    if (isImage) {
-      const pixels = own instanceof Uint8Array ? own : brightness(own);
-      return { kind: 'image', width, height, channels: channels as 1 | 3 | 4, pixels };
-    }
+    const image = imageOf(own, shape.slice(1));
+    if (image) return image;
     if (table) return { kind: 'text', text: linesOfTable(table, own) };
-    const names = prepared.inputNames;
-    if (names?.length === size) return { kind: 'text', text: linesOfNames(names, own) };
-    const text = Array.from(own.subarray(0, SHOWN), (value) => Number(value.toPrecision(3)));
-    return { kind: 'text', text: linesOf(text) };
+    return numbersOf(own, prepared.inputNames);
   };
+}
+
+/** Inputs of a minibatch, as the model gets them. @param row in the minibatch. @param names of the numbers of one example. */
+export function inputsView(
+  { inputs, inputShape }: Pick<Minibatch, 'inputs' | 'inputShape'>,
+  row: number,
+  names: readonly string[] | null,
+): ExampleView {
+  const size = sizeOf(inputShape);
+  const own = inputs.subarray(row * size, (row + 1) * size);
+  return imageOf(own, inputShape) ?? numbersOf(own, names);
+}
+
+/** The picture that numbers of this shape are; null: they are none. */
+function imageOf(own: Column['values'], shape: readonly number[]): ExampleView | null {
+  const [height = 0, width = 0, channels = 1] = shape;
+  const isImage =
+    (shape.length === 2 || (shape.length === 3 && [1, 3, 4].includes(channels))) &&
+    Math.min(height, width) >= 4;
+  if (!isImage) return null;
+  const pixels = own instanceof Uint8Array ? own : brightness(own);
+  return { kind: 'image', width, height, channels: channels as 1 | 3 | 4, pixels };
+}
+
+function numbersOf(own: Column['values'], names: readonly string[] | null): ExampleView {
+  if (names?.length === own.length) return { kind: 'text', text: linesOfNames(names, own) };
+  const text = Array.from(own.subarray(0, SHOWN), (value) => Number(value.toPrecision(3)));
+  return { kind: 'text', text: linesOf(text) };
 }
 
 /** @returns how the inputs were read from a table; null: they were not, or are not as they were read. */

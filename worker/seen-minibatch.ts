@@ -1,0 +1,31 @@
+import type { RunConfig } from '../shared/config.ts';
+import type { SeenExample } from '../shared/example-view.ts';
+import type { PreparedData } from './data/examples.ts';
+import { gather } from './data/gather.ts';
+import { inputsView } from './data/views.ts';
+import { createOrders, minibatchSeed } from './minibatches.ts';
+import type { Model } from './model.ts';
+
+/**
+ * The first minibatch of a run's first epoch, standardised and changed by `batch`, with the numbers that were drawn for it in
+ * training.
+ * @param examplesMax shown of it; all are changed, since what is drawn may depend on how many there are.
+ */
+export async function seenMinibatch(
+  model: Model,
+  prepared: PreparedData,
+  { seed, minibatchSize }: Pick<RunConfig, 'seed' | 'minibatchSize'>,
+  examplesMax: number,
+): Promise<readonly SeenExample[]> {
+  const count = Math.min(minibatchSize, prepared.train.count);
+  const lease = { id: 0, part: 'train', epoch: 0, start: 0, count } as const;
+  const rows = createOrders(seed, prepared)(lease);
+  const seen = await model.seen(gather(prepared, 'train', rows), minibatchSeed(seed, lease));
+  const size = seen.targetShape.reduce((product, d) => product * d, 1);
+  const total = seen.count ?? count;
+  return Array.from({ length: Math.min(examplesMax, total) }, (_, i) => ({
+    shown: inputsView(seen, i, prepared.inputNames),
+    row: total === count ? rows[i]! : null,
+    target: [...seen.targets.subarray(i * size, (i + 1) * size)],
+  }));
+}
