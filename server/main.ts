@@ -26,7 +26,7 @@ import { Coordinator, warning } from './fleet/coordinator.ts';
 import { RunLoader } from './fleet/run-loader.ts';
 import type { AppOptions } from './http/app.ts';
 import type { AccessLimits } from './http/door.ts';
-import type { JoinFiles } from './http/join.ts';
+import type { JoinPageFiles } from './http/join.ts';
 import { type OpenPort, openPort } from './http/listen.ts';
 import { Studies } from './http/studies.ts';
 import { LOOK_MS } from './payloads/landings.ts';
@@ -105,7 +105,7 @@ export interface ServeOptions extends TokenSources {
   /** It belongs to a command, and ends with it: another command that has joined it may go on in its place. */
   readonly endsWithCommand?: boolean;
   /** What browsers that open `/join` may train; absent: nothing. */
-  readonly join?: JoinFiles;
+  readonly join?: JoinPageFiles;
   /**
    * Puts the server into an app of somebody else, which listens. Then there are no port, no TLS and no unix socket of ours.
    * @internal

@@ -32,20 +32,20 @@ export function ticketOf(offered: string | undefined): string | null {
 // Between the page and its worker.
 
 /** Begin. */
-export interface JoinOptions {
+export interface JoinPageOptions {
   /** `http://host:port` */
   readonly server: string;
-  readonly engine: JoinEngine;
+  readonly engine: JoinPageEngine;
   /** Also on an adapter of WebGPU that is a program, for tests. */
   readonly softwareGpu: boolean;
 }
 
 /** What a page can train with, best first. */
 export const JOIN_ENGINES = ['webgpu', 'wasm', 'cpu'] as const;
-export type JoinEngine = (typeof JOIN_ENGINES)[number] | 'auto';
+export type JoinPageEngine = (typeof JOIN_ENGINES)[number] | 'auto';
 
 export type ToJoinWorker =
-  | ({ readonly type: 'start' } & JoinOptions)
+  | ({ readonly type: 'start' } & JoinPageOptions)
   /** Hands its leases back and ends. */
   | { readonly type: 'stop' };
 
@@ -58,12 +58,12 @@ export type FromJoinWorker =
     }
   | { readonly type: 'experiments'; readonly names: readonly string[]; readonly worker: string }
   | { readonly type: 'log'; readonly line: string }
-  | ({ readonly type: 'progress' } & JoinProgress)
+  | ({ readonly type: 'progress' } & JoinPageProgress)
   /** It will do nothing more. */
   | { readonly type: 'stopped' }
   | { readonly type: 'failed'; readonly code: string; readonly message: string };
 
-export interface JoinProgress {
+export interface JoinPageProgress {
   readonly run: string;
   readonly phase: string;
   readonly step: number;

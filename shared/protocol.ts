@@ -144,7 +144,7 @@ export const PartSchema = oneOf(
   ['train', 'validation', 'test', 'trainAndValidation'],
   'Which examples. `trainAndValidation` has the training examples first, then the validation examples.',
 );
-export type Part = Static<typeof PartSchema>;
+export type LeasePart = Static<typeof PartSchema>;
 
 /** One minibatch: positions [start, start + count) of the epoch's permutation of the part. */
 export const LeaseSchema = Type.Object(

@@ -1,4 +1,9 @@
-import type { FromJoinWorker, JoinEngine, JoinProgress, ToJoinWorker } from '../shared/join.ts';
+import type {
+  FromJoinWorker,
+  JoinPageEngine,
+  JoinPageProgress,
+  ToJoinWorker,
+} from '../shared/join.ts';
 import { JOIN_ENGINES, JOIN_PATHS, JOIN_WORKER } from '../shared/join.ts';
 import { BASE } from './base.ts';
 import { count, short } from './format.ts';
@@ -11,7 +16,7 @@ import { initTheme } from './theme.ts';
 
 /** The page `/join`: a worker in this browser. It computes in a thread of its own; this shows what it does. */
 
-const ENGINE_WORDS: Readonly<Record<JoinEngine, string>> = {
+const ENGINE_WORDS: Readonly<Record<JoinPageEngine, string>> = {
   auto: 'Best there is',
   webgpu: 'WebGPU',
   wasm: 'WebAssembly',
@@ -84,7 +89,7 @@ type JoinStage = 'stopped' | 'starting' | 'working' | 'stopping';
 let stage: JoinStage = 'stopped';
 let worker: Worker | null = null;
 let name = '';
-let progress: JoinProgress | null = null;
+let progress: JoinPageProgress | null = null;
 let heardAt = Number.NEGATIVE_INFINITY;
 const lines: string[] = [];
 
@@ -146,7 +151,7 @@ async function start(): Promise<void> {
   tell({
     type: 'start',
     server: location.origin,
-    engine: engine.value as JoinEngine,
+    engine: engine.value as JoinPageEngine,
     softwareGpu: query.get('software-gpu') === '1',
   });
 }
@@ -211,7 +216,7 @@ async function askWho(): Promise<void> {
   worker = null;
   stage = 'stopped';
   await learnWho((words) => fill(main, words));
-  const { works, open } = state.session;
+  const { works, open } = state.login;
   fill(
     who,
     works &&

@@ -48,7 +48,7 @@ const header = h(
 );
 let view: View | null = null;
 
-const isLoggedOut = () => state.session.role === null;
+const isLoggedOut = () => state.login.role === null;
 
 /** `#/runs/name` and the like. */
 function route(): View {
@@ -94,7 +94,7 @@ function frame(): void {
   const wanted = view?.title === 'Cluster' ? [] : alerts;
   fillNew(strip, wanted, () => [alertStrip(wanted)]);
   strip.hidden = strip.childElementCount === 0;
-  const { role, open } = state.session;
+  const { role, open } = state.login;
   const words = role === null ? '' : open ? '' : role;
   if (who.dataset.role === words) return;
   who.dataset.role = words;

@@ -16,7 +16,7 @@ export const client = createRestClient({ server: BASE });
 export type LinkState = 'connecting' | 'live' | 'lost';
 
 export interface DashboardState {
-  session: LoginFacts;
+  login: LoginFacts;
   link: LinkState;
   server: ServerFacts | null;
   readonly runs: Map<string, RunSummary>;
@@ -26,7 +26,7 @@ export interface DashboardState {
 }
 
 export const state: DashboardState = {
-  session: { role: null, open: false, works: false },
+  login: { role: null, open: false, works: false },
   link: 'connecting',
   server: null,
   runs: new Map(),
@@ -34,7 +34,7 @@ export const state: DashboardState = {
   workers: new Map(),
 };
 
-export const isOperator = () => state.session.role === 'operator';
+export const isOperator = () => state.login.role === 'operator';
 /** What is not among the runs is not there. */
 export const knowsAllRuns = () => state.link === 'live' && state.rest === 0;
 
@@ -112,13 +112,13 @@ export function follow(onRefused: () => void): void {
       silence = setTimeout(again, RETRY_MS);
       return;
     }
-    if (state.session.role === null) onRefused();
+    if (state.login.role === null) onRefused();
     else connect();
   };
   document.addEventListener('visibilitychange', () => {
     clearTimeout(hiding);
     if (!document.hidden) {
-      if (!source && state.session.role !== null) connect();
+      if (!source && state.login.role !== null) connect();
     } else if (source) hiding = setTimeout(unfollow, HIDDEN_MS);
   });
   connect();
@@ -157,7 +157,7 @@ function take(update: FeedUpdate): void {
 async function lookWho(): Promise<void> {
   const response = await fetch(`${BASE}/session`);
   if (!response.ok) throw new TypeError(`GET /session answered ${response.status}`);
-  state.session = (await response.json()) as LoginFacts;
+  state.login = (await response.json()) as LoginFacts;
 }
 
 /** The same, asked until there is an answer. @param away shows that there is none. */
@@ -180,12 +180,12 @@ export async function logIn(token: string, work = false): Promise<void> {
     body: JSON.stringify(work ? { token, work } : { token }),
   });
   if (!response.ok) throw new Error(((await response.json()) as { message: string }).message);
-  state.session = (await response.json()) as LoginFacts;
+  state.login = (await response.json()) as LoginFacts;
 }
 
 export async function logOut(): Promise<void> {
   unfollow();
   await fetch(`${BASE}/session`, { method: 'DELETE' });
-  state.session = { role: null, open: false, works: false };
+  state.login = { role: null, open: false, works: false };
   forget();
 }

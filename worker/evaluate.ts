@@ -1,4 +1,4 @@
-import { measuredOf, type Part } from '../shared/protocol.ts';
+import { type LeasePart, measuredOf } from '../shared/protocol.ts';
 import { mix } from '../shared/random.ts';
 import { rowSize } from './data/columns.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
@@ -42,7 +42,7 @@ export async function evaluate(
   model: Model,
   parameters: Float32Array,
   prepared: PreparedData,
-  part: Part,
+  part: LeasePart,
   { signal, alsoTraining = 0, step = 0, meanwhile }: EvaluateOptions = {},
 ): Promise<EvaluationResult> {
   const [before, beforeStep] = [model.loaded, model.loadedStep];
@@ -61,7 +61,7 @@ export async function evaluate(
 }
 
 /** So that an experiment which draws random numbers in evaluations draws the same ones in each. */
-const PART_SEEDS: Readonly<Record<Part, number>> = {
+const PART_SEEDS: Readonly<Record<LeasePart, number>> = {
   ...{ train: 1, validation: 2, test: 3, trainAndValidation: 4 },
 };
 
@@ -69,7 +69,7 @@ const PART_SEEDS: Readonly<Record<Part, number>> = {
 async function measure(
   model: Model,
   prepared: PreparedData,
-  part: Part,
+  part: LeasePart,
   examples: number,
   signal: AbortSignal | undefined,
 ): Promise<EvaluationResult> {
@@ -112,7 +112,7 @@ export function batchSizeOf(prepared: PreparedData): number {
 }
 
 /** Examples of a part. */
-export function partCount(prepared: PreparedData, part: Part): number {
+export function partCount(prepared: PreparedData, part: LeasePart): number {
   const { train, validation, test } = prepared;
   if (part === 'trainAndValidation') return train.count + validation.count;
   return (part === 'train' ? train : part === 'validation' ? validation : test)?.count ?? 0;

@@ -6,7 +6,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { createGzip } from 'node:zlib';
-import type { JoinFile } from '../../server/http/join.ts';
+import type { JoinPageFile } from '../../server/http/join.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { JOIN_WORKER } from '../../shared/join.ts';
@@ -41,7 +41,7 @@ export interface BundleOptions {
 export interface BundleManifest {
   readonly experiments: readonly string[];
   /** The files by name. */
-  readonly files: Readonly<Record<string, JoinFile>>;
+  readonly files: Readonly<Record<string, JoinPageFile>>;
 }
 
 interface Chosen {
@@ -63,7 +63,7 @@ export async function bundle(
   log: (line: string) => void,
 ): Promise<BundleManifest> {
   const chosen = await choose(options.paths, log);
-  const files: Record<string, JoinFile> = {};
+  const files: Record<string, JoinPageFile> = {};
   const put = async (name: string, pieces: Iterable<Uint8Array>) => {
     files[name] = await write(options.folder, name, pieces);
   };
@@ -240,7 +240,7 @@ async function write(
   folder: string,
   name: string,
   pieces: Iterable<Uint8Array>,
-): Promise<JoinFile> {
+): Promise<JoinPageFile> {
   const path = join(folder, `${name}.gz`);
   await pipeline(Readable.from(pieces), createGzip(), createWriteStream(path));
   const hash = createHash('sha256');

@@ -1,15 +1,15 @@
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { resolve } from 'node:path';
-import type { JoinFiles } from '../../server/http/join.ts';
+import type { JoinPageFiles } from '../../server/http/join.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
 import { ownModule } from '../../shared/own-files.ts';
 import { openScratch } from '../scratch.ts';
 import type { BundleManifest, BundleOptions } from './join-bundle.ts';
 
 /** What `/join` sends to browsers: made by a process of its own, since the server runs no experiment. */
-export interface JoinBundle {
-  readonly files: JoinFiles;
+export interface JoinPageBundle {
+  readonly files: JoinPageFiles;
   readonly experiments: readonly string[];
   /** Removes it. */
   dispose(): Promise<void>;
@@ -28,7 +28,7 @@ export async function makeJoinBundle(
   paths: readonly string[],
   dataFolder: string,
   log: (line: string) => void,
-): Promise<JoinBundle> {
+): Promise<JoinPageBundle> {
   const { folder, remove: dispose } = await openScratch('join');
   try {
     const options = { paths: paths.map((path) => resolve(path)), dataFolder, folder };

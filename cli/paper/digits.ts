@@ -1,6 +1,6 @@
 import { bytesOfBase64 } from '../../shared/base64.ts';
 import { Memory, regionBytes } from '../../shared/memory.ts';
-import type { Part } from '../../shared/protocol.ts';
+import type { LeasePart } from '../../shared/protocol.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
 import type { Examples } from '../../worker/data/examples.ts';
 import { loadMnist } from '../../worker/data/mnist.ts';
@@ -94,14 +94,14 @@ export async function createDigits(options: DigitsOptions): Promise<VirtualProbl
   const kernels = new WebAssembly.Instance(module, {
     env: { memory: memory.memory, exp: Math.exp, log: Math.log },
   }).exports as unknown as DigitKernels;
-  const range = (part: Part): [number, number] => {
+  const range = (part: LeasePart): [number, number] => {
     if (part === 'train') return [0, trainCount];
     if (part === 'validation') return [trainCount, validationCount];
     if (part === 'trainAndValidation') return [0, trainCount + validationCount];
     return [trainCount + validationCount, test.count];
   };
   const orders = new Map<string, Int32Array>();
-  const orderOf = (part: Part, epoch: number): Int32Array => {
+  const orderOf = (part: LeasePart, epoch: number): Int32Array => {
     const key = `${part} ${epoch}`;
     let known = orders.get(key);
     if (!known) {

@@ -4,7 +4,7 @@ import { placeOf } from '../../server/checkpoints/elsewhere/s3.ts';
 import { serve } from '../../server/main.ts';
 import { redisFilesOf } from '../../server/store/redis-address.ts';
 import type { Log } from '../../shared/log.ts';
-import { type JoinBundle, makeJoinBundle } from '../bundles/join.ts';
+import { type JoinPageBundle, makeJoinBundle } from '../bundles/join.ts';
 import {
   type LogFormat,
   print,
@@ -85,7 +85,7 @@ export interface ShardCommandOptions
 /** `downpour serve`: until Ctrl-C or SIGTERM, then a checkpoint of each run and the end. */
 export async function serveCommand(options: ServeCommandOptions): Promise<void> {
   const { join: joined, data = 'data' } = options;
-  let join: JoinBundle | null = null;
+  let join: JoinPageBundle | null = null;
   try {
     await untilStopped(
       options,
@@ -111,7 +111,7 @@ export async function serveCommand(options: ServeCommandOptions): Promise<void> 
       },
     );
   } finally {
-    await (join as JoinBundle | null)?.dispose();
+    await (join as JoinPageBundle | null)?.dispose();
   }
 }
 

@@ -3,7 +3,7 @@ import { bytesOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import type { DataSummary, Join, Lease, LocalWork, Part } from '../../shared/protocol.ts';
+import type { DataSummary, Join, Lease, LeasePart, LocalWork } from '../../shared/protocol.ts';
 import { mix, type Random, random } from '../../shared/random.ts';
 import { type Compressor, createCompressor, type Settle } from '../../worker/compressor.ts';
 import { LocalSteps } from '../../worker/local-steps.ts';
@@ -36,7 +36,10 @@ export interface VirtualProblem {
     payload: Float32Array,
     seed: number,
   ): number | Promise<number>;
-  evaluate(part: Part, parameters: Float32Array): VirtualEvaluation | Promise<VirtualEvaluation>;
+  evaluate(
+    part: LeasePart,
+    parameters: Float32Array,
+  ): VirtualEvaluation | Promise<VirtualEvaluation>;
 }
 
 export interface VirtualEvaluation {

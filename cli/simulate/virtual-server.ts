@@ -8,8 +8,8 @@ import type {
   Evaluated,
   Join,
   Lease,
+  LeasePart,
   LocalWork,
-  Part,
   Push,
 } from '../../shared/protocol.ts';
 import type { Metrics, RunSummary } from '../../shared/rest.ts';
@@ -38,7 +38,7 @@ export type VirtualWork =
   | {
       readonly kind: 'evaluation';
       readonly id: number;
-      readonly part: Part;
+      readonly part: LeasePart;
       readonly parameters: Float32Array;
       readonly bytes: number;
     }
@@ -153,7 +153,7 @@ export class VirtualServer {
 
   evaluated(
     worker: string,
-    result: Omit<Evaluated, 'type' | 'run' | 'examples'> & { readonly part: Part },
+    result: Omit<Evaluated, 'type' | 'run' | 'examples'> & { readonly part: LeasePart },
     nowMs: number,
   ): void {
     const { part, ...rest } = result;

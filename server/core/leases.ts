@@ -1,4 +1,4 @@
-import type { Lease, Part } from '../../shared/protocol.ts';
+import type { Lease, LeasePart } from '../../shared/protocol.ts';
 
 /**
  * Minibatches leased to workers. The examples of a part are put in a seeded random order anew each
@@ -11,7 +11,7 @@ import type { Lease, Part } from '../../shared/protocol.ts';
  */
 
 export interface LeasesOptions {
-  readonly part: Part;
+  readonly part: LeasePart;
   /** Examples in the part. */
   readonly exampleCount: number;
   readonly minibatchSize: number;

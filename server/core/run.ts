@@ -1,7 +1,7 @@
 import { decodeFacts, isOfOlderRelease } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { groupsOf, layoutWhile, mayThaw } from '../../shared/groups.ts';
-import type { Part, Phase } from '../../shared/protocol.ts';
+import type { LeasePart, Phase } from '../../shared/protocol.ts';
 import type { Evaluation } from '../../shared/rest.ts';
 import {
   attend,
@@ -375,7 +375,7 @@ export class Run extends RunView {
   /** @param step that the captured parameters belong to. */
   #evaluate(
     purpose: PendingEvaluation['purpose'],
-    part: Part,
+    part: LeasePart,
     capture: number,
     step?: number,
   ): void {
@@ -468,7 +468,7 @@ export class Run extends RunView {
 
   #startPhase(
     phase: 'training' | 'refitting',
-    options: { part: Part; epochs: number | null; reason: string },
+    options: { part: LeasePart; epochs: number | null; reason: string },
   ): void {
     const fields = this.#fields;
     this.#steps.discard();

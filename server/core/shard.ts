@@ -52,7 +52,7 @@ export function rangesOf(layout: Layout, shards: number): Range[] {
 
 export interface ShardEvents {
   /** A part of a push is here. @param squares NaN: not finite. @param problem with the part itself. */
-  landed(of: PartName, squares: number, problem: string | null): void;
+  landed(of: PushPartName, squares: number, problem: string | null): void;
   /** A part of initial parameters is here. */
   initialLanded(of: { run: string; session: string; grant: number }, finite: boolean): void;
   /** An update made parameters overflow; they are as before. */
@@ -62,13 +62,13 @@ export interface ShardEvents {
 }
 
 /** The part of a push that one shard gets. */
-export interface PartName {
+export interface PushPartName {
   readonly run: string;
   readonly session: string;
   readonly sequence: number;
 }
 
-interface LandedPart {
+interface LandedPushPart {
   readonly payload: Uint8Array;
   readonly encoding: Encoding;
   /** Absent: a gradient. */
@@ -85,14 +85,14 @@ interface HeldRun {
   readonly captures: Map<number, Float32Array>;
   readonly saved: Map<number, ReadonlyMap<string, Float32Array>>;
   /** Parts of pushes that wait for a decision, by session and sequence. */
-  readonly landed: Map<string, Map<number, LandedPart>>;
+  readonly landed: Map<string, Map<number, LandedPushPart>>;
   /** The worker that is asked for initial parameters; null: nobody is. */
-  granted: { readonly session: string; readonly grant: number; part: LandedPart | null } | null;
+  granted: { readonly session: string; readonly grant: number; part: LandedPushPart | null } | null;
   /** Initial parameters that came before it was told who is asked for them; and how often that was looked at. */
   early: {
     readonly session: string;
     readonly grant: number;
-    part: LandedPart;
+    part: LandedPushPart;
     looks: number;
   } | null;
   /** Last sequence of each worker: none is applied twice, whatever the coordinator says. */
@@ -140,13 +140,13 @@ export class Shard {
    * @param part that stays as it is until its `release`, which is called exactly once.
    * @throws DownpourError DP_LIMIT: too many of this worker are here already; the part stays the caller's.
    */
-  part(of: PartName, part: LandedPart): void {
+  part(of: PushPartName, part: LandedPushPart): void {
     const held = this.#runs.get(of.run);
     if (!held) {
       part.release();
       return;
     }
-    const ofSession = held.landed.get(of.session) ?? new Map<number, LandedPart>();
+    const ofSession = held.landed.get(of.session) ?? new Map<number, LandedPushPart>();
     held.landed.set(of.session, ofSession);
     if (ofSession.has(of.sequence)) {
       // Sent again over the same connection: the first one counts.
@@ -177,7 +177,7 @@ export class Shard {
   }
 
   /** @param part in f32, as in `part`. */
-  initialPart(run: string, session: string, grant: number, part: LandedPart): void {
+  initialPart(run: string, session: string, grant: number, part: LandedPushPart): void {
     const held = this.#runs.get(run);
     const fits = part.payload.length === 4 * (held?.layout.size ?? 0);
     if (!held || !fits) part.release();
@@ -362,7 +362,7 @@ const limitOf = (config: RunConfig, kind: PushKind = 'gradient') =>
 
 function stagedOf(
   { parameters }: HeldRun,
-  { payload, encoding, room }: LandedPart,
+  { payload, encoding, room }: LandedPushPart,
   { kindOfPush }: { readonly kindOfPush?: PushKind },
 ): StagedPush {
   const staged = parameters.stage(payload, encoding, room);
@@ -370,7 +370,7 @@ function stagedOf(
 }
 
 /** A part that counts. Its release is the caller's. */
-function takeOnce(held: HeldRun, of: PartName & { readonly worker: string }): LandedPart {
+function takeOnce(held: HeldRun, of: PushPartName & { readonly worker: string }): LandedPushPart {
   const part = take(held, of);
   if (!part) throw new Error(`push ${of.sequence} was applied without its part`);
   const last = held.applied.get(of.worker) ?? 0;
@@ -409,7 +409,7 @@ function dropEarly(held: HeldRun): void {
   held.early = null;
 }
 
-function take(held: HeldRun, { session, sequence }: PartName): LandedPart | undefined {
+function take(held: HeldRun, { session, sequence }: PushPartName): LandedPushPart | undefined {
   const ofSession = held.landed.get(session);
   const part = ofSession?.get(sequence);
   ofSession?.delete(sequence);

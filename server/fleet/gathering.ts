@@ -2,7 +2,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import type { Push } from '../../shared/protocol.ts';
 import type { Landing } from '../../wire/connection.ts';
 import type { LandingRoom } from '../core/landing-rooms.ts';
-import type { InitialLanded, PartsLanded } from '../core/run/calls.ts';
+import type { InitialLanded, PushPartsLanded } from '../core/run/calls.ts';
 
 /**
  * The parts of one worker's messages that go to several shards at once. They come in any order, each from
@@ -37,7 +37,7 @@ export class Gathering {
   }
 
   /** Another part has landed on its shard. @param most as in `push`. @throws DownpourError DP_LIMIT. */
-  landed(shard: number, { sequence, squares, problem }: PartReport, most: number): void {
+  landed(shard: number, { sequence, squares, problem }: PushPartReport, most: number): void {
     const gathered = this.#of(sequence, most);
     if (gathered.shards.has(shard)) return;
     gathered.shards.add(shard);
@@ -154,7 +154,7 @@ interface Gathered {
 }
 
 /** What a shard says of a part that has landed there. */
-export interface PartReport {
+export interface PushPartReport {
   readonly sequence: number;
   readonly squares: number;
   readonly problem: string | null;
@@ -174,5 +174,5 @@ export interface Whole {
   readonly payload: Uint8Array;
   readonly landing: Landing | null;
   readonly room: LandingRoom | null;
-  readonly others: PartsLanded;
+  readonly others: PushPartsLanded;
 }

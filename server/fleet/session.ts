@@ -28,7 +28,12 @@ import type {
 } from '../../wire/connection.ts';
 import type { Budget } from '../access/budget.ts';
 import type { LandingRoom } from '../core/landing-rooms.ts';
-import { AssignCall, type InitialLanded, type PartsLanded, PushCall } from '../core/run/calls.ts';
+import {
+  AssignCall,
+  type InitialLanded,
+  PushCall,
+  type PushPartsLanded,
+} from '../core/run/calls.ts';
 import type { Run } from '../core/run.ts';
 import { partsMax } from '../core/shard.ts';
 import { keep, LandingDesk } from '../payloads/landings.ts';
@@ -37,7 +42,7 @@ import type { Replication } from '../standby/replication.ts';
 import { type Outlet, WorkerAnswers } from './answers.ts';
 import { MachineReport, type RunAsides } from './asides.ts';
 import { Charges } from './charges.ts';
-import { Gathering, type PartReport } from './gathering.ts';
+import { Gathering, type PushPartReport } from './gathering.ts';
 import type { Reports } from './reports.ts';
 import { Retries } from './retries.ts';
 import {
@@ -382,7 +387,7 @@ export class WorkerSession {
   }
 
   /** Another part of a push has landed on its shard. @returns false: nobody waits for it any more. */
-  onLanded(run: Run, shard: number, report: PartReport): boolean {
+  onLanded(run: Run, shard: number, report: PushPartReport): boolean {
     if (this.#run !== run || !this.#joined) return false;
     try {
       this.#gathering.landed(shard, report, partsMax(run.config));
@@ -507,7 +512,7 @@ export class WorkerSession {
     push: Push,
     payload: Uint8Array,
     room: LandingRoom | null,
-    others: PartsLanded | null = null,
+    others: PushPartsLanded | null = null,
   ): void {
     const now = this.#fleet.now();
     const answer = run.call(this.#pushCall.of(push, now, room, others), payload);

@@ -19,7 +19,7 @@ import { SocketPlaces, socketLimits } from '../access/sockets.ts';
 import type { TlsMaterial } from '../access/tls.ts';
 import { describeError } from './describe-error.ts';
 import { type AccessLimits, Door, type HostApp, isRead, roleFor } from './door.ts';
-import type { JoinFiles } from './join.ts';
+import type { JoinPageFiles } from './join.ts';
 import { addPages } from './pages.ts';
 import { RequestCosts } from './request-cost.ts';
 import { OPENAPI } from './route.ts';
@@ -34,7 +34,7 @@ export interface AppOptions extends RoutesOptions {
   readonly loopbackOnly?: boolean;
   readonly limits?: Partial<AccessLimits>;
   /** What pages may train; null: nothing. */
-  readonly join?: JoinFiles | null;
+  readonly join?: JoinPageFiles | null;
   readonly log: Log;
 }
 

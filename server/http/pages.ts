@@ -15,7 +15,7 @@ import {
 import { type Grant, mayDo } from '../access/access.ts';
 import { DASHBOARD_PATHS, dashboard, PAGE_POLICY } from './dashboard.ts';
 import { Feed, type FeedSource } from './feed.ts';
-import { JOIN_POLICY, type JoinFiles, readJoinFile } from './join.ts';
+import { JOIN_POLICY, type JoinPageFiles, readJoinFile } from './join.ts';
 
 /** What pages ask of whoever lets requests in. */
 export interface PageDoor {
@@ -53,7 +53,7 @@ export function addPages(
   app: FastifyInstance,
   door: PageDoor,
   source: FeedSource,
-  join: JoinFiles | null,
+  join: JoinPageFiles | null,
 ): void {
   for (const path of DASHBOARD_PATHS) {
     app.get(path, { schema: { hide: true } }, async (request, reply) => {
@@ -137,7 +137,7 @@ export function addPages(
 }
 
 /** For workers in pages. The page itself is one of the dashboard's files. */
-function addJoin(app: FastifyInstance, door: PageDoor, join: JoinFiles | null): void {
+function addJoin(app: FastifyInstance, door: PageDoor, join: JoinPageFiles | null): void {
   app.post(
     JOIN_PATHS.ticket,
     {

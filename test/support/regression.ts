@@ -10,8 +10,8 @@ import {
   type DataSummary,
   type Join,
   type Lease,
+  type LeasePart,
   measuredOf,
-  type Part,
   type Push,
 } from '../../shared/protocol.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
@@ -78,7 +78,7 @@ export function createRun(config: PartialConfig, id = 'r'): Run {
   return new Run(options);
 }
 
-function range(problem: Problem, part: Part): { start: number; count: number } {
+function range(problem: Problem, part: LeasePart): { start: number; count: number } {
   const { trainCount, validationCount, testCount } = problem.summary;
   if (part === 'train') return { start: 0, count: trainCount };
   if (part === 'validation') return { start: trainCount, count: validationCount };
@@ -87,7 +87,7 @@ function range(problem: Problem, part: Part): { start: number; count: number } {
 }
 
 /** In a part. */
-export const examplesOf = (problem: Problem, part: Part) => range(problem, part).count;
+export const examplesOf = (problem: Problem, part: LeasePart) => range(problem, part).count;
 
 /** Gradient and statistics of one minibatch, and its loss. */
 export function gradientOf(problem: Problem, seed: number, lease: Lease, theta: Float32Array) {
@@ -106,7 +106,7 @@ export function gradientOf(problem: Problem, seed: number, lease: Lease, theta: 
   return { payload, loss };
 }
 
-export function lossOf(problem: Problem, part: Part, theta: Float32Array): number {
+export function lossOf(problem: Problem, part: LeasePart, theta: Float32Array): number {
   const { start, count } = range(problem, part);
   let loss = 0;
   for (let i = start; i < start + count; i++) {

@@ -1,4 +1,4 @@
-import type { Assignment, PartsLanded } from '../../server/core/run/calls.ts';
+import type { Assignment, PushPartsLanded } from '../../server/core/run/calls.ts';
 import type { RunState } from '../../server/core/run/state.ts';
 import { Run } from '../../server/core/run.ts';
 import { type RunShards, Shard } from '../../server/core/shard.ts';
@@ -288,7 +288,7 @@ export class ShardedRun {
       this.shards[k]!.part({ run: 'r', session: 's', sequence }, part);
     }
     const { squares, problem } = this.#landed;
-    const others: PartsLanded = { session: 's', squares, problem };
+    const others: PushPartsLanded = { session: 's', squares, problem };
     const { step, generation } = this.#read!;
     const acknowledgement = this.run.call(
       {

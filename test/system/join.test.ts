@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import { type JoinBundle, makeJoinBundle } from '../../cli/bundles/join.ts';
+import { type JoinPageBundle, makeJoinBundle } from '../../cli/bundles/join.ts';
 import { readJoinFile } from '../../server/http/join.ts';
 import { checkPushLog } from '../../server/watch/push-log.ts';
 import type { PartialConfig } from '../../shared/config.ts';
@@ -49,7 +49,7 @@ const FROM_DISK = `
 
 const skipped = findBrowser() === null && !process.env.CI;
 let folder: string;
-let bundle: JoinBundle;
+let bundle: JoinPageBundle;
 const said: string[] = [];
 let engine: Engine;
 let cluster: Cluster;

@@ -1,6 +1,6 @@
 import { setWasmPaths } from '@tensorflow/tfjs-backend-wasm';
 import { DownpourError, errorText } from '../../shared/errors.ts';
-import { JOIN_ENGINES, JOIN_PATHS, type JoinEngine } from '../../shared/join.ts';
+import { JOIN_ENGINES, JOIN_PATHS, type JoinPageEngine } from '../../shared/join.ts';
 import {
   type Adapter,
   describeAdapter,
@@ -17,7 +17,7 @@ import { repairWebgpuKernels } from '../kernels-webgpu.ts';
 /** In the place of `../engine.ts` in a page: WebGPU, WebAssembly or plain JavaScript. */
 
 export interface PageEngineOptions {
-  readonly engine?: JoinEngine;
+  readonly engine?: JoinPageEngine;
   /** Also a WebGPU adapter that is a program: slower than wasm, for tests. */
   readonly softwareGpu?: boolean;
 }

@@ -1,5 +1,10 @@
 import { errorCode, errorText } from '../../shared/errors.ts';
-import type { FromJoinWorker, JoinOptions, JoinProgress, ToJoinWorker } from '../../shared/join.ts';
+import type {
+  FromJoinWorker,
+  JoinPageOptions,
+  JoinPageProgress,
+  ToJoinWorker,
+} from '../../shared/join.ts';
 import type { Acknowledgement } from '../../shared/protocol.ts';
 import { runWorker } from '../main.ts';
 import { defaultName } from '../name.ts';
@@ -31,7 +36,7 @@ export function begin(experiments: Readonly<Record<string, BundledExperiment>>):
 
 async function work(
   names: readonly string[],
-  { server, engine, softwareGpu }: JoinOptions,
+  { server, engine, softwareGpu }: JoinPageOptions,
   signal: AbortSignal,
 ): Promise<void> {
   const worker = defaultName();
@@ -95,7 +100,7 @@ class ProgressTeller {
     const spanMs = now - (this.#times[0] ?? now);
     const minibatchesPerSecond =
       spanMs > 0 ? ((this.#times.length - 1) * 1000) / spanMs : this.#times.length;
-    const progress: JoinProgress = {
+    const progress: JoinPageProgress = {
       ...{ run, phase, step, loss, ...this.#sums },
       ...{ staleness: this.#staleness, minibatchesPerSecond },
     };

@@ -1,5 +1,5 @@
 import { DownpourError } from '../../shared/errors.ts';
-import type { Part } from '../../shared/protocol.ts';
+import type { LeasePart } from '../../shared/protocol.ts';
 import { isFloat, rowSize, sizeOf } from './columns.ts';
 import type { ExampleField, Examples, FieldRows, Minibatch, PreparedData } from './examples.ts';
 import { isWhole, mapFields } from './fields.ts';
@@ -18,7 +18,7 @@ import { copy, copyScaled, scalerOf } from './transform.ts';
  */
 export function gather(
   prepared: PreparedData,
-  part: Part,
+  part: LeasePart,
   indices: Int32Array | readonly number[],
   into?: Minibatch,
 ): Minibatch {
@@ -60,7 +60,7 @@ export function gather(
 /** The part that a lease means, and the one that follows it. @throws DownpourError DP_DATA_MISMATCH: there is no such part. */
 export function partsFor(
   prepared: PreparedData,
-  part: Part,
+  part: LeasePart,
 ): { readonly first: Examples; readonly second: Examples | null } {
   const first = part === 'trainAndValidation' ? prepared.train : prepared[part];
   if (first === null) {
@@ -70,7 +70,7 @@ export function partsFor(
 }
 
 /** @throws DownpourError DP_DATA_MISMATCH */
-export function mustHaveExample(index: number, count: number, part: Part): void {
+export function mustHaveExample(index: number, count: number, part: LeasePart): void {
   if (index >= 0 && index < count && Number.isInteger(index)) return;
   throw new DownpourError(
     'DP_DATA_MISMATCH',

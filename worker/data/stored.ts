@@ -1,4 +1,4 @@
-import type { Part } from '../../shared/protocol.ts';
+import type { LeasePart } from '../../shared/protocol.ts';
 import { ARRAYS, type Column, kindOf, rowSize } from './columns.ts';
 import type { ExampleField, Examples, Minibatch, PreparedData } from './examples.ts';
 import { mapFields } from './fields.ts';
@@ -57,7 +57,7 @@ export interface CollectOptions {
  */
 export function collect(
   prepared: PreparedData,
-  part: Part,
+  part: LeasePart,
   indices: Int32Array | readonly number[],
   { into, signal }: CollectOptions = {},
 ): Minibatch | Promise<Minibatch> {
@@ -67,7 +67,7 @@ export function collect(
 
 async function collectStored(
   prepared: PreparedData,
-  part: Part,
+  part: LeasePart,
   indices: Int32Array,
   signal: AbortSignal | undefined,
 ): Promise<Minibatch> {

@@ -4,9 +4,9 @@ import type {
   Evaluated,
   Join,
   Lease,
+  LeasePart,
   LocalWork,
   Observed,
-  Part,
   Phase,
   Push,
 } from '../../../shared/protocol.ts';
@@ -74,7 +74,7 @@ export type RunCall =
       readonly now: number;
       /** That the payload came into; null or absent: into other memory, and it is copied. */
       readonly room?: LandingRoom | null;
-      readonly others?: PartsLanded | null;
+      readonly others?: PushPartsLanded | null;
     }
   /**
    * The result of an evaluation, from the worker that has it to do; from others, and of a run that is over, it is
@@ -197,13 +197,13 @@ export class PushCall {
   push!: Push;
   now = 0;
   room: LandingRoom | null = null;
-  others: PartsLanded | null = null;
+  others: PushPartsLanded | null = null;
 
   constructor(worker: string) {
     this.worker = worker;
   }
 
-  of(push: Push, now: number, room: LandingRoom | null, others: PartsLanded | null): this {
+  of(push: Push, now: number, room: LandingRoom | null, others: PushPartsLanded | null): this {
     this.push = push;
     this.now = now;
     this.room = room;
@@ -249,7 +249,7 @@ export type Assignment =
   | {
       readonly kind: 'work';
       readonly leases: Lease[];
-      readonly evaluation: { readonly id: number; readonly part: Part } | null;
+      readonly evaluation: { readonly id: number; readonly part: LeasePart } | null;
       /** To be sent as it is: hold it until it has gone. Null: the worker has these parameters. */
       readonly payload: Snapshot | null;
       readonly step: number;
@@ -263,7 +263,7 @@ export type Assignment =
   | { readonly kind: 'end' };
 
 /** What the other shards have said of a push that went to several. They hold the parts until it is decided. */
-export interface PartsLanded {
+export interface PushPartsLanded {
   readonly session: string;
   /** Sum of the squares of the parts' gradients; NaN: not finite. */
   readonly squares: number;

@@ -1,5 +1,5 @@
 import { localOf, localOptimizer } from '../../../shared/local-steps.ts';
-import type { DataSummary, Part } from '../../../shared/protocol.ts';
+import type { DataSummary, LeasePart } from '../../../shared/protocol.ts';
 import { Leases } from '../leases.ts';
 import { momentumAt } from '../schedule.ts';
 import type { RunFields, RunInternals } from './state.ts';
@@ -95,7 +95,7 @@ export function evaluateEveryOf({ options, components }: RunInternals): number {
   return options.config.evaluateEverySteps ?? components.leases!.perEpoch;
 }
 
-export function examplesOf(data: DataSummary, part: Part): number {
+export function examplesOf(data: DataSummary, part: LeasePart): number {
   const { trainCount, validationCount, testCount } = data;
   if (part === 'trainAndValidation') return trainCount + validationCount;
   return { train: trainCount, validation: validationCount, test: testCount }[part];
@@ -104,7 +104,7 @@ export function examplesOf(data: DataSummary, part: Part): number {
 /** Minibatches of a phase that begins. @param epochs that it has; null: no end. */
 export function leasesOf(
   { options, fields, components }: RunInternals,
-  part: Part,
+  part: LeasePart,
   epochs: number | null,
 ): Leases {
   const { minibatchSize, leaseSeconds } = options.config;

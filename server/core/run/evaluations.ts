@@ -1,5 +1,5 @@
 import { DownpourError } from '../../../shared/errors.ts';
-import type { Evaluated, Part } from '../../../shared/protocol.ts';
+import type { Evaluated, LeasePart } from '../../../shared/protocol.ts';
 import type { Evaluation } from '../../../shared/rest.ts';
 import type { Curves } from '../curves.ts';
 import { epochOf, examplesOf, learningRateOf, phaseStepOf } from './course.ts';
@@ -18,7 +18,7 @@ import type { CapturesInUse } from './vector.ts';
 export function beginEvaluation(
   inside: RunInternals,
   purpose: PendingEvaluation['purpose'],
-  part: Part,
+  part: LeasePart,
   capture: number,
   step = inside.fields.step,
 ): void {

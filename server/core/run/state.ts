@@ -2,7 +2,7 @@ import type { RunConfig } from '../../../shared/config.ts';
 import type { DataFacts } from '../../../shared/data-facts.ts';
 import { type Labels, NO_LABELS } from '../../../shared/labels.ts';
 import type { TensorSpec } from '../../../shared/layout.ts';
-import type { DataSummary, ErrorMeasure, Part, Phase } from '../../../shared/protocol.ts';
+import type { DataSummary, ErrorMeasure, LeasePart, Phase } from '../../../shared/protocol.ts';
 import type { Evaluation, Rollback } from '../../../shared/rest.ts';
 import { Correction } from '../correction.ts';
 import { Curves } from '../curves.ts';
@@ -53,7 +53,7 @@ export interface ForkOrigin {
 export interface PendingEvaluation {
   readonly id: number;
   readonly purpose: 'validation' | 'target' | 'test';
-  readonly part: Part;
+  readonly part: LeasePart;
   readonly step: number;
   readonly phaseStep: number;
   readonly epoch: number;

@@ -28,7 +28,7 @@ import {
   takeTensor,
   type VectorPlaces,
 } from '../vectors.ts';
-import type { InitialLanded, PartsLanded, SentTo } from './calls.ts';
+import type { InitialLanded, PushPartsLanded, SentTo } from './calls.ts';
 
 /**
  * The vector of a run, wherever its ranges lie: the first one is here, as a rule all of it, and the shards that have the
@@ -210,7 +210,7 @@ export class Vector {
 
   /** An update that was made here, of a push in parts. */
   applyParts(
-    { session }: PartsLanded,
+    { session }: PushPartsLanded,
     what: {
       readonly worker: string;
       readonly sequence: number;
@@ -226,7 +226,7 @@ export class Vector {
   /** Keeps a push for a step of several. @param others where its other parts lie. */
   collect(
     staged: StagedPush,
-    others: PartsLanded | null,
+    others: PushPartsLanded | null,
     what: {
       readonly worker: string;
       readonly sequence: number;
