@@ -614,10 +614,10 @@ export class Coordinator {
     }
     const session = this.workers.find(report.session);
     if (report.type === 'initialLanded') {
-      session?.onInitialLanded(run, index, report.grant, report.finite);
+      session?.parts.initialLanded(run, index, report.grant, report.finite);
       return;
     }
-    if (session?.onLanded(run, index, report)) return;
+    if (session?.parts.landed(run, index, report)) return;
     this.#shards!.tellOne(index, {
       kind: 'drop',
       run: run.id,

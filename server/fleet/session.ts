@@ -1,10 +1,10 @@
 import { randomBytes } from 'node:crypto';
-import { bytesOf, floatsOf } from '../../shared/codec.ts';
+import { floatsOf } from '../../shared/codec.ts';
 import { workerConfig } from '../../shared/config.ts';
 import { encodeFacts, withoutReading } from '../../shared/data-facts.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import { kindOfDefect, type Log } from '../../shared/log.ts';
+import { kindOfDefect } from '../../shared/log.ts';
 import {
   type Assign,
   checkWorkerMessage,
@@ -15,10 +15,9 @@ import {
   type Leave,
   type Observed,
   type Push,
-  type ShardAddress,
   type WorkerMessage,
 } from '../../shared/protocol.ts';
-import type { Bundle, WorkerSummary } from '../../shared/rest.ts';
+import type { WorkerSummary } from '../../shared/rest.ts';
 import type {
   Connection,
   ConnectionEvents,
@@ -35,15 +34,13 @@ import {
   type PushPartsLanded,
 } from '../core/run/calls.ts';
 import type { Run } from '../core/run.ts';
-import { partsMax } from '../core/shard.ts';
 import { keep, LandingDesk } from '../payloads/landings.ts';
 import { Payloads } from '../payloads/payloads.ts';
-import type { Replication } from '../standby/replication.ts';
-import { type Outlet, WorkerAnswers } from './answers.ts';
-import { MachineReport, type RunAsides } from './asides.ts';
+import { WorkerAnswers } from './answers.ts';
+import { MachineReport } from './asides.ts';
 import { Charges } from './charges.ts';
-import { Gathering, type PushPartReport } from './gathering.ts';
-import type { Reports } from './reports.ts';
+import type { Fleet } from './fleet.ts';
+import { PushParts } from './push-parts.ts';
 import { Retries } from './retries.ts';
 import {
   type Abilities,
@@ -56,45 +53,13 @@ import {
   missingExperiments,
 } from './suitability.ts';
 
-/** What a session needs of the server. */
-export interface Fleet extends Outlet {
-  /** Monotonic, ms. */
-  readonly now: () => number;
-  readonly log: Log;
-  readonly replication: Pick<Replication, 'whenSafe' | 'addresses'> | null;
-  find(run: string): Run | null;
-  /** There was such a run. */
-  wasRemoved(run: string): boolean;
-  /** Gives it work after its `hello`, or says why it has none. */
-  place(session: WorkerSession): void;
-  /** Runs that workers may be needed for. */
-  readonly unfinished: readonly Run[];
-  /** Carries out what follows from calls of a run, after they are answered (docs/decisions/0003-one-stretch.md). */
-  followUp(run: Run): void;
-  /** Addresses of all shards but the first, which is this server. */
-  shardAddresses(): ShardAddress[];
-  readonly experiments: { of(run: Run): Bundle | null };
-  readonly reports: Pick<Reports, 'pushed' | 'countError'>;
-  readonly asides: Pick<RunAsides, 'joined' | 'offer'>;
-  readonly workers: {
-    /** Messages that the server had not asked for. */
-    unasked: number;
-    mustBeItsName(hello: Hello, holder: string | null): void;
-    welcome(session: WorkerSession): void;
-    throttled(session: WorkerSession): void;
-    admit(session: WorkerSession): void;
-    employ(session: WorkerSession): void;
-    farewell(session: WorkerSession): void;
-  };
-}
-
 /**
  * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
  * mathematics; every answer is made in the same turn as the message that asked for it.
  */
 export class WorkerSession {
   readonly #connection: Connection;
-  readonly #fleet: Fleet;
+  readonly #fleet: Fleet<WorkerSession>;
   readonly connectedAt: string;
   readonly holder: string | null;
   /** What it can do that workers of older releases cannot. */
@@ -118,7 +83,8 @@ export class WorkerSession {
   #closed = false;
   /** Shards know the worker by it. */
   readonly id = randomBytes(8).toString('hex');
-  readonly #gathering = new Gathering(this.id);
+  /** Its pushes and initial parameters, where they come in parts. */
+  readonly parts: PushParts;
   readonly #desk: LandingDesk;
   readonly #charges: Charges;
   /** What is dealt with now is work that the server asked for. */
@@ -137,7 +103,7 @@ export class WorkerSession {
    */
   constructor(
     connection: Connection,
-    fleet: Fleet,
+    fleet: Fleet<WorkerSession>,
     connectedAt: string,
     holder: string | null,
     budget: Budget,
@@ -160,6 +126,14 @@ export class WorkerSession {
       this.fail(error);
     });
     this.#payloads = new Payloads(this.#desk);
+    this.parts = new PushParts(this.id, {
+      accepts: (run) => this.#run === run && this.#joined,
+      push: (run, push, payload, room, others) => this.#onPush(run, push, payload, room, others),
+      initialised: (run, grant, payload, others) =>
+        this.#onInitialised(run, grant, payload, others),
+      followUp: (run) => fleet.followUp(run),
+      fail: (error) => this.fail(error),
+    });
     this.#charges = new Charges({
       ...{ budget, connection, now: fleet.now },
       halted: () => fleet.workers.throttled(this),
@@ -242,15 +216,6 @@ export class WorkerSession {
   look(now: number, windowMs: number): void {
     const problem = this.connected ? this.#desk.problem(now, windowMs) : null;
     if (problem) this.#fleet.line.memory.close(this.#desk.account, problem);
-  }
-
-  /**
-   * Closes it where parts of a push, or of initial parameters, wait too long for the others. Call once a second.
-   * @param windowMs in which they must have come.
-   */
-  lookAtParts(windowMs: number): void {
-    const problem = this.#gathering.look(windowMs);
-    if (problem) this.fail(problem);
   }
 
   /** It cannot be blamed for its silence: the server itself was held up. */
@@ -372,58 +337,15 @@ export class WorkerSession {
       const room = this.#desk.arrived(landing);
       if (run.rangeCount > 1) {
         this.#asked = run.isLeased(message.lease, this.key);
-        const kept = keep(payload, landing);
-        this.#gathering.push(message, kept, { landing, room }, partsMax(run.config));
-        this.#gathered(run, message.sequence);
+        this.parts.push(run, message, keep(payload, landing), { landing, room });
         return true;
       }
       this.#onPush(run, message, payload, room);
     } else if (run.rangeCount > 1) {
-      this.#gathering.initialised(message.grant, floatsOf(payload));
-      this.#initialGathered(run, message.grant);
+      this.parts.initialised(run, message.grant, floatsOf(payload));
     } else this.#onInitialised(run, message.grant, payload);
     this.#fleet.followUp(run);
     return false;
-  }
-
-  /** Another part of a push has landed on its shard. @returns false: nobody waits for it any more. */
-  onLanded(run: Run, shard: number, report: PushPartReport): boolean {
-    if (this.#run !== run || !this.#joined) return false;
-    try {
-      this.#gathering.landed(shard, report, partsMax(run.config));
-      this.#gathered(run, report.sequence);
-    } catch (error) {
-      this.fail(error);
-    }
-    return true;
-  }
-
-  onInitialLanded(run: Run, shard: number, grant: number, finite: boolean): void {
-    if (this.#run !== run || !this.#joined) return;
-    this.#gathering.initialLanded(shard, grant, finite);
-    this.#initialGathered(run, grant);
-  }
-
-  #gathered(run: Run, sequence: number): void {
-    const whole = this.#gathering.take(sequence, run.rangeCount);
-    if (!whole) return;
-    try {
-      this.#onPush(run, whole.push, whole.payload, whole.room, whole.others);
-      this.#fleet.followUp(run);
-    } finally {
-      whole.landing?.release();
-    }
-  }
-
-  #initialGathered(run: Run, grant: number): void {
-    const whole = this.#gathering.takeInitial(grant, run.rangeCount);
-    if (!whole) return;
-    try {
-      this.#onInitialised(run, grant, bytesOf(whole.values), whole.others);
-      this.#fleet.followUp(run);
-    } catch (error) {
-      this.fail(error);
-    }
   }
 
   #onHello(hello: Hello): void {
@@ -674,7 +596,7 @@ export class WorkerSession {
     this.#joined = false;
     this.#waiting = false;
     if (!run) return;
-    this.#forgetParts(run);
+    this.parts.leave(run);
     run.call({ call: 'leave', worker: this.key });
     this.#fleet.followUp(run);
   }
@@ -687,17 +609,11 @@ export class WorkerSession {
     this.#desk.leave();
     this.#charges.leave();
     this.#fleet.line.memory.change(null, -this.#helloBytes);
-    this.#gathering.clear();
+    this.parts.clear();
     if (run && this.#joined) {
       run.call({ call: 'detach', worker: this.key, now: this.#fleet.now() });
       this.#fleet.followUp(run);
     }
     this.#fleet.workers.farewell(this);
-  }
-
-  /** It leaves the run, not the shards: what it sent them for it is dropped there. */
-  #forgetParts(run: Run): void {
-    if (this.#gathering.awaitsInitial) run.vector.revokeParts(this.id);
-    for (const sequence of this.#gathering.clear()) run.vector.dropParts(this.id, sequence);
   }
 }

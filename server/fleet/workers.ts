@@ -221,7 +221,8 @@ export class Workers {
       // A worker in the middle of a slow gradient answers nothing for as long as its lease lasts.
       const leaseMs = (session.run?.config.leaseSeconds ?? 0) * 1000;
       const silenceMs = Math.max(LIMITS.silenceMs, leaseMs);
-      session.lookAtParts(silenceMs);
+      const problem = session.parts.look(silenceMs);
+      if (problem) session.fail(problem);
       // What it has sent is not read, so it cannot answer; whether it is there still, writing tells.
       if (session.standsStill) session.excuse();
       if (session.charges.stands) session.ping();

@@ -28,7 +28,7 @@ function connect(leaseSeconds: number | null) {
   const session = {
     lastSeen: 0,
     run: leaseSeconds === null ? null : createRun({ leaseSeconds }),
-    lookAtParts() {},
+    parts: { look: () => null },
     terminate: () => calls.push('terminate'),
     ping: () => calls.push('ping'),
     excuse() {
