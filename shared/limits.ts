@@ -18,6 +18,8 @@ export const LIMITS = {
   /** Seconds that one read of a source of examples may take, and the most that a source may ask for. */
   readSecondsDefault: 60,
   readSecondsMax: 3_600,
+  /** Results of reading sources once that a machine keeps. */
+  keptSourcesMax: 256,
   tensorCountMax: 10_000,
   rankMax: 8,
   nameLengthMax: 200,

@@ -4,7 +4,7 @@ import { answerKind } from '../shared/prediction.ts';
 import { rowSize } from './data/columns.ts';
 import type { Examples, Minibatch, PreparedData } from './data/examples.ts';
 import { mustBePlain } from './data/fields.ts';
-import { gather } from './data/gather.ts';
+import { collect } from './data/stored.ts';
 import { batchSizeOf, partCount } from './evaluate.ts';
 import type { Experiment } from './experiment.ts';
 import type { Model } from './model.ts';
@@ -39,7 +39,8 @@ export async function answersOf(
   let width = 1;
   for (let start = 0; start < examples; start += batchSize) {
     signal?.throwIfAborted();
-    const batch = gather(prepared, part, rows.subarray(start, start + batchSize));
+    const piece = rows.subarray(start, start + batchSize);
+    const batch = await collect(prepared, part, piece, { signal });
     const { values, shape } = await model.predict(batch);
     outputs.push(values);
     targets.push(batch.targets);
@@ -164,7 +165,7 @@ async function measureLosses(
   let batch: Minibatch | undefined;
   for (let i = 0; i < Math.min(rows.length, MEASURED_MAX); i++) {
     signal?.throwIfAborted();
-    batch = gather(prepared, part, [rows[i]!], batch);
+    batch = await collect(prepared, part, [rows[i]!], { into: batch, signal });
     const { loss } = await model.measure(batch);
     losses.fill(loss, i * perExample, (i + 1) * perExample);
   }

@@ -2,7 +2,7 @@ import { type LeasePart, measuredOf } from '../shared/protocol.ts';
 import { mix } from '../shared/random.ts';
 import { rowSize } from './data/columns.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
-import { gather } from './data/gather.ts';
+import { collect } from './data/stored.ts';
 import type { Model } from './model.ts';
 import { nextTurn } from './turn.ts';
 
@@ -78,13 +78,19 @@ async function measure(
   const sums = { loss: 0, error: 0 };
   const metrics = new Map<string, number>();
   let batch: Minibatch | undefined;
+  const rowsFrom = (start: number) =>
+    Int32Array.from({ length: Math.min(batchSize, examples - start) }, (_, i) =>
+      Math.floor(((start + i) * all) / examples),
+    );
+  const isRead = prepared.train.stored !== undefined;
+  let next: Minibatch | Promise<Minibatch> | null = null;
   for (let start = 0; start < examples; start += batchSize) {
     signal?.throwIfAborted();
     const count = Math.min(batchSize, examples - start);
-    const rows = Int32Array.from({ length: count }, (_, i) =>
-      Math.floor(((start + i) * all) / examples),
-    );
-    batch = gather(prepared, part, rows, batch);
+    const given = next ?? collect(prepared, part, rowsFrom(start), { into: batch, signal });
+    const after = start + batchSize;
+    if (isRead) next = after < examples ? readOn(prepared, part, rowsFrom(after), signal) : null;
+    batch = await given;
     const measured = await model.measure(batch, mix(PART_SEEDS[part], start));
     sums.loss += measured.loss * count;
     sums.error += measured.error * count;
@@ -101,6 +107,19 @@ async function measure(
     examples,
     metrics: Object.fromEntries([...metrics].map(([name, sum]) => [name, mean(sum)])),
   };
+}
+
+/** While one piece is measured, the next one is read. */
+function readOn(
+  prepared: PreparedData,
+  part: LeasePart,
+  rows: Int32Array,
+  signal: AbortSignal | undefined,
+): Promise<Minibatch> {
+  const reading = Promise.resolve(collect(prepared, part, rows, { signal }));
+  // It is told when its turn comes; until then nobody may be there.
+  reading.catch(() => {});
+  return reading;
 }
 
 /** Examples that an evaluation puts through the model at once. */

@@ -49,7 +49,7 @@ export class FasterEngine {
   async choose(
     key: string,
     build: () => Promise<Model>,
-    minibatch: () => Minibatch,
+    minibatch: () => Minibatch | Promise<Minibatch>,
   ): Promise<ChosenModel> {
     const { name, backend } = this.#opened;
     if (!NATIVE.includes(name)) return { model: await build(), engine: name, why: null };
@@ -61,7 +61,7 @@ export class FasterEngine {
       const why = `engine ${name}: it runs the steps of this model as one graph`;
       return { model: native, engine: name, why };
     }
-    const nativeMs = await stepMs(native, minibatch());
+    const nativeMs = await stepMs(native, await minibatch());
     if (nativeMs > STEP_MS_MAX) {
       const why = `engine ${name}: a step takes ${ms(nativeMs)}, which is mostly arithmetic`;
       return this.#keep(key, { model: native, engine: name, why });
@@ -72,7 +72,7 @@ export class FasterEngine {
     let wasm: Model | null = null;
     try {
       wasm = await this.#buildOn('wasm', build);
-      wasmMs = await stepMs(wasm, minibatch());
+      wasmMs = await stepMs(wasm, await minibatch());
     } catch (error) {
       failure =
         error instanceof Error ? error.message.split('\n')[0]!.slice(0, 200) : String(error);

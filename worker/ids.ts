@@ -2,6 +2,7 @@ import { DownpourError } from '../shared/errors.ts';
 import { elementAt } from './data/columns.ts';
 import type { PreparedData } from './data/examples.ts';
 import { ofField, viewOf } from './data/fields.ts';
+import type { NumberRanges } from './data/source.ts';
 import { type Layer, type LayersModel, tf } from './tf.ts';
 
 /**
@@ -41,7 +42,7 @@ function embeddingsOf(
 export function mustBeIds(model: LayersModel, prepared: PreparedData): void {
   const { train, validation, test, source, transforms = {} } = prepared;
   if (!train.fields) {
-    mustBeIdsOf(embeddingsOf(model), prepared);
+    mustBeIdsOf(embeddingsOf(model), prepared, rangesOf(prepared, 'inputs'));
     return;
   }
   model.inputNames.forEach((name, i) => {
@@ -50,17 +51,33 @@ export function mustBeIds(model: LayersModel, prepared: PreparedData): void {
     const own = embeddingsOf(model, [model.inputs[i]!]);
     const view = viewOf({ train, validation, ...(test ? { test } : {}), source }, name);
     ofField(name, () =>
-      mustBeIdsOf(own, {
-        ...{ ...view, validation: view.validation!, test: view.test ?? null },
-        transform,
-      }),
+      mustBeIdsOf(
+        own,
+        { ...view, validation: view.validation!, test: view.test ?? null, transform },
+        rangesOf(prepared, name),
+      ),
     );
   });
 }
 
+/** What is known of a column of a source, by part; its numbers are not in memory. */
+const rangesOf = (prepared: PreparedData, name: string): NumberRanges =>
+  Object.fromEntries(
+    PARTS.flatMap((part) => {
+      const range = prepared[part]?.stored?.ranges?.[name];
+      return range ? [[part, range]] : [];
+    }),
+  );
+
+const PARTS = ['train', 'validation', 'test'] as const;
+
 type PreparedParts = Pick<PreparedData, 'train' | 'validation' | 'test' | 'transform'>;
 
-function mustBeIdsOf(embeddings: { name: string; rows: number }[], prepared: PreparedParts): void {
+function mustBeIdsOf(
+  embeddings: { name: string; rows: number }[],
+  prepared: PreparedParts,
+  ranges: NumberRanges,
+): void {
   const [embedding] = embeddings.sort((a, b) => a.rows - b.rows);
   if (embedding === undefined) return;
   const { name, rows } = embedding;
@@ -76,29 +93,45 @@ function mustBeIdsOf(embeddings: { name: string; rows: number }[], prepared: Pre
       `${layer} takes ids, but standardise: '${kind}' would turn them into fractions: set standardise: 'none'`,
     );
   }
-  for (const part of ['train', 'validation', 'test'] as const) {
+  const refuse = (where: string, id: number) => {
+    const advice =
+      id >= rows && Number.isInteger(id)
+        ? `set its inputDim to ${highest(prepared, ranges) + 1} or more, or replace rare ids by one common id`
+        : 'ids are whole numbers from 0';
+    return invalid(
+      `${where}: ${id} is not an id of ${layer}, which has rows 0 … ${rows - 1}; ${advice}`,
+    );
+  };
+  for (const part of PARTS) {
+    const range = ranges[part];
+    if (range) {
+      const { min, max, minRow, maxRow, fractionRow } = range;
+      const where = (row: number) => `inputs of the ${part} part, example ${row} of the source`;
+      if (min < 0) throw refuse(where(minRow), min);
+      if (max >= rows) throw refuse(where(maxRow), max);
+      if (fractionRow !== null) {
+        throw invalid(
+          `${where(fractionRow)}: a number that is not whole is not an id of ${layer}; ids are whole numbers from 0`,
+        );
+      }
+      continue;
+    }
     const inputs = prepared[part]?.inputs;
     if (!inputs) continue;
     const { values } = inputs;
     for (let i = 0; i < values.length; i++) {
       const id = values[i]!;
       if (id >= 0 && id < rows && Number.isInteger(id)) continue;
-      const where = `inputs of the ${part} part, ${elementAt(inputs, i)}`;
-      const advice =
-        id >= rows && Number.isInteger(id)
-          ? `set its inputDim to ${highest(prepared) + 1} or more, or replace rare ids by one common id`
-          : 'ids are whole numbers from 0';
-      throw invalid(
-        `${where}: ${id} is not an id of ${layer}, which has rows 0 … ${rows - 1}; ${advice}`,
-      );
+      throw refuse(`inputs of the ${part} part, ${elementAt(inputs, i)}`, id);
     }
   }
 }
 
-function highest({ train, validation, test }: PreparedParts): number {
+function highest(prepared: PreparedParts, ranges: NumberRanges): number {
   let max = 0;
-  for (const part of [train, validation, test]) {
-    for (const value of part?.inputs.values ?? []) max = Math.max(max, value);
+  for (const part of PARTS) {
+    max = Math.max(max, ranges[part]?.max ?? 0);
+    for (const value of prepared[part]?.inputs.values ?? []) max = Math.max(max, value);
   }
   return max;
 }

@@ -45,7 +45,7 @@ export interface LocalResult {
 }
 
 /** The minibatches of a lease, in their order. */
-function minibatchesOf(lease: Lease, size: number): Lease[] {
+export function minibatchesOf(lease: Lease, size: number): Lease[] {
   const minibatches: Lease[] = [];
   for (let at = 0; at < lease.count; at += size) {
     const count = Math.min(size, lease.count - at);

@@ -16,7 +16,7 @@ import type {
 } from '../shared/protocol.ts';
 import { Client } from './client.ts';
 import { factsOf, summaryOf } from './data/facts.ts';
-import { gather } from './data/gather.ts';
+import { collect } from './data/stored.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
 import { FasterEngine } from './faster-engine.ts';
 import { reportMachine } from './machine.ts';
@@ -142,6 +142,9 @@ export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
   }
 }
 
+/** What reading the examples of a lease throws. */
+const READ_CODES: readonly string[] = ['DP_DATA_MISSING', 'DP_DATA_CORRUPT'];
+
 class Worker {
   readonly ended: Omit<End, 'type'>[] = [];
   readonly #options: WorkerOptions;
@@ -180,7 +183,7 @@ class Worker {
           continue;
         }
         if (message.type === 'initialise') await this.#initialise(assignment, message);
-        else await assignment.trainer.work(message, payload, release);
+        else await this.#work(assignment, () => assignment.trainer.work(message, payload, release));
       }
     }
   }
@@ -239,7 +242,7 @@ class Worker {
     const { dataFolder, log, signal, onProgress, onAcknowledged } = this.#options;
     const experiment = await this.#shelf.load(assign, this.#client.server, signal);
     const { prepared, depends } = await prepareExperiment(assign.experiment, experiment, config, {
-      ...{ folder: dataFolder, log, facts },
+      ...{ folder: dataFolder, log, facts, signal },
     });
     const summary = summaryOf(prepared, depends);
     const encoded = encodeFacts(factsOf(prepared));
@@ -252,7 +255,7 @@ class Worker {
       engine = null,
       why = null,
     } = this.#faster
-      ? await this.#faster.choose(key, build, () => gather(prepared, 'train', rows))
+      ? await this.#faster.choose(key, build, () => collect(prepared, 'train', rows))
       : { model: await build() };
     if (why !== null) {
       log(`run ${run}: ${why}`, { run });
@@ -278,6 +281,19 @@ class Worker {
       ...{ onProgress, onAcknowledged, show },
     });
     return { assign, summary, facts: encoded, model, engine, trainer };
+  }
+
+  /** A worker whose source cannot be read gives its leases back, and says why. */
+  async #work({ assign }: AssignedRun, work: () => Promise<void>): Promise<void> {
+    try {
+      await work();
+    } catch (error) {
+      const isData = error instanceof DownpourError && READ_CODES.includes(error.code);
+      if (!isData || this.#options.signal.aborted) throw error;
+      this.#client.forget(null);
+      this.release();
+      await this.#refuse(assign, error);
+    }
   }
 
   #idle({ missing = [] }: Idle): void {

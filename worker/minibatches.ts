@@ -2,38 +2,89 @@ import type { Lease } from '../shared/protocol.ts';
 import { mix, permutation, STREAMS } from '../shared/random.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import { gather } from './data/gather.ts';
+import { collect } from './data/stored.ts';
 import { partCount } from './evaluate.ts';
 
-/** The examples of leases, gathered into the same memory again and again. */
+/** Leases whose examples are read from a source before they are needed, at most. */
+const READ_AHEAD = 2;
+
+interface LeaseReading {
+  readonly lease: Lease;
+  readonly minibatch: Promise<Minibatch>;
+  readonly stopping: AbortController;
+}
+
+/** The examples of leases. Those of arrays are gathered into the same memory again and again. */
 export class Minibatches {
   readonly #prepared: PreparedData;
+  readonly #signal: AbortSignal | undefined;
   readonly #examplesOf: (lease: Lease) => Int32Array;
   /** Two, by turns: a tensor may share the memory of the minibatch it was made from. */
   readonly #rooms: (Minibatch | undefined)[] = [undefined, undefined];
   #turn = 0;
   #ready: { readonly lease: Lease; readonly minibatch: Minibatch } | null = null;
+  /** Reads of a source that are under way, oldest first. */
+  #readings: LeaseReading[] = [];
 
-  constructor(seed: number, prepared: PreparedData) {
+  /** @param signal aborted: nothing is read any more. */
+  constructor(seed: number, prepared: PreparedData, signal?: AbortSignal) {
     this.#prepared = prepared;
+    this.#signal = signal;
     this.#examplesOf = createOrders(seed, prepared);
   }
 
-  /** Gathers ahead of time. */
-  prepare(lease: Lease): void {
-    if (this.#isReady(lease)) return;
-    this.#ready = { lease, minibatch: this.#gather(lease) };
+  /** Whether examples are read from a source, which takes its time. */
+  get areRead(): boolean {
+    return this.#prepared.train.stored !== undefined;
   }
 
-  take(lease: Lease): Minibatch {
+  /** Gathers ahead of time, or begins to read. */
+  prepare(lease: Lease): void {
+    if (this.areRead) this.#readAhead(lease);
+    else if (!this.#isReady(lease)) this.#ready = { lease, minibatch: this.#gather(lease) };
+  }
+
+  /**
+   * A promise only if examples are read from a source.
+   * @throws what `readRows` throws; the reason of the signal.
+   */
+  take(lease: Lease): Minibatch | Promise<Minibatch> {
+    if (this.areRead) {
+      this.#readAhead(lease);
+      const at = this.#readings.findIndex((each) => isSame(each.lease, lease));
+      return this.#readings.splice(at, 1)[0]!.minibatch;
+    }
     const ready = this.#isReady(lease) ? this.#ready : null;
     this.#ready = null;
     return ready?.minibatch ?? this.#gather(lease);
   }
 
-  /** With local steps a lease is of several minibatches. */
-  #isReady({ id, start, count }: Lease): boolean {
-    const lease = this.#ready?.lease;
-    return lease?.id === id && lease.start === start && lease.count === count;
+  /** What is being read is not needed any more. */
+  close(): void {
+    const reason = new Error('the examples are not needed any more');
+    for (const { stopping } of this.#readings) stopping.abort(reason);
+    this.#readings = [];
+  }
+
+  #readAhead(lease: Lease): void {
+    if (this.#readings.some((each) => isSame(each.lease, lease))) return;
+    const stopping = new AbortController();
+    const signal = this.#signal
+      ? AbortSignal.any([this.#signal, stopping.signal])
+      : stopping.signal;
+    const rows = this.#examplesOf(lease);
+    const minibatch = Promise.resolve(collect(this.#prepared, lease.part, rows, { signal }));
+    // Who takes it is told; nobody may.
+    minibatch.catch(() => {});
+    this.#readings.push({ lease, minibatch, stopping });
+    // The oldest leases that nobody has taken are another worker's by now.
+    while (this.#readings.length > READ_AHEAD) {
+      this.#readings.shift()!.stopping.abort(new Error('the lease was given to another worker'));
+    }
+  }
+
+  #isReady(lease: Lease): boolean {
+    return this.#ready !== null && isSame(this.#ready.lease, lease);
   }
 
   #gather(lease: Lease): Minibatch {
@@ -45,6 +96,9 @@ export class Minibatches {
     return minibatch;
   }
 }
+
+/** With local steps a lease is of several minibatches. */
+const isSame = (a: Lease, b: Lease) => a.id === b.id && a.start === b.start && a.count === b.count;
 
 /** Which examples a lease means: the order of an epoch is the same on every worker. */
 export function createOrders(seed: number, prepared: PreparedData) {

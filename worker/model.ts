@@ -4,7 +4,7 @@ import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../shar
 import type { ErrorMeasure } from '../shared/protocol.ts';
 import { type ChangeOptions, changed, isForEvaluations, shapeAfter } from './batch.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
-import { gather } from './data/gather.ts';
+import { collect } from './data/stored.ts';
 import type { Experiment } from './experiment.ts';
 import { isRecord } from './fields.ts';
 import { canRecord, Graphs } from './graph.ts';
@@ -149,7 +149,7 @@ export async function buildModel(
     if (objective && isEmpty) trial = tryObjective(call, data, () => null);
     if ('transform' in prepared && prepared.train.count > 0) {
       const rows = spreadRows(prepared.train.count);
-      const sample = gather(prepared, 'train', rows);
+      const sample = await collect(prepared, 'train', rows);
       if (instance.layersModel) mustBeIds(instance.layersModel, prepared);
       // What training would stop at is told before it begins.
       const trained = changes

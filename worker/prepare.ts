@@ -5,7 +5,7 @@ import { watch } from './browser/needs.ts';
 import type { ExperimentData, PreparedData, PrepareOptions } from './data/examples.ts';
 import { dataOf } from './data/given.ts';
 import { roundedColumns, roundedText } from './data/precision.ts';
-import { prepareData } from './data/prepare-data.ts';
+import { prepareAny } from './data/prepare-stored.ts';
 import type { Experiment } from './experiment.ts';
 import { isRecord } from './fields.ts';
 
@@ -24,7 +24,7 @@ export async function prepareExperiment(
 ): Promise<LoadedData & { readonly prepared: PreparedData }> {
   const loaded = await loadData(name, experiment, config, where);
   const options = { ...prepareOptions(experiment, config), facts };
-  const prepared = prepareData(loaded.data, options);
+  const prepared = await prepareAny(loaded.data, options, where);
   for (const column of roundedColumns(prepared.train.inputs)) {
     where.log(`${roundedText(column)} Give it as a Float64Array, with standardise: 'feature'`);
   }
@@ -34,6 +34,8 @@ export async function prepareExperiment(
 interface DataFolder {
   readonly folder: string;
   readonly log: (line: string) => void;
+  /** Ends the reading of a source. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 export interface LoadedData {

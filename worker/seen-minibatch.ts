@@ -1,7 +1,7 @@
 import type { RunConfig } from '../shared/config.ts';
 import type { SeenExample } from '../shared/example-view.ts';
 import type { PreparedData } from './data/examples.ts';
-import { gather } from './data/gather.ts';
+import { collect } from './data/stored.ts';
 import { inputsView } from './data/views.ts';
 import { createOrders, minibatchSeed } from './minibatches.ts';
 import type { Model } from './model.ts';
@@ -20,7 +20,7 @@ export async function seenMinibatch(
   const count = Math.min(minibatchSize, prepared.train.count);
   const lease = { id: 0, part: 'train', epoch: 0, start: 0, count } as const;
   const rows = createOrders(seed, prepared)(lease);
-  const seen = await model.seen(gather(prepared, 'train', rows), minibatchSeed(seed, lease));
+  const seen = await model.seen(await collect(prepared, 'train', rows), minibatchSeed(seed, lease));
   const size = seen.targetShape.reduce((product, d) => product * d, 1);
   const total = seen.count ?? count;
   return Array.from({ length: Math.min(examplesMax, total) }, (_, i) => ({

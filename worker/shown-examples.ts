@@ -3,7 +3,7 @@ import type { ShownExamples } from '../shared/asides.ts';
 import { toldView } from '../shared/example-view.ts';
 import { answersOf } from './answers.ts';
 import type { PreparedData } from './data/examples.ts';
-import { viewerOf } from './data/views.ts';
+import { viewerFor } from './data/views.ts';
 import type { Experiment } from './experiment.ts';
 import type { Model } from './model.ts';
 
@@ -23,11 +23,12 @@ export async function shownExamples(
     part: 'validation',
     examplesMax,
   });
-  const show = viewerOf(prepared, 'validation');
   // A sequence has many answers: the first one stands for it.
   const lines = answerLines(answers, rows, prepared, numberText).filter(
     ({ index }) => index % answers.perExample === 0,
   );
+  const shown = lines.map(({ row }) => row);
+  const show = await viewerFor(prepared, 'validation', shown);
   return lines.map((line) => ({
     shown: toldView(show(line.row)),
     caption: captionOf(line, numberText).map((text) => text.slice(0, 500)),

@@ -16,9 +16,9 @@ import {
 } from '../shared/protocol.ts';
 import type { Landing } from '../wire/connection.ts';
 import { type Compressor, createCompressor, type Settle } from './compressor.ts';
-import type { PreparedData } from './data/examples.ts';
+import type { Minibatch, PreparedData } from './data/examples.ts';
 import { evaluate } from './evaluate.ts';
-import { type LocalGradient, LocalSteps } from './local-steps.ts';
+import { type LocalGradient, LocalSteps, minibatchesOf } from './local-steps.ts';
 import { Minibatches, minibatchSeed } from './minibatches.ts';
 import type { Model } from './model.ts';
 import { createObserver, type Observer } from './observer.ts';
@@ -141,7 +141,7 @@ class RunTrainer implements Trainer {
     const { config, model, prepared } = options;
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
-    this.#minibatches = new Minibatches(config.seed, prepared);
+    this.#minibatches = new Minibatches(config.seed, prepared, options.signal);
     this.#compressor = this.#newCompressor();
     this.#local = localOf(config) ? new LocalSteps(config, model.layout) : null;
     this.#observer = this.#newObserver();
@@ -199,6 +199,7 @@ class RunTrainer implements Trainer {
   }
 
   close(): void {
+    this.#minibatches.close();
     for (const release of this.#payloads.values()) release();
     this.#payloads.clear();
     this.#current = null;
@@ -297,7 +298,7 @@ class RunTrainer implements Trainer {
         if (exchange.hasReceived) return;
       }
       if (local) await this.#pushLocal(lease, phase, this.#current!, local);
-      else await this.#pushGradient(lease, phase, this.#current!);
+      else await this.#pushGradient(lease, phase, this.#current!, leases);
       if (this.#options.signal.aborted) return;
     }
     // While the push is on its way: the examples of the next minibatch.
@@ -305,15 +306,31 @@ class RunTrainer implements Trainer {
     if (next && !local) this.#minibatches.prepare(next);
   }
 
+  /** Reads a minibatch of a source; while it is computed, the next one is read. */
+  #read(lease: Lease, leases: readonly Lease[]): Minibatch | Promise<Minibatch> {
+    const minibatch = this.#minibatches.take(lease);
+    const at = leases.findIndex(({ id, start }) => id === lease.id && start === lease.start);
+    const next = leases[at + 1];
+    if (next) this.#minibatches.prepare(next);
+    return minibatch;
+  }
+
   #waiting(leases: readonly Lease[]): Lease | undefined {
     const { unacknowledged } = this.#options.exchange;
     return leases.find(({ id }) => !unacknowledged.some(({ lease }) => lease === id));
   }
 
-  async #pushGradient(lease: Lease, phase: Phase, current: Pulled): Promise<void> {
+  async #pushGradient(
+    lease: Lease,
+    phase: Phase,
+    current: Pulled,
+    leases: readonly Lease[],
+  ): Promise<void> {
     const { run, config, model } = this.#options;
     const { values, step, generation } = current;
-    const minibatch = this.#minibatches.take(lease);
+    const minibatch = this.#minibatches.areRead
+      ? await this.#read(lease, leases)
+      : (this.#minibatches.take(lease) as Minibatch);
     const start = this.#now();
     this.#load(values, step);
     const seed = minibatchSeed(config.seed, lease);
@@ -336,8 +353,9 @@ class RunTrainer implements Trainer {
     const { run, onProgress } = this.#options;
     const { values, step, generation } = current;
     const start = this.#now();
+    const all = minibatchesOf(lease, this.#options.config.minibatchSize);
     const result = await this.#local!.take(lease, values, work, (minibatch, at) =>
-      this.#gradientOf(minibatch, at, current),
+      this.#gradientOf(minibatch, at, current, all),
     );
     if (!result) return;
     const computeMs = this.#now() - start;
@@ -355,12 +373,13 @@ class RunTrainer implements Trainer {
     lease: Lease,
     at: Float32Array,
     { values, step, generation }: Pulled,
+    leases: readonly Lease[],
   ): Promise<LocalGradient | null> {
     const { config, model, signal } = this.#options;
     // A lease takes long: meanwhile the connection is to be answered, and the worker to hear that it ends.
     await nextTurn();
     if (signal.aborted) return null;
-    const minibatch = this.#minibatches.take(lease);
+    const minibatch = await this.#read(lease, leases);
     const start = this.#now();
     this.#load(at, step);
     const given = await model.step(minibatch, minibatchSeed(config.seed, lease));

@@ -15,6 +15,8 @@ import { IS_BUILT } from '../../shared/own-files.ts';
 import { type DataNeeds, watch } from '../../worker/browser/needs.ts';
 import { dataOf as givenData } from '../../worker/data/given.ts';
 import { packData } from '../../worker/data/packed.ts';
+import { partsOf } from '../../worker/data/parts.ts';
+import { examplesBytes, readWhole } from '../../worker/data/pieces.ts';
 import {
   type Experiment,
   experimentName,
@@ -136,15 +138,20 @@ async function dataOf(
 ): Promise<{ readonly pieces: Uint8Array[]; readonly needs: DataNeeds }> {
   const { seed, hyperparameters } = resolveConfig(experiment.config);
   const { args, needs } = watch({ folder, seed, hyperparameters, log: () => {} });
-  const data = givenData(await experiment.data(args));
-  const pieces = packData(data);
-  const bytes = pieces.reduce((sum, { length }) => sum + length, 0);
-  if (bytes > LIMITS.joinDataBytesMax) {
+  const given = givenData(await experiment.data(args));
+  const mustFit = (bytes: number) => {
+    if (bytes <= LIMITS.joinDataBytesMax) return;
     throw new DownpourError(
       'DP_USAGE',
       `--join: the data of ${name} have ${bytes} bytes; a page takes at most ${LIMITS.joinDataBytesMax}`,
     );
-  }
+  };
+  // A page reads no source: it gets all examples, if they are few enough.
+  mustFit(partsOf(given).reduce((sum, [, examples]) => sum + examplesBytes(examples), 0));
+  const data = await readWhole(given);
+  const pieces = packData(data);
+  const bytes = pieces.reduce((sum, { length }) => sum + length, 0);
+  mustFit(bytes);
   log(`${name} may be trained by browsers: ${data.source}, ${(bytes / 1e6).toFixed(1)} MB`);
   return { pieces, needs: needs() };
 }

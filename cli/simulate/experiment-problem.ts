@@ -38,10 +38,12 @@ export async function openExperimentProblem(
   const { name, experiment, config, log, signal, timesOnly = false } = options;
   await openEngine(options.engine === undefined ? {} : { engine: engineOf(options.engine) });
   const folder = resolve(options.data ?? 'data');
-  const { prepared, depends } = await prepareExperiment(name, experiment, config, { folder, log });
+  const { prepared, depends } = await prepareExperiment(name, experiment, config, {
+    ...{ folder, log, signal },
+  });
   const model = await buildModel(experiment, config, prepared);
   signal.throwIfAborted();
-  const minibatches = new Minibatches(config.seed, prepared);
+  const minibatches = new Minibatches(config.seed, prepared, signal);
   const { train, validation } = prepared;
   const rooms = (count: number) => Math.ceil(count / config.minibatchSize);
   return {
@@ -57,7 +59,7 @@ export async function openExperimentProblem(
       if (timesOnly) return 1;
       model.load(parameters);
       const { loss, gradient, discard } = await model.step(
-        minibatches.take(lease),
+        await minibatches.take(lease),
         minibatchSeed(config.seed, lease),
       );
       payload.set(gradient);

@@ -18,7 +18,8 @@ import {
   isPlain,
   type PreparedData,
 } from '../../worker/data/examples.ts';
-import { prepareData } from '../../worker/data/prepare-data.ts';
+import { inMemorySample } from '../../worker/data/pieces.ts';
+import { prepareAny } from '../../worker/data/prepare-stored.ts';
 import { type Experiment, experimentName, hashExperiment } from '../../worker/experiment.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
 import { tell } from '../options.ts';
@@ -81,7 +82,8 @@ export async function checkTiny(given: TinyOptions): Promise<Finding> {
     certain: byError || constant !== null,
   };
   const [trial] = tinyTrials(plain);
-  const { train } = prepareData(data, prepareOptions(experiment, trial!.config));
+  const few = await prepareAny(data, prepareOptions(experiment, trial!.config), { log, signal });
+  const { train } = await inMemorySample(few, TINY_EXAMPLES, signal);
   const unlearnable = isPlain(train) ? contradictions(train, prepared.classCount) : 0;
   const settings: TinySettings = {
     ...{ ...plain, examples: train.count, unlearnable },

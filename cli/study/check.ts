@@ -3,10 +3,11 @@ import { clean } from '../../shared/clean.ts';
 import { type RunConfig, resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { checkExperiment } from '../../worker/check/check.ts';
-import type { Finding } from '../../worker/check/finding.ts';
+import { type Finding, finding } from '../../worker/check/finding.ts';
 import { checkThroughput } from '../../worker/check/throughput.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
 import { gather } from '../../worker/data/gather.ts';
+import { inMemorySample } from '../../worker/data/pieces.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
 import { type Experiment, experimentName, loadExperiment } from '../../worker/experiment.ts';
 import { FasterEngine } from '../../worker/faster-engine.ts';
@@ -58,10 +59,14 @@ export async function checkCommand(file: string, options: CheckCommandOptions): 
   const wanted = options.engine === undefined ? 'auto' : engineOf(options.engine);
   const engine = await openEngine({ engine: wanted });
   const folder = resolve(options.data ?? 'data');
-  const { data, prepared } = await prepareExperiment(name, experiment, config, { folder, log });
+  const { data, prepared: whole } = await prepareExperiment(name, experiment, config, {
+    ...{ folder, log },
+  });
+  const prepared = await inMemorySample(whole, SAMPLE_ROWS);
   const chosen =
     wanted === 'auto' ? await chosenEngine(engine, experiment, config, prepared) : null;
   if (!json) print(`${name}: ${prepared.source}; ${chosen ?? `engine ${engine.name}`}`);
+  if (whole.train.stored) add(sampleFinding(whole, prepared));
   await checkExperiment({
     ...{ experiment, config, prepared, steps, onFinding: add },
     updater: (layout, initial) => createUpdater(layout, config, initial),
@@ -121,6 +126,20 @@ async function chosenEngine(
     // What is wrong with the model is a finding of the checks.
     return null;
   }
+}
+
+/** Examples of each part of a source that are looked at. */
+const SAMPLE_ROWS = 10_000;
+
+/** All examples were read once, to find labels and numbers that are wrong; the checks look at fewer. */
+function sampleFinding(whole: PreparedData, { train, validation }: PreparedData): Finding {
+  return finding(
+    'source',
+    'ok',
+    `The data are read from a source. Labels and numbers were checked in all ${whole.train.count + whole.validation.count} examples; the checks below look at ${train.count} training and ${validation.count} validation examples, evenly spaced.`,
+    null,
+    { train: train.count, validation: validation.count },
+  );
 }
 
 const verdictOf = (findings: readonly Finding[]) =>

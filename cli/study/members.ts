@@ -11,8 +11,8 @@ import { answersOf } from '../../worker/answers.ts';
 import { rowSize } from '../../worker/data/columns.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
 import { type KnownData, mustBeDataOf } from '../../worker/data/facts.ts';
-import { gather } from '../../worker/data/gather.ts';
-import { prepareData } from '../../worker/data/prepare-data.ts';
+import { prepareAny } from '../../worker/data/prepare-stored.ts';
+import { collect } from '../../worker/data/stored.ts';
 import { openEngine } from '../../worker/engine.ts';
 import {
   type Experiment,
@@ -126,7 +126,8 @@ export async function examineMembers(
       asked.push(one);
       if (asked.length === 1 && options.features && one.validation.perExample === 1) {
         const of = (part: 'validation' | 'test') => featuresOf(opened.prepared, part);
-        features = { validation: of('validation'), test: options.test ? of('test') : null };
+        const test = options.test ? await of('test') : null;
+        features = { validation: await of('validation'), test };
       }
     } finally {
       opened.model.dispose();
@@ -254,12 +255,14 @@ class Experiments {
     const { data } = await loading;
     if (!known.facts) tell(standardisedAnew(known.run));
     const how = { ...prepareOptions(experiment, config), facts: known.facts };
-    const prepared = prepareData(data, how);
+    const reading = { log: tell, signal: this.#options.signal };
+    const prepared = await prepareAny(data, how, reading);
     mustBeDataOf(known, prepared);
     const { apart } = validation;
     if (apart == null) return prepared;
     const held = { ...how, validation: { ...validation, fold: apart, apart: null } };
-    return { ...prepared, validation: prepareData(data, held).validation };
+    const { validation: kept } = await prepareAny(data, held, reading);
+    return { ...prepared, validation: kept };
   }
 }
 
@@ -377,7 +380,7 @@ async function renewStatistics(
   for (let i = 0; i < count; i++) {
     const start = i * minibatchSize;
     const rows = order.subarray(start, start + minibatchSize);
-    const batch = gather(prepared, 'train', rows);
+    const batch = await collect(prepared, 'train', rows);
     const { gradient } = await model.step(batch, minibatchSeed(seed, { epoch: 0, start }));
     sums.forEach((_, j) => {
       sums[j]! += gradient[trainableSize + j]! / count;
@@ -389,14 +392,14 @@ async function renewStatistics(
 /** Inputs that a controller sees, at most: of more, neighbours are averaged. */
 const FEATURES_MAX = 256;
 
-function featuresOf(prepared: PreparedData, part: 'validation' | 'test'): Features {
+async function featuresOf(prepared: PreparedData, part: 'validation' | 'test'): Promise<Features> {
   const examples = prepared[part]!;
   const size = rowSize(examples.inputs);
   const group = Math.ceil(size / FEATURES_MAX);
   const width = Math.ceil(size / group);
   const values = new Float32Array(examples.count * width);
   for (let row = 0; row < examples.count; row++) {
-    const { inputs } = gather(prepared, part, [row]);
+    const { inputs } = await collect(prepared, part, [row]);
     for (let i = 0; i < size; i++) {
       const at = Math.floor(i / group);
       values[row * width + at]! += inputs[i]! / Math.min(group, size - at * group);

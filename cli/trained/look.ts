@@ -8,7 +8,7 @@ import { lookReport } from '../../study/look.ts';
 import { observationsReport } from '../../study/observations.ts';
 import { type Report, writeReport } from '../../study/report.ts';
 import { lookName, toldReport } from '../../study/telling.ts';
-import { viewerOf } from '../../worker/data/views.ts';
+import { viewerFor } from '../../worker/data/views.ts';
 import { seenMinibatch } from '../../worker/seen-minibatch.ts';
 import { tell } from '../options.ts';
 import { showReport } from '../output/report.ts';
@@ -33,15 +33,21 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
     const { part, worst, random, sampleSeed: seed } = options;
     const { answers, rows } = await answersOfPart(trained, part);
     const settings = { name: trained.facts.run, part, worst, random, seed };
-    const show = viewerOf(trained.prepared, part);
     const { classes, targetNames } = trained.prepared;
+    const known = { answers, rows, classes, targetNames };
+    // Which examples it shows is known when it is made: only those are read from a source.
+    const shown: number[] = [];
+    lookReport(settings, {
+      ...known,
+      show: (row) => {
+        shown.push(row);
+        return { kind: 'text', text: '' };
+      },
+    });
+    const show = await viewerFor(trained.prepared, part, shown);
     const minibatch = await minibatchOf(trained);
     const report = withObserved(
-      withCaution(
-        lookReport(settings, { answers, rows, show, classes, targetNames, minibatch }),
-        trained,
-        part,
-      ),
+      withCaution(lookReport(settings, { ...known, show, minibatch }), trained, part),
       trained,
     );
     if (options.tensorboard !== undefined) {

@@ -18,6 +18,8 @@ export interface Column {
   readonly missing?: 'mean';
   /** Classes of targets that are a field by name; `classes` says it too. */
   readonly classCount?: number;
+  /** The row of its part that a piece begins with, for messages; absent: 0. */
+  readonly firstRow?: number;
   /** How a reader has read these inputs from files. */
   readonly reading?: Reading;
 }
@@ -61,11 +63,11 @@ export function sizeOf(shape: readonly number[], from = 0): number {
 
 /** Where an element stands, for messages: `row 5, column 2 ('age')`; all count from 0. */
 export function elementAt(
-  { shape, names }: Pick<Column, 'shape' | 'names'>,
+  { shape, names, firstRow = 0 }: Pick<Column, 'shape' | 'names' | 'firstRow'>,
   index: number,
 ): string {
   const size = sizeOf(shape, 1);
-  const row = `row ${Math.floor(index / size)}`;
+  const row = `row ${firstRow + Math.floor(index / size)}`;
   const at = index % size;
   const name = names?.[at];
   if (shape.length <= 2) {

@@ -1,6 +1,6 @@
 import { dataDigest } from '../../shared/digest.ts';
-import { kindOf } from './columns.ts';
-import type { ExperimentData } from './examples.ts';
+import { type Column, kindOf } from './columns.ts';
+import type { ExampleField, ExperimentData } from './examples.ts';
 import { partsOf } from './parts.ts';
 import type { InputTransform } from './transform.ts';
 
@@ -27,6 +27,31 @@ export function rawFingerprint(data: ExperimentData): string {
       const { values, shape, role, names = null, classes = null, classCount = null } = field;
       const what = [part, name, role, kindOf(values), shape, names, classes, classCount];
       sum.update(text(what)).update(values);
+    }
+  }
+  return VERSION + sum.hex();
+}
+
+/**
+ * The same of data that are read by pieces. For the same numbers in memory the result is another: there the columns follow each
+ * other as a whole.
+ * @param digests of the numbers of each column, by part and name.
+ */
+export function storedFingerprint(
+  data: ExperimentData,
+  digests: Readonly<Partial<Record<string, Readonly<Record<string, string>>>>>,
+): string {
+  const sum = dataDigest();
+  sum.update(text(['pieces', data.classCount ?? null, data.classes ?? null]));
+  for (const [part, { inputs, targets, fields = {} }] of partsOf(data)) {
+    for (const [name, column] of Object.entries<Column & Partial<Pick<ExampleField, 'role'>>>({
+      ...{ inputs, targets },
+      ...fields,
+    })) {
+      const { values, shape, role = null, names = null, classes = null } = column;
+      const digest = digests[part]?.[name] ?? null;
+      const what = [part, name, role, kindOf(values), shape, names, classes];
+      sum.update(text([...what, column.classCount ?? null, digest]));
     }
   }
   return VERSION + sum.hex();

@@ -47,30 +47,44 @@ export function mustFitFloat32(parts: readonly NamedExamples[], transform: Input
   const targets = parts.map(({ name, examples }) => ({ name, column: examples.targets }));
   mustNotBeRounded('inputs of the train part', inputs[0]!.column);
   mustNotBeRounded('targets of the train part', targets[0]!.column);
-  const { kind } = transform;
-  const first = inputs[0]!.column;
-  // By their own mean and deviation, all columns are near 1. Under one for all, a dark corner of pictures may be
-  // as good as constant; a column of a table may not.
-  const scaled =
-    kind === 'feature' || (kind === 'global' && (first.shape.length > 2 || rowSize(first) === 1));
-  const advice = "set standardise: 'feature', or subtract an offset in data()";
-  if (!(first.values instanceof Uint8Array) && !(kind === 'none' && isFloat32(first))) {
-    mustKeepDifferences(
-      'inputs',
-      inputs,
-      linesOf(transform, rowSize(first)),
-      scaled ? null : advice,
-    );
-  }
-  const target = targets[0]!.column;
-  if (!isFloat32(target)) {
-    const recode = 'in data(), subtract an offset from the target, its mean for example';
-    mustKeepDifferences('targets', targets, linesOf(NOTHING, rowSize(target)), recode);
+  for (const { of, columns, lines, advice } of [
+    { of: 'inputs', columns: inputs, ...inputChecks(inputs[0]!.column, transform) },
+    { of: 'targets', columns: targets, ...targetChecks(targets[0]!.column) },
+  ]) {
+    if (lines) mustKeepDifferences(of, columns, lines, advice);
   }
 }
 
+/** What must be looked at so that a column keeps its differences. */
+export interface RoundingChecks {
+  /** What is done to the numbers; null: nothing need be looked at. */
+  readonly lines: Lines | null;
+  /** What to do where they are lost; null: only the range matters. */
+  readonly advice: string | null;
+}
+
+export function inputChecks(column: Column, transform: InputTransform): RoundingChecks {
+  const { kind } = transform;
+  if (column.values instanceof Uint8Array || (kind === 'none' && isFloat32(column))) {
+    return { lines: null, advice: null };
+  }
+  // By their own mean and deviation, all columns are near 1. Under one for all, a dark corner of pictures may be
+  // as good as constant; a column of a table may not.
+  const scaled =
+    kind === 'feature' || (kind === 'global' && (column.shape.length > 2 || rowSize(column) === 1));
+  return {
+    lines: linesOf(transform, rowSize(column)),
+    advice: scaled ? null : "set standardise: 'feature', or subtract an offset in data()",
+  };
+}
+
+export const targetChecks = (column: Column): RoundingChecks => ({
+  lines: isFloat32(column) ? null : linesOf(NOTHING, rowSize(column)),
+  advice: 'in data(), subtract an offset from the target, its mean for example',
+});
+
 /** Refuses float32 that was rounded to a few steps. */
-function mustNotBeRounded(where: string, column: Column): void {
+export function mustNotBeRounded(where: string, column: Column): void {
   const lost = roundedColumns(column).find(({ share }) => share > LOST_SHARE);
   if (lost === undefined) return;
   throw new DownpourError(
@@ -93,57 +107,105 @@ function mustKeepDifferences(
   let deviation: readonly number[] | null = null;
   for (const { name, column } of parts) {
     const where = `${of} of the ${name} part`;
-    if (advice === null && !mayOverflow(column, lines)) continue;
-    const rounding = roundingOf(column, lines, where);
-    if (advice === null || rounding.every((error) => error === 0)) continue;
+    if (advice === null && !mayOverflow(largest(column), lines)) continue;
+    const rounding = new Rounding(where, lines);
+    rounding.add(column);
+    if (advice === null || !rounding.changes) continue;
     const size = rowSize(train);
     deviation ??= momentsOf(train.values, size).deviation;
     // A value of another part may be far outside; it must differ from others there to be lost.
     const here = column === train ? deviation : momentsOf(column.values, size).deviation;
-    for (const [f, error] of rounding.entries()) {
-      if (here[f] === 0) continue;
-      const raw = Math.max(deviation[f]!, here[f]!);
-      const own = raw * lines.scale * lines.inverse[f]!;
-      if (error <= ROUNDING_SHARE * own || raw <= NOISE * Math.abs(column.values[f]!)) continue;
-      throw new DownpourError(
-        'DP_DATA_CORRUPT',
-        `${where}, ${columnName(column, f)}: numbers such as ${column.values[f]} differ too little for their size. Models compute with float32. Rounding to float32 changes them by ${short((100 * error) / own)} % of their standard deviation (allowed: ${100 * ROUNDING_SHARE} %); ${advice}`,
-      );
-    }
+    rounding.mustBeSmall({ deviation, here, advice });
   }
 }
 
 const FLOAT32_MAX = 3.4028234663852886e38;
 
-/** Whether any number could come to lie beyond float32, by the largest of all. */
-function mayOverflow({ values }: Column, { scale, mean, inverse }: Lines): boolean {
+function largest({ values }: Column): number {
   let most = 0;
   for (let i = 0; i < values.length; i++) {
     const size = Math.abs(values[i]!);
     if (size > most) most = size;
   }
+  return most;
+}
+
+/** Whether any number could come to lie beyond float32. @param most the largest size of all. */
+export function mayOverflow(most: number, { scale, mean, inverse }: Lines): boolean {
   return !mean.every((m, f) => (most * scale + Math.abs(m)) * inverse[f]! <= FLOAT32_MAX);
 }
 
-/** Root mean square of what rounding to float32 changes, by column. @throws beyond float32's range. */
-function roundingOf(column: Column, { scale, mean, inverse }: Lines, where: string): Float64Array {
-  const { values } = column;
-  const size = rowSize(column);
-  const squares = new Float64Array(size);
-  for (let i = 0, f = 0; i < values.length; i++) {
-    const exact = (values[i]! * scale - mean[f]!) * inverse[f]!;
-    const error = Number.isNaN(exact) ? 0 : Math.fround(exact) - exact;
-    if (!Number.isFinite(error)) {
-      const after = exact === values[i] ? '' : `, ${short(exact)} after standardisation,`;
+/** What rounding to float32 changes in a column, whose examples may come in pieces. */
+export class Rounding {
+  readonly #where: string;
+  readonly #lines: Lines;
+  /** The first piece. */
+  #column: Column | null = null;
+  #squares = new Float64Array(0);
+  #count = 0;
+
+  constructor(where: string, lines: Lines) {
+    this.#where = where;
+    this.#lines = lines;
+  }
+
+  /** @throws DownpourError DP_DATA_CORRUPT: a number beyond the range of float32. */
+  add(column: Column): void {
+    const { values } = column;
+    const { scale, mean, inverse } = this.#lines;
+    const size = rowSize(column);
+    if (!this.#column) {
+      this.#column = { ...column, values: values.slice(0, size) };
+      this.#squares = new Float64Array(size);
+    }
+    const squares = this.#squares;
+    for (let i = 0, f = 0; i < values.length; i++) {
+      const exact = (values[i]! * scale - mean[f]!) * inverse[f]!;
+      const error = Number.isNaN(exact) ? 0 : Math.fround(exact) - exact;
+      if (!Number.isFinite(error)) {
+        const after = exact === values[i] ? '' : `, ${short(exact)} after standardisation,`;
+        throw new DownpourError(
+          'DP_DATA_CORRUPT',
+          `${this.#where}, ${elementAt(column, i)}: the value ${values[i]}${after} is beyond the range of float32 (±3.4e38), which models use; use another unit`,
+        );
+      }
+      squares[f]! += error * error;
+      if (++f === size) f = 0;
+    }
+    this.#count += values.length;
+  }
+
+  /** Whether any number changes. */
+  get changes(): boolean {
+    return this.#squares.some((sum) => sum !== 0);
+  }
+
+  /** @throws DownpourError DP_DATA_CORRUPT: a column that would lose its differences. */
+  mustBeSmall({ deviation, here, advice }: Differences): void {
+    const column = this.#column!;
+    const size = rowSize(column);
+    const { scale, inverse } = this.#lines;
+    for (const [f, sum] of this.#squares.entries()) {
+      // Root mean square, by column.
+      const error = Math.sqrt((sum * size) / this.#count);
+      if (here[f] === 0) continue;
+      const raw = Math.max(deviation[f]!, here[f]!);
+      const own = raw * scale * inverse[f]!;
+      if (error <= ROUNDING_SHARE * own || raw <= NOISE * Math.abs(column.values[f]!)) continue;
       throw new DownpourError(
         'DP_DATA_CORRUPT',
-        `${where}, ${elementAt(column, i)}: the value ${values[i]}${after} is beyond the range of float32 (±3.4e38), which models use; use another unit`,
+        `${this.#where}, ${columnName(column, f)}: numbers such as ${column.values[f]} differ too little for their size. Models compute with float32. Rounding to float32 changes them by ${short((100 * error) / own)} % of their standard deviation (allowed: ${100 * ROUNDING_SHARE} %); ${advice}`,
       );
     }
-    squares[f]! += error * error;
-    if (++f === size) f = 0;
   }
-  return squares.map((sum) => Math.sqrt((sum * size) / values.length));
+}
+
+interface Differences {
+  /** Standard deviation in the training part, by column; and in the part itself. */
+  readonly deviation: readonly number[];
+  readonly here: readonly number[];
+  /** What to do. */
+  readonly advice: string;
 }
 
 const short = (value: number) => String(Number(value.toPrecision(2)));

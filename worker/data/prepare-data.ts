@@ -1,6 +1,6 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { nearest } from '../../shared/spelling.ts';
-import { type Column, kindOf, rowSize } from './columns.ts';
+import { type Column, type FieldRole, kindOf, rowSize } from './columns.ts';
 import type {
   Examples,
   ExperimentData,
@@ -10,7 +10,7 @@ import type {
 } from './examples.ts';
 import { fieldTransformFor, transformFor } from './facts.ts';
 import { mustHaveSameFields, ofField, viewOf, withField } from './fields.ts';
-import { fingerprint, rawFingerprint } from './fingerprint.ts';
+import { type ChosenRows, fingerprint, rawFingerprint } from './fingerprint.ts';
 import { agreeing, partsOf } from './parts.ts';
 import { mustBeFinite, mustFitFloat32 } from './precision.ts';
 import { split } from './split.ts';
@@ -27,16 +27,46 @@ import { fitTransform, type InputTransform } from './transform.ts';
  * DP_EXPERIMENT_INVALID for too few examples.
  */
 export function prepareData(given: ExperimentData, options: PrepareOptions): PreparedData {
-  mustHaveSameFields(given);
   mustBeInMemory(given);
-  const { loss = null, losses = {}, facts } = options;
+  const data = checkedData(given, options);
+  const { train, validation, rows } = split(data, options);
+  const { loss, targets, inputs } = fieldsToPrepare(data, options);
+  if (rowSize(train.targets) > 0) mustVary(data, loss);
+  for (const { name, loss } of targets) ofField(name, () => mustVary(viewOf(data, name), loss));
+  const { facts } = options;
+  const kinds = standardisationOf(train, options.standardise);
+  const transform = facts
+    ? transformFor(facts, train.inputs)
+    : fitTransform(train.inputs, kinds.inputs!);
+  const parts = { train, validation, test: data.test ?? null };
+  mustFit(parts, transform, null);
+  const transforms: Record<string, InputTransform> = {};
+  for (const name of Object.keys(train.fields ?? {})) {
+    const field = train.fields![name]!;
+    const own = ofField(name, () =>
+      !inputs.includes(name)
+        ? fitTransform(field, 'none')
+        : facts
+          ? fieldTransformFor(facts, name, field)
+          : fitTransform(field, kinds[name]!),
+    );
+    if (inputs.includes(name)) transforms[name] = own;
+    ofField(name, () => mustFit(parts, own, name));
+  }
+  return preparedFrom(data, { ...parts, rows, raw: rawFingerprint(data), transform, transforms });
+}
+
+/**
+ * The data with one type for each column, and one list of classes; all of them suit the losses.
+ * @throws DownpourError as `prepareData`.
+ */
+export function checkedData(given: ExperimentData, options: PrepareOptions): ExperimentData {
+  mustHaveSameFields(given);
+  const { loss, targets } = fieldsToPrepare(given, options);
   let data = checkedPart(given, rowSize(given.train.targets) === 0 ? null : loss);
-  const names = Object.keys(data.train.fields ?? {});
-  const targets = Object.values(data.train.fields ?? {}).filter(({ role }) => role === 'target');
-  const lossOf = (name: string) => losses[name] ?? (targets.length === 1 ? loss : null);
-  for (const name of names) {
+  for (const name of Object.keys(data.train.fields ?? {})) {
     const view = viewOf(data, name);
-    const own = data.train.fields![name]!.role === 'target' ? lossOf(name) : null;
+    const own = targets.find((target) => target.name === name)?.loss ?? null;
     data = withField(
       data,
       name,
@@ -44,47 +74,56 @@ export function prepareData(given: ExperimentData, options: PrepareOptions): Pre
     );
   }
   mustHaveTargets(data, options);
-  const { train, validation, rows } = split(data, options);
-  if (rowSize(train.targets) > 0) mustVary(data, loss);
-  for (const name of names) {
-    const view = viewOf(data, name);
-    if (data.train.fields![name]!.role !== 'target') continue;
-    ofField(name, () => mustVary(view, lossOf(name)));
-  }
-  const kinds = standardisationOf(train, options.standardise);
-  const transform = facts
-    ? transformFor(facts, train.inputs)
-    : fitTransform(train.inputs, kinds.inputs!);
-  const test = data.test ?? null;
-  const parts = { train, validation, test };
-  mustFit(parts, transform, null);
-  const transforms: Record<string, InputTransform> = {};
-  for (const name of names) {
-    const field = train.fields![name]!;
-    const own = ofField(name, () =>
-      field.role !== 'input'
-        ? fitTransform(field, 'none')
-        : facts
-          ? fieldTransformFor(facts, name, field)
-          : fitTransform(field, kinds[name]!),
+  return data;
+}
+
+/** The names of the fields that are inputs, and the targets with their losses. */
+export function fieldsToPrepare(
+  { train }: ExperimentData,
+  { loss = null, losses = {} }: PrepareOptions,
+): {
+  /** The loss for targets that are no field. */
+  readonly loss: string | null;
+  readonly inputs: readonly string[];
+  readonly targets: readonly { readonly name: string; readonly loss: string | null }[];
+} {
+  const named = (wanted: FieldRole) =>
+    Object.entries(train.fields ?? {}).flatMap(([name, { role }]) =>
+      role === wanted ? [name] : [],
     );
-    if (field.role === 'input') transforms[name] = own;
-    ofField(name, () => mustFit(parts, own, name));
-  }
-  const raw = rawFingerprint(data);
+  const targets = named('target');
+  const lossOf = (name: string) => losses[name] ?? (targets.length === 1 ? loss : null);
   return {
-    train,
-    validation,
-    test,
-    fingerprint: fingerprint(raw, rows, transform, names.length > 0 ? transforms : undefined),
+    ...{ loss, inputs: named('input') },
+    targets: targets.map((name) => ({ name, loss: lossOf(name) })),
+  };
+}
+
+interface SplitData {
+  readonly train: Examples;
+  readonly validation: Examples;
+  readonly test: Examples | null;
+  readonly rows: ChosenRows;
+  /** The fingerprint of the data before the split. */
+  readonly raw: string;
+  readonly transform: InputTransform;
+  /** The same for each field that is an input. */
+  readonly transforms: Readonly<Record<string, InputTransform>>;
+}
+
+export function preparedFrom(data: ExperimentData, parts: SplitData): PreparedData {
+  const { rows, raw, transforms, ...prepared } = parts;
+  const named = data.train.fields ? transforms : undefined;
+  return {
+    ...prepared,
+    fingerprint: fingerprint(raw, rows, prepared.transform, named),
     rawFingerprint: raw,
     source: data.source,
     classCount: data.classCount ?? null,
     classes: data.classes ?? null,
     inputNames: data.train.inputs.names ?? null,
     targetNames: data.train.targets.names ?? null,
-    transform,
-    ...(names.length > 0 ? { transforms } : {}),
+    ...(named && { transforms: named }),
   };
 }
 
@@ -122,7 +161,7 @@ function mustFit(
 }
 
 /** How each input is standardised, by name; `inputs` is the name of the one without. */
-function standardisationOf(
+export function standardisationOf(
   { inputs, fields = {} }: Examples,
   standardise: PrepareOptions['standardise'],
 ): Record<string, Standardise> {

@@ -56,6 +56,21 @@ export interface Stored {
   readonly where: string;
   /** The rows of the source that are the examples of the part; null: all, in their order. */
   readonly rows: Int32Array | null;
+  /** What is known of the numbers of each column, for all rows of the source. */
+  readonly ranges?: NumberRanges;
+}
+
+/** By the name of the column. */
+export type NumberRanges = Readonly<Record<string, NumberRange>>;
+
+/** The rows are those of the source. */
+export interface NumberRange {
+  readonly min: number;
+  readonly max: number;
+  readonly minRow: number;
+  readonly maxRow: number;
+  /** The first row with a number that is not whole; null: there is none. */
+  readonly fractionRow: number | null;
 }
 
 /**

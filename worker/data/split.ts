@@ -10,10 +10,14 @@ import type { ChosenRows } from './fingerprint.ts';
  * same parts.
  */
 
-/** Training and validation part, and which rows they are. Rows of each keep the order of the data. */
+/**
+ * Training and validation part, and which rows they are. Rows of each keep the order of the data.
+ * @param classes of all training examples, if the targets are not in memory.
+ */
 export function split(
   data: ExperimentData,
   options: PrepareOptions,
+  classes?: ArrayLike<number>,
 ): { train: Examples; validation: Examples; rows: ChosenRows } {
   const { seed, validationFraction, validation, trainFraction = 1, bootstrap = false } = options;
   const folds = validation?.folds ?? null;
@@ -43,7 +47,7 @@ export function split(
   let trains = order;
   if (folds !== null && validation) {
     const { fold, apart, stratified } = validation;
-    const dealt = stratified ? byClass(order, data) : order;
+    const dealt = stratified ? byClass(order, classes ?? stratifiedClasses(data)) : order;
     validates = dealt.filter((_, position) => position % folds === fold);
     const isOut = new Set([
       ...validates,
@@ -82,9 +86,17 @@ export function split(
 /**
  * Rows in an order where each class stands together: dealt out to the folds one by one, each fold
  * gets as many of a class as any other, to one example.
+ */
+function byClass(order: Int32Array, classes: ArrayLike<number>): Int32Array {
+  // A stable sort: within a class the seed's order stays.
+  return Int32Array.from(Array.from(order).sort((a, b) => classes[a]! - classes[b]!));
+}
+
+/**
+ * The class of each training example.
  * @throws DownpourError DP_CONFIG_INVALID when the targets are no classes.
  */
-function byClass(order: Int32Array, { train, classCount }: ExperimentData): Int32Array {
+export function stratifiedClasses({ train, classCount }: ExperimentData): Float64Array {
   const { values, shape } = train.targets;
   const size = rowSize(train.targets);
   const isShares = isFloat(values) && shape.length > 1 && size === classCount;
@@ -98,9 +110,7 @@ function byClass(order: Int32Array, { train, classCount }: ExperimentData): Int3
     const target = values.subarray(row * size, (row + 1) * size);
     return isShares ? target.indexOf(Math.max(...target)) : target[0]!;
   };
-  const classes = Float64Array.from({ length: train.count }, (_, row) => classOf(row));
-  // A stable sort: within a class the seed's order stays.
-  return Int32Array.from(Array.from(order).sort((a, b) => classes[a]! - classes[b]!));
+  return Float64Array.from({ length: train.count }, (_, row) => classOf(row));
 }
 
 /**

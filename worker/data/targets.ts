@@ -15,19 +15,27 @@ const CLASS_LOSSES: readonly unknown[] = ['softmaxCrossEntropy', 'negativeLogLik
 export function checkTargets(data: ExperimentData, loss: string | null): ExperimentData {
   const given = withShares(data);
   const { classCount } = given;
-  if (loss === 'sigmoidCrossEntropy') {
-    for (const [part, { targets }] of partsOf(given)) checkYesNo(targets, `${part} part`);
-  } else if (classCount !== undefined) {
-    for (const [part, { targets }] of partsOf(given)) {
-      checkLabels(targets, classCount, `${part} part`);
-    }
-  } else if (CLASS_LOSSES.includes(loss)) {
+  if (classCount === undefined && CLASS_LOSSES.includes(loss)) {
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',
       `loss '${loss}' needs classes, but data() returned no classCount: ${classAdvice(given.train.targets)}`,
     );
   }
+  for (const [part, { targets }] of partsOf(given)) {
+    mustSuit(targets, `${part} part`, loss, classCount);
+  }
   return given;
+}
+
+/** @throws DownpourError DP_DATA_LABEL: a target that the loss or the classes do not allow. */
+export function mustSuit(
+  targets: Column,
+  where: string,
+  loss: string | null,
+  classCount: number | undefined,
+): void {
+  if (loss === 'sigmoidCrossEntropy') checkYesNo(targets, where);
+  else if (classCount !== undefined) checkLabels(targets, classCount, where);
 }
 
 /** Rows of whole numbers, a 1 for the class and a 0 for each other, become shares of each class. */
@@ -35,25 +43,27 @@ function withShares(data: ExperimentData): ExperimentData {
   const { classCount } = data;
   if (classCount === undefined) return data;
   const parts = partsOf(data);
-  const isOneHot = ({ values, shape }: Column) => {
-    if (isFloat(values) || shape.length < 2 || shape.at(-1) !== classCount) return false;
-    for (let i = 0; i < values.length; i += classCount) {
-      let sum = 0;
-      for (let c = 0; c < classCount; c++) {
-        const value = values[i + c]!;
-        if (value !== 0 && value !== 1) return false;
-        sum += value;
-      }
-      if (sum !== 1) return false;
-    }
-    return true;
-  };
-  if (!parts.every(([, { targets }]) => isOneHot(targets))) return data;
+  if (!parts.every(([, { targets }]) => isOneHot(targets, classCount))) return data;
   const changed = parts.map(([part, examples]) => {
     const targets = { ...examples.targets, values: Float32Array.from(examples.targets.values) };
     return [part, { ...examples, targets }];
   });
   return { ...data, ...Object.fromEntries(changed) };
+}
+
+/** Whether all rows of whole numbers have one 1 and else 0; not so where there are no rows. */
+export function isOneHot({ values, shape }: Column, classCount: number): boolean {
+  if (isFloat(values) || shape.length < 2 || shape.at(-1) !== classCount) return false;
+  for (let i = 0; i < values.length; i += classCount) {
+    let sum = 0;
+    for (let c = 0; c < classCount; c++) {
+      const value = values[i + c]!;
+      if (value !== 0 && value !== 1) return false;
+      sum += value;
+    }
+    if (sum !== 1) return false;
+  }
+  return values.length > 0;
 }
 
 /**
@@ -75,7 +85,7 @@ export function checkLabels(column: Column, classCount: number, where = 'data'):
         sum += share;
       }
       if (!(Math.abs(sum - 1) <= 1e-3)) {
-        const row = elementAt({ shape: shape.slice(0, -1) }, i / classCount);
+        const row = elementAt({ ...column, shape: shape.slice(0, -1) }, i / classCount);
         throw error(i, `probabilities with the sum ${sum}`, 'a sum of 1', row);
       }
     }
@@ -108,22 +118,46 @@ function checkYesNo(column: Column, where: string): void {
 export function mustVary(
   { train: { targets, count }, classCount, classes }: ExperimentData,
   loss: string | null,
+  /** What was seen of all targets, where they are not in memory. */
+  seen: Variety = varietyOf(targets, classCount),
 ): void {
   if (loss !== 'sigmoidCrossEntropy' && !CLASS_LOSSES.includes(loss)) return;
-  const { values, shape } = targets;
   if (classCount === 1) {
     throw labelError(
       `the data have only 1 class (classCount is 1), so there is nothing to learn; give examples of at least 2 classes`,
     );
   }
-  const isShares = isFloat(values) && shape.length > 1 && shape.at(-1) === classCount;
-  const period = isShares ? shape.at(-1)! : 1;
-  if (count < 2 || values.some((value, i) => value !== values[i % period])) return;
-  const label = isShares ? values.indexOf(Math.max(...values.subarray(0, period))) : values[0]!;
+  if (count < 2 || seen.varies) return;
+  const first = Array.from(seen.first);
+  const isShares = areShares(targets, classCount);
+  const label = isShares ? first.indexOf(Math.max(...first)) : first[0]!;
   const name = classes?.[label] === undefined ? '' : ` ('${classes[label]}')`;
   throw labelError(
     `all ${count} training examples have ${isShares || classCount !== undefined ? 'label' : 'target'} ${label}${name}: with only one class there is nothing to learn; give examples of other classes`,
   );
+}
+
+/** Whether targets differ from each other. */
+export interface Variety {
+  /** One label, or one share for each class. */
+  readonly first: ArrayLike<number>;
+  readonly varies: boolean;
+}
+
+const areShares = ({ values, shape }: Column, classCount: number | undefined) =>
+  isFloat(values) && shape.length > 1 && shape.at(-1) === classCount;
+
+/** @param before what was seen of earlier pieces. */
+export function varietyOf(
+  targets: Column,
+  classCount: number | undefined,
+  before?: Variety,
+): Variety {
+  if (before?.varies) return before;
+  const { values, shape } = targets;
+  const period = areShares(targets, classCount) ? shape.at(-1)! : 1;
+  const first = before?.first ?? values.slice(0, period);
+  return { first, varies: values.some((value, i) => value !== first[i % period]) };
 }
 
 const DISTINCT_MAX = 6;

@@ -6,17 +6,37 @@ import { type Column, columnName, rowSize } from './columns.ts';
 
 export type InputTransform = Transform;
 
-/** Measures the transform on the inputs of the training part. */
+/** MeasuredInputs the transform on the inputs of the training part. */
 export function fitTransform(inputs: Column, kind: InputTransform['kind']): InputTransform {
+  const size = measuredSize(inputs, kind);
+  return size === 0
+    ? transformOf(inputs, kind, { mean: [], deviation: [] })
+    : transformOf(inputs, kind, momentsOf(inputs.values, size));
+}
+
+/**
+ * Numbers that have a mean and a deviation of their own.
+ * @returns 0: nothing is to be measured.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: missing numbers have nothing that replaces them.
+ */
+export function measuredSize(inputs: Column, kind: InputTransform['kind']): number {
   if (inputs.missing === 'mean' && kind !== 'feature') {
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',
       `the inputs have missing numbers, which the mean of their column replaces; that needs standardise: 'feature', but the experiment has standardise: '${kind}'`,
     );
   }
+  return kind === 'none' ? 0 : kind === 'global' ? 1 : rowSize(inputs);
+}
+
+/** @param moments of the inputs of the training part. @throws DownpourError DP_DATA_CORRUPT: too large to divide by. */
+export function transformOf(
+  inputs: Column,
+  kind: InputTransform['kind'],
+  moments: MeanAndDeviation,
+): InputTransform {
   const scale = inputs.values instanceof Uint8Array ? 1 / 255 : 1;
   if (kind === 'none') return { kind, scale, mean: [], deviation: [] };
-  const moments = momentsOf(inputs.values, kind === 'global' ? 1 : rowSize(inputs));
   moments.deviation.forEach((deviation, f) => {
     const mean = moments.mean[f]!;
     const divides = deviation === 0 || Number.isFinite(1 / (deviation * scale));
@@ -35,44 +55,90 @@ export function fitTransform(inputs: Column, kind: InputTransform['kind']): Inpu
   };
 }
 
+/** One number for each feature. */
+export interface MeanAndDeviation {
+  readonly mean: number[];
+  readonly deviation: number[];
+}
+
+/** Mean and deviation of numbers that are all in memory. @param size features, interleaved. */
+export function momentsOf(values: ArrayLike<number>, size: number): MeanAndDeviation {
+  const moments = new RunningMoments(size);
+  moments.addFirst(values);
+  moments.addSecond(values);
+  return moments.result();
+}
+
 /**
  * Mean and standard deviation (of the population) of each of `size` interleaved features, in two
  * passes of float64. NaN is a missing number and is not counted; a feature with no number has mean 0. A feature that
  * never varies has deviation 0 exactly. Sums are of differences from the first value: a million times in ms, 1.7e12
- * each, would add up to more than float64 counts.
+ * each, would add up to more than float64 counts. Pieces of whole examples give the same bits as all at once.
  */
-export function momentsOf(
-  values: ArrayLike<number>,
-  size: number,
-): { mean: number[]; deviation: number[] } {
-  const mean = new Float64Array(size);
-  const squares = new Float64Array(size);
-  const counts = new Float64Array(size);
-  const first = new Float64Array(size);
-  for (let i = 0, f = 0; i < values.length; i++) {
-    const value = values[i]!;
-    if (!Number.isNaN(value)) {
-      if (counts[f]!++ === 0) first[f] = value;
-      mean[f]! += value - first[f]!;
-    }
-    if (++f === size) f = 0;
-  }
-  for (let f = 0; f < size; f++) {
-    if (counts[f]! > 0) mean[f] = first[f]! + mean[f]! / counts[f]!;
-  }
+export class RunningMoments {
+  readonly #size: number;
+  readonly #counts: Float64Array;
+  readonly #first: Float64Array;
+  readonly #mean: Float64Array;
+  readonly #squares: Float64Array;
   // The rounding of the mean would leave a constant feature a tiny deviation to divide by.
-  const varies = new Uint8Array(size);
-  for (let i = 0, f = 0; i < values.length; i++) {
-    const value = values[i]!;
-    if (!Number.isNaN(value)) {
-      const d = value - mean[f]!;
-      squares[f]! += d * d;
-      if (value !== first[f]) varies[f] = 1;
-    }
-    if (++f === size) f = 0;
+  readonly #varies: Uint8Array;
+  #hasMean = false;
+
+  constructor(size: number) {
+    this.#size = size;
+    this.#counts = new Float64Array(size);
+    this.#first = new Float64Array(size);
+    this.#mean = new Float64Array(size);
+    this.#squares = new Float64Array(size);
+    this.#varies = new Uint8Array(size);
   }
-  const deviation = Array.from(squares, (sum, f) => (varies[f] ? Math.sqrt(sum / counts[f]!) : 0));
-  return { mean: Array.from(mean), deviation };
+
+  /** The first pass. */
+  addFirst(values: ArrayLike<number>): void {
+    const [counts, first, mean, size] = [this.#counts, this.#first, this.#mean, this.#size];
+    for (let i = 0, f = 0; i < values.length; i++) {
+      const value = values[i]!;
+      if (!Number.isNaN(value)) {
+        if (counts[f]!++ === 0) first[f] = value;
+        mean[f]! += value - first[f]!;
+      }
+      if (++f === size) f = 0;
+    }
+  }
+
+  /** The second pass, over the same values. */
+  addSecond(values: ArrayLike<number>): void {
+    this.#endFirst();
+    const [first, mean, size] = [this.#first, this.#mean, this.#size];
+    const [squares, varies] = [this.#squares, this.#varies];
+    for (let i = 0, f = 0; i < values.length; i++) {
+      const value = values[i]!;
+      if (!Number.isNaN(value)) {
+        const d = value - mean[f]!;
+        squares[f]! += d * d;
+        if (value !== first[f]) varies[f] = 1;
+      }
+      if (++f === size) f = 0;
+    }
+  }
+
+  result(): MeanAndDeviation {
+    this.#endFirst();
+    const deviation = Array.from(this.#squares, (sum, f) =>
+      this.#varies[f] ? Math.sqrt(sum / this.#counts[f]!) : 0,
+    );
+    return { mean: Array.from(this.#mean), deviation };
+  }
+
+  #endFirst(): void {
+    if (this.#hasMean) return;
+    this.#hasMean = true;
+    for (let f = 0; f < this.#size; f++) {
+      const count = this.#counts[f]!;
+      if (count > 0) this.#mean[f] = this.#first[f]! + this.#mean[f]! / count;
+    }
+  }
 }
 
 /** A transform made ready for speed. */

@@ -7,13 +7,30 @@ import {
 } from '../../shared/reading.ts';
 import { type Column, sizeOf } from './columns.ts';
 import type { Examples, Minibatch, PreparedData } from './examples.ts';
+import { examplesAt } from './stored.ts';
 
 /** Examples as people see them: pictures, columns of a table with their values, or the first numbers. */
 
 /** Columns of a table, or numbers, that are shown of an example. */
 const SHOWN = 12;
 
-/** @returns shows an example by its index in the part. */
+/**
+ * @param rows of the part: the examples that will be shown. A source is asked for them.
+ * @returns shows an example by its index in the part.
+ */
+export async function viewerFor(
+  prepared: PreparedData,
+  part: 'train' | 'validation',
+  rows: readonly number[],
+): Promise<(row: number) => ExampleView> {
+  if (!prepared[part].stored) return viewerOf(prepared, part);
+  const own = [...new Set(rows)];
+  const read = await examplesAt(prepared[part], Int32Array.from(own));
+  const show = viewerOf({ ...prepared, [part]: read }, part);
+  return (row) => show(own.indexOf(row));
+}
+
+/** @returns shows an example by its index in the part, which is in memory. */
 export function viewerOf(
   prepared: PreparedData,
   part: 'train' | 'validation',
