@@ -19,6 +19,7 @@ import {
 } from './instance.ts';
 import { layersInstance, layersPart } from './layers-model.ts';
 import { asRows, read, sidesOf, type Tensors, tensorsOf, zerosOf } from './tensors.ts';
+import { refuseVanishing } from './vanishing.ts';
 
 /** Calls the user's `model()`, and checks that training can use what it gives. */
 
@@ -32,6 +33,7 @@ export async function buildInstance(
   data: DataShape,
   seed: number,
 ): Promise<Instance> {
+  refuseVanishing();
   const release = seedRandom(seed, STREAMS.parameters);
   let built: unknown;
   try {
