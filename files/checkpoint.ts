@@ -3,11 +3,11 @@ import { type FileHandle, open, readFile, rm, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { DownpourError, type ErrorCode, errorText } from '../shared/errors.ts';
 import {
-  decodeHeader,
-  encodeHeader,
-  headerLength,
+  decodeSafetensorsHeader,
+  encodeSafetensorsHeader,
   PREFIX_BYTES,
   type SafetensorsHeader,
+  safetensorsHeaderLength,
 } from '../shared/safetensors.ts';
 import type { CheckpointKind } from '../shared/trained-last.ts';
 import {
@@ -312,7 +312,7 @@ export async function writeTensors(
   tensors: readonly (CheckpointTensor | StreamedTensor)[],
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<{ readonly bytes: number; readonly sha256: string }> {
-  const header = encodeHeader(
+  const header = encodeSafetensorsHeader(
     tensors.map((tensor) => {
       const { name, shape } = tensor;
       const size = shape.reduce((product, d) => product * d, 1);
@@ -448,10 +448,10 @@ async function readHeader(
   const prefix = new Uint8Array(PREFIX_BYTES);
   try {
     if (fileBytes >= PREFIX_BYTES) await readAll(handle, path, prefix, hash);
-    const bytes = new Uint8Array(PREFIX_BYTES + headerLength(prefix, fileBytes));
+    const bytes = new Uint8Array(PREFIX_BYTES + safetensorsHeaderLength(prefix, fileBytes));
     bytes.set(prefix);
     await readAll(handle, path, bytes.subarray(PREFIX_BYTES), hash);
-    return decodeHeader(bytes, fileBytes);
+    return decodeSafetensorsHeader(bytes, fileBytes);
   } catch (error) {
     if (!(error instanceof DownpourError)) throw error;
     throw new DownpourError(error.code, `${path}: ${error.message}`, { cause: error });

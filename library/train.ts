@@ -1,8 +1,7 @@
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DEFAULT_STATE } from '../cli/options.ts';
-import { isOver } from '../cli/output/progress.ts';
-import { follow } from '../cli/runs/follow.ts';
+import { followRun } from '../cli/runs/follow.ts';
 import { openScratch } from '../cli/scratch.ts';
 import { type Copied, copyFromRun } from '../cli/trained/checkpoint-copy.ts';
 import { openTrainServer, patiently, type UsedServer } from '../cli/used-server.ts';
@@ -12,17 +11,18 @@ import { readTensors } from '../files/checkpoint.ts';
 import { type PartialConfig, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { LIMITS } from '../shared/limits.ts';
+import { isOver } from '../shared/phases.ts';
 import type { RunDetail, RunSummary, WorkerSummary } from '../shared/rest.ts';
 import { createRestClient } from '../shared/rest-client.ts';
 import type { EngineName } from '../worker/engine.ts';
 import {
-  checkExperiment,
   type Experiment,
   experimentName,
   hashExperiment,
   loadExperiment,
+  mustBeExperiment,
 } from '../worker/experiment.ts';
-import { describe } from '../worker/fields.ts';
+import { fieldText } from '../worker/fields.ts';
 import { defaultName } from '../worker/name.ts';
 import type { LayersModel } from '../worker/tf.ts';
 import { mustBeOptions } from './options.ts';
@@ -108,7 +108,7 @@ export async function train(
   if (!Number.isInteger(workers) || workers < 0 || workers > LIMITS.workerCountMax) {
     throw new DownpourError(
       'DP_USAGE',
-      `workers is ${describe(workers)}; allowed: a whole number from 0 to ${LIMITS.workerCountMax}`,
+      `workers is ${fieldText(workers)}; allowed: a whole number from 0 to ${LIMITS.workerCountMax}`,
     );
   }
   options.signal?.throwIfAborted();
@@ -128,7 +128,7 @@ export async function train(
     });
     pool = await startWorkers(subject, run.id, usedServer, options, signal, log);
     const progress = { note: log, update: caller.update };
-    const ended = await follow(client, run.id, progress, pool, signal);
+    const ended = await followRun(client, run.id, progress, pool, signal);
     await pool?.stop();
     pool = null;
     signal.throwIfAborted();
@@ -179,7 +179,7 @@ async function subjectOf(
     return { experiment, name: experimentName(file), hash: await hashExperiment(file), file };
   }
   const name = experimentName(options.name ?? 'experiment');
-  const experiment = checkExperiment(given, 'that was given');
+  const experiment = mustBeExperiment(given, 'that was given');
   if ((options.workers ?? 1) > 1) {
     throw new DownpourError(
       'DP_USAGE',

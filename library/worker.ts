@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import { DEFAULT_SERVER } from '../cli/options.ts';
 import type { Log } from '../shared/log.ts';
 import { webSocketAddress } from '../shared/rest-client.ts';
-import { checkExperiment, type Experiment, experimentFolders } from '../worker/experiment.ts';
+import { type Experiment, experimentFolders, mustBeExperiment } from '../worker/experiment.ts';
 import { runWorker, type WorkerOptions, type WorkerResult } from '../worker/main.ts';
 import type { GivenExperiment } from '../worker/shelf.ts';
 import { mustBeOptions } from './options.ts';
@@ -86,7 +86,7 @@ function givenOf(experiments: Readonly<Record<string, Given>>): Record<string, G
   return Object.fromEntries(
     Object.entries(experiments).map(([name, given]) => {
       const { experiment, hash } = 'hash' in given ? given : withHash(given);
-      return [name, { experiment: checkExperiment(experiment, `'${name}'`), hash }];
+      return [name, { experiment: mustBeExperiment(experiment, `'${name}'`), hash }];
     }),
   );
 }

@@ -19,7 +19,7 @@ import { Copier } from './checkpoints/elsewhere/copier.ts';
 import { restoreInto } from './checkpoints/elsewhere/restore.ts';
 import { Bucket, type S3Place } from './checkpoints/elsewhere/s3.ts';
 import { Keeper } from './checkpoints/keeper.ts';
-import { type KnownRun, progressOf } from './checkpoints/recovery.ts';
+import { type KnownRun, readingProgress } from './checkpoints/recovery.ts';
 import { ThreadedWriter } from './checkpoints/writer.ts';
 import { Bundles } from './fleet/bundles.ts';
 import { Coordinator, warning } from './fleet/coordinator.ts';
@@ -598,7 +598,7 @@ function readBehind(
   },
 ): RunLoader<KnownRun> {
   const { keeper, coordinator, log } = options;
-  const told = progressOf(known.length, options);
+  const told = readingProgress(known.length, options);
   let done = 0;
   const loader = new RunLoader({
     known,

@@ -31,7 +31,10 @@ export const className = (index: number, classes: readonly string[] | null) =>
   cut(classes?.[index] ?? String(index), NAME_CHARACTERS);
 
 /** Names of the classes that answers choose among; null: there are none, or they are of something else. */
-export function classesOf(answers: Answers, { classes }: AnswerNames): readonly string[] | null {
+export function answerClasses(
+  answers: Answers,
+  { classes }: AnswerNames,
+): readonly string[] | null {
   // With several questions an example, each yes or no, classes are the questions.
   const isOne = answers.kind !== 'binary' || answers.perExample === 1;
   return isOne && classes && classes.length === classCountOf(answers) ? classes : null;
@@ -59,7 +62,7 @@ export function answerLines(
       ...{ truth: list(truths, i, size), answer: list(outputs, i, width) },
     }));
   }
-  const classes = classesOf(answers, names);
+  const classes = answerClasses(answers, names);
   const { classes: chosen, confidence } = decide(probabilitiesOf(answers), classCountOf(answers));
   return Array.from({ length: count }, (_, i) => ({
     ...{ index: i, row: row(i), loss: losses[i]!, confidence: confidence[i]! },

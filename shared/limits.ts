@@ -13,6 +13,8 @@ export const LIMITS = {
   /** Neighbours in a file of data that are read at once, and what a source keeps of what it has decoded. */
   readBytesMax: 2 ** 23,
   sourceCacheBytes: 2 ** 26,
+  /** A row group of a Parquet file, decoded. */
+  rowGroupBytesMax: 2 ** 29,
   /** Fields of an example, masks included. */
   fieldsMax: 64,
   /** Seconds that one read of a source of examples may take, and the most that a source may ask for. */
@@ -21,6 +23,8 @@ export const LIMITS = {
   /** Results of reading sources once that a machine keeps. */
   keptSourcesMax: 256,
   tensorCountMax: 10_000,
+  /** Tensors that an experiment carries from minibatch to minibatch, all together: each push and each pull brings them. */
+  carriedBytesMax: 2 ** 26,
   rankMax: 8,
   nameLengthMax: 200,
   runCountMax: 10_000,

@@ -150,7 +150,7 @@ export function chartSvg({ title, x, y, series, marks = [] }: ChartFigure, look 
       dashes: style === 'dashed' ? [6, 4] : look.dashes(color ?? i),
     }))
     .filter(({ name }) => name !== '');
-  return svg(title, [...parts, legend(named, drawn, box, look)], look);
+  return figureSvg(title, [...parts, legend(named, drawn, box, look)], look);
 }
 
 /** One axis for each hyperparameter and one line for each trial, the best ones dark and on top. */
@@ -179,7 +179,7 @@ export function parallelSvg({ title, axes, lines }: ParallelFigure, look = PAPER
     const y = box.bottom + (i % 2 === 0 ? 22 : 40);
     parts.push(`<text x="${x}" y="${y}" text-anchor="middle">${escapeXml(label)}</text>`);
   });
-  return svg(title, parts, look);
+  return figureSvg(title, parts, look);
 }
 
 /** Letters of a name beside a matrix, and how wide one is at most, in pixels. */
@@ -239,7 +239,7 @@ export function matrixSvg({ title, names, counts }: MatrixFigure, look = PAPER):
       }
     });
   });
-  return svg(title, parts, {
+  return figureSvg(title, parts, {
     ...look,
     width: left + size * cell + (look.titled ? 30 : 2),
     height: top + size * cell + (look.titled ? 20 : 2),
@@ -396,7 +396,7 @@ function legend(
 }
 
 /** A whole figure, with its title where the look has one. */
-export function svg(
+export function figureSvg(
   title: string,
   parts: readonly string[],
   { width, height, ink, surface, titled }: Omit<Look, 'color' | 'dashes' | 'heat' | 'pale'> = PAPER,

@@ -11,6 +11,7 @@ export const STREAMS = {
   bootstrap: 4,
   test: 5,
   batch: 6,
+  carried: 7,
   /** Plus the epoch: the order of the examples in that epoch. */
   epoch: 0x1000_0000,
 } as const;

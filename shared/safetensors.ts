@@ -54,7 +54,7 @@ export interface SafetensorsHeader {
  *
  * Throws DP_LAYOUT_INVALID when a name is used twice or a size contradicts its shape.
  */
-export function encodeHeader(
+export function encodeSafetensorsHeader(
   tensors: readonly TensorEntry[],
   metadata: Readonly<Record<string, string>> = {},
 ): Uint8Array<ArrayBuffer> {
@@ -93,7 +93,7 @@ export function encodeHeader(
  * How many bytes of JSON follow the first 8 bytes of a file: what a reader fetches next.
  * Throws DP_CHECKPOINT_CORRUPT when the file is too short for them, or they are too many.
  */
-export function headerLength(prefix: Uint8Array, fileBytes: number): number {
+export function safetensorsHeaderLength(prefix: Uint8Array, fileBytes: number): number {
   if (prefix.length < PREFIX_BYTES || fileBytes < PREFIX_BYTES) {
     throw corrupt(`it has ${Math.min(prefix.length, fileBytes)} bytes, a header takes more`);
   }
@@ -116,11 +116,11 @@ export function headerLength(prefix: Uint8Array, fileBytes: number): number {
  *
  * Throws DP_CHECKPOINT_CORRUPT that names what is wrong.
  */
-export function decodeHeader(
+export function decodeSafetensorsHeader(
   bytes: Uint8Array,
   fileBytes: number = bytes.length,
 ): SafetensorsHeader {
-  const length = headerLength(bytes, fileBytes);
+  const length = safetensorsHeaderLength(bytes, fileBytes);
   const dataStart = PREFIX_BYTES + length;
   if (bytes.length < dataStart) {
     throw corrupt(`its header takes ${dataStart} bytes, ${bytes.length} were given`);

@@ -1,7 +1,7 @@
 import { PNG } from 'pngjs';
 import type { ExampleView } from '../shared/example-view.ts';
 import type { ChartFigure, MatrixFigure, ThresholdsFigure } from '../shared/figure.ts';
-import { escapeXml, PAPER, svg } from '../shared/plot.ts';
+import { escapeXml, figureSvg, PAPER } from '../shared/plot.ts';
 
 /** Figures of a model: pictures with captions, a matrix of counts, thresholds, histograms over time. */
 
@@ -43,7 +43,7 @@ export function galleryPicture({ title, cards }: Gallery): string {
     return frame + drawn(shown, x, y) + text.join('');
   });
   const rows = Math.ceil(cards.length / columns);
-  return svg(title, parts, {
+  return figureSvg(title, parts, {
     ...PAPER,
     width: CARD.gap + columns * (CARD.width + CARD.gap),
     height: 50 + rows * (cardHeight + CARD.gap),
@@ -169,5 +169,5 @@ export function histogramsPicture({ title, panels }: Histograms): string {
     ].join('');
   });
   const rows = Math.ceil(panels.length / columns);
-  return svg(title, parts, { ...PAPER, width: 880, height: 80 + rows * (height + gap) });
+  return figureSvg(title, parts, { ...PAPER, width: 880, height: 80 + rows * (height + gap) });
 }

@@ -1,9 +1,9 @@
 import {
   type AnswerLine,
   type AnswerNames,
+  answerClasses,
   answerLines,
   captionOf,
-  classesOf,
   className,
 } from '../shared/answer-lines.ts';
 import { type Answers, classCountOf, decide, probabilitiesOf } from '../shared/answers.ts';
@@ -45,7 +45,7 @@ const CLASSES_MAX = 40;
 
 export function lookReport(settings: LookSettings, looked: Looked): Report {
   const { answers, rows, show, minibatch = [] } = looked;
-  const classes = classesOf(answers, looked);
+  const classes = answerClasses(answers, looked);
   const classCount = answers.kind === 'numbers' ? 0 : classCountOf(answers);
   const { name, part } = settings;
   const lines = answerLines(answers, rows, looked, numberText);

@@ -36,7 +36,7 @@ export const pointOf = (x: number, { mean, low, high, distinct }: Estimate) => (
 });
 
 /** @returns SVG. */
-export function pictureOf(plot: Plot): string {
+export function plotSvg(plot: Plot): string {
   switch (plot.kind) {
     case 'chart':
       return chartSvg(plot);

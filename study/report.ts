@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import type { ErrorCode } from '../shared/errors.ts';
 import type { Evaluation } from '../shared/rest.ts';
 import { errorFormat, type Format, percent } from '../shared/text.ts';
-import { type Plot, pictureOf } from './plot.ts';
+import { type Plot, plotSvg } from './plot.ts';
 import { writeWhole } from './record.ts';
 import type { Estimate } from './statistics.ts';
 import type { Trial } from './study.ts';
@@ -38,7 +38,7 @@ export async function writeReport(folder: string, report: Report): Promise<strin
     [line(headings), line(headings.map(() => '---')), ...rows.map(line)].join('\n'),
     ...Object.keys(plots).map((name) => `![${name.replace(/\.svg$/, '')}](${name})`),
   ].join('\n\n');
-  const pictures = Object.entries(plots).map(([name, plot]) => [name, pictureOf(plot)]);
+  const pictures = Object.entries(plots).map(([name, plot]) => [name, plotSvg(plot)]);
   const files: Record<string, string> = {
     'report.md': `${text}\n`,
     'report.json': `${JSON.stringify({ title, advice, ...facts }, null, 2)}\n`,

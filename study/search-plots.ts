@@ -11,7 +11,7 @@ import { percent } from '../shared/text.ts';
 import { chart, type Plot } from './plot.ts';
 import { errorAxis, errorFormatOf, numberText } from './report.ts';
 import { pointText, type SearchSettings } from './search.ts';
-import { placeOf } from './space.ts';
+import { unitPlace } from './space.ts';
 import { type Trial, trialValue } from './study.ts';
 
 /** What a search looks like: its trials over time, over each hyperparameter, and over all of them. */
@@ -124,7 +124,7 @@ export function parallelPlot(
         places: [
           ...dimensions.map(([path, dimension]) => {
             const at = trial.point[path];
-            return at === undefined ? null : placeOf(dimension, at);
+            return at === undefined ? null : unitPlace(dimension, at);
           }),
           // What diverged is the worst.
           Number.isFinite(value) ? place(value) : 1,
@@ -205,7 +205,7 @@ export function importancePlot(shares: Readonly<Record<string, number>>): ChartF
 function ticksOf(dimension: Space[string]): { place: number; text: string }[] {
   if (dimension.kind === 'choice') {
     return dimension.values.map((value) => ({
-      place: placeOf(dimension, value),
+      place: unitPlace(dimension, value),
       text: String(value),
     }));
   }
@@ -215,7 +215,7 @@ function ticksOf(dimension: Space[string]): { place: number; text: string }[] {
     .filter(
       (tick) => tick >= low && tick <= high && (Number.isInteger(tick) || !kind.endsWith('nteger')),
     )
-    .map((tick) => ({ place: placeOf(dimension, tick), text: tickText(tick) }));
+    .map((tick) => ({ place: unitPlace(dimension, tick), text: tickText(tick) }));
 }
 
 export const shortName = (path: string) => path.replace(/^hyperparameters\./, '');

@@ -12,7 +12,7 @@ import {
   shortName,
   trialsPlot,
 } from './search-plots.ts';
-import { placeOf, placesOf } from './space.ts';
+import { unitPlace, unitPoint } from './space.ts';
 import { bestEvaluation, type Trial } from './study.ts';
 
 /** Fewer trials with a value, in all and for each hyperparameter, say nothing about what matters. */
@@ -124,7 +124,7 @@ function sharesOf(
   // Logarithms are compared: twice the error is twice as bad wherever one is. 0 counts as half of the least that is above it.
   const isLog = least >= 0 && positive.length > 0;
   const floor = Math.min(...positive) / 2;
-  const places = trials.map(({ point }) => placesOf(space, point));
+  const places = trials.map(({ point }) => unitPoint(space, point));
   // Diverged counts as the worst.
   const known = values.map((value) => (Number.isFinite(value) ? value : worst));
   const shares = importance(
@@ -216,12 +216,12 @@ function borderTexts(
   return Object.entries(space).flatMap(([path, dimension]) => {
     const at = best.point[path];
     if (at === undefined || dimension.kind === 'choice') return [];
-    const place = placeOf(dimension, at);
+    const place = unitPlace(dimension, at);
     if (place > BORDER && place < 1 - BORDER) return [];
     const side = place <= BORDER ? 'lower' : 'upper';
     const isFar = ({ point }: Trial) => {
       const other = point[path];
-      return other !== undefined && Math.abs(placeOf(dimension, other) - place) > FAR;
+      return other !== undefined && Math.abs(unitPlace(dimension, other) - place) > FAR;
     };
     if (tied.some(isFar)) return [];
     return [

@@ -32,7 +32,7 @@ export function valueAt(dimension: Dimension, u: number): SpaceValue {
 }
 
 /** The place of a value in its range, the middle of its interval where it has one. */
-export function placeOf(dimension: Dimension, value: SpaceValue): number {
+export function unitPlace(dimension: Dimension, value: SpaceValue): number {
   if (dimension.kind === 'choice') {
     const index = dimension.values.indexOf(value);
     return (index + 0.5) / dimension.values.length;
@@ -59,9 +59,9 @@ export function pointAt(space: Space, places: readonly number[]): Point {
 }
 
 /** The place of a point in the unit cube; where a dimension does not count: the middle. */
-export function placesOf(space: Space, point: Point): number[] {
+export function unitPoint(space: Space, point: Point): number[] {
   return Object.entries(space).map(([path, dimension]) =>
-    point[path] === undefined ? 0.5 : placeOf(dimension, point[path]),
+    point[path] === undefined ? 0.5 : unitPlace(dimension, point[path]),
   );
 }
 
@@ -83,7 +83,7 @@ export function wholeRegion(space: Space): Region {
 export function regionAround(space: Space, point: Point, width: number): Region {
   const low: number[] = [];
   const high: number[] = [];
-  const places = placesOf(space, point);
+  const places = unitPoint(space, point);
   Object.entries(space).forEach(([path, { kind }], i) => {
     const free = kind === 'choice' || point[path] === undefined;
     const start = free ? 0 : clamp(places[i]! - width / 2, 0, 1 - width);

@@ -1,6 +1,7 @@
 import { setTimeout as wait } from 'node:timers/promises';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorCode, isAway, isLasting } from '../shared/errors.ts';
+import { isFinal, isOver } from '../shared/phases.ts';
 import type { DataSummary, ErrorMeasure, Phase } from '../shared/protocol.ts';
 import type { Evaluation, RunSummary, Status } from '../shared/rest.ts';
 import type { RestClient } from '../shared/rest-client.ts';
@@ -166,7 +167,6 @@ const REFUSED_MS = 10_000;
 const REFUSALS_MAX = 2;
 /** A run that has just ended may still be writing the checkpoint that another begins with. */
 const CHECKPOINT_MS = 60_000;
-const OVER: readonly (Phase | 'missing')[] = ['finished', 'stopped', 'failed'];
 
 /** Conducts a study to its end, or until the signal. @throws DownpourError. */
 export async function conductStudy(options: StudyOptions): Promise<StudyOutcome> {
@@ -294,12 +294,12 @@ class Conductor {
     trial.parameters = run.parameters;
     trial.hint = run.hint;
     trial.pushes = run.pushes;
-    const isOver = run.phase === 'finished' || run.phase === 'failed';
+    const isEnded = isFinal(run.phase);
     const last = trial.evaluations.at(-1)?.step ?? -1;
     const hasEvaluated = run.validation !== null && run.validation.step !== last;
-    if (hasEvaluated || isOver) {
+    if (hasEvaluated || isEnded) {
       const { evaluations, training } = await this.#patiently(() => client.metrics(trial.id));
-      if (isOver && this.#options.keepCurves) {
+      if (isEnded && this.#options.keepCurves) {
         const { learningRate, staleness, minibatchLoss: loss } = training;
         trial.curve = { learningRate, loss, staleness };
       }
@@ -309,7 +309,7 @@ class Conductor {
       // A server that was killed goes on from its checkpoint: what is known already stays.
       if (now.length >= trial.evaluations.length) trial.evaluations = now;
     }
-    if (isOver && !trial.end) {
+    if (isEnded && !trial.end) {
       const kind = run.phase === 'finished' ? 'finished' : 'failed';
       this.#end(trial, kind, run.reason);
     } else if (this.#isRefused(trial, run)) {
@@ -326,7 +326,7 @@ class Conductor {
         this.#end(trial, 'failed', `no worker can do it: ${code} ${message}`, code);
       }
     }
-    return isNew || hasEvaluated || isOver;
+    return isNew || hasEvaluated || isEnded;
   }
 
   /** What an idle worker has said since the run is there: before, it was of another one. */
@@ -346,7 +346,7 @@ class Conductor {
     const works =
       runs.some(({ id, workers: count }) => ours.has(id) && count > 0) ||
       workers.some(({ run: own, state }) => own !== null && ours.has(own) && state !== 'gone');
-    const busy = works || !idle || OVER.includes(run.phase) || trial.end !== null;
+    const busy = works || !idle || isOver(run.phase) || trial.end !== null;
     if (busy) {
       this.#lonely.delete(run.id);
       return false;
@@ -412,11 +412,10 @@ class Conductor {
     const known = new Map(this.#status!.runs.map((run) => [run.id, run.phase]));
     for (const trial of this.trials) {
       const phase = known.get(trial.id);
-      const isOver = phase !== undefined && OVER.includes(phase);
       if (trial.desire === 'run') {
         if (phase === undefined) await this.#create(trial);
         else if (phase === 'stopped') await this.#patiently(() => client.resume(trial.id));
-      } else if (phase !== undefined && !isOver && trial.end?.kind !== 'finished') {
+      } else if (phase !== undefined && !isOver(phase) && trial.end?.kind !== 'finished') {
         await this.#patiently(() => client.stop(trial.id));
       }
     }
@@ -452,7 +451,7 @@ class Conductor {
   /** Leaves a checkpoint of each run that goes on, and its workers to others. */
   async interrupt(): Promise<void> {
     for (const trial of this.trials) {
-      if (trial.desire !== 'run' || OVER.includes(trial.phase)) continue;
+      if (trial.desire !== 'run' || isOver(trial.phase)) continue;
       await this.#options.client.stop(trial.id).catch(() => {});
     }
   }

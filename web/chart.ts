@@ -1,7 +1,7 @@
 import uPlot from 'uplot';
 import { compact, short } from './format.ts';
 import { fill, h, setText } from './html.ts';
-import { lastOf, nearest, readAt } from './lines.ts';
+import { lastOf, nearestValue, readAt } from './lines.ts';
 import { type Color, colorIn, lineDashesOf, styledColorOf } from './palette.ts';
 import { swatch } from './parts.ts';
 
@@ -184,7 +184,7 @@ export class Chart {
     if (!plot) return;
     for (const [i, element] of this.#values.slice(0, NAMED).entries()) {
       const y = plot.data[i + 1] as (number | null)[];
-      setText(element, this.#format(index === null ? lastOf(y) : nearest(y, index)));
+      setText(element, this.#format(index === null ? lastOf(y) : nearestValue(y, index)));
     }
   }
 

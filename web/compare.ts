@@ -17,8 +17,8 @@ import {
   type Compared,
   differences,
   type GroupBy,
-  groupsOf,
   type RunGroup,
+  runGroups,
 } from './compare/groups.ts';
 import { differencesTable, GROUPS_SHOWN, runHeadings, runRow } from './compare/tables.ts';
 import { compact, duration, errorOf, plural, roundPercent } from './format.ts';
@@ -180,7 +180,7 @@ class CompareView implements View {
 
   #showTables(): void {
     const compared = this.#compared();
-    const groups = groupsOf(compared, this.#by);
+    const groups = runGroups(compared, this.#by);
     const of = new Map(groups.flatMap((group, i) => group.runs.map((id) => [id, i] as const)));
     const ids = groups.flatMap((group) => group.runs);
     const shown = this.#showsAll ? ids : ids.slice(0, ROWS_FIRST);
@@ -270,7 +270,7 @@ class CompareView implements View {
   }
 
   #curves(): Curve[] {
-    const groups = groupsOf(this.#compared(), this.#by);
+    const groups = runGroups(this.#compared(), this.#by);
     return groups.flatMap(({ label, runs }, color): Curve[] => {
       const lines = runs.flatMap((id) => {
         const metrics = this.#metrics.get(id);

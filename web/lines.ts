@@ -105,7 +105,10 @@ export function lastOf(y: readonly (number | null | undefined)[]): number | null
 }
 
 /** In a joined table most cells of a curve are empty. */
-export function nearest(y: readonly (number | null | undefined)[], index: number): number | null {
+export function nearestValue(
+  y: readonly (number | null | undefined)[],
+  index: number,
+): number | null {
   for (let d = 0; d < y.length; d++) {
     if (y[index - d] != null) return y[index - d]!;
     if (y[index + d] != null) return y[index + d]!;

@@ -8,7 +8,7 @@ import { loginView } from './login.ts';
 import { emptyState, type View } from './parts.ts';
 import { runView } from './run.ts';
 import { runsView } from './runs.ts';
-import { drawSoon, follow, learnWho, logOut, state, subscribe } from './store.ts';
+import { drawSoon, followServer, learnWho, logOut, state, subscribe } from './store.ts';
 import { studiesView, studyView } from './studies.ts';
 import { initTheme } from './theme.ts';
 
@@ -118,7 +118,7 @@ function frame(): void {
 }
 
 function start(): void {
-  follow(show);
+  followServer(show);
   show();
 }
 

@@ -4,7 +4,7 @@ import { Chart, type Curve } from './chart.ts';
 import { type HistogramsAt, heatmap } from './figures.ts';
 import { count, roundPercent, short } from './format.ts';
 import { fill, fillNew, h } from './html.ts';
-import { card, Select, tableOf } from './parts.ts';
+import { card, Select, tableElement } from './parts.ts';
 import { saveButtons } from './save.ts';
 
 /** What workers sampled of a run: the size of updates, units that are dead or saturated, histograms over time. */
@@ -204,7 +204,7 @@ function summaryOf({ step, tensors, layers }: ObservedSample): HTMLElement {
     'div',
     {},
     h('p', { class: 'muted' }, `At step ${count(step)}.`),
-    tableOf(
+    tableElement(
       'Tensors of the last sample',
       ['Tensor', 'Gradient norm', 'Update over weights', '0.1 % to 1 %', 'Never a gradient'],
       tensors.map((tensor) =>
@@ -219,7 +219,7 @@ function summaryOf({ step, tensors, layers }: ObservedSample): HTMLElement {
       [...numeric, 'number'],
     ),
     layers.length > 0 &&
-      tableOf(
+      tableElement(
         'Layers of the last sample',
         ['Layer', 'Activation', 'Saturated values', 'Dead units'],
         layers.map((layer) =>

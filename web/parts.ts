@@ -84,7 +84,7 @@ export function card(title: string, ...children: (Node | string | null | false)[
 }
 
 /** A table that scrolls where it is too wide. @param classes of the columns. */
-export function tableOf(
+export function tableElement(
   label: string,
   headings: readonly (string | Node)[],
   rows: readonly HTMLElement[],

@@ -6,10 +6,10 @@ import {
   COLUMNS,
   METRICS_FIRST,
   metricColumn,
-  metricNames,
+  metricNamesOfRuns,
   type RunColumn,
 } from './runs/columns.ts';
-import { type ListLine, linesOf, type Show } from './runs/fold.ts';
+import { type ListLine, listLines, type Show } from './runs/fold.ts';
 import { Row } from './runs/rows.ts';
 import { client, isOperator, knowsAllRuns, runsNewestFirst, state } from './store.ts';
 
@@ -113,7 +113,7 @@ class RunsView implements View {
     const column = this.#columns.find(({ name }) => name === this.#order.column) ?? COLUMNS[0]!;
     const { descending } = this.#order;
     const wanted = { column, descending, filter: this.#filter, show: this.#show, open, isActive };
-    const lines = linesOf(all, wanted);
+    const lines = listLines(all, wanted);
     arrange(
       this.#body,
       lines.slice(0, this.#rowsMax).map((line) => this.#rowOf(line)),
@@ -184,7 +184,7 @@ class RunsView implements View {
 
   /** Columns of metrics are there where runs have such metrics. */
   #showColumns(all: readonly RunSummary[]): void {
-    const names = metricNames(all);
+    const names = metricNamesOfRuns(all);
     const isShown = (name: string, i: number) => chosenMetrics?.has(name) ?? i < METRICS_FIRST;
     const shown = names.filter(isShown);
     this.#columns = [...COLUMNS, ...shown.map(metricColumn)];

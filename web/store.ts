@@ -79,7 +79,7 @@ let silence: ReturnType<typeof setTimeout> | undefined;
 let hiding: ReturnType<typeof setTimeout> | undefined;
 
 /** @param onRefused the server does not know who asks. */
-export function follow(onRefused: () => void): void {
+export function followServer(onRefused: () => void): void {
   const connect = () => {
     source?.close();
     clearTimeout(silence);

@@ -3,7 +3,7 @@ import { BASE } from './base.ts';
 import { type FigureView, figureOf } from './figures.ts';
 import { ago, count, plural } from './format.ts';
 import { fill, fillNew, h, setText } from './html.ts';
-import { badge, card, confirm, emptyState, notify, tableOf, type View } from './parts.ts';
+import { badge, card, confirm, emptyState, notify, tableElement, type View } from './parts.ts';
 import { selected } from './runs.ts';
 import { client, isOperator, state } from './store.ts';
 
@@ -75,7 +75,7 @@ function studyTable(studies: readonly StudySummary[]): HTMLElement {
   );
   const headings = ['Study', 'Kind', 'State', 'Experiment', 'Trials', 'Updated'];
   const classes = ['', 'col-kind', '', 'col-experiment', 'number', 'col-time'];
-  const table = tableOf('Studies', headings, rows, classes);
+  const table = tableElement('Studies', headings, rows, classes);
   table.classList.add('studies');
   return table;
 }
@@ -257,5 +257,5 @@ function resultsOf({ headings, rows }: StudyDetail): HTMLElement {
     ),
   );
   const classes = isNumber.map((number) => (number ? 'number' : ''));
-  return tableOf('Results', headings, body, classes);
+  return tableElement('Results', headings, body, classes);
 }

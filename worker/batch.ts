@@ -5,9 +5,9 @@ import { nearest } from '../shared/spelling.ts';
 import { sizeOf } from './data/columns.ts';
 import type { FieldRows, Minibatch } from './data/examples.ts';
 import { type Draws, drawsOf } from './draws.ts';
-import { describe, isRecord } from './fields.ts';
+import { fieldText, isRecord } from './fields.ts';
 import { type DataShape, invalid } from './model/data-shape.ts';
-import { fieldsOf } from './model/tensors.ts';
+import { fieldTensors } from './model/tensors.ts';
 import { withSeed } from './noise.ts';
 import { type Tensor, type Tf, tf } from './tf.ts';
 
@@ -69,7 +69,7 @@ export async function changed(
 ): Promise<Minibatch> {
   const run = () =>
     tf.tidy(() => {
-      const fields = fieldsOf(minibatch, given) as Record<string, Tensor> & FieldTensors;
+      const fields = fieldTensors(minibatch, given) as Record<string, Tensor> & FieldTensors;
       let result: unknown;
       try {
         result = changeOf(batch)(fields, { tf, random: drawsOf(), training, hyperparameters });
@@ -115,7 +115,7 @@ function checkedFields(
     throw invalid('batch() returned a promise; it must not be async: use no await in it');
   }
   if (!isRecord(result) || result instanceof tf.Tensor) {
-    const seen = result instanceof tf.Tensor ? 'a tensor' : describe(result);
+    const seen = result instanceof tf.Tensor ? 'a tensor' : fieldText(result);
     throw invalid(`batch() returned ${seen}; it must return the fields ${all} as an object`);
   }
   for (const name of Object.keys(result)) {
@@ -152,7 +152,7 @@ function checkedField(
     );
   }
   if (!(value instanceof tf.Tensor)) {
-    throw invalid(`batch() returned ${describe(value)} as field '${name}'; it must be a tensor`);
+    throw invalid(`batch() returned ${fieldText(value)} as field '${name}'; it must be a tensor`);
   }
   if (value.isDisposed) {
     throw invalid(

@@ -12,6 +12,7 @@ import { LIMITS } from '../shared/limits.ts';
 import { IS_BUILT, ownModule, ROOT } from '../shared/own-files.ts';
 import type { Space } from '../shared/space.ts';
 import type { Batch, BatchArguments, BatchFunction, FieldTensors } from './batch.ts';
+import type { Carried, CarriedArguments } from './carried.ts';
 import type { ExperimentData, Standardise } from './data/examples.ts';
 import type { GivenData } from './data/given.ts';
 import type { Draws } from './draws.ts';
@@ -44,7 +45,9 @@ export { readNpy } from './data/npy.ts';
 export { loadImageFolder } from './data/pictures/images.ts';
 export type { ExampleSource, ReadOptions, SourceField, SourceRows } from './data/source.ts';
 export { type ArrayField, type ArraySourceOptions, arraySource } from './data/sources/arrays.ts';
-export { type CsvSourceData, type CsvSourceOptions, csvSource } from './data/sources/csv.ts';
+export { type CsvSourceOptions, csvSource } from './data/sources/csv.ts';
+export { type ParquetSourceOptions, parquetSource } from './data/sources/parquet.ts';
+export type { TableSourceData } from './data/sources/table-sources.ts';
 export { type CsvParts, loadCsv } from './data/tables/csv.ts';
 export type { CsvOptions } from './data/tables/csv-options.ts';
 export type { CsvData } from './data/tables/table.ts';
@@ -52,6 +55,8 @@ export type {
   Batch,
   BatchArguments,
   BatchFunction,
+  Carried,
+  CarriedArguments,
   Draws,
   ExperimentData,
   FieldTensors,
@@ -149,6 +154,11 @@ export interface Experiment {
   readonly loss?: LossName | Measure | Readonly<Record<string, LossName | Measure>> | undefined;
   /** In the place of `loss`, `error` and `metrics`: any computation that gives a loss. Then there need be no targets. */
   readonly objective?: Objective;
+  /**
+   * Beside an objective: tensors that live from minibatch to minibatch, as the first minibatch gets them. See
+   * docs/experiments.md.
+   */
+  readonly carried?: Carried;
   /** What each output's loss is multiplied with before they are added up; default 1. */
   readonly lossWeights?: Readonly<Record<string, number>>;
   /**
@@ -225,12 +235,17 @@ const FIELDS: FieldRules<keyof Experiment> = {
   },
   loss: {
     allowed: `a function (targets, predictions), one of ${LOSSES.join(', ')}, or an object with one of these for each output`,
-    // An objective stands in for it; `checkExperiment` sees to that.
+    // An objective stands in for it; `mustBeExperiment` sees to that.
     test: (v) => isLoss(v) || isByName(v, isLoss),
   },
   objective: {
     allowed:
-      'a function ({ model, batch, random, training, step, tf, hyperparameters }) that gives the loss',
+      'a function ({ model, batch, random, training, step, carried, tf, hyperparameters }) that gives the loss',
+    test: (v) => v === undefined || isFunction(v),
+  },
+  carried: {
+    allowed:
+      'a function ({ tf, random, seed, inputShape, hyperparameters }) that gives tensors by name',
     test: (v) => v === undefined || isFunction(v),
   },
   lossWeights: {
@@ -311,11 +326,11 @@ export async function loadExperiment(path: string): Promise<Experiment> {
   let experiment = module.default;
   // A CommonJS module's default export arrives one level down.
   if (isRecord(experiment) && 'default' in experiment) experiment = experiment.default;
-  return checkExperiment(experiment, file);
+  return mustBeExperiment(experiment, file);
 }
 
 /** @throws DownpourError DP_EXPERIMENT_INVALID with a line for each wrong field. */
-export function checkExperiment(value: unknown, where: string): Experiment {
+export function mustBeExperiment(value: unknown, where: string): Experiment {
   if (!isRecord(value)) {
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',
@@ -328,6 +343,9 @@ export function checkExperiment(value: unknown, where: string): Experiment {
   for (const field of ['error', 'metrics', 'lossWeights', 'labelSmoothing']) {
     if (fields.objective === undefined || fields[field] === undefined) continue;
     problems.push(`${field} is not allowed beside objective: return it from the objective`);
+  }
+  if (fields.objective === undefined && fields.carried !== undefined) {
+    problems.push('carried needs an objective, which gets the tensors and returns the next ones');
   }
   if (name !== undefined) {
     problems.unshift('name is not a field: an experiment is named by its file; leave it out');

@@ -28,14 +28,14 @@ export function fieldProblems(
   }
   for (const [key, { allowed, test }] of Object.entries(fields)) {
     if (test(value[key])) continue;
-    const seen = !(key in value) ? 'is missing' : `is ${describe(value[key])}`;
+    const seen = !(key in value) ? 'is missing' : `is ${fieldText(value[key])}`;
     problems.push(`${key} ${seen}; allowed: ${allowed}`);
   }
   return problems;
 }
 
 /** A value as a message shows it. */
-export function describe(value: unknown): string {
+export function fieldText(value: unknown): string {
   if (typeof value === 'function') return 'a function';
   if (typeof value === 'bigint') return `${value}n`;
   try {

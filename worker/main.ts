@@ -15,7 +15,7 @@ import type {
   MissingExperiment,
 } from '../shared/protocol.ts';
 import { Client } from './client.ts';
-import { factsOf, summaryOf } from './data/facts.ts';
+import { dataSummary, factsOf } from './data/facts.ts';
 import { collect } from './data/stored.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
 import { FasterEngine } from './faster-engine.ts';
@@ -244,7 +244,7 @@ class Worker {
     const { prepared, depends } = await prepareExperiment(assign.experiment, experiment, config, {
       ...{ folder: dataFolder, log, facts, signal },
     });
-    const summary = summaryOf(prepared, depends);
+    const summary = dataSummary(prepared, depends);
     const encoded = encodeFacts(factsOf(prepared));
     const build = () => buildModel(experiment, config, prepared);
     const rowCount = Math.min(config.minibatchSize, prepared.train.count);

@@ -14,7 +14,7 @@ import {
   SMOOTHED,
   smoothingOf,
 } from './losses.ts';
-import { meanOf } from './minibatch-value.ts';
+import { minibatchMean } from './minibatch-value.ts';
 import { type DataShape, invalid, targetLike, targetsOf } from './model/data-shape.ts';
 import type { Instance } from './model/instance.ts';
 import type { Tensors } from './model/tensors.ts';
@@ -217,7 +217,12 @@ async function ownMeasure(what: string, own: Measure, shapes: Shapes): Promise<M
   const isLoss = /(^|: )loss$/.test(what);
   const measures = forms.map((form): Measure => {
     return (targets, predictions) =>
-      meanOf(what, own(form(targets, predictions), predictions), predictions.shape[0]!, isLoss);
+      minibatchMean(
+        what,
+        own(form(targets, predictions), predictions),
+        predictions.shape[0]!,
+        isLoss,
+      );
   });
   const trials = measures.map((measure) => COUNTS.map((n) => tryOut(what, measure, shapes, n)));
   let chosen = trials.findIndex((all) => all.every(({ problem, spread }) => !problem && !spread));

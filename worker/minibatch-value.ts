@@ -1,4 +1,4 @@
-import { describe } from './fields.ts';
+import { fieldText } from './fields.ts';
 import { invalid } from './model/data-shape.ts';
 import { type Tensor, tf } from './tf.ts';
 
@@ -8,7 +8,12 @@ import { type Tensor, tf } from './tf.ts';
  * One number of what a function gave: itself, or the mean of one for each example.
  * @throws DownpourError DP_EXPERIMENT_INVALID.
  */
-export function meanOf(what: string, given: unknown, count: number, isLoss: boolean): Tensor {
+export function minibatchMean(
+  what: string,
+  given: unknown,
+  count: number,
+  isLoss: boolean,
+): Tensor {
   const value = isLoss ? given : tensorOf(given);
   if (!(value instanceof tf.Tensor)) {
     throw invalid(`${what} returned ${described(given)}; ${allowed(count, isLoss)}`);
@@ -50,5 +55,5 @@ export function described(given: unknown): string {
   if (typeof given === 'number') return `the number ${given}, which has no gradient`;
   if (Array.isArray(given)) return `an array of ${given.length}`;
   if (ArrayBuffer.isView(given)) return `a ${given.constructor.name}`;
-  return describe(given);
+  return fieldText(given);
 }

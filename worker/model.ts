@@ -18,7 +18,7 @@ import { disposeInstance, type Instance, placeWeights } from './model/instance.t
 import { observableLayers } from './model/layers-model.ts';
 import { LoadedParameters } from './model/loaded.ts';
 import { ModelSteps, type Step } from './model/steps.ts';
-import { asRows, countOf, fieldsOf, read, tensorsOf } from './model/tensors.ts';
+import { asRows, countOf, fieldTensors, read, tensorsOf } from './model/tensors.ts';
 import { drawNoise, withSeed } from './noise.ts';
 import { type ObjectiveTrial, tryObjective } from './objective.ts';
 import { type Tensor, tf } from './tf.ts';
@@ -72,8 +72,11 @@ export interface Model {
    * @param parameters shape [layout.exchangedSize] or [layout.size]. Not to be written to by anybody
    *   before the next `load` or `dispose` returns: until then a tensor may use this very memory.
    * @param step updates applied to them, which an objective may ask for.
+   * @param carried in the place of the carried tensors that come with the parameters, shape [carriedSize]; as untouchable.
    */
-  load(parameters: Float32Array, step?: number): void;
+  load(parameters: Float32Array, step?: number, carried?: Float32Array | null): void;
+  /** Elements of the tensors that are carried from minibatch to minibatch, the last of `exchangedSize`. */
+  readonly carriedSize: number;
   /** What was loaded last, and the step that was said of it. */
   readonly loaded: Float32Array | null;
   readonly loadedStep: number;
@@ -123,7 +126,7 @@ export interface ModelOptions {
  */
 export async function buildModel(
   experiment: Experiment,
-  config: Pick<RunConfig, 'seed' | 'hyperparameters' | 'groups'>,
+  config: Pick<RunConfig, 'seed' | 'hyperparameters' | 'groups'> & Partial<RunConfig>,
   prepared: ModelData | PreparedData,
   { record = true }: ModelOptions = {},
 ): Promise<Model> {
@@ -158,7 +161,7 @@ export async function buildModel(
       const seen = isForEvaluations(changes?.batch)
         ? await changed(sample, given, data, { ...changes!, training: false, seed: 0 })
         : sample;
-      if (objective) trial = tryObjective(call, data, () => fieldsOf(trained, data));
+      if (objective) trial = tryObjective(call, data, () => fieldTensors(trained, data));
       else await checkNumbers(instance, seen, rows, data);
     }
     const losses = isRecord(experiment.loss) ? Object.values(experiment.loss) : [experiment.loss];
@@ -282,6 +285,10 @@ class BuiltModel implements Model {
     return this.#provesAgain ? (this.#graphs?.refusal ?? null) : null;
   }
 
+  get carriedSize(): number {
+    return this.#parameters.carriedSize;
+  }
+
   get loadedStep(): number {
     return this.#parameters.step;
   }
@@ -306,8 +313,8 @@ class BuiltModel implements Model {
     return this.#parameters.replace(placeWeights(this.layout, this.#instance.weights));
   }
 
-  load(parameters: Float32Array, step?: number): void {
-    this.#parameters.load(parameters, step);
+  load(parameters: Float32Array, step?: number, carried?: Float32Array | null): void {
+    this.#parameters.load(parameters, step, carried);
   }
 
   async step(minibatch: Minibatch, seed: number): Promise<Step> {
@@ -325,7 +332,7 @@ class BuiltModel implements Model {
     let names: readonly string[] = [];
     const flat = withSeed(seed, () =>
       tf.tidy(() => {
-        const fields = fieldsOf(minibatch, this.#data);
+        const fields = fieldTensors(minibatch, this.#data);
         const [instance, { step }] = [this.#instance, this.#parameters];
         const measured = this.#goal.measure({ instance, fields, noise: drawNoise, step });
         names = measured.map(([name]) => name);

@@ -3,11 +3,12 @@ import { DownpourError, errorText } from '../shared/errors.ts';
 import { LIMITS } from '../shared/limits.ts';
 import { nearest } from '../shared/spelling.ts';
 import type { FieldTensors } from './batch.ts';
+import { carriedName } from './carried.ts';
 import { type Draws, drawsOf } from './draws.ts';
 import { isRecord } from './fields.ts';
-import { described, meanOf, tensorOf } from './minibatch-value.ts';
+import { described, minibatchMean, tensorOf } from './minibatch-value.ts';
 import { type DataShape, invalid } from './model/data-shape.ts';
-import type { Instance, ModelPart } from './model/instance.ts';
+import type { Instance, ModelPart, ModelWeight } from './model/instance.ts';
 import { zerosOf } from './model/tensors.ts';
 import { drawNoise, type NoiseSource, withSeed } from './noise.ts';
 import { type LayersModel, type Scalar, type Tensor, type Tf, tf } from './tf.ts';
@@ -31,6 +32,8 @@ export interface ObjectiveArguments {
   readonly batch: FieldTensors;
   /** The same numbers for the same lease, on every worker and engine. */
   readonly random: Draws;
+  /** What `carried` of the experiment gave, or what the objective returned for the minibatch before. */
+  readonly carried: Readonly<Record<string, Tensor>>;
   readonly training: boolean;
   /** Updates applied to the parameters. An objective that reads it is not recorded as a graph. */
   readonly step: number;
@@ -45,6 +48,8 @@ interface Reported {
   /** Better when lower; default: the loss. */
   readonly error?: Value | number;
   readonly metrics?: Readonly<Record<string, Value | number>>;
+  /** In training: what the next minibatch gets, all tensors of `carried` by name. */
+  readonly carried?: Readonly<Record<string, Tensor>>;
 }
 
 export type Objective = (args: ObjectiveArguments) =>
@@ -70,6 +75,8 @@ export interface ObjectiveValues {
   readonly metrics: readonly (readonly [name: string, value: Tensor])[];
   /** One for each trained tensor, by name; null: they are those of the loss. */
   readonly gradients: Readonly<Record<string, Tensor>> | null;
+  /** What the next minibatch gets, in the order of the layout; evaluations have none. */
+  readonly carried: readonly Tensor[];
 }
 
 export interface ObjectiveCall {
@@ -98,11 +105,15 @@ export function valuesOf(call: ObjectiveCall): ObjectiveValues {
   const handles = Object.fromEntries(
     Object.entries(models).map(([name, part]) => [name, handle(part)]),
   );
+  const own = instance.weights.filter(({ isCarried }) => isCarried);
+  const carried = Object.fromEntries(
+    own.map(({ name, variable }) => [carriedName(name), variable]),
+  );
   const count = Object.values(fields)[0]!.shape[0]!;
   let given: unknown;
   try {
     given = objective({
-      ...{ tf, batch: fields as FieldTensors & typeof fields, training, hyperparameters },
+      ...{ tf, batch: fields as FieldTensors & typeof fields, training, hyperparameters, carried },
       model: (handles[''] ?? handles) as ObjectiveArguments['model'],
       random: drawsOf(noise, () => onHost?.('it draws random.number() for JavaScript')),
       get step() {
@@ -116,15 +127,18 @@ export function valuesOf(call: ObjectiveCall): ObjectiveValues {
   }
   const values = checked(given, count);
   // Evaluations have no use for them.
-  if (!training || values.gradients === null) return { ...values, gradients: null };
-  return { ...values, gradients: checkedGradients(values.gradients, instance) };
+  if (!training) return { ...values, gradients: null, carried: [] };
+  const gradients = values.gradients && checkedGradients(values.gradients, instance);
+  return { ...values, gradients, carried: checkedCarried(given, own) };
 }
 
-const RETURNED = ['loss', 'error', 'metrics', 'gradients'];
+const RETURNED = ['loss', 'error', 'metrics', 'gradients', 'carried'];
 
-function checked(given: unknown, count: number): ObjectiveValues {
+type Checked = Omit<ObjectiveValues, 'carried'>;
+
+function checked(given: unknown, count: number): Checked {
   if (given instanceof tf.Tensor) {
-    const loss = meanOf('objective', given, count, true);
+    const loss = minibatchMean('objective', given, count, true);
     return { loss, named: {}, error: null, metrics: [], gradients: null };
   }
   const isPlain = isRecord(given) && typeof given.then !== 'function';
@@ -156,14 +170,15 @@ function checked(given: unknown, count: number): ObjectiveValues {
   const losses = isOne
     ? []
     : Object.entries(loss).map(
-        ([name, each]) => [name, meanOf(`objective: loss '${name}'`, each, count, true)] as const,
+        ([name, each]) =>
+          [name, minibatchMean(`objective: loss '${name}'`, each, count, true)] as const,
       );
   if (!isOne && losses.length === 0) {
     throw invalid('objective() returned no loss: loss has no names; give at least one');
   }
   const own = Object.entries(metrics).map(
     ([name, each]) =>
-      [name, meanOf(`objective: metric '${name}'`, tensorOf(each), count, false)] as const,
+      [name, minibatchMean(`objective: metric '${name}'`, tensorOf(each), count, false)] as const,
   );
   const names = [...losses, ...own].map(([name]) => name);
   const wrong = names.find((name, i) => !isName(name) || names.indexOf(name) !== i);
@@ -174,12 +189,13 @@ function checked(given: unknown, count: number): ObjectiveValues {
   }
   return {
     loss: isOne
-      ? meanOf('objective: loss', loss, count, true)
+      ? minibatchMean('objective: loss', loss, count, true)
       : losses.map(([, each]) => each).reduce((a, b) => tf.add(a, b)),
     named: Object.fromEntries(losses),
-    error: error === undefined ? null : meanOf('objective: error', tensorOf(error), count, false),
+    error:
+      error === undefined ? null : minibatchMean('objective: error', tensorOf(error), count, false),
     metrics: [...losses, ...own],
-    gradients: gradients as ObjectiveValues['gradients'],
+    gradients: gradients as Checked['gradients'],
   };
 }
 
@@ -232,6 +248,47 @@ const METRICS_MAX = LIMITS.metricCountMax - 2;
 const isName = (name: string) =>
   name.trim() !== '' && name.length <= 64 && !/\p{Cc}/u.test(name) && !RESERVED.includes(name);
 
+/** @throws DownpourError DP_EXPERIMENT_INVALID: not all carried tensors, each of its shape. */
+function checkedCarried(given: unknown, own: readonly ModelWeight[]): Tensor[] {
+  const returned = given instanceof tf.Tensor || !isRecord(given) ? undefined : given.carried;
+  const names = own.map(({ name }) => carriedName(name));
+  const list = names.map((name) => `'${name}'`).join(', ');
+  if (returned === undefined && own.length === 0) return [];
+  if (own.length === 0) {
+    throw invalid(
+      'objective() returned carried, and the experiment has no field carried: add carried: ({ tf }) => ({ name: tensor }), what the first minibatch gets',
+    );
+  }
+  if (!isRecord(returned) || returned instanceof tf.Tensor) {
+    throw invalid(
+      `objective() returned ${described(returned)} as carried; it must return all tensors that the next minibatch gets, changed or not: ${list}`,
+    );
+  }
+  const unknown = Object.keys(returned).find((name) => !names.includes(name));
+  if (unknown !== undefined) {
+    const near = nearest(unknown, names);
+    throw invalid(
+      `objective() returned '${unknown.slice(0, 80)}' in carried, and carried() of the experiment gives no such tensor; ${near ? `did you mean '${near}'?` : `it gives ${list}`}`,
+    );
+  }
+  return own.map(({ shape }, i) => {
+    const name = names[i]!;
+    const tensor = returned[name];
+    if (!(tensor instanceof tf.Tensor) || tensor.isDisposed) {
+      const seen = tensor instanceof tf.Tensor ? 'a disposed tensor' : described(tensor);
+      throw invalid(
+        `objective() returned ${seen} as carried '${name}'; it must return all carried tensors, changed or not: ${list}`,
+      );
+    }
+    if (tensor.dtype !== 'float32' || String(tensor.shape) !== String(shape)) {
+      throw invalid(
+        `objective() returned ${tensor.dtype} of shape [${tensor.shape}] as carried '${name}'; it must be float32 of shape [${shape}], as carried() of the experiment gives it`,
+      );
+    }
+    return tensor;
+  });
+}
+
 export interface ObjectiveTrial {
   /** It gives an error of its own. */
   readonly hasError: boolean;
@@ -267,11 +324,19 @@ export function tryObjective(
       const trained = call.instance.weights.flatMap(({ role, variable }) =>
         role === 'trainable' ? [variable] : [],
       );
+      const names = call.instance.weights
+        .filter(({ isCarried }) => isCarried)
+        .map(({ name }) => carriedName(name));
       const run = () => {
-        const { loss, gradients } = valuesOf({ ...common, training: true });
+        const { loss, gradients, carried } = valuesOf({ ...common, training: true });
+        for (const [i, tensor] of (real ? carried : []).entries()) {
+          mustBeFinite(`carried '${names[i]}'`, tensor);
+        }
         givesGradients = gradients !== null;
         if (!gradients) return loss as Scalar;
-        if (real) mustBeFinite(gradients);
+        for (const [name, gradient] of Object.entries(real ? gradients : {})) {
+          mustBeFinite(`a gradient of '${name}'`, gradient);
+        }
         // Any number with a gradient will do.
         return tf.addN(trained.map((variable) => tf.sum(variable))) as Scalar;
       };
@@ -290,12 +355,9 @@ export function tryObjective(
   return { hasError, givesGradients };
 }
 
-function mustBeFinite(gradients: Readonly<Record<string, Tensor>>): void {
-  for (const [name, gradient] of Object.entries(gradients)) {
-    const value = tf.sum(tf.mul(gradient, 0)).dataSync()[0]!;
-    if (Number.isFinite(value)) continue;
-    throw invalid(
-      `objective() gives a gradient of '${name}' that is not finite for training examples at the initial parameters: check its divisions, roots and logarithms`,
-    );
-  }
+function mustBeFinite(what: string, tensor: Tensor): void {
+  if (Number.isFinite(tf.sum(tf.mul(tensor, 0)).dataSync()[0]!)) return;
+  throw invalid(
+    `objective() gives ${what} that is not finite for training examples at the initial parameters: check its divisions, roots and logarithms`,
+  );
 }

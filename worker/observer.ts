@@ -9,9 +9,9 @@ import {
   type Observed,
   type TensorObservation,
 } from '../shared/protocol.ts';
-import { PASSIVE, stateOf } from './check/model.ts';
+import { layerState, PASSIVE } from './check/model.ts';
 import type { Minibatch } from './data/examples.ts';
-import { examplesOf } from './data/gather.ts';
+import { sliceMinibatch } from './data/gather.ts';
 import type { Model } from './model.ts';
 
 /**
@@ -151,12 +151,12 @@ class RunObserver implements Observer {
   }
 
   async #layersAt(minibatch: Minibatch): Promise<LayerObservation[]> {
-    const outputs = await this.#options.model.activations(examplesOf(minibatch, 0, EXAMPLES));
+    const outputs = await this.#options.model.activations(sliceMinibatch(minibatch, 0, EXAMPLES));
     return outputs
       .filter(({ kind }) => !PASSIVE.includes(kind))
       .slice(0, LIMITS.observedMax)
       .map((output): LayerObservation => {
-        const { saturated, dead, activation } = stateOf(output);
+        const { saturated, dead, activation } = layerState(output);
         return {
           ...{ layer: output.layer, activation, saturated, dead },
           values: histogramOf(output.values),

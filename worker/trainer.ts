@@ -15,6 +15,7 @@ import {
   type Work,
 } from '../shared/protocol.ts';
 import type { Landing } from '../wire/connection.ts';
+import { CarriedState } from './carried.ts';
 import { type Compressor, createCompressor, type Settle } from './compressor.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import { evaluate } from './evaluate.ts';
@@ -120,6 +121,8 @@ class RunTrainer implements Trainer {
   #compressor: Compressor;
   /** Null: the run takes no local steps. */
   readonly #local: LocalSteps | null;
+  /** Null: the experiment carries nothing from minibatch to minibatch. */
+  readonly #carried: CarriedState | null;
   #observer: Observer | null;
   /** What to do when the pushes under way are answered, by sequence; for those whose payloads were written. */
   readonly #settles = new Map<number, { readonly settle: Settle; discard(): void }>();
@@ -144,6 +147,8 @@ class RunTrainer implements Trainer {
     this.#minibatches = new Minibatches(config.seed, prepared, options.signal);
     this.#compressor = this.#newCompressor();
     this.#local = localOf(config) ? new LocalSteps(config, model.layout) : null;
+    const { carriedSize, layout } = model;
+    this.#carried = carriedSize > 0 ? new CarriedState(carriedSize, layout.exchangedSize) : null;
     this.#observer = this.#newObserver();
   }
 
@@ -180,6 +185,7 @@ class RunTrainer implements Trainer {
 
   noteRejoin(): void {
     this.#mustResend = true;
+    this.#carried?.noteRejoin();
     // The result may have been lost with the connection: it is told once more when it is asked for.
     this.#isTold = false;
   }
@@ -228,6 +234,7 @@ class RunTrainer implements Trainer {
 
   #settle({ sequence, outcome }: Acknowledgement): void {
     this.#local?.settled(outcome);
+    this.#carried?.settled(sequence, outcome);
     this.#settles.get(sequence)?.settle(outcome);
     for (const [earlier, { discard }] of this.#settles) {
       if (earlier > sequence) continue;
@@ -277,6 +284,7 @@ class RunTrainer implements Trainer {
     if (generation !== this.#current?.generation) {
       this.#compressor.reset();
       this.#local?.reset();
+      this.#carried?.reset();
     }
     if (payload.length > 0) {
       this.#current = { values: payload, step, generation };
@@ -332,7 +340,7 @@ class RunTrainer implements Trainer {
       ? await this.#read(lease, leases)
       : (this.#minibatches.take(lease) as Minibatch);
     const start = this.#now();
-    this.#load(values, step);
+    this.#load(values, step, this.#carried?.next(values));
     const seed = minibatchSeed(config.seed, lease);
     const { loss, gradient, discard } = await model.step(minibatch, seed);
     const computeMs = this.#now() - start;
@@ -340,7 +348,9 @@ class RunTrainer implements Trainer {
     const told = measuredOf(loss);
     const { encoding } = this.#compressor;
     const push = { run, lease: lease.id, step, generation, loss: told, computeMs, encoding };
-    this.#send(push, lease, { values: gradient, discard });
+    const pushed = this.#carried?.take(gradient);
+    const sequence = this.#send(push, lease, { values: gradient, discard });
+    pushed?.(sequence);
     const { onProgress } = this.#options;
     onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
     // While the push travels: nobody waits for a sample but the next gradient.
@@ -392,10 +402,11 @@ class RunTrainer implements Trainer {
     return given;
   }
 
-  #load(values: Float32Array, step: number): void {
+  /** @param carried absent: nothing is carried from minibatch to minibatch. */
+  #load(values: Float32Array, step: number, carried?: Float32Array): void {
     const { model } = this.#options;
-    if (model.loaded === values) return;
-    model.load(values, step);
+    if (model.loaded === values && !carried) return;
+    model.load(values, step, carried);
     this.#releaseUnused();
   }
 
@@ -403,12 +414,11 @@ class RunTrainer implements Trainer {
     push: Omit<Push, 'type' | 'sequence'>,
     { epoch }: Lease,
     { values, discard }: { readonly values: Float32Array; discard(): void },
-  ): void {
+  ): number {
     const { exchange } = this.#options;
     const whole = this.#compressor.asItStands(values);
     if (whole) {
-      exchange.pushReady(push, [{ bytes: whole, release: discard }]);
-      return;
+      return exchange.pushReady(push, [{ bytes: whole, release: discard }]);
     }
     let settle: Settle | null = null;
     const bytes = this.#compressor.payloadBytes(epoch);
@@ -416,6 +426,7 @@ class RunTrainer implements Trainer {
       settle = this.#compressor.write(values, epoch, payloads);
     });
     this.#settles.set(sequence, { settle: settle!, discard });
+    return sequence;
   }
 
   /** Once: a step by single operations takes longer, and somebody may want to know why. */

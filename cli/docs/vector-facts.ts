@@ -10,7 +10,7 @@ import type { Lease } from '../../shared/protocol.ts';
 import { mix, permutation, random, STREAMS } from '../../shared/random.ts';
 import { type Column, kindOf } from '../../worker/data/columns.ts';
 import type { ExperimentData, PreparedData } from '../../worker/data/examples.ts';
-import { factsOf, summaryOf } from '../../worker/data/facts.ts';
+import { dataSummary, factsOf } from '../../worker/data/facts.ts';
 import { gather } from '../../worker/data/gather.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { split } from '../../worker/data/split.ts';
@@ -227,7 +227,7 @@ function dataVectors() {
           part ? [[name, { inputs: columnOf(part.inputs), targets: columnOf(part.targets) }]] : [],
         ),
       ),
-      summary: summaryOf(prepared, []),
+      summary: dataSummary(prepared, []),
       facts: factsOf(prepared),
       mean: prepared.transform.mean,
       deviation: prepared.transform.deviation,

@@ -52,7 +52,7 @@ const WORDS_ROWS_MIN = 200;
 const NUMBER_KINDS_FEW = 10;
 const ODD_SHARE = 0.02;
 
-export function judge(profile: ColumnProfile): Judged {
+export function judgeColumn(profile: ColumnProfile): Judged {
   const { count, missing, firstMissing, numberCount, kinds } = profile;
   const given = count - missing;
   const judged: Judge = (kind, reason = '', remedy = '', mayBeKinds = false) => ({
@@ -70,7 +70,7 @@ export function judge(profile: ColumnProfile): Judged {
   }
   if (kinds?.size === 1 && missing === 0 && count > 1) {
     const [only] = kinds.keys();
-    return judged('constant', `every row has ${shown(only!)}`);
+    return judged('constant', `every row has ${quotedText(only!)}`);
   }
   if (numberCount === given) return judgeNumbers(judged, profile);
   const dates = formCount(profile, 'date');
@@ -104,7 +104,7 @@ type Judge = (kind: ColumnKind, reason?: string, remedy?: string, mayBeKinds?: b
 
 function judgeNumbers(judged: Judge, profile: ColumnProfile): Judged {
   const { name } = profile;
-  const values = numbersOf(profile);
+  const values = presentNumbers(profile);
   const counted = countsRows(values, name);
   if (counted !== null) return judged('count', counted, '');
   if (isDays(values))
@@ -113,7 +113,7 @@ function judgeNumbers(judged: Judge, profile: ColumnProfile): Judged {
 }
 
 /** Those that are there. */
-export function numbersOf({ values, missing }: ColumnProfile): Float64Array {
+export function presentNumbers({ values, missing }: ColumnProfile): Float64Array {
   return missing === 0 ? values : values.filter((value) => !Number.isNaN(value));
 }
 
@@ -121,7 +121,7 @@ function judgeText(judged: Judge, profile: ColumnProfile, given: number): Judged
   const { numberCount, kinds, names } = profile;
   const isCategory = names !== null && isFew(names.names.length, given);
   if (isCategory && names.conflict !== null) {
-    const [a, b] = names.conflict.map(shown);
+    const [a, b] = names.conflict.map(quotedText);
     return judged(
       'odd',
       `${a} and ${b} are the same number in two spellings`,
@@ -180,7 +180,7 @@ const NO_KIND: readonly CellForm[] = [...DRESSED, 'infinite', 'tooLarge', 'absen
 const formCount = ({ forms }: ColumnProfile, form: CellForm) => forms.get(form) ?? 0;
 const example = ({ firsts }: ColumnProfile, form: CellForm) => {
   const { line, text } = firsts.get(form)!;
-  return `line ${line}: ${shown(text)}`;
+  return `line ${line}: ${quotedText(text)}`;
 };
 
 /** Few numbers, and beside them texts that come again and again: a category rather than a slip. */
@@ -202,14 +202,14 @@ function slips(profile: ColumnProfile, given: number): [string, string] {
   const first = firstOdd(profile);
   const others = given - numberCount;
   const more = others === 1 ? 'is' : `is the first of ${groups(others)} that are`;
-  const reason = `${groups(numberCount)} of ${groups(given)} values are numbers, but ${shown(first.text)} in line ${first.line} ${more} not`;
+  const reason = `${groups(numberCount)} of ${groups(given)} values are numbers, but ${quotedText(first.text)} in line ${first.line} ${more} not`;
   return [reason, `${HINTS[first.form]}correct ${others === 1 ? 'it' : 'them'}`];
 }
 
 function dressedNumbers(profile: ColumnProfile, given: number): [string, string] {
   const first = firstOdd(profile);
   const others = given - profile.numberCount;
-  const reason = `it has numbers in another notation: ${shown(first.text)} in line ${first.line}${others > 1 ? `, the first of ${groups(others)}` : ''}`;
+  const reason = `it has numbers in another notation: ${quotedText(first.text)} in line ${first.line}${others > 1 ? `, the first of ${groups(others)}` : ''}`;
   return [reason, `${HINTS[first.form]}write them as 1234.5`];
 }
 
@@ -275,7 +275,7 @@ function isDays(values: Float64Array): boolean {
 }
 
 /** A text as part of a sentence. */
-export function shown(text: string): string {
+export function quotedText(text: string): string {
   const line = text.replace(/[\p{C}\p{Zl}\p{Zp}]+/gu, ' ');
   return `'${line.length > 40 ? `${line.slice(0, 40)}…` : line}'`;
 }

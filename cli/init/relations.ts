@@ -11,13 +11,13 @@ const CHANCE_BITS = 20;
 
 /** How a column is the target in other clothes; null: it is not. */
 export function targetInDisguise(column: ColumnProfile, target: ColumnProfile): string | null {
-  if (isSame(column, target)) return 'it equals the target';
+  if (isSameColumn(column, target)) return 'it equals the target';
   if (isLine(column, target)) return 'the target is a linear function of it alone';
   return isRecoding(column, target) ? 'it is the target under other names, value for value' : null;
 }
 
 /** The same value in every row: as numbers where both are, else as text. */
-export function isSame(a: ColumnProfile, b: ColumnProfile): boolean {
+export function isSameColumn(a: ColumnProfile, b: ColumnProfile): boolean {
   if (a.missing !== b.missing) return false;
   if (isNumeric(a) && isNumeric(b))
     return a.values.every((value, i) => Object.is(value, b.values[i]));

@@ -14,8 +14,15 @@ import { summarise } from '../../worker/data/tables/table-summary.ts';
 import { withOptions } from '../data/table-options.ts';
 import { groups } from '../output/progress.ts';
 import type { Interview } from './ask.ts';
-import { dateOrderOf, firstOdd, type Judged, judge, numbersOf, shown } from './columns.ts';
-import { isNumeric, isSame, targetInDisguise } from './relations.ts';
+import {
+  dateOrderOf,
+  firstOdd,
+  type Judged,
+  judgeColumn,
+  presentNumbers,
+  quotedText,
+} from './columns.ts';
+import { isNumeric, isSameColumn, targetInDisguise } from './relations.ts';
 import { code, codeList, comment, key } from './source.ts';
 
 /** The experiment for a table: what to predict, from which columns, by which network. */
@@ -63,7 +70,7 @@ export async function tableDraft(request: TableRequest, answers: Interview): Pro
   const last = table.columns.findLast(({ isUnnamed }) => !isUnnamed)?.name ?? names.at(-1);
   const target = await answers.answer(
     request.target,
-    `Column to predict (${names.map(shown).join(', ')})?`,
+    `Column to predict (${names.map(quotedText).join(', ')})?`,
     last!,
     (name) => findTarget(table, name, request),
   );
@@ -138,14 +145,14 @@ function findTarget({ columns }: TableProfile, name: string, request: TableReque
     const near = nearest(name, names);
     throw new DownpourError(
       'DP_USAGE',
-      `${data} has no column ${shown(name)}; ${near === null ? '' : `did you mean ${shown(near)}? `}It has ${names.map(shown).join(', ')}; give one of them as --target`,
+      `${data} has no column ${quotedText(name)}; ${near === null ? '' : `did you mean ${quotedText(near)}? `}It has ${names.map(quotedText).join(', ')}; give one of them as --target`,
     );
   }
-  const target = judge(profile);
+  const target = judgeColumn(profile);
   const refuse = (why: string, next: string) => {
     throw new DownpourError(
       'DP_USAGE',
-      `${data}: column ${shown(profile.name)} cannot be predicted: ${why}; ${next}`,
+      `${data}: column ${quotedText(profile.name)} cannot be predicted: ${why}; ${next}`,
     );
   };
   const { kind, reason, remedy, mayBeKinds } = target;
@@ -162,7 +169,7 @@ function findTarget({ columns }: TableProfile, name: string, request: TableReque
   if (kind === 'date') refuse(reason, `${remedy}; or ${other}`);
   if (kind === 'constant') refuse(`${reason}, so there is nothing to learn`, other);
   if (profile.names?.names.length === 1) {
-    refuse(`each row that has a value has ${shown(profile.names.names[0]!)}`, other);
+    refuse(`each row that has a value has ${quotedText(profile.names.names[0]!)}`, other);
   }
   if (kind === 'count' && !isMeant)
     refuse(reason, `${other}; if it is a quantity, give both --target and --task regression`);
@@ -186,7 +193,7 @@ function taskOf(profile: ColumnProfile): Task {
 /** Different numbers, at most twice `CLASSES_FEW`; null: more. */
 function numberKinds(profile: ColumnProfile): number[] | null {
   const kinds = new Set<number>();
-  for (const value of numbersOf(profile)) {
+  for (const value of presentNumbers(profile)) {
     kinds.add(value);
     if (kinds.size > 2 * CLASSES_FEW) return null;
   }
@@ -194,18 +201,18 @@ function numberKinds(profile: ColumnProfile): number[] | null {
 }
 
 function checkTask(text: string, { profile }: Judged, data: string): Task {
-  const column = `${data}: column ${shown(profile.name)}`;
+  const column = `${data}: column ${quotedText(profile.name)}`;
   if (text !== 'classification' && text !== 'regression') {
     throw new DownpourError(
       'DP_USAGE',
-      `${shown(text)} is not a task; allowed: classification, regression`,
+      `${quotedText(text)} is not a task; allowed: classification, regression`,
     );
   }
   if (text === 'regression' && !isNumeric(profile)) {
     const { line, text: cell } = firstOdd(profile);
     throw new DownpourError(
       'DP_USAGE',
-      `${column} has text (line ${line}: ${shown(cell)}), not a quantity; use --task classification`,
+      `${column} has text (line ${line}: ${quotedText(cell)}), not a quantity; use --task classification`,
     );
   }
   if (text === 'classification') {
@@ -246,7 +253,7 @@ function taskNote(profile: ColumnProfile, task: Task, request: TableRequest): st
 
 function classNotes(profile: ColumnProfile, data: string): string[] {
   const counts = classCounts(profile)!;
-  const single = [...counts].filter(([, rows]) => rows === 1).map(([name]) => shown(name));
+  const single = [...counts].filter(([, rows]) => rows === 1).map(([name]) => quotedText(name));
   const notes = [`classes: ${listed([...counts.keys()])}`, ...spellings(profile)];
   if (single.length > 0) {
     notes.push(
@@ -257,7 +264,7 @@ function classNotes(profile: ColumnProfile, data: string): string[] {
 }
 
 function listed(names: readonly string[]): string {
-  const first = names.slice(0, SHOWN_MAX).map(shown).join(', ');
+  const first = names.slice(0, SHOWN_MAX).map(quotedText).join(', ');
   return names.length > SHOWN_MAX ? `${first} … (${names.length})` : first;
 }
 
@@ -266,7 +273,7 @@ function spellings({ name, names }: ColumnProfile): string[] {
   const alike = lookalikes(names!.names);
   if (alike === null) return [];
   return [
-    `column ${shown(name)}: ${alike.map(shown).join(' and ')} are different categories; if they are the same, write them in the same way`,
+    `column ${quotedText(name)}: ${alike.map(quotedText).join(' and ')} are different categories; if they are the same, write them in the same way`,
   ];
 }
 
@@ -296,7 +303,7 @@ function chooseInputs(
   const ignored: { profile: ColumnProfile; why: string; more: string; isSoft: boolean }[] = [];
   for (const profile of table.columns) {
     if (profile === target) continue;
-    const { kind, reason, remedy, mayBeKinds } = judge(profile);
+    const { kind, reason, remedy, mayBeKinds } = judgeColumn(profile);
     const leave = (why: string, more = '', isSoft = false) => {
       ignored.push({ profile, why, more, isSoft });
     };
@@ -309,13 +316,14 @@ function chooseInputs(
     }
     const disguise = targetInDisguise(profile, target);
     const twin = [...numbers, ...categories, ...dates, ...texts].find((other) =>
-      isSame(other, profile),
+      isSameColumn(other, profile),
     );
     const keep = '; if its values are known when the model is used, remove it from `ignore`';
-    if (disguise !== null) leave(disguise, keep, isNumeric(profile) && !isSame(profile, target));
+    if (disguise !== null)
+      leave(disguise, keep, isNumeric(profile) && !isSameColumn(profile, target));
     else if (kind === 'count')
       leave(reason, '; if it means more than that, remove it from `ignore`', true);
-    else if (twin) leave(`it equals column ${shown(twin.name)}`);
+    else if (twin) leave(`it equals column ${quotedText(twin.name)}`);
     else if (kind === 'numbers') numbers.push(profile);
     else if (kind === 'words') texts.push(profile);
     else if (kind === 'date') {
@@ -330,35 +338,37 @@ function chooseInputs(
   if (numbers.length + categories.length + dates.length + texts.length === 0) {
     // Nothing better is there: a line y = 2x + 1 may be learnt.
     const kept = ignored.findIndex(({ isSoft }) => isSoft);
-    const left = ignored.map(({ profile, why }) => `${shown(profile.name)} (${why})`).join(', ');
+    const left = ignored
+      .map(({ profile, why }) => `${quotedText(profile.name)} (${why})`)
+      .join(', ');
     if (kept < 0) {
       throw new DownpourError(
         'DP_USAGE',
-        `${data}: no column is left to predict ${shown(target.name)} from${left === '' ? ': the file has only one column' : `: ${left}`}`,
+        `${data}: no column is left to predict ${quotedText(target.name)} from${left === '' ? ': the file has only one column' : `: ${left}`}`,
       );
     }
     const [only] = ignored.splice(kept, 1);
     notes.push(
-      `keeps column ${shown(only!.profile.name)}, the only one left, although ${only!.why}`,
+      `keeps column ${quotedText(only!.profile.name)}, the only one left, although ${only!.why}`,
     );
     numbers.push(only!.profile);
   }
   for (const { profile, why, more } of ignored) {
-    notes.push(`leaves out column ${shown(profile.name)}: ${why}${more}`);
+    notes.push(`leaves out column ${quotedText(profile.name)}: ${why}${more}`);
   }
   for (const profile of categories) {
     notes.push(
-      `column ${shown(profile.name)} has ${profile.names!.names.length} categories, which become one 0/1 input each: ${listed(profile.names!.names)}`,
+      `column ${quotedText(profile.name)} has ${profile.names!.names.length} categories, which become one 0/1 input each: ${listed(profile.names!.names)}`,
     );
     notes.push(...spellings(profile));
   }
   const hashSize = hashSizeOf(table.count);
   for (const { name } of dates) {
-    notes.push(`column ${shown(name)} has dates, which become year, month, day and weekday`);
+    notes.push(`column ${quotedText(name)} has dates, which become year, month, day and weekday`);
   }
   for (const { name } of texts) {
     notes.push(
-      `column ${shown(name)} has texts, whose words are hashed to ${hashSize} inputs; if they say nothing, move it to \`ignore\``,
+      `column ${quotedText(name)} has texts, whose words are hashed to ${hashSize} inputs; if they say nothing, move it to \`ignore\``,
     );
   }
   const inputs = { numbers, categories, dates, dateOrder, texts, hashSize, ignored };
@@ -385,7 +395,7 @@ function gapNotes(inputs: TableInputs, count: number): string[] {
     .filter(({ missing }) => missing > 0)
     .map(
       ({ name, missing }) =>
-        `column ${shown(name)} lacks ${groups(missing)} of ${groups(count)} values: the mean replaces them, and an additional input marks them`,
+        `column ${quotedText(name)} lacks ${groups(missing)} of ${groups(count)} values: the mean replaces them, and an additional input marks them`,
     );
 }
 
@@ -521,7 +531,7 @@ export const LOGITS = `        // Logits: the softmax is in the loss.
 
 /** Learnt in deviations from the mean, since a step of the optimizer is of the size of the learning rate. */
 function quantityLayers(target: ColumnProfile): string {
-  const { mean, deviation } = summarise(numbersOf(target));
+  const { mean, deviation } = summarise(presentNumbers(target));
   const initial = (value: number) =>
     `args.tf.initializers.constant({ value: ${Number(value.toPrecision(3))} })`;
   return `        args.tf.layers.dense({ units: 1 }),

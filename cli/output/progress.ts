@@ -1,6 +1,7 @@
 import pc from 'picocolors';
 import { clean, cleanJson } from '../../shared/clean.ts';
-import type { ErrorMeasure, Phase } from '../../shared/protocol.ts';
+import { isOver } from '../../shared/phases.ts';
+import type { ErrorMeasure } from '../../shared/protocol.ts';
 import type { Rollback, RunDetail, RunSummary, WorkerSummary } from '../../shared/rest.ts';
 import { stoppingText } from '../../shared/stopping.ts';
 import { collectingText, errorFormat } from '../../shared/text.ts';
@@ -223,16 +224,16 @@ function runParts(run: RunSummary): string[] {
     `step ${groups(run.step)}${run.stepsMax === null ? '' : `/${groups(run.stepsMax)}`}`,
     `epoch ${run.epoch}`,
     `${speedOf(run)} examples/s`,
-    `loss ${short(run.trainingLoss)}`,
+    `loss ${fourDigits(run.trainingLoss)}`,
     validation
-      ? `validation ${short(validation.loss)}, error ${errorOf(run)(validation.error)}`
+      ? `validation ${fourDigits(validation.loss)}, error ${errorOf(run)(validation.error)}`
       : 'validation –',
     ...(earlyStopping.enabled && run.phase === 'training'
       ? [`patience ${earlyStopping.patienceLeft}/${earlyStopping.patience}`]
       : []),
-    `staleness ${short(run.staleness?.p50)}/${short(run.staleness?.p95)}`,
-    `rate ${short(run.learningRate)}`,
-    `left ${run.secondsLeft === null ? '–' : `≤ ${duration(run.secondsLeft)}`}`,
+    `staleness ${fourDigits(run.staleness?.p50)}/${fourDigits(run.staleness?.p95)}`,
+    `rate ${fourDigits(run.learningRate)}`,
+    `left ${run.secondsLeft === null ? '–' : `≤ ${clockText(run.secondsLeft)}`}`,
   ];
 }
 
@@ -247,8 +248,8 @@ export function workerLine(worker: WorkerSummary): string {
   ];
   if (pushes.rejected > 0) parts.push(`${groups(pushes.rejected)} rejected`);
   parts.push(
-    `${short(worker.computeMsMean)} ms a minibatch`,
-    `staleness ${short(worker.stalenessMean)}`,
+    `${fourDigits(worker.computeMsMean)} ms a minibatch`,
+    `staleness ${fourDigits(worker.stalenessMean)}`,
   );
   parts.push(...machineParts(worker));
   if (worker.quarantine) parts.push('in quarantine');
@@ -263,19 +264,14 @@ export function workerLine(worker: WorkerSummary): string {
 function machineParts({ machine }: WorkerSummary): string[] {
   if (!machine) return [];
   const { cpuCores, cores, memoryBytes, tensorBytes, gpuShare, gpuMemoryBytes } = machine;
-  const gigabytes = (bytes: number) => `${short(bytes / 1e9)} GB`;
+  const gigabytes = (bytes: number) => `${fourDigits(bytes / 1e9)} GB`;
   return [
-    ...(cpuCores === null ? [] : [`${short(cpuCores)} of ${cores ?? '?'} cores`]),
+    ...(cpuCores === null ? [] : [`${fourDigits(cpuCores)} of ${cores ?? '?'} cores`]),
     ...(memoryBytes === null ? [] : [`${gigabytes(memoryBytes)} memory`]),
     ...(tensorBytes === null ? [] : [`${gigabytes(tensorBytes)} tensors`]),
     ...(gpuShare === null ? [] : [`GPU ${Math.round(100 * gpuShare)} %`]),
     ...(gpuMemoryBytes === null ? [] : [`${gigabytes(gpuMemoryBytes)} GPU memory`]),
   ];
-}
-
-/** Nothing happens any more unless somebody resumes it. */
-export function isOver(phase: Phase): boolean {
-  return phase === 'finished' || phase === 'failed' || phase === 'stopped';
 }
 
 const speedOf = ({ examplesPerSecond: speed }: RunSummary) =>
@@ -293,9 +289,9 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
   const lines = [
     `${run.id}: ${run.phase}${run.reason === '' ? '' : ` – ${run.reason}`}`,
     `  experiment     ${run.experiment}${run.study == null ? '' : `, a trial of study ${run.study}`}, ${run.parameters === null ? 'parameters not made yet' : `${groups(run.parameters)} parameters`}`,
-    `  progress       step ${groups(run.step)}, epoch ${run.epoch}, ${groups(run.examples)} examples in ${duration(run.seconds)}`,
-    `  speed          ${speedText(run)}, ${run.workers} worker${run.workers === 1 ? '' : 's'}${run.secondsLeft === null ? '' : `, at most ${duration(run.secondsLeft)} left`}`,
-    `  training       loss ${short(run.trainingLoss)}, learning rate ${short(run.learningRate)}${run.momentum === null ? '' : `, momentum ${short(run.momentum)}`}`,
+    `  progress       step ${groups(run.step)}, epoch ${run.epoch}, ${groups(run.examples)} examples in ${clockText(run.seconds)}`,
+    `  speed          ${speedText(run)}, ${run.workers} worker${run.workers === 1 ? '' : 's'}${run.secondsLeft === null ? '' : `, at most ${clockText(run.secondsLeft)} left`}`,
+    `  training       loss ${fourDigits(run.trainingLoss)}, learning rate ${fourDigits(run.learningRate)}${run.momentum === null ? '' : `, momentum ${fourDigits(run.momentum)}`}`,
   ];
   for (const [name, evaluation] of [
     ['validation', run.validation],
@@ -308,18 +304,18 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
         ? `, before '${run.earlyStopping.afterStop}' trained the final parameters`
         : '';
     lines.push(
-      `  ${name.padEnd(13)}  loss ${short(evaluation.loss)}, error ${errorOf(run)(evaluation.error)}, at step ${groups(evaluation.step)}${before}`,
+      `  ${name.padEnd(13)}  loss ${fourDigits(evaluation.loss)}, error ${errorOf(run)(evaluation.error)}, at step ${groups(evaluation.step)}${before}`,
     );
   }
   const metrics = Object.entries(run.best?.metrics ?? {});
   if (metrics.length > 0) {
-    const told = metrics.map(([name, value]) => `${name} ${short(value)}`);
+    const told = metrics.map(([name, value]) => `${name} ${fourDigits(value)}`);
     lines.push(`  metrics        ${told.join(', ')}, of the best`);
   }
   const { staleness, pushes } = run;
   lines.push(
     `  early stopping ${stoppingText(run, groups)}`,
-    `  staleness      ${staleness === null ? '– (no push was applied yet)' : `p50 ${short(staleness.p50)}, p95 ${short(staleness.p95)}, max ${staleness.max}`}`,
+    `  staleness      ${staleness === null ? '– (no push was applied yet)' : `p50 ${fourDigits(staleness.p50)}, p95 ${fourDigits(staleness.p95)}, max ${staleness.max}`}`,
     `  pushes         ${groups(pushes.applied)} applied, ${groups(pushes.damped)} damped, ${groups(pushes.duplicate)} duplicate, ${groups(pushes.rejected)} rejected`,
   );
   if (run.collecting) lines.push(`  next update    ${collectingText(run.collecting)}`);
@@ -355,7 +351,7 @@ export function unwrittenText({ step, checkpoint }: RunSummary, why: string): st
 export function rollbackLine({ step, to, learningRate, reason }: Rollback): string {
   const where =
     to === null ? 'the initial parameters' : `the best parameters, of step ${groups(to)}`;
-  return `at step ${groups(step)}, back to ${where} with learning rate ${short(learningRate)}: ${reason}`;
+  return `at step ${groups(step)}, back to ${where} with learning rate ${fourDigits(learningRate)}: ${reason}`;
 }
 
 /** Rows under headings, as wide as needed; numbers' columns are not told apart from text. */
@@ -377,17 +373,17 @@ export function groups(value: number): string {
 }
 
 /** Four significant digits; `–` for nothing. */
-export function short(value: number | null | undefined): string {
+export function fourDigits(value: number | null | undefined): string {
   if (value == null || !Number.isFinite(value)) return '–';
   return String(Number(value.toPrecision(4)));
 }
 
 /** How the errors of a run, or of a trial, are told. */
 export const errorOf = ({ errorMeasure }: { readonly errorMeasure?: ErrorMeasure | null }) =>
-  errorFormat(errorMeasure, short);
+  errorFormat(errorMeasure, fourDigits);
 
 /** Seconds → `42 s`, `3:05`, `2:03:05`. */
-export function duration(seconds: number): string {
+export function clockText(seconds: number): string {
   const whole = Math.max(0, Math.round(seconds));
   if (whole < 60) return `${whole} s`;
   const two = (value: number) => String(value).padStart(2, '0');

@@ -1,8 +1,9 @@
 import { setTimeout as wait } from 'node:timers/promises';
 import { type DownpourError, isAway } from '../../shared/errors.ts';
+import { isOver } from '../../shared/phases.ts';
 import type { RunDetail } from '../../shared/rest.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
-import { groups, isOver, type Progress, rollbackLine, unwrittenText } from '../output/progress.ts';
+import { groups, type Progress, rollbackLine, unwrittenText } from '../output/progress.ts';
 import type { Pool } from '../workers/pool.ts';
 
 /** How a run is watched from its start to its end, by a command or by a program. */
@@ -18,7 +19,7 @@ const PATIENCE_MS = 120_000;
  * @throws DownpourError of the last worker when all are given up; DP_SERVER_UNREACHABLE when the
  *   server stays away.
  */
-export async function follow(
+export async function followRun(
   client: RestClient,
   id: string,
   progress: Pick<Progress, 'note' | 'update'>,

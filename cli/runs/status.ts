@@ -18,12 +18,12 @@ import {
   untilInterrupted,
 } from '../options.ts';
 import {
+  clockText,
   createLiveLines,
-  duration,
   errorOf,
+  fourDigits,
   groups,
   runFacts,
-  short,
   sparkLine,
   table,
   workerLine,
@@ -169,7 +169,7 @@ async function overview(
   if (status.stateStoreAway) {
     const { seconds, records } = status.stateStoreAway;
     lines.push(
-      `Redis is away for ${duration(seconds)}: ${groups(records)} records wait on disk; training continues`,
+      `Redis is away for ${clockText(seconds)}: ${groups(records)} records wait on disk; training continues`,
     );
   }
   if (status.copies) lines.push(copyLine(status.copies));
@@ -222,9 +222,9 @@ function runTable(runs: readonly RunSummary[]): string[] {
     r.archived ? `${r.phase}, archived` : r.phase,
     groups(r.step),
     String(r.epoch),
-    duration(r.seconds),
-    short(r.trainingLoss),
-    short(r.best?.loss ?? null),
+    clockText(r.seconds),
+    fourDigits(r.trainingLoss),
+    fourDigits(r.best?.loss ?? null),
     errorOf(r)(r.best?.error),
     errorOf(r)(r.test?.error),
     String(r.workers),
@@ -249,7 +249,7 @@ function studyLines(studies: readonly StudyFold[]): string[] {
       .join(', '),
     best === null
       ? ''
-      : `${best.metric} ${best.metric === 'error' ? errorOf(best)(best.value) : short(best.value)} (${best.run})`,
+      : `${best.metric} ${best.metric === 'error' ? errorOf(best)(best.value) : fourDigits(best.value)} (${best.run})`,
     String(workers),
   ]);
   const headings = ['study', 'kind', 'trials', 'runs', 'best validation', 'workers'];
@@ -263,7 +263,7 @@ export function copyLine({ to, copied, waiting, failed, away, refused }: CopyFac
   const failures = failed === 0 ? '' : `, ${groups(failed)} attempts failed`;
   const line = `copies to ${to}: ${groups(copied)} made, ${groups(waiting)} waiting${failures}`;
   const problems = refused.map(({ run, why }) => `${run} is not copied: ${why}`);
-  if (away) problems.unshift(`none for ${duration(away.seconds)}: ${away.why}`);
+  if (away) problems.unshift(`none for ${clockText(away.seconds)}: ${away.why}`);
   return [line, ...problems].join('; ');
 }
 

@@ -2,6 +2,7 @@ import { dirname, join, relative, resolve } from 'node:path';
 import { checkpointFolder } from '../../files/checkpoint.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
+import { isFinal, isOver } from '../../shared/phases.ts';
 import type { CheckpointSummary, RunDetail, RunSummary } from '../../shared/rest.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
 import { pathArgument, shellCommand } from '../../shared/shell.ts';
@@ -27,20 +28,19 @@ import {
   untilInterrupted,
 } from '../options.ts';
 import {
+  clockText,
   createProgress,
-  duration,
   errorOf,
+  fourDigits,
   groups,
-  isOver,
   type Progress,
-  short,
 } from '../output/progress.ts';
 import { writtenCheckpoints } from '../trained/checkpoint-copy.ts';
 import { runsAndTrials } from '../trained/trials.ts';
 import { openTrainServer, patiently, type UsedServer, urlOfFolder } from '../used-server.ts';
 import { startLocalWorkers } from '../workers/local-workers.ts';
 import type { Pool } from '../workers/pool.ts';
-import { follow } from './follow.ts';
+import { followRun } from './follow.ts';
 
 /** `downpour train`, `downpour resume` and `downpour test`: a run from its start to its end, with local workers. */
 
@@ -176,7 +176,7 @@ export async function newestUnfinished(
   client: Pick<RestClient, 'runs' | 'studies'>,
 ): Promise<string> {
   const { own, trials: others } = await runsAndTrials(client);
-  const isOpen = ({ phase }: RunSummary) => phase !== 'finished' && phase !== 'failed';
+  const isOpen = ({ phase }: RunSummary) => !isFinal(phase);
   const newest = own.findLast(isOpen);
   if (newest) return newest.id;
   const trials = others.some(isOpen)
@@ -241,7 +241,13 @@ async function conduct(
             () => false,
           )),
       });
-    const { run, cut } = await follow(usedServer.client, id, progress, pool, interruption.signal);
+    const { run, cut } = await followRun(
+      usedServer.client,
+      id,
+      progress,
+      pool,
+      interruption.signal,
+    );
     await pool?.stop();
     pool = null;
     progress.end();
@@ -283,14 +289,14 @@ function report(
   const lines = [
     '',
     `${run.id} ${run.phase}: ${run.reason}`,
-    `${groups(run.step)} steps, ${run.epoch} epochs, ${groups(run.examples)} examples in ${duration(run.seconds)}`,
+    `${groups(run.step)} steps, ${run.epoch} epochs, ${groups(run.examples)} examples in ${clockText(run.seconds)}`,
   ];
   const kind = kindOfModel(run);
   if (run.best) {
     const { step, loss, error } = run.best;
     const before = isRefitted(run) ? `, before '${run.earlyStopping.afterStop}'` : '';
     lines.push(
-      `best at step ${groups(step)}${before}: validation loss ${short(loss)}, error ${errorOf(run)(error)}`,
+      `best at step ${groups(step)}${before}: validation loss ${fourDigits(loss)}, error ${errorOf(run)(error)}`,
     );
   }
   if (run.test) {
@@ -299,7 +305,7 @@ function report(
     const accuracy = isShare ? `, accuracy ${percent(1 - error)}` : '';
     const day = run.testedAt === null ? '' : `, evaluated on ${run.testedAt.slice(0, 10)}`;
     lines.push(
-      `test: error ${errorOf(run)(error)}${accuracy}, loss ${short(loss)}, on ${groups(examples)} examples${day}`,
+      `test: error ${errorOf(run)(error)}${accuracy}, loss ${fourDigits(loss)}, on ${groups(examples)} examples${day}`,
     );
   }
   const model = checkpoints.findLast((one) => one.kind === kind);

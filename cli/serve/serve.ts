@@ -1,6 +1,6 @@
 import { networkInterfaces } from 'node:os';
 import { resolve } from 'node:path';
-import { placeOf } from '../../server/checkpoints/elsewhere/s3.ts';
+import { s3PlaceOf } from '../../server/checkpoints/elsewhere/s3.ts';
 import { serve } from '../../server/main.ts';
 import { redisFilesOf } from '../../server/store/redis-address.ts';
 import type { Log } from '../../shared/log.ts';
@@ -144,7 +144,7 @@ function standbyOf({ standbyOf: of, peer, replication, lagMax, advertise }: Serv
 
 function copyTo({ checkpointCopy, checkpointCopies, copyGrace }: ServeCommandOptions) {
   if (checkpointCopy === undefined) return {};
-  const place = placeOf(checkpointCopy, process.env);
+  const place = s3PlaceOf(checkpointCopy, process.env);
   return { copyTo: place, copiesKept: checkpointCopies, copyGraceMs: 1_000 * copyGrace };
 }
 

@@ -1,6 +1,13 @@
 import type { ScaledRun } from '../../study/scale.ts';
 import { print } from '../options.ts';
-import { bar, colorsOf, createLiveLines, duration, groups, short } from '../output/progress.ts';
+import {
+  bar,
+  clockText,
+  colorsOf,
+  createLiveLines,
+  fourDigits,
+  groups,
+} from '../output/progress.ts';
 import {
   simulateRun,
   type VirtualClusterOptions,
@@ -98,7 +105,7 @@ export function showArms(quiet: boolean): ArmsShown {
       drawnMs = now;
       const share = stepsMax === null ? null : Math.min(1, step / stepsMax);
       const how = share === null ? '' : `${bar(share)} ${Math.floor(100 * share)} %  `;
-      const line = `${name()}  ${how}update ${groups(step)}, virtual ${duration(nowMs / 1_000)}`;
+      const line = `${name()}  ${how}update ${groups(step)}, virtual ${clockText(nowMs / 1_000)}`;
       if (live) live.draw([{ line, paint: colors.cyan }]);
       else print(line);
     },
@@ -107,10 +114,10 @@ export function showArms(quiet: boolean): ArmsShown {
       if (quiet) return;
       const last = run.evaluations.at(-1);
       const result = last
-        ? `loss ${short(last.loss)}, error ${short(last.error)}`
+        ? `loss ${fourDigits(last.loss)}, error ${fourDigits(last.error)}`
         : 'no evaluation';
       print(
-        `${name()}: ${run.phase}, ${result} after ${groups(run.step)} updates, virtual ${duration(run.seconds)}`,
+        `${name()}: ${run.phase}, ${result} after ${groups(run.step)} updates, virtual ${clockText(run.seconds)}`,
       );
     },
     close: () => live?.erase(),

@@ -1,7 +1,7 @@
 import { resolve } from 'node:path';
 import type { RunConfig } from '../../shared/config.ts';
 import { layoutSpecs } from '../../shared/layout.ts';
-import { summaryOf } from '../../worker/data/facts.ts';
+import { dataSummary } from '../../worker/data/facts.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
 import type { Experiment } from '../../worker/experiment.ts';
@@ -51,7 +51,7 @@ export async function openExperimentProblem(
       ...spec,
       shape: [...shape],
     })),
-    data: summaryOf(prepared, depends),
+    data: dataSummary(prepared, depends),
     errorMeasure: model.errorMeasure,
     minibatches: { epoch: rooms(train.count), validation: rooms(validation.count) },
     initialise: (seed) => model.initialise(seed),

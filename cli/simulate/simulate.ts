@@ -16,7 +16,7 @@ import {
   untilInterrupted,
 } from '../options.ts';
 import { showReport } from '../output/report.ts';
-import { defaultName } from '../study/study.ts';
+import { defaultStudyName } from '../study/study.ts';
 import { openUsedServer } from '../used-server.ts';
 import { conductSimulations, showArms } from './conduct.ts';
 import { type ExperimentProblem, openExperimentProblem } from './experiment-problem.ts';
@@ -88,7 +88,7 @@ export async function simulateCommand(file: string, options: SimulateOptions): P
     (a, b) => a - b,
   );
   const settings = { workers, seeds, times, from, config, modes, world: worldText(options) };
-  const name = options.name ?? defaultName('simulate', file, { experimentHash, settings });
+  const name = options.name ?? defaultStudyName('simulate', file, { experimentHash, settings });
   const folder = resolve(options.out ?? join('studies', name));
   const quiet = options.quiet === true || options.json === true;
   const interruption = untilInterrupted();

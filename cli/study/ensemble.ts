@@ -16,7 +16,7 @@ import { configOf, EXIT, tell } from '../options.ts';
 import { showReport } from '../output/report.ts';
 import { openUsedServer, type UsedServer } from '../used-server.ts';
 import { type Examination, examineMembers, type MemberSource, noTestPart } from './members.ts';
-import { defaultName, type StudyCommandOptions, studyCommand } from './study.ts';
+import { defaultStudyName, type StudyCommandOptions, studyCommand } from './study.ts';
 import { Teller } from './tell.ts';
 
 /** What `--combine` takes. */
@@ -73,7 +73,7 @@ async function ofRuns(
       `--runs is ${runs.join(',')}: an ensemble is of two different runs or more`,
     );
   }
-  const name = options.name ?? defaultName('ensemble', file, runs);
+  const name = options.name ?? defaultStudyName('ensemble', file, runs);
   const folder = resolve(options.out ?? join('studies', name));
   const usedServer = await openUsedServer({ ...options, run: runs[0] });
   try {

@@ -1,5 +1,6 @@
 import { relative } from 'node:path';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
+import { isOver } from '../../shared/phases.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
 import { pathArgument, shellCommand } from '../../shared/shell.ts';
 import {
@@ -73,8 +74,6 @@ export async function learningRateCommand(
   );
 }
 
-const OVER = ['finished', 'stopped', 'failed'];
-
 /** @throws DownpourError DP_USAGE for a run that workers of this command would train on. */
 async function openSource(
   run: string,
@@ -85,7 +84,7 @@ async function openSource(
   try {
     const { client } = usedServer;
     const { phase, step, config } = await client.run(run);
-    const isLive = !OVER.includes(phase);
+    const isLive = !isOver(phase);
     if (usedServer.state !== null && isLive) {
       throw new DownpourError(
         'DP_USAGE',

@@ -31,7 +31,7 @@ import {
   tell,
   untilInterrupted,
 } from '../options.ts';
-import { createProgress, errorOf, groups, type Progress, short } from '../output/progress.ts';
+import { createProgress, errorOf, fourDigits, groups, type Progress } from '../output/progress.ts';
 import { showReport } from '../output/report.ts';
 import { openTrainServer, type UsedServer } from '../used-server.ts';
 import { startLocalWorkers } from '../workers/local-workers.ts';
@@ -126,7 +126,7 @@ export async function studyCommand(
   const config = resolveConfig(...base);
   const definition = define({ file, experiment, base, config });
   const settings = { kind, config, ...(definition.settings as Record<string, unknown>) };
-  const name = options.name ?? defaultName(kind, file, { experimentHash, settings });
+  const name = options.name ?? defaultStudyName(kind, file, { experimentHash, settings });
   const folder = resolve(options.out ?? join('studies', name));
   const progress = createProgress({
     screen: process.stdout,
@@ -272,7 +272,7 @@ async function unlessAborted<T>(signal: AbortSignal, work: () => Promise<T>): Pr
 }
 
 /** The same settings give the same name, so that calling again goes on. */
-export function defaultName(kind: string, file: string, what: unknown): string {
+export function defaultStudyName(kind: string, file: string, what: unknown): string {
   const hash = digestText(canonical(what)).slice(0, 6);
   return `${kind}-${experimentName(file).slice(0, 30)}-${hash}`;
 }
@@ -331,7 +331,9 @@ function tellProgress(progress: Progress, trialCount: number): (event: StudyEven
     const { id, index, point, end } = trial;
     const best = bestEvaluation(trial);
     progress.event(`trial-${kind}`, { run: id, index, point, reason, best, end });
-    const result = best ? `: loss ${short(best.loss)}, error ${errorOf(trial)(best.error)}` : '';
+    const result = best
+      ? `: loss ${fourDigits(best.loss)}, error ${errorOf(trial)(best.error)}`
+      : '';
     const what = kind === 'ended' ? (trial.end?.kind ?? kind) : kind;
     progress.note(
       kind === 'started' ? `${id} started: ${reason}` : `${id} ${what}${result} (${reason})`,

@@ -14,6 +14,7 @@ import type { ForkOrigin } from '../../server/core/run/state.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { type DataFacts, forkNote, unpackTransform } from '../../shared/data-facts.ts';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
+import { isOver } from '../../shared/phases.ts';
 import type { DataSummary, Phase } from '../../shared/protocol.ts';
 import { parseReading } from '../../shared/reading.ts';
 import type { CheckpointSummary, Evaluation, RunData, RunDetail } from '../../shared/rest.ts';
@@ -161,7 +162,7 @@ export async function writtenCheckpoints(
   client: Pick<RestClient, 'checkpoints'>,
   { id, best, phase }: Pick<RunDetail, 'id' | 'best' | 'phase'>,
 ): Promise<CheckpointSummary[]> {
-  const over = phase === 'finished' || phase === 'stopped' || phase === 'failed';
+  const over = isOver(phase);
   for (let waited = 0; ; waited += POLL_MS) {
     const checkpoints = await client.checkpoints(id);
     const complete =

@@ -5,7 +5,7 @@ import { describeError } from '../../server/http/describe-error.ts';
 import { DownpourError, ERRORS } from '../../shared/errors.ts';
 import type { Prediction } from '../../shared/prediction.ts';
 import { VERSION } from '../../shared/version.ts';
-import { pictureOf } from '../../worker/data/pictures/pictures.ts';
+import { decodePicture } from '../../worker/data/pictures/pictures.ts';
 import { BadExample } from '../../worker/serving/encode.ts';
 import { inputsOf } from '../../worker/serving/exported-model.ts';
 import { print, untilInterrupted } from '../options.ts';
@@ -113,7 +113,7 @@ export async function modelApp(predictor: Predictor): Promise<FastifyInstance> {
 async function picture(example: unknown, i: number): Promise<unknown> {
   const text = (example as { picture?: unknown } | null)?.picture;
   if (typeof text !== 'string') return example;
-  const { width, height, rgba } = await pictureOf(Buffer.from(text, 'base64'), `example ${i}`);
+  const { width, height, rgba } = await decodePicture(Buffer.from(text, 'base64'), `example ${i}`);
   return { width, height, data: rgba };
 }
 

@@ -13,6 +13,7 @@ import { eachOf } from '../../shared/each-of.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
+import { isOver } from '../../shared/phases.ts';
 import type { RunState } from '../core/run/state.ts';
 import { Run } from '../core/run.ts';
 import { restoreShards } from '../shards/checkpoint.ts';
@@ -22,7 +23,7 @@ import { nextLife, noteProgress, readProgress } from './lives.ts';
 import type { Removals } from './removal.ts';
 import { optionsOf, type RunRecords, recordOf } from './run-records.ts';
 import { bestAmong } from './saver.ts';
-import { summaryOf, type WriteState, type WriteTask } from './write-state.ts';
+import { type WriteState, type WriteTask, writtenSummary } from './write-state.ts';
 
 /** Between two lines that say how far the reading is. */
 const PROGRESS_MS = 2_000;
@@ -53,8 +54,6 @@ export interface KnownRun {
   readonly bundle: string | null;
 }
 
-const OVER: readonly string[] = ['finished', 'stopped', 'failed'];
-
 /** Makes the runs of a state folder anew: from checkpoints, from the registry, from a standby's replicas. */
 export class Recovery {
   readonly #options: RecoveryOptions;
@@ -77,7 +76,7 @@ export class Recovery {
   async recover(replicas: ReadonlyMap<string, Run> | null = null): Promise<Run[]> {
     const all = await this.known(replicas);
     const runs: Run[] = [];
-    const told = progressOf(all.length, this.#options);
+    const told = readingProgress(all.length, this.#options);
     for (const known of all) {
       told(runs.length);
       const run = await this.read(known, replicas);
@@ -111,10 +110,9 @@ export class Recovery {
     });
     const ofRecord = (record: RunRecord): KnownRun => {
       const { id, phase, bundle } = record;
-      const isOver = OVER.includes(phase);
       const isArchived = Object(record.labels).archived === true;
       const sentAs = typeof bundle === 'string' ? bundle : null;
-      return { id, record, isOver, isArchived, bundle: sentAs };
+      return { id, record, isOver: isOver(phase), isArchived, bundle: sentAs };
     };
     const unknown = { record: null, isOver: false, isArchived: false, bundle: null };
     const ofFolder = (id: string): KnownRun => ({ id, ...unknown });
@@ -293,7 +291,7 @@ export class Recovery {
       return fresh;
     }
     const state = this.#options.stateOf(run);
-    state.latest = summaryOf(checkpoint.manifest);
+    state.latest = writtenSummary(checkpoint.manifest);
     state.latestBytes = checkpoint.manifest.bytes;
     state.lastStep = run.step;
     state.best = bestAmong(manifests, run);
@@ -367,7 +365,7 @@ export class Recovery {
 }
 
 /** Says how far the reading of so many is, where it takes long. */
-export function progressOf(
+export function readingProgress(
   count: number,
   { now, log }: { readonly now: () => number; readonly log: Log },
 ): (done: number) => void {

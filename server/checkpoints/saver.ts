@@ -12,7 +12,7 @@ import { saveShards } from '../shards/checkpoint.ts';
 import type { ShardPool } from '../shards/pool.ts';
 import type { StateStore } from '../store/state-store.ts';
 import type { SharedCopies } from './copies.ts';
-import { summaryOf, type WriteState } from './write-state.ts';
+import { type WriteState, writtenSummary } from './write-state.ts';
 import type { CheckpointWriter } from './writer.ts';
 
 export interface SaverOptions {
@@ -62,7 +62,7 @@ export class CheckpointSaver {
     state.counts.seconds.add((now() - began) / 1000);
     if (kind === 'best') state.best = { step, file: manifest.file };
     if (kind === 'last') {
-      state.latest = summaryOf(manifest);
+      state.latest = writtenSummary(manifest);
       state.latestBytes = manifest.bytes;
       this.#sayLeftOut(run, state, manifest.leftOut ?? []);
     }

@@ -78,6 +78,8 @@ export function newWriteState(step: number, now: number): WriteState {
 }
 
 /** As REST tells of it. */
-export function summaryOf(manifest: CheckpointManifest): NonNullable<RunSummary['checkpoint']> {
+export function writtenSummary(
+  manifest: CheckpointManifest,
+): NonNullable<RunSummary['checkpoint']> {
   return { step: manifest.step, file: manifest.file, at: manifest.createdAt };
 }

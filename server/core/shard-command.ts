@@ -239,6 +239,6 @@ const known = compile(
 );
 
 /** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
-export function checkCommand(command: { readonly kind: string }): ShardCommand {
+export function checkShardCommand(command: { readonly kind: string }): ShardCommand {
   return check(known, command, 'kind', 'command') as ShardCommand;
 }

@@ -12,7 +12,7 @@ import { clipOf } from './outer.ts';
 import { Parameters } from './parameters.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
 import { Snapshot } from './snapshot.ts';
-import { type CopyVector, payloadLimits, placesOf, slice, VECTOR } from './vectors.ts';
+import { type CopyVector, payloadLimits, slice, VECTOR, vectorPlaces } from './vectors.ts';
 
 /**
  * A shard: it holds a range of the vector of each run, and does with it what the coordinator has decided,
@@ -323,7 +323,7 @@ export class Shard {
     this.#runs.set(run, {
       layout,
       config,
-      parameters: new Parameters(layout, config, placesOf(config, whole)),
+      parameters: new Parameters(layout, config, vectorPlaces(config, whole)),
       captures: new Map(),
       saved: new Map(),
       landed: new Map(),

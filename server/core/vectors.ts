@@ -48,7 +48,7 @@ export const NO_PLACES: VectorPlaces = { velocities: 0, collected: 0, sent: 0 };
  * The same on all shards of a run. @param layout of the whole model.
  * @throws DownpourError DP_LAYOUT_INVALID: it is too large for an aggregate that keeps each push.
  */
-export function placesOf(config: VectorConfig, layout: Layout): VectorPlaces {
+export function vectorPlaces(config: VectorConfig, layout: Layout): VectorPlaces {
   const { consistency } = config;
   const velocities = velocityCount(config, layout);
   const left = bytesLeft(config, layout);

@@ -1,6 +1,7 @@
 import type { Readable } from 'node:stream';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
+import { isFinal } from '../../shared/phases.ts';
 import type { Bundle } from '../../shared/rest.ts';
 import type { Run } from '../core/run.ts';
 import type { Bundles } from './bundles.ts';
@@ -29,9 +30,8 @@ export class SentExperiments {
     this.#bundles = bundles;
     for (const run of this.#runs()) this.sayMissing(run);
     // What a finished or failed run named is of use to nobody but a late `test`.
-    const isOver = ({ phase }: Run) => phase === 'finished' || phase === 'failed';
     bundles.needed = () => {
-      const open = this.#runs().filter((run) => !isOver(run));
+      const open = this.#runs().filter((run) => !isFinal(run.phase));
       const named = open.flatMap(({ options }) => options.bundle ?? []);
       return new Set([...named, ...this.#bundlesToCome()]);
     };

@@ -48,9 +48,9 @@ import {
   aheadOf,
   hasExperiment,
   helloBytes,
-  keyOf,
   mayServeOthers,
   missingExperiments,
+  workerKey,
 } from './suitability.ts';
 
 /**
@@ -357,7 +357,7 @@ export class WorkerSession {
     // It is kept as long as the connection lasts.
     this.#helloBytes = helloBytes(hello);
     this.#fleet.line.memory.change(this.#desk.account, this.#helloBytes);
-    this.#key = keyOf(hello, this.holder);
+    this.#key = workerKey(hello, this.holder);
     this.#pushCall = new PushCall(this.#key);
     this.#assignCall = new AssignCall(this.#key, this.#answers.sent);
     this.#fleet.workers.welcome(this);

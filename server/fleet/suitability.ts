@@ -13,7 +13,7 @@ import type { Run } from '../core/run.ts';
 /** Which runs a worker can serve, by what its `hello` says. */
 
 /** What tells a worker's pushes from all others': its name, its process, and whose token it has, if there are tokens. */
-export function keyOf({ worker, incarnation }: Hello, holder: string | null): string {
+export function workerKey({ worker, incarnation }: Hello, holder: string | null): string {
   if (holder === null) return `${worker}/${incarnation}`;
   return `${worker}/${incarnation}/${createHash('sha256').update(holder).digest('hex').slice(0, 16)}`;
 }

@@ -49,11 +49,13 @@ export function textOf(entries: readonly ListEntry[]): string {
 
 /** All that there can be, by default. @throws DownpourError DP_BODY_INVALID. */
 export function limitWanted(text: string | undefined): number {
-  return text === undefined ? LIMITS.runCountMax : numberIn('limit', text, 1, LIMITS.runCountMax);
+  return text === undefined
+    ? LIMITS.runCountMax
+    : queryNumber('limit', text, 1, LIMITS.runCountMax);
 }
 
 /** @throws DownpourError DP_BODY_INVALID. */
-export function numberIn(name: string, text: string, least: number, most: number): number {
+export function queryNumber(name: string, text: string, least: number, most: number): number {
   const value = /^\d{1,6}$/.test(text) ? Number(text) : Number.NaN;
   if (value >= least && value <= most) return value;
   throw new DownpourError(

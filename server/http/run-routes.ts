@@ -30,7 +30,7 @@ import {
   Id,
   JSON_TYPE,
   limitWanted,
-  numberIn,
+  queryNumber,
   schema,
   textOf,
   Which,
@@ -241,7 +241,7 @@ function addCurves(app: FastifyInstance, coordinator: Coordinator): void {
     ),
     ({ params, query: { lines } }) => {
       const most = LIMITS.runLogLinesMax;
-      const limit = lines === undefined ? most : numberIn('lines', lines, 1, most);
+      const limit = lines === undefined ? most : queryNumber('lines', lines, 1, most);
       return coordinator.asides.log.of(coordinator.mustFind(params.id).id, limit);
     },
   );
@@ -310,5 +310,7 @@ function addCheckpoints(
 /** @throws DownpourError DP_BODY_INVALID. */
 function pointsWanted(text: string | undefined): number | undefined {
   const { curvePointsMin, curvePointsMax } = LIMITS;
-  return text === undefined ? undefined : numberIn('points', text, curvePointsMin, curvePointsMax);
+  return text === undefined
+    ? undefined
+    : queryNumber('points', text, curvePointsMin, curvePointsMax);
 }

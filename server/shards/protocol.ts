@@ -11,7 +11,7 @@ import {
   SessionId,
   Text,
 } from '../../shared/protocol.ts';
-import { checkCommand, Float, type ShardCommand, VectorName } from '../core/shard-command.ts';
+import { checkShardCommand, Float, type ShardCommand, VectorName } from '../core/shard-command.ts';
 
 /**
  * What the coordinator and a shard say to each other, on `/control` of the shard. They are of one release:
@@ -38,7 +38,7 @@ const TakeSchema = Type.Object(
   },
   closed,
 );
-/** See `checkCommand`. */
+/** See `checkShardCommand`. */
 const CommandSchema = Type.Object(
   {
     type: Type.Literal('command'),
@@ -138,7 +138,7 @@ const fromShard = compile({
 /** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
 export function checkToShardControl(header: { readonly type: string }): ToShardControl {
   const message = check(toShard, header) as ToShardControl;
-  if (message.type === 'command') checkCommand(message.command);
+  if (message.type === 'command') checkShardCommand(message.command);
   return message;
 }
 

@@ -1,5 +1,6 @@
 import { bytesOf, packPayload } from '../../shared/codec.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../../shared/errors.ts';
+import { isFinal } from '../../shared/phases.ts';
 import type { ServerAddress } from '../../shared/protocol.ts';
 import type { StandbyFacts } from '../../shared/rest.ts';
 import { VERSION } from '../../shared/version.ts';
@@ -415,8 +416,7 @@ export class Replication {
   /** Beside the runs: it is read from disk, one after the other. */
   #tellBundle(standby: Standby, { phase, options: { bundle: sha256 } }: Run): void {
     const { bundle, log } = this.#options;
-    const isOver = phase === 'finished' || phase === 'failed';
-    if (!bundle || sha256 === undefined || isOver || standby.bundles.has(sha256)) return;
+    if (!bundle || sha256 === undefined || isFinal(phase) || standby.bundles.has(sha256)) return;
     standby.bundles.add(sha256);
     this.#bundling = this.#bundling.then(async () => {
       if (this.#standby !== standby) return;

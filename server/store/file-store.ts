@@ -35,12 +35,12 @@ import {
   checkName,
   fenced,
   inOrderOfCreation,
-  isSame,
+  isSameBest,
   type OwnerLease,
   type RunRecord,
+  recordOfManifest,
   refuseNotFinite,
   type StateStore,
-  summaryOf,
 } from './state-store.ts';
 
 const SHARDS_FOLDER = '.shards';
@@ -196,7 +196,7 @@ class FileStore implements StateStore {
   ): Promise<{ readonly moved: boolean }> {
     return this.#change(token, run, 'registry', async () => {
       const { last, checkpoints } = await this.#registry(run);
-      const summary = summaryOf(manifest);
+      const summary = recordOfManifest(manifest);
       const { file, step, kind } = summary;
       const goesBack = last !== null && last.token === token && step < last.step;
       const moved = kind !== 'best' && !goesBack;
@@ -246,7 +246,7 @@ class FileStore implements StateStore {
       if (old === null || best.value < old.value) {
         return { write: { value: best }, result: { kept: true, best } };
       }
-      return { result: { kept: isSame(old, best), best: old } };
+      return { result: { kept: isSameBest(old, best), best: old } };
     });
   }
 

@@ -21,9 +21,9 @@ import {
   fenced,
   type OwnerLease,
   type RunRecord,
+  recordOfManifest,
   refuseNotFinite,
   type StateStore,
-  summaryOf,
 } from './state-store.ts';
 
 // While Redis is away its records wait in the state folder, and are written when it is back, in the
@@ -246,7 +246,7 @@ class JournaledStore implements StateStore {
     run: string,
     given: CheckpointRecord,
   ): Promise<{ readonly moved: boolean | null }> {
-    const manifest = summaryOf(given);
+    const manifest = recordOfManifest(given);
     const operation: StoreOperation = { op: 'publish', run: checkName(run), manifest };
     const now = () => this.#store.publishCheckpoint(token, run, manifest);
     return (await this.#write(token, operation, now)) ?? { moved: null };

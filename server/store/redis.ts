@@ -26,12 +26,12 @@ import {
   checkName,
   fenced,
   inOrderOfCreation,
-  isSame,
+  isSameBest,
   type OwnerLease,
   type RunRecord,
+  recordOfManifest,
   refuseNotFinite,
   type StateStore,
-  summaryOf,
 } from './state-store.ts';
 
 const checkRun = checkOf<RunRecord>(RunRecordSchema);
@@ -194,7 +194,7 @@ class RedisStore implements StateStore {
     manifest: CheckpointRecord,
   ): Promise<{ readonly moved: boolean }> {
     const { file, step, kind } = manifest;
-    const summary = losslessJson(summaryOf(manifest));
+    const summary = losslessJson(recordOfManifest(manifest));
     const args = [run, file, summary, step, kind === 'best' ? 0 : 1];
     const [moved] = await this.#write(token, PUBLISH, this.#checkpointKeys(run), args);
     return { moved: moved === 1 };
@@ -235,7 +235,7 @@ class RedisStore implements StateStore {
     const args = [checkName(run), losslessJson(best), String(best.value)];
     const [text] = await this.#write(token, BEST, [hash], args);
     const kept = parseRecord(`${hash} ${run}`, String(text), checkBest);
-    return { kept: isSame(kept, best), best: kept };
+    return { kept: isSameBest(kept, best), best: kept };
   }
 
   async getBest(run: string): Promise<BestRecord | null> {

@@ -123,7 +123,7 @@ export function checkName(run: string): string {
   throw new DownpourError('DP_CONFIG_INVALID', `run ${shown} must be named like ${NAME_PATTERN}`);
 }
 
-export function summaryOf(manifest: CheckpointRecord): CheckpointRecord {
+export function recordOfManifest(manifest: CheckpointRecord): CheckpointRecord {
   const { state: _, ...summary } = manifest as CheckpointManifest;
   return summary;
 }
@@ -142,7 +142,7 @@ export function byId(shards: readonly ShardRecord[]): ShardRecord[] {
 }
 
 /** The same record again, as after a lost reply: it is the one that is kept. */
-export function isSame(a: BestRecord, b: BestRecord): boolean {
+export function isSameBest(a: BestRecord, b: BestRecord): boolean {
   return a.value === b.value && a.step === b.step && a.checkpoint === b.checkpoint;
 }
 

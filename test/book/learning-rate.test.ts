@@ -10,7 +10,7 @@ import {
   type RangeTest,
   type Suggestion,
 } from '../../study/learning-rate.ts';
-import { pictureOf } from '../../study/plot.ts';
+import { plotSvg } from '../../study/plot.ts';
 import { meanOf } from '../../study/statistics.ts';
 import { listPlan, type Trial, trialValue } from '../../study/study.ts';
 import { openEngine } from '../../worker/engine.ts';
@@ -45,7 +45,7 @@ test('§11.4.1: the rate of lr-find, unchanged, trains within 0.3 points of the 
   expect(learningRate).toBeGreaterThan(best);
   expect(learningRate).toBeLessThan(unstable!);
   expect(found.advice).toContain(`Use learningRate ${learningRate}`);
-  expect(pictureOf(found.plots['range.svg']!)).not.toMatch(/NaN|Infinity|undefined/);
+  expect(plotSvg(found.plots['range.svg']!)).not.toMatch(/NaN|Infinity|undefined/);
 
   const grid = Array.from({ length: 12 }, (_, i) => 0.001 * 3000 ** (i / 11));
   const seeds = [11, 12];

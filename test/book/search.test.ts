@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Point, Space } from '../../shared/space.ts';
 import { importance } from '../../study/importance.ts';
 import { createSearchPlan, ranked, type SearchSettings } from '../../study/search.ts';
-import { gridPoints, placesFor, placesOf, pointAt, regionAround } from '../../study/space.ts';
+import { gridPoints, placesFor, pointAt, regionAround, unitPoint } from '../../study/space.ts';
 import { meanOf } from '../../study/statistics.ts';
 import type { Trial } from '../../study/study.ts';
 import { openEngine } from '../../worker/engine.ts';
@@ -91,7 +91,7 @@ describe('§11.4.1, if there is time for one hyperparameter only, it is the lear
     const points = randomPoints(space, 80, 1);
     const logs = points.map((point) => Math.log(Math.min(10, quickTraining(point, 1))));
     const [rate, momentum, ...rest] = importance(
-      points.map((point) => placesOf(space, point)),
+      points.map((point) => unitPoint(space, point)),
       logs,
     );
     expect(rate).toBeGreaterThan(momentum!);

@@ -28,7 +28,7 @@ import {
   checkToShard,
   checkWorkerMessage,
 } from '../../shared/protocol.ts';
-import { decodeHeader, encodeHeader } from '../../shared/safetensors.ts';
+import { decodeSafetensorsHeader, encodeSafetensorsHeader } from '../../shared/safetensors.ts';
 import { FRAME_HEAD_MAX, OPCODES, writeFrameHead } from '../../wire/frames.ts';
 import { parseIdx } from '../../worker/data/idx.ts';
 import { parseNpy } from '../../worker/data/npy.ts';
@@ -316,7 +316,7 @@ function safetensors(): Uint8Array[] {
       shape: [i + 1, 2],
       byteLength: 8 * (i + 1),
     }));
-    const header = encodeHeader(entries, count === 2 ? { layout: 'abc' } : {});
+    const header = encodeSafetensorsHeader(entries, count === 2 ? { layout: 'abc' } : {});
     const bytes = entries.reduce((sum, { byteLength }) => sum + byteLength, 0);
     return Buffer.concat([header, new Uint8Array(bytes)]);
   });
@@ -413,7 +413,11 @@ export async function openTargets(): Promise<Target[]> {
     { name: 'WebSocket receiver', corpus: streams, read: receive },
     gradients(),
     { name: 'facts of data', corpus: facts(), read: (b) => void decodeFacts(b) },
-    { name: 'safetensors header', corpus: safetensors(), read: (b) => void decodeHeader(b) },
+    {
+      name: 'safetensors header',
+      corpus: safetensors(),
+      read: (b) => void decodeSafetensorsHeader(b),
+    },
     ...(await checkpoints()),
     { name: 'npy', corpus: npy(), read: (b) => void parseNpy(b, 'f.npy') },
     { name: 'IDX', corpus: idx(), read: (b) => void parseIdx(b, 'f.idx') },

@@ -16,6 +16,7 @@ import { Cluster, FIXTURES } from '../support/cluster.ts';
 const DIGITS = join(FIXTURES, 'digits.ts');
 /** Minibatches that random numbers change: a few epochs say whether it holds. */
 const WIDE = join(FIXTURES, 'wide-digits.ts');
+const FIELDS = join(FIXTURES, 'fields-digits.ts');
 const SHORT: PartialConfig = {
   ...{ epochsMax: 4, earlyStopping: { enabled: false } },
   hyperparameters: { count: 250 },
@@ -42,6 +43,7 @@ async function tensorsOf(id: string): Promise<Map<string, Float32Array>> {
 test.each<[string, string, PartialConfig]>([
   ['digits', DIGITS, {}],
   ['all of the contract', WIDE, SHORT],
+  ['several fields and carried tensors', FIELDS, { ...SHORT, epochsMax: 3 }],
 ])(
   'interrupted and resumed with one worker = uninterrupted, bit for bit: %s',
   async (_, file, own) => {

@@ -6,7 +6,7 @@ import { prepareData } from '../../worker/data/prepare-data.ts';
 import { type EngineName, openEngine } from '../../worker/engine.ts';
 import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
 import { evaluate } from '../../worker/evaluate.ts';
-import { type Batch, checkExperiment, type Experiment } from '../../worker/experiment.ts';
+import { type Batch, type Experiment, mustBeExperiment } from '../../worker/experiment.ts';
 import { createOrders, minibatchSeed } from '../../worker/minibatches.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { seenMinibatch } from '../../worker/seen-minibatch.ts';
@@ -303,7 +303,7 @@ describe('batch', () => {
 
   test('is a function, or one with evaluation: true', () => {
     const check = (batch: unknown) => () =>
-      checkExperiment({ data: () => 0, model: () => 0, loss: 'meanSquaredError', batch }, 'x.ts');
+      mustBeExperiment({ data: () => 0, model: () => 0, loss: 'meanSquaredError', batch }, 'x.ts');
     expect(check(() => 0)).not.toThrow();
     expect(check({ change: () => 0, evaluation: true })).not.toThrow();
     for (const wrong of [1, {}, { change: 1, evaluation: true }, { change: () => 0 }]) {

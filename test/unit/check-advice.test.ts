@@ -9,7 +9,7 @@ import { checkExperiment } from '../../worker/check/check.ts';
 import { checkData } from '../../worker/check/data.ts';
 import type { Finding } from '../../worker/check/finding.ts';
 import { checkOutput, type InitialLoss, judgeInitialLoss } from '../../worker/check/model.ts';
-import { judge } from '../../worker/check/throughput.ts';
+import { judgeThroughput } from '../../worker/check/throughput.ts';
 import {
   checkDirection,
   checkProgress,
@@ -287,25 +287,28 @@ describe('the short trial', () => {
 });
 
 test('no size of a minibatch is advised that there are no examples for', () => {
-  expect(judge([], 4, 'x', 9)).toMatchObject({ verdict: 'ok', numbers: { count: 9, needed: 16 } });
+  expect(judgeThroughput([], 4, 'x', 9)).toMatchObject({
+    verdict: 'ok',
+    numbers: { count: 9, needed: 16 },
+  });
   const timings = [{ size: 16, stepMs: 1, examplesPerSecond: 16_000 }];
-  expect(judge(timings, 4, 'there are 20 training examples', 20).verdict).toBe('ok');
+  expect(judgeThroughput(timings, 4, 'there are 20 training examples', 20).verdict).toBe('ok');
 });
 
 test('a size that is four times as fast is advised, where an epoch still has ten updates', () => {
   const timings = [16, 32, 64, 128, 256].map((size) => ({
     ...{ size, stepMs: 8, examplesPerSecond: 125 * size },
   }));
-  const found = judge(timings, 32, 'x', 10_000);
+  const found = judgeThroughput(timings, 32, 'x', 10_000);
   expect(found).toMatchObject({ verdict: 'advice', numbers: { faster: 128 } });
   expect(found.text).toContain('minibatchSize is 32; 128 has 4 times the examples a second');
   expect(found.next).toContain('try minibatchSize 128');
   // 128 would leave fewer than ten updates of an epoch, and nothing is four times as fast as 128.
-  expect(judge(timings, 32, 'x', 1_279).verdict).toBe('ok');
-  expect(judge(timings, 32, 'x', 1_280).verdict).toBe('advice');
-  expect(judge(timings, 128, 'x', 10_000).verdict).toBe('ok');
+  expect(judgeThroughput(timings, 32, 'x', 1_279).verdict).toBe('ok');
+  expect(judgeThroughput(timings, 32, 'x', 1_280).verdict).toBe('advice');
+  expect(judgeThroughput(timings, 128, 'x', 10_000).verdict).toBe('ok');
   const slower = timings.map((each) => ({ ...each, examplesPerSecond: 1_000 + each.size }));
-  expect(judge(slower, 32, 'x', 10_000).verdict).toBe('ok');
+  expect(judgeThroughput(slower, 32, 'x', 10_000).verdict).toBe('ok');
 });
 
 describe('a tiny set', () => {

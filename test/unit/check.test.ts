@@ -5,7 +5,7 @@ import { random } from '../../shared/random.ts';
 import type { Trial } from '../../study/study.ts';
 import { type TinySettings, tinyPlan, tinyResults } from '../../study/tiny.ts';
 import { checkData } from '../../worker/check/data.ts';
-import { judge } from '../../worker/check/throughput.ts';
+import { judgeThroughput } from '../../worker/check/throughput.ts';
 import type { ExperimentData } from '../../worker/data/examples.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { loadCsv } from '../../worker/data/tables/csv.ts';
@@ -107,20 +107,20 @@ describe('the size of minibatches', () => {
   ];
 
   test('chosen is the smallest of 32 to 256 that is nearly as fast as the fastest of them', () => {
-    const found = judge(timings, 64, 'memory would run short');
+    const found = judgeThroughput(timings, 64, 'memory would run short');
     expect(found).toMatchObject({ verdict: 'ok', numbers: { chosen: 64, largest: 512 } });
     expect(found.text).toContain('memory would run short');
-    expect(judge(timings, 4, 'x')).toMatchObject({
+    expect(judgeThroughput(timings, 4, 'x')).toMatchObject({
       verdict: 'advice',
       next: 'try minibatchSize 64',
     });
   });
 
   test('one that failed is a problem where the configuration asks for it', () => {
-    expect(judge(timings, 1024, '1024 failed: out of memory')).toMatchObject({
+    expect(judgeThroughput(timings, 1024, '1024 failed: out of memory')).toMatchObject({
       verdict: 'problem',
     });
-    expect(judge([], 64, 'x').text).toContain('none');
+    expect(judgeThroughput([], 64, 'x').text).toContain('none');
   });
 });
 

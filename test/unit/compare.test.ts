@@ -2,7 +2,7 @@ import { expect, test } from 'vitest';
 import { resolveConfig } from '../../shared/config.ts';
 import type { ChartFigure } from '../../shared/figure.ts';
 import { chartSvg, PAPER } from '../../shared/plot.ts';
-import { type Compared, differences, groupsOf } from '../../web/compare/groups.ts';
+import { type Compared, differences, runGroups } from '../../web/compare/groups.ts';
 import { meanLine, spansDecades } from '../../web/lines.ts';
 import { colorIn, lineDashesOf, styledColorOf } from '../../web/palette.ts';
 
@@ -20,20 +20,20 @@ test('runs that differ in their seed alone are one group', () => {
     run('c', { learningRate: 0.1, seed: 2 }),
     run('d', { learningRate: 0.2, seed: 1 }, { detail: null }),
   ];
-  expect(groupsOf(runs, 'configuration')).toEqual([
+  expect(runGroups(runs, 'configuration')).toEqual([
     { label: 'learningRate 0.1', runs: ['a', 'c'] },
     { label: 'b', runs: ['b'] },
     // Not read yet.
     { label: 'd', runs: ['d'] },
   ]);
-  expect(groupsOf(runs, 'run').map(({ runs: [id] }) => id)).toEqual(['a', 'b', 'c', 'd']);
+  expect(runGroups(runs, 'run').map(({ runs: [id] }) => id)).toEqual(['a', 'b', 'c', 'd']);
 });
 
 test('another version of the experiment is another configuration', () => {
   const [first, second] = [run('a', {}), run('b', {})];
   const other = { ...second, detail: { ...second.detail!, experimentHash: 'def' } };
-  expect(groupsOf([first, other], 'configuration')).toHaveLength(2);
-  expect(groupsOf([first, second], 'configuration')).toEqual([
+  expect(runGroups([first, other], 'configuration')).toHaveLength(2);
+  expect(runGroups([first, second], 'configuration')).toEqual([
     { label: 'a and 1 more', runs: ['a', 'b'] },
   ]);
 });
@@ -44,8 +44,8 @@ test('groups by study, tag and experiment have the names of these', () => {
     run('b', {}, { tags: ['base', 'wide'], experiment: 'cars' }),
     run('c', {}),
   ];
-  const labels = (by: Parameters<typeof groupsOf>[1]) =>
-    groupsOf(runs, by).map(({ label, runs: ids }) => `${label}: ${ids.join()}`);
+  const labels = (by: Parameters<typeof runGroups>[1]) =>
+    runGroups(runs, by).map(({ label, runs: ids }) => `${label}: ${ids.join()}`);
   expect(labels('study')).toEqual(['search-1: a', 'no study: b,c']);
   expect(labels('tag')).toEqual(['base wide: a,b', 'no tag: c']);
   expect(labels('experiment')).toEqual(['digits: a,c', 'cars: b']);

@@ -13,12 +13,12 @@ import {
   MANIFEST,
   TENSORS,
 } from '../../server/checkpoints/elsewhere/places.ts';
-import { Bucket, placeOf } from '../../server/checkpoints/elsewhere/s3.ts';
+import { Bucket, s3PlaceOf } from '../../server/checkpoints/elsewhere/s3.ts';
 
 const keys = { AWS_ACCESS_KEY_ID: 'AKIAEXAMPLE', AWS_SECRET_ACCESS_KEY: 'a-secret' };
 
 test('an address and the environment say where copies go', () => {
-  expect(placeOf('s3://backups', keys)).toMatchObject({
+  expect(s3PlaceOf('s3://backups', keys)).toMatchObject({
     ...{ bucket: 'backups', prefix: '', region: 'us-east-1' },
     endpoint: 'https://s3.us-east-1.amazonaws.com',
   });
@@ -26,7 +26,7 @@ test('an address and the environment say where copies go', () => {
     ...{ ...keys, AWS_REGION: 'eu-central-1', AWS_ENDPOINT_URL: 'http://other:1' },
     DOWNPOUR_S3_ENDPOINT: 'http://minio:9000/',
   };
-  expect(placeOf('s3://backups/team/a/', elsewhere)).toMatchObject({
+  expect(s3PlaceOf('s3://backups/team/a/', elsewhere)).toMatchObject({
     ...{ bucket: 'backups', prefix: 'team/a/', region: 'eu-central-1' },
     endpoint: 'http://minio:9000',
   });
@@ -49,7 +49,7 @@ test.each([
 ])('%s is refused with what is allowed, and without the secret', (url, env) => {
   let message = '';
   try {
-    placeOf(url, env);
+    s3PlaceOf(url, env);
   } catch (error) {
     expect(error).toMatchObject({ code: 'DP_USAGE' });
     message = (error as Error).message;
@@ -70,7 +70,7 @@ async function bucketThat(answer: Parameters<typeof createServer>[1]): Promise<B
   await new Promise<void>((resolve) => listening.listen(0, '127.0.0.1', resolve));
   const { port } = listening.address() as { port: number };
   const env = { ...keys, DOWNPOUR_S3_ENDPOINT: `http://127.0.0.1:${port}` };
-  return new Bucket(placeOf('s3://backups/team', env), { retryMs: 1, tries: 2 });
+  return new Bucket(s3PlaceOf('s3://backups/team', env), { retryMs: 1, tries: 2 });
 }
 
 async function failureOfPut(bucket: Bucket): Promise<string> {

@@ -14,7 +14,7 @@ import {
 import { errorCode } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { DataSummary } from '../../shared/protocol.ts';
-import { examplesLike, factsOf, mustBeDataOf, summaryOf } from '../../worker/data/facts.ts';
+import { dataSummary, examplesLike, factsOf, mustBeDataOf } from '../../worker/data/facts.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { createProblem, createRun, TENSORS, VirtualWorker } from '../support/regression.ts';
 
@@ -250,7 +250,7 @@ describe('from data and back', () => {
 
   test('data that grew are refused, by both counts and what to do', () => {
     const before = prepareData(data(rows), options);
-    const known = { run: 'r', summary: summaryOf(before, []), facts: factsOf(before) };
+    const known = { run: 'r', summary: dataSummary(before, []), facts: factsOf(before) };
     mustBeDataOf(known, prepareData(data(rows), options));
     const grown = [...rows, 1e15, 1e9];
     expect(() => mustBeDataOf(known, prepareData(data(grown), options))).toThrow(

@@ -255,3 +255,44 @@ describe('an objective that returns gradients', () => {
     );
   });
 });
+
+/** Persistent contrastive divergence: chains that go on where they were (Tieleman 2008). */
+const persistent: Partial<Experiment> = {
+  carried: ({ tf }) => ({ chains: tf.zeros([600, VISIBLE]) }),
+  objective: (args) => {
+    const { tf, batch, carried, training } = args;
+    const units = unitsOf(args);
+    const chains = gibbs(carried.chains!, units, args);
+    const error = freeEnergy(batch.inputs, units).mean();
+    if (!training) return { error };
+    const gradients = difference(tf, units, batch.inputs, chains);
+    return { error, gradients, carried: { chains } };
+  },
+};
+
+describe('persistent chains', () => {
+  test('have the exact gradient as their mean, with one step for each minibatch', async () => {
+    const tape = await build({ objective: exactLoss });
+    const { gradient: exact } = await tape.model.step(tape.minibatch, 1);
+    const meanOf = async (goesOn: boolean) => {
+      const { model, minibatch } = await build(persistent);
+      const parameters = (await model.initialise(4)).slice();
+      const mean = new Float64Array(exact.length);
+      const [burnIn, steps] = [40, 60];
+      for (let step = 0; step < burnIn + steps; step++) {
+        model.load(parameters);
+        const { gradient } = await model.step(minibatch, step);
+        if (goesOn) parameters.set(gradient.subarray(exact.length), exact.length);
+        if (step < burnIn) continue;
+        for (let i = 0; i < mean.length; i++) mean[i]! += gradient[i]! / steps;
+      }
+      return Float32Array.from(mean);
+    };
+    // 600 chains of 60 steps each; those of one chain resemble each other, so a tenth of them counts.
+    const tolerance = 4 * (0.5 / Math.sqrt((600 * 60) / 10)) * Math.sqrt(exact.length);
+    const norm = Math.hypot(...exact);
+    expect(norm * distance(exact, await meanOf(true))).toBeLessThan(tolerance);
+    // And the comparison can fail: chains that begin anew are elsewhere.
+    expect(norm * distance(exact, await meanOf(false))).toBeGreaterThan(2 * tolerance);
+  });
+});

@@ -3,11 +3,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import {
-  checkExperiment,
   experimentName,
   findExperiments,
   hashExperiment,
   loadExperiment,
+  mustBeExperiment,
 } from '../../worker/experiment.ts';
 
 let folder: string;
@@ -49,7 +49,7 @@ describe('an experiment', () => {
       /error is "accuracy"; allowed/,
     ],
   ])('is refused for %s, naming it', (_, value, message) => {
-    expect(() => checkExperiment(value, 'x.ts')).toThrow(message);
+    expect(() => mustBeExperiment(value, 'x.ts')).toThrow(message);
   });
 
   test('is taken when each field is right', () => {
@@ -60,7 +60,7 @@ describe('an experiment', () => {
       metrics: {},
       config: {},
     };
-    expect(checkExperiment(experiment, 'x.ts')).toBe(experiment);
+    expect(mustBeExperiment(experiment, 'x.ts')).toBe(experiment);
   });
 
   test('is loaded from a plain object in any folder', async () => {

@@ -4,14 +4,14 @@ import { resolveConfig } from '../../shared/config.ts';
 import { decodeFacts, encodeFacts } from '../../shared/data-facts.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { checkExperiment as checkAll } from '../../worker/check/check.ts';
-import { examplesLike, factsOf, mustBeDataOf, summaryOf } from '../../worker/data/facts.ts';
+import { dataSummary, examplesLike, factsOf, mustBeDataOf } from '../../worker/data/facts.ts';
 import { gather } from '../../worker/data/gather.ts';
 import { dataOf, type GivenData, type GivenExamples } from '../../worker/data/given.ts';
 import { packData, unpackData } from '../../worker/data/packed.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
-import { checkExperiment, type Experiment, type Tensor } from '../../worker/experiment.ts';
+import { type Experiment, mustBeExperiment, type Tensor } from '../../worker/experiment.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
 
@@ -169,7 +169,7 @@ describe('a model of two inputs and two outputs', () => {
     const again = await buildModel(experiment, config, examplesLike(facts));
     models.push(again);
     expect(again.layout).toEqual(model.layout);
-    const known = { run: 'r', summary: summaryOf(prepared, []), facts };
+    const known = { run: 'r', summary: dataSummary(prepared, []), facts };
     expect(() => mustBeDataOf(known, prepared)).not.toThrow();
     const other = shop();
     (other.train.inputs as { town: { values: Int32Array } }).town.values[3] = 0;
@@ -421,7 +421,7 @@ describe('what does not fit is refused, and the message names the field', () => 
   });
 
   test('wrong forms of losses, weights and metrics by output', () => {
-    const check = (changes: object) => () => checkExperiment({ ...twoInTwoOut, ...changes }, 'x');
+    const check = (changes: object) => () => mustBeExperiment({ ...twoInTwoOut, ...changes }, 'x');
     expect(check({})).not.toThrow();
     expect(check({ loss: {} })).toThrow(/loss is \{\}; allowed: .*object with one of these/);
     expect(check({ lossWeights: { kind: 0 } })).toThrow(/lossWeights .*above 0/);

@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { CompensationUse } from '../../server/core/compensation.ts';
 import { Parameters } from '../../server/core/parameters.ts';
-import { placesOf } from '../../server/core/vectors.ts';
+import { vectorPlaces } from '../../server/core/vectors.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import {
   decodeGradient,
@@ -55,7 +55,7 @@ function pushOf(encoding: Encoding, n: number, seed: number) {
 function create(n: number, config: PartialConfig, seed = 7) {
   const layout = layoutOf(n);
   const resolved = resolveConfig({ learningRate: 0.1 }, config);
-  const parameters = new Parameters(layout, resolved, placesOf(resolved, layout));
+  const parameters = new Parameters(layout, resolved, vectorPlaces(resolved, layout));
   parameters.initialise(normal(layout.size, seed));
   return parameters;
 }
@@ -287,7 +287,7 @@ describe('a gradient that is put right', () => {
 
 describe('room', () => {
   const places = (consistency: NonNullable<PartialConfig['consistency']>, n: number) =>
-    placesOf(
+    vectorPlaces(
       resolveConfig({ consistency }),
       createLayout([{ name: 'w', shape: [n], role: 'trainable' }]),
     );

@@ -6,7 +6,7 @@ import { gather } from '../../worker/data/gather.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
-import { checkExperiment, type Experiment, type Measure } from '../../worker/experiment.ts';
+import { type Experiment, type Measure, mustBeExperiment } from '../../worker/experiment.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { type Tensor, tf } from '../../worker/tf.ts';
 
@@ -307,9 +307,9 @@ describe('metrics of the user', () => {
   ])('cannot be called %j', (name) => {
     const metrics = Object.fromEntries([[name, () => tf.scalar(1)]]);
     const experiment = { data: () => {}, model: () => {}, loss: 'meanSquaredError', metrics };
-    expect(() => checkExperiment(experiment, 'e.ts')).toThrow('metrics has the name');
+    expect(() => mustBeExperiment(experiment, 'e.ts')).toThrow('metrics has the name');
     const fine = { ...experiment, metrics: { 'F1, of class "ä"': () => tf.scalar(1) } };
-    expect(checkExperiment(fine, 'e.ts')).toBe(fine);
+    expect(mustBeExperiment(fine, 'e.ts')).toBe(fine);
   });
 });
 

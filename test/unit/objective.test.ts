@@ -6,7 +6,7 @@ import { prepareData } from '../../worker/data/prepare-data.ts';
 import { type EngineName, openEngine } from '../../worker/engine.ts';
 import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
 import { evaluate } from '../../worker/evaluate.ts';
-import { checkExperiment, type Experiment, type Objective } from '../../worker/experiment.ts';
+import { type Experiment, mustBeExperiment, type Objective } from '../../worker/experiment.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
 
@@ -251,7 +251,7 @@ describe('an objective', () => {
   });
 
   test('stands alone: no loss, no error, no metrics beside it', () => {
-    const check = (changes: object) => () => checkExperiment({ ...autoencoder, ...changes }, 'x');
+    const check = (changes: object) => () => mustBeExperiment({ ...autoencoder, ...changes }, 'x');
     expect(check({})).not.toThrow();
     expect(check({ loss: 'meanSquaredError' })).toThrow(/loss is .*allowed: nothing, because obj/);
     expect(check({ metrics: {} })).toThrow(/metrics is not allowed beside objective/);
@@ -297,6 +297,28 @@ describe.skipIf(!readEngine(engineFolder('cpu')))(
 
     test('if it draws from random alone and reads nothing', async () => {
       expect(await executionOf({})).toBe('graph');
+    });
+
+    test('if it returns gradients, and if it carries tensors', async () => {
+      const execution = await executionOf({
+        carried: ({ tf }) => ({ mean: tf.zeros([3]) }),
+        objective: ({ model, batch, carried, random, training, tf }) => {
+          const mean = carried.mean!.mul(0.9).add(batch.inputs.mean(0).mul(0.1));
+          const code = model.encoder!.apply(batch.inputs.sub(mean));
+          const loss = code.square().mean();
+          if (!training) return { loss };
+          const gradients = Object.fromEntries(
+            ['encoder', 'decoder'].flatMap((name) =>
+              Object.entries(model[name]!.variables).map(([key, value]) => [
+                `${name}/${key}`,
+                tf.mul(value, code.mean()).add(random.normal(value.shape)),
+              ]),
+            ),
+          );
+          return { loss, gradients, carried: { mean } };
+        },
+      });
+      expect(execution).toBe('graph');
     });
 
     let calls = 0;

@@ -1,5 +1,5 @@
 import { expect, test, vi } from 'vitest';
-import { pictureOf } from '../../worker/data/pictures/pictures.ts';
+import { decodePicture } from '../../worker/data/pictures/pictures.ts';
 import { jpg, png } from '../support/pictures.ts';
 
 /** sharp is optional: without it, a picture is read as with it, or refused. */
@@ -8,7 +8,7 @@ vi.mock('sharp', () => {
   throw new Error("Cannot find package 'sharp'");
 });
 
-const read = (bytes: Buffer) => pictureOf(bytes, 'picture.jpg');
+const read = (bytes: Buffer) => decodePicture(bytes, 'picture.jpg');
 
 test('PNG and JPEG never need it', async () => {
   const picture = await read(png(2, 1, (x) => [x, 2, 3]));

@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { DownpourError } from '../../shared/errors.ts';
 import { interpolate } from '../../worker/data/pictures/jpeg-colours.ts';
-import { type Picture, pictureOf } from '../../worker/data/pictures/pictures.ts';
+import { decodePicture, type Picture } from '../../worker/data/pictures/pictures.ts';
 import {
   crc32,
   exifOf,
@@ -19,7 +19,7 @@ import {
 /** A file of a picture becomes what a viewer shows. The right values are Pillow's and a browser's, if no other reason stands there. */
 
 const read = (bytes: Uint8Array, name = 'picture'): Promise<Picture> =>
-  pictureOf(Buffer.from(bytes), name);
+  decodePicture(Buffer.from(bytes), name);
 
 /** Red, green, blue, how opaque. */
 const at = ({ rgba, width }: Picture, x: number, y: number): number[] => [

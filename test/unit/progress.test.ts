@@ -1,12 +1,12 @@
 import { describe, expect, test } from 'vitest';
 import {
   bar,
+  clockText,
   createProgress,
-  duration,
+  fourDigits,
   groups,
   runFacts,
   runLine,
-  short,
   sparkLine,
   table,
 } from '../../cli/output/progress.ts';
@@ -286,12 +286,12 @@ test('an error above 1 is no share, whoever has said nothing', () => {
 test('numbers are short and exact enough', () => {
   expect(groups(1_234_567)).toBe('1,234,567');
   expect(groups(999)).toBe('999');
-  expect(short(0.000123456)).toBe('0.0001235');
-  expect(short(null)).toBe('–');
+  expect(fourDigits(0.000123456)).toBe('0.0001235');
+  expect(fourDigits(null)).toBe('–');
   expect(percent(0.01984)).toBe('1.98 %');
-  expect(duration(59.4)).toBe('59 s');
-  expect(duration(185)).toBe('3:05');
-  expect(duration(7385)).toBe('2:03:05');
+  expect(clockText(59.4)).toBe('59 s');
+  expect(clockText(185)).toBe('3:05');
+  expect(clockText(7385)).toBe('2:03:05');
 });
 
 test('a table has columns as wide as their widest cell', () => {

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import type { RunSummary } from '../../shared/rest.ts';
-import { COLUMNS, metricColumn, metricNames } from '../../web/runs/columns.ts';
-import { linesOf, type WantedRuns } from '../../web/runs/fold.ts';
+import { COLUMNS, metricColumn, metricNamesOfRuns } from '../../web/runs/columns.ts';
+import { listLines, type WantedRuns } from '../../web/runs/fold.ts';
 
 /** What the table of runs shows; that pages show it is in test/system/dashboard.test.ts. */
 
@@ -19,7 +19,7 @@ const wanted = (more: Partial<WantedRuns> = {}): WantedRuns => ({
   ...more,
 });
 const textsOf = (runs: readonly RunSummary[], more?: Partial<WantedRuns>) =>
-  linesOf(runs, wanted(more)).map((line) =>
+  listLines(runs, wanted(more)).map((line) =>
     line.kind === 'run'
       ? `${line.isTrial ? '  ' : ''}${line.run.id}`
       : `${line.study} ×${line.runs.length}`,
@@ -68,7 +68,7 @@ test('metrics of experiments are columns, without those of the training part', (
     run('b', { validation: measured({ f1: 0.8, auc: 0.7 }) }),
     run('c'),
   ];
-  expect(metricNames(runs)).toEqual(['auc', 'f1', 'recall']);
+  expect(metricNamesOfRuns(runs)).toEqual(['auc', 'f1', 'recall']);
   const f1 = metricColumn('f1');
   expect(runs.map(f1.key)).toEqual([0.9, 0.8, null]);
   // What has none is at the end, whichever way.

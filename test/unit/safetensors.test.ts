@@ -2,10 +2,10 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
 import {
-  decodeHeader,
-  encodeHeader,
+  decodeSafetensorsHeader,
+  encodeSafetensorsHeader,
   HEADER_BYTES_MAX,
-  headerLength,
+  safetensorsHeaderLength,
 } from '../../shared/safetensors.ts';
 
 const spec = fc.record({
@@ -32,9 +32,9 @@ describe('the header of a safetensors file', () => {
     fc.assert(
       fc.property(specs, fc.dictionary(fc.string(), fc.string()), (tensors, metadata) => {
         const entries = entriesOf(tensors);
-        const bytes = encodeHeader(entries, metadata);
+        const bytes = encodeSafetensorsHeader(entries, metadata);
         const dataBytes = entries.reduce((sum, e) => sum + e.byteLength, 0);
-        const header = decodeHeader(bytes, bytes.length + dataBytes);
+        const header = decodeSafetensorsHeader(bytes, bytes.length + dataBytes);
         expect(header.dataStart).toBe(bytes.length);
         expect(header.dataStart % 8).toBe(0);
         expect({ ...header.metadata }).toEqual({ ...metadata });
@@ -60,7 +60,7 @@ describe('the header of a safetensors file', () => {
         'AADAPwAAAMAAAEBAAACAQAEC+g==',
       'base64',
     );
-    const { tensors, metadata, dataStart } = decodeHeader(file);
+    const { tensors, metadata, dataStart } = decodeSafetensorsHeader(file);
     expect({ ...metadata }).toEqual({ by: 'numpy' });
     expect(tensors.map(({ name, dtype, shape }) => [name, dtype, shape])).toEqual([
       ['a', 'F32', []],
@@ -105,17 +105,17 @@ describe('the header of a safetensors file', () => {
       /"b" overlaps/,
     ],
   ])('refuses %s, saying so', (_, file, message) => {
-    expect(() => decodeHeader(file)).toThrow(message);
-    expect(codeOf(() => decodeHeader(file))).toBe('DP_CHECKPOINT_CORRUPT');
+    expect(() => decodeSafetensorsHeader(file)).toThrow(message);
+    expect(codeOf(() => decodeSafetensorsHeader(file))).toBe('DP_CHECKPOINT_CORRUPT');
   });
 
   it('takes a header of the largest size and refuses one byte more', () => {
     const prefix = new Uint8Array(8);
     const view = new DataView(prefix.buffer);
     view.setBigUint64(0, BigInt(HEADER_BYTES_MAX), true);
-    expect(headerLength(prefix, 2 ** 40)).toBe(HEADER_BYTES_MAX);
+    expect(safetensorsHeaderLength(prefix, 2 ** 40)).toBe(HEADER_BYTES_MAX);
     view.setBigUint64(0, BigInt(HEADER_BYTES_MAX + 1), true);
-    expect(codeOf(() => headerLength(prefix, 2 ** 40))).toBe('DP_CHECKPOINT_CORRUPT');
+    expect(codeOf(() => safetensorsHeaderLength(prefix, 2 ** 40))).toBe('DP_CHECKPOINT_CORRUPT');
   });
 
   it('is read or refused with its code whatever bytes are changed', () => {
@@ -123,14 +123,14 @@ describe('the header of a safetensors file', () => {
       { name: 'kernel', shape: [3, 2] },
       { name: 'bias', shape: [2] },
     ]);
-    const whole = encodeHeader(entries, { run: 'r' });
+    const whole = encodeSafetensorsHeader(entries, { run: 'r' });
     const change = fc.tuple(fc.nat(whole.length - 1), fc.nat(255));
     fc.assert(
       fc.property(fc.array(change, { minLength: 1, maxLength: 4 }), (changes) => {
         const bytes = whole.slice();
         for (const [at, value] of changes) bytes[at] = value;
         try {
-          for (const t of decodeHeader(bytes, bytes.length + 32).tensors) {
+          for (const t of decodeSafetensorsHeader(bytes, bytes.length + 32).tensors) {
             expect(t.end).toBeLessThanOrEqual(32);
           }
         } catch (error) {
@@ -147,7 +147,7 @@ describe('the header of a safetensors file', () => {
     ['a size that contradicts the shape', [named('a', 8)]],
     ['a shape that is none', [{ name: 'a', shape: [Number.NaN], byteLength: 4 }]],
   ])('does not write %s', (_, tensors) => {
-    expect(codeOf(() => encodeHeader(tensors))).toBe('DP_LAYOUT_INVALID');
+    expect(codeOf(() => encodeSafetensorsHeader(tensors))).toBe('DP_LAYOUT_INVALID');
   });
 });
 

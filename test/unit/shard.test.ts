@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { rangesOf } from '../../server/core/shard.ts';
-import { checkCommand, type ShardCommand } from '../../server/core/shard-command.ts';
+import { checkShardCommand, type ShardCommand } from '../../server/core/shard-command.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';
 import { partition } from '../../shared/partition.ts';
@@ -309,10 +309,16 @@ describe('a checkpoint', () => {
     const session = '0123456789abcdef';
     for (const command of [...first.told, ...two!.told]) {
       const told: ShardCommand = 'session' in command ? { ...command, session } : command;
-      checkCommand(told);
+      checkShardCommand(told);
     }
     const state = saved.state.parameters!;
-    checkCommand({ kind: 'restore', run: 'r', state, best: null, workers: [] } as ShardCommand);
+    checkShardCommand({
+      kind: 'restore',
+      run: 'r',
+      state,
+      best: null,
+      workers: [],
+    } as ShardCommand);
   });
 
   test.each([
@@ -340,9 +346,15 @@ describe('a checkpoint', () => {
     const session = '0123456789abcdef';
     for (const command of [...first.told, ...second.told]) {
       const told: ShardCommand = 'session' in command ? { ...command, session } : command;
-      checkCommand(told);
+      checkShardCommand(told);
     }
     const state = saved.state.parameters!;
-    checkCommand({ kind: 'restore', run: 'r', state, best: null, workers: [] } as ShardCommand);
+    checkShardCommand({
+      kind: 'restore',
+      run: 'r',
+      state,
+      best: null,
+      workers: [],
+    } as ShardCommand);
   });
 });

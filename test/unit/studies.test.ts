@@ -13,7 +13,7 @@ import { curvePlan, curveReport } from '../../study/curve.ts';
 import { contactSheet, matrixFigure } from '../../study/figures.ts';
 import { foldsPlan, foldsReport } from '../../study/folds.ts';
 import { learningRatePlan, learningRateReport } from '../../study/learning-rate.ts';
-import { chart, pictureOf } from '../../study/plot.ts';
+import { chart, plotSvg } from '../../study/plot.ts';
 import type { Report } from '../../study/report.ts';
 import { createSearchPlan, type SearchSettings } from '../../study/search.ts';
 import { searchReport } from '../../study/search-report.ts';
@@ -191,7 +191,7 @@ describe('a study can be looked at while it runs', () => {
           const { trials } = event;
           const now = { ...make(trials), ...{ rows: trialsReport('s', trials).rows } };
           for (const plot of Object.values(now.plots))
-            expect(pictureOf(plot)).not.toMatch(/NaN|Infinity|undefined/);
+            expect(plotSvg(plot)).not.toMatch(/NaN|Infinity|undefined/);
           const told = toldReport({ ...FACTS, kind }, now);
           // As it comes out of JSON.
           expect(valid(JSON.parse(JSON.stringify(told)))).toEqual([]);

@@ -7,7 +7,7 @@ import { curvePlan, curveReport } from '../../study/curve.ts';
 import { foldsPlan, foldsReport } from '../../study/folds.ts';
 import { halving, medianRule } from '../../study/killing.ts';
 import { learningRatePlan, learningRateReport } from '../../study/learning-rate.ts';
-import { pictureOf } from '../../study/plot.ts';
+import { plotSvg } from '../../study/plot.ts';
 import type { Report } from '../../study/report.ts';
 import { createSearchPlan, type SearchSettings } from '../../study/search.ts';
 import { searchReport } from '../../study/search-report.ts';
@@ -182,7 +182,7 @@ describe('whatever trials end in', () => {
           expect(words.join('\n')).not.toMatch(/NaN|undefined|Infinity|\[object|null/);
           expect(report.advice).not.toBe('');
           for (const figure of Object.values(report.plots))
-            expect(pictureOf(figure)).not.toMatch(/NaN|undefined|Infinity/);
+            expect(plotSvg(figure)).not.toMatch(/NaN|undefined|Infinity/);
           for (const row of report.rows) expect(row).toHaveLength(report.headings.length);
           // The command fails where nothing was measured, and there only.
           expect(report.failure === null).toBe(trials.some(isResult));

@@ -6,7 +6,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { newestUnfinished } from '../../cli/runs/train.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import type { Space } from '../../shared/space.ts';
-import { pictureOf } from '../../study/plot.ts';
+import { plotSvg } from '../../study/plot.ts';
 import { createSearchPlan, ranked, type SearchSettings } from '../../study/search.ts';
 import { searchReport } from '../../study/search-report.ts';
 import { conductStudy, type StudyOptions, type Trial } from '../../study/study.ts';
@@ -245,7 +245,7 @@ describe('the report', () => {
       'importance.svg',
     ]);
     for (const plot of Object.values(report.plots))
-      expect(pictureOf(plot)).not.toMatch(/NaN|Infinity|undefined/);
+      expect(plotSvg(plot)).not.toMatch(/NaN|Infinity|undefined/);
     expect(report.advice).toMatch(/best of 20 trials is trial \d+ with a validation error of \d/);
     expect(report.advice).toMatch(/learningRate \d+ %/);
     const shares = report.facts.importance as Record<string, number>;

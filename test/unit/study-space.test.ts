@@ -7,11 +7,11 @@ import {
   defaultSpace,
   gridPoints,
   parseDimension,
-  placeOf,
   placesFor,
-  placesOf,
   pointAt,
   regionAround,
+  unitPlace,
+  unitPoint,
   valueAt,
 } from '../../study/space.ts';
 
@@ -70,7 +70,7 @@ describe('a dimension', () => {
             expect(value).toBeLessThanOrEqual(d.high);
             if (d.kind.endsWith('nteger')) expect(Number.isInteger(value)).toBe(true);
           }
-          const again = valueAt(d, placeOf(d, value));
+          const again = valueAt(d, unitPlace(d, value));
           if (typeof value === 'number') expect(again).toBeCloseTo(value, 9);
           else expect(again).toBe(value);
         }),
@@ -230,7 +230,7 @@ describe('places', () => {
           const best = pointAt(space, places);
           const region = regionAround(space, best, width);
           const inside = placesFor('random', space, 1, index, region);
-          const centre = placesOf(space, best);
+          const centre = unitPoint(space, best);
           Object.values(space).forEach(({ kind }, d) => {
             expect(inside[d]).toBeGreaterThanOrEqual(0);
             expect(inside[d]).toBeLessThanOrEqual(1);

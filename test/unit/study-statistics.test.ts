@@ -4,7 +4,7 @@ import { linearTicks, logTicks } from '../../shared/plot.ts';
 import { quantileOf } from '../../shared/quantile.ts';
 import { random } from '../../shared/random.ts';
 import { importance } from '../../study/importance.ts';
-import { chart, pictureOf } from '../../study/plot.ts';
+import { chart, plotSvg } from '../../study/plot.ts';
 import { estimate, studentCdf, studentQuantile } from '../../study/statistics.ts';
 
 describe("Student's t", () => {
@@ -123,7 +123,7 @@ describe('a plot', () => {
         { name: 'band', style: 'band', points: [{ x: 10, y: 1, low: 0, high: 2 }] },
       ],
     });
-    const picture = pictureOf(figure);
+    const picture = plotSvg(figure);
     expect(picture).toMatch(/^<svg [\s\S]*<\/svg>\n$/);
     expect(picture).toContain('a &lt; b &amp; &quot;c&quot;');
     expect(picture).not.toMatch(/NaN|Infinity|undefined/);
@@ -131,9 +131,7 @@ describe('a plot', () => {
   });
 
   test('of nothing is an empty frame', () => {
-    const empty = pictureOf(
-      chart({ title: 't', x: { label: 'x' }, y: { label: 'y' }, series: [] }),
-    );
+    const empty = plotSvg(chart({ title: 't', x: { label: 'x' }, y: { label: 'y' }, series: [] }));
     expect(empty).not.toMatch(/NaN|Infinity|undefined/);
   });
 
@@ -161,7 +159,7 @@ describe('a plot', () => {
 
   test('of parallel coordinates draws the best trial last and thickest', () => {
     const axis = (label: string) => ({ label, ticks: [{ place: 0, text: '0' }] });
-    const picture = pictureOf({
+    const picture = plotSvg({
       ...{ kind: 'parallel', title: 'trials', axes: [axis('a'), axis('b')] },
       lines: [
         { label: 'trial 0', places: [0, 1], rank: 0 },

@@ -7,7 +7,7 @@ import type { RunConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
 import { type CurveSettings, curvePlan, curveReport } from '../../study/curve.ts';
 import { foldsPlan, foldsReport } from '../../study/folds.ts';
-import { pictureOf } from '../../study/plot.ts';
+import { plotSvg } from '../../study/plot.ts';
 import { extrapolate, fitPowerLaw } from '../../study/power-law.ts';
 import { writeReport } from '../../study/report.ts';
 import { checkTestPart, stoppingPlan, stoppingReport } from '../../study/stopping.ts';
@@ -164,7 +164,7 @@ describe('a learning curve', () => {
     const needed = Number(/needs about (\d+) training/.exec(report.advice)![1]);
     expect(needed).toBeGreaterThan(2300);
     expect(needed).toBeLessThan(3000);
-    expect(pictureOf(report.plots['curve.svg']!)).not.toMatch(/NaN|Infinity|undefined/);
+    expect(plotSvg(report.plots['curve.svg']!)).not.toMatch(/NaN|Infinity|undefined/);
   });
 
   test.each([

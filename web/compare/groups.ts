@@ -21,7 +21,7 @@ export interface RunGroup {
 }
 
 /** Runs of equal configuration except the seed are repetitions of one experiment. */
-export function groupsOf(runs: readonly Compared[], by: GroupBy): RunGroup[] {
+export function runGroups(runs: readonly Compared[], by: GroupBy): RunGroup[] {
   const groups = new Map<string, Compared[]>();
   for (const run of runs) {
     const key = keyOf(run, by);

@@ -2,7 +2,7 @@ import type { RunSummary } from '../../shared/rest.ts';
 import { count, duration, errorOf, short } from '../format.ts';
 import { h } from '../html.ts';
 import { lineDashesOf, styledColorOf } from '../palette.ts';
-import { badge, swatch, tableOf } from '../parts.ts';
+import { badge, swatch, tableElement } from '../parts.ts';
 import type { Difference, RunGroup } from './groups.ts';
 
 /** The tables below compared curves: the runs, and what their configurations differ in. */
@@ -78,7 +78,7 @@ export function differencesTable(
         .map((each) => h('td', { class: 'long' }, h('code', {}, textOf(each)))),
     ),
   );
-  return tableOf('Differences', ['Field', ...headings], rows);
+  return tableElement('Differences', ['Field', ...headings], rows);
 }
 
 const VALUES_SHOWN = 12;

@@ -4,7 +4,7 @@ import { stoppingText } from '../../shared/stopping.ts';
 import { BASE } from '../base.ts';
 import { ago, bytes, count, errorOf, plural, short } from '../format.ts';
 import { h } from '../html.ts';
-import { badge, isActive, tableOf } from '../parts.ts';
+import { badge, isActive, tableElement } from '../parts.ts';
 import { isOperator, state } from '../store.ts';
 
 /** What the cards of a run's page have in them, beside curves. */
@@ -176,7 +176,7 @@ export function checkpointTable(
       ),
     );
   });
-  return tableOf(
+  return tableElement(
     'Checkpoints',
     ['Kind', 'Step', 'Age', 'Size', h('span', { class: 'hidden' }, 'Actions')],
     rows,

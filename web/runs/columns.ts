@@ -36,7 +36,7 @@ export const METRICS_FIRST = 3;
 const ON_TRAINING: readonly string[] = ['trainingLoss', 'trainingError'];
 
 /** Names of the experiments' own metrics, in alphabetical order. */
-export function metricNames(runs: readonly RunSummary[]): string[] {
+export function metricNamesOfRuns(runs: readonly RunSummary[]): string[] {
   const names = new Set<string>();
   for (const { best, validation } of runs) {
     for (const name of Object.keys((best ?? validation)?.metrics ?? {})) names.add(name);
@@ -54,7 +54,7 @@ export const metricColumn = (name: string): RunColumn => ({
 });
 
 /** @param runs of one line: a run, or the trials of a study. */
-export function keyOf({ key, fold }: RunColumn, runs: readonly RunSummary[]): Key {
+export function sortKey({ key, fold }: RunColumn, runs: readonly RunSummary[]): Key {
   const keys = runs.map(key).filter((each) => each !== null);
   if (keys.length <= 1) return keys[0] ?? null;
   if (fold === 'sum') return keys.reduce<number>((sum, each) => sum + Number(each), 0);

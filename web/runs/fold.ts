@@ -1,5 +1,5 @@
 import type { RunSummary } from '../../shared/rest.ts';
-import { keyOf, type RunColumn } from './columns.ts';
+import { type RunColumn, sortKey } from './columns.ts';
 
 /** Which lines the table of runs has: runs, and studies that stand for their trials. */
 
@@ -26,7 +26,7 @@ export interface WantedRuns {
 }
 
 /** A filter is for runs: the trials that match are listed, whether their study is open or not. */
-export function linesOf(runs: readonly RunSummary[], wanted: WantedRuns): ListLine[] {
+export function listLines(runs: readonly RunSummary[], wanted: WantedRuns): ListLine[] {
   const { column, descending, filter, open } = wanted;
   const groups = new Map<string, RunSummary[]>();
   for (const run of runs) {
@@ -38,7 +38,7 @@ export function linesOf(runs: readonly RunSummary[], wanted: WantedRuns): ListLi
   }
   const sign = descending ? -1 : 1;
   const compare = (a: readonly RunSummary[], b: readonly RunSummary[]) => {
-    const [x, y] = [keyOf(column, a), keyOf(column, b)];
+    const [x, y] = [sortKey(column, a), sortKey(column, b)];
     if (x === null || y === null) return x === y ? 0 : x === null ? 1 : -1;
     return x < y ? -sign : x > y ? sign : 0;
   };

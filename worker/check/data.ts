@@ -18,7 +18,7 @@ const HOLD_OUT = 100_000;
 
 /** @param embedding rows of the model's embedding; null: it has none. */
 export function checkData(prepared: PreparedData, embedding: number | null = null): Finding[] {
-  const classes = classesOf(prepared);
+  const classes = exampleClasses(prepared);
   return [
     embedding === null ? checkScale(prepared) : checkIds(prepared, embedding),
     ...(classes ? [checkClasses(classes, prepared.classCount!)] : []),
@@ -37,7 +37,7 @@ export function embeddingRows({ tensors }: Pick<Layout, 'tensors'>): number | nu
 }
 
 /** The class of each training example; null where there is not one an example. */
-export function classesOf({ train, classCount }: PreparedData): Int32Array | null {
+export function exampleClasses({ train, classCount }: PreparedData): Int32Array | null {
   if (classCount === null) return null;
   const { values } = train.targets;
   const size = rowSize(train.targets);

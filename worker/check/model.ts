@@ -1,9 +1,9 @@
 import { random } from '../../shared/random.ts';
 import type { Minibatch, PreparedData } from '../data/examples.ts';
-import { examplesOf } from '../data/gather.ts';
+import { sliceMinibatch } from '../data/gather.ts';
 import type { Experiment } from '../experiment.ts';
 import type { LayerOutput, Model, Output } from '../model.ts';
-import { classesOf, sampleOf } from './data.ts';
+import { exampleClasses, sampleOf } from './data.ts';
 import { type Finding, finding, norm, percent, short, tooFew } from './finding.ts';
 
 /** What can be said of a model with its initial parameters, before any training. */
@@ -260,7 +260,7 @@ function priorsOf(prepared: PreparedData, loss: Experiment['loss']): number | nu
     for (let i = 0; i < values.length; i++) yes += values[i]! / values.length;
     shares.push(yes, 1 - yes);
   } else {
-    const classes = classesOf(prepared);
+    const classes = exampleClasses(prepared);
     if (!classes) return null;
     const counts = new Map<number, number>();
     for (const c of classes) counts.set(c, (counts.get(c) ?? 0) + 1);
@@ -361,7 +361,7 @@ async function checkIndependence(prepared: PreparedData, model: Model): Promise<
   const scale = Math.max(1e-6, norm(all.values) / Math.sqrt(all.values.length));
   let worst = 0;
   for (let i = 0; i < count; i++) {
-    const { values } = await model.predict(examplesOf(together, i, i + 1));
+    const { values } = await model.predict(sliceMinibatch(together, i, i + 1));
     for (let j = 0; j < outputSize; j++) {
       const difference = Math.abs(values[j]! - all.values[i * outputSize + j]!) / scale;
       if (!(difference <= worst)) worst = difference;
@@ -410,7 +410,7 @@ export async function checkActivations(
   }
   const examples = Math.min(ACTIVATION_EXAMPLES, count);
   const outputs = await model.activations(sampleOf(prepared, 'train', ACTIVATION_EXAMPLES));
-  const layers = outputs.filter(({ kind }) => !PASSIVE.includes(kind)).map(stateOf);
+  const layers = outputs.filter(({ kind }) => !PASSIVE.includes(kind)).map(layerState);
   if (layers.length === 0) return [];
   const when = check === 'activations' ? 'At initialisation' : 'After the trial';
   const numbers = { layers };
@@ -454,7 +454,7 @@ export const PASSIVE = [
 ];
 
 /** What the values that a layer gives say of its state. */
-export function stateOf({ layer, activation, values, shape }: LayerOutput): LayerState {
+export function layerState({ layer, activation, values, shape }: LayerOutput): LayerState {
   const units = shape.at(-1) ?? 1;
   const rows = values.length / units;
   let [dead, deviations] = [0, 0];

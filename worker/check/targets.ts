@@ -1,7 +1,7 @@
 import { columnName, rowSize } from '../data/columns.ts';
 import type { Examples, PreparedData } from '../data/examples.ts';
 import { roundedColumns, roundedText } from '../data/precision.ts';
-import { classesOf } from './data.ts';
+import { exampleClasses } from './data.ts';
 import { type Finding, finding, percent } from './finding.ts';
 
 /** Can the targets be learnt from these inputs, and does each part ask for the same? */
@@ -30,7 +30,7 @@ function checkCopies(prepared: PreparedData): Finding | null {
     rows.every((row) => at(targets.values, row, size, t) === targets.values[t]),
   );
   // Where targets are classes, `classes` says it.
-  if (constant.length === size && classesOf(prepared) === null) {
+  if (constant.length === size && exampleClasses(prepared) === null) {
     return finding(
       'targets',
       'problem',
@@ -63,7 +63,7 @@ function checkCopies(prepared: PreparedData): Finding | null {
 
 /** The classes of validation and test against those of training. */
 function checkParts(prepared: PreparedData): Finding | null {
-  const own = classesOf(prepared);
+  const own = exampleClasses(prepared);
   if (own === null || prepared.classCount === null) return null;
   const name = (c: number) => `${c}${prepared.classes?.[c] ? ` ('${prepared.classes[c]}')` : ''}`;
   const counts = countsOf(own, prepared.classCount);
@@ -71,7 +71,7 @@ function checkParts(prepared: PreparedData): Finding | null {
   const numbers: Record<string, unknown> = {};
   for (const part of ['validation', 'test'] as const) {
     const examples: Examples | null = prepared[part];
-    const classes = examples?.count && classesOf({ ...prepared, train: examples });
+    const classes = examples?.count && exampleClasses({ ...prepared, train: examples });
     if (!examples || !classes) continue;
     const there = countsOf(classes, prepared.classCount);
     const unknown = there.findIndex((_, c) => counts[c] === 0 && isNoChance(there, c, own.length));

@@ -78,11 +78,11 @@ export async function checkThroughput(
       break;
     }
   }
-  return judge(timings, config.minibatchSize, why, prepared.train.count);
+  return judgeThroughput(timings, config.minibatchSize, why, prepared.train.count);
 }
 
 /** @param examples of the training part. */
-export function judge(
+export function judgeThroughput(
   timings: readonly SizeTiming[],
   minibatchSize: number,
   why: string,

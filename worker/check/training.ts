@@ -5,7 +5,7 @@ import type { PreparedData } from '../data/examples.ts';
 import { gather } from '../data/gather.ts';
 import { minibatchSeed } from '../minibatches.ts';
 import type { MinibatchMeasures, Model } from '../model.ts';
-import { classesOf, sampleOf } from './data.ts';
+import { exampleClasses, sampleOf } from './data.ts';
 import { type Finding, finding, mean, norm, percent, short, tooFew } from './finding.ts';
 import { checkActivations } from './model.ts';
 
@@ -229,7 +229,7 @@ const LARGE = 0.7;
 
 /** The share of the largest class; null: there are none. */
 function majorityOf(prepared: PreparedData): number | null {
-  const classes = classesOf(prepared);
+  const classes = exampleClasses(prepared);
   if (!classes) return null;
   const counts = new Map<number, number>();
   for (const c of classes) counts.set(c, (counts.get(c) ?? 0) + 1);

@@ -57,7 +57,7 @@ function readingFacts({ reading, names, shape }: Column): Pick<DataFacts, 'readi
 }
 
 /** @param depends fields of the configuration that `data()` has read. */
-export function summaryOf(prepared: PreparedData, depends: readonly string[]): DataSummary {
+export function dataSummary(prepared: PreparedData, depends: readonly string[]): DataSummary {
   return {
     trainCount: prepared.train.count,
     validationCount: prepared.validation.count,
@@ -137,7 +137,7 @@ export interface KnownData {
  * @throws DownpourError DP_DATA_MISMATCH that says what both have, and what to do.
  */
 export function mustBeDataOf({ run, summary, facts }: KnownData, prepared: PreparedData): void {
-  const own = { data: summaryOf(prepared, []), facts: factsOf(prepared) };
+  const own = { data: dataSummary(prepared, []), facts: factsOf(prepared) };
   const difference = dataDifference({ data: summary, facts }, own);
   if (!difference) return;
   throw new DownpourError(

@@ -17,7 +17,7 @@ const WITH_PANDAS = (read: string) =>
 const UNPACK = 'unpack it';
 
 const MAGICS: readonly (readonly [magic: string, at: number, kind: FileKind])[] = [
-  ['PAR1', 0, { what: 'a Parquet file', advice: WITH_PANDAS('read_parquet') }],
+  ['PAR1', 0, { what: 'a Parquet file', advice: 'parquetSource reads it' }],
   ['ARROW1', 0, { what: 'an Arrow (Feather) file', advice: WITH_PANDAS('read_feather') }],
   ['FEA1', 0, { what: 'a Feather file', advice: WITH_PANDAS('read_feather') }],
   ['ORC', 0, { what: 'an ORC file', advice: WITH_PANDAS('read_orc') }],

@@ -142,7 +142,7 @@ function fieldRooms(
 }
 
 /** Some of the examples of a minibatch, as copies. */
-export function examplesOf(minibatch: Minibatch, start: number, end: number): Minibatch {
+export function sliceMinibatch(minibatch: Minibatch, start: number, end: number): Minibatch {
   const { inputs, targets, inputShape, targetShape, fields, count } = minibatch;
   const rowsOf = <V extends Float32Array | Int32Array>(values: V, shape: readonly number[]) =>
     values.slice(start * sizeOf(shape), end * sizeOf(shape)) as V;

@@ -1,5 +1,10 @@
 import { DownpourError } from '../../shared/errors.ts';
-import { DTYPE_BYTES, type Dtype, decodeHeader, encodeHeader } from '../../shared/safetensors.ts';
+import {
+  DTYPE_BYTES,
+  type Dtype,
+  decodeSafetensorsHeader,
+  encodeSafetensorsHeader,
+} from '../../shared/safetensors.ts';
 import { type Column, kindOf } from './columns.ts';
 import { DATA_PARTS, type DataPart, type ExampleField, type ExperimentData } from './examples.ts';
 
@@ -40,7 +45,7 @@ export function packData(data: ExperimentData): Uint8Array[] {
   // The widest first: each column then begins at a multiple of its element's size.
   const bytesOf = ({ dtype }: (typeof columns)[number]) => DTYPE_BYTES[dtype];
   const ordered = columns.sort((a, b) => bytesOf(b) - bytesOf(a));
-  const head = encodeHeader(
+  const head = encodeSafetensorsHeader(
     ordered.map(({ name, dtype, column: { values, shape } }) => ({
       ...{ name, dtype, shape, byteLength: values.byteLength },
     })),
@@ -122,9 +127,9 @@ function parsed(text: string): unknown {
   }
 }
 
-function header(file: Uint8Array): ReturnType<typeof decodeHeader> {
+function header(file: Uint8Array): ReturnType<typeof decodeSafetensorsHeader> {
   try {
-    return decodeHeader(file);
+    return decodeSafetensorsHeader(file);
   } catch (cause) {
     throw corrupt(cause instanceof Error ? cause.message : String(cause), cause);
   }

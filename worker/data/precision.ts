@@ -1,7 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { type Column, columnName, elementAt, isFloat, rowSize } from './columns.ts';
 import type { Examples } from './examples.ts';
-import { type InputTransform, type Lines, linesOf, momentsOf } from './transform.ts';
+import { type InputTransform, type Lines, meanAndDeviation, transformLines } from './transform.ts';
 
 /**
  * Models compute with float32, which keeps 24 bits of a number. A column is refused if this would remove the
@@ -73,13 +73,13 @@ export function inputChecks(column: Column, transform: InputTransform): Rounding
   const scaled =
     kind === 'feature' || (kind === 'global' && (column.shape.length > 2 || rowSize(column) === 1));
   return {
-    lines: linesOf(transform, rowSize(column)),
+    lines: transformLines(transform, rowSize(column)),
     advice: scaled ? null : "set standardise: 'feature', or subtract an offset in data()",
   };
 }
 
 export const targetChecks = (column: Column): RoundingChecks => ({
-  lines: isFloat32(column) ? null : linesOf(NOTHING, rowSize(column)),
+  lines: isFloat32(column) ? null : transformLines(NOTHING, rowSize(column)),
   advice: 'in data(), subtract an offset from the target, its mean for example',
 });
 
@@ -112,9 +112,9 @@ function mustKeepDifferences(
     rounding.add(column);
     if (advice === null || !rounding.changes) continue;
     const size = rowSize(train);
-    deviation ??= momentsOf(train.values, size).deviation;
+    deviation ??= meanAndDeviation(train.values, size).deviation;
     // A value of another part may be far outside; it must differ from others there to be lost.
-    const here = column === train ? deviation : momentsOf(column.values, size).deviation;
+    const here = column === train ? deviation : meanAndDeviation(column.values, size).deviation;
     rounding.mustBeSmall({ deviation, here, advice });
   }
 }
@@ -237,7 +237,7 @@ export function roundedColumns(column: Column): RoundedColumn[] {
     const most = some.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
     // Whole numbers up to 2²⁴ are float32 numbers.
     if (most <= 2 ** 24 && some.every(Number.isInteger)) continue;
-    const deviation = momentsOf(some, 1).deviation[0]!;
+    const deviation = meanAndDeviation(some, 1).deviation[0]!;
     const spacing = 2 ** (Math.floor(Math.log2(most)) - 23);
     const share = spacing / Math.sqrt(12) / deviation;
     if (!(deviation > 0 && share > ROUNDING_SHARE)) continue;

@@ -14,7 +14,7 @@ import { type ChosenRows, fingerprint, rawFingerprint } from './fingerprint.ts';
 import { agreeing, partsOf } from './parts.ts';
 import { mustBeFinite, mustFitFloat32 } from './precision.ts';
 import { split } from './split.ts';
-import { checkTargets, mustVary } from './targets.ts';
+import { mustBeTargets, mustVary } from './targets.ts';
 import { fitTransform, type InputTransform } from './transform.ts';
 
 /** The seeded split, and standardisation by the training part alone (Deep Learning §12.2.1). */
@@ -143,7 +143,7 @@ function checkedPart(given: ExperimentData, loss: string | null): ExperimentData
     mustBeFinite(`inputs of the ${part} part`, inputs);
     if (agreed.classCount === undefined) mustBeFinite(`targets of the ${part} part`, targets);
   }
-  return rowSize(agreed.train.targets) === 0 ? agreed : checkTargets(agreed, loss);
+  return rowSize(agreed.train.targets) === 0 ? agreed : mustBeTargets(agreed, loss);
 }
 
 /** @param name of a field; null: of the inputs and targets that are none. */

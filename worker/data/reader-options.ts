@@ -1,5 +1,5 @@
 import { DownpourError } from '../../shared/errors.ts';
-import { describe, type FieldRules, fieldProblems, isRecord } from '../fields.ts';
+import { type FieldRules, fieldProblems, fieldText, isRecord } from '../fields.ts';
 
 /** The options of readers: a misspelt one must not be read past in silence. */
 
@@ -27,6 +27,12 @@ export const TEST_FRACTION = optional({
   test: (value) => typeof value === 'number' && value >= 0 && value < 1,
 });
 
+/** Where lines about progress go. */
+export const LOG = optional({
+  allowed: 'a function',
+  test: (value) => typeof value === 'function',
+});
+
 /** Options that every reader of files has. */
 export const READ_FIELDS: FieldRules<'bytesMax'> = {
   bytesMax: optional({
@@ -43,7 +49,7 @@ export function checkOptions(reader: string, options: unknown, fields: FieldRule
   const problems = isRecord(options)
     ? fieldProblems(options, fields, 'option')
     : [
-        `the options are ${describe(options)}; allowed: an object of ${Object.keys(fields).join(', ')}`,
+        `the options are ${fieldText(options)}; allowed: an object of ${Object.keys(fields).join(', ')}`,
       ];
   if (problems.length === 0) return;
   throw new DownpourError(
@@ -57,6 +63,6 @@ export function checkPath(reader: string, path: unknown): asserts path is string
   if (isText(path)) return;
   throw new DownpourError(
     'DP_EXPERIMENT_INVALID',
-    `${reader}: the path is ${describe(path)}; allowed: a text that is not empty${path instanceof URL ? ', as fileURLToPath(new URL(…)) gives it' : ''}`,
+    `${reader}: the path is ${fieldText(path)}; allowed: a text that is not empty${path instanceof URL ? ', as fileURLToPath(new URL(…)) gives it' : ''}`,
   );
 }

@@ -79,7 +79,7 @@ export interface NumberRange {
  * @throws DownpourError DP_DATA_MISSING: the read failed or took too long; DP_DATA_CORRUPT: it gave something else than the
  *   numbers asked for; the reason of the signal.
  */
-export async function readRows(
+export async function readSourceRows(
   { source, where }: Pick<Stored, 'source' | 'where'>,
   indices: Int32Array,
   signal?: AbortSignal,

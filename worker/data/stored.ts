@@ -3,7 +3,7 @@ import { ARRAYS, type Column, kindOf, rowSize } from './columns.ts';
 import type { ExampleField, Examples, Minibatch, PreparedData } from './examples.ts';
 import { mapFields } from './fields.ts';
 import { gather, mustHaveExample, partsFor } from './gather.ts';
-import { readRows } from './source.ts';
+import { readSourceRows } from './source.ts';
 import { takeExamples } from './split.ts';
 
 /** Examples of a part, wherever they lie: in memory, or in a source that is asked for them. */
@@ -11,7 +11,7 @@ import { takeExamples } from './split.ts';
 /**
  * Some examples in memory, in the order of the rows.
  * @param rows of the part.
- * @throws DownpourError as `readRows`; the reason of the signal.
+ * @throws DownpourError as `readSourceRows`; the reason of the signal.
  */
 export async function examplesAt(
   examples: Examples,
@@ -21,7 +21,7 @@ export async function examplesAt(
   const { stored, ...part } = examples;
   if (!stored) return takeExamples(part, rows);
   const inSource = stored.rows ? rows.map((row) => stored.rows![row]!) : rows;
-  const read = rows.length === 0 ? {} : await readRows(stored, inSource, signal);
+  const read = rows.length === 0 ? {} : await readSourceRows(stored, inSource, signal);
   const filled = <C extends Column>(column: C, name: string): C => {
     const shape = [rows.length, ...column.shape.slice(1)];
     const values = read[name];
@@ -53,7 +53,7 @@ export interface CollectOptions {
 
 /**
  * The minibatch of some rows of a part, as `gather` gives it. It is a promise only if the part is read from a source.
- * @throws DownpourError DP_DATA_MISMATCH for an index that the part lacks; what `readRows` throws.
+ * @throws DownpourError DP_DATA_MISMATCH for an index that the part lacks; what `readSourceRows` throws.
  */
 export function collect(
   prepared: PreparedData,

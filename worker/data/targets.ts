@@ -12,7 +12,7 @@ const CLASS_LOSSES: readonly unknown[] = ['softmaxCrossEntropy', 'negativeLogLik
  * @returns the data; with one-hot rows of whole numbers as shares of float32.
  * @throws DownpourError DP_DATA_LABEL with part, row and value; DP_EXPERIMENT_INVALID: no classCount.
  */
-export function checkTargets(data: ExperimentData, loss: string | null): ExperimentData {
+export function mustBeTargets(data: ExperimentData, loss: string | null): ExperimentData {
   const given = withShares(data);
   const { classCount } = given;
   if (classCount === undefined && CLASS_LOSSES.includes(loss)) {

@@ -11,7 +11,7 @@ export function fitTransform(inputs: Column, kind: InputTransform['kind']): Inpu
   const size = measuredSize(inputs, kind);
   return size === 0
     ? transformOf(inputs, kind, { mean: [], deviation: [] })
-    : transformOf(inputs, kind, momentsOf(inputs.values, size));
+    : transformOf(inputs, kind, meanAndDeviation(inputs.values, size));
 }
 
 /**
@@ -62,7 +62,7 @@ export interface MeanAndDeviation {
 }
 
 /** Mean and deviation of numbers that are all in memory. @param size features, interleaved. */
-export function momentsOf(values: ArrayLike<number>, size: number): MeanAndDeviation {
+export function meanAndDeviation(values: ArrayLike<number>, size: number): MeanAndDeviation {
   const moments = new RunningMoments(size);
   moments.addFirst(values);
   moments.addSecond(values);
@@ -214,7 +214,7 @@ export interface Lines {
 }
 
 /** The transform, told for each of `size` numbers. */
-export function linesOf(transform: InputTransform, size: number): Lines {
+export function transformLines(transform: InputTransform, size: number): Lines {
   const { scale, mean, inverse } = scalerOf(transform);
   const all = (numbers: Float64Array) =>
     numbers.length === size ? numbers : new Float64Array(size).fill(numbers[0]!);

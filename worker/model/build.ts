@@ -1,6 +1,7 @@
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { STREAMS } from '../../shared/random.ts';
+import { carriedWeights } from '../carried.ts';
 import { sizeOf } from '../data/columns.ts';
 import type { Minibatch } from '../data/examples.ts';
 import type { Experiment, FunctionModel } from '../experiment.ts';
@@ -29,11 +30,12 @@ import { refuseVanishing } from './vanishing.ts';
  */
 export async function buildInstance(
   experiment: Experiment,
-  { hyperparameters }: Pick<RunConfig, 'hyperparameters'>,
+  config: Pick<RunConfig, 'hyperparameters'> & Partial<RunConfig>,
   data: DataShape,
   seed: number,
 ): Promise<Instance> {
   refuseVanishing();
+  const { hyperparameters } = config;
   const release = seedRandom(seed, STREAMS.parameters);
   let built: unknown;
   try {
@@ -63,7 +65,12 @@ export async function buildInstance(
     throw invalid(`tensor '${name}' of the model is ${variable.dtype}; all must be float32`);
   }
   try {
-    if (experiment.objective) return { ...own, outputShape: [] };
+    if (experiment.objective) {
+      const { carried } = experiment;
+      const args = { seed, hyperparameters, inputShape: [...data.inputShape] };
+      const weights = carried ? carriedWeights(carried, args, config) : [];
+      return { ...own, weights: [...own.weights, ...weights], outputShape: [] };
+    }
     return { ...own, outputShape: checkPredictions(experiment, own, data) };
   } catch (error) {
     disposeInstance(own);

@@ -22,6 +22,8 @@ export interface TrainingValues {
   readonly gradients: Readonly<Record<string, Tensor>> | null;
   /** The losses that `loss` is the sum of, where they have names: one may have the name of a group. */
   readonly named?: Readonly<Record<string, Tensor>>;
+  /** What the next minibatch gets, in the order of the layout. */
+  readonly carried: readonly Tensor[];
 }
 
 export interface GoalCall {
@@ -42,7 +44,7 @@ export function goalOfMeasures(
     train({ instance, fields, noise }) {
       const { inputs, targets } = sidesOf(fields, data);
       const loss = trainingLoss(targets, instance.predict(inputs, true, noise));
-      return { loss, gradients: null };
+      return { loss, gradients: null, carried: [] };
     },
     measure({ instance, fields }) {
       const { inputs, targets } = sidesOf(fields, data);

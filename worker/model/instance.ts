@@ -11,6 +11,8 @@ export interface ModelWeight extends TensorSpec {
   readonly calls?: () => number;
   /** Sets, for statistics of a layer, whether it normalises by them in training too, and leaves them alone. */
   readonly freeze?: (frozen: boolean) => void;
+  /** It is carried from minibatch to minibatch: the last of the statistics. */
+  readonly isCarried?: boolean;
 }
 
 /** One model of an experiment with an objective. */
@@ -60,9 +62,9 @@ export function placeWeights(layout: Layout, weights: readonly ModelWeight[]): P
         `when the model is built again, its tensor '${tensor.name}' is different: model() must build the same tensors for every seed`,
       );
     }
-    const { variable, calls, freeze } = weight;
+    const { variable, calls, freeze, isCarried } = weight;
     freeze?.(tensor.role === 'frozen');
-    return calls ? { ...tensor, variable, calls } : { ...tensor, variable };
+    return { ...tensor, variable, ...(calls && { calls }), ...(isCarried && { isCarried }) };
   });
 }
 

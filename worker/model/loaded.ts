@@ -10,6 +10,9 @@ export class LoadedParameters {
   #weights: readonly PlacedWeight[];
   #values: Float32Array | null = null;
   #step = 0;
+  /** Carried tensors that are used in the place of those loaded, from `#carriedStart`; null: there are none. */
+  #carried: Float32Array | null = null;
+  readonly #carriedStart: number;
   /** What is loaded is on the device. */
   #isUploaded = true;
   /** The statistics loaded, by name: a step moves the model's own, and then puts these back. */
@@ -22,6 +25,8 @@ export class LoadedParameters {
   constructor(layout: Layout, weights: readonly PlacedWeight[]) {
     this.#layout = layout;
     this.#weights = weights;
+    const first = weights.find(({ isCarried }) => isCarried);
+    this.#carriedStart = first?.offset ?? layout.exchangedSize;
     this.#holdStatistics();
   }
 
@@ -48,14 +53,23 @@ export class LoadedParameters {
     const flat = tf.tidy(() => tf.concat1d(weights.map(({ variable }) => flatten(variable))));
     values.set(await read(flat));
     this.#values = values;
+    this.#carried = null;
     this.#isUploaded = true;
     this.#keepFrozen(values);
     this.#waiting.clear();
     return values;
   }
 
-  /** @param parameters shape [layout.exchangedSize] or [layout.size]. @throws DownpourError DP_TENSOR_SIZE. */
-  load(parameters: Float32Array, step = 0): void {
+  /** Elements of all carried tensors. */
+  get carriedSize(): number {
+    return this.#layout.exchangedSize - this.#carriedStart;
+  }
+
+  /**
+   * @param parameters shape [layout.exchangedSize] or [layout.size]. @param carried shape [carriedSize].
+   * @throws DownpourError DP_TENSOR_SIZE.
+   */
+  load(parameters: Float32Array, step = 0, carried: Float32Array | null = null): void {
     const { exchangedSize, size } = this.#layout;
     const isWhole = parameters.length === size;
     if (!isWhole && parameters.length !== exchangedSize) {
@@ -66,12 +80,17 @@ export class LoadedParameters {
     }
     this.#values = parameters;
     this.#step = step;
+    this.#carried = carried;
     this.#isUploaded = false;
     if (isWhole) this.#keepFrozen(parameters);
   }
 
   /** The values loaded of one tensor; null: not known, nothing was loaded that has it. */
   valuesOf({ name, role, offset, size }: PlacedTensor): Float32Array | null {
+    const at = offset - this.#carriedStart;
+    if (this.#carried && at >= 0 && role === 'statistics') {
+      return this.#carried.subarray(at, at + size);
+    }
     return role === 'frozen'
       ? (this.#frozen.get(name) ?? null)
       : (this.#values?.subarray(offset, offset + size) ?? null);

@@ -10,7 +10,7 @@ import { type DataShape, hasInputs, hasTargets, invalid } from './data-shape.ts'
 import type { Goal, TrainingValues } from './goal.ts';
 import type { Instance, PlacedWeight } from './instance.ts';
 import type { LoadedParameters } from './loaded.ts';
-import { countOf, fieldsOf, flatten, read } from './tensors.ts';
+import { countOf, fieldTensors, flatten, read } from './tensors.ts';
 
 export interface Step {
   /** Mean over the minibatch, without regularisation; may be NaN or infinite. */
@@ -74,7 +74,7 @@ export class ModelSteps {
     const gradient = values.subarray(0, this.#layout.exchangedSize);
     for (const weight of this.#parameters.weights) {
       const { role, offset, size, momentum, calls } = weight;
-      if (role !== 'statistics') continue;
+      if (role !== 'statistics' || weight.isCarried) continue;
       const times = calls?.() ?? 1;
       if (times === 0) {
         // An objective that did not apply the model has not measured it.
@@ -100,13 +100,13 @@ export class ModelSteps {
     this.#zeros.dispose();
   }
 
-  /** What is fed to a step besides the minibatch: weights, and zeros of these shapes for statistics. */
+  /** What is fed to a step besides the minibatch: weights, what is carried, and zeros of these shapes for statistics. */
   #given(): readonly PlacedWeight[] {
-    return this.#parameters.weights.filter(({ role }) => role !== 'statistics');
+    return this.#parameters.weights.filter((weight) => !isMeasured(weight));
   }
 
   #zeroShapes(): (readonly number[])[] {
-    const statistics = this.#parameters.weights.filter(({ role }) => role === 'statistics');
+    const statistics = this.#parameters.weights.filter(isMeasured);
     return [...new Map(statistics.map(({ shape }) => [String(shape), shape])).values()];
   }
 
@@ -134,7 +134,7 @@ export class ModelSteps {
   /** A step, with tensors of what `#feedsOf` gives, in the same order. */
   #open(instance: Instance, minibatch: Minibatch): Opened {
     this.#parameters.upload();
-    const fields = fieldsOf(minibatch, this.#data);
+    const fields = fieldTensors(minibatch, this.#data);
     const variables = this.#given().map(({ variable }) => variable);
     const zeros = this.#zeroShapes().map((shape) => this.#zeros.of(shape).tensor);
     return {
@@ -158,11 +158,16 @@ export class ModelSteps {
     return tf.tidy(() => {
       const { weights, step } = this.#parameters;
       const trained = weights.filter(({ role }) => role === 'trainable');
-      const statistics = weights.filter(({ role }) => role === 'statistics');
+      const statistics = weights.filter(isMeasured);
       // From 0, one update leaves (1 − momentum) times the minibatch's own value.
       for (const { variable, shape } of statistics) variable.assign(this.#zeros.of(shape).tensor);
       const train = () => this.#goal.train({ instance, fields, noise, onHost, step });
-      const { loss, grads, kept } = this.#goal.givesGradients
+      const {
+        loss,
+        grads,
+        carried,
+        kept = [],
+      } = this.#goal.givesGradients
         ? givenGradients(train, instance, trained)
         : this.#groups
           ? groupGradients(train, instance, trained, this.#groups)
@@ -175,14 +180,18 @@ export class ModelSteps {
         ),
       );
       for (const { variable } of statistics) parts.push(flatten(variable));
+      for (const tensor of carried) parts.push(flatten(tensor));
       const result = tf.concat1d([...parts, flatten(loss)]);
-      loss.dispose();
-      for (const tensor of kept ?? []) tensor.dispose();
+      tf.dispose([loss, ...carried, ...kept]);
       this.#parameters.restoreStatistics();
       return result;
     });
   }
 }
+
+/** What a step measures, unlike what it is given and passes on. */
+const isMeasured = ({ role, isCarried }: PlacedWeight): boolean =>
+  role === 'statistics' && !isCarried;
 
 interface Gradients {
   /** Without regularisation, of shape []. */
@@ -191,6 +200,8 @@ interface Gradients {
   readonly grads: Readonly<Record<string, Tensor>>;
   /** Those that must be disposed of. */
   readonly kept?: readonly Tensor[];
+  /** What the next minibatch gets, in the order of the layout. */
+  readonly carried: readonly Tensor[];
 }
 
 /** The gradient of the loss and of the losses of regularised layers. */
@@ -200,9 +211,11 @@ function lossGradients(
   trained: readonly PlacedWeight[],
 ): Gradients {
   let mean: Tensor | null = null;
+  let next: readonly Tensor[] = [];
   const { value, grads } = tf.variableGrads(
     () => {
-      const { loss } = train();
+      const { loss, carried } = train();
+      next = carried.map((tensor) => tf.keep(tensor.clone()));
       const penalties = instance.penalties();
       if (penalties.length === 0) return loss as Scalar;
       mean = tf.keep(loss.clone());
@@ -210,7 +223,7 @@ function lossGradients(
     },
     trained.map(({ variable }) => variable),
   );
-  return { loss: mean ?? value, grads };
+  return { loss: mean ?? value, grads, carried: next };
 }
 
 /**
@@ -227,11 +240,13 @@ function groupGradients(
   const kept: Tensor[] = [];
   const grads: Record<string, Tensor> = {};
   let mean!: Tensor;
+  let next: readonly Tensor[] = [];
   // While its function runs, the tape of the pass forward is open: each call within goes back over it once.
   tf.engine().gradients(
     () => {
-      const { loss, named = {} } = train();
+      const { loss, named = {}, carried } = train();
       mean = tf.keep(loss.clone());
+      next = carried.map((tensor) => tf.keep(tensor.clone()));
       const penalties = instance.penalties().map((p) => tf.reshape(p, []));
       const own = Object.keys(named).filter((name) => Object.hasOwn(groups, name));
       const others = Object.entries(named).flatMap(([name, each]) =>
@@ -261,7 +276,7 @@ function groupGradients(
     undefined,
     true,
   );
-  return { loss: mean, grads, kept };
+  return { loss: mean, grads, carried: next, kept };
 }
 
 const unreached = (group: string | null, own: readonly string[]) =>
@@ -277,11 +292,11 @@ function givenGradients(
   instance: Instance,
   trained: readonly PlacedWeight[],
 ): Gradients {
-  const { loss, gradients } = train();
+  const { loss, gradients, carried } = train();
   const grads = Object.fromEntries(
     trained.map(({ name, variable }) => [variable.name, gradients![name]!]),
   );
-  if (instance.penalties().length === 0) return { loss, grads };
+  if (instance.penalties().length === 0) return { loss, grads, carried };
   const variables = trained.map(({ variable }) => variable);
   const { grads: more } = tf.variableGrads(() => {
     const penalties = instance.penalties().map((p) => tf.reshape(p, []));
@@ -289,7 +304,7 @@ function givenGradients(
     return tf.addN([...penalties, tf.mul(tf.sum(variables[0]!), 0)]) as Scalar;
   }, variables);
   for (const [name, grad] of Object.entries(more)) grads[name] = tf.add(grads[name]!, grad);
-  return { loss, grads };
+  return { loss, grads, carried };
 }
 
 /** Zeros, one tensor of each shape, kept: assigning one to a variable costs no operation. */

@@ -13,7 +13,7 @@ export const countOf = ({ count, inputs }: Minibatch, { inputShape }: DataShape)
   count ?? inputs.length / sizeOf(inputShape);
 
 /** All fields by name, the caller's to dispose of: `inputs` of shape [n, ...inputShape], `targets`, and the others. */
-export function fieldsOf(minibatch: Minibatch, data: DataShape): Record<string, Tensor> {
+export function fieldTensors(minibatch: Minibatch, data: DataShape): Record<string, Tensor> {
   const { inputs, targets, fields = {} } = minibatch;
   const count = countOf(minibatch, data);
   const dtypeOf = (values: Float32Array | Int32Array) =>
@@ -35,10 +35,10 @@ export function tensorsOf(
   minibatch: Minibatch,
   data: DataShape,
 ): { readonly inputs: Tensors; readonly targets: Tensors } {
-  return sidesOf(fieldsOf(minibatch, data), data);
+  return sidesOf(fieldTensors(minibatch, data), data);
 }
 
-/** @param fields of `fieldsOf` */
+/** @param fields of `fieldTensors` */
 export function sidesOf(fields: Readonly<Record<string, Tensor>>, data: DataShape) {
   const side = (own: Tensor | undefined, names: readonly { readonly name: string }[]): Tensors => {
     if (own && names.length === 0) return own;

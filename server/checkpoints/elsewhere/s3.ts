@@ -51,7 +51,7 @@ const URL_PATTERN =
  * What an address like `s3://bucket/prefix` and the environment say together.
  * @throws DownpourError DP_USAGE that names what is missing or wrong, never a secret.
  */
-export function placeOf(url: string, env: NodeJS.ProcessEnv): S3Place {
+export function s3PlaceOf(url: string, env: NodeJS.ProcessEnv): S3Place {
   const [, bucket, path = ''] = URL_PATTERN.exec(url) ?? [];
   if (bucket === undefined || /\/\/|(^|\/)\.{1,2}(\/|$)/.test(path)) {
     throw new DownpourError(

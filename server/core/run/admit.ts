@@ -63,7 +63,7 @@ export function judgeSender(push: Push, facts: AdmissionFacts): Refusal | null {
 }
 
 /** With the payload, its numbers aside. Call where `judgeSender` has nothing against the push. */
-export function judge(push: Push, facts: AdmissionFacts): Judgement {
+export function judgePush(push: Push, facts: AdmissionFacts): Judgement {
   const { config, fields, worker, problem, lease } = facts;
   if (problem) return reject(problem.code, problem.message);
   if (!lease) {

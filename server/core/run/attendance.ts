@@ -1,7 +1,7 @@
 import { DownpourError } from '../../../shared/errors.ts';
+import { isOver } from '../../../shared/phases.ts';
 import type { Observed } from '../../../shared/protocol.ts';
 import { checkAgreement, type Joining } from '../agreement.ts';
-import { isOver } from './course.ts';
 import { giveBack } from './evaluations.ts';
 import { type RunFields, type RunInternals, secondsOf } from './state.ts';
 
@@ -114,7 +114,7 @@ export function takeSample(
 ): boolean {
   const { roster, observations, vector, robust } = components;
   const record = roster.find(worker);
-  if (isOver(fields) || !vector.layout || !record || record.samplesDue === 0) return false;
+  if (isOver(fields.phase) || !vector.layout || !record || record.samplesDue === 0) return false;
   if (robust.quarantine(worker) !== null) return false;
   record.samplesDue--;
   const known = new Set(vector.layout.tensors.map(({ name }) => name));

@@ -1,15 +1,11 @@
 import { localOf, localOptimizer } from '../../../shared/local-steps.ts';
+import { isOver } from '../../../shared/phases.ts';
 import type { DataSummary, LeasePart } from '../../../shared/protocol.ts';
 import { Leases } from '../leases.ts';
 import { momentumAt } from '../schedule.ts';
 import type { RunFields, RunInternals } from './state.ts';
 
 /** Where a run is in its course: what follows from its fields and its components, and is written down nowhere. */
-
-/** Nothing more will happen unless somebody resumes it. */
-export function isOver({ phase }: Pick<RunFields, 'phase'>): boolean {
-  return phase === 'finished' || phase === 'stopped' || phase === 'failed';
-}
 
 /** Minibatches are given out and pushed. */
 export function isTraining({ phase }: Pick<RunFields, 'phase'>): boolean {
@@ -151,6 +147,6 @@ export function stepsMaxOf(inside: RunInternals): number | null {
 /** Before the first update: so many more must come before it begins. */
 export function workersMissingOf({ options, fields, components }: RunInternals): number {
   const { workersMin } = options.config;
-  if (workersMin === 1 || fields.step > 0 || isOver(fields)) return 0;
+  if (workersMin === 1 || fields.step > 0 || isOver(fields.phase)) return 0;
   return Math.max(0, workersMin - components.roster.attached);
 }

@@ -62,7 +62,7 @@ export function stepsBehind({ lost, restored, step }: RunFields): number {
 }
 
 /** How far a run has come, and all that it knows of lost steps: what the next life must not forget. */
-export function progressOf(fields: RunFields): Seen & LostNote {
+export function runProgress(fields: RunFields): Seen & LostNote {
   const { step, generation, restored, lost } = fields;
   const base = { step: restored.step, generation: restored.generation };
   return { step, generation, base, lost, total: stepsLost(fields) };

@@ -7,7 +7,7 @@ import type { StagedPush } from '../landing-rooms.ts';
 import { clipOf } from '../outer.ts';
 import { momentumAt } from '../schedule.ts';
 import type { StepOptions } from '../step-options.ts';
-import { type AdmissionFacts, judge, judgeSender, type Refusal } from './admit.ts';
+import { type AdmissionFacts, judgePush, judgeSender, type Refusal } from './admit.ts';
 import type { CallOf } from './calls.ts';
 import { learningRateOf, momentumOf, ownMomentumOf, scheduleStepOf } from './course.ts';
 import { groupStepOf } from './groups.ts';
@@ -89,7 +89,7 @@ export class Pushes {
       facts.problem = error;
     }
     facts.lease = leases!.find(push.lease, worker);
-    const judgement = judge(push, facts);
+    const judgement = judgePush(push, facts);
     if (judgement.kind !== 'apply') return this.#refuse(push, judgement, now);
     return this.#apply(call, staged!, judgement.scale);
   }

@@ -401,7 +401,7 @@ const ofVector = ({ specs, parameters }: Vector) => ({
   parameters: parameters?.state() ?? null,
 });
 
-export function stateOf({ options, fields, components }: RunInternals, now: number): RunState {
+export function runStateOf({ options, fields, components }: RunInternals, now: number): RunState {
   return {
     version: 1,
     options,

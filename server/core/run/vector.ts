@@ -23,10 +23,10 @@ import {
   flatTensor,
   isSent,
   type NamedTensor,
-  placesOf,
   slice,
   takeTensor,
   type VectorPlaces,
+  vectorPlaces,
 } from '../vectors.ts';
 import type { InitialLanded, PushPartsLanded, SentTo } from './calls.ts';
 
@@ -114,7 +114,7 @@ export class Vector {
     const unfit =
       ranges.length > 1 ? (shardsProblem(this.#config) ?? groupShardsProblem(this.#config)) : null;
     if (unfit !== null) throw new DownpourError('DP_CONFIG_INVALID', unfit);
-    const places = placesOf(this.#config, layout);
+    const places = vectorPlaces(this.#config, layout);
     this.#parameters = new Parameters(rangeLayout(layout, ranges[0]!), this.#config, places);
     this.#specs = specs;
     this.#frozen = frozen;

@@ -5,6 +5,7 @@ import { DownpourError } from '../../../shared/errors.ts';
 import { groupsOf, mayFreeze } from '../../../shared/groups.ts';
 import type { Labels } from '../../../shared/labels.ts';
 import type { Layout } from '../../../shared/layout.ts';
+import { isOver } from '../../../shared/phases.ts';
 import type { DataSummary, Phase } from '../../../shared/protocol.ts';
 import type {
   Evaluation,
@@ -22,7 +23,6 @@ import type { LostNote, Seen } from './calls.ts';
 import {
   epochOf,
   evaluationSecondsOf,
-  isOver,
   learningRateOf,
   momentumOf,
   phaseStepOf,
@@ -31,15 +31,15 @@ import {
 } from './course.ts';
 import { capturesInUse } from './evaluations.ts';
 import { frozenOf } from './groups.ts';
-import { progressOf, stepsBehind } from './lives.ts';
+import { runProgress, stepsBehind } from './lives.ts';
 import {
   type RunInternals,
   type RunOptions,
   type RunReplica,
   type RunState,
   replicaOf,
+  runStateOf,
   secondsOf,
-  stateOf,
   stepsLost,
 } from './state.ts';
 import type { Vector } from './vector.ts';
@@ -161,7 +161,7 @@ export class RunView {
 
   /** How far it has come, and all that it knows of lost steps: what the next life must not forget. */
   get progress(): Seen & LostNote {
-    return progressOf(this.inside.fields);
+    return runProgress(this.inside.fields);
   }
 
   /** It has parameters. */
@@ -171,7 +171,7 @@ export class RunView {
 
   /** Nothing more will happen unless somebody resumes it. */
   get over(): boolean {
-    return isOver(this.inside.fields);
+    return isOver(this.inside.fields.phase);
   }
 
   /** Its mode waits for this moment, monotonic ms: call `tick` then. Null: it does not. */
@@ -278,7 +278,7 @@ export class RunView {
 
   /** The JSON half of a checkpoint at this step. */
   state(now: number): RunState {
-    return stateOf(this.inside, now);
+    return runStateOf(this.inside, now);
   }
 
   /** The other half: see `Vector.tensors`. */
@@ -329,7 +329,7 @@ function summaryOf(
   const { options, fields, components } = inside;
   const { observations, vector } = components;
   const seconds = secondsOf(fields, now);
-  const speed = isOver(fields) ? null : observations.speed(seconds);
+  const speed = isOver(fields.phase) ? null : observations.speed(seconds);
   const stepsMax = stepsMaxOf(inside);
   const { enabled, metric, patience, afterStop } = options.config.earlyStopping;
   const { edits: _, ...labels } = fields.labels;
@@ -391,7 +391,7 @@ function collectingOf(
   now: number,
 ): NonNullable<RunSummary['collecting']> | null {
   const { mode, collection } = components;
-  if (!mode?.collects || isOver(fields)) return null;
+  if (!mode?.collects || isOver(fields.phase)) return null;
   const { deadline } = mode;
   return {
     pushes: collection.count,

@@ -7,6 +7,7 @@ import {
   checkOptions,
   checkPath,
   isTexts,
+  LOG,
   oneOf,
   optional,
   TEST_FRACTION,
@@ -81,7 +82,7 @@ const FIELDS = {
     allowed: 'a number of bytes above 0',
     test: (value) => typeof value === 'number' && value > 0,
   }),
-  log: optional({ allowed: 'a function', test: (value) => typeof value === 'function' }),
+  log: LOG,
 };
 
 /**

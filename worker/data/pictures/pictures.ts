@@ -52,7 +52,7 @@ export const CONVERT =
  * damaged, too large, or of another size; DP_DATA_MISSING where it cannot be opened, or needs a package.
  */
 export async function readPicture(path: string, like?: SizeOf): Promise<Picture> {
-  return pictureOf(await readDataFile(path, { bytesMax: FILE_BYTES_MAX }), path, like);
+  return decodePicture(await readDataFile(path, { bytesMax: FILE_BYTES_MAX }), path, like);
 }
 
 /** Width and height as a viewer shows it: no pixel is decoded. @throws DownpourError as `readPicture`. */
@@ -66,7 +66,7 @@ function sizeShown({ width, height, orientation }: StoredPicture): readonly [num
 }
 
 /** The same of the bytes of a file. */
-export async function pictureOf(bytes: Buffer, path: string, like?: SizeOf): Promise<Picture> {
+export async function decodePicture(bytes: Buffer, path: string, like?: SizeOf): Promise<Picture> {
   const stored = await openStored(bytes, path);
   const { orientation, frames } = stored;
   const [width, height] = sizeShown(stored);

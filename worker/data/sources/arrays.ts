@@ -7,7 +7,7 @@ import { corrupt } from '../files.ts';
 import { IDX_HEADER_BYTES, idxElements, idxHeader, idxKind, isIdx } from '../idx.ts';
 import { isNpy, NPY_HEADER_BYTES, type NpyHeader, npyElements, npyHeader } from '../npy.ts';
 import { PositionedFile } from '../positioned-file.ts';
-import { checkOptions, isText, isTexts, oneOf, optional } from '../reader-options.ts';
+import { checkOptions, isText, isTexts, LOG, oneOf, optional } from '../reader-options.ts';
 import type { ExampleSource, SourceField } from '../source.ts';
 import { ReadProgress } from './read-progress.ts';
 
@@ -75,9 +75,7 @@ export async function arraySource(
   options: ArraySourceOptions = {},
 ): Promise<ExampleSource> {
   const given = fieldsOf(files);
-  checkOptions('arraySource', options, {
-    log: optional({ allowed: 'a function', test: (value) => typeof value === 'function' }),
-  });
+  checkOptions('arraySource', options, { log: LOG });
   const arrays: [string, ArrayField, ArrayFile][] = [];
   for (const [name, field] of given) {
     arrays.push([name, field, await openArray(field.file, options.log)]);

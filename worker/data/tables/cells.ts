@@ -5,6 +5,14 @@ const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 /** A code such as a zip code: as a number it would lose what tells it from others. */
 const LEADING_ZERO = /^[+-]?0\d/;
 
+/** A cell as a file has it: text of a file of text, else also numbers (NaN: missing) and booleans. */
+export type TableCell = string | number | boolean;
+
+/** What a cell would be in a table of text. */
+export function cellText(cell: TableCell): string {
+  return typeof cell === 'string' ? cell : Number.isNaN(cell) ? '' : String(cell);
+}
+
 /** How numbers are written in a file. */
 export interface NumberForm {
   readonly decimal?: '.' | ',';

@@ -3,7 +3,7 @@ import { DATA_PARTS } from '../examples.ts';
 import { checkOptions, checkPath, isText, optional } from '../reader-options.ts';
 import { CSV_FIELDS, type CsvOptions } from './csv-options.ts';
 import { type CsvData, type PartFile, Table } from './table.ts';
-import { tableFiles } from './table-files.ts';
+import { type TableKind, tableFiles } from './table-files.ts';
 import { parseRows, readRows } from './table-rows.ts';
 
 /**
@@ -68,14 +68,18 @@ export function parseCsv(bytes: Uint8Array, name: string, options: CsvOptions): 
   return table.data();
 }
 
-/** The files of each part, in order: folders and patterns are followed. @param reader its name, for messages */
+/**
+ * The files of each part, in order: folders and patterns are followed.
+ * @param reader its name, for messages @param kind which files of a folder are tables
+ */
 export async function partFiles(
   reader: string,
   files: string | readonly string[] | CsvParts,
+  kind?: TableKind,
 ): Promise<PartFile[]> {
   const parts: PartFile[] = [];
   for (const { part, file } of partsOf(reader, files)) {
-    for (const each of await tableFiles(file)) parts.push({ part, file: each });
+    for (const each of await tableFiles(file, kind)) parts.push({ part, file: each });
   }
   return parts;
 }

@@ -1,6 +1,6 @@
 import { type ColumnReading, DATE_PARTS } from '../../../shared/reading.ts';
 import { corrupt } from '../files.ts';
-import { isMissing, nameOf, shown } from './cells.ts';
+import { cellText, isMissing, nameOf, shown, type TableCell } from './cells.ts';
 import { type DateOrder, type DateParts, dateParts, YEAR_LAST } from './dates.ts';
 import {
   type CellOptions,
@@ -9,6 +9,7 @@ import {
   type Feature,
   Gaps,
   type InputColumn,
+  lineOf,
   NumberList,
 } from './table-columns.ts';
 
@@ -35,12 +36,12 @@ export class DateColumn implements InputColumn {
     this.gaps = new Gaps(name, options, role);
   }
 
-  lacks(cell: string): boolean {
-    return isMissing(nameOf(cell), this.#options.missingTexts);
+  lacks(cell: TableCell): boolean {
+    return isMissing(nameOf(cellText(cell)), this.#options.missingTexts);
   }
 
-  add(cell: string, place: CellPlace): void {
-    const text = nameOf(cell);
+  add(cell: TableCell, place: CellPlace): void {
+    const text = nameOf(cellText(cell));
     if (this.lacks(cell)) {
       this.gaps.add(this.#hours.length, text, place);
       this.#push(null);
@@ -59,8 +60,8 @@ export class DateColumn implements InputColumn {
     if (parts && parts.hour !== null) this.#hasHours = true;
   }
 
-  #problem(text: string, { line }: CellPlace): string {
-    const where = `line ${line}, column '${this.name}': '${shown(text)}'`;
+  #problem(text: string, place: CellPlace): string {
+    const where = `${lineOf(place)}, column '${this.name}': '${shown(text)}'`;
     if (this.#order === undefined && YEAR_LAST.test(text)) {
       return `${where} may be a day and a month or a month and a day; set \`dateOrder: 'dayFirst'\` or \`dateOrder: 'monthFirst'\``;
     }

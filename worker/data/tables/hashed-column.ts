@@ -1,5 +1,5 @@
 import type { ColumnReading } from '../../../shared/reading.ts';
-import { isMissing, nameOf } from './cells.ts';
+import { cellText, isMissing, nameOf, type TableCell } from './cells.ts';
 import {
   type CellOptions,
   type CellPlace,
@@ -33,15 +33,15 @@ export class HashedColumn implements InputColumn {
     this.gaps = new Gaps(name, options, role);
   }
 
-  lacks(cell: string): boolean {
-    return isMissing(nameOf(cell), this.#options.missingTexts);
+  lacks(cell: TableCell): boolean {
+    return isMissing(nameOf(cellText(cell)), this.#options.missingTexts);
   }
 
-  add(cell: string, place: CellPlace): void {
+  add(cell: TableCell, place: CellPlace): void {
     if (this.lacks(cell)) {
-      this.gaps.add(this.#ends.length, nameOf(cell), place);
+      this.gaps.add(this.#ends.length, nameOf(cellText(cell)), place);
     } else {
-      for (const word of wordsOf(cell)) {
+      for (const word of wordsOf(cellText(cell))) {
         const { input, sign } = placeOfWord(word, this.size);
         this.#words.push(2 * input + (sign < 0 ? 1 : 0));
       }

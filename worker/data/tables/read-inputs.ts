@@ -9,9 +9,9 @@ import {
   CategoryColumn,
   type CellOptions,
   featuresOf,
+  featureTable,
   type InputColumn,
   NumberColumn,
-  tableOf,
 } from './table-columns.ts';
 import { readRows } from './table-rows.ts';
 
@@ -69,7 +69,7 @@ export async function readNewTable(
   });
   if (lines.length === 0) throw corrupt(file, 'it has no line after the header');
   const features = columns.flatMap((column, i) => featuresOf(column, reading.columns[i]!));
-  return { inputs: { ...tableOf(features, 0, lines.length), missing: 'mean' }, lines };
+  return { inputs: { ...featureTable(features, 0, lines.length), missing: 'mean' }, lines };
 }
 
 export function columnFor(column: ColumnReading, reading: TableReading): InputColumn {

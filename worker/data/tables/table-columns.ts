@@ -3,6 +3,7 @@ import type { ColumnReading } from '../../../shared/reading.ts';
 import type { Column } from '../columns.ts';
 import { corrupt } from '../files.ts';
 import {
+  cellText,
   givenNames,
   isMissing,
   lookalikes,
@@ -13,6 +14,7 @@ import {
   numberReader,
   type ReadNumber,
   shown,
+  type TableCell,
 } from './cells.ts';
 import { numberProblem } from './number-problem.ts';
 
@@ -25,7 +27,12 @@ const CATEGORIES_MAX = 1000;
 export interface CellPlace {
   readonly file: string;
   readonly line: number;
+  /** `row` where the file has no lines of text; then it counts from 0. */
+  readonly counts?: 'line' | 'row';
 }
+
+/** `line 3`, `row 2`. */
+export const lineOf = ({ line, counts = 'line' }: CellPlace): string => `${counts} ${line}`;
 
 export interface CellOptions extends NumberForm {
   /** Texts that mean a missing value, beside an empty cell. Default: ?, NA, N/A, NaN, null in upper or lower case. */
@@ -40,9 +47,9 @@ export type ColumnRole = 'input' | 'target' | 'new';
 export interface CellColumn {
   readonly name: string;
   /** @throws DownpourError DP_DATA_CORRUPT: the cell is missing, or not what the column holds */
-  add(cell: string, place: CellPlace): void;
+  add(cell: TableCell, place: CellPlace): void;
   /** Whether the value is missing in this cell. */
-  lacks(cell: string): boolean;
+  lacks(cell: TableCell): boolean;
 }
 
 /** A column whose cells are kept. */
@@ -125,13 +132,19 @@ export class NumberColumn implements InputColumn {
     this.gaps = new Gaps(name, options, role);
   }
 
-  lacks(cell: string): boolean {
+  lacks(cell: TableCell): boolean {
+    if (typeof cell !== 'string') return Number.isNaN(cell);
     const text = cell.trim();
     return Number.isNaN(this.#read(text)) && isMissing(text, this.#options.missingTexts);
   }
 
-  add(cell: string, place: CellPlace): void {
-    const text = cell.trim();
+  add(cell: TableCell, place: CellPlace): void {
+    if (typeof cell !== 'string' && Number.isFinite(Number(cell))) {
+      // Adding 0 makes -0 to 0, as in text.
+      this.#numbers.push(Number(cell) + 0);
+      return;
+    }
+    const text = cellText(cell).trim();
     const value = this.#read(text);
     if (!Number.isNaN(value)) {
       this.#numbers.push(value);
@@ -144,7 +157,7 @@ export class NumberColumn implements InputColumn {
     }
     throw corrupt(
       place.file,
-      `line ${place.line}, column '${this.name}': ${numberProblem(text, this.#options, this.#role)}`,
+      `${lineOf(place)}, column '${this.name}': ${numberProblem(text, this.#options, this.#role)}`,
     );
   }
 
@@ -185,14 +198,14 @@ export class CategoryColumn implements InputColumn {
   }
 
   /** A name that was given is never missing. */
-  lacks(cell: string): boolean {
-    const text = nameOf(cell);
+  lacks(cell: TableCell): boolean {
+    const text = nameOf(cellText(cell));
     if (this.#given !== null && this.#given.indexOf(text) >= 0) return false;
     return isMissing(text, this.#options.missingTexts);
   }
 
-  add(cell: string, place: CellPlace): void {
-    const text = nameOf(cell);
+  add(cell: TableCell, place: CellPlace): void {
+    const text = nameOf(cellText(cell));
     let seen = this.#texts.get(text);
     if (seen === undefined) {
       if (this.lacks(text)) {
@@ -212,8 +225,9 @@ export class CategoryColumn implements InputColumn {
     this.#codes.push(seen.code);
   }
 
-  #check(text: string, { file, line }: CellPlace): void {
-    const where = `line ${line}, column '${this.name}'`;
+  #check(text: string, place: CellPlace): void {
+    const { file } = place;
+    const where = `${lineOf(place)}, column '${this.name}'`;
     if (this.#given !== null && this.#given.indexOf(text) >= 0) return;
     if (this.#given !== null) {
       const names = this.#given.names.slice(0, 20).map((name) => `'${shown(name)}'`);
@@ -225,7 +239,7 @@ export class CategoryColumn implements InputColumn {
     if (this.#texts.size < CATEGORIES_MAX) return;
     throw corrupt(
       file,
-      `column '${this.name}' has more than ${CATEGORIES_MAX} categories by line ${line}; does it hold numbers, or identifiers (then name it in \`ignore\`)? If you list the names (\`categories\`, \`classes\`), more are allowed`,
+      `column '${this.name}' has more than ${CATEGORIES_MAX} categories by ${lineOf(place)}; does it hold numbers, or identifiers (then name it in \`ignore\`)? If you list the names (\`categories\`, \`classes\`), more are allowed`,
     );
   }
 
@@ -236,7 +250,7 @@ export class CategoryColumn implements InputColumn {
     if (conflict === null) return this.#list;
     const [a, b] = conflict.map((text) => {
       const place = this.#texts.get(text)?.place;
-      return `'${text}'${place ? ` (${place.file}, line ${place.line})` : ''}`;
+      return `'${text}'${place ? ` (${place.file}, ${lineOf(place)})` : ''}`;
     });
     throw new DownpourError(
       'DP_DATA_CORRUPT',
@@ -303,9 +317,9 @@ export class UnnamedColumn implements CellColumn {
     return false;
   }
 
-  add(cell: string, place: CellPlace): void {
+  add(cell: TableCell, place: CellPlace): void {
     this.#first ??= place;
-    const text = cell.trim();
+    const text = cellText(cell).trim();
     if (text !== '') this.#empty = false;
     // pandas writes an index that went through float64 as 0.0, 1.0, …
     const value = Number(text);
@@ -331,10 +345,10 @@ export class UnnamedColumn implements CellColumn {
     return `${this.name} is left out: it has no name and numbers the rows`;
   }
 
-  #refusal({ file, line }: CellPlace, seen: string) {
+  #refusal(place: CellPlace, seen: string) {
     return corrupt(
-      file,
-      `${this.name} has no name in the header, but it holds ${seen} (line ${line}); name it there, or set \`ignore: ['${this.name}']\``,
+      place.file,
+      `${this.name} has no name in the header, but it holds ${seen} (${lineOf(place)}); name it there, or set \`ignore: ['${this.name}']\``,
     );
   }
 }
@@ -346,16 +360,10 @@ const WAYS: Readonly<Record<ColumnRole, string>> = {
   new: 'fill it in: the model was trained on data that never lacked it',
 };
 
-function missing(
-  column: string,
-  text: string,
-  { file, line }: CellPlace,
-  role: ColumnRole,
-  way = '',
-) {
+function missing(column: string, text: string, place: CellPlace, role: ColumnRole, way = '') {
   return corrupt(
-    file,
-    `line ${line}, column '${column}': the value is missing ('${text}'); ${WAYS[role]}${way}`,
+    place.file,
+    `${lineOf(place)}, column '${column}': the value is missing ('${text}'); ${WAYS[role]}${way}`,
   );
 }
 
@@ -366,7 +374,7 @@ export interface Feature {
 }
 
 /** Rows `from` up to `to` of features side by side. */
-export function tableOf(features: readonly Feature[], from: number, to: number): Column {
+export function featureTable(features: readonly Feature[], from: number, to: number): Column {
   const rows = to - from;
   const width = features.length;
   const values = new Float64Array(rows * width);

@@ -6,14 +6,26 @@ import { DownpourError, errorText } from '../../../shared/errors.ts';
 /** Several files that are one table: a folder of them, or a pattern such as `2026-*.csv`. */
 
 /** Files of a folder that are tables; others in it, such as a README, are left alone. */
-const TABLE = /\.(csv|tsv)(\.gz)?$/i;
+export interface TableKind {
+  readonly fits: RegExp;
+  /** For messages: the endings of their names. */
+  readonly endings: string;
+}
+
+const TEXT: TableKind = {
+  fits: /\.(csv|tsv)(\.gz)?$/i,
+  endings: '.csv, .tsv, .csv.gz or .tsv.gz',
+};
+export const PARQUET: TableKind = { fits: /\.(parquet|pq)$/i, endings: '.parquet or .pq' };
 const FILES_MAX = 10_000;
 
 /** Whether a folder is a table: it has files of tables and no folders, as the folders of classes of pictures are. */
 export async function isTableFolder(folder: string): Promise<boolean> {
   const entries = await listed(folder);
   const shown = entries.filter(({ name }) => !name.startsWith('.'));
-  return shown.some(({ name }) => TABLE.test(name)) && !shown.some((entry) => entry.isDirectory());
+  return (
+    shown.some(({ name }) => TEXT.fits.test(name)) && !shown.some((entry) => entry.isDirectory())
+  );
 }
 
 /**
@@ -21,13 +33,13 @@ export async function isTableFolder(folder: string): Promise<boolean> {
  * folders); or, where the last part of the path has `*` or `?`, the files that fit.
  * @throws DownpourError DP_DATA_MISSING: there are none; DP_EXPERIMENT_INVALID: there are too many.
  */
-export async function tableFiles(path: string): Promise<string[]> {
+export async function tableFiles(path: string, kind: TableKind = TEXT): Promise<string[]> {
   const found = await stat(path).catch(() => null);
   const last = basename(path);
   const isPattern = !found && /[*?]/.test(last);
   if (!found?.isDirectory() && !isPattern) return [path];
   const folder = isPattern ? dirname(path) : path;
-  const fits = isPattern ? patternOf(last) : TABLE;
+  const fits = isPattern ? patternOf(last) : kind.fits;
   const names = (await filesIn(folder)).filter((name) => fits.test(name)).sort();
   if (names.length > FILES_MAX) {
     throw new DownpourError(
@@ -40,7 +52,7 @@ export async function tableFiles(path: string): Promise<string[]> {
     'DP_DATA_MISSING',
     isPattern
       ? `no file in ${folder} fits '${last}'; look at the spelling of the pattern`
-      : `${path} has no table: none of its files ends in .csv, .tsv, .csv.gz or .tsv.gz`,
+      : `${path} has no table: none of its files ends in ${kind.endings}`,
   );
 }
 

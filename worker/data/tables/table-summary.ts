@@ -1,4 +1,4 @@
-import { momentsOf } from '../transform.ts';
+import { meanAndDeviation } from '../transform.ts';
 import { type ColumnProfile, type ProfileOptions, profileTable } from './table-profile.ts';
 
 /** What a column of a table looks like, whatever is wrong with it. */
@@ -53,7 +53,7 @@ function categoriesOf({ kinds, names }: ColumnProfile): Record<string, number> |
 
 /** Mean, standard deviation (of the population) and extremes of numbers; at least one. */
 export function summarise(numbers: ArrayLike<number>) {
-  const { mean, deviation } = momentsOf(numbers, 1);
+  const { mean, deviation } = meanAndDeviation(numbers, 1);
   let min = numbers[0]!;
   let max = min;
   for (let i = 1; i < numbers.length; i++) {

@@ -4,6 +4,7 @@ import type { Column } from '../columns.ts';
 import { DATA_PARTS, type DataPart, type Examples, type ExperimentData } from '../examples.ts';
 import { corrupt } from '../files.ts';
 import { holdOut } from '../split.ts';
+import type { TableCell } from './cells.ts';
 import {
   chooseColumns,
   lacks,
@@ -18,8 +19,8 @@ import {
   type CellColumn,
   type Feature,
   featuresOf,
+  featureTable,
   type InputColumn,
-  tableOf,
   UnnamedColumn,
 } from './table-columns.ts';
 import type { TableFacts, TableHeader } from './table-rows.ts';
@@ -72,7 +73,9 @@ export class Table {
   /** Which column each cell of the file being read belongs to; undefined before its header. */
   #cells: UsedCell[] | undefined;
   #unnamed: UnnamedColumn[] = [];
-  #place: { file: string; line: number } = { file: '', line: 0 };
+  #place: { file: string; line: number; counts: 'line' | 'row' } = {
+    ...{ file: '', line: 0, counts: 'line' },
+  };
   #part: DataPart = 'train';
   #first: (PartFile & { header: TableHeader }) | undefined;
   readonly #names = new Set<string>();
@@ -105,15 +108,16 @@ export class Table {
     }
   }
 
-  begin(part: DataPart, file: string): void {
+  /** @param counts what messages count: `row` where the file has no lines of text */
+  begin(part: DataPart, file: string, counts: 'line' | 'row' = 'line'): void {
     this.#part = part;
-    this.#place = { file, line: 0 };
+    this.#place = { file, line: 0, counts };
     this.#cells = undefined;
     this.#unnamed = [];
   }
 
   /** @returns whether the row is an example: one that lacks a value may be left out. */
-  row(cells: readonly string[], line: number, header: TableHeader): boolean {
+  row(cells: readonly TableCell[], line: number, header: TableHeader): boolean {
     this.#cells ??= this.#open(header);
     this.#place.line = line;
     if (this.#isLeftOut(cells)) return false;
@@ -132,7 +136,7 @@ export class Table {
   }
 
   /** Whether a value is missing that nothing can stand for. */
-  #isLeftOut(cells: readonly string[]): boolean {
+  #isLeftOut(cells: readonly TableCell[]): boolean {
     const { gaps } = this.#options;
     if (gaps === 'refuse') return false;
     const isMissing = ({ column, index }: UsedCell) => column.lacks(cells[index]!);
@@ -148,10 +152,11 @@ export class Table {
     return true;
   }
 
-  end({ count, notes }: TableFacts): void {
+  end({ count, notes }: Pick<TableFacts, 'count' | 'notes'>): void {
     const { file } = this.#place;
     if (count === 0) throw corrupt(file, 'it has no line after the header');
-    if (this.#count === 0) throw corrupt(file, 'a value is missing in each of its lines');
+    if (this.#count === 0)
+      throw corrupt(file, `a value is missing in each of its ${this.#place.counts}s`);
     const all = [...notes, ...this.#unnamed.map((column) => column.end())];
     this.#notes.push(...all.map((note) => (this.#parts.length > 1 ? `${file}: ${note}` : note)));
   }
@@ -191,12 +196,12 @@ export class Table {
       const count = this.#counts[part];
       const to = from + count;
       const column = targets
-        ? tableOf(targets, from, to)
+        ? featureTable(targets, from, to)
         : classNumbers(targetColumns[0] as CategoryColumn, from, to);
       const result = {
         count,
         inputs: {
-          ...tableOf(inputs, from, to),
+          ...featureTable(inputs, from, to),
           ...(hasGaps ? { missing: 'mean' as const } : {}),
           reading,
         },
