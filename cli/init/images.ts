@@ -80,6 +80,9 @@ export async function imagesDraft(
       load: `({ log }) => loadImageFolder(${place}, { ${options.join(', ')} })`,
       model: model === 'cnn' ? cnn(Math.min(height, width)) : MLP,
       minibatch: minibatchSize(Math.round(train.count * (1 - share)), validation !== undefined),
+      policy: grey
+        ? `batch: augment('digits'), // 'text' for lines of text, 'photos' for things that may be mirrored`
+        : `batch: augment('photos'), // 'digits' for characters, 'text' for lines of text`,
     }),
   };
 }
@@ -93,6 +96,7 @@ export function mnistDraft(model: ModelKind): Draft {
       load: '({ folder, log }) => loadMnist({ dataFolder: folder, log })',
       model: model === 'cnn' ? cnn(28) : MLP,
       minibatch: 64,
+      policy: `batch: augment('digits'),`,
     }),
   };
 }
@@ -103,9 +107,11 @@ interface ImageSource {
   readonly load: string;
   readonly model: string;
   readonly minibatch: number;
+  /** The augmentation that is proposed. */
+  readonly policy: string;
 }
 
-function imageSource({ title, imports, load, model, minibatch }: ImageSource): string {
+function imageSource({ title, imports, load, model, minibatch, policy }: ImageSource): string {
   const usesLayers = model.includes('...layers.');
   return `${imports}
 ${usesLayers ? `import { layers } from 'downpour/layers';\n` : ''}
@@ -113,6 +119,8 @@ ${usesLayers ? `import { layers } from 'downpour/layers';\n` : ''}
 export default defineExperiment({
   data: ${load},
   standardise: 'global',
+  // With few images, changed copies help: import { augment } from 'downpour/images', and add
+  // ${policy}
 
 ${model}
   loss: 'softmaxCrossEntropy',

@@ -51,6 +51,7 @@ const sidebar = [
       page('Data', 'data'),
       page('Training well', 'methodology'),
       page('Experiments', 'experiments'),
+      page('Images', 'images'),
       page('Layers and losses', 'layers'),
       page('Predict and export', 'export'),
       page('A cluster', 'cluster'),

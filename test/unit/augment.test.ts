@@ -1,8 +1,15 @@
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Batch, BatchFunction } from '../../worker/batch.ts';
+import type { ExperimentData } from '../../worker/data/examples.ts';
+import { gather } from '../../worker/data/gather.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { drawsOf } from '../../worker/draws.ts';
 import { type EngineName, openEngine } from '../../worker/engine.ts';
 import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
+import { loadExperiment } from '../../worker/experiment.ts';
 import {
   type Augmentation,
   augment,
@@ -21,6 +28,7 @@ import {
   shear,
   shift,
 } from '../../worker/images.ts';
+import { buildModel } from '../../worker/model.ts';
 import { withSeed } from '../../worker/noise.ts';
 import { type Tensor, tf } from '../../worker/tf.ts';
 
@@ -500,6 +508,34 @@ describe('augment', () => {
     changed(batch, given, { seed: 2, targets: tf.zeros([4]) }).inputs;
     expect(tf.memory().numTensors).toBe(before + 1);
   });
+});
+
+test('the example of docs/images.md trains', async () => {
+  const page = await readFile(new URL('../../docs/images.md', import.meta.url), 'utf8');
+  const [, file, source] = /```ts\n\/\/ (\S+\.ts)\n([\s\S]*?)```/.exec(page)!;
+  const folder = await mkdtemp(join(tmpdir(), 'downpour-images-'));
+  try {
+    await writeFile(join(folder, file!), source!);
+    const experiment = await loadExperiment(join(folder, file!));
+    const all = (await experiment.data({
+      folder,
+      seed: 1,
+      hyperparameters: {},
+      log: () => {},
+    })) as ExperimentData;
+    const options = { seed: 1, validationFraction: 0.2, standardise: 'none' } as const;
+    const prepared = prepareData(all, options);
+    const model = await buildModel(experiment, { seed: 1, hyperparameters: {} }, prepared);
+    model.load((await model.initialise(1)).slice());
+    const rows = Array.from({ length: 32 }, (_, i) => i);
+    const minibatch = gather(prepared, 'train', rows);
+    const seen = await model.seen(minibatch, 3);
+    expect(seen.inputs).not.toEqual(minibatch.inputs);
+    expect((await model.step(minibatch, 3)).gradient.some((value) => value !== 0)).toBe(true);
+    model.dispose();
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
 });
 
 let reference: Images[] | undefined;
