@@ -21,6 +21,7 @@ import { type AlertFacts, alertsOf } from '../watch/alerts.ts';
 import type { PushLog } from '../watch/push-log.ts';
 import type { RunLog } from '../watch/run-log.ts';
 import { RunAsides } from './asides.ts';
+import { Consequences } from './consequences.ts';
 import type { Listing } from './listing.ts';
 import { Reports } from './reports.ts';
 import type { RunsToCome } from './run-loader.ts';
@@ -70,9 +71,7 @@ export class Coordinator {
   readonly #leaving = new Set<string>();
   /** Names of removed runs, the latest. */
   readonly #removed = new Set<string>();
-  /** For what modes of consistency wait for, one of a run. */
-  readonly #alarms = new WeakMap<Run, { readonly at: number }>();
-  readonly #later: (ms: number, act: () => void) => void;
+  readonly #consequences: Consequences;
   /** Nobody is let in any more, and nothing begun. */
   #closing = false;
   /** A shard is lost: the runs go on from their checkpoints later. */
@@ -97,7 +96,6 @@ export class Coordinator {
     this.#shards = options.shards ?? null;
     if (this.#shards) this.#shards.report = (index, report) => this.#onShard(index, report);
     this.now = options.now;
-    this.#later = options.later ?? ((ms, act) => void setTimeout(act, ms).unref());
     this.log = options.log;
     this.asides = new RunAsides(options.runLog);
     const { keeper, now, log, pushLog = null } = options;
@@ -111,6 +109,13 @@ export class Coordinator {
     this.experiments = new SentExperiments({ log, runs: () => this.runs, bundlesToCome });
     keeper.changed = (run) => this.listing.touch(run);
     this.line = new WaitingLine(new MemoryBudget(options.now, options.memoryBytesMax), options.now);
+    this.#consequences = new Consequences({
+      ...{ now, log, keeper, asides: this.asides, workers: this.workers, listing: this.listing },
+      unfinished: this.#unfinished,
+      later: options.later ?? ((ms, act) => void setTimeout(act, ms).unref()),
+      isHere: (run) => this.#runs.get(run.id) === run,
+      isClosing: () => this.#closing,
+    });
     this.#tickedAt = options.now();
     this.#runCountMax = Math.min(options.runCountMax ?? Infinity, LIMITS.runCountMax);
   }
@@ -458,68 +463,9 @@ export class Coordinator {
     return run;
   }
 
-  /**
-   * Carries out what follows from calls of a run, once they are answered: writes down what must be, wakes who may have work.
-   * @param touched false: time alone has gone by.
-   */
+  /** What follows from calls of a run, once they are answered. @param touched false: time alone has gone by. */
   followUp(run: Run, touched = true): void {
-    const events = run.takeEvents();
-    if (touched || events.length > 0) this.listing.touch(run);
-    let wake = false;
-    for (const event of events) {
-      if (event.kind === 'wake') wake = true;
-      else if (event.kind === 'phase') {
-        const line = `run ${run.id}: ${event.from} → ${event.to} at step ${run.step}: ${run.reason}`;
-        const bad = event.to === 'failed' ? ({ level: 'error' } as const) : {};
-        this.log(line, { run: run.id, step: run.step, ...bad });
-        if (run.over) this.#unfinished.delete(run);
-        else if (this.#runs.get(run.id) === run) this.#unfinished.add(run);
-        this.#keeper.onPhase(run);
-      } else if (event.kind === 'best') this.#keeper.onBest(run);
-      else if (event.kind === 'rollback') {
-        const { step, to, learningRate, reason } = event.rollback;
-        const where = to === null ? 'its initial parameters' : `the best ones, of step ${to}`;
-        this.log(
-          `run ${run.id} diverged at step ${step} and goes back to ${where}, with learning rate ${learningRate}: ${reason}`,
-          { level: 'warn', run: run.id, step, code: 'DP_DIVERGED' },
-        );
-        this.#keeper.onRollback(run);
-      } else if (event.kind === 'correction') {
-        this.log(`run ${run.id}: ${event.text}`, { run: run.id, step: run.step });
-      } else if (event.kind === 'lost') {
-        const { steps, restored } = event;
-        this.log(
-          `run ${run.id}: ${steps} steps after step ${restored} are lost with an earlier life of the server, ${run.stepsLost} in all`,
-          { level: 'warn', run: run.id, step: restored },
-        );
-        this.#keeper.onLost(run);
-      } else {
-        this.asides.evaluated(run.id, event.evaluation);
-        this.#keeper.onEvaluation(run);
-      }
-    }
-    if (touched) this.#keeper.onStep(run, this.now());
-    this.#setAlarm(run);
-    if (!wake) return;
-    this.workers.wake(run);
-    // One for whom there was nothing may have been the last that a step waited for.
-    this.followUp(run, false);
-  }
-
-  /** The run is called at the moment that its mode waits for. */
-  #setAlarm(run: Run): void {
-    const { deadline } = run;
-    if (deadline === null || this.#alarms.get(run)?.at === deadline) return;
-    const alarm = { at: deadline };
-    this.#alarms.set(run, alarm);
-    // Timers may ring a moment early.
-    this.#later(Math.max(0, Math.ceil(deadline - this.now()) + 1), () => {
-      if (this.#alarms.get(run) !== alarm || this.#runs.get(run.id) !== run) return;
-      this.#alarms.delete(run);
-      if (run.deadline === null || this.#closing) return;
-      run.call({ call: 'tick', now: this.now() });
-      this.followUp(run);
-    });
+    this.#consequences.of(run, touched);
   }
 
   /** Once a second: what is out of time, who is silent, what is due to be written. */
@@ -594,8 +540,6 @@ export class Coordinator {
     this.#mustNotRest();
     throw new DownpourError('DP_SERVER_STOPPING', 'this server is stopping: try again in a moment');
   }
-
-  // Workers.
 
   // Shards.
 
