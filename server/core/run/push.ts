@@ -23,19 +23,19 @@ import { RunSteps, type StepConsequences } from './steps.ts';
  */
 
 /** What follows from a push for the course of its run. */
-export interface Consequences extends StepConsequences {
+export interface PushConsequences extends StepConsequences {
   /** A loss or gradient is not finite. @param readStep of its parameters. @returns what the worker is told. */
   nonFinite(readStep: number): string;
 }
 
 export class Pushes {
   readonly #inside: RunInternals;
-  readonly #then: Consequences;
+  readonly #then: PushConsequences;
   /** Facts of the push that is dealt with: one object for all pushes. */
   readonly #facts: AdmissionFacts;
   readonly steps: RunSteps;
 
-  constructor(inside: RunInternals, then: Consequences) {
+  constructor(inside: RunInternals, then: PushConsequences) {
     const { fields } = inside;
     this.#inside = inside;
     this.#then = then;
