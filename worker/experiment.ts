@@ -46,7 +46,14 @@ export { loadImageFolder } from './data/pictures/images.ts';
 export type { ExampleSource, ReadOptions, SourceField, SourceRows } from './data/source.ts';
 export { type ArrayField, type ArraySourceOptions, arraySource } from './data/sources/arrays.ts';
 export { type CsvSourceOptions, csvSource } from './data/sources/csv.ts';
+export {
+  type DatasetField,
+  type DatasetLike,
+  type DatasetOptions,
+  fromDataset,
+} from './data/sources/dataset.ts';
 export { type ParquetSourceOptions, parquetSource } from './data/sources/parquet.ts';
+export { type SpoolOptions, spooled } from './data/sources/spooled.ts';
 export type { TableSourceData } from './data/sources/table-sources.ts';
 export { type CsvParts, loadCsv } from './data/tables/csv.ts';
 export type { CsvOptions } from './data/tables/csv-options.ts';
