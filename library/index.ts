@@ -58,7 +58,11 @@ export {
   spooled,
   type TableSourceData,
   type Tensor,
+  type TextWindows,
+  type TextWindowsOptions,
   type Tf,
+  type Tokenizer,
+  textWindows,
   type Variable,
 } from '../worker/experiment.ts';
 export type { TrainedTensor, TrainingProgress, TrainingResult, TrainOptions } from './train.ts';

@@ -55,6 +55,12 @@ export {
 export { type ParquetSourceOptions, parquetSource } from './data/sources/parquet.ts';
 export { type SpoolOptions, spooled } from './data/sources/spooled.ts';
 export type { TableSourceData } from './data/sources/table-sources.ts';
+export {
+  type TextWindows,
+  type TextWindowsOptions,
+  type Tokenizer,
+  textWindows,
+} from './data/sources/text.ts';
 export { type CsvParts, loadCsv } from './data/tables/csv.ts';
 export type { CsvOptions } from './data/tables/csv-options.ts';
 export type { CsvData } from './data/tables/table.ts';
