@@ -15,8 +15,9 @@ import type {
   MissingExperiment,
 } from '../shared/protocol.ts';
 import { Client } from './client.ts';
+import type { PreparedData } from './data/examples.ts';
 import { dataSummary, factsOf } from './data/facts.ts';
-import { collect } from './data/stored.ts';
+import { closeSources, collect } from './data/stored.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
 import { FasterEngine } from './faster-engine.ts';
 import { reportMachine } from './machine.ts';
@@ -87,6 +88,7 @@ interface AssignedRun {
   readonly summary: DataSummary;
   /** The facts of its data, as `join` has them. */
   readonly facts: Uint8Array;
+  readonly prepared: PreparedData;
   readonly model: Model;
   /** Null: the one of `hello`. */
   readonly engine: EngineName | null;
@@ -280,7 +282,7 @@ class Worker {
       ...{ run, config, model, prepared, ranges, exchange, signal, log },
       ...{ onProgress, onAcknowledged, show },
     });
-    return { assign, summary, facts: encoded, model, engine, trainer };
+    return { assign, summary, facts: encoded, prepared, model, engine, trainer };
   }
 
   /** A worker whose source cannot be read gives its leases back, and says why. */
@@ -362,6 +364,8 @@ class Worker {
     this.#lookNoMore();
     this.#assignment?.model.dispose();
     this.#assignment?.trainer.close();
+    // In the background: a source that takes long to close is not waited for.
+    if (this.#assignment) void closeSources(this.#assignment.prepared, this.#options.log);
     this.#assignment = null;
   }
 }

@@ -6,6 +6,7 @@ import type { ExperimentData, PreparedData, PrepareOptions } from './data/exampl
 import { dataOf } from './data/given.ts';
 import { roundedColumns, roundedText } from './data/precision.ts';
 import { prepareAny } from './data/prepare-stored.ts';
+import { closeSources } from './data/stored.ts';
 import type { Experiment } from './experiment.ts';
 import { isRecord } from './fields.ts';
 
@@ -24,7 +25,10 @@ export async function prepareExperiment(
 ): Promise<LoadedData & { readonly prepared: PreparedData }> {
   const loaded = await loadData(name, experiment, config, where);
   const options = { ...prepareOptions(experiment, config), facts };
-  const prepared = await prepareAny(loaded.data, options, where);
+  const prepared = await prepareAny(loaded.data, options, where).catch(async (error: unknown) => {
+    await closeSources(loaded.data, where.log);
+    throw error;
+  });
   for (const column of roundedColumns(prepared.train.inputs)) {
     where.log(`${roundedText(column)} Give it as a Float64Array, with standardise: 'feature'`);
   }

@@ -2,6 +2,7 @@ import { resolve } from 'node:path';
 import type { RunConfig } from '../../shared/config.ts';
 import { layoutSpecs } from '../../shared/layout.ts';
 import { dataSummary } from '../../worker/data/facts.ts';
+import { closeSources } from '../../worker/data/stored.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
 import type { Experiment } from '../../worker/experiment.ts';
@@ -71,6 +72,10 @@ export async function openExperimentProblem(
       const alsoTraining = part === 'validation' ? config.evaluateTraining : 0;
       return evaluate(model, parameters, prepared, part, { signal, alsoTraining });
     },
-    dispose: () => model.dispose(),
+    dispose() {
+      model.dispose();
+      minibatches.close();
+      void closeSources(prepared, log);
+    },
   };
 }

@@ -8,6 +8,7 @@ import { checkThroughput } from '../../worker/check/throughput.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
 import { gather } from '../../worker/data/gather.ts';
 import { inMemorySample } from '../../worker/data/pieces.ts';
+import { closeSources } from '../../worker/data/stored.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
 import { type Experiment, experimentName, loadExperiment } from '../../worker/experiment.ts';
 import { FasterEngine } from '../../worker/faster-engine.ts';
@@ -88,6 +89,7 @@ export async function checkCommand(file: string, options: CheckCommandOptions): 
       interruption.dispose();
     }
   }
+  await closeSources(whole, tell);
   const known = findings.map(({ check }) => check);
   const unknown = accept.filter((check) => !known.includes(check));
   if (unknown.length > 0) {

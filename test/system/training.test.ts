@@ -1,3 +1,4 @@
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
@@ -21,6 +22,12 @@ const SHORT: PartialConfig = {
   ...{ epochsMax: 4, earlyStopping: { enabled: false } },
   hyperparameters: { count: 250 },
 };
+/** Two inputs and two targets, from a source or not. */
+const HOUSES = join(FIXTURES, 'two-fields.ts');
+const houses = (source: number): PartialConfig => ({
+  ...{ epochsMax: 3, minibatchSize: 16, earlyStopping: { enabled: false } },
+  hyperparameters: { source },
+});
 let engine: Engine;
 let cluster: Cluster;
 beforeAll(async () => {
@@ -44,6 +51,7 @@ test.each<[string, string, PartialConfig]>([
   ['digits', DIGITS, {}],
   ['all of the contract', WIDE, SHORT],
   ['several fields and carried tensors', FIELDS, { ...SHORT, epochsMax: 3 }],
+  ['a source of several fields', HOUSES, houses(1)],
 ])(
   'interrupted and resumed with one worker = uninterrupted, bit for bit: %s',
   async (_, file, own) => {
@@ -97,6 +105,47 @@ test.each<[string, string, PartialConfig]>([
     expect(again).toEqual(evaluations);
   },
 );
+
+describe('a source', () => {
+  test('trains as the same arrays do, to the bit, also with local steps', async () => {
+    for (const local of [null, { steps: 4 }] as const) {
+      const trained = [];
+      for (const source of [0, 1]) {
+        const id = `local-${local?.steps ?? 0}-source-${source}`;
+        await cluster.createRun(id, HOUSES, { ...houses(source), ...(local && { local }) });
+        await cluster.work(id, `worker-${id}`).done;
+        expect(await cluster.client.run(id)).toMatchObject({ phase: 'finished' });
+        const { evaluations } = await cluster.client.metrics(id);
+        trained.push([await tensorsOf(id), evaluations.map((e) => [e.loss, e.metrics])]);
+      }
+      expect(trained[1]).toEqual(trained[0]);
+    }
+  });
+
+  test('that fails on one worker gives its leases to another; each example counts once', async () => {
+    await cluster.createRun('halved', HOUSES, { ...houses(1), evaluateEverySteps: 1000 });
+    const broken = cluster.work('halved', 'broken', { dataFolder: join(cluster.folder, 'broken') });
+    await expect(broken.done).rejects.toThrow(
+      /source 'houses' of the train part: read\(\[.*\] of 16 examples\) failed: the disk is gone/,
+    );
+    const before = (await cluster.client.run('halved')).step;
+    expect(before).toBeGreaterThan(0);
+    await cluster.work('halved', 'whole').done;
+    const run = await cluster.client.run('halved');
+    // 240 training examples are 15 minibatches.
+    expect(run).toMatchObject({ phase: 'finished', step: 45 });
+  });
+
+  test('that is waited for is given up when the worker is told to end', async () => {
+    await cluster.createRun('ended', HOUSES, houses(1));
+    const stuck = cluster.work('ended', 'stuck', { dataFolder: join(cluster.folder, 'stuck') });
+    while (!existsSync(join(cluster.folder, 'stuck.begun'))) await nextTurn();
+    stuck.stop.abort();
+    await stuck.done;
+    expect(readFileSync(join(cluster.folder, 'stuck.closed'), 'utf8')).toBe('closed\n');
+    expect((await cluster.client.run('ended')).step).toBe(0);
+  });
+});
 
 test('a second push under way makes every other push or more a step staler', async () => {
   const summary = async (depth: number) => {

@@ -1,6 +1,13 @@
+import { errorText } from '../../shared/errors.ts';
 import type { LeasePart } from '../../shared/protocol.ts';
 import { ARRAYS, type Column, kindOf, rowSize } from './columns.ts';
-import type { ExampleField, Examples, Minibatch, PreparedData } from './examples.ts';
+import type {
+  ExampleField,
+  Examples,
+  ExperimentData,
+  Minibatch,
+  PreparedData,
+} from './examples.ts';
 import { mapFields } from './fields.ts';
 import { gather, mustHaveExample, partsFor } from './gather.ts';
 import { readSourceRows } from './source.ts';
@@ -94,4 +101,20 @@ async function collectStored(
   let [a, b] = [0, inFirst.length];
   const places = indices.map((index) => (index < first.count ? a++ : b++));
   return gather({ ...prepared, train, validation }, 'trainAndValidation', places);
+}
+
+/** Closes the sources of some data, each once. What goes wrong is told: nobody can do anything about it any more. */
+export async function closeSources(
+  { train, validation, test }: Pick<ExperimentData, 'train'> & Partial<PreparedData>,
+  log: (line: string) => void,
+): Promise<void> {
+  const all = [train, validation, test].flatMap((part) => (part?.stored ? [part.stored] : []));
+  const sources = new Map(all.map(({ source, where }) => [source, where]));
+  for (const [source, where] of sources) {
+    try {
+      await source.close?.();
+    } catch (error) {
+      log(`${where} could not be closed: ${errorText(error)}`);
+    }
+  }
 }
