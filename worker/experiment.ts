@@ -172,6 +172,11 @@ export interface Experiment {
    * docs/experiments.md.
    */
   readonly carried?: Carried;
+  /**
+   * Whether the native engine tries to record steps as a graph, which is faster and rounds otherwise. Default: with an
+   * objective, and for models and losses without code of the user's.
+   */
+  readonly record?: boolean;
   /** What each output's loss is multiplied with before they are added up; default 1. */
   readonly lossWeights?: Readonly<Record<string, number>>;
   /**
@@ -260,6 +265,10 @@ const FIELDS: FieldRules<keyof Experiment> = {
     allowed:
       'a function ({ tf, random, seed, inputShape, hyperparameters }) that gives tensors by name',
     test: (v) => v === undefined || isFunction(v),
+  },
+  record: {
+    allowed: 'true or false',
+    test: (v) => v === undefined || typeof v === 'boolean',
   },
   lossWeights: {
     allowed: 'an object with a number above 0 for each output',

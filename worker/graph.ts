@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { errorText } from '../shared/errors.ts';
 import {
   drawNoise,
   type NoiseRequest,
@@ -78,6 +79,13 @@ interface Attr {
   readonly value: unknown;
 }
 
+/**
+ * Operations of tfjs-node whose results have as many elements as the numbers say. TensorFlow's optimiser drops a reshape to
+ * the shape that was recorded, so the graph would give something else and not fail.
+ */
+const OF_NO_SHAPE = /^(Unique|NonMaxSuppression)/;
+/** Operations with a generator of their own, which a graph does not begin anew in each run. */
+const DRAWING = /^(Multinomial|Random)/;
 /** Constants of a graph, bytes: they go through a file. */
 const CONSTANT_BYTES_MAX = 64 * 2 ** 20;
 /** The version of TensorFlow's graph format; 2.15 writes 1645 and reads all from 0. */
@@ -146,7 +154,12 @@ export function record(
         const results = binding.executeOp(name, attrs, inputs, outputs);
         const at = `op${nodes.length}`;
         const from = inputs.map((id) => sources.get(id));
-        if (from.includes(undefined)) why ||= `an input of ${name} was made before it began`;
+        if (from.includes(undefined)) {
+          why ||= `it uses a tensor that was made before the step, as an input of ${name}: make it inside`;
+        }
+        if (OF_NO_SHAPE.test(name))
+          why ||= `the shape of what ${name} gives depends on its numbers`;
+        if (DRAWING.test(name)) why ||= `${name} draws random numbers by TensorFlow`;
         const encoded = attrs.map((attr) => attrBytes(attr.name, attrValue(binding, attr)));
         nodes.push(node(at, name, from as string[], encoded));
         for (const [i, { id }] of results.entries()) sources.set(id, `${at}:${i}`);
@@ -190,7 +203,7 @@ export function record(
   try {
     return { result, graph: load(backend, nodes, fed), why };
   } catch (error) {
-    return { result, graph: null, why: error instanceof Error ? error.message : String(error) };
+    return { result, graph: null, why: errorText(error) };
   }
 }
 
@@ -250,11 +263,19 @@ export interface Opened {
   readonly hostReads?: () => string;
 }
 
+/** Code of others takes part in a computation: it may do something else after a while. */
+export interface OthersCode {
+  /** Where each part of the result ends; the loss follows the last one. */
+  readonly ends: readonly number[];
+}
+
 interface GraphPlan {
   runs: number;
   graph: Graph | null;
   noises: readonly NoiseRequest[];
   proved: boolean;
+  /** Proofs that failed one after the other. */
+  doubts: number;
   refused: boolean;
 }
 
@@ -273,7 +294,7 @@ const tolerance = (): number => (process.env.NVIDIA_TF32_OVERRIDE === '1' ? 1e-2
 export class Graphs {
   readonly #plans = new Map<string, GraphPlan>();
   #execution = 'operations: none repeated yet';
-  readonly #provesAgain: boolean;
+  readonly #others: OthersCode | null;
 
   #refusal: string | null = null;
 
@@ -282,9 +303,9 @@ export class Graphs {
     return this.#refusal;
   }
 
-  /** @param provesAgain code of others takes part, which may do something else after a while. */
-  constructor(provesAgain = false) {
-    this.#provesAgain = provesAgain;
+  /** @param others code of others takes part; null: none does. */
+  constructor(others: OthersCode | null = null) {
+    this.#others = others;
   }
 
   /** `graph`, or `operations: ` and why there is none. */
@@ -302,7 +323,7 @@ export class Graphs {
     if (!plan || plan.refused || plan.runs++ === 0) return readOff(open().compute(drawNoise));
     if (!plan.graph) return this.#record(plan, open());
     if (!plan.proved) return this.#prove(plan, plan.graph, fed, open());
-    if (this.#provesAgain && plan.runs % PROVED_EVERY === 0) {
+    if (this.#others && (plan.doubts > 0 || plan.runs % PROVED_EVERY === 0)) {
       return this.#prove(plan, plan.graph, fed, open());
     }
     // Noise is drawn one after another from the same seed, so drawing it again needs it again.
@@ -317,7 +338,7 @@ export class Graphs {
   #plan(key: string): GraphPlan | undefined {
     let plan = this.#plans.get(key);
     if (!plan && this.#plans.size < PLANS_MAX) {
-      plan = { runs: 0, graph: null, noises: [], proved: false, refused: false };
+      plan = { runs: 0, graph: null, noises: [], proved: false, doubts: 0, refused: false };
       this.#plans.set(key, plan);
     }
     return plan;
@@ -353,22 +374,27 @@ export class Graphs {
         return noiseTensor(noise.values, request);
       }),
     );
-    let distance = Number.POSITIVE_INFINITY;
-    let given = expected;
+    let given: Float32Array;
     try {
       given = graph.run([...fed, ...noises]);
-      distance = relativeDistance(expected, given);
     } catch (error) {
-      this.#refuse(plan, error instanceof Error ? error.message : String(error));
+      this.#refuse(plan, errorText(error));
+      return expected;
     }
+    const distance = this.#others
+      ? largestDistance(expected, given, this.#others.ends)
+      : relativeDistance(expected, given);
     // Not a number: the model has diverged. That proves nothing, so the next step tries again.
     if (distance <= tolerance()) {
       // Which step it is that proves it again must not be seen in the numbers.
       const known = plan.proved;
       plan.proved = true;
+      plan.doubts = 0;
       this.#execution = 'graph';
       if (known) return given;
     } else if (distance > tolerance()) {
+      // Where random bits are compared with a computed probability, one of many may turn over by rounding.
+      if (this.#others && plan.doubts++ === 0) return expected;
       this.#refuse(plan, `as a graph it gives something else, by ${distance.toPrecision(2)}`);
     }
     return expected;
@@ -392,6 +418,34 @@ function readOff(tensor: Tensor): Float32Array {
   const values = tensor.dataSync() as Float32Array;
   tensor.dispose();
   return values;
+}
+
+/**
+ * The largest ‖a − b‖ / ‖a‖ of all parts, so that a small part is looked at as closely as a large one. Rounding is no
+ * difference: that of a part of a gradient is measured against the whole gradient, that of the loss against 0.01.
+ */
+function largestDistance(a: Float32Array, b: Float32Array, ends: readonly number[]): number {
+  const norms = (start: number, end: number) => {
+    let [difference, norm] = [0, 0];
+    for (let i = start; i < end; i++) {
+      difference += (a[i]! - b[i]!) ** 2;
+      norm += a[i]! ** 2;
+    }
+    return { difference: Math.sqrt(difference), norm: Math.sqrt(norm) };
+  };
+  const loss = ends.at(-1)!;
+  const whole = norms(0, loss).norm;
+  let largest = 0;
+  let start = 0;
+  for (const end of [...ends, a.length]) {
+    const { difference, norm } = norms(start, end);
+    const floor = start === loss ? 0.01 : tolerance() * whole;
+    const distance = difference === 0 ? 0 : difference / (norm + floor);
+    // Not a number stays.
+    if (!(distance <= largest)) largest = distance;
+    start = end;
+  }
+  return largest;
 }
 
 /** ‖a − b‖ / ‖a‖ */

@@ -107,7 +107,7 @@ export interface Model {
   readonly records: boolean;
   /** How steps are computed: `graph`, or `operations`, possibly with why. */
   readonly execution: string;
-  /** Why the steps of an objective are not recorded, as far as is known; null: they are, or there is none. */
+  /** Why steps with code of others are not recorded, as far as is known; null: they are, or were not tried. */
   readonly refusal: string | null;
   /** What `tf.loadLayersModel` reads, with the parameters loaded; null for a function of variables. */
   topology(): Promise<Record<string, unknown> | null>;
@@ -166,6 +166,8 @@ export async function buildModel(
     }
     const losses = isRecord(experiment.loss) ? Object.values(experiment.loss) : [experiment.loss];
     const isForeign = instance.foreign || losses.some((loss) => typeof loss === 'function');
+    // What older experiments compute keeps its last bits.
+    const isTried = experiment.record ?? (objective !== undefined || !isForeign);
     const errorMeasure = objective ? (trial.hasError ? 'own' : 'loss') : errorMeasureOf(experiment);
     const goal = measures
       ? goalOfMeasures(measures, data)
@@ -178,10 +180,9 @@ export async function buildModel(
       given,
       data,
       goal,
-      provesAgain: objective !== undefined,
+      hasOthers: objective !== undefined || isForeign,
       errorMeasure,
-      isForeign,
-      record,
+      record: record && isTried,
     });
   } catch (cause) {
     disposeInstance(instance);
@@ -206,11 +207,10 @@ interface BuiltModelOptions {
   readonly given: DataShape;
   readonly data: DataShape;
   readonly goal: Goal;
-  /** What the experiment computes is its own, and is recorded all the same. */
-  readonly provesAgain: boolean;
+  /** Code of others takes part in a step: an objective, a layer, a loss, a function of variables. */
+  readonly hasOthers: boolean;
   readonly errorMeasure: ErrorMeasure;
-  /** Code of others takes part in a step. */
-  readonly isForeign: boolean;
+  /** Whether steps are tried as a graph. */
   readonly record: boolean;
 }
 
@@ -225,8 +225,7 @@ class BuiltModel implements Model {
   readonly #given: DataShape;
   readonly #data: DataShape;
   readonly #goal: Goal;
-  readonly #isForeign: boolean;
-  readonly #provesAgain: boolean;
+  readonly #hasOthers: boolean;
   readonly #records: boolean;
   #graphs!: Graphs | null;
   #parameters!: LoadedParameters;
@@ -234,7 +233,7 @@ class BuiltModel implements Model {
   #instance: Instance;
 
   constructor(options: BuiltModelOptions) {
-    const { layout, specs, groups, frozen, instance, data, goal, isForeign, record } = options;
+    const { layout, specs, groups, frozen, instance, data, goal, record } = options;
     this.#layout = layout;
     this.specs = specs;
     this.#groups = groups;
@@ -246,16 +245,18 @@ class BuiltModel implements Model {
     this.#given = options.given;
     this.#data = data;
     this.#goal = goal;
-    this.#isForeign = isForeign;
-    this.#provesAgain = options.provesAgain;
-    this.#records = record && !isForeign && canRecord();
+    this.#hasOthers = options.hasOthers;
+    this.#records = record && canRecord();
     this.#place();
   }
 
   /** Makes all that depends on the layout. */
   #place(): void {
     const [layout, data, goal, groups] = [this.#layout, this.#data, this.#goal, this.#groups];
-    const graphs = this.#records ? new Graphs(this.#provesAgain) : null;
+    const ends = layout.tensors
+      .filter(({ role }) => role !== 'frozen')
+      .map(({ offset, size }) => offset + size);
+    const graphs = this.#records ? new Graphs(this.#hasOthers ? { ends } : null) : null;
     const weights = placeWeights(layout, this.#instance.weights);
     const parameters = new LoadedParameters(layout, weights);
     this.#graphs = graphs;
@@ -282,7 +283,7 @@ class BuiltModel implements Model {
   }
 
   get refusal(): string | null {
-    return this.#provesAgain ? (this.#graphs?.refusal ?? null) : null;
+    return this.#hasOthers ? (this.#graphs?.refusal ?? null) : null;
   }
 
   get carriedSize(): number {
@@ -299,7 +300,7 @@ class BuiltModel implements Model {
 
   get execution(): string {
     if (this.#graphs) return this.#graphs.execution;
-    return this.#isForeign ? 'operations: it has code of others' : 'operations';
+    return this.#hasOthers ? 'operations: it has code of others' : 'operations';
   }
 
   get predicts(): boolean {

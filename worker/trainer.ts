@@ -435,7 +435,7 @@ class RunTrainer implements Trainer {
     if (model.refusal === this.#refusal) return;
     this.#refusal = model.refusal;
     log(
-      `the objective runs by single operations, which takes longer than a recorded step: ${this.#refusal}`,
+      `steps run by single operations, which takes longer than a recorded step: ${this.#refusal}`,
     );
   }
 

@@ -24,6 +24,7 @@ interface Case {
   readonly model: Experiment['model'];
   readonly loss?: Experiment['loss'];
   readonly labelSmoothing?: number;
+  readonly record?: boolean;
   readonly inputShape?: readonly number[];
   readonly classCount?: number | null;
   /** Inputs are whole numbers below this one, for an embedding. */
@@ -34,6 +35,31 @@ interface Case {
 
 const dense = ({ tf, inputShape, classCount }: ModelArguments) =>
   tf.sequential({ layers: [tf.layers.dense({ units: classCount || 1, inputShape })] });
+
+/** A layer of the user's with a weight of its own: y = x² w. */
+const squaring = ({ tf, inputShape, classCount }: ModelArguments) => {
+  class Square extends tf.layers.Layer {
+    static readonly className = 'Square';
+    w: ReturnType<InstanceType<typeof tf.layers.Layer>['addWeight']> | null = null;
+    override build(shape: number[]): void {
+      this.w = this.addWeight('w', [shape.at(-1)!], 'float32', tf.initializers.ones());
+      super.build(shape);
+    }
+    override call(inputs: Tensor | Tensor[]): Tensor {
+      return tf.mul(tf.square([inputs].flat()[0]!), this.w!.read());
+    }
+    override computeOutputShape(shape: number[]): number[] {
+      return shape;
+    }
+  }
+  return tf.sequential({
+    layers: [
+      tf.layers.dense({ units: 4, inputShape, activation: 'tanh' }),
+      new Square({}) as never,
+      tf.layers.dense({ units: classCount }),
+    ],
+  });
+};
 
 /** A layer of the user's that does something else each time. */
 const drifting = ({ tf, inputShape, classCount }: ModelArguments) => {
@@ -197,6 +223,35 @@ const CASES: Readonly<Record<string, Case>> = {
     execution: /^operations: it has code of others$/,
   },
   'a layer of the user': { model: drifting, execution: /^operations: it has code of others$/ },
+  'a loss of the user, asked for': {
+    model: dense,
+    loss: (_, predictions) => tf.mean(tf.square(predictions)),
+    record: true,
+  },
+  'a layer of the user, not asked for': {
+    model: squaring,
+    execution: /^operations: it has code of others$/,
+  },
+  'a layer of the user, asked for': { model: squaring, record: true },
+  'a layer of the user that does something else each time, asked for': {
+    ...{ model: drifting, record: true },
+    execution: /^operations: as a graph it gives something else/,
+  },
+  'statistics of a function of variables, asked for': {
+    record: true,
+    model: ({ tf, inputShape, classCount }) => {
+      const w = tf.tidy(() => tf.variable(tf.ones([...inputShape, classCount])));
+      const mean = tf.tidy(() => tf.variable(tf.zeros([...inputShape])));
+      return {
+        variables: { w, mean: { variable: mean, role: 'statistics', momentum: 0.9 } },
+        predict: (x: Tensor, { training }: { training: boolean }) => {
+          if (training) mean.assign(tf.mean(x, 0));
+          return tf.matMul(tf.sub(x, mean) as never, w as never);
+        },
+      };
+    },
+  },
+  'library layers, not wanted': { model: dense, record: false, execution: /^operations$/ },
   'a function of variables': {
     model: ({ tf, inputShape, classCount }) => {
       const w = tf.tidy(() => tf.variable(tf.randomNormal([...inputShape, classCount])));
@@ -281,8 +336,10 @@ describe.skipIf(!installed)('a recorded step (needs: downpour engine install)', 
     };
     const loss = each.loss ?? (prepared.classCount ? 'softmaxCrossEntropy' : 'meanSquaredError');
     const before = tf.memory().numTensors;
-    const { labelSmoothing = 0 } = each;
-    const model = await compare({ data, model: each.model, loss, labelSmoothing }, prepared);
+    const { labelSmoothing = 0, record } = each;
+    const asked = record === undefined ? {} : { record };
+    const experiment = { data, model: each.model, loss, labelSmoothing, ...asked };
+    const model = await compare(experiment, prepared);
     expect(model.execution).toMatch(each.execution ?? /^graph$/);
     model.dispose();
     expect(tf.memory().numTensors).toBe(before);

@@ -6,7 +6,12 @@ import { prepareData } from '../../worker/data/prepare-data.ts';
 import { type EngineName, openEngine } from '../../worker/engine.ts';
 import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
 import { evaluate } from '../../worker/evaluate.ts';
-import { type Experiment, mustBeExperiment, type Objective } from '../../worker/experiment.ts';
+import {
+  type Experiment,
+  mustBeExperiment,
+  type Objective,
+  type Tensor,
+} from '../../worker/experiment.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
 
@@ -322,6 +327,12 @@ describe.skipIf(!readEngine(engineFolder('cpu')))(
     });
 
     let calls = 0;
+    let kept: Tensor | null = null;
+    let own: Tensor | null = null;
+    afterAll(() => {
+      kept?.dispose();
+      own?.dispose();
+    });
     test.each<[string, Objective, RegExp]>([
       [
         'it reads `step`',
@@ -345,6 +356,34 @@ describe.skipIf(!readEngine(engineFolder('cpu')))(
         /random numbers of its own/,
       ],
       [
+        'it drops out by TensorFlow.js',
+        ({ model, batch, tf }) =>
+          model.encoder!.apply(tf.dropout(batch.inputs, 0.5)).square().mean(),
+        /random numbers of its own/,
+      ],
+      [
+        'it draws by JavaScript',
+        ({ model, batch, tf }) =>
+          tf.mul(Math.random(), model.encoder!.apply(batch.inputs).square().mean()),
+        /random numbers of its own/,
+      ],
+      [
+        'it keeps a tensor from call to call',
+        ({ model, batch, tf }) => {
+          kept ??= tf.keep(tf.tensor1d([1, 0, 2]));
+          return model.encoder!.apply(batch.inputs.mul(kept)).square().mean();
+        },
+        /uses a tensor that was made before the step, as an input of Mul: make it inside/,
+      ],
+      [
+        'it keeps a variable of its own',
+        ({ model, batch, tf }) => {
+          own ??= tf.variable(tf.scalar(2));
+          return model.encoder!.apply(batch.inputs.div(own)).square().mean();
+        },
+        /uses a tensor that was made before the step, as an input of RealDiv/,
+      ],
+      [
         'it reads a tensor',
         ({ model, batch, tf }) => {
           const by = batch.inputs.abs().max().dataSync()[0]!;
@@ -354,6 +393,98 @@ describe.skipIf(!readEngine(engineFolder('cpu')))(
       ],
     ])('refused because %s, and trained right', async (_, objective, why) => {
       expect(await executionOf({ objective })).toMatch(why);
+    });
+
+    test('refused because TensorFlow draws, which does not begin anew in each step', async () => {
+      const { model, minibatch } = await build({
+        objective: ({ model, batch, tf }) => {
+          const drawn = tf.multinomial(batch.inputs as never, 1, 5).toFloat();
+          return model.encoder!.apply(batch.inputs.mul(drawn)).square().mean();
+        },
+      });
+      await model.initialise(4);
+      for (let seed = 0; seed < 2; seed++) await model.step(minibatch, seed);
+      expect(model.execution).toMatch(/: Multinomial draws random numbers by TensorFlow$/);
+    });
+
+    test('refused because a shape depends on the numbers, before it shows', async () => {
+      // As many numbers as differ from each other: 24 in the first steps, and fewer later.
+      const objective: Objective = ({ model, batch, tf }) => {
+        const { values } = tf.unique(tf.reshape(batch.inputs, [-1]));
+        const mean = tf.reshape(values, [values.size]).abs().sum().div(values.size);
+        return model.encoder!.apply(batch.inputs).square().mean().mul(mean);
+      };
+      const { model, prepared } = await build({ objective });
+      const reference = await buildModel({ ...autoencoder, objective }, config, prepared, {
+        record: false,
+      });
+      models.push(reference);
+      for (const each of [model, reference]) await each.initialise(4);
+      const rowsOf = (step: number) => [0, 1, 2, 3, 4, 5, 6, 7].map((row) => (row + step) % 40);
+      for (let step = 0; step < 5; step++) {
+        const minibatch = gather(prepared, 'train', rowsOf(step));
+        const [a, b] = [await model.step(minibatch, step), await reference.step(minibatch, step)];
+        expect(a.loss).toBeCloseTo(b.loss, 4);
+      }
+      // Eight times the same row: 3 numbers.
+      const minibatch = gather(prepared, 'train', [7, 7, 7, 7, 7, 7, 7, 7]);
+      const [a, b] = [await model.step(minibatch, 9), await reference.step(minibatch, 9)];
+      expect(a.loss).toBeCloseTo(b.loss, 4);
+      expect(model.execution).toMatch(/^operations: the shape of what Unique\w* gives depends on/);
+    });
+
+    test('of layers and functions of the user as of library layers', async () => {
+      const layered = await executionOf({
+        model: ({ tf, inputShape }) => {
+          class Halve extends tf.layers.Layer {
+            static readonly className = 'Halve';
+            override call(inputs: Tensor | Tensor[]): Tensor {
+              return tf.mul([inputs].flat()[0]!, 0.5);
+            }
+            override computeOutputShape(shape: number[]): number[] {
+              return shape;
+            }
+          }
+          const layers = [tf.layers.dense({ units: 2, inputShape }), new Halve({}) as never];
+          return { encoder: tf.sequential({ layers }) };
+        },
+        objective: ({ model, batch }) => model.encoder!.apply(batch.inputs).square().mean(),
+      });
+      expect(layered).toBe('graph');
+      const functional = await executionOf({
+        model: ({ tf, seed }) => {
+          const w = tf.variable(tf.randomNormal([3, 2], 0, 1, 'float32', seed + 1));
+          return { variables: { w }, predict: (x: Tensor) => x.matMul(w) };
+        },
+        objective: ({ model, batch, random }) =>
+          model
+            .apply(batch.inputs.add(random.normal(batch.inputs.shape)))
+            .square()
+            .mean(),
+      });
+      expect(functional).toBe('graph');
+    });
+
+    test('looks at small parts as closely as at large ones', async () => {
+      const of = async (share: number) => {
+        calls = 0;
+        const { model, minibatch } = await build({
+          objective: ({ model, batch, tf }) => {
+            const large = model.encoder!.apply(batch.inputs).square().mean();
+            const small = model
+              .decoder!.apply(tf.ones([1, 1]))
+              .square()
+              .mean();
+            return tf.add(large, tf.mul(small, share * ++calls));
+          },
+        });
+        await model.initialise(4);
+        for (let seed = 0; seed < 4; seed++) await model.step(minibatch, seed);
+        return model.execution;
+      };
+      // A thousandth of the gradient, and other numbers in each step; one that rounding would hide is none.
+      expect(await of(1e-3)).toMatch(/as a graph it gives something else/);
+      expect(await of(1e-12)).toBe('graph');
     });
 
     test('refused because it counts its calls, also if it begins to do so later', async () => {
