@@ -3,7 +3,13 @@ import Value from 'typebox/value';
 import { closed, orNone, positive } from './config-fields.ts';
 import type { Consistency } from './consistency.ts';
 import { DownpourError } from './errors.ts';
-import { createLayout, type Layout, layoutSpecs, type TensorSpec } from './layout.ts';
+import {
+  CARRIED_PREFIX,
+  createLayout,
+  type Layout,
+  layoutSpecs,
+  type TensorSpec,
+} from './layout.ts';
 import { LIMITS } from './limits.ts';
 import { type LocalFields, localOf } from './local-steps.ts';
 import { matchesPattern } from './name-pattern.ts';
@@ -243,7 +249,11 @@ export function layoutWhile(
   if (!groups) return own;
   const groupOfTensor = groupOfEach(own.tensors, groups);
   if (frozen.length === 0) return own;
-  const isFrozen = ({ name }: TensorSpec) => frozen.includes(groupOfTensor.get(name) ?? '');
+  // What is carried from minibatch to minibatch is no parameter, whatever a pattern matches.
+  const isCarried = ({ name, role, momentum }: TensorSpec) =>
+    role === 'statistics' && momentum === 0 && name.startsWith(CARRIED_PREFIX);
+  const isFrozen = (spec: TensorSpec) =>
+    frozen.includes(groupOfTensor.get(spec.name) ?? '') && !isCarried(spec);
   const isTrained = (spec: TensorSpec) => spec.role === 'trainable' && !isFrozen(spec);
   if (!own.tensors.some(isTrained)) {
     throw new DownpourError(

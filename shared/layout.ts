@@ -18,6 +18,9 @@ const ROLES: readonly TensorRole[] = ['trainable', 'statistics', 'frozen'];
 /** Begins the names of a server's own tensors in a checkpoint; no tensor of a model may begin so. */
 export const STATE_PREFIX = '@';
 
+/** Begins the names of tensors that are carried from minibatch to minibatch: statistics with a momentum of 0. */
+export const CARRIED_PREFIX = 'carried/';
+
 export interface TensorSpec {
   readonly name: string;
   readonly shape: readonly number[];

@@ -1,5 +1,6 @@
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { CARRIED_PREFIX } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
 import type { Acknowledgement } from '../shared/protocol.ts';
 import { STREAMS } from '../shared/random.ts';
@@ -30,11 +31,8 @@ export interface CarriedArguments {
 /** Gives the tensors that the first minibatch gets, float32, by name. */
 export type Carried = (args: CarriedArguments) => Readonly<Record<string, Tensor>>;
 
-/** Before the names of these tensors in the layout. */
-const PREFIX = 'carried/';
-
 /** The name in the experiment of a tensor of the layout. */
-export const carriedName = (name: string): string => name.slice(PREFIX.length);
+export const carriedName = (name: string): string => name.slice(CARRIED_PREFIX.length);
 
 /**
  * @param config fields that are not known are not looked at.
@@ -79,7 +77,7 @@ export function carriedWeights(
     const variable = tf.variable(value);
     const { shape } = variable;
     return {
-      name: PREFIX + name,
+      name: CARRIED_PREFIX + name,
       shape,
       variable,
       role: 'statistics',

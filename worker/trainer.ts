@@ -122,7 +122,7 @@ class RunTrainer implements Trainer {
   /** Null: the run takes no local steps. */
   readonly #local: LocalSteps | null;
   /** Null: the experiment carries nothing from minibatch to minibatch. */
-  readonly #carried: CarriedState | null;
+  #carried: CarriedState | null;
   #observer: Observer | null;
   /** What to do when the pushes under way are answered, by sequence; for those whose payloads were written. */
   readonly #settles = new Map<number, { readonly settle: Settle; discard(): void }>();
@@ -147,8 +147,7 @@ class RunTrainer implements Trainer {
     this.#minibatches = new Minibatches(config.seed, prepared, options.signal);
     this.#compressor = this.#newCompressor();
     this.#local = localOf(config) ? new LocalSteps(config, model.layout) : null;
-    const { carriedSize, layout } = model;
-    this.#carried = carriedSize > 0 ? new CarriedState(carriedSize, layout.exchangedSize) : null;
+    this.#carried = this.#newCarried();
     this.#observer = this.#newObserver();
   }
 
@@ -159,6 +158,11 @@ class RunTrainer implements Trainer {
       model.layout,
       this.#isRefitted ? undefined : ranges,
     );
+  }
+
+  #newCarried(): CarriedState | null {
+    const { carriedSize, layout } = this.#options.model;
+    return carriedSize > 0 ? new CarriedState(carriedSize, layout.exchangedSize) : null;
   }
 
   #newObserver(): Observer | null {
@@ -177,6 +181,7 @@ class RunTrainer implements Trainer {
     this.#isRefitted = true;
     this.#compressor = this.#newCompressor();
     this.#observer = this.#newObserver();
+    this.#carried = this.#newCarried();
     for (const { discard } of this.#settles.values()) discard();
     this.#settles.clear();
     this.#current = null;

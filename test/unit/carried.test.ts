@@ -67,7 +67,7 @@ const problemOf = (changes: Partial<Experiment>, config: PartialConfig = {}) =>
 
 /** A server that keeps what was pushed; the test answers. */
 class FakeExchange implements Exchange {
-  readonly pushes: { sequence: number; lease: number; trail: number }[] = [];
+  readonly pushes: { sequence: number; lease: number; trail: number; payload: number[] }[] = [];
   hasReceived = false;
   unacknowledged: { lease: number; sequence: number }[] = [];
   push(
@@ -81,7 +81,8 @@ class FakeExchange implements Exchange {
   }
   pushReady({ lease }: Omit<Push, 'type' | 'sequence'>, [landing]: readonly Landing[]): number {
     const sequence = this.pushes.length + 1;
-    this.pushes.push({ sequence, lease, trail: floatsOf(landing!.bytes)[1]! });
+    const payload = [...floatsOf(landing!.bytes)];
+    this.pushes.push({ sequence, lease, trail: payload[1]!, payload });
     this.unacknowledged.push({ lease, sequence });
     return sequence;
   }
@@ -94,8 +95,8 @@ class FakeExchange implements Exchange {
   }
 }
 
-async function worker(depth = 1) {
-  const { config, prepared, model } = await build({}, { consistency: { depth } });
+async function worker(depth = 1, changes: Partial<Experiment> = {}, more: PartialConfig = {}) {
+  const { config, prepared, model } = await build(changes, { ...more, consistency: { depth } });
   const exchange = new FakeExchange();
   const signal = new AbortController().signal;
   const trainer = createTrainer({
@@ -110,7 +111,7 @@ async function worker(depth = 1) {
       start,
       start + count,
     );
-  return { exchange, trainer, sumOf };
+  return { exchange, trainer, sumOf, model };
 }
 const lease = (id: number): Lease => ({
   id,
@@ -193,6 +194,30 @@ describe('what a worker carries', () => {
     const { exchange, trainer, sumOf } = await worker();
     await trainer.work(work(50, [4]), theta(300));
     expect(exchange.pushes[0]!.trail).toBe(600 + sumOf(lease(4)));
+  });
+});
+
+describe('when a group thaws', () => {
+  test('what is carried comes from the server, behind more parameters; no pattern freezes it', async () => {
+    const two: Partial<Experiment> = {
+      model: ({ tf }) => ({
+        variables: { w: tf.variable(tf.scalar(1)), v: tf.variable(tf.scalar(1)) },
+        predict: (x: Tensor) => x,
+      }),
+      objective: (args) => {
+        const given = seen.objective!(args) as { loss: Tensor };
+        return { ...given, loss: given.loss.mul(args.model.variables.v!) };
+      },
+    };
+    const config = { groups: { late: { pattern: ['v', 'carried/*'], frozen: { untilStep: 1 } } } };
+    const { exchange, trainer, sumOf, model } = await worker(1, two, config);
+    expect(model.layout.tensors.map(({ name, role }) => `${name} ${role}`)).toEqual([
+      ...['w trainable', 'carried/trail statistics', 'v frozen'],
+    ]);
+    await trainer.work(work(0, [1], { frozen: ['late'] }), Float32Array.of(1, 0, 7, 1));
+    await trainer.work(work(1, [2], { frozen: [], ...answer(1) }), Float32Array.of(1, 1, 50, 7));
+    expect(model.layout.exchangedSize).toBe(4);
+    expect(exchange.pushes[1]!.payload[2]).toBe(100 + sumOf(lease(2)));
   });
 });
 
