@@ -147,6 +147,11 @@ const initial: Variants = ofKnob({
   sparse: { initializer: 'sparse', initialScale: 1 },
 });
 
+const randomFilters: Variants = ofKnob({
+  'all layers trained': { trained: 'all' },
+  'random filters, the last layer trained': { trained: 'last' },
+});
+
 const SETS: Readonly<Record<string, { of: VariantSet['of']; needsFacts: boolean; about: string }>> =
   {
     capacity: {
@@ -162,6 +167,10 @@ const SETS: Readonly<Record<string, { of: VariantSet['of']; needsFacts: boolean;
     activations: {
       ...{ of: () => activations, needsFacts: false },
       about: 'hyperparameters.activation',
+    },
+    'random-filters': {
+      ...{ of: () => randomFilters, needsFacts: false },
+      about: 'hyperparameters.trained',
     },
     'initial-values': {
       ...{ of: () => initial, needsFacts: false },

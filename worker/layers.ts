@@ -438,6 +438,35 @@ function initializerOf({ initializer, initialScale: scale }: Knobs) {
   });
 }
 
+/**
+ * The layers of a model, of which `hyperparameters.trained` says which are trained: `all` (default), or only the `last` one that
+ * has weights. Then the others keep their random initial values, as random filters do (Deep Learning §9.9), and normalisations
+ * among them leave their inputs as they are.
+ *
+ *     tf.sequential({ layers: layers.trained(args, [tf.layers.conv2d({ … }), …, tf.layers.dense({ units: args.classCount })]) })
+ *
+ * @returns the layers given.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: the hyperparameter is something else.
+ */
+function trained(
+  { hyperparameters }: Pick<ModelArguments, 'hyperparameters'>,
+  list: readonly Layer[],
+): Layer[] {
+  const which = hyperparameters.trained ?? 'all';
+  if (which !== 'all' && which !== 'last') {
+    throw invalid(`hyperparameters.trained is '${String(which)}'; allowed: all, last`);
+  }
+  const own = list.findLastIndex((layer) => !WITHOUT_WEIGHTS.includes(layer.getClassName()));
+  if (which === 'last') for (const layer of list.slice(0, own)) layer.trainable = false;
+  return [...list];
+}
+
+/** Layers that may stand behind the last one that has weights. */
+const WITHOUT_WEIGHTS = [
+  ...['Activation', 'ReLU', 'LeakyReLU', 'ELU', 'Softmax', 'Dropout', 'Reshape', 'Flatten'],
+  ...['GlobalAveragePooling2D', 'GlobalMaxPooling2D', 'GlobalAveragePooling1D'],
+];
+
 /** @throws DownpourError DP_EXPERIMENT_INVALID: a negative deviation. */
 function weightNoise(args: WeightNoiseArguments): Layer {
   if (!(args.stddev >= 0))
@@ -449,7 +478,7 @@ const sparse = (args?: SparseArguments) => new SparseNormal(args);
 const echoState = (args?: EchoStateArguments) => new EchoState(args);
 
 export const layers = {
-  ...{ hidden, noisyReLU, weightNoise, adaptivePooling, rowsAndColumns },
+  ...{ hidden, noisyReLU, weightNoise, trained, adaptivePooling, rowsAndColumns },
   ...{ globalContrast: globalContrastLayer, localContrast: localContrastLayer },
 };
 export const initializers = { sparse, echoState };

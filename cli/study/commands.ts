@@ -297,7 +297,7 @@ function registerAblate(program: Command, outcome: Outcome): void {
     .argument('<experiment>', 'file of the experiment')
     .option(
       '--variants <set>',
-      'set of variants: capacity, regularisation, optimisers, schedules, activations, initial-values, or a JSON file (default: the field ablate of the experiment)',
+      'set of variants: capacity, regularisation, optimisers, schedules, activations, initial-values, random-filters, or a JSON file (default: the field ablate of the experiment)',
     )
     .option('--repeats <n>', 'number of seeds per variant', whole(1, 100), 3)
     .addOption(metricOption());
@@ -308,6 +308,7 @@ function registerAblate(program: Command, outcome: Outcome): void {
 A variant is a partial configuration. The first variant of a set is the baseline. The table shows the mean over the seeds
 with its 95 % confidence interval, and the difference to the baseline seed by seed. The sets capacity, regularisation,
 activations and initial-values change hyperparameters that the model must read: those of layers.hidden (docs/layers.md).
+random-filters changes hyperparameters.trained, which layers.trained reads.
 The test part is not used. The same command with the same settings continues an interrupted study.
 ${examples('downpour ablate examples/mnist-mlp.ts --variants regularisation --epochs 15', 'downpour ablate examples/mnist-mlp.ts --variants capacity --repeats 5', 'downpour ablate my.ts --variants variants.json')}`,
     )

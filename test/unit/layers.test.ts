@@ -66,6 +66,50 @@ describe('noise on weights', () => {
   });
 });
 
+describe('random filters', () => {
+  const of = (trained?: string) =>
+    tf.sequential({
+      layers: layers.trained({ hyperparameters: trained === undefined ? {} : { trained } }, [
+        tf.layers.conv2d({ inputShape: [6, 6, 1], filters: 3, kernelSize: 3 }),
+        tf.layers.batchNormalization(),
+        tf.layers.reLU(),
+        tf.layers.flatten(),
+        tf.layers.dense({ units: 2 }),
+        tf.layers.activation({ activation: 'linear' }),
+      ] as never),
+    });
+
+  test('keep their initial values where only the last layer with weights is trained', () => {
+    const names = (model: LayersModel) =>
+      model.trainableWeights.map(({ originalName }) => originalName.replace(/.*\//, ''));
+    expect(names(of())).toEqual(['kernel', 'bias', 'gamma', 'beta', 'kernel', 'bias']);
+    expect(names(of('all'))).toHaveLength(6);
+    const last = of('last');
+    expect(names(last)).toEqual(['kernel', 'bias']);
+    expect(last.trainableWeights[0]!.shape).toEqual([48, 2]);
+    expect(() => of('none')).toThrow(/hyperparameters.trained is 'none'; allowed: all, last/);
+  });
+
+  test('are frozen on the server: their tensors have no gradient', async () => {
+    const train = {
+      count: 4,
+      inputs: { values: new Float32Array(4 * 36).map((_, i) => (i * 7) % 5), shape: [4, 6, 6, 1] },
+      targets: { values: Int32Array.of(0, 1, 0, 1), shape: [4] },
+    };
+    const data = { train, validation: train, classCount: 2, source: 'numbers' };
+    const model = await buildModel(
+      { data: () => data, model: () => of('last'), loss: 'softmaxCrossEntropy' },
+      { seed: 1, hyperparameters: {} },
+      prepareData(data, { seed: 1, validationFraction: 0, standardise: 'none' }),
+    );
+    expect(model.layout.tensors.map(({ role }) => role)).toEqual([
+      ...['trainable', 'trainable'],
+      ...['frozen', 'frozen', 'frozen', 'frozen', 'frozen', 'frozen'],
+    ]);
+    model.dispose();
+  });
+});
+
 describe('initial values', () => {
   const rms = (initializer: { apply(shape: number[]): Tensor }, shape: number[]) =>
     Math.sqrt(meanOf(valuesOf(initializer.apply(shape)).map((x) => x * x)));

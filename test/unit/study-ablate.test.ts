@@ -121,7 +121,7 @@ describe('variants', () => {
       ]) {
         const parts = [{ epochsMax: 3 }, more];
         const set = builtInVariants(name, resolveConfig(...parts))!;
-        expect(set.names.length).toBeGreaterThan(3);
+        expect(set.names.length).toBeGreaterThanOrEqual(2);
         expect(() => checkVariants(set, parts)).not.toThrow();
       }
     },
