@@ -3,7 +3,8 @@ import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { type Column, formatTable, writeBetween } from './report.ts';
-import { exportSets, type Journey, SETS, type SklearnResult, travel } from './sklearn/journey.ts';
+import { type Journey, pythonSets, SETS, type SklearnResult, travel } from './sklearn/journey.ts';
+import { interval, mean, POINTS } from './sklearn/statistics.ts';
 
 /**
  * `npx tsx bench/sklearn.ts`: the public data of scikit-learn, as pandas writes them, through `init` (without a test part: it has one), `check`,
@@ -27,31 +28,11 @@ const { values } = parseArgs({
   },
 });
 
-/** What a model may be worse than scikit-learn's: points of a share, or a share of an error. */
-const POINTS = 0.015;
+/** What a quantity may be worse than scikit-learn's: a share of its error. */
 const SHARE = 0.05;
-/** Student's t, two-sided 95 %, by degrees of freedom. */
-const T95: Readonly<Record<number, number>> = {
-  1: 12.71,
-  2: 4.3,
-  3: 3.18,
-  4: 2.78,
-  5: 2.57,
-  9: 2.26,
-};
 
 interface Row extends SklearnResult {
   readonly journey: Journey;
-}
-
-const mean = (numbers: readonly number[]) => numbers.reduce((a, b) => a + b, 0) / numbers.length;
-
-/** Mean and half the width of its 95 % interval. */
-function interval(numbers: readonly number[]): { mean: number; half: number } {
-  const m = mean(numbers);
-  const n = numbers.length;
-  const variance = numbers.reduce((sum, x) => sum + (x - m) ** 2, 0) / Math.max(1, n - 1);
-  return { mean: m, half: (T95[n - 1] ?? 1.96) * Math.sqrt(variance / n) };
 }
 
 /** What of scikit-learn is compared: the network of classes, ridge of quantities. */
@@ -116,7 +97,7 @@ function tell(rows: readonly Row[]): void {
 const folder = mkdtempSync(join(tmpdir(), 'downpour-sklearn-'));
 try {
   const seeds = values.seeds.split(',').map(Number);
-  const results = exportSets(folder, values.sets.split(','), seeds);
+  const results = pythonSets<SklearnResult>('sets.py', folder, values.sets.split(','), seeds);
   const rows: Row[] = [];
   for (const result of results) {
     const journey = await travel(join(folder, `${result.set}-${result.seed}`), values);

@@ -40,6 +40,8 @@ const TableReadingSchema = Type.Object(
     columns: Type.Array(ColumnReadingSchema),
     /** Names of the target columns. */
     targets: Type.Array(name),
+    /** The mean of the training part replaces a missing value in any column. Absent: only where a column has `gap`. */
+    missing: Type.Optional(Type.Literal('mean')),
     /** Options of `loadCsv`, where they were given. */
     missingTexts: Type.Optional(Type.Array(Type.String())),
     delimiter: Type.Optional(Type.String()),
@@ -48,6 +50,8 @@ const TableReadingSchema = Type.Object(
     comment: Type.Optional(Type.String()),
     decimal: Type.Optional(Type.Union([Type.Literal('.'), Type.Literal(',')])),
     thousands: Type.Optional(Type.String()),
+    /** A category that the model has never seen sets none of the inputs of its column. Absent: it is an error. No run keeps it. */
+    unknown: Type.Optional(Type.Literal('none')),
   },
   closed,
 );

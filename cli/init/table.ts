@@ -390,12 +390,18 @@ const usedOf = ({ numbers, categories, dates, texts }: TableInputs) => [
   ...texts,
 ];
 
+/** From fewer rows nothing can be learnt about what it means that a value is missing. */
+const MARKED = { share: 0.05, rows: 10 } as const;
+
+const markGapsFrom = (count: number): number =>
+  Math.max(MARKED.rows, Math.ceil(MARKED.share * count));
+
 function gapNotes(inputs: TableInputs, count: number): string[] {
   return usedOf(inputs)
     .filter(({ missing }) => missing > 0)
     .map(
       ({ name, missing }) =>
-        `column ${quotedText(name)} lacks ${groups(missing)} of ${groups(count)} values: the mean replaces them, and an additional input marks them`,
+        `column ${quotedText(name)} lacks ${groups(missing)} of ${groups(count)} values: the mean replaces them${missing >= markGapsFrom(count) ? ', and an additional input marks them' : ''}`,
     );
 }
 
@@ -510,6 +516,11 @@ function loadOptions({ request, reading, table, target, task, inputs }: TablePar
   }
   if ([target, ...usedOf(inputs)].some(({ missing }) => missing > 0)) {
     lines.push('// The mean of the training part replaces a missing number.', "missing: 'mean',");
+    const from = markGapsFrom(table.count);
+    lines.push(
+      '// An additional input marks the gaps of a column that has as many.',
+      `markGapsFrom: ${from},`,
+    );
   }
   const share = testShare(table.count - target.missing, request.testFraction);
   if (share > 0) {

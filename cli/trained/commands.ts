@@ -95,6 +95,14 @@ function addModelOptions(command: Command): Command {
           'checkpoint of the run (default: final if the run has finished, otherwise best)',
         ).choices(['best', 'last', 'final']),
       )
+      .addOption(
+        new Option(
+          '--unknown <what>',
+          'a category that the model has never seen: error, or none: it sets none of the inputs of its column',
+        )
+          .choices(['error', 'none'])
+          .default('error'),
+      )
       .addOption(experimentsOption())
       .addOption(serverOption())
       .addOption(stateOption())

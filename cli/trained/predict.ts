@@ -84,9 +84,24 @@ async function readExamples(data: string, how: Reading): Promise<NewExamples> {
     const { inputs, files } = await readNewImages(data, how, tell);
     return { inputs, names: files };
   }
-  const { inputs, lines } = await readNewTable(data, how);
+  const { inputs, lines, notes } = await readNewTable(data, how).catch((error: unknown) => {
+    throw withAdvice(error);
+  });
+  for (const note of notes) tell(note);
   mustBeFinite(`inputs of ${data}`, inputs);
   return { inputs, names: lines };
+}
+
+/** What is an option of this command is not known where tables are read. */
+function withAdvice(error: unknown): unknown {
+  const isUnknown =
+    error instanceof DownpourError && / is not one of the \d+ listed names/.test(error.message);
+  if (!isUnknown) return error;
+  return new DownpourError(
+    error.code,
+    `${error.message}. Correct the cell, or take it as none of them: --unknown none`,
+    { cause: error },
+  );
 }
 
 async function write(

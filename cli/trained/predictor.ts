@@ -32,6 +32,8 @@ export interface PredictorOptions extends ServerOptions {
   readonly kind?: 'best' | 'last' | 'final';
   readonly experiments?: string[];
   readonly engine?: string;
+  /** `none`: a category that the model has never seen sets none of the inputs of its column. Default: it is an error. */
+  readonly unknown?: 'error' | 'none';
 }
 
 export interface Predictor {
@@ -74,7 +76,8 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
     const model = await buildModel(experiment, facts.config, like);
     model.load(vectorOf(model.layout, (await readTensors(copy)).tensors));
     const loss = typeof experiment.loss === 'string' ? experiment.loss : null;
-    const about = { ...aboutModel(copied), loss } as unknown as Predictor['about'];
+    const own = { ...aboutModel(copied), loss } as unknown as Predictor['about'];
+    const about = options.unknown === 'none' ? takingUnknown(own) : own;
     const inputShape = data.inputs.shape;
     const targetShape = data.targets.shape;
     const predict: Predictor['predict'] = async (inputs, examples) => {
@@ -99,6 +102,12 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
   } finally {
     await remove();
   }
+}
+
+function takingUnknown(about: Predictor['about']): Predictor['about'] {
+  const { reading } = about;
+  if (reading?.kind !== 'table') return about;
+  return { ...about, reading: { ...reading, unknown: 'none' } };
 }
 
 function standardised(facts: DataFacts, column: Column): Float32Array {

@@ -118,7 +118,9 @@ async function keepRunning(
   while (!signal.aborted) {
     const started = performance.now();
     const end = await runOnce(name, options, pool);
-    if (signal.aborted || (end.failure === null && (await options.isOver()))) return null;
+    // The terminal's Ctrl-C also ends a worker that has only just begun.
+    const isMeant = end.failure === null || end.interrupted;
+    if (signal.aborted || (isMeant && (await options.isOver()))) return null;
     if (performance.now() - started > STEADY_MS) crashes = 0;
     crashes++;
     const { code, message } = end.failure ?? {
@@ -144,12 +146,12 @@ async function keepRunning(
   return null;
 }
 
-/** One life of a worker: its failure, null when it ended in good order, and whether it said so. */
+/** One life of a worker: its failure, null when it ended in good order, whether it said so, and whether SIGINT ended it. */
 function runOnce(
   name: string,
   options: PoolOptions,
   { living, noteOnce }: PoolState,
-): Promise<{ failure: WorkerFailure | null; said: boolean }> {
+): Promise<{ failure: WorkerFailure | null; said: boolean; interrupted?: boolean }> {
   return new Promise((resolve) => {
     const child = spawn(
       process.execPath,
@@ -183,7 +185,8 @@ function runOnce(
       if (said) return resolve({ failure: said, said: true });
       const how = signal === null ? `ended with exit code ${code}` : `was ended by ${signal}`;
       const last = lastLine === '' || signal === 'SIGKILL' ? '' : `; it said: ${lastLine}`;
-      resolve({ failure: { code: 'DP_INTERNAL', message: how + last }, said: false });
+      const failure = { code: 'DP_INTERNAL', message: how + last };
+      resolve({ failure, said: false, interrupted: signal === 'SIGINT' });
     });
   });
 }

@@ -98,8 +98,9 @@ test('a record gives the same numbers as a line of a file', async () => {
 });
 
 test('what does not fit is refused by both', async () => {
+  const { missing: _, ...strict } = reading;
   const encoder = encoderOf({
-    ...reading,
+    ...strict,
     columns: reading.columns.map((each) => ({ ...each, gap: false })),
   });
   const row = { size: 1, kind: 'red', day: '2024-01-01', note: '' };
@@ -122,6 +123,51 @@ test('what does not fit is refused by both', async () => {
   await expect(readNewTable(path, reading)).rejects.toThrow(
     "line 2, column 'kind': 'green' is not one of",
   );
+});
+
+test('what the model has never seen is taken by both, where that is asked for', async () => {
+  const { missing: _, ...strict } = reading;
+  const unmarked = strict.columns.map((each) => ({ ...each, gap: false }));
+  const lenient: TableReading = { ...strict, columns: unmarked, unknown: 'none' };
+  const path = join(folder, 'unknown.csv');
+  writeFileSync(path, 'size,kind,day,note\n,green,2024-01-01,\n2,red,2024-01-01,a\n1,grey,,a\n');
+  const { inputs, notes } = await readNewTable(path, lenient);
+  const encoder = encoderOf(lenient);
+  const target = new Float64Array(3 * encoder.size);
+  [
+    { size: null, kind: 'green', day: '2024-01-01', note: '' },
+    { size: 2, kind: 'red', day: '2024-01-01', note: 'a' },
+    { size: 1, kind: 'grey', day: '', note: 'a' },
+  ].forEach((row, i) => {
+    encoder.encode(row, target, i * encoder.size);
+  });
+  expect(target).toEqual(inputs.values);
+  // A number or a date that is missing becomes the mean; a new category sets neither blue nor red.
+  expect([...target.slice(0, 3)]).toEqual([Number.NaN, 0, 0]);
+  expect(notes).toEqual([
+    `${path}: column 'kind': 2 cells have categories that the model has never seen, the first in line 2: 'green'. None of the inputs of the column is set there`,
+  ]);
+});
+
+test('a run whose data had gaps fills a gap in any column', async () => {
+  const options = { targets: ['y'], missing: 'mean', markGapsFrom: 2 } as const;
+  const table = parseCsv(Buffer.from('a,b,c,y\n1,,,1\n2,3,,2\n4,5,6,3\n'), 'x.csv', options);
+  // One value of b is missing, two of c.
+  expect(table.inputNames).toEqual(['a', 'b', 'c', 'c is missing']);
+  expect([...(table.train.inputs.values as Float64Array).slice(0, 4)]).toEqual([
+    1,
+    Number.NaN,
+    Number.NaN,
+    1,
+  ]);
+  const own = table.train.inputs.reading as TableReading;
+  const path = join(folder, 'gaps.csv');
+  writeFileSync(path, 'a,b,c\n7,,\n');
+  const { inputs } = await readNewTable(path, own);
+  const target = new Float64Array(4);
+  encoderOf(own).encode({ a: 7, b: null, c: '' }, target, 0);
+  expect([...target]).toEqual([7, Number.NaN, Number.NaN, 1]);
+  expect(target).toEqual(inputs.values);
 });
 
 describe('a picture of another size', () => {

@@ -54,7 +54,7 @@ function tableEncoder(reading: TableReading): Encoder {
         const { name, gap } = column;
         const text = textOf((example as Record<string, unknown>)[name], name);
         const lacks = own.isMissing(text);
-        if (lacks && !gap) {
+        if (lacks && !gap && reading.missing !== 'mean' && reading.unknown !== 'none') {
           throw new BadExample(
             `'${name}' is missing; give a value: the model was trained on data that never lacked it`,
           );
@@ -105,6 +105,7 @@ function columnEncoder(column: ColumnReading, reading: TableReading): ColumnEnco
           target.fill(0, at, at + names.length);
           const index = list.indexOf(text);
           if (index < 0) {
+            if (reading.unknown === 'none') return null;
             return `it is none of ${names.slice(0, 20).join(', ')}${names.length > 20 ? ', …' : ''}`;
           }
           target[at + index] = 1;

@@ -34,6 +34,11 @@ export interface CsvOptions extends TableOptions, NumberForm {
    * target is left out. Default: a missing value is an error. A list is read as `missingTexts`.
    */
   readonly missing?: 'drop' | 'mean' | readonly string[];
+  /**
+   * With `missing: 'mean'`: a column has the input `<column> is missing` if at least this many rows lack its value. Standardised, the 1 of
+   * a few rows is a large number of which nothing can be learnt. Default: 1.
+   */
+  readonly markGapsFrom?: number;
   /** Texts that mean a missing value, beside an empty cell. Default: ?, NA, N/A, NaN, null in upper or lower case. */
   readonly missingTexts?: readonly string[];
   /** Share of the rows that becomes the test part: the same rows in every run, whatever its seed. Default: 0. */
@@ -69,6 +74,10 @@ export const CSV_FIELDS: FieldRules<keyof CsvOptions> = {
   missing: optional({
     allowed: "'drop' or 'mean'",
     test: (value) => value === 'drop' || value === 'mean' || isTexts(value),
+  }),
+  markGapsFrom: optional({
+    allowed: 'a whole number from 1',
+    test: (value) => Number.isInteger(value) && (value as number) >= 1,
   }),
   missingTexts: texts("a list of strings, such as ['NA', '-']"),
   testFraction: TEST_FRACTION,

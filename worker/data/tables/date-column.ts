@@ -80,7 +80,7 @@ export class DateColumn implements InputColumn {
       name: this.name,
       as: 'date',
       time: this.#hasHours,
-      gap: this.gaps.count > 0,
+      gap: this.gaps.areMarked,
       ...order,
     };
   }

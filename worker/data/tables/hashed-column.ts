@@ -56,7 +56,7 @@ export class HashedColumn implements InputColumn {
   }
 
   reading(): ColumnReading {
-    return { name: this.name, as: 'hashed', size: this.size, gap: this.gaps.count > 0 };
+    return { name: this.name, as: 'hashed', size: this.size, gap: this.gaps.areMarked };
   }
 
   features(): Feature[] {

@@ -25,6 +25,7 @@ export function readingOf(options: NamedOptions, columns: readonly InputColumn[]
     kind: 'table',
     columns: columns.map((column) => column.reading()),
     targets: [...targets],
+    ...(columns.some(({ gaps }) => gaps.count > 0) && { missing: 'mean' as const }),
     ...(missingTexts && { missingTexts: [...missingTexts] }),
     ...(delimiter !== undefined && { delimiter }),
     ...(encoding !== undefined && { encoding }),
@@ -40,6 +41,8 @@ export interface NewTable {
   readonly inputs: Column;
   /** The line of each row in the file, from 1. */
   readonly lines: readonly number[];
+  /** What somebody should know of it. */
+  readonly notes: readonly string[];
 }
 
 /**
@@ -69,11 +72,15 @@ export async function readNewTable(
   });
   if (lines.length === 0) throw corrupt(file, 'it has no line after the header');
   const features = columns.flatMap((column, i) => featuresOf(column, reading.columns[i]!));
-  return { inputs: { ...featureTable(features, 0, lines.length), missing: 'mean' }, lines };
+  const notes = columns.flatMap((column) =>
+    column instanceof CategoryColumn ? (column.unknownNote() ?? []) : [],
+  );
+  return { inputs: { ...featureTable(features, 0, lines.length), missing: 'mean' }, lines, notes };
 }
 
 export function columnFor(column: ColumnReading, reading: TableReading): InputColumn {
-  const { name, gap: hasGaps } = column;
+  const { name, gap } = column;
+  const hasGaps = gap || reading.missing === 'mean' || reading.unknown === 'none';
   const options: CellOptions = { ...reading, hasGaps };
   switch (column.as) {
     case 'number':

@@ -39,6 +39,10 @@ export interface CellOptions extends NumberForm {
   readonly missingTexts?: readonly string[];
   /** Whether an input may lack values. Default: a missing value is an error. */
   readonly hasGaps?: boolean;
+  /** An input says where values are missing if at least this many rows lack one. Default: 1. */
+  readonly markGapsFrom?: number;
+  /** A category that is not among the names given has no input that is 1. Default: it is an error. */
+  readonly unknown?: 'none';
 }
 
 /** `new`: of data that a trained model is to answer to. */
@@ -77,12 +81,14 @@ export function featuresOf(column: InputColumn, reading = column.reading()): Fea
 export class Gaps {
   readonly #name: string;
   readonly #isAllowed: boolean;
+  readonly #markFrom: number;
   readonly #role: ColumnRole;
   readonly #rows = new Set<number>();
   #forgotten = 0;
 
-  constructor(name: string, { hasGaps = false }: CellOptions, role: ColumnRole) {
+  constructor(name: string, { hasGaps = false, markGapsFrom = 1 }: CellOptions, role: ColumnRole) {
     this.#name = name;
+    this.#markFrom = markGapsFrom;
     this.#isAllowed = hasGaps;
     this.#role = role;
   }
@@ -90,6 +96,11 @@ export class Gaps {
   /** All that there were, forgotten ones too. */
   get count(): number {
     return this.#forgotten + this.#rows.size;
+  }
+
+  /** Whether an input says where they are. */
+  get areMarked(): boolean {
+    return this.count >= this.#markFrom;
   }
 
   forget(): void {
@@ -167,7 +178,7 @@ export class NumberColumn implements InputColumn {
   }
 
   reading(): ColumnReading {
-    return { name: this.name, as: 'number', gap: this.gaps.count > 0 };
+    return { name: this.name, as: 'number', gap: this.gaps.areMarked };
   }
 
   features(): Feature[] {
@@ -184,6 +195,8 @@ export class CategoryColumn implements InputColumn {
   readonly #texts = new Map<string, { readonly code: number; readonly place: CellPlace }>();
   readonly #codes = new NumberList();
   #list: NameList | undefined;
+  /** Cells with a category that is not among the names given, and the first of them. */
+  #unknown: { count: number; readonly text: string; readonly place: CellPlace } | null = null;
   readonly #role: ColumnRole;
   readonly gaps: Gaps;
 
@@ -217,12 +230,30 @@ export class CategoryColumn implements InputColumn {
         this.#codes.push(-1);
         return;
       }
+      if (this.#takeUnknown(text, place)) return;
       this.#check(text, place);
       seen = { code: this.#texts.size, place };
       // A piece of a long text would keep all of it in memory.
       this.#texts.set(Buffer.from(text).toString(), seen);
     }
     this.#codes.push(seen.code);
+  }
+
+  #takeUnknown(text: string, place: CellPlace): boolean {
+    if (this.#options.unknown === undefined || !this.#given) return false;
+    if (this.#given.indexOf(text) >= 0) return false;
+    this.#unknown ??= { count: 0, text, place };
+    this.#unknown.count++;
+    this.#codes.push(-1);
+    return true;
+  }
+
+  /** One line about the cells whose category is not among the names given; null: there are none. */
+  unknownNote(): string | null {
+    if (!this.#unknown) return null;
+    const { count, text, place } = this.#unknown;
+    const cells = count === 1 ? 'one cell has a category' : `${count} cells have categories`;
+    return `${place.file}: column '${this.name}': ${cells} that the model has never seen, the first in ${lineOf(place)}: '${shown(text)}'. None of the inputs of the column is set there`;
   }
 
   #check(text: string, place: CellPlace): void {
@@ -272,7 +303,7 @@ export class CategoryColumn implements InputColumn {
 
   reading(): ColumnReading {
     const names = [...this.list().names];
-    return { name: this.name, as: 'category', names, gap: this.gaps.count > 0 };
+    return { name: this.name, as: 'category', names, gap: this.gaps.areMarked };
   }
 
   /** One 0/1 a name. */
