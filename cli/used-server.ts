@@ -31,13 +31,17 @@ export async function startOwnServer(options: OwnServerOptions): Promise<UsedSer
   const { serve } = await import('../server/main.ts');
   const controller = new AbortController();
   const state = resolve(options.state);
-  const server = await serve({
-    host: DEFAULT_HOST,
-    port: options.port ?? ((await isFree(DEFAULT_PORT)) ? DEFAULT_PORT : 0),
-    state,
-    endsWithCommand: true,
-    signal: controller.signal,
-    ...(options.log ? { log: options.log } : {}),
+  const listen = (port: number) =>
+    serve({
+      ...{ host: DEFAULT_HOST, port, state, endsWithCommand: true, signal: controller.signal },
+      ...(options.log ? { log: options.log } : {}),
+    });
+  const port = options.port ?? ((await isFree(DEFAULT_PORT)) ? DEFAULT_PORT : 0);
+  const server = await listen(port).catch((error: unknown) => {
+    // Another command has begun in the same moment and was quicker.
+    const isTaken = options.port === undefined && port !== 0 && errorCode(error) === 'DP_USAGE';
+    if (!isTaken) throw error;
+    return listen(0);
   });
   return {
     client: createRestClient({ server: server.url }),

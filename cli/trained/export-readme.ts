@@ -72,7 +72,7 @@ function inputsText({ inputShape }: ModelOrigin, reading: Reading | undefined): 
   }
   const rows = reading.columns.map(
     (column) =>
-      `| ${column.name.replaceAll('|', '\\|')} | ${kindOf(column)} | ${column.gap ? 'yes' : 'no'} |`,
+      `| ${column.name.replaceAll('|', '\\|')} | ${kindOf(column)} | ${column.gap || reading.missing === 'mean' ? 'yes' : 'no'} |`,
   );
   return `An example is an object with these columns:
 

@@ -1,0 +1,41 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { interrupt, LONG_COMMANDS } from '../test/support/long-commands.ts';
+import { formatTable } from './report.ts';
+
+/**
+ * `npx tsx bench/interrupt.ts [command …]`: how long each command that runs for long takes to end after Ctrl-C, one after the other.
+ * It runs what bin/downpour.js runs: the sources in a clone.
+ */
+
+const PROGRAM = join(import.meta.dirname, '..', 'bin/downpour.js');
+const LIMIT_MS = 120_000;
+
+const wanted = process.argv.slice(2);
+const folder = mkdtempSync(join(tmpdir(), 'downpour-interrupt-'));
+try {
+  const rows: { command: string; seconds: string }[] = [];
+  for (const [command, each] of Object.entries(LONG_COMMANDS)) {
+    if (wanted.length > 0 && !wanted.includes(command)) continue;
+    const { code, seconds, text } = await interrupt(
+      PROGRAM,
+      each,
+      join(folder, command.replaceAll(' ', '')),
+      LIMIT_MS,
+    );
+    if (code !== each.code) throw new Error(`${command} ended with ${code}:\n${text}`);
+    rows.push({ command, seconds: seconds.toFixed(2) });
+  }
+  console.log(
+    formatTable({
+      columns: [
+        { key: 'command', title: 'command' },
+        { key: 'seconds', title: 's from Ctrl-C to the end' },
+      ],
+      rows,
+    }),
+  );
+} finally {
+  rmSync(folder, { recursive: true, force: true });
+}
