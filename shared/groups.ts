@@ -180,7 +180,7 @@ export function groupOf(name: string, groups: ParameterGroups): string | null {
 
 /**
  * The group of each tensor, by its name; tensors without a group are left out.
- * @throws DownpourError DP_CONFIG_INVALID: a pattern matches nothing, or two groups match one tensor.
+ * @throws DownpourError DP_LAYOUT_INVALID: a pattern matches nothing, or two groups match one tensor.
  */
 function groupOfEach(
   tensors: readonly { readonly name: string }[],
@@ -196,7 +196,7 @@ function groupOfEach(
         const other = found.get(name) ?? group;
         if (other !== group) {
           throw new DownpourError(
-            'DP_CONFIG_INVALID',
+            'DP_LAYOUT_INVALID',
             `groups.${other} and groups.${group} both match the tensor '${name}'; a tensor belongs to one group at most: narrow one of the patterns`,
           );
         }
@@ -211,7 +211,7 @@ function nothingMatched(group: string, pattern: string, names: readonly string[]
   const near = nearest(pattern.replaceAll('*', ''), names);
   const shown = names.slice(0, 8).join(', ') + (names.length > 8 ? ', …' : '');
   return new DownpourError(
-    'DP_CONFIG_INVALID',
+    'DP_LAYOUT_INVALID',
     `groups.${group}: the pattern '${pattern}' matches no tensor of the model; ${near ? `did you mean '${near}'? ` : ''}The tensors are ${shown}`,
   );
 }
@@ -238,7 +238,7 @@ export const mayThaw = ({ groups = {} }: GroupFields): boolean =>
 /**
  * The layout of a model while some groups are frozen: their tensors are behind all others.
  * @param specs with the roles that the model gives them.
- * @throws DownpourError DP_LAYOUT_INVALID, or DP_CONFIG_INVALID: as of `groupOfEach`, or nothing is left to train.
+ * @throws DownpourError DP_LAYOUT_INVALID, also as of `groupOfEach`, or nothing is left to train.
  */
 export function layoutWhile(
   specs: readonly TensorSpec[],
@@ -257,7 +257,7 @@ export function layoutWhile(
   const isTrained = (spec: TensorSpec) => spec.role === 'trainable' && !isFrozen(spec);
   if (!own.tensors.some(isTrained)) {
     throw new DownpourError(
-      'DP_CONFIG_INVALID',
+      'DP_LAYOUT_INVALID',
       `groups: all trainable tensors belong to frozen groups (${frozen.join(', ')}), so there is nothing to train: leave a group or a tensor unfrozen`,
     );
   }

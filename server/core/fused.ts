@@ -72,6 +72,12 @@ export interface FusedOptimizer {
   reset(): void;
 }
 
+/** One update rule, of all parameters or of some ranges of them. */
+export interface FusedRule extends FusedOptimizer {
+  /** For an update that leaves these parameters alone: the velocity that it would have used is made ready all the same. */
+  skip(velocity: VelocityUse, where: Where): void;
+}
+
 /** Symbols of the state of each optimizer, in the order in which its kernel takes them. */
 const SLOTS: Readonly<Record<OptimizerConfig['kind'], readonly string[]>> = {
   sgd: [],
@@ -121,7 +127,7 @@ export function createFusedOptimizer(
   { memory, kernels, theta }: { memory: Memory; kernels: Kernels; theta: number },
   velocities = 0,
   part: RulePart | null = null,
-): FusedOptimizer {
+): FusedRule {
   const addresses = SLOTS[config.kind].map(
     (symbol) => part?.state.addressOf(symbol) ?? memory.take(4 * n),
   );
@@ -146,6 +152,7 @@ export function createFusedOptimizer(
     slots,
     velocities: own.used,
     velocity: own.restored,
+    skip: own.begin,
     apply({ decoding, address, scales }, { limit, factor }, options, where = whole) {
       const { p, q, delta, rate } = coefficients(config, options);
       const { velocity } = options;

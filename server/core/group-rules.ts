@@ -21,6 +21,7 @@ import {
   type Clip,
   createFusedOptimizer,
   type FusedOptimizer,
+  type FusedRule,
   optimizerSymbols,
   type Staged,
   type Where,
@@ -91,7 +92,7 @@ interface GroupPart {
   readonly name: string | null;
   readonly group: ParameterGroup | null;
   readonly spans: readonly DecayRange[];
-  readonly rule: FusedOptimizer;
+  readonly rule: FusedRule;
   /** The update that is made: one object for all updates. */
   readonly options: GroupUpdate;
   isDue: boolean;
@@ -154,8 +155,12 @@ export class GroupRules implements FusedOptimizer {
     if (where.start === 0) this.#begin(gradient, options);
     let finite = true;
     for (const { rule, spans, options: own, isDue } of this.#parts) {
-      if (!isDue) this.#leave(spans, where);
-      else if (!rule.apply(gradient, clip, own as StepOptions, where)) finite = false;
+      if (isDue) {
+        if (!rule.apply(gradient, clip, own as StepOptions, where)) finite = false;
+        continue;
+      }
+      this.#leave(spans, where);
+      if (options.velocity) rule.skip(options.velocity, where);
     }
     return finite;
   }
@@ -173,6 +178,7 @@ export class GroupRules implements FusedOptimizer {
   #begin(gradient: Staged, options: StepOptions): void {
     const step = options.groups;
     if (!step) throw new Error('an update of groups needs the step of their schedules');
+    if (options.velocity) this.#use(options.velocity);
     const measures = (options.step - 1) % NORM_EVERY === 0;
     for (const part of this.#parts) {
       const { group, spans, options: own } = part;
@@ -186,6 +192,12 @@ export class GroupRules implements FusedOptimizer {
       own.momentum = options.momentum;
       own.velocity = options.velocity;
     }
+  }
+
+  /** All shards keep the velocities that one keeps, also those that have none of the parameters with momentum. */
+  #use({ slot, freed = [] }: VelocityUse): void {
+    for (const other of freed) this.velocities.delete(other);
+    if (slot > 0 && !this.velocities.has(slot)) this.velocity(slot);
   }
 
   #norm(gradient: Staged, spans: readonly DecayRange[]): number | null {

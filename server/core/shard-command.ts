@@ -66,6 +66,9 @@ const StepOptionsSchema = Type.Object(
     step: Natural,
     learningRate: Type.Number(),
     momentum: Type.Optional(Type.Number()),
+    groups: Type.Optional(
+      Type.Object({ scheduleStep: Type.Number(), unscheduledRate: Type.Number() }, closed),
+    ),
     velocity: Type.Optional(
       Type.Object(
         {

@@ -35,7 +35,15 @@ const STEPS = 5;
 
 type Consistency = NonNullable<PartialConfig['consistency']>;
 const MODES: readonly (readonly [Consistency, PartialConfig])[] = [
-  [{ mode: 'bounded', aheadMax: 1 }, {}],
+  [
+    { mode: 'bounded', aheadMax: 1 },
+    {
+      groups: {
+        first: { pattern: 'dense_1/*', frozen: { untilStep: 60 }, learningRate: 0.5 },
+        last: { pattern: 'dense_2/*', optimizer: { kind: 'adam' }, learningRate: 0.02 },
+      },
+    },
+  ],
   [{ mode: 'synchronous' }, {}],
   [{ mode: 'async' }, { local: { steps: STEPS }, outer: { learningRate: 0.5 } }],
   [{ mode: 'backup', quorum: 2, graceMs: 20, aggregate: 'median' }, {}],

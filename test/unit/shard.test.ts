@@ -109,6 +109,22 @@ describe('a run on several shards is the same run as on one, to the bit', () => 
       },
       3,
     ],
+    [
+      'groups with rules of their own, some at every other step',
+      {
+        ...{
+          optimizer: { kind: 'momentum' },
+          consistency: { correction: 'lookahead' },
+          epochsMax: 6,
+        },
+        weightDecay: { rate: 0.01, rules: [{ pattern: 'b', rate: 0.1 }] },
+        groups: {
+          a: { pattern: 'a', optimizer: { kind: 'adam' }, learningRate: 0.1, everySteps: 2 },
+          c: { pattern: 'c', schedule: { kind: 'linear', steps: 20 }, weightDecay: { l1: 0.01 } },
+        },
+      },
+      4,
+    ],
     ['bf16 both ways', { compression: { push: { kind: 'bf16' }, pull: 'bf16' } }],
   ];
   test.each(configs)('%s', (_, config, workers) => {

@@ -103,7 +103,7 @@ export class Vector {
    * Cuts the vector into ranges and makes room for the first one.
    * @param specs with the roles that the model gives them. @param frozen names of groups.
    * @returns what there is room for besides.
-   * @throws DownpourError DP_LAYOUT_INVALID, DP_CONFIG_INVALID.
+   * @throws DownpourError DP_LAYOUT_INVALID.
    */
   place(specs: readonly TensorSpec[], frozen: readonly string[]): VectorPlaces {
     const layout = layoutWhile(specs, groupsOf(this.#config), frozen);
@@ -113,7 +113,7 @@ export class Vector {
       normBounds(this.#config.maxNorm, rangeLayout(layout, range).tensors);
     const unfit =
       ranges.length > 1 ? (shardsProblem(this.#config) ?? groupShardsProblem(this.#config)) : null;
-    if (unfit !== null) throw new DownpourError('DP_CONFIG_INVALID', unfit);
+    if (unfit !== null) throw new DownpourError('DP_LAYOUT_INVALID', unfit);
     const places = vectorPlaces(this.#config, layout);
     this.#parameters = new Parameters(rangeLayout(layout, ranges[0]!), this.#config, places);
     this.#specs = specs;
