@@ -244,7 +244,7 @@ describe('layers', () => {
 
 describe('comments', () => {
   test('are sentences, or name their subject: none only ends one with "of …"', () => {
-    const wrong = [...LAYERS, 'bench', 'examples', 'scripts']
+    const wrong = [...LAYERS, 'bench', 'examples', 'scripts', 'test']
       .flatMap((folder) => sources(join(ROOT, folder)))
       .flatMap((path) => {
         const found = readFileSync(path, 'utf8').match(

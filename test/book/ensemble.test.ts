@@ -165,7 +165,7 @@ test('§12.1.5: "low capacity, and are trained to have high recall": a cascade f
   const args = ['--runs', 'coarse,fine', '--costs', '1,20', '--recall', '0.85'];
   const { of } = await ensemble(file, 'detectors', ...args, '--combine', 'mean,cascade');
   const cascade = of('cascade');
-  // Of 150 eights: the recall promised on one half is kept on the other within two standard errors, 5 points.
+  // There are 150 eights: the recall promised on one half is kept on the other within two standard errors, 5 points.
   expect(cascade.recall).toBeGreaterThan(0.79);
   expect(cascade.precision).toBeGreaterThan(0.4);
   // Most examples are no eights, and most of those never reach the second.

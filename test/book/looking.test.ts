@@ -43,7 +43,7 @@ async function command(...args: string[]): Promise<Record<string, unknown>> {
 }
 
 test('§11.5: "Visualize the worst mistakes": a label that was set wrong is among them', async () => {
-  // Of the digits 50 have a label of another class: the fixture says which.
+  // 50 of the digits have a label of another class: the fixture says which.
   await train('mislabelled', {
     ...{ epochsMax: 12, hyperparameters: { count: 2500, mislabelled: 50 } },
   });

@@ -291,7 +291,7 @@ describe('chapter 10: sequences, the rows of digits one after another', () => {
             [1, 14, 14],
           );
           const gradient = tf.grad((x) => tf.sum(lstm.apply(x) as Tensor))(digit);
-          // Of the first row; blank or not, its slope counts.
+          // The first row: blank or not, its slope counts.
           return tf.norm(tf.slice(gradient, [0, 0, 0], [1, 1, 14])).dataSync()[0]!;
         }),
       );

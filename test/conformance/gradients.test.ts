@@ -18,10 +18,10 @@ import { GRADIENT_CASES } from './gradients.ts';
 
 const ENGINES = (process.env.DOWNPOUR_CONFORMANCE_ENGINES ?? 'cpu,wasm').split(',') as EngineName[];
 
-/** Of the slope's size, at least 1: float32 and the rule of differences; see `STEP`. */
+/** Relative to the slope's size, at least 1: float32 and the rule of differences; see `STEP`. */
 const DIFFERENCES_TOLERANCE = 2e-3;
 
-/** Of a tensor's largest value, at least 1e-3: engines add up in another order. */
+/** Relative to a tensor's largest value, at least 1e-3: engines add up in another order. */
 const ENGINES_TOLERANCE = 1e-4;
 
 /** The shading language of WebGPU promises sin and cos to 2⁻¹¹; GPUs do better, programs in their place need it. */

@@ -20,7 +20,7 @@ const TOKEN = 'a-secret-of-this-test';
 
 let folder: string;
 let env: NodeJS.ProcessEnv;
-/** Of a host that has workers only. */
+/** The environment of a host that has workers only. */
 let elsewhere: NodeJS.ProcessEnv;
 let client: RestClient;
 /** Lines of the documentation that have been run. */

@@ -23,14 +23,14 @@ process.env.PATH = `${process.env.PATH}:/usr/sbin:/sbin`;
 
 /** Kept from run to run: Compose, base images, layers of the images. */
 export const CACHE = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'downpour');
-/** Of an engine that is started here. */
+/** Where an engine that is started here keeps images and containers. */
 const DATA = join(CACHE, 'docker');
-/** Of the Docker client: where Compose and BuildKit are found as its plugins. */
+/** The Docker client finds Compose and BuildKit here, as its plugins. */
 const CLIENT_CONFIG = join(CACHE, 'docker-client');
 const PLUGINS = ['compose', 'buildx'] as const;
 /** Debian 12 has no Compose of today: the packages of Debian 13 run there. */
 const PLUGIN_SUITE = 'trixie';
-/** Of Debian, for all its releases. */
+/** Debian's keys, for all its releases. */
 const KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg';
 const PLUGIN_FOLDER = 'usr/libexec/docker/cli-plugins';
 
@@ -183,7 +183,7 @@ async function startOwn(
     throw new Error(`no Docker engine can be started here: ${errorText(cause)}`, { cause });
   }
   log(`started a Docker engine in ${((performance.now() - start) / 1000).toFixed(1)} s`);
-  // Of a run that was killed.
+  // A run that was killed may have left some.
   await removeAll(env);
   return { env, own: true, stop };
 }
@@ -279,7 +279,7 @@ async function lock(log: (line: string) => void): Promise<() => void> {
   }
 }
 
-/** Of a run that was killed, and could not end its engine. */
+/** Ends the engine of a run that was killed, and could not do it. */
 async function endAbandoned(log: (line: string) => void): Promise<void> {
   const isOurs = (pid: string) => {
     const words = commandOf(Number(pid)).split('\0');

@@ -47,7 +47,7 @@ const act: fc.Arbitrary<Act> = fc.record({
   value: fc.constantFrom(0, -1e100, 1e100, 1e-300, 0.5),
 });
 
-/** Of the honest worker: 15 pushes, 3 evaluations and the test. */
+/** The honest worker gets answers to 15 pushes, 3 evaluations and the test. */
 const ANSWERS = 19;
 
 /** What a run came to, that must not depend on others. */

@@ -10,7 +10,7 @@ import { programAt } from './programs.ts';
 // A cluster with one node: all that is Kubernetes, containerd and CoreDNS, in the namespaces of `inside.sh`, where the
 // network, the processes, the mounts and /var are this cluster's own and go with it.
 
-/** Of the node, in the network of this cluster; an address of RFC 5737. */
+/** The address of the node in the network of this cluster; one of RFC 5737. */
 export const NODE_ADDRESS = '198.51.100.10';
 export const NODE = 'node-1';
 const PODS = '10.244.0.0/24';

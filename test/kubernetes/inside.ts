@@ -70,7 +70,7 @@ export async function keepHost(): Promise<() => Promise<void>> {
     (folder) => join(folder, KUBELET_CGROUP),
   );
   for (const folder of cgroups) {
-    // Of a run that was killed; one with processes stays.
+    // A run that was killed may have left one; one with processes stays.
     await removeCgroup(folder, 1).catch(() => {
       throw new Error(`a kubelet runs on this machine, ${folder} has its pods: end it first`);
     });

@@ -10,7 +10,7 @@ import { PROGRAMS, prepare } from './programs.ts';
 // from its modules, the image as `npm run containers` builds it. `-- prepare` only builds the API server, which
 // test/system/kubernetes-api.test.ts asks.
 
-/** Of all that CI may take. */
+/** The part of the time of CI that preparing may take. */
 const PREPARE_MS = 1_200_000;
 
 const started = performance.now();

@@ -12,7 +12,7 @@ export const LONG_MS = 300_000;
 let work = '';
 let env: NodeJS.ProcessEnv = {};
 
-/** Of all that follows: the folder that commands are given in, and their environment. */
+/** Sets the folder that all later commands are given in, and their environment. */
 export function workIn(folder: string, environment: NodeJS.ProcessEnv): void {
   work = folder;
   env = environment;

@@ -114,7 +114,7 @@ export interface Image {
   /** Stands for /app. */
   readonly app: string;
   readonly env: Readonly<Record<string, string>>;
-  /** Of the command, without tini. */
+  /** Program and arguments of the command, without tini. */
   readonly program: readonly string[];
 }
 

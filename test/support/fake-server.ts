@@ -36,7 +36,7 @@ export class FakeServer {
   /** Examples of the training part before `trainFraction`; the validation part has a quarter of it. */
   examples = 800;
   testCount = 100;
-  /** Of the data of a run that is made from now on, and what they depend on. */
+  /** Hash of the data of a run that is made from now on, and of what they depend on. */
   raw: (config: RunConfig) => string = () => 'raw';
   depends: string[] = [];
   /** What every worker says of a run instead of working for it; null: it works. */

@@ -205,7 +205,7 @@ export function newcomerTrains(of: () => { newcomer: Newcomer; experiment: strin
     await tf.setBackend('cpu');
     const model = await loadLayersModel(fromFolder(join(folder, 'tfjs')));
     expect(model.countParams()).toBe(run.parameters);
-    // Of an MLP the layout has the order of the model.
+    // The layout of an MLP has the order of the model.
     const weights = model.weights.map((weight) => weight.read().dataSync());
     // A difference of 200,000 numbers would take vitest an hour to show.
     expect(weights.map(({ length }) => length)).toEqual(tensors.map(({ values }) => values.length));

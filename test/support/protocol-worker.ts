@@ -54,7 +54,7 @@ export class ProtocolWorker {
       name?: string;
       incarnation?: string;
       token?: string;
-      /** Of the handshake, beside the token. */
+      /** Headers of the handshake, beside the token. */
       headers?: Record<string, string>;
     } = {},
   ): Promise<ProtocolWorker> {

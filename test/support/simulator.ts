@@ -43,7 +43,7 @@ import {
 
 /** What is broken, and how to see it again. */
 export class Violation extends Error {
-  /** Of the contract in docs/reliability.md. */
+  /** Number in the contract of docs/reliability.md. */
   readonly invariant: number;
   constructor(invariant: number, seed: number, what: string) {
     super(
@@ -154,7 +154,7 @@ class Simulation {
   readonly workers: SimulatedWorker[] = [];
   /** That work. */
   readonly connections = new Set<SimulatedConnection>();
-  /** Of which the server holds its end, also of one that is cut. */
+  /** The server holds its end of each, also of one that is cut. */
   readonly sockets = new Set<SimulatedConnection>();
   now = 0;
   /** No more faults come, and nobody need stand by. */
@@ -203,7 +203,7 @@ class Simulation {
     };
     this.config = config;
     this.consistency = resolveConfig(config).consistency;
-    // Of streams of their own, so that a cluster's other faults are what they were without them.
+    // They have streams of their own, so that a cluster's other faults are what they were without them.
     this.together = random(seed, 3);
     this.hanging = random(seed, 8);
     const follows = [{ mode: 'sync', lagMax: 0 } as const, { mode: 'async', lagMax: 2 } as const];
@@ -848,7 +848,7 @@ class SimulatedServer {
     // The standby has to have it first: what the worker will be told is seen when it is.
     const later = !told && this.#replication !== null && counts;
     const applied = later || outcome === 'applied' || outcome === 'damped';
-    // Of several that make a step it may be the last, and so may one be for whom there is no more work.
+    // It may be the last of several that make a step, and so may one be for whom there is no more work.
     if (several ? steps > 1 : steps !== (applied ? 1 : 0)) {
       simulation.violate(1, `push ${push.sequence} was ${outcome}, and the step rose by ${steps}`);
     }
@@ -1153,7 +1153,7 @@ class SimulatedWorker {
     this.#haltedUntil = Math.max(this.#haltedUntil, this.#simulation.now + ms);
   }
 
-  /** Of this life, when it does not stand still. */
+  /** Acts in this life, when it does not stand still. */
   #later(ms: number, act: () => void): void {
     const life = this.#life;
     const simulation = this.#simulation;

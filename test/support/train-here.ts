@@ -18,15 +18,15 @@ import { buildModel } from '../../worker/model.ts';
  */
 
 export interface Trained {
-  /** Of each minibatch. */
+  /** The loss of each minibatch. */
   readonly losses: readonly number[];
-  /** Of each gradient, before clipping. */
+  /** The norm of each gradient, before clipping. */
   readonly gradientNorms: readonly number[];
   readonly training: { readonly loss: number; readonly error: number };
   readonly validation: { readonly loss: number; readonly error: number };
   /** Validation error of each epoch. */
   readonly errors: readonly number[];
-  /** Of the trained tensors by name, L2. */
+  /** L2 norms of the trained tensors, by name. */
   readonly norms: Readonly<Record<string, number>>;
   /** Trained elements. */
   readonly parameters: number;

@@ -8,7 +8,7 @@ const ROOT = join(import.meta.dirname, '../..');
 export interface Written {
   readonly inputs: readonly string[] | null;
   readonly targets: readonly string[] | null;
-  /** Of the model; 0 unless it was built. */
+  /** Parameters of the model; 0 unless it was built. */
   readonly parameters: number;
 }
 

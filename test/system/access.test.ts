@@ -666,7 +666,7 @@ describe('limits', () => {
     let text = '';
     socket.on('data', (chunk) => {
       text += String(chunk);
-      // Of those that may stay open.
+      // The client ends those that may stay open.
       if (/\r\n\r\n.*}$/s.test(text)) socket.end();
     });
     socket.on('error', () => {});

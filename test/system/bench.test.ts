@@ -34,7 +34,7 @@ function start(args: readonly string[]) {
   return { child, closed };
 }
 
-/** Of the benchmark's own. tsx keeps compiled code in its folder. */
+/** What the benchmark leaves behind. tsx keeps compiled code in its folder. */
 const leftovers = () => readdirSync(folder).filter((name) => name.startsWith('downpour'));
 
 test('a quick run of some questions prints its tables as JSON, beside their limits', async () => {

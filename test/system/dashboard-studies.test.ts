@@ -261,7 +261,7 @@ describe.skipIf(skipped)('studies on the dashboard', () => {
       const known = samples.flatMap(
         (s) => s.tensors.find((t) => t.name === name)!.updateRatio ?? [],
       );
-      // Of a tensor that began at 0 there is none.
+      // There is none for a tensor that began at 0.
       const last = known.at(-1);
       const told = last === undefined ? '–' : `${short(100 * last)} %`;
       expect(ratios).toContain(`${name} ${told}`);

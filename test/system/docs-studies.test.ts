@@ -13,7 +13,7 @@ import { copyDigits, PAGES, STUDY_PAGES } from '../support/pages.ts';
 // The studies of the documentation, as they are written there but for how much is trained: on a few real digits,
 // by two workers that are there already.
 
-/** Of many trainings few, which teach as much. */
+/** Few trainings in the place of many: they teach as much. */
 const LESS: readonly (readonly [RegExp, string])[] = [
   [/--trials (?!1\b)\d+/, '--trials 4'],
   [/--(epochs|cycle-epochs|repeats) \d+\b(?! --kill)/g, '--$1 1'],

@@ -149,7 +149,7 @@ describe('a payload', () => {
     ['observed', 'DP_FRAME_MALFORMED', 1007],
     ['leave', 'DP_FRAME_MALFORMED', 1007],
     ['nonsense', 'DP_FRAME_MALFORMED', 1007],
-    // Of those that say that they bring facts.
+    // A `join` that says that it brings facts.
     ['join', 'DP_FRAME_MALFORMED', 1007],
   ] as const)('of %s is refused before it has come', async (type, code, close) => {
     const url = await start();
@@ -313,7 +313,7 @@ describe('the memory of connections', () => {
   });
 });
 
-/** Of the process, beyond what is counted: sockets, code, garbage that is not collected yet. */
+/** The process may grow by this beyond what is counted: sockets, code, garbage that is not collected yet. */
 const RSS_GROWTH_MAX = 450e6;
 
 test('of a process of its own, memory stays within the limit under floods that took gigabytes', {

@@ -177,7 +177,7 @@ test('what else lies in the state folder keeps no run from being recovered', asy
   await writeFile(join(root, 'notes'), 'of a user');
   await writeFile(join(root, 'lives.json'), 'damaged');
   await mkdir(join(root, 'empty', 'checkpoints'), { recursive: true });
-  // Of a release that does not exist yet: told, and its run left alone.
+  // A checkpoint of a release that does not exist yet is told, and its run left alone.
   await mkdir(join(root, 'newer', 'checkpoints'), { recursive: true });
   const manifest = { version: 2, file: 'step-000000001-last-0001.safetensors' };
   await writeSealed(join(root, 'newer', 'checkpoints'), 'step-000000001-last-0001.json', manifest);

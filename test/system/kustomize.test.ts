@@ -17,7 +17,7 @@ import { isLacking, python } from '../support/python.ts';
 
 /** The oldest that still has support when this is written, and what most clusters run. */
 const VERSIONS = ['1.33', '1.35'] as const;
-/** Of operators, which bring schemas of their own. */
+/** Kinds of operators, which bring schemas of their own. */
 const FOREIGN = ['ServiceMonitor', 'ScaledObject'];
 const VERSION = (
   JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string }

@@ -109,7 +109,7 @@ for (const format of ['text', 'pretty', 'json']) {
     child.kill('SIGTERM');
     await closed;
     const lines = log().split('\n');
-    // Of each kind so many and one that counts the rest: connected, gone, and what the server says of itself.
+    // Each kind has so many, and one that counts the rest: connected, gone, and what the server says of itself.
     expect(lines.length).toBeLessThan(2 * (LIMITS.logRepeatsMax + 1) + 10);
     expect(lines.length).toBeGreaterThan(2 * LIMITS.logRepeatsMax);
     const counted = lines.filter((line) => / more lines like this in the last /.test(line));

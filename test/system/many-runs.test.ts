@@ -82,7 +82,7 @@ async function readAll(client: RestClient): Promise<readonly RunSummary[]> {
   }
 }
 
-/** Of a summary, what a restart must not change. */
+/** The part of a summary that a restart must not change. */
 const kept = ({ id, phase, step, best, validation, checkpoint }: RunSummary) => ({
   ...{ id, phase, step, best, checkpoint },
   loss: validation?.loss,

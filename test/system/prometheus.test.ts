@@ -45,7 +45,7 @@ async function scrape(): Promise<string> {
   return response.text();
 }
 
-/** Of a sample as it stands on the page. */
+/** The value of a sample, as it stands on the page. */
 function sampleOf(sample: string): number {
   const line = page.split('\n').find((each) => each.startsWith(`${sample} `));
   return line === undefined ? Number.NaN : Number(line.slice(sample.length + 1));

@@ -21,7 +21,7 @@ import { until } from '../support/until.ts';
 
 const missing = redisMissing();
 const problem = createProblem();
-/** Of an owner, short, so that tests can wait for its end. */
+/** Time of an owner without a heartbeat: short, so that tests can wait for its end. */
 const TTL_MS = 900;
 const cleanUps: (() => unknown)[] = [];
 let redis: TestRedis;

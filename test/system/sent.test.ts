@@ -163,7 +163,7 @@ describe('an experiment that is sent', () => {
     expect(refusing.text()).toMatch(
       /run mpg needs experiment 'cars', which is in none of .*start this worker with --accept-experiments.*operators of the server run code here/,
     );
-    // Of both workers of a machine there is one file.
+    // Both workers of a machine share one file.
     expect(await readdir(join(root, 'cache'))).toEqual([`${run.bundle}.mjs`]);
     expect(log.join('\n')).toMatch(/bundle [0-9a-f]{64} of \d+ bytes was sent by operator-/);
   });

@@ -844,7 +844,7 @@ describe('REST', () => {
     const routes = Object.entries(document.paths).flatMap(([path, methods]) =>
       Object.keys(methods).map((method) => `${method.toUpperCase()} ${path}`),
     );
-    // Of browsers: a stream of events, the cookie that stands for a token, and what a worker in a page is made of.
+    // Routes of browsers: a stream of events, the cookie that stands for a token, and what a worker in a page is made of.
     const ofPages = [
       ...['GET /feed', 'GET /session', 'POST /session', 'DELETE /session'],
       ...['GET /join/files/{name}', 'POST /join/ticket'],

@@ -54,7 +54,7 @@ const until = <T>(what: string, look: () => Promise<T | null | undefined | false
 interface Cluster {
   readonly url: string;
   readonly client: RestClient;
-  /** Of the shard, for workers. */
+  /** The shard's address for workers. */
   readonly shard: string;
   readonly hash: string;
 }
@@ -207,7 +207,7 @@ describe('parts at a shard of pushes that nobody sends', { timeout: 4 * LONG_MS 
   });
 });
 
-/** Of the run, as its workers have them. */
+/** Tensors of the run, as its workers have them. */
 async function tensorsOf(): Promise<Join['tensors']> {
   const found = await newestValidCheckpoint(checkpointFolder(folder, 'b'), { kinds: ['last'] });
   return found!.tensors

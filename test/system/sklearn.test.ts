@@ -21,7 +21,7 @@ interface Row {
 }
 
 /**
- * Of 38 rows of iris three, and a tenth of the error of ridge: one seed and workers that race. The bounds that
+ * Three rows of the 38 of iris, and a tenth of the error of ridge: one seed and workers that race. The bounds that
  * are promised are those of docs/results.md, over five seeds.
  */
 const ROWS_WORSE = 3 / 38;

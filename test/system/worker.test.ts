@@ -206,7 +206,7 @@ describe('workers', () => {
 });
 
 describe('a worker whose experiment comes while it waits', () => {
-  /** Of 3 x, or as often as its helper says. */
+  /** An experiment that fits 3 x, or as many times x as its helper says. */
   const experiment = `import { slope } from './slope.mjs';
     export default {
       data() {

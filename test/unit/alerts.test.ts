@@ -163,7 +163,7 @@ describe('alerts', () => {
       texts({ runs: [run({ phase: 'training', workers })], missing: () => missing });
     expect(waits(2, 1)).toEqual(['digits waits for 2 more workers, as its workersMin says']);
     expect(waits(0, 3)).toEqual([]);
-    // Of a run without any the one line for all of them speaks.
+    // One line speaks for all runs that have no worker.
     expect(waits(3, 0)).toEqual(['digits waits for a worker: start one with `downpour work`']);
   });
 

@@ -218,7 +218,7 @@ describe('the output', () => {
   test('of a linear layer is no sigmoid, though its values lie between 0 and 1', () => {
     expect(checkOutput(yesNo, { classCount: null }, between, null).verdict).toBe('ok');
     expect(checkOutput(yesNo, { classCount: null }, between, 'sigmoid').verdict).toBe('problem');
-    // Of a function of variables nobody knows more than the values.
+    // Nobody knows more of a function of variables than its values.
     expect(checkOutput(yesNo, { classCount: null }, between).verdict).toBe('problem');
     const few = { values: between.values.subarray(0, 4), shape: [4, 1] };
     expect(checkOutput(yesNo, { classCount: null }, few).verdict).toBe('ok');
@@ -272,7 +272,7 @@ describe('the short trial', () => {
     expect(checkDirection(trained(few), 'misclassification', 0.5).verdict).toBe('ok');
     const wrong = { after: measured(0.5, 0.9) };
     expect(checkDirection(trained(wrong), 'misclassification', 0.5).verdict).toBe('problem');
-    // Of classes of one size a loss cannot fall so far while all stays as it was.
+    // With classes of one size a loss cannot fall so far while all stays as it was.
     const stuck = { before: measured(-2.4, 0.91), after: measured(-2e9, 0.92) };
     expect(checkDirection(trained(stuck), 'misclassification', 0.12).verdict).toBe('problem');
   });

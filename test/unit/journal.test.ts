@@ -15,7 +15,7 @@ import { DownpourError, errorCode } from '../../shared/errors.ts';
 const TTL = { ttlMs: 60_000 };
 const ID = 'redis://test';
 let root: string;
-/** Of the journal. */
+/** Where the journal is. */
 let folder: string;
 let stores: StateStore[];
 let lines: string[];

@@ -304,7 +304,7 @@ describe('facts of data', () => {
   test('that have stopped give their memory to those that wait', async () => {
     const [stopped, honest, push] = [new Client(), new Client(), new Client()];
     stopped.facts(MAX);
-    // Of what nobody waits for, nothing is taken.
+    // Nothing is taken of what nobody waits for.
     push.push(run(0));
     await pass(4 * LOOK_MS);
     expect(push.isElsewhere).toBe(true);

@@ -166,7 +166,7 @@ test('data are read for a model alone that takes its shapes from what data() has
   expect(reads).toBe(1);
   await writeLayersModel({ ...own, tensors });
   expect(reads).toBe(1);
-  // Of another model it is none after all: the first reason is told.
+  // For another model there is no such layer: the first reason is told.
   units = 1;
   const other = [{ name: 'other', values: numbers(1) }];
   await expect(writeLayersModel({ ...own, tensors: other })).rejects.toThrow("'dense/kernel'");

@@ -139,7 +139,7 @@ describe('initial values', () => {
     for (const unit of [0, 1, 299]) expect(column(unit).filter((x) => x !== 0)).toHaveLength(15);
     expect(deviationOf(values.filter((x) => x !== 0))).toBeCloseTo(0.5, 1);
     expect(column(0)).not.toEqual(column(1));
-    // Of few inputs all are taken, and images have theirs in several axes.
+    // All of few inputs are taken, and images have theirs in several axes.
     expect(valuesOf(initializers.sparse().apply([3, 2]) as Tensor).includes(0)).toBe(false);
     const filters = valuesOf(initializers.sparse({ connections: 4 }).apply([3, 3, 2, 5]) as Tensor);
     expect(filters.filter((x) => x !== 0)).toHaveLength(20);

@@ -163,7 +163,7 @@ describe('a loss of the user', () => {
       },
       /was disposed/,
     ],
-    // Of targets [n, 1] somebody takes the last axis away, and not from the predictions.
+    // The last axis of targets [n, 1] is taken away, and that of the predictions is not.
     [
       'all with all',
       (t, p) => t.flatten().sub(p).square().mean(),
@@ -238,7 +238,7 @@ describe('metrics of the user', () => {
   });
 
   test('a ranking of all with all is a metric (AUC)', async () => {
-    // Of yes and no, shape [n] and [n, 1]: the share of pairs in the right order.
+    // The share of pairs in the right order, for yes and no of shape [n] and [n, 1].
     const auc: Measure = (t, p) => {
       const y = t.flatten();
       const isPair = y.expandDims(1).greater(y.expandDims(0)).cast('float32');

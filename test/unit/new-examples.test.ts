@@ -218,7 +218,7 @@ describe('a picture of another size', () => {
 
   test('a half is the weighted mean of four columns; the mean of all stays', () => {
     const seen = painted([8, 8], (x) => (x % 2 === 0 ? 0 : 200), canvas({}));
-    // Of a triangle over 4 pixels: 1/8, 3/8, 3/8, 1/8. At the edge the outer one is missing.
+    // A triangle over 4 pixels weighs 1/8, 3/8, 3/8, 1/8. At the edge the outer one is missing.
     expect(seen.slice(0, 4)).toEqual([
       Math.round((200 * (3 + 0)) / 7),
       100,

@@ -63,7 +63,7 @@ test('fields that came later stand at what they were taken for', async () => {
   const { workers, ...state } = checkpoint!.manifest.state as RunState;
   const kept = Object.entries(state).filter(([field]) => !added.includes(field));
   const older = Object.fromEntries(kept) as unknown as Omit<RunState, 'workers'>;
-  // Of workers the last sequence alone was kept.
+  // The last sequence of a worker was all that was kept of it.
   const alone = workers.map(([key, sequence]) => [key, sequence] as const);
   const run = Run.restore({ ...older, workers: alone }, checkpoint!.tensors);
   const { observations: _, ...opened } = run.state(0);

@@ -263,14 +263,14 @@ test('a payload is used in its place only with the room that it came into', () =
   wanted.update(wanted.stage(payload, 'f32'), clip, options);
   const other = create();
   const cases = [
-    // Of this memory, and its room: the next vector takes its place.
+    // The payload is in this memory, in a room of it: the next vector takes its place.
     (parameters: Parameters) => {
       const room = landed(parameters);
       return { room, bytes: room.bytes, isInPlace: true };
     },
     // Moved while it came.
     (parameters: Parameters) => ({ room: landed(parameters), bytes: payload, isInPlace: false }),
-    // Of other memory, at the same address.
+    // The payload is in other memory, at the same address.
     () => {
       const room = landed(other);
       return { room, bytes: room.bytes, isInPlace: false };

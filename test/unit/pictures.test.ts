@@ -100,7 +100,7 @@ describe('orientation', () => {
     expect([turned.width, turned.height]).toEqual([8, 16]);
     mustBeNear(at(turned, 0, 0), [20, 20, 20], JPEG_TOLERANCE);
     mustBeNear(at(turned, 7, 15), [220, 220, 220], JPEG_TOLERANCE);
-    // Of another kind of block at the same marker, nothing.
+    // Another kind of block at the same marker says nothing.
     const other = await read(
       withSegment(file, 0xe1, Buffer.from('http://ns.adobe.com/xap/1.0/\0')),
     );
@@ -228,7 +228,7 @@ describe('chrominance that several pixels share', () => {
     // (3 · 0 + 40 + 2) / 4, (3 · 40 + 0 + 1) / 4, …; at the borders the sample itself.
     expect(rowsOf([[0, 40, 80]], 6, 1)).toEqual([[0, 10, 30, 50, 70, 80]]);
     expect(rowsOf([[0, 40, 80]], 5, 1)).toEqual([[0, 10, 30, 50, 70]]);
-    // Of two columns it repeats them.
+    // Two columns are repeated.
     expect(rowsOf([[0, 40]], 4, 1)).toEqual([[0, 0, 40, 40]]);
     const square = rowsOf(
       [
@@ -264,7 +264,7 @@ describe('chrominance that several pixels share', () => {
             expect(off).toBeLessThanOrEqual(4);
             sum += off;
           }
-          // Of a few pixels the mean can be anything up to that.
+          // The mean over a few pixels can be anything up to that.
           if (width * height >= 64) expect(sum / right.length).toBeLessThan(0.5);
         },
       ),

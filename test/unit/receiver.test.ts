@@ -39,7 +39,7 @@ interface Reading {
   /** Bytes of each arrival. */
   readonly cuts: (left: number) => number;
   readonly frameBytesMax?: number;
-  /** Of each payload: a landing, the receiver's own memory, or a landing after having waited. */
+  /** Where payloads go: a landing, the receiver's own memory, or a landing after having waited. */
   readonly land?: 'landing' | 'own' | 'wait';
 }
 const WHOLE = (left: number) => left;
@@ -123,7 +123,7 @@ async function receive(stream: Uint8Array, reading: Reading): Promise<string[]> 
 interface Answer {
   readonly opcode: number;
   readonly payload: string;
-  /** Of a closing frame. */
+  /** The code of a closing frame. */
   readonly code: number;
 }
 
@@ -513,7 +513,7 @@ describe('frames, each cut at every byte', () => {
 });
 
 describe('payloads', () => {
-  /** Of a push of `floats` numbers. */
+  /** A push of `floats` numbers. */
   const large = (floats: number) =>
     encodeFrame(
       { type: 'push' },

@@ -329,7 +329,7 @@ describe('a learning curve', () => {
   });
 
   test('counts a seed once where two shares are the same examples', () => {
-    // Of three examples, a quarter and a half of them are one and two.
+    // A quarter and a half of three examples are one and two.
     const { rows } = report(falling, { fractions: [0.25, 0.3, 1], trainCount: 3 });
     expect(rows.map((row) => [row[0], row.at(-1)])).toEqual([
       ['1', '2'],

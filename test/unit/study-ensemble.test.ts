@@ -41,7 +41,7 @@ function memberOf(
   return { name: 'm', label: 'a member', cost: 1, parameters: 1000, answers, ...more };
 }
 
-/** Of yes and no. @param yes probability of it. */
+/** A member that answers yes or no. @param yes probability of it. */
 function detector(yes: readonly number[], truths: readonly number[], more: Partial<Member> = {}) {
   const shares = yes.map((p) => [Math.log(p / (1 - p))]);
   const member = memberOf(shares, truths, more);
