@@ -1,19 +1,6 @@
 import { decodeFacts, isOfOlderRelease } from '../../shared/data-facts.ts';
-import { DownpourError } from '../../shared/errors.ts';
-import { groupsOf, layoutWhile, mayThaw } from '../../shared/groups.ts';
-import type { LeasePart, Phase } from '../../shared/protocol.ts';
-import type { Evaluation } from '../../shared/rest.ts';
-import {
-  attend,
-  detach,
-  leave,
-  mustAgree,
-  pause,
-  postpone,
-  takeBackAll,
-  takeSample,
-  tick,
-} from './run/attendance.ts';
+import { groupsOf, layoutWhile } from '../../shared/groups.ts';
+import { attend, detach, leave, mustAgree, postpone, takeSample, tick } from './run/attendance.ts';
 import {
   type AnswerOf,
   type Assignment,
@@ -26,43 +13,17 @@ import {
   type Seen,
   toFollow,
 } from './run/calls.ts';
-import {
-  endingOf,
-  epochOf,
-  evaluateEveryOf,
-  evaluationStepOf,
-  isTraining,
-  leasesOf,
-  validates,
-} from './run/course.ts';
-import {
-  beginEvaluation,
-  capturesInUse,
-  evaluationFrom,
-  giveBack,
-  isGood,
-  mayRollBack,
-  mustBeOfAll,
-  mustBeTestable,
-  validationCount,
-} from './run/evaluations.ts';
-import { fitGroups, frozenOf, takePlaces } from './run/groups.ts';
+import { mustBeTestable } from './run/evaluations.ts';
+import { frozenOf, takePlaces } from './run/groups.ts';
 import { isBelievable, learnLost, recallLost } from './run/lives.ts';
 import { openCheckpoint, openFork, openNew, openReplica } from './run/open.ts';
+import { Phases } from './run/phases.ts';
 import { Pushes } from './run/push.ts';
-import { nonFiniteText, nothingFiniteText, overflowText } from './run/reasons.ts';
-import type {
-  Components,
-  PendingEvaluation,
-  RunFields,
-  RunOptions,
-  RunReplica,
-  RunState,
-} from './run/state.ts';
+import { overflowText } from './run/reasons.ts';
+import type { Components, RunFields, RunOptions, RunReplica, RunState } from './run/state.ts';
 import type { RunSteps } from './run/steps.ts';
 import { RunView } from './run/view.ts';
 import { workFor } from './run/work.ts';
-import { createSchedule } from './schedule.ts';
 import type { RunShards } from './shard.ts';
 import type { NamedTensor } from './vectors.ts';
 
@@ -71,8 +32,8 @@ import type { NamedTensor } from './vectors.ts';
  * clock (`now` is an argument, in monotonic ms) and never waits: a push is checked and applied in
  * one synchronous stretch, so nothing can slip in between.
  *
- * Here are its phases, and what divergence does to them; run/ has the rest: what calls there are, what a run is at one
- * moment, and what is decided from that alone. What the surroundings must do about it comes out as events (`takeEvents`).
+ * Here are its calls; run/ has the rest: what a run is at one moment, what is decided from that alone, and how it goes
+ * from phase to phase. What the surroundings must do about it comes out as events (`takeEvents`).
  */
 
 const NOTHING = new Uint8Array();
@@ -83,9 +44,8 @@ export class Run extends RunView {
   readonly #fields: RunFields;
   readonly #components: Components;
   readonly #pushes: Pushes;
+  readonly #phases: Phases;
   readonly #steps: RunSteps;
-  /** Some group is frozen up to a step. */
-  readonly #mayThaw: boolean;
   #events: RunEvent[] = [];
   #follower: RunFollower | null = null;
 
@@ -103,14 +63,17 @@ export class Run extends RunView {
     this.#fields = fields;
     this.#components = components;
     this.#pushes = new Pushes(this.inside, {
-      stepped: () => this.#afterStep(),
+      stepped: () => this.#phases.afterStep(),
       woken: () => this.#wake(),
       corrected: (text) => void this.#events.push({ kind: 'correction', text }),
-      nonFinite: (readStep) => this.#nonFinite(readStep),
-      diverged: (reason) => this.#diverged(reason),
+      nonFinite: (readStep) => this.#phases.nonFinite(readStep),
+      diverged: (reason) => this.#phases.diverged(reason),
     });
     this.#steps = this.#pushes.steps;
-    this.#mayThaw = mayThaw(options.config);
+    this.#phases = new Phases(this, this.inside, {
+      tell: (event) => void this.#events.push(event),
+      discard: () => this.#steps.discard(),
+    });
   }
 
   /**
@@ -126,7 +89,7 @@ export class Run extends RunView {
   #carryOut(call: RunCall, payload: Uint8Array): CallAnswer | undefined {
     switch (call.call) {
       case 'push':
-        this.#goesOn(call.now);
+        this.#phases.goesOn(call.now);
         return this.#pushes.take(call, payload);
       case 'assign':
         return this.#assign(call);
@@ -150,7 +113,7 @@ export class Run extends RunView {
       case 'initialised':
         return this.#initialised(call, payload);
       case 'evaluated':
-        return this.#evaluated(call);
+        return this.#phases.evaluated(call);
       case 'sampled':
         return takeSample(this.inside, call.worker, call.observed, call.now);
       case 'overflowed':
@@ -163,15 +126,15 @@ export class Run extends RunView {
         recallLost(this.#fields, call);
         break;
       case 'stop':
-        this.#stop(call.reason);
+        this.#phases.stop(call.reason);
         break;
       case 'test':
         mustBeTestable(this.inside);
-        this.#setPhase('testing', this.#fields.reason);
-        this.#evaluateTest();
+        this.#phases.setPhase('testing', this.#fields.reason);
+        this.#phases.evaluateTest();
         break;
       case 'resume':
-        this.#resume();
+        this.#phases.resume();
         break;
       case 'label':
         this.#fields.labels = call.labels;
@@ -213,8 +176,8 @@ export class Run extends RunView {
       vector.createParts();
     }
     if (fields.phase === 'waiting' && !fields.grant) {
-      if (this.hasParameters) this.#begin();
-      else this.#requestParameters();
+      if (this.hasParameters) this.#phases.begin();
+      else this.#phases.requestParameters();
     }
     attend(this.inside, worker, now);
     // Those that wait for more workers look again.
@@ -230,7 +193,7 @@ export class Run extends RunView {
     // Whoever asks is known from now on.
     this.#components.roster.of(worker);
     if (this.over) return END;
-    this.#goesOn(now);
+    this.#phases.goesOn(now);
     const work = workFor(this.inside, worker, ahead, now, to ?? null);
     // One for whom there is nothing, or that evaluates, may have been the last that a step waited for.
     if (work.kind !== 'work' || work.evaluation) this.#steps.look(now);
@@ -262,8 +225,8 @@ export class Run extends RunView {
     if (!fields.startingAnew) fields.initialisations++;
     fields.startingAnew = false;
     fields.generation++;
-    if (fields.phase === 'waiting') this.#begin();
-    this.#goesOn(now);
+    if (fields.phase === 'waiting') this.#phases.begin();
+    this.#phases.goesOn(now);
     this.#wake();
     return true;
   }
@@ -273,358 +236,7 @@ export class Run extends RunView {
     // Several updates may have been under way when the first was told.
     if (this.over || generation !== this.#fields.generation) return;
     const { gradientNorm } = this.#components.observations;
-    this.#diverged(overflowText(this.inside, this.step, this.learningRate, gradientNorm));
-  }
-
-  // Divergence.
-
-  #nonFinite(readStep: number): string {
-    const fields = this.#fields;
-    fields.nonFiniteInRow++;
-    const { nonFiniteMax } = this.config;
-    const atStart = fields.initialLoss === null;
-    const message = nonFiniteText(this.inside, readStep);
-    if (fields.nonFiniteInRow < nonFiniteMax) return message;
-    const last = fields.rollbacks.at(-1);
-    // The same parameters once more would give the same.
-    const isAgain = atStart && last?.to === null && last.step === fields.step;
-    if (isAgain) this.#fail(message);
-    else this.#diverged(message);
-    return message;
-  }
-
-  /**
-   * Goes back to the last parameters that are known to be good, with a lower learning rate, as often as the
-   * configuration allows. Those are the best of the evaluations, since what came before the first sign of
-   * divergence may be spoilt already; or the initial ones, when no evaluation was better than they are, and
-   * in a `retrain`, which must not begin with trained ones. Steps, epochs and the order of examples go on.
-   */
-  #diverged(reason: string): void {
-    const fields = this.#fields;
-    const { rollbacksMax, factor } = this.config.divergence;
-    if (fields.rollbacks.length >= rollbacksMax) {
-      const after = rollbacksMax === 0 ? '' : `, after ${rollbacksMax} rollbacks`;
-      this.#fail(`${reason}${after}`);
-      return;
-    }
-    fields.nonFiniteInRow = 0;
-    fields.rateFactor *= factor;
-    fields.optimizerStart = fields.step;
-    this.#components.observations.restartSmoothing();
-    const { afterStop } = this.config.earlyStopping;
-    const isAnew = fields.phase === 'refitting' && afterStop === 'retrain';
-    const best = isAnew || !isGood(fields.best, fields) ? null : fields.best;
-    if (!best && !isAnew && this.options.fork) {
-      this.#fail(`${reason}; a fork has no initial parameters of its own to go back to`);
-      return;
-    }
-    if (best) {
-      this.#setParameters(best.capture);
-      this.#resetOptimizer();
-    } else {
-      fields.startingAnew = true;
-      this.#steps.discard();
-      fields.generation++;
-      this.#requestParameters();
-    }
-    const to = best?.evaluation.step ?? null;
-    const rollback = { step: fields.step, to, learningRate: this.learningRate, reason };
-    fields.rollbacks = [...fields.rollbacks, rollback];
-    this.#events.push({ kind: 'rollback', rollback }, { kind: 'wake' });
-  }
-
-  // Evaluations.
-
-  /** What is due after an applied push: an evaluation, the end of a phase. */
-  #afterStep(): void {
-    const fields = this.#fields;
-    if (this.#mayThaw && fitGroups(this.inside)) this.#wake();
-    fields.ending = endingOf(this.inside) ?? fields.ending;
-    const at = evaluationStepOf(this.inside);
-    if (at >= fields.nextEvaluation) {
-      const every = evaluateEveryOf(this.inside);
-      fields.nextEvaluation = (Math.floor(at / every) + 1) * every;
-      fields.evaluationDue = validates(this.inside);
-    }
-    this.#proceed();
-  }
-
-  /** Starts the evaluation that is due, or ends the phase, unless one is under way. */
-  #proceed(): void {
-    const fields = this.#fields;
-    if (fields.evaluation || !isTraining(fields)) return;
-    const { ending, lastEvaluatedStep, step } = fields;
-    if (ending !== null && lastEvaluatedStep < step && validates(this.inside)) {
-      fields.evaluationDue = true;
-    }
-    if (fields.evaluationDue) {
-      fields.evaluationDue = false;
-      this.#evaluate('validation', 'validation', this.#capture('evaluated'));
-    } else if (ending !== null) {
-      if (fields.phase === 'training') this.#stopTraining(ending);
-      else this.#conclude(ending);
-    }
-  }
-
-  #capture(what: 'evaluated' | 'exchanged'): number {
-    const id = ++this.#fields.captures;
-    this.#components.vector.capture(id, what);
-    return id;
-  }
-
-  /** @param step that the captured parameters belong to. */
-  #evaluate(
-    purpose: PendingEvaluation['purpose'],
-    part: LeasePart,
-    capture: number,
-    step?: number,
-  ): void {
-    beginEvaluation(this.inside, purpose, part, capture, step);
-    this.#wake();
-  }
-
-  /** The parameters that were restored belong to the best step, refitted ones to the last. */
-  #evaluateTest(): void {
-    const { best, step } = this.#fields;
-    const isRestored = this.config.earlyStopping.afterStop === 'restore';
-    const of = isRestored ? best!.evaluation.step : step;
-    this.#evaluate('test', 'test', this.#capture('exchanged'), of);
-  }
-
-  #evaluated({ worker, result, now, at }: CallOf<'evaluated'>): boolean {
-    const fields = this.#fields;
-    const pending = fields.evaluation;
-    if (this.over || pending?.id !== result.evaluation || pending.worker !== worker) return false;
-    if (this.quarantine(worker) !== null) return false;
-    try {
-      mustBeOfAll(this.inside, pending, result);
-    } catch (error) {
-      giveBack(fields, worker);
-      this.#wake();
-      throw error;
-    }
-    this.#goesOn(now);
-    fields.evaluation = null;
-    const evaluation = evaluationFrom(this.inside, pending, result, now);
-    this.#components.observations.evaluated(evaluation);
-    this.#events.push({ kind: 'evaluated', evaluation }, { kind: 'wake' });
-    if (pending.purpose === 'test') {
-      fields.test = evaluation;
-      fields.testedAt = at ?? null;
-      this.#finish();
-    } else if (pending.purpose === 'target') this.#continueFromBest(evaluation);
-    else this.#validated(pending, evaluation);
-    this.#components.vector.forget(pending.capture, capturesInUse(fields));
-    return true;
-  }
-
-  #validated(pending: PendingEvaluation, evaluation: Evaluation): void {
-    const fields = this.#fields;
-    const { schedule, earlyStopping, observations, vector } = this.#components;
-    const { loss, error } = evaluation;
-    fields.lastEvaluatedStep = pending.step;
-    if (fields.phase === 'refitting') {
-      const { target } = fields;
-      if (loss === null || target === null || loss >= target) this.#proceed();
-      else {
-        this.#conclude(
-          `validation loss ${loss} fell below the training loss at the stop ${target}`,
-        );
-      }
-      return;
-    }
-    const { metric, patience } = this.config.earlyStopping;
-    const value = (metric === 'loss' ? loss : error) ?? Number.NaN;
-    if (!Number.isFinite(value) && mayRollBack(this.inside, pending)) {
-      this.#diverged(`the validation ${metric} at step ${pending.step} is NaN or infinite`);
-      return;
-    }
-    schedule.observe(value);
-    const verdict = earlyStopping.observe(value, pending.step);
-    if (verdict.improved) {
-      const worse = fields.best;
-      const { phaseStep, capture } = pending;
-      fields.best = { evaluation, phaseStep, schedule: schedule.state(), capture };
-      if (worse) vector.forget(worse.capture, capturesInUse(fields));
-      this.#events.push({ kind: 'best' });
-    }
-    const count = validationCount(observations);
-    if (verdict.stop) {
-      this.#stopTraining(`validation ${metric} has not improved for ${patience} evaluations`);
-    } else if (fields.ending === null && this.config.pauseAfter?.includes(count)) {
-      this.#stop(
-        `paused after ${count} evaluations, as pauseAfter says; \`downpour resume\` goes on`,
-      );
-    } else this.#proceed();
-  }
-
-  // From phase to phase.
-
-  /** There are parameters, and it is known what the data are. */
-  #begin(): void {
-    const { epochsMax: epochs } = this.config;
-    this.#startPhase('training', { part: 'train', epochs, reason: 'training' });
-  }
-
-  #startPhase(
-    phase: 'training' | 'refitting',
-    options: { part: LeasePart; epochs: number | null; reason: string },
-  ): void {
-    const fields = this.#fields;
-    this.#steps.discard();
-    fields.phaseStart = fields.step;
-    fields.optimizerStart = fields.step;
-    fields.ending = null;
-    fields.evaluationDue = false;
-    takeBackAll(this.inside);
-    this.#components.leases = leasesOf(this.inside, options.part, options.epochs);
-    fields.nextEvaluation = evaluateEveryOf(this.inside);
-    fitGroups(this.inside);
-    this.#setPhase(phase, options.reason);
-  }
-
-  /** Training is over: what `afterStop` asks for follows. */
-  #stopTraining(reason: string): void {
-    const fields = this.#fields;
-    fields.stoppedAt = fields.step;
-    const { best } = fields;
-    if (!best) {
-      this.#fail(nothingFiniteText(this.inside, reason));
-      return;
-    }
-    const { afterStop } = this.config.earlyStopping;
-    fields.ending = reason;
-    if (afterStop === 'restore') {
-      this.#setParameters(best.capture);
-      this.#conclude(reason);
-    } else if (afterStop === 'continue') {
-      this.#setPhase('measuring', `${reason}; measuring the training loss at the best step`);
-      this.#evaluate('target', 'train', best.capture, best.evaluation.step);
-    } else {
-      fields.scheduleOffset = 0;
-      this.#components.schedule = createSchedule(this.config.schedule, this.config);
-      this.#components.observations.restartSmoothing();
-      this.#startPhase('refitting', {
-        part: 'trainAndValidation',
-        epochs: null,
-        reason: `${reason}; retraining on all data for ${best.phaseStep} steps (Algorithm 7.2)`,
-      });
-      this.#requestParameters();
-    }
-  }
-
-  /** Algorithm 7.3: from the best parameters, on all data, down to the training loss there. */
-  #continueFromBest({ loss }: Evaluation): void {
-    const fields = this.#fields;
-    const best = fields.best!;
-    if (loss === null) {
-      this.#fail('the training loss at the best step is not finite');
-      return;
-    }
-    fields.target = loss;
-    this.#setParameters(best.capture);
-    this.#resetOptimizer();
-    this.#components.schedule.restore(best.schedule);
-    fields.scheduleOffset = best.phaseStep;
-    this.#startPhase('refitting', {
-      part: 'trainAndValidation',
-      epochs: null,
-      reason: `continuing on all data until the validation loss is below ${loss} (Algorithm 7.3)`,
-    });
-  }
-
-  #setParameters(by: number | 'evaluated'): void {
-    this.#steps.discard();
-    this.#components.vector.replace(by);
-    this.#fields.generation++;
-  }
-
-  #resetOptimizer(): void {
-    this.#components.vector.resetOptimizer();
-    this.#components.correction.reset();
-    this.#components.rateWatch.reset();
-  }
-
-  /** The parameters are the final ones; the test part is looked at once. */
-  #conclude(reason: string): void {
-    const fields = this.#fields;
-    if (fields.phase === 'refitting') this.#setParameters('evaluated');
-    fields.ending = reason;
-    if (this.config.testAtEnd && fields.data!.testCount > 0) {
-      this.#setPhase('testing', reason);
-      this.#evaluateTest();
-    } else {
-      fields.reason = reason;
-      this.#finish();
-    }
-  }
-
-  #finish(): void {
-    this.#fields.epochAtEnd = epochOf(this.inside);
-    this.#components.leases = null;
-    this.#setPhase('finished', this.#fields.reason);
-  }
-
-  #fail(reason: string): void {
-    pause(this.inside);
-    this.#setPhase('failed', reason);
-  }
-
-  /** Asks a worker for fresh parameters. */
-  #requestParameters(): void {
-    this.#fields.grant = { id: ++this.#fields.grantsGiven, worker: null };
-    this.#wake();
-  }
-
-  #setPhase(to: Phase, reason: string): void {
-    const fields = this.#fields;
-    const from = fields.phase;
-    fields.phase = to;
-    fields.reason = reason;
-    if (this.over) {
-      fields.seconds = this.seconds(fields.nowMs);
-      fields.startedMs = null;
-    }
-    this.#events.push({ kind: 'phase', from, to }, { kind: 'wake' });
-  }
-
-  #stop(reason: string): void {
-    const fields = this.#fields;
-    if (this.over) return;
-    const { evaluation } = fields;
-    if (fields.phase === 'testing' && !this.#components.leases) {
-      // It had finished before somebody asked for the test: it is as it was.
-      fields.evaluation = null;
-      if (evaluation) this.#components.vector.forget(evaluation.capture, capturesInUse(fields));
-      this.#setPhase('finished', fields.reason);
-      return;
-    }
-    fields.resumePhase = fields.phase;
-    pause(this.inside);
-    this.#setPhase('stopped', reason);
-  }
-
-  #resume(): void {
-    const { phase, reason, resumePhase } = this.#fields;
-    if (phase === 'failed') {
-      throw new DownpourError(
-        'DP_RUN_FAILED',
-        `run ${this.id} has failed: ${reason}; start a new one with another configuration`,
-      );
-    }
-    if (phase === 'finished') {
-      throw new DownpourError('DP_RUN_ENDED', `run ${this.id} is finished: ${reason}`);
-    }
-    if (phase !== 'stopped') return;
-    this.#components.robust.release();
-    this.#setPhase(resumePhase, 'resumed');
-  }
-
-  /** Something was done for it: its time runs, if it is not over. */
-  #goesOn(now: number): void {
-    const fields = this.#fields;
-    fields.nowMs = now;
-    if (!this.over && this.hasParameters) fields.startedMs ??= now;
+    this.#phases.diverged(overflowText(this.inside, this.step, this.learningRate, gradientNorm));
   }
 
   /**
@@ -659,26 +271,8 @@ export class Run extends RunView {
   ): Run {
     const run = new Run(state.options, shards, { life });
     openCheckpoint(run.inside, state, tensors);
-    run.#restorePending();
+    run.#phases.restorePending();
     return run;
-  }
-
-  /** What was asked for when the checkpoint was taken is asked for again. */
-  #restorePending(): void {
-    const fields = this.#fields;
-    const { best } = fields;
-    const phase = fields.phase === 'stopped' ? fields.resumePhase : fields.phase;
-    if (phase === 'waiting' || fields.startingAnew) {
-      if (!this.hasParameters || fields.startingAnew) this.#requestParameters();
-    } else if (phase === 'refitting' && fields.initialisations === 1) {
-      const retrain = this.config.earlyStopping.afterStop === 'retrain';
-      if (retrain) this.#requestParameters();
-    } else if (phase === 'measuring') {
-      this.#evaluate('target', 'train', best!.capture, best!.evaluation.step);
-    } else if (phase === 'testing') {
-      this.#evaluateTest();
-    }
-    if (phase === fields.phase) this.#proceed();
   }
 
   /** Tells all calls from now on; null: nobody. */
