@@ -39,6 +39,7 @@ const ENTRIES: Readonly<Record<string, string>> = {
   fitted: 'worker/fitted.ts',
   'shard-thread': 'server/shards/thread.js',
   'checkpoint-thread': 'server/checkpoints/thread.js',
+  'picture-thread': 'worker/data/pictures/thread.js',
   'join-program': 'cli/bundles/join-program.js',
 };
 

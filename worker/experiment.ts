@@ -52,6 +52,11 @@ export {
   type DatasetOptions,
   fromDataset,
 } from './data/sources/dataset.ts';
+export {
+  type ImageSourceData,
+  type ImageSourceOptions,
+  imageFolderSource,
+} from './data/sources/image-folder.ts';
 export { type ParquetSourceOptions, parquetSource } from './data/sources/parquet.ts';
 export { type SpoolOptions, spooled } from './data/sources/spooled.ts';
 export type { TableSourceData } from './data/sources/table-sources.ts';

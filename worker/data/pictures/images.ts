@@ -14,9 +14,9 @@ import {
 } from '../reader-options.ts';
 import { holdOut } from '../split.ts';
 import { PassedOver, someOf } from './image-files.ts';
-import { findImages, type ImageParts } from './image-parts.ts';
+import { type FoundImages, findImages, type ImageParts } from './image-parts.ts';
 import { paint } from './paint.ts';
-import { type Picture, readPicture } from './pictures.ts';
+import { type Picture, readPicture, type SizeOf } from './pictures.ts';
 import { readAll } from './read-all.ts';
 
 /** Folders of pictures, one folder a class, as bytes of shape [n, height, width, channels]. */
@@ -101,29 +101,12 @@ export async function loadImageFolder(
   folder: string | ImageParts,
   options: ImageFolderOptions = {},
 ): Promise<ImageData> {
-  checkFolder(folder);
-  checkOptions('loadImageFolder', options, FIELDS);
-  const { channels = 3, bytesMax = IMAGES_BYTES_MAX, background = WHITE, log } = options;
-  const passed = new PassedOver();
-  const found = await findImages(folder, options.classes, passed);
+  const opened = await openFolder('loadImageFolder', folder, options);
+  const { found, first, like, reading, origin, root } = opened;
+  const { bytesMax = IMAGES_BYTES_MAX, background = WHITE, log } = options;
   const { classes, parts } = found;
-  const root = typeof folder === 'string' ? folder : folder.train;
-  const origin = typeof folder === 'string' ? folder : Object.values(folder).join(', ');
   const files = parts.flatMap((part) => part.files);
-
-  const first = { path: files[0]!.path, ...(await readPicture(files[0]!.path)) };
-  const given = options.size;
-  const [height, width] =
-    given === undefined
-      ? [first.height, first.width]
-      : typeof given === 'number'
-        ? [given, given]
-        : given;
-  const fit = given === undefined ? {} : { fit: options.fit ?? 'crop' };
-  const reading: ImageReading = {
-    ...{ kind: 'images', height, width, channels },
-    ...{ background: [...background], ...fit },
-  };
+  const { width, height, channels } = reading;
   const size = width * height * channels;
   if (files.length * size > bytesMax) {
     throw corrupt(
@@ -141,7 +124,7 @@ export async function loadImageFolder(
     if (kind === 'vanished') counts.vanished.push(files[i]!.path);
     if (picture.frames > 1) counts.frames++;
   };
-  await readAll(files, first, given === undefined ? first : null, put, log);
+  await readAll(files, first, like, put, log);
 
   let at = 0;
   const examples = parts.map(({ name, files: own }): [string, Examples] => {
@@ -170,8 +153,7 @@ export async function loadImageFolder(
       ? [`${counts.resized} brought to ${width}×${height} (${WORDS[reading.fit!]})`]
       : [];
   const notes = [...found.notes, ...resized, ...notesOf(counts, found.nested, background)];
-  const over = passed.text(root);
-  if (over) notes.push(over);
+  if (opened.over) notes.push(opened.over);
   for (const note of notes) log?.(`${root}: ${note}`);
   const spread =
     parts.length > 1
@@ -182,12 +164,6 @@ export async function loadImageFolder(
     readonly validation?: Examples;
     readonly test?: Examples;
   };
-  if (all.test && options.testFraction) {
-    throw new DownpourError(
-      'DP_EXPERIMENT_INVALID',
-      `loadImageFolder: \`testFraction\` is ${options.testFraction}, but ${origin} has a folder for the test part already; leave it out`,
-    );
-  }
   const { train, test } = holdOut(all.train, options.testFraction);
   return {
     ...{ ...all, train },
@@ -199,22 +175,71 @@ export async function loadImageFolder(
   };
 }
 
+/** A folder whose files are known, and what its pictures become. */
+export interface OpenFolder {
+  readonly found: FoundImages;
+  readonly first: Picture & SizeOf;
+  /** The picture whose size all must have; null: they are brought to one size. */
+  readonly like: (Picture & SizeOf) | null;
+  readonly reading: ImageReading;
+  readonly root: string;
+  readonly origin: string;
+  /** The files that are skipped; null: none. */
+  readonly over: string | null;
+  readonly notes: readonly string[];
+}
+
+/** @param reader its name, for messages @throws DownpourError as `loadImageFolder` */
+export async function openFolder(
+  reader: string,
+  folder: string | ImageParts,
+  options: ImageFolderOptions,
+): Promise<OpenFolder> {
+  checkFolder(reader, folder);
+  checkOptions(reader, options, FIELDS);
+  const { channels = 3, background = WHITE, size: given } = options;
+  const passed = new PassedOver();
+  const found = await findImages(folder, options.classes, passed);
+  const root = typeof folder === 'string' ? folder : folder.train;
+  const origin = typeof folder === 'string' ? folder : Object.values(folder).join(', ');
+  if (options.testFraction && found.parts.some(({ name }) => name === 'test')) {
+    throw new DownpourError(
+      'DP_EXPERIMENT_INVALID',
+      `${reader}: \`testFraction\` is ${options.testFraction}, but ${origin} has a folder for the test part already; leave it out`,
+    );
+  }
+  const { path } = found.parts[0]!.files[0]!;
+  const first = { path, ...(await readPicture(path)) };
+  const own = given ?? [first.height, first.width];
+  const [height, width] = typeof own === 'number' ? [own, own] : own;
+  const fit = given === undefined ? {} : { fit: options.fit ?? 'crop' };
+  const over = passed.text(root);
+  return {
+    ...{ found, first, root, origin, over, like: given === undefined ? first : null },
+    notes: [...found.notes, ...(over ? [over] : [])],
+    reading: {
+      ...{ kind: 'images', height, width, channels },
+      ...{ background: [...background], ...fit },
+    },
+  };
+}
+
 const WORDS = {
   crop: 'scaled and cropped',
   pad: 'scaled and padded',
   stretch: 'stretched',
 } as const;
 
-function checkFolder(folder: unknown): asserts folder is string | ImageParts {
+function checkFolder(reader: string, folder: unknown): asserts folder is string | ImageParts {
   if (!isRecord(folder)) {
-    checkPath('loadImageFolder', folder);
+    checkPath(reader, folder);
     return;
   }
   const isPath = {
     allowed: 'the path of a folder',
     test: (value: unknown) => typeof value === 'string' && value !== '',
   };
-  checkOptions('loadImageFolder', folder, {
+  checkOptions(reader, folder, {
     ...{ train: isPath, validation: optional(isPath), test: optional(isPath) },
   });
 }
