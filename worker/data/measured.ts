@@ -89,8 +89,9 @@ export class Measured {
     return [...this.#moments, ...this.#early];
   }
 
-  /** Takes in the pieces of the whole data, as a first pass over the parts of the split. */
-  feeder(data: ExperimentData, parts: SplitParts): RowsFeeder {
+  /** Takes in the pieces of the whole data, as a first pass over the parts of the split; null: nothing is to be measured. */
+  feeder(data: ExperimentData, parts: SplitParts): RowsFeeder | null {
+    if (this.#first.length === 0) return null;
     return new RowsFeeder(data, parts, (part, piece) => {
       for (const each of this.#first) add(each, 'addFirst', part, piece);
     });

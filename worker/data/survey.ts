@@ -138,6 +138,10 @@ export function surveyed(data: ExperimentData, { ranges, shares }: Survey): Expe
 
 function rangeOf(column: Column, before: NumberRange | undefined): NumberRange {
   const { values, firstRow = 0 } = column;
+  // Nobody asks of bytes: they are neither ids nor too large for anything.
+  if (values instanceof Uint8Array) {
+    return { min: 0, max: 255, minRow: 0, maxRow: 0, fractionRow: null };
+  }
   const size = rowSize(column);
   let { min, max, minRow, maxRow, fractionRow } = before ?? {
     ...{ min: Infinity, max: -Infinity, minRow: 0, maxRow: 0 },
