@@ -166,6 +166,20 @@ describe('a table', () => {
     expect(readme).toContain('| island | one of Biscoe, Dream, Torgersen | yes |');
   });
 
+  test('its run is told in one file of HTML', async () => {
+    const html = at('birds.html');
+    const said = await outputOf('report', id, '--html', html, '--state', state, '--json');
+    const text = readFileSync(html, 'utf8');
+    expect(JSON.parse(said)).toEqual({ run: id, file: html, bytes: Buffer.byteLength(text) });
+    expect(text).toMatch(/^<!doctype html>/i);
+    expect(text).toContain(id);
+    expect(text).toContain('minibatchSize');
+    // Nothing is loaded from elsewhere: it can be sent.
+    expect(text).not.toMatch(/<(?:script|link|img)[^>]+(?:src|href)="http/);
+    const full = outputOf('report', id, '--html', at('none/birds.html'), '--state', state);
+    await expect(full).rejects.toThrow(/ended with/);
+  });
+
   test('requests at the same time are computed together, each with its own answers', async () => {
     const app = await modelApp(predictor);
     try {
