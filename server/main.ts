@@ -19,11 +19,10 @@ import { Copier } from './checkpoints/elsewhere/copier.ts';
 import { restoreInto } from './checkpoints/elsewhere/restore.ts';
 import { Bucket, type S3Place } from './checkpoints/elsewhere/s3.ts';
 import { Keeper } from './checkpoints/keeper.ts';
-import { type KnownRun, readingProgress } from './checkpoints/recovery.ts';
 import { ThreadedWriter } from './checkpoints/writer.ts';
 import { Bundles } from './fleet/bundles.ts';
 import { Coordinator, warning } from './fleet/coordinator.ts';
-import { RunLoader } from './fleet/run-loader.ts';
+import { readBehind } from './fleet/read-behind.ts';
 import type { AppOptions } from './http/app.ts';
 import type { AccessLimits } from './http/door.ts';
 import type { JoinPageFiles } from './http/join.ts';
@@ -42,6 +41,7 @@ import { FollowedNote, letHeirBegin } from './store/followed.ts';
 import { noteAddress } from './store/owner-address.ts';
 import type { RedisFiles } from './store/redis-address.ts';
 import type { OwnerLease, StateStore } from './store/state-store.ts';
+import { takeOver } from './store/take-over.ts';
 import { openPushLog, type PushLog } from './watch/push-log.ts';
 import { RunLog } from './watch/run-log.ts';
 import { TensorBoard } from './watch/tensorboard.ts';
@@ -126,8 +126,6 @@ export interface Serving {
 }
 
 const OWNER_TTL_MS = 1_000 * SERVER_DEFAULTS.leaseSeconds;
-/** A little longer than a dead owner's lease lasts. */
-const OWNER_WAIT_MS = 15_000;
 const TICK_MS = 1_000;
 const SHARDS_RETRY_MS = 1_000;
 
@@ -180,7 +178,7 @@ export async function serve(options: ServeOptions): Promise<Serving> {
   };
   if (other === undefined) {
     const taken = await letHeirBegin(state, store, { log, signal }).catch(end);
-    const take = () => own(store, ttlMs, { log, signal, waits: !taken });
+    const take = () => takeOver(store, OWNER, ttlMs, { log, signal, waits: !taken });
     const lease = await take()
       .catch(async (error: unknown) => {
         if (isFull(error) && (await clearDebrisOfDead(state, log))) return take();
@@ -586,42 +584,6 @@ function beginAnewWhenLost(
 /** So few are read before the server listens. */
 const READ_BEFORE = 32;
 
-/** Reads runs while the server listens; then their newest checkpoints are copied, where they are not yet. */
-function readBehind(
-  known: readonly KnownRun[],
-  options: {
-    readonly keeper: Keeper;
-    readonly coordinator: Coordinator;
-    readonly now: () => number;
-    readonly log: Log;
-    readonly onDefect: (error: DownpourError) => void;
-  },
-): RunLoader<KnownRun> {
-  const { keeper, coordinator, log } = options;
-  const told = readingProgress(known.length, options);
-  let done = 0;
-  const loader = new RunLoader({
-    known,
-    read(run) {
-      told(done++);
-      return keeper.read(run);
-    },
-    adopt: (run) => coordinator.adoptLate(run),
-  });
-  const created = known.flatMap(({ record }) => record?.createdAt ?? []);
-  coordinator.load(loader, created);
-  const catchUp = async () => {
-    await loader.done;
-    if (loader.left > 0) return;
-    const ids = coordinator.runs.map(({ id }) => id);
-    await coordinator.copier?.catchUp(ids).catch((error: unknown) => {
-      log(warning('not all checkpoints are copied', error), { level: 'warn' });
-    });
-  };
-  catchUp().catch(options.onDefect);
-  return loader;
-}
-
 /** Null: checkpoints are copied nowhere. */
 function createCopier(
   { copyTo, state, copiesKept: keepLast = SERVER_DEFAULTS.copiesKept }: ServeOptions,
@@ -671,27 +633,4 @@ function createPool(
 function memoryOf({ limits, shards = 1, shardsFrom = 'threads' }: ServeOptions): number {
   const bytes = limits?.memoryBytesMax ?? defaultBytesMax();
   return shardsFrom === 'threads' ? Math.floor(bytes / shards) : bytes;
-}
-
-/**
- * Takes the state over. Files know at once whether their owner is dead; Redis, when its lease runs
- * out: a server that is started again after a crash waits for that, and for a Redis that comes up
- * beside it, instead of ending.
- */
-async function own(
-  store: StateStore,
-  ttlMs: number,
-  { log, signal, waits }: { log: Log; signal: AbortSignal; waits: boolean },
-): Promise<OwnerLease> {
-  const owner = OWNER;
-  try {
-    return await store.acquire(owner, { ttlMs, signal });
-  } catch (error) {
-    const early = ['DP_STATE_LOCKED', 'DP_REDIS_UNAVAILABLE'].includes(errorCode(error));
-    if (store.kind !== 'redis' || !early || !waits) throw error;
-    log(`${errorText(error)}; trying again for ${OWNER_WAIT_MS / 1000} s`, {
-      ...{ level: 'warn', code: errorCode(error) },
-    });
-    return store.acquire(owner, { ttlMs, waitMs: OWNER_WAIT_MS, signal });
-  }
 }
