@@ -16,11 +16,22 @@ import { nearest } from './spelling.ts';
  * of the command line, the REST body and the reference page (`docs/configuration.md`).
  */
 
+/** β of the error feedback of a compressed push: e ← β e + g; what of it is sent is taken off. */
+const residualDecay = Type.Optional(
+  Type.Number({
+    exclusiveMinimum: 0,
+    maximum: 1,
+    default: 1,
+    description:
+      'factor of the compression error of earlier pushes, each time that it is added to a push; 1: nothing is forgotten (error feedback); below 1 the error fades, so that old changes are not sent late: SparseLoCo uses 0.95 for the pushes of local steps',
+  }),
+);
+
 const PushCompressionSchema = Type.Union(
   [
     Type.Object({ kind: Type.Literal('f32') }, closed),
     Type.Object({ kind: Type.Literal('bf16') }, closed),
-    Type.Object({ kind: Type.Literal('int8') }, closed),
+    Type.Object({ kind: Type.Literal('int8'), residualDecay }, closed),
     Type.Object(
       {
         kind: Type.Literal('topk'),
@@ -36,6 +47,7 @@ const PushCompressionSchema = Type.Union(
           'momentum that the worker applies before it selects elements (momentum correction); requires the optimizer sgd',
           0,
         ),
+        residualDecay,
       },
       closed,
     ),
@@ -47,6 +59,13 @@ const PushCompressionSchema = Type.Union(
   },
 );
 export type PushCompression = Static<typeof PushCompressionSchema>;
+
+/** A header of the handshake, `yes` from a worker whose compression error may fade. */
+export const RESIDUAL_DECAY_HEADER = 'downpour-residual-decay';
+
+/** Factor of the compression error each time that it is added; 1: it does not fade. */
+export const residualDecayOf = (push: PushCompression): number =>
+  'residualDecay' in push ? (push.residualDecay ?? 1) : 1;
 
 export const RunConfigSchema = Type.Object(
   {
@@ -412,14 +431,27 @@ export function workerConfig({ local, outer: _, groups, ...config }: RunConfig):
   const known = damping === 'root' ? 'none' : damping;
   const { examples, ...observe } = config.observe;
   const isUsual = examples === undefined || examples === LIMITS.shownExamplesDefault;
-  const sent = { ...config, observe: isUsual ? observe : { ...observe, examples } };
+  const compression = { ...config.compression, push: workerPush(config.compression.push) };
+  const sent = { ...config, compression, observe: isUsual ? observe : { ...observe, examples } };
   const consistency = { mode: 'async', stalenessMax, damping: known, depth } as const;
   return {
     ...sent,
     consistency,
-    ...(localOf({ local }) && { local }),
+    ...(localOf({ local: workerLocal(local!) }) && { local: workerLocal(local!) }),
     ...(groupsOf({ groups }) && { groups }),
   };
+}
+
+/** The usual value is not told: older workers know no such field, and are kept from runs with another one. */
+function workerPush(push: PushCompression): PushCompression {
+  if (!('residualDecay' in push) || push.residualDecay !== 1) return push;
+  const { residualDecay: _, ...known } = push;
+  return known;
+}
+
+/** Workers that take local steps, but know no fragments, refuse the field. */
+function workerLocal({ fragments = 1, ...local }: NonNullable<RunConfig['local']>) {
+  return fragments > 1 ? { ...local, fragments } : local;
 }
 
 /**
@@ -466,6 +498,12 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
     throw new DownpourError(
       'DP_CONFIG_INVALID',
       `compression.push.momentum ${push.momentum} replaces the optimizer's own; optimizer.kind is '${config.optimizer.kind}': use sgd, or momentum 0`,
+    );
+  }
+  if (push.kind === 'topk' && push.momentum > 0 && residualDecayOf(push) < 1) {
+    throw new DownpourError(
+      'DP_CONFIG_INVALID',
+      `compression.push.residualDecay is ${push.residualDecay} and momentum is ${push.momentum}; with momentum correction nothing may be forgotten: set residualDecay 1, or momentum 0`,
     );
   }
   const inconsistent = consistencyProblem(config) ?? localProblem(config) ?? groupsProblem(config);

@@ -71,6 +71,8 @@ export const LIMITS = {
   groupPatternsMax: 64,
   /** Minibatches that a worker trains on between two exchanges. */
   localStepsMax: 10_000,
+  /** Parts of the parameters that are exchanged one at a time. */
+  fragmentsMax: 256,
   /** Minibatch leases one worker may hold. */
   leasesPerWorkerMax: 64,
   /** Bytes waiting to be sent to one worker before it is disconnected as a slow reader. */

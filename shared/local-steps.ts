@@ -15,6 +15,8 @@ import { type OptimizerConfig, OptimizerSchema } from './optimizer-config.ts';
  * they would push gradients.
  */
 export const LOCAL_STEPS_HEADER = 'downpour-local-steps';
+/** The same of a worker that can exchange its parameters by fragments. */
+export const FRAGMENTS_HEADER = 'downpour-fragments';
 
 export const LocalSchema = Type.Object(
   {
@@ -48,6 +50,15 @@ export const LocalSchema = Type.Object(
       description:
         'elastic: β; at each exchange the parameters of a worker and of the server move towards each other by β / workers of their difference',
     }),
+    fragments: Type.Optional(
+      Type.Integer({
+        minimum: 1,
+        maximum: LIMITS.fragmentsMax,
+        default: 1,
+        description:
+          'delta: cut the parameters into so many fragments, and exchange one fragment after each `steps` / `fragments` minibatches, by turns (streaming DiLoCo); each fragment is still exchanged once in `steps` minibatches, and an exchange has a part of the bytes; `steps` must be a multiple of it; 1: exchange all parameters together',
+      }),
+    ),
   },
   { ...closed, default: {} },
 );
@@ -93,6 +104,12 @@ export function localOf({ local }: LocalFields): Local | null {
 const NO_OUTER: Outer = { learningRate: null, momentum: 0, nesterov: true, delayed: null };
 export const outerOf = ({ outer }: LocalFields): Outer => outer ?? NO_OUTER;
 
+/** Fragments that the parameters are exchanged in; 1: all together. */
+export const fragmentsOf = (config: LocalFields): number => localOf(config)?.fragments ?? 1;
+
+/** Minibatches between two exchanges. */
+export const exchangeSteps = ({ steps, fragments = 1 }: Local): number => steps / fragments;
+
 /** The update rule of the steps that workers take. */
 export function localOptimizer(
   config: LocalFields & { readonly optimizer: OptimizerConfig },
@@ -116,8 +133,9 @@ export function localProblem(
   const { mode, correction = 'auto', depth, aggregate = 'mean' } = consistency;
   const changed = (Object.keys(NO_OUTER) as (keyof Outer)[]).find((k) => outer[k] !== NO_OUTER[k]);
   if (!local) {
-    const { push, dynamic, after } = config.local ?? {};
-    const set = push === 'elastic' || dynamic || after ? 'local' : changed ? 'outer' : null;
+    const { push, dynamic, after, fragments = 1 } = config.local ?? {};
+    const isSet = push === 'elastic' || dynamic || after || fragments > 1;
+    const set = isSet ? 'local' : changed ? 'outer' : null;
     if (set === null) return null;
     return `local.steps is null, so the other fields of ${set} do nothing: set local.steps, the minibatches between two exchanges, or leave ${set} out`;
   }
@@ -137,7 +155,8 @@ export function localProblem(
       return `outer.delayed is ${outer.delayed} without Nesterov momentum, so there is nothing to delay: set outer.momentum, 0.9 as in DiLoCo, and outer.nesterov, or set outer.delayed to null`;
     }
   }
-  if (local.push === 'delta') return null;
+  const unfit = fragmentsOf(config) > 1 ? fragmentsUnfit(config, local) : null;
+  if (unfit !== null || local.push === 'delta') return unfit;
   if (changed) {
     return `outer.${changed} is ${outer[changed]} with local.push 'elastic', which has no outer optimizer: use local.movingRate, or local.push delta`;
   }
@@ -152,6 +171,33 @@ export function localProblem(
   }
   if (isInRounds(consistency) && aggregate !== 'mean') {
     return `consistency.aggregate is '${aggregate}' with local.push 'elastic', where the server moves by what all workers move: set mean, or use local.push delta`;
+  }
+  return null;
+}
+
+/** Why these settings do not go with fragments; null: they do. */
+function fragmentsUnfit(
+  config: LocalFields & { readonly consistency: Consistency },
+  { steps, fragments = 1, push }: Local,
+): string | null {
+  const { mode, depth } = config.consistency;
+  const { delayed } = outerOf(config);
+  const seen = `local.fragments is ${fragments}`;
+  if (steps % fragments !== 0) {
+    const below = steps - (steps % fragments);
+    return `${seen} and local.steps is ${steps}; a fragment is exchanged after each steps / fragments minibatches: set local.steps to a multiple of ${fragments}, such as ${below || fragments}`;
+  }
+  if (push === 'elastic') {
+    return `${seen} with local.push 'elastic', which moves all parameters at each exchange: use local.push delta, or set 1`;
+  }
+  if (mode === 'buffered') {
+    return `${seen} in mode 'buffered', where an update would be of different fragments: use async, bounded, synchronous or backup, or set 1`;
+  }
+  if (delayed !== null) {
+    return `${seen} and outer.delayed is ${delayed}; the delayed momentum counts pushes of all parameters: set outer.delayed to null, or local.fragments to 1`;
+  }
+  if (depth > 1) {
+    return `${seen} and consistency.depth is ${depth}; a worker goes on from the fragment in the answer to its push: set depth 1, or fragments 1`;
   }
   return null;
 }

@@ -282,6 +282,10 @@ export type Initialised = Static<typeof InitialisedSchema>;
 /** How numbers of a payload are written; `shared/compression.ts` has the bytes of each. */
 const encoding = (description: string) => oneOf<EncodingName>(ENCODINGS, description);
 
+/** Which fragment; see `shared/fragments.ts`. */
+const fragment = (description: string) =>
+  Type.Optional(Type.Integer({ minimum: 0, maximum: LIMITS.fragmentsMax - 1, description }));
+
 /** What a push holds. A worker that takes no local steps sends no such field. */
 const pushKind = () =>
   Type.Optional(
@@ -312,6 +316,9 @@ export const PushSchema = Type.Object(
     computeMs: durationMs('Time to compute the gradient, or to take all local steps, in ms.'),
     encoding: encoding('How the gradient in the payload is [encoded](protocol.md#encodings).'),
     kind: pushKind(),
+    fragment: fragment(
+      'The [fragment](protocol.md#fragments) that the payload holds: that of the `local` of the `work`. Absent: all of it.',
+    ),
   },
   about(
     'The gradient of one minibatch. Payload: the gradient of the trainable tensors, then the statistics of the minibatch in f32.',
@@ -627,6 +634,9 @@ export const LocalWorkSchema = Type.Object(
         '`elastic`: which parameters of the server the worker moves towards. `before`: those that the steps began with. `after`: those in the answer to its push, which have moved by α towards the worker already.',
       ),
     ),
+    fragment: fragment(
+      '`delta`: the [fragment](protocol.md#fragments) that the push is to hold. Absent: all parameters.',
+    ),
   },
   about('Local steps: one for each minibatch of a lease.'),
 );
@@ -667,6 +677,9 @@ export const WorkSchema = Type.Object(
     ),
     local: Type.Optional(LocalWorkSchema),
     frozen: frozenGroups(),
+    fragment: fragment(
+      'The payload holds this [fragment](protocol.md#fragments) alone. Absent: all of it.',
+    ),
     pull: orNull(
       natural('Number.'),
       'The payload is the first part of the parameters: the [shards](protocol.md#shards) send theirs under this number. Null: the payload is all.',
@@ -730,6 +743,7 @@ export const PartMessageSchema = Type.Object(
     sequence: sequence('As in `push`.'),
     encoding: encoding('As in `push`.'),
     kind: pushKind(),
+    fragment: fragment('As in `push`.'),
   },
   about("A shard's part of a push. Payload: the gradient in its range, then the statistics there."),
 );
@@ -757,6 +771,7 @@ export const ParametersSchema = Type.Object(
     run: run(),
     pull: natural('As in `work`.'),
     encoding: encoding('As in `work`.'),
+    fragment: fragment('As in `work`.'),
   },
   about("A shard's part of the parameters of a `work`. Payload: as there, in its range."),
 );

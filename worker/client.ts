@@ -2,11 +2,12 @@ import type { ConnectionOptions } from 'node:tls';
 import type { Aside } from '../shared/asides.ts';
 import { BUNDLE_HEADER } from '../shared/bundle.ts';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
+import { RESIDUAL_DECAY_HEADER } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
 import { GROUPS_HEADER } from '../shared/groups.ts';
 import type { Layout } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
-import { LOCAL_STEPS_HEADER } from '../shared/local-steps.ts';
+import { FRAGMENTS_HEADER, fragmentsOf, LOCAL_STEPS_HEADER } from '../shared/local-steps.ts';
 import type { Log } from '../shared/log.ts';
 import {
   type Acknowledgement,
@@ -303,7 +304,7 @@ export class Client {
    * Connects to the shards of a run, if it has several.
    * @returns false: one of them is not there; everything is opened anew, and the run assigned again.
    */
-  async attach({ session, shards }: Assign, layout: Layout): Promise<boolean> {
+  async attach({ session, shards, config }: Assign, layout: Layout): Promise<boolean> {
     this.#links?.close();
     this.#links = null;
     const parts = rangesFor(layout, shards).length;
@@ -317,6 +318,7 @@ export class Client {
       server: this.#url,
       session,
       layout,
+      fragments: fragmentsOf(config),
       headers: this.#authorization(),
       ...(tls ? { tls } : {}),
       localSocket: localSocketWanted(this.#options.localSocket) && partBytes >= localSocketBytesMin,
@@ -361,7 +363,7 @@ export class Client {
    */
   pushReady(push: Omit<Push, 'type' | 'sequence'>, payloads: readonly Landing[]): number {
     const sequence = ++this.#sequence;
-    const { run, lease, step, generation, loss, computeMs, encoding, kind } = push;
+    const { run, lease, step, generation, loss, computeMs, encoding, kind, fragment } = push;
     // Field by field: to copy an object takes V8 ten times as long, a microsecond for each push.
     const gradient: Push = {
       type: 'push',
@@ -374,7 +376,8 @@ export class Client {
       encoding,
       sequence,
     };
-    const header = kind === undefined ? gradient : { ...gradient, kind };
+    const part = fragment === undefined ? {} : { fragment };
+    const header = kind === undefined ? gradient : { ...gradient, kind, ...part };
     const kept: Unacknowledged = {
       header,
       run,
@@ -398,8 +401,9 @@ export class Client {
     push.sending += payloads.length;
     this.#connection!.send(header, [payloads[0]!.bytes], gone);
     for (let k = 1; k < payloads.length; k++) {
-      const { encoding, kind } = header;
-      const part = { type: 'part', run, sequence, encoding, ...(kind && { kind }) } as const;
+      const { encoding, kind, fragment } = header;
+      const what = { ...(kind && { kind }), ...(fragment !== undefined && { fragment }) };
+      const part = { type: 'part', run, sequence, encoding, ...what } as const;
       if (this.#links) this.#links.send(k, part, payloads[k]!.bytes, gone);
       else gone();
     }
@@ -502,6 +506,8 @@ export class Client {
     return {
       [LOCAL_STEPS_HEADER]: 'yes',
       [GROUPS_HEADER]: 'yes',
+      [FRAGMENTS_HEADER]: 'yes',
+      [RESIDUAL_DECAY_HEADER]: 'yes',
       ...(acceptsBundles !== undefined && { [BUNDLE_HEADER]: acceptsBundles ? 'yes' : 'no' }),
     };
   }
@@ -587,9 +593,9 @@ export class Client {
 
   #land(header: FrameHeader, payloadBytes: number | null): Landing | null {
     if (payloadBytes === null) return null;
-    const { type, pull, encoding } = header;
+    const { type, pull, encoding, fragment } = header;
     if (type === 'work' && typeof pull === 'number' && encoding === 'f32') {
-      return this.#links?.place(0, pull, payloadBytes) ?? null;
+      return this.#links?.place(0, pull, payloadBytes, fragment) ?? null;
     }
     if (type === 'work' && encoding === 'bf16') {
       const landing = this.#decoder.land(payloadBytes);
@@ -636,10 +642,11 @@ export class Client {
     if (!links) {
       throw new DownpourError('DP_PROTOCOL_ORDER', 'parts of parameters came without shards');
     }
-    const pull = links.pull(id);
+    const { fragment = null } = message;
+    const pull = links.pull(id, fragment);
     const { release } = pull;
     this.#received.push({ message, payload: pull.values, release, pull });
-    links.take(0, id, payload, message.encoding);
+    links.take(0, id, payload, message.encoding, fragment);
     landing?.release();
   }
 

@@ -1,7 +1,8 @@
 import { bytesOf } from '../shared/codec.ts';
 import { decodeGradient, type Encoding, encodedBytes } from '../shared/compression.ts';
 import { createCompressionKernels } from '../shared/compression-kernels.ts';
-import type { PushCompression, RunConfig } from '../shared/config.ts';
+import { type PushCompression, type RunConfig, residualDecayOf } from '../shared/config.ts';
+import { type FragmentPiece, fragmentPieces, WHOLE } from '../shared/fragments.ts';
 import type { Layout } from '../shared/layout.ts';
 import { Memory, regionBytes } from '../shared/memory.ts';
 import type { Range } from '../shared/partition.ts';
@@ -16,17 +17,25 @@ import type { Landing } from '../wire/connection.ts';
  */
 export interface Compressor {
   readonly encoding: Encoding;
-  /** Bytes of the next payload, by parts. @param epoch of its minibatch: the density warms up by epochs. */
-  payloadBytes(epoch: number): readonly number[];
+  /**
+   * Bytes of the next payload, by parts.
+   * @param epoch of its minibatch: the density warms up by epochs. @param fragment that it is to hold; absent: all.
+   */
+  payloadBytes(epoch: number, fragment?: number): readonly number[];
   /** The gradient's own memory, where that is the one payload as it stands; else null, and `write` makes it. */
   asItStands(gradient: Float32Array): Uint8Array | null;
   /**
    * Writes a payload.
    * @param gradient and statistics, shape [exchangedSize]; kept until the push is settled.
-   * @param outs exactly `payloadBytes` long, at multiples of 4; not written to until then.
+   * @param outs exactly `payloadBytes` long, at multiples of 4; not written to until then. @param fragment as there.
    * @returns to be called with what became of the push, before `outs` are used again.
    */
-  write(gradient: Float32Array, epoch: number, outs: readonly Uint8Array[]): Settle;
+  write(
+    gradient: Float32Array,
+    epoch: number,
+    outs: readonly Uint8Array[],
+    fragment?: number,
+  ): Settle;
   /** The parameters are others now: what earlier gradients left behind belongs to them no more. */
   reset(): void;
 }
@@ -35,46 +44,58 @@ export type Settle = (outcome: Acknowledgement['outcome']) => void;
 
 type VectorSizes = Pick<Layout, 'trainableSize' | 'exchangedSize'>;
 
-/** @param ranges of the shards that get the parts; absent: one gets all. */
+/**
+ * @param ranges of the shards that get the parts; absent: one gets all.
+ * @param fragments that pushes may hold instead of all parameters.
+ */
 export function createCompressor(
   config: RunConfig['compression'],
   layout: VectorSizes,
   ranges: readonly Range[] = [{ start: 0, end: layout.exchangedSize }],
+  fragments = 1,
 ): Compressor {
-  const parts = ranges.map((range) => createPart(config.push, layout, range));
+  // By fragments, with `undefined` for all: each keeps what it leaves out.
+  const made = new Map<number | undefined, readonly ReturnType<typeof createPart>[]>();
+  const partsOf = (index: number | undefined) => {
+    let parts = made.get(index);
+    if (!parts) {
+      const fragment = index === undefined ? WHOLE : { index, count: fragments };
+      const pieces = fragmentPieces(layout, ranges, fragment);
+      parts = pieces.map((piece) => createPart(config.push, piece));
+      made.set(index, parts);
+    }
+    return parts;
+  };
   return {
     encoding: config.push.kind,
-    payloadBytes: (epoch) => parts.map((part) => part.bytes(epoch)),
+    payloadBytes: (epoch, fragment) => partsOf(fragment).map((part) => part.bytes(epoch)),
     asItStands: (gradient) =>
-      config.push.kind === 'f32' && parts.length === 1 ? bytesOf(gradient) : null,
-    write(gradient, epoch, outs) {
-      const settles = parts.map((part, k) => part.write(gradient, epoch, outs[k]!));
+      config.push.kind === 'f32' && ranges.length === 1 ? bytesOf(gradient) : null,
+    write(gradient, epoch, outs, fragment) {
+      const settles = partsOf(fragment).map((part, k) => part.write(gradient, epoch, outs[k]!));
       if (settles.length === 1) return settles[0]!;
       return (outcome) => {
         for (const settle of settles) settle(outcome);
       };
     },
     reset() {
-      for (const part of parts) part.reset();
+      for (const parts of made.values()) for (const part of parts) part.reset();
     },
   };
 }
 
-/** Encodes what of a gradient lies in one range, and keeps what that leaves out. */
-function createPart(push: PushCompression, layout: VectorSizes, { start, end }: Range) {
-  const { trainableSize, exchangedSize } = layout;
-  const split = Math.max(start, Math.min(end, trainableSize));
-  const statisticsEnd = Math.max(split, Math.min(end, exchangedSize));
-  const n = split - start;
+/** Encodes what of a gradient lies in one piece, and keeps what that leaves out. */
+function createPart(push: PushCompression, { gradient: part, statistics }: FragmentPiece) {
+  const n = part.end - part.start;
   const rule = n === 0 ? nothingToSend : createRule(push, n);
   const gradientBytes = (epoch: number) => encodedBytes(push.kind, n, rule.count(epoch));
   return {
-    bytes: (epoch: number) => gradientBytes(epoch) + 4 * (statisticsEnd - split),
+    bytes: (epoch: number) => gradientBytes(epoch) + 4 * (statistics.end - statistics.start),
     write(gradient: Float32Array, epoch: number, out: Uint8Array): Settle {
       const bytes = gradientBytes(epoch);
-      out.set(bytesOf(gradient.subarray(split, statisticsEnd)), bytes);
+      out.set(bytesOf(gradient.subarray(statistics.start, statistics.end)), bytes);
       return rule.encode(
-        gradient.subarray(start, split),
+        gradient.subarray(part.start, part.end),
         rule.count(epoch),
         out.subarray(0, bytes),
       );
@@ -117,7 +138,7 @@ function createRule(push: PushCompression, n: number): CompressionRule {
     case 'bf16':
       return bf16(n);
     case 'int8':
-      return int8(n);
+      return int8(n, residualDecayOf(push));
     case 'topk':
       return topk(push, n);
   }
@@ -152,16 +173,19 @@ function bf16(n: number): CompressionRule {
   };
 }
 
-function int8(n: number): CompressionRule {
+/** @param decay of the residual. */
+function int8(n: number, decay: number): CompressionRule {
   const outBytes = encodedBytes('int8', n);
   const { memory, kernels, vector } = createRoom(2, n, outBytes);
   const g = vector();
   const residual = vector();
   const encoded = memory.take(outBytes);
+  const fading = createFading(residual.values, decay);
   let generation = 0;
   return {
     count: () => n,
     encode(gradient, _, out) {
+      const turn = fading.next();
       g.values.set(gradient);
       kernels.encode_int8(g.address, residual.address, n, encoded);
       out.set(memory.bytes(encoded, outBytes));
@@ -170,15 +194,38 @@ function int8(n: number): CompressionRule {
         if (outcome !== 'rejected' || of !== generation) return;
         const sent = new Float32Array(n);
         decodeGradient('int8', out, sent);
+        const weight = fading.weight(turn);
         for (let i = 0; i < n; i++) {
           // Nothing was taken of a block that was not finite.
-          if (!Number.isNaN(sent[i]!)) residual.values[i]! += sent[i]! - gradient[i]!;
+          if (!Number.isNaN(sent[i]!)) residual.values[i]! += weight * (sent[i]! - gradient[i]!);
         }
+        fading.undo(turn);
       };
     },
     reset() {
       generation++;
       residual.values.fill(0);
+    },
+  };
+}
+
+/** A residual that fades by a factor before each push, e ← β e. */
+function createFading(residual: Float32Array, decay: number) {
+  let turns = 0;
+  const scale = (factor: number) => {
+    for (let i = 0; i < residual.length; i++) residual[i]! *= factor;
+  };
+  return {
+    /** @returns the number of this push. */
+    next(): number {
+      if (decay < 1) scale(decay);
+      return ++turns;
+    },
+    /** How much of what a push left has not faded yet. */
+    weight: (turn: number): number => decay ** (turns - turn),
+    /** A push that was rejected makes nothing fade, unless others have followed it. */
+    undo(turn: number): void {
+      if (decay < 1 && turn === turns) scale(1 / decay);
     },
   };
 }
@@ -189,10 +236,12 @@ const COUNT_BYTES = 4 * 2 ** 16;
 /**
  * Deep Gradient Compression (Lin et al. 2018, arXiv:1712.01887): velocity u ← α u + g and
  * accumulation v ← v + u stay on the worker; the k largest of v are sent, and there both begin anew
- * (momentum factor masking). With α = 0, v is plain error feedback.
+ * (momentum factor masking). With α = 0, v is plain error feedback; with v ← β v + g that of SparseLoCo (Sarfi et al. 2025,
+ * arXiv:2508.15706).
  */
 function topk(push: Extract<PushCompression, { kind: 'topk' }>, n: number): CompressionRule {
   const { density, warmupEpochs, momentum: alpha } = push;
+  const decay = residualDecayOf(push);
   const outBytes = encodedBytes('topk', n, countAt(0));
   const { memory, kernels, vector } = createRoom(3, n, outBytes, COUNT_BYTES);
   const g = vector();
@@ -200,6 +249,7 @@ function topk(push: Extract<PushCompression, { kind: 'topk' }>, n: number): Comp
   const u = alpha > 0 ? vector() : null;
   const encoded = memory.take(outBytes);
   const counts = memory.take(COUNT_BYTES);
+  const fading = createFading(v.values, decay);
   let generation = 0;
   return {
     count: countAt,
@@ -207,6 +257,7 @@ function topk(push: Extract<PushCompression, { kind: 'topk' }>, n: number): Comp
       g.values.set(gradient);
       // What is not finite must reach the server's eyes, and nothing of it stay here.
       if (!kernels.all_finite(g.address, n)) return nothingFinite(k, out);
+      const turn = fading.next();
       kernels.accumulate(g.address, u?.address ?? 0, v.address, n, alpha);
       if (!kernels.all_finite(v.address, n)) {
         reset();
@@ -219,11 +270,13 @@ function topk(push: Extract<PushCompression, { kind: 'topk' }>, n: number): Comp
         if (outcome !== 'rejected' || of !== generation) return;
         const sent = new Float32Array(n);
         decodeGradient('topk', out, sent);
+        const weight = fading.weight(turn);
         for (let i = 0; i < n; i++) {
-          v.values[i]! += sent[i]! - gradient[i]!;
+          v.values[i]! += weight * (sent[i]! - gradient[i]!);
           // Where it was sent, the velocity has begun anew since.
           if (u && sent[i] === 0) u.values[i]! -= gradient[i]!;
         }
+        fading.undo(turn);
       };
     },
     reset,

@@ -1,6 +1,6 @@
 import type { RunConfig } from '../shared/config.ts';
 import type { Layout } from '../shared/layout.ts';
-import { localOptimizer } from '../shared/local-steps.ts';
+import { fragmentsOf, localOptimizer } from '../shared/local-steps.ts';
 import {
   clipByNorm,
   clipByValue,
@@ -9,7 +9,9 @@ import {
   normAndFinite,
   type Optimizer,
 } from '../shared/optimizer.ts';
+import type { Range } from '../shared/partition.ts';
 import type { Acknowledgement, Lease, LocalWork } from '../shared/protocol.ts';
+import { FragmentedParameters } from './fragments.ts';
 
 /**
  * Local steps: a worker trains on the minibatches of a lease one after the other, with an optimizer of its own whose state
@@ -38,7 +40,10 @@ export type GradientAt = (
 export interface LocalResult {
   /** Mean over the examples of the lease, each at the parameters of its step. */
   readonly loss: number;
-  /** What is pushed, shape [exchangedSize]: delta or parameters, and the mean of the statistics. */
+  /**
+   * What is pushed, shape [exchangedSize]: delta or parameters, and the mean of the statistics. Where a fragment is pushed,
+   * only that counts, and the statistics.
+   */
   readonly payload: Float32Array;
   /** Gives the memory of the payload back. */
   discard(): void;
@@ -69,14 +74,20 @@ export class LocalSteps {
   /** `elastic`: the move towards the server's parameters that its answer to the last push brings; null: none. */
   #move: { readonly rate: number; isApplied: boolean } | null = null;
   readonly #payloads: Float32Array[] = [];
+  /** Null: all parameters are exchanged together. */
+  readonly #fragments: FragmentedParameters | null;
 
+  /** @param ranges of the shards of the run; absent: one has all. */
   constructor(
     config: LocalConfig,
     layout: Pick<Layout, 'trainableSize' | 'exchangedSize'> & {
       readonly tensors: Parameters<typeof decayRanges>[1];
     },
+    ranges: readonly Range[] = [{ start: 0, end: layout.exchangedSize }],
   ) {
     const { trainableSize, exchangedSize, tensors } = layout;
+    const count = fragmentsOf(config);
+    this.#fragments = count > 1 ? new FragmentedParameters(layout, ranges, count) : null;
     this.#config = config;
     this.#trainable = trainableSize;
     this.#exchanged = exchangedSize;
@@ -86,14 +97,29 @@ export class LocalSteps {
 
   /** The parameters of the server are others now: what was learnt at earlier ones is of no use. */
   reset(): void {
+    this.#forget();
+    this.#fragments?.reset();
+  }
+
+  #forget(): void {
     this.#optimizer.reset();
     this.#step = 0;
     this.#own = null;
     this.#move = null;
   }
 
+  /**
+   * Parameters of the server have come to a worker that exchanges them by fragments.
+   * @param fragment that `values` hold; null: all. @returns those that the server's were last, shape [exchangedSize].
+   */
+  receive(values: Float32Array, fragment: number | null): Float32Array {
+    this.#fragments!.receive(values, fragment);
+    return this.#fragments!.base;
+  }
+
   /** What became of the last push. */
   settled(outcome: Acknowledgement['outcome']): void {
+    this.#fragments?.settled(outcome !== 'rejected');
     if (!this.#move) return;
     if (outcome === 'rejected') this.#move = null;
     else this.#move.isApplied = true;
@@ -112,7 +138,9 @@ export class LocalSteps {
     const { minibatchSize } = this.#config;
     const n = this.#trainable;
     const isElastic = work.push === 'elastic';
+    const fragments = work.fragment === undefined ? null : this.#fragments!;
     let at = isElastic ? this.#begin(pulled) : pulled;
+    if (fragments) at = this.#room(fragments.own);
     const payload = this.#payloads.pop() ?? new Float32Array(this.#exchanged);
     const statistics = payload.subarray(n);
     statistics.fill(0);
@@ -133,10 +161,18 @@ export class LocalSteps {
       change.set(at.subarray(0, n));
       this.#own = at;
       this.#end(pulled, work);
-    } else for (let i = 0; i < n; i++) change[i] = pulled[i]! - at[i]!;
+    } else if (fragments) fragments.push(work.fragment!, at, change);
+    else for (let i = 0; i < n; i++) change[i] = pulled[i]! - at[i]!;
     // What is not finite stays in an optimizer's state for good.
-    if (!Number.isFinite(loss) || !Number.isFinite(normAndFinite(change))) this.reset();
+    const own = fragments ? at.subarray(0, n) : change;
+    if (!Number.isFinite(loss) || !Number.isFinite(normAndFinite(own))) this.#restart();
     return { loss, payload, discard: () => void this.#payloads.push(payload) };
+  }
+
+  /** What is not finite is left behind: it goes on from the parameters of the server. */
+  #restart(): void {
+    this.#forget();
+    this.#fragments?.restart();
   }
 
   /** One step of the optimizer. @returns the new parameters, elsewhere than the old ones. */

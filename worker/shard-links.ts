@@ -2,6 +2,7 @@ import type { ConnectionOptions } from 'node:tls';
 import { bytesOf, floatsOf } from '../shared/codec.ts';
 import type { Encoding } from '../shared/compression.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
+import { fragmentPieces, pieceSize } from '../shared/fragments.ts';
 import type { Layout } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
 import { partition, type Range } from '../shared/partition.ts';
@@ -25,6 +26,8 @@ export interface ShardLinksOptions {
   readonly server: string;
   readonly session: string;
   readonly layout: Layout;
+  /** That the parameters may come in; 1: all together. */
+  readonly fragments: number;
   readonly headers: Readonly<Record<string, string>>;
   readonly tls?: ConnectionOptions;
   readonly localSocket: boolean;
@@ -54,9 +57,22 @@ export function rangesFor(layout: Layout, shards: readonly ShardAddress[]): Rang
   return partition(layout, 1 + shards.length);
 }
 
+/** One after the other. @param sizes elements. */
+function placesOf(sizes: readonly number[]): Range[] {
+  let start = 0;
+  return sizes.map((size) => {
+    const end = start + size;
+    const place = { start, end };
+    start = end;
+    return place;
+  });
+}
+
 export class ShardLinks {
   readonly ranges: readonly Range[];
   readonly #options: ShardLinksOptions;
+  /** Where the parts of each fragment lie in its vector, one after the other. */
+  readonly #fragments: readonly (readonly Range[])[];
   readonly #connections: Connection[] = [];
   readonly #dialing = new Set<{ abort(): void }>();
   readonly #lastSeen: number[] = [];
@@ -68,6 +84,10 @@ export class ShardLinks {
   constructor(options: ShardLinksOptions) {
     this.#options = options;
     this.ranges = rangesFor(options.layout, options.shards);
+    const { layout, fragments: count } = options;
+    this.#fragments = Array.from({ length: count > 1 ? count : 0 }, (_, index) =>
+      placesOf(fragmentPieces(layout, this.ranges, { index, count }).map(pieceSize)),
+    );
   }
 
   /** Connects to all shards and resolves when each knows this worker. @throws DownpourError DP_SHARD_LOST. */
@@ -111,7 +131,8 @@ export class ShardLinks {
                 const message = checkFromShard(header);
                 if (message.type === 'attached') resolve();
                 else if (message.type === 'parameters') {
-                  this.take(index, message.pull, payload, message.encoding);
+                  const { pull, encoding, fragment = null } = message;
+                  this.take(index, pull, payload, encoding, fragment);
                 } else said = `${knownCode(message.code)} ${message.message}`;
               } catch (error) {
                 said = errorText(error);
@@ -146,16 +167,26 @@ export class ShardLinks {
 
   /** Where a part in f32 is to be: its place in the vector of its pull. */
   #land(index: number, header: FrameHeader, bytes: number | null): Landing | null {
-    const { type, pull, encoding } = header;
+    const { type, pull, encoding, fragment } = header;
     if (type !== 'parameters' || typeof pull !== 'number' || encoding !== 'f32') return null;
-    return bytes === null ? null : this.place(index, pull, bytes);
+    return bytes === null ? null : this.place(index, pull, bytes, fragment);
   }
 
-  /** Where so many bytes of part `index` of a pull lie; null: they do not fit there. */
-  place(index: number, pull: number, bytes: number): Landing | null {
-    const range = this.ranges[index]!;
-    if (bytes > 4 * (range.end - range.start)) return null;
-    const { values } = this.pull(pull);
+  /** Where each part of a pull lies in its vector; null: there is no such fragment. */
+  #places(fragment: number | null): readonly Range[] | null {
+    if (fragment === null) return this.ranges;
+    return this.#fragments[fragment] ?? null;
+  }
+
+  /**
+   * Where so many bytes of part `index` of a pull lie; null: they do not fit there.
+   * @param fragment as a header has it; absent: all parameters come.
+   */
+  place(index: number, pull: number, bytes: number, fragment: unknown): Landing | null {
+    const of = fragment === undefined ? null : Number(fragment);
+    const range = this.#places(of)?.[index];
+    if (!range || bytes > 4 * (range.end - range.start)) return null;
+    const { values } = this.pull(pull, of);
     const { buffer, byteOffset } = values;
     return {
       bytes: new Uint8Array(buffer, byteOffset + 4 * range.start, bytes),
@@ -163,11 +194,12 @@ export class ShardLinks {
     };
   }
 
-  /** The vector of a pull, with room for all of the layout. */
-  pull(id: number): Pull {
+  /** The vector of a pull, with room for all that comes. @param fragment null: all parameters. */
+  pull(id: number, fragment: number | null): Pull {
     let pull = this.#pulls.get(id);
     if (!pull) {
-      const memory = this.#memories.take(4 * this.#options.layout.size);
+      const size = this.#places(fragment)?.at(-1)?.end ?? 0;
+      const memory = this.#memories.take(4 * size);
       pull = {
         values: floatsOf(memory.bytes),
         elements: 0,
@@ -179,14 +211,32 @@ export class ShardLinks {
     return pull;
   }
 
-  /** Part `index` of a pull has come. @param payload at its place already, or to be decoded there. */
-  take(index: number, id: number, payload: Uint8Array, encoding: Encoding): void {
-    const pull = this.pull(id);
-    const { start, end } = this.ranges[index]!;
-    const { exchangedSize } = this.#options.layout;
+  /**
+   * Part `index` of a pull has come.
+   * @param payload at its place already, or to be decoded there. @param fragment null: all parameters come.
+   * @throws DownpourError DP_TENSOR_SIZE: it is too large, or of a fragment that the run does not have.
+   */
+  take(
+    index: number,
+    id: number,
+    payload: Uint8Array,
+    encoding: Encoding,
+    fragment: number | null,
+  ): void {
+    const places = this.#places(fragment);
+    if (!places) {
+      throw new DownpourError(
+        'DP_TENSOR_SIZE',
+        `part ${index} of the parameters is of fragment ${fragment}; the run has ${this.#fragments.length}`,
+      );
+    }
+    const pull = this.pull(id, fragment);
+    const { start, end } = places[index]!;
+    // Frozen tensors come in f32.
+    const last = fragment === null ? this.#options.layout.exchangedSize : end;
     const place = pull.values.subarray(start, end);
     if (encoding === 'bf16') {
-      const exchanged = place.subarray(0, Math.max(0, exchangedSize - start));
+      const exchanged = place.subarray(0, Math.max(0, last - start));
       this.#decoder.decode(payload, exchanged);
       pull.elements += exchanged.length;
     } else if (payload.byteLength > 4 * place.length) {

@@ -1,7 +1,7 @@
 import type { Aside, ShownExamples } from '../shared/asides.ts';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
-import { localOf } from '../shared/local-steps.ts';
+import { fragmentsOf, localOf } from '../shared/local-steps.ts';
 import type { Range } from '../shared/partition.ts';
 import {
   type Acknowledgement,
@@ -146,7 +146,7 @@ class RunTrainer implements Trainer {
     this.#now = options.now ?? (() => performance.now());
     this.#minibatches = new Minibatches(config.seed, prepared, options.signal);
     this.#compressor = this.#newCompressor();
-    this.#local = localOf(config) ? new LocalSteps(config, model.layout) : null;
+    this.#local = localOf(config) ? new LocalSteps(config, model.layout, options.ranges) : null;
     this.#carried = this.#newCarried();
     this.#observer = this.#newObserver();
   }
@@ -157,6 +157,7 @@ class RunTrainer implements Trainer {
       config.compression,
       model.layout,
       this.#isRefitted ? undefined : ranges,
+      fragmentsOf(config),
     );
   }
 
@@ -285,13 +286,18 @@ class RunTrainer implements Trainer {
   }
 
   /** Without a payload, the parameters that came last are still the newest. */
-  #pull({ step, generation, encoding }: Work, payload: Float32Array): void {
+  #pull(message: Work, payload: Float32Array): void {
+    const { step, generation, encoding, local, fragment = null } = message;
     if (generation !== this.#current?.generation) {
       this.#compressor.reset();
       this.#local?.reset();
       this.#carried?.reset();
     }
-    if (payload.length > 0) {
+    if (payload.length > 0 && local?.fragment !== undefined) {
+      // What has come is in its place now, and nobody reads it from the payload.
+      const values = this.#local!.receive(payload, fragment);
+      this.#current = { values, step, generation };
+    } else if (payload.length > 0) {
       this.#current = { values: payload, step, generation };
       this.#observer?.notePull(payload, step, generation, encoding === 'f32');
     }
@@ -377,8 +383,18 @@ class RunTrainer implements Trainer {
     const { loss, payload, discard } = result;
     const told = measuredOf(loss);
     const { encoding } = this.#compressor;
-    const { push: kind } = work;
-    const push = { run, lease: lease.id, step, generation, loss: told, computeMs, encoding, kind };
+    const { push: kind, fragment } = work;
+    const what = { kind, ...(fragment !== undefined && { fragment }) };
+    const push = {
+      run,
+      lease: lease.id,
+      step,
+      generation,
+      loss: told,
+      computeMs,
+      encoding,
+      ...what,
+    };
     this.#send(push, lease, { values: payload, discard });
     onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
   }
@@ -421,14 +437,15 @@ class RunTrainer implements Trainer {
     { values, discard }: { readonly values: Float32Array; discard(): void },
   ): number {
     const { exchange } = this.#options;
-    const whole = this.#compressor.asItStands(values);
+    const { fragment } = push;
+    const whole = fragment === undefined ? this.#compressor.asItStands(values) : null;
     if (whole) {
       return exchange.pushReady(push, [{ bytes: whole, release: discard }]);
     }
     let settle: Settle | null = null;
-    const bytes = this.#compressor.payloadBytes(epoch);
+    const bytes = this.#compressor.payloadBytes(epoch, fragment);
     const sequence = exchange.push(push, bytes, (payloads) => {
-      settle = this.#compressor.write(values, epoch, payloads);
+      settle = this.#compressor.write(values, epoch, payloads, fragment);
     });
     this.#settles.set(sequence, { settle: settle!, discard });
     return sequence;

@@ -4,8 +4,9 @@ import { join } from 'node:path';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { dataDigest } from '../../shared/digest.ts';
 import { ERRORS } from '../../shared/errors.ts';
-import { createLayout, type TensorSpec } from '../../shared/layout.ts';
-import { partition } from '../../shared/partition.ts';
+import { fragmentPieces, fragmentsProblem } from '../../shared/fragments.ts';
+import { createLayout, type Layout, type TensorSpec } from '../../shared/layout.ts';
+import { partition, type Range } from '../../shared/partition.ts';
 import type { Lease } from '../../shared/protocol.ts';
 import { mix, permutation, random, STREAMS } from '../../shared/random.ts';
 import { type Column, kindOf } from '../../worker/data/columns.ts';
@@ -285,10 +286,28 @@ function partitionVectors() {
     [small, 2],
     [dense(10, 10, 1), 4],
   ] as const;
-  return cuts.map(([specs, shards]) => ({
-    ...{ shapes: specs.map(({ shape }) => shape), shards },
-    ranges: partition(createLayout(specs), shards).map(({ start, end }) => [start, end]),
-  }));
+  return cuts.map(([specs, shards]) => {
+    const layout = createLayout(specs);
+    const ranges = partition(layout, shards);
+    return {
+      ...{ shapes: specs.map(({ shape }) => shape), shards },
+      ranges: ranges.map(({ start, end }) => [start, end]),
+      fragments:
+        fragmentsProblem(layout, FRAGMENTS) === null ? fragmentVectors(layout, ranges) : [],
+    };
+  });
+}
+
+const FRAGMENTS = 3;
+
+/** Trainable elements of each of so many fragments, in each range. */
+function fragmentVectors(layout: Layout, ranges: readonly Range[]) {
+  return Array.from({ length: FRAGMENTS }, (_, index) =>
+    fragmentPieces(layout, ranges, { index, count: FRAGMENTS }).map(({ gradient }) => [
+      gradient.start,
+      gradient.end,
+    ]),
+  );
 }
 
 /** The codes that close a connection, and whether a worker may connect again. */

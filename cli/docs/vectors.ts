@@ -194,6 +194,23 @@ function addTraining(add: Add): void {
     { ...PUSH, lease: 2, sequence: 5, encoding: 'f32', kind: 'delta' },
     pushed('f32'),
   );
+  const numbers = [...GRADIENT, ...STATISTICS];
+  add(
+    'the values of the fragment that was pushed last, and a lease after which fragment 1 is pushed',
+    'server',
+    {
+      ...{ ...WORK, step: 13, encoding: 'f32', fragment: 0 },
+      local: { push: 'delta', learningRate: 0.5, fragment: 1 },
+      leases: [{ id: 3, epoch: 0, start: 384, count: 128, part: 'train' }],
+    },
+    { bytes: bytesOf(numbers), numbers },
+  );
+  add(
+    'the change of fragment 1 since it was last exchanged',
+    'worker',
+    { ...PUSH, lease: 3, sequence: 6, encoding: 'f32', kind: 'delta', fragment: 1 },
+    pushed('f32'),
+  );
   const applied = {
     sequence: 1,
     outcome: 'applied',

@@ -27,15 +27,22 @@ export const MODES: Readonly<Record<string, PartialConfig>> = {
   ),
 };
 
+const DILOCO: PartialConfig = {
+  consistency: { mode: 'synchronous' },
+  outer: { learningRate: 0.7, momentum: 0.9, nesterov: true },
+};
+/** Those that `streaming` has. */
+const STREAMING_FRAGMENTS = 5;
+
 /** Those with a number. */
 const NUMBERED: Readonly<Record<string, (value: number) => PartialConfig>> = {
   bound: (stalenessMax) => ({ consistency: { stalenessMax } }),
   // In rounds, as in the papers, but for elastic averaging, which has none there.
   local: (steps) => ({ local: { steps }, consistency: { mode: 'synchronous' } }),
-  diloco: (steps) => ({
-    local: { steps },
-    consistency: { mode: 'synchronous' },
-    outer: { learningRate: 0.7, momentum: 0.9, nesterov: true },
+  diloco: (steps) => ({ ...DILOCO, local: { steps } }),
+  streaming: (steps) => ({
+    ...DILOCO,
+    local: { steps, fragments: STREAMING_FRAGMENTS },
   }),
   elastic: (steps) => ({ local: { steps, push: 'elastic' } }),
 };
@@ -57,7 +64,7 @@ export function parseModes(text: string, base: readonly unknown[]): Record<strin
     if (config === null) {
       throw new DownpourError(
         'DP_USAGE',
-        `--modes has '${name}'; allowed: ${Object.keys(MODES).join(', ')}, bound=staleness, local=steps, diloco=steps, elastic=steps, with commas`,
+        `--modes has '${name}'; allowed: ${Object.keys(MODES).join(', ')}, bound=staleness, local=steps, diloco=steps, streaming=steps, elastic=steps, with commas`,
       );
     }
     resolveConfig(...base, config);

@@ -3,6 +3,7 @@ import { bytesOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import { fragmentsOf } from '../../shared/local-steps.ts';
 import type { DataSummary, Join, Lease, LeasePart, LocalWork } from '../../shared/protocol.ts';
 import { mix, type Random, random } from '../../shared/random.ts';
 import { type Compressor, createCompressor, type Settle } from '../../worker/compressor.ts';
@@ -118,6 +119,8 @@ interface VirtualWorker {
   sequence: number;
   /** Generation of the parameters that it was sent last for local steps. */
   generation: number;
+  /** Generation of those that it goes on from by fragments; -1: it has none. */
+  base: number;
   state: 'here' | 'away' | 'gone';
   computingMs: number;
   joinedMs: number;
@@ -297,6 +300,7 @@ class VirtualCluster {
         ...{
           sequence: 0,
           generation: 0,
+          base: -1,
           state: 'here',
           computingMs: 0,
           joinedMs: this.#nowMs,
@@ -326,6 +330,7 @@ class VirtualCluster {
     worker.payload = null;
     worker.compressor = null;
     worker.local = null;
+    worker.base = -1;
     this.#idle.delete(worker);
   }
 
@@ -372,7 +377,7 @@ class VirtualCluster {
   /** Asks the server for work; what is computed from it is computed at once, and ends when its time has come. */
   async #begin(worker: VirtualWorker, nowMs: number): Promise<void> {
     const { problem } = this.#options;
-    const work = this.#server.assign(worker.key, nowMs);
+    const work = this.#server.assign(worker.key, nowMs, worker.base);
     if (work.kind === 'end') return;
     if (work.kind === 'wait') {
       this.#idle.add(worker);
@@ -429,7 +434,8 @@ class VirtualCluster {
       : await this.#gradientOf(worker, work);
     const { loss, payload, computeMs } = computed;
     this.#computed++;
-    const { bytes, encoding, settle } = this.#encoded(worker, payload, lease);
+    const fragment = local?.fragment;
+    const { bytes, encoding, settle } = this.#encoded(worker, payload, lease, fragment);
     worker.computingMs += computeMs;
     this.#occupies(worker, hereMs, computeMs, (endMs) => {
       const apply = (nowMs: number) => {
@@ -437,6 +443,7 @@ class VirtualCluster {
           ...{ sequence: ++worker.sequence, lease: lease.id, step, generation, computeMs },
           ...{ loss: Number.isFinite(loss) ? loss : null, encoding },
           ...(local && { kind: local.push }),
+          ...(fragment !== undefined && { fragment }),
         };
         const before = this.#server.step;
         const answer = this.#server.push(worker.key, push, bytes, nowMs);
@@ -482,7 +489,7 @@ class VirtualCluster {
   /** Steps of the worker's own, by the code of real workers; each takes as long as a gradient. */
   async #takesSteps(
     worker: VirtualWorker,
-    { lease, parameters, generation }: Extract<VirtualWork, { kind: 'gradient' }>,
+    { lease, parameters, generation, fragment }: Extract<VirtualWork, { kind: 'gradient' }>,
     local: LocalWork,
   ): Promise<{ loss: number; payload: Float32Array; computeMs: number }> {
     const { problem } = this.#options;
@@ -494,7 +501,11 @@ class VirtualCluster {
     const gradient = new Float32Array(exchangedSize);
     const seed = this.#seedOf(worker);
     let computeMs = 0;
-    const pulled = parameters.subarray(0, exchangedSize);
+    let pulled = parameters.subarray(0, exchangedSize);
+    if (local.fragment !== undefined) {
+      pulled = worker.local.receive(parameters, fragment);
+      worker.base = generation;
+    }
     const result = await worker.local.take(lease, pulled, local, async (minibatch, at) => {
       computeMs += worker.computeMs();
       const from = at.subarray(0, exchangedSize);
@@ -523,16 +534,19 @@ class VirtualCluster {
     worker: VirtualWorker,
     payload: Float32Array,
     lease: Lease,
+    fragment: number | undefined,
   ): { bytes: Uint8Array; encoding: Compressor['encoding']; settle: Settle | null } {
-    const { compression } = this.#server.config;
-    if (compression.push.kind === 'f32') {
+    const { config } = this.#server;
+    const { compression } = config;
+    if (compression.push.kind === 'f32' && fragment === undefined) {
       return { bytes: bytesOf(payload), encoding: 'f32', settle: null };
     }
     const { trainableSize, exchangedSize } = this.#server;
-    worker.compressor ??= createCompressor(compression, { trainableSize, exchangedSize });
-    const [length] = worker.compressor.payloadBytes(lease.epoch);
+    const sizes = { trainableSize, exchangedSize };
+    worker.compressor ??= createCompressor(compression, sizes, undefined, fragmentsOf(config));
+    const [length] = worker.compressor.payloadBytes(lease.epoch, fragment);
     const bytes = new Uint8Array(length!);
-    const settle = worker.compressor.write(payload, lease.epoch, [bytes]);
+    const settle = worker.compressor.write(payload, lease.epoch, [bytes], fragment);
     return { bytes, encoding: worker.compressor.encoding, settle };
   }
 

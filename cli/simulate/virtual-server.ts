@@ -1,7 +1,9 @@
 import { Run } from '../../server/core/run.ts';
+import { fragmentBytes, type Snapshot } from '../../server/core/snapshot.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import type { Layout } from '../../shared/layout.ts';
+import { fragmentsOf } from '../../shared/local-steps.ts';
 import type {
   Acknowledgement,
   DataSummary,
@@ -30,8 +32,10 @@ export type VirtualWork =
       readonly local: LocalWork | null;
       readonly step: number;
       readonly generation: number;
-      /** Shape [exchangedSize] or, with frozen tensors, [size]. */
+      /** Shape [exchangedSize] or, with frozen tensors, [size]; of a fragment, as on the wire. */
       readonly parameters: Float32Array;
+      /** That the parameters are of; null: all. */
+      readonly fragment: number | null;
       /** On the wire. */
       readonly bytes: number;
     }
@@ -114,27 +118,44 @@ export class VirtualServer {
     this.#run.call({ call: 'tick', now: nowMs });
   }
 
-  assign(worker: string, nowMs: number): VirtualWork {
-    const assignment = this.#run.call({ call: 'assign', worker, ahead: 1, now: nowMs });
+  /** @param base generation of the parameters that it goes on from by fragments; -1: it has none. */
+  assign(worker: string, nowMs: number, base: number): VirtualWork {
+    // The run is told of nothing else that the worker has, so that something is sent each time.
+    const to = { session: worker, generation: -1, step: -1, base, pulls: 0 };
+    const assignment = this.#run.call({ call: 'assign', worker, ahead: 1, now: nowMs, to });
     if (assignment.kind !== 'work') return assignment;
-    const { evaluation, leases, step, local } = assignment;
-    // It is sent whole each time: the run is not told what the worker has.
+    const { evaluation, leases, step, local, fragment } = assignment;
     const payload = assignment.payload!;
-    const bytes = payload.bytes.length;
+    const sent = fragment === null ? payload.bytes : this.#joined(payload, fragment);
+    const bytes = sent.length;
     let parameters: Float32Array;
-    if (payload.encoding === 'f32') parameters = floatsOf(payload.bytes);
+    if (payload.encoding === 'f32') parameters = floatsOf(sent);
     else {
       const { exchangedSize } = this;
       if (this.#decoded.length < exchangedSize) this.#decoded = new Float32Array(exchangedSize);
-      parameters = this.#decoded.subarray(0, exchangedSize);
-      this.#decoder.decode(payload.bytes, parameters);
+      parameters = this.#decoded.subarray(0, Math.min(exchangedSize, bytes / 2));
+      this.#decoder.decode(sent, parameters);
     }
     payload.release();
     if (evaluation) return { kind: 'evaluation', ...evaluation, parameters, bytes };
     const [lease] = leases;
     if (!lease) return { kind: 'wait' };
     const { generation } = this.#run;
-    return { kind: 'gradient', lease, local, step, generation, parameters, bytes };
+    const what = { parameters, fragment, bytes };
+    return { kind: 'gradient', lease, local, step, generation, ...what };
+  }
+
+  /** A fragment as it is sent. */
+  #joined(payload: Snapshot, index: number): Uint8Array {
+    const { rangeLayout, config } = this.#run;
+    const parts = fragmentBytes(payload, rangeLayout!, { index, count: fragmentsOf(config) });
+    const joined = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+    let at = 0;
+    for (const part of parts) {
+      joined.set(part, at);
+      at += part.length;
+    }
+    return joined;
   }
 
   initialised(worker: string, grant: number, values: Float32Array, nowMs: number): void {

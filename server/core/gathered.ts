@@ -1,6 +1,7 @@
 import type { RunConfig } from '../../shared/config.ts';
 import type { Layout } from '../../shared/layout.ts';
 import { type Memory, regionBytes } from '../../shared/memory.ts';
+import type { Range } from '../../shared/partition.ts';
 import { type Aggregate, aggregate } from './aggregate.ts';
 import { type CompensationUse, compensate } from './compensation.ts';
 import type { Clip, Staged } from './fused.ts';
@@ -16,7 +17,7 @@ export interface GatheredRoom {
 
 /**
  * out ← in + weight · g with a gradient in any decoding: the kernel of plain SGD, whose parameters are the sum.
- * @param n elements. @param out address, where the sum is too.
+ * @param out address, where the sum is too. @param range elements of it that the gradient is of.
  */
 function add(
   kernels: Kernels,
@@ -24,10 +25,30 @@ function add(
   { limit, factor }: Clip,
   weight: number,
   out: number,
-  n: number,
+  { start, end }: Range,
 ): void {
   const kernel = kernels[`sgd_${decoding}${limit === Infinity ? '_plain' : ''}`];
-  kernel(out, out, 0, 0, address, scales, 0, n, limit, factor, 0, 0, -weight, 0, 1, 0, 1, 0, 1);
+  kernel(
+    out,
+    out,
+    0,
+    0,
+    address,
+    scales,
+    start,
+    end,
+    limit,
+    factor,
+    0,
+    0,
+    -weight,
+    0,
+    1,
+    0,
+    1,
+    0,
+    1,
+  );
 }
 
 /** How much a push counts in a step. */
@@ -78,7 +99,13 @@ export class PushCollection {
     return Object.fromEntries(this.vectors.entries());
   }
 
-  take(gradient: Staged, statistics: Float32Array, { scale, share }: PushWeight): void {
+  /** @param part elements that the gradient is of; the others count as 0. */
+  take(
+    gradient: Staged,
+    statistics: Float32Array,
+    { scale, share }: PushWeight,
+    part: Range,
+  ): void {
     const isMean = this.#aggregate === 'mean';
     const place = isMean ? 0 : this.#count;
     const values = this.#values[place];
@@ -86,7 +113,7 @@ export class PushCollection {
     if (!isMean || this.#count === 0) values.fill(0);
     this.#count++;
     const of = isMean ? share : 1;
-    add(this.#kernels, gradient, AS_IT_IS, of * scale, this.#addresses[place]!, this.#n);
+    add(this.#kernels, gradient, AS_IT_IS, of * scale, this.#addresses[place]!, part);
     for (let i = 0; i < statistics.length; i++) values[this.#n + i]! += of * statistics[i]!;
   }
 
@@ -175,7 +202,7 @@ export class SentParameters {
   /** The gradient as it was clipped, put right. @returns where it is until the next call. */
   compensated(gradient: Staged, clip: Clip, use: CompensationUse, now: Float32Array): number {
     this.#corrected.fill(0);
-    add(this.#kernels, gradient, clip, 1, this.#scratch, this.#n);
+    add(this.#kernels, gradient, clip, 1, this.#scratch, { start: 0, end: this.#n });
     const squares = use.kind === 'adaptive' ? this.squaresOf(use.slot) : null;
     compensate(use, this.#corrected, now, this.sentOf(use.slot), squares);
     return this.#scratch;

@@ -1,6 +1,7 @@
 import { BLOCK } from '../../shared/compression.ts';
 import type { Layout } from '../../shared/layout.ts';
 import type { Memory } from '../../shared/memory.ts';
+import type { Range } from '../../shared/partition.ts';
 import type { Staged } from './fused.ts';
 import type { Decoding, Kernels } from './kernels.ts';
 
@@ -41,6 +42,8 @@ export interface StagedPush {
   readonly statistics: Float32Array;
   /** Where the payload lies; null: not where it came in. */
   readonly room: LandingRoom | null;
+  /** Elements of the run's vector that its gradient is of: all trainable ones, or a fragment. */
+  readonly part: Range;
 }
 
 /** The run's vector, or where the next one is made. */
@@ -97,4 +100,18 @@ export const scaleBytes = (decoding: Decoding, n: number) =>
 
 export function gradientAt(decoding: Decoding, address: number, n: number): Staged {
   return { decoding, address: address + scaleBytes(decoding, n), scales: address };
+}
+
+/**
+ * A gradient as the kernels take it: they look for element i of the vector at i, and it has those from `start` on.
+ * @param start a multiple of `BLOCK`. What would lie before it is never looked at.
+ */
+export function placedAt(gradient: Staged, start: number): Staged {
+  if (start === 0) return gradient;
+  const { decoding, address, scales } = gradient;
+  return {
+    decoding,
+    address: address - BYTES[decoding] * start,
+    scales: decoding === 'int8' ? scales - 4 * (start / BLOCK) : scales,
+  };
 }

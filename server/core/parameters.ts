@@ -13,8 +13,10 @@ import {
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Layout } from '../../shared/layout.ts';
+import { fragmentsOf } from '../../shared/local-steps.ts';
 import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from '../../shared/memory.ts';
 import { normAndFinite } from '../../shared/optimizer.ts';
+import type { Range } from '../../shared/partition.ts';
 import { type Average, type AverageState, averageBytes, createAverage } from './averaging.ts';
 import type { CompensationUse } from './compensation.ts';
 import { type Clip, type FusedOptimizer, type Staged, sumOfSquares } from './fused.ts';
@@ -32,6 +34,7 @@ import {
   GradientScan,
   gradientAt,
   LandingRoom,
+  placedAt,
   type StagedPush,
   scaleBytes,
   type VectorPlace,
@@ -41,6 +44,7 @@ import { type NormBound, normBounds, project } from './max-norm.ts';
 import { createOuter, outerBytes } from './outer.ts';
 import { Snapshot, SnapshotPool } from './snapshot.ts';
 import type { StepOptions } from './step-options.ts';
+import { VectorParts } from './vector-parts.ts';
 import {
   type CopyVector,
   flatTensor,
@@ -81,6 +85,7 @@ export class Parameters {
   readonly #optimizer: FusedOptimizer & { readonly groups?: GroupRules };
   /** For the results of local steps; null: workers take none. */
   readonly #outer: FusedOptimizer | null;
+  readonly #parts: VectorParts;
   readonly #bounds: readonly NormBound[];
   readonly #average: Average | null;
   /** The momentum of each statistics tensor, with its place in `#statistics`. */
@@ -123,6 +128,7 @@ export class Parameters {
   ) {
     const { trainableSize, exchangedSize, size, tensors, frozenSize } = layout;
     this.layout = layout;
+    this.#parts = new VectorParts(trainableSize, fragmentsOf(config));
     this.#bounds = normBounds(config.maxNorm, tensors);
     this.#cuts = config.clip.value !== null;
     const payload = regionBytes(4 * exchangedSize);
@@ -185,8 +191,9 @@ export class Parameters {
     if (!room) return null;
     const place = this.#free.pop()!;
     const { trainableSize: n } = this.layout;
-    const dense =
-      encoding !== null && encoding !== 'topk' && byteLength >= encodedBytes(encoding, n);
+    // A fragment is small, and its size is not known yet.
+    const mayScan = encoding !== null && encoding !== 'topk' && !this.#parts.areSeveral;
+    const dense = mayScan && byteLength >= encodedBytes(encoding, n);
     room.scan =
       dense && !this.#cuts ? new GradientScan(gradientAt(encoding, place.address, n)) : null;
     // Pushes of one run are of one size, as a rule: then the view of the last one does.
@@ -325,19 +332,22 @@ export class Parameters {
    * @param compensation null: its gradient is used as it is.
    */
   collect(push: StagedPush, weight: PushWeight, compensation: CompensationUse | null): void {
-    const { scan, statistics } = push;
+    const { scan, statistics, part } = push;
     const gradient = compensation
       ? this.#compensated(scan.gradient, NO_CLIP, compensation)
-      : scan.gradient;
-    this.#collected!.take(gradient, statistics, weight);
+      : placedAt(scan.gradient, part.start);
+    this.#collected!.take(gradient, statistics, weight, part);
   }
 
-  /** @param shares of all of them, added up. @returns one push made of those that were collected. */
-  combine(shares: number, faulty: number): StagedPush {
+  /**
+   * @param shares of all of them, added up. @param fragment that all of them are of; absent: of all parameters.
+   * @returns one push made of those that were collected.
+   */
+  combine(shares: number, faulty: number, fragment?: number): StagedPush {
     const { address, values } = this.#collected!.combine(shares, faulty);
-    const n = this.layout.trainableSize;
-    const scan = new GradientScan(gradientAt('f32', address, n));
-    return { scan, statistics: values.subarray(n), room: null };
+    const part = this.#parts.of(fragment);
+    const scan = new GradientScan(gradientAt('f32', address + 4 * part.start, sizeOf(part)));
+    return { scan, statistics: values.subarray(this.layout.trainableSize), room: null, part };
   }
 
   /** Those that were collected are of no more use. */
@@ -354,17 +364,25 @@ export class Parameters {
    * Takes a push's payload in: the gradient where it has landed, or copied there; `topk` spread out.
    * It must be used before anything else is asked of the parameters, whose next vector may take its place.
    * @param room that `land` gave for the payload; null: the payload came to other memory.
+   * @param fragment that the payload holds; absent: all parameters.
    * @throws DownpourError DP_TENSOR_SIZE: not a payload of this layout.
    */
-  stage(payload: Uint8Array, encoding: Encoding, room: LandingRoom | null = null): StagedPush {
-    const { trainableSize: n, statisticsSize } = this.layout;
+  stage(
+    payload: Uint8Array,
+    encoding: Encoding,
+    room: LandingRoom | null = null,
+    fragment?: number,
+  ): StagedPush {
+    const { statisticsSize } = this.layout;
+    const part = this.#parts.of(fragment);
+    const n = sizeOf(part);
     const bytes = gradientBytes(encoding, payload, n, 4 * statisticsSize);
     if (encoding === 'topk') {
       // Pushes of this kind are short, wherever they lie.
       const spread = this.#memory.floats(this.#scratch, n);
       decodeTopk(payload.subarray(0, bytes), spread);
       const scan = new GradientScan(gradientAt('f32', this.#scratch, n));
-      return { scan, statistics: aligned(payload.subarray(bytes)), room: null };
+      return { scan, statistics: aligned(payload.subarray(bytes)), room: null, part };
     }
     // A payload that was moved while it came lies elsewhere.
     const isHere = payload.buffer === this.#memory.memory.buffer;
@@ -375,7 +393,7 @@ export class Parameters {
       statisticsSize === 0 ? NO_STATISTICS : this.#memory.floats(address + bytes, statisticsSize);
     const begun = landed?.scan?.gradient.decoding === encoding ? landed.scan : null;
     const scan = begun ?? new GradientScan(gradientAt(encoding, address, n));
-    return { scan, statistics, room: landed };
+    return { scan, statistics, room: landed, part };
   }
 
   /**
@@ -407,9 +425,9 @@ export class Parameters {
    * The squared L2 norm of a gradient whose elements are cut to ±limit first; NaN as soon as an element
    * of it or of the statistics is not finite.
    */
-  squares({ scan, statistics }: StagedPush, limit: number): number {
+  squares({ scan, statistics, part }: StagedPush, limit: number): number {
     if (!Number.isFinite(normAndFinite(statistics))) return Number.NaN;
-    const n = this.layout.trainableSize;
+    const n = sizeOf(part);
     if (limit !== Infinity) return sumOfSquares(this.#kernels, scan.gradient, n, limit);
     scan.go(this.#kernels, n);
     return sumOfSquares(this.#kernels, scan.gradient, n, limit, scan.sum);
@@ -422,15 +440,17 @@ export class Parameters {
    */
   update(push: StagedPush, clipped: Clip, options: StepOptions): boolean {
     const from = this.#now;
+    const { part } = push;
+    const isWhole = sizeOf(part) === this.layout.trainableSize;
     const { compensation } = options;
     const optimizer = options.outer ? this.#outer! : this.#optimizer;
     const gradient = compensation
       ? this.#compensated(push.scan.gradient, clipped, compensation)
-      : push.scan.gradient;
+      : placedAt(push.scan.gradient, part.start);
     const clip = compensation ? NO_CLIP : clipped;
     // Where the numbers have the same size, each is read right before its place is written to.
     const isAlike = gradient.decoding === 'f32' && this.layout.frozenSize === 0 && !compensation;
-    const landed = isAlike ? (push.room?.place ?? null) : null;
+    const landed = isAlike && isWhole ? (push.room?.place ?? null) : null;
     const spare = this.#lentMax > 0 ? this.#free.at(-1) : undefined;
     const to = landed ?? spare ?? from;
     // Workers were sent one, as a rule, so it is there already.
@@ -440,6 +460,8 @@ export class Parameters {
     // A bound changes the vector once more, so it is encoded when it is asked for.
     const isLast = this.#bounds.length === 0;
     const half = isLast ? (this.#halves.pop() ?? null) : null;
+    // What lies outside a fragment is the same in the next vector.
+    if (!isWhole && to !== from) to.values.set(from.values.subarray(0, to.values.length));
     // How far average and encoding have come.
     let taken = 0;
     let finite = true;
@@ -448,7 +470,8 @@ export class Parameters {
     // Once also where nothing is trained: a shard keeps the velocities that the others keep.
     for (let start = 0; start === 0 || start < n; start += blocks) {
       const end = Math.min(n, start + blocks);
-      const where = { from: from.address, to: to.address, start, end };
+      const [first, last] = [Math.max(start, part.start), Math.min(end, part.end)];
+      const where = { from: from.address, to: to.address, start: first, end: last };
       if (!optimizer.apply(gradient, clip, options, where)) finite = false;
       if (blocks === n) break;
       // What is left of a last vector of numbers waits for the statistics behind it.
@@ -668,6 +691,7 @@ interface Half {
   readonly bytes: Uint8Array;
 }
 
+const sizeOf = ({ start, end }: Range): number => end - start;
 const NO_CLIP: Clip = { limit: Infinity, factor: 1 };
 function mustBeWhole(decoding: Decoding): void {
   if (decoding === 'f32') return;

@@ -47,6 +47,8 @@ const kind = {
     Type.Unsafe<PushKind>(Type.Union(PUSH_KINDS.map((each) => Type.Literal(each)))),
   ),
 };
+/** Which part of the parameters; absent: all. */
+const fragment = { fragment: Type.Optional(Natural) };
 /** See `CompensationUse`. */
 const CompensationSchema = Type.Union([
   Type.Object({ kind: Type.Literal('constant'), ...slot, lambda: Type.Number() }, closed),
@@ -81,6 +83,7 @@ const StepOptionsSchema = Type.Object(
     ),
     compensation: Type.Optional(CompensationSchema),
     outer: Type.Optional(Type.Boolean()),
+    ...fragment,
   },
   closed,
 );
@@ -171,6 +174,7 @@ const commands = [
       capture: orNull(Natural),
       /** With frozen tensors. */
       whole: Type.Boolean(),
+      ...fragment,
     },
     closed,
   ),

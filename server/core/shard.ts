@@ -4,14 +4,14 @@ import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import type { PushKind } from '../../shared/local-steps.ts';
+import { fragmentsOf, type PushKind } from '../../shared/local-steps.ts';
 import { normAndFinite } from '../../shared/optimizer.ts';
 import { partition, type Range, rangeLayout } from '../../shared/partition.ts';
 import type { LandingRoom, StagedPush } from './landing-rooms.ts';
 import { clipOf } from './outer.ts';
 import { Parameters } from './parameters.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
-import { Snapshot } from './snapshot.ts';
+import { fragmentBytes, Snapshot } from './snapshot.ts';
 import { type CopyVector, payloadLimits, slice, VECTOR, vectorPlaces } from './vectors.ts';
 
 /**
@@ -57,8 +57,13 @@ export interface ShardEvents {
   initialLanded(of: { run: string; session: string; grant: number }, finite: boolean): void;
   /** An update made parameters overflow; they are as before. */
   overflowed(run: string, generation: number): void;
-  /** A worker is to get this. */
-  send(session: string, header: { run: string; pull: number }, payload: Snapshot): void;
+  /** A worker is to get this. @param parts of the payload that are sent. */
+  send(
+    session: string,
+    header: { run: string; pull: number; fragment?: number },
+    payload: Snapshot,
+    parts: readonly Uint8Array[],
+  ): void;
 }
 
 /** The part of a push that one shard gets. */
@@ -73,6 +78,8 @@ interface LandedPushPart {
   readonly encoding: Encoding;
   /** Absent: a gradient. */
   readonly kind?: PushKind | undefined;
+  /** That the worker says it holds; absent: all of the range. */
+  readonly fragment?: number | undefined;
   /** That it came into; null or absent: into other memory. */
   readonly room?: LandingRoom | null;
   readonly release: () => void;
@@ -164,7 +171,7 @@ export class Shard {
     let squares = Number.NaN;
     let problem: string | null = null;
     try {
-      const staged = held.parameters.stage(part.payload, part.encoding, part.room);
+      const staged = held.parameters.stage(part.payload, part.encoding, part.room, part.fragment);
       // Parameters are measured by how far off they are now: what moves until they are used is little beside that.
       squares =
         part.kind === 'elastic'
@@ -248,7 +255,8 @@ export class Shard {
         break;
       case 'combine': {
         const { shares, faulty, clip, options } = command;
-        if (!parameters.update(parameters.combine(shares, faulty), clip, options)) {
+        const staged = parameters.combine(shares, faulty, options.fragment);
+        if (!parameters.update(staged, clip, options)) {
           this.#events.overflowed(command.run, command.generation);
         }
         break;
@@ -263,11 +271,7 @@ export class Shard {
         take(held, command)?.release();
         break;
       case 'send':
-        this.#events.send(
-          command.session,
-          { run: command.run, pull: command.pull },
-          payloadOf(held, command),
-        );
+        this.#send(held, command);
         break;
       case 'capture':
         captures.set(command.id, parameters[command.what]());
@@ -333,6 +337,18 @@ export class Shard {
     });
   }
 
+  #send(held: HeldRun, command: Extract<ShardCommand, { kind: 'send' }>): void {
+    const { run, pull, session, fragment } = command;
+    const payload = payloadOf(held, command);
+    if (fragment === undefined) {
+      this.#events.send(session, { run, pull }, payload, [payload.bytes]);
+      return;
+    }
+    const of = { index: fragment, count: fragmentsOf(held.config) };
+    const parts = fragmentBytes(payload, held.layout, of);
+    this.#events.send(session, { run, pull, fragment }, payload, parts);
+  }
+
   #apply(held: HeldRun, command: Extract<ShardCommand, { kind: 'apply' }>): void {
     const part = takeOnce(held, command);
     try {
@@ -362,10 +378,10 @@ const limitOf = (config: RunConfig, kind: PushKind = 'gradient') =>
 
 function stagedOf(
   { parameters }: HeldRun,
-  { payload, encoding, room }: LandedPushPart,
+  { payload, encoding, room, fragment }: LandedPushPart,
   { kindOfPush }: { readonly kindOfPush?: PushKind },
 ): StagedPush {
-  const staged = parameters.stage(payload, encoding, room);
+  const staged = parameters.stage(payload, encoding, room, fragment);
   return kindOfPush === 'elastic' ? parameters.elastic(staged) : staged;
 }
 

@@ -1,3 +1,6 @@
+import { type Fragment, fragmentOf } from '../../shared/fragments.ts';
+import type { Layout } from '../../shared/layout.ts';
+
 /**
  * Parameters as they were at one step, encoded once and sent to all who ask. Memory is used again
  * when nobody holds a snapshot and there is a newer one: fresh pages cost more than the copy.
@@ -50,3 +53,25 @@ export class SnapshotPool {
     });
   }
 }
+
+/**
+ * What of a snapshot is sent where a fragment is enough: the fragment and the statistics, filled up to a multiple of 4 bytes.
+ * @param layout that of the snapshot, a shard's or of all.
+ */
+export function fragmentBytes(
+  { bytes, encoding }: Pick<Snapshot, 'bytes' | 'encoding'>,
+  { trainableSize, exchangedSize }: Pick<Layout, 'trainableSize' | 'exchangedSize'>,
+  fragment: Fragment,
+): Uint8Array[] {
+  const width = encoding === 'f32' ? 4 : 2;
+  const { start, end } = fragmentOf(trainableSize, fragment);
+  const parts = [
+    bytes.subarray(width * start, width * end),
+    bytes.subarray(width * trainableSize, width * exchangedSize),
+  ];
+  const length = parts.reduce((sum, part) => sum + part.length, 0);
+  return length % 4 === 0 ? parts : [...parts, FILL];
+}
+
+/** Two bytes, the most that are missing: an element has two or four. */
+const FILL = new Uint8Array(2);

@@ -7,6 +7,8 @@ export interface StepOptions extends RuleOptions {
   readonly compensation?: CompensationUse;
   /** The push is the result of local steps: the outer optimizer applies it. Absent: it is a gradient. */
   readonly outer?: boolean;
+  /** Fragment that it moves, with `outer`. Absent: it moves all parameters. */
+  readonly fragment?: number;
   /** Absent: the run has no groups. */
   readonly groups?: GroupStep;
 }

@@ -1,9 +1,11 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import { fragmentsOf } from '../../shared/local-steps.ts';
 import type { Acknowledgement, ServerMessage, Work } from '../../shared/protocol.ts';
 import type { Connection } from '../../wire/connection.ts';
 import type { Assignment, SentTo } from '../core/run/calls.ts';
 import type { Run } from '../core/run.ts';
+import { fragmentBytes } from '../core/snapshot.ts';
 import type { WaitingLine } from '../payloads/landings.ts';
 import type { Replication } from '../standby/replication.ts';
 
@@ -38,7 +40,7 @@ export class WorkerAnswers {
   ) {
     this.#connection = connection;
     this.#outlet = outlet;
-    this.sent = { session, generation: -1, step: -1, pulls: 0 };
+    this.sent = { session, generation: -1, step: -1, base: -1, pulls: 0 };
     this.#fail = fail;
   }
 
@@ -69,12 +71,13 @@ export class WorkerAnswers {
 
   /** The worker has no parameters of a run yet. */
   begin(): void {
-    this.sent.generation = this.sent.step = -1;
+    this.sent.generation = this.sent.step = this.sent.base = -1;
   }
 
   /** What became of pushes, and what to do next. @param work null: nothing. */
   work(run: Run, acknowledgements: Acknowledgement[], work: Assigned | null): void {
     const payload = work?.payload ?? null;
+    const fragment = work?.fragment ?? null;
     if (work) this.#sends(run, work);
     const header: Work = {
       type: 'work',
@@ -88,6 +91,7 @@ export class WorkerAnswers {
       encoding: payload?.encoding ?? 'f32',
       ...(work?.local && { local: work.local }),
       ...(run.frozenGroups && { frozen: [...run.frozenGroups] }),
+      ...(fragment !== null && { fragment }),
       pull: work?.pull ?? null,
     };
     if (!payload) {
@@ -99,15 +103,23 @@ export class WorkerAnswers {
     payload.hold();
     memory.send(payload);
     this.#answerBytes = Math.max(this.#answerBytes, payload.bytes.length);
-    this.send(header, [payload.bytes], () => {
+    const parts =
+      fragment === null
+        ? [payload.bytes]
+        : fragmentBytes(payload, run.rangeLayout!, {
+            index: fragment,
+            count: fragmentsOf(run.config),
+          });
+    this.send(header, parts, () => {
       payload.release();
       memory.sent(payload);
     });
   }
 
   /** Notes what the worker has from now on. */
-  #sends({ generation }: Run, { step, evaluation, pull }: Assigned): void {
+  #sends({ generation }: Run, { step, evaluation, pull, local, payload }: Assigned): void {
     const { sent } = this;
+    if (local?.fragment !== undefined && payload) sent.base = generation;
     sent.generation = evaluation === null ? generation : -1;
     sent.step = evaluation === null ? step : -1;
     if (pull !== null) sent.pulls = pull;

@@ -1,10 +1,15 @@
 import { createHash } from 'node:crypto';
 import { BUNDLE_HEADER } from '../../shared/bundle.ts';
-import type { RunConfig } from '../../shared/config.ts';
+import { RESIDUAL_DECAY_HEADER, type RunConfig, residualDecayOf } from '../../shared/config.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
 import { GROUPS_HEADER, groupsOf } from '../../shared/groups.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import { LOCAL_STEPS_HEADER, localOf } from '../../shared/local-steps.ts';
+import {
+  FRAGMENTS_HEADER,
+  fragmentsOf,
+  LOCAL_STEPS_HEADER,
+  localOf,
+} from '../../shared/local-steps.ts';
 import type { Hello } from '../../shared/protocol.ts';
 import type { Bundle } from '../../shared/rest.ts';
 import { hashDifference } from '../core/agreement.ts';
@@ -67,6 +72,10 @@ export interface Abilities {
   readonly localSteps: boolean;
   /** It knows groups of parameters. */
   readonly groups: boolean;
+  /** It exchanges parameters by fragments. */
+  readonly fragments: boolean;
+  /** It lets its compression error fade. */
+  readonly residualDecay: boolean;
 }
 
 /** @param headers of the handshake. */
@@ -78,12 +87,14 @@ export function abilitiesOf(
     bundles: bundles === undefined ? null : bundles === 'yes',
     localSteps: headers[LOCAL_STEPS_HEADER] === 'yes',
     groups: headers[GROUPS_HEADER] === 'yes',
+    fragments: headers[FRAGMENTS_HEADER] === 'yes',
+    residualDecay: headers[RESIDUAL_DECAY_HEADER] === 'yes',
   };
 }
 
 /** What a worker cannot do that the run needs; null: it can do all. */
 export function lackOf(
-  { localSteps, groups: knowsGroups }: Abilities,
+  { localSteps, fragments, residualDecay, groups: knowsGroups }: Abilities,
   { id, config }: Pick<Run, 'id' | 'config'>,
 ): DownpourError | null {
   const local = localOf(config);
@@ -94,7 +105,22 @@ export function lackOf(
       `run '${id}' has groups of parameters (${Object.keys(groups).join(', ')}), and this worker does not know them: it is in a browser, of an older release or of another program; start \`downpour work\` of this release, or create the run without groups`,
     );
   }
-  if (!local || localSteps) return null;
+  const decay = residualDecayOf(config.compression.push);
+  if (decay < 1 && !residualDecay) {
+    return new DownpourError(
+      'DP_PROTOCOL_VERSION',
+      `run '${id}' has compression.push.residualDecay ${decay}, and this worker keeps all of its compression error: it is in a browser, of an older release or of another program; start \`downpour work\` of this release, or create the run with residualDecay 1`,
+    );
+  }
+  if (!local) return null;
+  const count = fragmentsOf(config);
+  if (localSteps && !fragments && count > 1) {
+    return new DownpourError(
+      'DP_PROTOCOL_VERSION',
+      `run '${id}' has local.fragments ${count}, and this worker exchanges all parameters at once: it is of an older release or of another program; start \`downpour work\` of this release, or create the run with local.fragments 1`,
+    );
+  }
+  if (localSteps) return null;
   return new DownpourError(
     'DP_PROTOCOL_VERSION',
     `run '${id}' has local.steps ${local.steps}, and this worker cannot take steps between two exchanges: it is in a browser, of an older release or of another program; start \`downpour work\` of this release, or create the run without local.steps`,

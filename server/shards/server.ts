@@ -333,8 +333,8 @@ class ShardServer {
       initialLanded: ({ run, session, grant }, finite) =>
         this.#tell({ type: 'initialLanded', run, session, grant, finite }),
       overflowed: (run, generation) => this.#tell({ type: 'overflowed', run, generation }),
-      send: (session, { run, pull }, payload) =>
-        this.#sessions.get(session)?.parameters(run, pull, payload),
+      send: (session, header, payload, parts) =>
+        this.#sessions.get(session)?.parameters(header, payload, parts),
     });
   }
 
@@ -456,8 +456,8 @@ class ShardSession {
       const part = { payload: bytes, encoding: 'f32', room, release } as const;
       shard.initialPart(run, session, message.grant, part);
     } else {
-      const { sequence, encoding, kind } = message;
-      const part = { payload: bytes, encoding, kind, room, release };
+      const { sequence, encoding, kind, fragment } = message;
+      const part = { payload: bytes, encoding, kind, fragment, room, release };
       shard.part({ run, session, sequence }, part);
     }
     return true;
@@ -471,13 +471,22 @@ class ShardSession {
     this.#send({ type: 'attached' });
   }
 
-  parameters(run: string, pull: number, payload: Snapshot): void {
+  /** @param parts of the payload that are sent. */
+  parameters(
+    header: { readonly run: string; readonly pull: number; readonly fragment?: number },
+    payload: Snapshot,
+    parts: readonly Uint8Array[],
+  ): void {
     payload.hold();
     const { encoding } = payload;
-    this.#send({ type: 'parameters', run, pull, encoding }, payload);
+    this.#send({ type: 'parameters', ...header, encoding }, payload, parts);
   }
 
-  #send(message: FromShard, payload: Snapshot | null = null): void {
+  #send(
+    message: FromShard,
+    payload: Snapshot | null = null,
+    parts: readonly Uint8Array[] = [],
+  ): void {
     const { memory } = this.#server.line;
     if (payload) {
       memory.send(payload);
@@ -488,7 +497,7 @@ class ShardSession {
       if (payload) memory.sent(payload);
     };
     if (!this.#connection.open) gone();
-    else if (payload) this.#connection.send(message, [payload.bytes], gone);
+    else if (payload) this.#connection.send(message, parts, gone);
     else this.#connection.send(message);
     const { bufferedBytes } = this.#connection;
     if (bufferedBytes > 2 * this.#answerBytes + LIMITS.unreadBytesMax) this.#connection.hold();

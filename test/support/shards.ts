@@ -7,7 +7,7 @@ import type { NamedTensor } from '../../server/core/vectors.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
-import type { PushKind } from '../../shared/local-steps.ts';
+import { fragmentsOf, type PushKind } from '../../shared/local-steps.ts';
 import { partition, type Range } from '../../shared/partition.ts';
 import type { Acknowledgement, Join } from '../../shared/protocol.ts';
 import { random } from '../../shared/random.ts';
@@ -60,6 +60,8 @@ export class ShardedRun {
   #settle: Settle | null = null;
   /** What its next push holds; absent: a gradient. */
   #kind: PushKind | undefined;
+  /** Fragment of it; absent: all parameters. */
+  #fragment: number | undefined;
   #read: { values: Float32Array; step: number; generation: number } | null = null;
 
   constructor(
@@ -97,7 +99,12 @@ export class ShardedRun {
       },
     };
     this.run = from ? this.#restore(from, link) : new Run(options, link);
-    this.#compressor = createCompressor(options.config.compression, LAYOUT, this.ranges);
+    this.#compressor = createCompressor(
+      options.config.compression,
+      LAYOUT,
+      this.ranges,
+      fragmentsOf(options.config),
+    );
     this.turn = turn;
     this.#keys = Array.from({ length: workers }, (_, i) => `w/${i + 1}`);
     for (const key of this.#keys) {
@@ -197,7 +204,7 @@ export class ShardedRun {
     this.turn = (this.turn + 1) % this.#keys.length;
     const session = 's';
     this.#sent = [];
-    const to = { session, generation: -1, step: -1, pulls: this.#pulls };
+    const to = { session, generation: -1, step: -1, base: -1, pulls: this.#pulls };
     const asked = { call: 'assign', worker: this.#key, ahead: 2, now: 0, to } as const;
     const assignment = this.run.call(asked);
     if (assignment.kind === 'initialise') {
@@ -247,6 +254,7 @@ export class ShardedRun {
     change(gradient);
     const { local } = assignment;
     this.#kind = local?.push;
+    this.#fragment = local?.fragment;
     for (let i = 0; local && i < LAYOUT.trainableSize; i++) {
       // One step of plain SGD.
       const step = local.learningRate * gradient[i]!;
@@ -270,8 +278,10 @@ export class ShardedRun {
     cut = (part: Uint8Array) => part,
   ): Acknowledgement {
     const epoch = 0;
-    const outs = this.#compressor.payloadBytes(epoch).map((bytes) => new Uint8Array(bytes));
-    this.#settle = this.#compressor.write(gradient, epoch, outs);
+    const fragment = this.#fragment;
+    const bytes = this.#compressor.payloadBytes(epoch, fragment);
+    const outs = bytes.map((length) => new Uint8Array(length));
+    this.#settle = this.#compressor.write(gradient, epoch, outs, fragment);
     const { encoding } = this.#compressor;
     this.#landed = { squares: 0, problem: null, finite: true };
     for (let k = 1; k < this.ranges.length; k++) {
@@ -284,6 +294,7 @@ export class ShardedRun {
         room,
         release,
         kind: this.#kind,
+        fragment,
       };
       this.shards[k]!.part({ run: 'r', session: 's', sequence }, part);
     }
@@ -298,6 +309,7 @@ export class ShardedRun {
           ...{ type: 'push', run: 'r', sequence, lease, step, generation },
           ...{ loss: 1, computeMs: 1, encoding },
           ...(this.#kind && { kind: this.#kind }),
+          ...(fragment !== undefined && { fragment }),
         },
         now: 0,
         others: this.parts(others),

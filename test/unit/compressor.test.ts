@@ -1,6 +1,14 @@
 import { describe, expect, test } from 'vitest';
+import { abilitiesOf, lackOf } from '../../server/fleet/suitability.ts';
 import { decodeGradient, gradientBytes } from '../../shared/compression.ts';
-import type { PushCompression } from '../../shared/config.ts';
+import {
+  type PartialConfig,
+  type PushCompression,
+  RESIDUAL_DECAY_HEADER,
+  residualDecayOf,
+  resolveConfig,
+  workerConfig,
+} from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
 import { type Compressor, createCompressor, type Settle } from '../../worker/compressor.ts';
 
@@ -52,6 +60,75 @@ test('bytes of 600 elements and 3 statistics', () => {
     12 + 600 + 12,
     4 + 30 * 8 + 12,
   ]);
+});
+
+describe('error feedback that fades', () => {
+  const fading = (residualDecay: number): PushCompression[] => [
+    { kind: 'int8', residualDecay },
+    { kind: 'topk', density: 0.05, warmupEpochs: 0, momentum: 0, residualDecay },
+  ];
+
+  /** e ← β e + g; what is sent is taken off. */
+  test.each(fading(0.9))('$kind keeps a share of what earlier pushes left', (push) => {
+    const subject = compressor(push);
+    const residual = new Float64Array(N);
+    for (let t = 0; t < 30; t++) {
+      const gradient = gradientOf(t);
+      const { gradient: sent } = send(subject, gradient);
+      for (let i = 0; i < N; i++) residual[i] = 0.9 * residual[i]! + gradient[i]! - sent[i]!;
+    }
+    // Of what follows without gradients, all that is left comes, ever less of it.
+    const left = residual.slice();
+    for (let t = 0; t < 400; t++) {
+      const { gradient: sent } = send(subject, new Float32Array(N + STATISTICS));
+      for (let i = 0; i < N; i++) left[i] = 0.9 * left[i]! - sent[i]!;
+    }
+    expect(Math.max(...left.map(Math.abs))).toBeLessThan(1e-3);
+    expect(Math.max(...residual.map(Math.abs))).toBeGreaterThan(push.kind === 'int8' ? 1e-3 : 1);
+  });
+
+  test.each(fading(0.9))('$kind gives back what a rejected push took, to rounding', (push) => {
+    const [kept, tried] = [compressor(push), compressor(push)];
+    for (let t = 0; t < 5; t++) {
+      send(kept, gradientOf(t));
+      send(tried, gradientOf(t));
+    }
+    send(tried, gradientOf(77)).settle('rejected');
+    const after = send(tried, gradientOf(9)).gradient;
+    const wanted = send(kept, gradientOf(9)).gradient;
+    for (let i = 0; i < N; i++) expect(Math.abs(after[i]! - wanted[i]!)).toBeLessThan(0.05);
+  });
+
+  test.each([0, 1])('%i: a factor of 1 forgets nothing, to the bit', (index) => {
+    const { residualDecay: _, ...plain } = fading(1)[index] as { residualDecay: number };
+    const [usual, one] = [compressor(plain as PushCompression), compressor(fading(1)[index]!)];
+    for (let t = 0; t < 10; t++) {
+      expect(send(one, gradientOf(t)).gradient).toEqual(send(usual, gradientOf(t)).gradient);
+    }
+  });
+
+  test('is within its limits, not with momentum, and only for workers that know it', () => {
+    const of = (push: object) => resolveConfig({ compression: { push } } as PartialConfig);
+    expect(residualDecayOf(of({ kind: 'int8' }).compression.push)).toBe(1);
+    for (const residualDecay of [0, 1.01]) {
+      expect(() => of({ kind: 'topk', residualDecay })).toThrow('residualDecay');
+    }
+    const momentum = { kind: 'topk', momentum: 0.5, residualDecay: 0.9 };
+    const sgd = { optimizer: { kind: 'sgd' } } as const;
+    expect(() =>
+      resolveConfig({ ...sgd, compression: { push: momentum } } as PartialConfig),
+    ).toThrow('compression.push.residualDecay is 0.9 and momentum is 0.5');
+    const config = of({ kind: 'topk', residualDecay: 0.9 });
+    expect(workerConfig(config).compression.push).toMatchObject({ residualDecay: 0.9 });
+    const usual = of({ kind: 'topk', residualDecay: 1 });
+    expect(workerConfig(usual).compression.push).not.toHaveProperty('residualDecay');
+    expect(lackOf(abilitiesOf({}), { id: 'r', config: usual })).toBeNull();
+    expect(lackOf(abilitiesOf({ [RESIDUAL_DECAY_HEADER]: 'yes' }), { id: 'r', config })).toBeNull();
+    expect(lackOf(abilitiesOf({}), { id: 'r', config })).toMatchObject({
+      code: 'DP_PROTOCOL_VERSION',
+      message: expect.stringContaining('residualDecay 0.9, and this worker keeps all'),
+    });
+  });
 });
 
 describe('error feedback', () => {

@@ -223,7 +223,7 @@ test('a run with workersMax is given no more workers, another takes the rest', (
       idled: false,
       hello: { run: null },
       canServe: () => true,
-      able: { bundles: null, localSteps: true },
+      able: { bundles: null, localSteps: true, fragments: true, residualDecay: true },
       assignTo(run: Run) {
         this.run = run;
       },

@@ -506,7 +506,7 @@ describe('joining', () => {
     worker.pull();
     const { step, generation } = run;
     const sent = (to: { generation: number; step: number }) => {
-      const connection = { session: 's', pulls: 0, ...to };
+      const connection = { session: 's', base: -1, pulls: 0, ...to };
       const work = run.call({
         ...{ call: 'assign', worker: worker.key, ahead: 1, now: 0, to: connection },
       });

@@ -125,6 +125,27 @@ describe('a run on several shards is the same run as on one, to the bit', () => 
       },
       4,
     ],
+    // Each shard cuts its own range: whole turns move each element alike, however many shards there are.
+    [
+      'fragments of deltas',
+      {
+        ...{ local: { steps: 2, fragments: 2 }, outer: { learningRate: 0.7, momentum: 0.9 } },
+        ...{ averaging: { kind: 'none' }, epochsMax: 4 },
+      },
+    ],
+    [
+      'fragments in rounds, in bf16',
+      {
+        // A worker that evaluates is missing in its round, and there would be a turn more.
+        ...{ local: { steps: 4, fragments: 4 }, evaluateEverySteps: 1_000 },
+        ...{
+          consistency: { mode: 'synchronous' },
+          compression: { push: { kind: 'bf16' } },
+          epochsMax: 4,
+        },
+      },
+      4,
+    ],
     ['bf16 both ways', { compression: { push: { kind: 'bf16' }, pull: 'bf16' } }],
   ];
   test.each(configs)('%s', (_, config, workers) => {

@@ -31,6 +31,8 @@ export interface AdmissionFacts {
   quarantine: string | null;
   /** What pushes of this step hold. */
   kind: PushKind;
+  /** Fragment that the worker was asked for; null: for all parameters. */
+  fragment: number | null;
   /** What is wrong with the payload; null: nothing. */
   problem: PushProblem | null;
   /** Lease of the push, if the worker may still push it. */
@@ -65,6 +67,12 @@ export function judgeSender(push: Push, facts: AdmissionFacts): Refusal | null {
 /** With the payload, its numbers aside. Call where `judgeSender` has nothing against the push. */
 export function judgePush(push: Push, facts: AdmissionFacts): Judgement {
   const { config, fields, worker, problem, lease } = facts;
+  if (isOfAnotherFragment(push, facts)) {
+    const { fragment } = facts;
+    const of = (index: number | null) => (index === null ? 'all parameters' : `fragment ${index}`);
+    const message = `the push holds ${of(push.fragment ?? null)}, and its worker was asked for ${of(fragment)}: pull, then push what the work names`;
+    return reject('DP_PUSH_STALE', message, true, Math.max(0, fields.step - push.step));
+  }
   if (problem) return reject(problem.code, problem.message);
   if (!lease) {
     const message = `minibatch lease ${push.lease} no longer belongs to this worker: it was not pushed within leaseSeconds ${config.leaseSeconds} or its connection was lost, and it went to another worker`;
@@ -98,6 +106,11 @@ export function judgePush(push: Push, facts: AdmissionFacts): Judgement {
   const admission = admit(config.consistency, read);
   if (admission.kind === 'apply') return admission;
   return reject('DP_PUSH_STALE', admission.message, true, staleness);
+}
+
+/** A push of the kind that the run takes, but of another part of the parameters. */
+export function isOfAnotherFragment(push: Push, { kind, fragment }: AdmissionFacts): boolean {
+  return (push.kind ?? 'gradient') === kind && (push.fragment ?? null) !== fragment;
 }
 
 function reject(code: ErrorCode, message: string, retry = false, staleness = 0): Rejection {

@@ -239,6 +239,8 @@ export interface SentTo {
   /** The newest parameters that it has; -1: none, or those of an evaluation. */
   readonly generation: number;
   readonly step: number;
+  /** Generation of the parameters that it goes on from by fragments; -1: it has none. */
+  readonly base: number;
   /** How often several shards have sent it parameters together. */
   readonly pulls: number;
 }
@@ -252,6 +254,8 @@ export type Assignment =
       readonly evaluation: { readonly id: number; readonly part: LeasePart } | null;
       /** To be sent as it is: hold it until it has gone. Null: the worker has these parameters. */
       readonly payload: Snapshot | null;
+      /** Fragment of the payload that is sent; null: all of it is. */
+      readonly fragment: number | null;
       readonly step: number;
       /** How to take local steps with the leases; null: push gradients. */
       readonly local: LocalWork | null;

@@ -1,7 +1,14 @@
 import { isInRounds } from '../../../shared/consistency.ts';
-import { localOf, outerOf, type PushKind } from '../../../shared/local-steps.ts';
+import {
+  exchangeSteps,
+  fragmentsOf,
+  localOf,
+  outerOf,
+  type PushKind,
+} from '../../../shared/local-steps.ts';
 import type { LocalWork } from '../../../shared/protocol.ts';
 import { momentumAt } from '../schedule.ts';
+import type { StepOptions } from '../step-options.ts';
 import { learningRateOf, scheduleStepOf } from './course.ts';
 import type { RosterWorker } from './roster.ts';
 import type { RunInternals } from './state.ts';
@@ -18,6 +25,7 @@ export function pushKindOf({ options, fields }: RunInternals): PushKind {
 export function localWorkFor(inside: RunInternals, worker: RosterWorker): LocalWork | null {
   const { options, fields } = inside;
   const push = pushKindOf(inside);
+  worker.fragment = push === 'delta' ? fragmentFor(inside, worker) : null;
   if (push === 'gradient') return null;
   const momentum = momentumAt(options.config.momentumSchedule, scheduleStepOf(fields));
   const work = {
@@ -25,10 +33,32 @@ export function localWorkFor(inside: RunInternals, worker: RosterWorker): LocalW
     learningRate: learningRateOf(inside),
     ...(momentum !== undefined && { momentum }),
   };
-  if (push === 'delta') return work;
+  if (push === 'delta') {
+    return worker.fragment === null ? work : { ...work, fragment: worker.fragment };
+  }
   worker.movingRate = movingRateOf(inside);
   const center = isInRounds(options.config.consistency) ? 'before' : 'after';
   return { ...work, movingRate: worker.movingRate, center };
+}
+
+/**
+ * Fragment that all pushes of the next step are of, where a step is of one push from each worker; null: the run has no
+ * fragments, or each worker has turns of its own.
+ */
+export function fragmentOfStep({ options, fields }: RunInternals): number | null {
+  const { config } = options;
+  const count = fragmentsOf(config);
+  return count > 1 && isInRounds(config.consistency) ? fields.step % count : null;
+}
+
+/**
+ * Fragment of the next push of a worker; null: the run has none. Each of its pushes that was applied has brought its
+ * own turn on, so that a push that is rejected is followed by one of the same fragment.
+ */
+function fragmentFor(inside: RunInternals, { pushes }: RosterWorker): number | null {
+  const count = fragmentsOf(inside.options.config);
+  if (count === 1) return null;
+  return fragmentOfStep(inside) ?? (pushes.applied + pushes.damped) % count;
 }
 
 /** α = β / workers. */
@@ -55,13 +85,21 @@ export function outerRateOf(inside: RunInternals, worker: RosterWorker | null): 
   return worker ? (worker.movingRate ?? movingRateOf(inside)) : local.movingRate;
 }
 
+/** How the outer optimizer makes an update. @param fragment that it moves; absent: all. */
+export function outerOptions(options: StepOptions, fragment: number | undefined): StepOptions {
+  if (fragment === undefined) return { ...options, outer: true };
+  return { ...options, outer: true, fragment };
+}
+
 /**
  * Minibatches of the next lease of a worker: with dynamic steps max(1, ⌊H · v / v_max⌋) by the speeds measured so far
  * (DyLU, Liu et al. 2024, arXiv:2401.09135).
  */
 export function minibatchesFor(inside: RunInternals, worker: RosterWorker): number {
   if (pushKindOf(inside) === 'gradient') return 1;
-  const { steps, dynamic } = localOf(inside.options.config)!;
+  const local = localOf(inside.options.config)!;
+  const { dynamic } = local;
+  const steps = exchangeSteps(local);
   const own = worker.minibatchMs;
   if (!dynamic || !own) return steps;
   let least = own;

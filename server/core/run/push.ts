@@ -7,11 +7,17 @@ import type { StagedPush } from '../landing-rooms.ts';
 import { clipOf } from '../outer.ts';
 import { momentumAt } from '../schedule.ts';
 import type { StepOptions } from '../step-options.ts';
-import { type AdmissionFacts, judgePush, judgeSender, type Refusal } from './admit.ts';
+import {
+  type AdmissionFacts,
+  isOfAnotherFragment,
+  judgePush,
+  judgeSender,
+  type Refusal,
+} from './admit.ts';
 import type { CallOf } from './calls.ts';
 import { learningRateOf, momentumOf, ownMomentumOf, scheduleStepOf } from './course.ts';
 import { groupStepOf } from './groups.ts';
-import { outerRateOf, pushKindOf } from './local.ts';
+import { outerOptions, outerRateOf, pushKindOf } from './local.ts';
 import { overflowText } from './reasons.ts';
 import { credit, newWorker } from './roster.ts';
 import { type RunInternals, secondsOf } from './state.ts';
@@ -42,7 +48,7 @@ export class Pushes {
     this.#facts = {
       ...{ config: inside.options.config, fields, isReady: false, worker: newWorker() },
       ...{ quarantine: null, problem: null, lease: null },
-      ...{ key: '', mode: inside.components.mode, workers: 0, kind: 'gradient' },
+      ...{ key: '', mode: inside.components.mode, workers: 0, kind: 'gradient', fragment: null },
     };
     this.steps = new RunSteps(inside, then);
   }
@@ -69,6 +75,7 @@ export class Pushes {
     facts.workers = correction.crowd;
     facts.kind = pushKindOf(this.#inside);
     facts.worker = roster.of(worker);
+    facts.fragment = facts.worker.fragment;
     facts.quarantine = robust.quarantine(worker);
     facts.isReady = parameters !== null && leases !== null;
     const early = judgeSender(push, facts);
@@ -77,8 +84,8 @@ export class Pushes {
     facts.problem = null;
     try {
       // One for parameters of before may have another size. It is stale, whatever it holds.
-      if (push.generation === facts.fields.generation) {
-        staged = parameters!.stage(payload, push.encoding, room);
+      if (push.generation === facts.fields.generation && !isOfAnotherFragment(push, facts)) {
+        staged = parameters!.stage(payload, push.encoding, room, push.fragment);
         const isElastic = push.kind === 'elastic' && facts.kind === 'elastic';
         if (isElastic) staged = parameters!.elastic(staged);
       }
@@ -152,7 +159,7 @@ export class Pushes {
     const norm = Math.min(limitedNorm(given, plan?.normMax ?? Infinity), clip.norm ?? Infinity);
     const factor = norm < given ? norm / given : 1;
     let options: StepOptions = { step, learningRate };
-    if (outer) options = { ...options, outer };
+    if (outer) options = outerOptions(options, push.fragment);
     else if (momentum !== undefined) options = { ...options, momentum };
     if (plan?.velocity) options = { ...options, velocity: plan.velocity };
     if (compensation) options = { ...options, compensation };

@@ -33,6 +33,8 @@ export const newWorker = () => ({
   minibatchMs: null as number | null,
   /** α that it was told with its lease; null: none. */
   movingRate: null as number | null,
+  /** Fragment that its push is to hold; null: it pushes all parameters. */
+  fragment: null as number | null,
   /** Samples that its leases have asked it for, and that have not come. */
   samplesDue: 0,
   ...newDeeds(),

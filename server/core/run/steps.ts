@@ -3,7 +3,7 @@ import { momentumAt } from '../schedule.ts';
 import type { StepOptions } from '../step-options.ts';
 import { isTraining, learningRateOf, ownMomentumOf, scheduleStepOf } from './course.ts';
 import { groupStepOf } from './groups.ts';
-import { outerRateOf, pushKindOf } from './local.ts';
+import { fragmentOfStep, outerOptions, outerRateOf, pushKindOf } from './local.ts';
 import { overflowText } from './reasons.ts';
 import { type RunInternals, secondsOf } from './state.ts';
 
@@ -59,13 +59,14 @@ export class RunSteps {
     const learningRate = outer ? outerRateOf(this.#inside, null) : rate;
     const momentum = momentumAt(momentumSchedule, scheduleStepOf(fields));
     let options: StepOptions = { step: fields.step - fields.optimizerStart + 1, learningRate };
-    if (outer) options = { ...options, outer };
+    const fragment = (outer ? fragmentOfStep(this.#inside) : null) ?? undefined;
+    if (outer) options = outerOptions(options, fragment);
     else if (momentum !== undefined) options = { ...options, momentum };
     const groups = groupStepOf(this.#inside, 1);
     if (groups) options = { ...options, groups };
     const faulty = consistency.faultyMax ?? 1;
     const limit = clip.value ?? Infinity;
-    const staged = parameters.combine(shares, faulty);
+    const staged = parameters.combine(shares, faulty, fragment);
     const own = Math.sqrt(parameters.squares(staged, limit));
     // That of the mean is known where all of it is; else that of each push, which it does not exceed.
     const given = vector.ranges.length > 1 ? normOfEach : own;

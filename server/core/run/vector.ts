@@ -3,9 +3,10 @@ import type { Encoding } from '../../../shared/compression.ts';
 import type { RunConfig } from '../../../shared/config.ts';
 import { shardsProblem } from '../../../shared/consistency.ts';
 import { DownpourError } from '../../../shared/errors.ts';
+import { fragmentsProblem } from '../../../shared/fragments.ts';
 import { groupShardsProblem, groupsOf, layoutWhile } from '../../../shared/groups.ts';
 import { type Layout, layoutSpecs, type TensorSpec } from '../../../shared/layout.ts';
-import type { PushKind } from '../../../shared/local-steps.ts';
+import { fragmentsOf, type PushKind } from '../../../shared/local-steps.ts';
 import { normAndFinite } from '../../../shared/optimizer.ts';
 import { type Range, rangeLayout } from '../../../shared/partition.ts';
 import type { CompensationUse } from '../compensation.ts';
@@ -112,7 +113,9 @@ export class Vector {
     for (const range of ranges)
       normBounds(this.#config.maxNorm, rangeLayout(layout, range).tensors);
     const unfit =
-      ranges.length > 1 ? (shardsProblem(this.#config) ?? groupShardsProblem(this.#config)) : null;
+      (ranges.length > 1
+        ? (shardsProblem(this.#config) ?? groupShardsProblem(this.#config))
+        : null) ?? fragmentsProblem(layout, fragmentsOf(this.#config));
     if (unfit !== null) throw new DownpourError('DP_LAYOUT_INVALID', unfit);
     const places = vectorPlaces(this.#config, layout);
     this.#parameters = new Parameters(rangeLayout(layout, ranges[0]!), this.#config, places);
@@ -170,13 +173,20 @@ export class Vector {
   /**
    * Has the other shards send a worker what belongs to an assignment.
    * @param capture that is evaluated; null: the present parameters. @param whole with the frozen tensors.
+   * @param fragment that is sent alone; null: all.
    * @returns the number that they send it under; null: nobody else has anything to send.
    */
-  sendParts(to: SentTo | null, capture: number | null, whole: boolean): number | null {
+  sendParts(
+    to: SentTo | null,
+    capture: number | null,
+    whole: boolean,
+    fragment: number | null,
+  ): number | null {
     if (!to || this.#ranges.length === 1) return null;
     const { session } = to;
     const pull = to.pulls + 1;
-    this.#tell({ kind: 'send', run: this.#run, session, pull, capture, whole });
+    const part = fragment === null ? {} : { fragment };
+    this.#tell({ kind: 'send', run: this.#run, session, pull, capture, whole, ...part });
     return pull;
   }
 

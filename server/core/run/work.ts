@@ -55,16 +55,23 @@ export function workFor(
   worker.sentStep = fields.step;
   const { step, generation } = fields;
   const whole = wholeFor(inside, worker);
+  // It needs what has become of the fragment that it has pushed.
+  const pushed = worker.fragment;
+  const local = localWorkFor(inside, worker);
+  const isByFragments = local?.fragment !== undefined;
+  const hasBase = whole === null && to?.base === generation;
   const isKnown = whole === null && to?.generation === generation && to.step === step;
+  let fragment: number | null = null;
   let payload: Snapshot | null = null;
   let pull: number | null = null;
-  if (!isKnown) {
+  if (!isKnown || (isByFragments && !hasBase)) {
+    if (isByFragments && hasBase) fragment = pushed;
     const { pull: encoding } = options.config.compression;
     payload = whole ? payloadOf(whole) : vector.parameters.snapshot(encoding);
-    pull = vector.sendParts(to, null, whole !== null);
+    pull = vector.sendParts(to, null, whole !== null, fragment);
   }
-  const local = localWorkFor(inside, worker);
-  return { kind: 'work', leases: given, evaluation: null, payload, step, local, pull };
+  const what = { evaluation: null, payload, fragment, step, local, pull };
+  return { kind: 'work', leases: given, ...what };
 }
 
 function evaluationFor(
@@ -86,9 +93,10 @@ function evaluationFor(
     leases: leases?.heldBy(key) ?? [],
     evaluation: { id, part },
     payload: payloadOf(whole ?? values),
+    fragment: null,
     step,
     local: null,
-    pull: vector.sendParts(to, capture, whole !== null),
+    pull: vector.sendParts(to, capture, whole !== null, null),
   };
 }
 
