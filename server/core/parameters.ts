@@ -19,6 +19,7 @@ import { normAndFinite } from '../../shared/optimizer.ts';
 import type { Range } from '../../shared/partition.ts';
 import { type Average, type AverageState, averageBytes, createAverage } from './averaging.ts';
 import type { CompensationUse } from './compensation.ts';
+import { elasticGradient, elasticSquares } from './elastic.ts';
 import { type Clip, type FusedOptimizer, type Staged, sumOfSquares } from './fused.ts';
 import {
   gatheredBytes,
@@ -28,7 +29,7 @@ import {
   SentParameters,
 } from './gathered.ts';
 import { createRules, type GroupRules, rulesBytes } from './group-rules.ts';
-import { createKernels, type Decoding, type Kernels } from './kernels.ts';
+import { createKernels, type Kernels } from './kernels.ts';
 import {
   BYTES,
   GradientScan,
@@ -401,24 +402,12 @@ export class Parameters {
    * @throws DownpourError DP_TENSOR_SIZE: they are not in f32.
    */
   elastic(push: StagedPush): StagedPush {
-    const { decoding, address } = push.scan.gradient;
-    mustBeWhole(decoding);
-    const n = this.layout.trainableSize;
-    const x = this.#memory.floats(address, n);
-    const { values: theta } = this.#now;
-    for (let i = 0; i < n; i++) x[i] = theta[i]! - x[i]!;
-    return { ...push, scan: new GradientScan(gradientAt('f32', address, n)) };
+    return elasticGradient(this.#memory, push, this.#now.values, this.layout.trainableSize);
   }
 
   /** Σ (θ − x)² of such a push at this moment, which stays as it is; NaN: not all of it is finite. */
-  elasticSquares({ scan, statistics }: StagedPush): number {
-    const { decoding, address } = scan.gradient;
-    mustBeWhole(decoding);
-    const x = this.#memory.floats(address, this.layout.trainableSize);
-    const { values: theta } = this.#now;
-    let sum = normAndFinite(statistics) * 0;
-    for (let i = 0; i < x.length; i++) sum += (theta[i]! - x[i]!) ** 2;
-    return sum;
+  elasticSquares(push: StagedPush): number {
+    return elasticSquares(this.#memory, push, this.#now.values, this.layout.trainableSize);
   }
 
   /**
@@ -693,13 +682,6 @@ interface Half {
 
 const sizeOf = ({ start, end }: Range): number => end - start;
 const NO_CLIP: Clip = { limit: Infinity, factor: 1 };
-function mustBeWhole(decoding: Decoding): void {
-  if (decoding === 'f32') return;
-  throw new DownpourError(
-    'DP_TENSOR_SIZE',
-    `an elastic push holds parameters, which are sent in f32; this one is in ${decoding}`,
-  );
-}
 const NO_STATISTICS = new Float32Array();
 /**
  * So many elements of each vector that an update touches are worked on, by one kernel after another, before
