@@ -1,6 +1,7 @@
 import type { RunConfig } from '../../shared/config.ts';
 import { isInRounds } from '../../shared/consistency.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { exchangeSteps, localOf } from '../../shared/local-steps.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
 import { type ScaledRun, secondsTo, stalenessFacts } from '../../study/scale.ts';
 import { meanOf } from '../../study/statistics.ts';
@@ -13,11 +14,11 @@ import { type Network, NO_NETWORK } from './world.ts';
 export interface Recorded extends ScaledRun {
   readonly run: string;
   readonly config: RunConfig;
-  /** Compute times of a sample of its pushes, as the workers measured them, ms. */
+  /** Compute times of a minibatch, of a sample of its pushes, as the workers measured them, ms. */
   readonly computeMs: readonly number[];
   readonly updatesPerSecond: number;
-  /** Gradients that an update is made of, on average. */
-  readonly pushesPerUpdate: number;
+  /** Minibatches that an update is made of, on average. */
+  readonly minibatchesPerUpdate: number;
   readonly stalenessMean: number;
 }
 
@@ -42,7 +43,8 @@ export async function readRecorded(
   const { workersMin, workersMax, minibatchSize, consistency } = detail.config;
   const [first, last] = [training.step[0]!, training.step.at(-1)!];
   const examples = (training.examples.at(-1) ?? 0) - (training.examples[0] ?? 0);
-  const pushesPerUpdate = Math.max(1, examples / minibatchSize / Math.max(1, last - first));
+  const minibatchesPerUpdate = Math.max(1, examples / minibatchSize / Math.max(1, last - first));
+  const pushesPerUpdate = Math.max(1, minibatchesPerUpdate / minibatchesPerPush(detail.config));
   // Fixed by the configuration, as `downpour scale` does. Else by the law that the mean staleness is N − 1; in rounds, where
   // nothing is stale, each worker has a push in each update.
   const likely = isInRounds(consistency)
@@ -53,7 +55,7 @@ export async function readRecorded(
   return {
     ...{ run, config: detail.config, computeMs, workers, mode: 'real', seed: detail.config.seed },
     updatesPerSecond: (last - first) / Math.max(seconds, 1e-9),
-    pushesPerUpdate,
+    minibatchesPerUpdate,
     stalenessMean: facts.mean,
     ...{ phase: detail.phase, reason: detail.reason, step: detail.step, seconds: detail.seconds },
     evaluations: evaluations.filter(({ part }) => part === 'validation'),
@@ -72,23 +74,36 @@ const sparesOf = ({ consistency }: RunConfig): number =>
     ? (consistency.spares ?? 1)
     : 0;
 
+/** Minibatches between two exchanges of a worker; slower workers of a run with dynamic steps have fewer. */
+function minibatchesPerPush(config: RunConfig): number {
+  const local = localOf(config);
+  return local ? exchangeSteps(local) : 1;
+}
+
 /**
  * The law of its compute times is the times themselves. What a worker's round takes beyond them (server, network,
  * waiting for the next turn) is latency; in rounds, what a worker waits for others is none, since they wait in the simulation
- * too. Where all workers share a machine that they keep busy, a gradient costs what its cores give meanwhile, whoever
+ * too. With local steps there is one such round for several minibatches. Where all workers share a machine that they keep busy, a gradient costs what its cores give meanwhile, whoever
  * uses it, and compute times on the clock are those of workers in each other's way.
  * @param cores that they share; absent: each has its own.
  */
 export function fitWorld(recorded: Recorded, cores?: number): FittedWorld {
-  const { run, workers, computeMs, updatesPerSecond, pushesPerUpdate, config } = recorded;
-  const pushesPerSecond = updatesPerSecond * pushesPerUpdate;
+  const { run, workers, computeMs, updatesPerSecond, minibatchesPerUpdate, config } = recorded;
+  const minibatchesPerSecond = updatesPerSecond * minibatchesPerUpdate;
+  const count = minibatchesPerPush(config);
   const inRounds = isInRounds(config.consistency);
-  const roundMs = inRounds ? 1_000 / updatesPerSecond : (1_000 * workers) / pushesPerSecond;
+  const roundMs = inRounds
+    ? 1_000 / updatesPerSecond
+    : (1_000 * workers * count) / minibatchesPerSecond;
   const mean = meanOf(computeMs);
   const isBusy = cores !== undefined && workers >= cores;
-  const demandMs = isBusy ? (1_000 * cores) / pushesPerSecond : Math.min(mean, roundMs);
+  const demandMs = isBusy
+    ? (1_000 * cores) / minibatchesPerSecond
+    : Math.min(mean, roundMs / count);
   const quorum = config.consistency.quorum ?? workers - sparesOf(config);
-  const lastMs = inRounds ? orderStatistic(computeMs, workers, quorum) : demandMs;
+  // Times of several minibatches in a row part by the root of their number.
+  const later = inRounds ? orderStatistic(computeMs, workers, quorum) - mean : 0;
+  const lastMs = inRounds ? count * mean + Math.sqrt(count) * later : count * demandMs;
   const scale = demandMs / mean;
   return {
     compute: tracedLaw(`of run ${run} (${demandMs.toPrecision(3)} on average)`, [

@@ -106,6 +106,15 @@ const IN_ROUNDS = { stalenessMax: null, damping: 'none', correction: 'none', dep
 const LOCAL: readonly PartialConfig[] = [
   { local: { steps: 3 }, outer: { momentum: 0.5 } },
   { local: { steps: 2, after: 4 } },
+  { local: { steps: 2, push: 'elastic' } },
+];
+/** An elastic exchange moves both sides at once: the modes that it works in. */
+const ELASTIC_MODES: readonly (string | undefined)[] = [
+  undefined,
+  'async',
+  'bounded',
+  'synchronous',
+  'backup',
 ];
 
 /** Nothing takes longer when nobody disturbs. */
@@ -174,8 +183,13 @@ class Simulation {
     const inRounds = mode?.mode === 'synchronous' || mode?.mode === 'backup';
     const local = LOCAL[random(seed, 7).below(3 * LOCAL.length)];
     // What is kept of gradients has no meaning for the results of local steps.
+    const isElastic = local?.local?.push === 'elastic';
+    const isMean = mode?.aggregate === undefined;
+    const fits = !isElastic || (ELASTIC_MODES.includes(mode?.mode) && isMean);
     const isLocal =
-      local !== undefined && !['lookahead', 'compensated'].includes(mode?.correction ?? '');
+      local !== undefined &&
+      fits &&
+      !['lookahead', 'compensated', 'gap'].includes(mode?.correction ?? '');
     const config: PartialConfig = {
       minibatchSize: 4,
       ...(isLocal && local),
@@ -193,6 +207,7 @@ class Simulation {
         ...(mode && { damping: 'none', depth: 1 }),
         ...(inRounds && IN_ROUNDS),
         ...mode,
+        ...(isLocal && isElastic && { depth: 1 }),
       },
       nonFiniteMax: 1_000,
       earlyStopping: {
@@ -1112,6 +1127,8 @@ class SimulatedWorker {
   #kept: Kept[] = [];
   #resend = false;
   #current: Current | null = null;
+  /** Its own parameters, where it pushes them; null: none yet. */
+  #own: Float32Array | null = null;
   #attempt = 0;
   #life = 0;
 
@@ -1135,6 +1152,7 @@ class SimulatedWorker {
     this.#sequence = 0;
     this.#kept = [];
     this.#current = null;
+    this.#own = null;
     this.#busy = false;
     this.#connect();
   }
@@ -1248,6 +1266,7 @@ class SimulatedWorker {
       });
       return;
     }
+    if (generation !== this.#current?.generation) this.#own = null;
     if (payload.length > 0) this.#current = { theta, step, generation };
     const current = this.#current;
     const lease = leases.find(({ id }) => !this.#kept.some(({ push }) => push.lease === id));
@@ -1269,9 +1288,17 @@ class SimulatedWorker {
   }
 
   #push(lease: Lease, { theta, step, generation }: Current, local: Work['local']): void {
-    const { payload, loss } = gradientOf(problem, 0, lease, theta);
+    const isElastic = local?.push === 'elastic';
+    const at = (isElastic ? this.#own : null) ?? theta;
+    const { payload, loss } = gradientOf(problem, 0, lease, at);
     // One large step is as good as several here.
     for (let i = 0; local && i < EXCHANGED - 1; i++) payload[i]! *= local.learningRate;
+    if (isElastic) {
+      // What is pushed is where it has come to; then it moves towards the server.
+      for (let i = 0; i < EXCHANGED - 1; i++) payload[i] = at[i]! - payload[i]!;
+      const rate = local.movingRate!;
+      this.#own = payload.map((x, i) => x - rate * (x - theta[i]!));
+    }
     const push: Push = {
       ...{ type: 'push', run: 'r', sequence: ++this.#sequence, lease: lease.id, step, generation },
       ...{ loss: Number.isFinite(loss) ? loss : null, computeMs: 1, encoding: 'f32' },

@@ -436,6 +436,49 @@ describe('post-local SGD', () => {
   });
 });
 
+describe('compute times', () => {
+  test.each([{}, { consistency: { mode: 'synchronous' } }] as const)(
+    'are told of a minibatch, not of a lease: %j',
+    async (more) => {
+      const { run, workers } = begun({ local: { steps: 10 }, ...more }, 2);
+      for (let round = 0; round < 3; round++) {
+        for (const worker of workers) worker.pull();
+        for (const worker of workers) await worker.push(40);
+      }
+      expect(run.workerTally('w0/1')).toMatchObject({ computeMsMean: 4, computeMsRecent: 4 });
+      const { computeMs } = run.metrics().training;
+      expect(computeMs!.length).toBeGreaterThan(2);
+      expect(new Set(computeMs)).toEqual(new Set([4]));
+    },
+  );
+});
+
+describe('the optimizer of a worker', () => {
+  test('goes on from lease to lease, and begins anew where the server begins another life', async () => {
+    const config = { local: { steps: 3 }, optimizer: { kind: 'adam' } } as const;
+    const { run, workers } = begun(config, 1);
+    const [worker] = workers;
+    worker!.pull();
+    const { lease, theta, local } = worker!.held!;
+    const pushed = async (steps: LocalSteps) => {
+      const result = (await steps.take(lease, theta, local!, async (minibatch, at) => {
+        const { payload, loss } = gradientOf(problem, run.config.seed, minibatch, at);
+        return { loss, gradient: payload, discard: () => {} };
+      }))!;
+      const change = [...result.payload];
+      result.discard();
+      return change;
+    };
+    const fresh = await pushed(new LocalSteps(run.config, layout));
+    expect(await pushed(worker!.steps)).toEqual(fresh);
+    // With the moments of the first lease the same minibatches lead elsewhere.
+    expect(await pushed(worker!.steps)).not.toEqual(fresh);
+    // What the trainer does where the generation is another one, as after each start of the server.
+    worker!.steps.reset();
+    expect(await pushed(worker!.steps)).toEqual(fresh);
+  });
+});
+
 describe('dynamic local steps', () => {
   test('follow the measured speed: the fastest takes all, the others their share', async () => {
     const { run, workers } = begun({ local: { steps: 10, dynamic: true }, epochsMax: 10 }, 3);

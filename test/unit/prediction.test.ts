@@ -32,12 +32,13 @@ const simulate = (
   world: Partial<VirtualClusterOptions>,
   consistency = ASYNC,
   steps = UPDATES,
+  more: PartialConfig = {},
 ) =>
   simulateRun({
     ...{ problem, workers, seed: 5, compute: parseLaw('gamma:40,0.5'), ...world },
     config: {
       ...{ learningRate: 0.001, minibatchSize: 1, stepsMax: steps, evaluateEverySteps: steps },
-      ...{ epochsMax: null, earlyStopping: { enabled: false }, consistency },
+      ...{ epochsMax: null, earlyStopping: { enabled: false }, consistency, ...more },
     },
   });
 
@@ -59,6 +60,35 @@ const asRun = (workers: number, { server, nowMs, staleness }: VirtualOutcome): S
   ...{ workers, mode: 'auto', seed: 1, phase: 'finished', reason: '', evaluations: [], test: null },
   ...{ step: server.step, seconds: nowMs / 1_000, staleness, used: null, serverBusy: null },
 });
+
+test.each([
+  ['async', ASYNC, 3],
+  ['synchronous', { mode: 'synchronous', correction: 'none' }, 0],
+] as const)(
+  'with local steps times are of a minibatch, and 8 workers are predicted from 4: %s',
+  async (_, consistency, steps) => {
+    const local = { local: { steps: 6 } };
+    const world = { network: { latencyMs: 60, bandwidth: Infinity, serverBandwidth: Infinity } };
+    const seen = await simulate(4, world, consistency, ROUNDS, local);
+    const recorded = await readRecorded(told(seen, consistency, local), 'seen');
+    expect(recorded.workers).toBe(4);
+    // The law has a mean of 40 ms for a minibatch, and a lease is of six.
+    const mean = recorded.computeMs.reduce((sum, ms) => sum + ms, 0) / recorded.computeMs.length;
+    expect(Math.abs(mean / 40 - 1)).toBeLessThan(0.05);
+    expect(recorded.stalenessMean).toBeCloseTo(steps, 0);
+    const fitted = fitWorld(recorded);
+    const real = await readRecorded(
+      told(await simulate(8, world, consistency, ROUNDS, local), consistency, local),
+      'other',
+    );
+    const predicted = await simulate(8, fitted, consistency, ROUNDS, local);
+    const errors = predictionErrors([real], [asRun(8, predicted)], {
+      metric: 'error',
+      target: null,
+    });
+    for (const { error } of errors) expect(Math.abs(error)).toBeLessThan(0.1);
+  },
+);
 
 test.each([
   [
@@ -116,7 +146,7 @@ test('the error of a prediction is said with both numbers', () => {
       config: resolveConfig({}),
       computeMs: [],
       updatesPerSecond: 8,
-      pushesPerUpdate: 1,
+      minibatchesPerUpdate: 1,
       stalenessMean: 3,
     },
   } as Recorded;

@@ -12,7 +12,7 @@ export interface CollectedPush {
   readonly norm: number;
   /** Its examples, in minibatches. */
   readonly share: number;
-  /** Time that its worker needed for the gradient; absent in checkpoints of older releases. */
+  /** Time that its worker needed for a minibatch; absent in checkpoints of older releases. */
   readonly computeMs?: number;
 }
 

@@ -191,7 +191,7 @@ export class Pushes {
       gradientNorm: norm,
       staleness,
       examples: this.#facts.lease!.count,
-      computeMs: push.computeMs,
+      computeMs: push.computeMs / this.#minibatches,
     });
     if (mode) {
       mode.pushed(worker, 0, now);
@@ -200,12 +200,17 @@ export class Pushes {
     return answer(push, scale < 1 ? 'damped' : 'applied', staleness);
   }
 
+  /** Minibatches of the lease that is dealt with. */
+  get #minibatches(): number {
+    return Math.ceil(this.#facts.lease!.count / this.#inside.options.config.minibatchSize);
+  }
+
   /** A push counts: what is remembered of it. Its numbers one by one: there are thousands a second. */
   #counts(worker: string, push: Push, staleness: number, loss: number, norm: number): void {
     const { options, fields, components } = this.#inside;
     const { robust, observations, sent } = components;
     const lease = this.#facts.lease!;
-    const minibatches = Math.ceil(lease.count / options.config.minibatchSize);
+    const minibatches = this.#minibatches;
     components.leases!.complete(lease);
     credit(this.#facts.worker, push, staleness, { lease, minibatches });
     fields.nonFiniteInRow = 0;
@@ -246,7 +251,8 @@ export class Pushes {
     const lease = this.#facts.lease!;
     const staleness = fields.step - push.step;
     const share = lease.count / options.config.minibatchSize;
-    const { sequence, computeMs } = push;
+    const { sequence } = push;
+    const computeMs = push.computeMs / this.#minibatches;
     const { kind: kindOfPush } = this.#facts;
     const weight = { scale, share };
     vector.collect(staged, others, { worker, sequence, kindOfPush, weight, compensation });

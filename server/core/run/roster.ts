@@ -12,6 +12,7 @@ const newDeeds = () => ({
   pushes: emptyTally(),
   /** Over its applied pushes. */
   stalenessSum: 0,
+  /** Compute times of a minibatch. */
   computeMsSum: 0,
   /** Exponentially smoothed; null: none yet. */
   computeMsRecent: null as number | null,
@@ -145,12 +146,11 @@ export function credit(
 ): void {
   worker.lastSequence = push.sequence;
   worker.stalenessSum += staleness;
-  worker.computeMsSum = sumOf(worker.computeMsSum, push.computeMs);
-  const before = worker.computeMsRecent ?? push.computeMs;
-  worker.computeMsRecent = RECENT * before + (1 - RECENT) * push.computeMs;
+  const each = push.computeMs / minibatches;
+  worker.computeMsSum = sumOf(worker.computeMsSum, each);
+  worker.computeMsRecent = RECENT * (worker.computeMsRecent ?? each) + (1 - RECENT) * each;
   worker.examples += lease.count;
   if (push.kind === undefined || push.kind === 'gradient') return;
-  const each = push.computeMs / minibatches;
   worker.minibatchMs = RECENT_LEASES * (worker.minibatchMs ?? each) + (1 - RECENT_LEASES) * each;
 }
 
