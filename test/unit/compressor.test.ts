@@ -77,7 +77,7 @@ describe('error feedback that fades', () => {
       const { gradient: sent } = send(subject, gradient);
       for (let i = 0; i < N; i++) residual[i] = 0.9 * residual[i]! + gradient[i]! - sent[i]!;
     }
-    // Of what follows without gradients, all that is left comes, ever less of it.
+    // Pushes without a gradient bring what is left, and ever less of it.
     const left = residual.slice();
     for (let t = 0; t < 400; t++) {
       const { gradient: sent } = send(subject, new Float32Array(N + STATISTICS));
