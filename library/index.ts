@@ -10,6 +10,8 @@ export {
   type Batch,
   type BatchArguments,
   type BatchFunction,
+  type Carried,
+  type CarriedArguments,
   type CsvData,
   type CsvOptions,
   type CsvParts,
