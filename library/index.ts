@@ -50,6 +50,7 @@ export {
   type ObjectiveModel,
   type ParquetSourceOptions,
   type PartialConfig,
+  type Pretrained,
   parquetSource,
   type ReadOptions,
   type RunConfig,

@@ -15,6 +15,9 @@ export const LIMITS = {
   sourceCacheBytes: 2 ** 26,
   /** A row group of a Parquet file, decoded. */
   rowGroupBytesMax: 2 ** 29,
+  /** Weights of a pretrained model, as they lie in their files, and its model.json. */
+  pretrainedBytesMax: 2 ** 30,
+  topologyBytesMax: 2 ** 26,
   /** Fields of an example, masks included. */
   fieldsMax: 64,
   /** Seconds that one read of a source of examples may take, and the most that a source may ask for. */

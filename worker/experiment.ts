@@ -18,6 +18,7 @@ import type { GivenData } from './data/given.ts';
 import type { Draws } from './draws.ts';
 import { type FieldRules, fieldProblems, isRecord } from './fields.ts';
 import type { Objective, ObjectiveArguments, ObjectiveModel } from './objective.ts';
+import { PRETRAINED_FIELDS, PRETRAINED_GROUP, type Pretrained } from './pretrained/pretrained.ts';
 import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
 
 /**
@@ -84,6 +85,7 @@ export type {
   ObjectiveArguments,
   ObjectiveModel,
   PartialConfig,
+  Pretrained,
   RunConfig,
   Scalar,
   Space,
@@ -113,6 +115,8 @@ export interface ModelArguments {
   readonly inputShape: number[];
   /** Classes of the targets; 0 where they are numbers. */
   readonly classCount: number;
+  /** The model of the file of `pretrained`, with its parameters; null: there is none, or its file has tensors alone. */
+  readonly pretrained: LayersModel | null;
 }
 
 /** A model without layers: variables and a function of them. */
@@ -170,6 +174,8 @@ export interface Experiment {
   /** Ends in logits: no softmax or sigmoid at its end, the losses have them inside. */
   readonly model: (args: ModelArguments) => GivenModel | Promise<GivenModel>;
   readonly loss?: LossName | Measure | Readonly<Record<string, LossName | Measure>> | undefined;
+  /** Initial parameters from a file, and what of them is not trained. See docs/experiments.md. */
+  readonly pretrained?: Pretrained;
   /** In the place of `loss`, `error` and `metrics`: any computation that gives a loss. Then there need be no targets. */
   readonly objective?: Objective;
   /**
@@ -260,6 +266,10 @@ const FIELDS: FieldRules<keyof Experiment> = {
     allowed: `a function (targets, predictions), one of ${LOSSES.join(', ')}, or an object with one of these for each output`,
     // An objective stands in for it; `mustBeExperiment` sees to that.
     test: (v) => isLoss(v) || isByName(v, isLoss),
+  },
+  pretrained: {
+    allowed: 'an object with from, sha256, and where needed map, freeze, fresh',
+    test: (v) => v === undefined || isRecord(v),
   },
   objective: {
     allowed:
@@ -377,6 +387,15 @@ export function mustBeExperiment(value: unknown, where: string): Experiment {
   if (name !== undefined) {
     problems.unshift('name is not a field: an experiment is named by its file; leave it out');
   }
+  if (isRecord(value.pretrained)) {
+    const found = fieldProblems(value.pretrained, PRETRAINED_FIELDS);
+    problems.push(...found.map((problem) => `pretrained: ${problem}`));
+    if (value.browser === true) {
+      problems.push(
+        'browser: true is not allowed beside pretrained: a page does not have its file',
+      );
+    }
+  }
   if (isRecord(value.metrics)) {
     const count = Object.keys(value.metrics).length;
     if (count > METRICS_MAX)
@@ -394,7 +413,19 @@ export function mustBeExperiment(value: unknown, where: string): Experiment {
       `the experiment ${where} is not valid:\n${problems.map((p) => `  ${p}`).join('\n')}`,
     );
   }
-  return value as unknown as Experiment;
+  return withPretrained(value as unknown as Experiment, where);
+}
+
+/** Its file lies beside that of the experiment, and what is not trained is a group like any other. */
+function withPretrained(experiment: Experiment, where: string): Experiment {
+  const { pretrained, config } = experiment;
+  if (!pretrained) return experiment;
+  const from = resolve(dirname(where), pretrained.from);
+  const named = { ...experiment, pretrained: { ...pretrained, from } };
+  if (!pretrained.freeze) return named;
+  const group = { pattern: [...pretrained.freeze], frozen: true as const };
+  const groups = { ...config?.groups, [PRETRAINED_GROUP]: group };
+  return { ...named, config: { ...config, groups } };
 }
 
 /**

@@ -24,6 +24,7 @@ import { reportMachine } from './machine.ts';
 import { buildModel, type Model } from './model.ts';
 import { defaultName } from './name.ts';
 import { prepareExperiment } from './prepare.ts';
+import { matchText } from './pretrained/pretrained.ts';
 import { rangesFor } from './shard-links.ts';
 import { type BundleSource, type GivenExperiment, Shelf } from './shelf.ts';
 import { shownExamples } from './shown-examples.ts';
@@ -267,6 +268,9 @@ class Worker {
       `run ${run}: ${assign.experiment}, ${prepared.source}, ${model.layout.trainableSize} parameters`,
       { run },
     );
+    if (model.pretrained && experiment.pretrained) {
+      log(`run ${run}: ${matchText(model.pretrained, experiment.pretrained.from)}`, { run });
+    }
     const exchange = this.#client;
     const ranges = rangesFor(model.layout, assign.shards);
     if (ranges.length > 1 && this.#options.reachesShards === false) {

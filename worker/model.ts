@@ -21,6 +21,7 @@ import { ModelSteps, type Step } from './model/steps.ts';
 import { asRows, countOf, fieldTensors, read, tensorsOf } from './model/tensors.ts';
 import { drawNoise, withSeed } from './noise.ts';
 import { type ObjectiveTrial, tryObjective } from './objective.ts';
+import type { PretrainedMatch } from './pretrained/pretrained.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /**
@@ -62,6 +63,8 @@ export interface Model {
   freeze(groups: readonly string[]): boolean;
   /** What `measure` has as the error. */
   readonly errorMeasure: ErrorMeasure;
+  /** Which initial parameters come from the file of `pretrained`; null: none. */
+  readonly pretrained: PretrainedMatch | null;
   /**
    * Fresh parameters, shape [layout.size]: the same for the same seed, on every machine whose
    * logarithm and square root agree. The model holds them afterwards.
@@ -280,6 +283,10 @@ class BuiltModel implements Model {
 
   get loaded(): Float32Array | null {
     return this.#parameters.values;
+  }
+
+  get pretrained(): PretrainedMatch | null {
+    return this.#instance.match;
   }
 
   get refusal(): string | null {

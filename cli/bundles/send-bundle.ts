@@ -123,7 +123,12 @@ async function mustLoad(file: string, name: string, content: Uint8Array): Promis
   const alone = await mkdtemp(join(tmpdir(), 'downpour-send-'));
   try {
     await writeFile(join(alone, name), content);
-    await loadExperiment(join(alone, name));
+    const { pretrained } = await loadExperiment(join(alone, name));
+    if (pretrained?.from.startsWith(alone)) {
+      throw new Error(
+        `the file ${basename(pretrained.from)} of pretrained is not sent with it: give from an absolute path, and put the file there on each worker's machine`,
+      );
+    }
   } catch (cause) {
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',

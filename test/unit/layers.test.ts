@@ -254,7 +254,14 @@ describe('in a model', () => {
   });
 
   test('are saved and loaded as those of TensorFlow.js are', async () => {
-    const args = { tf, seed: 1, hyperparameters: {}, inputShape: [4], classCount: 3 };
+    const args = {
+      tf,
+      seed: 1,
+      hyperparameters: {},
+      inputShape: [4],
+      classCount: 3,
+      pretrained: null,
+    };
     const model = noisy(args);
     let saved: Parameters<typeof tf.io.fromMemory>[0] | undefined;
     await model.save(

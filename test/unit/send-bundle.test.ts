@@ -179,6 +179,16 @@ describe('an experiment is not sent', () => {
     });
   });
 
+  test('that begins with a file beside it', async () => {
+    const code = (from: string) =>
+      `export default { data: () => 0, model: () => 0, loss: 'meanSquaredError', pretrained: { from: '${from}', sha256: '' } };`;
+    await expect(bundleExperiment(await write('beside.ts', code('model.json')))).rejects.toThrow(
+      'the file model.json of pretrained is not sent with it: give from an absolute path',
+    );
+    const { files } = await bundleExperiment(await write('away.ts', code('/models/model.json')));
+    expect(files).toEqual(['away.ts']);
+  });
+
   test('that is too large', async () => {
     const table = JSON.stringify('x'.repeat(2 ** 24));
     const file = await write('large.ts', experiment(`const table = ${table};`, 'table'));

@@ -9,6 +9,8 @@ import { isRecord } from '../fields.ts';
 import { lossesOf, type OneLoss } from '../losses.ts';
 import { described } from '../minibatch-value.ts';
 import { drawNoise, seedRandom } from '../noise.ts';
+import { openPretrained } from '../pretrained/open.ts';
+import { fillPretrained, loadPretrained, type PretrainedFill } from '../pretrained/pretrained.ts';
 import { type LayersModel, type Tensor, tf } from '../tf.ts';
 import { type DataShape, inputsOf, invalid, targetLike, targetsOf } from './data-shape.ts';
 import {
@@ -36,15 +38,20 @@ export async function buildInstance(
 ): Promise<Instance> {
   refuseVanishing();
   const { hyperparameters } = config;
+  const { pretrained } = experiment;
+  const file = pretrained ? await openPretrained(pretrained.from, pretrained) : null;
   const release = seedRandom(seed, STREAMS.parameters);
   let built: unknown;
+  let loaded: PretrainedFill['loaded'] = null;
   try {
+    if (file) loaded = await loadPretrained(file, pretrained!.from, pretrained!.fresh === true);
     built = await experiment.model({
       tf,
       seed,
       hyperparameters,
       inputShape: [...data.inputShape],
       classCount: data.classCount,
+      pretrained: loaded?.model ?? null,
     });
     if (built instanceof tf.LayersModel && !built.built && !experiment.objective) {
       built.build([null, ...data.inputShape]);
@@ -65,13 +72,22 @@ export async function buildInstance(
     throw invalid(`tensor '${name}' of the model is ${variable.dtype}; all must be float32`);
   }
   try {
+    const match =
+      file && !pretrained!.fresh
+        ? fillPretrained(own.weights, { pretrained: pretrained!, file, loaded })
+        : null;
+    const isUsed = new Set<unknown>(own.weights.map(({ variable }) => variable));
+    for (const weight of loaded?.model.weights ?? []) {
+      const variable = weight.read();
+      if (!isUsed.has(variable) && !variable.isDisposed) variable.dispose();
+    }
     if (experiment.objective) {
       const { carried } = experiment;
       const args = { seed, hyperparameters, inputShape: [...data.inputShape] };
       const weights = carried ? carriedWeights(carried, args, config) : [];
-      return { ...own, weights: [...own.weights, ...weights], outputShape: [] };
+      return { ...own, match, weights: [...own.weights, ...weights], outputShape: [] };
     }
-    return { ...own, outputShape: checkPredictions(experiment, own, data) };
+    return { ...own, match, outputShape: checkPredictions(experiment, own, data) };
   } catch (error) {
     disposeInstance(own);
     throw error;

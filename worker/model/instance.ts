@@ -1,5 +1,6 @@
 import type { Layout, PlacedTensor, TensorSpec } from '../../shared/layout.ts';
 import type { NoiseSource } from '../noise.ts';
+import type { PretrainedMatch } from '../pretrained/pretrained.ts';
 import type { LayersModel, Scalar, Tensor, Variable } from '../tf.ts';
 import { invalid } from './data-shape.ts';
 import type { Tensors } from './tensors.ts';
@@ -44,10 +45,12 @@ export interface Instance {
   readonly models?: Readonly<Record<string, ModelPart>>;
   /** Code of others takes part in a step: what it does may change from one to the next. */
   readonly foreign: boolean;
+  /** What has its values from a pretrained file; null: nothing was asked for. */
+  readonly match: PretrainedMatch | null;
 }
 
 /** Before its predictions have been looked at. */
-export type OwnInstance = Omit<Instance, 'outputShape'>;
+export type OwnInstance = Omit<Instance, 'outputShape' | 'match'>;
 
 /** A tensor of the model, and its place in the flat vector. */
 export type PlacedWeight = PlacedTensor & ModelWeight;
