@@ -44,12 +44,17 @@ export function learningRatePlan(
   settings: LearningRateSettings,
 ): StudyPlan & { trialCount: number } {
   const { low, high, steps, probeSteps, seeds, workers, fork, base } = settings;
-  const { seed, splitSeed } = resolveConfig(...base);
+  const { seed, splitSeed, groups = {} } = resolveConfig(...base);
   // All seeds of a fork validate on what the run validated on: its parameters have seen the rest.
   const split = fork ? { splitSeed: splitSeed ?? seed } : {};
   const counts = workers > 1 ? [1, workers] : [1];
   const own = Array.from({ length: seeds }, (_, i) => seed + i);
+  // A group with a schedule of its own would not follow the rising rate.
+  const unscheduled = Object.fromEntries(
+    Object.keys(groups).map((name) => [name, { schedule: null }]),
+  );
   const plain = (length: number, count: number) => ({
+    ...(Object.keys(groups).length > 0 && { groups: unscheduled }),
     ...{ warmupSteps: 0, averaging: { kind: 'none' }, epochsMax: null, stepsMax: length },
     ...{ evaluateEverySteps: length, pauseAfter: [], testAtEnd: false, nonFiniteMax: 1 },
     ...{ workersMin: count, workersMax: count, divergence: { rollbacksMax: 0 } },

@@ -3,6 +3,7 @@ import { clean } from '../../shared/clean.ts';
 import { type RunConfig, resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { checkExperiment } from '../../worker/check/check.ts';
+import { countsOf } from '../../worker/check/data.ts';
 import { type Finding, finding } from '../../worker/check/finding.ts';
 import { checkThroughput } from '../../worker/check/throughput.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
@@ -69,7 +70,7 @@ export async function checkCommand(file: string, options: CheckCommandOptions): 
   if (!json) print(`${name}: ${prepared.source}; ${chosen ?? `engine ${engine.name}`}`);
   if (whole.train.stored) add(sampleFinding(whole, prepared));
   await checkExperiment({
-    ...{ experiment, config, prepared, steps, onFinding: add },
+    ...{ experiment, config, prepared, steps, counts: countsOf(whole), onFinding: add },
     updater: (layout, initial) => createUpdater(layout, config, initial),
   });
   if (options.throughput) add(await checkThroughput(experiment, config, prepared));

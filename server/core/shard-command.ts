@@ -1,4 +1,4 @@
-import Type, { type Static } from 'typebox';
+import Type, { type Static, type TSchema } from 'typebox';
 import { RunConfigSchema } from '../../shared/config.ts';
 import type { TensorSpec } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
@@ -14,6 +14,7 @@ import {
   SessionId,
   TensorSpecSchema,
 } from '../../shared/protocol.ts';
+import type { StepOptions } from './step-options.ts';
 
 /** What the coordinator tells the shards of a run, after each of its decisions. Carried out by `Shard`. */
 
@@ -84,7 +85,7 @@ const StepOptionsSchema = Type.Object(
     compensation: Type.Optional(CompensationSchema),
     outer: Type.Optional(Type.Boolean()),
     ...fragment,
-  },
+  } satisfies Record<keyof StepOptions, TSchema>,
   closed,
 );
 

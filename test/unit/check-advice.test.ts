@@ -55,6 +55,21 @@ const wave = (row: number, feature: number) => Math.sin(1 + 7 * row + 3 * featur
 const findingsOf = (data: ExperimentData, embedding: number | null = null, more = {}) =>
   bySelf(checkData(prepareData(data, { ...split, ...more }), embedding));
 
+test('a sample of the examples is not taken for all of them', () => {
+  const prepared = prepareData(
+    dataOf(100, 2, wave, (row) => row % 2, 2),
+    split,
+  );
+  const counts = { train: 400_000, validation: 100_000, test: 0 };
+  const [all, sample] = [checkData(prepared, null, counts), checkData(prepared)].map(bySelf);
+  expect(all!.count).toMatchObject({
+    verdict: 'ok',
+    numbers: { ...counts, perClass: 200_000 },
+  });
+  expect(all!.count!.text).toContain('400000 training');
+  expect(sample!.count).toMatchObject({ verdict: 'advice', numbers: { perClass: 40 } });
+});
+
 describe('inputs that are ids', () => {
   const tokens = dataOf(
     200,

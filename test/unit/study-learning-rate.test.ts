@@ -95,6 +95,21 @@ describe('the plan', () => {
       ...{ end: { kind: 'finished', reason: '' }, evaluations: [], curve: curve(limit) },
     }) as unknown as Trial;
 
+  test('lets no group keep a schedule of its own, which would not follow the rising rate', () => {
+    const groups = {
+      trunk: { learningRate: 0.1, schedule: { kind: 'cosine', steps: 10 } },
+      head: { frozen: true },
+    };
+    const { start } = learningRatePlan({ ...settings, base: [{ groups }] }).decide([], 100);
+    expect(start).toHaveLength(4);
+    for (const { config } of start) {
+      expect(config.groups).toMatchObject({
+        trunk: { learningRate: 0.1, schedule: null },
+        head: { frozen: true, schedule: null },
+      });
+    }
+  });
+
   test('tests the range with one worker and with all, waits, and then tries rates below the limit', () => {
     const plan = learningRatePlan(settings);
     const { start } = plan.decide([], 100);

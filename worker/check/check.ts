@@ -3,7 +3,7 @@ import type { Layout } from '../../shared/layout.ts';
 import { isPlain, type PreparedData } from '../data/examples.ts';
 import type { Experiment } from '../experiment.ts';
 import { buildModel } from '../model.ts';
-import { checkData, embeddingRows } from './data.ts';
+import { checkData, type ExampleCounts, embeddingRows } from './data.ts';
 import { type Finding, finding } from './finding.ts';
 import { checkModel } from './model.ts';
 import { checkTargets } from './targets.ts';
@@ -13,6 +13,8 @@ export interface CheckOptions {
   readonly experiment: Experiment;
   readonly config: RunConfig;
   readonly prepared: PreparedData;
+  /** Examples that there are, where `prepared` has only some of them. */
+  readonly counts?: ExampleCounts;
   /** Updates of the trial. */
   readonly steps: number;
   /** The server's update rule from these parameters, shape [layout.size]. */
@@ -26,7 +28,7 @@ export interface CheckOptions {
  * @throws DownpourError of `buildModel`.
  */
 export async function checkExperiment(options: CheckOptions): Promise<Finding[]> {
-  const { experiment, config, prepared, steps, updater, onFinding } = options;
+  const { experiment, config, prepared, counts, steps, updater, onFinding } = options;
   const findings: Finding[] = [];
   const tell = (found: readonly Finding[]) => {
     findings.push(...found);
@@ -36,7 +38,11 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
   const model = await buildModel(experiment, config, prepared, { record: false }).catch(
     (error: unknown) => {
       // What is wrong with the data may be why.
-      tell(isPlain(prepared.train) ? [...checkData(prepared), ...checkTargets(prepared)] : []);
+      tell(
+        isPlain(prepared.train)
+          ? [...checkData(prepared, null, counts), ...checkTargets(prepared)]
+          : [],
+      );
       throw error;
     },
   );
@@ -44,7 +50,7 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
     const embedding = embeddingRows(model.layout);
     tell(
       isPlain(prepared.train)
-        ? [...checkData(prepared, embedding), ...checkTargets(prepared)]
+        ? [...checkData(prepared, embedding, counts), ...checkTargets(prepared)]
         : [notPlain(prepared)],
     );
     tell(await checkModel(experiment, prepared, model, config.seed));

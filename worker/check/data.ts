@@ -17,12 +17,16 @@ const HUMAN = 10_000_000;
 const HOLD_OUT = 100_000;
 
 /** @param embedding rows of the model's embedding; null: it has none. */
-export function checkData(prepared: PreparedData, embedding: number | null = null): Finding[] {
+export function checkData(
+  prepared: PreparedData,
+  embedding: number | null = null,
+  counts: ExampleCounts = countsOf(prepared),
+): Finding[] {
   const classes = exampleClasses(prepared);
   return [
     embedding === null ? checkScale(prepared) : checkIds(prepared, embedding),
     ...(classes ? [checkClasses(classes, prepared.classCount!)] : []),
-    checkCount(prepared, classes),
+    checkCount(counts, classes),
     checkDuplicates(prepared),
     ...(classes ? [checkLabels(prepared, classes, embedding !== null)] : []),
   ];
@@ -166,16 +170,25 @@ function checkClasses(classes: Int32Array, classCount: number): Finding {
   return finding('classes', 'ok', text, null, numbers);
 }
 
+/** Examples of each part. */
+export interface ExampleCounts {
+  readonly train: number;
+  readonly validation: number;
+  readonly test: number;
+}
+
+export const countsOf = ({ train, validation, test }: PreparedData): ExampleCounts => ({
+  ...{ train: train.count, validation: validation.count, test: test?.count ?? 0 },
+});
+
 function checkCount(
-  { train, validation, test }: PreparedData,
+  { train, validation, test }: ExampleCounts,
   classes: Int32Array | null,
 ): Finding {
-  const all = train.count + validation.count;
+  const all = train + validation;
   const classCount = classes ? new Set(classes).size : 0;
-  const perClass = classes ? Math.round(train.count / classCount) : null;
-  const parts: string[] = [
-    `${train.count} training, ${validation.count} validation, ${test?.count ?? 0} test examples`,
-  ];
+  const perClass = classes ? Math.round(train / classCount) : null;
+  const parts: string[] = [`${train} training, ${validation} validation, ${test} test examples`];
   if (perClass !== null) {
     const mark =
       perClass < PER_CLASS
@@ -185,12 +198,7 @@ function checkCount(
           : 'above the 10 million a class of human results';
     parts.push(`${perClass} a class, ${mark} (Deep Learning §1.2.2)`);
   }
-  const numbers = {
-    train: train.count,
-    validation: validation.count,
-    test: test?.count ?? 0,
-    perClass,
-  };
+  const numbers = { train, validation, test, perClass };
   if (all >= HOLD_OUT) return finding('count', 'ok', `${parts.join('; ')}.`, null, numbers);
   return finding(
     'count',
