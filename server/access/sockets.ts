@@ -8,8 +8,8 @@ import { LIMITS } from '../../shared/limits.ts';
 export const PORTS = 2;
 /** Node needs some for itself: files, Redis, the clients of shards, threads. */
 const DESCRIPTORS_KEPT = 512;
-/** Share of a port's sockets for all who have shown no token, together. */
-const SHARE_OF_STRANGERS = 1 / 4;
+/** Share of a port's sockets for all who have shown no token, together: more than all workers, who may come in one moment. */
+const SHARE_OF_STRANGERS = 3 / 8;
 
 /** Sockets that one port may have at a time, and how many of them without a token. */
 export interface SocketLimits {

@@ -120,9 +120,10 @@ describe('the sockets of a port', () => {
 
   test('there are fewer where the process may open few files', () => {
     const most = LIMITS.socketCountMax;
-    expect(socketLimits(2, null)).toEqual({ socketCountMax: most, strangerCountMax: most / 4 });
+    expect(socketLimits(2, null)).toEqual({ socketCountMax: most, strangerCountMax: 1_536 });
+    expect(1_536).toBeGreaterThan(1.25 * LIMITS.workerCountMax);
     expect(socketLimits(2, 1_048_576).socketCountMax).toBe(most);
-    expect(socketLimits(2, 4_096)).toEqual({ socketCountMax: 1_792, strangerCountMax: 448 });
+    expect(socketLimits(2, 4_096)).toEqual({ socketCountMax: 1_792, strangerCountMax: 672 });
     expect(socketLimits(128, 4_096).socketCountMax).toBe(28);
     expect(socketLimits(2, 100).socketCountMax).toBe(16);
   });
