@@ -1,4 +1,3 @@
-import { BLOCK } from '../../shared/compression.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import {
   type GroupFields,
@@ -73,7 +72,7 @@ export function createRules(
   }: { readonly trainableSize: number; readonly tensors: readonly PlacedTensor[] },
   room: Room,
   velocities: number,
-): FusedOptimizer & { readonly groups?: GroupRules } {
+): FusedOptimizer {
   if (groupsOf(config)) return new GroupRules(config, n, tensors, room, velocities);
   const decay = decayRanges(config.weightDecay, tensors);
   return createFusedOptimizer(gradientRule(config), n, decay, room, velocities);
@@ -89,24 +88,17 @@ interface GroupUpdate {
 /** The ranges of one group, and how they are updated. */
 interface GroupPart {
   /** Null: tensors without a group. */
-  readonly name: string | null;
   readonly group: ParameterGroup | null;
   readonly spans: readonly DecayRange[];
   readonly rule: FusedRule;
   /** The update that is made: one object for all updates. */
   readonly options: GroupUpdate;
   isDue: boolean;
-  /** L2 norm of its part of a gradient, of some of the steps; null: none yet. */
-  gradientNorm: number | null;
 }
-
-/** The norm of each group's part of a gradient is measured at one of so many steps, for people. */
-const NORM_EVERY = 16;
 
 export class GroupRules implements FusedOptimizer {
   readonly slots: Readonly<Record<string, Float32Array>>;
   readonly velocities = new Map<number, Float32Array>();
-  readonly groups = this;
   readonly #n: number;
   readonly #room: Room;
   readonly #addresses: readonly number[];
@@ -136,12 +128,11 @@ export class GroupRules implements FusedOptimizer {
       velocities: this.#addresses,
       used: this.velocities,
     };
-    this.#parts = partsOf(config, tensors).map(({ name, group, optimizer, spans }) => ({
-      ...{ name, group, spans },
+    this.#parts = partsOf(config, tensors).map(({ group, optimizer, spans }) => ({
+      ...{ group, spans },
       rule: createFusedOptimizer(optimizer, n, [], { memory, kernels, theta }, 0, { spans, state }),
       options: { step: 0, learningRate: 0, momentum: undefined, velocity: undefined },
       isDue: true,
-      gradientNorm: null,
     }));
   }
 
@@ -152,7 +143,7 @@ export class GroupRules implements FusedOptimizer {
   }
 
   apply(gradient: Staged, clip: Clip, options: StepOptions, where = this.#whole): boolean {
-    if (where.start === 0) this.#begin(gradient, options);
+    if (where.start === 0) this.#begin(options);
     let finite = true;
     for (const { rule, spans, options: own, isDue } of this.#parts) {
       if (isDue) {
@@ -175,16 +166,14 @@ export class GroupRules implements FusedOptimizer {
     }
   }
 
-  #begin(gradient: Staged, options: StepOptions): void {
+  #begin(options: StepOptions): void {
     const step = options.groups;
     if (!step) throw new Error('an update of groups needs the step of their schedules');
     if (options.velocity) this.#use(options.velocity);
-    const measures = (options.step - 1) % NORM_EVERY === 0;
     for (const part of this.#parts) {
-      const { group, spans, options: own } = part;
+      const { group, options: own } = part;
       const due = group ? updatesOf(group, step.scheduleStep, options.step) : options.step;
       part.isDue = due !== null;
-      if (measures) part.gradientNorm = this.#norm(gradient, spans);
       if (due === null) continue;
       const rate = group ? rateOf(group, step, options.learningRate) : options.learningRate;
       own.step = due;
@@ -198,27 +187,6 @@ export class GroupRules implements FusedOptimizer {
   #use({ slot, freed = [] }: VelocityUse): void {
     for (const other of freed) this.velocities.delete(other);
     if (slot > 0 && !this.velocities.has(slot)) this.velocity(slot);
-  }
-
-  #norm(gradient: Staged, spans: readonly DecayRange[]): number | null {
-    const { kernels } = this.#room;
-    const { decoding, address, scales } = gradient;
-    let squares = 0;
-    for (const { start, end } of spans) {
-      // Blocks of int8 have a scale each, and begin at multiples of their size.
-      const step = decoding === 'int8' ? BLOCK : Infinity;
-      for (let at = start; at < end; ) {
-        const next = Math.min(end, step === Infinity ? end : at - (at % step) + step);
-        squares = kernels[`squares_${decoding}`](address, scales, at, next, squares);
-        at = next;
-      }
-    }
-    return Number.isFinite(squares) ? Math.sqrt(squares) : null;
-  }
-
-  /** L2 norms of the groups' parts of a gradient, by name; of tensors without a group: ''. */
-  get gradientNorms(): ReadonlyMap<string, number | null> {
-    return new Map(this.#parts.map(({ name, gradientNorm }) => [name ?? '', gradientNorm]));
   }
 
   reset(): void {
@@ -264,7 +232,6 @@ function partsOf(
   config: RuleConfig,
   tensors: readonly PlacedTensor[],
 ): readonly {
-  readonly name: string | null;
   readonly group: ParameterGroup | null;
   readonly optimizer: OptimizerConfig;
   readonly spans: readonly DecayRange[];
@@ -278,7 +245,7 @@ function partsOf(
     const decay = group?.weightDecay;
     const weightDecay = decay ? { ...config.weightDecay, ...decay } : config.weightDecay;
     const spans = spansWithin(own, decayRanges(weightDecay, own));
-    return [{ name, group, optimizer: group?.optimizer ?? config.optimizer, spans }];
+    return [{ group, optimizer: group?.optimizer ?? config.optimizer, spans }];
   });
 }
 
