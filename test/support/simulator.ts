@@ -10,6 +10,7 @@ import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, type RunConfig, resolveConfig } from '../../shared/config.ts';
 import { collects, isInRounds } from '../../shared/consistency.ts';
 import type { DownpourError } from '../../shared/errors.ts';
+import { GROUPS_HEADER } from '../../shared/groups.ts';
 import { createLayout } from '../../shared/layout.ts';
 import { LOCAL_STEPS_HEADER } from '../../shared/local-steps.ts';
 import type { Acknowledgement, Lease, Push, ServerMessage, Work } from '../../shared/protocol.ts';
@@ -117,6 +118,22 @@ const ELASTIC_MODES: readonly (string | undefined)[] = [
   'backup',
 ];
 
+/** Parameters are in groups in a third of the simulations without local steps. */
+const GROUPS: readonly NonNullable<PartialConfig['groups']>[] = [
+  { weights: { pattern: 'weights', learningRate: 0.5, optimizer: { kind: 'adam' } } },
+  {
+    bias: { pattern: 'bias', everySteps: 3 },
+    weights: { pattern: 'weights', weightDecay: { rate: 0.01 } },
+  },
+  {
+    bias: {
+      pattern: 'bias',
+      optimizer: { kind: 'momentum' },
+      schedule: { kind: 'cosine', steps: 40 },
+    },
+  },
+];
+
 /** Nothing takes longer when nobody disturbs. */
 const PATIENCE_SECONDS = 7_200;
 
@@ -190,9 +207,11 @@ class Simulation {
       local !== undefined &&
       fits &&
       !['lookahead', 'compensated', 'gap'].includes(mode?.correction ?? '');
+    const groups = GROUPS[random(seed, 9).below(3 * GROUPS.length)];
     const config: PartialConfig = {
       minibatchSize: 4,
       ...(isLocal && local),
+      ...(!isLocal && groups && { groups }),
       learningRate: 0.03,
       epochsMax: this.pick([2, 6, 20]),
       leaseSeconds: this.pick([3, 10, 60]),
@@ -382,6 +401,7 @@ class SimulatedConnection {
     const budget = new Budget({ share: 1, burstMs: Number.POSITIVE_INFINITY }, () => 0);
     const end = this.serverEnd as unknown as Connection;
     this.session = new WorkerSession(end, coordinator!, '', null, budget, {
+      [GROUPS_HEADER]: 'yes',
       [LOCAL_STEPS_HEADER]: 'yes',
     });
     try {
