@@ -96,7 +96,7 @@ interface GroupPart {
   isDue: boolean;
 }
 
-export class GroupRules implements FusedOptimizer {
+class GroupRules implements FusedOptimizer {
   readonly slots: Readonly<Record<string, Float32Array>>;
   readonly velocities = new Map<number, Float32Array>();
   readonly #n: number;

@@ -28,7 +28,7 @@ import {
   type PushWeight,
   SentParameters,
 } from './gathered.ts';
-import { createRules, type GroupRules, rulesBytes } from './group-rules.ts';
+import { createRules, rulesBytes } from './group-rules.ts';
 import { createKernels, type Kernels } from './kernels.ts';
 import {
   BYTES,
@@ -83,7 +83,7 @@ export class Parameters {
   #lentCount = 0;
   /** Where it is encoded, when workers are sent it in bf16. */
   readonly #halves: Half[];
-  readonly #optimizer: FusedOptimizer & { readonly groups?: GroupRules };
+  readonly #optimizer: FusedOptimizer;
   /** For the results of local steps; null: workers take none. */
   readonly #outer: FusedOptimizer | null;
   readonly #parts: VectorParts;
