@@ -12,6 +12,7 @@ const ELSEWHERE: readonly (readonly [RegExp, string])[] = [
   [/^npm test/, 'runs this'],
   [/^npm run bench/, 'test/system/bench.test.ts'],
   [/npx tsx bench\/sklearn\.ts$/, 'test/system/sklearn.test.ts, on two of the sets'],
+  [/npx tsx bench\/gaps\.ts$/, 'test/system/sklearn.test.ts, on one of the sets'],
   [/--checkpoint-copy s3:/, 'needs a bucket: test/system/checkpoint-copy.test.ts'],
   [/^npx downpour data mnist/, 'asks the network: test/system/fetch-mnist.test.ts'],
   [/^tensorboard /, 'serves without end: test/system/tensorboard.test.ts reads what it would read'],

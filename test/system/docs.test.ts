@@ -27,7 +27,7 @@ const FOLDER = join(import.meta.dirname, '..', 'output', 'docs');
 let cluster: Cluster;
 beforeAll(async () => {
   await mkdir(FOLDER, { recursive: true });
-  cluster = await Cluster.start(await openEngine({ engine: 'cpu' }));
+  cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
 });
 afterAll(async () => {
   await cluster.close();

@@ -149,9 +149,14 @@ describe.skipIf(missing)(`machines of their own${missing}`, { timeout: 400_000 }
 
     // Plugged in again it comes back by itself, and Ctrl-C ends all in good order.
     ip('-n', SWITCH, 'link', 'set', 'port2', 'up');
-    const status = downpour('worker-2', 'status', '--server', `http://${SERVER}:7420`);
-    expect(await status.end, status.text()).toBe(0);
-    expect(status.text()).toContain('finished');
+    const askStatus = async () => {
+      const status = downpour('worker-2', 'status', '--server', `http://${SERVER}:7420`);
+      return { code: await status.end, text: status.text() };
+    };
+    // For some seconds after that its kernel still takes the server for unreachable.
+    await expect
+      .poll(askStatus, { timeout: 60_000, interval: 1_000 })
+      .toMatchObject({ code: 0, text: expect.stringContaining('finished') });
     for (const { child } of [...workers, server]) child.kill('SIGINT');
     expect(await Promise.all([...workers, server].map(({ end }) => end))).toEqual([0, 0, 0]);
   });

@@ -49,4 +49,21 @@ describe('the public data of scikit-learn', () => {
     },
     300_000,
   );
+
+  pythonTest(['sklearn', 'pandas'])(
+    'are learnt as well where cells are empty',
+    async () => {
+      const args = ['bench/gaps.ts', '--print', '--sets', 'iris', '--seeds', '1'];
+      const child = spawn(process.execPath, ['--import', 'tsx', ...args], {
+        ...{ cwd: ROOT, stdio: ['ignore', 'pipe', 'pipe'] },
+      });
+      const [stdout, stderr] = await Promise.all([text(child.stdout), text(child.stderr)]);
+      const row = stdout.split('\n').find((line) => line.startsWith('| iris'));
+      expect(row, stderr).toBeDefined();
+      const [, , , gaps, own, logistic] = row!.split('|').map((cell) => Number.parseFloat(cell));
+      expect(gaps).toBeGreaterThan(0.5);
+      expect(own).toBeLessThanOrEqual(logistic! + 100 * ROWS_WORSE);
+    },
+    120_000,
+  );
 });
