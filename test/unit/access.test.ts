@@ -60,9 +60,9 @@ describe('tokens', () => {
   });
 
   test('a login stands for its token until its time is over, also after a restart', () => {
-    const sources = { token: 'o', observerToken: 'r' };
+    const sources = { token: 'o', observerToken: 'reader-token' };
     const now = 1.7e12;
-    const login = open(sources).login('r', now);
+    const login = open(sources).login('reader-token', now);
     const access = open(sources);
     expect(access.loggedIn(login, now + 1000)).toMatchObject({ role: 'observer' });
     expect(access.loggedIn(login, now + LIMITS.loginSeconds * 1000 - 1)).not.toBeNull();
@@ -70,8 +70,8 @@ describe('tokens', () => {
     // A clock that was set back by more than a minute: nothing can be said of its age.
     expect(access.loggedIn(login, now - 120_000)).toBeNull();
     expect(open({ token: 'o', observerToken: 'another' }).loggedIn(login, now)).toBeNull();
-    expect(login).not.toContain('r.');
-    expect(open(sources).login('r', now)).not.toBe(login);
+    expect(login).not.toContain('reader-token');
+    expect(open(sources).login('reader-token', now)).not.toBe(login);
   });
 
   test('a login that was changed anywhere is none', () => {
