@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { type Column, formatTable, writeBetween } from './report.ts';
 import { downpour, type GapsResult, pythonSets } from './sklearn/journey.ts';
-import { interval, mean, POINTS } from './sklearn/statistics.ts';
+import { mean, POINTS, shown, shownMean } from './sklearn/statistics.ts';
 
 /**
  * `npx tsx bench/gaps.ts`: tables with gaps through three commands, `init`, `train` and `predict`, with no line written by
@@ -43,18 +43,13 @@ const COLUMNS: Column[] = [
 ];
 
 function summary(set: string, rows: readonly Row[]) {
-  const told = (numbers: readonly number[]) => {
-    const { mean: m, half } = interval(numbers.map((x) => 100 * x));
-    // No minus before what is 0.00.
-    const text = (Number(m.toFixed(2)) + 0).toFixed(2);
-    return numbers.length > 1 ? `${text} % ± ${half.toFixed(2)} %` : `${text} %`;
-  };
+  const told = (numbers: readonly number[]) => shownMean(numbers, true);
   const logistic = rows.map((row) => row.downpour - row.logistic);
   const mlp = rows.map((row) => row.downpour - row.mlp);
   return {
     set,
     rows: `${rows[0]!.train} + ${rows[0]!.test}`,
-    gaps: `${(100 * mean(rows.map(({ gaps }) => gaps))).toFixed(1)} %`,
+    gaps: shown(mean(rows.map(({ gaps }) => gaps)), 1, true),
     downpour: told(rows.map((row) => row.downpour)),
     logistic: told(rows.map((row) => row.logistic)),
     mlp: told(rows.map((row) => row.mlp)),

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { type Column, formatTable, writeBetween } from './report.ts';
 import { type Journey, pythonSets, SETS, type SklearnResult, travel } from './sklearn/journey.ts';
-import { interval, mean, POINTS } from './sklearn/statistics.ts';
+import { mean, POINTS, shown, shownMean } from './sklearn/statistics.ts';
 
 /**
  * `npx tsx bench/sklearn.ts`: the public data of scikit-learn, as pandas writes them, through `init` (without a test part: it has one), `check`,
@@ -53,15 +53,7 @@ const COLUMNS: Column[] = [
 function summary(set: string, rows: readonly Row[]) {
   const { task, train, test } = rows[0]!;
   const isShare = task === 'classification';
-  const show = (value: number, digits: number) => {
-    // No minus before what is 0.00.
-    const scaled = Number((isShare ? 100 * value : value).toFixed(digits)) + 0;
-    return `${scaled.toFixed(digits)}${isShare ? ' %' : ''}`;
-  };
-  const told = (numbers: readonly number[]) => {
-    const { mean: m, half } = interval(numbers);
-    return numbers.length > 1 ? `${show(m, 2)} ± ${show(half, 2)}` : show(m, 2);
-  };
+  const told = (numbers: readonly number[]) => shownMean(numbers, isShare);
   const worse = rows.map((row) => row.journey.error - rival(row));
   const allowed = isShare ? POINTS : SHARE * mean(rows.map(rival));
   return {
@@ -71,7 +63,7 @@ function summary(set: string, rows: readonly Row[]) {
     mlp: told(rows.map(({ mlp }) => mlp)),
     ridge: told(rows.map(({ ridge }) => ridge)),
     difference: told(worse),
-    allowed: show(allowed, 2),
+    allowed: shown(allowed, 2, isShare),
     met: mean(worse) <= allowed ? 'yes' : 'no',
     agrees: Math.max(...rows.map(({ journey }) => journey.difference)).toExponential(1),
   };

@@ -46,7 +46,7 @@ export class Minibatches {
 
   /**
    * A promise only if examples are read from a source.
-   * @throws what `readRows` throws; the reason of the signal.
+   * @throws what `readSourceRows` throws; the reason of the signal.
    */
   take(lease: Lease): Minibatch | Promise<Minibatch> {
     if (this.areRead) {

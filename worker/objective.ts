@@ -226,18 +226,8 @@ function checkedGradients(given: unknown, { weights }: Instance): Record<string,
         `objective() returned no gradient of '${name}'; return one for each trained tensor: zeros (tf.zerosLike) for one that is to stay in this step, or make the tensor with trainable: false`,
       );
     }
-    if (!(gradient instanceof tf.Tensor) || gradient.isDisposed) {
-      const seen = gradient instanceof tf.Tensor ? 'a disposed tensor' : described(gradient);
-      throw invalid(
-        `objective() returned ${seen} as the gradient of '${name}'; it must be a tensor`,
-      );
-    }
-    if (gradient.dtype !== 'float32' || String(gradient.shape) !== String(shape)) {
-      throw invalid(
-        `objective() returned ${gradient.dtype} of shape [${gradient.shape}] as the gradient of '${name}'; it must be float32 of shape [${shape}]`,
-      );
-    }
-    return [name, gradient] as const;
+    const be = { tensor: 'it must be a tensor', shape: `it must be float32 of shape [${shape}]` };
+    return [name, checkedTensor(gradient, shape, `the gradient of '${name}'`, be)] as const;
   });
   return Object.fromEntries(gradients);
 }
@@ -273,20 +263,30 @@ function checkedCarried(given: unknown, own: readonly ModelWeight[]): Tensor[] {
   }
   return own.map(({ shape }, i) => {
     const name = names[i]!;
-    const tensor = returned[name];
-    if (!(tensor instanceof tf.Tensor) || tensor.isDisposed) {
-      const seen = tensor instanceof tf.Tensor ? 'a disposed tensor' : described(tensor);
-      throw invalid(
-        `objective() returned ${seen} as carried '${name}'; it must return all carried tensors, changed or not: ${list}`,
-      );
-    }
-    if (tensor.dtype !== 'float32' || String(tensor.shape) !== String(shape)) {
-      throw invalid(
-        `objective() returned ${tensor.dtype} of shape [${tensor.shape}] as carried '${name}'; it must be float32 of shape [${shape}], as carried() of the experiment gives it`,
-      );
-    }
-    return tensor;
+    return checkedTensor(returned[name], shape, `carried '${name}'`, {
+      tensor: `it must return all carried tensors, changed or not: ${list}`,
+      shape: `it must be float32 of shape [${shape}], as carried() of the experiment gives it`,
+    });
   });
+}
+
+/** @param as what it was returned as. @param must what to say where it is no tensor, or another one. */
+function checkedTensor(
+  given: unknown,
+  shape: readonly number[],
+  as: string,
+  must: { readonly tensor: string; readonly shape: string },
+): Tensor {
+  if (!(given instanceof tf.Tensor) || given.isDisposed) {
+    const seen = given instanceof tf.Tensor ? 'a disposed tensor' : described(given);
+    throw invalid(`objective() returned ${seen} as ${as}; ${must.tensor}`);
+  }
+  if (given.dtype !== 'float32' || String(given.shape) !== String(shape)) {
+    throw invalid(
+      `objective() returned ${given.dtype} of shape [${given.shape}] as ${as}; ${must.shape}`,
+    );
+  }
+  return given;
 }
 
 export interface ObjectiveTrial {

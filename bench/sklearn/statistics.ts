@@ -16,6 +16,20 @@ const T95: Readonly<Record<number, number>> = {
 export const mean = (numbers: readonly number[]): number =>
   numbers.reduce((a, b) => a + b, 0) / numbers.length;
 
+/** A number for people. @param isShare in percent */
+export function shown(value: number, digits: number, isShare: boolean): string {
+  // No minus before what is 0.00.
+  const scaled = Number((isShare ? 100 * value : value).toFixed(digits)) + 0;
+  return `${scaled.toFixed(digits)}${isShare ? ' %' : ''}`;
+}
+
+/** The mean, with its 95 % interval if there are several. */
+export function shownMean(numbers: readonly number[], isShare: boolean): string {
+  const { mean: m, half } = interval(numbers);
+  const text = shown(m, 2, isShare);
+  return numbers.length > 1 ? `${text} ± ${shown(half, 2, isShare)}` : text;
+}
+
 /** Mean and half the width of its 95 % interval. */
 export function interval(numbers: readonly number[]): { mean: number; half: number } {
   const m = mean(numbers);

@@ -9,9 +9,9 @@ import { LIMITS } from '../../shared/limits.ts';
 import { readIdx } from '../../worker/data/idx.ts';
 import { readNpy } from '../../worker/data/npy.ts';
 import { PositionedFile } from '../../worker/data/positioned-file.ts';
-import type { ExampleSource } from '../../worker/data/source.ts';
 import { type ArrayField, arraySource } from '../../worker/data/sources/arrays.ts';
 import { idx, npy } from '../array-files.ts';
+import { failureOf as failure, readFrom as read } from '../support/source-reading.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -24,15 +24,6 @@ async function file(name: string, bytes: Uint8Array): Promise<string> {
   await writeFile(path, bytes);
   return path;
 }
-
-const { signal } = new AbortController();
-const read = async (source: ExampleSource, indices: readonly number[]) =>
-  source.read(Int32Array.from(indices), { signal });
-const failure = async (call: Promise<unknown>) =>
-  call.then(
-    () => null,
-    (error: unknown) => error,
-  );
 
 describe('arrays by position', () => {
   const numbers = Array.from({ length: 24 }, (_, i) => (i * 7) % 100);

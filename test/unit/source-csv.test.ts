@@ -6,11 +6,11 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { errorCode, errorText } from '../../shared/errors.ts';
 import { dataOf } from '../../worker/data/given.ts';
-import type { ExampleSource } from '../../worker/data/source.ts';
 import { csvSource } from '../../worker/data/sources/csv.ts';
 import { Offsets } from '../../worker/data/sources/offsets.ts';
 import { type CsvParts, loadCsv } from '../../worker/data/tables/csv.ts';
 import type { CsvOptions } from '../../worker/data/tables/csv-options.ts';
+import { readFrom as read } from '../support/source-reading.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -23,10 +23,6 @@ async function file(name: string, bytes: string | Uint8Array): Promise<string> {
   await writeFile(path, bytes);
   return path;
 }
-
-const { signal } = new AbortController();
-const read = async (source: ExampleSource, indices: readonly number[]) =>
-  source.read(Int32Array.from(indices), { signal });
 
 /** Every part, field and fact as `loadCsv` has them, whatever the order of reading. */
 async function mustAgree(files: string | readonly string[] | CsvParts, options: CsvOptions) {

@@ -6,9 +6,9 @@ import { errorCode, errorText } from '../../shared/errors.ts';
 import { dataOf } from '../../worker/data/given.ts';
 import { type ImageFolderOptions, loadImageFolder } from '../../worker/data/pictures/images.ts';
 import { PicturePool } from '../../worker/data/pictures/picture-pool.ts';
-import type { ExampleSource } from '../../worker/data/source.ts';
 import { imageFolderSource } from '../../worker/data/sources/image-folder.ts';
 import { jpg } from '../support/pictures.ts';
+import { failureOf as failure, readFrom as read } from '../support/source-reading.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -33,15 +33,6 @@ async function pictures(
   }
   return join(folder, name);
 }
-
-const { signal } = new AbortController();
-const read = async (source: ExampleSource, indices: readonly number[]) =>
-  source.read(Int32Array.from(indices), { signal });
-const failure = async (call: Promise<unknown>) =>
-  call.then(
-    () => null,
-    (error: unknown) => error,
-  );
 
 async function mustAgree(path: string, options: ImageFolderOptions, keptBytes?: number) {
   const eager = await loadImageFolder(path, options);

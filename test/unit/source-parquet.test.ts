@@ -3,11 +3,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { errorCode, errorText } from '../../shared/errors.ts';
-import type { ExampleSource } from '../../worker/data/source.ts';
 import { Kept } from '../../worker/data/sources/kept.ts';
 import { type ParquetSourceOptions, parquetSource } from '../../worker/data/sources/parquet.ts';
 import { ParquetFile } from '../../worker/data/sources/parquet-file.ts';
 import { loadCsv } from '../../worker/data/tables/csv.ts';
+import { failureOf as failure, readFrom as read } from '../support/source-reading.ts';
 
 /** Written by pyarrow 22: 100 rows in row groups of 30, and the same table as CSV. */
 const FIXTURES = 'test/fixtures/parquet';
@@ -18,15 +18,6 @@ beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'downpour-parquet-'));
 });
 afterAll(() => rm(folder, { recursive: true, force: true }));
-
-const { signal } = new AbortController();
-const read = async (source: ExampleSource, indices: readonly number[]) =>
-  source.read(Int32Array.from(indices), { signal });
-const failure = async (call: Promise<unknown>) =>
-  call.then(
-    () => null,
-    (error: unknown) => error,
-  );
 
 const OPTIONS: ParquetSourceOptions = {
   ...{ targets: ['kind'], task: 'classification', missing: 'mean' },

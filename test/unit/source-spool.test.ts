@@ -11,6 +11,7 @@ import { csvSource } from '../../worker/data/sources/csv.ts';
 import { type DatasetLike, fromDataset } from '../../worker/data/sources/dataset.ts';
 import { spooled } from '../../worker/data/sources/spooled.ts';
 import { mountSmallDisk, smallDiskMissing } from '../support/small-disk.ts';
+import { failureOf as failure, readFrom as read } from '../support/source-reading.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -18,15 +19,6 @@ beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'downpour-spool-'));
 });
 afterAll(() => rm(folder, { recursive: true, force: true }));
-
-const { signal } = new AbortController();
-const read = async (source: ExampleSource, indices: readonly number[]) =>
-  source.read(Int32Array.from(indices), { signal });
-const failure = async (call: Promise<unknown>) =>
-  call.then(
-    () => null,
-    (error: unknown) => error,
-  );
 
 /** As `tf.data` gives it. @param elements asked for one at a time */
 function dataset(elements: () => Iterable<unknown>) {

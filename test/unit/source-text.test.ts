@@ -4,8 +4,8 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { errorCode, errorText } from '../../shared/errors.ts';
 import { dataOf } from '../../worker/data/given.ts';
-import type { ExampleSource } from '../../worker/data/source.ts';
 import { type TextWindowsOptions, textWindows } from '../../worker/data/sources/text.ts';
+import { readFrom as read } from '../support/source-reading.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -18,10 +18,6 @@ async function file(name: string, bytes: string | Uint8Array): Promise<string> {
   await writeFile(path, bytes);
   return path;
 }
-
-const { signal } = new AbortController();
-const read = async (source: ExampleSource, indices: readonly number[]) =>
-  source.read(Int32Array.from(indices), { signal });
 
 describe('a text as windows of tokens', () => {
   it('has each window and the token after each of its tokens', async () => {

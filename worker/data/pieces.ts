@@ -26,7 +26,7 @@ function pieceRows({ stored }: Examples): number {
 
 /**
  * All examples of a part in their order. While one piece is worked on, the next one is read.
- * @throws what `readRows` throws.
+ * @throws what `readSourceRows` throws.
  */
 export async function* readPieces(
   examples: Examples,

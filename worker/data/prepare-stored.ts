@@ -17,7 +17,7 @@ import { mustVaryAsSeen, type Survey, survey, surveyed, targetsOf } from './surv
 
 /**
  * Prepares data of arrays or of sources.
- * @throws DownpourError as `prepareData` and `readRows`; the reason of the signal.
+ * @throws DownpourError as `prepareData` and `readSourceRows`; the reason of the signal.
  */
 export async function prepareAny(
   given: ExperimentData,

@@ -66,3 +66,14 @@ export function checkPath(reader: string, path: unknown): asserts path is string
     `${reader}: the path is ${fieldText(path)}; allowed: a text that is not empty${path instanceof URL ? ', as fileURLToPath(new URL(…)) gives it' : ''}`,
   );
 }
+
+/** What the numbers of a field mean, where a file or a dataset cannot say it. */
+export const FIELD_RULES = {
+  role: optional(oneOf('input', 'target', 'mask')),
+  classes: optional({ allowed: 'a list of class names', test: isTexts }),
+  classCount: optional({
+    allowed: 'a whole number above 1',
+    test: (value: unknown) => Number.isInteger(value) && (value as number) > 1,
+  }),
+  names: optional({ allowed: 'a list of names', test: isTexts }),
+} satisfies Readonly<Record<string, FieldRule>>;

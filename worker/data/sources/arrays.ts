@@ -7,7 +7,7 @@ import { corrupt } from '../files.ts';
 import { IDX_HEADER_BYTES, idxElements, idxHeader, idxKind, isIdx } from '../idx.ts';
 import { isNpy, NPY_HEADER_BYTES, type NpyHeader, npyElements, npyHeader } from '../npy.ts';
 import { PositionedFile } from '../positioned-file.ts';
-import { checkOptions, isText, isTexts, LOG, oneOf, optional } from '../reader-options.ts';
+import { checkOptions, FIELD_RULES, isText, LOG, oneOf, optional } from '../reader-options.ts';
 import type { ExampleSource, SourceField } from '../source.ts';
 import { ReadProgress } from './read-progress.ts';
 
@@ -47,13 +47,7 @@ interface ArrayFile {
 
 const FIELDS = {
   file: { allowed: 'the path of a .npy or IDX file', test: isText },
-  role: optional(oneOf('input', 'target', 'mask')),
-  classes: optional({ allowed: 'a list of class names', test: isTexts }),
-  classCount: optional({
-    allowed: 'a whole number above 1',
-    test: (value: unknown) => Number.isInteger(value) && (value as number) > 1,
-  }),
-  names: optional({ allowed: 'a list of names', test: isTexts }),
+  ...FIELD_RULES,
   missing: optional(oneOf('mean')),
 };
 

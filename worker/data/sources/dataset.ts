@@ -9,7 +9,7 @@ import {
   sizeOf,
 } from '../columns.ts';
 import { describe, isRecord, isTensor } from '../described.ts';
-import { checkOptions, isTexts, oneOf, optional } from '../reader-options.ts';
+import { checkOptions, FIELD_RULES, optional } from '../reader-options.ts';
 import type { ExampleSource, SourceField } from '../source.ts';
 import { readSpool, rowsAtOnce, type SpoolBatch, writeSpool } from './spool.ts';
 import { SPOOL_FIELDS, type SpoolOptions } from './spooled.ts';
@@ -37,16 +37,6 @@ export interface DatasetOptions extends SpoolOptions {
   readonly batched?: boolean;
 }
 
-const FIELD_OPTIONS = {
-  role: optional(oneOf('input', 'target', 'mask')),
-  classes: optional({ allowed: 'a list of class names', test: isTexts }),
-  classCount: optional({
-    allowed: 'a whole number above 1',
-    test: (value: unknown) => Number.isInteger(value) && (value as number) > 1,
-  }),
-  names: optional({ allowed: 'a list of names', test: isTexts }),
-};
-
 /**
  * A `tf.data` dataset, or any iterable of examples, as a source. All elements are asked for once, in their order, and written
  * to the file `<folder>/<name>.rows`; later starts read that file, and never look at the dataset. So give another `name`, or
@@ -72,7 +62,7 @@ export async function fromDataset(
   });
   const { fields = {}, batched = false, refresh = false } = options;
   for (const [name, field] of Object.entries(fields)) {
-    checkOptions(`fromDataset, field '${name}'`, field, FIELD_OPTIONS);
+    checkOptions(`fromDataset, field '${name}'`, field, FIELD_RULES);
   }
   const of = JSON.stringify(['dataset', fields, batched]);
   const known = refresh ? null : await readSpool(options, of);

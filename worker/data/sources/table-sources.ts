@@ -3,7 +3,7 @@ import type { DataPart } from '../examples.ts';
 import type { ExampleSource, SourceRows } from '../source.ts';
 import type { TableCell } from '../tables/cells.ts';
 import { columnFor } from '../tables/read-inputs.ts';
-import { classNumbers, type TableSchema } from '../tables/table.ts';
+import { classNumbers, partsOfTable, type TableSchema } from '../tables/table.ts';
 import { CategoryColumn, featuresOf, featureTable, NumberColumn } from '../tables/table-columns.ts';
 import { holdOutRows, type SourceData } from './parts.ts';
 
@@ -33,24 +33,16 @@ export interface TableFile {
 
 /** @param files at least one of the training part; of each part in their order */
 export function tableSources(schema: TableSchema, files: readonly TableFile[]): TableSourceData {
-  const { classes, counts, inputs, options, source, targetColumns, targets } = schema;
+  const { inputs, targetColumns, targets } = schema;
   const partOf = (part: DataPart): ExampleSource =>
     partSource(
       schema,
       files.filter((file) => file.part === part),
     );
-  const { train, test: heldOut } = holdOutRows(partOf('train'), options.testFraction);
-  const validation = counts.validation > 0 ? partOf('validation') : null;
-  const test = heldOut ?? (counts.test > 0 ? partOf('test') : null);
   return {
-    train,
-    ...(validation ? { validation } : {}),
-    ...(test ? { test } : {}),
-    ...(classes ? { classCount: classes.length } : {}),
-    source,
+    ...partsOfTable(schema, partOf, holdOutRows),
     inputNames: inputs.map(({ name }) => name),
     targetNames: targets?.map(({ name }) => name) ?? [targetColumns[0]!.name],
-    classes,
   };
 }
 

@@ -190,7 +190,8 @@ export class Table {
   }
 
   data(): CsvData {
-    const { inputs, targets, targetColumns, classes, reading, hasGaps, source } = this.schema();
+    const schema = this.schema();
+    const { inputs, targets, targetColumns, classes, reading, hasGaps } = schema;
     let from = 0;
     const examples = (part: DataPart): Examples => {
       const count = this.#counts[part];
@@ -210,19 +211,9 @@ export class Table {
       from = to;
       return result;
     };
-    const { train, test: heldOut } = holdOut(examples('train'), this.#options.testFraction);
-    const validation = this.#counts.validation > 0 ? examples('validation') : null;
-    const test = heldOut ?? (this.#counts.test > 0 ? examples('test') : null);
-    return {
-      train,
-      ...(validation ? { validation } : {}),
-      ...(test ? { test } : {}),
-      ...(classes ? { classCount: classes.length } : {}),
-      source,
-      inputNames: train.inputs.names!,
-      targetNames: train.targets.names!,
-      classes,
-    };
+    const data = partsOfTable(schema, examples, holdOut);
+    const { inputs: columns, targets: column } = data.train;
+    return { ...data, inputNames: columns.names!, targetNames: column.names! };
   }
 
   #noteGaps(inputs: readonly InputColumn[]): void {
@@ -304,4 +295,25 @@ export function classNumbers(target: CategoryColumn, from: number, to: number): 
   const numberOf = target.numbers();
   const values = Int32Array.from({ length: to - from }, (_, row) => numberOf(from + row));
   return { values, shape: [to - from], names: [target.name] };
+}
+
+/**
+ * A table's parts, without those that it lacks.
+ * @param partOf asked in the order of the parts. @param apart takes the test part out of the training part.
+ */
+export function partsOfTable<P>(
+  { classes, counts, options, source }: TableSchema,
+  partOf: (part: DataPart) => P,
+  apart: (train: P, share: number | undefined) => { readonly train: P; readonly test: P | null },
+) {
+  const { train, test: heldOut } = apart(partOf('train'), options.testFraction);
+  const validation = counts.validation > 0 ? partOf('validation') : null;
+  const test = heldOut ?? (counts.test > 0 ? partOf('test') : null);
+  return {
+    train,
+    ...(validation ? { validation } : {}),
+    ...(test ? { test } : {}),
+    ...(classes ? { classCount: classes.length } : {}),
+    ...{ source, classes },
+  };
 }
