@@ -93,7 +93,7 @@ describe('downpour ablate', () => {
   let own: PartialConfig;
   beforeAll(async () => {
     cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
-    workForAll(cluster, 2, [FIXTURES]);
+    await workForAll(cluster, 2, [FIXTURES]);
     own = (await loadExperiment(FILE)).config!;
   });
   afterAll(() => cluster.close());

@@ -29,7 +29,7 @@ let digits: ExperimentData;
 let cluster: Cluster;
 beforeAll(async () => {
   cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
-  workForAll(cluster, 2, [FIXTURES]);
+  await workForAll(cluster, 2, [FIXTURES]);
   const { train, test, classCount } = await loadMnist({ dataFolder: '/nowhere' });
   const first = (examples: typeof train, count: number) =>
     takeExamples(

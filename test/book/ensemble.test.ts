@@ -21,7 +21,7 @@ let out: string;
 beforeAll(async () => {
   out = await mkdtemp(join(tmpdir(), 'downpour-ensembles-'));
   cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
-  workForAll(cluster, 2, [FIXTURES]);
+  await workForAll(cluster, 2, [FIXTURES]);
 });
 afterAll(async () => {
   await cluster.close();

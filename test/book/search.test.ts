@@ -103,7 +103,7 @@ describe('ending bad trials early (§11.4.4: the same idea as early stopping, ac
   let cluster: Cluster;
   beforeAll(async () => {
     cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
-    workForAll(cluster, 2, [FIXTURES]);
+    await workForAll(cluster, 2, [FIXTURES]);
   });
   afterAll(() => cluster.close());
 

@@ -18,7 +18,7 @@ const DIGITS = join(FIXTURES, 'few-digits.ts');
 let cluster: Cluster;
 beforeAll(async () => {
   cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
-  workForAll(cluster, 2, [FIXTURES]);
+  await workForAll(cluster, 2, [FIXTURES]);
 });
 afterAll(() => cluster.close());
 

@@ -7,6 +7,7 @@ import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
 import type { Engine } from '../../worker/engine.ts';
 import { experimentName, hashExperiment } from '../../worker/experiment.ts';
 import { runWorker, type WorkerOptions } from '../../worker/main.ts';
+import { until } from './until.ts';
 
 export const FIXTURES = join(import.meta.dirname, '..', 'fixtures');
 
@@ -87,6 +88,12 @@ export class Cluster {
     const worker = { stop, done };
     this.#workers.push(worker);
     return worker;
+  }
+
+  /** Waits until the server knows this many workers: a study that brings none asks at once. */
+  async joined(count: number): Promise<void> {
+    const known = async () => (await this.client.status(1)).workers.length >= count;
+    await until(`${count} workers have joined`, known);
   }
 
   async stopWorkers(): Promise<void> {

@@ -27,8 +27,13 @@ export async function studyOn(
 }
 
 /** Workers of a cluster for all of its runs. */
-export function workForAll(cluster: Cluster, count: number, folders: readonly string[]): void {
+export async function workForAll(
+  cluster: Cluster,
+  count: number,
+  folders: readonly string[],
+): Promise<void> {
   for (let i = 1; i <= count; i++) {
     cluster.work('any', `worker-${i}`, { run: null, once: false, folders });
   }
+  await cluster.joined(count);
 }

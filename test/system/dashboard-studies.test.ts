@@ -38,7 +38,7 @@ async function study(kind: string, ...args: string[]): Promise<void> {
 beforeAll(async () => {
   if (skipped) return;
   cluster = await Cluster.start(await openEngine({ engine: 'wasm' }), TOKENS);
-  workForAll(cluster, 2, [FIXTURES]);
+  await workForAll(cluster, 2, [FIXTURES]);
   await study('lr-find', '--steps', '60', '--probe-steps', '20', '--seeds', '1');
   const space = [
     '--space',

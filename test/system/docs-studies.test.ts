@@ -40,6 +40,7 @@ describe.skipIf(missing)(`the studies of the documentation${missing}`, { timeout
     const folders = [join(ROOT, 'examples'), FIXTURES];
     for (const name of ['ada', 'grace'])
       cluster.work('any', name, { run: null, once: false, folders, dataFolder });
+    await cluster.joined(2);
   });
   afterAll(async () => {
     await cluster?.close();

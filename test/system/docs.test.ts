@@ -52,7 +52,7 @@ test('the study from TypeScript of docs/methodology.md is conducted', async () =
   const [, source] = /### From TypeScript[\s\S]*?```ts\n([\s\S]*?)```/.exec(page)!;
   const program = join(FOLDER, 'a-search.ts');
   await writeFile(program, source!);
-  workForAll(cluster, 2, [FIXTURES]);
+  await workForAll(cluster, 2, [FIXTURES]);
   const cars = join(FIXTURES, 'cars.ts');
   const { stdout } = await promisify(execFile)(
     process.execPath,

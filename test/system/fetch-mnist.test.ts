@@ -188,12 +188,13 @@ describe('fetchMnist', () => {
     const silent = await mirror(() => {});
     const stalled = await mirror(half(() => {}));
     const empty = await mirror((_, response) => response.writeHead(404).end());
-    const mirrors = [closed.url, silent.url, stalled.url, empty.url];
-    await expect(get(mirrors, { silenceMs: 200 })).rejects.toMatchObject({
+    await expect(get([closed.url, empty.url])).rejects.toMatchObject({
       code: 'DP_DATA_MISSING',
-      message: expect.stringMatching(
-        /ECONNREFUSED; .*no answer for 0\.2 s; .*no answer for 0\.2 s; .*HTTP status 404/,
-      ),
+      message: expect.stringMatching(/ECONNREFUSED; .*HTTP status 404/),
+    });
+    await expect(get([silent.url, stalled.url], { silenceMs: 200 })).rejects.toMatchObject({
+      code: 'DP_DATA_MISSING',
+      message: expect.stringMatching(/no answer for 0\.2 s; .*no answer for 0\.2 s/),
     });
     await expect(get(['not an address'])).rejects.toMatchObject({ code: 'DP_USAGE' });
     await expect(get(['file:///etc/'])).rejects.toMatchObject({ code: 'DP_USAGE' });

@@ -80,6 +80,7 @@ beforeAll(async () => {
   );
   cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
   cluster.work('any', 'ada', { run: null, once: false, folders: [folder] });
+  await cluster.joined(1);
 });
 afterAll(async () => {
   await cluster?.close();
