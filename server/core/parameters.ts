@@ -11,13 +11,12 @@ import {
   createCompressionKernels,
 } from '../../shared/compression-kernels.ts';
 import type { RunConfig } from '../../shared/config.ts';
-import { DownpourError } from '../../shared/errors.ts';
 import type { Layout } from '../../shared/layout.ts';
 import { fragmentsOf } from '../../shared/local-steps.ts';
 import { checkMemoryBytes, MEMORY_BYTES_MAX, Memory, regionBytes } from '../../shared/memory.ts';
 import { normAndFinite } from '../../shared/optimizer.ts';
 import type { Range } from '../../shared/partition.ts';
-import { type Average, type AverageState, averageBytes, createAverage } from './averaging.ts';
+import { type Average, averageBytes, createAverage } from './averaging.ts';
 import type { CompensationUse } from './compensation.ts';
 import { elasticGradient, elasticSquares } from './elastic.ts';
 import { type Clip, type FusedOptimizer, type Staged, sumOfSquares } from './fused.ts';
@@ -29,6 +28,7 @@ import {
   SentParameters,
 } from './gathered.ts';
 import { createRules, rulesBytes } from './group-rules.ts';
+import { KeptVectors } from './kept-vectors.ts';
 import { createKernels, type Kernels } from './kernels.ts';
 import {
   BYTES,
@@ -42,25 +42,19 @@ import {
   vectorAt,
 } from './landing-rooms.ts';
 import { type NormBound, normBounds, project } from './max-norm.ts';
+import { MergedStatistics } from './merged-statistics.ts';
 import { createOuter, outerBytes } from './outer.ts';
 import { Snapshot, SnapshotPool } from './snapshot.ts';
 import type { StepOptions } from './step-options.ts';
 import { VectorParts } from './vector-parts.ts';
 import {
   type CopyVector,
-  flatTensor,
   LANDINGS_MIN,
-  type NamedTensor,
   NO_PLACES,
-  named,
   payloadLimits,
   roomCount,
   slice,
-  stateName,
-  takeTensor,
-  VECTOR,
   type VectorPlaces,
-  type VectorsInUse,
 } from './vectors.ts';
 
 /**
@@ -89,15 +83,15 @@ export class Parameters {
   readonly #parts: VectorParts;
   readonly #bounds: readonly NormBound[];
   readonly #average: Average | null;
-  /** The momentum of each statistics tensor, with its place in `#statistics`. */
-  readonly #ranges: readonly { start: number; end: number; momentum: number }[];
+  readonly #statistics: MergedStatistics;
+  /** What a checkpoint or a standby keeps of them. */
+  readonly kept: KeptVectors;
   /** Room for one payload: of a push that landed elsewhere, of `topk` spread out, of a bf16 snapshot. */
   readonly #scratch: number;
   /** One for each push that may land at once: those that are free. */
   readonly #rooms: LandingRoom[] = [];
   /** Elements of gradients are cut before: the norm that can be measured while one arrives is another one. */
   readonly #cuts: boolean;
-  #merges = 0;
   /** Pushes that wait for their update; null: each push is one. */
   readonly #collected: PushCollection | null;
   /** What workers were sent; null: nobody asks. */
@@ -172,13 +166,19 @@ export class Parameters {
       const address = memory.take(lent);
       return { address, bytes: memory.bytes(address, lent) };
     });
-    this.#ranges = tensors
-      .filter((tensor) => tensor.role === 'statistics')
-      .map((tensor) => ({
-        start: tensor.offset - trainableSize,
-        end: tensor.offset - trainableSize + tensor.size,
-        momentum: tensor.momentum!,
-      }));
+    this.#statistics = new MergedStatistics(layout);
+    this.kept = new KeptVectors({
+      layout,
+      now: () => this.#now.values,
+      own: () => this.#own(),
+      changed: () => this.#changed(),
+      statistics: this.#statistics,
+      optimizer: this.#optimizer,
+      outer: this.#outer,
+      average: this.#average,
+      collected: this.#collected,
+      sent: this.#sent,
+    });
   }
 
   /**
@@ -304,7 +304,7 @@ export class Parameters {
   /** Fresh parameters, shape [layout.size]: optimizer, average and merging begin anew. */
   initialise(values: Float32Array): void {
     this.#own().set(values);
-    this.#merges = 0;
+    this.#statistics.merges = 0;
     this.#changed();
     this.resetOptimizer();
   }
@@ -475,7 +475,7 @@ export class Parameters {
         decodeGradient(before.encoding, before.bytes, from.values.subarray(0, exchangedSize));
       return false;
     }
-    this.#mergeStatistics(push.statistics, from.statistics, to.statistics);
+    this.#statistics.merge(push.statistics, from.statistics, to.statistics);
     project(to.values, this.#bounds);
     average?.take(to.values, taken, this.layout.exchangedSize);
     if (half) this.#encodeInto(half, to, taken, this.layout.exchangedSize);
@@ -495,183 +495,6 @@ export class Parameters {
   #encodeInto({ address }: Half, of: VectorPlace, start: number, end: number): void {
     this.#encoders.encode_bf16(of.address + 4 * start, end - start, address + 2 * start);
   }
-
-  /**
-   * M ← d·M + (1 − d)·b with the minibatch's statistics b, whatever the staleness of the push. While
-   * few have been merged, d is smaller, so that the arbitrary first values are soon forgotten.
-   */
-  #mergeStatistics(minibatch: Float32Array, from: Float32Array, to: Float32Array): void {
-    if (minibatch.length === 0) return;
-    const merges = this.#merges++;
-    for (const { start, end, momentum } of this.#ranges) {
-      const keep = Math.min(momentum, (1 + merges) / (10 + merges));
-      for (let i = start; i < end; i++) to[i] = keep * from[i]! + (1 - keep) * minibatch[i]!;
-    }
-  }
-
-  /** The parameters by their names: private copies. @param exchanged instead of the present ones. */
-  named(exchanged?: Float32Array, copy: CopyVector = slice): NamedTensor[] {
-    const whole = this.whole(exchanged, copy);
-    return this.layout.tensors.map(({ name, shape, offset, size }) => ({
-      name,
-      shape,
-      values: whole.subarray(offset, offset + size),
-    }));
-  }
-
-  /** All that a checkpoint must keep besides `state()`: private copies. */
-  tensors(copy: CopyVector = slice): NamedTensor[] {
-    const tensors = this.named(undefined, copy);
-    for (const [name, values] of this.#state()) tensors.push(flatTensor(name, copy(values)));
-    return tensors;
-  }
-
-  /**
-   * The live vectors by the names that `write` takes: all that a checkpoint must keep besides `state()`,
-   * shape [layout.size] of the parameters, [trainableSize] and [exchangedSize] of the others.
-   */
-  vectors(): readonly (readonly [name: string, values: Float32Array])[] {
-    return [[VECTOR, this.#now.values], ...this.#state()];
-  }
-
-  /** What a standby must keep besides: what workers were sent. */
-  sentVectors(): readonly (readonly [name: string, values: Float32Array])[] {
-    return named('sent', Object.fromEntries(this.#sent?.sent ?? []));
-  }
-
-  /** Overwrites a piece of one of the `vectors`. */
-  write(name: string, start: number, values: Float32Array): void {
-    this.#own();
-    const vector = this.#vectorOf(name);
-    if (!vector || start + values.length > vector.length) {
-      throw new DownpourError(
-        'DP_CHECKPOINT_CORRUPT',
-        `there is no '${name}' of ${start + values.length} elements in this run: the configuration of the run is different`,
-      );
-    }
-    vector.set(values, start);
-    this.#changed();
-  }
-
-  /** Finds a vector; `vectors` has only those numbered ones that are in use. */
-  #vectorOf(name: string): Float32Array | undefined {
-    for (const [prefix, of] of this.#numbered) {
-      if (name.startsWith(prefix)) return of(Number(name.slice(prefix.length)));
-    }
-    return this.vectors().find(([known]) => known === name)?.[1];
-  }
-
-  readonly #numbered: readonly (readonly [
-    prefix: string,
-    of: (number: number) => Float32Array | undefined,
-  ])[] = [
-    [stateName('velocity', ''), (slot) => this.#optimizer.velocity(slot)],
-    [stateName('collected', ''), (place) => this.#collected?.at(place)],
-    [stateName('squares', ''), (slot) => this.#sent?.squaresOf(slot)],
-    [stateName('sent', ''), (slot) => this.#sent?.sentOf(slot)],
-  ];
-
-  /** The live vectors of optimizer and average by their names in a checkpoint. */
-  #state(): [string, Float32Array][] {
-    return [
-      ...named('optimizer', this.#optimizer.slots),
-      ...named('outer', this.#outer?.slots ?? {}),
-      ...named('velocity', Object.fromEntries(this.#optimizer.velocities)),
-      ...named('average', this.#average?.slots ?? {}),
-      ...named('collected', this.#collected?.slots ?? {}),
-      ...named('squares', Object.fromEntries(this.#sent?.squares ?? [])),
-    ];
-  }
-
-  state(): ParametersState {
-    const velocities = [...this.#optimizer.velocities.keys()].sort((a, b) => a - b);
-    const collected = this.#collected?.count ?? 0;
-    const squares = [...(this.#sent?.squares.keys() ?? [])].sort((a, b) => a - b);
-    return {
-      merges: this.#merges,
-      average: this.#average?.state() ?? null,
-      ...(velocities.length > 0 && { velocities }),
-      ...(collected > 0 && { collected }),
-      ...(squares.length > 0 && { squares }),
-    };
-  }
-
-  /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
-  restore(state: ParametersState, tensors: readonly NamedTensor[]): void {
-    for (const { name, offset, size } of this.layout.tensors) {
-      this.#own().set(takeTensor(tensors, name, size), offset);
-    }
-    this.restoreState(state);
-    for (const [name, values] of this.#state())
-      values.set(takeTensor(tensors, name, values.length));
-  }
-
-  /**
-   * Takes over the parameters of another run and how far its statistics are; optimizer and average are
-   * as new. @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size.
-   */
-  adopt(state: Pick<ParametersState, 'merges'> | null, tensors: readonly NamedTensor[]): void {
-    for (const { name, offset, size } of this.layout.tensors) {
-      this.#own().set(takeTensor(tensors, name, size), offset);
-    }
-    this.#merges = state?.merges ?? 0;
-    this.#changed();
-  }
-
-  /**
-   * Goes on from parameters of the same model, of which other groups were frozen: all that both have is as it was there.
-   * Nothing may wait for its update. @param places that there are here: what has none is forgotten.
-   */
-  takeOver(before: Parameters, places: VectorPlaces): void {
-    const { layout: from } = before;
-    copyTensors(from, before.#now.values, this.layout, this.#own());
-    const { collected: _, velocities = [], squares = [], ...state } = before.state();
-    // The mean of parameters that did not move is what they are.
-    if (state.average && state.average.count > 0) {
-      const { values } = this.#average!;
-      values.set(this.#now.values.subarray(0, values.length));
-    }
-    this.restoreState({
-      ...state,
-      velocities: velocities.filter((slot) => slot <= places.velocities),
-      squares: squares.filter((slot) => slot <= places.sent),
-    });
-    const vectors = new Map(before.#state());
-    for (const [name, values] of this.#state()) {
-      const old = vectors.get(name);
-      if (old) copyTensors(from, old, this.layout, values);
-    }
-  }
-
-  /** Continues from a checkpoint; the numbers of the `vectors` come before or after. */
-  restoreState(state: ParametersState): void {
-    for (const slot of state.velocities ?? []) this.#optimizer.velocity(slot);
-    this.#collected?.restore(state.collected ?? 0);
-    for (const slot of state.squares ?? []) this.#sent?.squaresOf(slot);
-    if (state.average) this.#average?.restore(state.average);
-    this.#merges = state.merges;
-    this.#changed();
-  }
-}
-
-/** Copies the tensors that two vectors have in common. @param values of prefixes of their layouts. */
-export function copyTensors(
-  from: Layout,
-  values: Float32Array,
-  to: Layout,
-  out: Float32Array,
-): void {
-  const places = new Map(from.tensors.map(({ name, offset }) => [name, offset]));
-  for (const { name, offset, size } of to.tensors) {
-    const start = places.get(name)!;
-    if (start + size > values.length || offset + size > out.length) continue;
-    out.set(values.subarray(start, start + size), offset);
-  }
-}
-
-export interface ParametersState extends VectorsInUse {
-  readonly merges: number;
-  readonly average: AverageState | null;
 }
 
 /** A place for the vector in bf16. */

@@ -304,10 +304,10 @@ export class Shard {
         if (command.name === BEST) {
           held.best ??= new Float32Array(held.layout.exchangedSize);
           held.best.set(payload, command.start);
-        } else parameters.write(command.name, command.start, payload);
+        } else parameters.kept.write(command.name, command.start, payload);
         break;
       case 'restore':
-        parameters.restoreState(command.state);
+        parameters.kept.restoreState(command.state);
         if (command.best !== null && held.best) captures.set(command.best, held.best);
         held.best = null;
         for (const [worker, sequence] of command.workers) held.applied.set(worker, sequence);
@@ -461,7 +461,7 @@ export function saveVectors(
     return new Map([[VECTOR, parameters.whole(instead, copy)]]);
   }
   const saved = new Map<string, Float32Array>();
-  for (const [name, values] of parameters.vectors()) saved.set(name, copy(values));
+  for (const [name, values] of parameters.kept.vectors()) saved.set(name, copy(values));
   if (best) saved.set(BEST, best);
   return saved;
 }

@@ -100,12 +100,12 @@ describe('a step of several pushes', () => {
             });
           }
           const shares = pushes.reduce((sum, { share }) => sum + share, 0);
-          expect(parameters.state().collected).toBe(pushes.length);
+          expect(parameters.kept.state().collected).toBe(pushes.length);
           const combined = parameters.combine(shares, 1);
           const norm = Math.sqrt(parameters.squares(combined, Infinity));
           near(norm, Math.hypot(...gradient.map((g) => g / shares)));
           expect(parameters.update(combined, NO_CLIP, OPTIONS)).toBe(true);
-          expect(parameters.state().collected).toBeUndefined();
+          expect(parameters.kept.state().collected).toBeUndefined();
           const after = parameters.exchanged();
           for (let i = 0; i < n; i++) near(after[i]!, before[i]! - (0.1 * gradient[i]!) / shares);
           // The first merge keeps a tenth of the arbitrary initial values.
@@ -172,9 +172,9 @@ describe('a step of several pushes', () => {
       );
     for (const parameters of [straight, first])
       for (const seed of [1, 2, 3]) take(parameters, seed);
-    const names = first.tensors().map(({ name }) => name);
+    const names = first.kept.tensors().map(({ name }) => name);
     expect(names.filter((name) => name.startsWith('@collected.')).length).toBe(vectors);
-    second.restore(JSON.parse(JSON.stringify(first.state())), first.tensors());
+    second.kept.restore(JSON.parse(JSON.stringify(first.kept.state())), first.kept.tensors());
     for (const parameters of [straight, second]) {
       take(parameters, 4);
       expect(parameters.update(parameters.combine(4, 1), NO_CLIP, OPTIONS)).toBe(true);
@@ -271,10 +271,14 @@ describe('a gradient that is put right', () => {
     const parameters = create(9, config);
     parameters.remember(1, true);
     push(parameters);
-    const squares = () => parameters.tensors().find(({ name }) => name === '@squares.1')!.values;
+    const squares = () =>
+      parameters.kept.tensors().find(({ name }) => name === '@squares.1')!.values;
     expect(squares().every((value) => value > 0)).toBe(true);
     const later = create(9, config, 3);
-    later.restore(JSON.parse(JSON.stringify(parameters.state())), parameters.tensors());
+    later.kept.restore(
+      JSON.parse(JSON.stringify(parameters.kept.state())),
+      parameters.kept.tensors(),
+    );
     for (const each of [parameters, later]) {
       each.remember(1, false);
       push(each);

@@ -121,10 +121,10 @@ test('an update gives the same whether parameters are sent meanwhile, copied or 
           encodeBf16(wanted, encoded);
           expect(isSame(halves.snapshot('bf16').bytes, encoded)).toBe(true);
           for (const other of [lent, kept, halves]) {
-            for (const [i, { name, values }] of alone.tensors().entries()) {
-              expect(isEqual(other.tensors()[i]!.values, values), name).toBe(true);
+            for (const [i, { name, values }] of alone.kept.tensors().entries()) {
+              expect(isEqual(other.kept.tensors()[i]!.values, values), name).toBe(true);
             }
-            expect(other.state()).toEqual(alone.state());
+            expect(other.kept.state()).toEqual(alone.kept.state());
           }
         }
         for (const { snapshot, wanted } of snapshots)
@@ -170,8 +170,8 @@ test('whatever replaces the parameters leaves alone what is being sent', () => {
   const changes: ((parameters: Parameters) => void)[] = [
     (parameters) => parameters.initialise(other),
     (parameters) => parameters.replace(other),
-    (parameters) => parameters.write('@parameters', 0, other),
-    (parameters) => parameters.adopt(null, [{ name: 'w', shape: [size], values: other }]),
+    (parameters) => parameters.kept.write('@parameters', 0, other),
+    (parameters) => parameters.kept.adopt(null, [{ name: 'w', shape: [size], values: other }]),
   ];
   for (const change of changes) {
     const parameters = new Parameters(layoutOf(size), resolveConfig({}));

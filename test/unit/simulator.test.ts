@@ -133,7 +133,7 @@ describe('a broken server is caught:', () => {
       staged,
     ) {
       const gradient = staged.statistics.some(Number.isNaN) ? Number.NaN : 0.1;
-      this.write(VECTOR, 0, Float32Array.of(gradient));
+      this.kept.write(VECTOR, 0, Float32Array.of(gradient));
       return true;
     });
     // A lie must fall on the statistics, an eighth of a small vector.

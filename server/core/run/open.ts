@@ -47,7 +47,7 @@ export function openFork(
   // A fork that nobody has worked for does not know its own data.
   fields.originData = source.data ?? source.originData ?? null;
   takePlaces(inside, vector.place(source.tensors ?? [], frozenOf(inside)));
-  vector.mustParameters.adopt(source.parameters, tensors);
+  vector.mustParameters.kept.adopt(source.parameters, tensors);
   fields.initialisations = 1;
 }
 

@@ -7,12 +7,12 @@ import type { Evaluation, Rollback } from '../../../shared/rest.ts';
 import { Correction } from '../correction.ts';
 import { Curves } from '../curves.ts';
 import { EarlyStopping } from '../early-stopping.ts';
+import type { ParametersState } from '../kept-vectors.ts';
 import { Leases } from '../leases.ts';
 import { Collection } from '../modes/collection.ts';
 import { createMode } from '../modes/create.ts';
 import type { Mode } from '../modes/mode.ts';
 import { RateWatch } from '../modes/rate-watch.ts';
-import type { ParametersState } from '../parameters.ts';
 import { Robust } from '../robust.ts';
 import { createSchedule, type Schedule, type ScheduleState } from '../schedule.ts';
 import { SentSlots } from '../sent-slots.ts';
@@ -398,7 +398,7 @@ export interface RunInternals {
 
 const ofVector = ({ specs, parameters }: Vector) => ({
   tensors: specs,
-  parameters: parameters?.state() ?? null,
+  parameters: parameters?.kept.state() ?? null,
 });
 
 export function runStateOf({ options, fields, components }: RunInternals, now: number): RunState {

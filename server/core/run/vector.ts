@@ -12,9 +12,10 @@ import { type Range, rangeLayout } from '../../../shared/partition.ts';
 import type { CompensationUse } from '../compensation.ts';
 import type { Clip } from '../fused.ts';
 import type { PushWeight } from '../gathered.ts';
+import { copyTensors, type ParametersState } from '../kept-vectors.ts';
 import type { LandingRoom, StagedPush } from '../landing-rooms.ts';
 import { normBounds } from '../max-norm.ts';
-import { copyTensors, Parameters, type ParametersState } from '../parameters.ts';
+import { Parameters } from '../parameters.ts';
 import { BEST, type RunShards, rangesOf, saveVectors } from '../shard.ts';
 import type { SaveKind, ShardCommand } from '../shard-command.ts';
 import { Snapshot } from '../snapshot.ts';
@@ -135,7 +136,7 @@ export class Vector {
     const before = this.mustParameters;
     const places = this.place(this.#specs!, frozen);
     const parameters = this.mustParameters;
-    parameters.takeOver(before, places);
+    parameters.kept.takeOver(before.kept, places);
     for (const [id, values] of this.#captures) {
       this.#captures.set(id, moved(values, before.layout, parameters));
     }
@@ -336,14 +337,14 @@ export class Vector {
    * of the average as `@average.<symbol>`, the best parameters: flat.
    */
   tensors(best: number | null, copy: CopyVector): NamedTensor[] {
-    const tensors = this.mustParameters.tensors(copy);
+    const tensors = this.mustParameters.kept.tensors(copy);
     if (best !== null) tensors.push(flatTensor(BEST, copy(this.captured(best))));
     return tensors;
   }
 
   /** Parameters by their names. @param best its capture; null: the present ones. */
   named(best: number | null, copy: CopyVector = slice): NamedTensor[] {
-    return this.mustParameters.named(best === null ? undefined : this.captured(best), copy);
+    return this.mustParameters.kept.named(best === null ? undefined : this.captured(best), copy);
   }
 
   /**
@@ -353,7 +354,7 @@ export class Vector {
    */
   restore(state: ParametersState, tensors: readonly NamedTensor[], hasBest: boolean): void {
     const parameters = this.mustParameters;
-    parameters.restore(state, tensors);
+    parameters.kept.restore(state, tensors);
     if (!hasBest) return;
     const { exchangedSize } = parameters.layout;
     this.#captures.set(RESTORED_BEST, takeTensor(tensors, BEST, exchangedSize));
@@ -363,7 +364,10 @@ export class Vector {
 
   /** The live vectors by name: those of the parameters, and the captures that are in use. */
   vectors({ best, evaluated }: CapturesInUse): (readonly [name: string, values: Float32Array])[] {
-    const vectors = [...this.mustParameters.vectors(), ...this.mustParameters.sentVectors()];
+    const vectors = [
+      ...this.mustParameters.kept.vectors(),
+      ...this.mustParameters.kept.sentVectors(),
+    ];
     if (best !== null) vectors.push([BEST, this.captured(best)]);
     if (evaluated !== null && evaluated !== best)
       vectors.push([EVALUATED, this.captured(evaluated)]);
@@ -388,11 +392,11 @@ export class Vector {
     const places = this.place(tensors, frozen);
     const parameters = this.mustParameters;
     const taken = (name: string) => vectors.get(name) ?? new Float32Array();
-    if (state) parameters.restoreState(state);
-    for (const [name] of hasParameters ? parameters.vectors() : []) {
-      parameters.write(name, 0, taken(name));
+    if (state) parameters.kept.restoreState(state);
+    for (const [name] of hasParameters ? parameters.kept.vectors() : []) {
+      parameters.kept.write(name, 0, taken(name));
     }
-    for (const [name, values] of vectors) if (isSent(name)) parameters.write(name, 0, values);
+    for (const [name, values] of vectors) if (isSent(name)) parameters.kept.write(name, 0, values);
     if (best !== null) this.#captures.set(best, taken(BEST));
     if (evaluated !== null && evaluated !== best) this.#captures.set(evaluated, taken(EVALUATED));
     return places;
