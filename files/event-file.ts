@@ -1,4 +1,4 @@
-import type { Histogram } from '../shared/protocol.ts';
+import type { Histogram } from '../shared/observed.ts';
 
 /**
  * Event files as TensorBoard reads them: records with checksums, each a protobuf `Event`. Only the fields that are

@@ -1,16 +1,34 @@
-import Type, { type Static, type TSchema } from 'typebox';
-import { Compile } from 'typebox/compile';
+import Type, { type Static } from 'typebox';
 import { machineFields, ShownExamplesSchema } from './asides.ts';
 import { BUNDLE_HASH } from './bundle.ts';
-import { ENCODINGS, type Encoding as EncodingName } from './compression.ts';
 import { NAME_PATTERN, RunConfigSchema } from './config.ts';
-import { DownpourError, ERRORS, type ErrorCode } from './errors.ts';
+import { ERRORS, type ErrorCode } from './errors.ts';
 import { LIMITS } from './limits.ts';
-import { PUSH_KINDS } from './local-steps.ts';
+import { check, compile } from './message-check.ts';
+import {
+  about,
+  durationMs,
+  encoding,
+  fragment,
+  hash,
+  measured,
+  name,
+  natural,
+  oneOf,
+  orNull,
+  pushKind,
+  run,
+  ShardAddressSchema,
+  sequence,
+  session,
+  TensorSpecSchema,
+  text,
+} from './message-fields.ts';
+import { type Observed, ObservedSchema } from './observed.ts';
 
 /**
  * What workers and the server say to each other. `docs/protocol.md` tells the order; `npm run docs` makes the tables of
- * `docs/protocol-messages.md` from these schemas and their descriptions.
+ * `docs/protocol-messages.md` from these schemas and their descriptions. What they say with shards is in `shard-messages.ts`.
  *
  *     worker                                   server
  *     hello            ───────────────────▶
@@ -26,68 +44,6 @@ import { PUSH_KINDS } from './local-steps.ts';
  *     machine          ───────────────────▶    (every 10 s, where the server takes it)
  *                      ◀───────────────────    end, when the run is over; then assign | idle
  */
-
-export const closed = { additionalProperties: false } as const;
-const about = (description: string) => ({ ...closed, description }) as const;
-export const orNull = <S extends TSchema>(schema: S, description?: string) =>
-  Type.Union([schema, Type.Null()], description === undefined ? {} : { description });
-const oneOf = <L extends string>(names: readonly L[], description: string) =>
-  Type.Unsafe<L>(
-    Type.Union(
-      names.map((name) => Type.Literal(name)),
-      { description },
-    ),
-  );
-
-// These are also in messages that are no part of the protocol of workers, and have no descriptions.
-export const Name = Type.String({ pattern: NAME_PATTERN });
-export const Natural = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
-/** The number of a worker's push: counts up from 1 over the life of an incarnation. */
-export const Sequence = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
-export const Text = Type.String({ maxLength: 2000 });
-/** Drawn by the server for each connection of a worker. */
-export const SessionId = Type.String({ pattern: '^[0-9a-f]{16}$' });
-
-const name = (description: string) => Type.String({ ...Name, description });
-const hash = (description: string) => Type.String({ minLength: 1, maxLength: 128, description });
-const natural = (description: string) => Type.Integer({ ...Natural, description });
-const sequence = (description: string) => Type.Integer({ ...Sequence, description });
-const text = (description: string) => Type.String({ ...Text, description });
-const { measuredMax, durationMsMax } = LIMITS;
-/** What a worker has measured. Bounded, so that no sum of such numbers is infinite: JSON could not keep it. */
-const measured = (description: string) =>
-  Type.Number({ minimum: -measuredMax, maximum: measuredMax, description });
-const size = (description: string) =>
-  Type.Number({ minimum: 0, maximum: measuredMax, description });
-const share = (description: string) => Type.Number({ minimum: 0, maximum: 1, description });
-const durationMs = (description: string) =>
-  Type.Number({ minimum: 0, maximum: durationMsMax, description });
-const tensorName = (description: string) =>
-  Type.String({ minLength: 1, maxLength: LIMITS.nameLengthMax, description });
-const run = () => name('The run that the message is about.');
-
-export const TensorSpecSchema = Type.Object(
-  {
-    name: tensorName('Unique within the model; it does not begin with `@`.'),
-    shape: Type.Array(natural('Elements along one axis.'), {
-      maxItems: LIMITS.rankMax,
-      description: 'Elements along each axis, row-major; `[]` is one number.',
-    }),
-    role: oneOf(
-      ['trainable', 'statistics', 'frozen'],
-      '`trainable`: the optimizer moves it. `statistics`: a moving average, such as those of batch normalisation. `frozen`: nothing changes it.',
-    ),
-    momentum: Type.Optional(
-      Type.Number({
-        minimum: 0,
-        exclusiveMaximum: 1,
-        description:
-          'Statistics have one, other tensors have none: the share of the old value that an update keeps.',
-      }),
-    ),
-  },
-  about('One tensor of the model.'),
-);
 
 /** The examples that a worker found. All workers of a run must have the same. */
 export const DataSummarySchema = Type.Object(
@@ -185,22 +141,6 @@ export const PhaseSchema = Type.Union(
 );
 export type Phase = Static<typeof PhaseSchema>;
 
-const session = (description: string) => Type.String({ ...SessionId, description });
-
-export const ShardAddressSchema = Type.Object(
-  {
-    host: orNull(
-      Type.String({ minLength: 1, maxLength: 255 }),
-      'Name or IP address. Null: the host at which the worker has reached the server.',
-    ),
-    port: Type.Integer({ minimum: 1, maximum: 65_535, description: 'TCP port.' }),
-  },
-  about('Where another process of the server listens.'),
-);
-export type ShardAddress = Static<typeof ShardAddressSchema>;
-/** The address of a standby: the same, with the primary in the server's place. */
-export type ServerAddress = ShardAddress;
-
 // From worker to server.
 
 export const HelloSchema = Type.Object(
@@ -279,22 +219,6 @@ export const InitialisedSchema = Type.Object(
 );
 export type Initialised = Static<typeof InitialisedSchema>;
 
-/** How numbers of a payload are written; `shared/compression.ts` has the bytes of each. */
-const encoding = (description: string) => oneOf<EncodingName>(ENCODINGS, description);
-
-/** Which fragment; see `shared/fragments.ts`. */
-const fragment = (description: string) =>
-  Type.Optional(Type.Integer({ minimum: 0, maximum: LIMITS.fragmentsMax - 1, description }));
-
-/** What a push holds. A worker that takes no local steps sends no such field. */
-const pushKind = () =>
-  Type.Optional(
-    oneOf(
-      PUSH_KINDS,
-      'What the payload holds. `gradient`, or absent: the gradient of one minibatch. `delta`: after [local steps](protocol.md#local-steps), the parameters that they began with minus those after them. `elastic`: the parameters of the worker after local steps.',
-    ),
-  );
-
 /**
  * Payload: the gradient, shape [layout.trainableSize], in its encoding, then the minibatch's
  * statistics in f32, shape [layout.statisticsSize].
@@ -352,87 +276,6 @@ export const EvaluatedSchema = Type.Object(
   about('The result of the evaluation that a `work` asked for.'),
 );
 export type Evaluated = Static<typeof EvaluatedSchema>;
-
-/** Counts of values in equal parts of [low, high]. */
-export const HistogramSchema = Type.Object(
-  {
-    low: measured('The smallest value.'),
-    high: measured('The largest value.'),
-    counts: Type.Array(natural('Values in one part.'), {
-      minItems: 1,
-      maxItems: LIMITS.histogramBinsMax,
-      description: 'How many values are in each of these equal parts of low to high.',
-    }),
-  },
-  about('How values are distributed.'),
-);
-export type Histogram = Static<typeof HistogramSchema>;
-
-/** A trainable tensor at one step, by elements that lie evenly in it. */
-export const TensorObservationSchema = Type.Object(
-  {
-    name: tensorName('Name of a trainable tensor.'),
-    weights: HistogramSchema,
-    gradients: HistogramSchema,
-    updates: orNull(
-      HistogramSchema,
-      'Mean of one update over `updateSteps`. Null: unknown, because parameters come in bf16 or were initialised again.',
-    ),
-    gradientNorm: size('L2 norm of the gradient of the whole tensor.'),
-    updateRatio: orNull(
-      size('Ratio.'),
-      'L2 norm of one update over that of the weights. Null: unknown, or the weights are 0.',
-    ),
-    elements: natural('Elements that were looked at, evenly spaced in the tensor.'),
-    never: natural('Elements whose gradient was 0 in all samples.'),
-    rare: natural('Elements whose gradient was seldom other than 0.'),
-  },
-  about('A trainable tensor at one step.'),
-);
-export type TensorObservation = Static<typeof TensorObservationSchema>;
-
-/** The output of a layer for some examples of the minibatch. */
-export const LayerObservationSchema = Type.Object(
-  {
-    layer: Type.String({ maxLength: LIMITS.nameLengthMax, description: 'Name of the layer.' }),
-    activation: orNull(
-      Type.String({ maxLength: 100 }),
-      'Its activation function: `relu`. Null: it has none.',
-    ),
-    values: HistogramSchema,
-    saturated: orNull(
-      share('Share.'),
-      'Share of the values at the flat ends of the activation function. Null: it has no flat ends.',
-    ),
-    dead: share('Share of the units that gave the same value for all examples.'),
-  },
-  about('The output of a layer for some examples of the minibatch.'),
-);
-export type LayerObservation = Static<typeof LayerObservationSchema>;
-
-/** Weights, gradients, updates and activations at one step; nobody answers. */
-export const ObservedSchema = Type.Object(
-  {
-    type: Type.Literal('observed'),
-    run: run(),
-    step: natural('The step of the sampled parameters.'),
-    updateSteps: natural('Updates, of all workers, between the two pulls that `updates` compares.'),
-    samples: natural('Samples of this worker so far: what `never` and `rare` count over.'),
-    costMs: durationMs('Time spent on samples since the last one was sent, in ms.'),
-    tensors: Type.Array(TensorObservationSchema, {
-      maxItems: LIMITS.observedMax,
-      description: 'Trainable tensors.',
-    }),
-    layers: Type.Array(LayerObservationSchema, {
-      maxItems: LIMITS.observedMax,
-      description: 'Layers.',
-    }),
-  },
-  about(
-    'A sample of weights, gradients and activations for the dashboard. The server does not answer it. A worker need not send any.',
-  ),
-);
-export type Observed = Static<typeof ObservedSchema>;
 
 export const MachineSchema = Type.Object(
   { type: Type.Literal('machine'), ...machineFields },
@@ -726,59 +569,6 @@ export type ServerMessage =
   | End
   | ErrorMessage;
 
-// Between a worker and a shard.
-
-/** The worker's first message to a shard, with the session that the server gave it. */
-export const AttachSchema = Type.Object(
-  { type: Type.Literal('attach'), session: session('As in `assign`.') },
-  about('The first message to a shard.'),
-);
-export type Attach = Static<typeof AttachSchema>;
-
-/** A shard's part of a push: as in `push`, of this shard's range alone. */
-export const PartMessageSchema = Type.Object(
-  {
-    type: Type.Literal('part'),
-    run: run(),
-    sequence: sequence('As in `push`.'),
-    encoding: encoding('As in `push`.'),
-    kind: pushKind(),
-    fragment: fragment('As in `push`.'),
-  },
-  about("A shard's part of a push. Payload: the gradient in its range, then the statistics there."),
-);
-export type PartMessage = Static<typeof PartMessageSchema>;
-
-/** A shard's part of `initialised`. */
-export const InitialPartSchema = Type.Object(
-  { type: Type.Literal('initialPart'), run: run(), grant: natural('As in `initialise`.') },
-  about("A shard's part of `initialised`. Payload: the flat vector in its range, in f32."),
-);
-export type InitialPart = Static<typeof InitialPartSchema>;
-
-export type ToShard = Attach | PartMessage | InitialPart;
-
-/** The shard knows the worker: it may join. */
-export const AttachedSchema = Type.Object(
-  { type: Type.Literal('attached') },
-  about('The shard knows the worker. When all shards have said so, the worker may `join`.'),
-);
-
-/** A shard's part of what a `work` with this `pull` brings. */
-export const ParametersSchema = Type.Object(
-  {
-    type: Type.Literal('parameters'),
-    run: run(),
-    pull: natural('As in `work`.'),
-    encoding: encoding('As in `work`.'),
-    fragment: fragment('As in `work`.'),
-  },
-  about("A shard's part of the parameters of a `work`. Payload: as there, in its range."),
-);
-export type ParametersMessage = Static<typeof ParametersSchema>;
-
-export type FromShard = Static<typeof AttachedSchema> | ParametersMessage | ErrorMessage;
-
 /** Every message by who sends it to whom, in the order of a conversation. */
 export const MESSAGES = {
   fromWorker: {
@@ -800,59 +590,10 @@ export const MESSAGES = {
     standby: StandbySchema,
     error: ErrorSchema,
   },
-  toShard: { attach: AttachSchema, part: PartMessageSchema, initialPart: InitialPartSchema },
-  fromShard: { attached: AttachedSchema, parameters: ParametersSchema, error: ErrorSchema },
 } as const;
-
-interface Validator {
-  Check(value: unknown): boolean;
-  Errors(value: unknown): { readonly instancePath: string; readonly message: string }[];
-}
-
-/** Validators of messages, by their types. */
-export const compile = (schemas: Record<string, TSchema>): ReadonlyMap<string, Validator> =>
-  new Map(Object.entries(schemas).map(([type, schema]) => [type, validatorOf(schema)]));
-
-/**
- * A closed object with optional fields is checked by TypeBox with a regular expression for each of its names: most
- * of the time that the check of a push takes. Here the fields are checked, then counted.
- */
-function validatorOf(schema: TSchema): Validator {
-  const closed = Compile(schema);
-  const { additionalProperties, ...open } = schema as {
-    readonly additionalProperties?: unknown;
-    readonly properties?: object;
-    readonly required?: readonly string[];
-  };
-  const { properties, required = [] } = open;
-  const optional = Object.keys(properties ?? {}).filter((name) => !required.includes(name));
-  if (additionalProperties !== false || optional.length === 0) return closed;
-  const fields = Compile(open as TSchema);
-  return {
-    Check(value) {
-      if (!fields.Check(value)) return false;
-      let known = required.length;
-      for (const name of optional) if (Object.hasOwn(value as object, name)) known++;
-      return Object.keys(value as object).length === known;
-    },
-    Errors: (value) => closed.Errors(value),
-  };
-}
 
 const workerMessages = compile(MESSAGES.fromWorker);
 const serverMessages = compile(MESSAGES.fromServer);
-const toShard = compile(MESSAGES.toShard);
-const fromShard = compile(MESSAGES.fromShard);
-
-/** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
-export function checkToShard(header: { readonly type: string }): ToShard {
-  return check(toShard, header) as ToShard;
-}
-
-/** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
-export function checkFromShard(header: { readonly type: string }): FromShard {
-  return check(fromShard, header) as FromShard;
-}
 
 /** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
 export function checkWorkerMessage(header: { readonly type: string }): WorkerMessage {
@@ -862,38 +603,6 @@ export function checkWorkerMessage(header: { readonly type: string }): WorkerMes
 /** @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong. */
 export function checkServerMessage(header: { readonly type: string }): ServerMessage {
   return check(serverMessages, header) as ServerMessage;
-}
-
-/**
- * @param known the validators, by what stands in `key`. @param of in which message the value is, for the error.
- * @throws DownpourError DP_FRAME_MALFORMED naming the field that is wrong.
- */
-export function check<K extends string = 'type'>(
-  known: ReturnType<typeof compile>,
-  value: { readonly [key in K]: string },
-  key: K = 'type' as K,
-  of = '',
-): unknown {
-  const kind = value[key];
-  const validator = known.get(kind);
-  if (!validator) {
-    throw new DownpourError(
-      'DP_FRAME_MALFORMED',
-      `malformed frame: unknown ${of}${of === '' ? 'message ' : ' '}${key} '${kind.slice(0, 40)}'; known: ${[...known.keys()].join(', ')}`,
-    );
-  }
-  const valid: boolean = validator.Check(value);
-  if (valid) return value;
-  const [problem] = validator.Errors(value);
-  throw new DownpourError(
-    'DP_FRAME_MALFORMED',
-    `malformed frame: ${of}${of && ' '}${kind}${problem?.instancePath.replaceAll('/', '.') ?? ''} ${problem?.message ?? 'is not valid'}`,
-  );
-}
-
-/** A measurement as messages have it: null where it is not finite, or larger than any float32. */
-export function measuredOf(value: number): number | null {
-  return Math.abs(value) <= measuredMax ? value : null;
 }
 
 /** A code from the other side, or DP_INTERNAL when this release does not know it. */

@@ -6,13 +6,8 @@ import { DataFactsSchema } from './data-facts.ts';
 import { FIGURE_LIMITS, FigureSchema } from './figure.ts';
 import { Note, ShownName, Tags } from './labels.ts';
 import { LIMITS } from './limits.ts';
-import {
-  DataSummarySchema,
-  ErrorMeasureSchema,
-  LayerObservationSchema,
-  PhaseSchema,
-  TensorObservationSchema,
-} from './protocol.ts';
+import { LayerObservationSchema, TensorObservationSchema } from './observed.ts';
+import { DataSummarySchema, ErrorMeasureSchema, PhaseSchema } from './protocol.ts';
 
 /** Bodies of REST requests and answers: the schemas of `server/http/routes.ts` and the types of every client. */
 

@@ -1,5 +1,5 @@
 import type { Series } from '../shared/figure.ts';
-import type { TensorObservation } from '../shared/protocol.ts';
+import type { TensorObservation } from '../shared/observed.ts';
 import { medianOf, quantileOf } from '../shared/quantile.ts';
 import type { Observations } from '../shared/rest.ts';
 import { percent } from '../shared/text.ts';

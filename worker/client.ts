@@ -9,6 +9,7 @@ import type { Layout } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
 import { FRAGMENTS_HEADER, fragmentsOf, LOCAL_STEPS_HEADER } from '../shared/local-steps.ts';
 import type { Log } from '../shared/log.ts';
+import type { ServerAddress } from '../shared/message-fields.ts';
 import {
   type Acknowledgement,
   type Assign,
@@ -18,7 +19,6 @@ import {
   type Join,
   knownCode,
   type Push,
-  type ServerAddress,
   type ServerMessage,
   type Work,
   type WorkerMessage,

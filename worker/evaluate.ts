@@ -1,4 +1,5 @@
-import { type LeasePart, measuredOf } from '../shared/protocol.ts';
+import { measuredOf } from '../shared/message-fields.ts';
+import type { LeasePart } from '../shared/protocol.ts';
 import { mix } from '../shared/random.ts';
 import { rowSize } from './data/columns.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';

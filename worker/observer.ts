@@ -1,14 +1,14 @@
 import type { RunConfig } from '../shared/config.ts';
 import type { PlacedTensor } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
-import {
-  type Histogram,
-  type LayerObservation,
-  type Lease,
-  measuredOf,
-  type Observed,
-  type TensorObservation,
-} from '../shared/protocol.ts';
+import { measuredOf } from '../shared/message-fields.ts';
+import type {
+  Histogram,
+  LayerObservation,
+  Observed,
+  TensorObservation,
+} from '../shared/observed.ts';
+import type { Lease } from '../shared/protocol.ts';
 import { layerState, PASSIVE } from './check/model.ts';
 import type { Minibatch } from './data/examples.ts';
 import { sliceMinibatch } from './data/gather.ts';

@@ -2,17 +2,17 @@ import type { Aside, ShownExamples } from '../shared/asides.ts';
 import type { RunConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { fragmentsOf, localOf } from '../shared/local-steps.ts';
+import { measuredOf } from '../shared/message-fields.ts';
+import type { Observed } from '../shared/observed.ts';
 import type { Range } from '../shared/partition.ts';
-import {
-  type Acknowledgement,
-  type Evaluated,
-  type Lease,
-  type LocalWork,
-  measuredOf,
-  type Observed,
-  type Phase,
-  type Push,
-  type Work,
+import type {
+  Acknowledgement,
+  Evaluated,
+  Lease,
+  LocalWork,
+  Phase,
+  Push,
+  Work,
 } from '../shared/protocol.ts';
 import type { Landing } from '../wire/connection.ts';
 import { CarriedState } from './carried.ts';

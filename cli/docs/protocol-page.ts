@@ -1,17 +1,19 @@
 import { DataFactsSchema } from '../../shared/data-facts.ts';
 import type { JsonSchema } from '../../shared/json-schema.ts';
+import { ShardAddressSchema, TensorSpecSchema } from '../../shared/message-fields.ts';
+import {
+  HistogramSchema,
+  LayerObservationSchema,
+  TensorObservationSchema,
+} from '../../shared/observed.ts';
 import {
   AcknowledgementSchema,
   DataSummarySchema,
-  HistogramSchema,
   IdleSchema,
-  LayerObservationSchema,
   LeaseSchema,
   MESSAGES,
-  ShardAddressSchema,
-  TensorObservationSchema,
-  TensorSpecSchema,
 } from '../../shared/protocol.ts';
+import { SHARD_MESSAGES } from '../../shared/shard-messages.ts';
 
 /** docs/protocol-messages.md: the fields of every message, from the schemas that check them. */
 
@@ -39,8 +41,9 @@ const DIRECTIONS = {
 } as const;
 
 export function messagesPage(): string {
+  const all = { ...MESSAGES, ...SHARD_MESSAGES };
   const groups = Object.entries(DIRECTIONS).flatMap(([direction, title]) => {
-    const schemas = Object.entries(MESSAGES[direction as keyof typeof MESSAGES]);
+    const schemas = Object.entries(all[direction as keyof typeof all]);
     // The same as the server's.
     const own = schemas.filter(([type]) => direction === 'fromServer' || type !== 'error');
     return [`## ${title}`, ...own.flatMap(([type, schema]) => section(type, schema as JsonSchema))];
@@ -50,7 +53,7 @@ export function messagesPage(): string {
     '# Messages of the protocol',
     'This page lists the fields of every message. [protocol.md](protocol.md) says when each message is sent and what to do with it. A worker begins with a `hello` such as this, as a msgpack map:',
     '    { type: "hello", worker: "my-worker", incarnation: "0123456789abcdef", run: null, … }',
-    '`npm run docs` writes this page from the schemas in `shared/protocol.ts` and `shared/data-facts.ts`. To change it, change the schemas.',
+    '`npm run docs` writes this page from the schemas in `shared/protocol.ts`, `shared/shard-messages.ts`, `shared/observed.ts` and `shared/data-facts.ts`. To change it, change the schemas.',
     'Every header has the field `type`, with the name of the message. Every message is checked: a field that is missing, unknown, of another type or out of range is `DP_FRAME_MALFORMED`, and the error names the field. A field may be left out only where the table says *optional*. Lengths of text are in UTF-16 code units.',
     ...groups,
     '## Shapes within messages',

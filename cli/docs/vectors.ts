@@ -4,14 +4,8 @@ import { encodeBf16, encodedBytes, encodeInt8, encodeTopk } from '../../shared/c
 import { resolveConfig, workerConfig } from '../../shared/config.ts';
 import { type DataFacts, encodeFacts, packTransform } from '../../shared/data-facts.ts';
 import { createLayout, type TensorSpec } from '../../shared/layout.ts';
-import type {
-  FromShard,
-  Join,
-  Lease,
-  ServerMessage,
-  ToShard,
-  WorkerMessage,
-} from '../../shared/protocol.ts';
+import type { Join, Lease, ServerMessage, WorkerMessage } from '../../shared/protocol.ts';
+import type { FromShard, ToShard } from '../../shared/shard-messages.ts';
 import { factVectors } from './vector-facts.ts';
 import { modelVectors } from './vector-models.ts';
 

@@ -1,5 +1,5 @@
 import { pickPoints } from '../../shared/downsample.ts';
-import type { Observed } from '../../shared/protocol.ts';
+import type { Observed } from '../../shared/observed.ts';
 import type { Evaluation, Metrics, Observations, ObservedSample } from '../../shared/rest.ts';
 import { type Trouble, troubleIn } from './trouble.ts';
 

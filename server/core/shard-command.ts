@@ -3,17 +3,16 @@ import { RunConfigSchema } from '../../shared/config.ts';
 import type { TensorSpec } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { PUSH_KINDS, type PushKind } from '../../shared/local-steps.ts';
+import { check, compile } from '../../shared/message-check.ts';
 import {
-  check,
   closed,
-  compile,
   Name,
   Natural,
   orNull,
   Sequence,
   SessionId,
   TensorSpecSchema,
-} from '../../shared/protocol.ts';
+} from '../../shared/message-fields.ts';
 import type { StepOptions } from './step-options.ts';
 
 /** What the coordinator tells the shards of a run, after each of its decisions. Carried out by `Shard`. */

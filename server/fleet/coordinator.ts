@@ -5,7 +5,7 @@ import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { edited, type LabelsEdit } from '../../shared/labels.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
-import type { ShardAddress } from '../../shared/protocol.ts';
+import type { ShardAddress } from '../../shared/message-fields.ts';
 import type { Alert, Bundle, CreateRun, RunsRead, ServerFacts } from '../../shared/rest.ts';
 import { MemoryBudget } from '../access/memory.ts';
 import type { TlsMaterial } from '../access/tls.ts';

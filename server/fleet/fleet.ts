@@ -1,5 +1,6 @@
 import type { Log } from '../../shared/log.ts';
-import type { Hello, ShardAddress } from '../../shared/protocol.ts';
+import type { ShardAddress } from '../../shared/message-fields.ts';
+import type { Hello } from '../../shared/protocol.ts';
 import type { Bundle } from '../../shared/rest.ts';
 import type { Run } from '../core/run.ts';
 import type { Replication } from '../standby/replication.ts';

@@ -5,6 +5,7 @@ import { encodeFacts, withoutReading } from '../../shared/data-facts.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { kindOfDefect } from '../../shared/log.ts';
+import type { Observed } from '../../shared/observed.ts';
 import {
   type Assign,
   checkWorkerMessage,
@@ -13,7 +14,6 @@ import {
   type Initialised,
   type Join,
   type Leave,
-  type Observed,
   type Push,
   type WorkerMessage,
 } from '../../shared/protocol.ts';

@@ -3,7 +3,7 @@ import type { ConnectionOptions } from 'node:tls';
 import { bytesOf } from '../../shared/codec.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import type { ShardAddress } from '../../shared/protocol.ts';
+import type { ShardAddress } from '../../shared/message-fields.ts';
 import type { ServerFacts } from '../../shared/rest.ts';
 import { VERSION } from '../../shared/version.ts';
 import type { Connection, FrameHeader } from '../../wire/connection.ts';

@@ -1,16 +1,15 @@
 import Type, { type Static } from 'typebox';
 import { LIMITS } from '../../shared/limits.ts';
+import { check, compile } from '../../shared/message-check.ts';
 import {
-  check,
   closed,
-  compile,
   Name,
   Natural,
   orNull,
   Sequence,
   SessionId,
   Text,
-} from '../../shared/protocol.ts';
+} from '../../shared/message-fields.ts';
 import { checkShardCommand, Float, type ShardCommand, VectorName } from '../core/shard-command.ts';
 
 /**

@@ -6,7 +6,7 @@ import { floatsOf } from '../../shared/codec.ts';
 import { encodingOf } from '../../shared/compression.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import { checkToShard, type FromShard, type ToShard } from '../../shared/protocol.ts';
+import { checkToShard, type FromShard, type ToShard } from '../../shared/shard-messages.ts';
 import { VERSION } from '../../shared/version.ts';
 import type {
   Connection,

@@ -2,19 +2,10 @@ import Type, { type Static } from 'typebox';
 import { BUNDLE_HASH } from '../../shared/bundle.ts';
 import { LabelsSchema } from '../../shared/labels.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import {
-  check,
-  closed,
-  compile,
-  EvaluatedSchema,
-  JoinSchema,
-  Name,
-  Natural,
-  ObservedSchema,
-  PushSchema,
-  ShardAddressSchema,
-  Text,
-} from '../../shared/protocol.ts';
+import { check, compile } from '../../shared/message-check.ts';
+import { closed, Name, Natural, ShardAddressSchema, Text } from '../../shared/message-fields.ts';
+import { ObservedSchema } from '../../shared/observed.ts';
+import { EvaluatedSchema, JoinSchema, PushSchema } from '../../shared/protocol.ts';
 import type { CallKind, RunCall } from '../core/run/calls.ts';
 import { VectorName, WorkerKey } from '../core/shard-command.ts';
 

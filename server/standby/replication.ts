@@ -1,7 +1,7 @@
 import { bytesOf, packPayload } from '../../shared/codec.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../../shared/errors.ts';
+import type { ServerAddress } from '../../shared/message-fields.ts';
 import { isFinal } from '../../shared/phases.ts';
-import type { ServerAddress } from '../../shared/protocol.ts';
 import type { StandbyFacts } from '../../shared/rest.ts';
 import { VERSION } from '../../shared/version.ts';
 import type { Connection, ConnectionEvents } from '../../wire/connection.ts';

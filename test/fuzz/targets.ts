@@ -22,13 +22,9 @@ import { resolveConfig } from '../../shared/config.ts';
 import { decodeFacts, encodeFacts, packTransform } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { createLayout } from '../../shared/layout.ts';
-import {
-  checkFromShard,
-  checkServerMessage,
-  checkToShard,
-  checkWorkerMessage,
-} from '../../shared/protocol.ts';
+import { checkServerMessage, checkWorkerMessage } from '../../shared/protocol.ts';
 import { decodeSafetensorsHeader, encodeSafetensorsHeader } from '../../shared/safetensors.ts';
+import { checkFromShard, checkToShard } from '../../shared/shard-messages.ts';
 import { FRAME_HEAD_MAX, OPCODES, writeFrameHead } from '../../wire/frames.ts';
 import { parseIdx } from '../../worker/data/idx.ts';
 import { parseNpy } from '../../worker/data/npy.ts';

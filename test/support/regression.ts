@@ -5,14 +5,14 @@ import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { encodeFacts, packTransform } from '../../shared/data-facts.ts';
 import { groupsOf, layoutWhile } from '../../shared/groups.ts';
 import { createLayout, type PlacedTensor } from '../../shared/layout.ts';
-import {
-  type Acknowledgement,
-  type DataSummary,
-  type Join,
-  type Lease,
-  type LeasePart,
-  measuredOf,
-  type Push,
+import { measuredOf } from '../../shared/message-fields.ts';
+import type {
+  Acknowledgement,
+  DataSummary,
+  Join,
+  Lease,
+  LeasePart,
+  Push,
 } from '../../shared/protocol.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
 

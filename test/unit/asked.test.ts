@@ -4,7 +4,8 @@ import { Run } from '../../server/core/run.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
-import type { Evaluated, Observed, Phase, Push } from '../../shared/protocol.ts';
+import type { Observed } from '../../shared/observed.ts';
+import type { Evaluated, Phase, Push } from '../../shared/protocol.ts';
 import { createProblem, createRun, EXCHANGED, VirtualWorker } from '../support/regression.ts';
 
 const problem = createProblem();

@@ -1,7 +1,8 @@
 import { expect, test } from 'vitest';
 import { Curves } from '../../server/core/curves.ts';
 import { createLayout } from '../../shared/layout.ts';
-import type { Lease, Observed } from '../../shared/protocol.ts';
+import type { Observed } from '../../shared/observed.ts';
+import type { Lease } from '../../shared/protocol.ts';
 import type { Model } from '../../worker/model.ts';
 import { createObserver, histogramOf } from '../../worker/observer.ts';
 

@@ -5,14 +5,9 @@ import { protocolVectors, VECTORS, vectorsPage } from '../../cli/docs/vectors.ts
 import { decodeFrame, floatsOf } from '../../shared/codec.ts';
 import { decodeGradient, gradientBytes } from '../../shared/compression.ts';
 import { decodeFacts } from '../../shared/data-facts.ts';
-import {
-  checkFromShard,
-  checkServerMessage,
-  checkToShard,
-  checkWorkerMessage,
-  compile,
-  MESSAGES,
-} from '../../shared/protocol.ts';
+import { compile } from '../../shared/message-check.ts';
+import { checkServerMessage, checkWorkerMessage, MESSAGES } from '../../shared/protocol.ts';
+import { checkFromShard, checkToShard, SHARD_MESSAGES } from '../../shared/shard-messages.ts';
 
 const { vectors } = protocolVectors();
 
@@ -89,8 +84,8 @@ function mutations(header: Record<string, unknown>): Record<string, unknown>[] {
 test('counting the fields of a message finds what a closed schema refuses', () => {
   const schemas = {
     ...MESSAGES.fromWorker,
-    ...MESSAGES.toShard,
-    ...MESSAGES.fromShard,
+    ...SHARD_MESSAGES.toShard,
+    ...SHARD_MESSAGES.fromShard,
     ...MESSAGES.fromServer,
   };
   const verdicts = { accepted: 0, refused: 0 };

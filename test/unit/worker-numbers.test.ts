@@ -11,12 +11,13 @@ import type { Run } from '../../server/core/run.ts';
 import { openFileStore } from '../../server/store/file-store.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import type { Observed } from '../../shared/observed.ts';
 import * as protocol from '../../shared/protocol.ts';
+import { SHARD_MESSAGES } from '../../shared/shard-messages.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 
 const problem = createProblem();
-const { fromWorker, toShard } = protocol.MESSAGES;
-const WORKER_SCHEMAS = { ...fromWorker, ...toShard };
+const WORKER_SCHEMAS = { ...protocol.MESSAGES.fromWorker, ...SHARD_MESSAGES.toShard };
 
 type Json = { readonly [key: string]: Json };
 
@@ -74,7 +75,7 @@ test('whatever numbers a worker sends, the state of the run can be written', () 
                   },
                 ],
                 layers: [],
-              }) as protocol.Observed,
+              }) as Observed,
               now: 0,
             }),
           );

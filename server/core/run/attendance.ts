@@ -1,6 +1,6 @@
 import { DownpourError } from '../../../shared/errors.ts';
+import type { Observed } from '../../../shared/observed.ts';
 import { isOver } from '../../../shared/phases.ts';
-import type { Observed } from '../../../shared/protocol.ts';
 import { checkAgreement, type Joining } from '../agreement.ts';
 import { giveBack } from './evaluations.ts';
 import { type RunFields, type RunInternals, secondsOf } from './state.ts';

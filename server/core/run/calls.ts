@@ -1,4 +1,5 @@
 import type { Labels } from '../../../shared/labels.ts';
+import type { Observed } from '../../../shared/observed.ts';
 import type {
   Acknowledgement,
   Evaluated,
@@ -6,7 +7,6 @@ import type {
   Lease,
   LeasePart,
   LocalWork,
-  Observed,
   Phase,
   Push,
 } from '../../../shared/protocol.ts';
