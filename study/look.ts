@@ -11,7 +11,7 @@ import type { ExampleView, SeenExample } from '../shared/example-view.ts';
 import { permutation } from '../shared/random.ts';
 import { percent } from '../shared/text.ts';
 import { contactSheet, matrixFigure, type SheetCard } from './figures.ts';
-import { chart } from './plot.ts';
+import { chart, type Plot } from './plot.ts';
 import { numberText, type Report } from './report.ts';
 import { meanOf } from './statistics.ts';
 
@@ -92,12 +92,7 @@ export function lookReport(settings: LookSettings, looked: Looked): Report {
             ),
           }
         : {}),
-      'losses.svg': chart({
-        title: 'Share of the total loss that the worst examples have',
-        x: { label: 'share of the examples, worst first', log: true },
-        y: { label: 'share of the loss' },
-        series: [{ name: 'loss', style: 'curve', points: concentration(losses, total) }],
-      }),
+      'losses.svg': lossesChart(losses, total),
     },
     facts: {
       ...{ name, part, worst, random, classes, confusion },
@@ -146,6 +141,16 @@ function confusionOf(answers: Answers): number[][] | null {
   return counts;
 }
 
+/** @param losses falling. */
+export function lossesChart(losses: readonly number[], total: number): Plot {
+  return chart({
+    title: 'Share of the total loss that the worst examples have',
+    x: { label: 'share of the examples, worst first', log: true },
+    y: { label: 'share of the loss' },
+    series: [{ name: 'loss', style: 'curve', points: concentration(losses, total) }],
+  });
+}
+
 /** What share the first of losses in falling order have. */
 function concentration(losses: readonly number[], total: number) {
   const points: { x: number; y: number }[] = [];
@@ -189,7 +194,10 @@ function adviceOf(findings: LookFindings): string {
   return parts.join(' ');
 }
 
-function concentrationAdvice({ losses, total }: LookFindings): string[] {
+export function concentrationAdvice({
+  losses,
+  total,
+}: Pick<LookFindings, 'losses' | 'total'>): string[] {
   const least = losses.at(-1);
   if (least === undefined) return [];
   if (losses[0] === 0 && least === 0) return ['The loss is 0 on all of them.'];

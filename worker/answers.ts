@@ -1,13 +1,12 @@
 import type { Answers } from '../shared/answers.ts';
-import { DownpourError } from '../shared/errors.ts';
 import { answerKind } from '../shared/prediction.ts';
-import { rowSize } from './data/columns.ts';
-import type { Examples, Minibatch, PreparedData } from './data/examples.ts';
-import { mustBePlain } from './data/fields.ts';
+import type { Minibatch, PreparedData } from './data/examples.ts';
 import { collect } from './data/stored.ts';
 import { batchSizeOf, partCount } from './evaluate.ts';
 import type { Experiment } from './experiment.ts';
+import type { OneLoss } from './losses.ts';
 import type { Model } from './model.ts';
+import { type ExperimentOutput, outputNamed, outputsOf } from './outputs.ts';
 import { nextTurn } from './turn.ts';
 
 /**
@@ -19,65 +18,92 @@ export interface AnswersOptions {
   readonly part: 'train' | 'validation' | 'test';
   /** The most examples to answer, evenly spaced. */
   readonly examplesMax?: number;
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
 }
 
-/** @returns the answers and which examples of the part they are of. @throws the signal's reason. */
+export interface OutputAnswers {
+  readonly output: ExperimentOutput;
+  readonly answers: Answers;
+}
+
+/** Answers of one output. @param name of the output; absent: there is one. @returns which examples of the part they are of, too. */
 export async function answersOf(
   model: Model,
   experiment: Experiment,
   prepared: PreparedData,
+  { output: name, ...options }: AnswersOptions & { readonly output?: string | undefined },
+): Promise<OutputAnswers & { readonly rows: Int32Array }> {
+  const output = outputNamed(outputsOf(experiment, prepared), name);
+  const { each, rows } = await answersOfEach(model, experiment, prepared, options, [output]);
+  return { ...each[0]!, rows };
+}
+
+/**
+ * @param outputs default: all.
+ * @returns the answers of each output, and which examples of the part they are of.
+ * @throws the signal's reason; what `outputsOf` throws.
+ */
+export async function answersOfEach(
+  model: Model,
+  experiment: Experiment,
+  prepared: PreparedData,
   { part, examplesMax = Infinity, signal }: AnswersOptions,
-): Promise<{ readonly answers: Answers; readonly rows: Int32Array }> {
-  mustHaveAnswers(experiment, prepared.train);
-  const all = partCount(prepared, part);
-  const examples = Math.min(all, examplesMax);
-  const rows = Int32Array.from({ length: examples }, (_, i) => Math.floor((i * all) / examples));
+  outputs: readonly ExperimentOutput[] = outputsOf(experiment, prepared),
+): Promise<{ readonly each: readonly OutputAnswers[]; readonly rows: Int32Array }> {
+  const rows = spread(partCount(prepared, part), examplesMax);
   const batchSize = batchSizeOf(prepared);
-  const outputs: Float32Array[] = [];
-  const targets: (Float32Array | Int32Array)[] = [];
-  let width = 1;
-  for (let start = 0; start < examples; start += batchSize) {
+  const told = outputs.map((): ToldRows => ({ outputs: [], targets: [], width: 1 }));
+  for (let start = 0; start < rows.length; start += batchSize) {
     signal?.throwIfAborted();
     const piece = rows.subarray(start, start + batchSize);
     const batch = await collect(prepared, part, piece, { signal });
-    const { values, shape } = await model.predict(batch);
-    outputs.push(values);
-    targets.push(batch.targets);
-    width = shape.length > 1 ? shape.at(-1)! : 1;
+    const predicted = await model.outputs(batch);
+    for (const [i, { name }] of outputs.entries()) {
+      const { values, shape } = predicted.find((output) => output.name === name)!;
+      told[i]!.outputs.push(values);
+      told[i]!.targets.push(name === '' ? batch.targets : batch.fields![name]!.values);
+      told[i]!.width = shape.length > 1 ? shape.at(-1)! : 1;
+    }
     await nextTurn();
   }
-  const answers = assemble(experiment, prepared, examples, width, join(outputs), targets);
-  if (typeof experiment.loss === 'function') {
-    await measureLosses(model, prepared, part, rows, answers, signal);
+  const each = outputs.map((output, i) => ({
+    output,
+    answers: assemble(output, rows.length, told[i]!),
+  }));
+  if (each.some(({ output }) => typeof output.loss === 'function')) {
+    await measureLosses(model, prepared, part, rows, each, signal);
   }
-  return { answers, rows };
+  return { each, rows };
 }
 
-/** @throws DownpourError DP_USAGE: the experiment has an objective, or other data than one input and one target. */
-export function mustHaveAnswers({ objective }: Experiment, train: Examples): void {
-  if (objective) {
-    throw new DownpourError(
-      'DP_USAGE',
-      'telling answers one by one needs a loss, but the experiment has an objective: report what matters as metrics of the objective',
-    );
-  }
-  mustBePlain('telling answers one by one', train);
+/** Indices of a part, evenly spaced. */
+function spread(all: number, examplesMax: number): Int32Array {
+  const count = Math.min(all, examplesMax);
+  return Int32Array.from({ length: count }, (_, i) => Math.floor((i * all) / count));
 }
 
-/** Its outputs are taken for logits where they may be. */
+/** What one output has told of all examples, minibatch after minibatch. */
+interface ToldRows {
+  readonly outputs: Float32Array[];
+  readonly targets: (Float32Array | Int32Array)[];
+  /** Size of the last axis. */
+  width: number;
+}
+
+/** A loss by name, or one of the user's, whose outputs are taken for logits where they may be. */
 const OWN_LOSS = 'own';
 
-function assemble(
-  { loss }: Experiment,
-  { classCount, train }: PreparedData,
-  examples: number,
-  lastWidth: number,
-  outputs: Float32Array,
-  targets: readonly (Float32Array | Int32Array)[],
-): Answers {
-  const answered = answerKind(typeof loss === 'string' ? loss : OWN_LOSS, classCount, lastWidth);
-  const targetSize = rowSize(train.targets);
+/** What the numbers of an output mean. @param width of their last axis. */
+const kindOfAnswers = (
+  { loss, classCount }: Pick<ExperimentOutput, 'loss' | 'classCount'>,
+  width: number,
+) => answerKind(typeof loss === 'string' ? loss : OWN_LOSS, classCount, width);
+
+function assemble(output: ExperimentOutput, examples: number, told: ToldRows): Answers {
+  const { loss, classCount, targetSize } = output;
+  const { targets } = told;
+  const outputs = join(told.outputs);
+  const answered = kindOfAnswers(output, told.width);
   if (answered !== 'classes') {
     const isBinary = answered === 'binary';
     const width = isBinary ? 1 : outputs.length / examples;
@@ -114,7 +140,7 @@ function assemble(
 }
 
 function distance(
-  loss: Experiment['loss'],
+  loss: OneLoss,
   predicted: Float32Array,
   values: Float32Array,
   start: number,
@@ -158,17 +184,54 @@ async function measureLosses(
   prepared: PreparedData,
   part: AnswersOptions['part'],
   rows: Int32Array,
-  { losses, perExample }: Answers,
+  each: readonly OutputAnswers[],
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  losses.fill(Number.NaN);
+  const own = each.filter(({ output }) => typeof output.loss === 'function');
+  for (const { answers } of own) answers.losses.fill(Number.NaN);
   let batch: Minibatch | undefined;
   for (let i = 0; i < Math.min(rows.length, MEASURED_MAX); i++) {
     signal?.throwIfAborted();
     batch = await collect(prepared, part, [rows[i]!], { into: batch, signal });
-    const { loss } = await model.measure(batch);
-    losses.fill(loss, i * perExample, (i + 1) * perExample);
+    const { loss, metrics } = await model.measure(batch);
+    for (const { output, answers } of own) {
+      const { losses, perExample } = answers;
+      const value = output.name === '' ? loss : metrics[`${output.name}/loss`]!;
+      losses.fill(value, i * perExample, (i + 1) * perExample);
+    }
   }
+}
+
+/** What an objective gives for one example. */
+export interface MeasuredExample {
+  /** Index in the part. */
+  readonly row: number;
+  readonly loss: number;
+  readonly error: number;
+  /** What the model gives; null: there are several models, or several outputs. */
+  readonly output: Float32Array | null;
+}
+
+/**
+ * Loss and error of an objective, one example at a time: it has them for a minibatch only.
+ * @returns at most a thousand, evenly spaced. @throws what the objective throws; the signal's reason.
+ */
+export async function measuredExamples(
+  model: Model,
+  prepared: PreparedData,
+  { part, examplesMax = MEASURED_MAX, signal }: AnswersOptions,
+): Promise<readonly MeasuredExample[]> {
+  const rows = spread(partCount(prepared, part), Math.min(MEASURED_MAX, examplesMax));
+  const measured: MeasuredExample[] = [];
+  for (const row of rows) {
+    signal?.throwIfAborted();
+    const batch = await collect(prepared, part, [row], { signal });
+    const { loss, error } = await model.measure(batch);
+    const outputs = model.predicts ? await model.outputs(batch) : [];
+    const output = outputs.length === 1 ? outputs[0]!.values : null;
+    measured.push({ row, loss, error, output });
+  }
+  return measured;
 }
 
 function join(parts: readonly Float32Array[]): Float32Array {

@@ -12,13 +12,13 @@ import { mustBeIds } from './ids.ts';
 import { errorMeasureOf } from './losses.ts';
 import { measuresOf } from './measures.ts';
 import { buildInstance, checkNumbers, spreadRows } from './model/build.ts';
-import { type DataShape, dataShape, type ModelData } from './model/data-shape.ts';
+import { type DataShape, dataShape, type ModelData, targetsOf } from './model/data-shape.ts';
 import { type Goal, goalOfMeasures, goalOfObjective } from './model/goal.ts';
 import { disposeInstance, type Instance, placeWeights } from './model/instance.ts';
 import { observableLayers } from './model/layers-model.ts';
 import { LoadedParameters } from './model/loaded.ts';
 import { ModelSteps, type Step } from './model/steps.ts';
-import { asRows, countOf, fieldTensors, read, tensorsOf } from './model/tensors.ts';
+import { asRows, countOf, fieldTensors, namedTensors, read, tensorsOf } from './model/tensors.ts';
 import { drawNoise, withSeed } from './noise.ts';
 import { type ObjectiveTrial, tryObjective } from './objective.ts';
 import type { PretrainedMatch } from './pretrained/pretrained.ts';
@@ -40,6 +40,11 @@ export interface MinibatchMeasures {
 export interface Output {
   readonly values: Float32Array;
   readonly shape: readonly number[];
+}
+
+export interface NamedOutput extends Output {
+  /** Name of its target; '': there is one output, without a name. */
+  readonly name: string;
 }
 
 export interface LayerOutput extends Output {
@@ -104,6 +109,8 @@ export interface Model {
   readonly predicts: boolean;
   /** Training mode off. Of several outputs, those of each example stand behind each other. */
   predict(minibatch: Minibatch): Promise<Output>;
+  /** The same, each output by itself, in the order of the data's targets. */
+  outputs(minibatch: Minibatch): Promise<readonly NamedOutput[]>;
   /** What each layer gives, training mode off; empty for a function of variables. */
   activations(minibatch: Minibatch): Promise<readonly LayerOutput[]>;
   /** Whether steps may become a recorded graph. */
@@ -382,6 +389,22 @@ class BuiltModel implements Model {
     });
     const { shape } = output;
     return { values: (await read(output)).slice(), shape };
+  }
+
+  async outputs(given: Minibatch): Promise<readonly NamedOutput[]> {
+    const minibatch = await this.#evaluated(given);
+    this.#parameters.upload();
+    const names = targetsOf(this.#data).map(({ name }) => name);
+    const outputs = tf.tidy(() => {
+      const { inputs } = tensorsOf(minibatch, this.#data);
+      return namedTensors(this.#instance.predict(inputs, false), names);
+    });
+    const told: NamedOutput[] = [];
+    for (const [name, output] of Object.entries(outputs)) {
+      const { shape } = output;
+      told.push({ name, shape, values: (await read(output)).slice() });
+    }
+    return told;
   }
 
   async activations(given: Minibatch): Promise<readonly LayerOutput[]> {

@@ -1,6 +1,6 @@
 import type { RunConfig } from '../shared/config.ts';
 import type { SeenExample } from '../shared/example-view.ts';
-import type { PreparedData } from './data/examples.ts';
+import type { Minibatch, PreparedData } from './data/examples.ts';
 import { collect } from './data/stored.ts';
 import { inputsView } from './data/views.ts';
 import { createOrders, minibatchSeed } from './minibatches.ts';
@@ -21,11 +21,18 @@ export async function seenMinibatch(
   const lease = { id: 0, part: 'train', epoch: 0, start: 0, count } as const;
   const rows = createOrders(seed, prepared)(lease);
   const seen = await model.seen(await collect(prepared, 'train', rows), minibatchSeed(seed, lease));
-  const size = seen.targetShape.reduce((product, d) => product * d, 1);
+  const targets = targetOf(seen, prepared);
   const total = seen.count ?? count;
+  const size = targets.length / total;
   return Array.from({ length: Math.min(examplesMax, total) }, (_, i) => ({
-    shown: inputsView(seen, i, prepared.inputNames),
+    shown: inputsView(seen, i, prepared),
     row: total === count ? rows[i]! : null,
-    target: [...seen.targets.subarray(i * size, (i + 1) * size)],
+    target: [...targets.subarray(i * size, (i + 1) * size)],
   }));
+}
+
+/** The target, or the first of several by name. */
+function targetOf({ targets, fields = {} }: Minibatch, { train }: PreparedData) {
+  const named = Object.entries(train.fields ?? {}).find(([, { role }]) => role === 'target');
+  return named ? fields[named[0]]!.values : targets;
 }

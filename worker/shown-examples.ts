@@ -1,7 +1,7 @@
 import { answerLines, captionOf } from '../shared/answer-lines.ts';
 import type { ShownExamples } from '../shared/asides.ts';
 import { toldView } from '../shared/example-view.ts';
-import { answersOf } from './answers.ts';
+import { answersOfEach } from './answers.ts';
 import type { PreparedData } from './data/examples.ts';
 import { viewerFor } from './data/views.ts';
 import type { Experiment } from './experiment.ts';
@@ -19,22 +19,31 @@ export async function shownExamples(
   examplesMax: number,
 ): Promise<ShownExamples> {
   if (examplesMax === 0) return [];
-  const { answers, rows } = await answersOf(model, experiment, prepared, {
-    part: 'validation',
-    examplesMax,
-  });
-  // A sequence has many answers: the first one stands for it.
-  const lines = answerLines(answers, rows, prepared, numberText).filter(
-    ({ index }) => index % answers.perExample === 0,
-  );
-  const shown = lines.map(({ row }) => row);
-  const show = await viewerFor(prepared, 'validation', shown);
-  return lines.map((line) => ({
-    shown: toldView(show(line.row)),
-    caption: captionOf(line, numberText).map((text) => text.slice(0, 500)),
-    wrong: line.wrong,
+  const options = { part: 'validation', examplesMax } as const;
+  const { each, rows } = await answersOfEach(model, experiment, prepared, options);
+  const all = each.map(({ output, answers }) => ({
+    name: output.name,
+    // A sequence has many answers: the first one stands for it.
+    lines: answerLines(answers, rows, output, numberText).filter(
+      ({ index }) => index % answers.perExample === 0,
+    ),
+  }));
+  const show = await viewerFor(prepared, 'validation', [...rows]);
+  return Array.from(rows, (row, i) => ({
+    shown: toldView(show(row)),
+    caption: all
+      .flatMap(({ name, lines }) => {
+        const [answer = '', ...more] = captionOf(lines[i]!, numberText);
+        return name === '' ? [answer, ...more] : [`${name} ${answer}`];
+      })
+      .slice(0, CAPTION_LINES)
+      .map((text) => text.slice(0, 500)),
+    wrong: all.some(({ lines }) => lines[i]!.wrong),
   }));
 }
+
+/** Lines below an example. */
+const CAPTION_LINES = 6;
 
 const numberText = (value: number | undefined) =>
   value === undefined || !Number.isFinite(value) ? '–' : String(Number(value.toPrecision(3)));

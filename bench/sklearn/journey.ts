@@ -103,7 +103,8 @@ async function differenceOf(home: string, run: string, engine: string): Promise<
   const trained = await openTrained(join(home, 'x.ts'), {
     ...{ state: join(home, '.downpour'), stateGiven: true, run, engine, data: home },
   });
-  const { answers, rows } = await answersOfPart(trained, 'train');
+  const { each, rows } = await answersOfPart(trained, 'train');
+  const { answers } = each[0]!;
   const { values, shape } = trained.prepared.train.inputs;
   const width = shape[1]!;
   const byInputs = new Map(plain.inputs.map((row, i) => [row.join(), plain.outputs[i]!]));

@@ -333,6 +333,10 @@ function registerEnsemble(program: Command, outcome: Outcome): void {
       'use these trained runs as members instead, separated by commas',
       names,
     )
+    .option(
+      '--output <name>',
+      'output whose answers are combined; needed if the experiment has several outputs',
+    )
     .option('--cycle-epochs <n>', 'epochs of each snapshot after the first', whole(1, 100_000), 4)
     .option(
       '--averages',

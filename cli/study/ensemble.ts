@@ -9,8 +9,8 @@ import { writeWhole } from '../../study/record.ts';
 import { writeReport } from '../../study/report.ts';
 import type { Trial } from '../../study/study.ts';
 import { toldReport, trialsReport } from '../../study/telling.ts';
-import { mustHaveAnswers } from '../../worker/answers.ts';
 import { experimentName, loadExperiment } from '../../worker/experiment.ts';
+import { outputNamed, outputsOf } from '../../worker/outputs.ts';
 import { loadData } from '../../worker/prepare.ts';
 import { configOf, EXIT, tell } from '../options.ts';
 import { showReport } from '../output/report.ts';
@@ -34,6 +34,8 @@ export interface EnsembleOptions extends StudyCommandOptions {
   readonly costs?: readonly number[];
   readonly halfSeed: number;
   readonly test?: boolean;
+  /** Name of the output that is combined; one of several must be named. */
+  readonly output?: string;
   readonly stateGiven: boolean;
 }
 
@@ -146,8 +148,9 @@ async function checkMembers(
     folder: resolve(options.data ?? 'data'),
     log: () => {},
   });
-  mustHaveAnswers(experiment, data.train);
-  const isNumbers = data.classCount === undefined && experiment.loss !== 'sigmoidCrossEntropy';
+  const known = { ...data, classCount: data.classCount ?? null };
+  const { classCount, loss } = outputNamed(outputsOf(experiment, known), options.output);
+  const isNumbers = classCount === null && loss !== 'sigmoidCrossEntropy';
   if (isNumbers && needsClasses.length > 0) throw onlyNumbers(needsClasses);
 }
 
@@ -170,6 +173,7 @@ async function reportOf(
     tell(`asking ${sources.length} models about the validation${test ? ' and the test' : ''} part`);
   const examination = await examineMembers(usedServer, sources, {
     ...{ file, folder, test, features: combine?.includes('controller') ?? true },
+    output: options.output,
     weights: combine ? combine.includes('weights') : kind === 'snapshots',
     ...(data === undefined ? {} : { data }),
     ...(engine === undefined ? {} : { engine }),
@@ -198,7 +202,8 @@ async function reportOf(
     validation,
     examination.test && { examined: examination.test, at },
   );
-  const record = recordOf(name, report, examination, at);
+  const output = options.output === undefined ? {} : { output: options.output };
+  const record = { ...recordOf(name, report, examination, at), ...output };
   await writeWhole(join(folder, 'ensemble.json'), `${JSON.stringify(record, null, 2)}\n`);
   return report;
 }

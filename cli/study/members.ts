@@ -62,6 +62,8 @@ export interface ExamineOptions {
   /** Looks at the test part, too. */
   readonly test: boolean;
   readonly features: boolean;
+  /** Name of the output that is asked about; undefined: there is one. */
+  readonly output: string | undefined;
   readonly signal?: AbortSignal;
 }
 
@@ -269,14 +271,13 @@ class Experiments {
 async function ask(
   { experiment, prepared, model }: OpenedMember,
   own: Pick<AskedMember, 'record' | 'copied' | 'role' | 'raw' | 'vector'>,
-  { test, signal }: ExamineOptions,
+  { test, output, signal }: ExamineOptions,
 ): Promise<AskedMember> {
   if (test && prepared.test === null) throw noTestPart();
   const { layout } = model;
   model.load(own.vector);
   const answers = async (part: 'validation' | 'test', examplesMax = Infinity) =>
-    (await answersOf(model, experiment, prepared, { part, examplesMax, ...(signal && { signal }) }))
-      .answers;
+    (await answersOf(model, experiment, prepared, { part, examplesMax, output, signal })).answers;
   const validation = await answers('validation');
   // Once more, as the engine is warm now.
   const count = Math.min(TIMED, prepared.validation.count);
@@ -394,15 +395,20 @@ const FEATURES_MAX = 256;
 
 async function featuresOf(prepared: PreparedData, part: 'validation' | 'test'): Promise<Features> {
   const examples = prepared[part]!;
-  const size = rowSize(examples.inputs);
+  const given = Object.entries(examples.fields ?? {}).filter(([, { role }]) => role !== 'target');
+  const sizes = [rowSize(examples.inputs), ...given.map(([, field]) => rowSize(field))];
+  const size = sizes.reduce((a, b) => a + b, 0);
   const group = Math.ceil(size / FEATURES_MAX);
   const width = Math.ceil(size / group);
   const values = new Float32Array(examples.count * width);
   for (let row = 0; row < examples.count; row++) {
-    const { inputs } = await collect(prepared, part, [row]);
-    for (let i = 0; i < size; i++) {
-      const at = Math.floor(i / group);
-      values[row * width + at]! += inputs[i]! / Math.min(group, size - at * group);
+    const { inputs, fields } = await collect(prepared, part, [row]);
+    let i = 0;
+    for (const own of [inputs, ...given.map(([name]) => fields![name]!.values)]) {
+      for (const value of own) {
+        const at = Math.floor(i++ / group);
+        values[row * width + at]! += value / Math.min(group, size - at * group);
+      }
     }
   }
   return { values, width };

@@ -179,6 +179,10 @@ function addTrainedOptions(command: Command): Command {
         ).choices(['best', 'last', 'final']),
       )
       .option('--checkpoint <file>', 'use this checkpoint file instead of a run')
+      .option(
+        '--output <name>',
+        'output of an experiment with several outputs (default: all that the command can use)',
+      )
       .option('--out <folder>', 'folder for the report and the figures')
       .addOption(serverOption())
       .addOption(stateOption())

@@ -1,14 +1,19 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { fileVersion, pictures } from '../../files/event-file.ts';
+import { DownpourError } from '../../shared/errors.ts';
 import type { ExampleView } from '../../shared/example-view.ts';
 import { secondsOf } from '../../shared/history.ts';
 import { pngOf } from '../../study/figures.ts';
-import { lookReport } from '../../study/look.ts';
+import { type LookSettings, lookReport } from '../../study/look.ts';
+import { joinReports, lookLossesReport } from '../../study/look-losses.ts';
 import { observationsReport } from '../../study/observations.ts';
 import { type Report, writeReport } from '../../study/report.ts';
 import { lookName, toldReport } from '../../study/telling.ts';
-import { viewerFor } from '../../worker/data/views.ts';
+import { measuredExamples } from '../../worker/answers.ts';
+import { sizeOf } from '../../worker/data/columns.ts';
+import { numbersView, viewerFor } from '../../worker/data/views.ts';
+import { outputNamed, outputsOf } from '../../worker/outputs.ts';
 import { seenMinibatch } from '../../worker/seen-minibatch.ts';
 import { tell } from '../options.ts';
 import { showReport } from '../output/report.ts';
@@ -30,26 +35,11 @@ export interface LookOptions extends TrainedOptions {
 export async function lookCommand(file: string, options: LookOptions): Promise<void> {
   const trained = await openTrained(file, options);
   try {
-    const { part, worst, random, sampleSeed: seed } = options;
-    const { answers, rows } = await answersOfPart(trained, part);
-    const settings = { name: trained.facts.run, part, worst, random, seed };
-    const { classes, targetNames } = trained.prepared;
-    const known = { answers, rows, classes, targetNames };
-    // Which examples it shows is known when it is made: only those are read from a source.
-    const shown: number[] = [];
-    lookReport(settings, {
-      ...known,
-      show: (row) => {
-        shown.push(row);
-        return { kind: 'text', text: '' };
-      },
-    });
-    const show = await viewerFor(trained.prepared, part, shown);
-    const minibatch = await minibatchOf(trained);
-    const report = withObserved(
-      withCaution(lookReport(settings, { ...known, show, minibatch }), trained, part),
-      trained,
-    );
+    const { part } = options;
+    const { report: own, show } = trained.experiment.objective
+      ? await lookAtLosses(trained, options)
+      : await lookAtAnswers(trained, options);
+    const report = withObserved(withCaution(own, trained, part), trained);
     if (options.tensorboard !== undefined) {
       await writePictures(resolve(options.tensorboard), report, show, trained.facts.step);
     }
@@ -62,6 +52,74 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
   }
 }
 
+interface LookResult {
+  readonly report: Report;
+  readonly show: (row: number) => ExampleView;
+}
+
+const settingsOf = (trained: TrainedModel, options: LookOptions): LookSettings => {
+  const { part, worst, random, sampleSeed: seed } = options;
+  return { name: trained.facts.run, part, worst, random, seed };
+};
+
+/** Which examples a report shows: only those are read from a source. */
+function shownBy(report: (show: (row: number) => ExampleView) => unknown): readonly number[] {
+  const shown: number[] = [];
+  report((row) => {
+    shown.push(row);
+    return { kind: 'text', text: '' };
+  });
+  return shown;
+}
+
+/** The answers of each output, beside what would be right. */
+async function lookAtAnswers(trained: TrainedModel, options: LookOptions): Promise<LookResult> {
+  const settings = settingsOf(trained, options);
+  const all = outputsOf(trained.experiment, trained.prepared);
+  const asked = options.output === undefined ? all : [outputNamed(all, options.output)];
+  const { each, rows } = await answersOfPart(trained, options.part, asked);
+  const minibatch = await minibatchOf(trained);
+  const report = (show: LookResult['show']) =>
+    joinReports(
+      Object.fromEntries(
+        each.map(({ output, answers }) => {
+          const { name, classes, targetNames } = output;
+          // A minibatch is shown with its first target.
+          const seen = name === all[0]!.name ? minibatch : [];
+          const looked = { answers, rows, classes, targetNames, show, minibatch: seen };
+          return [name, lookReport(settings, looked)];
+        }),
+      ),
+    );
+  const show = await viewerFor(trained.prepared, options.part, shownBy(report));
+  return { report: report(show), show };
+}
+
+/** The losses of an objective, and what an autoencoder makes of its inputs. */
+async function lookAtLosses(trained: TrainedModel, options: LookOptions): Promise<LookResult> {
+  const { part, output } = options;
+  if (output !== undefined) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `--output is '${output}', but the experiment has an objective, which has one loss for all outputs: leave the option out`,
+    );
+  }
+  const settings = settingsOf(trained, options);
+  const { model, prepared } = trained;
+  const examples = await measuredExamples(model, prepared, { part });
+  const minibatch = await minibatchOf(trained);
+  const outputOf = new Map(examples.map(({ row, output }) => [row, output]));
+  const inputShape = prepared.train.inputs.shape.slice(1);
+  const isCopy = examples.every(({ output }) => output?.length === sizeOf(inputShape));
+  const showOutput = (row: number) =>
+    numbersView(outputOf.get(row)!, inputShape, 0, prepared.inputNames);
+  const looked = { examples, count: prepared[part].count, minibatch };
+  const report = (show: LookResult['show']) =>
+    lookLossesReport(settings, { ...looked, show, ...(isCopy && { showOutput }) });
+  const show = await viewerFor(prepared, part, shownBy(report));
+  return { report: report(show), show };
+}
+
 /** Examples of one training minibatch that are shown: two rows of pictures. */
 const SEEN = 16;
 
@@ -69,6 +127,9 @@ const SEEN = 16;
 async function minibatchOf({ experiment, model, prepared, config }: TrainedModel) {
   return experiment.batch ? seenMinibatch(model, prepared, config, SEEN) : [];
 }
+
+/** Lists of a report's facts. */
+type ShownRows = Readonly<Record<'worst' | 'random', readonly { readonly row: number }[]>>;
 
 /** The examples of a report as an event file, those that are pictures. */
 async function writePictures(
@@ -79,14 +140,18 @@ async function writePictures(
 ): Promise<void> {
   const wallTime = secondsOf(new Date().toISOString());
   const parts = [fileVersion(wallTime)];
-  for (const list of ['worst', 'random'] as const) {
-    for (const [i, { row }] of (facts[list] as { row: number }[]).entries()) {
-      const shown = show(row);
-      if (shown.kind !== 'image') continue;
-      const { width, height } = shown;
-      // Whatever it was of: the file has red, green, blue and how opaque it is.
-      const picture = { width, height, channels: 4, png: pngOf(shown) } as const;
-      parts.push(pictures({ wallTime, step }, { [`${list}/${i}`]: picture }));
+  const outputs = Object.entries((facts.outputs as Record<string, ShownRows>) ?? { '': facts });
+  for (const [name, own] of outputs) {
+    for (const list of ['worst', 'random'] as const) {
+      for (const [i, { row }] of (own as ShownRows)[list].entries()) {
+        const shown = show(row);
+        if (shown.kind !== 'image') continue;
+        const { width, height } = shown;
+        // Whatever it was of: the file has red, green, blue and how opaque it is.
+        const picture = { width, height, channels: 4, png: pngOf(shown) } as const;
+        const tag = `${name === '' ? '' : `${name}/`}${list}/${i}`;
+        parts.push(pictures({ wallTime, step }, { [tag]: picture }));
+      }
     }
   }
   await mkdir(folder, { recursive: true });

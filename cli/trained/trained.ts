@@ -1,12 +1,11 @@
 import { join, resolve } from 'node:path';
 import { readTensors } from '../../files/checkpoint.ts';
-import type { Answers } from '../../shared/answers.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Observations, RunSummary } from '../../shared/rest.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
 import type { SampledRun } from '../../study/observations.ts';
-import { answersOf } from '../../worker/answers.ts';
+import { answersOfEach } from '../../worker/answers.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
 import { mustBeDataOf } from '../../worker/data/facts.ts';
 import { openEngine } from '../../worker/engine.ts';
@@ -18,6 +17,7 @@ import {
 } from '../../worker/experiment.ts';
 import { vectorOf } from '../../worker/layers-format.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
+import type { ExperimentOutput } from '../../worker/outputs.ts';
 import { prepareExperiment } from '../../worker/prepare.ts';
 import { type ServerOptions, tell } from '../options.ts';
 import { openScratch } from '../scratch.ts';
@@ -36,6 +36,8 @@ export interface TrainedOptions extends ServerOptions {
   readonly kind?: 'best' | 'last' | 'final';
   readonly data?: string;
   readonly engine?: string;
+  /** Name of an output. Default: all that the command can use. */
+  readonly output?: string;
 }
 
 export interface TrainedModel {
@@ -157,11 +159,11 @@ async function copyOf(
 export const standardisedAnew = (run: string) =>
   `run ${run} was made by a release that kept nothing about its data: the standardisation is computed again from the current data`;
 
-/** The answers to training or validation examples. The test part is looked at by `downpour test` alone. */
+/** The answers to training or validation examples of some outputs. The test part is looked at by `downpour test` alone. */
 export function answersOfPart(
   { model, experiment, prepared }: TrainedModel,
   part: 'train' | 'validation',
-  examplesMax = Infinity,
-): Promise<{ readonly answers: Answers; readonly rows: Int32Array }> {
-  return answersOf(model, experiment, prepared, { part, examplesMax });
+  outputs?: readonly ExperimentOutput[],
+) {
+  return answersOfEach(model, experiment, prepared, { part }, outputs);
 }

@@ -161,7 +161,7 @@ describe('experiments of fields, and with objectives', { timeout: 60_000 }, () =
   });
 
   test.each([
-    ['two', /one input and one target, but these have the fields a \(input\), b \(input\), sum/],
+    ['two', /the experiment has the outputs sum, product: choose one, for example --output sum/],
     ['coder', /needs a loss, but the experiment has an objective/],
   ])('%s: an ensemble is refused before anything is trained', async (name, words) => {
     const before = (await cluster.client.runs({ archived: 'all' })).length;

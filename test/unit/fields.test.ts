@@ -1,19 +1,23 @@
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { decide, probabilitiesOf } from '../../shared/answers.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { decodeFacts, encodeFacts } from '../../shared/data-facts.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import { answersOf, answersOfEach } from '../../worker/answers.ts';
 import { checkExperiment as checkAll } from '../../worker/check/check.ts';
 import { dataSummary, examplesLike, factsOf, mustBeDataOf } from '../../worker/data/facts.ts';
 import { gather } from '../../worker/data/gather.ts';
 import { dataOf, type GivenData, type GivenExamples } from '../../worker/data/given.ts';
 import { packData, unpackData } from '../../worker/data/packed.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
+import { viewerOf } from '../../worker/data/views.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
 import { type Experiment, mustBeExperiment, type Tensor } from '../../worker/experiment.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
+import { seenMinibatch } from '../../worker/seen-minibatch.ts';
 
 beforeAll(() => openEngine({ engine: 'cpu' }));
 
@@ -89,6 +93,60 @@ const problemOf = (f: () => unknown): Promise<string> =>
     );
 
 describe('a model of two inputs and two outputs', () => {
+  test('answers one by one, by each output: the means are those of an evaluation', async () => {
+    const absolute = (t: Tensor, p: Tensor) => t.sub(p).abs().mean();
+    const { experiment, model, prepared } = await build({
+      loss: { price: absolute as never, kind: 'softmaxCrossEntropy' },
+    });
+    const parameters = await model.initialise(4);
+    const { metrics } = await evaluate(model, parameters, prepared, 'validation');
+    model.load(parameters);
+    const { each, rows } = await answersOfEach(model, experiment, prepared, { part: 'validation' });
+    expect([...rows]).toEqual([...rows.keys()]);
+    expect(each.map(({ output }) => output.name)).toEqual(['price', 'kind']);
+    for (const { output, answers } of each) {
+      expect(answers.count).toBe(prepared.validation.count);
+      const mean = answers.losses.reduce((a, b) => a + b, 0) / answers.count;
+      expect(mean).toBeCloseTo(metrics[`${output.name}/loss`]!, 5);
+    }
+    const kinds = each[1]!;
+    expect(kinds.output.classes).toEqual(['flat', 'house', 'hut']);
+    const { classes } = decide(probabilitiesOf(kinds.answers), 3);
+    const wrong = classes.filter((answer, i) => answer !== kinds.answers.truths[i]).length;
+    expect(wrong / kinds.answers.count).toBeCloseTo(metrics['kind/error']!, 5);
+    const one = await answersOf(model, experiment, prepared, {
+      ...{ part: 'validation', output: 'kind' },
+    });
+    expect(one.answers.outputs).toEqual(kinds.answers.outputs);
+  });
+
+  test.each([
+    [undefined, 'DP_USAGE: the experiment has the outputs price, kind: choose one, for example'],
+    ['pricee', "DP_USAGE: --output is 'pricee', which is no output .*did you mean 'price'"],
+    ['town', 'DP_USAGE: .*its outputs are price, kind'],
+  ])('tells which outputs there are when it is asked for %s', async (output, words) => {
+    const { experiment, model, prepared } = await build();
+    const answer = () => answersOf(model, experiment, prepared, { part: 'validation', output });
+    expect(await problemOf(answer)).toMatch(new RegExp(words));
+  });
+
+  test('shows an example by its fields, and a minibatch as the model sees it', async () => {
+    const { model, prepared } = await build({
+      batch: ({ town, sold, ...targets }) => ({ town, sold: sold!.mul(0), ...targets }) as never,
+    });
+    expect(viewerOf(prepared, 'validation')(0)).toMatchObject({
+      kind: 'text',
+      text: expect.stringMatching(
+        /^town: \d\ntime: 1\.7e12|^town: \d\ntime: 1700000\d*\narea: \d+$/,
+      ),
+    });
+    const [seen] = await seenMinibatch(model, prepared, config, 1);
+    expect(seen).toMatchObject({
+      shown: { kind: 'text', text: expect.stringMatching(/^town: \d\ntime: 0\narea: 0$/) },
+      target: [expect.any(Number)],
+    });
+  });
+
   test('trains: the loss is the weighted sum of those of the outputs', async () => {
     const { model, prepared } = await build();
     const parameters = (await model.initialise(4)).slice();
@@ -407,16 +465,6 @@ describe('what does not fit is refused, and the message names the field', () => 
     const { inputs } = shop().train;
     expect(await problemOf(() => prepare(twoInTwoOut, { train: { inputs } }))).toMatch(
       /has no targets; it has 'town', 'sold'\. Give targets.*objective/,
-    );
-  });
-
-  test('commands that need one input and one target', async () => {
-    const { answersOf } = await import('../../worker/answers.ts');
-    const { model, experiment, prepared } = await build();
-    expect(
-      await problemOf(() => answersOf(model, experiment, prepared, { part: 'validation' })),
-    ).toMatch(
-      /DP_USAGE: .*needs data with one input and one target, but these have the fields town/,
     );
   });
 

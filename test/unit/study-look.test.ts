@@ -4,6 +4,7 @@ import type { Answers } from '../../shared/answers.ts';
 import { random } from '../../shared/random.ts';
 import type { Observations } from '../../shared/rest.ts';
 import { lookReport } from '../../study/look.ts';
+import { joinReports, lookLossesReport } from '../../study/look-losses.ts';
 import { observationsReport, type SampledRun } from '../../study/observations.ts';
 
 // What `look` says, and where it must not say it: docs/advice.md.
@@ -273,4 +274,49 @@ describe('what was sampled', () => {
         .advice,
     ).not.toContain('look at initial values');
   });
+});
+
+describe('looking at an objective', () => {
+  const examples = Array.from({ length: 150 }, (_, row) => ({
+    ...{ row: 2 * row, loss: row === 70 ? 900 : 1, error: row },
+  }));
+  const show = (row: number) => ({ kind: 'text', text: `in ${row}` }) as const;
+  const settings = { name: 'r', part: 'validation', worst: 2, random: 3, seed: 1 } as const;
+
+  test('shows the worst losses, and beside each example what the model makes of it', () => {
+    const showOutput = (row: number) => ({ kind: 'text', text: `out ${row}` }) as const;
+    const report = lookLossesReport(settings, { examples, count: 300, show, showOutput });
+    expect(report.headings).toEqual(['example', 'loss', 'error']);
+    expect(report.rows[0]).toEqual(['140', '900', '70']);
+    expect(report.advice).toMatch(/^The mean loss is 6\.99\d*\. The worst 1 % .*150 of the 300/);
+    const { cards } = report.plots['worst.svg'] as unknown as {
+      cards: { shown: { text: string } }[];
+    };
+    expect(cards.map(({ shown }) => shown.text).slice(0, 2)).toEqual(['in 140', 'out 140']);
+    expect(cards.length).toBe(4);
+  });
+
+  test('has one column of numbers where the error is the loss, and says what is not finite', () => {
+    const same = [
+      { row: 0, loss: Number.NaN, error: Number.NaN },
+      { row: 1, loss: 2, error: 2 },
+    ];
+    const report = lookLossesReport(settings, { examples: same.slice(1), count: 1, show });
+    expect(report.headings).toEqual(['example', 'loss']);
+    expect(report.advice).toBe('The mean loss is 2.');
+    expect(lookLossesReport(settings, { examples: same, count: 2, show }).advice).toContain(
+      'The loss is finite for 1 of the 2 examples.',
+    );
+  });
+});
+
+test('reports of several outputs are one, with the name of the output', () => {
+  const of = (text: string) => ({ ...look(answersOf(right(9))), advice: text });
+  const report = joinReports({ price: of('Well.'), kind: of('Bad.') });
+  expect(report.advice).toBe('Output price: Well. Output kind: Bad.');
+  expect(report.rows[5]![0]).toBe('kind');
+  expect(Object.keys(report.plots)).toContain('kind-worst.svg');
+  expect(report.plots['price-worst.svg']!.title).toBe('price: Highest losses');
+  const one = of('One.');
+  expect(joinReports({ '': one })).toBe(one);
 });

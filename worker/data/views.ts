@@ -37,6 +37,11 @@ export function viewerOf(
 ): (row: number) => ExampleView {
   const examples: Examples = prepared[part];
   const { values, shape } = examples.inputs;
+  const { fields = {} } = examples;
+  const given = Object.entries(fields).filter(([, { role }]) => role === 'input');
+  if (given.length > 0) {
+    return (row) => fieldsView(given.map(([name, field]) => ownOf(name, field, row)));
+  }
   const size = sizeOf(shape.slice(1));
   const table = tableOf(prepared);
   return (row) => {
@@ -48,16 +53,71 @@ export function viewerOf(
   };
 }
 
-/** Inputs of a minibatch, as the model gets them. @param row in the minibatch. @param names of the numbers of one example. */
+/** Inputs of a minibatch, as the model gets them. @param row in the minibatch. @param like the data that it is of. */
 export function inputsView(
-  { inputs, inputShape }: Pick<Minibatch, 'inputs' | 'inputShape'>,
+  { inputs, inputShape, fields = {} }: Pick<Minibatch, 'inputs' | 'inputShape' | 'fields'>,
+  row: number,
+  { train, inputNames }: Pick<PreparedData, 'train' | 'inputNames'>,
+): ExampleView {
+  const given = Object.entries(train.fields ?? {}).filter(([, { role }]) => role === 'input');
+  if (given.length > 0) {
+    return fieldsView(
+      given.map(([name, { names }]) => {
+        const { values, shape } = fields[name]!;
+        return ownOf(name, { values, shape: [0, ...shape], ...(names && { names }) }, row);
+      }),
+    );
+  }
+  return numbersView(inputs, inputShape, row, inputNames);
+}
+
+/** An example's numbers of this shape: as a picture if they can be one. @param row among the values. */
+export function numbersView(
+  values: Column['values'],
+  shape: readonly number[],
   row: number,
   names: readonly string[] | null,
 ): ExampleView {
-  const size = sizeOf(inputShape);
-  const own = inputs.subarray(row * size, (row + 1) * size);
-  return imageOf(own, inputShape) ?? numbersOf(own, names);
+  const size = sizeOf(shape);
+  const own = values.subarray(row * size, (row + 1) * size);
+  return imageOf(own, shape) ?? numbersOf(own, names);
 }
+
+/** The numbers that an example has in one field. */
+interface ShownField {
+  readonly name: string;
+  readonly values: Column['values'];
+  /** Shape of one example. */
+  readonly shape: readonly number[];
+  readonly names: readonly string[] | null;
+}
+
+function ownOf(
+  name: string,
+  { values, shape, names }: Pick<Column, 'values' | 'shape' | 'names'>,
+  row: number,
+): ShownField {
+  const size = sizeOf(shape, 1);
+  const own = values.subarray(row * size, (row + 1) * size);
+  return { name, values: own, shape: shape.slice(1), names: names ?? null };
+}
+
+/** The first field that can be a picture; else all fields in words. */
+function fieldsView(fields: readonly ShownField[]): ExampleView {
+  for (const { values, shape } of fields) {
+    const image = imageOf(values, shape);
+    if (image) return image;
+  }
+  const lines = fields.flatMap(({ name, values, names }) => {
+    if (names) return names.map((each, i) => `${each}: ${numberText(values[i]!)}`);
+    const shown = Array.from(values.subarray(0, FIELD_SHOWN), numberText).join(' ');
+    return [`${name}: ${shown}${values.length > FIELD_SHOWN ? ' …' : ''}`];
+  });
+  return { kind: 'text', text: shortened(lines) };
+}
+
+/** Numbers of a field that are shown of an example. */
+const FIELD_SHOWN = 3;
 
 /** The picture that numbers of this shape are; null: they are none. */
 function imageOf(own: Column['values'], shape: readonly number[]): ExampleView | null {

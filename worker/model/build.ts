@@ -266,7 +266,12 @@ function objectiveInstance(built: unknown, data: DataShape): OwnInstance {
   return {
     ...{ weights, models, foreign, layersModel: only?.layersModel ?? null },
     predict(inputs, training, noise = drawNoise) {
-      if (only) return only.apply(inputs, training, noise) as Tensors;
+      if (only) {
+        const told = only.apply(inputs, training, noise);
+        const nameOf = (i: number) => only.layersModel?.outputNames[i] ?? String(i);
+        if (!Array.isArray(told)) return told as Tensors;
+        return Object.fromEntries(told.map((output, i) => [nameOf(i), output]));
+      }
       throw new DownpourError(
         'DP_USAGE',
         `the experiment has an objective over the models ${Object.keys(models).join(', ')}, so there is no one prediction: evaluate by its metrics, or use the exported parameters in a program`,

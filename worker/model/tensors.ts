@@ -82,3 +82,19 @@ export function asRows(predictions: Tensors, count: number): Tensor {
   );
   return tf.concat(rows, 1);
 }
+
+/**
+ * Predictions as float32 tensors by name; a single one without a name has the name ''.
+ * @param names of the targets, whose order they get; others, which only an objective has, follow them.
+ */
+export function namedTensors(
+  predictions: Tensors | readonly Tensor[],
+  names: readonly string[],
+): Record<string, Tensor> {
+  const float = (tensor: Tensor) => tf.cast(tensor, 'float32');
+  if (predictions instanceof tf.Tensor) return { '': float(predictions) };
+  const given = Object.entries(predictions as Readonly<Record<string, Tensor>>);
+  const place = ([name]: (typeof given)[number]) => (names.indexOf(name) + 1 || Infinity) as number;
+  given.sort((a, b) => (place(a) < place(b) ? -1 : Number(place(a) > place(b))));
+  return Object.fromEntries(given.map(([name, output]) => [name, float(output)]));
+}
