@@ -15,6 +15,10 @@ export const LIMITS = {
   sourceCacheBytes: 2 ** 26,
   /** A row group of a Parquet file, decoded. */
   rowGroupBytesMax: 2 ** 29,
+  /** Shards of tar archives that are one data set, examples of one shard, and bytes of a member that is read. */
+  tarShardsMax: 10_000,
+  tarShardExamplesMax: 2 ** 20,
+  tarMemberBytesMax: 2 ** 26,
   /** Weights of a pretrained model, as they lie in their files, and its model.json. */
   pretrainedBytesMax: 2 ** 30,
   topologyBytesMax: 2 ** 26,

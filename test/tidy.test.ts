@@ -40,6 +40,7 @@ const DOORS: Record<string, RegExp> = {
   sharp: /^worker\/data\/pictures\/sharp\.ts$/,
   hyparquet: /^worker\/data\/sources\/parquet-file\.ts$/,
   'hyparquet-compressors': /^worker\/data\/sources\/parquet-file\.ts$/,
+  'tar-stream/': /^worker\/data\/tar\/members\.ts$/,
   'jpeg-js': /^worker\/data\/pictures\/jpeg\.ts$/,
 };
 

@@ -61,6 +61,7 @@ export {
 export { type ParquetSourceOptions, parquetSource } from './data/sources/parquet.ts';
 export { type SpoolOptions, spooled } from './data/sources/spooled.ts';
 export type { TableSourceData } from './data/sources/table-sources.ts';
+export { type TarSourceOptions, tarSource } from './data/sources/tar.ts';
 export {
   type TextWindows,
   type TextWindowsOptions,
@@ -70,6 +71,7 @@ export {
 export { type CsvParts, loadCsv } from './data/tables/csv.ts';
 export type { CsvOptions } from './data/tables/csv-options.ts';
 export type { CsvData } from './data/tables/table.ts';
+export type { TarField } from './data/tar/tar-fields.ts';
 export type {
   Batch,
   BatchArguments,

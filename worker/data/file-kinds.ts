@@ -65,7 +65,11 @@ const MAGICS: readonly (readonly [magic: string, at: number, kind: FileKind])[] 
   ['7z\xbc\xaf\x27\x1c', 0, { what: 'a 7z archive', advice: UNPACK }],
   ['Rar!', 0, { what: 'a RAR archive', advice: UNPACK }],
   ['\x1f\x8b', 0, { what: 'compressed by gzip twice', advice: `${UNPACK} once with gunzip` }],
-  ['ustar', 257, { what: 'a tar archive', advice: `${UNPACK} and name a file in it` }],
+  [
+    'ustar',
+    257,
+    { what: 'a tar archive', advice: `${UNPACK} and name a file in it; tarSource reads shards` },
+  ],
   [
     'version https://git-lfs.github.com/spec/',
     0,

@@ -45,9 +45,12 @@ export function isNpy(bytes: Uint8Array): boolean {
   return bytes.length >= MAGIC.length && MAGIC.every((byte, i) => bytes[i] === byte);
 }
 
-/** @param bytes of the whole file; the column may be a view of them. @param name for errors */
-export function parseNpy(bytes: Uint8Array, name: string): Column {
-  const header = npyHeader(bytes, name);
+/**
+ * @param bytes of the whole file; the column may be a view of them. @param name for errors
+ * @param rankMin 0: a single number is read too
+ */
+export function parseNpy(bytes: Uint8Array, name: string, rankMin: 0 | 1 = 1): Column {
+  const header = npyHeader(bytes, name, bytes.length, rankMin);
   const { fortranOrder, shape, start } = header;
   const values = npyElements(bytes.subarray(start), header, name);
   if (!fortranOrder || shape.length < 2) return { values, shape };
@@ -83,8 +86,13 @@ export interface NpyHeader {
 }
 
 /** @param bytes the first ones of the file, all that `NPY_HEADER_BYTES` are. @param fileBytes size of the file */
-export function npyHeader(bytes: Uint8Array, name: string, fileBytes = bytes.length): NpyHeader {
-  const header = parseHeader(bytes, name);
+export function npyHeader(
+  bytes: Uint8Array,
+  name: string,
+  fileBytes = bytes.length,
+  rankMin: 0 | 1 = 1,
+): NpyHeader {
+  const header = parseHeader(bytes, name, rankMin);
   const { type, shape, start } = header;
   const elementBytes = Number(type[1]);
   // Compared before anything is allocated: a damaged header may ask for any size.
@@ -101,7 +109,7 @@ export function npyHeader(bytes: Uint8Array, name: string, fileBytes = bytes.len
 /** No header of numbers is longer. */
 export const NPY_HEADER_BYTES = 2 ** 16;
 
-function parseHeader(bytes: Uint8Array, name: string): NpyHeader {
+function parseHeader(bytes: Uint8Array, name: string, rankMin: 0 | 1): NpyHeader {
   if (!isNpy(bytes)) {
     refuseOtherKind(bytes, name, 'a .npy file');
     throw corrupt(name, 'it is not a .npy file: it does not begin with \\x93NUMPY');
@@ -132,8 +140,8 @@ function parseHeader(bytes: Uint8Array, name: string): NpyHeader {
   const type = descr?.[2] as Type | undefined;
   if (type === undefined || !TYPES.includes(type)) throw otherType(header, name);
   const shape = (shapeText[1]!.match(/\d+/g) ?? []).map(Number);
-  if (shape.length === 0 || shape.length > RANK_MAX) {
-    throw corrupt(name, `it has ${shape.length} dimensions; allowed: 1 to ${RANK_MAX}`);
+  if (shape.length < rankMin || shape.length > RANK_MAX) {
+    throw corrupt(name, `it has ${shape.length} dimensions; allowed: ${rankMin} to ${RANK_MAX}`);
   }
   const bigEndian = descr![1] === '>';
   return { type, bigEndian, fortranOrder: order[1] === 'True', shape, start };

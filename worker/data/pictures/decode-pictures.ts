@@ -2,13 +2,16 @@ import type { MessagePort } from 'node:worker_threads';
 import type { ErrorCode } from '../../../shared/errors.ts';
 import { errorCode, errorText } from '../../../shared/errors.ts';
 import { type Canvas, paint } from './paint.ts';
-import { readPicture, type SizeOf } from './pictures.ts';
+import { decodePicture, readPicture, type SizeOf } from './pictures.ts';
 
 /** Pictures decoded in a thread of their own. */
 
 export interface PictureTask {
   readonly id: number;
+  /** The path of the file, or the name of the bytes. */
   readonly path: string;
+  /** What it is decoded from; undefined: the file. */
+  readonly bytes?: Uint8Array;
   readonly canvas: Canvas;
   /** Whose size it must have; null: any. */
   readonly like: SizeOf | null;
@@ -20,9 +23,11 @@ export type PictureAnswer =
 
 /** Answers each task with the pixels, shape [height, width, channels], or with why there are none. */
 export function decodePictures(port: MessagePort): void {
-  port.on('message', async ({ id, path, canvas, like }: PictureTask) => {
+  port.on('message', async ({ id, path, bytes, canvas, like }: PictureTask) => {
     try {
-      const picture = await readPicture(path, like ?? undefined);
+      const picture = bytes
+        ? await decodePicture(Buffer.from(bytes.buffer as ArrayBuffer), path, like ?? undefined)
+        : await readPicture(path, like ?? undefined);
       const pixels = new Uint8Array(canvas.height * canvas.width * canvas.channels);
       paint(picture, pixels, canvas);
       port.postMessage({ id, pixels } satisfies PictureAnswer, [pixels.buffer]);

@@ -21,7 +21,8 @@ import { readAll } from './read-all.ts';
 
 /** Folders of pictures, one folder a class, as bytes of shape [n, height, width, channels]. */
 
-export interface ImageFolderOptions {
+/** What pictures become as numbers. */
+export interface PictureOptions {
   /** 1: grey, 3: red, green, blue. Default 3. */
   readonly channels?: 1 | 3;
   /** Height and width, or one number for both, that all pictures are brought to. Default: they must have one size. */
@@ -32,10 +33,13 @@ export interface ImageFolderOptions {
    * width each by itself.
    */
   readonly fit?: 'crop' | 'pad' | 'stretch';
-  /** Share of the pictures that becomes the test part, where no folder does: the same in every run. Default: 0. */
-  readonly testFraction?: number;
   /** The colour behind transparent pixels: red, green, blue, 0 … 255. Default white. */
   readonly background?: readonly [number, number, number];
+}
+
+export interface ImageFolderOptions extends PictureOptions {
+  /** Share of the pictures that becomes the test part, where no folder does: the same in every run. Default: 0. */
+  readonly testFraction?: number;
   /** Names of all classes, in their order; default: the names of the folders, sorted. */
   readonly classes?: readonly string[];
   /** The largest size of all pixels together. Default 2 GiB. */
@@ -61,7 +65,8 @@ const isByte = (value: unknown): boolean =>
 const isSide = (value: unknown): boolean =>
   Number.isInteger(value) && (value as number) >= 1 && (value as number) <= 10_000;
 
-const FIELDS = {
+/** What a picture becomes. */
+export const PICTURE_FIELDS = {
   channels: optional({ allowed: '1, 3', test: (value) => value === 1 || value === 3 }),
   size: optional({
     allowed: 'a whole number of pixels from 1 to 10000, or two: [height, width]',
@@ -69,11 +74,15 @@ const FIELDS = {
       isSide(value) || (Array.isArray(value) && value.length === 2 && value.every(isSide)),
   }),
   fit: optional(oneOf('crop', 'pad', 'stretch')),
-  testFraction: TEST_FRACTION,
   background: optional({
     allowed: 'red, green and blue as whole numbers 0 … 255: [255, 255, 255]',
     test: (value) => Array.isArray(value) && value.length === 3 && value.every(isByte),
   }),
+};
+
+const FIELDS = {
+  ...PICTURE_FIELDS,
+  testFraction: TEST_FRACTION,
   classes: optional({
     allowed: 'at least two names, without repetition',
     test: (value) => isTexts(value) && value.length > 1 && new Set(value).size === value.length,
@@ -197,7 +206,7 @@ export async function openFolder(
 ): Promise<OpenFolder> {
   checkFolder(reader, folder);
   checkOptions(reader, options, FIELDS);
-  const { channels = 3, background = WHITE, size: given } = options;
+  const { size: given } = options;
   const passed = new PassedOver();
   const found = await findImages(folder, options.classes, passed);
   const root = typeof folder === 'string' ? folder : folder.train;
@@ -210,17 +219,24 @@ export async function openFolder(
   }
   const { path } = found.parts[0]!.files[0]!;
   const first = { path, ...(await readPicture(path)) };
-  const own = given ?? [first.height, first.width];
-  const [height, width] = typeof own === 'number' ? [own, own] : own;
-  const fit = given === undefined ? {} : { fit: options.fit ?? 'crop' };
   const over = passed.text(root);
   return {
     ...{ found, first, root, origin, over, like: given === undefined ? first : null },
     notes: [...found.notes, ...(over ? [over] : [])],
-    reading: {
-      ...{ kind: 'images', height, width, channels },
-      ...{ background: [...background], ...fit },
-    },
+    reading: imageReadingOf(options, first),
+  };
+}
+
+/** @param first the picture whose size all have, where none is given */
+export function imageReadingOf(
+  { channels = 3, background = WHITE, size, fit = 'crop' }: PictureOptions,
+  first: Pick<Picture, 'width' | 'height'>,
+): ImageReading {
+  const own = size ?? [first.height, first.width];
+  const [height, width] = typeof own === 'number' ? [own, own] : own;
+  return {
+    ...{ kind: 'images', height, width, channels, background: [...background] },
+    ...(size === undefined ? {} : { fit }),
   };
 }
 

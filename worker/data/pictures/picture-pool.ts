@@ -8,6 +8,11 @@ import type { PictureAnswer, PictureTask } from './decode-pictures.ts';
 
 const THREADS_MAX = 4;
 
+/** A decoder for all sources of a process, since it is the cores that are few. */
+let shared: PicturePool | undefined;
+
+export const sharedPool = (): PicturePool => (shared ??= new PicturePool());
+
 interface WaitingPicture {
   readonly resolve: (pixels: Uint8Array) => void;
   readonly reject: (error: Error) => void;
@@ -36,7 +41,11 @@ export class PicturePool {
       // A process ends though threads wait for pictures, but not while one is asked for.
       if (waiting.size === 0) worker.ref();
       waiting.set(id, { resolve, reject });
-      worker.postMessage({ id, ...task } satisfies PictureTask);
+      const bytes = task.bytes && Uint8Array.from(task.bytes);
+      worker.postMessage(
+        { id, ...task, ...(bytes && { bytes }) } satisfies PictureTask,
+        bytes ? [bytes.buffer] : [],
+      );
     });
   }
 

@@ -4,7 +4,7 @@ import { LIMITS } from '../../../shared/limits.ts';
 import { corrupt, unreadable } from '../files.ts';
 import type { ImageParts, LabelledFile } from '../pictures/image-parts.ts';
 import { type ImageFolderOptions, type OpenFolder, openFolder } from '../pictures/images.ts';
-import { PicturePool } from '../pictures/picture-pool.ts';
+import { sharedPool } from '../pictures/picture-pool.ts';
 import type { ExampleSource } from '../source.ts';
 import { Kept } from './kept.ts';
 import { holdOutRows, type SourceData } from './parts.ts';
@@ -23,9 +23,6 @@ export interface ImageSourceData extends SourceData {
 
 /** Files whose size and time are asked for at once. */
 const TOGETHER = 64;
-
-/** A decoder for all folders of a process, since it is the cores that are few. */
-let pool: PicturePool | undefined;
 
 /**
  * The same as `loadImageFolder`, with the same folders, options and numbers, for pictures that do not fit in memory. Only the
@@ -89,8 +86,7 @@ async function partOf(
           'it has changed since its folder was read. The examples of a run must stay the same: start the worker again when nothing writes there',
         );
       }
-      pool ??= new PicturePool();
-      return pool.decode({ path, canvas: reading, like: sizeOf });
+      return sharedPool().decode({ path, canvas: reading, like: sizeOf });
     });
   };
   return {

@@ -1,4 +1,4 @@
-/** Where the rows of a file begin, in 4.2 bytes a row. */
+/** Where rows begin: those of a file, in 4.2 bytes a row. */
 
 /** Rows between two of which the whole offset is kept. */
 const STRIDE = 64;
@@ -32,6 +32,17 @@ export class Offsets {
     this.#bases = this.#bases.slice(0, Math.ceil(this.length / STRIDE));
     this.#deltas = this.#deltas.slice(0, this.length);
   }
+}
+
+/** The last place whose start is not above a number. @param starts in order, the first at most `at` */
+export function lastNotAbove(starts: ArrayLike<number>, at: number): number {
+  let [low, high] = [0, starts.length - 1];
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (starts[middle]! <= at) low = middle;
+    else high = middle - 1;
+  }
+  return low;
 }
 
 /** Half as large again: at most a third is unused while the file is read. */

@@ -7,6 +7,7 @@ import { CSV_FIELDS, type CsvOptions } from '../tables/csv-options.ts';
 import { type PartFile, Table } from '../tables/table.ts';
 import { PARQUET } from '../tables/table-files.ts';
 import { Kept } from './kept.ts';
+import { lastNotAbove } from './offsets.ts';
 import { type GroupCells, ParquetFile, type RowGroup } from './parquet-file.ts';
 import { ReadProgress } from './read-progress.ts';
 import { type TableFile, type TableSourceData, tableSources } from './table-sources.ts';
@@ -109,6 +110,7 @@ async function surveyed(
   }
   table.end({ count, notes: [] });
   const own = rows?.slice(0, examples) ?? null;
+  const starts = parquet.groups.map(({ start }) => start);
   let reads = 0;
   const misses = kept.misses;
   return {
@@ -117,7 +119,7 @@ async function surveyed(
       const found = new Array<readonly TableCell[]>(asked.length);
       const byGroup = new Map<RowGroup, number[]>();
       asked.forEach((index, i) => {
-        const group = groupOf(parquet.groups, own ? own[index]! : index);
+        const group = parquet.groups[lastNotAbove(starts, own ? own[index]! : index)]!;
         const others = byGroup.get(group);
         if (others) others.push(i);
         else byGroup.set(group, [i]);
@@ -191,15 +193,4 @@ function reader({ names, decoded }: ChosenColumns, cells: GroupCells) {
     }
     return row;
   };
-}
-
-/** The group that has a row: they lie in order. */
-function groupOf(groups: readonly RowGroup[], row: number): RowGroup {
-  let [low, high] = [0, groups.length - 1];
-  while (low < high) {
-    const middle = (low + high + 1) >> 1;
-    if (groups[middle]!.start <= row) low = middle;
-    else high = middle - 1;
-  }
-  return groups[low]!;
 }

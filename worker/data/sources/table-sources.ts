@@ -5,6 +5,7 @@ import type { TableCell } from '../tables/cells.ts';
 import { columnFor } from '../tables/read-inputs.ts';
 import { classNumbers, partsOfTable, type TableSchema } from '../tables/table.ts';
 import { CategoryColumn, featuresOf, featureTable, NumberColumn } from '../tables/table-columns.ts';
+import { lastNotAbove } from './offsets.ts';
 import { holdOutRows, type SourceData } from './parts.ts';
 
 /** Sources of tables whose rows are read when they are needed: cells become numbers by what one pass has found. */
@@ -54,11 +55,7 @@ function partSource(schema: TableSchema, files: readonly TableFile[]): ExampleSo
     starts.push(count);
     count += file.count;
   }
-  const fileOf = (index: number): number => {
-    let at = files.length - 1;
-    while (at > 0 && starts[at]! > index) at--;
-    return at;
-  };
+  const fileOf = (index: number): number => lastNotAbove(starts, index);
   const type: NumberKind = targets ? 'float64' : 'int32';
   const names = targets?.map(({ name }) => name) ?? [targetColumns[0]!.name];
   return {

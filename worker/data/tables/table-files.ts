@@ -17,6 +17,7 @@ const TEXT: TableKind = {
   endings: '.csv, .tsv, .csv.gz or .tsv.gz',
 };
 export const PARQUET: TableKind = { fits: /\.(parquet|pq)$/i, endings: '.parquet or .pq' };
+export const TAR: TableKind = { fits: /\.tar$/i, endings: '.tar' };
 const FILES_MAX = 10_000;
 
 /** Whether a folder is a table: it has files of tables and no folders, as the folders of classes of pictures are. */
