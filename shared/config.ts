@@ -10,6 +10,7 @@ import { LocalSchema, localOf, localOptimizer, localProblem, OuterSchema } from 
 import { OptimizerSchema } from './optimizer-config.ts';
 import { ScheduleSchema } from './schedule-config.ts';
 import { nearest } from './spelling.ts';
+import { TablesSchema, tablesOf, tablesProblem, withTableDefaults } from './tables.ts';
 
 /**
  * The configuration of a run: one schema that is the type, the validation, the defaults, the help
@@ -173,6 +174,7 @@ export const RunConfigSchema = Type.Object(
     groups: Type.Optional(GroupsSchema),
     local: Type.Optional(LocalSchema),
     outer: Type.Optional(OuterSchema),
+    tables: Type.Optional(TablesSchema),
     compression: Type.Object(
       {
         push: PushCompressionSchema,
@@ -424,9 +426,9 @@ export const NAME_PATTERN = '^[a-z0-9][a-z0-9_-]{0,63}$';
 
 /**
  * What workers receive: older ones refuse unknown fields, and no worker needs those of `consistency` and `outer`. Runs with
- * local steps are only for workers that announce them, and these know `local`; `groups` likewise.
+ * local steps are only for workers that announce them, and these know `local`; `groups` and `tables` likewise.
  */
-export function workerConfig({ local, outer: _, groups, ...config }: RunConfig): RunConfig {
+export function workerConfig({ local, outer: _, groups, tables, ...config }: RunConfig): RunConfig {
   const { stalenessMax, damping, depth } = config.consistency;
   const known = damping === 'root' ? 'none' : damping;
   const { examples, ...observe } = config.observe;
@@ -439,6 +441,7 @@ export function workerConfig({ local, outer: _, groups, ...config }: RunConfig):
     consistency,
     ...(localOf({ local: workerLocal(local!) }) && { local: workerLocal(local!) }),
     ...(groupsOf({ groups }) && { groups }),
+    ...(tablesOf({ tables }) && { tables }),
   };
 }
 
@@ -464,7 +467,9 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
   let merged: unknown = {};
   for (const layer of layers) if (layer !== undefined) merged = merge(merged, layer);
   // A copy: defaults are written into what they are given, and layers are of others.
-  const filled = withGroupDefaults(Value.Default(RunConfigSchema, copied(merged)));
+  const filled = withTableDefaults(
+    withGroupDefaults(Value.Default(RunConfigSchema, copied(merged))),
+  );
   const problems = configProblems(filled);
   if (problems.length > 0) {
     throw new DownpourError(
@@ -506,7 +511,11 @@ export function resolveConfig(...layers: readonly unknown[]): RunConfig {
       `compression.push.residualDecay is ${push.residualDecay} and momentum is ${push.momentum}; with momentum correction nothing may be forgotten: set residualDecay 1, or momentum 0`,
     );
   }
-  const inconsistent = consistencyProblem(config) ?? localProblem(config) ?? groupsProblem(config);
+  const inconsistent =
+    consistencyProblem(config) ??
+    localProblem(config) ??
+    groupsProblem(config) ??
+    tablesProblem(config);
   if (inconsistent !== null) throw new DownpourError('DP_CONFIG_INVALID', inconsistent);
   const { folds, fold, stratified, apart } = config.validation;
   if (folds === null ? fold > 0 || stratified || apart !== null : fold >= folds) {

@@ -37,6 +37,7 @@ export const ERRORS = {
   DP_DATA_MISMATCH: { http: 409, close: 4409, retry: 'never' },
   // A push.
   DP_TENSOR_SIZE: { http: 400, close: null, retry: 'never' },
+  DP_ROWS_INVALID: { http: 400, close: null, retry: 'never' },
   DP_PUSH_STALE: { http: 409, close: null, retry: 'pull-first' },
   DP_PUSH_LEASE_LOST: { http: 409, close: null, retry: 'never' },
   DP_PUSH_PHASE: { http: 409, close: null, retry: 'pull-first' },

@@ -76,6 +76,13 @@ export const LIMITS = {
   /** Groups of parameters, and the patterns of one. */
   groupCountMax: 32,
   groupPatternsMax: 64,
+  /** Tables of rows of a run, numbers in a row, and ids of a table: an Int32Array holds them. */
+  tableCountMax: 64,
+  rowWidthMax: 4_096,
+  rowIdsMax: 2 ** 31,
+  /** Rows of all tables in one message, and what they take. */
+  rowsPerMessageMax: 2 ** 18,
+  rowBytesMax: 2 ** 28,
   /** Minibatches that a worker trains on between two exchanges. */
   localStepsMax: 10_000,
   /** Parts of the parameters that are exchanged one at a time. */

@@ -25,6 +25,16 @@ import {
   text,
 } from './message-fields.ts';
 import { type Observed, ObservedSchema } from './observed.ts';
+import {
+  type InitialRows,
+  InitialRowsSchema,
+  type PullRows,
+  PullRowsSchema,
+  pushRows,
+  type RowsMessage,
+  RowsSchema,
+  workRows,
+} from './row-messages.ts';
 
 /**
  * What workers and the server say to each other. `docs/protocol.md` tells the order; `npm run docs` makes the tables of
@@ -42,6 +52,8 @@ import { type Observed, ObservedSchema } from './observed.ts';
  *     evaluated        ───────────────────▶    (when the work was an evaluation)
  *     observed         ───────────────────▶    (now and then, where the configuration asks for it)
  *     machine          ───────────────────▶    (every 10 s, where the server takes it)
+ *     pullRows +keys   ───────────────────▶    (of a run with tables: rows that no answer has brought)
+ *                      ◀───────────────────    rows +rows
  *                      ◀───────────────────    end, when the run is over; then assign | idle
  */
 
@@ -243,9 +255,10 @@ export const PushSchema = Type.Object(
     fragment: fragment(
       'The [fragment](protocol.md#fragments) that the payload holds: that of the `local` of the `work`. Absent: all of it.',
     ),
+    rows: pushRows(),
   },
   about(
-    'The gradient of one minibatch. Payload: the gradient of the trainable tensors, then the statistics of the minibatch in f32.',
+    'The gradient of one minibatch. Payload: the gradient of the trainable tensors, then the statistics of the minibatch in f32, then gradients of rows and keys of wanted rows, if `rows` says so.',
   ),
 );
 export type Push = Static<typeof PushSchema>;
@@ -312,6 +325,8 @@ export type WorkerMessage =
   | Evaluated
   | Observed
   | Machine
+  | PullRows
+  | InitialRows
   | Leave;
 
 // From server to worker.
@@ -523,6 +538,7 @@ export const WorkSchema = Type.Object(
     fragment: fragment(
       'The payload holds this [fragment](protocol.md#fragments) alone. Absent: all of it.',
     ),
+    rows: workRows(),
     pull: orNull(
       natural('Number.'),
       'The payload is the first part of the parameters: the [shards](protocol.md#shards) send theirs under this number. Null: the payload is all.',
@@ -566,6 +582,7 @@ export type ServerMessage =
   | Static<typeof IdleSchema>
   | Initialise
   | Work
+  | RowsMessage
   | End
   | ErrorMessage;
 
@@ -579,6 +596,8 @@ export const MESSAGES = {
     evaluated: EvaluatedSchema,
     observed: ObservedSchema,
     machine: MachineSchema,
+    pullRows: PullRowsSchema,
+    initialRows: InitialRowsSchema,
     leave: LeaveSchema,
   },
   fromServer: {
@@ -586,6 +605,7 @@ export const MESSAGES = {
     idle: IdleSchema,
     initialise: InitialiseSchema,
     work: WorkSchema,
+    rows: RowsSchema,
     end: EndSchema,
     standby: StandbySchema,
     error: ErrorSchema,

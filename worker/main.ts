@@ -179,6 +179,8 @@ class Worker {
         this.#end(message);
         if (this.#options.once || this.#options.run !== null) return { ended: this.ended };
       } else {
+        // No trainer asks for rows yet.
+        if (message.type === 'rows') continue;
         const assignment = this.#assignment;
         // The message is for a run that has been left meanwhile.
         if (assignment?.assign.run !== message.run) {

@@ -4,7 +4,9 @@ import { encodeBf16, encodedBytes, encodeInt8, encodeTopk } from '../../shared/c
 import { resolveConfig, workerConfig } from '../../shared/config.ts';
 import { type DataFacts, encodeFacts, packTransform } from '../../shared/data-facts.ts';
 import { createLayout, type TensorSpec } from '../../shared/layout.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import type { Join, Lease, ServerMessage, WorkerMessage } from '../../shared/protocol.ts';
+import { encodeKeys, encodeRows, type RowShape, type Rows } from '../../shared/rows.ts';
 import type { FromShard, ToShard } from '../../shared/shard-messages.ts';
 import { factVectors } from './vector-facts.ts';
 import { modelVectors } from './vector-models.ts';
@@ -22,6 +24,11 @@ export interface TestVector {
   readonly header: WorkerMessage | ServerMessage | ToShard | FromShard;
   /** What the payload says: trainable, then statistics, then frozen elements; absent: no payload. */
   readonly numbers?: readonly number[];
+  /** What rows of tables the payload says, in `encoding` or in that of `header.rows`: keys alone have no values. */
+  readonly rows?: readonly {
+    readonly keys: readonly number[];
+    readonly values?: readonly number[];
+  }[];
   /** The payload where it is text. */
   readonly text?: string;
   /** The whole frame, hexadecimal. */
@@ -91,7 +98,12 @@ type Add = (
   what: string,
   from: TestVector['from'],
   header: TestVector['header'],
-  payload?: { bytes: Uint8Array; numbers?: readonly number[]; text?: string },
+  payload?: {
+    bytes: Uint8Array;
+    numbers?: readonly number[];
+    rows?: TestVector['rows'];
+    text?: string;
+  },
 ) => void;
 
 /** All vectors, in the order of a conversation. */
@@ -103,12 +115,14 @@ export function protocolVectors() {
     vectors.push({
       ...{ what, from, header },
       ...(payload?.numbers && { numbers: payload.numbers }),
+      ...(payload?.rows && { rows: payload.rows }),
       ...(payload?.text && { text: payload.text }),
       frame: Buffer.from(frame).toString('hex'),
     });
   };
   addBeginning(add);
   addTraining(add);
+  addTables(add);
   addOthers(add);
   addShards(add);
   return {
@@ -116,6 +130,7 @@ export function protocolVectors() {
       'Every message of docs/protocol.md as bytes, and what a worker computes as all others do; written by `npm run docs`. Numbers of payloads are exact in f32; in other encodings the frame holds what is left of them. Losses, gradients and standardised inputs are right to 1e-5.',
     tensors: TENSORS,
     layoutHash: createLayout(TENSORS).hash,
+    tables: ROW_SHAPES,
     vectors,
   };
 }
@@ -239,6 +254,72 @@ function addTraining(add: Add): void {
     ...{ type: 'evaluated', run: RUN, evaluation: 1, loss: 0.25, error: 0.0625, examples: 200 },
     metrics: {},
   });
+}
+
+const ROW_SHAPES: readonly RowShape[] = [
+  { name: 'item', width: 3, keysMax: LIMITS.rowIdsMax },
+  { name: 'user', width: 2, keysMax: 10 },
+];
+const ROWS = [
+  { keys: [7, 2_000_000_000], values: [0.5, -1.25, 3, 0.0078125, -2, 1] },
+  { keys: [9], values: [0.25, -0.5] },
+];
+const ENCODED_ROWS: readonly Rows[] = ROWS.map(({ keys, values }) => ({
+  ...{ keys: Uint32Array.from(keys), values: Float32Array.from(values) },
+}));
+const WANTED = [{ keys: [3] }, { keys: [] }];
+
+const joined = (...parts: readonly Uint8Array[]) =>
+  Uint8Array.from(parts.flatMap((part) => [...part]));
+
+/** Rows of tables: pushes with rows, pulls, and values to begin with. */
+function addTables(add: Add): void {
+  const wanted = encodeKeys(WANTED.map(({ keys }) => Uint32Array.from(keys)));
+  const f32 = encodeRows(ROW_SHAPES, ENCODED_ROWS, 'f32');
+  for (const [i, encoding] of (['f32', 'bf16', 'int8'] as const).entries()) {
+    const rows = encodeRows(ROW_SHAPES, ENCODED_ROWS, encoding);
+    add(
+      `a gradient, gradients of rows as ${encoding}, and the keys of rows that are wanted: 3 of the first table`,
+      'worker',
+      {
+        ...{ ...PUSH, sequence: i + 7, encoding: 'f32' },
+        rows: { step: 11, encoding, bytes: rows.length, wanted: wanted.length },
+      },
+      {
+        bytes: joined(pushed('f32').bytes, rows, wanted),
+        numbers: pushed('f32').numbers,
+        rows: ROWS,
+      },
+    );
+  }
+  const numbers = [...GRADIENT, ...STATISTICS];
+  add(
+    'newer parameters, and the rows that were wanted',
+    'server',
+    { ...WORK, step: 14, encoding: 'f32', rows: { step: 13, encoding: 'f32', bytes: f32.length } },
+    { bytes: joined(bytesOf(numbers), f32), numbers, rows: ROWS },
+  );
+  add(
+    'keys of rows that no answer has brought',
+    'worker',
+    { type: 'pullRows', run: RUN, request: 1, evaluation: null },
+    {
+      bytes: encodeKeys(ENCODED_ROWS.map(({ keys }) => keys)),
+      rows: ROWS.map(({ keys }) => ({ keys })),
+    },
+  );
+  add(
+    'these rows',
+    'server',
+    { type: 'rows', run: RUN, request: 1, step: 13, generation: 1, encoding: 'f32' },
+    { bytes: f32, rows: ROWS },
+  );
+  add(
+    'rows with values of their own to begin with',
+    'worker',
+    { type: 'initialRows', run: RUN, grant: 1 },
+    { bytes: f32, rows: ROWS },
+  );
 }
 
 /** What is observed, and how work ends. */

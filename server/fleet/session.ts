@@ -298,6 +298,11 @@ export class WorkerSession {
     else if (message.type === 'observed') this.#onObserved(message);
     else if (message.type === 'machine') {
       this.#asked = this.machine.take(message, this.#fleet.now());
+    } else if (message.type === 'pullRows' || message.type === 'initialRows') {
+      throw new DownpourError(
+        'DP_ROWS_INVALID',
+        `'${message.type}' for run '${message.run}', which has no tables: pull parameters alone`,
+      );
     } else return this.#work(message, payload, landing);
     return false;
   }

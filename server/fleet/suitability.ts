@@ -12,6 +12,7 @@ import {
 } from '../../shared/local-steps.ts';
 import type { Hello } from '../../shared/protocol.ts';
 import type { Bundle } from '../../shared/rest.ts';
+import { TABLES_HEADER, tablesOf } from '../../shared/tables.ts';
 import { hashDifference } from '../core/agreement.ts';
 import type { Run } from '../core/run.ts';
 
@@ -76,6 +77,8 @@ export interface Abilities {
   readonly fragments: boolean;
   /** It lets its compression error fade. */
   readonly residualDecay: boolean;
+  /** It knows tables of rows. */
+  readonly tables: boolean;
 }
 
 /** @param headers of the handshake. */
@@ -89,12 +92,13 @@ export function abilitiesOf(
     groups: headers[GROUPS_HEADER] === 'yes',
     fragments: headers[FRAGMENTS_HEADER] === 'yes',
     residualDecay: headers[RESIDUAL_DECAY_HEADER] === 'yes',
+    tables: headers[TABLES_HEADER] === 'yes',
   };
 }
 
 /** What a worker cannot do that the run needs; null: it can do all. */
 export function lackOf(
-  { localSteps, fragments, residualDecay, groups: knowsGroups }: Abilities,
+  { localSteps, fragments, residualDecay, groups: knowsGroups, tables: knowsTables }: Abilities,
   { id, config }: Pick<Run, 'id' | 'config'>,
 ): DownpourError | null {
   const local = localOf(config);
@@ -103,6 +107,13 @@ export function lackOf(
     return new DownpourError(
       'DP_PROTOCOL_VERSION',
       `run '${id}' has groups of parameters (${Object.keys(groups).join(', ')}), and this worker does not know them: it is in a browser, of an older release or of another program; start \`downpour work\` of this release, or create the run without groups`,
+    );
+  }
+  const tables = tablesOf(config);
+  if (tables && !knowsTables) {
+    return new DownpourError(
+      'DP_PROTOCOL_VERSION',
+      `run '${id}' has tables of rows (${Object.keys(tables).join(', ')}), and this worker does not know them: it is of an older release or of another program; start \`downpour work\` of this release, or create the run without tables`,
     );
   }
   const decay = residualDecayOf(config.compression.push);

@@ -22,7 +22,15 @@ import { resolveConfig } from '../../shared/config.ts';
 import { decodeFacts, encodeFacts, packTransform } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { createLayout } from '../../shared/layout.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { checkServerMessage, checkWorkerMessage } from '../../shared/protocol.ts';
+import {
+  decodeRows,
+  encodeRows,
+  ROW_ENCODINGS,
+  type RowShape,
+  type Rows,
+} from '../../shared/rows.ts';
 import { decodeSafetensorsHeader, encodeSafetensorsHeader } from '../../shared/safetensors.ts';
 import { checkFromShard, checkToShard } from '../../shared/shard-messages.ts';
 import { FRAME_HEAD_MAX, OPCODES, writeFrameHead } from '../../wire/frames.ts';
@@ -262,6 +270,31 @@ async function receive(bytes: Uint8Array, pieces: readonly number[]): Promise<vo
 
 const text = (value: string) => new TextEncoder().encode(value);
 
+const rowTables: readonly RowShape[] = [
+  { name: 'item', width: 3, keysMax: LIMITS.rowIdsMax },
+  { name: 'user', width: 8, keysMax: 100 },
+];
+
+/** Rows in each encoding, behind the number of the encoding. */
+function rowFrames(): Uint8Array[] {
+  const rowsOf = (keys: number[], width: number): Rows => ({
+    keys: Uint32Array.from(keys),
+    values: Float32Array.from({ length: keys.length * width }, (_, i) => i / 7 - 1),
+  });
+  const tables = [rowsOf([0, 7, 2 ** 31 - 1], 3), rowsOf([5, 99], 8)];
+  return ROW_ENCODINGS.map((encoding, i) =>
+    Buffer.concat([Buffer.of(i), encodeRows(rowTables, tables, encoding)]),
+  );
+}
+
+function readRowFrame(bytes: Uint8Array): void {
+  const encoding = ROW_ENCODINGS[(bytes[0] ?? 0) % ROW_ENCODINGS.length]!;
+  for (const { keys, values } of decodeRows(rowTables, bytes.subarray(1), encoding)) {
+    if (keys.some((key, i) => i > 0 && key <= keys[i - 1]!)) throw new Error('keys do not rise');
+    if (values.length > 8 * keys.length) throw new Error('more values than rows have');
+  }
+}
+
 function idx(): Uint8Array[] {
   return [8, 9, 11, 12, 13, 14].map((type) => {
     const bytes = [1, 1, 2, 4, 4, 8][[8, 9, 11, 12, 13, 14].indexOf(type)]!;
@@ -415,6 +448,7 @@ export async function openTargets(): Promise<Target[]> {
       read: (b) => void decodeSafetensorsHeader(b),
     },
     ...(await checkpoints()),
+    { name: 'rows of tables', corpus: rowFrames(), read: readRowFrame },
     { name: 'npy', corpus: npy(), read: (b) => void parseNpy(b, 'f.npy') },
     { name: 'IDX', corpus: idx(), read: (b) => void parseIdx(b, 'f.idx') },
     {

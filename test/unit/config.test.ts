@@ -114,7 +114,7 @@ test('what workers are told of consistency is what older ones know', () => {
   const config = resolveConfig({
     consistency: { mode: 'buffered', damping: 'root', correction: 'gap', stalenessMax: 4 },
   });
-  const { local: _, outer: __, groups: ____, ...known } = config;
+  const { local: _, outer: __, groups: ____, tables: _____, ...known } = config;
   const { examples: ___, ...observe } = config.observe;
   expect(workerConfig(config)).toEqual({
     ...known,

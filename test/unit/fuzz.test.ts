@@ -24,6 +24,7 @@ describe('damaged input is refused with a code, or read', () => {
     'safetensors header',
     'manifest of a checkpoint',
     'tensors of a checkpoint',
+    'rows of tables',
     'npy',
     'IDX',
     'CSV',
@@ -40,7 +41,7 @@ describe('damaged input is refused with a code, or read', () => {
   });
 
   test('all readers are in the list', () => {
-    expect(targets).toHaveLength(10);
+    expect(targets).toHaveLength(11);
   });
 });
 

@@ -9,6 +9,7 @@ import { type Layout, layoutSpecs, type TensorSpec } from '../../../shared/layou
 import { fragmentsOf, type PushKind } from '../../../shared/local-steps.ts';
 import { normAndFinite } from '../../../shared/optimizer.ts';
 import { type Range, rangeLayout } from '../../../shared/partition.ts';
+import { tablesOf } from '../../../shared/tables.ts';
 import type { CompensationUse } from '../compensation.ts';
 import type { Clip } from '../fused.ts';
 import type { PushWeight } from '../gathered.ts';
@@ -37,6 +38,8 @@ import type { InitialLanded, PushPartsLanded, SentTo } from './calls.ts';
  * others are told what is decided. Copies of a moment (captures) have the same number on all of them.
  */
 
+const NO_TABLES =
+  'the configuration has tables, and this server does not keep rows yet: leave out tables';
 /** What is under evaluation, among the vectors of a replica. */
 const EVALUATED = '@evaluated';
 /** The number of the best parameters of a run that has been restored. */
@@ -116,7 +119,9 @@ export class Vector {
     const unfit =
       (ranges.length > 1
         ? (shardsProblem(this.#config) ?? groupShardsProblem(this.#config))
-        : null) ?? fragmentsProblem(layout, fragmentsOf(this.#config));
+        : null) ??
+      fragmentsProblem(layout, fragmentsOf(this.#config)) ??
+      (tablesOf(this.#config) ? NO_TABLES : null);
     if (unfit !== null) throw new DownpourError('DP_LAYOUT_INVALID', unfit);
     const places = vectorPlaces(this.#config, layout);
     this.#parameters = new Parameters(rangeLayout(layout, ranges[0]!), this.#config, places);

@@ -1,0 +1,207 @@
+import Type, { type Static } from 'typebox';
+import Value from 'typebox/value';
+import { closed, epsilon, orNone, positive, share } from './config-fields.ts';
+import type { Consistency } from './consistency.ts';
+import { LIMITS } from './limits.ts';
+import { type LocalFields, localOf } from './local-steps.ts';
+import type { RowEncoding, RowShape } from './rows.ts';
+
+/** `tables` of a run: large tables. A minibatch touches a few rows of them. Only these rows travel and are updated. */
+
+/** A header of the handshake, `yes` from a worker that knows tables. Others are not assigned to runs with tables. */
+export const TABLES_HEADER = 'downpour-tables';
+
+const TableOptimizerSchema = Type.Union(
+  [
+    Type.Object({ kind: Type.Literal('sgd') }, closed),
+    Type.Object(
+      {
+        kind: Type.Literal('adagrad'),
+        initialAccumulator: Type.Number({
+          minimum: 0,
+          default: 0.1,
+          description:
+            'initial value of the mean squared gradient of a row, summed over its updates',
+        }),
+        epsilon: epsilon(1e-7),
+      },
+      closed,
+    ),
+    Type.Object(
+      {
+        kind: Type.Literal('adam'),
+        beta1: share('decay rate of the first moment estimate', 0.9),
+        beta2: share('decay rate of the second moment estimate', 0.999),
+        epsilon: epsilon(1e-8),
+      },
+      closed,
+    ),
+  ],
+  {
+    default: { kind: 'adagrad' },
+    description:
+      'update rule of the rows. adagrad keeps one number for each row; adam keeps two for each element, and its moments fade by the updates that a row was not in',
+  },
+);
+export type TableOptimizer = Static<typeof TableOptimizerSchema>;
+
+const InitializerSchema = Type.Union(
+  [
+    Type.Object({ kind: Type.Literal('zeros') }, closed),
+    Type.Object(
+      {
+        kind: Type.Literal('uniform'),
+        limit: positive('values lie between −limit and limit', 0.05),
+      },
+      closed,
+    ),
+    Type.Object(
+      {
+        kind: Type.Literal('normal'),
+        deviation: positive('standard deviation of the values', 0.05),
+      },
+      closed,
+    ),
+  ],
+  {
+    default: { kind: 'uniform' },
+    description:
+      'values of a row before its first update; they depend on the seed, the table and the id alone, so a row takes no memory before',
+  },
+);
+export type TableInitializer = Static<typeof InitializerSchema>;
+
+const TableSchema = Type.Object(
+  {
+    rows: Type.Union(
+      [Type.Integer({ minimum: 1, maximum: LIMITS.rowIdsMax }), Type.Literal('hash')],
+      {
+        description:
+          'number of rows: ids are 0 to rows − 1; hash: ids are any whole numbers below 2³¹, and the table grows by the ids that appear',
+      },
+    ),
+    width: Type.Integer({
+      minimum: 1,
+      maximum: LIMITS.rowWidthMax,
+      description: 'numbers in a row',
+    }),
+    rowsMax: Type.Integer({
+      minimum: 1,
+      maximum: LIMITS.rowIdsMax,
+      default: 2 ** 20,
+      description:
+        'hash: maximum number of rows that the server keeps; an id beyond them keeps its initial values until others expire',
+    }),
+    initializer: InitializerSchema,
+    optimizer: TableOptimizerSchema,
+    learningRate: Type.Number({
+      minimum: 0,
+      default: 1,
+      description: 'factor of the learning rate of the run; 0: the rows are never changed',
+    }),
+    weightDecay: Type.Number({
+      minimum: 0,
+      default: 0,
+      description:
+        'decay of all rows: each update of the table multiplies them by 1 − learning rate · weightDecay; it is applied to a row when that row is read',
+    }),
+    maxNorm: orNone(
+      Type.Number({ exclusiveMinimum: 0 }),
+      'maximum L2 norm of a row, enforced after each of its updates; null: no limit',
+    ),
+    admitAfter: Type.Integer({
+      minimum: 1,
+      default: 1,
+      description:
+        'hash: number of pushes that have a new id before it gets a row; until then its gradients are dropped and counted',
+    }),
+    expireAfter: orNone(
+      Type.Integer({ minimum: 1 }),
+      'hash: updates of the table after which a row is forgotten if no push had its id; null: never',
+    ),
+  },
+  closed,
+);
+export type TableConfig = Static<typeof TableSchema>;
+
+export const TablesSchema = Type.Record(
+  Type.String({ pattern: '^[A-Za-z][A-Za-z0-9_]{0,63}$' }),
+  TableSchema,
+  {
+    maxProperties: LIMITS.tableCountMax,
+    default: {},
+    description:
+      'tables of rows by name, such as embeddings; a minibatch uses a few rows of a table, and workers pull and push these rows alone',
+  },
+);
+export type Tables = Static<typeof TablesSchema>;
+
+/** Runs without tables have none. */
+export interface TableFields {
+  readonly tables?: Tables | undefined;
+}
+
+/** Fills in the defaults of each table, which those of the whole schema do not reach. @param config that is changed. */
+export function withTableDefaults(config: unknown): unknown {
+  const { tables } = config as { tables?: unknown };
+  if (typeof tables === 'object' && tables !== null) {
+    for (const [name, table] of Object.entries(tables)) {
+      (tables as Record<string, unknown>)[name] = Value.Default(TableSchema, table);
+    }
+  }
+  return config;
+}
+
+/** @returns null: the run has none. */
+export function tablesOf({ tables }: TableFields): Tables | null {
+  return tables && Object.keys(tables).length > 0 ? tables : null;
+}
+
+/** Tables with their shapes, in the order in which messages have them: by their names. */
+export function rowShapes(fields: TableFields): readonly RowShape[] {
+  return Object.entries(fields.tables ?? {})
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .map(([name, { rows, width }]) => ({
+      name,
+      width,
+      keysMax: rows === 'hash' ? LIMITS.rowIdsMax : rows,
+    }));
+}
+
+/** How gradients of rows are written in pushes. */
+export function rowPushEncoding(push: { readonly kind: string }): RowEncoding {
+  return push.kind === 'bf16' || push.kind === 'int8' ? push.kind : 'f32';
+}
+
+/** @returns what does not fit together, the value seen and what to do; null: all is well. */
+export function tablesProblem(
+  config: TableFields &
+    LocalFields & {
+      readonly consistency: Consistency;
+      readonly averaging: { readonly kind: string };
+    },
+): string | null {
+  const tables = tablesOf(config);
+  if (!tables) return null;
+  const names = Object.keys(tables).join(', ');
+  const local = localOf(config);
+  if (local) {
+    return `local.steps is ${local.steps} with tables (${names}); with local steps workers keep parameters of their own, and rows have one place, the server: leave out local or tables`;
+  }
+  const { aggregate = 'mean' } = config.consistency;
+  if (aggregate !== 'mean') {
+    return `consistency.aggregate is '${aggregate}' with tables (${names}); rows of each push are applied at once, so no other push can outvote them: use mean, or leave out tables`;
+  }
+  if (config.averaging.kind !== 'none') {
+    return `averaging.kind is '${config.averaging.kind}' with tables (${names}); rows have no average yet: use none, or leave out tables`;
+  }
+  for (const [name, { rows, admitAfter, expireAfter }] of Object.entries(tables)) {
+    if (rows === 'hash') continue;
+    if (admitAfter > 1 || expireAfter !== null) {
+      const field =
+        admitAfter > 1 ? `admitAfter is ${admitAfter}` : `expireAfter is ${expireAfter}`;
+      return `tables.${name}.${field} with rows ${rows}; only a table that grows admits and forgets ids: set rows 'hash', or leave the field out`;
+    }
+  }
+  return null;
+}
