@@ -30,7 +30,7 @@ export interface RowShape {
 }
 
 /** Some rows of one table. */
-export interface Rows {
+export interface TableRows {
   /** Strictly rising, shape [n]. */
   readonly keys: Uint32Array;
   /** Shape [n, width]. */
@@ -45,7 +45,7 @@ export interface EncodedRows {
 }
 
 /** Bytes of the values of n rows. */
-export function rowValueBytes(encoding: RowEncoding, n: number, width: number): number {
+function rowValueBytes(encoding: RowEncoding, n: number, width: number): number {
   if (encoding === 'int8') return 4 * n + Math.ceil((n * width) / 4) * 4;
   return encodedBytes(encoding, n * width);
 }
@@ -66,7 +66,7 @@ export function rowBytes(
 /** @param rows of each table, in the order of the shapes. */
 export function encodeRows(
   shapes: readonly RowShape[],
-  rows: readonly Rows[],
+  rows: readonly TableRows[],
   encoding: RowEncoding,
 ): Uint8Array<ArrayBuffer> {
   const counts = rows.map(({ keys }) => keys.length);
@@ -96,7 +96,7 @@ export function encodeKeys(keys: readonly Uint32Array[]): Uint8Array<ArrayBuffer
 }
 
 /** @returns where the keys end. */
-export function writeKeys(keys: Uint32Array, out: Uint8Array<ArrayBuffer>, at: number): number {
+function writeKeys(keys: Uint32Array, out: Uint8Array<ArrayBuffer>, at: number): number {
   const start = out.byteOffset + at;
   const target = new Uint32Array(out.buffer, start, 1 + keys.length);
   target[0] = keys.length;
@@ -105,7 +105,7 @@ export function writeKeys(keys: Uint32Array, out: Uint8Array<ArrayBuffer>, at: n
 }
 
 /** @param values shape [n, width]. @param out exactly `rowValueBytes`, zeros. */
-export function encodeRowValues(
+function encodeRowValues(
   encoding: RowEncoding,
   values: Float32Array,
   width: number,
@@ -140,7 +140,7 @@ function encodeInt8Rows(values: Float32Array, width: number, out: Uint8Array): v
 }
 
 /** @param bytes exactly `rowValueBytes`. @param out shape [n, width]. */
-export function decodeRowValues(
+function decodeRowValues(
   encoding: RowEncoding,
   bytes: Uint8Array,
   width: number,
@@ -166,8 +166,8 @@ export function decodeRows(
   shapes: readonly RowShape[],
   bytes: Uint8Array,
   encoding: RowEncoding,
-): readonly Rows[] {
-  return readRows(shapes, bytes, encoding).map(({ keys, values }, i) => {
+): readonly TableRows[] {
+  return readEncodedRows(shapes, bytes, encoding).map(({ keys, values }, i) => {
     const { width } = shapes[i]!;
     const numbers = new Float32Array(keys.length * width);
     decodeRowValues(encoding, values, width, numbers);
@@ -176,7 +176,7 @@ export function decodeRows(
 }
 
 /** The same with values as they are. Allocates no more than the keys that are there. */
-export function readRows(
+function readEncodedRows(
   shapes: readonly RowShape[],
   bytes: Uint8Array,
   encoding: RowEncoding,

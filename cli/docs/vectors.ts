@@ -6,7 +6,7 @@ import { type DataFacts, encodeFacts, packTransform } from '../../shared/data-fa
 import { createLayout, type TensorSpec } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Join, Lease, ServerMessage, WorkerMessage } from '../../shared/protocol.ts';
-import { encodeKeys, encodeRows, type RowShape, type Rows } from '../../shared/rows.ts';
+import { encodeKeys, encodeRows, type RowShape, type TableRows } from '../../shared/rows.ts';
 import type { FromShard, ToShard } from '../../shared/shard-messages.ts';
 import { factVectors } from './vector-facts.ts';
 import { modelVectors } from './vector-models.ts';
@@ -264,7 +264,7 @@ const ROWS = [
   { keys: [7, 2_000_000_000], values: [0.5, -1.25, 3, 0.0078125, -2, 1] },
   { keys: [9], values: [0.25, -0.5] },
 ];
-const ENCODED_ROWS: readonly Rows[] = ROWS.map(({ keys, values }) => ({
+const ENCODED_ROWS: readonly TableRows[] = ROWS.map(({ keys, values }) => ({
   ...{ keys: Uint32Array.from(keys), values: Float32Array.from(values) },
 }));
 const WANTED = [{ keys: [3] }, { keys: [] }];

@@ -29,7 +29,7 @@ import {
   encodeRows,
   ROW_ENCODINGS,
   type RowShape,
-  type Rows,
+  type TableRows,
 } from '../../shared/rows.ts';
 import { decodeSafetensorsHeader, encodeSafetensorsHeader } from '../../shared/safetensors.ts';
 import { checkFromShard, checkToShard } from '../../shared/shard-messages.ts';
@@ -277,7 +277,7 @@ const rowTables: readonly RowShape[] = [
 
 /** Rows in each encoding, behind the number of the encoding. */
 function rowFrames(): Uint8Array[] {
-  const rowsOf = (keys: number[], width: number): Rows => ({
+  const rowsOf = (keys: number[], width: number): TableRows => ({
     keys: Uint32Array.from(keys),
     values: Float32Array.from({ length: keys.length * width }, (_, i) => i / 7 - 1),
   });

@@ -11,10 +11,10 @@ import {
   ROW_ENCODINGS,
   type RowEncoding,
   type RowShape,
-  type Rows,
   rowBytes,
+  type TableRows,
 } from '../../shared/rows.ts';
-import { rowShapes } from '../../shared/tables.ts';
+import { rowPushEncoding, rowShapes } from '../../shared/tables.ts';
 
 const shapes: readonly RowShape[] = [
   { name: 'item', width: 3, keysMax: LIMITS.rowIdsMax },
@@ -29,7 +29,7 @@ const rowsOf = ({ width, keysMax }: RowShape) =>
         maxLength: keys.length * width,
       })
       .map(
-        (values): Rows => ({
+        (values): TableRows => ({
           keys: Uint32Array.from(keys).sort(),
           values: Float32Array.from(values),
         }),
@@ -171,6 +171,12 @@ describe('tables of a configuration', () => {
     });
     expect(workerConfig(config).tables).toEqual(config.tables);
     expect(workerConfig(resolveConfig({}))).not.toHaveProperty('tables');
+  });
+
+  test('are pushed in the encoding of the run, where rows have it', () => {
+    expect(rowPushEncoding({ kind: 'bf16' })).toBe('bf16');
+    expect(rowPushEncoding({ kind: 'int8' })).toBe('int8');
+    expect(rowPushEncoding({ kind: 'topk' })).toBe('f32');
   });
 
   test('are on the wire in the order of their names', () => {
